@@ -1,0 +1,209 @@
+//! The linker that cargo will use for a target, found as cargo finds it, and checked before anything compiles.
+//!
+//! The Cargo Book, Configuration: the environment variable wins, then `.cargo/config.toml` (or the older
+//! `.cargo/config`, which cargo prefers where both exist) from the workspace upwards, then `$CARGO_HOME`, then
+//! rustc's default.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use xshell::{Shell, cmd};
+
+use crate::arch::MachineProfile;
+
+/// rustc's linker for every linux-gnu target that nobody configures.
+const DEFAULT: &str = "cc";
+
+/// A linker and who chose it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Linker {
+    /// A name for PATH, or a path.
+    pub program: PathBuf,
+    /// The variable, the file, or rustc.
+    pub origin: String,
+}
+
+impl Linker {
+    /// Finds the linker for `triple` as cargo would from `workspace`.
+    ///
+    /// # Errors
+    /// Where a configuration file cannot be read or is no TOML.
+    pub fn resolve(triple: &str, workspace: &Path) -> Result<Self> {
+        let home = std::env::var_os("CARGO_HOME")
+            .map(PathBuf::from)
+            .or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cargo")));
+        Self::resolve_from(triple, workspace, home.as_deref(), |name| std::env::var_os(name))
+    }
+
+    fn resolve_from(
+        triple: &str,
+        workspace: &Path,
+        cargo_home: Option<&Path>,
+        variable: impl Fn(&str) -> Option<OsString>,
+    ) -> Result<Self> {
+        let name = variable_name(triple);
+        if let Some(program) = variable(&name).filter(|value| !value.is_empty()) {
+            return Ok(Self { program: program.into(), origin: name });
+        }
+        let upwards = workspace.ancestors().map(|directory| directory.join(".cargo"));
+        for directory in upwards.chain(cargo_home.map(Path::to_owned)) {
+            for file in ["config", "config.toml"] {
+                let path = directory.join(file);
+                match std::fs::read_to_string(&path) {
+                    Ok(text) => {
+                        if let Some(program) = configured(&text, triple)
+                            .with_context(|| format!("read the linker from {}", path.display()))?
+                        {
+                            return Ok(Self {
+                                program: relative_to_config(&program, &directory),
+                                origin: path.display().to_string(),
+                            });
+                        }
+                        break;
+                    }
+                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                    Err(error) => return Err(error).with_context(|| format!("read {}", path.display())),
+                }
+            }
+        }
+        Ok(Self { program: DEFAULT.into(), origin: "rustc's default".to_owned() })
+    }
+
+    /// Runs `-dumpmachine` and refuses a linker that is not there or makes executables for another machine.
+    ///
+    /// # Errors
+    /// Names the linker, who chose it, what it said, and how to get one that fits.
+    pub fn check(&self, shell: &Shell, machine: &MachineProfile) -> Result<()> {
+        let (program, arch) = (&self.program, machine.arch);
+        let said =
+            cmd!(shell, "{program} -dumpmachine").quiet().ignore_stderr().read().with_context(|| {
+                format!(
+                    "run the linker {} (from {}) for {}; install {} or run: cargo xtask preflight --arch {arch} --fix",
+                    program.display(),
+                    self.origin,
+                    machine.triple,
+                    machine.gnu_compiler
+                )
+            })?;
+        ensure!(
+            fits(&said, machine),
+            "link for {}: {} (from {}) says it makes executables for {:?}; set {} or .cargo/config.toml to {}",
+            machine.triple,
+            program.display(),
+            self.origin,
+            said.trim(),
+            variable_name(machine.triple),
+            machine.gnu_compiler
+        );
+        Ok(())
+    }
+}
+
+/// `CARGO_TARGET_<TRIPLE>_LINKER`.
+fn variable_name(triple: &str) -> String {
+    format!("CARGO_TARGET_{}_LINKER", triple.to_uppercase().replace('-', "_"))
+}
+
+/// `target.<triple>.linker` of one configuration file.
+fn configured(text: &str, triple: &str) -> Result<Option<String>> {
+    let table: toml::Table = text.parse()?;
+    let linker = table.get("target").and_then(|target| target.get(triple)).and_then(|t| t.get("linker"));
+    linker
+        .map(|value| {
+            value.as_str().map(str::to_owned).with_context(|| format!("linker is no string: {value:?}"))
+        })
+        .transpose()
+}
+
+/// A path with a slash is relative to the directory that holds `.cargo`; a bare name is for PATH.
+fn relative_to_config(program: &str, config_directory: &Path) -> PathBuf {
+    match config_directory.parent() {
+        Some(parent) if program.contains('/') => parent.join(program),
+        _ => program.into(),
+    }
+}
+
+/// gcc says `aarch64-linux-gnu`, Fedora's `aarch64-redhat-linux`, clang `x86_64-pc-linux-gnu`.
+fn fits(dumpmachine: &str, machine: &MachineProfile) -> bool {
+    let mut parts = dumpmachine.trim().split('-');
+    parts.next() == Some(machine.machine) && parts.any(|part| part == "linux")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arch::VmArchitecture;
+
+    const TRIPLE: &str = "aarch64-unknown-linux-gnu";
+
+    fn config(directory: &Path, file: &str, linker: &str) {
+        std::fs::create_dir_all(directory.join(".cargo")).unwrap();
+        let text = format!("[target.{TRIPLE}]\nlinker = \"{linker}\"\n");
+        std::fs::write(directory.join(".cargo").join(file), text).unwrap();
+    }
+
+    #[test]
+    fn the_search_goes_as_cargos_does() {
+        let root = tempfile::tempdir().unwrap();
+        let (inner, home) = (root.path().join("a/b"), root.path().join("home"));
+        std::fs::create_dir_all(&inner).unwrap();
+        let none = |_: &str| None;
+        let resolve = |variable: &dyn Fn(&str) -> Option<OsString>| {
+            Linker::resolve_from(TRIPLE, &inner, Some(&home.join(".cargo")), variable).unwrap()
+        };
+        assert_eq!(resolve(&none).program, Path::new("cc"), "rustc's default");
+        config(&home, "config.toml", "from-home");
+        assert_eq!(resolve(&none).program, Path::new("from-home"));
+        config(&root.path().join("a"), "config.toml", "from-parent");
+        assert_eq!(resolve(&none).program, Path::new("from-parent"));
+        config(&inner, "config.toml", "tools/ld");
+        assert_eq!(resolve(&none).program, inner.join("tools/ld"), "relative to the directory of .cargo");
+        config(&inner, "config", "older-name");
+        assert_eq!(
+            resolve(&none).program,
+            Path::new("older-name"),
+            "cargo prefers the name without an ending"
+        );
+        let set =
+            |name: &str| (name == "CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER").then(|| "mine".into());
+        assert_eq!(resolve(&set).program, Path::new("mine"));
+    }
+
+    #[test]
+    fn a_broken_configuration_is_named() {
+        let root = tempfile::tempdir().unwrap();
+        config(root.path(), "config.toml", "x");
+        std::fs::write(root.path().join(".cargo/config.toml"), "[target\n").unwrap();
+        let error = Linker::resolve_from(TRIPLE, root.path(), None, |_| None).unwrap_err();
+        assert!(format!("{error:#}").contains(".cargo/config.toml"), "{error:#}");
+    }
+
+    #[test]
+    fn compilers_are_known_by_what_they_say() {
+        let (arm, x86) = (VmArchitecture::Aarch64.profile(), VmArchitecture::X86_64.profile());
+        for (said, machine, expected) in [
+            ("aarch64-linux-gnu\n", arm, true),
+            ("aarch64-redhat-linux", arm, true),
+            ("x86_64-linux-gnu", arm, false),
+            ("aarch64-none-elf", arm, false),
+            ("x86_64-pc-linux-gnu", x86, true),
+            ("", x86, false),
+        ] {
+            assert_eq!(fits(said, machine), expected, "{said:?}");
+        }
+    }
+
+    #[test]
+    fn a_linker_that_is_missing_or_foreign_is_refused() {
+        let shell = Shell::new().unwrap();
+        let arm = VmArchitecture::Aarch64.profile();
+        let origin = "a test".to_owned();
+        let missing = Linker { program: "/nonexistent/ld".into(), origin: origin.clone() };
+        let error = format!("{:#}", missing.check(&shell, arm).unwrap_err());
+        assert!(error.contains("/nonexistent/ld (from a test)") && error.contains("preflight"), "{error}");
+        let foreign = Linker { program: "echo".into(), origin };
+        let error = format!("{:#}", foreign.check(&shell, arm).unwrap_err());
+        assert!(error.contains("says it makes executables for \"-dumpmachine\""), "{error}");
+    }
+}

@@ -1,0 +1,44 @@
+//! Whether a cargo profile exists, before cargo is asked to build with it.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+
+/// The profiles that cargo itself defines and that build an ordinary executable.
+const BUILT_IN: [&str; 2] = ["dev", "release"];
+
+/// Refuses a profile that neither cargo nor the workspace's manifest defines.
+///
+/// # Errors
+/// Names the profiles that there are.
+pub fn check(workspace: &Path, profile: &str) -> Result<()> {
+    let path = workspace.join("Cargo.toml");
+    let text = std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+    let manifest: toml::Table = text.parse().with_context(|| format!("parse {}", path.display()))?;
+    known(&manifest, profile)
+}
+
+fn known(manifest: &toml::Table, profile: &str) -> Result<()> {
+    let own = manifest.get("profile").and_then(toml::Value::as_table);
+    let mut names: Vec<&str> = BUILT_IN.to_vec();
+    names.extend(own.into_iter().flatten().map(|(name, _)| name.as_str()).filter(|n| !BUILT_IN.contains(n)));
+    if !names.contains(&profile) {
+        bail!("--profile {profile}: no such cargo profile; there are: {}", names.join(", "));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn own_and_built_in_profiles_are_known() {
+        let manifest = "[profile.release]\n[profile.device]\ninherits = 'release'".parse().unwrap();
+        for name in ["dev", "release", "device"] {
+            known(&manifest, name).unwrap();
+        }
+        let error = known(&manifest, "fast").unwrap_err().to_string();
+        assert_eq!(error, "--profile fast: no such cargo profile; there are: dev, release, device");
+    }
+}

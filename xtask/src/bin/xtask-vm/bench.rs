@@ -1,0 +1,211 @@
+//! `cargo xtask bench`: boot to join against what the same disk takes under bare QEMU until cloud-init has finished, in
+//! turn in one run. Bare means: QEMU with the same CPU, disk, firmware and network, a seed without the agent, and
+//! nothing of this workflow but the stopwatch.
+
+use std::ffi::OsString;
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::Parser as _;
+use serde_json::json;
+use xtask::cli::{BenchArgs, Cli, Command as Task, SmokeArgs, Voice};
+use xtask::domain::cpu::Cpu;
+use xtask::domain::seed::{Seed, marker};
+use xtask::domain::{GUEST_MAC, RunFiles};
+use xtask::host::Preflight;
+use xtask::limits;
+use xtask::paths::{Cache, write_private};
+use xtask::report::{Phase, PhaseStatus, Report, round};
+use xtask::workspace::Workspace;
+
+use crate::child::{Child, Job};
+use crate::console::Console;
+use crate::guest::Keys;
+use crate::image::{self, ReadyImage};
+use crate::interrupt::Interrupt;
+use crate::media;
+use crate::plan::Plan;
+use crate::run_dir::RunDir;
+use crate::screen::Screen;
+use crate::smoke::make_writable_files;
+
+/// The phases between the start of the domain and the first status.
+const BOOT_TO_JOIN: [Phase; 3] = [Phase::Boot, Phase::Provision, Phase::Join];
+
+pub(crate) fn run(workspace: &Workspace, args: &BenchArgs, voice: Voice) -> Result<()> {
+    let interrupt = Interrupt::install()?;
+    let mut screen = Screen::new(voice);
+    let cache = Cache::from_env()?;
+    let smoke_args = default_smoke(args);
+    let preflight = Preflight::check(workspace, &[args.arch]);
+    preflight.verdict()?;
+    let facts = preflight.facts.first().context("one architecture was asked for")?;
+    let plan = Plan::resolve(facts, args.arch, &smoke_args.machine, smoke_args.timeout_scale)?;
+    screen.start("image", None);
+    let ready = image::ensure(&cache, &plan.image, &interrupt, &mut screen)?;
+    screen.end(PhaseStatus::Passed, ready.how);
+    let (mut bare, mut ours) = (Vec::new(), Vec::new());
+    for round in 1..=args.rounds {
+        screen.start("bare", None);
+        bare.push(bare_boot(&cache, &plan, &ready, &interrupt, &mut screen)?);
+        screen.end(PhaseStatus::Passed, &format!("round {round}: to cloud-init's finished line"));
+        interrupt.check()?;
+        screen.start("smoke", None);
+        ours.push(boot_to_join(args, &interrupt)?);
+        screen.end(
+            PhaseStatus::Passed,
+            &format!("round {round}: a whole smoke; boot to join {:.1} s", ours[ours.len() - 1]),
+        );
+    }
+    let (bare_mean, our_mean) = (mean(&bare), mean(&ours));
+    let ratio = our_mean / bare_mean;
+    if args.json {
+        println!(
+            "{:#}",
+            json!({ "schema": 1, "bare_seconds": bare, "boot_to_join_seconds": ours, "ratio": round(ratio) })
+        );
+    } else {
+        println!(
+            "{}: bare boot {bare_mean:.1} s, boot to join {our_mean:.1} s, ratio {ratio:.2} ({} round(s))",
+            args.arch, args.rounds
+        );
+    }
+    Ok(())
+}
+
+/// The flags of a smoke that nobody gave flags.
+fn default_smoke(args: &BenchArgs) -> SmokeArgs {
+    let line = ["xtask".to_owned(), "smoke".to_owned(), "--arch".to_owned(), args.arch.to_string()];
+    match Cli::parse_from(line).command {
+        Task::Smoke(smoke) => smoke,
+        _ => unreachable!("the line says smoke"),
+    }
+}
+
+fn mean(seconds: &[f64]) -> f64 {
+    seconds.iter().sum::<f64>() / seconds.len() as f64
+}
+
+/// Seconds of a smoke from the start of its boot phase to its join.
+fn boot_to_join(args: &BenchArgs, interrupt: &Interrupt) -> Result<f64> {
+    let own = std::env::current_exe().context("find this very program")?;
+    let directory = tempfile_dir()?;
+    let status = Command::new(own)
+        .args(["smoke", "--quiet", "--arch", &args.arch.to_string(), "--report"])
+        .arg(&directory)
+        .stdin(Stdio::null())
+        .status()
+        .context("run a smoke")?;
+    interrupt.check()?;
+    let path = directory.join("report.json");
+    let text = std::fs::read(&path).with_context(|| format!("read {}", path.display()))?;
+    let report: Report =
+        serde_json::from_slice(&text).with_context(|| format!("parse {}", path.display()))?;
+    ensure!(status.success(), "the smoke ended with {status}; its report is {}", path.display());
+    std::fs::remove_dir_all(&directory).with_context(|| format!("delete {}", directory.display()))?;
+    Ok(report
+        .phases
+        .iter()
+        .filter(|phase| BOOT_TO_JOIN.contains(&phase.name))
+        .map(|phase| phase.seconds)
+        .sum())
+}
+
+fn tempfile_dir() -> Result<std::path::PathBuf> {
+    let path = std::env::temp_dir().join(format!("iot-xtask-bench-{}", std::process::id()));
+    xtask::paths::make_private_dir(&path)?;
+    Ok(path)
+}
+
+/// Seconds from QEMU's start to cloud-init's last line.
+fn bare_boot(
+    cache: &Cache,
+    plan: &Plan,
+    image: &ReadyImage,
+    interrupt: &Interrupt,
+    screen: &mut Screen,
+) -> Result<f64> {
+    let (run, _) = RunDir::create(cache)?;
+    let work = run.work();
+    let keys = Keys::make(&work)?;
+    let files = RunFiles::of_run(&work, run.path().join("console.log"))?;
+    let seed = Seed {
+        instance_id: run.id(),
+        authorized_key: &keys.user_public,
+        host_private_key: &keys.host_private,
+        host_public_key: &keys.host_public,
+        sabotage: None,
+        payload: false,
+    };
+    media::make_seed(&files.seed, &seed, &work)?;
+    make_writable_files(plan, &files, image)?;
+    write_private(&files.console_log, "")?;
+    let arguments = bare_arguments(plan, &files);
+    let job = Job { program: &plan.emulator, arguments, log: work.join("qemu.log"), environment: Vec::new() };
+    let started = Instant::now();
+    let qemu = Child::start(&job)?;
+    let seconds = wait_for_cloud_init(&qemu, &files, started, interrupt, screen);
+    qemu.stop()?;
+    run.clean()?;
+    seconds
+}
+
+fn wait_for_cloud_init(
+    qemu: &Child,
+    files: &RunFiles,
+    started: Instant,
+    interrupt: &Interrupt,
+    screen: &mut Screen,
+) -> Result<f64> {
+    let mut console = Console::new(&files.console_log);
+    loop {
+        interrupt.check()?;
+        console.read()?;
+        if console.line_with(marker::CLOUD_INIT_FINISHED).is_some() {
+            return Ok(started.elapsed().as_secs_f64());
+        }
+        if let Some(fault) = console.fault() {
+            bail!("the bare boot: {}", fault.what);
+        }
+        ensure!(
+            qemu.ended()?.is_none(),
+            "the bare boot: QEMU ended; the console is {}",
+            files.console_log.display()
+        );
+        ensure!(started.elapsed() < limits::BARE_BOOT, "the bare boot: cloud-init has not finished in time");
+        screen.alive(console.last());
+        std::thread::sleep(limits::POLL);
+    }
+}
+
+fn bare_arguments(plan: &Plan, files: &RunFiles) -> Vec<OsString> {
+    let profile = plan.spec.architecture.profile();
+    let cpu = Cpu::resolve(plan.spec.architecture, plan.accelerator, None).describe();
+    let mut words = vec![
+        "-machine".to_owned(),
+        profile.machine_type.to_owned(),
+        "-accel".to_owned(),
+        plan.accelerator.to_string(),
+        "-cpu".to_owned(),
+        cpu,
+        "-smp".to_owned(),
+        plan.spec.vcpus.to_string(),
+        "-m".to_owned(),
+        plan.spec.memory_mib.to_string(),
+    ];
+    if let Some(firmware) = &plan.firmware {
+        let flash =
+            |path: &std::path::Path, how: &str| format!("if=pflash,format=raw,{how}file={}", path.display());
+        words.extend(["-drive".to_owned(), flash(&firmware.code, "readonly=on,")]);
+        words.extend(["-drive".to_owned(), flash(&files.nvram, "")]);
+    }
+    let disk = format!("if=virtio,format=qcow2,cache=none,file={}", files.overlay.display());
+    let seed = format!("if=virtio,format=raw,readonly=on,file={}", files.seed.display());
+    words.extend(["-drive".to_owned(), disk, "-drive".to_owned(), seed]);
+    words.extend(["-netdev".to_owned(), "user,id=net0,ipv6=off".to_owned()]);
+    words.extend(["-device".to_owned(), format!("virtio-net-pci,netdev=net0,mac={GUEST_MAC},romfile=")]);
+    words.extend(["-display", "none", "-monitor", "none", "-serial"].map(str::to_owned));
+    words.push(format!("file:{}", files.console_log.display()));
+    words.into_iter().map(OsString::from).collect()
+}

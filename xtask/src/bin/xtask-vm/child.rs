@@ -1,0 +1,156 @@
+//! Children of this run: each in a process group of its own (a terminal's Ctrl-C reaches this process alone, which
+//! then ends them in order), each told by the kernel when this process dies.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{Read as _, Seek as _, SeekFrom};
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use duct::{Expression, Handle};
+use rustix::process::{Pid, Signal, kill_process_group, set_parent_process_death_signal};
+use xtask::limits;
+
+use crate::interrupt::Interrupt;
+
+/// A child that a dropped handle ends: duct's own handle would let it live.
+pub(crate) struct Child {
+    handle: Handle,
+    line: String,
+}
+
+/// How a command is to run.
+pub(crate) struct Job<'a> {
+    /// The program.
+    pub(crate) program: &'a Path,
+    /// Its arguments.
+    pub(crate) arguments: Vec<OsString>,
+    /// Both its outputs go here.
+    pub(crate) log: PathBuf,
+    /// Added to the environment.
+    pub(crate) environment: Vec<(&'static str, OsString)>,
+}
+
+impl Child {
+    /// Starts the job.
+    pub(crate) fn start(job: &Job<'_>) -> Result<Self> {
+        let line = format!("{} …", job.program.display());
+        let log = File::create(&job.log).with_context(|| format!("make {}", job.log.display()))?;
+        let mut expression = duct::cmd(job.program, &job.arguments)
+            .stdin_null()
+            // duct applies the outer redirection first: the log is what stderr then goes to.
+            .stderr_to_stdout()
+            .stdout_file(log)
+            .env("LC_ALL", "C.UTF-8");
+        for (name, value) in &job.environment {
+            expression = expression.env(name, value);
+        }
+        let handle = own(&expression.unchecked()).start().with_context(|| format!("run {line}"))?;
+        Ok(Self { handle, line })
+    }
+
+    /// Its exit, where it has ended.
+    pub(crate) fn ended(&self) -> Result<Option<std::process::ExitStatus>> {
+        let output = self.handle.try_wait().with_context(|| format!("look at {}", self.line))?;
+        Ok(output.map(|output| output.status))
+    }
+
+    /// SIGTERM to its group, and SIGKILL where that does not help in time.
+    pub(crate) fn stop(&self) -> Result<()> {
+        let Some(pid) = self.handle.pids().first().and_then(|pid| Pid::from_raw(i32::try_from(*pid).ok()?))
+        else {
+            return Ok(());
+        };
+        for signal in [Signal::TERM, Signal::KILL] {
+            if self.ended()?.is_some() {
+                return Ok(());
+            }
+            kill_process_group(pid, signal).with_context(|| format!("stop {}", self.line))?;
+            let deadline = Instant::now() + limits::CHILD_STOP;
+            while Instant::now() < deadline && self.ended()?.is_none() {
+                std::thread::sleep(limits::CHILD_POLL);
+            }
+        }
+        ensure!(self.ended()?.is_some(), "stop {}: it outlives SIGKILL", self.line);
+        Ok(())
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        if let Err(error) = self.stop() {
+            eprintln!("warning: {error:#}");
+        }
+    }
+}
+
+/// In a group of its own, and sent SIGTERM when this process dies (prctl(2), PR_SET_PDEATHSIG: when the thread that
+/// started it ends, so every child is started from the main thread).
+fn own(expression: &Expression) -> Expression {
+    expression.before_spawn(|command| {
+        command.process_group(0);
+        // SAFETY: the closure runs between fork and exec and makes one system call, which is async-signal-safe.
+        unsafe {
+            command.pre_exec(|| Ok(set_parent_process_death_signal(Some(Signal::TERM))?));
+        }
+        Ok(())
+    })
+}
+
+/// Runs a job to its end; `alive` gets the last line of its output again and again.
+pub(crate) fn run(job: &Job<'_>, interrupt: &Interrupt, mut alive: impl FnMut(&str)) -> Result<()> {
+    let child = Child::start(job)?;
+    let status = loop {
+        if let Some(status) = child.ended()? {
+            break status;
+        }
+        interrupt.check()?;
+        alive(last_lines(&job.log, 1).first().map_or("", String::as_str));
+        std::thread::sleep(limits::CHILD_POLL);
+    };
+    // A child that died of the Ctrl-C is no failure of its own.
+    interrupt.check()?;
+    if !status.success() {
+        let said = last_lines(&job.log, 8).join("\n    ");
+        bail!("{} {}: {status}; it said last:\n    {said}", job.program.display(), words(&job.arguments));
+    }
+    Ok(())
+}
+
+/// What a quick command prints, or its failure with its own words.
+pub(crate) fn read(program: &Path, arguments: &[OsString], limit: Duration) -> Result<String> {
+    let line = format!("{} {}", program.display(), words(arguments));
+    let expression = duct::cmd(program, arguments).stdin_null().stdout_capture().stderr_capture().unchecked();
+    let handle = own(&expression).start().with_context(|| format!("run {line}"))?;
+    let ended = handle.wait_timeout(limit).with_context(|| format!("wait for {line}"))?;
+    let Some(output) = ended else {
+        handle.kill().with_context(|| format!("stop {line}"))?;
+        bail!("{line}: no end within {} s", limit.as_secs());
+    };
+    let said = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+    ensure!(output.status.success(), "{line}: {}: {}", output.status, said(&output.stderr));
+    Ok(said(&output.stdout))
+}
+
+fn words(arguments: &[OsString]) -> String {
+    arguments.iter().map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
+}
+
+/// The last lines of a text file that may still grow; empty where there is none yet.
+pub(crate) fn last_lines(path: &Path, count: usize) -> Vec<String> {
+    const ENOUGH: u64 = 1 << 14;
+    let tail = || -> std::io::Result<Vec<u8>> {
+        let mut file = File::open(path)?;
+        let length = file.metadata()?.len();
+        file.seek(SeekFrom::Start(length.saturating_sub(ENOUGH)))?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes)?;
+        Ok(bytes)
+    };
+    let bytes = tail().unwrap_or_default();
+    let text = String::from_utf8_lossy(&bytes);
+    let lines: Vec<_> = text.lines().filter(|line| !line.trim().is_empty()).collect();
+    lines[lines.len().saturating_sub(count)..].iter().map(|line| (*line).to_owned()).collect()
+}

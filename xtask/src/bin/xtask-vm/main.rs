@@ -1,0 +1,65 @@
+//! The back room of `cargo xtask`: everything that links libvirt or opens a socket. It parses the front door's own
+//! command line; the front door has seen to it that this machine is ready.
+//!
+//! Modules in reading order: [`smoke`] (the phases, as prose), [`plan`] (what was asked, resolved), [`run_dir`] (a
+//! run's directory: its ownership record), [`image`], [`media`] (seed and payload disks), [`hypervisor`] (libvirt),
+//! [`console`], [`broker`] (NATS), [`guest`] (ssh), [`vm`] and [`bench`] (the other tasks), and the tools:
+//! [`screen`], [`child`], [`interrupt`], [`history`].
+
+mod bench;
+mod broker;
+mod child;
+mod console;
+mod guest;
+mod history;
+mod hypervisor;
+mod image;
+mod interrupt;
+mod media;
+mod plan;
+mod run_dir;
+mod screen;
+mod smoke;
+mod vm;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use xtask::cli::{Cli, Command};
+use xtask::exit;
+use xtask::workspace::Workspace;
+
+fn main() -> ExitCode {
+    silence_libvirt();
+    let cli = Cli::parse();
+    match execute(&cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            for line in exit::lines(&error) {
+                eprintln!("{line}");
+            }
+            ExitCode::from(exit::code(&error))
+        }
+    }
+}
+
+/// The embedded driver logs to this process' stderr, in the middle of the screen; its errors come back as values. Whoever
+/// wants the log sets the variable (libvirt.org/logging.html).
+fn silence_libvirt() {
+    const VARIABLE: &str = "LIBVIRT_LOG_OUTPUTS";
+    if std::env::var_os(VARIABLE).is_none() {
+        // SAFETY: this is the first statement of the process; there is no other thread that reads the environment.
+        unsafe { std::env::set_var(VARIABLE, "4:file:/dev/null") };
+    }
+}
+
+fn execute(cli: &Cli) -> anyhow::Result<()> {
+    let workspace = Workspace::find()?;
+    match &cli.command {
+        Command::Smoke(args) => smoke::run(&workspace, args, cli.voice),
+        Command::Bench(args) => bench::run(&workspace, args, cli.voice),
+        Command::Vm(command) => vm::run(command),
+        // The front door's own: whoever starts this binary by hand gets the same task.
+        _ => xtask::tasks::run(cli),
+    }
+}

@@ -1,0 +1,92 @@
+//! The small disks of a run: FAT volumes that cloud-init and the installer read, made without root.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use xtask::agent_build::Agent;
+use xtask::cli::Sabotage;
+use xtask::domain::seed::{self, PAYLOAD_LABEL, SEED_LABEL, Seed};
+use xtask::host::tools;
+use xtask::limits;
+use xtask::paths::{make_private_dir, write_private};
+use xtask::workspace::Workspace;
+
+use crate::child;
+
+/// Room for the FAT itself, the directory and the last clusters.
+const OVERHEAD_BYTES: u64 = 2 << 20;
+
+/// Writes the cloud-init seed to `disk`.
+pub(crate) fn make_seed(disk: &Path, seed: &Seed<'_>, work: &Path) -> Result<()> {
+    let directory = work.join("seed");
+    make_private_dir(&directory)?;
+    let mut files = Vec::new();
+    for (name, content) in seed.files() {
+        write_private(&directory.join(name), content)?;
+        files.push(directory.join(name));
+    }
+    make_fat(disk, SEED_LABEL, &files).context("make the cloud-init seed")
+}
+
+/// Writes the agent, its installer and its configuration to `disk`.
+pub(crate) fn make_payload(
+    disk: &Path,
+    workspace: &Workspace,
+    agent: &Agent,
+    config: &str,
+    sabotage: Option<Sabotage>,
+    work: &Path,
+) -> Result<()> {
+    let directory = work.join("payload");
+    make_private_dir(&directory)?;
+    let mut files = Vec::new();
+    let mut add = |name: &str, content: &[u8]| -> Result<()> {
+        write_private(&directory.join(name), content)?;
+        files.push(directory.join(name));
+        Ok(())
+    };
+    let mut executable =
+        std::fs::read(&agent.path).with_context(|| format!("read the agent {}", agent.path.display()))?;
+    if sabotage == Some(Sabotage::OtherDigest) {
+        // Behind the last section: the loader ignores it, the digest does not.
+        executable.push(b'\n');
+    }
+    add("iot-agent", &executable)?;
+    add("config.toml", config.as_bytes())?;
+    add("provision.sh", seed::provision_script(sabotage).as_bytes())?;
+    for name in ["iot-agent.service", "iot-agent.sysusers", "install.sh"] {
+        let path = workspace.root().join("agent/dist").join(name);
+        add(name, &std::fs::read(&path).with_context(|| format!("read {}", path.display()))?)?;
+    }
+    make_fat(disk, PAYLOAD_LABEL, &files).context("make the agent's payload disk")
+}
+
+/// A FAT volume with `files` in its root.
+fn make_fat(disk: &Path, label: &str, files: &[PathBuf]) -> Result<()> {
+    let mut bytes = OVERHEAD_BYTES;
+    for file in files {
+        bytes += file
+            .metadata()
+            .with_context(|| format!("look at {}", file.display()))?
+            .len()
+            .next_multiple_of(4096);
+    }
+    // It may hold a password.
+    write_private(disk, b"")?;
+    let image = File::options().write(true).open(disk);
+    image
+        .and_then(|file| file.set_len(bytes.next_multiple_of(1 << 20)))
+        .with_context(|| format!("make {}", disk.display()))?;
+    let words = |words: &[&str]| words.iter().map(OsString::from).collect::<Vec<_>>();
+    let mut format = words(&["-n", label]);
+    format.push(disk.into());
+    child::read(&tools::require("mkfs.vfat")?, &format, limits::SERVER_START)?;
+    let mut copy = words(&["-i"]);
+    copy.push(disk.into());
+    copy.extend(files.iter().map(OsString::from));
+    copy.push("::".into());
+    child::read(&tools::require("mcopy")?, &copy, limits::SERVER_START)?;
+    Ok(())
+}

@@ -1,0 +1,274 @@
+//! A run's directory is its ownership record: whoever holds its lock owns what is in it, and a directory whose lock is
+//! free belongs to a dead run, which the next one collects.
+//!
+//! ```text
+//! runs/<id>/lock           held while the run lives
+//! runs/<id>/kept           how to enter a machine that --keep left
+//! runs/<id>/report.json    and console.log …: what stays
+//! runs/<id>/w/             what does not: disks, NVRAM, keys, the broker's store
+//! runs/<id>/w/v/           libvirt's embedded root
+//! ```
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail, ensure};
+use rustix::fs::{FlockOperation, flock};
+use rustix::process::{Pid, Signal, kill_process};
+use xtask::limits;
+use xtask::paths::{Cache, make_private_dir, processes_naming};
+
+/// Finished runs whose reports are kept.
+const FINISHED_RUNS_KEPT: usize = 20;
+
+/// A live run's directory.
+#[derive(Debug)]
+pub(crate) struct RunDir {
+    id: String,
+    path: PathBuf,
+    _lock: File,
+}
+
+/// What a dead run left, and is gone now.
+#[derive(Debug)]
+pub(crate) struct Collected {
+    /// The run.
+    pub(crate) id: String,
+    /// How many processes it had left.
+    pub(crate) processes: usize,
+}
+
+impl RunDir {
+    /// Collects what dead runs left, then makes a directory of its own.
+    pub(crate) fn create(cache: &Cache) -> Result<(Self, Vec<Collected>)> {
+        let runs = cache.runs();
+        make_private_dir(&runs)?;
+        // Held while directories appear and disappear, so that nobody collects one that is just being made.
+        let _guard = lock(&runs.join(".lock"))?.context("a lock that is waited for")?;
+        let collected = collect(&runs)?;
+        let id = new_id()?;
+        let path = runs.join(&id);
+        make_private_dir(&path.join("w/v"))?;
+        let lock = try_lock(&path.join("lock"))?.context("lock a directory that was just made")?;
+        Ok((Self { id, path, _lock: lock }, collected))
+    }
+
+    pub(crate) fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Where the report goes.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Where everything goes that ends with the run.
+    pub(crate) fn work(&self) -> PathBuf {
+        self.path.join("w")
+    }
+
+    /// libvirt's embedded root.
+    pub(crate) fn libvirt_root(&self) -> PathBuf {
+        self.work().join("v")
+    }
+
+    /// Leaves the machine to the person who asked for it.
+    pub(crate) fn keep(&self, how_to_enter: &str) -> Result<()> {
+        xtask::paths::write_private(&self.path.join("kept"), how_to_enter)
+    }
+
+    /// Ends what processes are left and deletes the working files.
+    pub(crate) fn clean(&self) -> Result<()> {
+        end_processes(&self.path)?;
+        remove_tree(&self.work())
+    }
+}
+
+/// Kept machines: run id and how to enter.
+pub(crate) fn kept(cache: &Cache) -> Vec<(String, String)> {
+    let mut kept: Vec<_> = directories(&cache.runs())
+        .into_iter()
+        .filter_map(|path| Some((id_of(&path)?, fs::read_to_string(path.join("kept")).ok()?)))
+        .collect();
+    kept.sort();
+    kept
+}
+
+/// Stops a kept machine and deletes its directory.
+pub(crate) fn remove_kept(cache: &Cache, id: &str) -> Result<usize> {
+    let known = kept(cache);
+    if !known.iter().any(|(kept, _)| kept == id) {
+        let names: Vec<_> = known.into_iter().map(|(id, _)| id).collect();
+        let there = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
+        return Err(
+            xtask::exit::Usage(format!("vm rm {id}: no such kept machine; there are: {there}")).into()
+        );
+    }
+    let path = cache.runs().join(id);
+    ensure!(try_lock(&path.join("lock"))?.is_some(), "remove {id}: its run has not ended yet");
+    let processes = end_processes(&path)?;
+    remove_tree(&path)?;
+    Ok(processes)
+}
+
+/// Everything whose lock is free and that nobody keeps. A kept machine that is gone (the host was rebooted) is
+/// collected too.
+fn collect(runs: &Path) -> Result<Vec<Collected>> {
+    let mut collected = Vec::new();
+    let mut finished = Vec::new();
+    for path in directories(runs) {
+        let Some(id) = id_of(&path) else { continue };
+        // The lock's handle is kept until the directory is dealt with.
+        let Some(_lock) = try_lock(&path.join("lock"))? else { continue };
+        let kept = path.join("kept").exists();
+        if kept && !processes_naming(&path).is_empty() {
+            continue;
+        }
+        let dead = path.join("w").exists();
+        if dead {
+            let processes = end_processes(&path)?;
+            remove_tree(&path)?;
+            collected.push(Collected { id, processes });
+        } else {
+            finished.push(path);
+        }
+    }
+    finished.sort();
+    let old = finished.len().saturating_sub(FINISHED_RUNS_KEPT);
+    for path in &finished[..old] {
+        remove_tree(path)?;
+    }
+    Ok(collected)
+}
+
+fn directories(runs: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(runs).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path()).filter(|path| path.is_dir()).collect()
+}
+
+fn id_of(path: &Path) -> Option<String> {
+    Some(path.file_name()?.to_str()?.to_owned())
+}
+
+/// The time of day in the name sorts the runs; the random part keeps two of one second apart.
+fn new_id() -> Result<String> {
+    let mut random = [0; 2];
+    rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())
+        .context("ask the kernel for a random number")?;
+    let now = jiff::Timestamp::now().strftime("%m%d-%H%M%S");
+    Ok(format!("{now}-{:04x}", u16::from_le_bytes(random)))
+}
+
+/// Waits for the lock.
+pub(crate) fn lock(path: &Path) -> Result<Option<File>> {
+    take(path, FlockOperation::LockExclusive)
+}
+
+/// The lock, or `None` where another process holds it.
+pub(crate) fn try_lock(path: &Path) -> Result<Option<File>> {
+    take(path, FlockOperation::NonBlockingLockExclusive)
+}
+
+fn take(path: &Path, operation: FlockOperation) -> Result<Option<File>> {
+    let mut options = File::options();
+    let file = options.create(true).truncate(false).write(true).open(path);
+    let file = file.with_context(|| format!("open the lock {}", path.display()))?;
+    match flock(&file, operation) {
+        Ok(()) => Ok(Some(file)),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("lock {}", path.display())),
+    }
+}
+
+/// Kills every process that names `directory` on its command line: a run's QEMU, broker and image build do, and
+/// nothing else can know the random name. How many there were.
+fn end_processes(directory: &Path) -> Result<usize> {
+    let found = processes_naming(directory);
+    for pid in &found {
+        kill(*pid)
+            .with_context(|| format!("end process {} of {}", pid.as_raw_nonzero(), directory.display()))?;
+    }
+    let deadline = Instant::now() + limits::QEMU_STOP;
+    while !processes_naming(directory).is_empty() {
+        if Instant::now() > deadline {
+            bail!("end the processes of {}: some outlive SIGKILL", directory.display());
+        }
+        std::thread::sleep(limits::CHILD_POLL);
+    }
+    Ok(found.len())
+}
+
+fn kill(pid: Pid) -> Result<()> {
+    match kill_process(pid, Signal::KILL) {
+        // It ended by itself meanwhile.
+        Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+pub(crate) fn remove_tree(path: &Path) -> Result<()> {
+    match fs::remove_dir_all(path) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error).with_context(|| format!("delete {}", path.display())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::Command;
+
+    fn dead_run(runs: &Path, id: &str) -> PathBuf {
+        let path = runs.join(id);
+        fs::create_dir_all(path.join("w/v")).unwrap();
+        fs::write(path.join("lock"), "").unwrap();
+        path
+    }
+
+    #[test]
+    fn a_dead_run_is_collected_with_its_processes_and_a_live_one_is_not() {
+        let directory = tempfile::tempdir().unwrap();
+        let runs = directory.path();
+        let dead = dead_run(runs, "0101-000000-0001");
+        let live = dead_run(runs, "0101-000000-0002");
+        let _held = try_lock(&live.join("lock")).unwrap().unwrap();
+        let mut left = Command::new("tail")
+            .args(["-f", "/dev/null"])
+            .arg(dead.join("w/nothing"))
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        // Between fork and exec the child has this test's own command line.
+        while processes_naming(&dead).is_empty() {
+            std::thread::sleep(limits::RETRY);
+        }
+
+        let collected = collect(runs).unwrap();
+        assert_eq!(collected.len(), 1);
+        assert_eq!((collected[0].id.as_str(), collected[0].processes), ("0101-000000-0001", 1));
+        assert!(!dead.exists() && live.exists());
+        assert!(!left.wait().unwrap().success(), "killed");
+    }
+
+    #[test]
+    fn finished_runs_stay_until_there_are_too_many() {
+        let directory = tempfile::tempdir().unwrap();
+        for number in 0..FINISHED_RUNS_KEPT + 3 {
+            fs::create_dir(directory.path().join(format!("0101-0000{number:02}-0000"))).unwrap();
+        }
+        assert!(collect(directory.path()).unwrap().is_empty());
+        let left = directories(directory.path());
+        assert_eq!(left.len(), FINISHED_RUNS_KEPT);
+        assert!(!directory.path().join("0101-000000-0000").exists(), "the oldest go first");
+    }
+
+    #[test]
+    fn a_kept_machine_that_is_gone_is_collected() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = dead_run(directory.path(), "0101-000000-0003");
+        fs::write(path.join("kept"), "ssh …").unwrap();
+        assert_eq!(collect(directory.path()).unwrap().len(), 1);
+    }
+}

@@ -1,0 +1,214 @@
+//! `cargo xtask smoke`: the phases, readable as prose. [`session`] runs and times a phase, [`running`] is the machine
+//! while it runs, [`verify`] judges what the fleet bus shows.
+
+mod running;
+mod session;
+mod verify;
+
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use xshell::Shell;
+use xtask::agent_build::{self, Agent};
+use xtask::cli::{Sabotage, SmokeArgs, Voice};
+use xtask::exit::{self, Code, Diagnosis, Usage};
+use xtask::host::Preflight;
+use xtask::limits;
+use xtask::report::{
+    AgentReport, FirmwareReport, ImageReport, OsReleaseReport, Phase, StatusEvidence, human_seconds,
+};
+use xtask::workspace::Workspace;
+
+use crate::broker::Seen;
+use crate::image::{self, ReadyImage};
+use crate::plan::Plan;
+pub(crate) use running::{RunningVm, make_writable_files};
+pub(crate) use session::Session;
+use verify::{Expected, Judgement};
+
+/// Runs the smoke; the verdict is on the screen and in the report when this returns.
+pub(crate) fn run(workspace: &Workspace, args: &SmokeArgs, voice: Voice) -> Result<()> {
+    let mut session = Session::begin(workspace, args, voice)?;
+    let outcome = phases(&mut session);
+    match session.finish(outcome)? {
+        0 => Ok(()),
+        code => Err(Code(code).into()),
+    }
+}
+
+fn phases(session: &mut Session<'_>) -> Result<()> {
+    let plan = session.phase(Phase::Preflight, None, preflight)?;
+    let agent = session.phase(Phase::Build, None, build)?;
+    let image = session.phase(Phase::Image, None, |session| ready_image(session, &plan))?;
+    let mut vm = session.phase(Phase::Boot, Some(plan.limits().boot()), |session| {
+        RunningVm::boot(session, plan, &agent, &image)
+    })?;
+    let outcome = prove(session, &mut vm, &agent);
+    // Whatever came of it, teardown owns the machine from here.
+    session.vm = Some(vm);
+    outcome
+}
+
+/// The proof itself, on a machine that is up.
+fn prove(session: &mut Session<'_>, vm: &mut RunningVm, agent: &Agent) -> Result<()> {
+    let limits = vm.limits();
+    session.phase(Phase::Provision, Some(limits.provision()), |session| provision(session, vm))?;
+    let joined = session.phase(Phase::Join, Some(limits.join()), |session| join(session, vm, agent))?;
+    session.phase(Phase::Ping, Some(limits.ping()), |session| ping(session, vm, &joined))?;
+    let last = session.phase(Phase::PowerCut, None, |session| power_cut(session, vm))?;
+    session
+        .phase(Phase::Rejoin, Some(limits.rejoin()), |session| rejoin(session, vm, agent, &joined, last))?;
+    match session.args.sabotage {
+        None => Ok(()),
+        Some(fault) => Err(Diagnosis::new(
+            format!("the smoke did not find the planted fault {}", fault.name()),
+            "a check of this workflow does not check; that is a bug of the workflow, not of the agent",
+        )
+        .into()),
+    }
+}
+
+/// What was asked, resolved on what this machine has.
+fn preflight(session: &mut Session<'_>) -> Result<(Plan, String)> {
+    let args = session.args;
+    let preflight = Preflight::check(session.workspace, &[args.build.arch]);
+    preflight.verdict()?;
+    let facts = preflight.facts.first().context("one architecture was asked for")?;
+    let plan = Plan::resolve(facts, args.build.arch, &args.machine, args.timeout_scale)?;
+    session.describe_host(facts, &plan)?;
+    let why = plan.accelerator_note.as_ref().map_or(String::new(), |note| format!(" ({note})"));
+    let detail = format!("QEMU {}, {}{why}", plan.qemu_version, plan.accelerator);
+    Ok((plan, detail))
+}
+
+/// The executable under test: built, or as given.
+fn build(session: &mut Session<'_>) -> Result<(Agent, String)> {
+    let args = session.args;
+    let agent = match &args.agent {
+        Some(path) => {
+            let path =
+                path.canonicalize().map_err(|error| Usage(format!("--agent {}: {error}", path.display())))?;
+            Agent::inspect(&path, args.build.arch)?
+        }
+        None => {
+            let shell = Shell::new().context("start a shell of commands")?;
+            session.screen.pause();
+            let built = agent_build::build(&shell, session.workspace, &args.build);
+            // A compiler that the Ctrl-C ended is no failure of its own.
+            session.interrupt.check()?;
+            built?
+        }
+    };
+    session.report.agent = Some(AgentReport {
+        path: agent.path.clone(),
+        sha256: agent.sha256.clone(),
+        version: None,
+        target: args.build.arch.profile().triple.to_owned(),
+    });
+    let detail = agent.describe();
+    Ok((agent, detail))
+}
+
+fn ready_image(session: &mut Session<'_>, plan: &Plan) -> Result<(ReadyImage, String)> {
+    let ready = image::ensure(&session.cache, &plan.image, &session.interrupt, &mut session.screen)?;
+    session.report.guest.image = Some(ImageReport {
+        name: plan.image.name.to_owned(),
+        requested: session.args.machine.image.clone(),
+        source: ready.source.clone(),
+        digest: ready.digest.clone(),
+        fallback_reason: None,
+    });
+    if let Some(firmware) = &plan.firmware {
+        let digest = image::digest(&firmware.code)?;
+        session.report.guest.firmware = Some(FirmwareReport {
+            code: firmware.code.clone(),
+            vars_template: firmware.vars_template.clone(),
+            code_sha256: digest.trim_start_matches("sha256:").to_owned(),
+        });
+    }
+    let detail = format!("{} {}, {}, {}…", plan.image.name, plan.image.arch, ready.how, &ready.digest[..19]);
+    Ok((ready, detail))
+}
+
+/// The guest says itself how its installation ended.
+fn provision(session: &mut Session<'_>, vm: &mut RunningVm) -> Result<((), String)> {
+    let limit = vm.limits().provision();
+    vm.wait(session, "the guest to install the agent", limit, |vm| vm.provisioned())?;
+    Ok(((), "the guest ran agent/dist/install.sh".to_owned()))
+}
+
+/// A status of the very executable that was built, on the very machine that was asked for.
+fn join(session: &mut Session<'_>, vm: &mut RunningVm, agent: &Agent) -> Result<(StatusEvidence, String)> {
+    let expected = Expected::new(agent, vm.image());
+    let seen = vm.wait_for_status(session, "the agent's first status", vm.limits().join(), |seen| {
+        verify::join(seen, &expected)
+    })?;
+    let evidence = verify::evidence(&seen);
+    session.report.evidence.join = Some(evidence.clone());
+    session.report.guest.kernel = Some(seen.status.kernel.clone());
+    session.report.guest.os_release = Some(OsReleaseReport {
+        id: seen.status.os_release.id.clone(),
+        version_id: seen.status.os_release.version_id.clone(),
+    });
+    if let Some(agent) = &mut session.report.agent {
+        agent.version = Some(seen.status.agent_version.clone());
+    }
+    let detail = format!("{} {}, {}", seen.status.machine, short(&evidence), seen.status.kernel);
+    Ok((evidence, detail))
+}
+
+/// The agent answers a command, and it is the one that joined.
+fn ping(session: &mut Session<'_>, vm: &mut RunningVm, joined: &StatusEvidence) -> Result<((), String)> {
+    let started = Instant::now();
+    let limit = vm.limits().ping();
+    let reply = vm.wait(session, "the agent's answer to a ping", limit, |vm| vm.broker.ping().map(Some))?;
+    verify::pong(&reply, vm.device_id(), joined)?;
+    Ok(((), format!("answered in {}", human_seconds(started.elapsed().as_secs_f64()))))
+}
+
+/// virDomainDestroy, no shutdown; then start. Returns the last revision of before the cut.
+fn power_cut(session: &mut Session<'_>, vm: &mut RunningVm) -> Result<(u64, String)> {
+    vm.cut_power()?;
+    // What the guest had sent before it died is stored by now, and nothing more can come.
+    std::thread::sleep(limits::BROKER_SETTLE);
+    let last = vm.broker.latest()?.context("the status that was there before the power cut is gone")?;
+    vm.power_on()?;
+    session.screen.detail("the domain was destroyed and started again");
+    Ok((last.revision, format!("destroyed after revision {}, started again", last.revision)))
+}
+
+/// A status that only a new boot of the same executable can have written; the guest's clock plays no part.
+fn rejoin(
+    session: &mut Session<'_>,
+    vm: &mut RunningVm,
+    agent: &Agent,
+    joined: &StatusEvidence,
+    last: u64,
+) -> Result<((), String)> {
+    let expected = Expected::new(agent, vm.image());
+    let seen = vm.wait_for_status(session, "a status of the new boot", vm.limits().rejoin(), |seen| {
+        verify::rejoin(seen, &expected, joined, last)
+    })?;
+    let evidence = verify::evidence(&seen);
+    let detail = short(&evidence);
+    session.report.evidence.rejoin = Some(evidence);
+    Ok(((), detail))
+}
+
+fn short(evidence: &StatusEvidence) -> String {
+    let boot: String = evidence.boot_id.chars().take(8).collect();
+    format!("revision {}, boot {boot}, sha256 {}…", evidence.kv_revision, &evidence.exe_sha256[..12])
+}
+
+/// What a status means for a wait.
+pub(crate) type Judge<'a> = &'a dyn Fn(&Seen) -> Judgement;
+
+/// Whether a fault of the machine, not of the agent, is to be planted.
+fn kills_qemu(sabotage: Option<Sabotage>) -> bool {
+    sabotage == Some(Sabotage::KillQemu)
+}
+
+/// The hint that goes with an error, from the error itself.
+fn hint_of(error: &anyhow::Error) -> Option<String> {
+    exit::hint(error).map(str::to_owned)
+}

@@ -1,0 +1,196 @@
+//! What a status or an answer proves: pure.
+
+use iot_agent::protocol::Reply;
+use xtask::agent_build::Agent;
+use xtask::exit::Diagnosis;
+use xtask::image::Image;
+use xtask::report::{OsReleaseReport, StatusEvidence};
+
+use crate::broker::Seen;
+
+/// What the status of the agent under test must say.
+#[derive(Debug)]
+pub(crate) struct Expected {
+    machine: &'static str,
+    exe_sha256: String,
+    os_release: OsReleaseReport,
+}
+
+/// What a status means for the wait that saw it.
+#[derive(Debug)]
+pub(crate) enum Judgement {
+    /// It proves what was waited for.
+    Proven,
+    /// It says nothing yet.
+    NotYet,
+    /// It proves the opposite.
+    Refuted(Diagnosis),
+}
+
+impl Expected {
+    pub(crate) fn new(agent: &Agent, image: &Image) -> Self {
+        Self {
+            machine: agent.arch.profile().machine,
+            exe_sha256: agent.sha256.clone(),
+            os_release: image.os_release.clone(),
+        }
+    }
+
+    /// The same machine, executable and distribution, or why not.
+    fn contradiction(&self, seen: &Seen) -> Option<Diagnosis> {
+        let status = &seen.status;
+        let os = (&status.os_release.id, &status.os_release.version_id);
+        if status.machine != self.machine {
+            Some(Diagnosis::new(
+                format!("the agent runs on {}, and {} was asked for", status.machine, self.machine),
+                "the wrong image was booted, or the agent misreports uname -m",
+            ))
+        } else if status.exe_sha256 != self.exe_sha256 {
+            Some(Diagnosis::new(
+                format!(
+                    "the agent that runs in the guest has the digest {}, the one under test {}",
+                    status.exe_sha256, self.exe_sha256
+                ),
+                "another executable is in the guest than the one that was built: look at what the image or the \
+                 installer brings",
+            ))
+        } else if os != (&self.os_release.id, &self.os_release.version_id) {
+            Some(Diagnosis::new(
+                format!(
+                    "the guest runs {} {}, the image is {} {}",
+                    os.0, os.1, self.os_release.id, self.os_release.version_id
+                ),
+                "the image is not what its name says: delete it from the cache",
+            ))
+        } else {
+            None
+        }
+    }
+}
+
+/// Whether the first status is that of the agent under test.
+pub(crate) fn join(seen: &Seen, expected: &Expected) -> Judgement {
+    expected.contradiction(seen).map_or(Judgement::Proven, Judgement::Refuted)
+}
+
+/// Whether a status was written after the power cut, by a new boot, by the same executable. `last` is the bucket's
+/// revision when the machine was off: what is higher was written since.
+pub(crate) fn rejoin(seen: &Seen, expected: &Expected, joined: &StatusEvidence, last: u64) -> Judgement {
+    if seen.revision <= last {
+        return Judgement::NotYet;
+    }
+    if let Some(contradiction) = expected.contradiction(seen) {
+        return Judgement::Refuted(contradiction);
+    }
+    if seen.status.boot_id == joined.boot_id {
+        return Judgement::Refuted(Diagnosis::new(
+            format!(
+                "after the power cut the agent still reports the boot id {} of before (revision {} after {last})",
+                joined.boot_id, seen.revision
+            ),
+            "the agent must read /proc/sys/kernel/random/boot_id at every start and keep no copy of it",
+        ));
+    }
+    Judgement::Proven
+}
+
+/// Whether the answer is that of the agent that joined.
+pub(crate) fn pong(reply: &Reply, device: &str, joined: &StatusEvidence) -> Result<(), Diagnosis> {
+    match reply {
+        Reply::Pong { device_id, boot_id, .. } if device_id == device && *boot_id == joined.boot_id => Ok(()),
+        other => Err(Diagnosis::new(
+            format!("the ping was answered by something else than the agent that joined: {other:?}"),
+            "see who else is subscribed to the device's commands",
+        )),
+    }
+}
+
+/// The parts of a status that the report keeps.
+pub(crate) fn evidence(seen: &Seen) -> StatusEvidence {
+    StatusEvidence {
+        boot_id: seen.status.boot_id.clone(),
+        kv_revision: seen.revision,
+        exe_sha256: seen.status.exe_sha256.clone(),
+        machine: seen.status.machine.clone(),
+        agent_version: seen.status.agent_version.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use iot_agent::protocol::{DeviceStatus, OsRelease};
+
+    fn seen(revision: u64, boot_id: &str) -> Seen {
+        Seen {
+            revision,
+            status: DeviceStatus {
+                schema: 1,
+                device_id: "dev".into(),
+                agent_version: "0.1.0".into(),
+                exe_sha256: "aa".into(),
+                boot_id: boot_id.into(),
+                machine: "aarch64".into(),
+                os_release: OsRelease { id: "debian".into(), version_id: "12".into() },
+                kernel: "6.1".into(),
+                uptime_seconds: 9,
+                sequence: 1,
+            },
+        }
+    }
+
+    fn expected() -> Expected {
+        Expected {
+            machine: "aarch64",
+            exe_sha256: "aa".into(),
+            os_release: OsReleaseReport { id: "debian".into(), version_id: "12".into() },
+        }
+    }
+
+    fn refuted(judgement: Judgement) -> String {
+        match judgement {
+            Judgement::Refuted(diagnosis) => diagnosis.error,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_join_needs_the_machine_the_digest_and_the_distribution() {
+        assert!(matches!(join(&seen(1, "b1"), &expected()), Judgement::Proven));
+        let mut wrong = seen(1, "b1");
+        wrong.status.machine = "x86_64".into();
+        assert!(refuted(join(&wrong, &expected())).contains("runs on x86_64"));
+        let mut wrong = seen(1, "b1");
+        wrong.status.exe_sha256 = "bb".into();
+        assert!(refuted(join(&wrong, &expected())).contains("digest bb"));
+        let mut wrong = seen(1, "b1");
+        wrong.status.os_release.version_id = "13".into();
+        assert!(refuted(join(&wrong, &expected())).contains("debian 13"));
+    }
+
+    #[test]
+    fn a_rejoin_needs_a_higher_revision_and_a_new_boot() {
+        let joined = evidence(&seen(3, "b1"));
+        let judge = |revision, boot| rejoin(&seen(revision, boot), &expected(), &joined, 7);
+        assert!(matches!(judge(7, "b1"), Judgement::NotYet), "written before the cut");
+        assert!(matches!(judge(7, "b2"), Judgement::NotYet));
+        assert!(refuted(judge(8, "b1")).contains("still reports the boot id b1"));
+        assert!(matches!(judge(8, "b2"), Judgement::Proven));
+    }
+
+    #[test]
+    fn a_ping_needs_the_same_boot_of_the_same_device() {
+        let joined = evidence(&seen(3, "b1"));
+        let answer = |device: &str, boot: &str| Reply::Pong {
+            device_id: device.into(),
+            boot_id: boot.into(),
+            agent_version: "0.1.0".into(),
+        };
+        assert!(pong(&answer("dev", "b1"), "dev", &joined).is_ok());
+        assert!(pong(&answer("dev", "b0"), "dev", &joined).is_err());
+        assert!(pong(&answer("other", "b1"), "dev", &joined).is_err());
+        assert!(
+            pong(&Reply::UnknownCommand { command: "ping".into(), known: vec![] }, "dev", &joined).is_err()
+        );
+    }
+}

@@ -1,0 +1,325 @@
+//! Every flag and help text. Both binaries parse this same [`Cli`], so that `smoke --help` never needs libvirt.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use serde::{Deserialize, Serialize};
+
+use crate::arch::VmArchitecture;
+
+/// The command line.
+#[derive(Debug, Parser)]
+#[command(
+    name = "cargo xtask",
+    bin_name = "cargo xtask",
+    version,
+    about = "Proves the IoT agent on the hardware it will really meet",
+    after_help = "Exit codes: 0 verified, 1 the agent or the guest failed, 2 usage, 69 this host is not ready, 130 interrupted.\n\
+                  stdout carries results only (a path, JSON); progress and logs go to stderr."
+)]
+pub struct Cli {
+    /// The task.
+    #[command(subcommand)]
+    pub command: Command,
+
+    /// How much is said.
+    #[command(flatten)]
+    pub voice: Voice,
+}
+
+/// How much is said, and in which colours.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct Voice {
+    /// Say more: the commands that run, what the guest's console prints
+    #[arg(short, long, global = true, conflicts_with = "quiet")]
+    pub verbose: bool,
+
+    /// Say nothing but the verdict and errors
+    #[arg(short, long, global = true)]
+    pub quiet: bool,
+
+    /// Colour: on a terminal without NO_COLOR, or as told
+    #[arg(long, global = true, value_enum, default_value_t, value_name = "WHEN")]
+    pub color: Color,
+}
+
+/// When to use colour.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+#[expect(missing_docs, reason = "the names say it")]
+pub enum Color {
+    #[default]
+    Auto,
+    Always,
+    Never,
+}
+
+/// The tasks.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Say whether this machine can do it, what exactly is missing, and with --fix install that
+    Preflight(PreflightArgs),
+    /// Build the agent for a device and print the executable's path
+    Build(BuildArgs),
+    /// Prove the agent in an emulated machine: boot, install, join, ping, power cut, rejoin
+    Smoke(SmokeArgs),
+    /// Machines that `smoke --keep` left running
+    #[command(subcommand)]
+    Vm(VmCommand),
+    /// Measure boot to join against a bare QEMU boot of the same disk, in turn
+    Bench(BenchArgs),
+    /// Repeat smokes, kills and pairs for as long as asked, and count
+    Soak(SoakArgs),
+    /// The whole test suite: formatting, lints, tests, dependency guard, the real smokes
+    Ci(CiArgs),
+    /// Print a shell's completion script for `cargo-xtask`
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// `preflight`.
+#[derive(Debug, Clone, Args)]
+pub struct PreflightArgs {
+    /// The guest's architecture; every one where none is given
+    #[arg(long, value_enum)]
+    pub arch: Option<VmArchitecture>,
+
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "flattened")]
+    pub fix: FixArgs,
+
+    /// Print the findings as JSON on stdout
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What to do about what is missing.
+#[derive(Debug, Clone, Copy, Default, Args)]
+pub struct FixArgs {
+    /// Install what is missing, after showing it and asking
+    #[arg(long)]
+    pub fix: bool,
+
+    /// Do not ask; without a terminal nothing is asked anyway
+    #[arg(long, requires = "fix")]
+    pub yes: bool,
+}
+
+/// `build`.
+#[derive(Debug, Clone, Args)]
+pub struct BuildArgs {
+    /// The device's architecture
+    #[arg(long, value_enum, default_value_t)]
+    pub arch: VmArchitecture,
+
+    /// The cargo profile
+    #[arg(long, default_value = "release", value_name = "NAME")]
+    pub profile: String,
+}
+
+/// `smoke`.
+#[derive(Debug, Clone, Args)]
+pub struct SmokeArgs {
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "flattened")]
+    pub build: BuildArgs,
+
+    /// Test this executable instead of building the agent
+    #[arg(long, value_name = "FILE")]
+    pub agent: Option<PathBuf>,
+
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "flattened")]
+    pub machine: MachineArgs,
+
+    /// Leave the machine running and print how to enter and remove it
+    #[arg(long)]
+    pub keep: bool,
+
+    /// Multiply every limit of the waits for the guest, 0.1 to 100
+    #[arg(long, value_name = "FACTOR", default_value_t = 1.0, value_parser = timeout_scale)]
+    pub timeout_scale: f64,
+
+    /// Where report.json and console.log go [default: the run's own directory, printed at the end]
+    #[arg(long, value_name = "DIR")]
+    pub report: Option<PathBuf>,
+
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "flattened")]
+    pub fix: FixArgs,
+
+    /// Plant one fault and see the smoke find it; a sabotaged run never exits 0
+    #[arg(long, value_enum, value_name = "FAULT")]
+    pub sabotage: Option<Sabotage>,
+}
+
+/// The machine to test on.
+#[derive(Debug, Clone, Args)]
+pub struct MachineArgs {
+    /// The image by name [default: debian-12]
+    #[arg(long, value_name = "NAME")]
+    pub image: Option<String>,
+
+    /// The CPU model, a QEMU name or pi5 or pi4 [default: the fastest that the accelerator has]
+    #[arg(long, value_name = "MODEL")]
+    pub cpu: Option<String>,
+
+    /// The accelerator; auto uses KVM where it really runs this guest's kernel
+    #[arg(long, value_enum, default_value_t, value_name = "NAME")]
+    pub accel: Accel,
+
+    /// The guest's memory, 512 to 65536 MiB
+    #[arg(long, value_name = "MIB", default_value_t = 2048, value_parser = clap::value_parser!(u64).range(512..=65536))]
+    pub memory: u64,
+
+    /// The guest's processors, 1 to 16
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=16))]
+    pub vcpus: u32,
+}
+
+fn timeout_scale(text: &str) -> Result<f64, String> {
+    let scale: f64 = text.parse().map_err(|error| format!("{error}"))?;
+    if (0.1..=100.0).contains(&scale) { Ok(scale) } else { Err("must be 0.1 to 100".to_owned()) }
+}
+
+/// `--accel`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum Accel {
+    /// KVM where the architectures match and it is seen to work, else TCG
+    #[default]
+    Auto,
+    /// KVM or nothing
+    Kvm,
+    /// Emulation
+    Tcg,
+}
+
+/// A fault for the smoke to find.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Sabotage {
+    /// The agent's unit is started but not enabled at boot
+    UnitNotEnabled,
+    /// The agent goes on publishing the boot id of its first boot
+    StaleBootId,
+    /// The guest gets another executable than the one built
+    OtherDigest,
+    /// The guest's kernel panics while booting
+    KernelPanic,
+    /// QEMU dies while the guest boots
+    KillQemu,
+    /// The broker refuses the device's password
+    BrokerRefuses,
+}
+
+impl Sabotage {
+    /// The name on the command line.
+    pub fn name(self) -> String {
+        self.to_possible_value().expect("no variant is hidden").get_name().to_owned()
+    }
+}
+
+/// `vm`.
+#[derive(Debug, Clone, Subcommand)]
+pub enum VmCommand {
+    /// List the machines that are kept
+    List,
+    /// Stop a kept machine and delete its directory
+    Rm {
+        /// The run's id, as `vm list` prints it
+        run: String,
+    },
+}
+
+/// `bench`.
+#[derive(Debug, Clone, Args)]
+pub struct BenchArgs {
+    /// The guest's architecture
+    #[arg(long, value_enum, default_value = "aarch64")]
+    pub arch: VmArchitecture,
+
+    /// How many rounds, each a bare boot and a smoke's boot in turn
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=20))]
+    pub rounds: u32,
+
+    /// Print the figures as JSON on stdout
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `soak`.
+#[derive(Debug, Clone, Args)]
+pub struct SoakArgs {
+    /// The guest's architecture
+    #[arg(long, value_enum, default_value = "aarch64")]
+    pub arch: VmArchitecture,
+
+    /// Plain smokes, one after the other
+    #[arg(long, default_value_t = 0)]
+    pub smokes: u32,
+
+    /// Pairs of smokes at once
+    #[arg(long, default_value_t = 0)]
+    pub pairs: u32,
+
+    /// Smokes that are killed at a random moment, each followed by a look at what it left
+    #[arg(long, default_value_t = 0)]
+    pub kills: u32,
+}
+
+/// `ci`.
+#[derive(Debug, Clone, Args)]
+pub struct CiArgs {
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "flattened")]
+    pub fix: FixArgs,
+
+    /// Leave out what boots a machine: for a quick look before a commit, never for a verdict
+    #[arg(long)]
+    pub fast: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn defaults_are_the_documented_ones() {
+        let Command::Smoke(args) = Cli::parse_from(["xtask", "smoke"]).command else { panic!("smoke") };
+        assert_eq!(args.build.arch, VmArchitecture::X86_64);
+        assert_eq!((args.machine.memory, args.machine.vcpus, args.machine.accel), (2048, 2, Accel::Auto));
+    }
+
+    #[test]
+    fn a_wrong_value_for_any_flag_is_a_usage_error() {
+        let table: &[&[&str]] = &[
+            &["smoke", "--arch", "riscv64"],
+            &["smoke", "--accel", "hvf"],
+            &["smoke", "--memory", "1"],
+            &["smoke", "--memory", "lots"],
+            &["smoke", "--vcpus", "0"],
+            &["smoke", "--timeout-scale", "0"],
+            &["smoke", "--timeout-scale", "soon"],
+            &["smoke", "--sabotage", "everything"],
+            &["smoke", "--yes"],
+            &["smoke", "--color", "mauve"],
+            &["smoke", "-v", "-q"],
+            &["smoke", "--no-such-flag"],
+            &["build", "--arch", "mips"],
+            &["preflight", "--arch", "vax"],
+            &["bench", "--rounds", "0"],
+            &["completions", "csh"],
+        ];
+        for line in table {
+            let error = Cli::try_parse_from(std::iter::once(&"xtask").chain(*line)).unwrap_err();
+            assert_eq!(error.exit_code(), i32::from(crate::report::EXIT_USAGE), "{line:?}");
+        }
+    }
+}

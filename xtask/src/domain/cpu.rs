@@ -1,0 +1,91 @@
+//! Which CPU the guest sees, in libvirt's words and QEMU's.
+
+use crate::arch::{Accelerator, VmArchitecture};
+
+/// A resolved CPU.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cpu {
+    /// libvirt's mode and model.
+    pub model: CpuModel,
+    /// Features switched off.
+    pub disabled_features: Vec<String>,
+    /// QEMU `-global` properties, for what libvirt refuses in `<cpu>`.
+    pub globals: Vec<String>,
+}
+
+/// libvirt's `<cpu mode>`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CpuModel {
+    /// `maximum`: everything that the emulator has.
+    Maximum,
+    /// `host-passthrough`.
+    HostPassthrough,
+    /// `custom`, with QEMU's name.
+    Named(String),
+}
+
+impl Cpu {
+    /// `requested` is `--cpu`; without it the fastest that the accelerator has.
+    pub fn resolve(arch: VmArchitecture, accelerator: Accelerator, requested: Option<&str>) -> Self {
+        let plain = |model| Self { model, disabled_features: Vec::new(), globals: Vec::new() };
+        match (requested, accelerator) {
+            (None | Some("host"), Accelerator::Kvm) => plain(CpuModel::HostPassthrough),
+            (None | Some("max"), Accelerator::Tcg) => {
+                let tuned = &arch.profile().tcg_cpu;
+                let owned = |list: &[&str]| list.iter().map(ToString::to_string).collect();
+                Self {
+                    model: CpuModel::Maximum,
+                    disabled_features: owned(tuned.disabled_features),
+                    globals: owned(tuned.globals),
+                }
+            }
+            (Some("max"), Accelerator::Kvm) => plain(CpuModel::Maximum),
+            (Some(name), _) => plain(CpuModel::Named(qemu_name(arch, name).to_owned())),
+        }
+    }
+
+    /// As one would write it for QEMU's `-cpu`, for the report.
+    pub fn describe(&self) -> String {
+        let mut text = match &self.model {
+            CpuModel::Maximum => "max".to_owned(),
+            CpuModel::HostPassthrough => "host".to_owned(),
+            CpuModel::Named(name) => name.clone(),
+        };
+        for global in &self.globals {
+            text.push(',');
+            text.push_str(global.split_once('.').map_or(global.as_str(), |(_, property)| property));
+        }
+        for feature in &self.disabled_features {
+            text.push_str(&format!(",{feature}=off"));
+        }
+        text
+    }
+}
+
+/// `pi5` is `cortex-a76`.
+pub fn qemu_name(arch: VmArchitecture, name: &str) -> &str {
+    arch.profile().cpu_aliases.iter().find(|(alias, _)| *alias == name).map_or(name, |(_, qemu)| qemu)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_combination_resolves_to_what_qemu_is_told() {
+        use Accelerator::{Kvm, Tcg};
+        use VmArchitecture::{Aarch64, X86_64};
+        for (arch, accelerator, requested, expected) in [
+            (Aarch64, Tcg, None, "max,pauth-impdef=on,sve=off"),
+            (Aarch64, Tcg, Some("max"), "max,pauth-impdef=on,sve=off"),
+            (Aarch64, Tcg, Some("pi5"), "cortex-a76"),
+            (Aarch64, Tcg, Some("neoverse-n1"), "neoverse-n1"),
+            (Aarch64, Kvm, None, "host"),
+            (X86_64, Tcg, None, "max"),
+            (X86_64, Kvm, None, "host"),
+            (X86_64, Kvm, Some("Nehalem"), "Nehalem"),
+        ] {
+            assert_eq!(Cpu::resolve(arch, accelerator, requested).describe(), expected);
+        }
+    }
+}

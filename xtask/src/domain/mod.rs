@@ -1,0 +1,183 @@
+//! The machine, from what was asked ([`VmSpec`]) over what was resolved ([`DomainXmlParams`]) to the domain XML and
+//! the cloud-init seed. Pure: golden files for both architectures are tested on any host.
+
+pub mod cpu;
+pub mod seed;
+pub mod xml;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use crate::arch::{Accelerator, VmArchitecture};
+use crate::cli::MachineArgs;
+use crate::host::firmware::Firmware;
+use cpu::Cpu;
+
+/// The domain's name in its own libvirt root; short, because it is part of socket paths of at most 107 bytes.
+pub const DOMAIN_NAME: &str = "vm";
+
+/// The guest's network card, so that cloud-init can name it.
+pub const GUEST_MAC: &str = "52:54:00:69:6f:74";
+
+/// Where a guest of QEMU's user-mode network reaches this host's loopback (QEMU, -netdev user).
+pub const HOST_FROM_GUEST: &str = "10.0.2.2";
+
+/// The machine as it was asked for.
+#[derive(Debug, Clone)]
+pub struct VmSpec {
+    /// The domain's name.
+    pub name: String,
+    /// The guest's architecture.
+    pub architecture: VmArchitecture,
+    /// Processors.
+    pub vcpus: u32,
+    /// Memory in MiB.
+    pub memory_mib: u64,
+    /// `--cpu`, `None` for the fastest.
+    pub cpu: Option<String>,
+}
+
+impl VmSpec {
+    /// A machine of two processors and 2 GiB.
+    pub fn new(name: &str, architecture: VmArchitecture) -> Self {
+        Self { name: name.to_owned(), architecture, vcpus: 2, memory_mib: 2048, cpu: None }
+    }
+
+    /// [`VmSpec::new`] for the device's own architecture.
+    pub fn new_aarch64(name: &str) -> Self {
+        Self::new(name, VmArchitecture::Aarch64)
+    }
+
+    /// From the command line.
+    pub fn from_args(architecture: VmArchitecture, args: &MachineArgs) -> Self {
+        Self {
+            vcpus: args.vcpus,
+            memory_mib: args.memory,
+            cpu: args.cpu.clone(),
+            ..Self::new(DOMAIN_NAME, architecture)
+        }
+    }
+}
+
+/// The machine with everything resolved; [`xml::domain_xml`] needs nothing else.
+#[derive(Debug, Clone)]
+pub struct DomainXmlParams {
+    /// The domain's name.
+    pub name: String,
+    /// The guest's architecture.
+    pub architecture: VmArchitecture,
+    /// How its instructions run.
+    pub accelerator: Accelerator,
+    /// The full-system emulator.
+    pub emulator: PathBuf,
+    /// The CPU as libvirt and QEMU take it.
+    pub cpu: Cpu,
+    /// Processors.
+    pub vcpus: u32,
+    /// Memory in MiB.
+    pub memory_mib: u64,
+    /// UEFI and this domain's own variable store; `None` boots by BIOS.
+    pub firmware: Option<DomainFirmware>,
+    /// Block devices in the guest's order; the first one boots.
+    pub disks: Vec<Disk>,
+    /// Where the serial console goes from its first byte.
+    pub console_log: PathBuf,
+    /// The machine's identity (SMBIOS), the same over all of its boots.
+    pub uuid: String,
+}
+
+/// The firmware's code, shared and read-only, and the domain's own NVRAM.
+#[derive(Debug, Clone)]
+pub struct DomainFirmware {
+    /// The read-only flash.
+    pub code: PathBuf,
+    /// This domain's copy of the variable-store template.
+    pub nvram: PathBuf,
+}
+
+/// A block device.
+#[derive(Debug, Clone)]
+pub struct Disk {
+    /// The file.
+    pub path: PathBuf,
+    /// Its format.
+    pub format: DiskFormat,
+    /// Whether the guest may write.
+    pub read_only: bool,
+}
+
+/// A disk file's format.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DiskFormat {
+    /// Nothing but the guest's bytes.
+    Raw,
+    /// QEMU's own.
+    Qcow2,
+}
+
+impl DomainXmlParams {
+    /// Resolves `spec` for one run whose files are in `work`.
+    pub fn resolve(
+        spec: &VmSpec,
+        accelerator: Accelerator,
+        emulator: &Path,
+        firmware: Option<&Firmware>,
+        files: &RunFiles,
+    ) -> Self {
+        let own = |path: &Path, format, read_only| Disk { path: path.to_owned(), format, read_only };
+        Self {
+            name: spec.name.clone(),
+            architecture: spec.architecture,
+            accelerator,
+            emulator: emulator.to_owned(),
+            cpu: Cpu::resolve(spec.architecture, accelerator, spec.cpu.as_deref()),
+            vcpus: spec.vcpus,
+            memory_mib: spec.memory_mib,
+            firmware: firmware
+                .map(|pair| DomainFirmware { code: pair.code.clone(), nvram: files.nvram.clone() }),
+            disks: vec![
+                own(&files.overlay, DiskFormat::Qcow2, false),
+                own(&files.seed, DiskFormat::Raw, true),
+                own(&files.payload, DiskFormat::Raw, true),
+            ],
+            console_log: files.console_log.clone(),
+            uuid: files.uuid.clone(),
+        }
+    }
+}
+
+/// The files of one run that its domain uses.
+#[derive(Debug, Clone)]
+pub struct RunFiles {
+    /// The qcow2 layer over the image; all that the guest writes.
+    pub overlay: PathBuf,
+    /// The cloud-init NoCloud seed.
+    pub seed: PathBuf,
+    /// The agent and its installer.
+    pub payload: PathBuf,
+    /// The domain's variable store.
+    pub nvram: PathBuf,
+    /// The serial console.
+    pub console_log: PathBuf,
+    /// The machine's identity.
+    pub uuid: String,
+}
+
+impl RunFiles {
+    /// The files of a run with the working directory `work` and its console in `console_log`.
+    ///
+    /// # Errors
+    /// Where the kernel gives no random identity.
+    pub fn of_run(work: &Path, console_log: PathBuf) -> Result<Self> {
+        const UUID: &str = "/proc/sys/kernel/random/uuid";
+        Ok(Self {
+            overlay: work.join("disk.qcow2"),
+            seed: work.join("seed.img"),
+            payload: work.join("payload.img"),
+            nvram: work.join("nvram.fd"),
+            console_log,
+            uuid: std::fs::read_to_string(UUID).with_context(|| format!("read {UUID}"))?.trim().to_owned(),
+        })
+    }
+}

@@ -1,0 +1,167 @@
+//! The cloud-init NoCloud seed and the script that provisions the guest. Pure text.
+//!
+//! JSON is YAML, so cloud-init's documents are written by a serialiser and nothing needs quoting by hand.
+
+use serde_json::json;
+
+use super::GUEST_MAC;
+use crate::cli::Sabotage;
+
+/// The seed's volume label (cloud-init, NoCloud).
+pub const SEED_LABEL: &str = "CIDATA";
+/// The payload's volume label.
+pub const PAYLOAD_LABEL: &str = "IOTAGENT";
+/// The user that ssh enters the guest as.
+pub const GUEST_USER: &str = "tester";
+
+/// What the guest prints on its console, each on a line of its own, so that progress is seen without a network.
+pub mod marker {
+    /// Userspace is up and cloud-init's last stage runs.
+    pub const STARTED: &str = "iot-xtask: provision started";
+    /// The agent is installed.
+    pub const DONE: &str = "iot-xtask: provision done";
+    /// It is not; the reason follows.
+    pub const FAILED: &str = "iot-xtask: provision failed:";
+    /// cloud-init's own last line begins so, behind a time stamp.
+    pub const CLOUD_INIT_FINISHED: &str = " finished at ";
+}
+
+/// What a seed says about one run.
+#[derive(Debug)]
+pub struct Seed<'a> {
+    /// cloud-init's instance id: a new one is a first boot.
+    pub instance_id: &'a str,
+    /// The public key that may enter.
+    pub authorized_key: &'a str,
+    /// The guest's host key, made for this run, so that ssh can check it.
+    pub host_private_key: &'a str,
+    /// Its public half.
+    pub host_public_key: &'a str,
+    /// A fault to plant.
+    pub sabotage: Option<Sabotage>,
+    /// Whether there is a payload to install; a bare boot of a bench has none.
+    pub payload: bool,
+}
+
+impl Seed<'_> {
+    /// The seed's files: name and content.
+    pub fn files(&self) -> [(&'static str, String); 3] {
+        [
+            ("user-data", format!("#cloud-config\n{:#}\n", self.user_data())),
+            ("meta-data", format!("{:#}\n", json!({ "instance-id": self.instance_id }))),
+            ("network-config", format!("{:#}\n", network_config())),
+        ]
+    }
+
+    fn user_data(&self) -> serde_json::Value {
+        let mut document = json!({
+            "hostname": "iot-device",
+            "ssh_pwauth": false,
+            "disable_root": true,
+            "users": [{
+                "name": GUEST_USER,
+                "shell": "/bin/bash",
+                "sudo": "ALL=(ALL) NOPASSWD:ALL",
+                "lock_passwd": true,
+                "ssh_authorized_keys": [self.authorized_key],
+            }],
+            "ssh_keys": {
+                "ed25519_private": self.host_private_key,
+                "ed25519_public": self.host_public_key,
+            },
+            // The host keys are known to whoever made them; printing them costs an emulated guest a second.
+            "ssh": { "emit_keys_to_console": false },
+            "no_ssh_fingerprints": true,
+        });
+        if self.payload {
+            document["runcmd"] = json!([["sh", "-c", mount_and_provision()]]);
+        }
+        if self.sabotage == Some(Sabotage::KernelPanic) {
+            document["bootcmd"] = json!([["sh", "-c", "echo c > /proc/sysrq-trigger"]]);
+        }
+        document
+    }
+}
+
+/// DHCP on the one card. By address: cloud-init 22.4 renders a match by name for netplan alone.
+fn network_config() -> serde_json::Value {
+    json!({
+        "version": 2,
+        "ethernets": { "nic0": { "match": { "macaddress": GUEST_MAC }, "dhcp4": true } },
+    })
+}
+
+fn mount_and_provision() -> String {
+    format!(
+        "echo '{started}' > /dev/console; mkdir -p /run/iot-payload; \
+         mount -o ro LABEL={PAYLOAD_LABEL} /run/iot-payload && sh /run/iot-payload/provision.sh \
+         || echo '{failed} the payload disk does not mount' > /dev/console",
+        started = marker::STARTED,
+        failed = marker::FAILED,
+    )
+}
+
+/// What runs in the guest, from the payload: the agent's own installer, its outcome said on the console.
+pub fn provision_script(sabotage: Option<Sabotage>) -> String {
+    let (before, after) = match sabotage {
+        Some(Sabotage::UnitNotEnabled) => ("", "systemctl disable iot-agent.service; sync"),
+        Some(Sabotage::StaleBootId) => (STALE_BOOT_ID, ""),
+        _ => ("", ""),
+    };
+    format!(
+        "#!/bin/sh\n\
+         # Runs in the guest, once: installs the agent and says on the console how that ended.\n\
+         here=$(dirname \"$0\")\n\
+         {before}\n\
+         if output=$(sh \"$here/install.sh\" 2>&1); then\n\
+         \x20 {after}\n\
+         \x20 echo '{done}' > /dev/console\n\
+         else\n\
+         \x20 echo \"{failed} $(echo \"$output\" | tail -n 3 | tr '\\n' ' ')\" > /dev/console\n\
+         fi\n",
+        done = marker::DONE,
+        failed = marker::FAILED,
+    )
+}
+
+/// The agent's service sees a file with the first boot's id in the place of the kernel's.
+const STALE_BOOT_ID: &str = "\
+mkdir -p /etc/systemd/system/iot-agent.service.d /var/lib/sabotage
+cat /proc/sys/kernel/random/boot_id > /var/lib/sabotage/boot_id
+printf '[Service]\\nProtectKernelTunables=no\\nBindReadOnlyPaths=/var/lib/sabotage/boot_id:/proc/sys/kernel/random/boot_id\\n' \
+> /etc/systemd/system/iot-agent.service.d/sabotage.conf
+sync";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seed(sabotage: Option<Sabotage>) -> Seed<'static> {
+        Seed {
+            instance_id: "1122-101500-0a0b",
+            authorized_key: "ssh-ed25519 AAAA user",
+            host_private_key: "-----BEGIN OPENSSH PRIVATE KEY-----\nb3Bl\n-----END OPENSSH PRIVATE KEY-----\n",
+            host_public_key: "ssh-ed25519 BBBB host",
+            sabotage,
+            payload: true,
+        }
+    }
+
+    #[test]
+    fn golden_seed() {
+        for (name, content) in seed(None).files() {
+            crate::golden::compare(&format!("seed-{name}"), &content);
+        }
+        crate::golden::compare("seed-provision.sh", &provision_script(None));
+    }
+
+    #[test]
+    fn a_fault_is_planted_only_where_asked() {
+        let user_data = |sabotage| seed(sabotage).files()[0].1.clone();
+        assert!(!user_data(None).contains("sysrq"));
+        assert!(user_data(Some(Sabotage::KernelPanic)).contains("sysrq"));
+        assert!(!provision_script(None).contains("disable"));
+        assert!(provision_script(Some(Sabotage::UnitNotEnabled)).contains("systemctl disable"));
+        assert!(provision_script(Some(Sabotage::StaleBootId)).contains("sabotage/boot_id"));
+    }
+}

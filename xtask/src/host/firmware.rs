@@ -1,0 +1,212 @@
+//! UEFI firmware pairs: QEMU's JSON descriptors first (docs/interop/firmware.json in QEMU's sources), then the
+//! known paths. A pair is taken only where both files exist and have a size that the flash device takes.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, bail};
+use serde::Deserialize;
+
+use crate::arch::{MachineProfile, VmArchitecture};
+
+/// The directories of QEMU's descriptors; a file masks one of the same name in an earlier directory.
+const DESCRIPTOR_DIRECTORIES: &[&str] = &["usr/share/qemu/firmware", "etc/qemu/firmware"];
+
+/// Firmware that enforces signatures or belongs to confidential guests does not boot an unsigned image.
+const UNWANTED_FEATURES: &[&str] = &["enrolled-keys", "secure-boot", "requires-smm"];
+
+/// Firmware code, shared and read-only, and the template of its variable store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Firmware {
+    /// Goes into flash unit 0.
+    pub code: PathBuf,
+    /// Copied once per domain, the copy goes into flash unit 1.
+    pub vars_template: PathBuf,
+}
+
+/// The pair for aarch64, which has no other way to boot a distribution.
+pub type AarchFirmware = Firmware;
+
+/// [`discover`] for aarch64 on this host.
+///
+/// # Errors
+/// As [`discover`].
+pub fn discover_aarch64_firmware() -> Result<AarchFirmware> {
+    discover(VmArchitecture::Aarch64, Path::new("/"))
+}
+
+/// The first pair that fits, below `root` (`/` but in tests).
+///
+/// # Errors
+/// Lists every candidate with what speaks against it.
+pub fn discover(arch: VmArchitecture, root: &Path) -> Result<Firmware> {
+    let profile = arch.profile();
+    let mut rejected = Vec::new();
+    let described =
+        descriptors(root).into_iter().filter_map(|(path, text)| match from_descriptor(&text, profile) {
+            Ok(pair) => pair,
+            Err(error) => {
+                rejected.push(format!("{}: {error}", path.display()));
+                None
+            }
+        });
+    let described: Vec<_> = described.collect();
+    let known = profile
+        .firmware_paths
+        .iter()
+        .map(|(code, vars)| Firmware { code: code.into(), vars_template: vars.into() });
+    for pair in described.into_iter().chain(known) {
+        match check(&pair, profile, root) {
+            Ok(()) => return Ok(pair),
+            Err(error) if !rejected.contains(&error.to_string()) => rejected.push(error.to_string()),
+            Err(_same_again) => {}
+        }
+    }
+    bail!("no UEFI firmware pair for {arch}: {}", rejected.join("; "))
+}
+
+/// Every descriptor by name, later directories masking earlier ones.
+fn descriptors(root: &Path) -> Vec<(PathBuf, String)> {
+    let mut by_name = BTreeMap::new();
+    for directory in DESCRIPTOR_DIRECTORIES {
+        let entries = std::fs::read_dir(root.join(directory)).into_iter().flatten().flatten();
+        for path in entries.map(|entry| entry.path()) {
+            if path.extension().is_some_and(|ending| ending == "json")
+                && let (Some(name), Ok(text)) = (path.file_name(), std::fs::read_to_string(&path))
+            {
+                by_name.insert(name.to_owned(), (path, text));
+            }
+        }
+    }
+    by_name.into_values().filter(|(_, text)| !text.trim().is_empty()).collect()
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct Descriptor {
+    interface_types: Vec<String>,
+    mapping: Mapping,
+    targets: Vec<Target>,
+    features: Vec<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct Mapping {
+    device: String,
+    executable: Option<FlashFile>,
+    nvram_template: Option<FlashFile>,
+}
+
+#[derive(Deserialize)]
+struct FlashFile {
+    filename: PathBuf,
+    format: String,
+}
+
+#[derive(Deserialize)]
+struct Target {
+    architecture: String,
+    machines: Vec<String>,
+}
+
+/// The pair that a descriptor offers for the machine, `None` where it is about something else.
+fn from_descriptor(text: &str, profile: &MachineProfile) -> Result<Option<Firmware>> {
+    let descriptor: Descriptor = serde_json::from_str(text)?;
+    let for_machine = descriptor.targets.iter().any(|target| {
+        target.architecture == profile.machine
+            && target.machines.iter().any(|machine| machine.contains(profile.machine_type))
+    });
+    let unwanted = descriptor.features.iter().any(|feature| {
+        UNWANTED_FEATURES.contains(&feature.as_str())
+            || feature.starts_with("amd-sev")
+            || feature.starts_with("intel-tdx")
+    });
+    let uefi = descriptor.interface_types.iter().any(|kind| kind == "uefi");
+    let Mapping { device, executable: Some(code), nvram_template: Some(vars) } = descriptor.mapping else {
+        return Ok(None);
+    };
+    let raw = code.format == "raw" && vars.format == "raw";
+    let fits = uefi && for_machine && !unwanted && raw && device == "flash";
+    Ok(fits.then_some(Firmware { code: code.filename, vars_template: vars.filename }))
+}
+
+fn check(pair: &Firmware, profile: &MachineProfile, root: &Path) -> Result<()> {
+    for path in [&pair.code, &pair.vars_template] {
+        let Ok(meta) = root.join(path.strip_prefix("/").unwrap_or(path)).metadata() else {
+            bail!("{} is not there", path.display());
+        };
+        let bytes = meta.len();
+        match profile.flash_bytes {
+            Some(size) if bytes != size => {
+                bail!("{} has {bytes} bytes and the flash device takes {size}", path.display())
+            }
+            None if bytes == 0 || bytes % 4096 != 0 => {
+                bail!("{} has {bytes} bytes, not a multiple of 4096", path.display())
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(root: &Path, path: &str, bytes: u64) {
+        let path = root.join(path.trim_start_matches('/'));
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::File::create(path).unwrap().set_len(bytes).unwrap();
+    }
+
+    fn descriptor(root: &Path, name: &str, code: &str, vars: &str, features: &str) {
+        let path = root.join("usr/share/qemu/firmware").join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        let text = format!(
+            r#"{{"interface-types": ["uefi"], "mapping": {{"device": "flash",
+            "executable": {{"filename": "{code}", "format": "raw"}},
+            "nvram-template": {{"filename": "{vars}", "format": "raw"}}}},
+            "targets": [{{"architecture": "aarch64", "machines": ["virt-*"]}}], "features": [{features}]}}"#
+        );
+        std::fs::write(path, text).unwrap();
+    }
+
+    const FLASH: u64 = 64 << 20;
+
+    #[test]
+    fn descriptors_come_first_and_enrolled_keys_never() {
+        let root = tempfile::tempdir().unwrap();
+        let root = root.path();
+        for path in ["/a/ms.fd", "/a/code.fd", "/a/vars.fd"] {
+            file(root, path, FLASH);
+        }
+        for path in ["/usr/share/AAVMF/AAVMF_CODE.fd", "/usr/share/AAVMF/AAVMF_VARS.fd"] {
+            file(root, path, FLASH);
+        }
+        descriptor(root, "40-enrolled.json", "/a/ms.fd", "/a/vars.fd", r#""enrolled-keys""#);
+        // Debian 12 ships such a descriptor without the file.
+        descriptor(root, "50-absent.json", "/a/absent.fd", "/a/vars.fd", "");
+        descriptor(root, "60-plain.json", "/a/code.fd", "/a/vars.fd", r#""verbose-static""#);
+        std::fs::write(root.join("usr/share/qemu/firmware/10-broken.json"), "{").unwrap();
+        let pair = discover(VmArchitecture::Aarch64, root).unwrap();
+        assert_eq!(pair.code, Path::new("/a/code.fd"));
+    }
+
+    #[test]
+    fn an_unpadded_or_missing_file_is_told_with_its_reason() {
+        let root = tempfile::tempdir().unwrap();
+        let root = root.path();
+        file(root, "/usr/share/AAVMF/AAVMF_CODE.fd", 2 << 20);
+        let error = discover(VmArchitecture::Aarch64, root).unwrap_err().to_string();
+        assert!(
+            error.contains("AAVMF_CODE.fd has 2097152 bytes and the flash device takes 67108864"),
+            "{error}"
+        );
+        assert!(error.contains("/usr/share/edk2/aarch64/QEMU_CODE.fd is not there"), "{error}");
+        file(root, "/usr/share/edk2/aarch64/QEMU_CODE.fd", FLASH);
+        file(root, "/usr/share/edk2/aarch64/QEMU_VARS.fd", FLASH);
+        assert!(discover(VmArchitecture::Aarch64, root).is_ok(), "the next known pair is taken");
+        assert!(discover(VmArchitecture::X86_64, root).is_err());
+    }
+}

@@ -1,0 +1,173 @@
+//! Doing what the findings' remedies say: shown first, asked on a terminal, one transaction of the package manager.
+
+use std::collections::BTreeSet;
+use std::io::{BufRead as _, IsTerminal as _, Write as _};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+
+use super::findings::{Finding, Remedy, Severity};
+use super::{Preflight, facts::Facts};
+use crate::arch::VmArchitecture;
+use crate::cli::FixArgs;
+use crate::exit::Interrupted;
+use crate::workspace::Workspace;
+
+/// One change may uncover another: a package manager that replaces a newer `qemu-utils` by removing it leaves
+/// `qemu-img` for the second round.
+const ROUNDS: usize = 3;
+
+/// Fixes what can be fixed and looks again; the result says what is left.
+///
+/// # Errors
+/// Where a command fails, or the person says no.
+pub fn fix(workspace: &Workspace, architectures: &[VmArchitecture], args: FixArgs) -> Result<Preflight> {
+    let mut preflight = Preflight::check(workspace, architectures);
+    for _ in 0..ROUNDS {
+        let commands = plan(&preflight);
+        if commands.is_empty() {
+            break;
+        }
+        show(&commands);
+        if !args.yes && std::io::stdin().is_terminal() {
+            ask()?;
+        }
+        for command in &commands {
+            run(command)?;
+        }
+        preflight = Preflight::check(workspace, architectures);
+    }
+    Ok(preflight)
+}
+
+/// The commands, in order: packages in one transaction, then what the packages make possible.
+pub fn plan(preflight: &Preflight) -> Vec<Vec<String>> {
+    let Some(facts) = preflight.facts.first() else { return Vec::new() };
+    let blocking: Vec<&Finding> =
+        preflight.findings.iter().filter(|finding| finding.severity == Severity::Blocks).collect();
+    let mut packages = BTreeSet::new();
+    let (mut as_root, mut as_self) = (Vec::new(), Vec::new());
+    for finding in blocking {
+        match &finding.remedy {
+            Some(Remedy::Install(need, arch)) => {
+                let names = facts.package_manager.map_or(&[][..], |pm| pm.packages(*need, *arch));
+                packages.extend(names.iter().copied());
+            }
+            Some(Remedy::RunAsRoot(commands)) => as_root.extend(commands.iter().cloned()),
+            Some(Remedy::Run(command)) => as_self.push(command.clone()),
+            Some(Remedy::Manual(_)) | None => {}
+        }
+    }
+    let mut commands = Vec::new();
+    if let Some(manager) = facts.package_manager.filter(|_| !packages.is_empty()) {
+        let names: Vec<_> = packages.into_iter().collect();
+        commands.extend(manager.install(&names).into_iter().map(|command| escalate(facts, command)));
+    }
+    // `mount` of something that two architectures both want is wanted once.
+    let mut seen = BTreeSet::new();
+    as_root.retain(|command| seen.insert(command.clone()));
+    commands.extend(as_root.into_iter().map(|command| escalate(facts, command)));
+    commands.extend(as_self);
+    commands
+}
+
+fn escalate(facts: &Facts, command: Vec<String>) -> Vec<String> {
+    match &facts.escalation {
+        Some(program) if !facts.root => {
+            std::iter::once(program.display().to_string()).chain(command).collect()
+        }
+        _ => command,
+    }
+}
+
+fn show(commands: &[Vec<String>]) {
+    eprintln!("to make this machine ready, these commands run:");
+    for command in commands {
+        eprintln!("    {}", command.join(" "));
+    }
+}
+
+fn ask() -> Result<()> {
+    eprint!("run them? [Y/n] ");
+    std::io::stderr().flush().context("ask on the terminal")?;
+    let mut answer = String::new();
+    std::io::stdin().lock().read_line(&mut answer).context("read the answer from the terminal")?;
+    match answer.trim().to_lowercase().as_str() {
+        "" | "y" | "yes" => Ok(()),
+        _ => Err(Interrupted.into()),
+    }
+}
+
+/// The command's own output is its progress; it goes to stderr, as everything that is no result.
+fn run(command: &[String]) -> Result<()> {
+    let line = command.join(" ");
+    eprintln!("$ {line}");
+    let (program, arguments) = command.split_first().context("an empty command")?;
+    let status = Command::new(program)
+        .args(arguments)
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        .stdout(std::io::stderr())
+        .status()
+        .with_context(|| format!("run {line}"))?;
+    ensure!(status.success(), "{line}: {status}; its own messages are above");
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::findings::{self, tests::sound};
+    use crate::host::packages::Need;
+
+    fn planned(change: impl FnOnce(&mut Facts)) -> Vec<String> {
+        let mut facts = sound();
+        change(&mut facts);
+        let findings = findings::judge(&facts);
+        plan(&Preflight { facts: vec![facts], findings }).iter().map(|command| command.join(" ")).collect()
+    }
+
+    #[test]
+    fn packages_come_in_one_transaction_and_before_what_needs_them() {
+        let commands = planned(|facts| {
+            facts.emulator = None;
+            facts.missing_programs =
+                vec![("mcopy", Need::Mtools), ("ssh", Need::Ssh), ("ssh-keygen", Need::Ssh)];
+            facts.runs_guest_programs = false;
+            facts.binfmt_mounted = false;
+            facts.rust_target = Ok(false);
+        });
+        assert_eq!(
+            commands,
+            [
+                "apt-get update",
+                "apt-get install --yes --no-install-recommends binfmt-support mtools openssh-client qemu-system-arm \
+                 qemu-user-static",
+                "mount -t binfmt_misc binfmt_misc /proc/sys/fs/binfmt_misc",
+                "update-binfmts --enable qemu-aarch64",
+                "rustup target add aarch64-unknown-linux-gnu",
+            ]
+        );
+    }
+
+    #[test]
+    fn nothing_runs_where_nothing_blocks() {
+        assert_eq!(planned(|_| {}), Vec::<String>::new());
+        assert_eq!(
+            planned(|facts| facts.free_memory = Some(1)),
+            Vec::<String>::new(),
+            "a degradation is only told"
+        );
+    }
+
+    #[test]
+    fn an_ordinary_user_escalates_as_the_machine_offers() {
+        let commands = planned(|facts| {
+            facts.root = false;
+            facts.escalation = Some("/usr/bin/doas".into());
+            facts.emulator = None;
+            facts.rust_target = Ok(false);
+        });
+        assert_eq!(commands[0], "/usr/bin/doas apt-get update");
+        assert_eq!(commands[2], "rustup target add aarch64-unknown-linux-gnu", "never as root");
+    }
+}

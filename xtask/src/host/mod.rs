@@ -1,0 +1,73 @@
+//! What this machine has and lacks: [`facts`] (gathered, IO) → [`findings`] (judged, pure) → remedies
+//! ([`packages`], [`fix`]).
+
+pub mod facts;
+pub mod findings;
+pub mod firmware;
+pub mod fix;
+pub mod kvm;
+pub mod packages;
+pub mod qemu;
+pub mod tools;
+
+use anyhow::Result;
+
+use crate::arch::VmArchitecture;
+use crate::exit::Unavailable;
+use crate::workspace::Workspace;
+use facts::Facts;
+use findings::{Finding, Severity};
+
+/// What preflight found for some architectures.
+#[derive(Debug)]
+pub struct Preflight {
+    /// This machine, per architecture asked.
+    pub facts: Vec<Facts>,
+    /// What was judged of it, worst first, each once.
+    pub findings: Vec<Finding>,
+}
+
+impl Preflight {
+    /// Gathers and judges; about a quarter of a second.
+    pub fn check(workspace: &Workspace, architectures: &[VmArchitecture]) -> Self {
+        let facts: Vec<_> = architectures.iter().map(|arch| Facts::gather(workspace, *arch)).collect();
+        let mut findings: Vec<Finding> = Vec::new();
+        for finding in facts.iter().flat_map(findings::judge) {
+            if !findings.contains(&finding) {
+                findings.push(finding);
+            }
+        }
+        findings.sort_by_key(|finding| finding.severity);
+        Self { facts, findings }
+    }
+
+    /// What stands in the way.
+    pub fn blocking(&self) -> impl Iterator<Item = &Finding> {
+        self.findings.iter().filter(|finding| finding.severity == Severity::Blocks)
+    }
+
+    /// Nothing where this machine can do it.
+    ///
+    /// # Errors
+    /// [`Unavailable`], with every blocking finding named and the command that fixes what can be fixed.
+    pub fn verdict(&self) -> Result<()> {
+        let blocking: Vec<_> = self.blocking().map(|finding| finding.sentence.clone()).collect();
+        if blocking.is_empty() {
+            return Ok(());
+        }
+        let architectures: Vec<_> = self.facts.iter().map(|facts| facts.arch.to_string()).collect();
+        let arch = match architectures.as_slice() {
+            [one] => format!(" --arch {one}"),
+            _ => String::new(),
+        };
+        Err(Unavailable {
+            error: format!(
+                "this machine is not ready for {}: {}",
+                architectures.join(" and "),
+                blocking.join("; ")
+            ),
+            hint: format!("cargo xtask preflight{arch} --fix"),
+        }
+        .into())
+    }
+}

@@ -1,0 +1,151 @@
+//! Which package brings what, for each package manager: a table.
+
+use crate::arch::VmArchitecture;
+use crate::host::tools;
+
+/// A package manager.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names say it")]
+pub enum PackageManager {
+    Apt,
+    Dnf,
+    Pacman,
+    Zypper,
+}
+
+/// What a package can bring.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[expect(missing_docs, reason = "the names say it")]
+pub enum Need {
+    Emulator,
+    Firmware,
+    QemuImg,
+    LibvirtHeaders,
+    LibvirtDriver,
+    PkgConfig,
+    CrossLinker,
+    NatsServer,
+    Ssh,
+    Mmdebstrap,
+    Keyring,
+    Mtools,
+    Dosfstools,
+    E2fsprogs,
+    Sfdisk,
+    UserEmulation,
+    Uidmap,
+}
+
+impl PackageManager {
+    /// The one that this machine has.
+    pub fn find() -> Option<Self> {
+        [("apt-get", Self::Apt), ("dnf", Self::Dnf), ("pacman", Self::Pacman), ("zypper", Self::Zypper)]
+            .into_iter()
+            .find(|(program, _)| tools::find(program).is_some())
+            .map(|(_, manager)| manager)
+    }
+
+    /// The commands that install `packages`, without recommendations and without a question.
+    pub fn install(self, packages: &[&str]) -> Vec<Vec<String>> {
+        let words = |line: &str| line.split(' ').map(str::to_owned).collect::<Vec<_>>();
+        let with = |line: &str| {
+            let mut command = words(line);
+            command.extend(packages.iter().map(ToString::to_string));
+            command
+        };
+        match self {
+            Self::Apt => {
+                vec![words("apt-get update"), with("apt-get install --yes --no-install-recommends")]
+            }
+            Self::Dnf => vec![with("dnf install --assumeyes --setopt=install_weak_deps=False")],
+            Self::Pacman => vec![with("pacman --sync --refresh --needed --noconfirm")],
+            Self::Zypper => vec![with("zypper --non-interactive install --no-recommends")],
+        }
+    }
+
+    /// The packages that bring `need` for guests of `arch`; none where the distribution has no such package.
+    pub fn packages(self, need: Need, arch: VmArchitecture) -> &'static [&'static str] {
+        use Need as N;
+        use VmArchitecture::{Aarch64, X86_64};
+        // Columns: apt, dnf, pacman, zypper.
+        let row: [&'static [&'static str]; 4] = match (need, arch) {
+            (N::Emulator, Aarch64) => {
+                [&["qemu-system-arm"], &["qemu-system-aarch64-core"], &["qemu-system-aarch64"], &["qemu-arm"]]
+            }
+            (N::Emulator, X86_64) => {
+                [&["qemu-system-x86"], &["qemu-system-x86-core"], &["qemu-system-x86"], &["qemu-x86"]]
+            }
+            (N::Firmware, Aarch64) => {
+                [&["qemu-efi-aarch64"], &["edk2-aarch64"], &["edk2-aarch64"], &["qemu-uefi-aarch64"]]
+            }
+            (N::Firmware, X86_64) => [&["ovmf"], &["edk2-ovmf"], &["edk2-ovmf"], &["qemu-ovmf-x86_64"]],
+            (N::QemuImg, _) => [&["qemu-utils"], &["qemu-img"], &["qemu-img"], &["qemu-img"]],
+            (N::LibvirtHeaders, _) => {
+                [&["libvirt-dev"], &["libvirt-devel"], &["libvirt"], &["libvirt-devel"]]
+            }
+            (N::LibvirtDriver, _) => [
+                &["libvirt-daemon-driver-qemu"],
+                &["libvirt-daemon-driver-qemu"],
+                &["libvirt"],
+                &["libvirt-daemon-driver-qemu"],
+            ],
+            (N::PkgConfig, _) => {
+                [&["pkg-config"], &["pkgconf-pkg-config"], &["pkgconf"], &["pkgconf-pkg-config"]]
+            }
+            (N::CrossLinker, Aarch64) => [
+                &["gcc-aarch64-linux-gnu", "libc6-dev-arm64-cross"],
+                &["gcc-aarch64-linux-gnu", "sysroot-aarch64-fc41-glibc"],
+                &["aarch64-linux-gnu-gcc"],
+                &["cross-aarch64-gcc14"],
+            ],
+            (N::CrossLinker, X86_64) => [
+                &["gcc-x86-64-linux-gnu", "libc6-dev-amd64-cross"],
+                &["gcc-x86_64-linux-gnu"],
+                &["x86_64-linux-gnu-gcc"],
+                &["cross-x86_64-gcc14"],
+            ],
+            (N::NatsServer, _) => [&["nats-server"], &["nats-server"], &["nats-server"], &["nats-server"]],
+            (N::Ssh, _) => [&["openssh-client"], &["openssh-clients"], &["openssh"], &["openssh-clients"]],
+            (N::Mmdebstrap, _) => [&["mmdebstrap", "arch-test"], &["mmdebstrap"], &["mmdebstrap"], &[]],
+            (N::Keyring, _) => {
+                [&["debian-archive-keyring"], &["debian-keyring"], &["debian-archive-keyring"], &[]]
+            }
+            (N::Mtools, _) => [&["mtools"], &["mtools"], &["mtools"], &["mtools"]],
+            (N::Dosfstools, _) => [&["dosfstools"], &["dosfstools"], &["dosfstools"], &["dosfstools"]],
+            (N::E2fsprogs, _) => [&["e2fsprogs"], &["e2fsprogs"], &["e2fsprogs"], &["e2fsprogs"]],
+            (N::Sfdisk, _) => [&["fdisk"], &["util-linux"], &["util-linux"], &["util-linux"]],
+            (N::UserEmulation, _) => [
+                &["qemu-user-static", "binfmt-support"],
+                &["qemu-user-static"],
+                &["qemu-user-static", "qemu-user-static-binfmt"],
+                &["qemu-linux-user"],
+            ],
+            (N::Uidmap, _) => [&["uidmap"], &["shadow-utils"], &["shadow"], &["shadow"]],
+        };
+        row[self as usize]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commands_are_one_transaction_without_questions() {
+        let commands = PackageManager::Apt.install(&["mtools", "ovmf"]);
+        assert_eq!(commands[1].join(" "), "apt-get install --yes --no-install-recommends mtools ovmf");
+        assert_eq!(PackageManager::Pacman.install(&["ovmf"]).len(), 1);
+    }
+
+    #[test]
+    fn each_manager_reads_its_own_column() {
+        for (manager, package) in [
+            (PackageManager::Apt, "qemu-efi-aarch64"),
+            (PackageManager::Dnf, "edk2-aarch64"),
+            (PackageManager::Pacman, "edk2-aarch64"),
+            (PackageManager::Zypper, "qemu-uefi-aarch64"),
+        ] {
+            assert_eq!(manager.packages(Need::Firmware, VmArchitecture::Aarch64), [package]);
+        }
+    }
+}

@@ -1,0 +1,28 @@
+//! The light library of `cargo xtask`: flags, plan, pure domain logic, the host's checks, the agent's build.
+//!
+//! Modules in reading order: [`cli`] (every flag), [`arch`] (the one table of architectures), [`limits`] (every
+//! duration), [`report`] (the result, and its views), [`exit`] (errors with an exit code of their own), [`paths`]
+//! (where things are kept), [`workspace`], [`host`] (what this machine has and lacks), [`agent_build`], [`domain`] (the
+//! machine and its seed), [`image`] (what can be booted), [`tasks`] (the front door's tasks).
+//!
+//! Invariants; `tests/tidy.rs` checks those that a test can check:
+//! - this library opens no socket and links no C library: it must run on a bare machine and tell what that lacks;
+//! - `virt::` appears in one file, `bin/xtask-vm/hypervisor.rs`;
+//! - no `Duration::from_…` outside [`limits`], no flag outside [`cli`];
+//! - every module begins with `//!`;
+//! - imports point one way: the library never imports from a binary, [`domain`] never from [`tasks`].
+
+pub mod agent_build;
+pub mod arch;
+pub mod cli;
+pub mod domain;
+pub mod exit;
+#[cfg(test)]
+mod golden;
+pub mod host;
+pub mod image;
+pub mod limits;
+pub mod paths;
+pub mod report;
+pub mod tasks;
+pub mod workspace;

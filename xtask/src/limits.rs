@@ -1,0 +1,111 @@
+//! Every duration in the tree, named, and scaled by one rule: the accelerator, not the architecture, makes a guest
+//! slow, so emulation multiplies the guest's limits by three (300 s become 900 s) and `--timeout-scale`
+//! multiplies once more.
+
+use std::time::Duration;
+
+use crate::arch::Accelerator;
+
+/// How often a wait looks again.
+pub const POLL: Duration = Duration::from_millis(200);
+/// How often a wait that is not on a terminal says that it is alive.
+pub const HEARTBEAT: Duration = Duration::from_secs(15);
+/// How often a wait asks the guest over ssh how its agent is; each question costs an emulated guest seconds.
+pub const GUEST_QUESTION: Duration = Duration::from_secs(12);
+/// How long a local server may take to listen.
+pub const SERVER_START: Duration = Duration::from_secs(20);
+/// How long a child may take to end after SIGTERM before SIGKILL.
+pub const CHILD_STOP: Duration = Duration::from_secs(5);
+/// How long QEMU may take to be gone after it was told to.
+pub const QEMU_STOP: Duration = Duration::from_secs(20);
+/// One request to the broker.
+pub const BROKER_REQUEST: Duration = Duration::from_secs(5);
+/// What the broker still has in hand from a guest that lost its power must have been stored by then.
+pub const BROKER_SETTLE: Duration = Duration::from_millis(600);
+/// The pause between two attempts to register with something that is not there yet.
+pub const RETRY: Duration = Duration::from_millis(50);
+/// How often a terminal's spinner turns.
+pub const SPINNER: Duration = Duration::from_millis(120);
+/// How often a command that runs on is asked whether it has ended.
+pub const CHILD_POLL: Duration = Duration::from_millis(50);
+/// Signals within this time of the first one are the same wish to stop.
+pub const SAME_INTERRUPT: Duration = Duration::from_secs(1);
+/// A soak kills within this time after a smoke's start: from preflight to well into the power cut.
+pub const KILL_WINDOW: Duration = Duration::from_secs(120);
+/// One bare boot of a bench.
+pub const BARE_BOOT: Duration = Duration::from_secs(900);
+
+/// The limits of one run's waits for its guest.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    factor: f64,
+}
+
+impl Limits {
+    /// `scale` is `--timeout-scale`, 1.0 by default.
+    pub fn new(accelerator: Accelerator, scale: f64) -> Self {
+        let slowness = match accelerator {
+            Accelerator::Kvm => 1.0,
+            Accelerator::Tcg => 3.0,
+        };
+        Self { factor: slowness * scale }
+    }
+
+    fn scaled(self, seconds: u64) -> Duration {
+        Duration::from_secs(seconds).mul_f64(self.factor)
+    }
+
+    /// Until the guest's userspace runs cloud-init's last stage.
+    pub fn boot(self) -> Duration {
+        self.scaled(300)
+    }
+
+    /// Until the guest has installed the agent.
+    pub fn provision(self) -> Duration {
+        self.scaled(100)
+    }
+
+    /// Until the first status of the agent under test.
+    pub fn join(self) -> Duration {
+        self.scaled(100)
+    }
+
+    /// One request to the agent.
+    pub fn ping(self) -> Duration {
+        self.scaled(10)
+    }
+
+    /// Until the first status after the power cut.
+    pub fn rejoin(self) -> Duration {
+        self.scaled(300)
+    }
+
+    /// One command in the guest over ssh.
+    pub fn guest_command(self) -> Duration {
+        self.scaled(15)
+    }
+
+    /// Until a kernel under KVM has said its first word; a KVM that does not run a stock kernel never does.
+    /// Firmware under KVM takes 2 to 5 s.
+    pub fn first_kernel_line(self) -> Duration {
+        self.scaled(25)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn emulation_triples_and_the_flag_multiplies() {
+        let table = [
+            (Accelerator::Kvm, 1.0, 300),
+            (Accelerator::Tcg, 1.0, 900),
+            (Accelerator::Tcg, 0.5, 450),
+            (Accelerator::Kvm, 2.0, 600),
+        ];
+        for (accelerator, scale, seconds) in table {
+            assert_eq!(Limits::new(accelerator, scale).boot(), Duration::from_secs(seconds));
+        }
+    }
+}

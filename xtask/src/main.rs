@@ -1,0 +1,19 @@
+//! The front door of `cargo xtask`: parses, does the light tasks itself and becomes the back room for the others.
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use xtask::cli::Cli;
+use xtask::{exit, tasks};
+
+fn main() -> ExitCode {
+    match tasks::run(&Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            for line in exit::lines(&error) {
+                eprintln!("{line}");
+            }
+            ExitCode::from(exit::code(&error))
+        }
+    }
+}

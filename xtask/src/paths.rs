@@ -1,0 +1,152 @@
+//! Where things are kept, outside `target/` so that a `cargo clean` costs no image.
+//!
+//! ```text
+//! <cache>/images/<key>/        a disk image and its manifest
+//! <cache>/runs/<id>/           one run: report.json, console.log; w/ while it lives
+//! <cache>/history/             how long phases took on this machine
+//! ```
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use rustix::process::Pid;
+
+/// The variable that moves the cache.
+pub const CACHE_VARIABLE: &str = "IOT_XTASK_CACHE";
+
+/// The length of `sockaddr_un.sun_path` with its final zero (unix(7)).
+const SOCKET_PATH_BYTES: usize = 108;
+/// What libvirt appends to an embedded root for QEMU's monitor socket, with a two-digit domain number to spare.
+const MONITOR_SOCKET: &str = "/lib/qemu/domain-99-vm/monitor.sock";
+
+/// The cache's directories.
+#[derive(Debug, Clone)]
+pub struct Cache {
+    root: PathBuf,
+}
+
+impl Cache {
+    /// From `IOT_XTASK_CACHE`, else `XDG_CACHE_HOME/iot-xtask`, else `~/.cache/iot-xtask`.
+    ///
+    /// # Errors
+    /// Where none of the three is set, where the path is relative or so long that the run's sockets would not fit.
+    pub fn from_env() -> Result<Self> {
+        Self::locate(|name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from))
+    }
+
+    fn locate(variable: impl Fn(&str) -> Option<PathBuf>) -> Result<Self> {
+        let root = match (variable(CACHE_VARIABLE), variable("XDG_CACHE_HOME"), variable("HOME")) {
+            (Some(own), _, _) => own,
+            (_, Some(xdg), _) => xdg.join("iot-xtask"),
+            (_, _, Some(home)) => home.join(".cache/iot-xtask"),
+            _ => bail!("find the cache: set {CACHE_VARIABLE}, XDG_CACHE_HOME or HOME to a directory"),
+        };
+        ensure!(root.is_absolute(), "use the cache {}: the path must be absolute", root.display());
+        let cache = Self { root };
+        let socket = cache.runs().join("0000-000000-0000/w/v").as_os_str().len() + MONITOR_SOCKET.len();
+        ensure!(
+            socket < SOCKET_PATH_BYTES,
+            "use the cache {}: sockets below it would have paths of {socket} bytes, and {} is the system's limit; \
+             set {CACHE_VARIABLE} to a shorter directory",
+            cache.root.display(),
+            SOCKET_PATH_BYTES - 1
+        );
+        Ok(cache)
+    }
+
+    /// The cache itself.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Disk images by content key.
+    pub fn images(&self) -> PathBuf {
+        self.root.join("images")
+    }
+
+    /// One directory per run.
+    pub fn runs(&self) -> PathBuf {
+        self.root.join("runs")
+    }
+
+    /// What earlier runs learned of this machine.
+    pub fn history(&self) -> PathBuf {
+        self.root.join("history")
+    }
+}
+
+/// Makes `path` and its parents; the last one for this user alone.
+///
+/// # Errors
+/// Names the directory.
+pub fn make_private_dir(path: &Path) -> Result<()> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .with_context(|| format!("make the directory {}", path.display()))
+}
+
+/// Writes a file that only this user may read.
+///
+/// # Errors
+/// Names the file.
+pub fn write_private(path: &Path, content: impl AsRef<[u8]>) -> Result<()> {
+    use std::io::Write as _;
+    use std::os::unix::fs::OpenOptionsExt as _;
+    let mut options = std::fs::OpenOptions::new();
+    options.write(true).create(true).truncate(true).mode(0o600);
+    options
+        .open(path)
+        .and_then(|mut file| file.write_all(content.as_ref()))
+        .with_context(|| format!("write {}", path.display()))
+}
+
+/// Every process whose command line names something below `directory`. A run's directory has a random name, so
+/// these are the run's own processes and nobody else's.
+pub fn processes_naming(directory: &Path) -> Vec<Pid> {
+    use std::os::unix::ffi::OsStrExt as _;
+    let needle = [directory.as_os_str().as_bytes(), b"/"].concat();
+    let own = rustix::process::getpid();
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries
+        .filter_map(|entry| Pid::from_raw(entry.file_name().to_str()?.parse().ok()?))
+        .filter(|pid| *pid != own)
+        .filter(|pid| {
+            // A process that ends meanwhile has no command line any more, and neither has a zombie.
+            let line = std::fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).unwrap_or_default();
+            line.windows(needle.len()).any(|window| window == needle)
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn locate(set: &[(&str, &str)]) -> Result<Cache> {
+        let set: Vec<_> = set.iter().map(|(name, value)| (name.to_string(), PathBuf::from(value))).collect();
+        Cache::locate(move |name| set.iter().find(|(n, _)| n == name).map(|(_, value)| value.clone()))
+    }
+
+    #[test]
+    fn the_cache_is_found_as_people_expect() {
+        let table = [
+            (vec![("HOME", "/home/u")], "/home/u/.cache/iot-xtask"),
+            (vec![("HOME", "/home/u"), ("XDG_CACHE_HOME", "/c")], "/c/iot-xtask"),
+            (vec![("HOME", "/home/u"), ("XDG_CACHE_HOME", "/c"), (CACHE_VARIABLE, "/mine")], "/mine"),
+        ];
+        for (set, expected) in table {
+            assert_eq!(locate(&set).unwrap().root(), Path::new(expected));
+        }
+    }
+
+    #[test]
+    fn a_cache_that_cannot_work_is_refused_before_anything_starts() {
+        assert!(locate(&[]).unwrap_err().to_string().contains("set IOT_XTASK_CACHE"));
+        assert!(locate(&[(CACHE_VARIABLE, "here")]).unwrap_err().to_string().contains("absolute"));
+        let long = format!("/{}", "x".repeat(60));
+        assert!(locate(&[(CACHE_VARIABLE, &long)]).unwrap_err().to_string().contains("shorter directory"));
+    }
+}

@@ -1,0 +1,422 @@
+//! The Report: one value, of which the screen's last lines, `report.json` and the exit code are views.
+//!
+//! `report.json` is an interface, schema 1; README.md documents it.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+
+use crate::arch::{Accelerator, VmArchitecture};
+
+/// The schema number of `report.json`.
+pub const SCHEMA: u32 = 1;
+
+/// How a run ended. The exit code follows from it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    /// All of it was proven.
+    Verified,
+    /// The agent or the guest failed verification.
+    Failed,
+    /// The host is not ready; nothing is known about the agent.
+    Unavailable,
+    /// Somebody stopped the run.
+    Interrupted,
+}
+
+impl Verdict {
+    /// 0, 1, 69 (sysexits.h's EX_UNAVAILABLE), 130 (128 + SIGINT).
+    pub fn exit_code(self) -> u8 {
+        match self {
+            Self::Verified => 0,
+            Self::Failed => 1,
+            Self::Unavailable => 69,
+            Self::Interrupted => 130,
+        }
+    }
+}
+
+/// The exit code for a flag or argument that cannot be.
+pub const EXIT_USAGE: u8 = 2;
+
+/// A run, whole.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "the fields are the interface that README.md documents")]
+pub struct Report {
+    pub schema: u32,
+    pub verdict: Verdict,
+    pub exit_code: u8,
+    pub run_id: String,
+    /// RFC 3339, UTC.
+    pub started_at: String,
+    pub seconds: f64,
+    /// The fault that `--sabotage` planted, if one was.
+    pub sabotage: Option<String>,
+    pub host: HostReport,
+    pub guest: GuestReport,
+    pub agent: Option<AgentReport>,
+    pub phases: Vec<PhaseReport>,
+    pub evidence: Evidence,
+    pub failure: Option<Failure>,
+}
+
+/// The machine that ran it.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "the fields are the interface that README.md documents")]
+pub struct HostReport {
+    pub os: String,
+    pub kernel: String,
+    pub cpus: usize,
+    pub qemu: Option<String>,
+    pub libvirt: Option<String>,
+    pub accelerator: Option<Accelerator>,
+    /// Why not the other one.
+    pub accelerator_note: Option<String>,
+}
+
+/// The machine that was tested.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "the fields are the interface that README.md documents")]
+pub struct GuestReport {
+    pub arch: VmArchitecture,
+    pub cpu: String,
+    pub machine_type: String,
+    pub vcpus: u32,
+    pub memory_mib: u64,
+    /// As the guest itself said.
+    pub os_release: Option<OsReleaseReport>,
+    pub kernel: Option<String>,
+    pub image: Option<ImageReport>,
+    pub firmware: Option<FirmwareReport>,
+}
+
+/// os-release(5) of the guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "the fields are the interface that README.md documents")]
+pub struct OsReleaseReport {
+    pub id: String,
+    pub version_id: String,
+}
+
+/// Which image was booted.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "the fields are the interface that README.md documents")]
+pub struct ImageReport {
+    pub name: String,
+    /// What `--image` said, `None` for the default.
+    pub requested: Option<String>,
+    pub source: String,
+    /// `sha256:…` of the disk as booted.
+    pub digest: String,
+    pub fallback_reason: Option<String>,
+}
+
+/// Which firmware ran.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "the fields are the interface that README.md documents")]
+pub struct FirmwareReport {
+    pub code: PathBuf,
+    pub vars_template: PathBuf,
+    pub code_sha256: String,
+}
+
+/// The subject.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "the fields are the interface that README.md documents")]
+pub struct AgentReport {
+    pub path: PathBuf,
+    pub sha256: String,
+    /// As the agent itself said, once it joined.
+    pub version: Option<String>,
+    pub target: String,
+}
+
+/// How a phase ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[expect(missing_docs, reason = "the names say it")]
+pub enum PhaseStatus {
+    Passed,
+    Failed,
+    Skipped,
+}
+
+/// One phase.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "the fields are the interface that README.md documents")]
+pub struct PhaseReport {
+    pub name: Phase,
+    pub status: PhaseStatus,
+    pub seconds: f64,
+    pub limit_seconds: Option<f64>,
+    pub detail: String,
+}
+
+/// The phases of a smoke, in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[expect(missing_docs, reason = "README.md says what each proves")]
+pub enum Phase {
+    Preflight,
+    Build,
+    Image,
+    Boot,
+    Provision,
+    Join,
+    Ping,
+    PowerCut,
+    Rejoin,
+    Teardown,
+}
+
+impl Phase {
+    /// Every phase, in order.
+    pub const ALL: [Self; 10] = [
+        Self::Preflight,
+        Self::Build,
+        Self::Image,
+        Self::Boot,
+        Self::Provision,
+        Self::Join,
+        Self::Ping,
+        Self::PowerCut,
+        Self::Rejoin,
+        Self::Teardown,
+    ];
+
+    /// For people.
+    pub fn title(self) -> &'static str {
+        match self {
+            Self::Preflight => "preflight",
+            Self::Build => "build",
+            Self::Image => "image",
+            Self::Boot => "boot",
+            Self::Provision => "provision",
+            Self::Join => "join",
+            Self::Ping => "ping",
+            Self::PowerCut => "power cut",
+            Self::Rejoin => "rejoin",
+            Self::Teardown => "teardown",
+        }
+    }
+}
+
+/// What the fleet bus showed.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "the fields are the interface that README.md documents")]
+pub struct Evidence {
+    pub join: Option<StatusEvidence>,
+    pub rejoin: Option<StatusEvidence>,
+}
+
+/// The parts of one status that prove something.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "the fields are the interface that README.md documents")]
+pub struct StatusEvidence {
+    pub boot_id: String,
+    pub kv_revision: u64,
+    pub exe_sha256: String,
+    pub machine: String,
+    pub agent_version: String,
+}
+
+/// Why it was not verified.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "the fields are the interface that README.md documents")]
+pub struct Failure {
+    pub phase: Phase,
+    pub error: String,
+    pub causes: Vec<String>,
+    pub hint: Option<String>,
+    pub console_tail: Vec<String>,
+}
+
+impl Report {
+    /// A run that has just begun and knows nothing yet.
+    pub fn begin(run_id: &str, started_at: &str, arch: VmArchitecture) -> Self {
+        Self {
+            schema: SCHEMA,
+            verdict: Verdict::Interrupted,
+            exit_code: Verdict::Interrupted.exit_code(),
+            run_id: run_id.to_owned(),
+            started_at: started_at.to_owned(),
+            seconds: 0.0,
+            sabotage: None,
+            host: HostReport::default(),
+            guest: GuestReport { arch, ..GuestReport::default() },
+            agent: None,
+            phases: Vec::new(),
+            evidence: Evidence::default(),
+            failure: None,
+        }
+    }
+
+    /// Sets the verdict and lists the phases that were never reached as skipped.
+    pub fn conclude(&mut self, verdict: Verdict, seconds: f64) {
+        self.verdict = verdict;
+        self.exit_code = verdict.exit_code();
+        self.seconds = round(seconds);
+        for phase in Phase::ALL {
+            if !self.phases.iter().any(|done| done.name == phase) {
+                self.phases.push(PhaseReport {
+                    name: phase,
+                    status: PhaseStatus::Skipped,
+                    seconds: 0.0,
+                    limit_seconds: None,
+                    detail: "not reached".to_owned(),
+                });
+            }
+        }
+        self.phases.sort_by_key(|phase| phase.name);
+    }
+
+    /// `report.json`'s text.
+    pub fn to_json(&self) -> String {
+        let mut text = serde_json::to_string_pretty(self).expect("a report is plain data");
+        text.push('\n');
+        text
+    }
+
+    /// Writes `report.json` into `directory`, beside and renamed.
+    ///
+    /// # Errors
+    /// Names the file.
+    pub fn write(&self, directory: &Path) -> Result<PathBuf> {
+        let path = directory.join("report.json");
+        let beside = directory.join(".report.json.new");
+        std::fs::create_dir_all(directory)
+            .and_then(|()| std::fs::write(&beside, self.to_json()))
+            .and_then(|()| std::fs::rename(&beside, &path))
+            .with_context(|| format!("write the report {}", path.display()))?;
+        Ok(path)
+    }
+
+    /// The verdict in one line.
+    pub fn verdict_line(&self) -> String {
+        let what = match self.verdict {
+            Verdict::Verified => "VERIFIED",
+            Verdict::Failed => "FAILED",
+            Verdict::Unavailable => "UNAVAILABLE",
+            Verdict::Interrupted => "INTERRUPTED",
+        };
+        let mut line = format!("{what}  iot-agent on {}", self.guest.arch);
+        if let Some(image) = &self.guest.image {
+            line.push_str(&format!(", {}", image.name));
+        }
+        if let Some(accelerator) = self.host.accelerator {
+            line.push_str(&format!(", {accelerator}"));
+        }
+        if let Some(fault) = &self.sabotage {
+            line.push_str(&format!(", sabotaged: {fault}"));
+        }
+        line.push_str(&format!(", in {}", human_seconds(self.seconds)));
+        line
+    }
+}
+
+impl Failure {
+    /// Splits an error chain into what was attempted and its causes, told once each.
+    pub fn new(phase: Phase, error: &anyhow::Error, hint: Option<String>, console_tail: Vec<String>) -> Self {
+        Self {
+            phase,
+            error: error.to_string(),
+            causes: error.chain().skip(1).map(ToString::to_string).collect(),
+            hint,
+            console_tail,
+        }
+    }
+
+    /// The failure for a person: what, why, what to do, and the last of the console.
+    pub fn lines(&self) -> Vec<String> {
+        let mut lines = vec![format!("error: {}: {}", self.phase.title(), self.error)];
+        lines.extend(self.causes.iter().map(|cause| format!("  caused by: {cause}")));
+        if let Some(hint) = &self.hint {
+            lines.push(format!("  what to do: {hint}"));
+        }
+        if !self.console_tail.is_empty() {
+            lines.push("  last lines of the guest's console:".to_owned());
+            lines.extend(self.console_tail.iter().map(|line| format!("    | {line}")));
+        }
+        lines
+    }
+}
+
+/// Now, RFC 3339, UTC, whole seconds.
+pub fn now_rfc3339() -> String {
+    jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}
+
+/// Milliseconds are enough for a report.
+pub fn round(seconds: f64) -> f64 {
+    (seconds * 1000.0).round() / 1000.0
+}
+
+/// `0.3 s`, `61 s`, `12 min 5 s`.
+pub fn human_seconds(seconds: f64) -> String {
+    if seconds < 10.0 {
+        format!("{seconds:.1} s")
+    } else if seconds < 600.0 {
+        format!("{seconds:.0} s")
+    } else {
+        let whole = seconds.round() as u64;
+        format!("{} min {} s", whole / 60, whole % 60)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exit_codes_are_the_documented_ones() {
+        let table = [
+            (Verdict::Verified, 0),
+            (Verdict::Failed, 1),
+            (Verdict::Unavailable, 69),
+            (Verdict::Interrupted, 130),
+        ];
+        for (verdict, code) in table {
+            assert_eq!(verdict.exit_code(), code);
+        }
+    }
+
+    #[test]
+    fn a_report_lists_every_phase_in_order_and_reads_back() {
+        let mut report = Report::begin("1122-101500-0a0b", "2026-11-22T10:15:00Z", VmArchitecture::Aarch64);
+        let mut phase = |name, status| {
+            report.phases.push(PhaseReport {
+                name,
+                status,
+                seconds: 1.0,
+                limit_seconds: None,
+                detail: String::new(),
+            });
+        };
+        phase(Phase::Preflight, PhaseStatus::Passed);
+        phase(Phase::Build, PhaseStatus::Failed);
+        phase(Phase::Teardown, PhaseStatus::Passed);
+        let error = anyhow::anyhow!("no such file").context("read the agent");
+        report.failure = Some(Failure::new(Phase::Build, &error, Some("build it".into()), vec![]));
+        report.conclude(Verdict::Failed, 2.0);
+
+        let read: Report = serde_json::from_str(&report.to_json()).unwrap();
+        assert_eq!(read.phases.iter().map(|phase| phase.name).collect::<Vec<_>>(), Phase::ALL);
+        assert_eq!(read.phases[2].status, PhaseStatus::Skipped);
+        assert_eq!(read.exit_code, 1);
+        let failure = read.failure.unwrap();
+        assert_eq!((failure.error.as_str(), failure.causes.len()), ("read the agent", 1));
+        assert_eq!(
+            failure.lines(),
+            ["error: build: read the agent", "  caused by: no such file", "  what to do: build it"]
+        );
+    }
+
+    #[test]
+    fn seconds_are_readable() {
+        for (seconds, text) in [(0.26, "0.3 s"), (61.2, "61 s"), (725.0, "12 min 5 s")] {
+            assert_eq!(human_seconds(seconds), text);
+        }
+    }
+}

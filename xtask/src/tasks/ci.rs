@@ -1,0 +1,160 @@
+//! `cargo xtask ci`: everything that must hold, and a last line that counts.
+
+use std::collections::BTreeSet;
+use std::io::{BufRead as _, BufReader};
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+
+use crate::arch::VmArchitecture;
+use crate::cli::CiArgs;
+use crate::exit::Code;
+use crate::report::human_seconds;
+use crate::workspace::{Workspace, cargo};
+
+/// The front door's dependencies may not be more than this; each one costs a bare machine time.
+const MOST_CRATES: usize = 60;
+
+/// Passed and failed, of steps and of tests.
+#[derive(Debug, Default)]
+struct Count {
+    passed: u64,
+    failed: u64,
+    failures: Vec<String>,
+}
+
+pub(super) fn run(workspace: &Workspace, args: &CiArgs) -> Result<()> {
+    super::ready(workspace, &VmArchitecture::ALL, args.fix)?;
+    let mut count = Count::default();
+    let lints = ["--all-targets", "--", "-D", "warnings"];
+    let vm = ["--features", "vm"];
+    let on = |base: &[&'static str], rest: &[&'static str]| [base, rest].concat();
+
+    count.step(workspace, "formatting", &["fmt", "--all", "--check"]);
+    count.step(workspace, "clippy, front door", &on(&["clippy", "--workspace"], &lints));
+    count.step(workspace, "clippy, back room", &on(&on(&["clippy", "--package", "xtask"], &vm), &lints));
+    count.guard(workspace);
+    count.step(workspace, "tests, front door", &["test", "--workspace"]);
+    count.step(
+        workspace,
+        "tests, back room",
+        &["test", "--package", "xtask", "--features", "vm", "--lib", "--bins", "--test", "tidy"],
+    );
+    if !args.fast {
+        count.step(workspace, "smoke aarch64", &["xtask", "smoke", "--arch", "aarch64"]);
+        count.step(workspace, "smoke x86_64", &["xtask", "smoke", "--arch", "x86_64"]);
+        // Two machines at a time are what two processors carry.
+        let mut faults = vec!["test", "--package", "xtask", "--features", "vm", "--test", "it_can_fail"];
+        faults.extend(["--", "--test-threads", "2"]);
+        count.step(workspace, "the smoke can fail", &faults);
+    }
+    for failure in &count.failures {
+        eprintln!("failed: {failure}");
+    }
+    println!("ci: {} passed, {} failed", count.passed, count.failed);
+    if count.failed == 0 { Ok(()) } else { Err(Code(1).into()) }
+}
+
+impl Count {
+    /// One cargo command, its output passed on; the tests that it counts are counted.
+    fn step(&mut self, workspace: &Workspace, name: &str, arguments: &[&str]) {
+        eprintln!("== {name}: cargo {}", arguments.join(" "));
+        let started = Instant::now();
+        let result = self.run_cargo(workspace, arguments);
+        let seconds = human_seconds(started.elapsed().as_secs_f64());
+        self.close(name, &seconds, result);
+    }
+
+    fn close(&mut self, name: &str, seconds: &str, result: Result<()>) {
+        match result {
+            Ok(()) => {
+                self.passed += 1;
+                eprintln!("== {name}: passed in {seconds}");
+            }
+            Err(error) => {
+                self.failed += 1;
+                eprintln!("== {name}: FAILED in {seconds}: {error:#}");
+                self.failures.push(format!("{name}: {error:#}"));
+            }
+        }
+    }
+
+    fn run_cargo(&mut self, workspace: &Workspace, arguments: &[&str]) -> Result<()> {
+        let line = format!("cargo {}", arguments.join(" "));
+        let mut child = Command::new(cargo())
+            .args(arguments)
+            .current_dir(workspace.root())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("run {line}"))?;
+        let stdout = child.stdout.take().context("the child's output was asked for")?;
+        for text in BufReader::new(stdout).lines() {
+            let text = text.with_context(|| format!("read what {line} prints"))?;
+            if let Some((passed, failed)) = test_result(&text) {
+                self.passed += passed;
+                self.failed += failed;
+            }
+            eprintln!("{text}");
+        }
+        let status = child.wait().with_context(|| format!("wait for {line}"))?;
+        anyhow::ensure!(status.success(), "{status}");
+        Ok(())
+    }
+
+    /// The front door stays light: few crates, and nothing that links libvirt.
+    fn guard(&mut self, workspace: &Workspace) {
+        let name = "front door's dependencies";
+        let tree = Command::new(cargo())
+            .args(["tree", "--package", "xtask", "--edges", "normal", "--prefix", "none"])
+            .current_dir(workspace.root())
+            .output()
+            .context("run cargo tree");
+        let checked = tree.and_then(|output| check_tree(&String::from_utf8_lossy(&output.stdout)));
+        if let Ok(crates) = &checked {
+            eprintln!("== {name}: {crates} crates of at most {MOST_CRATES}, no virt-sys");
+        }
+        self.close(name, "no time", checked.map(drop));
+    }
+}
+
+/// How many crates `cargo tree --prefix none` names.
+fn check_tree(tree: &str) -> Result<usize> {
+    let crates: BTreeSet<&str> =
+        tree.lines().map(|line| line.trim_end_matches(" (*)")).filter(|line| !line.is_empty()).collect();
+    anyhow::ensure!(!crates.is_empty(), "cargo tree names no crate");
+    let linked = crates.iter().find(|name| name.starts_with("virt-sys"));
+    anyhow::ensure!(linked.is_none(), "the front door links {linked:?}: it must build without libvirt");
+    let count = crates.len();
+    anyhow::ensure!(count <= MOST_CRATES, "{count} crates, at most {MOST_CRATES} are wanted");
+    Ok(count)
+}
+
+/// `test result: ok. 5 passed; 0 failed; …`
+fn test_result(line: &str) -> Option<(u64, u64)> {
+    let (_, counts) = line.strip_prefix("test result: ")?.split_once(". ")?;
+    let mut numbers = counts.split("; ").map(|part| part.split(' ').next()?.parse().ok());
+    Some((numbers.next()??, numbers.next()??))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_are_counted_as_the_test_runner_prints_them() {
+        let line = "test result: FAILED. 5 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.1s";
+        assert_eq!(test_result(line), Some((5, 2)));
+        assert_eq!(test_result("test agent::tests::works ... ok"), None);
+    }
+
+    #[test]
+    fn the_guard_can_fail() {
+        assert_eq!(check_tree("xtask v0.1.0\nanyhow v1.0\nanyhow v1.0 (*)\n").unwrap(), 2);
+        assert!(check_tree("xtask v0.1.0\nvirt-sys v0.3.2\n").unwrap_err().to_string().contains("virt-sys"));
+        let many: String = (0..61).map(|i| format!("crate{i} v1.0\n")).collect();
+        assert!(check_tree(&many).unwrap_err().to_string().contains("61 crates"));
+        assert!(check_tree("").is_err());
+    }
+}

@@ -1,0 +1,252 @@
+//! Sabotage: every check of the smoke is seen to fail on a subject that deserves it, with the right phase, a cause and a
+//! remedy, and nothing left behind. Real machines; `cargo xtask ci` runs these, after a preflight.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant, SystemTime};
+
+use rustix::process::{Pid, Signal, kill_process};
+use xtask::paths::{Cache, processes_naming};
+use xtask::report::{Phase, PhaseStatus, Report, Verdict};
+
+const BACK_ROOM: &str = env!("CARGO_BIN_EXE_xtask-vm");
+const FRONT_DOOR: &str = env!("CARGO_BIN_EXE_xtask");
+
+/// A finished smoke: how it ended, what it said, what it wrote.
+struct Ended {
+    output: Output,
+    report: Report,
+    directory: PathBuf,
+}
+
+impl Ended {
+    fn said(&self) -> String {
+        String::from_utf8_lossy(&self.output.stderr).into_owned()
+    }
+}
+
+/// A smoke of the aarch64 guest with `arguments`, awaited.
+fn smoke(arguments: &[&str]) -> Ended {
+    let report = tempfile::tempdir().unwrap().keep();
+    let mut command = Command::new(BACK_ROOM);
+    command.args(["smoke", "--arch", "aarch64", "--report"]).arg(&report).args(arguments);
+    let output = command.stdin(Stdio::null()).output().unwrap();
+    ended(output, &report)
+}
+
+fn ended(output: Output, directory: &Path) -> Ended {
+    let text = std::fs::read(directory.join("report.json")).unwrap_or_else(|error| {
+        panic!("{}: {error}\n{}", directory.display(), String::from_utf8_lossy(&output.stderr))
+    });
+    Ended { output, report: serde_json::from_slice(&text).unwrap(), directory: directory.to_owned() }
+}
+
+/// Exit 1 in `phase`, saying `words`, with a remedy; and nothing left of the run.
+fn assert_fails(ended: &Ended, phase: Phase, words: &str) {
+    let said = ended.said();
+    assert_eq!(ended.output.status.code(), Some(1), "{said}");
+    assert_eq!(ended.report.verdict, Verdict::Failed, "{said}");
+    let failure = ended.report.failure.as_ref().unwrap();
+    assert_eq!(failure.phase, phase, "{said}");
+    let told = format!("{} {}", failure.error, failure.causes.join(" "));
+    assert!(told.contains(words), "{told:?} does not say {words:?}");
+    assert!(failure.hint.is_some() || told.contains("build it with"), "no remedy: {said}");
+    assert!(said.contains(&failure.error), "the screen does not say what the report says");
+    assert_nothing_left(&Cache::from_env().unwrap(), &ended.report.run_id);
+}
+
+/// No QEMU, no nats-server, no working files: whatever names the run's directory is a leftover.
+fn assert_nothing_left(cache: &Cache, run_id: &str) {
+    let run = cache.runs().join(run_id);
+    assert_eq!(processes_naming(&run), Vec::<Pid>::new());
+    assert!(!run.join("w").exists(), "{} is left", run.display());
+}
+
+fn skipped(report: &Report, phase: Phase) -> bool {
+    report.phases.iter().any(|done| done.name == phase && done.status == PhaseStatus::Skipped)
+}
+
+#[test]
+fn an_executable_for_another_machine_never_reaches_the_guest() {
+    let started = Instant::now();
+    let ended = smoke(&["--agent", BACK_ROOM]);
+    assert_fails(&ended, Phase::Build, "built for x86_64, and the device is aarch64");
+    assert!(skipped(&ended.report, Phase::Boot));
+    assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
+}
+
+#[test]
+fn another_executable_in_the_guest_is_found_at_join() {
+    let ended = smoke(&["--sabotage", "other-digest"]);
+    assert_fails(&ended, Phase::Join, "the agent that runs in the guest has the digest");
+    assert!(ended.directory.join("journal.log").exists(), "the guest could still be asked: {}", ended.said());
+}
+
+#[test]
+fn a_unit_that_is_not_enabled_is_found_after_the_power_cut() {
+    let ended = smoke(&["--sabotage", "unit-not-enabled"]);
+    assert_fails(&ended, Phase::Rejoin, "disabled at boot");
+    assert!(ended.report.evidence.join.is_some(), "it did join");
+    assert!(ended.report.evidence.rejoin.is_none());
+}
+
+#[test]
+fn an_agent_that_keeps_its_first_boot_id_is_found_after_the_power_cut() {
+    let ended = smoke(&["--sabotage", "stale-boot-id"]);
+    assert_fails(&ended, Phase::Rejoin, "still reports the boot id");
+}
+
+#[test]
+fn a_kernel_panic_ends_the_wait_at_once() {
+    let ended = smoke(&["--sabotage", "kernel-panic"]);
+    let now = SystemTime::now();
+    assert_fails(&ended, Phase::Boot, "kernel panicked");
+    // A kernel that has panicked writes no more: the file's time is the panic's.
+    let console = Cache::from_env().unwrap().runs().join(&ended.report.run_id).join("console.log");
+    let since = now.duration_since(console.metadata().unwrap().modified().unwrap()).unwrap();
+    assert!(since < Duration::from_secs(15), "the panic was told {since:?} after it");
+    let failure = ended.report.failure.unwrap();
+    assert!(failure.console_tail.iter().any(|line| line.contains("Kernel panic")), "{failure:?}");
+}
+
+#[test]
+fn a_qemu_that_dies_ends_the_wait_at_once() {
+    let ended = smoke(&["--sabotage", "kill-qemu"]);
+    assert_fails(&ended, Phase::Boot, "QEMU ended");
+}
+
+#[test]
+fn a_broker_that_refuses_the_device_is_named() {
+    let ended = smoke(&["--sabotage", "broker-refuses"]);
+    assert_fails(&ended, Phase::Join, "refuses the device's credentials");
+    let log = std::fs::read_to_string(ended.directory.join("nats.log")).unwrap();
+    assert!(log.contains("authentication error"), "{log}");
+}
+
+#[test]
+fn a_wrong_value_is_a_usage_error_before_anything_starts() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("a-file");
+    std::fs::write(&file, "").unwrap();
+    let file = file.to_str().unwrap();
+    let table: &[(&[&str], &str)] = &[
+        (&["--image", "ubuntu-95"], "there are: debian-12"),
+        (&["--cpu", "z80"], "cortex-a76"),
+        (&["--cpu", "host"], "under KVM alone"),
+        (&["--accel", "kvm"], "leave --accel out"),
+        (&["--agent", "/nonexistent/agent"], "/nonexistent/agent"),
+        (&["--report", file], "no directory"),
+        (&["--profile", "fastest"], "no such cargo profile"),
+        (&["--memory", "1"], "512..=65536"),
+        (&["--vcpus", "99"], "1..=16"),
+        (&["--timeout-scale", "0"], "0.1 to 100"),
+        (&["--arch", "mips"], "possible values"),
+    ];
+    for (arguments, words) in table {
+        let arch: &[&str] = if arguments.contains(&"--arch") { &[] } else { &["--arch", "aarch64"] };
+        let output = Command::new(FRONT_DOOR)
+            .arg("smoke")
+            .args(arch)
+            .args(*arguments)
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {said}");
+        assert!(said.contains(words), "{arguments:?}: {said:?} does not say {words:?}");
+    }
+}
+
+/// A smoke in a cache of its own (but for the images), so that no other test collects it.
+struct Own {
+    _directory: tempfile::TempDir,
+    root: PathBuf,
+}
+
+impl Own {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path().join("c");
+        std::fs::create_dir(&root).unwrap();
+        let images = Cache::from_env().unwrap().images();
+        std::os::unix::fs::symlink(images, root.join("images")).unwrap();
+        Self { _directory: directory, root }
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(BACK_ROOM);
+        command.args(["smoke", "--arch", "aarch64"]).args(arguments);
+        command.env("IOT_XTASK_CACHE", &self.root).stdin(Stdio::null());
+        command
+    }
+
+    fn start(&self) -> Child {
+        self.command(&[]).stderr(Stdio::piped()).spawn().unwrap()
+    }
+
+    /// The directory of the only run, once its guest has printed `sign`.
+    fn wait_for_console(&self, sign: &str) -> PathBuf {
+        let deadline = Instant::now() + Duration::from_secs(600);
+        loop {
+            assert!(Instant::now() < deadline, "no {sign:?} on the console");
+            std::thread::sleep(Duration::from_millis(200));
+            let Ok(entries) = std::fs::read_dir(self.root.join("runs")) else { continue };
+            for run in entries.map(|entry| entry.unwrap().path()) {
+                let text = std::fs::read(run.join("console.log")).unwrap_or_default();
+                if String::from_utf8_lossy(&text).contains(sign) {
+                    return run;
+                }
+            }
+        }
+    }
+}
+
+fn signal(child: &Child, signal: Signal) {
+    kill_process(Pid::from_raw(child.id().try_into().unwrap()).unwrap(), signal).unwrap();
+}
+
+#[test]
+fn the_first_ctrl_c_tears_down_in_order() {
+    let own = Own::new();
+    let child = own.start();
+    let run = own.wait_for_console("Linux version");
+    assert!(!processes_naming(&run).is_empty(), "a machine and a broker");
+    signal(&child, Signal::INT);
+    let ended = ended(child.wait_with_output().unwrap(), &run);
+    assert_eq!(ended.output.status.code(), Some(130), "{}", ended.said());
+    assert_eq!(ended.report.verdict, Verdict::Interrupted);
+    let last = ended.report.phases.last().unwrap();
+    assert_eq!((last.name, last.status), (Phase::Teardown, PhaseStatus::Passed));
+    assert_eq!(processes_naming(&run), Vec::<Pid>::new());
+    assert!(!run.join("w").exists());
+}
+
+#[test]
+fn what_a_killed_run_left_is_collected_by_the_next_one() {
+    let own = Own::new();
+    let mut child = own.start();
+    let run = own.wait_for_console("Linux version");
+    signal(&child, Signal::KILL);
+    child.wait().unwrap();
+    assert!(!processes_naming(&run).is_empty(), "QEMU outlives the run that started it");
+
+    let next = own.command(&["--agent", BACK_ROOM]).output().unwrap();
+    let said = String::from_utf8_lossy(&next.stderr);
+    let id = run.file_name().unwrap().to_str().unwrap();
+    assert!(said.contains(&format!("collected the run {id}, which died")), "{said}");
+    assert_eq!(processes_naming(&run), Vec::<Pid>::new());
+    assert!(!run.exists());
+}
+
+#[test]
+fn two_smokes_at_once_both_pass() {
+    let own = [Own::new(), Own::new()];
+    let children =
+        own.each_ref().map(|own| own.command(&["--quiet"]).stderr(Stdio::piped()).spawn().unwrap());
+    for child in children {
+        let output = child.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{said}");
+        assert!(said.contains("VERIFIED"), "{said}");
+    }
+}

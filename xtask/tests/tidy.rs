@@ -1,0 +1,101 @@
+//! The house rules that a test can check, over every Rust file of the workspace.
+
+use std::path::{Path, PathBuf};
+
+/// A file past this wants a seam.
+const MOST_LINES: usize = 400;
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
+}
+
+/// Every Rust file, as a path from the workspace's root, and its text.
+fn sources() -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    let mut directories = ["agent", "xtask"].map(|name| root().join(name)).to_vec();
+    while let Some(directory) = directories.pop() {
+        for path in std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()) {
+            if path.is_dir() {
+                directories.push(path);
+            } else if path.extension().is_some_and(|ending| ending == "rs") {
+                let name = path.strip_prefix(root()).unwrap().display().to_string();
+                found.push((name, std::fs::read_to_string(&path).unwrap()));
+            }
+        }
+    }
+    assert!(found.len() > 30, "the sources are not where this test looks");
+    found
+}
+
+/// The code of a file: without its tests and comments.
+fn code(text: &str) -> impl Iterator<Item = &str> {
+    let end =
+        text.find("#[cfg(test)]\nmod tests").or_else(|| text.find("#[cfg(test)]\npub(crate) mod tests"));
+    text[..end.unwrap_or(text.len())].lines().filter(|line| !line.trim_start().starts_with("//"))
+}
+
+fn offenders(offends: impl Fn(&str, &str) -> bool) -> Vec<String> {
+    let own = |name: &str| name == "xtask/tests/tidy.rs";
+    sources()
+        .into_iter()
+        .filter(|(name, text)| !own(name) && offends(name, text))
+        .map(|(name, _)| name)
+        .collect()
+}
+
+#[test]
+fn every_module_says_what_it_is_for() {
+    assert_eq!(offenders(|_, text| !text.starts_with("//! ")), Vec::<String>::new());
+}
+
+#[test]
+fn libvirt_is_named_in_one_file() {
+    let named =
+        offenders(|_, text| code(text).any(|line| line.contains("virt::") && !line.contains("libvirt::")));
+    assert_eq!(named, ["xtask/src/bin/xtask-vm/hypervisor.rs"]);
+}
+
+#[test]
+fn durations_stand_in_limits() {
+    let made = |_: &str, text: &str| code(text).any(|line| line.contains("Duration::from_"));
+    // The agent runs elsewhere and has limits of its own.
+    let elsewhere: Vec<_> = offenders(made).into_iter().filter(|name| name.starts_with("xtask/")).collect();
+    assert_eq!(elsewhere, ["xtask/src/limits.rs"]);
+}
+
+#[test]
+fn flags_stand_in_cli() {
+    let flags =
+        |_: &str, text: &str| code(text).any(|line| line.contains("#[arg(") || line.contains("#[command("));
+    let mut named = offenders(flags);
+    named.sort();
+    assert_eq!(named, ["agent/src/main.rs", "xtask/src/cli.rs"]);
+}
+
+#[test]
+fn architectures_are_told_apart_in_one_table() {
+    let branches = |name: &str, text: &str| {
+        name != "xtask/src/arch.rs"
+            && name != "xtask/src/host/packages.rs"
+            && code(text).any(|line| {
+                line.contains("== VmArchitecture::") || line.contains("VmArchitecture::X86_64 =>")
+            })
+    };
+    assert_eq!(offenders(branches), Vec::<String>::new());
+}
+
+#[test]
+fn files_stay_readable() {
+    assert_eq!(offenders(|_, text| text.lines().count() > MOST_LINES), Vec::<String>::new());
+}
+
+#[test]
+fn the_map_names_every_module() {
+    let map = std::fs::read_to_string(root().join("xtask/ARCHITECTURE.md")).unwrap();
+    let missing: Vec<_> = sources()
+        .into_iter()
+        .map(|(name, _)| name)
+        .filter(|name| !map.contains(name.rsplit('/').next().unwrap()))
+        .collect();
+    assert_eq!(missing, Vec::<String>::new(), "xtask/ARCHITECTURE.md does not name them");
+}
