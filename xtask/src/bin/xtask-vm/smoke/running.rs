@@ -8,7 +8,7 @@ use xtask::agent_build::Agent;
 use xtask::arch::Accelerator;
 use xtask::domain::seed::{Seed, marker};
 use xtask::domain::{DomainXmlParams, RunFiles, xml};
-use xtask::exit::{Diagnosis, Unavailable};
+use xtask::exit::{Diagnosis, Interrupted, Unavailable};
 use xtask::host::{kvm, tools};
 use xtask::image::Image;
 use xtask::limits::{self, Limits};
@@ -69,7 +69,7 @@ impl RunningVm {
     }
 
     /// Broker, keys, disks, NVRAM, domain.
-    fn start(session: &mut Session<'_>, plan: Plan, agent: &Agent, image: &ReadyImage) -> Result<Self> {
+    fn start(session: &mut Session<'_>, mut plan: Plan, agent: &Agent, image: &ReadyImage) -> Result<Self> {
         let sabotage = session.args.sabotage;
         let work = session.run.work();
         let device_id = format!("dev-{}", session.run.id());
@@ -91,8 +91,15 @@ impl RunningVm {
         let libvirt_root = session.run.libvirt_root();
         let hypervisor = Hypervisor::open(&libvirt_root)?;
         session.report.host.libvirt = Some(hypervisor.version()?);
-        let xml = write_xml(&plan, &files, &work)?;
-        let machine = hypervisor.start(&xml)?;
+        let mut xml = write_xml(&plan, &files, &work)?;
+        let machine = match hypervisor.start(&xml) {
+            Err(error) if plan.accelerator == Accelerator::Kvm => {
+                give_up_kvm(session, &mut plan, &format!("KVM does not start the machine: {error:#}"))?;
+                xml = write_xml(&plan, &files, &work)?;
+                hypervisor.start(&xml)
+            }
+            started => started,
+        }?;
         let console = Console::new(&files.console_log);
         Ok(Self { plan, files, xml, hypervisor, machine, keys, device_id, libvirt_root, console, broker })
     }
@@ -118,30 +125,17 @@ impl RunningVm {
     /// A KVM that never runs the kernel is written down and, where KVM was not asked for by name, replaced.
     fn see_kvm_work(&mut self, session: &mut Session<'_>, image: &ReadyImage) -> Result<()> {
         let limit = self.limits().first_kernel_line();
-        let deadline = Instant::now() + limit;
         let waited = self.wait(session, "the kernel's first line under KVM", limit, |vm| {
             Ok(vm.kernel_has_spoken().then_some(()))
         });
         let Err(error) = waited else { return Ok(()) };
-        if error.is::<xtask::exit::Interrupted>() || Instant::now() < deadline {
+        // A firmware that says that the image does not boot has run, and would say so under emulation too.
+        if error.is::<Interrupted>() || self.console.fault().is_some() {
             return Err(error);
         }
-        let reason = format!(
-            "/dev/kvm opens, and the guest's kernel said nothing under it within {} s",
-            limit.as_secs()
-        );
-        kvm::remember_failure(&session.cache, &reason)?;
-        if !self.plan.may_fall_back {
-            return Err(Unavailable {
-                error: reason,
-                hint: "leave --accel out: the guest is then emulated".to_owned(),
-            }
-            .into());
-        }
-        session.screen.line(&format!("{reason}: starting again under emulation"));
+        let reason = format!("/dev/kvm opens and does not run the guest's kernel: {error}");
         self.machine.destroy()?;
-        self.plan.fall_back(&reason);
-        session.describe_accelerator(&self.plan);
+        give_up_kvm(session, &mut self.plan, &reason)?;
         make_writable_files(&self.plan, &self.files, image)?;
         self.xml = write_xml(&self.plan, &self.files, &session.run.work())?;
         self.console.new_boot()?;
@@ -321,6 +315,21 @@ impl RunningVm {
         self.broker.stop()?;
         Ok(how)
     }
+}
+
+/// Writes down that KVM does not work here, and goes over to emulation where KVM was not asked for by name.
+fn give_up_kvm(session: &mut Session<'_>, plan: &mut Plan, reason: &str) -> Result<()> {
+    let reason = reason.split_whitespace().collect::<Vec<_>>().join(" ");
+    kvm::remember_failure(&session.cache, &reason)?;
+    if !plan.may_fall_back {
+        let hint = "leave --accel out: the guest is then emulated".to_owned();
+        return Err(Unavailable { error: reason, hint }.into());
+    }
+    session.screen.line(&format!("{reason}: starting again under emulation"));
+    plan.fall_back(&reason);
+    session.describe_accelerator(plan);
+    session.limit = Some(plan.limits().boot());
+    Ok(())
 }
 
 /// What the guest writes to, fresh: the overlay over the image, the NVRAM as the firmware's template has it.

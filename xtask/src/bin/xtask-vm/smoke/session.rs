@@ -39,6 +39,8 @@ pub(crate) struct Session<'a> {
     pub(crate) run: RunDir,
     /// The machine, once it is up: teardown's.
     pub(crate) vm: Option<RunningVm>,
+    /// The limit of the phase that runs; another accelerator changes it.
+    pub(crate) limit: Option<Duration>,
     history: Option<History>,
     phase: Phase,
     started: Instant,
@@ -70,6 +72,7 @@ impl<'a> Session<'a> {
             cache,
             run,
             vm: None,
+            limit: None,
             history: None,
             phase,
             started,
@@ -84,6 +87,7 @@ impl<'a> Session<'a> {
         body: impl FnOnce(&mut Self) -> Result<(T, String)>,
     ) -> Result<T> {
         self.phase = phase;
+        self.limit = limit;
         let last_time = self.history.as_ref().and_then(|history| history.of(phase));
         self.screen.start(phase.title(), last_time);
         let started = Instant::now();
@@ -97,7 +101,7 @@ impl<'a> Session<'a> {
             name: phase,
             status,
             seconds: round(started.elapsed().as_secs_f64()),
-            limit_seconds: limit.map(|limit| limit.as_secs_f64()),
+            limit_seconds: self.limit.map(|limit| limit.as_secs_f64()),
             detail,
         });
         outcome.map(|(value, _)| value)

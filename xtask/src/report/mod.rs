@@ -2,12 +2,19 @@
 //!
 //! `report.json` is an interface, schema 1; README.md documents it.
 
+mod schema;
+
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::arch::{Accelerator, VmArchitecture};
+pub use schema::{
+    AgentReport, Evidence, Failure, FirmwareReport, GuestReport, HostReport, ImageReport, OsReleaseReport,
+    Phase, PhaseReport, PhaseStatus, StatusEvidence,
+};
+
+use crate::arch::VmArchitecture;
 
 /// The schema number of `report.json`.
 pub const SCHEMA: u32 = 1;
@@ -60,177 +67,6 @@ pub struct Report {
     pub phases: Vec<PhaseReport>,
     pub evidence: Evidence,
     pub failure: Option<Failure>,
-}
-
-/// The machine that ran it.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-#[expect(missing_docs, reason = "the fields are the interface that README.md documents")]
-pub struct HostReport {
-    pub os: String,
-    pub kernel: String,
-    pub cpus: usize,
-    pub qemu: Option<String>,
-    pub libvirt: Option<String>,
-    pub accelerator: Option<Accelerator>,
-    /// Why not the other one.
-    pub accelerator_note: Option<String>,
-}
-
-/// The machine that was tested.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-#[expect(missing_docs, reason = "the fields are the interface that README.md documents")]
-pub struct GuestReport {
-    pub arch: VmArchitecture,
-    pub cpu: String,
-    pub machine_type: String,
-    pub vcpus: u32,
-    pub memory_mib: u64,
-    /// As the guest itself said.
-    pub os_release: Option<OsReleaseReport>,
-    pub kernel: Option<String>,
-    pub image: Option<ImageReport>,
-    pub firmware: Option<FirmwareReport>,
-}
-
-/// os-release(5) of the guest.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[expect(missing_docs, reason = "the fields are the interface that README.md documents")]
-pub struct OsReleaseReport {
-    pub id: String,
-    pub version_id: String,
-}
-
-/// Which image was booted.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[expect(missing_docs, reason = "the fields are the interface that README.md documents")]
-pub struct ImageReport {
-    pub name: String,
-    /// What `--image` said, `None` for the default.
-    pub requested: Option<String>,
-    pub source: String,
-    /// `sha256:…` of the disk as booted.
-    pub digest: String,
-    pub fallback_reason: Option<String>,
-}
-
-/// Which firmware ran.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[expect(missing_docs, reason = "the fields are the interface that README.md documents")]
-pub struct FirmwareReport {
-    pub code: PathBuf,
-    pub vars_template: PathBuf,
-    pub code_sha256: String,
-}
-
-/// The subject.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[expect(missing_docs, reason = "the fields are the interface that README.md documents")]
-pub struct AgentReport {
-    pub path: PathBuf,
-    pub sha256: String,
-    /// As the agent itself said, once it joined.
-    pub version: Option<String>,
-    pub target: String,
-}
-
-/// How a phase ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-#[expect(missing_docs, reason = "the names say it")]
-pub enum PhaseStatus {
-    Passed,
-    Failed,
-    Skipped,
-}
-
-/// One phase.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[expect(missing_docs, reason = "the fields are the interface that README.md documents")]
-pub struct PhaseReport {
-    pub name: Phase,
-    pub status: PhaseStatus,
-    pub seconds: f64,
-    pub limit_seconds: Option<f64>,
-    pub detail: String,
-}
-
-/// The phases of a smoke, in order.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[expect(missing_docs, reason = "README.md says what each proves")]
-pub enum Phase {
-    Preflight,
-    Build,
-    Image,
-    Boot,
-    Provision,
-    Join,
-    Ping,
-    PowerCut,
-    Rejoin,
-    Teardown,
-}
-
-impl Phase {
-    /// Every phase, in order.
-    pub const ALL: [Self; 10] = [
-        Self::Preflight,
-        Self::Build,
-        Self::Image,
-        Self::Boot,
-        Self::Provision,
-        Self::Join,
-        Self::Ping,
-        Self::PowerCut,
-        Self::Rejoin,
-        Self::Teardown,
-    ];
-
-    /// For people.
-    pub fn title(self) -> &'static str {
-        match self {
-            Self::Preflight => "preflight",
-            Self::Build => "build",
-            Self::Image => "image",
-            Self::Boot => "boot",
-            Self::Provision => "provision",
-            Self::Join => "join",
-            Self::Ping => "ping",
-            Self::PowerCut => "power cut",
-            Self::Rejoin => "rejoin",
-            Self::Teardown => "teardown",
-        }
-    }
-}
-
-/// What the fleet bus showed.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-#[expect(missing_docs, reason = "the fields are the interface that README.md documents")]
-pub struct Evidence {
-    pub join: Option<StatusEvidence>,
-    pub rejoin: Option<StatusEvidence>,
-}
-
-/// The parts of one status that prove something.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[expect(missing_docs, reason = "the fields are the interface that README.md documents")]
-pub struct StatusEvidence {
-    pub boot_id: String,
-    pub kv_revision: u64,
-    pub exe_sha256: String,
-    pub machine: String,
-    pub agent_version: String,
-}
-
-/// Why it was not verified.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[expect(missing_docs, reason = "the fields are the interface that README.md documents")]
-pub struct Failure {
-    pub phase: Phase,
-    pub error: String,
-    pub causes: Vec<String>,
-    pub hint: Option<String>,
-    pub console_tail: Vec<String>,
 }
 
 impl Report {
