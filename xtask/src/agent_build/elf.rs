@@ -1,11 +1,12 @@
 //! The ELF header of what was built, read back: a build that made the wrong thing must not reach a guest.
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use object::Endianness;
 use object::elf::{ET_DYN, ET_EXEC, FileHeader64};
 use object::read::elf::FileHeader as _;
 
 use crate::arch::VmArchitecture;
+use crate::exit::Diagnosis;
 
 /// Refuses anything but a 64-bit little-endian executable for `arch`.
 ///
@@ -24,9 +25,11 @@ pub fn check(bytes: &[u8], arch: VmArchitecture) -> Result<()> {
             .into_iter()
             .find(|other| other.profile().elf_machine == found)
             .map_or_else(|| format!("ELF machine {found}"), |other| other.to_string());
-        bail!(
-            "it is built for {name}, and the device is {arch}: build it with `cargo xtask build --arch {arch}`"
-        );
+        return Err(Diagnosis::new(
+            format!("it is built for {name}, and the device is {arch}"),
+            format!("build it for the device: cargo xtask build --arch {arch}"),
+        )
+        .into());
     }
     let kind = header.e_type(endian);
     ensure!(kind == ET_EXEC || kind == ET_DYN, "its ELF type is {kind:?}, not an executable");

@@ -154,12 +154,12 @@ impl Report {
 
 impl Failure {
     /// Splits an error chain into what was attempted and its causes, told once each.
-    pub fn new(phase: Phase, error: &anyhow::Error, hint: Option<String>, console_tail: Vec<String>) -> Self {
+    pub fn new(phase: Phase, error: &anyhow::Error, console_tail: Vec<String>) -> Self {
         Self {
             phase,
             error: error.to_string(),
             causes: error.chain().skip(1).map(ToString::to_string).collect(),
-            hint,
+            hint: crate::exit::hint(error).map(str::to_owned),
             console_tail,
         }
     }
@@ -233,8 +233,9 @@ mod tests {
         phase(Phase::Preflight, PhaseStatus::Passed);
         phase(Phase::Build, PhaseStatus::Failed);
         phase(Phase::Teardown, PhaseStatus::Passed);
-        let error = anyhow::anyhow!("no such file").context("read the agent");
-        report.failure = Some(Failure::new(Phase::Build, &error, Some("build it".into()), vec![]));
+        let error = anyhow::Error::new(crate::exit::Diagnosis::new("no such file", "build it"))
+            .context("read the agent");
+        report.failure = Some(Failure::new(Phase::Build, &error, vec![]));
         report.conclude(Verdict::Failed, 2.0);
 
         let read: Report = serde_json::from_str(&report.to_json()).unwrap();

@@ -8,7 +8,7 @@ use crate::cli::{PreflightArgs, SmokeArgs};
 use crate::exit;
 use crate::host::findings::{Remedy, Severity};
 use crate::host::{Preflight, fix};
-use crate::report::{Failure, Phase, PhaseReport, PhaseStatus, Report, Verdict};
+use crate::report::{Failure, Phase, PhaseReport, PhaseStatus, Report};
 use crate::workspace::Workspace;
 
 pub(super) fn run(workspace: &Workspace, args: &PreflightArgs) -> Result<()> {
@@ -21,7 +21,15 @@ pub(super) fn run(workspace: &Workspace, args: &PreflightArgs) -> Result<()> {
     let verdict = preflight.verdict();
     if args.json {
         let ready = verdict.is_ok();
-        println!("{:#}", json!({ "schema": 1, "ready": ready, "findings": preflight.findings }));
+        println!(
+            "{:#}",
+            json!({
+                "schema": 1,
+                "ready": ready,
+                "findings": preflight.findings,
+                "fix": fix::plan(&preflight),
+            })
+        );
     } else {
         print(&preflight);
     }
@@ -78,8 +86,7 @@ pub(super) fn report(args: &SmokeArgs, error: &anyhow::Error) {
         detail: error.to_string(),
     });
     let verdict = exit::verdict(error);
-    let hint = (verdict == Verdict::Unavailable).then(|| "cargo xtask preflight --fix".to_owned());
-    report.failure = Some(Failure::new(Phase::Preflight, error, hint, Vec::new()));
+    report.failure = Some(Failure::new(Phase::Preflight, error, Vec::new()));
     report.conclude(verdict, 0.0);
     if let Err(error) = report.write(directory) {
         eprintln!("warning: {error:#}");

@@ -10,8 +10,8 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use xshell::Shell;
 use xtask::agent_build::{self, Agent};
-use xtask::cli::{Sabotage, SmokeArgs, Voice};
-use xtask::exit::{self, Code, Diagnosis, Usage};
+use xtask::cli::{SmokeArgs, Voice};
+use xtask::exit::{Code, Diagnosis, Usage};
 use xtask::host::Preflight;
 use xtask::limits;
 use xtask::report::{
@@ -19,12 +19,11 @@ use xtask::report::{
 };
 use xtask::workspace::Workspace;
 
-use crate::broker::Seen;
 use crate::image::{self, ReadyImage};
 use crate::plan::Plan;
 pub(crate) use running::{RunningVm, make_writable_files};
 pub(crate) use session::Session;
-use verify::{Expected, Judgement};
+use verify::Expected;
 
 /// Runs the smoke; the verdict is on the screen and in the report when this returns.
 pub(crate) fn run(workspace: &Workspace, args: &SmokeArgs, voice: Voice) -> Result<()> {
@@ -198,17 +197,4 @@ fn rejoin(
 fn short(evidence: &StatusEvidence) -> String {
     let boot: String = evidence.boot_id.chars().take(8).collect();
     format!("revision {}, boot {boot}, sha256 {}…", evidence.kv_revision, &evidence.exe_sha256[..12])
-}
-
-/// What a status means for a wait.
-pub(crate) type Judge<'a> = &'a dyn Fn(&Seen) -> Judgement;
-
-/// Whether a fault of the machine, not of the agent, is to be planted.
-fn kills_qemu(sabotage: Option<Sabotage>) -> bool {
-    sabotage == Some(Sabotage::KillQemu)
-}
-
-/// The hint that goes with an error, from the error itself.
-fn hint_of(error: &anyhow::Error) -> Option<String> {
-    exit::hint(error).map(str::to_owned)
 }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use xtask::agent_build::Agent;
 use xtask::arch::Accelerator;
+use xtask::cli::Sabotage;
 use xtask::domain::seed::{Seed, marker};
 use xtask::domain::{DomainXmlParams, RunFiles, xml};
 use xtask::exit::{Diagnosis, Interrupted, Unavailable};
@@ -14,8 +15,8 @@ use xtask::image::Image;
 use xtask::limits::{self, Limits};
 use xtask::paths::{processes_naming, write_private};
 
+use super::Session;
 use super::verify::Judgement;
-use super::{Judge, Session, kills_qemu};
 use crate::broker::{Broker, Seen};
 use crate::child;
 use crate::console::Console;
@@ -108,7 +109,7 @@ impl RunningVm {
         if self.plan.accelerator == Accelerator::Kvm {
             self.see_kvm_work(session, image)?;
         }
-        let kill = kills_qemu(session.args.sabotage);
+        let kill = session.args.sabotage == Some(Sabotage::KillQemu);
         let root = self.libvirt_root.clone();
         self.wait(session, "the guest's userspace", self.limits().boot(), |vm| {
             if kill && vm.kernel_has_spoken() {
@@ -207,7 +208,6 @@ impl RunningVm {
         limit: Duration,
         judge: impl Fn(&Seen) -> Judgement,
     ) -> Result<Seen> {
-        let judge: Judge<'_> = &judge;
         let refusals_before = self.broker.refusals();
         let mut asked = Instant::now();
         self.wait(session, what, limit, |vm| {
@@ -319,7 +319,8 @@ impl RunningVm {
 
 /// Writes down that KVM does not work here, and goes over to emulation where KVM was not asked for by name.
 fn give_up_kvm(session: &mut Session<'_>, plan: &mut Plan, reason: &str) -> Result<()> {
-    let reason = reason.split_whitespace().collect::<Vec<_>>().join(" ");
+    // libvirt passes on all that QEMU said; its first line says why.
+    let reason = reason.lines().next().unwrap_or(reason).to_owned();
     kvm::remember_failure(&session.cache, &reason)?;
     if !plan.may_fall_back {
         let hint = "leave --accel out: the guest is then emulated".to_owned();

@@ -14,7 +14,7 @@ use xtask::report::{
 };
 use xtask::workspace::Workspace;
 
-use super::{RunningVm, hint_of};
+use super::RunningVm;
 use crate::history::History;
 use crate::interrupt::Interrupt;
 use crate::plan::Plan;
@@ -141,9 +141,7 @@ impl<'a> Session<'a> {
             Ok(()) => Verdict::Verified,
             Err(error) => {
                 let tail = self.vm.as_ref().map(|vm| vm.console.tail()).unwrap_or_default();
-                self.report
-                    .failure
-                    .get_or_insert_with(|| Failure::new(self.phase, error, hint_of(error), tail));
+                self.report.failure.get_or_insert_with(|| Failure::new(self.phase, error, tail));
                 exit::verdict(error)
             }
         };
@@ -151,9 +149,7 @@ impl<'a> Session<'a> {
         let torn_down = self.teardown(&directory, verdict);
         if let Err(error) = torn_down {
             verdict = if verdict == Verdict::Verified { Verdict::Failed } else { verdict };
-            self.report
-                .failure
-                .get_or_insert_with(|| Failure::new(Phase::Teardown, &error, hint_of(&error), Vec::new()));
+            self.report.failure.get_or_insert_with(|| Failure::new(Phase::Teardown, &error, Vec::new()));
         }
         self.report.conclude(verdict, self.started.elapsed().as_secs_f64());
         if let (None, Some(history)) = (&self.args.sabotage, &mut self.history)
