@@ -10,7 +10,7 @@ use super::findings::{Finding, Remedy, Severity};
 use super::{Preflight, facts::Facts};
 use crate::arch::VmArchitecture;
 use crate::cli::FixArgs;
-use crate::exit::Interrupted;
+use crate::exit::{Interrupted, Unavailable};
 use crate::workspace::Workspace;
 
 /// One change may uncover another: a package manager that replaces a newer `qemu-utils` by removing it leaves
@@ -33,7 +33,7 @@ pub fn fix(workspace: &Workspace, architectures: &[VmArchitecture], args: FixArg
             ask()?;
         }
         for command in &commands {
-            run(command)?;
+            run_or_unavailable(command)?;
         }
         preflight = Preflight::check(workspace, architectures);
     }
@@ -98,6 +98,14 @@ fn ask() -> Result<()> {
     }
 }
 
+/// A command that fails leaves a machine that is not ready, which is what the exit code says.
+fn run_or_unavailable(command: &[String]) -> Result<()> {
+    run(command).map_err(|error| {
+        let hint = format!("run it by hand to see why: {}", command.join(" "));
+        Unavailable { error: format!("{error:#}"), hint }.into()
+    })
+}
+
 /// The command's own output is its progress; it goes to stderr, as everything that is no result.
 fn run(command: &[String]) -> Result<()> {
     let line = command.join(" ");
@@ -140,7 +148,7 @@ mod tests {
             commands,
             [
                 "apt-get update",
-                "apt-get install --yes --no-install-recommends binfmt-support mtools openssh-client qemu-system-arm \
+                "apt-get install --yes --no-install-recommends binfmt-support mount mtools openssh-client qemu-system-arm \
                  qemu-user-static",
                 "mount -t binfmt_misc binfmt_misc /proc/sys/fs/binfmt_misc",
                 "update-binfmts --enable qemu-aarch64",

@@ -33,7 +33,8 @@ impl Preflight {
         let facts: Vec<_> = architectures.iter().map(|arch| Facts::gather(workspace, *arch)).collect();
         let mut findings: Vec<Finding> = Vec::new();
         for finding in facts.iter().flat_map(findings::judge) {
-            if !findings.contains(&finding) {
+            // What both architectures lack is one lack.
+            if !findings.iter().any(|known| (known.id, &known.sentence) == (finding.id, &finding.sentence)) {
                 findings.push(finding);
             }
         }

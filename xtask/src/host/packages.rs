@@ -115,7 +115,8 @@ impl PackageManager {
             (N::E2fsprogs, _) => [&["e2fsprogs"], &["e2fsprogs"], &["e2fsprogs"], &["e2fsprogs"]],
             (N::Sfdisk, _) => [&["fdisk"], &["util-linux"], &["util-linux"], &["util-linux"]],
             (N::UserEmulation, _) => [
-                &["qemu-user-static", "binfmt-support"],
+                // mount(8) is a package of its own, and a minimal container lacks it.
+                &["qemu-user-static", "binfmt-support", "mount"],
                 &["qemu-user-static"],
                 &["qemu-user-static", "qemu-user-static-binfmt"],
                 &["qemu-linux-user"],
