@@ -14,5 +14,7 @@ install -m 0600 "$here/config.toml" /etc/iot-agent/config.toml
 /usr/local/bin/iot-agent check-config /etc/iot-agent/config.toml
 systemd-sysusers /etc/sysusers.d/iot-agent.conf
 systemctl daemon-reload
-systemctl enable --now iot-agent.service
+systemctl enable iot-agent.service
+# restart: an upgrade must not leave the old executable running.
+systemctl restart iot-agent.service
 sync

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde::Deserialize;
 
 /// The credential types this agent knows, for the refusal of any other.
@@ -93,7 +93,7 @@ impl Config {
     /// # Errors
     /// Names the first table or key that does not hold, and what would.
     pub fn parse(text: &str) -> Result<Self> {
-        let raw: RawConfig = toml::from_str(text)?;
+        let raw: RawConfig = toml::from_str(text).map_err(|error| without_content(&error, text))?;
         let RawAgent { device_id, heartbeat_seconds } = raw.agent;
         ensure!(
             !device_id.is_empty()
@@ -114,11 +114,19 @@ impl Config {
     }
 }
 
+/// toml's own display shows the line that is wrong, which may be the password's.
+fn without_content(error: &toml::de::Error, text: &str) -> anyhow::Error {
+    let line = error.span().map_or(1, |span| text[..span.start].lines().count().max(1));
+    anyhow!("near line {line}: {}", error.message())
+}
+
 fn parse_credentials(table: toml::Table) -> Result<Credentials> {
     let kind = table.get("type").and_then(toml::Value::as_str).unwrap_or_default().to_owned();
     match kind.as_str() {
         "toml-shared" => {
-            let raw: RawTomlShared = table.try_into().context("[credentials] of type \"toml-shared\"")?;
+            let raw: RawTomlShared = table.try_into().map_err(|error: toml::de::Error| {
+                anyhow!("[credentials] of type \"toml-shared\": {}", error.message())
+            })?;
             Ok(Credentials::TomlShared { username: raw.username, password: raw.password })
         }
         other => bail!(
@@ -154,6 +162,10 @@ mod tests {
     #[test]
     fn the_password_is_never_printed() {
         assert!(!format!("{:?}", Config::parse(GOOD).unwrap()).contains("s3cret"));
+        for torn in [GOOD.replace("\"s3cret\"", "\"s3cret\"\""), GOOD.replace("\"s3cret\"", "s3cret")] {
+            let error = format!("{:#}", Config::parse(&torn).unwrap_err());
+            assert!(!error.contains("s3cret") && error.contains("near line"), "{error}");
+        }
     }
 
     #[test]

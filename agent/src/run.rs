@@ -1,6 +1,7 @@
 //! The agent at work: connect for ever, report on a heartbeat and after each connect, answer commands, stop
 //! when asked.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -8,7 +9,7 @@ use async_nats::jetstream::{self, kv};
 use async_nats::{Client, ConnectOptions, Event, Message, Subscriber};
 use futures_util::StreamExt as _;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tracing::{info, warn};
 
@@ -39,15 +40,23 @@ pub async fn run(config: Config) -> Result<()> {
     let mut heartbeat = interval(Duration::from_secs(config.heartbeat_seconds));
     heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
 
-    let mut reporter = Reporter { client: &client, config: &config, host: &host, sequence: 0, bucket: None };
+    // Of its own: a store that hangs must hold up neither an answer to a command nor a shutdown.
+    let due = Arc::new(Notify::new());
+    let reporter = Reporter {
+        client: client.clone(),
+        device_id: config.device_id.clone(),
+        host: host.clone(),
+        sequence: 0,
+        bucket: None,
+    };
+    let reporting = tokio::spawn(reporter.report_whenever(Arc::clone(&due)));
     sd_notify::notify(&[sd_notify::NotifyState::Ready]).context("tell systemd that the agent is ready")?;
     info!(device_id = config.device_id, boot_id = host.boot_id, exe_sha256 = host.exe_sha256, "started");
     loop {
         tokio::select! {
-            _ = heartbeat.tick() => reporter.report().await,
+            _ = heartbeat.tick() => due.notify_one(),
             Some(()) = connected.recv() => {
-                // The bucket's handle is kept: it names a bucket, not a connection.
-                reporter.report().await;
+                due.notify_one();
                 heartbeat.reset();
             }
             message = commands.next() => match message {
@@ -59,6 +68,7 @@ pub async fn run(config: Config) -> Result<()> {
         }
     }
     info!("stopping");
+    reporting.abort();
     sd_notify::notify(&[sd_notify::NotifyState::Stopping]).context("tell systemd that the agent stops")?;
     // A bus that is away must not hold up a shutdown.
     if timeout(Duration::from_secs(2), client.flush()).await.is_err() {
@@ -107,15 +117,24 @@ async fn resubscribe(client: &Client, config: &Config) -> Result<Subscriber> {
 }
 
 /// Writes statuses, and remembers the number of the last one.
-struct Reporter<'a> {
-    client: &'a Client,
-    config: &'a Config,
-    host: &'a Host,
+struct Reporter {
+    client: Client,
+    device_id: String,
+    host: Host,
     sequence: u64,
+    /// Kept over reconnects: it names a bucket, not a connection.
     bucket: Option<kv::Store>,
 }
 
-impl Reporter<'_> {
+impl Reporter {
+    /// A status whenever one is due; those that come due meanwhile are one.
+    async fn report_whenever(mut self, due: Arc<Notify>) {
+        loop {
+            due.notified().await;
+            self.report().await;
+        }
+    }
+
     async fn report(&mut self) {
         match timeout(PUT_LIMIT, self.put()).await {
             Ok(Ok(revision)) => tracing::debug!(revision, sequence = self.sequence, "status stored"),
@@ -126,7 +145,7 @@ impl Reporter<'_> {
 
     async fn put(&mut self) -> Result<u64> {
         self.sequence += 1;
-        let status = self.host.status(&self.config.device_id, self.sequence)?;
+        let status = self.host.status(&self.device_id, self.sequence)?;
         let document = serde_json::to_vec(&status).context("serialise the status")?;
         let bucket = match self.bucket.take() {
             Some(bucket) => bucket,
@@ -137,7 +156,7 @@ impl Reporter<'_> {
                 .with_context(|| format!("open the bucket {}", protocol::STATUS_BUCKET))?,
         };
         let revision = bucket
-            .put(&self.config.device_id, document.into())
+            .put(&self.device_id, document.into())
             .await
             .with_context(|| format!("put the status into {}", protocol::STATUS_BUCKET))?;
         self.bucket = Some(bucket);

@@ -88,9 +88,25 @@ pub fn code(error: &anyhow::Error) -> u8 {
     }
 }
 
+/// Makes an error of the host's part, unless it is one with a code of its own: nothing is known about the agent then.
+pub fn host_fault(
+    error: anyhow::Error,
+    attempted: impl Into<String>,
+    hint: impl Into<String>,
+) -> anyhow::Error {
+    if error.is::<Unavailable>()
+        || error.is::<Usage>()
+        || error.is::<Interrupted>()
+        || error.is::<Diagnosis>()
+    {
+        return error;
+    }
+    error.context(Unavailable { error: attempted.into(), hint: hint.into() })
+}
+
 /// The verdict of a run that ended in this error.
 pub fn verdict(error: &anyhow::Error) -> Verdict {
-    if error.is::<Unavailable>() {
+    if error.is::<Unavailable>() || error.is::<Usage>() {
         Verdict::Unavailable
     } else if error.is::<Interrupted>() {
         Verdict::Interrupted
@@ -132,6 +148,8 @@ mod tests {
         for (error, expected) in table {
             let error = Err::<(), _>(error).context("smoke").unwrap_err();
             assert_eq!(code(&error), expected, "{error:#}");
+            let fault = code(&host_fault(error, "start the broker", "install it"));
+            assert_eq!(fault, if expected == 1 { 69 } else { expected });
         }
     }
 }

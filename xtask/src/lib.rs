@@ -3,14 +3,15 @@
 //! Modules in reading order: [`cli`] (every flag), [`arch`] (the one table of architectures), [`limits`] (every
 //! duration), [`report`] (the result, and its views), [`exit`] (errors with an exit code of their own), [`paths`]
 //! (where things are kept), [`workspace`], [`host`] (what this machine has and lacks), [`agent_build`], [`domain`] (the
-//! machine and its seed), [`image`] (what can be booted), [`tasks`] (the front door's tasks).
+//! machine and its seed), [`image`] (what can be booted), [`plan`] (what was
+//! asked, resolved), [`run_dir`] (who owns what a run leaves), [`tasks`] (the front door's tasks).
 //!
 //! Invariants; `tests/tidy.rs` checks those that a test can check:
 //! - this library opens no socket and links no C library: it must run on a bare machine and tell what that lacks;
 //! - `virt::` appears in one file, `bin/xtask-vm/hypervisor.rs`;
 //! - no `Duration::from_…` outside [`limits`], no flag outside [`cli`];
 //! - every module begins with `//!`;
-//! - imports point one way: the library never imports from a binary, [`domain`] never from [`tasks`].
+//! - imports point one way: the library never imports from a binary, and nothing but the front door from [`tasks`].
 
 pub mod agent_build;
 pub mod arch;
@@ -23,6 +24,8 @@ pub mod host;
 pub mod image;
 pub mod limits;
 pub mod paths;
+pub mod plan;
 pub mod report;
+pub mod run_dir;
 pub mod tasks;
 pub mod workspace;

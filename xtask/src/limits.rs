@@ -15,7 +15,7 @@ pub const GUEST_QUESTION: Duration = Duration::from_secs(12);
 /// How long a local server may take to listen.
 pub const SERVER_START: Duration = Duration::from_secs(20);
 /// How long a child may take to end after SIGTERM before SIGKILL.
-pub const CHILD_STOP: Duration = Duration::from_secs(5);
+pub const CHILD_STOP: Duration = Duration::from_secs(10);
 /// How long QEMU may take to be gone after it was told to.
 pub const QEMU_STOP: Duration = Duration::from_secs(20);
 /// One request to the broker.
@@ -80,9 +80,9 @@ impl Limits {
         self.scaled(300)
     }
 
-    /// One command in the guest over ssh.
+    /// One command in the guest over ssh; nothing else is watched meanwhile but Ctrl-C.
     pub fn guest_command(self) -> Duration {
-        self.scaled(15)
+        self.scaled(5)
     }
 
     /// Until a kernel under KVM has said its first word; a KVM that does not run a stock kernel never does.

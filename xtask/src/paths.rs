@@ -42,6 +42,13 @@ impl Cache {
             _ => bail!("find the cache: set {CACHE_VARIABLE}, XDG_CACHE_HOME or HOME to a directory"),
         };
         ensure!(root.is_absolute(), "use the cache {}: the path must be absolute", root.display());
+        let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+@~".contains(c);
+        ensure!(
+            root.to_str().is_some_and(|path| path.chars().all(plain)),
+            "use the cache {}: libvirt's, QEMU's and ssh's own syntaxes allow letters, digits and /._-+@~ in it; set \
+             {CACHE_VARIABLE} to such a directory",
+            root.display()
+        );
         let cache = Self { root };
         let socket = cache.runs().join("0000-000000-0000/w/v").as_os_str().len() + MONITOR_SOCKET.len();
         ensure!(
@@ -103,8 +110,8 @@ pub fn write_private(path: &Path, content: impl AsRef<[u8]>) -> Result<()> {
         .with_context(|| format!("write {}", path.display()))
 }
 
-/// Every process whose command line names something below `directory`. A run's directory has a random name, so
-/// these are the run's own processes and nobody else's.
+/// Every process of this user whose command line names something below `directory`. Asked for a run's working
+/// directory, these are its QEMU and its broker: what people look at, the console's log, is not in there.
 pub fn processes_naming(directory: &Path) -> Vec<Pid> {
     use std::os::unix::ffi::OsStrExt as _;
     let needle = [directory.as_os_str().as_bytes(), b"/"].concat();
@@ -112,13 +119,19 @@ pub fn processes_naming(directory: &Path) -> Vec<Pid> {
     let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     entries
         .filter_map(|entry| Pid::from_raw(entry.file_name().to_str()?.parse().ok()?))
-        .filter(|pid| *pid != own)
+        .filter(|pid| *pid != own && is_mine(*pid))
         .filter(|pid| {
             // A process that ends meanwhile has no command line any more, and neither has a zombie.
             let line = std::fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).unwrap_or_default();
             line.windows(needle.len()).any(|window| window == needle)
         })
         .collect()
+}
+
+fn is_mine(pid: Pid) -> bool {
+    use std::os::unix::fs::MetadataExt as _;
+    let process = Path::new("/proc").join(pid.as_raw_nonzero().to_string());
+    process.metadata().is_ok_and(|meta| meta.uid() == rustix::process::geteuid().as_raw())
 }
 
 #[cfg(test)]
@@ -146,6 +159,8 @@ mod tests {
     fn a_cache_that_cannot_work_is_refused_before_anything_starts() {
         assert!(locate(&[]).unwrap_err().to_string().contains("set IOT_XTASK_CACHE"));
         assert!(locate(&[(CACHE_VARIABLE, "here")]).unwrap_err().to_string().contains("absolute"));
+        let spaced = locate(&[(CACHE_VARIABLE, "/my cache")]).unwrap_err().to_string();
+        assert!(spaced.contains("letters, digits"), "{spaced}");
         let long = format!("/{}", "x".repeat(60));
         assert!(locate(&[(CACHE_VARIABLE, &long)]).unwrap_err().to_string().contains("shorter directory"));
     }

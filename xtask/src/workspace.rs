@@ -33,6 +33,15 @@ impl Workspace {
     }
 }
 
+/// What the cargo that runs this has set for this package. An inner cargo must not see it: build scripts that read such
+/// variables would be run anew for it.
+pub fn inherited_from_cargo() -> impl Iterator<Item = OsString> {
+    const PREFIXES: [&str; 3] = ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_CFG_"];
+    std::env::vars_os().map(|(name, _)| name).filter(|name| {
+        name.to_str().is_some_and(|name| PREFIXES.iter().any(|prefix| name.starts_with(prefix)))
+    })
+}
+
 /// The cargo that runs this.
 pub fn cargo() -> OsString {
     std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into())

@@ -27,18 +27,18 @@ impl Ended {
 
 /// A smoke of the aarch64 guest with `arguments`, awaited.
 fn smoke(arguments: &[&str]) -> Ended {
-    let report = tempfile::tempdir().unwrap().keep();
     let mut command = Command::new(BACK_ROOM);
-    command.args(["smoke", "--arch", "aarch64", "--report"]).arg(&report).args(arguments);
-    let output = command.stdin(Stdio::null()).output().unwrap();
-    ended(output, &report)
+    command.args(["smoke", "--arch", "aarch64"]).args(arguments);
+    ended(command.stdin(Stdio::null()).output().unwrap())
 }
 
-fn ended(output: Output, directory: &Path) -> Ended {
-    let text = std::fs::read(directory.join("report.json")).unwrap_or_else(|error| {
-        panic!("{}: {error}\n{}", directory.display(), String::from_utf8_lossy(&output.stderr))
-    });
-    Ended { output, report: serde_json::from_slice(&text).unwrap(), directory: directory.to_owned() }
+/// The report is where the last but one line says: in the run's own directory, which a pipeline keeps.
+fn ended(output: Output) -> Ended {
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let path =
+        said.lines().find_map(|line| line.strip_prefix("report: ")).unwrap_or_else(|| panic!("{said}"));
+    let report = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    Ended { output, report, directory: Path::new(path).parent().unwrap().to_owned() }
 }
 
 /// Exit 1 in `phase`, saying `words`, with a remedy; and nothing left of the run.
@@ -58,7 +58,7 @@ fn assert_fails(ended: &Ended, phase: Phase, words: &str) {
 /// No QEMU, no nats-server, no working files: whatever names the run's directory is a leftover.
 fn assert_nothing_left(cache: &Cache, run_id: &str) {
     let run = cache.runs().join(run_id);
-    assert_eq!(processes_naming(&run), Vec::<Pid>::new());
+    assert_eq!(processes_naming(&run.join("w")), Vec::<Pid>::new());
     assert!(!run.join("w").exists(), "{} is left", run.display());
 }
 
@@ -83,6 +83,22 @@ fn another_executable_in_the_guest_is_found_at_join() {
 }
 
 #[test]
+fn a_kept_machine_lives_until_it_is_removed() {
+    let ended = smoke(&["--sabotage", "broker-refuses", "--keep"]);
+    assert_eq!(ended.output.status.code(), Some(1), "{}", ended.said());
+    let id = ended.report.run_id.as_str();
+    let work = ended.directory.join("w");
+    assert_eq!(processes_naming(&work).len(), 1, "QEMU alone: {}", ended.said());
+    let vm = |arguments: &[&str]| Command::new(FRONT_DOOR).arg("vm").args(arguments).output().unwrap();
+    let listed = String::from_utf8(vm(&["list"]).stdout).unwrap();
+    assert!(listed.contains(&format!("cargo xtask vm rm {id}")) && listed.contains("ssh "), "{listed}");
+    assert_eq!(vm(&["rm", "no-such-run"]).status.code(), Some(2));
+    assert!(vm(&["rm", id]).status.success());
+    assert_eq!(processes_naming(&work), Vec::<Pid>::new());
+    assert!(!ended.directory.exists());
+}
+
+#[test]
 fn a_unit_that_is_not_enabled_is_found_after_the_power_cut() {
     let ended = smoke(&["--sabotage", "unit-not-enabled"]);
     assert_fails(&ended, Phase::Rejoin, "disabled at boot");
@@ -102,7 +118,7 @@ fn a_kernel_panic_ends_the_wait_at_once() {
     let now = SystemTime::now();
     assert_fails(&ended, Phase::Boot, "kernel panicked");
     // A kernel that has panicked writes no more: the file's time is the panic's.
-    let console = Cache::from_env().unwrap().runs().join(&ended.report.run_id).join("console.log");
+    let console = ended.directory.join("console.log");
     let since = now.duration_since(console.metadata().unwrap().modified().unwrap()).unwrap();
     assert!(since < Duration::from_secs(15), "the panic was told {since:?} after it");
     let failure = ended.report.failure.unwrap();
@@ -211,14 +227,14 @@ fn the_first_ctrl_c_tears_down_in_order() {
     let own = Own::new();
     let mut child = own.start();
     let run = own.wait_for_console(&mut child, "Linux version");
-    assert!(!processes_naming(&run).is_empty(), "a machine and a broker");
+    assert!(!processes_naming(&run.join("w")).is_empty(), "a machine and a broker");
     signal(&child, Signal::INT);
-    let ended = ended(child.wait_with_output().unwrap(), &run);
+    let ended = ended(child.wait_with_output().unwrap());
     assert_eq!(ended.output.status.code(), Some(130), "{}", ended.said());
     assert_eq!(ended.report.verdict, Verdict::Interrupted);
     let last = ended.report.phases.last().unwrap();
     assert_eq!((last.name, last.status), (Phase::Teardown, PhaseStatus::Passed));
-    assert_eq!(processes_naming(&run), Vec::<Pid>::new());
+    assert_eq!(processes_naming(&run.join("w")), Vec::<Pid>::new());
     assert!(!run.join("w").exists());
 }
 
@@ -229,13 +245,13 @@ fn what_a_killed_run_left_is_collected_by_the_next_one() {
     let run = own.wait_for_console(&mut child, "Linux version");
     signal(&child, Signal::KILL);
     child.wait().unwrap();
-    assert!(!processes_naming(&run).is_empty(), "QEMU outlives the run that started it");
+    assert!(!processes_naming(&run.join("w")).is_empty(), "QEMU outlives the run that started it");
 
     let next = own.command(&["--agent", BACK_ROOM]).output().unwrap();
     let said = String::from_utf8_lossy(&next.stderr);
     let id = run.file_name().unwrap().to_str().unwrap();
     assert!(said.contains(&format!("collected the run {id}, which died")), "{said}");
-    assert_eq!(processes_naming(&run), Vec::<Pid>::new());
+    assert_eq!(processes_naming(&run.join("w")), Vec::<Pid>::new());
     assert!(!run.exists());
 }
 

@@ -13,7 +13,7 @@ use xshell::{Shell, cmd};
 
 use crate::arch::{MachineProfile, VmArchitecture};
 use crate::cli::BuildArgs;
-use crate::workspace::Workspace;
+use crate::workspace::{Workspace, inherited_from_cargo};
 
 /// The package that is built and tested.
 pub const AGENT_PACKAGE: &str = "iot-agent";
@@ -23,8 +23,8 @@ pub const AGENT_PACKAGE: &str = "iot-agent";
 pub struct Agent {
     /// Where it is.
     pub path: PathBuf,
-    /// Its size in bytes.
-    pub bytes: u64,
+    /// What was looked at, so that what is tested is this and not what the path holds later.
+    pub content: Vec<u8>,
     /// SHA-256, lower-case hex.
     pub sha256: String,
     /// What it was built for.
@@ -40,12 +40,12 @@ impl Agent {
         let bytes = std::fs::read(path).with_context(|| format!("read the agent {}", path.display()))?;
         elf::check(&bytes, arch).with_context(|| format!("check the agent {}", path.display()))?;
         let sha256 = hex(&Sha256::digest(&bytes));
-        Ok(Self { path: path.to_owned(), bytes: bytes.len() as u64, sha256, arch })
+        Ok(Self { path: path.to_owned(), content: bytes, sha256, arch })
     }
 
     /// For a person: path, size, digest.
     pub fn describe(&self) -> String {
-        let mib = self.bytes as f64 / f64::from(1 << 20);
+        let mib = self.content.len() as f64 / f64::from(1 << 20);
         format!("{} ({mib:.1} MiB, sha256 {}…)", self.path.display(), &self.sha256[..12])
     }
 }
@@ -77,14 +77,15 @@ pub fn build(shell: &Shell, workspace: &Workspace, args: &BuildArgs) -> Result<A
     let (triple, profile) = (args.arch.profile().triple, &args.profile);
     let cargo = crate::workspace::cargo();
     let _dir = shell.push_dir(workspace.root());
-    let messages = cmd!(
+    let command = cmd!(
         shell,
         "{cargo} build --package {AGENT_PACKAGE} --bin {AGENT_PACKAGE} --target {triple} --profile {profile}
          --message-format json-render-diagnostics"
-    )
-    .quiet()
-    .read()
-    .with_context(|| format!("build {AGENT_PACKAGE} for {triple}; the compiler's own messages are above"))?;
+    );
+    let command = inherited_from_cargo().fold(command, |command, name| command.env_remove(name));
+    let messages = command.quiet().read().with_context(|| {
+        format!("build {AGENT_PACKAGE} for {triple}; the compiler's own messages are above")
+    })?;
     Agent::inspect(&artifact::executable(&messages, AGENT_PACKAGE)?, args.arch)
 }
 

@@ -27,6 +27,9 @@ pub const PROGRAMS: &[(&str, Need)] = &[
     ("sfdisk", Need::Sfdisk),
 ];
 
+/// Programs that build an image in a user namespace, for those who are not root.
+const USER_NAMESPACE_PROGRAMS: &[(&str, Need)] = &[("newuidmap", Need::Uidmap), ("newgidmap", Need::Uidmap)];
+
 /// Where Debian keeps the keys of its archive.
 pub const DEBIAN_KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
@@ -77,6 +80,12 @@ pub struct Facts {
     pub free_memory: Option<u64>,
     /// Whether the kernel runs the guest's programs on this host, as building an image needs.
     pub runs_guest_programs: bool,
+    /// Whether QEMU's emulator of the guest's programs is there, registered or not.
+    pub user_emulator: bool,
+    /// What registers it: Debian 12's and Ubuntu's `update-binfmts`, else systemd's own program, which needs no systemd.
+    pub registers_handlers: Option<PathBuf>,
+    /// Why an ordinary user cannot build an image in a user namespace here.
+    pub no_user_namespace: Option<String>,
     /// Whether `binfmt_misc` is mounted.
     pub binfmt_mounted: bool,
     /// Whether Debian's archive keyring is there.
@@ -127,6 +136,11 @@ impl Facts {
                 cache: cache.map(|cache| cache.root().to_owned()).map_err(|error| error.to_string()),
                 free_memory: free_memory(),
                 runs_guest_programs: runs_guest_programs(arch),
+                user_emulator: ["-static", ""]
+                    .iter()
+                    .any(|ending| tools::find(&format!("qemu-{}{ending}", profile.machine)).is_some()),
+                registers_handlers: registers_handlers(arch),
+                no_user_namespace: no_user_namespace(),
                 binfmt_mounted: Path::new("/proc/sys/fs/binfmt_misc/register").exists(),
                 debian_keyring: Path::new(DEBIAN_KEYRING).exists(),
                 emulator: emulator.join().expect("a probe does not panic"),
@@ -177,7 +191,8 @@ fn missing_libvirt_user() -> Option<&'static str> {
 }
 
 fn missing_programs() -> Vec<(&'static str, Need)> {
-    PROGRAMS.iter().copied().filter(|(name, _)| tools::find(name).is_none()).collect()
+    let namespaces = if rustix::process::geteuid().is_root() { &[][..] } else { USER_NAMESPACE_PROGRAMS };
+    PROGRAMS.iter().chain(namespaces).copied().filter(|(name, _)| tools::find(name).is_none()).collect()
 }
 
 fn os_name() -> String {
@@ -197,6 +212,23 @@ fn free_memory() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let kib = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     kib.trim().trim_end_matches(" kB").trim().parse::<u64>().ok().map(|kib| kib * 1024)
+}
+
+/// Debian 13's emulator is known to systemd's program alone.
+fn registers_handlers(arch: VmArchitecture) -> Option<PathBuf> {
+    let known = Path::new("/usr/share/binfmts").join(format!("qemu-{}", arch.profile().machine)).exists();
+    let systemds = PathBuf::from("/usr/lib/systemd/systemd-binfmt");
+    tools::find("update-binfmts").filter(|_| known).or_else(|| systemds.exists().then_some(systemds))
+}
+
+/// Tried, not looked up: subordinate ids, sysctls and AppArmor (Ubuntu 24.04) each may forbid it.
+fn no_user_namespace() -> Option<String> {
+    if rustix::process::geteuid().is_root() {
+        return None;
+    }
+    let unshare = tools::find("unshare")?;
+    let tried = tools::read(&unshare, &["--map-root-user", "--map-auto", "true"]);
+    tried.err().map(|error| format!("{error:#}"))
 }
 
 fn runs_guest_programs(arch: VmArchitecture) -> bool {

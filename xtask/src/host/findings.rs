@@ -132,7 +132,7 @@ fn judge_virtualisation(facts: &Facts, findings: &mut Vec<Finding>) {
             Remedy::RunAsRoot(vec![command.split(' ').map(str::to_owned).collect()]),
         ));
     }
-    if let Kvm::No(reason) = &facts.kvm {
+    if let Kvm::No(reason) | Kvm::Failed(reason) = &facts.kvm {
         findings.push(Finding {
             id: "kvm",
             severity: Severity::Informs,
@@ -193,26 +193,41 @@ fn judge_image_build(facts: &Facts, findings: &mut Vec<Finding>) {
         let remedy = Remedy::Install(Need::Keyring, arch);
         findings.push(blocks("keyring", "the keys of Debian's archive are missing", DEBIAN_KEYRING, remedy));
     }
-    if !facts.runs_guest_programs {
+    if let Some(error) = &facts.no_user_namespace {
         findings.push(blocks(
-            "user-emulation",
-            format!("this kernel does not run {arch} programs, as building an image needs"),
-            format!("no enabled /proc/sys/fs/binfmt_misc/{handler}"),
-            Remedy::Install(Need::UserEmulation, arch),
+            "user-namespace",
+            "an ordinary user cannot build an image here",
+            error,
+            Remedy::Manual(
+                "give the user subordinate ids (usermod --add-subuids 100000-165535 --add-subgids 100000-165535 USER); on \
+                 Ubuntu 24.04 also: sysctl -w kernel.apparmor_restrict_unprivileged_userns=0; or run as root"
+                    .to_owned(),
+            ),
         ));
-        // Where there is no systemd to do it, installing the package registers nothing.
-        let mut commands = Vec::new();
-        let words = |line: &str| line.split(' ').map(str::to_owned).collect::<Vec<_>>();
-        if !facts.binfmt_mounted {
-            commands.push(words("mount -t binfmt_misc binfmt_misc /proc/sys/fs/binfmt_misc"));
+    }
+    if facts.runs_guest_programs {
+        return;
+    }
+    let why = format!("no enabled /proc/sys/fs/binfmt_misc/{handler}");
+    let sentence = format!("this kernel does not run {arch} programs, as building an image needs");
+    match &facts.registers_handlers {
+        Some(program) if facts.user_emulator => {
+            // Where there is no systemd to do it, installing the package registers nothing.
+            let mut commands = Vec::new();
+            let words = |line: &str| line.split(' ').map(str::to_owned).collect::<Vec<_>>();
+            if !facts.binfmt_mounted {
+                commands.push(words("mount -t binfmt_misc binfmt_misc /proc/sys/fs/binfmt_misc"));
+            }
+            let mut register = vec![program.display().to_string()];
+            if program.ends_with("update-binfmts") {
+                register.extend(["--enable".to_owned(), handler]);
+            }
+            commands.push(register);
+            findings.push(blocks("binfmt", sentence, why, Remedy::RunAsRoot(commands)));
         }
-        commands.push(words(&format!("update-binfmts --enable {handler}")));
-        findings.push(blocks(
-            "binfmt",
-            format!("the handler {handler} is not registered"),
-            "binfmt_misc, the kernel's table of foreign executables, lasts until the next boot",
-            Remedy::RunAsRoot(commands),
-        ));
+        _ => {
+            findings.push(blocks("user-emulation", sentence, why, Remedy::Install(Need::UserEmulation, arch)))
+        }
     }
 }
 
@@ -288,6 +303,9 @@ pub(crate) mod tests {
             free_disk: Some(80 * GIB),
             free_memory: Some(8 * GIB),
             runs_guest_programs: true,
+            user_emulator: true,
+            registers_handlers: Some("/usr/sbin/update-binfmts".into()),
+            no_user_namespace: None,
             binfmt_mounted: true,
             debian_keyring: true,
         }
@@ -321,6 +339,9 @@ pub(crate) mod tests {
             ("linker", |f| f.linker = Err("none".into())),
             ("program", |f| f.missing_programs = vec![("mcopy", Need::Mtools)]),
             ("keyring", |f| f.debian_keyring = false),
+            ("user-namespace", |f| f.no_user_namespace = Some("EPERM".into())),
+            ("binfmt", |f| f.runs_guest_programs = false),
+            ("user-emulation", |f| (f.runs_guest_programs, f.user_emulator) = (false, false)),
             ("cache", |f| f.cache = Err("none".into())),
             ("disk", |f| f.free_disk = Some(GIB)),
             ("memory", |f| f.free_memory = Some(GIB)),
@@ -329,7 +350,6 @@ pub(crate) mod tests {
         for (id, change) in table {
             assert_eq!(ids(change), [*id]);
         }
-        assert_eq!(ids(|f| f.runs_guest_programs = false), ["user-emulation", "binfmt"]);
     }
 
     #[test]

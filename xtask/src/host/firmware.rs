@@ -12,7 +12,8 @@ use crate::arch::{MachineProfile, VmArchitecture};
 /// The directories of QEMU's descriptors; a file masks one of the same name in an earlier directory.
 const DESCRIPTOR_DIRECTORIES: &[&str] = &["usr/share/qemu/firmware", "etc/qemu/firmware"];
 
-/// Firmware that enforces signatures or belongs to confidential guests does not boot an unsigned image.
+/// Firmware that enforces signatures does not boot an unsigned image. (`amd-sev` says that it could serve such a guest
+/// too, not that it serves no other.)
 const UNWANTED_FEATURES: &[&str] = &["enrolled-keys", "secure-boot", "requires-smm"];
 
 /// Firmware code, shared and read-only, and the template of its variable store.
@@ -117,11 +118,7 @@ fn from_descriptor(text: &str, profile: &MachineProfile) -> Result<Option<Firmwa
         target.architecture == profile.machine
             && target.machines.iter().any(|machine| machine.contains(profile.machine_type))
     });
-    let unwanted = descriptor.features.iter().any(|feature| {
-        UNWANTED_FEATURES.contains(&feature.as_str())
-            || feature.starts_with("amd-sev")
-            || feature.starts_with("intel-tdx")
-    });
+    let unwanted = descriptor.features.iter().any(|feature| UNWANTED_FEATURES.contains(&feature.as_str()));
     let uefi = descriptor.interface_types.iter().any(|kind| kind == "uefi");
     let Mapping { device, executable: Some(code), nvram_template: Some(vars) } = descriptor.mapping else {
         return Ok(None);
@@ -187,7 +184,7 @@ mod tests {
         descriptor(root, "40-enrolled.json", "/a/ms.fd", "/a/vars.fd", r#""enrolled-keys""#);
         // Debian 12 ships such a descriptor without the file.
         descriptor(root, "50-absent.json", "/a/absent.fd", "/a/vars.fd", "");
-        descriptor(root, "60-plain.json", "/a/code.fd", "/a/vars.fd", r#""verbose-static""#);
+        descriptor(root, "60-plain.json", "/a/code.fd", "/a/vars.fd", r#""amd-sev", "verbose-static""#);
         std::fs::write(root.join("usr/share/qemu/firmware/10-broken.json"), "{").unwrap();
         let pair = discover(VmArchitecture::Aarch64, root).unwrap();
         assert_eq!(pair.code, Path::new("/a/code.fd"));

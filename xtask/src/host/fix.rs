@@ -13,7 +13,7 @@ use crate::cli::FixArgs;
 use crate::exit::{Interrupted, Unavailable};
 use crate::workspace::Workspace;
 
-/// One change may uncover another: a package manager that replaces a newer `qemu-utils` by removing it leaves
+/// One change uncovers another: what a package brings must still be registered, and a package manager that replaces a newer `qemu-utils` by removing it leaves
 /// `qemu-img` for the second round.
 const ROUNDS: usize = 3;
 
@@ -135,13 +135,12 @@ mod tests {
     }
 
     #[test]
-    fn packages_come_in_one_transaction_and_before_what_needs_them() {
+    fn packages_come_in_one_transaction() {
         let commands = planned(|facts| {
             facts.emulator = None;
             facts.missing_programs =
                 vec![("mcopy", Need::Mtools), ("ssh", Need::Ssh), ("ssh-keygen", Need::Ssh)];
-            facts.runs_guest_programs = false;
-            facts.binfmt_mounted = false;
+            (facts.runs_guest_programs, facts.user_emulator) = (false, false);
             facts.rust_target = Ok(false);
         });
         assert_eq!(
@@ -150,11 +149,26 @@ mod tests {
                 "apt-get update",
                 "apt-get install --yes --no-install-recommends binfmt-support mount mtools openssh-client qemu-system-arm \
                  qemu-user-static",
-                "mount -t binfmt_misc binfmt_misc /proc/sys/fs/binfmt_misc",
-                "update-binfmts --enable qemu-aarch64",
                 "rustup target add aarch64-unknown-linux-gnu",
             ]
         );
+    }
+
+    #[test]
+    fn what_the_packages_make_possible_is_the_next_rounds() {
+        let commands = planned(|facts| (facts.runs_guest_programs, facts.binfmt_mounted) = (false, false));
+        assert_eq!(
+            commands,
+            [
+                "mount -t binfmt_misc binfmt_misc /proc/sys/fs/binfmt_misc",
+                "/usr/sbin/update-binfmts --enable qemu-aarch64",
+            ]
+        );
+        let systemds = planned(|facts| {
+            facts.runs_guest_programs = false;
+            facts.registers_handlers = Some("/usr/lib/systemd/systemd-binfmt".into());
+        });
+        assert_eq!(systemds, ["/usr/lib/systemd/systemd-binfmt"]);
     }
 
     #[test]

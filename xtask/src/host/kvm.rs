@@ -6,7 +6,7 @@
 use std::fs::OpenOptions;
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use crate::arch::VmArchitecture;
 use crate::paths::{Cache, make_private_dir, write_private};
@@ -16,6 +16,8 @@ use crate::paths::{Cache, make_private_dir, write_private};
 pub enum Kvm {
     /// It opens, and nothing is known against it.
     Opens,
+    /// An earlier run of this host's boot saw it fail; why.
+    Failed(String),
     /// It cannot be used; why.
     No(String),
 }
@@ -28,12 +30,27 @@ pub fn look(guest: VmArchitecture, cache: Option<&Cache>) -> Kvm {
     if let Err(error) = OpenOptions::new().read(true).write(true).open("/dev/kvm") {
         return Kvm::No(format!("/dev/kvm does not open: {error}"));
     }
-    match cache.and_then(|cache| std::fs::read_to_string(note_path(cache)).ok()) {
-        Some(note) => match note.split_once('\n') {
-            Some((boot_id, reason)) if boot_id == host_boot_id() => Kvm::No(reason.trim().to_owned()),
+    let Some(cache) = cache else { return Kvm::Opens };
+    match std::fs::read_to_string(note_path(cache)) {
+        Ok(note) => match note.split_once('\n') {
+            Some((boot_id, reason)) if boot_id == host_boot_id() => {
+                Kvm::Failed(format!("{} (remembered in {})", reason.trim(), note_path(cache).display()))
+            }
             _ => Kvm::Opens,
         },
-        None => Kvm::Opens,
+        Err(_no_note) => Kvm::Opens,
+    }
+}
+
+/// Forgets an earlier failure: KVM has been seen to work.
+///
+/// # Errors
+/// Where the note cannot be deleted.
+pub fn forget_failure(cache: &Cache) -> Result<()> {
+    match std::fs::remove_file(note_path(cache)) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error).with_context(|| format!("delete {}", note_path(cache).display())),
     }
 }
 

@@ -4,8 +4,8 @@ mod build;
 mod ci;
 mod preflight;
 mod soak;
+mod vm;
 
-use std::ffi::OsString;
 use std::os::unix::process::CommandExt as _;
 use std::process::Command as Process;
 
@@ -14,11 +14,13 @@ use clap::CommandFactory as _;
 
 use crate::agent_build;
 use crate::arch::VmArchitecture;
-use crate::cli::{Cli, Command, FixArgs, SmokeArgs};
-use crate::exit::Usage;
+use crate::cli::{Cli, Command, FixArgs, SmokeArgs, Voice};
+use crate::exit::{Unavailable, Usage};
 use crate::host::{Preflight, fix};
 use crate::image;
-use crate::workspace::{Workspace, cargo};
+use crate::paths::make_private_dir;
+use crate::plan::Plan;
+use crate::workspace::{Workspace, cargo, inherited_from_cargo};
 
 /// Does the task, or becomes the process that does it.
 ///
@@ -37,17 +39,25 @@ pub fn run(cli: &Cli) -> Result<()> {
         Command::Soak(args) => soak::run(&workspace, args),
         Command::Smoke(args) => {
             check_smoke(&workspace, args)?;
-            ready(&workspace, &[args.build.arch], args.fix)
-                .inspect_err(|error| preflight::report(args, error))?;
+            prepare_smoke(&workspace, args, cli.voice).inspect_err(|error| preflight::report(args, error))?;
             enter_back_room(&workspace)
         }
         Command::Bench(args) => {
             ready(&workspace, &[args.arch], FixArgs::default())?;
+            build_back_room(&workspace, cli.voice)?;
             enter_back_room(&workspace)
         }
-        Command::Vm(_) => enter_back_room(&workspace),
+        Command::Vm(command) => vm::run(command),
         Command::Completions { .. } => unreachable!("done above"),
     }
+}
+
+/// This machine is ready, the flags are possible on it, the back room is built.
+fn prepare_smoke(workspace: &Workspace, args: &SmokeArgs, voice: Voice) -> Result<()> {
+    let preflight = ready(workspace, &[args.build.arch], args.fix)?;
+    let facts = preflight.facts.first().context("one architecture was asked for")?;
+    Plan::resolve(facts, args.build.arch, &args.machine, args.timeout_scale)?;
+    build_back_room(workspace, voice)
 }
 
 /// What can be known to be wrong before anything slow starts.
@@ -60,17 +70,19 @@ fn check_smoke(workspace: &Workspace, args: &SmokeArgs) -> Result<()> {
     {
         return Err(Usage(format!("--agent {}: there is no such file", path.display())).into());
     }
-    if let Some(path) = &args.report
-        && path.exists()
-        && !path.is_dir()
-    {
-        return Err(Usage(format!("--report {}: it is there and no directory", path.display())).into());
+    if let Some(path) = &args.report {
+        let made = make_private_dir(path).and_then(|()| {
+            Ok(rustix::fs::access(path, rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK)?)
+        });
+        made.map_err(|error| {
+            Usage(format!("--report {}: no directory to write to: {error:#}", path.display()))
+        })?;
     }
     Ok(())
 }
 
 /// Preflight with `--fix`; quiet where nothing stands in the way.
-fn ready(workspace: &Workspace, architectures: &[VmArchitecture], args: FixArgs) -> Result<()> {
+fn ready(workspace: &Workspace, architectures: &[VmArchitecture], args: FixArgs) -> Result<Preflight> {
     let preflight = if args.fix {
         fix::fix(workspace, architectures, args)?
     } else {
@@ -79,28 +91,44 @@ fn ready(workspace: &Workspace, architectures: &[VmArchitecture], args: FixArgs)
     if preflight.blocking().next().is_some() {
         preflight::print(&preflight);
     }
-    preflight.verdict()
+    preflight.verdict()?;
+    Ok(preflight)
+}
+
+/// Compiles `xtask-vm`: two minutes the first time.
+fn build_back_room(workspace: &Workspace, voice: Voice) -> Result<()> {
+    if !voice.quiet {
+        eprintln!("building the back room (xtask-vm); about two minutes the first time, then a second");
+    }
+    let status = back_room(workspace, "build").status().context("run cargo for the back room")?;
+    if !status.success() {
+        return Err(Unavailable {
+            error: format!("the back room does not build: cargo {status}; its own messages are above"),
+            hint: "cargo xtask preflight --fix; a fault of this workspace's own code is above too".to_owned(),
+        }
+        .into());
+    }
+    Ok(())
+}
+
+fn back_room(workspace: &Workspace, subcommand: &str) -> Process {
+    let mut command = Process::new(cargo());
+    command.args([subcommand, "--quiet", "--manifest-path"]).arg(workspace.root().join("Cargo.toml")).args([
+        "--package",
+        "xtask",
+        "--bin",
+        "xtask-vm",
+        "--features",
+        "vm",
+    ]);
+    for name in inherited_from_cargo() {
+        command.env_remove(name);
+    }
+    command
 }
 
 /// Becomes `xtask-vm`, with the same arguments: one process, one Ctrl-C, one exit code.
 fn enter_back_room(workspace: &Workspace) -> Result<()> {
-    let mut command = Process::new(cargo());
-    command
-        .args(["run", "--quiet", "--manifest-path"])
-        .arg(workspace.root().join("Cargo.toml"))
-        .args(["--package", "xtask", "--bin", "xtask-vm", "--features", "vm", "--"])
-        .args(std::env::args_os().skip(1));
-    for name in inherited_from_cargo() {
-        command.env_remove(name);
-    }
-    eprintln!("building the back room (xtask-vm); about two minutes the first time, then a second");
-    Err(command.exec()).context("run cargo for the back room")
-}
-
-/// What the outer cargo has set for this package; the inner one would build its dependencies anew for it.
-fn inherited_from_cargo() -> impl Iterator<Item = OsString> {
-    const PREFIXES: [&str; 3] = ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_CFG_"];
-    std::env::vars_os().map(|(name, _)| name).filter(|name| {
-        name.to_str().is_some_and(|name| PREFIXES.iter().any(|prefix| name.starts_with(prefix)))
-    })
+    Err(back_room(workspace, "run").arg("--").args(std::env::args_os().skip(1)).exec())
+        .context("run cargo for the back room")
 }

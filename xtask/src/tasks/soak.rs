@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, kill_process_group};
 
 use crate::arch::VmArchitecture;
 use crate::cli::SoakArgs;
@@ -82,7 +82,7 @@ fn pair(arch: VmArchitecture) -> Result<String> {
     Ok(format!("{}, {}", one?, other?))
 }
 
-/// SIGKILL at a random moment of the first ninety seconds; then a short smoke collects, and nothing may be left.
+/// SIGKILL at a random moment; then a short smoke collects, and nothing may be left.
 fn kill_and_collect(arch: VmArchitecture) -> Result<String> {
     let mut random = [0; 2];
     rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty()).context("a random moment")?;
@@ -91,7 +91,7 @@ fn kill_and_collect(arch: VmArchitecture) -> Result<String> {
     std::thread::sleep(moment);
     let pid = Pid::from_raw(i32::try_from(child.id()).context("a process id")?).context("a process id")?;
     if child.try_wait().context("look at the smoke")?.is_none() {
-        kill_process(pid, Signal::KILL).context("kill the smoke")?;
+        kill_process_group(pid, Signal::KILL).context("kill the smoke")?;
     }
     child.wait().context("wait for the killed smoke")?;
     // Any smoke collects first; this one then ends by a planted fault that is found before a guest is up.
@@ -107,15 +107,14 @@ fn kill_and_collect(arch: VmArchitecture) -> Result<String> {
     Ok(format!("killed at {:.1} s, nothing left", moment.as_secs_f64()))
 }
 
-/// Processes that name the cache's runs on their command line, and runs that still have their working files.
+/// Processes of any run, and runs that still have their working files; a soak has the cache to itself.
 fn leftovers(cache: &Cache) -> Result<Vec<String>> {
     let runs = cache.runs();
-    let mut left: Vec<_> = crate::paths::processes_naming(&runs)
-        .into_iter()
-        .map(|pid| format!("process {}", pid.as_raw_nonzero()))
-        .collect();
+    let mut left = Vec::new();
     for entry in std::fs::read_dir(&runs).with_context(|| format!("list {}", runs.display()))? {
         let work = entry.with_context(|| format!("list {}", runs.display()))?.path().join("w");
+        let processes = crate::paths::processes_naming(&work);
+        left.extend(processes.iter().map(|pid| format!("process {}", pid.as_raw_nonzero())));
         if work.exists() {
             left.push(work.display().to_string());
         }

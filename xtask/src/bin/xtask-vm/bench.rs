@@ -25,10 +25,10 @@ use crate::guest::Keys;
 use crate::image::{self, ReadyImage};
 use crate::interrupt::Interrupt;
 use crate::media;
-use crate::plan::Plan;
-use crate::run_dir::RunDir;
 use crate::screen::Screen;
 use crate::smoke::make_writable_files;
+use xtask::plan::Plan;
+use xtask::run_dir::RunDir;
 
 /// The phases between the start of the domain and the first status.
 const BOOT_TO_JOIN: [Phase; 3] = [Phase::Boot, Phase::Provision, Phase::Join];
@@ -52,7 +52,7 @@ pub(crate) fn run(workspace: &Workspace, args: &BenchArgs, voice: Voice) -> Resu
         screen.end(PhaseStatus::Passed, &format!("round {round}: to cloud-init's finished line"));
         interrupt.check()?;
         screen.start("smoke", None);
-        ours.push(boot_to_join(args, &interrupt)?);
+        ours.push(boot_to_join(&cache, args, &interrupt)?);
         screen.end(
             PhaseStatus::Passed,
             &format!("round {round}: a whole smoke; boot to join {:.1} s", ours[ours.len() - 1]),
@@ -88,9 +88,9 @@ fn mean(seconds: &[f64]) -> f64 {
 }
 
 /// Seconds of a smoke from the start of its boot phase to its join.
-fn boot_to_join(args: &BenchArgs, interrupt: &Interrupt) -> Result<f64> {
+fn boot_to_join(cache: &Cache, args: &BenchArgs, interrupt: &Interrupt) -> Result<f64> {
     let own = std::env::current_exe().context("find this very program")?;
-    let directory = tempfile_dir()?;
+    let directory = cache.history().join("bench");
     let status = Command::new(own)
         .args(["smoke", "--quiet", "--arch", &args.arch.to_string(), "--report"])
         .arg(&directory)
@@ -99,23 +99,16 @@ fn boot_to_join(args: &BenchArgs, interrupt: &Interrupt) -> Result<f64> {
         .context("run a smoke")?;
     interrupt.check()?;
     let path = directory.join("report.json");
+    ensure!(status.success(), "the smoke ended with {status}; its report is {}", path.display());
     let text = std::fs::read(&path).with_context(|| format!("read {}", path.display()))?;
     let report: Report =
         serde_json::from_slice(&text).with_context(|| format!("parse {}", path.display()))?;
-    ensure!(status.success(), "the smoke ended with {status}; its report is {}", path.display());
-    std::fs::remove_dir_all(&directory).with_context(|| format!("delete {}", directory.display()))?;
     Ok(report
         .phases
         .iter()
         .filter(|phase| BOOT_TO_JOIN.contains(&phase.name))
         .map(|phase| phase.seconds)
         .sum())
-}
-
-fn tempfile_dir() -> Result<std::path::PathBuf> {
-    let path = std::env::temp_dir().join(format!("iot-xtask-bench-{}", std::process::id()));
-    xtask::paths::make_private_dir(&path)?;
-    Ok(path)
 }
 
 /// Seconds from QEMU's start to cloud-init's last line.
@@ -126,9 +119,24 @@ fn bare_boot(
     interrupt: &Interrupt,
     screen: &mut Screen,
 ) -> Result<f64> {
-    let (run, _) = RunDir::create(cache)?;
+    let (run, collected) = RunDir::create(cache)?;
+    for dead in collected {
+        screen.line(&dead.to_string());
+    }
+    let seconds = bare_boot_in(&run, plan, image, interrupt, screen);
+    run.clean()?;
+    seconds
+}
+
+fn bare_boot_in(
+    run: &RunDir,
+    plan: &Plan,
+    image: &ReadyImage,
+    interrupt: &Interrupt,
+    screen: &mut Screen,
+) -> Result<f64> {
     let work = run.work();
-    let keys = Keys::make(&work)?;
+    let keys = Keys::make(&work, interrupt)?;
     let files = RunFiles::of_run(&work, run.path().join("console.log"))?;
     let seed = Seed {
         instance_id: run.id(),
@@ -138,8 +146,8 @@ fn bare_boot(
         sabotage: None,
         payload: false,
     };
-    media::make_seed(&files.seed, &seed, &work)?;
-    make_writable_files(plan, &files, image)?;
+    media::make_seed(&files.seed, &seed, &work, interrupt)?;
+    make_writable_files(plan, &files, image, interrupt)?;
     write_private(&files.console_log, "")?;
     let arguments = bare_arguments(plan, &files);
     let job = Job { program: &plan.emulator, arguments, log: work.join("qemu.log"), environment: Vec::new() };
@@ -147,7 +155,6 @@ fn bare_boot(
     let qemu = Child::start(&job)?;
     let seconds = wait_for_cloud_init(&qemu, &files, started, interrupt, screen);
     qemu.stop()?;
-    run.clean()?;
     seconds
 }
 

@@ -8,7 +8,7 @@ use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use duct::{Expression, Handle};
 use rustix::process::{Pid, Signal, kill_process_group, set_parent_process_death_signal};
 use xtask::limits;
@@ -57,24 +57,34 @@ impl Child {
         Ok(output.map(|output| output.status))
     }
 
-    /// SIGTERM to its group, and SIGKILL where that does not help in time.
+    /// SIGTERM to its group, and SIGKILL to what of the group is left.
     pub(crate) fn stop(&self) -> Result<()> {
-        let Some(pid) = self.handle.pids().first().and_then(|pid| Pid::from_raw(i32::try_from(*pid).ok()?))
+        let Some(group) = self.handle.pids().first().and_then(|pid| Pid::from_raw(i32::try_from(*pid).ok()?))
         else {
             return Ok(());
         };
-        for signal in [Signal::TERM, Signal::KILL] {
-            if self.ended()?.is_some() {
-                return Ok(());
-            }
-            kill_process_group(pid, signal).with_context(|| format!("stop {}", self.line))?;
+        if self.ended()?.is_none() {
+            signal_group(group, Signal::TERM).with_context(|| format!("stop {}", self.line))?;
             let deadline = Instant::now() + limits::CHILD_STOP;
             while Instant::now() < deadline && self.ended()?.is_none() {
                 std::thread::sleep(limits::CHILD_POLL);
             }
         }
-        ensure!(self.ended()?.is_some(), "stop {}: it outlives SIGKILL", self.line);
+        signal_group(group, Signal::KILL).with_context(|| format!("stop {}", self.line))?;
+        let deadline = Instant::now() + limits::CHILD_STOP;
+        while self.ended()?.is_none() {
+            ensure!(Instant::now() < deadline, "stop {}: it outlives SIGKILL", self.line);
+            std::thread::sleep(limits::CHILD_POLL);
+        }
         Ok(())
+    }
+}
+
+/// A group that is gone already is what was wanted.
+fn signal_group(group: Pid, signal: Signal) -> Result<()> {
+    match kill_process_group(group, signal) {
+        Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -114,20 +124,35 @@ pub(crate) fn run(job: &Job<'_>, interrupt: &Interrupt, mut alive: impl FnMut(&s
     interrupt.check()?;
     if !status.success() {
         let said = last_lines(&job.log, 8).join("\n    ");
-        bail!("{} {}: {status}; it said last:\n    {said}", job.program.display(), words(&job.arguments));
+        // Not its arguments: they may be long, and a mirror's address may hold a password.
+        bail!("{}: {status}; it said last:\n    {said}", job.program.display());
     }
     Ok(())
 }
 
-/// What a quick command prints, or its failure with its own words.
-pub(crate) fn read(program: &Path, arguments: &[OsString], limit: Duration) -> Result<String> {
+/// What a quick command prints, or its failure with its own words. Ends it at the limit and at Ctrl-C.
+pub(crate) fn read(
+    program: &Path,
+    arguments: &[OsString],
+    limit: Duration,
+    interrupt: &Interrupt,
+) -> Result<String> {
     let line = format!("{} {}", program.display(), words(arguments));
     let expression = duct::cmd(program, arguments).stdin_null().stdout_capture().stderr_capture().unchecked();
     let handle = own(&expression).start().with_context(|| format!("run {line}"))?;
-    let ended = handle.wait_timeout(limit).with_context(|| format!("wait for {line}"))?;
-    let Some(output) = ended else {
-        handle.kill().with_context(|| format!("stop {line}"))?;
-        bail!("{line}: no end within {} s", limit.as_secs());
+    let deadline = Instant::now() + limit;
+    let output = loop {
+        if let Some(output) = handle.try_wait().with_context(|| format!("wait for {line}"))? {
+            break output;
+        }
+        let stop = interrupt.check().err().or_else(|| {
+            (Instant::now() > deadline).then(|| anyhow!("{line}: no end within {} s", limit.as_secs()))
+        });
+        if let Some(error) = stop {
+            handle.kill().with_context(|| format!("stop {line}"))?;
+            return Err(error);
+        }
+        std::thread::sleep(limits::CHILD_POLL);
     };
     let said = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
     ensure!(output.status.success(), "{line}: {}: {}", output.status, said(&output.stderr));

@@ -12,6 +12,7 @@ use xtask::limits;
 use xtask::paths::write_private;
 
 use crate::child;
+use crate::interrupt::Interrupt;
 
 /// The name that stands for the guest in known_hosts: its port changes with every start.
 const HOST_ALIAS: &str = "iot-device";
@@ -26,6 +27,7 @@ pub(crate) struct Keys {
     pub(crate) host_private: String,
     /// Its public half.
     pub(crate) host_public: String,
+    interrupt: Interrupt,
 }
 
 /// How the agent's unit is, as systemd says.
@@ -43,14 +45,15 @@ pub(crate) struct UnitState {
 
 impl Keys {
     /// Makes two ed25519 pairs in `directory`.
-    pub(crate) fn make(directory: &Path) -> Result<Self> {
+    pub(crate) fn make(directory: &Path, interrupt: &Interrupt) -> Result<Self> {
         let keygen = tools::require("ssh-keygen")?;
         let pair = |name: &str| -> Result<(String, String)> {
             let path = directory.join(name);
             let mut arguments: Vec<OsString> =
                 ["-q", "-t", "ed25519", "-N", "", "-C", name, "-f"].map(Into::into).into();
             arguments.push(path.clone().into());
-            child::read(&keygen, &arguments, limits::SERVER_START).context("make the run's ssh keys")?;
+            child::read(&keygen, &arguments, limits::SERVER_START, interrupt)
+                .context("make the run's ssh keys")?;
             let read = |path: &Path| {
                 std::fs::read_to_string(path).with_context(|| format!("read the key {}", path.display()))
             };
@@ -59,7 +62,8 @@ impl Keys {
         let (_, user_public) = pair("user_key")?;
         let (host_private, host_public) = pair("host_key")?;
         write_private(&directory.join("known_hosts"), format!("{HOST_ALIAS} {host_public}\n"))?;
-        Ok(Self { directory: directory.to_owned(), user_public, host_private, host_public })
+        let directory = directory.to_owned();
+        Ok(Self { directory, user_public, host_private, host_public, interrupt: interrupt.clone() })
     }
 
     /// The arguments that lead into the guest behind `port`.
@@ -91,7 +95,7 @@ impl Keys {
         let ssh = tools::require("ssh")?;
         let mut arguments = self.arguments(port);
         arguments.push(format!("sudo -n {command}").into());
-        child::read(&ssh, &arguments, limit).context("run a command in the guest")
+        child::read(&ssh, &arguments, limit, &self.interrupt).context("run a command in the guest")
     }
 
     /// Asks systemd in the guest for the agent's unit.

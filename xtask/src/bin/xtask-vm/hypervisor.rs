@@ -6,9 +6,9 @@ use std::sync::Once;
 
 use anyhow::{Context, Result, bail};
 use virt::connect::Connect;
-use virt::domain::Domain;
+use virt::domain::{Domain, DomainState, DomainStateEnum};
 use xtask::limits;
-use xtask::paths::write_private;
+use xtask::paths::{make_private_dir, write_private};
 
 /// What a domain is for libvirt while it lives: transient, so that the end of the domain is the end of its definition.
 const TRANSIENT: virt::sys::virDomainCreateFlags = 0;
@@ -18,9 +18,22 @@ pub(crate) struct Hypervisor {
     connect: Connect,
 }
 
-/// A domain that was started.
+/// A domain that was started. Dropped, it is destroyed: whatever ends a run early leaves no QEMU.
 pub(crate) struct Machine {
     domain: Domain,
+    /// Destroyed already, or left to a person.
+    let_go: bool,
+}
+
+/// How a domain is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Condition {
+    /// QEMU is there and the guest's processors run.
+    Running,
+    /// QEMU is there and has stopped the guest: its disk's file system is full, or KVM gave up.
+    Paused,
+    /// QEMU has ended.
+    Gone,
 }
 
 impl Hypervisor {
@@ -29,10 +42,8 @@ impl Hypervisor {
         // Its errors come back as values; by default libvirt prints them as well.
         virt::error::clear_error_callback();
         start_event_loop()?;
-        write_private(&root.join("etc/qemu.conf"), qemu_conf()).or_else(|_| {
-            xtask::paths::make_private_dir(&root.join("etc"))?;
-            write_private(&root.join("etc/qemu.conf"), qemu_conf())
-        })?;
+        make_private_dir(&root.join("etc"))?;
+        write_private(&root.join("etc/qemu.conf"), qemu_conf())?;
         let uri = format!("qemu:///embed?root={}", root.display());
         let connect =
             Connect::open(Some(&uri)).with_context(|| format!("open libvirt's embedded driver {uri}"))?;
@@ -48,22 +59,36 @@ impl Hypervisor {
     /// Starts a transient domain.
     pub(crate) fn start(&self, xml: &str) -> Result<Machine> {
         let domain = self.connect.create_domain_xml(xml, TRANSIENT).context("start the domain")?;
-        Ok(Machine { domain })
+        Ok(Machine { domain, let_go: false })
     }
 }
 
 impl Machine {
-    /// Whether QEMU is there.
-    pub(crate) fn is_running(&self) -> bool {
-        // A transient domain whose QEMU has ended is unknown to libvirt, which is an error and the answer.
-        self.domain.is_active().unwrap_or(false)
+    /// How it is now.
+    pub(crate) fn condition(&self) -> Condition {
+        // A transient domain whose QEMU has ended is unknown to libvirt, which is an error and the answer. Asked first,
+        // since `state` of the crate virt 0.5.0 is no error then.
+        if !self.domain.is_active().unwrap_or(false) {
+            return Condition::Gone;
+        }
+        match self.domain.state() {
+            Ok((DomainStateEnum::Known(DomainState::Paused | DomainState::Crashed), _)) => Condition::Paused,
+            _ => Condition::Running,
+        }
+    }
+
+    /// Leaves it running when this value goes.
+    pub(crate) fn let_go(&mut self) {
+        self.let_go = true;
     }
 
     /// virDomainDestroy: QEMU gets SIGTERM, then SIGKILL, and the guest nothing.
-    pub(crate) fn destroy(&self) -> Result<()> {
+    pub(crate) fn destroy(&mut self) -> Result<()> {
+        // Whatever comes of it: the next machine of the run has the same name and identity.
+        self.let_go = true;
         match self.domain.destroy() {
             Ok(()) => Ok(()),
-            Err(_) if !self.is_running() => Ok(()),
+            Err(_) if self.condition() == Condition::Gone => Ok(()),
             Err(error) => Err(error).context("destroy the domain"),
         }
     }
@@ -75,6 +100,15 @@ impl Machine {
             .qemu_monitor_command("info usernet", virt::sys::VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP)
             .context("ask QEMU for its forwarded ports")?;
         forwarded_port(&table)
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        if !self.let_go {
+            // The run's directory is cleaned in any case, by the processes that name it.
+            drop(self.destroy());
+        }
     }
 }
 
@@ -139,11 +173,13 @@ mod tests {
         let hypervisor = Hypervisor { connect };
         assert!(hypervisor.version().unwrap().split('.').count() == 3);
         let xml = "<domain type='test'><name>x</name><memory>8192</memory><os><type>hvm</type></os></domain>";
-        let machine = hypervisor.start(xml).unwrap();
-        assert!(machine.is_running());
+        let mut machine = hypervisor.start(xml).unwrap();
+        assert_eq!(machine.condition(), Condition::Running);
         machine.destroy().unwrap();
-        assert!(!machine.is_running());
+        assert_eq!(machine.condition(), Condition::Gone);
         machine.destroy().unwrap();
+        drop(hypervisor.start(xml).unwrap());
+        assert!(hypervisor.connect.lookup_domain_by_name("x").is_err(), "dropped is destroyed");
         assert!(hypervisor.start("<domain/>").is_err());
     }
 }

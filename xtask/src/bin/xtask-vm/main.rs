@@ -1,10 +1,8 @@
 //! The back room of `cargo xtask`: everything that links libvirt or opens a socket. It parses the front door's own
 //! command line; the front door has seen to it that this machine is ready.
 //!
-//! Modules in reading order: [`smoke`] (the phases, as prose), [`plan`] (what was asked, resolved), [`run_dir`] (a
-//! run's directory: its ownership record), [`image`], [`media`] (seed and payload disks), [`hypervisor`] (libvirt),
-//! [`console`], [`broker`] (NATS), [`guest`] (ssh), [`vm`] and [`bench`] (the other tasks), and the tools:
-//! [`screen`], [`child`], [`interrupt`], [`history`].
+//! Modules in reading order: [`smoke`] (the phases, as prose), [`image`], [`media`] (seed and payload disks),
+//! [`hypervisor`] (libvirt), [`console`], [`broker`] (NATS), [`guest`] (ssh), [`bench`], and the tools: [`screen`], [`child`], [`interrupt`], [`history`].
 
 mod bench;
 mod broker;
@@ -16,11 +14,8 @@ mod hypervisor;
 mod image;
 mod interrupt;
 mod media;
-mod plan;
-mod run_dir;
 mod screen;
 mod smoke;
-mod vm;
 
 use std::process::ExitCode;
 
@@ -58,7 +53,6 @@ fn execute(cli: &Cli) -> anyhow::Result<()> {
     match &cli.command {
         Command::Smoke(args) => smoke::run(&workspace, args, cli.voice),
         Command::Bench(args) => bench::run(&workspace, args, cli.voice),
-        Command::Vm(command) => vm::run(command),
         // The front door's own: whoever starts this binary by hand gets the same task.
         _ => xtask::tasks::run(cli),
     }

@@ -14,12 +14,24 @@ use xtask::paths::{make_private_dir, write_private};
 use xtask::workspace::Workspace;
 
 use crate::child;
+use crate::interrupt::Interrupt;
 
 /// Room for the FAT itself, the directory and the last clusters.
 const OVERHEAD_BYTES: u64 = 2 << 20;
 
+/// What is installed in the guest.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Payload<'a> {
+    /// The executable under test.
+    pub(crate) agent: &'a Agent,
+    /// Its configuration.
+    pub(crate) config: &'a str,
+    /// A fault to plant.
+    pub(crate) sabotage: Option<Sabotage>,
+}
+
 /// Writes the cloud-init seed to `disk`.
-pub(crate) fn make_seed(disk: &Path, seed: &Seed<'_>, work: &Path) -> Result<()> {
+pub(crate) fn make_seed(disk: &Path, seed: &Seed<'_>, work: &Path, interrupt: &Interrupt) -> Result<()> {
     let directory = work.join("seed");
     make_private_dir(&directory)?;
     let mut files = Vec::new();
@@ -27,18 +39,18 @@ pub(crate) fn make_seed(disk: &Path, seed: &Seed<'_>, work: &Path) -> Result<()>
         write_private(&directory.join(name), content)?;
         files.push(directory.join(name));
     }
-    make_fat(disk, SEED_LABEL, &files).context("make the cloud-init seed")
+    make_fat(disk, SEED_LABEL, &files, interrupt).context("make the cloud-init seed")
 }
 
 /// Writes the agent, its installer and its configuration to `disk`.
 pub(crate) fn make_payload(
     disk: &Path,
     workspace: &Workspace,
-    agent: &Agent,
-    config: &str,
-    sabotage: Option<Sabotage>,
+    payload: &Payload<'_>,
     work: &Path,
+    interrupt: &Interrupt,
 ) -> Result<()> {
+    let Payload { agent, config, sabotage } = *payload;
     let directory = work.join("payload");
     make_private_dir(&directory)?;
     let mut files = Vec::new();
@@ -47,8 +59,7 @@ pub(crate) fn make_payload(
         files.push(directory.join(name));
         Ok(())
     };
-    let mut executable =
-        std::fs::read(&agent.path).with_context(|| format!("read the agent {}", agent.path.display()))?;
+    let mut executable = agent.content.clone();
     if sabotage == Some(Sabotage::OtherDigest) {
         // Behind the last section: the loader ignores it, the digest does not.
         executable.push(b'\n');
@@ -60,11 +71,11 @@ pub(crate) fn make_payload(
         let path = workspace.root().join("agent/dist").join(name);
         add(name, &std::fs::read(&path).with_context(|| format!("read {}", path.display()))?)?;
     }
-    make_fat(disk, PAYLOAD_LABEL, &files).context("make the agent's payload disk")
+    make_fat(disk, PAYLOAD_LABEL, &files, interrupt).context("make the agent's payload disk")
 }
 
 /// A FAT volume with `files` in its root.
-fn make_fat(disk: &Path, label: &str, files: &[PathBuf]) -> Result<()> {
+fn make_fat(disk: &Path, label: &str, files: &[PathBuf], interrupt: &Interrupt) -> Result<()> {
     let mut bytes = OVERHEAD_BYTES;
     for file in files {
         bytes += file
@@ -82,11 +93,11 @@ fn make_fat(disk: &Path, label: &str, files: &[PathBuf]) -> Result<()> {
     let words = |words: &[&str]| words.iter().map(OsString::from).collect::<Vec<_>>();
     let mut format = words(&["-n", label]);
     format.push(disk.into());
-    child::read(&tools::require("mkfs.vfat")?, &format, limits::SERVER_START)?;
+    child::read(&tools::require("mkfs.vfat")?, &format, limits::SERVER_START, interrupt)?;
     let mut copy = words(&["-i"]);
     copy.push(disk.into());
     copy.extend(files.iter().map(OsString::from));
     copy.push("::".into());
-    child::read(&tools::require("mcopy")?, &copy, limits::SERVER_START)?;
+    child::read(&tools::require("mcopy")?, &copy, limits::SERVER_START, interrupt)?;
     Ok(())
 }

@@ -1,12 +1,17 @@
 //! What a person sees, on stderr: a line for each phase, a status line on a terminal, plain heartbeats elsewhere.
 
-use std::io::IsTerminal as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use xtask::cli::{Color, Voice};
 use xtask::limits;
 use xtask::report::{PhaseStatus, human_seconds};
+
+/// To stderr, if it is still there: a terminal that was closed must not keep a run from tidying up, and `eprintln!` panics.
+macro_rules! say {
+    ($($words:tt)*) => { drop(writeln!(std::io::stderr(), $($words)*)) };
+}
 
 /// The screen of one task.
 pub(crate) struct Screen {
@@ -49,7 +54,7 @@ impl Screen {
             bar
         });
         if bar.is_none() && !self.voice.quiet {
-            eprintln!("{title:<10} …{usual}");
+            say!("{title:<10} …{usual}");
         }
         self.status =
             Some(Status { title: title.to_owned(), started: now, last_time, last_heartbeat: now, bar });
@@ -68,7 +73,7 @@ impl Screen {
         match &status.bar {
             Some(bar) => bar.set_message(line),
             None if status.last_heartbeat.elapsed() >= limits::HEARTBEAT && !quiet => {
-                eprintln!("{line}");
+                say!("{line}");
                 status.last_heartbeat = Instant::now();
             }
             None => {}
@@ -97,7 +102,7 @@ impl Screen {
             PhaseStatus::Skipped => ("skipped", "33"),
         };
         let seconds = seconds_column(status.started.elapsed());
-        eprintln!("{:<10} {} {seconds}  {detail}", status.title, self.paint(&format!("{word:<7}"), colour));
+        say!("{:<10} {} {seconds}  {detail}", status.title, self.paint(&format!("{word:<7}"), colour));
     }
 
     /// A line beside the phases.
@@ -110,8 +115,8 @@ impl Screen {
     /// A line that even `--quiet` shows.
     pub(crate) fn line(&self, text: &str) {
         match self.status.as_ref().and_then(|status| status.bar.as_ref()) {
-            Some(bar) => bar.suspend(|| eprintln!("{text}")),
-            None => eprintln!("{text}"),
+            Some(bar) => bar.suspend(|| say!("{text}")),
+            None => say!("{text}"),
         }
     }
 
@@ -124,7 +129,7 @@ impl Screen {
 
     /// The last line: green or red.
     pub(crate) fn verdict(&self, text: &str, good: bool) {
-        eprintln!("{}", self.paint(text, if good { "1;32" } else { "1;31" }));
+        say!("{}", self.paint(text, if good { "1;32" } else { "1;31" }));
     }
 
     fn paint(&self, text: &str, colour: &str) -> String {

@@ -6,7 +6,8 @@ esp_mib=128
 root_mib=$(( $5 - esp_mib - 2 ))
 
 mkdir tree
-tar --extract --file root.tar --directory tree --numeric-owner --same-owner
+# Without the device nodes, which no user namespace may make: the kernel mounts its own /dev over them.
+tar --extract --file root.tar --directory tree --numeric-owner --same-owner --exclude='./dev/*'
 
 sfdisk --quiet disk.raw <<TABLE
 label: gpt

@@ -10,6 +10,7 @@ use xtask::host::tools;
 use xtask::image::{Image, Recipe};
 use xtask::limits;
 use xtask::paths::write_private;
+use xtask::run_dir::remove_tree;
 
 use crate::child::{self, Job};
 use crate::interrupt::Interrupt;
@@ -37,7 +38,7 @@ pub(super) fn build(
         image.arch,
         recipe.packages.len()
     ));
-    let sources = debian_sources(recipe.suite)?;
+    let sources = debian_sources(recipe.suite, interrupt)?;
     bootstrap(directory, image, recipe, &sources, interrupt, screen)?;
     assemble(directory, image, recipe, interrupt, screen)?;
     let convert = ["convert", "-O", "qcow2", "disk.raw", "disk.qcow2"];
@@ -77,12 +78,12 @@ fn bootstrap(
     ]
     .map(OsString::from)
     .into();
-    arguments.extend(proxy_options()?.into_iter().map(|line| format!("--aptopt={line}").into()));
     arguments.extend([recipe.suite.into(), directory.join("root.tar").into()]);
     arguments.extend(sources.iter().map(OsString::from));
     let program = tools::require("mmdebstrap")?;
     // The kernel's installation would make an initramfs that the last step makes again.
-    let mut environment = vec![("INITRD", OsString::from("No"))];
+    let mut environment = proxies(interrupt)?;
+    environment.push(("INITRD", OsString::from("No")));
     if root {
         // An ordinary user's tree belongs to ids that may not enter a private directory: there it stays in /tmp.
         environment.push(("TMPDIR", directory.into()));
@@ -134,12 +135,12 @@ fn run(
 
 /// Debian's mirror as this host itself uses it, for another suite or architecture too. None where the host has none
 /// (Ubuntu, Fedora): mmdebstrap then has a default of its own.
-fn debian_sources(suite: &str) -> Result<Vec<String>> {
+fn debian_sources(suite: &str, interrupt: &Interrupt) -> Result<Vec<String>> {
     let Some(apt) = tools::find("apt-get") else { return Ok(Vec::new()) };
     let format = "$(REPO_URI)|$(RELEASE)|$(ORIGIN)|$(CREATED_BY)";
     let arguments = ["indextargets", "--format", format].map(OsString::from);
-    let said =
-        child::read(&apt, &arguments, limits::SERVER_START).context("ask apt for its package mirrors")?;
+    let said = child::read(&apt, &arguments, limits::SERVER_START, interrupt)
+        .context("ask apt for its package mirrors")?;
     Ok(sources_for(&said, suite))
 }
 
@@ -148,8 +149,12 @@ fn sources_for(index_targets: &str, suite: &str) -> Vec<String> {
     let mirror = |security: bool| {
         let fits = |row: &&Vec<&str>| match row.as_slice() {
             [_, release, origin, "Packages"] => {
-                let same_suite = release.split('-').next() == Some(suite);
-                (same_suite || *origin == "Debian") && release.ends_with("-security") == security
+                // Before the first `apt-get update` apt knows no origin; a third party's suite may have the same name.
+                let debians = match *origin {
+                    "" => release.split('-').next() == Some(suite),
+                    origin => origin == "Debian",
+                };
+                debians && release.ends_with("-security") == security
             }
             _ => false,
         };
@@ -167,13 +172,35 @@ fn sources_for(index_targets: &str, suite: &str) -> Vec<String> {
     sources
 }
 
-/// This host's own way to the mirror, in apt's words; mmdebstrap's apt reads no configuration of the host's.
-fn proxy_options() -> Result<Vec<String>> {
+/// This host's own way to the mirror; mmdebstrap's apt reads no configuration of the host's. By the environment, since a
+/// proxy's address may hold a password and a command line is everybody's to read.
+fn proxies(interrupt: &Interrupt) -> Result<Vec<(&'static str, OsString)>> {
     let Some(apt_config) = tools::find("apt-config") else { return Ok(Vec::new()) };
     let arguments = ["dump", "--no-empty", "Acquire"].map(OsString::from);
-    let said =
-        child::read(&apt_config, &arguments, limits::SERVER_START).context("ask apt for its proxies")?;
-    Ok(said.lines().filter(|line| line.contains("::Proxy ")).map(str::to_owned).collect())
+    let said = child::read(&apt_config, &arguments, limits::SERVER_START, interrupt)
+        .context("ask apt for its proxies")?;
+    Ok(proxies_in(&said))
+}
+
+fn proxies_in(dump: &str) -> Vec<(&'static str, OsString)> {
+    let of = |option: &str| {
+        let line = dump.lines().find_map(|line| line.strip_prefix(option)?.strip_prefix(' '));
+        line.map(|value| OsString::from(value.trim_end_matches(';').trim_matches('"')))
+    };
+    let known = [("Acquire::http::Proxy", "http_proxy"), ("Acquire::https::Proxy", "https_proxy")];
+    known.into_iter().filter_map(|(option, variable)| Some((variable, of(option)?))).collect()
+}
+
+/// Deletes what a build left. An ordinary user's tree has files of subordinate ids, which only their namespace may
+/// delete.
+pub(super) fn discard(directory: &Path, interrupt: &Interrupt) -> Result<()> {
+    let tree = directory.join("tree");
+    if !rustix::process::geteuid().is_root() && tree.exists() {
+        let words = ["--map-root-user", "--map-auto", "rm", "-rf", "--"].map(OsString::from);
+        let arguments: Vec<_> = words.into_iter().chain([tree.into()]).collect();
+        child::read(&tools::require("unshare")?, &arguments, limits::SERVER_START, interrupt)?;
+    }
+    remove_tree(directory)
 }
 
 #[cfg(test)]
@@ -196,7 +223,17 @@ mod tests {
         assert_eq!(sources_for(&trixie, "bookworm")[0], "deb http://m/debian/ bookworm main");
         let unread = "http://m/debian/|bookworm||Packages\n";
         assert_eq!(sources_for(unread, "bookworm").len(), 2, "before the first apt-get update");
+        let third = format!("http://a/azure-cli/|bookworm|azure-cli bookworm|Packages\n{bookworm}");
+        assert_eq!(sources_for(&third, "bookworm")[0], "deb http://m/debian/ bookworm main");
         let ubuntu = "http://u/ubuntu/|noble|Ubuntu|Packages\n";
         assert_eq!(sources_for(ubuntu, "bookworm"), Vec::<String>::new());
+    }
+
+    #[test]
+    fn proxies_come_from_apts_own_words() {
+        let dump =
+            "Acquire::http::Proxy \"http://u:p@proxy:3128\";\nAcquire::http::Proxy::mirror \"DIRECT\";\n";
+        assert_eq!(proxies_in(dump), [("http_proxy", OsString::from("http://u:p@proxy:3128"))]);
+        assert!(proxies_in("Acquire \"\";\n").is_empty());
     }
 }

@@ -17,8 +17,8 @@ use xtask::limits;
 use xtask::paths::{Cache, make_private_dir, write_private};
 
 use crate::interrupt::Interrupt;
-use crate::run_dir::{remove_tree, try_lock};
 use crate::screen::Screen;
+use xtask::run_dir::{end_processes, try_lock};
 
 /// The disk's name in its directory.
 const DISK: &str = "disk.qcow2";
@@ -88,12 +88,16 @@ pub(crate) fn ensure(
         return cached(&directory);
     }
     let beside = images.join(format!("{key}.building"));
-    // Of a build that was killed; its processes were told by the kernel.
-    remove_tree(&beside)?;
+    // Of a build that was killed. The kernel tells mmdebstrap, which may take its time.
+    if beside.exists() {
+        let processes = end_processes(&beside)?;
+        screen.line(&format!("collected a build of this image that died: {processes} process(es) ended"));
+        build::discard(&beside, interrupt)?;
+    }
     make_private_dir(&beside)?;
     let built = build::build(&beside, image, recipe, interrupt, screen);
     if built.as_ref().is_err_and(|error| error.is::<Interrupted>()) {
-        remove_tree(&beside)?;
+        build::discard(&beside, &Interrupt::default())?;
         return Err(Interrupted.into());
     }
     if let Err(error) = built {
@@ -101,9 +105,9 @@ pub(crate) fn ensure(
         let kept = images.join(format!("{key}.failed.log"));
         let hint = match std::fs::rename(&log, &kept) {
             Ok(()) => format!("the whole log is {}", kept.display()),
-            Err(_) => "it failed before its log began".to_owned(),
+            Err(_no_log) => "it failed before its log began".to_owned(),
         };
-        remove_tree(&beside)?;
+        build::discard(&beside, interrupt)?;
         return Err(error)
             .context(hint)
             .with_context(|| format!("build the image {} for {}", image.name, image.arch));

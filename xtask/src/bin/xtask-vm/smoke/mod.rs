@@ -1,6 +1,7 @@
-//! `cargo xtask smoke`: the phases, readable as prose. [`session`] runs and times a phase, [`running`] is the machine
+//! `cargo xtask smoke`: the phases, readable as prose. [`session`] runs and times a phase, [`boot`] gets the machine up, [`running`] is the machine
 //! while it runs, [`verify`] judges what the fleet bus shows.
 
+mod boot;
 mod running;
 mod session;
 mod verify;
@@ -11,7 +12,7 @@ use anyhow::{Context, Result};
 use xshell::Shell;
 use xtask::agent_build::{self, Agent};
 use xtask::cli::{SmokeArgs, Voice};
-use xtask::exit::{Code, Diagnosis, Usage};
+use xtask::exit::{self, Code, Diagnosis, Usage};
 use xtask::host::Preflight;
 use xtask::limits;
 use xtask::report::{
@@ -19,17 +20,19 @@ use xtask::report::{
 };
 use xtask::workspace::Workspace;
 
+use crate::broker::Seen;
 use crate::image::{self, ReadyImage};
-use crate::plan::Plan;
-pub(crate) use running::{RunningVm, make_writable_files};
+pub(crate) use boot::make_writable_files;
+pub(crate) use running::RunningVm;
 pub(crate) use session::Session;
 use verify::Expected;
+use xtask::plan::Plan;
 
 /// Runs the smoke; the verdict is on the screen and in the report when this returns.
 pub(crate) fn run(workspace: &Workspace, args: &SmokeArgs, voice: Voice) -> Result<()> {
     let mut session = Session::begin(workspace, args, voice)?;
     let outcome = phases(&mut session);
-    match session.finish(outcome)? {
+    match session.finish(outcome) {
         0 => Ok(()),
         code => Err(Code(code).into()),
     }
@@ -56,7 +59,7 @@ fn prove(session: &mut Session<'_>, vm: &mut RunningVm, agent: &Agent) -> Result
     session.phase(Phase::Ping, Some(limits.ping()), |session| ping(session, vm, &joined))?;
     let last = session.phase(Phase::PowerCut, None, |session| power_cut(session, vm))?;
     session
-        .phase(Phase::Rejoin, Some(limits.rejoin()), |session| rejoin(session, vm, agent, &joined, last))?;
+        .phase(Phase::Rejoin, Some(limits.rejoin()), |session| rejoin(session, vm, agent, &joined, &last))?;
     match session.args.sabotage {
         None => Ok(()),
         Some(fault) => Err(Diagnosis::new(
@@ -109,7 +112,12 @@ fn build(session: &mut Session<'_>) -> Result<(Agent, String)> {
 }
 
 fn ready_image(session: &mut Session<'_>, plan: &Plan) -> Result<(ReadyImage, String)> {
-    let ready = image::ensure(&session.cache, &plan.image, &session.interrupt, &mut session.screen)?;
+    let made = image::ensure(&session.cache, &plan.image, &session.interrupt, &mut session.screen);
+    let ready = made.map_err(|error| {
+        let what = format!("make the image {} for {}", plan.image.name, plan.image.arch);
+        let hint = "see the causes: a mirror that cannot be reached, a full disk, a missing right; the agent has no part in it";
+        exit::host_fault(error, what, hint)
+    })?;
     session.report.guest.image = Some(ImageReport {
         name: plan.image.name.to_owned(),
         requested: session.args.machine.image.clone(),
@@ -165,15 +173,16 @@ fn ping(session: &mut Session<'_>, vm: &mut RunningVm, joined: &StatusEvidence) 
     Ok(((), format!("answered in {}", human_seconds(started.elapsed().as_secs_f64()))))
 }
 
-/// virDomainDestroy, no shutdown; then start. Returns the last revision of before the cut.
-fn power_cut(session: &mut Session<'_>, vm: &mut RunningVm) -> Result<(u64, String)> {
+/// virDomainDestroy, no shutdown; then start. Returns the last status of before the cut.
+fn power_cut(session: &mut Session<'_>, vm: &mut RunningVm) -> Result<(Seen, String)> {
     vm.cut_power()?;
     // What the guest had sent before it died is stored by now, and nothing more can come.
     std::thread::sleep(limits::BROKER_SETTLE);
     let last = vm.broker.latest()?.context("the status that was there before the power cut is gone")?;
     vm.power_on()?;
     session.screen.detail("the domain was destroyed and started again");
-    Ok((last.revision, format!("destroyed after revision {}, started again", last.revision)))
+    let detail = format!("destroyed after revision {}, started again", last.revision);
+    Ok((last, detail))
 }
 
 /// A status that only a new boot of the same executable can have written; the guest's clock plays no part.
@@ -182,7 +191,7 @@ fn rejoin(
     vm: &mut RunningVm,
     agent: &Agent,
     joined: &StatusEvidence,
-    last: u64,
+    last: &Seen,
 ) -> Result<((), String)> {
     let expected = Expected::new(agent, vm.image());
     let seen = vm.wait_for_status(session, "a status of the new boot", vm.limits().rejoin(), |seen| {

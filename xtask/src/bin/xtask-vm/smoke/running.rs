@@ -1,43 +1,36 @@
-//! The machine while it runs, with its broker: started, watched by every wait, cut off, entered, stopped.
+//! The machine while it runs, with its broker: watched by every wait, cut off, entered, stopped.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
-use xtask::agent_build::Agent;
-use xtask::arch::Accelerator;
-use xtask::cli::Sabotage;
-use xtask::domain::seed::{Seed, marker};
-use xtask::domain::{DomainXmlParams, RunFiles, xml};
-use xtask::exit::{Diagnosis, Interrupted, Unavailable};
-use xtask::host::{kvm, tools};
+use anyhow::{Result, ensure};
+use xtask::domain::RunFiles;
+use xtask::domain::seed::marker;
+use xtask::exit::{Diagnosis, Unavailable};
 use xtask::image::Image;
 use xtask::limits::{self, Limits};
-use xtask::paths::{processes_naming, write_private};
+use xtask::paths::write_private;
+use xtask::plan::Plan;
+use xtask::run_dir::RunDir;
 
 use super::Session;
 use super::verify::Judgement;
 use crate::broker::{Broker, Seen};
-use crate::child;
 use crate::console::Console;
 use crate::guest::Keys;
-use crate::hypervisor::{Hypervisor, Machine};
-use crate::image::ReadyImage;
-use crate::media;
-use crate::plan::Plan;
-use crate::run_dir::RunDir;
+use crate::hypervisor::{Condition, Hypervisor, Machine};
 use crate::screen::Screen;
 
 /// Everything that lives while the guest does.
 pub(crate) struct RunningVm {
-    plan: Plan,
-    files: RunFiles,
-    xml: String,
-    hypervisor: Hypervisor,
-    machine: Machine,
-    keys: Keys,
-    device_id: String,
-    libvirt_root: PathBuf,
+    pub(super) plan: Plan,
+    pub(super) files: RunFiles,
+    pub(super) xml: String,
+    pub(super) hypervisor: Hypervisor,
+    pub(super) machine: Machine,
+    pub(super) keys: Keys,
+    pub(super) device_id: String,
+    pub(super) libvirt_root: PathBuf,
     /// The guest's console.
     pub(crate) console: Console,
     /// The fleet bus.
@@ -50,101 +43,7 @@ const FIRST_KERNEL_LINES: [&str; 2] = ["Linux version", "] Booting Linux"];
 const LOGIN_PROMPT: &str = " login:";
 
 impl RunningVm {
-    /// From nothing to a guest whose userspace runs cloud-init's last stage.
-    pub(crate) fn boot(
-        session: &mut Session<'_>,
-        plan: Plan,
-        agent: &Agent,
-        image: &ReadyImage,
-    ) -> Result<(Self, String)> {
-        let mut vm = Self::start(session, plan, agent, image)?;
-        let outcome = vm.reach_userspace(session, image);
-        match outcome {
-            Ok(detail) => Ok((vm, detail)),
-            Err(error) => {
-                // Teardown wants it, the console's tail too.
-                session.vm = Some(vm);
-                Err(error)
-            }
-        }
-    }
-
-    /// Broker, keys, disks, NVRAM, domain.
-    fn start(session: &mut Session<'_>, mut plan: Plan, agent: &Agent, image: &ReadyImage) -> Result<Self> {
-        let sabotage = session.args.sabotage;
-        let work = session.run.work();
-        let device_id = format!("dev-{}", session.run.id());
-        let files = RunFiles::of_run(&work, session.run.path().join("console.log"))?;
-        let broker = Broker::start(&work, &device_id, sabotage, &session.interrupt)?;
-        let keys = Keys::make(&work)?;
-        let seed = Seed {
-            instance_id: session.run.id(),
-            authorized_key: &keys.user_public,
-            host_private_key: &keys.host_private,
-            host_public_key: &keys.host_public,
-            sabotage,
-            payload: true,
-        };
-        media::make_seed(&files.seed, &seed, &work)?;
-        let config = broker.agent_config();
-        media::make_payload(&files.payload, session.workspace, agent, &config, sabotage, &work)?;
-        make_writable_files(&plan, &files, image)?;
-        let libvirt_root = session.run.libvirt_root();
-        let hypervisor = Hypervisor::open(&libvirt_root)?;
-        session.report.host.libvirt = Some(hypervisor.version()?);
-        let mut xml = write_xml(&plan, &files, &work)?;
-        let machine = match hypervisor.start(&xml) {
-            Err(error) if plan.accelerator == Accelerator::Kvm => {
-                give_up_kvm(session, &mut plan, &format!("KVM does not start the machine: {error:#}"))?;
-                xml = write_xml(&plan, &files, &work)?;
-                hypervisor.start(&xml)
-            }
-            started => started,
-        }?;
-        let console = Console::new(&files.console_log);
-        Ok(Self { plan, files, xml, hypervisor, machine, keys, device_id, libvirt_root, console, broker })
-    }
-
-    fn reach_userspace(&mut self, session: &mut Session<'_>, image: &ReadyImage) -> Result<String> {
-        if self.plan.accelerator == Accelerator::Kvm {
-            self.see_kvm_work(session, image)?;
-        }
-        let kill = session.args.sabotage == Some(Sabotage::KillQemu);
-        let root = self.libvirt_root.clone();
-        self.wait(session, "the guest's userspace", self.limits().boot(), |vm| {
-            if kill && vm.kernel_has_spoken() {
-                for pid in processes_naming(&root) {
-                    rustix::process::kill_process(pid, rustix::process::Signal::KILL)
-                        .context("plant the fault")?;
-                }
-            }
-            Ok(vm.console.line_with(marker::STARTED).map(drop))
-        })?;
-        Ok(format!("{}, {}", self.plan.accelerator, session.report.guest.cpu))
-    }
-
-    /// A KVM that never runs the kernel is written down and, where KVM was not asked for by name, replaced.
-    fn see_kvm_work(&mut self, session: &mut Session<'_>, image: &ReadyImage) -> Result<()> {
-        let limit = self.limits().first_kernel_line();
-        let waited = self.wait(session, "the kernel's first line under KVM", limit, |vm| {
-            Ok(vm.kernel_has_spoken().then_some(()))
-        });
-        let Err(error) = waited else { return Ok(()) };
-        // A firmware that says that the image does not boot has run, and would say so under emulation too.
-        if error.is::<Interrupted>() || self.console.fault().is_some() {
-            return Err(error);
-        }
-        let reason = format!("/dev/kvm opens and does not run the guest's kernel: {error}");
-        self.machine.destroy()?;
-        give_up_kvm(session, &mut self.plan, &reason)?;
-        make_writable_files(&self.plan, &self.files, image)?;
-        self.xml = write_xml(&self.plan, &self.files, &session.run.work())?;
-        self.console.new_boot()?;
-        self.machine = self.hypervisor.start(&self.xml)?;
-        Ok(())
-    }
-
-    fn kernel_has_spoken(&self) -> bool {
+    pub(super) fn kernel_has_spoken(&self) -> bool {
         FIRST_KERNEL_LINES.iter().any(|line| self.console.line_with(line).is_some())
     }
 
@@ -178,14 +77,7 @@ impl RunningVm {
                 Err(error) if error.is::<Diagnosis>() => return Err(error),
                 Err(error) => last_error = Some(error),
             }
-            if !self.machine.is_running() {
-                self.console.read()?;
-                return Err(Diagnosis::new(
-                    format!("QEMU ended while waiting for {what}"),
-                    "qemu.log in the report's directory has its last words; a QEMU that was killed has none",
-                )
-                .into());
-            }
+            self.check_qemu(what)?;
             if Instant::now() > deadline {
                 let late = format!("no sign of {what} within {} s", limit.as_secs());
                 let late = Diagnosis::new(late, "a slow host: --timeout-scale 2; else see console.log");
@@ -237,6 +129,29 @@ impl RunningVm {
         })
     }
 
+    /// Fails where the guest's processors do not run any more.
+    fn check_qemu(&mut self, what: &str) -> Result<()> {
+        let condition = self.machine.condition();
+        if condition == Condition::Running {
+            return Ok(());
+        }
+        self.console.read()?;
+        if condition == Condition::Gone {
+            return Err(Diagnosis::new(
+                format!("QEMU ended while waiting for {what}"),
+                "qemu.log in the report's directory has its last words; a QEMU that was killed has none",
+            )
+            .into());
+        }
+        Err(Unavailable {
+            error: format!(
+                "QEMU stopped the guest while waiting for {what}: its disk cannot be written, or KVM failed"
+            ),
+            hint: format!("see how full the file system of {} is", self.files.overlay.display()),
+        }
+        .into())
+    }
+
     fn can_be_entered(&self) -> bool {
         [LOGIN_PROMPT, marker::DONE].iter().any(|sign| self.console.line_with(sign).is_some())
             || self.console.prompts(LOGIN_PROMPT)
@@ -278,7 +193,7 @@ impl RunningVm {
 
     /// The guest's journal, where it can still be had.
     pub(crate) fn fetch_journal(&self, path: &Path, screen: &mut Screen) {
-        if !self.machine.is_running() || !self.can_be_entered() {
+        if self.machine.condition() != Condition::Running || !self.can_be_entered() {
             return;
         }
         let fetched = self.machine.ssh_port().and_then(|port| {
@@ -292,65 +207,25 @@ impl RunningVm {
     }
 
     /// The machine, then the broker.
-    pub(crate) fn stop(self) -> Result<()> {
+    pub(crate) fn stop(mut self) -> Result<()> {
         let destroyed = self.machine.destroy();
         self.broker.stop()?;
         destroyed
     }
 
-    /// Leaves the machine running; how a person enters and removes it.
-    pub(crate) fn release(self, run: &RunDir) -> Result<String> {
-        let how = if self.machine.is_running() {
-            format!(
-                "kept: {id}\n  enter:   {ssh}\n  console: tail -f {console}\n  remove:  cargo xtask vm rm {id}\n  \
-                 the broker has ended: the agent in there is offline",
-                id = run.id(),
-                ssh = self.keys.command_line(self.machine.ssh_port()?),
-                console = self.files.console_log.display(),
-            )
-        } else {
-            bail!("keep the machine: its QEMU has ended");
-        };
+    /// Leaves the machine running; how a person enters and removes it. Where that cannot be, it is destroyed.
+    pub(crate) fn release(mut self, run: &RunDir) -> Result<String> {
+        ensure!(self.machine.condition() == Condition::Running, "keep the machine: its QEMU has ended");
+        let how = format!(
+            "kept: {id}\n  enter:   {ssh}\n  console: tail -f {console}\n  remove:  cargo xtask vm rm {id}\n  \
+             the broker has ended: the agent in there is offline",
+            id = run.id(),
+            ssh = self.keys.command_line(self.machine.ssh_port()?),
+            console = self.files.console_log.display(),
+        );
         run.keep(&how)?;
+        self.machine.let_go();
         self.broker.stop()?;
         Ok(how)
     }
-}
-
-/// Writes down that KVM does not work here, and goes over to emulation where KVM was not asked for by name.
-fn give_up_kvm(session: &mut Session<'_>, plan: &mut Plan, reason: &str) -> Result<()> {
-    // libvirt passes on all that QEMU said; its first line says why.
-    let reason = reason.lines().next().unwrap_or(reason).to_owned();
-    kvm::remember_failure(&session.cache, &reason)?;
-    if !plan.may_fall_back {
-        let hint = "leave --accel out: the guest is then emulated".to_owned();
-        return Err(Unavailable { error: reason, hint }.into());
-    }
-    session.screen.line(&format!("{reason}: starting again under emulation"));
-    plan.fall_back(&reason);
-    session.describe_accelerator(plan);
-    session.limit = Some(plan.limits().boot());
-    Ok(())
-}
-
-/// What the guest writes to, fresh: the overlay over the image, the NVRAM as the firmware's template has it.
-pub(crate) fn make_writable_files(plan: &Plan, files: &RunFiles, image: &ReadyImage) -> Result<()> {
-    let qemu_img = tools::require("qemu-img")?;
-    let mut arguments = ["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b"].map(Into::into).to_vec();
-    arguments.extend([image.disk.clone().into_os_string(), files.overlay.clone().into_os_string()]);
-    child::read(&qemu_img, &arguments, limits::SERVER_START).context("make the disk's overlay")?;
-    if let Some(firmware) = &plan.firmware {
-        let template = std::fs::read(&firmware.vars_template)
-            .with_context(|| format!("read {}", firmware.vars_template.display()))?;
-        write_private(&files.nvram, template)?;
-    }
-    Ok(())
-}
-
-fn write_xml(plan: &Plan, files: &RunFiles, work: &Path) -> Result<String> {
-    let firmware = plan.firmware.as_ref();
-    let params = DomainXmlParams::resolve(&plan.spec, plan.accelerator, &plan.emulator, firmware, files);
-    let xml = xml::domain_xml(&params);
-    write_private(&work.join("domain.xml"), &xml)?;
-    Ok(xml)
 }

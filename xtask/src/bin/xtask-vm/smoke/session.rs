@@ -17,9 +17,9 @@ use xtask::workspace::Workspace;
 use super::RunningVm;
 use crate::history::History;
 use crate::interrupt::Interrupt;
-use crate::plan::Plan;
-use crate::run_dir::RunDir;
 use crate::screen::Screen;
+use xtask::plan::Plan;
+use xtask::run_dir::RunDir;
 
 /// A run.
 pub(crate) struct Session<'a> {
@@ -54,10 +54,7 @@ impl<'a> Session<'a> {
         let cache = Cache::from_env()?;
         let (run, collected) = RunDir::create(&cache)?;
         for dead in collected {
-            screen.line(&format!(
-                "collected the run {}, which died: {} process(es) ended, its directory deleted",
-                dead.id, dead.processes
-            ));
+            screen.line(&dead.to_string());
         }
         let mut report = Report::begin(run.id(), &now_rfc3339(), args.build.arch);
         report.sabotage = args.sabotage.map(|fault| fault.name());
@@ -136,60 +133,60 @@ impl<'a> Session<'a> {
     }
 
     /// Tears down, concludes, writes the report, shows the verdict; the exit code.
-    pub(crate) fn finish(mut self, outcome: Result<()>) -> Result<u8> {
+    pub(crate) fn finish(mut self, outcome: Result<()>) -> u8 {
         let mut verdict = match &outcome {
             Ok(()) => Verdict::Verified,
             Err(error) => {
                 let tail = self.vm.as_ref().map(|vm| vm.console.tail()).unwrap_or_default();
-                self.report.failure.get_or_insert_with(|| Failure::new(self.phase, error, tail));
+                self.report.failure = Some(Failure::new(self.phase, error, tail));
                 exit::verdict(error)
             }
         };
         let directory = self.args.report.clone().unwrap_or_else(|| self.run.path().to_owned());
-        let torn_down = self.teardown(&directory, verdict);
-        if let Err(error) = torn_down {
+        if let Err(error) = self.teardown(&directory, verdict) {
             verdict = if verdict == Verdict::Verified { Verdict::Failed } else { verdict };
             self.report.failure.get_or_insert_with(|| Failure::new(Phase::Teardown, &error, Vec::new()));
         }
         self.report.conclude(verdict, self.started.elapsed().as_secs_f64());
+        // A flag that could only be judged here is a usage error for whoever called.
+        if let Some(error) = outcome.err().filter(|error| error.is::<exit::Usage>()) {
+            self.report.exit_code = exit::code(&error);
+        }
         if let (None, Some(history)) = (&self.args.sabotage, &mut self.history)
             && let Err(error) = history.keep(&self.cache, &self.report.phases)
         {
             self.screen.note(&format!("warning: the phases' times are not kept: {error:#}"));
         }
-        let path = self.report.write(&directory)?;
-        if let Some(failure) = &self.report.failure {
-            for line in failure.lines() {
-                self.screen.line(&line);
-            }
-        }
-        self.screen.line(&format!("report: {}", path.display()));
-        self.screen.verdict(&self.report.verdict_line(), verdict == Verdict::Verified);
-        // A flag that could only be judged here is still a usage error for whoever called.
-        let usage = outcome.err().filter(|error| error.is::<exit::Usage>());
-        Ok(usage.map_or(verdict.exit_code(), |error| exit::code(&error)))
+        self.show(&directory, verdict);
+        self.report.exit_code
     }
 
-    /// In order: the journal while the guest lives, the machine, the broker, the files.
+    /// The failure first, whatever becomes of the report's file.
+    fn show(&self, directory: &Path, verdict: Verdict) {
+        for line in self.report.failure.iter().flat_map(Failure::lines) {
+            self.screen.line(&line);
+        }
+        let written = self.report.write(directory).or_else(|error| {
+            self.screen.line(&format!("warning: {error:#}"));
+            self.report.write(self.run.path())
+        });
+        match written {
+            Ok(path) => self.screen.line(&format!("report: {}", path.display())),
+            Err(error) => self.screen.line(&format!("warning: {error:#}")),
+        }
+        self.screen.verdict(&self.report.verdict_line(), verdict == Verdict::Verified);
+    }
+
+    /// In order: the journal while the guest lives, the machine, the broker, the files. Every step is made, whatever
+    /// became of the one before.
     fn teardown(&mut self, directory: &Path, verdict: Verdict) -> Result<()> {
         let vm = self.vm.take();
-        let keep = self.args.keep && vm.is_some();
         self.phase = Phase::Teardown;
         self.screen.start(Phase::Teardown.title(), None);
         let started = Instant::now();
-        let result = self.collect_evidence(directory, verdict, vm.as_ref()).and_then(|()| match vm {
-            Some(vm) if keep => {
-                let how = vm.release(&self.run)?;
-                self.screen.line(&how);
-                Ok("the machine is kept".to_owned())
-            }
-            vm => {
-                let stopped = vm.map_or(Ok(()), RunningVm::stop);
-                // Also where stopping failed: this ends what names the run's directory.
-                self.run.clean()?;
-                stopped.map(|()| "nothing is left running".to_owned())
-            }
-        });
+        let evidence = self.collect_evidence(directory, verdict, vm.as_ref());
+        let gone = self.release_or_stop(vm, verdict);
+        let result = gone.and_then(|detail| evidence.map(|()| detail));
         let (status, detail) = match &result {
             Ok(detail) => (PhaseStatus::Passed, detail.clone()),
             Err(error) => (PhaseStatus::Failed, error.to_string()),
@@ -198,7 +195,25 @@ impl<'a> Session<'a> {
         let seconds = round(started.elapsed().as_secs_f64());
         let report = PhaseReport { name: Phase::Teardown, status, seconds, limit_seconds: None, detail };
         self.report.phases.push(report);
-        result.map(|_| ())
+        result.map(drop)
+    }
+
+    /// Leaves the machine where `--keep` asks for it and it can be left; else ends all there is.
+    fn release_or_stop(&mut self, vm: Option<RunningVm>, verdict: Verdict) -> Result<String> {
+        let stopped = match vm {
+            Some(vm) if self.args.keep && verdict != Verdict::Interrupted => match vm.release(&self.run) {
+                Ok(how) => {
+                    self.screen.line(&how);
+                    return Ok("the machine is kept".to_owned());
+                }
+                Err(error) => Err(error),
+            },
+            Some(vm) => vm.stop(),
+            None => Ok(()),
+        };
+        // Also where stopping failed: this ends what names the run's working directory.
+        self.run.clean()?;
+        stopped.map(|()| "nothing is left running".to_owned())
     }
 
     /// Into the report's directory: the console always, the rest where something failed.

@@ -74,9 +74,13 @@ pub(crate) fn join(seen: &Seen, expected: &Expected) -> Judgement {
 }
 
 /// Whether a status was written after the power cut, by a new boot, by the same executable. `last` is the bucket's
-/// revision when the machine was off: what is higher was written since.
-pub(crate) fn rejoin(seen: &Seen, expected: &Expected, joined: &StatusEvidence, last: u64) -> Judgement {
-    if seen.revision <= last {
+/// entry when the machine was off: what has a higher revision was stored since.
+pub(crate) fn rejoin(seen: &Seen, expected: &Expected, joined: &StatusEvidence, last: &Seen) -> Judgement {
+    if seen.revision <= last.revision {
+        return Judgement::NotYet;
+    }
+    // The old process counts on: a status that was under way when the power went. A new process begins at one.
+    if seen.status.boot_id == joined.boot_id && seen.status.sequence > last.status.sequence {
         return Judgement::NotYet;
     }
     if let Some(contradiction) = expected.contradiction(seen) {
@@ -85,8 +89,8 @@ pub(crate) fn rejoin(seen: &Seen, expected: &Expected, joined: &StatusEvidence, 
     if seen.status.boot_id == joined.boot_id {
         return Judgement::Refuted(Diagnosis::new(
             format!(
-                "after the power cut the agent still reports the boot id {} of before (revision {} after {last})",
-                joined.boot_id, seen.revision
+                "after the power cut the agent still reports the boot id {} of before (revision {} after {})",
+                joined.boot_id, seen.revision, last.revision
             ),
             "the agent must read /proc/sys/kernel/random/boot_id at every start and keep no copy of it",
         ));
@@ -122,6 +126,10 @@ mod tests {
     use iot_agent::protocol::{DeviceStatus, OsRelease};
 
     fn seen(revision: u64, boot_id: &str) -> Seen {
+        numbered(revision, boot_id, 1)
+    }
+
+    fn numbered(revision: u64, boot_id: &str, sequence: u64) -> Seen {
         Seen {
             revision,
             status: DeviceStatus {
@@ -134,7 +142,7 @@ mod tests {
                 os_release: OsRelease { id: "debian".into(), version_id: "12".into() },
                 kernel: "6.1".into(),
                 uptime_seconds: 9,
-                sequence: 1,
+                sequence,
             },
         }
     }
@@ -171,11 +179,15 @@ mod tests {
     #[test]
     fn a_rejoin_needs_a_higher_revision_and_a_new_boot() {
         let joined = evidence(&seen(3, "b1"));
-        let judge = |revision, boot| rejoin(&seen(revision, boot), &expected(), &joined, 7);
-        assert!(matches!(judge(7, "b1"), Judgement::NotYet), "written before the cut");
-        assert!(matches!(judge(7, "b2"), Judgement::NotYet));
-        assert!(refuted(judge(8, "b1")).contains("still reports the boot id b1"));
-        assert!(matches!(judge(8, "b2"), Judgement::Proven));
+        let last = numbered(7, "b1", 5);
+        let judge = |revision, boot, sequence| {
+            rejoin(&numbered(revision, boot, sequence), &expected(), &joined, &last)
+        };
+        assert!(matches!(judge(7, "b1", 5), Judgement::NotYet), "stored before the cut");
+        assert!(matches!(judge(7, "b2", 1), Judgement::NotYet));
+        assert!(matches!(judge(8, "b1", 6), Judgement::NotYet), "under way when the power went");
+        assert!(refuted(judge(8, "b1", 1)).contains("still reports the boot id b1"));
+        assert!(matches!(judge(8, "b2", 1), Judgement::Proven));
     }
 
     #[test]

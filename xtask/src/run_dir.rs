@@ -13,18 +13,18 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use crate::limits;
+use crate::paths::{Cache, make_private_dir, processes_naming};
 use anyhow::{Context, Result, bail, ensure};
 use rustix::fs::{FlockOperation, flock};
-use rustix::process::{Pid, Signal, kill_process};
-use xtask::limits;
-use xtask::paths::{Cache, make_private_dir, processes_naming};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
 /// Finished runs whose reports are kept.
 const FINISHED_RUNS_KEPT: usize = 20;
 
 /// A live run's directory.
 #[derive(Debug)]
-pub(crate) struct RunDir {
+pub struct RunDir {
     id: String,
     path: PathBuf,
     _lock: File,
@@ -32,16 +32,26 @@ pub(crate) struct RunDir {
 
 /// What a dead run left, and is gone now.
 #[derive(Debug)]
-pub(crate) struct Collected {
+pub struct Collected {
     /// The run.
-    pub(crate) id: String,
+    pub id: String,
     /// How many processes it had left.
-    pub(crate) processes: usize,
+    pub processes: usize,
+}
+
+impl std::fmt::Display for Collected {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { id, processes } = self;
+        write!(f, "collected the run {id}, which died: {processes} process(es) ended, its directory deleted")
+    }
 }
 
 impl RunDir {
     /// Collects what dead runs left, then makes a directory of its own.
-    pub(crate) fn create(cache: &Cache) -> Result<(Self, Vec<Collected>)> {
+    ///
+    /// # Errors
+    /// Where the cache cannot be written, or what a dead run left cannot be ended or deleted.
+    pub fn create(cache: &Cache) -> Result<(Self, Vec<Collected>)> {
         let runs = cache.runs();
         make_private_dir(&runs)?;
         // Held while directories appear and disappear, so that nobody collects one that is just being made.
@@ -54,39 +64,47 @@ impl RunDir {
         Ok((Self { id, path, _lock: lock }, collected))
     }
 
-    pub(crate) fn id(&self) -> &str {
+    /// Its name.
+    pub fn id(&self) -> &str {
         &self.id
     }
 
     /// Where the report goes.
-    pub(crate) fn path(&self) -> &Path {
+    pub fn path(&self) -> &Path {
         &self.path
     }
 
     /// Where everything goes that ends with the run.
-    pub(crate) fn work(&self) -> PathBuf {
+    pub fn work(&self) -> PathBuf {
         self.path.join("w")
     }
 
     /// libvirt's embedded root.
-    pub(crate) fn libvirt_root(&self) -> PathBuf {
+    pub fn libvirt_root(&self) -> PathBuf {
         self.work().join("v")
     }
 
     /// Leaves the machine to the person who asked for it.
-    pub(crate) fn keep(&self, how_to_enter: &str) -> Result<()> {
-        xtask::paths::write_private(&self.path.join("kept"), how_to_enter)
+    ///
+    /// # Errors
+    /// Names the file that cannot be written.
+    pub fn keep(&self, how_to_enter: &str) -> Result<()> {
+        crate::paths::write_private(&self.path.join("kept"), how_to_enter)
     }
 
     /// Ends what processes are left and deletes the working files.
-    pub(crate) fn clean(&self) -> Result<()> {
-        end_processes(&self.path)?;
+    ///
+    /// # Errors
+    /// Where a process cannot be ended or a file not deleted.
+    pub fn clean(&self) -> Result<()> {
+        end_processes(&self.work())?;
+        remove_file(&self.path.join("kept"))?;
         remove_tree(&self.work())
     }
 }
 
 /// Kept machines: run id and how to enter.
-pub(crate) fn kept(cache: &Cache) -> Vec<(String, String)> {
+pub fn kept(cache: &Cache) -> Vec<(String, String)> {
     let mut kept: Vec<_> = directories(&cache.runs())
         .into_iter()
         .filter_map(|path| Some((id_of(&path)?, fs::read_to_string(path.join("kept")).ok()?)))
@@ -95,19 +113,22 @@ pub(crate) fn kept(cache: &Cache) -> Vec<(String, String)> {
     kept
 }
 
-/// Stops a kept machine and deletes its directory.
-pub(crate) fn remove_kept(cache: &Cache, id: &str) -> Result<usize> {
+/// Stops a kept machine and deletes its directory; how many processes it had.
+///
+/// # Errors
+/// [`crate::exit::Usage`] for an unknown name, with the known ones.
+pub fn remove_kept(cache: &Cache, id: &str) -> Result<usize> {
     let known = kept(cache);
     if !known.iter().any(|(kept, _)| kept == id) {
         let names: Vec<_> = known.into_iter().map(|(id, _)| id).collect();
         let there = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
         return Err(
-            xtask::exit::Usage(format!("vm rm {id}: no such kept machine; there are: {there}")).into()
+            crate::exit::Usage(format!("vm rm {id}: no such kept machine; there are: {there}")).into()
         );
     }
     let path = cache.runs().join(id);
     ensure!(try_lock(&path.join("lock"))?.is_some(), "remove {id}: its run has not ended yet");
-    let processes = end_processes(&path)?;
+    let processes = end_processes(&path.join("w"))?;
     remove_tree(&path)?;
     Ok(processes)
 }
@@ -121,22 +142,24 @@ fn collect(runs: &Path) -> Result<Vec<Collected>> {
         let Some(id) = id_of(&path) else { continue };
         // The lock's handle is kept until the directory is dealt with.
         let Some(_lock) = try_lock(&path.join("lock"))? else { continue };
+        let work = path.join("w");
         let kept = path.join("kept").exists();
-        if kept && !processes_naming(&path).is_empty() {
+        if kept && !processes_naming(&work).is_empty() {
             continue;
         }
-        let dead = path.join("w").exists();
-        if dead {
-            let processes = end_processes(&path)?;
+        if work.exists() {
+            let processes = end_processes(&work)?;
             remove_tree(&path)?;
             collected.push(Collected { id, processes });
         } else {
-            finished.push(path);
+            let meta = path.metadata().with_context(|| format!("look at {}", path.display()))?;
+            finished.push((meta.modified().with_context(|| format!("look at {}", path.display()))?, path));
         }
     }
+    // By age, not by name: a name has no year.
     finished.sort();
     let old = finished.len().saturating_sub(FINISHED_RUNS_KEPT);
-    for path in &finished[..old] {
+    for (_, path) in &finished[..old] {
         remove_tree(path)?;
     }
     Ok(collected)
@@ -161,12 +184,18 @@ fn new_id() -> Result<String> {
 }
 
 /// Waits for the lock.
-pub(crate) fn lock(path: &Path) -> Result<Option<File>> {
+///
+/// # Errors
+/// Names the file.
+pub fn lock(path: &Path) -> Result<Option<File>> {
     take(path, FlockOperation::LockExclusive)
 }
 
 /// The lock, or `None` where another process holds it.
-pub(crate) fn try_lock(path: &Path) -> Result<Option<File>> {
+///
+/// # Errors
+/// Names the file.
+pub fn try_lock(path: &Path) -> Result<Option<File>> {
     take(path, FlockOperation::NonBlockingLockExclusive)
 }
 
@@ -181,9 +210,13 @@ fn take(path: &Path, operation: FlockOperation) -> Result<Option<File>> {
     }
 }
 
-/// Kills every process that names `directory` on its command line: a run's QEMU, broker and image build do, and
-/// nothing else can know the random name. How many there were.
-fn end_processes(directory: &Path) -> Result<usize> {
+/// Kills every process that names something below `directory` on its command line, with its group where it leads one:
+/// a run's QEMU and broker name its working directory, an image's build the directory it builds in. How many there
+/// were.
+///
+/// # Errors
+/// Where one cannot be killed or outlives that.
+pub fn end_processes(directory: &Path) -> Result<usize> {
     let found = processes_naming(directory);
     for pid in &found {
         kill(*pid)
@@ -200,14 +233,29 @@ fn end_processes(directory: &Path) -> Result<usize> {
 }
 
 fn kill(pid: Pid) -> Result<()> {
-    match kill_process(pid, Signal::KILL) {
+    let leads = rustix::process::getpgid(Some(pid)) == Ok(pid);
+    let killed = if leads { kill_process_group(pid, Signal::KILL) } else { kill_process(pid, Signal::KILL) };
+    match killed {
         // It ended by itself meanwhile.
         Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
         Err(error) => Err(error.into()),
     }
 }
 
-pub(crate) fn remove_tree(path: &Path) -> Result<()> {
+fn remove_file(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("delete {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Deletes a directory and all that is in it; one that is not there is gone already.
+///
+/// # Errors
+/// Names the directory.
+pub fn remove_tree(path: &Path) -> Result<()> {
     match fs::remove_dir_all(path) {
         Ok(()) => Ok(()),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),

@@ -1,12 +1,11 @@
 //! `cargo xtask vm`: the machines that `smoke --keep` left.
 
-use anyhow::Result;
-use xtask::cli::VmCommand;
-use xtask::paths::Cache;
-
+use crate::cli::VmCommand;
+use crate::paths::Cache;
 use crate::run_dir;
+use anyhow::Result;
 
-pub(crate) fn run(command: &VmCommand) -> Result<()> {
+pub(super) fn run(command: &VmCommand) -> Result<()> {
     let cache = Cache::from_env()?;
     match command {
         VmCommand::List => {

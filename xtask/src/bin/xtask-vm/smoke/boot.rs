@@ -1,0 +1,178 @@
+//! From nothing to a guest whose userspace is up: broker, keys, disks, NVRAM, domain; and KVM that does not work.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use xtask::agent_build::Agent;
+use xtask::arch::Accelerator;
+use xtask::cli::Sabotage;
+use xtask::domain::seed::{Seed, marker};
+use xtask::domain::{DomainXmlParams, RunFiles, xml};
+use xtask::exit::{self, Interrupted, Unavailable};
+use xtask::host::{kvm, tools};
+use xtask::limits;
+use xtask::paths::{processes_naming, write_private};
+use xtask::plan::Plan;
+
+use super::{RunningVm, Session};
+use crate::broker::Broker;
+use crate::child;
+use crate::console::Console;
+use crate::guest::Keys;
+use crate::hypervisor::{Condition, Hypervisor};
+use crate::image::ReadyImage;
+use crate::interrupt::Interrupt;
+use crate::media;
+
+impl RunningVm {
+    /// From nothing to a guest whose userspace runs cloud-init's last stage.
+    pub(crate) fn boot(
+        session: &mut Session<'_>,
+        plan: Plan,
+        agent: &Agent,
+        image: &ReadyImage,
+    ) -> Result<(Self, String)> {
+        let started = Self::start(session, plan, agent, image);
+        let mut vm = started.map_err(|error| {
+            let hint = "see the causes; nothing is known about the agent yet. cargo xtask preflight looks at this host";
+            exit::host_fault(error, "start the machine and its broker", hint)
+        })?;
+        let outcome = vm.reach_userspace(session, image);
+        match outcome {
+            Ok(detail) => Ok((vm, detail)),
+            Err(error) => {
+                // Teardown wants it, the console's tail too.
+                session.vm = Some(vm);
+                Err(error)
+            }
+        }
+    }
+
+    /// Broker, keys, disks, NVRAM, domain.
+    fn start(session: &mut Session<'_>, mut plan: Plan, agent: &Agent, image: &ReadyImage) -> Result<Self> {
+        let sabotage = session.args.sabotage;
+        let work = session.run.work();
+        let device_id = format!("dev-{}", session.run.id());
+        let files = RunFiles::of_run(&work, session.run.path().join("console.log"))?;
+        let broker = Broker::start(&work, &device_id, sabotage, &session.interrupt)?;
+        let keys = Keys::make(&work, &session.interrupt)?;
+        let seed = Seed {
+            instance_id: session.run.id(),
+            authorized_key: &keys.user_public,
+            host_private_key: &keys.host_private,
+            host_public_key: &keys.host_public,
+            sabotage,
+            payload: true,
+        };
+        media::make_seed(&files.seed, &seed, &work, &session.interrupt)?;
+        let config = broker.agent_config();
+        let payload = media::Payload { agent, config: &config, sabotage };
+        media::make_payload(&files.payload, session.workspace, &payload, &work, &session.interrupt)?;
+        make_writable_files(&plan, &files, image, &session.interrupt)?;
+        let libvirt_root = session.run.libvirt_root();
+        let hypervisor = Hypervisor::open(&libvirt_root)?;
+        session.report.host.libvirt = Some(hypervisor.version()?);
+        let mut xml = write_xml(&plan, &files, &work)?;
+        let machine = match hypervisor.start(&xml) {
+            // Another error (no memory, a CPU model that KVM lacks) is not KVM's fault, and emulation would not help.
+            Err(error) if plan.accelerator == Accelerator::Kvm && blames_kvm(&error) => {
+                give_up_kvm(session, &mut plan, &format!("KVM does not start the machine: {error:#}"))?;
+                xml = write_xml(&plan, &files, &work)?;
+                hypervisor.start(&xml)
+            }
+            started => started,
+        }?;
+        let console = Console::new(&files.console_log);
+        Ok(Self { plan, files, xml, hypervisor, machine, keys, device_id, libvirt_root, console, broker })
+    }
+
+    fn reach_userspace(&mut self, session: &mut Session<'_>, image: &ReadyImage) -> Result<String> {
+        if self.plan.accelerator == Accelerator::Kvm {
+            self.see_kvm_work(session, image)?;
+        }
+        let kill = session.args.sabotage == Some(Sabotage::KillQemu);
+        let root = self.libvirt_root.clone();
+        self.wait(session, "the guest's userspace", self.limits().boot(), |vm| {
+            if kill && vm.kernel_has_spoken() {
+                for pid in processes_naming(&root) {
+                    rustix::process::kill_process(pid, rustix::process::Signal::KILL)
+                        .context("plant the fault")?;
+                }
+            }
+            Ok(vm.console.line_with(marker::STARTED).map(drop))
+        })?;
+        Ok(format!("{}, {}", self.plan.accelerator, session.report.guest.cpu))
+    }
+
+    /// A KVM that never runs the kernel is written down and, where KVM was not asked for by name, replaced.
+    fn see_kvm_work(&mut self, session: &mut Session<'_>, image: &ReadyImage) -> Result<()> {
+        let limit = self.limits().first_kernel_line();
+        let waited = self.wait(session, "the kernel's first line under KVM", limit, |vm| {
+            Ok(vm.kernel_has_spoken().then_some(()))
+        });
+        let Err(error) = waited else { return kvm::forget_failure(&session.cache) };
+        // A firmware that says that the image does not boot has run, and would say so under emulation too. A dead QEMU
+        // or broker is not KVM's fault either. What is left: silence, or a guest that KVM stopped.
+        let condition = self.machine.condition();
+        if error.is::<Interrupted>() || self.console.fault().is_some() || condition == Condition::Gone {
+            return Err(error);
+        }
+        self.broker.check()?;
+        let reason = format!("/dev/kvm opens and does not run the guest's kernel: {error}");
+        self.machine.destroy()?;
+        give_up_kvm(session, &mut self.plan, &reason)?;
+        make_writable_files(&self.plan, &self.files, image, &session.interrupt)?;
+        self.xml = write_xml(&self.plan, &self.files, &session.run.work())?;
+        self.console.new_boot()?;
+        self.machine = self.hypervisor.start(&self.xml)?;
+        Ok(())
+    }
+}
+
+/// Writes down that KVM does not work here, and goes over to emulation where KVM was not asked for by name.
+fn give_up_kvm(session: &mut Session<'_>, plan: &mut Plan, reason: &str) -> Result<()> {
+    // libvirt passes on all that QEMU said; its first line says why.
+    let reason = reason.lines().next().unwrap_or(reason).to_owned();
+    kvm::remember_failure(&session.cache, &reason)?;
+    if !plan.may_fall_back {
+        let hint = "leave --accel out: the guest is then emulated".to_owned();
+        return Err(Unavailable { error: reason, hint }.into());
+    }
+    session.screen.line(&format!("{reason}: starting again under emulation"));
+    plan.fall_back(&reason);
+    session.describe_accelerator(plan);
+    session.limit = Some(plan.limits().boot());
+    Ok(())
+}
+
+/// QEMU and libvirt name KVM where it is KVM that fails.
+fn blames_kvm(error: &anyhow::Error) -> bool {
+    format!("{error:#}").to_lowercase().contains("kvm")
+}
+
+/// What the guest writes to, fresh: the overlay over the image, the NVRAM as the firmware's template has it.
+pub(crate) fn make_writable_files(
+    plan: &Plan,
+    files: &RunFiles,
+    image: &ReadyImage,
+    interrupt: &Interrupt,
+) -> Result<()> {
+    let qemu_img = tools::require("qemu-img")?;
+    let mut arguments = ["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b"].map(Into::into).to_vec();
+    arguments.extend([image.disk.clone().into_os_string(), files.overlay.clone().into_os_string()]);
+    child::read(&qemu_img, &arguments, limits::SERVER_START, interrupt).context("make the disk's overlay")?;
+    if let Some(firmware) = &plan.firmware {
+        let template = std::fs::read(&firmware.vars_template)
+            .with_context(|| format!("read {}", firmware.vars_template.display()))?;
+        write_private(&files.nvram, template)?;
+    }
+    Ok(())
+}
+
+fn write_xml(plan: &Plan, files: &RunFiles, work: &Path) -> Result<String> {
+    let firmware = plan.firmware.as_ref();
+    let params = DomainXmlParams::resolve(&plan.spec, plan.accelerator, &plan.emulator, firmware, files);
+    let xml = xml::domain_xml(&params);
+    write_private(&work.join("domain.xml"), &xml)?;
+    Ok(xml)
+}
