@@ -152,8 +152,10 @@ fn collect(runs: &Path) -> Result<Vec<Collected>> {
             remove_tree(&path)?;
             collected.push(Collected { id, processes });
         } else {
-            let meta = path.metadata().with_context(|| format!("look at {}", path.display()))?;
-            finished.push((meta.modified().with_context(|| format!("look at {}", path.display()))?, path));
+            // The lock is made when the run begins and never written.
+            let lock = path.join("lock");
+            let begun = lock.metadata().and_then(|meta| meta.modified());
+            finished.push((begun.with_context(|| format!("look at {}", lock.display()))?, path));
         }
     }
     // By age, not by name: a name has no year.
@@ -285,6 +287,7 @@ mod tests {
         let mut left = Command::new("tail")
             .args(["-f", "/dev/null"])
             .arg(dead.join("w/nothing"))
+            .stdout(std::process::Stdio::null())
             .stderr(std::process::Stdio::null())
             .spawn()
             .unwrap();
@@ -303,13 +306,18 @@ mod tests {
     #[test]
     fn finished_runs_stay_until_there_are_too_many() {
         let directory = tempfile::tempdir().unwrap();
+        let begin = std::time::SystemTime::now() - limits::BARE_BOOT;
         for number in 0..FINISHED_RUNS_KEPT + 3 {
-            fs::create_dir(directory.path().join(format!("0101-0000{number:02}-0000"))).unwrap();
+            // By name the other way round: New Year's runs sort before last year's.
+            let path = directory.path().join(format!("0101-0000{:02}-0000", 99 - number));
+            fs::create_dir(&path).unwrap();
+            let lock = File::create(path.join("lock")).unwrap();
+            lock.set_modified(begin + limits::POLL * u32::try_from(number).unwrap()).unwrap();
         }
         assert!(collect(directory.path()).unwrap().is_empty());
         let left = directories(directory.path());
         assert_eq!(left.len(), FINISHED_RUNS_KEPT);
-        assert!(!directory.path().join("0101-000000-0000").exists(), "the oldest go first");
+        assert!(!directory.path().join("0101-000099-0000").exists(), "the oldest go first");
     }
 
     #[test]
