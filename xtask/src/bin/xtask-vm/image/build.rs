@@ -4,8 +4,9 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use xtask::host::tools;
 use xtask::image::{Image, Recipe};
 use xtask::limits;
@@ -80,13 +81,19 @@ fn bootstrap(
     .into();
     arguments.extend([recipe.suite.into(), directory.join("root.tar").into()]);
     arguments.extend(sources.iter().map(OsString::from));
-    let program = tools::require("mmdebstrap")?;
+    let mut program = tools::require("mmdebstrap")?;
     // The kernel's installation would make an initramfs that the last step makes again.
     let mut environment = proxies(interrupt)?;
     environment.push(("INITRD", OsString::from("No")));
     if root {
         // An ordinary user's tree belongs to ids that may not enter a private directory: there it stays in /tmp.
         environment.push(("TMPDIR", directory.into()));
+    }
+    if root {
+        // mmdebstrap 1.3 mounts the host's /proc and /sys into the tree, and killed leaves them there. In a mount namespace
+        // of its own they go with its last process.
+        arguments.splice(0..0, [OsString::from("--mount"), program.into()]);
+        program = tools::require("unshare")?;
     }
     let job = Job { program: &program, arguments, log: directory.join("mmdebstrap.log"), environment };
     child::run(&job, interrupt, |line| screen.alive(line))
@@ -194,13 +201,31 @@ fn proxies_in(dump: &str) -> Vec<(&'static str, OsString)> {
 /// Deletes what a build left. An ordinary user's tree has files of subordinate ids, which only their namespace may
 /// delete.
 pub(super) fn discard(directory: &Path, interrupt: &Interrupt) -> Result<()> {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").context("read /proc/self/mountinfo")?;
+    if let Some(mount) = mount_below(&mounts, directory) {
+        bail!("delete {}: {mount} is mounted in it; umount that first, then run again", directory.display());
+    }
     let tree = directory.join("tree");
     if !rustix::process::geteuid().is_root() && tree.exists() {
         let words = ["--map-root-user", "--map-auto", "rm", "-rf", "--"].map(OsString::from);
         let arguments: Vec<_> = words.into_iter().chain([tree.into()]).collect();
         child::read(&tools::require("unshare")?, &arguments, limits::SERVER_START, interrupt)?;
     }
-    remove_tree(directory)
+    // Killed processes take a moment to be gone, and what still runs in the tree writes to it until then.
+    let deadline = Instant::now() + limits::CHILD_STOP;
+    loop {
+        match remove_tree(directory) {
+            Err(_busy) if Instant::now() < deadline => std::thread::sleep(limits::POLL),
+            done => return done,
+        }
+    }
+}
+
+/// The first mount point below `directory` (proc(5), mountinfo: the fifth field). To delete through one would be to
+/// delete what is mounted.
+fn mount_below<'a>(mountinfo: &'a str, directory: &Path) -> Option<&'a str> {
+    let points = mountinfo.lines().filter_map(|line| line.split(' ').nth(4));
+    points.into_iter().find(|point| Path::new(point).starts_with(directory))
 }
 
 #[cfg(test)]
@@ -227,6 +252,14 @@ mod tests {
         assert_eq!(sources_for(&third, "bookworm")[0], "deb http://m/debian/ bookworm main");
         let ubuntu = "http://u/ubuntu/|noble|Ubuntu|Packages\n";
         assert_eq!(sources_for(ubuntu, "bookworm"), Vec::<String>::new());
+    }
+
+    #[test]
+    fn nothing_is_deleted_through_a_mount() {
+        let mounts =
+            "22 1 0:21 / /proc rw - proc proc rw\n90 1 0:21 / /c/x.building/t/proc rw - proc proc rw\n";
+        assert_eq!(mount_below(mounts, Path::new("/c/x.building")), Some("/c/x.building/t/proc"));
+        assert_eq!(mount_below(mounts, Path::new("/c/y.building")), None);
     }
 
     #[test]
