@@ -11,7 +11,7 @@
 //! - `virt::` appears in one file, `bin/xtask-vm/hypervisor.rs`;
 //! - no `Duration::from_…` outside [`limits`], no flag outside [`cli`];
 //! - every module begins with `//!`;
-//! - imports point one way: the library never imports from a binary, and nothing but the front door from [`tasks`].
+//! - the binaries import from the library, never the other way, and no module but the mains from [`tasks`].
 
 pub mod agent_build;
 pub mod arch;

@@ -44,11 +44,6 @@ impl VmSpec {
         Self { name: name.to_owned(), architecture, vcpus: 2, memory_mib: 2048, cpu: None }
     }
 
-    /// [`VmSpec::new`] for the device's own architecture.
-    pub fn new_aarch64(name: &str) -> Self {
-        Self::new(name, VmArchitecture::Aarch64)
-    }
-
     /// From the command line.
     pub fn from_args(architecture: VmArchitecture, args: &MachineArgs) -> Self {
         Self {

@@ -28,14 +28,6 @@ pub struct Firmware {
 /// The pair for aarch64, which has no other way to boot a distribution.
 pub type AarchFirmware = Firmware;
 
-/// [`discover`] for aarch64 on this host.
-///
-/// # Errors
-/// As [`discover`].
-pub fn discover_aarch64_firmware() -> Result<AarchFirmware> {
-    discover(VmArchitecture::Aarch64, Path::new("/"))
-}
-
 /// The first pair that fits, below `root` (`/` but in tests).
 ///
 /// # Errors
@@ -186,7 +178,7 @@ mod tests {
         descriptor(root, "50-absent.json", "/a/absent.fd", "/a/vars.fd", "");
         descriptor(root, "60-plain.json", "/a/code.fd", "/a/vars.fd", r#""amd-sev", "verbose-static""#);
         std::fs::write(root.join("usr/share/qemu/firmware/10-broken.json"), "{").unwrap();
-        let pair = discover(VmArchitecture::Aarch64, root).unwrap();
+        let pair: AarchFirmware = discover(VmArchitecture::Aarch64, root).unwrap();
         assert_eq!(pair.code, Path::new("/a/code.fd"));
     }
 
