@@ -2,7 +2,7 @@
 //!
 //! Modules in reading order: [`cli`] (every flag), [`arch`] (the one table of architectures), [`limits`] (every
 //! duration), [`report`] (the result, and its views), [`exit`] (errors with an exit code of their own), [`paths`]
-//! (where things are kept), [`workspace`], [`host`] (what this machine has and lacks), [`agent_build`], [`domain`] (the
+//! (where things are kept), [`digest`], [`workspace`], [`host`] (what this machine has and lacks), [`agent_build`], [`domain`] (the
 //! machine and its seed), [`image`] (what can be booted), [`plan`] (what was
 //! asked, resolved), [`run_dir`] (who owns what a run leaves), [`tasks`] (the front door's tasks).
 //!
@@ -16,6 +16,7 @@
 pub mod agent_build;
 pub mod arch;
 pub mod cli;
+pub mod digest;
 pub mod domain;
 pub mod exit;
 #[cfg(test)]

@@ -1,0 +1,156 @@
+//! A digest as people write it: `sha256:…` or `sha512:…`.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256, Sha512};
+
+use crate::agent_build::hex;
+
+/// The hash functions that publishers of images use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[expect(missing_docs, reason = "the names say it")]
+pub enum Algorithm {
+    Sha256,
+    Sha512,
+}
+
+impl Algorithm {
+    /// Every algorithm.
+    pub const ALL: [Self; 2] = [Self::Sha256, Self::Sha512];
+
+    /// As it is written before the colon.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Sha256 => "sha256",
+            Self::Sha512 => "sha512",
+        }
+    }
+
+    /// How many hexadecimal digits it has.
+    pub fn hex_digits(self) -> usize {
+        match self {
+            Self::Sha256 => 64,
+            Self::Sha512 => 128,
+        }
+    }
+
+    /// A hash of this kind, empty yet.
+    pub fn hasher(self) -> Hasher {
+        match self {
+            Self::Sha256 => Hasher::Sha256(Box::default()),
+            Self::Sha512 => Hasher::Sha512(Box::default()),
+        }
+    }
+}
+
+/// `algorithm:hex`, the hex in lower case.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Digest {
+    algorithm: Algorithm,
+    hex: String,
+}
+
+impl Digest {
+    /// The hash function.
+    pub fn algorithm(&self) -> Algorithm {
+        self.algorithm
+    }
+
+    /// Its digits, without the algorithm.
+    pub fn hex(&self) -> &str {
+        &self.hex
+    }
+
+    /// Enough of it for a person: `sha256:0123456789ab…`.
+    pub fn short(&self) -> String {
+        format!("{}:{}…", self.algorithm.name(), &self.hex[..12])
+    }
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.algorithm.name(), self.hex)
+    }
+}
+
+impl FromStr for Digest {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wanted =
+            || format!("{text:?} is no digest: write sha256:<64 hex digits> or sha512:<128 hex digits>");
+        let (name, hex) = text.split_once(':').ok_or_else(wanted)?;
+        let algorithm = Algorithm::ALL.into_iter().find(|known| known.name() == name).ok_or_else(wanted)?;
+        let sound = hex.len() == algorithm.hex_digits() && hex.bytes().all(|byte| byte.is_ascii_hexdigit());
+        if sound { Ok(Self { algorithm, hex: hex.to_ascii_lowercase() }) } else { Err(wanted()) }
+    }
+}
+
+impl TryFrom<String> for Digest {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<Digest> for String {
+    fn from(digest: Digest) -> Self {
+        digest.to_string()
+    }
+}
+
+/// A hash being taken.
+#[derive(Debug, Clone)]
+#[expect(missing_docs, reason = "the names say it")]
+pub enum Hasher {
+    Sha256(Box<Sha256>),
+    Sha512(Box<Sha512>),
+}
+
+impl Hasher {
+    /// More bytes.
+    pub fn update(&mut self, bytes: &[u8]) {
+        match self {
+            Self::Sha256(hash) => hash.update(bytes),
+            Self::Sha512(hash) => hash.update(bytes),
+        }
+    }
+
+    /// The digest of all of them.
+    pub fn finish(self) -> Digest {
+        match self {
+            Self::Sha256(hash) => Digest { algorithm: Algorithm::Sha256, hex: hex(&hash.finalize()) },
+            Self::Sha512(hash) => Digest { algorithm: Algorithm::Sha512, hex: hex(&hash.finalize()) },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_digest_reads_back_and_a_wrong_one_is_refused() {
+        for algorithm in Algorithm::ALL {
+            let mut hash = algorithm.hasher();
+            hash.update(b"abc");
+            let digest = hash.finish();
+            assert_eq!(digest.to_string().parse::<Digest>().unwrap(), digest);
+            assert_eq!(
+                digest.to_string().to_uppercase().replace("SHA", "sha").parse::<Digest>().unwrap(),
+                digest
+            );
+        }
+        let abc = "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        assert_eq!(abc.parse::<Digest>().unwrap().short(), "sha256:ba7816bf8f01…");
+        let table =
+            ["", "md5:00", "sha256", "sha256:", &abc[..70], &abc.replace("ad", "zz"), &format!("{abc}00")];
+        for wrong in table.map(str::to_owned) {
+            assert!(wrong.parse::<Digest>().unwrap_err().contains("64 hex digits"), "{wrong}");
+        }
+    }
+}
