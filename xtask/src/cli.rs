@@ -65,6 +65,9 @@ pub enum Command {
     /// Machines that `smoke --keep` left running
     #[command(subcommand)]
     Vm(VmCommand),
+    /// The catalogue's images
+    #[command(subcommand)]
+    Image(ImageCommand),
     /// Measure boot to join against a bare QEMU boot of the same disk, in turn
     Bench(BenchArgs),
     /// Repeat smokes, kills and pairs for as long as asked, and count
@@ -232,6 +235,40 @@ pub enum VmCommand {
     },
 }
 
+/// `image`.
+#[derive(Debug, Clone, Subcommand)]
+pub enum ImageCommand {
+    /// Pin an image's newest release: find it, verify its signed digests, rewrite the catalogue, show the difference
+    Bump(BumpArgs),
+}
+
+/// `image bump`.
+#[derive(Debug, Clone, Args)]
+pub struct BumpArgs {
+    /// The image, as the catalogue names it
+    pub name: String,
+
+    /// The publisher's public keys, binary as gpgv reads them [default: what the catalogue names]
+    #[arg(long, value_name = "FILE", conflicts_with = "unsigned")]
+    pub keyring: Option<PathBuf>,
+
+    /// Take digests that nobody signed, from a publisher who signs nothing: as good as the TLS connection, no better
+    #[arg(long)]
+    pub unsigned: bool,
+
+    /// Show what would change and leave the catalogue as it is
+    #[arg(long)]
+    pub dry_run: bool,
+
+    /// Print the outcome as JSON on stdout instead of the difference
+    #[arg(long)]
+    pub json: bool,
+
+    /// The catalogue to rewrite [default: xtask/images.toml of the workspace]
+    #[arg(long, value_name = "FILE")]
+    pub catalogue: Option<PathBuf>,
+}
+
 /// `bench`.
 #[derive(Debug, Clone, Args)]
 pub struct BenchArgs {
@@ -314,6 +351,8 @@ mod tests {
             &["smoke", "--no-such-flag"],
             &["build", "--arch", "mips"],
             &["preflight", "--arch", "vax"],
+            &["image", "bump"],
+            &["image", "bump", "debian-12", "--unsigned", "--keyring", "keys.gpg"],
             &["bench", "--rounds", "0"],
             &["completions", "csh"],
         ];

@@ -35,6 +35,13 @@ pub const KILL_WINDOW: Duration = Duration::from_secs(120);
 /// One bare boot of a bench.
 pub const BARE_BOOT: Duration = Duration::from_secs(900);
 
+/// Until a publisher's host has taken a connection.
+pub const PUBLISHER_CONNECT: Duration = Duration::from_secs(20);
+/// One small answer of a publisher's host (a listing, a file of digests), from the question to its last byte.
+pub const PUBLISHER_ANSWER: Duration = Duration::from_secs(60);
+/// The judgement of one signature.
+pub const SIGNATURE: Duration = Duration::from_secs(20);
+
 /// The limits of one run's waits for its guest.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {

@@ -34,6 +34,7 @@ pub enum Need {
     Sfdisk,
     UserEmulation,
     Uidmap,
+    Gpgv,
 }
 
 impl PackageManager {
@@ -122,6 +123,7 @@ impl PackageManager {
                 &["qemu-linux-user"],
             ],
             (N::Uidmap, _) => [&["uidmap"], &["shadow-utils"], &["shadow"], &["shadow"]],
+            (N::Gpgv, _) => [&["gpgv"], &["gnupg2"], &["gnupg"], &["gpg2"]],
         };
         row[self as usize]
     }

@@ -47,6 +47,10 @@ pub fn run(cli: &Cli) -> Result<()> {
             build_back_room(&workspace, cli.voice)?;
             enter_back_room(&workspace)
         }
+        Command::Image(_) => {
+            build_back_room(&workspace, cli.voice)?;
+            enter_back_room(&workspace)
+        }
         Command::Vm(command) => vm::run(command),
         Command::Completions { .. } => unreachable!("done above"),
     }

@@ -20,7 +20,7 @@ mod smoke;
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use xtask::cli::{Cli, Command};
+use xtask::cli::{Cli, Command, ImageCommand};
 use xtask::exit;
 use xtask::workspace::Workspace;
 
@@ -53,6 +53,7 @@ fn execute(cli: &Cli) -> anyhow::Result<()> {
     match &cli.command {
         Command::Smoke(args) => smoke::run(&workspace, args, cli.voice),
         Command::Bench(args) => bench::run(&workspace, args, cli.voice),
+        Command::Image(ImageCommand::Bump(args)) => image::bump::run(&workspace, args, cli.voice),
         // The front door's own: whoever starts this binary by hand gets the same task.
         _ => xtask::tasks::run(cli),
     }

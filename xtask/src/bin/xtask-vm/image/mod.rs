@@ -1,6 +1,7 @@
 //! Images in the cache: one directory per content key, built behind a lock, beside, and renamed when whole.
 
 mod build;
+pub(crate) mod bump;
 
 use std::fs::File;
 use std::io::Read as _;

@@ -1,0 +1,385 @@
+//! The catalogue as `image bump` sees it: one entry read, its pins rewritten, every other byte as it was.
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use reqwest::Url;
+use serde::{Deserialize, Serialize};
+use toml_edit::{DocumentMut, Item, TableLike, Value};
+use xtask::arch::VmArchitecture;
+use xtask::exit::Usage;
+
+use super::index::{Date, Pattern};
+use super::remote::shown;
+
+/// A catalogue's text, and where it stands.
+#[derive(Debug)]
+pub(super) struct Catalogue {
+    path: PathBuf,
+    text: String,
+}
+
+/// A downloaded image: where its publisher keeps releases, and what is pinned of them.
+#[derive(Debug)]
+pub(super) struct Entry {
+    /// Its name in the catalogue.
+    pub(super) name: String,
+    /// The listing of releases; ends in a slash.
+    pub(super) index: Url,
+    index_text: String,
+    /// How a release's directory is named.
+    pub(super) release: Pattern,
+    /// The list of digests in that directory.
+    pub(super) sums: String,
+    /// Its detached signature; `None` where the publisher signs nothing.
+    pub(super) signature: Option<String>,
+    /// The publisher's keys; beside the catalogue where the path is relative.
+    pub(super) keyring: Option<PathBuf>,
+    /// What is pinned now, at least one.
+    pub(super) pins: Vec<(Pin, Date)>,
+}
+
+/// One architecture's file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(super) struct Pin {
+    pub(super) arch: VmArchitecture,
+    pub(super) url: String,
+    pub(super) digest: String,
+    pub(super) bytes: Option<u64>,
+}
+
+#[derive(Deserialize)]
+struct Images {
+    #[serde(default)]
+    image: Vec<ImageTable>,
+}
+
+#[derive(Deserialize)]
+struct ImageTable {
+    name: String,
+    download: Option<toml::Table>,
+}
+
+#[derive(Deserialize)]
+struct Download {
+    index: String,
+    release: String,
+    sums: String,
+    signature: Option<String>,
+    keyring: Option<PathBuf>,
+    // The architectures' tables, among keys that other parts read.
+    #[serde(flatten)]
+    rest: toml::Table,
+}
+
+#[derive(Deserialize)]
+struct FileTable {
+    url: String,
+    digest: String,
+    bytes: Option<u64>,
+}
+
+impl Catalogue {
+    /// # Errors
+    /// [`Usage`] where there is no such file.
+    pub(super) fn load(path: &Path) -> Result<Self> {
+        // What is renamed later is the file, not a link to it.
+        let path = path
+            .canonicalize()
+            .map_err(|error| Usage(format!("read the catalogue {}: {error}", path.display())))?;
+        let text = std::fs::read_to_string(&path)
+            .with_context(|| format!("read the catalogue {}", path.display()))?;
+        Ok(Self { path, text })
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(super) fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// The entry called `name`.
+    ///
+    /// # Errors
+    /// [`Usage`] where there is none, with the names that there are, and where it is not downloaded.
+    pub(super) fn entry(&self, name: &str) -> Result<Entry> {
+        let images: Images = toml::from_str(&self.text)
+            .with_context(|| format!("parse the catalogue {}", self.path.display()))?;
+        let mut known: Vec<_> = images.image.iter().map(|image| image.name.as_str()).collect();
+        known.dedup();
+        let names = known.join(", ");
+        let mut named = images.image.into_iter().filter(|image| image.name == name);
+        let image =
+            named.next().ok_or_else(|| Usage(format!("{name}: no such image; there are: {names}")))?;
+        ensure!(named.next().is_none(), "{} has two entries called {name}", self.path.display());
+        let download = image.download.ok_or_else(|| {
+            Usage(format!(
+                "{name} is built from packages on this host: it pins no download that could be bumped"
+            ))
+        })?;
+        let beside = self.path.parent().unwrap_or(Path::new("/"));
+        entry(name, download, beside)
+            .with_context(|| format!("read the entry {name} of {}", self.path.display()))
+    }
+
+    /// The text with `pins` in the entry called `name`.
+    pub(super) fn with(&self, name: &str, pins: &[Pin]) -> Result<String> {
+        let rewrite = || format!("rewrite the entry {name} of {}", self.path.display());
+        let mut document: DocumentMut = self.text.parse().with_context(rewrite)?;
+        ensure!(
+            document.to_string() == self.text,
+            "{}: the file's line ends would change; write them as \\n alone",
+            rewrite()
+        );
+        for pin in pins {
+            let table = file_table(&mut document, name, pin.arch).with_context(rewrite)?;
+            set(table, "url", pin.url.as_str().into());
+            set(table, "digest", pin.digest.as_str().into());
+            match pin.bytes {
+                Some(bytes) => {
+                    let bytes = i64::try_from(bytes).with_context(|| format!("{bytes} bytes in TOML"))?;
+                    set(table, "bytes", bytes.into());
+                }
+                None => _ = table.remove("bytes"),
+            }
+        }
+        Ok(document.to_string())
+    }
+
+    /// Puts `text` in the file's place, whole or not at all.
+    ///
+    /// # Errors
+    /// Where somebody else wrote the file meanwhile.
+    pub(super) fn replace(&self, text: &str) -> Result<()> {
+        let write = || format!("write the catalogue {}", self.path.display());
+        let now = std::fs::read_to_string(&self.path).with_context(write)?;
+        ensure!(now == self.text, "{}: it changed meanwhile; run again", write());
+        let beside = self.path.parent().with_context(write)?;
+        let permissions = self.path.metadata().with_context(write)?.permissions();
+        let mut file = tempfile::Builder::new().prefix(".images-").tempfile_in(beside).with_context(write)?;
+        file.write_all(text.as_bytes()).with_context(write)?;
+        file.as_file().set_permissions(permissions).with_context(write)?;
+        file.as_file().sync_all().with_context(write)?;
+        file.persist(&self.path).with_context(write)?;
+        Ok(())
+    }
+}
+
+fn entry(name: &str, download: toml::Table, beside: &Path) -> Result<Entry> {
+    let download: Download = download.try_into()?;
+    let mut index_text = download.index;
+    if !index_text.ends_with('/') {
+        index_text.push('/');
+    }
+    let index = Url::parse(&index_text).with_context(|| format!("read index = {:?}", shown(&index_text)))?;
+    ensure!(
+        matches!(index.scheme(), "http" | "https") && index.query().is_none() && index.fragment().is_none(),
+        "read index = {:?}: write a directory's address, https://…/",
+        shown(&index_text)
+    );
+    let mut entry = Entry {
+        name: name.to_owned(),
+        index,
+        index_text,
+        release: Pattern::parse(&download.release)?,
+        sums: download.sums,
+        signature: download.signature,
+        keyring: download.keyring.map(|path| beside.join(path)),
+        pins: Vec::new(),
+    };
+    for arch in VmArchitecture::ALL {
+        let Some(value) = download.rest.get(arch.profile().machine) else { continue };
+        let file: FileTable = value.clone().try_into().with_context(|| format!("read {arch}"))?;
+        let (date, _) = entry.dated(&file.url).with_context(|| format!("read {arch}"))?;
+        let FileTable { url, digest, bytes } = file;
+        entry.pins.push((Pin { arch, url, digest, bytes }, date));
+    }
+    ensure!(!entry.pins.is_empty(), "it pins no file of any architecture");
+    Ok(entry)
+}
+
+impl Entry {
+    /// A pinned file's release, and its name there.
+    fn dated<'a>(&self, url: &'a str) -> Result<(Date, &'a str)> {
+        let parts = url.strip_prefix(&self.index_text).and_then(|below| below.split_once('/'));
+        let (directory, file) =
+            parts.filter(|(_, file)| !file.is_empty() && !file.contains('/')).ok_or_else(|| {
+                anyhow!("{} is no file in a release below {}", shown(url), shown(&self.index_text))
+            })?;
+        let date = self.release.date_in(directory).with_context(|| {
+            format!("{} is in {directory}, which is not named as `release` says", shown(url))
+        })?;
+        Ok((date, file))
+    }
+
+    /// The address of `file` in the release of `date`.
+    pub(super) fn url(&self, date: &Date, file: &str) -> String {
+        format!("{}{}/{file}", self.index_text, self.release.directory(date))
+    }
+
+    /// The name that `pin`'s file has in the release of `to`.
+    pub(super) fn file(&self, pin: &Pin, to: &Date) -> Result<String> {
+        let (from, file) = self.dated(&pin.url)?;
+        Ok(file.replace(&from.to_string(), &to.to_string()))
+    }
+}
+
+/// `download.<arch>` of the entry called `name`, however the tables are written.
+fn file_table<'a>(
+    document: &'a mut DocumentMut,
+    name: &str,
+    arch: VmArchitecture,
+) -> Result<&'a mut dyn TableLike> {
+    let named = |table: &dyn TableLike| table.get("name").and_then(Item::as_str) == Some(name);
+    let image: &mut dyn TableLike = match document.get_mut("image") {
+        Some(Item::ArrayOfTables(images)) => {
+            images.iter_mut().find(|table| named(*table)).context("find it")?
+        }
+        Some(Item::Value(Value::Array(images))) => images
+            .iter_mut()
+            .filter_map(Value::as_inline_table_mut)
+            .find(|table| named(*table))
+            .context("find it")?,
+        _ => bail!("find the array `image`"),
+    };
+    let download = image.get_mut("download").and_then(Item::as_table_like_mut);
+    let file = download.and_then(|download| download.get_mut(arch.profile().machine));
+    file.and_then(Item::as_table_like_mut).with_context(|| format!("find the table download.{arch}"))
+}
+
+/// A new value, with the old one's spaces and comment; left alone where it is the same.
+fn set(table: &mut dyn TableLike, key: &str, mut value: Value) {
+    let Some(old) = table.get_mut(key).and_then(Item::as_value_mut) else {
+        table.insert(key, Item::Value(value));
+        return;
+    };
+    let same = match (&*old, &value) {
+        (Value::String(old), Value::String(new)) => old.value() == new.value(),
+        (Value::Integer(old), Value::Integer(new)) => old.value() == new.value(),
+        _ => false,
+    };
+    if !same {
+        *value.decor_mut() = old.decor().clone();
+        *old = value;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEXT: &str = r#"# The catalogue.
+[[image]]
+name = "built"   # from packages
+
+[[image]]
+name = "noble"
+[image.download]
+index = "https://publisher.example/noble"
+release = "release-{date}"
+sums = "SHA256SUMS"
+signature = "SHA256SUMS.gpg"
+keyring = "keys.gpg"
+user = "somebody"
+[image.download.x86_64]
+url    = 'https://publisher.example/noble/release-20260705/noble-20260705-amd64.img' # the server's
+digest = "sha256:00"
+bytes  = 1_000 # about
+# The end.
+
+[[image]]
+name = "inline"
+download = { index = "https://p.example/", release = "{date}", sums = "S", aarch64 = { url = "https://p.example/20260101/a", digest = "" } }
+"#;
+
+    fn catalogue(text: &str) -> Catalogue {
+        Catalogue { path: PathBuf::from("/etc/images.toml"), text: text.to_owned() }
+    }
+
+    fn pin(arch: VmArchitecture, bytes: Option<u64>) -> Pin {
+        Pin { arch, url: "https://new.example/".to_owned(), digest: "sha256:11".to_owned(), bytes }
+    }
+
+    #[test]
+    fn an_entry_says_where_its_releases_are() {
+        let entry = catalogue(TEXT).entry("noble").unwrap();
+        let newer = entry.release.date_in("release-20260905").unwrap();
+        let (pin, from) = &entry.pins[0];
+        assert_eq!((entry.pins.len(), from.to_string().as_str(), pin.bytes), (1, "20260705", Some(1000)));
+        let file = entry.file(pin, &newer).unwrap();
+        assert_eq!(
+            entry.url(&newer, &file),
+            "https://publisher.example/noble/release-20260905/noble-20260905-amd64.img"
+        );
+        assert_eq!(entry.keyring.as_deref(), Some(Path::new("/etc/keys.gpg")));
+    }
+
+    #[test]
+    fn an_entry_that_cannot_be_bumped_says_why() {
+        let change = |from: &str, to: &str| catalogue(&TEXT.replacen(from, to, 1));
+        let table = [
+            (change("", ""), "nobody", "there are: built, noble, inline"),
+            (change("", ""), "built", "built from packages"),
+            (change("\"built\"", "\"noble\""), "noble", "two entries"),
+            (change("sums =", "sum ="), "noble", "missing field `sums`"),
+            (change("release-{date}\"", "release\""), "noble", "one {date}"),
+            (change("/release-20260705", "/release"), "noble", "in release, which is not named as"),
+            (
+                change("https://publisher.example/noble\"", "https://u:pw@else.example\""),
+                "noble",
+                "https://else.example/",
+            ),
+            (change("https://publisher.example/noble\"", "ftp://p.example\""), "noble", "https://…/"),
+            (change("x86_64", "riscv64"), "noble", "pins no file"),
+            (change("[[image]]", "[[image]"), "noble", "parse the catalogue"),
+        ];
+        for (catalogue, name, words) in table {
+            let error = format!("{:#}", catalogue.entry(name).unwrap_err());
+            assert!(error.contains(words) && !error.contains("pw"), "{error:?} does not say {words:?}");
+        }
+    }
+
+    #[test]
+    fn a_rewrite_changes_the_pins_alone() {
+        let url = "'https://publisher.example/noble/release-20260705/noble-20260705-amd64.img'";
+        let expected = TEXT
+            .replacen(url, "\"https://new.example/\"", 1)
+            .replacen("sha256:00", "sha256:11", 1)
+            .replacen("1_000", "77", 1);
+        let rewritten = catalogue(TEXT).with("noble", &[pin(VmArchitecture::X86_64, Some(77))]).unwrap();
+        assert_eq!(rewritten, expected);
+
+        let expected = expected.replacen("bytes  = 77 # about\n", "", 1);
+        let rewritten = catalogue(TEXT).with("noble", &[pin(VmArchitecture::X86_64, None)]).unwrap();
+        assert_eq!(rewritten, expected);
+
+        let inline = catalogue(TEXT).with("inline", &[pin(VmArchitecture::Aarch64, Some(5))]).unwrap();
+        let end = r#"aarch64 = { url = "https://new.example/", digest = "sha256:11", bytes = 5 } }"#;
+        assert!(inline.trim_end().ends_with(end), "{inline}");
+        assert_eq!(inline.lines().count(), TEXT.lines().count());
+    }
+
+    #[test]
+    fn what_is_the_same_is_left_as_it_is_written() {
+        let catalogue = catalogue(TEXT);
+        let pins: Vec<_> = catalogue.entry("noble").unwrap().pins.into_iter().map(|(pin, _)| pin).collect();
+        assert_eq!(catalogue.with("noble", &pins).unwrap(), TEXT);
+        let dos = super::tests::catalogue(&TEXT.replace('\n', "\r\n"));
+        assert!(dos.with("noble", &pins).unwrap_err().to_string().contains("line ends"));
+    }
+
+    #[test]
+    fn a_file_that_changed_meanwhile_is_not_overwritten() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("images.toml");
+        std::fs::write(&path, TEXT).unwrap();
+        let catalogue = Catalogue::load(&path).unwrap();
+        std::fs::write(&path, "# mine").unwrap();
+        assert!(catalogue.replace("").unwrap_err().to_string().contains("run again"));
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "# mine");
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
+    }
+}
