@@ -39,7 +39,19 @@ pub(super) fn run(workspace: &Workspace, args: &CiArgs) -> Result<()> {
     count.step(
         workspace,
         "tests, back room",
-        &["test", "--package", "xtask", "--features", "vm", "--lib", "--bins", "--test", "tidy"],
+        &[
+            "test",
+            "--package",
+            "xtask",
+            "--features",
+            "vm",
+            "--lib",
+            "--bins",
+            "--test",
+            "tidy",
+            "--test",
+            "bump",
+        ],
     );
     if !args.fast {
         count.step(workspace, "smoke aarch64", &["xtask", "smoke", "--arch", "aarch64"]);

@@ -1,17 +1,17 @@
-//! The catalogue as `image bump` sees it: one entry read, its pins rewritten, every other byte as it was.
+//! The catalogue as `image bump` sees it: one entry read, and the file replaced whole.
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use reqwest::Url;
 use serde::{Deserialize, Serialize};
-use toml_edit::{DocumentMut, Item, TableLike, Value};
 use xtask::arch::VmArchitecture;
 use xtask::exit::Usage;
 
 use super::index::{Date, Pattern};
 use super::remote::shown;
+use super::rewrite;
 
 /// A catalogue's text, and where it stands.
 #[derive(Debug)]
@@ -127,26 +127,8 @@ impl Catalogue {
 
     /// The text with `pins` in the entry called `name`.
     pub(super) fn with(&self, name: &str, pins: &[Pin]) -> Result<String> {
-        let rewrite = || format!("rewrite the entry {name} of {}", self.path.display());
-        let mut document: DocumentMut = self.text.parse().with_context(rewrite)?;
-        ensure!(
-            document.to_string() == self.text,
-            "{}: the file's line ends would change; write them as \\n alone",
-            rewrite()
-        );
-        for pin in pins {
-            let table = file_table(&mut document, name, pin.arch).with_context(rewrite)?;
-            set(table, "url", pin.url.as_str().into());
-            set(table, "digest", pin.digest.as_str().into());
-            match pin.bytes {
-                Some(bytes) => {
-                    let bytes = i64::try_from(bytes).with_context(|| format!("{bytes} bytes in TOML"))?;
-                    set(table, "bytes", bytes.into());
-                }
-                None => _ = table.remove("bytes"),
-            }
-        }
-        Ok(document.to_string())
+        rewrite::pins(&self.text, name, pins)
+            .with_context(|| format!("rewrite the entry {name} of {}", self.path.display()))
     }
 
     /// Puts `text` in the file's place, whole or not at all.
@@ -227,80 +209,13 @@ impl Entry {
     }
 }
 
-/// `download.<arch>` of the entry called `name`, however the tables are written.
-fn file_table<'a>(
-    document: &'a mut DocumentMut,
-    name: &str,
-    arch: VmArchitecture,
-) -> Result<&'a mut dyn TableLike> {
-    let named = |table: &dyn TableLike| table.get("name").and_then(Item::as_str) == Some(name);
-    let image: &mut dyn TableLike = match document.get_mut("image") {
-        Some(Item::ArrayOfTables(images)) => {
-            images.iter_mut().find(|table| named(*table)).context("find it")?
-        }
-        Some(Item::Value(Value::Array(images))) => images
-            .iter_mut()
-            .filter_map(Value::as_inline_table_mut)
-            .find(|table| named(*table))
-            .context("find it")?,
-        _ => bail!("find the array `image`"),
-    };
-    let download = image.get_mut("download").and_then(Item::as_table_like_mut);
-    let file = download.and_then(|download| download.get_mut(arch.profile().machine));
-    file.and_then(Item::as_table_like_mut).with_context(|| format!("find the table download.{arch}"))
-}
-
-/// A new value, with the old one's spaces and comment; left alone where it is the same.
-fn set(table: &mut dyn TableLike, key: &str, mut value: Value) {
-    let Some(old) = table.get_mut(key).and_then(Item::as_value_mut) else {
-        table.insert(key, Item::Value(value));
-        return;
-    };
-    let same = match (&*old, &value) {
-        (Value::String(old), Value::String(new)) => old.value() == new.value(),
-        (Value::Integer(old), Value::Integer(new)) => old.value() == new.value(),
-        _ => false,
-    };
-    if !same {
-        *value.decor_mut() = old.decor().clone();
-        *old = value;
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const TEXT: &str = r#"# The catalogue.
-[[image]]
-name = "built"   # from packages
-
-[[image]]
-name = "noble"
-[image.download]
-index = "https://publisher.example/noble"
-release = "release-{date}"
-sums = "SHA256SUMS"
-signature = "SHA256SUMS.gpg"
-keyring = "keys.gpg"
-user = "somebody"
-[image.download.x86_64]
-url    = 'https://publisher.example/noble/release-20260705/noble-20260705-amd64.img' # the server's
-digest = "sha256:00"
-bytes  = 1_000 # about
-# The end.
-
-[[image]]
-name = "inline"
-download = { index = "https://p.example/", release = "{date}", sums = "S", aarch64 = { url = "https://p.example/20260101/a", digest = "" } }
-"#;
+    use crate::image::bump::rewrite::tests::TEXT;
 
     fn catalogue(text: &str) -> Catalogue {
         Catalogue { path: PathBuf::from("/etc/images.toml"), text: text.to_owned() }
-    }
-
-    fn pin(arch: VmArchitecture, bytes: Option<u64>) -> Pin {
-        Pin { arch, url: "https://new.example/".to_owned(), digest: "sha256:11".to_owned(), bytes }
     }
 
     #[test]
@@ -340,35 +255,6 @@ download = { index = "https://p.example/", release = "{date}", sums = "S", aarch
             let error = format!("{:#}", catalogue.entry(name).unwrap_err());
             assert!(error.contains(words) && !error.contains("pw"), "{error:?} does not say {words:?}");
         }
-    }
-
-    #[test]
-    fn a_rewrite_changes_the_pins_alone() {
-        let url = "'https://publisher.example/noble/release-20260705/noble-20260705-amd64.img'";
-        let expected = TEXT
-            .replacen(url, "\"https://new.example/\"", 1)
-            .replacen("sha256:00", "sha256:11", 1)
-            .replacen("1_000", "77", 1);
-        let rewritten = catalogue(TEXT).with("noble", &[pin(VmArchitecture::X86_64, Some(77))]).unwrap();
-        assert_eq!(rewritten, expected);
-
-        let expected = expected.replacen("bytes  = 77 # about\n", "", 1);
-        let rewritten = catalogue(TEXT).with("noble", &[pin(VmArchitecture::X86_64, None)]).unwrap();
-        assert_eq!(rewritten, expected);
-
-        let inline = catalogue(TEXT).with("inline", &[pin(VmArchitecture::Aarch64, Some(5))]).unwrap();
-        let end = r#"aarch64 = { url = "https://new.example/", digest = "sha256:11", bytes = 5 } }"#;
-        assert!(inline.trim_end().ends_with(end), "{inline}");
-        assert_eq!(inline.lines().count(), TEXT.lines().count());
-    }
-
-    #[test]
-    fn what_is_the_same_is_left_as_it_is_written() {
-        let catalogue = catalogue(TEXT);
-        let pins: Vec<_> = catalogue.entry("noble").unwrap().pins.into_iter().map(|(pin, _)| pin).collect();
-        assert_eq!(catalogue.with("noble", &pins).unwrap(), TEXT);
-        let dos = super::tests::catalogue(&TEXT.replace('\n', "\r\n"));
-        assert!(dos.with("noble", &pins).unwrap_err().to_string().contains("line ends"));
     }
 
     #[test]

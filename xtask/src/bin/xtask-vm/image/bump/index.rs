@@ -190,7 +190,8 @@ mod tests {
     fn links_are_read_as_servers_write_them() {
         let html = r#"<A HREF='one/'>1</A> <a class="x > y" href = "two/">2</a><a href=three/>3</a>
             <!-- <a href="hidden/"> --> <abbr href="no"> <a name="n"> <img src="a.png" href="no"><a href="#;
-        assert_eq!(links(html), ["one/", "two/", "three/", "",][..3]);
+        // The last tag is cut off.
+        assert_eq!(links(html), ["one/", "two/", "three/", ""]);
     }
 
     #[test]

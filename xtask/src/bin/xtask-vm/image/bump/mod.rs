@@ -8,6 +8,7 @@ mod catalogue;
 mod diff;
 mod index;
 mod remote;
+mod rewrite;
 mod signature;
 mod sums;
 
@@ -195,7 +196,7 @@ impl Bump<'_> {
         let url = self.entry.url(date, name);
         let signature = self.fetch(&url, MOST_SIGNATURE).with_context(|| {
             Diagnosis::new(
-                format!("fetch the signature of {} {date}", self.entry.name),
+                format!("fetch the signature of {} {date}; the catalogue is left as it is", self.entry.name),
                 "the catalogue says that this publisher signs: without the signature nothing is believed",
             )
         })?;

@@ -86,7 +86,10 @@ impl Verifier {
 
     fn refusal(&self) -> Diagnosis {
         Diagnosis::new(
-            format!("the digests are not signed by a key of {}", self.keyring.display()),
+            format!(
+                "the digests are not signed by a key of {}; the catalogue is left as it is",
+                self.keyring.display()
+            ),
             "believe none of them: try again later; if it stays, compare with what the publisher says about the key",
         )
     }
