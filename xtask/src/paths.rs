@@ -61,6 +61,11 @@ impl Cache {
         Ok(cache)
     }
 
+    /// A cache in this very directory.
+    pub fn at(root: &Path) -> Self {
+        Self { root: root.to_owned() }
+    }
+
     /// The cache itself.
     pub fn root(&self) -> &Path {
         &self.root

@@ -10,7 +10,7 @@ use crate::host::facts::Facts;
 use crate::host::firmware::Firmware;
 use crate::host::kvm::Kvm;
 use crate::host::qemu;
-use crate::image::{self, Boot, DEFAULT_IMAGE, Image};
+use crate::image::{Choice, Image};
 use crate::limits::Limits;
 use anyhow::{Context, Result};
 
@@ -31,10 +31,12 @@ pub struct Plan {
     pub emulator: PathBuf,
     /// Its version.
     pub qemu_version: String,
-    /// The firmware pair, where the image boots by UEFI.
-    pub firmware: Option<Firmware>,
+    /// The firmware pair.
+    pub firmware: Firmware,
     /// The image.
     pub image: Image,
+    /// What is tested where the image's host cannot be reached.
+    pub fallback: Option<Image>,
 }
 
 impl Plan {
@@ -48,15 +50,12 @@ impl Plan {
         machine: &MachineArgs,
         timeout_scale: f64,
     ) -> Result<Self> {
-        let image = image::find(machine.image.as_deref().unwrap_or(DEFAULT_IMAGE), arch)?;
+        let Choice { image, fallback } = Choice::from_args(&machine.image, arch)?;
         let (accelerator, accelerator_note, may_fall_back) = accelerator(machine.accel, arch, &facts.kvm)?;
         let (emulator, version) = facts.emulator.clone().context("preflight has seen the emulator")?;
         if let Some(cpu) = &machine.cpu {
             qemu::check_cpu(&emulator, arch.profile(), accelerator, cpu)?;
         }
-        let firmware = match image.boot {
-            Boot::Uefi => Some(facts.firmware.clone().map_err(anyhow::Error::msg)?),
-        };
         Ok(Self {
             spec: VmSpec::from_args(arch, machine),
             accelerator,
@@ -65,8 +64,9 @@ impl Plan {
             timeout_scale,
             emulator,
             qemu_version: version.map_err(anyhow::Error::msg)?,
-            firmware,
+            firmware: facts.firmware.clone().map_err(anyhow::Error::msg)?,
             image,
+            fallback,
         })
     }
 

@@ -19,6 +19,9 @@ use anyhow::{Context, Result, bail, ensure};
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
+/// In a run's working directory: the image's directory.
+const IMAGE: &str = "image";
+
 /// Finished runs whose reports are kept.
 const FINISHED_RUNS_KEPT: usize = 20;
 
@@ -84,6 +87,16 @@ impl RunDir {
         self.work().join("v")
     }
 
+    /// Whoever deletes images asks for this first.
+    ///
+    /// # Errors
+    /// Names the file that cannot be written.
+    pub fn uses_image(&self, image: &Path) -> Result<()> {
+        let (path, beside) = (self.work().join(IMAGE), self.work().join("image.new"));
+        crate::paths::write_private(&beside, image.as_os_str().as_encoded_bytes())?;
+        fs::rename(&beside, &path).with_context(|| format!("rename {}", beside.display()))
+    }
+
     /// Leaves the machine to the person who asked for it.
     ///
     /// # Errors
@@ -101,6 +114,14 @@ impl RunDir {
         remove_file(&self.path.join("kept"))?;
         remove_tree(&self.work())
     }
+}
+
+/// The runs, alive or kept or not collected yet, whose machine's disk is a layer over what is in `image`.
+pub fn users_of_image(cache: &Cache, image: &Path) -> Vec<String> {
+    let uses = |run: &Path| {
+        fs::read(run.join("w").join(IMAGE)).is_ok_and(|path| path == image.as_os_str().as_encoded_bytes())
+    };
+    directories(&cache.runs()).iter().filter(|run| uses(run)).filter_map(|run| id_of(run)).collect()
 }
 
 /// Kept machines: run id and how to enter.
@@ -167,7 +188,8 @@ fn collect(runs: &Path) -> Result<Vec<Collected>> {
     Ok(collected)
 }
 
-fn directories(runs: &Path) -> Vec<PathBuf> {
+/// What is a directory in `runs`; nothing where that does not exist.
+pub fn directories(runs: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(runs).into_iter().flatten().flatten();
     entries.map(|entry| entry.path()).filter(|path| path.is_dir()).collect()
 }

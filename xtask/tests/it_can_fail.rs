@@ -28,7 +28,7 @@ impl Ended {
 /// A smoke of the aarch64 guest with `arguments`, awaited.
 fn smoke(arguments: &[&str]) -> Ended {
     let mut command = Command::new(BACK_ROOM);
-    command.args(["smoke", "--arch", "aarch64"]).args(arguments);
+    command.args(["smoke", "--arch", "aarch64", "--image", "debian-12"]).args(arguments);
     ended(command.stdin(Stdio::null()).output().unwrap())
 }
 
@@ -146,7 +146,10 @@ fn a_wrong_value_is_a_usage_error_before_anything_starts() {
     std::fs::write(&file, "").unwrap();
     let file = file.to_str().unwrap();
     let table: &[(&[&str], &str)] = &[
-        (&["--image", "ubuntu-95"], "there are: debian-12"),
+        (&["--image", "ubuntu-95"], "there are: ubuntu-24.04"),
+        (&["--image", "./not-there.qcow2", "--unverified"], "./not-there.qcow2"),
+        (&["--image", "https://host/disk.img"], "--image-digest"),
+        (&["--image-digest", "md5:0"], "64 hex digits"),
         (&["--cpu", "z80"], "cortex-a76"),
         (&["--cpu", "host"], "under KVM alone"),
         (&["--accel", "kvm"], "leave --accel out"),
@@ -191,7 +194,7 @@ impl Own {
 
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(BACK_ROOM);
-        command.args(["smoke", "--arch", "aarch64"]).args(arguments);
+        command.args(["smoke", "--arch", "aarch64", "--image", "debian-12"]).args(arguments);
         command.env("IOT_XTASK_CACHE", &self.root).stdin(Stdio::null());
         command
     }

@@ -11,8 +11,6 @@ use crate::cli::Sabotage;
 pub const SEED_LABEL: &str = "CIDATA";
 /// The payload's volume label.
 pub const PAYLOAD_LABEL: &str = "IOTAGENT";
-/// The user that ssh enters the guest as.
-pub const GUEST_USER: &str = "tester";
 
 /// What the guest prints on its console, each on a line of its own, so that progress is seen without a network.
 pub mod marker {
@@ -31,6 +29,8 @@ pub mod marker {
 pub struct Seed<'a> {
     /// cloud-init's instance id: a new one is a first boot.
     pub instance_id: &'a str,
+    /// Whom ssh enters as: the image's own user, which cloud-init makes.
+    pub login_user: &'a str,
     /// The public key that may enter.
     pub authorized_key: &'a str,
     /// The guest's host key, made for this run, so that ssh can check it.
@@ -59,7 +59,7 @@ impl Seed<'_> {
             "ssh_pwauth": false,
             "disable_root": true,
             "users": [{
-                "name": GUEST_USER,
+                "name": self.login_user,
                 "shell": "/bin/bash",
                 "sudo": "ALL=(ALL) NOPASSWD:ALL",
                 "lock_passwd": true,
@@ -139,6 +139,7 @@ mod tests {
     fn seed(sabotage: Option<Sabotage>) -> Seed<'static> {
         Seed {
             instance_id: "1122-101500-0a0b",
+            login_user: "ubuntu",
             authorized_key: "ssh-ed25519 AAAA user",
             host_private_key: "-----BEGIN OPENSSH PRIVATE KEY-----\nb3Bl\n-----END OPENSSH PRIVATE KEY-----\n",
             host_public_key: "ssh-ed25519 BBBB host",

@@ -24,7 +24,9 @@ pub const PROGRAMS: &[(&str, Need)] = &[
     ("mcopy", Need::Mtools),
     ("mmdebstrap", Need::Mmdebstrap),
     ("mke2fs", Need::E2fsprogs),
+    ("debugfs", Need::E2fsprogs),
     ("sfdisk", Need::Sfdisk),
+    ("gpgv", Need::Gpgv),
 ];
 
 /// Programs that build an image in a user namespace, for those who are not root.
@@ -134,7 +136,7 @@ impl Facts {
                 kvm: kvm::look(arch, cache.as_ref().ok()),
                 free_disk: cache.as_ref().ok().and_then(|cache| free_disk(cache.root())),
                 cache: cache.map(|cache| cache.root().to_owned()).map_err(|error| error.to_string()),
-                free_memory: free_memory(),
+                free_memory: available_memory(),
                 runs_guest_programs: runs_guest_programs(arch),
                 user_emulator: ["-static", ""]
                     .iter()
@@ -208,7 +210,8 @@ fn free_disk(cache: &Path) -> Option<u64> {
     Some(stat.f_bavail * stat.f_frsize)
 }
 
-fn free_memory() -> Option<u64> {
+/// Bytes that a new process may have without swapping (proc(5), `MemAvailable`).
+pub fn available_memory() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let kib = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     kib.trim().trim_end_matches(" kB").trim().parse::<u64>().ok().map(|kib| kib * 1024)

@@ -140,6 +140,13 @@ impl Report {
         let mut line = format!("{what}  iot-agent on {}", self.guest.arch);
         if let Some(image) = &self.guest.image {
             line.push_str(&format!(", {}", image.name));
+            if let Some(reason) = &image.fallback_reason {
+                let briefly = reason.split(": ").next().unwrap_or(reason);
+                line.push_str(&format!(" instead of {}, since {briefly}", image.wanted));
+            }
+            if !image.verified {
+                line.push_str(" (UNVERIFIED IMAGE: nobody vouches for its content)");
+            }
         }
         if let Some(accelerator) = self.host.accelerator {
             line.push_str(&format!(", {accelerator}"));
@@ -187,6 +194,15 @@ pub fn now_rfc3339() -> String {
 /// Milliseconds are enough for a report.
 pub fn round(seconds: f64) -> f64 {
     (seconds * 1000.0).round() / 1000.0
+}
+
+/// `17 KiB`, `589 MiB`, `2.1 GiB`.
+pub fn human_bytes(bytes: u64) -> String {
+    match bytes {
+        0..0x10_0000 => format!("{} KiB", bytes.div_ceil(1 << 10)),
+        0x10_0000..0x4000_0000 => format!("{} MiB", bytes >> 20),
+        _ => format!("{:.1} GiB", bytes as f64 / (1_u64 << 30) as f64),
+    }
 }
 
 /// `0.3 s`, `61 s`, `12 min 5 s`.
@@ -248,6 +264,36 @@ mod tests {
             failure.lines(),
             ["error: build: read the agent", "  caused by: no such file", "  what to do: build it"]
         );
+    }
+
+    #[test]
+    fn the_verdict_names_the_image_that_was_tested() {
+        let mut report = Report::begin("1122-101500-0a0b", "2026-11-22T10:15:00Z", VmArchitecture::Aarch64);
+        report.guest.image = Some(ImageReport {
+            name: "debian-12".to_owned(),
+            requested: None,
+            wanted: "ubuntu-24.04".to_owned(),
+            source: "packages".to_owned(),
+            digest: format!("sha256:{}", "0".repeat(64)).parse().unwrap(),
+            verified: true,
+            fallback_reason: Some("cloud-images.ubuntu.com cannot be reached: no such name".to_owned()),
+        });
+        report.conclude(Verdict::Verified, 99.0);
+        assert_eq!(
+            report.verdict_line(),
+            "VERIFIED  iot-agent on aarch64, debian-12 instead of ubuntu-24.04, since cloud-images.ubuntu.com cannot be \
+             reached, in 99 s"
+        );
+        let image = report.guest.image.as_mut().unwrap();
+        (image.fallback_reason, image.verified) = (None, false);
+        assert!(report.verdict_line().contains("debian-12 (UNVERIFIED IMAGE"), "{}", report.verdict_line());
+    }
+
+    #[test]
+    fn bytes_are_readable() {
+        for (bytes, text) in [(1, "1 KiB"), (617_000_000, "588 MiB"), (5 << 29, "2.5 GiB")] {
+            assert_eq!(human_bytes(bytes), text);
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::arch::{Accelerator, VmArchitecture};
+use crate::digest::Digest;
 
 /// The machine that ran it.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -51,9 +52,14 @@ pub struct ImageReport {
     pub name: String,
     /// What `--image` said, `None` for the default.
     pub requested: Option<String>,
+    /// The image that would have been tested without a fallback.
+    pub wanted: String,
     pub source: String,
     /// `sha256:…` of the disk as booted.
-    pub digest: String,
+    pub digest: Digest,
+    /// Whether its content was checked against a digest that somebody vouches for.
+    pub verified: bool,
+    /// Why it is not the image that was wanted.
     pub fallback_reason: Option<String>,
 }
 

@@ -17,7 +17,7 @@ use crate::arch::VmArchitecture;
 use crate::cli::{Cli, Command, FixArgs, SmokeArgs, Voice};
 use crate::exit::{Unavailable, Usage};
 use crate::host::{Preflight, fix};
-use crate::image;
+use crate::image::Choice;
 use crate::paths::make_private_dir;
 use crate::plan::Plan;
 use crate::workspace::{Workspace, cargo, inherited_from_cargo};
@@ -66,7 +66,7 @@ fn prepare_smoke(workspace: &Workspace, args: &SmokeArgs, voice: Voice) -> Resul
 
 /// What can be known to be wrong before anything slow starts.
 fn check_smoke(workspace: &Workspace, args: &SmokeArgs) -> Result<()> {
-    image::find(args.machine.image.as_deref().unwrap_or(image::DEFAULT_IMAGE), args.build.arch)?;
+    Choice::from_args(&args.machine.image, args.build.arch)?;
     agent_build::profile::check(workspace.root(), &args.build.profile)
         .map_err(|error| Usage(format!("{error:#}")))?;
     if let Some(path) = &args.agent

@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use xtask::domain::seed::GUEST_USER;
 use xtask::host::tools;
 use xtask::limits;
 use xtask::paths::write_private;
@@ -21,6 +20,8 @@ const HOST_ALIAS: &str = "iot-device";
 #[derive(Debug)]
 pub(crate) struct Keys {
     directory: PathBuf,
+    /// Whom ssh enters as.
+    pub(crate) login_user: String,
     /// Who may enter.
     pub(crate) user_public: String,
     /// What the guest presents.
@@ -45,7 +46,7 @@ pub(crate) struct UnitState {
 
 impl Keys {
     /// Makes two ed25519 pairs in `directory`.
-    pub(crate) fn make(directory: &Path, interrupt: &Interrupt) -> Result<Self> {
+    pub(crate) fn make(directory: &Path, login_user: &str, interrupt: &Interrupt) -> Result<Self> {
         let keygen = tools::require("ssh-keygen")?;
         let pair = |name: &str| -> Result<(String, String)> {
             let path = directory.join(name);
@@ -63,7 +64,15 @@ impl Keys {
         let (host_private, host_public) = pair("host_key")?;
         write_private(&directory.join("known_hosts"), format!("{HOST_ALIAS} {host_public}\n"))?;
         let directory = directory.to_owned();
-        Ok(Self { directory, user_public, host_private, host_public, interrupt: interrupt.clone() })
+        let login_user = login_user.to_owned();
+        Ok(Self {
+            directory,
+            login_user,
+            user_public,
+            host_private,
+            host_public,
+            interrupt: interrupt.clone(),
+        })
     }
 
     /// The arguments that lead into the guest behind `port`.
@@ -79,7 +88,7 @@ impl Keys {
             option("UserKnownHostsFile", &self.directory.join("known_hosts")),
             option("IdentityFile", &self.directory.join("user_key")),
             format!("-p{port}").into(),
-            format!("{GUEST_USER}@127.0.0.1").into(),
+            format!("{}@127.0.0.1", self.login_user).into(),
         ]
     }
 

@@ -8,6 +8,7 @@ mod bench;
 mod broker;
 mod child;
 mod console;
+mod fetch;
 mod guest;
 mod history;
 mod hypervisor;
@@ -20,7 +21,7 @@ mod smoke;
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use xtask::cli::{Cli, Command, ImageCommand};
+use xtask::cli::{Cli, Command};
 use xtask::exit;
 use xtask::workspace::Workspace;
 
@@ -49,11 +50,14 @@ fn silence_libvirt() {
 }
 
 fn execute(cli: &Cli) -> anyhow::Result<()> {
+    // The cache is all that it needs; `bump` alone asks for the workspace.
+    if let Command::Image(command) = &cli.command {
+        return image::commands::run(command, cli.voice);
+    }
     let workspace = Workspace::find()?;
     match &cli.command {
         Command::Smoke(args) => smoke::run(&workspace, args, cli.voice),
         Command::Bench(args) => bench::run(&workspace, args, cli.voice),
-        Command::Image(ImageCommand::Bump(args)) => image::bump::run(&workspace, args, cli.voice),
         // The front door's own: whoever starts this binary by hand gets the same task.
         _ => xtask::tasks::run(cli),
     }

@@ -1,209 +1,276 @@
-//! Images in the cache: one directory per content key, built behind a lock, beside, and renamed when whole.
+//! Images in the cache: one directory per content key, made behind a lock, beside, and renamed when whole. [`build`] makes
+//! them from packages, `fetch` brings them from their publisher, and a user's own file stays where it is.
+//!
+//! ```text
+//! images/<key>/disk           read-only, and manifest.json
+//! images/<key>.building/      what is being built, or deleted; of a dead run the next build deletes it
+//! images/<key>.fetching/      what is being fetched; of a dead run the next one goes on with it
+//! images/<key>.lock           held by whoever makes or deletes it, or says that a run uses it
+//! ```
 
 mod build;
-pub(crate) mod bump;
+mod bump;
+pub(crate) mod commands;
+mod make;
+mod probe;
+mod prune;
+pub(crate) mod store;
 
-use std::fs::File;
-use std::io::Read as _;
-use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use anyhow::{Context, Result, ensure};
-use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
-use xtask::agent_build::hex;
-use xtask::exit::Interrupted;
-use xtask::image::{Image, Source};
-use xtask::limits;
-use xtask::paths::{Cache, make_private_dir, write_private};
+use anyhow::{Context, Result, bail, ensure};
+use xtask::digest::{Algorithm, Digest};
+use xtask::exit::Unavailable;
+use xtask::image::manifest::{Manifest, Stamp};
+use xtask::image::{Format, Image, LocalFile, Source};
 
-use crate::interrupt::Interrupt;
-use crate::screen::Screen;
-use xtask::run_dir::{end_processes, try_lock};
+use crate::fetch::Patience;
+pub(crate) use build::bootstrap::{Speed, bootstrap};
+pub(crate) use build::discard;
+use probe::look_at;
+pub(crate) use store::{Kept, Store};
 
 /// The disk's name in its directory.
-const DISK: &str = "disk.qcow2";
+const DISK: &str = "disk";
 
 /// An image that can be booted.
 #[derive(Debug, Clone)]
 pub(crate) struct ReadyImage {
-    /// The qcow2 file, read-only.
+    /// The file, read-only.
     pub(crate) disk: PathBuf,
-    /// `sha256:…` of the file.
-    pub(crate) digest: String,
+    /// Its format.
+    pub(crate) format: Format,
+    /// The size of the guest's disk.
+    pub(crate) virtual_bytes: u64,
+    /// SHA-256 of the file.
+    pub(crate) digest: Digest,
     /// Where it came from, for the report.
     pub(crate) source: String,
-    /// For a person: cached, or built.
+    /// For a person: cached, built, fetched.
     pub(crate) how: &'static str,
 }
 
-/// What stands beside the disk. The stamp spares hashing a file that nobody touched.
-#[derive(Debug, Serialize, Deserialize)]
-struct Manifest {
-    digest: String,
-    source: String,
-    stamp: Stamp,
-}
-
-#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Stamp {
-    bytes: u64,
-    inode: u64,
-    modified_seconds: i64,
-    modified_nanoseconds: i64,
-}
-
-impl Stamp {
-    fn of(path: &Path) -> Result<Self> {
-        let meta = path.metadata().with_context(|| format!("look at {}", path.display()))?;
-        Ok(Self {
-            bytes: meta.len(),
-            inode: meta.ino(),
-            modified_seconds: meta.mtime(),
-            modified_nanoseconds: meta.mtime_nsec(),
-        })
+impl ReadyImage {
+    fn new(disk: PathBuf, manifest: Manifest, how: &'static str) -> Self {
+        let Manifest { format, virtual_bytes, digest, source, .. } = manifest;
+        Self { disk, format, virtual_bytes, digest, source, how }
     }
 }
 
-/// The image from the cache, made where it is not there.
-pub(crate) fn ensure(
-    cache: &Cache,
-    image: &Image,
-    interrupt: &Interrupt,
-    screen: &mut Screen,
-) -> Result<ReadyImage> {
-    let Source::Packages(recipe) = &image.source;
+/// The image from the cache, made or fetched where it is not there. The run of the store is said to use it before anybody
+/// else may have the lock.
+pub(crate) fn ensure(store: &mut Store<'_>, image: &Image, patience: Patience) -> Result<ReadyImage> {
+    if let Source::File(file) = &image.source {
+        return own_file(store, image, file);
+    }
     let key = image.key(build::SCRIPTS);
-    let images = cache.images();
-    make_private_dir(&images)?;
-    let directory = images.join(&key);
-    let _lock = loop {
-        interrupt.check()?;
-        match try_lock(&images.join(format!("{key}.lock")))? {
-            Some(lock) => break lock,
-            None => screen.alive("another run makes this image"),
-        }
-        std::thread::sleep(limits::POLL);
+    let _lock = store.lock(&key)?;
+    let ready = match cached(store, &key)? {
+        Some(ready) => ready,
+        None if store.offline => return Err(not_cached(image)),
+        None => match &image.source {
+            Source::Packages(recipe) => make::build(store, image, recipe, &key)?,
+            Source::Download(download) => make::fetch(store, image, download, &key, patience)?,
+            Source::File(_) => unreachable!("done above"),
+        },
     };
-    if directory.exists() {
-        return cached(&directory);
+    if !image.is_verified() {
+        store.screen.line(&format!(
+            "{} is UNVERIFIED, {}; to take it anew, delete {}",
+            image.name,
+            ready.how,
+            store.directory(&key).display()
+        ));
     }
-    let beside = images.join(format!("{key}.building"));
-    // Of a build that was killed. The kernel tells mmdebstrap, which may take its time.
-    if beside.exists() {
-        let processes = end_processes(&beside)?;
-        screen.line(&format!("collected a build of this image that died: {processes} process(es) ended"));
-        build::discard(&beside, interrupt)?;
+    if let Some(run) = store.run {
+        run.uses_image(&store.directory(&key))?;
     }
-    make_private_dir(&beside)?;
-    let built = build::build(&beside, image, recipe, interrupt, screen);
-    if built.as_ref().is_err_and(|error| error.is::<Interrupted>()) {
-        build::discard(&beside, &Interrupt::default())?;
-        return Err(Interrupted.into());
-    }
-    if let Err(error) = built {
-        let log = beside.join("mmdebstrap.log");
-        let kept = images.join(format!("{key}.failed.log"));
-        let hint = match std::fs::rename(&log, &kept) {
-            Ok(()) => format!("the whole log is {}", kept.display()),
-            Err(_no_log) => "it failed before its log began".to_owned(),
-        };
-        build::discard(&beside, interrupt)?;
-        return Err(error)
-            .context(hint)
-            .with_context(|| format!("build the image {} for {}", image.name, image.arch));
-    }
-    finish(&beside, &directory, &built?)
+    Ok(ready)
 }
 
-/// Digest, manifest, read-only, on disk, renamed.
-fn finish(beside: &Path, directory: &Path, source: &str) -> Result<ReadyImage> {
-    let disk = beside.join(DISK);
-    let digest = digest(&disk)?;
-    let mut permissions =
-        disk.metadata().with_context(|| format!("look at {}", disk.display()))?.permissions();
-    permissions.set_readonly(true);
-    std::fs::set_permissions(&disk, permissions).with_context(|| format!("protect {}", disk.display()))?;
-    let manifest = Manifest { digest, source: source.to_owned(), stamp: Stamp::of(&disk)? };
-    write_private(&beside.join("manifest.json"), serde_json::to_string_pretty(&manifest)?)?;
-    for path in [&disk, &beside.join("manifest.json"), beside] {
-        let synced = File::open(path).and_then(|file| file.sync_all());
-        synced.with_context(|| format!("flush {}", path.display()))?;
+fn not_cached(image: &Image) -> anyhow::Error {
+    let Image { name, arch, .. } = image;
+    Unavailable {
+        error: format!("the image {name} for {arch} is not in the cache, and --offline forbids the network"),
+        hint: "run once without --offline, or cargo xtask image fetch".to_owned(),
     }
-    std::fs::rename(beside, directory)
-        .with_context(|| format!("rename {} to {}", beside.display(), directory.display()))?;
-    let disk = directory.join(DISK);
-    Ok(ReadyImage { disk, digest: manifest.digest, source: manifest.source, how: "built" })
+    .into()
+}
+
+/// The image, only if it is in the cache already.
+pub(crate) fn find(store: &mut Store<'_>, image: &Image) -> Result<Option<ReadyImage>> {
+    let key = image.key(build::SCRIPTS);
+    let _lock = store.lock(&key)?;
+    cached(store, &key)
+}
+
+/// Builds it although it is there; returns the digest that was there, and the new image, which takes the place of the old
+/// one when it is whole.
+pub(crate) fn rebuild(store: &mut Store<'_>, image: &Image) -> Result<(Option<Digest>, ReadyImage)> {
+    let Source::Packages(recipe) = &image.source else {
+        bail!("build {}: it is no image that is built from packages", image.name)
+    };
+    let key = image.key(build::SCRIPTS);
+    let _lock = store.lock(&key)?;
+    store.refuse_used(&key)?;
+    let before = cached(store, &key).unwrap_or_else(|error| {
+        store.screen.line(&format!("{error:#}"));
+        None
+    });
+    let ready = make::build(store, image, recipe, &key)?;
+    Ok((before.map(|image| image.digest), ready))
 }
 
 /// What an earlier run made; hashed again only where the file has been touched.
-fn cached(directory: &Path) -> Result<ReadyImage> {
-    let (disk, path) = (directory.join(DISK), directory.join("manifest.json"));
+fn cached(store: &mut Store<'_>, key: &str) -> Result<Option<ReadyImage>> {
+    let directory = store.directory(key);
+    if !directory.exists() {
+        return Ok(None);
+    }
+    let mut manifest = store::read_manifest(&directory)?;
+    let disk = directory.join(DISK);
     let remedy = || format!("delete {} and run again", directory.display());
-    let text =
-        std::fs::read(&path).with_context(|| format!("read {}", path.display())).with_context(remedy)?;
-    let manifest: Manifest = serde_json::from_slice(&text)
-        .with_context(|| format!("parse {}", path.display()))
-        .with_context(remedy)?;
-    if Stamp::of(&disk).with_context(remedy)? != manifest.stamp {
-        let found = digest(&disk)?;
+    let stamp = Stamp::of(&disk).with_context(remedy)?;
+    if stamp != manifest.stamp {
+        let found = store.digest(&disk, Algorithm::Sha256)?;
         ensure!(
             found == manifest.digest,
-            "the cached image {} was changed: it has {found}, and {} was built; {}",
+            "the cached image {} was changed: it has {found}, and {} was made; {}",
             disk.display(),
             manifest.digest,
             remedy()
         );
+        // Copied or restored: the same bytes in another file.
+        manifest.stamp = stamp;
+        store::write_manifest(&directory, &manifest)?;
     }
-    Ok(ReadyImage { disk, digest: manifest.digest, source: manifest.source, how: "cached" })
+    store::touch(&directory)?;
+    Ok(Some(ReadyImage::new(disk, manifest, "cached")))
 }
 
-/// `sha256:…` of a file.
-pub(crate) fn digest(path: &Path) -> Result<String> {
-    let mut file = File::open(path).with_context(|| format!("open {}", path.display()))?;
-    let mut hash = Sha256::new();
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        let count = file.read(&mut buffer).with_context(|| format!("read {}", path.display()))?;
-        if count == 0 {
-            return Ok(format!("sha256:{}", hex(&hash.finalize())));
+/// A file of the user's: hashed once, then only where it has been touched.
+fn own_file(store: &mut Store<'_>, image: &Image, file: &LocalFile) -> Result<ReadyImage> {
+    let (format, virtual_bytes) = look_at(&file.path, image, store.interrupt)?;
+    let sha256 = store.remembered_digest(&file.path, Algorithm::Sha256)?;
+    if let Some(wanted) = &file.digest {
+        let found = match wanted.algorithm() {
+            Algorithm::Sha256 => sha256.clone(),
+            other => store.remembered_digest(&file.path, other)?,
+        };
+        if found != *wanted {
+            return Err(Unavailable {
+                error: format!(
+                    "the image {} has {found}, and --image-digest says {wanted}",
+                    file.path.display()
+                ),
+                hint:
+                    "it is not the file that was meant, or it was changed: get it anew, or correct the digest"
+                        .to_owned(),
+            }
+            .into());
         }
-        hash.update(&buffer[..count]);
     }
+    let source = file.path.display().to_string();
+    store.screen.detail(&format!("{} is {}", image.name, format.name()));
+    Ok(ReadyImage { disk: file.path.clone(), format, virtual_bytes, digest: sha256, source, how: "as it is" })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::interrupt::Interrupt;
+    use crate::screen::Screen;
+    use xtask::image::catalogue::Catalogue;
+    use xtask::paths::Cache;
 
-    fn made() -> (tempfile::TempDir, PathBuf) {
-        let cache = tempfile::tempdir().unwrap();
-        let beside = cache.path().join("x.building");
-        std::fs::create_dir(&beside).unwrap();
-        std::fs::write(beside.join(DISK), b"a disk").unwrap();
-        let directory = cache.path().join("x");
-        finish(&beside, &directory, "a test").unwrap();
-        (cache, directory)
+    /// Raw, with partitions as far as anybody looks.
+    fn disk_of(byte: u8) -> Vec<u8> {
+        let mut disk = vec![byte; 4096];
+        disk[510..512].copy_from_slice(&[0x55, 0xaa]);
+        disk
+    }
+
+    /// A cache with one image in it, and its key.
+    fn made(directory: &tempfile::TempDir) -> (Cache, &'static str) {
+        let cache = Cache::at(directory.path());
+        let beside = cache.images().join("x.building");
+        std::fs::create_dir_all(&beside).unwrap();
+        std::fs::write(beside.join(DISK), disk_of(7)).unwrap();
+        let image = Image {
+            expected: None,
+            ..Catalogue::built_in().find("debian-12", xtask::arch::VmArchitecture::Aarch64).unwrap()
+        };
+        with(&cache, |store| {
+            let sha256 = store.digest(&beside.join(DISK), Algorithm::Sha256).unwrap();
+            make::finish(
+                store,
+                &image,
+                &beside,
+                "x",
+                make::Made { sha256, source: "a test".to_owned(), contents: None },
+            )
+            .unwrap();
+        });
+        (cache, "x")
+    }
+
+    fn with<T>(cache: &Cache, body: impl FnOnce(&mut Store<'_>) -> T) -> T {
+        let interrupt = Interrupt::default();
+        let mut screen = Screen::new(xtask::cli::Voice::silent());
+        body(&mut Store { cache, interrupt: &interrupt, screen: &mut screen, offline: true, run: None })
     }
 
     #[test]
     fn what_was_finished_is_found_again() {
-        let (_cache, directory) = made();
-        let image = cached(&directory).unwrap();
-        assert_eq!(image.source, "a test");
-        assert_eq!(image.digest, format!("sha256:{}", hex(&Sha256::digest(b"a disk"))));
+        let directory = tempfile::tempdir().unwrap();
+        let (cache, key) = made(&directory);
+        let image = with(&cache, |store| cached(store, key)).unwrap().unwrap();
+        assert_eq!((image.source.as_str(), image.format, image.virtual_bytes), ("a test", Format::Raw, 4096));
         assert!(image.disk.metadata().unwrap().permissions().readonly());
+        assert_eq!(with(&cache, |store| store.kept()).len(), 1);
     }
 
     #[test]
     fn a_changed_disk_is_refused_and_a_touched_one_is_not() {
-        let (_cache, directory) = made();
-        let disk = directory.join(DISK);
+        let directory = tempfile::tempdir().unwrap();
+        let (cache, key) = made(&directory);
+        let disk = cache.images().join(key).join(DISK);
         std::fs::remove_file(&disk).unwrap();
-        std::fs::write(&disk, b"a disk").unwrap();
-        cached(&directory).unwrap();
-        std::fs::write(&disk, b"a dusk").unwrap();
-        let error = cached(&directory).unwrap_err().to_string();
+        std::fs::write(&disk, disk_of(7)).unwrap();
+        with(&cache, |store| cached(store, key)).unwrap();
+        std::fs::write(&disk, disk_of(8)).unwrap();
+        let error = with(&cache, |store| cached(store, key)).unwrap_err().to_string();
         assert!(error.contains("was changed") && error.contains("delete"), "{error}");
+        assert!(with(&cache, |store| store.refuse_used(key)).is_ok());
+    }
+
+    #[test]
+    fn what_a_run_uses_is_not_pruned() {
+        let directory = tempfile::tempdir().unwrap();
+        let (cache, key) = made(&directory);
+        let args = xtask::cli::PruneArgs { keep: Some(0), ..Default::default() };
+        let prune = || with(&cache, |store| prune::prune(store, &args, &[])).unwrap();
+        let (run, _) = xtask::run_dir::RunDir::create(&cache).unwrap();
+        run.uses_image(&cache.images().join(key)).unwrap();
+        assert_eq!(prune(), []);
+        assert!(with(&cache, |store| store.refuse_used(key)).is_err());
+        run.clean().unwrap();
+        assert_eq!(prune().len(), 1);
+        assert!(!cache.images().join(key).exists());
+        for left in ["y.building", "y.deleting", "y.fetching", "unreadable"] {
+            std::fs::create_dir(cache.images().join(left)).unwrap();
+        }
+        prune();
+        assert_eq!(xtask::run_dir::directories(&cache.images()), Vec::<PathBuf>::new());
+    }
+
+    #[test]
+    fn offline_fetches_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let cache = Cache::at(directory.path());
+        let image = Catalogue::built_in().find("ubuntu-24.04", xtask::arch::VmArchitecture::Aarch64).unwrap();
+        let error = with(&cache, |store| ensure(store, &image, Patience::Insist)).unwrap_err();
+        assert_eq!(xtask::exit::code(&error), 69);
+        assert!(error.to_string().contains("--offline"), "{error}");
     }
 }

@@ -55,9 +55,10 @@ impl RunningVm {
         let device_id = format!("dev-{}", session.run.id());
         let files = RunFiles::of_run(&work, session.run.path().join("console.log"))?;
         let broker = Broker::start(&work, &device_id, sabotage, &session.interrupt)?;
-        let keys = Keys::make(&work, &session.interrupt)?;
+        let keys = Keys::make(&work, &plan.image.login_user, &session.interrupt)?;
         let seed = Seed {
             instance_id: session.run.id(),
+            login_user: &plan.image.login_user,
             authorized_key: &keys.user_public,
             host_private_key: &keys.host_private,
             host_public_key: &keys.host_public,
@@ -150,6 +151,9 @@ fn blames_kvm(error: &anyhow::Error) -> bool {
     format!("{error:#}").to_lowercase().contains("kvm")
 }
 
+/// Bytes of a guest's disk at least: a cloud image, a workload or two, and room for both.
+const SMALLEST_DISK: u64 = 6 << 30;
+
 /// What the guest writes to, fresh: the overlay over the image, the NVRAM as the firmware's template has it.
 pub(crate) fn make_writable_files(
     plan: &Plan,
@@ -158,19 +162,20 @@ pub(crate) fn make_writable_files(
     interrupt: &Interrupt,
 ) -> Result<()> {
     let qemu_img = tools::require("qemu-img")?;
-    let mut arguments = ["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b"].map(Into::into).to_vec();
+    let mut arguments =
+        ["create", "-q", "-f", "qcow2", "-F", image.format.name(), "-b"].map(Into::into).to_vec();
     arguments.extend([image.disk.clone().into_os_string(), files.overlay.clone().into_os_string()]);
+    // A cloud image is made to be grown: its root file system takes what the disk has at the first boot.
+    arguments.push(image.virtual_bytes.max(SMALLEST_DISK).to_string().into());
     child::read(&qemu_img, &arguments, limits::SERVER_START, interrupt).context("make the disk's overlay")?;
-    if let Some(firmware) = &plan.firmware {
-        let template = std::fs::read(&firmware.vars_template)
-            .with_context(|| format!("read {}", firmware.vars_template.display()))?;
-        write_private(&files.nvram, template)?;
-    }
+    let template = &plan.firmware.vars_template;
+    let content = std::fs::read(template).with_context(|| format!("read {}", template.display()))?;
+    write_private(&files.nvram, content)?;
     Ok(())
 }
 
 fn write_xml(plan: &Plan, files: &RunFiles, work: &Path) -> Result<String> {
-    let firmware = plan.firmware.as_ref();
+    let firmware = Some(&plan.firmware);
     let params = DomainXmlParams::resolve(&plan.spec, plan.accelerator, &plan.emulator, firmware, files);
     let xml = xml::domain_xml(&params);
     write_private(&work.join("domain.xml"), &xml)?;

@@ -1,7 +1,8 @@
-//! `cargo xtask smoke`: the phases, readable as prose. [`session`] runs and times a phase, [`boot`] gets the machine up, [`running`] is the machine
+//! `cargo xtask smoke`: the phases, readable as prose. [`session`] runs and times a phase, [`image`] gets the disk, [`boot`] gets the machine up, [`running`] is the machine
 //! while it runs, [`verify`] judges what the fleet bus shows.
 
 mod boot;
+mod image;
 mod running;
 mod session;
 mod verify;
@@ -12,17 +13,16 @@ use anyhow::{Context, Result};
 use xshell::Shell;
 use xtask::agent_build::{self, Agent};
 use xtask::cli::{SmokeArgs, Voice};
-use xtask::exit::{self, Code, Diagnosis, Usage};
+use xtask::exit::{Code, Diagnosis, Usage};
 use xtask::host::Preflight;
 use xtask::limits;
-use xtask::report::{
-    AgentReport, FirmwareReport, ImageReport, OsReleaseReport, Phase, StatusEvidence, human_seconds,
-};
+use xtask::report::{AgentReport, OsReleaseReport, Phase, StatusEvidence, human_seconds};
 use xtask::workspace::Workspace;
 
 use crate::broker::Seen;
-use crate::image::{self, ReadyImage};
 pub(crate) use boot::make_writable_files;
+pub(crate) use image::ensure_or_stand_in;
+use image::ready_image;
 pub(crate) use running::RunningVm;
 pub(crate) use session::Session;
 use verify::Expected;
@@ -41,7 +41,7 @@ pub(crate) fn run(workspace: &Workspace, args: &SmokeArgs, voice: Voice) -> Resu
 fn phases(session: &mut Session<'_>) -> Result<()> {
     let plan = session.phase(Phase::Preflight, None, preflight)?;
     let agent = session.phase(Phase::Build, None, build)?;
-    let image = session.phase(Phase::Image, None, |session| ready_image(session, &plan))?;
+    let (plan, image) = session.phase(Phase::Image, None, |session| ready_image(session, plan))?;
     let mut vm = session.phase(Phase::Boot, Some(plan.limits().boot()), |session| {
         RunningVm::boot(session, plan, &agent, &image)
     })?;
@@ -109,32 +109,6 @@ fn build(session: &mut Session<'_>) -> Result<(Agent, String)> {
     });
     let detail = agent.describe();
     Ok((agent, detail))
-}
-
-fn ready_image(session: &mut Session<'_>, plan: &Plan) -> Result<(ReadyImage, String)> {
-    let made = image::ensure(&session.cache, &plan.image, &session.interrupt, &mut session.screen);
-    let ready = made.map_err(|error| {
-        let what = format!("make the image {} for {}", plan.image.name, plan.image.arch);
-        let hint = "see the causes: a mirror that cannot be reached, a full disk, a missing right; the agent has no part in it";
-        exit::host_fault(error, what, hint)
-    })?;
-    session.report.guest.image = Some(ImageReport {
-        name: plan.image.name.to_owned(),
-        requested: session.args.machine.image.clone(),
-        source: ready.source.clone(),
-        digest: ready.digest.clone(),
-        fallback_reason: None,
-    });
-    if let Some(firmware) = &plan.firmware {
-        let digest = image::digest(&firmware.code)?;
-        session.report.guest.firmware = Some(FirmwareReport {
-            code: firmware.code.clone(),
-            vars_template: firmware.vars_template.clone(),
-            code_sha256: digest.trim_start_matches("sha256:").to_owned(),
-        });
-    }
-    let detail = format!("{} {}, {}, {}…", plan.image.name, plan.image.arch, ready.how, &ready.digest[..19]);
-    Ok((ready, detail))
 }
 
 /// The guest says itself how its installation ended.

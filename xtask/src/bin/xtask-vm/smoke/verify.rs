@@ -13,7 +13,8 @@ use crate::broker::Seen;
 pub(crate) struct Expected {
     machine: &'static str,
     exe_sha256: String,
-    os_release: OsReleaseReport,
+    /// `None`: an image of the user's own, of which nobody said what it is.
+    os_release: Option<OsReleaseReport>,
 }
 
 /// What a status means for the wait that saw it.
@@ -32,14 +33,17 @@ impl Expected {
         Self {
             machine: agent.arch.profile().machine,
             exe_sha256: agent.sha256.clone(),
-            os_release: image.os_release.clone(),
+            os_release: image.expected.as_ref().map(|expected| expected.os_release.clone()),
         }
     }
 
     /// The same machine, executable and distribution, or why not.
     fn contradiction(&self, seen: &Seen) -> Option<Diagnosis> {
         let status = &seen.status;
-        let os = (&status.os_release.id, &status.os_release.version_id);
+        let os = OsReleaseReport {
+            id: status.os_release.id.clone(),
+            version_id: status.os_release.version_id.clone(),
+        };
         if status.machine != self.machine {
             Some(Diagnosis::new(
                 format!("the agent runs on {}, and {} was asked for", status.machine, self.machine),
@@ -54,11 +58,11 @@ impl Expected {
                 "another executable is in the guest than the one that was built: look at what the image or the \
                  installer brings",
             ))
-        } else if os != (&self.os_release.id, &self.os_release.version_id) {
+        } else if let Some(expected) = self.os_release.as_ref().filter(|expected| **expected != os) {
             Some(Diagnosis::new(
                 format!(
                     "the guest runs {} {}, the image is {} {}",
-                    os.0, os.1, self.os_release.id, self.os_release.version_id
+                    os.id, os.version_id, expected.id, expected.version_id
                 ),
                 "the image is not what its name says: delete it from the cache",
             ))
@@ -151,7 +155,7 @@ mod tests {
         Expected {
             machine: "aarch64",
             exe_sha256: "aa".into(),
-            os_release: OsReleaseReport { id: "debian".into(), version_id: "12".into() },
+            os_release: Some(OsReleaseReport { id: "debian".into(), version_id: "12".into() }),
         }
     }
 

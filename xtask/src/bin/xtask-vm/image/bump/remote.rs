@@ -4,15 +4,13 @@
 use std::error::Error as _;
 
 use anyhow::{Context, Result, bail};
-use reqwest::{Client, Method, Response, StatusCode, Url, redirect};
+use reqwest::{Client, Method, Response, StatusCode, Url};
 use tokio::runtime::Runtime;
 use xtask::exit::Unavailable;
 use xtask::limits;
 
+use crate::fetch::client;
 use crate::interrupt::Interrupt;
-
-/// A host that moves its files more often than this does not know where they are.
-const MOST_REDIRECTS: usize = 5;
 
 /// Where a publisher's files come from.
 pub(super) trait Remote {
@@ -34,14 +32,9 @@ impl<'a> Http<'a> {
     /// # Errors
     /// [`Unavailable`] where this host trusts no certificate authority.
     pub(super) fn new(interrupt: &'a Interrupt) -> Result<Self> {
-        // An error says that the process has its provider already.
-        _ = rustls::crypto::ring::default_provider().install_default();
-        let client = Client::builder()
-            .user_agent(concat!("iot-xtask/", env!("CARGO_PKG_VERSION")))
+        let client = client::builder()
             .connect_timeout(limits::PUBLISHER_CONNECT)
             .timeout(limits::PUBLISHER_ANSWER)
-            .redirect(redirect::Policy::custom(follow))
-            .referer(false)
             .build()
             .context(Unavailable {
                 error: "make a client for HTTPS".to_owned(),
@@ -113,19 +106,6 @@ impl Remote for Http<'_> {
             let length = header.and_then(|value| value.to_str().ok()?.parse().ok());
             Ok(length.filter(|length| status.is_success() && *length > 0))
         })
-    }
-}
-
-/// Never from HTTPS to something that anybody on the way can change.
-fn follow(attempt: redirect::Attempt<'_>) -> redirect::Action {
-    let downgrade = attempt.url().scheme() != "https"
-        && attempt.previous().last().is_some_and(|from| from.scheme() == "https");
-    if downgrade {
-        attempt.error("it redirects from https to http")
-    } else if attempt.previous().len() > MOST_REDIRECTS {
-        attempt.error("it redirects again and again")
-    } else {
-        attempt.follow()
     }
 }
 

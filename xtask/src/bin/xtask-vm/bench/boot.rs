@@ -1,4 +1,4 @@
-//! `cargo xtask bench`: boot to join against what the same disk takes under bare QEMU until cloud-init has finished, in
+//! `cargo xtask bench boot`: boot to join against what the same disk takes under bare QEMU until cloud-init has finished, in
 //! turn in one run. Bare means: QEMU with the same CPU, disk, firmware and network, a seed without the agent, and
 //! nothing of this workflow but the stopwatch.
 
@@ -19,45 +19,57 @@ use xtask::paths::{Cache, write_private};
 use xtask::report::{Phase, PhaseStatus, Report, round};
 use xtask::workspace::Workspace;
 
+use super::mean;
 use crate::child::{Child, Job};
 use crate::console::Console;
 use crate::guest::Keys;
-use crate::image::{self, ReadyImage};
+use crate::image::{ReadyImage, Store};
 use crate::interrupt::Interrupt;
 use crate::media;
 use crate::screen::Screen;
-use crate::smoke::make_writable_files;
+use crate::smoke::{ensure_or_stand_in, make_writable_files};
 use xtask::plan::Plan;
 use xtask::run_dir::RunDir;
 
 /// The phases between the start of the domain and the first status.
 const BOOT_TO_JOIN: [Phase; 3] = [Phase::Boot, Phase::Provision, Phase::Join];
 
-pub(crate) fn run(workspace: &Workspace, args: &BenchArgs, voice: Voice) -> Result<()> {
-    let interrupt = Interrupt::install()?;
+pub(super) fn run(
+    workspace: &Workspace,
+    args: &BenchArgs,
+    voice: Voice,
+    interrupt: &Interrupt,
+) -> Result<()> {
     let mut screen = Screen::new(voice);
     let cache = Cache::from_env()?;
     let smoke_args = default_smoke(args);
     let preflight = Preflight::check(workspace, &[args.arch]);
     preflight.verdict()?;
     let facts = preflight.facts.first().context("one architecture was asked for")?;
-    let plan = Plan::resolve(facts, args.arch, &smoke_args.machine, smoke_args.timeout_scale)?;
+    let mut plan = Plan::resolve(facts, args.arch, &smoke_args.machine, smoke_args.timeout_scale)?;
     screen.start("image", None);
-    let ready = image::ensure(&cache, &plan.image, &interrupt, &mut screen)?;
+    // A run that boots nothing: as long as it is there nobody deletes the image.
+    let (user, collected) = RunDir::create(&cache)?;
+    for dead in collected {
+        screen.line(&dead.to_string());
+    }
+    let mut store = Store { cache: &cache, interrupt, screen: &mut screen, offline: false, run: Some(&user) };
+    let (ready, _) = ensure_or_stand_in(&mut store, &mut plan)?;
     screen.end(PhaseStatus::Passed, ready.how);
     let (mut bare, mut ours) = (Vec::new(), Vec::new());
     for round in 1..=args.rounds {
         screen.start("bare", None);
-        bare.push(bare_boot(&cache, &plan, &ready, &interrupt, &mut screen)?);
+        bare.push(bare_boot(&cache, &plan, &ready, interrupt, &mut screen)?);
         screen.end(PhaseStatus::Passed, &format!("round {round}: to cloud-init's finished line"));
         interrupt.check()?;
         screen.start("smoke", None);
-        ours.push(boot_to_join(&cache, args, &interrupt)?);
+        ours.push(boot_to_join(&cache, args, interrupt)?);
         screen.end(
             PhaseStatus::Passed,
             &format!("round {round}: a whole smoke; boot to join {:.1} s", ours[ours.len() - 1]),
         );
     }
+    user.clean()?;
     let (bare_mean, our_mean) = (mean(&bare), mean(&ours));
     let ratio = our_mean / bare_mean;
     if args.json {
@@ -81,10 +93,6 @@ fn default_smoke(args: &BenchArgs) -> SmokeArgs {
         Task::Smoke(smoke) => smoke,
         _ => unreachable!("the line says smoke"),
     }
-}
-
-fn mean(seconds: &[f64]) -> f64 {
-    seconds.iter().sum::<f64>() / seconds.len() as f64
 }
 
 /// Seconds of a smoke from the start of its boot phase to its join.
@@ -136,10 +144,11 @@ fn bare_boot_in(
     screen: &mut Screen,
 ) -> Result<f64> {
     let work = run.work();
-    let keys = Keys::make(&work, interrupt)?;
+    let keys = Keys::make(&work, &plan.image.login_user, interrupt)?;
     let files = RunFiles::of_run(&work, run.path().join("console.log"))?;
     let seed = Seed {
         instance_id: run.id(),
+        login_user: &plan.image.login_user,
         authorized_key: &keys.user_public,
         host_private_key: &keys.host_private,
         host_public_key: &keys.host_public,
@@ -201,12 +210,10 @@ fn bare_arguments(plan: &Plan, files: &RunFiles) -> Vec<OsString> {
         "-m".to_owned(),
         plan.spec.memory_mib.to_string(),
     ];
-    if let Some(firmware) = &plan.firmware {
-        let flash =
-            |path: &std::path::Path, how: &str| format!("if=pflash,format=raw,{how}file={}", path.display());
-        words.extend(["-drive".to_owned(), flash(&firmware.code, "readonly=on,")]);
-        words.extend(["-drive".to_owned(), flash(&files.nvram, "")]);
-    }
+    let flash =
+        |path: &std::path::Path, how: &str| format!("if=pflash,format=raw,{how}file={}", path.display());
+    words.extend(["-drive".to_owned(), flash(&plan.firmware.code, "readonly=on,")]);
+    words.extend(["-drive".to_owned(), flash(&files.nvram, "")]);
     let disk = format!("if=virtio,format=qcow2,cache=none,file={}", files.overlay.display());
     let seed = format!("if=virtio,format=raw,readonly=on,file={}", files.seed.display());
     words.extend(["-drive".to_owned(), disk, "-drive".to_owned(), seed]);

@@ -1,11 +1,16 @@
 //! Every flag and help text. Both binaries parse this same [`Cli`], so that `smoke --help` never needs libvirt.
 
+mod image;
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::{Deserialize, Serialize};
 
 use crate::arch::VmArchitecture;
+pub use image::{
+    BumpArgs, ImageArgs, ImageBuildArgs, ImageCommand, ImageFetchArgs, ImageVerifyArgs, PruneArgs,
+};
 
 /// The command line.
 #[derive(Debug, Parser)]
@@ -43,6 +48,13 @@ pub struct Voice {
     pub color: Color,
 }
 
+impl Voice {
+    /// Says nothing.
+    pub fn silent() -> Self {
+        Self { verbose: false, quiet: true, color: Color::Never }
+    }
+}
+
 /// When to use colour.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 #[expect(missing_docs, reason = "the names say it")]
@@ -68,7 +80,7 @@ pub enum Command {
     /// The catalogue's images
     #[command(subcommand)]
     Image(ImageCommand),
-    /// Measure boot to join against a bare QEMU boot of the same disk, in turn
+    /// Measure, in turn in one run, what this project claims about speed
     Bench(BenchArgs),
     /// Repeat smokes, kills and pairs for as long as asked, and count
     Soak(SoakArgs),
@@ -160,9 +172,9 @@ pub struct SmokeArgs {
 /// The machine to test on.
 #[derive(Debug, Clone, Args)]
 pub struct MachineArgs {
-    /// The image by name [default: debian-12]
-    #[arg(long, value_name = "NAME")]
-    pub image: Option<String>,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "flattened")]
+    pub image: ImageArgs,
 
     /// The CPU model, a QEMU name or pi5 or pi4 [default: the fastest that the accelerator has]
     #[arg(long, value_name = "MODEL")]
@@ -235,48 +247,34 @@ pub enum VmCommand {
     },
 }
 
-/// `image`.
-#[derive(Debug, Clone, Subcommand)]
-pub enum ImageCommand {
-    /// Pin an image's newest release: find it, verify its signed digests, rewrite the catalogue, show the difference
-    Bump(BumpArgs),
-}
-
-/// `image bump`.
-#[derive(Debug, Clone, Args)]
-pub struct BumpArgs {
-    /// The image, as the catalogue names it
-    pub name: String,
-
-    /// The publisher's public keys, binary as gpgv reads them [default: what the catalogue names]
-    #[arg(long, value_name = "FILE", conflicts_with = "unsigned")]
-    pub keyring: Option<PathBuf>,
-
-    /// Take digests that nobody signed, from a publisher who signs nothing: as good as the TLS connection, no better
-    #[arg(long)]
-    pub unsigned: bool,
-
-    /// Show what would change and leave the catalogue as it is
-    #[arg(long)]
-    pub dry_run: bool,
-
-    /// Print the outcome as JSON on stdout instead of the difference
-    #[arg(long)]
-    pub json: bool,
-
-    /// The catalogue to rewrite [default: xtask/images.toml of the workspace]
-    #[arg(long, value_name = "FILE")]
-    pub catalogue: Option<PathBuf>,
+/// What a bench measures.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum Subject {
+    /// Boot to join, against a bare QEMU boot of the same disk
+    #[default]
+    Boot,
+    /// A download from loopback, against curl | tee | sha256sum
+    Fetch,
+    /// An image's tree, against plain mmdebstrap with the same packages; and that the trees are the same
+    Image,
 }
 
 /// `bench`.
 #[derive(Debug, Clone, Args)]
 pub struct BenchArgs {
+    /// What is measured
+    #[arg(value_enum, default_value_t)]
+    pub subject: Subject,
+
     /// The guest's architecture
     #[arg(long, value_enum, default_value = "aarch64")]
     pub arch: VmArchitecture,
 
-    /// How many rounds, each a bare boot and a smoke's boot in turn
+    /// The image that `bench image` builds
+    #[arg(long, value_name = "NAME", default_value = "debian-12")]
+    pub image: String,
+
+    /// How many rounds, each the one and the other in turn
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=20))]
     pub rounds: u32,
 
@@ -351,6 +349,10 @@ mod tests {
             &["smoke", "--no-such-flag"],
             &["build", "--arch", "mips"],
             &["preflight", "--arch", "vax"],
+            &["image", "fetch"],
+            &["image", "fetch", "https://host/file", "--image-digest", "md5:00"],
+            &["image", "prune", "--keep", "lots"],
+            &["image", "prune", "--keep", "99999999T"],
             &["image", "bump"],
             &["image", "bump", "debian-12", "--unsigned", "--keyring", "keys.gpg"],
             &["bench", "--rounds", "0"],

@@ -1,0 +1,186 @@
+//! What an answer's head means for a download. Pure: status and headers in, what to do out.
+
+use std::time::Duration;
+
+use reqwest::StatusCode;
+use reqwest::header::{
+    CONTENT_LENGTH, CONTENT_RANGE, ETAG, HeaderMap, HeaderName, LAST_MODIFIED, RETRY_AFTER,
+};
+
+/// The part that was asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Asked {
+    /// How many bytes are there.
+    pub(super) from: u64,
+    /// The whole file's size, where the answer that those bytes came with said it.
+    pub(super) total: Option<u64>,
+    /// For If-Range: the bytes are of this version.
+    pub(super) validator: String,
+}
+
+/// What to do.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Answer {
+    /// The file from its beginning follows.
+    Whole { total: Option<u64> },
+    /// What is missing follows.
+    Rest { total: u64 },
+    /// This part cannot be had: ask for the whole.
+    StartOver(String),
+    /// Another attempt may go better, not before this time.
+    Passing { what: String, after: Option<Duration> },
+    /// A proxy wants to know who asks.
+    ProxyRefuses(String),
+    /// Another attempt would get the same.
+    Final { what: String, hint: &'static str },
+}
+
+/// Reads an answer's head; `asked` where a part was asked for.
+pub(super) fn read(status: StatusCode, headers: &HeaderMap, asked: Option<&Asked>) -> Answer {
+    let what = format!("the server answers {status}");
+    match (status.as_u16(), asked) {
+        (200, _) => {
+            Answer::Whole { total: text(headers, &CONTENT_LENGTH).and_then(|text| text.parse().ok()) }
+        }
+        (206, Some(asked)) => rest(headers, asked),
+        (416, Some(_)) => Answer::StartOver(what),
+        (407, _) => Answer::ProxyRefuses(format!("the proxy answers {status}")),
+        (408 | 425 | 429 | 500 | 502 | 503 | 504, _) => Answer::Passing { what, after: retry_after(headers) },
+        (401 | 403, _) => Answer::Final {
+            what,
+            hint: "see whether the URL wants credentials, https://user:password@host/path",
+        },
+        (404 | 410, _) => {
+            Answer::Final { what, hint: "see whether the URL is right; publishers move old files away" }
+        }
+        _ => Answer::Final { what, hint: "open the URL in a browser; if it works there, ask its publisher" },
+    }
+}
+
+/// Whether a 206 brings what was asked for.
+fn rest(headers: &HeaderMap, asked: &Asked) -> Answer {
+    let Some((from, total)) = text(headers, &CONTENT_RANGE).and_then(content_range) else {
+        return Answer::StartOver("the server does not say which part it sends".to_owned());
+    };
+    if from != asked.from {
+        return Answer::StartOver(format!(
+            "the server sends the part from {from}, and {} was asked for",
+            asked.from
+        ));
+    }
+    if asked.total.is_some_and(|known| known != total) {
+        return Answer::StartOver(format!("the file has {total} bytes now"));
+    }
+    if strong_etag(headers).is_some_and(|etag| asked.validator.starts_with('"') && etag != asked.validator) {
+        return Answer::StartOver("the part is of another version".to_owned());
+    }
+    Answer::Rest { total }
+}
+
+/// `bytes 100-199/200`: the first number and the last.
+fn content_range(text: &str) -> Option<(u64, u64)> {
+    let (range, total) = text.strip_prefix("bytes ")?.split_once('/')?;
+    let (from, to) = range.split_once('-')?;
+    let (from, to, total): (u64, u64, u64) = (from.parse().ok()?, to.parse().ok()?, total.parse().ok()?);
+    (from <= to && to < total).then_some((from, total))
+}
+
+/// What may stand in If-Range: a strong ETag, else, where a digest will tell, the time of the last change, which has no
+/// more than a second's precision.
+pub(super) fn validator(headers: &HeaderMap, has_digest: bool) -> Option<String> {
+    strong_etag(headers).or_else(|| text(headers, &LAST_MODIFIED).filter(|_| has_digest)).map(str::to_owned)
+}
+
+fn strong_etag(headers: &HeaderMap) -> Option<&str> {
+    text(headers, &ETAG).filter(|etag| etag.starts_with('"'))
+}
+
+fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
+    headers.get(name)?.to_str().ok()
+}
+
+/// Seconds, or a date.
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let text = text(headers, &RETRY_AFTER)?;
+    if let Ok(seconds) = text.parse::<u32>() {
+        return Some(Duration::new(seconds.into(), 0));
+    }
+    let then = jiff::fmt::rfc2822::parse(text).ok()?.timestamp();
+    Some(then.duration_since(jiff::Timestamp::now()).try_into().unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(of: &[(&HeaderName, &str)]) -> HeaderMap {
+        of.iter().map(|(name, value)| ((*name).clone(), value.parse().unwrap())).collect()
+    }
+
+    fn asked() -> Asked {
+        Asked { from: 100, total: Some(200), validator: "\"a\"".to_owned() }
+    }
+
+    #[test]
+    fn a_part_must_be_the_one_that_was_asked_for() {
+        let table = [
+            ("bytes 100-199/200", "\"a\"", true),
+            ("bytes 100-149/200", "\"a\"", true),
+            ("bytes 0-199/200", "\"a\"", false),
+            ("bytes 100-199/300", "\"a\"", false),
+            ("bytes 100-199/200", "\"b\"", false),
+            ("bytes 100-199/*", "\"a\"", false),
+            ("bytes 100-200/200", "\"a\"", false),
+            ("bytes 199-100/200", "\"a\"", false),
+            ("rows 100-199/200", "\"a\"", false),
+        ];
+        for (range, etag, fits) in table {
+            let headers = headers(&[(&CONTENT_RANGE, range), (&ETAG, etag)]);
+            let answer = read(StatusCode::PARTIAL_CONTENT, &headers, Some(&asked()));
+            assert_eq!(answer == Answer::Rest { total: 200 }, fits, "{range} {etag}: {answer:?}");
+            assert!(fits || matches!(answer, Answer::StartOver(_)), "{range} {etag}: {answer:?}");
+        }
+        let bare = read(StatusCode::PARTIAL_CONTENT, &HeaderMap::new(), Some(&asked()));
+        assert!(matches!(bare, Answer::StartOver(_)), "{bare:?}");
+    }
+
+    #[test]
+    fn statuses_are_passing_or_final() {
+        let no_headers = HeaderMap::new();
+        let read =
+            |code, asked: Option<&Asked>| read(StatusCode::from_u16(code).unwrap(), &no_headers, asked);
+        for code in [408, 425, 429, 500, 502, 503, 504] {
+            assert!(matches!(read(code, None), Answer::Passing { after: None, .. }), "{code}");
+        }
+        for code in [204, 206, 304, 400, 401, 403, 404, 410, 416, 501, 505] {
+            assert!(matches!(read(code, None), Answer::Final { .. }), "{code}");
+        }
+        assert!(matches!(read(407, None), Answer::ProxyRefuses(_)));
+        assert!(matches!(read(416, Some(&asked())), Answer::StartOver(_)));
+        assert_eq!(read(200, Some(&asked())), Answer::Whole { total: None });
+    }
+
+    #[test]
+    fn a_server_may_ask_for_patience() {
+        let after = |text| retry_after(&headers(&[(&RETRY_AFTER, text)])).map(|after| after.as_secs());
+        assert_eq!(after("120"), Some(120));
+        assert_eq!(after("Wed, 21 Oct 2015 07:28:00 GMT"), Some(0));
+        assert!(after("Wed, 21 Oct 2065 07:28:00 GMT").unwrap() > 1_000_000_000);
+        assert_eq!(after("soon"), None);
+    }
+
+    #[test]
+    fn only_what_tells_versions_apart_is_a_validator() {
+        let date = "Wed, 21 Oct 2015 07:28:00 GMT";
+        let table = [
+            (vec![(&ETAG, "\"a\""), (&LAST_MODIFIED, date)], true, Some("\"a\"")),
+            (vec![(&ETAG, "W/\"a\""), (&LAST_MODIFIED, date)], true, Some(date)),
+            (vec![(&LAST_MODIFIED, date)], false, None),
+            (vec![(&ETAG, "W/\"a\"")], true, None),
+            (vec![], true, None),
+        ];
+        for (given, has_digest, expected) in table {
+            assert_eq!(validator(&headers(&given), has_digest).as_deref(), expected, "{given:?}");
+        }
+    }
+}

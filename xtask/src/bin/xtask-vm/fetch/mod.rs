@@ -1,0 +1,226 @@
+//! Downloads: resumed where the server lets them be, retried where that may help, hashed while they come, and under the
+//! final name only once whole and verified.
+//!
+//! Modules in reading order: [`download`] (its attempts), [`transfer`] (one of them), [`answer`] (what a head means), [`client`] (whose fault a failure
+//! is), [`partial`] (what is on disk), [`sink`], [`retry`], [`lock`], [`address`], [`progress`].
+
+mod address;
+mod answer;
+pub(crate) mod client;
+mod download;
+mod lock;
+mod partial;
+mod progress;
+mod retry;
+mod sink;
+mod transfer;
+
+use std::path::Path;
+
+use anyhow::Result;
+use xtask::digest::Digest;
+use xtask::exit::{Unavailable, host_fault};
+use xtask::limits::FetchLimits;
+
+use self::address::Address;
+use self::download::Download;
+use self::lock::Lock;
+use self::partial::Place;
+use self::progress::size;
+use crate::interrupt::Interrupt;
+use crate::screen::Screen;
+
+/// What to fetch.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Wanted<'a> {
+    /// https, or http where there is a digest.
+    pub(crate) url: &'a str,
+    /// None: whatever comes is taken, because somebody insisted.
+    pub(crate) digest: Option<&'a Digest>,
+    /// Its size where that is known beforehand.
+    pub(crate) bytes: Option<u64>,
+    /// The final name. While it comes, `.partial`, `.partial.json` and `.lock` stand beside it.
+    pub(crate) target: &'a Path,
+    /// How eager.
+    pub(crate) patience: Patience,
+}
+
+/// How eager a download is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Patience {
+    /// A person asked for this very file: several attempts.
+    Insist,
+    /// There is a fallback: [`Unreachable`] where the host has not answered within [`FetchLimits::probe`]; once it has,
+    /// as [`Patience::Insist`].
+    Probe,
+}
+
+/// What was fetched.
+#[derive(Debug, Clone)]
+pub(crate) struct Fetched {
+    /// Of the whole file.
+    pub(crate) sha256: Digest,
+    pub(crate) bytes: u64,
+    /// What an earlier run had brought, and this one did not bring again.
+    pub(crate) resumed_from: u64,
+    pub(crate) attempts: u32,
+    /// Another process brought it, or it was there all the time: nothing was asked for.
+    pub(crate) already: bool,
+}
+
+/// The host cannot be reached: no name, no connection, no TLS, a proxy that refuses. Not: an answer that is no file.
+#[derive(Debug)]
+pub(crate) struct Unreachable {
+    pub(crate) error: String,
+    pub(crate) hint: String,
+}
+
+impl std::fmt::Display for Unreachable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.error)
+    }
+}
+
+impl std::error::Error for Unreachable {}
+
+/// Brings the file under its final name, verified.
+///
+/// # Errors
+/// [`xtask::exit::Usage`] for a URL that is not asked, [`Unreachable`], [`xtask::exit::Interrupted`], and [`Unavailable`]
+/// for everything else.
+pub(crate) fn fetch(wanted: &Wanted<'_>, interrupt: &Interrupt, screen: &mut Screen) -> Result<Fetched> {
+    fetch_within(FetchLimits::from_env()?, wanted, interrupt, screen)
+}
+
+fn fetch_within(
+    limits: FetchLimits,
+    wanted: &Wanted<'_>,
+    interrupt: &Interrupt,
+    screen: &mut Screen,
+) -> Result<Fetched> {
+    let address = Address::parse(wanted.url, wanted.digest.is_some())?;
+    let place = Place::new(wanted.target);
+    let fetched = Lock::wait(wanted.target, interrupt, screen).and_then(|_lock| {
+        if let Some(fetched) = already(wanted, &place, interrupt, screen)? {
+            return Ok(fetched);
+        }
+        let fetched = Download::new(limits, wanted, &address, &place, interrupt, screen).run();
+        let tidied = place.discard_empty();
+        fetched.and_then(|fetched| tidied.map(|()| fetched))
+    });
+    fetched.map_err(|error| {
+        if error.is::<Unreachable>() {
+            return error;
+        }
+        let hint =
+            format!("see whether {} is a directory that this user may write to", place.directory().display());
+        host_fault(error, format!("download {address} to {}", wanted.target.display()), hint)
+    })
+}
+
+/// What stands under the final name, verified.
+fn already(
+    wanted: &Wanted<'_>,
+    place: &Place,
+    interrupt: &Interrupt,
+    screen: &mut Screen,
+) -> Result<Option<Fetched>> {
+    let Some((bytes, sums)) = place.finished(wanted.digest, seen("verifying", interrupt, screen))? else {
+        return Ok(None);
+    };
+    // Of a run that was killed between renaming and tidying up.
+    place.discard()?;
+    let (sha256, found) = sums.finish();
+    match wanted.digest.filter(|digest| **digest != found) {
+        None => Ok(Some(Fetched { sha256, bytes, resumed_from: 0, attempts: 0, already: true })),
+        Some(digest) => Err(Unavailable {
+            error: format!("{} is there and has {found}; {digest} is wanted", wanted.target.display()),
+            hint: "delete it, or give another name".to_owned(),
+        }
+        .into()),
+    }
+}
+
+/// Tells the screen how far a file on disk has been read, and hears Ctrl-C.
+fn seen<'a>(
+    doing: &'a str,
+    interrupt: &'a Interrupt,
+    screen: &'a mut Screen,
+) -> impl FnMut(u64) -> Result<()> + 'a {
+    move |length| {
+        screen.alive(&format!("{doing} what is there: {}", size(length)));
+        interrupt.check()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read as _, Write as _};
+    use std::net::TcpListener;
+    use std::time::{Duration, Instant};
+    use xtask::cli::{Color, Voice};
+    use xtask::exit::Usage;
+
+    /// A tenth of the real pace: the probe's 8 s are 0.8.
+    fn try_fetch(url: &str, patience: Patience, bytes: Option<u64>) -> (anyhow::Error, Duration) {
+        let directory = tempfile::tempdir().unwrap();
+        let mut screen = Screen::new(Voice { verbose: false, quiet: true, color: Color::Never });
+        let digest = xtask::digest::Algorithm::Sha256.hasher().finish();
+        let target = directory.path().join("file");
+        let wanted = Wanted { url, digest: Some(&digest), bytes, target: &target, patience };
+        let started = Instant::now();
+        let limits = FetchLimits::at_pace(0.1);
+        let error = fetch_within(limits, &wanted, &Interrupt::default(), &mut screen).unwrap_err();
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0, "{error:#}");
+        (error, started.elapsed())
+    }
+
+    #[test]
+    fn a_probe_knows_soon_whether_the_host_can_be_reached() {
+        let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+        let silent = silent.local_addr().map(|address| (silent, address)).unwrap();
+        for address in [nobody, silent.1] {
+            let (error, took) = try_fetch(&format!("http://{address}/file"), Patience::Probe, None);
+            assert!(error.is::<Unreachable>(), "{error:#}");
+            // A silent host costs an attempt 3 s otherwise.
+            assert!(took < Duration::from_secs(1), "{took:?}: {error:#}");
+        }
+        let (error, took) = try_fetch(&format!("http://{nobody}/file"), Patience::Insist, None);
+        assert!(error.is::<Unreachable>(), "{error:#}");
+        assert!(took > Duration::from_secs(1), "several attempts: {took:?}");
+    }
+
+    #[test]
+    fn a_name_that_nobody_has_is_unreachable_and_a_scheme_is_usage() {
+        let (error, _) = try_fetch("http://no-such-host.invalid/file", Patience::Probe, None);
+        assert!(error.is::<Unreachable>(), "{error:#}");
+        let (error, _) = try_fetch("file:///etc/hostname", Patience::Insist, None);
+        assert!(error.is::<Usage>(), "{error:#}");
+    }
+
+    #[test]
+    fn what_has_another_size_than_is_known_is_not_taken() {
+        let table = [
+            ("content-length: 5\r\n\r\nimage", "the file has 5 bytes, and 4 are expected"),
+            ("content-length: 4000000000\r\n\r\n", "the file has 4000000000 bytes, and 4 are expected"),
+            ("transfer-encoding: chunked\r\n\r\n5\r\nimage\r\n", "the file has more than 4 bytes"),
+        ];
+        for (answer, words) in table {
+            let server = TcpListener::bind("127.0.0.1:0").unwrap();
+            let url = format!("http://{}/file", server.local_addr().unwrap());
+            let answering = std::thread::spawn(move || {
+                let mut stream = server.accept().unwrap().0;
+                assert!(stream.read(&mut [0; 4096]).unwrap() > 0);
+                write!(stream, "HTTP/1.1 200 OK\r\n{answer}").unwrap();
+                // Nothing more comes: who waits for it runs into its limit.
+                stream.read(&mut [0]).map(drop)
+            });
+            let (error, took) = try_fetch(&url, Patience::Probe, Some(4));
+            assert!(error.is::<Unavailable>() && error.to_string().contains(words), "{error:#}");
+            assert!(took < Duration::from_secs(1), "{took:?}");
+            drop(answering.join().unwrap());
+        }
+    }
+}

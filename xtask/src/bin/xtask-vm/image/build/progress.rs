@@ -1,0 +1,95 @@
+//! How far a build is, package by package, read out of what mmdebstrap and dpkg say.
+
+use std::fs::File;
+use std::io::{Read as _, Seek as _, SeekFrom};
+use std::path::{Path, PathBuf};
+
+/// What a build's log has shown so far.
+#[derive(Debug, Default)]
+pub(super) struct Progress {
+    wanted: u32,
+    unpacked: u32,
+    configured: u32,
+    now: String,
+}
+
+impl Progress {
+    /// One more line of the log.
+    fn line(&mut self, line: &str) {
+        let first = |text: &str| text.split_whitespace().next().unwrap_or_default().to_owned();
+        if let Some((_, rest)) = line.split_once(" upgraded, ") {
+            // Once for the essential packages, once for the others.
+            self.wanted += first(rest).parse().unwrap_or(0);
+        } else if let Some(package) = line.strip_prefix("Unpacking ") {
+            self.unpacked += 1;
+            self.now = format!("unpacking {}", first(package));
+        } else if let Some(package) = line.strip_prefix("Setting up ") {
+            self.configured += 1;
+            self.now = format!("setting up {}", first(package));
+        } else if let Some(what) = line.strip_prefix("I: ") {
+            self.now = what.trim_end_matches('.').to_owned();
+        } else if line.starts_with("update-initramfs: ") {
+            self.now = "making the initramfs".to_owned();
+        }
+    }
+
+    /// For a person.
+    fn say(&self) -> String {
+        if self.unpacked == 0 {
+            return self.now.clone();
+        }
+        let total = self.wanted.max(self.unpacked);
+        format!("{} ({} of {total} packages unpacked, {} set up)", self.now, self.unpacked, self.configured)
+    }
+}
+
+/// Follows a log that grows.
+#[derive(Debug)]
+pub(super) struct Follower {
+    log: PathBuf,
+    read: u64,
+    rest: Vec<u8>,
+    progress: Progress,
+}
+
+impl Follower {
+    pub(super) fn new(log: &Path) -> Self {
+        Self { log: log.to_owned(), read: 0, rest: Vec::new(), progress: Progress::default() }
+    }
+
+    /// Reads on, and says how far it is. It only informs: a log that cannot be read says nothing.
+    pub(super) fn say(&mut self) -> String {
+        let read = File::open(&self.log).and_then(|mut file| {
+            file.seek(SeekFrom::Start(self.read))?;
+            file.read_to_end(&mut self.rest)
+        });
+        self.read += read.unwrap_or(0) as u64;
+        while let Some(end) = self.rest.iter().position(|byte| *byte == b'\n') {
+            let line: Vec<u8> = self.rest.drain(..=end).collect();
+            self.progress.line(String::from_utf8_lossy(&line).trim());
+        }
+        self.progress.say()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn progress_is_counted_by_package() {
+        let directory = tempfile::tempdir().unwrap();
+        let log = directory.path().join("log");
+        let mut follower = Follower::new(&log);
+        assert_eq!(follower.say(), "");
+        let mut text = "I: running apt-get update...\n".to_owned();
+        std::fs::write(&log, &text).unwrap();
+        assert_eq!(follower.say(), "running apt-get update");
+        text += "0 upgraded, 236 newly installed, 0 to remove and 0 not upgraded.\nUnpacking dash (0.5) ...\nSetting ";
+        std::fs::write(&log, &text).unwrap();
+        assert_eq!(follower.say(), "unpacking dash (1 of 236 packages unpacked, 0 set up)");
+        text += "up dash (0.5) ...\n";
+        std::fs::write(&log, &text).unwrap();
+        assert_eq!(follower.say(), "setting up dash (1 of 236 packages unpacked, 1 set up)");
+    }
+}

@@ -1,0 +1,172 @@
+//! `cargo xtask image prune`: what nobody needs any more. Never what a run uses.
+
+use anyhow::Result;
+use serde::Serialize;
+use xtask::cli::PruneArgs;
+use xtask::report::human_bytes;
+use xtask::run_dir::{directories, try_lock};
+
+use super::build;
+use super::store::{FETCHING, Kept, Store};
+
+/// Seconds of a day.
+const DAY: u64 = 24 * 60 * 60;
+
+/// Something to delete, and why.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(super) struct Doomed {
+    key: String,
+    bytes: u64,
+    reason: String,
+}
+
+/// What the choice looks at.
+#[derive(Debug, Clone)]
+struct Candidate {
+    key: String,
+    bytes: u64,
+    idle_seconds: u64,
+    named: bool,
+    used: bool,
+    readable: bool,
+}
+
+/// Deletes what the arguments say; returns what was deleted, or would be.
+pub(super) fn prune(store: &mut Store<'_>, args: &PruneArgs, named: &[String]) -> Result<Vec<Doomed>> {
+    store.collect_dead_builds("")?;
+    let kept = store.kept();
+    let candidates: Vec<_> = kept.iter().map(|image| Candidate::of(image, named)).collect();
+    let mut doomed = Vec::new();
+    for one in choose(&candidates, args) {
+        store.screen.note(&format!(
+            "{} {} ({}): {}",
+            if args.dry_run { "would delete" } else { "deleting" },
+            one.key,
+            human_bytes(one.bytes),
+            one.reason
+        ));
+        if !args.dry_run {
+            let _lock = store.lock(&one.key)?;
+            // Between the listing and the lock a run may have taken it.
+            if let Err(used) = store.refuse_used(&one.key) {
+                store.screen.note(&format!("kept after all: {used}"));
+                continue;
+            }
+            store.remove(&one.key)?;
+        }
+        doomed.push(one);
+    }
+    doomed.extend(abandoned_downloads(store, args.dry_run, named)?);
+    Ok(doomed)
+}
+
+impl Candidate {
+    fn of(image: &Kept, named: &[String]) -> Self {
+        Self {
+            key: image.key.clone(),
+            bytes: image.manifest.as_ref().map_or(0, |manifest| manifest.stamp.bytes),
+            idle_seconds: image.idle_seconds,
+            named: named.contains(&image.key),
+            used: !image.used_by.is_empty(),
+            readable: image.manifest.is_some(),
+        }
+    }
+}
+
+/// Without a wish of its own: what the catalogue does not name any more.
+fn choose(candidates: &[Candidate], args: &PruneArgs) -> Vec<Doomed> {
+    let wishes = args.older_than.is_some() || args.keep.is_some();
+    let unnamed = args.unnamed || !wishes;
+    let free: Vec<_> = candidates.iter().filter(|image| !image.used).collect();
+    let mut doomed: Vec<Doomed> = Vec::new();
+    for image in &free {
+        let reason = if !image.readable {
+            "its manifest cannot be read".to_owned()
+        } else if unnamed && !image.named {
+            "the catalogue does not name it".to_owned()
+        } else if args.older_than.is_some_and(|days| image.idle_seconds >= days * DAY) {
+            format!("not used for {} days", image.idle_seconds / DAY)
+        } else {
+            continue;
+        };
+        doomed.push(Doomed { key: image.key.clone(), bytes: image.bytes, reason });
+    }
+    if let Some(limit) = args.keep {
+        let gone = |key: &str, doomed: &[Doomed]| doomed.iter().any(|one| one.key == key);
+        let mut left: u64 =
+            candidates.iter().filter(|image| !gone(&image.key, &doomed)).map(|image| image.bytes).sum();
+        let mut longest_idle = free;
+        longest_idle.sort_by_key(|image| std::cmp::Reverse(image.idle_seconds));
+        for image in longest_idle {
+            if left > limit && !gone(&image.key, &doomed) {
+                left -= image.bytes;
+                let reason = format!("more than {} are kept", human_bytes(limit));
+                doomed.push(Doomed { key: image.key.clone(), bytes: image.bytes, reason });
+            }
+        }
+    }
+    doomed
+}
+
+/// Parts of downloads that the catalogue does not name: nobody goes on with them.
+fn abandoned_downloads(store: &mut Store<'_>, dry_run: bool, named: &[String]) -> Result<Vec<Doomed>> {
+    let mut found = Vec::new();
+    for directory in directories(&store.images()) {
+        let name = directory.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let Some(key) = name.strip_suffix(FETCHING).filter(|key| !named.iter().any(|name| name == key))
+        else {
+            continue;
+        };
+        let Some(_lock) = try_lock(&store.directory(&format!("{key}.lock")))? else { continue };
+        if !dry_run {
+            build::discard(&directory, store.interrupt)?;
+        }
+        store.screen.note(&format!("{} {name}", if dry_run { "would delete" } else { "deleted" }));
+        let reason = "a part of a download that the catalogue does not name".to_owned();
+        found.push(Doomed { key: name, bytes: 0, reason });
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn candidate(key: &str, mib: u64, days: u64, named: bool, used: bool) -> Candidate {
+        Candidate {
+            key: key.to_owned(),
+            bytes: mib << 20,
+            idle_seconds: days * DAY,
+            named,
+            used,
+            readable: true,
+        }
+    }
+
+    fn chosen(args: &PruneArgs) -> Vec<String> {
+        let candidates = [
+            candidate("new", 500, 0, true, false),
+            candidate("idle", 500, 40, true, false),
+            candidate("unnamed", 500, 1, false, false),
+            candidate("used", 500, 90, false, true),
+        ];
+        choose(&candidates, args).into_iter().map(|one| one.key).collect()
+    }
+
+    #[test]
+    fn what_a_run_uses_stays_whatever_is_asked() {
+        let none = PruneArgs::default();
+        assert_eq!(chosen(&none), ["unnamed"]);
+        assert_eq!(chosen(&PruneArgs { older_than: Some(30), ..none.clone() }), ["idle"]);
+        assert_eq!(
+            chosen(&PruneArgs { older_than: Some(30), unnamed: true, ..none.clone() }),
+            ["idle", "unnamed"]
+        );
+        assert_eq!(
+            chosen(&PruneArgs { keep: Some(1500 << 20), ..none.clone() }),
+            ["idle"],
+            "the longest idle first"
+        );
+        assert_eq!(chosen(&PruneArgs { keep: Some(0), ..none }), ["idle", "unnamed", "new"]);
+    }
+}

@@ -1,0 +1,222 @@
+//! The cache's directory of images: locks, manifests, digests, and which image a run uses.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use xtask::digest::{Algorithm, Digest};
+use xtask::exit::Unavailable;
+use xtask::image::manifest::{Manifest, Stamp};
+use xtask::limits;
+use xtask::paths::{Cache, make_private_dir, write_private};
+use xtask::report::human_bytes;
+use xtask::run_dir::{self, RunDir, end_processes, try_lock};
+
+use super::build;
+use crate::interrupt::Interrupt;
+use crate::screen::Screen;
+
+/// The manifest's name in an image's directory.
+pub(super) const MANIFEST: &str = "manifest.json";
+/// Endings of what is no image: being built, being deleted, being fetched.
+pub(super) const BUILDING: &str = ".building";
+const DELETING: &str = ".deleting";
+pub(super) const FETCHING: &str = ".fetching";
+const BESIDE: [&str; 3] = [BUILDING, DELETING, FETCHING];
+/// Its time is when the image was last used.
+const USED: &str = "used";
+/// Digests of the users' own files.
+const REMEMBERED: &str = "own-files.json";
+
+/// The images of one cache, and how one speaks to whoever waits for them.
+pub(crate) struct Store<'a> {
+    pub(crate) cache: &'a Cache,
+    pub(crate) interrupt: &'a Interrupt,
+    pub(crate) screen: &'a mut Screen,
+    /// Use no network.
+    pub(crate) offline: bool,
+    /// Who uses the images that are asked for.
+    pub(crate) run: Option<&'a RunDir>,
+}
+
+/// One image in the cache.
+#[derive(Debug, Clone)]
+pub(crate) struct Kept {
+    pub(crate) key: String,
+    pub(crate) directory: PathBuf,
+    /// `None` where it cannot be read: of an older version, or damaged.
+    pub(crate) manifest: Option<Manifest>,
+    /// Seconds since it was last used.
+    pub(crate) idle_seconds: u64,
+    /// The runs that use it.
+    pub(crate) used_by: Vec<String>,
+}
+
+impl Store<'_> {
+    /// The directory of images.
+    pub(crate) fn images(&self) -> PathBuf {
+        self.cache.images()
+    }
+
+    /// The directory of one image, or of one that is being made.
+    pub(crate) fn directory(&self, name: &str) -> PathBuf {
+        self.images().join(name)
+    }
+
+    /// Nobody else makes or deletes this image while it is held.
+    pub(crate) fn lock(&mut self, key: &str) -> Result<File> {
+        make_private_dir(&self.images())?;
+        loop {
+            self.interrupt.check()?;
+            match try_lock(&self.directory(&format!("{key}.lock")))? {
+                Some(lock) => return Ok(lock),
+                None => self.screen.alive("another run makes this image"),
+            }
+            std::thread::sleep(limits::POLL);
+        }
+    }
+
+    /// A file's digest, with a sign of life.
+    pub(crate) fn digest(&mut self, path: &Path, algorithm: Algorithm) -> Result<Digest> {
+        let mut file = File::open(path).with_context(|| format!("open {}", path.display()))?;
+        let total = file.metadata().with_context(|| format!("look at {}", path.display()))?.len();
+        let mut hash = algorithm.hasher();
+        let mut buffer = vec![0; 1 << 20];
+        let mut read: u64 = 0;
+        loop {
+            self.interrupt.check()?;
+            let count = file.read(&mut buffer).with_context(|| format!("read {}", path.display()))?;
+            if count == 0 {
+                return Ok(hash.finish());
+            }
+            hash.update(&buffer[..count]);
+            read += count as u64;
+            self.screen.alive(&format!("hashing, {} of {}", human_bytes(read), human_bytes(total)));
+        }
+    }
+
+    /// A digest that is taken again only where the file has been touched.
+    pub(crate) fn remembered_digest(&mut self, path: &Path, algorithm: Algorithm) -> Result<Digest> {
+        let memory = self.directory(REMEMBERED);
+        make_private_dir(&self.images())?;
+        let known = std::fs::read(&memory).ok().and_then(|text| serde_json::from_slice(&text).ok());
+        // Only a memory: where it cannot be read, the file is hashed again.
+        let mut known: BTreeMap<String, (Stamp, Digest)> = known.unwrap_or_default();
+        let name = format!("{} {}", algorithm.name(), path.display());
+        let stamp = Stamp::of(path)?;
+        if let Some((_, digest)) = known.get(&name).filter(|(at, _)| *at == stamp) {
+            return Ok(digest.clone());
+        }
+        let digest = self.digest(path, algorithm)?;
+        known.insert(name, (stamp, digest.clone()));
+        write_private(&memory, serde_json::to_string_pretty(&known)?)?;
+        Ok(digest)
+    }
+
+    /// Every image, by key.
+    pub(crate) fn kept(&self) -> Vec<Kept> {
+        let mut kept = Vec::new();
+        for directory in run_dir::directories(&self.images()) {
+            let Some(key) = directory.file_name().map(|name| name.to_string_lossy().into_owned()) else {
+                continue;
+            };
+            if BESIDE.iter().any(|ending| key.ends_with(ending)) {
+                continue;
+            }
+            let used_by = run_dir::users_of_image(self.cache, &directory);
+            let idle_seconds = idle_seconds(&directory);
+            let manifest = read_manifest(&directory).ok();
+            kept.push(Kept { manifest, key, directory, idle_seconds, used_by });
+        }
+        kept.sort_by(|a, b| a.key.cmp(&b.key));
+        kept
+    }
+
+    /// Deletes the image, if it is there. Aside first: a directory that is being deleted is no image any more. Whoever
+    /// calls holds its lock.
+    pub(super) fn remove(&self, key: &str) -> Result<()> {
+        let (directory, aside) = (self.directory(key), self.directory(&format!("{key}{DELETING}")));
+        if aside.exists() {
+            build::discard(&aside, self.interrupt)?;
+        }
+        if directory.exists() {
+            std::fs::rename(&directory, &aside).with_context(|| format!("rename {}", directory.display()))?;
+            build::discard(&aside, self.interrupt)?;
+        }
+        Ok(())
+    }
+
+    /// Ends and deletes what builds that were killed left, that of `own`, whose lock the caller holds, too.
+    pub(super) fn collect_dead_builds(&mut self, own: &str) -> Result<()> {
+        for directory in run_dir::directories(&self.images()) {
+            let name = directory.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let Some(key) = name.strip_suffix(BUILDING).or_else(|| name.strip_suffix(DELETING)) else {
+                continue;
+            };
+            let lock = try_lock(&self.directory(&format!("{key}.lock")))?;
+            if lock.is_none() && key != own {
+                continue;
+            }
+            // The kernel tells mmdebstrap, which may take its time.
+            let processes = end_processes(&directory)?;
+            self.screen.line(&format!("collected {name}, whose run died: {processes} process(es) ended"));
+            build::discard(&directory, self.interrupt)?;
+        }
+        Ok(())
+    }
+
+    /// An error where a run uses the image.
+    pub(crate) fn refuse_used(&self, key: &str) -> Result<()> {
+        let users = run_dir::users_of_image(self.cache, &self.directory(key));
+        if users.is_empty() {
+            return Ok(());
+        }
+        Err(Unavailable {
+            error: format!("the image {key} is used by {}", users.join(", ")),
+            hint: "wait for the run; cargo xtask vm rm RUN removes a machine that was kept, and the next smoke collects a run \
+                   that died"
+                .to_owned(),
+        }
+        .into())
+    }
+}
+
+/// Writes it beside and renames it.
+pub(super) fn write_manifest(directory: &Path, manifest: &Manifest) -> Result<()> {
+    let (path, beside) = (directory.join(MANIFEST), directory.join("manifest.json.new"));
+    write_private(&beside, serde_json::to_string_pretty(manifest)?)?;
+    flush(&[&beside])?;
+    std::fs::rename(&beside, &path).with_context(|| format!("rename {}", beside.display()))
+}
+
+/// What stands beside the disk.
+pub(crate) fn read_manifest(directory: &Path) -> Result<Manifest> {
+    let path = directory.join(MANIFEST);
+    let remedy = || format!("delete {} and run again", directory.display());
+    let text =
+        std::fs::read(&path).with_context(|| format!("read {}", path.display())).with_context(remedy)?;
+    serde_json::from_slice(&text).with_context(|| format!("parse {}", path.display())).with_context(remedy)
+}
+
+/// It was used now.
+pub(super) fn touch(directory: &Path) -> Result<()> {
+    write_private(&directory.join(USED), "")
+}
+
+/// Unknown is as good as never.
+fn idle_seconds(directory: &Path) -> u64 {
+    let at = |name: &str| directory.join(name).metadata().and_then(|meta| meta.modified()).ok();
+    let last = at(USED).or_else(|| at(MANIFEST));
+    last.and_then(|time| time.elapsed().ok()).map_or(0, |elapsed| elapsed.as_secs())
+}
+
+/// fsync(2), of directories too.
+pub(super) fn flush(paths: &[&Path]) -> Result<()> {
+    for path in paths {
+        let synced = File::open(path).and_then(|file| file.sync_all());
+        synced.with_context(|| format!("flush {}", path.display()))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,105 @@
+//! The phase *image*: the disk that was asked for, or said aloud, the one that stands in for it.
+
+use anyhow::Result;
+use xtask::digest::Algorithm;
+use xtask::exit::{self, Interrupted, Unavailable};
+use xtask::image::{Image, Source, shown};
+use xtask::plan::Plan;
+use xtask::report::{FirmwareReport, ImageReport};
+
+use super::Session;
+use crate::fetch::{Patience, Unreachable};
+use crate::image::{self, ReadyImage, Store};
+
+/// The image, and the plan, which now names what is tested.
+pub(super) fn ready_image(session: &mut Session<'_>, mut plan: Plan) -> Result<((Plan, ReadyImage), String)> {
+    let wanted = plan.image.name.clone();
+    let mut store = Store {
+        cache: &session.cache,
+        interrupt: &session.interrupt,
+        screen: &mut session.screen,
+        offline: session.args.machine.image.offline,
+        run: Some(&session.run),
+    };
+    let (ready, fallback_reason) = ensure_or_stand_in(&mut store, &mut plan)?;
+    let code_sha256 = store.remembered_digest(&plan.firmware.code, Algorithm::Sha256)?.hex().to_owned();
+    // Another image, another history.
+    session.describe_accelerator(&plan);
+    session.report.guest.image = Some(ImageReport {
+        name: plan.image.name.clone(),
+        requested: session.args.machine.image.image.as_deref().map(shown),
+        wanted,
+        source: ready.source.clone(),
+        digest: ready.digest.clone(),
+        verified: plan.image.is_verified(),
+        fallback_reason,
+    });
+    session.report.guest.firmware = Some(FirmwareReport {
+        code: plan.firmware.code.clone(),
+        vars_template: plan.firmware.vars_template.clone(),
+        code_sha256,
+    });
+    let unverified = if plan.image.is_verified() { "" } else { ", UNVERIFIED" };
+    let detail = format!(
+        "{} {}, {}, {}{unverified}",
+        plan.image.name,
+        plan.image.arch,
+        ready.how,
+        ready.digest.short()
+    );
+    Ok(((plan, ready), detail))
+}
+
+/// The image; where its host cannot be reached and another may stand in, that one and why.
+pub(crate) fn ensure_or_stand_in(
+    store: &mut Store<'_>,
+    plan: &mut Plan,
+) -> Result<(ReadyImage, Option<String>)> {
+    let patience = if plan.fallback.is_some() { Patience::Probe } else { Patience::Insist };
+    let error = match image::ensure(store, &plan.image, patience) {
+        Ok(ready) => return Ok((ready, None)),
+        Err(error) => error,
+    };
+    let reason = match (error.downcast_ref::<Unreachable>(), &plan.fallback) {
+        (Some(unreachable), Some(_)) => cannot_be_reached(&plan.image, unreachable),
+        (None, Some(_)) if store.offline && error.is::<Unavailable>() => "--offline".to_owned(),
+        _ => return Err(host_fault(error, plan)),
+    };
+    let Some(fallback) = plan.fallback.take() else { return Err(error) };
+    store.screen.line(&format!(
+        "{} is not tested: {reason}; going on with {}, which is built from packages. --strict-image forbids that",
+        plan.image.name, fallback.name
+    ));
+    plan.image = fallback;
+    let ready =
+        image::ensure(store, &plan.image, Patience::Insist).map_err(|error| host_fault(error, plan))?;
+    Ok((ready, Some(reason)))
+}
+
+/// `HOST cannot be reached: CAUSE`. What comes before the colon is enough for a verdict's line.
+fn cannot_be_reached(image: &Image, unreachable: &Unreachable) -> String {
+    let host = match &image.source {
+        Source::Download(download) => shown(&download.url).split('/').nth(2).unwrap_or_default().to_owned(),
+        _ => image.name.clone(),
+    };
+    let cause = unreachable.error.split_once(": ").map_or(unreachable.error.as_str(), |(_, cause)| cause);
+    format!("{host} cannot be reached: {cause}")
+}
+
+/// Nothing is known about the agent where there is no image to test it on.
+fn host_fault(error: anyhow::Error, plan: &Plan) -> anyhow::Error {
+    if error.is::<Interrupted>() {
+        return error;
+    }
+    let what = format!("get the image {} for {}", plan.image.name, plan.image.arch);
+    if let Some(unreachable) = error.downcast_ref::<Unreachable>() {
+        let hint = format!(
+            "{}; without --image and --strict-image another image stands in, and the verdict says so; or --image debian-12, \
+             which needs a package mirror alone",
+            unreachable.hint
+        );
+        return error.context(Unavailable { error: what, hint });
+    }
+    let hint = "see the causes: a mirror that cannot be reached, a full disk, a missing right; the agent has no part in it";
+    exit::host_fault(error, what, hint)
+}

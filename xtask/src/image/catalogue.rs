@@ -1,0 +1,192 @@
+//! `images.toml`: the images that have a name. The file documents its own schema.
+
+use serde::Deserialize;
+
+use super::{Download, Expected, Format, Image, Layout, Recipe, Source};
+use crate::arch::VmArchitecture;
+use crate::digest::Digest;
+use crate::exit::Usage;
+use crate::report::OsReleaseReport;
+
+/// The catalogue as it was when this was built.
+const TEXT: &str = include_str!("../../images.toml");
+
+/// The schema that this code reads.
+const SCHEMA: u32 = 1;
+
+/// Every named image.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Catalogue {
+    schema: u32,
+    /// The image of a run that names none.
+    pub default: String,
+    /// What stands in where the default's host cannot be reached.
+    pub fallback: String,
+    #[serde(rename = "image")]
+    entries: Vec<Entry>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Entry {
+    name: String,
+    login_user: String,
+    os_release: OsReleaseReport,
+    glibc: String,
+    page_size: u64,
+    download: Option<DownloadTable>,
+    packages: Option<PackagesTable>,
+}
+
+/// What only `image bump` reads is text to the others.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(
+    dead_code,
+    reason = "declared so that a misspelt key is an error; `image bump` reads the text itself"
+)]
+struct DownloadTable {
+    format: Format,
+    index: String,
+    release: String,
+    sums: String,
+    signature: Option<String>,
+    keyring: Option<String>,
+    x86_64: Pin,
+    aarch64: Pin,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Pin {
+    url: String,
+    digest: Digest,
+    bytes: Option<u64>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PackagesTable {
+    suite: String,
+    layout: Layout,
+    disk_mib: u64,
+    include: Vec<String>,
+}
+
+impl Catalogue {
+    /// The catalogue of this build.
+    pub fn built_in() -> Self {
+        Self::parse(TEXT).expect("a test parses the catalogue that is built in")
+    }
+
+    fn parse(text: &str) -> Result<Self, String> {
+        let catalogue: Self = toml::from_str(text).map_err(|error| error.to_string())?;
+        if catalogue.schema != SCHEMA {
+            return Err(format!("schema {} where {SCHEMA} is known", catalogue.schema));
+        }
+        Ok(catalogue)
+    }
+
+    /// Every name, in the catalogue's order.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.entries.iter().map(|entry| entry.name.as_str())
+    }
+
+    /// The image `name` for `arch`.
+    ///
+    /// # Errors
+    /// [`Usage`], with the names that there are.
+    pub fn find(&self, name: &str, arch: VmArchitecture) -> Result<Image, Usage> {
+        let entry = self.entries.iter().find(|entry| entry.name == name);
+        entry.map(|entry| entry.image(arch)).ok_or_else(|| {
+            let names: Vec<_> = self.names().collect();
+            Usage(format!("--image {name}: no such image; there are: {}", names.join(", ")))
+        })
+    }
+}
+
+impl Entry {
+    fn image(&self, arch: VmArchitecture) -> Image {
+        let source = match (&self.download, &self.packages) {
+            (Some(download), None) => Source::Download(download.pin(arch)),
+            (None, Some(packages)) => Source::Packages(packages.recipe(arch)),
+            _ => unreachable!("a test sees that each entry has one source"),
+        };
+        Image {
+            name: self.name.clone(),
+            arch,
+            format: self.download.as_ref().map_or(Format::Qcow2, |download| download.format),
+            source,
+            login_user: self.login_user.clone(),
+            expected: Some(Expected {
+                os_release: self.os_release.clone(),
+                glibc: self.glibc.clone(),
+                page_size: self.page_size,
+            }),
+        }
+    }
+}
+
+impl DownloadTable {
+    fn pin(&self, arch: VmArchitecture) -> Download {
+        let pin = arch.pick(&self.x86_64, &self.aarch64);
+        Download { url: pin.url.clone(), digest: Some(pin.digest.clone()), bytes: pin.bytes }
+    }
+}
+
+impl PackagesTable {
+    fn recipe(&self, arch: VmArchitecture) -> Recipe {
+        let profile = arch.profile();
+        let mut packages = self.include.clone();
+        packages.push(profile.kernel_package.to_owned());
+        if self.layout == Layout::Grub {
+            packages.push(profile.grub_package.to_owned());
+        }
+        Recipe { suite: self.suite.clone(), layout: self.layout, packages, disk_mib: self.disk_mib }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_catalogue_that_is_built_in_is_sound() {
+        let catalogue = Catalogue::parse(TEXT).unwrap();
+        for (entry, arch) in catalogue.entries.iter().flat_map(|e| VmArchitecture::ALL.map(|arch| (e, arch)))
+        {
+            assert!(entry.download.is_some() != entry.packages.is_some(), "{} needs one source", entry.name);
+            let image = catalogue.find(&entry.name, arch).unwrap();
+            if let Source::Download(download) = &image.source {
+                assert!(download.url.starts_with("https://"), "{}", download.url);
+                assert!(download.url.contains(arch.profile().debian_arch), "{}", download.url);
+                assert!(
+                    download.url.contains("/release-20") || download.url.contains("/20"),
+                    "a dated directory"
+                );
+                assert!(download.digest.is_some());
+            }
+        }
+        let fallback = catalogue.find(&catalogue.fallback, VmArchitecture::Aarch64).unwrap();
+        assert!(matches!(fallback.source, Source::Packages(_)), "the fallback needs no host of its own");
+        catalogue.find(&catalogue.default, VmArchitecture::Aarch64).unwrap();
+        let names: std::collections::BTreeSet<_> = catalogue.names().collect();
+        assert_eq!(names.len(), catalogue.entries.len(), "a name twice");
+    }
+
+    #[test]
+    fn an_unknown_name_is_answered_with_the_known_ones() {
+        let error = Catalogue::built_in().find("ubuntu-95", VmArchitecture::X86_64).unwrap_err().to_string();
+        assert!(error.starts_with("--image ubuntu-95: no such image; there are: ubuntu-24.04, "), "{error}");
+    }
+
+    #[test]
+    fn a_misspelt_key_or_a_wrong_digest_is_an_error() {
+        for (wrong, right) in
+            [("glib = ", "glibc = "), ("sha256:zz", "sha256:ff"), ("schema = 2", "schema = 1")]
+        {
+            assert!(Catalogue::parse(&TEXT.replacen(right, wrong, 1)).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,5 @@
+//! More of `tests/fetch.rs`, by what it is about.
+
+mod disks;
+mod processes;
+mod routes;

@@ -1,0 +1,127 @@
+//! The real `xtask-vm` as a child in a directory of its own, and what it must leave there.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+
+use xtask::limits::FETCH_PACE_VARIABLE;
+
+use super::Image;
+
+pub(crate) const BACK_ROOM: &str = env!("CARGO_BIN_EXE_xtask-vm");
+
+/// A twentieth: a stall is 1.5 s.
+const PACE: &str = "0.05";
+
+/// Where one test downloads to.
+pub(crate) struct Client {
+    directory: tempfile::TempDir,
+}
+
+/// How a download ended.
+pub(crate) struct Ended {
+    pub(crate) code: Option<i32>,
+    pub(crate) said: String,
+    pub(crate) printed: String,
+}
+
+impl Client {
+    pub(crate) fn new() -> Self {
+        Self { directory: tempfile::tempdir().unwrap() }
+    }
+
+    /// The final name.
+    pub(crate) fn target(&self) -> PathBuf {
+        self.path("image")
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// Everything that is there.
+    pub(crate) fn names(&self) -> Vec<String> {
+        let entries = std::fs::read_dir(self.directory.path()).unwrap();
+        let mut names: Vec<_> =
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    /// The flags of a download.
+    pub(crate) fn arguments(&self, url: &str, digest: Option<&str>) -> Vec<String> {
+        let mut arguments: Vec<String> = ["image", "fetch", url].map(str::to_owned).into();
+        match digest {
+            Some(digest) => arguments.extend(["--image-digest".to_owned(), digest.to_owned()]),
+            None => arguments.push("--unverified".to_owned()),
+        }
+        arguments.extend(["--to".to_owned(), self.target().to_str().unwrap().to_owned()]);
+        arguments
+    }
+
+    pub(crate) fn command(&self, url: &str, digest: Option<&str>) -> Command {
+        let mut command = Command::new(BACK_ROOM);
+        command.args(self.arguments(url, digest));
+        clean(&mut command);
+        command
+    }
+
+    /// A download, awaited.
+    pub(crate) fn fetch(&self, url: &str, digest: &str) -> Ended {
+        ended(&self.command(url, Some(digest)).output().unwrap())
+    }
+
+    pub(crate) fn start(&self, url: &str, digest: &str) -> Child {
+        self.command(url, Some(digest)).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    }
+
+    /// The image under its final name, printed, read-only; and nothing else.
+    pub(crate) fn assert_whole(&self, ended: &Ended, image: &Image) {
+        assert_eq!(ended.code, Some(0), "{}", ended.said);
+        assert_eq!(ended.printed, format!("{}\n", self.target().display()), "{}", ended.said);
+        assert!(std::fs::read(self.target()).unwrap() == *image.bytes, "other bytes: {}", ended.said);
+        assert_eq!(self.target().metadata().unwrap().permissions().mode() & 0o777, 0o400);
+        assert_eq!(self.names(), ["image"], "{}", ended.said);
+    }
+
+    /// This code, these words, and nothing left.
+    pub(crate) fn assert_refused(&self, ended: &Ended, code: i32, words: &[&str]) {
+        assert_says(ended, code, words);
+        assert_eq!(self.names(), Vec::<String>::new(), "{}", ended.said);
+    }
+}
+
+/// This code, these words, and nothing on stdout.
+pub(crate) fn assert_says(ended: &Ended, code: i32, words: &[&str]) {
+    assert_eq!(ended.code, Some(code), "{}", ended.said);
+    for words in words {
+        assert!(ended.said.contains(words), "no {words:?} in: {}", ended.said);
+    }
+    assert!(code == 2 || ended.said.contains("what to do: "), "no remedy: {}", ended.said);
+    assert_eq!(ended.printed, "", "{}", ended.said);
+}
+
+/// Nothing of this machine's own network settings, and short waits.
+pub(crate) fn clean(command: &mut Command) {
+    for name in ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "SSL_CERT_DIR"] {
+        command.env_remove(name).env_remove(name.to_lowercase());
+    }
+    command.env(FETCH_PACE_VARIABLE, PACE).stdin(Stdio::null());
+}
+
+pub(crate) fn ended(output: &Output) -> Ended {
+    Ended {
+        code: output.status.code(),
+        said: String::from_utf8_lossy(&output.stderr).into_owned(),
+        printed: String::from_utf8_lossy(&output.stdout).into_owned(),
+    }
+}
+
+/// A number that is another one each time, and printed so that it can be had again.
+pub(crate) fn random(name: &str) -> u64 {
+    let mut bytes = [0; 8];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()).unwrap();
+    let random = u64::from_le_bytes(bytes);
+    println!("{name} {random}");
+    random
+}

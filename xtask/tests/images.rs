@@ -1,0 +1,272 @@
+//! Images, for real: what is built is the same each time, what stands in is named, what is not what it should be is not
+//! booted. Real packages and machines; `cargo xtask ci` runs these, after a preflight.
+
+use std::io::Write as _;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use xtask::paths::Cache;
+use xtask::report::{Phase, Report, Verdict};
+
+const BACK_ROOM: &str = env!("CARGO_BIN_EXE_xtask-vm");
+
+fn back_room(arguments: &[&str]) -> Command {
+    let mut command = Command::new(BACK_ROOM);
+    command.args(arguments).stdin(Stdio::null());
+    command
+}
+
+/// A cache with the built debian-12 alone, which its packages came into by the user's own cache.
+struct Own(tempfile::TempDir);
+
+impl Own {
+    fn new() -> Self {
+        let (disk, _) = own_disk();
+        let own = Self(tempfile::tempdir().unwrap());
+        let image = disk.parent().unwrap();
+        let images = own.cache().join("images");
+        std::fs::create_dir_all(&images).unwrap();
+        std::os::unix::fs::symlink(image, images.join(image.file_name().unwrap())).unwrap();
+        own
+    }
+
+    fn cache(&self) -> PathBuf {
+        self.0.path().join("c")
+    }
+
+    /// A smoke for which every way out of this machine is a proxy that takes connections and says nothing.
+    fn smoke(&self, arguments: &[&str]) -> (Output, Report) {
+        let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+        let proxy = format!("http://{}", silent.local_addr().unwrap());
+        let directory = self.0.path().join("report");
+        let mut command = back_room(&["smoke", "--arch", "aarch64", "--report", directory.to_str().unwrap()]);
+        command.args(arguments).env("IOT_XTASK_CACHE", self.cache());
+        command
+            .env("HTTPS_PROXY", &proxy)
+            .env("https_proxy", &proxy)
+            .env_remove("NO_PROXY")
+            .env_remove("no_proxy");
+        let output = command.output().unwrap();
+        let report = std::fs::read(directory.join("report.json"))
+            .unwrap_or_else(|error| panic!("{error}: {}", said(&output)));
+        (output, serde_json::from_slice(&report).unwrap())
+    }
+}
+
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// What `image build --json` or `image path --json` prints.
+fn json(output: &Output) -> serde_json::Value {
+    assert!(output.status.success(), "{}", said(output));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+#[test]
+fn the_same_packages_make_the_same_bytes() {
+    for arch in ["aarch64", "x86_64"] {
+        let first = json(
+            &back_room(&["image", "build", "debian-12", "--arch", arch, "--json", "-q"]).output().unwrap(),
+        );
+        let own = tempfile::tempdir().unwrap();
+        let cache = own.path().join("c");
+        let mut again = back_room(&["image", "build", "debian-12", "--arch", arch, "--json", "-q"]);
+        let again = json(&again.env("IOT_XTASK_CACHE", &cache).output().unwrap());
+        assert_eq!(again["how"], "built");
+        let packages = |of: &serde_json::Value| -> serde_json::Value {
+            let manifest = Path::new(of["path"].as_str().unwrap()).with_file_name("manifest.json");
+            let manifest: serde_json::Value =
+                serde_json::from_slice(&std::fs::read(manifest).unwrap()).unwrap();
+            manifest["contents"]["packages"].clone()
+        };
+        assert!(packages(&first).as_array().unwrap().len() > 200);
+        // A mirror that moved on between the two builds is no fault of theirs, and nothing is proven then.
+        assert_eq!(
+            packages(&first),
+            packages(&again),
+            "the mirror changed meanwhile: prune the image and run again"
+        );
+        assert_eq!(first["digest"], again["digest"], "{arch}: the same packages, another digest");
+    }
+}
+
+#[test]
+fn where_the_default_cannot_be_reached_another_stands_in_aloud() {
+    let (output, report) = Own::new().smoke(&["--sabotage", "kernel-panic"]);
+    let said = said(&output);
+    assert_eq!(report.failure.as_ref().unwrap().phase, Phase::Boot, "{said}");
+    let image = report.guest.image.as_ref().unwrap();
+    assert_eq!(
+        (image.name.as_str(), image.wanted.as_str(), image.requested.clone()),
+        ("debian-12", "ubuntu-24.04", None)
+    );
+    let reason = image.fallback_reason.as_ref().unwrap();
+    assert!(reason.starts_with("cloud-images.ubuntu.com cannot be reached: "), "{reason}");
+    assert!(said.contains(&format!("ubuntu-24.04 is not tested: {reason}")), "{said}");
+    let phase = report.phases.iter().find(|phase| phase.name == Phase::Image).unwrap();
+    assert!(phase.seconds < 10.0, "{phase:?}");
+    let verdict = said.lines().last().unwrap();
+    let words = "debian-12 instead of ubuntu-24.04, since cloud-images.ubuntu.com cannot be reached";
+    assert!(verdict.contains(words), "{verdict}");
+}
+
+#[test]
+fn an_image_that_was_asked_for_is_never_replaced() {
+    for arguments in [["--image", "ubuntu-24.04"].as_slice(), &["--strict-image"]] {
+        let started = Instant::now();
+        let (output, report) = Own::new().smoke(arguments);
+        let said = said(&output);
+        assert_eq!(output.status.code(), Some(69), "{said}");
+        assert_eq!(report.verdict, Verdict::Unavailable);
+        assert!(report.guest.image.is_none(), "nothing was tested");
+        let hint = report.failure.unwrap().hint.unwrap();
+        assert!(hint.contains("--image debian-12"), "{hint}");
+        assert!(started.elapsed() < Duration::from_secs(180), "{:?}", started.elapsed());
+    }
+}
+
+#[test]
+fn offline_nothing_is_fetched_nor_built() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut command = back_room(&["smoke", "--arch", "aarch64", "--offline"]);
+    let output = command.env("IOT_XTASK_CACHE", directory.path().join("c")).output().unwrap();
+    assert_eq!(output.status.code(), Some(69), "{}", said(&output));
+    assert!(said(&output).contains("--offline forbids the network"), "{}", said(&output));
+    // What is in the cache stands in without any network.
+    let (output, report) = Own::new().smoke(&["--offline", "--sabotage", "kernel-panic"]);
+    assert_eq!(
+        report.guest.image.unwrap().fallback_reason.as_deref(),
+        Some("--offline"),
+        "{}",
+        said(&output)
+    );
+}
+
+/// A machine that `--keep` left, until the test ends.
+struct Kept(String);
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        let removed = back_room(&["vm", "rm", &self.0]).output().unwrap();
+        assert!(removed.status.success(), "{}", said(&removed));
+    }
+}
+
+/// A system that was configured by another architecture's tools shows nothing of that.
+#[test]
+fn a_built_system_is_as_a_plainly_installed_one() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().to_str().unwrap();
+    let arguments = ["smoke", "--arch", "aarch64", "--image", "debian-13", "--keep", "--report", path];
+    let output = back_room(&arguments).output().unwrap();
+    let report = std::fs::read(directory.path().join("report.json")).unwrap();
+    let report: Report = serde_json::from_slice(&report).unwrap();
+    let machine = Kept(report.run_id);
+    assert!(output.status.success(), "{}", said(&output));
+    let kept = Cache::from_env().unwrap().runs().join(&machine.0).join("kept");
+    let kept = std::fs::read_to_string(kept).unwrap();
+    let enter: Vec<&str> =
+        kept.lines().find(|line| line.contains("ssh ")).unwrap().split_whitespace().collect();
+    let enter = &enter[enter.iter().position(|word| *word == "ssh").unwrap()..];
+    let ask = |command: &str| {
+        let output =
+            Command::new("ssh").args(&enter[1..]).arg(command).stdin(Stdio::null()).output().unwrap();
+        assert!(output.status.success(), "{command}: {}", said(&output));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let answers =
+        ["systemctl --failed --no-legend --plain", "sudo dpkg --audit", "dpkg --print-architecture"].map(ask);
+    let diverted = ask(
+        "dpkg-divert --list | grep -v ' by '; grep -rs '^deb' /etc/apt; ls -A /etc/.resolv* 2>/dev/null; sudo find / -xdev -name '*.guest' -o -path '/acc*' -prune -print",
+    );
+    assert_eq!(answers, ["", "", "arm64\n"]);
+    assert_eq!(diverted, "");
+}
+
+/// The disk of a cached image, as a file of the user's own.
+fn own_disk() -> (PathBuf, String) {
+    let built = json(
+        &back_room(&["image", "build", "debian-12", "--arch", "aarch64", "--json", "-q"]).output().unwrap(),
+    );
+    let text = |name: &str| built[name].as_str().unwrap().to_owned();
+    (text("path").into(), text("digest"))
+}
+
+#[test]
+fn a_file_of_ones_own_is_what_its_digest_says_or_is_called_unverified() {
+    let (disk, digest) = own_disk();
+    let disk = disk.to_str().unwrap();
+    let own = Own::new();
+    let wrong = format!("sha256:{}", "0".repeat(64));
+    let (output, _) = own.smoke(&["--image", disk, "--image-digest", &wrong]);
+    assert_eq!(output.status.code(), Some(69));
+    assert!(
+        said(&output).contains(&wrong) && said(&output).contains(&digest),
+        "both digests: {}",
+        said(&output)
+    );
+
+    let (output, report) = own.smoke(&["--image", disk, "--unverified", "--sabotage", "kernel-panic"]);
+    assert_eq!(report.failure.unwrap().phase, Phase::Boot, "it boots: {}", said(&output));
+    assert!(said(&output).lines().last().unwrap().contains("UNVERIFIED"), "{}", said(&output));
+    assert!(!report.guest.image.unwrap().verified);
+}
+
+#[test]
+fn a_file_that_is_no_disk_of_its_own_is_refused_before_anything_boots() {
+    let directory = tempfile::tempdir().unwrap();
+    let layer = directory.path().join("layer.qcow2");
+    let (disk, _) = own_disk();
+    let made = Command::new("qemu-img")
+        .args([
+            "create",
+            "-q",
+            "-f",
+            "qcow2",
+            "-F",
+            "qcow2",
+            "-b",
+            disk.to_str().unwrap(),
+            layer.to_str().unwrap(),
+        ])
+        .status()
+        .unwrap();
+    assert!(made.success());
+    let (output, report) = Own::new().smoke(&["--image", layer.to_str().unwrap(), "--unverified"]);
+    assert_eq!(output.status.code(), Some(69), "{}", said(&output));
+    assert!(said(&output).contains("is a layer over"), "{}", said(&output));
+    assert_eq!(report.failure.unwrap().phase, Phase::Image);
+}
+
+#[test]
+fn a_cached_image_that_was_changed_is_not_booted() {
+    let (disk, _) = own_disk();
+    let from = disk.parent().unwrap();
+    let own = tempfile::tempdir().unwrap();
+    let cache = own.path().join("c");
+    let to = cache.join("images").join(from.file_name().unwrap());
+    std::fs::create_dir_all(&to).unwrap();
+    for name in ["disk", "manifest.json"] {
+        std::fs::copy(from.join(name), to.join(name)).unwrap();
+    }
+    let run = |arguments: &[&str]| back_room(arguments).env("IOT_XTASK_CACHE", &cache).output().unwrap();
+    let sound = run(&["image", "verify", "debian-12"]);
+    assert!(sound.status.success(), "{}", said(&sound));
+    let path = to.join("disk");
+    let mut permissions = path.metadata().unwrap().permissions();
+    #[expect(
+        clippy::permissions_set_readonly_false,
+        reason = "to be changed by its owner, as this test does"
+    )]
+    permissions.set_readonly(false);
+    std::fs::set_permissions(&path, permissions).unwrap();
+    std::fs::OpenOptions::new().append(true).open(&path).unwrap().write_all(b"x").unwrap();
+    let changed = run(&["image", "verify", "debian-12"]);
+    assert_eq!(changed.status.code(), Some(1), "{}", said(&changed));
+    let smoke = run(&["smoke", "--arch", "aarch64", "--image", "debian-12", "--offline"]);
+    assert_eq!(smoke.status.code(), Some(69), "{}", said(&smoke));
+    assert!(said(&smoke).contains("was changed"), "{}", said(&smoke));
+}
