@@ -146,6 +146,11 @@ impl FetchLimits {
         self.paced(8)
     }
 
+    /// Where there is a fallback: for so long a connection that fails at once is tried again.
+    pub fn probe_again(self) -> Duration {
+        self.paced(3)
+    }
+
     /// The pause after an attempt that brought nothing, by how many of them there were in a row: 1 s, doubled each time.
     pub fn pause(self, fruitless: u32) -> Duration {
         self.paced(1 << fruitless.saturating_sub(1).min(5))

@@ -65,31 +65,34 @@ fn json(output: &Output) -> serde_json::Value {
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
+/// What an image is made of, and what it is.
+fn built(arch: &str, cache: Option<&Path>) -> (serde_json::Value, String) {
+    let mut command = back_room(&["image", "build", "debian-12", "--arch", arch, "--json", "-q"]);
+    if let Some(cache) = cache {
+        command.env("IOT_XTASK_CACHE", cache);
+    }
+    let built = json(&command.output().unwrap());
+    assert!(cache.is_none() || built["how"] == "built");
+    let manifest = Path::new(built["path"].as_str().unwrap()).with_file_name("manifest.json");
+    let manifest: serde_json::Value = serde_json::from_slice(&std::fs::read(manifest).unwrap()).unwrap();
+    let packages = manifest["contents"]["packages"].clone();
+    assert!(packages.as_array().unwrap().len() > 200);
+    (packages, built["digest"].as_str().unwrap().to_owned())
+}
+
 #[test]
 fn the_same_packages_make_the_same_bytes() {
     for arch in ["aarch64", "x86_64"] {
-        let first = json(
-            &back_room(&["image", "build", "debian-12", "--arch", arch, "--json", "-q"]).output().unwrap(),
-        );
         let own = tempfile::tempdir().unwrap();
-        let cache = own.path().join("c");
-        let mut again = back_room(&["image", "build", "debian-12", "--arch", arch, "--json", "-q"]);
-        let again = json(&again.env("IOT_XTASK_CACHE", &cache).output().unwrap());
-        assert_eq!(again["how"], "built");
-        let packages = |of: &serde_json::Value| -> serde_json::Value {
-            let manifest = Path::new(of["path"].as_str().unwrap()).with_file_name("manifest.json");
-            let manifest: serde_json::Value =
-                serde_json::from_slice(&std::fs::read(manifest).unwrap()).unwrap();
-            manifest["contents"]["packages"].clone()
-        };
-        assert!(packages(&first).as_array().unwrap().len() > 200);
-        // A mirror that moved on between the two builds is no fault of theirs, and nothing is proven then.
-        assert_eq!(
-            packages(&first),
-            packages(&again),
-            "the mirror changed meanwhile: prune the image and run again"
-        );
-        assert_eq!(first["digest"], again["digest"], "{arch}: the same packages, another digest");
+        let mut first = built(arch, None);
+        let mut again = built(arch, Some(&own.path().join("a")));
+        if first.0 != again.0 {
+            // The cached one is older than the mirror's newest package.
+            first = again;
+            again = built(arch, Some(&own.path().join("b")));
+        }
+        assert_eq!(first.0, again.0, "the mirror changed between two builds: run again");
+        assert_eq!(first.1, again.1, "{arch}: the same packages, another digest");
     }
 }
 
@@ -107,7 +110,8 @@ fn where_the_default_cannot_be_reached_another_stands_in_aloud() {
     assert!(reason.starts_with("cloud-images.ubuntu.com cannot be reached: "), "{reason}");
     assert!(said.contains(&format!("ubuntu-24.04 is not tested: {reason}")), "{said}");
     let phase = report.phases.iter().find(|phase| phase.name == Phase::Image).unwrap();
-    assert!(phase.seconds < 10.0, "{phase:?}");
+    // 8 s are the probe's; hashing the firmware and a loaded machine have the rest.
+    assert!(phase.seconds < 15.0, "{phase:?}");
     let verdict = said.lines().last().unwrap();
     let words = "debian-12 instead of ubuntu-24.04, since cloud-images.ubuntu.com cannot be reached";
     assert!(verdict.contains(words), "{verdict}");

@@ -50,9 +50,10 @@ pub(super) fn read(status: StatusCode, headers: &HeaderMap, asked: Option<&Asked
             what,
             hint: "see whether the URL wants credentials, https://user:password@host/path",
         },
-        (404 | 410, _) => {
-            Answer::Final { what, hint: "see whether the URL is right; publishers move old files away" }
-        }
+        (404 | 410, _) => Answer::Final {
+            what,
+            hint: "see whether the URL is right; publishers move old files away, and `cargo xtask image bump` pins newer ones",
+        },
         _ => Answer::Final { what, hint: "open the URL in a browser; if it works there, ask its publisher" },
     }
 }

@@ -45,7 +45,11 @@ pub(crate) fn builder() -> ClientBuilder {
 
 /// The downloader's own: a retry does not meet the connection that just failed.
 pub(super) fn build(limits: FetchLimits) -> Result<Client> {
-    let client = builder().connect_timeout(limits.connect()).pool_max_idle_per_host(0).build();
+    let client = builder().connect_timeout(limits.connect()).pool_max_idle_per_host(0);
+    // The tests of this very process ask loopback alone; those with proxies are processes of their own.
+    #[cfg(test)]
+    let client = client.no_proxy();
+    let client = client.build();
     client.map_err(|error| {
         let error = format!("prepare TLS for a download: {}", root_cause(&error));
         let hint =

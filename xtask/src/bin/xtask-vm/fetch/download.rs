@@ -76,8 +76,21 @@ impl<'a> Download<'a> {
         {
             self.screen.note(&format!("{} are kept: the next run goes on from there", size(begun.length)));
         }
-        ended?;
+        ended.map_err(|error| self.after_an_answer(error))?;
         self.finish(begun.as_ref().context("a download that ended well has a file")?, &retry)
+    }
+
+    /// Where there is a fallback, a host that was there is no host out of reach, whatever became of it.
+    fn after_an_answer(&self, error: anyhow::Error) -> anyhow::Error {
+        let was_there = self.wanted.patience == Patience::Probe && self.answered;
+        match error.downcast::<Unreachable>() {
+            Ok(Unreachable { error, .. }) if was_there => {
+                let hint = "run again: what has come is kept".to_owned();
+                Unavailable { error, hint }.into()
+            }
+            Ok(unreachable) => unreachable.into(),
+            Err(error) => error,
+        }
     }
 
     /// What an earlier run left and can be used.
@@ -112,6 +125,12 @@ impl<'a> Download<'a> {
             Trouble::Passing { error, after } => (error, after),
         };
         if self.wanted.patience == Patience::Probe && !self.answered {
+            // A name server may be up a second later than this run.
+            let again = (self.started + self.limits.probe_again()).saturating_duration_since(Instant::now());
+            if let Some(pause) = retry.pause(length, after, spread()).filter(|pause| *pause < again) {
+                self.screen.note(&format!("{error}; once more"));
+                return self.wait(pause);
+            }
             let error = error.downcast::<Unreachable>().unwrap_or_else(|error| Unreachable {
                 error: error.to_string(),
                 hint: "see whether the network is up".to_owned(),

@@ -164,6 +164,16 @@ mod tests {
 
     /// A tenth of the real pace: the probe's 8 s are 0.8.
     fn try_fetch(url: &str, patience: Patience, bytes: Option<u64>) -> (anyhow::Error, Duration) {
+        try_fetch_leaving(url, patience, bytes, 0)
+    }
+
+    /// `files` are left for the next attempt.
+    fn try_fetch_leaving(
+        url: &str,
+        patience: Patience,
+        bytes: Option<u64>,
+        files: usize,
+    ) -> (anyhow::Error, Duration) {
         let directory = tempfile::tempdir().unwrap();
         let mut screen = Screen::new(Voice { verbose: false, quiet: true, color: Color::Never });
         let digest = xtask::digest::Algorithm::Sha256.hasher().finish();
@@ -172,7 +182,7 @@ mod tests {
         let started = Instant::now();
         let limits = FetchLimits::at_pace(0.1);
         let error = fetch_within(limits, &wanted, &Interrupt::default(), &mut screen).unwrap_err();
-        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0, "{error:#}");
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), files, "{error:#}");
         (error, started.elapsed())
     }
 
@@ -185,11 +195,25 @@ mod tests {
             let (error, took) = try_fetch(&format!("http://{address}/file"), Patience::Probe, None);
             assert!(error.is::<Unreachable>(), "{error:#}");
             // A silent host costs an attempt 3 s otherwise.
-            assert!(took < Duration::from_secs(1), "{took:?}: {error:#}");
+            assert!(took < Duration::from_millis(2500), "{took:?}: {error:#}");
         }
         let (error, took) = try_fetch(&format!("http://{nobody}/file"), Patience::Insist, None);
         assert!(error.is::<Unreachable>(), "{error:#}");
         assert!(took > Duration::from_secs(1), "several attempts: {took:?}");
+    }
+
+    #[test]
+    fn a_host_that_answered_and_went_away_is_no_host_out_of_reach() {
+        let server = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}/file", server.local_addr().unwrap());
+        let answering = std::thread::spawn(move || {
+            let mut stream = server.accept().unwrap().0;
+            assert!(stream.read(&mut [0; 4096]).unwrap() > 0);
+            write!(stream, "HTTP/1.1 200 OK\r\netag: \"a\"\r\ncontent-length: 5\r\n\r\nim").unwrap();
+        });
+        let (error, _) = try_fetch_leaving(&url, Patience::Probe, Some(5), 2);
+        answering.join().unwrap();
+        assert!(!error.is::<Unreachable>() && error.is::<Unavailable>(), "{error:#}");
     }
 
     #[test]
@@ -219,7 +243,7 @@ mod tests {
             });
             let (error, took) = try_fetch(&url, Patience::Probe, Some(4));
             assert!(error.is::<Unavailable>() && error.to_string().contains(words), "{error:#}");
-            assert!(took < Duration::from_secs(1), "{took:?}");
+            assert!(took < Duration::from_millis(2500), "{took:?}");
             drop(answering.join().unwrap());
         }
     }

@@ -47,16 +47,21 @@ impl Download<'_> {
             }
         };
         self.check_total(total)?;
+        // What the server begins anew frees what was there, before anybody asks for room.
+        let anew = from == 0 && begun.take().is_some();
+        if anew {
+            self.place.discard()?;
+        }
         let expected = total.or(self.wanted.bytes);
         if let Some(expected) = expected {
             self.check_space(expected.saturating_sub(from))?;
         }
         let ready = match begun.take() {
-            Some(ready) if from > 0 => {
+            Some(ready) => {
                 self.screen.note(&format!("resuming at {}", size(from)));
                 ready
             }
-            there => self.begin(there.is_some(), headers, total)?,
+            None => self.begin(anew, headers, total)?,
         };
         self.pour(response, ready, expected, begun).await?;
         self.check_end(begun.as_ref().map_or(0, |begun| begun.length), expected)

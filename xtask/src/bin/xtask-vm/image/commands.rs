@@ -10,9 +10,8 @@ use xtask::cli::{
     ImageArgs, ImageBuildArgs, ImageCommand, ImageFetchArgs, ImageVerifyArgs, PruneArgs, Voice,
 };
 use xtask::digest::{Algorithm, Digest};
-use xtask::exit::{self, Diagnosis, Unavailable, Usage};
+use xtask::exit::{self, Diagnosis, Interrupted, Unavailable, Usage};
 use xtask::image::catalogue::Catalogue;
-use xtask::image::manifest::Manifest;
 use xtask::image::{Choice, Download, Image, Source};
 use xtask::paths::Cache;
 use xtask::report::{PhaseStatus, human_bytes, human_seconds};
@@ -167,6 +166,16 @@ fn fetch_to(store: &mut Store<'_>, image: &Image, to: &Path) -> Result<()> {
         return Err(Usage(format!("--to {}: {} is no download", to.display(), image.name)).into());
     };
     let Download { url, digest, bytes } = download;
+    if digest.is_none() && to.exists() {
+        return Err(Unavailable {
+            error: format!(
+                "fetch to {}: it is there, and without a digest nobody knows what it is",
+                to.display()
+            ),
+            hint: "delete it, or give another name or a digest".to_owned(),
+        }
+        .into());
+    }
     let wanted =
         Wanted { url, digest: digest.as_ref(), bytes: *bytes, target: to, patience: Patience::Insist };
     let fetched = make(store, "fetch", image, |store| fetch::fetch(&wanted, store.interrupt, store.screen))?;
@@ -261,30 +270,38 @@ fn path(store: &mut Store<'_>, name: &str, arch: VmArchitecture, json: bool) -> 
 #[derive(Debug, Serialize)]
 struct Verified {
     key: String,
-    expected: Digest,
-    found: Digest,
+    /// `None`: the manifest cannot be read.
+    expected: Option<Digest>,
+    /// `None`: the disk cannot be read.
+    found: Option<Digest>,
     sound: bool,
 }
 
 fn verify(store: &mut Store<'_>, args: &ImageVerifyArgs) -> Result<()> {
     let kept = store.kept();
-    let named = |manifest: &Manifest| args.names.is_empty() || args.names.contains(&manifest.name);
-    let whole =
-        kept.into_iter().filter_map(|kept| Some((kept.manifest.filter(named)?, kept.key, kept.directory)));
-    let wanted: Vec<_> = whole.collect();
-    if let Some(missing) = args.names.iter().find(|name| !wanted.iter().any(|(kept, ..)| kept.name == **name))
-    {
-        let error = format!("verify {missing}: it is not in the cache; cargo xtask image list shows what is");
+    let named = |kept: &Kept| {
+        let name = kept.manifest.as_ref().map_or(kept.key.as_str(), |manifest| manifest.name.as_str());
+        args.names.is_empty() || args.names.iter().any(|wanted| wanted == name)
+    };
+    let wanted: Vec<_> = kept.into_iter().filter(named).collect();
+    if wanted.is_empty() && !args.names.is_empty() {
+        let names = args.names.join(", ");
+        let error = format!("verify {names}: not in the cache; cargo xtask image list shows what is");
         return Err(Usage(error).into());
     }
     let mut verified = Vec::new();
-    for (manifest, key, directory) in wanted {
+    for Kept { key, directory, manifest, .. } in wanted {
         store.screen.start("verify", None);
-        let found = store.digest(&directory.join(super::DISK), Algorithm::Sha256)?;
-        let sound = found == manifest.digest;
+        let expected = manifest.map(|manifest| manifest.digest);
+        let found = match store.digest(&directory.join(super::DISK), Algorithm::Sha256) {
+            Err(error) if error.is::<Interrupted>() => return Err(error),
+            found => found,
+        };
+        let sound = expected.is_some() && found.as_ref().ok() == expected.as_ref();
         let status = if sound { PhaseStatus::Passed } else { PhaseStatus::Failed };
-        store.screen.end(status, &format!("{key} {}", found.short()));
-        verified.push(Verified { key, expected: manifest.digest, found, sound });
+        let said = found.as_ref().map_or_else(|error| format!("{error:#}"), Digest::short);
+        store.screen.end(status, &format!("{key} {said}"));
+        verified.push(Verified { key, expected, found: found.ok(), sound });
     }
     if args.json {
         println!(

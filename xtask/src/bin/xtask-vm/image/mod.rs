@@ -248,7 +248,7 @@ mod tests {
     fn what_a_run_uses_is_not_pruned() {
         let directory = tempfile::tempdir().unwrap();
         let (cache, key) = made(&directory);
-        let args = xtask::cli::PruneArgs { keep: Some(0), ..Default::default() };
+        let args = xtask::cli::PruneArgs { keep: Some(0), unnamed: true, ..Default::default() };
         let prune = || with(&cache, |store| prune::prune(store, &args, &[])).unwrap();
         let (run, _) = xtask::run_dir::RunDir::create(&cache).unwrap();
         run.uses_image(&cache.images().join(key)).unwrap();

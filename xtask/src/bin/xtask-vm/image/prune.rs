@@ -33,7 +33,9 @@ struct Candidate {
 
 /// Deletes what the arguments say; returns what was deleted, or would be.
 pub(super) fn prune(store: &mut Store<'_>, args: &PruneArgs, named: &[String]) -> Result<Vec<Doomed>> {
-    store.collect_dead_builds("")?;
+    if !args.dry_run {
+        store.collect_dead_builds("")?;
+    }
     let kept = store.kept();
     let candidates: Vec<_> = kept.iter().map(|image| Candidate::of(image, named)).collect();
     let mut doomed = Vec::new();
@@ -56,7 +58,9 @@ pub(super) fn prune(store: &mut Store<'_>, args: &PruneArgs, named: &[String]) -
         }
         doomed.push(one);
     }
-    doomed.extend(abandoned_downloads(store, args.dry_run, named)?);
+    if unnamed_too(args) {
+        doomed.extend(abandoned_downloads(store, args.dry_run, named)?);
+    }
     Ok(doomed)
 }
 
@@ -73,10 +77,14 @@ impl Candidate {
     }
 }
 
+/// Asked for, or nothing else was.
+fn unnamed_too(args: &PruneArgs) -> bool {
+    args.unnamed || args.older_than.is_none() && args.keep.is_none()
+}
+
 /// Without a wish of its own: what the catalogue does not name any more.
 fn choose(candidates: &[Candidate], args: &PruneArgs) -> Vec<Doomed> {
-    let wishes = args.older_than.is_some() || args.keep.is_some();
-    let unnamed = args.unnamed || !wishes;
+    let unnamed = unnamed_too(args);
     let free: Vec<_> = candidates.iter().filter(|image| !image.used).collect();
     let mut doomed: Vec<Doomed> = Vec::new();
     for image in &free {

@@ -18,7 +18,7 @@ use anyhow::{Context, Result};
 use reqwest::Url;
 use serde::Serialize;
 use xtask::cli::{BumpArgs, Voice};
-use xtask::exit::{Diagnosis, Usage};
+use xtask::exit::{Diagnosis, Usage, host_fault};
 use xtask::workspace::Workspace;
 
 use self::catalogue::{Catalogue, Entry, Pin};
@@ -70,7 +70,8 @@ pub(crate) fn run(workspace: &Workspace, args: &BumpArgs, voice: Voice) -> Resul
     let text = catalogue.with(&entry.name, &newest.pins)?;
     let changed = text != catalogue.text();
     if changed && !args.dry_run {
-        catalogue.replace(&text)?;
+        let hint = "see whether this user may write there, and whether the disk is full";
+        catalogue.replace(&text).map_err(|error| host_fault(error, "rewrite the catalogue", hint))?;
     }
     if args.json {
         println!("{}", serde_json::to_string_pretty(&newest.outcome(&entry, changed))?);

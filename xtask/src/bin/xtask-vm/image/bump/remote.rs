@@ -24,7 +24,8 @@ pub(super) trait Remote {
 #[derive(Debug)]
 pub(super) struct Http<'a> {
     client: Client,
-    runtime: Runtime,
+    /// Taken when it ends.
+    runtime: Option<Runtime>,
     interrupt: &'a Interrupt,
 }
 
@@ -44,12 +45,13 @@ impl<'a> Http<'a> {
             .enable_all()
             .build()
             .context("start the network's runtime")?;
-        Ok(Self { client, runtime, interrupt })
+        Ok(Self { client, runtime: Some(runtime), interrupt })
     }
 
     /// Runs `work` to its end or to Ctrl-C.
     fn wait<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
-        self.runtime.block_on(async {
+        let runtime = self.runtime.as_ref().context("the network's runtime has ended")?;
+        runtime.block_on(async {
             tokio::pin!(work);
             loop {
                 tokio::select! {
@@ -73,6 +75,13 @@ impl<'a> Http<'a> {
             .into());
         }
         Ok(response)
+    }
+}
+
+impl Drop for Http<'_> {
+    fn drop(&mut self) {
+        // A resolver that hangs in its own thread is not waited for.
+        self.runtime.take().into_iter().for_each(Runtime::shutdown_background);
     }
 }
 

@@ -79,9 +79,10 @@ impl Verifier {
         let mut arguments: Vec<OsString> =
             ["--status-fd", "1", "--keyring"].into_iter().map(OsString::from).collect();
         arguments.extend([&self.keyring, &detached, &signed].map(|path| path.clone().into_os_string()));
-        child::read(&self.gpgv, &arguments, limits::SIGNATURE, interrupt)
-            .and_then(|status| judge(&status))
-            .with_context(|| self.refusal())
+        let said = child::read(&self.gpgv, &arguments, limits::SIGNATURE, interrupt);
+        // Somebody who stops the command says nothing about the signature.
+        interrupt.check()?;
+        said.and_then(|status| judge(&status)).with_context(|| self.refusal())
     }
 
     fn refusal(&self) -> Diagnosis {
