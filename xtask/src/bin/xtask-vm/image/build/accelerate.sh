@@ -19,7 +19,8 @@ relocate() {
 }
 mkdir -p "$root$IOT_OTHER_LIBRARIES" "$root/var/lib/dpkg"
 rm -rf "$tools$IOT_LIBRARIES/gconv"
-relocate "$tools$IOT_LOADER" "$root$IOT_OTHER_LOADER" ''
+# Not by the path that programs know it by: that is a link, in some suites an absolute one, and leads to this host's own.
+relocate "$tools$IOT_LIBRARIES/${IOT_LOADER##*/}" "$root$IOT_OTHER_LOADER" ''
 cp -a "$tools$IOT_LIBRARIES/." "$root$IOT_OTHER_LIBRARIES/"
 
 divert() {

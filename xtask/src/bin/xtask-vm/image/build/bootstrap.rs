@@ -82,8 +82,23 @@ pub(crate) fn bootstrap(
     call.make(store, directory)
 }
 
-/// How much of this host's memory the tree may have; `None` where there is too little.
+/// Whether this process can have mounts that nobody else sees. Not in a chroot whose root is no mount of its own: unshare(1)
+/// makes `/` private first, and there is no such mount to change (mount(2), EINVAL).
+pub(super) fn can_have_own_mounts() -> bool {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    root_is_a_mount(&mounts)
+}
+
+fn root_is_a_mount(mountinfo: &str) -> bool {
+    mountinfo.lines().any(|line| line.split(' ').nth(4) == Some("/"))
+}
+
+/// How much of this host's memory the tree may have; `None` where there is too little, or where it cannot be mounted.
 pub(super) fn in_memory(store: &mut Store<'_>) -> Option<&'static str> {
+    if !can_have_own_mounts() {
+        store.screen.note("building on the disk: slower, since / is no mount of its own here");
+        return None;
+    }
     let enough = available_memory().is_some_and(|free| free >= MEMORY_FOR_TMPFS);
     if !enough {
         store.screen.note("building on the disk: slower, since there is too little memory for the tree");
@@ -154,7 +169,9 @@ impl<'a> Call<'a> {
         if let Some(size) = self.memory {
             environment.push(("IOT_TMPFS", size.into()));
         }
-        if root {
+        if root && !can_have_own_mounts() {
+            environment.push(("TMPDIR", directory.into()));
+        } else if root {
             // mmdebstrap 1.3 mounts the host's /proc and /sys into the tree, and killed leaves them there. In a mount
             // namespace of its own they go with its last process, and so does the memory.
             let mut words: Vec<OsString> = vec!["--mount".into()];
@@ -194,6 +211,14 @@ impl<'a> Call<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_chroot_has_no_mounts_of_its_own() {
+        assert!(root_is_a_mount(
+            "29 1 254:0 / / rw,relatime - ext4 /dev/vda rw\n30 29 0:21 / /proc rw - proc proc rw\n"
+        ));
+        assert!(!root_is_a_mount("30 29 0:21 / /proc rw - proc proc rw\n"));
+    }
 
     #[test]
     fn what_is_replaced_in_a_program_has_the_same_length() {

@@ -90,7 +90,10 @@ fn assemble(store: &mut Store<'_>, directory: &Path, image: &Image, recipe: &Rec
         ("IOT_TMPFS", bootstrap::in_memory(store).unwrap_or_default().to_owned()),
     ];
     let environment = environment.map(|(name, value)| (name, OsString::from(value))).into();
-    let mut arguments: Vec<OsString> = vec!["--mount".into()];
+    let mut arguments: Vec<OsString> = Vec::new();
+    if bootstrap::can_have_own_mounts() {
+        arguments.push("--mount".into());
+    }
     if !rustix::process::geteuid().is_root() {
         // Root's files become this user's own, the others' subordinate ids: what mke2fs reads is what the guest gets.
         arguments.extend(["--map-root-user", "--map-auto"].map(OsString::from));
