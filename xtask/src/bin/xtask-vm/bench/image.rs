@@ -120,10 +120,15 @@ fn read_tree(path: &Path) -> Result<Tree> {
             }
             what.push_str(&format!(" {}", hash.finish().hex()));
         }
-        tree.insert(name.trim_start_matches("./").to_owned(), what);
+        tree.insert(plain(&name), what);
     }
     ensure!(tree.len() > 1000, "{} holds {} files: no system", path.display(), tree.len());
     Ok(tree)
+}
+
+/// As the list above writes paths: an archive begins them with `./` and ends directories with a `/`.
+fn plain(name: &str) -> String {
+    name.trim_start_matches("./").trim_end_matches('/').to_owned()
 }
 
 /// The paths that differ and are not meant to.
@@ -144,6 +149,13 @@ fn differences(plain: &Tree, ours: &Tree) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn paths_are_compared_as_the_list_writes_them() {
+        let directory = plain("./etc/systemd/system/network-online.target.wants/");
+        assert!(MEANT.contains(&directory.as_str()), "{directory}");
+        assert_eq!(plain("./etc/fstab"), "etc/fstab");
+    }
 
     #[test]
     fn a_tool_that_was_left_behind_is_a_difference() {
