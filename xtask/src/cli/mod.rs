@@ -1,6 +1,7 @@
 //! Every flag and help text. Both binaries parse this same [`Cli`], so that `smoke --help` never needs libvirt.
 
 mod image;
+mod preflight;
 
 use std::path::PathBuf;
 
@@ -11,6 +12,7 @@ use crate::arch::VmArchitecture;
 pub use image::{
     BumpArgs, ImageArgs, ImageBuildArgs, ImageCommand, ImageFetchArgs, ImageVerifyArgs, PruneArgs,
 };
+pub use preflight::{FixArgs, PreflightArgs, RehearsalFault};
 
 /// The command line.
 #[derive(Debug, Parser)]
@@ -93,34 +95,6 @@ pub enum Command {
     },
 }
 
-/// `preflight`.
-#[derive(Debug, Clone, Args)]
-pub struct PreflightArgs {
-    /// The guest's architecture; every one where none is given
-    #[arg(long, value_enum)]
-    pub arch: Option<VmArchitecture>,
-
-    #[command(flatten)]
-    #[expect(missing_docs, reason = "flattened")]
-    pub fix: FixArgs,
-
-    /// Print the findings as JSON on stdout
-    #[arg(long)]
-    pub json: bool,
-}
-
-/// What to do about what is missing.
-#[derive(Debug, Clone, Copy, Default, Args)]
-pub struct FixArgs {
-    /// Install what is missing, after showing it and asking
-    #[arg(long)]
-    pub fix: bool,
-
-    /// Do not ask; without a terminal nothing is asked anyway
-    #[arg(long, requires = "fix")]
-    pub yes: bool,
-}
-
 /// `build`.
 #[derive(Debug, Clone, Args)]
 pub struct BuildArgs {
@@ -169,6 +143,10 @@ pub struct SmokeArgs {
     pub sabotage: Option<Sabotage>,
 }
 
+/// The default guest.
+const MEMORY_MIB: u64 = 2048;
+const VCPUS: u32 = 2;
+
 /// The machine to test on.
 #[derive(Debug, Clone, Args)]
 pub struct MachineArgs {
@@ -185,12 +163,19 @@ pub struct MachineArgs {
     pub accel: Accel,
 
     /// The guest's memory, 512 to 65536 MiB
-    #[arg(long, value_name = "MIB", default_value_t = 2048, value_parser = clap::value_parser!(u64).range(512..=65536))]
+    #[arg(long, value_name = "MIB", default_value_t = MEMORY_MIB, value_parser = clap::value_parser!(u64).range(512..=65536))]
     pub memory: u64,
 
     /// The guest's processors, 1 to 16
-    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=16))]
+    #[arg(long, value_name = "N", default_value_t = VCPUS, value_parser = clap::value_parser!(u32).range(1..=16))]
     pub vcpus: u32,
+}
+
+impl Default for MachineArgs {
+    /// As a command line without any of the flags.
+    fn default() -> Self {
+        Self { image: ImageArgs::default(), cpu: None, accel: Accel::Auto, memory: MEMORY_MIB, vcpus: VCPUS }
+    }
 }
 
 fn timeout_scale(text: &str) -> Result<f64, String> {

@@ -7,8 +7,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 
 use super::findings::{Finding, Remedy, Severity};
-use super::{Preflight, facts::Facts};
-use crate::arch::VmArchitecture;
+use super::{Asked, Preflight, facts::Facts};
 use crate::cli::FixArgs;
 use crate::exit::{Interrupted, Unavailable};
 use crate::workspace::Workspace;
@@ -21,8 +20,8 @@ const ROUNDS: usize = 3;
 ///
 /// # Errors
 /// Where a command fails, or the person says no.
-pub fn fix(workspace: &Workspace, architectures: &[VmArchitecture], args: FixArgs) -> Result<Preflight> {
-    let mut preflight = Preflight::check(workspace, architectures);
+pub fn fix(workspace: &Workspace, asked: &Asked<'_>, args: FixArgs) -> Result<Preflight> {
+    let mut preflight = Preflight::check(workspace, asked);
     for _ in 0..ROUNDS {
         let commands = plan(&preflight);
         if commands.is_empty() {
@@ -35,7 +34,7 @@ pub fn fix(workspace: &Workspace, architectures: &[VmArchitecture], args: FixArg
         for command in &commands {
             run_or_unavailable(command)?;
         }
-        preflight = Preflight::check(workspace, architectures);
+        preflight = Preflight::check(workspace, asked);
     }
     Ok(preflight)
 }

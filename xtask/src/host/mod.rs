@@ -13,10 +13,20 @@ pub mod tools;
 use anyhow::Result;
 
 use crate::arch::VmArchitecture;
+use crate::cli::MachineArgs;
 use crate::exit::Unavailable;
 use crate::workspace::Workspace;
 use facts::Facts;
 use findings::{Finding, Severity};
+
+/// What a machine is looked at for.
+#[derive(Debug, Clone, Copy)]
+pub struct Asked<'a> {
+    /// The guests' architectures.
+    pub architectures: &'a [VmArchitecture],
+    /// The guest, with its image.
+    pub machine: &'a MachineArgs,
+}
 
 /// What preflight found for some architectures.
 #[derive(Debug)]
@@ -29,17 +39,23 @@ pub struct Preflight {
 
 impl Preflight {
     /// Gathers and judges; about a quarter of a second.
-    pub fn check(workspace: &Workspace, architectures: &[VmArchitecture]) -> Self {
-        let facts: Vec<_> = architectures.iter().map(|arch| Facts::gather(workspace, *arch)).collect();
-        let mut findings: Vec<Finding> = Vec::new();
-        for finding in facts.iter().flat_map(findings::judge) {
-            // What both architectures lack is one lack.
-            if !findings.iter().any(|known| (known.id, &known.sentence) == (finding.id, &finding.sentence)) {
-                findings.push(finding);
+    pub fn check(workspace: &Workspace, asked: &Asked<'_>) -> Self {
+        let facts: Vec<_> = asked.architectures.iter().map(|arch| Facts::gather(workspace, *arch)).collect();
+        let found: Vec<_> = facts.iter().flat_map(findings::judge).collect();
+        let mut preflight = Self { facts, findings: Vec::new() };
+        preflight.add(found);
+        preflight
+    }
+
+    /// Adds what was found elsewhere: what both architectures lack is one lack; worst first.
+    pub fn add(&mut self, findings: Vec<Finding>) {
+        for finding in findings {
+            let same = |known: &&Finding| (known.id, &known.sentence) == (finding.id, &finding.sentence);
+            if !self.findings.iter().any(|known| same(&known)) {
+                self.findings.push(finding);
             }
         }
-        findings.sort_by_key(|finding| finding.severity);
-        Self { facts, findings }
+        self.findings.sort_by_key(|finding| finding.severity);
     }
 
     /// What stands in the way.

@@ -8,8 +8,9 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 
 use crate::arch::VmArchitecture;
-use crate::cli::CiArgs;
+use crate::cli::{CiArgs, MachineArgs};
 use crate::exit::Code;
+use crate::host::Asked;
 use crate::report::human_seconds;
 use crate::workspace::{Workspace, cargo};
 
@@ -25,7 +26,8 @@ struct Count {
 }
 
 pub(super) fn run(workspace: &Workspace, args: &CiArgs) -> Result<()> {
-    super::ready(workspace, &VmArchitecture::ALL, args.fix)?;
+    let asked = Asked { architectures: &VmArchitecture::ALL, machine: &MachineArgs::default() };
+    super::ready(workspace, &asked, args.fix)?;
     let mut count = Count::default();
     let lints = ["--all-targets", "--", "-D", "warnings"];
     let vm = ["--features", "vm"];

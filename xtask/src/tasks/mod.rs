@@ -2,7 +2,7 @@
 
 mod build;
 mod ci;
-mod preflight;
+pub mod preflight;
 mod soak;
 mod vm;
 
@@ -13,10 +13,9 @@ use anyhow::{Context, Result};
 use clap::CommandFactory as _;
 
 use crate::agent_build;
-use crate::arch::VmArchitecture;
-use crate::cli::{Cli, Command, FixArgs, SmokeArgs, Voice};
+use crate::cli::{Cli, Command, FixArgs, MachineArgs, SmokeArgs, Voice};
 use crate::exit::{Unavailable, Usage};
-use crate::host::{Preflight, fix};
+use crate::host::{Asked, Preflight, fix};
 use crate::image::Choice;
 use crate::paths::make_private_dir;
 use crate::plan::Plan;
@@ -33,7 +32,7 @@ pub fn run(cli: &Cli) -> Result<()> {
     }
     let workspace = Workspace::find()?;
     match &cli.command {
-        Command::Preflight(args) => preflight::run(&workspace, args),
+        Command::Preflight(args) => preflight::run(&workspace, args, cli.voice),
         Command::Build(args) => build::run(&workspace, args),
         Command::Ci(args) => ci::run(&workspace, args),
         Command::Soak(args) => soak::run(&workspace, args),
@@ -43,7 +42,8 @@ pub fn run(cli: &Cli) -> Result<()> {
             enter_back_room(&workspace)
         }
         Command::Bench(args) => {
-            ready(&workspace, &[args.arch], FixArgs::default())?;
+            let asked = Asked { architectures: &[args.arch], machine: &MachineArgs::default() };
+            ready(&workspace, &asked, FixArgs::default())?;
             build_back_room(&workspace, cli.voice)?;
             enter_back_room(&workspace)
         }
@@ -58,7 +58,8 @@ pub fn run(cli: &Cli) -> Result<()> {
 
 /// This machine is ready, the flags are possible on it, the back room is built.
 fn prepare_smoke(workspace: &Workspace, args: &SmokeArgs, voice: Voice) -> Result<()> {
-    let preflight = ready(workspace, &[args.build.arch], args.fix)?;
+    let asked = Asked { architectures: &[args.build.arch], machine: &args.machine };
+    let preflight = ready(workspace, &asked, args.fix)?;
     let facts = preflight.facts.first().context("one architecture was asked for")?;
     Plan::resolve(facts, args.build.arch, &args.machine, args.timeout_scale)?;
     build_back_room(workspace, voice)
@@ -86,12 +87,9 @@ fn check_smoke(workspace: &Workspace, args: &SmokeArgs) -> Result<()> {
 }
 
 /// Preflight with `--fix`; quiet where nothing stands in the way.
-fn ready(workspace: &Workspace, architectures: &[VmArchitecture], args: FixArgs) -> Result<Preflight> {
-    let preflight = if args.fix {
-        fix::fix(workspace, architectures, args)?
-    } else {
-        Preflight::check(workspace, architectures)
-    };
+fn ready(workspace: &Workspace, asked: &Asked<'_>, args: FixArgs) -> Result<Preflight> {
+    let preflight =
+        if args.fix { fix::fix(workspace, asked, args)? } else { Preflight::check(workspace, asked) };
     if preflight.blocking().next().is_some() {
         preflight::print(&preflight);
     }

@@ -4,34 +4,53 @@ use anyhow::Result;
 use serde_json::json;
 
 use crate::arch::VmArchitecture;
-use crate::cli::{PreflightArgs, SmokeArgs};
+use crate::cli::{PreflightArgs, SmokeArgs, Voice};
 use crate::exit;
 use crate::host::findings::{Remedy, Severity};
-use crate::host::{Preflight, fix};
+use crate::host::{Asked, Preflight, fix};
 use crate::report::{Failure, Phase, PhaseReport, PhaseStatus, Report};
 use crate::workspace::Workspace;
 
-pub(super) fn run(workspace: &Workspace, args: &PreflightArgs) -> Result<()> {
-    let architectures = args.arch.map_or(VmArchitecture::ALL.to_vec(), |arch| vec![arch]);
+pub(super) fn run(workspace: &Workspace, args: &PreflightArgs, voice: Voice) -> Result<()> {
+    let architectures = architectures(args);
+    let asked = Asked { architectures: &architectures, machine: &args.machine };
     let preflight = if args.fix.fix {
-        fix::fix(workspace, &architectures, args.fix)?
+        fix::fix(workspace, &asked, args.fix)?
     } else {
-        Preflight::check(workspace, &architectures)
+        Preflight::check(workspace, &asked)
     };
+    let asks_libvirt = args.rehearse || args.connect.is_some();
+    if asks_libvirt && preflight.verdict().is_ok() {
+        // The back room looks at everything again, and says it all at once.
+        super::build_back_room(workspace, voice)?;
+        return super::enter_back_room(workspace);
+    }
+    present(&preflight, args)
+}
+
+/// The guests' architectures: every one where none was named.
+pub fn architectures(args: &PreflightArgs) -> Vec<VmArchitecture> {
+    args.arch.map_or(VmArchitecture::ALL.to_vec(), |arch| vec![arch])
+}
+
+/// Shows what was found, as asked.
+///
+/// # Errors
+/// The verdict, where something stands in the way.
+pub fn present(preflight: &Preflight, args: &PreflightArgs) -> Result<()> {
     let verdict = preflight.verdict();
     if args.json {
-        let ready = verdict.is_ok();
         println!(
             "{:#}",
             json!({
                 "schema": 1,
-                "ready": ready,
+                "ready": verdict.is_ok(),
                 "findings": preflight.findings,
-                "fix": fix::plan(&preflight),
+                "fix": fix::plan(preflight),
             })
         );
     } else {
-        print(&preflight);
+        print(preflight);
     }
     verdict
 }

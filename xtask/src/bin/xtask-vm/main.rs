@@ -15,6 +15,7 @@ mod hypervisor;
 mod image;
 mod interrupt;
 mod media;
+mod preflight;
 mod screen;
 mod smoke;
 
@@ -57,6 +58,9 @@ fn execute(cli: &Cli) -> anyhow::Result<()> {
     let workspace = Workspace::find()?;
     match &cli.command {
         Command::Smoke(args) => smoke::run(&workspace, args, cli.voice),
+        Command::Preflight(args) if args.rehearse || args.connect.is_some() => {
+            preflight::run(&workspace, args)
+        }
         Command::Bench(args) => bench::run(&workspace, args, cli.voice),
         // The front door's own: whoever starts this binary by hand gets the same task.
         _ => xtask::tasks::run(cli),

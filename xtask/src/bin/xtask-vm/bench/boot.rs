@@ -13,7 +13,7 @@ use xtask::cli::{BenchArgs, Cli, Command as Task, SmokeArgs, Voice};
 use xtask::domain::cpu::Cpu;
 use xtask::domain::seed::{Seed, marker};
 use xtask::domain::{GUEST_MAC, RunFiles};
-use xtask::host::Preflight;
+use xtask::host::{Asked, Preflight};
 use xtask::limits;
 use xtask::paths::{Cache, write_private};
 use xtask::report::{Phase, PhaseStatus, Report, round};
@@ -43,7 +43,8 @@ pub(super) fn run(
     let mut screen = Screen::new(voice);
     let cache = Cache::from_env()?;
     let smoke_args = default_smoke(args);
-    let preflight = Preflight::check(workspace, &[args.arch]);
+    let asked = Asked { architectures: &[args.arch], machine: &smoke_args.machine };
+    let preflight = Preflight::check(workspace, &asked);
     preflight.verdict()?;
     let facts = preflight.facts.first().context("one architecture was asked for")?;
     let mut plan = Plan::resolve(facts, args.arch, &smoke_args.machine, smoke_args.timeout_scale)?;

@@ -14,7 +14,7 @@ use xshell::Shell;
 use xtask::agent_build::{self, Agent};
 use xtask::cli::{SmokeArgs, Voice};
 use xtask::exit::{Code, Diagnosis, Usage};
-use xtask::host::Preflight;
+use xtask::host::{Asked, Preflight};
 use xtask::limits;
 use xtask::report::{AgentReport, OsReleaseReport, Phase, StatusEvidence, human_seconds};
 use xtask::workspace::Workspace;
@@ -73,7 +73,8 @@ fn prove(session: &mut Session<'_>, vm: &mut RunningVm, agent: &Agent) -> Result
 /// What was asked, resolved on what this machine has.
 fn preflight(session: &mut Session<'_>) -> Result<(Plan, String)> {
     let args = session.args;
-    let preflight = Preflight::check(session.workspace, &[args.build.arch]);
+    let asked = Asked { architectures: &[args.build.arch], machine: &args.machine };
+    let preflight = Preflight::check(session.workspace, &asked);
     preflight.verdict()?;
     let facts = preflight.facts.first().context("one architecture was asked for")?;
     let plan = Plan::resolve(facts, args.build.arch, &args.machine, args.timeout_scale)?;

@@ -1,0 +1,42 @@
+//! What preflight asks libvirt: [`rehearsal`] starts the very domain of a smoke, paused; [`connection`] asks the libvirt
+//! that `--connect` names.
+
+mod connection;
+mod rehearsal;
+
+use anyhow::Result;
+use xtask::cli::PreflightArgs;
+use xtask::exit::Diagnosis;
+use xtask::host::{Asked, Preflight};
+use xtask::tasks::preflight::{architectures, present};
+use xtask::workspace::Workspace;
+
+use crate::interrupt::Interrupt;
+
+/// Everything that the front door looks at, and what libvirt says to it.
+pub(crate) fn run(workspace: &Workspace, args: &PreflightArgs) -> Result<()> {
+    let interrupt = Interrupt::install()?;
+    let architectures = architectures(args);
+    let mut preflight =
+        Preflight::check(workspace, &Asked { architectures: &architectures, machine: &args.machine });
+    // Without an emulator there is nothing to rehearse; what is missing is told below.
+    if preflight.verdict().is_ok() {
+        if args.rehearse {
+            for facts in preflight.facts.clone() {
+                preflight.add(rehearsal::findings(&facts, args, &interrupt)?);
+            }
+        }
+        if let Some(uri) = &args.connect {
+            preflight.add(connection::findings(uri, &architectures)?);
+        }
+    }
+    present(&preflight, args)?;
+    match args.sabotage {
+        None => Ok(()),
+        Some(fault) => Err(Diagnosis::new(
+            format!("the rehearsal did not find the planted fault {fault:?}"),
+            "a check of this workflow does not check; that is a bug of the workflow, not of this machine",
+        )
+        .into()),
+    }
+}
