@@ -80,6 +80,8 @@ pub struct MachineProfile {
     pub firmware_paths: &'static [(&'static str, &'static str)],
     /// The exact size of the flash device that takes the firmware's code; `None` where any multiple of 4 KiB will do.
     pub flash_bytes: Option<u64>,
+    /// The flags in /proc/cpuinfo that tell hardware virtualisation; none where the kernel shows none.
+    pub virtualisation_flags: &'static [&'static str],
     /// The cross-compilers' package names are in `host::packages`; this is the GNU name of the compiler.
     pub gnu_compiler: &'static str,
 }
@@ -119,6 +121,7 @@ static X86_64: MachineProfile = MachineProfile {
         ("/usr/share/qemu/ovmf-x86_64-4m-code.bin", "/usr/share/qemu/ovmf-x86_64-4m-vars.bin"),
     ],
     flash_bytes: None,
+    virtualisation_flags: &["vmx", "svm"],
     gnu_compiler: "x86_64-linux-gnu-gcc",
 };
 
@@ -149,6 +152,7 @@ static AARCH64: MachineProfile = MachineProfile {
         ("/usr/share/qemu/aavmf-aarch64-code.bin", "/usr/share/qemu/aavmf-aarch64-vars.bin"),
     ],
     flash_bytes: Some(64 << 20),
+    virtualisation_flags: &[],
     gnu_compiler: "aarch64-linux-gnu-gcc",
 };
 

@@ -8,7 +8,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result};
 use rustix::process::Pid;
 
 /// The variable that moves the cache.
@@ -30,35 +30,27 @@ impl Cache {
     ///
     /// # Errors
     /// Where none of the three is set, where the path is relative or so long that the run's sockets would not fit.
-    pub fn from_env() -> Result<Self> {
+    pub fn from_env() -> Result<Self, Unusable> {
         Self::locate(|name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from))
     }
 
-    fn locate(variable: impl Fn(&str) -> Option<PathBuf>) -> Result<Self> {
+    fn locate(variable: impl Fn(&str) -> Option<PathBuf>) -> Result<Self, Unusable> {
         let root = match (variable(CACHE_VARIABLE), variable("XDG_CACHE_HOME"), variable("HOME")) {
             (Some(own), _, _) => own,
             (_, Some(xdg), _) => xdg.join("iot-xtask"),
             (_, _, Some(home)) => home.join(".cache/iot-xtask"),
-            _ => bail!("find the cache: set {CACHE_VARIABLE}, XDG_CACHE_HOME or HOME to a directory"),
+            _ => return Err(Unusable::Nowhere),
         };
-        ensure!(root.is_absolute(), "use the cache {}: the path must be absolute", root.display());
         let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+@~".contains(c);
-        ensure!(
-            root.to_str().is_some_and(|path| path.chars().all(plain)),
-            "use the cache {}: libvirt's, QEMU's and ssh's own syntaxes allow letters, digits and /._-+@~ in it; set \
-             {CACHE_VARIABLE} to such a directory",
-            root.display()
-        );
+        if !root.is_absolute() {
+            return Err(Unusable::Relative(root));
+        }
+        if !root.to_str().is_some_and(|path| path.chars().all(plain)) {
+            return Err(Unusable::Characters(root));
+        }
         let cache = Self { root };
         let socket = cache.runs().join("0000-000000-0000/w/v").as_os_str().len() + MONITOR_SOCKET.len();
-        ensure!(
-            socket < SOCKET_PATH_BYTES,
-            "use the cache {}: sockets below it would have paths of {socket} bytes, and {} is the system's limit; \
-             set {CACHE_VARIABLE} to a shorter directory",
-            cache.root.display(),
-            SOCKET_PATH_BYTES - 1
-        );
-        Ok(cache)
+        if socket < SOCKET_PATH_BYTES { Ok(cache) } else { Err(Unusable::TooLong(cache.root, socket)) }
     }
 
     /// A cache in this very directory.
@@ -86,6 +78,45 @@ impl Cache {
         self.root.join("history")
     }
 }
+
+/// Why a cache cannot be where it was to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Unusable {
+    /// No variable says where.
+    Nowhere,
+    /// Not an absolute path.
+    Relative(PathBuf),
+    /// Characters that libvirt, QEMU or ssh take for something else.
+    Characters(PathBuf),
+    /// Too long for the sockets below it, whose paths would have so many bytes.
+    TooLong(PathBuf, usize),
+}
+
+impl std::fmt::Display for Unusable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Nowhere => {
+                write!(f, "find the cache: set {CACHE_VARIABLE}, XDG_CACHE_HOME or HOME to a directory")
+            }
+            Self::Relative(root) => write!(f, "use the cache {}: the path must be absolute", root.display()),
+            Self::Characters(root) => write!(
+                f,
+                "use the cache {}: libvirt's, QEMU's and ssh's own syntaxes allow letters, digits and /._-+@~ in it; set \
+                 {CACHE_VARIABLE} to such a directory",
+                root.display()
+            ),
+            Self::TooLong(root, bytes) => write!(
+                f,
+                "use the cache {}: sockets below it would have paths of {bytes} bytes, and {} is the system's limit; set \
+                 {CACHE_VARIABLE} to a shorter directory",
+                root.display(),
+                SOCKET_PATH_BYTES - 1
+            ),
+        }
+    }
+}
+
+impl std::error::Error for Unusable {}
 
 /// Makes `path` and its parents; the last one for this user alone.
 ///
@@ -143,7 +174,7 @@ fn is_mine(pid: Pid) -> bool {
 mod tests {
     use super::*;
 
-    fn locate(set: &[(&str, &str)]) -> Result<Cache> {
+    fn locate(set: &[(&str, &str)]) -> Result<Cache, Unusable> {
         let set: Vec<_> = set.iter().map(|(name, value)| (name.to_string(), PathBuf::from(value))).collect();
         Cache::locate(move |name| set.iter().find(|(n, _)| n == name).map(|(_, value)| value.clone()))
     }

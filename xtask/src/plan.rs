@@ -5,11 +5,12 @@ use std::path::PathBuf;
 use crate::arch::{Accelerator, VmArchitecture};
 use crate::cli::{Accel, MachineArgs};
 use crate::domain::VmSpec;
+use crate::domain::cpu::Cpu;
 use crate::exit::{Unavailable, Usage};
+use crate::host::edk2::known_bad;
 use crate::host::facts::Facts;
 use crate::host::firmware::Firmware;
 use crate::host::kvm::Kvm;
-use crate::host::qemu;
 use crate::image::{Choice, Image};
 use crate::limits::Limits;
 use anyhow::{Context, Result};
@@ -31,6 +32,10 @@ pub struct Plan {
     pub emulator: PathBuf,
     /// Its version.
     pub qemu_version: String,
+    /// What its `max` CPU knows.
+    max_properties: Vec<String>,
+    /// The `-global` property that steers around a fault of this firmware with this emulator.
+    workaround: Option<&'static str>,
     /// The firmware pair.
     pub firmware: Firmware,
     /// The image.
@@ -52,22 +57,35 @@ impl Plan {
     ) -> Result<Self> {
         let Choice { image, fallback } = Choice::from_args(&machine.image, arch)?;
         let (accelerator, accelerator_note, may_fall_back) = accelerator(machine.accel, arch, &facts.kvm)?;
-        let (emulator, version) = facts.emulator.clone().context("preflight has seen the emulator")?;
+        let emulator = facts.working_emulator().cloned().context("preflight has seen the emulator")?;
         if let Some(cpu) = &machine.cpu {
-            qemu::check_cpu(&emulator, arch.profile(), accelerator, cpu)?;
+            emulator.check_cpu(arch.profile(), accelerator, cpu)?;
         }
+        let bad = known_bad(arch.profile().machine, emulator.release(), facts.edk2, "max");
+        let firmware = facts.firmware.clone().ok().context("preflight has seen the firmware")?;
         Ok(Self {
             spec: VmSpec::from_args(arch, machine),
             accelerator,
             accelerator_note,
             may_fall_back,
             timeout_scale,
-            emulator,
-            qemu_version: version.map_err(anyhow::Error::msg)?,
-            firmware: facts.firmware.clone().map_err(anyhow::Error::msg)?,
+            emulator: emulator.path,
+            qemu_version: emulator.version,
+            max_properties: emulator.max_properties,
+            workaround: bad.and_then(|bad| bad.global),
+            firmware,
             image,
             fallback,
         })
+    }
+
+    /// The CPU under the accelerator in use.
+    pub fn cpu(&self) -> Cpu {
+        let cpu = Cpu::resolve(self.spec.architecture, self.accelerator, self.spec.cpu.as_deref());
+        match self.accelerator {
+            Accelerator::Tcg => cpu.adjusted(&self.max_properties, self.workaround),
+            Accelerator::Kvm => cpu,
+        }
     }
 
     /// The limits of the accelerator in use.
@@ -89,22 +107,30 @@ impl Plan {
     }
 }
 
-fn accelerator(asked: Accel, arch: VmArchitecture, kvm: &Kvm) -> Result<(Accelerator, Option<String>, bool)> {
-    match (asked, kvm) {
-        (Accel::Tcg, _) => Ok((Accelerator::Tcg, Some("--accel tcg".to_owned()), false)),
-        (Accel::Auto, Kvm::Opens) => Ok((Accelerator::Kvm, None, true)),
-        (Accel::Auto, Kvm::No(reason) | Kvm::Failed(reason)) => {
-            Ok((Accelerator::Tcg, Some(reason.clone()), false))
-        }
-        (Accel::Kvm, _) if VmArchitecture::of_host() != Some(arch) => Err(Usage(format!(
+/// The accelerator, why not the other one, and whether KVM gives way where it fails.
+///
+/// # Errors
+/// As [`Plan::resolve`], for `--accel`.
+pub fn accelerator(
+    asked: Accel,
+    arch: VmArchitecture,
+    kvm: &Kvm,
+) -> Result<(Accelerator, Option<String>, bool)> {
+    match asked {
+        Accel::Tcg => Ok((Accelerator::Tcg, Some("--accel tcg".to_owned()), false)),
+        Accel::Auto => match kvm.against() {
+            None => Ok((Accelerator::Kvm, None, true)),
+            Some(reason) => Ok((Accelerator::Tcg, Some(reason.to_owned()), false)),
+        },
+        Accel::Kvm if VmArchitecture::of_host() != Some(arch) => Err(Usage(format!(
             "--accel kvm: the host is {} and the guest {arch}; leave --accel out",
             std::env::consts::ARCH
         ))
         .into()),
         // Whoever asks for it by name wants it tried again.
-        (Accel::Kvm, Kvm::Opens | Kvm::Failed(_)) => Ok((Accelerator::Kvm, None, false)),
-        (Accel::Kvm, Kvm::No(reason)) => Err(Unavailable {
-            error: format!("--accel kvm: {reason}"),
+        Accel::Kvm if kvm.opens() => Ok((Accelerator::Kvm, None, false)),
+        Accel::Kvm => Err(Unavailable {
+            error: format!("--accel kvm: {}", kvm.against().unwrap_or_default()),
             hint: "leave --accel out: the guest is then emulated".to_owned(),
         }
         .into()),
@@ -120,13 +146,17 @@ mod tests {
         let host = VmArchitecture::of_host().unwrap();
         let foreign = VmArchitecture::ALL.into_iter().find(|arch| *arch != host).unwrap();
         let failed = Kvm::Failed("it never ran a kernel".into());
-        let absent = Kvm::No("no /dev/kvm".into());
+        let absent = Kvm::Absent("no /dev/kvm".into());
+        let lies = Kvm::Software("neither vmx nor svm".into());
         let is = |asked, arch, kvm: &Kvm| accelerator(asked, arch, kvm);
         assert_eq!(is(Accel::Auto, host, &Kvm::Opens).unwrap(), (Accelerator::Kvm, None, true));
         let (accelerator, note, _) = is(Accel::Auto, host, &failed).unwrap();
         assert_eq!((accelerator, note.unwrap().as_str()), (Accelerator::Tcg, "it never ran a kernel"));
         assert_eq!(is(Accel::Tcg, host, &Kvm::Opens).unwrap().0, Accelerator::Tcg);
         assert_eq!(crate::exit::code(&is(Accel::Kvm, foreign, &absent).unwrap_err()), 2);
+        assert_eq!(crate::exit::code(&is(Accel::Kvm, host, &absent).unwrap_err()), 69);
+        assert_eq!(is(Accel::Auto, host, &lies).unwrap().0, Accelerator::Tcg);
+        assert_eq!(is(Accel::Kvm, host, &lies).unwrap().0, Accelerator::Kvm);
         assert_eq!(crate::exit::code(&is(Accel::Kvm, host, &absent).unwrap_err()), 69);
         assert_eq!(is(Accel::Kvm, host, &failed).unwrap().0, Accelerator::Kvm);
         assert!(!is(Accel::Kvm, host, &Kvm::Opens).unwrap().2, "a KVM that was asked for is not replaced");

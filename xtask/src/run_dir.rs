@@ -134,6 +134,18 @@ pub fn kept(cache: &Cache) -> Vec<(String, String)> {
     kept
 }
 
+/// Runs that died and are not collected yet: nobody holds their lock, nobody keeps them, and their working files are there.
+pub fn dead(cache: &Cache) -> Vec<String> {
+    let is_dead = |path: &Path| {
+        path.join("w").exists()
+            && !path.join("kept").exists()
+            // Without its file there is no lock, and one that cannot be asked is not called free.
+            && File::open(path.join("lock"))
+                .is_ok_and(|file| flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok())
+    };
+    directories(&cache.runs()).iter().filter(|path| is_dead(path)).filter_map(|path| id_of(path)).collect()
+}
+
 /// Stops a kept machine and deletes its directory; how many processes it had.
 ///
 /// # Errors
@@ -302,10 +314,12 @@ mod tests {
     #[test]
     fn a_dead_run_is_collected_with_its_processes_and_a_live_one_is_not() {
         let directory = tempfile::tempdir().unwrap();
-        let runs = directory.path();
+        let cache = Cache::at(directory.path());
+        let runs = &cache.runs();
         let dead = dead_run(runs, "0101-000000-0001");
         let live = dead_run(runs, "0101-000000-0002");
         let _held = try_lock(&live.join("lock")).unwrap().unwrap();
+        assert_eq!(super::dead(&cache), ["0101-000000-0001"]);
         let mut left = Command::new("tail")
             .args(["-f", "/dev/null"])
             .arg(dead.join("w/nothing"))

@@ -7,7 +7,7 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use xshell::{Shell, cmd};
 
 use crate::arch::MachineProfile;
@@ -73,21 +73,22 @@ impl Linker {
     /// Runs `-dumpmachine` and refuses a linker that is not there or makes executables for another machine.
     ///
     /// # Errors
-    /// Names the linker, who chose it, what it said, and how to get one that fits.
-    pub fn check(&self, shell: &Shell, machine: &MachineProfile) -> Result<()> {
+    /// [`Unfit`]: names the linker, who chose it, what it said, and how to get one that fits.
+    pub fn check(&self, shell: &Shell, machine: &MachineProfile) -> Result<(), Unfit> {
         let (program, arch) = (&self.program, machine.arch);
-        let said =
-            cmd!(shell, "{program} -dumpmachine").quiet().ignore_stderr().read().with_context(|| {
-                format!(
-                    "run the linker {} (from {}) for {}; install {} or run: cargo xtask preflight --arch {arch} --fix",
-                    program.display(),
-                    self.origin,
-                    machine.triple,
-                    machine.gnu_compiler
-                )
-            })?;
-        ensure!(
-            fits(&said, machine),
+        let said = cmd!(shell, "{program} -dumpmachine").quiet().ignore_stderr().read().map_err(|error| {
+            Unfit::Missing(format!(
+                "run the linker {} (from {}) for {}; install {} or run: cargo xtask preflight --arch {arch} --fix: {error}",
+                program.display(),
+                self.origin,
+                machine.triple,
+                machine.gnu_compiler
+            ))
+        })?;
+        if fits(&said, machine) {
+            return Ok(());
+        }
+        Err(Unfit::Foreign(format!(
             "link for {}: {} (from {}) says it makes executables for {:?}; set {} or .cargo/config.toml to {}",
             machine.triple,
             program.display(),
@@ -95,10 +96,47 @@ impl Linker {
             said.trim(),
             variable_name(machine.triple),
             machine.gnu_compiler
-        );
-        Ok(())
+        )))
+    }
+
+    /// The C library that it links against and its version (`2.36`), as the library says itself. `None` where there is no
+    /// glibc in the linker's own place for it: musl, or a linker without a C library.
+    pub fn libc(&self, shell: &Shell) -> Option<(PathBuf, String)> {
+        let program = &self.program;
+        let path = cmd!(shell, "{program} -print-file-name=libc.so.6").quiet().ignore_stderr().read().ok()?;
+        let path = PathBuf::from(path.trim());
+        let version = glibc_version(&std::fs::read(&path).ok()?)?;
+        Some((path, version))
     }
 }
+
+/// glibc's banner: `GNU C Library (…) stable release version 2.36.`
+fn glibc_version(library: &[u8]) -> Option<String> {
+    let text = String::from_utf8_lossy(library);
+    let (_, rest) = text.split_once(" release version ")?;
+    let version: String = rest.chars().take_while(|c| c.is_ascii_digit() || *c == '.').collect();
+    Some(version.trim_end_matches('.').to_owned()).filter(|version| version.contains('.'))
+}
+
+/// Why a linker does not do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Unfit {
+    /// It does not run.
+    Missing(String),
+    /// It makes executables for another machine.
+    Foreign(String),
+    /// Who chooses it cannot be read.
+    Configuration(String),
+}
+
+impl std::fmt::Display for Unfit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (Self::Missing(why) | Self::Foreign(why) | Self::Configuration(why)) = self;
+        f.write_str(why)
+    }
+}
+
+impl std::error::Error for Unfit {}
 
 /// `CARGO_TARGET_<TRIPLE>_LINKER`.
 fn variable_name(triple: &str) -> String {
@@ -192,6 +230,16 @@ mod tests {
         ] {
             assert_eq!(fits(said, machine), expected, "{said:?}");
         }
+    }
+
+    #[test]
+    fn a_c_library_tells_its_own_version() {
+        let banner = b"\0GNU C Library (Debian GLIBC 2.36-9) stable release version 2.36.\nCopyright";
+        assert_eq!(glibc_version(banner).as_deref(), Some("2.36"));
+        assert_eq!(glibc_version(b"musl libc (aarch64)"), None);
+        let own = Linker { program: DEFAULT.into(), origin: "a test".into() };
+        let (path, version) = own.libc(&Shell::new().unwrap()).expect("this test links against a glibc");
+        assert!(version.starts_with("2."), "{} says {version}", path.display());
     }
 
     #[test]

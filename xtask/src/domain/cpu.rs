@@ -44,6 +44,18 @@ impl Cpu {
         }
     }
 
+    /// The emulated `max` without the properties that this emulator does not know, which it would refuse, and with what steers
+    /// around a fault of its firmware.
+    pub fn adjusted(mut self, known: &[String], workaround: Option<&str>) -> Self {
+        if self.model == CpuModel::Maximum && !self.globals.is_empty() {
+            let is_known = |name: &str| known.iter().any(|known| known == name);
+            self.globals.retain(|global| global.split(['.', '=']).nth(1).is_some_and(is_known));
+            self.disabled_features.retain(|feature| is_known(feature));
+            self.globals.extend(workaround.map(str::to_owned));
+        }
+        self
+    }
+
     /// As one would write it for QEMU's `-cpu`, for the report.
     pub fn describe(&self) -> String {
         let mut text = match &self.model {
@@ -70,6 +82,19 @@ pub fn qemu_name(arch: VmArchitecture, name: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_an_emulator_does_not_know_it_is_not_told() {
+        let tuned = || Cpu::resolve(VmArchitecture::Aarch64, Accelerator::Tcg, None);
+        let known = |names: &[&str]| names.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let all = known(&["pauth-impdef", "sve"]);
+        assert_eq!(tuned().adjusted(&all, None), tuned());
+        assert_eq!(tuned().adjusted(&known(&["sve"]), None).describe(), "max,sve=off");
+        let steered = tuned().adjusted(&all, Some("max-arm-cpu.lpa2=off")).describe();
+        assert_eq!(steered, "max,pauth-impdef=on,lpa2=off,sve=off");
+        let named = Cpu::resolve(VmArchitecture::Aarch64, Accelerator::Tcg, Some("pi5"));
+        assert_eq!(named.clone().adjusted(&[], Some("max-arm-cpu.lpa2=off")), named);
+    }
 
     #[test]
     fn every_combination_resolves_to_what_qemu_is_told() {

@@ -116,6 +116,7 @@ impl DomainXmlParams {
     pub fn resolve(
         spec: &VmSpec,
         accelerator: Accelerator,
+        cpu: Cpu,
         emulator: &Path,
         firmware: Option<&Firmware>,
         files: &RunFiles,
@@ -126,7 +127,7 @@ impl DomainXmlParams {
             architecture: spec.architecture,
             accelerator,
             emulator: emulator.to_owned(),
-            cpu: Cpu::resolve(spec.architecture, accelerator, spec.cpu.as_deref()),
+            cpu,
             vcpus: spec.vcpus,
             memory_mib: spec.memory_mib,
             firmware: firmware

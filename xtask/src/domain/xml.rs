@@ -202,6 +202,7 @@ fn write_qemu_arguments(xml: &mut Xml, params: &DomainXmlParams) -> io::Result<(
 mod tests {
     use super::*;
     use crate::arch::VmArchitecture;
+    use crate::domain::cpu::Cpu;
     use crate::domain::{RunFiles, VmSpec};
     use crate::host::firmware::Firmware;
     use std::path::Path;
@@ -225,7 +226,8 @@ mod tests {
             uuid: "6a7e489a-24e7-440d-b2b9-310110de50b9".into(),
         };
         let emulator = Path::new("/usr/bin").join(arch.profile().emulator);
-        DomainXmlParams::resolve(&spec, accelerator, &emulator, uefi.then_some(&firmware), &files)
+        let cpu = Cpu::resolve(arch, accelerator, cpu);
+        DomainXmlParams::resolve(&spec, accelerator, cpu, &emulator, uefi.then_some(&firmware), &files)
     }
 
     /// Compares with `test_data/<name>.xml`; `IOT_XTASK_BLESS=1 cargo test` writes it anew.

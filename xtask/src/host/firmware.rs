@@ -2,9 +2,11 @@
 //! known paths. A pair is taken only where both files exist and have a size that the flash device takes.
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::fs::File;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, bail};
 use serde::Deserialize;
 
 use crate::arch::{MachineProfile, VmArchitecture};
@@ -28,34 +30,77 @@ pub struct Firmware {
 /// The pair for aarch64, which has no other way to boot a distribution.
 pub type AarchFirmware = Firmware;
 
+/// A pair that is not taken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rejected {
+    /// The descriptor or the file.
+    pub path: PathBuf,
+    /// What speaks against it.
+    pub why: Why,
+}
+
+/// What speaks against a pair.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Why {
+    /// It has another size than the flash device takes, in bytes; `None` where that is any multiple of 4 KiB.
+    Size(u64, Option<u64>),
+    /// A descriptor names it, and it is not there.
+    Dangling(PathBuf),
+    /// It cannot be read; why.
+    Unreadable(String),
+    /// It enforces signatures, and an image of one's own has none.
+    Enrolled,
+    /// The descriptor is not QEMU's format; why.
+    Malformed(String),
+    /// No descriptor names it, and it is not there.
+    Absent,
+}
+
+impl fmt::Display for Rejected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let path = self.path.display();
+        match &self.why {
+            Why::Size(bytes, Some(wanted)) => {
+                write!(f, "{path} has {bytes} bytes and the flash device takes {wanted}")
+            }
+            Why::Size(bytes, None) => write!(f, "{path} has {bytes} bytes, not a multiple of 4096"),
+            Why::Dangling(file) => write!(f, "{path} names {}, which is not there", file.display()),
+            Why::Unreadable(error) => write!(f, "{path} cannot be read: {error}"),
+            Why::Enrolled => write!(f, "{path} is about firmware that boots what is signed alone"),
+            Why::Malformed(error) => write!(f, "{path} is no descriptor of QEMU's: {error}"),
+            Why::Absent => write!(f, "{path} is not there"),
+        }
+    }
+}
+
 /// The first pair that fits, below `root` (`/` but in tests).
 ///
 /// # Errors
-/// Lists every candidate with what speaks against it.
-pub fn discover(arch: VmArchitecture, root: &Path) -> Result<Firmware> {
+/// Every candidate with what speaks against it.
+pub fn discover(arch: VmArchitecture, root: &Path) -> Result<Firmware, Vec<Rejected>> {
     let profile = arch.profile();
     let mut rejected = Vec::new();
-    let described =
-        descriptors(root).into_iter().filter_map(|(path, text)| match from_descriptor(&text, profile) {
-            Ok(pair) => pair,
-            Err(error) => {
-                rejected.push(format!("{}: {error}", path.display()));
-                None
-            }
-        });
-    let described: Vec<_> = described.collect();
+    let mut described = Vec::new();
+    for (path, text) in descriptors(root) {
+        match from_descriptor(&text, profile) {
+            Ok(Some(Offer { pair, enrolled: false })) => described.push((Some(path), pair)),
+            Ok(Some(_)) => rejected.push(Rejected { path, why: Why::Enrolled }),
+            Ok(None) => {}
+            Err(error) => rejected.push(Rejected { path, why: Why::Malformed(error.to_string()) }),
+        }
+    }
     let known = profile
         .firmware_paths
         .iter()
-        .map(|(code, vars)| Firmware { code: code.into(), vars_template: vars.into() });
-    for pair in described.into_iter().chain(known) {
-        match check(&pair, profile, root) {
+        .map(|(code, vars)| (None, Firmware { code: code.into(), vars_template: vars.into() }));
+    for (descriptor, pair) in described.into_iter().chain(known) {
+        match check(&pair, profile, root, descriptor.as_deref()) {
             Ok(()) => return Ok(pair),
-            Err(error) if !rejected.contains(&error.to_string()) => rejected.push(error.to_string()),
+            Err(why) if !rejected.contains(&why) => rejected.push(why),
             Err(_same_again) => {}
         }
     }
-    bail!("no UEFI firmware pair for {arch}: {}", rejected.join("; "))
+    Err(rejected)
 }
 
 /// Every descriptor by name, later directories masking earlier ones.
@@ -103,37 +148,52 @@ struct Target {
     machines: Vec<String>,
 }
 
+/// A pair for the machine.
+struct Offer {
+    pair: Firmware,
+    /// Whether it boots what is signed alone.
+    enrolled: bool,
+}
+
 /// The pair that a descriptor offers for the machine, `None` where it is about something else.
-fn from_descriptor(text: &str, profile: &MachineProfile) -> Result<Option<Firmware>> {
+fn from_descriptor(text: &str, profile: &MachineProfile) -> Result<Option<Offer>, serde_json::Error> {
     let descriptor: Descriptor = serde_json::from_str(text)?;
     let for_machine = descriptor.targets.iter().any(|target| {
         target.architecture == profile.machine
             && target.machines.iter().any(|machine| machine.contains(profile.machine_type))
     });
-    let unwanted = descriptor.features.iter().any(|feature| UNWANTED_FEATURES.contains(&feature.as_str()));
+    let enrolled = descriptor.features.iter().any(|feature| UNWANTED_FEATURES.contains(&feature.as_str()));
     let uefi = descriptor.interface_types.iter().any(|kind| kind == "uefi");
     let Mapping { device, executable: Some(code), nvram_template: Some(vars) } = descriptor.mapping else {
         return Ok(None);
     };
     let raw = code.format == "raw" && vars.format == "raw";
-    let fits = uefi && for_machine && !unwanted && raw && device == "flash";
-    Ok(fits.then_some(Firmware { code: code.filename, vars_template: vars.filename }))
+    let pair = Firmware { code: code.filename, vars_template: vars.filename };
+    Ok((uefi && for_machine && raw && device == "flash").then_some(Offer { pair, enrolled }))
 }
 
-fn check(pair: &Firmware, profile: &MachineProfile, root: &Path) -> Result<()> {
+fn check(
+    pair: &Firmware,
+    profile: &MachineProfile,
+    root: &Path,
+    descriptor: Option<&Path>,
+) -> Result<(), Rejected> {
     for path in [&pair.code, &pair.vars_template] {
-        let Ok(meta) = root.join(path.strip_prefix("/").unwrap_or(path)).metadata() else {
-            bail!("{} is not there", path.display());
+        let here = root.join(path.strip_prefix("/").unwrap_or(path));
+        let of_file = |why| Rejected { path: path.clone(), why };
+        let bytes = match File::open(&here).and_then(|file| file.metadata()) {
+            Ok(meta) => meta.len(),
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                return Err(match descriptor {
+                    Some(by) => Rejected { path: by.to_owned(), why: Why::Dangling(path.clone()) },
+                    None => of_file(Why::Absent),
+                });
+            }
+            Err(error) => return Err(of_file(Why::Unreadable(error.to_string()))),
         };
-        let bytes = meta.len();
-        match profile.flash_bytes {
-            Some(size) if bytes != size => {
-                bail!("{} has {bytes} bytes and the flash device takes {size}", path.display())
-            }
-            None if bytes == 0 || bytes % 4096 != 0 => {
-                bail!("{} has {bytes} bytes, not a multiple of 4096", path.display())
-            }
-            _ => {}
+        let fits = profile.flash_bytes.map_or(bytes > 0 && bytes % 4096 == 0, |size| bytes == size);
+        if !fits {
+            return Err(of_file(Why::Size(bytes, profile.flash_bytes)));
         }
     }
     Ok(())
@@ -187,15 +247,35 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let root = root.path();
         file(root, "/usr/share/AAVMF/AAVMF_CODE.fd", 2 << 20);
-        let error = discover(VmArchitecture::Aarch64, root).unwrap_err().to_string();
+        let rejected = discover(VmArchitecture::Aarch64, root).unwrap_err();
+        let told: Vec<_> = rejected.iter().map(ToString::to_string).collect();
+        let size = "/usr/share/AAVMF/AAVMF_CODE.fd has 2097152 bytes and the flash device takes 67108864";
+        assert!(told.iter().any(|line| line == size), "{told:?}");
         assert!(
-            error.contains("AAVMF_CODE.fd has 2097152 bytes and the flash device takes 67108864"),
-            "{error}"
+            told.iter().any(|line| line == "/usr/share/edk2/aarch64/QEMU_CODE.fd is not there"),
+            "{told:?}"
         );
-        assert!(error.contains("/usr/share/edk2/aarch64/QEMU_CODE.fd is not there"), "{error}");
         file(root, "/usr/share/edk2/aarch64/QEMU_CODE.fd", FLASH);
         file(root, "/usr/share/edk2/aarch64/QEMU_VARS.fd", FLASH);
         assert!(discover(VmArchitecture::Aarch64, root).is_ok(), "the next known pair is taken");
         assert!(discover(VmArchitecture::X86_64, root).is_err());
+    }
+
+    #[test]
+    fn what_speaks_against_each_descriptor_is_kept() {
+        let root = tempfile::tempdir().unwrap();
+        let root = root.path();
+        descriptor(root, "40-enrolled.json", "/a/ms.fd", "/a/vars.fd", r#""enrolled-keys""#);
+        descriptor(root, "50-absent.json", "/a/absent.fd", "/a/vars.fd", "");
+        std::fs::write(root.join("usr/share/qemu/firmware/10-broken.json"), "{").unwrap();
+        let rejected = discover(VmArchitecture::Aarch64, root).unwrap_err();
+        let of = |name: &str| {
+            let found = rejected.iter().find(|rejected| rejected.path.ends_with(name));
+            &found.unwrap_or_else(|| panic!("{name} in {rejected:?}")).why
+        };
+        assert_eq!(of("40-enrolled.json"), &Why::Enrolled);
+        assert_eq!(of("50-absent.json"), &Why::Dangling("/a/absent.fd".into()));
+        assert!(matches!(of("10-broken.json"), Why::Malformed(_)));
+        assert_eq!(of("AAVMF_CODE.fd"), &Why::Absent);
     }
 }

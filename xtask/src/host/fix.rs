@@ -21,7 +21,7 @@ const ROUNDS: usize = 3;
 /// # Errors
 /// Where a command fails, or the person says no.
 pub fn fix(workspace: &Workspace, asked: &Asked<'_>, args: FixArgs) -> Result<Preflight> {
-    let mut preflight = Preflight::check(workspace, asked);
+    let mut preflight = Preflight::check(workspace, asked)?;
     for _ in 0..ROUNDS {
         let commands = plan(&preflight);
         if commands.is_empty() {
@@ -34,7 +34,7 @@ pub fn fix(workspace: &Workspace, asked: &Asked<'_>, args: FixArgs) -> Result<Pr
         for command in &commands {
             run_or_unavailable(command)?;
         }
-        preflight = Preflight::check(workspace, asked);
+        preflight = Preflight::check(workspace, asked)?;
     }
     Ok(preflight)
 }
@@ -42,14 +42,17 @@ pub fn fix(workspace: &Workspace, asked: &Asked<'_>, args: FixArgs) -> Result<Pr
 /// The commands, in order: packages in one transaction, then what the packages make possible.
 pub fn plan(preflight: &Preflight) -> Vec<Vec<String>> {
     let Some(facts) = preflight.facts.first() else { return Vec::new() };
-    let blocking: Vec<&Finding> =
-        preflight.findings.iter().filter(|finding| finding.severity == Severity::Blocks).collect();
+    commands(facts, preflight.findings.iter().filter(|finding| finding.severity == Severity::Blocks))
+}
+
+/// What does the remedies of `findings`, as commands for this machine.
+pub fn commands<'a>(facts: &Facts, findings: impl Iterator<Item = &'a Finding>) -> Vec<Vec<String>> {
     let mut packages = BTreeSet::new();
     let (mut as_root, mut as_self) = (Vec::new(), Vec::new());
-    for finding in blocking {
+    for finding in findings {
         match &finding.remedy {
             Some(Remedy::Install(need, arch)) => {
-                let names = facts.package_manager.map_or(&[][..], |pm| pm.packages(*need, *arch));
+                let names = facts.host.package_manager.map_or(&[][..], |pm| pm.packages(*need, *arch));
                 packages.extend(names.iter().copied());
             }
             Some(Remedy::RunAsRoot(commands)) => as_root.extend(commands.iter().cloned()),
@@ -58,7 +61,7 @@ pub fn plan(preflight: &Preflight) -> Vec<Vec<String>> {
         }
     }
     let mut commands = Vec::new();
-    if let Some(manager) = facts.package_manager.filter(|_| !packages.is_empty()) {
+    if let Some(manager) = facts.host.package_manager.filter(|_| !packages.is_empty()) {
         let names: Vec<_> = packages.into_iter().collect();
         commands.extend(manager.install(&names).into_iter().map(|command| escalate(facts, command)));
     }
@@ -71,8 +74,8 @@ pub fn plan(preflight: &Preflight) -> Vec<Vec<String>> {
 }
 
 fn escalate(facts: &Facts, command: Vec<String>) -> Vec<String> {
-    match &facts.escalation {
-        Some(program) if !facts.root => {
+    match &facts.host.escalation {
+        Some(program) if !facts.host.root => {
             std::iter::once(program.display().to_string()).chain(command).collect()
         }
         _ => command,
@@ -123,22 +126,24 @@ fn run(command: &[String]) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::findings::{self, tests::sound};
+    use crate::host::findings::tests::sound;
     use crate::host::packages::Need;
+    use crate::host::surroundings::When;
 
     fn planned(change: impl FnOnce(&mut Facts)) -> Vec<String> {
         let mut facts = sound();
         change(&mut facts);
-        let findings = findings::judge(&facts);
-        plan(&Preflight { facts: vec![facts], findings }).iter().map(|command| command.join(" ")).collect()
+        plan(&Preflight::judge(vec![facts])).iter().map(|command| command.join(" ")).collect()
     }
 
     #[test]
     fn packages_come_in_one_transaction() {
         let commands = planned(|facts| {
             facts.emulator = None;
-            facts.missing_programs =
-                vec![("mcopy", Need::Mtools), ("ssh", Need::Ssh), ("ssh-keygen", Need::Ssh)];
+            facts.host.missing_programs =
+                [("mcopy", Need::Mtools), ("ssh", Need::Ssh), ("ssh-keygen", Need::Ssh)]
+                    .map(|(name, need)| (name, need, When::Always))
+                    .to_vec();
             (facts.runs_guest_programs, facts.user_emulator) = (false, false);
             facts.rust_target = Ok(false);
         });
@@ -155,7 +160,8 @@ mod tests {
 
     #[test]
     fn what_the_packages_make_possible_is_the_next_rounds() {
-        let commands = planned(|facts| (facts.runs_guest_programs, facts.binfmt_mounted) = (false, false));
+        let commands =
+            planned(|facts| (facts.runs_guest_programs, facts.host.binfmt_mounted) = (false, false));
         assert_eq!(
             commands,
             [
@@ -174,7 +180,7 @@ mod tests {
     fn nothing_runs_where_nothing_blocks() {
         assert_eq!(planned(|_| {}), Vec::<String>::new());
         assert_eq!(
-            planned(|facts| facts.free_memory = Some(1)),
+            planned(|facts| facts.host.free_memory = Some(1)),
             Vec::<String>::new(),
             "a degradation is only told"
         );
@@ -183,8 +189,8 @@ mod tests {
     #[test]
     fn an_ordinary_user_escalates_as_the_machine_offers() {
         let commands = planned(|facts| {
-            facts.root = false;
-            facts.escalation = Some("/usr/bin/doas".into());
+            facts.host.root = false;
+            facts.host.escalation = Some("/usr/bin/doas".into());
             facts.emulator = None;
             facts.rust_target = Ok(false);
         });

@@ -1,9 +1,11 @@
-//! Whether KVM may be tried here, and what an earlier run learned of it.
+//! Whether KVM may be tried here, by evidence, and what an earlier run learned of it.
 //!
-//! A `/dev/kvm` that opens is no proof: nested and software KVM exist that run a BIOS and never a stock kernel. So
-//! a run that has seen KVM fail writes that down for as long as the host stays up.
+//! A `/dev/kvm` that opens is no proof: nested and software KVM exist that run a BIOS and never a stock kernel. What tells
+//! them apart without starting anything is the processor: hardware virtualisation shows as `vmx` or `svm` among its flags,
+//! and as one of the kernel's modules for it. A run that has seen KVM fail writes that down for as long as the host stays up.
 
 use std::fs::OpenOptions;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -11,34 +13,113 @@ use anyhow::{Context, Result};
 use crate::arch::VmArchitecture;
 use crate::paths::{Cache, make_private_dir, write_private};
 
-/// What speaks for or against KVM.
+/// What speaks for or against KVM. Each reason is in words, for the report.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Kvm {
-    /// It opens, and nothing is known against it.
+    /// It opens, and the processor's own virtualisation stands behind it.
     Opens,
+    /// The same, and this host is itself a virtual machine.
+    Nested,
+    /// It opens, and nothing in the processor stands behind it: it may run a BIOS, and no stock kernel.
+    Software(String),
     /// An earlier run of this host's boot saw it fail; why.
     Failed(String),
-    /// It cannot be used; why.
-    No(String),
+    /// The guest's architecture is not the host's.
+    Foreign(String),
+    /// There is no `/dev/kvm`; why.
+    Absent(String),
+    /// There is one that this user may not open; why.
+    Denied(String),
+}
+
+impl Kvm {
+    /// Why an automatic choice does not take it; `None` where it may be tried.
+    pub fn against(&self) -> Option<&str> {
+        match self {
+            Self::Opens | Self::Nested => None,
+            Self::Software(why)
+            | Self::Failed(why)
+            | Self::Foreign(why)
+            | Self::Absent(why)
+            | Self::Denied(why) => Some(why),
+        }
+    }
+
+    /// Whether it can be tried at all, by whoever asks for it by name.
+    pub fn opens(&self) -> bool {
+        matches!(self, Self::Opens | Self::Nested | Self::Software(_) | Self::Failed(_))
+    }
+}
+
+/// What the processor and the kernel say of hardware virtualisation.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Processor {
+    /// The architecture has a flag for it: x86 has, Arm has none that the kernel shows.
+    has_flag: bool,
+    /// `vmx` or `svm` in /proc/cpuinfo.
+    virtualises: bool,
+    /// `hypervisor` in /proc/cpuinfo: this is a virtual machine.
+    guest: bool,
+    /// `/sys/module/kvm_*`.
+    modules: Vec<String>,
 }
 
 /// Looks, without starting anything.
 pub fn look(guest: VmArchitecture, cache: Option<&Cache>) -> Kvm {
-    if VmArchitecture::of_host() != Some(guest) {
-        return Kvm::No(format!("the host is {} and the guest {guest}", std::env::consts::ARCH));
+    let host = VmArchitecture::of_host();
+    if host != Some(guest) {
+        return Kvm::Foreign(format!("the host is {} and the guest {guest}", std::env::consts::ARCH));
     }
-    if let Err(error) = OpenOptions::new().read(true).write(true).open("/dev/kvm") {
-        return Kvm::No(format!("/dev/kvm does not open: {error}"));
+    let opened = OpenOptions::new().read(true).write(true).open("/dev/kvm").map(drop);
+    let note =
+        cache.and_then(|cache| Some((note_path(cache), std::fs::read_to_string(note_path(cache)).ok()?)));
+    let failed = note.and_then(|(path, note)| match note.split_once('\n') {
+        Some((boot_id, reason)) if boot_id == host_boot_id() => {
+            Some(format!("{} (remembered in {})", reason.trim(), path.display()))
+        }
+        _ => None,
+    });
+    judge(opened.map_err(|error| (error.kind(), error.to_string())), &processor(guest), failed)
+}
+
+fn judge(opened: Result<(), (ErrorKind, String)>, processor: &Processor, failed: Option<String>) -> Kvm {
+    match opened {
+        Err((ErrorKind::PermissionDenied, error)) => {
+            return Kvm::Denied(format!("/dev/kvm does not open: {error}"));
+        }
+        Err((_, error)) => return Kvm::Absent(format!("/dev/kvm does not open: {error}")),
+        Ok(()) => {}
     }
-    let Some(cache) = cache else { return Kvm::Opens };
-    match std::fs::read_to_string(note_path(cache)) {
-        Ok(note) => match note.split_once('\n') {
-            Some((boot_id, reason)) if boot_id == host_boot_id() => {
-                Kvm::Failed(format!("{} (remembered in {})", reason.trim(), note_path(cache).display()))
-            }
-            _ => Kvm::Opens,
-        },
-        Err(_no_note) => Kvm::Opens,
+    if let Some(reason) = failed {
+        return Kvm::Failed(reason);
+    }
+    if processor.has_flag && !processor.virtualises {
+        let modules = match processor.modules.as_slice() {
+            [] => "no module of KVM's".to_owned(),
+            modules => format!("the module {}", modules.join(" and ")),
+        };
+        return Kvm::Software(format!(
+            "/dev/kvm opens, and the processor has neither vmx nor svm ({modules} in /sys/module): a KVM without \
+             hardware, which runs no stock kernel"
+        ));
+    }
+    if processor.guest { Kvm::Nested } else { Kvm::Opens }
+}
+
+fn processor(arch: VmArchitecture) -> Processor {
+    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let flags = text.lines().find(|line| line.starts_with("flags")).unwrap_or_default();
+    let has = |wanted: &str| flags.split_whitespace().any(|flag| flag == wanted);
+    let entries = std::fs::read_dir("/sys/module").into_iter().flatten().flatten();
+    let mut modules: Vec<_> = entries.filter_map(|entry| entry.file_name().into_string().ok()).collect();
+    modules.retain(|name| name.starts_with("kvm_"));
+    modules.sort();
+    let wanted = arch.profile().virtualisation_flags;
+    Processor {
+        has_flag: !wanted.is_empty(),
+        virtualises: wanted.iter().any(|flag| has(flag)),
+        guest: has("hypervisor"),
+        modules,
     }
 }
 
@@ -81,8 +162,35 @@ mod tests {
     fn a_foreign_guest_never_gets_kvm() {
         for guest in VmArchitecture::ALL {
             if Some(guest) != VmArchitecture::of_host() {
-                assert!(matches!(look(guest, None), Kvm::No(reason) if reason.contains("the guest")));
+                assert!(matches!(look(guest, None), Kvm::Foreign(reason) if reason.contains("the guest")));
             }
         }
+    }
+
+    #[test]
+    fn a_kvm_that_lies_is_known_by_its_processor() {
+        let processor = |flags: [bool; 3], modules: &[&str]| Processor {
+            has_flag: flags[0],
+            virtualises: flags[1],
+            guest: flags[2],
+            modules: modules.iter().map(ToString::to_string).collect(),
+        };
+        let hardware = processor([true, true, false], &["kvm_intel"]);
+        let nested = processor([true, true, true], &["kvm_intel"]);
+        let software = processor([true, false, true], &["kvm_pvm"]);
+        let arm = processor([false, false, false], &[]);
+        assert_eq!(judge(Ok(()), &hardware, None), Kvm::Opens);
+        assert_eq!(judge(Ok(()), &nested, None), Kvm::Nested);
+        assert_eq!(judge(Ok(()), &arm, None), Kvm::Opens);
+        let lies = judge(Ok(()), &software, None);
+        assert!(
+            matches!(&lies, Kvm::Software(why) if why.contains("kvm_pvm") && why.contains("neither vmx nor svm"))
+        );
+        assert!(lies.opens() && lies.against().is_some(), "who asks for it by name may try it");
+        assert_eq!(judge(Ok(()), &hardware, Some("x".into())), Kvm::Failed("x".into()));
+        let denied = judge(Err((ErrorKind::PermissionDenied, "no".into())), &hardware, None);
+        assert!(matches!(denied, Kvm::Denied(_)) && !denied.opens());
+        let absent = judge(Err((ErrorKind::NotFound, "none".into())), &hardware, None);
+        assert!(matches!(absent, Kvm::Absent(_)) && absent.against().is_some());
     }
 }

@@ -1,6 +1,7 @@
 //! What this machine has and lacks: [`facts`] (gathered, IO) → [`findings`] (judged, pure) → remedies
 //! ([`packages`], [`fix`]).
 
+pub mod edk2;
 pub mod facts;
 pub mod findings;
 pub mod firmware;
@@ -8,16 +9,21 @@ pub mod fix;
 pub mod kvm;
 pub mod packages;
 pub mod qemu;
+pub mod surroundings;
 pub mod tools;
+
+use std::thread;
 
 use anyhow::Result;
 
 use crate::arch::VmArchitecture;
 use crate::cli::MachineArgs;
-use crate::exit::Unavailable;
+use crate::exit::{Unavailable, Usage};
+use crate::image::Choice;
 use crate::workspace::Workspace;
-use facts::Facts;
+use facts::{Facts, Guest};
 use findings::{Finding, Severity};
+use surroundings::Host;
 
 /// What a machine is looked at for.
 #[derive(Debug, Clone, Copy)]
@@ -39,8 +45,28 @@ pub struct Preflight {
 
 impl Preflight {
     /// Gathers and judges; about a quarter of a second.
-    pub fn check(workspace: &Workspace, asked: &Asked<'_>) -> Self {
-        let facts: Vec<_> = asked.architectures.iter().map(|arch| Facts::gather(workspace, *arch)).collect();
+    ///
+    /// # Errors
+    /// [`Usage`] where the image that was asked for cannot be one.
+    pub fn check(workspace: &Workspace, asked: &Asked<'_>) -> Result<Self, Usage> {
+        let guests = asked.architectures.iter().map(|arch| {
+            Ok((*arch, Guest::new(asked.machine, &Choice::from_args(&asked.machine.image, *arch)?)))
+        });
+        let guests: Vec<_> = guests.collect::<Result<_, Usage>>()?;
+        let host = Host::gather();
+        let facts = thread::scope(|scope| {
+            let gather = |(arch, guest)| {
+                let host = host.clone();
+                scope.spawn(move || Facts::gather(workspace, host, arch, guest))
+            };
+            let probes: Vec<_> = guests.into_iter().map(gather).collect();
+            probes.into_iter().map(|probe| probe.join().expect("a probe does not panic")).collect()
+        });
+        Ok(Self::judge(facts))
+    }
+
+    /// Judges what was gathered.
+    pub fn judge(facts: Vec<Facts>) -> Self {
         let found: Vec<_> = facts.iter().flat_map(findings::judge).collect();
         let mut preflight = Self { facts, findings: Vec::new() };
         preflight.add(found);

@@ -17,6 +17,19 @@ pub fn find(name: &str) -> Option<PathBuf> {
         .find(|candidate| is_executable(candidate))
 }
 
+/// The names of all programs that begin with `start`, sorted.
+pub fn find_all(start: &str) -> Vec<String> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let directories = std::env::split_paths(&path).chain(SYSTEM_DIRECTORIES.iter().map(PathBuf::from));
+    let entries = directories.filter_map(|directory| directory.read_dir().ok()).flatten().flatten();
+    let programs = entries.filter(|entry| is_executable(&entry.path()));
+    let mut names: Vec<_> = programs.filter_map(|entry| entry.file_name().into_string().ok()).collect();
+    names.retain(|name| name.starts_with(start));
+    names.sort();
+    names.dedup();
+    names
+}
+
 /// [`find`], with an error that says what to do.
 ///
 /// # Errors
@@ -54,6 +67,12 @@ pub fn version_in(text: &str) -> Option<String> {
         .map(|word| word.trim_start_matches('v'))
         .find(|word| word.contains('.') && word.starts_with(|c: char| c.is_ascii_digit()))
         .map(str::to_owned)
+}
+
+/// The first two numbers of a version; what is no number counts as none.
+pub fn release(version: &str) -> (u32, u32) {
+    let mut parts = version.split('.').map(|part| part.parse().unwrap_or(0));
+    (parts.next().unwrap_or(0), parts.next().unwrap_or(0))
 }
 
 #[cfg(test)]

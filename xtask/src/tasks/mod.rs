@@ -89,9 +89,11 @@ fn check_smoke(workspace: &Workspace, args: &SmokeArgs) -> Result<()> {
 /// Preflight with `--fix`; quiet where nothing stands in the way.
 fn ready(workspace: &Workspace, asked: &Asked<'_>, args: FixArgs) -> Result<Preflight> {
     let preflight =
-        if args.fix { fix::fix(workspace, asked, args)? } else { Preflight::check(workspace, asked) };
+        if args.fix { fix::fix(workspace, asked, args)? } else { Preflight::check(workspace, asked)? };
     if preflight.blocking().next().is_some() {
         preflight::print(&preflight);
+    } else {
+        preflight::print_degradations(&preflight);
     }
     preflight.verdict()?;
     Ok(preflight)

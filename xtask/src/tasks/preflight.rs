@@ -4,10 +4,12 @@ use anyhow::Result;
 use serde_json::json;
 
 use crate::arch::VmArchitecture;
-use crate::cli::{PreflightArgs, SmokeArgs, Voice};
+use crate::cli::{MachineArgs, PreflightArgs, SmokeArgs, Voice};
 use crate::exit;
-use crate::host::findings::{Remedy, Severity};
+use crate::host::facts::Facts;
+use crate::host::findings::{Finding, Remedy, Severity};
 use crate::host::{Asked, Preflight, fix};
+use crate::plan;
 use crate::report::{Failure, Phase, PhaseReport, PhaseStatus, Report};
 use crate::workspace::Workspace;
 
@@ -17,8 +19,9 @@ pub(super) fn run(workspace: &Workspace, args: &PreflightArgs, voice: Voice) -> 
     let preflight = if args.fix.fix {
         fix::fix(workspace, &asked, args.fix)?
     } else {
-        Preflight::check(workspace, &asked)
+        Preflight::check(workspace, &asked)?
     };
+    check_cpu(&preflight.facts, &args.machine)?;
     let asks_libvirt = args.rehearse || args.connect.is_some();
     if asks_libvirt && preflight.verdict().is_ok() {
         // The back room looks at everything again, and says it all at once.
@@ -26,6 +29,18 @@ pub(super) fn run(workspace: &Workspace, args: &PreflightArgs, voice: Voice) -> 
         return super::enter_back_room(workspace);
     }
     present(&preflight, args)
+}
+
+/// A CPU model that no emulator here has is a flag to correct.
+fn check_cpu(facts: &[Facts], machine: &MachineArgs) -> Result<()> {
+    let Some(cpu) = &machine.cpu else { return Ok(()) };
+    for facts in facts {
+        if let Some(emulator) = facts.working_emulator() {
+            let (accelerator, ..) = plan::accelerator(machine.accel, facts.arch, &facts.kvm)?;
+            emulator.check_cpu(facts.arch.profile(), accelerator, cpu)?;
+        }
+    }
+    Ok(())
 }
 
 /// The guests' architectures: every one where none was named.
@@ -40,56 +55,106 @@ pub fn architectures(args: &PreflightArgs) -> Vec<VmArchitecture> {
 pub fn present(preflight: &Preflight, args: &PreflightArgs) -> Result<()> {
     let verdict = preflight.verdict();
     if args.json {
-        println!(
-            "{:#}",
-            json!({
-                "schema": 1,
-                "ready": verdict.is_ok(),
-                "findings": preflight.findings,
-                "fix": fix::plan(preflight),
-            })
-        );
+        println!("{:#}", as_json(preflight, verdict.is_ok()));
     } else {
         print(preflight);
     }
     verdict
 }
 
+fn as_json(preflight: &Preflight, ready: bool) -> serde_json::Value {
+    let of_host = preflight.facts.first().map(|Facts { host, .. }| {
+        json!({
+            "os": host.os.name, "kernel": host.kernel, "cpus": host.cpus, "root": host.root, "systemd": host.systemd,
+            "container": host.container, "libvirt": host.libvirt.as_ref().ok(),
+        })
+    });
+    let findings = preflight.findings.iter().map(|finding| {
+        let mut value = serde_json::to_value(finding).expect("a finding is plain data");
+        value["commands"] = json!(commands(preflight, finding));
+        value
+    });
+    json!({
+        "schema": 1,
+        "ready": ready,
+        "host": of_host,
+        "findings": findings.collect::<Vec<_>>(),
+        "fix": fix::plan(preflight),
+    })
+}
+
+/// What does one finding's remedy on this machine.
+fn commands(preflight: &Preflight, finding: &Finding) -> Vec<Vec<String>> {
+    let facts = preflight.facts.first();
+    facts.map(|facts| fix::commands(facts, std::iter::once(finding))).unwrap_or_default()
+}
+
 /// One block a finding; a sentence where there is none.
 pub(super) fn print(preflight: &Preflight) {
-    for facts in &preflight.facts {
+    if let Some(Facts { host, .. }) = preflight.facts.first() {
+        let nats = host.nats_server.as_ref().and_then(|version| version.as_ref().ok());
         let of = |known: Option<&String>| known.map_or("missing".to_owned(), Clone::clone);
-        let emulator = facts.emulator.as_ref().and_then(|(_, version)| version.as_ref().ok());
         eprintln!(
-            "{:<8} on {}: QEMU {}, libvirt {}, nats-server {}",
-            facts.arch.to_string(),
-            facts.os,
-            of(emulator),
-            of(facts.libvirt.as_ref().ok()),
-            of(facts.nats_server.as_ref()),
+            "{}, {}: libvirt {}, nats-server {}",
+            host.os.name,
+            host.describe(),
+            of(host.libvirt.as_ref().ok()),
+            of(nats)
         );
     }
-    for finding in &preflight.findings {
-        let word = match finding.severity {
-            Severity::Blocks => "blocks",
-            Severity::Degrades => "degrades",
-            Severity::Informs => "informs",
+    for facts in &preflight.facts {
+        let emulator = facts.working_emulator().map_or("missing", |emulator| &emulator.version);
+        let firmware = match (&facts.firmware, &facts.edk2) {
+            (Ok(_), Some(edk2)) => format!("edk2 {edk2}"),
+            (Ok(_), None) => "firmware that does not tell its release".to_owned(),
+            (Err(_), _) => "no firmware".to_owned(),
         };
-        eprintln!("{word:<9} {}", finding.sentence);
-        eprintln!("          seen: {}", finding.evidence);
-        if let Some(Remedy::Manual(remedy)) = &finding.remedy {
-            eprintln!("          to do: {remedy}");
-        }
+        eprintln!("{:<8} QEMU {emulator}, {firmware}", facts.arch.to_string());
     }
-    let commands = fix::plan(preflight);
-    if !commands.is_empty() {
-        eprintln!("to fix it (--fix runs these):");
-        for command in commands {
+    for finding in &preflight.findings {
+        show(preflight, finding);
+    }
+    let plan = fix::plan(preflight);
+    if !plan.is_empty() {
+        eprintln!("all of it at once (--fix runs these):");
+        for command in plan {
             eprintln!("    {}", command.join(" "));
         }
     }
     if preflight.blocking().next().is_none() {
         eprintln!("ready");
+    }
+}
+
+/// A line for each thing that may explain what a run does.
+pub(super) fn print_degradations(preflight: &Preflight) {
+    for finding in preflight.findings.iter().filter(|finding| finding.severity == Severity::Degrades) {
+        eprintln!("note: {}", finding.sentence);
+    }
+}
+
+fn show(preflight: &Preflight, finding: &Finding) {
+    let word = match finding.severity {
+        Severity::Blocks => "blocks",
+        Severity::Degrades => "degrades",
+        Severity::Informs => "informs",
+    };
+    eprintln!("{word:<9} {}", finding.sentence);
+    eprintln!("          seen: {}", finding.evidence);
+    let commands = commands(preflight, finding);
+    match &finding.remedy {
+        Some(Remedy::Manual(remedy)) => eprintln!("          to do: {remedy}"),
+        Some(Remedy::Install(..)) if commands.is_empty() => eprintln!(
+            "          to do: no package of this distribution is known to bring it; install it by hand, or choose an image \
+             that does not need it"
+        ),
+        // The list of packages is brought up to date once, for all of them.
+        Some(_) => {
+            for command in commands.iter().filter(|command| !command.ends_with(&["update".to_owned()])) {
+                eprintln!("          to do: {}", command.join(" "));
+            }
+        }
+        None => {}
     }
 }
 

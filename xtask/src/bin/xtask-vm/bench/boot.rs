@@ -10,7 +10,6 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Parser as _;
 use serde_json::json;
 use xtask::cli::{BenchArgs, Cli, Command as Task, SmokeArgs, Voice};
-use xtask::domain::cpu::Cpu;
 use xtask::domain::seed::{Seed, marker};
 use xtask::domain::{GUEST_MAC, RunFiles};
 use xtask::host::{Asked, Preflight};
@@ -44,7 +43,7 @@ pub(super) fn run(
     let cache = Cache::from_env()?;
     let smoke_args = default_smoke(args);
     let asked = Asked { architectures: &[args.arch], machine: &smoke_args.machine };
-    let preflight = Preflight::check(workspace, &asked);
+    let preflight = Preflight::check(workspace, &asked)?;
     preflight.verdict()?;
     let facts = preflight.facts.first().context("one architecture was asked for")?;
     let mut plan = Plan::resolve(facts, args.arch, &smoke_args.machine, smoke_args.timeout_scale)?;
@@ -198,7 +197,7 @@ fn wait_for_cloud_init(
 
 fn bare_arguments(plan: &Plan, files: &RunFiles) -> Vec<OsString> {
     let profile = plan.spec.architecture.profile();
-    let cpu = Cpu::resolve(plan.spec.architecture, plan.accelerator, None).describe();
+    let cpu = plan.cpu().describe();
     let mut words = vec![
         "-machine".to_owned(),
         profile.machine_type.to_owned(),

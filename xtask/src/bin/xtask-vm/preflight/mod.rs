@@ -18,7 +18,7 @@ pub(crate) fn run(workspace: &Workspace, args: &PreflightArgs) -> Result<()> {
     let interrupt = Interrupt::install()?;
     let architectures = architectures(args);
     let mut preflight =
-        Preflight::check(workspace, &Asked { architectures: &architectures, machine: &args.machine });
+        Preflight::check(workspace, &Asked { architectures: &architectures, machine: &args.machine })?;
     // Without an emulator there is nothing to rehearse; what is missing is told below.
     if preflight.verdict().is_ok() {
         if args.rehearse {

@@ -176,7 +176,8 @@ pub(crate) fn make_writable_files(
 
 fn write_xml(plan: &Plan, files: &RunFiles, work: &Path) -> Result<String> {
     let firmware = Some(&plan.firmware);
-    let params = DomainXmlParams::resolve(&plan.spec, plan.accelerator, &plan.emulator, firmware, files);
+    let params =
+        DomainXmlParams::resolve(&plan.spec, plan.accelerator, plan.cpu(), &plan.emulator, firmware, files);
     let xml = xml::domain_xml(&params);
     write_private(&work.join("domain.xml"), &xml)?;
     Ok(xml)

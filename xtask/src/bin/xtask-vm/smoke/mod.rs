@@ -74,7 +74,7 @@ fn prove(session: &mut Session<'_>, vm: &mut RunningVm, agent: &Agent) -> Result
 fn preflight(session: &mut Session<'_>) -> Result<(Plan, String)> {
     let args = session.args;
     let asked = Asked { architectures: &[args.build.arch], machine: &args.machine };
-    let preflight = Preflight::check(session.workspace, &asked);
+    let preflight = Preflight::check(session.workspace, &asked)?;
     preflight.verdict()?;
     let facts = preflight.facts.first().context("one architecture was asked for")?;
     let plan = Plan::resolve(facts, args.build.arch, &args.machine, args.timeout_scale)?;

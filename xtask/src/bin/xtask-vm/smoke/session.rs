@@ -107,11 +107,11 @@ impl<'a> Session<'a> {
     /// The host's and the guest's parts of the report, once they are known.
     pub(crate) fn describe_host(&mut self, facts: &Facts, plan: &Plan) -> Result<()> {
         self.report.host = HostReport {
-            os: facts.os.clone(),
-            kernel: facts.kernel.clone(),
-            cpus: facts.cpus,
+            os: facts.host.os.name.clone(),
+            kernel: facts.host.kernel.clone(),
+            cpus: facts.host.cpus,
             qemu: Some(plan.qemu_version.clone()),
-            libvirt: facts.libvirt.clone().ok(),
+            libvirt: facts.host.libvirt.clone().ok(),
             accelerator: None,
             accelerator_note: None,
         };
@@ -126,9 +126,7 @@ impl<'a> Session<'a> {
     pub(crate) fn describe_accelerator(&mut self, plan: &Plan) {
         self.report.host.accelerator = Some(plan.accelerator);
         self.report.host.accelerator_note.clone_from(&plan.accelerator_note);
-        let cpu = plan.spec.cpu.as_deref();
-        self.report.guest.cpu =
-            xtask::domain::cpu::Cpu::resolve(plan.spec.architecture, plan.accelerator, cpu).describe();
+        self.report.guest.cpu = plan.cpu().describe();
         self.history = Some(History::load(&self.cache, &plan.kind()));
     }
 

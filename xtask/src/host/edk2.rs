@@ -1,0 +1,159 @@
+//! The version of a UEFI firmware, read out of its binary, and the versions that are known to fail with a QEMU.
+
+use std::fmt;
+use std::fs::File;
+use std::io::Read as _;
+use std::path::Path;
+
+/// So much of a firmware's file is looked at: what is not compressed in it, where edk2's builds for Arm name themselves, is
+/// in the first megabyte. OVMF's name is in a compressed volume, which is not opened for it.
+const SEARCHED_BYTES: u64 = 1 << 20;
+
+/// An edk2 release: they are named by year and month.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Edk2 {
+    /// 2022 in edk2-stable202211.
+    pub year: u16,
+    /// 11 in edk2-stable202211.
+    pub month: u8,
+}
+
+impl fmt::Display for Edk2 {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{:02}", self.year, self.month)
+    }
+}
+
+impl Edk2 {
+    /// A release of that month.
+    pub const fn new(year: u16, month: u8) -> Self {
+        Self { year, month }
+    }
+
+    /// What the firmware's file says; `None` where it says nothing, as OVMF's do.
+    pub fn read(code: &Path) -> Option<Self> {
+        let mut bytes = Vec::new();
+        File::open(code).ok()?.take(SEARCHED_BYTES).read_to_end(&mut bytes).ok()?;
+        Self::find(&bytes)
+    }
+
+    /// The first release named in `bytes`: `edk2-2022.11/` of a build's path (Debian), `edk2-stable202505` (Arch, openSUSE),
+    /// `edk2-20250523-` (Fedora), in ASCII or in UEFI's own 16-bit characters.
+    fn find(bytes: &[u8]) -> Option<Self> {
+        // What is neither becomes a replacement character, which is part of no name.
+        let text = String::from_utf8_lossy(bytes);
+        named_in(&text, "edk2-").or_else(|| named_in(&text, "e\0d\0k\x002\0-\0"))
+    }
+}
+
+fn named_in(text: &str, name: &str) -> Option<Edk2> {
+    text.match_indices(name).find_map(|(at, name)| {
+        let rest = text[at + name.len()..].chars().filter(|c| *c != '\0').take("stable20250523".len());
+        let rest: String = rest.filter(|c| *c != '.').collect();
+        let rest = rest.strip_prefix("stable").unwrap_or(&rest);
+        release(&rest.chars().take_while(char::is_ascii_digit).collect::<String>())
+    })
+}
+
+/// `202211` or `20221115`.
+fn release(digits: &str) -> Option<Edk2> {
+    let (year, month) = (digits.get(..4)?.parse().ok()?, digits.get(4..6)?.parse().ok()?);
+    ((2010..2100).contains(&year) && (1..=12).contains(&month)).then_some(Edk2 { year, month })
+}
+
+/// A QEMU, an edk2 and a CPU model that do not go together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KnownBad {
+    /// The first edk2 release that has the fault, and the first that has not.
+    pub edk2: (Edk2, Edk2),
+    /// The first QEMU that shows it, major and minor.
+    pub qemu: (u32, u32),
+    /// QEMU's machine that shows it (`uname -m`).
+    pub machine: &'static str,
+    /// QEMU's CPU model that shows it.
+    pub cpu: &'static str,
+    /// What happens, and where it is told.
+    pub what: &'static str,
+    /// The `-global` property that steers around it; `None` where none is known.
+    pub global: Option<&'static str>,
+}
+
+/// What is known.
+pub const KNOWN_BAD: &[KnownBad] = &[
+    // The Debian bug's reporter found `lpa2` to be the difference. 2026.08 with QEMU 7.2 was seen to boot.
+    KnownBad {
+        edk2: (Edk2::new(2025, 11), Edk2::new(2026, 8)),
+        qemu: (7, 0),
+        machine: "aarch64",
+        cpu: "max",
+        what: "hangs before its first line (github.com/tianocore/edk2/issues/11962)",
+        global: Some("max-arm-cpu.lpa2=off"),
+    },
+    // Reported; QEMU 10.0 with Debian 12's 2022.11 was seen to boot nevertheless.
+    KnownBad {
+        edk2: (Edk2::new(2010, 1), Edk2::new(2023, 11)),
+        qemu: (9, 0),
+        machine: "aarch64",
+        cpu: "max",
+        what: "was reported to fail now and then with a Synchronous Exception (github.com/gokrazy/tools/issues/80)",
+        global: None,
+    },
+];
+
+/// The entry that fits, for `cpu` as QEMU calls it.
+pub fn known_bad(
+    machine: &str,
+    qemu: (u32, u32),
+    edk2: Option<Edk2>,
+    cpu: &str,
+) -> Option<&'static KnownBad> {
+    let edk2 = edk2?;
+    KNOWN_BAD.iter().find(|bad| {
+        bad.machine == machine
+            && bad.cpu == cpu
+            && qemu >= bad.qemu
+            && (bad.edk2.0..bad.edk2.1).contains(&edk2)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wide(text: &str) -> Vec<u8> {
+        text.encode_utf16().flat_map(u16::to_le_bytes).collect()
+    }
+
+    #[test]
+    fn each_distributions_way_to_name_a_release_is_read() {
+        for (bytes, release) in [
+            (b"\x01/build/edk2-2022.11/Build/ArmVirtQemu-AARCH64".to_vec(), Some((2022, 11))),
+            (b"edk2-stable202505".to_vec(), Some((2025, 5))),
+            (wide("edk2-20250523-14.fc42"), Some((2025, 5))),
+            ([vec![7], wide("edk2-stable202511")].concat(), Some((2025, 11))),
+            (b"edk2-aarch64 then edk2-2025.02+ds".to_vec(), Some((2025, 2))),
+            (wide("Socket LGA2011-3"), None),
+            (b"edk2-9999.99".to_vec(), None),
+            (b"edk2-".to_vec(), None),
+            (Vec::new(), None),
+        ] {
+            let found = Edk2::find(&bytes).map(|edk2| (edk2.year, edk2.month));
+            assert_eq!(found, release, "{:?}", String::from_utf8_lossy(&bytes));
+        }
+    }
+
+    #[test]
+    fn known_bad_pairs_have_edges() {
+        let steered = |qemu, edk2, cpu| known_bad("aarch64", qemu, edk2, cpu).map(|bad| bad.global.is_some());
+        let (good, bad, old) = (Edk2::new(2025, 2), Edk2::new(2025, 11), Edk2::new(2022, 11));
+        assert_eq!(steered((10, 0), Some(bad), "max"), Some(true));
+        assert_eq!(steered((10, 0), Some(bad), "cortex-a76"), None);
+        assert_eq!(steered((6, 2), Some(bad), "max"), None);
+        assert_eq!(steered((10, 0), Some(Edk2::new(2026, 8)), "max"), None);
+        assert_eq!(steered((10, 0), Some(good), "max"), None);
+        assert_eq!(steered((10, 0), Some(old), "max"), Some(false));
+        assert_eq!(steered((7, 2), Some(old), "max"), None);
+        assert_eq!(steered((10, 0), None, "max"), None);
+        assert!(known_bad("x86_64", (10, 0), Some(bad), "max").is_none());
+    }
+}

@@ -1,0 +1,71 @@
+//! The programs of a run; and what an image is built with, where the image that was chosen is built.
+
+use super::{Facts, Finding, Remedy};
+use crate::host::packages::Need;
+use crate::host::surroundings::{DEBIAN_KEYRING, When};
+
+pub(super) fn judge(facts: &Facts, findings: &mut Vec<Finding>) {
+    let (host, built) = (&facts.host, facts.guest.built);
+    for (program, need, when) in &host.missing_programs {
+        let needed = match when {
+            When::Always => true,
+            When::Building => built,
+            When::BuildingAsUser => built && !host.root,
+        };
+        if needed {
+            findings.push(Finding::blocks(
+                "program",
+                format!("{program} is missing"),
+                "not on PATH nor in the system directories",
+                Remedy::Install(*need, facts.arch),
+            ));
+        }
+    }
+    if !built {
+        return;
+    }
+    if !host.debian_keyring {
+        let remedy = Remedy::Install(Need::Keyring, facts.arch);
+        let sentence = "the keys of Debian's archive are missing";
+        findings.push(Finding::blocks("keyring", sentence, DEBIAN_KEYRING, remedy));
+    }
+    if let Some(error) = &host.no_user_namespace {
+        findings.push(Finding::blocks(
+            "user-namespace",
+            "an ordinary user cannot build an image here",
+            error,
+            Remedy::manual(
+                "give the user subordinate ids (usermod --add-subuids 100000-165535 --add-subgids 100000-165535 USER); on \
+                 Ubuntu 24.04 also: sysctl -w kernel.apparmor_restrict_unprivileged_userns=0; or run as root; or choose an \
+                 image that is downloaded",
+            ),
+        ));
+    }
+    if !facts.runs_guest_programs {
+        findings.push(guest_programs(facts));
+    }
+}
+
+fn guest_programs(facts: &Facts) -> Finding {
+    let (arch, host) = (facts.arch, &facts.host);
+    let handler = format!("qemu-{}", arch.profile().machine);
+    let why = format!("no enabled /proc/sys/fs/binfmt_misc/{handler}");
+    let sentence = format!("this kernel does not run {arch} programs, as building an image needs");
+    match &facts.registers_handlers {
+        Some(program) if facts.user_emulator => {
+            // Where there is no systemd to do it, installing the package registers nothing.
+            let mut commands = Vec::new();
+            let words = |line: &str| line.split(' ').map(str::to_owned).collect::<Vec<_>>();
+            if !host.binfmt_mounted {
+                commands.push(words("mount -t binfmt_misc binfmt_misc /proc/sys/fs/binfmt_misc"));
+            }
+            let mut register = vec![program.display().to_string()];
+            if program.ends_with("update-binfmts") {
+                register.extend(["--enable".to_owned(), handler]);
+            }
+            commands.push(register);
+            Finding::blocks("binfmt", sentence, why, Remedy::RunAsRoot(commands))
+        }
+        _ => Finding::blocks("user-emulation", sentence, why, Remedy::Install(Need::UserEmulation, arch)),
+    }
+}

@@ -1,0 +1,194 @@
+//! QEMU, its firmware, libvirt, KVM, and the programs of a run.
+
+use super::{Facts, Finding, Remedy};
+use crate::host::edk2::{Edk2, known_bad};
+use crate::host::firmware::{Rejected, Why};
+use crate::host::kvm::Kvm;
+use crate::host::packages::Need;
+use crate::host::qemu::Emulator;
+use crate::host::surroundings::Os;
+use crate::host::tools::release;
+
+/// From here on emulation is some 8 % faster.
+const FASTER_QEMU: (u32, u32) = (9, 1);
+/// JetStream's key-value buckets as the agent uses them; older ones were not tried.
+const OLDEST_NATS: (u32, u32) = (2, 9);
+
+pub(super) fn judge(facts: &Facts, findings: &mut Vec<Finding>) {
+    judge_emulator(facts, findings);
+    match &facts.firmware {
+        Err(rejected) => findings.push(no_firmware(facts, rejected)),
+        Ok(_) => findings.extend(firmware_with_emulator(facts)),
+    }
+    judge_libvirt(facts, findings);
+    findings.extend(kvm(facts));
+    judge_nats(facts, findings);
+}
+
+fn judge_emulator(facts: &Facts, findings: &mut Vec<Finding>) {
+    let (arch, program) = (facts.arch, facts.arch.profile().emulator);
+    let install = Remedy::Install(Need::Emulator, arch);
+    match &facts.emulator {
+        None if facts.other_emulators.is_empty() => {
+            findings.push(Finding::blocks(
+                "emulator",
+                format!("{program} is missing"),
+                "not on PATH",
+                install,
+            ));
+        }
+        None => findings.push(Finding::blocks(
+            "emulator-arch",
+            format!("QEMU is here without {program}"),
+            format!("there are {}", facts.other_emulators.join(", ")),
+            install,
+        )),
+        Some(Err((path, error))) => findings.push(Finding::blocks(
+            "emulator-broken",
+            format!("{program} does not run"),
+            error,
+            Remedy::manual(format!("reinstall the package that brings {}", path.display())),
+        )),
+        Some(Ok(emulator)) => {
+            let (version, path) = (&emulator.version, emulator.path.display().to_string());
+            if emulator.release() < FASTER_QEMU {
+                let sentence = format!("QEMU {version} works; 9.1 or newer emulates some 8 % faster");
+                let finding =
+                    Finding::degrades("emulator-old", sentence, path, Remedy::manual(String::new()));
+                findings.push(Finding { remedy: newer_qemu(&facts.host.os).map(Remedy::manual), ..finding });
+            }
+            findings.extend(untuned(facts, emulator));
+        }
+    }
+}
+
+/// Where a newer QEMU is one package source away. Package sources are a person's to change.
+fn newer_qemu(os: &Os) -> Option<&'static str> {
+    match (os.id.as_str(), os.version_id.as_str()) {
+        ("debian", "12") => Some(
+            "bookworm-backports has QEMU 10: add that suite to apt's sources, then apt-get install -t bookworm-backports \
+             qemu-system-arm qemu-system-x86 qemu-utils",
+        ),
+        ("ubuntu", "24.04") => Some(
+            "Ubuntu's Cloud Archive has a newer QEMU for 24.04: add-apt-repository cloud-archive:flamingo, then apt-get \
+             install qemu-system-arm qemu-system-x86 qemu-utils",
+        ),
+        _ => None,
+    }
+}
+
+/// Without `pauth-impdef` an emulated `max` computes the architected pointer authentication, which doubles a boot's time.
+fn untuned(facts: &Facts, emulator: &Emulator) -> Option<Finding> {
+    let tuned = &facts.arch.profile().tcg_cpu;
+    let wanted = tuned.globals.iter().filter_map(|global| global.split(['.', '=']).nth(1));
+    let wanted = wanted.chain(tuned.disabled_features.iter().copied());
+    let missing: Vec<_> =
+        wanted.filter(|wanted| !emulator.max_properties.iter().any(|known| known == wanted)).collect();
+    if missing.is_empty() {
+        return None;
+    }
+    let sentence =
+        format!("this QEMU's max CPU has no {}, without which it emulates slowly", missing.join(" and no "));
+    let evidence = format!("QEMU {}, query-cpu-model-expansion", emulator.version);
+    Some(Finding::degrades("emulator-cpu", sentence, evidence, Remedy::manual("install QEMU 6.0 or newer")))
+}
+
+/// The reason that a person can do most about comes first: a file of the wrong size before a descriptor's missing one,
+/// that before firmware for signed systems alone.
+fn no_firmware(facts: &Facts, rejected: &[Rejected]) -> Finding {
+    let arch = facts.arch;
+    let worst = rejected.iter().min_by_key(|rejected| &rejected.why).map(|rejected| &rejected.why);
+    let (id, what) = match worst {
+        Some(Why::Size(..)) => ("firmware-size", "has the wrong size"),
+        Some(Why::Dangling(_)) => ("firmware-descriptor", "is described and not there"),
+        Some(Why::Unreadable(_)) => ("firmware-unreadable", "cannot be read"),
+        Some(Why::Enrolled) => ("firmware-enrolled", "is here only for systems that are signed"),
+        Some(Why::Malformed(_) | Why::Absent) | None => ("firmware", "is missing"),
+    };
+    let told: Vec<_> = rejected.iter().map(ToString::to_string).collect();
+    let sentence = format!("UEFI firmware for {arch} {what}");
+    Finding::blocks(id, sentence, told.join("; "), Remedy::Install(Need::Firmware, arch))
+}
+
+/// Firmware and emulator each work, and not with each other.
+fn firmware_with_emulator(facts: &Facts) -> Option<Finding> {
+    let emulator = facts.working_emulator()?;
+    let machine = facts.arch.profile().machine;
+    let bad = known_bad(machine, emulator.release(), facts.edk2, "max")?;
+    let path = facts.firmware.as_ref().map(|pair| pair.code.display().to_string()).unwrap_or_default();
+    let edk2 = facts.edk2.as_ref().map(Edk2::to_string).unwrap_or_default();
+    let sentence = match bad.global {
+        Some(global) => {
+            format!("edk2 {edk2} with QEMU's max CPU {}; guests are started with {global}", bad.what)
+        }
+        None => format!("edk2 {edk2} with QEMU {} and its max CPU {}", emulator.version, bad.what),
+    };
+    let remedy = "a newer firmware package, or --cpu cortex-a76, is beyond doubt";
+    Some(Finding::degrades("firmware-known-bad", sentence, path, Remedy::manual(remedy)))
+}
+
+fn judge_libvirt(facts: &Facts, findings: &mut Vec<Finding>) {
+    if facts.host.libvirt_driver.is_none() {
+        findings.push(Finding::blocks(
+            "libvirt-driver",
+            "libvirt's QEMU driver is missing",
+            "no libvirt_driver_qemu.so in libvirt's connection-driver directory",
+            Remedy::Install(Need::LibvirtDriver, facts.arch),
+        ));
+    }
+    if let Some(user) = facts.host.missing_libvirt_user {
+        let command = format!(
+            "useradd --system --user-group --home-dir /var/lib/libvirt --no-create-home --shell /usr/sbin/nologin {user}"
+        );
+        findings.push(Finding::blocks(
+            "libvirt-user",
+            format!("the account {user} is missing, without which libvirt does not start as root"),
+            format!("getent passwd {user}"),
+            Remedy::RunAsRoot(vec![command.split(' ').map(str::to_owned).collect()]),
+        ));
+    }
+}
+
+fn kvm(facts: &Facts) -> Option<Finding> {
+    let arch = facts.arch;
+    let emulated = |id, why: &str| Finding::informs(id, format!("{arch} guests are emulated"), why);
+    Some(match &facts.kvm {
+        Kvm::Opens => return None,
+        Kvm::Nested => Finding::informs(
+            "kvm-nested",
+            "this host is itself a virtual machine: where its KVM does not run the guest's kernel, the run goes on emulated",
+            "the hypervisor flag in /proc/cpuinfo",
+        ),
+        Kvm::Foreign(why) => emulated("kvm-foreign", why),
+        Kvm::Software(why) => emulated("kvm-software", why),
+        Kvm::Failed(why) => emulated("kvm-failed", why),
+        Kvm::Absent(why) => emulated("kvm-absent", why).with(Remedy::manual(
+            "hardware that virtualises needs it switched on in its firmware, and modprobe kvm_intel or kvm_amd",
+        )),
+        Kvm::Denied(why) => Finding::degrades(
+            "kvm-denied",
+            format!("{arch} guests are emulated, though there is a KVM"),
+            why,
+            Remedy::manual("let this user open it: usermod --append --groups kvm USER, then log in again"),
+        ),
+    })
+}
+
+fn judge_nats(facts: &Facts, findings: &mut Vec<Finding>) {
+    let install = Remedy::Install(Need::NatsServer, facts.arch);
+    match &facts.host.nats_server {
+        Some(Ok(version)) if release(version) < OLDEST_NATS => findings.push(Finding::blocks(
+            "nats-server-old",
+            format!(
+                "nats-server {version} is too old for JetStream's buckets, 2.9 is the oldest that was tried"
+            ),
+            "nats-server --version",
+            install,
+        )),
+        Some(Err(error)) => {
+            findings.push(Finding::blocks("nats-server-broken", "nats-server does not run", error, install));
+        }
+        // Its absence is a missing program's.
+        Some(Ok(_)) | None => {}
+    }
+}

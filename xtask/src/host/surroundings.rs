@@ -1,0 +1,294 @@
+//! What this machine has for any guest: distribution, user, programs, libvirt, room, clock.
+
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use rustix::fs::{Access, access};
+
+use super::packages::{Need, PackageManager};
+use super::tools;
+use crate::arch::VmArchitecture;
+use crate::paths::{Cache, Unusable};
+use crate::run_dir;
+
+/// When a program is needed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum When {
+    /// By every run.
+    Always,
+    /// To build an image from packages.
+    Building,
+    /// The same, by who is not root: in a user namespace.
+    BuildingAsUser,
+}
+
+/// Programs that a run starts, with what brings them.
+pub const PROGRAMS: &[(&str, Need, When)] = &[
+    ("qemu-img", Need::QemuImg, When::Always),
+    ("ssh", Need::Ssh, When::Always),
+    ("ssh-keygen", Need::Ssh, When::Always),
+    ("nats-server", Need::NatsServer, When::Always),
+    ("mkfs.vfat", Need::Dosfstools, When::Always),
+    ("mcopy", Need::Mtools, When::Always),
+    ("mmdebstrap", Need::Mmdebstrap, When::Building),
+    ("mke2fs", Need::E2fsprogs, When::Building),
+    ("debugfs", Need::E2fsprogs, When::Building),
+    ("sfdisk", Need::Sfdisk, When::Building),
+    ("gpgv", Need::Gpgv, When::Building),
+    ("newuidmap", Need::Uidmap, When::BuildingAsUser),
+    ("newgidmap", Need::Uidmap, When::BuildingAsUser),
+];
+
+/// Where Debian keeps the keys of its archive.
+pub const DEBIAN_KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+
+/// A machine. `Err` holds the reason in words.
+#[derive(Debug, Clone)]
+pub struct Host {
+    /// os-release(5).
+    pub os: Os,
+    /// `uname -r`.
+    pub kernel: String,
+    /// Its architecture, `None` where it is none of a guest's.
+    pub arch: Option<VmArchitecture>,
+    /// Processors.
+    pub cpus: usize,
+    /// Whether this process is root.
+    pub root: bool,
+    /// `sudo` or `doas`, for those who are not.
+    pub escalation: Option<PathBuf>,
+    /// What says that this is a container.
+    pub container: Option<String>,
+    /// Whether systemd runs here (sd_booted(3)).
+    pub systemd: bool,
+    /// What installs packages.
+    pub package_manager: Option<PackageManager>,
+    /// Programs of [`PROGRAMS`] that are not there.
+    pub missing_programs: Vec<(&'static str, Need, When)>,
+    /// `nats-server`'s version, where it is there.
+    pub nats_server: Option<Result<String, String>>,
+    /// Whether there is a pkg-config.
+    pub pkg_config: bool,
+    /// libvirt's version, by the probe that the build makes.
+    pub libvirt: Result<String, String>,
+    /// Whether libvirt's headers are in the system's own place, for whom pkg-config cannot ask.
+    pub libvirt_header: bool,
+    /// libvirt's QEMU driver, which the embedded connection loads.
+    pub libvirt_driver: Option<PathBuf>,
+    /// The account that a libvirt of this distribution insists on when it runs as root, where it is missing.
+    pub missing_libvirt_user: Option<&'static str>,
+    /// The cache.
+    pub cache: Result<PathBuf, Unusable>,
+    /// Whether this user, who is QEMU's user too, may read, write and enter the cache.
+    pub cache_access: Result<(), String>,
+    /// Free bytes where the cache is.
+    pub free_disk: Option<u64>,
+    /// `MemAvailable`, bytes.
+    pub free_memory: Option<u64>,
+    /// Why an ordinary user cannot build an image in a user namespace here.
+    pub no_user_namespace: Option<String>,
+    /// Whether `binfmt_misc` is mounted.
+    pub binfmt_mounted: bool,
+    /// Whether Debian's archive keyring is there.
+    pub debian_keyring: bool,
+    /// This machine's clock, in seconds since 1970.
+    pub now: u64,
+    /// What it must have passed: the time at which this program was built.
+    pub built: u64,
+    /// Runs that died and are not collected yet.
+    pub dead_runs: Vec<String>,
+}
+
+/// os-release(5).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Os {
+    /// `PRETTY_NAME`.
+    pub name: String,
+    /// `ID`.
+    pub id: String,
+    /// `VERSION_ID`; a rolling distribution has none.
+    pub version_id: String,
+}
+
+impl Host {
+    /// Looks around.
+    pub fn gather() -> Self {
+        let cache = Cache::from_env();
+        let known = cache.as_ref().ok().cloned();
+        let known = known.as_ref();
+        let uname = rustix::system::uname();
+        thread::scope(|scope| {
+            let nats = scope.spawn(|| tools::find("nats-server").map(|path| version(&path, "--version")));
+            let libvirt = scope.spawn(libvirt_version);
+            let user = scope.spawn(missing_libvirt_user);
+            Self {
+                os: Os::parse(&std::fs::read_to_string("/etc/os-release").unwrap_or_default()),
+                kernel: uname.release().to_string_lossy().into_owned(),
+                arch: VmArchitecture::of_host(),
+                cpus: thread::available_parallelism().map_or(1, usize::from),
+                root: rustix::process::geteuid().is_root(),
+                escalation: tools::find("sudo").or_else(|| tools::find("doas")),
+                container: container(),
+                systemd: Path::new("/run/systemd/system").is_dir(),
+                package_manager: PackageManager::find(),
+                missing_programs: PROGRAMS
+                    .iter()
+                    .copied()
+                    .filter(|(name, ..)| tools::find(name).is_none())
+                    .collect(),
+                pkg_config: tools::find("pkg-config").is_some(),
+                libvirt_header: Path::new("/usr/include/libvirt/libvirt.h").exists(),
+                libvirt_driver: libvirt_driver(),
+                cache_access: known.map_or(Ok(()), |cache| may_use(cache.root())),
+                free_disk: known.and_then(|cache| free_disk(cache.root())),
+                free_memory: available_memory(),
+                no_user_namespace: no_user_namespace(),
+                binfmt_mounted: Path::new("/proc/sys/fs/binfmt_misc/register").exists(),
+                debian_keyring: Path::new(DEBIAN_KEYRING).exists(),
+                now: seconds(SystemTime::now()),
+                built: built(),
+                dead_runs: known.map(run_dir::dead).unwrap_or_default(),
+                nats_server: nats.join().expect("a probe does not panic"),
+                libvirt: libvirt.join().expect("a probe does not panic"),
+                missing_libvirt_user: user.join().expect("a probe does not panic"),
+                cache: cache.map(|cache| cache.root().to_owned()),
+            }
+        })
+    }
+
+    /// As whom, and where: `root in a container without systemd`.
+    pub fn describe(&self) -> String {
+        let who = if self.root { "root" } else { "an ordinary user" };
+        let container = if self.container.is_some() { " in a container" } else { "" };
+        let systemd = if self.systemd { "" } else { " without systemd" };
+        format!("{who}{container}{systemd}")
+    }
+}
+
+impl Os {
+    fn parse(text: &str) -> Self {
+        let of = |name: &str| {
+            let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+            line.map(|value| value.trim_matches('"').to_owned()).unwrap_or_default()
+        };
+        let name = of("PRETTY_NAME");
+        let name = if name.is_empty() { "an unknown system".to_owned() } else { name };
+        Self { name, id: of("ID"), version_id: of("VERSION_ID") }
+    }
+}
+
+fn version(program: &Path, flag: &str) -> Result<String, String> {
+    let said = tools::read(program, &[flag]).map_err(|error| format!("{error:#}"))?;
+    tools::version_in(&said).ok_or_else(|| format!("{} names no version: {said:?}", program.display()))
+}
+
+/// As virt-sys' build script asks: `libvirt` and, for QEMU's monitor, `libvirt-qemu`.
+fn libvirt_version() -> Result<String, String> {
+    let pkg_config = tools::find("pkg-config").ok_or("there is no pkg-config to ask")?;
+    let ask = |library| tools::read(&pkg_config, &["--modversion", library]);
+    ask("libvirt-qemu")
+        .and_then(|_| ask("libvirt"))
+        .map(|version| version.trim().to_owned())
+        .map_err(|error| format!("{error:#}"))
+}
+
+/// libvirt looks in its own library directory, whose place is the distribution's choice.
+fn libvirt_driver() -> Option<PathBuf> {
+    let triplets = VmArchitecture::ALL.map(|arch| format!("/usr/lib/{}", arch.profile().multiarch));
+    ["/usr/lib64", "/usr/lib"]
+        .map(str::to_owned)
+        .into_iter()
+        .chain(triplets)
+        .map(|lib| Path::new(&lib).join("libvirt/connection-driver/libvirt_driver_qemu.so"))
+        .find(|path| path.exists())
+}
+
+/// A libvirt that runs as root looks up the account it was built with before it reads its configuration (9.0 and
+/// later), even where that says `user = "+0"`. On Debian and Ubuntu the account comes with the daemon, which nothing
+/// here needs; elsewhere with the driver.
+fn missing_libvirt_user() -> Option<&'static str> {
+    const DEBIANS: &str = "libvirt-qemu";
+    let concerned =
+        rustix::process::geteuid().is_root() && PackageManager::find() == Some(PackageManager::Apt);
+    let known = |database| tools::read(Path::new("/usr/bin/getent"), &[database, DEBIANS]).is_ok();
+    (concerned && !(known("passwd") && known("group"))).then_some(DEBIANS)
+}
+
+/// What container engines leave for those inside (systemd.io/CONTAINER_INTERFACE; podman and docker each a file).
+fn container() -> Option<String> {
+    let files = ["/run/.containerenv", "/.dockerenv", "/run/systemd/container"];
+    files.into_iter().find(|path| Path::new(path).exists()).map(str::to_owned)
+}
+
+/// Its nearest directory that exists must be this user's to use.
+fn may_use(cache: &Path) -> Result<(), String> {
+    let everything = Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK;
+    for path in cache.ancestors() {
+        match access(path, Access::EXISTS) {
+            Ok(()) => {
+                return access(path, everything).map_err(|error| format!("{}: {error}", path.display()));
+            }
+            Err(rustix::io::Errno::NOENT) => {}
+            Err(error) => return Err(format!("{}: {error}", path.display())),
+        }
+    }
+    Ok(())
+}
+
+/// Of the file system that will hold the cache: of its nearest directory that exists.
+fn free_disk(cache: &Path) -> Option<u64> {
+    let existing = cache.ancestors().find(|path| path.exists())?;
+    let stat = rustix::fs::statvfs(existing).ok()?;
+    Some(stat.f_bavail * stat.f_frsize)
+}
+
+/// Bytes that a new process may have without swapping (proc(5), `MemAvailable`).
+pub fn available_memory() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let kib = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    kib.trim().trim_end_matches(" kB").trim().parse::<u64>().ok().map(|kib| kib * 1024)
+}
+
+/// Tried, not looked up: subordinate ids, sysctls and AppArmor (Ubuntu 24.04) each may forbid it.
+fn no_user_namespace() -> Option<String> {
+    if rustix::process::geteuid().is_root() {
+        return None;
+    }
+    let unshare = tools::find("unshare")?;
+    let tried = tools::read(&unshare, &["--map-root-user", "--map-auto", "true"]);
+    tried.err().map(|error| format!("{error:#}"))
+}
+
+fn seconds(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// When this program was built; 0 where nobody can say, which no clock is behind.
+fn built() -> u64 {
+    let own = std::env::current_exe().and_then(|path| path.metadata()?.modified());
+    own.map_or(0, seconds)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn os_release_is_read_with_and_without_quotes() {
+        let os = Os::parse("PRETTY_NAME=\"Debian GNU/Linux 12 (bookworm)\"\nID=debian\nVERSION_ID=\"12\"\n");
+        assert_eq!((os.id.as_str(), os.version_id.as_str()), ("debian", "12"));
+        assert_eq!(os.name, "Debian GNU/Linux 12 (bookworm)");
+        assert_eq!(Os::parse("ID=arch\n").version_id, "");
+        assert_eq!(Os::parse("").name, "an unknown system");
+    }
+
+    #[test]
+    fn a_cache_below_a_file_is_no_cache() {
+        let directory = tempfile::tempdir().unwrap();
+        assert_eq!(may_use(&directory.path().join("a/b")), Ok(()));
+        let file = directory.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        assert!(may_use(&file.join("cache")).unwrap_err().contains("Not a directory"));
+    }
+}
