@@ -16,7 +16,7 @@ use crate::agent_build::linker::{Linker, Unfit};
 use crate::agent_build::rust_target_installed;
 use crate::arch::VmArchitecture;
 use crate::cli::MachineArgs;
-use crate::image::{Choice, Source};
+use crate::image::{Choice, Image, Source};
 use crate::paths::Cache;
 use crate::workspace::Workspace;
 
@@ -63,11 +63,22 @@ pub struct Guest {
     /// The oldest glibc of the two, where somebody said.
     pub glibc: Option<String>,
     /// Whether an image is, or may have to be, built from packages.
-    pub built: bool,
+    pub built: Built,
     /// Its memory in MiB.
     pub memory_mib: u64,
     /// `--cpu`.
     pub cpu: Option<String>,
+}
+
+/// Whether an image is built from packages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Built {
+    /// None is.
+    No,
+    /// What stands in where the chosen image's host cannot be reached.
+    StandIn,
+    /// The chosen one.
+    Chosen,
 }
 
 impl Guest {
@@ -79,11 +90,19 @@ impl Guest {
             image: choice.image.name.clone(),
             fallback: choice.fallback.as_ref().map(|image| image.name.clone()),
             glibc: glibc.min_by_key(|version| tools::release(version)),
-            built: images.clone().any(|image| matches!(image.source, Source::Packages(_))),
+            built: match (is_built(&choice.image), choice.fallback.as_ref().is_some_and(is_built)) {
+                (true, _) => Built::Chosen,
+                (false, true) => Built::StandIn,
+                (false, false) => Built::No,
+            },
             memory_mib: machine.memory,
             cpu: machine.cpu.clone(),
         }
     }
+}
+
+fn is_built(image: &Image) -> bool {
+    matches!(image.source, Source::Packages(_))
 }
 
 impl Facts {

@@ -1,10 +1,13 @@
 //! Which package brings what, for each package manager: a table.
 
+use serde::Deserialize;
+
 use crate::arch::VmArchitecture;
 use crate::host::tools;
 
 /// A package manager.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
 #[expect(missing_docs, reason = "the names say it")]
 pub enum PackageManager {
     Apt,
@@ -107,7 +110,8 @@ impl PackageManager {
             ],
             (N::NatsServer, _) => [&["nats-server"], &["nats-server"], &["nats-server"], &["nats-server"]],
             (N::Ssh, _) => [&["openssh-client"], &["openssh-clients"], &["openssh"], &["openssh-clients"]],
-            (N::Mmdebstrap, _) => [&["mmdebstrap", "arch-test"], &["mmdebstrap"], &["mmdebstrap"], &[]],
+            // Arch Linux has it among its users' packages alone, which pacman does not install.
+            (N::Mmdebstrap, _) => [&["mmdebstrap", "arch-test"], &["mmdebstrap"], &[], &[]],
             (N::Keyring, _) => {
                 [&["debian-archive-keyring"], &["debian-keyring"], &["debian-archive-keyring"], &[]]
             }

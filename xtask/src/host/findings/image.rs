@@ -1,29 +1,57 @@
 //! The programs of a run; and what an image is built with, where the image that was chosen is built.
 
 use super::{Facts, Finding, Remedy};
+use crate::host::facts::Built;
 use crate::host::packages::Need;
 use crate::host::surroundings::{DEBIAN_KEYRING, When};
 
 pub(super) fn judge(facts: &Facts, findings: &mut Vec<Finding>) {
-    let (host, built) = (&facts.host, facts.guest.built);
-    for (program, need, when) in &host.missing_programs {
-        let needed = match when {
-            When::Always => true,
-            When::Building => built,
-            When::BuildingAsUser => built && !host.root,
-        };
-        if needed {
-            findings.push(Finding::blocks(
-                "program",
-                format!("{program} is missing"),
-                "not on PATH nor in the system directories",
-                Remedy::Install(*need, facts.arch),
-            ));
+    let host = &facts.host;
+    let missing = |needed: fn(When, bool) -> bool| {
+        host.missing_programs.iter().filter(move |(_, _, when)| needed(*when, host.root))
+    };
+    let block = |(program, need, _): &(&str, Need, When)| {
+        let (sentence, evidence) =
+            (format!("{program} is missing"), "not on PATH nor in the system directories");
+        Finding::blocks("program", sentence, evidence, Remedy::Install(*need, facts.arch))
+    };
+    findings.extend(missing(|when, _| when == When::Always).map(block));
+    let to_build = |when: When, root: bool| when == When::Building || when == When::BuildingAsUser && !root;
+    match facts.guest.built {
+        Built::No => {}
+        Built::Chosen => {
+            findings.extend(missing(to_build).map(block));
+            judge_build(facts, findings);
+        }
+        Built::StandIn => {
+            // Where the distribution has no package of it, the image that was chosen can still be run.
+            let has_no_package = |(_, need, _): &&(&str, Need, When)| {
+                host.package_manager.is_none_or(|manager| manager.packages(*need, facts.arch).is_empty())
+            };
+            if let Some((program, ..)) = missing(to_build).find(has_no_package) {
+                findings.push(no_stand_in(facts, program));
+            } else {
+                findings.extend(missing(to_build).map(block));
+                judge_build(facts, findings);
+            }
         }
     }
-    if !built {
-        return;
-    }
+}
+
+fn no_stand_in(facts: &Facts, program: &str) -> Finding {
+    let image = &facts.guest.image;
+    let fallback = facts.guest.fallback.as_deref().unwrap_or("any other");
+    Finding::degrades(
+        "no-stand-in",
+        format!("where the host of {image} cannot be reached, {fallback} cannot be built to stand in for it"),
+        format!("{program} is missing, and no package of this distribution is known to bring it"),
+        Remedy::manual("nothing where that host is reached; --strict-image says so in advance"),
+    )
+}
+
+/// What a build needs beside programs.
+fn judge_build(facts: &Facts, findings: &mut Vec<Finding>) {
+    let host = &facts.host;
     if !host.debian_keyring {
         let remedy = Remedy::Install(Need::Keyring, facts.arch);
         let sentence = "the keys of Debian's archive are missing";

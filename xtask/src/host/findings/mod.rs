@@ -115,4 +115,6 @@ pub fn judge(facts: &Facts) -> Vec<Finding> {
 }
 
 #[cfg(test)]
+mod distributions;
+#[cfg(test)]
 pub(crate) mod tests;

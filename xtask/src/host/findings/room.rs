@@ -1,6 +1,7 @@
 //! Where things are kept, how much room there is, the clock, and what dead runs left.
 
 use super::{Facts, Finding, Remedy};
+use crate::host::facts::Built;
 use crate::paths::{CACHE_VARIABLE, Unusable};
 
 const MIB: u64 = 1 << 20;
@@ -60,7 +61,7 @@ fn cache(facts: &Facts) -> Option<Finding> {
 
 fn disk(facts: &Facts) -> Option<Finding> {
     let (cache, free) = (facts.host.cache.as_ref().ok()?, facts.host.free_disk?);
-    let needed = if facts.guest.built { DISK_TO_BUILD } else { DISK_TO_RUN };
+    let needed = if facts.guest.built == Built::No { DISK_TO_RUN } else { DISK_TO_BUILD };
     if free >= needed {
         return None;
     }

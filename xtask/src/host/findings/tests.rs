@@ -3,7 +3,7 @@
 use super::*;
 use crate::agent_build::linker::{Linker, Unfit};
 use crate::host::edk2::Edk2;
-use crate::host::facts::Guest;
+use crate::host::facts::{Built, Guest};
 use crate::host::firmware::{Firmware, Rejected, Why};
 use crate::host::kvm::Kvm;
 use crate::host::packages::PackageManager;
@@ -33,7 +33,7 @@ pub(crate) fn sound() -> Facts {
             image: "ubuntu-24.04".into(),
             fallback: Some("debian-12".into()),
             glibc: Some("2.36".into()),
-            built: true,
+            built: Built::StandIn,
             memory_mib: 2048,
             cpu: None,
         },
@@ -145,6 +145,15 @@ const BUILDING: &[(&str, Change)] = &[
     ("libc-newer", |f| f.libc = Some(("/l".into(), "2.41".into()))),
     ("program", |f| f.host.missing_programs = vec![("mcopy", Need::Mtools, When::Always)]),
     ("program", |f| f.host.missing_programs = vec![("sfdisk", Need::Sfdisk, When::Building)]),
+    ("no-stand-in", |f| {
+        f.host.package_manager = Some(PackageManager::Zypper);
+        f.host.missing_programs = vec![("mmdebstrap", Need::Mmdebstrap, When::Building)];
+    }),
+    ("program", |f| {
+        f.host.package_manager = Some(PackageManager::Zypper);
+        f.host.missing_programs = vec![("mmdebstrap", Need::Mmdebstrap, When::Building)];
+        f.guest.built = Built::Chosen;
+    }),
     ("keyring", |f| f.host.debian_keyring = false),
     ("user-namespace", |f| f.host.no_user_namespace = Some("EPERM".into())),
     ("binfmt", |f| f.runs_guest_programs = false),
@@ -186,7 +195,7 @@ fn whatever_blocks_or_degrades_has_a_remedy_and_evidence() {
 fn what_only_a_build_needs_is_not_asked_of_a_downloaded_image() {
     let downloaded = |change: Change| {
         ids(|facts| {
-            facts.guest.built = false;
+            facts.guest.built = Built::No;
             change(facts);
         })
     };
