@@ -46,6 +46,8 @@ pub(super) fn run(workspace: &Workspace, args: &CiArgs) -> Result<()> {
             &["--lib", "--bins", "--test", "tidy", "--test", "bump", "--test", "fetch"],
         ),
     );
+    let test = on(&["test", "--package", "xtask"], &on(&vm, &["--test"]));
+    count.step(workspace, "broken hosts", &on(&test, &["broken_hosts"]));
     if !args.fast {
         for arch in ["aarch64", "x86_64"] {
             let smoke = ["xtask", "smoke", "--arch", arch];
@@ -58,7 +60,6 @@ pub(super) fn run(workspace: &Workspace, args: &CiArgs) -> Result<()> {
         count.step(workspace, "smoke x86_64 debian-13", &smoke);
         // Two machines at a time are what two processors carry.
         let threads = ["--", "--test-threads", "2"];
-        let test = on(&["test", "--package", "xtask"], &on(&vm, &["--test"]));
         count.step(workspace, "images", &on(&test, &on(&["images"], &threads)));
         count.step(workspace, "the smoke can fail", &on(&test, &on(&["it_can_fail"], &threads)));
     }

@@ -118,7 +118,7 @@ impl Distribution {
         facts.libc = Some(("/lib/libc.so.6".into(), self.libc.clone()));
         facts.firmware = firmware::discover(guest, root);
         let (year, month) = self.edk2.split_once('.').unwrap();
-        let told = guest == VmArchitecture::Aarch64 && facts.firmware.is_ok();
+        let told = guest.pick(false, true) && facts.firmware.is_ok();
         facts.edk2 = told.then(|| Edk2::new(year.parse().unwrap(), month.parse().unwrap()));
         if let Some(Ok(emulator)) = &mut facts.emulator {
             emulator.version.clone_from(&self.qemu);

@@ -1,0 +1,276 @@
+//! Broken hosts, each made for real: the front door runs in a mount namespace of its own in which one thing is missing or
+//! wrong, and says that, under its own id, and nothing else that it does not say of the sound machine. Each takes a fraction of
+//! a second; `cargo xtask ci` runs these after a preflight, since the machine must be sound to begin with.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use rustix::process::geteuid;
+use xtask::paths::Cache;
+use xtask::run_dir::RunDir;
+
+const FRONT_DOOR: &str = env!("CARGO_BIN_EXE_xtask");
+
+/// A host: this one, after `script`, with `environment`.
+struct Host {
+    scratch: tempfile::TempDir,
+    script: String,
+    environment: Vec<(&'static str, String)>,
+    arguments: Vec<&'static str>,
+    program: String,
+}
+
+/// What preflight said.
+#[derive(Debug)]
+struct Said {
+    code: Option<i32>,
+    ids: BTreeSet<String>,
+    blocking: BTreeSet<String>,
+    json: serde_json::Value,
+}
+
+impl Host {
+    /// With a cache of its own, for guests of aarch64.
+    fn new() -> Self {
+        let scratch = tempfile::tempdir_in("/tmp").unwrap();
+        // Others than root may come in.
+        let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(scratch.path(), open).unwrap();
+        let cache = scratch.path().join("c");
+        std::fs::create_dir(&cache).unwrap();
+        Self {
+            environment: vec![("IOT_XTASK_CACHE", cache.display().to_string())],
+            scratch,
+            script: String::new(),
+            arguments: vec!["--arch", "aarch64"],
+            program: FRONT_DOOR.to_owned(),
+        }
+    }
+
+    /// Shell commands that break it; `$S` is a directory for them.
+    fn after(mut self, script: &str) -> Self {
+        self.script.push_str(script);
+        self.script.push('\n');
+        self
+    }
+
+    fn with(mut self, name: &'static str, value: impl Into<String>) -> Self {
+        self.environment.push((name, value.into()));
+        self
+    }
+
+    fn asked(mut self, arguments: &[&'static str]) -> Self {
+        self.arguments = arguments.to_vec();
+        self
+    }
+
+    fn file(&self, name: &str) -> String {
+        self.scratch.path().join(name).display().to_string()
+    }
+
+    /// An executable script of its own.
+    fn program(&self, name: &str, text: &str) -> String {
+        let path = self.file(name);
+        std::fs::write(&path, text).unwrap();
+        let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(&path, executable).unwrap();
+        path
+    }
+
+    fn preflight(&self) -> Said {
+        // Root without the right to pass over permissions: what is somebody else's is closed, as to any user.
+        let run = if self.script.contains("UNPRIVILEGED") {
+            "exec setpriv --bounding-set=-dac_override,-dac_read_search \"$@\""
+        } else {
+            "exec \"$@\""
+        };
+        let script = format!("set -eu\nUNPRIVILEGED=\n{}\n{run}", self.script);
+        let mut command = Command::new("unshare");
+        command.arg("--mount");
+        if !geteuid().is_root() {
+            command.arg("--map-root-user");
+        }
+        command.args(["sh", "-c", &script, "sh", &self.program, "preflight", "--json"]).args(&self.arguments);
+        command
+            .env("S", self.scratch.path())
+            .envs(self.environment.iter().map(|(name, value)| (name, value)));
+        let output = command.stdin(Stdio::null()).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        let json: serde_json::Value = serde_json::from_slice(&output.stdout)
+            .unwrap_or_else(|error| panic!("{error}: {said}\n{}", String::from_utf8_lossy(&output.stdout)));
+        let findings = json["findings"].as_array().unwrap();
+        let id = |finding: &serde_json::Value| finding["id"].as_str().unwrap().to_owned();
+        let blocks = |finding: &&serde_json::Value| finding["severity"] == "blocks";
+        Said {
+            code: output.status.code(),
+            ids: findings.iter().map(id).collect(),
+            blocking: findings.iter().filter(blocks).map(id).collect(),
+            json,
+        }
+    }
+
+    /// Says `id` and nothing else that the sound machine does not say; exit 69 where it blocks.
+    fn assert_finds(&self, id: &str, blocks: bool) {
+        let (sound, broken) = (Self::new().asked(&self.arguments).preflight(), self.preflight());
+        assert!(!sound.ids.contains(id), "the sound machine has {id} too: {:#}", sound.json);
+        let new: Vec<_> = broken.ids.difference(&sound.ids).collect();
+        assert_eq!(new, [id], "{:#}", broken.json);
+        assert_eq!(broken.blocking.contains(id), blocks, "{:#}", broken.json);
+        assert_eq!(broken.code, Some(if blocks { 69 } else { 0 }), "{:#}", broken.json);
+        let findings = broken.json["findings"].as_array().unwrap();
+        let finding = findings.iter().find(|finding| finding["id"] == id).unwrap();
+        assert!(!finding["evidence"].as_str().unwrap().is_empty(), "{finding}");
+        assert!(!blocks || !finding["remedy"].is_null(), "{finding}");
+    }
+}
+
+/// Hides a program: a device is no executable file.
+fn hide(pattern: &str) -> String {
+    format!("for program in {pattern}; do [ ! -f \"$program\" ] || mount --bind /dev/null \"$program\"; done")
+}
+
+/// A firmware directory of one's own in the place of the system's, which `$S/system` still shows.
+const OWN_FIRMWARE: &str = "mkdir $S/system $S/own; mount --bind /usr/share/AAVMF $S/system; mount --bind $S/own /usr/share/AAVMF
+mkdir $S/described; cp /usr/share/qemu/firmware/* $S/described; mount --bind $S/described /usr/share/qemu/firmware";
+
+#[test]
+fn a_sound_machine_is_ready() {
+    let sound = Host::new().preflight();
+    assert_eq!(sound.code, Some(0), "{:#}", sound.json);
+    assert_eq!(sound.blocking, BTreeSet::new());
+    assert_eq!(sound.json["ready"], true);
+}
+
+#[test]
+fn firmware() {
+    Host::new().after(OWN_FIRMWARE).assert_finds("firmware-descriptor", true);
+    Host::new()
+        .after(OWN_FIRMWARE)
+        .after("cp $S/system/AAVMF_VARS.fd $S/own; for name in AAVMF_CODE.fd AAVMF_CODE.no-secboot.fd; do truncate -s 2M $S/own/$name; done")
+        .assert_finds("firmware-size", true);
+    Host::new()
+        .after(OWN_FIRMWARE)
+        .after("rm $S/described/[56]*; cp $S/system/AAVMF_CODE.ms.fd $S/system/AAVMF_VARS.ms.fd $S/own")
+        .assert_finds("firmware-enrolled", true);
+    Host::new().after(OWN_FIRMWARE).after("rm $S/described/*").assert_finds("firmware", true);
+    Host::new()
+        .after(OWN_FIRMWARE)
+        .after("cp $S/system/* $S/own; cd $S/own; sed -i 's/edk2-20[0-9][0-9]\\.[0-9][0-9]/edk2-2025.11/g' AAVMF_CODE*.fd")
+        .assert_finds("firmware-known-bad", false);
+}
+
+#[test]
+fn emulator() {
+    Host::new().after(&hide("/usr/bin/qemu-system-*")).assert_finds("emulator", true);
+    Host::new().after(&hide("/usr/bin/qemu-system-aarch64")).assert_finds("emulator-arch", true);
+    let host = Host::new();
+    let broken = host.program("q", "#!/bin/sh\necho 'cannot allocate memory' >&2\nexit 1\n");
+    let script = format!("mount --bind {broken} \"$(readlink -f /usr/bin/qemu-system-aarch64)\"");
+    host.after(&script).assert_finds("emulator-broken", true);
+}
+
+#[test]
+fn programs_and_libraries() {
+    Host::new().after(&hide("/usr/bin/mcopy /usr/bin/mtools")).assert_finds("program", true);
+    Host::new().after(&hide("/usr/bin/pkg-config /usr/bin/pkgconf")).assert_finds("pkg-config", true);
+    let driver = "/usr/lib*/*/libvirt/connection-driver /usr/lib*/libvirt/connection-driver";
+    Host::new()
+        .after(&format!("for d in {driver}; do [ ! -d $d ] || mount -t tmpfs tmpfs $d; done"))
+        .assert_finds("libvirt-driver", true);
+    let host = Host::new();
+    let old = host.program("nats-server", "#!/bin/sh\necho 'nats-server: v2.8.4'\n");
+    let path = format!("{}:{}", Path::new(&old).parent().unwrap().display(), std::env::var("PATH").unwrap());
+    host.with("PATH", path).assert_finds("nats-server-old", true);
+}
+
+#[test]
+fn linker_and_target() {
+    const LINKER: &str = "CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER";
+    Host::new().with(LINKER, "/nonexistent/ld").assert_finds("linker", true);
+    Host::new().with(LINKER, "x86_64-linux-gnu-gcc").assert_finds("linker-foreign", true);
+    let libdir = "$(rustc --print target-libdir --target aarch64-unknown-linux-gnu)";
+    Host::new().after(&format!("mount -t tmpfs tmpfs {libdir}")).assert_finds("rust-target", true);
+    // The cross-compiler's own library, with a later version in its banner, first in the compiler's search.
+    let host = Host::new();
+    let newer = host.program("ld", "#!/bin/sh\nexec aarch64-linux-gnu-gcc -B\"$S/\" \"$@\"\n");
+    host.after("sed 's/release version 2\\.[0-9]*/release version 2.99/' $(aarch64-linux-gnu-gcc -print-file-name=libc.so.6) > $S/libc.so.6")
+        .with(LINKER, newer)
+        .assert_finds("libc-newer", false);
+}
+
+/// A `/dev` of its own in which `kvm` is what `make` makes, and a processor with `flags`.
+fn kvm(make: &str, flags: &str) -> Host {
+    let script = format!(
+        "mkdir $S/dev; mount -t tmpfs -o mode=755 tmpfs $S/dev
+        for name in null zero urandom random tty; do mknod -m 666 $S/dev/$name c $(stat -c '0x%t 0x%T' /dev/$name); done
+        {make}
+        printf 'processor: 0\\nflags\\t\\t: {flags}\\n' > $S/cpuinfo; mount --bind $S/cpuinfo /proc/cpuinfo
+        mount --move $S/dev /dev"
+    );
+    Host::new().after(&script).asked(&["--arch", host_arch(), "--strict-image"])
+}
+
+fn host_arch() -> &'static str {
+    std::env::consts::ARCH
+}
+
+#[test]
+fn kvm_absent_denied_and_lying() {
+    assert_eq!(host_arch(), "x86_64", "processor flags tell of x86 alone");
+    // What opens as this does is a device; whether it runs a kernel is what the flags are asked for.
+    let opens = "mknod -m 666 $S/dev/kvm c 1 3";
+    let ids =
+        |host: Host| host.preflight().ids.into_iter().filter(|id| id.starts_with("kvm")).collect::<Vec<_>>();
+    assert_eq!(ids(kvm("", "fpu vmx")), ["kvm-absent"]);
+    assert_eq!(ids(kvm(opens, "fpu hypervisor")), ["kvm-software"]);
+    assert_eq!(ids(kvm(opens, "fpu vmx hypervisor")), ["kvm-nested"]);
+    assert_eq!(ids(kvm(opens, "fpu svm")), [] as [&str; 0]);
+    let unprivileged = |make: &str| kvm(make, "fpu vmx").after(": UNPRIVILEGED");
+    assert_eq!(ids(unprivileged("mknod -m 600 $S/dev/kvm c 1 3; chown 65534 $S/dev/kvm")), ["kvm-denied"]);
+    assert_eq!(ids(unprivileged(opens)), [] as [&str; 0]);
+}
+
+#[test]
+fn cache() {
+    Host::new().after("mount -t tmpfs -o size=64m tmpfs $S/c").assert_finds("disk", true);
+    let long = format!("/tmp/{}", "x".repeat(60));
+    Host::new().with("IOT_XTASK_CACHE", long).assert_finds("cache-path", true);
+    Host::new().with("IOT_XTASK_CACHE", "not/absolute").assert_finds("cache", true);
+    Host::new().after("mount -t tmpfs -o ro tmpfs $S/c").assert_finds("cache-access", true);
+    // A private directory of somebody else's: QEMU runs as who runs the smoke.
+    let private = Host::new().after("chmod 700 $S/c; chown 65534 $S/c; : UNPRIVILEGED").preflight();
+    assert!(private.blocking.contains("cache-access"), "{:#}", private.json);
+    let own = Host::new().after("chmod 700 $S/c; : UNPRIVILEGED").preflight();
+    assert!(!own.ids.contains("cache-access"), "{:#}", own.json);
+}
+
+#[test]
+fn a_run_that_died() {
+    let host = Host::new();
+    let (run, _) = RunDir::create(&Cache::at(&host.scratch.path().join("c"))).unwrap();
+    assert!(!host.preflight().ids.contains("stale-run"), "it lives");
+    drop(run);
+    host.assert_finds("stale-run", false);
+}
+
+#[test]
+fn a_clock_that_is_behind() {
+    let mut host = Host::new();
+    host.program = host.file("xtask");
+    host.after("cp $FRONT_DOOR $S/xtask; touch --date '2 days' $S/xtask")
+        .with("FRONT_DOOR", FRONT_DOOR)
+        .assert_finds("clock", true);
+}
+
+#[test]
+fn a_cpu_that_no_emulator_has_is_a_flag_to_correct() {
+    let output = Command::new(FRONT_DOOR)
+        .args(["preflight", "--arch", "aarch64", "--cpu", "cortex-a99"])
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("has no such CPU model; it has: pi5, pi4"), "{said}");
+}
