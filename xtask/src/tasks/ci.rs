@@ -60,6 +60,7 @@ pub(super) fn run(workspace: &Workspace, args: &CiArgs) -> Result<()> {
         let threads = ["--", "--test-threads", "2"];
         let test = on(&["test", "--package", "xtask"], &on(&vm, &["--test"]));
         count.step(workspace, "images", &on(&test, &on(&["images"], &threads)));
+        count.step(workspace, "fresh hosts", &on(&test, &on(&["fresh_host"], &threads)));
         count.step(workspace, "the smoke can fail", &on(&test, &on(&["it_can_fail"], &threads)));
     }
     for failure in &count.failures {

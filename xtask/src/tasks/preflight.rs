@@ -83,7 +83,11 @@ pub(super) fn print(preflight: &Preflight) {
     }
     let commands = fix::plan(preflight);
     if !commands.is_empty() {
-        eprintln!("to fix it (--fix runs these):");
+        if fix::wants_root(preflight) {
+            eprintln!("to fix it (root is needed, and there is neither sudo nor doas):");
+        } else {
+            eprintln!("to fix it (--fix runs these):");
+        }
         for command in commands {
             eprintln!("    {}", command.join(" "));
         }
