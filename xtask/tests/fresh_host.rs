@@ -3,7 +3,7 @@
 //!
 //! "Rust" is rustc's sysroot with cargo, read-only, the crates (there is no network in what is built), and the `gcc` and
 //! `libc6-dev` that Rust itself asks for. A stand-in answers `rustup target add` with what was hidden before; everything
-//! else is real: the packages, the mirror, the kernel's table of executable formats, which a user namespace has for itself.
+//! else is real: the packages, the mirror, from Linux 6.7 on the kernel's empty table of executable formats.
 
 #[path = "fresh_host/debian.rs"]
 mod debian;
@@ -33,13 +33,18 @@ const LACKS: &[(&str, &str)] = &[
     ("program", "sfdisk"),
     ("rust-target", "standard library"),
     ("linker", "linker"),
-    ("user-emulation", "as building an image needs"),
 ];
+/// What a kernel lacks that has run no foreign program yet.
+const KERNELS: &[(&str, &str)] = &[("user-emulation", "as building an image needs")];
 /// What libvirt wants of root alone.
 const ROOTS: (&str, &str) = ("libvirt-user", "libvirt-qemu");
 /// What building an image in a user namespace wants.
 const USERS: &[(&str, &str)] =
     &[("program", "newgidmap"), ("program", "newuidmap"), ("user-namespace", "ordinary user")];
+
+fn kernels(debian: &Debian) -> &'static [(&'static str, &'static str)] {
+    if debian.fresh_kernel { KERNELS } else { &[] }
+}
 
 const PREFLIGHT: &[&str] = &["cargo", "--quiet", "xtask", "preflight"];
 
@@ -122,7 +127,7 @@ fn gets_ready(suite: &str) {
     debian.read(&["chown", "--recursive", "ordinary:", "/target", "/cargo"]);
 
     let before = Look::at(&debian, As::Root);
-    before.assert_names_everything(&[LACKS, &[ROOTS]].concat());
+    before.assert_names_everything(&[LACKS, kernels(&debian), &[ROOTS]].concat());
     without_root(&debian);
     as_root(&debian);
     as_ordinary_user(&debian);
@@ -132,7 +137,7 @@ fn gets_ready(suite: &str) {
 /// Before the fix, without sudo: what needs no root is done, what needs it is said.
 fn without_root(debian: &Debian) {
     let before = Look::at(debian, As::Ordinary);
-    before.assert_names_everything(&[LACKS, USERS].concat());
+    before.assert_names_everything(&[LACKS, kernels(debian), USERS].concat());
     assert!(!before.lacks(ROOTS), "{:?}", before.blocking);
     let fixed = fix(debian, As::Ordinary);
     assert_eq!(fixed.status.code(), Some(69), "{}", said(&fixed));
@@ -152,7 +157,10 @@ fn as_root(debian: &Debian) {
     let commands = ran(&fixed);
     assert_eq!(commands[..before.plan.len()], before.plan, "the plan that was shown is what ran");
     assert_eq!(packages(&commands), packages(&before.plan));
-    eprintln!("{} packages asked for, then {:?}", packages(&commands).len(), &commands[before.plan.len()..]);
+    let rest = &commands[before.plan.len()..];
+    let registers =
+        rest.iter().filter(|command| command.contains("binfmts") || command.contains("systemd-binfmt"));
+    assert_eq!(registers.count(), usize::from(debian.fresh_kernel), "{rest:?}");
 
     let after = Look::at(debian, As::Root);
     assert_eq!(after.output.status.code(), Some(0), "{}", said(&after.output));

@@ -1,5 +1,5 @@
-//! A Debian in memory with nothing but Rust, in namespaces of its own: its root is root there, its kernel has run no guest's
-//! program yet, and it is gone when this process is.
+//! A Debian in memory with nothing but Rust, in namespaces of its own: its root is root there, its kernel (Linux 6.7
+//! or newer) runs no guest's programs yet, and it is gone when this process is.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use xtask::arch::VmArchitecture;
 
 /// Until the namespace has its ids.
-const IDS: &str = r#"read -r go && exec unshare --mount --pid --fork --kill-child --mount-proc sh "$@""#;
+const IDS: &str = r#"read -r go && exec unshare --mount --pid --fork --kill-child sh "$@""#;
 /// A namespace is there at once.
 const NAMESPACE: Duration = Duration::from_secs(10);
 /// As root, this namespace's ids are this host's own: its files have to be read.
@@ -39,6 +39,8 @@ pub(crate) struct Debian {
     holder: Child,
     /// Its first process, as this host numbers it.
     first: String,
+    /// Whether the kernel's table of executable formats is its own, and was empty.
+    pub(crate) fresh_kernel: bool,
     _directory: tempfile::TempDir,
 }
 
@@ -63,10 +65,14 @@ impl Debian {
         holder.stdin.as_mut().unwrap().write_all(b"go\n").unwrap();
         let mut line = String::new();
         BufReader::new(holder.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        assert_eq!(line, "ready\n", "{suite} was not made; why is above");
+        let fresh_kernel = match line.as_str() {
+            "fresh\n" => true,
+            "used\n" => false,
+            _ => panic!("{suite} was not made, why is above; it says {line:?}"),
+        };
         let children = format!("/proc/{0}/task/{0}/children", holder.id());
         let first = std::fs::read_to_string(children).unwrap().trim().to_owned();
-        Self { holder, first, _directory: directory }
+        Self { holder, first, fresh_kernel, _directory: directory }
     }
 
     /// Runs a command in the project's directory.

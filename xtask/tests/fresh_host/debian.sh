@@ -1,16 +1,22 @@
 # Makes a fresh Debian in memory and becomes its first process, which ends when its stdin does: everything here is in
-# namespaces of its own and ends with it. $1 the suite, $2 an empty directory, $3 the workspace, $4 Rust (rustc's sysroot),
-# $5 cargo's registry, $6 the target whose standard library a fresh Rust lacks.
+# namespaces of its own and ends with it. Its one line says whose table of executable formats it has: `fresh` or `used`.
+# $1 the suite, $2 an empty directory, $3 the workspace, $4 Rust (rustc's sysroot), $5 cargo's registry, $6 the target whose
+# standard library a fresh Rust lacks.
 set -eu
 suite=$1 memory=$2 workspace=$3 rust=$4 registry=$5 target=$6
 keyring=/usr/share/keyrings/debian-archive-keyring.gpg
 
-# A table of its own, as a fresh kernel's: this host's is not touched.
-mount -t binfmt_misc binfmt_misc /proc/sys/fs/binfmt_misc || {
-    echo "a user namespace has a binfmt_misc of its own from Linux 6.7 on; this one is $(uname -r)" >&2
-    exit 1
-}
 mount -t tmpfs -o size=10g,mode=755 tmpfs "$memory"
+# From Linux 6.7 on a user namespace has a table of executable formats for itself, empty as a fresh kernel's. An older kernel
+# shows this host's, which is only to be read.
+formats=/proc/sys/fs/binfmt_misc kernel=fresh
+mkdir "$memory/formats"
+if ! mount -t binfmt_misc binfmt_misc "$memory/formats"; then
+    kernel=used
+    mount --bind "$formats" "$memory/formats"
+    mount -o remount,bind,ro "$memory/formats"
+fi
+mount -t proc proc /proc
 mkdir "$memory/tmp" "$memory/root"
 root=$memory/root
 
@@ -35,6 +41,7 @@ TMPDIR=$memory/tmp mmdebstrap --mode=root --variant=minbase --include=gcc,libc6-
 # What a container has.
 mount --bind "$root" "$root"
 mount -t proc proc "$root/proc"
+[ "$kernel" = fresh ] || mount --move "$memory/formats" "$root$formats"
 mount --rbind /sys "$root/sys"
 mount -t tmpfs -o mode=755 tmpfs "$root/dev"
 for name in null zero full random urandom tty; do
@@ -74,5 +81,5 @@ cd "$root"
 pivot_root . host
 umount --lazy /host
 rmdir /host
-echo ready
+echo $kernel
 exec cat
