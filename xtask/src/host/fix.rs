@@ -6,24 +6,24 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-use super::findings::{Finding, Remedy, Severity};
+use super::findings::{Finding, Remedy};
 use super::{Asked, Preflight, facts::Facts};
 use crate::cli::FixArgs;
 use crate::exit::{Interrupted, Unavailable};
 use crate::workspace::Workspace;
 
-/// One change uncovers another: what a package brings must still be registered, and a package manager that replaces a newer `qemu-utils` by removing it leaves
-/// `qemu-img` for the second round.
+/// One change uncovers another: what a package brings must still be registered, and a package manager that replaces a
+/// newer `qemu-utils` by removing it leaves `qemu-img` for the next round.
 const ROUNDS: usize = 3;
 
 /// Fixes what can be fixed and looks again; the result says what is left.
 ///
 /// # Errors
-/// Where a command fails, or the person says no.
+/// Where a command fails, or the person says no; where root is needed and this process cannot become root.
 pub fn fix(workspace: &Workspace, asked: &Asked<'_>, args: FixArgs) -> Result<Preflight> {
     let mut preflight = Preflight::check(workspace, asked)?;
     for _ in 0..ROUNDS {
-        let commands = plan(&preflight);
+        let commands = runnable(&preflight);
         if commands.is_empty() {
             break;
         }
@@ -36,41 +36,95 @@ pub fn fix(workspace: &Workspace, asked: &Asked<'_>, args: FixArgs) -> Result<Pr
         }
         preflight = Preflight::check(workspace, asked)?;
     }
+    root_was_not_needed(&preflight)?;
     Ok(preflight)
 }
 
-/// The commands, in order: packages in one transaction, then what the packages make possible.
+/// What a round does, in order: root's part, then one's own.
+#[derive(Debug, Default)]
+struct Steps {
+    root: Vec<Vec<String>>,
+    own: Vec<Vec<String>>,
+}
+
+/// The commands, in order: packages in one transaction, or else what packages do not do; then what needs no root.
 pub fn plan(preflight: &Preflight) -> Vec<Vec<String>> {
     let Some(facts) = preflight.facts.first() else { return Vec::new() };
-    commands(facts, preflight.findings.iter().filter(|finding| finding.severity == Severity::Blocks))
+    let Steps { root, own } = steps(facts, preflight.blocking());
+    as_one(facts, root, own)
 }
 
 /// What does the remedies of `findings`, as commands for this machine.
 pub fn commands<'a>(facts: &Facts, findings: impl Iterator<Item = &'a Finding>) -> Vec<Vec<String>> {
+    let Steps { root, own } = steps(facts, findings);
+    as_one(facts, root, own)
+}
+
+fn as_one(facts: &Facts, root: Vec<Vec<String>>, own: Vec<Vec<String>>) -> Vec<Vec<String>> {
+    root.into_iter().map(|command| escalate(facts, command)).chain(own).collect()
+}
+
+/// Whether root has a part in the plan, and this process can neither be root nor become it.
+pub fn wants_root(preflight: &Preflight) -> bool {
+    !beyond_reach(preflight).is_empty()
+}
+
+/// Root's part of the plan where nobody here can do it.
+fn beyond_reach(preflight: &Preflight) -> Vec<Vec<String>> {
+    let barred = preflight.facts.first().filter(|facts| !facts.host.root && facts.host.escalation.is_none());
+    barred.map_or_else(Vec::new, |facts| steps(facts, preflight.blocking()).root)
+}
+
+/// The plan without what is beyond reach.
+fn runnable(preflight: &Preflight) -> Vec<Vec<String>> {
+    let beyond = beyond_reach(preflight).len();
+    plan(preflight).split_off(beyond)
+}
+
+/// Says what root is to run, in a line to paste.
+fn root_was_not_needed(preflight: &Preflight) -> Result<()> {
+    let commands: Vec<_> = beyond_reach(preflight).iter().map(|command| command.join(" ")).collect();
+    if commands.is_empty() {
+        return Ok(());
+    }
+    let missing: Vec<_> = preflight.blocking().map(|finding| finding.sentence.as_str()).collect();
+    Err(Unavailable {
+        error: format!(
+            "root is needed to make this machine ready, and there is neither sudo nor doas: {}",
+            missing.join("; ")
+        ),
+        hint: format!(
+            "run as root: {}; then, as yourself: cargo xtask preflight --fix",
+            commands.join(" && ")
+        ),
+    }
+    .into())
+}
+
+fn steps<'a>(facts: &Facts, findings: impl Iterator<Item = &'a Finding>) -> Steps {
     let mut packages = BTreeSet::new();
-    let (mut as_root, mut as_self) = (Vec::new(), Vec::new());
+    let mut steps = Steps::default();
     for finding in findings {
         match &finding.remedy {
             Some(Remedy::Install(need, arch)) => {
                 let names = facts.host.package_manager.map_or(&[][..], |pm| pm.packages(*need, *arch));
                 packages.extend(names.iter().copied());
             }
-            Some(Remedy::RunAsRoot(commands)) => as_root.extend(commands.iter().cloned()),
-            Some(Remedy::Run(command)) => as_self.push(command.clone()),
+            Some(Remedy::RunAsRoot(commands)) => steps.root.extend(commands.iter().cloned()),
+            Some(Remedy::Run(command)) => steps.own.push(command.clone()),
             Some(Remedy::Manual(_)) | None => {}
         }
     }
-    let mut commands = Vec::new();
     if let Some(manager) = facts.host.package_manager.filter(|_| !packages.is_empty()) {
+        // Packages may do the rest themselves: libvirt's driver makes its account on Debian 13 and not on 12, and where
+        // systemd runs, an emulator is registered as it is installed. Doing it again fails, so it waits for the next look.
         let names: Vec<_> = packages.into_iter().collect();
-        commands.extend(manager.install(&names).into_iter().map(|command| escalate(facts, command)));
+        steps.root = manager.install(&names);
     }
     // `mount` of something that two architectures both want is wanted once.
     let mut seen = BTreeSet::new();
-    as_root.retain(|command| seen.insert(command.clone()));
-    commands.extend(as_root.into_iter().map(|command| escalate(facts, command)));
-    commands.extend(as_self);
-    commands
+    steps.root.retain(|command| seen.insert(command.clone()));
+    steps
 }
 
 fn escalate(facts: &Facts, command: Vec<String>) -> Vec<String> {
@@ -130,10 +184,18 @@ mod tests {
     use crate::host::packages::Need;
     use crate::host::surroundings::When;
 
-    fn planned(change: impl FnOnce(&mut Facts)) -> Vec<String> {
+    fn seen(change: impl FnOnce(&mut Facts)) -> Preflight {
         let mut facts = sound();
         change(&mut facts);
-        plan(&Preflight::judge(vec![facts])).iter().map(|command| command.join(" ")).collect()
+        Preflight::judge(vec![facts])
+    }
+
+    fn lines(commands: &[Vec<String>]) -> Vec<String> {
+        commands.iter().map(|command| command.join(" ")).collect()
+    }
+
+    fn planned(change: impl FnOnce(&mut Facts)) -> Vec<String> {
+        lines(&plan(&seen(change)))
     }
 
     #[test]
@@ -174,6 +236,50 @@ mod tests {
             facts.registers_handlers = Some("/usr/lib/systemd/systemd-binfmt".into());
         });
         assert_eq!(systemds, ["/usr/lib/systemd/systemd-binfmt"]);
+    }
+
+    #[test]
+    fn what_packages_may_do_themselves_waits_for_them() {
+        let account = |facts: &mut Facts| facts.host.missing_libvirt_user = Some("libvirt-qemu");
+        assert!(planned(account)[0].starts_with("useradd "), "{:?}", planned(account));
+        let both = planned(|facts| {
+            account(facts);
+            facts.host.libvirt_driver = None;
+        });
+        assert_eq!(both.len(), 2, "{both:?}");
+        assert!(both.iter().all(|command| command.starts_with("apt-get ")), "{both:?}");
+    }
+
+    #[test]
+    fn whoever_cannot_become_root_is_told_what_root_is_to_run() {
+        let lacks = |facts: &mut Facts| {
+            facts.emulator = None;
+            facts.rust_target = Ok(false);
+        };
+        let barred = seen(|facts| {
+            lacks(facts);
+            facts.host.root = false;
+        });
+        assert!(wants_root(&barred));
+        assert_eq!(lines(&runnable(&barred)), ["rustup target add aarch64-unknown-linux-gnu"]);
+        let error = root_was_not_needed(&barred).unwrap_err();
+        assert_eq!(crate::exit::code(&error), 69);
+        assert!(error.to_string().contains("qemu-system-aarch64 is missing"), "{error}");
+        let hint = crate::exit::hint(&error).unwrap();
+        let paste = "run as root: apt-get update && apt-get install --yes --no-install-recommends qemu-system-arm; then";
+        assert!(hint.starts_with(paste), "{hint}");
+
+        for able in [
+            seen(lacks),
+            seen(|facts| {
+                lacks(facts);
+                (facts.host.root, facts.host.escalation) = (false, Some("/usr/bin/sudo".into()));
+            }),
+            seen(|facts| (facts.host.root, facts.rust_target) = (false, Ok(false))),
+        ] {
+            assert_eq!(runnable(&able), plan(&able));
+            assert!(root_was_not_needed(&able).is_ok());
+        }
     }
 
     #[test]

@@ -61,6 +61,7 @@ pub(super) fn run(workspace: &Workspace, args: &CiArgs) -> Result<()> {
         // Two machines at a time are what two processors carry.
         let threads = ["--", "--test-threads", "2"];
         count.step(workspace, "images", &on(&test, &on(&["images"], &threads)));
+        count.step(workspace, "fresh hosts", &on(&test, &on(&["fresh_host"], &threads)));
         count.step(workspace, "the smoke can fail", &on(&test, &on(&["it_can_fail"], &threads)));
     }
     for failure in &count.failures {

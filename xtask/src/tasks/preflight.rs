@@ -116,7 +116,11 @@ pub(super) fn print(preflight: &Preflight) {
     }
     let plan = fix::plan(preflight);
     if !plan.is_empty() {
-        eprintln!("all of it at once (--fix runs these):");
+        if fix::wants_root(preflight) {
+            eprintln!("all of it at once (root is needed, and there is neither sudo nor doas):");
+        } else {
+            eprintln!("all of it at once (--fix runs these):");
+        }
         for command in plan {
             eprintln!("    {}", command.join(" "));
         }

@@ -1,0 +1,205 @@
+//! A fresh Debian with only Rust on it: preflight names all that is missing at once, and one `--fix` makes it ready. As root
+//! without systemd, and as an ordinary user for the part that needs no packages. `cargo xtask ci` runs these.
+//!
+//! "Rust" is rustc's sysroot with cargo, read-only, the crates (there is no network in what is built), and the `gcc` and
+//! `libc6-dev` that Rust itself asks for. A stand-in answers `rustup target add` with what was hidden before; everything
+//! else is real: the packages, the mirror, from Linux 6.7 on the kernel's empty table of executable formats.
+
+#[path = "fresh_host/debian.rs"]
+mod debian;
+
+use std::collections::BTreeSet;
+use std::process::Output;
+
+use debian::{As, Debian, fresh_target, said};
+use serde_json::Value;
+
+/// What a minimal Debian lacks of any suite: the id, and a word of the sentence.
+const LACKS: &[(&str, &str)] = &[
+    ("emulator", "qemu-system-x86_64"),
+    ("emulator", "qemu-system-aarch64"),
+    ("firmware", "firmware for x86_64"),
+    ("firmware", "firmware for aarch64"),
+    ("libvirt-driver", "QEMU driver"),
+    ("libvirt-headers", "headers"),
+    ("pkg-config", "pkg-config"),
+    ("program", "qemu-img"),
+    ("program", "ssh"),
+    ("program", "ssh-keygen"),
+    ("program", "nats-server"),
+    ("program", "mkfs.vfat"),
+    ("program", "mcopy"),
+    ("program", "mmdebstrap"),
+    ("program", "sfdisk"),
+    ("rust-target", "standard library"),
+    ("linker", "linker"),
+];
+/// What a kernel lacks that has run no foreign program yet.
+const KERNELS: &[(&str, &str)] = &[("user-emulation", "as building an image needs")];
+/// What libvirt wants of root alone.
+const ROOTS: (&str, &str) = ("libvirt-user", "libvirt-qemu");
+/// What building an image in a user namespace wants.
+const USERS: &[(&str, &str)] =
+    &[("program", "newgidmap"), ("program", "newuidmap"), ("user-namespace", "ordinary user")];
+
+fn kernels(debian: &Debian) -> &'static [(&'static str, &'static str)] {
+    if debian.fresh_kernel { KERNELS } else { &[] }
+}
+
+const PREFLIGHT: &[&str] = &["cargo", "--quiet", "xtask", "preflight"];
+
+/// What `preflight --json` says.
+struct Look {
+    output: Output,
+    blocking: Vec<(String, String)>,
+    /// The commands that would fix it.
+    plan: Vec<String>,
+}
+
+impl Look {
+    fn at(debian: &Debian, who: As) -> Self {
+        let output = debian.run(who, &[PREFLIGHT, &["--json"]].concat());
+        let json: Value = serde_json::from_slice(&output.stdout)
+            .unwrap_or_else(|error| panic!("{error}: {}", said(&output)));
+        let text = |value: &Value| value.as_str().unwrap().to_owned();
+        let findings = json["findings"].as_array().unwrap().iter();
+        let blocking = findings
+            .filter(|finding| finding["severity"] == "blocks")
+            .map(|finding| (text(&finding["id"]), text(&finding["sentence"])));
+        let line = |command: &Value| {
+            let words: Vec<_> = command.as_array().unwrap().iter().map(text).collect();
+            words.join(" ")
+        };
+        let plan = json["fix"].as_array().unwrap().iter().map(line).collect();
+        Self { blocking: blocking.collect(), output, plan }
+    }
+
+    fn lacks(&self, (id, word): (&str, &str)) -> bool {
+        self.blocking.iter().any(|(found, sentence)| found == id && sentence.contains(word))
+    }
+
+    /// Exit 69, and the error names each finding.
+    #[track_caller]
+    fn assert_names_everything(&self, expected: &[(&str, &str)]) {
+        let said = said(&self.output);
+        assert_eq!(self.output.status.code(), Some(69), "{said}");
+        for lack in expected {
+            assert!(self.lacks(*lack), "{lack:?} is not found: {:?}", self.blocking);
+        }
+        let error = said.lines().find(|line| line.starts_with("error: ")).unwrap();
+        for (_, sentence) in &self.blocking {
+            assert!(error.contains(sentence.as_str()), "{sentence:?} is not named: {error}");
+        }
+    }
+}
+
+fn fix(debian: &Debian, who: As) -> Output {
+    debian.run(who, &[PREFLIGHT, &["--fix", "--yes"]].concat())
+}
+
+/// The commands that a `--fix` ran.
+fn ran(output: &Output) -> Vec<String> {
+    said(output).lines().filter_map(|line| line.strip_prefix("$ ")).map(str::to_owned).collect()
+}
+
+/// The names that `apt-get install` is given.
+fn packages(commands: &[String]) -> BTreeSet<&str> {
+    let installs: Vec<_> =
+        commands.iter().filter_map(|command| command.strip_prefix("apt-get install ")).collect();
+    assert_eq!(installs.len(), 1, "one transaction: {commands:?}");
+    installs[0].split(' ').filter(|word| !word.starts_with('-')).collect()
+}
+
+#[test]
+fn debian_12_gets_ready() {
+    gets_ready("bookworm");
+}
+
+#[test]
+fn debian_13_gets_ready() {
+    gets_ready("trixie");
+}
+
+fn gets_ready(suite: &str) {
+    let debian = Debian::new(suite);
+    let built = debian.run(As::Root, &["cargo", "build", "--package", "xtask"]);
+    assert!(built.status.success(), "the front door needs more than Rust: {}", said(&built));
+    debian.read(&["chown", "--recursive", "ordinary:", "/target", "/cargo"]);
+
+    let before = Look::at(&debian, As::Root);
+    before.assert_names_everything(&[LACKS, kernels(&debian), &[ROOTS]].concat());
+    without_root(&debian);
+    as_root(&debian);
+    as_ordinary_user(&debian);
+    can_fail(&debian);
+}
+
+/// Before the fix, without sudo: what needs no root is done, what needs it is said.
+fn without_root(debian: &Debian) {
+    let before = Look::at(debian, As::Ordinary);
+    before.assert_names_everything(&[LACKS, kernels(debian), USERS].concat());
+    assert!(!before.lacks(ROOTS), "{:?}", before.blocking);
+    let fixed = fix(debian, As::Ordinary);
+    assert_eq!(fixed.status.code(), Some(69), "{}", said(&fixed));
+    assert_eq!(ran(&fixed), [format!("rustup target add {}", fresh_target())]);
+    let install = before.plan.iter().find(|command| command.starts_with("apt-get install ")).unwrap();
+    let paste = format!("  what to do: run as root: apt-get update && {install}; then");
+    assert!(said(&fixed).contains(&paste), "{}", said(&fixed));
+    assert!(said(&fixed).contains("root is needed"), "{}", said(&fixed));
+}
+
+/// One transaction installs everything, and what is left for root is what packages do not do.
+fn as_root(debian: &Debian) {
+    let (sources, processes) = (debian.package_sources(), debian.processes());
+    let before = Look::at(debian, As::Root);
+    let fixed = fix(debian, As::Root);
+    assert_eq!(fixed.status.code(), Some(0), "{}", said(&fixed));
+    let commands = ran(&fixed);
+    assert_eq!(commands[..before.plan.len()], before.plan, "the plan that was shown is what ran");
+    assert_eq!(packages(&commands), packages(&before.plan));
+    let rest = &commands[before.plan.len()..];
+    let registers =
+        rest.iter().filter(|command| command.contains("binfmts") || command.contains("systemd-binfmt"));
+    assert_eq!(registers.count(), usize::from(debian.fresh_kernel), "{rest:?}");
+
+    let after = Look::at(debian, As::Root);
+    assert_eq!(after.output.status.code(), Some(0), "{}", said(&after.output));
+    assert_eq!((after.blocking, after.plan), (Vec::new(), Vec::new()));
+    let plain = debian.run(As::Root, PREFLIGHT);
+    assert_eq!(plain.status.code(), Some(0), "{}", said(&plain));
+    let again = fix(debian, As::Root);
+    assert_eq!(again.status.code(), Some(0), "{}", said(&again));
+    assert_eq!(ran(&again), Vec::<String>::new());
+
+    assert_eq!(debian.package_sources(), sources, "packages come from where they came from");
+    assert_eq!(debian.processes(), processes, "nothing permanent was started");
+}
+
+/// After root's fix an ordinary user lacks a user namespace's tools, and nothing else.
+fn as_ordinary_user(debian: &Debian) {
+    let before = Look::at(debian, As::Ordinary);
+    before.assert_names_everything(USERS);
+    assert_eq!(before.blocking.len(), USERS.len(), "{:?}", before.blocking);
+    assert_eq!(packages(&before.plan), BTreeSet::from(["uidmap"]));
+    for command in &before.plan {
+        debian.read(&command.split(' ').collect::<Vec<_>>());
+    }
+    let after = debian.run(As::Ordinary, PREFLIGHT);
+    assert_eq!(after.status.code(), Some(0), "{}", said(&after));
+}
+
+/// The same checks on a machine that was spoiled.
+fn can_fail(debian: &Debian) {
+    let (sources, processes) = (debian.package_sources(), debian.processes());
+    debian.read(&["touch", "/etc/apt/sources.list.d/another.list"]);
+    assert_ne!(debian.package_sources(), sources);
+    debian.read(&["sh", "-c", "sleep 300 > /dev/null 2>&1 & true"]);
+    assert_ne!(debian.processes(), processes);
+    // dpkg believes that it is there: no installation brings it back.
+    debian.read(&["rm", "/usr/bin/mcopy"]);
+    let lost = Look::at(debian, As::Root);
+    lost.assert_names_everything(&[("program", "mcopy")]);
+    assert_eq!(packages(&lost.plan), BTreeSet::from(["mtools"]));
+    let fixed = fix(debian, As::Root);
+    assert_eq!(fixed.status.code(), Some(69), "{}", said(&fixed));
+}

@@ -1,0 +1,169 @@
+//! A Debian in memory with nothing but Rust, in namespaces of its own: its root is root there, its kernel (Linux 6.7
+//! or newer) runs no guest's programs yet, and it is gone when this process is.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use xtask::arch::VmArchitecture;
+
+/// Until the namespace has its ids.
+const IDS: &str = r#"read -r go && exec unshare --mount --pid --fork --kill-child sh "$@""#;
+/// A namespace is there at once.
+const NAMESPACE: Duration = Duration::from_secs(10);
+/// As root, this namespace's ids are this host's own: its files have to be read.
+const OWN_IDS: &str = "0 0 65536\n";
+
+const ENVIRONMENT: &[(&str, &str)] = &[
+    ("PATH", "/rust/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
+    ("CARGO_HOME", "/cargo"),
+    ("CARGO_TARGET_DIR", "/target"),
+    ("CARGO_NET_OFFLINE", "true"),
+];
+/// What this host reaches its mirror by, where apt's configuration does not say.
+const PROXIES: &[&str] = &["http_proxy", "https_proxy", "no_proxy"];
+
+/// Who runs a command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum As {
+    /// uid 0.
+    Root,
+    /// An account without sudo.
+    Ordinary,
+}
+
+/// The running system; its end is the end of all in it.
+pub(crate) struct Debian {
+    holder: Child,
+    /// Its first process, as this host numbers it.
+    first: String,
+    /// Whether the kernel's table of executable formats is its own, and was empty.
+    pub(crate) fresh_kernel: bool,
+    _directory: tempfile::TempDir,
+}
+
+impl Debian {
+    /// Makes one of `suite`.
+    pub(crate) fn new(suite: &str) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+        let mut command = Command::new("unshare");
+        command.arg("--user");
+        let root = rustix::process::geteuid().is_root();
+        if !root {
+            command.args(["--map-root-user", "--map-auto"]);
+        }
+        let script = workspace.join("xtask/tests/fresh_host/debian.sh");
+        command.args(["sh", "-c", IDS, "sh"]).arg(script).arg(suite).arg(directory.path()).arg(workspace);
+        command.args([sysroot(), registry()]).arg(fresh_target());
+        let mut holder = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        if root {
+            give_ids(holder.id());
+        }
+        holder.stdin.as_mut().unwrap().write_all(b"go\n").unwrap();
+        let mut line = String::new();
+        BufReader::new(holder.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let fresh_kernel = match line.as_str() {
+            "fresh\n" => true,
+            "used\n" => false,
+            _ => panic!("{suite} was not made, why is above; it says {line:?}"),
+        };
+        let children = format!("/proc/{0}/task/{0}/children", holder.id());
+        let first = std::fs::read_to_string(children).unwrap().trim().to_owned();
+        Self { holder, first, fresh_kernel, _directory: directory }
+    }
+
+    /// Runs a command in the project's directory.
+    pub(crate) fn run(&self, who: As, command: &[&str]) -> Output {
+        let mut enter = Command::new("nsenter");
+        enter.args(["--target", &self.first, "--user", "--mount", "--pid", "--root"]).env_clear();
+        enter.envs(ENVIRONMENT.iter().copied());
+        enter.envs(PROXIES.iter().filter_map(|name| Some((*name, std::env::var_os(name)?))));
+        match who {
+            As::Root => enter.env("HOME", "/root"),
+            As::Ordinary => {
+                let words = ["setpriv", "--reuid", "ordinary", "--regid", "ordinary", "--init-groups"];
+                enter.args(words).env("HOME", "/home/ordinary")
+            }
+        };
+        enter.args(["env", "--chdir", "/project"]).args(command).stdin(Stdio::null()).output().unwrap()
+    }
+
+    /// What a command prints that has to succeed.
+    pub(crate) fn read(&self, command: &[&str]) -> String {
+        let output = self.run(As::Root, command);
+        assert!(output.status.success(), "{command:?}: {}", said(&output));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// The digest of each of apt's files.
+    pub(crate) fn package_sources(&self) -> String {
+        let files = self.read(&["find", "/etc/apt", "-type", "f", "-exec", "sha256sum", "{}", "+"]);
+        assert!(files.contains("/etc/apt/"), "apt has no sources: {files:?}");
+        let mut lines: Vec<_> = files.lines().collect();
+        lines.sort_unstable();
+        lines.join("\n")
+    }
+
+    /// How often each program runs. Those that ended and were not waited for do not count.
+    pub(crate) fn processes(&self) -> BTreeMap<PathBuf, usize> {
+        let namespace = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
+        let own = namespace(&self.first);
+        assert!(own.is_some(), "the first process is gone");
+        let mut running = BTreeMap::new();
+        for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+            let pid = entry.file_name().into_string().unwrap();
+            if pid.bytes().all(|byte| byte.is_ascii_digit())
+                && namespace(&pid) == own
+                && let Ok(program) = std::fs::read_link(format!("/proc/{pid}/exe"))
+            {
+                *running.entry(program).or_default() += 1;
+            }
+        }
+        running
+    }
+}
+
+impl Drop for Debian {
+    fn drop(&mut self) {
+        drop(self.holder.stdin.take());
+        if let Err(error) = self.holder.wait() {
+            eprintln!("warning: wait for a Debian's end: {error}");
+        }
+    }
+}
+
+pub(crate) fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// A range of them is root's to give; `unshare` asks newuidmap, which wants it in /etc/subuid too.
+fn give_ids(pid: u32) {
+    let namespace = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/user")).unwrap();
+    let begun = Instant::now();
+    while namespace(&pid.to_string()) == namespace("self") {
+        assert!(begun.elapsed() < NAMESPACE, "unshare --user makes no user namespace");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    for map in ["uid_map", "gid_map"] {
+        std::fs::write(format!("/proc/{pid}/{map}"), OWN_IDS).unwrap();
+    }
+}
+
+fn sysroot() -> PathBuf {
+    let output = Command::new("rustc").args(["--print", "sysroot"]).output().unwrap();
+    PathBuf::from(String::from_utf8(output.stdout).unwrap().trim())
+}
+
+fn registry() -> PathBuf {
+    let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
+    home.unwrap_or_else(|| std::env::home_dir().unwrap().join(".cargo")).join("registry")
+}
+
+/// What `rustup` does not install by itself: the other architecture's standard library.
+pub(crate) fn fresh_target() -> &'static str {
+    let foreign = VmArchitecture::ALL.into_iter().find(|arch| Some(*arch) != VmArchitecture::of_host());
+    foreign.unwrap().profile().triple
+}
