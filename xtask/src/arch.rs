@@ -80,6 +80,10 @@ pub struct MachineProfile {
     pub firmware_paths: &'static [(&'static str, &'static str)],
     /// The exact size of the flash device that takes the firmware's code; `None` where any multiple of 4 KiB will do.
     pub flash_bytes: Option<u64>,
+    /// Whether its programs rely on stores being seen in their order, as x86's do (QEMU, `TCG_GUEST_DEFAULT_MO`).
+    pub strong_memory_order: bool,
+    /// A CPU feature that QEMU calls by this name and that every CPU of it has, for a planted fault.
+    pub ever_present_feature: &'static str,
     /// The cross-compilers' package names are in `host::packages`; this is the GNU name of the compiler.
     pub gnu_compiler: &'static str,
 }
@@ -119,6 +123,8 @@ static X86_64: MachineProfile = MachineProfile {
         ("/usr/share/qemu/ovmf-x86_64-4m-code.bin", "/usr/share/qemu/ovmf-x86_64-4m-vars.bin"),
     ],
     flash_bytes: None,
+    strong_memory_order: true,
+    ever_present_feature: "fpu",
     gnu_compiler: "x86_64-linux-gnu-gcc",
 };
 
@@ -149,6 +155,8 @@ static AARCH64: MachineProfile = MachineProfile {
         ("/usr/share/qemu/aavmf-aarch64-code.bin", "/usr/share/qemu/aavmf-aarch64-vars.bin"),
     ],
     flash_bytes: Some(64 << 20),
+    strong_memory_order: false,
+    ever_present_feature: "aarch64",
     gnu_compiler: "aarch64-linux-gnu-gcc",
 };
 

@@ -1,5 +1,5 @@
 //! What this machine has and lacks: [`facts`] (gathered, IO) → [`findings`] (judged, pure) → remedies
-//! ([`packages`], [`fix`]).
+//! ([`packages`], [`fix`]). [`rehearsal`] judges a domain that the back room has started.
 
 pub mod facts;
 pub mod findings;
@@ -8,6 +8,7 @@ pub mod fix;
 pub mod kvm;
 pub mod packages;
 pub mod qemu;
+pub mod rehearsal;
 pub mod tools;
 
 use anyhow::Result;
