@@ -18,7 +18,7 @@ use crate::cli::MachineArgs;
 use crate::exit::Unavailable;
 use crate::workspace::Workspace;
 use facts::Facts;
-use findings::{Finding, Severity};
+use findings::{Finding, Remedy, Severity};
 
 /// What a machine is looked at for.
 #[derive(Debug, Clone, Copy)]
@@ -78,13 +78,20 @@ impl Preflight {
             [one] => format!(" --arch {one}"),
             _ => String::new(),
         };
+        // What only a person can do is said with the finding; --fix would find nothing to run.
+        let by_hand = self.blocking().all(|finding| matches!(finding.remedy, None | Some(Remedy::Manual(_))));
+        let hint = if by_hand {
+            "do what stands with each finding".to_owned()
+        } else {
+            format!("cargo xtask preflight{arch} --fix")
+        };
         Err(Unavailable {
             error: format!(
                 "this machine is not ready for {}: {}",
                 architectures.join(" and "),
                 blocking.join("; ")
             ),
-            hint: format!("cargo xtask preflight{arch} --fix"),
+            hint,
         }
         .into())
     }

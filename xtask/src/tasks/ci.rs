@@ -46,6 +46,11 @@ pub(super) fn run(workspace: &Workspace, args: &CiArgs) -> Result<()> {
             &["--lib", "--bins", "--test", "tidy", "--test", "bump", "--test", "fetch"],
         ),
     );
+    count.step(
+        workspace,
+        "the rehearsal",
+        &on(&on(&["test", "--package", "xtask"], &vm), &["--test", "rehearsal"]),
+    );
     if !args.fast {
         for arch in ["aarch64", "x86_64"] {
             let smoke = ["xtask", "smoke", "--arch", arch];

@@ -3,6 +3,8 @@
 
 pub mod judge;
 pub mod seen;
+#[cfg(test)]
+mod tests;
 
 use std::path::{Path, PathBuf};
 
@@ -57,15 +59,21 @@ impl Expected {
     /// # Errors
     /// Names the firmware's file whose size cannot be had.
     pub fn of(params: &DomainXmlParams, firmware: &Firmware) -> Result<Self> {
+        Self::with_sizes(params, firmware, |path| {
+            let meta = path.metadata().with_context(|| format!("look at {}", path.display()))?;
+            Ok(meta.len())
+        })
+    }
+
+    /// `size_of` has the bytes of a firmware file, where the flash device takes files of many sizes.
+    fn with_sizes(
+        params: &DomainXmlParams,
+        firmware: &Firmware,
+        size_of: impl Fn(&Path) -> Result<u64>,
+    ) -> Result<Self> {
         let profile = params.architecture.profile();
+        let size = |path: &Path| profile.flash_bytes.map_or_else(|| size_of(path), Ok);
         let flash = params.firmware.as_ref().map(|own| -> Result<_> {
-            let size = |path: &Path| match profile.flash_bytes {
-                Some(bytes) => Ok(bytes),
-                None => path
-                    .metadata()
-                    .map(|meta| meta.len())
-                    .with_context(|| format!("look at {}", path.display())),
-            };
             Ok(ExpectedFlash {
                 code: firmware.code.clone(),
                 code_bytes: size(&firmware.code)?,
