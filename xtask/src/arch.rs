@@ -82,6 +82,10 @@ pub struct MachineProfile {
     pub flash_bytes: Option<u64>,
     /// The flags in /proc/cpuinfo that tell hardware virtualisation; none where the kernel shows none.
     pub virtualisation_flags: &'static [&'static str],
+    /// Whether its programs rely on stores being seen in their order, as x86's do (QEMU, `TCG_GUEST_DEFAULT_MO`).
+    pub strong_memory_order: bool,
+    /// A CPU feature that QEMU calls by this name and that every CPU of it has, for a planted fault.
+    pub ever_present_feature: &'static str,
     /// The cross-compilers' package names are in `host::packages`; this is the GNU name of the compiler.
     pub gnu_compiler: &'static str,
 }
@@ -122,6 +126,8 @@ static X86_64: MachineProfile = MachineProfile {
     ],
     flash_bytes: None,
     virtualisation_flags: &["vmx", "svm"],
+    strong_memory_order: true,
+    ever_present_feature: "fpu",
     gnu_compiler: "x86_64-linux-gnu-gcc",
 };
 
@@ -153,6 +159,8 @@ static AARCH64: MachineProfile = MachineProfile {
     ],
     flash_bytes: Some(64 << 20),
     virtualisation_flags: &[],
+    strong_memory_order: false,
+    ever_present_feature: "aarch64",
     gnu_compiler: "aarch64-linux-gnu-gcc",
 };
 

@@ -29,6 +29,8 @@ pub const RETRY: Duration = Duration::from_millis(50);
 pub const SPINNER: Duration = Duration::from_millis(120);
 /// How often a command that runs on is asked whether it has ended.
 pub const CHILD_POLL: Duration = Duration::from_millis(50);
+/// How often a QEMU that has ended is looked for while libvirt waits for its end; libvirt itself looks every 200 ms.
+pub const REAP: Duration = Duration::from_millis(10);
 /// Signals within this time of the first one are the same wish to stop.
 pub const SAME_INTERRUPT: Duration = Duration::from_secs(1);
 /// A soak kills within this time after a smoke's start: from preflight to well into the power cut.

@@ -4,6 +4,7 @@
 //! <cache>/images/<key>/        a disk image and its manifest
 //! <cache>/runs/<id>/           one run: report.json, console.log; w/ while it lives
 //! <cache>/history/             how long phases took on this machine
+//! <cache>/libvirt/             what libvirt has learned of QEMU, for every run's embedded root
 //! ```
 
 use std::path::{Path, PathBuf};
@@ -76,6 +77,11 @@ impl Cache {
     /// What earlier runs learned of this machine.
     pub fn history(&self) -> PathBuf {
         self.root.join("history")
+    }
+
+    /// What libvirt has learned of the emulators here. It may be deleted at any time: the next run probes them again.
+    pub fn libvirt(&self) -> PathBuf {
+        self.root.join("libvirt")
     }
 }
 

@@ -114,6 +114,17 @@ impl RunDir {
         remove_file(&self.path.join("kept"))?;
         remove_tree(&self.work())
     }
+
+    /// Leaves nothing at all: of a run that has no report.
+    ///
+    /// # Errors
+    /// Where a process cannot be ended or a file not deleted.
+    pub fn discard(self) -> Result<()> {
+        self.clean()?;
+        // Nobody looks at the directories while one of them goes.
+        let _guard = self.path.parent().map(|runs| lock(&runs.join(".lock"))).transpose()?;
+        remove_tree(&self.path)
+    }
 }
 
 /// The runs, alive or kept or not collected yet, whose machine's disk is a layer over what is in `image`.

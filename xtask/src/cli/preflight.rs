@@ -56,6 +56,8 @@ pub enum RehearsalFault {
     SingleThread,
     /// A CPU feature that was switched off is on
     CpuFeature,
+    /// The domain asks for a CPU feature that nobody knows
+    CpuRefused,
     /// Flash of another size than the firmware is made for
     FlashSize,
     /// A disk whose flushes QEMU ignores

@@ -47,8 +47,9 @@ pub struct Facts {
     pub runs_guest_programs: bool,
     /// Whether QEMU's emulator of the guest's programs is there, registered or not.
     pub user_emulator: bool,
-    /// What registers it: Debian 12's and Ubuntu's `update-binfmts`, else systemd's own program, which needs no systemd.
-    pub registers_handlers: Option<PathBuf>,
+    /// The command that registers it: Debian 12's and Ubuntu's `update-binfmts`, else systemd's own program, which needs no
+    /// systemd.
+    pub registers_handler: Option<Vec<String>>,
     /// The guest that was asked for.
     pub guest: Guest,
 }
@@ -141,7 +142,7 @@ impl Facts {
                 user_emulator: ["-static", ""]
                     .iter()
                     .any(|ending| tools::find(&format!("qemu-{}{ending}", profile.machine)).is_some()),
-                registers_handlers: registers_handlers(arch),
+                registers_handler: registers_handler(arch),
                 guest,
             }
         })
@@ -170,11 +171,18 @@ fn linker(workspace: &Workspace, arch: VmArchitecture) -> Linking {
     }
 }
 
-/// Debian 13's emulator is known to systemd's program alone.
-fn registers_handlers(arch: VmArchitecture) -> Option<PathBuf> {
-    let known = Path::new("/usr/share/binfmts").join(format!("qemu-{}", arch.profile().machine)).exists();
-    let systemds = PathBuf::from("/usr/lib/systemd/systemd-binfmt");
-    tools::find("update-binfmts").filter(|_| known).or_else(|| systemds.exists().then_some(systemds))
+/// Debian 13's emulator is known to systemd's program alone (binfmt.d(5)); with the one file it leaves other formats as they are.
+fn registers_handler(arch: VmArchitecture) -> Option<Vec<String>> {
+    let handler = format!("qemu-{}", arch.profile().machine);
+    if let Some(program) = tools::find("update-binfmts")
+        && Path::new("/usr/share/binfmts").join(&handler).exists()
+    {
+        return Some(vec![program.display().to_string(), "--enable".to_owned(), handler]);
+    }
+    let systemds = Path::new("/usr/lib/systemd/systemd-binfmt");
+    let files = ["", "-static"].map(|ending| format!("{handler}{ending}.conf"));
+    let file = files.into_iter().find(|file| Path::new("/usr/lib/binfmt.d").join(file).exists());
+    file.filter(|_| systemds.exists()).map(|file| vec![systemds.display().to_string(), file])
 }
 
 fn runs_guest_programs(arch: VmArchitecture) -> bool {

@@ -233,9 +233,10 @@ mod tests {
         );
         let systemds = planned(|facts| {
             facts.runs_guest_programs = false;
-            facts.registers_handlers = Some("/usr/lib/systemd/systemd-binfmt".into());
+            facts.registers_handler =
+                Some(["/usr/lib/systemd/systemd-binfmt", "qemu-aarch64.conf"].map(str::to_owned).to_vec());
         });
-        assert_eq!(systemds, ["/usr/lib/systemd/systemd-binfmt"]);
+        assert_eq!(systemds, ["/usr/lib/systemd/systemd-binfmt qemu-aarch64.conf"]);
     }
 
     #[test]

@@ -1,5 +1,5 @@
 //! What this machine has and lacks: [`facts`] (gathered, IO) → [`findings`] (judged, pure) → remedies
-//! ([`packages`], [`fix`]).
+//! ([`packages`], [`fix`]). [`rehearsal`] judges a domain that the back room has started.
 
 pub mod edk2;
 pub mod facts;
@@ -9,6 +9,7 @@ pub mod fix;
 pub mod kvm;
 pub mod packages;
 pub mod qemu;
+pub mod rehearsal;
 pub mod surroundings;
 pub mod tools;
 
@@ -22,7 +23,7 @@ use crate::exit::{Unavailable, Usage};
 use crate::image::Choice;
 use crate::workspace::Workspace;
 use facts::{Facts, Guest};
-use findings::{Finding, Severity};
+use findings::{Finding, Remedy, Severity};
 use surroundings::Host;
 
 /// What a machine is looked at for.
@@ -103,13 +104,20 @@ impl Preflight {
             [one] => format!(" --arch {one}"),
             _ => String::new(),
         };
+        // What only a person can do is said with the finding; --fix would find nothing to run.
+        let by_hand = self.blocking().all(|finding| matches!(finding.remedy, None | Some(Remedy::Manual(_))));
+        let hint = if by_hand {
+            "do what stands with each finding".to_owned()
+        } else {
+            format!("cargo xtask preflight{arch} --fix")
+        };
         Err(Unavailable {
             error: format!(
                 "this machine is not ready for {}: {}",
                 architectures.join(" and "),
                 blocking.join("; ")
             ),
-            hint: format!("cargo xtask preflight{arch} --fix"),
+            hint,
         }
         .into())
     }

@@ -48,6 +48,7 @@ pub(super) fn run(workspace: &Workspace, args: &CiArgs) -> Result<()> {
     );
     let test = on(&["test", "--package", "xtask"], &on(&vm, &["--test"]));
     count.step(workspace, "broken hosts", &on(&test, &["broken_hosts"]));
+    count.step(workspace, "the rehearsal", &on(&test, &["rehearsal"]));
     if !args.fast {
         for arch in ["aarch64", "x86_64"] {
             let smoke = ["xtask", "smoke", "--arch", arch];

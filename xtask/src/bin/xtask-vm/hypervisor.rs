@@ -5,13 +5,18 @@ use std::path::Path;
 use std::sync::Once;
 
 use anyhow::{Context, Result, bail};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+use serde_json::{Value, json};
 use virt::connect::Connect;
 use virt::domain::{Domain, DomainState, DomainStateEnum};
 use xtask::limits;
-use xtask::paths::{make_private_dir, write_private};
+use xtask::paths::{Cache, make_private_dir, write_private};
 
-/// What a domain is for libvirt while it lives: transient, so that the end of the domain is the end of its definition.
-const TRANSIENT: virt::sys::virDomainCreateFlags = 0;
+use crate::reaper;
+
+/// A domain is transient for libvirt, so that its end is the end of its definition; and it starts with its processors
+/// stopped, so that what QEMU made of it can be read before any of the guest's code runs.
+const PAUSED: virt::sys::virDomainCreateFlags = virt::sys::VIR_DOMAIN_START_PAUSED;
 
 /// An open connection to the embedded driver.
 pub(crate) struct Hypervisor {
@@ -37,16 +42,19 @@ pub(crate) enum Condition {
 }
 
 impl Hypervisor {
-    /// Opens the embedded driver below `root`. One root per process: a libvirt that has one refuses another.
-    pub(crate) fn open(root: &Path) -> Result<Self> {
+    /// Opens the embedded driver below `root`. One root per process: a libvirt that has one refuses another. What libvirt
+    /// learns of QEMU is kept in `cache` for the next root.
+    pub(crate) fn open(root: &Path, cache: &Cache) -> Result<Self> {
         // Its errors come back as values; by default libvirt prints them as well.
         virt::error::clear_error_callback();
         start_event_loop()?;
         make_private_dir(&root.join("etc"))?;
         write_private(&root.join("etc/qemu.conf"), qemu_conf())?;
+        keep_capabilities(root, &cache.libvirt())?;
         let uri = format!("qemu:///embed?root={}", root.display());
-        let connect =
-            Connect::open(Some(&uri)).with_context(|| format!("open libvirt's embedded driver {uri}"))?;
+        reaper::adopt_daemons()?;
+        let connect = on_one_processor(|| Connect::open(Some(&uri)))
+            .with_context(|| format!("open libvirt's embedded driver {uri}"))?;
         Ok(Self { connect })
     }
 
@@ -56,9 +64,14 @@ impl Hypervisor {
         Ok(format!("{}.{}.{}", number / 1_000_000, number / 1_000 % 1_000, number % 1_000))
     }
 
-    /// Starts a transient domain.
-    pub(crate) fn start(&self, xml: &str) -> Result<Machine> {
-        let domain = self.connect.create_domain_xml(xml, TRANSIENT).context("start the domain")?;
+    /// Starts a transient domain whose guest does not run yet.
+    pub(crate) fn start_paused(&self, xml: &str) -> Result<Machine> {
+        self.start(xml, PAUSED)
+    }
+
+    fn start(&self, xml: &str, flags: virt::sys::virDomainCreateFlags) -> Result<Machine> {
+        let started = reaper::reaping(|| self.connect.create_domain_xml(xml, flags));
+        let domain = started.context("start the domain")?;
         Ok(Machine { domain, let_go: false })
     }
 }
@@ -77,6 +90,28 @@ impl Machine {
         }
     }
 
+    /// The guest's processors run from now on.
+    pub(crate) fn resume(&self) -> Result<()> {
+        self.domain.resume().context("let the guest's processors run")
+    }
+
+    /// What QEMU answers to a command of its machine protocol (QEMU, qemu-qmp-ref).
+    pub(crate) fn qmp(&self, command: &str, arguments: &Value) -> Result<Value> {
+        let question = json!({ "execute": command, "arguments": arguments }).to_string();
+        let answer = self
+            .domain
+            .qemu_monitor_command(&question, virt::sys::VIR_DOMAIN_QEMU_MONITOR_COMMAND_DEFAULT)
+            .with_context(|| format!("ask QEMU: {question}"))?;
+        returned(&answer).with_context(|| format!("ask QEMU: {question}"))
+    }
+
+    /// What QEMU prints at a command of its human monitor, for what its machine protocol does not have.
+    pub(crate) fn hmp(&self, command: &str) -> Result<String> {
+        self.domain
+            .qemu_monitor_command(command, virt::sys::VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP)
+            .with_context(|| format!("ask QEMU: {command}"))
+    }
+
     /// Leaves it running when this value goes.
     pub(crate) fn let_go(&mut self) {
         self.let_go = true;
@@ -86,7 +121,7 @@ impl Machine {
     pub(crate) fn destroy(&mut self) -> Result<()> {
         // Whatever comes of it: the next machine of the run has the same name and identity.
         self.let_go = true;
-        match self.domain.destroy() {
+        match reaper::reaping(|| self.domain.destroy()) {
             Ok(()) => Ok(()),
             Err(_) if self.condition() == Condition::Gone => Ok(()),
             Err(error) => Err(error).context("destroy the domain"),
@@ -95,11 +130,7 @@ impl Machine {
 
     /// The port on 127.0.0.1 that leads to the guest's ssh, as QEMU chose it.
     pub(crate) fn ssh_port(&self) -> Result<u16> {
-        let table = self
-            .domain
-            .qemu_monitor_command("info usernet", virt::sys::VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP)
-            .context("ask QEMU for its forwarded ports")?;
-        forwarded_port(&table)
+        forwarded_port(&self.hmp("info usernet")?)
     }
 }
 
@@ -110,6 +141,48 @@ impl Drop for Machine {
             drop(self.destroy());
         }
     }
+}
+
+/// The value in QEMU's reply, or its error.
+fn returned(answer: &str) -> Result<Value> {
+    let mut answer: Value = serde_json::from_str(answer).context("parse its answer")?;
+    match answer.get_mut("return") {
+        Some(value) => Ok(value.take()),
+        None => {
+            bail!("{}", answer["error"]["desc"].as_str().unwrap_or("an answer with neither value nor error"))
+        }
+    }
+}
+
+/// A root's `cache` leads to one directory for all of them. Probing QEMU takes 1.4 to 2 s, and what comes of it is valid as
+/// long as QEMU, libvirt and this program are the same files, which libvirt compares itself. It does not write atomically;
+/// a file that another run has not finished does not parse, and is then probed and written again.
+fn keep_capabilities(root: &Path, kept: &Path) -> Result<()> {
+    make_private_dir(kept)?;
+    let link = root.join("cache");
+    if link.is_symlink() {
+        return Ok(());
+    }
+    std::os::unix::fs::symlink(kept, &link)
+        .with_context(|| format!("link {} to {}", link.display(), kept.display()))
+}
+
+/// Opening, libvirt asks the processor for its CPUID, and what it knows of an emulator with KVM is valid as long as that is
+/// the same. Parts of it (the APIC's id) are each processor's own, so that what is asked must be always the same one.
+fn on_one_processor<T>(call: impl FnOnce() -> T) -> T {
+    let allowed = sched_getaffinity(None).ok();
+    let first = allowed.and_then(|set| (0..CpuSet::MAX_CPU).find(|cpu| set.is_set(*cpu)));
+    if let Some(first) = first {
+        let mut one = CpuSet::new();
+        one.set(first);
+        // Where it is refused, libvirt probes once more than it had to.
+        let _ = sched_setaffinity(None, &one);
+    }
+    let result = call();
+    if let Some(allowed) = allowed {
+        let _ = sched_setaffinity(None, &allowed);
+    }
+    result
 }
 
 /// The row `TCP[HOST_FORWARD]  14  127.0.0.1 37787  10.0.2.15  22 …` of `info usernet`.
@@ -166,6 +239,27 @@ mod tests {
         assert!(forwarded_port("Hub -1 (net0):").unwrap_err().to_string().contains("no port"));
     }
 
+    #[test]
+    fn an_answer_of_qemus_is_its_value_or_its_error() {
+        assert_eq!(returned(r#"{"return":{"running":false},"id":"libvirt-9"}"#).unwrap()["running"], false);
+        let refused = r#"{"id":"libvirt-9","error":{"class":"GenericError","desc":"no such property"}}"#;
+        assert_eq!(returned(refused).unwrap_err().to_string(), "no such property");
+        assert!(returned("{}").is_err());
+    }
+
+    #[test]
+    fn what_is_learned_of_qemu_outlives_a_root() {
+        let directory = tempfile::tempdir().unwrap();
+        let kept = directory.path().join("libvirt");
+        for root in ["first", "second", "second"].map(|name| directory.path().join(name)) {
+            make_private_dir(&root).unwrap();
+            keep_capabilities(&root, &kept).unwrap();
+            std::fs::write(root.join("cache/known"), "x").unwrap();
+        }
+        std::fs::remove_dir_all(directory.path().join("first")).unwrap();
+        assert!(kept.join("known").exists(), "the link is deleted, and not what it leads to");
+    }
+
     /// libvirt's own mock driver: the connection's side of this file, on any host.
     #[test]
     fn a_domain_of_libvirts_test_driver_lives_and_is_destroyed() {
@@ -173,13 +267,19 @@ mod tests {
         let hypervisor = Hypervisor { connect };
         assert!(hypervisor.version().unwrap().split('.').count() == 3);
         let xml = "<domain type='test'><name>x</name><memory>8192</memory><os><type>hvm</type></os></domain>";
-        let mut machine = hypervisor.start(xml).unwrap();
+        // The mock of libvirt 9.0 refuses to start one paused.
+        let start = |xml| hypervisor.start(xml, 0);
+        let mut machine = start(xml).unwrap();
+        assert_eq!(machine.condition(), Condition::Running);
+        machine.domain.suspend().unwrap();
+        assert_eq!(machine.condition(), Condition::Paused);
+        machine.resume().unwrap();
         assert_eq!(machine.condition(), Condition::Running);
         machine.destroy().unwrap();
         assert_eq!(machine.condition(), Condition::Gone);
         machine.destroy().unwrap();
-        drop(hypervisor.start(xml).unwrap());
+        drop(start(xml).unwrap());
         assert!(hypervisor.connect.lookup_domain_by_name("x").is_err(), "dropped is destroyed");
-        assert!(hypervisor.start("<domain/>").is_err());
+        assert!(start("<domain/>").is_err());
     }
 }

@@ -2,7 +2,7 @@
 //! command line; the front door has seen to it that this machine is ready.
 //!
 //! Modules in reading order: [`smoke`] (the phases, as prose), [`image`], [`media`] (seed and payload disks),
-//! [`hypervisor`] (libvirt), [`console`], [`broker`] (NATS), [`guest`] (ssh), [`bench`], and the tools: [`screen`], [`child`], [`interrupt`], [`history`].
+//! [`hypervisor`] (libvirt), [`rehearsed`] (a domain read before it runs), [`console`], [`broker`] (NATS), [`guest`] (ssh), [`bench`], and the tools: [`screen`], [`child`], [`interrupt`], [`history`], [`reaper`].
 
 mod bench;
 mod broker;
@@ -16,6 +16,8 @@ mod image;
 mod interrupt;
 mod media;
 mod preflight;
+mod reaper;
+mod rehearsed;
 mod screen;
 mod smoke;
 
@@ -59,7 +61,7 @@ fn execute(cli: &Cli) -> anyhow::Result<()> {
     match &cli.command {
         Command::Smoke(args) => smoke::run(&workspace, args, cli.voice),
         Command::Preflight(args) if args.rehearse || args.connect.is_some() => {
-            preflight::run(&workspace, args)
+            preflight::run(&workspace, args, cli.voice)
         }
         Command::Bench(args) => bench::run(&workspace, args, cli.voice),
         // The front door's own: whoever starts this binary by hand gets the same task.

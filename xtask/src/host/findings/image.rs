@@ -79,19 +79,12 @@ fn guest_programs(facts: &Facts) -> Finding {
     let handler = format!("qemu-{}", arch.profile().machine);
     let why = format!("no enabled /proc/sys/fs/binfmt_misc/{handler}");
     let sentence = format!("this kernel does not run {arch} programs, as building an image needs");
-    match &facts.registers_handlers {
-        Some(program) if facts.user_emulator => {
+    match &facts.registers_handler {
+        Some(register) if facts.user_emulator => {
             // Where there is no systemd to do it, installing the package registers nothing.
-            let mut commands = Vec::new();
-            let words = |line: &str| line.split(' ').map(str::to_owned).collect::<Vec<_>>();
-            if !host.binfmt_mounted {
-                commands.push(words("mount -t binfmt_misc binfmt_misc /proc/sys/fs/binfmt_misc"));
-            }
-            let mut register = vec![program.display().to_string()];
-            if program.ends_with("update-binfmts") {
-                register.extend(["--enable".to_owned(), handler]);
-            }
-            commands.push(register);
+            let mount = "mount -t binfmt_misc binfmt_misc /proc/sys/fs/binfmt_misc".split(' ');
+            let mount = (!host.binfmt_mounted).then(|| mount.map(str::to_owned).collect());
+            let commands = mount.into_iter().chain([register.clone()]).collect();
             Finding::blocks("binfmt", sentence, why, Remedy::RunAsRoot(commands))
         }
         _ => Finding::blocks("user-emulation", sentence, why, Remedy::Install(Need::UserEmulation, arch)),

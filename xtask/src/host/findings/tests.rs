@@ -28,7 +28,9 @@ pub(crate) fn sound() -> Facts {
         kvm: Kvm::Opens,
         runs_guest_programs: true,
         user_emulator: true,
-        registers_handlers: Some("/usr/sbin/update-binfmts".into()),
+        registers_handler: Some(
+            ["/usr/sbin/update-binfmts", "--enable", "qemu-aarch64"].map(str::to_owned).to_vec(),
+        ),
         guest: Guest {
             image: "ubuntu-24.04".into(),
             fallback: Some("debian-12".into()),

@@ -156,7 +156,7 @@ fn bare_boot_in(
         payload: false,
     };
     media::make_seed(&files.seed, &seed, &work, interrupt)?;
-    make_writable_files(plan, &files, image, interrupt)?;
+    make_writable_files(plan, &files, &image.base(), interrupt)?;
     write_private(&files.console_log, "")?;
     let arguments = bare_arguments(plan, &files);
     let job = Job { program: &plan.emulator, arguments, log: work.join("qemu.log"), environment: Vec::new() };

@@ -23,8 +23,11 @@ use xtask::digest::{Algorithm, Digest};
 use xtask::exit::Unavailable;
 use xtask::image::manifest::{Manifest, Stamp};
 use xtask::image::{Format, Image, LocalFile, Source};
+use xtask::paths::Cache;
+use xtask::run_dir::RunDir;
 
 use crate::fetch::Patience;
+use crate::interrupt::Interrupt;
 pub(crate) use build::bootstrap::{Speed, bootstrap};
 pub(crate) use build::discard;
 use probe::look_at;
@@ -50,7 +53,23 @@ pub(crate) struct ReadyImage {
     pub(crate) how: &'static str,
 }
 
+/// What an overlay lies on.
+#[derive(Debug, Clone)]
+pub(crate) struct Base {
+    /// The file.
+    pub(crate) disk: PathBuf,
+    /// Its format.
+    pub(crate) format: Format,
+    /// The size of the guest's disk.
+    pub(crate) virtual_bytes: u64,
+}
+
 impl ReadyImage {
+    /// As an overlay sees it.
+    pub(crate) fn base(&self) -> Base {
+        Base { disk: self.disk.clone(), format: self.format, virtual_bytes: self.virtual_bytes }
+    }
+
     fn new(disk: PathBuf, manifest: Manifest, how: &'static str) -> Self {
         let Manifest { format, virtual_bytes, digest, source, .. } = manifest;
         Self { disk, format, virtual_bytes, digest, source, how }
@@ -102,6 +121,28 @@ pub(crate) fn find(store: &mut Store<'_>, image: &Image) -> Result<Option<ReadyI
     let key = image.key(build::SCRIPTS);
     let _lock = store.lock(&key)?;
     cached(store, &key)
+}
+
+/// The image's disk as it lies there, unlocked and unhashed: enough for a domain that is only looked at. `None` where it is
+/// not there yet. The run is said to use it.
+pub(crate) fn glance(
+    cache: &Cache,
+    run: &RunDir,
+    image: &Image,
+    interrupt: &Interrupt,
+) -> Result<Option<Base>> {
+    if let Source::File(file) = &image.source {
+        let (format, virtual_bytes) = look_at(&file.path, image, interrupt)?;
+        return Ok(Some(Base { disk: file.path.clone(), format, virtual_bytes }));
+    }
+    let directory = cache.images().join(image.key(build::SCRIPTS));
+    run.uses_image(&directory)?;
+    let disk = directory.join(DISK);
+    if !disk.exists() {
+        return Ok(None);
+    }
+    let Manifest { format, virtual_bytes, .. } = store::read_manifest(&directory)?;
+    Ok(Some(Base { disk, format, virtual_bytes }))
 }
 
 /// Builds it although it is there; returns the digest that was there, and the new image, which takes the place of the old
@@ -178,10 +219,8 @@ fn own_file(store: &mut Store<'_>, image: &Image, file: &LocalFile) -> Result<Re
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::interrupt::Interrupt;
     use crate::screen::Screen;
     use xtask::image::catalogue::Catalogue;
-    use xtask::paths::Cache;
 
     /// Raw, with partitions as far as anybody looks.
     fn disk_of(byte: u8) -> Vec<u8> {

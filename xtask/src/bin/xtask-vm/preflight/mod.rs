@@ -1,11 +1,12 @@
-//! What preflight asks libvirt: [`rehearsal`] starts the very domain of a smoke, paused; [`connection`] asks the libvirt
+//! What preflight asks libvirt: [`rehearsal`] starts the very domain of a smoke, paused ([`sabotage`] plants the faults that it must find); [`connection`] asks the libvirt
 //! that `--connect` names.
 
 mod connection;
 mod rehearsal;
+mod sabotage;
 
 use anyhow::Result;
-use xtask::cli::PreflightArgs;
+use xtask::cli::{PreflightArgs, Voice};
 use xtask::exit::Diagnosis;
 use xtask::host::{Asked, Preflight};
 use xtask::tasks::preflight::{architectures, present};
@@ -14,7 +15,7 @@ use xtask::workspace::Workspace;
 use crate::interrupt::Interrupt;
 
 /// Everything that the front door looks at, and what libvirt says to it.
-pub(crate) fn run(workspace: &Workspace, args: &PreflightArgs) -> Result<()> {
+pub(crate) fn run(workspace: &Workspace, args: &PreflightArgs, voice: Voice) -> Result<()> {
     let interrupt = Interrupt::install()?;
     let architectures = architectures(args);
     let mut preflight =
@@ -22,9 +23,8 @@ pub(crate) fn run(workspace: &Workspace, args: &PreflightArgs) -> Result<()> {
     // Without an emulator there is nothing to rehearse; what is missing is told below.
     if preflight.verdict().is_ok() {
         if args.rehearse {
-            for facts in preflight.facts.clone() {
-                preflight.add(rehearsal::findings(&facts, args, &interrupt)?);
-            }
+            let found = rehearsal::findings(&preflight.facts, args, voice, &interrupt)?;
+            preflight.add(found);
         }
         if let Some(uri) = &args.connect {
             preflight.add(connection::findings(uri, &architectures)?);

@@ -1,17 +1,164 @@
-//! The rehearsal: the domain of a smoke, started paused, looked at and destroyed.
+//! The rehearsal: the domain of a smoke, started paused, looked at and destroyed. It boots nothing, so that an empty disk may
+//! stand in for an image, and two empty files for the seed and the agent.
 
-use anyhow::Result;
-use xtask::cli::PreflightArgs;
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use xtask::arch::Accelerator;
+use xtask::cli::{PreflightArgs, RehearsalFault, Voice};
+use xtask::domain::{RunFiles, xml};
+use xtask::exit;
 use xtask::host::facts::Facts;
-use xtask::host::findings::Finding;
+use xtask::host::findings::{Finding, Severity};
+use xtask::host::rehearsal::{Expected, judge};
+use xtask::host::tools;
+use xtask::image::Format;
+use xtask::limits;
+use xtask::paths::{Cache, make_private_dir, write_private};
+use xtask::plan::Plan;
+use xtask::report::{PhaseStatus, human_seconds};
+use xtask::run_dir::RunDir;
 
+use super::sabotage;
+use crate::child;
+use crate::hypervisor::Hypervisor;
+use crate::image::{self, Base};
 use crate::interrupt::Interrupt;
+use crate::rehearsed;
+use crate::screen::Screen;
+use crate::smoke::{make_writable_files, resolve};
 
-/// What QEMU made of the domain for guests of the facts' architecture, judged.
+/// Bytes of what stands in for the seed and the payload.
+const STAND_IN_BYTES: usize = 1 << 20;
+/// Bytes of the guest's disk where its image is not there.
+const STAND_IN_DISK_BYTES: u64 = 1 << 30;
+
+/// Where domains are rehearsed, one after the other: a process may open one libvirt root only.
+struct Stage<'a> {
+    cache: Cache,
+    run: RunDir,
+    hypervisor: Hypervisor,
+    fault: Option<RehearsalFault>,
+    interrupt: &'a Interrupt,
+}
+
+/// What QEMU made of the domain, for each of the architectures, judged. Nothing of it stays.
 pub(super) fn findings(
-    _facts: &Facts,
-    _args: &PreflightArgs,
-    _interrupt: &Interrupt,
+    facts: &[Facts],
+    args: &PreflightArgs,
+    voice: Voice,
+    interrupt: &Interrupt,
 ) -> Result<Vec<Finding>> {
-    anyhow::bail!("rehearse: not there yet")
+    let mut screen = Screen::new(voice);
+    let mut started = Instant::now();
+    let cache = Cache::from_env()?;
+    let (run, collected) = RunDir::create(&cache)?;
+    for dead in collected {
+        screen.line(&dead.to_string());
+    }
+    let hint = "see the causes; a smoke would end in the same";
+    let hypervisor = Hypervisor::open(&run.libvirt_root(), &cache)
+        .map_err(|error| exit::host_fault(error, "open libvirt for the rehearsal", hint))?;
+    let stage = Stage { cache, run, hypervisor, fault: args.sabotage, interrupt };
+    let mut rehearse = || -> Result<Vec<Finding>> {
+        let mut findings = Vec::new();
+        for facts in facts {
+            interrupt.check()?;
+            screen.start("rehearse", None);
+            let mut plan = Plan::resolve(facts, facts.arch, &args.machine, 1.0)?;
+            let found = stage.rehearse(&mut plan).map_err(|error| {
+                exit::host_fault(error, format!("rehearse the {} machine", facts.arch), hint)
+            });
+            let (found, base) =
+                found.inspect_err(|error| screen.end(PhaseStatus::Failed, &error.to_string()))?;
+            let blocked = found.iter().any(|finding| finding.severity == Severity::Blocks);
+            let told = told(&plan, &base, started);
+            let status = if blocked { PhaseStatus::Failed } else { PhaseStatus::Passed };
+            screen.end(status, &told.sentence);
+            findings.extend(found);
+            findings.push(told);
+            started = Instant::now();
+        }
+        Ok(findings)
+    };
+    let findings = rehearse();
+    stage.run.discard()?;
+    findings
+}
+
+/// That it took place, of what, and how long it took.
+fn told(plan: &Plan, base: &str, started: Instant) -> Finding {
+    let seconds = human_seconds(started.elapsed().as_secs_f64());
+    Finding {
+        id: "rehearsed",
+        severity: Severity::Informs,
+        sentence: format!("the {} machine was rehearsed in {seconds}", plan.spec.architecture),
+        evidence: format!(
+            "QEMU {}, {}, {base}, {}; started paused, read, destroyed",
+            plan.qemu_version,
+            plan.accelerator,
+            plan.firmware.code.display()
+        ),
+        remedy: None,
+    }
+}
+
+impl Stage<'_> {
+    /// What speaks against the domain of this plan, and its disk in words. Where KVM does not start it and nobody asked for
+    /// KVM by name, a smoke would be emulated: so is the rehearsal.
+    fn rehearse(&self, plan: &mut Plan) -> Result<(Vec<Finding>, String)> {
+        let work = self.run.work().join(plan.spec.architecture.to_string());
+        make_private_dir(&work)?;
+        let (base, base_told) = self.base(plan, &work)?;
+        let mut findings = self.perform(plan, &base, &work)?;
+        let kvm_refused = findings.iter().position(|finding| finding.id == "rehearsal-kvm");
+        if let Some(at) = kvm_refused.filter(|_| plan.may_fall_back && plan.accelerator == Accelerator::Kvm) {
+            let mut refused = findings.remove(at);
+            refused.severity = Severity::Degrades;
+            plan.fall_back(&refused.sentence);
+            findings = self.perform(plan, &base, &work)?;
+            findings.push(refused);
+        }
+        Ok((findings, base_told))
+    }
+
+    /// Started, read, destroyed.
+    fn perform(&self, plan: &Plan, base: &Base, work: &Path) -> Result<Vec<Finding>> {
+        let files = RunFiles::of_run(work, work.join("console.log"))?;
+        make_writable_files(plan, &files, base, self.interrupt)?;
+        for stand_in in [&files.seed, &files.payload] {
+            write_private(stand_in, vec![0; STAND_IN_BYTES])?;
+        }
+        let params = resolve(plan, &files);
+        let mut expected = Expected::of(&params, &plan.firmware)?;
+        let xml = match self.fault {
+            None => xml::domain_xml(&params),
+            Some(fault) => sabotage::plant(fault, params, &mut expected, &plan.firmware, work)?,
+        };
+        self.interrupt.check()?;
+        let mut machine = match self.hypervisor.start_paused(&xml) {
+            Ok(machine) => machine,
+            Err(error) => return Ok(vec![judge::refused(&expected, &format!("{error:#}"))]),
+        };
+        let findings = rehearsed::read(&machine, &expected, work);
+        machine.destroy()?;
+        findings
+    }
+
+    /// The image that a smoke would take, where it is there; else an empty disk.
+    fn base(&self, plan: &Plan, work: &Path) -> Result<(Base, String)> {
+        for image in std::iter::once(&plan.image).chain(&plan.fallback) {
+            if let Some(base) = image::glance(&self.cache, &self.run, image, self.interrupt)? {
+                return Ok((base, format!("the image {}", image.name)));
+            }
+        }
+        let disk = work.join("empty.qcow2");
+        let mut arguments = ["create", "-q", "-f", "qcow2"].map(Into::into).to_vec();
+        arguments.extend([disk.clone().into_os_string(), STAND_IN_DISK_BYTES.to_string().into()]);
+        child::read(&tools::require("qemu-img")?, &arguments, limits::SERVER_START, self.interrupt)
+            .context("make an empty disk")?;
+        let told = format!("an empty disk in the place of {}, which is not in the cache", plan.image.name);
+        Ok((Base { disk, format: Format::Qcow2, virtual_bytes: STAND_IN_DISK_BYTES }, told))
+    }
 }

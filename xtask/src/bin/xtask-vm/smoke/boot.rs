@@ -1,6 +1,6 @@
 //! From nothing to a guest whose userspace is up: broker, keys, disks, NVRAM, domain; and KVM that does not work.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use xtask::agent_build::Agent;
@@ -9,6 +9,7 @@ use xtask::cli::Sabotage;
 use xtask::domain::seed::{Seed, marker};
 use xtask::domain::{DomainXmlParams, RunFiles, xml};
 use xtask::exit::{self, Interrupted, Unavailable};
+use xtask::host::rehearsal::Expected;
 use xtask::host::{kvm, tools};
 use xtask::limits;
 use xtask::paths::{processes_naming, write_private};
@@ -19,10 +20,11 @@ use crate::broker::Broker;
 use crate::child;
 use crate::console::Console;
 use crate::guest::Keys;
-use crate::hypervisor::{Condition, Hypervisor};
-use crate::image::ReadyImage;
+use crate::hypervisor::{Condition, Hypervisor, Machine};
+use crate::image::{Base, ReadyImage};
 use crate::interrupt::Interrupt;
 use crate::media;
+use crate::rehearsed;
 
 impl RunningVm {
     /// From nothing to a guest whose userspace runs cloud-init's last stage.
@@ -69,22 +71,22 @@ impl RunningVm {
         let config = broker.agent_config();
         let payload = media::Payload { agent, config: &config, sabotage };
         media::make_payload(&files.payload, session.workspace, &payload, &work, &session.interrupt)?;
-        make_writable_files(&plan, &files, image, &session.interrupt)?;
+        make_writable_files(&plan, &files, &image.base(), &session.interrupt)?;
         let libvirt_root = session.run.libvirt_root();
-        let hypervisor = Hypervisor::open(&libvirt_root)?;
+        let hypervisor = Hypervisor::open(&libvirt_root, &session.cache)?;
         session.report.host.libvirt = Some(hypervisor.version()?);
-        let mut xml = write_xml(&plan, &files, &work)?;
-        let machine = match hypervisor.start(&xml) {
+        let mut domain = Domain::write(&plan, &files, &work)?;
+        let machine = match domain.start(&hypervisor) {
             // Another error (no memory, a CPU model that KVM lacks) is not KVM's fault, and emulation would not help.
             Err(error) if plan.accelerator == Accelerator::Kvm && blames_kvm(&error) => {
                 give_up_kvm(session, &mut plan, &format!("KVM does not start the machine: {error:#}"))?;
-                xml = write_xml(&plan, &files, &work)?;
-                hypervisor.start(&xml)
+                domain = Domain::write(&plan, &files, &work)?;
+                domain.start(&hypervisor)
             }
             started => started,
         }?;
         let console = Console::new(&files.console_log);
-        Ok(Self { plan, files, xml, hypervisor, machine, keys, device_id, libvirt_root, console, broker })
+        Ok(Self { plan, files, domain, hypervisor, machine, keys, device_id, libvirt_root, console, broker })
     }
 
     fn reach_userspace(&mut self, session: &mut Session<'_>, image: &ReadyImage) -> Result<String> {
@@ -122,10 +124,10 @@ impl RunningVm {
         let reason = format!("/dev/kvm opens and does not run the guest's kernel: {error}");
         self.machine.destroy()?;
         give_up_kvm(session, &mut self.plan, &reason)?;
-        make_writable_files(&self.plan, &self.files, image, &session.interrupt)?;
-        self.xml = write_xml(&self.plan, &self.files, &session.run.work())?;
+        make_writable_files(&self.plan, &self.files, &image.base(), &session.interrupt)?;
+        self.domain = Domain::write(&self.plan, &self.files, &session.run.work())?;
         self.console.new_boot()?;
-        self.machine = self.hypervisor.start(&self.xml)?;
+        self.machine = self.domain.start(&self.hypervisor)?;
         Ok(())
     }
 }
@@ -158,15 +160,15 @@ const SMALLEST_DISK: u64 = 6 << 30;
 pub(crate) fn make_writable_files(
     plan: &Plan,
     files: &RunFiles,
-    image: &ReadyImage,
+    base: &Base,
     interrupt: &Interrupt,
 ) -> Result<()> {
     let qemu_img = tools::require("qemu-img")?;
     let mut arguments =
-        ["create", "-q", "-f", "qcow2", "-F", image.format.name(), "-b"].map(Into::into).to_vec();
-    arguments.extend([image.disk.clone().into_os_string(), files.overlay.clone().into_os_string()]);
+        ["create", "-q", "-f", "qcow2", "-F", base.format.name(), "-b"].map(Into::into).to_vec();
+    arguments.extend([base.disk.clone().into_os_string(), files.overlay.clone().into_os_string()]);
     // A cloud image is made to be grown: its root file system takes what the disk has at the first boot.
-    arguments.push(image.virtual_bytes.max(SMALLEST_DISK).to_string().into());
+    arguments.push(base.virtual_bytes.max(SMALLEST_DISK).to_string().into());
     child::read(&qemu_img, &arguments, limits::SERVER_START, interrupt).context("make the disk's overlay")?;
     let template = &plan.firmware.vars_template;
     let content = std::fs::read(template).with_context(|| format!("read {}", template.display()))?;
@@ -174,11 +176,31 @@ pub(crate) fn make_writable_files(
     Ok(())
 }
 
-fn write_xml(plan: &Plan, files: &RunFiles, work: &Path) -> Result<String> {
+/// The domain as it was written, for each of its boots.
+pub(super) struct Domain {
+    xml: String,
+    expected: Expected,
+    work: PathBuf,
+}
+
+impl Domain {
+    /// From the plan; its XML is in the run's working directory.
+    fn write(plan: &Plan, files: &RunFiles, work: &Path) -> Result<Self> {
+        let params = resolve(plan, files);
+        let xml = xml::domain_xml(&params);
+        write_private(&work.join("domain.xml"), &xml)?;
+        let expected = Expected::of(&params, &plan.firmware)?;
+        Ok(Self { xml, expected, work: work.to_owned() })
+    }
+
+    /// Starts it paused, sees that QEMU made of it what it says, and lets the guest run.
+    pub(super) fn start(&self, hypervisor: &Hypervisor) -> Result<Machine> {
+        rehearsed::start_sound(hypervisor, &self.xml, &self.expected, &self.work)
+    }
+}
+
+/// The domain of this plan, with these files.
+pub(crate) fn resolve(plan: &Plan, files: &RunFiles) -> DomainXmlParams {
     let firmware = Some(&plan.firmware);
-    let params =
-        DomainXmlParams::resolve(&plan.spec, plan.accelerator, plan.cpu(), &plan.emulator, firmware, files);
-    let xml = xml::domain_xml(&params);
-    write_private(&work.join("domain.xml"), &xml)?;
-    Ok(xml)
+    DomainXmlParams::resolve(&plan.spec, plan.accelerator, plan.cpu(), &plan.emulator, firmware, files)
 }

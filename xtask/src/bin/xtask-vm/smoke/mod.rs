@@ -20,7 +20,7 @@ use xtask::report::{AgentReport, OsReleaseReport, Phase, StatusEvidence, human_s
 use xtask::workspace::Workspace;
 
 use crate::broker::Seen;
-pub(crate) use boot::make_writable_files;
+pub(crate) use boot::{make_writable_files, resolve};
 pub(crate) use image::ensure_or_stand_in;
 use image::ready_image;
 pub(crate) use running::RunningVm;

@@ -14,6 +14,7 @@ use xtask::plan::Plan;
 use xtask::run_dir::RunDir;
 
 use super::Session;
+use super::boot::Domain;
 use super::verify::Judgement;
 use crate::broker::{Broker, Seen};
 use crate::console::Console;
@@ -25,7 +26,7 @@ use crate::screen::Screen;
 pub(crate) struct RunningVm {
     pub(super) plan: Plan,
     pub(super) files: RunFiles,
-    pub(super) xml: String,
+    pub(super) domain: Domain,
     pub(super) hypervisor: Hypervisor,
     pub(super) machine: Machine,
     pub(super) keys: Keys,
@@ -173,9 +174,9 @@ impl RunningVm {
         self.console.new_boot()
     }
 
-    /// The same machine again.
+    /// The same machine again, read again before it runs.
     pub(crate) fn power_on(&mut self) -> Result<()> {
-        self.machine = self.hypervisor.start(&self.xml)?;
+        self.machine = self.domain.start(&self.hypervisor)?;
         Ok(())
     }
 

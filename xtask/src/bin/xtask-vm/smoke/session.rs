@@ -17,6 +17,7 @@ use xtask::workspace::Workspace;
 use super::RunningVm;
 use crate::history::History;
 use crate::interrupt::Interrupt;
+use crate::rehearsed::TRANSCRIPT;
 use crate::screen::Screen;
 use xtask::plan::Plan;
 use xtask::run_dir::RunDir;
@@ -225,6 +226,7 @@ impl<'a> Session<'a> {
             let work = self.run.work();
             for (from, to) in [
                 (work.join("domain.xml"), "domain.xml"),
+                (work.join(TRANSCRIPT), TRANSCRIPT),
                 (work.join("nats/nats.log"), "nats.log"),
                 (work.join("v/log/qemu/vm.log"), "qemu.log"),
             ] {

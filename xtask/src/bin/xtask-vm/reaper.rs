@@ -1,0 +1,114 @@
+//! Reaps QEMUs while libvirt waits for their end. libvirt's driver daemonizes them, so that they belong to the host's init, and
+//! asks until the process is gone, zombies included. An init that reaps now and then alone, as in many containers, makes
+//! each end of a QEMU last 1 to 2 s: two in a smoke, and one to three where libvirt probes an emulator.
+//!
+//! libvirt has children of its own that it waits for, QEMUs among them (a probed one first starts in the foreground, and
+//! puts itself into the background). Those are in this process' session; a daemon has left it.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Context, Result};
+use rustix::process::{Pid, WaitOptions, getpid, getsid, set_child_subreaper, waitpid};
+use xtask::limits;
+
+/// The kernel keeps 15 bytes of a process' name, `qemu-system-aar`.
+const NAME: &str = "qemu-system-";
+
+/// From now on what is daemonized below this process becomes its child, as long as it lives.
+pub(crate) fn adopt_daemons() -> Result<()> {
+    set_child_subreaper(Some(getpid())).context("become the parent of libvirt's daemons")
+}
+
+/// Calls libvirt; meanwhile adopted QEMUs that have ended are reaped.
+pub(crate) fn reaping<T>(call: impl FnOnce() -> T) -> T {
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                for pid in dead_emulators() {
+                    // Somebody else may have been faster.
+                    let _ = waitpid(Some(pid), WaitOptions::NOHANG);
+                }
+                std::thread::sleep(limits::REAP);
+            }
+        });
+        // Also where the call panics: the scope waits for its thread.
+        let _end = SetAtEnd(&done);
+        call()
+    })
+}
+
+struct SetAtEnd<'a>(&'a AtomicBool);
+
+impl Drop for SetAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// This process' children that are zombies and were QEMU daemons. A kernel without `children` (CONFIG_PROC_CHILDREN) has none:
+/// libvirt then waits for init, as it does without this.
+fn dead_emulators() -> Vec<Pid> {
+    let Ok(own_session) = getsid(None) else { return Vec::new() };
+    let threads = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
+    let children = threads.filter_map(|thread| std::fs::read_to_string(thread.path().join("children")).ok());
+    let pids: Vec<_> = children
+        .flat_map(|list| list.split_whitespace().map(str::to_owned).collect::<Vec<_>>())
+        .filter(|pid| {
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            is_dead_daemon(&stat, own_session.as_raw_nonzero().get())
+        })
+        .collect();
+    pids.iter().filter_map(|pid| Pid::from_raw(pid.parse().ok()?)).collect()
+}
+
+/// `25510 (qemu-system-aar) Z PARENT GROUP SESSION …` (proc(5)).
+fn is_dead_daemon(stat: &str, own_session: i32) -> bool {
+    let named = stat.split_once('(').is_some_and(|(_, rest)| rest.starts_with(NAME));
+    let Some((_, rest)) = stat.rsplit_once(") ").filter(|_| named) else { return false };
+    match rest.split(' ').take(4).collect::<Vec<_>>().as_slice() {
+        ["Z", _, _, session] => session.parse().is_ok_and(|session: i32| session != own_session),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_daemon_that_has_ended_is_reaped() {
+        let own = 100;
+        assert!(is_dead_daemon("25510 (qemu-system-aar) Z 90 25510 25510 0 -1", own));
+        assert!(!is_dead_daemon("25510 (qemu-system-aar) S 90 25510 25510 0 -1", own), "it lives");
+        assert!(
+            !is_dead_daemon("25510 (qemu-system-aar) Z 90 90 100 0 -1", own),
+            "somebody here waits for it"
+        );
+        assert!(!is_dead_daemon("25510 (nats-server) Z 90 25510 25510 0 -1", own));
+        assert!(!is_dead_daemon("", own));
+    }
+
+    /// With its own parent, `sh`, gone: one that this test is the parent of and one that it has adopted.
+    #[test]
+    fn what_somebody_waits_for_is_left_to_them() {
+        use std::process::Command;
+        adopt_daemons().unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let program = directory.path().join("qemu-system-none");
+        std::fs::copy(xtask::host::tools::require("sleep").unwrap(), &program).unwrap();
+        let mut awaited = Command::new(&program).arg("0").spawn().unwrap();
+        let started =
+            Command::new("sh").arg("-c").arg("setsid \"$0\" 0.2 & echo $!").arg(&program).output().unwrap();
+        let daemon: i32 = String::from_utf8(started.stdout).unwrap().trim().parse().unwrap();
+        let there = || std::path::Path::new("/proc").join(daemon.to_string()).exists();
+        reaping(|| {
+            let deadline = std::time::Instant::now() + limits::CHILD_STOP;
+            while there() && std::time::Instant::now() < deadline {
+                std::thread::sleep(limits::REAP);
+            }
+        });
+        assert!(!there(), "the daemon was not reaped");
+        assert!(awaited.wait().unwrap().success(), "the awaited child was reaped by another");
+    }
+}

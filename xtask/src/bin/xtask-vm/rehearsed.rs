@@ -1,0 +1,65 @@
+//! A domain that is read before it runs: started paused, asked over QMP what QEMU made of it, judged. The rehearsal ends it
+//! there; the smoke lets its guest go on.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
+use xtask::exit::Unavailable;
+use xtask::host::findings::{Finding, Severity};
+use xtask::host::rehearsal::Expected;
+use xtask::host::rehearsal::judge::judge;
+use xtask::host::rehearsal::seen::Seen;
+use xtask::paths::write_private;
+
+use crate::hypervisor::{Hypervisor, Machine};
+
+/// What was asked of QEMU and what it answered, beside the domain's XML.
+pub(crate) const TRANSCRIPT: &str = "qmp.json";
+
+/// What speaks against a domain that was started paused, and stays so. What QEMU answered is kept in `work`.
+pub(crate) fn read(machine: &Machine, expected: &Expected, work: &Path) -> Result<Vec<Finding>> {
+    let mut transcript = Vec::new();
+    let mut ask = |command: &str, arguments: &Value| {
+        let answer = machine.qmp(command, arguments);
+        let told = answer
+            .as_ref()
+            .map_or_else(|error| json!({ "error": error.root_cause().to_string() }), Value::clone);
+        transcript.push(json!({ "execute": command, "arguments": arguments, "return": told }));
+        answer
+    };
+    let seen = Seen::read(expected, &mut ask).context("read back what QEMU made of the domain");
+    write_private(&work.join(TRANSCRIPT), format!("{:#}\n", Value::from(transcript)))?;
+    Ok(judge(expected, &seen?))
+}
+
+/// Starts the domain, reads it, and lets the guest run where nothing speaks against it.
+///
+/// # Errors
+/// [`Unavailable`] where QEMU made something else of the domain than was asked for: nothing would be proven on it.
+pub(crate) fn start_sound(
+    hypervisor: &Hypervisor,
+    xml: &str,
+    expected: &Expected,
+    work: &Path,
+) -> Result<Machine> {
+    let machine = hypervisor.start_paused(xml)?;
+    let findings = read(&machine, expected, work)?;
+    let blocking: Vec<_> = findings
+        .iter()
+        .filter(|finding| finding.severity == Severity::Blocks)
+        .map(|finding| format!("{} ({})", finding.sentence, finding.evidence))
+        .collect();
+    if blocking.is_empty() {
+        machine.resume()?;
+        return Ok(machine);
+    }
+    Err(Unavailable {
+        error: format!("QEMU made something else of the domain: {}", blocking.join("; ")),
+        hint: format!(
+            "cargo xtask preflight --arch {} --rehearse says what to do about each; no guest code has run",
+            expected.architecture
+        ),
+    }
+    .into())
+}

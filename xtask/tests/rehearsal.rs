@@ -1,0 +1,192 @@
+//! The rehearsal against real QEMUs: sound machines pass in silence, and every planted fault is found under its own id, with
+//! nothing left running and nothing left lying. `cargo xtask ci` runs these, after a preflight.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use xtask::paths::processes_naming;
+
+const BACK_ROOM: &str = env!("CARGO_BIN_EXE_xtask-vm");
+const ARCHITECTURES: [&str; 2] = ["aarch64", "x86_64"];
+
+/// A cache of its own without any image: what a rehearsal leaves can be seen, and an empty disk stands in.
+struct Own {
+    directory: tempfile::TempDir,
+}
+
+impl Own {
+    fn new() -> Self {
+        Self { directory: tempfile::tempdir().unwrap() }
+    }
+
+    fn root(&self) -> PathBuf {
+        self.directory.path().join("c")
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(BACK_ROOM);
+        command.args(["preflight", "--rehearse", "--json"]).args(arguments);
+        command.env("IOT_XTASK_CACHE", self.root()).stdin(Stdio::null());
+        command
+    }
+
+    /// A rehearsal under emulation, which every host can do.
+    fn rehearse(&self, arguments: &[&str]) -> Rehearsed {
+        let output = self.command(&["--accel", "tcg"]).args(arguments).output().unwrap();
+        Rehearsed::of(&output)
+    }
+
+    fn assert_nothing_left(&self) {
+        assert_eq!(processes_naming(&self.root()), Vec::<Pid>::new());
+        let names: Vec<_> = entries(&self.root().join("runs"));
+        assert_eq!(names, [".lock"]);
+    }
+}
+
+fn entries(directory: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(directory).into_iter().flatten();
+    entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+}
+
+struct Rehearsed {
+    code: Option<i32>,
+    told: Value,
+    said: String,
+}
+
+impl Rehearsed {
+    fn of(output: &Output) -> Self {
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        let told = serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {said}"));
+        Self { code: output.status.code(), told, said }
+    }
+
+    fn findings(&self) -> &[Value] {
+        self.told["findings"].as_array().unwrap()
+    }
+
+    fn blocking(&self) -> Vec<&str> {
+        let blocks = self.findings().iter().filter(|finding| finding["severity"] == "blocks");
+        blocks.map(|finding| finding["id"].as_str().unwrap()).collect()
+    }
+}
+
+#[test]
+fn sound_machines_of_both_architectures_pass() {
+    let own = Own::new();
+    let rehearsed = own.rehearse(&[]);
+    assert_eq!(rehearsed.blocking(), Vec::<&str>::new(), "{}", rehearsed.said);
+    assert_eq!(rehearsed.code, Some(0), "{}", rehearsed.said);
+    let told: Vec<_> = rehearsed.findings().iter().filter(|finding| finding["id"] == "rehearsed").collect();
+    assert_eq!(told.len(), 2, "{told:?}");
+    for finding in told {
+        let evidence = finding["evidence"].as_str().unwrap();
+        assert!(evidence.contains("tcg") && evidence.contains("an empty disk in the place of"), "{evidence}");
+    }
+    own.assert_nothing_left();
+}
+
+#[test]
+fn each_planted_fault_is_found_under_its_own_id() {
+    let own = Own::new();
+    for (fault, id) in [
+        ("single-thread", "rehearsal-threads"),
+        ("cpu-feature", "rehearsal-cpu-feature"),
+        ("cpu-refused", "rehearsal-cpu-refused"),
+        ("flash-size", "rehearsal-flash-size"),
+        ("unsafe-cache", "rehearsal-disk-cache"),
+        ("nvram-template", "rehearsal-nvram"),
+    ] {
+        for arch in ARCHITECTURES {
+            let rehearsed = own.rehearse(&["--arch", arch, "--sabotage", fault]);
+            assert_eq!(rehearsed.blocking(), [id], "{fault} {arch}: {}", rehearsed.said);
+            assert_eq!(rehearsed.code, Some(69), "{fault} {arch}: {}", rehearsed.said);
+            own.assert_nothing_left();
+        }
+    }
+}
+
+#[test]
+fn a_fault_that_changes_nothing_is_told_as_not_found() {
+    let own = Own::new();
+    // One processor has one thread in any case.
+    let rehearsed = own.rehearse(&["--arch", "aarch64", "--vcpus", "1", "--sabotage", "single-thread"]);
+    assert_eq!(rehearsed.code, Some(1), "{}", rehearsed.said);
+    assert!(rehearsed.said.contains("did not find the planted fault"), "{}", rehearsed.said);
+    own.assert_nothing_left();
+}
+
+#[test]
+fn what_libvirt_learned_of_qemu_is_kept_private_and_valid() {
+    let own = Own::new();
+    own.rehearse(&["--arch", "aarch64"]);
+    let kept = own.root().join("libvirt");
+    let mode = std::os::unix::fs::MetadataExt::mode(&kept.metadata().unwrap());
+    assert_eq!(mode & 0o077, 0, "{mode:o}");
+    let known = kept.join("qemu/capabilities");
+    let [name] = entries(&known).try_into().unwrap();
+    let written = || known.join(&name).metadata().unwrap().modified().unwrap();
+    let first = written();
+    own.rehearse(&["--arch", "aarch64"]);
+    assert_eq!(written(), first, "the second run took what the first one had learned");
+    // Half a file, as another run might be writing it.
+    let whole = std::fs::read(known.join(&name)).unwrap();
+    std::fs::write(known.join(&name), &whole[..whole.len() / 2]).unwrap();
+    let rehearsed = own.rehearse(&["--arch", "aarch64"]);
+    assert_eq!(rehearsed.code, Some(0), "{}", rehearsed.said);
+    assert_eq!(
+        std::fs::read(known.join(&name)).unwrap().len(),
+        whole.len(),
+        "it was probed and written again"
+    );
+}
+
+#[test]
+fn rehearsals_at_once_share_what_libvirt_learns() {
+    let own = Own::new();
+    let start = |arch| {
+        let mut command = own.command(&["--accel", "tcg", "--arch", arch]);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    let children = ["aarch64", "x86_64", "aarch64", "x86_64"].map(start);
+    for child in children {
+        let rehearsed = Rehearsed::of(&child.wait_with_output().unwrap());
+        assert_eq!(rehearsed.code, Some(0), "{}", rehearsed.said);
+    }
+    own.assert_nothing_left();
+}
+
+#[test]
+fn what_a_killed_rehearsal_left_is_collected_by_the_next_one() {
+    let own = Own::new();
+    let mut child = own
+        .command(&["--accel", "tcg", "--arch", "aarch64"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    // The first thing that names it is a QEMU that libvirt probes.
+    while processes_naming(&own.root()).is_empty() {
+        assert!(Instant::now() < deadline && child.try_wait().unwrap().is_none(), "no QEMU");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    kill_process(Pid::from_raw(child.id().try_into().unwrap()).unwrap(), Signal::KILL).unwrap();
+    child.wait().unwrap();
+    let rehearsed = own.rehearse(&["--arch", "aarch64"]);
+    assert_eq!(rehearsed.code, Some(0), "{}", rehearsed.said);
+    assert!(rehearsed.said.contains("which died"), "{}", rehearsed.said);
+    own.assert_nothing_left();
+}
+
+#[test]
+fn a_rehearsal_of_a_cpu_that_qemu_does_not_have_is_a_usage_error() {
+    let own = Own::new();
+    let output = own.command(&["--arch", "aarch64", "--accel", "tcg", "--cpu", "z80"]).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    own.assert_nothing_left();
+}
