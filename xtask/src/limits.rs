@@ -35,6 +35,10 @@ pub const REAP: Duration = Duration::from_millis(10);
 pub const SAME_INTERRUPT: Duration = Duration::from_secs(1);
 /// A soak kills within this time after a smoke's start: from preflight to well into the power cut.
 pub const KILL_WINDOW: Duration = Duration::from_secs(120);
+/// What `preflight` may take for both architectures, where it has been called before; `bench preflight` measures it.
+pub const PREFLIGHT: Duration = Duration::from_millis(500);
+/// What `preflight --rehearse` may take for one architecture, likewise.
+pub const REHEARSAL: Duration = Duration::from_secs(2);
 /// One bare boot of a bench.
 pub const BARE_BOOT: Duration = Duration::from_secs(900);
 

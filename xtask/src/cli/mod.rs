@@ -240,6 +240,8 @@ pub enum Subject {
     Boot,
     /// A download from loopback, against curl | tee | sha256sum
     Fetch,
+    /// The check of this machine and the rehearsal, against what they may take
+    Preflight,
     /// An image's tree, against plain mmdebstrap with the same packages; and that the trees are the same
     Image,
 }

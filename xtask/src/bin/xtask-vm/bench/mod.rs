@@ -3,6 +3,7 @@
 mod boot;
 mod fetch;
 mod image;
+mod preflight;
 
 use std::fs::File;
 use std::path::PathBuf;
@@ -26,6 +27,7 @@ pub(crate) fn run(workspace: &Workspace, args: &BenchArgs, voice: Voice) -> Resu
         Subject::Boot => return boot::run(workspace, args, voice, &interrupt),
         Subject::Fetch => fetch::run(args, voice, &interrupt),
         Subject::Image => image::run(args, voice, &interrupt),
+        Subject::Preflight => return preflight::run(args, &interrupt),
     };
     // What was measured may be a child that the Ctrl-C ended.
     interrupt.check()?;

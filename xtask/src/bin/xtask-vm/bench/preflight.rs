@@ -1,0 +1,104 @@
+//! `cargo xtask bench preflight`: the whole command as a person calls it, for both architectures, and the rehearsal of each,
+//! against what they may take.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use serde::Serialize;
+use xtask::arch::VmArchitecture;
+use xtask::cli::BenchArgs;
+use xtask::exit::Diagnosis;
+use xtask::limits;
+use xtask::report::round;
+
+use crate::interrupt::Interrupt;
+
+/// One command, as often as asked.
+#[derive(Debug, Serialize)]
+struct Measured {
+    what: String,
+    seconds: Vec<f64>,
+    median: f64,
+    limit: f64,
+}
+
+#[derive(Debug, Serialize)]
+struct Figures {
+    schema: u32,
+    subject: &'static str,
+    measured: Vec<Measured>,
+}
+
+pub(super) fn run(args: &BenchArgs, interrupt: &Interrupt) -> Result<()> {
+    let back_room = std::env::current_exe().context("find this program")?;
+    let front_door = back_room.with_file_name("xtask");
+    ensure!(
+        front_door.exists(),
+        "find the front door {}: build it by `cargo xtask --help`",
+        front_door.display()
+    );
+    let mut measured =
+        vec![measure(&front_door, &["preflight"], "preflight of both", limits::PREFLIGHT, args, interrupt)?];
+    for arch in VmArchitecture::ALL.map(|arch| arch.to_string()) {
+        let words = ["preflight", "--rehearse", "--arch", &arch];
+        let what = format!("preflight and rehearsal of {arch}");
+        measured.push(measure(&back_room, &words, &what, limits::REHEARSAL, args, interrupt)?);
+    }
+    let figures = Figures { schema: 1, subject: "preflight", measured };
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&figures)?);
+    } else {
+        for Measured { what, seconds, median, limit } in &figures.measured {
+            let all: Vec<_> = seconds.iter().map(|one| format!("{one:.2}")).collect();
+            println!("{what}: {} s, median {median:.2} s of at most {limit:.1} s", all.join(", "));
+        }
+    }
+    match figures.measured.iter().find(|measured| measured.median > measured.limit) {
+        None => Ok(()),
+        Some(Measured { what, median, limit, .. }) => Err(Diagnosis::new(
+            format!("{what} takes {median:.2} s, and {limit:.1} s is what it may take"),
+            "look whether something else runs on this machine; else see which probe of src/host/ takes it",
+        )
+        .into()),
+    }
+}
+
+/// Once to warm what is cached, then as often as asked.
+fn measure(
+    program: &Path,
+    words: &[&str],
+    what: &str,
+    limit: Duration,
+    args: &BenchArgs,
+    interrupt: &Interrupt,
+) -> Result<Measured> {
+    let mut seconds = Vec::new();
+    for round in 0..=args.rounds {
+        interrupt.check()?;
+        let started = Instant::now();
+        let output = Command::new(program)
+            .args(words)
+            .stdin(Stdio::null())
+            .output()
+            .with_context(|| format!("run {}", program.display()))?;
+        let took = started.elapsed().as_secs_f64();
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(
+            output.status.success(),
+            "{} {}: {}: {said}",
+            program.display(),
+            words.join(" "),
+            output.status
+        );
+        if round > 0 {
+            seconds.push(took);
+        }
+    }
+    let mut sorted = seconds.clone();
+    sorted.sort_by(f64::total_cmp);
+    let median = round(sorted[sorted.len() / 2]);
+    let seconds = seconds.into_iter().map(round).collect();
+    Ok(Measured { what: what.to_owned(), seconds, median, limit: limit.as_secs_f64() })
+}
