@@ -29,6 +29,9 @@ pub const PROGRAMS: &[(&str, Need)] = &[
     ("gpgv", Need::Gpgv),
 ];
 
+/// Programs that the test suite needs beside those: a libvirt daemon of its own.
+pub const CI_PROGRAMS: &[(&str, Need)] = &[("libvirtd", Need::LibvirtDaemon)];
+
 /// Programs that build an image in a user namespace, for those who are not root.
 const USER_NAMESPACE_PROGRAMS: &[(&str, Need)] = &[("newuidmap", Need::Uidmap), ("newgidmap", Need::Uidmap)];
 
@@ -192,9 +195,14 @@ fn missing_libvirt_user() -> Option<&'static str> {
     (concerned && !(known("passwd") && known("group"))).then_some(DEBIANS)
 }
 
+/// Those that are not there.
+pub fn missing(programs: &[(&'static str, Need)]) -> Vec<(&'static str, Need)> {
+    programs.iter().copied().filter(|(name, _)| tools::find(name).is_none()).collect()
+}
+
 fn missing_programs() -> Vec<(&'static str, Need)> {
     let namespaces = if rustix::process::geteuid().is_root() { &[][..] } else { USER_NAMESPACE_PROGRAMS };
-    PROGRAMS.iter().chain(namespaces).copied().filter(|(name, _)| tools::find(name).is_none()).collect()
+    [PROGRAMS, namespaces].into_iter().flat_map(missing).collect()
 }
 
 fn os_name() -> String {

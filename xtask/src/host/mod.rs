@@ -1,6 +1,7 @@
 //! What this machine has and lacks: [`facts`] (gathered, IO) → [`findings`] (judged, pure) → remedies
 //! ([`packages`], [`fix`]).
 
+pub mod connection;
 pub mod facts;
 pub mod findings;
 pub mod firmware;
@@ -26,6 +27,8 @@ pub struct Asked<'a> {
     pub architectures: &'a [VmArchitecture],
     /// The guest, with its image.
     pub machine: &'a MachineArgs,
+    /// Whether the test suite's own programs are wanted too.
+    pub for_ci: bool,
 }
 
 /// What preflight found for some architectures.
@@ -41,7 +44,10 @@ impl Preflight {
     /// Gathers and judges; about a quarter of a second.
     pub fn check(workspace: &Workspace, asked: &Asked<'_>) -> Self {
         let facts: Vec<_> = asked.architectures.iter().map(|arch| Facts::gather(workspace, *arch)).collect();
-        let found: Vec<_> = facts.iter().flat_map(findings::judge).collect();
+        let mut found: Vec<_> = facts.iter().flat_map(findings::judge).collect();
+        if asked.for_ci {
+            found.extend(findings::judge_ci(&facts::missing(facts::CI_PROGRAMS)));
+        }
         let mut preflight = Self { facts, findings: Vec::new() };
         preflight.add(found);
         preflight
@@ -68,10 +74,14 @@ impl Preflight {
     /// # Errors
     /// [`Unavailable`], with every blocking finding named and the command that fixes what can be fixed.
     pub fn verdict(&self) -> Result<()> {
-        let blocking: Vec<_> = self.blocking().map(|finding| finding.sentence.clone()).collect();
+        let blocking: Vec<_> = self.blocking().collect();
         if blocking.is_empty() {
             return Ok(());
         }
+        let sentences: Vec<_> = blocking.iter().map(|finding| finding.sentence.as_str()).collect();
+        let elsewhere = blocking.iter().all(|finding| finding.id.starts_with("connect-"));
+        let subject = if elsewhere { "the libvirt asked" } else { "this machine" };
+        let by_hand: Vec<_> = blocking.iter().filter_map(|finding| finding.by_hand()).collect();
         let architectures: Vec<_> = self.facts.iter().map(|facts| facts.arch.to_string()).collect();
         let arch = match architectures.as_slice() {
             [one] => format!(" --arch {one}"),
@@ -79,11 +89,17 @@ impl Preflight {
         };
         Err(Unavailable {
             error: format!(
-                "this machine is not ready for {}: {}",
+                "{subject} is not ready for {}: {}",
                 architectures.join(" and "),
-                blocking.join("; ")
+                sentences.join("; ")
             ),
-            hint: format!("cargo xtask preflight{arch} --fix"),
+            hint: if by_hand.len() == blocking.len() {
+                by_hand.join("; ")
+            } else if blocking.iter().any(|finding| finding.id == findings::CI_PROGRAM) {
+                "cargo xtask ci --fix".to_owned()
+            } else {
+                format!("cargo xtask preflight{arch} --fix")
+            },
         }
         .into())
     }

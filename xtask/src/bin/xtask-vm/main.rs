@@ -2,7 +2,7 @@
 //! command line; the front door has seen to it that this machine is ready.
 //!
 //! Modules in reading order: [`smoke`] (the phases, as prose), [`image`], [`media`] (seed and payload disks),
-//! [`hypervisor`] (libvirt), [`console`], [`broker`] (NATS), [`guest`] (ssh), [`bench`], and the tools: [`screen`], [`child`], [`interrupt`], [`history`].
+//! [`hypervisor`] (libvirt), [`remote`] (another libvirt), [`console`], [`broker`] (NATS), [`guest`] (ssh), [`bench`], and the tools: [`screen`], [`child`], [`interrupt`], [`history`].
 
 mod bench;
 mod broker;
@@ -16,6 +16,7 @@ mod image;
 mod interrupt;
 mod media;
 mod preflight;
+mod remote;
 mod screen;
 mod smoke;
 
