@@ -46,6 +46,9 @@ pub const BARE_BOOT: Duration = Duration::from_secs(900);
 pub const PUBLISHER_CONNECT: Duration = Duration::from_secs(20);
 /// One small answer of a publisher's host (a listing, a file of digests), from the question to its last byte.
 pub const PUBLISHER_ANSWER: Duration = Duration::from_secs(60);
+/// One answer of the libvirt that `preflight --connect` names. A daemon that starts for the question asks every emulator of
+/// its host for its capabilities first, about 1 s each.
+pub const CONNECTION: Duration = Duration::from_secs(20);
 /// The judgement of one signature.
 pub const SIGNATURE: Duration = Duration::from_secs(20);
 

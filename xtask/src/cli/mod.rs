@@ -336,6 +336,8 @@ mod tests {
             &["smoke", "--no-such-flag"],
             &["build", "--arch", "mips"],
             &["preflight", "--arch", "vax"],
+            &["preflight", "--connect", "xen:///system"],
+            &["preflight", "--connect", "system"],
             &["image", "fetch"],
             &["image", "fetch", "https://host/file", "--image-digest", "md5:00"],
             &["image", "prune", "--keep", "lots"],

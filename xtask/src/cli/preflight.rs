@@ -4,6 +4,7 @@ use clap::{Args, ValueEnum};
 
 use super::MachineArgs;
 use crate::arch::VmArchitecture;
+use crate::host::connection::uri::ConnectUri;
 
 /// `preflight`.
 #[derive(Debug, Clone, Args)]
@@ -26,7 +27,7 @@ pub struct PreflightArgs {
 
     /// Ask this libvirt too, its permissions, its network and its host: qemu:///session, qemu+ssh://HOST/system …
     #[arg(long, value_name = "URI")]
-    pub connect: Option<String>,
+    pub connect: Option<ConnectUri>,
 
     #[command(flatten)]
     #[expect(missing_docs, reason = "flattened")]

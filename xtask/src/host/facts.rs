@@ -52,6 +52,8 @@ pub struct Facts {
     pub registers_handler: Option<Vec<String>>,
     /// The guest that was asked for.
     pub guest: Guest,
+    /// Whether the test suite's own programs are wanted too.
+    pub for_ci: bool,
 }
 
 /// What the guest that was asked for needs of this machine.
@@ -144,6 +146,7 @@ impl Facts {
                     .any(|ending| tools::find(&format!("qemu-{}{ending}", profile.machine)).is_some()),
                 registers_handler: registers_handler(arch),
                 guest,
+                for_ci: false,
             }
         })
     }

@@ -1,6 +1,7 @@
 //! What this machine has and lacks: [`facts`] (gathered, IO) → [`findings`] (judged, pure) → remedies
 //! ([`packages`], [`fix`]). [`rehearsal`] judges a domain that the back room has started.
 
+pub mod connection;
 pub mod edk2;
 pub mod facts;
 pub mod findings;
@@ -23,7 +24,7 @@ use crate::exit::{Unavailable, Usage};
 use crate::image::Choice;
 use crate::workspace::Workspace;
 use facts::{Facts, Guest};
-use findings::{Finding, Remedy, Severity};
+use findings::{Finding, Severity};
 use surroundings::Host;
 
 /// What a machine is looked at for.
@@ -33,6 +34,8 @@ pub struct Asked<'a> {
     pub architectures: &'a [VmArchitecture],
     /// The guest, with its image.
     pub machine: &'a MachineArgs,
+    /// Whether the test suite's own programs are wanted too.
+    pub for_ci: bool,
 }
 
 /// What preflight found for some architectures.
@@ -58,7 +61,8 @@ impl Preflight {
         let facts = thread::scope(|scope| {
             let gather = |(arch, guest)| {
                 let host = host.clone();
-                scope.spawn(move || Facts::gather(workspace, host, arch, guest))
+                let for_ci = asked.for_ci;
+                scope.spawn(move || Facts { for_ci, ..Facts::gather(workspace, host, arch, guest) })
             };
             let probes: Vec<_> = guests.into_iter().map(gather).collect();
             probes.into_iter().map(|probe| probe.join().expect("a probe does not panic")).collect()
@@ -95,29 +99,32 @@ impl Preflight {
     /// # Errors
     /// [`Unavailable`], with every blocking finding named and the command that fixes what can be fixed.
     pub fn verdict(&self) -> Result<()> {
-        let blocking: Vec<_> = self.blocking().map(|finding| finding.sentence.clone()).collect();
+        let blocking: Vec<_> = self.blocking().collect();
         if blocking.is_empty() {
             return Ok(());
         }
+        let sentences: Vec<_> = blocking.iter().map(|finding| finding.sentence.as_str()).collect();
+        let elsewhere = blocking.iter().all(|finding| finding.id.starts_with("connect-"));
+        let subject = if elsewhere { "the libvirt asked" } else { "this machine" };
+        let by_hand: Vec<_> = blocking.iter().filter_map(|finding| finding.by_hand()).collect();
         let architectures: Vec<_> = self.facts.iter().map(|facts| facts.arch.to_string()).collect();
         let arch = match architectures.as_slice() {
             [one] => format!(" --arch {one}"),
             _ => String::new(),
         };
-        // What only a person can do is said with the finding; --fix would find nothing to run.
-        let by_hand = self.blocking().all(|finding| matches!(finding.remedy, None | Some(Remedy::Manual(_))));
-        let hint = if by_hand {
-            "do what stands with each finding".to_owned()
-        } else {
-            format!("cargo xtask preflight{arch} --fix")
-        };
         Err(Unavailable {
             error: format!(
-                "this machine is not ready for {}: {}",
+                "{subject} is not ready for {}: {}",
                 architectures.join(" and "),
-                blocking.join("; ")
+                sentences.join("; ")
             ),
-            hint,
+            hint: if by_hand.len() == blocking.len() {
+                by_hand.join("; ")
+            } else if blocking.iter().any(|finding| finding.id == findings::CI_PROGRAM) {
+                "cargo xtask ci --fix".to_owned()
+            } else {
+                format!("cargo xtask preflight{arch} --fix")
+            },
         }
         .into())
     }

@@ -25,6 +25,7 @@ pub enum Need {
     QemuImg,
     LibvirtHeaders,
     LibvirtDriver,
+    LibvirtDaemon,
     PkgConfig,
     CrossLinker,
     NatsServer,
@@ -92,6 +93,13 @@ impl PackageManager {
                 &["libvirt-daemon-driver-qemu"],
                 &["libvirt"],
                 &["libvirt-daemon-driver-qemu"],
+            ],
+            // Debian 12's has the network driver in it.
+            (N::LibvirtDaemon, _) => [
+                &["libvirt-daemon"],
+                &["libvirt-daemon", "libvirt-daemon-driver-network"],
+                &["libvirt"],
+                &["libvirt-daemon", "libvirt-daemon-driver-network"],
             ],
             (N::PkgConfig, _) => {
                 [&["pkg-config"], &["pkgconf-pkg-config"], &["pkgconf"], &["pkgconf-pkg-config"]]

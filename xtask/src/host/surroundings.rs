@@ -21,6 +21,8 @@ pub enum When {
     Building,
     /// The same, by who is not root: in a user namespace.
     BuildingAsUser,
+    /// By the test suite.
+    Testing,
 }
 
 /// Programs that a run starts, with what brings them.
@@ -38,6 +40,7 @@ pub const PROGRAMS: &[(&str, Need, When)] = &[
     ("gpgv", Need::Gpgv, When::Building),
     ("newuidmap", Need::Uidmap, When::BuildingAsUser),
     ("newgidmap", Need::Uidmap, When::BuildingAsUser),
+    ("libvirtd", Need::LibvirtDaemon, When::Testing),
 ];
 
 /// Where Debian keeps the keys of its archive.

@@ -26,7 +26,7 @@ struct Count {
 }
 
 pub(super) fn run(workspace: &Workspace, args: &CiArgs) -> Result<()> {
-    let asked = Asked { architectures: &VmArchitecture::ALL, machine: &MachineArgs::default() };
+    let asked = Asked { architectures: &VmArchitecture::ALL, machine: &MachineArgs::default(), for_ci: true };
     super::ready(workspace, &asked, args.fix)?;
     let mut count = Count::default();
     let lints = ["--all-targets", "--", "-D", "warnings"];

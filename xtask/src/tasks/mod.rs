@@ -42,7 +42,8 @@ pub fn run(cli: &Cli) -> Result<()> {
             enter_back_room(&workspace)
         }
         Command::Bench(args) => {
-            let asked = Asked { architectures: &[args.arch], machine: &MachineArgs::default() };
+            let asked =
+                Asked { architectures: &[args.arch], machine: &MachineArgs::default(), for_ci: false };
             ready(&workspace, &asked, FixArgs::default())?;
             build_back_room(&workspace, cli.voice)?;
             enter_back_room(&workspace)
@@ -58,7 +59,7 @@ pub fn run(cli: &Cli) -> Result<()> {
 
 /// This machine is ready, the flags are possible on it, the back room is built.
 fn prepare_smoke(workspace: &Workspace, args: &SmokeArgs, voice: Voice) -> Result<()> {
-    let asked = Asked { architectures: &[args.build.arch], machine: &args.machine };
+    let asked = Asked { architectures: &[args.build.arch], machine: &args.machine, for_ci: false };
     let preflight = ready(workspace, &asked, args.fix)?;
     let facts = preflight.facts.first().context("one architecture was asked for")?;
     Plan::resolve(facts, args.build.arch, &args.machine, args.timeout_scale)?;

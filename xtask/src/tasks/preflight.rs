@@ -15,7 +15,7 @@ use crate::workspace::Workspace;
 
 pub(super) fn run(workspace: &Workspace, args: &PreflightArgs, voice: Voice) -> Result<()> {
     let architectures = architectures(args);
-    let asked = Asked { architectures: &architectures, machine: &args.machine };
+    let asked = Asked { architectures: &architectures, machine: &args.machine, for_ci: false };
     let preflight = if args.fix.fix {
         fix::fix(workspace, &asked, args.fix)?
     } else {

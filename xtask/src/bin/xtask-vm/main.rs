@@ -2,7 +2,7 @@
 //! command line; the front door has seen to it that this machine is ready.
 //!
 //! Modules in reading order: [`smoke`] (the phases, as prose), [`image`], [`media`] (seed and payload disks),
-//! [`hypervisor`] (libvirt), [`rehearsed`] (a domain read before it runs), [`console`], [`broker`] (NATS), [`guest`] (ssh), [`bench`], and the tools: [`screen`], [`child`], [`interrupt`], [`history`], [`reaper`].
+//! [`hypervisor`] (libvirt), [`rehearsed`] (a domain read before it runs), [`remote`] (another libvirt), [`console`], [`broker`] (NATS), [`guest`] (ssh), [`bench`], and the tools: [`screen`], [`child`], [`interrupt`], [`history`], [`reaper`].
 
 mod bench;
 mod broker;
@@ -18,6 +18,7 @@ mod media;
 mod preflight;
 mod reaper;
 mod rehearsed;
+mod remote;
 mod screen;
 mod smoke;
 

@@ -1,6 +1,6 @@
 //! The programs of a run; and what an image is built with, where the image that was chosen is built.
 
-use super::{Facts, Finding, Remedy};
+use super::{CI_PROGRAM, Facts, Finding, Remedy};
 use crate::host::facts::Built;
 use crate::host::packages::Need;
 use crate::host::surroundings::{DEBIAN_KEYRING, When};
@@ -16,6 +16,13 @@ pub(super) fn judge(facts: &Facts, findings: &mut Vec<Finding>) {
         Finding::blocks("program", sentence, evidence, Remedy::Install(*need, facts.arch))
     };
     findings.extend(missing(|when, _| when == When::Always).map(block));
+    if facts.for_ci {
+        // No guest has a part in this.
+        findings.extend(missing(|when, _| when == When::Testing).map(|(program, need, _)| {
+            let sentence = format!("{program}, which the test suite starts, is missing");
+            Finding::blocks(CI_PROGRAM, sentence, "not on PATH", Remedy::Install(*need, facts.arch))
+        }));
+    }
     let to_build = |when: When, root: bool| when == When::Building || when == When::BuildingAsUser && !root;
     match facts.guest.built {
         Built::No => {}

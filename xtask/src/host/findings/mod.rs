@@ -98,11 +98,22 @@ impl Finding {
         Self { id, severity: Severity::Informs, sentence, evidence, remedy: None }
     }
 
+    /// What only a person can do about it.
+    pub fn by_hand(&self) -> Option<&str> {
+        match &self.remedy {
+            Some(Remedy::Manual(text)) => Some(text),
+            _ => None,
+        }
+    }
+
     /// With something to do about it.
     pub fn with(self, remedy: Remedy) -> Self {
         Self { remedy: Some(remedy), ..self }
     }
 }
+
+/// The id of what the test suite alone lacks.
+pub const CI_PROGRAM: &str = "ci-program";
 
 /// Everything that is to be said of a machine.
 pub fn judge(facts: &Facts) -> Vec<Finding> {

@@ -39,6 +39,7 @@ pub(crate) fn sound() -> Facts {
             memory_mib: 2048,
             cpu: None,
         },
+        for_ci: false,
     }
 }
 
@@ -218,4 +219,22 @@ fn what_only_a_build_needs_is_not_asked_of_a_downloaded_image() {
         })
     };
     assert_eq!((as_user(true), as_user(false)), (vec![], vec!["program"]));
+}
+
+#[test]
+fn what_the_test_suite_lacks_is_installed_by_name() {
+    let lacking = |for_ci| {
+        let mut facts = sound();
+        facts.for_ci = for_ci;
+        facts.host.missing_programs = vec![("libvirtd", Need::LibvirtDaemon, When::Testing)];
+        crate::host::Preflight::judge(vec![facts])
+    };
+    assert_eq!(lacking(false).findings, []);
+    let preflight = lacking(true);
+    let found: Vec<_> = preflight.findings.iter().map(|finding| (finding.id, finding.severity)).collect();
+    assert_eq!(found, [(CI_PROGRAM, Severity::Blocks)]);
+    let commands = crate::host::fix::plan(&preflight);
+    assert_eq!(commands[1].join(" "), "apt-get install --yes --no-install-recommends libvirt-daemon");
+    let error = preflight.verdict().unwrap_err();
+    assert_eq!(crate::exit::hint(&error), Some("cargo xtask ci --fix"));
 }

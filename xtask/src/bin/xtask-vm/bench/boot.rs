@@ -42,7 +42,7 @@ pub(super) fn run(
     let mut screen = Screen::new(voice);
     let cache = Cache::from_env()?;
     let smoke_args = default_smoke(args);
-    let asked = Asked { architectures: &[args.arch], machine: &smoke_args.machine };
+    let asked = Asked { architectures: &[args.arch], machine: &smoke_args.machine, for_ci: false };
     let preflight = Preflight::check(workspace, &asked)?;
     preflight.verdict()?;
     let facts = preflight.facts.first().context("one architecture was asked for")?;

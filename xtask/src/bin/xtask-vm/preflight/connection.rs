@@ -1,10 +1,79 @@
-//! The libvirt that `preflight --connect` names: its daemon, what this user may do there, its network and its host.
+//! The libvirt that `preflight --connect` names: its daemon, what this user may do there, its network and its host. Each of
+//! its answers has a limit, since libvirt's own calls have none.
+
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::Instant;
 
 use anyhow::Result;
-use xtask::arch::VmArchitecture;
+use rustix::process::{Pid, Signal, getpid, kill_process};
+use xtask::host::Asked;
+use xtask::host::connection::refusal::Refusal;
+use xtask::host::connection::uri::ConnectUri;
+use xtask::host::connection::{ConnectionFacts, judge};
 use xtask::host::findings::Finding;
+use xtask::limits;
 
-/// What the libvirt at `uri` offers for guests of `architectures`, judged.
-pub(super) fn findings(uri: &str, _architectures: &[VmArchitecture]) -> Result<Vec<Finding>> {
-    anyhow::bail!("connect to {uri}: not there yet")
+use crate::interrupt::Interrupt;
+use crate::remote;
+
+/// What the thread that asks has to say.
+enum Said {
+    Asks(&'static str),
+    Knows(Box<ConnectionFacts>),
+}
+
+/// What the libvirt at `uri` offers for the guests asked for, judged.
+pub(super) fn findings(uri: &ConnectUri, asked: &Asked<'_>, interrupt: &Interrupt) -> Result<Vec<Finding>> {
+    let before = children();
+    let facts = gather(uri, asked, interrupt);
+    if !matches!(&facts, Ok(ConnectionFacts { answer: Ok(_), .. })) {
+        // libvirt's ssh, which its hanging call would have ended.
+        for child in children().into_iter().filter(|child| !before.contains(child)) {
+            // One that has ended by itself is as well.
+            let _ = kill_process(child, Signal::TERM);
+        }
+    }
+    Ok(judge(&facts?, asked))
+}
+
+/// The thread is left where it hangs: it ends with this process, which has little more to do.
+fn gather(uri: &ConnectUri, asked: &Asked<'_>, interrupt: &Interrupt) -> Result<ConnectionFacts> {
+    let (sender, said) = mpsc::channel();
+    let (name, architectures, machine) = (uri.clone(), asked.architectures.to_vec(), asked.machine.clone());
+    std::thread::spawn(move || {
+        let asks = |what| drop(sender.send(Said::Asks(what)));
+        let facts = remote::gather(&name, &architectures, &machine, &asks);
+        drop(sender.send(Said::Knows(Box::new(facts))));
+    });
+    let (mut what, mut since) = ("begin", Instant::now());
+    let refusal = loop {
+        interrupt.check()?;
+        match said.recv_timeout(limits::POLL) {
+            Ok(Said::Knows(facts)) => return Ok(*facts),
+            Ok(Said::Asks(next)) => (what, since) = (next, Instant::now()),
+            Err(RecvTimeoutError::Timeout) if since.elapsed() < limits::CONNECTION => {}
+            Err(RecvTimeoutError::Timeout) => {
+                break Refusal::Silent { asked: what, limit: limits::CONNECTION };
+            }
+            // The crate virt panics where libvirt cannot even close a connection.
+            Err(RecvTimeoutError::Disconnected) => {
+                break Refusal::Said(format!("asked to {what}, libvirt's connection broke"));
+            }
+        }
+    };
+    Ok(ConnectionFacts { uri: uri.clone(), answer: Err(refusal) })
+}
+
+/// The processes whose parent is this one (proc(5), the fourth field of `stat`, after the name in brackets).
+fn children() -> Vec<Pid> {
+    let own = getpid().as_raw_nonzero().get().to_string();
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries
+        .filter_map(|entry| {
+            let pid = entry.file_name().to_str()?.parse().ok().and_then(Pid::from_raw)?;
+            let stat = std::fs::read_to_string(entry.path().join("stat")).ok()?;
+            let (_, fields) = stat.rsplit_once(") ")?;
+            (fields.split(' ').nth(1)? == own).then_some(pid)
+        })
+        .collect()
 }

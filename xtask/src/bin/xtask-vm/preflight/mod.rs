@@ -18,8 +18,8 @@ use crate::interrupt::Interrupt;
 pub(crate) fn run(workspace: &Workspace, args: &PreflightArgs, voice: Voice) -> Result<()> {
     let interrupt = Interrupt::install()?;
     let architectures = architectures(args);
-    let mut preflight =
-        Preflight::check(workspace, &Asked { architectures: &architectures, machine: &args.machine })?;
+    let asked = Asked { architectures: &architectures, machine: &args.machine, for_ci: false };
+    let mut preflight = Preflight::check(workspace, &asked)?;
     // Without an emulator there is nothing to rehearse; what is missing is told below.
     if preflight.verdict().is_ok() {
         if args.rehearse {
@@ -27,7 +27,7 @@ pub(crate) fn run(workspace: &Workspace, args: &PreflightArgs, voice: Voice) -> 
             preflight.add(found);
         }
         if let Some(uri) = &args.connect {
-            preflight.add(connection::findings(uri, &architectures)?);
+            preflight.add(connection::findings(uri, &asked, &interrupt)?);
         }
     }
     present(&preflight, args)?;

@@ -73,7 +73,7 @@ fn prove(session: &mut Session<'_>, vm: &mut RunningVm, agent: &Agent) -> Result
 /// What was asked, resolved on what this machine has.
 fn preflight(session: &mut Session<'_>) -> Result<(Plan, String)> {
     let args = session.args;
-    let asked = Asked { architectures: &[args.build.arch], machine: &args.machine };
+    let asked = Asked { architectures: &[args.build.arch], machine: &args.machine, for_ci: false };
     let preflight = Preflight::check(session.workspace, &asked)?;
     preflight.verdict()?;
     let facts = preflight.facts.first().context("one architecture was asked for")?;
