@@ -164,24 +164,6 @@ fn judge_programs(facts: &Facts, findings: &mut Vec<Finding>) {
     }
 }
 
-/// The id of what the test suite alone lacks.
-pub const CI_PROGRAM: &str = "ci-program";
-
-/// What the test suite lacks, beside what every run needs.
-pub fn judge_ci(missing: &[(&'static str, Need)]) -> Vec<Finding> {
-    let finding = |(program, need): &(&str, Need)| {
-        // No guest has a part in this; the host's own column of the table will do.
-        let remedy = Remedy::Install(*need, VmArchitecture::default());
-        blocks(
-            CI_PROGRAM,
-            format!("{program}, which the test suite starts, is missing"),
-            "not on PATH",
-            remedy,
-        )
-    };
-    missing.iter().map(finding).collect()
-}
-
 fn judge_build(facts: &Facts, findings: &mut Vec<Finding>) {
     let arch = facts.arch;
     if !facts.pkg_config {
@@ -378,18 +360,6 @@ pub(crate) mod tests {
         for (id, change) in table {
             assert_eq!(ids(change), [*id]);
         }
-    }
-
-    #[test]
-    fn what_the_test_suite_lacks_is_installed_by_name() {
-        assert_eq!(judge_ci(&[]), []);
-        let found = judge_ci(&[("libvirtd", Need::LibvirtDaemon)]);
-        assert_eq!((found[0].id, found[0].severity), (CI_PROGRAM, Severity::Blocks));
-        let preflight = crate::host::Preflight { facts: vec![sound()], findings: found };
-        let commands = crate::host::fix::plan(&preflight);
-        assert_eq!(commands[1].join(" "), "apt-get install --yes --no-install-recommends libvirt-daemon");
-        let error = preflight.verdict().unwrap_err();
-        assert_eq!(crate::exit::hint(&error), Some("cargo xtask ci --fix"));
     }
 
     #[test]

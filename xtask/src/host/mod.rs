@@ -18,7 +18,8 @@ use crate::cli::MachineArgs;
 use crate::exit::Unavailable;
 use crate::workspace::Workspace;
 use facts::Facts;
-use findings::{Finding, Severity};
+use findings::{Finding, Remedy, Severity};
+use packages::Need;
 
 /// What a machine is looked at for.
 #[derive(Debug, Clone, Copy)]
@@ -46,7 +47,7 @@ impl Preflight {
         let facts: Vec<_> = asked.architectures.iter().map(|arch| Facts::gather(workspace, *arch)).collect();
         let mut found: Vec<_> = facts.iter().flat_map(findings::judge).collect();
         if asked.for_ci {
-            found.extend(findings::judge_ci(&facts::missing(facts::CI_PROGRAMS)));
+            found.extend(judge_ci(&facts::missing(facts::CI_PROGRAMS)));
         }
         let mut preflight = Self { facts, findings: Vec::new() };
         preflight.add(found);
@@ -95,12 +96,57 @@ impl Preflight {
             ),
             hint: if by_hand.len() == blocking.len() {
                 by_hand.join("; ")
-            } else if blocking.iter().any(|finding| finding.id == findings::CI_PROGRAM) {
+            } else if blocking.iter().any(|finding| finding.id == CI_PROGRAM) {
                 "cargo xtask ci --fix".to_owned()
             } else {
                 format!("cargo xtask preflight{arch} --fix")
             },
         }
         .into())
+    }
+}
+
+/// The id of what the test suite alone lacks.
+const CI_PROGRAM: &str = "ci-program";
+
+/// What the test suite lacks, beside what every run needs.
+fn judge_ci(missing: &[(&'static str, Need)]) -> Vec<Finding> {
+    let finding = |(program, need): &(&str, Need)| Finding {
+        id: CI_PROGRAM,
+        severity: Severity::Blocks,
+        sentence: format!("{program}, which the test suite starts, is missing"),
+        evidence: "not on PATH nor in the system directories".to_owned(),
+        // No guest has a part in this; any column of the table will do.
+        remedy: Some(Remedy::Install(*need, VmArchitecture::default())),
+    };
+    missing.iter().map(finding).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_test_suite_lacks_is_installed_by_name() {
+        assert_eq!(judge_ci(&[]), []);
+        let found = judge_ci(&[("libvirtd", Need::LibvirtDaemon)]);
+        let preflight = Preflight { facts: vec![findings::tests::sound()], findings: found };
+        let commands = fix::plan(&preflight);
+        assert_eq!(commands[1].join(" "), "apt-get install --yes --no-install-recommends libvirt-daemon");
+        let error = preflight.verdict().unwrap_err();
+        assert_eq!(crate::exit::hint(&error), Some("cargo xtask ci --fix"));
+    }
+
+    #[test]
+    fn what_only_a_person_can_do_is_told_at_the_end() {
+        let refusal = connection::refusal::Refusal::Said("Permission denied".to_owned());
+        let findings = vec![refusal.finding(&"qemu:///system".parse().unwrap())];
+        let preflight = Preflight { facts: vec![findings::tests::sound()], findings };
+        assert_eq!(fix::plan(&preflight), Vec::<Vec<String>>::new(), "nothing that --fix would run");
+        let error = preflight.verdict().unwrap_err();
+        assert!(
+            error.to_string().starts_with("the libvirt asked is not ready for aarch64: qemu:///system: ")
+        );
+        assert!(crate::exit::hint(&error).unwrap().contains("usermod --append --groups libvirt"));
     }
 }

@@ -126,7 +126,7 @@ fn walk(xml: &str, root: &str, mut visit: impl FnMut(&Element<'_>)) -> Result<()
                 visit(&Element { path: &path, attributes: &attributes(&start), text: "" });
                 path.truncate(outer);
             }
-            Event::Text(part) => text.push_str(&&part),
+            Event::Text(part) => text.push_str(&part),
             Event::End(_) => {
                 let (outer, attributes) =
                     open.pop().ok_or_else(|| wrong("an end without a start".to_owned()))?;

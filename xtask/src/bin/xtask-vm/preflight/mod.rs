@@ -20,15 +20,14 @@ pub(crate) fn run(workspace: &Workspace, args: &PreflightArgs) -> Result<()> {
     let asked = Asked { architectures: &architectures, machine: &args.machine, for_ci: false };
     let mut preflight = Preflight::check(workspace, &asked);
     // Without an emulator there is nothing to rehearse; what is missing is told below.
-    if preflight.verdict().is_ok() {
-        if args.rehearse {
-            for facts in preflight.facts.clone() {
-                preflight.add(rehearsal::findings(&facts, args, &interrupt)?);
-            }
+    if preflight.verdict().is_ok() && args.rehearse {
+        for facts in preflight.facts.clone() {
+            preflight.add(rehearsal::findings(&facts, args, &interrupt)?);
         }
-        if let Some(uri) = &args.connect {
-            preflight.add(connection::findings(uri, &asked, &interrupt)?);
-        }
+    }
+    // What this machine lacks is no matter of another libvirt's.
+    if let Some(uri) = &args.connect {
+        preflight.add(connection::findings(uri, &asked, &interrupt)?);
     }
     present(&preflight, args)?;
     match args.sabotage {
