@@ -129,3 +129,21 @@ impl Preflight {
         .into())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_only_a_person_can_do_is_told_at_the_end() {
+        let refusal = connection::refusal::Refusal::Said("Permission denied".to_owned());
+        let findings = vec![refusal.finding(&"qemu:///system".parse().unwrap())];
+        let preflight = Preflight { facts: vec![findings::tests::sound()], findings };
+        assert_eq!(fix::plan(&preflight), Vec::<Vec<String>>::new(), "nothing that --fix would run");
+        let error = preflight.verdict().unwrap_err();
+        assert!(
+            error.to_string().starts_with("the libvirt asked is not ready for aarch64: qemu:///system: ")
+        );
+        assert!(crate::exit::hint(&error).unwrap().contains("usermod --append --groups libvirt"));
+    }
+}

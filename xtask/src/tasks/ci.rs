@@ -43,7 +43,18 @@ pub(super) fn run(workspace: &Workspace, args: &CiArgs) -> Result<()> {
         "tests, back room",
         &on(
             &on(&["test", "--package", "xtask"], &vm),
-            &["--lib", "--bins", "--test", "tidy", "--test", "bump", "--test", "fetch"],
+            &[
+                "--lib",
+                "--bins",
+                "--test",
+                "tidy",
+                "--test",
+                "bump",
+                "--test",
+                "fetch",
+                "--test",
+                "connection",
+            ],
         ),
     );
     let test = on(&["test", "--package", "xtask"], &on(&vm, &["--test"]));

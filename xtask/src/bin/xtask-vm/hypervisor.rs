@@ -1,5 +1,5 @@
-//! libvirt, and the only file that names `virt::`: an embedded QEMU driver with a root per run, so that there is no
-//! daemon, no group and no network to set up, and two runs cannot collide.
+//! libvirt, and with `remote.rs` the only file that names `virt::`: an embedded QEMU driver with a root per run, so that
+//! there is no daemon, no group and no network to set up, and two runs cannot collide.
 
 use std::path::Path;
 use std::sync::Once;

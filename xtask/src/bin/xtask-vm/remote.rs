@@ -89,7 +89,9 @@ fn offer(
     let guests = connect.capabilities().map_err(words).and_then(|xml| capabilities::guests(&xml));
     progress("describe what its guests can have");
     let known = guests.as_deref().unwrap_or_default();
-    let domains = architectures.iter().filter_map(|arch| domain(connect, known, *arch, machine)).collect();
+    // No answer to whoever may only look (CVE-2019-10167).
+    let asked = if access == Access::Full { architectures } else { &[] };
+    let domains = asked.iter().filter_map(|arch| domain(connect, known, *arch, machine)).collect();
     progress("look up its network");
     let network =
         found(connect.lookup_network_by_name(DEFAULT), ErrorNumber::NoNetwork).and_then(described_network);

@@ -42,7 +42,8 @@ pub struct Offer {
     pub free_memory: Result<u64, String>,
     /// What kinds of guests it runs.
     pub guests: Result<Vec<GuestOffer>, String>,
-    /// What a guest of each asked architecture could have there; those alone that it runs at all.
+    /// What a guest of each asked architecture could have there; those alone that it runs at all, and none
+    /// where this user may only look.
     pub domains: Vec<DomainAnswer>,
     /// The network [`DEFAULT`], `None` where there is none.
     pub network: Result<Option<Network>, String>,

@@ -40,6 +40,8 @@ const ANY: Known =
     Known { transport: None, session: false, words: &[], id: "connect-daemon", what: "", remedy: by_hand };
 const SSH: Known = Known { transport: Some("ssh"), id: "connect-ssh", ..ANY };
 
+const HUNG_UP: &str = "it took the connection and hung up";
+
 const KNOWN: &[Known] = &[
     Known {
         words: &["Host key verification failed"],
@@ -134,14 +136,16 @@ const KNOWN: &[Known] = &[
         remedy: start,
         ..ANY
     },
+    // Whatever ssh says ends with `Connection reset by peer`.
     Known {
-        words: &["End of file while reading"],
-        what: "it took the connection and hung up",
-        remedy: |uri| {
-            format!("{}read what it says: journalctl --unit libvirtd --unit virtqemud", uri.there())
-        },
-        ..ANY
+        words: &["Cannot recv data: ", ": Connection reset by peer"],
+        what: "ssh did not get through to its libvirt",
+        remedy: |uri| format!("see that this works: {}", ssh(uri)),
+        ..SSH
     },
+    Known { words: &["End of file while reading"], what: HUNG_UP, remedy: read_its_log, ..ANY },
+    Known { words: &["Broken pipe"], what: HUNG_UP, remedy: read_its_log, ..ANY },
+    Known { words: &["Connection reset by peer"], what: HUNG_UP, remedy: read_its_log, ..ANY },
     Known {
         words: &["no connection driver available"],
         id: "connect-driver",
@@ -212,6 +216,10 @@ fn start(uri: &ConnectUri) -> String {
     )
 }
 
+fn read_its_log(uri: &ConnectUri) -> String {
+    format!("{}read what it says: journalctl --unit libvirtd --unit virtqemud", uri.there())
+}
+
 fn by_hand(uri: &ConnectUri) -> String {
     uri.virsh("version")
 }
@@ -277,6 +285,14 @@ mod tests {
                 "libvirt-daemon-driver-qemu",
             ),
             (SYSTEM, "End of file while reading data: Input/output error", "connect-daemon", "journalctl"),
+            (SYSTEM, "Cannot write data: Broken pipe", "connect-daemon", "journalctl"),
+            (SYSTEM, "Cannot recv data: Connection reset by peer", "connect-daemon", "journalctl"),
+            (
+                FAR,
+                "Cannot recv data: kex_exchange: odd: Connection reset by peer",
+                "connect-ssh",
+                "ssh me@far true",
+            ),
             (SYSTEM, "something new", "connect-daemon", "virsh --connect 'qemu:///system' version"),
             (
                 FAR,

@@ -21,14 +21,13 @@ pub(crate) fn run(workspace: &Workspace, args: &PreflightArgs, voice: Voice) -> 
     let asked = Asked { architectures: &architectures, machine: &args.machine, for_ci: false };
     let mut preflight = Preflight::check(workspace, &asked)?;
     // Without an emulator there is nothing to rehearse; what is missing is told below.
-    if preflight.verdict().is_ok() {
-        if args.rehearse {
-            let found = rehearsal::findings(&preflight.facts, args, voice, &interrupt)?;
-            preflight.add(found);
-        }
-        if let Some(uri) = &args.connect {
-            preflight.add(connection::findings(uri, &asked, &interrupt)?);
-        }
+    if preflight.verdict().is_ok() && args.rehearse {
+        let found = rehearsal::findings(&preflight.facts, args, voice, &interrupt)?;
+        preflight.add(found);
+    }
+    // What this machine lacks is no matter of another libvirt's.
+    if let Some(uri) = &args.connect {
+        preflight.add(connection::findings(uri, &asked, &interrupt)?);
     }
     present(&preflight, args)?;
     match args.sabotage {

@@ -1,0 +1,308 @@
+//! `preflight --connect` against libvirts as they are: a real daemon in namespaces of its own, sockets with nobody or a
+//! mute behind them, an ssh that fails, and libvirt's mock driver.
+
+#[path = "connection/daemon.rs"]
+mod daemon;
+
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use daemon::{Daemon, Network, root, script};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use xtask::limits;
+use xtask::paths::processes_naming;
+
+const BACK_ROOM: &str = env!("CARGO_BIN_EXE_xtask-vm");
+const FRONT_DOOR: &str = env!("CARGO_BIN_EXE_xtask");
+
+/// What was said of one libvirt.
+struct Told {
+    code: Option<i32>,
+    said: String,
+    findings: Vec<Value>,
+}
+
+impl Told {
+    fn of(output: &Output) -> Self {
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        let json: Value =
+            serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {said}"));
+        let mut findings = json["findings"].as_array().unwrap().clone();
+        findings.retain(|finding| finding["id"].as_str().unwrap().starts_with("connect-"));
+        Self { code: output.status.code(), said, findings }
+    }
+
+    /// Ids with the severities, of whatever is more than information.
+    fn faults(&self) -> Vec<(&str, &str)> {
+        let word = |finding: &'_ Value, key| finding[key].as_str().map(str::to_owned).unwrap();
+        let faults = self.findings.iter().filter(|finding| word(finding, "severity") != "informs");
+        faults
+            .map(|finding| (finding["id"].as_str().unwrap(), finding["severity"].as_str().unwrap()))
+            .collect()
+    }
+
+    /// The one finding under `id`: sentence, evidence, remedy.
+    fn one(&self, id: &str) -> [String; 3] {
+        let found: Vec<_> = self.findings.iter().filter(|finding| finding["id"] == id).collect();
+        let [finding] = found.as_slice() else { panic!("{id}: {:?}", self.findings) };
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        [text(&finding["sentence"]), text(&finding["evidence"]), text(&finding["remedy"]["manual"])]
+    }
+}
+
+fn preflight(uri: &str) -> Command {
+    let mut command = Command::new(BACK_ROOM);
+    command.args(["preflight", "--json", "--connect", uri]).stdin(Stdio::null());
+    command
+}
+
+fn told(uri: &str) -> Told {
+    Told::of(&preflight(uri).output().unwrap())
+}
+
+/// The libvirt cannot be asked: exit 69, one finding, and nothing of it that `--fix` would run.
+fn assert_refused(uri: &str, id: &str, sentence: &str, evidence: &str, remedy: &str) {
+    let told = told(uri);
+    assert_eq!((told.code, told.faults()), (Some(69), vec![(id, "blocks")]), "{}", told.said);
+    let [is, seen, to_do] = told.one(id);
+    assert!(
+        is.contains(sentence) && seen.contains(evidence) && to_do.contains(remedy),
+        "{is}: {seen}: {to_do}"
+    );
+    assert!(told.said.contains(&is), "the last words do not name it: {}", told.said);
+}
+
+#[test]
+fn a_daemon_is_described_and_its_missing_network_found() {
+    let daemon = Daemon::start(Network::Absent, "0700");
+    let told = told(&daemon.uri());
+    assert_eq!(
+        (told.code, told.faults()),
+        (Some(0), vec![("connect-network-missing", "degrades")]),
+        "{}",
+        told.said
+    );
+    let [host, _, _] = told.one("connect-host");
+    assert!(host.contains(" CPUs, ") && host.contains("; libvirt ") && host.contains(", QEMU "), "{host}");
+    let offers: Vec<_> = told.findings.iter().filter(|finding| finding["id"] == "connect-offer").collect();
+    assert_eq!(offers.len(), 2, "one for each architecture");
+    assert!(
+        offers[1]["sentence"].as_str().unwrap().contains("aarch64 guests: emulated, as virt-"),
+        "{offers:?}"
+    );
+    assert!(
+        offers[1]["evidence"].as_str().unwrap().contains("qemu-system-aarch64, /usr/share/"),
+        "{offers:?}"
+    );
+    let [_, _, remedy] = told.one("connect-network-missing");
+    assert!(remedy.contains(&format!("virsh --connect '{}' net-define", daemon.uri())), "{remedy}");
+}
+
+#[test]
+fn a_network_that_is_not_started_is_told_from_one_that_is() {
+    let daemon = Daemon::start(Network::Defined, "0700");
+    let told_of = told(&daemon.uri());
+    assert_eq!(told_of.faults(), [("connect-network-inactive", "degrades")], "{}", told_of.said);
+    let [_, seen, remedy] = told_of.one("connect-network-inactive");
+    assert_eq!(seen, "autostart: no");
+    assert!(
+        remedy.contains("net-start default && virsh") && remedy.ends_with("net-autostart default"),
+        "{remedy}"
+    );
+    drop(daemon);
+
+    let daemon = Daemon::start(Network::Autostarted, "0700");
+    let told_of = told(&daemon.uri());
+    assert_eq!((told_of.code, told_of.faults()), (Some(0), vec![]), "{}", told_of.said);
+}
+
+#[test]
+fn what_is_asked_of_the_guest_is_held_against_the_host() {
+    let daemon = Daemon::start(Network::Autostarted, "0700");
+    let asked = |flags: &[&str]| {
+        let told = Told::of(&preflight(&daemon.uri()).args(flags).output().unwrap());
+        told.faults().into_iter().map(|(id, severity)| format!("{id} {severity}")).collect::<Vec<_>>()
+    };
+    let arm = ["--arch", "aarch64"];
+    let with = |more: &[&'static str]| asked(&[&arm, more].concat());
+    assert_eq!(with(&["--cpu", "pi5"]), Vec::<String>::new());
+    assert_eq!(with(&["--cpu", "z80"]), ["connect-cpu blocks"]);
+    assert_eq!(with(&["--memory", "65536"]), ["connect-memory blocks"], "on a host with less than 64 GiB");
+    // No host of this project's runs the other architecture's guests by KVM.
+    let other = if cfg!(target_arch = "x86_64") { "aarch64" } else { "x86_64" };
+    assert_eq!(asked(&["--arch", other, "--accel", "kvm"]), ["connect-accel blocks"]);
+}
+
+#[test]
+fn a_socket_that_only_lets_one_look_is_found() {
+    let daemon = Daemon::start(Network::Autostarted, "0700");
+    let told = told(&daemon.read_only_uri());
+    assert_eq!(
+        (told.code, told.faults()),
+        (Some(69), vec![("connect-permission", "blocks")]),
+        "{}",
+        told.said
+    );
+    let [sentence, evidence, remedy] = told.one("connect-permission");
+    assert!(sentence.ends_with("this user may look and not start a guest"), "{sentence}");
+    assert!(
+        evidence.contains("read only access prevents") && remedy.contains("without -ro"),
+        "{evidence}: {remedy}"
+    );
+    assert_eq!(told.one("connect-host").len(), 3, "it is described all the same");
+}
+
+/// As root this takes another account, which reads everything (this test's own files may be root's) and writes nothing.
+#[test]
+fn a_user_whom_the_socket_refuses_is_told_what_to_do() {
+    let daemon = Daemon::start(Network::Absent, "0000");
+    let plain = preflight(&daemon.uri());
+    let cache = tempfile::tempdir().unwrap();
+    let mut command = Command::new(if root() { "setpriv" } else { "env" });
+    if root() {
+        command.args(["--reuid", "nobody", "--clear-groups", "--inh-caps=+dac_read_search"]);
+        command.arg("--ambient-caps=+dac_read_search");
+    }
+    command.arg(plain.get_program()).args(plain.get_args()).stdin(Stdio::null());
+    let told = Told::of(&command.env("IOT_XTASK_CACHE", cache.path()).output().unwrap());
+    assert_eq!(
+        (told.code, told.faults()),
+        (Some(69), vec![("connect-permission", "blocks")]),
+        "{}",
+        told.said
+    );
+    let [sentence, evidence, remedy] = told.one("connect-permission");
+    assert!(sentence.ends_with("this user may not open its socket"), "{sentence}");
+    assert!(evidence.contains("Permission denied"), "{evidence}");
+    assert!(remedy.contains("usermod --append --groups libvirt") && remedy.contains("polkit"), "{remedy}");
+}
+
+#[test]
+fn no_daemon_a_dead_one_and_one_that_hangs_up_are_three_things() {
+    let directory = tempfile::tempdir().unwrap();
+    let uri = |name: &str| format!("qemu+unix:///system?socket={}", directory.path().join(name).display());
+    let start = "systemctl enable --now libvirtd.socket";
+    assert_refused(&uri("none"), "connect-daemon", "its socket is missing", "No such file", start);
+
+    drop(UnixListener::bind(directory.path().join("dead")).unwrap());
+    assert_refused(&uri("dead"), "connect-daemon", "nobody listens", "Connection refused", start);
+
+    let listener = UnixListener::bind(directory.path().join("rude")).unwrap();
+    std::thread::spawn(move || listener.incoming().for_each(drop));
+    assert_refused(&uri("rude"), "connect-daemon", "hung up", "", "journalctl");
+}
+
+#[test]
+fn a_daemon_that_says_nothing_costs_its_limit_and_no_more() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("mute");
+    let listener = UnixListener::bind(&path).unwrap();
+    let uri = format!("qemu+unix:///system?socket={}", path.display());
+    let started = Instant::now();
+    let words = format!("did not answer within {} s", limits::CONNECTION.as_secs());
+    assert_refused(&uri, "connect-silent", &words, "asked to open the connection", "virsh --connect");
+    let spent = started.elapsed();
+    assert!((limits::CONNECTION..limits::CONNECTION + Duration::from_secs(5)).contains(&spent), "{spent:?}");
+    drop(listener);
+}
+
+#[test]
+fn ctrl_c_ends_the_wait_for_a_daemon_that_says_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("mute");
+    let listener = UnixListener::bind(&path).unwrap();
+    let uri = format!("qemu+unix:///system?socket={}", path.display());
+    let mut child = preflight(&uri).stderr(Stdio::null()).spawn().unwrap();
+    let _mute = listener.accept().unwrap();
+    let started = Instant::now();
+    kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert!(started.elapsed() < Duration::from_secs(3), "{:?}", started.elapsed());
+}
+
+#[test]
+fn what_ssh_says_is_passed_on_and_a_mute_ssh_is_ended() {
+    let directory = tempfile::tempdir().unwrap();
+    let by = |program: &Path| format!("qemu+ssh://me@far/system?command={}", program.display());
+    let log = directory.path().join("arguments");
+    let said = "ssh: connect to host far port 22: Connection refused";
+    let ssh =
+        script(directory.path(), &format!("echo \"$@\" >{}; echo '{said}' >&2; exit 255", log.display()));
+    assert_refused(&by(&ssh), "connect-ssh", "no sshd answers there", said, "ssh me@far true");
+    let arguments = std::fs::read_to_string(log).unwrap();
+    assert!(arguments.contains("BatchMode=yes"), "nobody is there to be asked: {arguments}");
+
+    let said = "me@far: Permission denied (publickey).";
+    let ssh = script(directory.path(), &format!("echo '{said}' >&2; exit 255"));
+    assert_refused(&by(&ssh), "connect-ssh", "without a password", said, "ssh-copy-id me@far");
+
+    // Under a name below the directory, by which it would be found afterwards.
+    let sleep = directory.path().join("sleep");
+    std::os::unix::fs::symlink(xtask::host::tools::find("sleep").unwrap(), &sleep).unwrap();
+    let ssh = script(directory.path(), &format!("exec {} 1000", sleep.display()));
+    assert_refused(&by(&ssh), "connect-silent", "did not answer", "open the connection", "virsh --connect");
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(processes_naming(directory.path()), Vec::<Pid>::new(), "the mute ssh is left");
+}
+
+#[test]
+fn a_daemon_behind_ssh_is_described_by_its_own_words() {
+    let daemon = Daemon::start(Network::Defined, "0700");
+    let uri = format!("qemu+ssh://me@far/system?command={}", daemon.fake_ssh().display());
+    let told = told(&uri);
+    assert_eq!(
+        (told.code, told.faults()),
+        (Some(0), vec![("connect-network-inactive", "degrades")]),
+        "{}",
+        told.said
+    );
+    let [_, _, remedy] = told.one("connect-network-inactive");
+    assert!(remedy.starts_with(&format!("virsh --connect '{uri}' net-start default")), "{remedy}");
+}
+
+#[test]
+fn libvirts_mock_driver_is_asked_for_what_it_has() {
+    let told = told("test:///default");
+    assert_eq!(told.code, Some(69), "{}", told.said);
+    let expected = [
+        ("connect-arch", "blocks"),
+        ("connect-arch", "blocks"),
+        ("connect-memory", "degrades"),
+        ("connect-network-autostart", "degrades"),
+    ];
+    assert_eq!(told.faults(), expected, "{}", told.said);
+    let [host, _, _] = told.one("connect-host");
+    assert!(host.contains("i686, 16 CPUs, 3.0 GiB of memory"), "{host}");
+}
+
+#[test]
+fn what_is_no_uri_is_a_usage_error_at_once() {
+    for binary in [FRONT_DOOR, BACK_ROOM] {
+        for uri in ["xen:///system", "qemu+ssh:///system", "system", "qemu:///embed"] {
+            let started = Instant::now();
+            let output = Command::new(binary).args(["preflight", "--connect", uri]).output().unwrap();
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(output.status.code(), Some(2), "{said}");
+            assert!(said.contains("--connect") && output.stdout.is_empty(), "{said}");
+            assert!(started.elapsed() < Duration::from_secs(1), "{uri}: {:?}", started.elapsed());
+        }
+    }
+}
+
+#[test]
+fn the_tests_daemon_ends_with_a_test_that_fails() {
+    let (sender, receiver) = std::sync::mpsc::channel();
+    let failed = std::thread::spawn(move || {
+        let daemon = Daemon::start(Network::Absent, "0700");
+        sender.send((daemon.path().to_owned(), processes_naming(daemon.path()).len())).unwrap();
+        panic!("a test that fails, as planned");
+    });
+    let (path, running) = receiver.recv().unwrap();
+    assert!(failed.join().is_err());
+    assert!(running >= 1, "libvirtd names the directory");
+    assert_eq!(processes_naming(&path), Vec::<Pid>::new());
+    assert!(!path.exists());
+}
