@@ -36,7 +36,7 @@ impl Own {
     /// A rehearsal under emulation, which every host can do.
     fn rehearse(&self, arguments: &[&str]) -> Rehearsed {
         let output = self.command(&["--accel", "tcg"]).args(arguments).output().unwrap();
-        Rehearsed::of(output)
+        Rehearsed::of(&output)
     }
 
     fn assert_nothing_left(&self) {
@@ -58,7 +58,7 @@ struct Rehearsed {
 }
 
 impl Rehearsed {
-    fn of(output: Output) -> Self {
+    fn of(output: &Output) -> Self {
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         let told = serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {said}"));
         Self { code: output.status.code(), told, said }
@@ -153,7 +153,7 @@ fn rehearsals_at_once_share_what_libvirt_learns() {
     };
     let children = ["aarch64", "x86_64", "aarch64", "x86_64"].map(start);
     for child in children {
-        let rehearsed = Rehearsed::of(child.wait_with_output().unwrap());
+        let rehearsed = Rehearsed::of(&child.wait_with_output().unwrap());
         assert_eq!(rehearsed.code, Some(0), "{}", rehearsed.said);
     }
     own.assert_nothing_left();

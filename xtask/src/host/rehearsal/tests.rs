@@ -142,7 +142,7 @@ fn a_cpu_property_that_is_not_as_asked_is_found_on_any_processor() {
     let asked = |answer: &&mut Value, name: &str| answer["arguments"]["property"] == name;
     for (name, wrong) in [("sve", true), ("pauth-impdef", false)] {
         let mut answers = recorded(arch);
-        answers.iter_mut().filter(|answer| asked(answer, name)).next_back().unwrap()["return"] = json!(wrong);
+        answers.iter_mut().rfind(|answer| asked(answer, name)).unwrap()["return"] = json!(wrong);
         let seen = read(&expected, &answers).unwrap();
         assert_eq!(ids(&expected, &seen), ["rehearsal-cpu-feature"], "{name}");
     }
