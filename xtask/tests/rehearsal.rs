@@ -109,6 +109,56 @@ fn each_planted_fault_is_found_under_its_own_id() {
     }
 }
 
+/// A QEMU that emulates all processors on one thread, whatever it is told: `-accel tcg` becomes `-accel tcg,thread=single`.
+fn path_with_single_threaded_qemu(directory: &Path) -> std::ffi::OsString {
+    use std::os::unix::fs::PermissionsExt as _;
+    let name = "qemu-system-x86_64";
+    let real = xtask::host::tools::require(name).unwrap();
+    let script = format!(
+        "#!/bin/sh\nfor word do shift; [ \"$word\" = tcg ] && word=tcg,thread=single; set -- \"$@\" \"$word\"; done\n\
+         exec {} \"$@\"\n",
+        real.display()
+    );
+    std::fs::create_dir(directory).unwrap();
+    std::fs::write(directory.join(name), script).unwrap();
+    std::fs::set_permissions(directory.join(name), std::fs::Permissions::from_mode(0o700)).unwrap();
+    let mut path = directory.as_os_str().to_owned();
+    path.push(":");
+    path.push(std::env::var_os("PATH").unwrap());
+    path
+}
+
+#[test]
+fn a_qemu_that_does_otherwise_is_found_by_the_rehearsal_and_by_the_smoke() {
+    let own = Own::new();
+    let path = path_with_single_threaded_qemu(&own.directory.path().join("bin"));
+    let arguments = ["--arch", "x86_64", "--accel", "tcg"];
+    let rehearsed = Rehearsed::of(&own.command(&arguments).env("PATH", &path).output().unwrap());
+    assert_eq!(rehearsed.blocking(), ["rehearsal-threads"], "{}", rehearsed.said);
+
+    // As far as anybody looks before it would boot: a disk with partitions, and an executable for x86_64.
+    let disk = own.directory.path().join("disk.raw");
+    let mut bytes = vec![0; 1 << 20];
+    bytes[510..512].copy_from_slice(&[0x55, 0xaa]);
+    std::fs::write(&disk, bytes).unwrap();
+    let report = own.directory.path().join("report");
+    let output = Command::new(BACK_ROOM)
+        .args(["smoke", "--agent", BACK_ROOM, "--unverified", "--image"])
+        .args([&disk, Path::new("--report"), &report])
+        .args(arguments)
+        .env("IOT_XTASK_CACHE", own.root())
+        .env("PATH", &path)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(69), "{said}");
+    assert!(said.contains("its 2 processors run on 1 thread(s)"), "{said}");
+    let console = std::fs::read(report.join("console.log")).unwrap_or_default();
+    assert!(console.is_empty(), "the guest has run: {}", String::from_utf8_lossy(&console));
+    assert_eq!(processes_naming(&own.root()), Vec::<Pid>::new());
+}
+
 #[test]
 fn a_fault_that_changes_nothing_is_told_as_not_found() {
     let own = Own::new();
