@@ -2,12 +2,23 @@
 
 use std::fmt;
 use std::fs::File;
-use std::io::Read as _;
+use std::io::{Read as _, Write as _};
 use std::path::Path;
+use std::process::{Command, Stdio};
 
-/// So much of a firmware's file is looked at: what is not compressed in it, where edk2's builds for Arm name themselves, is
-/// in the first megabyte. OVMF's name is in a compressed volume, which is not opened for it.
-const SEARCHED_BYTES: u64 = 1 << 20;
+use super::tools;
+
+/// So much of a firmware's file is read: an OVMF is smaller, and what is not compressed in a build for Arm is in its first
+/// megabyte.
+const SEARCHED_BYTES: u64 = 4 << 20;
+
+/// The GUID of sections compressed by LZMA (edk2, MdeModulePkg/Include/Guid/LzmaDecompress.h), as it is stored.
+const LZMA: [u8; 16] =
+    [0x98, 0x58, 0x4e, 0xee, 0x14, 0x39, 0x59, 0x42, 0x9d, 0x6e, 0xdc, 0x7b, 0xd7, 0x94, 0x03, 0xcf];
+/// The type of a section that a GUID defines (PI specification, volume 3, EFI_SECTION_GUID_DEFINED), and the bytes before
+/// what it holds: size and type, GUID, offset and attributes.
+const GUIDED: u8 = 2;
+const GUIDED_HEADER: usize = 24;
 
 /// An edk2 release: they are named by year and month.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -30,11 +41,12 @@ impl Edk2 {
         Self { year, month }
     }
 
-    /// What the firmware's file says; `None` where it says nothing, as OVMF's do.
+    /// What the firmware's file says, in plain or, as OVMF's do, in what xz(1) takes out of it. `None` where it says nothing, as
+    /// Debian 12's OVMF, or where there is no xz.
     pub fn read(code: &Path) -> Option<Self> {
         let mut bytes = Vec::new();
         File::open(code).ok()?.take(SEARCHED_BYTES).read_to_end(&mut bytes).ok()?;
-        Self::find(&bytes)
+        Self::find(&bytes).or_else(|| Self::find(&unpacked(compressed(&bytes)?)?))
     }
 
     /// The first release named in `bytes`: `edk2-2022.11/` of a build's path (Debian), `edk2-stable202505` (Arch, openSUSE),
@@ -42,8 +54,41 @@ impl Edk2 {
     fn find(bytes: &[u8]) -> Option<Self> {
         // What is neither becomes a replacement character, which is part of no name.
         let text = String::from_utf8_lossy(bytes);
-        named_in(&text, "edk2-").or_else(|| named_in(&text, "e\0d\0k\x002\0-\0"))
+        named_in(&text, "edk2-")
+            .or_else(|| named_in(&text, "e\0d\0k\x002\0-\0"))
+            .or_else(|| text.match_indices("2\x000\0").find_map(|(at, _)| dotted(&text[at..])))
     }
+}
+
+/// `2025.02` in 16-bit characters: Debian's way to fill PcdFirmwareVersionString.
+fn dotted(text: &str) -> Option<Edk2> {
+    let start: String = text.chars().take(2 * "2025.02".len()).filter(|c| *c != '\0').collect();
+    let (year, month) = start.split_once('.')?;
+    (year.len() == 4 && month.len() == 2).then(|| release(&format!("{year}{month}")))?
+}
+
+/// What the first section of compressed volumes holds.
+fn compressed(bytes: &[u8]) -> Option<&[u8]> {
+    let at = bytes.windows(LZMA.len()).position(|window| window == LZMA)?.checked_sub(4)?;
+    let [low, middle, high, GUIDED] = bytes[at..at + 4] else { return None };
+    let size = usize::from(low) | usize::from(middle) << 8 | usize::from(high) << 16;
+    bytes.get(at + GUIDED_HEADER..at + size)
+}
+
+fn unpacked(compressed: &[u8]) -> Option<Vec<u8>> {
+    let mut child = Command::new(tools::find("xz")?)
+        .args(["--decompress", "--format=lzma", "--stdout"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .ok()?;
+    let mut stdin = child.stdin.take()?;
+    std::thread::scope(|scope| {
+        // Both ways at once: neither pipe holds it all. One that ends early says nothing.
+        scope.spawn(move || drop(stdin.write_all(compressed)));
+        child.wait_with_output().ok().filter(|output| output.status.success()).map(|output| output.stdout)
+    })
 }
 
 fn named_in(text: &str, name: &str) -> Option<Edk2> {
@@ -132,7 +177,9 @@ mod tests {
             (wide("edk2-20250523-14.fc42"), Some((2025, 5))),
             ([vec![7], wide("edk2-stable202511")].concat(), Some((2025, 11))),
             (b"edk2-aarch64 then edk2-2025.02+ds".to_vec(), Some((2025, 2))),
+            (wide("\x012025.02-8+deb13u1"), Some((2025, 2))),
             (wide("Socket LGA2011-3"), None),
+            (wide("in 20 of 2025"), None),
             (b"edk2-9999.99".to_vec(), None),
             (b"edk2-".to_vec(), None),
             (Vec::new(), None),
@@ -140,6 +187,29 @@ mod tests {
             let found = Edk2::find(&bytes).map(|edk2| (edk2.year, edk2.month));
             assert_eq!(found, release, "{:?}", String::from_utf8_lossy(&bytes));
         }
+    }
+
+    #[test]
+    fn a_release_in_a_compressed_volume_is_found() {
+        let xz = tools::find("xz").expect("xz is on every machine that unpacks packages");
+        let mut child = Command::new(xz)
+            .args(["--format=lzma", "--stdout"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        child.stdin.take().unwrap().write_all(&wide("edk2-stable202505")).unwrap();
+        let packed = child.wait_with_output().unwrap().stdout;
+        let size = u32::try_from(GUIDED_HEADER + packed.len()).unwrap().to_le_bytes();
+        let header = [&[size[0], size[1], size[2], GUIDED], LZMA.as_slice(), &[24, 0, 1, 0]].concat();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let code = |bytes: &[u8]| {
+            std::fs::write(file.path(), bytes).unwrap();
+            Edk2::read(file.path())
+        };
+        assert_eq!(code(&[&[0; 100], header.as_slice(), &packed].concat()), Some(Edk2::new(2025, 5)));
+        assert_eq!(code(&[header.as_slice(), &packed[..10]].concat()), None, "truncated");
+        assert_eq!(code(&LZMA), None);
     }
 
     #[test]
