@@ -90,7 +90,7 @@ fn a_daemon_is_described_and_its_missing_network_found() {
     let offers: Vec<_> = told.findings.iter().filter(|finding| finding["id"] == "connect-offer").collect();
     assert_eq!(offers.len(), 2, "one for each architecture");
     assert!(
-        offers[1]["sentence"].as_str().unwrap().contains("aarch64 guests: emulated, as virt-"),
+        offers[1]["sentence"].as_str().unwrap().contains("aarch64 guests: emulated; machine type virt-"),
         "{offers:?}"
     );
     assert!(

@@ -37,7 +37,8 @@ impl Daemon {
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", "unshare"]);
         if !root() {
-            command.arg("--map-root-user");
+            // As building an image does; with one account alone libvirt cannot start the emulators that it asks.
+            command.args(["--map-root-user", "--map-auto"]);
         }
         command.args(["--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc", "sh"]);
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/connection/namespace.sh");

@@ -142,7 +142,8 @@ impl Judge<'_> {
         let profile = arch.profile();
         let there = self.uri.there();
         let Some(guest) = guests.iter().find(|guest| guest.machine == profile.machine) else {
-            let runs: Vec<_> = guests.iter().map(|guest| guest.machine.as_str()).collect();
+            let mut runs: Vec<_> = guests.iter().map(|guest| guest.machine.as_str()).collect();
+            runs.dedup();
             let evidence = format!("it runs {}", list(&runs));
             let remedy = format!("{there}install {} and restart the daemon", profile.emulator);
             return self.blocks("connect-arch", format!("it runs no guests of {arch}"), evidence, remedy);
@@ -216,10 +217,10 @@ impl Judge<'_> {
             );
         }
         let how = match accelerator {
-            Accelerator::Kvm => "by KVM, as it says; nothing was started",
+            Accelerator::Kvm => "by KVM, which was not tried",
             Accelerator::Tcg => "emulated",
         };
-        let sentence = format!("{arch} guests: {how}, as {}", offer.machine_type);
+        let sentence = format!("{arch} guests: {how}; machine type {}", offer.machine_type);
         self.say("connect-offer", Severity::Informs, sentence, format!("{}, {files}", offer.emulator), None);
     }
 
@@ -289,8 +290,12 @@ impl Judge<'_> {
                 );
             }
             Ok(None) => {
-                let define =
-                    self.uri.virsh(&format!("pool-define-as {DEFAULT} dir --target /var/lib/libvirt/images"));
+                let place = if self.uri.session {
+                    "\"$HOME/.local/share/libvirt/images\""
+                } else {
+                    "/var/lib/libvirt/images"
+                };
+                let define = self.uri.virsh(&format!("pool-define-as {DEFAULT} dir --target {place}"));
                 let remedy = format!("{define} && {start}");
                 let what = format!("there is no storage pool {DEFAULT}; disks are named by their paths");
                 self.say(

@@ -64,8 +64,8 @@ fn a_sound_libvirt_is_described_and_not_blamed() {
                 "connect-host",
                 "host far: x86_64, 8 CPUs, 16.0 GiB of memory (8.0 GiB free); libvirt 9.0.0, QEMU 7.2.22"
             ),
-            informs("connect-offer", "x86_64 guests: by KVM, as it says; nothing was started, as pc-q35-7.2"),
-            informs("connect-offer", "aarch64 guests: emulated, as virt-7.2"),
+            informs("connect-offer", "x86_64 guests: by KVM, which was not tried; machine type pc-q35-7.2"),
+            informs("connect-offer", "aarch64 guests: emulated; machine type virt-7.2"),
             informs("connect-pool", "64.0 GiB free in the storage pool default"),
         ]
     );
@@ -169,6 +169,8 @@ fn the_accelerator_and_the_cpu_are_those_that_a_smoke_would_take() {
 fn a_session_is_not_blamed_for_what_no_session_has() {
     let found = found("qemu:///session", |offer, _| offer.network = Ok(None));
     assert_eq!((found[0].id, found[0].severity), ("connect-network-missing", Severity::Informs));
+    let pool = &self::found("qemu:///session", |offer, _| offer.pool = Ok(None))[0];
+    assert!(pool.by_hand().unwrap().contains("--target \"$HOME/"), "a user's own directory: {pool:?}");
 }
 
 #[test]
