@@ -147,6 +147,13 @@ pub fn kept(cache: &Cache) -> Vec<(String, String)> {
 
 /// Runs that died and are not collected yet: nobody holds their lock, nobody keeps them, and their working files are there.
 pub fn dead(cache: &Cache) -> Vec<String> {
+    // A run that is just being made has a directory before it has its lock, and holds this one.
+    let guard = File::open(cache.runs().join(".lock"));
+    let Ok(_guard) =
+        guard.and_then(|file| Ok(flock(&file, FlockOperation::NonBlockingLockExclusive).map(|()| file)?))
+    else {
+        return Vec::new();
+    };
     let is_dead = |path: &Path| {
         path.join("w").exists()
             && !path.join("kept").exists()
@@ -328,6 +335,7 @@ mod tests {
         let cache = Cache::at(directory.path());
         let runs = &cache.runs();
         let dead = dead_run(runs, "0101-000000-0001");
+        File::create(runs.join(".lock")).unwrap();
         let live = dead_run(runs, "0101-000000-0002");
         let _held = try_lock(&live.join("lock")).unwrap().unwrap();
         assert_eq!(super::dead(&cache), ["0101-000000-0001"]);

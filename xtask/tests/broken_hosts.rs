@@ -78,7 +78,7 @@ impl Host {
         path
     }
 
-    fn preflight(&self) -> Said {
+    fn command(&self) -> Command {
         // Root without the right to pass over permissions: what is somebody else's is closed, as to any user.
         let run = if self.script.contains("UNPRIVILEGED") {
             "exec setpriv --bounding-set=-dac_override,-dac_read_search \"$@\""
@@ -95,7 +95,12 @@ impl Host {
         command
             .env("S", self.scratch.path())
             .envs(self.environment.iter().map(|(name, value)| (name, value)));
-        let output = command.stdin(Stdio::null()).output().unwrap();
+        command.stdin(Stdio::null());
+        command
+    }
+
+    fn preflight(&self) -> Said {
+        let output = self.command().output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         let json: serde_json::Value = serde_json::from_slice(&output.stdout)
             .unwrap_or_else(|error| panic!("{error}: {said}\n{}", String::from_utf8_lossy(&output.stdout)));
@@ -168,6 +173,10 @@ fn emulator() {
     let broken = host.program("q", "#!/bin/sh\necho 'cannot allocate memory' >&2\nexit 1\n");
     let script = format!("mount --bind {broken} \"$(readlink -f /usr/bin/qemu-system-aarch64)\"");
     host.after(&script).assert_finds("emulator-broken", true);
+    let host = Host::new();
+    let silent = host.program("q", "#!/bin/sh\nexec sleep 600\n");
+    let script = format!("mount --bind {silent} \"$(readlink -f /usr/bin/qemu-system-aarch64)\"");
+    host.after(&script).assert_finds("emulator-broken", true);
 }
 
 #[test]
@@ -189,6 +198,8 @@ fn linker_and_target() {
     const LINKER: &str = "CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER";
     Host::new().with(LINKER, "/nonexistent/ld").assert_finds("linker", true);
     Host::new().with(LINKER, "x86_64-linux-gnu-gcc").assert_finds("linker-foreign", true);
+    let libraries = "/usr/aarch64-linux-gnu/lib";
+    Host::new().after(&format!("mount -t tmpfs tmpfs {libraries}")).assert_finds("linker", true);
     let libdir = "$(rustc --print target-libdir --target aarch64-unknown-linux-gnu)";
     Host::new().after(&format!("mount -t tmpfs tmpfs {libdir}")).assert_finds("rust-target", true);
     // The cross-compiler's own library, with a later version in its banner, first in the compiler's search.
@@ -238,6 +249,8 @@ fn cache() {
     Host::new().with("IOT_XTASK_CACHE", long).assert_finds("cache-path", true);
     Host::new().with("IOT_XTASK_CACHE", "not/absolute").assert_finds("cache", true);
     Host::new().after("mount -t tmpfs -o ro tmpfs $S/c").assert_finds("cache-access", true);
+    let runs = "mkdir $S/c/runs; chmod 700 $S/c/runs; chown 65534 $S/c/runs; : UNPRIVILEGED";
+    Host::new().after(runs).assert_finds("cache-access", true);
     // A private directory of somebody else's: QEMU runs as who runs the smoke.
     let private = Host::new().after("chmod 700 $S/c; chown 65534 $S/c; : UNPRIVILEGED").preflight();
     assert!(private.blocking.contains("cache-access"), "{:#}", private.json);
@@ -261,6 +274,15 @@ fn a_clock_that_is_behind() {
     host.after("cp $FRONT_DOOR $S/xtask; touch --date '2 days' $S/xtask")
         .with("FRONT_DOOR", FRONT_DOOR)
         .assert_finds("clock", true);
+}
+
+#[test]
+fn a_kvm_that_is_asked_for_and_not_there_is_told() {
+    let host = kvm("", "fpu vmx").asked(&["--arch", host_arch(), "--accel", "kvm"]);
+    let output = host.command().output().unwrap();
+    assert_eq!(output.status.code(), Some(69));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("--accel kvm: /dev/kvm does not open"), "{said}");
 }
 
 #[test]

@@ -39,8 +39,7 @@ const KERNELS: &[(&str, &str)] = &[("user-emulation", "as building an image need
 /// What libvirt wants of root alone.
 const ROOTS: (&str, &str) = ("libvirt-user", "libvirt-qemu");
 /// What building an image in a user namespace wants.
-const USERS: &[(&str, &str)] =
-    &[("program", "newgidmap"), ("program", "newuidmap"), ("user-namespace", "ordinary user")];
+const USERS: &[(&str, &str)] = &[("program", "newgidmap"), ("program", "newuidmap")];
 
 fn kernels(debian: &Debian) -> &'static [(&'static str, &'static str)] {
     if debian.fresh_kernel { KERNELS } else { &[] }

@@ -86,7 +86,7 @@ impl Linker {
             ))
         })?;
         if fits(&said, machine) {
-            return Ok(());
+            return self.check_libc(shell, machine);
         }
         Err(Unfit::Foreign(format!(
             "link for {}: {} (from {}) says it makes executables for {:?}; set {} or .cargo/config.toml to {}",
@@ -97,6 +97,24 @@ impl Linker {
             variable_name(machine.triple),
             machine.gnu_compiler
         )))
+    }
+
+    /// Without the C library's start-up file nothing is linked. A compiler names what it does not find as it was asked for it.
+    fn check_libc(&self, shell: &Shell, machine: &MachineProfile) -> Result<(), Unfit> {
+        const START: &str = "Scrt1.o";
+        let program = &self.program;
+        let said = cmd!(shell, "{program} -print-file-name={START}").quiet().ignore_stderr().read();
+        match said.as_deref().map(str::trim) {
+            Ok(START) | Err(_) => Err(Unfit::Missing(format!(
+                "link for {}: {} (from {}) has no C library to link with: -print-file-name={START} finds none; run: cargo xtask \
+                 preflight --arch {} --fix",
+                machine.triple,
+                program.display(),
+                self.origin,
+                machine.arch
+            ))),
+            Ok(_) => Ok(()),
+        }
     }
 
     /// The C library that it links against and its version (`2.36`), as the library says itself. `None` where there is no

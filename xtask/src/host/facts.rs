@@ -193,5 +193,8 @@ fn runs_guest_programs(arch: VmArchitecture) -> bool {
         return true;
     }
     let handler = format!("/proc/sys/fs/binfmt_misc/qemu-{}", arch.profile().machine);
-    std::fs::read_to_string(handler).is_ok_and(|text| text.starts_with("enabled"))
+    // F: the interpreter is opened when it is registered, and needs not be in the tree whose programs it runs
+    // (Linux, Documentation/admin-guide/binfmt-misc.rst).
+    let fixed = |text: &str| text.lines().any(|line| line.starts_with("flags:") && line.contains('F'));
+    std::fs::read_to_string(handler).is_ok_and(|text| text.starts_with("enabled") && fixed(&text))
 }

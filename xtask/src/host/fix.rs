@@ -7,10 +7,16 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 
 use super::findings::{Finding, Remedy};
+use super::packages::PackageManager;
 use super::{Asked, Preflight, facts::Facts};
 use crate::cli::FixArgs;
 use crate::exit::{Interrupted, Unavailable};
 use crate::workspace::Workspace;
+
+/// debconf(7).
+const QUIET_APT: &str = "DEBIAN_FRONTEND=noninteractive";
+/// Debian's package and the service in it.
+const NATS_SERVICE: &str = "nats-server";
 
 /// One change uncovers another: what a package brings must still be registered, and a package manager that replaces a
 /// newer `qemu-utils` by removing it leaves `qemu-img` for the next round.
@@ -22,9 +28,11 @@ const ROUNDS: usize = 3;
 /// Where a command fails, or the person says no; where root is needed and this process cannot become root.
 pub fn fix(workspace: &Workspace, asked: &Asked<'_>, args: FixArgs) -> Result<Preflight> {
     let mut preflight = Preflight::check(workspace, asked)?;
+    let mut done = Vec::new();
     for _ in 0..ROUNDS {
         let commands = runnable(&preflight);
-        if commands.is_empty() {
+        // What changed nothing changes nothing the second time.
+        if commands.is_empty() || commands == done {
             break;
         }
         show(&commands);
@@ -34,6 +42,7 @@ pub fn fix(workspace: &Workspace, asked: &Asked<'_>, args: FixArgs) -> Result<Pr
         for command in &commands {
             run_or_unavailable(command)?;
         }
+        done = commands;
         preflight = Preflight::check(workspace, asked)?;
     }
     root_was_not_needed(&preflight)?;
@@ -119,7 +128,13 @@ fn steps<'a>(facts: &Facts, findings: impl Iterator<Item = &'a Finding>) -> Step
         // Packages may do the rest themselves: libvirt's driver makes its account on Debian 13 and not on 12, and where
         // systemd runs, an emulator is registered as it is installed. Doing it again fails, so it waits for the next look.
         let names: Vec<_> = packages.into_iter().collect();
+        let service = names.contains(&NATS_SERVICE) && manager == PackageManager::Apt && facts.host.systemd;
         steps.root = manager.install(&names);
+        if service {
+            // Debian's package starts a broker for the whole machine, which nothing here uses.
+            let command = ["systemctl", "disable", "--now", NATS_SERVICE];
+            steps.root.push(command.map(str::to_owned).to_vec());
+        }
     }
     // `mount` of something that two architectures both want is wanted once.
     let mut seen = BTreeSet::new();
@@ -130,7 +145,10 @@ fn steps<'a>(facts: &Facts, findings: impl Iterator<Item = &'a Finding>) -> Step
 fn escalate(facts: &Facts, command: Vec<String>) -> Vec<String> {
     match &facts.host.escalation {
         Some(program) if !facts.host.root => {
-            std::iter::once(program.display().to_string()).chain(command).collect()
+            // Neither sudo nor doas hands the variable on, and a package's question would wait for an answer.
+            let quiet = command.first().is_some_and(|first| first == "apt-get");
+            let variable = quiet.then(|| ["env", QUIET_APT].map(str::to_owned)).into_iter().flatten();
+            std::iter::once(program.display().to_string()).chain(variable).chain(command).collect()
         }
         _ => command,
     }
@@ -147,9 +165,10 @@ fn ask() -> Result<()> {
     eprint!("run them? [Y/n] ");
     std::io::stderr().flush().context("ask on the terminal")?;
     let mut answer = String::new();
-    std::io::stdin().lock().read_line(&mut answer).context("read the answer from the terminal")?;
+    let read = std::io::stdin().lock().read_line(&mut answer).context("read the answer from the terminal")?;
+    // The end of the input is no consent.
     match answer.trim().to_lowercase().as_str() {
-        "" | "y" | "yes" => Ok(()),
+        "" | "y" | "yes" if read > 0 => Ok(()),
         _ => Err(Interrupted.into()),
     }
 }
@@ -169,7 +188,7 @@ fn run(command: &[String]) -> Result<()> {
     let (program, arguments) = command.split_first().context("an empty command")?;
     let status = Command::new(program)
         .args(arguments)
-        .env("DEBIAN_FRONTEND", "noninteractive")
+        .envs(QUIET_APT.split_once('='))
         .stdout(std::io::stderr())
         .status()
         .with_context(|| format!("run {line}"))?;
@@ -284,6 +303,18 @@ mod tests {
     }
 
     #[test]
+    fn no_broker_of_the_machines_own_stays_running() {
+        let commands = |systemd| {
+            planned(|facts| {
+                facts.host.systemd = systemd;
+                facts.host.missing_programs = vec![("nats-server", Need::NatsServer, When::Always)];
+            })
+        };
+        assert_eq!(commands(true)[2..], ["systemctl disable --now nats-server"]);
+        assert_eq!(commands(false).len(), 2);
+    }
+
+    #[test]
     fn nothing_runs_where_nothing_blocks() {
         assert_eq!(planned(|_| {}), Vec::<String>::new());
         assert_eq!(
@@ -301,7 +332,7 @@ mod tests {
             facts.emulator = None;
             facts.rust_target = Ok(false);
         });
-        assert_eq!(commands[0], "/usr/bin/doas apt-get update");
+        assert_eq!(commands[0], "/usr/bin/doas env DEBIAN_FRONTEND=noninteractive apt-get update");
         assert_eq!(commands[2], "rustup target add aarch64-unknown-linux-gnu", "never as root");
     }
 }

@@ -42,12 +42,28 @@ pub enum Need {
 }
 
 impl PackageManager {
-    /// The one that this machine has.
+    /// The one of this machine's distribution, as os-release(5) names it: some package others' managers too. Else the
+    /// first that is there.
     pub fn find() -> Option<Self> {
-        [("apt-get", Self::Apt), ("dnf", Self::Dnf), ("pacman", Self::Pacman), ("zypper", Self::Zypper)]
-            .into_iter()
-            .find(|(program, _)| tools::find(program).is_some())
-            .map(|(_, manager)| manager)
+        let os_release = std::fs::read_to_string("/etc/os-release").unwrap_or_default();
+        Self::for_ids(&os_release, |program| tools::find(program).is_some())
+    }
+
+    fn for_ids(os_release: &str, is_there: impl Fn(&str) -> bool) -> Option<Self> {
+        const MANAGERS: [(&str, PackageManager, &[&str]); 4] = [
+            ("apt-get", PackageManager::Apt, &["debian", "ubuntu"]),
+            ("dnf", PackageManager::Dnf, &["fedora", "rhel"]),
+            ("pacman", PackageManager::Pacman, &["arch"]),
+            ("zypper", PackageManager::Zypper, &["suse", "opensuse"]),
+        ];
+        let lines = os_release.lines().filter_map(|line| line.split_once('='));
+        let ids = lines
+            .filter(|(name, _)| ["ID", "ID_LIKE"].contains(name))
+            .map(|(_, value)| value.trim_matches('"'));
+        let ids: Vec<_> = ids.flat_map(str::split_whitespace).collect();
+        let there = || MANAGERS.iter().filter(|(program, ..)| is_there(program));
+        let own = there().find(|(_, _, distributions)| ids.iter().any(|id| distributions.contains(id)));
+        own.or_else(|| there().next()).map(|(_, manager, _)| *manager)
     }
 
     /// The commands that install `packages`, without recommendations and without a question.
@@ -63,7 +79,7 @@ impl PackageManager {
                 vec![words("apt-get update"), with("apt-get install --yes --no-install-recommends")]
             }
             Self::Dnf => vec![with("dnf install --assumeyes --setopt=install_weak_deps=False")],
-            Self::Pacman => vec![with("pacman --sync --refresh --needed --noconfirm")],
+            Self::Pacman => vec![with("pacman --sync --needed --noconfirm")],
             Self::Zypper => vec![with("zypper --non-interactive install --no-recommends")],
         }
     }
@@ -108,13 +124,14 @@ impl PackageManager {
                 &["gcc-aarch64-linux-gnu", "libc6-dev-arm64-cross"],
                 &["gcc-aarch64-linux-gnu", "sysroot-aarch64-fc41-glibc"],
                 &["aarch64-linux-gnu-gcc"],
-                &["cross-aarch64-gcc14"],
+                // Its compilers go by another name, and have no C library.
+                &[],
             ],
             (N::CrossLinker, X86_64) => [
                 &["gcc-x86-64-linux-gnu", "libc6-dev-amd64-cross"],
                 &["gcc-x86_64-linux-gnu"],
                 &["x86_64-linux-gnu-gcc"],
-                &["cross-x86_64-gcc14"],
+                &[],
             ],
             (N::NatsServer, _) => [&["nats-server"], &["nats-server"], &["nats-server"], &["nats-server"]],
             (N::Ssh, _) => [&["openssh-client"], &["openssh-clients"], &["openssh"], &["openssh-clients"]],
@@ -150,6 +167,22 @@ mod tests {
         let commands = PackageManager::Apt.install(&["mtools", "ovmf"]);
         assert_eq!(commands[1].join(" "), "apt-get install --yes --no-install-recommends mtools ovmf");
         assert_eq!(PackageManager::Pacman.install(&["ovmf"]).len(), 1);
+    }
+
+    #[test]
+    fn the_distributions_own_manager_is_taken() {
+        let all = |text| PackageManager::for_ids(text, |_| true);
+        assert_eq!(all("ID=fedora\n"), Some(PackageManager::Dnf));
+        assert_eq!(all("ID=linuxmint\nID_LIKE=\"ubuntu debian\"\n"), Some(PackageManager::Apt));
+        assert_eq!(
+            all("ID=\"opensuse-tumbleweed\"\nID_LIKE=\"opensuse suse\"\n"),
+            Some(PackageManager::Zypper)
+        );
+        assert_eq!(all("ID=arch\n"), Some(PackageManager::Pacman));
+        assert_eq!(all(""), Some(PackageManager::Apt));
+        let without = PackageManager::for_ids("ID=fedora\n", |program| program == "apt-get");
+        assert_eq!(without, Some(PackageManager::Apt));
+        assert_eq!(PackageManager::for_ids("ID=fedora\n", |_| false), None);
     }
 
     #[test]

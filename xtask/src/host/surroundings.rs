@@ -143,7 +143,10 @@ impl Host {
                 pkg_config: tools::find("pkg-config").is_some(),
                 libvirt_header: Path::new("/usr/include/libvirt/libvirt.h").exists(),
                 libvirt_driver: libvirt_driver(),
-                cache_access: known.map_or(Ok(()), |cache| may_use(cache.root())),
+                cache_access: known.map_or(Ok(()), |cache| {
+                    let inside = [cache.runs(), cache.images(), cache.history(), cache.libvirt()];
+                    may_use(cache.root()).and_then(|()| inside.iter().try_for_each(|path| may_use(path)))
+                }),
                 free_disk: known.and_then(|cache| free_disk(cache.root())),
                 free_memory: available_memory(),
                 no_user_namespace: no_user_namespace(),
@@ -212,8 +215,7 @@ fn libvirt_driver() -> Option<PathBuf> {
 /// here needs; elsewhere with the driver.
 fn missing_libvirt_user() -> Option<&'static str> {
     const DEBIANS: &str = "libvirt-qemu";
-    let concerned =
-        rustix::process::geteuid().is_root() && PackageManager::find() == Some(PackageManager::Apt);
+    let concerned = rustix::process::geteuid().is_root() && Path::new("/etc/debian_version").exists();
     let known = |database| tools::read(Path::new("/usr/bin/getent"), &[database, DEBIANS]).is_ok();
     (concerned && !(known("passwd") && known("group"))).then_some(DEBIANS)
 }

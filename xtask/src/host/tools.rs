@@ -1,9 +1,14 @@
 //! Finding and asking other programs.
 
+use std::io::{Read, Write as _};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Output, Stdio};
+use std::sync::mpsc;
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
+
+use crate::limits;
 
 /// Where an ordinary user's PATH does not look, and Debian keeps `mkfs.vfat`, `sfdisk` and `nats-server`.
 const SYSTEM_DIRECTORIES: &[&str] = &["/usr/local/sbin", "/usr/sbin", "/sbin"];
@@ -48,17 +53,61 @@ fn is_executable(path: &Path) -> bool {
 /// # Errors
 /// Names the command, and what it said where it failed.
 pub fn read(program: &Path, arguments: &[&str]) -> Result<String> {
-    let output = Command::new(program)
-        .args(arguments)
-        .env("LC_ALL", "C")
-        .stdin(std::process::Stdio::null())
-        .output()
-        .with_context(|| format!("run {}", program.display()))?;
+    let mut command = Command::new(program);
+    command.args(arguments).env("LC_ALL", "C");
+    let output = answer(&mut command, Vec::new())?;
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);
         bail!("{} {}: {}: {}", program.display(), arguments.join(" "), output.status, said.trim());
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// So much of what a program says is kept.
+const MOST_BYTES: u64 = 1 << 20;
+
+/// What a quick command says to `question`.
+///
+/// # Errors
+/// Where it cannot be run, and where it has not ended within [`limits::PROBE`]: it is killed then.
+pub fn answer(command: &mut Command, question: Vec<u8>) -> Result<Output> {
+    let program = command.get_program().display().to_string();
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("run {program}"))?;
+    let (mut stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+    // Threads of their own, which end with the pipes: what the program leaves behind may hold those open.
+    std::thread::spawn(move || stdin.as_mut().map(|pipe| pipe.write_all(&question)));
+    let (sender, said) = mpsc::channel();
+    for (first, pipe) in [
+        (true, stdout.map(|pipe| Box::new(pipe) as Box<dyn Read + Send>)),
+        (false, stderr.map(|pipe| Box::new(pipe) as Box<dyn Read + Send>)),
+    ] {
+        let sender = sender.clone();
+        std::thread::spawn(move || {
+            let mut text = Vec::new();
+            let read = pipe.map(|pipe| pipe.take(MOST_BYTES).read_to_end(&mut text));
+            sender.send((first, text, read))
+        });
+    }
+    drop(sender);
+    let deadline = Instant::now() + limits::PROBE;
+    let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+    for _pipe in 0..2 {
+        match said.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            Ok((true, text, _)) => stdout = text,
+            Ok((false, text, _)) => stderr = text,
+            Err(_late) => {
+                child.kill().and_then(|()| child.wait()).with_context(|| format!("end {program}"))?;
+                bail!("{program} has not answered within {} s", limits::PROBE.as_secs());
+            }
+        }
+    }
+    let status = child.wait().with_context(|| format!("wait for {program}"))?;
+    Ok(Output { status, stdout, stderr })
 }
 
 /// The first version number (`9.0.0`, `2.9.10`) in what a program says.

@@ -1,10 +1,12 @@
 //! `cargo xtask preflight`: can this machine do it, what exactly is missing, fix it.
 
+use std::io::{ErrorKind, Write as _};
+
 use anyhow::Result;
 use serde_json::json;
 
 use crate::arch::VmArchitecture;
-use crate::cli::{MachineArgs, PreflightArgs, SmokeArgs, Voice};
+use crate::cli::{PreflightArgs, SmokeArgs, Voice};
 use crate::exit;
 use crate::host::facts::Facts;
 use crate::host::findings::{Finding, Remedy, Severity};
@@ -21,7 +23,7 @@ pub(super) fn run(workspace: &Workspace, args: &PreflightArgs, voice: Voice) -> 
     } else {
         Preflight::check(workspace, &asked)?
     };
-    check_cpu(&preflight.facts, &args.machine)?;
+    check_flags(&preflight.facts, args)?;
     let asks_libvirt = args.rehearse || args.connect.is_some();
     if asks_libvirt && preflight.verdict().is_ok() {
         // The back room looks at everything again, and says it all at once.
@@ -31,16 +33,21 @@ pub(super) fn run(workspace: &Workspace, args: &PreflightArgs, voice: Voice) -> 
     present(&preflight, args)
 }
 
-/// A CPU model that no emulator here has is a flag to correct.
-fn check_cpu(facts: &[Facts], machine: &MachineArgs) -> Result<()> {
-    let Some(cpu) = &machine.cpu else { return Ok(()) };
-    for facts in facts {
-        if let Some(emulator) = facts.working_emulator() {
-            let (accelerator, ..) = plan::accelerator(machine.accel, facts.arch, &facts.kvm)?;
-            emulator.check_cpu(facts.arch.profile(), accelerator, cpu)?;
-        }
+/// What the flags ask of the machine and it cannot do: an accelerator that is not there, a CPU model that no emulator has. Where
+/// no architecture was named, that one of them can do it is enough.
+fn check_flags(facts: &[Facts], args: &PreflightArgs) -> Result<()> {
+    let checks = facts.iter().filter_map(|facts| Some((facts, facts.working_emulator()?)));
+    let checked: Vec<Result<()>> = checks
+        .map(|(facts, emulator)| {
+            let (accelerator, ..) = plan::accelerator(args.machine.accel, facts.arch, &facts.kvm)?;
+            let cpu = args.machine.cpu.as_deref();
+            Ok(cpu.map_or(Ok(()), |cpu| emulator.check_cpu(facts.arch.profile(), accelerator, cpu))?)
+        })
+        .collect();
+    if args.arch.is_none() && checked.iter().any(Result::is_ok) {
+        return Ok(());
     }
-    Ok(())
+    checked.into_iter().collect()
 }
 
 /// The guests' architectures: every one where none was named.
@@ -55,7 +62,11 @@ pub fn architectures(args: &PreflightArgs) -> Vec<VmArchitecture> {
 pub fn present(preflight: &Preflight, args: &PreflightArgs) -> Result<()> {
     let verdict = preflight.verdict();
     if args.json {
-        println!("{:#}", as_json(preflight, verdict.is_ok()));
+        // Whoever reads may have read enough.
+        match writeln!(std::io::stdout(), "{:#}", as_json(preflight, verdict.is_ok())) {
+            Err(error) if error.kind() != ErrorKind::BrokenPipe => return Err(error.into()),
+            _ => {}
+        }
     } else {
         print(preflight);
     }

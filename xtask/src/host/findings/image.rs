@@ -65,7 +65,9 @@ fn judge_build(facts: &Facts, findings: &mut Vec<Finding>) {
         findings.push(Finding::blocks("keyring", sentence, DEBIAN_KEYRING, remedy));
     }
     if let Some(error) = &host.no_user_namespace {
-        findings.push(Finding::blocks(
+        // An image that only stands in for another is no reason not to run the other.
+        let how = if facts.guest.built == Built::Chosen { Finding::blocks } else { Finding::degrades };
+        findings.push(how(
             "user-namespace",
             "an ordinary user cannot build an image here",
             error,

@@ -122,8 +122,6 @@ const VIRTUALISATION: &[(&str, Change)] = &[
     ("firmware-enrolled", |f| reject(f, vec![Why::Absent, Why::Enrolled])),
     ("firmware-unreadable", |f| reject(f, vec![Why::Unreadable("EACCES".into()), Why::Absent])),
     ("firmware", |f| reject(f, vec![Why::Malformed("{".into())])),
-    ("firmware-known-bad", |f| f.edk2 = Some(Edk2::new(2025, 11))),
-    ("firmware-known-bad", |f| f.edk2 = Some(Edk2::new(2022, 11))),
     ("libvirt-driver", |f| f.host.libvirt_driver = None),
     ("libvirt-user", |f| f.host.missing_libvirt_user = Some("libvirt-qemu")),
     ("kvm-nested", |f| f.kvm = Kvm::Nested),
@@ -158,6 +156,10 @@ const BUILDING: &[(&str, Change)] = &[
         f.guest.built = Built::Chosen;
     }),
     ("keyring", |f| f.host.debian_keyring = false),
+    ("user-namespace", |f| {
+        f.host.no_user_namespace = Some("EPERM".into());
+        f.guest.built = Built::Chosen;
+    }),
     ("user-namespace", |f| f.host.no_user_namespace = Some("EPERM".into())),
     ("binfmt", |f| f.runs_guest_programs = false),
     ("user-emulation", |f| (f.runs_guest_programs, f.user_emulator) = (false, false)),
@@ -183,6 +185,21 @@ fn each_lack_is_found_under_its_own_id() {
 }
 
 #[test]
+fn firmware_that_does_not_go_with_the_emulator_is_told_where_it_matters() {
+    let found = |edk2, kvm: Kvm, cpu: Option<&str>| {
+        let found = judged(|f| {
+            (f.edk2, f.kvm, f.guest.cpu) = (Some(edk2), kvm, cpu.map(str::to_owned));
+        });
+        found.iter().any(|finding| finding.id == "firmware-known-bad")
+    };
+    let emulated = || Kvm::Foreign("x".into());
+    let bad = Edk2::new(2025, 11);
+    assert!(found(bad, emulated(), None) && found(Edk2::new(2022, 11), emulated(), Some("max")));
+    assert!(!found(bad, Kvm::Opens, None) && !found(bad, emulated(), Some("pi5")));
+    assert!(!found(Edk2::new(2025, 2), emulated(), None));
+}
+
+#[test]
 fn whatever_blocks_or_degrades_has_a_remedy_and_evidence() {
     for (id, change) in VIRTUALISATION.iter().chain(BUILDING).chain(ROOM) {
         for finding in judged(*change) {
@@ -198,8 +215,8 @@ fn whatever_blocks_or_degrades_has_a_remedy_and_evidence() {
 fn what_only_a_build_needs_is_not_asked_of_a_downloaded_image() {
     let downloaded = |change: Change| {
         ids(|facts| {
-            facts.guest.built = Built::No;
             change(facts);
+            facts.guest.built = Built::No;
         })
     };
     for (id, change) in BUILDING.iter().filter(|(id, _)| ["keyring", "user-namespace", "binfmt"].contains(id))

@@ -4,7 +4,7 @@ use super::{Facts, Finding, Remedy};
 use crate::host::edk2::{Edk2, known_bad};
 use crate::host::firmware::{Rejected, Why};
 use crate::host::kvm::Kvm;
-use crate::host::packages::Need;
+use crate::host::packages::{Need, PackageManager};
 use crate::host::qemu::Emulator;
 use crate::host::surroundings::Os;
 use crate::host::tools::release;
@@ -107,11 +107,32 @@ fn no_firmware(facts: &Facts, rejected: &[Rejected]) -> Finding {
     };
     let told: Vec<_> = rejected.iter().map(ToString::to_string).collect();
     let sentence = format!("UEFI firmware for {arch} {what}");
-    Finding::blocks(id, sentence, told.join("; "), Remedy::Install(Need::Firmware, arch))
+    // Where its package is here and a file of it is not as it should be, installing changes nothing.
+    let remedy = match worst {
+        Some(Why::Size(..) | Why::Dangling(_) | Why::Unreadable(_)) => reinstall(facts, Need::Firmware),
+        _ => Remedy::Install(Need::Firmware, arch),
+    };
+    Finding::blocks(id, sentence, told.join("; "), remedy)
+}
+
+/// For what is here and broken.
+fn reinstall(facts: &Facts, need: Need) -> Remedy {
+    let packages = facts.host.package_manager.map_or(&[][..], |manager| manager.packages(need, facts.arch));
+    Remedy::manual(match (facts.host.package_manager, packages) {
+        (Some(PackageManager::Apt), [package, ..]) => {
+            format!("install it anew: apt-get install --reinstall {package}")
+        }
+        (Some(_), [package, ..]) => format!("remove the package {package} and install it again"),
+        _ => "install its package again".to_owned(),
+    })
 }
 
 /// Firmware and emulator each work, and not with each other.
 fn firmware_with_emulator(facts: &Facts) -> Option<Finding> {
+    // Another CPU model has no part in it, and neither has KVM.
+    if facts.kvm.against().is_none() || facts.guest.cpu.as_deref().is_some_and(|cpu| cpu != "max") {
+        return None;
+    }
     let emulator = facts.working_emulator()?;
     let machine = facts.arch.profile().machine;
     let bad = known_bad(machine, emulator.release(), facts.edk2, "max")?;
@@ -175,7 +196,6 @@ fn kvm(facts: &Facts) -> Option<Finding> {
 }
 
 fn judge_nats(facts: &Facts, findings: &mut Vec<Finding>) {
-    let install = Remedy::Install(Need::NatsServer, facts.arch);
     match &facts.host.nats_server {
         Some(Ok(version)) if release(version) < OLDEST_NATS => findings.push(Finding::blocks(
             "nats-server-old",
@@ -183,10 +203,15 @@ fn judge_nats(facts: &Facts, findings: &mut Vec<Finding>) {
                 "nats-server {version} is too old for JetStream's buckets, 2.9 is the oldest that was tried"
             ),
             "nats-server --version",
-            install,
+            Remedy::manual("put a newer nats-server first on PATH"),
         )),
         Some(Err(error)) => {
-            findings.push(Finding::blocks("nats-server-broken", "nats-server does not run", error, install));
+            findings.push(Finding::blocks(
+                "nats-server-broken",
+                "nats-server does not run",
+                error,
+                reinstall(facts, Need::NatsServer),
+            ));
         }
         // Its absence is a missing program's.
         Some(Ok(_)) | None => {}
