@@ -7,16 +7,15 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 
 use super::findings::{Finding, Remedy};
-use super::packages::PackageManager;
-use super::{Asked, Preflight, facts::Facts};
+use super::{Asked, Preflight, facts::Facts, tools};
 use crate::cli::FixArgs;
 use crate::exit::{Interrupted, Unavailable};
 use crate::workspace::Workspace;
 
 /// debconf(7).
 const QUIET_APT: &str = "DEBIAN_FRONTEND=noninteractive";
-/// Debian's package and the service in it.
-const NATS_SERVICE: &str = "nats-server";
+/// What lets the kernel run the guest's programs after a boot too; it runs for a moment and leaves no process.
+const MAY_STAY_ENABLED: &str = "binfmt-support.service";
 
 /// One change uncovers another: what a package brings must still be registered, and a package manager that replaces a
 /// newer `qemu-utils` by removing it leaves `qemu-img` for the next round.
@@ -39,14 +38,48 @@ pub fn fix(workspace: &Workspace, asked: &Asked<'_>, args: FixArgs) -> Result<Pr
         if !args.yes && std::io::stdin().is_terminal() {
             ask()?;
         }
+        let before = enabled_units(&preflight)?;
         for command in &commands {
             run_or_unavailable(command)?;
+        }
+        if let Some(command) = switch_off(&preflight, &before, &enabled_units(&preflight)?) {
+            run_or_unavailable(&command)?;
         }
         done = commands;
         preflight = Preflight::check(workspace, asked)?;
     }
     root_was_not_needed(&preflight)?;
     Ok(preflight)
+}
+
+/// The units that systemd starts at boot; none where it does not run.
+fn enabled_units(preflight: &Preflight) -> Result<BTreeSet<String>> {
+    match preflight.facts.first() {
+        Some(facts) if facts.host.systemd => {
+            let words = ["list-unit-files", "--state=enabled", "--no-legend", "--plain"];
+            Ok(units_in(&tools::read(&tools::require("systemctl")?, &words)?))
+        }
+        _ => Ok(BTreeSet::new()),
+    }
+}
+
+/// The first column of systemctl's list.
+fn units_in(list: &str) -> BTreeSet<String> {
+    let units = list.lines().filter_map(|line| line.split_whitespace().next());
+    units.filter(|unit| *unit != MAY_STAY_ENABLED).map(str::to_owned).collect()
+}
+
+/// Ends and disables what packages have enabled by themselves: Debian's nats-server is a broker for the whole machine, its
+/// libvirt brings sockets. Nothing here uses them.
+fn switch_off(
+    preflight: &Preflight,
+    before: &BTreeSet<String>,
+    after: &BTreeSet<String>,
+) -> Option<Vec<String>> {
+    let (facts, new) = (preflight.facts.first()?, after.difference(before));
+    let mut command: Vec<_> = ["systemctl", "disable", "--now"].map(str::to_owned).to_vec();
+    command.extend(new.cloned());
+    (command.len() > 3).then(|| escalate(facts, command))
 }
 
 /// What a round does, in order: root's part, then one's own.
@@ -128,13 +161,7 @@ fn steps<'a>(facts: &Facts, findings: impl Iterator<Item = &'a Finding>) -> Step
         // Packages may do the rest themselves: libvirt's driver makes its account on Debian 13 and not on 12, and where
         // systemd runs, an emulator is registered as it is installed. Doing it again fails, so it waits for the next look.
         let names: Vec<_> = packages.into_iter().collect();
-        let service = names.contains(&NATS_SERVICE) && manager == PackageManager::Apt && facts.host.systemd;
         steps.root = manager.install(&names);
-        if service {
-            // Debian's package starts a broker for the whole machine, which nothing here uses.
-            let command = ["systemctl", "disable", "--now", NATS_SERVICE];
-            steps.root.push(command.map(str::to_owned).to_vec());
-        }
     }
     // `mount` of something that two architectures both want is wanted once.
     let mut seen = BTreeSet::new();
@@ -303,15 +330,18 @@ mod tests {
     }
 
     #[test]
-    fn no_broker_of_the_machines_own_stays_running() {
-        let commands = |systemd| {
-            planned(|facts| {
-                facts.host.systemd = systemd;
-                facts.host.missing_programs = vec![("nats-server", Need::NatsServer, When::Always)];
-            })
-        };
-        assert_eq!(commands(true)[2..], ["systemctl disable --now nats-server"]);
-        assert_eq!(commands(false).len(), 2);
+    fn what_packages_enable_is_switched_off_again() {
+        let list = "nats-server.service enabled enabled\nssh.service enabled enabled\nbinfmt-support.service enabled -\n";
+        let after = units_in(list);
+        assert_eq!(after.iter().collect::<Vec<_>>(), ["nats-server.service", "ssh.service"]);
+        let before = BTreeSet::from(["ssh.service".to_owned()]);
+        let as_user = seen(|facts| {
+            facts.host.root = false;
+            facts.host.escalation = Some("/usr/bin/sudo".into());
+        });
+        let command = switch_off(&as_user, &before, &after).unwrap().join(" ");
+        assert_eq!(command, "/usr/bin/sudo systemctl disable --now nats-server.service");
+        assert_eq!(switch_off(&as_user, &after, &after), None);
     }
 
     #[test]
