@@ -34,17 +34,17 @@ pub fn fix(workspace: &Workspace, asked: &Asked<'_>, args: FixArgs) -> Result<Pr
         if commands.is_empty() || commands == done {
             break;
         }
-        show(&commands);
+        show(&commands, preflight.facts.first().is_some_and(|facts| facts.host.systemd));
         if !args.yes && std::io::stdin().is_terminal() {
             ask()?;
         }
         let before = enabled_units(&preflight)?;
-        for command in &commands {
-            run_or_unavailable(command)?;
-        }
+        let ran = commands.iter().try_for_each(|command| run_or_unavailable(command));
+        // Also where a later command has failed: the packages are there.
         if let Some(command) = switch_off(&preflight, &before, &enabled_units(&preflight)?) {
             run_or_unavailable(&command)?;
         }
+        ran?;
         done = commands;
         preflight = Preflight::check(workspace, asked)?;
     }
@@ -91,18 +91,12 @@ struct Steps {
 
 /// The commands, in order: packages in one transaction, or else what packages do not do; then what needs no root.
 pub fn plan(preflight: &Preflight) -> Vec<Vec<String>> {
-    let Some(facts) = preflight.facts.first() else { return Vec::new() };
-    let Steps { root, own } = steps(facts, preflight.blocking());
-    as_one(facts, root, own)
+    preflight.facts.first().map_or_else(Vec::new, |facts| commands(facts, preflight.blocking()))
 }
 
 /// What does the remedies of `findings`, as commands for this machine.
 pub fn commands<'a>(facts: &Facts, findings: impl Iterator<Item = &'a Finding>) -> Vec<Vec<String>> {
     let Steps { root, own } = steps(facts, findings);
-    as_one(facts, root, own)
-}
-
-fn as_one(facts: &Facts, root: Vec<Vec<String>>, own: Vec<Vec<String>>) -> Vec<Vec<String>> {
     root.into_iter().map(|command| escalate(facts, command)).chain(own).collect()
 }
 
@@ -181,10 +175,13 @@ fn escalate(facts: &Facts, command: Vec<String>) -> Vec<String> {
     }
 }
 
-fn show(commands: &[Vec<String>]) {
+fn show(commands: &[Vec<String>], systemd: bool) {
     eprintln!("to make this machine ready, these commands run:");
     for command in commands {
         eprintln!("    {}", command.join(" "));
+    }
+    if systemd {
+        eprintln!("(services that packages enable meanwhile are switched off again)");
     }
 }
 

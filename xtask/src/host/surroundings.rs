@@ -53,8 +53,6 @@ pub struct Host {
     pub os: Os,
     /// `uname -r`.
     pub kernel: String,
-    /// Its architecture, `None` where it is none of a guest's.
-    pub arch: Option<VmArchitecture>,
     /// Processors.
     pub cpus: usize,
     /// Whether this process is root.
@@ -128,7 +126,6 @@ impl Host {
             Self {
                 os: Os::parse(&std::fs::read_to_string("/etc/os-release").unwrap_or_default()),
                 kernel: uname.release().to_string_lossy().into_owned(),
-                arch: VmArchitecture::of_host(),
                 cpus: thread::available_parallelism().map_or(1, usize::from),
                 root: rustix::process::geteuid().is_root(),
                 escalation: tools::find("sudo").or_else(|| tools::find("doas")),

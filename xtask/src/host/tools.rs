@@ -89,8 +89,8 @@ pub fn answer(command: &mut Command, question: Vec<u8>) -> Result<Output> {
         let sender = sender.clone();
         std::thread::spawn(move || {
             let mut text = Vec::new();
-            let read = pipe.map(|pipe| pipe.take(MOST_BYTES).read_to_end(&mut text));
-            sender.send((first, text, read))
+            let read = pipe.map_or(Ok(0), |pipe| pipe.take(MOST_BYTES).read_to_end(&mut text));
+            sender.send((first, read.map(|_bytes| text)))
         });
     }
     drop(sender);
@@ -98,8 +98,8 @@ pub fn answer(command: &mut Command, question: Vec<u8>) -> Result<Output> {
     let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
     for _pipe in 0..2 {
         match said.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-            Ok((true, text, _)) => stdout = text,
-            Ok((false, text, _)) => stderr = text,
+            Ok((true, text)) => stdout = text.with_context(|| format!("read what {program} prints"))?,
+            Ok((false, text)) => stderr = text.with_context(|| format!("read what {program} prints"))?,
             Err(_late) => {
                 child.kill().and_then(|()| child.wait()).with_context(|| format!("end {program}"))?;
                 bail!("{program} has not answered within {} s", limits::PROBE.as_secs());

@@ -108,7 +108,6 @@ impl Distribution {
     ) -> Facts {
         let mut facts = sound();
         facts.arch = guest;
-        facts.host.arch = Some(host);
         let OsRelease { name, id, version_id } = &self.os;
         facts.host.os = Os { name: name.clone(), id: id.clone(), version_id: version_id.clone() };
         facts.host.package_manager = Some(self.package_manager);

@@ -61,7 +61,6 @@ fn sound_host() -> Host {
             version_id: "12".into(),
         },
         kernel: "6.1".into(),
-        arch: Some(VmArchitecture::X86_64),
         cpus: 2,
         root: true,
         escalation: None,
