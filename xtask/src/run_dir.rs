@@ -287,8 +287,11 @@ pub fn end_processes(directory: &Path) -> Result<usize> {
 }
 
 fn kill(pid: Pid) -> Result<()> {
-    let leads = rustix::process::getpgid(Some(pid)) == Ok(pid);
-    let killed = if leads { kill_process_group(pid, Signal::KILL) } else { kill_process(pid, Signal::KILL) };
+    // Where it leads no group there is none of that number.
+    let killed = match kill_process_group(pid, Signal::KILL) {
+        Err(rustix::io::Errno::SRCH) => kill_process(pid, Signal::KILL),
+        killed => killed,
+    };
     match killed {
         // It ended by itself meanwhile.
         Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),

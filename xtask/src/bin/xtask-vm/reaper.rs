@@ -8,7 +8,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
-use rustix::process::{Pid, WaitOptions, getpid, getsid, set_child_subreaper, waitpid};
+use rustix::process::{Pid, WaitOptions, getpid, set_child_subreaper, waitpid};
 use xtask::limits;
 
 /// The kernel keeps 15 bytes of a process' name, `qemu-system-aar`.
@@ -49,27 +49,43 @@ impl Drop for SetAtEnd<'_> {
 /// This process' children that are zombies and were QEMU daemons. A kernel without `children` (CONFIG_PROC_CHILDREN) has none:
 /// libvirt then waits for init, as it does without this.
 fn dead_emulators() -> Vec<Pid> {
-    let Ok(own_session) = getsid(None) else { return Vec::new() };
+    let Some(own_session) = stat("self").as_deref().and_then(|own| Some(named(own)?.session)) else {
+        return Vec::new();
+    };
     let threads = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
     let children = threads.filter_map(|thread| std::fs::read_to_string(thread.path().join("children")).ok());
     let pids: Vec<_> = children
         .flat_map(|list| list.split_whitespace().map(str::to_owned).collect::<Vec<_>>())
-        .filter(|pid| {
-            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-            is_dead_daemon(&stat, own_session.as_raw_nonzero().get())
-        })
+        .filter(|pid| stat(pid).is_some_and(|stat| is_dead_daemon(&stat, own_session)))
         .collect();
     pids.iter().filter_map(|pid| Pid::from_raw(pid.parse().ok()?)).collect()
 }
 
-/// `25510 (qemu-system-aar) Z PARENT GROUP SESSION …` (proc(5)).
-fn is_dead_daemon(stat: &str, own_session: i32) -> bool {
-    let named = stat.split_once('(').is_some_and(|(_, rest)| rest.starts_with(NAME));
-    let Some((_, rest)) = stat.rsplit_once(") ").filter(|_| named) else { return false };
-    match rest.split(' ').take(4).collect::<Vec<_>>().as_slice() {
-        ["Z", _, _, session] => session.parse().is_ok_and(|session: i32| session != own_session),
-        _ => false,
-    }
+fn stat(pid: &str) -> Option<String> {
+    std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()
+}
+
+/// What a line of `/proc/PID/stat` says: `25510 (qemu-system-aar) Z PARENT GROUP SESSION …` (proc(5)).
+#[derive(Debug, PartialEq)]
+struct Named<'a> {
+    name: &'a str,
+    state: &'a str,
+    /// 0 where the session began outside of this PID namespace, as that of a command run in a container does; rustix 1.1.6's
+    /// `getsid` panics there, so the line is read instead.
+    session: u32,
+}
+
+fn named(stat: &str) -> Option<Named<'_>> {
+    let (head, rest) = stat.rsplit_once(") ")?;
+    let (_, name) = head.split_once('(')?;
+    let mut fields = rest.split(' ');
+    Some(Named { name, state: fields.next()?, session: fields.nth(2)?.parse().ok()? })
+}
+
+fn is_dead_daemon(stat: &str, own_session: u32) -> bool {
+    named(stat).is_some_and(|process| {
+        process.name.starts_with(NAME) && process.state == "Z" && process.session != own_session
+    })
 }
 
 #[cfg(test)]
@@ -87,6 +103,15 @@ mod tests {
         );
         assert!(!is_dead_daemon("25510 (nats-server) Z 90 25510 25510 0 -1", own));
         assert!(!is_dead_daemon("", own));
+    }
+
+    #[test]
+    fn a_session_may_have_begun_outside_of_the_namespace() {
+        let outside = named("7 (a (b) c) S 0 0 0 0 -1").unwrap();
+        assert_eq!(outside, Named { name: "a (b) c", state: "S", session: 0 });
+        assert!(is_dead_daemon("25510 (qemu-system-aar) Z 7 25510 25510 0 -1", outside.session));
+        assert!(!is_dead_daemon("25510 (qemu-system-aar) Z 7 7 0 0 -1", outside.session), "of this session");
+        assert_eq!(named("7 (sh) S 0 0"), None);
     }
 
     /// With its own parent, `sh`, gone: one that this test is the parent of and one that it has adopted.
