@@ -56,10 +56,22 @@ impl Host {
             machine: self.machine.clone(),
             os_release: self.os_release.clone(),
             kernel: self.kernel.clone(),
-            uptime_seconds: parse_uptime(&read_text("/proc/uptime")?)?,
+            uptime_seconds: uptime_seconds()?,
             sequence,
+            desired_revision: 0,
+            deployments: Vec::new(),
+            deployments_omitted: 0,
+            events: Vec::new(),
         })
     }
+}
+
+/// Seconds since the kernel started: the one clock of a device without a battery that is right from the start.
+///
+/// # Errors
+/// When procfs cannot be read.
+pub fn uptime_seconds() -> Result<u64> {
+    parse_uptime(&read_text("/proc/uptime")?)
 }
 
 fn read_text(path: &str) -> Result<String> {

@@ -147,6 +147,10 @@ mod tests {
                 kernel: "6.1".into(),
                 uptime_seconds: 9,
                 sequence,
+                desired_revision: 0,
+                deployments: Vec::new(),
+                deployments_omitted: 0,
+                events: Vec::new(),
             },
         }
     }
