@@ -163,9 +163,12 @@ async fn what_happens_behind_its_back_is_put_right() {
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
     assert!(pod.podman(&["ps", "--quiet", "--no-trunc"]).contains(foreign.trim()), "the foreign one runs on");
-    let status = fleet.status("the events", |status| !status.events.is_empty()).await;
-    let told = |words: &str| status.events.iter().any(|event| event.what.contains(words));
-    assert!(told("is gone, and is made again") && told("gets iot-web back"), "{:#?}", status.events);
+    let told = |status: &iot_agent::protocol::DeviceStatus| {
+        ["is gone, and is made again", "gets iot-web back", "1 container removed"]
+            .iter()
+            .all(|words| status.events.iter().any(|event| event.what.contains(words)))
+    };
+    fleet.status("word of it", told).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -97,11 +97,11 @@ impl Fleet {
     }
 
     pub(crate) async fn enter_with(broker: &Broker, device: &str, options: ConnectOptions) -> Self {
-        let client = options
-            .retry_on_initial_connect()
-            .connect(format!("nats://127.0.0.1:{}", broker.port))
-            .await
-            .unwrap();
+        Self::enter_at(&format!("nats://127.0.0.1:{}", broker.port), device, options).await
+    }
+
+    pub(crate) async fn enter_at(url: &str, device: &str, options: ConnectOptions) -> Self {
+        let client = options.retry_on_initial_connect().connect(url).await.unwrap();
         let jetstream = jetstream::new(client.clone());
         let mut buckets = Vec::new();
         for name in [protocol::DESIRED_BUCKET, protocol::STATUS_BUCKET] {
@@ -145,6 +145,9 @@ impl Fleet {
     /// The latest status and the bucket's revision of it.
     pub(crate) async fn latest(&self) -> Option<(u64, DeviceStatus)> {
         let entry = self.statuses.entry(&self.device).await.ok()??;
+        if entry.operation != kv::Operation::Put {
+            return None;
+        }
         Some((entry.revision, serde_json::from_slice(&entry.value).unwrap()))
     }
 
