@@ -288,6 +288,10 @@ pub struct SoakArgs {
     /// Smokes that are killed at a random moment, each followed by a look at what it left
     #[arg(long, default_value_t = 0)]
     pub kills: u32,
+
+    /// The agent's tests with a hundred kills at random moments and a broker that is away for minutes
+    #[arg(long)]
+    pub agent: bool,
 }
 
 /// `ci`.
