@@ -1,13 +1,11 @@
 //! What the device says of itself, read once at start: none of it changes while a process lives, but for the
 //! uptime.
 
-use std::fs::File;
-use std::io::Read as _;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use sha2::{Digest, Sha256};
 
+use crate::digest;
 use crate::protocol::{DeviceStatus, OsRelease, STATUS_SCHEMA};
 
 /// The device as this process found it at start.
@@ -34,7 +32,7 @@ impl Host {
         let uname = rustix::system::uname();
         Ok(Self {
             // Through procfs, not through the path: this is what runs, even if the file has been replaced.
-            exe_sha256: sha256_of_file(Path::new("/proc/self/exe"))?,
+            exe_sha256: digest::of_file(Path::new("/proc/self/exe"))?,
             boot_id: read_text("/proc/sys/kernel/random/boot_id")?.trim().to_owned(),
             machine: uname.machine().to_string_lossy().into_owned(),
             kernel: uname.release().to_string_lossy().into_owned(),
@@ -76,19 +74,6 @@ pub fn uptime_seconds() -> Result<u64> {
 
 fn read_text(path: &str) -> Result<String> {
     std::fs::read_to_string(path).with_context(|| format!("read {path}"))
-}
-
-fn sha256_of_file(path: &Path) -> Result<String> {
-    let mut file = File::open(path).with_context(|| format!("open {}", path.display()))?;
-    let mut hash = Sha256::new();
-    let mut buffer = vec![0; 1 << 16];
-    loop {
-        let count = file.read(&mut buffer).with_context(|| format!("read {}", path.display()))?;
-        if count == 0 {
-            return Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect());
-        }
-        hash.update(&buffer[..count]);
-    }
 }
 
 fn parse_os_release(text: &str) -> OsRelease {
@@ -137,8 +122,7 @@ mod tests {
     fn this_process_can_describe_its_host() {
         let status = Host::read().unwrap().status("pi-7", 3).unwrap();
         let exe = std::fs::read(std::env::current_exe().unwrap()).unwrap();
-        let digest: String = Sha256::digest(exe).iter().map(|byte| format!("{byte:02x}")).collect();
-        assert_eq!(status.exe_sha256, digest);
+        assert_eq!(status.exe_sha256, digest::of_bytes(&exe));
         assert_eq!(status.machine, std::env::consts::ARCH);
         assert_eq!((status.schema, status.sequence, status.boot_id.len()), (STATUS_SCHEMA, 3, 36));
     }

@@ -92,6 +92,8 @@ pub enum ErrorCode {
     NoContainer,
     /// Podman does not answer, or refuses.
     Podman,
+    /// It answers as many commands as it can already.
+    Busy,
 }
 
 /// What a caller knows of a device that it has asked something.
