@@ -104,12 +104,12 @@ impl Limits {
 
     /// Until what the fleet desires no more is gone. Its program ends at once.
     pub fn removal(self) -> Duration {
-        self.scaled(30)
+        self.scaled(20)
     }
 
     /// From the login prompt after the power cut until the workload runs again. The agent starts at about the same time.
     pub fn workload_after_boot(self) -> Duration {
-        self.scaled(40)
+        self.scaled(25)
     }
 
     /// Until the first status after the power cut.

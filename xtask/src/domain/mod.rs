@@ -2,6 +2,7 @@
 //! the cloud-init seed. Pure: golden files for both architectures are tested on any host.
 
 pub mod cpu;
+mod sabotage;
 pub mod seed;
 pub mod xml;
 

@@ -41,6 +41,8 @@ pub const PROGRAMS: &[(&str, Need, When)] = &[
     ("newuidmap", Need::Uidmap, When::BuildingAsUser),
     ("newgidmap", Need::Uidmap, When::BuildingAsUser),
     ("libvirtd", Need::LibvirtDaemon, When::Testing),
+    ("podman", Need::Podman, When::Testing),
+    ("runc", Need::Podman, When::Testing),
 ];
 
 /// Where Debian keeps the keys of its archive.

@@ -2,6 +2,8 @@
 //! the run; and what the fleet sees and desires there.
 
 mod server;
+#[cfg(test)]
+mod tests;
 
 use std::path::Path;
 

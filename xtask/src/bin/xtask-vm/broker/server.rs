@@ -115,9 +115,9 @@ fn server_config(directory: &Path, port: Option<u16>, users: &str) -> String {
 /// The device may say its own status, answer its own commands and read its own desired state, and nothing else.
 ///
 /// A consumer is made by a subject that ends in what it delivers, and the server refuses one whose request says another
-/// filter: so the device makes none that reads another device's desired state. What subjects cannot say: whose a consumer is
-/// that is asked about or deleted (its name is random, and nobody lists them to a device), and whose an inbox is, as long as
-/// all begin alike.
+/// filter; what is delivered goes to the device's own inboxes. So it reads no other device's desired state. It answers
+/// whoever asks it (`allow_responses`), and nobody else. What subjects cannot say is whose a consumer is that is asked about or
+/// deleted: its name is random, and nobody lists them to a device.
 pub(super) fn users(fleet_password: &str, device_id: &str, device_password: &str) -> String {
     let (status, desired) = (protocol::STATUS_BUCKET, protocol::DESIRED_BUCKET);
     let commands = protocol::command_wildcard(device_id);
@@ -132,14 +132,14 @@ pub(super) fn users(fleet_password: &str, device_id: &str, device_password: &str
         format!("$JS.API.CONSUMER.INFO.KV_{desired}.*"),
         format!("$JS.API.CONSUMER.DELETE.KV_{desired}.*"),
         "$JS.FC.>".to_owned(),
-        "_INBOX.>".to_owned(),
     ];
     let publish = publish.map(|subject| format!("\"{subject}\"")).join(", ");
     format!(
         "\x20   {{ user: \"{FLEET_USER}\", password: \"{fleet_password}\" }}\n\
          \x20   {{ user: \"{device_id}\", password: \"{device_password}\", permissions: {{\n\
          \x20     publish: {{ allow: [{publish}] }}\n\
-         \x20     subscribe: {{ allow: [\"{commands}\", \"_INBOX.>\"] }}\n\
+         \x20     subscribe: {{ allow: [\"{commands}\", \"_INBOX.{device_id}.>\"] }}\n\
+         \x20     allow_responses: true\n\
          \x20   }} }}\n"
     )
 }

@@ -117,3 +117,93 @@ impl Answer<'_> {
         Ok(Some(()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::smoke::verify::tests::seen;
+    use iot_agent::protocol::ObservedContainer;
+
+    fn with(revision: u64, desired_revision: u64, phase: Phase, state: &str, error: Option<&str>) -> Seen {
+        let mut seen = seen(revision, "b1");
+        let container = ObservedContainer { id: "c".into(), state: state.into(), exit_code: None };
+        seen.status.deployments = vec![DeploymentStatus {
+            name: "kept".into(),
+            desired_revision,
+            phase,
+            container: (!state.is_empty()).then_some(container),
+            last_error: error.map(str::to_owned),
+            restarts: 0,
+        }];
+        seen
+    }
+
+    #[test]
+    fn it_runs_once_phase_container_and_revision_say_so() {
+        let mut wanted = Wanted::running("kept", 7);
+        let table = [
+            (seen(1, "b1"), false),
+            (with(2, 6, Phase::Running, "running", None), false),
+            (with(3, 7, Phase::Pending, "running", None), false),
+            (with(4, 7, Phase::Running, "exited", None), false),
+            (with(5, 7, Phase::Running, "", None), false),
+            (with(6, 7, Phase::Running, "running", None), true),
+            (with(7, 8, Phase::Running, "running", Some("it had ended once")), true),
+        ];
+        for (seen, proven) in table {
+            let judgement = wanted.judge(&seen);
+            assert_eq!(matches!(judgement, Judgement::Proven), proven, "{judgement:?}: {seen:?}");
+        }
+    }
+
+    #[test]
+    fn it_is_gone_once_there_is_no_container() {
+        let mut wanted = Wanted::removed("kept", 7);
+        for seen in [
+            with(1, 6, Phase::Running, "running", None),
+            with(2, 7, Phase::Removing, "running", None),
+            with(3, 7, Phase::Removed, "exited", None),
+        ] {
+            assert!(matches!(wanted.judge(&seen), Judgement::NotYet), "{seen:?}");
+        }
+        assert!(matches!(wanted.judge(&with(4, 7, Phase::Removed, "", None)), Judgement::Proven));
+        let told = wanted.told(Some(&with(5, 7, Phase::Removing, "running", Some("podman is away"))));
+        assert_eq!(told, "says removing at revision 7 (podman is away)");
+        assert_eq!(wanted.told(None), "has no line for it");
+    }
+
+    #[test]
+    fn a_failure_that_stays_ends_the_wait_with_its_own_words() {
+        let refused = with(1, 7, Phase::Refused, "", Some("kind \"wasm\" is unknown"));
+        let Judgement::Refuted(diagnosis) = Wanted::running("kept", 7).judge(&refused) else { panic!() };
+        assert_eq!(diagnosis.error, "the deployment kept is refused: kind \"wasm\" is unknown");
+        let mut wanted = Wanted::running("kept", 7);
+        let mut judge =
+            |revision| wanted.judge(&with(revision, 7, Phase::BackingOff, "", Some("no such image")));
+        // The same status seen again and again is one.
+        for revision in [1, 2, 2, 2, 2, 3] {
+            assert!(matches!(judge(revision), Judgement::NotYet), "{revision}");
+        }
+        let Judgement::Refuted(diagnosis) = judge(4) else { panic!() };
+        assert_eq!(diagnosis.error, "the deployment kept is backing-off: no such image");
+    }
+
+    #[test]
+    fn an_answer_is_of_the_machine_the_generation_and_the_volume() {
+        let said = |machine: &str, generation, starts| WorkloadEvidence {
+            machine: machine.into(),
+            boot_id: "b1".into(),
+            generation,
+            starts,
+        };
+        let before = said("aarch64", 1, 3);
+        let wanted = Answer { machine: "aarch64", generation: 2, before: Some(&before) };
+        assert!(wanted.judge(&said("aarch64", 2, 4)).unwrap().is_some());
+        assert!(wanted.judge(&said("aarch64", 1, 3)).unwrap().is_none(), "still the one of before");
+        assert!(wanted.judge(&said("x86_64", 2, 4)).unwrap_err().error.contains("runs on x86_64"));
+        for starts in [1, 3] {
+            let error = wanted.judge(&said("aarch64", 2, starts)).unwrap_err().error;
+            assert!(error.contains("lost its volume"), "{error}");
+        }
+    }
+}

@@ -263,9 +263,13 @@ impl RunningVm {
 }
 
 /// What the agent's own status on the device (`/run/iot-agent/status.json`) says of a deployment.
-fn local_reason(status: &str, deployment: &str) -> String {
-    let Ok(status) = serde_json::from_str::<DeviceStatus>(status) else {
-        return format!("its agent has written no status on the device: {status:?}");
+fn local_reason(text: &str, deployment: &str) -> String {
+    #[derive(serde::Deserialize)]
+    struct Local {
+        status: DeviceStatus,
+    }
+    let Ok(Local { status }) = serde_json::from_str(text) else {
+        return format!("its agent has written no status on the device: {text:?}");
     };
     let Some(line) = status.deployment(deployment) else {
         return format!(

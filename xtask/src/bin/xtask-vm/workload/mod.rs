@@ -84,3 +84,94 @@ fn compile(shell: &Shell, rustc: &OsString, arguments: &[OsString], kept: &Path)
     cmd!(shell, "{rustc} {arguments...} -o {made} {SOURCE}").quiet().run()?;
     std::fs::rename(&made, kept).with_context(|| format!("rename {} to {}", made.display(), kept.display()))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Command, Output};
+
+    use super::*;
+
+    /// podman with a store of its own, as a build machine has it: no systemd, and with Debian 12 a crun that refuses the
+    /// cgroup layout (`cargo xtask ci --fix` installs both).
+    struct Podman {
+        directory: tempfile::TempDir,
+    }
+
+    impl Podman {
+        fn run(&self, arguments: &[&str]) -> Output {
+            let path = |name: &str| self.directory.path().join(name);
+            let mut command = Command::new("podman");
+            command.arg("--root").arg(path("root")).arg("--runroot").arg(path("runroot"));
+            command.args(["--runtime", "runc", "--cgroup-manager", "cgroupfs", "--events-backend", "file"]);
+            command.args(["--storage-driver", "vfs"]).args(arguments);
+            command.output().expect("run podman: cargo xtask ci --fix installs it")
+        }
+
+        fn says(&self, arguments: &[&str]) -> String {
+            let output = self.run(arguments);
+            assert!(output.status.success(), "{arguments:?}: {output:?}");
+            String::from_utf8(output.stdout).unwrap().trim().to_owned()
+        }
+    }
+
+    fn made(cache: &Cache, arch: VmArchitecture) -> Vec<u8> {
+        image(&Workspace::find().unwrap(), cache, arch).unwrap()
+    }
+
+    #[test]
+    fn podman_loads_and_runs_it_and_ends_it_in_order() {
+        let directory = tempfile::tempdir().unwrap();
+        let cache = Cache::at(directory.path());
+        let podman = Podman { directory: tempfile::tempdir().unwrap() };
+        let archive = directory.path().join(file_name());
+        let load = |bytes: &[u8]| {
+            std::fs::write(&archive, bytes).unwrap();
+            podman.says(&["load", "--quiet", "--input", archive.to_str().unwrap()])
+        };
+        let host = VmArchitecture::of_host().unwrap();
+        let architecture = ["image", "inspect", "--format", "{{.Os}}/{{.Architecture}}", IMAGE];
+        for arch in VmArchitecture::ALL.into_iter().filter(|arch| *arch != host).chain([host]) {
+            assert!(load(&made(&cache, arch)).contains(IMAGE));
+            assert_eq!(podman.says(&architecture), format!("linux/{}", arch.profile().debian_arch));
+        }
+        let limits = ["--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024", "--network", "none"];
+        let named = ["--name", "w", "--volume", "data:/data", "--env", "GENERATION=3"];
+        for starts in 1..=2 {
+            podman.says(&[&["run", "--detach"], limits.as_slice(), named.as_slice(), &[IMAGE]].concat());
+            let stopped = std::time::Instant::now();
+            podman.says(&["stop", "--time", "30", "w"]);
+            assert!(
+                stopped.elapsed() < xtask::limits::CHILD_STOP,
+                "SIGTERM ends the first process of a container"
+            );
+            let said: xtask::report::WorkloadEvidence =
+                serde_json::from_str(&podman.says(&["logs", "w"])).unwrap();
+            assert_eq!(
+                (said.machine.as_str(), said.generation, said.starts),
+                (host.profile().machine, 3, starts)
+            );
+            assert_eq!(
+                said.boot_id,
+                std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap().trim()
+            );
+            assert_eq!(podman.says(&["inspect", "--format", "{{.State.ExitCode}}", "w"]), "0");
+            podman.says(&["rm", "w"]);
+        }
+        podman.says(&["rmi", "--all", "--force"]);
+    }
+
+    #[test]
+    fn the_same_source_is_the_same_archive_and_is_compiled_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let cache = Cache::at(directory.path());
+        let host = VmArchitecture::of_host().unwrap();
+        let first = made(&cache, host);
+        let kept: Vec<_> =
+            std::fs::read_dir(cache.workloads()).unwrap().map(|entry| entry.unwrap().path()).collect();
+        assert_eq!(kept.len(), 1, "{kept:?}");
+        assert_eq!(made(&cache, host), first);
+        std::fs::remove_file(&kept[0]).unwrap();
+        assert!(made(&cache, host) == first, "compiled again it is the same");
+        assert_eq!(file_name(), "localhost_iot-workload_1.tar");
+    }
+}
