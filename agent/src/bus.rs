@@ -267,7 +267,8 @@ fn wish(headers: Option<&HeaderMap>, payload: &[u8]) -> Wish {
 
 /// Why the bus is not reached, for people. A device without a battery for its clock boots in the past.
 fn told(error: &anyhow::Error) -> String {
-    let text = format!("{error:#}");
+    // async-nats' errors say what their causes say, and rustls' are causes twice.
+    let text = error.chain().take(2).map(ToString::to_string).collect::<Vec<_>>().join(": ");
     if ["NotValidYet", "not valid yet"].iter().any(|words| text.contains(words)) {
         return format!(
             "its certificate is not valid yet by this device's clock, which is probably not set; tried again until it is ({text})"

@@ -136,7 +136,9 @@ impl Credentials {
                 ConnectOptions::with_nkey(seed)
             }
             Self::Creds { file } => {
-                ConnectOptions::with_credentials(&secret(file)?).map_err(|_secret_is_in_it| {
+                // async-nats finds its parts by the lines around them, the last one's end included.
+                let text = secret(file)? + "\n";
+                ConnectOptions::with_credentials(&text).map_err(|_secret_is_in_it| {
                     anyhow!("{} is no .creds file: it has no JWT or no NKey", file.display())
                 })?
             }

@@ -166,7 +166,7 @@ pub fn generator(device_id: &str, name: &str, digest: &str, spec: &ContainerSpec
         generator["command"] = json!(spec.command);
     }
     if let Some(files) = spec.limits.open_files {
-        generator["r_limits"] = json!([{ "type": "RLIMIT_NOFILE", "soft": files, "hard": files }]);
+        generator["r_limits"] = json!([{ "type": "nofile", "soft": files, "hard": files }]);
     }
     let mut resources = serde_json::Map::new();
     if let Some(mib) = spec.limits.memory_mib {

@@ -26,8 +26,11 @@ pub struct Events {
 impl Events {
     /// Something happened. Said again and again, it is in the ring once, as it was said last.
     pub fn push(&mut self, what: &str) {
-        tracing::info!("{what}");
         self.count += 1;
+        let repeats = self.ring.back().is_some_and(|last| last.what == shortened(what));
+        if !repeats {
+            tracing::info!("{what}");
+        }
         let what = shortened(what);
         self.ring.retain(|event| event.what != what);
         if self.ring.len() == MOST_EVENTS {
