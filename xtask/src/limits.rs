@@ -37,7 +37,7 @@ pub const REAP: Duration = Duration::from_millis(10);
 /// Signals within this time of the first one are the same wish to stop.
 pub const SAME_INTERRUPT: Duration = Duration::from_secs(1);
 /// A soak kills within this time after a smoke's start: from preflight to well into the power cut.
-pub const KILL_WINDOW: Duration = Duration::from_secs(120);
+pub const KILL_WINDOW: Duration = Duration::from_secs(150);
 /// How long a program may take to say what it is.
 pub const PROBE: Duration = Duration::from_secs(10);
 /// What `preflight` may take for both architectures, where it has been called before; `bench preflight` measures it.

@@ -2,7 +2,7 @@
 //! more; after the power cut it runs again before there is a broker, and then as it was changed while the machine was off.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead as _, BufReader, Read as _};
+use std::io::{BufRead as _, BufReader, ErrorKind, Read as _};
 use std::net::TcpStream;
 use std::time::Instant;
 
@@ -55,18 +55,18 @@ pub(super) fn run(
         wanted.push(Wanted::running(name, vm.broker.desire(name, &document(1, port))?));
     }
     let limit = vm.limits().workload();
-    let brief = Answer { machine: &joined.machine, generation: 1, before: None };
+    let answer = Answer { machine: &joined.machine, generation: 1, before: None };
     for (mut wanted, Deployed(name, _)) in wanted.into_iter().zip([KEPT, BRIEF]) {
         let what = format!("a status with the deployment {name} running");
         vm.wait_for_status(session, &what, limit, |seen| wanted.judge(seen))?;
     }
     // A port that has never answered would not prove a deletion by its silence.
-    let first = ask(session, vm, &KEPT, &brief)?;
-    ask(session, vm, &BRIEF, &brief)?;
+    let first = ask(session, vm, &KEPT, &answer)?;
+    ask(session, vm, &BRIEF, &answer)?;
     ensure_boot(&first, joined)?;
     let running = started.elapsed();
     let deleted = delete_brief(session, vm)?;
-    let after = ask(session, vm, &KEPT, &brief)?;
+    let after = ask(session, vm, &KEPT, &answer)?;
     if after != first {
         return Err(Diagnosis::new(
             format!("the deletion of {} changed {} too: {after:?}, before {first:?}", BRIEF.0, KEPT.0),
@@ -111,14 +111,14 @@ fn delete_brief(session: &mut Session<'_>, vm: &mut RunningVm) -> Result<u64> {
         if let Judgement::Refuted(diagnosis) = judgement {
             return Err(diagnosis.into());
         }
-        let answers = said_by(vm.machine.port_to(port)?).is_ok();
-        if matches!(judgement, Judgement::Proven) && !answers {
+        let said = said_by(vm.machine.port_to(port)?);
+        if matches!(judgement, Judgement::Proven) && said.as_ref().is_err_and(is_refusal) {
             return Ok(Some(()));
         }
         if Instant::now() < deadline {
             return Ok(None);
         }
-        let port = if answers { "still answers" } else { "is silent" };
+        let port = if said.is_ok() { "still answers" } else { "is silent" };
         let status = wanted.told(seen.as_ref());
         Err(Diagnosis::new(
             format!(
@@ -208,6 +208,12 @@ fn ask(
     })
 }
 
+/// Whether nobody listens; one who is slow may still be there.
+fn is_refusal(error: &anyhow::Error) -> bool {
+    let slow = |error: &std::io::Error| matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut);
+    !error.chain().filter_map(|cause| cause.downcast_ref()).any(slow)
+}
+
 /// One line, from whoever listens behind a port of this host's loopback. QEMU takes each connection, and ends it where the
 /// guest does not.
 fn said_by(port: u16) -> Result<WorkloadEvidence> {
@@ -219,4 +225,40 @@ fn said_by(port: u16) -> Result<WorkloadEvidence> {
     BufReader::new(stream).take(MOST_BYTES).read_line(&mut line).with_context(what)?;
     ensure!(line.ends_with('\n'), "{}: no answer", what());
     serde_json::from_str(&line).with_context(|| format!("{}: read {line:?}", what()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+    use std::net::TcpListener;
+
+    use super::*;
+
+    #[test]
+    fn what_is_desired_is_a_document_that_the_agent_reads() {
+        for generation in [1, 2] {
+            let document = document(generation, KEPT.1);
+            assert_eq!(Document::parse(&document.to_bytes()).unwrap(), document);
+        }
+    }
+
+    #[test]
+    fn who_closes_is_gone_and_who_is_slow_is_not() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let answered = |answer: &'static [u8]| {
+            let listener = listener.try_clone().unwrap();
+            let thread = std::thread::spawn(move || listener.accept().unwrap().0.write_all(answer).unwrap());
+            let said = said_by(port);
+            thread.join().unwrap();
+            said
+        };
+        let line = b"{\"machine\":\"aarch64\",\"boot_id\":\"b\",\"generation\":1,\"starts\":2}\n";
+        assert_eq!(answered(line).unwrap().starts, 2);
+        assert!(is_refusal(&answered(b"").unwrap_err()), "as QEMU does where the guest does not listen");
+        let slow = said_by(port).unwrap_err();
+        assert!(!is_refusal(&slow), "{slow:#}");
+        drop(listener);
+        assert!(is_refusal(&said_by(port).unwrap_err()));
+    }
 }
