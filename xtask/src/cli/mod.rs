@@ -74,7 +74,7 @@ pub enum Command {
     Preflight(PreflightArgs),
     /// Build the agent for a device and print the executable's path
     Build(BuildArgs),
-    /// Prove the agent in an emulated machine: boot, install, join, ping, power cut, rejoin
+    /// Prove the agent in an emulated machine: boot, install, join, ping, workload, power cut, rejoin
     Smoke(SmokeArgs),
     /// Machines that `smoke --keep` left running
     #[command(subcommand)]
@@ -211,6 +211,14 @@ pub enum Sabotage {
     KillQemu,
     /// The broker refuses the device's password
     BrokerRefuses,
+    /// What stops or removes a container has no effect
+    IgnoresDeletes,
+    /// The agent's state is deleted before each of its starts
+    LosesState,
+    /// The agent starts only once the bus can be reached
+    WaitsForBus,
+    /// The workload's image is for the other architecture
+    ForeignImage,
 }
 
 impl Sabotage {

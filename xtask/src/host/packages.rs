@@ -28,6 +28,7 @@ pub enum Need {
     LibvirtDaemon,
     PkgConfig,
     CrossLinker,
+    StaticLibc,
     NatsServer,
     Ssh,
     Mmdebstrap,
@@ -39,6 +40,7 @@ pub enum Need {
     UserEmulation,
     Uidmap,
     Gpgv,
+    Podman,
 }
 
 impl PackageManager {
@@ -133,6 +135,8 @@ impl PackageManager {
                 &["x86_64-linux-gnu-gcc"],
                 &[],
             ],
+            // The host's own; a cross-compiler's comes with it.
+            (N::StaticLibc, _) => [&["libc6-dev"], &["glibc-static"], &["glibc"], &["glibc-devel-static"]],
             (N::NatsServer, _) => [&["nats-server"], &["nats-server"], &["nats-server"], &["nats-server"]],
             (N::Ssh, _) => [&["openssh-client"], &["openssh-clients"], &["openssh"], &["openssh-clients"]],
             // Arch Linux has it among its users' packages alone, which pacman does not install.
@@ -153,6 +157,8 @@ impl PackageManager {
             ],
             (N::Uidmap, _) => [&["uidmap"], &["shadow-utils"], &["shadow"], &["shadow"]],
             (N::Gpgv, _) => [&["gpgv"], &["gnupg2"], &["gnupg"], &["gpg2"]],
+            // With runc: Debian 12's crun refuses the hybrid cgroup layout of some build machines.
+            (N::Podman, _) => [&["podman", "runc"], &["podman"], &["podman"], &["podman"]],
         };
         row[self as usize]
     }

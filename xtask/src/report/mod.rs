@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 pub use schema::{
     AgentReport, Evidence, Failure, FirmwareReport, GuestReport, HostReport, ImageReport, OsReleaseReport,
-    Phase, PhaseReport, PhaseStatus, StatusEvidence,
+    Phase, PhaseReport, PhaseStatus, StatusEvidence, WorkloadEvidence,
 };
 
 use crate::arch::VmArchitecture;

@@ -116,6 +116,7 @@ pub enum Phase {
     Provision,
     Join,
     Ping,
+    Workload,
     PowerCut,
     Rejoin,
     Teardown,
@@ -123,7 +124,7 @@ pub enum Phase {
 
 impl Phase {
     /// Every phase, in order.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Preflight,
         Self::Build,
         Self::Image,
@@ -131,6 +132,7 @@ impl Phase {
         Self::Provision,
         Self::Join,
         Self::Ping,
+        Self::Workload,
         Self::PowerCut,
         Self::Rejoin,
         Self::Teardown,
@@ -146,6 +148,7 @@ impl Phase {
             Self::Provision => "provision",
             Self::Join => "join",
             Self::Ping => "ping",
+            Self::Workload => "workload",
             Self::PowerCut => "power cut",
             Self::Rejoin => "rejoin",
             Self::Teardown => "teardown",
@@ -159,6 +162,28 @@ impl Phase {
 pub struct Evidence {
     pub join: Option<StatusEvidence>,
     pub rejoin: Option<StatusEvidence>,
+    /// Before the power cut.
+    #[serde(default)]
+    pub workload: Option<WorkloadEvidence>,
+    /// After it, while there was no broker.
+    #[serde(default)]
+    pub workload_offline: Option<WorkloadEvidence>,
+    /// As it was changed while the machine was off.
+    #[serde(default)]
+    pub workload_rejoin: Option<WorkloadEvidence>,
+}
+
+/// What the workload said from inside its container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "the fields are the interface that README.md documents")]
+pub struct WorkloadEvidence {
+    /// `uname -m`.
+    pub machine: String,
+    pub boot_id: String,
+    /// Of what the fleet desires: 1, and 2 after the change.
+    pub generation: u64,
+    /// Counted in its volume.
+    pub starts: u64,
 }
 
 /// The parts of one status that prove something.

@@ -107,6 +107,15 @@ impl Keys {
         child::read(&ssh, &arguments, limit, &self.interrupt).context("run a command in the guest")
     }
 
+    /// What the agent says on the device itself; empty where it has said nothing.
+    pub(crate) fn local_status(&self, port: u16, limit: Duration) -> Result<String> {
+        self.run_as_root(
+            port,
+            "sh -c 'cd /run/iot-agent && if [ -e status.json ]; then cat status.json; fi'",
+            limit,
+        )
+    }
+
     /// Asks systemd in the guest for the agent's unit.
     pub(crate) fn unit_state(&self, port: u16, limit: Duration) -> Result<UnitState> {
         let command = "sh -c 'systemctl show iot-agent.service -p ActiveState -p UnitFileState -p NRestarts; \

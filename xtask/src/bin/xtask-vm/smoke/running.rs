@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
+use iot_agent::protocol::DeviceStatus;
 use xtask::domain::RunFiles;
 use xtask::domain::seed::marker;
 use xtask::exit::{Diagnosis, Unavailable};
@@ -28,7 +29,7 @@ pub(crate) struct RunningVm {
     pub(super) files: RunFiles,
     pub(super) domain: Domain,
     pub(super) hypervisor: Hypervisor,
-    pub(super) machine: Machine,
+    pub(crate) machine: Machine,
     pub(super) keys: Keys,
     pub(super) device_id: String,
     pub(super) libvirt_root: PathBuf,
@@ -99,7 +100,7 @@ impl RunningVm {
         session: &mut Session<'_>,
         what: &str,
         limit: Duration,
-        judge: impl Fn(&Seen) -> Judgement,
+        mut judge: impl FnMut(&Seen) -> Judgement,
     ) -> Result<Seen> {
         let refusals_before = self.broker.refusals();
         let mut asked = Instant::now();
@@ -119,15 +120,45 @@ impl RunningVm {
                 )
                 .into());
             }
-            if asked.elapsed() > limits::GUEST_QUESTION && vm.can_be_entered() {
-                let state = vm.keys.unit_state(vm.machine.ssh_port()?, vm.limits().guest_command());
-                asked = Instant::now();
-                if let Some((error, hint)) = state?.hopeless() {
-                    return Err(Diagnosis::new(error, hint).into());
-                }
-            }
+            vm.check_unit(&mut asked)?;
             Ok(None)
         })
+    }
+
+    /// Asks the guest's systemd now and then, and fails where the agent's unit will never be up. `asked` is when it was asked
+    /// last.
+    pub(super) fn check_unit(&self, asked: &mut Instant) -> Result<()> {
+        if asked.elapsed() <= limits::GUEST_QUESTION || !self.can_be_entered() {
+            return Ok(());
+        }
+        let state = self.keys.unit_state(self.machine.ssh_port()?, self.limits().guest_command());
+        *asked = Instant::now();
+        match state?.hopeless() {
+            Some((error, hint)) => Err(Diagnosis::new(error, hint).into()),
+            None => Ok(()),
+        }
+    }
+
+    /// Why there is no workload `late` after the guest's login prompt, in the guest's own words.
+    pub(super) fn why_no_workload(&self, deployment: &str, late: Duration) -> Diagnosis {
+        let late = late.as_secs();
+        let asked = self.machine.ssh_port().and_then(|port| {
+            let limit = self.limits().guest_command();
+            Ok((self.keys.unit_state(port, limit)?, self.keys.local_status(port, limit)?))
+        });
+        let reason = match asked {
+            Ok((unit, _)) if unit.active != "active" => {
+                format!("iot-agent.service is {}: it waits for something before it starts", unit.active)
+            }
+            Ok((_, status)) => local_reason(&status, deployment),
+            Err(error) => format!("the guest could not be asked why: {error:#}"),
+        };
+        Diagnosis::new(
+            format!(
+                "{late} s after the guest was up its workload does not run, with no broker in reach: {reason}"
+            ),
+            "the agent must bring up what it knows from its own disk, whether or not the bus is there",
+        )
     }
 
     /// Fails where the guest's processors do not run any more.
@@ -153,7 +184,7 @@ impl RunningVm {
         .into())
     }
 
-    fn can_be_entered(&self) -> bool {
+    pub(super) fn can_be_entered(&self) -> bool {
         [LOGIN_PROMPT, marker::DONE].iter().any(|sign| self.console.line_with(sign).is_some())
             || self.console.prompts(LOGIN_PROMPT)
     }
@@ -229,4 +260,23 @@ impl RunningVm {
         self.broker.stop()?;
         Ok(how)
     }
+}
+
+/// What the agent's own status on the device (`/run/iot-agent/status.json`) says of a deployment.
+fn local_reason(text: &str, deployment: &str) -> String {
+    #[derive(serde::Deserialize)]
+    struct Local {
+        status: DeviceStatus,
+    }
+    let Ok(Local { status }) = serde_json::from_str(text) else {
+        return format!("its agent has written no status on the device: {text:?}");
+    };
+    let Some(line) = status.deployment(deployment) else {
+        return format!(
+            "its agent knows of no deployment {deployment}: the desired state did not outlive the power cut"
+        );
+    };
+    let phase = serde_json::to_string(&line.phase).expect("a phase is plain data");
+    let error = line.last_error.as_ref().map_or(String::new(), |error| format!(", {error}"));
+    format!("its agent says of {deployment}: {phase}{error}")
 }

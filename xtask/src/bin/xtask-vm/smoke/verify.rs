@@ -125,11 +125,11 @@ pub(crate) fn evidence(seen: &Seen) -> StatusEvidence {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use iot_agent::protocol::{DeviceStatus, OsRelease};
 
-    fn seen(revision: u64, boot_id: &str) -> Seen {
+    pub(crate) fn seen(revision: u64, boot_id: &str) -> Seen {
         numbered(revision, boot_id, 1)
     }
 
