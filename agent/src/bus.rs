@@ -99,6 +99,8 @@ impl Bus {
             .credentials
             .login()?
             .name(format!("iot-agent {}", self.config.device_id))
+            // So that a broker can keep devices from reading each other's answers.
+            .custom_inbox_prefix(format!("_INBOX.{}", self.config.device_id))
             .connection_timeout(CONNECT)
             // One round over the servers; what comes after that is this loop's.
             .max_reconnects(Some(self.config.urls.len()))
@@ -204,6 +206,8 @@ impl Bus {
                 .await
                 .with_context(|| format!("open the bucket {bucket}"))?
                 .create_consumer(push::OrderedConfig {
+                    // With a name, the request's subject has the filter in it, and a broker can tell whose that is.
+                    name: Some(format!("{:016x}", RandomState::new().hash_one(()))),
                     deliver_subject: client.new_inbox(),
                     filter_subject: format!("{prefix}>"),
                     deliver_policy: DeliverPolicy::LastPerSubject,

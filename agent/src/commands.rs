@@ -68,7 +68,7 @@ impl Desk {
             },
             Some("status") => match self.author.current(&self.view.borrow()) {
                 Ok(status) => Reply::Status { status: Box::new(status) },
-                Err(why) => error(ErrorCode::Podman, format!("{why:#}")),
+                Err(why) => error(ErrorCode::Internal, format!("{why:#}")),
             },
             Some("logs") => self.logs(payload).await,
             other => Reply::UnknownCommand {

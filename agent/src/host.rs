@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 
 use crate::digest;
-use crate::protocol::{DeviceStatus, OsRelease, STATUS_SCHEMA};
+use crate::protocol::{DeviceStatus, Footprint, OsRelease, STATUS_SCHEMA};
 
 /// The device as this process found it at start.
 #[derive(Debug, Clone)]
@@ -60,6 +60,7 @@ impl Host {
             deployments: Vec::new(),
             deployments_omitted: 0,
             events: Vec::new(),
+            footprint: Some(footprint()?),
         })
     }
 }
@@ -70,6 +71,41 @@ impl Host {
 /// When procfs cannot be read.
 pub fn uptime_seconds() -> Result<u64> {
     parse_uptime(&read_text("/proc/uptime")?)
+}
+
+/// What this process takes of the device.
+fn footprint() -> Result<Footprint> {
+    parse_footprint(
+        &read_text("/proc/self/stat")?,
+        &read_text("/proc/self/status")?,
+        &read_text("/proc/uptime")?,
+        rustix::param::clock_ticks_per_second(),
+    )
+}
+
+/// Of proc_pid_stat(5), utime, stime and starttime are the fields 14, 15 and 22; the second one ends with the last `)`.
+fn parse_footprint(stat: &str, status: &str, uptime: &str, ticks: u64) -> Result<Footprint> {
+    let fields: Vec<&str> =
+        stat.rsplit_once(") ").context("/proc/self/stat has no name")?.1.split(' ').collect();
+    let milliseconds = |number: usize| -> Result<u64> {
+        let text =
+            fields.get(number - 3).with_context(|| format!("/proc/self/stat has no field {number}"))?;
+        let count: u64 =
+            text.parse().with_context(|| format!("/proc/self/stat's field {number} is {text:?}"))?;
+        Ok(count * 1000 / ticks.max(1))
+    };
+    let uptime: f64 =
+        uptime.split(' ').next().unwrap_or_default().parse().context("/proc/uptime has no number")?;
+    let resident = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))
+        .context("/proc/self/status has no VmRSS")?;
+    let resident = resident.trim().trim_end_matches("kB").trim();
+    Ok(Footprint {
+        age_milliseconds: ((uptime * 1000.0) as u64).saturating_sub(milliseconds(22)?),
+        cpu_milliseconds: milliseconds(14)? + milliseconds(15)?,
+        resident_kib: resident.parse().with_context(|| format!("VmRSS is {resident:?}"))?,
+    })
 }
 
 fn read_text(path: &str) -> Result<String> {
@@ -116,6 +152,16 @@ mod tests {
     fn uptime_is_whole_seconds() {
         assert_eq!(parse_uptime("61.93 100.00\n").unwrap(), 61);
         assert!(parse_uptime("soon\n").is_err());
+    }
+
+    #[test]
+    fn a_footprint_is_read_out_of_procfs() {
+        let stat = "7 (a) b) S 1 7 7 0 -1 4194560 1 0 0 0 150 50 0 0 20 0 3 0 100000 1 2 3";
+        let footprint =
+            parse_footprint(stat, "Name:\tx\nVmRSS:\t    5120 kB\n", "1010.50 9.00\n", 100).unwrap();
+        let expected = Footprint { age_milliseconds: 10_500, cpu_milliseconds: 2000, resident_kib: 5120 };
+        assert_eq!(footprint, expected);
+        assert!(parse_footprint("7 (a) S 1", "VmRSS: 1 kB", "1.0 1.0", 100).is_err());
     }
 
     #[test]

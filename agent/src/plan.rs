@@ -99,7 +99,7 @@ pub fn next(
         "running" => Step::Keep,
         "paused" => Step::Unpause(id),
         "created" | "configured" | "initialized" => Step::Start { id, ended: None },
-        "exited" | "stopped" => {
+        _ if has_ended(one) => {
             let applied = applied.filter(|applied| applied.container == id);
             if stays_ended(spec.restart, one.exit_code, applied, boot_id) {
                 Step::Complete
@@ -111,6 +111,11 @@ pub fn next(
         // `unknown`, and words of a podman that is not known here: made anew.
         _ => Step::Make,
     }
+}
+
+/// `stopped` is podman's word until it has tidied up behind one that has exited.
+pub fn has_ended(container: &Listed) -> bool {
+    ["exited", "stopped"].contains(&container.state.as_str())
 }
 
 fn stays_ended(restart: Restart, exit_code: i32, applied: Option<&Applied>, boot_id: &str) -> bool {

@@ -421,7 +421,7 @@ impl Reconciler {
             container: container.map(|container| ObservedContainer {
                 id: short(&container.id),
                 state: container.state.clone(),
-                exit_code: (container.state == "exited").then_some(container.exit_code),
+                exit_code: plan::has_ended(container).then_some(container.exit_code),
             }),
             last_error,
             restarts: attempts.restarts,

@@ -403,6 +403,32 @@ async fn a_thousand_deployments_are_listed() {
     );
 }
 
+/// Ready once, alive again and again, and told when it stops; podman that hangs is not the agent's own trouble.
+#[tokio::test(flavor = "multi_thread")]
+async fn systemd_is_told() {
+    let mut device = Device::start("notify").await;
+    device.agent.take().unwrap().stop();
+    let path = device.home.path().join("notify.sock");
+    let socket = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    let heard = || {
+        let mut buffer = [0; 256];
+        let count = socket.recv(&mut buffer).unwrap();
+        String::from_utf8_lossy(&buffer[..count]).into_owned()
+    };
+    let environment = [("NOTIFY_SOCKET", path.to_str().unwrap()), ("WATCHDOG_USEC", "900000")];
+    let agent = Agent::start_with(device.home.path(), &environment);
+    assert!(heard().contains("READY=1"));
+    device.pod.hang(true);
+    for _ in 0..5 {
+        assert!(heard().contains("WATCHDOG=1"));
+    }
+    device.fleet.status("a status while podman hangs", |status| status.sequence > 2).await;
+    device.pod.hang(false);
+    agent.stop();
+    while !heard().contains("STOPPING=1") {}
+}
+
 /// kill -9 at random moments while documents change: in the end there is what is desired, and nothing else.
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_at_random_moments_it_gets_there_in_the_end() {

@@ -92,6 +92,8 @@ pub enum ErrorCode {
     NoContainer,
     /// Podman does not answer, or refuses.
     Podman,
+    /// The device cannot tell, for a reason of its own.
+    Internal,
     /// It answers as many commands as it can already.
     Busy,
 }

@@ -8,7 +8,7 @@ pub mod status;
 
 pub use command::{ErrorCode, LogsRequest, Reply, command_subject, command_wildcard};
 pub use deployment::{ContainerSpec, Deployment, Document, Refusal};
-pub use status::{DeploymentStatus, DeviceStatus, Event, ObservedContainer, OsRelease, Phase};
+pub use status::{DeploymentStatus, DeviceStatus, Event, Footprint, ObservedContainer, OsRelease, Phase};
 
 /// The JetStream KV bucket that holds one [`DeviceStatus`] per device, under the key `<device_id>`.
 pub const STATUS_BUCKET: &str = "agent-status";

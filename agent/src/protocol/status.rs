@@ -42,6 +42,20 @@ pub struct DeviceStatus {
     /// What happened last, oldest first, at most [`MOST_EVENTS`].
     #[serde(default)]
     pub events: Vec<Event>,
+    /// What the agent itself takes of the device.
+    #[serde(default)]
+    pub footprint: Option<Footprint>,
+}
+
+/// What the agent's process takes, its containers not included.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Footprint {
+    /// How long it has run.
+    pub age_milliseconds: u64,
+    /// Processor time that it has used, of user and kernel.
+    pub cpu_milliseconds: u64,
+    /// Memory that it has in RAM (proc_pid_status(5), VmRSS).
+    pub resident_kib: u64,
 }
 
 impl DeviceStatus {

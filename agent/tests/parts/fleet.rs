@@ -196,11 +196,16 @@ pub(crate) struct Agent {
 impl Agent {
     /// Its configuration, state and local status are in `directory`.
     pub(crate) fn start(directory: &Path) -> Self {
+        Self::start_with(directory, &[])
+    }
+
+    pub(crate) fn start_with(directory: &Path, environment: &[(&str, &str)]) -> Self {
         let log =
             std::fs::File::options().create(true).append(true).open(directory.join("agent.log")).unwrap();
         let process = Command::new(env!("CARGO_BIN_EXE_iot-agent"))
             .args(["run", "--config"])
             .arg(directory.join("config.toml"))
+            .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .stderr(log)
             .spawn()

@@ -6,6 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 /// The image that tests run.
@@ -86,6 +87,12 @@ impl Pod {
         self.service.kill().unwrap();
         self.service.wait().unwrap();
         std::fs::remove_file(self.socket()).unwrap();
+    }
+
+    /// It takes requests and answers none, or goes on.
+    pub(crate) fn hang(&self, hangs: bool) {
+        let signal = if hangs { Signal::STOP } else { Signal::CONT };
+        kill_process(Pid::from_child(&self.service), signal).unwrap();
     }
 
     pub(crate) fn start_service(&mut self) {

@@ -122,6 +122,10 @@ pub struct SmokeArgs {
     #[expect(missing_docs, reason = "flattened")]
     pub machine: MachineArgs,
 
+    /// Leave the agent alone for so many seconds once it has joined, and report what it takes meanwhile, 0 to 3600
+    #[arg(long, value_name = "SECONDS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..=3600))]
+    pub rest: u64,
+
     /// Leave the machine running and print how to enter and remove it
     #[arg(long)]
     pub keep: bool,
@@ -252,6 +256,8 @@ pub enum Subject {
     Preflight,
     /// An image's tree, against plain mmdebstrap with the same packages; and that the trees are the same
     Image,
+    /// What the agent takes of the device: executable, memory, time to its first status, processor time at rest
+    Footprint,
 }
 
 /// `bench`.
@@ -296,6 +302,10 @@ pub struct SoakArgs {
     /// Smokes that are killed at a random moment, each followed by a look at what it left
     #[arg(long, default_value_t = 0)]
     pub kills: u32,
+
+    /// The agent's tests with a hundred kills at random moments and a broker that is away for minutes
+    #[arg(long)]
+    pub agent: bool,
 }
 
 /// `ci`.

@@ -171,6 +171,22 @@ pub struct Evidence {
     /// As it was changed while the machine was off.
     #[serde(default)]
     pub workload_rejoin: Option<WorkloadEvidence>,
+    /// What the agent takes of the device, by its own word.
+    #[serde(default)]
+    pub footprint: Option<FootprintEvidence>,
+}
+
+/// What the agent's process takes, its containers not included.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "the fields are the interface that README.md documents")]
+pub struct FootprintEvidence {
+    pub executable_bytes: u64,
+    pub resident_kib: u64,
+    /// From the process' start to its first status, where that was seen.
+    pub first_status_milliseconds: Option<u64>,
+    /// How long it was left alone (`--rest`), and the processor time that it used meanwhile.
+    pub rest_milliseconds: u64,
+    pub rest_cpu_milliseconds: u64,
 }
 
 /// What the workload said from inside its container.

@@ -17,6 +17,10 @@ use crate::workspace::{Workspace, cargo};
 /// The front door's dependencies may not be more than this; each one costs a bare machine time.
 const MOST_CRATES: usize = 60;
 
+/// The agent against a real nats-server and a real podman. Few at a time: each has both of its own.
+pub(super) const AGENT_TESTS: &[&str] =
+    &["test", "--package", "iot-agent", "--features", "real", "--test", "*", "--", "--test-threads", "3"];
+
 /// Passed and failed, of steps and of tests.
 #[derive(Debug, Default)]
 struct Count {
@@ -36,6 +40,11 @@ pub(super) fn run(workspace: &Workspace, args: &CiArgs) -> Result<()> {
     count.step(workspace, "formatting", &["fmt", "--all", "--check"]);
     count.step(workspace, "clippy, front door", &on(&["clippy", "--workspace"], &lints));
     count.step(workspace, "clippy, back room", &on(&on(&["clippy", "--package", "xtask"], &vm), &lints));
+    count.step(
+        workspace,
+        "clippy, the agent's tests",
+        &on(&["clippy", "--package", "iot-agent", "--features", "real"], &lints),
+    );
     count.guard(workspace);
     count.step(workspace, "tests, front door", &["test", "--workspace"]);
     count.step(
@@ -60,6 +69,7 @@ pub(super) fn run(workspace: &Workspace, args: &CiArgs) -> Result<()> {
     let test = on(&["test", "--package", "xtask"], &on(&vm, &["--test"]));
     count.step(workspace, "broken hosts", &on(&test, &["broken_hosts"]));
     count.step(workspace, "the rehearsal", &on(&test, &["rehearsal"]));
+    count.step(workspace, "the agent", AGENT_TESTS);
     if !args.fast {
         for arch in ["aarch64", "x86_64"] {
             let smoke = ["xtask", "smoke", "--arch", arch];

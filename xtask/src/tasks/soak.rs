@@ -15,12 +15,14 @@ use crate::exit::Code;
 use crate::limits;
 use crate::paths::Cache;
 use crate::report::human_seconds;
-use crate::workspace::Workspace;
+use crate::workspace::{Workspace, cargo};
+
+use super::ci::AGENT_TESTS;
 
 /// Rounds by kind: how many passed, what the others said.
 type Tally = BTreeMap<&'static str, (u32, Vec<String>)>;
 
-pub(super) fn run(_workspace: &Workspace, args: &SoakArgs) -> Result<()> {
+pub(super) fn run(workspace: &Workspace, args: &SoakArgs) -> Result<()> {
     let mut tally = Tally::new();
     for round in 1..=args.smokes {
         note(&mut tally, "smoke", round, args.smokes, smoke(args.arch));
@@ -30,6 +32,9 @@ pub(super) fn run(_workspace: &Workspace, args: &SoakArgs) -> Result<()> {
     }
     for round in 1..=args.kills {
         note(&mut tally, "kill", round, args.kills, kill_and_collect(args.arch));
+    }
+    if args.agent {
+        note(&mut tally, "agent", 1, 1, agent(workspace));
     }
     let mut failed = 0;
     for (kind, (passed, failures)) in &tally {
@@ -73,6 +78,21 @@ fn end(mut child: Child, started: Instant) -> Result<String> {
 fn smoke(arch: VmArchitecture) -> Result<String> {
     let started = Instant::now();
     end(start(arch)?, started)
+}
+
+/// The tests against a real broker and a real podman, which take more time where this variable is set.
+fn agent(workspace: &Workspace) -> Result<String> {
+    let started = Instant::now();
+    let status = Command::new(cargo())
+        .args(AGENT_TESTS)
+        .env("IOT_AGENT_SOAK", "1")
+        .current_dir(workspace.root())
+        .stdin(Stdio::null())
+        .stdout(std::io::stderr())
+        .status()
+        .context("run the agent's tests")?;
+    ensure!(status.success(), "{status}");
+    Ok(format!("passed in {}", human_seconds(started.elapsed().as_secs_f64())))
 }
 
 fn pair(arch: VmArchitecture) -> Result<String> {

@@ -3,6 +3,7 @@
 
 mod boot;
 mod deployed;
+mod footprint;
 mod image;
 mod running;
 mod session;
@@ -64,6 +65,7 @@ fn prove(session: &mut Session<'_>, vm: &mut RunningVm, agent: &Agent) -> Result
     session.phase(Phase::Provision, Some(limits.provision()), |session| provision(session, vm))?;
     let joined = session.phase(Phase::Join, Some(limits.join()), |session| join(session, vm, agent))?;
     session.phase(Phase::Ping, Some(limits.ping()), |session| ping(session, vm, &joined))?;
+    footprint::rest(session, vm)?;
     let workload = session
         .phase(Phase::Workload, Some(limits.workload()), |session| workload::run(session, vm, &joined))?;
     let cut = session.phase(Phase::PowerCut, None, |session| power_cut(session, vm))?;
@@ -151,6 +153,7 @@ fn join(session: &mut Session<'_>, vm: &mut RunningVm, agent: &Agent) -> Result<
     })?;
     let evidence = verify::evidence(&seen);
     session.report.evidence.join = Some(evidence.clone());
+    session.report.evidence.footprint = footprint::first(agent, &seen);
     session.report.guest.kernel = Some(seen.status.kernel.clone());
     session.report.guest.os_release = Some(OsReleaseReport {
         id: seen.status.os_release.id.clone(),

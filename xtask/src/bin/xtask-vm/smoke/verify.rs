@@ -151,6 +151,7 @@ pub(crate) mod tests {
                 deployments: Vec::new(),
                 deployments_omitted: 0,
                 events: Vec::new(),
+                footprint: None,
             },
         }
     }
