@@ -48,16 +48,20 @@ done
 uid=$(id -u "$user")
 install -d /etc/systemd/user/sockets.target.wants
 ln -sf ../iot-podman.socket /etc/systemd/user/sockets.target.wants/iot-podman.socket
-loginctl enable-linger "$user"
-systemctl daemon-reload
-systemctl start "user@$uid.service"
-if [ ! -S "$socket" ]; then
-    # It ran before, and has not seen the socket's unit.
+if systemctl is-active --quiet "user@$uid.service"; then
+    # An upgrade: it runs, and has not seen the units of now.
     of_user="runuser -u $user -- env XDG_RUNTIME_DIR=/run/user/$uid systemctl --user"
     $of_user daemon-reload
     $of_user start iot-podman.socket
 fi
+loginctl enable-linger "$user"
+systemctl start "user@$uid.service"
+if [ ! -S "$socket" ]; then
+    echo "podman does not listen on $socket: see journalctl _UID=$uid" >&2
+    exit 1
+fi
 
+# It makes systemd read its units again, too.
 systemctl enable iot-agent.service
 # restart: an upgrade must not leave the old executable running.
 systemctl restart iot-agent.service
