@@ -56,6 +56,6 @@ cd "$ahead"
         done
         fresh
         : > linked
-    } | xargs -0 -r -P "$(nproc)" -n 4 nice sh store.sh others || echo "W: not every package could be stored" >> download.log
+    } | xargs -0 -r -P "$(nproc)" -n 4 sh store.sh others || echo "W: not every package could be stored" >> download.log
     : > ended
 ) < /dev/null > /dev/null 2>&1 &
