@@ -77,8 +77,8 @@ impl Store {
             .with_context(|| format!("keep the desired state in {}", path.display()))
     }
 
-    /// Writes out all that the file system of the state has in memory: podman does not sync what it unpacks, and what was
-    /// reported as running must be there after a power cut (syncfs(2)).
+    /// Writes out all that the file system of the state has in memory (syncfs(2)): podman does not sync what it unpacks. On a slow
+    /// card, or a busy one, that takes long.
     ///
     /// # Errors
     /// Where the kernel could not write.

@@ -50,7 +50,6 @@ pub struct Reconciler {
     /// When a deployment wants another look.
     due: Option<Instant>,
     unsaved: bool,
-    unsynced: bool,
 }
 
 impl Reconciler {
@@ -90,7 +89,6 @@ impl Reconciler {
             progress,
             due: None,
             unsaved: false,
-            unsynced: false,
         }
     }
 
@@ -171,11 +169,6 @@ impl Reconciler {
         }
         let orphans =
             if self.known { self.remove_orphans(owned.into_values().flatten()).await } else { Ok(()) };
-        if self.unsynced {
-            let store = self.store.clone();
-            tokio::task::spawn_blocking(move || store.sync_file_system()).await??;
-            self.unsynced = false;
-        }
         self.save().await;
         orphans
     }

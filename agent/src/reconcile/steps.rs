@@ -119,7 +119,6 @@ impl Reconciler {
         if again {
             self.events.push(&format!("{name}: its container is started again"));
         }
-        self.unsynced = true;
         if let Target::Run(_, digest) = self.desired.deployments[name].target(name) {
             self.unsaved |= self.desired.started(name, &digest, id, &self.boot_id);
         }
