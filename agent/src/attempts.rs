@@ -9,6 +9,9 @@ const LONGEST: Duration = Duration::from_secs(60);
 /// What has run for so long has recovered.
 const STABLE: Duration = Duration::from_secs(60);
 
+/// What podman is about for longer than that it has forgotten: killed in the middle, it goes on saying `stopping`.
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
+
 /// One deployment's.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Attempts {
@@ -21,6 +24,8 @@ pub(crate) struct Attempts {
     started: Option<Instant>,
     /// Of its container, by the agent.
     pub(crate) restarts: u32,
+    /// Since when podman is about something with its container.
+    waiting: Option<Instant>,
     /// What went wrong last.
     pub(crate) error: Option<String>,
     /// Starting the container that is there has failed: another one is wanted.
@@ -39,6 +44,12 @@ impl Attempts {
     /// How long it has to wait still.
     pub(crate) fn wait(&self, now: Instant) -> Option<Duration> {
         self.until.and_then(|until| until.checked_duration_since(now)).filter(|wait| !wait.is_zero())
+    }
+
+    /// Podman is about something with its container; whether it has been for too long.
+    pub(crate) fn waits_too_long(&mut self, waits: bool, now: Instant) -> bool {
+        self.waiting = waits.then(|| self.waiting.unwrap_or(now));
+        self.waiting.is_some_and(|since| now - since >= LONGEST_WAIT)
     }
 
     /// An attempt failed.
@@ -120,6 +131,17 @@ mod tests {
         assert!(attempts.error.is_some(), "it may end again");
         attempts.runs(now + STABLE);
         assert!(attempts.error.is_none() && attempts.wait(now).is_none());
+    }
+
+    #[test]
+    fn what_podman_is_about_for_too_long_is_noticed() {
+        let start = Instant::now();
+        let mut attempts = Attempts::default();
+        assert!(!attempts.waits_too_long(true, start));
+        assert!(!attempts.waits_too_long(true, start + LONGEST_WAIT / 2));
+        assert!(attempts.waits_too_long(true, start + LONGEST_WAIT));
+        assert!(!attempts.waits_too_long(false, start + LONGEST_WAIT));
+        assert!(!attempts.waits_too_long(true, start + 2 * LONGEST_WAIT), "it began anew");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The fleet bus: connect, for ever; while connected report, follow what is desired, and answer. A connection that ends takes all
-//! of that with it, and the next one begins anew: nothing is carried over that could be stale.
+//! of that with it, and the next one begins anew: nothing is carried over that could be stale. (async-nats itself goes once more
+//! over the servers in the background before it gives the old connection up.)
 
 use std::hash::{BuildHasher as _, RandomState};
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use async_nats::jetstream::{self, kv};
 use async_nats::{Client, Event, HeaderMap};
 use futures_util::StreamExt as _;
 use tokio::sync::{mpsc, watch};
-use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
 use crate::commands::Desk;
@@ -26,6 +27,17 @@ use crate::view::View;
 const LONGEST_PAUSE: Duration = Duration::from_secs(8);
 /// How long one server may take for TCP, TLS and login.
 const CONNECT: Duration = Duration::from_secs(10);
+/// How long all of them may take, look-ups of names included.
+const CONNECT_ALL: Duration = Duration::from_secs(120);
+/// A connection that lasted for so long was none that fails at once.
+const LASTING: Duration = Duration::from_secs(10);
+/// How often the broker is asked for a sign of life; two that fail to come end the connection. async-nats' own 60 s would
+/// leave a device deaf for three minutes whose mobile link has dropped the flow.
+const PING: Duration = Duration::from_secs(10);
+/// So many statuses in a row that cannot be stored in time end it too.
+const MOST_LOST_PUTS: u32 = 3;
+/// The loop comes round so often, whatever the heartbeat.
+const ROUND: Duration = Duration::from_secs(30);
 /// How long one status may take to be stored before the next attempt; a Pi's bus may be a slow mobile link.
 const PUT: Duration = Duration::from_secs(10);
 /// One answer of JetStream's.
@@ -64,6 +76,8 @@ pub struct Bus {
     pub connection: watch::Sender<Connection>,
     /// The watchdog's evidence.
     pub progress: Arc<Progress>,
+    /// When the last status was sent, whatever the connection.
+    pub last_put: Option<Instant>,
 }
 
 impl Bus {
@@ -72,12 +86,18 @@ impl Bus {
         let mut attempts = 0;
         loop {
             self.progress.tick(Loop::Bus);
-            match self.connect().await {
+            let connected = timeout(CONNECT_ALL, self.connect()).await;
+            match connected
+                .unwrap_or_else(|_elapsed| bail!("connect to the bus: no server in {CONNECT_ALL:?}"))
+            {
                 Ok((client, gone)) => {
-                    attempts = 0;
+                    let begun = Instant::now();
                     info!(server = client.server_info().server_name, "connected to the bus");
                     self.connection.send_replace(Connection { connected: true, error: None });
                     let why = self.converse(&client, gone).await;
+                    if begun.elapsed() >= LASTING {
+                        attempts = 0;
+                    }
                     warn!("the connection to the bus ended: {why}");
                     self.connection.send_replace(Connection { connected: false, error: Some(why) });
                 }
@@ -102,6 +122,7 @@ impl Bus {
             // So that a broker can keep devices from reading each other's answers.
             .custom_inbox_prefix(format!("_INBOX.{}", self.config.device_id))
             .connection_timeout(CONNECT)
+            .ping_interval(PING)
             // One round over the servers; what comes after that is this loop's.
             .max_reconnects(Some(self.config.urls.len()))
             .event_callback(move |event| {
@@ -129,38 +150,54 @@ impl Bus {
                 }
             }
         };
+        let mut last_put = self.last_put;
         let bus = &*self;
-        tokio::select! {
+        let why = tokio::select! {
             why = gone => why,
-            error = bus.report(client) => error,
+            error = bus.report(client, &mut last_put) => error,
             error = bus.follow(client) => error,
             error = bus.answer(client) => error,
-        }
+        };
+        self.last_put = last_put;
+        why
     }
 
     /// A status at once, on every change, and on the heartbeat.
-    async fn report(&self, client: &Client) -> String {
+    async fn report(&self, client: &Client, last_put: &mut Option<Instant>) -> String {
         let mut view = self.view.clone();
         view.mark_changed();
         let mut heartbeat = interval(Duration::from_secs(self.config.heartbeat_seconds));
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut bucket = None;
+        let (mut bucket, mut lost) = (None, 0);
         loop {
             self.progress.tick(Loop::Bus);
+            if let Some(last) = *last_put {
+                sleep_until(last + STATUS_GAP).await;
+            }
             tokio::select! {
                 _ = heartbeat.tick() => {}
+                () = sleep(ROUND) => continue,
                 changed = view.changed() => if changed.is_err() { return "the reconciler ended".to_owned() },
             }
             let current = view.borrow_and_update().clone();
+            *last_put = Some(Instant::now());
             match timeout(PUT, self.put(client, &mut bucket, &current)).await {
-                Ok(Ok(revision)) => debug!(revision, "status stored"),
+                Ok(Ok(revision)) => {
+                    lost = 0;
+                    debug!(revision, "status stored");
+                }
                 Ok(Err(error)) => {
                     bucket = None;
                     warn!("status not stored: {error:#}");
                 }
-                Err(_elapsed) => warn!("status not stored within {PUT:?}"),
+                Err(_elapsed) => {
+                    lost += 1;
+                    warn!("status not stored within {PUT:?}");
+                    if lost == MOST_LOST_PUTS {
+                        return format!("{lost} statuses in a row were not stored in time");
+                    }
+                }
             }
-            sleep(STATUS_GAP).await;
         }
     }
 

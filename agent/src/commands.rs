@@ -66,7 +66,7 @@ impl Desk {
                 boot_id: self.boot_id.clone(),
                 agent_version: env!("CARGO_PKG_VERSION").to_owned(),
             },
-            Some("status") => match self.author.current(&self.view.borrow()) {
+            Some("status") => match self.author.current(&self.view.borrow(), MOST_LOG_BYTES) {
                 Ok(status) => Reply::Status { status: Box::new(status) },
                 Err(why) => error(ErrorCode::Internal, format!("{why:#}")),
             },
@@ -120,7 +120,9 @@ fn bounded(deployment: String, lines: Vec<String>, wanted: usize) -> Reply {
     let mut kept: Vec<String> = Vec::new();
     let count = lines.len();
     for line in lines.into_iter().rev().take(wanted) {
-        let Some(left) = room.checked_sub(line.len() + 4) else { break };
+        // As it will be written: a control character is six.
+        let written = serde_json::to_string(&line).map_or(usize::MAX, |text| text.len() + 1);
+        let Some(left) = room.checked_sub(written) else { break };
         room = left;
         kept.push(line);
     }
@@ -142,6 +144,8 @@ mod tests {
         let lines = |count: usize| (0..count).map(|number| number.to_string()).collect::<Vec<_>>();
         assert_eq!(reply(lines(3), 10), (lines(3), false));
         assert_eq!(reply(lines(5), 2), (vec!["3".into(), "4".into()], true));
+        let (kept, _) = reply(vec!["\u{1}".repeat(100 << 10); 9], 500);
+        assert!(kept.is_empty(), "six times as long on the way");
         let (kept, truncated) = reply(vec!["x".repeat(100 << 10); 9], 500);
         assert!(truncated && kept.len() == 2, "{}", kept.len());
         assert_eq!(reply(vec!["x".repeat(MOST_LOG_BYTES)], 5), (Vec::<String>::new(), true));

@@ -1,5 +1,6 @@
 //! How the agent logs in to the bus, by `[credentials] type`. Secrets are in files that only their owner may read, and are
-//! read again at each connection, so that they can be changed under a running agent.
+//! read again at each connection, so that they can be changed under a running agent; but for one that stands in the configuration
+//! itself.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};

@@ -53,8 +53,8 @@ pub struct Applied {
     pub container: String,
     /// In which boot it was started last.
     pub boot_id: String,
-    /// Whether it has been seen to have ended as its restart policy allows. One that has ended unseen in an earlier boot was
-    /// cut off.
+    /// Whether it has been seen to have ended as its restart policy allows. One that ran in an earlier boot and was not was cut
+    /// off, whatever exit code podman shows for it (5.x: 0).
     pub completed: bool,
 }
 
@@ -115,8 +115,12 @@ impl Desired {
         self.revision = updates.iter().map(|update| update.revision).max().unwrap_or(0);
         let named: std::collections::BTreeSet<_> = updates.iter().map(|update| update.name.clone()).collect();
         for (name, entry) in &mut self.deployments {
-            if !named.contains(name) && matches!(entry.wish, Wish::Put(_)) {
-                entry.wish = Wish::Delete;
+            if !named.contains(name) {
+                if matches!(entry.wish, Wish::Put(_)) {
+                    entry.wish = Wish::Delete;
+                }
+                // A bucket that was made anew counts from 1 again, and what is put there next must not look old.
+                entry.revision = entry.revision.min(self.revision);
             }
         }
         for update in updates {
@@ -133,6 +137,32 @@ impl Desired {
         // What ran for the document of before is what the next one finds.
         let applied = self.deployments.get(&name).and_then(|known| known.applied.clone());
         self.deployments.insert(name, Entry { revision, wish, applied });
+    }
+
+    /// Notes what has been applied of a deployment; whether that is news.
+    pub fn note_applied(&mut self, name: &str, applied: Option<Applied>) -> bool {
+        match self.deployments.get_mut(name) {
+            Some(entry) if entry.applied != applied => {
+                entry.applied = applied;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Its container runs in this boot, for the document of this digest.
+    pub fn started(&mut self, name: &str, digest: &str, container: &str, boot_id: &str) -> bool {
+        let (digest, container, boot_id) = (digest.to_owned(), container.to_owned(), boot_id.to_owned());
+        self.note_applied(name, Some(Applied { digest, container, boot_id, completed: false }))
+    }
+
+    /// Its container has ended as its restart policy allows.
+    pub fn completed(&mut self, name: &str, container: Option<&str>) -> bool {
+        let applied = self.deployments.get(name).and_then(|entry| entry.applied.clone());
+        let own = |applied: &Applied| Some(applied.container.as_str()) == container;
+        applied
+            .filter(own)
+            .is_some_and(|applied| self.note_applied(name, Some(Applied { completed: true, ..applied })))
     }
 
     /// A purged deployment of which nothing is left.
@@ -208,6 +238,8 @@ mod tests {
         assert_eq!(wish(&desired, "b"), &Wish::Delete);
         assert!(desired.take(Change::Snapshot(Vec::new())), "an empty bucket desires nothing");
         assert_eq!(wish(&desired, "a"), &Wish::Delete);
+        assert!(desired.take(Change::Update(put("b", 2, "y"))), "what the new bucket says of b is newer");
+        assert_eq!(wish(&desired, "b"), &Wish::Put("y".into()));
     }
 
     #[test]
@@ -219,6 +251,18 @@ mod tests {
         desired.deployments.get_mut("web").unwrap().applied = Some(applied.clone());
         desired.take(Change::Update(put("web", 2, "b")));
         assert_eq!(desired.deployments["web"].applied, Some(applied));
+    }
+
+    #[test]
+    fn what_ended_is_noted_of_the_container_that_was_started() {
+        let mut desired = Desired::default();
+        desired.take(Change::Update(put("web", 1, "a")));
+        assert!(!desired.completed("web", Some("c1")), "nothing was started");
+        assert!(desired.started("web", "d", "c1", "b"));
+        assert!(!desired.started("web", "d", "c1", "b"), "no news");
+        assert!(!desired.completed("web", Some("c2")), "another one's end");
+        assert!(desired.completed("web", Some("c1")) && !desired.completed("web", Some("c1")));
+        assert!(!desired.started("other", "d", "c1", "b"));
     }
 
     #[test]

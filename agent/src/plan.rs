@@ -49,14 +49,15 @@ pub enum Step {
     Gone,
 }
 
-/// The container's name for a deployment.
-pub fn container_name(deployment: &str) -> String {
-    format!("iot-{deployment}")
+/// The container's name for a deployment; a `.` is in no part. With the device, so that a card from another one, or a device that
+/// was given another name, has none of its names taken.
+pub fn container_name(device_id: &str, deployment: &str) -> String {
+    format!("iot-{device_id}.{deployment}")
 }
 
-/// The volume's name; a `.` is in neither part.
-pub fn volume_name(deployment: &str, volume: &str) -> String {
-    format!("iot-{deployment}.{volume}")
+/// The volume's name, likewise.
+pub fn volume_name(device_id: &str, deployment: &str, volume: &str) -> String {
+    format!("iot-{device_id}.{deployment}.{volume}")
 }
 
 /// The filter for what is this device's.
@@ -73,6 +74,7 @@ pub fn labels(device_id: &str, deployment: &str) -> BTreeMap<String, String> {
 
 /// The next step for the deployment `name`, of which podman has `containers`.
 pub fn next(
+    device_id: &str,
     name: &str,
     target: &Target,
     containers: &[Listed],
@@ -90,7 +92,7 @@ pub fn next(
     if containers.len() > 1 {
         return Step::Remove(ids(containers.iter().filter(|other| other.id != one.id)));
     }
-    if one.names.first() != Some(&container_name(name)) {
+    if one.names.first() != Some(&container_name(device_id, name)) {
         return Step::Rename(one.id.clone());
     }
     let Deployment::PodmanContainer(spec) = &document.deployment;
@@ -98,7 +100,14 @@ pub fn next(
     match one.state.as_str() {
         "running" => Step::Keep,
         "paused" => Step::Unpause(id),
-        "created" | "configured" | "initialized" => Step::Start { id, ended: None },
+        "created" | "configured" | "initialized" => {
+            // After a power cut podman 4 shows so what had run.
+            let ran = applied.is_some_and(|applied| applied.container == id && applied.boot_id != boot_id);
+            match spec.restart {
+                Restart::Never if ran => Step::Complete,
+                _ => Step::Start { id, ended: None },
+            }
+        }
         _ if has_ended(one) => {
             let applied = applied.filter(|applied| applied.container == id);
             if stays_ended(spec.restart, one.exit_code, applied, boot_id) {
@@ -120,10 +129,10 @@ pub fn has_ended(container: &Listed) -> bool {
 
 fn stays_ended(restart: Restart, exit_code: i32, applied: Option<&Applied>, boot_id: &str) -> bool {
     let completed = applied.is_some_and(|applied| applied.completed);
-    let cut_off = !completed && applied.is_some_and(|applied| applied.boot_id != boot_id);
+    let of_this_boot = applied.is_some_and(|applied| applied.boot_id == boot_id);
     match restart {
         Restart::Always => false,
-        Restart::OnFailure => completed || exit_code == 0 && !cut_off,
+        Restart::OnFailure => completed || exit_code == 0 && of_this_boot,
         Restart::Never => true,
     }
 }
@@ -153,11 +162,11 @@ pub fn generator(device_id: &str, name: &str, digest: &str, spec: &ContainerSpec
         .iter()
         .map(|volume| {
             let options: &[&str] = if volume.read_only { &["ro"] } else { &[] };
-            json!({ "Name": volume_name(name, &volume.name), "Dest": volume.mount, "Options": options })
+            json!({ "Name": volume_name(device_id, name, &volume.name), "Dest": volume.mount, "Options": options })
         })
         .collect();
     let mut generator = json!({
-        "name": container_name(name),
+        "name": container_name(device_id, name),
         "image": spec.image,
         "labels": labels,
         "env": spec.env,
@@ -203,7 +212,7 @@ mod tests {
     fn listed(id: &str, digest: &str, state: &str, exit_code: i32) -> Listed {
         Listed {
             id: id.into(),
-            names: vec!["iot-web".into()],
+            names: vec!["iot-pi-7.web".into()],
             state: state.into(),
             exit_code,
             labels: [(DIGEST_LABEL.to_owned(), digest.to_owned())].into(),
@@ -211,7 +220,7 @@ mod tests {
     }
 
     fn step(target: &Target, containers: &[Listed], applied: Option<&Applied>) -> Step {
-        next("web", target, containers, applied, "boot-2")
+        next("pi-7", "web", target, containers, applied, "boot-2")
     }
 
     #[test]
@@ -275,7 +284,7 @@ mod tests {
             (Restart::OnFailure, 0, Some(&cut_off), false),
             (Restart::OnFailure, 0, Some(&done), true),
             (Restart::OnFailure, 1, Some(&done), true),
-            (Restart::OnFailure, 0, None, true),
+            (Restart::OnFailure, 0, None, false),
             (Restart::Never, 1, Some(&this_boot), true),
             (Restart::Never, 0, Some(&cut_off), true),
         ];
@@ -300,7 +309,7 @@ mod tests {
             made["portmappings"][0],
             json!({"host_ip":"127.0.0.1","host_port":8080,"container_port":80,"protocol":"tcp"})
         );
-        assert_eq!(made["volumes"][0], json!({"Name":"iot-web.data","Dest":"/d","Options":["ro"]}));
+        assert_eq!(made["volumes"][0], json!({"Name":"iot-pi-7.web.data","Dest":"/d","Options":["ro"]}));
         assert_eq!(
             made["resource_limits"],
             json!({"memory":{"limit":64 << 20},"cpu":{"quota":25000,"period":100_000},"pids":{"limit":9}})

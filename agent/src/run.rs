@@ -26,7 +26,7 @@ const CHANGES: usize = 256;
 /// Runs until SIGTERM or SIGINT.
 ///
 /// # Errors
-/// Only for what can never work: the host cannot be read, the state's directory cannot be used. A bus that is
+/// Only for what can never work: the host cannot be read, systemd cannot be told. A bus that is
 /// away, slow or refuses the login is logged and tried again, for ever, and so is podman.
 pub async fn run(config: Config) -> Result<()> {
     let host = Host::read().context("read what this device is")?;
@@ -36,7 +36,7 @@ pub async fn run(config: Config) -> Result<()> {
     let (view_tx, view) = watch::channel(View::default());
     let (changes_tx, changes) = mpsc::channel(CHANGES);
     let (connection_tx, connection) = watch::channel(Connection::default());
-    let reconciler = Reconciler::begin(&config, &host.boot_id, view_tx, Arc::clone(&progress))?;
+    let reconciler = Reconciler::begin(&config, &host.boot_id, view_tx, Arc::clone(&progress));
     let author = Author::new(&config.device_id, host.clone());
     let podman = Podman::new(&config.podman_socket);
     let desk = Arc::new(Desk::new(&config.device_id, &host.boot_id, author.clone(), view.clone(), podman));
@@ -45,6 +45,7 @@ pub async fn run(config: Config) -> Result<()> {
         author: author.clone(),
         view: view.clone(),
         changes: changes_tx,
+        last_put: None,
         desk,
         connection: connection_tx,
         progress: Arc::clone(&progress),

@@ -49,12 +49,12 @@ impl Author {
         Ok(status)
     }
 
-    /// The status of now, without a number of its own.
+    /// The status of now, without a number of its own, as far as it fits into `longest` bytes.
     ///
     /// # Errors
-    /// When the uptime cannot be read.
-    pub fn current(&self, view: &View) -> Result<DeviceStatus> {
-        self.status(view, self.sequence.load(Ordering::Relaxed))
+    /// When procfs cannot be read.
+    pub fn current(&self, view: &View, longest: usize) -> Result<DeviceStatus> {
+        fit(self.status(view, self.sequence.load(Ordering::Relaxed))?, longest).map(|(status, _)| status)
     }
 
     /// The next status' document, at most `longest` bytes: deployments that do not fit are counted.
@@ -63,7 +63,7 @@ impl Author {
     /// When the uptime cannot be read.
     pub fn write(&self, view: &View, longest: usize) -> Result<Vec<u8>> {
         let status = self.status(view, self.sequence.fetch_add(1, Ordering::Relaxed) + 1)?;
-        fit(status, longest)
+        fit(status, longest).map(|(_, document)| document)
     }
 
     /// Writes the local status, beside and renamed; its file is nobody else's to read.
@@ -71,7 +71,8 @@ impl Author {
     /// # Errors
     /// Names the file.
     pub fn write_local(&self, view: &View, bus: &Connection, path: &Path) -> Result<()> {
-        let local = Local { pid: std::process::id(), bus: bus.clone(), status: self.current(view)? };
+        let local =
+            Local { pid: std::process::id(), bus: bus.clone(), status: self.current(view, usize::MAX)? };
         let text = serde_json::to_vec_pretty(&local).context("serialise the local status")?;
         let beside = path.with_extension("new");
         let written = || -> std::io::Result<()> {
@@ -85,11 +86,11 @@ impl Author {
 }
 
 /// Leaves deployments out from the end until it fits.
-fn fit(mut status: DeviceStatus, longest: usize) -> Result<Vec<u8>> {
+fn fit(mut status: DeviceStatus, longest: usize) -> Result<(DeviceStatus, Vec<u8>)> {
     loop {
         let document = serde_json::to_vec(&status).context("serialise the status")?;
         if document.len() <= longest || status.deployments.is_empty() {
-            return Ok(document);
+            return Ok((status, document));
         }
         let keep = status.deployments.len() * longest / (document.len() + 1);
         let keep = keep.min(status.deployments.len() - 1);
@@ -168,7 +169,7 @@ mod tests {
             assert_eq!(status.deployments_omitted == 0, all);
             assert_eq!(status.deployments.len() + status.deployments_omitted as usize, count);
         }
-        assert_eq!(author.current(&view(0)).unwrap().sequence, 2, "each document has its number");
+        assert_eq!(author.current(&view(0), usize::MAX).unwrap().sequence, 2, "each document has its number");
     }
 
     #[test]

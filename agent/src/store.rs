@@ -43,31 +43,28 @@ impl Store {
         self.directory.join("state")
     }
 
-    /// Reads the state. A file that is torn, corrupt or of another format is set aside as `state.corrupt`, in the place of an
-    /// earlier one.
-    ///
-    /// # Errors
-    /// Where the directory cannot be used: nothing could be kept there either.
-    pub fn load(&self) -> Result<Found> {
+    /// Reads the state. A file that is torn, corrupt, of another format or on a card that fails is set aside as `state.corrupt`,
+    /// in the place of an earlier one; where it cannot be, it is told and left, for the next one that is saved to replace.
+    pub fn load(&self) -> Found {
         let path = self.path();
-        let bytes = match fs::read(&path) {
-            Ok(bytes) => bytes,
+        let parsed = match fs::read(&path) {
+            Ok(bytes) => self.parse(&bytes),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                return Ok(Found { desired: None, problem: None });
+                return Found { desired: None, problem: None };
             }
-            Err(error) => return Err(error).with_context(|| format!("read the state {}", path.display())),
+            Err(error) => Err(error.to_string()),
         };
-        match self.parse(&bytes) {
-            Ok(desired) => Ok(Found { desired: Some(desired), problem: None }),
-            Err(why) => {
-                let aside = self.directory.join("state.corrupt");
-                fs::rename(&path, &aside)
-                    .with_context(|| format!("set {} aside as {}", path.display(), aside.display()))?;
-                let problem =
-                    format!("{} was not usable ({why}) and is now {}", path.display(), aside.display());
-                Ok(Found { desired: None, problem: Some(problem) })
-            }
-        }
+        let why = match parsed {
+            Ok(desired) => return Found { desired: Some(desired), problem: None },
+            Err(why) => why,
+        };
+        let aside = self.directory.join("state.corrupt");
+        let place = match fs::rename(&path, &aside) {
+            Ok(()) => format!("is now {}", aside.display()),
+            Err(error) => format!("cannot be set aside as {}: {error}", aside.display()),
+        };
+        let problem = format!("{} was not usable ({why}) and {place}", path.display());
+        Found { desired: None, problem: Some(problem) }
     }
 
     /// On disk when this returns.
@@ -138,12 +135,12 @@ mod tests {
     fn what_was_saved_is_found() {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::new(directory.path(), "pi-7");
-        let empty = store.load().unwrap();
+        let empty = store.load();
         assert!(empty.desired.is_none() && empty.problem.is_none(), "a first start is no problem");
         store.save(&small()).unwrap();
-        assert_eq!(store.load().unwrap().desired.unwrap(), small());
+        assert_eq!(store.load().desired.unwrap(), small());
         store.sync_file_system().unwrap();
-        let other = Store::new(directory.path(), "pi-8").load().unwrap();
+        let other = Store::new(directory.path(), "pi-8").load();
         assert!(other.desired.is_none() && other.problem.unwrap().contains("another device"));
         assert!(Store::new(Path::new("/nonexistent"), "pi-7").save(&small()).is_err());
     }
@@ -166,7 +163,7 @@ mod tests {
         bad.push(vec![0; good.len()]);
         for bytes in bad {
             fs::write(store.path(), &bytes).unwrap();
-            let found = store.load().unwrap();
+            let found = store.load();
             assert!(found.desired.is_none(), "{:?}", String::from_utf8_lossy(&bytes));
             assert!(found.problem.unwrap().contains("state.corrupt"));
             assert!(!store.path().exists());
@@ -175,13 +172,25 @@ mod tests {
     }
 
     #[test]
+    fn a_state_that_cannot_be_read_is_told_and_does_not_end_the_agent() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::new(directory.path(), "pi-7");
+        // Who is root may read any file, but no directory as one.
+        fs::create_dir(store.path()).unwrap();
+        let found = store.load();
+        assert!(found.desired.is_none() && found.problem.unwrap().contains("was not usable"));
+        store.save(&small()).unwrap();
+        assert_eq!(store.load().desired.unwrap(), small());
+    }
+
+    #[test]
     fn a_write_that_was_cut_off_leaves_the_state_of_before() {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::new(directory.path(), "pi-7");
         store.save(&small()).unwrap();
         fs::write(directory.path().join("state.new"), &store.serialise(&Desired::default())[..9]).unwrap();
-        assert_eq!(store.load().unwrap().desired.unwrap(), small());
+        assert_eq!(store.load().desired.unwrap(), small());
         store.save(&Desired::default()).unwrap();
-        assert_eq!(store.load().unwrap().desired.unwrap(), Desired::default());
+        assert_eq!(store.load().desired.unwrap(), Desired::default());
     }
 }

@@ -57,6 +57,11 @@ pub const CONNECTION: Duration = Duration::from_secs(20);
 /// The judgement of one signature.
 pub const SIGNATURE: Duration = Duration::from_secs(20);
 
+/// `--rest`.
+pub fn rest(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
 /// The limits of one run's waits for its guest.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {

@@ -9,7 +9,8 @@ pub const COMMANDS: [&str; 3] = ["ping", "status", "logs"];
 
 /// The most lines that `logs` answers with.
 pub const MOST_LOG_LINES: u32 = 500;
-/// The most bytes of those lines, so that a reply fits into a message (nats-server's default is 1 MiB).
+/// The most bytes of those lines as JSON, and of a status in a reply, so that it fits into a message (nats-server's default is
+/// 1 MiB).
 pub const MOST_LOG_BYTES: usize = 256 << 10;
 
 /// The subject on which the device answers `command`, for example `device-commands.pi-7.ping`.

@@ -1,10 +1,9 @@
 //! What the agent takes of the device, by its own word: told in each report, and with `--rest` over a while without anything to do.
 
-use std::time::Duration;
-
 use anyhow::Result;
 use iot_agent::protocol::Footprint;
 use xtask::agent_build::Agent;
+use xtask::limits;
 use xtask::report::FootprintEvidence;
 
 use super::verify::Judgement;
@@ -29,7 +28,7 @@ pub(super) fn rest(session: &mut Session<'_>, vm: &mut RunningVm) -> Result<()> 
     if session.args.rest == 0 {
         return Ok(());
     }
-    let rest = Duration::from_secs(session.args.rest);
+    let rest = limits::rest(session.args.rest);
     let limit = rest + vm.limits().join();
     session.screen.detail(&format!("the agent is left alone for {} s", rest.as_secs()));
     let mut begun: Option<Footprint> = None;

@@ -3,28 +3,26 @@
 //!
 //! Which library: bollard is kept, but speaks Docker's dialect, whose closed lists of states podman's answers leave (a whole
 //! listing is then lost over one container), and podman-api has had no release since 2022. hyper carries the requests; the few
-//! documents are here, with those fields alone that the agent reads. The version in the paths is the oldest one that has all of
-//! them (Debian 12's podman is 4.3).
+//! documents are here, with those fields alone that the agent reads; [`http`] carries the requests.
+
+mod http;
 
 use std::collections::{BTreeMap, HashMap};
-use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
-use bytes::{Bytes, BytesMut};
-use http_body_util::combinators::BoxBody;
+use anyhow::{Context, Result, bail};
+use bytes::BytesMut;
 use http_body_util::{BodyExt, Full, StreamBody};
-use hyper::body::{Frame, Incoming};
-use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::TokioIo;
+use hyper::Method;
+use hyper::body::Frame;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::io::AsyncReadExt as _;
-use tokio::net::UnixStream;
-use tokio::time::timeout;
 
-const API: &str = "/v4.0.0/libpod";
+pub use http::Refused;
+use http::{Socket, empty, encoded, read};
+
 /// An answer to a question, on a Pi that is busy or a machine that is emulated.
 const ANSWER: Duration = Duration::from_secs(30);
 /// An image out of a registry, over a slow line.
@@ -33,14 +31,12 @@ const PULL: Duration = Duration::from_secs(1800);
 const LOAD: Duration = Duration::from_secs(600);
 /// Seconds that a container has between SIGTERM and SIGKILL.
 const STOP_SECONDS: u64 = 10;
-/// The longest answer that is read: a listing of thousands of containers.
-const LONGEST_ANSWER: usize = 64 << 20;
 const CHUNK: usize = 256 << 10;
 
 /// A way to podman; each call is a connection of its own.
 #[derive(Debug, Clone)]
 pub struct Podman {
-    socket: PathBuf,
+    socket: Socket,
 }
 
 /// A container, as podman lists it.
@@ -93,26 +89,10 @@ where
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
-/// Podman said no.
-#[derive(Debug)]
-pub struct Refused {
-    /// The HTTP status.
-    pub status: u16,
-    message: String,
-}
-
-impl std::fmt::Display for Refused {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.message)
-    }
-}
-
-impl std::error::Error for Refused {}
-
 impl Podman {
     /// Behind `socket`.
     pub fn new(socket: &Path) -> Self {
-        Self { socket: socket.to_owned() }
+        Self { socket: Socket::new(socket) }
     }
 
     /// The containers with this label, ended ones too.
@@ -162,7 +142,8 @@ impl Podman {
             Ok::<_, std::io::Error>((count > 0).then(|| (Frame::data(chunk.freeze()), file)))
         });
         let body = BodyExt::boxed(StreamBody::new(chunks));
-        self.call(Method::POST, "/images/load", body, LOAD)
+        self.socket
+            .call(Method::POST, "/images/load", body, LOAD)
             .await
             .map(drop)
             .with_context(|| format!("load the image archive {}", archive.display()))
@@ -175,7 +156,7 @@ impl Podman {
     pub async fn pull(&self, reference: &str) -> Result<()> {
         let path = format!("/images/pull?reference={}", encoded(reference));
         let pulled = async {
-            let said = self.call(Method::POST, &path, empty(), PULL).await?;
+            let said = self.socket.call(Method::POST, &path, empty(), PULL).await?;
             let lines = said
                 .split(|byte| *byte == b'\n')
                 .filter_map(|line| serde_json::from_slice::<Value>(line).ok());
@@ -229,7 +210,7 @@ impl Podman {
     }
 
     async fn command(&self, id: &str, what: &str) -> Result<()> {
-        self.call(Method::POST, &format!("/containers/{id}/{what}"), empty(), ANSWER).await.map(drop)
+        self.socket.call(Method::POST, &format!("/containers/{id}/{what}"), empty(), ANSWER).await.map(drop)
     }
 
     /// Stops and deletes a container; one that is gone already is fine.
@@ -240,11 +221,12 @@ impl Podman {
         let patience = ANSWER + Duration::from_secs(STOP_SECONDS);
         let stop = format!("/containers/{id}/stop?timeout={STOP_SECONDS}");
         // What cannot be stopped in order is killed by the next step.
-        if let Err(error) = self.call(Method::POST, &stop, empty(), patience).await {
+        if let Err(error) = self.socket.call(Method::POST, &stop, empty(), patience).await {
             tracing::debug!("container {id} did not stop: {error:#}");
         }
-        let path = format!("/containers/{id}?force=true");
-        let removed = self.call(Method::DELETE, &path, empty(), patience).await;
+        // Volumes that the image wants and nobody named; ours have names and stay.
+        let path = format!("/containers/{id}?force=true&volumes=true");
+        let removed = self.socket.call(Method::DELETE, &path, empty(), patience).await;
         found(removed).map(drop).context("remove the container")
     }
 
@@ -260,13 +242,23 @@ impl Podman {
             .with_context(|| format!("make the volume {name}"))
     }
 
-    /// Deletes a volume and what is in it.
+    /// Deletes an image, and what it is also called.
+    ///
+    /// # Errors
+    /// Names the image; see [`Podman::containers`].
+    pub async fn remove_image(&self, reference: &str) -> Result<()> {
+        let path = format!("/images/{}", encoded(reference));
+        let removed = self.socket.call(Method::DELETE, &path, empty(), ANSWER).await;
+        found(removed).map(drop).with_context(|| format!("remove the image {reference}"))
+    }
+
+    /// Deletes a volume and what is in it; not one that somebody uses, whose container podman would delete with it.
     ///
     /// # Errors
     /// Names the volume; see [`Podman::containers`].
     pub async fn remove_volume(&self, name: &str) -> Result<()> {
-        let path = format!("/volumes/{}?force=true", encoded(name));
-        let removed = self.call(Method::DELETE, &path, empty(), ANSWER).await;
+        let path = format!("/volumes/{}", encoded(name));
+        let removed = self.socket.call(Method::DELETE, &path, empty(), ANSWER).await;
         found(removed).map(drop).with_context(|| format!("remove the volume {name}"))
     }
 
@@ -276,20 +268,24 @@ impl Podman {
     /// See [`Podman::containers`].
     pub async fn logs(&self, id: &str, lines: u32) -> Result<Vec<String>> {
         let path = format!("/containers/{id}/logs?stdout=true&stderr=true&tail={lines}");
-        let raw =
-            self.call(Method::GET, &path, empty(), ANSWER).await.context("read the container's output")?;
+        let raw = self
+            .socket
+            .call(Method::GET, &path, empty(), ANSWER)
+            .await
+            .context("read the container's output")?;
         Ok(log_lines(&raw))
     }
 
-    /// Returns once something has happened to a container with this label; the connection keeps podman's service awake, which
-    /// otherwise ends after 5 s and is started again for each question.
+    /// Calls `happened` each time that something happens to a container with this label. The connection keeps podman's service
+    /// awake, which otherwise ends after a while and is started again for the next question.
     ///
     /// # Errors
     /// Where podman cannot be reached, or ends the stream.
     pub async fn events(&self, label: &str, mut happened: impl FnMut()) -> Result<()> {
         let filters = json!({ "type": ["container"], "label": [label] });
         let path = format!("/events?stream=true&filters={}", encoded(&filters.to_string()));
-        let response = self.send(Method::GET, &path, empty()).await.context("follow podman's events")?;
+        let response =
+            self.socket.send(Method::GET, &path, empty()).await.context("follow podman's events")?;
         let mut body = response.into_body();
         while let Some(frame) = body.frame().await {
             frame.context("follow podman's events")?;
@@ -299,82 +295,13 @@ impl Podman {
     }
 
     async fn get<T: for<'de> Deserialize<'de>>(&self, path: &str) -> Result<T> {
-        read(&self.call(Method::GET, path, empty(), ANSWER).await?)
+        read(&self.socket.call(Method::GET, path, empty(), ANSWER).await?)
     }
 
     async fn post<T: for<'de> Deserialize<'de>>(&self, path: &str, body: &Value) -> Result<T> {
         let body = Full::from(body.to_string()).map_err(|never| match never {}).boxed();
-        read(&self.call(Method::POST, path, body, ANSWER).await?)
+        read(&self.socket.call(Method::POST, path, body, ANSWER).await?)
     }
-
-    /// One request, its whole answer, within `patience`.
-    async fn call(&self, method: Method, path: &str, body: Body, patience: Duration) -> Result<Bytes> {
-        let answered = async {
-            let response = self.send(method, path, body).await?;
-            let mut incoming = response.into_body();
-            let mut bytes = BytesMut::new();
-            while let Some(frame) = incoming.frame().await {
-                if let Ok(data) = frame.context("read podman's answer")?.into_data() {
-                    ensure!(bytes.len() + data.len() <= LONGEST_ANSWER, "podman's answer is too long");
-                    bytes.extend_from_slice(&data);
-                }
-            }
-            Ok(bytes.freeze())
-        };
-        timeout(patience, answered)
-            .await
-            .with_context(|| format!("podman has not answered within {} s", patience.as_secs()))?
-    }
-
-    async fn send(&self, method: Method, path: &str, body: Body) -> Result<Response<Incoming>> {
-        let stream = UnixStream::connect(&self.socket)
-            .await
-            .with_context(|| format!("reach podman at {}", self.socket.display()))?;
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
-            .await
-            .with_context(|| format!("talk to podman at {}", self.socket.display()))?;
-        // Ends with the request, or with its answer's body.
-        tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!("a connection to podman ended: {error}");
-            }
-        });
-        let request = Request::builder()
-            .method(method)
-            .uri(format!("{API}{path}"))
-            .header("host", "podman")
-            .header("content-type", "application/json")
-            .body(body)
-            .context("write a request for podman")?;
-        let response = sender.send_request(request).await.context("ask podman")?;
-        let status = response.status();
-        if status.is_success() || status == StatusCode::NOT_MODIFIED {
-            return Ok(response);
-        }
-        let text = response.into_body().collect().await.context("read podman's refusal")?.to_bytes();
-        Err(refusal(status, &text).into())
-    }
-}
-
-type Body = BoxBody<Bytes, std::io::Error>;
-
-fn empty() -> Body {
-    Full::default().map_err(|never| match never {}).boxed()
-}
-
-fn read<T: for<'de> Deserialize<'de>>(bytes: &[u8]) -> Result<T> {
-    serde_json::from_slice(bytes).with_context(|| {
-        format!("read podman's answer {:?}", String::from_utf8_lossy(&bytes[..bytes.len().min(200)]))
-    })
-}
-
-/// `{"cause":"…","message":"…","response":500}`
-fn refusal(status: StatusCode, text: &[u8]) -> Refused {
-    let said: Option<Value> = serde_json::from_slice(text).ok();
-    let message = said.as_ref().and_then(|said| said["message"].as_str());
-    let message =
-        message.map_or_else(|| format!("podman answers {status}"), |message| message.trim().to_owned());
-    Refused { status: status.as_u16(), message }
 }
 
 /// What is not there is no error.
@@ -386,19 +313,6 @@ fn found<T>(answer: Result<T>) -> Result<Option<T>> {
         }
         Err(error) => Err(error),
     }
-}
-
-/// Percent-encoding of everything that is not unreserved (RFC 3986, 2.3).
-fn encoded(text: &str) -> String {
-    let mut out = String::new();
-    for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            out.push(char::from(byte));
-        } else {
-            write!(out, "%{byte:02X}").expect("a string takes what is written to it");
-        }
-    }
-    out
 }
 
 /// Output comes in frames: the stream's number, three zeros, a big-endian length, that many bytes (Docker's attach format).
@@ -430,26 +344,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn references_and_filters_are_encoded() {
-        assert_eq!(encoded("localhost/a:1"), "localhost%2Fa%3A1");
-        assert_eq!(encoded(r#"{"a":["b=c"]}"#), "%7B%22a%22%3A%5B%22b%3Dc%22%5D%7D");
-    }
-
-    #[test]
     fn listings_are_read_with_gos_nulls_and_words_of_later_versions() {
         let text = r#"[{"Id":"a","Names":["x"],"State":"running","Labels":{"k":"v"},"ExitCode":0,"New":1},
                        {"Id":"b","Names":null,"State":"a-new-word","Labels":null,"ExitCode":137}]"#;
         let listed: Vec<Listed> = read(text.as_bytes()).unwrap();
         assert_eq!((listed[0].labels["k"].as_str(), listed[1].state.as_str()), ("v", "a-new-word"));
         assert!(listed[1].names.is_empty());
-    }
-
-    #[test]
-    fn refusals_say_what_podman_said() {
-        let said = br#"{"cause":"no such image","message":"localhost/a:1: image not known","response":404}"#;
-        let refused = refusal(StatusCode::NOT_FOUND, said);
-        assert_eq!((refused.status, refused.to_string().as_str()), (404, "localhost/a:1: image not known"));
-        assert_eq!(refusal(StatusCode::BAD_GATEWAY, b"<html>").to_string(), "podman answers 502 Bad Gateway");
     }
 
     #[test]

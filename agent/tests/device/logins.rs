@@ -1,16 +1,12 @@
 //! Each way to log in to the bus, against a real nats-server; TLS with a certificate of the fleet's own, and one that a clock of the
 //! past does not accept yet. Run by `cargo xtask ci`, after a preflight.
 
-#[expect(dead_code, reason = "deployments are the other tests' matter")]
-#[path = "parts/fleet.rs"]
-mod fleet;
-
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use crate::fleet::{Agent, Broker, Fleet, PATIENCE, users};
 use async_nats::ConnectOptions;
-use fleet::{Agent, Broker, Fleet, PATIENCE, users};
 use nkeys::KeyPair;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, date_time_ymd};
 
