@@ -112,8 +112,8 @@ impl Limits {
         self.scaled(20)
     }
 
-    /// From the login prompt after the power cut until the workload runs again. The agent starts at about the same time.
-    pub fn workload_after_boot(self) -> Duration {
+    /// From the guest's login prompt until its agent's unit is up, which starts at about the same time.
+    pub fn agent_after_boot(self) -> Duration {
         self.scaled(25)
     }
 

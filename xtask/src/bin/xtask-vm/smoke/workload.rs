@@ -6,7 +6,7 @@ use std::io::{BufRead as _, BufReader, ErrorKind, Read as _};
 use std::net::TcpStream;
 use std::time::Instant;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use iot_agent::protocol::deployment::{Limits, Port, Protocol, Volume};
 use iot_agent::protocol::{ContainerSpec, Deployment, Document};
 use xtask::domain::WORKLOAD_PORTS;
@@ -15,6 +15,7 @@ use xtask::limits;
 use xtask::report::{StatusEvidence, WorkloadEvidence};
 
 use super::deployed::{Answer, Wanted};
+use super::running::Homecoming;
 use super::verify::Judgement;
 use super::{RunningVm, Session};
 use crate::workload::IMAGE;
@@ -147,21 +148,17 @@ pub(super) fn back_without_broker(
 ) -> Result<WorkloadEvidence> {
     let what = "the workload's answer after the power cut, with no broker in reach";
     let limit = vm.limits().rejoin();
-    let grace = vm.limits().workload_after_boot();
     let wanted = Answer { machine: &before.machine, generation: before.generation, before: Some(before) };
-    let (mut prompt, mut asked) = (None, Instant::now());
+    let mut waited = Homecoming::begin();
     let said = vm.wait(session, what, limit, |vm| {
         let error = match said_by(vm.machine.port_to(KEPT.1)?) {
             Ok(said) => match wanted.judge(&said)? {
                 Some(()) => return Ok(Some(said)),
-                None => anyhow::anyhow!("it answers as generation {}", said.generation),
+                None => anyhow!("it answers as generation {}", said.generation),
             },
             Err(error) => error,
         };
-        vm.check_unit(&mut asked)?;
-        if vm.can_be_entered() && prompt.get_or_insert_with(Instant::now).elapsed() > grace {
-            return Err(vm.why_no_workload(KEPT.0, grace).into());
-        }
+        vm.check_workload(KEPT.0, &mut waited)?;
         Err(error)
     })?;
     if said.boot_id == before.boot_id {
