@@ -1,6 +1,7 @@
 //! Every flag and help text. Both binaries parse this same [`Cli`], so that `smoke --help` never needs libvirt.
 
 mod image;
+mod inspect;
 mod preflight;
 
 use std::path::PathBuf;
@@ -12,6 +13,7 @@ use crate::arch::VmArchitecture;
 pub use image::{
     BumpArgs, ImageArgs, ImageBuildArgs, ImageCommand, ImageFetchArgs, ImageVerifyArgs, PruneArgs,
 };
+pub use inspect::InspectArgs;
 pub use preflight::{FixArgs, PreflightArgs, RehearsalFault};
 
 /// The command line.
@@ -74,6 +76,8 @@ pub enum Command {
     Preflight(PreflightArgs),
     /// Build the agent for a device and print the executable's path
     Build(BuildArgs),
+    /// Say whether an executable will run on a device, in milliseconds and without a boot; exit 1 where it will not
+    Inspect(InspectArgs),
     /// Prove the agent in an emulated machine: boot, install, join, ping, power cut, rejoin
     Smoke(SmokeArgs),
     /// Machines that `smoke --keep` left running
@@ -338,6 +342,8 @@ mod tests {
             &["preflight", "--arch", "vax"],
             &["preflight", "--connect", "xen:///system"],
             &["preflight", "--connect", "system"],
+            &["inspect", "--arch", "vax"],
+            &["inspect", "--image", "debian-12", "--sysroot", "/"],
             &["image", "fetch"],
             &["image", "fetch", "https://host/file", "--image-digest", "md5:00"],
             &["image", "prune", "--keep", "lots"],
