@@ -82,7 +82,11 @@ pub(crate) struct Needy {
 pub(crate) fn needy(isa: Isa, code: &Code<'_>, functions: &Functions, wanted: Set) -> (Vec<Needy>, usize) {
     const WORKERS: usize = 2;
     const SHARE: usize = 128;
+    const WORTH_A_THREAD: usize = 1 << 19;
     let most = (code.bytes.len() / SHARE).max(64);
+    if code.bytes.len() < WORTH_A_THREAD {
+        return part(isa, code, functions, wanted, 0..code.bytes.len(), most);
+    }
     // Cut where a function begins: an x86 instruction is read from its first byte.
     let middle = functions.range(functions.holding(functions.length / WORKERS as u32)).0;
     let (one, other) = std::thread::scope(|scope| {
@@ -136,8 +140,10 @@ pub(crate) fn reached(isa: Isa, code: &Code<'_>, range: (usize, usize), wanted: 
     let bytes = code.bytes.get(range.0..range.1.min(range.0 + LARGEST))?;
     let base = code.address + range.0 as u64;
     let mut seen = vec![0u64; bytes.len() / 64 + 1];
-    let mut pending = vec![0usize];
-    while let Some(mut at) = pending.pop() {
+    let most = bytes.len() / 16;
+    let mut pending = vec![0u32];
+    while let Some(at) = pending.pop() {
+        let mut at = at as usize;
         while at < bytes.len() && seen[at / 64] >> (at % 64) & 1 == 0 {
             seen[at / 64] |= 1 << (at % 64);
             let Some((length, needs, flow)) = isa.step(&bytes[at..], base + at as u64) else { break };
@@ -148,8 +154,8 @@ pub(crate) fn reached(isa: Isa, code: &Code<'_>, range: (usize, usize), wanted: 
             match flow {
                 Flow::Next | Flow::Call(_) => at += length,
                 Flow::Branch(to) => {
-                    // Each pending one was marked by nobody yet; a function has few.
-                    pending.extend(within(to).filter(|to| seen[to / 64] >> (to % 64) & 1 == 0));
+                    let fresh = within(to).filter(|to| seen[to / 64] >> (to % 64) & 1 == 0);
+                    pending.extend(fresh.filter(|_| pending.len() < most).map(|to| to as u32));
                     at += length;
                 }
                 Flow::Jump(to) => match within(to) {

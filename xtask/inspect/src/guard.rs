@@ -258,9 +258,12 @@ impl Graph {
             let start = edges.partition_point(|edge| edge.0 < function);
             edges[start..].iter().take_while(move |edge| edge.0 == function).map(|edge| edge.1)
         };
-        let flood = |marks: &mut Vec<bool>, from: Vec<u32>, stops: &[bool]| {
+        let flood = |marks: &mut Vec<bool>, from: Vec<u32>, stops: &[bool], ends: &[bool]| {
             let mut pending = from;
             while let Some(function) = pending.pop() {
+                if ends.get(function as usize) == Some(&true) {
+                    continue;
+                }
                 for callee in of(function) {
                     if !marks[callee as usize] && !stops[callee as usize] {
                         marks[callee as usize] = true;
@@ -285,9 +288,12 @@ impl Graph {
             }
         }
         let decides = std::mem::take(&mut self.decides);
-        flood(&mut self.reachable, roots, &decides);
+        // A static executable has its C library in it, whose start reads what the kernel tells without a function of a known
+        // name. Any test of a variable may be of what it found.
+        let ends: &[bool] = if elf.dynamic.needed().next().is_none() { &self.tests } else { &[] };
+        flood(&mut self.reachable, roots, &decides, ends);
         let deciding = (0..decides.len() as u32).filter(|function| decides[*function as usize]).collect();
-        flood(&mut self.guarded, deciding, &self.reachable);
+        flood(&mut self.guarded, deciding, &self.reachable, &[]);
         self.decides = decides;
     }
 
@@ -353,24 +359,21 @@ fn written(isa: Isa, elf: &Elf<'_>, code: &Code<'_>, functions: &Functions, asks
     written
 }
 
-/// The stubs through which functions of other libraries are called: those that load from one of the wanted places.
+/// The stubs through which functions of other libraries are called: those that load from one of the wanted places. A stub begins
+/// up to two instructions before that, with a landing pad or the page's address.
 fn stubs(isa: Isa, elf: &Elf<'_>, detection: &Detection) -> BTreeSet<u64> {
     let mut found = BTreeSet::new();
     for name in [&b".plt"[..], b".plt.sec", b".plt.got"] {
         let Some(stubs) = elf.section(name) else { continue };
-        for at in (0..stubs.bytes.len()).step_by(16) {
-            let end = stubs.bytes.len().min(at + 16);
-            let address = stubs.address.wrapping_add(at as u64);
-            isa.events(&stubs.bytes[at..end], address, |_| false, |_, event| {
-                let place = match event {
-                    Event::Load(place) | Event::CallThrough { place, .. } => place,
-                    _ => return,
-                };
-                if detection.through.contains(&place) {
-                    found.insert(address);
-                }
-            });
-        }
+        isa.events(stubs.bytes, stubs.address, |_| false, |at, event| {
+            let place = match event {
+                Event::Load(place) | Event::CallThrough { place, .. } => place,
+                _ => return,
+            };
+            if detection.through.contains(&place) {
+                found.extend([at, at.wrapping_sub(4), at.wrapping_sub(8)]);
+            }
+        });
     }
     found
 }

@@ -269,7 +269,8 @@ impl<'a> Elf<'a> {
             }
             let Ok(bytes) = section.data(LE, self.data) else { continue };
             // Sections that overlap are read once.
-            if !bytes.is_empty() && section.sh_offset(LE) >= end {
+            let wraps = section.sh_addr(LE).checked_add(bytes.len() as u64).is_none();
+            if !bytes.is_empty() && !wraps && section.sh_offset(LE) >= end {
                 end = section.sh_offset(LE).saturating_add(section.sh_size(LE));
                 found.push(Code { address: section.sh_addr(LE), bytes });
             }
@@ -303,6 +304,7 @@ impl<'a> Elf<'a> {
     pub fn section(&self, name: &[u8]) -> Option<Code<'a>> {
         let found = self.sections.iter().find(|section| self.section_name(section) == name)?;
         let bytes = found.data(LE, self.data).ok()?;
+        found.sh_addr(LE).checked_add(bytes.len() as u64)?;
         Some(Code { address: found.sh_addr(LE), bytes })
     }
 
