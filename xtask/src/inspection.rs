@@ -189,7 +189,8 @@ impl Place {
 
 /// The one architecture that has a device of this name.
 fn arch_of(device: &str) -> Option<VmArchitecture> {
-    let mut having = VmArchitecture::ALL.into_iter().filter(|arch| device::find(arch.isa(), device).is_some());
+    let mut having =
+        VmArchitecture::ALL.into_iter().filter(|arch| device::find(arch.isa(), device).is_some());
     having.next().filter(|_| having.next().is_none())
 }
 

@@ -54,6 +54,9 @@ pub const CONNECTION: Duration = Duration::from_secs(20);
 /// The judgement of one signature.
 pub const SIGNATURE: Duration = Duration::from_secs(20);
 
+/// Until an image's disk is unpacked, to read its libraries.
+pub const INVENTORY: Duration = Duration::from_secs(300);
+
 /// The limits of one run's waits for its guest.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {

@@ -63,7 +63,9 @@ pub fn default_of(isa: Isa) -> Device {
 /// The device of this name, or with this core of QEMU's.
 pub fn find(isa: Isa, name: &str) -> Option<Device> {
     let of_isa = || built_in().into_iter().filter(move |device| device.isa == isa);
-    of_isa().find(|device| device.name == name).or_else(|| of_isa().find(|device| device.cpu.as_deref() == Some(name)))
+    of_isa()
+        .find(|device| device.name == name)
+        .or_else(|| of_isa().find(|device| device.cpu.as_deref() == Some(name)))
 }
 
 fn parse(text: &str) -> Result<Vec<Device>, String> {
@@ -81,7 +83,10 @@ impl Entry {
             features = features
                 | match name.as_str() {
                     "*" => Set(u64::MAX),
-                    name => self.arch.feature(name).ok_or_else(|| format!("{}: no feature {name:?}", self.name))?,
+                    name => self
+                        .arch
+                        .feature(name)
+                        .ok_or_else(|| format!("{}: no feature {name:?}", self.name))?,
                 };
         }
         if self.page_sizes.is_empty() || self.page_sizes.iter().any(|size| !size.is_power_of_two()) {
@@ -111,7 +116,12 @@ mod tests {
 
     #[test]
     fn a_misspelt_feature_or_a_strange_page_is_an_error() {
-        for (right, wrong) in [("\"lse\"", "\"lsd\""), ("[4096]", "[4095]"), ("schema = 1", "schema = 2"), ("about = ", "abut = ")] {
+        for (right, wrong) in [
+            ("\"lse\"", "\"lsd\""),
+            ("[4096]", "[4095]"),
+            ("schema = 1", "schema = 2"),
+            ("about = ", "abut = "),
+        ] {
             assert!(parse(&TEXT.replacen(right, wrong, 1)).is_err(), "{wrong}");
         }
     }

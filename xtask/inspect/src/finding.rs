@@ -50,12 +50,22 @@ pub struct Finding {
 
 impl Finding {
     /// Something that the target refuses.
-    pub fn refused(id: &'static str, found: impl Into<String>, offers: impl Into<String>, remedy: impl Into<String>) -> Self {
+    pub fn refused(
+        id: &'static str,
+        found: impl Into<String>,
+        offers: impl Into<String>,
+        remedy: impl Into<String>,
+    ) -> Self {
         Self::new(id, Severity::Refused, found).offers(offers).remedy(remedy)
     }
 
     /// Something that may fail.
-    pub fn warned(id: &'static str, found: impl Into<String>, offers: impl Into<String>, remedy: impl Into<String>) -> Self {
+    pub fn warned(
+        id: &'static str,
+        found: impl Into<String>,
+        offers: impl Into<String>,
+        remedy: impl Into<String>,
+    ) -> Self {
         Self::new(id, Severity::Warned, found).offers(offers).remedy(remedy)
     }
 

@@ -22,7 +22,9 @@ impl Functions {
         };
         let mut starts = vec![0];
         starts.extend(elf.unwind_starts().filter_map(offset));
-        starts.extend(elf.symbols().filter(|symbol| symbol.function).filter_map(|symbol| offset(symbol.address)));
+        starts.extend(
+            elf.symbols().filter(|symbol| symbol.function).filter_map(|symbol| offset(symbol.address)),
+        );
         starts.extend(offset(elf.entry()));
         starts.sort_unstable();
         starts.dedup();
@@ -150,7 +152,9 @@ pub(crate) fn reached(isa: Isa, code: &Code<'_>, range: (usize, usize), wanted: 
             if !(needs & wanted).is_empty() {
                 return Some(range.0 + at);
             }
-            let within = |to: u64| to.checked_sub(base).and_then(|to| usize::try_from(to).ok()).filter(|to| *to < bytes.len());
+            let within = |to: u64| {
+                to.checked_sub(base).and_then(|to| usize::try_from(to).ok()).filter(|to| *to < bytes.len())
+            };
             match flow {
                 Flow::Next | Flow::Call(_) => at += length,
                 Flow::Branch(to) => {

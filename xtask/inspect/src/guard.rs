@@ -29,8 +29,9 @@ const FILES: [&[u8]; 3] = [b"/proc/cpuinfo\0", b"/proc/self/auxv\0", b"/sys/devi
 
 /// Endings and beginnings of the names of functions that are chosen at run time.
 const CHOSEN: [&str; 26] = [
-    "_sve", "_sve2", "_sme", "_mops", "_neon", "_lse", "_pauth", "_mte", "_dotprod", "_i8mm", "_bf16", "_sha3", "_sha512",
-    "_ce", "_armv8", "_evex", "_avx", "_avx2", "_avx512", "_erms", "_sse2", "_sse4", "_ssse3", "_fma", "_aesni", "_vnni",
+    "_sve", "_sve2", "_sme", "_mops", "_neon", "_lse", "_pauth", "_mte", "_dotprod", "_i8mm", "_bf16",
+    "_sha3", "_sha512", "_ce", "_armv8", "_evex", "_avx", "_avx2", "_avx512", "_erms", "_sse2", "_sse4",
+    "_ssse3", "_fma", "_aesni", "_vnni",
 ];
 
 /// How much is known of a function's callers.
@@ -165,7 +166,8 @@ pub(crate) fn find(bytes: &[u8], needle: &[u8]) -> Option<usize> {
 pub(crate) fn is_chosen(name: &[u8]) -> bool {
     let name = String::from_utf8_lossy(name).to_ascii_lowercase();
     let word_ends = |at: usize| name[at..].chars().next().is_none_or(|next| !next.is_ascii_alphanumeric());
-    let outline = name.starts_with("__aarch64_") && ["_relax", "_acq", "_rel", "_sync"].iter().any(|end| name.ends_with(end));
+    let outline = name.starts_with("__aarch64_")
+        && ["_relax", "_acq", "_rel", "_sync"].iter().any(|end| name.ends_with(end));
     outline || CHOSEN.iter().any(|word| name.match_indices(word).any(|(at, _)| word_ends(at + word.len())))
 }
 
@@ -183,7 +185,13 @@ pub(crate) struct Graph {
 
 impl Graph {
     /// Walks the code three times: who asks, who reads what they wrote, who calls whom.
-    pub(crate) fn of(isa: Isa, elf: &Elf<'_>, code: &Code<'_>, functions: &Functions, detection: &Detection) -> Self {
+    pub(crate) fn of(
+        isa: Isa,
+        elf: &Elf<'_>,
+        code: &Code<'_>,
+        functions: &Functions,
+        detection: &Detection,
+    ) -> Self {
         let count = functions.len();
         let mut asks = vec![false; count];
         let stubs = stubs(isa, elf, detection);
@@ -202,9 +210,12 @@ impl Graph {
                 Event::Detects => true,
                 Event::Call { to, argument } | Event::Jump { to, argument } => told(to, argument),
                 Event::CallThrough { place, argument } => {
-                    detection.through.contains(&place) && argument.is_none_or(|argument| HWCAPS.contains(&argument))
+                    detection.through.contains(&place)
+                        && argument.is_none_or(|argument| HWCAPS.contains(&argument))
                 }
-                Event::Address(place) | Event::Load(place) | Event::Tests(place) => detection.sources.contains(&place),
+                Event::Address(place) | Event::Load(place) | Event::Tests(place) => {
+                    detection.sources.contains(&place)
+                }
                 Event::Store(_) => false,
             };
         });
@@ -221,7 +232,14 @@ impl Graph {
     }
 
     /// Who reads what was written, and who calls whom; then what is reached from where.
-    fn connect(&mut self, isa: Isa, elf: &Elf<'_>, code: &Code<'_>, functions: &Functions, written: &BTreeSet<u64>) {
+    fn connect(
+        &mut self,
+        isa: Isa,
+        elf: &Elf<'_>,
+        code: &Code<'_>,
+        functions: &Functions,
+        written: &BTreeSet<u64>,
+    ) {
         let most = code.bytes.len() / 8;
         let mut edges: Vec<(u32, u32)> = Vec::new();
         let (decides, tests, complete) = (&mut self.decides, &mut self.tests, &mut self.complete);
@@ -280,7 +298,9 @@ impl Graph {
             }
         };
         // A library is entered by whoever loads it, which may have asked first.
-        if elf.interpreter().is_ok_and(|path| path.is_some()) || !elf.dynamic.is_there() || elf.dynamic.needed().next().is_none()
+        if elf.interpreter().is_ok_and(|path| path.is_some())
+            || !elf.dynamic.is_there()
+            || elf.dynamic.needed().next().is_none()
         {
             root(elf.entry(), &mut self.reachable);
             for symbol in elf.symbols().filter(|symbol| symbol.name == b"main") {
@@ -365,15 +385,20 @@ fn stubs(isa: Isa, elf: &Elf<'_>, detection: &Detection) -> BTreeSet<u64> {
     let mut found = BTreeSet::new();
     for name in [&b".plt"[..], b".plt.sec", b".plt.got"] {
         let Some(stubs) = elf.section(name) else { continue };
-        isa.events(stubs.bytes, stubs.address, |_| false, |at, event| {
-            let place = match event {
-                Event::Load(place) | Event::CallThrough { place, .. } => place,
-                _ => return,
-            };
-            if detection.through.contains(&place) {
-                found.extend([at, at.wrapping_sub(4), at.wrapping_sub(8)]);
-            }
-        });
+        isa.events(
+            stubs.bytes,
+            stubs.address,
+            |_| false,
+            |at, event| {
+                let place = match event {
+                    Event::Load(place) | Event::CallThrough { place, .. } => place,
+                    _ => return,
+                };
+                if detection.through.contains(&place) {
+                    found.extend([at, at.wrapping_sub(4), at.wrapping_sub(8)]);
+                }
+            },
+        );
     }
     found
 }

@@ -117,7 +117,9 @@ fn configured(tree: &dyn Tree) -> Vec<String> {
     let mut files = vec!["/etc/ld.so.conf".to_owned()];
     let mut names = tree.list(INCLUDED);
     names.sort();
-    files.extend(names.into_iter().filter(|name| name.ends_with(".conf")).map(|name| format!("{INCLUDED}/{name}")));
+    files.extend(
+        names.into_iter().filter(|name| name.ends_with(".conf")).map(|name| format!("{INCLUDED}/{name}")),
+    );
     let texts = files.iter().filter_map(|file| tree.read(file));
     let texts: Vec<String> = texts.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).collect();
     let lines = texts.iter().flat_map(|text| text.lines()).map(str::trim);
@@ -132,7 +134,8 @@ impl Sysroot {
     /// Where a path of the tree is on this host, its links followed within the tree.
     pub fn resolve(&self, path: &str) -> Option<std::path::PathBuf> {
         const MOST_LINKS: usize = 40;
-        let mut rest: Vec<String> = path.split('/').rev().filter(|part| !part.is_empty()).map(str::to_owned).collect();
+        let mut rest: Vec<String> =
+            path.split('/').rev().filter(|part| !part.is_empty()).map(str::to_owned).collect();
         let mut done: Vec<String> = Vec::new();
         let mut links = 0;
         while let Some(part) = rest.pop() {

@@ -64,7 +64,8 @@ pub enum Offers<'a> {
 
 impl Target<'_> {
     pub(crate) fn describe_pages(&self) -> String {
-        let pages: Vec<_> = self.pages.iter().map(|page| format!("{} ({})", page.bytes, page.whose)).collect();
+        let pages: Vec<_> =
+            self.pages.iter().map(|page| format!("{} ({})", page.bytes, page.whose)).collect();
         format!("pages of {} bytes", pages.join(", "))
     }
 }

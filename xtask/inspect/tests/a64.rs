@@ -78,15 +78,21 @@ fn every_kind_of_word_has_the_feature_that_binutils_gives_it() {
         compared += 1;
         let ours = need(word).iter().next().map(|index| A64[index].name);
         // One row of theirs holds single, double and half precision; of system registers theirs does not tell which is newer.
-        let broad = ["fcvtzs", "fcvtzu", "scvtf", "ucvtf", "mrs", "msr", "sys", "dc"].contains(&definition.mnemonic);
+        let broad =
+            ["fcvtzs", "fcvtzu", "scvtf", "ucvtf", "mrs", "msr", "sys", "dc"].contains(&definition.mnemonic);
         let same = match (ours, theirs) {
-            (None, Some("fp16|fhm")) | (Some("dit" | "ssbs" | "mte" | "rng" | "dpb" | "dpb2"), None) if broad => true,
+            (None, Some("fp16|fhm")) | (Some("dit" | "ssbs" | "mte" | "rng" | "dpb" | "dpb2"), None)
+                if broad =>
+            {
+                true
+            }
             (None, None) => true,
             (Some(ours), Some(theirs)) => theirs.split('|').any(|name| name == ours),
             _ => false,
         };
         if !same {
-            let entry = wrong.entry(format!("{} {set} ours {ours:?}", definition.mnemonic)).or_insert((0, word));
+            let entry =
+                wrong.entry(format!("{} {set} ours {ours:?}", definition.mnemonic)).or_insert((0, word));
             entry.0 += 1;
         }
     }

@@ -70,19 +70,34 @@ impl Random {
 /// SVE, LSE, PAC and calls; AVX, CPUID and jumps.
 fn seeds() -> Vec<(Isa, Vec<u8>)> {
     let a64: Vec<u8> = [
-        0x9400_0004u32, 0xd503_201f, 0xd65f_03c0, 0x0000_0000, 0x04e0_e3e0, 0xb8e0_0020, 0xd65f_0bff, 0x0000_0000, 0x9000_0000,
-        0x9100_4000, 0x3940_0001, 0x3400_0041, 0xd538_0600, 0x1400_0001, 0x54ff_ffe0, 0xd61f_0200, 0x2538_c000, 0xc080_0000,
-        0x1908_3020, 0xdac1_1be9,
+        0x9400_0004u32,
+        0xd503_201f,
+        0xd65f_03c0,
+        0x0000_0000,
+        0x04e0_e3e0,
+        0xb8e0_0020,
+        0xd65f_0bff,
+        0x0000_0000,
+        0x9000_0000,
+        0x9100_4000,
+        0x3940_0001,
+        0x3400_0041,
+        0xd538_0600,
+        0x1400_0001,
+        0x54ff_ffe0,
+        0xd61f_0200,
+        0x2538_c000,
+        0xc080_0000,
+        0x1908_3020,
+        0xdac1_1be9,
     ]
     .iter()
     .flat_map(|word| word.to_le_bytes())
     .collect();
     let x86 = b"\xe8\x0b\0\0\0\xc3\x66\x90\x66\x90\x66\x90\x66\x90\x66\x90\xc5\xfe\x6f\x05\x10\0\0\0\xc3\x0f\xa2\x80\x3d\x10\0\0\
                 \0\0\x74\x02\x62\xf1\x7c\x48\x58\xc1\xc3\xf3\x0f\xb8\xc1\xeb\xf0\xff\x25\x10\0\0\0\x48\x8d\x05\x20\0\0\0\xc3\x90";
-    let mut seeds = vec![
-        (Isa::Aarch64, support::executable(183, &a64)),
-        (Isa::X86_64, support::executable(62, x86)),
-    ];
+    let mut seeds =
+        vec![(Isa::Aarch64, support::executable(183, &a64)), (Isa::X86_64, support::executable(62, x86))];
     if let Some(directory) = std::env::var_os(SEEDS) {
         for entry in std::fs::read_dir(directory).unwrap() {
             let bytes = std::fs::read(entry.unwrap().path()).unwrap();
@@ -132,7 +147,23 @@ fn mutate(bytes: &mut Vec<u8>, random: &mut Random) {
 
 fn number(random: &mut Random, length: usize) -> u64 {
     let length = length as u64;
-    let known = [0, 1, 2, 3, 7, 8, 0xffff, 1 << 16, 0x7fff_ffff, 0x8000_0000, 0xffff_ffff, 1 << 32, 1 << 62, 1 << 63, u64::MAX];
+    let known = [
+        0,
+        1,
+        2,
+        3,
+        7,
+        8,
+        0xffff,
+        1 << 16,
+        0x7fff_ffff,
+        0x8000_0000,
+        0xffff_ffff,
+        1 << 32,
+        1 << 62,
+        1 << 63,
+        u64::MAX,
+    ];
     match random.below(4) {
         0 => known[random.below(known.len())],
         1 => known[random.below(known.len())].wrapping_neg(),
@@ -176,8 +207,12 @@ fn execute(bytes: &[u8], target: &Target<'_>) -> Duration {
     let fault = match report {
         Err(_) => Some("it panicked".to_owned()),
         Ok(_) if taken > LONGEST => Some(format!("it took {taken:?}")),
-        Ok(_) if used > bytes.len() + FIXED => Some(format!("it took {used} bytes of memory for {} of input", bytes.len())),
-        Ok(report) if report.refused().any(|finding| finding.found.is_empty()) => Some("it gave no reason".to_owned()),
+        Ok(_) if used > bytes.len() + FIXED => {
+            Some(format!("it took {used} bytes of memory for {} of input", bytes.len()))
+        }
+        Ok(report) if report.refused().any(|finding| finding.found.is_empty()) => {
+            Some("it gave no reason".to_owned())
+        }
         Ok(_) => None,
     };
     if let Some(fault) = fault {
@@ -188,7 +223,6 @@ fn execute(bytes: &[u8], target: &Target<'_>) -> Duration {
     }
     taken
 }
-
 
 /// Ends the process where an execution does not end: a test that hangs tells nobody what on.
 fn watch() {
@@ -212,7 +246,10 @@ fn whatever_the_bytes_are_the_inspection_ends_with_a_reason() {
     let wanted: Option<u64> = std::env::var(EXECUTIONS).ok().map(|text| text.parse().unwrap());
     let seeds = seeds();
     let inventory = inventory();
-    let devices = [device::find(Isa::Aarch64, "generic-v8.0").unwrap(), device::find(Isa::X86_64, "x86-64-v1").unwrap()];
+    let devices = [
+        device::find(Isa::Aarch64, "generic-v8.0").unwrap(),
+        device::find(Isa::X86_64, "x86-64-v1").unwrap(),
+    ];
     let targets = devices.each_ref().map(|device| target(device, &inventory));
     for (isa, bytes) in &seeds {
         execute(bytes, &targets[usize::from(*isa == Isa::X86_64)]);
@@ -245,7 +282,8 @@ fn every_length_of_a_sound_file_is_refused_with_a_reason_or_is_whole() {
     assert!(report.refused().all(|finding| finding.id == "instructions"), "{report:#?}");
     for length in 0..whole.len() {
         let report = inspect::inspect(&whole[..length], &target);
-        let malformed = report.refused().any(|finding| finding.id == "malformed" && !finding.found.is_empty());
+        let malformed =
+            report.refused().any(|finding| finding.id == "malformed" && !finding.found.is_empty());
         assert!(malformed, "cut at {length} of {}: {report:#?}", whole.len());
     }
 }

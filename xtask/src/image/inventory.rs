@@ -34,6 +34,9 @@ fn manifest(directory: PathBuf) -> Option<(PathBuf, Manifest)> {
     let manifest = serde_json::from_slice(&text).ok()?;
     // `<key>.building` and its kin have a dot behind the digest.
     let beside = ["building", "deleting", "fetching"];
-    let whole = directory.extension().and_then(|ending| ending.to_str()).is_none_or(|ending| !beside.contains(&ending));
+    let whole = directory
+        .extension()
+        .and_then(|ending| ending.to_str())
+        .is_none_or(|ending| !beside.contains(&ending));
     whole.then_some((directory, manifest))
 }

@@ -12,8 +12,8 @@ use xshell::Shell;
 use crate::agent_build;
 use crate::cli::{BuildArgs, InspectArgs, Voice};
 use crate::exit::{Code, Usage};
-use crate::report::round;
 use crate::inspection::{Inspection, Place};
+use crate::report::round;
 use crate::workspace::Workspace;
 
 /// Asks cargo nothing where a path is given: the whole of it takes milliseconds.
@@ -23,13 +23,15 @@ pub(super) fn run(args: &InspectArgs, voice: Voice) -> Result<()> {
         Some(path) => path.clone(),
         None => agent(args, &inspection)?,
     };
-    let bytes = std::fs::read(&path).map_err(|error| Usage(format!("inspect {}: {error}", path.display())))?;
+    let bytes =
+        std::fs::read(&path).map_err(|error| Usage(format!("inspect {}: {error}", path.display())))?;
     let started = Instant::now();
     let report = inspection.look_at(&bytes);
     let seconds = started.elapsed().as_secs_f64();
     if args.json {
         // Whoever reads may have read enough.
-        match writeln!(std::io::stdout(), "{:#}", as_json(&path, bytes.len(), &inspection, &report, seconds)) {
+        match writeln!(std::io::stdout(), "{:#}", as_json(&path, bytes.len(), &inspection, &report, seconds))
+        {
             Err(error) if error.kind() != ErrorKind::BrokenPipe => return Err(error.into()),
             _ => {}
         }
@@ -41,7 +43,8 @@ pub(super) fn run(args: &InspectArgs, voice: Voice) -> Result<()> {
 /// The agent, built where that is not done yet.
 fn agent(args: &InspectArgs, inspection: &Inspection) -> Result<PathBuf> {
     let workspace = Workspace::find()?;
-    agent_build::profile::check(workspace.root(), &args.profile).map_err(|error| Usage(format!("{error:#}")))?;
+    agent_build::profile::check(workspace.root(), &args.profile)
+        .map_err(|error| Usage(format!("{error:#}")))?;
     let build = BuildArgs { arch: inspection.arch, profile: args.profile.clone() };
     let shell = Shell::new().context("start a shell of commands")?;
     Ok(agent_build::build(&shell, &workspace, &build)?.path)
@@ -105,7 +108,11 @@ fn says_more(finding: &Finding) -> bool {
 pub(super) fn lines(finding: &Finding) -> Vec<String> {
     let mut lines = vec![format!("{:<8} {}: {}", finding.severity.name(), finding.id, finding.found)];
     let rest = [("the target", &finding.offers), ("what to do", &finding.remedy)];
-    lines.extend(rest.iter().filter(|(_, text)| !text.is_empty()).map(|(what, text)| format!("         {what}: {text}")));
+    lines.extend(
+        rest.iter()
+            .filter(|(_, text)| !text.is_empty())
+            .map(|(what, text)| format!("         {what}: {text}")),
+    );
     lines.extend(finding.details.iter().map(|detail| format!("         - {detail}")));
     lines
 }

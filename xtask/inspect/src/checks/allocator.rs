@@ -28,7 +28,10 @@ pub(super) fn check(elf: &Elf<'_>, target: &Target<'_>, findings: &mut Vec<Findi
     let small = target.pages.iter().filter(|page| page.bytes > built);
     let count = findings.len();
     for page in small {
-        let offers = format!("{} with pages of {} bytes; it ends at its first allocation there", page.whose, page.bytes);
+        let offers = format!(
+            "{} with pages of {} bytes; it ends at its first allocation there",
+            page.whose, page.bytes
+        );
         let remedy = "build jemalloc for 64 KiB: JEMALLOC_SYS_WITH_LG_PAGE=16 (tikv-jemallocator), --with-lg-page=16 (configure)";
         let make = if page.certain { Finding::refused } else { Finding::warned };
         findings.push(make("allocator-page-size", found.clone(), offers, remedy.to_owned()));
@@ -46,11 +49,16 @@ fn page_size(isa: Isa, elf: &Elf<'_>, place: u64) -> Option<u64> {
     elf.code().iter().find_map(|code| {
         let functions = Functions::of(elf, code)?;
         let mut user = None;
-        isa.events(code.bytes, code.address, |at| functions.begins(at), |at, event| {
-            if event == crate::isa::Event::Address(place) {
-                user = user.or(functions.at(at));
-            }
-        });
+        isa.events(
+            code.bytes,
+            code.address,
+            |at| functions.begins(at),
+            |at, event| {
+                if event == crate::isa::Event::Address(place) {
+                    user = user.or(functions.at(at));
+                }
+            },
+        );
         let (start, end) = functions.range(user?);
         compared(isa, code, start, end)
     })

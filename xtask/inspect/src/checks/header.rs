@@ -12,9 +12,11 @@ const REBUILD: &str = "build it for the device: cargo xtask build --arch";
 /// What the first bytes say. `None` where they fit.
 pub fn machine(ident: Ident, isa: Isa, arch: &str) -> Option<Finding> {
     let remedy = format!("{REBUILD} {arch}");
-    let refused = |id, found: String, offers: String| Some(Finding::refused(id, found, offers, remedy.clone()));
+    let refused =
+        |id, found: String, offers: String| Some(Finding::refused(id, found, offers, remedy.clone()));
     if ident.class != 2 {
-        let bits = if ident.class == 1 { "32-bit".to_owned() } else { format!("of ELF class {}", ident.class) };
+        let bits =
+            if ident.class == 1 { "32-bit".to_owned() } else { format!("of ELF class {}", ident.class) };
         let found = format!("it is no 64-bit ELF file but {bits}, for {}", machine_name(ident.machine));
         return refused("elf-class", found, format!("the target needs one for {arch}"));
     }
@@ -32,14 +34,23 @@ pub fn machine(ident: Ident, isa: Isa, arch: &str) -> Option<Finding> {
         kind if kind == ET_CORE.0 => "a core dump".to_owned(),
         kind => format!("of ELF type {kind}"),
     };
-    refused("elf-type", format!("it is {kind}, not an executable"), "an executable or a shared object".to_owned())
+    refused(
+        "elf-type",
+        format!("it is {kind}, not an executable"),
+        "an executable or a shared object".to_owned(),
+    )
 }
 
 /// Neither architecture defines any (AAELF64, 5.1; x86-64 psABI, 4.1).
 fn flags(ident: Ident, arch: &str) -> Option<Finding> {
     (ident.flags != 0).then(|| {
         let found = format!("its ELF flags are {:#x}", ident.flags);
-        Finding::refused("elf-flags", found, format!("{arch} defines none"), "link it with a toolchain of the target")
+        Finding::refused(
+            "elf-flags",
+            found,
+            format!("{arch} defines none"),
+            "link it with a toolchain of the target",
+        )
     })
 }
 
@@ -62,7 +73,10 @@ pub(crate) fn malformed(why: &str) -> Finding {
 /// A program begins in code.
 pub(super) fn entry(elf: &Elf<'_>, findings: &mut Vec<Finding>) {
     let entry = elf.entry();
-    let in_code = elf.loads().filter(Load::executable).any(|load| entry >= load.address && entry - load.address < load.file_size);
+    let in_code = elf
+        .loads()
+        .filter(Load::executable)
+        .any(|load| entry >= load.address && entry - load.address < load.file_size);
     let is_program = elf.kind() == ET_EXEC || elf.interpreter().is_ok_and(|path| path.is_some());
     if !in_code && (entry != 0 || is_program) {
         let found = format!("its entry point {entry:#x} is in no executable segment");

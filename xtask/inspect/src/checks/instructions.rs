@@ -71,7 +71,9 @@ fn judge<'a>(
         let lacks = !target.device.features;
         let sure = reached(target.device.isa, code, functions.range(function), lacks);
         let used = match graph {
-            _ if name.is_some_and(is_chosen) => Use::Guarded("its name says that it is one of several to choose from"),
+            _ if name.is_some_and(is_chosen) => {
+                Use::Guarded("its name says that it is one of several to choose from")
+            }
             _ if detection.go => Use::Guarded("Go tests what its runtime found"),
             Some(graph) => graph.used(function),
             None => Use::Plain,
@@ -103,7 +105,13 @@ fn names<'a>(elf: &Elf<'a>, functions: &Functions, found: &[Needy]) -> Vec<Optio
     names
 }
 
-fn finding(severity: Severity, judged: &[&Judged<'_>], detection: &Detection, left: usize, target: &Target<'_>) -> Finding {
+fn finding(
+    severity: Severity,
+    judged: &[&Judged<'_>],
+    detection: &Detection,
+    left: usize,
+    target: &Target<'_>,
+) -> Finding {
     let needs = judged.iter().fold(Set::NONE, |set, judged| set | judged.needs);
     let features = target.device.isa.features();
     let named: Vec<_> = (needs & !target.device.features)
@@ -144,5 +152,7 @@ fn remedy(target: &Target<'_>) -> String {
         crate::isa::Isa::Aarch64 => format!("-mcpu={}", target.device.cpu.as_deref().unwrap_or("generic")),
         crate::isa::Isa::X86_64 => format!("-march={}", target.device.name),
     };
-    format!("compile it, and what it links statically, for the device ({level}; Rust: -C target-cpu, never native), or choose at run time")
+    format!(
+        "compile it, and what it links statically, for the device ({level}; Rust: -C target-cpu, never native), or choose at run time"
+    )
 }

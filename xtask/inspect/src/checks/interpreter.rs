@@ -18,9 +18,10 @@ pub(super) fn check(elf: &Elf<'_>, target: &Target<'_>, findings: &mut Vec<Findi
         Ok(Some(path)) => shown(path),
     };
     let (is_there, offers) = match target.offers {
-        Offers::Inventory(inventory) => {
-            (inventory.interpreters.contains(&asked), format!("{} has {}", target.place, list(&inventory.interpreters)))
-        }
+        Offers::Inventory(inventory) => (
+            inventory.interpreters.contains(&asked),
+            format!("{} has {}", target.place, list(&inventory.interpreters)),
+        ),
         // Every glibc distribution has the psABI's, and no other is known to be there.
         Offers::Release { .. } | Offers::Nothing => {
             (asked == target.loader, format!("the distribution's loader is {}", target.loader))

@@ -9,7 +9,14 @@ use crate::{Offers, Target};
 
 /// What glibc itself brings: of a release of it all of these are there.
 const OF_GLIBC: [&str; 9] = [
-    "libc.so.6", "libm.so.6", "libpthread.so.0", "libdl.so.2", "librt.so.1", "libutil.so.1", "libresolv.so.2", "libanl.so.1",
+    "libc.so.6",
+    "libm.so.6",
+    "libpthread.so.0",
+    "libdl.so.2",
+    "librt.so.1",
+    "libutil.so.1",
+    "libresolv.so.2",
+    "libanl.so.1",
     "libmvec.so.1",
 ];
 
@@ -31,7 +38,8 @@ pub(super) fn check(elf: &Elf<'_>, target: &Target<'_>, findings: &mut Vec<Findi
         Offers::Release { glibc, .. } => {
             versions(elf, target, findings, |required| {
                 let version = shown(required.version);
-                let release = version.strip_prefix("GLIBC_").map(numbers).filter(|numbers| !numbers.is_empty())?;
+                let release =
+                    version.strip_prefix("GLIBC_").map(numbers).filter(|numbers| !numbers.is_empty())?;
                 Some((release <= numbers(glibc), format!("GLIBC_{glibc}")))
             });
             not_checked(&needed, target, findings);
@@ -47,7 +55,8 @@ fn numbers(text: &str) -> Vec<u32> {
 
 /// Where it says itself that its libraries are; they may be there although the image does not have them.
 fn own_directories(elf: &Elf<'_>) -> Option<String> {
-    let text = elf.dynamic.text(object::elf::DT_RUNPATH).or_else(|| elf.dynamic.text(object::elf::DT_RPATH))?;
+    let text =
+        elf.dynamic.text(object::elf::DT_RUNPATH).or_else(|| elf.dynamic.text(object::elf::DT_RPATH))?;
     Some(shown(text)).filter(|path| !path.is_empty())
 }
 
@@ -59,7 +68,8 @@ fn missing(
     target: &Target<'_>,
     findings: &mut Vec<Finding>,
 ) {
-    let mut pending: Vec<(String, String)> = needed.iter().rev().map(|name| (name.clone(), String::new())).collect();
+    let mut pending: Vec<(String, String)> =
+        needed.iter().rev().map(|name| (name.clone(), String::new())).collect();
     let mut seen = BTreeSet::new();
     let (mut count, mut absent) = (0, Vec::new());
     while let Some((name, by)) = pending.pop() {
@@ -79,9 +89,11 @@ fn missing(
     }
     let found = format!("it needs {}", absent.join(", "));
     let offers = format!("{} has no such library in {}", target.place, inventory.search.join(", "));
-    let remedy = "install the package that has it in the image (packages of xtask/images.toml), or link it statically";
+    let remedy =
+        "install the package that has it in the image (packages of xtask/images.toml), or link it statically";
     findings.push(match own {
-        Some(path) => Finding::warned("needed", found, offers, remedy).details([format!("it also looks in {path}, which was not read")]),
+        Some(path) => Finding::warned("needed", found, offers, remedy)
+            .details([format!("it also looks in {path}, which was not read")]),
         None => Finding::refused("needed", found, offers, remedy),
     });
 }
@@ -96,7 +108,9 @@ fn versions<'a>(
     let mut highest: Option<Required<'a>> = None;
     let (mut lacking, mut newest, mut judged) = (Vec::new(), String::new(), 0);
     for required in elf.dynamic.required() {
-        if required.version.starts_with(b"GLIBC_") && highest.as_ref().is_none_or(|high| later(&required, high)) {
+        if required.version.starts_with(b"GLIBC_")
+            && highest.as_ref().is_none_or(|high| later(&required, high))
+        {
             highest = Some(required.clone());
         }
         let Some((is_there, has)) = offer(&required) else { continue };
@@ -108,12 +122,20 @@ fn versions<'a>(
     }
     if lacking.is_empty() {
         if let Some(high) = highest.filter(|_| judged > 0) {
-            let found = format!("{judged} versions of symbols, of glibc's the newest is {}", shown(high.version));
-            findings.push(Finding::informs("symbol-version", found).offers("all of them are there").details(users(elf, &[high])));
+            let found =
+                format!("{judged} versions of symbols, of glibc's the newest is {}", shown(high.version));
+            findings.push(
+                Finding::informs("symbol-version", found)
+                    .offers("all of them are there")
+                    .details(users(elf, &[high])),
+            );
         }
         return;
     }
-    let names: Vec<_> = lacking.iter().map(|required| format!("{} of {}", shown(required.version), shown(required.library))).collect();
+    let names: Vec<_> = lacking
+        .iter()
+        .map(|required| format!("{} of {}", shown(required.version), shown(required.library)))
+        .collect();
     let found = format!("it needs {}", names.join(", "));
     let offers = format!("{} offers {newest} at most", target.place);
     let remedy = "build it against the older library: in a container of the target's distribution, with a sysroot of it, or \
@@ -122,7 +144,8 @@ fn versions<'a>(
 }
 
 fn later(one: &Required<'_>, other: &Required<'_>) -> bool {
-    let of = |required: &Required<'_>| numbers(shown(required.version).strip_prefix("GLIBC_").unwrap_or_default());
+    let of =
+        |required: &Required<'_>| numbers(shown(required.version).strip_prefix("GLIBC_").unwrap_or_default());
     of(one) > of(other)
 }
 
@@ -146,7 +169,8 @@ fn newest_of(library: &Library, version: &str) -> String {
 
 fn not_checked(needed: &[String], target: &Target<'_>, findings: &mut Vec<Finding>) {
     let by_release = matches!(target.offers, Offers::Release { .. });
-    let others: Vec<_> = needed.iter().filter(|name| !by_release || !OF_GLIBC.contains(&name.as_str())).cloned().collect();
+    let others: Vec<_> =
+        needed.iter().filter(|name| !by_release || !OF_GLIBC.contains(&name.as_str())).cloned().collect();
     if others.is_empty() {
         findings.push(Finding::informs("needed", needed.join(", ")).offers("all of them are glibc's"));
         return;

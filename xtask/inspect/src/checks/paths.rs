@@ -9,9 +9,16 @@ pub(super) fn check(elf: &Elf<'_>, findings: &mut Vec<Finding>) {
     for (tag, name) in [(DT_RPATH, "RPATH"), (DT_RUNPATH, "RUNPATH")] {
         let Some(path) = elf.dynamic.text(tag).map(shown).filter(|path| !path.is_empty()) else { continue };
         let found = format!("{name} {path}");
-        let of_build = |part: &str| !part.starts_with('/') && !part.starts_with("$ORIGIN") && !part.starts_with("${ORIGIN}");
-        let foreign = |part: &str| ["/home/", "/root/", "/tmp/", "/build/", "/nix/", "/workspace/"].iter().any(|at| part.starts_with(at));
-        let strange: Vec<_> = path.split(':').filter(|part| of_build(part) || foreign(part)).map(str::to_owned).collect();
+        let of_build = |part: &str| {
+            !part.starts_with('/') && !part.starts_with("$ORIGIN") && !part.starts_with("${ORIGIN}")
+        };
+        let foreign = |part: &str| {
+            ["/home/", "/root/", "/tmp/", "/build/", "/nix/", "/workspace/"]
+                .iter()
+                .any(|at| part.starts_with(at))
+        };
+        let strange: Vec<_> =
+            path.split(':').filter(|part| of_build(part) || foreign(part)).map(str::to_owned).collect();
         findings.push(if strange.is_empty() {
             Finding::informs("rpath", found)
         } else {

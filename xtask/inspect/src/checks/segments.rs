@@ -16,7 +16,12 @@ pub(super) fn check(elf: &Elf<'_>, target: &Target<'_>, findings: &mut Vec<Findi
     if loads.iter().any(|load| load.writable() && load.executable()) {
         let offers = "hardened kernels and services (MemoryDenyWriteExecute=) refuse it";
         let remedy = "link without -N and without --omagic";
-        findings.push(Finding::warned("writable-code", "a segment is writable and executable", offers, remedy));
+        findings.push(Finding::warned(
+            "writable-code",
+            "a segment is writable and executable",
+            offers,
+            remedy,
+        ));
     }
     let smallest = loads.iter().map(|load| load.align).min().unwrap_or(0);
     let mut fits = Vec::new();
@@ -44,14 +49,21 @@ pub(super) fn check(elf: &Elf<'_>, target: &Target<'_>, findings: &mut Vec<Findi
 fn fault(loads: &[Load], page: u64) -> Option<String> {
     let crooked = loads.iter().find(|load| load.offset % page != load.address % page && load.file_size > 0);
     if let Some(load) = crooked {
-        return Some(format!("the one at {:#x} lies at another place in its page than in the file", load.address));
+        return Some(format!(
+            "the one at {:#x} lies at another place in its page than in the file",
+            load.address
+        ));
     }
     let shared = loads.windows(2).find(|pair| {
         let end = pair[0].address.saturating_add(pair[0].memory_size);
-        end > pair[1].address & !(page - 1) && (pair[0].flags != pair[1].flags || !contiguous(&pair[0], &pair[1]))
+        end > pair[1].address & !(page - 1)
+            && (pair[0].flags != pair[1].flags || !contiguous(&pair[0], &pair[1]))
     });
     shared.map(|pair| {
-        format!("those at {:#x} and {:#x} share a page, and have different rights or content", pair[0].address, pair[1].address)
+        format!(
+            "those at {:#x} and {:#x} share a page, and have different rights or content",
+            pair[0].address, pair[1].address
+        )
     })
 }
 

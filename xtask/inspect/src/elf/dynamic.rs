@@ -104,7 +104,9 @@ impl<'a> Dynamic<'a> {
         }
         let at_chains = at_buckets.saturating_add((buckets as usize).saturating_mul(4));
         let mut index = last;
-        while word(hash, at_chains.saturating_add((index - first) as usize * 4)).is_some_and(|hash| hash & 1 == 0) {
+        while word(hash, at_chains.saturating_add((index - first) as usize * 4))
+            .is_some_and(|hash| hash & 1 == 0)
+        {
             index += 1;
         }
         index as usize + 1

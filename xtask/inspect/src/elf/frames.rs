@@ -15,9 +15,8 @@ impl Elf<'_> {
     pub(crate) fn unwind_starts(&self) -> impl Iterator<Item = u64> + '_ {
         let header = self.segment(PT_GNU_EH_FRAME);
         let base = header.map_or(0, |header| header.p_vaddr(LE));
-        let bytes = header.and_then(|header| {
-            self.data.read_bytes_at(header.p_offset(LE), header.p_filesz(LE)).ok()
-        });
+        let bytes =
+            header.and_then(|header| self.data.read_bytes_at(header.p_offset(LE), header.p_filesz(LE)).ok());
         let table = bytes.filter(|bytes| {
             bytes.len() >= 12 && bytes[0] == 1 && bytes[2] == COUNT_ENCODING && bytes[3] == TABLE_ENCODING
         });
@@ -27,5 +26,4 @@ impl Elf<'_> {
             base.wrapping_add_signed(i64::from(relative))
         })
     }
-
 }

@@ -113,7 +113,8 @@ impl<'a> Elf<'a> {
     /// Says which header does not hold.
     pub fn parse(data: &'a [u8]) -> Result<Self, String> {
         let header = FileHeader64::<LE>::parse(data).map_err(|error| format!("its header: {error}"))?;
-        if usize::from(header.e_phentsize(LE)) != size_of::<ProgramHeader64<LE>>() && header.e_phnum(LE) != 0 {
+        if usize::from(header.e_phentsize(LE)) != size_of::<ProgramHeader64<LE>>() && header.e_phnum(LE) != 0
+        {
             return Err(format!("its program headers have {} bytes, not 56", header.e_phentsize(LE)));
         }
         let segments = header
@@ -229,25 +230,28 @@ impl<'a> Elf<'a> {
             return Err("its interpreter's path is longer than 4096 bytes".to_owned());
         }
         let bytes = self.data.read_bytes_at(header.p_offset(LE), header.p_filesz(LE));
-        let bytes = bytes.map_err(|()| "its interpreter's path lies beyond the end of the file".to_owned())?;
+        let bytes =
+            bytes.map_err(|()| "its interpreter's path lies beyond the end of the file".to_owned())?;
         match bytes.split_last() {
-            Some((0, path)) if !path.is_empty() => Ok(Some(path.split(|byte| *byte == 0).next().unwrap_or(path))),
+            Some((0, path)) if !path.is_empty() => {
+                Ok(Some(path.split(|byte| *byte == 0).next().unwrap_or(path)))
+            }
             _ => Err("its interpreter's path does not end".to_owned()),
         }
     }
 
     /// The file's bytes from `address` to the end of what is loaded there.
     pub fn bytes_at(&self, address: u64) -> Option<&'a [u8]> {
-        let load = self.loads().find(|load| {
-            address >= load.address && address - load.address < load.file_size
-        })?;
+        let load =
+            self.loads().find(|load| address >= load.address && address - load.address < load.file_size)?;
         let start = load.offset + (address - load.address);
         self.data.read_bytes_at(start, load.file_size - (address - load.address)).ok()
     }
 
     /// The address that an offset of the file has in memory.
     pub fn address_of(&self, offset: u64) -> Option<u64> {
-        let load = self.loads().find(|load| offset >= load.offset && offset - load.offset < load.file_size)?;
+        let load =
+            self.loads().find(|load| offset >= load.offset && offset - load.offset < load.file_size)?;
         load.address.checked_add(offset - load.offset)
     }
 
@@ -297,7 +301,9 @@ impl<'a> Elf<'a> {
 
     /// Every section: name, offset, size.
     pub fn section_table(&self) -> impl Iterator<Item = (&'a [u8], u64, u64)> + '_ {
-        self.sections.iter().map(|section| (self.section_name(section), section.sh_offset(LE), section.sh_size(LE)))
+        self.sections
+            .iter()
+            .map(|section| (self.section_name(section), section.sh_offset(LE), section.sh_size(LE)))
     }
 
     /// A section's content and address, by its name.

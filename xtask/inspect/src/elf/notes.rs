@@ -32,14 +32,16 @@ impl<'a> Elf<'a> {
     /// The bits of the property that every object file of it agreed on; `None` where there is no such property.
     pub fn branch_protection(&self) -> Option<u32> {
         let properties = self.notes().filter(|(owner, kind, _)| *owner == b"GNU" && *kind == PROPERTY);
-        properties.map(|(_, _, content)| content).find_map(|mut rest| loop {
-            let kind = u32::from_le_bytes(rest.get(0..4)?.try_into().ok()?);
-            let size = u32::from_le_bytes(rest.get(4..8)?.try_into().ok()?) as usize;
-            let value = rest.get(8..8usize.checked_add(size)?)?;
-            if FEATURE_1_AND.contains(&kind) {
-                return Some(u32::from_le_bytes(value.get(..4)?.try_into().ok()?));
+        properties.map(|(_, _, content)| content).find_map(|mut rest| {
+            loop {
+                let kind = u32::from_le_bytes(rest.get(0..4)?.try_into().ok()?);
+                let size = u32::from_le_bytes(rest.get(4..8)?.try_into().ok()?) as usize;
+                let value = rest.get(8..8usize.checked_add(size)?)?;
+                if FEATURE_1_AND.contains(&kind) {
+                    return Some(u32::from_le_bytes(value.get(..4)?.try_into().ok()?));
+                }
+                rest = rest.get(8 + size.next_multiple_of(8)..)?;
             }
-            rest = rest.get(8 + size.next_multiple_of(8)..)?;
         })
     }
 }

@@ -2,8 +2,8 @@
 
 use object::LittleEndian as LE;
 use object::elf::{self, Sym64};
-use object::read::elf::SectionHeader as _;
 use object::read::ReadRef as _;
+use object::read::elf::SectionHeader as _;
 
 use super::{Elf, string};
 
@@ -56,9 +56,9 @@ impl<'a> Elf<'a> {
     /// The names of what libraries must bring.
     pub fn imports(&self) -> impl Iterator<Item = (usize, &'a [u8])> + '_ {
         let symbols = self.dynamic.symbols().iter().enumerate().skip(1);
-        symbols.filter(|(_, symbol)| symbol.st_shndx.get(LE) == elf::SHN_UNDEF).map(|(index, symbol)| {
-            (index, self.dynamic.name(symbol))
-        })
+        symbols
+            .filter(|(_, symbol)| symbol.st_shndx.get(LE) == elf::SHN_UNDEF)
+            .map(|(index, symbol)| (index, self.dynamic.name(symbol)))
     }
 
     /// The name of the function that begins at `address`.

@@ -33,7 +33,11 @@ fn index(name: &str) -> Option<usize> {
     if name == BASE {
         return None;
     }
-    Some(A64.iter().position(|feature| feature.name == name).expect("each row names a feature; a test sees to it"))
+    Some(
+        A64.iter()
+            .position(|feature| feature.name == name)
+            .expect("each row names a feature; a test sees to it"),
+    )
 }
 
 /// What a word could need, by the table alone.
@@ -125,7 +129,8 @@ pub(super) fn flow(word: u32, address: u64) -> Flow {
 
 /// The constants of CMP (SUBS to the zero register, immediate).
 pub(super) fn comparisons(code: &[u8]) -> Vec<u64> {
-    let words = code.chunks_exact(4).map(|bytes| u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]));
+    let words =
+        code.chunks_exact(4).map(|bytes| u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]));
     let compares = words.filter(|word| word & 0x7f80_001f == 0x7100_001f);
     compares.map(|word| u64::from(word >> 10 & 0xfff) << if word >> 22 & 1 == 1 { 12 } else { 0 }).collect()
 }

@@ -95,7 +95,8 @@ impl Isa {
     pub fn mnemonic(self, code: &[u8]) -> String {
         match self {
             Self::Aarch64 => {
-                let word = code.get(..4).and_then(|bytes| bytes.try_into().ok()).map_or(0, u32::from_le_bytes);
+                let word =
+                    code.get(..4).and_then(|bytes| bytes.try_into().ok()).map_or(0, u32::from_le_bytes);
                 a64::mnemonic(word).to_owned()
             }
             Self::X86_64 => x86::mnemonic(code),

@@ -88,9 +88,11 @@ pub(super) fn events(code: &[u8], address: u64, mut event: impl FnMut(u64, Event
         match instruction.mnemonic() {
             Mnemonic::Cpuid | Mnemonic::Xgetbv => event(at, Event::Detects),
             Mnemonic::Mov if instruction.op_kind(0) == OpKind::Register => {
-                let first = [iced_x86::Register::EDI, iced_x86::Register::RDI].contains(&instruction.op0_register());
+                let first =
+                    [iced_x86::Register::EDI, iced_x86::Register::RDI].contains(&instruction.op0_register());
                 if first {
-                    argument = (instruction.op_kind(1) == OpKind::Immediate32).then(|| instruction.immediate32());
+                    argument =
+                        (instruction.op_kind(1) == OpKind::Immediate32).then(|| instruction.immediate32());
                 }
             }
             _ => {}
@@ -98,7 +100,9 @@ pub(super) fn events(code: &[u8], address: u64, mut event: impl FnMut(u64, Event
         match instruction.flow_control() {
             FlowControl::Call => event(at, Event::Call { to, argument: argument.take() }),
             FlowControl::UnconditionalBranch => event(at, Event::Jump { to, argument: argument.take() }),
-            FlowControl::IndirectCall | FlowControl::IndirectBranch if instruction.is_ip_rel_memory_operand() => {
+            FlowControl::IndirectCall | FlowControl::IndirectBranch
+                if instruction.is_ip_rel_memory_operand() =>
+            {
                 let place = instruction.ip_rel_memory_address();
                 event(at, Event::CallThrough { place, argument: argument.take() });
             }
@@ -123,6 +127,7 @@ fn of_memory(instruction: &Instruction, place: u64) -> Event {
 /// The constants of CMP.
 pub(super) fn comparisons(code: &[u8]) -> Vec<u64> {
     let decoded = decoder(code, 0).into_iter();
-    let compares = decoded.filter(|instruction| instruction.mnemonic() == Mnemonic::Cmp && instruction.op_count() == 2);
+    let compares =
+        decoded.filter(|instruction| instruction.mnemonic() == Mnemonic::Cmp && instruction.op_count() == 2);
     compares.filter_map(|instruction| instruction.try_immediate(1).ok()).collect()
 }

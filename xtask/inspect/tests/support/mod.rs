@@ -17,7 +17,15 @@ struct Maker {
 
 impl Maker {
     /// Appends a part, aligned to 16; its offset.
-    fn add(&mut self, name: &'static str, kind: u32, flags: u64, link: u32, entry: u64, content: &[u8]) -> usize {
+    fn add(
+        &mut self,
+        name: &'static str,
+        kind: u32,
+        flags: u64,
+        link: u32,
+        entry: u64,
+        content: &[u8],
+    ) -> usize {
         while self.bytes.len() % 16 != 0 {
             self.bytes.push(0);
         }
@@ -51,8 +59,10 @@ fn symbol(name: u32, info: u8, section: u16, value: u64, size: u64) -> Vec<u8> {
 
 /// A position-independent executable for `machine` with this code: functions of 16 bytes, the first is its entry point.
 pub(crate) fn executable(machine: u16, code: &[u8]) -> Vec<u8> {
-    let mut maker = Maker { bytes: vec![0; EHDR + SEGMENTS * PHDR], sections: vec![("", 0, 0, 0, 0, 0, 0, 0)] };
-    let loader: &[u8] = if machine == 62 { b"/lib64/ld-linux-x86-64.so.2\0" } else { b"/lib/ld-linux-aarch64.so.1\0" };
+    let mut maker =
+        Maker { bytes: vec![0; EHDR + SEGMENTS * PHDR], sections: vec![("", 0, 0, 0, 0, 0, 0, 0)] };
+    let loader: &[u8] =
+        if machine == 62 { b"/lib64/ld-linux-x86-64.so.2\0" } else { b"/lib/ld-linux-aarch64.so.1\0" };
     // Offsets in .dynstr: 1 libc.so.6, 11 getauxval, 21 GLIBC_2.17, 32 $ORIGIN/lib, 44 GLIBC_2.34, 55 puts.
     let strings = b"\0libc.so.6\0getauxval\0GLIBC_2.17\0$ORIGIN/lib\0GLIBC_2.34\0puts\0";
     let interp = maker.add(".interp", 1, 2, 0, 0, loader);
@@ -97,16 +107,50 @@ pub(crate) fn executable(machine: u16, code: &[u8]) -> Vec<u8> {
         table
     });
     let starts: Vec<u32> = (0..code.len() / 16).flat_map(|index| [(text + index * 16) as u32, 0]).collect();
-    let relative: Vec<u32> = starts.chunks(2).flat_map(|pair| [pair[0].wrapping_sub(frames as u32), 0]).collect();
+    let relative: Vec<u32> =
+        starts.chunks(2).flat_map(|pair| [pair[0].wrapping_sub(frames as u32), 0]).collect();
     maker.bytes.extend(words(&relative));
     if let Some(section) = maker.sections.last_mut() {
         section.5 += relative.len() * 4;
     }
     let end_of_first = maker.bytes.len();
-    let dynamic = maker.add(".dynamic", 6, 3, dynsym_index + 1, 16, &longs(&[
-        1, 1, 29, 32, 5, dynstr as u64, 6, dynsym as u64, 10, strings.len() as u64, 11, 24, 0x6fff_fff0, versym as u64,
-        0x6fff_fffe, verneed as u64, 0x6fff_ffff, 1, 23, rela as u64, 2, 48, 30, 8, 0x6fff_fffb, 1, 0, 0,
-    ]));
+    let dynamic = maker.add(
+        ".dynamic",
+        6,
+        3,
+        dynsym_index + 1,
+        16,
+        &longs(&[
+            1,
+            1,
+            29,
+            32,
+            5,
+            dynstr as u64,
+            6,
+            dynsym as u64,
+            10,
+            strings.len() as u64,
+            11,
+            24,
+            0x6fff_fff0,
+            versym as u64,
+            0x6fff_fffe,
+            verneed as u64,
+            0x6fff_ffff,
+            1,
+            23,
+            rela as u64,
+            2,
+            48,
+            30,
+            8,
+            0x6fff_fffb,
+            1,
+            0,
+            0,
+        ]),
+    );
     let got = maker.add(".got", 1, 3, 0, 8, &longs(&[0, 0, 0, 0]));
     let place = GAP + got as u64;
     maker.put(rela, &longs(&[place, 1 << 32 | jump_slot, 0, place + 8, 2 << 32 | jump_slot, 0]));
@@ -121,12 +165,18 @@ pub(crate) fn executable(machine: u16, code: &[u8]) -> Vec<u8> {
     });
     maker.add(".strtab", 3, 0, 0, 0, b"\0main\0work_sve\0");
     let mut names = vec![0];
-    let offsets: Vec<u32> = maker.sections.iter().map(|section| section.0).chain([".shstrtab"]).map(|name| {
-        let at = names.len() as u32;
-        names.extend(name.as_bytes());
-        names.push(0);
-        at
-    }).collect();
+    let offsets: Vec<u32> = maker
+        .sections
+        .iter()
+        .map(|section| section.0)
+        .chain([".shstrtab"])
+        .map(|name| {
+            let at = names.len() as u32;
+            names.extend(name.as_bytes());
+            names.push(0);
+            at
+        })
+        .collect();
     maker.add(".shstrtab", 3, 0, 0, 0, &names);
     while maker.bytes.len() % 8 != 0 {
         maker.bytes.push(0);
@@ -140,17 +190,20 @@ pub(crate) fn executable(machine: u16, code: &[u8]) -> Vec<u8> {
         maker.bytes.extend(longs(&[16, section.7]));
     }
     assert_eq!(maker.bytes.len(), headers + sections.len() * SHDR);
-    segments(&mut maker, &[
-        (3, 4, interp, 0, loader.len(), 1),
-        (1, 5, 0, 0, end_of_first, 0x10000),
-        (1, 6, dynamic, GAP, end_of_second - dynamic, 0x10000),
-        (2, 6, dynamic, GAP, 14 * 16, 8),
-        (4, 4, build_id, 0, 24, 4),
-        (0x6474_e553, 4, property, 0, 32, 8),
-        (0x6474_e550, 4, frames, 0, end_of_first - frames, 4),
-        (0x6474_e551, 6, 0, 0, 0, 16),
-        (0x6474_e552, 4, dynamic, GAP, 14 * 16, 1),
-    ]);
+    segments(
+        &mut maker,
+        &[
+            (3, 4, interp, 0, loader.len(), 1),
+            (1, 5, 0, 0, end_of_first, 0x10000),
+            (1, 6, dynamic, GAP, end_of_second - dynamic, 0x10000),
+            (2, 6, dynamic, GAP, 14 * 16, 8),
+            (4, 4, build_id, 0, 24, 4),
+            (0x6474_e553, 4, property, 0, 32, 8),
+            (0x6474_e550, 4, frames, 0, end_of_first - frames, 4),
+            (0x6474_e551, 6, 0, 0, 0, 16),
+            (0x6474_e552, 4, dynamic, GAP, 14 * 16, 1),
+        ],
+    );
     let mut header = vec![0x7f, b'E', b'L', b'F', 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 3, 0];
     header.extend(machine.to_le_bytes());
     header.extend(words(&[1]));

@@ -1,8 +1,9 @@
-//! `cargo xtask smoke`: the phases, readable as prose. [`session`] runs and times a phase, [`image`] gets the disk, [`boot`] gets the machine up, [`running`] is the machine
+//! `cargo xtask smoke`: the phases, readable as prose. [`session`] runs and times a phase, [`inspect`] looks at the executable, [`image`] gets the disk, [`boot`] gets the machine up, [`running`] is the machine
 //! while it runs, [`verify`] judges what the fleet bus shows.
 
 mod boot;
 mod image;
+mod inspect;
 mod running;
 mod session;
 mod verify;
@@ -41,7 +42,11 @@ pub(crate) fn run(workspace: &Workspace, args: &SmokeArgs, voice: Voice) -> Resu
 fn phases(session: &mut Session<'_>) -> Result<()> {
     let plan = session.phase(Phase::Preflight, None, preflight)?;
     let agent = session.phase(Phase::Build, None, build)?;
+    let complete = session.phase(Phase::Inspect, None, |session| inspect::before_image(session, &plan, &agent))?;
     let (plan, image) = session.phase(Phase::Image, None, |session| ready_image(session, plan))?;
+    if complete.as_deref() != Some(plan.image.name.as_str()) {
+        session.phase(Phase::Inspect, None, |session| inspect::with_image(session, &plan, &agent))?;
+    }
     let mut vm = session.phase(Phase::Boot, Some(plan.limits().boot()), |session| {
         RunningVm::boot(session, plan, &agent, &image)
     })?;
