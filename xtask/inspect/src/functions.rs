@@ -135,11 +135,23 @@ fn part(
     (found, left)
 }
 
+/// How control comes to the first instruction of a function that the core lacks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Path {
+    /// From the function's first instruction to the one at this offset, by falling through and by direct branches.
+    Direct(usize),
+    /// Not so; but the function has computed jumps.
+    Computed,
+    /// By nothing in this function.
+    None,
+}
+
 /// The first instruction that needs one of `wanted` and that control reaches from the function's first, by falling through and
 /// by direct branches. What lies behind a computed jump or between the instructions may be data.
-pub(crate) fn reached(isa: Isa, code: &Code<'_>, range: (usize, usize), wanted: Set) -> Option<usize> {
+pub(crate) fn reached(isa: Isa, code: &Code<'_>, range: (usize, usize), wanted: Set) -> Path {
     const LARGEST: usize = 1 << 20;
-    let bytes = code.bytes.get(range.0..range.1.min(range.0 + LARGEST))?;
+    let Some(bytes) = code.bytes.get(range.0..range.1.min(range.0 + LARGEST)) else { return Path::Computed };
+    let mut computed = range.1 - range.0 > LARGEST;
     let base = code.address + range.0 as u64;
     let mut seen = vec![0u64; bytes.len() / 64 + 1];
     let most = bytes.len() / 16;
@@ -150,7 +162,7 @@ pub(crate) fn reached(isa: Isa, code: &Code<'_>, range: (usize, usize), wanted: 
             seen[at / 64] |= 1 << (at % 64);
             let Some((length, needs, flow)) = isa.step(&bytes[at..], base + at as u64) else { break };
             if !(needs & wanted).is_empty() {
-                return Some(range.0 + at);
+                return Path::Direct(range.0 + at);
             }
             let within = |to: u64| {
                 to.checked_sub(base).and_then(|to| usize::try_from(to).ok()).filter(|to| *to < bytes.len())
@@ -166,9 +178,13 @@ pub(crate) fn reached(isa: Isa, code: &Code<'_>, range: (usize, usize), wanted: 
                     Some(to) => at = to,
                     None => break,
                 },
+                Flow::Computed => {
+                    computed = true;
+                    break;
+                }
                 Flow::End => break,
             }
         }
     }
-    None
+    if computed { Path::Computed } else { Path::None }
 }

@@ -298,10 +298,7 @@ impl Graph {
             }
         };
         // A library is entered by whoever loads it, which may have asked first.
-        if elf.interpreter().is_ok_and(|path| path.is_some())
-            || !elf.dynamic.is_there()
-            || elf.dynamic.needed().next().is_none()
-        {
+        if !elf.is_library() {
             root(elf.entry(), &mut self.reachable);
             for symbol in elf.symbols().filter(|symbol| symbol.name == b"main") {
                 root(symbol.address, &mut self.reachable);
@@ -333,16 +330,22 @@ impl Graph {
 
 /// Each event with the function that it happens in.
 fn walk(isa: Isa, code: &Code<'_>, functions: &Functions, mut each: impl FnMut(usize, Event)) {
-    let mut current = (0, 0, 0u64);
-    let begins = |at: u64| functions.begins(at);
-    isa.events(code.bytes, code.address, begins, |at, event| {
-        if at < current.1 || at >= current.2 {
-            let Some(function) = functions.at(at) else { return };
-            let (start, end) = functions.range(function);
-            current = (function, code.address + start as u64, code.address + end as u64);
+    for function in 0..functions.len() {
+        let (start, end) = functions.range(function);
+        let Some(body) = code.bytes.get(start..end) else { continue };
+        isa.events(body, code.address + start as u64, |_, event| each(function, event));
+    }
+}
+
+/// The first function that makes an address.
+pub(crate) fn first_user(isa: Isa, code: &Code<'_>, functions: &Functions, address: u64) -> Option<usize> {
+    let mut user = None;
+    walk(isa, code, functions, |function, event| {
+        if event == Event::Address(address) {
+            user = user.or(Some(function));
         }
-        each(current.0, event);
     });
+    user
 }
 
 /// Where functions that ask keep what they learned: variables that they write or whose address they make, and those of functions
@@ -385,20 +388,15 @@ fn stubs(isa: Isa, elf: &Elf<'_>, detection: &Detection) -> BTreeSet<u64> {
     let mut found = BTreeSet::new();
     for name in [&b".plt"[..], b".plt.sec", b".plt.got"] {
         let Some(stubs) = elf.section(name) else { continue };
-        isa.events(
-            stubs.bytes,
-            stubs.address,
-            |_| false,
-            |at, event| {
-                let place = match event {
-                    Event::Load(place) | Event::CallThrough { place, .. } => place,
-                    _ => return,
-                };
-                if detection.through.contains(&place) {
-                    found.extend([at, at.wrapping_sub(4), at.wrapping_sub(8)]);
-                }
-            },
-        );
+        isa.events(stubs.bytes, stubs.address, |at, event| {
+            let place = match event {
+                Event::Load(place) | Event::CallThrough { place, .. } => place,
+                _ => return,
+            };
+            if detection.through.contains(&place) {
+                found.extend([at, at.wrapping_sub(4), at.wrapping_sub(8)]);
+            }
+        });
     }
     found
 }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::elf::{Elf, Ident, shown};
 
 /// The schema of an inventory that is kept.
-pub const SCHEMA: u32 = 1;
+pub const SCHEMA: u32 = 2;
 
 /// Where the loader looks without being told (ld.so(8)), before the distribution's own directories.
 const PLAIN: [&str; 4] = ["/lib", "/usr/lib", "/lib64", "/usr/lib64"];
@@ -22,7 +22,7 @@ pub struct Inventory {
     pub search: Vec<String>,
     /// The loaders' paths.
     pub interpreters: Vec<String>,
-    /// Every shared library in those directories.
+    /// Every shared library in those directories, and one below.
     pub libraries: Vec<Library>,
 }
 
@@ -64,21 +64,35 @@ impl Inventory {
         search.retain(|directory| seen.insert(directory.clone()));
         let mut inventory = Self { schema: SCHEMA, source: source.to_owned(), ..Self::default() };
         for directory in &search {
-            for name in tree.list(directory) {
-                let path = format!("{directory}/{name}");
-                if is_loader(&name) {
-                    inventory.interpreters.push(path.clone());
-                }
-                if !is_library(&name) {
-                    continue;
-                }
-                if let Some(library) = tree.read(&path).and_then(|bytes| library(&path, &bytes)) {
-                    inventory.libraries.push(library);
-                }
+            let names = tree.list(directory);
+            inventory.interpreters.extend(
+                names.iter().filter(|name| is_loader(name)).map(|name| format!("{directory}/{name}")),
+            );
+            inventory.take(tree, directory, &names);
+            // What an RPATH names is mostly one below: /usr/lib/aarch64-linux-gnu/systemd.
+            for name in names
+                .iter()
+                .filter(|name| !name.contains('.') && !search.contains(&format!("{directory}/{name}")))
+            {
+                let below = format!("{directory}/{name}");
+                inventory.take(tree, &below, &tree.list(&below));
             }
         }
         inventory.search = search;
         inventory
+    }
+
+    fn take(&mut self, tree: &dyn Tree, directory: &str, names: &[String]) {
+        let paths = names.iter().filter(|name| is_library(name)).map(|name| format!("{directory}/{name}"));
+        self.libraries
+            .extend(paths.filter_map(|path| tree.read(&path).and_then(|bytes| library(&path, &bytes))));
+    }
+
+    /// The library of this name in the directories of an RPATH.
+    pub fn find_in(&self, rpath: &str, name: &str) -> Option<&Library> {
+        let paths: Vec<_> =
+            rpath.split(':').map(|directory| format!("{}/{name}", directory.trim_end_matches('/'))).collect();
+        self.libraries.iter().find(|library| paths.contains(&library.path))
     }
 
     /// The library that the loader takes for `name`: the first of the right machine in its directories.

@@ -4,6 +4,7 @@ use crate::Target;
 use crate::elf::{Code, Elf};
 use crate::finding::Finding;
 use crate::functions::Functions;
+use crate::guard::first_user;
 use crate::isa::Isa;
 
 /// What every jemalloc since 4.0 says before it gives up (src/pages.c, `pages_boot`).
@@ -48,18 +49,7 @@ const SMALLEST: u64 = 4096;
 fn page_size(isa: Isa, elf: &Elf<'_>, place: u64) -> Option<u64> {
     elf.code().iter().find_map(|code| {
         let functions = Functions::of(elf, code)?;
-        let mut user = None;
-        isa.events(
-            code.bytes,
-            code.address,
-            |at| functions.begins(at),
-            |at, event| {
-                if event == crate::isa::Event::Address(place) {
-                    user = user.or(functions.at(at));
-                }
-            },
-        );
-        let (start, end) = functions.range(user?);
+        let (start, end) = functions.range(first_user(isa, code, &functions, place)?);
         compared(isa, code, start, end)
     })
 }

@@ -3,7 +3,7 @@
 use crate::Target;
 use crate::elf::{Code, Elf, shown};
 use crate::finding::{Finding, Severity};
-use crate::functions::{Functions, Needy, needy, reached};
+use crate::functions::{Functions, Needy, Path, needy, reached};
 use crate::guard::{Detection, Graph, Use, is_chosen};
 use crate::isa::features::Set;
 
@@ -29,9 +29,8 @@ pub(super) fn check(elf: &Elf<'_>, target: &Target<'_>, findings: &mut Vec<Findi
             continue;
         }
         let detection = detection.get_or_insert_with(|| Detection::of(elf));
-        let walk = !detection.is_absent() && !detection.go;
-        let graph = walk.then(|| Graph::of(target.device.isa, elf, &code, &functions, detection));
-        judge(elf, target, &code, &functions, &found, detection, graph.as_ref(), &mut judged);
+        let section = Section { elf, target, code: &code, functions: &functions, detection };
+        section.judge(&found, &mut judged);
     }
     let detection = detection.unwrap_or_default();
     if judged.is_empty() {
@@ -54,36 +53,45 @@ fn severity(used: &Use) -> Severity {
     }
 }
 
-#[expect(clippy::too_many_arguments, reason = "one code section with everything that is known of it")]
-fn judge<'a>(
-    elf: &Elf<'a>,
-    target: &Target<'_>,
-    code: &Code<'a>,
-    functions: &Functions,
-    found: &[Needy],
-    detection: &Detection,
-    graph: Option<&Graph>,
-    judged: &mut Vec<Judged<'a>>,
-) {
-    let names = names(elf, functions, found);
-    for (needy, name) in found.iter().zip(names) {
-        let function = needy.function as usize;
-        let lacks = !target.device.features;
-        let sure = reached(target.device.isa, code, functions.range(function), lacks);
-        let used = match graph {
-            _ if name.is_some_and(is_chosen) => {
-                Use::Guarded("its name says that it is one of several to choose from")
+/// One section of code, with what is known of it.
+struct Section<'a, 'b> {
+    elf: &'b Elf<'a>,
+    target: &'b Target<'b>,
+    code: &'b Code<'a>,
+    functions: &'b Functions,
+    detection: &'b Detection,
+}
+
+impl<'a> Section<'a, '_> {
+    fn judge(&self, found: &[Needy], judged: &mut Vec<Judged<'a>>) {
+        let (isa, lacks) = (self.target.device.isa, !self.target.device.features);
+        let names = names(self.elf, self.functions, found);
+        // It takes three walks over all of the code, and mostly the names say enough.
+        let mut graph = None;
+        for (needy, name) in found.iter().zip(names) {
+            let function = needy.function as usize;
+            let path = reached(isa, self.code, self.functions.range(function), lacks);
+            if path == Path::None && !isa.is_amid_code(self.code.bytes, needy.first as usize) {
+                continue;
             }
-            _ if detection.go => Use::Guarded("Go tests what its runtime found"),
-            Some(graph) => graph.used(function),
-            None => Use::Plain,
-        };
-        // What no path leads to may be a table between functions.
-        let used = if sure.is_none() && used == Use::Plain { Use::Unclear } else { used };
-        let first = sure.unwrap_or(needy.first as usize);
-        let mnemonic = target.device.isa.mnemonic(code.bytes.get(first..).unwrap_or_default());
-        let address = code.address.wrapping_add(first as u64);
-        judged.push(Judged { name, address, mnemonic, needs: needy.needs, count: needy.count, used });
+            let used = match path {
+                _ if name.is_some_and(is_chosen) => {
+                    Use::Guarded("its name says that it is one of several to choose from")
+                }
+                _ if self.detection.go => Use::Guarded("Go tests what its runtime found"),
+                // What no path leads to may be a table between functions.
+                Path::Computed | Path::None => Use::Unclear,
+                Path::Direct(_) if self.detection.is_absent() => Use::Plain,
+                Path::Direct(_) => {
+                    let new = || Graph::of(isa, self.elf, self.code, self.functions, self.detection);
+                    graph.get_or_insert_with(new).used(function)
+                }
+            };
+            let first = if let Path::Direct(at) = path { at } else { needy.first as usize };
+            let mnemonic = isa.mnemonic(self.code.bytes.get(first..).unwrap_or_default());
+            let address = self.code.address.wrapping_add(first as u64);
+            judged.push(Judged { name, address, mnemonic, needs: needy.needs, count: needy.count, used });
+        }
     }
 }
 

@@ -28,7 +28,7 @@ pub(super) fn check(elf: &Elf<'_>, target: &Target<'_>, findings: &mut Vec<Findi
     match target.offers {
         Offers::Inventory(inventory) => {
             let own = own_directories(elf);
-            missing(elf, inventory, &needed, &own, target, findings);
+            missing(elf, inventory, &needed, own.as_deref(), target, findings);
             versions(elf, target, findings, |required| {
                 let library = inventory.find(&shown(required.library), elf.machine())?;
                 let version = shown(required.version);
@@ -64,7 +64,7 @@ fn missing(
     elf: &Elf<'_>,
     inventory: &Inventory,
     needed: &[String],
-    own: &Option<String>,
+    own: Option<&str>,
     target: &Target<'_>,
     findings: &mut Vec<Finding>,
 ) {
@@ -77,7 +77,10 @@ fn missing(
             continue;
         }
         count += 1;
-        match inventory.find(&name, elf.machine()) {
+        match inventory
+            .find(&name, elf.machine())
+            .or_else(|| own.and_then(|path| inventory.find_in(path, &name)))
+        {
             Some(library) => pending.extend(library.needed.iter().map(|next| (next.clone(), name.clone()))),
             None => absent.push(if by.is_empty() { name } else { format!("{name}, which {by} needs") }),
         }
@@ -94,6 +97,8 @@ fn missing(
     findings.push(match own {
         Some(path) => Finding::warned("needed", found, offers, remedy)
             .details([format!("it also looks in {path}, which was not read")]),
+        // Whoever loads it may have loaded them.
+        None if elf.is_library() => Finding::warned("needed", found, offers, remedy),
         None => Finding::refused("needed", found, offers, remedy),
     });
 }

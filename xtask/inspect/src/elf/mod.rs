@@ -240,6 +240,13 @@ impl<'a> Elf<'a> {
         }
     }
 
+    /// Whether others load it: it has a name of its own, or neither an interpreter nor a place at which to begin.
+    pub fn is_library(&self) -> bool {
+        let named = self.dynamic.text(elf::DT_SONAME).is_some();
+        let begins = self.interpreter().is_ok_and(|path| path.is_some()) || self.entry() != 0;
+        named || !begins
+    }
+
     /// The file's bytes from `address` to the end of what is loaded there.
     pub fn bytes_at(&self, address: u64) -> Option<&'a [u8]> {
         let load =

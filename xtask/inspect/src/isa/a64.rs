@@ -83,12 +83,11 @@ fn confirm(word: u32, candidate: Option<usize>) -> Set {
 /// Calls `hit` with the offset and the needs of each instruction of `code` that needs one of `wanted`.
 pub(super) fn scan(code: &[u8], wanted: Set, mut hit: impl FnMut(usize, Set)) {
     let groups = groups();
-    for (at, bytes) in code.chunks_exact(4).enumerate() {
-        let word = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+    for (at, word) in words(code) {
         if let Some(index) = candidate(groups, word) {
             let need = confirm(word, Some(index)) & wanted;
             if !need.is_empty() {
-                hit(at * 4, need);
+                hit(at, need);
             }
         }
     }
@@ -119,7 +118,11 @@ pub(super) fn flow(word: u32, address: u64) -> Flow {
         Flow::Branch(to(5, 14))
     } else if word & 0xfe00_0000 == 0xd600_0000 {
         // BLR and its kin come back; BR, RET and theirs do not.
-        if word & 0x0060_0000 == 0x0020_0000 { Flow::Next } else { Flow::End }
+        match word >> 21 & 3 {
+            1 => Flow::Next,
+            0 => Flow::Computed,
+            _ => Flow::End,
+        }
     } else if word & 0xffff_0000 == 0 || word & 0xffe0_001f == 0xd420_0000 {
         Flow::End
     } else {
@@ -129,15 +132,13 @@ pub(super) fn flow(word: u32, address: u64) -> Flow {
 
 /// The constants of CMP (SUBS to the zero register, immediate).
 pub(super) fn comparisons(code: &[u8]) -> Vec<u64> {
-    let words =
-        code.chunks_exact(4).map(|bytes| u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]));
-    let compares = words.filter(|word| word & 0x7f80_001f == 0x7100_001f);
+    let compares = words(code).map(|(_, word)| word).filter(|word| word & 0x7f80_001f == 0x7100_001f);
     compares.map(|word| u64::from(word >> 10 & 0xfff) << if word >> 22 & 1 == 1 { 12 } else { 0 }).collect()
 }
 
 /// Registers whose value is known on a straight path: pages of ADRP and what is added to them.
 #[derive(Debug)]
-pub(super) struct Tracker {
+struct Tracker {
     known: [Option<u64>; 32],
     /// Loaded from a known address, and how many words ago.
     loaded: [Option<(u64, u8)>; 32],
@@ -145,12 +146,12 @@ pub(super) struct Tracker {
 }
 
 impl Tracker {
-    pub(super) fn new() -> Self {
+    fn new() -> Self {
         Self { known: [None; 32], loaded: [None; 32], first_argument: None }
     }
 
     /// What the word at `address` does that matters to who guards what.
-    pub(super) fn step(&mut self, word: u32, address: u64, mut event: impl FnMut(Event)) {
+    fn step(&mut self, word: u32, address: u64, mut event: impl FnMut(Event)) {
         let (d, n) = ((word & 31) as usize, (word >> 5 & 31) as usize);
         for (_, age) in self.loaded.iter_mut().flatten() {
             *age = age.saturating_add(1);
@@ -236,14 +237,32 @@ impl Tracker {
                     }
                 }
             }
-            Flow::Branch(_) | Flow::End => {}
+            Flow::Branch(_) | Flow::Computed | Flow::End => {}
         }
     }
+}
 
-    /// A new function: nothing is known.
-    pub(super) fn reset(&mut self) {
-        *self = Self::new();
+/// What each word of a function does that matters to who guards what.
+pub(super) fn events(code: &[u8], address: u64, mut event: impl FnMut(u64, Event)) {
+    let mut tracker = Tracker::new();
+    for (at, word) in words(code) {
+        let at = address.wrapping_add(at as u64);
+        tracker.step(word, at, |found| event(at, found));
     }
+}
+
+/// Whether the words around an offset are instructions too. A table of numbers or a text among the code is not.
+pub(super) fn is_amid_code(code: &[u8], offset: usize) -> bool {
+    const AROUND: usize = 16;
+    let start = offset.saturating_sub(AROUND);
+    let end = code.len().min(offset + AROUND + 4);
+    code.get(start..end).is_some_and(|code| words(code).all(|(_, word)| decode(word).is_some()))
+}
+
+fn words(code: &[u8]) -> impl Iterator<Item = (usize, u32)> {
+    let words =
+        code.chunks_exact(4).map(|bytes| u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]));
+    words.enumerate().map(|(index, word)| (index * 4, word))
 }
 
 fn adr(word: u32, address: u64) -> u64 {

@@ -26,6 +26,8 @@ pub(crate) enum Flow {
     Jump(u64),
     Branch(u64),
     Call(u64),
+    /// To an address in a register: a table of places, or another function.
+    Computed,
     End,
 }
 
@@ -91,6 +93,15 @@ impl Isa {
         }
     }
 
+    /// Whether what surrounds an offset of `code` is code too, and no table or text among it.
+    pub(crate) fn is_amid_code(self, code: &[u8], offset: usize) -> bool {
+        match self {
+            Self::Aarch64 => a64::is_amid_code(code, offset),
+            // Any bytes are instructions of some kind.
+            Self::X86_64 => true,
+        }
+    }
+
     /// The name of the instruction that `code` begins with.
     pub fn mnemonic(self, code: &[u8]) -> String {
         match self {
@@ -111,26 +122,10 @@ impl Isa {
         }
     }
 
-    /// What each instruction of `code` does that matters to who guards what. `fresh` says where a function begins.
-    pub(crate) fn events(
-        self,
-        code: &[u8],
-        address: u64,
-        mut fresh: impl FnMut(u64) -> bool,
-        mut event: impl FnMut(u64, Event),
-    ) {
+    /// What each instruction of a function does that matters to who guards what.
+    pub(crate) fn events(self, code: &[u8], address: u64, event: impl FnMut(u64, Event)) {
         match self {
-            Self::Aarch64 => {
-                let mut tracker = a64::Tracker::new();
-                for (index, bytes) in code.chunks_exact(4).enumerate() {
-                    let at = address.wrapping_add(index as u64 * 4);
-                    if fresh(at) {
-                        tracker.reset();
-                    }
-                    let word = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
-                    tracker.step(word, at, |found| event(at, found));
-                }
-            }
+            Self::Aarch64 => a64::events(code, address, event),
             Self::X86_64 => x86::events(code, address, event),
         }
     }

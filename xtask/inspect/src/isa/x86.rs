@@ -70,7 +70,8 @@ pub(super) fn step(code: &[u8], address: u64) -> Option<(usize, Set, Flow)> {
             Flow::Branch(instruction.near_branch_target())
         }
         FlowControl::Call => Flow::Call(instruction.near_branch_target()),
-        FlowControl::IndirectBranch | FlowControl::Return | FlowControl::Exception => Flow::End,
+        FlowControl::IndirectBranch => Flow::Computed,
+        FlowControl::Return | FlowControl::Exception => Flow::End,
         FlowControl::Next | FlowControl::IndirectCall | FlowControl::Interrupt => Flow::Next,
     };
     Some((instruction.len(), needs()[instruction.code() as usize], flow))

@@ -40,10 +40,14 @@ fn judge(session: &mut Session<'_>, inspection: &Inspection, agent: &Agent) -> R
     }
     let refused: Vec<&Finding> = report.refused().collect();
     if let Some(worst) = refused.first() {
-        let all: Vec<_> = refused.iter().map(|finding| format!("{}: {}; {}", finding.id, finding.found, finding.offers)).collect();
+        let all: Vec<_> = refused
+            .iter()
+            .map(|finding| format!("{}: {}; {}", finding.id, finding.found, finding.offers))
+            .collect();
         return Err(Diagnosis::new(all.join("; "), worst.remedy.clone()).into());
     }
-    let checked = if inspection.knows_libraries() { "its libraries" } else { "its release; its libraries follow" };
+    let checked =
+        if inspection.knows_libraries() { "its libraries" } else { "its release; its libraries follow" };
     let warned = report.of(Severity::Warned).count();
     let warned = if warned == 0 { String::new() } else { format!(", {warned} warned of") };
     Ok(format!("sound on {} with {} ({checked}){warned}", inspection.device.name, inspection.name()))

@@ -42,7 +42,8 @@ pub(crate) fn run(workspace: &Workspace, args: &SmokeArgs, voice: Voice) -> Resu
 fn phases(session: &mut Session<'_>) -> Result<()> {
     let plan = session.phase(Phase::Preflight, None, preflight)?;
     let agent = session.phase(Phase::Build, None, build)?;
-    let complete = session.phase(Phase::Inspect, None, |session| inspect::before_image(session, &plan, &agent))?;
+    let complete =
+        session.phase(Phase::Inspect, None, |session| inspect::before_image(session, &plan, &agent))?;
     let (plan, image) = session.phase(Phase::Image, None, |session| ready_image(session, plan))?;
     if complete.as_deref() != Some(plan.image.name.as_str()) {
         session.phase(Phase::Inspect, None, |session| inspect::with_image(session, &plan, &agent))?;
