@@ -135,7 +135,12 @@ fn every_planted_fault_is_found_under_its_id() {
         let arch =
             if fault.device.starts_with("x86") { VmArchitecture::X86_64 } else { VmArchitecture::Aarch64 };
         let report = corpus.look(&corpus.directory.join(format!("fault-{}", fault.name)), arch, fault.device);
-        if refused(&report) != BTreeSet::from([fault.id]) {
+        let mut ids = refused(&report);
+        if fault.id == "interpreter" {
+            // Another C library's loader and that library are missed together.
+            ids.remove("needed");
+        }
+        if ids != BTreeSet::from([fault.id]) {
             wrong.push(format!("{} should be refused for {}: {:#?}", fault.name, fault.id, report.findings));
         }
         let says = report.refused().all(|finding| {
@@ -268,18 +273,24 @@ fn objdump_disassembles_the_same_at_what_is_refused() {
         let detail = &report.refused().next().unwrap().details[0];
         let words: Vec<_> = detail.split(' ').collect();
         let address = u64::from_str_radix(words[2].trim_start_matches("0x"), 16).unwrap();
-        let output = Command::new("aarch64-linux-gnu-objdump")
-            .args(["-d", "--no-show-raw-insn", "-M", "no-aliases"])
-            .arg(format!("--start-address={address:#x}"))
-            .arg(format!("--stop-address={:#x}", address + 4))
-            .arg(&path)
-            .output()
-            .unwrap();
-        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        // With its aliases and without: ours calls an instruction by one of both names.
+        let said: String =
+            ["aliases", "no-aliases"].iter().map(|names| disassembly(&path, address, names)).collect();
         assert!(said.contains(&format!("\t{}", words[0])), "{}: {detail}: {said}", fault.name);
         compared += 1;
     }
     assert!(compared >= 20, "{compared}");
+}
+
+fn disassembly(path: &Path, address: u64, names: &str) -> String {
+    let output = Command::new("aarch64-linux-gnu-objdump")
+        .args(["-d", "--no-show-raw-insn", "-M", names])
+        .arg(format!("--start-address={address:#x}"))
+        .arg(format!("--stop-address={:#x}", address + 4))
+        .arg(path)
+        .output()
+        .unwrap();
+    String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 #[test]

@@ -36,7 +36,7 @@ const SUM: &str = "#include <stdlib.h>\nstatic float a[999], b[999];\nint main(i
 const COUNT: &str =
     "static _Atomic int n;\nint main(void) { return __atomic_fetch_add(&n, 1, 5) + n - 1; }\n";
 const MASK: &str = "#include <stdlib.h>\nint main(int c, char **v) { unsigned long x = c * 77777ul, m = atol(\"4080\") ; \
-                    return __builtin_popcountl(x) > 64 || (~m & x) == 1; }\n";
+                    return __builtin_popcountl(x * m) == 63 || (~m & x) == 1; }\n";
 const ALLOCATOR: &str = "#include <unistd.h>\n#include <stdlib.h>\n#include <string.h>\nstatic const char s[] = \"<jemalloc>: Unsupported \
      system page size\\n\";\n__attribute__((noinline)) void boot(void) { long page = sysconf(_SC_PAGESIZE); if (page > PAGE) { \
      write(2, s, sizeof s); abort(); } }\nint main(void) { boot(); return 0; }\n";
@@ -73,7 +73,7 @@ pub(crate) const BUILT: &[Built] = &[
         "interpreter",
         false,
     ),
-    built("absent-library", Tool::Arm, "-L. -labsent -Wl,--no-as-needed", PLAIN, "pi5", "needed", true),
+    built("absent-library", Tool::Arm, "-Wl,--no-as-needed -L. -labsent", PLAIN, "pi5", "needed", true),
     built(
         "absent-behind",
         Tool::Arm,

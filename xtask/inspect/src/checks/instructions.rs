@@ -81,10 +81,11 @@ impl<'a> Section<'a, '_> {
                 _ if self.detection.go => Use::Guarded("Go tests what its runtime found"),
                 // What no path leads to may be a table between functions.
                 Path::Computed | Path::None => Use::Unclear,
-                Path::Direct(_) if self.detection.is_absent() => Use::Plain,
                 Path::Direct(_) => {
                     let new = || Graph::of(isa, self.elf, self.code, self.functions, self.detection);
-                    graph.get_or_insert_with(new).used(function)
+                    let graph = graph.get_or_insert_with(new);
+                    let absent = graph.nobody_asks() && self.detection.is_absent();
+                    if absent { Use::Plain } else { graph.used(function) }
                 }
             };
             let first = if let Path::Direct(at) = path { at } else { needy.first as usize };

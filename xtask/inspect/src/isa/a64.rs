@@ -45,8 +45,11 @@ fn index(name: &str) -> Option<usize> {
 fn candidate(groups: &[Vec<Indexed>; 16], word: u32) -> Option<usize> {
     const SVE: usize = 17;
     const SME: usize = 41;
+    // CNTD: libgcc's unwinder asks for the vector's length where a frame's description names it, which only SVE's code does.
+    const UNWINDER: (u32, u32) = (0xffff_ffe0, 0x04e0_e3e0);
     let op0 = (word >> 25 & 0xf) as usize;
     match op0 {
+        0b0010 if word & UNWINDER.0 == UNWINDER.1 => None,
         0b0010 => Some(SVE),
         0b0000 if word >> 31 == 1 => Some(SME),
         _ => groups[op0].iter().find(|(mask, value, _)| word & mask == *value).and_then(|row| row.2),
