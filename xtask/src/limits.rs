@@ -39,6 +39,10 @@ pub const KILL_WINDOW: Duration = Duration::from_secs(120);
 pub const PROBE: Duration = Duration::from_secs(10);
 /// What `preflight` may take for both architectures, where it has been called before; `bench preflight` measures it.
 pub const PREFLIGHT: Duration = Duration::from_millis(500);
+/// What `inspect` may take for the agent, from its start to its end; `bench inspect` measures it.
+pub const INSPECTION: Duration = Duration::from_millis(50);
+/// The same for an executable of 100 MB.
+pub const INSPECTION_OF_100_MB: Duration = Duration::from_secs(1);
 /// What `preflight --rehearse` may take for one architecture, likewise.
 pub const REHEARSAL: Duration = Duration::from_secs(2);
 /// One bare boot of a bench.

@@ -13,6 +13,7 @@ use inspect::elf::Elf;
 use inspect::finding::{Report, Severity};
 use inspect_parts::agree::{bracketed, readelf};
 use inspect_parts::build::{Tool, build, sysroot};
+use inspect_parts::distribution;
 use inspect_parts::faults::{BUILT, PATCHED};
 use inspect_parts::sound::SOUND;
 use xtask::arch::VmArchitecture;
@@ -254,6 +255,40 @@ fn agrees(elf: &Elf<'_>, path: &Path) {
         .count();
     let ours = elf.symbols().filter(|symbol| symbol.function).count();
     assert_eq!(ours, functions, "{}", path.display());
+}
+
+/// Of both Debian suites: no program that the image itself ships is refused, and readelf reads the same in a share of them.
+#[test]
+fn no_program_of_the_distribution_is_refused() {
+    for image in ["debian-12", "debian-13"] {
+        let unpacked = distribution::unpack(image);
+        let inspection = Inspection::from_args(&InspectArgs {
+            path: None,
+            arch: Some(VmArchitecture::Aarch64),
+            device: Some("pi5".to_owned()),
+            image: Some(image.to_owned()),
+            sysroot: None,
+            profile: "release".to_owned(),
+            json: false,
+        })
+        .unwrap();
+        assert!(inspection.knows_libraries(), "the image's libraries are known once it is in the cache");
+        let programs = distribution::programs(unpacked.path());
+        assert!(programs.len() > 300, "{image} has {} programs", programs.len());
+        let mut wrong = Vec::new();
+        for (index, path) in programs.iter().enumerate() {
+            let bytes = std::fs::read(path).unwrap();
+            let report = inspection.look_at(&bytes);
+            if !report.is_sound() {
+                wrong.push(format!("{}: {:#?}", path.display(), report.refused().collect::<Vec<_>>()));
+            }
+            if index % 16 == 0 {
+                agrees(&Elf::parse(&bytes).unwrap(), path);
+            }
+        }
+        assert!(wrong.is_empty(), "{} of {}:\n{}", wrong.len(), programs.len(), wrong.join("\n"));
+        println!("{image}: {} programs accepted", programs.len());
+    }
 }
 
 #[test]

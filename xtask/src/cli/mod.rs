@@ -246,6 +246,8 @@ pub enum Subject {
     Fetch,
     /// The check of this machine and the rehearsal, against what they may take
     Preflight,
+    /// `inspect` on the agent and on 100 MB, against what it may take
+    Inspect,
     /// An image's tree, against plain mmdebstrap with the same packages; and that the trees are the same
     Image,
 }
@@ -292,6 +294,10 @@ pub struct SoakArgs {
     /// Smokes that are killed at a random moment, each followed by a look at what it left
     #[arg(long, default_value_t = 0)]
     pub kills: u32,
+
+    /// Executions of the inspection on mutated executables
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub fuzz: u64,
 }
 
 /// `ci`.

@@ -39,6 +39,9 @@ pub enum Need {
     UserEmulation,
     Uidmap,
     Gpgv,
+    CrossCxx,
+    Musl,
+    Binutils,
 }
 
 impl PackageManager {
@@ -153,6 +156,12 @@ impl PackageManager {
             ],
             (N::Uidmap, _) => [&["uidmap"], &["shadow-utils"], &["shadow"], &["shadow"]],
             (N::Gpgv, _) => [&["gpgv"], &["gnupg2"], &["gnupg"], &["gpg2"]],
+            // What the tests of `inspect` compile their corpus with.
+            (N::CrossCxx, _) => {
+                [&["g++-aarch64-linux-gnu"], &["gcc-c++-aarch64-linux-gnu"], &["aarch64-linux-gnu-gcc"], &[]]
+            }
+            (N::Musl, _) => [&["musl-tools"], &["musl-gcc"], &["musl"], &[]],
+            (N::Binutils, _) => [&["binutils"], &["binutils"], &["binutils"], &["binutils"]],
         };
         row[self as usize]
     }

@@ -41,6 +41,9 @@ pub const PROGRAMS: &[(&str, Need, When)] = &[
     ("newuidmap", Need::Uidmap, When::BuildingAsUser),
     ("newgidmap", Need::Uidmap, When::BuildingAsUser),
     ("libvirtd", Need::LibvirtDaemon, When::Testing),
+    ("aarch64-linux-gnu-g++", Need::CrossCxx, When::Testing),
+    ("musl-gcc", Need::Musl, When::Testing),
+    ("readelf", Need::Binutils, When::Testing),
 ];
 
 /// Where Debian keeps the keys of its archive.

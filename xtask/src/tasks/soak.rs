@@ -20,7 +20,7 @@ use crate::workspace::Workspace;
 /// Rounds by kind: how many passed, what the others said.
 type Tally = BTreeMap<&'static str, (u32, Vec<String>)>;
 
-pub(super) fn run(_workspace: &Workspace, args: &SoakArgs) -> Result<()> {
+pub(super) fn run(workspace: &Workspace, args: &SoakArgs) -> Result<()> {
     let mut tally = Tally::new();
     for round in 1..=args.smokes {
         note(&mut tally, "smoke", round, args.smokes, smoke(args.arch));
@@ -30,6 +30,9 @@ pub(super) fn run(_workspace: &Workspace, args: &SoakArgs) -> Result<()> {
     }
     for round in 1..=args.kills {
         note(&mut tally, "kill", round, args.kills, kill_and_collect(args.arch));
+    }
+    if args.fuzz > 0 {
+        note(&mut tally, "fuzz", 1, 1, fuzz(workspace, args.fuzz));
     }
     let mut failed = 0;
     for (kind, (passed, failures)) in &tally {
@@ -73,6 +76,19 @@ fn end(mut child: Child, started: Instant) -> Result<String> {
 fn smoke(arch: VmArchitecture) -> Result<String> {
     let started = Instant::now();
     end(start(arch)?, started)
+}
+
+/// The test of the crate `inspect`, with this many executions in the place of its seconds.
+fn fuzz(workspace: &Workspace, executions: u64) -> Result<String> {
+    let started = Instant::now();
+    let status = Command::new(crate::workspace::cargo())
+        .args(["test", "--quiet", "--package", "inspect", "--test", "fuzz", "--", "--nocapture", "whatever"])
+        .env("INSPECT_FUZZ_EXECUTIONS", executions.to_string())
+        .current_dir(workspace.root())
+        .status()
+        .context("run the fuzz test")?;
+    ensure!(status.success(), "{status}; the input is named above");
+    Ok(format!("{executions} executions in {}", human_seconds(started.elapsed().as_secs_f64())))
 }
 
 fn pair(arch: VmArchitecture) -> Result<String> {

@@ -2,5 +2,6 @@
 
 pub(crate) mod agree;
 pub(crate) mod build;
+pub(crate) mod distribution;
 pub(crate) mod faults;
 pub(crate) mod sound;

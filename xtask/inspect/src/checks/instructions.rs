@@ -30,7 +30,9 @@ pub(super) fn check(elf: &Elf<'_>, target: &Target<'_>, findings: &mut Vec<Findi
         }
         let detection = detection.get_or_insert_with(|| Detection::of(elf));
         let section = Section { elf, target, code: &code, functions: &functions, detection };
-        section.judge(&found, &mut judged);
+        if section.judge(&found, &mut judged) && detection.is_absent() {
+            detection.how.push("by its identification registers".to_owned());
+        }
     }
     let detection = detection.unwrap_or_default();
     if judged.is_empty() {
@@ -63,7 +65,8 @@ struct Section<'a, 'b> {
 }
 
 impl<'a> Section<'a, '_> {
-    fn judge(&self, found: &[Needy], judged: &mut Vec<Judged<'a>>) {
+    /// Whether a function of it asks the processor itself, as far as that was looked for.
+    fn judge(&self, found: &[Needy], judged: &mut Vec<Judged<'a>>) -> bool {
         let (isa, lacks) = (self.target.device.isa, !self.target.device.features);
         let names = names(self.elf, self.functions, found);
         // It takes three walks over all of the code, and mostly the names say enough.
@@ -93,6 +96,7 @@ impl<'a> Section<'a, '_> {
             let address = self.code.address.wrapping_add(first as u64);
             judged.push(Judged { name, address, mnemonic, needs: needy.needs, count: needy.count, used });
         }
+        graph.is_some_and(|graph| !graph.nobody_asks())
     }
 }
 

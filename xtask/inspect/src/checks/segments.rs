@@ -26,7 +26,7 @@ pub(super) fn check(elf: &Elf<'_>, target: &Target<'_>, findings: &mut Vec<Findi
     let smallest = loads.iter().map(|load| load.align).min().unwrap_or(0);
     let mut fits = Vec::new();
     for page in &target.pages {
-        match fault(&loads, page.bytes) {
+        match fault(&loads, page.bytes, elf.is_library()) {
             None => fits.push(page.bytes.to_string()),
             Some(why) => {
                 let found = format!("segments aligned to {smallest}: {why}");
@@ -46,7 +46,11 @@ pub(super) fn check(elf: &Elf<'_>, target: &Target<'_>, findings: &mut Vec<Findi
 
 /// Why segments cannot be mapped with such pages: fs/binfmt_elf.c maps whole pages, at an address that has the file offset's
 /// place in its page; and of two segments in one page the later one's access rights hold for both.
-fn fault(loads: &[Load], page: u64) -> Option<String> {
+fn fault(loads: &[Load], page: u64, library: bool) -> Option<String> {
+    // glibc's elf/dl-load.c, of what the loader and not the kernel maps.
+    if library && loads.iter().any(|load| load.align % page != 0) {
+        return Some("the dynamic loader takes no smaller alignment than a page".to_owned());
+    }
     let crooked = loads.iter().find(|load| load.offset % page != load.address % page && load.file_size > 0);
     if let Some(load) = crooked {
         return Some(format!(

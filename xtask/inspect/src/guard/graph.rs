@@ -85,7 +85,11 @@ impl Graph {
         let (decides, tests, complete) = (&mut self.decides, &mut self.tests, &mut self.complete);
         walk(isa, code, functions, |function, event| {
             let to = match event {
-                Event::Call { to, .. } | Event::Jump { to, .. } | Event::Address(to) => to,
+                Event::Call { to, .. } | Event::Jump { to, .. } => to,
+                Event::Address(to) => {
+                    decides[function] |= holds(written, to);
+                    to
+                }
                 Event::Load(place) | Event::Tests(place) => {
                     decides[function] |= holds(written, place);
                     tests[function] |= matches!(event, Event::Tests(_)) && elf.is_variable(place);
