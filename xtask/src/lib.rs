@@ -2,7 +2,8 @@
 //!
 //! Modules in reading order: [`cli`] (every flag), [`arch`] (the one table of architectures), [`limits`] (every
 //! duration), [`report`] (the result, and its views), [`exit`] (errors with an exit code of their own), [`paths`]
-//! (where things are kept), [`digest`], [`workspace`], [`host`] (what this machine has and lacks), [`agent_build`], [`domain`] (the
+//! (where things are kept), [`digest`], [`workspace`], [`host`] (what this machine has and lacks), [`agent_build`],
+//! [`inspection`] (will it run there), [`domain`] (the
 //! machine and its seed), [`image`] (what can be booted), [`plan`] (what was
 //! asked, resolved), [`run_dir`] (who owns what a run leaves), [`tasks`] (the front door's tasks).
 //!
@@ -23,6 +24,7 @@ pub mod exit;
 mod golden;
 pub mod host;
 pub mod image;
+pub mod inspection;
 pub mod limits;
 pub mod paths;
 pub mod plan;

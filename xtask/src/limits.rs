@@ -42,6 +42,10 @@ pub const KILL_WINDOW: Duration = Duration::from_secs(150);
 pub const PROBE: Duration = Duration::from_secs(10);
 /// What `preflight` may take for both architectures, where it has been called before; `bench preflight` measures it.
 pub const PREFLIGHT: Duration = Duration::from_millis(500);
+/// What `inspect` may take for the agent, from its start to its end; `bench inspect` measures it.
+pub const INSPECTION: Duration = Duration::from_millis(50);
+/// The same for an executable of 100 MB.
+pub const INSPECTION_OF_100_MB: Duration = Duration::from_secs(1);
 /// What `preflight --rehearse` may take for one architecture, likewise.
 pub const REHEARSAL: Duration = Duration::from_secs(2);
 /// One bare boot of a bench.
@@ -61,6 +65,9 @@ pub const SIGNATURE: Duration = Duration::from_secs(20);
 pub fn rest(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
+
+/// Until an image's disk is unpacked, to read its libraries.
+pub const INVENTORY: Duration = Duration::from_secs(300);
 
 /// The limits of one run's waits for its guest.
 #[derive(Debug, Clone, Copy)]

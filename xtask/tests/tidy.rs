@@ -73,7 +73,13 @@ fn flags_stand_in_cli() {
     named.sort();
     assert_eq!(
         named,
-        ["agent/src/main.rs", "xtask/src/cli/image.rs", "xtask/src/cli/mod.rs", "xtask/src/cli/preflight.rs"]
+        [
+            "agent/src/main.rs",
+            "xtask/src/cli/image.rs",
+            "xtask/src/cli/inspect.rs",
+            "xtask/src/cli/mod.rs",
+            "xtask/src/cli/preflight.rs"
+        ]
     );
 }
 

@@ -1,7 +1,6 @@
-//! From the agent's sources to an executable that fits the device: linker, build, artifact, ELF header.
+//! From the agent's sources to an executable that fits the device: linker, build, artifact, a look at its header.
 
 pub mod artifact;
-pub mod elf;
 pub mod linker;
 pub mod profile;
 
@@ -13,6 +12,7 @@ use xshell::{Shell, cmd};
 
 use crate::arch::{MachineProfile, VmArchitecture};
 use crate::cli::BuildArgs;
+use crate::inspection;
 use crate::workspace::{Workspace, inherited_from_cargo};
 
 /// The package that is built and tested.
@@ -38,7 +38,8 @@ impl Agent {
     /// Where it cannot be read, is no ELF executable, or is for another machine.
     pub fn inspect(path: &Path, arch: VmArchitecture) -> Result<Self> {
         let bytes = std::fs::read(path).with_context(|| format!("read the agent {}", path.display()))?;
-        elf::check(&bytes, arch).with_context(|| format!("check the agent {}", path.display()))?;
+        inspection::check_header(&bytes, arch)
+            .with_context(|| format!("check the agent {}", path.display()))?;
         let sha256 = hex(&Sha256::digest(&bytes));
         Ok(Self { path: path.to_owned(), content: bytes, sha256, arch })
     }

@@ -1,6 +1,7 @@
 //! Every flag and help text. Both binaries parse this same [`Cli`], so that `smoke --help` never needs libvirt.
 
 mod image;
+mod inspect;
 mod preflight;
 
 use std::path::PathBuf;
@@ -12,6 +13,7 @@ use crate::arch::VmArchitecture;
 pub use image::{
     BumpArgs, ImageArgs, ImageBuildArgs, ImageCommand, ImageFetchArgs, ImageVerifyArgs, PruneArgs,
 };
+pub use inspect::InspectArgs;
 pub use preflight::{FixArgs, PreflightArgs, RehearsalFault};
 
 /// The command line.
@@ -74,6 +76,8 @@ pub enum Command {
     Preflight(PreflightArgs),
     /// Build the agent for a device and print the executable's path
     Build(BuildArgs),
+    /// Say whether an executable will run on a device, in milliseconds and without a boot; exit 1 where it will not
+    Inspect(InspectArgs),
     /// Prove the agent in an emulated machine: boot, install, join, ping, workload, power cut, rejoin
     Smoke(SmokeArgs),
     /// Machines that `smoke --keep` left running
@@ -254,6 +258,8 @@ pub enum Subject {
     Fetch,
     /// The check of this machine and the rehearsal, against what they may take
     Preflight,
+    /// `inspect` on the agent and on 100 MB, against what it may take
+    Inspect,
     /// An image's tree, against plain mmdebstrap with the same packages; and that the trees are the same
     Image,
     /// What the agent takes of the device: executable, memory, time to its first status, processor time at rest
@@ -306,6 +312,10 @@ pub struct SoakArgs {
     /// The agent's tests with a hundred kills at random moments and a broker that is away for minutes
     #[arg(long)]
     pub agent: bool,
+
+    /// Executions of the inspection on mutated executables
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub fuzz: u64,
 }
 
 /// `ci`.
@@ -356,6 +366,8 @@ mod tests {
             &["preflight", "--arch", "vax"],
             &["preflight", "--connect", "xen:///system"],
             &["preflight", "--connect", "system"],
+            &["inspect", "--arch", "vax"],
+            &["inspect", "--image", "debian-12", "--sysroot", "/"],
             &["image", "fetch"],
             &["image", "fetch", "https://host/file", "--image-digest", "md5:00"],
             &["image", "prune", "--keep", "lots"],

@@ -41,6 +41,9 @@ pub enum Need {
     Uidmap,
     Gpgv,
     Podman,
+    CrossCxx,
+    Musl,
+    Binutils,
 }
 
 impl PackageManager {
@@ -159,6 +162,12 @@ impl PackageManager {
             (N::Gpgv, _) => [&["gpgv"], &["gnupg2"], &["gnupg"], &["gpg2"]],
             // With runc: Debian 12's crun refuses the hybrid cgroup layout of some build machines.
             (N::Podman, _) => [&["podman", "runc"], &["podman"], &["podman"], &["podman"]],
+            // What the tests of `inspect` compile their corpus with.
+            (N::CrossCxx, _) => {
+                [&["g++-aarch64-linux-gnu"], &["gcc-c++-aarch64-linux-gnu"], &["aarch64-linux-gnu-gcc"], &[]]
+            }
+            (N::Musl, _) => [&["musl-tools"], &["musl-gcc"], &["musl"], &[]],
+            (N::Binutils, _) => [&["binutils"], &["binutils"], &["binutils"], &["binutils"]],
         };
         row[self as usize]
     }

@@ -43,6 +43,9 @@ pub const PROGRAMS: &[(&str, Need, When)] = &[
     ("libvirtd", Need::LibvirtDaemon, When::Testing),
     ("podman", Need::Podman, When::Testing),
     ("runc", Need::Podman, When::Testing),
+    ("aarch64-linux-gnu-g++", Need::CrossCxx, When::Testing),
+    ("musl-gcc", Need::Musl, When::Testing),
+    ("readelf", Need::Binutils, When::Testing),
 ];
 
 /// Where Debian keeps the keys of its archive.

@@ -2,6 +2,7 @@
 //! with a name; a file or an address may be given instead. The back room's `image` module makes or fetches what is named here.
 
 pub mod catalogue;
+pub mod inventory;
 pub mod manifest;
 
 use std::path::{Path, PathBuf};

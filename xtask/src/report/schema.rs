@@ -111,6 +111,7 @@ pub struct PhaseReport {
 pub enum Phase {
     Preflight,
     Build,
+    Inspect,
     Image,
     Boot,
     Provision,
@@ -124,9 +125,10 @@ pub enum Phase {
 
 impl Phase {
     /// Every phase, in order.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Preflight,
         Self::Build,
+        Self::Inspect,
         Self::Image,
         Self::Boot,
         Self::Provision,
@@ -143,6 +145,7 @@ impl Phase {
         match self {
             Self::Preflight => "preflight",
             Self::Build => "build",
+            Self::Inspect => "inspect",
             Self::Image => "image",
             Self::Boot => "boot",
             Self::Provision => "provision",

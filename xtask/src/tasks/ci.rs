@@ -96,6 +96,7 @@ pub(super) fn run(workspace: &Workspace, args: &CiArgs) -> Result<()> {
         // Its aarch64 twin is among the tests of images, which look into the guest too.
         let (name, arguments) = smoke("x86_64", Some("debian-13"));
         count.step(workspace, &name, &arguments);
+        count.step(workspace, "inspect", &on(&test, &["inspect"]));
         // Two machines at a time are what two processors carry.
         let threads = ["--", "--test-threads", "2"];
         count.step(workspace, "images", &on(&test, &on(&["images"], &threads)));

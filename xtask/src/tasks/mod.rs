@@ -2,6 +2,7 @@
 
 mod build;
 mod ci;
+mod inspect;
 pub mod preflight;
 mod soak;
 mod vm;
@@ -30,6 +31,9 @@ pub fn run(cli: &Cli) -> Result<()> {
         clap_complete::generate(*shell, &mut Cli::command(), "cargo-xtask", &mut std::io::stdout());
         return Ok(());
     }
+    if let Command::Inspect(args) = &cli.command {
+        return inspect::run(args, cli.voice);
+    }
     let workspace = Workspace::find()?;
     match &cli.command {
         Command::Preflight(args) => preflight::run(&workspace, args, cli.voice),
@@ -53,7 +57,7 @@ pub fn run(cli: &Cli) -> Result<()> {
             enter_back_room(&workspace)
         }
         Command::Vm(command) => vm::run(command),
-        Command::Completions { .. } => unreachable!("done above"),
+        Command::Completions { .. } | Command::Inspect(_) => unreachable!("done above"),
     }
 }
 

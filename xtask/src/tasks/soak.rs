@@ -19,6 +19,10 @@ use crate::workspace::{Workspace, cargo};
 
 use super::ci::AGENT_TESTS;
 
+/// Of the crate `inspect`, by executions in the place of its seconds.
+const FUZZ_TEST: &[&str] =
+    &["test", "--quiet", "--package", "inspect", "--test", "fuzz", "--", "--nocapture", "whatever"];
+
 /// Rounds by kind: how many passed, what the others said.
 type Tally = BTreeMap<&'static str, (u32, Vec<String>)>;
 
@@ -34,7 +38,11 @@ pub(super) fn run(workspace: &Workspace, args: &SoakArgs) -> Result<()> {
         note(&mut tally, "kill", round, args.kills, kill_and_collect(args.arch));
     }
     if args.agent {
-        note(&mut tally, "agent", 1, 1, agent(workspace));
+        note(&mut tally, "agent", 1, 1, tests(workspace, AGENT_TESTS, ("IOT_AGENT_SOAK", "1")));
+    }
+    if args.fuzz > 0 {
+        let executions = args.fuzz.to_string();
+        note(&mut tally, "fuzz", 1, 1, tests(workspace, FUZZ_TEST, ("INSPECT_FUZZ_EXECUTIONS", &executions)));
     }
     let mut failed = 0;
     for (kind, (passed, failures)) in &tally {
@@ -80,18 +88,18 @@ fn smoke(arch: VmArchitecture) -> Result<String> {
     end(start(arch)?, started)
 }
 
-/// The tests against a real broker and a real podman, which take more time where this variable is set.
-fn agent(workspace: &Workspace) -> Result<String> {
+/// Tests that take more time where this variable is set.
+fn tests(workspace: &Workspace, arguments: &[&str], (name, value): (&str, &str)) -> Result<String> {
     let started = Instant::now();
     let status = Command::new(cargo())
-        .args(AGENT_TESTS)
-        .env("IOT_AGENT_SOAK", "1")
+        .args(arguments)
+        .env(name, value)
         .current_dir(workspace.root())
         .stdin(Stdio::null())
         .stdout(std::io::stderr())
         .status()
-        .context("run the agent's tests")?;
-    ensure!(status.success(), "{status}");
+        .context("run the tests")?;
+    ensure!(status.success(), "{status}; what failed is named above");
     Ok(format!("passed in {}", human_seconds(started.elapsed().as_secs_f64())))
 }
 

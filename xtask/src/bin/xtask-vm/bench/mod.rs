@@ -4,6 +4,7 @@ mod boot;
 mod fetch;
 mod footprint;
 mod image;
+mod inspect;
 mod preflight;
 
 use std::fs::File;
@@ -30,6 +31,7 @@ pub(crate) fn run(workspace: &Workspace, args: &BenchArgs, voice: Voice) -> Resu
         Subject::Fetch => fetch::run(args, voice, &interrupt),
         Subject::Footprint => footprint::run(args, voice, &interrupt),
         Subject::Image => image::run(args, voice, &interrupt),
+        Subject::Inspect => return inspect::run(workspace, args, &interrupt),
         Subject::Preflight => return preflight::run(args, &interrupt),
     };
     // What was measured may be a child that the Ctrl-C ended.

@@ -1,7 +1,7 @@
 //! `cargo xtask bench preflight`: the whole command as a person calls it, for both architectures, and the rehearsal of each,
 //! against what they may take.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,7 @@ use crate::interrupt::Interrupt;
 
 /// One command, as often as asked.
 #[derive(Debug, Serialize)]
-struct Measured {
+pub(super) struct Measured {
     what: String,
     seconds: Vec<f64>,
     median: f64,
@@ -25,7 +25,7 @@ struct Measured {
 }
 
 #[derive(Debug, Serialize)]
-struct Figures {
+pub(super) struct Figures {
     schema: u32,
     subject: &'static str,
     measured: Vec<Measured>,
@@ -33,12 +33,7 @@ struct Figures {
 
 pub(super) fn run(args: &BenchArgs, interrupt: &Interrupt) -> Result<()> {
     let back_room = std::env::current_exe().context("find this program")?;
-    let front_door = back_room.with_file_name("xtask");
-    ensure!(
-        front_door.exists(),
-        "find the front door {}: build it by `cargo xtask --help`",
-        front_door.display()
-    );
+    let front_door = front_door()?;
     let mut measured =
         vec![measure(&front_door, &["preflight"], "preflight of both", limits::PREFLIGHT, args, interrupt)?];
     for arch in VmArchitecture::ALL.map(|arch| arch.to_string()) {
@@ -46,27 +41,48 @@ pub(super) fn run(args: &BenchArgs, interrupt: &Interrupt) -> Result<()> {
         let what = format!("preflight and rehearsal of {arch}");
         measured.push(measure(&back_room, &words, &what, limits::REHEARSAL, args, interrupt)?);
     }
-    let figures = Figures { schema: 1, subject: "preflight", measured };
-    if args.json {
-        println!("{}", serde_json::to_string_pretty(&figures)?);
-    } else {
-        for Measured { what, seconds, median, limit } in &figures.measured {
-            let all: Vec<_> = seconds.iter().map(|one| format!("{one:.2}")).collect();
-            println!("{what}: {} s, median {median:.2} s of at most {limit:.1} s", all.join(", "));
-        }
+    Figures::new("preflight", measured).conclude(args.json, "see which probe of src/host/ takes it")
+}
+
+/// The front door, beside this program.
+pub(super) fn front_door() -> Result<PathBuf> {
+    let front_door = std::env::current_exe().context("find this program")?.with_file_name("xtask");
+    ensure!(
+        front_door.exists(),
+        "find the front door {}: build it by `cargo xtask --help`",
+        front_door.display()
+    );
+    Ok(front_door)
+}
+
+impl Figures {
+    pub(super) fn new(subject: &'static str, measured: Vec<Measured>) -> Self {
+        Self { schema: 1, subject, measured }
     }
-    match figures.measured.iter().find(|measured| measured.median > measured.limit) {
-        None => Ok(()),
-        Some(Measured { what, median, limit, .. }) => Err(Diagnosis::new(
-            format!("{what} takes {median:.2} s, and {limit:.1} s is what it may take"),
-            "look whether something else runs on this machine; else see which probe of src/host/ takes it",
-        )
-        .into()),
+
+    /// Prints them; an error where one took longer than it may.
+    pub(super) fn conclude(&self, json: bool, hint: &str) -> Result<()> {
+        if json {
+            println!("{}", serde_json::to_string_pretty(self)?);
+        } else {
+            for Measured { what, seconds, median, limit } in &self.measured {
+                let all: Vec<_> = seconds.iter().map(|one| format!("{one:.3}")).collect();
+                println!("{what}: {} s, median {median:.3} s of at most {limit} s", all.join(", "));
+            }
+        }
+        match self.measured.iter().find(|measured| measured.median > measured.limit) {
+            None => Ok(()),
+            Some(Measured { what, median, limit, .. }) => Err(Diagnosis::new(
+                format!("{what} takes {median:.3} s, and {limit} s is what it may take"),
+                format!("look whether something else runs on this machine; else {hint}"),
+            )
+            .into()),
+        }
     }
 }
 
 /// Once to warm what is cached, then as often as asked.
-fn measure(
+pub(super) fn measure(
     program: &Path,
     words: &[&str],
     what: &str,

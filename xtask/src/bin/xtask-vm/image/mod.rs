@@ -11,6 +11,7 @@
 mod build;
 mod bump;
 pub(crate) mod commands;
+mod inventory;
 mod make;
 mod probe;
 mod prune;
@@ -93,6 +94,7 @@ pub(crate) fn ensure(store: &mut Store<'_>, image: &Image, patience: Patience) -
             Source::File(_) => unreachable!("done above"),
         },
     };
+    inventory::keep(store, image, &store.directory(&key));
     if !image.is_verified() {
         store.screen.line(&format!(
             "{} is UNVERIFIED, {}; to take it anew, delete {}",

@@ -1,10 +1,11 @@
-//! `cargo xtask smoke`: the phases, readable as prose. [`session`] runs and times a phase, [`image`] gets the disk, [`boot`] gets the machine up, [`running`] is the machine
+//! `cargo xtask smoke`: the phases, readable as prose. [`session`] runs and times a phase, [`inspect`] looks at the executable, [`image`] gets the disk, [`boot`] gets the machine up, [`running`] is the machine
 //! while it runs, [`workload`] has it run containers, [`verify`] and [`deployed`] judge what the fleet bus shows.
 
 mod boot;
 mod deployed;
 mod footprint;
 mod image;
+mod inspect;
 mod running;
 mod session;
 mod verify;
@@ -49,7 +50,12 @@ fn phases(session: &mut Session<'_>) -> Result<()> {
         let (agent, detail) = build(session)?;
         Ok(((agent, workload_image(session)?), detail))
     })?;
+    let complete =
+        session.phase(Phase::Inspect, None, |session| inspect::before_image(session, &plan, &agent))?;
     let (plan, image) = session.phase(Phase::Image, None, |session| ready_image(session, plan))?;
+    if complete.as_deref() != Some(plan.image.name.as_str()) {
+        session.phase(Phase::Inspect, None, |session| inspect::with_image(session, &plan, &agent))?;
+    }
     let mut vm = session.phase(Phase::Boot, Some(plan.limits().boot()), |session| {
         RunningVm::boot(session, plan, &image, &Subject { agent: &agent, workload: &workload })
     })?;

@@ -1,0 +1,64 @@
+//! `allocator-page-size`: jemalloc is compiled for a page size and ends the process where the kernel's is larger.
+
+use crate::Target;
+use crate::elf::{Code, Elf};
+use crate::finding::Finding;
+use crate::functions::Functions;
+use crate::guard::first_user;
+use crate::isa::Isa;
+
+/// What every jemalloc since 4.0 says before it gives up (src/pages.c, `pages_boot`).
+const COMPLAINT: &[u8] = b"<jemalloc>: Unsupported system page size";
+
+pub(super) fn check(elf: &Elf<'_>, target: &Target<'_>, findings: &mut Vec<Finding>) {
+    let place = elf.loads().find_map(|load| {
+        let start = usize::try_from(load.offset).ok()?;
+        let bytes = elf.data.get(start..start.checked_add(usize::try_from(load.file_size).ok()?)?)?;
+        Some(load.address + crate::guard::find(bytes, COMPLAINT)? as u64)
+    });
+    let Some(place) = place else { return };
+    let Some(built) = page_size(target.device.isa, elf, place) else {
+        if target.pages.iter().any(|page| page.bytes > SMALLEST) {
+            let remedy = "see how it was built: JEMALLOC_SYS_WITH_LG_PAGE=16, or --with-lg-page=16, serves every page size";
+            let found = "it has jemalloc, and it cannot be told for which page size";
+            findings.push(Finding::warned("allocator-page-size", found, target.describe_pages(), remedy));
+        }
+        return;
+    };
+    let found = format!("it has jemalloc, built for pages of at most {built} bytes");
+    let small = target.pages.iter().filter(|page| page.bytes > built);
+    let count = findings.len();
+    for page in small {
+        let offers = format!(
+            "{} with pages of {} bytes; it ends at its first allocation there",
+            page.whose, page.bytes
+        );
+        let remedy = "build jemalloc for 64 KiB: JEMALLOC_SYS_WITH_LG_PAGE=16 (tikv-jemallocator), --with-lg-page=16 (configure)";
+        let make = if page.certain { Finding::refused } else { Finding::warned };
+        findings.push(make("allocator-page-size", found.clone(), offers, remedy.to_owned()));
+    }
+    if findings.len() == count {
+        findings.push(Finding::informs("allocator-page-size", found));
+    }
+}
+
+const SMALLEST: u64 = 4096;
+
+/// `if (os_page > PAGE) malloc_write(COMPLAINT)`: the largest power of two that is compared with in the function that makes the
+/// complaint's address.
+fn page_size(isa: Isa, elf: &Elf<'_>, place: u64) -> Option<u64> {
+    elf.code().iter().find_map(|code| {
+        let functions = Functions::of(elf, code)?;
+        let (start, end) = functions.range(first_user(isa, code, &functions, place)?);
+        compared(isa, code, start, end)
+    })
+}
+
+fn compared(isa: Isa, code: &Code<'_>, start: usize, end: usize) -> Option<u64> {
+    const PAGES: [u64; 5] = [4096, 8192, 16384, 32768, 65536];
+    let body = code.bytes.get(start..end)?;
+    let found: Vec<u64> = isa.comparisons(body);
+    // `> 4095` and `>= 4096` are `> PAGE` too, as compilers write it.
+    let page = |value: u64| PAGES.into_iter().find(|page| [*page, page + 1].contains(&value));
+    found.into_iter().filter_map(page).next()
+}

@@ -1,0 +1,29 @@
+//! `stripped`, `debug-link`, `build-id`, `size`: what it is.
+
+use crate::elf::{Elf, shown};
+use crate::finding::Finding;
+
+pub(super) fn check(elf: &Elf<'_>, findings: &mut Vec<Finding>) {
+    let stripped = match (elf.has_debug_information(), elf.has_symbols()) {
+        (true, _) => "no: it has line numbers",
+        (false, true) => "in part: it has symbols, and no line numbers",
+        (false, false) => "yes: it has neither symbols nor line numbers",
+    };
+    findings.push(Finding::informs("stripped", stripped));
+    if let Some(name) = elf.debug_link() {
+        findings.push(Finding::informs("debug-link", shown(name)));
+    }
+    let id =
+        elf.build_id().map(|id| id.iter().take(32).map(|byte| format!("{byte:02x}")).collect::<String>());
+    findings.push(Finding::informs(
+        "build-id",
+        id.unwrap_or_else(|| "none: a crash cannot be matched with its symbols".to_owned()),
+    ));
+    let loaded: u64 = elf.loads().map(|load| load.memory_size).fold(0, u64::saturating_add);
+    let (segments, sections) = elf.counts();
+    let found = format!(
+        "{} bytes, {loaded} of them in memory; {segments} program headers, {sections} sections",
+        elf.data.len()
+    );
+    findings.push(Finding::informs("size", found));
+}

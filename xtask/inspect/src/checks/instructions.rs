@@ -1,0 +1,171 @@
+//! `instructions`: does it use what the target's core lacks?
+
+use crate::Target;
+use crate::elf::{Code, Elf, shown};
+use crate::finding::{Finding, Severity};
+use crate::functions::{Functions, Needy, Path, needy, reached};
+use crate::guard::{Detection, Graph, Use, is_chosen};
+use crate::isa::features::Set;
+
+/// One function, judged.
+struct Judged<'a> {
+    name: Option<&'a [u8]>,
+    address: u64,
+    mnemonic: String,
+    needs: Set,
+    count: u32,
+    used: Use,
+}
+
+pub(super) fn check(elf: &Elf<'_>, target: &Target<'_>, findings: &mut Vec<Finding>) {
+    let lacks = !target.device.features;
+    let mut judged: Vec<Judged<'_>> = Vec::new();
+    let (mut detection, mut left) = (None, 0);
+    for code in elf.code() {
+        let Some(functions) = Functions::of(elf, &code) else { continue };
+        let (found, more) = needy(target.device.isa, &code, &functions, lacks);
+        left += more;
+        if found.is_empty() {
+            continue;
+        }
+        let detection = detection.get_or_insert_with(|| Detection::of(elf));
+        let section = Section { elf, target, code: &code, functions: &functions, detection };
+        if section.judge(&found, &mut judged) && detection.is_absent() {
+            detection.how.push("by its identification registers".to_owned());
+        }
+    }
+    let detection = detection.unwrap_or_default();
+    if judged.is_empty() {
+        let found = format!("none beyond what {} has", target.device.about);
+        findings.push(Finding::informs("instructions", found));
+    }
+    for severity in [Severity::Refused, Severity::Warned, Severity::Informs] {
+        let of_it: Vec<_> = judged.iter().filter(|judged| self::severity(&judged.used) == severity).collect();
+        if !of_it.is_empty() {
+            findings.push(finding(severity, &of_it, &detection, left, target));
+        }
+    }
+}
+
+fn severity(used: &Use) -> Severity {
+    match used {
+        Use::Plain => Severity::Refused,
+        Use::Unclear => Severity::Warned,
+        Use::Guarded(_) => Severity::Informs,
+    }
+}
+
+/// One section of code, with what is known of it.
+struct Section<'a, 'b> {
+    elf: &'b Elf<'a>,
+    target: &'b Target<'b>,
+    code: &'b Code<'a>,
+    functions: &'b Functions,
+    detection: &'b Detection,
+}
+
+impl<'a> Section<'a, '_> {
+    /// Whether a function of it asks the processor itself, as far as that was looked for.
+    fn judge(&self, found: &[Needy], judged: &mut Vec<Judged<'a>>) -> bool {
+        let (isa, lacks) = (self.target.device.isa, !self.target.device.features);
+        let names = names(self.elf, self.functions, found);
+        // It takes three walks over all of the code, and mostly the names say enough.
+        let mut graph = None;
+        for (needy, name) in found.iter().zip(names) {
+            let function = needy.function as usize;
+            let path = reached(isa, self.code, self.functions.range(function), lacks);
+            if path == Path::None && !isa.is_amid_code(self.code.bytes, needy.first as usize) {
+                continue;
+            }
+            let used = match path {
+                _ if name.is_some_and(is_chosen) => {
+                    Use::Guarded("its name says that it is one of several to choose from")
+                }
+                _ if self.detection.go => Use::Guarded("Go tests what its runtime found"),
+                // What no path leads to may be a table between functions.
+                Path::Computed | Path::None => Use::Unclear,
+                Path::Direct(_) => {
+                    let new = || Graph::of(isa, self.elf, self.code, self.functions, self.detection);
+                    let graph = graph.get_or_insert_with(new);
+                    let absent = graph.nobody_asks() && self.detection.is_absent();
+                    if absent { Use::Plain } else { graph.used(function) }
+                }
+            };
+            let first = if let Path::Direct(at) = path { at } else { needy.first as usize };
+            let mnemonic = isa.mnemonic(self.code.bytes.get(first..).unwrap_or_default());
+            let address = self.code.address.wrapping_add(first as u64);
+            judged.push(Judged { name, address, mnemonic, needs: needy.needs, count: needy.count, used });
+        }
+        graph.is_some_and(|graph| !graph.nobody_asks())
+    }
+}
+
+/// The names of the functions, in one pass over the symbols.
+fn names<'a>(elf: &Elf<'a>, functions: &Functions, found: &[Needy]) -> Vec<Option<&'a [u8]>> {
+    let mut names: Vec<Option<&'a [u8]>> = vec![None; found.len()];
+    for symbol in elf.symbols().filter(|symbol| symbol.function) {
+        let Some(function) = functions.at(symbol.address) else { continue };
+        if let Ok(at) = found.binary_search_by_key(&(function as u32), |needy| needy.function)
+            && functions.address(function) == symbol.address
+        {
+            // Of several names for one function, that which says most.
+            let says_more = names[at].is_none_or(|known| !is_chosen(known) && is_chosen(symbol.name));
+            if says_more {
+                names[at] = Some(symbol.name);
+            }
+        }
+    }
+    names
+}
+
+fn finding(
+    severity: Severity,
+    judged: &[&Judged<'_>],
+    detection: &Detection,
+    left: usize,
+    target: &Target<'_>,
+) -> Finding {
+    let needs = judged.iter().fold(Set::NONE, |set, judged| set | judged.needs);
+    let features = target.device.isa.features();
+    let named: Vec<_> = (needs & !target.device.features)
+        .iter()
+        .filter_map(|index| features.get(index))
+        .map(|feature| format!("{} ({})", feature.name, feature.level))
+        .collect();
+    let (count, functions) = (judged.iter().map(|judged| u64::from(judged.count)).sum::<u64>(), judged.len());
+    let more = if left > 0 { format!(", and {left} instructions more") } else { String::new() };
+    let used = match severity {
+        Severity::Refused => "used without a check",
+        Severity::Warned => "and it cannot be told whether something checks before they are used",
+        Severity::Informs => "behind a check at run time, as far as can be told",
+    };
+    let found = format!("{}: {count} instructions in {functions} functions{more}, {used}", named.join(", "));
+    let asks = match detection.how.as_slice() {
+        [] => "nothing in it asks the processor".to_owned(),
+        how => format!("it asks the processor: {}", how.join(", ")),
+    };
+    let offers = format!("{} lacks them; {asks}", target.device.about);
+    let remedy = match severity {
+        Severity::Informs => String::new(),
+        _ => remedy(target),
+    };
+    let details = judged.iter().map(|judged| {
+        let name = judged.name.map_or_else(|| "a function without a name".to_owned(), shown);
+        let why = match judged.used {
+            Use::Guarded(why) => format!(": {why}"),
+            _ => String::new(),
+        };
+        format!("{} at {:#x} in {name}{why}", judged.mnemonic, judged.address)
+    });
+    Finding::new("instructions", severity, found).offers(offers).remedy(remedy).details(details)
+}
+
+fn remedy(target: &Target<'_>) -> String {
+    let level = match target.device.isa {
+        crate::isa::Isa::Aarch64 => format!("-mcpu={}", target.device.cpu.as_deref().unwrap_or("generic")),
+        crate::isa::Isa::X86_64 => format!("-march={}", target.device.name),
+    };
+    format!(
+        "compile it, and what it links statically, for the device ({level}; Rust: -C target-cpu, never native), or choose at run time"
+    )
+}

@@ -1,0 +1,45 @@
+//! `interpreter`: is the dynamic loader that it asks for there?
+
+use crate::elf::{Elf, shown};
+use crate::finding::Finding;
+use crate::{Offers, Target};
+
+pub(super) fn check(elf: &Elf<'_>, target: &Target<'_>, findings: &mut Vec<Finding>) {
+    let asked = match elf.interpreter() {
+        Err(why) => {
+            findings.push(Finding::refused("interpreter", why, target.loader.clone(), "link it again"));
+            return;
+        }
+        Ok(None) => {
+            let kind = if elf.dynamic.needed().next().is_some() { "a shared library" } else { "static" };
+            findings.push(Finding::informs("interpreter", format!("none: it is {kind}")));
+            return;
+        }
+        Ok(Some(path)) => shown(path),
+    };
+    let (is_there, offers) = match target.offers {
+        Offers::Inventory(inventory) => (
+            inventory.interpreters.contains(&asked),
+            format!("{} has {}", target.place, list(&inventory.interpreters)),
+        ),
+        // Every glibc distribution has the psABI's, and no other is known to be there.
+        Offers::Release { .. } | Offers::Nothing => {
+            (asked == target.loader, format!("the distribution's loader is {}", target.loader))
+        }
+    };
+    let found = format!("it asks for {asked}");
+    if is_there {
+        findings.push(Finding::informs("interpreter", found).offers("it is there"));
+        return;
+    }
+    let remedy = if asked.contains("musl") {
+        "link it statically (musl's default for Rust), or build it for the -gnu target".to_owned()
+    } else {
+        format!("link it with the target's own toolchain, or with -Wl,--dynamic-linker={}", target.loader)
+    };
+    findings.push(Finding::refused("interpreter", found, offers, remedy));
+}
+
+fn list(paths: &[String]) -> String {
+    if paths.is_empty() { "none".to_owned() } else { paths.join(", ") }
+}

@@ -1,0 +1,186 @@
+//! `needed` and `symbol-version`: does the image have the libraries, and are they new enough?
+
+use std::collections::BTreeSet;
+
+use crate::elf::{Elf, Required, shown};
+use crate::finding::Finding;
+use crate::inventory::{Inventory, Library};
+use crate::{Offers, Target};
+
+/// What glibc itself brings: of a release of it all of these are there.
+const OF_GLIBC: [&str; 9] = [
+    "libc.so.6",
+    "libm.so.6",
+    "libpthread.so.0",
+    "libdl.so.2",
+    "librt.so.1",
+    "libutil.so.1",
+    "libresolv.so.2",
+    "libanl.so.1",
+    "libmvec.so.1",
+];
+
+pub(super) fn check(elf: &Elf<'_>, target: &Target<'_>, findings: &mut Vec<Finding>) {
+    let needed: Vec<String> = elf.dynamic.needed().map(shown).collect();
+    if needed.is_empty() {
+        return;
+    }
+    match target.offers {
+        Offers::Inventory(inventory) => {
+            let own = own_directories(elf);
+            missing(elf, inventory, &needed, own.as_deref(), target, findings);
+            versions(elf, target, findings, |required| {
+                let library = inventory.find(&shown(required.library), elf.machine())?;
+                let version = shown(required.version);
+                Some((library.versions.contains(&version), newest_of(library, &version)))
+            });
+        }
+        Offers::Release { glibc, .. } => {
+            versions(elf, target, findings, |required| {
+                let version = shown(required.version);
+                let release =
+                    version.strip_prefix("GLIBC_").map(numbers).filter(|numbers| !numbers.is_empty())?;
+                Some((release <= numbers(glibc), format!("GLIBC_{glibc}")))
+            });
+            not_checked(&needed, target, findings);
+        }
+        Offers::Nothing => not_checked(&needed, target, findings),
+    }
+}
+
+/// `2.39` as numbers.
+fn numbers(text: &str) -> Vec<u32> {
+    text.split('.').map_while(|part| part.parse().ok()).collect()
+}
+
+/// Where it says itself that its libraries are; they may be there although the image does not have them.
+fn own_directories(elf: &Elf<'_>) -> Option<String> {
+    let text =
+        elf.dynamic.text(object::elf::DT_RUNPATH).or_else(|| elf.dynamic.text(object::elf::DT_RPATH))?;
+    Some(shown(text)).filter(|path| !path.is_empty())
+}
+
+fn missing(
+    elf: &Elf<'_>,
+    inventory: &Inventory,
+    needed: &[String],
+    own: Option<&str>,
+    target: &Target<'_>,
+    findings: &mut Vec<Finding>,
+) {
+    let mut pending: Vec<(String, String)> =
+        needed.iter().rev().map(|name| (name.clone(), String::new())).collect();
+    let mut seen = BTreeSet::new();
+    let (mut count, mut absent) = (0, Vec::new());
+    while let Some((name, by)) = pending.pop() {
+        if !seen.insert(name.clone()) {
+            continue;
+        }
+        count += 1;
+        match inventory
+            .find(&name, elf.machine())
+            .or_else(|| own.and_then(|path| inventory.find_in(path, &name)))
+        {
+            Some(library) => pending.extend(library.needed.iter().map(|next| (next.clone(), name.clone()))),
+            None => absent.push(if by.is_empty() { name } else { format!("{name}, which {by} needs") }),
+        }
+    }
+    if absent.is_empty() {
+        let found = format!("{} ({count} with what they need themselves)", needed.join(", "));
+        findings.push(Finding::informs("needed", shown(found.as_bytes())).offers("all of them are there"));
+        return;
+    }
+    let found = format!("it needs {}", absent.join(", "));
+    let offers = format!("{} has no such library in {}", target.place, inventory.search.join(", "));
+    let remedy =
+        "install the package that has it in the image (packages of xtask/images.toml), or link it statically";
+    findings.push(match own {
+        Some(path) => Finding::warned("needed", found, offers, remedy)
+            .details([format!("it also looks in {path}, which was not read")]),
+        // Whoever loads it may have loaded them.
+        None if elf.is_library() => Finding::warned("needed", found, offers, remedy),
+        None => Finding::refused("needed", found, offers, remedy),
+    });
+}
+
+/// `offer` says whether a version is there, and what is the newest; `None` where nothing is known of the library.
+fn versions<'a>(
+    elf: &Elf<'a>,
+    target: &Target<'_>,
+    findings: &mut Vec<Finding>,
+    offer: impl Fn(&Required<'a>) -> Option<(bool, String)>,
+) {
+    let mut highest: Option<Required<'a>> = None;
+    let (mut lacking, mut newest, mut judged) = (Vec::new(), String::new(), 0);
+    for required in elf.dynamic.required() {
+        if required.version.starts_with(b"GLIBC_")
+            && highest.as_ref().is_none_or(|high| later(&required, high))
+        {
+            highest = Some(required.clone());
+        }
+        let Some((is_there, has)) = offer(&required) else { continue };
+        judged += 1;
+        if !is_there && !required.weak {
+            newest = has;
+            lacking.push(required);
+        }
+    }
+    if lacking.is_empty() {
+        if let Some(high) = highest.filter(|_| judged > 0) {
+            let found =
+                format!("{judged} versions of symbols, of glibc's the newest is {}", shown(high.version));
+            findings.push(
+                Finding::informs("symbol-version", found)
+                    .offers("all of them are there")
+                    .details(users(elf, &[high])),
+            );
+        }
+        return;
+    }
+    let names: Vec<_> = lacking
+        .iter()
+        .map(|required| format!("{} of {}", shown(required.version), shown(required.library)))
+        .collect();
+    let found = format!("it needs {}", names.join(", "));
+    let offers = format!("{} offers {newest} at most", target.place);
+    let remedy = "build it against the older library: in a container of the target's distribution, with a sysroot of it, or \
+                  link statically (musl); or move the image to a newer release";
+    findings.push(Finding::refused("symbol-version", found, offers, remedy).details(users(elf, &lacking)));
+}
+
+fn later(one: &Required<'_>, other: &Required<'_>) -> bool {
+    let of =
+        |required: &Required<'_>| numbers(shown(required.version).strip_prefix("GLIBC_").unwrap_or_default());
+    of(one) > of(other)
+}
+
+/// The symbols that need these versions.
+fn users<'a>(elf: &Elf<'a>, versions: &[Required<'a>]) -> Vec<String> {
+    let symbols = elf.imports().filter_map(|(index, name)| {
+        let version = elf.dynamic.version_of(index)?;
+        let required = versions.iter().find(|required| required.index == version)?;
+        Some(format!("{}@{}", shown(name), shown(required.version)))
+    });
+    symbols.collect()
+}
+
+/// The newest version that a library offers of the family that is asked for.
+fn newest_of(library: &Library, version: &str) -> String {
+    let family = version.split('_').next().unwrap_or_default();
+    let of_family = library.versions.iter().filter(|offered| offered.split('_').next() == Some(family));
+    let rank = |offered: &&String| numbers(offered.split_once('_').map_or("", |(_, rest)| rest));
+    of_family.max_by_key(rank).cloned().unwrap_or_else(|| "no such version".to_owned())
+}
+
+fn not_checked(needed: &[String], target: &Target<'_>, findings: &mut Vec<Finding>) {
+    let by_release = matches!(target.offers, Offers::Release { .. });
+    let others: Vec<_> =
+        needed.iter().filter(|name| !by_release || !OF_GLIBC.contains(&name.as_str())).cloned().collect();
+    if others.is_empty() {
+        findings.push(Finding::informs("needed", needed.join(", ")).offers("all of them are glibc's"));
+        return;
+    }
+    let found = format!("not checked: whether {} are there, and in which version", others.join(", "));
+    let offers = format!("{}; what else it has is not known", target.place);
+    findings.push(Finding::informs("needed", found).offers(offers).remedy(target.hint.clone()));
+}

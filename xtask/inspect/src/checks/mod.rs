@@ -1,0 +1,34 @@
+//! The checks, in the order in which a loader would stumble. Each has a stable id and says what was found, what the target
+//! offers, and the remedy.
+
+mod allocator;
+mod header;
+mod identity;
+mod instructions;
+mod interpreter;
+mod libraries;
+mod paths;
+mod protections;
+mod segments;
+
+pub use header::machine;
+pub(crate) use header::malformed;
+
+use crate::Target;
+use crate::elf::Elf;
+use crate::finding::Finding;
+
+/// Every check of a file whose headers hold.
+pub(crate) fn all(elf: &Elf<'_>, target: &Target<'_>) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    header::entry(elf, &mut findings);
+    interpreter::check(elf, target, &mut findings);
+    libraries::check(elf, target, &mut findings);
+    segments::check(elf, target, &mut findings);
+    allocator::check(elf, target, &mut findings);
+    instructions::check(elf, target, &mut findings);
+    paths::check(elf, &mut findings);
+    protections::check(elf, target, &mut findings);
+    identity::check(elf, &mut findings);
+    findings
+}

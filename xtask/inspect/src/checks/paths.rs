@@ -1,0 +1,29 @@
+//! `rpath`: where it looks for libraries before the distribution's own directories.
+
+use object::elf::{DT_RPATH, DT_RUNPATH};
+
+use crate::elf::{Elf, shown};
+use crate::finding::Finding;
+
+pub(super) fn check(elf: &Elf<'_>, findings: &mut Vec<Finding>) {
+    for (tag, name) in [(DT_RPATH, "RPATH"), (DT_RUNPATH, "RUNPATH")] {
+        let Some(path) = elf.dynamic.text(tag).map(shown).filter(|path| !path.is_empty()) else { continue };
+        let found = format!("{name} {path}");
+        let of_build = |part: &str| {
+            !part.starts_with('/') && !part.starts_with("$ORIGIN") && !part.starts_with("${ORIGIN}")
+        };
+        let foreign = |part: &str| {
+            ["/home/", "/root/", "/tmp/", "/build/", "/nix/", "/workspace/"]
+                .iter()
+                .any(|at| part.starts_with(at))
+        };
+        let strange: Vec<_> =
+            path.split(':').filter(|part| of_build(part) || foreign(part)).map(str::to_owned).collect();
+        findings.push(if strange.is_empty() {
+            Finding::informs("rpath", found)
+        } else {
+            let offers = "directories of a build machine, or relative to where it is started, are somebody else's on a device";
+            Finding::warned("rpath", found, offers, "link without -rpath, or with $ORIGIN").details(strange)
+        });
+    }
+}

@@ -1,0 +1,77 @@
+//! `segment-alignment`, `writable-code`: can the kernel map it with the target's page size?
+
+use crate::Target;
+use crate::elf::{Elf, Load};
+use crate::finding::Finding;
+
+pub(super) fn check(elf: &Elf<'_>, target: &Target<'_>, findings: &mut Vec<Finding>) {
+    let loads: Vec<Load> = elf.loads().filter(|load| load.memory_size > 0).collect();
+    for load in &loads {
+        if load.align > 1 && !load.align.is_power_of_two() {
+            let found = format!("a segment is aligned to {}, which is no power of two", load.align);
+            findings.push(Finding::refused("segment-alignment", found, "powers of two", "link it again"));
+            return;
+        }
+    }
+    if loads.iter().any(|load| load.writable() && load.executable()) {
+        let offers = "hardened kernels and services (MemoryDenyWriteExecute=) refuse it";
+        let remedy = "link without -N and without --omagic";
+        findings.push(Finding::warned(
+            "writable-code",
+            "a segment is writable and executable",
+            offers,
+            remedy,
+        ));
+    }
+    let smallest = loads.iter().map(|load| load.align).min().unwrap_or(0);
+    let mut fits = Vec::new();
+    for page in &target.pages {
+        match fault(&loads, page.bytes, elf.is_library()) {
+            None => fits.push(page.bytes.to_string()),
+            Some(why) => {
+                let found = format!("segments aligned to {smallest}: {why}");
+                let offers = format!("{} with pages of {} bytes", page.whose, page.bytes);
+                let remedy = "link with -Wl,-z,max-page-size=65536 (the default of GNU ld for aarch64; gold, mold and old lld \
+                              take 4096)";
+                let make = if page.certain { Finding::refused } else { Finding::warned };
+                findings.push(make("segment-alignment", found, offers, remedy.to_owned()));
+            }
+        }
+    }
+    if !fits.is_empty() {
+        let found = format!("aligned to {smallest}; pages of {} bytes will do", fits.join(", "));
+        findings.push(Finding::informs("segment-alignment", found));
+    }
+}
+
+/// Why segments cannot be mapped with such pages: fs/binfmt_elf.c maps whole pages, at an address that has the file offset's
+/// place in its page; and of two segments in one page the later one's access rights hold for both.
+fn fault(loads: &[Load], page: u64, library: bool) -> Option<String> {
+    // glibc's elf/dl-load.c, of what the loader and not the kernel maps.
+    if library && loads.iter().any(|load| load.align % page != 0) {
+        return Some("the dynamic loader takes no smaller alignment than a page".to_owned());
+    }
+    let crooked = loads.iter().find(|load| load.offset % page != load.address % page && load.file_size > 0);
+    if let Some(load) = crooked {
+        return Some(format!(
+            "the one at {:#x} lies at another place in its page than in the file",
+            load.address
+        ));
+    }
+    let shared = loads.windows(2).find(|pair| {
+        let end = pair[0].address.saturating_add(pair[0].memory_size);
+        end > pair[1].address & !(page - 1)
+            && (pair[0].flags != pair[1].flags || !contiguous(&pair[0], &pair[1]))
+    });
+    shared.map(|pair| {
+        format!(
+            "those at {:#x} and {:#x} share a page, and have different rights or content",
+            pair[0].address, pair[1].address
+        )
+    })
+}
+
+/// Whether mapping the second again shows the first's bytes too.
+fn contiguous(one: &Load, other: &Load) -> bool {
+    other.address.wrapping_sub(one.address) == other.offset.wrapping_sub(one.offset)
+}

@@ -1,0 +1,350 @@
+//! An ELF file as the kernel and the dynamic loader read it: by its program headers. Sections are read where there are some;
+//! nothing depends on them. Nothing here copies or allocates what a header claims: every table is a slice of the file.
+
+mod dynamic;
+mod frames;
+mod notes;
+mod symbols;
+
+use object::LittleEndian as LE;
+use object::elf::{
+    self, FileHeader64, PT_DYNAMIC, PT_GNU_EH_FRAME, PT_GNU_PROPERTY, PT_INTERP, PT_LOAD, PT_NOTE,
+    ProgramHeader64, SectionHeader64,
+};
+use object::read::ReadRef as _;
+use object::read::elf::{FileHeader as _, ProgramHeader as _, SectionHeader as _};
+
+pub use dynamic::{Dynamic, Required};
+pub use symbols::Symbol;
+
+/// The longest interpreter that Linux reads (fs/binfmt_elf.c: PATH_MAX).
+const LONGEST_INTERPRETER: u64 = 4096;
+
+/// A 64-bit little-endian ELF file whose headers hold.
+#[derive(Debug)]
+pub struct Elf<'a> {
+    /// The file.
+    pub data: &'a [u8],
+    header: &'a FileHeader64<LE>,
+    segments: &'a [ProgramHeader64<LE>],
+    sections: &'a [SectionHeader64<LE>],
+    section_names: &'a [u8],
+    /// What the dynamic loader reads; empty in a static executable.
+    pub dynamic: Dynamic<'a>,
+}
+
+/// One `PT_LOAD`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "elf(5)")]
+pub struct Load {
+    pub offset: u64,
+    pub address: u64,
+    pub file_size: u64,
+    pub memory_size: u64,
+    pub align: u64,
+    pub flags: u32,
+}
+
+impl Load {
+    /// Whether it may be executed.
+    pub fn executable(&self) -> bool {
+        self.flags & elf::PF_X.0 != 0
+    }
+
+    /// Whether it may be written.
+    pub fn writable(&self) -> bool {
+        self.flags & elf::PF_W.0 != 0
+    }
+}
+
+/// A range of code: where it is in the file and in memory.
+#[derive(Debug, Clone, Copy)]
+pub struct Code<'a> {
+    /// The address of its first byte.
+    pub address: u64,
+    /// The bytes.
+    pub bytes: &'a [u8],
+}
+
+/// What the first 64 bytes say, for a file of any class.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "elf(5)")]
+pub struct Ident {
+    pub class: u8,
+    pub data: u8,
+    pub machine: u16,
+    pub kind: u16,
+    pub flags: u32,
+}
+
+impl Ident {
+    /// Reads it.
+    ///
+    /// # Errors
+    /// Where the file has no ELF header.
+    pub fn read(data: &[u8]) -> Result<Self, String> {
+        if !data.starts_with(b"\x7fELF") {
+            let what = match data {
+                [] => "it is empty",
+                [b'#', b'!', ..] => "it is a script",
+                _ => "it does not begin with ELF's magic number",
+            };
+            return Err(what.to_owned());
+        }
+        if data.len() < 52 {
+            return Err(format!("it ends after {} bytes, within its header", data.len()));
+        }
+        let (class, order) = (data[4], data[5]);
+        let half = |at: usize| {
+            let bytes = [data[at], data[at + 1]];
+            if order == 2 { u16::from_be_bytes(bytes) } else { u16::from_le_bytes(bytes) }
+        };
+        let at = if class == 2 { 48 } else { 36 };
+        let bytes = [data[at], data[at + 1], data[at + 2], data[at + 3]];
+        let flags = if order == 2 { u32::from_be_bytes(bytes) } else { u32::from_le_bytes(bytes) };
+        Ok(Self { class, data: order, machine: half(18), kind: half(16), flags })
+    }
+}
+
+impl<'a> Elf<'a> {
+    /// Reads the headers, and what the dynamic loader would.
+    ///
+    /// # Errors
+    /// Says which header does not hold.
+    pub fn parse(data: &'a [u8]) -> Result<Self, String> {
+        let header = FileHeader64::<LE>::parse(data).map_err(|error| format!("its header: {error}"))?;
+        if usize::from(header.e_phentsize(LE)) != size_of::<ProgramHeader64<LE>>() && header.e_phnum(LE) != 0
+        {
+            return Err(format!("its program headers have {} bytes, not 56", header.e_phentsize(LE)));
+        }
+        let segments = header
+            .program_headers(LE, data)
+            .map_err(|_cause| "its program headers lie beyond the end of the file".to_owned())?;
+        if segments.is_empty() {
+            return Err("it has no program headers: there is nothing to load".to_owned());
+        }
+        let sections = if header.e_shoff(LE) == 0 {
+            &[][..]
+        } else {
+            header.section_headers(LE, data).map_err(|_cause| {
+                "its section headers lie beyond the end of the file: it is truncated or damaged".to_owned()
+            })?
+        };
+        let mut elf =
+            Self { data, header, segments, sections, section_names: &[], dynamic: Dynamic::default() };
+        elf.section_names = elf.names_of_sections();
+        elf.check_loads()?;
+        elf.dynamic = Dynamic::read(&elf)?;
+        Ok(elf)
+    }
+
+    fn names_of_sections(&self) -> &'a [u8] {
+        let index = self.header.shstrndx(LE, self.data).unwrap_or(0);
+        let strings = usize::try_from(index).ok().and_then(|index| self.sections.get(index));
+        strings.and_then(|section| section.data(LE, self.data).ok()).unwrap_or_default()
+    }
+
+    /// As fs/binfmt_elf.c would refuse it, or fail in the middle.
+    fn check_loads(&self) -> Result<(), String> {
+        let length = self.data.len() as u64;
+        let mut end_before: Option<u64> = None;
+        for (index, load) in self.loads().enumerate() {
+            let end = load.offset.checked_add(load.file_size);
+            if end.is_none_or(|end| end > length) {
+                return Err(format!(
+                    "segment {index} to load ends at {}, and the file has {length} bytes: it is truncated or damaged",
+                    end.map_or("2^64".to_owned(), |end| end.to_string())
+                ));
+            }
+            if load.file_size > load.memory_size {
+                return Err(format!("segment {index} to load is larger in the file than in memory"));
+            }
+            let Some(end) = load.address.checked_add(load.memory_size) else {
+                return Err(format!("segment {index} to load wraps around the address space"));
+            };
+            if end_before.is_some_and(|before| load.address < before) {
+                return Err(format!("segment {index} to load overlaps the one before it"));
+            }
+            end_before = Some(end);
+        }
+        match end_before {
+            None => Err("it has no segment to load".to_owned()),
+            Some(_) => Ok(()),
+        }
+    }
+
+    /// `e_machine`.
+    pub fn machine(&self) -> u16 {
+        self.header.e_machine(LE).0
+    }
+
+    /// `e_type`.
+    pub fn kind(&self) -> elf::FileType {
+        self.header.e_type(LE)
+    }
+
+    /// `e_entry`.
+    pub fn entry(&self) -> u64 {
+        self.header.e_entry(LE)
+    }
+
+    /// How many program and section headers there are.
+    pub fn counts(&self) -> (usize, usize) {
+        (self.segments.len(), self.sections.len())
+    }
+
+    /// The segments that are loaded.
+    pub fn loads(&self) -> impl Iterator<Item = Load> + '_ {
+        self.segments.iter().filter(|header| header.p_type(LE) == PT_LOAD).map(|header| Load {
+            offset: header.p_offset(LE),
+            address: header.p_vaddr(LE),
+            file_size: header.p_filesz(LE),
+            memory_size: header.p_memsz(LE),
+            align: header.p_align(LE),
+            flags: header.p_flags(LE).0,
+        })
+    }
+
+    /// A program header's file content.
+    fn segment(&self, kind: elf::ProgramType) -> Option<&'a ProgramHeader64<LE>> {
+        self.segments.iter().find(|header| header.p_type(LE) == kind)
+    }
+
+    /// The flags of `PT_GNU_STACK`; `None` where there is none.
+    pub fn stack_flags(&self) -> Option<u32> {
+        self.segment(elf::PT_GNU_STACK).map(|header| header.p_flags(LE).0)
+    }
+
+    /// Address and size of what is made read-only after relocation.
+    pub fn relro(&self) -> Option<(u64, u64)> {
+        self.segment(elf::PT_GNU_RELRO).map(|header| (header.p_vaddr(LE), header.p_memsz(LE)))
+    }
+
+    /// `PT_INTERP`.
+    ///
+    /// # Errors
+    /// Where it is there and is no path.
+    pub fn interpreter(&self) -> Result<Option<&'a [u8]>, String> {
+        let Some(header) = self.segment(PT_INTERP) else { return Ok(None) };
+        if header.p_filesz(LE) > LONGEST_INTERPRETER {
+            return Err("its interpreter's path is longer than 4096 bytes".to_owned());
+        }
+        let bytes = self.data.read_bytes_at(header.p_offset(LE), header.p_filesz(LE));
+        let bytes =
+            bytes.map_err(|()| "its interpreter's path lies beyond the end of the file".to_owned())?;
+        match bytes.split_last() {
+            Some((0, path)) if !path.is_empty() => {
+                Ok(Some(path.split(|byte| *byte == 0).next().unwrap_or(path)))
+            }
+            _ => Err("its interpreter's path does not end".to_owned()),
+        }
+    }
+
+    /// Whether others load it: it has a name of its own, or neither an interpreter nor a place at which to begin.
+    pub fn is_library(&self) -> bool {
+        let named = self.dynamic.text(elf::DT_SONAME).is_some();
+        let begins = self.interpreter().is_ok_and(|path| path.is_some()) || self.entry() != 0;
+        named || !begins
+    }
+
+    /// The file's bytes from `address` to the end of what is loaded there.
+    pub fn bytes_at(&self, address: u64) -> Option<&'a [u8]> {
+        let load =
+            self.loads().find(|load| address >= load.address && address - load.address < load.file_size)?;
+        let start = load.offset + (address - load.address);
+        self.data.read_bytes_at(start, load.file_size - (address - load.address)).ok()
+    }
+
+    /// The address that an offset of the file has in memory.
+    pub fn address_of(&self, offset: u64) -> Option<u64> {
+        let load =
+            self.loads().find(|load| offset >= load.offset && offset - load.offset < load.file_size)?;
+        load.address.checked_add(offset - load.offset)
+    }
+
+    /// Whether what lies at `address` can change while the program runs.
+    pub fn is_variable(&self, address: u64) -> bool {
+        let inside = |start: u64, size: u64| address >= start && address - start < size;
+        let relro = self.relro().is_some_and(|(start, size)| inside(start, size));
+        !relro && self.loads().any(|load| load.writable() && inside(load.address, load.memory_size))
+    }
+
+    /// Code: the executable sections, or where there are no sections the executable segments.
+    pub fn code(&self) -> Vec<Code<'a>> {
+        let executable = elf::SHF_EXECINSTR.0;
+        let mut found: Vec<Code<'a>> = Vec::new();
+        let mut end = 0;
+        for section in self.sections {
+            if section.sh_flags(LE).0 & executable == 0 || section.sh_type(LE) != elf::SHT_PROGBITS {
+                continue;
+            }
+            let Ok(bytes) = section.data(LE, self.data) else { continue };
+            // Sections that overlap are read once.
+            let wraps = section.sh_addr(LE).checked_add(bytes.len() as u64).is_none();
+            if !bytes.is_empty() && !wraps && section.sh_offset(LE) >= end {
+                end = section.sh_offset(LE).saturating_add(section.sh_size(LE));
+                found.push(Code { address: section.sh_addr(LE), bytes });
+            }
+        }
+        if found.is_empty() {
+            let mut end = 0;
+            for load in self.loads().filter(Load::executable) {
+                if load.offset < end {
+                    continue;
+                }
+                end = load.offset.saturating_add(load.file_size);
+                if let Ok(bytes) = self.data.read_bytes_at(load.offset, load.file_size) {
+                    found.push(Code { address: load.address, bytes });
+                }
+            }
+        }
+        found
+    }
+
+    fn section_name(&self, section: &SectionHeader64<LE>) -> &'a [u8] {
+        let start = usize::try_from(section.sh_name(LE)).unwrap_or(usize::MAX);
+        string(self.section_names, start).unwrap_or_default()
+    }
+
+    /// Every section: name, offset, size.
+    pub fn section_table(&self) -> impl Iterator<Item = (&'a [u8], u64, u64)> + '_ {
+        self.sections
+            .iter()
+            .map(|section| (self.section_name(section), section.sh_offset(LE), section.sh_size(LE)))
+    }
+
+    /// A section's content and address, by its name.
+    pub fn section(&self, name: &[u8]) -> Option<Code<'a>> {
+        let found = self.sections.iter().find(|section| self.section_name(section) == name)?;
+        let bytes = found.data(LE, self.data).ok()?;
+        found.sh_addr(LE).checked_add(bytes.len() as u64)?;
+        Some(Code { address: found.sh_addr(LE), bytes })
+    }
+
+    fn section_of_type(&self, kind: elf::SectionType) -> Option<&'a SectionHeader64<LE>> {
+        self.sections.iter().find(|section| section.sh_type(LE) == kind)
+    }
+
+    /// The file name of a separate file of symbols.
+    pub fn debug_link(&self) -> Option<&'a [u8]> {
+        string(self.section(b".gnu_debuglink")?.bytes, 0).filter(|name| !name.is_empty())
+    }
+}
+
+/// A NUL-terminated string in a string table.
+pub(crate) fn string(table: &[u8], start: usize) -> Option<&[u8]> {
+    let rest = table.get(start..)?;
+    let end = rest.iter().position(|byte| *byte == 0)?;
+    Some(&rest[..end])
+}
+
+/// Bytes of the file for a message: what is no letter is escaped, what is long is cut.
+pub fn shown(bytes: &[u8]) -> String {
+    const LONGEST: usize = 120;
+    let cut = &bytes[..bytes.len().min(LONGEST)];
+    let mut text = cut.escape_ascii().to_string();
+    if cut.len() < bytes.len() {
+        text.push('…');
+    }
+    text
+}

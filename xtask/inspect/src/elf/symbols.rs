@@ -1,0 +1,84 @@
+//! Symbols, and where functions begin.
+
+use object::LittleEndian as LE;
+use object::elf::{self, Sym64};
+use object::read::ReadRef as _;
+use object::read::elf::SectionHeader as _;
+
+use super::{Elf, string};
+
+/// A defined symbol.
+#[derive(Debug, Clone, Copy)]
+pub struct Symbol<'a> {
+    /// Its name.
+    pub name: &'a [u8],
+    /// Its address.
+    pub address: u64,
+    /// Its size.
+    pub size: u64,
+    /// Whether it is code.
+    pub function: bool,
+    /// Whether the loader asks a resolver which function it is (`STT_GNU_IFUNC`).
+    pub ifunc: bool,
+}
+
+impl<'a> Elf<'a> {
+    /// The symbol table, where the file is not stripped, and its strings.
+    fn symbol_table(&self) -> (&'a [Sym64<LE>], &'a [u8]) {
+        let Some(section) = self.section_of_type(elf::SHT_SYMTAB) else { return (&[], &[]) };
+        let strings = self.sections.get(section.sh_link(LE) as usize);
+        let strings = strings.and_then(|section| section.data(LE, self.data).ok()).unwrap_or_default();
+        let bytes = section.data(LE, self.data).unwrap_or_default();
+        let symbols = bytes.read_slice_at::<Sym64<LE>>(0, bytes.len() / size_of::<Sym64<LE>>());
+        (symbols.unwrap_or_default(), strings)
+    }
+
+    /// Whether the symbols are there.
+    pub fn has_symbols(&self) -> bool {
+        self.symbol_table().0.len() > 1
+    }
+
+    /// Whether line numbers are there.
+    pub fn has_debug_information(&self) -> bool {
+        self.section_table().any(|(name, _, size)| name == b".debug_info" && size > 0)
+    }
+
+    /// Every defined symbol, of both tables.
+    pub fn symbols(&self) -> impl Iterator<Item = Symbol<'a>> + '_ {
+        let (table, strings) = self.symbol_table();
+        let own = table.iter().filter_map(move |symbol| {
+            defined(symbol, string(strings, symbol.st_name.get(LE) as usize).unwrap_or_default())
+        });
+        let exported = self.dynamic.symbols().iter();
+        own.chain(exported.filter_map(|symbol| defined(symbol, self.dynamic.name(symbol))))
+    }
+
+    /// The names of what libraries must bring.
+    pub fn imports(&self) -> impl Iterator<Item = (usize, &'a [u8])> + '_ {
+        let symbols = self.dynamic.symbols().iter().enumerate().skip(1);
+        symbols
+            .filter(|(_, symbol)| symbol.st_shndx.get(LE) == elf::SHN_UNDEF)
+            .map(|(index, symbol)| (index, self.dynamic.name(symbol)))
+    }
+
+    /// The name of the function that begins at `address`.
+    pub fn name_at(&self, address: u64) -> Option<&'a [u8]> {
+        self.symbols().find(|symbol| symbol.function && symbol.address == address).map(|symbol| symbol.name)
+    }
+}
+
+fn defined<'a>(symbol: &Sym64<LE>, name: &'a [u8]) -> Option<Symbol<'a>> {
+    let kind = symbol.st_info.0 & 0xf;
+    let ifunc = kind == elf::STT_GNU_IFUNC.0;
+    let known = ifunc || [elf::STT_FUNC.0, elf::STT_OBJECT.0, elf::STT_NOTYPE.0].contains(&kind);
+    if !known || symbol.st_shndx.get(LE) == elf::SHN_UNDEF || name.is_empty() {
+        return None;
+    }
+    Some(Symbol {
+        name,
+        address: symbol.st_value.get(LE),
+        size: symbol.st_size.get(LE),
+        function: ifunc || kind == elf::STT_FUNC.0,
+        ifunc,
+    })
+}

@@ -1,0 +1,190 @@
+//! The functions of one range of code, and which of them have instructions that the target's core lacks.
+
+use crate::elf::{Code, Elf};
+use crate::isa::features::Set;
+use crate::isa::{Flow, Isa};
+
+/// Where functions begin: one ends where the next begins. Four bytes each, less than any table that names one has.
+#[derive(Debug)]
+pub(crate) struct Functions {
+    base: u64,
+    length: u32,
+    starts: Vec<u32>,
+}
+
+impl Functions {
+    /// Those of `code`, by symbols, by the unwinder's table, and by the entry point.
+    pub(crate) fn of(elf: &Elf<'_>, code: &Code<'_>) -> Option<Self> {
+        let length = u32::try_from(code.bytes.len()).ok()?;
+        let offset = |address: u64| {
+            let offset = address.checked_sub(code.address)?;
+            u32::try_from(offset).ok().filter(|offset| *offset < length)
+        };
+        let mut starts = vec![0];
+        starts.extend(elf.unwind_starts().filter_map(offset));
+        starts.extend(
+            elf.symbols().filter(|symbol| symbol.function).filter_map(|symbol| offset(symbol.address)),
+        );
+        starts.extend(offset(elf.entry()));
+        starts.sort_unstable();
+        starts.dedup();
+        Some(Self { base: code.address, length, starts })
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.starts.len()
+    }
+
+    /// The one that holds an offset.
+    pub(crate) fn holding(&self, offset: u32) -> usize {
+        self.starts.partition_point(|start| *start <= offset).saturating_sub(1)
+    }
+
+    /// The one that holds an address.
+    pub(crate) fn at(&self, address: u64) -> Option<usize> {
+        let offset = address.checked_sub(self.base)?;
+        let offset = u32::try_from(offset).ok().filter(|offset| *offset < self.length)?;
+        Some(self.holding(offset))
+    }
+
+    /// Whether one begins at the address.
+    pub(crate) fn begins(&self, address: u64) -> bool {
+        let offset = address.checked_sub(self.base).and_then(|offset| u32::try_from(offset).ok());
+        offset.is_some_and(|offset| self.starts.binary_search(&offset).is_ok())
+    }
+
+    /// Offsets of its first byte and of the byte behind it.
+    pub(crate) fn range(&self, index: usize) -> (usize, usize) {
+        let start = self.starts.get(index).copied().unwrap_or(self.length);
+        let end = self.starts.get(index + 1).copied().unwrap_or(self.length);
+        (start as usize, end as usize)
+    }
+
+    /// Its address.
+    pub(crate) fn address(&self, index: usize) -> u64 {
+        self.base + self.range(index).0 as u64
+    }
+}
+
+/// A function with instructions that the core lacks.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Needy {
+    /// Its index among the functions.
+    pub(crate) function: u32,
+    /// How many such instructions.
+    pub(crate) count: u32,
+    /// The first one's offset in the code.
+    pub(crate) first: u32,
+    /// What they need.
+    pub(crate) needs: Set,
+}
+
+/// Every function of `code` that needs one of `wanted`, in order. What does not fit into a share of the file's size is only
+/// counted: the second value.
+pub(crate) fn needy(isa: Isa, code: &Code<'_>, functions: &Functions, wanted: Set) -> (Vec<Needy>, usize) {
+    const WORKERS: usize = 2;
+    const SHARE: usize = 128;
+    const WORTH_A_THREAD: usize = 1 << 19;
+    let most = (code.bytes.len() / SHARE).max(64);
+    if code.bytes.len() < WORTH_A_THREAD {
+        return part(isa, code, functions, wanted, 0..code.bytes.len(), most);
+    }
+    // Cut where a function begins: an x86 instruction is read from its first byte.
+    let middle = functions.range(functions.holding(functions.length / WORKERS as u32)).0;
+    let (one, other) = std::thread::scope(|scope| {
+        let other = scope.spawn(|| part(isa, code, functions, wanted, middle..code.bytes.len(), most / 2));
+        let one = part(isa, code, functions, wanted, 0..middle, most / 2);
+        (one, other.join().expect("the scan does not panic"))
+    });
+    let (mut all, mut left) = one;
+    left += other.1;
+    all.extend(other.0);
+    (all, left)
+}
+
+fn part(
+    isa: Isa,
+    code: &Code<'_>,
+    functions: &Functions,
+    wanted: Set,
+    range: std::ops::Range<usize>,
+    most: usize,
+) -> (Vec<Needy>, usize) {
+    let mut found: Vec<Needy> = Vec::new();
+    let mut left = 0;
+    let mut current: Option<(usize, usize)> = None;
+    let start = range.start;
+    isa.scan(&code.bytes[range], wanted, |offset, needs| {
+        let offset = start + offset;
+        if let Some((_, end)) = current
+            && offset < end
+            && let Some(last) = found.last_mut()
+        {
+            last.count += 1;
+            last.needs = last.needs | needs;
+            return;
+        }
+        let function = functions.holding(offset as u32);
+        if found.len() >= most {
+            left += 1;
+            return;
+        }
+        current = Some(functions.range(function));
+        found.push(Needy { function: function as u32, count: 1, first: offset as u32, needs });
+    });
+    (found, left)
+}
+
+/// How control comes to the first instruction of a function that the core lacks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Path {
+    /// From the function's first instruction to the one at this offset, by falling through and by direct branches.
+    Direct(usize),
+    /// Not so; but the function has computed jumps.
+    Computed,
+    /// By nothing in this function.
+    None,
+}
+
+/// The first instruction that needs one of `wanted` and that control reaches from the function's first, by falling through and
+/// by direct branches. What lies behind a computed jump or between the instructions may be data.
+pub(crate) fn reached(isa: Isa, code: &Code<'_>, range: (usize, usize), wanted: Set) -> Path {
+    const LARGEST: usize = 1 << 20;
+    let Some(bytes) = code.bytes.get(range.0..range.1.min(range.0 + LARGEST)) else { return Path::Computed };
+    let mut computed = range.1 - range.0 > LARGEST;
+    let base = code.address + range.0 as u64;
+    let mut seen = vec![0u64; bytes.len() / 64 + 1];
+    let most = bytes.len() / 16;
+    let mut pending = vec![0u32];
+    while let Some(at) = pending.pop() {
+        let mut at = at as usize;
+        while at < bytes.len() && seen[at / 64] >> (at % 64) & 1 == 0 {
+            seen[at / 64] |= 1 << (at % 64);
+            let Some((length, needs, flow)) = isa.step(&bytes[at..], base + at as u64) else { break };
+            if !(needs & wanted).is_empty() {
+                return Path::Direct(range.0 + at);
+            }
+            let within = |to: u64| {
+                to.checked_sub(base).and_then(|to| usize::try_from(to).ok()).filter(|to| *to < bytes.len())
+            };
+            match flow {
+                Flow::Next | Flow::Call(_) => at += length,
+                Flow::Branch(to) => {
+                    let fresh = within(to).filter(|to| seen[to / 64] >> (to % 64) & 1 == 0);
+                    pending.extend(fresh.filter(|_| pending.len() < most).map(|to| to as u32));
+                    at += length;
+                }
+                Flow::Jump(to) => match within(to) {
+                    Some(to) => at = to,
+                    None => break,
+                },
+                Flow::Computed => {
+                    computed = true;
+                    break;
+                }
+                Flow::End => break,
+            }
+        }
+    }
+    if computed { Path::Computed } else { Path::None }
+}

@@ -1,0 +1,264 @@
+//! Who asks, who reads what they wrote, who calls whom: three walks over the code.
+
+use std::collections::BTreeSet;
+
+use super::Use;
+use super::detection::{Detection, HWCAPS};
+use super::pointers::Pointers;
+use crate::elf::{Code, Elf};
+use crate::functions::Functions;
+use crate::isa::{Event, Isa};
+
+/// What one walk over the code has shown of each function.
+#[derive(Debug)]
+pub(crate) struct Graph {
+    /// Whether it decides.
+    decides: Vec<bool>,
+    /// Whether a test of a variable at a fixed place decides over a part of it.
+    tests: Vec<bool>,
+    reachable: Vec<bool>,
+    guarded: Vec<bool>,
+    complete: bool,
+}
+
+impl Graph {
+    /// Walks the code three times: who asks, who reads what they wrote, who calls whom.
+    pub(crate) fn of(
+        isa: Isa,
+        elf: &Elf<'_>,
+        code: &Code<'_>,
+        functions: &Functions,
+        detection: &Detection,
+    ) -> Self {
+        let count = functions.len();
+        let mut asks = vec![false; count];
+        let stubs = stubs(isa, elf, detection);
+        let told = |to: u64, argument: Option<u32>| {
+            let known = detection.sources.contains(&to) || stubs.contains(&to);
+            let matters = detection.with_argument.contains(&to) || stubs.contains(&to);
+            known && (!matters || argument.is_none_or(|argument| HWCAPS.contains(&argument)))
+        };
+        for resolver in &detection.resolvers {
+            if let Some(function) = functions.at(*resolver) {
+                asks[function] = true;
+            }
+        }
+        walk(isa, code, functions, |function, event| {
+            asks[function] |= match event {
+                Event::Detects => true,
+                Event::Call { to, argument } | Event::Jump { to, argument } => told(to, argument),
+                Event::CallThrough { place, argument } => {
+                    detection.through.contains(&place)
+                        && argument.is_none_or(|argument| HWCAPS.contains(&argument))
+                }
+                Event::Address(place) | Event::Load(place) | Event::Tests(place) => {
+                    detection.sources.contains(&place) || detection.through.contains(&place)
+                }
+                Event::Store(_) => false,
+            };
+        });
+        let pointers = Pointers::of(elf);
+        let written = written(isa, elf, code, functions, &asks, &pointers);
+        let mut graph = Self {
+            decides: asks,
+            tests: vec![false; count],
+            reachable: vec![false; count],
+            guarded: vec![false; count],
+            complete: true,
+        };
+        graph.connect(isa, elf, code, functions, &written, &pointers);
+        graph
+    }
+
+    /// Who reads what was written, and who calls whom; then what is reached from where.
+    fn connect(
+        &mut self,
+        isa: Isa,
+        elf: &Elf<'_>,
+        code: &Code<'_>,
+        functions: &Functions,
+        written: &BTreeSet<u64>,
+        pointers: &Pointers<'_, '_>,
+    ) {
+        let most = code.bytes.len() / 8;
+        let mut edges: Vec<(u32, u32)> = Vec::new();
+        let (decides, tests, complete) = (&mut self.decides, &mut self.tests, &mut self.complete);
+        walk(isa, code, functions, |function, event| {
+            let to = match event {
+                Event::Call { to, .. } | Event::Jump { to, .. } => to,
+                Event::Address(to) => {
+                    decides[function] |= holds(written, to);
+                    to
+                }
+                Event::Load(place) | Event::Tests(place) => {
+                    decides[function] |= holds(written, place);
+                    tests[function] |= matches!(event, Event::Tests(_)) && elf.is_variable(place);
+                    match pointers.at(place).filter(|_| !elf.is_variable(place)) {
+                        Some(address) => {
+                            decides[function] |= holds(written, address);
+                            address
+                        }
+                        None => return,
+                    }
+                }
+                _ => return,
+            };
+            let Some(callee) = functions.at(to).filter(|_| functions.begins(to)) else { return };
+            let edge = (function as u32, callee as u32);
+            if callee == function || edges.last() == Some(&edge) {
+                return;
+            }
+            if edges.len() < most {
+                edges.push(edge);
+            } else {
+                *complete = false;
+            }
+        });
+        edges.sort_unstable();
+        self.reach(elf, functions, &edges);
+    }
+
+    fn reach(&mut self, elf: &Elf<'_>, functions: &Functions, edges: &[(u32, u32)]) {
+        let of = |function: u32| {
+            let start = edges.partition_point(|edge| edge.0 < function);
+            edges[start..].iter().take_while(move |edge| edge.0 == function).map(|edge| edge.1)
+        };
+        let flood = |marks: &mut Vec<bool>, from: Vec<u32>, stops: &[bool], ends: &[bool]| {
+            let mut pending = from;
+            while let Some(function) = pending.pop() {
+                if ends.get(function as usize) == Some(&true) {
+                    continue;
+                }
+                for callee in of(function) {
+                    if !marks[callee as usize] && !stops[callee as usize] {
+                        marks[callee as usize] = true;
+                        pending.push(callee);
+                    }
+                }
+            }
+        };
+        let mut roots: Vec<u32> = Vec::new();
+        let mut root = |address: u64, reachable: &mut Vec<bool>| {
+            if let Some(function) = functions.at(address).filter(|function| !self.decides[*function]) {
+                reachable[function] = true;
+                roots.push(function as u32);
+            }
+        };
+        // A library is entered by whoever loads it, which may have asked first.
+        if !elf.is_library() {
+            root(elf.entry(), &mut self.reachable);
+            for symbol in elf.symbols().filter(|symbol| symbol.name == b"main") {
+                root(symbol.address, &mut self.reachable);
+            }
+        }
+        let decides = std::mem::take(&mut self.decides);
+        // A static executable has its C library in it, whose start reads what the kernel tells without a function of a known
+        // name. Any test of a variable may be of what it found.
+        let ends: &[bool] = if elf.dynamic.needed().next().is_none() { &self.tests } else { &[] };
+        flood(&mut self.reachable, roots, &decides, ends);
+        let deciding = (0..decides.len() as u32).filter(|function| decides[*function as usize]).collect();
+        flood(&mut self.guarded, deciding, &self.reachable, &[]);
+        self.decides = decides;
+    }
+
+    /// Whether no function asks the processor.
+    pub(crate) fn nobody_asks(&self) -> bool {
+        !self.decides.contains(&true)
+    }
+
+    /// What is known of one function.
+    pub(crate) fn used(&self, function: usize) -> Use {
+        if self.decides[function] {
+            Use::Guarded("it asks the processor, or reads what was found")
+        } else if self.reachable[function] {
+            if self.tests[function] || !self.complete { Use::Unclear } else { Use::Plain }
+        } else if self.guarded[function] {
+            Use::Guarded("only a function that asks the processor leads to it")
+        } else {
+            Use::Unclear
+        }
+    }
+}
+
+/// Each event with the function that it happens in.
+fn walk(isa: Isa, code: &Code<'_>, functions: &Functions, mut each: impl FnMut(usize, Event)) {
+    for function in 0..functions.len() {
+        let (start, end) = functions.range(function);
+        let Some(body) = code.bytes.get(start..end) else { continue };
+        isa.events(body, code.address + start as u64, |_, event| each(function, event));
+    }
+}
+
+/// The first function that makes an address.
+pub(crate) fn first_user(isa: Isa, code: &Code<'_>, functions: &Functions, address: u64) -> Option<usize> {
+    let mut user = None;
+    walk(isa, code, functions, |function, event| {
+        if event == Event::Address(address) {
+            user = user.or(Some(function));
+        }
+    });
+    user
+}
+
+/// Where functions that ask keep what they learned: variables that they write or whose address they make, and those that the
+/// functions write to whom it is returned.
+fn written(
+    isa: Isa,
+    elf: &Elf<'_>,
+    code: &Code<'_>,
+    functions: &Functions,
+    asks: &[bool],
+    pointers: &Pointers<'_, '_>,
+) -> BTreeSet<u64> {
+    const MOST: usize = 4096;
+    // Rust's `std_detect` hands it up three times.
+    const RETURNS: usize = 3;
+    let mut written = BTreeSet::new();
+    let mut told = asks.to_vec();
+    for level in 0..=RETURNS {
+        let mut callers = vec![false; told.len()];
+        walk(isa, code, functions, |function, event| {
+            let place = match event {
+                Event::Call { to, .. } | Event::Jump { to, .. } => {
+                    let callee = functions.at(to).filter(|_| functions.begins(to));
+                    callers[function] |= callee.is_some_and(|callee| told[callee]);
+                    return;
+                }
+                Event::Store(place) => Some(place),
+                Event::Address(place) if level == 0 => Some(place),
+                Event::Load(place) if level <= 1 && !elf.is_variable(place) => pointers.at(place),
+                _ => None,
+            };
+            let place =
+                place.filter(|place| told[function] && written.len() < MOST && elf.is_variable(*place));
+            written.extend(place);
+        });
+        told = callers;
+    }
+    written
+}
+
+/// Whether a place is in something that is written: a variable, or a structure that begins not far before.
+fn holds(written: &BTreeSet<u64>, place: u64) -> bool {
+    const LARGEST: u64 = 64;
+    written.range(place.saturating_sub(LARGEST)..=place).next().is_some()
+}
+
+/// The stubs through which functions of other libraries are called: those that load from one of the wanted places. A stub begins
+/// up to two instructions before that, with a landing pad or the page's address.
+fn stubs(isa: Isa, elf: &Elf<'_>, detection: &Detection) -> BTreeSet<u64> {
+    let mut found = BTreeSet::new();
+    for name in [&b".plt"[..], b".plt.sec", b".plt.got"] {
+        let Some(stubs) = elf.section(name) else { continue };
+        isa.events(stubs.bytes, stubs.address, |at, event| {
+            let place = match event {
+                Event::Load(place) | Event::CallThrough { place, .. } => place,
+                _ => return,
+            };
+            if detection.through.contains(&place) {
+                found.extend([at, at.wrapping_sub(4), at.wrapping_sub(8)]);
+            }
+        });
+    }
+    found
+}

@@ -1,0 +1,279 @@
+//! A64, word by word: the feature an instruction belongs to, where it branches to, which addresses it makes.
+
+use std::sync::OnceLock;
+
+use fARM64::{Decoder, DecoderOptions, Feature, Instruction, Mnemonic};
+
+use super::a64_table::{BASE, LOADS, Row, SCALAR, SIMD, SVE2};
+use super::features::{A64, Set};
+use super::{Event, Flow};
+
+/// A row with the feature's index; `None` is Armv8.0.
+type Indexed = (u32, u32, Option<usize>);
+
+/// The rows by the four bits that the manual's first table decodes (C4.1, op0).
+fn groups() -> &'static [Vec<Indexed>; 16] {
+    static GROUPS: OnceLock<[Vec<Indexed>; 16]> = OnceLock::new();
+    GROUPS.get_or_init(|| {
+        std::array::from_fn(|op0| {
+            let rows: &[Row] = match op0 {
+                0b1000 | 0b1001 | 0b1010 | 0b1011 | 0b0101 | 0b1101 => SCALAR,
+                0b0100 | 0b0110 | 0b1100 | 0b1110 => LOADS,
+                0b0111 | 0b1111 => SIMD,
+                _ => &[],
+            };
+            let op0 = (op0 as u32) << 25;
+            let fits = |(mask, value, _): &&Row| (value ^ op0) & mask & (0xf << 25) == 0;
+            rows.iter().filter(fits).map(|(mask, value, name)| (*mask, *value, index(name))).collect()
+        })
+    })
+}
+
+fn index(name: &str) -> Option<usize> {
+    if name == BASE {
+        return None;
+    }
+    Some(
+        A64.iter()
+            .position(|feature| feature.name == name)
+            .expect("each row names a feature; a test sees to it"),
+    )
+}
+
+/// What a word could need, by the table alone.
+#[inline]
+fn candidate(groups: &[Vec<Indexed>; 16], word: u32) -> Option<usize> {
+    const SVE: usize = 17;
+    const SME: usize = 41;
+    // CNTD: libgcc's unwinder asks for the vector's length where a frame's description names it, which only SVE's code does.
+    const UNWINDER: (u32, u32) = (0xffff_ffe0, 0x04e0_e3e0);
+    let op0 = (word >> 25 & 0xf) as usize;
+    match op0 {
+        0b0010 if word & UNWINDER.0 == UNWINDER.1 => None,
+        0b0010 => Some(SVE),
+        0b0000 if word >> 31 == 1 => Some(SME),
+        _ => groups[op0].iter().find(|(mask, value, _)| word & mask == *value).and_then(|row| row.2),
+    }
+}
+
+/// One decoded word.
+pub fn decode(word: u32) -> Option<Instruction> {
+    let bytes = word.to_le_bytes();
+    let instruction = Decoder::new(&bytes, 0, DecoderOptions::default()).decode();
+    (instruction.mnemonic() != Mnemonic::Invalid).then_some(instruction)
+}
+
+/// The feature that a word needs beyond Armv8.0; nothing where the decoder knows no such instruction.
+pub fn need(word: u32) -> Set {
+    confirm(word, candidate(groups(), word))
+}
+
+#[inline]
+fn confirm(word: u32, candidate: Option<usize>) -> Set {
+    let Some(index) = candidate else { return Set::NONE };
+    let Some(instruction) = decode(word) else { return Set::NONE };
+    if A64[index].name != "sve" {
+        return Set::of(index);
+    }
+    let newer = |name| Set::of(A64.iter().position(|feature| feature.name == name).unwrap_or(index));
+    match instruction.code().feature() {
+        Feature::Sme | Feature::Sme2 => newer("sme"),
+        Feature::Sve if SVE2.binary_search(&instruction.mnemonic().name()).is_err() => Set::of(index),
+        _ => newer("sve2"),
+    }
+}
+
+/// Calls `hit` with the offset and the needs of each instruction of `code` that needs one of `wanted`.
+pub(super) fn scan(code: &[u8], wanted: Set, mut hit: impl FnMut(usize, Set)) {
+    let groups = groups();
+    for (at, word) in words(code) {
+        if let Some(index) = candidate(groups, word) {
+            let need = confirm(word, Some(index)) & wanted;
+            if !need.is_empty() {
+                hit(at, need);
+            }
+        }
+    }
+}
+
+/// The mnemonic, for a message.
+pub fn mnemonic(word: u32) -> &'static str {
+    decode(word).map_or("?", |instruction| instruction.mnemonic().name())
+}
+
+/// Sign-extended bits of a branch's offset, in words.
+fn offset(word: u32, low: u32, width: u32) -> i64 {
+    let field = word >> low & ((1 << width) - 1);
+    let shift = 64 - width;
+    (i64::from(field) << shift) >> shift << 2
+}
+
+/// Where control goes after the word at `address`.
+pub(super) fn flow(word: u32, address: u64) -> Flow {
+    let to = |low, width| address.wrapping_add_signed(offset(word, low, width));
+    if word & 0xfc00_0000 == 0x1400_0000 {
+        Flow::Jump(to(0, 26))
+    } else if word & 0xfc00_0000 == 0x9400_0000 {
+        Flow::Call(to(0, 26))
+    } else if word & 0xfe00_0000 == 0x5400_0000 || word & 0x7e00_0000 == 0x3400_0000 {
+        Flow::Branch(to(5, 19))
+    } else if word & 0x7e00_0000 == 0x3600_0000 {
+        Flow::Branch(to(5, 14))
+    } else if word & 0xfe00_0000 == 0xd600_0000 {
+        // BLR and its kin come back; BR, RET and theirs do not.
+        match word >> 21 & 3 {
+            1 => Flow::Next,
+            0 => Flow::Computed,
+            _ => Flow::End,
+        }
+    } else if word & 0xffff_0000 == 0 || word & 0xffe0_001f == 0xd420_0000 {
+        Flow::End
+    } else {
+        Flow::Next
+    }
+}
+
+/// The constants of CMP (SUBS to the zero register, immediate).
+pub(super) fn comparisons(code: &[u8]) -> Vec<u64> {
+    let compares = words(code).map(|(_, word)| word).filter(|word| word & 0x7f80_001f == 0x7100_001f);
+    compares.map(|word| u64::from(word >> 10 & 0xfff) << if word >> 22 & 1 == 1 { 12 } else { 0 }).collect()
+}
+
+/// Registers whose value is known on a straight path: pages of ADRP and what is added to them.
+#[derive(Debug)]
+struct Tracker {
+    known: [Option<u64>; 32],
+    /// Loaded from a known address, and how many words ago.
+    loaded: [Option<(u64, u8)>; 32],
+    first_argument: Option<u32>,
+}
+
+impl Tracker {
+    fn new() -> Self {
+        Self { known: [None; 32], loaded: [None; 32], first_argument: None }
+    }
+
+    /// What the word at `address` does that matters to who guards what.
+    fn step(&mut self, word: u32, address: u64, mut event: impl FnMut(Event)) {
+        let (d, n) = ((word & 31) as usize, (word >> 5 & 31) as usize);
+        for (_, age) in self.loaded.iter_mut().flatten() {
+            *age = age.saturating_add(1);
+        }
+        if word & 0x9f00_0000 == 0x9000_0000 || word & 0x9f00_0000 == 0x1000_0000 {
+            let value = adr(word, address);
+            let page = word >> 31 == 1;
+            self.known[d] = Some(value);
+            self.loaded[d] = None;
+            if !page {
+                event(Event::Address(value));
+            }
+        } else if word & 0x7f80_0000 == 0x1100_0000 {
+            let shift = if word >> 22 & 1 == 1 { 12 } else { 0 };
+            let value = self.known[n].map(|page| page.wrapping_add(u64::from(word >> 10 & 0xfff) << shift));
+            self.known[d] = value;
+            self.loaded[d] = None;
+            if let Some(value) = value {
+                event(Event::Address(value));
+            }
+        } else if word & 0x3b00_0000 == 0x3900_0000 {
+            self.load_or_store(word, d, n, &mut event);
+        } else if word & 0xff80_0000 == 0x5280_0000 || word & 0xff80_0000 == 0xd280_0000 {
+            self.known[d] = None;
+            self.loaded[d] = None;
+            if d == 0 {
+                self.first_argument = Some(word >> 5 & 0xffff);
+            }
+        } else if word & 0xfff0_0000 == 0xd530_0000 {
+            // MRS of an identification register: S3_0_C0_Cm_op2.
+            if word & 0x000f_f000 == 0x0008_0000 {
+                event(Event::Detects);
+            }
+            self.known[d] = None;
+        } else {
+            self.branch_or_other(word, address, d, &mut event);
+        }
+    }
+
+    /// Load or store of a register at a base and an unsigned offset.
+    fn load_or_store(&mut self, word: u32, d: usize, n: usize, event: &mut impl FnMut(Event)) {
+        let vector = word >> 26 & 1 == 1;
+        let scale = word >> 30;
+        let place = self.known[n].map(|page| page.wrapping_add(u64::from(word >> 10 & 0xfff) << scale));
+        let stores = word >> 22 & 3 == 0;
+        if !vector && !stores {
+            self.known[d] = None;
+            self.loaded[d] = place.map(|place| (place, 0));
+            if d == 0 {
+                self.first_argument = None;
+            }
+        }
+        if let Some(place) = place.filter(|_| !vector) {
+            event(if stores { Event::Store(place) } else { Event::Load(place) });
+        }
+    }
+
+    fn branch_or_other(&mut self, word: u32, address: u64, d: usize, event: &mut impl FnMut(Event)) {
+        const NEAR: u8 = 4;
+        if word & 0x7c00_0000 == 0x3400_0000
+            && let Some((place, age)) = self.loaded[d]
+            && age <= NEAR
+        {
+            event(Event::Tests(place));
+        }
+        match flow(word, address) {
+            Flow::Call(to) => {
+                event(Event::Call { to, argument: self.first_argument });
+                // Calls keep x19 to x28 alone (AAPCS64, 6.1.1).
+                for register in (0..19).chain(29..32) {
+                    self.known[register] = None;
+                    self.loaded[register] = None;
+                }
+                self.first_argument = None;
+            }
+            Flow::Jump(to) => event(Event::Jump { to, argument: self.first_argument }),
+            Flow::Next => {
+                // Whatever else is written to a register: its value is not known any more.
+                if word & 0x7c00_0000 != 0x3400_0000 {
+                    self.known[d] = None;
+                    if d == 0 {
+                        self.first_argument = None;
+                    }
+                }
+            }
+            Flow::Branch(_) | Flow::Computed | Flow::End => {}
+        }
+    }
+}
+
+/// What each word of a function does that matters to who guards what.
+pub(super) fn events(code: &[u8], address: u64, mut event: impl FnMut(u64, Event)) {
+    let mut tracker = Tracker::new();
+    for (at, word) in words(code) {
+        let at = address.wrapping_add(at as u64);
+        tracker.step(word, at, |found| event(at, found));
+    }
+}
+
+/// Whether the words around an offset are instructions too. A table of numbers or a text among the code is not.
+pub(super) fn is_amid_code(code: &[u8], offset: usize) -> bool {
+    const AROUND: usize = 16;
+    let start = offset.saturating_sub(AROUND);
+    let end = code.len().min(offset + AROUND + 4);
+    code.get(start..end).is_some_and(|code| words(code).all(|(_, word)| decode(word).is_some()))
+}
+
+fn words(code: &[u8]) -> impl Iterator<Item = (usize, u32)> {
+    let words =
+        code.chunks_exact(4).map(|bytes| u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]));
+    words.enumerate().map(|(index, word)| (index * 4, word))
+}
+
+fn adr(word: u32, address: u64) -> u64 {
+    let immediate = (word >> 5 & 0x7_ffff) << 2 | word >> 29 & 3;
+    let signed = (i64::from(immediate) << 43) >> 43;
+    if word >> 31 == 1 {
+        (address & !0xfff).wrapping_add_signed(signed << 12)
+    } else {
+        address.wrapping_add_signed(signed)
+    }
+}

@@ -1,0 +1,134 @@
+//! x86-64, instruction by instruction; the decoder knows the CPUID bits that each needs.
+
+use std::sync::OnceLock;
+
+use iced_x86::{Code, CpuidFeature, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind};
+
+use super::features::{Set, X86};
+use super::{Event, Flow};
+
+/// The needs of each of the decoder's codes.
+fn needs() -> &'static [Set] {
+    static NEEDS: OnceLock<Vec<Set>> = OnceLock::new();
+    NEEDS.get_or_init(|| Code::values().map(of_code).collect())
+}
+
+fn of_code(code: Code) -> Set {
+    // Written `rep bsf` by compilers for any processor: where there is no BMI1, the prefix means nothing.
+    if code.mnemonic() == Mnemonic::Tzcnt {
+        return Set::NONE;
+    }
+    code.cpuid_features().iter().fold(Set::NONE, |set, feature| set | of_feature(*feature))
+}
+
+/// The decoder's names are the table's in upper case.
+fn of_feature(feature: CpuidFeature) -> Set {
+    let name = format!("{feature:?}").to_ascii_lowercase();
+    let name = if name == "d3nowext" { "d3now" } else { &name };
+    X86.iter().position(|feature| feature.name == name).map_or(Set::NONE, Set::of)
+}
+
+fn decoder(code: &[u8], address: u64) -> Decoder<'_> {
+    Decoder::with_ip(64, code, address, DecoderOptions::NONE)
+}
+
+/// The needs of the instruction that `code` begins with.
+pub fn need(code: &[u8]) -> Set {
+    let instruction = decoder(code, 0).decode();
+    if instruction.is_invalid() { Set::NONE } else { needs()[instruction.code() as usize] }
+}
+
+/// Calls `hit` with the offset and the needs of each instruction of `code` that needs one of `wanted`.
+pub(super) fn scan(code: &[u8], wanted: Set, mut hit: impl FnMut(usize, Set)) {
+    let needs = needs();
+    let mut decoder = decoder(code, 0);
+    let mut instruction = Instruction::default();
+    while decoder.can_decode() {
+        let at = decoder.position();
+        decoder.decode_out(&mut instruction);
+        let need = needs[instruction.code() as usize] & wanted;
+        if !need.is_empty() {
+            hit(at, need);
+        }
+    }
+}
+
+/// The mnemonic, for a message.
+pub fn mnemonic(code: &[u8]) -> String {
+    format!("{:?}", decoder(code, 0).decode().mnemonic()).to_ascii_lowercase()
+}
+
+/// The instruction that `code` begins with: its length, its needs, where control goes. `None` where there is none.
+pub(super) fn step(code: &[u8], address: u64) -> Option<(usize, Set, Flow)> {
+    let instruction = decoder(code, address).decode();
+    if instruction.is_invalid() {
+        return None;
+    }
+    let flow = match instruction.flow_control() {
+        FlowControl::UnconditionalBranch => Flow::Jump(instruction.near_branch_target()),
+        FlowControl::ConditionalBranch | FlowControl::XbeginXabortXend => {
+            Flow::Branch(instruction.near_branch_target())
+        }
+        FlowControl::Call => Flow::Call(instruction.near_branch_target()),
+        FlowControl::IndirectBranch => Flow::Computed,
+        FlowControl::Return | FlowControl::Exception => Flow::End,
+        FlowControl::Next | FlowControl::IndirectCall | FlowControl::Interrupt => Flow::Next,
+    };
+    Some((instruction.len(), needs()[instruction.code() as usize], flow))
+}
+
+/// What each instruction of `code` does that matters to who guards what.
+pub(super) fn events(code: &[u8], address: u64, mut event: impl FnMut(u64, Event)) {
+    let mut decoder = decoder(code, address);
+    let mut instruction = Instruction::default();
+    let mut argument = None;
+    while decoder.can_decode() {
+        decoder.decode_out(&mut instruction);
+        let at = instruction.ip();
+        let to = instruction.near_branch_target();
+        match instruction.mnemonic() {
+            Mnemonic::Cpuid | Mnemonic::Xgetbv => event(at, Event::Detects),
+            Mnemonic::Mov if instruction.op_kind(0) == OpKind::Register => {
+                let first =
+                    [iced_x86::Register::EDI, iced_x86::Register::RDI].contains(&instruction.op0_register());
+                if first {
+                    argument =
+                        (instruction.op_kind(1) == OpKind::Immediate32).then(|| instruction.immediate32());
+                }
+            }
+            _ => {}
+        }
+        match instruction.flow_control() {
+            FlowControl::Call => event(at, Event::Call { to, argument: argument.take() }),
+            FlowControl::UnconditionalBranch => event(at, Event::Jump { to, argument: argument.take() }),
+            FlowControl::IndirectCall | FlowControl::IndirectBranch
+                if instruction.is_ip_rel_memory_operand() =>
+            {
+                let place = instruction.ip_rel_memory_address();
+                event(at, Event::CallThrough { place, argument: argument.take() });
+            }
+            _ if instruction.is_ip_rel_memory_operand() => {
+                let place = instruction.ip_rel_memory_address();
+                event(at, of_memory(&instruction, place));
+            }
+            _ => {}
+        }
+    }
+}
+
+fn of_memory(instruction: &Instruction, place: u64) -> Event {
+    match instruction.mnemonic() {
+        Mnemonic::Lea => Event::Address(place),
+        Mnemonic::Cmp | Mnemonic::Test | Mnemonic::Bt => Event::Tests(place),
+        _ if instruction.op0_kind() == OpKind::Memory => Event::Store(place),
+        _ => Event::Load(place),
+    }
+}
+
+/// The constants of CMP.
+pub(super) fn comparisons(code: &[u8]) -> Vec<u64> {
+    let decoded = decoder(code, 0).into_iter();
+    let compares =
+        decoded.filter(|instruction| instruction.mnemonic() == Mnemonic::Cmp && instruction.op_count() == 2);
+    compares.filter_map(|instruction| instruction.try_immediate(1).ok()).collect()
+}

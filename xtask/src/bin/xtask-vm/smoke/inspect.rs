@@ -1,0 +1,54 @@
+//! The phase *inspect*: an executable that cannot run there never reaches the guest. Before the image is fetched or built, so
+//! that nobody waits for it in vain; and again with the image's own libraries, where they were not known by then.
+
+use anyhow::Result;
+use inspect::finding::{Finding, Severity};
+use xtask::agent_build::Agent;
+use xtask::exit::Diagnosis;
+use xtask::inspection::Inspection;
+use xtask::plan::Plan;
+
+use super::Session;
+
+/// The image whose own libraries the executable was held against; `None` where only its release is known yet, or another
+/// may stand in for it.
+pub(super) fn before_image(
+    session: &mut Session<'_>,
+    plan: &Plan,
+    agent: &Agent,
+) -> Result<(Option<String>, String)> {
+    let inspection = look(session, plan)?;
+    let detail = judge(session, &inspection, agent)?;
+    Ok((inspection.knows_libraries().then(|| inspection.name()), detail))
+}
+
+/// With the image that will be booted.
+pub(super) fn with_image(session: &mut Session<'_>, plan: &Plan, agent: &Agent) -> Result<((), String)> {
+    let inspection = look(session, plan)?;
+    let detail = judge(session, &inspection, agent)?;
+    Ok(((), detail))
+}
+
+fn look(session: &Session<'_>, plan: &Plan) -> Result<Inspection> {
+    Ok(Inspection::for_smoke(&session.cache, &plan.image, plan.spec.cpu.as_deref()))
+}
+
+fn judge(session: &mut Session<'_>, inspection: &Inspection, agent: &Agent) -> Result<String> {
+    let report = inspection.look_at(&agent.content);
+    for finding in report.of(Severity::Warned) {
+        session.screen.note(&format!("{}: {}; {}", finding.id, finding.found, finding.offers));
+    }
+    let refused: Vec<&Finding> = report.refused().collect();
+    if let Some(worst) = refused.first() {
+        let all: Vec<_> = refused
+            .iter()
+            .map(|finding| format!("{}: {}; {}", finding.id, finding.found, finding.offers))
+            .collect();
+        return Err(Diagnosis::new(all.join("; "), worst.remedy.clone()).into());
+    }
+    let checked =
+        if inspection.knows_libraries() { "its libraries" } else { "its release; its libraries follow" };
+    let warned = report.of(Severity::Warned).count();
+    let warned = if warned == 0 { String::new() } else { format!(", {warned} warned of") };
+    Ok(format!("sound on {} with {} ({checked}){warned}", inspection.device.name, inspection.name()))
+}

@@ -1,0 +1,40 @@
+//! The flags of `cargo xtask inspect`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use crate::arch::VmArchitecture;
+
+/// `inspect`.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "Exit codes: 0 it will run there as far as can be told, 1 it is refused, 2 usage.\n\
+                        --json prints the report on stdout; its ids are stable.")]
+pub struct InspectArgs {
+    /// The executable or shared library [default: the agent, as `cargo xtask build` left it, built if it is not there]
+    pub path: Option<PathBuf>,
+
+    /// The device's architecture [default: that of --device, else x86_64]
+    #[arg(long, value_enum)]
+    pub arch: Option<VmArchitecture>,
+
+    /// The device: its core and page sizes, a name of xtask/devices.toml or QEMU's name of the core [default: pi5 for aarch64]
+    #[arg(long, value_name = "NAME")]
+    pub device: Option<String>,
+
+    /// The image whose libraries and kernel it meets, as the catalogue names it [default: the smoke's]
+    #[arg(long, value_name = "NAME", conflicts_with = "sysroot")]
+    pub image: Option<String>,
+
+    /// A directory that holds the device's file system, in the place of an image
+    #[arg(long, value_name = "DIR")]
+    pub sysroot: Option<PathBuf>,
+
+    /// The cargo profile of the agent
+    #[arg(long, default_value = "release", value_name = "NAME")]
+    pub profile: String,
+
+    /// Print the report as JSON on stdout
+    #[arg(long)]
+    pub json: bool,
+}

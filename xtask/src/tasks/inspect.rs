@@ -1,0 +1,118 @@
+//! `cargo xtask inspect`: will this executable run on that device?
+
+use std::io::{ErrorKind, Write as _};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use inspect::finding::{Finding, Report, SCHEMA, Severity};
+use serde_json::json;
+use xshell::Shell;
+
+use crate::agent_build;
+use crate::cli::{BuildArgs, InspectArgs, Voice};
+use crate::exit::{Code, Usage};
+use crate::inspection::{Inspection, Place};
+use crate::report::round;
+use crate::workspace::Workspace;
+
+/// Asks cargo nothing where a path is given: the whole of it takes milliseconds.
+pub(super) fn run(args: &InspectArgs, voice: Voice) -> Result<()> {
+    let inspection = Inspection::from_args(args)?;
+    let path = match &args.path {
+        Some(path) => path.clone(),
+        None => agent(args, &inspection)?,
+    };
+    let bytes =
+        std::fs::read(&path).map_err(|error| Usage(format!("inspect {}: {error}", path.display())))?;
+    let started = Instant::now();
+    let report = inspection.look_at(&bytes);
+    let seconds = started.elapsed().as_secs_f64();
+    if args.json {
+        // Whoever reads may have read enough.
+        match writeln!(std::io::stdout(), "{:#}", as_json(&path, bytes.len(), &inspection, &report, seconds))
+        {
+            Err(error) if error.kind() != ErrorKind::BrokenPipe => return Err(error.into()),
+            _ => {}
+        }
+    }
+    print(&path, &inspection, &report, voice);
+    if report.is_sound() { Ok(()) } else { Err(Code(1).into()) }
+}
+
+/// The agent, built where that is not done yet.
+fn agent(args: &InspectArgs, inspection: &Inspection) -> Result<PathBuf> {
+    let workspace = Workspace::find()?;
+    agent_build::profile::check(workspace.root(), &args.profile)
+        .map_err(|error| Usage(format!("{error:#}")))?;
+    let build = BuildArgs { arch: inspection.arch, profile: args.profile.clone() };
+    let shell = Shell::new().context("start a shell of commands")?;
+    Ok(agent_build::build(&shell, &workspace, &build)?.path)
+}
+
+fn as_json(
+    path: &Path,
+    bytes: usize,
+    inspection: &Inspection,
+    report: &Report,
+    seconds: f64,
+) -> serde_json::Value {
+    let known = match &inspection.place {
+        Place::Image(image, None) => json!({
+            "from": image.name, "known": "release", "glibc": image.expected.as_ref().map(|expected| &expected.glibc),
+        }),
+        Place::Image(image, Some(inventory)) => {
+            json!({ "from": image.name, "known": "all", "source": inventory.source, "libraries": inventory.libraries.len() })
+        }
+        Place::Sysroot(path, inventory) => {
+            json!({ "from": path, "known": "all", "libraries": inventory.libraries.len() })
+        }
+    };
+    json!({
+        "schema": SCHEMA,
+        "verdict": if report.is_sound() { "sound" } else { "refused" },
+        "file": { "path": path, "bytes": bytes },
+        "target": { "arch": inspection.arch, "device": inspection.device.name, "about": inspection.device.about,
+                    "libraries": known },
+        "findings": report.findings,
+        "seconds": round(seconds),
+    })
+}
+
+fn print(path: &Path, inspection: &Inspection, report: &Report, voice: Voice) {
+    if !voice.quiet {
+        let informs = report.of(Severity::Informs).filter(|finding| voice.verbose || says_more(finding));
+        for finding in report.of(Severity::Refused).chain(report.of(Severity::Warned)).chain(informs) {
+            for line in lines(finding) {
+                eprintln!("{line}");
+            }
+        }
+    }
+    let verdict = if report.is_sound() { "sound" } else { "REFUSED" };
+    let warnings = report.of(Severity::Warned).count();
+    let warned = if warnings == 0 { String::new() } else { format!(", {warnings} warned of") };
+    eprintln!(
+        "{verdict}{warned}: {} on {} with {}",
+        path.display(),
+        inspection.device.name,
+        inspection.name()
+    );
+}
+
+/// Of what merely informs: what was not checked, and what is behind a check.
+fn says_more(finding: &Finding) -> bool {
+    !finding.remedy.is_empty() || (finding.id == "instructions" && !finding.details.is_empty())
+}
+
+/// One finding as lines.
+pub(super) fn lines(finding: &Finding) -> Vec<String> {
+    let mut lines = vec![format!("{:<8} {}: {}", finding.severity.name(), finding.id, finding.found)];
+    let rest = [("the target", &finding.offers), ("what to do", &finding.remedy)];
+    lines.extend(
+        rest.iter()
+            .filter(|(_, text)| !text.is_empty())
+            .map(|(what, text)| format!("         {what}: {text}")),
+    );
+    lines.extend(finding.details.iter().map(|detail| format!("         - {detail}")));
+    lines
+}
