@@ -32,6 +32,11 @@ impl Tool {
         }
     }
 
+    /// Whether the Pi 5's core can try what it makes.
+    pub(crate) fn is_arm(self) -> bool {
+        self.arch().pick(false, true)
+    }
+
     fn command(self) -> (Command, &'static str) {
         let rustc = |target: &str| {
             let mut command = Command::new("rustc");

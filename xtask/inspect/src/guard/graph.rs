@@ -77,7 +77,7 @@ impl Graph {
         elf: &Elf<'_>,
         code: &Code<'_>,
         functions: &Functions,
-        written: &BTreeSet<u64>,
+        written: &Written,
         pointers: &Pointers<'_, '_>,
     ) {
         let most = code.bytes.len() / 8;
@@ -87,15 +87,15 @@ impl Graph {
             let to = match event {
                 Event::Call { to, .. } | Event::Jump { to, .. } => to,
                 Event::Address(to) => {
-                    decides[function] |= holds(written, to);
+                    decides[function] |= written.holds(to);
                     to
                 }
                 Event::Load(place) | Event::Tests(place) => {
-                    decides[function] |= holds(written, place);
+                    decides[function] |= written.holds(place);
                     tests[function] |= matches!(event, Event::Tests(_)) && elf.is_variable(place);
                     match pointers.at(place).filter(|_| !elf.is_variable(place)) {
                         Some(address) => {
-                            decides[function] |= holds(written, address);
+                            decides[function] |= written.holds(address);
                             address
                         }
                         None => return,
@@ -209,39 +209,55 @@ fn written(
     functions: &Functions,
     asks: &[bool],
     pointers: &Pointers<'_, '_>,
-) -> BTreeSet<u64> {
+) -> Written {
     const MOST: usize = 4096;
     // Rust's `std_detect` hands it up three times.
     const RETURNS: usize = 3;
-    let mut written = BTreeSet::new();
+    let mut written = Written::default();
     let mut told = asks.to_vec();
     for level in 0..=RETURNS {
         let mut callers = vec![false; told.len()];
         walk(isa, code, functions, |function, event| {
-            let place = match event {
+            let (place, whole) = match event {
                 Event::Call { to, .. } | Event::Jump { to, .. } => {
                     let callee = functions.at(to).filter(|_| functions.begins(to));
                     callers[function] |= callee.is_some_and(|callee| told[callee]);
                     return;
                 }
-                Event::Store(place) => Some(place),
-                Event::Address(place) if level == 0 => Some(place),
-                Event::Load(place) if level <= 1 && !elf.is_variable(place) => pointers.at(place),
-                _ => None,
+                Event::Store(place) => (Some(place), false),
+                Event::Address(place) if level == 0 => (Some(place), true),
+                Event::Load(place) if level <= 1 && !elf.is_variable(place) => (pointers.at(place), true),
+                _ => return,
             };
-            let place =
-                place.filter(|place| told[function] && written.len() < MOST && elf.is_variable(*place));
-            written.extend(place);
+            let count = written.variables.len() + written.structures.len();
+            let place = place.filter(|place| told[function] && count < MOST && elf.is_variable(*place));
+            if whole {
+                written.structures.extend(place);
+            } else {
+                written.variables.extend(place);
+            }
         });
         told = callers;
     }
     written
 }
 
-/// Whether a place is in something that is written: a variable, or a structure that begins not far before.
-fn holds(written: &BTreeSet<u64>, place: u64) -> bool {
-    const LARGEST: u64 = 64;
-    written.range(place.saturating_sub(LARGEST)..=place).next().is_some()
+/// Where it is kept what the processor has.
+#[derive(Debug, Default)]
+struct Written {
+    /// Written at a known place.
+    variables: BTreeSet<u64>,
+    /// Written through their address.
+    structures: BTreeSet<u64>,
+}
+
+impl Written {
+    /// Whether a place is in something that is written; of a structure only the address is known, and not the size.
+    fn holds(&self, place: u64) -> bool {
+        const LARGEST: u64 = 32;
+        let near = place.saturating_sub(LARGEST)..=place;
+        self.variables.contains(&place) || self.structures.range(near).next().is_some()
+    }
 }
 
 /// The stubs through which functions of other libraries are called: those that load from one of the wanted places. A stub begins
