@@ -9,10 +9,10 @@ const SEGMENTS: usize = 9;
 /// Where the second segment, which is written to, lies above its place in the file.
 const GAP: u64 = 0x20000;
 
-/// The parts, as they are laid one after the other.
 /// A section: name, kind, flags, address, offset, size, link, size of an entry.
 type Section = (&'static str, u32, u64, u64, usize, usize, u32, u64);
 
+/// The parts, as they are laid one after the other.
 struct Maker {
     bytes: Vec<u8>,
     sections: Vec<Section>,
