@@ -5,15 +5,17 @@ shift
 entry='%-16s%-12s%-6s%-6s%-8s%-10s`\n'
 for deb; do
     new=$directory/${deb##*/}
-    dpkg-deb --ctrl-tarfile "$deb" > "$new.control"
-    dpkg-deb --fsys-tarfile "$deb" > "$new.data"
+    # Of this process' own: one package may be asked for twice.
+    parts=$(mktemp -d "$directory/parts.XXXXXX")
+    dpkg-deb --ctrl-tarfile "$deb" > "$parts/control"
+    dpkg-deb --fsys-tarfile "$deb" > "$parts/data"
     {
         printf "!<arch>\n$entry" debian-binary 0 0 0 100644 4
-        printf "2.0\n$entry" control.tar 0 0 0 100644 "$(stat --format %s "$new.control")"
-        cat "$new.control"
-        printf "$entry" data.tar 0 0 0 100644 "$(stat --format %s "$new.data")"
-        cat "$new.data"
-    } > "$new.new"
-    rm "$new.control" "$new.data"
-    mv "$new.new" "$new"
+        printf "2.0\n$entry" control.tar 0 0 0 100644 "$(stat --format %s "$parts/control")"
+        cat "$parts/control"
+        printf "$entry" data.tar 0 0 0 100644 "$(stat --format %s "$parts/data")"
+        cat "$parts/data"
+    } > "$parts/whole"
+    mv "$parts/whole" "$new"
+    rm -r "$parts"
 done
