@@ -1,19 +1,67 @@
 #!/bin/sh
-# Installs the agent from the directory of this script, which also holds: iot-agent, iot-agent.service,
-# iot-agent.sysusers, config.toml. As root. Ends with the service enabled, running, and on disk: what a power cut
-# may follow at once is synced.
+# Installs the agent from the directory of this script, which also holds: iot-agent, iot-agent.service, iot-podman.socket,
+# iot-podman.service, iot-agent.sysusers, iot-agent.tmpfiles, containers.conf, storage.conf, config.toml, and perhaps archives
+# of images (*.tar). As root. Ends with the agent and its podman enabled, running, and on disk: what a power cut may follow at
+# once is synced.
 set -eu
 here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
+user=iot-agent
+home=/var/lib/iot-agent
+socket=/run/iot-agent/podman.sock
+
+# podman and, for a user's own, newuidmap: Ubuntu's cloud image has neither.
+if ! command -v podman || ! command -v newuidmap; then
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get update
+    apt-get install --yes podman uidmap dbus-user-session
+fi
 
 install -D -m 0755 "$here/iot-agent" /usr/local/bin/iot-agent
 install -D -m 0644 "$here/iot-agent.service" /etc/systemd/system/iot-agent.service
+install -D -m 0644 "$here/iot-podman.socket" /etc/systemd/user/iot-podman.socket
+install -D -m 0644 "$here/iot-podman.service" /etc/systemd/user/iot-podman.service
 install -D -m 0644 "$here/iot-agent.sysusers" /etc/sysusers.d/iot-agent.conf
+install -D -m 0644 "$here/iot-agent.tmpfiles" /etc/tmpfiles.d/iot-agent.conf
 install -d -m 0700 /etc/iot-agent
 install -m 0600 "$here/config.toml" /etc/iot-agent/config.toml
-
 /usr/local/bin/iot-agent check-config /etc/iot-agent/config.toml
+
 systemd-sysusers /etc/sysusers.d/iot-agent.conf
-systemctl daemon-reload
+systemd-tmpfiles --create /etc/tmpfiles.d/iot-agent.conf
+install -m 0644 "$here/containers.conf" "$here/storage.conf" "$home/.config/containers/"
+for archive in "$here"/*.tar; do
+    if [ -e "$archive" ]; then
+        install -m 0640 -g "$user" "$archive" "$home/images/"
+    fi
+done
+
+# Users of containers: 65536 ids behind the last that somebody has (subuid(5)); useradd gives none to a system user.
+for file in /etc/subuid /etc/subgid; do
+    if ! grep -qs "^$user:" "$file"; then
+        touch "$file"
+        first=$(awk -F: 'BEGIN { first = 100000 } $2 + $3 > first { first = $2 + $3 } END { print first }' "$file")
+        echo "$user:$first:65536" >> "$file"
+    fi
+done
+
+# The user's own systemd runs from boot on, and in it podman's socket. By a link, since there is no session to ask.
+uid=$(id -u "$user")
+install -d /etc/systemd/user/sockets.target.wants
+ln -sf ../iot-podman.socket /etc/systemd/user/sockets.target.wants/iot-podman.socket
+if systemctl is-active --quiet "user@$uid.service"; then
+    # An upgrade: it runs, and has not seen the units of now.
+    of_user="runuser -u $user -- env XDG_RUNTIME_DIR=/run/user/$uid systemctl --user"
+    $of_user daemon-reload
+    $of_user start iot-podman.socket
+fi
+loginctl enable-linger "$user"
+systemctl start "user@$uid.service"
+if [ ! -S "$socket" ]; then
+    echo "podman does not listen on $socket: see journalctl _UID=$uid" >&2
+    exit 1
+fi
+
+# It makes systemd read its units again, too.
 systemctl enable iot-agent.service
 # restart: an upgrade must not leave the old executable running.
 systemctl restart iot-agent.service

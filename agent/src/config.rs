@@ -1,12 +1,12 @@
 //! The agent's TOML configuration: parsed from text, checked whole, before anything connects.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use serde::Deserialize;
 
-/// The credential types this agent knows, for the refusal of any other.
-const KNOWN_CREDENTIAL_TYPES: &[&str] = &["toml-shared"];
+use crate::credentials::Credentials;
+use crate::protocol::is_name;
 
 /// The whole file, checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,29 +17,23 @@ pub struct Config {
     pub heartbeat_seconds: u64,
     /// How to log in to the bus.
     pub credentials: Credentials,
-    /// The bus, tried in turn: `nats://HOST:PORT`.
+    /// The bus, tried in an order of the agent's own: `nats://HOST:PORT`, `tls://HOST:PORT`.
     pub urls: Vec<String>,
+    /// Certificates that the bus' own must descend from, PEM; without it, the system's.
+    pub ca_file: Option<PathBuf>,
+    /// Where podman listens.
+    pub podman_socket: PathBuf,
+    /// Where image archives lie, for devices that reach no registry; see [`archive_name`].
+    pub image_archives: PathBuf,
+    /// What must survive a power cut is kept here.
+    pub state_directory: PathBuf,
+    /// What `iot-agent status` reads.
+    pub status_file: PathBuf,
 }
 
-/// How the agent logs in to the bus.
-#[derive(Clone, PartialEq, Eq)]
-pub enum Credentials {
-    /// `type = "toml-shared"`: user and password stand in the configuration file itself.
-    TomlShared {
-        /// The bus user.
-        username: String,
-        /// Its password.
-        password: String,
-    },
-}
-
-/// Never prints the password: a configuration ends up in logs.
-impl std::fmt::Debug for Credentials {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::TomlShared { username, .. } => write!(f, "TomlShared {{ username: {username:?}, .. }}"),
-        }
-    }
+/// The file name of an image's archive: its reference, with `/`, `:` and `@` replaced.
+pub fn archive_name(reference: &str) -> String {
+    format!("{}.tar", reference.replace(['/', ':', '@'], "_"))
 }
 
 #[derive(Deserialize)]
@@ -48,6 +42,8 @@ struct RawConfig {
     agent: RawAgent,
     credentials: toml::Table,
     nats: RawNats,
+    #[serde(default)]
+    podman: RawPodman,
 }
 
 #[derive(Deserialize)]
@@ -56,36 +52,69 @@ struct RawAgent {
     device_id: String,
     #[serde(default = "default_heartbeat")]
     heartbeat_seconds: u64,
+    state_directory: Option<PathBuf>,
+    #[serde(default = "default_status_file")]
+    status_file: PathBuf,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawNats {
     urls: Vec<String>,
+    ca_file: Option<PathBuf>,
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawTomlShared {
-    #[serde(rename = "type")]
-    _type: String,
-    username: String,
-    password: String,
+#[serde(deny_unknown_fields, default)]
+struct RawPodman {
+    socket: PathBuf,
+    image_archives: PathBuf,
+}
+
+impl Default for RawPodman {
+    fn default() -> Self {
+        Self {
+            socket: "/run/iot-agent/podman.sock".into(),
+            image_archives: "/var/lib/iot-agent/images".into(),
+        }
+    }
 }
 
 fn default_heartbeat() -> u64 {
     5
 }
 
+/// Where `iot-agent status` looks.
+pub fn default_status_file() -> PathBuf {
+    "/run/iot-agent/status.json".into()
+}
+
+/// systemd says where a unit's StateDirectory= is.
+fn default_state_directory() -> PathBuf {
+    std::env::var_os("STATE_DIRECTORY").map_or_else(|| "/var/lib/iot-agent".into(), PathBuf::from)
+}
+
 impl Config {
-    /// Reads and checks the file at `path`.
+    /// Reads and checks the file at `path`, and that its secrets are where it says and nobody else's to read.
     ///
     /// # Errors
     /// Names the file, and what in it does not hold.
     pub fn load(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path)
             .with_context(|| format!("read the agent's configuration {}", path.display()))?;
-        Self::parse(&text).with_context(|| format!("check the agent's configuration {}", path.display()))
+        let config = Self::parse(&text)
+            .with_context(|| format!("check the agent's configuration {}", path.display()))?;
+        config.credentials.check(path)?;
+        if let Some(ca) = &config.ca_file {
+            let pem = std::fs::read_to_string(ca)
+                .with_context(|| format!("read [nats] ca_file {}", ca.display()))?;
+            ensure!(
+                pem.contains("-----BEGIN CERTIFICATE-----"),
+                "[nats] ca_file {} holds no certificate in PEM",
+                ca.display()
+            );
+        }
+        Ok(config)
     }
 
     /// Parses and checks the text of a configuration file.
@@ -94,11 +123,10 @@ impl Config {
     /// Names the first table or key that does not hold, and what would.
     pub fn parse(text: &str) -> Result<Self> {
         let raw: RawConfig = toml::from_str(text).map_err(|error| without_content(&error, text))?;
-        let RawAgent { device_id, heartbeat_seconds } = raw.agent;
+        let RawAgent { device_id, heartbeat_seconds, state_directory, status_file } = raw.agent;
         ensure!(
-            !device_id.is_empty()
-                && device_id.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_'),
-            "[agent] device_id = {device_id:?} is not a KV key: use letters, digits, '-' and '_'"
+            is_name(&device_id),
+            "[agent] device_id = {device_id:?} is not a KV key: use up to 63 letters, digits, '-' and '_'"
         );
         ensure!(
             (1..=3600).contains(&heartbeat_seconds),
@@ -106,11 +134,34 @@ impl Config {
         );
         ensure!(!raw.nats.urls.is_empty(), "[nats] urls is empty: list at least one nats://HOST:PORT");
         for url in &raw.nats.urls {
-            url.parse::<async_nats::ServerAddr>()
-                .with_context(|| format!("[nats] urls holds {url:?}, which is not nats://HOST:PORT"))?;
+            let parsed = url.parse::<async_nats::ServerAddr>().with_context(|| {
+                format!("[nats] urls holds {:?}, which is not nats://HOST:PORT", without_login(url))
+            })?;
+            ensure!(
+                !parsed.has_user_pass(),
+                "[nats] urls holds {:?} with a login in it: that belongs into [credentials]",
+                without_login(url)
+            );
         }
-        let credentials = parse_credentials(raw.credentials)?;
-        Ok(Self { device_id, heartbeat_seconds, credentials, urls: raw.nats.urls })
+        Ok(Self {
+            device_id,
+            heartbeat_seconds,
+            credentials: Credentials::parse(raw.credentials)?,
+            urls: raw.nats.urls,
+            ca_file: raw.nats.ca_file,
+            podman_socket: raw.podman.socket,
+            image_archives: raw.podman.image_archives,
+            state_directory: state_directory.unwrap_or_else(default_state_directory),
+            status_file,
+        })
+    }
+}
+
+/// A URL may hold a password, and errors end up in logs.
+fn without_login(url: &str) -> String {
+    match url.rsplit_once('@') {
+        Some((_, host)) => format!("…@{host}"),
+        None => url.to_owned(),
     }
 }
 
@@ -118,22 +169,6 @@ impl Config {
 fn without_content(error: &toml::de::Error, text: &str) -> anyhow::Error {
     let line = error.span().map_or(1, |span| text[..span.start].lines().count().max(1));
     anyhow!("near line {line}: {}", error.message())
-}
-
-fn parse_credentials(table: toml::Table) -> Result<Credentials> {
-    let kind = table.get("type").and_then(toml::Value::as_str).unwrap_or_default().to_owned();
-    match kind.as_str() {
-        "toml-shared" => {
-            let raw: RawTomlShared = table.try_into().map_err(|error: toml::de::Error| {
-                anyhow!("[credentials] of type \"toml-shared\": {}", error.message())
-            })?;
-            Ok(Credentials::TomlShared { username: raw.username, password: raw.password })
-        }
-        other => bail!(
-            "[credentials] type = {other:?} is unknown; known types: {}",
-            KNOWN_CREDENTIAL_TYPES.join(", ")
-        ),
-    }
 }
 
 #[cfg(test)]
@@ -148,7 +183,7 @@ mod tests {
         username = "device"
         password = "s3cret"
         [nats]
-        urls = ["nats://10.0.2.2:4222", "nats://bus.example:4222"]
+        urls = ["nats://10.0.2.2:4222", "tls://bus.example:4222"]
     "#;
 
     #[test]
@@ -157,6 +192,7 @@ mod tests {
         assert_eq!(config.device_id, "pi-7");
         assert_eq!(config.heartbeat_seconds, 5);
         assert_eq!(config.urls.len(), 2, "a list stays a list, it is not joined with commas");
+        assert_eq!(config.podman_socket, Path::new("/run/iot-agent/podman.sock"));
     }
 
     #[test]
@@ -166,20 +202,24 @@ mod tests {
             let error = format!("{:#}", Config::parse(&torn).unwrap_err());
             assert!(!error.contains("s3cret") && error.contains("near line"), "{error}");
         }
+        for url in ["nats://me:s3cret@bus:4222", "nats://me:s3cret@"] {
+            let text = GOOD.replace("nats://10.0.2.2:4222", url);
+            let error = format!("{:#}", Config::parse(&text).unwrap_err());
+            assert!(!error.contains("s3cret"), "{error}");
+        }
     }
 
     #[test]
     fn bad_files_say_what_is_wrong() {
+        let known = "known types: toml-shared, user-password, token, nkey, creds";
         let table = [
             (GOOD.replace("pi-7", "pi 7"), "device_id = \"pi 7\""),
             (GOOD.replace("pi-7", ""), "device_id = \"\""),
-            (
-                GOOD.replace("toml-shared", "zitadel"),
-                "type = \"zitadel\" is unknown; known types: toml-shared",
-            ),
+            (GOOD.replace("toml-shared", "zitadel"), &format!("type = \"zitadel\" is unknown; {known}")),
             (GOOD.replace("password", "pasword"), "pasword"),
             (GOOD.replace("urls = [", "urls = [] # ["), "urls is empty"),
-            (GOOD.replace("nats://bus.example:4222", "://"), "is not nats://HOST:PORT"),
+            (GOOD.replace("tls://bus.example:4222", "://"), "is not nats://HOST:PORT"),
+            (GOOD.replace("nats://10", "nats://a:b@10"), "belongs into [credentials]"),
             (GOOD.replace("[nats]", "[mqtt]\n[nats]"), "mqtt"),
             (GOOD.replace("[credentials]", "heartbeat_seconds = 0\n[credentials]"), "outside 1 to 3600"),
         ];
@@ -187,5 +227,11 @@ mod tests {
             let error = format!("{:#}", Config::parse(&text).unwrap_err());
             assert!(error.contains(expected), "{error:?} does not say {expected:?}");
         }
+    }
+
+    #[test]
+    fn archives_are_found_by_their_image() {
+        assert_eq!(archive_name("localhost/iot-workload:1"), "localhost_iot-workload_1.tar");
+        assert_eq!(archive_name("r.example:5000/a/b@sha256:00"), "r.example_5000_a_b_sha256_00.tar");
     }
 }

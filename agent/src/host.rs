@@ -1,14 +1,12 @@
 //! What the device says of itself, read once at start: none of it changes while a process lives, but for the
 //! uptime.
 
-use std::fs::File;
-use std::io::Read as _;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use sha2::{Digest, Sha256};
 
-use crate::protocol::{DeviceStatus, OsRelease, STATUS_SCHEMA};
+use crate::digest;
+use crate::protocol::{DeviceStatus, Footprint, OsRelease, STATUS_SCHEMA};
 
 /// The device as this process found it at start.
 #[derive(Debug, Clone)]
@@ -34,7 +32,7 @@ impl Host {
         let uname = rustix::system::uname();
         Ok(Self {
             // Through procfs, not through the path: this is what runs, even if the file has been replaced.
-            exe_sha256: sha256_of_file(Path::new("/proc/self/exe"))?,
+            exe_sha256: digest::of_file(Path::new("/proc/self/exe"))?,
             boot_id: read_text("/proc/sys/kernel/random/boot_id")?.trim().to_owned(),
             machine: uname.machine().to_string_lossy().into_owned(),
             kernel: uname.release().to_string_lossy().into_owned(),
@@ -56,27 +54,62 @@ impl Host {
             machine: self.machine.clone(),
             os_release: self.os_release.clone(),
             kernel: self.kernel.clone(),
-            uptime_seconds: parse_uptime(&read_text("/proc/uptime")?)?,
+            uptime_seconds: uptime_seconds()?,
             sequence,
+            desired_revision: 0,
+            deployments: Vec::new(),
+            deployments_omitted: 0,
+            events: Vec::new(),
+            footprint: Some(footprint()?),
         })
     }
 }
 
-fn read_text(path: &str) -> Result<String> {
-    std::fs::read_to_string(path).with_context(|| format!("read {path}"))
+/// Seconds since the kernel started: the one clock of a device without a battery that is right from the start.
+///
+/// # Errors
+/// When procfs cannot be read.
+pub fn uptime_seconds() -> Result<u64> {
+    parse_uptime(&read_text("/proc/uptime")?)
 }
 
-fn sha256_of_file(path: &Path) -> Result<String> {
-    let mut file = File::open(path).with_context(|| format!("open {}", path.display()))?;
-    let mut hash = Sha256::new();
-    let mut buffer = vec![0; 1 << 16];
-    loop {
-        let count = file.read(&mut buffer).with_context(|| format!("read {}", path.display()))?;
-        if count == 0 {
-            return Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect());
-        }
-        hash.update(&buffer[..count]);
-    }
+/// What this process takes of the device.
+fn footprint() -> Result<Footprint> {
+    parse_footprint(
+        &read_text("/proc/self/stat")?,
+        &read_text("/proc/self/status")?,
+        &read_text("/proc/uptime")?,
+        rustix::param::clock_ticks_per_second(),
+    )
+}
+
+/// Of proc_pid_stat(5), utime, stime and starttime are the fields 14, 15 and 22; the second one ends with the last `)`.
+fn parse_footprint(stat: &str, status: &str, uptime: &str, ticks: u64) -> Result<Footprint> {
+    let fields: Vec<&str> =
+        stat.rsplit_once(") ").context("/proc/self/stat has no name")?.1.split(' ').collect();
+    let milliseconds = |number: usize| -> Result<u64> {
+        let text =
+            fields.get(number - 3).with_context(|| format!("/proc/self/stat has no field {number}"))?;
+        let count: u64 =
+            text.parse().with_context(|| format!("/proc/self/stat's field {number} is {text:?}"))?;
+        Ok(count * 1000 / ticks.max(1))
+    };
+    let uptime: f64 =
+        uptime.split(' ').next().unwrap_or_default().parse().context("/proc/uptime has no number")?;
+    let resident = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))
+        .context("/proc/self/status has no VmRSS")?;
+    let resident = resident.trim().trim_end_matches("kB").trim();
+    Ok(Footprint {
+        age_milliseconds: ((uptime * 1000.0) as u64).saturating_sub(milliseconds(22)?),
+        cpu_milliseconds: milliseconds(14)? + milliseconds(15)?,
+        resident_kib: resident.parse().with_context(|| format!("VmRSS is {resident:?}"))?,
+    })
+}
+
+fn read_text(path: &str) -> Result<String> {
+    std::fs::read_to_string(path).with_context(|| format!("read {path}"))
 }
 
 fn parse_os_release(text: &str) -> OsRelease {
@@ -122,11 +155,20 @@ mod tests {
     }
 
     #[test]
+    fn a_footprint_is_read_out_of_procfs() {
+        let stat = "7 (a) b) S 1 7 7 0 -1 4194560 1 0 0 0 150 50 0 0 20 0 3 0 100000 1 2 3";
+        let footprint =
+            parse_footprint(stat, "Name:\tx\nVmRSS:\t    5120 kB\n", "1010.50 9.00\n", 100).unwrap();
+        let expected = Footprint { age_milliseconds: 10_500, cpu_milliseconds: 2000, resident_kib: 5120 };
+        assert_eq!(footprint, expected);
+        assert!(parse_footprint("7 (a) S 1", "VmRSS: 1 kB", "1.0 1.0", 100).is_err());
+    }
+
+    #[test]
     fn this_process_can_describe_its_host() {
         let status = Host::read().unwrap().status("pi-7", 3).unwrap();
         let exe = std::fs::read(std::env::current_exe().unwrap()).unwrap();
-        let digest: String = Sha256::digest(exe).iter().map(|byte| format!("{byte:02x}")).collect();
-        assert_eq!(status.exe_sha256, digest);
+        assert_eq!(status.exe_sha256, digest::of_bytes(&exe));
         assert_eq!(status.machine, std::env::consts::ARCH);
         assert_eq!((status.schema, status.sequence, status.boot_id.len()), (STATUS_SCHEMA, 3, 36));
     }

@@ -1,10 +1,29 @@
 //! The device agent of the fleet.
 //!
-//! It reports the device's state to the JetStream KV bucket [`protocol::STATUS_BUCKET`] and answers requests
-//! on [`protocol::command_subject`]. Modules in reading order: [`protocol`] (what goes over the bus, pure),
-//! [`config`] (the TOML file), [`host`] (what the device says of itself), [`run`] (the agent at work).
+//! It runs what the fleet desires ([`protocol::DESIRED_BUCKET`]) as podman containers, keeps that across power cuts, reports the
+//! device's state to [`protocol::STATUS_BUCKET`] and answers requests on [`protocol::command_subject`].
+//!
+//! Modules in reading order: [`protocol`] (what goes over the bus, pure), [`config`] and [`credentials`] (the TOML file),
+//! [`host`] (what the device says of itself), [`desired`] (what is wished, pure), [`store`] (that, on disk), [`plan`] (the next step
+//! for a deployment, pure), [`podman`] (its REST API), `attempts` and `images` (what waits), [`reconcile`] (observe, compare,
+//! act), [`view`] and [`status`] (what is told of it), [`bus`] (connect, report, follow), [`commands`] (answer), [`progress`]
+//! (the watchdog), [`run`] (all of it at work).
 
+mod attempts;
+pub mod bus;
+pub mod commands;
 pub mod config;
+pub mod credentials;
+pub mod desired;
+pub mod digest;
 pub mod host;
+mod images;
+pub mod plan;
+pub mod podman;
+pub mod progress;
 pub mod protocol;
+pub mod reconcile;
 pub mod run;
+pub mod status;
+pub mod store;
+pub mod view;

@@ -1,10 +1,11 @@
-//! The command line of the agent: `run` as a service, `check-config` by hand.
+//! The command line of the agent: `run` as a service, `check-config` and `status` by hand.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use iot_agent::config::Config;
+use iot_agent::config::{Config, default_status_file};
+use iot_agent::status;
 
 #[derive(Parser)]
 #[command(version, about)]
@@ -26,11 +27,20 @@ enum Command {
         /// The configuration, TOML
         file: PathBuf,
     },
+    /// Show the device's deployments and its connection to the bus; exit 1 where the agent is not alive or not connected
+    Status {
+        /// What the running agent writes
+        #[arg(long, value_name = "FILE", default_value_os_t = default_status_file())]
+        file: PathBuf,
+        /// The file as it is, JSON
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 fn main() -> ExitCode {
     match execute(Cli::parse().command) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("iot-agent: {error:#}");
             ExitCode::FAILURE
@@ -38,7 +48,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn execute(command: Command) -> anyhow::Result<()> {
+fn execute(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::CheckConfig { file } => {
             let config = Config::load(&file)?;
@@ -48,16 +58,23 @@ fn execute(command: Command) -> anyhow::Result<()> {
                 config.device_id,
                 config.urls.len()
             );
-            Ok(())
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Status { file, json } => {
+            let (text, well) = status::describe(&file)?;
+            let text = if json { std::fs::read_to_string(&file)? } else { text };
+            println!("{text}");
+            Ok(if well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
         Command::Run { config } => {
             // The journal stamps every line itself, and shows no colour codes.
             tracing_subscriber::fmt().with_ansi(false).without_time().with_writer(std::io::stderr).init();
             let config = Config::load(&config)?;
-            tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()?
-                .block_on(iot_agent::run::run(config))
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            let ended = runtime.block_on(iot_agent::run::run(config));
+            // A look-up of a name that nobody answers, or a write to a slow card, must not hold up a stop.
+            runtime.shutdown_timeout(std::time::Duration::from_secs(2));
+            ended.map(|()| ExitCode::SUCCESS)
         }
     }
 }

@@ -23,6 +23,9 @@ pub const QEMU_STOP: Duration = Duration::from_secs(20);
 pub const BROKER_REQUEST: Duration = Duration::from_secs(5);
 /// What the broker still has in hand from a guest that lost its power must have been stored by then.
 pub const BROKER_SETTLE: Duration = Duration::from_millis(600);
+/// How long the workload may take to answer whoever has connected: it only writes a line. The guest's network answers for it
+/// while it is not there.
+pub const WORKLOAD_ANSWER: Duration = Duration::from_secs(2);
 /// The pause between two attempts to register with something that is not there yet.
 pub const RETRY: Duration = Duration::from_millis(50);
 /// How often a terminal's spinner turns.
@@ -34,7 +37,7 @@ pub const REAP: Duration = Duration::from_millis(10);
 /// Signals within this time of the first one are the same wish to stop.
 pub const SAME_INTERRUPT: Duration = Duration::from_secs(1);
 /// A soak kills within this time after a smoke's start: from preflight to well into the power cut.
-pub const KILL_WINDOW: Duration = Duration::from_secs(120);
+pub const KILL_WINDOW: Duration = Duration::from_secs(150);
 /// How long a program may take to say what it is.
 pub const PROBE: Duration = Duration::from_secs(10);
 /// What `preflight` may take for both architectures, where it has been called before; `bench preflight` measures it.
@@ -60,6 +63,11 @@ pub const SIGNATURE: Duration = Duration::from_secs(20);
 
 /// Until an image's disk is unpacked, to read its libraries.
 pub const INVENTORY: Duration = Duration::from_secs(300);
+
+/// `--rest`.
+pub fn rest(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
 
 /// The limits of one run's waits for its guest.
 #[derive(Debug, Clone, Copy)]
@@ -99,6 +107,21 @@ impl Limits {
     /// One request to the agent.
     pub fn ping(self) -> Duration {
         self.scaled(10)
+    }
+
+    /// Until what the fleet desires runs: an image loaded, containers made and started.
+    pub fn workload(self) -> Duration {
+        self.scaled(60)
+    }
+
+    /// Until what the fleet desires no more is gone. Its program ends at once.
+    pub fn removal(self) -> Duration {
+        self.scaled(20)
+    }
+
+    /// From the guest's login prompt until its agent's unit is up, which starts at about the same time.
+    pub fn agent_after_boot(self) -> Duration {
+        self.scaled(25)
     }
 
     /// Until the first status after the power cut.

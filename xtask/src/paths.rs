@@ -4,6 +4,7 @@
 //! <cache>/images/<key>/        a disk image and its manifest
 //! <cache>/runs/<id>/           one run: report.json, console.log; w/ while it lives
 //! <cache>/history/             how long phases took on this machine
+//! <cache>/workload/            the smoke's workload as an executable, by what it is made of
 //! <cache>/libvirt/             what libvirt has learned of QEMU, for every run's embedded root
 //! ```
 
@@ -77,6 +78,11 @@ impl Cache {
     /// What earlier runs learned of this machine.
     pub fn history(&self) -> PathBuf {
         self.root.join("history")
+    }
+
+    /// The smoke's workload, compiled.
+    pub fn workloads(&self) -> PathBuf {
+        self.root.join("workload")
     }
 
     /// What libvirt has learned of the emulators here. It may be deleted at any time: the next run probes them again.

@@ -200,6 +200,11 @@ fn linker_and_target() {
     Host::new().with(LINKER, "x86_64-linux-gnu-gcc").assert_finds("linker-foreign", true);
     let libraries = "/usr/aarch64-linux-gnu/lib";
     Host::new().after(&format!("mount -t tmpfs tmpfs {libraries}")).assert_finds("linker", true);
+    let all_but_one = format!(
+        "mkdir $S/lib; mount --bind {libraries} $S/lib; mount -t tmpfs tmpfs {libraries}
+        for file in $S/lib/*; do [ \"${{file##*/}}\" = libc.a ] || ln -s \"$file\" {libraries}/; done"
+    );
+    Host::new().after(&all_but_one).assert_finds("static-libc", true);
     let libdir = "$(rustc --print target-libdir --target aarch64-unknown-linux-gnu)";
     Host::new().after(&format!("mount -t tmpfs tmpfs {libdir}")).assert_finds("rust-target", true);
     // The cross-compiler's own library, with a later version in its banner, first in the compiler's search.

@@ -184,10 +184,90 @@ fn a_built_system_is_as_a_plainly_installed_one() {
     let answers =
         ["systemctl --failed --no-legend --plain", "sudo dpkg --audit", "dpkg --print-architecture"].map(ask);
     let diverted = ask(
-        "dpkg-divert --list | grep -v ' by '; grep -rs '^deb' /etc/apt; ls -A /etc/.resolv* 2>/dev/null; sudo find / -xdev -name '*.guest' -o -path '/acc*' -prune -print",
+        "dpkg-divert --list | grep -v ' by '; grep -rs '^deb' /etc/apt; ls -A /etc/.resolv* 2>/dev/null; sudo find / -xdev \\( -name '*.guest' -o -name '*.later' -o -path '/acc*' -o -path '/.ahead*' -o -path '/.later*' \\) -prune -print",
     );
     assert_eq!(answers, ["", "", "arm64\n"]);
     assert_eq!(diverted, "");
+}
+
+/// One of the scripts that a build runs in the tree, in `directory`.
+fn build_script(name: &str, directory: &Path, arguments: &[&str]) -> Output {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/bin/xtask-vm/image/build").join(name);
+    let mut command = Command::new("sh");
+    command.arg(script).args(arguments).current_dir(directory).stdin(Stdio::null());
+    command.output().unwrap()
+}
+
+/// What dpkg would unpack and record is the same, byte for byte, and nothing is left to decompress.
+#[test]
+fn a_package_without_its_compression_is_the_same_package() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name);
+    let deb = |arguments: &[&str]| {
+        let output = Command::new("dpkg-deb").args(arguments).current_dir(directory.path()).output().unwrap();
+        assert!(output.status.success(), "{}", said(&output));
+        output.stdout
+    };
+    std::fs::create_dir_all(path("tree/DEBIAN")).unwrap();
+    std::fs::create_dir(path("stored")).unwrap();
+    let control =
+        "Package: x\nVersion: 1\nArchitecture: all\nMaintainer: nobody <n@example.org>\nDescription: x\n";
+    std::fs::write(path("tree/DEBIAN/control"), control).unwrap();
+    std::fs::write(path("tree/file"), "content\n".repeat(1 << 16)).unwrap();
+    for compression in ["xz", "gzip"] {
+        deb(&["--root-owner-group", &format!("-Z{compression}"), "--build", "tree", "x.deb"]);
+        let stored = build_script("store.sh", directory.path(), &["stored", "x.deb"]);
+        assert!(stored.status.success(), "{}", said(&stored));
+        assert_eq!(std::fs::read_dir(path("stored")).unwrap().count(), 1, "no parts are left");
+        for part in ["--fsys-tarfile", "--ctrl-tarfile", "--field"] {
+            assert_eq!(deb(&[part, "x.deb"]), deb(&[part, "stored/x.deb"]), "{compression} {part}");
+        }
+        assert!(path("x.deb").metadata().unwrap().len() < 1 << 16);
+        assert!(path("stored/x.deb").metadata().unwrap().len() > 1 << 19);
+    }
+    std::fs::write(path("x.deb"), "no package").unwrap();
+    let refused = build_script("store.sh", directory.path(), &["stored", "x.deb"]);
+    assert!(!refused.status.success(), "what cannot be read is not stored");
+}
+
+/// Work that maintainer scripts left to a job is waited for, and a job that fails, or is killed, fails the build.
+#[test]
+fn a_tree_is_not_finished_before_its_jobs_are() {
+    for (job, passes) in
+        [("sleep 1; echo done >&8", true), ("sleep 1", false), ("sleep 1; kill -9 $$; echo done >&8", false)]
+    {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        for name in ["usr/bin", "var/lib/dpkg", ".later/jobs"] {
+            std::fs::create_dir_all(path(name)).unwrap();
+        }
+        for (name, text) in [
+            ("usr/bin/py3compile", "stub"),
+            ("usr/bin/py3compile.later", "tool"),
+            (
+                "var/lib/dpkg/diversions",
+                "/a\n/a.dash\ndash\n/usr/bin/py3compile\n/usr/bin/py3compile.later\n:\n",
+            ),
+            (".later/list", "usr/bin/py3compile\n"),
+            (".later/log", "what the tool said\n"),
+        ] {
+            std::fs::write(path(name), text).unwrap();
+        }
+        let started = format!("exec 8> .later/jobs/py3compile.x; flock 8; sh -c '{job}' & exit 0");
+        let started = Command::new("sh").args(["-c", &started]).current_dir(directory.path()).status();
+        assert!(started.unwrap().success());
+        let finished = build_script("finish.sh", directory.path(), &["."]);
+        let said = said(&finished);
+        assert_eq!(finished.status.success(), passes, "{job}: {said}");
+        let read = |name: &str| std::fs::read_to_string(path(name)).unwrap();
+        if passes {
+            assert_eq!(read("usr/bin/py3compile"), "tool");
+            assert_eq!(read("var/lib/dpkg/diversions"), "/a\n/a.dash\ndash\n");
+            assert!(!path("usr/bin/py3compile.later").exists() && !path(".later").exists());
+        } else {
+            assert!(said.contains("py3compile.x") && said.contains("what the tool said"), "{said}");
+        }
+    }
 }
 
 /// The disk of a cached image, as a file of the user's own.

@@ -113,6 +113,34 @@ fn an_agent_that_keeps_its_first_boot_id_is_found_after_the_power_cut() {
 }
 
 #[test]
+fn an_image_for_another_machine_is_found_by_the_agents_own_words() {
+    let ended = smoke(&["--sabotage", "foreign-image"]);
+    assert_fails(&ended, Phase::Workload, "is made for amd64, this device is arm64");
+    assert!(ended.report.evidence.workload.is_none());
+}
+
+#[test]
+fn a_deployment_that_outlives_its_deletion_is_found_from_outside() {
+    let ended = smoke(&["--sabotage", "ignores-deletes"]);
+    assert_fails(&ended, Phase::Workload, "its port still answers");
+}
+
+#[test]
+fn an_agent_that_loses_its_state_is_found_while_there_is_no_broker() {
+    let ended = smoke(&["--sabotage", "loses-state"]);
+    assert_fails(&ended, Phase::Rejoin, "the desired state did not outlive the power cut");
+    assert!(ended.report.evidence.workload.is_some(), "it did run before: {}", ended.said());
+    assert!(ended.report.evidence.workload_offline.is_none());
+}
+
+#[test]
+fn an_agent_that_waits_for_the_bus_is_found_while_there_is_no_broker() {
+    let ended = smoke(&["--sabotage", "waits-for-bus"]);
+    assert_fails(&ended, Phase::Rejoin, "iot-agent.service is activating: it waits for something");
+    assert!(ended.report.evidence.workload.is_some(), "it did run before: {}", ended.said());
+}
+
+#[test]
 fn a_kernel_panic_ends_the_wait_at_once() {
     let ended = smoke(&["--sabotage", "kernel-panic"]);
     let now = SystemTime::now();

@@ -99,22 +99,28 @@ impl Linker {
         )))
     }
 
-    /// Without the C library's start-up file nothing is linked. A compiler names what it does not find as it was asked for it.
+    /// Without the C library's start-up file nothing is linked.
     fn check_libc(&self, shell: &Shell, machine: &MachineProfile) -> Result<(), Unfit> {
         const START: &str = "Scrt1.o";
-        let program = &self.program;
-        let said = cmd!(shell, "{program} -print-file-name={START}").quiet().ignore_stderr().read();
-        match said.as_deref().map(str::trim) {
-            Ok(START) | Err(_) => Err(Unfit::Missing(format!(
-                "link for {}: {} (from {}) has no C library to link with: -print-file-name={START} finds none; run: cargo xtask \
-                 preflight --arch {} --fix",
-                machine.triple,
-                program.display(),
-                self.origin,
-                machine.arch
-            ))),
-            Ok(_) => Ok(()),
+        if self.finds(shell, START) {
+            return Ok(());
         }
+        Err(Unfit::Missing(format!(
+            "link for {}: {} (from {}) has no C library to link with: -print-file-name={START} finds none; run: cargo xtask \
+             preflight --arch {} --fix",
+            machine.triple,
+            self.program.display(),
+            self.origin,
+            machine.arch
+        )))
+    }
+
+    /// Whether it finds a file of the C library's where it looks for them. A compiler names what it does not find as it was
+    /// asked for it.
+    pub fn finds(&self, shell: &Shell, file: &str) -> bool {
+        let program = &self.program;
+        let said = cmd!(shell, "{program} -print-file-name={file}").quiet().ignore_stderr().read();
+        said.is_ok_and(|path| path.trim() != file)
     }
 
     /// The C library that it links against and its version (`2.36`), as the library says itself. `None` where there is no

@@ -78,7 +78,7 @@ pub enum Command {
     Build(BuildArgs),
     /// Say whether an executable will run on a device, in milliseconds and without a boot; exit 1 where it will not
     Inspect(InspectArgs),
-    /// Prove the agent in an emulated machine: boot, install, join, ping, power cut, rejoin
+    /// Prove the agent in an emulated machine: boot, install, join, ping, workload, power cut, rejoin
     Smoke(SmokeArgs),
     /// Machines that `smoke --keep` left running
     #[command(subcommand)]
@@ -125,6 +125,10 @@ pub struct SmokeArgs {
     #[command(flatten)]
     #[expect(missing_docs, reason = "flattened")]
     pub machine: MachineArgs,
+
+    /// Leave the agent alone for so many seconds once it has joined, and report what it takes meanwhile, 0 to 3600
+    #[arg(long, value_name = "SECONDS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..=3600))]
+    pub rest: u64,
 
     /// Leave the machine running and print how to enter and remove it
     #[arg(long)]
@@ -215,6 +219,14 @@ pub enum Sabotage {
     KillQemu,
     /// The broker refuses the device's password
     BrokerRefuses,
+    /// What stops or removes a container has no effect
+    IgnoresDeletes,
+    /// The agent's state is deleted before each of its starts
+    LosesState,
+    /// The agent starts only once the bus can be reached
+    WaitsForBus,
+    /// The workload's image is for the other architecture
+    ForeignImage,
 }
 
 impl Sabotage {
@@ -250,6 +262,8 @@ pub enum Subject {
     Inspect,
     /// An image's tree, against plain mmdebstrap with the same packages; and that the trees are the same
     Image,
+    /// What the agent takes of the device: executable, memory, time to its first status, processor time at rest
+    Footprint,
 }
 
 /// `bench`.
@@ -298,6 +312,10 @@ pub struct SoakArgs {
     /// Executions of the inspection on mutated executables
     #[arg(long, default_value_t = 0, value_name = "N")]
     pub fuzz: u64,
+
+    /// The agent's tests with a hundred kills at random moments and a broker that is away for minutes
+    #[arg(long)]
+    pub agent: bool,
 }
 
 /// `ci`.

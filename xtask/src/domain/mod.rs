@@ -2,6 +2,7 @@
 //! the cloud-init seed. Pure: golden files for both architectures are tested on any host.
 
 pub mod cpu;
+mod sabotage;
 pub mod seed;
 pub mod xml;
 
@@ -22,6 +23,15 @@ pub const GUEST_MAC: &str = "52:54:00:69:6f:74";
 
 /// Where a guest of QEMU's user-mode network reaches this host's loopback (QEMU, -netdev user).
 pub const HOST_FROM_GUEST: &str = "10.0.2.2";
+
+/// Where the guest's ssh listens.
+pub const SSH_PORT: u16 = 22;
+
+/// Where the guest publishes its workloads: the one that is kept, and the one that is deleted.
+pub const WORKLOAD_PORTS: [u16; 2] = [8080, 8081];
+
+/// The guest's ports that this host's loopback leads to, each from a port of the kernel's choice.
+pub const FORWARDED_PORTS: [u16; 3] = [SSH_PORT, WORKLOAD_PORTS[0], WORKLOAD_PORTS[1]];
 
 /// The machine as it was asked for.
 #[derive(Debug, Clone)]

@@ -4,7 +4,7 @@
 
 use serde_json::json;
 
-use super::GUEST_MAC;
+use super::{GUEST_MAC, sabotage};
 use crate::cli::Sabotage;
 
 /// The seed's volume label (cloud-init, NoCloud).
@@ -103,11 +103,7 @@ fn mount_and_provision() -> String {
 
 /// What runs in the guest, from the payload: the agent's own installer, its outcome said on the console.
 pub fn provision_script(sabotage: Option<Sabotage>) -> String {
-    let (before, after) = match sabotage {
-        Some(Sabotage::UnitNotEnabled) => ("", "systemctl disable iot-agent.service; sync"),
-        Some(Sabotage::StaleBootId) => (STALE_BOOT_ID, ""),
-        _ => ("", ""),
-    };
+    let (before, after) = sabotage::scripts(sabotage);
     format!(
         "#!/bin/sh\n\
          # Runs in the guest, once: installs the agent and says on the console how that ended.\n\
@@ -123,14 +119,6 @@ pub fn provision_script(sabotage: Option<Sabotage>) -> String {
         failed = marker::FAILED,
     )
 }
-
-/// The agent's service sees a file with the first boot's id in the place of the kernel's.
-const STALE_BOOT_ID: &str = "\
-mkdir -p /etc/systemd/system/iot-agent.service.d /var/lib/sabotage
-cat /proc/sys/kernel/random/boot_id > /var/lib/sabotage/boot_id
-printf '[Service]\\nProtectKernelTunables=no\\nBindReadOnlyPaths=/var/lib/sabotage/boot_id:/proc/sys/kernel/random/boot_id\\n' \
-> /etc/systemd/system/iot-agent.service.d/sabotage.conf
-sync";
 
 #[cfg(test)]
 mod tests {
@@ -164,5 +152,11 @@ mod tests {
         assert!(!provision_script(None).contains("disable"));
         assert!(provision_script(Some(Sabotage::UnitNotEnabled)).contains("systemctl disable"));
         assert!(provision_script(Some(Sabotage::StaleBootId)).contains("sabotage/boot_id"));
+        let faults = [Sabotage::LosesState, Sabotage::WaitsForBus, Sabotage::IgnoresDeletes];
+        for (fault, words) in
+            faults.into_iter().zip(["rm -f /var/lib/iot-agent/state", "/dev/tcp/", "deaf.py"])
+        {
+            assert!(provision_script(Some(fault)).contains(words), "{fault:?}");
+        }
     }
 }

@@ -6,7 +6,7 @@ use quick_xml::Writer;
 use quick_xml::events::BytesText;
 
 use super::cpu::CpuModel;
-use super::{Disk, DiskFormat, DomainXmlParams, GUEST_MAC};
+use super::{Disk, DiskFormat, DomainXmlParams, FORWARDED_PORTS, GUEST_MAC};
 use crate::arch::Accelerator;
 
 type Xml = Writer<Vec<u8>>;
@@ -180,12 +180,9 @@ fn write_disk(xml: &mut Xml, index: usize, disk: &Disk) -> io::Result<()> {
 /// boot from the network. Host port 0: the kernel picks a free one, which QEMU tells by `info usernet`.
 fn write_qemu_arguments(xml: &mut Xml, params: &DomainXmlParams) -> io::Result<()> {
     let device = format!("virtio-net-pci,netdev=net0,mac={GUEST_MAC},bus=pcie.0,addr=0x10,romfile=");
-    let mut arguments = vec![
-        "-netdev".to_owned(),
-        "user,id=net0,ipv6=off,hostfwd=tcp:127.0.0.1:0-:22".to_owned(),
-        "-device".to_owned(),
-        device,
-    ];
+    let forwards = FORWARDED_PORTS.map(|port| format!(",hostfwd=tcp:127.0.0.1:0-:{port}")).concat();
+    let mut arguments =
+        vec!["-netdev".to_owned(), format!("user,id=net0,ipv6=off{forwards}"), "-device".to_owned(), device];
     for global in &params.cpu.globals {
         arguments.extend(["-global".to_owned(), global.clone()]);
     }

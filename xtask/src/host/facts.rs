@@ -41,6 +41,8 @@ pub struct Facts {
     pub linker: Result<Linker, Unfit>,
     /// The C library that it links against, and its version.
     pub libc: Option<(PathBuf, String)>,
+    /// Whether it finds that library's archive, which the smoke's workload is linked with.
+    pub static_libc: bool,
     /// What speaks for or against KVM.
     pub kvm: Kvm,
     /// Whether the kernel runs the guest's programs on this host, as building an image needs.
@@ -125,7 +127,7 @@ impl Facts {
             let linker = scope.spawn(|| linker(workspace, arch));
             let firmware = firmware::discover(arch, Path::new("/"));
             let edk2 = firmware.as_ref().ok().and_then(|pair| Edk2::read(&pair.code));
-            let (linker, libc) = linker.join().expect("a probe does not panic");
+            let (linker, libc, static_libc) = linker.join().expect("a probe does not panic");
             let emulator = emulator.join().expect("a probe does not panic");
             let other_emulators =
                 if emulator.is_none() { tools::find_all("qemu-system-") } else { Vec::new() };
@@ -139,6 +141,7 @@ impl Facts {
                 rust_target: rust_target.join().expect("a probe does not panic"),
                 linker,
                 libc,
+                static_libc,
                 kvm: kvm::look(arch, cache.as_ref()),
                 runs_guest_programs: runs_guest_programs(arch),
                 user_emulator: ["-static", ""]
@@ -157,7 +160,7 @@ impl Facts {
     }
 }
 
-type Linking = (Result<Linker, Unfit>, Option<(PathBuf, String)>);
+type Linking = (Result<Linker, Unfit>, Option<(PathBuf, String)>, bool);
 
 fn linker(workspace: &Workspace, arch: VmArchitecture) -> Linking {
     let profile = arch.profile();
@@ -165,12 +168,12 @@ fn linker(workspace: &Workspace, arch: VmArchitecture) -> Linking {
     let found = Shell::new().map_err(|error| configuration(error.into())).and_then(|shell| {
         let linker = Linker::resolve(profile.triple, workspace.root()).map_err(configuration)?;
         linker.check(&shell, profile)?;
-        let libc = linker.libc(&shell);
-        Ok((linker, libc))
+        let (libc, archive) = (linker.libc(&shell), linker.finds(&shell, "libc.a"));
+        Ok((linker, libc, archive))
     });
     match found {
-        Ok((linker, libc)) => (Ok(linker), libc),
-        Err(unfit) => (Err(unfit), None),
+        Ok((linker, libc, archive)) => (Ok(linker), libc, archive),
+        Err(unfit) => (Err(unfit), None, false),
     }
 }
 

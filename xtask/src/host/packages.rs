@@ -28,6 +28,7 @@ pub enum Need {
     LibvirtDaemon,
     PkgConfig,
     CrossLinker,
+    StaticLibc,
     NatsServer,
     Ssh,
     Mmdebstrap,
@@ -42,6 +43,7 @@ pub enum Need {
     CrossCxx,
     Musl,
     Binutils,
+    Podman,
 }
 
 impl PackageManager {
@@ -136,6 +138,8 @@ impl PackageManager {
                 &["x86_64-linux-gnu-gcc"],
                 &[],
             ],
+            // The host's own; a cross-compiler's comes with it.
+            (N::StaticLibc, _) => [&["libc6-dev"], &["glibc-static"], &["glibc"], &["glibc-devel-static"]],
             (N::NatsServer, _) => [&["nats-server"], &["nats-server"], &["nats-server"], &["nats-server"]],
             (N::Ssh, _) => [&["openssh-client"], &["openssh-clients"], &["openssh"], &["openssh-clients"]],
             // Arch Linux has it among its users' packages alone, which pacman does not install.
@@ -162,6 +166,8 @@ impl PackageManager {
             }
             (N::Musl, _) => [&["musl-tools"], &["musl-gcc"], &["musl"], &[]],
             (N::Binutils, _) => [&["binutils"], &["binutils"], &["binutils"], &["binutils"]],
+            // With runc: Debian 12's crun refuses the hybrid cgroup layout of some build machines.
+            (N::Podman, _) => [&["podman", "runc"], &["podman"], &["podman"], &["podman"]],
         };
         row[self as usize]
     }

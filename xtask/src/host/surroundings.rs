@@ -44,6 +44,8 @@ pub const PROGRAMS: &[(&str, Need, When)] = &[
     ("aarch64-linux-gnu-g++", Need::CrossCxx, When::Testing),
     ("musl-gcc", Need::Musl, When::Testing),
     ("readelf", Need::Binutils, When::Testing),
+    ("podman", Need::Podman, When::Testing),
+    ("runc", Need::Podman, When::Testing),
 ];
 
 /// Where Debian keeps the keys of its archive.
@@ -144,7 +146,8 @@ impl Host {
                 libvirt_header: Path::new("/usr/include/libvirt/libvirt.h").exists(),
                 libvirt_driver: libvirt_driver(),
                 cache_access: known.map_or(Ok(()), |cache| {
-                    let inside = [cache.runs(), cache.images(), cache.history(), cache.libvirt()];
+                    let inside =
+                        [cache.runs(), cache.images(), cache.history(), cache.workloads(), cache.libvirt()];
                     may_use(cache.root()).and_then(|()| inside.iter().try_for_each(|path| may_use(path)))
                 }),
                 free_disk: known.and_then(|cache| free_disk(cache.root())),

@@ -10,8 +10,8 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 pub use schema::{
-    AgentReport, Evidence, Failure, FirmwareReport, GuestReport, HostReport, ImageReport, OsReleaseReport,
-    Phase, PhaseReport, PhaseStatus, StatusEvidence,
+    AgentReport, Evidence, Failure, FirmwareReport, FootprintEvidence, GuestReport, HostReport, ImageReport,
+    OsReleaseReport, Phase, PhaseReport, PhaseStatus, StatusEvidence, WorkloadEvidence,
 };
 
 use crate::arch::VmArchitecture;

@@ -117,6 +117,7 @@ pub enum Phase {
     Provision,
     Join,
     Ping,
+    Workload,
     PowerCut,
     Rejoin,
     Teardown,
@@ -124,7 +125,7 @@ pub enum Phase {
 
 impl Phase {
     /// Every phase, in order.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Preflight,
         Self::Build,
         Self::Inspect,
@@ -133,6 +134,7 @@ impl Phase {
         Self::Provision,
         Self::Join,
         Self::Ping,
+        Self::Workload,
         Self::PowerCut,
         Self::Rejoin,
         Self::Teardown,
@@ -149,6 +151,7 @@ impl Phase {
             Self::Provision => "provision",
             Self::Join => "join",
             Self::Ping => "ping",
+            Self::Workload => "workload",
             Self::PowerCut => "power cut",
             Self::Rejoin => "rejoin",
             Self::Teardown => "teardown",
@@ -162,6 +165,44 @@ impl Phase {
 pub struct Evidence {
     pub join: Option<StatusEvidence>,
     pub rejoin: Option<StatusEvidence>,
+    /// Before the power cut.
+    #[serde(default)]
+    pub workload: Option<WorkloadEvidence>,
+    /// After it, while there was no broker.
+    #[serde(default)]
+    pub workload_offline: Option<WorkloadEvidence>,
+    /// As it was changed while the machine was off.
+    #[serde(default)]
+    pub workload_rejoin: Option<WorkloadEvidence>,
+    /// What the agent takes of the device, by its own word.
+    #[serde(default)]
+    pub footprint: Option<FootprintEvidence>,
+}
+
+/// What the agent's process takes, its containers not included.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "the fields are the interface that README.md documents")]
+pub struct FootprintEvidence {
+    pub executable_bytes: u64,
+    pub resident_kib: u64,
+    /// From the process' start to its first status, where that was seen.
+    pub first_status_milliseconds: Option<u64>,
+    /// How long it was left alone (`--rest`), and the processor time that it used meanwhile.
+    pub rest_milliseconds: u64,
+    pub rest_cpu_milliseconds: u64,
+}
+
+/// What the workload said from inside its container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "the fields are the interface that README.md documents")]
+pub struct WorkloadEvidence {
+    /// `uname -m`.
+    pub machine: String,
+    pub boot_id: String,
+    /// Of what the fleet desires: 1, and 2 after the change.
+    pub generation: u64,
+    /// Counted in its volume.
+    pub starts: u64,
 }
 
 /// The parts of one status that prove something.

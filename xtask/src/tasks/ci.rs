@@ -17,6 +17,20 @@ use crate::workspace::{Workspace, cargo};
 /// The front door's dependencies may not be more than this; each one costs a bare machine time.
 const MOST_CRATES: usize = 60;
 
+/// The agent against a real nats-server and a real podman. Few at a time: each has both of its own.
+pub(super) const AGENT_TESTS: &[&str] = &[
+    "test",
+    "--package",
+    "iot-agent",
+    "--features",
+    "real",
+    "--test",
+    "device",
+    "--",
+    "--test-threads",
+    "3",
+];
+
 /// Passed and failed, of steps and of tests.
 #[derive(Debug, Default)]
 struct Count {
@@ -36,6 +50,11 @@ pub(super) fn run(workspace: &Workspace, args: &CiArgs) -> Result<()> {
     count.step(workspace, "formatting", &["fmt", "--all", "--check"]);
     count.step(workspace, "clippy, front door", &on(&["clippy", "--workspace"], &lints));
     count.step(workspace, "clippy, back room", &on(&on(&["clippy", "--package", "xtask"], &vm), &lints));
+    count.step(
+        workspace,
+        "clippy, the agent's tests",
+        &on(&["clippy", "--package", "iot-agent", "--features", "real"], &lints),
+    );
     count.guard(workspace);
     count.step(workspace, "tests, front door", &["test", "--workspace"]);
     count.step(
@@ -60,16 +79,23 @@ pub(super) fn run(workspace: &Workspace, args: &CiArgs) -> Result<()> {
     let test = on(&["test", "--package", "xtask"], &on(&vm, &["--test"]));
     count.step(workspace, "broken hosts", &on(&test, &["broken_hosts"]));
     count.step(workspace, "the rehearsal", &on(&test, &["rehearsal"]));
+    count.step(workspace, "the agent", AGENT_TESTS);
     if !args.fast {
+        let smoke = |arch, image: Option<&'static str>| {
+            let image_words = image.map_or(Vec::new(), |image| vec!["--image", image]);
+            let name = format!("smoke {arch} {}", image.unwrap_or_default());
+            (name.trim_end().to_owned(), on(&["xtask", "smoke", "--arch", arch], &image_words))
+        };
+        // One after the other, since both make the images that the later ones use.
         for arch in ["aarch64", "x86_64"] {
-            let smoke = ["xtask", "smoke", "--arch", arch];
-            count.step(workspace, &format!("smoke {arch}"), &smoke);
-            let image = ["--image", "ubuntu-shaped"];
-            count.step(workspace, &format!("smoke {arch} ubuntu-shaped"), &on(&smoke, &image));
+            let (name, arguments) = smoke(arch, None);
+            count.step(workspace, &name, &arguments);
         }
+        let shaped = ["aarch64", "x86_64"].map(|arch| smoke(arch, Some("ubuntu-shaped")));
+        count.at_once(workspace, &shaped);
         // Its aarch64 twin is among the tests of images, which look into the guest too.
-        let smoke = ["xtask", "smoke", "--arch", "x86_64", "--image", "debian-13"];
-        count.step(workspace, "smoke x86_64 debian-13", &smoke);
+        let (name, arguments) = smoke("x86_64", Some("debian-13"));
+        count.step(workspace, &name, &arguments);
         count.step(workspace, "inspect", &on(&test, &["inspect"]));
         // Two machines at a time are what two processors carry.
         let threads = ["--", "--test-threads", "2"];
@@ -87,11 +113,32 @@ pub(super) fn run(workspace: &Workspace, args: &CiArgs) -> Result<()> {
 impl Count {
     /// One cargo command, its output passed on; the tests that it counts are counted.
     fn step(&mut self, workspace: &Workspace, name: &str, arguments: &[&str]) {
-        eprintln!("== {name}: cargo {}", arguments.join(" "));
-        let started = Instant::now();
-        let result = self.run_cargo(workspace, arguments);
-        let seconds = human_seconds(started.elapsed().as_secs_f64());
-        self.close(name, &seconds, result);
+        self.at_once(workspace, &[(name.to_owned(), arguments.to_vec())]);
+    }
+
+    /// Several at once, each line with its step's name before it: an emulated machine leaves much of two processors idle while it
+    /// waits.
+    fn at_once(&mut self, workspace: &Workspace, steps: &[(String, Vec<&str>)]) {
+        let alone = steps.len() == 1;
+        let ends: Vec<_> = std::thread::scope(|scope| {
+            let started: Vec<_> = steps
+                .iter()
+                .map(|(name, arguments)| {
+                    eprintln!("== {name}: cargo {}", arguments.join(" "));
+                    let label = if alone { String::new() } else { format!("[{name}] ") };
+                    scope.spawn(move || {
+                        (Instant::now(), run_cargo(workspace, arguments, &label), Instant::now())
+                    })
+                })
+                .collect();
+            started.into_iter().map(|thread| thread.join().expect("a step does not panic")).collect()
+        });
+        for ((name, _), (started, (tests, result), ended)) in steps.iter().zip(ends) {
+            self.passed += tests.passed;
+            self.failed += tests.failed;
+            let seconds = human_seconds(ended.duration_since(started).as_secs_f64());
+            self.close(name, &seconds, result);
+        }
     }
 
     fn close(&mut self, name: &str, seconds: &str, result: Result<()>) {
@@ -108,29 +155,6 @@ impl Count {
         }
     }
 
-    fn run_cargo(&mut self, workspace: &Workspace, arguments: &[&str]) -> Result<()> {
-        let line = format!("cargo {}", arguments.join(" "));
-        let mut child = Command::new(cargo())
-            .args(arguments)
-            .current_dir(workspace.root())
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()
-            .with_context(|| format!("run {line}"))?;
-        let stdout = child.stdout.take().context("the child's output was asked for")?;
-        for text in BufReader::new(stdout).lines() {
-            let text = text.with_context(|| format!("read what {line} prints"))?;
-            if let Some((passed, failed)) = test_result(&text) {
-                self.passed += passed;
-                self.failed += failed;
-            }
-            eprintln!("{text}");
-        }
-        let status = child.wait().with_context(|| format!("wait for {line}"))?;
-        anyhow::ensure!(status.success(), "{status}");
-        Ok(())
-    }
-
     /// The front door stays light: few crates, and nothing that links libvirt.
     fn guard(&mut self, workspace: &Workspace) {
         let name = "front door's dependencies";
@@ -145,6 +169,52 @@ impl Count {
         }
         self.close(name, "no time", checked.map(drop));
     }
+}
+
+/// Runs it; how many tests it counted, and how it ended.
+fn run_cargo(workspace: &Workspace, arguments: &[&str], label: &str) -> (Count, Result<()>) {
+    let mut tests = Count::default();
+    let result = count_tests(workspace, arguments, label, &mut tests);
+    (tests, result)
+}
+
+fn count_tests(workspace: &Workspace, arguments: &[&str], label: &str, tests: &mut Count) -> Result<()> {
+    let line = format!("cargo {}", arguments.join(" "));
+    let stderr = if label.is_empty() { Stdio::inherit() } else { Stdio::piped() };
+    let mut child = Command::new(cargo())
+        .args(arguments)
+        .current_dir(workspace.root())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(stderr)
+        .spawn()
+        .with_context(|| format!("run {line}"))?;
+    let stdout = child.stdout.take().context("the child's output was asked for")?;
+    let stderr = child.stderr.take();
+    std::thread::scope(|scope| {
+        let passing = stderr.map(|stderr| scope.spawn(move || pass_on(stderr, label, |_| {})));
+        pass_on(stdout, label, |text| {
+            if let Some((passed, failed)) = test_result(text) {
+                tests.passed += passed;
+                tests.failed += failed;
+            }
+        })?;
+        passing.map_or(Ok(()), |thread| thread.join().expect("reading lines does not panic"))
+    })
+    .with_context(|| format!("read what {line} prints"))?;
+    let status = child.wait().with_context(|| format!("wait for {line}"))?;
+    anyhow::ensure!(status.success(), "{status}");
+    Ok(())
+}
+
+/// Prints each line behind `label`, once `look` has seen it.
+fn pass_on(from: impl std::io::Read, label: &str, mut look: impl FnMut(&str)) -> Result<()> {
+    for text in BufReader::new(from).lines() {
+        let text = text.context("read a line")?;
+        look(&text);
+        eprintln!("{label}{text}");
+    }
+    Ok(())
 }
 
 /// How many crates `cargo tree --prefix none` names.

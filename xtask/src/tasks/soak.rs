@@ -15,7 +15,9 @@ use crate::exit::Code;
 use crate::limits;
 use crate::paths::Cache;
 use crate::report::human_seconds;
-use crate::workspace::Workspace;
+use crate::workspace::{Workspace, cargo};
+
+use super::ci::AGENT_TESTS;
 
 /// Rounds by kind: how many passed, what the others said.
 type Tally = BTreeMap<&'static str, (u32, Vec<String>)>;
@@ -33,6 +35,9 @@ pub(super) fn run(workspace: &Workspace, args: &SoakArgs) -> Result<()> {
     }
     if args.fuzz > 0 {
         note(&mut tally, "fuzz", 1, 1, fuzz(workspace, args.fuzz));
+    }
+    if args.agent {
+        note(&mut tally, "agent", 1, 1, agent(workspace));
     }
     let mut failed = 0;
     for (kind, (passed, failures)) in &tally {
@@ -81,14 +86,31 @@ fn smoke(arch: VmArchitecture) -> Result<String> {
 /// The test of the crate `inspect`, with this many executions in the place of its seconds.
 fn fuzz(workspace: &Workspace, executions: u64) -> Result<String> {
     let started = Instant::now();
-    let status = Command::new(crate::workspace::cargo())
+    let status = Command::new(cargo())
         .args(["test", "--quiet", "--package", "inspect", "--test", "fuzz", "--", "--nocapture", "whatever"])
         .env("INSPECT_FUZZ_EXECUTIONS", executions.to_string())
         .current_dir(workspace.root())
+        .stdin(Stdio::null())
+        .stdout(std::io::stderr())
         .status()
         .context("run the fuzz test")?;
     ensure!(status.success(), "{status}; the input is named above");
     Ok(format!("{executions} executions in {}", human_seconds(started.elapsed().as_secs_f64())))
+}
+
+/// The tests against a real broker and a real podman, which take more time where this variable is set.
+fn agent(workspace: &Workspace) -> Result<String> {
+    let started = Instant::now();
+    let status = Command::new(cargo())
+        .args(AGENT_TESTS)
+        .env("IOT_AGENT_SOAK", "1")
+        .current_dir(workspace.root())
+        .stdin(Stdio::null())
+        .stdout(std::io::stderr())
+        .status()
+        .context("run the agent's tests")?;
+    ensure!(status.success(), "{status}");
+    Ok(format!("passed in {}", human_seconds(started.elapsed().as_secs_f64())))
 }
 
 fn pair(arch: VmArchitecture) -> Result<String> {

@@ -37,7 +37,9 @@ impl Child {
     /// Starts the job.
     pub(crate) fn start(job: &Job<'_>) -> Result<Self> {
         let line = format!("{} …", job.program.display());
-        let log = File::create(&job.log).with_context(|| format!("make {}", job.log.display()))?;
+        // A program that is started again goes on where it was.
+        let log = File::options().create(true).append(true).open(&job.log);
+        let log = log.with_context(|| format!("open {}", job.log.display()))?;
         let mut expression = duct::cmd(job.program, &job.arguments)
             .stdin_null()
             // duct applies the outer redirection first: the log is what stderr then goes to.

@@ -109,11 +109,23 @@ impl Keys {
 
     /// Asks systemd in the guest for the agent's unit.
     pub(crate) fn unit_state(&self, port: u16, limit: Duration) -> Result<UnitState> {
-        let command = "sh -c 'systemctl show iot-agent.service -p ActiveState -p UnitFileState -p NRestarts; \
-                       echo SystemState=$(systemctl is-system-running)'";
-        Ok(parse_unit_state(&self.run_as_root(port, command, limit)?))
+        Ok(parse_unit_state(&self.run_as_root(port, &format!("sh -c '{UNIT_STATE}'"), limit)?))
+    }
+
+    /// The same, and what the agent says on the device itself; empty where it has said nothing.
+    pub(crate) fn unit_and_status(&self, port: u16, limit: Duration) -> Result<(UnitState, String)> {
+        let command = format!(
+            "sh -c '{UNIT_STATE}; cd /run/iot-agent && if [ -e status.json ]; then cat status.json; fi'"
+        );
+        let said = self.run_as_root(port, &command, limit)?;
+        let status = said.find('{').map_or("", |at| &said[at..]);
+        Ok((parse_unit_state(&said), status.to_owned()))
     }
 }
+
+/// How the unit and the whole system are, in lines.
+const UNIT_STATE: &str = "systemctl show iot-agent.service -p ActiveState -p UnitFileState -p NRestarts; \
+                          echo SystemState=$(systemctl is-system-running)";
 
 fn parse_unit_state(text: &str) -> UnitState {
     let field = |name: &str| {

@@ -9,6 +9,7 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use serde_json::{Value, json};
 use virt::connect::Connect;
 use virt::domain::{Domain, DomainState, DomainStateEnum};
+use xtask::domain::SSH_PORT;
 use xtask::limits;
 use xtask::paths::{Cache, make_private_dir, write_private};
 
@@ -128,9 +129,14 @@ impl Machine {
         }
     }
 
-    /// The port on 127.0.0.1 that leads to the guest's ssh, as QEMU chose it.
+    /// The port on 127.0.0.1 that leads to the guest's ssh, as the kernel chose it.
     pub(crate) fn ssh_port(&self) -> Result<u16> {
-        forwarded_port(&self.hmp("info usernet")?)
+        self.port_to(SSH_PORT)
+    }
+
+    /// The one that leads to another of the ports that are forwarded.
+    pub(crate) fn port_to(&self, guest_port: u16) -> Result<u16> {
+        forwarded_port(&self.hmp("info usernet")?, guest_port)
     }
 }
 
@@ -186,14 +192,17 @@ fn on_one_processor<T>(call: impl FnOnce() -> T) -> T {
 }
 
 /// The row `TCP[HOST_FORWARD]  14  127.0.0.1 37787  10.0.2.15  22 …` of `info usernet`.
-fn forwarded_port(table: &str) -> Result<u16> {
+fn forwarded_port(table: &str, guest_port: u16) -> Result<u16> {
+    let wanted = guest_port.to_string();
     for line in table.lines() {
         let words: Vec<_> = line.split_whitespace().collect();
-        if let ["TCP[HOST_FORWARD]", _, "127.0.0.1", port, _, "22", ..] = words.as_slice() {
+        if let ["TCP[HOST_FORWARD]", _, "127.0.0.1", port, _, to, ..] = words.as_slice()
+            && *to == wanted
+        {
             return port.parse().with_context(|| format!("read the port in {line:?}"));
         }
     }
-    bail!("QEMU forwards no port to the guest's ssh: {table:?}")
+    bail!("QEMU forwards no port to the guest's port {guest_port}: {table:?}")
 }
 
 /// No virtlogd for the console's file; QEMU as this user, who owns the files; and nothing that a container lacks (mount
@@ -234,9 +243,11 @@ mod tests {
     fn the_forwarded_port_is_read_from_qemus_table() {
         let table = "Hub -1 (net0):\r\n  Protocol[State]    FD  Source Address  Port   Dest. Address  Port RecvQ SendQ\r\n\
                      \x20 TCP[ESTABLISHED]   15  10.0.2.15 40000  127.0.0.1 4222 0 0\r\n\
-                     \x20 TCP[HOST_FORWARD]  14       127.0.0.1 37787       10.0.2.15    22     0     0\r\n";
-        assert_eq!(forwarded_port(table).unwrap(), 37787);
-        assert!(forwarded_port("Hub -1 (net0):").unwrap_err().to_string().contains("no port"));
+                     \x20 TCP[HOST_FORWARD]  14       127.0.0.1 37787       10.0.2.15    22     0     0\r\n\
+                     \x20 TCP[HOST_FORWARD]  15       127.0.0.1 41002       10.0.2.15  8080     0     0\r\n";
+        assert_eq!(forwarded_port(table, 22).unwrap(), 37787);
+        assert_eq!(forwarded_port(table, 8080).unwrap(), 41002);
+        assert!(forwarded_port(table, 8081).unwrap_err().to_string().contains("no port"));
     }
 
     #[test]

@@ -21,6 +21,7 @@ mod rehearsed;
 mod remote;
 mod screen;
 mod smoke;
+mod workload;
 
 use std::process::ExitCode;
 

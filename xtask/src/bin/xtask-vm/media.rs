@@ -19,11 +19,25 @@ use crate::interrupt::Interrupt;
 /// Room for the FAT itself, the directory and the last clusters.
 const OVERHEAD_BYTES: u64 = 2 << 20;
 
+/// What of `agent/dist` the installer installs, and itself.
+const INSTALLED: [&str; 8] = [
+    "containers.conf",
+    "install.sh",
+    "iot-agent.service",
+    "iot-agent.sysusers",
+    "iot-agent.tmpfiles",
+    "iot-podman.service",
+    "iot-podman.socket",
+    "storage.conf",
+];
+
 /// What is installed in the guest.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Payload<'a> {
     /// The executable under test.
     pub(crate) agent: &'a Agent,
+    /// The archive of the image that the fleet will have it run.
+    pub(crate) workload: &'a [u8],
     /// Its configuration.
     pub(crate) config: &'a str,
     /// A fault to plant.
@@ -50,7 +64,7 @@ pub(crate) fn make_payload(
     work: &Path,
     interrupt: &Interrupt,
 ) -> Result<()> {
-    let Payload { agent, config, sabotage } = *payload;
+    let Payload { agent, workload, config, sabotage } = *payload;
     let directory = work.join("payload");
     make_private_dir(&directory)?;
     let mut files = Vec::new();
@@ -65,9 +79,10 @@ pub(crate) fn make_payload(
         executable.push(b'\n');
     }
     add("iot-agent", &executable)?;
+    add(&crate::workload::file_name(), workload)?;
     add("config.toml", config.as_bytes())?;
     add("provision.sh", seed::provision_script(sabotage).as_bytes())?;
-    for name in ["iot-agent.service", "iot-agent.sysusers", "install.sh"] {
+    for name in INSTALLED {
         let path = workspace.root().join("agent/dist").join(name);
         add(name, &std::fs::read(&path).with_context(|| format!("read {}", path.display()))?)?;
     }

@@ -2,6 +2,7 @@
 
 use super::{Facts, Finding, Remedy};
 use crate::agent_build::linker::Unfit;
+use crate::arch::VmArchitecture;
 use crate::host::packages::Need;
 use crate::host::tools::release;
 
@@ -20,6 +21,9 @@ pub(super) fn judge(facts: &Facts, findings: &mut Vec<Finding>) {
     }
     judge_rust(facts, findings);
     findings.extend(facts.linker.as_ref().err().map(|unfit| linker(facts, unfit)));
+    if facts.linker.is_ok() && !facts.static_libc {
+        findings.push(static_libc(facts.arch));
+    }
     findings.extend(libc(facts));
 }
 
@@ -65,6 +69,18 @@ fn linker(facts: &Facts, unfit: &Unfit) -> Finding {
             Remedy::manual("correct the file"),
         ),
     }
+}
+
+/// The smoke's workload is a static executable, alone in its image.
+fn static_libc(arch: VmArchitecture) -> Finding {
+    let own = VmArchitecture::of_host() == Some(arch);
+    let need = if own { Need::StaticLibc } else { Need::CrossLinker };
+    Finding::blocks(
+        "static-libc",
+        format!("the C library's archive for {arch} is missing: the smoke's workload is linked with it"),
+        "the linker's -print-file-name=libc.a finds none",
+        Remedy::Install(need, arch),
+    )
 }
 
 /// Linked against a newer glibc than the image's, an executable may need symbols that the image has not.

@@ -1,7 +1,7 @@
 //! The difference between a domain as it was asked for and as QEMU made it, in findings.
 
 use crate::arch::Accelerator;
-use crate::domain::Disk;
+use crate::domain::{Disk, FORWARDED_PORTS};
 use crate::host::findings::{Finding, Remedy, Severity};
 
 use super::seen::{Flash, Layer, Seen};
@@ -258,10 +258,14 @@ impl Findings<'_> {
         let rows: Vec<_> = seen.forwarding.lines().filter(|line| line.contains("HOST_FORWARD")).collect();
         let open = rows.iter().find(|row| row.split_whitespace().nth(2) != Some("127.0.0.1"));
         if let Some(row) = open {
-            self.add(ID, "the guest's ssh is open to others than this host", row.trim(), NOT_AS_TOLD);
+            self.add(ID, "the guest's ports are open to others than this host", row.trim(), NOT_AS_TOLD);
         }
-        if !rows.iter().any(|row| row.split_whitespace().nth(5) == Some("22")) {
-            self.add(ID, "no port of this host leads to the guest's ssh", "info usernet", NOT_AS_TOLD);
+        let leads_to = |port: &u16| {
+            rows.iter().any(|row| row.split_whitespace().nth(5) == Some(port.to_string().as_str()))
+        };
+        if let Some(port) = FORWARDED_PORTS.iter().find(|port| !leads_to(port)) {
+            let what = format!("no port of this host leads to the guest's port {port}");
+            self.add(ID, &what, "info usernet", NOT_AS_TOLD);
         }
     }
 }

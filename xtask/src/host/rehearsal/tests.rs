@@ -94,6 +94,7 @@ fn each_fault_is_found_under_its_own_id() {
         ("rehearsal-disk-cache", |seen| disk(seen).next().unwrap().cache.direct = false),
         ("rehearsal-disk-cache", |seen| disk(seen).nth(1).unwrap().cache.direct = false),
         ("rehearsal-network", |seen| seen.forwarding.clear()),
+        ("rehearsal-network", |seen| seen.forwarding = seen.forwarding.replace(" 8081 ", " 9081 ")),
         ("rehearsal-network", |seen| seen.forwarding = seen.forwarding.replace("127.0.0.1", "0.0.0.0")),
     ];
     for arch in VmArchitecture::ALL {

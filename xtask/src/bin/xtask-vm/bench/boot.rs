@@ -3,7 +3,6 @@
 //! nothing of this workflow but the stopwatch.
 
 use std::ffi::OsString;
-use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -15,10 +14,10 @@ use xtask::domain::{GUEST_MAC, RunFiles};
 use xtask::host::{Asked, Preflight};
 use xtask::limits;
 use xtask::paths::{Cache, write_private};
-use xtask::report::{Phase, PhaseStatus, Report, round};
+use xtask::report::{Phase, PhaseStatus, round};
 use xtask::workspace::Workspace;
 
-use super::mean;
+use super::{mean, smoke_report};
 use crate::child::{Child, Job};
 use crate::console::Console;
 use crate::guest::Keys;
@@ -97,26 +96,9 @@ fn default_smoke(args: &BenchArgs) -> SmokeArgs {
 
 /// Seconds of a smoke from the start of its boot phase to its join.
 fn boot_to_join(cache: &Cache, args: &BenchArgs, interrupt: &Interrupt) -> Result<f64> {
-    let own = std::env::current_exe().context("find this very program")?;
-    let directory = cache.history().join("bench");
-    let status = Command::new(own)
-        .args(["smoke", "--quiet", "--arch", &args.arch.to_string(), "--report"])
-        .arg(&directory)
-        .stdin(Stdio::null())
-        .status()
-        .context("run a smoke")?;
-    interrupt.check()?;
-    let path = directory.join("report.json");
-    ensure!(status.success(), "the smoke ended with {status}; its report is {}", path.display());
-    let text = std::fs::read(&path).with_context(|| format!("read {}", path.display()))?;
-    let report: Report =
-        serde_json::from_slice(&text).with_context(|| format!("parse {}", path.display()))?;
-    Ok(report
-        .phases
-        .iter()
-        .filter(|phase| BOOT_TO_JOIN.contains(&phase.name))
-        .map(|phase| phase.seconds)
-        .sum())
+    let report = smoke_report(cache, args, &[], interrupt)?;
+    let phases = report.phases.iter().filter(|phase| BOOT_TO_JOIN.contains(&phase.name));
+    Ok(phases.map(|phase| phase.seconds).sum())
 }
 
 /// Seconds from QEMU's start to cloud-init's last line.

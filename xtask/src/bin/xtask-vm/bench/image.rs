@@ -78,7 +78,7 @@ pub(super) fn run(args: &BenchArgs, voice: Voice, interrupt: &Interrupt) -> Resu
         if !differences.is_empty() {
             return Err(Diagnosis::new(
                 format!("the tree differs from a plainly made one in {}", differences.join(", ")),
-                "either accelerate.sh and restore.sh leave something behind, or a difference is meant and belongs into this \
+                "either a hook of the build leaves something behind, or a difference is meant and belongs into this \
                  bench's list",
             )
             .into());

@@ -2,19 +2,21 @@
 
 mod boot;
 mod fetch;
+mod footprint;
 mod image;
 mod inspect;
 mod preflight;
 
 use std::fs::File;
 use std::path::PathBuf;
+use std::process::{Command, Stdio};
 
-use anyhow::Result;
+use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 use xtask::cli::{BenchArgs, Subject, Voice};
 use xtask::exit::{Unavailable, host_fault};
 use xtask::paths::{Cache, make_private_dir};
-use xtask::report::round;
+use xtask::report::{Report, round};
 use xtask::run_dir::{end_processes, try_lock};
 use xtask::workspace::Workspace;
 
@@ -27,6 +29,7 @@ pub(crate) fn run(workspace: &Workspace, args: &BenchArgs, voice: Voice) -> Resu
     let measured = match args.subject {
         Subject::Boot => return boot::run(workspace, args, voice, &interrupt),
         Subject::Fetch => fetch::run(args, voice, &interrupt),
+        Subject::Footprint => footprint::run(args, voice, &interrupt),
         Subject::Image => image::run(args, voice, &interrupt),
         Subject::Inspect => return inspect::run(workspace, args, &interrupt),
         Subject::Preflight => return preflight::run(args, &interrupt),
@@ -72,6 +75,25 @@ impl Drop for Scratch {
             eprintln!("warning: {error:#}");
         }
     }
+}
+
+/// A whole smoke as a child, which must pass; its report.
+fn smoke_report(cache: &Cache, args: &BenchArgs, more: &[&str], interrupt: &Interrupt) -> Result<Report> {
+    let own = std::env::current_exe().context("find this very program")?;
+    let directory = cache.history().join("bench");
+    let status = Command::new(own)
+        .args(["smoke", "--quiet", "--arch", &args.arch.to_string()])
+        .args(more)
+        .arg("--report")
+        .arg(&directory)
+        .stdin(Stdio::null())
+        .status()
+        .context("run a smoke")?;
+    interrupt.check()?;
+    let path = directory.join("report.json");
+    ensure!(status.success(), "the smoke ended with {status}; its report is {}", path.display());
+    let text = std::fs::read(&path).with_context(|| format!("read {}", path.display()))?;
+    serde_json::from_slice(&text).with_context(|| format!("parse {}", path.display()))
 }
 
 fn mean(seconds: &[f64]) -> f64 {

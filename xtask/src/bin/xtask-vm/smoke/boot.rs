@@ -26,15 +26,23 @@ use crate::interrupt::Interrupt;
 use crate::media;
 use crate::rehearsed;
 
+/// What is put into the guest.
+pub(super) struct Subject<'a> {
+    /// The executable under test.
+    pub(super) agent: &'a Agent,
+    /// The archive of the image that it is to run.
+    pub(super) workload: &'a [u8],
+}
+
 impl RunningVm {
     /// From nothing to a guest whose userspace runs cloud-init's last stage.
-    pub(crate) fn boot(
+    pub(super) fn boot(
         session: &mut Session<'_>,
         plan: Plan,
-        agent: &Agent,
         image: &ReadyImage,
+        subject: &Subject<'_>,
     ) -> Result<(Self, String)> {
-        let started = Self::start(session, plan, agent, image);
+        let started = Self::start(session, plan, image, subject);
         let mut vm = started.map_err(|error| {
             let hint = "see the causes; nothing is known about the agent yet. cargo xtask preflight looks at this host";
             exit::host_fault(error, "start the machine and its broker", hint)
@@ -51,7 +59,12 @@ impl RunningVm {
     }
 
     /// Broker, keys, disks, NVRAM, domain.
-    fn start(session: &mut Session<'_>, mut plan: Plan, agent: &Agent, image: &ReadyImage) -> Result<Self> {
+    fn start(
+        session: &mut Session<'_>,
+        mut plan: Plan,
+        image: &ReadyImage,
+        subject: &Subject<'_>,
+    ) -> Result<Self> {
         let sabotage = session.args.sabotage;
         let work = session.run.work();
         let device_id = format!("dev-{}", session.run.id());
@@ -69,7 +82,8 @@ impl RunningVm {
         };
         media::make_seed(&files.seed, &seed, &work, &session.interrupt)?;
         let config = broker.agent_config();
-        let payload = media::Payload { agent, config: &config, sabotage };
+        let Subject { agent, workload } = *subject;
+        let payload = media::Payload { agent, workload, config: &config, sabotage };
         media::make_payload(&files.payload, session.workspace, &payload, &work, &session.interrupt)?;
         make_writable_files(&plan, &files, &image.base(), &session.interrupt)?;
         let libvirt_root = session.run.libvirt_root();

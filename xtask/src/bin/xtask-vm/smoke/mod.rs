@@ -1,26 +1,31 @@
 //! `cargo xtask smoke`: the phases, readable as prose. [`session`] runs and times a phase, [`inspect`] looks at the executable, [`image`] gets the disk, [`boot`] gets the machine up, [`running`] is the machine
-//! while it runs, [`verify`] judges what the fleet bus shows.
+//! while it runs, [`workload`] has it run containers, [`verify`] and [`deployed`] judge what the fleet bus shows.
 
 mod boot;
+mod deployed;
+mod footprint;
 mod image;
 mod inspect;
 mod running;
 mod session;
 mod verify;
+mod workload;
 
 use std::time::Instant;
 
 use anyhow::{Context, Result};
 use xshell::Shell;
 use xtask::agent_build::{self, Agent};
-use xtask::cli::{SmokeArgs, Voice};
-use xtask::exit::{Code, Diagnosis, Usage};
+use xtask::arch::VmArchitecture;
+use xtask::cli::{Sabotage, SmokeArgs, Voice};
+use xtask::exit::{self, Code, Diagnosis, Usage};
 use xtask::host::{Asked, Preflight};
 use xtask::limits;
-use xtask::report::{AgentReport, OsReleaseReport, Phase, StatusEvidence, human_seconds};
+use xtask::report::{AgentReport, OsReleaseReport, Phase, StatusEvidence, WorkloadEvidence, human_seconds};
 use xtask::workspace::Workspace;
 
 use crate::broker::Seen;
+use boot::Subject;
 pub(crate) use boot::{make_writable_files, resolve};
 pub(crate) use image::ensure_or_stand_in;
 use image::ready_image;
@@ -41,7 +46,10 @@ pub(crate) fn run(workspace: &Workspace, args: &SmokeArgs, voice: Voice) -> Resu
 
 fn phases(session: &mut Session<'_>) -> Result<()> {
     let plan = session.phase(Phase::Preflight, None, preflight)?;
-    let agent = session.phase(Phase::Build, None, build)?;
+    let (agent, workload) = session.phase(Phase::Build, None, |session| {
+        let (agent, detail) = build(session)?;
+        Ok(((agent, workload_image(session)?), detail))
+    })?;
     let complete =
         session.phase(Phase::Inspect, None, |session| inspect::before_image(session, &plan, &agent))?;
     let (plan, image) = session.phase(Phase::Image, None, |session| ready_image(session, plan))?;
@@ -49,7 +57,7 @@ fn phases(session: &mut Session<'_>) -> Result<()> {
         session.phase(Phase::Inspect, None, |session| inspect::with_image(session, &plan, &agent))?;
     }
     let mut vm = session.phase(Phase::Boot, Some(plan.limits().boot()), |session| {
-        RunningVm::boot(session, plan, &agent, &image)
+        RunningVm::boot(session, plan, &image, &Subject { agent: &agent, workload: &workload })
     })?;
     let outcome = prove(session, &mut vm, &agent);
     // Whatever came of it, teardown owns the machine from here.
@@ -63,9 +71,12 @@ fn prove(session: &mut Session<'_>, vm: &mut RunningVm, agent: &Agent) -> Result
     session.phase(Phase::Provision, Some(limits.provision()), |session| provision(session, vm))?;
     let joined = session.phase(Phase::Join, Some(limits.join()), |session| join(session, vm, agent))?;
     session.phase(Phase::Ping, Some(limits.ping()), |session| ping(session, vm, &joined))?;
-    let last = session.phase(Phase::PowerCut, None, |session| power_cut(session, vm))?;
-    session
-        .phase(Phase::Rejoin, Some(limits.rejoin()), |session| rejoin(session, vm, agent, &joined, &last))?;
+    footprint::rest(session, vm)?;
+    let workload = session
+        .phase(Phase::Workload, Some(limits.workload()), |session| workload::run(session, vm, &joined))?;
+    let cut = session.phase(Phase::PowerCut, None, |session| power_cut(session, vm))?;
+    let before = Before { joined, workload, cut };
+    session.phase(Phase::Rejoin, Some(limits.rejoin()), |session| rejoin(session, vm, agent, &before))?;
     match session.args.sabotage {
         None => Ok(()),
         Some(fault) => Err(Diagnosis::new(
@@ -118,6 +129,21 @@ fn build(session: &mut Session<'_>) -> Result<(Agent, String)> {
     Ok((agent, detail))
 }
 
+/// What the fleet will have the device run; nothing is known about the agent where it cannot be made.
+fn workload_image(session: &Session<'_>) -> Result<Vec<u8>> {
+    let own = session.args.build.arch;
+    let arch = match session.args.sabotage {
+        Some(Sabotage::ForeignImage) => {
+            VmArchitecture::ALL.into_iter().find(|arch| *arch != own).unwrap_or(own)
+        }
+        _ => own,
+    };
+    crate::workload::image(session.workspace, &session.cache, arch).map_err(|error| {
+        let hint = "a static executable needs the C library's archive, libc.a: cargo xtask preflight --fix";
+        exit::host_fault(error, format!("make the smoke's workload for {arch}"), hint)
+    })
+}
+
 /// The guest says itself how its installation ended.
 fn provision(session: &mut Session<'_>, vm: &mut RunningVm) -> Result<((), String)> {
     let limit = vm.limits().provision();
@@ -133,6 +159,7 @@ fn join(session: &mut Session<'_>, vm: &mut RunningVm, agent: &Agent) -> Result<
     })?;
     let evidence = verify::evidence(&seen);
     session.report.evidence.join = Some(evidence.clone());
+    session.report.evidence.footprint = footprint::first(agent, &seen);
     session.report.guest.kernel = Some(seen.status.kernel.clone());
     session.report.guest.os_release = Some(OsReleaseReport {
         id: seen.status.os_release.id.clone(),
@@ -154,33 +181,60 @@ fn ping(session: &mut Session<'_>, vm: &mut RunningVm, joined: &StatusEvidence) 
     Ok(((), format!("answered in {}", human_seconds(started.elapsed().as_secs_f64()))))
 }
 
-/// virDomainDestroy, no shutdown; then start. Returns the last status of before the cut.
-fn power_cut(session: &mut Session<'_>, vm: &mut RunningVm) -> Result<(Seen, String)> {
+/// What a machine with power had proven.
+struct Before {
+    joined: StatusEvidence,
+    workload: WorkloadEvidence,
+    cut: Cut,
+}
+
+/// What the bus had when the machine had no power.
+struct Cut {
+    /// The last status of before.
+    last: Seen,
+    /// The revision of what the fleet desires since.
+    changed: u64,
+}
+
+/// virDomainDestroy, no shutdown; then start, without a broker and with something new desired.
+fn power_cut(session: &mut Session<'_>, vm: &mut RunningVm) -> Result<(Cut, String)> {
     vm.cut_power()?;
     // What the guest had sent before it died is stored by now, and nothing more can come.
     std::thread::sleep(limits::BROKER_SETTLE);
     let last = vm.broker.latest()?.context("the status that was there before the power cut is gone")?;
+    let changed = workload::change_while_off(vm)?;
     vm.power_on()?;
-    session.screen.detail("the domain was destroyed and started again");
-    let detail = format!("destroyed after revision {}, started again", last.revision);
-    Ok((last, detail))
+    session.screen.detail("the domain was destroyed and started again; the broker is away");
+    let detail = format!("destroyed after revision {}, started again without a broker", last.revision);
+    Ok((Cut { last, changed }, detail))
 }
 
-/// A status that only a new boot of the same executable can have written; the guest's clock plays no part.
+/// The workload before there is a broker; then a status that only a new boot of the same executable can have written; then
+/// the workload as it was changed meanwhile. The guest's clock plays no part.
 fn rejoin(
     session: &mut Session<'_>,
     vm: &mut RunningVm,
     agent: &Agent,
-    joined: &StatusEvidence,
-    last: &Seen,
+    before: &Before,
 ) -> Result<((), String)> {
+    let Before { joined, workload, cut } = before;
+    let started = Instant::now();
+    let offline = workload::back_without_broker(session, vm, workload)?;
+    let alone = human_seconds(started.elapsed().as_secs_f64());
+    vm.broker.come_back(&session.interrupt)?;
     let expected = Expected::new(agent, vm.image());
     let seen = vm.wait_for_status(session, "a status of the new boot", vm.limits().rejoin(), |seen| {
-        verify::rejoin(seen, &expected, joined, last)
+        verify::rejoin(seen, &expected, joined, &cut.last)
     })?;
     let evidence = verify::evidence(&seen);
-    let detail = short(&evidence);
-    session.report.evidence.rejoin = Some(evidence);
+    session.report.evidence.rejoin = Some(evidence.clone());
+    let changed = workload::changed(session, vm, cut.changed, &offline, &evidence)?;
+    let detail = format!(
+        "{}; the workload without a broker after {alone}, then generation {}, started {} times",
+        short(&evidence),
+        changed.generation,
+        changed.starts
+    );
     Ok(((), detail))
 }
 

@@ -125,11 +125,11 @@ pub(crate) fn evidence(seen: &Seen) -> StatusEvidence {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use iot_agent::protocol::{DeviceStatus, OsRelease};
 
-    fn seen(revision: u64, boot_id: &str) -> Seen {
+    pub(crate) fn seen(revision: u64, boot_id: &str) -> Seen {
         numbered(revision, boot_id, 1)
     }
 
@@ -147,6 +147,11 @@ mod tests {
                 kernel: "6.1".into(),
                 uptime_seconds: 9,
                 sequence,
+                desired_revision: 0,
+                deployments: Vec::new(),
+                deployments_omitted: 0,
+                events: Vec::new(),
+                footprint: None,
             },
         }
     }

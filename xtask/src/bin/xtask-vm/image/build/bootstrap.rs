@@ -13,6 +13,14 @@ use xtask::paths::write_private;
 
 use super::{Store, run, sources};
 
+/// Downloads, and takes compression off, beside what mmdebstrap does.
+pub(super) const AHEAD: &str = include_str!("ahead.sh");
+/// Takes the compression off packages.
+pub(super) const STORE: &str = include_str!("store.sh");
+/// Leaves what maintainer scripts have made to jobs beside them.
+pub(super) const LATER: &str = include_str!("later.sh");
+/// Waits for the jobs, and takes away what the two above made.
+pub(super) const FINISH: &str = include_str!("finish.sh");
 /// Puts native tools in the place of emulated ones, in the tree that has not been configured yet.
 pub(super) const ACCELERATE: &str = include_str!("accelerate.sh");
 /// Runs in the new tree, before it is packed.
@@ -33,6 +41,11 @@ const MEMORY_FOR_TMPFS: u64 = 5 << 30;
 const IN_MEMORY: &str = r#"mount -t tmpfs -o "size=$2,mode=755" tmpfs "$1" && TMPDIR=$1 && export TMPDIR && shift 2 && exec "$@""#;
 /// The same from within mmdebstrap's user namespace: its setup hook, with the tree of a few files as $1.
 const IN_MEMORY_AS_USER: &str = r#"mount --no-mtab -t tmpfs -o "size=$IOT_TMPFS,mode=755" tmpfs /mnt && cp -a "$1/." /mnt/ && mount --no-mtab --move /mnt "$1""#;
+
+/// mmdebstrap's own hooks for a /usr that holds /bin and /lib. The second one calls apt once more, for one package.
+const MERGED_USR: &str = "/usr/share/mmdebstrap/hooks/merged-usr";
+/// The essential hook before apt installs the rest: what is downloaded ahead is there, or will not be.
+const DOWNLOADED: &str = r#"while [ -e "$1/.ahead/go" ] && [ ! -e "$1/.ahead/linked" ]; do sleep 0.02; done"#;
 
 /// How a build runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,9 +68,19 @@ pub(crate) fn bootstrap(
     let mut call = Call::new(image.arch, &recipe.suite, "root.tar");
     call.words.extend(["--variant=minbase".to_owned(), format!("--include={packages}")]);
     if speed == Speed::Plain {
+        call.words.push(format!("--hook-dir={MERGED_USR}"));
         return call.make(store, directory);
     }
+    // What the directory's other hook installs.
+    call.words.push("--include=usr-is-merged".to_owned());
+    call.words.push(format!("--setup-hook={MERGED_USR}/setup00.sh"));
     call.memory = in_memory(store);
+    if call.memory.is_some() {
+        call.environment.push(("IOT_STORE", STORE.to_owned()));
+        call.words.push(format!("--setup-hook={AHEAD}"));
+        call.words.push(format!("--essential-hook={DOWNLOADED}"));
+    }
+    call.words.push(format!("--extract-hook={LATER}"));
     // The kernel's installation would make an initramfs that the last step makes again.
     call.environment.push(("INITRD", "No".to_owned()));
     call.environment.push(("IOT_LAYOUT", recipe.layout.name().to_owned()));
@@ -68,6 +91,7 @@ pub(crate) fn bootstrap(
         let mut tools = Call::new(host, &recipe.suite, "tools.tar");
         tools.words.extend(["--variant=extract".to_owned(), format!("--include={TOOLS}")]);
         tools.words.push("--skip=output/dev".to_owned());
+        tools.words.push(format!("--setup-hook={MERGED_USR}/setup00.sh"));
         tools.memory = call.memory;
         tools.make(store, directory)?;
         call.accelerate(host, image.arch, &directory.join("tools.tar"));
@@ -76,6 +100,7 @@ pub(crate) fn bootstrap(
     call.environment.push(("IOT_ELF_MACHINE", elf_machine.to_string()));
     call.words.push(format!("--customize-hook={CUSTOMIZE}"));
     call.words.push(format!("--customize-hook={INITRAMFS}"));
+    call.words.push(format!("--customize-hook={FINISH}"));
     if foreign_host.is_some() {
         call.words.push(format!("--customize-hook={RESTORE}"));
     }
@@ -197,7 +222,6 @@ impl<'a> Call<'a> {
             format!("--mode={}", if root { "root" } else { "unshare" }),
             format!("--architectures={}", self.arch.profile().debian_arch),
             "--components=main".to_owned(),
-            "--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr".to_owned(),
             "--format=tar".to_owned(),
             format!("--keyring={DEBIAN_KEYRING}"),
         ];

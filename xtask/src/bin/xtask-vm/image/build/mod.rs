@@ -33,6 +33,10 @@ const ASSEMBLE: &str = include_str!("assemble.sh");
 
 /// The texts that decide what an image contains: part of its key.
 pub(super) const SCRIPTS: &[&str] = &[
+    bootstrap::AHEAD,
+    bootstrap::STORE,
+    bootstrap::LATER,
+    bootstrap::FINISH,
     bootstrap::ACCELERATE,
     bootstrap::TOOLS,
     bootstrap::CUSTOMIZE,

@@ -10,6 +10,7 @@ pub(super) struct Progress {
     wanted: u32,
     unpacked: u32,
     configured: u32,
+    plan: String,
     now: String,
 }
 
@@ -18,8 +19,12 @@ impl Progress {
     fn line(&mut self, line: &str) {
         let first = |text: &str| text.split_whitespace().next().unwrap_or_default().to_owned();
         if let Some((_, rest)) = line.split_once(" upgraded, ") {
-            // Once for the essential packages, once for the others.
-            self.wanted += first(rest).parse().unwrap_or(0);
+            // Once for the essential packages, once for the others; and once more by each hook that apt 2.6 forks with it
+            // in its buffer.
+            if self.plan != line {
+                line.clone_into(&mut self.plan);
+                self.wanted += first(rest).parse().unwrap_or(0);
+            }
         } else if let Some(package) = line.strip_prefix("Unpacking ") {
             self.unpacked += 1;
             self.now = format!("unpacking {}", first(package));
@@ -88,7 +93,7 @@ mod tests {
         text += "0 upgraded, 236 newly installed, 0 to remove and 0 not upgraded.\nUnpacking dash (0.5) ...\nSetting ";
         std::fs::write(&log, &text).unwrap();
         assert_eq!(follower.say(), "unpacking dash (1 of 236 packages unpacked, 0 set up)");
-        text += "up dash (0.5) ...\n";
+        text += "up dash (0.5) ...\n0 upgraded, 236 newly installed, 0 to remove and 0 not upgraded.\n";
         std::fs::write(&log, &text).unwrap();
         assert_eq!(follower.say(), "setting up dash (1 of 236 packages unpacked, 1 set up)");
     }

@@ -1,0 +1,369 @@
+//! podman, through its own REST API (libpod's) on a Unix socket: containers outlive the agent, and the agent needs none of the
+//! rights that making one takes.
+//!
+//! Which library: bollard is kept, but speaks Docker's dialect, whose closed lists of states podman's answers leave (a whole
+//! listing is then lost over one container), and podman-api has had no release since 2022. hyper carries the requests; the few
+//! documents are here, with those fields alone that the agent reads; [`http`] carries the requests.
+
+mod http;
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use bytes::BytesMut;
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::Method;
+use hyper::body::Frame;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::io::AsyncReadExt as _;
+
+pub use http::Refused;
+use http::{Socket, empty, encoded, read};
+
+/// An answer to a question, on a Pi that is busy or a machine that is emulated.
+const ANSWER: Duration = Duration::from_secs(30);
+/// An image out of a registry, over a slow line.
+const PULL: Duration = Duration::from_secs(1800);
+/// An image out of an archive, onto a slow card.
+const LOAD: Duration = Duration::from_secs(600);
+/// Seconds that a container has between SIGTERM and SIGKILL.
+const STOP_SECONDS: u64 = 10;
+const CHUNK: usize = 256 << 10;
+
+/// A way to podman; each call is a connection of its own.
+#[derive(Debug, Clone)]
+pub struct Podman {
+    socket: Socket,
+}
+
+/// A container, as podman lists it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct Listed {
+    /// Its id.
+    pub id: String,
+    /// Its names; the first is its own.
+    #[serde(deserialize_with = "or_default")]
+    pub names: Vec<String>,
+    /// `created`, `running`, `exited`, …
+    pub state: String,
+    /// Of one that has ended.
+    pub exit_code: i32,
+    /// Its labels.
+    #[serde(deserialize_with = "or_default")]
+    pub labels: BTreeMap<String, String>,
+}
+
+/// A volume, as podman lists it.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+#[derive(Default)]
+pub struct ListedVolume {
+    /// Its name.
+    pub name: String,
+    /// Its labels.
+    #[serde(deserialize_with = "or_default")]
+    pub labels: BTreeMap<String, String>,
+}
+
+/// An image that is here.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Image {
+    /// Its id.
+    pub id: String,
+    /// As Go names it: `arm64`, `amd64`.
+    #[serde(default)]
+    pub architecture: String,
+}
+
+/// Go writes an empty list as null.
+fn or_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: serde::Deserializer<'de>,
+    T: Default + Deserialize<'de>,
+{
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+}
+
+impl Podman {
+    /// Behind `socket`.
+    pub fn new(socket: &Path) -> Self {
+        Self { socket: Socket::new(socket) }
+    }
+
+    /// The containers with this label, ended ones too.
+    ///
+    /// # Errors
+    /// As every call here: where podman cannot be reached, does not answer in time, or refuses ([`Refused`]).
+    pub async fn containers(&self, label: &str) -> Result<Vec<Listed>> {
+        let filters = json!({ "label": [label] });
+        self.get(&format!("/containers/json?all=true&filters={}", encoded(&filters.to_string())))
+            .await
+            .context("list the containers")
+    }
+
+    /// The volumes with this label.
+    ///
+    /// # Errors
+    /// See [`Podman::containers`].
+    pub async fn volumes(&self, label: &str) -> Result<Vec<ListedVolume>> {
+        let filters = json!({ "label": [label] });
+        let listed: Option<_> = self
+            .get(&format!("/volumes/json?filters={}", encoded(&filters.to_string())))
+            .await
+            .context("list the volumes")?;
+        Ok(listed.unwrap_or_default())
+    }
+
+    /// The image of this reference, where it is here.
+    ///
+    /// # Errors
+    /// See [`Podman::containers`].
+    pub async fn image(&self, reference: &str) -> Result<Option<Image>> {
+        let path = format!("/images/{}/json", encoded(reference));
+        found(self.get(&path).await).with_context(|| format!("look for the image {reference}"))
+    }
+
+    /// Loads an archive of images.
+    ///
+    /// # Errors
+    /// Names the archive; see [`Podman::containers`].
+    pub async fn load(&self, archive: &Path) -> Result<()> {
+        let file = tokio::fs::File::open(archive)
+            .await
+            .with_context(|| format!("open the image archive {}", archive.display()))?;
+        let chunks = futures_util::stream::try_unfold(file, |mut file| async move {
+            let mut chunk = BytesMut::with_capacity(CHUNK);
+            let count = file.read_buf(&mut chunk).await?;
+            Ok::<_, std::io::Error>((count > 0).then(|| (Frame::data(chunk.freeze()), file)))
+        });
+        let body = BodyExt::boxed(StreamBody::new(chunks));
+        self.socket
+            .call(Method::POST, "/images/load", body, LOAD)
+            .await
+            .map(drop)
+            .with_context(|| format!("load the image archive {}", archive.display()))
+    }
+
+    /// Brings an image from its registry. Podman answers 200 at once and tells how it went in the lines that follow.
+    ///
+    /// # Errors
+    /// Names the image; see [`Podman::containers`].
+    pub async fn pull(&self, reference: &str) -> Result<()> {
+        let path = format!("/images/pull?reference={}", encoded(reference));
+        let pulled = async {
+            let said = self.socket.call(Method::POST, &path, empty(), PULL).await?;
+            let lines = said
+                .split(|byte| *byte == b'\n')
+                .filter_map(|line| serde_json::from_slice::<Value>(line).ok());
+            let error = lines.filter_map(|line| line["error"].as_str().map(str::to_owned)).next_back();
+            match error {
+                Some(error) => bail!("{error}"),
+                None => Ok(()),
+            }
+        };
+        pulled.await.with_context(|| format!("pull the image {reference}"))
+    }
+
+    /// Makes a container; its id. `spec` is libpod's SpecGenerator.
+    ///
+    /// # Errors
+    /// See [`Podman::containers`].
+    pub async fn create(&self, spec: &Value) -> Result<String> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "PascalCase")]
+        struct Created {
+            id: String,
+        }
+        let created: Created = self.post("/containers/create", spec).await.context("make the container")?;
+        Ok(created.id)
+    }
+
+    /// Starts a container; one that runs already is fine (304).
+    ///
+    /// # Errors
+    /// See [`Podman::containers`].
+    pub async fn start(&self, id: &str) -> Result<()> {
+        self.command(id, "start").await.context("start the container")
+    }
+
+    /// Lets a paused container go on.
+    ///
+    /// # Errors
+    /// See [`Podman::containers`].
+    pub async fn unpause(&self, id: &str) -> Result<()> {
+        self.command(id, "unpause").await.context("let the paused container go on")
+    }
+
+    /// Gives a container this name.
+    ///
+    /// # Errors
+    /// See [`Podman::containers`].
+    pub async fn rename(&self, id: &str, name: &str) -> Result<()> {
+        self.command(id, &format!("rename?name={}", encoded(name)))
+            .await
+            .with_context(|| format!("give the container its name {name} back"))
+    }
+
+    async fn command(&self, id: &str, what: &str) -> Result<()> {
+        self.socket.call(Method::POST, &format!("/containers/{id}/{what}"), empty(), ANSWER).await.map(drop)
+    }
+
+    /// Stops and deletes a container; one that is gone already is fine.
+    ///
+    /// # Errors
+    /// See [`Podman::containers`].
+    pub async fn remove(&self, id: &str) -> Result<()> {
+        let patience = ANSWER + Duration::from_secs(STOP_SECONDS);
+        let stop = format!("/containers/{id}/stop?timeout={STOP_SECONDS}");
+        // What cannot be stopped in order is killed by the next step.
+        if let Err(error) = self.socket.call(Method::POST, &stop, empty(), patience).await {
+            tracing::debug!("container {id} did not stop: {error:#}");
+        }
+        // Volumes that the image wants and nobody named; ours have names and stay.
+        let path = format!("/containers/{id}?force=true&volumes=true");
+        let removed = self.socket.call(Method::DELETE, &path, empty(), patience).await;
+        found(removed).map(drop).context("remove the container")
+    }
+
+    /// Makes a volume.
+    ///
+    /// # Errors
+    /// Names the volume; see [`Podman::containers`].
+    pub async fn create_volume(&self, name: &str, labels: &BTreeMap<String, String>) -> Result<()> {
+        let body = json!({ "Name": name, "Label": labels });
+        self.post::<Value>("/volumes/create", &body)
+            .await
+            .map(drop)
+            .with_context(|| format!("make the volume {name}"))
+    }
+
+    /// Deletes an image, and what it is also called.
+    ///
+    /// # Errors
+    /// Names the image; see [`Podman::containers`].
+    pub async fn remove_image(&self, reference: &str) -> Result<()> {
+        let path = format!("/images/{}", encoded(reference));
+        let removed = self.socket.call(Method::DELETE, &path, empty(), ANSWER).await;
+        found(removed).map(drop).with_context(|| format!("remove the image {reference}"))
+    }
+
+    /// Deletes a volume and what is in it; not one that somebody uses, whose container podman would delete with it.
+    ///
+    /// # Errors
+    /// Names the volume; see [`Podman::containers`].
+    pub async fn remove_volume(&self, name: &str) -> Result<()> {
+        let path = format!("/volumes/{}", encoded(name));
+        let removed = self.socket.call(Method::DELETE, &path, empty(), ANSWER).await;
+        found(removed).map(drop).with_context(|| format!("remove the volume {name}"))
+    }
+
+    /// The last lines of a container's output.
+    ///
+    /// # Errors
+    /// See [`Podman::containers`].
+    pub async fn logs(&self, id: &str, lines: u32) -> Result<Vec<String>> {
+        let path = format!("/containers/{id}/logs?stdout=true&stderr=true&tail={lines}");
+        let raw = self
+            .socket
+            .call(Method::GET, &path, empty(), ANSWER)
+            .await
+            .context("read the container's output")?;
+        Ok(log_lines(&raw))
+    }
+
+    /// Calls `happened` each time that something happens to a container with this label. The connection keeps podman's service
+    /// awake, which otherwise ends after a while and is started again for the next question.
+    ///
+    /// # Errors
+    /// Where podman cannot be reached, or ends the stream.
+    pub async fn events(&self, label: &str, mut happened: impl FnMut()) -> Result<()> {
+        let filters = json!({ "type": ["container"], "label": [label] });
+        let path = format!("/events?stream=true&filters={}", encoded(&filters.to_string()));
+        let response =
+            self.socket.send(Method::GET, &path, empty()).await.context("follow podman's events")?;
+        let mut body = response.into_body();
+        while let Some(frame) = body.frame().await {
+            frame.context("follow podman's events")?;
+            happened();
+        }
+        bail!("podman ended the stream of events")
+    }
+
+    async fn get<T: for<'de> Deserialize<'de>>(&self, path: &str) -> Result<T> {
+        read(&self.socket.call(Method::GET, path, empty(), ANSWER).await?)
+    }
+
+    async fn post<T: for<'de> Deserialize<'de>>(&self, path: &str, body: &Value) -> Result<T> {
+        let body = Full::from(body.to_string()).map_err(|never| match never {}).boxed();
+        read(&self.socket.call(Method::POST, path, body, ANSWER).await?)
+    }
+}
+
+/// What is not there is no error.
+fn found<T>(answer: Result<T>) -> Result<Option<T>> {
+    match answer {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if error.downcast_ref::<Refused>().is_some_and(|refused| refused.status == 404) => {
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Output comes in frames: the stream's number, three zeros, a big-endian length, that many bytes (Docker's attach format).
+fn log_lines(mut raw: &[u8]) -> Vec<String> {
+    let mut text = HashMap::<u8, Vec<u8>>::new();
+    let mut lines = Vec::new();
+    while let [stream, 0, 0, 0, a, b, c, d, rest @ ..] = raw {
+        let length = u32::from_be_bytes([*a, *b, *c, *d]) as usize;
+        let (data, rest) = rest.split_at(length.min(rest.len()));
+        raw = rest;
+        let partial = text.entry(*stream).or_default();
+        for byte in data {
+            if *byte == b'\n' {
+                lines.push(String::from_utf8_lossy(partial).into_owned());
+                partial.clear();
+            } else {
+                partial.push(*byte);
+            }
+        }
+    }
+    lines.extend(
+        text.values().filter(|rest| !rest.is_empty()).map(|rest| String::from_utf8_lossy(rest).into_owned()),
+    );
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn listings_are_read_with_gos_nulls_and_words_of_later_versions() {
+        let text = r#"[{"Id":"a","Names":["x"],"State":"running","Labels":{"k":"v"},"ExitCode":0,"New":1},
+                       {"Id":"b","Names":null,"State":"a-new-word","Labels":null,"ExitCode":137}]"#;
+        let listed: Vec<Listed> = read(text.as_bytes()).unwrap();
+        assert_eq!((listed[0].labels["k"].as_str(), listed[1].state.as_str()), ("v", "a-new-word"));
+        assert!(listed[1].names.is_empty());
+    }
+
+    #[test]
+    fn output_is_taken_out_of_its_frames() {
+        let frame = |stream: u8, text: &str| {
+            [&[stream, 0, 0, 0][..], &(text.len() as u32).to_be_bytes(), text.as_bytes()].concat()
+        };
+        let raw = [frame(1, "one\ntw"), frame(2, "err\n"), frame(1, "o\nend")].concat();
+        assert_eq!(log_lines(&raw), ["one", "err", "two", "end"]);
+        assert_eq!(
+            log_lines(&raw[..raw.len() - 2]).last().unwrap(),
+            "e",
+            "a torn end is told as far as it goes"
+        );
+        assert!(log_lines(b"").is_empty());
+    }
+}

@@ -1,0 +1,343 @@
+//! What the fleet desires: a versioned document, whose kind says what its `spec` is.
+//!
+//! ```json
+//! {"version": 1, "kind": "podman-container", "spec": {"image": "localhost/web:3", "restart": "always"}}
+//! ```
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::is_name;
+
+/// The version of the documents that this agent reads.
+pub const VERSION: u64 = 1;
+/// The kinds that this agent runs.
+pub const KINDS: [&str; 1] = ["podman-container"];
+
+/// A document of [`super::DESIRED_BUCKET`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Document {
+    /// [`VERSION`].
+    pub version: u64,
+    /// What is to run.
+    #[serde(flatten)]
+    pub deployment: Deployment,
+}
+
+/// What is to run: adjacently tagged, `kind` and `spec`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", content = "spec", rename_all = "kebab-case")]
+pub enum Deployment {
+    /// One container, run by podman as the agent's own user.
+    PodmanContainer(ContainerSpec),
+}
+
+/// A container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ContainerSpec {
+    /// A reference, with a registry's name or `localhost/`, and a tag or a digest.
+    pub image: String,
+    /// In the place of the image's own command; empty: the image's.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub command: Vec<String>,
+    /// Environment variables.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub env: BTreeMap<String, String>,
+    /// Ports of the device that lead into the container.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<Port>,
+    /// Volumes of this deployment's own. No paths of the device: whoever may write to the bus is not thereby let into its
+    /// file system.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub volumes: Vec<Volume>,
+    /// What happens when it ends.
+    #[serde(default)]
+    pub restart: Restart,
+    /// What it may use.
+    #[serde(default, skip_serializing_if = "Limits::is_empty")]
+    pub limits: Limits,
+}
+
+/// A published port.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Port {
+    /// On the device. Below 1024 is not an ordinary user's to take.
+    pub host: u16,
+    /// In the container.
+    pub container: u16,
+    /// The device's address; without one, all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<IpAddr>,
+    /// `tcp` or `udp`.
+    #[serde(default)]
+    pub protocol: Protocol,
+}
+
+/// A port's protocol.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[expect(missing_docs, reason = "the names say it")]
+pub enum Protocol {
+    #[default]
+    Tcp,
+    Udp,
+}
+
+/// A named volume, which lives until the deployment is purged.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Volume {
+    /// Its name within the deployment.
+    pub name: String,
+    /// Where the container sees it: an absolute path.
+    pub mount: String,
+    /// Whether the container may only read it.
+    #[serde(default)]
+    pub read_only: bool,
+}
+
+/// What happens when a container ends.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Restart {
+    /// It is started again, after a pause that grows.
+    #[default]
+    Always,
+    /// The same, where its exit code is not 0.
+    OnFailure,
+    /// It stays as it is.
+    Never,
+}
+
+/// What a container may use; what is absent is not limited.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Limits {
+    /// Memory, in MiB, at least 4.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_mib: Option<u32>,
+    /// Processor time, in thousandths of one processor, at least 10.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub millicpus: Option<u32>,
+    /// Processes and threads.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub processes: Option<u32>,
+    /// Open files of each process (RLIMIT_NOFILE).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub open_files: Option<u32>,
+}
+
+impl Limits {
+    fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// Why a document cannot be run: the fleet's to put right, so it is told and not tried again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal(pub String);
+
+impl std::fmt::Display for Refusal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Refusal {}
+
+impl Document {
+    /// A document of this version.
+    pub fn of(deployment: Deployment) -> Self {
+        Self { version: VERSION, deployment }
+    }
+
+    /// Reads and checks a document.
+    ///
+    /// # Errors
+    /// [`Refusal`]: a version or a kind that this agent does not know, or what in the spec does not hold.
+    pub fn parse(bytes: &[u8]) -> Result<Self, Refusal> {
+        let refuse = |text: String| Refusal(super::status::shortened(&text));
+        let value: Value =
+            serde_json::from_slice(bytes).map_err(|error| refuse(format!("it is no JSON: {error}")))?;
+        match value.get("version").and_then(Value::as_u64) {
+            Some(VERSION) => {}
+            Some(other) => return Err(refuse(format!("version {other} is unknown; known: {VERSION}"))),
+            None => return Err(refuse(format!("it has no \"version\": a whole number, {VERSION}"))),
+        }
+        let kind = value.get("kind").and_then(Value::as_str).unwrap_or_default();
+        if !KINDS.contains(&kind) {
+            return Err(refuse(format!("kind {kind:?} is unknown; known: {}", KINDS.join(", "))));
+        }
+        let document: Self = serde_json::from_value(value).map_err(|error| refuse(error.to_string()))?;
+        let Deployment::PodmanContainer(spec) = &document.deployment;
+        spec.check().map_err(|error| refuse(format!("spec: {error}")))?;
+        Ok(document)
+    }
+
+    /// The document's bytes.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("a document is plain data")
+    }
+}
+
+impl ContainerSpec {
+    /// A container of `image` with nothing else said.
+    pub fn of(image: &str) -> Self {
+        Self {
+            image: image.to_owned(),
+            command: Vec::new(),
+            env: BTreeMap::new(),
+            ports: Vec::new(),
+            volumes: Vec::new(),
+            restart: Restart::default(),
+            limits: Limits::default(),
+        }
+    }
+
+    /// What serde cannot say.
+    fn check(&self) -> Result<(), String> {
+        self.check_image()?;
+        let bad_env = self
+            .env
+            .iter()
+            .find(|(name, value)| name.is_empty() || name.contains(['=', '\0']) || value.contains('\0'));
+        if let Some((name, _)) = bad_env {
+            return Err(format!(
+                "env has {name:?}: a name is not empty and has no '=', and neither part a NUL"
+            ));
+        }
+        if let Some(word) = self.command.iter().find(|word| word.contains('\0')) {
+            return Err(format!("command has {word:?}, with a NUL"));
+        }
+        let mut taken = BTreeSet::new();
+        for port in &self.ports {
+            if port.host == 0 || port.container == 0 {
+                return Err("ports: 0 is no port".to_owned());
+            }
+            if !taken.insert((port.host, port.protocol)) {
+                return Err(format!("ports: {} stands there twice", port.host));
+            }
+        }
+        let (mut names, mut mounts) = (BTreeSet::new(), BTreeSet::new());
+        for volume in &self.volumes {
+            if !is_name(&volume.name) {
+                return Err(format!("volumes: {:?} is no name: letters, digits, '-' and '_'", volume.name));
+            }
+            let plain = volume.mount.starts_with('/')
+                && volume.mount.len() > 1
+                && !volume.mount.contains(['\0', ':'])
+                && !volume.mount.split('/').any(|part| part == "..");
+            if !plain {
+                return Err(format!("volumes: {:?} is no absolute path below /", volume.mount));
+            }
+            if !names.insert(&volume.name) || !mounts.insert(&volume.mount) {
+                return Err(format!("volumes: {} or {} stands there twice", volume.name, volume.mount));
+            }
+        }
+        self.limits.check()
+    }
+
+    /// An image without a registry's name would be looked for wherever the device's configuration says.
+    fn check_image(&self) -> Result<(), String> {
+        let image = &self.image;
+        let plain = image.len() <= 512 && image.chars().all(|c| c.is_ascii_graphic());
+        let (registry, rest) = image.split_once('/').unwrap_or_default();
+        let named = registry == "localhost" || registry.contains(['.', ':']);
+        let last = rest.rsplit('/').next().unwrap_or_default();
+        let fixed = rest.contains('@') || last.split_once(':').is_some_and(|(_, tag)| !tag.is_empty());
+        if plain && named && fixed {
+            return Ok(());
+        }
+        Err(format!(
+            "image {image:?} must name its registry (or localhost/) and a tag or a digest, as in registry.example/web:3"
+        ))
+    }
+}
+
+impl Limits {
+    fn check(&self) -> Result<(), String> {
+        let at_least = [
+            ("memory_mib", self.memory_mib, 4),
+            ("millicpus", self.millicpus, 10),
+            ("processes", self.processes, 1),
+            ("open_files", self.open_files, 16),
+        ];
+        for (name, value, least) in at_least {
+            if let Some(value) = value.filter(|value| *value < least) {
+                return Err(format!("limits: {name} is {value}, at least {least} is needed"));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WHOLE: &str = r#"{"version":1,"kind":"podman-container","spec":{
+        "image":"localhost/web:3","command":["/web","-v"],"env":{"A":"b"},
+        "ports":[{"host":8080,"container":80}],
+        "volumes":[{"name":"data","mount":"/data"}],
+        "restart":"on-failure","limits":{"memory_mib":64,"millicpus":500,"processes":20,"open_files":64}}}"#;
+
+    #[test]
+    fn a_document_is_read_and_written_the_same() {
+        let document = Document::parse(WHOLE.as_bytes()).unwrap();
+        let Deployment::PodmanContainer(spec) = &document.deployment;
+        assert_eq!((spec.image.as_str(), spec.restart), ("localhost/web:3", Restart::OnFailure));
+        assert_eq!(Document::parse(&document.to_bytes()).unwrap(), document);
+        let least = Document::parse(
+            br#"{"version":1,"kind":"podman-container","spec":{"image":"registry.example:5000/a/b@sha256:00"}}"#,
+        );
+        assert_eq!(
+            least.unwrap(),
+            Document::of(Deployment::PodmanContainer(ContainerSpec::of(
+                "registry.example:5000/a/b@sha256:00"
+            )))
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_run_is_refused_with_the_reason() {
+        let table = [
+            ("{", "no JSON"),
+            ("[]", "no \"version\""),
+            (r#"{"version":"1"}"#, "no \"version\""),
+            (r#"{"version":2,"kind":"podman-container","spec":{}}"#, "version 2 is unknown; known: 1"),
+            (r#"{"version":1,"kind":"wasm","spec":{}}"#, "kind \"wasm\" is unknown; known: podman-container"),
+            (r#"{"version":1,"spec":{}}"#, "kind \"\" is unknown"),
+            (r#"{"version":1,"kind":"podman-container"}"#, "spec"),
+            (r#"{"version":1,"kind":"podman-container","spec":{}}"#, "image"),
+        ];
+        for (text, expected) in table {
+            let refusal = Document::parse(text.as_bytes()).unwrap_err();
+            assert!(refusal.0.contains(expected), "{text}: {refusal} does not say {expected:?}");
+        }
+        let changes = [
+            ("localhost/web:3", "web", "must name its registry"),
+            ("localhost/web:3", "localhost/web", "must name its registry"),
+            ("localhost/web:3", "docker.io/web:", "must name its registry"),
+            ("\"A\":", "\"A=\":", "env"),
+            ("\"host\":8080", "\"host\":0", "0 is no port"),
+            ("\"host\":8080", "\"host\":80800", "u16"),
+            ("\"name\":\"data\"", "\"name\":\"../data\"", "is no name"),
+            ("\"/data\"", "\"data\"", "no absolute path"),
+            ("\"/data\"", "\"/a/../../b\"", "no absolute path"),
+            ("on-failure", "sometimes", "sometimes"),
+            ("\"memory_mib\":64", "\"memory_mib\":1", "at least 4"),
+            ("\"restart\"", "\"privileged\":true,\"restart\"", "privileged"),
+        ];
+        for (from, to, expected) in changes {
+            let text = WHOLE.replacen(from, to, 1);
+            assert_ne!(text, WHOLE, "{from}");
+            let refusal = Document::parse(text.as_bytes()).unwrap_err();
+            assert!(refusal.0.contains(expected), "{to}: {refusal} does not say {expected:?}");
+        }
+    }
+}

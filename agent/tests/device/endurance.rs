@@ -1,0 +1,197 @@
+//! What goes on for long or comes in masses: crash loops, a broker that comes and goes, a thousand deployments, kills at random
+//! moments, the watchdog.
+
+use std::time::{Duration, Instant};
+
+use iot_agent::protocol::Phase;
+use iot_agent::protocol::deployment::{ContainerSpec, Restart};
+
+use crate::device::{Device, document, generation, spec};
+use crate::fleet::{Agent, PATIENCE};
+
+/// Stopped, removed, renamed, doubled and paused by somebody else: back as desired each time; and what is not the agent's is left
+/// alone.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crash_loop_slows_down_and_writes_no_storm() {
+    let device = Device::start("crash").await;
+    let fleet = &device.fleet;
+    fleet.status("first status", |_| true).await;
+    let (before, _) = fleet.latest().await.unwrap();
+    let started = Instant::now();
+    let revision = fleet.put("loop", &document(spec(&["exit", "3"]))).await;
+    let once =
+        fleet.put("once", &document(ContainerSpec { restart: Restart::Never, ..spec(&["exit", "4"]) })).await;
+    let fine = fleet
+        .put("fine", &document(ContainerSpec { restart: Restart::OnFailure, ..spec(&["exit", "0"]) }))
+        .await;
+    for (name, revision, code) in [("once", once, 4), ("fine", fine, 0)] {
+        let line = fleet.line(name, revision, Phase::Completed).await;
+        assert_eq!((line.container.unwrap().exit_code, line.restarts), (Some(code), 0), "{name}");
+    }
+    let again = |status: &iot_agent::protocol::DeviceStatus| {
+        status.deployment("loop").is_some_and(|line| line.restarts >= 3 && line.phase == Phase::BackingOff)
+    };
+    let status = fleet.status("three restarts", again).await;
+    let line = status.deployment("loop").unwrap();
+    assert_eq!(line.desired_revision, revision);
+    assert!(line.last_error.as_ref().unwrap().contains("exit code 3"), "{line:?}");
+    tokio::time::sleep(Duration::from_secs(20).saturating_sub(started.elapsed())).await;
+    let (after, status) = fleet.latest().await.unwrap();
+    let elapsed = started.elapsed().as_secs();
+    // Each write takes a revision; the three Puts are in another stream.
+    assert!(after - before <= elapsed / 2 + 2, "{} statuses in {elapsed} s", after - before);
+    assert!(status.deployment("loop").unwrap().restarts <= 6, "{status:#?}");
+}
+
+/// Twenty restarts in a row, then away for a while with a change made meanwhile by the fleet's next broker.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_broker_comes_and_goes() {
+    let mut device = Device::start("flaky").await;
+    let mut revision = device.fleet.put("web", &generation(0)).await;
+    device.fleet.line("web", revision, Phase::Running).await;
+    for number in 1..=20 {
+        device.broker.down();
+        device.broker.up();
+        revision = device.fleet.put("web", &generation(number)).await;
+        let deadline = Instant::now() + PATIENCE;
+        while device.fleet.latest().await.is_none_or(|(_, status)| status.desired_revision < revision) {
+            assert!(Instant::now() < deadline, "restart {number}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+    device.fleet.line("web", revision, Phase::Running).await;
+    let before = device.pod.running("web");
+    device.broker.down();
+    tokio::time::sleep(Duration::from_secs(seconds_away())).await;
+    assert_eq!(device.pod.running("web"), before, "it runs on without a bus");
+    device.broker.up();
+    let revision = device.fleet.put("web", &generation(99)).await;
+    device.fleet.line("web", revision, Phase::Running).await;
+    assert_eq!(device.pod.containers().len(), 1);
+}
+
+/// How often something is repeated; `cargo xtask soak --agent` asks for more than a gate has time for.
+fn repetitions(gate: u32, soak: u32) -> u32 {
+    if std::env::var_os("IOT_AGENT_SOAK").is_some() { soak } else { gate }
+}
+
+fn seconds_away() -> u64 {
+    u64::from(repetitions(15, 180))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thousand_deployments_are_listed() {
+    let device = Device::start("many").await;
+    let fleet = &device.fleet;
+    let revision = fleet.put("web", &generation(1)).await;
+    for number in 0..999 {
+        fleet.put_text(&format!("d{number}"), r#"{"version":1,"kind":"later","spec":{}}"#).await;
+    }
+    let all = |status: &iot_agent::protocol::DeviceStatus| {
+        status.deployments.len() == 1000
+            && status.deployments.iter().filter(|line| line.phase == Phase::Refused).count() == 999
+    };
+    let status = fleet.status("all thousand", all).await;
+    assert_eq!(status.deployments_omitted, 0);
+    fleet.line("web", revision, Phase::Running).await;
+    let started = Instant::now();
+    let last = fleet.put("web", &generation(2)).await;
+    fleet.line("web", last, Phase::Running).await;
+    assert!(
+        started.elapsed() < Duration::from_secs(15),
+        "among a thousand, one change took {:?}",
+        started.elapsed()
+    );
+}
+
+/// Ready once, alive again and again, and told when it stops; podman that hangs is not the agent's own trouble.
+#[tokio::test(flavor = "multi_thread")]
+async fn systemd_is_told() {
+    let mut device = Device::start("notify").await;
+    device.agent.take().unwrap().stop();
+    let path = device.home.path().join("notify.sock");
+    let socket = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    let heard = || {
+        let mut buffer = [0; 256];
+        let count = socket.recv(&mut buffer).unwrap();
+        String::from_utf8_lossy(&buffer[..count]).into_owned()
+    };
+    let environment = [("NOTIFY_SOCKET", path.to_str().unwrap()), ("WATCHDOG_USEC", "900000")];
+    let agent = Agent::start_with(device.home.path(), &environment);
+    assert!(heard().contains("READY=1"));
+    device.pod.hang(true);
+    for _ in 0..5 {
+        assert!(heard().contains("WATCHDOG=1"));
+    }
+    device.fleet.status("a status while podman hangs", |status| status.sequence > 2).await;
+    device.pod.hang(false);
+    agent.stop();
+    while !heard().contains("STOPPING=1") {}
+}
+
+/// kill -9 at random moments while documents change: in the end there is what is desired, and nothing else.
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_at_random_moments_it_gets_there_in_the_end() {
+    let mut device = Device::start("killed").await;
+    let names = ["a", "b", "c"];
+    let (mut desired, mut last) = ([false; 3], 0);
+    let mut random = rand_seed();
+    for round in 0..repetitions(8, 100) {
+        for (which, name) in names.iter().enumerate() {
+            match next(&mut random) % 4 {
+                0 => {
+                    last = device.fleet.put(name, &generation(round)).await;
+                    desired[which] = true;
+                }
+                1 if desired[which] => {
+                    device.fleet.delete(name).await;
+                    desired[which] = false;
+                }
+                2 if desired[which] => {
+                    device.fleet.purge(name).await;
+                    desired[which] = false;
+                }
+                _ => {}
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(next(&mut random) % 2500)).await;
+        device.kill();
+        let found = iot_agent::store::Store::new(device.home.path(), "killed").load();
+        assert_eq!(found.problem, None, "round {round}");
+        device.up();
+    }
+    let end = device.fleet.put("end", &generation(1)).await;
+    device.fleet.line("end", end, Phase::Running).await;
+    let reached = |status: &iot_agent::protocol::DeviceStatus| {
+        status.desired_revision > last
+            && names.iter().zip(desired).all(|(name, desired)| {
+                let phase = status.deployment(name).map(|line| line.phase);
+                if desired {
+                    phase == Some(Phase::Running)
+                } else {
+                    matches!(phase, None | Some(Phase::Removed))
+                }
+            })
+    };
+    device.fleet.status("what is desired", reached).await;
+    for (name, desired) in names.iter().zip(desired) {
+        assert_eq!(device.pod.running(name).len(), usize::from(desired), "{name}");
+    }
+    let wanted = desired.iter().filter(|desired| **desired).count() + 1;
+    assert_eq!(device.pod.containers().len(), wanted, "{:#?}", device.pod.containers());
+}
+
+fn rand_seed() -> u64 {
+    let seed = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), 0) | 1;
+    eprintln!("seed {seed}");
+    seed
+}
+
+/// xorshift64: enough for moments.
+fn next(state: &mut u64) -> u64 {
+    *state ^= *state << 13;
+    *state ^= *state >> 7;
+    *state ^= *state << 17;
+    *state
+}

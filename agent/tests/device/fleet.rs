@@ -1,0 +1,249 @@
+//! A fleet bus of a test's own: a real nats-server with JetStream, and the fleet's side of it.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use async_nats::jetstream::{self, kv, stream};
+use async_nats::{Client, ConnectOptions};
+use iot_agent::protocol::{self, DeploymentStatus, DeviceStatus, Document, Phase, Reply};
+
+/// The longest that anything is waited for; the machine may be busy.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A broker that runs, or not.
+pub(crate) struct Broker {
+    pub(crate) directory: tempfile::TempDir,
+    server: Option<Child>,
+    pub(crate) port: u16,
+}
+
+/// The fleet's connection.
+pub(crate) struct Fleet {
+    pub(crate) client: Client,
+    pub(crate) desired: kv::Store,
+    pub(crate) statuses: kv::Store,
+    pub(crate) device: String,
+}
+
+/// What a plain broker is configured with, beside its address and its store.
+pub(crate) fn users(device: &str) -> String {
+    format!(
+        "authorization {{ users: [ {{ user: fleet, password: fleet-s3cret }}, {{ user: \"{device}\", password: device-s3cret, permissions: {{\n\
+         publish: {{ allow: [\"$KV.agent-status.{device}\", \"$JS.API.STREAM.INFO.KV_agent-status\",\n\
+         \"$JS.API.CONSUMER.CREATE.KV_desired-state.>\", \"$JS.API.CONSUMER.CREATE.KV_desired-state\",\n\
+         \"$JS.API.CONSUMER.DELETE.KV_desired-state.>\", \"$JS.API.CONSUMER.INFO.KV_desired-state.>\", \"$JS.FC.>\", \"_INBOX.>\"] }}\n\
+         subscribe: {{ allow: [\"device-commands.{device}.>\", \"_INBOX.>\"] }} }} }} ] }}\n"
+    )
+}
+
+impl Broker {
+    /// With `extra` in its configuration.
+    pub(crate) fn start(extra: &str) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        // The port stays the same over restarts, so it is not the server's to choose.
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let config = format!(
+            "listen: \"127.0.0.1:{port}\"\njetstream {{ store_dir: \"{}/store\" }}\n{extra}",
+            directory.path().display()
+        );
+        std::fs::write(directory.path().join("nats.conf"), config).unwrap();
+        let mut broker = Self { directory, server: None, port };
+        broker.up();
+        broker
+    }
+
+    pub(crate) fn up(&mut self) {
+        let log = std::fs::File::options().create(true).append(true).open(self.log()).unwrap();
+        let server = Command::new("nats-server")
+            .arg("--config")
+            .arg(self.directory.path().join("nats.conf"))
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .expect("nats-server is there: cargo xtask ci --fix installs it");
+        self.server = Some(server);
+        let deadline = Instant::now() + PATIENCE;
+        while std::net::TcpStream::connect(("127.0.0.1", self.port)).is_err() {
+            assert!(Instant::now() < deadline, "{}", std::fs::read_to_string(self.log()).unwrap());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    pub(crate) fn down(&mut self) {
+        if let Some(mut server) = self.server.take() {
+            server.kill().unwrap();
+            server.wait().unwrap();
+        }
+    }
+
+    pub(crate) fn log(&self) -> PathBuf {
+        self.directory.path().join("nats.log")
+    }
+}
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        self.down();
+    }
+}
+
+impl Fleet {
+    /// As the user `fleet`, with the buckets made.
+    pub(crate) async fn enter(broker: &Broker, device: &str) -> Self {
+        let options = ConnectOptions::with_user_and_password("fleet".into(), "fleet-s3cret".into());
+        Self::enter_with(broker, device, options).await
+    }
+
+    pub(crate) async fn enter_with(broker: &Broker, device: &str, options: ConnectOptions) -> Self {
+        Self::enter_at(&format!("nats://127.0.0.1:{}", broker.port), device, options).await
+    }
+
+    pub(crate) async fn enter_at(url: &str, device: &str, options: ConnectOptions) -> Self {
+        let client = options.retry_on_initial_connect().connect(url).await.unwrap();
+        let jetstream = jetstream::new(client.clone());
+        let mut buckets = Vec::new();
+        for name in [protocol::DESIRED_BUCKET, protocol::STATUS_BUCKET] {
+            // As xtask's broker does, and for its reason.
+            let config = stream::Config {
+                name: format!("KV_{name}"),
+                subjects: vec![format!("$KV.{name}.>")],
+                max_messages_per_subject: 1,
+                discard: stream::DiscardPolicy::New,
+                allow_rollup: true,
+                deny_delete: true,
+                allow_direct: true,
+                num_replicas: 1,
+                ..stream::Config::default()
+            };
+            jetstream.create_stream(config).await.unwrap();
+            buckets.push(jetstream.get_key_value(name).await.unwrap());
+        }
+        let statuses = buckets.pop().unwrap();
+        Self { client, desired: buckets.pop().unwrap(), statuses, device: device.to_owned() }
+    }
+
+    /// Puts a document; its revision.
+    pub(crate) async fn put(&self, deployment: &str, document: &Document) -> u64 {
+        self.put_text(deployment, &String::from_utf8(document.to_bytes()).unwrap()).await
+    }
+
+    pub(crate) async fn put_text(&self, deployment: &str, text: &str) -> u64 {
+        let key = protocol::desired_key(&self.device, deployment);
+        self.desired.put(&key, text.to_owned().into()).await.unwrap()
+    }
+
+    pub(crate) async fn delete(&self, deployment: &str) {
+        self.desired.delete(protocol::desired_key(&self.device, deployment)).await.unwrap();
+    }
+
+    pub(crate) async fn purge(&self, deployment: &str) {
+        self.desired.purge(protocol::desired_key(&self.device, deployment)).await.unwrap();
+    }
+
+    /// The latest status and the bucket's revision of it.
+    pub(crate) async fn latest(&self) -> Option<(u64, DeviceStatus)> {
+        let entry = self.statuses.entry(&self.device).await.ok()??;
+        if entry.operation != kv::Operation::Put {
+            return None;
+        }
+        Some((entry.revision, serde_json::from_slice(&entry.value).unwrap()))
+    }
+
+    /// Waits for a status of which `holds` is true.
+    pub(crate) async fn status(&self, what: &str, holds: impl Fn(&DeviceStatus) -> bool) -> DeviceStatus {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let latest = self.latest().await;
+            match latest {
+                Some((_, status)) if holds(&status) => return status,
+                other => assert!(Instant::now() < deadline, "no {what}; the latest status: {other:#?}"),
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    /// Waits for a deployment's line at this revision and in this phase.
+    pub(crate) async fn line(&self, deployment: &str, revision: u64, phase: Phase) -> DeploymentStatus {
+        let holds = |status: &DeviceStatus| {
+            status
+                .deployment(deployment)
+                .is_some_and(|line| line.desired_revision >= revision && line.phase == phase)
+        };
+        let status = self.status(&format!("{deployment} {phase:?} at {revision}"), holds).await;
+        status.deployment(deployment).unwrap().clone()
+    }
+
+    /// A command's reply.
+    pub(crate) async fn ask(
+        &self,
+        command: &str,
+        payload: &str,
+    ) -> Result<Reply, async_nats::client::RequestError> {
+        let subject = protocol::command_subject(&self.device, command);
+        let message = self.client.request(subject, payload.to_owned().into()).await?;
+        Ok(serde_json::from_slice(&message.payload).unwrap())
+    }
+}
+
+/// The agent as a process.
+pub(crate) struct Agent {
+    process: Child,
+    pub(crate) directory: PathBuf,
+}
+
+impl Agent {
+    /// Its configuration, state and local status are in `directory`.
+    pub(crate) fn start(directory: &Path) -> Self {
+        Self::start_with(directory, &[])
+    }
+
+    pub(crate) fn start_with(directory: &Path, environment: &[(&str, &str)]) -> Self {
+        let log =
+            std::fs::File::options().create(true).append(true).open(directory.join("agent.log")).unwrap();
+        let process = Command::new(env!("CARGO_BIN_EXE_iot-agent"))
+            .args(["run", "--config"])
+            .arg(directory.join("config.toml"))
+            .envs(environment.iter().copied())
+            .stdin(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        Self { process, directory: directory.to_owned() }
+    }
+
+    /// As kill -9 does.
+    pub(crate) fn kill(mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+    }
+
+    /// As systemd stops it; within a few seconds.
+    pub(crate) fn stop(mut self) {
+        let pid = rustix::process::Pid::from_child(&self.process);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while self.process.try_wait().unwrap().is_none() {
+            assert!(Instant::now() < deadline, "it does not stop: {}", self.log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(self.directory.join("agent.log")).unwrap()
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        // It may have ended already, by the test's own hand.
+        if self.process.try_wait().unwrap().is_none() {
+            self.process.kill().unwrap();
+            self.process.wait().unwrap();
+        }
+        if std::thread::panicking() {
+            eprintln!("the agent said:\n{}", self.log());
+        }
+    }
+}

@@ -1,0 +1,239 @@
+//! What a deployment goes through: desired, changed, deleted, purged, interfered with, refused; with a bus and without.
+
+use std::time::{Duration, Instant};
+
+use iot_agent::protocol::deployment::{ContainerSpec, Volume};
+use iot_agent::protocol::{ErrorCode, Phase, Reply};
+
+use crate::device::{Device, document, generation, spec};
+use crate::fleet::PATIENCE;
+use crate::pod::{self, IMAGE};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn create_change_delete_and_purge() {
+    let device = Device::start("life").await;
+    let (fleet, pod) = (&device.fleet, &device.pod);
+    let data = Volume { name: "data".into(), mount: "/data".into(), read_only: false };
+    let with_data = |words| document(ContainerSpec { volumes: vec![data.clone()], ..spec(words) });
+    let first = fleet.put("web", &with_data(&["write"])).await;
+    let line = fleet.line("web", first, Phase::Running).await;
+    let before = pod.running("web");
+    assert_eq!(before.len(), 1);
+    assert!(before[0].starts_with(&line.container.unwrap().id));
+
+    let second = fleet.put("web", &with_data(&["read"])).await;
+    fleet.line("web", second, Phase::Running).await;
+    let after = pod.running("web");
+    assert!(after.len() == 1 && after != before, "another document, another container");
+    assert!(pod.podman(&["logs", &after[0]]).contains("by the first"), "its volume stayed");
+
+    fleet.delete("web").await;
+    let line = fleet.line("web", second + 1, Phase::Removed).await;
+    assert_eq!(line.container, None);
+    assert!(pod.containers().is_empty());
+    assert!(pod.podman(&["volume", "ls", "--quiet"]).contains("iot-life.web.data"), "a delete keeps volumes");
+
+    fleet.purge("web").await;
+    fleet.status("purged", |status| status.deployment("web").is_none()).await;
+    assert_eq!(pod.podman(&["volume", "ls", "--quiet"]).trim(), "", "a purge does not");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_happens_behind_its_back_is_put_right() {
+    let device = Device::start("drift").await;
+    let (fleet, pod) = (&device.fleet, &device.pod);
+    pod.podman(&[
+        "load",
+        "--quiet",
+        "--input",
+        pod::archives().join("localhost_iot-agent-test_1.tar").to_str().unwrap(),
+    ]);
+    // podman(1) itself asks for the highest limits too.
+    let run = ["run", "--detach", "--ulimit", "nofile=64:64", "--ulimit", "nproc=64:64"];
+    let foreign = pod.podman(&[&run[..], &["--name", "foreign", IMAGE]].concat());
+    let revision = fleet.put("web", &generation(1)).await;
+    fleet.line("web", revision, Phase::Running).await;
+    let ids = || pod.running("web");
+    let settled = |what: &'static str, ids: Vec<String>| async move {
+        let deadline = Instant::now() + PATIENCE;
+        while pod.running("web").len() != 1 || pod.running("web") == ids {
+            assert!(Instant::now() < deadline, "{what}: {:?}", pod.containers());
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    };
+    for (what, arguments) in [
+        ("stopped", &["stop", "--time", "0"][..]),
+        ("killed", &["kill"]),
+        ("removed", &["rm", "--force", "--time", "0"]),
+    ] {
+        let before = ids();
+        pod.podman(&[arguments, &[before[0].as_str()]].concat());
+        settled(what, if what == "removed" { before } else { Vec::new() }).await;
+    }
+    let id = ids()[0].clone();
+    pod.podman(&["rename", &id, "mine-now"]);
+    let deadline = Instant::now() + PATIENCE;
+    while pod.podman(&["inspect", "--format", "{{.Name}}", &id]).trim() != "iot-drift.web" {
+        assert!(Instant::now() < deadline, "it keeps its wrong name");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    let labels = pod.podman(&[
+        "inspect",
+        "--format",
+        "{{range $k, $v := .Config.Labels}}--label {{$k}}={{$v}} {{end}}",
+        &id,
+    ]);
+    let twin: Vec<&str> = run.into_iter().chain(labels.split_whitespace()).chain([IMAGE]).collect();
+    pod.podman(&twin);
+    let deadline = Instant::now() + PATIENCE;
+    while pod.containers().len() != 2 {
+        assert!(Instant::now() < deadline, "the twin stays: {:?}", pod.containers());
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    assert!(pod.podman(&["ps", "--quiet", "--no-trunc"]).contains(foreign.trim()), "the foreign one runs on");
+    let told = |status: &iot_agent::protocol::DeviceStatus| {
+        ["is gone, and is made again", "gets iot-drift.web back", "1 container removed"]
+            .iter()
+            .all(|words| status.events.iter().any(|event| event.what.contains(words)))
+    };
+    fleet.status("word of it", told).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_bus_the_disk_says_what_to_run() {
+    let mut device = Device::start("offline").await;
+    let revision = device.fleet.put("web", &generation(1)).await;
+    device.fleet.line("web", revision, Phase::Running).await;
+    device.kill();
+    device.broker.down();
+    // As after a power cut: no container runs; here none is there any more.
+    device.pod.podman(&["rm", "--force", "--all", "--time", "0"]);
+    device.up();
+    let deadline = Instant::now() + PATIENCE;
+    while device.pod.running("web").len() != 1 {
+        assert!(Instant::now() < deadline, "it is not brought up from the disk");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    let status = iot_agent::status::describe(&device.home.path().join("status.json")).unwrap();
+    assert!(!status.1 && status.0.contains("bus: not connected"), "{}", status.0);
+    let before = device.pod.running("web");
+    device.broker.up();
+    let revision = device.fleet.put("web", &generation(2)).await;
+    device.fleet.line("web", revision, Phase::Running).await;
+    assert_ne!(device.pod.running("web"), before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_corrupt_state_is_set_aside_told_and_rebuilt() {
+    let mut device = Device::start("corrupt").await;
+    let revision = device.fleet.put("web", &generation(1)).await;
+    device.fleet.line("web", revision, Phase::Running).await;
+    let before = device.pod.running("web");
+    device.kill();
+    let state = device.home.path().join("state");
+    let mut bytes = std::fs::read(&state).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&state, bytes).unwrap();
+    device.up();
+    let told = |status: &iot_agent::protocol::DeviceStatus| {
+        status.events.iter().any(|event| event.what.contains("state.corrupt"))
+            && status.deployment("web").is_some_and(|line| line.phase == Phase::Running)
+    };
+    device.fleet.status("the corrupt state", told).await;
+    assert_eq!(
+        device.pod.running("web"),
+        before,
+        "what ran goes on: nothing was an orphan while nothing was known"
+    );
+    assert!(state.exists() && device.home.path().join("state.corrupt").exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_run_is_told_and_nothing_crashes() {
+    let device = Device::start("bad").await;
+    let fleet = &device.fleet;
+    let good = fleet.put("good", &generation(1)).await;
+    let table = [
+        ("no-json", "{".to_owned(), Phase::Refused, "no JSON"),
+        (
+            "no-kind",
+            r#"{"version":1,"kind":"wasm","spec":{}}"#.to_owned(),
+            Phase::Refused,
+            "known: podman-container",
+        ),
+        (
+            "no-version",
+            r#"{"version":9,"kind":"podman-container"}"#.to_owned(),
+            Phase::Refused,
+            "version 9 is unknown",
+        ),
+        (
+            "no-image",
+            String::from_utf8(document(ContainerSpec::of("localhost/never-made:1")).to_bytes()).unwrap(),
+            Phase::BackingOff,
+            "localhost/never-made:1",
+        ),
+    ];
+    for (name, text, phase, words) in &table {
+        let revision = fleet.put_text(name, text).await;
+        let line = fleet.line(name, revision, *phase).await;
+        let error = line.last_error.unwrap();
+        assert!(error.contains(words), "{name}: {error:?} does not say {words:?}");
+    }
+    fleet.put_text("a.b", "{}").await;
+    fleet
+        .status("a refused name", |status| {
+            status.deployment("a.b").is_some_and(|line| line.phase == Phase::Refused)
+        })
+        .await;
+    fleet.line("good", good, Phase::Running).await;
+    // What ran is stopped when its document cannot be run any more, and is back with one that can.
+    let refused = fleet.put_text("good", r#"{"version":2}"#).await;
+    fleet.line("good", refused, Phase::Refused).await;
+    assert!(device.pod.running("good").is_empty());
+    let again = fleet.put("good", &generation(2)).await;
+    fleet.line("good", again, Phase::Running).await;
+    // An image that comes later is found without being told of.
+    let revision = fleet.put("late", &document(ContainerSpec::of("localhost/late:1"))).await;
+    fleet.line("late", revision, Phase::BackingOff).await;
+    device.pod.podman(&["tag", IMAGE, "localhost/late:1"]);
+    fleet.line("late", revision, Phase::Running).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn commands_are_answered_with_typed_errors() {
+    let mut device = Device::start("desk").await;
+    let fleet = &device.fleet;
+    let revision = fleet.put("web", &generation(7)).await;
+    fleet.line("web", revision, Phase::Running).await;
+    let Reply::Pong { device_id, .. } = fleet.ask("ping", "").await.unwrap() else { panic!() };
+    assert_eq!(device_id, "desk");
+    let Reply::Status { status } = fleet.ask("status", "").await.unwrap() else { panic!() };
+    assert_eq!(status.deployment("web").unwrap().phase, Phase::Running);
+    let Reply::Logs { lines, truncated, .. } = fleet.ask("logs", r#"{"deployment":"web"}"#).await.unwrap()
+    else {
+        panic!()
+    };
+    assert!(!truncated && lines[0].contains("generation 7"), "{lines:?}");
+    for (command, payload, code) in [
+        ("logs", "", ErrorCode::BadRequest),
+        ("logs", r#"{"deployment":"web","since":1}"#, ErrorCode::BadRequest),
+        ("logs", r#"{"deployment":"nothing"}"#, ErrorCode::NoSuchDeployment),
+    ] {
+        let Reply::Error { code: told, .. } = fleet.ask(command, payload).await.unwrap() else { panic!() };
+        assert_eq!(told, code, "{payload}");
+    }
+    let Reply::UnknownCommand { known, .. } = fleet.ask("reboot", "").await.unwrap() else { panic!() };
+    assert!(known.contains(&"logs".to_owned()));
+    device.pod.stop_service();
+    let Reply::Error { code, .. } = fleet.ask("logs", r#"{"deployment":"web"}"#).await.unwrap() else {
+        panic!()
+    };
+    assert_eq!(code, ErrorCode::Podman);
+    device.pod.start_service();
+    // An offline device is told from a slow one: nobody is subscribed.
+    device.agent.take().unwrap().stop();
+    let error = fleet.ask("ping", "").await.unwrap_err();
+    assert_eq!(error.kind(), async_nats::client::RequestErrorKind::NoResponders);
+}

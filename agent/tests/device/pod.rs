@@ -1,0 +1,207 @@
+//! A podman of a test's own: its service, its storage, and an image in an archive.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+/// The image that tests run.
+pub(crate) const IMAGE: &str = "localhost/iot-agent-test:1";
+
+/// What runs in it: says what it was given, then waits, or ends as it is told.
+const PROGRAM: &str = r#"
+extern "C" {
+    fn signal(number: i32, handler: extern "C" fn(i32)) -> usize;
+    fn _exit(code: i32) -> !;
+}
+extern "C" fn end(_: i32) {
+    unsafe { _exit(0) }
+}
+fn main() {
+    // The first process of a container does not end by a signal that it has not asked for.
+    unsafe { signal(15, end) };
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    println!("words {words:?} generation {}", std::env::var("GENERATION").unwrap_or_default());
+    if words.first().is_some_and(|word| word == "exit") {
+        std::process::exit(words[1].parse().unwrap());
+    }
+    if words.first().is_some_and(|word| word == "write") {
+        std::fs::write("/data/written", "by the first").unwrap();
+    }
+    if words.first().is_some_and(|word| word == "read") {
+        println!("read {:?}", std::fs::read_to_string("/data/written"));
+    }
+    loop { std::thread::park() }
+}
+"#;
+
+/// A podman whose service runs.
+pub(crate) struct Pod {
+    directory: tempfile::TempDir,
+    service: Child,
+}
+
+impl Pod {
+    pub(crate) fn start() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        write_configuration(directory.path());
+        let service = serve(directory.path());
+        let pod = Self { directory, service };
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while !pod.socket().exists() {
+            assert!(Instant::now() < deadline, "podman's service does not listen");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        pod
+    }
+
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.directory.path().join("podman.sock")
+    }
+
+    /// What `podman` says on stdout; it must succeed.
+    pub(crate) fn podman(&self, arguments: &[&str]) -> String {
+        run(self.directory.path(), arguments)
+    }
+
+    /// The containers that run or ran, as podman itself shows them.
+    pub(crate) fn containers(&self) -> Vec<Value> {
+        let listed = self.podman(&["ps", "--all", "--format", "json"]);
+        serde_json::from_str::<Option<Vec<Value>>>(&listed).unwrap().unwrap_or_default()
+    }
+
+    /// The ids of those that run for a deployment.
+    pub(crate) fn running(&self, deployment: &str) -> Vec<String> {
+        let own = |container: &&Value| {
+            container["Labels"]["io.iot-agent.deployment"] == deployment && container["State"] == "running"
+        };
+        let id = |container: &Value| container["Id"].as_str().unwrap().to_owned();
+        self.containers().iter().filter(own).map(id).collect()
+    }
+
+    pub(crate) fn stop_service(&mut self) {
+        self.service.kill().unwrap();
+        self.service.wait().unwrap();
+        std::fs::remove_file(self.socket()).unwrap();
+    }
+
+    /// It takes requests and answers none, or goes on.
+    pub(crate) fn hang(&self, hangs: bool) {
+        let signal = if hangs { Signal::STOP } else { Signal::CONT };
+        kill_process(Pid::from_child(&self.service), signal).unwrap();
+    }
+
+    pub(crate) fn start_service(&mut self) {
+        self.service = serve(self.directory.path());
+    }
+}
+
+impl Drop for Pod {
+    fn drop(&mut self) {
+        run(self.directory.path(), &["rm", "--force", "--all", "--time", "0"]);
+        self.service.kill().unwrap();
+        self.service.wait().unwrap();
+        // Overlays that are still mounted would keep the directory.
+        run(self.directory.path(), &["umount", "--all", "--force"]);
+    }
+}
+
+/// A directory with the image's archive, made once by podman itself.
+pub(crate) fn archives() -> &'static Path {
+    static ARCHIVES: OnceLock<PathBuf> = OnceLock::new();
+    ARCHIVES.get_or_init(|| {
+        let directory =
+            Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("archives-{}", std::process::id()));
+        let context = directory.join("context");
+        std::fs::create_dir_all(&context).unwrap();
+        std::fs::write(directory.join("program.rs"), PROGRAM).unwrap();
+        let built = Command::new("rustc")
+            .args([
+                "-O",
+                "-C",
+                "target-feature=+crt-static",
+                "-C",
+                "strip=symbols",
+                "program.rs",
+                "-o",
+                "context/program",
+            ])
+            .current_dir(&directory)
+            .status();
+        assert!(built.unwrap().success());
+        std::fs::write(
+            context.join("Containerfile"),
+            "FROM scratch\nCOPY program /program\nENTRYPOINT [\"/program\"]\n",
+        )
+        .unwrap();
+        let storage = tempfile::tempdir().unwrap();
+        write_configuration(storage.path());
+        run(storage.path(), &["build", "--quiet", "--tag", IMAGE, context.to_str().unwrap()]);
+        let archive = directory.join("localhost_iot-agent-test_1.tar");
+        run(
+            storage.path(),
+            &["save", "--quiet", "--format", "oci-archive", "--output", archive.to_str().unwrap(), IMAGE],
+        );
+        directory
+    })
+}
+
+/// What podman calls in the place of runc: root in a container may not raise limits, and podman's service asks for the highest
+/// there are, whatever containers.conf says (4.3).
+const RUNTIME: &str = r#"#!/bin/sh
+bundle=
+for word; do
+    [ "$bundle" != next ] || bundle=$word
+    [ "$word" != --bundle ] || bundle=next
+done
+[ -z "$bundle" ] || sed -i 's/"rlimits":\[[^]]*\],//' "$bundle/config.json"
+exec runc "$@"
+"#;
+
+/// Debian 12's crun refuses the hybrid cgroups of some containers; runc takes them. Locks in files, since those in shared memory
+/// are the user's and not the storage's.
+fn write_configuration(directory: &Path) {
+    let runtime = directory.join("runtime");
+    std::fs::write(&runtime, RUNTIME).unwrap();
+    std::fs::set_permissions(&runtime, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let text = format!(
+        "[engine]\nruntime = \"runc\"\ncgroup_manager = \"cgroupfs\"\nevents_logger = \"file\"\nlock_type = \"file\"\n\
+         [engine.runtimes]\nrunc = [\"{}\"]\n[containers]\nnetns = \"none\"\n",
+        runtime.display()
+    );
+    std::fs::write(directory.join("containers.conf"), text).unwrap();
+}
+
+fn podman(directory: &Path) -> Command {
+    let mut command = Command::new("podman");
+    command.env("CONTAINERS_CONF", directory.join("containers.conf"));
+    for (flag, place) in [("--root", "root"), ("--runroot", "run"), ("--tmpdir", "tmp")] {
+        command.arg(flag).arg(directory.join(place));
+    }
+    command
+}
+
+fn run(directory: &Path, arguments: &[&str]) -> String {
+    let output = podman(directory)
+        .args(arguments)
+        .output()
+        .expect("podman is there: cargo xtask ci --fix installs it");
+    assert!(output.status.success(), "podman {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn serve(directory: &Path) -> Child {
+    let log = std::fs::File::create(directory.join("service.log")).unwrap();
+    podman(directory)
+        .args(["system", "service", "--time", "0"])
+        .arg(format!("unix://{}", directory.join("podman.sock").display()))
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().unwrap())
+        .stderr(log)
+        .spawn()
+        .unwrap()
+}

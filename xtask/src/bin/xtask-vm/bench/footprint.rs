@@ -1,0 +1,40 @@
+//! `cargo xtask bench footprint`: what the agent takes of an emulated device, by one smoke that leaves it alone for a minute.
+
+use anyhow::{Context, Result};
+use serde_json::json;
+use xtask::cli::{BenchArgs, Voice};
+use xtask::paths::Cache;
+
+use super::smoke_report;
+use crate::interrupt::Interrupt;
+use crate::screen::Screen;
+
+/// Seconds; long enough for a dozen heartbeats.
+const REST: &str = "60";
+
+pub(super) fn run(args: &BenchArgs, voice: Voice, interrupt: &Interrupt) -> Result<()> {
+    let mut screen = Screen::new(voice);
+    let cache = Cache::from_env()?;
+    screen.start("smoke", None);
+    let report = smoke_report(&cache, args, &["--rest", REST], interrupt)?;
+    screen.end(xtask::report::PhaseStatus::Passed, "the agent was left alone for a minute");
+    let footprint = report.evidence.footprint.context("the agent has told no footprint")?;
+    let accelerator = report.host.accelerator.context("the report names no accelerator")?;
+    let rest = footprint.rest_cpu_milliseconds as f64 * 100.0 / footprint.rest_milliseconds.max(1) as f64;
+    if args.json {
+        println!(
+            "{:#}",
+            json!({ "schema": 1, "arch": args.arch, "accelerator": accelerator, "footprint": footprint })
+        );
+        return Ok(());
+    }
+    let first = footprint.first_status_milliseconds;
+    let first = first.map_or("not seen".to_owned(), |first| format!("{:.2} s", first as f64 / 1000.0));
+    println!(
+        "{}, {accelerator}: executable {:.1} MiB, resident {:.1} MiB, first status after {first}, at rest {rest:.2} % of a processor",
+        args.arch,
+        footprint.executable_bytes as f64 / f64::from(1 << 20),
+        footprint.resident_kib as f64 / 1024.0,
+    );
+    Ok(())
+}

@@ -1,0 +1,52 @@
+//! What the agent takes of the device, by its own word: told in each report, and with `--rest` over a while without anything to do.
+
+use anyhow::Result;
+use iot_agent::protocol::Footprint;
+use xtask::agent_build::Agent;
+use xtask::limits;
+use xtask::report::FootprintEvidence;
+
+use super::verify::Judgement;
+use super::{RunningVm, Session};
+use crate::broker::Seen;
+
+/// With the first status that was seen.
+pub(super) fn first(agent: &Agent, seen: &Seen) -> Option<FootprintEvidence> {
+    let footprint = seen.status.footprint?;
+    Some(FootprintEvidence {
+        executable_bytes: agent.content.len() as u64,
+        resident_kib: footprint.resident_kib,
+        // A later status says nothing of the first one.
+        first_status_milliseconds: (seen.status.sequence == 1).then_some(footprint.age_milliseconds),
+        rest_milliseconds: 0,
+        rest_cpu_milliseconds: 0,
+    })
+}
+
+/// Waits until the agent has been left alone for as long as was asked for.
+pub(super) fn rest(session: &mut Session<'_>, vm: &mut RunningVm) -> Result<()> {
+    if session.args.rest == 0 {
+        return Ok(());
+    }
+    let rest = limits::rest(session.args.rest);
+    let limit = rest + vm.limits().join();
+    session.screen.detail(&format!("the agent is left alone for {} s", rest.as_secs()));
+    let mut begun: Option<Footprint> = None;
+    let mut rested = None;
+    vm.wait_for_status(session, "a status after the agent was left alone", limit, |seen| {
+        let Some(now) = seen.status.footprint else { return Judgement::NotYet };
+        let then = *begun.get_or_insert(now);
+        let age = now.age_milliseconds.saturating_sub(then.age_milliseconds);
+        if u128::from(age) < rest.as_millis() {
+            return Judgement::NotYet;
+        }
+        rested = Some((then, now));
+        Judgement::Proven
+    })?;
+    if let (Some((then, now)), Some(footprint)) = (rested, &mut session.report.evidence.footprint) {
+        footprint.resident_kib = now.resident_kib;
+        footprint.rest_milliseconds = now.age_milliseconds - then.age_milliseconds;
+        footprint.rest_cpu_milliseconds = now.cpu_milliseconds - then.cpu_milliseconds;
+    }
+    Ok(())
+}

@@ -1,0 +1,84 @@
+//! The smoke's workload, alone in a container: tells whoever connects where it runs, as what, and for which time. The
+//! standard library and one file, so that `rustc` makes a static executable of it without a crate.
+
+use std::ffi::{CStr, c_char, c_int};
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::net::TcpListener;
+use std::path::Path;
+
+/// Where it listens, in the container.
+const PORT: u16 = 8080;
+/// The volume that counts its starts.
+const VOLUME: &str = "/data";
+/// signal(7), on every Linux.
+const SIGTERM: c_int = 15;
+
+/// utsname(2) of Linux: six fields of so many bytes, each with its final zero.
+const FIELD: usize = 65;
+/// The fifth of them is the machine.
+const MACHINE: usize = 4;
+
+unsafe extern "C" {
+    fn uname(buffer: *mut [[c_char; FIELD]; 6]) -> c_int;
+    fn signal(number: c_int, handler: extern "C" fn(c_int)) -> usize;
+    fn _exit(code: c_int) -> !;
+}
+
+fn main() -> io::Result<()> {
+    // The kernel drops a signal that its first process has no handler for, and in a container that is this one.
+    // SAFETY: the handler has the signature that signal(2) wants, and does nothing that is not async-signal-safe.
+    unsafe { signal(SIGTERM, end) };
+    let starts = count_start(Path::new(VOLUME))?;
+    let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+    let generation: u64 =
+        std::env::var("GENERATION").ok().and_then(|text| text.parse().ok()).unwrap_or_default();
+    let answer = format!(
+        "{{\"machine\":{:?},\"boot_id\":{:?},\"generation\":{generation},\"starts\":{starts}}}\n",
+        machine()?,
+        boot_id.trim()
+    );
+    let listener = TcpListener::bind(("0.0.0.0", PORT))?;
+    print!("{answer}");
+    loop {
+        // One who has gone again is no reason to end.
+        let sent = listener.accept().and_then(|(mut stream, _)| stream.write_all(answer.as_bytes()));
+        if let Err(error) = sent {
+            eprintln!("an answer was not sent: {error}");
+        }
+    }
+}
+
+extern "C" fn end(_signal: c_int) {
+    // SAFETY: _exit(2) is async-signal-safe; nothing here waits to be flushed.
+    unsafe { _exit(0) }
+}
+
+/// `uname -m`: what the kernel says, not what this was compiled for.
+fn machine() -> io::Result<String> {
+    let mut fields = [[0; FIELD]; 6];
+    // SAFETY: the buffer has the size and the layout of Linux's struct utsname.
+    if unsafe { uname(&raw mut fields) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let machine = &fields[MACHINE];
+    // SAFETY: the kernel ends each field with a zero within its bounds.
+    Ok(unsafe { CStr::from_ptr(machine.as_ptr()) }.to_string_lossy().into_owned())
+}
+
+/// How often it has been started with this volume, this time included, on disk before anybody is told.
+fn count_start(volume: &Path) -> io::Result<u64> {
+    let (path, beside) = (volume.join("starts"), volume.join("starts.new"));
+    let before = match fs::read_to_string(&path) {
+        Ok(text) => text.trim().parse().map_err(io::Error::other)?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
+        Err(error) => return Err(error),
+    };
+    let starts: u64 = before + 1;
+    let mut file = File::create(&beside)?;
+    writeln!(file, "{starts}")?;
+    file.sync_all()?;
+    fs::rename(&beside, &path)?;
+    File::open(volume)?.sync_all()?;
+    Ok(starts)
+}
