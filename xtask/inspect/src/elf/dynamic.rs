@@ -223,7 +223,7 @@ fn chain<'a>(
     .take(most)
 }
 
-fn table<'a>(bytes: &'a [u8], size: Option<u64>) -> &'a [Rela64<LE>] {
+fn table(bytes: &[u8], size: Option<u64>) -> &[Rela64<LE>] {
     let size = size.and_then(|size| usize::try_from(size).ok()).unwrap_or(0).min(bytes.len());
     bytes.read_slice_at::<Rela64<LE>>(0, size / size_of::<Rela64<LE>>()).unwrap_or_default()
 }

@@ -46,7 +46,7 @@ impl<'a> Elf<'a> {
     }
 }
 
-fn notes_in<'a>(mut rest: &'a [u8], align: usize) -> impl Iterator<Item = (&'a [u8], u32, &'a [u8])> {
+fn notes_in(mut rest: &[u8], align: usize) -> impl Iterator<Item = (&[u8], u32, &[u8])> {
     std::iter::from_fn(move || {
         let word = |at: usize| Some(u32::from_le_bytes(rest.get(at..at + 4)?.try_into().ok()?));
         let (owner_size, size, kind) = (word(0)? as usize, word(4)? as usize, word(8)?);
