@@ -9,10 +9,13 @@ const SEGMENTS: usize = 9;
 /// Where the second segment, which is written to, lies above its place in the file.
 const GAP: u64 = 0x20000;
 
+/// Name, type, flags, address, offset, size, link, entry size.
+type Section = (&'static str, u32, u64, u64, usize, usize, u32, u64);
+
 /// The parts, as they are laid one after the other.
 struct Maker {
     bytes: Vec<u8>,
-    sections: Vec<(&'static str, u32, u64, u64, usize, usize, u32, u64)>,
+    sections: Vec<Section>,
 }
 
 impl Maker {
@@ -26,7 +29,7 @@ impl Maker {
         entry: u64,
         content: &[u8],
     ) -> usize {
-        while self.bytes.len() % 16 != 0 {
+        while !self.bytes.len().is_multiple_of(16) {
             self.bytes.push(0);
         }
         let at = self.bytes.len();
@@ -178,7 +181,7 @@ pub(crate) fn executable(machine: u16, code: &[u8]) -> Vec<u8> {
         })
         .collect();
     maker.add(".shstrtab", 3, 0, 0, 0, &names);
-    while maker.bytes.len() % 8 != 0 {
+    while !maker.bytes.len().is_multiple_of(8) {
         maker.bytes.push(0);
     }
     let headers = maker.bytes.len();
