@@ -9,9 +9,10 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use sha2::{Digest as _, Sha256};
 use xshell::{Shell, cmd};
+use xtask::agent_build::hex;
 use xtask::agent_build::linker::Linker;
-use xtask::agent_build::{elf, hex};
 use xtask::arch::VmArchitecture;
+use xtask::inspection;
 use xtask::paths::{Cache, make_private_dir};
 use xtask::workspace::Workspace;
 
@@ -70,7 +71,7 @@ fn program(workspace: &Workspace, cache: &Cache, arch: VmArchitecture) -> Result
         compile(&shell, &rustc, &arguments, &kept)?;
     }
     let program = std::fs::read(&kept).with_context(|| format!("read {}", kept.display()))?;
-    elf::check(&program, arch).with_context(|| format!("check {}", kept.display()))?;
+    inspection::check_header(&program, arch).with_context(|| format!("check {}", kept.display()))?;
     Ok(program)
 }
 
