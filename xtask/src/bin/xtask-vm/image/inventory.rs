@@ -82,7 +82,7 @@ fn partitions(raw: &Path) -> Result<Vec<u64>> {
     ensure!(header.starts_with(b"EFI PART"), "it has no GPT");
     let (at, count, size) =
         (long(&header, 72), long(&header, 80) & 0xffff_ffff, long(&header, 84) & 0xffff_ffff);
-    ensure!(size >= SMALLEST_ENTRY && size <= SECTOR * 8, "its GPT's entries have {size} bytes");
+    ensure!((SMALLEST_ENTRY..=SECTOR * 8).contains(&size), "its GPT's entries have {size} bytes");
     let mut starts = Vec::new();
     for index in 0..count.min(MOST_ENTRIES) {
         let mut entry = [0; SMALLEST_ENTRY as usize];
