@@ -104,21 +104,23 @@ impl Inspection {
 
     /// What a smoke holds the agent against: the core of `--cpu` where it is a known one, else the architecture's device; the
     /// image that it is going to boot, and that image's kernel.
-    pub fn for_smoke(cache: &Cache, image: &Image, cpu: Option<&str>) -> Self {
+    pub fn for_smoke(image: &Image, inventory: Option<Inventory>, cpu: Option<&str>) -> Self {
         let isa = image.arch.isa();
         let everything = || device::find(isa, "max").unwrap_or_else(|| device::default_of(isa));
         let device = match cpu {
             None => device::default_of(isa),
             Some(name) => device::find(isa, name).unwrap_or_else(everything),
         };
-        let inventory = inventory::kept(cache, image);
         let place = Place::Image(Box::new(image.clone()), inventory);
         Self { arch: image.arch, device, place, kernel_is_known: true }
     }
 
-    /// Whether the libraries themselves were looked at, and not only a release's number.
-    pub fn knows_libraries(&self) -> bool {
-        !matches!(self.place, Place::Image(_, None))
+    /// What the libraries are whose own content was looked at, and not only a release's number: an image's digest, a path.
+    pub fn source(&self) -> Option<&str> {
+        match &self.place {
+            Place::Image(_, inventory) => inventory.as_ref().map(|inventory| inventory.source.as_str()),
+            Place::Sysroot(_, inventory) => Some(&inventory.source),
+        }
     }
 
     /// Whose libraries they are.

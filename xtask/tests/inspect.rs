@@ -272,7 +272,7 @@ fn no_program_of_the_distribution_is_refused() {
             json: false,
         })
         .unwrap();
-        assert!(inspection.knows_libraries(), "the image's libraries are known once it is in the cache");
+        assert!(inspection.source().is_some(), "the image's libraries are known once it is in the cache");
         let programs = distribution::programs(unpacked.path());
         assert!(programs.len() > 300, "{image} has {} programs", programs.len());
         let mut wrong = Vec::new();

@@ -18,6 +18,9 @@ const AUXV: &str = "#include <sys/auxv.h>\nint counted(void);\n__asm__(\".arch_e
 const FLAG: &str = "#include <sys/auxv.h>\nint counted(void);\nstatic volatile int has;\n__asm__(\".arch_extension sve\\n.text\\n.type counted,%function\\n\
                     counted: cntb x0\\n ret\\n.size counted,.-counted\\n\");\n__attribute__((constructor)) void look(void) { has = getauxval(AT_HWCAP) >> 22 & 1; }\n\
                     __attribute__((noinline)) int work(void) { return has ? counted() : 0; }\nint main(void) { return work(); }\n";
+const PREDICATE: &str = "#include <sys/auxv.h>\nint counted(void);\n__asm__(\".arch_extension sve\\n.text\\n.type counted,%function\\ncounted: cntb x0\\n ret\\n\\
+                    .size counted,.-counted\\n\");\n__attribute__((noinline)) int can(void) { return getauxval(AT_HWCAP) >> 22 & 1; }\n\
+                    int main(void) { if (can()) return counted() == 0; return 0; }\n";
 const TABLE: &str = "__asm__(\".text\\n.type table,%function\\ntable: ret\\n.word 0x04e0e3e0,0x25208028,0,0xffffffff,0,0xffffffff,0x04e0e3e0\\n.size table,.-table\\n\");\n\
                      void table(void);\nint main(void) { table(); return 0; }\n";
 const CPUID: &str = "__attribute__((target(\"avx2\"))) static int fast(int *a, int n) { int s = 0; for (int i = 0; i < n; i++) s += a[i]; return s; }\n\
@@ -58,6 +61,8 @@ pub(crate) const SOUND: &[Sound] = &[
     ("ifunc-stripped", Tool::Arm, "-s", IFUNC, "pi5"),
     ("auxv", Tool::Arm, "", AUXV, "pi5"),
     ("auxv-stripped", Tool::Arm, "-s", AUXV, "pi5"),
+    ("predicate", Tool::Arm, "-O2", PREDICATE, "pi5"),
+    ("predicate-stripped", Tool::Arm, "-O2 -s", PREDICATE, "pi5"),
     ("flag", Tool::Arm, "", FLAG, "pi5"),
     ("flag-stripped", Tool::Arm, "-s", FLAG, "pi5"),
     ("table-in-code", Tool::Arm, "", TABLE, "pi5"),

@@ -44,8 +44,8 @@ pub(super) fn check(elf: &Elf<'_>, target: &Target<'_>, findings: &mut Vec<Findi
 
 const SMALLEST: u64 = 4096;
 
-/// `if (os_page > PAGE) malloc_write(COMPLAINT)`: the largest power of two that is compared with in the function that makes the
-/// complaint's address.
+/// `if (os_page > PAGE) malloc_write(COMPLAINT)`: the one power of two that is compared with in the function that makes the
+/// complaint's address; where others are compared with too, as in what a compiler has inlined, it is not known.
 fn page_size(isa: Isa, elf: &Elf<'_>, place: u64) -> Option<u64> {
     elf.code().iter().find_map(|code| {
         let functions = Functions::of(elf, code)?;
@@ -60,5 +60,7 @@ fn compared(isa: Isa, code: &Code<'_>, start: usize, end: usize) -> Option<u64> 
     let found: Vec<u64> = isa.comparisons(body);
     // `> 4095` and `>= 4096` are `> PAGE` too, as compilers write it.
     let page = |value: u64| PAGES.into_iter().find(|page| [*page, page + 1].contains(&value));
-    found.into_iter().filter_map(page).next()
+    let mut pages = found.into_iter().filter_map(page);
+    let first = pages.next()?;
+    pages.all(|other| other == first).then_some(first)
 }

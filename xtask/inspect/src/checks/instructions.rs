@@ -88,7 +88,9 @@ impl<'a> Section<'a, '_> {
                     let new = || Graph::of(isa, self.elf, self.code, self.functions, self.detection);
                     let graph = graph.get_or_insert_with(new);
                     let absent = graph.nobody_asks() && self.detection.is_absent();
-                    if absent { Use::Plain } else { graph.used(function) }
+                    // A static executable without names may ask in a way that nobody knows, as musl's start does.
+                    let may_be_told = self.elf.dynamic.needed().next().is_none() && graph.tests(function);
+                    if absent && !may_be_told { Use::Plain } else { graph.used(function) }
                 }
             };
             let first = if let Path::Direct(at) = path { at } else { needy.first as usize };

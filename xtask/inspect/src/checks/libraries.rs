@@ -20,6 +20,9 @@ const OF_GLIBC: [&str; 9] = [
     "libmvec.so.1",
 ];
 
+/// So many versions are named in a finding; what a sound executable lacks is fewer.
+const MOST_NAMED: usize = 64;
+
 pub(super) fn check(elf: &Elf<'_>, target: &Target<'_>, findings: &mut Vec<Finding>) {
     let needed: Vec<String> = elf.dynamic.needed().map(shown).collect();
     if needed.is_empty() {
@@ -29,14 +32,16 @@ pub(super) fn check(elf: &Elf<'_>, target: &Target<'_>, findings: &mut Vec<Findi
         Offers::Inventory(inventory) => {
             let own = own_directories(elf);
             missing(elf, inventory, &needed, own.as_deref(), target, findings);
-            versions(elf, target, findings, |required| {
-                let library = inventory.find(&shown(required.library), elf.machine())?;
+            versions(elf, own.as_deref(), target, findings, |required| {
+                let name = shown(required.library);
+                let of_its_own = own.as_deref().and_then(|path| inventory.find_in(path, &name));
+                let library = of_its_own.or_else(|| inventory.find(&name, elf.machine()))?;
                 let version = shown(required.version);
                 Some((library.versions.contains(&version), newest_of(library, &version)))
             });
         }
         Offers::Release { glibc, .. } => {
-            versions(elf, target, findings, |required| {
+            versions(elf, None, target, findings, |required| {
                 let version = shown(required.version);
                 let release =
                     version.strip_prefix("GLIBC_").map(numbers).filter(|numbers| !numbers.is_empty())?;
@@ -77,9 +82,15 @@ fn missing(
             continue;
         }
         count += 1;
+        // What a library needs may be where that one's own RUNPATH leads, which is not read: anywhere will do.
+        let anywhere = || {
+            let mut all = inventory.libraries.iter().filter(|_| !by.is_empty());
+            all.find(|library| library.name() == name && library.machine == elf.machine())
+        };
         match inventory
             .find(&name, elf.machine())
             .or_else(|| own.and_then(|path| inventory.find_in(path, &name)))
+            .or_else(anywhere)
         {
             Some(library) => pending.extend(library.needed.iter().map(|next| (next.clone(), name.clone()))),
             None => absent.push(if by.is_empty() { name } else { format!("{name}, which {by} needs") }),
@@ -106,6 +117,7 @@ fn missing(
 /// `offer` says whether a version is there, and what is the newest; `None` where nothing is known of the library.
 fn versions<'a>(
     elf: &Elf<'a>,
+    own: Option<&str>,
     target: &Target<'_>,
     findings: &mut Vec<Finding>,
     offer: impl Fn(&Required<'a>) -> Option<(bool, String)>,
@@ -137,15 +149,20 @@ fn versions<'a>(
         }
         return;
     }
-    let names: Vec<_> = lacking
+    let named = &lacking[..lacking.len().min(MOST_NAMED)];
+    let names: Vec<_> = named
         .iter()
         .map(|required| format!("{} of {}", shown(required.version), shown(required.library)))
         .collect();
-    let found = format!("it needs {}", names.join(", "));
+    let more = lacking.len() - named.len();
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    let found = format!("it needs {}{more}", names.join(", "));
     let offers = format!("{} offers {newest} at most", target.place);
     let remedy = "build it against the older library: in a container of the target's distribution, with a sysroot of it, or \
                   link statically (musl); or move the image to a newer release";
-    findings.push(Finding::refused("symbol-version", found, offers, remedy).details(users(elf, &lacking)));
+    // A library that it brings itself may be the newer one.
+    let make = if own.is_some() { Finding::warned } else { Finding::refused };
+    findings.push(make("symbol-version", found, offers, remedy.to_owned()).details(users(elf, named)));
 }
 
 fn later(one: &Required<'_>, other: &Required<'_>) -> bool {

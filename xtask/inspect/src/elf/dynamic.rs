@@ -1,5 +1,8 @@
 //! What the dynamic loader reads: `PT_DYNAMIC`, its strings, symbols, versions and relocations.
 
+use std::cell::Cell;
+use std::rc::Rc;
+
 use object::LittleEndian as LE;
 use object::elf::{self, Dyn64, DynamicTag, Rela64, Sym64, Verdaux, Verdef, Vernaux, Verneed};
 use object::read::ReadRef as _;
@@ -107,9 +110,10 @@ impl<'a> Dynamic<'a> {
         while word(hash, at_chains.saturating_add((index - first) as usize * 4))
             .is_some_and(|hash| hash & 1 == 0)
         {
-            index += 1;
+            let Some(next) = index.checked_add(1) else { return 0 };
+            index = next;
         }
-        index as usize + 1
+        (index as usize).saturating_add(1)
     }
 
     fn values(&self, tag: DynamicTag) -> impl Iterator<Item = u64> + '_ {
@@ -160,6 +164,8 @@ impl<'a> Dynamic<'a> {
     /// What libraries must offer. A table whose links lead astray ends there.
     pub fn required(&self) -> impl Iterator<Item = Required<'a>> + '_ {
         let count = self.value(elf::DT_VERNEEDNUM).unwrap_or(0);
+        // Lists that share their records would make of a small table a long one.
+        let left = Rc::new(Cell::new(self.verneed.len() / size_of::<Vernaux<LE>>()));
         let libraries = chain(self.verneed, 0, count, size_of::<Verneed<LE>>(), |bytes| {
             bytes.read_at::<Verneed<LE>>(0).map_or(0, |need| need.vn_next.get(LE))
         });
@@ -171,7 +177,9 @@ impl<'a> Dynamic<'a> {
             let versions = chain(self.verneed, first, count, size_of::<Vernaux<LE>>(), |bytes| {
                 bytes.read_at::<Vernaux<LE>>(0).map_or(0, |version| version.vna_next.get(LE))
             });
-            versions.filter_map(move |(_, bytes)| {
+            let left = Rc::clone(&left);
+            let there_is_more = move || left.replace(left.get().saturating_sub(1)) > 0;
+            versions.take_while(move |_| there_is_more()).filter_map(move |(_, bytes)| {
                 let version = bytes.read_at::<Vernaux<LE>>(0).ok()?;
                 Some(Required {
                     library: library?,

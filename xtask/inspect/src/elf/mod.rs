@@ -255,13 +255,6 @@ impl<'a> Elf<'a> {
         self.data.read_bytes_at(start, load.file_size - (address - load.address)).ok()
     }
 
-    /// The address that an offset of the file has in memory.
-    pub fn address_of(&self, offset: u64) -> Option<u64> {
-        let load =
-            self.loads().find(|load| offset >= load.offset && offset - load.offset < load.file_size)?;
-        load.address.checked_add(offset - load.offset)
-    }
-
     /// Whether what lies at `address` can change while the program runs.
     pub fn is_variable(&self, address: u64) -> bool {
         let inside = |start: u64, size: u64| address >= start && address - start < size;
@@ -331,10 +324,12 @@ impl<'a> Elf<'a> {
     }
 }
 
-/// A NUL-terminated string in a string table.
+/// A NUL-terminated string in a string table; none that is longer than any name is, since a table may be asked for the same long one
+/// again and again.
 pub(crate) fn string(table: &[u8], start: usize) -> Option<&[u8]> {
+    const LONGEST: usize = 16 << 10;
     let rest = table.get(start..)?;
-    let end = rest.iter().position(|byte| *byte == 0)?;
+    let end = rest.iter().take(LONGEST).position(|byte| *byte == 0)?;
     Some(&rest[..end])
 }
 

@@ -17,6 +17,13 @@ impl<'a> Elf<'a> {
     pub fn notes(&self) -> impl Iterator<Item = (&'a [u8], u32, &'a [u8])> + '_ {
         let headers = self.segments.iter();
         let holders = headers.filter(|header| [PT_NOTE, PT_GNU_PROPERTY].contains(&header.p_type(LE)));
+        // Each byte of a sound file is in two of them at most.
+        let mut left = self.data.len().saturating_mul(2) as u64;
+        let holders = holders.take_while(move |header| {
+            let enough = header.p_filesz(LE) <= left;
+            left = left.saturating_sub(header.p_filesz(LE));
+            enough
+        });
         holders.flat_map(|header| {
             let bytes = self.data.read_bytes_at(header.p_offset(LE), header.p_filesz(LE)).unwrap_or_default();
             let align = if header.p_align(LE) == 8 { 8 } else { 4 };

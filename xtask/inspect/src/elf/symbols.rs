@@ -60,11 +60,6 @@ impl<'a> Elf<'a> {
             .filter(|(_, symbol)| symbol.st_shndx.get(LE) == elf::SHN_UNDEF)
             .map(|(index, symbol)| (index, self.dynamic.name(symbol)))
     }
-
-    /// The name of the function that begins at `address`.
-    pub fn name_at(&self, address: u64) -> Option<&'a [u8]> {
-        self.symbols().find(|symbol| symbol.function && symbol.address == address).map(|symbol| symbol.name)
-    }
 }
 
 fn defined<'a>(symbol: &Sym64<LE>, name: &'a [u8]) -> Option<Symbol<'a>> {

@@ -16,6 +16,8 @@ pub(crate) struct Graph {
     decides: Vec<bool>,
     /// Whether a test of a variable at a fixed place decides over a part of it.
     tests: Vec<bool>,
+    /// Whether it calls a function that asks, and may act on the answer.
+    callers: Vec<bool>,
     reachable: Vec<bool>,
     guarded: Vec<bool>,
     complete: bool,
@@ -58,14 +60,16 @@ impl Graph {
             };
         });
         let pointers = Pointers::of(elf);
-        let written = written(isa, elf, code, functions, &asks, &pointers);
+        let (written, callers) = written(isa, elf, code, functions, &asks, &pointers);
         let mut graph = Self {
             decides: asks,
             tests: vec![false; count],
+            callers: Vec::new(),
             reachable: vec![false; count],
             guarded: vec![false; count],
             complete: true,
         };
+        graph.callers = callers;
         graph.connect(isa, elf, code, functions, &written, &pointers);
         graph
     }
@@ -154,11 +158,22 @@ impl Graph {
         let decides = std::mem::take(&mut self.decides);
         // A static executable has its C library in it, whose start reads what the kernel tells without a function of a known
         // name. Any test of a variable may be of what it found.
-        let ends: &[bool] = if elf.dynamic.needed().next().is_none() { &self.tests } else { &[] };
-        flood(&mut self.reachable, roots, &decides, ends);
+        let is_static = elf.dynamic.needed().next().is_none();
+        let ends: Vec<bool> = self
+            .callers
+            .iter()
+            .zip(&self.tests)
+            .map(|(calls, tests)| *calls || is_static && *tests)
+            .collect();
+        flood(&mut self.reachable, roots, &decides, &ends);
         let deciding = (0..decides.len() as u32).filter(|function| decides[*function as usize]).collect();
         flood(&mut self.guarded, deciding, &self.reachable, &[]);
         self.decides = decides;
+    }
+
+    /// Whether a test of a variable at a fixed place decides over a part of it.
+    pub(crate) fn tests(&self, function: usize) -> bool {
+        self.tests[function]
     }
 
     /// Whether no function asks the processor.
@@ -171,7 +186,8 @@ impl Graph {
         if self.decides[function] {
             Use::Guarded("it asks the processor, or reads what was found")
         } else if self.reachable[function] {
-            if self.tests[function] || !self.complete { Use::Unclear } else { Use::Plain }
+            let may_be_told = self.tests[function] || self.callers[function];
+            if may_be_told || !self.complete { Use::Unclear } else { Use::Plain }
         } else if self.guarded[function] {
             Use::Guarded("only a function that asks the processor leads to it")
         } else {
@@ -201,7 +217,7 @@ pub(crate) fn first_user(isa: Isa, code: &Code<'_>, functions: &Functions, addre
 }
 
 /// Where functions that ask keep what they learned: variables that they write or whose address they make, and those that the
-/// functions write to whom it is returned.
+/// functions write to whom it is returned; and who those are that call them directly.
 fn written(
     isa: Isa,
     elf: &Elf<'_>,
@@ -209,12 +225,13 @@ fn written(
     functions: &Functions,
     asks: &[bool],
     pointers: &Pointers<'_, '_>,
-) -> Written {
+) -> (Written, Vec<bool>) {
     const MOST: usize = 4096;
     // Rust's `std_detect` hands it up three times.
     const RETURNS: usize = 3;
     let mut written = Written::default();
     let mut told = asks.to_vec();
+    let mut direct = Vec::new();
     for level in 0..=RETURNS {
         let mut callers = vec![false; told.len()];
         walk(isa, code, functions, |function, event| {
@@ -237,9 +254,12 @@ fn written(
                 written.variables.extend(place);
             }
         });
+        if level == 0 {
+            direct.clone_from(&callers);
+        }
         told = callers;
     }
-    written
+    (written, direct)
 }
 
 /// Where it is kept what the processor has.

@@ -8,12 +8,13 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use ext4_view::{Ext4, Ext4Read};
 use inspect::inventory::{Inventory, Tree};
+use xtask::exit::Interrupted;
 use xtask::host::tools;
 use xtask::image::Image;
 use xtask::image::inventory;
 use xtask::image::manifest::Manifest;
 use xtask::limits;
-use xtask::paths::write_private;
+use xtask::paths::{Cache, write_private};
 
 use super::{DISK, Store, store};
 use crate::child;
@@ -26,16 +27,30 @@ const SMALLEST_ENTRY: u64 = 128;
 const MOST_ENTRIES: u64 = 256;
 
 /// Writes it, where it is not there. What cannot be read is said: the image can be booted all the same.
-pub(super) fn keep(store: &mut Store<'_>, image: &Image, directory: &Path) {
+///
+/// # Errors
+/// Only for a Ctrl-C.
+pub(super) fn keep(store: &mut Store<'_>, image: &Image, directory: &Path) -> Result<()> {
     let made = store::read_manifest(directory).and_then(|manifest| {
         if inventory::read(directory, &manifest).is_none() {
             make(store, image, directory, &manifest)?;
         }
         Ok(())
     });
-    if let Err(error) = made {
-        store.screen.line(&format!("what {} offers executables is not known: {error:#}", image.name));
+    match made {
+        Err(error) if error.is::<Interrupted>() => Err(error),
+        Err(error) => {
+            store.screen.line(&format!("what {} offers executables is not known: {error:#}", image.name));
+            Ok(())
+        }
+        Ok(()) => Ok(()),
     }
+}
+
+/// That of the image that a run would boot, where it is in the cache; not of another one of its name.
+pub(crate) fn of_image(cache: &Cache, image: &Image) -> Option<Inventory> {
+    let directory = cache.images().join(image.key(super::build::SCRIPTS));
+    inventory::read(&directory, &store::read_manifest(&directory).ok()?)
 }
 
 fn make(store: &mut Store<'_>, image: &Image, directory: &Path, manifest: &Manifest) -> Result<()> {
@@ -43,8 +58,9 @@ fn make(store: &mut Store<'_>, image: &Image, directory: &Path, manifest: &Manif
     let raw = directory.join(RAW);
     let unpacked = unpack(store, &directory.join(DISK), &raw);
     let read = unpacked.and_then(|()| of_disk(&raw, &manifest.digest.to_string(), image));
-    std::fs::remove_file(&raw).with_context(|| format!("delete {}", raw.display()))?;
+    let removed = std::fs::remove_file(&raw);
     let inventory = read.with_context(|| format!("read the libraries of {}", image.name))?;
+    removed.with_context(|| format!("delete {}", raw.display()))?;
     write_private(&directory.join(inventory::FILE), serde_json::to_string(&inventory)?)
 }
 

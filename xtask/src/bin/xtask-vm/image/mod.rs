@@ -11,7 +11,7 @@
 mod build;
 mod bump;
 pub(crate) mod commands;
-mod inventory;
+pub(crate) mod inventory;
 mod make;
 mod probe;
 mod prune;
@@ -94,7 +94,7 @@ pub(crate) fn ensure(store: &mut Store<'_>, image: &Image, patience: Patience) -
             Source::File(_) => unreachable!("done above"),
         },
     };
-    inventory::keep(store, image, &store.directory(&key));
+    inventory::keep(store, image, &store.directory(&key))?;
     if !image.is_verified() {
         store.screen.line(&format!(
             "{} is UNVERIFIED, {}; to take it anew, delete {}",
@@ -161,6 +161,7 @@ pub(crate) fn rebuild(store: &mut Store<'_>, image: &Image) -> Result<(Option<Di
         None
     });
     let ready = make::build(store, image, recipe, &key)?;
+    inventory::keep(store, image, &store.directory(&key))?;
     Ok((before.map(|image| image.digest), ready))
 }
 

@@ -9,31 +9,42 @@ use xtask::inspection::Inspection;
 use xtask::plan::Plan;
 
 use super::Session;
+use crate::image::inventory;
 
-/// The image whose own libraries the executable was held against; `None` where only its release is known yet, or another
-/// may stand in for it.
+/// The digest of the image whose own libraries the executable was held against; `None` where only its release is known yet.
 pub(super) fn before_image(
     session: &mut Session<'_>,
     plan: &Plan,
     agent: &Agent,
 ) -> Result<(Option<String>, String)> {
-    let inspection = look(session, plan)?;
-    let detail = judge(session, &inspection, agent)?;
-    Ok((inspection.knows_libraries().then(|| inspection.name()), detail))
+    let inspection = look(session, plan);
+    let known = inspection.source().map(str::to_owned);
+    let libraries = if known.is_some() { "its libraries" } else { "what is known before it is in the cache" };
+    let detail = judge(session, &inspection, agent, libraries)?;
+    Ok((known, detail))
 }
 
-/// With the image that will be booted.
+/// With the image that will be booted, where that is another one than before.
 pub(super) fn with_image(session: &mut Session<'_>, plan: &Plan, agent: &Agent) -> Result<((), String)> {
-    let inspection = look(session, plan)?;
-    let detail = judge(session, &inspection, agent)?;
+    let inspection = look(session, plan);
+    let known = inspection.source().is_some();
+    let libraries =
+        if known { "its libraries" } else { "its libraries are not known: an image of yours is not read" };
+    let detail = judge(session, &inspection, agent, libraries)?;
     Ok(((), detail))
 }
 
-fn look(session: &Session<'_>, plan: &Plan) -> Result<Inspection> {
-    Ok(Inspection::for_smoke(&session.cache, &plan.image, plan.spec.cpu.as_deref()))
+fn look(session: &Session<'_>, plan: &Plan) -> Inspection {
+    let inventory = inventory::of_image(&session.cache, &plan.image);
+    Inspection::for_smoke(&plan.image, inventory, plan.spec.cpu.as_deref())
 }
 
-fn judge(session: &mut Session<'_>, inspection: &Inspection, agent: &Agent) -> Result<String> {
+fn judge(
+    session: &mut Session<'_>,
+    inspection: &Inspection,
+    agent: &Agent,
+    libraries: &str,
+) -> Result<String> {
     let report = inspection.look_at(&agent.content);
     for finding in report.of(Severity::Warned) {
         session.screen.note(&format!("{}: {}; {}", finding.id, finding.found, finding.offers));
@@ -46,9 +57,7 @@ fn judge(session: &mut Session<'_>, inspection: &Inspection, agent: &Agent) -> R
             .collect();
         return Err(Diagnosis::new(all.join("; "), worst.remedy.clone()).into());
     }
-    let checked =
-        if inspection.knows_libraries() { "its libraries" } else { "its release; its libraries follow" };
     let warned = report.of(Severity::Warned).count();
     let warned = if warned == 0 { String::new() } else { format!(", {warned} warned of") };
-    Ok(format!("sound on {} with {} ({checked}){warned}", inspection.device.name, inspection.name()))
+    Ok(format!("sound on {} with {} ({libraries}){warned}", inspection.device.name, inspection.name()))
 }

@@ -53,7 +53,7 @@ fn phases(session: &mut Session<'_>) -> Result<()> {
     let complete =
         session.phase(Phase::Inspect, None, |session| inspect::before_image(session, &plan, &agent))?;
     let (plan, image) = session.phase(Phase::Image, None, |session| ready_image(session, plan))?;
-    if complete.as_deref() != Some(plan.image.name.as_str()) {
+    if complete != Some(image.digest.to_string()) {
         session.phase(Phase::Inspect, None, |session| inspect::with_image(session, &plan, &agent))?;
     }
     let mut vm = session.phase(Phase::Boot, Some(plan.limits().boot()), |session| {

@@ -95,10 +95,13 @@ impl<'a> Session<'a> {
             Err(error) => (PhaseStatus::Failed, error.to_string()),
         };
         self.screen.end(status, &detail);
+        // A phase that is gone through again, as the inspection with the image's own libraries, is one: as it ended.
+        let before = self.report.phases.iter().position(|done| done.name == phase);
+        let before = before.map_or(0.0, |at| self.report.phases.remove(at).seconds);
         self.report.phases.push(PhaseReport {
             name: phase,
             status,
-            seconds: round(started.elapsed().as_secs_f64()),
+            seconds: round(before + started.elapsed().as_secs_f64()),
             limit_seconds: self.limit.map(|limit| limit.as_secs_f64()),
             detail,
         });
