@@ -82,9 +82,10 @@ fn another_executable_in_the_guest_is_found_at_join() {
     assert!(ended.directory.join("journal.log").exists(), "the guest could still be asked: {}", ended.said());
 }
 
+/// It is entered, too: what `inspect` refuses fails in there, on the device's own core, and what it accepts runs.
 #[test]
 fn a_kept_machine_lives_until_it_is_removed() {
-    let ended = smoke(&["--sabotage", "broker-refuses", "--keep"]);
+    let ended = smoke(&["--sabotage", "broker-refuses", "--keep", "--cpu", "pi5"]);
     assert_eq!(ended.output.status.code(), Some(1), "{}", ended.said());
     let id = ended.report.run_id.as_str();
     let work = ended.directory.join("w");
@@ -92,10 +93,76 @@ fn a_kept_machine_lives_until_it_is_removed() {
     let vm = |arguments: &[&str]| Command::new(FRONT_DOOR).arg("vm").args(arguments).output().unwrap();
     let listed = String::from_utf8(vm(&["list"]).stdout).unwrap();
     assert!(listed.contains(&format!("cargo xtask vm rm {id}")) && listed.contains("ssh "), "{listed}");
+    let enter =
+        ended.said().lines().find_map(|line| line.trim().strip_prefix("enter:").map(str::to_owned)).unwrap();
+    for (name, flags, source, runs) in GUESTS {
+        let file = compiled(&work, name, flags, source);
+        let inspect = [
+            "inspect",
+            file.to_str().unwrap(),
+            "--arch",
+            "aarch64",
+            "--device",
+            "pi5",
+            "--image",
+            "debian-12",
+        ];
+        let inspected = Command::new(FRONT_DOOR).args(inspect).output().unwrap();
+        let said = String::from_utf8_lossy(&inspected.stderr).into_owned();
+        assert_eq!(inspected.status.code(), Some(i32::from(!runs)), "{name}: {said}");
+        let (code, said) = in_guest(&enter, &file);
+        assert_eq!(code == Some(0), *runs, "{name} in the guest: {code:?} {said}");
+    }
     assert_eq!(vm(&["rm", "no-such-run"]).status.code(), Some(2));
     assert!(vm(&["rm", id]).status.success());
     assert_eq!(processes_naming(&work), Vec::<Pid>::new());
     assert!(!ended.directory.exists());
+}
+
+/// Name, flags of the compiler, source, whether it runs on a Pi 5 with Debian 12.
+const GUESTS: &[(&str, &[&str], &str, bool)] = &[
+    ("sound", &[], "#include <stdio.h>\nint main(void) { puts(\"here\"); return 0; }\n", true),
+    (
+        "sve",
+        &[],
+        "__asm__(\".arch_extension sve\");\nint main(void) { long n; __asm__ volatile(\"cntb %0\" : \"=r\"(n)); return n == 0; }\n",
+        false,
+    ),
+    ("loader", &["-Wl,--dynamic-linker=/lib/ld-elsewhere.so.1"], "int main(void) { return 0; }\n", false),
+    (
+        "library",
+        &["-Wl,--no-as-needed", "-L.", "-l:libnowhere.so.7"],
+        "int main(void) { return 0; }\n",
+        false,
+    ),
+];
+
+fn compiled(directory: &Path, name: &str, flags: &[&str], source: &str) -> PathBuf {
+    let compile = |arguments: &[&str]| {
+        let status = Command::new("aarch64-linux-gnu-gcc").args(arguments).current_dir(directory).status();
+        assert!(status.unwrap().success(), "{name}");
+    };
+    std::fs::write(directory.join("empty.c"), "int nothing;\n").unwrap();
+    compile(&["-shared", "-fPIC", "-Wl,-soname,libnowhere.so.7", "-o", "libnowhere.so.7", "empty.c"]);
+    let file = format!("{name}.c");
+    std::fs::write(directory.join(&file), source).unwrap();
+    compile(&[&["-o", name, file.as_str()], flags].concat());
+    directory.join(name)
+}
+
+/// Runs an executable in a kept machine; its exit code and its output.
+fn in_guest(enter: &str, file: &Path) -> (Option<i32>, String) {
+    let words: Vec<&str> = enter.split_whitespace().collect();
+    let output = Command::new(words[0])
+        .args(&words[1..])
+        .arg("f=$(mktemp) && cat > $f && chmod +x $f && $f; echo ended $?")
+        .stdin(std::fs::File::open(file).unwrap())
+        .output()
+        .unwrap();
+    let said =
+        format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let code = said.lines().find_map(|line| line.strip_prefix("ended ")).and_then(|code| code.parse().ok());
+    (code, said)
 }
 
 #[test]

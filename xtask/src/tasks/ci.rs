@@ -86,21 +86,18 @@ pub(super) fn run(workspace: &Workspace, args: &CiArgs) -> Result<()> {
             let name = format!("smoke {arch} {}", image.unwrap_or_default());
             (name.trim_end().to_owned(), on(&["xtask", "smoke", "--arch", arch], &image_words))
         };
-        // One after the other, since both make the images that the later ones use.
-        for arch in ["aarch64", "x86_64"] {
-            let (name, arguments) = smoke(arch, None);
-            count.step(workspace, &name, &arguments);
-        }
-        let shaped = ["aarch64", "x86_64"].map(|arch| smoke(arch, Some("ubuntu-shaped")));
-        count.at_once(workspace, &shaped);
-        // Its aarch64 twin is among the tests of images, which look into the guest too.
-        let (name, arguments) = smoke("x86_64", Some("debian-13"));
-        count.step(workspace, &name, &arguments);
-        count.step(workspace, "inspect", &on(&test, &["inspect"]));
         // Two machines at a time are what two processors carry.
+        for image in [None, Some("ubuntu-shaped")] {
+            count.at_once(workspace, &["aarch64", "x86_64"].map(|arch| smoke(arch, image)));
+        }
+        // Its aarch64 twin is among the tests of images, which look into the guest too.
+        let inspect = ("inspect".to_owned(), on(&test, &["inspect"]));
+        count.at_once(workspace, &[smoke("x86_64", Some("debian-13")), inspect]);
         let threads = ["--", "--test-threads", "2"];
         count.step(workspace, "images", &on(&test, &on(&["images"], &threads)));
         count.step(workspace, "fresh hosts", &on(&test, &on(&["fresh_host"], &threads)));
+        // Most of them wait for a boot most of the time.
+        let threads = ["--", "--test-threads", "3"];
         count.step(workspace, "the smoke can fail", &on(&test, &on(&["it_can_fail"], &threads)));
     }
     for failure in &count.failures {
