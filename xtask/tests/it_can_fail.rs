@@ -82,11 +82,17 @@ fn another_executable_in_the_guest_is_found_at_join() {
     assert!(ended.directory.join("journal.log").exists(), "the guest could still be asked: {}", ended.said());
 }
 
-/// It is entered, too: what `inspect` refuses fails in there, on the device's own core, and what it accepts runs.
+/// A broker that refuses the device is named; the machine, kept, is entered, and what `inspect` refuses fails in there, on the
+/// device's own core, and what it accepts runs.
 #[test]
-fn a_kept_machine_lives_until_it_is_removed() {
+fn a_broker_that_refuses_is_named_and_a_kept_machine_lives_until_it_is_removed() {
     let ended = smoke(&["--sabotage", "broker-refuses", "--keep", "--cpu", "pi5"]);
     assert_eq!(ended.output.status.code(), Some(1), "{}", ended.said());
+    let failure = ended.report.failure.as_ref().unwrap();
+    assert_eq!(failure.phase, Phase::Join);
+    assert!(failure.error.contains("refuses the device's credentials"), "{}", ended.said());
+    let log = std::fs::read_to_string(ended.directory.join("nats.log")).unwrap();
+    assert!(log.contains("authentication error"), "{log}");
     let id = ended.report.run_id.as_str();
     let work = ended.directory.join("w");
     assert_eq!(processes_naming(&work).len(), 1, "QEMU alone: {}", ended.said());
@@ -227,14 +233,6 @@ fn a_qemu_that_dies_ends_the_wait_at_once() {
 }
 
 #[test]
-fn a_broker_that_refuses_the_device_is_named() {
-    let ended = smoke(&["--sabotage", "broker-refuses"]);
-    assert_fails(&ended, Phase::Join, "refuses the device's credentials");
-    let log = std::fs::read_to_string(ended.directory.join("nats.log")).unwrap();
-    assert!(log.contains("authentication error"), "{log}");
-}
-
-#[test]
 fn a_wrong_value_is_a_usage_error_before_anything_starts() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("a-file");
@@ -351,17 +349,4 @@ fn what_a_killed_run_left_is_collected_by_the_next_one() {
     assert!(said.contains(&format!("collected the run {id}, which died")), "{said}");
     assert_eq!(processes_naming(&run.join("w")), Vec::<Pid>::new());
     assert!(!run.exists());
-}
-
-#[test]
-fn two_smokes_at_once_both_pass() {
-    let own = [Own::new(), Own::new()];
-    let children =
-        own.each_ref().map(|own| own.command(&["--quiet"]).stderr(Stdio::piped()).spawn().unwrap());
-    for child in children {
-        let output = child.wait_with_output().unwrap();
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{said}");
-        assert!(said.contains("VERIFIED"), "{said}");
-    }
 }
