@@ -76,6 +76,16 @@ fn an_executable_for_another_machine_never_reaches_the_guest() {
 }
 
 #[test]
+fn an_executable_that_its_core_cannot_run_never_reaches_the_guest() {
+    let directory = tempfile::tempdir().unwrap();
+    let (name, flags, source, _) = GUESTS[1];
+    let file = compiled(directory.path(), name, flags, source);
+    let ended = smoke(&["--agent", file.to_str().unwrap()]);
+    assert_fails(&ended, Phase::Inspect, "used without a check");
+    assert!(skipped(&ended.report, Phase::Boot));
+}
+
+#[test]
 fn another_executable_in_the_guest_is_found_at_join() {
     let ended = smoke(&["--sabotage", "other-digest"]);
     assert_fails(&ended, Phase::Join, "the agent that runs in the guest has the digest");
