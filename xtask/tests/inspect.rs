@@ -296,8 +296,8 @@ fn objdump_disassembles_the_same_at_what_is_refused() {
     let corpus = corpus();
     let mut compared = 0;
     for fault in BUILT.iter().filter(|fault| fault.id == "instructions" && fault.tool.is_arm()) {
-        // The assembler of Debian 12 does not know its own words of these.
-        if fault.name == "mops" {
+        // The assembler of Debian 12 does not know its own words of these; what Go was told is no instruction.
+        if ["mops", "go-level"].contains(&fault.name) {
             continue;
         }
         let path = corpus.directory.join(format!("fault-{}", fault.name));

@@ -4,6 +4,21 @@ use crate::elf::{Code, Elf};
 use crate::isa::features::Set;
 use crate::isa::{Flow, Isa};
 
+/// Where functions begin in the whole file, by symbols, by the unwinder's table, and by the entry point: their addresses, in order.
+#[derive(Debug)]
+pub(crate) struct Starts(Vec<u64>);
+
+impl Starts {
+    pub(crate) fn of(elf: &Elf<'_>) -> Self {
+        let mut starts: Vec<u64> = elf.unwind_starts().collect();
+        starts.extend(elf.symbols().filter(|symbol| symbol.function).map(|symbol| symbol.address));
+        starts.push(elf.entry());
+        starts.sort_unstable();
+        starts.dedup();
+        Self(starts)
+    }
+}
+
 /// Where functions begin: one ends where the next begins. Four bytes each, less than any table that names one has.
 #[derive(Debug)]
 pub(crate) struct Functions {
@@ -13,21 +28,15 @@ pub(crate) struct Functions {
 }
 
 impl Functions {
-    /// Those of `code`, by symbols, by the unwinder's table, and by the entry point.
-    pub(crate) fn of(elf: &Elf<'_>, code: &Code<'_>) -> Option<Self> {
+    /// Those of `code`.
+    pub(crate) fn of(starts: &Starts, code: &Code<'_>) -> Option<Self> {
         let length = u32::try_from(code.bytes.len()).ok()?;
-        let offset = |address: u64| {
-            let offset = address.checked_sub(code.address)?;
-            u32::try_from(offset).ok().filter(|offset| *offset < length)
-        };
-        let mut starts = vec![0];
-        starts.extend(elf.unwind_starts().filter_map(offset));
-        starts.extend(
-            elf.symbols().filter(|symbol| symbol.function).filter_map(|symbol| offset(symbol.address)),
-        );
-        starts.extend(offset(elf.entry()));
-        starts.sort_unstable();
-        starts.dedup();
+        let first = starts.0.partition_point(|start| *start <= code.address);
+        let inside = starts.0.get(first..)?.iter().map_while(|start| {
+            let offset = u32::try_from(start - code.address).ok();
+            offset.filter(|offset| *offset < length)
+        });
+        let starts = std::iter::once(0).chain(inside).collect();
         Some(Self { base: code.address, length, starts })
     }
 

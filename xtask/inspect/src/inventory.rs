@@ -55,6 +55,19 @@ pub trait Tree {
 }
 
 impl Inventory {
+    /// One that was kept as JSON.
+    ///
+    /// # Errors
+    /// Where the text is none, or one of another schema.
+    pub fn from_json(text: &[u8]) -> Result<Self, String> {
+        let inventory: Self = serde_json::from_slice(text).map_err(|error| error.to_string())?;
+        if inventory.schema == SCHEMA {
+            Ok(inventory)
+        } else {
+            Err(format!("schema {} where {SCHEMA} is known", inventory.schema))
+        }
+    }
+
     /// Reads a tree, for executables of `machine` and a multiarch triplet.
     pub fn of_tree(tree: &dyn Tree, source: &str, multiarch: &str) -> Self {
         let mut search = configured(tree);

@@ -98,6 +98,13 @@ fn seeds() -> Vec<(Isa, Vec<u8>)> {
                 \0\0\x74\x02\x62\xf1\x7c\x48\x58\xc1\xc3\xf3\x0f\xb8\xc1\xeb\xf0\xff\x25\x10\0\0\0\x48\x8d\x05\x20\0\0\0\xc3\x90";
     let mut seeds =
         vec![(Isa::Aarch64, support::executable(183, &a64)), (Isa::X86_64, support::executable(62, x86))];
+    // Without sections: symbols are counted by their hash table, code is what may be executed.
+    for at in 0..seeds.len() {
+        let (isa, mut bytes) = seeds[at].clone();
+        bytes[40..48].fill(0);
+        bytes[58..64].fill(0);
+        seeds.push((isa, bytes));
+    }
     if let Some(directory) = std::env::var_os(SEEDS) {
         for entry in std::fs::read_dir(directory).unwrap() {
             let bytes = std::fs::read(entry.unwrap().path()).unwrap();

@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use inspect::inventory::{Inventory, SCHEMA};
+use inspect::inventory::Inventory;
 
 use super::Image;
 use super::manifest::Manifest;
@@ -15,8 +15,8 @@ pub const FILE: &str = "inventory.json";
 /// That of the directory of an image; `None` where there is none, or one of another disk or of an older format.
 pub fn read(directory: &Path, manifest: &Manifest) -> Option<Inventory> {
     let text = std::fs::read(directory.join(FILE)).ok()?;
-    let inventory: Inventory = serde_json::from_slice(&text).ok()?;
-    (inventory.schema == SCHEMA && inventory.source == manifest.digest.to_string()).then_some(inventory)
+    let inventory = Inventory::from_json(&text).ok()?;
+    (inventory.source == manifest.digest.to_string()).then_some(inventory)
 }
 
 /// That of a named image, where it is in the cache: of several of that name the newest.

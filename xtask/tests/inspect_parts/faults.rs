@@ -40,6 +40,19 @@ const MASK: &str = "#include <stdlib.h>\nint main(int c, char **v) { unsigned lo
 const ALLOCATOR: &str = "#include <unistd.h>\n#include <stdlib.h>\n#include <string.h>\nstatic const char s[] = \"<jemalloc>: Unsupported \
      system page size\\n\";\n__attribute__((noinline)) void boot(void) { long page = sysconf(_SC_PAGESIZE); if (page > PAGE) { \
      write(2, s, sizeof s); abort(); } }\nint main(void) { boot(); return 0; }\n";
+/// A name that promises a choice which nobody makes.
+const NAMED: &str = "int counted_sve(void);\n__asm__(\".arch_extension sve\\n.text\\n.type counted_sve,%function\\ncounted_sve: cntb x0\\n ret\\n\
+                     .size counted_sve,.-counted_sve\\n\");\nint main(void) { return counted_sve() == 0; }\n";
+/// A name that promises something else than what is used.
+const MISNAMED: &str = "#include <sys/auxv.h>\nint counted_lse(void);\n__asm__(\".arch_extension sve\\n.text\\n.type counted_lse,%function\\n\
+                        counted_lse: cntb x0\\n ret\\n.size counted_lse,.-counted_lse\\n\");\n\
+                        __attribute__((noinline)) int asks(void) { return getauxval(AT_HWCAP) >> 8 & 1; }\nint other;\n\
+                        __attribute__((constructor)) void look(void) { other = asks(); }\nint main(void) { return counted_lse() == 0; }\n";
+const NAMED_AVX: &str = "static int a[999];\n__attribute__((noinline, target(\"avx2\"))) int sum_avx2(int n) { int s = 0; \
+                         for (int i = 0; i < 999; i++) s += a[i] * n; return s; }\nint main(int c, char **v) { for (int i = 0; i < 999; i++) a[i] = i ^ c; return sum_avx2(c); }\n";
+/// As Go writes down what it was told (debug/buildinfo).
+const GO: &str = "__attribute__((section(\".go.buildinfo\"), used)) static const char told[] = \"build\\tGOARM64=\" LEVEL \"\\n\";\n\
+                  int main(void) { __asm__ volatile(\".arch armv8.4-a\\n cfinv\" ::: \"cc\"); return 0; }\n";
 const RUST: &str = "fn main() { let n = std::env::args().count(); let a: Vec<u32> = (0..n as u32 * 1000).collect(); \
      let s: u32 = a.iter().map(|x| x.wrapping_mul(*x) ^ 3).fold(0, u32::wrapping_add); println!(\"{s}\"); }\n";
 
@@ -272,6 +285,10 @@ pub(crate) const BUILT: &[Built] = &[
         "instructions",
         true,
     ),
+    built("named-sve", Tool::Arm, "-O2", NAMED, "pi5", "instructions", true),
+    built("misnamed", Tool::Arm, "-O2", MISNAMED, "pi5", "instructions", true),
+    built("go-level", Tool::Arm, "-DLEVEL=\"v8.4\"", GO, "pi5", "instructions", true),
+    built("named-avx2", Tool::X86, "-O3", NAMED_AVX, "x86-64-v1", "instructions", false),
     built("avx2", Tool::X86, "-O3 -mavx2", SUM, "x86-64-v2", "instructions", false),
     built("avx2-stripped", Tool::X86, "-O3 -mavx2 -s", SUM, "x86-64-v1", "instructions", false),
     built(

@@ -26,6 +26,8 @@ const TABLE: &str = "__asm__(\".text\\n.type table,%function\\ntable: ret\\n.wor
 const CPUID: &str = "__attribute__((target(\"avx2\"))) static int fast(int *a, int n) { int s = 0; for (int i = 0; i < n; i++) s += a[i]; return s; }\n\
                      static int slow(int *a, int n) { int s = 0; for (int i = 0; i < n; i++) s ^= a[i]; return s; }\nstatic int a[999];\n\
                      int main(void) { __builtin_cpu_init(); return __builtin_cpu_supports(\"avx2\") ? fast(a, 999) : slow(a, 999); }\n";
+const GO: &str = "__attribute__((section(\".go.buildinfo\"), used)) static const char told[] = \"build\\tGOARM64=v8.0,lse\\n\";\n\
+                  static volatile int has;\nint main(void) { if (has) __asm__ volatile(\".arch armv8.4-a\\n cfinv\" ::: \"cc\"); return 0; }\n";
 const ALLOCATOR: &str = "#include <unistd.h>\n#include <stdlib.h>\nstatic const char s[] = \"<jemalloc>: Unsupported system page size\\n\";\n\
      __attribute__((noinline)) void boot(void) { long page = sysconf(_SC_PAGESIZE); if (page > 65536) { write(2, s, sizeof s); abort(); } }\n\
      int main(void) { boot(); return 0; }\n";
@@ -71,6 +73,7 @@ pub(crate) const SOUND: &[Sound] = &[
     ("rust-stripped", Tool::Rust, "-C strip=symbols", RUST, "pi4"),
     ("rust-detects", Tool::Rust, "-C opt-level=3", RUST_DETECTS, "pi5"),
     ("rust-detects-stripped", Tool::Rust, "-C opt-level=3 -C strip=symbols", RUST_DETECTS, "pi5"),
+    ("go", Tool::Arm, "", GO, "pi5"),
     ("x86", Tool::X86, "-lm", PLAIN, "x86-64-v1"),
     ("x86-static", Tool::X86, "-lm -static", PLAIN, "x86-64-v1"),
     ("x86-static-stripped", Tool::X86, "-lm -static -s", PLAIN, "x86-64-v1"),

@@ -3,7 +3,7 @@
 use crate::Target;
 use crate::elf::{Code, Elf};
 use crate::finding::Finding;
-use crate::functions::Functions;
+use crate::functions::{Functions, Starts};
 use crate::guard::first_user;
 use crate::isa::Isa;
 
@@ -47,8 +47,9 @@ const SMALLEST: u64 = 4096;
 /// `if (os_page > PAGE) malloc_write(COMPLAINT)`: the one power of two that is compared with in the function that makes the
 /// complaint's address; where others are compared with too, as in what a compiler has inlined, it is not known.
 fn page_size(isa: Isa, elf: &Elf<'_>, place: u64) -> Option<u64> {
+    let starts = Starts::of(elf);
     elf.code().iter().find_map(|code| {
-        let functions = Functions::of(elf, code)?;
+        let functions = Functions::of(&starts, code)?;
         let (start, end) = functions.range(first_user(isa, code, &functions, place)?);
         compared(isa, code, start, end)
     })

@@ -3,9 +3,10 @@
 use crate::Target;
 use crate::elf::{Code, Elf, shown};
 use crate::finding::{Finding, Severity};
-use crate::functions::{Functions, Needy, Path, needy, reached};
-use crate::guard::{Detection, Graph, Use, is_chosen};
-use crate::isa::features::Set;
+use crate::functions::{Functions, Needy, Path, Starts, needy, reached};
+use crate::guard::{Detection, Graph, Use, chosen_for, go_level};
+use crate::isa::Isa;
+use crate::isa::features::{Feature, Set};
 
 /// One function, judged.
 struct Judged<'a> {
@@ -21,8 +22,9 @@ pub(super) fn check(elf: &Elf<'_>, target: &Target<'_>, findings: &mut Vec<Findi
     let lacks = !target.device.features;
     let mut judged: Vec<Judged<'_>> = Vec::new();
     let (mut detection, mut left) = (None, 0);
+    let starts = Starts::of(elf);
     for code in elf.code() {
-        let Some(functions) = Functions::of(elf, &code) else { continue };
+        let Some(functions) = Functions::of(&starts, &code) else { continue };
         let (found, more) = needy(target.device.isa, &code, &functions, lacks);
         left += more;
         if found.is_empty() {
@@ -35,6 +37,9 @@ pub(super) fn check(elf: &Elf<'_>, target: &Target<'_>, findings: &mut Vec<Findi
         }
     }
     let detection = detection.unwrap_or_default();
+    if detection.go {
+        findings.extend(go(elf, target));
+    }
     if judged.is_empty() {
         let found = format!("none beyond what {} has", target.device.about);
         findings.push(Finding::informs("instructions", found));
@@ -45,6 +50,33 @@ pub(super) fn check(elf: &Elf<'_>, target: &Target<'_>, findings: &mut Vec<Findi
             findings.push(finding(severity, &of_it, &detection, left, target));
         }
     }
+}
+
+/// What Go's compiler was told that every processor has.
+fn go(elf: &Elf<'_>, target: &Target<'_>) -> Option<Finding> {
+    let isa = target.device.isa;
+    let variable = match isa {
+        Isa::Aarch64 => "GOARM64",
+        Isa::X86_64 => "GOAMD64",
+    };
+    let (setting, needs) = go_level(isa, elf.data)?;
+    let lacking = named(isa, needs & !target.device.features);
+    if lacking.is_empty() {
+        return None;
+    }
+    Some(Finding::refused(
+        "instructions",
+        format!("Go compiled it with {variable}={setting}: it uses {} without asking", lacking.join(", ")),
+        format!("{} lacks them", target.device.about),
+        format!("compile it with a lower {variable}; Go's own default runs everywhere"),
+    ))
+}
+
+fn named(isa: Isa, set: Set) -> Vec<String> {
+    let named = |index| {
+        isa.features().get(index).map(|feature: &Feature| format!("{} ({})", feature.name, feature.level))
+    };
+    set.iter().filter_map(named).collect()
 }
 
 fn severity(used: &Use) -> Severity {
@@ -68,7 +100,7 @@ impl<'a> Section<'a, '_> {
     /// Whether a function of it asks the processor itself, as far as that was looked for.
     fn judge(&self, found: &[Needy], judged: &mut Vec<Judged<'a>>) -> bool {
         let (isa, lacks) = (self.target.device.isa, !self.target.device.features);
-        let names = names(self.elf, self.functions, found);
+        let names = names(isa, self.elf, self.functions, found);
         // It takes three walks over all of the code, and mostly the names say enough.
         let mut graph = None;
         for (needy, name) in found.iter().zip(names) {
@@ -77,11 +109,14 @@ impl<'a> Section<'a, '_> {
             if path == Path::None && !isa.is_amid_code(self.code.bytes, needy.first as usize) {
                 continue;
             }
+            let promised = name.map_or(Set::NONE, |name| chosen_for(isa, name));
+            let is_chosen = (needy.needs & lacks & !promised).is_empty();
+            let by_name = Use::Guarded("its name says that it is one of several to choose from");
             let used = match path {
-                _ if name.is_some_and(is_chosen) => {
-                    Use::Guarded("its name says that it is one of several to choose from")
-                }
-                _ if self.detection.go => Use::Guarded("Go tests what its runtime found"),
+                Path::Direct(_) if self.detection.go => Use::Guarded("Go tests what its runtime found"),
+                // A name alone does not choose: in a file in which nobody asks, nobody does.
+                Path::Direct(_) if is_chosen && !self.detection.is_absent() => by_name,
+                Path::Computed | Path::None if is_chosen => by_name,
                 // What no path leads to may be a table between functions.
                 Path::Computed | Path::None => Use::Unclear,
                 Path::Direct(_) => {
@@ -90,7 +125,11 @@ impl<'a> Section<'a, '_> {
                     let absent = graph.nobody_asks() && self.detection.is_absent();
                     // A static executable without names may ask in a way that nobody knows, as musl's start does.
                     let may_be_told = self.elf.dynamic.needed().next().is_none() && graph.tests(function);
-                    if absent && !may_be_told { Use::Plain } else { graph.used(function) }
+                    match (absent, is_chosen) {
+                        (true, _) if !may_be_told => Use::Plain,
+                        (_, true) => by_name,
+                        _ => graph.used(function),
+                    }
                 }
             };
             let first = if let Path::Direct(at) = path { at } else { needy.first as usize };
@@ -103,7 +142,7 @@ impl<'a> Section<'a, '_> {
 }
 
 /// The names of the functions, in one pass over the symbols.
-fn names<'a>(elf: &Elf<'a>, functions: &Functions, found: &[Needy]) -> Vec<Option<&'a [u8]>> {
+fn names<'a>(isa: Isa, elf: &Elf<'a>, functions: &Functions, found: &[Needy]) -> Vec<Option<&'a [u8]>> {
     let mut names: Vec<Option<&'a [u8]>> = vec![None; found.len()];
     for symbol in elf.symbols().filter(|symbol| symbol.function) {
         let Some(function) = functions.at(symbol.address) else { continue };
@@ -111,7 +150,8 @@ fn names<'a>(elf: &Elf<'a>, functions: &Functions, found: &[Needy]) -> Vec<Optio
             && functions.address(function) == symbol.address
         {
             // Of several names for one function, that which says most.
-            let says_more = names[at].is_none_or(|known| !is_chosen(known) && is_chosen(symbol.name));
+            let says = |name: &[u8]| chosen_for(isa, name) != Set::NONE;
+            let says_more = names[at].is_none_or(|known| !says(known) && says(symbol.name));
             if says_more {
                 names[at] = Some(symbol.name);
             }
@@ -128,12 +168,7 @@ fn finding(
     target: &Target<'_>,
 ) -> Finding {
     let needs = judged.iter().fold(Set::NONE, |set, judged| set | judged.needs);
-    let features = target.device.isa.features();
-    let named: Vec<_> = (needs & !target.device.features)
-        .iter()
-        .filter_map(|index| features.get(index))
-        .map(|feature| format!("{} ({})", feature.name, feature.level))
-        .collect();
+    let named = named(target.device.isa, needs & !target.device.features);
     let (count, functions) = (judged.iter().map(|judged| u64::from(judged.count)).sum::<u64>(), judged.len());
     let more = if left > 0 { format!(", and {left} instructions more") } else { String::new() };
     let used = match severity {

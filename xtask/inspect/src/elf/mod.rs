@@ -19,6 +19,10 @@ pub use symbols::Symbol;
 
 /// The longest interpreter that Linux reads (fs/binfmt_elf.c: PATH_MAX).
 const LONGEST_INTERPRETER: u64 = 4096;
+/// Bytes of program headers that Linux reads (fs/binfmt_elf.c, load_elf_phdrs).
+const LARGEST_HEADERS: usize = 65536;
+/// Ranges of code that are looked at one by one. Linkers make a handful; each costs a pass over all symbols.
+const MOST_CODE: usize = 64;
 
 /// A 64-bit little-endian ELF file whose headers hold.
 #[derive(Debug)]
@@ -29,6 +33,9 @@ pub struct Elf<'a> {
     segments: &'a [ProgramHeader64<LE>],
     sections: &'a [SectionHeader64<LE>],
     section_names: &'a [u8],
+    /// What is loaded, by address; [`LARGEST_HEADERS`] bounds how many there are.
+    loads: Vec<Load>,
+    relro: Option<(u64, u64)>,
     /// What the dynamic loader reads; empty in a static executable.
     pub dynamic: Dynamic<'a>,
 }
@@ -46,6 +53,17 @@ pub struct Load {
 }
 
 impl Load {
+    fn of(header: &ProgramHeader64<LE>) -> Self {
+        Self {
+            offset: header.p_offset(LE),
+            address: header.p_vaddr(LE),
+            file_size: header.p_filesz(LE),
+            memory_size: header.p_memsz(LE),
+            align: header.p_align(LE),
+            flags: header.p_flags(LE).0,
+        }
+    }
+
     /// Whether it may be executed.
     pub fn executable(&self) -> bool {
         self.flags & elf::PF_X.0 != 0
@@ -106,6 +124,38 @@ impl Ident {
     }
 }
 
+/// As fs/binfmt_elf.c would refuse it, or fail in the middle; and more code than can be looked at.
+fn check_loads(loads: &[Load], length: u64) -> Result<(), String> {
+    let mut end_before: Option<u64> = None;
+    for (index, load) in loads.iter().enumerate() {
+        let end = load.offset.checked_add(load.file_size);
+        if end.is_none_or(|end| end > length) {
+            return Err(format!(
+                "segment {index} to load ends at {}, and the file has {length} bytes: it is truncated or damaged",
+                end.map_or("2^64".to_owned(), |end| end.to_string())
+            ));
+        }
+        if load.file_size > load.memory_size {
+            return Err(format!("segment {index} to load is larger in the file than in memory"));
+        }
+        let Some(end) = load.address.checked_add(load.memory_size) else {
+            return Err(format!("segment {index} to load wraps around the address space"));
+        };
+        if end_before.is_some_and(|before| load.address < before) {
+            return Err(format!("segment {index} to load overlaps the one before it"));
+        }
+        end_before = Some(end);
+    }
+    let executable = loads.iter().filter(|load| load.executable()).count();
+    if executable > MOST_CODE {
+        return Err(format!("it has {executable} segments of code: no linker makes more than a few"));
+    }
+    match end_before {
+        None => Err("it has no segment to load".to_owned()),
+        Some(_) => Ok(()),
+    }
+}
+
 impl<'a> Elf<'a> {
     /// Reads the headers, and what the dynamic loader would.
     ///
@@ -123,6 +173,13 @@ impl<'a> Elf<'a> {
         if segments.is_empty() {
             return Err("it has no program headers: there is nothing to load".to_owned());
         }
+        if size_of_val(segments) > LARGEST_HEADERS {
+            return Err(format!(
+                "it has {} program headers: Linux loads nothing with more than {} bytes of them",
+                segments.len(),
+                LARGEST_HEADERS
+            ));
+        }
         let sections = if header.e_shoff(LE) == 0 {
             &[][..]
         } else {
@@ -130,10 +187,22 @@ impl<'a> Elf<'a> {
                 "its section headers lie beyond the end of the file: it is truncated or damaged".to_owned()
             })?
         };
-        let mut elf =
-            Self { data, header, segments, sections, section_names: &[], dynamic: Dynamic::default() };
+        let loads: Vec<Load> =
+            segments.iter().filter(|header| header.p_type(LE) == PT_LOAD).map(Load::of).collect();
+        check_loads(&loads, data.len() as u64)?;
+        let relro = segments.iter().find(|header| header.p_type(LE) == elf::PT_GNU_RELRO);
+        let relro = relro.map(|header| (header.p_vaddr(LE), header.p_memsz(LE)));
+        let mut elf = Self {
+            data,
+            header,
+            segments,
+            sections,
+            section_names: &[],
+            loads,
+            relro,
+            dynamic: Dynamic::default(),
+        };
         elf.section_names = elf.names_of_sections();
-        elf.check_loads()?;
         elf.dynamic = Dynamic::read(&elf)?;
         Ok(elf)
     }
@@ -142,35 +211,6 @@ impl<'a> Elf<'a> {
         let index = self.header.shstrndx(LE, self.data).unwrap_or(0);
         let strings = usize::try_from(index).ok().and_then(|index| self.sections.get(index));
         strings.and_then(|section| section.data(LE, self.data).ok()).unwrap_or_default()
-    }
-
-    /// As fs/binfmt_elf.c would refuse it, or fail in the middle.
-    fn check_loads(&self) -> Result<(), String> {
-        let length = self.data.len() as u64;
-        let mut end_before: Option<u64> = None;
-        for (index, load) in self.loads().enumerate() {
-            let end = load.offset.checked_add(load.file_size);
-            if end.is_none_or(|end| end > length) {
-                return Err(format!(
-                    "segment {index} to load ends at {}, and the file has {length} bytes: it is truncated or damaged",
-                    end.map_or("2^64".to_owned(), |end| end.to_string())
-                ));
-            }
-            if load.file_size > load.memory_size {
-                return Err(format!("segment {index} to load is larger in the file than in memory"));
-            }
-            let Some(end) = load.address.checked_add(load.memory_size) else {
-                return Err(format!("segment {index} to load wraps around the address space"));
-            };
-            if end_before.is_some_and(|before| load.address < before) {
-                return Err(format!("segment {index} to load overlaps the one before it"));
-            }
-            end_before = Some(end);
-        }
-        match end_before {
-            None => Err("it has no segment to load".to_owned()),
-            Some(_) => Ok(()),
-        }
     }
 
     /// `e_machine`.
@@ -193,16 +233,17 @@ impl<'a> Elf<'a> {
         (self.segments.len(), self.sections.len())
     }
 
-    /// The segments that are loaded.
+    /// The segments that are loaded, by address.
     pub fn loads(&self) -> impl Iterator<Item = Load> + '_ {
-        self.segments.iter().filter(|header| header.p_type(LE) == PT_LOAD).map(|header| Load {
-            offset: header.p_offset(LE),
-            address: header.p_vaddr(LE),
-            file_size: header.p_filesz(LE),
-            memory_size: header.p_memsz(LE),
-            align: header.p_align(LE),
-            flags: header.p_flags(LE).0,
-        })
+        self.loads.iter().copied()
+    }
+
+    /// The one whose memory holds an address.
+    fn load_at(&self, address: u64) -> Option<Load> {
+        let behind = self.loads.partition_point(|load| load.address <= address);
+        // Of several that begin at one address all but the last are empty.
+        let load = *self.loads.get(behind.checked_sub(1)?)?;
+        (address - load.address < load.memory_size).then_some(load)
     }
 
     /// A program header's file content.
@@ -217,7 +258,7 @@ impl<'a> Elf<'a> {
 
     /// Address and size of what is made read-only after relocation.
     pub fn relro(&self) -> Option<(u64, u64)> {
-        self.segment(elf::PT_GNU_RELRO).map(|header| (header.p_vaddr(LE), header.p_memsz(LE)))
+        self.relro
     }
 
     /// `PT_INTERP`.
@@ -249,20 +290,19 @@ impl<'a> Elf<'a> {
 
     /// The file's bytes from `address` to the end of what is loaded there.
     pub fn bytes_at(&self, address: u64) -> Option<&'a [u8]> {
-        let load =
-            self.loads().find(|load| address >= load.address && address - load.address < load.file_size)?;
-        let start = load.offset + (address - load.address);
-        self.data.read_bytes_at(start, load.file_size - (address - load.address)).ok()
+        let load = self.load_at(address)?;
+        let inside = address - load.address;
+        self.data.read_bytes_at(load.offset + inside, load.file_size.checked_sub(inside)?).ok()
     }
 
     /// Whether what lies at `address` can change while the program runs.
     pub fn is_variable(&self, address: u64) -> bool {
         let inside = |start: u64, size: u64| address >= start && address - start < size;
         let relro = self.relro().is_some_and(|(start, size)| inside(start, size));
-        !relro && self.loads().any(|load| load.writable() && inside(load.address, load.memory_size))
+        !relro && self.load_at(address).is_some_and(|load| load.writable())
     }
 
-    /// Code: the executable sections, or where there are no sections the executable segments.
+    /// Code: the executable sections, or where there are none, or more than any linker makes, the executable segments.
     pub fn code(&self) -> Vec<Code<'a>> {
         let executable = elf::SHF_EXECINSTR.0;
         let mut found: Vec<Code<'a>> = Vec::new();
@@ -279,7 +319,8 @@ impl<'a> Elf<'a> {
                 found.push(Code { address: section.sh_addr(LE), bytes });
             }
         }
-        if found.is_empty() {
+        if found.is_empty() || found.len() > MOST_CODE {
+            found.clear();
             let mut end = 0;
             for load in self.loads().filter(Load::executable) {
                 if load.offset < end {
@@ -329,7 +370,7 @@ impl<'a> Elf<'a> {
 pub(crate) fn string(table: &[u8], start: usize) -> Option<&[u8]> {
     const LONGEST: usize = 16 << 10;
     let rest = table.get(start..)?;
-    let end = rest.iter().take(LONGEST).position(|byte| *byte == 0)?;
+    let end = memchr::memchr(0, &rest[..rest.len().min(LONGEST)])?;
     Some(&rest[..end])
 }
 

@@ -88,6 +88,13 @@ pub(crate) fn executable(machine: u16, code: &[u8]) -> Vec<u8> {
         table
     });
     let dynstr = maker.add(".dynstr", 3, 2, 0, 0, strings);
+    // One bucket of both symbols: the last one's hash is odd.
+    let hash = maker.add(".gnu.hash", 0x6fff_fff6, 2, dynsym_index, 0, &{
+        let mut table = words(&[1, 1, 1, 0]);
+        table.extend(longs(&[u64::MAX]));
+        table.extend(words(&[1, 2, 3]));
+        table
+    });
     let versym = maker.add(".gnu.version", 0x6fff_ffff, 2, dynsym_index, 2, &[0, 0, 2, 0, 3, 0]);
     let verneed = maker.add(".gnu.version_r", 0x6fff_fffe, 2, dynsym_index + 1, 0, &{
         let mut table = vec![1, 0, 2, 0];
@@ -136,6 +143,8 @@ pub(crate) fn executable(machine: u16, code: &[u8]) -> Vec<u8> {
             strings.len() as u64,
             11,
             24,
+            0x6fff_fef5,
+            hash as u64,
             0x6fff_fff0,
             versym as u64,
             0x6fff_fffe,

@@ -1,8 +1,8 @@
 # Runs by mmdebstrap's setup hook with the new tree as $1, which has apt's configuration and no package yet; only where the tree
 # is in memory. mmdebstrap and dpkg do one thing after the other; from here on, in .ahead, the other processors have work too:
 # - what is not essential is downloaded while dpkg installs what is;
-# - store.sh (IOT_STORE) takes the compression off packages that apt has verified, and they replace the others just before
-#   dpkg runs: else one process at a time decompresses, the essential packages twice.
+# - store.sh (IOT_STORE) takes the compression off packages that apt has verified, while it downloads more of them, and they
+#   replace the others just before dpkg runs: else one process at a time decompresses, the essential packages twice.
 # Nothing relies on the first: what is missing then is downloaded by mmdebstrap's own apt, which says why it cannot.
 #
 # finish.sh takes .ahead away; apt's configuration is mmdebstrap's own to delete.
@@ -18,22 +18,24 @@ cat > "$ahead/take.sh" <<'END'
 set -eu
 cat > /dev/null
 if [ "$PWD" = /.ahead ]; then
-    while [ -e go ] && [ ! -e ended ]; do sleep 0.02; done
+    while [ -e go ] && [ ! -e ended ] && ! flock -n worker true; do sleep 0.02; done
     stored=others
 else
-    ln -t archives ../var/cache/apt/archives/*.deb
-    ln -t essential archives/*.deb
     : > go
+    until [ -e essential/ended ] || flock -n worker true; do sleep 0.02; done
     stored=essential/stored
-    find essential -maxdepth 1 -name '*.deb' -size +100k -print0 | xargs -0 -r -P "$(nproc)" -n 4 sh store.sh "$stored"
 fi
 find "$stored" -name '*.deb' -exec mv -t ../var/cache/apt/archives {} +
 END
 printf 'DPkg::Pre-Install-Pkgs { "cd %s 2> /dev/null || cd /.ahead; exec sh take.sh"; };\n' "$ahead" >> "$MMDEBSTRAP_APT_CONFIG"
 
-# What a second link shows to be known (the essential packages, and what was linked before) is passed by.
+# The packages in $1 that no second link shows to be known are linked to $2, and those that are worth it printed. apt has verified
+# them; what it has not is in a directory of its own.
 fresh() {
-    find archives -name '*.deb' -links 1 -exec ln -t ../var/cache/apt/archives {} + -size +100k -print0
+    find "$1" -maxdepth 1 -name '*.deb' -links 1 -exec ln -t "$2" {} + -size +100k -print0
+}
+store() {
+    xargs -0 -r -P "$(nproc)" -n "$1" sh store.sh "$2" || echo "W: not every package could be stored" >> download.log
 }
 download() {
     export APT_CONFIG="$MMDEBSTRAP_APT_CONFIG" TMPDIR="$root/tmp"
@@ -42,20 +44,29 @@ download() {
         '?and(?priority(required),?not(?essential))'
 }
 cd "$ahead"
+# Locked as long as somebody works: nobody waits for a worker that was killed.
+exec 9> worker
+flock 9
 (
     until [ -e go ]; do
         # mmdebstrap, which may end without having come that far.
         kill -0 "$PPID" 2> /dev/null || exit 0
-        sleep 0.02
-    done
-    { download || echo "W: the packages could not be downloaded ahead"; : > fetched; } > download.log 2>&1 &
+        sleep 0.05
+        [ ! -d ../var/cache/apt/archives ] || fresh ../var/cache/apt/archives essential
+    done | store 1 essential/stored
+    [ -e go ] || exit 0
+    fresh ../var/cache/apt/archives essential > last
+    ln -t archives essential/*.deb
+    { download || echo "W: the packages could not be downloaded ahead" >> download.log; : > fetched; } >> download.log 2>&1 &
+    store 1 essential/stored < last
+    : > essential/ended
     {
         while [ ! -e fetched ]; do
             sleep 0.05
-            fresh
+            fresh archives ../var/cache/apt/archives
         done
-        fresh
+        fresh archives ../var/cache/apt/archives
         : > linked
-    } | xargs -0 -r -P "$(nproc)" -n 4 sh store.sh others || echo "W: not every package could be stored" >> download.log
+    } | store 4 others
     : > ended
 ) < /dev/null > /dev/null 2>&1 &

@@ -45,7 +45,7 @@ const IN_MEMORY_AS_USER: &str = r#"mount --no-mtab -t tmpfs -o "size=$IOT_TMPFS,
 /// mmdebstrap's own hooks for a /usr that holds /bin and /lib. The second one calls apt once more, for one package.
 const MERGED_USR: &str = "/usr/share/mmdebstrap/hooks/merged-usr";
 /// The essential hook before apt installs the rest: what is downloaded ahead is there, or will not be.
-const DOWNLOADED: &str = r#"while [ -e "$1/.ahead/go" ] && [ ! -e "$1/.ahead/linked" ]; do sleep 0.02; done"#;
+const DOWNLOADED: &str = r#"while [ -e "$1/.ahead/go" ] && [ ! -e "$1/.ahead/linked" ] && ! flock -n "$1/.ahead/worker" true; do sleep 0.02; done"#;
 
 /// How a build runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

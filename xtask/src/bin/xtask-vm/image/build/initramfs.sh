@@ -24,7 +24,8 @@ fi
 # What a virtual machine's root file system needs, not every driver there is.
 printf 'virtio_pci\nvirtio_blk\nvirtio_net\next4\n' >> "$root/etc/initramfs-tools/modules"
 mkdir -p "$root/etc/initramfs-tools/conf.d"
-echo 'MODULES=list' > "$root/etc/initramfs-tools/conf.d/modules"
+# Level 19, zstd's usual one here, takes longer than all the rest and saves a tenth of a few MB.
+printf 'MODULES=list\nCOMPRESSLEVEL=3\n' > "$root/etc/initramfs-tools/conf.d/modules"
 SOURCE_DATE_EPOCH=$(cat "$root/.manifest/epoch") chroot "$root" update-initramfs -c -k all
 
 # As the kernel's own installation links them, where it makes the initramfs (linux-update-symlinks).
@@ -36,15 +37,15 @@ done
 
 mkdir "$root/.initramfs"
 chroot "$root" sh -c 'unmkinitramfs /boot/initrd.img-* /.initramfs'
-programs=0
-for file in $(find "$root/.initramfs" -type f); do
-    [ "$(head -c 4 "$file" | tail -c 3)" = ELF ] || continue
-    programs=$((programs + 1))
-    machine=$(od -A n -t u2 -j 18 -N 2 "$file" | tr -d ' ')
-    [ "$machine" = "$IOT_ELF_MACHINE" ] || {
-        echo "the initramfs holds ${file#"$root/.initramfs/"}, for the ELF machine $machine and not $IOT_ELF_MACHINE" >&2
-        exit 1
-    }
-done
-[ "$programs" -gt 20 ] || { echo "the initramfs holds $programs programs and modules: too few to boot" >&2; exit 1; }
+# e_machine (elf(5)) of each, in one process; perl is mmdebstrap's own.
+find "$root/.initramfs" -type f -print0 | perl -0 -ne '
+    chomp;
+    open(my $file, "<", $_) or die "open $_: $!\n";
+    read($file, my $head, 20);
+    next unless $head =~ /^\x7fELF/;
+    $programs++;
+    my $machine = unpack("x18 v", $head);
+    die "the initramfs holds $_, for the ELF machine $machine and not $ENV{IOT_ELF_MACHINE}\n" if $machine != $ENV{IOT_ELF_MACHINE};
+    END { $? or $programs > 20 or die "the initramfs holds $programs programs and modules: too few to boot\n" }
+'
 rm -r "$root/.initramfs"

@@ -1,0 +1,190 @@
+//! What the names of functions say: that one is chosen at run time, and for which features; and what Go's compiler wrote down.
+
+use crate::isa::Isa;
+use crate::isa::features::{Feature, Set};
+
+/// Parts of the names of functions that are chosen at run time, and for what.
+const CHOSEN: [(&str, Family); 26] = [
+    ("_sve", Family::Sve),
+    ("_sve2", Family::Sve),
+    ("_sme", Family::Sme),
+    ("_mops", Family::Only(&["mops"])),
+    ("_neon", Family::Neon),
+    ("_lse", Family::Only(&["lse", "lse128"])),
+    ("_pauth", Family::Only(&["pauth", "pauth-lr"])),
+    ("_mte", Family::Only(&["mte"])),
+    ("_dotprod", Family::Neon),
+    ("_i8mm", Family::Neon),
+    ("_bf16", Family::Neon),
+    ("_sha3", Family::Neon),
+    ("_sha512", Family::Neon),
+    ("_ce", Family::Neon),
+    ("_armv8", Family::Neon),
+    ("_evex", Family::Avx512),
+    ("_avx", Family::Avx),
+    ("_avx2", Family::Avx),
+    ("_avx512", Family::Avx512),
+    ("_erms", Family::Avx),
+    ("_sse2", Family::Sse),
+    ("_sse4", Family::Sse),
+    ("_ssse3", Family::Sse),
+    ("_fma", Family::Avx),
+    ("_aesni", Family::Avx),
+    ("_vnni", Family::Avx512),
+];
+
+/// What a name promises. Of one kind of registers everything: who asks for one of its features asks for what goes with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Family {
+    Sse,
+    Avx,
+    Avx512,
+    Neon,
+    Sve,
+    Sme,
+    Only(&'static [&'static str]),
+}
+
+/// A64's features that work on the registers of Advanced SIMD, and CRC32, which goes with them.
+const NEON: [&str; 14] = [
+    "crc32", "aes", "sha1", "sha2", "sha3", "sha512", "sm3", "sm4", "rdm", "fp16", "dotprod", "fhm", "bf16",
+    "i8mm",
+];
+
+impl Family {
+    fn has(self, isa: Isa, feature: &Feature) -> bool {
+        let name = feature.name;
+        let neon = || isa == Isa::Aarch64 && (NEON.contains(&name) || ["fcma", "frintts"].contains(&name));
+        let x86 = |most: &str| {
+            let level = feature.level;
+            let wide = name.starts_with("avx512") || name.starts_with("amx");
+            let extension = level.starts_with("an extension");
+            isa == Isa::X86_64 && (!extension && level <= most || extension && (most == "x86-64-v4" || !wide))
+        };
+        match self {
+            Self::Sse => {
+                x86("x86-64-v2") && !["avx", "vaes", "vpclmul"].iter().any(|wide| name.starts_with(wide))
+            }
+            Self::Avx => x86("x86-64-v3"),
+            Self::Avx512 => x86("x86-64-v4"),
+            Self::Neon => neon(),
+            Self::Sve => neon() || ["sve", "sve2"].contains(&name),
+            Self::Sme => neon() || ["sve", "sve2", "sme"].contains(&name),
+            Self::Only(names) => isa == Isa::Aarch64 && names.contains(&name),
+        }
+    }
+}
+
+/// The features that a function's name says it is chosen for; none where the name says nothing.
+pub(crate) fn chosen_for(isa: Isa, name: &[u8]) -> Set {
+    let name = String::from_utf8_lossy(name).to_ascii_lowercase();
+    let word_ends = |at: usize| name[at..].chars().next().is_none_or(|next| !next.is_ascii_alphanumeric());
+    let says = |word: &str| name.match_indices(word).any(|(at, _)| word_ends(at + word.len()));
+    // libgcc's outline atomics, which test a variable of their own.
+    let outline = name.starts_with("__aarch64_")
+        && ["_relax", "_acq", "_rel", "_sync"].iter().any(|end| name.ends_with(end));
+    let outline = outline.then_some(Family::Only(&["lse"]));
+    let families = CHOSEN.iter().filter(|(word, _)| says(word)).map(|(_, family)| *family).chain(outline);
+    families.fold(Set::NONE, |all, family| all | set(isa, |feature| family.has(isa, feature)))
+}
+
+/// What Go's compiler was told to use without asking: the setting, and its features. Go has written it into its programs since
+/// 1.18 (GOAMD64) and 1.23 (GOARM64), go.dev/wiki/MinimumRequirements.
+pub(crate) fn go_level(isa: Isa, bytes: &[u8]) -> Option<(String, Set)> {
+    const LONGEST: usize = 40;
+    let key = match isa {
+        Isa::Aarch64 => &b"build\tGOARM64="[..],
+        Isa::X86_64 => b"build\tGOAMD64=",
+    };
+    let start = super::find(bytes, key)? + key.len();
+    let rest = bytes.get(start..)?;
+    let end = rest.iter().take(LONGEST).position(|byte| *byte == b'\n')?;
+    let setting = std::str::from_utf8(rest.get(..end)?).ok()?;
+    let mut parts = setting.split(',');
+    let level = parts.next()?;
+    let options: Vec<&str> = parts.collect();
+    let needs = match isa {
+        Isa::X86_64 => set(isa, |feature| {
+            feature.level <= &*format!("x86-64-{level}") && feature.level.starts_with("x86")
+        }),
+        Isa::Aarch64 => set(isa, |feature| {
+            let option = match feature.name {
+                "lse" => "lse",
+                "aes" | "sha1" | "sha2" => "crypto",
+                _ => "",
+            };
+            let of_level = armv8(level).zip(minor(feature.level)).is_some_and(|(told, first)| told >= first);
+            options.contains(&option) || of_level
+        }),
+    };
+    Some((setting.to_owned(), needs))
+}
+
+/// The minor of Armv8 that a level of Go's stands for: v9.N has what v8.(N+5) has.
+fn armv8(level: &str) -> Option<u32> {
+    match level.split_once('.') {
+        Some(("v8", minor)) => minor.parse().ok(),
+        Some(("v9", minor)) => Some(minor.parse::<u32>().ok()?.saturating_add(5)),
+        _ => None,
+    }
+}
+
+/// Of what every core since Armv8.N has; what is optional no level asks for.
+fn minor(level: &str) -> Option<u32> {
+    level.strip_prefix("Armv8.")?.strip_suffix("-A")?.parse().ok()
+}
+
+fn set(isa: Isa, has: impl Fn(&Feature) -> bool) -> Set {
+    let all = isa.features().iter().enumerate();
+    all.filter(|(_, feature)| has(feature)).fold(Set::NONE, |set, (index, _)| set | Set::of(index))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(isa: Isa, set: Set) -> Vec<&'static str> {
+        set.iter().map(|index| isa.features()[index].name).collect()
+    }
+
+    #[test]
+    fn a_name_promises_its_own_kind_of_registers_and_no_other() {
+        let promises =
+            |isa, name: &str, feature: &str| names(isa, chosen_for(isa, name.as_bytes())).contains(&feature);
+        let table = [
+            (Isa::Aarch64, "__memcpy_sve", "sve", true),
+            (Isa::Aarch64, "__memcpy_sve", "mops", false),
+            (Isa::Aarch64, "__memcpy_service", "sve", false),
+            (Isa::Aarch64, "sha512_block_armv8", "sha512", true),
+            (Isa::Aarch64, "filter_neon", "sve", false),
+            (Isa::Aarch64, "__aarch64_ldadd8_acq_rel", "lse", true),
+            (Isa::Aarch64, "ldadd8_acq_rel", "lse", false),
+            (Isa::X86_64, "__memmove_avx_unaligned_erms", "avx2", true),
+            (Isa::X86_64, "__memmove_avx_unaligned_erms", "avx512f", false),
+            (Isa::X86_64, "__strlen_evex", "avx512vl", true),
+            (Isa::X86_64, "__strcpy_ssse3", "ssse3", true),
+            (Isa::X86_64, "__strcpy_ssse3", "avx2", false),
+            (Isa::X86_64, "aes_gcm_vaes_avx2", "vaes", true),
+            (Isa::X86_64, "x_sve", "avx", false),
+        ];
+        for (isa, name, feature, promised) in table {
+            assert_eq!(promises(isa, name, feature), promised, "{name}: {feature}");
+        }
+    }
+
+    #[test]
+    fn what_go_was_told_is_read_as_far_as_it_is_a_level() {
+        let read = |isa, text: &[u8]| go_level(isa, text).map(|(setting, set)| (setting, names(isa, set)));
+        let (setting, arm) = read(Isa::Aarch64, b"\0build\tGOARM64=v8.2,crypto\nx").unwrap();
+        assert_eq!(setting, "v8.2,crypto");
+        assert_eq!(arm, ["aes", "sha1", "sha2", "lse", "rdm", "lor", "dpb"]);
+        assert_eq!(read(Isa::Aarch64, b"build\tGOARM64=v8.0\n").unwrap().1, [""; 0]);
+        assert_eq!(read(Isa::Aarch64, b"build\tGOARM64=v8.0,lse\n").unwrap().1, ["lse"]);
+        assert!(read(Isa::Aarch64, b"build\tGOARM64=v9.0\n").unwrap().1.contains(&"sb"));
+        assert!(read(Isa::X86_64, b"build\tGOAMD64=v3\n").unwrap().1.contains(&"avx2"));
+        assert_eq!(read(Isa::X86_64, b"build\tGOAMD64=v1\n").unwrap().1, [""; 0]);
+        for no in [&b"build\tGOARM64="[..], b"build\tGOARM64=v8.0", b"GOARM64=v8.0\n", b""] {
+            assert_eq!(read(Isa::Aarch64, no), None);
+        }
+    }
+}
