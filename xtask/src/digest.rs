@@ -36,6 +36,13 @@ impl Algorithm {
         }
     }
 
+    /// The digest of these bytes.
+    pub fn of(self, bytes: &[u8]) -> Digest {
+        let mut hash = self.hasher();
+        hash.update(bytes);
+        hash.finish()
+    }
+
     /// A hash of this kind, empty yet.
     pub fn hasher(self) -> Hasher {
         match self {

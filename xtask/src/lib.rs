@@ -4,7 +4,7 @@
 //! duration), [`report`] (the result, and its views), [`exit`] (errors with an exit code of their own), [`paths`]
 //! (where things are kept), [`digest`], [`workspace`], [`host`] (what this machine has and lacks), [`agent_build`],
 //! [`inspection`] (will it run there), [`domain`] (the
-//! machine and its seed), [`image`] (what can be booted), [`plan`] (what was
+//! machine and its seed), [`image`] (what can be booted), [`layer`] (what is warm), [`plan`] (what was
 //! asked, resolved), [`run_dir`] (who owns what a run leaves), [`tasks`] (the front door's tasks).
 //!
 //! Invariants; `tests/tidy.rs` checks those that a test can check:
@@ -25,6 +25,7 @@ mod golden;
 pub mod host;
 pub mod image;
 pub mod inspection;
+pub mod layer;
 pub mod limits;
 pub mod paths;
 pub mod plan;

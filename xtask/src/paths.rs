@@ -3,6 +3,7 @@
 //! ```text
 //! <cache>/images/<key>/        a disk image and its manifest
 //! <cache>/runs/<id>/           one run: report.json, console.log; w/ while it lives
+//! <cache>/layers/<key>/        a machine after its first boot: disk, memory, NVRAM, seed
 //! <cache>/history/             how long phases took on this machine
 //! <cache>/workload/            the smoke's workload as an executable, by what it is made of
 //! <cache>/libvirt/             what libvirt has learned of QEMU, for every run's embedded root
@@ -73,6 +74,11 @@ impl Cache {
     /// One directory per run.
     pub fn runs(&self) -> PathBuf {
         self.root.join("runs")
+    }
+
+    /// Machines after their first boot, by content key.
+    pub fn layers(&self) -> PathBuf {
+        self.root.join("layers")
     }
 
     /// What earlier runs learned of this machine.

@@ -19,8 +19,9 @@ use anyhow::{Context, Result, bail, ensure};
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
-/// In a run's working directory: the image's directory.
+/// In a run's working directory: the image's directory, and the warm layer's.
 const IMAGE: &str = "image";
+const LAYER: &str = "frozen";
 
 /// Finished runs whose reports are kept.
 const FINISHED_RUNS_KEPT: usize = 20;
@@ -92,8 +93,20 @@ impl RunDir {
     /// # Errors
     /// Names the file that cannot be written.
     pub fn uses_image(&self, image: &Path) -> Result<()> {
-        let (path, beside) = (self.work().join(IMAGE), self.work().join("image.new"));
-        crate::paths::write_private(&beside, image.as_os_str().as_encoded_bytes())?;
+        self.uses(IMAGE, image)
+    }
+
+    /// Whoever deletes warm layers asks for this first.
+    ///
+    /// # Errors
+    /// Names the file that cannot be written.
+    pub fn uses_layer(&self, layer: &Path) -> Result<()> {
+        self.uses(LAYER, layer)
+    }
+
+    fn uses(&self, what: &str, directory: &Path) -> Result<()> {
+        let (path, beside) = (self.work().join(what), self.work().join("uses.new"));
+        crate::paths::write_private(&beside, directory.as_os_str().as_encoded_bytes())?;
         fs::rename(&beside, &path).with_context(|| format!("rename {}", beside.display()))
     }
 
@@ -127,11 +140,11 @@ impl RunDir {
     }
 }
 
-/// The runs, alive or kept or not collected yet, whose machine's disk is a layer over what is in `image`.
-pub fn users_of_image(cache: &Cache, image: &Path) -> Vec<String> {
-    let uses = |run: &Path| {
-        fs::read(run.join("w").join(IMAGE)).is_ok_and(|path| path == image.as_os_str().as_encoded_bytes())
-    };
+/// The runs, alive or kept or not collected yet, whose machine's disk lies on what is in `directory`, an image's or a warm layer's.
+pub fn users_of(cache: &Cache, directory: &Path) -> Vec<String> {
+    let names =
+        |file: PathBuf| fs::read(file).is_ok_and(|path| path == directory.as_os_str().as_encoded_bytes());
+    let uses = |run: &Path| [IMAGE, LAYER].iter().any(|what| names(run.join("w").join(what)));
     directories(&cache.runs()).iter().filter(|run| uses(run)).filter_map(|run| id_of(run)).collect()
 }
 

@@ -130,6 +130,14 @@ pub struct SmokeArgs {
     #[arg(long, value_name = "SECONDS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..=3600))]
     pub rest: u64,
 
+    /// Boot from nothing: use no warm layer, and make none
+    #[arg(long)]
+    pub cold: bool,
+
+    /// Stop after this phase; the verdict's line says so
+    #[arg(long, value_enum, default_value_t, value_name = "PHASE", conflicts_with = "sabotage")]
+    pub until: Until,
+
     /// Leave the machine running and print how to enter and remove it
     #[arg(long)]
     pub keep: bool,
@@ -203,6 +211,23 @@ pub enum Accel {
     Tcg,
 }
 
+/// How far a smoke goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum Until {
+    /// The agent's first status
+    Join,
+    /// All of it
+    #[default]
+    End,
+}
+
+impl Until {
+    /// The name on the command line.
+    pub fn name(self) -> String {
+        self.to_possible_value().expect("no variant is hidden").get_name().to_owned()
+    }
+}
+
 /// A fault for the smoke to find.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -227,6 +252,8 @@ pub enum Sabotage {
     WaitsForBus,
     /// The workload's image is for the other architecture
     ForeignImage,
+    /// A thawed machine's disk is opened past its frozen layer
+    StaleChain,
 }
 
 impl Sabotage {

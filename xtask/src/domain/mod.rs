@@ -30,6 +30,9 @@ pub const SSH_PORT: u16 = 22;
 /// Where the guest publishes its workloads: the one that is kept, and the one that is deleted.
 pub const WORKLOAD_PORTS: [u16; 2] = [8080, 8081];
 
+/// The payload's disk in the guest: the third one. A guest that has booted without its content does not find it by its label.
+pub const PAYLOAD_DEVICE: &str = "/dev/vdc";
+
 /// The guest's ports that this host's loopback leads to, each from a port of the kernel's choice.
 pub const FORWARDED_PORTS: [u16; 3] = [SSH_PORT, WORKLOAD_PORTS[0], WORKLOAD_PORTS[1]];
 
@@ -110,6 +113,8 @@ pub struct Disk {
     pub format: DiskFormat,
     /// Whether the guest may write.
     pub read_only: bool,
+    /// What it lies on, from the next layer down; empty where it lies on nothing, or that is not known.
+    pub backing: Vec<PathBuf>,
 }
 
 /// A disk file's format.
@@ -131,7 +136,13 @@ impl DomainXmlParams {
         firmware: Option<&Firmware>,
         files: &RunFiles,
     ) -> Self {
-        let own = |path: &Path, format, read_only| Disk { path: path.to_owned(), format, read_only };
+        let own = |path: &Path, format, read_only| Disk {
+            path: path.to_owned(),
+            format,
+            read_only,
+            backing: Vec::new(),
+        };
+        let root = Disk { backing: files.backing.clone(), ..own(&files.overlay, DiskFormat::Qcow2, false) };
         Self {
             name: spec.name.clone(),
             architecture: spec.architecture,
@@ -143,7 +154,7 @@ impl DomainXmlParams {
             firmware: firmware
                 .map(|pair| DomainFirmware { code: pair.code.clone(), nvram: files.nvram.clone() }),
             disks: vec![
-                own(&files.overlay, DiskFormat::Qcow2, false),
+                root,
                 own(&files.seed, DiskFormat::Raw, true),
                 own(&files.payload, DiskFormat::Raw, true),
             ],
@@ -158,6 +169,8 @@ impl DomainXmlParams {
 pub struct RunFiles {
     /// The qcow2 layer over the image; all that the guest writes.
     pub overlay: PathBuf,
+    /// What that lies on, from the next layer down: the image, and between them a warm layer's disk.
+    pub backing: Vec<PathBuf>,
     /// The cloud-init NoCloud seed.
     pub seed: PathBuf,
     /// The agent and its installer.
@@ -179,6 +192,7 @@ impl RunFiles {
         const UUID: &str = "/proc/sys/kernel/random/uuid";
         Ok(Self {
             overlay: work.join("disk.qcow2"),
+            backing: Vec::new(),
             seed: work.join("seed.img"),
             payload: work.join("payload.img"),
             nvram: work.join("nvram.fd"),

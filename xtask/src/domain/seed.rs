@@ -4,7 +4,7 @@
 
 use serde_json::json;
 
-use super::{GUEST_MAC, sabotage};
+use super::{GUEST_MAC, PAYLOAD_DEVICE, sabotage};
 use crate::cli::Sabotage;
 
 /// The seed's volume label (cloud-init, NoCloud).
@@ -20,6 +20,8 @@ pub mod marker {
     pub const DONE: &str = "iot-xtask: provision done";
     /// It is not; the reason follows.
     pub const FAILED: &str = "iot-xtask: provision failed:";
+    /// The first boot is over, and the machine waits for its payload.
+    pub const IDLE: &str = "iot-xtask: first boot done";
     /// cloud-init's own last line begins so, behind a time stamp.
     pub const CLOUD_INIT_FINISHED: &str = " finished at ";
 }
@@ -39,8 +41,19 @@ pub struct Seed<'a> {
     pub host_public_key: &'a str,
     /// A fault to plant.
     pub sabotage: Option<Sabotage>,
-    /// Whether there is a payload to install; a bare boot of a bench has none.
-    pub payload: bool,
+    /// When there is a payload to install.
+    pub payload: Payload,
+}
+
+/// When the guest has a payload to install.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Payload {
+    /// Never: a bare boot of a bench.
+    Never,
+    /// When cloud-init's last stage runs.
+    AtFirstBoot,
+    /// When its first boot is over and the disk's content has come: in a warm layer's machine.
+    Awaited,
 }
 
 impl Seed<'_> {
@@ -73,8 +86,17 @@ impl Seed<'_> {
             "ssh": { "emit_keys_to_console": false },
             "no_ssh_fingerprints": true,
         });
-        if self.payload {
-            document["runcmd"] = json!([["sh", "-c", mount_and_provision()]]);
+        match self.payload {
+            Payload::Never => {}
+            Payload::AtFirstBoot => {
+                let device = format!("LABEL={PAYLOAD_LABEL}");
+                document["runcmd"] = json!([["sh", "-c", mount_and_provision(&device)]]);
+            }
+            // In memory alone: nothing of it outlives the power cut, and cloud-init does not wait for it.
+            Payload::Awaited => {
+                document["runcmd"] =
+                    json!([["systemd-run", "--quiet", "--unit=iot-payload", "sh", "-c", await_payload()]]);
+            }
         }
         if self.sabotage == Some(Sabotage::KernelPanic) {
             document["bootcmd"] = json!([["sh", "-c", "echo c > /proc/sysrq-trigger"]]);
@@ -91,10 +113,21 @@ fn network_config() -> serde_json::Value {
     })
 }
 
-fn mount_and_provision() -> String {
+/// The first boot to its end; then the disk is looked at again and again, which costs nobody anything: the machine is frozen in
+/// this loop, and thawed with the content there. Who opens a disk that nobody has open reads it anew.
+fn await_payload() -> String {
+    format!(
+        "systemctl is-system-running --wait > /dev/null; cloud-init status --wait > /dev/null; sync; echo '{idle}' > /dev/console; \
+         until head -c 512 {PAYLOAD_DEVICE} | grep -q {PAYLOAD_LABEL}; do sleep 0.2; done; {then}",
+        idle = marker::IDLE,
+        then = mount_and_provision(PAYLOAD_DEVICE),
+    )
+}
+
+fn mount_and_provision(device: &str) -> String {
     format!(
         "echo '{started}' > /dev/console; mkdir -p /run/iot-payload; \
-         mount -o ro LABEL={PAYLOAD_LABEL} /run/iot-payload && sh /run/iot-payload/provision.sh \
+         mount -o ro {device} /run/iot-payload && sh /run/iot-payload/provision.sh \
          || echo '{failed} the payload disk does not mount' > /dev/console",
         started = marker::STARTED,
         failed = marker::FAILED,
@@ -102,8 +135,10 @@ fn mount_and_provision() -> String {
 }
 
 /// What runs in the guest, from the payload: the agent's own installer, its outcome said on the console.
-pub fn provision_script(sabotage: Option<Sabotage>) -> String {
-    let (before, after) = sabotage::scripts(sabotage);
+pub fn provision_script(sabotage: Option<Sabotage>, thawed: Option<Thawed<'_>>) -> String {
+    let (before, planted) = sabotage::scripts(sabotage);
+    let before = thawed.map_or(before.to_owned(), |thawed| thawed.keys());
+    let after = thawed.map_or(planted.to_owned(), |thawed| thawed.clock());
     format!(
         "#!/bin/sh\n\
          # Runs in the guest, once: installs the agent and says on the console how that ended.\n\
@@ -120,6 +155,34 @@ pub fn provision_script(sabotage: Option<Sabotage>) -> String {
     )
 }
 
+/// A machine that was frozen after its first boot: what this run gives it of its own. No fault is planted in one.
+#[derive(Debug, Clone, Copy)]
+pub struct Thawed<'a> {
+    /// Whom ssh enters as.
+    pub login_user: &'a str,
+    /// Seconds since the epoch, as this host has them.
+    pub now: u64,
+}
+
+impl Thawed<'_> {
+    /// The run's own keys in the place of the layer's, which nobody has any more.
+    fn keys(self) -> String {
+        format!(
+            "install -m 0600 \"$here/host_key\" /etc/ssh/ssh_host_ed25519_key\n\
+             install -m 0644 \"$here/host_key.pub\" /etc/ssh/ssh_host_ed25519_key.pub\n\
+             home=$(getent passwd {user} | cut -d: -f6)\n\
+             install -o {user} -m 0600 \"$here/user_key.pub\" \"$home/.ssh/authorized_keys\"\n\
+             systemctl --no-block restart ssh.service",
+            user = self.login_user
+        )
+    }
+
+    /// The guest goes on where it was frozen: its clock jumps once its agent runs, as a device's without a battery does.
+    fn clock(self) -> String {
+        format!("date --utc --set=@{} > /dev/null", self.now)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -132,7 +195,7 @@ mod tests {
             host_private_key: "-----BEGIN OPENSSH PRIVATE KEY-----\nb3Bl\n-----END OPENSSH PRIVATE KEY-----\n",
             host_public_key: "ssh-ed25519 BBBB host",
             sabotage,
-            payload: true,
+            payload: Payload::AtFirstBoot,
         }
     }
 
@@ -141,7 +204,11 @@ mod tests {
         for (name, content) in seed(None).files() {
             crate::golden::compare(&format!("seed-{name}"), &content);
         }
-        crate::golden::compare("seed-provision.sh", &provision_script(None));
+        crate::golden::compare("seed-provision.sh", &provision_script(None, None));
+        let thawed = Thawed { login_user: "ubuntu", now: 1_800_000_000 };
+        crate::golden::compare("seed-provision-thawed.sh", &provision_script(None, Some(thawed)));
+        let awaited = Seed { payload: Payload::Awaited, ..seed(None) };
+        crate::golden::compare("seed-user-data-awaited", &awaited.files()[0].1);
     }
 
     #[test]
@@ -149,14 +216,14 @@ mod tests {
         let user_data = |sabotage| seed(sabotage).files()[0].1.clone();
         assert!(!user_data(None).contains("sysrq"));
         assert!(user_data(Some(Sabotage::KernelPanic)).contains("sysrq"));
-        assert!(!provision_script(None).contains("disable"));
-        assert!(provision_script(Some(Sabotage::UnitNotEnabled)).contains("systemctl disable"));
-        assert!(provision_script(Some(Sabotage::StaleBootId)).contains("sabotage/boot_id"));
+        assert!(!provision_script(None, None).contains("disable"));
+        assert!(provision_script(Some(Sabotage::UnitNotEnabled), None).contains("systemctl disable"));
+        assert!(provision_script(Some(Sabotage::StaleBootId), None).contains("sabotage/boot_id"));
         let faults = [Sabotage::LosesState, Sabotage::WaitsForBus, Sabotage::IgnoresDeletes];
         for (fault, words) in
             faults.into_iter().zip(["rm -f /var/lib/iot-agent/state", "/dev/tcp/", "deaf.py"])
         {
-            assert!(provision_script(Some(fault)).contains(words), "{fault:?}");
+            assert!(provision_script(Some(fault), None).contains(words), "{fault:?}");
         }
     }
 }

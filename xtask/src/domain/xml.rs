@@ -1,6 +1,7 @@
 //! The domain XML (libvirt.org/formatdomain.html), from resolved parameters alone.
 
 use std::io;
+use std::path::Path;
 
 use quick_xml::Writer;
 use quick_xml::events::BytesText;
@@ -10,6 +11,17 @@ use super::{Disk, DiskFormat, DomainXmlParams, FORWARDED_PORTS, GUEST_MAC};
 use crate::arch::Accelerator;
 
 type Xml = Writer<Vec<u8>>;
+
+/// The same domain with a fault: what libvirt is told of the first disk's layers leaves one out, as the XML in a saved machine's
+/// own file does. QEMU would read past that layer.
+pub fn with_stale_chain(xml: &str, overlay: &Path, below: &Path) -> String {
+    let source = format!("<source file=\"{}\"/>", overlay.display());
+    let told = format!(
+        "{source}<backingStore type=\"file\"><format type=\"qcow2\"/><source file=\"{}\"/><backingStore/></backingStore>",
+        below.display()
+    );
+    xml.replacen(&source, &told, 1)
+}
 
 /// The domain's XML, two spaces to a level.
 pub fn domain_xml(params: &DomainXmlParams) -> String {
@@ -216,6 +228,7 @@ mod tests {
         let firmware = Firmware { code: code.into(), vars_template: vars_template.into() };
         let files = RunFiles {
             overlay: "/run dir/<1>/disk.qcow2".into(),
+            backing: Vec::new(),
             seed: "/run dir/<1>/seed.img".into(),
             payload: "/run dir/<1>/payload.img".into(),
             nvram: "/run dir/<1>/nvram.fd".into(),

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 pub use schema::{
     AgentReport, Evidence, Failure, FirmwareReport, FootprintEvidence, GuestReport, HostReport, ImageReport,
-    OsReleaseReport, Phase, PhaseReport, PhaseStatus, StatusEvidence, WorkloadEvidence,
+    LayerReport, OsReleaseReport, Phase, PhaseReport, PhaseStatus, StatusEvidence, WorkloadEvidence,
 };
 
 use crate::arch::VmArchitecture;
@@ -61,6 +61,12 @@ pub struct Report {
     pub seconds: f64,
     /// The fault that `--sabotage` planted, if one was.
     pub sabotage: Option<String>,
+    /// The phase after which it was to stop; `None` where all of it was asked for.
+    #[serde(default)]
+    pub until: Option<String>,
+    /// `None` for a cold run.
+    #[serde(default)]
+    pub layer: Option<LayerReport>,
     pub host: HostReport,
     pub guest: GuestReport,
     pub agent: Option<AgentReport>,
@@ -80,6 +86,8 @@ impl Report {
             started_at: started_at.to_owned(),
             seconds: 0.0,
             sabotage: None,
+            until: None,
+            layer: None,
             host: HostReport::default(),
             guest: GuestReport { arch, ..GuestReport::default() },
             agent: None,
@@ -150,6 +158,12 @@ impl Report {
         }
         if let Some(accelerator) = self.host.accelerator {
             line.push_str(&format!(", {accelerator}"));
+        }
+        if self.layer.is_some() {
+            line.push_str(", warm");
+        }
+        if let Some(phase) = &self.until {
+            line.push_str(&format!(", only until {phase}"));
         }
         if let Some(fault) = &self.sabotage {
             line.push_str(&format!(", sabotaged: {fault}"));

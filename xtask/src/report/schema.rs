@@ -72,6 +72,19 @@ pub struct FirmwareReport {
     pub code_sha256: String,
 }
 
+/// The warm layer that the machine came out of.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "the fields are the interface that README.md documents")]
+pub struct LayerReport {
+    pub key: String,
+    /// RFC 3339, UTC.
+    pub made_at: String,
+    /// The run that made it: this one, or an earlier one.
+    pub made_by: String,
+    /// Its files.
+    pub reused: Vec<String>,
+}
+
 /// The subject.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "the fields are the interface that README.md documents")]

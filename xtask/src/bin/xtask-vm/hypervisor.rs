@@ -1,6 +1,7 @@
 //! libvirt, and with `remote.rs` the only file that names `virt::`: an embedded QEMU driver with a root per run, so that
 //! there is no daemon, no group and no network to set up, and two runs cannot collide.
 
+use std::ffi::CString;
 use std::path::Path;
 use std::sync::Once;
 
@@ -9,7 +10,7 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use serde_json::{Value, json};
 use virt::connect::Connect;
 use virt::domain::{Domain, DomainState, DomainStateEnum};
-use xtask::domain::SSH_PORT;
+use xtask::domain::{DOMAIN_NAME, SSH_PORT};
 use xtask::limits;
 use xtask::paths::{Cache, make_private_dir, write_private};
 
@@ -70,6 +71,16 @@ impl Hypervisor {
         self.start(xml, PAUSED)
     }
 
+    /// The machine whose memory was saved to `memory`, with this domain's files in the place of its own, its processors stopped.
+    pub(crate) fn thaw_paused(&self, memory: &Path, xml: &str) -> Result<Machine> {
+        let path = memory.to_str().context("a path of the cache")?;
+        let flags = virt::sys::VIR_DOMAIN_SAVE_PAUSED;
+        reaper::reaping(|| self.connect.restore_domain_flags(path, Some(xml), flags))
+            .with_context(|| format!("restore the machine whose memory is in {path}"))?;
+        let domain = self.connect.lookup_domain_by_name(DOMAIN_NAME).context("find the restored domain")?;
+        Ok(Machine { domain, let_go: false })
+    }
+
     fn start(&self, xml: &str, flags: virt::sys::virDomainCreateFlags) -> Result<Machine> {
         let started = reaper::reaping(|| self.connect.create_domain_xml(xml, flags));
         let domain = started.context("start the domain")?;
@@ -116,6 +127,20 @@ impl Machine {
     /// Leaves it running when this value goes.
     pub(crate) fn let_go(&mut self) {
         self.let_go = true;
+    }
+
+    /// Stops it, writes its memory and its devices to `memory`, and ends it (virDomainSave).
+    pub(crate) fn freeze(&mut self, memory: &Path) -> Result<()> {
+        let path = CString::new(memory.as_os_str().as_encoded_bytes()).context("a path without zeros")?;
+        // SAFETY: the domain lives as long as `self`, and libvirt copies the path; the crate virt 0.5 has no call of its own for it.
+        let saved =
+            reaper::reaping(|| unsafe { virt::sys::virDomainSave(self.domain.as_ptr(), path.as_ptr()) });
+        if saved < 0 {
+            return Err(virt::error::Error::last_error())
+                .with_context(|| format!("save the machine's memory to {}", memory.display()));
+        }
+        self.let_go = true;
+        Ok(())
     }
 
     /// virDomainDestroy: QEMU gets SIGTERM, then SIGKILL, and the guest nothing.

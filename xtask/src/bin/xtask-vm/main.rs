@@ -1,7 +1,7 @@
 //! The back room of `cargo xtask`: everything that links libvirt or opens a socket. It parses the front door's own
 //! command line; the front door has seen to it that this machine is ready.
 //!
-//! Modules in reading order: [`smoke`] (the phases, as prose), [`image`], [`media`] (seed and payload disks),
+//! Modules in reading order: [`smoke`] (the phases, as prose), [`image`], [`layer`] (warm machines), [`media`] (seed and payload disks),
 //! [`hypervisor`] (libvirt), [`rehearsed`] (a domain read before it runs), [`remote`] (another libvirt), [`console`], [`broker`] (NATS), [`guest`] (ssh), [`bench`], and the tools: [`screen`], [`child`], [`interrupt`], [`history`], [`reaper`].
 
 mod bench;
@@ -14,6 +14,7 @@ mod history;
 mod hypervisor;
 mod image;
 mod interrupt;
+mod layer;
 mod media;
 mod preflight;
 mod reaper;

@@ -7,13 +7,14 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use xtask::agent_build::Agent;
 use xtask::cli::Sabotage;
-use xtask::domain::seed::{self, PAYLOAD_LABEL, SEED_LABEL, Seed};
+use xtask::domain::seed::{self, PAYLOAD_LABEL, SEED_LABEL, Seed, Thawed};
 use xtask::host::tools;
 use xtask::limits;
 use xtask::paths::{make_private_dir, write_private};
 use xtask::workspace::Workspace;
 
 use crate::child;
+use crate::guest::Keys;
 use crate::interrupt::Interrupt;
 
 /// Room for the FAT itself, the directory and the last clusters.
@@ -42,6 +43,8 @@ pub(crate) struct Payload<'a> {
     pub(crate) config: &'a str,
     /// A fault to plant.
     pub(crate) sabotage: Option<Sabotage>,
+    /// Where the machine comes from a warm layer: how large its disk is, and the run's keys.
+    pub(crate) thawed: Option<(u64, Thawed<'a>, &'a Keys)>,
 }
 
 /// Writes the cloud-init seed to `disk`.
@@ -53,7 +56,7 @@ pub(crate) fn make_seed(disk: &Path, seed: &Seed<'_>, work: &Path, interrupt: &I
         write_private(&directory.join(name), content)?;
         files.push(directory.join(name));
     }
-    make_fat(disk, SEED_LABEL, &files, interrupt).context("make the cloud-init seed")
+    make_fat(disk, SEED_LABEL, &files, 0, interrupt).context("make the cloud-init seed")
 }
 
 /// Writes the agent, its installer and its configuration to `disk`.
@@ -64,7 +67,7 @@ pub(crate) fn make_payload(
     work: &Path,
     interrupt: &Interrupt,
 ) -> Result<()> {
-    let Payload { agent, workload, config, sabotage } = *payload;
+    let Payload { agent, workload, config, sabotage, thawed } = *payload;
     let directory = work.join("payload");
     make_private_dir(&directory)?;
     let mut files = Vec::new();
@@ -81,16 +84,29 @@ pub(crate) fn make_payload(
     add("iot-agent", &executable)?;
     add(&crate::workload::file_name(), workload)?;
     add("config.toml", config.as_bytes())?;
-    add("provision.sh", seed::provision_script(sabotage).as_bytes())?;
+    add("provision.sh", seed::provision_script(sabotage, thawed.map(|(_, thawed, _)| thawed)).as_bytes())?;
+    if let Some((_, _, keys)) = thawed {
+        add("host_key", keys.host_private.as_bytes())?;
+        add("host_key.pub", keys.host_public.as_bytes())?;
+        add("user_key.pub", keys.user_public.as_bytes())?;
+    }
     for name in INSTALLED {
         let path = workspace.root().join("agent/dist").join(name);
         add(name, &std::fs::read(&path).with_context(|| format!("read {}", path.display()))?)?;
     }
-    make_fat(disk, PAYLOAD_LABEL, &files, interrupt).context("make the agent's payload disk")
+    let least = thawed.map_or(0, |(bytes, ..)| bytes);
+    make_fat(disk, PAYLOAD_LABEL, &files, least, interrupt).context("make the agent's payload disk")
 }
 
-/// A FAT volume with `files` in its root.
-fn make_fat(disk: &Path, label: &str, files: &[PathBuf], interrupt: &Interrupt) -> Result<()> {
+/// A disk of so many bytes with nothing on it: what will be a payload's.
+pub(crate) fn make_blank(disk: &Path, bytes: u64) -> Result<()> {
+    write_private(disk, b"")?;
+    let image = File::options().write(true).open(disk);
+    image.and_then(|file| file.set_len(bytes)).with_context(|| format!("make {}", disk.display()))
+}
+
+/// A FAT volume of at least so many bytes with `files` in its root.
+fn make_fat(disk: &Path, label: &str, files: &[PathBuf], least: u64, interrupt: &Interrupt) -> Result<()> {
     let mut bytes = OVERHEAD_BYTES;
     for file in files {
         bytes += file
@@ -100,11 +116,7 @@ fn make_fat(disk: &Path, label: &str, files: &[PathBuf], interrupt: &Interrupt) 
             .next_multiple_of(4096);
     }
     // It may hold a password.
-    write_private(disk, b"")?;
-    let image = File::options().write(true).open(disk);
-    image
-        .and_then(|file| file.set_len(bytes.next_multiple_of(1 << 20)))
-        .with_context(|| format!("make {}", disk.display()))?;
+    make_blank(disk, bytes.next_multiple_of(1 << 20).max(least))?;
     let words = |words: &[&str]| words.iter().map(OsString::from).collect::<Vec<_>>();
     let mut format = words(&["-n", label]);
     format.push(disk.into());

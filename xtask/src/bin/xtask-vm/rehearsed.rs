@@ -43,7 +43,14 @@ pub(crate) fn start_sound(
     expected: &Expected,
     work: &Path,
 ) -> Result<Machine> {
-    let machine = hypervisor.start_paused(xml)?;
+    sound(hypervisor.start_paused(xml)?, expected, work)
+}
+
+/// Reads a domain that is stopped, and lets the guest run where nothing speaks against it.
+///
+/// # Errors
+/// As [`start_sound`].
+pub(crate) fn sound(machine: Machine, expected: &Expected, work: &Path) -> Result<Machine> {
     let findings = read(&machine, expected, work)?;
     let blocking: Vec<_> = findings
         .iter()

@@ -4,7 +4,7 @@ use crate::arch::Accelerator;
 use crate::domain::{Disk, FORWARDED_PORTS};
 use crate::host::findings::{Finding, Remedy, Severity};
 
-use super::seen::{Flash, Layer, Seen};
+use super::seen::{Flash, ImageInfo, Layer, Seen};
 use super::{Expected, ExpectedFlash};
 
 /// What to do where QEMU or libvirt made something else of the domain than what it was told.
@@ -229,6 +229,17 @@ impl Findings<'_> {
         }
         if disk.read_only {
             return;
+        }
+        let lies_on = found.image.as_ref().map(ImageInfo::backing).unwrap_or_default();
+        let wanted: Vec<_> = disk.backing.iter().map(|path| path.to_string_lossy()).collect();
+        if !wanted.is_empty() && lies_on != wanted {
+            self.add(
+                "rehearsal-disk-chain",
+                &format!("its disk {path} lies on {}, and should on {}", lies_on.join(", "), wanted.join(", ")),
+                &format!("query-block: {lies_on:?}"),
+                "the guest would read past a layer, and its file system be corrupted without a word: nothing may be told of \
+                 this disk's layers (<backingStore>) but what its own headers say",
+            );
         }
         // The format's layer and the file's: either one softens a power cut.
         let soft = |layer: &&Layer| layer.is_of(&disk.path) && (layer.cache.no_flush || !layer.cache.direct);

@@ -94,6 +94,31 @@ pub struct Layer {
     pub ro: bool,
     /// How it treats this host's page cache.
     pub cache: CacheMode,
+    /// The image that is in it, with what that lies on.
+    pub image: Option<ImageInfo>,
+}
+
+/// A disk image as QEMU has opened it.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ImageInfo {
+    /// Its file.
+    pub filename: String,
+    /// What it reads where it has nothing itself.
+    pub backing_image: Option<Box<ImageInfo>>,
+}
+
+impl ImageInfo {
+    /// The files that it lies on, from the next layer down.
+    pub fn backing(&self) -> Vec<&str> {
+        let mut files = Vec::new();
+        let mut below = self.backing_image.as_deref();
+        while let Some(image) = below {
+            files.push(image.filename.as_str());
+            below = image.backing_image.as_deref();
+        }
+        files
+    }
 }
 
 /// How a block node treats this host's page cache.

@@ -22,6 +22,7 @@ fn params(arch: VmArchitecture) -> (DomainXmlParams, Firmware) {
     let firmware = Firmware { code: code.into(), vars_template: vars_template.into() };
     let files = RunFiles {
         overlay: "/run/w/disk.qcow2".into(),
+        backing: vec!["/images/disk".into()],
         seed: "/run/w/seed.img".into(),
         payload: "/run/w/payload.img".into(),
         nvram: "/run/w/nvram.fd".into(),
@@ -89,6 +90,13 @@ fn each_fault_is_found_under_its_own_id() {
         ("rehearsal-nvram", |seen| seen.flashes[1].layer.file = "/other.fd".into()),
         ("rehearsal-nvram", |seen| seen.flashes[1].layer.ro = true),
         ("rehearsal-disk", |seen| seen.devices.retain(|device| !device.qdev.contains("virtio-disk1"))),
+        ("rehearsal-disk-chain", |seen| {
+            let root = seen.devices.iter_mut().filter_map(|device| device.inserted.as_mut());
+            let image = root
+                .filter_map(|layer| layer.image.as_mut())
+                .find(|image| image.filename.ends_with("disk.qcow2"));
+            image.unwrap().backing_image.as_mut().unwrap().filename = "/images/another".to_owned();
+        }),
         ("rehearsal-disk-cache", |seen| disk(seen).for_each(|layer| layer.cache.no_flush = true)),
         // Either layer alone.
         ("rehearsal-disk-cache", |seen| disk(seen).next().unwrap().cache.direct = false),

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Parser as _;
 use serde_json::json;
 use xtask::cli::{BenchArgs, Cli, Command as Task, SmokeArgs, Voice};
-use xtask::domain::seed::{Seed, marker};
+use xtask::domain::seed::{Payload, Seed, marker};
 use xtask::domain::{GUEST_MAC, RunFiles};
 use xtask::host::{Asked, Preflight};
 use xtask::limits;
@@ -135,7 +135,7 @@ fn bare_boot_in(
         host_private_key: &keys.host_private,
         host_public_key: &keys.host_public,
         sabotage: None,
-        payload: false,
+        payload: Payload::Never,
     };
     media::make_seed(&files.seed, &seed, &work, interrupt)?;
     make_writable_files(plan, &files, &image.base(), interrupt)?;

@@ -125,7 +125,7 @@ impl Store<'_> {
             if BESIDE.iter().any(|ending| key.ends_with(ending)) {
                 continue;
             }
-            let used_by = run_dir::users_of_image(self.cache, &directory);
+            let used_by = run_dir::users_of(self.cache, &directory);
             let idle_seconds = idle_seconds(&directory);
             let manifest = read_manifest(&directory).ok();
             kept.push(Kept { manifest, key, directory, idle_seconds, used_by });
@@ -169,7 +169,7 @@ impl Store<'_> {
 
     /// An error where a run uses the image.
     pub(crate) fn refuse_used(&self, key: &str) -> Result<()> {
-        let users = run_dir::users_of_image(self.cache, &self.directory(key));
+        let users = run_dir::users_of(self.cache, &self.directory(key));
         if users.is_empty() {
             return Ok(());
         }

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use xtask::agent_build::Agent;
 use xtask::arch::Accelerator;
 use xtask::cli::Sabotage;
-use xtask::domain::seed::{Seed, marker};
+use xtask::domain::seed::{Payload, Seed, marker};
 use xtask::domain::{DomainXmlParams, RunFiles, xml};
 use xtask::exit::{self, Interrupted, Unavailable};
 use xtask::host::rehearsal::Expected;
@@ -15,7 +15,7 @@ use xtask::limits;
 use xtask::paths::{processes_naming, write_private};
 use xtask::plan::Plan;
 
-use super::{RunningVm, Session};
+use super::{RunningVm, Session, warm};
 use crate::broker::Broker;
 use crate::child;
 use crate::console::Console;
@@ -42,6 +42,9 @@ impl RunningVm {
         image: &ReadyImage,
         subject: &Subject<'_>,
     ) -> Result<(Self, String)> {
+        if warm::may_be(session, &plan) {
+            return Self::thaw(session, plan, image, subject);
+        }
         let started = Self::start(session, plan, image, subject);
         let mut vm = started.map_err(|error| {
             let hint = "see the causes; nothing is known about the agent yet. cargo xtask preflight looks at this host";
@@ -68,7 +71,8 @@ impl RunningVm {
         let sabotage = session.args.sabotage;
         let work = session.run.work();
         let device_id = format!("dev-{}", session.run.id());
-        let files = RunFiles::of_run(&work, session.run.path().join("console.log"))?;
+        let mut files = RunFiles::of_run(&work, session.run.path().join("console.log"))?;
+        files.backing = vec![image.disk.clone()];
         let broker = Broker::start(&work, &device_id, sabotage, &session.interrupt)?;
         let keys = Keys::make(&work, &plan.image.login_user, &session.interrupt)?;
         let seed = Seed {
@@ -78,12 +82,12 @@ impl RunningVm {
             host_private_key: &keys.host_private,
             host_public_key: &keys.host_public,
             sabotage,
-            payload: true,
+            payload: Payload::AtFirstBoot,
         };
         media::make_seed(&files.seed, &seed, &work, &session.interrupt)?;
         let config = broker.agent_config();
         let Subject { agent, workload } = *subject;
-        let payload = media::Payload { agent, workload, config: &config, sabotage };
+        let payload = media::Payload { agent, workload, config: &config, sabotage, thawed: None };
         media::make_payload(&files.payload, session.workspace, &payload, &work, &session.interrupt)?;
         make_writable_files(&plan, &files, &image.base(), &session.interrupt)?;
         let libvirt_root = session.run.libvirt_root();
@@ -177,6 +181,14 @@ pub(crate) fn make_writable_files(
     base: &Base,
     interrupt: &Interrupt,
 ) -> Result<()> {
+    make_overlay(files, base, interrupt)?;
+    let template = &plan.firmware.vars_template;
+    let content = std::fs::read(template).with_context(|| format!("read {}", template.display()))?;
+    write_private(&files.nvram, content)
+}
+
+/// The overlay over an image, or over a warm layer's disk.
+pub(super) fn make_overlay(files: &RunFiles, base: &Base, interrupt: &Interrupt) -> Result<()> {
     let qemu_img = tools::require("qemu-img")?;
     let mut arguments =
         ["create", "-q", "-f", "qcow2", "-F", base.format.name(), "-b"].map(Into::into).to_vec();
@@ -184,22 +196,19 @@ pub(crate) fn make_writable_files(
     // A cloud image is made to be grown: its root file system takes what the disk has at the first boot.
     arguments.push(base.virtual_bytes.max(SMALLEST_DISK).to_string().into());
     child::read(&qemu_img, &arguments, limits::SERVER_START, interrupt).context("make the disk's overlay")?;
-    let template = &plan.firmware.vars_template;
-    let content = std::fs::read(template).with_context(|| format!("read {}", template.display()))?;
-    write_private(&files.nvram, content)?;
     Ok(())
 }
 
 /// The domain as it was written, for each of its boots.
 pub(super) struct Domain {
-    xml: String,
-    expected: Expected,
+    pub(super) xml: String,
+    pub(super) expected: Expected,
     work: PathBuf,
 }
 
 impl Domain {
     /// From the plan; its XML is in the run's working directory.
-    fn write(plan: &Plan, files: &RunFiles, work: &Path) -> Result<Self> {
+    pub(super) fn write(plan: &Plan, files: &RunFiles, work: &Path) -> Result<Self> {
         let params = resolve(plan, files);
         let xml = xml::domain_xml(&params);
         write_private(&work.join("domain.xml"), &xml)?;

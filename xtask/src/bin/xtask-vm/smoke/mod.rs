@@ -1,4 +1,4 @@
-//! `cargo xtask smoke`: the phases, readable as prose. [`session`] runs and times a phase, [`inspect`] looks at the executable, [`image`] gets the disk, [`boot`] gets the machine up, [`running`] is the machine
+//! `cargo xtask smoke`: the phases, readable as prose. [`session`] runs and times a phase, [`inspect`] looks at the executable, [`image`] gets the disk, [`boot`] gets the machine up and [`warm`] thaws one, [`running`] is the machine
 //! while it runs, [`workload`] has it run containers, [`verify`] and [`deployed`] judge what the fleet bus shows.
 
 mod boot;
@@ -9,6 +9,7 @@ mod inspect;
 mod running;
 mod session;
 mod verify;
+mod warm;
 mod workload;
 
 use std::time::Instant;
@@ -17,7 +18,7 @@ use anyhow::{Context, Result};
 use xshell::Shell;
 use xtask::agent_build::{self, Agent};
 use xtask::arch::VmArchitecture;
-use xtask::cli::{Sabotage, SmokeArgs, Voice};
+use xtask::cli::{Sabotage, SmokeArgs, Until, Voice};
 use xtask::exit::{self, Code, Diagnosis, Usage};
 use xtask::host::{Asked, Preflight};
 use xtask::limits;
@@ -60,6 +61,8 @@ fn phases(session: &mut Session<'_>) -> Result<()> {
         RunningVm::boot(session, plan, &image, &Subject { agent: &agent, workload: &workload })
     })?;
     let outcome = prove(session, &mut vm, &agent);
+    // What was seen on a layer that is not what was frozen counts for nothing, whatever it was.
+    let outcome = session.layer_is_sound().and(outcome);
     // Whatever came of it, teardown owns the machine from here.
     session.vm = Some(vm);
     outcome
@@ -70,6 +73,9 @@ fn prove(session: &mut Session<'_>, vm: &mut RunningVm, agent: &Agent) -> Result
     let limits = vm.limits();
     session.phase(Phase::Provision, Some(limits.provision()), |session| provision(session, vm))?;
     let joined = session.phase(Phase::Join, Some(limits.join()), |session| join(session, vm, agent))?;
+    if session.args.until == Until::Join {
+        return Ok(());
+    }
     session.phase(Phase::Ping, Some(limits.ping()), |session| ping(session, vm, &joined))?;
     footprint::rest(session, vm)?;
     let workload = session

@@ -2,21 +2,24 @@
 //! order whatever happened.
 
 use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
-use xtask::cli::{SmokeArgs, Voice};
+use anyhow::{Context, Result, bail};
+use xtask::cli::{SmokeArgs, Until, Voice};
 use xtask::exit;
 use xtask::host::facts::Facts;
+use xtask::limits;
 use xtask::paths::Cache;
 use xtask::report::{
-    Failure, HostReport, Phase, PhaseReport, PhaseStatus, Report, Verdict, now_rfc3339, round,
+    Failure, HostReport, LayerReport, Phase, PhaseReport, PhaseStatus, Report, Verdict, now_rfc3339, round,
 };
 use xtask::workspace::Workspace;
 
 use super::RunningVm;
 use crate::history::History;
 use crate::interrupt::Interrupt;
+use crate::layer::Kept;
 use crate::rehearsed::TRANSCRIPT;
 use crate::screen::Screen;
 use xtask::plan::Plan;
@@ -42,6 +45,7 @@ pub(crate) struct Session<'a> {
     pub(crate) vm: Option<RunningVm>,
     /// The limit of the phase that runs; another accelerator changes it.
     pub(crate) limit: Option<Duration>,
+    layer: Option<JoinHandle<Result<()>>>,
     history: Option<History>,
     phase: Phase,
     started: Instant,
@@ -59,6 +63,7 @@ impl<'a> Session<'a> {
         }
         let mut report = Report::begin(run.id(), &now_rfc3339(), args.build.arch);
         report.sabotage = args.sabotage.map(|fault| fault.name());
+        report.until = (args.until != Until::End).then(|| args.until.name());
         let phase = Phase::Preflight;
         let started = Instant::now();
         Ok(Self {
@@ -71,6 +76,7 @@ impl<'a> Session<'a> {
             run,
             vm: None,
             limit: None,
+            layer: None,
             history: None,
             phase,
             started,
@@ -124,6 +130,28 @@ impl<'a> Session<'a> {
         self.report.guest.machine_type = plan.spec.architecture.profile().machine_type.to_owned();
         self.describe_accelerator(plan);
         Ok(())
+    }
+
+    /// The run's machine comes out of this layer, whose files are hashed from now on, beside the run.
+    pub(crate) fn use_layer(&mut self, kept: &Kept) {
+        self.report.layer = Some(LayerReport {
+            key: kept.key(),
+            made_at: kept.layer.made_at.clone(),
+            made_by: kept.layer.made_by.clone(),
+            reused: kept.layer.files.keys().cloned().collect(),
+        });
+        self.layer = Some(kept.verify());
+    }
+
+    /// Waits for that to end; an error where a file is not what was frozen.
+    pub(crate) fn layer_is_sound(&mut self) -> Result<()> {
+        let Some(verified) = self.layer.take() else { return Ok(()) };
+        while !verified.is_finished() {
+            self.interrupt.check()?;
+            self.screen.alive("hashing the warm layer");
+            std::thread::sleep(limits::POLL);
+        }
+        verified.join().unwrap_or_else(|_| bail!("the check of the warm layer panicked"))
     }
 
     /// Again when KVM gave way to emulation.

@@ -1,0 +1,318 @@
+//! A machine that need not boot: thawed out of a warm layer, which is made first where there is none. From the payload's
+//! installation on, what is done to it and asked of it is what a cold run does and asks.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result};
+use xtask::arch::Accelerator;
+use xtask::cli::Sabotage;
+use xtask::digest::Algorithm;
+use xtask::domain::seed::{Payload, Seed, Thawed, marker};
+use xtask::domain::{RunFiles, xml};
+use xtask::exit;
+use xtask::image::Format;
+use xtask::layer::{self as layers, Ingredients, Layer};
+use xtask::paths::{make_private_dir, write_private};
+use xtask::plan::Plan;
+use xtask::report::{human_bytes, human_seconds, now_rfc3339};
+
+use super::boot::{Domain, Subject, make_overlay, make_writable_files, resolve};
+use super::{RunningVm, Session};
+use crate::broker::Broker;
+use crate::console::Console;
+use crate::guest::Keys;
+use crate::hypervisor::{Hypervisor, Machine};
+use crate::image::{Base, ReadyImage, Store};
+use crate::layer::{self, Kept};
+use crate::media;
+use crate::rehearsed;
+
+/// Whether this run may come from a layer. KVM boots in seconds; and a fault is planted in what a first boot does.
+pub(super) fn may_be(session: &Session<'_>, plan: &Plan) -> bool {
+    let warm_fault = session.args.sabotage.is_none_or(|fault| fault == Sabotage::StaleChain);
+    !session.args.cold && warm_fault && plan.accelerator == Accelerator::Tcg
+}
+
+fn failed(error: anyhow::Error) -> anyhow::Error {
+    let hint = "see the causes; nothing is known about the agent yet. --cold goes on without a warm layer";
+    exit::host_fault(error, "thaw the machine out of its warm layer", hint)
+}
+
+/// What there is of a run's machine before there is the machine.
+struct Around {
+    hypervisor: Hypervisor,
+    libvirt_root: PathBuf,
+    device_id: String,
+    broker: Broker,
+    keys: Keys,
+}
+
+impl Around {
+    fn make(session: &mut Session<'_>, plan: &Plan) -> Result<Self> {
+        let work = session.run.work();
+        let device_id = format!("dev-{}", session.run.id());
+        let broker = Broker::start(&work, &device_id, session.args.sabotage, &session.interrupt)?;
+        let keys = Keys::make(&work, &plan.image.login_user, &session.interrupt)?;
+        let libvirt_root = session.run.libvirt_root();
+        let hypervisor = Hypervisor::open(&libvirt_root, &session.cache)?;
+        session.report.host.libvirt = Some(hypervisor.version()?);
+        Ok(Self { hypervisor, libvirt_root, device_id, broker, keys })
+    }
+
+    fn with(self, plan: Plan, files: RunFiles, domain: Domain, machine: Machine) -> RunningVm {
+        let Self { hypervisor, libvirt_root, device_id, broker, keys } = self;
+        let console = Console::new(&files.console_log);
+        RunningVm { plan, files, domain, hypervisor, machine, keys, device_id, libvirt_root, console, broker }
+    }
+}
+
+/// A machine to be, out of a layer, with the run's own disks.
+struct Thaw<'a> {
+    plan: &'a Plan,
+    hypervisor: &'a Hypervisor,
+    keys: &'a Keys,
+    broker: &'a Broker,
+    files: &'a RunFiles,
+    kept: &'a Kept,
+    image: &'a ReadyImage,
+    subject: &'a Subject<'a>,
+}
+
+impl Thaw<'_> {
+    /// Its disks, and the machine itself, read before it runs.
+    fn machine(&self, session: &Session<'_>) -> Result<(Domain, Machine)> {
+        let (work, files, kept) = (session.run.work(), self.files, self.kept);
+        let Subject { agent, workload } = *self.subject;
+        let config = self.broker.agent_config();
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).context("this host's clock")?.as_secs();
+        let thawed = Thawed { login_user: &self.plan.image.login_user, now };
+        let thawed = Some((kept.layer.ingredients.payload_bytes, thawed, self.keys));
+        let payload = media::Payload { agent, workload, config: &config, sabotage: None, thawed };
+        media::make_payload(&files.payload, session.workspace, &payload, &work, &session.interrupt)?;
+        let virtual_bytes = self.image.virtual_bytes;
+        let base = Base { disk: kept.file(layers::DISK), format: Format::Qcow2, virtual_bytes };
+        make_overlay(files, &base, &session.interrupt)?;
+        let nvram = kept.file(layers::NVRAM);
+        let variables = std::fs::read(&nvram).with_context(|| format!("read {}", nvram.display()))?;
+        write_private(&files.nvram, variables)?;
+        let domain = Domain::write(self.plan, files, &work)?;
+        let mut xml = domain.xml.clone();
+        if session.args.sabotage == Some(Sabotage::StaleChain) {
+            xml = xml::with_stale_chain(&xml, &files.overlay, &self.image.disk);
+        }
+        let stopped = self.hypervisor.thaw_paused(&kept.file(layers::RAM), &xml)?;
+        let machine = rehearsed::sound(stopped, &domain.expected, &work)?;
+        Ok((domain, machine))
+    }
+}
+
+impl RunningVm {
+    /// From a layer, which is made where there is none, to a guest that installs its payload.
+    pub(super) fn thaw(
+        session: &mut Session<'_>,
+        plan: Plan,
+        image: &ReadyImage,
+        subject: &Subject<'_>,
+    ) -> Result<(Self, String)> {
+        let around = Around::make(session, &plan).map_err(failed)?;
+        let content = (subject.agent.content.len() + subject.workload.len()) as u64;
+        let ingredients =
+            ingredients(session, &plan, image, layers::payload_bytes(content)).map_err(failed)?;
+        let key = ingredients.key(&plan.image.name, plan.spec.architecture);
+        // Until this run is said to use it.
+        let lock = layer::lock(&session.cache, &key, &session.interrupt, &mut session.screen)?;
+        let found = layer::find(&session.cache, &key, &ingredients, &mut session.screen).map_err(failed)?;
+        let started = Instant::now();
+        let (mut vm, kept) = match found {
+            Some(kept) => {
+                session.run.uses_layer(&kept.directory)?;
+                let files = own_files(session, &kept, image)?;
+                let (domain, machine) = Thaw {
+                    plan: &plan,
+                    hypervisor: &around.hypervisor,
+                    keys: &around.keys,
+                    broker: &around.broker,
+                    files: &files,
+                    kept: &kept,
+                    image,
+                    subject,
+                }
+                .machine(session)
+                .map_err(failed)?;
+                (around.with(plan, files, domain, machine), kept)
+            }
+            None => {
+                let made = session.run.work().join("layer");
+                let mut vm =
+                    Self::first_boot(session, plan, around, &ingredients, image, &made).map_err(failed)?;
+                match vm.freeze_and_thaw(session, &made, ingredients, image, subject) {
+                    Ok(kept) => (vm, kept),
+                    Err(error) => {
+                        session.vm = Some(vm);
+                        return Err(error);
+                    }
+                }
+            }
+        };
+        drop(lock);
+        session.use_layer(&kept);
+        let limit = vm.limits().provision();
+        let reached = vm.wait(session, "the thawed guest to see its payload", limit, |vm| {
+            Ok(vm.console.line_with(marker::STARTED).map(drop))
+        });
+        if let Err(error) = reached {
+            session.vm = Some(vm);
+            return Err(error);
+        }
+        let how = if kept.layer.made_by == session.run.id() {
+            format!("made a warm layer of {}, and thawed it", human_bytes(kept.layer.bytes()))
+        } else {
+            format!("thawed in {}", human_seconds(started.elapsed().as_secs_f64()))
+        };
+        Ok((vm, format!("{}, {how}", session.report.guest.cpu)))
+    }
+
+    /// The machine on a payload's disk that has nothing on it.
+    fn first_boot(
+        session: &mut Session<'_>,
+        plan: Plan,
+        around: Around,
+        ingredients: &Ingredients,
+        image: &ReadyImage,
+        made: &Path,
+    ) -> Result<Self> {
+        session
+            .screen
+            .note("no warm layer of this machine yet: it boots once, and is frozen after its first boot");
+        make_private_dir(made)?;
+        let mut files = RunFiles::of_run(made, session.run.path().join("console.log"))?;
+        files.backing = vec![image.disk.clone()];
+        media::make_blank(&files.payload, ingredients.payload_bytes)?;
+        make_writable_files(&plan, &files, &image.base(), &session.interrupt)?;
+        // Deleted with what else is no part of the layer: each run gives the machine keys of its own.
+        let keys = Keys::make(made, &plan.image.login_user, &session.interrupt)?;
+        let seed = Seed {
+            instance_id: session.run.id(),
+            authorized_key: &keys.user_public,
+            host_private_key: &keys.host_private,
+            host_public_key: &keys.host_public,
+            ..neutral_seed(&plan)
+        };
+        media::make_seed(&files.seed, &seed, made, &session.interrupt)?;
+        let domain = Domain::write(&plan, &files, &session.run.work())?;
+        let machine = domain.start(&around.hypervisor)?;
+        Ok(around.with(plan, files, domain, machine))
+    }
+
+    /// The first boot to its end; the layer out of it, in the cache; and the machine out of the layer, as the next run has it.
+    fn freeze_and_thaw(
+        &mut self,
+        session: &mut Session<'_>,
+        made: &Path,
+        ingredients: Ingredients,
+        image: &ReadyImage,
+        subject: &Subject<'_>,
+    ) -> Result<Kept> {
+        let limit = self.limits().boot() + self.limits().provision();
+        session.limit = Some(limit);
+        self.wait(session, "the end of the guest's first boot", limit, |vm| {
+            Ok(vm.console.line_with(marker::IDLE).map(drop))
+        })?;
+        session.screen.alive("freezing it");
+        self.machine.freeze(&made.join(layers::RAM)).map_err(failed)?;
+        let key = ingredients.key(&self.plan.image.name, self.plan.spec.architecture);
+        let layer = Layer {
+            ingredients,
+            image: self.plan.image.name.clone(),
+            arch: self.plan.spec.architecture,
+            uuid: self.files.uuid.clone(),
+            made_at: now_rfc3339(),
+            made_by: session.run.id().to_owned(),
+            files: BTreeMap::new(),
+        };
+        let kept = layer::keep(&session.cache, &key, made, layer).map_err(failed)?;
+        session.run.uses_layer(&kept.directory)?;
+        self.console.new_boot()?;
+        let files = own_files(session, &kept, image)?;
+        let thaw = Thaw {
+            plan: &self.plan,
+            hypervisor: &self.hypervisor,
+            keys: &self.keys,
+            broker: &self.broker,
+            files: &files,
+            kept: &kept,
+            image,
+            subject,
+        };
+        let (domain, machine) = thaw.machine(session).map_err(failed)?;
+        (self.files, self.domain, self.machine) = (files, domain, machine);
+        Ok(kept)
+    }
+}
+
+/// The disks of a run on this layer.
+fn own_files(session: &Session<'_>, kept: &Kept, image: &ReadyImage) -> Result<RunFiles> {
+    let mut files = RunFiles::of_run(&session.run.work(), session.run.path().join("console.log"))?;
+    files.backing = vec![kept.file(layers::DISK), image.disk.clone()];
+    // Later boots read it too: the same instance, so that none of them is a first one.
+    files.seed = kept.file(layers::SEED);
+    files.uuid.clone_from(&kept.layer.uuid);
+    Ok(files)
+}
+
+/// The seed of a layer, without what is its own.
+fn neutral_seed(plan: &Plan) -> Seed<'_> {
+    Seed {
+        instance_id: "",
+        login_user: &plan.image.login_user,
+        authorized_key: "",
+        host_private_key: "",
+        host_public_key: "",
+        sabotage: None,
+        payload: Payload::Awaited,
+    }
+}
+
+/// What a layer for this plan is made of.
+fn ingredients(
+    session: &mut Session<'_>,
+    plan: &Plan,
+    image: &ReadyImage,
+    payload_bytes: u64,
+) -> Result<Ingredients> {
+    let seed = neutral_seed(plan).files().map(|(name, content)| format!("{name}\n{content}")).concat();
+    let nowhere = |name: &str| Path::new("/").join(name);
+    let files = RunFiles {
+        overlay: nowhere("disk"),
+        backing: Vec::new(),
+        seed: nowhere("seed"),
+        payload: nowhere("payload"),
+        nvram: nowhere("nvram"),
+        console_log: nowhere("console"),
+        uuid: "00000000-0000-0000-0000-000000000000".to_owned(),
+    };
+    let domain = xml::domain_xml(&resolve(plan, &files));
+    let sha256 = Algorithm::Sha256;
+    let libvirt = session.report.host.libvirt.clone().context("libvirt's version")?;
+    let mut store = Store {
+        cache: &session.cache,
+        interrupt: &session.interrupt,
+        screen: &mut session.screen,
+        offline: true,
+        run: None,
+    };
+    Ok(Ingredients {
+        format: layers::FORMAT,
+        image: image.digest.clone(),
+        seed: sha256.of(seed.as_bytes()),
+        domain: sha256.of(domain.as_bytes()),
+        firmware_code: store.remembered_digest(&plan.firmware.code, sha256)?,
+        firmware_vars: store.remembered_digest(&plan.firmware.vars_template, sha256)?,
+        emulator: store.remembered_digest(&plan.emulator, sha256)?,
+        qemu: plan.qemu_version.clone(),
+        libvirt,
+        payload_bytes,
+    })
+}
