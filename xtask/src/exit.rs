@@ -18,7 +18,7 @@ pub struct Unavailable {
 }
 
 /// The agent or the guest failed, and what to do about it is known; exit code 1.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Diagnosis {
     /// What was seen.
     pub error: String,

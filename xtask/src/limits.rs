@@ -13,6 +13,8 @@ pub const POLL: Duration = Duration::from_millis(200);
 pub const HEARTBEAT: Duration = Duration::from_secs(15);
 /// How often a wait asks the guest over ssh how its agent is; each question costs an emulated guest seconds.
 pub const GUEST_QUESTION: Duration = Duration::from_secs(12);
+/// A shorter silence is no sign of anything, whatever is usual.
+pub const SILENCE: Duration = Duration::from_secs(30);
 /// How long a local server may take to listen.
 pub const SERVER_START: Duration = Duration::from_secs(20);
 /// How long a child may take to end after SIGTERM before SIGKILL.
@@ -48,6 +50,8 @@ pub const INSPECTION: Duration = Duration::from_millis(50);
 pub const INSPECTION_OF_100_MB: Duration = Duration::from_secs(1);
 /// What `preflight --rehearse` may take for one architecture, likewise.
 pub const REHEARSAL: Duration = Duration::from_secs(2);
+/// From asking a guest to shut down until its QEMU has ended.
+pub const SHUTDOWN: Duration = Duration::from_secs(180);
 /// One bare boot of a bench.
 pub const BARE_BOOT: Duration = Duration::from_secs(900);
 
@@ -58,6 +62,8 @@ pub const PUBLISHER_ANSWER: Duration = Duration::from_secs(60);
 /// One answer of the libvirt that `preflight --connect` names. A daemon that starts for the question asks every emulator of
 /// its host for its capabilities first, about 1 s each.
 pub const CONNECTION: Duration = Duration::from_secs(20);
+/// For so long after another image stood in, its host is asked once and not twice.
+pub const STOOD_IN: Duration = Duration::from_secs(3600);
 /// The judgement of one signature.
 pub const SIGNATURE: Duration = Duration::from_secs(20);
 

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! runs/<id>/lock           held while the run lives
-//! runs/<id>/kept           how to enter a machine that --keep left
+//! runs/<id>/kept           of a machine that somebody keeps: what `cargo xtask vm` knows of it
 //! runs/<id>/report.json    and console.log …: what stays
 //! runs/<id>/w/             what does not: disks, NVRAM, keys, the broker's store
 //! runs/<id>/w/v/           libvirt's embedded root
@@ -13,9 +13,10 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use crate::kept::{self, Kept, Machine};
 use crate::limits;
 use crate::paths::{Cache, make_private_dir, processes_naming};
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
@@ -114,8 +115,8 @@ impl RunDir {
     ///
     /// # Errors
     /// Names the file that cannot be written.
-    pub fn keep(&self, how_to_enter: &str) -> Result<()> {
-        crate::paths::write_private(&self.path.join("kept"), how_to_enter)
+    pub fn keep(&self, machine: Machine) -> Result<()> {
+        Kept { machine, directory: self.path.clone() }.save()
     }
 
     /// Ends what processes are left and deletes the working files.
@@ -124,7 +125,7 @@ impl RunDir {
     /// Where a process cannot be ended or a file not deleted.
     pub fn clean(&self) -> Result<()> {
         end_processes(&self.work())?;
-        remove_file(&self.path.join("kept"))?;
+        remove_file(&self.path.join(kept::FILE))?;
         remove_tree(&self.work())
     }
 
@@ -148,16 +149,6 @@ pub fn users_of(cache: &Cache, directory: &Path) -> Vec<String> {
     directories(&cache.runs()).iter().filter(|run| uses(run)).filter_map(|run| id_of(run)).collect()
 }
 
-/// Kept machines: run id and how to enter.
-pub fn kept(cache: &Cache) -> Vec<(String, String)> {
-    let mut kept: Vec<_> = directories(&cache.runs())
-        .into_iter()
-        .filter_map(|path| Some((id_of(&path)?, fs::read_to_string(path.join("kept")).ok()?)))
-        .collect();
-    kept.sort();
-    kept
-}
-
 /// Runs that died and are not collected yet: nobody holds their lock, nobody keeps them, and their working files are there.
 pub fn dead(cache: &Cache) -> Vec<String> {
     // A run that is just being made has a directory before it has its lock, and holds this one.
@@ -169,7 +160,7 @@ pub fn dead(cache: &Cache) -> Vec<String> {
     };
     let is_dead = |path: &Path| {
         path.join("w").exists()
-            && !path.join("kept").exists()
+            && !path.join(kept::FILE).exists()
             // Without its file there is no lock, and one that cannot be asked is not called free.
             && File::open(path.join("lock"))
                 .is_ok_and(|file| flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok())
@@ -180,25 +171,26 @@ pub fn dead(cache: &Cache) -> Vec<String> {
 /// Stops a kept machine and deletes its directory; how many processes it had.
 ///
 /// # Errors
-/// [`crate::exit::Usage`] for an unknown name, with the known ones.
-pub fn remove_kept(cache: &Cache, id: &str) -> Result<usize> {
-    let known = kept(cache);
-    if !known.iter().any(|(kept, _)| kept == id) {
-        let names: Vec<_> = known.into_iter().map(|(id, _)| id).collect();
-        let there = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
-        return Err(
-            crate::exit::Usage(format!("vm rm {id}: no such kept machine; there are: {there}")).into()
-        );
-    }
-    let path = cache.runs().join(id);
-    ensure!(try_lock(&path.join("lock"))?.is_some(), "remove {id}: its run has not ended yet");
-    let processes = end_processes(&path.join("w"))?;
-    remove_tree(&path)?;
+/// Where its run has not ended, a process cannot be ended or a file not deleted.
+pub fn remove_kept(kept: &Kept) -> Result<usize> {
+    let _lock = kept.lock()?;
+    let processes = end_processes(&kept.work())?;
+    remove_tree(&kept.directory)?;
     Ok(processes)
 }
 
-/// Everything whose lock is free and that nobody keeps. A kept machine that is gone (the host was rebooted) is
-/// collected too.
+/// Collects what dead runs left.
+///
+/// # Errors
+/// As [`RunDir::create`].
+pub fn gc(cache: &Cache) -> Result<Vec<Collected>> {
+    let runs = cache.runs();
+    make_private_dir(&runs)?;
+    let _guard = lock(&runs.join(".lock"))?.context("a lock that is waited for")?;
+    collect(&runs)
+}
+
+/// Everything whose lock is free and that nobody keeps.
 fn collect(runs: &Path) -> Result<Vec<Collected>> {
     let mut collected = Vec::new();
     let mut finished = Vec::new();
@@ -207,8 +199,7 @@ fn collect(runs: &Path) -> Result<Vec<Collected>> {
         // The lock's handle is kept until the directory is dealt with.
         let Some(_lock) = try_lock(&path.join("lock"))? else { continue };
         let work = path.join("w");
-        let kept = path.join("kept").exists();
-        if kept && !processes_naming(&work).is_empty() {
+        if path.join(kept::FILE).exists() {
             continue;
         }
         if work.exists() {
@@ -312,7 +303,11 @@ fn kill(pid: Pid) -> Result<()> {
     }
 }
 
-fn remove_file(path: &Path) -> Result<()> {
+/// Deletes a file; one that is not there is gone already.
+///
+/// # Errors
+/// Names the file.
+pub fn remove_file(path: &Path) -> Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             Err(error).with_context(|| format!("delete {}", path.display()))
@@ -391,11 +386,13 @@ mod tests {
         assert!(!directory.path().join("0101-000099-0000").exists(), "the oldest go first");
     }
 
+    /// It is somebody's, and has a disk that can be booted again.
     #[test]
-    fn a_kept_machine_that_is_gone_is_collected() {
+    fn a_kept_machine_is_collected_by_nobody_even_when_its_qemu_is_gone() {
         let directory = tempfile::tempdir().unwrap();
         let path = dead_run(directory.path(), "0101-000000-0003");
-        fs::write(path.join("kept"), "ssh …").unwrap();
-        assert_eq!(collect(directory.path()).unwrap().len(), 1);
+        fs::write(path.join(kept::FILE), "{}").unwrap();
+        assert!(collect(directory.path()).unwrap().is_empty());
+        assert!(path.join("w").exists());
     }
 }

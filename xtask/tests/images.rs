@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use xtask::paths::Cache;
 use xtask::report::{Phase, Report, Verdict};
 
 const BACK_ROOM: &str = env!("CARGO_BIN_EXE_xtask-vm");
@@ -164,20 +163,16 @@ impl Drop for Kept {
 fn a_built_system_is_as_a_plainly_installed_one() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().to_str().unwrap();
-    let arguments = ["smoke", "--arch", "aarch64", "--image", "debian-13", "--keep", "--report", path];
+    let arguments =
+        ["smoke", "--cold", "--arch", "aarch64", "--image", "debian-13", "--keep", "--report", path];
     let output = back_room(&arguments).output().unwrap();
     let report = std::fs::read(directory.path().join("report.json")).unwrap();
     let report: Report = serde_json::from_slice(&report).unwrap();
     let machine = Kept(report.run_id);
     assert!(output.status.success(), "{}", said(&output));
-    let kept = Cache::from_env().unwrap().runs().join(&machine.0).join("kept");
-    let kept = std::fs::read_to_string(kept).unwrap();
-    let enter: Vec<&str> =
-        kept.lines().find(|line| line.contains("ssh ")).unwrap().split_whitespace().collect();
-    let enter = &enter[enter.iter().position(|word| *word == "ssh").unwrap()..];
     let ask = |command: &str| {
-        let output =
-            Command::new("ssh").args(&enter[1..]).arg(command).stdin(Stdio::null()).output().unwrap();
+        let words = ["vm", "exec", "--machine", &machine.0, "--", "sh", "-c", command];
+        let output = back_room(&words).stdin(Stdio::null()).output().unwrap();
         assert!(output.status.success(), "{command}: {}", said(&output));
         String::from_utf8(output.stdout).unwrap()
     };

@@ -78,7 +78,9 @@ fn flags_stand_in_cli() {
             "xtask/src/cli/image.rs",
             "xtask/src/cli/inspect.rs",
             "xtask/src/cli/mod.rs",
-            "xtask/src/cli/preflight.rs"
+            "xtask/src/cli/preflight.rs",
+            "xtask/src/cli/smoke.rs",
+            "xtask/src/cli/vm.rs"
         ]
     );
 }

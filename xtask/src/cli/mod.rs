@@ -3,11 +3,10 @@
 mod image;
 mod inspect;
 mod preflight;
-
-use std::path::PathBuf;
+mod smoke;
+mod vm;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use serde::{Deserialize, Serialize};
 
 use crate::arch::VmArchitecture;
 pub use image::{
@@ -15,6 +14,8 @@ pub use image::{
 };
 pub use inspect::InspectArgs;
 pub use preflight::{FixArgs, PreflightArgs, RehearsalFault};
+pub use smoke::{Sabotage, SmokeArgs, Until};
+pub use vm::{GuestArgs, OneArgs, UpArgs, VmCommand};
 
 /// The command line.
 #[derive(Debug, Parser)]
@@ -80,7 +81,7 @@ pub enum Command {
     Inspect(InspectArgs),
     /// Prove the agent in an emulated machine: boot, install, join, ping, workload, power cut, rejoin
     Smoke(SmokeArgs),
-    /// Machines that `smoke --keep` left running
+    /// Machines to work in: made in seconds, entered, cut off, started again
     #[command(subcommand)]
     Vm(VmCommand),
     /// The catalogue's images
@@ -109,54 +110,6 @@ pub struct BuildArgs {
     /// The cargo profile
     #[arg(long, default_value = "release", value_name = "NAME")]
     pub profile: String,
-}
-
-/// `smoke`.
-#[derive(Debug, Clone, Args)]
-pub struct SmokeArgs {
-    #[command(flatten)]
-    #[expect(missing_docs, reason = "flattened")]
-    pub build: BuildArgs,
-
-    /// Test this executable instead of building the agent
-    #[arg(long, value_name = "FILE")]
-    pub agent: Option<PathBuf>,
-
-    #[command(flatten)]
-    #[expect(missing_docs, reason = "flattened")]
-    pub machine: MachineArgs,
-
-    /// Leave the agent alone for so many seconds once it has joined, and report what it takes meanwhile, 0 to 3600
-    #[arg(long, value_name = "SECONDS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..=3600))]
-    pub rest: u64,
-
-    /// Boot from nothing: use no warm layer, and make none
-    #[arg(long)]
-    pub cold: bool,
-
-    /// Stop after this phase; the verdict's line says so
-    #[arg(long, value_enum, default_value_t, value_name = "PHASE", conflicts_with = "sabotage")]
-    pub until: Until,
-
-    /// Leave the machine running and print how to enter and remove it
-    #[arg(long)]
-    pub keep: bool,
-
-    /// Multiply every limit of the waits for the guest, 0.1 to 100
-    #[arg(long, value_name = "FACTOR", default_value_t = 1.0, value_parser = timeout_scale)]
-    pub timeout_scale: f64,
-
-    /// Where report.json and console.log go [default: the run's own directory, printed at the end]
-    #[arg(long, value_name = "DIR")]
-    pub report: Option<PathBuf>,
-
-    #[command(flatten)]
-    #[expect(missing_docs, reason = "flattened")]
-    pub fix: FixArgs,
-
-    /// Plant one fault and see the smoke find it; a sabotaged run never exits 0
-    #[arg(long, value_enum, value_name = "FAULT")]
-    pub sabotage: Option<Sabotage>,
 }
 
 /// The default guest.
@@ -211,70 +164,6 @@ pub enum Accel {
     Tcg,
 }
 
-/// How far a smoke goes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
-pub enum Until {
-    /// The agent's first status
-    Join,
-    /// All of it
-    #[default]
-    End,
-}
-
-impl Until {
-    /// The name on the command line.
-    pub fn name(self) -> String {
-        self.to_possible_value().expect("no variant is hidden").get_name().to_owned()
-    }
-}
-
-/// A fault for the smoke to find.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Sabotage {
-    /// The agent's unit is started but not enabled at boot
-    UnitNotEnabled,
-    /// The agent goes on publishing the boot id of its first boot
-    StaleBootId,
-    /// The guest gets another executable than the one built
-    OtherDigest,
-    /// The guest's kernel panics while booting
-    KernelPanic,
-    /// QEMU dies while the guest boots
-    KillQemu,
-    /// The broker refuses the device's password
-    BrokerRefuses,
-    /// What stops or removes a container has no effect
-    IgnoresDeletes,
-    /// The agent's state is deleted before each of its starts
-    LosesState,
-    /// The agent starts only once the bus can be reached
-    WaitsForBus,
-    /// The workload's image is for the other architecture
-    ForeignImage,
-    /// A thawed machine's disk is opened past its frozen layer
-    StaleChain,
-}
-
-impl Sabotage {
-    /// The name on the command line.
-    pub fn name(self) -> String {
-        self.to_possible_value().expect("no variant is hidden").get_name().to_owned()
-    }
-}
-
-/// `vm`.
-#[derive(Debug, Clone, Subcommand)]
-pub enum VmCommand {
-    /// List the machines that are kept
-    List,
-    /// Stop a kept machine and delete its directory
-    Rm {
-        /// The run's id, as `vm list` prints it
-        run: String,
-    },
-}
-
 /// What a bench measures.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub enum Subject {
@@ -289,6 +178,12 @@ pub enum Subject {
     Inspect,
     /// An image's tree, against plain mmdebstrap with the same packages; and that the trees are the same
     Image,
+    /// A smoke from a warm layer against one that boots
+    Warm,
+    /// A bare boot with our CPU flags against plain `max`
+    Cpu,
+    /// What the front door takes to be compiled, and to start
+    FrontDoor,
     /// What the agent takes of the device: executable, memory, time to its first status, processor time at rest
     Footprint,
 }
@@ -323,6 +218,10 @@ pub struct SoakArgs {
     /// The guest's architecture
     #[arg(long, value_enum, default_value = "aarch64")]
     pub arch: VmArchitecture,
+
+    /// Boot each from nothing, and make no warm layer
+    #[arg(long)]
+    pub cold: bool,
 
     /// Plain smokes, one after the other
     #[arg(long, default_value_t = 0)]
@@ -403,6 +302,11 @@ mod tests {
             &["image", "bump", "debian-12", "--unsigned", "--keyring", "keys.gpg"],
             &["bench", "--rounds", "0"],
             &["completions", "csh"],
+            &["vm", "up", "-x"],
+            &["vm", "up", "../x"],
+            &["vm", "exec"],
+            &["smoke", "--until", "tomorrow"],
+            &["smoke", "--until", "join", "--sabotage", "kill-qemu"],
         ];
         for line in table {
             let error = Cli::try_parse_from(std::iter::once(&"xtask").chain(*line)).unwrap_err();

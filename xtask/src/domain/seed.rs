@@ -135,7 +135,8 @@ fn mount_and_provision(device: &str) -> String {
 }
 
 /// What runs in the guest, from the payload: the agent's own installer, its outcome said on the console.
-pub fn provision_script(sabotage: Option<Sabotage>, thawed: Option<Thawed<'_>>) -> String {
+/// Without an installation it has the run's own keys put in place, and no more.
+pub fn provision_script(sabotage: Option<Sabotage>, thawed: Option<Thawed<'_>>, installs: bool) -> String {
     let (before, planted) = sabotage::scripts(sabotage);
     let before = thawed.map_or(before.to_owned(), |thawed| thawed.keys());
     let after = thawed.map_or(planted.to_owned(), |thawed| thawed.clock());
@@ -144,12 +145,13 @@ pub fn provision_script(sabotage: Option<Sabotage>, thawed: Option<Thawed<'_>>) 
          # Runs in the guest, once: installs the agent and says on the console how that ended.\n\
          here=$(dirname \"$0\")\n\
          {before}\n\
-         if output=$(sh \"$here/install.sh\" 2>&1); then\n\
+         if output=$({install} 2>&1); then\n\
          \x20 {after}\n\
          \x20 echo '{done}' > /dev/console\n\
          else\n\
          \x20 echo \"{failed} $(echo \"$output\" | tail -n 3 | tr '\\n' ' ')\" > /dev/console\n\
          fi\n",
+        install = if installs { "sh \"$here/install.sh\"" } else { "true" },
         done = marker::DONE,
         failed = marker::FAILED,
     )
@@ -204,9 +206,9 @@ mod tests {
         for (name, content) in seed(None).files() {
             crate::golden::compare(&format!("seed-{name}"), &content);
         }
-        crate::golden::compare("seed-provision.sh", &provision_script(None, None));
+        crate::golden::compare("seed-provision.sh", &provision_script(None, None, true));
         let thawed = Thawed { login_user: "ubuntu", now: 1_800_000_000 };
-        crate::golden::compare("seed-provision-thawed.sh", &provision_script(None, Some(thawed)));
+        crate::golden::compare("seed-provision-thawed.sh", &provision_script(None, Some(thawed), true));
         let awaited = Seed { payload: Payload::Awaited, ..seed(None) };
         crate::golden::compare("seed-user-data-awaited", &awaited.files()[0].1);
     }
@@ -216,14 +218,14 @@ mod tests {
         let user_data = |sabotage| seed(sabotage).files()[0].1.clone();
         assert!(!user_data(None).contains("sysrq"));
         assert!(user_data(Some(Sabotage::KernelPanic)).contains("sysrq"));
-        assert!(!provision_script(None, None).contains("disable"));
-        assert!(provision_script(Some(Sabotage::UnitNotEnabled), None).contains("systemctl disable"));
-        assert!(provision_script(Some(Sabotage::StaleBootId), None).contains("sabotage/boot_id"));
+        assert!(!provision_script(None, None, true).contains("disable"));
+        assert!(provision_script(Some(Sabotage::UnitNotEnabled), None, true).contains("systemctl disable"));
+        assert!(provision_script(Some(Sabotage::StaleBootId), None, true).contains("sabotage/boot_id"));
         let faults = [Sabotage::LosesState, Sabotage::WaitsForBus, Sabotage::IgnoresDeletes];
         for (fault, words) in
             faults.into_iter().zip(["rm -f /var/lib/iot-agent/state", "/dev/tcp/", "deaf.py"])
         {
-            assert!(provision_script(Some(fault), None).contains(words), "{fault:?}");
+            assert!(provision_script(Some(fault), None, true).contains(words), "{fault:?}");
         }
     }
 }

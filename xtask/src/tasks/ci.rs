@@ -84,7 +84,7 @@ pub(super) fn run(workspace: &Workspace, args: &CiArgs) -> Result<()> {
         let smoke = |arch, image: Option<&'static str>| {
             let image_words = image.map_or(Vec::new(), |image| vec!["--image", image]);
             let name = format!("smoke {arch} {}", image.unwrap_or_default());
-            (name.trim_end().to_owned(), on(&["xtask", "smoke", "--arch", arch], &image_words))
+            (name.trim_end().to_owned(), on(&["xtask", "smoke", "--cold", "--arch", arch], &image_words))
         };
         // Two at once, in one cache: they must not meet. Two machines are what two processors carry.
         count.at_once(workspace, &["aarch64", "x86_64"].map(|arch| smoke(arch, None)));
@@ -96,7 +96,9 @@ pub(super) fn run(workspace: &Workspace, args: &CiArgs) -> Result<()> {
         let threads = ["--", "--test-threads", "2"];
         let images = ("images".to_owned(), on(&test, &on(&["images"], &threads)));
         count.at_once(workspace, &[inspect, images]);
-        count.step(workspace, "fresh hosts", &on(&test, &on(&["fresh_host"], &threads)));
+        let fresh = ("fresh hosts".to_owned(), on(&test, &on(&["fresh_host"], &threads)));
+        let warm = ("warm".to_owned(), on(&test, &["warm"]));
+        count.at_once(workspace, &[fresh, warm]);
         // Most of them wait for a boot most of the time.
         let threads = ["--", "--test-threads", "3"];
         count.step(workspace, "the smoke can fail", &on(&test, &on(&["it_can_fail"], &threads)));

@@ -5,7 +5,7 @@ mod ci;
 mod inspect;
 pub mod preflight;
 mod soak;
-mod vm;
+pub mod vm;
 
 use std::os::unix::process::CommandExt as _;
 use std::process::Command as Process;
@@ -14,11 +14,12 @@ use anyhow::{Context, Result};
 use clap::CommandFactory as _;
 
 use crate::agent_build;
-use crate::cli::{Cli, Command, FixArgs, MachineArgs, SmokeArgs, Voice};
+use crate::cli::{Cli, Command, FixArgs, MachineArgs, SmokeArgs, VmCommand, Voice};
 use crate::exit::{Unavailable, Usage};
 use crate::host::{Asked, Preflight, fix};
 use crate::image::Choice;
-use crate::paths::make_private_dir;
+use crate::kept;
+use crate::paths::{Cache, make_private_dir};
 use crate::plan::Plan;
 use crate::workspace::{Workspace, cargo, inherited_from_cargo};
 
@@ -53,6 +54,21 @@ pub fn run(cli: &Cli) -> Result<()> {
             enter_back_room(&workspace)
         }
         Command::Image(_) => {
+            build_back_room(&workspace, cli.voice)?;
+            enter_back_room(&workspace)
+        }
+        Command::Vm(VmCommand::Up(args)) => {
+            Choice::from_args(&args.machine.image, args.arch)?;
+            if let Some(name) = &args.name {
+                vm::check_name(&Cache::from_env()?, name)?;
+            }
+            let asked = Asked { architectures: &[args.arch], machine: &args.machine, for_ci: false };
+            ready(&workspace, &asked, args.fix)?;
+            build_back_room(&workspace, cli.voice)?;
+            enter_back_room(&workspace)
+        }
+        Command::Vm(VmCommand::Start(args) | VmCommand::Stop(args)) => {
+            kept::find(&Cache::from_env()?, args.machine.as_deref())?;
             build_back_room(&workspace, cli.voice)?;
             enter_back_room(&workspace)
         }

@@ -9,7 +9,6 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use rustix::process::{Pid, Signal, kill_process_group};
 
-use crate::arch::VmArchitecture;
 use crate::cli::SoakArgs;
 use crate::exit::Code;
 use crate::limits;
@@ -29,13 +28,13 @@ type Tally = BTreeMap<&'static str, (u32, Vec<String>)>;
 pub(super) fn run(workspace: &Workspace, args: &SoakArgs) -> Result<()> {
     let mut tally = Tally::new();
     for round in 1..=args.smokes {
-        note(&mut tally, "smoke", round, args.smokes, smoke(args.arch));
+        note(&mut tally, "smoke", round, args.smokes, smoke(args));
     }
     for round in 1..=args.pairs {
-        note(&mut tally, "pair", round, args.pairs, pair(args.arch));
+        note(&mut tally, "pair", round, args.pairs, pair(args));
     }
     for round in 1..=args.kills {
-        note(&mut tally, "kill", round, args.kills, kill_and_collect(args.arch));
+        note(&mut tally, "kill", round, args.kills, kill_and_collect(args));
     }
     if args.agent {
         note(&mut tally, "agent", 1, 1, tests(workspace, AGENT_TESTS, ("IOT_AGENT_SOAK", "1")));
@@ -67,10 +66,11 @@ fn note(tally: &mut Tally, kind: &'static str, round: u32, rounds: u32, result: 
 }
 
 /// A smoke as a child, in a process group of its own so that it can be killed whole.
-fn start(arch: VmArchitecture) -> Result<Child> {
+fn start(args: &SoakArgs) -> Result<Child> {
     let own = std::env::current_exe().context("find this very program")?;
     Command::new(own)
-        .args(["smoke", "--quiet", "--arch", &arch.to_string()])
+        .args(["smoke", "--quiet", "--arch", &args.arch.to_string()])
+        .args(args.cold.then_some("--cold"))
         .stdin(Stdio::null())
         .process_group(0)
         .spawn()
@@ -83,9 +83,9 @@ fn end(mut child: Child, started: Instant) -> Result<String> {
     Ok(format!("passed in {}", human_seconds(started.elapsed().as_secs_f64())))
 }
 
-fn smoke(arch: VmArchitecture) -> Result<String> {
+fn smoke(args: &SoakArgs) -> Result<String> {
     let started = Instant::now();
-    end(start(arch)?, started)
+    end(start(args)?, started)
 }
 
 /// Tests that take more time where this variable is set.
@@ -103,19 +103,19 @@ fn tests(workspace: &Workspace, arguments: &[&str], (name, value): (&str, &str))
     Ok(format!("passed in {}", human_seconds(started.elapsed().as_secs_f64())))
 }
 
-fn pair(arch: VmArchitecture) -> Result<String> {
+fn pair(args: &SoakArgs) -> Result<String> {
     let started = Instant::now();
-    let (one, other) = (start(arch)?, start(arch)?);
+    let (one, other) = (start(args)?, start(args)?);
     let (one, other) = (end(one, started), end(other, started));
     Ok(format!("{}, {}", one?, other?))
 }
 
 /// SIGKILL at a random moment; then a short smoke collects, and nothing may be left.
-fn kill_and_collect(arch: VmArchitecture) -> Result<String> {
+fn kill_and_collect(args: &SoakArgs) -> Result<String> {
     let mut random = [0; 2];
     rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty()).context("a random moment")?;
     let moment = limits::KILL_WINDOW.mul_f64(f64::from(u16::from_le_bytes(random)) / 65_536.0);
-    let mut child = start(arch)?;
+    let mut child = start(args)?;
     std::thread::sleep(moment);
     let pid = Pid::from_raw(i32::try_from(child.id()).context("a process id")?).context("a process id")?;
     if child.try_wait().context("look at the smoke")?.is_none() {
@@ -125,7 +125,7 @@ fn kill_and_collect(arch: VmArchitecture) -> Result<String> {
     // Any smoke collects first; this one then ends by a planted fault that is found before a guest is up.
     let own = std::env::current_exe().context("find this very program")?;
     let status = Command::new(own)
-        .args(["smoke", "--quiet", "--arch", &arch.to_string(), "--sabotage", "kill-qemu"])
+        .args(["smoke", "--quiet", "--arch", &args.arch.to_string(), "--sabotage", "kill-qemu"])
         .stdin(Stdio::null())
         .status()
         .context("run the smoke that collects")?;

@@ -1,22 +1,186 @@
-//! `cargo xtask vm`: the machines that `smoke --keep` left.
+//! `cargo xtask vm`, as far as it needs no libvirt: finding machines, entering them, taking their power away, removing them.
+
+use std::fs::File;
+use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
+use std::os::unix::process::CommandExt as _;
+use std::process::Command;
+
+use anyhow::{Context, Result};
+use serde_json::json;
 
 use crate::cli::VmCommand;
-use crate::paths::Cache;
+use crate::exit::Unavailable;
+use crate::host::tools;
+use crate::kept::{self, Kept};
+use crate::limits;
+use crate::paths::{Cache, processes_naming};
 use crate::run_dir;
-use anyhow::Result;
 
 pub(super) fn run(command: &VmCommand) -> Result<()> {
     let cache = Cache::from_env()?;
     match command {
-        VmCommand::List => {
-            for (_, how) in run_dir::kept(&cache) {
-                println!("{}", how.trim_end());
-            }
+        VmCommand::List { json } => list(&cache, *json),
+        VmCommand::Ssh(args) => {
+            let kept = kept::find(&cache, args.machine.as_deref())?;
+            enter(&kept, &["-t"], &args.rest)
         }
-        VmCommand::Rm { run } => {
-            let processes = run_dir::remove_kept(&cache, run)?;
-            eprintln!("removed {run}: {processes} process(es) ended, its directory deleted");
+        VmCommand::Exec { machine, command } => {
+            let kept = kept::find(&cache, machine.as_deref())?;
+            enter(&kept, &["-T"], command)
         }
+        VmCommand::Logs(args) => {
+            let kept = kept::find(&cache, args.machine.as_deref())?;
+            let journal = ["sudo", "-n", "journalctl", "--no-pager"].map(str::to_owned);
+            let words: Vec<_> = journal.into_iter().chain(args.rest.iter().cloned()).collect();
+            enter(&kept, &["-T"], &words)
+        }
+        VmCommand::Console { machine, no_follow } => {
+            console(&kept::find(&cache, machine.as_deref())?, !*no_follow)
+        }
+        VmCommand::PowerCut(args) => power_cut(&kept::find(&cache, args.machine.as_deref())?),
+        VmCommand::Rm(args) => {
+            let kept = kept::find(&cache, args.machine.as_deref())?;
+            let processes = run_dir::remove_kept(&kept)?;
+            eprintln!("removed {}: {processes} process(es) ended, its disk deleted", kept.machine.name);
+            Ok(())
+        }
+        VmCommand::Gc { dry_run, json } => gc(&cache, *dry_run, *json),
+        VmCommand::Up(_) | VmCommand::Start(_) | VmCommand::Stop(_) => unreachable!("the back room's"),
+    }
+}
+
+fn list(cache: &Cache, as_json: bool) -> Result<()> {
+    let kept = kept::all(cache);
+    if as_json {
+        let machines: Vec<_> = kept
+            .iter()
+            .map(|kept| {
+                let mut machine = json!(kept.machine);
+                machine["running"] = json!(kept.is_running());
+                machine
+            })
+            .collect();
+        println!("{:#}", json!({ "schema": kept::SCHEMA, "machines": machines }));
+        return Ok(());
+    }
+    for Kept { machine, .. } in &kept {
+        let state = if kept_runs(&kept, &machine.id) { "running" } else { "off" };
+        println!(
+            "{:<20} {state:<8} {:<8} {:<14} made {}",
+            machine.name,
+            machine.arch.to_string(),
+            machine.image,
+            machine.made_at
+        );
     }
     Ok(())
+}
+
+fn kept_runs(kept: &[Kept], id: &str) -> bool {
+    kept.iter().any(|kept| kept.machine.id == id && kept.is_running())
+}
+
+/// Becomes ssh: its terminal, its signals and its exit code, which is the command's.
+fn enter(kept: &Kept, flags: &[&str], words: &[String]) -> Result<()> {
+    let ssh = tools::require("ssh")?;
+    let mut command = Command::new(&ssh);
+    if !words.is_empty() {
+        command.args(flags);
+    }
+    command.args(kept.ssh()?);
+    if !words.is_empty() {
+        // ssh joins its words by spaces for the guest's shell: each is quoted to arrive as it is.
+        command.arg("--").arg(words.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" "));
+    }
+    Err(command.exec()).with_context(|| format!("run {}", ssh.display()))
+}
+
+fn quoted(word: &str) -> String {
+    format!("'{}'", word.replace('\'', r"'\''"))
+}
+
+fn console(kept: &Kept, follow: bool) -> Result<()> {
+    let path = &kept.machine.console;
+    let what = || format!("read the console {}", path.display());
+    let mut file = File::open(path).with_context(what)?;
+    let mut at = 0;
+    loop {
+        let runs = kept.is_running();
+        let mut bytes = Vec::new();
+        file.seek(SeekFrom::Start(at)).and_then(|_| file.read_to_end(&mut bytes)).with_context(what)?;
+        at += bytes.len() as u64;
+        let mut out = std::io::stdout().lock();
+        match out.write_all(&bytes).and_then(|()| out.flush()) {
+            // Whoever reads may have read enough.
+            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => return Ok(()),
+            written => written.context("write to stdout")?,
+        }
+        if !follow || !runs {
+            return Ok(());
+        }
+        std::thread::sleep(limits::POLL);
+    }
+}
+
+/// SIGKILL: QEMU flushes nothing and the guest hears nothing.
+fn power_cut(kept: &Kept) -> Result<()> {
+    let _lock = kept.lock()?;
+    let processes = run_dir::end_processes(&kept.work())?;
+    let name = &kept.machine.name;
+    match processes {
+        0 => eprintln!("{name} was off already"),
+        _ => eprintln!("{name} has no power; cargo xtask vm start {name} boots it"),
+    }
+    Ok(())
+}
+
+fn gc(cache: &Cache, dry_run: bool, as_json: bool) -> Result<()> {
+    let collected: Vec<(String, usize)> = if dry_run {
+        let work = |id: &str| processes_naming(&cache.runs().join(id).join("w")).len();
+        run_dir::dead(cache).into_iter().map(|id| (id.clone(), work(&id))).collect()
+    } else {
+        run_dir::gc(cache)?.into_iter().map(|dead| (dead.id, dead.processes)).collect()
+    };
+    if as_json {
+        let runs: Vec<_> =
+            collected.iter().map(|(id, processes)| json!({ "run": id, "processes": processes })).collect();
+        println!("{:#}", json!({ "schema": kept::SCHEMA, "collected": !dry_run, "runs": runs }));
+        return Ok(());
+    }
+    let what = if dry_run { "would collect" } else { "collected" };
+    for (id, processes) in &collected {
+        println!("{what} {id}: {processes} process(es)");
+    }
+    if collected.is_empty() {
+        eprintln!("no dead run has left anything");
+    }
+    Ok(())
+}
+
+/// An error where another machine has this name already.
+///
+/// # Errors
+/// [`Unavailable`], with what to do.
+pub fn check_name(cache: &Cache, name: &str) -> Result<(), Unavailable> {
+    match kept::all(cache).iter().find(|kept| kept.machine.name == name || kept.machine.id == name) {
+        None => Ok(()),
+        Some(_) => Err(Unavailable {
+            error: format!("vm up {name}: there is a machine of this name"),
+            hint: format!("cargo xtask vm rm {name}, or another name"),
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_word_arrives_in_the_guest_as_it_was_said() {
+        for word in ["plain", "two words", "it's", "$HOME;\"x\"", ""] {
+            let output =
+                Command::new("sh").arg("-c").arg(format!("printf %s {}", quoted(word))).output().unwrap();
+            assert_eq!(String::from_utf8_lossy(&output.stdout), word);
+        }
+    }
 }

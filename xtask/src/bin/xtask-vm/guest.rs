@@ -7,14 +7,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use xtask::host::tools;
+use xtask::kept;
 use xtask::limits;
 use xtask::paths::write_private;
 
 use crate::child;
 use crate::interrupt::Interrupt;
-
-/// The name that stands for the guest in known_hosts: its port changes with every start.
-const HOST_ALIAS: &str = "iot-device";
 
 /// The run's own keys.
 #[derive(Debug)]
@@ -62,7 +60,7 @@ impl Keys {
         };
         let (_, user_public) = pair("user_key")?;
         let (host_private, host_public) = pair("host_key")?;
-        write_private(&directory.join("known_hosts"), format!("{HOST_ALIAS} {host_public}\n"))?;
+        write_private(&directory.join("known_hosts"), kept::known_host(&host_public))?;
         let directory = directory.to_owned();
         let login_user = login_user.to_owned();
         Ok(Self {
@@ -77,26 +75,7 @@ impl Keys {
 
     /// The arguments that lead into the guest behind `port`.
     fn arguments(&self, port: u16) -> Vec<OsString> {
-        let option = |name: &str, value: &Path| OsString::from(format!("-o{name}={}", value.display()));
-        vec![
-            "-F/dev/null".into(),
-            "-oBatchMode=yes".into(),
-            "-oStrictHostKeyChecking=yes".into(),
-            format!("-oHostKeyAlias={HOST_ALIAS}").into(),
-            "-oIdentitiesOnly=yes".into(),
-            "-oLogLevel=ERROR".into(),
-            option("UserKnownHostsFile", &self.directory.join("known_hosts")),
-            option("IdentityFile", &self.directory.join("user_key")),
-            format!("-p{port}").into(),
-            format!("{}@127.0.0.1", self.login_user).into(),
-        ]
-    }
-
-    /// For a person to paste.
-    pub(crate) fn command_line(&self, port: u16) -> String {
-        let words = self.arguments(port);
-        let words: Vec<_> = words.iter().map(|word| word.to_string_lossy()).collect();
-        format!("ssh {}", words.join(" "))
+        kept::ssh_arguments(&self.directory, &self.login_user, port)
     }
 
     /// Runs a command in the guest as root.

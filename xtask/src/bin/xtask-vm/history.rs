@@ -1,37 +1,133 @@
-//! How long phases took on this machine, so that a wait can say what is usual.
+//! How long phases took on this machine, and how long they were silent, so that a wait can say what is usual, and what is not.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::Result;
+use serde::{Deserialize, Serialize};
 use xtask::paths::{Cache, make_private_dir, write_private};
-use xtask::report::{Phase, PhaseReport, PhaseStatus};
+use xtask::report::{Phase, human_seconds, round};
 
-/// The times of one kind of run: an architecture, an accelerator, a CPU, an image.
+/// Runs that are remembered of each phase.
+const REMEMBERED: usize = 20;
+
+/// The times of one kind of run: an architecture, an accelerator, a CPU, an image, warm or cold.
 pub(crate) struct History {
     path: PathBuf,
-    seconds: BTreeMap<String, f64>,
+    phases: BTreeMap<String, Past>,
+}
+
+/// What is known of one phase: of its last runs, the newest last.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+struct Past {
+    seconds: Vec<f64>,
+    /// The longest that the guest's console said nothing.
+    silent: Vec<f64>,
+}
+
+/// What is usual, in seconds.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Usual {
+    /// Half of the runs were faster.
+    pub(crate) median: f64,
+    /// The fastest and the slowest.
+    pub(crate) spread: (f64, f64),
+    /// The longest silence of all.
+    pub(crate) silent: f64,
 }
 
 impl History {
-    /// What is known; a file that cannot be read is as good as none, since it only informs.
+    /// What is known; a file that cannot be read, or is of an older version, is as good as none, since it only informs.
     pub(crate) fn load(cache: &Cache, kind: &str) -> Self {
         let path = cache.history().join(format!("{kind}.json"));
-        let seconds = std::fs::read(&path).ok().and_then(|text| serde_json::from_slice(&text).ok());
-        Self { path, seconds: seconds.unwrap_or_default() }
+        let phases = std::fs::read(&path).ok().and_then(|text| serde_json::from_slice(&text).ok());
+        Self { path, phases: phases.unwrap_or_default() }
     }
 
-    /// Seconds of the last time.
-    pub(crate) fn of(&self, phase: Phase) -> Option<f64> {
-        self.seconds.get(phase.title()).copied()
+    /// What is usual of a phase.
+    pub(crate) fn of(&self, phase: Phase) -> Option<Usual> {
+        let past = self.phases.get(phase.title())?;
+        let mut sorted = past.seconds.clone();
+        sorted.sort_by(f64::total_cmp);
+        Some(Usual {
+            median: *sorted.get(sorted.len() / 2)?,
+            spread: (*sorted.first()?, *sorted.last()?),
+            silent: past.silent.iter().copied().fold(0.0, f64::max),
+        })
     }
 
-    /// Keeps what passed.
-    pub(crate) fn keep(&mut self, cache: &Cache, phases: &[PhaseReport]) -> Result<()> {
-        for phase in phases.iter().filter(|phase| phase.status == PhaseStatus::Passed) {
-            self.seconds.insert(phase.name.title().to_owned(), phase.seconds);
+    /// Notes a phase that passed.
+    pub(crate) fn note(&mut self, phase: Phase, seconds: f64, silent: Duration) {
+        let past = self.phases.entry(phase.title().to_owned()).or_default();
+        for (list, value) in [(&mut past.seconds, seconds), (&mut past.silent, silent.as_secs_f64())] {
+            list.push(round(value));
+            let old = list.len().saturating_sub(REMEMBERED);
+            list.drain(..old);
         }
+    }
+
+    /// Keeps what was noted.
+    pub(crate) fn keep(&self, cache: &Cache) -> Result<()> {
         make_private_dir(&cache.history())?;
-        write_private(&self.path, serde_json::to_string_pretty(&self.seconds)?)
+        write_private(&self.path, serde_json::to_string_pretty(&self.phases)?)
+    }
+}
+
+impl fmt::Display for Usual {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (fastest, slowest) = (human_seconds(self.spread.0), human_seconds(self.spread.1));
+        write!(f, "usually {}", human_seconds(self.median))?;
+        if fastest == slowest { Ok(()) } else { write!(f, ", {fastest} to {slowest}") }
+    }
+}
+
+impl Usual {
+    /// What is to be expected of the rest.
+    pub(crate) fn rest(&self, elapsed: f64) -> String {
+        if elapsed < self.median {
+            format!("about {} to go", human_seconds(self.median - elapsed))
+        } else if elapsed > self.spread.1 {
+            "longer than ever here".to_owned()
+        } else {
+            "any moment".to_owned()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_usual_is_a_median_with_its_spread_and_only_of_the_last_runs() {
+        let directory = tempfile::tempdir().unwrap();
+        let cache = Cache::at(directory.path());
+        let mut history = History::load(&cache, "kind");
+        assert_eq!(history.of(Phase::Boot), None);
+        for seconds in [900.0, 66.0, 60.0, 75.0] {
+            history.note(Phase::Boot, seconds, Duration::from_secs(9));
+        }
+        for _ in 0..REMEMBERED - 3 {
+            history.note(Phase::Boot, 66.0, Duration::from_secs(8));
+        }
+        history.keep(&cache).unwrap();
+        let usual = History::load(&cache, "kind").of(Phase::Boot).unwrap();
+        assert_eq!(usual, Usual { median: 66.0, spread: (60.0, 75.0), silent: 9.0 });
+        assert_eq!(usual.to_string(), "usually 66 s, 60 s to 75 s");
+        assert_eq!(
+            [20.0, 70.0, 80.0].map(|now| usual.rest(now)),
+            ["about 46 s to go", "any moment", "longer than ever here"]
+        );
+    }
+
+    #[test]
+    fn an_older_versions_file_is_as_good_as_none() {
+        let directory = tempfile::tempdir().unwrap();
+        let cache = Cache::at(directory.path());
+        make_private_dir(&cache.history()).unwrap();
+        write_private(&cache.history().join("kind.json"), r#"{"boot": 66.0}"#).unwrap();
+        assert_eq!(History::load(&cache, "kind").of(Phase::Boot), None);
     }
 }

@@ -71,6 +71,12 @@ impl Hypervisor {
         self.start(xml, PAUSED)
     }
 
+    /// The machine of this root that another process started and let go; `None` where there is none any more.
+    pub(crate) fn running(&self) -> Option<Machine> {
+        let domain = self.connect.lookup_domain_by_name(DOMAIN_NAME).ok()?;
+        Some(Machine { domain, let_go: true })
+    }
+
     /// The machine whose memory was saved to `memory`, with this domain's files in the place of its own, its processors stopped.
     pub(crate) fn thaw_paused(&self, memory: &Path, xml: &str) -> Result<Machine> {
         let path = memory.to_str().context("a path of the cache")?;

@@ -48,6 +48,12 @@ impl Kept {
         self.directory.file_name().unwrap_or_default().to_string_lossy().into_owned()
     }
 
+    /// Seconds since it was last used.
+    pub(crate) fn idle_seconds(&self) -> u64 {
+        let used = std::fs::metadata(self.file(USED)).and_then(|meta| meta.modified());
+        used.ok().and_then(|used| used.elapsed().ok()).map_or(0, |idle| idle.as_secs())
+    }
+
     /// Hashes its files beside what the run does, for a verdict that waits for it.
     pub(crate) fn verify(&self) -> JoinHandle<Result<()>> {
         let kept = self.clone();

@@ -15,6 +15,7 @@ mod hypervisor;
 mod image;
 mod interrupt;
 mod layer;
+mod machine;
 mod media;
 mod preflight;
 mod reaper;
@@ -27,7 +28,7 @@ mod workload;
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use xtask::cli::{Cli, Command};
+use xtask::cli::{Cli, Command, VmCommand};
 use xtask::exit;
 use xtask::workspace::Workspace;
 
@@ -66,6 +67,9 @@ fn execute(cli: &Cli) -> anyhow::Result<()> {
         Command::Preflight(args) if args.rehearse || args.connect.is_some() => {
             preflight::run(&workspace, args, cli.voice)
         }
+        Command::Vm(VmCommand::Up(args)) => smoke::up(&workspace, args, cli.voice),
+        Command::Vm(VmCommand::Start(args)) => machine::start(args, cli.voice),
+        Command::Vm(VmCommand::Stop(args)) => machine::stop(args, cli.voice),
         Command::Bench(args) => bench::run(&workspace, args, cli.voice),
         // The front door's own: whoever starts this binary by hand gets the same task.
         _ => xtask::tasks::run(cli),

@@ -35,10 +35,8 @@ const INSTALLED: [&str; 8] = [
 /// What is installed in the guest.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Payload<'a> {
-    /// The executable under test.
-    pub(crate) agent: &'a Agent,
-    /// The archive of the image that the fleet will have it run.
-    pub(crate) workload: &'a [u8],
+    /// The executable under test and the archive of the image that the fleet will have it run; a machine to work in has neither.
+    pub(crate) subject: Option<(&'a Agent, &'a [u8])>,
     /// Its configuration.
     pub(crate) config: &'a str,
     /// A fault to plant.
@@ -67,7 +65,7 @@ pub(crate) fn make_payload(
     work: &Path,
     interrupt: &Interrupt,
 ) -> Result<()> {
-    let Payload { agent, workload, config, sabotage, thawed } = *payload;
+    let Payload { subject, config, sabotage, thawed } = *payload;
     let directory = work.join("payload");
     make_private_dir(&directory)?;
     let mut files = Vec::new();
@@ -76,23 +74,26 @@ pub(crate) fn make_payload(
         files.push(directory.join(name));
         Ok(())
     };
-    let mut executable = agent.content.clone();
-    if sabotage == Some(Sabotage::OtherDigest) {
-        // Behind the last section: the loader ignores it, the digest does not.
-        executable.push(b'\n');
-    }
-    add("iot-agent", &executable)?;
-    add(&crate::workload::file_name(), workload)?;
-    add("config.toml", config.as_bytes())?;
-    add("provision.sh", seed::provision_script(sabotage, thawed.map(|(_, thawed, _)| thawed)).as_bytes())?;
+    let script = seed::provision_script(sabotage, thawed.map(|(_, thawed, _)| thawed), subject.is_some());
+    add("provision.sh", script.as_bytes())?;
     if let Some((_, _, keys)) = thawed {
         add("host_key", keys.host_private.as_bytes())?;
         add("host_key.pub", keys.host_public.as_bytes())?;
         add("user_key.pub", keys.user_public.as_bytes())?;
     }
-    for name in INSTALLED {
-        let path = workspace.root().join("agent/dist").join(name);
-        add(name, &std::fs::read(&path).with_context(|| format!("read {}", path.display()))?)?;
+    if let Some((agent, workload)) = subject {
+        let mut executable = agent.content.clone();
+        if sabotage == Some(Sabotage::OtherDigest) {
+            // Behind the last section: the loader ignores it, the digest does not.
+            executable.push(b'\n');
+        }
+        add("iot-agent", &executable)?;
+        add(&crate::workload::file_name(), workload)?;
+        add("config.toml", config.as_bytes())?;
+        for name in INSTALLED {
+            let path = workspace.root().join("agent/dist").join(name);
+            add(name, &std::fs::read(&path).with_context(|| format!("read {}", path.display()))?)?;
+        }
     }
     let least = thawed.map_or(0, |(bytes, ..)| bytes);
     make_fat(disk, PAYLOAD_LABEL, &files, least, interrupt).context("make the agent's payload disk")

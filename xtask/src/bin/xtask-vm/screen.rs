@@ -8,6 +8,8 @@ use xtask::cli::{Color, Voice};
 use xtask::limits;
 use xtask::report::{PhaseStatus, human_seconds};
 
+use crate::history::Usual;
+
 /// To stderr, if it is still there: a terminal that was closed must not keep a run from tidying up, and `eprintln!` panics.
 macro_rules! say {
     ($($words:tt)*) => { drop(writeln!(std::io::stderr(), $($words)*)) };
@@ -25,9 +27,38 @@ pub(crate) struct Screen {
 struct Status {
     title: String,
     started: Instant,
-    last_time: Option<f64>,
+    usual: Option<Usual>,
     last_heartbeat: Instant,
+    signs: Signs,
     bar: Option<ProgressBar>,
+}
+
+/// The signs of life of what runs now.
+struct Signs {
+    last: String,
+    since: Instant,
+    longest: Duration,
+    told: bool,
+}
+
+impl Signs {
+    /// Takes the latest sign, which may be the one of before; a silence that is longer than this was ever, the first time.
+    fn take(&mut self, what: &str, usual: Option<Usual>) -> Option<Duration> {
+        let silent = self.since.elapsed();
+        self.longest = self.longest.max(silent);
+        if what != self.last {
+            (self.last, self.since, self.told) = (what.to_owned(), Instant::now(), false);
+            return None;
+        }
+        let stuck = !self.told && usual.is_some_and(|usual| is_stuck(silent, usual));
+        self.told |= stuck;
+        stuck.then_some(silent)
+    }
+}
+
+/// Much longer than the longest silence of the runs that passed; a little one says nothing.
+fn is_stuck(silent: Duration, usual: Usual) -> bool {
+    silent > limits::SILENCE && silent.as_secs_f64() > 3.0 * usual.silent
 }
 
 impl Screen {
@@ -42,34 +73,47 @@ impl Screen {
     }
 
     /// Something begins that may take over two seconds.
-    pub(crate) fn start(&mut self, title: &str, last_time: Option<f64>) {
+    pub(crate) fn start(&mut self, title: &str, usual: Option<Usual>) {
         let now = Instant::now();
-        let usual =
-            last_time.map_or(String::new(), |seconds| format!(" (last time {})", human_seconds(seconds)));
+        let expected = usual.map_or(String::new(), |usual| format!(" ({usual})"));
         let bar = (self.terminal && !self.voice.quiet).then(|| {
             let style = ProgressStyle::with_template("{spinner} {msg}").expect("a constant template");
             let bar = ProgressBar::new_spinner().with_style(style);
-            bar.set_message(format!("{title:<10}{usual}"));
+            bar.set_message(format!("{title:<10}{expected}"));
             bar.enable_steady_tick(limits::SPINNER);
             bar
         });
         if bar.is_none() && !self.voice.quiet {
-            say!("{title:<10} …{usual}");
+            say!("{title:<10} …{expected}");
         }
-        self.status =
-            Some(Status { title: title.to_owned(), started: now, last_time, last_heartbeat: now, bar });
+        let signs = Signs { last: String::new(), since: now, longest: Duration::ZERO, told: false };
+        let title = title.to_owned();
+        self.status = Some(Status { title, started: now, usual, last_heartbeat: now, signs, bar });
     }
 
     /// It is alive; `what` is the latest sign of it.
     pub(crate) fn alive(&mut self, what: &str) {
         let (quiet, width) = (self.voice.quiet, if self.terminal { 70 } else { 100 });
         let Some(status) = &mut self.status else { return };
-        let elapsed = status.started.elapsed();
-        let usual = status
-            .last_time
-            .map_or(String::new(), |seconds| format!(" of {} last time", human_seconds(seconds)));
+        let stuck = status.signs.take(what, status.usual);
+        let elapsed = status.started.elapsed().as_secs_f64();
+        let rest = status.usual.map_or(String::new(), |usual| format!(", {}", usual.rest(elapsed)));
         let what: String = what.chars().take(width).collect();
-        let line = format!("{:<10} {}{usual}  {what}", status.title, human_seconds(elapsed.as_secs_f64()));
+        let line = format!("{:<10} {}{rest}  {what}", status.title, human_seconds(elapsed));
+        if let Some(silent) = stuck {
+            let longest = status.usual.map_or(0.0, |usual| usual.silent);
+            let text = format!(
+                "{} may be stuck: no sign of life for {}, and {} was the longest of the runs before; its last one is above, \
+                 -v shows all of them, and the run's console.log keeps them",
+                status.title,
+                human_seconds(silent.as_secs_f64()),
+                human_seconds(longest)
+            );
+            match &status.bar {
+                Some(bar) => bar.suspend(|| say!("{line}\n{text}")),
+                None => say!("{line}\n{text}"),
+            }
+        }
         match &status.bar {
             Some(bar) => bar.set_message(line),
             None if status.last_heartbeat.elapsed() >= limits::HEARTBEAT && !quiet => {
@@ -85,6 +129,11 @@ impl Screen {
         if let Some(bar) = self.status.as_mut().and_then(|status| status.bar.take()) {
             bar.finish_and_clear();
         }
+    }
+
+    /// The longest that it has given no sign of life.
+    pub(crate) fn longest_silence(&self) -> Duration {
+        self.status.as_ref().map_or(Duration::ZERO, |status| status.signs.longest)
     }
 
     /// It ended.
@@ -139,4 +188,29 @@ impl Screen {
 
 fn seconds_column(elapsed: Duration) -> String {
     format!("{:>8}", human_seconds(elapsed.as_secs_f64()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_silence_is_told_once_and_only_where_it_is_unusual() {
+        let usual = |silent| Usual { median: 60.0, spread: (50.0, 70.0), silent };
+        let table = [(20, 1.0, false), (61, 1.0, true), (61, 25.0, false), (90, 25.0, true)];
+        for (seconds, longest, stuck) in table {
+            assert_eq!(
+                is_stuck(limits::rest(seconds), usual(longest)),
+                stuck,
+                "{seconds} s after {longest} s"
+            );
+        }
+        let since = Instant::now().checked_sub(limits::rest(100)).unwrap();
+        let mut signs = Signs { last: "line".to_owned(), since, longest: Duration::ZERO, told: false };
+        assert_eq!(signs.take("line", None), None, "nothing is known of what is usual");
+        assert!(signs.take("line", Some(usual(5.0))).is_some());
+        assert_eq!(signs.take("line", Some(usual(5.0))), None);
+        assert_eq!(signs.take("another", Some(usual(5.0))), None);
+        assert!(signs.longest >= limits::rest(100));
+    }
 }

@@ -6,9 +6,8 @@ use std::ffi::OsString;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
-use clap::Parser as _;
 use serde_json::json;
-use xtask::cli::{BenchArgs, Cli, Command as Task, SmokeArgs, Voice};
+use xtask::cli::{BenchArgs, MachineArgs, Voice};
 use xtask::domain::seed::{Payload, Seed, marker};
 use xtask::domain::{GUEST_MAC, RunFiles};
 use xtask::host::{Asked, Preflight};
@@ -40,25 +39,14 @@ pub(super) fn run(
 ) -> Result<()> {
     let mut screen = Screen::new(voice);
     let cache = Cache::from_env()?;
-    let smoke_args = default_smoke(args);
-    let asked = Asked { architectures: &[args.arch], machine: &smoke_args.machine, for_ci: false };
-    let preflight = Preflight::check(workspace, &asked)?;
-    preflight.verdict()?;
-    let facts = preflight.facts.first().context("one architecture was asked for")?;
-    let mut plan = Plan::resolve(facts, args.arch, &smoke_args.machine, smoke_args.timeout_scale)?;
-    screen.start("image", None);
-    // A run that boots nothing: as long as it is there nobody deletes the image.
-    let (user, collected) = RunDir::create(&cache)?;
-    for dead in collected {
-        screen.line(&dead.to_string());
-    }
-    let mut store = Store { cache: &cache, interrupt, screen: &mut screen, offline: false, run: Some(&user) };
-    let (ready, _) = ensure_or_stand_in(&mut store, &mut plan)?;
-    screen.end(PhaseStatus::Passed, ready.how);
+    let (plan, ready, user) = prepare(workspace, args, &cache, interrupt, &mut screen)?;
+    let cpu = plan.cpu().describe();
     let (mut bare, mut ours) = (Vec::new(), Vec::new());
     for round in 1..=args.rounds {
         screen.start("bare", None);
-        bare.push(bare_boot(&cache, &plan, &ready, interrupt, &mut screen)?);
+        bare.push(
+            Bare { cache: &cache, plan: &plan, image: &ready, cpu: &cpu }.boot(interrupt, &mut screen)?,
+        );
         screen.end(PhaseStatus::Passed, &format!("round {round}: to cloud-init's finished line"));
         interrupt.check()?;
         screen.start("smoke", None);
@@ -85,46 +73,63 @@ pub(super) fn run(
     Ok(())
 }
 
-/// The flags of a smoke that nobody gave flags.
-fn default_smoke(args: &BenchArgs) -> SmokeArgs {
-    let line = ["xtask".to_owned(), "smoke".to_owned(), "--arch".to_owned(), args.arch.to_string()];
-    match Cli::parse_from(line).command {
-        Task::Smoke(smoke) => smoke,
-        _ => unreachable!("the line says smoke"),
+/// The machine and the image of a smoke that nobody gave flags, and a run that boots nothing: as long as it is there nobody deletes
+/// the image.
+pub(super) fn prepare(
+    workspace: &Workspace,
+    args: &BenchArgs,
+    cache: &Cache,
+    interrupt: &Interrupt,
+    screen: &mut Screen,
+) -> Result<(Plan, ReadyImage, RunDir)> {
+    let machine = MachineArgs::default();
+    let asked = Asked { architectures: &[args.arch], machine: &machine, for_ci: false };
+    let preflight = Preflight::check(workspace, &asked)?;
+    preflight.verdict()?;
+    let facts = preflight.facts.first().context("one architecture was asked for")?;
+    let mut plan = Plan::resolve(facts, args.arch, &machine, 1.0)?;
+    screen.start("image", None);
+    let (user, collected) = RunDir::create(cache)?;
+    for dead in collected {
+        screen.line(&dead.to_string());
     }
+    let mut store = Store { cache, interrupt, screen, offline: false, run: Some(&user) };
+    let (ready, _) = ensure_or_stand_in(&mut store, &mut plan)?;
+    screen.end(PhaseStatus::Passed, ready.how);
+    Ok((plan, ready, user))
 }
 
 /// Seconds of a smoke from the start of its boot phase to its join.
 fn boot_to_join(cache: &Cache, args: &BenchArgs, interrupt: &Interrupt) -> Result<f64> {
-    let report = smoke_report(cache, args, &[], interrupt)?;
+    let report = smoke_report(cache, args, &["--cold"], interrupt)?;
     let phases = report.phases.iter().filter(|phase| BOOT_TO_JOIN.contains(&phase.name));
     Ok(phases.map(|phase| phase.seconds).sum())
 }
 
-/// Seconds from QEMU's start to cloud-init's last line.
-fn bare_boot(
-    cache: &Cache,
-    plan: &Plan,
-    image: &ReadyImage,
-    interrupt: &Interrupt,
-    screen: &mut Screen,
-) -> Result<f64> {
-    let (run, collected) = RunDir::create(cache)?;
-    for dead in collected {
-        screen.line(&dead.to_string());
-    }
-    let seconds = bare_boot_in(&run, plan, image, interrupt, screen);
-    run.clean()?;
-    seconds
+/// QEMU as anybody would call it.
+pub(super) struct Bare<'a> {
+    pub(super) cache: &'a Cache,
+    pub(super) plan: &'a Plan,
+    pub(super) image: &'a ReadyImage,
+    /// As QEMU's `-cpu` takes it.
+    pub(super) cpu: &'a str,
 }
 
-fn bare_boot_in(
-    run: &RunDir,
-    plan: &Plan,
-    image: &ReadyImage,
-    interrupt: &Interrupt,
-    screen: &mut Screen,
-) -> Result<f64> {
+impl Bare<'_> {
+    /// Seconds from QEMU's start to cloud-init's last line.
+    pub(super) fn boot(&self, interrupt: &Interrupt, screen: &mut Screen) -> Result<f64> {
+        let (run, collected) = RunDir::create(self.cache)?;
+        for dead in collected {
+            screen.line(&dead.to_string());
+        }
+        let seconds = bare_boot_in(&run, self, interrupt, screen);
+        run.clean()?;
+        seconds
+    }
+}
+
+fn bare_boot_in(run: &RunDir, bare: &Bare<'_>, interrupt: &Interrupt, screen: &mut Screen) -> Result<f64> {
+    let Bare { plan, image, cpu, .. } = *bare;
     let work = run.work();
     let keys = Keys::make(&work, &plan.image.login_user, interrupt)?;
     let files = RunFiles::of_run(&work, run.path().join("console.log"))?;
@@ -140,7 +145,7 @@ fn bare_boot_in(
     media::make_seed(&files.seed, &seed, &work, interrupt)?;
     make_writable_files(plan, &files, &image.base(), interrupt)?;
     write_private(&files.console_log, "")?;
-    let arguments = bare_arguments(plan, &files);
+    let arguments = bare_arguments(plan, &files, cpu);
     let job = Job { program: &plan.emulator, arguments, log: work.join("qemu.log"), environment: Vec::new() };
     let started = Instant::now();
     let qemu = Child::start(&job)?;
@@ -177,16 +182,15 @@ fn wait_for_cloud_init(
     }
 }
 
-fn bare_arguments(plan: &Plan, files: &RunFiles) -> Vec<OsString> {
+fn bare_arguments(plan: &Plan, files: &RunFiles, cpu: &str) -> Vec<OsString> {
     let profile = plan.spec.architecture.profile();
-    let cpu = plan.cpu().describe();
     let mut words = vec![
         "-machine".to_owned(),
         profile.machine_type.to_owned(),
         "-accel".to_owned(),
         plan.accelerator.to_string(),
         "-cpu".to_owned(),
-        cpu,
+        cpu.to_owned(),
         "-smp".to_owned(),
         plan.spec.vcpus.to_string(),
         "-m".to_owned(),

@@ -16,7 +16,7 @@ pub(super) fn run(args: &BenchArgs, voice: Voice, interrupt: &Interrupt) -> Resu
     let mut screen = Screen::new(voice);
     let cache = Cache::from_env()?;
     screen.start("smoke", None);
-    let report = smoke_report(&cache, args, &["--rest", REST], interrupt)?;
+    let report = smoke_report(&cache, args, &["--cold", "--rest", REST], interrupt)?;
     screen.end(xtask::report::PhaseStatus::Passed, "the agent was left alone for a minute");
     let footprint = report.evidence.footprint.context("the agent has told no footprint")?;
     let accelerator = report.host.accelerator.context("the report names no accelerator")?;

@@ -1,11 +1,14 @@
 //! `cargo xtask bench`: what this project claims about speed, measured in turn in one run on this machine, as ratios.
 
 mod boot;
+mod cpu;
 mod fetch;
 mod footprint;
+mod front_door;
 mod image;
 mod inspect;
 mod preflight;
+mod warm;
 
 use std::fs::File;
 use std::path::PathBuf;
@@ -27,6 +30,9 @@ use crate::interrupt::Interrupt;
 pub(crate) fn run(workspace: &Workspace, args: &BenchArgs, voice: Voice) -> Result<()> {
     let interrupt = Interrupt::install()?;
     let measured = match args.subject {
+        Subject::Cpu => cpu::run(workspace, args, voice, &interrupt),
+        Subject::FrontDoor => front_door::run(workspace, args, voice, &interrupt),
+        Subject::Warm => warm::run(args, voice, &interrupt),
         Subject::Boot => return boot::run(workspace, args, voice, &interrupt),
         Subject::Fetch => fetch::run(args, voice, &interrupt),
         Subject::Footprint => footprint::run(args, voice, &interrupt),

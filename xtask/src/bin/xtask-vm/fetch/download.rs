@@ -82,7 +82,7 @@ impl<'a> Download<'a> {
 
     /// Where there is a fallback, a host that was there is no host out of reach, whatever became of it.
     fn after_an_answer(&self, error: anyhow::Error) -> anyhow::Error {
-        let was_there = self.wanted.patience == Patience::Probe && self.answered;
+        let was_there = self.wanted.patience != Patience::Insist && self.answered;
         match error.downcast::<Unreachable>() {
             Ok(Unreachable { error, .. }) if was_there => {
                 let hint = "run again: what has come is kept".to_owned();
@@ -124,10 +124,11 @@ impl<'a> Download<'a> {
             }
             Trouble::Passing { error, after } => (error, after),
         };
-        if self.wanted.patience == Patience::Probe && !self.answered {
+        if self.wanted.patience != Patience::Insist && !self.answered {
             // A name server may be up a second later than this run.
             let again = (self.started + self.limits.probe_again()).saturating_duration_since(Instant::now());
-            if let Some(pause) = retry.pause(length, after, spread()).filter(|pause| *pause < again) {
+            let again = |pause: &Duration| self.wanted.patience == Patience::Probe && *pause < again;
+            if let Some(pause) = retry.pause(length, after, spread()).filter(again) {
                 self.screen.note(&format!("{error}; once more"));
                 return self.wait(pause);
             }

@@ -53,6 +53,8 @@ pub(crate) enum Patience {
     /// There is a fallback: [`Unreachable`] where the host has not answered within [`FetchLimits::probe`]; once it has,
     /// as [`Patience::Insist`].
     Probe,
+    /// As [`Patience::Probe`], and a connection that fails at once is tried no second time: it failed a while ago, too.
+    Glance,
 }
 
 /// What was fetched.

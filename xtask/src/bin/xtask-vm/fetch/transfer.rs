@@ -74,7 +74,7 @@ impl Download<'_> {
             request = request.header(RANGE, format!("bytes={from}-")).header(IF_RANGE, validator);
         }
         let deadline = match self.wanted.patience {
-            Patience::Probe if !self.answered => self.started + self.limits.probe(),
+            Patience::Probe | Patience::Glance if !self.answered => self.started + self.limits.probe(),
             _ => Instant::now() + self.limits.stall(),
         };
         let mut tick = ticks();

@@ -20,6 +20,7 @@ use xtask::workspace::Workspace;
 use super::{Kept, ReadyImage, Store, build, bump, prune};
 use crate::fetch::{self, Patience, Unreachable, Wanted};
 use crate::interrupt::Interrupt;
+use crate::layer;
 use crate::screen::Screen;
 
 /// Does what the command says.
@@ -117,7 +118,11 @@ fn list(store: &mut Store<'_>, json: bool) -> Result<()> {
             .iter()
             .map(|kept| serde_json::json!({ "key": kept.key, "manifest": kept.manifest, "cached": Cached::of(kept) }))
             .collect();
-        let document = serde_json::json!({ "schema": 1, "images": listed, "not_in_catalogue": others });
+        let layers: Vec<_> = layer::all(store.cache)
+            .into_iter()
+            .map(|(kept, users)| serde_json::json!({ "key": kept.key(), "layer": kept.layer, "used_by": users }))
+            .collect();
+        let document = serde_json::json!({ "schema": 1, "images": listed, "not_in_catalogue": others, "layers": layers });
         println!("{}", serde_json::to_string_pretty(&document)?);
         return Ok(());
     }
@@ -138,6 +143,12 @@ fn list(store: &mut Store<'_>, json: bool) -> Result<()> {
         let cached =
             Cached::of(kept).map_or("unreadable: image prune deletes it".to_owned(), |cached| cached.say());
         println!("{name:<21} {arch:<8} {:<28} {cached}", "not in the catalogue");
+    }
+    for (layer, users) in layer::all(store.cache) {
+        let used = if users.is_empty() { String::new() } else { format!(", used by {}", users.join(", ")) };
+        let (image, arch) = (&layer.layer.image, layer.layer.arch.to_string());
+        let bytes = human_bytes(layer.layer.bytes());
+        println!("{image:<21} {arch:<8} {:<28} {bytes}, made {}{used}", "a warm layer", layer.layer.made_at);
     }
     Ok(())
 }

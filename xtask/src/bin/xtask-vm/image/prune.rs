@@ -3,11 +3,13 @@
 use anyhow::Result;
 use serde::Serialize;
 use xtask::cli::PruneArgs;
+use xtask::layer::FORMAT;
 use xtask::report::human_bytes;
-use xtask::run_dir::{directories, try_lock};
+use xtask::run_dir::{directories, try_lock, users_of};
 
 use super::build;
 use super::store::{FETCHING, Kept, Store};
+use crate::layer;
 
 /// Seconds of a day.
 const DAY: u64 = 24 * 60 * 60;
@@ -58,6 +60,7 @@ pub(super) fn prune(store: &mut Store<'_>, args: &PruneArgs, named: &[String]) -
         }
         doomed.push(one);
     }
+    doomed.extend(prune_layers(store, args)?);
     if unnamed_too(args) {
         doomed.extend(abandoned_downloads(store, args.dry_run, named)?);
     }
@@ -75,6 +78,47 @@ impl Candidate {
             readable: image.manifest.is_some(),
         }
     }
+}
+
+/// Warm layers: of an image that is not there any more, or not used for as long as images may be. Each is made again in a minute.
+fn prune_layers(store: &mut Store<'_>, args: &PruneArgs) -> Result<Vec<Doomed>> {
+    let images = store.kept();
+    let mut doomed = Vec::new();
+    for (kept, users) in layer::all(store.cache) {
+        let key = kept.key();
+        let lies_on = |image: &Kept| {
+            image.manifest.as_ref().is_some_and(|manifest| manifest.digest == kept.layer.ingredients.image)
+        };
+        let idle = kept.idle_seconds();
+        let reason = if kept.layer.ingredients.format != FORMAT {
+            "a warm layer of another version".to_owned()
+        } else if !images.iter().any(lies_on) {
+            "a warm layer of an image that is not in the cache".to_owned()
+        } else if args.older_than.is_some_and(|days| idle >= days * DAY) {
+            format!("a warm layer that was not used for {} days", idle / DAY)
+        } else {
+            continue;
+        };
+        let one = Doomed { key: key.clone(), bytes: kept.layer.bytes(), reason };
+        if !users.is_empty() {
+            store.screen.note(&format!("kept after all: {key} is used by {}", users.join(", ")));
+            continue;
+        }
+        store.screen.note(&format!(
+            "{} {key} ({}): {}",
+            if args.dry_run { "would delete" } else { "deleting" },
+            human_bytes(one.bytes),
+            one.reason
+        ));
+        if !args.dry_run {
+            let _lock = layer::lock(store.cache, &key, store.interrupt, store.screen)?;
+            if users_of(store.cache, &kept.directory).is_empty() {
+                layer::remove(&kept.directory)?;
+            }
+        }
+        doomed.push(one);
+    }
+    Ok(doomed)
 }
 
 /// Asked for, or nothing else was.

@@ -27,11 +27,20 @@ use crate::media;
 use crate::rehearsed;
 
 /// What is put into the guest.
-pub(super) struct Subject<'a> {
-    /// The executable under test.
-    pub(super) agent: &'a Agent,
-    /// The archive of the image that it is to run.
-    pub(super) workload: &'a [u8],
+pub(super) enum Subject<'a> {
+    /// The executable under test, and the archive of the image that it is to run.
+    Agent(&'a Agent, &'a [u8]),
+    /// Nothing: a machine to work in.
+    Nothing,
+}
+
+impl Subject<'_> {
+    pub(super) fn as_pair(&self) -> Option<(&Agent, &[u8])> {
+        match *self {
+            Self::Agent(agent, workload) => Some((agent, workload)),
+            Self::Nothing => None,
+        }
+    }
 }
 
 impl RunningVm {
@@ -86,8 +95,7 @@ impl RunningVm {
         };
         media::make_seed(&files.seed, &seed, &work, &session.interrupt)?;
         let config = broker.agent_config();
-        let Subject { agent, workload } = *subject;
-        let payload = media::Payload { agent, workload, config: &config, sabotage, thawed: None };
+        let payload = media::Payload { subject: subject.as_pair(), config: &config, sabotage, thawed: None };
         media::make_payload(&files.payload, session.workspace, &payload, &work, &session.interrupt)?;
         make_writable_files(&plan, &files, &image.base(), &session.interrupt)?;
         let libvirt_root = session.run.libvirt_root();

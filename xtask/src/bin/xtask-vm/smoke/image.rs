@@ -1,11 +1,16 @@
 //! The phase *image*: the disk that was asked for, or said aloud, the one that stands in for it.
 
+use std::path::Path;
+
 use anyhow::Result;
 use xtask::digest::Algorithm;
 use xtask::exit::{self, Interrupted, Unavailable};
 use xtask::image::{Image, Source, shown};
+use xtask::limits;
+use xtask::paths::write_private;
 use xtask::plan::Plan;
 use xtask::report::{FirmwareReport, ImageReport};
+use xtask::run_dir;
 
 use super::Session;
 use crate::fetch::{Patience, Unreachable};
@@ -55,9 +60,17 @@ pub(crate) fn ensure_or_stand_in(
     store: &mut Store<'_>,
     plan: &mut Plan,
 ) -> Result<(ReadyImage, Option<String>)> {
-    let patience = if plan.fallback.is_some() { Patience::Probe } else { Patience::Insist };
+    let stood_in = store.directory(STOOD_IN);
+    let patience = match plan.fallback {
+        None => Patience::Insist,
+        Some(_) if is_fresh(&stood_in) => Patience::Glance,
+        Some(_) => Patience::Probe,
+    };
     let error = match image::ensure(store, &plan.image, patience) {
-        Ok(ready) => return Ok((ready, None)),
+        Ok(ready) => {
+            run_dir::remove_file(&stood_in)?;
+            return Ok((ready, None));
+        }
         Err(error) => error,
     };
     let reason = match (error.downcast_ref::<Unreachable>(), &plan.fallback) {
@@ -71,9 +84,19 @@ pub(crate) fn ensure_or_stand_in(
         plan.image.name, fallback.name
     ));
     plan.image = fallback;
+    write_private(&stood_in, &reason)?;
     let ready =
         image::ensure(store, &plan.image, Patience::Insist).map_err(|error| host_fault(error, plan))?;
     Ok((ready, Some(reason)))
+}
+
+/// Its time is when another image stood in last.
+const STOOD_IN: &str = "stood-in";
+
+/// Whether that was a short while ago: the host is asked all the same, and not twice.
+fn is_fresh(stood_in: &Path) -> bool {
+    let written = stood_in.metadata().and_then(|meta| meta.modified());
+    written.is_ok_and(|written| written.elapsed().is_ok_and(|age| age < limits::STOOD_IN))
 }
 
 /// `HOST cannot be reached: CAUSE`. What comes before the colon is enough for a verdict's line.

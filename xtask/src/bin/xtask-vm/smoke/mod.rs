@@ -2,6 +2,7 @@
 //! while it runs, [`workload`] has it run containers, [`verify`] and [`deployed`] judge what the fleet bus shows.
 
 mod boot;
+mod compare;
 mod deployed;
 mod footprint;
 mod image;
@@ -18,7 +19,7 @@ use anyhow::{Context, Result};
 use xshell::Shell;
 use xtask::agent_build::{self, Agent};
 use xtask::arch::VmArchitecture;
-use xtask::cli::{Sabotage, SmokeArgs, Until, Voice};
+use xtask::cli::{Sabotage, SmokeArgs, Until, UpArgs, Voice};
 use xtask::exit::{self, Code, Diagnosis, Usage};
 use xtask::host::{Asked, Preflight};
 use xtask::limits;
@@ -26,6 +27,7 @@ use xtask::report::{AgentReport, OsReleaseReport, Phase, StatusEvidence, Workloa
 use xtask::workspace::Workspace;
 
 use crate::broker::Seen;
+use crate::machine::greets;
 use boot::Subject;
 pub(crate) use boot::{make_writable_files, resolve};
 pub(crate) use image::ensure_or_stand_in;
@@ -37,6 +39,9 @@ use xtask::plan::Plan;
 
 /// Runs the smoke; the verdict is on the screen and in the report when this returns.
 pub(crate) fn run(workspace: &Workspace, args: &SmokeArgs, voice: Voice) -> Result<()> {
+    if args.verify_cold {
+        return compare::run();
+    }
     let mut session = Session::begin(workspace, args, voice)?;
     let outcome = phases(&mut session);
     match session.finish(outcome) {
@@ -57,9 +62,14 @@ fn phases(session: &mut Session<'_>) -> Result<()> {
     if complete != Some(image.digest.to_string()) {
         session.phase(Phase::Inspect, None, |session| inspect::with_image(session, &plan, &agent))?;
     }
-    let mut vm = session.phase(Phase::Boot, Some(plan.limits().boot()), |session| {
-        RunningVm::boot(session, plan, &image, &Subject { agent: &agent, workload: &workload })
-    })?;
+    let booted = session.phase(Phase::Boot, Some(plan.limits().boot()), |session| {
+        RunningVm::boot(session, plan, &image, &Subject::Agent(&agent, &workload))
+    });
+    let mut vm = match booted {
+        Ok(vm) => vm,
+        // A machine that does not come out of a damaged layer says nothing of the agent.
+        Err(error) => return session.layer_is_sound().and(Err(error)),
+    };
     let outcome = prove(session, &mut vm, &agent);
     // What was seen on a layer that is not what was frozen counts for nothing, whatever it was.
     let outcome = session.layer_is_sound().and(outcome);
@@ -91,6 +101,41 @@ fn prove(session: &mut Session<'_>, vm: &mut RunningVm, agent: &Agent) -> Result
         )
         .into()),
     }
+}
+
+/// `vm up`: the phases of a smoke up to a machine that can be entered, which is left under its name.
+pub(crate) fn up(workspace: &Workspace, up: &UpArgs, voice: Voice) -> Result<()> {
+    let args = SmokeArgs::for_machine(up.arch, &up.machine);
+    let mut session = Session::begin(workspace, &args, voice)?;
+    let outcome = machine_alone(&mut session);
+    let kept = session.hand_over(outcome, up.name.as_deref())?;
+    if up.json {
+        println!("{}", serde_json::to_string_pretty(&kept)?);
+    } else {
+        println!("{}", kept.name);
+    }
+    Ok(())
+}
+
+fn machine_alone(session: &mut Session<'_>) -> Result<()> {
+    let plan = session.phase(Phase::Preflight, None, preflight)?;
+    let (plan, image) = session.phase(Phase::Image, None, |session| ready_image(session, plan))?;
+    let vm = session.phase(Phase::Boot, Some(plan.limits().boot()), |session| {
+        RunningVm::boot(session, plan, &image, &Subject::Nothing)
+    })?;
+    let vm = session.vm.insert(vm);
+    let limit = vm.limits().provision();
+    session.phase(Phase::Provision, Some(limit), |session| {
+        let mut vm = session.vm.take().context("the machine that was just started")?;
+        let ready = vm.wait(session, "the guest to take its keys", limit, |vm| vm.provisioned());
+        let ready = ready.and_then(|()| {
+            let port = vm.machine.ssh_port()?;
+            vm.wait(session, "the guest's sshd", limit, |_| Ok(greets(port).then_some(())))
+        });
+        session.vm = Some(vm);
+        ready.map(|()| ((), "it can be entered".to_owned()))
+    })?;
+    session.layer_is_sound()
 }
 
 /// What was asked, resolved on what this machine has.

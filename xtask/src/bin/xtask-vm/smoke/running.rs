@@ -9,9 +9,11 @@ use xtask::domain::RunFiles;
 use xtask::domain::seed::marker;
 use xtask::exit::{Diagnosis, Unavailable};
 use xtask::image::Image;
+use xtask::kept::{self, Machine};
 use xtask::limits::{self, Limits};
 use xtask::paths::write_private;
 use xtask::plan::Plan;
+use xtask::report::now_rfc3339;
 use xtask::run_dir::RunDir;
 
 use super::Session;
@@ -20,7 +22,7 @@ use super::verify::Judgement;
 use crate::broker::{Broker, Seen};
 use crate::console::Console;
 use crate::guest::Keys;
-use crate::hypervisor::{Condition, Hypervisor, Machine};
+use crate::hypervisor::{self, Condition, Hypervisor};
 use crate::screen::Screen;
 
 /// Everything that lives while the guest does.
@@ -29,7 +31,7 @@ pub(crate) struct RunningVm {
     pub(super) files: RunFiles,
     pub(super) domain: Domain,
     pub(super) hypervisor: Hypervisor,
-    pub(crate) machine: Machine,
+    pub(crate) machine: hypervisor::Machine,
     pub(super) keys: Keys,
     pub(super) device_id: String,
     pub(super) libvirt_root: PathBuf,
@@ -275,20 +277,24 @@ impl RunningVm {
         destroyed
     }
 
-    /// Leaves the machine running; how a person enters and removes it. Where that cannot be, it is destroyed.
-    pub(crate) fn release(mut self, run: &RunDir) -> Result<String> {
+    /// Leaves the machine running, under a name. Where that cannot be, it is destroyed.
+    pub(crate) fn release(mut self, run: &RunDir, name: Option<&str>) -> Result<Machine> {
         ensure!(self.machine.condition() == Condition::Running, "keep the machine: its QEMU has ended");
-        let how = format!(
-            "kept: {id}\n  enter:   {ssh}\n  console: tail -f {console}\n  remove:  cargo xtask vm rm {id}\n  \
-             the broker has ended: the agent in there is offline",
-            id = run.id(),
-            ssh = self.keys.command_line(self.machine.ssh_port()?),
-            console = self.files.console_log.display(),
-        );
-        run.keep(&how)?;
+        let kept = Machine {
+            schema: kept::SCHEMA,
+            id: run.id().to_owned(),
+            name: name.unwrap_or(run.id()).to_owned(),
+            arch: self.plan.spec.architecture,
+            image: self.plan.image.name.clone(),
+            made_at: now_rfc3339(),
+            login_user: self.keys.login_user.clone(),
+            ssh_port: Some(self.machine.ssh_port()?),
+            console: self.files.console_log.clone(),
+        };
+        run.keep(kept.clone())?;
         self.machine.let_go();
         self.broker.stop()?;
-        Ok(how)
+        Ok(kept)
     }
 }
 

@@ -9,14 +9,16 @@ use anyhow::{Context, Result, bail};
 use xtask::cli::{SmokeArgs, Until, Voice};
 use xtask::exit;
 use xtask::host::facts::Facts;
+use xtask::kept::Machine;
 use xtask::limits;
 use xtask::paths::Cache;
 use xtask::report::{
-    Failure, HostReport, LayerReport, Phase, PhaseReport, PhaseStatus, Report, Verdict, now_rfc3339, round,
+    Failure, HostReport, LayerReport, Phase, PhaseReport, PhaseStatus, Report, Verdict, human_seconds,
+    now_rfc3339, round,
 };
 use xtask::workspace::Workspace;
 
-use super::RunningVm;
+use super::{RunningVm, warm};
 use crate::history::History;
 use crate::interrupt::Interrupt;
 use crate::layer::Kept;
@@ -92,14 +94,15 @@ impl<'a> Session<'a> {
     ) -> Result<T> {
         self.phase = phase;
         self.limit = limit;
-        let last_time = self.history.as_ref().and_then(|history| history.of(phase));
-        self.screen.start(phase.title(), last_time);
+        let usual = self.history.as_ref().and_then(|history| history.of(phase));
+        self.screen.start(phase.title(), usual);
         let started = Instant::now();
         let outcome = self.interrupt.check().and_then(|()| body(self));
         let (status, detail) = match &outcome {
             Ok((_, detail)) => (PhaseStatus::Passed, detail.clone()),
             Err(error) => (PhaseStatus::Failed, error.to_string()),
         };
+        let silent = self.screen.longest_silence();
         self.screen.end(status, &detail);
         // A phase that is gone through again, as the inspection with the image's own libraries, is one: as it ended.
         let before = self.report.phases.iter().position(|done| done.name == phase);
@@ -111,6 +114,12 @@ impl<'a> Session<'a> {
             limit_seconds: self.limit.map(|limit| limit.as_secs_f64()),
             detail,
         });
+        // What made a layer took a boot, which no later warm run takes.
+        let made = self.report.layer.as_ref().is_some_and(|layer| layer.made_by == self.run.id());
+        if let (true, Some(history)) = (outcome.is_ok() && !(made && phase == Phase::Boot), &mut self.history)
+        {
+            history.note(phase, started.elapsed().as_secs_f64(), silent);
+        }
         outcome.map(|(value, _)| value)
     }
 
@@ -159,7 +168,8 @@ impl<'a> Session<'a> {
         self.report.host.accelerator = Some(plan.accelerator);
         self.report.host.accelerator_note.clone_from(&plan.accelerator_note);
         self.report.guest.cpu = plan.cpu().describe();
-        self.history = Some(History::load(&self.cache, &plan.kind()));
+        let warm = if warm::may_be(self, plan) { "-warm" } else { "" };
+        self.history = Some(History::load(&self.cache, &format!("{}{warm}", plan.kind())));
     }
 
     /// Tears down, concludes, writes the report, shows the verdict; the exit code.
@@ -183,12 +193,42 @@ impl<'a> Session<'a> {
             self.report.exit_code = exit::code(&error);
         }
         if let (None, Some(history)) = (&self.args.sabotage, &mut self.history)
-            && let Err(error) = history.keep(&self.cache, &self.report.phases)
+            && let Err(error) = history.keep(&self.cache)
         {
             self.screen.note(&format!("warning: the phases' times are not kept: {error:#}"));
         }
         self.show(&directory, verdict);
         self.report.exit_code
+    }
+
+    /// The machine under its name, left to whoever asked for it; where it did not come up, all of it is ended.
+    pub(crate) fn hand_over(mut self, outcome: Result<()>, name: Option<&str>) -> Result<Machine> {
+        let released = outcome.and_then(|()| {
+            let vm = self.vm.take().context("the machine that was started")?;
+            vm.release(&self.run, name)
+        });
+        let error = match released {
+            Ok(kept) => {
+                let name = &kept.name;
+                let seconds = human_seconds(self.started.elapsed().as_secs_f64());
+                self.screen
+                    .note(&format!("{name} is up after {seconds}; cargo xtask vm ssh {name}, vm rm {name}"));
+                return Ok(kept);
+            }
+            Err(error) => error,
+        };
+        let failure = Failure::new(
+            self.phase,
+            &error,
+            self.vm.as_ref().map(|vm| vm.console.tail()).unwrap_or_default(),
+        );
+        let stopped = self.vm.take().map_or(Ok(()), RunningVm::stop);
+        for line in failure.lines() {
+            self.screen.line(&line);
+        }
+        let code = exit::code(&error);
+        stopped.and(self.run.clean())?;
+        Err(exit::Code(code).into())
     }
 
     /// The failure first, whatever becomes of the report's file.
@@ -231,13 +271,18 @@ impl<'a> Session<'a> {
     /// Leaves the machine where `--keep` asks for it and it can be left; else ends all there is.
     fn release_or_stop(&mut self, vm: Option<RunningVm>, verdict: Verdict) -> Result<String> {
         let stopped = match vm {
-            Some(vm) if self.args.keep && verdict != Verdict::Interrupted => match vm.release(&self.run) {
-                Ok(how) => {
-                    self.screen.line(&how);
-                    return Ok("the machine is kept".to_owned());
+            Some(vm) if self.args.keep && verdict != Verdict::Interrupted => {
+                match vm.release(&self.run, None) {
+                    Ok(Machine { name, .. }) => {
+                        self.screen.line(&format!(
+                        "kept: {name}\n  enter:   cargo xtask vm ssh {name}\n  console: cargo xtask vm console {name}\n  \
+                         remove:  cargo xtask vm rm {name}\n  the broker has ended: the agent in there is offline"
+                    ));
+                        return Ok("the machine is kept".to_owned());
+                    }
+                    Err(error) => Err(error),
                 }
-                Err(error) => Err(error),
-            },
+            }
             Some(vm) => vm.stop(),
             None => Ok(()),
         };

@@ -84,12 +84,12 @@ impl Thaw<'_> {
     /// Its disks, and the machine itself, read before it runs.
     fn machine(&self, session: &Session<'_>) -> Result<(Domain, Machine)> {
         let (work, files, kept) = (session.run.work(), self.files, self.kept);
-        let Subject { agent, workload } = *self.subject;
         let config = self.broker.agent_config();
         let now = SystemTime::now().duration_since(UNIX_EPOCH).context("this host's clock")?.as_secs();
         let thawed = Thawed { login_user: &self.plan.image.login_user, now };
         let thawed = Some((kept.layer.ingredients.payload_bytes, thawed, self.keys));
-        let payload = media::Payload { agent, workload, config: &config, sabotage: None, thawed };
+        let subject = self.subject.as_pair();
+        let payload = media::Payload { subject, config: &config, sabotage: None, thawed };
         media::make_payload(&files.payload, session.workspace, &payload, &work, &session.interrupt)?;
         let virtual_bytes = self.image.virtual_bytes;
         let base = Base { disk: kept.file(layers::DISK), format: Format::Qcow2, virtual_bytes };
@@ -117,9 +117,9 @@ impl RunningVm {
         subject: &Subject<'_>,
     ) -> Result<(Self, String)> {
         let around = Around::make(session, &plan).map_err(failed)?;
-        let content = (subject.agent.content.len() + subject.workload.len()) as u64;
+        let content = subject.as_pair().map_or(0, |(agent, workload)| agent.content.len() + workload.len());
         let ingredients =
-            ingredients(session, &plan, image, layers::payload_bytes(content)).map_err(failed)?;
+            ingredients(session, &plan, image, layers::payload_bytes(content as u64)).map_err(failed)?;
         let key = ingredients.key(&plan.image.name, plan.spec.architecture);
         // Until this run is said to use it.
         let lock = layer::lock(&session.cache, &key, &session.interrupt, &mut session.screen)?;
@@ -128,6 +128,7 @@ impl RunningVm {
         let (mut vm, kept) = match found {
             Some(kept) => {
                 session.run.uses_layer(&kept.directory)?;
+                session.use_layer(&kept);
                 let files = own_files(session, &kept, image)?;
                 let (domain, machine) = Thaw {
                     plan: &plan,
@@ -157,7 +158,6 @@ impl RunningVm {
             }
         };
         drop(lock);
-        session.use_layer(&kept);
         let limit = vm.limits().provision();
         let reached = vm.wait(session, "the thawed guest to see its payload", limit, |vm| {
             Ok(vm.console.line_with(marker::STARTED).map(drop))
@@ -234,6 +234,7 @@ impl RunningVm {
         };
         let kept = layer::keep(&session.cache, &key, made, layer).map_err(failed)?;
         session.run.uses_layer(&kept.directory)?;
+        session.use_layer(&kept);
         self.console.new_boot()?;
         let files = own_files(session, &kept, image)?;
         let thaw = Thaw {

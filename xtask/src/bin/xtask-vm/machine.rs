@@ -1,0 +1,154 @@
+//! `vm start` and `vm stop`: a kept machine that is off boots again, from its own disk, and can be entered when this ends; and one
+//! that runs shuts down.
+
+use std::io::Read as _;
+use std::net::TcpStream;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use xtask::cli::{OneArgs, Voice};
+use xtask::exit::{Diagnosis, Unavailable};
+use xtask::host::tools;
+use xtask::kept::{self, Kept};
+use xtask::limits;
+use xtask::paths::{Cache, make_private_dir};
+use xtask::report::PhaseStatus;
+use xtask::run_dir;
+
+use crate::child;
+use crate::console::Console;
+use crate::hypervisor::{Condition, Hypervisor, Machine};
+use crate::interrupt::Interrupt;
+use crate::screen::Screen;
+
+/// Starts it and waits for its ssh.
+pub(crate) fn start(args: &OneArgs, voice: Voice) -> Result<()> {
+    let interrupt = Interrupt::install()?;
+    let mut screen = Screen::new(voice);
+    let cache = Cache::from_env()?;
+    let mut kept = kept::find(&cache, args.machine.as_deref())?;
+    let _lock = kept.lock()?;
+    let name = kept.machine.name.clone();
+    if kept.is_running() {
+        screen.note(&format!("{name} runs already"));
+        return Ok(());
+    }
+    screen.start("boot", None);
+    let started = boot(&cache, &mut kept, &interrupt, &mut screen);
+    let (status, said) = match &started {
+        Ok(()) => (PhaseStatus::Passed, format!("{name} can be entered: cargo xtask vm ssh {name}")),
+        Err(error) => (PhaseStatus::Failed, error.to_string()),
+    };
+    screen.end(status, &said);
+    started
+}
+
+/// Has the guest shut down, and waits until its QEMU has ended. libvirt is there meanwhile: its QEMUs stay when their guest is off,
+/// until it ends them.
+pub(crate) fn stop(args: &OneArgs, voice: Voice) -> Result<()> {
+    let interrupt = Interrupt::install()?;
+    let mut screen = Screen::new(voice);
+    let cache = Cache::from_env()?;
+    let kept = kept::find(&cache, args.machine.as_deref())?;
+    let _lock = kept.lock()?;
+    let name = kept.machine.name.clone();
+    if !kept.is_running() {
+        screen.note(&format!("{name} was off already"));
+        return Ok(());
+    }
+    screen.start("shutdown", None);
+    let stopped = shut_down(&cache, &kept, &interrupt, &mut screen);
+    let (status, said) = match &stopped {
+        Ok(()) => (PhaseStatus::Passed, format!("{name} is off")),
+        Err(error) => (PhaseStatus::Failed, error.to_string()),
+    };
+    screen.end(status, &said);
+    stopped
+}
+
+fn shut_down(cache: &Cache, kept: &Kept, interrupt: &Interrupt, screen: &mut Screen) -> Result<()> {
+    let hypervisor = Hypervisor::open(&kept.work().join("v"), cache)?;
+    let Some(machine) = hypervisor.running() else { return Ok(()) };
+    let mut arguments = kept.ssh()?;
+    arguments.extend(["--", "sudo", "-n", "systemctl", "poweroff"].map(Into::into));
+    // The connection ends with the guest: ssh's exit code says nothing. What it said is told where the guest goes on.
+    let asked = child::read(&tools::require("ssh")?, &arguments, limits::SHUTDOWN, interrupt);
+    let deadline = Instant::now() + limits::SHUTDOWN;
+    let mut console = Console::new(&kept.machine.console);
+    console.new_boot()?;
+    while machine.condition() != Condition::Gone {
+        interrupt.check()?;
+        if Instant::now() > deadline {
+            let name = &kept.machine.name;
+            let late = format!("{name} is not off after {} s", limits::SHUTDOWN.as_secs());
+            let late = Diagnosis::new(late, format!("cargo xtask vm power-cut {name} takes its power away"));
+            return Err(asked.err().map_or_else(|| late.clone().into(), |error| error.context(late.clone())));
+        }
+        console.read()?;
+        screen.alive(console.last());
+        std::thread::sleep(limits::POLL);
+    }
+    Ok(())
+}
+
+fn boot(cache: &Cache, kept: &mut Kept, interrupt: &Interrupt, screen: &mut Screen) -> Result<()> {
+    let path = kept.work().join("domain.xml");
+    let xml = std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+    let mut console = Console::new(&kept.machine.console);
+    console.new_boot()?;
+    // A QEMU that lost its power, or that went with this host, is still in libvirt's own books.
+    let root = kept.work().join("v");
+    run_dir::remove_tree(&root)?;
+    make_private_dir(&root)?;
+    let hypervisor = Hypervisor::open(&root, cache)?;
+    let mut machine = hypervisor.start_paused(&xml)?;
+    machine.resume()?;
+    kept.machine.ssh_port = Some(machine.ssh_port()?);
+    kept.save()?;
+    wait_for_ssh(kept, &machine, &mut console, interrupt, screen)?;
+    machine.let_go();
+    Ok(())
+}
+
+fn wait_for_ssh(
+    kept: &Kept,
+    machine: &Machine,
+    console: &mut Console,
+    interrupt: &Interrupt,
+    screen: &mut Screen,
+) -> Result<()> {
+    let deadline = Instant::now() + limits::BARE_BOOT;
+    let port = kept.machine.ssh_port.context("a machine that was just started")?;
+    loop {
+        interrupt.check()?;
+        console.read()?;
+        if let Some(fault) = console.fault() {
+            return Err(Diagnosis::new(fault.what, fault.hint).into());
+        }
+        if machine.condition() != Condition::Running {
+            let hint = format!("cargo xtask vm console {} has its last words", kept.machine.name);
+            return Err(Unavailable { error: "QEMU ended while the machine booted".to_owned(), hint }.into());
+        }
+        if greets(port) {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            let hint = format!("cargo xtask vm console {} says how far it came", kept.machine.name);
+            return Err(Diagnosis::new("the machine's ssh does not answer in time", hint).into());
+        }
+        screen.alive(console.last());
+        std::thread::sleep(limits::POLL);
+    }
+}
+
+/// Whether an sshd greets whoever connects, as it does first (RFC 4253, 4.2). QEMU takes connections before there is one.
+pub(crate) fn greets(port: u16) -> bool {
+    let Ok(mut stream) = TcpStream::connect_timeout(&([127, 0, 0, 1], port).into(), limits::WORKLOAD_ANSWER)
+    else {
+        return false;
+    };
+    let mut greeting = [0; 4];
+    stream.set_read_timeout(Some(limits::WORKLOAD_ANSWER)).is_ok()
+        && stream.read_exact(&mut greeting).is_ok()
+        && greeting == *b"SSH-"
+}

@@ -1,0 +1,144 @@
+//! `smoke --verify-cold`: the same smoke from its warm layer and from nothing, and whether they say the same.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result};
+use xtask::exit::{Code, Diagnosis};
+use xtask::paths::{Cache, make_private_dir};
+use xtask::report::{Report, Verdict};
+
+use crate::interrupt::Interrupt;
+
+/// This command without this flag, twice; each with a report of its own below `compared/` in the cache.
+pub(super) fn run() -> Result<()> {
+    let interrupt = Interrupt::install()?;
+    let directory = Cache::from_env()?.root().join("compared");
+    let mut reports = Vec::new();
+    for (name, more) in [("warm", None), ("cold", Some("--cold"))] {
+        let report = directory.join(name);
+        make_private_dir(&report)?;
+        reports.push(smoke(&report, more)?);
+        interrupt.check()?;
+    }
+    let [warm, cold] = reports.try_into().expect("two were made");
+    let differences = differences(&warm, &cold);
+    if !differences.is_empty() {
+        return Err(Diagnosis::new(
+            format!("the warm run and the cold one differ in {}", differences.join("; ")),
+            format!(
+                "compare the reports in {}; cargo xtask image prune, and --cold, until it is found",
+                directory.display()
+            ),
+        )
+        .into());
+    }
+    eprintln!("the warm run and the cold one say the same: {}", directory.display());
+    match warm.verdict {
+        Verdict::Verified => Ok(()),
+        verdict => Err(Code(verdict.exit_code()).into()),
+    }
+}
+
+fn smoke(directory: &Path, more: Option<&str>) -> Result<Report> {
+    let own = std::env::current_exe().context("find this very program")?;
+    let words = std::env::args_os().skip(1).filter(|word| word != "--verify-cold");
+    let mut command = Command::new(own);
+    command.args(words).args(more).arg("--report").arg(directory).stdin(Stdio::null());
+    // What it ended with is in its report.
+    command.status().context("run a smoke")?;
+    let path = directory.join("report.json");
+    let text = std::fs::read(&path).with_context(|| format!("read {}", path.display()))?;
+    serde_json::from_slice(&text).with_context(|| format!("parse {}", path.display()))
+}
+
+/// What must not depend on how the machine came to be. Boot ids, revisions and times do.
+fn differences(warm: &Report, cold: &Report) -> Vec<String> {
+    let facts = |report: &Report| {
+        let evidence = &report.evidence;
+        let status = |status: &Option<xtask::report::StatusEvidence>| {
+            status.as_ref().map(|said| format!("{} {} {}", said.exe_sha256, said.machine, said.agent_version))
+        };
+        let workload = |said: &Option<xtask::report::WorkloadEvidence>| {
+            said.as_ref().map(|said| format!("{} {} {}", said.machine, said.generation, said.starts))
+        };
+        let phases = report.phases.iter().map(|phase| format!("{}: {:?}", phase.name.title(), phase.status));
+        let kernel = report.guest.kernel.clone();
+        let system =
+            report.guest.os_release.as_ref().map(|system| format!("{} {}", system.id, system.version_id));
+        let mut facts = vec![
+            ("the verdict".to_owned(), Some(format!("{:?}", report.verdict))),
+            ("what was built".to_owned(), report.agent.as_ref().map(|agent| agent.sha256.clone())),
+            ("the guest's kernel".to_owned(), kernel),
+            ("the guest's system".to_owned(), system),
+            ("join".to_owned(), status(&evidence.join)),
+            ("rejoin".to_owned(), status(&evidence.rejoin)),
+            ("the workload".to_owned(), workload(&evidence.workload)),
+            ("the workload without a broker".to_owned(), workload(&evidence.workload_offline)),
+            ("the changed workload".to_owned(), workload(&evidence.workload_rejoin)),
+        ];
+        facts.extend(phases.map(|phase| ("a phase".to_owned(), Some(phase))));
+        facts
+    };
+    let (warm, cold) = (facts(warm), facts(cold));
+    let told = |fact: &Option<String>| fact.clone().unwrap_or_else(|| "nothing".to_owned());
+    let mut differences: Vec<String> = warm
+        .iter()
+        .zip(&cold)
+        .filter(|(warm, cold)| warm != cold)
+        .map(|((what, warm), (_, cold))| format!("{what}: warm {}, cold {}", told(warm), told(cold)))
+        .collect();
+    if warm.len() != cold.len() {
+        differences.push("the phases that there are".to_owned());
+    }
+    differences
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use xtask::arch::VmArchitecture;
+    use xtask::report::{StatusEvidence, WorkloadEvidence};
+
+    fn report() -> Report {
+        let mut report = Report::begin("1124-100000-0001", "2026-11-24T10:00:00Z", VmArchitecture::Aarch64);
+        report.evidence.join = Some(StatusEvidence {
+            boot_id: "b".to_owned(),
+            kv_revision: 1,
+            exe_sha256: "e".to_owned(),
+            machine: "aarch64".to_owned(),
+            agent_version: "0.1.0".to_owned(),
+        });
+        report.evidence.workload_rejoin = Some(WorkloadEvidence {
+            machine: "aarch64".to_owned(),
+            boot_id: "b".to_owned(),
+            generation: 2,
+            starts: 3,
+        });
+        report.conclude(Verdict::Verified, 90.0);
+        report
+    }
+
+    #[test]
+    fn what_must_be_the_same_is_compared_and_what_may_differ_is_not() {
+        let warm = report();
+        let mut cold = report();
+        cold.seconds = 160.0;
+        cold.evidence.join.as_mut().unwrap().boot_id = "c".to_owned();
+        cold.evidence.join.as_mut().unwrap().kv_revision = 9;
+        assert_eq!(differences(&warm, &cold), [""; 0]);
+        type Change = fn(&mut Report);
+        let changes: [Change; 5] = [
+            |report| report.verdict = Verdict::Failed,
+            |report| report.evidence.join = None,
+            |report| report.evidence.join.as_mut().unwrap().exe_sha256.push('x'),
+            |report| report.evidence.workload_rejoin.as_mut().unwrap().starts = 1,
+            |report| report.guest.kernel = Some("6.1".to_owned()),
+        ];
+        for change in changes {
+            let mut cold = report();
+            change(&mut cold);
+            assert_eq!(differences(&warm, &cold).len(), 1);
+        }
+    }
+}

@@ -1,0 +1,211 @@
+//! Machines that outlive the command that made them: `vm up` and `smoke --keep` leave one, `cargo xtask vm` works with them. A run's
+//! directory with a file `kept` is one; nobody collects it, whatever became of its QEMU, until somebody removes it.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+
+use crate::arch::VmArchitecture;
+use crate::exit::{Unavailable, Usage};
+use crate::paths::{Cache, processes_naming, write_private};
+use crate::run_dir::{directories, try_lock};
+
+/// Its name in a run's directory.
+pub const FILE: &str = "kept";
+/// The schema of `kept` and of `vm list --json`.
+pub const SCHEMA: u32 = 1;
+/// The name that stands for the guest in known_hosts: its port changes with every start.
+const HOST_ALIAS: &str = "iot-device";
+
+/// What is known of a kept machine.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Machine {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// The run that made it, and its directory's name.
+    pub id: String,
+    /// What people call it; the run's name where nobody said another.
+    pub name: String,
+    /// Its architecture.
+    pub arch: VmArchitecture,
+    /// The image that it was made from.
+    pub image: String,
+    /// When it was made, RFC 3339, UTC.
+    pub made_at: String,
+    /// Whom ssh enters as.
+    pub login_user: String,
+    /// The port of this host's loopback that leads to its ssh, since it was started last.
+    pub ssh_port: Option<u16>,
+    /// What its serial console has said.
+    pub console: PathBuf,
+}
+
+/// A kept machine and where it is.
+#[derive(Debug, Clone)]
+pub struct Kept {
+    /// What is known of it.
+    pub machine: Machine,
+    /// The run's directory.
+    pub directory: PathBuf,
+}
+
+impl Kept {
+    /// The run's working directory.
+    pub fn work(&self) -> PathBuf {
+        self.directory.join("w")
+    }
+
+    /// Whether its QEMU is there.
+    pub fn is_running(&self) -> bool {
+        !processes_naming(&self.work()).is_empty()
+    }
+
+    /// ssh's arguments that lead into it.
+    ///
+    /// # Errors
+    /// [`Unavailable`] where it does not run.
+    pub fn ssh(&self) -> Result<Vec<OsString>> {
+        let name = &self.machine.name;
+        match self.machine.ssh_port.filter(|_| self.is_running()) {
+            Some(port) => Ok(ssh_arguments(&self.work(), &self.machine.login_user, port)),
+            None => Err(Unavailable {
+                error: format!("enter {name}: it is off"),
+                hint: format!("cargo xtask vm start {name}"),
+            }
+            .into()),
+        }
+    }
+
+    /// Nobody else starts, stops or removes it while the lock is held.
+    ///
+    /// # Errors
+    /// [`Unavailable`] where another command has it.
+    pub fn lock(&self) -> Result<std::fs::File> {
+        try_lock(&self.directory.join("lock"))?.ok_or_else(|| {
+            Unavailable {
+                error: format!(
+                    "{}: another command works on it, or the run that made it has not ended",
+                    self.machine.name
+                ),
+                hint: "wait for it".to_owned(),
+            }
+            .into()
+        })
+    }
+
+    /// Writes down what changed.
+    ///
+    /// # Errors
+    /// Names the file.
+    pub fn save(&self) -> Result<()> {
+        let (path, beside) = (self.directory.join(FILE), self.directory.join("kept.new"));
+        write_private(&beside, serde_json::to_string_pretty(&self.machine)?)?;
+        std::fs::rename(&beside, &path).with_context(|| format!("rename {}", beside.display()))
+    }
+}
+
+/// Every kept machine, by name.
+pub fn all(cache: &Cache) -> Vec<Kept> {
+    let read = |directory: PathBuf| {
+        let text = std::fs::read(directory.join(FILE)).ok()?;
+        let machine = serde_json::from_slice(&text).ok()?;
+        Some(Kept { machine, directory })
+    };
+    let mut kept: Vec<_> = directories(&cache.runs()).into_iter().filter_map(read).collect();
+    kept.sort_by(|one, other| {
+        (&one.machine.name, &one.machine.id).cmp(&(&other.machine.name, &other.machine.id))
+    });
+    kept
+}
+
+/// The one with this name or of this run; without a name the only one there is.
+///
+/// # Errors
+/// [`Usage`], with the names that there are.
+pub fn find(cache: &Cache, name: Option<&str>) -> Result<Kept, Usage> {
+    let mut kept = all(cache);
+    let names: Vec<_> = kept.iter().map(|kept| kept.machine.name.clone()).collect();
+    let there =
+        if names.is_empty() { "none; cargo xtask vm up makes one".to_owned() } else { names.join(", ") };
+    match name {
+        None if kept.len() == 1 => Ok(kept.remove(0)),
+        None => Err(Usage(format!("which machine? there are: {there}"))),
+        Some(name) => kept
+            .into_iter()
+            .find(|kept| kept.machine.name == name || kept.machine.id == name)
+            .ok_or_else(|| Usage(format!("{name}: no such kept machine; there are: {there}"))),
+    }
+}
+
+/// What leads into the guest behind `port`, with the keys in `keys`.
+pub fn ssh_arguments(keys: &Path, login_user: &str, port: u16) -> Vec<OsString> {
+    let option = |name: &str, value: &Path| OsString::from(format!("-o{name}={}", value.display()));
+    vec![
+        "-F/dev/null".into(),
+        "-oBatchMode=yes".into(),
+        "-oStrictHostKeyChecking=yes".into(),
+        format!("-oHostKeyAlias={HOST_ALIAS}").into(),
+        "-oIdentitiesOnly=yes".into(),
+        "-oLogLevel=ERROR".into(),
+        option("UserKnownHostsFile", &keys.join("known_hosts")),
+        option("IdentityFile", &keys.join("user_key")),
+        format!("-p{port}").into(),
+        format!("{login_user}@127.0.0.1").into(),
+    ]
+}
+
+/// The line of known_hosts for a guest with this host key.
+pub fn known_host(public_key: &str) -> String {
+    format!("{HOST_ALIAS} {public_key}\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kept(cache: &Cache, id: &str, name: &str) -> Kept {
+        let directory = cache.runs().join(id);
+        std::fs::create_dir_all(directory.join("w")).unwrap();
+        let machine = Machine {
+            schema: SCHEMA,
+            id: id.to_owned(),
+            name: name.to_owned(),
+            arch: VmArchitecture::Aarch64,
+            image: "debian-12".to_owned(),
+            made_at: "2026-11-24T10:00:00Z".to_owned(),
+            login_user: "debian".to_owned(),
+            ssh_port: Some(40022),
+            console: directory.join("console.log"),
+        };
+        let kept = Kept { machine, directory };
+        kept.save().unwrap();
+        kept
+    }
+
+    #[test]
+    fn a_machine_is_found_by_its_name_by_its_run_and_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let cache = Cache::at(directory.path());
+        assert!(find(&cache, None).unwrap_err().0.contains("vm up"));
+        kept(&cache, "1124-100000-0001", "dev");
+        assert_eq!(find(&cache, None).unwrap().machine.id, "1124-100000-0001");
+        kept(&cache, "1124-100000-0002", "1124-100000-0002");
+        assert!(find(&cache, None).unwrap_err().0.contains("1124-100000-0002, dev"));
+        assert_eq!(find(&cache, Some("dev")).unwrap().machine.id, "1124-100000-0001");
+        assert_eq!(find(&cache, Some("1124-100000-0001")).unwrap().machine.name, "dev");
+        assert!(find(&cache, Some("other")).unwrap_err().0.contains("there are: 1124-100000-0002, dev"));
+    }
+
+    #[test]
+    fn a_machine_that_is_off_is_not_entered() {
+        let directory = tempfile::tempdir().unwrap();
+        let kept = kept(&Cache::at(directory.path()), "1124-100000-0001", "dev");
+        let error = kept.ssh().unwrap_err();
+        assert!(error.to_string().contains("it is off"), "{error:#}");
+        assert!(crate::exit::hint(&error).unwrap().contains("vm start dev"));
+        let _held = kept.lock().unwrap();
+        assert!(kept.lock().is_err());
+    }
+}

@@ -1,0 +1,165 @@
+//! Warm layers and machines to work in, on real machines: one layer is made, thawed, tampered with. `cargo xtask ci` runs these,
+//! after a preflight.
+
+use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use rustix::process::Pid;
+use xtask::layer::{DISK, FILES, Layer, RAM};
+use xtask::paths::{Cache, processes_naming};
+use xtask::report::{PhaseStatus, Report, Verdict};
+
+const BACK_ROOM: &str = env!("CARGO_BIN_EXE_xtask-vm");
+const FRONT_DOOR: &str = env!("CARGO_BIN_EXE_xtask");
+
+/// A cache of its own, but for the images.
+struct Own {
+    _directory: tempfile::TempDir,
+    root: PathBuf,
+}
+
+impl Own {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path().join("c");
+        std::fs::create_dir(&root).unwrap();
+        let images = Cache::from_env().unwrap().images();
+        std::os::unix::fs::symlink(images, root.join("images")).unwrap();
+        Self { _directory: directory, root }
+    }
+
+    fn run(&self, program: &str, arguments: &[&str]) -> Output {
+        let mut command = Command::new(program);
+        command.args(arguments).env("IOT_XTASK_CACHE", &self.root).stdin(Stdio::null());
+        command.output().unwrap()
+    }
+
+    /// A smoke, and its report; nothing of it may be left.
+    fn smoke(&self, arguments: &[&str]) -> (Output, Report) {
+        let words = [&["smoke", "--arch", "aarch64", "--image", "debian-12"], arguments].concat();
+        let output = self.run(BACK_ROOM, &words);
+        let said = said(&output);
+        let path = said.lines().find_map(|line| line.strip_prefix("report: "));
+        let report = std::fs::read(path.unwrap_or_else(|| panic!("{said}"))).unwrap();
+        let report: Report = serde_json::from_slice(&report).unwrap();
+        let work = self.root.join("runs").join(&report.run_id).join("w");
+        assert_eq!(processes_naming(&work), Vec::<Pid>::new(), "{said}");
+        assert!(!work.exists(), "{} is left: {said}", work.display());
+        (output, report)
+    }
+
+    fn vm(&self, arguments: &[&str]) -> Output {
+        self.run(FRONT_DOOR, &[&["vm"], arguments].concat())
+    }
+
+    fn layers(&self) -> Vec<PathBuf> {
+        xtask::run_dir::directories(&self.root.join("layers"))
+    }
+}
+
+fn said(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+fn assert_code(output: &Output, code: i32) {
+    assert_eq!(output.status.code(), Some(code), "{}", said(output));
+}
+
+/// One after the other: they share the layer, whose making is a whole boot.
+#[test]
+fn a_layer_is_made_once_used_again_and_never_trusted() {
+    let own = Own::new();
+    let (output, made) = own.smoke(&["--until", "join"]);
+    assert_code(&output, 0);
+    let layer = made.layer.unwrap();
+    assert_eq!((made.verdict, layer.made_by.as_str()), (Verdict::Verified, made.run_id.as_str()));
+    assert!(said(&output).contains("warm, only until join"), "{}", said(&output));
+    let [directory] = own.layers().try_into().unwrap();
+    frozen(&directory);
+
+    let (output, warm) = own.smoke(&[]);
+    assert_code(&output, 0);
+    assert_eq!(warm.layer.as_ref().unwrap().made_by, made.run_id, "thawed, not made again");
+    assert!(warm.phases.iter().all(|phase| phase.status == PhaseStatus::Passed), "{:?}", warm.phases);
+    let evidence = &warm.evidence;
+    let (join, rejoin) = (evidence.join.as_ref().unwrap(), evidence.rejoin.as_ref().unwrap());
+    assert!(join.boot_id != rejoin.boot_id && join.exe_sha256 == rejoin.exe_sha256);
+    assert!(evidence.workload_offline.is_some() && evidence.workload_rejoin.is_some());
+    // What the runs wrote went into layers of their own.
+    frozen(&directory);
+
+    machines_to_work_in(&own, &directory);
+
+    let (output, past) = own.smoke(&["--sabotage", "stale-chain"]);
+    assert_code(&output, 69);
+    let failure = past.failure.unwrap();
+    let told = format!("{} {}", failure.error, failure.causes.join(" "));
+    assert!(told.contains("lies on") && told.contains(DISK), "{told}");
+
+    flip_a_byte(&directory.join(RAM));
+    let (output, flipped) = own.smoke(&["--until", "join"]);
+    assert_code(&output, 69);
+    let failure = flipped.failure.unwrap();
+    assert!(failure.error.contains("was changed in ram.save"), "{failure:?}");
+    assert_eq!(own.layers(), Vec::<PathBuf>::new(), "the next run makes it anew");
+}
+
+/// As it was written down, and read-only.
+fn frozen(directory: &Path) {
+    let layer = Layer::read(directory).unwrap();
+    assert_eq!(layer.files.len(), FILES.len());
+    for (name, file) in &layer.files {
+        let path = directory.join(name);
+        assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o400, "{name}");
+        let found = xtask::digest::Algorithm::Sha256.of(&std::fs::read(&path).unwrap());
+        assert_eq!(found, file.digest, "{name}");
+    }
+    let names: Vec<_> =
+        std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(names.len(), FILES.len() + 2, "no key and no payload is in a layer: {names:?}");
+}
+
+/// With the times of before: a stamp shows nothing.
+fn flip_a_byte(path: &Path) {
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let file = std::fs::File::options().read(true).write(true).open(path).unwrap();
+    let modified = file.metadata().unwrap().modified().unwrap();
+    let middle = file.metadata().unwrap().len() / 2;
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, middle).unwrap();
+    file.write_all_at(&[byte[0] ^ 1], middle).unwrap();
+    file.set_modified(modified).unwrap();
+}
+
+/// Up in seconds, entered, cut off, booted from its own disk, shut down, removed.
+fn machines_to_work_in(own: &Own, layer: &Path) {
+    let up = own.run(BACK_ROOM, &["vm", "up", "dev", "--arch", "aarch64", "--image", "debian-12", "--json"]);
+    assert_code(&up, 0);
+    let machine: serde_json::Value = serde_json::from_slice(&up.stdout).unwrap();
+    assert_eq!(machine["name"], "dev");
+    let users = xtask::run_dir::users_of(&Cache::at(&own.root), layer);
+    assert_eq!(users, [machine["id"].as_str().unwrap()], "nobody deletes what it lies on");
+    let again = own.vm(&["up", "dev", "--arch", "aarch64"]);
+    assert!(said(&again).contains("there is a machine of this name"), "{}", said(&again));
+
+    let asked = own.vm(&["exec", "--", "sh", "-c", "uname -m; echo kept > here; sync; exit 7"]);
+    assert_code(&asked, 7);
+    assert_eq!(String::from_utf8_lossy(&asked.stdout), "aarch64\n");
+    assert_code(&own.vm(&["power-cut", "dev"]), 0);
+    let off = own.vm(&["exec", "true"]);
+    assert_code(&off, 69);
+    assert!(said(&off).contains("vm start dev"), "{}", said(&off));
+
+    let started = own.vm(&["start", "dev"]);
+    assert_code(&started, 0);
+    let asked = own.vm(&["exec", "--", "cat", "here"]);
+    assert_eq!(String::from_utf8_lossy(&asked.stdout), "kept\n", "{}", said(&asked));
+    assert!(said(&own.vm(&["console", "dev", "--no-follow"])).contains("Linux version"));
+    assert_code(&own.vm(&["stop", "dev"]), 0);
+    let listed = own.vm(&["list"]);
+    assert!(said(&listed).contains("off"), "{}", said(&listed));
+    assert_code(&own.vm(&["gc"]), 0);
+    assert_code(&own.vm(&["rm", "dev"]), 0);
+    assert_eq!(said(&own.vm(&["list"])), "");
+}
