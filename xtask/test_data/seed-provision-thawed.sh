@@ -6,7 +6,8 @@ install -m 0600 "$here/host_key" /etc/ssh/ssh_host_ed25519_key
 install -m 0644 "$here/host_key.pub" /etc/ssh/ssh_host_ed25519_key.pub
 home=$(getent passwd ubuntu | cut -d: -f6)
 install -o ubuntu -m 0600 "$here/user_key.pub" "$home/.ssh/authorized_keys"
-systemctl --no-block restart ssh.service
+systemctl restart ssh.service
+echo 'iot-xtask: keys taken' > /dev/console
 }
 # Later boots are not first ones, and need not wait until cloud-init has seen that (cloud-init, "how to disable").
 mkdir -p /etc/cloud && touch /etc/cloud/cloud-init.disabled && sync
@@ -14,8 +15,8 @@ mkdir -p /etc/cloud && touch /etc/cloud/cloud-init.disabled && sync
 if output=$(sh "$here/install.sh" 2>&1); then
   
   date --utc --set=@1800000000 > /dev/null
-  own_keys
   echo 'iot-xtask: provision done' > /dev/console
+  own_keys
 else
   own_keys
   echo "iot-xtask: provision failed: $(echo "$output" | tail -n 3 | tr '\n' ' ')" > /dev/console

@@ -10,8 +10,8 @@ mkdir -p /etc/cloud && touch /etc/cloud/cloud-init.disabled && sync
 if output=$(sh "$here/install.sh" 2>&1); then
   
   true
-  own_keys
   echo 'iot-xtask: provision done' > /dev/console
+  own_keys
 else
   own_keys
   echo "iot-xtask: provision failed: $(echo "$output" | tail -n 3 | tr '\n' ' ')" > /dev/console

@@ -20,6 +20,8 @@ pub mod marker {
     pub const DONE: &str = "iot-xtask: provision done";
     /// It is not; the reason follows.
     pub const FAILED: &str = "iot-xtask: provision failed:";
+    /// A thawed machine has this run's keys.
+    pub const KEYS: &str = "iot-xtask: keys taken";
     /// The first boot is over, and the machine waits for its payload.
     pub const IDLE: &str = "iot-xtask: first boot done";
     /// cloud-init's own last line begins so, behind a time stamp.
@@ -152,8 +154,8 @@ pub fn provision_script(sabotage: Option<Sabotage>, thawed: Option<Thawed<'_>>, 
          if output=$({install} 2>&1); then\n\
          \x20 {planted}\n\
          \x20 {clock}\n\
-         \x20 own_keys\n\
          \x20 echo '{done}' > /dev/console\n\
+         \x20 own_keys\n\
          else\n\
          \x20 own_keys\n\
          \x20 echo \"{failed} $(echo \"$output\" | tail -n 3 | tr '\\n' ' ')\" > /dev/console\n\
@@ -181,8 +183,10 @@ impl Thawed<'_> {
              install -m 0644 \"$here/host_key.pub\" /etc/ssh/ssh_host_ed25519_key.pub\n\
              home=$(getent passwd {user} | cut -d: -f6)\n\
              install -o {user} -m 0600 \"$here/user_key.pub\" \"$home/.ssh/authorized_keys\"\n\
-             systemctl --no-block restart ssh.service",
-            user = self.login_user
+             systemctl restart ssh.service\n\
+             echo '{keys}' > /dev/console",
+            user = self.login_user,
+            keys = marker::KEYS,
         )
     }
 

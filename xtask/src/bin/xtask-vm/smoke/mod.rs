@@ -27,7 +27,6 @@ use xtask::report::{AgentReport, OsReleaseReport, Phase, StatusEvidence, Workloa
 use xtask::workspace::Workspace;
 
 use crate::broker::Seen;
-use crate::machine::greets;
 use boot::Subject;
 pub(crate) use boot::{make_writable_files, resolve};
 pub(crate) use image::ensure_or_stand_in;
@@ -128,10 +127,6 @@ fn machine_alone(session: &mut Session<'_>) -> Result<()> {
     session.phase(Phase::Provision, Some(limit), |session| {
         let mut vm = session.vm.take().context("the machine that was just started")?;
         let ready = vm.wait(session, "the guest to take its keys", limit, |vm| vm.provisioned());
-        let ready = ready.and_then(|()| {
-            let port = vm.machine.ssh_port()?;
-            vm.wait(session, "the guest's sshd", limit, |_| Ok(greets(port).then_some(())))
-        });
         session.vm = Some(vm);
         ready.map(|()| ((), "it can be entered".to_owned()))
     })?;

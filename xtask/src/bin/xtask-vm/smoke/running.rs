@@ -23,6 +23,7 @@ use crate::broker::{Broker, Seen};
 use crate::console::Console;
 use crate::guest::Keys;
 use crate::hypervisor::{self, Condition, Hypervisor};
+use crate::machine::greets;
 use crate::screen::Screen;
 
 /// Everything that lives while the guest does.
@@ -277,9 +278,32 @@ impl RunningVm {
         destroyed
     }
 
+    /// Waits, where that takes a moment more, until ssh leads in: a thawed machine takes its keys when its agent runs. What is kept
+    /// may be a machine that nobody enters, which is no reason not to keep it.
+    fn wait_until_entered(&mut self) -> Result<()> {
+        let deadline = Instant::now() + self.limits().guest_command();
+        let port = self.machine.ssh_port()?;
+        loop {
+            self.console.read()?;
+            let provisioned = self.console.line_with(marker::DONE).is_some();
+            let takes_keys =
+                self.is_thawed() && provisioned && self.console.line_with(marker::KEYS).is_none();
+            if (!takes_keys && greets(port)) || Instant::now() > deadline {
+                return Ok(());
+            }
+            std::thread::sleep(limits::POLL);
+        }
+    }
+
+    /// Whether it came out of a warm layer: there is then one more disk between its own and the image's.
+    fn is_thawed(&self) -> bool {
+        self.files.backing.len() > 1
+    }
+
     /// Leaves the machine running, under a name. Where that cannot be, it is destroyed.
     pub(crate) fn release(mut self, run: &RunDir, name: Option<&str>) -> Result<Machine> {
         ensure!(self.machine.condition() == Condition::Running, "keep the machine: its QEMU has ended");
+        self.wait_until_entered()?;
         let kept = Machine {
             schema: kept::SCHEMA,
             id: run.id().to_owned(),
