@@ -139,6 +139,20 @@ pub fn find(cache: &Cache, name: Option<&str>) -> Result<Kept, Usage> {
     }
 }
 
+/// An error where another machine has this name already.
+///
+/// # Errors
+/// [`Unavailable`], with what to do.
+pub fn check_name(cache: &Cache, name: &str) -> Result<(), Unavailable> {
+    match all(cache).iter().find(|kept| kept.machine.name == name || kept.machine.id == name) {
+        None => Ok(()),
+        Some(_) => Err(Unavailable {
+            error: format!("keep a machine as {name}: there is a machine of this name"),
+            hint: format!("cargo xtask vm rm {name}, or another name"),
+        }),
+    }
+}
+
 /// What leads into the guest behind `port`, with the keys in `keys`.
 pub fn ssh_arguments(keys: &Path, login_user: &str, port: u16) -> Vec<OsString> {
     let option = |name: &str, value: &Path| OsString::from(format!("-o{name}={}", value.display()));

@@ -2,7 +2,7 @@
 //! another machine is part of its key, so that a layer is the right one or is made anew; nothing is ever adapted.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
@@ -34,6 +34,8 @@ pub struct Ingredients {
     pub format: u32,
     /// The image's disk.
     pub image: Digest,
+    /// Where that is: the frozen disk names it.
+    pub image_path: PathBuf,
     /// The cloud-init seed, without what is each run's own: keys and identity.
     pub seed: Digest,
     /// The domain's XML, with no path of a run in it: the machine type, the CPU and its flags, the accelerator, memory, processors and
@@ -125,6 +127,7 @@ mod tests {
         Ingredients {
             format: FORMAT,
             image: digest("image"),
+            image_path: "/images/a/disk".into(),
             seed: digest("seed"),
             domain: digest("domain"),
             firmware_code: digest("code"),
@@ -142,9 +145,10 @@ mod tests {
         let key = ingredients().key("debian-12", arch);
         assert_eq!(key, ingredients().key("debian-12", arch));
         type Change = fn(&mut Ingredients);
-        let changes: [Change; 10] = [
+        let changes: [Change; 11] = [
             |i| i.format += 1,
             |i| i.image = digest("another"),
+            |i| i.image_path = "/images/b/disk".into(),
             |i| i.seed = digest("another"),
             |i| i.domain = digest("another"),
             |i| i.firmware_code = digest("another"),

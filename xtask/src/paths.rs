@@ -3,7 +3,8 @@
 //! ```text
 //! <cache>/images/<key>/        a disk image and its manifest
 //! <cache>/runs/<id>/           one run: report.json, console.log; w/ while it lives
-//! <cache>/layers/<key>/        a machine after its first boot: disk, memory, NVRAM, seed
+//! <cache>/layers/<key>.<run>/  a machine after its first boot: disk, memory, NVRAM, seed
+//! <cache>/compared/            what `smoke --verify-cold` compares
 //! <cache>/history/             how long phases took on this machine
 //! <cache>/workload/            the smoke's workload as an executable, by what it is made of
 //! <cache>/libvirt/             what libvirt has learned of QEMU, for every run's embedded root

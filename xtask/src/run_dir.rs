@@ -13,6 +13,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+pub use crate::file_lock::{lock, try_lock};
 use crate::kept::{self, Kept, Machine};
 use crate::limits;
 use crate::paths::{Cache, make_private_dir, processes_naming};
@@ -115,7 +116,9 @@ impl RunDir {
     ///
     /// # Errors
     /// Names the file that cannot be written.
-    pub fn keep(&self, machine: Machine) -> Result<()> {
+    pub fn keep(&self, cache: &Cache, machine: Machine) -> Result<()> {
+        let _guard = lock(&cache.runs().join(".lock"))?;
+        kept::check_name(cache, &machine.name)?;
         Kept { machine, directory: self.path.clone() }.save()
     }
 
@@ -174,6 +177,8 @@ pub fn dead(cache: &Cache) -> Vec<String> {
 /// Where its run has not ended, a process cannot be ended or a file not deleted.
 pub fn remove_kept(kept: &Kept) -> Result<usize> {
     let _lock = kept.lock()?;
+    // Nobody looks at the directories while one of them goes.
+    let _guard = kept.directory.parent().map(|runs| lock(&runs.join(".lock"))).transpose()?;
     let processes = end_processes(&kept.work())?;
     remove_tree(&kept.directory)?;
     Ok(processes)
@@ -239,33 +244,6 @@ fn new_id() -> Result<String> {
         .context("ask the kernel for a random number")?;
     let now = jiff::Timestamp::now().strftime("%m%d-%H%M%S");
     Ok(format!("{now}-{:04x}", u16::from_le_bytes(random)))
-}
-
-/// Waits for the lock.
-///
-/// # Errors
-/// Names the file.
-pub fn lock(path: &Path) -> Result<Option<File>> {
-    take(path, FlockOperation::LockExclusive)
-}
-
-/// The lock, or `None` where another process holds it.
-///
-/// # Errors
-/// Names the file.
-pub fn try_lock(path: &Path) -> Result<Option<File>> {
-    take(path, FlockOperation::NonBlockingLockExclusive)
-}
-
-fn take(path: &Path, operation: FlockOperation) -> Result<Option<File>> {
-    let mut options = File::options();
-    let file = options.create(true).truncate(false).write(true).open(path);
-    let file = file.with_context(|| format!("open the lock {}", path.display()))?;
-    match flock(&file, operation) {
-        Ok(()) => Ok(Some(file)),
-        Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
-        Err(error) => Err(error).with_context(|| format!("lock {}", path.display())),
-    }
 }
 
 /// Kills every process that names something below `directory` on its command line, with its group where it leads one:

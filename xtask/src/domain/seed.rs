@@ -183,6 +183,7 @@ impl Thawed<'_> {
              install -m 0644 \"$here/host_key.pub\" /etc/ssh/ssh_host_ed25519_key.pub\n\
              home=$(getent passwd {user} | cut -d: -f6)\n\
              install -o {user} -m 0600 \"$here/user_key.pub\" \"$home/.ssh/authorized_keys\"\n\
+             sync\n\
              systemctl restart ssh.service\n\
              echo '{keys}' > /dev/console",
             user = self.login_user,

@@ -5,7 +5,7 @@ mod ci;
 mod inspect;
 pub mod preflight;
 mod soak;
-pub mod vm;
+mod vm;
 
 use std::os::unix::process::CommandExt as _;
 use std::process::Command as Process;
@@ -60,7 +60,7 @@ pub fn run(cli: &Cli) -> Result<()> {
         Command::Vm(VmCommand::Up(args)) => {
             Choice::from_args(&args.machine.image, args.arch)?;
             if let Some(name) = &args.name {
-                vm::check_name(&Cache::from_env()?, name)?;
+                kept::check_name(&Cache::from_env()?, name)?;
             }
             let asked = Asked { architectures: &[args.arch], machine: &args.machine, for_ci: false };
             ready(&workspace, &asked, args.fix)?;

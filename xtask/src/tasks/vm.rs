@@ -9,7 +9,6 @@ use anyhow::{Context, Result};
 use serde_json::json;
 
 use crate::cli::VmCommand;
-use crate::exit::Unavailable;
 use crate::host::tools;
 use crate::kept::{self, Kept};
 use crate::limits;
@@ -155,20 +154,6 @@ fn gc(cache: &Cache, dry_run: bool, as_json: bool) -> Result<()> {
         eprintln!("no dead run has left anything");
     }
     Ok(())
-}
-
-/// An error where another machine has this name already.
-///
-/// # Errors
-/// [`Unavailable`], with what to do.
-pub fn check_name(cache: &Cache, name: &str) -> Result<(), Unavailable> {
-    match kept::all(cache).iter().find(|kept| kept.machine.name == name || kept.machine.id == name) {
-        None => Ok(()),
-        Some(_) => Err(Unavailable {
-            error: format!("vm up {name}: there is a machine of this name"),
-            hint: format!("cargo xtask vm rm {name}, or another name"),
-        }),
-    }
 }
 
 #[cfg(test)]

@@ -46,6 +46,11 @@ impl History {
         Self { path, phases: phases.unwrap_or_default() }
     }
 
+    /// The kind of run.
+    pub(crate) fn kind(&self) -> String {
+        self.path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
+    }
+
     /// What is usual of a phase.
     pub(crate) fn of(&self, phase: Phase) -> Option<Usual> {
         let past = self.phases.get(phase.title())?;

@@ -5,9 +5,9 @@ use std::io::Read as _;
 use std::net::TcpStream;
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use xtask::cli::{OneArgs, Voice};
-use xtask::exit::{Diagnosis, Unavailable};
+use xtask::exit::{Diagnosis, Unavailable, host_fault};
 use xtask::host::tools;
 use xtask::kept::{self, Kept};
 use xtask::limits;
@@ -29,12 +29,9 @@ pub(crate) fn start(args: &OneArgs, voice: Voice) -> Result<()> {
     let mut kept = kept::find(&cache, args.machine.as_deref())?;
     let _lock = kept.lock()?;
     let name = kept.machine.name.clone();
-    if kept.is_running() {
-        screen.note(&format!("{name} runs already"));
-        return Ok(());
-    }
     screen.start("boot", None);
-    let started = boot(&cache, &mut kept, &interrupt, &mut screen);
+    let started = boot(&cache, &mut kept, &interrupt, &mut screen)
+        .map_err(|error| host_fault(error, format!("start {name}"), "see the causes; its disk is as it was"));
     let (status, said) = match &started {
         Ok(()) => (PhaseStatus::Passed, format!("{name} can be entered: cargo xtask vm ssh {name}")),
         Err(error) => (PhaseStatus::Failed, error.to_string()),
@@ -57,7 +54,13 @@ pub(crate) fn stop(args: &OneArgs, voice: Voice) -> Result<()> {
         return Ok(());
     }
     screen.start("shutdown", None);
-    let stopped = shut_down(&cache, &kept, &interrupt, &mut screen);
+    let stopped = shut_down(&cache, &kept, &interrupt, &mut screen).map_err(|error| {
+        host_fault(
+            error,
+            format!("stop {name}"),
+            format!("cargo xtask vm power-cut {name} takes its power away"),
+        )
+    });
     let (status, said) = match &stopped {
         Ok(()) => (PhaseStatus::Passed, format!("{name} is off")),
         Err(error) => (PhaseStatus::Failed, error.to_string()),
@@ -68,7 +71,11 @@ pub(crate) fn stop(args: &OneArgs, voice: Voice) -> Result<()> {
 
 fn shut_down(cache: &Cache, kept: &Kept, interrupt: &Interrupt, screen: &mut Screen) -> Result<()> {
     let hypervisor = Hypervisor::open(&kept.work().join("v"), cache)?;
-    let Some(machine) = hypervisor.running() else { return Ok(()) };
+    let Some(machine) = hypervisor.running() else {
+        // A guest that is off already has a QEMU until libvirt looks.
+        ensure!(!kept.is_running(), "libvirt knows nothing of the QEMU that runs");
+        return Ok(());
+    };
     let mut arguments = kept.ssh()?;
     arguments.extend(["--", "sudo", "-n", "systemctl", "poweroff"].map(Into::into));
     // The connection ends with the guest: ssh's exit code says nothing. What it said is told where the guest goes on.
@@ -96,11 +103,23 @@ fn boot(cache: &Cache, kept: &mut Kept, interrupt: &Interrupt, screen: &mut Scre
     let xml = std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
     let mut console = Console::new(&kept.machine.console);
     console.new_boot()?;
-    // A QEMU that lost its power, or that went with this host, is still in libvirt's own books.
     let root = kept.work().join("v");
-    run_dir::remove_tree(&root)?;
-    make_private_dir(&root)?;
+    if !kept.is_running() {
+        // A QEMU that lost its power, or that went with this host, is still in libvirt's own books.
+        run_dir::remove_tree(&root)?;
+        make_private_dir(&root)?;
+    }
     let hypervisor = Hypervisor::open(&root, cache)?;
+    if let Some(mut machine) = hypervisor.running() {
+        if machine.condition() == Condition::Running {
+            screen.alive("it runs already");
+            return wait_for_ssh(kept, &machine, &mut console, interrupt, screen);
+        }
+        // Its guest shut itself down, or whoever started it died before it ran.
+        machine.destroy()?;
+    }
+    kept.machine.ssh_port = None;
+    kept.save()?;
     let mut machine = hypervisor.start_paused(&xml)?;
     machine.resume()?;
     kept.machine.ssh_port = Some(machine.ssh_port()?);

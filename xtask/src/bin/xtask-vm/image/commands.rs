@@ -120,7 +120,10 @@ fn list(store: &mut Store<'_>, json: bool) -> Result<()> {
             .collect();
         let layers: Vec<_> = layer::all(store.cache)
             .into_iter()
-            .map(|(kept, users)| serde_json::json!({ "key": kept.key(), "layer": kept.layer, "used_by": users }))
+            .map(|found| {
+                let (name, good, users) = (found.name(), found.is_good, &found.users);
+                serde_json::json!({ "name": name, "good": good, "layer": found.layer, "used_by": users })
+            })
             .collect();
         let document = serde_json::json!({ "schema": 1, "images": listed, "not_in_catalogue": others, "layers": layers });
         println!("{}", serde_json::to_string_pretty(&document)?);
@@ -144,11 +147,26 @@ fn list(store: &mut Store<'_>, json: bool) -> Result<()> {
             Cached::of(kept).map_or("unreadable: image prune deletes it".to_owned(), |cached| cached.say());
         println!("{name:<21} {arch:<8} {:<28} {cached}", "not in the catalogue");
     }
-    for (layer, users) in layer::all(store.cache) {
-        let used = if users.is_empty() { String::new() } else { format!(", used by {}", users.join(", ")) };
-        let (image, arch) = (&layer.layer.image, layer.layer.arch.to_string());
-        let bytes = human_bytes(layer.layer.bytes());
-        println!("{image:<21} {arch:<8} {:<28} {bytes}, made {}{used}", "a warm layer", layer.layer.made_at);
+    for found in layer::all(store.cache) {
+        let used = if found.users.is_empty() {
+            String::new()
+        } else {
+            format!(", used by {}", found.users.join(", "))
+        };
+        let bytes = human_bytes(found.bytes());
+        match &found.layer {
+            Some(layer) if found.is_good => {
+                let arch = layer.arch.to_string();
+                println!(
+                    "{:<21} {arch:<8} {:<28} {bytes}, made {}{used}",
+                    layer.image, "a warm layer", layer.made_at
+                );
+            }
+            _ => println!(
+                "{}: a warm layer that is not used again: image prune deletes it{used}",
+                found.name()
+            ),
+        }
     }
     Ok(())
 }

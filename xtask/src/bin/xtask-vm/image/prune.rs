@@ -80,45 +80,46 @@ impl Candidate {
     }
 }
 
-/// Warm layers: of an image that is not there any more, or not used for as long as images may be. Each is made again in a minute.
+/// Warm layers: of an image that is not there any more, found changed, or not used for as long as images may be. Each is made again in a
+/// minute.
 fn prune_layers(store: &mut Store<'_>, args: &PruneArgs) -> Result<Vec<Doomed>> {
-    let images = store.kept();
     let mut doomed = Vec::new();
-    for (kept, users) in layer::all(store.cache) {
-        let key = kept.key();
-        let lies_on = |image: &Kept| {
-            image.manifest.as_ref().is_some_and(|manifest| manifest.digest == kept.layer.ingredients.image)
-        };
-        let idle = kept.idle_seconds();
-        let reason = if kept.layer.ingredients.format != FORMAT {
-            "a warm layer of another version".to_owned()
-        } else if !images.iter().any(lies_on) {
-            "a warm layer of an image that is not in the cache".to_owned()
-        } else if args.older_than.is_some_and(|days| idle >= days * DAY) {
-            format!("a warm layer that was not used for {} days", idle / DAY)
-        } else {
-            continue;
-        };
-        let one = Doomed { key: key.clone(), bytes: kept.layer.bytes(), reason };
-        if !users.is_empty() {
-            store.screen.note(&format!("kept after all: {key} is used by {}", users.join(", ")));
-            continue;
-        }
-        store.screen.note(&format!(
-            "{} {key} ({}): {}",
-            if args.dry_run { "would delete" } else { "deleting" },
-            human_bytes(one.bytes),
-            one.reason
-        ));
+    for found in layer::all(store.cache) {
+        let Some(reason) = against(&found, args) else { continue };
+        let one = Doomed { key: found.name(), bytes: found.bytes(), reason };
+        let told = if args.dry_run { "would delete" } else { "deleting" };
+        store.screen.note(&format!("{told} {} ({}): {}", one.key, human_bytes(one.bytes), one.reason));
         if !args.dry_run {
-            let _lock = layer::lock(store.cache, &key, store.interrupt, store.screen)?;
-            if users_of(store.cache, &kept.directory).is_empty() {
-                layer::remove(&kept.directory)?;
+            let _lock = layer::lock(store.cache, &found.key(), store.interrupt, store.screen)?;
+            let users = users_of(store.cache, &found.directory);
+            if !users.is_empty() {
+                store.screen.note(&format!("kept after all: {} lies on it", users.join(", ")));
+                continue;
             }
+            layer::remove(&found.directory)?;
         }
         doomed.push(one);
     }
     Ok(doomed)
+}
+
+/// Why a layer is deleted, if it is.
+fn against(found: &layer::Found, args: &PruneArgs) -> Option<String> {
+    let idle = found.idle_seconds();
+    let reason = match &found.layer {
+        _ if !found.users.is_empty() => return None,
+        None => "a warm layer that cannot be read".to_owned(),
+        Some(_) if !found.is_good => "a warm layer that was found changed, or is half deleted".to_owned(),
+        Some(layer) if layer.ingredients.format != FORMAT => "a warm layer of another version".to_owned(),
+        Some(layer) if !layer.ingredients.image_path.exists() => {
+            "a warm layer of an image that is not there any more".to_owned()
+        }
+        Some(_) if args.older_than.is_some_and(|days| idle >= days * DAY) => {
+            format!("a warm layer that was not used for {} days", idle / DAY)
+        }
+        Some(_) => return None,
+    };
+    Some(reason)
 }
 
 /// Asked for, or nothing else was.

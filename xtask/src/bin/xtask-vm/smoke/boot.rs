@@ -51,6 +51,7 @@ impl RunningVm {
         image: &ReadyImage,
         subject: &Subject<'_>,
     ) -> Result<(Self, String)> {
+        warm::check_fault(session, &plan)?;
         if warm::may_be(session, &plan) {
             return Self::thaw(session, plan, image, subject);
         }

@@ -3,17 +3,24 @@
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result};
-use xtask::exit::{Code, Diagnosis};
+use anyhow::{Context, Result, ensure};
+use xtask::exit::{Code, Diagnosis, Unavailable};
 use xtask::paths::{Cache, make_private_dir};
 use xtask::report::{Report, Verdict};
+use xtask::run_dir::{remove_file, try_lock};
 
 use crate::interrupt::Interrupt;
 
 /// This command without this flag, twice; each with a report of its own below `compared/` in the cache.
 pub(super) fn run() -> Result<()> {
     let interrupt = Interrupt::install()?;
-    let directory = Cache::from_env()?.root().join("compared");
+    let cache = Cache::from_env()?;
+    let directory = cache.root().join("compared");
+    make_private_dir(&directory)?;
+    let _lock = try_lock(&directory.join("lock"))?.ok_or_else(|| Unavailable {
+        error: format!("compare in {}: another comparison runs", directory.display()),
+        hint: "wait for it".to_owned(),
+    })?;
     let mut reports = Vec::new();
     for (name, more) in [("warm", None), ("cold", Some("--cold"))] {
         let report = directory.join(name);
@@ -21,7 +28,14 @@ pub(super) fn run() -> Result<()> {
         reports.push(smoke(&report, more)?);
         interrupt.check()?;
     }
-    let [warm, cold] = reports.try_into().expect("two were made");
+    let [warm, cold]: [Report; 2] = reports.try_into().expect("two were made");
+    if warm.layer.is_none() || cold.layer.is_some() {
+        return Err(Unavailable {
+            error: "compare a warm run with a cold one: there was no warm one".to_owned(),
+            hint: "under KVM every run is cold; else see what the runs say above".to_owned(),
+        }
+        .into());
+    }
     let differences = differences(&warm, &cold);
     if !differences.is_empty() {
         return Err(Diagnosis::new(
@@ -45,11 +59,19 @@ fn smoke(directory: &Path, more: Option<&str>) -> Result<Report> {
     let words = std::env::args_os().skip(1).filter(|word| word != "--verify-cold");
     let mut command = Command::new(own);
     command.args(words).args(more).arg("--report").arg(directory).stdin(Stdio::null());
-    // What it ended with is in its report.
-    command.status().context("run a smoke")?;
     let path = directory.join("report.json");
-    let text = std::fs::read(&path).with_context(|| format!("read {}", path.display()))?;
-    serde_json::from_slice(&text).with_context(|| format!("parse {}", path.display()))
+    remove_file(&path)?;
+    let status = command.status().context("run a smoke")?;
+    let text = std::fs::read(&path)
+        .with_context(|| format!("read {}: the smoke ended with {status}", path.display()))?;
+    let report: Report =
+        serde_json::from_slice(&text).with_context(|| format!("parse {}", path.display()))?;
+    ensure!(
+        status.code() == Some(report.exit_code.into()),
+        "the smoke ended with {status}, and its report says {}",
+        report.exit_code
+    );
+    Ok(report)
 }
 
 /// What must not depend on how the machine came to be. Boot ids, revisions and times do.

@@ -60,7 +60,7 @@ pub(crate) fn ensure_or_stand_in(
     store: &mut Store<'_>,
     plan: &mut Plan,
 ) -> Result<(ReadyImage, Option<String>)> {
-    let stood_in = store.directory(STOOD_IN);
+    let stood_in = store.directory(&format!("{}.{STOOD_IN}", plan.image.name));
     let patience = match plan.fallback {
         None => Patience::Insist,
         Some(_) if is_fresh(&stood_in) => Patience::Glance,
@@ -74,7 +74,10 @@ pub(crate) fn ensure_or_stand_in(
         Err(error) => error,
     };
     let reason = match (error.downcast_ref::<Unreachable>(), &plan.fallback) {
-        (Some(unreachable), Some(_)) => cannot_be_reached(&plan.image, unreachable),
+        (Some(unreachable), Some(_)) => {
+            write_private(&stood_in, &unreachable.error)?;
+            cannot_be_reached(&plan.image, unreachable)
+        }
         (None, Some(_)) if store.offline && error.is::<Unavailable>() => "--offline".to_owned(),
         _ => return Err(host_fault(error, plan)),
     };
@@ -84,7 +87,6 @@ pub(crate) fn ensure_or_stand_in(
         plan.image.name, fallback.name
     ));
     plan.image = fallback;
-    write_private(&stood_in, &reason)?;
     let ready =
         image::ensure(store, &plan.image, Patience::Insist).map_err(|error| host_fault(error, plan))?;
     Ok((ready, Some(reason)))

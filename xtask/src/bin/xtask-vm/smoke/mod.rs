@@ -107,6 +107,7 @@ pub(crate) fn up(workspace: &Workspace, up: &UpArgs, voice: Voice) -> Result<()>
     let args = SmokeArgs::for_machine(up.arch, &up.machine);
     let mut session = Session::begin(workspace, &args, voice)?;
     let outcome = machine_alone(&mut session);
+    let outcome = session.layer_is_sound().and(outcome);
     let kept = session.hand_over(outcome, up.name.as_deref())?;
     if up.json {
         println!("{}", serde_json::to_string_pretty(&kept)?);
@@ -126,11 +127,10 @@ fn machine_alone(session: &mut Session<'_>) -> Result<()> {
     let limit = vm.limits().provision();
     session.phase(Phase::Provision, Some(limit), |session| {
         let mut vm = session.vm.take().context("the machine that was just started")?;
-        let ready = vm.wait(session, "the guest to take its keys", limit, |vm| vm.provisioned());
+        let ready = vm.wait(session, "the guest to take its keys", limit, |vm| vm.has_keys());
         session.vm = Some(vm);
         ready.map(|()| ((), "it can be entered".to_owned()))
-    })?;
-    session.layer_is_sound()
+    })
 }
 
 /// What was asked, resolved on what this machine has.

@@ -11,7 +11,7 @@ use xtask::exit::{Diagnosis, Unavailable};
 use xtask::image::Image;
 use xtask::kept::{self, Machine};
 use xtask::limits::{self, Limits};
-use xtask::paths::write_private;
+use xtask::paths::{Cache, write_private};
 use xtask::plan::Plan;
 use xtask::report::now_rfc3339;
 use xtask::run_dir::RunDir;
@@ -232,6 +232,12 @@ impl RunningVm {
         Ok(self.console.line_with(marker::DONE).map(drop))
     }
 
+    /// Whether it is provisioned and, thawed, has this run's keys.
+    pub(crate) fn has_keys(&self) -> Result<Option<()>> {
+        let taken = !self.is_thawed() || self.console.line_with(marker::KEYS).is_some();
+        Ok(self.provisioned()?.filter(|()| taken))
+    }
+
     /// The plug is pulled: no shutdown, no flush.
     pub(crate) fn cut_power(&mut self) -> Result<()> {
         self.machine.destroy()?;
@@ -301,7 +307,7 @@ impl RunningVm {
     }
 
     /// Leaves the machine running, under a name. Where that cannot be, it is destroyed.
-    pub(crate) fn release(mut self, run: &RunDir, name: Option<&str>) -> Result<Machine> {
+    pub(crate) fn release(mut self, run: &RunDir, cache: &Cache, name: Option<&str>) -> Result<Machine> {
         ensure!(self.machine.condition() == Condition::Running, "keep the machine: its QEMU has ended");
         self.wait_until_entered()?;
         let kept = Machine {
@@ -315,7 +321,7 @@ impl RunningVm {
             ssh_port: Some(self.machine.ssh_port()?),
             console: self.files.console_log.clone(),
         };
-        run.keep(kept.clone())?;
+        run.keep(cache, kept.clone())?;
         self.machine.let_go();
         self.broker.stop()?;
         Ok(kept)

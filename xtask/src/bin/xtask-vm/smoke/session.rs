@@ -18,7 +18,7 @@ use xtask::report::{
 };
 use xtask::workspace::Workspace;
 
-use super::{RunningVm, warm};
+use super::RunningVm;
 use crate::history::History;
 use crate::interrupt::Interrupt;
 use crate::layer::Kept;
@@ -48,6 +48,8 @@ pub(crate) struct Session<'a> {
     /// The limit of the phase that runs; another accelerator changes it.
     pub(crate) limit: Option<Duration>,
     layer: Option<JoinHandle<Result<()>>>,
+    /// Whether the machine is left to whoever asked for it.
+    keeps: bool,
     history: Option<History>,
     phase: Phase,
     started: Instant,
@@ -79,6 +81,7 @@ impl<'a> Session<'a> {
             vm: None,
             limit: None,
             layer: None,
+            keeps: args.keep,
             history: None,
             phase,
             started,
@@ -144,12 +147,20 @@ impl<'a> Session<'a> {
     /// The run's machine comes out of this layer, whose files are hashed from now on, beside the run.
     pub(crate) fn use_layer(&mut self, kept: &Kept) {
         self.report.layer = Some(LayerReport {
-            key: kept.key(),
+            key: kept.name(),
             made_at: kept.layer.made_at.clone(),
             made_by: kept.layer.made_by.clone(),
             reused: kept.layer.files.keys().cloned().collect(),
         });
         self.layer = Some(kept.verify());
+        // Other times from here on; those so far are of any run.
+        if let Some(history) = self.history.take() {
+            let kind = format!("{}-warm", history.kind());
+            if let Err(error) = history.keep(&self.cache) {
+                self.screen.note(&format!("warning: the phases' times are not kept: {error:#}"));
+            }
+            self.history = Some(History::load(&self.cache, &kind));
+        }
     }
 
     /// Waits for that to end; an error where a file is not what was frozen.
@@ -160,7 +171,9 @@ impl<'a> Session<'a> {
             self.screen.alive("hashing the warm layer");
             std::thread::sleep(limits::POLL);
         }
-        verified.join().unwrap_or_else(|_| bail!("the check of the warm layer panicked"))
+        let sound = verified.join().unwrap_or_else(|_| bail!("the check of the warm layer panicked"));
+        self.keeps &= sound.is_ok();
+        sound
     }
 
     /// Again when KVM gave way to emulation.
@@ -168,8 +181,7 @@ impl<'a> Session<'a> {
         self.report.host.accelerator = Some(plan.accelerator);
         self.report.host.accelerator_note.clone_from(&plan.accelerator_note);
         self.report.guest.cpu = plan.cpu().describe();
-        let warm = if warm::may_be(self, plan) { "-warm" } else { "" };
-        self.history = Some(History::load(&self.cache, &format!("{}{warm}", plan.kind())));
+        self.history = Some(History::load(&self.cache, &plan.kind()));
     }
 
     /// Tears down, concludes, writes the report, shows the verdict; the exit code.
@@ -205,7 +217,7 @@ impl<'a> Session<'a> {
     pub(crate) fn hand_over(mut self, outcome: Result<()>, name: Option<&str>) -> Result<Machine> {
         let released = outcome.and_then(|()| {
             let vm = self.vm.take().context("the machine that was started")?;
-            vm.release(&self.run, name)
+            vm.release(&self.run, &self.cache, name)
         });
         let error = match released {
             Ok(kept) => {
@@ -271,8 +283,8 @@ impl<'a> Session<'a> {
     /// Leaves the machine where `--keep` asks for it and it can be left; else ends all there is.
     fn release_or_stop(&mut self, vm: Option<RunningVm>, verdict: Verdict) -> Result<String> {
         let stopped = match vm {
-            Some(vm) if self.args.keep && verdict != Verdict::Interrupted => {
-                match vm.release(&self.run, None) {
+            Some(vm) if self.keeps && verdict != Verdict::Interrupted => {
+                match vm.release(&self.run, &self.cache, None) {
                     Ok(Machine { name, .. }) => {
                         self.screen.line(&format!(
                         "kept: {name}\n  enter:   cargo xtask vm ssh {name}\n  console: cargo xtask vm console {name}\n  \

@@ -11,7 +11,7 @@ use xtask::cli::Sabotage;
 use xtask::digest::Algorithm;
 use xtask::domain::seed::{Payload, Seed, Thawed, marker};
 use xtask::domain::{RunFiles, xml};
-use xtask::exit;
+use xtask::exit::{self, Usage};
 use xtask::image::Format;
 use xtask::layer::{self as layers, Ingredients, Layer};
 use xtask::paths::{make_private_dir, write_private};
@@ -33,11 +33,6 @@ use crate::rehearsed;
 pub(super) fn may_be(session: &Session<'_>, plan: &Plan) -> bool {
     let warm_fault = session.args.sabotage.is_none_or(|fault| fault == Sabotage::StaleChain);
     !session.args.cold && warm_fault && plan.accelerator == Accelerator::Tcg
-}
-
-fn failed(error: anyhow::Error) -> anyhow::Error {
-    let hint = "see the causes; nothing is known about the agent yet. --cold goes on without a warm layer";
-    exit::host_fault(error, "thaw the machine out of its warm layer", hint)
 }
 
 /// What there is of a run's machine before there is the machine.
@@ -108,6 +103,15 @@ impl Thaw<'_> {
     }
 }
 
+/// A fault of thawing cannot be planted where nothing is thawed.
+pub(super) fn check_fault(session: &Session<'_>, plan: &Plan) -> Result<(), Usage> {
+    if session.args.sabotage == Some(Sabotage::StaleChain) && !may_be(session, plan) {
+        let why = "--sabotage stale-chain: it is planted in a warm run, under emulation and without --cold";
+        return Err(Usage(why.to_owned()));
+    }
+    Ok(())
+}
+
 impl RunningVm {
     /// From a layer, which is made where there is none, to a guest that installs its payload.
     pub(super) fn thaw(
@@ -116,14 +120,30 @@ impl RunningVm {
         image: &ReadyImage,
         subject: &Subject<'_>,
     ) -> Result<(Self, String)> {
-        let around = Around::make(session, &plan).map_err(failed)?;
+        let layers = session.cache.layers();
+        Self::thaw_or_fail(session, plan, image, subject).map_err(|error| {
+            let hint = format!(
+                "see the causes; nothing is known about the agent yet. --cold goes on without a warm layer; what is in {} may be \
+                 deleted, and is made anew",
+                layers.display()
+            );
+            exit::host_fault(error, "thaw the machine out of its warm layer", hint)
+        })
+    }
+
+    fn thaw_or_fail(
+        session: &mut Session<'_>,
+        plan: Plan,
+        image: &ReadyImage,
+        subject: &Subject<'_>,
+    ) -> Result<(Self, String)> {
+        let around = Around::make(session, &plan)?;
         let content = subject.as_pair().map_or(0, |(agent, workload)| agent.content.len() + workload.len());
-        let ingredients =
-            ingredients(session, &plan, image, layers::payload_bytes(content as u64)).map_err(failed)?;
+        let ingredients = ingredients(session, &plan, image, layers::payload_bytes(content as u64))?;
         let key = ingredients.key(&plan.image.name, plan.spec.architecture);
         // Until this run is said to use it.
         let lock = layer::lock(&session.cache, &key, &session.interrupt, &mut session.screen)?;
-        let found = layer::find(&session.cache, &key, &ingredients, &mut session.screen).map_err(failed)?;
+        let found = layer::find(&session.cache, &key, &ingredients, &mut session.screen)?;
         let started = Instant::now();
         let (mut vm, kept) = match found {
             Some(kept) => {
@@ -140,14 +160,12 @@ impl RunningVm {
                     image,
                     subject,
                 }
-                .machine(session)
-                .map_err(failed)?;
+                .machine(session)?;
                 (around.with(plan, files, domain, machine), kept)
             }
             None => {
                 let made = session.run.work().join("layer");
-                let mut vm =
-                    Self::first_boot(session, plan, around, &ingredients, image, &made).map_err(failed)?;
+                let mut vm = Self::first_boot(session, plan, around, &ingredients, image, &made)?;
                 match vm.freeze_and_thaw(session, &made, ingredients, image, subject) {
                     Ok(kept) => (vm, kept),
                     Err(error) => {
@@ -191,13 +209,12 @@ impl RunningVm {
         files.backing = vec![image.disk.clone()];
         media::make_blank(&files.payload, ingredients.payload_bytes)?;
         make_writable_files(&plan, &files, &image.base(), &session.interrupt)?;
-        // Deleted with what else is no part of the layer: each run gives the machine keys of its own.
-        let keys = Keys::make(made, &plan.image.login_user, &session.interrupt)?;
+        // Each later run gives the machine keys of its own.
         let seed = Seed {
             instance_id: session.run.id(),
-            authorized_key: &keys.user_public,
-            host_private_key: &keys.host_private,
-            host_public_key: &keys.host_public,
+            authorized_key: &around.keys.user_public,
+            host_private_key: &around.keys.host_private,
+            host_public_key: &around.keys.host_public,
             ..neutral_seed(&plan)
         };
         media::make_seed(&files.seed, &seed, made, &session.interrupt)?;
@@ -221,7 +238,7 @@ impl RunningVm {
             Ok(vm.console.line_with(marker::IDLE).map(drop))
         })?;
         session.screen.alive("freezing it");
-        self.machine.freeze(&made.join(layers::RAM)).map_err(failed)?;
+        self.machine.freeze(&made.join(layers::RAM))?;
         let key = ingredients.key(&self.plan.image.name, self.plan.spec.architecture);
         let layer = Layer {
             ingredients,
@@ -232,7 +249,7 @@ impl RunningVm {
             made_by: session.run.id().to_owned(),
             files: BTreeMap::new(),
         };
-        let kept = layer::keep(&session.cache, &key, made, layer).map_err(failed)?;
+        let kept = layer::keep(&session.cache, &key, made, layer)?;
         session.run.uses_layer(&kept.directory)?;
         session.use_layer(&kept);
         self.console.new_boot()?;
@@ -247,7 +264,7 @@ impl RunningVm {
             image,
             subject,
         };
-        let (domain, machine) = thaw.machine(session).map_err(failed)?;
+        let (domain, machine) = thaw.machine(session)?;
         (self.files, self.domain, self.machine) = (files, domain, machine);
         Ok(kept)
     }
@@ -307,6 +324,7 @@ fn ingredients(
     Ok(Ingredients {
         format: layers::FORMAT,
         image: image.digest.clone(),
+        image_path: image.disk.clone(),
         seed: sha256.of(seed.as_bytes()),
         domain: sha256.of(domain.as_bytes()),
         firmware_code: store.remembered_digest(&plan.firmware.code, sha256)?,
