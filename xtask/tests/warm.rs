@@ -158,6 +158,11 @@ fn machines_to_work_in(own: &Own, layer: &Path) {
     let asked = own.vm(&["exec", "--", "cat", "here"]);
     assert_eq!(String::from_utf8_lossy(&asked.stdout), "kept\n", "{}", said(&asked));
     assert!(said(&own.vm(&["console", "dev", "--no-follow"])).contains("Linux version"));
+    // Its guest shuts itself down with nobody there to see it; then it boots all the same.
+    own.vm(&["exec", "--", "sudo", "systemctl", "poweroff"]);
+    std::thread::sleep(std::time::Duration::from_secs(15));
+    assert_code(&own.vm(&["start", "dev"]), 0);
+    assert_code(&own.vm(&["exec", "--", "cat", "here"]), 0);
     assert_code(&own.vm(&["stop", "dev"]), 0);
     let listed = own.vm(&["list"]);
     assert!(said(&listed).contains("off"), "{}", said(&listed));

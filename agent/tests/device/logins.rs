@@ -42,7 +42,10 @@ async fn joins(broker: &Broker, fleet: &Fleet, home: &Path, credentials: &str) {
     // It has no podman here, and says so.
     assert!(status.events.iter().any(|event| event.what.contains("no-podman")), "{:?}", status.events);
     let said = agent.log();
-    assert!(!said.contains("s3cret") && !said.contains("SU"), "a secret is in its log: {said}");
+    // A user's seed is a word of 58 letters (NKeys); two of them alone may be in any server's name.
+    let is_seed = |word: &str| word.len() == 58 && word.starts_with("SU");
+    let seed = said.split(|c: char| !c.is_ascii_alphanumeric()).any(is_seed);
+    assert!(!said.contains("s3cret") && !seed, "a secret is in its log: {said}");
     agent.stop();
     fleet.statuses.purge(DEVICE).await.unwrap();
 }

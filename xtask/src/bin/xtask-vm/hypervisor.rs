@@ -39,6 +39,8 @@ pub(crate) enum Condition {
     Running,
     /// QEMU is there and has stopped the guest: its disk's file system is full, or KVM gave up.
     Paused,
+    /// The guest has shut itself down, and its QEMU waits for libvirt to end it.
+    Off,
     /// QEMU has ended.
     Gone,
 }
@@ -104,6 +106,7 @@ impl Machine {
         }
         match self.domain.state() {
             Ok((DomainStateEnum::Known(DomainState::Paused | DomainState::Crashed), _)) => Condition::Paused,
+            Ok((DomainStateEnum::Known(DomainState::Shutdown | DomainState::Shutoff), _)) => Condition::Off,
             _ => Condition::Running,
         }
     }

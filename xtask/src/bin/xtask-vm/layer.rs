@@ -64,6 +64,9 @@ impl Kept {
     /// An error where a file is not what was frozen; nobody uses the layer from then on.
     fn check(&self) -> Result<()> {
         for (name, frozen) in &self.layer.files {
+            if !self.file(name).exists() {
+                return Err(self.is_bad(name, "it is gone"));
+            }
             let found = digest(&self.file(name)).map_err(|error| {
                 host_fault(
                     error,

@@ -76,10 +76,12 @@ fn shut_down(cache: &Cache, kept: &Kept, interrupt: &Interrupt, screen: &mut Scr
         ensure!(!kept.is_running(), "libvirt knows nothing of the QEMU that runs");
         return Ok(());
     };
-    let mut arguments = kept.ssh()?;
-    arguments.extend(["--", "sudo", "-n", "systemctl", "poweroff"].map(Into::into));
-    // The connection ends with the guest: ssh's exit code says nothing. What it said is told where the guest goes on.
-    let asked = child::read(&tools::require("ssh")?, &arguments, limits::SHUTDOWN, interrupt);
+    // The connection ends with the guest, which may be off already: an error says nothing, and is told where the guest goes on.
+    let ssh = tools::require("ssh")?;
+    let asked = kept.ssh().and_then(|mut arguments| {
+        arguments.extend(["--", "sudo", "-n", "systemctl", "poweroff"].map(Into::into));
+        child::read(&ssh, &arguments, limits::SHUTDOWN, interrupt)
+    });
     let deadline = Instant::now() + limits::SHUTDOWN;
     let mut console = Console::new(&kept.machine.console);
     console.new_boot()?;
@@ -111,8 +113,12 @@ fn boot(cache: &Cache, kept: &mut Kept, interrupt: &Interrupt, screen: &mut Scre
     }
     let hypervisor = Hypervisor::open(&root, cache)?;
     if let Some(mut machine) = hypervisor.running() {
-        if machine.condition() == Condition::Running {
+        // Asked first: the answer comes once libvirt has seen how the QEMU is that it has found.
+        let port = machine.ssh_port();
+        if let (Ok(port), Condition::Running) = (port, machine.condition()) {
             screen.alive("it runs already");
+            kept.machine.ssh_port = Some(port);
+            kept.save()?;
             return wait_for_ssh(kept, &machine, &mut console, interrupt, screen);
         }
         // Its guest shut itself down, or whoever started it died before it ran.
@@ -138,6 +144,7 @@ fn wait_for_ssh(
 ) -> Result<()> {
     let deadline = Instant::now() + limits::BARE_BOOT;
     let port = kept.machine.ssh_port.context("a machine that was just started")?;
+    let ssh = tools::require("ssh")?;
     loop {
         interrupt.check()?;
         console.read()?;
@@ -148,8 +155,13 @@ fn wait_for_ssh(
             let hint = format!("cargo xtask vm console {} has its last words", kept.machine.name);
             return Err(Unavailable { error: "QEMU ended while the machine booted".to_owned(), hint }.into());
         }
+        // Before the end of the boot sshd greets and lets nobody in (pam_nologin(8)).
         if greets(port) {
-            return Ok(());
+            let mut arguments = kept.ssh()?;
+            arguments.extend(["--", "true"].map(Into::into));
+            if child::read(&ssh, &arguments, limits::SERVER_START, interrupt).is_ok() {
+                return Ok(());
+            }
         }
         if Instant::now() > deadline {
             let hint = format!("cargo xtask vm console {} says how far it came", kept.machine.name);

@@ -91,6 +91,13 @@ impl Screen {
         self.status = Some(Status { title, started: now, usual, last_heartbeat: now, signs, bar });
     }
 
+    /// Something else is usual of it than was thought when it began.
+    pub(crate) fn expect(&mut self, usual: Option<Usual>) {
+        if let Some(status) = &mut self.status {
+            status.usual = usual;
+        }
+    }
+
     /// It is alive; `what` is the latest sign of it.
     pub(crate) fn alive(&mut self, what: &str) {
         let (quiet, width) = (self.voice.quiet, if self.terminal { 70 } else { 100 });

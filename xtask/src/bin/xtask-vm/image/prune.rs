@@ -3,7 +3,8 @@
 use anyhow::Result;
 use serde::Serialize;
 use xtask::cli::PruneArgs;
-use xtask::layer::FORMAT;
+use xtask::digest::Algorithm;
+use xtask::layer::{FORMAT, Ingredients};
 use xtask::report::human_bytes;
 use xtask::run_dir::{directories, try_lock, users_of};
 
@@ -85,12 +86,15 @@ impl Candidate {
 fn prune_layers(store: &mut Store<'_>, args: &PruneArgs) -> Result<Vec<Doomed>> {
     let mut doomed = Vec::new();
     for found in layer::all(store.cache) {
-        let Some(reason) = against(&found, args) else { continue };
+        let Some(reason) = against(store, &found, args)? else { continue };
         let one = Doomed { key: found.name(), bytes: found.bytes(), reason };
         let told = if args.dry_run { "would delete" } else { "deleting" };
         store.screen.note(&format!("{told} {} ({}): {}", one.key, human_bytes(one.bytes), one.reason));
         if !args.dry_run {
             let _lock = layer::lock(store.cache, &found.key(), store.interrupt, store.screen)?;
+            if !found.directory.exists() {
+                continue;
+            }
             let users = users_of(store.cache, &found.directory);
             if !users.is_empty() {
                 store.screen.note(&format!("kept after all: {} lies on it", users.join(", ")));
@@ -104,22 +108,36 @@ fn prune_layers(store: &mut Store<'_>, args: &PruneArgs) -> Result<Vec<Doomed>> 
 }
 
 /// Why a layer is deleted, if it is.
-fn against(found: &layer::Found, args: &PruneArgs) -> Option<String> {
+fn against(store: &mut Store<'_>, found: &layer::Found, args: &PruneArgs) -> Result<Option<String>> {
     let idle = found.idle_seconds();
     let reason = match &found.layer {
-        _ if !found.users.is_empty() => return None,
+        _ if !found.users.is_empty() => return Ok(None),
         None => "a warm layer that cannot be read".to_owned(),
         Some(_) if !found.is_good => "a warm layer that was found changed, or is half deleted".to_owned(),
         Some(layer) if layer.ingredients.format != FORMAT => "a warm layer of another version".to_owned(),
-        Some(layer) if !layer.ingredients.image_path.exists() => {
+        Some(layer) if !has_image(store, &layer.ingredients)? => {
             "a warm layer of an image that is not there any more".to_owned()
         }
         Some(_) if args.older_than.is_some_and(|days| idle >= days * DAY) => {
             format!("a warm layer that was not used for {} days", idle / DAY)
         }
-        Some(_) => return None,
+        Some(_) => return Ok(None),
     };
-    Some(reason)
+    Ok(Some(reason))
+}
+
+/// Whether the image that a layer lies on is still where it was, and the same.
+fn has_image(store: &mut Store<'_>, made_of: &Ingredients) -> Result<bool> {
+    let path = &made_of.image_path;
+    if !path.exists() {
+        return Ok(false);
+    }
+    let cached = store.kept().into_iter().find(|image| path.starts_with(&image.directory));
+    let digest = match cached {
+        Some(image) => image.manifest.map(|manifest| manifest.digest),
+        None => Some(store.remembered_digest(path, Algorithm::Sha256)?),
+    };
+    Ok(digest.is_some_and(|digest| digest == made_of.image))
 }
 
 /// Asked for, or nothing else was.

@@ -29,7 +29,7 @@ pub(super) fn run() -> Result<()> {
         interrupt.check()?;
     }
     let [warm, cold]: [Report; 2] = reports.try_into().expect("two were made");
-    if warm.layer.is_none() || cold.layer.is_some() {
+    if warm.verdict == Verdict::Verified && (warm.layer.is_none() || cold.layer.is_some()) {
         return Err(Unavailable {
             error: "compare a warm run with a cold one: there was no warm one".to_owned(),
             hint: "under KVM every run is cold; else see what the runs say above".to_owned(),
@@ -62,8 +62,14 @@ fn smoke(directory: &Path, more: Option<&str>) -> Result<Report> {
     let path = directory.join("report.json");
     remove_file(&path)?;
     let status = command.status().context("run a smoke")?;
-    let text = std::fs::read(&path)
-        .with_context(|| format!("read {}: the smoke ended with {status}", path.display()))?;
+    let text = match std::fs::read(&path) {
+        Ok(text) => text,
+        // It has said itself why it did not begin.
+        Err(_) if !status.success() => {
+            return Err(Code(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1)).into());
+        }
+        Err(error) => return Err(error).with_context(|| format!("read {}", path.display())),
+    };
     let report: Report =
         serde_json::from_slice(&text).with_context(|| format!("parse {}", path.display()))?;
     ensure!(

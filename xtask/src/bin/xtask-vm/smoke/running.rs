@@ -197,7 +197,8 @@ impl RunningVm {
     /// Fails where the guest's processors do not run any more.
     fn check_qemu(&mut self, what: &str) -> Result<()> {
         let condition = self.machine.condition();
-        if condition == Condition::Running {
+        // One that is off is gone in a moment.
+        if matches!(condition, Condition::Running | Condition::Off) {
             return Ok(());
         }
         self.console.read()?;

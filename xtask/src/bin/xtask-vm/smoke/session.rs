@@ -156,10 +156,16 @@ impl<'a> Session<'a> {
         // Other times from here on; those so far are of any run.
         if let Some(history) = self.history.take() {
             let kind = format!("{}-warm", history.kind());
-            if let Err(error) = history.keep(&self.cache) {
+            if self.args.sabotage.is_none()
+                && let Err(error) = history.keep(&self.cache)
+            {
                 self.screen.note(&format!("warning: the phases' times are not kept: {error:#}"));
             }
-            self.history = Some(History::load(&self.cache, &kind));
+            let history = History::load(&self.cache, &kind);
+            if kept.layer.made_by != self.run.id() {
+                self.screen.expect(history.of(self.phase));
+            }
+            self.history = Some(history);
         }
     }
 
