@@ -96,7 +96,7 @@ impl Layer {
     /// The layer in a directory.
     ///
     /// # Errors
-    /// Where there is no manifest that can be read, or a file is not as it was frozen by its size and times.
+    /// Where there is no manifest that can be read. Whether the files are what was frozen is for whoever hashes them.
     pub fn read(directory: &Path) -> Result<Self> {
         let path = directory.join(MANIFEST);
         let text = std::fs::read(&path).with_context(|| format!("read {}", path.display()))?;

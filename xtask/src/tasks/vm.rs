@@ -62,8 +62,9 @@ fn list(cache: &Cache, as_json: bool) -> Result<()> {
         println!("{:#}", json!({ "schema": kept::SCHEMA, "machines": machines }));
         return Ok(());
     }
-    for Kept { machine, .. } in &kept {
-        let state = if kept_runs(&kept, &machine.id) { "running" } else { "off" };
+    for one in &kept {
+        let machine = &one.machine;
+        let state = if one.is_running() { "running" } else { "off" };
         println!(
             "{:<20} {state:<8} {:<8} {:<14} made {}",
             machine.name,
@@ -73,10 +74,6 @@ fn list(cache: &Cache, as_json: bool) -> Result<()> {
         );
     }
     Ok(())
-}
-
-fn kept_runs(kept: &[Kept], id: &str) -> bool {
-    kept.iter().any(|kept| kept.machine.id == id && kept.is_running())
 }
 
 /// Becomes ssh: its terminal, its signals and its exit code, which is the command's.

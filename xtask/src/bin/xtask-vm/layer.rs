@@ -143,7 +143,7 @@ pub(crate) fn find(
 
 /// Freezes what is in `made` and gives it its name. Whoever calls holds the lock of its key.
 pub(crate) fn keep(cache: &Cache, key: &str, made: &Path, mut layer: Layer) -> Result<Kept> {
-    // The keys that made it, the seed's files, an empty disk.
+    // The seed's files, an empty disk; and whatever else the making of it may come to leave there.
     for entry in std::fs::read_dir(made).with_context(|| format!("read {}", made.display()))? {
         let path = entry.with_context(|| format!("read {}", made.display()))?.path();
         if !FILES.iter().any(|name| path.ends_with(name)) {
