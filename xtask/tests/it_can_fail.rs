@@ -1,6 +1,8 @@
 //! Sabotage: every check of the smoke is seen to fail on a subject that deserves it, with the right phase, a cause and a
 //! remedy, and nothing left behind. Real machines; `cargo xtask ci` runs these, after a preflight.
 
+mod own;
+
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant, SystemTime};
@@ -8,6 +10,8 @@ use std::time::{Duration, Instant, SystemTime};
 use rustix::process::{Pid, Signal, kill_process};
 use xtask::paths::{Cache, processes_naming};
 use xtask::report::{Phase, PhaseStatus, Report, Verdict};
+
+use own::Own;
 
 const BACK_ROOM: &str = env!("CARGO_BIN_EXE_xtask-vm");
 const FRONT_DOOR: &str = env!("CARGO_BIN_EXE_xtask");
@@ -277,22 +281,7 @@ fn a_wrong_value_is_a_usage_error_before_anything_starts() {
     }
 }
 
-/// A smoke in a cache of its own (but for the images), so that no other test collects it.
-struct Own {
-    _directory: tempfile::TempDir,
-    root: PathBuf,
-}
-
 impl Own {
-    fn new() -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let root = directory.path().join("c");
-        std::fs::create_dir(&root).unwrap();
-        let images = Cache::from_env().unwrap().images();
-        std::os::unix::fs::symlink(images, root.join("images")).unwrap();
-        Self { _directory: directory, root }
-    }
-
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(BACK_ROOM);
         command.args(["smoke", "--arch", "aarch64", "--image", "debian-12"]).args(arguments);

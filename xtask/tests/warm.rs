@@ -1,6 +1,8 @@
 //! Warm layers and machines to work in, on real machines: one layer is made, thawed, tampered with. `cargo xtask ci` runs these,
 //! after a preflight.
 
+mod own;
+
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -10,25 +12,12 @@ use xtask::layer::{DISK, FILES, Layer, RAM};
 use xtask::paths::{Cache, processes_naming};
 use xtask::report::{PhaseStatus, Report, Verdict};
 
+use own::Own;
+
 const BACK_ROOM: &str = env!("CARGO_BIN_EXE_xtask-vm");
 const FRONT_DOOR: &str = env!("CARGO_BIN_EXE_xtask");
 
-/// A cache of its own, but for the images.
-struct Own {
-    _directory: tempfile::TempDir,
-    root: PathBuf,
-}
-
 impl Own {
-    fn new() -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let root = directory.path().join("c");
-        std::fs::create_dir(&root).unwrap();
-        let images = Cache::from_env().unwrap().images();
-        std::os::unix::fs::symlink(images, root.join("images")).unwrap();
-        Self { _directory: directory, root }
-    }
-
     fn run(&self, program: &str, arguments: &[&str]) -> Output {
         let mut command = Command::new(program);
         command.args(arguments).env("IOT_XTASK_CACHE", &self.root).stdin(Stdio::null());
