@@ -67,7 +67,7 @@ async fn what_happens_behind_its_back_is_put_right() {
         ("removed", &["rm", "--force", "--time", "0"]),
     ] {
         let before = ids();
-        pod.podman(&[arguments, &[before[0].as_str()]].concat());
+        pod.meddle(&[arguments, &[before[0].as_str()]].concat());
         settled(what, if what == "removed" { before } else { Vec::new() }).await;
     }
     let id = ids()[0].clone();
