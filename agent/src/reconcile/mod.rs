@@ -24,8 +24,10 @@ use crate::view::{self, Events, View, short};
 
 /// Without any sign of a change, podman is asked this often.
 const LOOK_AGAIN: Duration = Duration::from_secs(30);
-/// The pause after podman could not be asked.
+/// The longest pause after podman could not be asked.
 const PODMAN_AWAY: Duration = Duration::from_secs(5);
+/// The first one: at boot, podman's socket comes a second or two after the agent.
+const PODMAN_NOT_YET: Duration = Duration::from_millis(500);
 /// Steps for one deployment in one pass; more than the longest sensible sequence.
 const MOST_STEPS: usize = 6;
 
@@ -49,6 +51,8 @@ pub struct Reconciler {
     progress: Arc<Progress>,
     /// When a deployment wants another look.
     due: Option<Instant>,
+    /// Passes in a row for which podman could not be asked.
+    away: u32,
     unsaved: bool,
 }
 
@@ -88,6 +92,7 @@ impl Reconciler {
             wake,
             progress,
             due: None,
+            away: 0,
             unsaved: false,
         }
     }
@@ -98,9 +103,13 @@ impl Reconciler {
             tokio::spawn(follow(self.podman.clone(), plan::own(&self.device_id), Arc::clone(&self.wake)));
         loop {
             self.progress.tick(Loop::Reconciler);
-            if let Err(error) = self.pass().await {
-                self.events.push(&format!("{error:#}"));
-                self.due = Some(Instant::now() + PODMAN_AWAY);
+            match self.pass().await {
+                Ok(()) => self.away = 0,
+                Err(error) => {
+                    self.events.push(&format!("{error:#}"));
+                    self.due = Some(Instant::now() + away_pause(self.away));
+                    self.away = self.away.saturating_add(1);
+                }
             }
             self.publish();
             let look_again = Instant::now() + LOOK_AGAIN;
@@ -274,6 +283,11 @@ impl Reconciler {
     }
 }
 
+/// Doubling up to [`PODMAN_AWAY`].
+fn away_pause(before: u32) -> Duration {
+    PODMAN_NOT_YET.saturating_mul(1 << before.min(8)).min(PODMAN_AWAY)
+}
+
 /// Wakes the reconciler when something happens to a container of this device's, for ever.
 async fn follow(podman: Podman, label: String, wake: Arc<Notify>) {
     loop {
@@ -283,5 +297,16 @@ async fn follow(podman: Podman, label: String, wake: Arc<Notify>) {
         sleep(PODMAN_AWAY).await;
         // What happened meanwhile has been missed.
         wake.notify_one();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn podman_is_asked_again_soon_at_first_and_not_without_end() {
+        let pauses = [0, 1, 2, 3, 4, u32::MAX].map(|before| away_pause(before).as_millis());
+        assert_eq!(pauses, [500, 1000, 2000, 4000, 5000, 5000]);
     }
 }
