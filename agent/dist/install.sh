@@ -16,24 +16,13 @@ if ! command -v podman || ! command -v newuidmap; then
     apt-get install --yes podman uidmap dbus-user-session
 fi
 
-install -D -m 0755 "$here/iot-agent" /usr/local/bin/iot-agent
-install -D -m 0644 "$here/iot-agent.service" /etc/systemd/system/iot-agent.service
 install -D -m 0644 "$here/iot-podman.socket" /etc/systemd/user/iot-podman.socket
 install -D -m 0644 "$here/iot-podman.service" /etc/systemd/user/iot-podman.service
 install -D -m 0644 "$here/iot-agent.sysusers" /etc/sysusers.d/iot-agent.conf
 install -D -m 0644 "$here/iot-agent.tmpfiles" /etc/tmpfiles.d/iot-agent.conf
-install -d -m 0700 /etc/iot-agent
-install -m 0600 "$here/config.toml" /etc/iot-agent/config.toml
-/usr/local/bin/iot-agent check-config /etc/iot-agent/config.toml
-
 systemd-sysusers /etc/sysusers.d/iot-agent.conf
 systemd-tmpfiles --create /etc/tmpfiles.d/iot-agent.conf
 install -m 0644 "$here/containers.conf" "$here/storage.conf" "$home/.config/containers/"
-for archive in "$here"/*.tar; do
-    if [ -e "$archive" ]; then
-        install -m 0640 -g "$user" "$archive" "$home/images/"
-    fi
-done
 
 # Users of containers: 65536 ids behind the last that somebody has (subuid(5)); useradd gives none to a system user.
 for file in /etc/subuid /etc/subgid; do
@@ -44,7 +33,8 @@ for file in /etc/subuid /etc/subgid; do
     fi
 done
 
-# The user's own systemd runs from boot on, and in it podman's socket. By a link, since there is no session to ask.
+# The user's own systemd runs from boot on, and in it podman's socket. By a link, since there is no session to ask. It starts while the
+# agent is installed.
 uid=$(id -u "$user")
 install -d /etc/systemd/user/sockets.target.wants
 ln -sf ../iot-podman.socket /etc/systemd/user/sockets.target.wants/iot-podman.socket
@@ -55,11 +45,17 @@ if systemctl is-active --quiet "user@$uid.service"; then
     $of_user start iot-podman.socket
 fi
 loginctl enable-linger "$user"
-systemctl start "user@$uid.service"
-if [ ! -S "$socket" ]; then
-    echo "podman does not listen on $socket: see journalctl _UID=$uid" >&2
-    exit 1
-fi
+
+install -D -m 0755 "$here/iot-agent" /usr/local/bin/iot-agent
+install -D -m 0644 "$here/iot-agent.service" /etc/systemd/system/iot-agent.service
+install -d -m 0700 /etc/iot-agent
+install -m 0600 "$here/config.toml" /etc/iot-agent/config.toml
+/usr/local/bin/iot-agent check-config /etc/iot-agent/config.toml
+for archive in "$here"/*.tar; do
+    if [ -e "$archive" ]; then
+        install -m 0640 -g "$user" "$archive" "$home/images/"
+    fi
+done
 
 # systemd reads a unit that it has never seen when it is first asked for it; only an upgrade's has to be read again, which takes
 # longer than all the rest of this.
@@ -69,4 +65,10 @@ if [ "$(systemctl show --property NeedDaemonReload --value iot-agent.service)" =
 fi
 # restart: an upgrade must not leave the old executable running.
 systemctl restart iot-agent.service
+
+systemctl start "user@$uid.service"
+if [ ! -S "$socket" ]; then
+    echo "podman does not listen on $socket: see journalctl _UID=$uid" >&2
+    exit 1
+fi
 sync

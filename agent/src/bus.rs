@@ -24,7 +24,7 @@ use crate::status::Author;
 use crate::view::View;
 
 /// The longest pause between two attempts to connect.
-const LONGEST_PAUSE: Duration = Duration::from_secs(8);
+const LONGEST_PAUSE: Duration = Duration::from_secs(4);
 /// How long one server may take for TCP, TLS and login.
 const CONNECT: Duration = Duration::from_secs(10);
 /// How long all of them may take, look-ups of names included.

@@ -24,6 +24,8 @@ pub const RAM: &str = "ram.save";
 pub const NVRAM: &str = "nvram.fd";
 /// The cloud-init seed of the first boot, which later boots read too.
 pub const SEED: &str = "seed.img";
+/// In a layer that was found changed: how. Nobody uses it from then on.
+pub const BAD: &str = "bad";
 /// All that a layer is.
 pub const FILES: [&str; 4] = [DISK, RAM, NVRAM, SEED];
 

@@ -9,6 +9,8 @@ use crate::exit::Usage;
 
 /// How often a wait looks again.
 pub const POLL: Duration = Duration::from_millis(200);
+/// How often what a guest has said is shown to somebody who types.
+pub const TYPED: Duration = Duration::from_millis(30);
 /// How often a wait that is not on a terminal says that it is alive.
 pub const HEARTBEAT: Duration = Duration::from_secs(15);
 /// How often a wait asks the guest over ssh how its agent is; each question costs an emulated guest seconds.
@@ -38,8 +40,12 @@ pub const CHILD_POLL: Duration = Duration::from_millis(50);
 pub const REAP: Duration = Duration::from_millis(10);
 /// Signals within this time of the first one are the same wish to stop.
 pub const SAME_INTERRUPT: Duration = Duration::from_secs(1);
+/// For so long a smoke may go on whose QEMU a soak has killed: to see it, and to tear down.
+pub const AFTER_KILL: Duration = Duration::from_secs(120);
 /// A soak kills within this time after a smoke's start: from preflight to well into the power cut.
 pub const KILL_WINDOW: Duration = Duration::from_secs(150);
+/// The same where the machine comes out of a warm layer.
+pub const WARM_KILL_WINDOW: Duration = Duration::from_secs(70);
 /// How long a program may take to say what it is.
 pub const PROBE: Duration = Duration::from_secs(10);
 /// What `preflight` may take for both architectures, where it has been called before; `bench preflight` measures it.
@@ -72,7 +78,7 @@ pub fn rest(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
 
-/// Until an image's disk is unpacked, to read its libraries.
+/// Until a disk is unpacked, to read its libraries or to check it; and until that is done.
 pub const INVENTORY: Duration = Duration::from_secs(300);
 
 /// The limits of one run's waits for its guest.

@@ -9,7 +9,9 @@
 //! runs/<id>/w/v/           libvirt's embedded root
 //! ```
 
+use std::ffi::OsString;
 use std::fs::{self, File};
+use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -150,6 +152,19 @@ pub fn users_of(cache: &Cache, directory: &Path) -> Vec<String> {
         |file: PathBuf| fs::read(file).is_ok_and(|path| path == directory.as_os_str().as_encoded_bytes());
     let uses = |run: &Path| [IMAGE, LAYER].iter().any(|what| names(run.join("w").join(what)));
     directories(&cache.runs()).iter().filter(|run| uses(run)).filter_map(|run| id_of(run)).collect()
+}
+
+/// The warm layer that the machine of this working directory lies on.
+///
+/// # Errors
+/// Names the file that cannot be read.
+pub fn layer_of(work: &Path) -> Result<Option<PathBuf>> {
+    let path = work.join(LAYER);
+    match fs::read(&path) {
+        Ok(name) => Ok(Some(OsString::from_vec(name).into())),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("read {}", path.display())),
+    }
 }
 
 /// Runs that died and are not collected yet: nobody holds their lock, nobody keeps them, and their working files are there.

@@ -3,11 +3,13 @@
 
 mod own;
 
+use std::io::Write as _;
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
-use rustix::process::Pid;
+use rustix::process::{Pid, Signal, kill_process};
 use xtask::layer::{DISK, FILES, Layer, RAM};
 use xtask::paths::{Cache, processes_naming};
 use xtask::report::{PhaseStatus, Report, Verdict};
@@ -26,7 +28,7 @@ impl Own {
 
     /// A smoke, and its report; nothing of it may be left.
     fn smoke(&self, arguments: &[&str]) -> (Output, Report) {
-        let words = [&["smoke", "--arch", "aarch64", "--image", "debian-12"], arguments].concat();
+        let words = [&["smoke", "--fsck", "--arch", "aarch64", "--image", "debian-12"], arguments].concat();
         let output = self.run(BACK_ROOM, &words);
         let said = said(&output);
         let path = said.lines().find_map(|line| line.strip_prefix("report: "));
@@ -35,6 +37,10 @@ impl Own {
         let work = self.root.join("runs").join(&report.run_id).join("w");
         assert_eq!(processes_naming(&work), Vec::<Pid>::new(), "{said}");
         assert!(!work.exists(), "{} is left: {said}", work.display());
+        if report.verdict == Verdict::Verified {
+            let teardown = &report.phases.last().unwrap().detail;
+            assert!(teardown.contains("1 file system(s) of the guest's checked, no damage"), "{teardown}");
+        }
         (output, report)
     }
 
@@ -123,6 +129,39 @@ fn flip_a_byte(path: &Path) {
     file.set_modified(modified).unwrap();
 }
 
+/// Who attaches to the console sees what was said, types, and is answered; only one at a time.
+fn attached(own: &Own) {
+    let path = own.root.join("attached");
+    let mut child = Command::new(BACK_ROOM)
+        .args(["vm", "console", "dev"])
+        .env("IOT_XTASK_CACHE", &own.root)
+        .stdin(Stdio::piped())
+        .stdout(std::fs::File::create(&path).unwrap())
+        .spawn()
+        .unwrap();
+    let until = |wanted: &str| {
+        let deadline = Instant::now() + Duration::from_secs(90);
+        let mut seen = String::new();
+        while !seen.contains(wanted) {
+            assert!(Instant::now() < deadline, "no {wanted:?} in {seen}");
+            std::thread::sleep(Duration::from_millis(200));
+            seen = String::from_utf8_lossy(&std::fs::read(&path).unwrap()).into_owned();
+        }
+    };
+    until("Linux version");
+    until(" login: ");
+    let second = own.run(BACK_ROOM, &["vm", "console", "dev"]);
+    assert_code(&second, 69);
+    assert!(said(&second).contains("another one is attached"), "{}", said(&second));
+    child.stdin.as_mut().unwrap().write_all(b"nobody-of-this-name\n").unwrap();
+    until("nobody-of-this-name");
+    until("Password: ");
+    kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    let log = own.vm(&["console", "dev", "--no-follow"]);
+    assert!(said(&log).contains("nobody-of-this-name"), "the log has what was said to somebody else");
+}
+
 /// Up in seconds, entered, cut off, booted from its own disk, shut down, removed.
 fn machines_to_work_in(own: &Own, layer: &Path) {
     let up = own.run(BACK_ROOM, &["vm", "up", "dev", "--arch", "aarch64", "--image", "debian-12", "--json"]);
@@ -147,6 +186,7 @@ fn machines_to_work_in(own: &Own, layer: &Path) {
     let asked = own.vm(&["exec", "--", "cat", "here"]);
     assert_eq!(String::from_utf8_lossy(&asked.stdout), "kept\n", "{}", said(&asked));
     assert!(said(&own.vm(&["console", "dev", "--no-follow"])).contains("Linux version"));
+    attached(own);
     // Its guest shuts itself down with nobody there to see it; then it boots all the same.
     own.vm(&["exec", "--", "sudo", "systemctl", "poweroff"]);
     std::thread::sleep(std::time::Duration::from_secs(15));

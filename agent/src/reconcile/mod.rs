@@ -290,11 +290,14 @@ fn away_pause(before: u32) -> Duration {
 
 /// Wakes the reconciler when something happens to a container of this device's, for ever.
 async fn follow(podman: Podman, label: String, wake: Arc<Notify>) {
+    let mut away: u32 = 0;
     loop {
+        let began = Instant::now();
         if let Err(error) = podman.events(&label, || wake.notify_one()).await.context("wait for podman") {
             tracing::debug!("{error:#}");
         }
-        sleep(PODMAN_AWAY).await;
+        away = if began.elapsed() > PODMAN_AWAY { 0 } else { away + 1 };
+        sleep(away_pause(away.saturating_sub(1))).await;
         // What happened meanwhile has been missed.
         wake.notify_one();
     }

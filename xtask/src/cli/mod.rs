@@ -231,7 +231,7 @@ pub struct SoakArgs {
     #[arg(long, default_value_t = 0)]
     pub pairs: u32,
 
-    /// Smokes that are killed at a random moment, each followed by a look at what it left
+    /// Smokes that are killed, or their QEMU, at a random moment; each followed by one that must join, and by a look at what is left
     #[arg(long, default_value_t = 0)]
     pub kills: u32,
 

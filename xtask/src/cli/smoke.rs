@@ -39,6 +39,10 @@ pub struct SmokeArgs {
     #[arg(long, value_enum, default_value_t, value_name = "PHASE", conflicts_with = "sabotage")]
     pub until: Until,
 
+    /// After the end, check the guest's file systems (e2fsck): what its next boot would find, and no damage
+    #[arg(long, conflicts_with = "keep")]
+    pub fsck: bool,
+
     /// Leave the machine running and print how to enter and remove it
     #[arg(long)]
     pub keep: bool,

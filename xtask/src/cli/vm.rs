@@ -28,7 +28,7 @@ pub enum VmCommand {
         #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
         command: Vec<String>,
     },
-    /// Show what a machine's serial console says, and go on until Ctrl-C or its end
+    /// Show what a machine's serial console has said, and attach to it; Ctrl-] detaches
     Console {
         /// The machine; may be left out where there is one
         machine: Option<String>,

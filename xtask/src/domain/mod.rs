@@ -9,6 +9,7 @@ pub mod xml;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
 
 use crate::arch::{Accelerator, VmArchitecture};
 use crate::cli::MachineArgs;
@@ -32,6 +33,9 @@ pub const WORKLOAD_PORTS: [u16; 2] = [8080, 8081];
 
 /// The payload's disk in the guest: the third one. A guest that has booted without its content does not find it by its label.
 pub const PAYLOAD_DEVICE: &str = "/dev/vdc";
+
+/// The serial console's socket, in the directory of the machine's own files.
+pub const CONSOLE_SOCKET: &str = "console.sock";
 
 /// The guest's ports that this host's loopback leads to, each from a port of the kernel's choice.
 pub const FORWARDED_PORTS: [u16; 3] = [SSH_PORT, WORKLOAD_PORTS[0], WORKLOAD_PORTS[1]];
@@ -91,6 +95,8 @@ pub struct DomainXmlParams {
     pub disks: Vec<Disk>,
     /// Where the serial console goes from its first byte.
     pub console_log: PathBuf,
+    /// Where somebody may attach to it.
+    pub console_socket: PathBuf,
     /// The machine's identity (SMBIOS), the same over all of its boots.
     pub uuid: String,
 }
@@ -105,7 +111,7 @@ pub struct DomainFirmware {
 }
 
 /// A block device.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Disk {
     /// The file.
     pub path: PathBuf,
@@ -118,7 +124,7 @@ pub struct Disk {
 }
 
 /// A disk file's format.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum DiskFormat {
     /// Nothing but the guest's bytes.
     Raw,
@@ -159,6 +165,7 @@ impl DomainXmlParams {
                 own(&files.payload, DiskFormat::Raw, true),
             ],
             console_log: files.console_log.clone(),
+            console_socket: files.console_socket.clone(),
             uuid: files.uuid.clone(),
         }
     }
@@ -177,8 +184,10 @@ pub struct RunFiles {
     pub payload: PathBuf,
     /// The domain's variable store.
     pub nvram: PathBuf,
-    /// The serial console.
+    /// What the serial console says.
     pub console_log: PathBuf,
+    /// Where somebody may attach to it.
+    pub console_socket: PathBuf,
     /// The machine's identity.
     pub uuid: String,
 }
@@ -197,6 +206,7 @@ impl RunFiles {
             payload: work.join("payload.img"),
             nvram: work.join("nvram.fd"),
             console_log,
+            console_socket: work.join(CONSOLE_SOCKET),
             uuid: std::fs::read_to_string(UUID).with_context(|| format!("read {UUID}"))?.trim().to_owned(),
         })
     }

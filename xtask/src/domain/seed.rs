@@ -166,7 +166,7 @@ pub fn provision_script(sabotage: Option<Sabotage>, thawed: Option<Thawed<'_>>, 
     )
 }
 
-/// A machine that was frozen after its first boot: what this run gives it of its own. No fault is planted in one.
+/// A machine that was frozen after its first boot: what this run gives it of its own.
 #[derive(Debug, Clone, Copy)]
 pub struct Thawed<'a> {
     /// Whom ssh enters as.

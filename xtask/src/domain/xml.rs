@@ -86,6 +86,12 @@ fn write_os(xml: &mut Xml, params: &DomainXmlParams) -> io::Result<()> {
                 .with_attribute(("type", "pflash"))
                 .write_text_content(BytesText::new(&firmware.code.to_string_lossy()))?;
             path_text(xml, "nvram", &firmware.nvram)?;
+            // Arm's UEFI waits 5 s for somebody to press a key (2022.11: seen) unless QEMU's fw_cfg has `etc/boot-menu-wait`, which
+            // QEMU writes for a boot menu with a time; without one, `enable='no'` too, it waits for its own.
+            xml.create_element("bootmenu")
+                .with_attribute(("enable", "yes"))
+                .with_attribute(("timeout", "0"))
+                .write_empty()?;
         }
         Ok(())
     })?;
@@ -130,10 +136,15 @@ fn write_devices(xml: &mut Xml, params: &DomainXmlParams) -> io::Result<()> {
             .with_attribute(("type", "usb"))
             .with_attribute(("model", "none"))
             .write_empty()?;
-        xml.create_element("serial").with_attribute(("type", "file")).write_inner_content(|xml| {
-            // append: the second boot continues the file that holds the first.
+        // The guest's words go into the file whether or not somebody is attached.
+        xml.create_element("serial").with_attribute(("type", "unix")).write_inner_content(|xml| {
             xml.create_element("source")
-                .with_attribute(("path", &*params.console_log.to_string_lossy()))
+                .with_attribute(("mode", "bind"))
+                .with_attribute(("path", &*params.console_socket.to_string_lossy()))
+                .write_empty()?;
+            // append: the second boot continues the file that holds the first.
+            xml.create_element("log")
+                .with_attribute(("file", &*params.console_log.to_string_lossy()))
                 .with_attribute(("append", "on"))
                 .write_empty()?;
             xml.create_element("target").with_attribute(("port", "0")).write_empty()?;
@@ -233,11 +244,49 @@ mod tests {
             payload: "/run dir/<1>/payload.img".into(),
             nvram: "/run dir/<1>/nvram.fd".into(),
             console_log: "/run dir/<1>/console.log".into(),
+            console_socket: "/run dir/<1>/console.sock".into(),
             uuid: "6a7e489a-24e7-440d-b2b9-310110de50b9".into(),
         };
         let emulator = Path::new("/usr/bin").join(arch.profile().emulator);
         let cpu = Cpu::resolve(arch, accelerator, cpu);
         DomainXmlParams::resolve(&spec, accelerator, cpu, &emulator, uefi.then_some(&firmware), &files)
+    }
+
+    /// A warm layer's key has the domain in it: what makes another machine makes another layer.
+    #[test]
+    fn another_machine_is_another_domain() {
+        use Accelerator::{Kvm, Tcg};
+        use VmArchitecture::{Aarch64, X86_64};
+        let base = || params(Aarch64, Tcg, None, true);
+        type Change = fn(&mut DomainXmlParams);
+        let changes: [Change; 5] = [
+            |params| params.memory_mib += 1,
+            |params| params.vcpus += 1,
+            |params| params.cpu.globals.clear(),
+            |params| params.cpu.disabled_features.clear(),
+            |params| params.emulator = "/opt/qemu-system-aarch64".into(),
+        ];
+        let mut all: Vec<_> = changes
+            .iter()
+            .map(|change| {
+                let mut changed = base();
+                change(&mut changed);
+                changed
+            })
+            .chain([
+                base(),
+                params(Aarch64, Kvm, None, true),
+                params(Aarch64, Tcg, Some("pi5"), true),
+                params(X86_64, Tcg, None, true),
+                params(X86_64, Tcg, None, false),
+            ])
+            .map(|params| domain_xml(&params))
+            .collect();
+        let count = all.len();
+        all.sort();
+        all.dedup();
+        assert_eq!(all.len(), count);
+        assert_eq!(domain_xml(&base()), domain_xml(&base()));
     }
 
     /// Compares with `test_data/<name>.xml`; `IOT_XTASK_BLESS=1 cargo test` writes it anew.

@@ -46,6 +46,7 @@ pub const PROGRAMS: &[(&str, Need, When)] = &[
     ("aarch64-linux-gnu-g++", Need::CrossCxx, When::Testing),
     ("musl-gcc", Need::Musl, When::Testing),
     ("readelf", Need::Binutils, When::Testing),
+    ("e2fsck", Need::E2fsprogs, When::Testing),
 ];
 
 /// Where Debian keeps the keys of its archive.

@@ -84,7 +84,10 @@ pub(super) fn run(workspace: &Workspace, args: &CiArgs) -> Result<()> {
         let smoke = |arch, image: Option<&'static str>| {
             let image_words = image.map_or(Vec::new(), |image| vec!["--image", image]);
             let name = format!("smoke {arch} {}", image.unwrap_or_default());
-            (name.trim_end().to_owned(), on(&["xtask", "smoke", "--cold", "--arch", arch], &image_words))
+            (
+                name.trim_end().to_owned(),
+                on(&["xtask", "smoke", "--cold", "--fsck", "--arch", arch], &image_words),
+            )
         };
         // Two at once, in one cache: they must not meet. Two machines are what two processors carry.
         count.at_once(workspace, &["aarch64", "x86_64"].map(|arch| smoke(arch, None)));

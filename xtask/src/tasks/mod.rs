@@ -72,6 +72,11 @@ pub fn run(cli: &Cli) -> Result<()> {
             build_back_room(&workspace, cli.voice)?;
             enter_back_room(&workspace)
         }
+        Command::Vm(VmCommand::Console { machine, no_follow: false }) => {
+            kept::find(&Cache::from_env()?, machine.as_deref())?;
+            build_back_room(&workspace, cli.voice)?;
+            enter_back_room(&workspace)
+        }
         Command::Vm(command) => vm::run(command),
         Command::Completions { .. } | Command::Inspect(_) => unreachable!("done above"),
     }

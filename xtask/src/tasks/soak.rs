@@ -1,19 +1,23 @@
-//! `cargo xtask soak`: what is too long for every change. Plain smokes, pairs at once, and smokes killed at random
-//! moments, each followed by a look at what is left.
+//! `cargo xtask soak`: what is too long for every change. Plain smokes, pairs at once, and smokes that are killed, or their QEMU, at
+//! random moments, after which the next one must join; each followed by a look at what is left.
 
 use std::collections::BTreeMap;
 use std::os::unix::process::CommandExt as _;
-use std::process::{Child, Command, Stdio};
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
 use crate::cli::SoakArgs;
-use crate::exit::Code;
+use crate::exit::{Code, Unavailable};
+use crate::kept;
+use crate::layer::{BAD, Layer};
 use crate::limits;
-use crate::paths::Cache;
+use crate::paths::{Cache, processes_naming};
 use crate::report::human_seconds;
+use crate::run_dir::{directories, remove_tree};
 use crate::workspace::{Workspace, cargo};
 
 use super::ci::AGENT_TESTS;
@@ -26,15 +30,23 @@ const FUZZ_TEST: &[&str] =
 type Tally = BTreeMap<&'static str, (u32, Vec<String>)>;
 
 pub(super) fn run(workspace: &Workspace, args: &SoakArgs) -> Result<()> {
+    let kept = kept::all(&Cache::from_env()?);
+    if args.smokes + args.pairs + args.kills > 0 && !kept.is_empty() {
+        return Err(Unavailable {
+            error: format!("soak in a cache in which {} machine(s) are kept", kept.len()),
+            hint: "it deletes warm layers and counts what is left: cargo xtask vm list, vm rm; or another IOT_XTASK_CACHE".to_owned(),
+        }
+        .into());
+    }
     let mut tally = Tally::new();
     for round in 1..=args.smokes {
-        note(&mut tally, "smoke", round, args.smokes, smoke(args));
+        note(&mut tally, "smoke", round, args.smokes, tidy(smoke(args)));
     }
     for round in 1..=args.pairs {
-        note(&mut tally, "pair", round, args.pairs, pair(args));
+        note(&mut tally, "pair", round, args.pairs, tidy(pair(args)));
     }
     for round in 1..=args.kills {
-        note(&mut tally, "kill", round, args.kills, kill_and_collect(args));
+        note(&mut tally, "kill", round, args.kills, tidy(kill_and_go_on(args, round)));
     }
     if args.agent {
         note(&mut tally, "agent", 1, 1, tests(workspace, AGENT_TESTS, ("IOT_AGENT_SOAK", "1")));
@@ -49,6 +61,15 @@ pub(super) fn run(workspace: &Workspace, args: &SoakArgs) -> Result<()> {
         failed += failures.len();
     }
     if failed == 0 { Ok(()) } else { Err(Code(1).into()) }
+}
+
+/// Whatever came of a round, nothing of it may be left.
+fn tidy(result: Result<String>) -> Result<String> {
+    let left = nothing_left();
+    match (result, left) {
+        (Err(error), Err(left)) => Err(error.context(format!("{left:#}"))),
+        (result, left) => left.and(result),
+    }
 }
 
 fn note(tally: &mut Tally, kind: &'static str, round: u32, rounds: u32, result: Result<String>) {
@@ -66,11 +87,12 @@ fn note(tally: &mut Tally, kind: &'static str, round: u32, rounds: u32, result: 
 }
 
 /// A smoke as a child, in a process group of its own so that it can be killed whole.
-fn start(args: &SoakArgs) -> Result<Child> {
+fn start(args: &SoakArgs, more: &[&str]) -> Result<Child> {
     let own = std::env::current_exe().context("find this very program")?;
     Command::new(own)
         .args(["smoke", "--quiet", "--arch", &args.arch.to_string()])
         .args(args.cold.then_some("--cold"))
+        .args(more)
         .stdin(Stdio::null())
         .process_group(0)
         .spawn()
@@ -85,7 +107,7 @@ fn end(mut child: Child, started: Instant) -> Result<String> {
 
 fn smoke(args: &SoakArgs) -> Result<String> {
     let started = Instant::now();
-    end(start(args)?, started)
+    end(start(args, &["--fsck"])?, started)
 }
 
 /// Tests that take more time where this variable is set.
@@ -105,47 +127,125 @@ fn tests(workspace: &Workspace, arguments: &[&str], (name, value): (&str, &str))
 
 fn pair(args: &SoakArgs) -> Result<String> {
     let started = Instant::now();
-    let (one, other) = (start(args)?, start(args)?);
+    let (one, other) = (start(args, &["--fsck"])?, start(args, &["--fsck"])?);
     let (one, other) = (end(one, started), end(other, started));
     Ok(format!("{}, {}", one?, other?))
 }
 
-/// SIGKILL at a random moment; then a short smoke collects, and nothing may be left.
-fn kill_and_collect(args: &SoakArgs) -> Result<String> {
-    let mut random = [0; 2];
-    rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty()).context("a random moment")?;
-    let moment = limits::KILL_WINDOW.mul_f64(f64::from(u16::from_le_bytes(random)) / 65_536.0);
-    let mut child = start(args)?;
-    std::thread::sleep(moment);
-    let pid = Pid::from_raw(i32::try_from(child.id()).context("a process id")?).context("a process id")?;
-    if child.try_wait().context("look at the smoke")?.is_none() {
-        kill_process_group(pid, Signal::KILL).context("kill the smoke")?;
-    }
-    child.wait().context("wait for the killed smoke")?;
-    // Any smoke collects first; this one then ends by a planted fault that is found before a guest is up.
-    let own = std::env::current_exe().context("find this very program")?;
-    let status = Command::new(own)
-        .args(["smoke", "--quiet", "--arch", &args.arch.to_string(), "--sabotage", "kill-qemu"])
-        .stdin(Stdio::null())
-        .status()
-        .context("run the smoke that collects")?;
-    ensure!(status.code() == Some(1), "the smoke that collects ended with {status}, not with 1");
-    let left = leftovers(&Cache::from_env()?)?;
-    ensure!(left.is_empty(), "after a kill at {moment:?} this is left: {}", left.join(", "));
-    Ok(format!("killed at {:.1} s, nothing left", moment.as_secs_f64()))
+/// Who is killed at a random moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Victim {
+    /// The whole process group of the smoke: nobody is left to tidy up.
+    Workflow,
+    /// The machine alone: the smoke has to see it, and to end by itself.
+    Qemu,
 }
 
-/// Processes of any run, and runs that still have their working files; a soak has the cache to itself.
-fn leftovers(cache: &Cache) -> Result<Vec<String>> {
-    let runs = cache.runs();
+/// SIGKILL at a random moment, of the one or the other; then a smoke must join, on what was left, and nothing may be left of both.
+/// Every fourth round begins without a warm layer, so that its making is hit too.
+fn kill_and_go_on(args: &SoakArgs, round: u32) -> Result<String> {
+    let cache = Cache::from_env()?;
+    let makes_a_layer = !args.cold && round % 4 == 1;
+    if makes_a_layer {
+        remove_tree(&cache.layers())?;
+    }
+    let boots = makes_a_layer || args.cold;
+    let window = if boots { limits::KILL_WINDOW } else { limits::WARM_KILL_WINDOW };
+    let moment = window.mul_f64(random()?);
+    let victim = if random()? < 0.5 { Victim::Workflow } else { Victim::Qemu };
+    let mut child = start(args, &[])?;
+    std::thread::sleep(moment);
+    let killed = kill(&mut child, victim, &cache).and_then(|hit| Ok((hit, awaited(&mut child, hit)?)));
+    // Whatever came of it, the next round has the cache to itself.
+    end_group(&child)?;
+    let (hit, status) = killed?;
+    let expected: &[i32] = match (hit, victim) {
+        (true, Victim::Workflow) => &[],
+        // 0 where it hit a machine that was about to lose its power anyway.
+        (true, Victim::Qemu) => &[0, 1, 69],
+        (false, _) => &[0],
+    };
+    let right = status.code().map_or(expected.is_empty(), |code| expected.contains(&code));
+    ensure!(right, "{victim:?} at {:.1} s, hit: {hit}: the smoke ended with {status}", moment.as_secs_f64());
+    let started = Instant::now();
+    end(start(args, &["--until", "join"])?, started).context("the smoke after it")?;
+    let what = match (hit, victim) {
+        (false, _) => "nothing was there to be killed",
+        (true, Victim::Workflow) => "the workflow killed",
+        (true, Victim::Qemu) => "QEMU killed",
+    };
+    let layer = if makes_a_layer { ", without a warm layer" } else { "" };
+    Ok(format!("{what} at {:.1} s{layer}, {status}; joined after it", moment.as_secs_f64()))
+}
+
+/// Whether there was somebody to kill.
+fn kill(child: &mut Child, victim: Victim, cache: &Cache) -> Result<bool> {
+    if child.try_wait().context("look at the smoke")?.is_some() {
+        return Ok(false);
+    }
+    if victim == Victim::Workflow {
+        return end_group(child);
+    }
+    let is_qemu = |pid: &Pid| {
+        let name = std::fs::read_to_string(format!("/proc/{}/comm", pid.as_raw_nonzero()));
+        name.is_ok_and(|name| name.starts_with("qemu-system"))
+    };
+    let runs = directories(&cache.runs());
+    let qemu = runs.iter().flat_map(|run| processes_naming(&run.join("w"))).find(is_qemu);
+    qemu.map_or(Ok(false), |pid| found(kill_process(pid, Signal::KILL)).context("kill QEMU"))
+}
+
+/// SIGKILL to all of a smoke; whether there was something.
+fn end_group(child: &Child) -> Result<bool> {
+    let group = i32::try_from(child.id()).ok().and_then(Pid::from_raw).context("a process id")?;
+    found(kill_process_group(group, Signal::KILL)).context("kill the smoke")
+}
+
+/// One that has just ended by itself was not there.
+fn found(killed: rustix::io::Result<()>) -> Result<bool> {
+    match killed {
+        Ok(()) => Ok(true),
+        Err(rustix::io::Errno::SRCH) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// How it ended: by itself, and soon where something of it was killed.
+fn awaited(child: &mut Child, hit: bool) -> Result<ExitStatus> {
+    let deadline = Instant::now() + limits::AFTER_KILL;
+    loop {
+        if let Some(status) = child.try_wait().context("wait for the smoke")? {
+            return Ok(status);
+        }
+        let late = hit && Instant::now() > deadline;
+        ensure!(!late, "{} s after the kill the smoke has not ended", limits::AFTER_KILL.as_secs());
+        std::thread::sleep(limits::POLL);
+    }
+}
+
+/// From 0 to 1.
+fn random() -> Result<f64> {
+    let mut bytes = [0; 2];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()).context("a random number")?;
+    Ok(f64::from(u16::from_le_bytes(bytes)) / 65_536.0)
+}
+
+/// An error where anything is left: processes of any run, runs that still have their working files, layers that are no whole ones. A
+/// soak has the cache to itself.
+fn nothing_left() -> Result<()> {
+    let cache = Cache::from_env()?;
     let mut left = Vec::new();
-    for entry in std::fs::read_dir(&runs).with_context(|| format!("list {}", runs.display()))? {
-        let work = entry.with_context(|| format!("list {}", runs.display()))?.path().join("w");
-        let processes = crate::paths::processes_naming(&work);
+    for run in directories(&cache.runs()) {
+        let work = run.join("w");
+        let processes = processes_naming(&work);
         left.extend(processes.iter().map(|pid| format!("process {}", pid.as_raw_nonzero())));
         if work.exists() {
             left.push(work.display().to_string());
         }
     }
-    Ok(left)
+    let whole = |layer: &PathBuf| Layer::read(layer).is_ok() && !layer.join(BAD).exists();
+    let layers = directories(&cache.layers());
+    left.extend(layers.iter().filter(|layer| !whole(layer)).map(|layer| layer.display().to_string()));
+    ensure!(left.is_empty(), "this is left: {}", left.join(", "));
+    Ok(())
 }

@@ -1,7 +1,6 @@
 //! `cargo xtask vm`, as far as it needs no libvirt: finding machines, entering them, taking their power away, removing them.
 
-use std::fs::File;
-use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
+use std::io::Write as _;
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 
@@ -11,7 +10,6 @@ use serde_json::json;
 use crate::cli::VmCommand;
 use crate::host::tools;
 use crate::kept::{self, Kept};
-use crate::limits;
 use crate::paths::{Cache, processes_naming};
 use crate::run_dir;
 
@@ -33,8 +31,8 @@ pub(super) fn run(command: &VmCommand) -> Result<()> {
             let words: Vec<_> = journal.into_iter().chain(args.rest.iter().cloned()).collect();
             enter(&kept, &["-T"], &words)
         }
-        VmCommand::Console { machine, no_follow } => {
-            console(&kept::find(&cache, machine.as_deref())?, !*no_follow)
+        VmCommand::Console { machine, no_follow: true } => {
+            show_console(&kept::find(&cache, machine.as_deref())?)
         }
         VmCommand::PowerCut(args) => power_cut(&kept::find(&cache, args.machine.as_deref())?),
         VmCommand::Rm(args) => {
@@ -44,7 +42,9 @@ pub(super) fn run(command: &VmCommand) -> Result<()> {
             Ok(())
         }
         VmCommand::Gc { dry_run, json } => gc(&cache, *dry_run, *json),
-        VmCommand::Up(_) | VmCommand::Start(_) | VmCommand::Stop(_) => unreachable!("the back room's"),
+        VmCommand::Up(_) | VmCommand::Start(_) | VmCommand::Stop(_) | VmCommand::Console { .. } => {
+            unreachable!("the back room's")
+        }
     }
 }
 
@@ -95,26 +95,15 @@ fn quoted(word: &str) -> String {
     format!("'{}'", word.replace('\'', r"'\''"))
 }
 
-fn console(kept: &Kept, follow: bool) -> Result<()> {
+/// What it has said so far.
+fn show_console(kept: &Kept) -> Result<()> {
     let path = &kept.machine.console;
-    let what = || format!("read the console {}", path.display());
-    let mut file = File::open(path).with_context(what)?;
-    let mut at = 0;
-    loop {
-        let runs = kept.is_running();
-        let mut bytes = Vec::new();
-        file.seek(SeekFrom::Start(at)).and_then(|_| file.read_to_end(&mut bytes)).with_context(what)?;
-        at += bytes.len() as u64;
-        let mut out = std::io::stdout().lock();
-        match out.write_all(&bytes).and_then(|()| out.flush()) {
-            // Whoever reads may have read enough.
-            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => return Ok(()),
-            written => written.context("write to stdout")?,
-        }
-        if !follow || !runs {
-            return Ok(());
-        }
-        std::thread::sleep(limits::POLL);
+    let said = std::fs::read(path).with_context(|| format!("read the console {}", path.display()))?;
+    let mut out = std::io::stdout().lock();
+    match out.write_all(&said).and_then(|()| out.flush()) {
+        // Whoever reads may have read enough.
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        written => written.context("write to stdout"),
     }
 }
 

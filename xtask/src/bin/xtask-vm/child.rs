@@ -6,6 +6,7 @@ use std::fs::File;
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
+use std::process::Output;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -139,13 +140,33 @@ pub(crate) fn read(
     limit: Duration,
     interrupt: &Interrupt,
 ) -> Result<String> {
+    let output = output(program, arguments, limit, interrupt)?;
+    let said = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+    let status = output.status;
+    ensure!(
+        status.success(),
+        "{} {}: {status}: {}",
+        program.display(),
+        words(arguments),
+        said(&output.stderr)
+    );
+    Ok(said(&output.stdout))
+}
+
+/// The same of one whose exit code is an answer.
+pub(crate) fn output(
+    program: &Path,
+    arguments: &[OsString],
+    limit: Duration,
+    interrupt: &Interrupt,
+) -> Result<Output> {
     let line = format!("{} {}", program.display(), words(arguments));
     let expression = duct::cmd(program, arguments).stdin_null().stdout_capture().stderr_capture().unchecked();
     let handle = own(&expression).start().with_context(|| format!("run {line}"))?;
     let deadline = Instant::now() + limit;
-    let output = loop {
+    loop {
         if let Some(output) = handle.try_wait().with_context(|| format!("wait for {line}"))? {
-            break output;
+            return Ok(output.clone());
         }
         let stop = interrupt.check().err().or_else(|| {
             (Instant::now() > deadline).then(|| anyhow!("{line}: no end within {} s", limit.as_secs()))
@@ -155,10 +176,7 @@ pub(crate) fn read(
             return Err(error);
         }
         std::thread::sleep(limits::CHILD_POLL);
-    };
-    let said = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
-    ensure!(output.status.success(), "{line}: {}: {}", output.status, said(&output.stderr));
-    Ok(said(&output.stdout))
+    }
 }
 
 fn words(arguments: &[OsString]) -> String {

@@ -20,7 +20,7 @@ use anyhow::{Context, Result};
 use xtask::digest::{Algorithm, Digest};
 use xtask::exit::{Unavailable, host_fault};
 use xtask::image::manifest::Stamp;
-use xtask::layer::{FILES, Frozen, Ingredients, Layer, MANIFEST};
+use xtask::layer::{BAD, DISK, FILES, Frozen, Ingredients, Layer, MANIFEST, SEED};
 use xtask::limits;
 use xtask::paths::{Cache, make_private_dir, write_private};
 use xtask::run_dir::{self, try_lock};
@@ -30,8 +30,6 @@ use crate::screen::Screen;
 
 /// Its time is when the layer was last used.
 const USED: &str = "used";
-/// In a layer that was found changed: how.
-const BAD: &str = "bad";
 /// The ending of what is being deleted.
 const DELETING: &str = ".deleting";
 
@@ -63,7 +61,16 @@ impl Kept {
 
     /// An error where a file is not what was frozen; nobody uses the layer from then on.
     fn check(&self) -> Result<()> {
-        for (name, frozen) in &self.layer.files {
+        self.check_files(|_| true)
+    }
+
+    /// The same of what a machine that has been thawed boots from later.
+    pub(crate) fn check_what_boots(&self) -> Result<()> {
+        self.check_files(|name| [DISK, SEED].contains(&name))
+    }
+
+    fn check_files(&self, wanted: impl Fn(&str) -> bool) -> Result<()> {
+        for (name, frozen) in self.layer.files.iter().filter(|(name, _)| wanted(name)) {
             if !self.file(name).exists() {
                 return Err(self.is_bad(name, "it is gone"));
             }
@@ -98,6 +105,13 @@ impl Kept {
 
 fn name_of(directory: &Path) -> String {
     directory.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+/// The layer that a run's machine lies on; `None` where it lies on its image alone.
+pub(crate) fn under(work: &Path) -> Result<Option<Kept>> {
+    let Some(directory) = run_dir::layer_of(work)? else { return Ok(None) };
+    let layer = Layer::read(&directory)?;
+    Ok(Some(Kept { directory, layer }))
 }
 
 /// Nobody else makes or deletes this layer while it is held.

@@ -8,6 +8,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use xtask::cli::{OneArgs, Voice};
 use xtask::exit::{Diagnosis, Unavailable, host_fault};
+use xtask::host::rehearsal::Expected;
 use xtask::host::tools;
 use xtask::kept::{self, Kept};
 use xtask::limits;
@@ -19,6 +20,8 @@ use crate::child;
 use crate::console::Console;
 use crate::hypervisor::{Condition, Hypervisor, Machine};
 use crate::interrupt::Interrupt;
+use crate::layer;
+use crate::rehearsed;
 use crate::screen::Screen;
 
 /// Starts it and waits for its ssh.
@@ -101,8 +104,13 @@ fn shut_down(cache: &Cache, kept: &Kept, interrupt: &Interrupt, screen: &mut Scr
 }
 
 fn boot(cache: &Cache, kept: &mut Kept, interrupt: &Interrupt, screen: &mut Screen) -> Result<()> {
-    let path = kept.work().join("domain.xml");
-    let xml = std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+    let (xml, expected) = asked_for(kept).map_err(|error| {
+        let name = &kept.machine.name;
+        let hint = format!(
+            "another version of this workflow kept it: cargo xtask vm rm {name}, and vm up makes another"
+        );
+        host_fault(error, format!("start {name}"), hint)
+    })?;
     let mut console = Console::new(&kept.machine.console);
     console.new_boot()?;
     let root = kept.work().join("v");
@@ -126,13 +134,28 @@ fn boot(cache: &Cache, kept: &mut Kept, interrupt: &Interrupt, screen: &mut Scre
     }
     kept.machine.ssh_port = None;
     kept.save()?;
-    let mut machine = hypervisor.start_paused(&xml)?;
-    machine.resume()?;
+    if let Some(layer) = layer::under(&kept.work())? {
+        screen.alive("hashing the warm layer");
+        layer.check_what_boots()?;
+    }
+    let mut machine = rehearsed::start_sound(&hypervisor, &xml, &expected, &kept.work())?;
     kept.machine.ssh_port = Some(machine.ssh_port()?);
     kept.save()?;
     wait_for_ssh(kept, &machine, &mut console, interrupt, screen)?;
     machine.let_go();
     Ok(())
+}
+
+/// Its domain, and what QEMU must make of it.
+fn asked_for(kept: &Kept) -> Result<(String, Expected)> {
+    let read = |name: &str| {
+        let path = kept.work().join(name);
+        std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))
+    };
+    let expected = read(rehearsed::EXPECTED)?;
+    let expected =
+        serde_json::from_str(&expected).with_context(|| format!("parse {}", rehearsed::EXPECTED))?;
+    Ok((read(rehearsed::XML)?, expected))
 }
 
 fn wait_for_ssh(

@@ -4,11 +4,13 @@
 //! Modules in reading order: [`smoke`] (the phases, as prose), [`image`], [`layer`] (warm machines), [`media`] (seed and payload disks),
 //! [`hypervisor`] (libvirt), [`rehearsed`] (a domain read before it runs), [`remote`] (another libvirt), [`console`], [`broker`] (NATS), [`guest`] (ssh), [`bench`], and the tools: [`screen`], [`child`], [`interrupt`], [`history`], [`reaper`].
 
+mod attach;
 mod bench;
 mod broker;
 mod child;
 mod console;
 mod fetch;
+mod filesystem;
 mod guest;
 mod history;
 mod hypervisor;
@@ -69,6 +71,7 @@ fn execute(cli: &Cli) -> anyhow::Result<()> {
         }
         Command::Vm(VmCommand::Up(args)) => smoke::up(&workspace, args, cli.voice),
         Command::Vm(VmCommand::Start(args)) => machine::start(args, cli.voice),
+        Command::Vm(VmCommand::Console { machine, no_follow: false }) => attach::console(machine.as_deref()),
         Command::Vm(VmCommand::Stop(args)) => machine::stop(args, cli.voice),
         Command::Bench(args) => bench::run(&workspace, args, cli.voice),
         // The front door's own: whoever starts this binary by hand gets the same task.

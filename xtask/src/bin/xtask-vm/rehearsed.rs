@@ -14,6 +14,10 @@ use xtask::paths::write_private;
 
 use crate::hypervisor::{Hypervisor, Machine};
 
+/// The domain's XML in the run's working directory.
+pub(crate) const XML: &str = "domain.xml";
+/// What the domain must become: an [`Expected`], beside the XML.
+pub(crate) const EXPECTED: &str = "expected.json";
 /// What was asked of QEMU and what it answered, beside the domain's XML.
 pub(crate) const TRANSCRIPT: &str = "qmp.json";
 

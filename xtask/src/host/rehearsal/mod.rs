@@ -9,6 +9,7 @@ mod tests;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
 
 use crate::arch::{Accelerator, VmArchitecture};
 use crate::domain::cpu::CpuModel;
@@ -16,7 +17,7 @@ use crate::domain::{Disk, DomainXmlParams};
 use crate::host::firmware::Firmware;
 
 /// What a domain should become, from the parameters that its XML is written from.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Expected {
     /// The guest's architecture.
     pub architecture: VmArchitecture,
@@ -39,7 +40,7 @@ pub struct Expected {
 }
 
 /// The flash with the firmware's code and the one with the domain's variables.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ExpectedFlash {
     /// The code's file, shared and so read-only.
     pub code: PathBuf,

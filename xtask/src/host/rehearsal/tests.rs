@@ -27,6 +27,7 @@ fn params(arch: VmArchitecture) -> (DomainXmlParams, Firmware) {
         payload: "/run/w/payload.img".into(),
         nvram: "/run/w/nvram.fd".into(),
         console_log: "/run/console.log".into(),
+        console_socket: "/run/console.sock".into(),
         uuid: "6a7e489a-24e7-440d-b2b9-310110de50b9".into(),
     };
     let spec = VmSpec::new("vm", arch);

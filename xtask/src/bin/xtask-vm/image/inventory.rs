@@ -18,6 +18,7 @@ use xtask::paths::{Cache, write_private};
 
 use super::{DISK, Store, store};
 use crate::child;
+use crate::interrupt::Interrupt;
 
 /// The unpacked disk's name, while it is read. The file is sparse.
 const RAW: &str = "inventory.raw";
@@ -56,7 +57,7 @@ pub(crate) fn of_image(cache: &Cache, image: &Image) -> Option<Inventory> {
 fn make(store: &mut Store<'_>, image: &Image, directory: &Path, manifest: &Manifest) -> Result<()> {
     store.screen.alive("reading the image's libraries");
     let raw = directory.join(RAW);
-    let unpacked = unpack(store, &directory.join(DISK), &raw);
+    let unpacked = unpack(&directory.join(DISK), &raw, store.interrupt);
     let read = unpacked.and_then(|()| of_disk(&raw, &manifest.digest.to_string(), image));
     let removed = std::fs::remove_file(&raw);
     let inventory = read.with_context(|| format!("read the libraries of {}", image.name))?;
@@ -64,22 +65,23 @@ fn make(store: &mut Store<'_>, image: &Image, directory: &Path, manifest: &Manif
     write_private(&directory.join(inventory::FILE), serde_json::to_string(&inventory)?)
 }
 
-fn unpack(store: &Store<'_>, disk: &Path, raw: &Path) -> Result<()> {
+/// A disk and what it lies on as one sparse file of nothing but the guest's bytes.
+pub(crate) fn unpack(disk: &Path, raw: &Path, interrupt: &Interrupt) -> Result<()> {
     File::create(raw).with_context(|| format!("make {}", raw.display()))?;
     let words = ["convert", "-O", "raw"].map(Into::into);
     let arguments: Vec<_> = words.into_iter().chain([disk.into(), raw.into()]).collect();
-    child::read(&tools::require("qemu-img")?, &arguments, limits::INVENTORY, store.interrupt)
+    child::read(&tools::require("qemu-img")?, &arguments, limits::INVENTORY, interrupt)
         .with_context(|| format!("unpack {}", disk.display()))?;
     Ok(())
 }
 
 /// The partition that has an os-release(5) is the root.
 fn of_disk(raw: &Path, source: &str, image: &Image) -> Result<Inventory> {
-    let starts = partitions(raw).with_context(|| format!("read the partitions of {}", raw.display()))?;
-    for start in starts {
+    let found = partitions(raw).with_context(|| format!("read the partitions of {}", raw.display()))?;
+    for Partition { start, .. } in found {
         let disk = File::open(raw).with_context(|| format!("open {}", raw.display()))?;
         // What is no ext4 (an ESP) is another partition's business.
-        let Ok(tree) = Ext4::load(Box::new(Partition { disk, start })).map(Files) else { continue };
+        let Ok(tree) = Ext4::load(Box::new(From { disk, start })).map(Files) else { continue };
         if tree.read("/etc/os-release").is_some() || tree.read("/usr/lib/os-release").is_some() {
             let inventory = Inventory::of_tree(&tree, source, image.arch.profile().multiarch);
             ensure!(!inventory.libraries.is_empty(), "its root file system has no library");
@@ -89,8 +91,14 @@ fn of_disk(raw: &Path, source: &str, image: &Image) -> Result<Inventory> {
     anyhow::bail!("none of its partitions is an ext4 file system with an os-release")
 }
 
-/// Where the partitions begin, in bytes.
-fn partitions(raw: &Path) -> Result<Vec<u64>> {
+/// Where a partition begins and how long it is, in bytes.
+pub(crate) struct Partition {
+    pub(crate) start: u64,
+    pub(crate) bytes: u64,
+}
+
+/// The partitions of a raw disk with a GPT.
+pub(crate) fn partitions(raw: &Path) -> Result<Vec<Partition>> {
     let mut disk = File::open(raw)?;
     let mut header = [0; SECTOR as usize];
     disk.seek(SeekFrom::Start(SECTOR))?;
@@ -99,29 +107,31 @@ fn partitions(raw: &Path) -> Result<Vec<u64>> {
     let (at, count, size) =
         (long(&header, 72), long(&header, 80) & 0xffff_ffff, long(&header, 84) & 0xffff_ffff);
     ensure!((SMALLEST_ENTRY..=SECTOR * 8).contains(&size), "its GPT's entries have {size} bytes");
-    let mut starts = Vec::new();
+    let mut found = Vec::new();
     for index in 0..count.min(MOST_ENTRIES) {
         let mut entry = [0; SMALLEST_ENTRY as usize];
         disk.seek(SeekFrom::Start(at.saturating_mul(SECTOR).saturating_add(index * size)))?;
         disk.read_exact(&mut entry)?;
         if entry[..16] != [0; 16] {
-            starts.push(long(&entry, 32).saturating_mul(SECTOR));
+            let (first, last) = (long(&entry, 32), long(&entry, 40));
+            let bytes = last.saturating_sub(first).saturating_add(1).saturating_mul(SECTOR);
+            found.push(Partition { start: first.saturating_mul(SECTOR), bytes });
         }
     }
-    Ok(starts)
+    Ok(found)
 }
 
 fn long(bytes: &[u8], at: usize) -> u64 {
     bytes[at..at + 8].try_into().map_or(0, u64::from_le_bytes)
 }
 
-/// One partition of a raw disk.
-struct Partition {
+/// A raw disk from some byte on.
+struct From {
     disk: File,
     start: u64,
 }
 
-impl Ext4Read for Partition {
+impl Ext4Read for From {
     fn read(
         &mut self,
         at: u64,

@@ -43,6 +43,34 @@ impl Subject<'_> {
     }
 }
 
+/// What there is of a run's machine before there is the machine.
+pub(super) struct Around {
+    pub(super) hypervisor: Hypervisor,
+    libvirt_root: PathBuf,
+    device_id: String,
+    pub(super) broker: Broker,
+    pub(super) keys: Keys,
+}
+
+impl Around {
+    pub(super) fn make(session: &mut Session<'_>, plan: &Plan) -> Result<Self> {
+        let work = session.run.work();
+        let device_id = format!("dev-{}", session.run.id());
+        let broker = Broker::start(&work, &device_id, session.args.sabotage, &session.interrupt)?;
+        let keys = Keys::make(&work, &plan.image.login_user, &session.interrupt)?;
+        let libvirt_root = session.run.libvirt_root();
+        let hypervisor = Hypervisor::open(&libvirt_root, &session.cache)?;
+        session.report.host.libvirt = Some(hypervisor.version()?);
+        Ok(Self { hypervisor, libvirt_root, device_id, broker, keys })
+    }
+
+    pub(super) fn with(self, plan: Plan, files: RunFiles, domain: Domain, machine: Machine) -> RunningVm {
+        let Self { hypervisor, libvirt_root, device_id, broker, keys } = self;
+        let console = Console::new(&files.console_log);
+        RunningVm { plan, files, domain, hypervisor, machine, keys, device_id, libvirt_root, console, broker }
+    }
+}
+
 impl RunningVm {
     /// From nothing to a guest whose userspace runs cloud-init's last stage.
     pub(super) fn boot(
@@ -80,40 +108,34 @@ impl RunningVm {
     ) -> Result<Self> {
         let sabotage = session.args.sabotage;
         let work = session.run.work();
-        let device_id = format!("dev-{}", session.run.id());
+        let around = Around::make(session, &plan)?;
         let mut files = RunFiles::of_run(&work, session.run.path().join("console.log"))?;
         files.backing = vec![image.disk.clone()];
-        let broker = Broker::start(&work, &device_id, sabotage, &session.interrupt)?;
-        let keys = Keys::make(&work, &plan.image.login_user, &session.interrupt)?;
         let seed = Seed {
             instance_id: session.run.id(),
             login_user: &plan.image.login_user,
-            authorized_key: &keys.user_public,
-            host_private_key: &keys.host_private,
-            host_public_key: &keys.host_public,
+            authorized_key: &around.keys.user_public,
+            host_private_key: &around.keys.host_private,
+            host_public_key: &around.keys.host_public,
             sabotage,
             payload: Payload::AtFirstBoot,
         };
         media::make_seed(&files.seed, &seed, &work, &session.interrupt)?;
-        let config = broker.agent_config();
+        let config = around.broker.agent_config();
         let payload = media::Payload { subject: subject.as_pair(), config: &config, sabotage, thawed: None };
         media::make_payload(&files.payload, session.workspace, &payload, &work, &session.interrupt)?;
         make_writable_files(&plan, &files, &image.base(), &session.interrupt)?;
-        let libvirt_root = session.run.libvirt_root();
-        let hypervisor = Hypervisor::open(&libvirt_root, &session.cache)?;
-        session.report.host.libvirt = Some(hypervisor.version()?);
         let mut domain = Domain::write(&plan, &files, &work)?;
-        let machine = match domain.start(&hypervisor) {
+        let machine = match domain.start(&around.hypervisor) {
             // Another error (no memory, a CPU model that KVM lacks) is not KVM's fault, and emulation would not help.
             Err(error) if plan.accelerator == Accelerator::Kvm && blames_kvm(&error) => {
                 give_up_kvm(session, &mut plan, &format!("KVM does not start the machine: {error:#}"))?;
                 domain = Domain::write(&plan, &files, &work)?;
-                domain.start(&hypervisor)
+                domain.start(&around.hypervisor)
             }
             started => started,
         }?;
-        let console = Console::new(&files.console_log);
-        Ok(Self { plan, files, domain, hypervisor, machine, keys, device_id, libvirt_root, console, broker })
+        Ok(around.with(plan, files, domain, machine))
     }
 
     fn reach_userspace(&mut self, session: &mut Session<'_>, image: &ReadyImage) -> Result<String> {
@@ -216,12 +238,13 @@ pub(super) struct Domain {
 }
 
 impl Domain {
-    /// From the plan; its XML is in the run's working directory.
+    /// From the plan; its XML, and what must become of it, are in the run's working directory, for `vm start` too.
     pub(super) fn write(plan: &Plan, files: &RunFiles, work: &Path) -> Result<Self> {
         let params = resolve(plan, files);
         let xml = xml::domain_xml(&params);
-        write_private(&work.join("domain.xml"), &xml)?;
+        write_private(&work.join(rehearsed::XML), &xml)?;
         let expected = Expected::of(&params, &plan.firmware)?;
+        write_private(&work.join(rehearsed::EXPECTED), serde_json::to_string_pretty(&expected)?)?;
         Ok(Self { xml, expected, work: work.to_owned() })
     }
 

@@ -20,13 +20,14 @@ use xshell::Shell;
 use xtask::agent_build::{self, Agent};
 use xtask::arch::VmArchitecture;
 use xtask::cli::{Sabotage, SmokeArgs, Until, UpArgs, Voice};
-use xtask::exit::{self, Code, Diagnosis, Usage};
-use xtask::host::{Asked, Preflight};
+use xtask::exit::{self, Code, Diagnosis, Unavailable, Usage};
+use xtask::host::{Asked, Preflight, tools};
 use xtask::limits;
 use xtask::report::{AgentReport, OsReleaseReport, Phase, StatusEvidence, WorkloadEvidence, human_seconds};
 use xtask::workspace::Workspace;
 
 use crate::broker::Seen;
+use crate::filesystem::CHECKER;
 use boot::Subject;
 pub(crate) use boot::{make_writable_files, resolve};
 pub(crate) use image::ensure_or_stand_in;
@@ -139,6 +140,10 @@ fn preflight(session: &mut Session<'_>) -> Result<(Plan, String)> {
     let asked = Asked { architectures: &[args.build.arch], machine: &args.machine, for_ci: false };
     let preflight = Preflight::check(session.workspace, &asked)?;
     preflight.verdict()?;
+    if args.fsck && tools::find(CHECKER).is_none() {
+        let (error, hint) = (format!("--fsck: {CHECKER} is not on PATH"), "install e2fsprogs".to_owned());
+        return Err(Unavailable { error, hint }.into());
+    }
     let facts = preflight.facts.first().context("one architecture was asked for")?;
     let plan = Plan::resolve(facts, args.build.arch, &args.machine, args.timeout_scale)?;
     session.describe_host(facts, &plan)?;

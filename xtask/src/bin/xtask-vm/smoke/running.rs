@@ -219,7 +219,7 @@ impl RunningVm {
     }
 
     pub(super) fn can_be_entered(&self) -> bool {
-        [LOGIN_PROMPT, marker::DONE].iter().any(|sign| self.console.line_with(sign).is_some())
+        [LOGIN_PROMPT, marker::DONE, marker::FAILED].iter().any(|sign| self.console.line_with(sign).is_some())
             || self.console.prompts(LOGIN_PROMPT)
     }
 
@@ -264,11 +264,11 @@ impl RunningVm {
     }
 
     /// The guest's journal, where it can still be had.
-    pub(crate) fn fetch_journal(&self, path: &Path, screen: &mut Screen) {
+    pub(crate) fn fetch_journal(&mut self, path: &Path, screen: &mut Screen) {
         if self.machine.condition() != Condition::Running || !self.can_be_entered() {
             return;
         }
-        let fetched = self.machine.ssh_port().and_then(|port| {
+        let fetched = self.wait_until_entered().and_then(|()| self.machine.ssh_port()).and_then(|port| {
             let command = "journalctl --boot --no-pager --output short-monotonic --lines 2000";
             self.keys.run_as_root(port, command, self.limits().guest_command())
         });
@@ -292,9 +292,9 @@ impl RunningVm {
         let port = self.machine.ssh_port()?;
         loop {
             self.console.read()?;
-            let provisioned = self.console.line_with(marker::DONE).is_some();
-            let takes_keys =
-                self.is_thawed() && provisioned && self.console.line_with(marker::KEYS).is_none();
+            let said = |sign| self.console.line_with(sign).is_some();
+            let provisioned = said(marker::DONE) || said(marker::FAILED);
+            let takes_keys = self.is_thawed() && provisioned && !said(marker::KEYS);
             if (!takes_keys && greets(port)) || Instant::now() > deadline {
                 return Ok(());
             }

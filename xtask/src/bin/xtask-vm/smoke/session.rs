@@ -19,6 +19,7 @@ use xtask::report::{
 use xtask::workspace::Workspace;
 
 use super::RunningVm;
+use crate::filesystem;
 use crate::history::History;
 use crate::interrupt::Interrupt;
 use crate::layer::Kept;
@@ -202,7 +203,7 @@ impl<'a> Session<'a> {
         };
         let directory = self.args.report.clone().unwrap_or_else(|| self.run.path().to_owned());
         if let Err(error) = self.teardown(&directory, verdict) {
-            verdict = if verdict == Verdict::Verified { Verdict::Failed } else { verdict };
+            verdict = if verdict == Verdict::Verified { exit::verdict(&error) } else { verdict };
             self.report.failure.get_or_insert_with(|| Failure::new(Phase::Teardown, &error, Vec::new()));
         }
         self.report.conclude(verdict, self.started.elapsed().as_secs_f64());
@@ -268,11 +269,11 @@ impl<'a> Session<'a> {
     /// In order: the journal while the guest lives, the machine, the broker, the files. Every step is made, whatever
     /// became of the one before.
     fn teardown(&mut self, directory: &Path, verdict: Verdict) -> Result<()> {
-        let vm = self.vm.take();
+        let mut vm = self.vm.take();
         self.phase = Phase::Teardown;
         self.screen.start(Phase::Teardown.title(), None);
         let started = Instant::now();
-        let evidence = self.collect_evidence(directory, verdict, vm.as_ref());
+        let evidence = self.collect_evidence(directory, verdict, vm.as_mut());
         let gone = self.release_or_stop(vm, verdict);
         let result = gone.and_then(|detail| evidence.map(|()| detail));
         let (status, detail) = match &result {
@@ -301,16 +302,34 @@ impl<'a> Session<'a> {
                     Err(error) => Err(error),
                 }
             }
-            Some(vm) => vm.stop(),
-            None => Ok(()),
+            Some(vm) => {
+                let disk = vm.files.overlay.clone();
+                vm.stop().and_then(|()| self.check_disk(&disk, verdict))
+            }
+            None => Ok(String::new()),
         };
         // Also where stopping failed: this ends what names the run's working directory.
         self.run.clean()?;
-        stopped.map(|()| "nothing is left running".to_owned())
+        stopped.map(|checked| format!("nothing is left running{checked}"))
+    }
+
+    /// For `--fsck`, of a machine that has ended; what there is to say of it.
+    fn check_disk(&mut self, disk: &Path, verdict: Verdict) -> Result<String> {
+        if !self.args.fsck || verdict == Verdict::Interrupted {
+            return Ok(String::new());
+        }
+        self.screen.alive("checking the guest's file systems");
+        let count = filesystem::check(disk, &self.run.work(), &self.interrupt)?;
+        Ok(format!("; {count} file system(s) of the guest's checked, no damage"))
     }
 
     /// Into the report's directory: the console always, the rest where something failed.
-    fn collect_evidence(&mut self, directory: &Path, verdict: Verdict, vm: Option<&RunningVm>) -> Result<()> {
+    fn collect_evidence(
+        &mut self,
+        directory: &Path,
+        verdict: Verdict,
+        vm: Option<&mut RunningVm>,
+    ) -> Result<()> {
         xtask::paths::make_private_dir(directory)?;
         let own = self.run.path().join("console.log");
         if own.exists() && directory != self.run.path() {

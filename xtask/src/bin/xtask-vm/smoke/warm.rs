@@ -2,7 +2,7 @@
 //! installation on, what is done to it and asked of it is what a cold run does and asks.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
@@ -18,10 +18,9 @@ use xtask::paths::{make_private_dir, write_private};
 use xtask::plan::Plan;
 use xtask::report::{human_bytes, human_seconds, now_rfc3339};
 
-use super::boot::{Domain, Subject, make_overlay, make_writable_files, resolve};
+use super::boot::{Around, Domain, Subject, make_overlay, make_writable_files, resolve};
 use super::{RunningVm, Session};
 use crate::broker::Broker;
-use crate::console::Console;
 use crate::guest::Keys;
 use crate::hypervisor::{Hypervisor, Machine};
 use crate::image::{Base, ReadyImage, Store};
@@ -29,38 +28,10 @@ use crate::layer::{self, Kept};
 use crate::media;
 use crate::rehearsed;
 
-/// Whether this run may come from a layer. KVM boots in seconds; and a fault is planted in what a first boot does.
+/// Whether this run may come from a layer. KVM boots in seconds; and two faults are planted in the first boot itself.
 pub(super) fn may_be(session: &Session<'_>, plan: &Plan) -> bool {
-    let warm_fault = session.args.sabotage.is_none_or(|fault| fault == Sabotage::StaleChain);
-    !session.args.cold && warm_fault && plan.accelerator == Accelerator::Tcg
-}
-
-/// What there is of a run's machine before there is the machine.
-struct Around {
-    hypervisor: Hypervisor,
-    libvirt_root: PathBuf,
-    device_id: String,
-    broker: Broker,
-    keys: Keys,
-}
-
-impl Around {
-    fn make(session: &mut Session<'_>, plan: &Plan) -> Result<Self> {
-        let work = session.run.work();
-        let device_id = format!("dev-{}", session.run.id());
-        let broker = Broker::start(&work, &device_id, session.args.sabotage, &session.interrupt)?;
-        let keys = Keys::make(&work, &plan.image.login_user, &session.interrupt)?;
-        let libvirt_root = session.run.libvirt_root();
-        let hypervisor = Hypervisor::open(&libvirt_root, &session.cache)?;
-        session.report.host.libvirt = Some(hypervisor.version()?);
-        Ok(Self { hypervisor, libvirt_root, device_id, broker, keys })
-    }
-
-    fn with(self, plan: Plan, files: RunFiles, domain: Domain, machine: Machine) -> RunningVm {
-        let Self { hypervisor, libvirt_root, device_id, broker, keys } = self;
-        let console = Console::new(&files.console_log);
-        RunningVm { plan, files, domain, hypervisor, machine, keys, device_id, libvirt_root, console, broker }
-    }
+    let of_first_boot = matches!(session.args.sabotage, Some(Sabotage::KernelPanic | Sabotage::KillQemu));
+    !session.args.cold && !of_first_boot && plan.accelerator == Accelerator::Tcg
 }
 
 /// A machine to be, out of a layer, with the run's own disks.
@@ -84,7 +55,7 @@ impl Thaw<'_> {
         let thawed = Thawed { login_user: &self.plan.image.login_user, now };
         let thawed = Some((kept.layer.ingredients.payload_bytes, thawed, self.keys));
         let subject = self.subject.as_pair();
-        let payload = media::Payload { subject, config: &config, sabotage: None, thawed };
+        let payload = media::Payload { subject, config: &config, sabotage: session.args.sabotage, thawed };
         media::make_payload(&files.payload, session.workspace, &payload, &work, &session.interrupt)?;
         let virtual_bytes = self.image.virtual_bytes;
         let base = Base { disk: kept.file(layers::DISK), format: Format::Qcow2, virtual_bytes };
@@ -309,6 +280,7 @@ fn ingredients(
         payload: nowhere("payload"),
         nvram: nowhere("nvram"),
         console_log: nowhere("console"),
+        console_socket: nowhere("console.sock"),
         uuid: "00000000-0000-0000-0000-000000000000".to_owned(),
     };
     let domain = xml::domain_xml(&resolve(plan, &files));

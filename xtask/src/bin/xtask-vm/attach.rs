@@ -1,0 +1,152 @@
+//! `vm console`: what a machine's serial console has said, and then this terminal on it.
+
+use std::fs::File;
+use std::io::{ErrorKind, IsTerminal as _, Read as _, Write as _};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Context, Result};
+use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
+use xtask::domain::CONSOLE_SOCKET;
+use xtask::exit::{Unavailable, host_fault};
+use xtask::kept;
+use xtask::limits;
+use xtask::paths::Cache;
+use xtask::run_dir::try_lock;
+
+use crate::interrupt::Interrupt;
+
+/// What leaves a terminal that is attached: Ctrl-], as telnet(1) and virsh(1) have it.
+const DETACH: u8 = 0x1d;
+
+/// Until its end, Ctrl-], or, where stdin is no terminal, Ctrl-C.
+pub(crate) fn console(machine: Option<&str>) -> Result<()> {
+    let interrupt = Interrupt::install()?;
+    let kept = kept::find(&Cache::from_env()?, machine)?;
+    let name = &kept.machine.name;
+    let mut log = Log::open(&kept.machine.console)?;
+    if !kept.is_running() {
+        log.show()?;
+        eprintln!("{name} is off; cargo xtask vm start {name} boots it");
+        return Ok(());
+    }
+    // QEMU takes one at a time, and has others wait without a word.
+    let _lock = try_lock(&kept.work().join("console.lock"))?.ok_or_else(|| Unavailable {
+        error: format!("attach to the console of {name}: another one is attached"),
+        hint: "leave that one with Ctrl-], or see what it has said so far with --no-follow".to_owned(),
+    })?;
+    let path = kept.work().join(CONSOLE_SOCKET);
+    let stream = UnixStream::connect(&path).with_context(|| format!("connect to {}", path.display()));
+    let stream = stream.map_err(|error| {
+        let hint =
+            "--no-follow shows what it has said so far; vm stop and vm start give it its console again";
+        host_fault(error, format!("attach to the console of {name}"), hint)
+    })?;
+    let terminal = RawTerminal::enter()?;
+    if terminal.is_some() {
+        eprint!("(attached to {name}; Ctrl-] detaches)\r\n");
+    }
+    let attached = attach(&stream, &mut log, terminal.is_some(), &interrupt);
+    drop(terminal);
+    eprintln!();
+    attached
+}
+
+/// What the guest has said, from QEMU's log of it.
+struct Log {
+    file: File,
+    path: PathBuf,
+}
+
+impl Log {
+    fn open(path: &Path) -> Result<Self> {
+        let file = File::open(path).with_context(|| format!("open the console {}", path.display()))?;
+        Ok(Self { file, path: path.to_owned() })
+    }
+
+    /// All that it has not shown yet; whether anybody still reads that.
+    fn show(&mut self) -> Result<bool> {
+        let mut said = Vec::new();
+        self.file.read_to_end(&mut said).with_context(|| format!("read {}", self.path.display()))?;
+        let mut out = std::io::stdout().lock();
+        match out.write_all(&said).and_then(|()| out.flush()) {
+            // Whoever reads may have read enough.
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),
+            written => written.context("write to stdout").map(|()| true),
+        }
+    }
+}
+
+/// The log to stdout, and stdin to the guest.
+fn attach(stream: &UnixStream, log: &mut Log, keys: bool, interrupt: &Interrupt) -> Result<()> {
+    let over = Arc::new(AtomicBool::new(false));
+    let share = || stream.try_clone().context("share the console's socket");
+    let (to_guest, from_guest) = (share()?, share()?);
+    let (left, ended) = (Arc::clone(&over), Arc::clone(&over));
+    // Both may wait for a byte when this process ends. What the guest says is read from the log: a guest stops that talks to somebody
+    // who does not listen, as a terminal that is held does not.
+    std::thread::spawn(move || type_in(to_guest, keys, &left));
+    std::thread::spawn(move || drain(from_guest, &ended));
+    loop {
+        let was_over = over.load(Ordering::Relaxed);
+        if !log.show()? || was_over {
+            return Ok(());
+        }
+        interrupt.check()?;
+        std::thread::sleep(limits::TYPED);
+    }
+}
+
+/// Until QEMU has ended.
+fn drain(mut stream: UnixStream, over: &AtomicBool) {
+    let mut buffer = [0; 4096];
+    loop {
+        match stream.read(&mut buffer) {
+            Ok(1..) => {}
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Ok(0) | Err(_) => return over.store(true, Ordering::Relaxed),
+        }
+    }
+}
+
+/// What is typed, until the key that detaches; or all of a stdin that is no terminal. A guest that is gone ends it too.
+fn type_in(mut stream: UnixStream, keys: bool, over: &AtomicBool) {
+    let mut buffer = [0; 256];
+    while let Ok(count @ 1..) = std::io::stdin().read(&mut buffer) {
+        let typed = &buffer[..count];
+        let end = typed.iter().position(|byte| keys && *byte == DETACH);
+        if stream.write_all(&typed[..end.unwrap_or(count)]).is_err() {
+            return;
+        }
+        if end.is_some() {
+            return over.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Each key goes to the guest, Ctrl-C too; as it was before once this is dropped.
+struct RawTerminal(Termios);
+
+impl RawTerminal {
+    fn enter() -> Result<Option<Self>> {
+        let stdin = std::io::stdin();
+        if !stdin.is_terminal() {
+            return Ok(None);
+        }
+        let before = tcgetattr(&stdin).context("ask the terminal how it is set")?;
+        let mut raw = before.clone();
+        raw.make_raw();
+        tcsetattr(&stdin, OptionalActions::Now, &raw).context("hand the terminal's keys to the guest")?;
+        Ok(Some(Self(before)))
+    }
+}
+
+impl Drop for RawTerminal {
+    fn drop(&mut self) {
+        if let Err(error) = tcsetattr(std::io::stdin(), OptionalActions::Now, &self.0) {
+            eprintln!("warning: the terminal is not as it was (reset(1) helps): {error}");
+        }
+    }
+}
