@@ -16,6 +16,11 @@ if ! command -v podman || ! command -v newuidmap; then
     apt-get install --yes podman uidmap dbus-user-session
 fi
 
+install -D -m 0755 "$here/iot-agent" /usr/local/bin/iot-agent
+install -d -m 0700 /etc/iot-agent
+install -m 0600 "$here/config.toml" /etc/iot-agent/config.toml
+/usr/local/bin/iot-agent check-config /etc/iot-agent/config.toml
+
 install -D -m 0644 "$here/iot-podman.socket" /etc/systemd/user/iot-podman.socket
 install -D -m 0644 "$here/iot-podman.service" /etc/systemd/user/iot-podman.service
 install -D -m 0644 "$here/iot-agent.sysusers" /etc/sysusers.d/iot-agent.conf
@@ -46,11 +51,7 @@ if systemctl is-active --quiet "user@$uid.service"; then
 fi
 loginctl enable-linger "$user"
 
-install -D -m 0755 "$here/iot-agent" /usr/local/bin/iot-agent
 install -D -m 0644 "$here/iot-agent.service" /etc/systemd/system/iot-agent.service
-install -d -m 0700 /etc/iot-agent
-install -m 0600 "$here/config.toml" /etc/iot-agent/config.toml
-/usr/local/bin/iot-agent check-config /etc/iot-agent/config.toml
 for archive in "$here"/*.tar; do
     if [ -e "$archive" ]; then
         install -m 0640 -g "$user" "$archive" "$home/images/"

@@ -30,13 +30,8 @@ const FUZZ_TEST: &[&str] =
 type Tally = BTreeMap<&'static str, (u32, Vec<String>)>;
 
 pub(super) fn run(workspace: &Workspace, args: &SoakArgs) -> Result<()> {
-    let kept = kept::all(&Cache::from_env()?);
-    if args.smokes + args.pairs + args.kills > 0 && !kept.is_empty() {
-        return Err(Unavailable {
-            error: format!("soak in a cache in which {} machine(s) are kept", kept.len()),
-            hint: "it deletes warm layers and counts what is left: cargo xtask vm list, vm rm; or another IOT_XTASK_CACHE".to_owned(),
-        }
-        .into());
+    if args.smokes + args.pairs + args.kills > 0 {
+        alone()?;
     }
     let mut tally = Tally::new();
     for round in 1..=args.smokes {
@@ -61,6 +56,25 @@ pub(super) fn run(workspace: &Workspace, args: &SoakArgs) -> Result<()> {
         failed += failures.len();
     }
     if failed == 0 { Ok(()) } else { Err(Code(1).into()) }
+}
+
+/// A soak deletes warm layers and counts what is left.
+fn alone() -> Result<()> {
+    let unavailable = |error: String, hint: &str| -> anyhow::Error {
+        let hint = format!("{hint}; or another IOT_XTASK_CACHE");
+        Unavailable { error, hint }.into()
+    };
+    let kept = kept::all(&Cache::from_env()?).len();
+    if kept > 0 {
+        let error = format!("soak in a cache in which {kept} machine(s) are kept");
+        return Err(unavailable(error, "cargo xtask vm list, vm rm"));
+    }
+    nothing_left().map_err(|error| {
+        unavailable(
+            format!("soak in a cache that is in use: {error}"),
+            "wait for its runs, or cargo xtask vm gc",
+        )
+    })
 }
 
 /// Whatever came of a round, nothing of it may be left.
@@ -153,19 +167,26 @@ fn kill_and_go_on(args: &SoakArgs, round: u32) -> Result<String> {
     let window = if boots { limits::KILL_WINDOW } else { limits::WARM_KILL_WINDOW };
     let moment = window.mul_f64(random()?);
     let victim = if random()? < 0.5 { Victim::Workflow } else { Victim::Qemu };
+    let before = directories(&cache.runs());
     let mut child = start(args, &[])?;
     std::thread::sleep(moment);
-    let killed = kill(&mut child, victim, &cache).and_then(|hit| Ok((hit, awaited(&mut child, hit)?)));
-    // Whatever came of it, the next round has the cache to itself.
-    end_group(&child)?;
-    let (hit, status) = killed?;
-    let expected: &[i32] = match (hit, victim) {
-        (true, Victim::Workflow) => &[],
-        // 0 where it hit a machine that was about to lose its power anyway.
-        (true, Victim::Qemu) => &[0, 1, 69],
-        (false, _) => &[0],
+    let killed =
+        kill(&mut child, victim, &cache, &before).and_then(|hit| Ok((hit, awaited(&mut child, hit)?)));
+    let (hit, status) = match killed {
+        Ok(killed) => killed,
+        Err(error) => {
+            // The next round has the cache to itself all the same.
+            end_group(&child)?;
+            child.wait().context("wait for the smoke")?;
+            return Err(error);
+        }
     };
-    let right = status.code().map_or(expected.is_empty(), |code| expected.contains(&code));
+    let right = match (status.code(), victim) {
+        // It had ended by then, or the machine was about to lose its power anyway.
+        (Some(0), _) => true,
+        (code, Victim::Workflow) => hit && code.is_none(),
+        (code, Victim::Qemu) => hit && matches!(code, Some(1 | 69)),
+    };
     ensure!(right, "{victim:?} at {:.1} s, hit: {hit}: the smoke ended with {status}", moment.as_secs_f64());
     let started = Instant::now();
     end(start(args, &["--until", "join"])?, started).context("the smoke after it")?;
@@ -179,7 +200,7 @@ fn kill_and_go_on(args: &SoakArgs, round: u32) -> Result<String> {
 }
 
 /// Whether there was somebody to kill.
-fn kill(child: &mut Child, victim: Victim, cache: &Cache) -> Result<bool> {
+fn kill(child: &mut Child, victim: Victim, cache: &Cache, before: &[PathBuf]) -> Result<bool> {
     if child.try_wait().context("look at the smoke")?.is_some() {
         return Ok(false);
     }
@@ -191,7 +212,11 @@ fn kill(child: &mut Child, victim: Victim, cache: &Cache) -> Result<bool> {
         name.is_ok_and(|name| name.starts_with("qemu-system"))
     };
     let runs = directories(&cache.runs());
-    let qemu = runs.iter().flat_map(|run| processes_naming(&run.join("w"))).find(is_qemu);
+    let qemu = runs
+        .iter()
+        .filter(|run| !before.contains(run))
+        .flat_map(|run| processes_naming(&run.join("w")))
+        .find(is_qemu);
     qemu.map_or(Ok(false), |pid| found(kill_process(pid, Signal::KILL)).context("kill QEMU"))
 }
 

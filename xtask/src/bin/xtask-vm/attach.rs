@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
-use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
+use rustix::termios::{OptionalActions, QueueSelector, Termios, tcflush, tcgetattr, tcsetattr};
 use xtask::domain::CONSOLE_SOCKET;
 use xtask::exit::{Unavailable, host_fault};
 use xtask::kept;
@@ -37,6 +37,8 @@ pub(crate) fn console(machine: Option<&str>) -> Result<()> {
         error: format!("attach to the console of {name}: another one is attached"),
         hint: "leave that one with Ctrl-], or see what it has said so far with --no-follow".to_owned(),
     })?;
+    // First: who may not have the terminal is stopped here, and not while a guest talks to it.
+    let terminal = RawTerminal::enter()?;
     let path = kept.work().join(CONSOLE_SOCKET);
     let stream = UnixStream::connect(&path).with_context(|| format!("connect to {}", path.display()));
     let stream = stream.map_err(|error| {
@@ -44,7 +46,6 @@ pub(crate) fn console(machine: Option<&str>) -> Result<()> {
             "--no-follow shows what it has said so far; vm stop and vm start give it its console again";
         host_fault(error, format!("attach to the console of {name}"), hint)
     })?;
-    let terminal = RawTerminal::enter()?;
     if terminal.is_some() {
         eprint!("(attached to {name}; Ctrl-] detaches)\r\n");
     }
@@ -87,8 +88,13 @@ fn attach(stream: &UnixStream, log: &mut Log, keys: bool, interrupt: &Interrupt)
     let (left, ended) = (Arc::clone(&over), Arc::clone(&over));
     // Both may wait for a byte when this process ends. What the guest says is read from the log: a guest stops that talks to somebody
     // who does not listen, as a terminal that is held does not.
-    std::thread::spawn(move || type_in(to_guest, keys, &left));
     std::thread::spawn(move || drain(from_guest, &ended));
+    log.show()?;
+    if keys {
+        // What the terminal itself answered to old questions of the guest's.
+        tcflush(std::io::stdin(), QueueSelector::IFlush).context("forget what was typed before")?;
+    }
+    std::thread::spawn(move || type_in(to_guest, keys, &left));
     loop {
         let was_over = over.load(Ordering::Relaxed);
         if !log.show()? || was_over {

@@ -76,22 +76,27 @@ fn cut_out(raw: &Path, start: u64, bytes: u64, part: &Path, interrupt: &Interrup
     Ok(())
 }
 
-/// First as a boot does it (the journal, and inodes that were deleted while they were open), then without any change: what is wrong
+/// First as a boot does it (the journal; then inodes that were deleted while they were open), then without any change: what is wrong
 /// then was wrong before the power went.
 fn check_one(part: &Path, start: u64, interrupt: &Interrupt) -> Result<()> {
     let damaged = |how: String| {
         Diagnosis::new(
             format!("the guest's file system at byte {start} of its disk is damaged: {how}"),
-            "see whether runs with --cold have it too: if they do, it is the guest's kernel or the image; if not, it is the warm \
+            "the disk is kept beside the report; see whether runs with --cold have it too: if they do, it is the guest's kernel or the image; if not, it is the warm \
              layer that cargo xtask image list names, and a bug of the workflow",
         )
     };
-    let mut state = [0];
-    File::open(part).and_then(|disk| disk.read_exact_at(&mut state, STATE_AT)).context("read its state")?;
-    // The checker would repair what it may, and forget that there was something.
-    ensure!(state[0] & ERRORS_FOUND == 0, damaged("its own kernel has found errors in it".to_owned()));
+    let has_errors = || -> Result<bool> {
+        let mut state = [0];
+        File::open(part)
+            .and_then(|disk| disk.read_exact_at(&mut state, STATE_AT))
+            .context("read its state")?;
+        Ok(state[0] & ERRORS_FOUND != 0)
+    };
     // To repair is 1, and to find nothing at all 0.
-    for (flags, most) in [(&["-p"][..], 1), (&["-f", "-n"], 0)] {
+    for (flags, most) in [(&["-p", "-E", "journal_only"][..], 1), (&["-p"], 1), (&["-f", "-n"], 0)] {
+        // Before and behind the journal: the checker would repair what it may, and forget that there was something.
+        ensure!(!has_errors()?, damaged("its own kernel has found errors in it".to_owned()));
         let arguments: Vec<_> = flags.iter().map(OsString::from).chain([part.into()]).collect();
         let output = child::output(&tools::require(CHECKER)?, &arguments, limits::INVENTORY, interrupt)?;
         let Some(code) =

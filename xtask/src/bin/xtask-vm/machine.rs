@@ -104,13 +104,6 @@ fn shut_down(cache: &Cache, kept: &Kept, interrupt: &Interrupt, screen: &mut Scr
 }
 
 fn boot(cache: &Cache, kept: &mut Kept, interrupt: &Interrupt, screen: &mut Screen) -> Result<()> {
-    let (xml, expected) = asked_for(kept).map_err(|error| {
-        let name = &kept.machine.name;
-        let hint = format!(
-            "another version of this workflow kept it: cargo xtask vm rm {name}, and vm up makes another"
-        );
-        host_fault(error, format!("start {name}"), hint)
-    })?;
     let mut console = Console::new(&kept.machine.console);
     console.new_boot()?;
     let root = kept.work().join("v");
@@ -134,9 +127,22 @@ fn boot(cache: &Cache, kept: &mut Kept, interrupt: &Interrupt, screen: &mut Scre
     }
     kept.machine.ssh_port = None;
     kept.save()?;
+    let (xml, expected) = asked_for(kept).map_err(|error| {
+        let name = &kept.machine.name;
+        let hint = format!(
+            "another version of this workflow kept it: cargo xtask vm rm {name}, and vm up makes another"
+        );
+        host_fault(error, format!("start {name}"), hint)
+    })?;
     if let Some(layer) = layer::under(&kept.work())? {
         screen.alive("hashing the warm layer");
-        layer.check_what_boots()?;
+        layer.check_what_boots().map_err(|error| {
+            let (error, name) = (format!("{error:#}"), &kept.machine.name);
+            Unavailable {
+                error,
+                hint: format!("its disk lies on it: cargo xtask vm rm {name}, and vm up makes another"),
+            }
+        })?;
     }
     let mut machine = rehearsed::start_sound(&hypervisor, &xml, &expected, &kept.work())?;
     kept.machine.ssh_port = Some(machine.ssh_port()?);

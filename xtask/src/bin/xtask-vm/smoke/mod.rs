@@ -254,9 +254,13 @@ fn power_cut(session: &mut Session<'_>, vm: &mut RunningVm) -> Result<(Cut, Stri
     std::thread::sleep(limits::BROKER_SETTLE);
     let last = vm.broker.latest()?.context("the status that was there before the power cut is gone")?;
     let changed = workload::change_while_off(vm)?;
+    // Before its next boot repairs what it may.
+    let disk = vm.files.overlay.clone();
+    let checked = session.check_disk(&disk)?;
     vm.power_on()?;
     session.screen.detail("the domain was destroyed and started again; the broker is away");
-    let detail = format!("destroyed after revision {}, started again without a broker", last.revision);
+    let detail =
+        format!("destroyed after revision {}, started again without a broker{checked}", last.revision);
     Ok((Cut { last, changed }, detail))
 }
 

@@ -23,6 +23,7 @@ use crate::broker::{Broker, Seen};
 use crate::console::Console;
 use crate::guest::Keys;
 use crate::hypervisor::{self, Condition, Hypervisor};
+use crate::interrupt::Interrupt;
 use crate::machine::greets;
 use crate::screen::Screen;
 
@@ -264,14 +265,15 @@ impl RunningVm {
     }
 
     /// The guest's journal, where it can still be had.
-    pub(crate) fn fetch_journal(&mut self, path: &Path, screen: &mut Screen) {
+    pub(crate) fn fetch_journal(&mut self, path: &Path, interrupt: &Interrupt, screen: &mut Screen) {
         if self.machine.condition() != Condition::Running || !self.can_be_entered() {
             return;
         }
-        let fetched = self.wait_until_entered().and_then(|()| self.machine.ssh_port()).and_then(|port| {
-            let command = "journalctl --boot --no-pager --output short-monotonic --lines 2000";
-            self.keys.run_as_root(port, command, self.limits().guest_command())
-        });
+        let fetched =
+            self.wait_until_entered(interrupt).and_then(|()| self.machine.ssh_port()).and_then(|port| {
+                let command = "journalctl --boot --no-pager --output short-monotonic --lines 2000";
+                self.keys.run_as_root(port, command, self.limits().guest_command())
+            });
         let written = fetched.and_then(|journal| write_private(path, journal));
         if let Err(error) = written {
             screen.note(&format!("the guest's journal could not be had: {error:#}"));
@@ -287,10 +289,11 @@ impl RunningVm {
 
     /// Waits, where that takes a moment more, until ssh leads in: a thawed machine takes its keys when its agent runs. What is kept
     /// may be a machine that nobody enters, which is no reason not to keep it.
-    fn wait_until_entered(&mut self) -> Result<()> {
+    fn wait_until_entered(&mut self, interrupt: &Interrupt) -> Result<()> {
         let deadline = Instant::now() + self.limits().guest_command();
         let port = self.machine.ssh_port()?;
         loop {
+            interrupt.check()?;
             self.console.read()?;
             let said = |sign| self.console.line_with(sign).is_some();
             let provisioned = said(marker::DONE) || said(marker::FAILED);
@@ -308,9 +311,15 @@ impl RunningVm {
     }
 
     /// Leaves the machine running, under a name. Where that cannot be, it is destroyed.
-    pub(crate) fn release(mut self, run: &RunDir, cache: &Cache, name: Option<&str>) -> Result<Machine> {
+    pub(crate) fn release(
+        mut self,
+        run: &RunDir,
+        cache: &Cache,
+        name: Option<&str>,
+        interrupt: &Interrupt,
+    ) -> Result<Machine> {
         ensure!(self.machine.condition() == Condition::Running, "keep the machine: its QEMU has ended");
-        self.wait_until_entered()?;
+        self.wait_until_entered(interrupt)?;
         let kept = Machine {
             schema: kept::SCHEMA,
             id: run.id().to_owned(),

@@ -23,7 +23,7 @@ use crate::filesystem;
 use crate::history::History;
 use crate::interrupt::Interrupt;
 use crate::layer::Kept;
-use crate::rehearsed::TRANSCRIPT;
+use crate::rehearsed::{TRANSCRIPT, XML};
 use crate::screen::Screen;
 use xtask::plan::Plan;
 use xtask::run_dir::RunDir;
@@ -224,7 +224,7 @@ impl<'a> Session<'a> {
     pub(crate) fn hand_over(mut self, outcome: Result<()>, name: Option<&str>) -> Result<Machine> {
         let released = outcome.and_then(|()| {
             let vm = self.vm.take().context("the machine that was started")?;
-            vm.release(&self.run, &self.cache, name)
+            vm.release(&self.run, &self.cache, name, &self.interrupt)
         });
         let error = match released {
             Ok(kept) => {
@@ -291,7 +291,7 @@ impl<'a> Session<'a> {
     fn release_or_stop(&mut self, vm: Option<RunningVm>, verdict: Verdict) -> Result<String> {
         let stopped = match vm {
             Some(vm) if self.keeps && verdict != Verdict::Interrupted => {
-                match vm.release(&self.run, &self.cache, None) {
+                match vm.release(&self.run, &self.cache, None, &self.interrupt) {
                     Ok(Machine { name, .. }) => {
                         self.screen.line(&format!(
                         "kept: {name}\n  enter:   cargo xtask vm ssh {name}\n  console: cargo xtask vm console {name}\n  \
@@ -304,7 +304,8 @@ impl<'a> Session<'a> {
             }
             Some(vm) => {
                 let disk = vm.files.overlay.clone();
-                vm.stop().and_then(|()| self.check_disk(&disk, verdict))
+                let interrupted = verdict == Verdict::Interrupted;
+                vm.stop().and_then(|()| if interrupted { Ok(String::new()) } else { self.check_disk(&disk) })
             }
             None => Ok(String::new()),
         };
@@ -313,14 +314,40 @@ impl<'a> Session<'a> {
         stopped.map(|checked| format!("nothing is left running{checked}"))
     }
 
-    /// For `--fsck`, of a machine that has ended; what there is to say of it.
-    fn check_disk(&mut self, disk: &Path, verdict: Verdict) -> Result<String> {
-        if !self.args.fsck || verdict == Verdict::Interrupted {
+    /// For `--fsck`, of a machine without power; what there is to say of it. One that is damaged is kept beside the report, with what
+    /// its domain was.
+    pub(super) fn check_disk(&mut self, disk: &Path) -> Result<String> {
+        if !self.args.fsck {
             return Ok(String::new());
         }
         self.screen.alive("checking the guest's file systems");
-        let count = filesystem::check(disk, &self.run.work(), &self.interrupt)?;
-        Ok(format!("; {count} file system(s) of the guest's checked, no damage"))
+        match filesystem::check(disk, &self.run.work(), &self.interrupt) {
+            Ok(count) => Ok(format!("; {count} file system(s) of the guest's checked, no damage")),
+            Err(error) => {
+                if error.is::<exit::Diagnosis>() {
+                    let kept = self.run.path().join(DAMAGED);
+                    std::fs::rename(disk, &kept).with_context(|| format!("keep {}", kept.display()))?;
+                    self.copy_evidence(self.run.path())?;
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// What the machine was, and what its broker and its QEMU said.
+    fn copy_evidence(&self, directory: &Path) -> Result<()> {
+        let work = self.run.work();
+        for (from, to) in [
+            (work.join(XML), XML),
+            (work.join(TRANSCRIPT), TRANSCRIPT),
+            (work.join("nats/nats.log"), "nats.log"),
+            (work.join("v/log/qemu/vm.log"), "qemu.log"),
+        ] {
+            if from.exists() {
+                copy(&from, &directory.join(to))?;
+            }
+        }
+        Ok(())
     }
 
     /// Into the report's directory: the console always, the rest where something failed.
@@ -336,24 +363,17 @@ impl<'a> Session<'a> {
             copy(&own, &directory.join("console.log"))?;
         }
         if verdict == Verdict::Failed {
-            let work = self.run.work();
-            for (from, to) in [
-                (work.join("domain.xml"), "domain.xml"),
-                (work.join(TRANSCRIPT), TRANSCRIPT),
-                (work.join("nats/nats.log"), "nats.log"),
-                (work.join("v/log/qemu/vm.log"), "qemu.log"),
-            ] {
-                if from.exists() {
-                    copy(&from, &directory.join(to))?;
-                }
-            }
+            self.copy_evidence(directory)?;
             if let Some(vm) = vm {
-                vm.fetch_journal(&directory.join("journal.log"), &mut self.screen);
+                vm.fetch_journal(&directory.join("journal.log"), &self.interrupt, &mut self.screen);
             }
         }
         Ok(())
     }
 }
+
+/// Where a disk whose file system is damaged is kept, in the run's directory.
+const DAMAGED: &str = "damaged.qcow2";
 
 fn copy(from: &Path, to: &PathBuf) -> Result<()> {
     std::fs::copy(from, to).with_context(|| format!("copy {} to {}", from.display(), to.display()))?;

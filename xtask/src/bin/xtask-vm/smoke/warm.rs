@@ -10,7 +10,7 @@ use xtask::arch::Accelerator;
 use xtask::cli::Sabotage;
 use xtask::digest::Algorithm;
 use xtask::domain::seed::{Payload, Seed, Thawed, marker};
-use xtask::domain::{RunFiles, xml};
+use xtask::domain::{CONSOLE_SOCKET, RunFiles, xml};
 use xtask::exit::{self, Usage};
 use xtask::image::Format;
 use xtask::layer::{self as layers, Ingredients, Layer};
@@ -178,6 +178,7 @@ impl RunningVm {
         make_private_dir(made)?;
         let mut files = RunFiles::of_run(made, session.run.path().join("console.log"))?;
         files.backing = vec![image.disk.clone()];
+        files.console_socket = session.run.work().join(CONSOLE_SOCKET);
         media::make_blank(&files.payload, ingredients.payload_bytes)?;
         make_writable_files(&plan, &files, &image.base(), &session.interrupt)?;
         // Each later run gives the machine keys of its own.
