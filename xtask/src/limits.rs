@@ -146,6 +146,11 @@ impl Limits {
         self.scaled(5)
     }
 
+    /// From the agent's installation in a thawed guest until it has the run's own keys.
+    pub fn keys(self) -> Duration {
+        self.scaled(30)
+    }
+
     /// Until a kernel under KVM has said its first word; a KVM that does not run a stock kernel never does.
     /// Firmware under KVM takes 2 to 5 s.
     pub fn first_kernel_line(self) -> Duration {

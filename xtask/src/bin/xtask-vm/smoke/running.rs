@@ -269,8 +269,10 @@ impl RunningVm {
         if self.machine.condition() != Condition::Running || !self.can_be_entered() {
             return;
         }
-        let fetched =
-            self.wait_until_entered(interrupt).and_then(|()| self.machine.ssh_port()).and_then(|port| {
+        let fetched = self
+            .wait_until_entered(interrupt, screen)
+            .and_then(|()| self.machine.ssh_port())
+            .and_then(|port| {
                 let command = "journalctl --boot --no-pager --output short-monotonic --lines 2000";
                 self.keys.run_as_root(port, command, self.limits().guest_command())
             });
@@ -289,8 +291,9 @@ impl RunningVm {
 
     /// Waits, where that takes a moment more, until ssh leads in: a thawed machine takes its keys when its agent runs. What is kept
     /// may be a machine that nobody enters, which is no reason not to keep it.
-    fn wait_until_entered(&mut self, interrupt: &Interrupt) -> Result<()> {
-        let deadline = Instant::now() + self.limits().guest_command();
+    fn wait_until_entered(&mut self, interrupt: &Interrupt, screen: &mut Screen) -> Result<()> {
+        let keys = if self.is_thawed() { self.limits().keys() } else { Duration::ZERO };
+        let deadline = Instant::now() + keys + self.limits().guest_command();
         let port = self.machine.ssh_port()?;
         loop {
             interrupt.check()?;
@@ -301,6 +304,7 @@ impl RunningVm {
             if (!takes_keys && greets(port)) || Instant::now() > deadline {
                 return Ok(());
             }
+            screen.alive(self.console.last());
             std::thread::sleep(limits::POLL);
         }
     }
@@ -317,9 +321,10 @@ impl RunningVm {
         cache: &Cache,
         name: Option<&str>,
         interrupt: &Interrupt,
+        screen: &mut Screen,
     ) -> Result<Machine> {
         ensure!(self.machine.condition() == Condition::Running, "keep the machine: its QEMU has ended");
-        self.wait_until_entered(interrupt)?;
+        self.wait_until_entered(interrupt, screen)?;
         let kept = Machine {
             schema: kept::SCHEMA,
             id: run.id().to_owned(),

@@ -224,7 +224,7 @@ impl<'a> Session<'a> {
     pub(crate) fn hand_over(mut self, outcome: Result<()>, name: Option<&str>) -> Result<Machine> {
         let released = outcome.and_then(|()| {
             let vm = self.vm.take().context("the machine that was started")?;
-            vm.release(&self.run, &self.cache, name, &self.interrupt)
+            vm.release(&self.run, &self.cache, name, &self.interrupt, &mut self.screen)
         });
         let error = match released {
             Ok(kept) => {
@@ -291,7 +291,7 @@ impl<'a> Session<'a> {
     fn release_or_stop(&mut self, vm: Option<RunningVm>, verdict: Verdict) -> Result<String> {
         let stopped = match vm {
             Some(vm) if self.keeps && verdict != Verdict::Interrupted => {
-                match vm.release(&self.run, &self.cache, None, &self.interrupt) {
+                match vm.release(&self.run, &self.cache, None, &self.interrupt, &mut self.screen) {
                     Ok(Machine { name, .. }) => {
                         self.screen.line(&format!(
                         "kept: {name}\n  enter:   cargo xtask vm ssh {name}\n  console: cargo xtask vm console {name}\n  \
