@@ -146,6 +146,11 @@ impl Limits {
         self.scaled(5)
     }
 
+    /// The guest's journal over ssh, after a failure: thousands of lines, out of a guest that may have much else to do.
+    pub fn journal(self) -> Duration {
+        self.scaled(20)
+    }
+
     /// From the agent's installation in a thawed guest until it has the run's own keys.
     pub fn keys(self) -> Duration {
         self.scaled(30)

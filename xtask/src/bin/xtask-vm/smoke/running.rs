@@ -274,7 +274,7 @@ impl RunningVm {
             .and_then(|()| self.machine.ssh_port())
             .and_then(|port| {
                 let command = "journalctl --boot --no-pager --output short-monotonic --lines 2000";
-                self.keys.run_as_root(port, command, self.limits().guest_command())
+                self.keys.run_as_root(port, command, self.limits().journal())
             });
         let written = fetched.and_then(|journal| write_private(path, journal));
         if let Err(error) = written {
