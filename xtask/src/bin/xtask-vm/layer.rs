@@ -364,5 +364,11 @@ mod tests {
         std::fs::remove_file(kept.file("nvram.fd")).unwrap();
         let error = kept.check().unwrap_err();
         assert!(error.is::<Unavailable>(), "{error:#}");
+        // A kept machine boots from its own variables, and from the layer's disk.
+        kept.check_what_boots().unwrap();
+        std::fs::set_permissions(kept.file(DISK), Permissions::from_mode(0o600)).unwrap();
+        std::fs::write(kept.file(DISK), "another").unwrap();
+        let error = kept.check_what_boots().unwrap_err();
+        assert!(error.to_string().contains("was changed in disk.qcow2"), "{error:#}");
     }
 }
