@@ -1,8 +1,12 @@
 //! A digest as people write it: `sha256:…` or `sha512:…`.
 
 use std::fmt;
+use std::fs::File;
+use std::io::Read as _;
+use std::path::Path;
 use std::str::FromStr;
 
+use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256, Sha512};
 
@@ -41,6 +45,28 @@ impl Algorithm {
         let mut hash = self.hasher();
         hash.update(bytes);
         hash.finish()
+    }
+
+    /// The digest of a file's content. `read` is called between its pieces with how many bytes there are by then, and of how many; an
+    /// error of its ends it.
+    ///
+    /// # Errors
+    /// Names the file, or is what `read` said.
+    pub fn of_file(self, path: &Path, mut read: impl FnMut(u64, u64) -> Result<()>) -> Result<Digest> {
+        let mut file = File::open(path).with_context(|| format!("open {}", path.display()))?;
+        let total = file.metadata().with_context(|| format!("look at {}", path.display()))?.len();
+        let mut hash = self.hasher();
+        let mut buffer = vec![0; 1 << 20];
+        let mut so_far: u64 = 0;
+        loop {
+            read(so_far, total)?;
+            let count = file.read(&mut buffer).with_context(|| format!("read {}", path.display()))?;
+            if count == 0 {
+                return Ok(hash.finish());
+            }
+            hash.update(&buffer[..count]);
+            so_far += count as u64;
+        }
     }
 
     /// A hash of this kind, empty yet.
@@ -86,7 +112,7 @@ impl fmt::Display for Digest {
 impl FromStr for Digest {
     type Err = String;
 
-    fn from_str(text: &str) -> Result<Self, String> {
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
         let wanted =
             || format!("{text:?} is no digest: write sha256:<64 hex digits> or sha512:<128 hex digits>");
         let (name, hex) = text.split_once(':').ok_or_else(wanted)?;
@@ -99,7 +125,7 @@ impl FromStr for Digest {
 impl TryFrom<String> for Digest {
     type Error = String;
 
-    fn try_from(text: String) -> Result<Self, String> {
+    fn try_from(text: String) -> std::result::Result<Self, String> {
         text.parse()
     }
 }

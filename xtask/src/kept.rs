@@ -2,6 +2,8 @@
 //! directory with a file `kept` is one; nobody collects it, whatever became of its QEMU, until somebody removes it.
 
 use std::ffi::OsString;
+use std::fs::File;
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -82,7 +84,7 @@ impl Kept {
     ///
     /// # Errors
     /// [`Unavailable`] where another command has it.
-    pub fn lock(&self) -> Result<std::fs::File> {
+    pub fn lock(&self) -> Result<File> {
         try_lock(&self.directory.join("lock"))?.ok_or_else(|| {
             Unavailable {
                 error: format!(
@@ -103,6 +105,39 @@ impl Kept {
         let (path, beside) = (self.directory.join(FILE), self.directory.join("kept.new"));
         write_private(&beside, serde_json::to_string_pretty(&self.machine)?)?;
         std::fs::rename(&beside, &path).with_context(|| format!("rename {}", beside.display()))
+    }
+}
+
+/// What a guest has said on its serial console, from QEMU's log of it.
+#[derive(Debug)]
+pub struct ConsoleLog {
+    file: File,
+    path: PathBuf,
+}
+
+impl ConsoleLog {
+    /// From its beginning.
+    ///
+    /// # Errors
+    /// Names the file.
+    pub fn open(path: &Path) -> Result<Self> {
+        let file = File::open(path).with_context(|| format!("open the console {}", path.display()))?;
+        Ok(Self { file, path: path.to_owned() })
+    }
+
+    /// To stdout all that it has not shown yet; whether anybody still reads that.
+    ///
+    /// # Errors
+    /// Where the one cannot be read or the other not be written.
+    pub fn show(&mut self) -> Result<bool> {
+        let mut said = Vec::new();
+        self.file.read_to_end(&mut said).with_context(|| format!("read {}", self.path.display()))?;
+        let mut out = std::io::stdout().lock();
+        match out.write_all(&said).and_then(|()| out.flush()) {
+            // Whoever reads may have read enough.
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),
+            written => written.context("write to stdout").map(|()| true),
+        }
     }
 }
 

@@ -40,8 +40,10 @@ pub const CHILD_POLL: Duration = Duration::from_millis(50);
 pub const REAP: Duration = Duration::from_millis(10);
 /// Signals within this time of the first one are the same wish to stop.
 pub const SAME_INTERRUPT: Duration = Duration::from_secs(1);
-/// For so long a smoke may go on whose QEMU a soak has killed: to see it, and to tear down; or to boot, where it was about to do that.
-pub const AFTER_KILL: Duration = Duration::from_secs(300);
+/// For so long a smoke may go on whose QEMU a soak has killed, to see it and to tear down.
+pub const AFTER_KILL: Duration = Duration::from_secs(30);
+/// And where it was about to take the machine's power anyway, and goes on.
+pub const AFTER_KILL_TO_VERDICT: Duration = Duration::from_secs(300);
 /// A soak kills within this time after a smoke's start: from preflight to well into the power cut.
 pub const KILL_WINDOW: Duration = Duration::from_secs(150);
 /// The same where the machine comes out of a warm layer.

@@ -1,6 +1,5 @@
 //! `cargo xtask vm`, as far as it needs no libvirt: finding machines, entering them, taking their power away, removing them.
 
-use std::io::Write as _;
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 
@@ -9,7 +8,7 @@ use serde_json::json;
 
 use crate::cli::VmCommand;
 use crate::host::tools;
-use crate::kept::{self, Kept};
+use crate::kept::{self, ConsoleLog, Kept};
 use crate::paths::{Cache, processes_naming};
 use crate::run_dir;
 
@@ -32,7 +31,8 @@ pub(super) fn run(command: &VmCommand) -> Result<()> {
             enter(&kept, &["-T"], &words)
         }
         VmCommand::Console { machine, no_follow: true } => {
-            show_console(&kept::find(&cache, machine.as_deref())?)
+            let kept = kept::find(&cache, machine.as_deref())?;
+            ConsoleLog::open(&kept.machine.console)?.show().map(drop)
         }
         VmCommand::PowerCut(args) => power_cut(&kept::find(&cache, args.machine.as_deref())?),
         VmCommand::Rm(args) => {
@@ -93,18 +93,6 @@ fn enter(kept: &Kept, flags: &[&str], words: &[String]) -> Result<()> {
 
 fn quoted(word: &str) -> String {
     format!("'{}'", word.replace('\'', r"'\''"))
-}
-
-/// What it has said so far.
-fn show_console(kept: &Kept) -> Result<()> {
-    let path = &kept.machine.console;
-    let said = std::fs::read(path).with_context(|| format!("read the console {}", path.display()))?;
-    let mut out = std::io::stdout().lock();
-    match out.write_all(&said).and_then(|()| out.flush()) {
-        // Whoever reads may have read enough.
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-        written => written.context("write to stdout"),
-    }
 }
 
 /// SIGKILL: QEMU flushes nothing and the guest hears nothing.

@@ -1,9 +1,7 @@
 //! `vm console`: what a machine's serial console has said, and then this terminal on it.
 
-use std::fs::File;
 use std::io::{ErrorKind, IsTerminal as _, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -11,7 +9,7 @@ use anyhow::{Context, Result};
 use rustix::termios::{OptionalActions, QueueSelector, Termios, tcflush, tcgetattr, tcsetattr};
 use xtask::domain::CONSOLE_SOCKET;
 use xtask::exit::{Unavailable, host_fault};
-use xtask::kept;
+use xtask::kept::{self, ConsoleLog};
 use xtask::limits;
 use xtask::paths::Cache;
 use xtask::run_dir::try_lock;
@@ -26,7 +24,7 @@ pub(crate) fn console(machine: Option<&str>) -> Result<()> {
     let interrupt = Interrupt::install()?;
     let kept = kept::find(&Cache::from_env()?, machine)?;
     let name = &kept.machine.name;
-    let mut log = Log::open(&kept.machine.console)?;
+    let mut log = ConsoleLog::open(&kept.machine.console)?;
     if !kept.is_running() {
         log.show()?;
         eprintln!("{name} is off; cargo xtask vm start {name} boots it");
@@ -55,33 +53,8 @@ pub(crate) fn console(machine: Option<&str>) -> Result<()> {
     attached
 }
 
-/// What the guest has said, from QEMU's log of it.
-struct Log {
-    file: File,
-    path: PathBuf,
-}
-
-impl Log {
-    fn open(path: &Path) -> Result<Self> {
-        let file = File::open(path).with_context(|| format!("open the console {}", path.display()))?;
-        Ok(Self { file, path: path.to_owned() })
-    }
-
-    /// All that it has not shown yet; whether anybody still reads that.
-    fn show(&mut self) -> Result<bool> {
-        let mut said = Vec::new();
-        self.file.read_to_end(&mut said).with_context(|| format!("read {}", self.path.display()))?;
-        let mut out = std::io::stdout().lock();
-        match out.write_all(&said).and_then(|()| out.flush()) {
-            // Whoever reads may have read enough.
-            Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),
-            written => written.context("write to stdout").map(|()| true),
-        }
-    }
-}
-
 /// The log to stdout, and stdin to the guest.
-fn attach(stream: &UnixStream, log: &mut Log, keys: bool, interrupt: &Interrupt) -> Result<()> {
+fn attach(stream: &UnixStream, log: &mut ConsoleLog, keys: bool, interrupt: &Interrupt) -> Result<()> {
     let over = Arc::new(AtomicBool::new(false));
     let share = || stream.try_clone().context("share the console's socket");
     let (to_guest, from_guest) = (share()?, share()?);

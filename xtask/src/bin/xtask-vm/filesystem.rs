@@ -82,8 +82,8 @@ fn check_one(part: &Path, start: u64, interrupt: &Interrupt) -> Result<()> {
     let damaged = |how: String| {
         Diagnosis::new(
             format!("the guest's file system at byte {start} of its disk is damaged: {how}"),
-            "the disk is kept beside the report; see whether runs with --cold have it too: if they do, it is the guest's kernel or the image; if not, it is the warm \
-             layer that cargo xtask image list names, and a bug of the workflow",
+            "the disk is kept as damaged.qcow2 in the run's directory; see whether runs with --cold have it too: if so, it is the \
+             guest's kernel or the image; if not, the warm layer that cargo xtask image list names",
         )
     };
     let has_errors = || -> Result<bool> {

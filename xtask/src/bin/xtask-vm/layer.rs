@@ -11,7 +11,6 @@
 
 use std::collections::BTreeMap;
 use std::fs::{File, Permissions};
-use std::io::Read as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
@@ -251,17 +250,7 @@ fn touch(directory: &Path) -> Result<()> {
 }
 
 fn digest(path: &Path) -> Result<Digest> {
-    let what = || format!("read {}", path.display());
-    let mut file = File::open(path).with_context(what)?;
-    let mut hash = Algorithm::Sha256.hasher();
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        let count = file.read(&mut buffer).with_context(what)?;
-        if count == 0 {
-            return Ok(hash.finish());
-        }
-        hash.update(&buffer[..count]);
-    }
+    Algorithm::Sha256.of_file(path, |_, _| Ok(()))
 }
 
 #[cfg(test)]

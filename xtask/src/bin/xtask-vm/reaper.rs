@@ -5,6 +5,7 @@
 //! libvirt has children of its own that it waits for, QEMUs among them (a probed one first starts in the foreground, and
 //! puts itself into the background). Those are in this process' session; a daemon has left it.
 
+use std::sync::Once;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
@@ -14,21 +15,30 @@ use xtask::limits;
 /// The kernel keeps 15 bytes of a process' name, `qemu-system-aar`.
 const NAME: &str = "qemu-system-";
 
-/// From now on what is daemonized below this process becomes its child, as long as it lives.
+/// From now on what is daemonized below this process becomes its child, as long as it lives. A QEMU that ends by itself, or is killed,
+/// is reaped by a thread that looks now and then: libvirt waits for the end of that one too, with the domain locked, and after 40 s
+/// still says that it runs (9.0).
 pub(crate) fn adopt_daemons() -> Result<()> {
-    set_child_subreaper(Some(getpid())).context("become the parent of libvirt's daemons")
+    static STARTED: Once = Once::new();
+    set_child_subreaper(Some(getpid())).context("become the parent of libvirt's daemons")?;
+    STARTED.call_once(|| {
+        std::thread::spawn(|| {
+            loop {
+                std::thread::sleep(limits::POLL);
+                reap();
+            }
+        });
+    });
+    Ok(())
 }
 
-/// Calls libvirt; meanwhile adopted QEMUs that have ended are reaped.
+/// Calls libvirt to end a QEMU; meanwhile those that have ended are looked for all the time.
 pub(crate) fn reaping<T>(call: impl FnOnce() -> T) -> T {
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
             while !done.load(Ordering::Relaxed) {
-                for pid in dead_emulators() {
-                    // Somebody else may have been faster.
-                    let _ = waitpid(Some(pid), WaitOptions::NOHANG);
-                }
+                reap();
                 std::thread::sleep(limits::REAP);
             }
         });
@@ -36,6 +46,13 @@ pub(crate) fn reaping<T>(call: impl FnOnce() -> T) -> T {
         let _end = SetAtEnd(&done);
         call()
     })
+}
+
+fn reap() {
+    for pid in dead_emulators() {
+        // Somebody else may have been faster.
+        let _ = waitpid(Some(pid), WaitOptions::NOHANG);
+    }
 }
 
 struct SetAtEnd<'a>(&'a AtomicBool);
@@ -90,6 +107,10 @@ fn is_dead_daemon(stat: &str, own_session: u32) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::path::{Path, PathBuf};
+    use std::process::Command;
+    use std::time::Instant;
+
     use super::*;
 
     #[test]
@@ -114,26 +135,45 @@ mod tests {
         assert_eq!(named("7 (sh) S 0 0"), None);
     }
 
-    /// With its own parent, `sh`, gone: one that this test is the parent of and one that it has adopted.
+    /// A program with the name of a QEMU.
+    fn emulator(directory: &Path) -> PathBuf {
+        let program = directory.join("qemu-system-none");
+        std::fs::copy(xtask::host::tools::require("sleep").unwrap(), &program).unwrap();
+        program
+    }
+
+    /// One that has left this session, with its own parent, `sh`, gone, and that ends by itself; whether it is there.
+    fn daemon(program: &Path) -> impl Fn() -> bool + use<> {
+        let line = "setsid \"$0\" 0.2 & echo $!";
+        let started = Command::new("sh").arg("-c").arg(line).arg(program).output().unwrap();
+        let pid = String::from_utf8(started.stdout).unwrap().trim().to_owned();
+        move || Path::new("/proc").join(&pid).exists()
+    }
+
+    fn within_a_moment(over: impl Fn() -> bool) -> bool {
+        let deadline = Instant::now() + limits::CHILD_STOP;
+        while !over() && Instant::now() < deadline {
+            std::thread::sleep(limits::REAP);
+        }
+        over()
+    }
+
     #[test]
     fn what_somebody_waits_for_is_left_to_them() {
-        use std::process::Command;
         adopt_daemons().unwrap();
         let directory = tempfile::tempdir().unwrap();
-        let program = directory.path().join("qemu-system-none");
-        std::fs::copy(xtask::host::tools::require("sleep").unwrap(), &program).unwrap();
+        let program = emulator(directory.path());
         let mut awaited = Command::new(&program).arg("0").spawn().unwrap();
-        let started =
-            Command::new("sh").arg("-c").arg("setsid \"$0\" 0.2 & echo $!").arg(&program).output().unwrap();
-        let daemon: i32 = String::from_utf8(started.stdout).unwrap().trim().parse().unwrap();
-        let there = || std::path::Path::new("/proc").join(daemon.to_string()).exists();
-        reaping(|| {
-            let deadline = std::time::Instant::now() + limits::CHILD_STOP;
-            while there() && std::time::Instant::now() < deadline {
-                std::thread::sleep(limits::REAP);
-            }
-        });
-        assert!(!there(), "the daemon was not reaped");
+        let there = daemon(&program);
+        assert!(reaping(|| within_a_moment(|| !there())), "the daemon was not reaped");
         assert!(awaited.wait().unwrap().success(), "the awaited child was reaped by another");
+    }
+
+    #[test]
+    fn one_that_ends_while_nobody_calls_libvirt_is_reaped_too() {
+        adopt_daemons().unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let there = daemon(&emulator(directory.path()));
+        assert!(within_a_moment(|| !there()), "it is still there");
     }
 }

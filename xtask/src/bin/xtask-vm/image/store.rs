@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -80,21 +79,10 @@ impl Store<'_> {
 
     /// A file's digest, with a sign of life.
     pub(crate) fn digest(&mut self, path: &Path, algorithm: Algorithm) -> Result<Digest> {
-        let mut file = File::open(path).with_context(|| format!("open {}", path.display()))?;
-        let total = file.metadata().with_context(|| format!("look at {}", path.display()))?.len();
-        let mut hash = algorithm.hasher();
-        let mut buffer = vec![0; 1 << 20];
-        let mut read: u64 = 0;
-        loop {
-            self.interrupt.check()?;
-            let count = file.read(&mut buffer).with_context(|| format!("read {}", path.display()))?;
-            if count == 0 {
-                return Ok(hash.finish());
-            }
-            hash.update(&buffer[..count]);
-            read += count as u64;
+        algorithm.of_file(path, |read, total| {
             self.screen.alive(&format!("hashing, {} of {}", human_bytes(read), human_bytes(total)));
-        }
+            self.interrupt.check()
+        })
     }
 
     /// A digest that is taken again only where the file has been touched.

@@ -304,6 +304,7 @@ impl RunningVm {
             if (!takes_keys && greets(port)) || Instant::now() > deadline {
                 return Ok(());
             }
+            self.check_qemu("its ssh")?;
             screen.alive(self.console.last());
             std::thread::sleep(limits::POLL);
         }
