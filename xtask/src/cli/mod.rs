@@ -1,4 +1,4 @@
-//! Every flag and help text. Both binaries parse this same [`Cli`], so that `smoke --help` never needs libvirt.
+//! Every flag and help text. The binaries parse this same [`Cli`], so that `smoke --help` never needs libvirt.
 
 mod image;
 mod inspect;
@@ -93,11 +93,20 @@ pub enum Command {
     Soak(SoakArgs),
     /// The whole test suite: formatting, lints, tests, dependency guard, the real smokes
     Ci(CiArgs),
-    /// Print a shell's completion script for `cargo-xtask`
+    /// Print the script that has a shell complete `cargo xtask` in this workspace, machines' names included
     Completions {
         /// The shell
-        shell: clap_complete::Shell,
+        shell: Shell,
     },
+}
+
+/// Where `cargo xtask` is completed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[expect(missing_docs, reason = "the names say it")]
+pub enum Shell {
+    Bash,
+    Zsh,
+    Fish,
 }
 
 /// `build`.

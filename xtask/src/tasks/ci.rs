@@ -73,6 +73,8 @@ pub(super) fn run(workspace: &Workspace, args: &CiArgs) -> Result<()> {
                 "fetch",
                 "--test",
                 "connection",
+                "--test",
+                "completions",
             ],
         ),
     );

@@ -11,10 +11,10 @@ use std::os::unix::process::CommandExt as _;
 use std::process::Command as Process;
 
 use anyhow::{Context, Result};
-use clap::CommandFactory as _;
+use clap::ValueEnum as _;
 
 use crate::agent_build;
-use crate::cli::{Cli, Command, FixArgs, MachineArgs, SmokeArgs, VmCommand, Voice};
+use crate::cli::{Cli, Command, FixArgs, MachineArgs, Shell, SmokeArgs, VmCommand, Voice};
 use crate::exit::{Unavailable, Usage};
 use crate::host::{Asked, Preflight, fix};
 use crate::image::Choice;
@@ -28,10 +28,6 @@ use crate::workspace::{Workspace, cargo, inherited_from_cargo};
 /// # Errors
 /// Whatever the task could not do; [`crate::exit::code`] has its exit code.
 pub fn run(cli: &Cli) -> Result<()> {
-    if let Command::Completions { shell } = &cli.command {
-        clap_complete::generate(*shell, &mut Cli::command(), "cargo-xtask", &mut std::io::stdout());
-        return Ok(());
-    }
     if let Command::Inspect(args) = &cli.command {
         return inspect::run(args, cli.voice);
     }
@@ -78,7 +74,8 @@ pub fn run(cli: &Cli) -> Result<()> {
             enter_back_room(&workspace)
         }
         Command::Vm(command) => vm::run(command),
-        Command::Completions { .. } | Command::Inspect(_) => unreachable!("done above"),
+        Command::Completions { shell } => print_completions(&workspace, *shell),
+        Command::Inspect(_) => unreachable!("done above"),
     }
 }
 
@@ -142,14 +139,26 @@ fn build_back_room(workspace: &Workspace, voice: Voice) -> Result<()> {
 }
 
 fn back_room(workspace: &Workspace, subcommand: &str) -> Process {
+    other_binary(workspace, subcommand, "xtask-vm", "vm")
+}
+
+/// Becomes `xtask-complete`, which prints its script; a quarter of a minute where it has to be compiled.
+fn print_completions(workspace: &Workspace, shell: Shell) -> Result<()> {
+    let value = shell.to_possible_value().context("no shell is hidden")?;
+    let mut command = other_binary(workspace, "run", "xtask-complete", "complete");
+    Err(command.args(["--", value.get_name()]).exec()).context("run cargo for the completions")
+}
+
+/// cargo for a binary of this package that the front door does not contain.
+fn other_binary(workspace: &Workspace, subcommand: &str, name: &str, feature: &str) -> Process {
     let mut command = Process::new(cargo());
     command.args([subcommand, "--quiet", "--manifest-path"]).arg(workspace.root().join("Cargo.toml")).args([
         "--package",
         "xtask",
         "--bin",
-        "xtask-vm",
+        name,
         "--features",
-        "vm",
+        feature,
     ]);
     for name in inherited_from_cargo() {
         command.env_remove(name);

@@ -1,0 +1,69 @@
+//! What a real bash offers at a press of Tab, with the script that `cargo xtask completions bash` prints.
+
+use std::path::Path;
+use std::process::Command;
+
+use tempfile::TempDir;
+
+const COMPLETER: &str = env!("CARGO_BIN_EXE_xtask-complete");
+
+/// A cache in which one machine is kept.
+fn cache() -> TempDir {
+    let cache = tempfile::tempdir().unwrap();
+    let run = cache.path().join("runs/1124-120000-abcd");
+    std::fs::create_dir_all(&run).unwrap();
+    let machine = r#"{"schema":1,"id":"1124-120000-abcd","name":"dev","arch":"aarch64","image":"debian-12",
+        "made_at":"2026-11-24T12:00:00Z","login_user":"u","ssh_port":null,"console":"/c"}"#;
+    std::fs::write(run.join("kept"), machine).unwrap();
+    cache
+}
+
+/// The candidates for the last word of a line, in a directory; `before` runs first. Sorted.
+fn offered(cache: &Path, directory: &Path, before: &str, line: &[&str]) -> Vec<String> {
+    let script = format!(
+        r#"{before}
+           source <("{COMPLETER}" bash) && source <("{COMPLETER}" bash) || exit 1
+           cd "$0" || exit 1
+           COMP_WORDS=("$@") COMP_CWORD=$(($# - 1)) COMPREPLY=()
+           [[ $(complete -p cargo) =~ -F\ ([^ ]+) ]] || exit 1
+           "${{BASH_REMATCH[1]}}" cargo "${{@: -1}}" "${{@: -2:1}}" 2>/dev/null
+           printf '%s\n' "${{COMPREPLY[@]}}""#
+    );
+    let output = Command::new("bash")
+        .args(["--norc", "--noprofile", "-c", &script])
+        .arg(directory)
+        .args(line)
+        .env("IOT_XTASK_CACHE", cache)
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let said = String::from_utf8(output.stdout).unwrap();
+    let mut words: Vec<_> = said.lines().filter(|word| !word.is_empty()).map(str::to_owned).collect();
+    words.sort();
+    words
+}
+
+#[test]
+fn flags_values_and_names_are_offered() {
+    let (cache, here) = (cache(), Path::new(env!("CARGO_MANIFEST_DIR")));
+    let offered = |line: &[&str]| offered(cache.path(), here, "", line);
+    assert_eq!(offered(&["cargo", "xtask", "smo"]), ["smoke"]);
+    assert_eq!(offered(&["cargo", "xtask", "smoke", "--until", "j"]), ["join"]);
+    assert_eq!(offered(&["cargo", "xtask", "vm", "ssh", "d"]), ["dev"]);
+    assert_eq!(offered(&["cargo", "xtask", "vm", "exec", "-m", "d"]), ["dev"]);
+    assert_eq!(offered(&["cargo", "xtask", "vm", "ssh", "x"]), [""; 0], "no machine begins like that");
+    assert_eq!(offered(&["cargo", "xtask", "image", "build", "debian-13"]), ["debian-13"]);
+    assert_eq!(offered(&["cargo", "xtask", "inspect", "--device", "pi5"]), ["pi5"]);
+    assert_eq!(offered(&["cargo", "build"]), [""; 0], "that is cargo's own");
+}
+
+#[test]
+fn what_is_cargos_own_and_other_workspaces_are_left_to_what_was_there_before() {
+    let (cache, here) = (cache(), Path::new(env!("CARGO_MANIFEST_DIR")));
+    let before = "_theirs() { COMPREPLY=(theirs); }; complete -F _theirs cargo";
+    let offered = |directory, line| offered(cache.path(), directory, before, line);
+    assert_eq!(offered(here, &["cargo", "bui"]), ["theirs"]);
+    assert_eq!(offered(cache.path(), &["cargo", "xtask", "smo"]), ["theirs"]);
+    assert_eq!(offered(here, &["cargo", "xtask", "smo"]), ["smoke"]);
+}
