@@ -42,7 +42,7 @@ pub const REAP: Duration = Duration::from_millis(10);
 pub const SAME_INTERRUPT: Duration = Duration::from_secs(1);
 /// For so long a smoke may go on whose QEMU a soak has killed, to see it and to tear down.
 pub const AFTER_KILL: Duration = Duration::from_secs(30);
-/// And where it was about to take the machine's power anyway, and goes on.
+/// For so long where the kill came as the power was to be cut anyway, and the smoke goes on to its verdict.
 pub const AFTER_KILL_TO_VERDICT: Duration = Duration::from_secs(300);
 /// A soak kills within this time after a smoke's start: from preflight to well into the power cut.
 pub const KILL_WINDOW: Duration = Duration::from_secs(150);

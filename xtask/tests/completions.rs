@@ -50,12 +50,22 @@ fn flags_values_and_names_are_offered() {
     let offered = |line: &[&str]| offered(cache.path(), here, "", line);
     assert_eq!(offered(&["cargo", "xtask", "smo"]), ["smoke"]);
     assert_eq!(offered(&["cargo", "xtask", "smoke", "--until", "j"]), ["join"]);
+    assert_eq!(offered(&["cargo", "xtask", "smoke", "--until", "=", "j"]), ["join"], "as bash splits it");
+    assert!(offered(&["cargo", "xtask", "smoke", "--until", "="]).contains(&"join".to_owned()));
     assert_eq!(offered(&["cargo", "xtask", "vm", "ssh", "d"]), ["dev"]);
     assert_eq!(offered(&["cargo", "xtask", "vm", "exec", "-m", "d"]), ["dev"]);
     assert_eq!(offered(&["cargo", "xtask", "vm", "ssh", "x"]), [""; 0], "no machine begins like that");
     assert_eq!(offered(&["cargo", "xtask", "image", "build", "debian-13"]), ["debian-13"]);
     assert_eq!(offered(&["cargo", "xtask", "inspect", "--device", "pi5"]), ["pi5"]);
     assert_eq!(offered(&["cargo", "build"]), [""; 0], "that is cargo's own");
+}
+
+#[test]
+fn a_workspace_is_the_same_by_way_of_a_link() {
+    let cache = cache();
+    let link = cache.path().join("link");
+    std::os::unix::fs::symlink(env!("CARGO_MANIFEST_DIR"), &link).unwrap();
+    assert_eq!(offered(cache.path(), &link, "", &["cargo", "xtask", "smo"]), ["smoke"]);
 }
 
 #[test]

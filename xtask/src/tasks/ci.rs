@@ -55,6 +55,9 @@ pub(super) fn run(workspace: &Workspace, args: &CiArgs) -> Result<()> {
         "clippy, the agent's tests",
         &on(&["clippy", "--package", "iot-agent", "--features", "real"], &lints),
     );
+    // As `completions` builds it; all else has it among the back room's features.
+    let complete = ["clippy", "--package", "xtask", "--bin", "xtask-complete", "--features", "complete"];
+    count.step(workspace, "clippy, completions", &on(&complete, &["--", "-D", "warnings"]));
     count.guard(workspace);
     count.step(workspace, "tests, front door", &["test", "--workspace"]);
     count.step(

@@ -191,9 +191,10 @@ fn kill_and_go_on(args: &SoakArgs, round: u32) -> Result<String> {
     };
     ensure!(
         right,
-        "{victim:?} at {:.1} s, hit: {hit}: the smoke ended {:.1} s later with {status}",
+        "{victim:?} at {:.1} s, hit: {hit}: the smoke ended {:.1} s later with {status}; at most {} s are allowed without a verdict",
         moment.as_secs_f64(),
-        later.as_secs_f64()
+        later.as_secs_f64(),
+        limits::AFTER_KILL.as_secs()
     );
     let started = Instant::now();
     end(start(args, &["--until", "join"])?, started).context("the smoke after it")?;
@@ -243,7 +244,7 @@ fn found(killed: rustix::io::Result<()>) -> Result<bool> {
     }
 }
 
-/// How it ended: by itself, and soon where something of it was killed.
+/// How it ended: by itself. Where something of it was killed it cannot go on for ever.
 fn awaited(child: &mut Child, hit: bool) -> Result<ExitStatus> {
     let deadline = Instant::now() + limits::AFTER_KILL_TO_VERDICT;
     loop {

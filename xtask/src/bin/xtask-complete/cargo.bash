@@ -1,14 +1,26 @@
 
 # cargo xtask, in this workspace; all else is for what completed cargo before.
 _iot_xtask() {
-    if [[ $COMP_CWORD -ge 2 && ${COMP_WORDS[1]} == xtask && $PWD/ == @ROOT@/* ]]; then
-        local -a words=(cargo-xtask "${COMP_WORDS[@]:2}")
-        local -a COMP_WORDS=("${words[@]}")
-        local COMP_CWORD=$((COMP_CWORD - 1))
-        _clap_complete_cargo_xtask cargo-xtask "$2" "$3"
-    elif [[ -n ${_iot_xtask_before-} ]]; then
-        "$_iot_xtask_before" "$@"
+    if [[ $COMP_CWORD -lt 2 || ${COMP_WORDS[1]} != xtask || ! -x @COMPLETER@ || $(pwd -P)/ != @ROOT@/* ]]; then
+        [[ -z ${_iot_xtask_before-} ]] || "$_iot_xtask_before" "$@"
+        return
     fi
+    # bash takes --flag=value for three words.
+    local -a words=(cargo-xtask)
+    local word last=0 flag=
+    for word in "${COMP_WORDS[@]:2:COMP_CWORD-1}"; do
+        if [[ $last -gt 0 && ($word == = && ${words[last]} == --* || ${words[last]} == --*=) ]]; then
+            words[last]+=$word
+        else
+            words[++last]=$word
+        fi
+    done
+    [[ ${words[last]} != --*=* ]] || flag=${words[last]%%=*}=
+    # By way of another array: some versions of bash empty one that is made local out of itself.
+    local -a COMP_WORDS=("${words[@]}")
+    local COMP_CWORD=$last
+    _clap_complete_cargo_xtask cargo-xtask "${words[last]}" "${words[last - 1]}"
+    COMPREPLY=("${COMPREPLY[@]#"$flag"}")
 }
 if ! complete -p cargo &>/dev/null; then
     # bash-completion has its scripts loaded when they are first asked for: 2.12 by the one, older ones by the other.

@@ -1,14 +1,16 @@
 //! `xtask-complete`: what may follow on the command line. A shell asks it at each press of Tab, names of kept machines included; without
-//! that question it prints the script that has the shell ask. Apart from the front door, for two crates more than that may have.
+//! that question it prints the script that has the shell ask. Apart from the front door: clap's engine would take that past its crates.
 
 use std::io::Write as _;
+use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use clap::{CommandFactory as _, Parser, ValueEnum as _};
 use clap_complete::engine::{ArgValueCandidates, CompletionCandidate};
 use clap_complete::env::{CompleteEnv, Shells};
 use xtask::cli::{Cli, Shell};
+use xtask::exit::{self, host_fault};
 use xtask::image::catalogue::Catalogue;
 use xtask::kept;
 use xtask::paths::Cache;
@@ -28,11 +30,19 @@ struct Arguments {
 fn main() -> ExitCode {
     // Ends the process where a shell asks.
     CompleteEnv::with_factory(command).var(ASKS).complete();
-    match print_script(Arguments::parse().shell) {
+    let arguments = Arguments::parse();
+    let printed = script(arguments.shell)
+        .map_err(|error| host_fault(error, "print the completion script".to_owned(), "see the cause"));
+    let printed = printed.and_then(|script| {
+        std::io::stdout().write_all(script.as_bytes()).context("write the completion script to stdout")
+    });
+    match printed {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: print a completion script: {error:#}");
-            ExitCode::FAILURE
+            for line in exit::lines(&error) {
+                eprintln!("{line}");
+            }
+            ExitCode::from(exit::code(&error))
         }
     }
 }
@@ -76,25 +86,50 @@ fn machines() -> Vec<CompletionCandidate> {
 }
 
 /// clap's script for `cargo-xtask`, and ours, which leads `cargo xtask` there: in this workspace alone, since others have an xtask too.
-fn print_script(shell: Shell) -> Result<()> {
-    let value = shell.to_possible_value().context("no shell is hidden")?;
-    let (name, own) = (value.get_name(), std::env::current_exe().context("find this very program")?);
-    let own = own.to_str().context("a path in UTF-8")?;
-    let root = Workspace::find()?;
-    let root = root.root().to_str().context("a workspace whose path is UTF-8")?;
-    for path in [own, root] {
-        let plain = |c: char| c.is_alphanumeric() || "/._-+@,".contains(c);
-        ensure!(path.chars().all(plain), "{path}: shells would have to quote it; move the workspace");
-    }
+fn script(shell: Shell) -> Result<String> {
+    let value = shell.to_possible_value().expect("no shell is hidden");
+    let completer = std::env::current_exe().context("find this very program")?;
+    let completer = plain(&completer, "this program")?;
+    let workspace = Workspace::find()?;
+    let root = workspace.root().canonicalize().context("follow the links to the workspace")?;
+    let root = plain(&root, "the workspace")?;
     let mut script = Vec::new();
     let theirs = Shells::builtins();
-    let theirs = theirs.completer(name).with_context(|| format!("clap knows no {name}"))?;
-    theirs.write_registration(ASKS, COMMAND, COMMAND, own, &mut script).context("clap's script")?;
+    let theirs = theirs.completer(value.get_name()).expect("clap has a script for each of the three");
+    theirs
+        .write_registration(ASKS, COMMAND, COMMAND, completer, &mut script)
+        .context("write clap's part of it")?;
+    let theirs = String::from_utf8(script).context("read clap's part of it")?;
     let ours = match shell {
         Shell::Bash => include_str!("cargo.bash"),
         Shell::Zsh => include_str!("cargo.zsh"),
         Shell::Fish => include_str!("cargo.fish"),
     };
-    script.extend(ours.replace("@ROOT@", root).replace("@COMPLETER@", own).into_bytes());
-    std::io::stdout().write_all(&script).context("write to stdout")
+    let ours = ours.replace("@ROOT@", root).replace("@COMPLETER@", completer).replace("@ASKS@", ASKS);
+    Ok(theirs + &ours)
+}
+
+/// A path that stands in a script as it is, also where clap's puts quotes around it.
+fn plain<'a>(path: &'a Path, whose: &str) -> Result<&'a str> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+@".contains(c);
+    path.to_str().filter(|path| path.chars().all(plain)).with_context(|| {
+        format!(
+            "{} is where {whose} is: a shell would have to quote that; it has to be elsewhere",
+            path.display()
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_that_a_shell_would_have_to_quote_is_refused() {
+        assert_eq!(plain(Path::new("/a/b-c_1.2/x"), "it").unwrap(), "/a/b-c_1.2/x");
+        for path in ["/a b", "/ä", "/a,b", "/a'b", "/$a"] {
+            let error = plain(Path::new(path), "this program").unwrap_err().to_string();
+            assert!(error.contains(path) && error.contains("this program"), "{error}");
+        }
+    }
 }

@@ -1,6 +1,6 @@
-//! Reaps QEMUs while libvirt waits for their end. libvirt's driver daemonizes them, so that they belong to the host's init, and
-//! asks until the process is gone, zombies included. An init that reaps now and then alone, as in many containers, makes
-//! each end of a QEMU last 1 to 2 s: two in a smoke, and one to three where libvirt probes an emulator.
+//! Reaps QEMUs that have ended. libvirt's driver daemonizes them, so that they belong to the host's init, and where it has to see the
+//! end of one it asks until the process is gone, zombies included. An init that reaps now and then alone, as in many containers,
+//! makes each end of a QEMU last 1 to 2 s: two in a smoke, and one to three where libvirt probes an emulator.
 //!
 //! libvirt has children of its own that it waits for, QEMUs among them (a probed one first starts in the foreground, and
 //! puts itself into the background). Those are in this process' session; a daemon has left it.
@@ -16,8 +16,8 @@ use xtask::limits;
 const NAME: &str = "qemu-system-";
 
 /// From now on what is daemonized below this process becomes its child, as long as it lives. A QEMU that ends by itself, or is killed,
-/// is reaped by a thread that looks now and then: libvirt waits for the end of that one too, with the domain locked, and after 40 s
-/// still says that it runs (9.0).
+/// is reaped by a thread that looks now and then: libvirt waits for the end of that one too, and does not say meanwhile that it has
+/// ended (9.0: seen for 80 s).
 pub(crate) fn adopt_daemons() -> Result<()> {
     static STARTED: Once = Once::new();
     set_child_subreaper(Some(getpid())).context("become the parent of libvirt's daemons")?;
@@ -32,7 +32,7 @@ pub(crate) fn adopt_daemons() -> Result<()> {
     Ok(())
 }
 
-/// Calls libvirt to end a QEMU; meanwhile those that have ended are looked for all the time.
+/// Calls libvirt, which may wait for a QEMU's end; meanwhile those that have ended are looked for all the time.
 pub(crate) fn reaping<T>(call: impl FnOnce() -> T) -> T {
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -158,22 +158,19 @@ mod tests {
         over()
     }
 
+    /// One after the other: the second would be reaped by the first one's call, too.
     #[test]
-    fn what_somebody_waits_for_is_left_to_them() {
-        adopt_daemons().unwrap();
+    fn daemons_are_reaped_in_calls_and_outside_of_them_and_what_somebody_waits_for_is_left_to_them() {
+        set_child_subreaper(Some(getpid())).unwrap();
         let directory = tempfile::tempdir().unwrap();
         let program = emulator(directory.path());
         let mut awaited = Command::new(&program).arg("0").spawn().unwrap();
         let there = daemon(&program);
         assert!(reaping(|| within_a_moment(|| !there())), "the daemon was not reaped");
         assert!(awaited.wait().unwrap().success(), "the awaited child was reaped by another");
-    }
 
-    #[test]
-    fn one_that_ends_while_nobody_calls_libvirt_is_reaped_too() {
         adopt_daemons().unwrap();
-        let directory = tempfile::tempdir().unwrap();
-        let there = daemon(&emulator(directory.path()));
-        assert!(within_a_moment(|| !there()), "it is still there");
+        let there = daemon(&program);
+        assert!(within_a_moment(|| !there()), "one that ends while nobody calls libvirt is still there");
     }
 }

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, bail};
 use iot_agent::protocol::DeviceStatus;
 use xtask::domain::RunFiles;
 use xtask::domain::seed::marker;
@@ -289,8 +289,8 @@ impl RunningVm {
         destroyed
     }
 
-    /// Waits, where that takes a moment more, until ssh leads in: a thawed machine takes its keys when its agent runs. What is kept
-    /// may be a machine that nobody enters, which is no reason not to keep it.
+    /// Waits, where that takes a moment more, until ssh leads in: a thawed machine takes its keys when its agent runs. No error where
+    /// it never does, or QEMU ends: what is kept may be a machine that nobody enters, which is no reason not to keep it.
     fn wait_until_entered(&mut self, interrupt: &Interrupt, screen: &mut Screen) -> Result<()> {
         let keys = if self.is_thawed() { self.limits().keys() } else { Duration::ZERO };
         let deadline = Instant::now() + keys + self.limits().guest_command();
@@ -301,10 +301,10 @@ impl RunningVm {
             let said = |sign| self.console.line_with(sign).is_some();
             let provisioned = said(marker::DONE) || said(marker::FAILED);
             let takes_keys = self.is_thawed() && provisioned && !said(marker::KEYS);
-            if (!takes_keys && greets(port)) || Instant::now() > deadline {
+            let entered = !takes_keys && greets(port);
+            if entered || self.machine.condition() != Condition::Running || Instant::now() > deadline {
                 return Ok(());
             }
-            self.check_qemu("its ssh")?;
             screen.alive(self.console.last());
             std::thread::sleep(limits::POLL);
         }
@@ -324,8 +324,13 @@ impl RunningVm {
         interrupt: &Interrupt,
         screen: &mut Screen,
     ) -> Result<Machine> {
-        ensure!(self.machine.condition() == Condition::Running, "keep the machine: its QEMU has ended");
-        self.wait_until_entered(interrupt, screen)?;
+        if self.machine.condition() == Condition::Running {
+            self.wait_until_entered(interrupt, screen)?;
+        }
+        if self.machine.condition() != Condition::Running {
+            let hint = "run again; where QEMU ends by itself, the run's console.log and the host's kernel log say more".to_owned();
+            return Err(Unavailable { error: "keep the machine: its QEMU has ended".to_owned(), hint }.into());
+        }
         let kept = Machine {
             schema: kept::SCHEMA,
             id: run.id().to_owned(),

@@ -314,8 +314,8 @@ impl<'a> Session<'a> {
         stopped.map(|checked| format!("nothing is left running{checked}"))
     }
 
-    /// For `--fsck`, of a machine without power; what there is to say of it. One that is damaged is kept beside the report, with what
-    /// its domain was.
+    /// For `--fsck`, of a machine without power; what there is to say of it. One that is damaged is kept in the run's directory, with
+    /// what its domain was.
     pub(super) fn check_disk(&mut self, disk: &Path) -> Result<String> {
         if !self.args.fsck {
             return Ok(String::new());
