@@ -100,10 +100,12 @@ fn note(tally: &mut Tally, kind: &'static str, round: u32, rounds: u32, result: 
     }
 }
 
+/// This very program, also once cargo has put another in its place: a soak goes on for hours beside somebody who builds (proc(5)).
+const OWN: &str = "/proc/self/exe";
+
 /// A smoke as a child, in a process group of its own so that it can be killed whole.
 fn start(args: &SoakArgs, more: &[&str]) -> Result<Child> {
-    let own = std::env::current_exe().context("find this very program")?;
-    Command::new(own)
+    Command::new(OWN)
         .args(["smoke", "--quiet", "--arch", &args.arch.to_string()])
         .args(args.cold.then_some("--cold"))
         .args(more)
