@@ -9,10 +9,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::arch::VmArchitecture;
 use crate::digest::{Algorithm, Digest};
-use crate::image::manifest::Stamp;
 
 /// Of what a layer is and of how it is made; whoever changes either makes it one more.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 
 /// The manifest's name in a layer's directory.
 pub const MANIFEST: &str = "layer.json";
@@ -90,8 +89,8 @@ pub struct Layer {
 pub struct Frozen {
     /// SHA-256 of its content.
     pub digest: Digest,
-    /// Which file that was.
-    pub stamp: Stamp,
+    /// How long it is.
+    pub bytes: u64,
 }
 
 impl Layer {
@@ -107,7 +106,7 @@ impl Layer {
 
     /// Bytes on disk.
     pub fn bytes(&self) -> u64 {
-        self.files.values().map(|file| file.stamp.bytes).sum()
+        self.files.values().map(|file| file.bytes).sum()
     }
 }
 

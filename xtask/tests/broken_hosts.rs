@@ -187,6 +187,8 @@ fn programs_and_libraries() {
     Host::new()
         .after(&format!("for d in {driver}; do [ ! -d $d ] || mount -t tmpfs tmpfs $d; done"))
         .assert_finds("libvirt-driver", true);
+    let iohelpers = "/usr/lib*/libvirt/libvirt_iohelper /usr/libexec/libvirt_iohelper";
+    Host::new().after(&hide(iohelpers)).assert_finds("libvirt-iohelper", true);
     let host = Host::new();
     let old = host.program("nats-server", "#!/bin/sh\necho 'nats-server: v2.8.4'\n");
     let path = format!("{}:{}", Path::new(&old).parent().unwrap().display(), std::env::var("PATH").unwrap());

@@ -20,9 +20,14 @@ fn cache() -> TempDir {
 
 /// The candidates for the last word of a line, in a directory; `before` runs first. Sorted.
 fn offered(cache: &Path, directory: &Path, before: &str, line: &[&str]) -> Vec<String> {
+    let source = format!(r#"source <("{COMPLETER}" bash) && source <("{COMPLETER}" bash) || exit 1"#);
+    pressed(cache, directory, &format!("{before}\n{source}"), line)
+}
+
+/// The same once `set_up` has run, which has the script sourced.
+fn pressed(cache: &Path, directory: &Path, set_up: &str, line: &[&str]) -> Vec<String> {
     let script = format!(
-        r#"{before}
-           source <("{COMPLETER}" bash) && source <("{COMPLETER}" bash) || exit 1
+        r#"{set_up}
            cd "$0" || exit 1
            COMP_WORDS=("$@") COMP_CWORD=$(($# - 1)) COMPREPLY=()
            [[ $(complete -p cargo) =~ -F\ ([^ ]+) ]] || exit 1
@@ -76,4 +81,29 @@ fn what_is_cargos_own_and_other_workspaces_are_left_to_what_was_there_before() {
     assert_eq!(offered(here, &["cargo", "bui"]), ["theirs"]);
     assert_eq!(offered(cache.path(), &["cargo", "xtask", "smo"]), ["theirs"]);
     assert_eq!(offered(here, &["cargo", "xtask", "smo"]), ["smoke"]);
+}
+
+#[test]
+fn a_completer_that_is_gone_leaves_the_line_to_what_was_there_before() {
+    let (cache, here) = (cache(), Path::new(env!("CARGO_MANIFEST_DIR")));
+    let copy = cache.path().join("completer");
+    let source = format!(
+        r#"_theirs() {{ COMPREPLY=(theirs); }}; complete -F _theirs cargo
+           cp {COMPLETER} {copy} && source <({copy} bash) || exit 1"#,
+        copy = copy.display()
+    );
+    let line = ["cargo", "xtask", "smo"];
+    assert_eq!(pressed(cache.path(), here, &source, &line), ["smoke"]);
+    let gone = format!("{source}\nrm {}", copy.display());
+    assert_eq!(pressed(cache.path(), here, &gone, &line), ["theirs"]);
+}
+
+#[test]
+fn a_reader_that_has_had_enough_is_no_error() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut command = Command::new(COMPLETER);
+    command.arg("bash").current_dir(env!("CARGO_MANIFEST_DIR")).stdout(writer);
+    let output = command.output().unwrap();
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
 }

@@ -21,6 +21,7 @@ const LACKS: &[(&str, &str)] = &[
     ("firmware", "firmware for x86_64"),
     ("firmware", "firmware for aarch64"),
     ("libvirt-driver", "QEMU driver"),
+    ("libvirt-iohelper", "libvirt_iohelper"),
     ("libvirt-headers", "headers"),
     ("pkg-config", "pkg-config"),
     ("program", "qemu-img"),

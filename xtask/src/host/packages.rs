@@ -25,6 +25,7 @@ pub enum Need {
     QemuImg,
     LibvirtHeaders,
     LibvirtDriver,
+    LibvirtIohelper,
     LibvirtDaemon,
     PkgConfig,
     CrossLinker,
@@ -115,6 +116,10 @@ impl PackageManager {
                 &["libvirt"],
                 &["libvirt-daemon-driver-qemu"],
             ],
+            // It comes with the driver but for Debian and its kin, which have it in Debian 12's daemon and in what 13's needs.
+            (N::LibvirtIohelper, _) => {
+                [&["libvirt-daemon"], &["libvirt-daemon-common"], &["libvirt"], &["libvirt-daemon-common"]]
+            }
             // Debian 12's has the network driver in it.
             (N::LibvirtDaemon, _) => [
                 &["libvirt-daemon"],

@@ -49,6 +49,13 @@ pub const PROGRAMS: &[(&str, Need, When)] = &[
     ("e2fsck", Need::E2fsprogs, When::Testing),
 ];
 
+/// libvirt's own executables are where its build says: Debian, Ubuntu and Arch; Fedora and openSUSE; older openSUSE.
+pub(super) const LIBVIRT_IOHELPERS: [&str; 3] = [
+    "/usr/lib/libvirt/libvirt_iohelper",
+    "/usr/libexec/libvirt_iohelper",
+    "/usr/lib64/libvirt/libvirt_iohelper",
+];
+
 /// Where Debian keeps the keys of its archive.
 pub const DEBIAN_KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
@@ -83,6 +90,8 @@ pub struct Host {
     pub libvirt_header: bool,
     /// libvirt's QEMU driver, which the embedded connection loads.
     pub libvirt_driver: Option<PathBuf>,
+    /// Whether libvirt has the program by way of which it writes a machine's memory to a file.
+    pub libvirt_iohelper: bool,
     /// The account that a libvirt of this distribution insists on when it runs as root, where it is missing.
     pub missing_libvirt_user: Option<&'static str>,
     /// The cache.
@@ -146,6 +155,7 @@ impl Host {
                 pkg_config: tools::find("pkg-config").is_some(),
                 libvirt_header: Path::new("/usr/include/libvirt/libvirt.h").exists(),
                 libvirt_driver: libvirt_driver(),
+                libvirt_iohelper: LIBVIRT_IOHELPERS.iter().any(|path| tools::is_executable(Path::new(path))),
                 cache_access: known.map_or(Ok(()), |cache| {
                     let inside =
                         [cache.runs(), cache.images(), cache.history(), cache.workloads(), cache.libvirt()];

@@ -43,7 +43,7 @@ pub fn require(name: &str) -> Result<PathBuf> {
     find(name).with_context(|| format!("find {name} on PATH: run `cargo xtask preflight --fix`"))
 }
 
-fn is_executable(path: &Path) -> bool {
+pub(super) fn is_executable(path: &Path) -> bool {
     use std::os::unix::fs::PermissionsExt as _;
     path.metadata().is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
 }

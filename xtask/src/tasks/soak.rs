@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
@@ -69,7 +69,7 @@ fn alone() -> Result<()> {
         let error = format!("soak in a cache in which {kept} machine(s) are kept");
         return Err(unavailable(error, "cargo xtask vm list, vm rm"));
     }
-    nothing_left().map_err(|error| {
+    nothing_left(&Cache::from_env()?).map_err(|error| {
         unavailable(
             format!("soak in a cache that is in use: {error}"),
             "wait for its runs, or cargo xtask vm gc",
@@ -79,7 +79,7 @@ fn alone() -> Result<()> {
 
 /// Whatever came of a round, nothing of it may be left.
 fn tidy(result: Result<String>) -> Result<String> {
-    let left = nothing_left();
+    let left = Cache::from_env().map_err(Into::into).and_then(|cache| nothing_left(&cache));
     match (result, left) {
         (Err(error), Err(left)) => Err(error.context(format!("{left:#}"))),
         (result, left) => left.and(result),
@@ -157,6 +157,18 @@ enum Victim {
     Qemu,
 }
 
+impl Victim {
+    /// Whether a smoke may end with `code` (`None`: by a signal) so much later than this was killed in it.
+    fn may_end(self, code: Option<i32>, later: Duration) -> bool {
+        match (self, code) {
+            // All was said by then, or the machine was about to lose its power anyway.
+            (_, Some(0)) => true,
+            (Self::Workflow, code) => code.is_none(),
+            (Self::Qemu, code) => matches!(code, Some(1 | 69)) && later < limits::AFTER_KILL,
+        }
+    }
+}
+
 /// SIGKILL at a random moment, of the one or the other; then a smoke must join, on what was left, and nothing may be left of both.
 /// Every fourth round begins without a warm layer, so that its making is hit too.
 fn kill_and_go_on(args: &SoakArgs, round: u32) -> Result<String> {
@@ -185,14 +197,8 @@ fn kill_and_go_on(args: &SoakArgs, round: u32) -> Result<String> {
             return Err(error);
         }
     };
-    let right = match (status.code(), victim) {
-        // It had ended by then, or the machine was about to lose its power anyway.
-        (Some(0), _) => true,
-        (code, Victim::Workflow) => hit && code.is_none(),
-        (code, Victim::Qemu) => hit && matches!(code, Some(1 | 69)) && later < limits::AFTER_KILL,
-    };
     ensure!(
-        right,
+        hit.then_some(victim).map_or(status.success(), |victim| victim.may_end(status.code(), later)),
         "{victim:?} at {:.1} s, hit: {hit}: the smoke ended {:.1} s later with {status}; at most {} s are allowed without a verdict",
         moment.as_secs_f64(),
         later.as_secs_f64(),
@@ -272,8 +278,7 @@ fn random() -> Result<f64> {
 
 /// An error where anything is left: processes of any run, runs that still have their working files, layers that are no whole ones. A
 /// soak has the cache to itself.
-fn nothing_left() -> Result<()> {
-    let cache = Cache::from_env()?;
+fn nothing_left(cache: &Cache) -> Result<()> {
     let mut left = Vec::new();
     for run in directories(&cache.runs()) {
         let work = run.join("w");
@@ -288,4 +293,54 @@ fn nothing_left() -> Result<()> {
     left.extend(layers.iter().filter(|layer| !whole(layer)).map(|layer| layer.display().to_string()));
     ensure!(left.is_empty(), "this is left: {}", left.join(", "));
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_smoke_that_ends_wrongly_after_a_kill_fails_its_round() {
+        let (soon, late) = (Duration::from_secs(1), limits::AFTER_KILL + Duration::from_secs(1));
+        for (victim, code, later, right) in [
+            (Victim::Workflow, None, soon, true),
+            (Victim::Workflow, Some(1), soon, false),
+            (Victim::Workflow, Some(0), late, true),
+            (Victim::Qemu, Some(1), soon, true),
+            (Victim::Qemu, Some(69), soon, true),
+            (Victim::Qemu, Some(1), late, false),
+            (Victim::Qemu, Some(101), soon, false),
+            (Victim::Qemu, None, soon, false),
+            (Victim::Qemu, Some(0), late, true),
+        ] {
+            assert_eq!(victim.may_end(code, later), right, "{victim:?} {code:?} {later:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_left_of_a_round_is_named() {
+        let root = tempfile::tempdir().unwrap();
+        let cache = Cache::at(root.path());
+        let run = cache.runs().join("1125-120000-abcd");
+        std::fs::create_dir_all(&run).unwrap();
+        nothing_left(&cache).unwrap();
+        let work = run.join("w");
+        std::fs::create_dir(&work).unwrap();
+        let mut process = Command::new("sh")
+            .args(["-c", "read x; :"])
+            .arg(work.join("x"))
+            .stdin(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let left = nothing_left(&cache).unwrap_err().to_string();
+        assert!(left.contains(&format!("process {}", process.id())), "{left}");
+        assert!(left.contains(work.to_str().unwrap()), "{left}");
+        drop(process.stdin.take());
+        process.wait().unwrap();
+        std::fs::remove_dir(&work).unwrap();
+        nothing_left(&cache).unwrap();
+        let layer = cache.layers().join("half");
+        std::fs::create_dir_all(&layer).unwrap();
+        assert!(nothing_left(&cache).unwrap_err().to_string().contains("half"));
+    }
 }

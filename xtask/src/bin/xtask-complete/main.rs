@@ -1,7 +1,7 @@
 //! `xtask-complete`: what may follow on the command line. A shell asks it at each press of Tab, names of kept machines included; without
 //! that question it prints the script that has the shell ask. Apart from the front door: clap's engine would take that past its crates.
 
-use std::io::Write as _;
+use std::io::{ErrorKind, Write as _};
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -21,6 +21,9 @@ const ASKS: &str = "COMPLETE";
 /// The command as far as clap's scripts are concerned; `cargo xtask` is two words.
 const COMMAND: &str = "cargo-xtask";
 
+const REMEDY: &str =
+    "run it in the workspace; where a path is what it cannot use, clone elsewhere or set CARGO_TARGET_DIR";
+
 #[derive(Debug, Parser)]
 struct Arguments {
     /// The shell whose script is wanted
@@ -32,10 +35,8 @@ fn main() -> ExitCode {
     CompleteEnv::with_factory(command).var(ASKS).complete();
     let arguments = Arguments::parse();
     let printed = script(arguments.shell)
-        .map_err(|error| host_fault(error, "print the completion script".to_owned(), "see the cause"));
-    let printed = printed.and_then(|script| {
-        std::io::stdout().write_all(script.as_bytes()).context("write the completion script to stdout")
-    });
+        .map_err(|error| host_fault(error, "print the completion script".to_owned(), REMEDY))
+        .and_then(|script| print(script.as_bytes()));
     match printed {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -44,6 +45,14 @@ fn main() -> ExitCode {
             }
             ExitCode::from(exit::code(&error))
         }
+    }
+}
+
+/// A reader that has had enough of it (`| head`) is no error.
+fn print(script: &[u8]) -> Result<()> {
+    match std::io::stdout().write_all(script) {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        written => written.context("write the completion script to stdout"),
     }
 }
 

@@ -18,7 +18,6 @@ use std::thread::JoinHandle;
 use anyhow::{Context, Result};
 use xtask::digest::{Algorithm, Digest};
 use xtask::exit::{Unavailable, host_fault};
-use xtask::image::manifest::Stamp;
 use xtask::layer::{BAD, DISK, FILES, Frozen, Ingredients, Layer, MANIFEST, SEED};
 use xtask::limits;
 use xtask::paths::{Cache, make_private_dir, write_private};
@@ -172,7 +171,8 @@ pub(crate) fn keep(cache: &Cache, key: &str, made: &Path, mut layer: Layer) -> R
         file.sync_all().with_context(|| format!("write {} to the disk", path.display()))?;
         std::fs::set_permissions(&path, Permissions::from_mode(0o400))
             .with_context(|| format!("make {} read-only", path.display()))?;
-        files.insert(name.to_owned(), Frozen { digest: digest(&path)?, stamp: Stamp::of(&path)? });
+        let bytes = file.metadata().with_context(|| format!("look at {}", path.display()))?.len();
+        files.insert(name.to_owned(), Frozen { digest: digest(&path)?, bytes });
     }
     layer.files = files;
     write_private(&made.join(MANIFEST), serde_json::to_string_pretty(&layer)?)?;

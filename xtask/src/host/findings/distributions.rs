@@ -147,6 +147,7 @@ impl Distribution {
         facts.host.libvirt = Err("there is no pkg-config to ask".into());
         (facts.host.pkg_config, facts.host.libvirt_header) = (false, false);
         facts.host.libvirt_driver = None;
+        facts.host.libvirt_iohelper = false;
         facts.host.nats_server = None;
         facts.host.debian_keyring = false;
         facts.host.missing_libvirt_user =
@@ -183,12 +184,16 @@ fn row(preflight: &Preflight) -> String {
     text
 }
 
-#[test]
-fn what_is_said_of_each_distribution() {
+fn distributions() -> Vec<Distribution> {
     let text = include_str!("../../../test_data/hosts/distributions.toml");
     let Distributions { distribution } = toml::from_str(text).unwrap();
+    distribution
+}
+
+#[test]
+fn what_is_said_of_each_distribution() {
     let (mut golden, mut rows) = (String::new(), 0);
-    for distribution in &distribution {
+    for distribution in &distributions() {
         let root = tempfile::tempdir().unwrap();
         distribution.install_firmware(root.path());
         for (state, how) in [(State::Complete, "complete"), (State::Bare, "bare")] {
@@ -210,4 +215,24 @@ fn what_is_said_of_each_distribution() {
     }
     assert!(rows >= 60, "{rows} rows");
     crate::golden::compare("hosts/judgements.txt", &golden);
+}
+
+/// `ci/Containerfile` lists them by hand; those that its base image has are not among them.
+#[test]
+fn the_runners_image_has_what_a_bare_debian_12_lacks() {
+    const OF_THE_BASE: [&str; 2] = ["debian-archive-keyring", "mount"];
+    let listed: Vec<_> = include_str!("../../../../ci/Containerfile").split_whitespace().collect();
+    let debian = distributions().into_iter().find(|distribution| distribution.name == "debian-12").unwrap();
+    let root = tempfile::tempdir().unwrap();
+    for guest in VmArchitecture::ALL {
+        let facts = debian.facts(root.path(), VmArchitecture::X86_64, guest, false, State::Bare);
+        let plan = fix::plan(&Preflight::judge(vec![facts]));
+        let install = plan.iter().find(|command| command[1] == "install").unwrap();
+        let packages: Vec<_> = install[2..].iter().filter(|word| !word.starts_with('-')).collect();
+        assert!(packages.len() > 10, "{packages:?}");
+        for package in packages {
+            let there = listed.contains(&package.as_str()) || OF_THE_BASE.contains(&package.as_str());
+            assert!(there, "{package} for {guest} is not in ci/Containerfile");
+        }
+    }
 }

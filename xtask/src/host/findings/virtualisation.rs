@@ -6,7 +6,7 @@ use crate::host::firmware::{Rejected, Why};
 use crate::host::kvm::Kvm;
 use crate::host::packages::{Need, PackageManager};
 use crate::host::qemu::Emulator;
-use crate::host::surroundings::Os;
+use crate::host::surroundings::{LIBVIRT_IOHELPERS, Os};
 use crate::host::tools::release;
 
 /// From here on emulation is some 8 % faster.
@@ -155,6 +155,14 @@ fn judge_libvirt(facts: &Facts, findings: &mut Vec<Finding>) {
             "libvirt's QEMU driver is missing",
             "no libvirt_driver_qemu.so in libvirt's connection-driver directory",
             Remedy::Install(Need::LibvirtDriver, facts.arch),
+        ));
+    }
+    if !facts.host.libvirt_iohelper {
+        findings.push(Finding::blocks(
+            "libvirt-iohelper",
+            "libvirt's libvirt_iohelper is missing, by way of which a machine is frozen",
+            format!("none of {}", LIBVIRT_IOHELPERS.join(", ")),
+            Remedy::Install(Need::LibvirtIohelper, facts.arch),
         ));
     }
     if let Some(user) = facts.host.missing_libvirt_user {

@@ -193,7 +193,7 @@ pub(super) fn touch(directory: &Path) -> Result<()> {
     write_private(&directory.join(USED), "")
 }
 
-/// Unknown is as good as never.
+/// Since it was used last. What is not known counts as just now: nothing is pruned for it.
 fn idle_seconds(directory: &Path) -> u64 {
     let at = |name: &str| directory.join(name).metadata().and_then(|meta| meta.modified()).ok();
     let last = at(USED).or_else(|| at(MANIFEST));
