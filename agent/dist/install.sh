@@ -1,5 +1,5 @@
 #!/bin/sh
-# Installs the agent from the directory of this script, which also holds: iot-agent, iot-agent.service, iot-podman.socket,
+# Installs the agent from the directory of this script, which also holds: prerequisites.sh, iot-agent, iot-agent.service, iot-podman.socket,
 # iot-podman.service, iot-agent.sysusers, iot-agent.tmpfiles, containers.conf, storage.conf, config.toml, and perhaps archives
 # of images (*.tar). As root. Ends with the agent and its podman enabled, running, and on disk: what a power cut may follow at
 # once is synced.
@@ -9,20 +9,9 @@ user=iot-agent
 home=/var/lib/iot-agent
 socket=/run/iot-agent/podman.sock
 
-# podman and, for a user's own, newuidmap: Ubuntu's cloud image has neither.
-if ! command -v podman || ! command -v newuidmap; then
-    export DEBIAN_FRONTEND=noninteractive
-    apt-get update
-    apt-get install --yes podman uidmap dbus-user-session
-fi
+sh "$here/prerequisites.sh"
 
-install -D -m 0755 "$here/iot-agent" /usr/local/bin/iot-agent
-install -d -m 0700 /etc/iot-agent
-install -m 0600 "$here/config.toml" /etc/iot-agent/config.toml
-/usr/local/bin/iot-agent check-config /etc/iot-agent/config.toml
-
-install -D -m 0644 "$here/iot-podman.socket" /etc/systemd/user/iot-podman.socket
-install -D -m 0644 "$here/iot-podman.service" /etc/systemd/user/iot-podman.service
+install -D -m 0644 -t /etc/systemd/user "$here/iot-podman.socket" "$here/iot-podman.service"
 install -D -m 0644 "$here/iot-agent.sysusers" /etc/sysusers.d/iot-agent.conf
 install -D -m 0644 "$here/iot-agent.tmpfiles" /etc/tmpfiles.d/iot-agent.conf
 systemd-sysusers /etc/sysusers.d/iot-agent.conf
@@ -43,13 +32,18 @@ done
 uid=$(id -u "$user")
 install -d /etc/systemd/user/sockets.target.wants
 ln -sf ../iot-podman.socket /etc/systemd/user/sockets.target.wants/iot-podman.socket
-if systemctl is-active --quiet "user@$uid.service"; then
+if [ -S "/run/user/$uid/systemd/private" ]; then
     # An upgrade: it runs, and has not seen the units of now.
     of_user="runuser -u $user -- env XDG_RUNTIME_DIR=/run/user/$uid systemctl --user"
     $of_user daemon-reload
     $of_user start iot-podman.socket
 fi
 loginctl enable-linger "$user"
+
+install -D -m 0755 "$here/iot-agent" /usr/local/bin/iot-agent
+install -d -m 0700 /etc/iot-agent
+install -m 0600 "$here/config.toml" /etc/iot-agent/config.toml
+/usr/local/bin/iot-agent check-config /etc/iot-agent/config.toml
 
 install -D -m 0644 "$here/iot-agent.service" /etc/systemd/system/iot-agent.service
 for archive in "$here"/*.tar; do

@@ -18,6 +18,7 @@ use tracing::{debug, info, warn};
 use crate::commands::Desk;
 use crate::config::Config;
 use crate::desired::{Change, Update, Wish};
+use crate::pace::Pace;
 use crate::progress::{Loop, Progress};
 use crate::protocol;
 use crate::status::Author;
@@ -42,8 +43,6 @@ const ROUND: Duration = Duration::from_secs(30);
 const PUT: Duration = Duration::from_secs(10);
 /// One answer of JetStream's.
 const ANSWER: Duration = Duration::from_secs(15);
-/// Two statuses are so far apart at least: 30 in a minute are the most, whatever happens on the device.
-const STATUS_GAP: Duration = Duration::from_secs(2);
 /// The desired state is read whole again so often, should a message have been lost on the way.
 const READ_AGAIN: Duration = Duration::from_secs(600);
 /// The pause after the desired state could not be followed.
@@ -76,8 +75,8 @@ pub struct Bus {
     pub connection: watch::Sender<Connection>,
     /// The watchdog's evidence.
     pub progress: Arc<Progress>,
-    /// When the last status was sent, whatever the connection.
-    pub last_put: Option<Instant>,
+    /// Of statuses, whatever the connection.
+    pub pace: Pace,
 }
 
 impl Bus {
@@ -150,20 +149,20 @@ impl Bus {
                 }
             }
         };
-        let mut last_put = self.last_put;
+        let mut pace = self.pace;
         let bus = &*self;
         let why = tokio::select! {
             why = gone => why,
-            error = bus.report(client, &mut last_put) => error,
+            error = bus.report(client, &mut pace) => error,
             error = bus.follow(client) => error,
             error = bus.answer(client) => error,
         };
-        self.last_put = last_put;
+        self.pace = pace;
         why
     }
 
     /// A status at once, on every change, and on the heartbeat.
-    async fn report(&self, client: &Client, last_put: &mut Option<Instant>) -> String {
+    async fn report(&self, client: &Client, pace: &mut Pace) -> String {
         let mut view = self.view.clone();
         view.mark_changed();
         let mut heartbeat = interval(Duration::from_secs(self.config.heartbeat_seconds));
@@ -171,8 +170,8 @@ impl Bus {
         let (mut bucket, mut lost) = (None, 0);
         loop {
             self.progress.tick(Loop::Bus);
-            if let Some(last) = *last_put {
-                sleep_until(last + STATUS_GAP).await;
+            if let Some(next) = pace.next() {
+                sleep_until(next).await;
             }
             tokio::select! {
                 _ = heartbeat.tick() => {}
@@ -180,7 +179,7 @@ impl Bus {
                 changed = view.changed() => if changed.is_err() { return "the reconciler ended".to_owned() },
             }
             let current = view.borrow_and_update().clone();
-            *last_put = Some(Instant::now());
+            pace.sent(Instant::now());
             match timeout(PUT, self.put(client, &mut bucket, &current)).await {
                 Ok(Ok(revision)) => {
                     lost = 0;

@@ -6,7 +6,7 @@
 //! Modules in reading order: [`protocol`] (what goes over the bus, pure), [`config`] and [`credentials`] (the TOML file),
 //! [`host`] (what the device says of itself), [`desired`] (what is wished, pure), [`store`] (that, on disk), [`plan`] (the next step
 //! for a deployment, pure), [`podman`] (its REST API), `attempts` and `images` (what waits), [`reconcile`] (observe, compare,
-//! act), [`view`] and [`status`] (what is told of it), [`bus`] (connect, report, follow), [`commands`] (answer), [`progress`]
+//! act), [`view`] and [`status`] (what is told of it), [`bus`] (connect, report, follow) and [`pace`] (how often), [`commands`] (answer), [`progress`]
 //! (the watchdog), [`run`] (all of it at work).
 
 mod attempts;
@@ -18,6 +18,7 @@ pub mod desired;
 pub mod digest;
 pub mod host;
 mod images;
+pub mod pace;
 pub mod plan;
 pub mod podman;
 pub mod progress;

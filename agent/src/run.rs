@@ -14,6 +14,7 @@ use crate::bus::{Bus, Connection};
 use crate::commands::Desk;
 use crate::config::Config;
 use crate::host::Host;
+use crate::pace::Pace;
 use crate::podman::Podman;
 use crate::progress::{Progress, watchdog};
 use crate::reconcile::Reconciler;
@@ -45,7 +46,7 @@ pub async fn run(config: Config) -> Result<()> {
         author: author.clone(),
         view: view.clone(),
         changes: changes_tx,
-        last_put: None,
+        pace: Pace::default(),
         desk,
         connection: connection_tx,
         progress: Arc::clone(&progress),

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::arch::VmArchitecture;
 use crate::exit::{Unavailable, Usage};
+use crate::limits;
 use crate::paths::{Cache, processes_naming, write_private};
 use crate::run_dir::{directories, try_lock};
 
@@ -198,6 +199,7 @@ pub fn ssh_arguments(keys: &Path, login_user: &str, port: u16) -> Vec<OsString> 
         format!("-oHostKeyAlias={HOST_ALIAS}").into(),
         "-oIdentitiesOnly=yes".into(),
         "-oLogLevel=ERROR".into(),
+        format!("-oConnectTimeout={}", limits::SSH_CONNECT.as_secs()).into(),
         option("UserKnownHostsFile", &keys.join("known_hosts")),
         option("IdentityFile", &keys.join("user_key")),
         format!("-p{port}").into(),

@@ -15,6 +15,10 @@ pub const TYPED: Duration = Duration::from_millis(30);
 pub const HEARTBEAT: Duration = Duration::from_secs(15);
 /// How often a wait asks the guest over ssh how its agent is; each question costs an emulated guest seconds.
 pub const GUEST_QUESTION: Duration = Duration::from_secs(12);
+/// Before a guest that is up again is asked where its workload is; emulated, it comes some 10 s after the login prompt.
+pub const HOMECOMING: Duration = Duration::from_secs(20);
+/// What takes less was not made but found.
+pub const FOUND: Duration = Duration::from_secs(2);
 /// A shorter silence is no sign of anything, whatever is usual.
 pub const SILENCE: Duration = Duration::from_secs(30);
 /// How long a local server may take to listen.
@@ -30,6 +34,8 @@ pub const BROKER_SETTLE: Duration = Duration::from_millis(600);
 /// How long the workload may take to answer whoever has connected: it only writes a line. The guest's network answers for it
 /// while it is not there.
 pub const WORKLOAD_ANSWER: Duration = Duration::from_secs(2);
+/// Until ssh has entered a guest; the network of an emulated one answers for it while nothing listens.
+pub const SSH_CONNECT: Duration = Duration::from_secs(60);
 /// The pause between two attempts to register with something that is not there yet.
 pub const RETRY: Duration = Duration::from_millis(50);
 /// How often a terminal's spinner turns.
@@ -56,10 +62,14 @@ pub const PREFLIGHT: Duration = Duration::from_millis(500);
 pub const INSPECTION: Duration = Duration::from_millis(50);
 /// The same for an executable of 100 MB.
 pub const INSPECTION_OF_100_MB: Duration = Duration::from_secs(1);
+/// What a warm smoke until join may take, from the command to its verdict; `bench` measures it.
+pub const WARM_UNTIL_JOIN: Duration = Duration::from_secs(15);
 /// What `preflight --rehearse` may take for one architecture, likewise.
 pub const REHEARSAL: Duration = Duration::from_secs(2);
 /// From asking a guest to shut down until its QEMU has ended.
 pub const SHUTDOWN: Duration = Duration::from_secs(180);
+/// For so long another run may make a warm layer that somebody waits to delete.
+pub const LAYER_MADE: Duration = Duration::from_secs(3600);
 /// One bare boot of a bench.
 pub const BARE_BOOT: Duration = Duration::from_secs(900);
 

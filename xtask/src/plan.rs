@@ -102,8 +102,10 @@ impl Plan {
 
     /// What makes the times of two runs comparable.
     pub fn kind(&self) -> String {
-        let cpu = self.spec.cpu.as_deref().unwrap_or("default");
-        format!("{}-{}-{cpu}-{}", self.spec.architecture, self.accelerator, self.image.name)
+        let spec = &self.spec;
+        let cpu = spec.cpu.as_deref().unwrap_or("default");
+        let size = format!("{}x{}", spec.vcpus, spec.memory_mib);
+        format!("{}-{}-{cpu}-{size}-{}", spec.architecture, self.accelerator, self.image.name)
     }
 }
 

@@ -1,6 +1,7 @@
 #!/bin/sh
 # Runs in the guest, once: installs the agent and says on the console how that ended.
 here=$(dirname "$0")
+began=$(cut -d. -f1 /proc/uptime)
 own_keys() {
 install -m 0600 "$here/host_key" /etc/ssh/ssh_host_ed25519_key
 install -m 0644 "$here/host_key.pub" /etc/ssh/ssh_host_ed25519_key.pub
@@ -10,12 +11,16 @@ sync
 systemctl restart ssh.service
 echo 'iot-xtask: keys taken' > /dev/console
 }
-# Later boots are not first ones, and need not wait until cloud-init has seen that (cloud-init, "how to disable").
-mkdir -p /etc/cloud && touch /etc/cloud/cloud-init.disabled && sync
+# Later boots are not first ones, and need not wait until cloud-init has seen that (cloud-init, "how to disable"); nor until podman
+# has looked for containers of root's to restart and to update, of which there are none. Asked for, it still starts.
+: > /etc/cloud/cloud-init.disabled
+wants=/etc/systemd/system/default.target.wants
+rm -f $wants/podman.service $wants/podman-restart.service $wants/podman-auto-update.service
 
 if output=$(sh "$here/install.sh" 2>&1); then
   
-  date --utc --set=@1800000000 > /dev/null
+  now=$((1800000000 + $(cut -d. -f1 /proc/uptime) - began)); behind=$((now - $(date +%s)))
+  date --utc --set=@$now > /dev/null && echo "iot-xtask: clock was behind by $behind s" > /dev/console
   echo 'iot-xtask: provision done' > /dev/console
   own_keys
 else

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use xtask::layer::{DISK, FILES, Layer, RAM};
 use xtask::paths::{Cache, processes_naming};
-use xtask::report::{PhaseStatus, Report, Verdict};
+use xtask::report::{Phase, PhaseStatus, Report, Verdict};
 
 use own::Own;
 
@@ -73,9 +73,12 @@ fn a_layer_is_made_once_used_again_and_never_trusted() {
     let [directory] = own.layers().try_into().unwrap();
     frozen(&directory);
 
-    let (output, warm) = own.smoke(&[]);
-    assert_code(&output, 0);
-    assert_eq!(warm.layer.as_ref().unwrap().made_by, made.run_id, "thawed, not made again");
+    let warm = compared(&own);
+    let thawed = warm.layer.as_ref().unwrap();
+    assert_eq!(thawed.made_by, made.run_id, "thawed, not made again");
+    // Each thaw begins with the clock of when the layer was frozen.
+    let (first, later) = (layer.clock_step_seconds.unwrap(), thawed.clock_step_seconds.unwrap());
+    assert!(first < later, "{first} s and, later, {later} s");
     assert!(warm.phases.iter().all(|phase| phase.status == PhaseStatus::Passed), "{:?}", warm.phases);
     let evidence = &warm.evidence;
     let (join, rejoin) = (evidence.join.as_ref().unwrap(), evidence.rejoin.as_ref().unwrap());
@@ -100,6 +103,28 @@ fn a_layer_is_made_once_used_again_and_never_trusted() {
     // Another run may still read it: it is deleted by the next one that looks, and used by none.
     assert_eq!(own.layers(), [directory.as_path()]);
     assert!(std::fs::read_to_string(directory.join("bad")).unwrap().contains("was frozen"));
+}
+
+/// A warm run and a cold one say the same; and where the cold one is spoiled, not. The warm one's report.
+fn compared(own: &Own) -> Report {
+    let smoke = |arguments: &[&str]| {
+        let words =
+            ["smoke", "--verify-cold", "--warm", "--fsck", "--arch", "aarch64", "--image", "debian-12"];
+        own.run(BACK_ROOM, &[&words, arguments].concat())
+    };
+    let output = smoke(&["--until", "join"]);
+    assert_code(&output, 0);
+    assert!(said(&output).contains("the warm run and the cold one say the same"), "{}", said(&output));
+    let output = smoke(&["--sabotage", "cold-panics"]);
+    assert_code(&output, 1);
+    let differs = "the verdict: warm Verified, cold Failed";
+    assert!(said(&output).contains(differs), "{}", said(&output));
+    let report = |name| {
+        let path = own.root.join("compared").join(name).join("report.json");
+        serde_json::from_slice::<Report>(&std::fs::read(path).unwrap()).unwrap()
+    };
+    assert_eq!(report("cold").failure.unwrap().phase, Phase::Boot);
+    report("warm")
 }
 
 /// As it was written down, and read-only.
@@ -162,6 +187,39 @@ fn attached(own: &Own) {
     assert!(said(&log).contains("nobody-of-this-name"), "the log has what was said to somebody else");
 }
 
+/// What is said of it and by it; and a dead run beside it, which is collected while it is not.
+fn looked_at(own: &Own) {
+    let json = |arguments: &[&str]| {
+        let output = own.vm(arguments);
+        assert_code(&output, 0);
+        serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap()
+    };
+    let entered = own.vm(&["ssh", "dev", "--", "echo", "$HOME and  it's"]);
+    assert_code(&entered, 0);
+    assert!(said(&entered).contains("$HOME and  it's"), "{}", said(&entered));
+    let journal = own.vm(&["logs", "dev", "--", "--unit=ssh.service", "--output=json", "--lines=1"]);
+    assert_code(&journal, 0);
+    assert!(String::from_utf8_lossy(&journal.stdout).contains("\"_BOOT_ID\""), "{}", said(&journal));
+    let running = |name: &str| {
+        let listed = json(&["list", "--json"]);
+        let machines = listed["machines"].as_array().unwrap();
+        machines.len() == 1 && machines[0]["name"] == name && machines[0]["running"] == true
+    };
+    assert!(running("dev"));
+    let dead = own.root.join("runs/0101-000000-dead");
+    std::fs::create_dir_all(dead.join("w")).unwrap();
+    std::fs::write(dead.join("lock"), "").unwrap();
+    for (arguments, collected) in [(&["gc", "--dry-run", "--json"][..], false), (&["gc", "--json"], true)] {
+        let said = json(arguments);
+        assert_eq!(
+            (&said["collected"], &said["runs"][0]["run"]),
+            (&collected.into(), &"0101-000000-dead".into())
+        );
+        assert_eq!(dead.exists(), !collected);
+    }
+    assert!(running("dev"));
+}
+
 /// Up in seconds, entered, cut off, booted from its own disk, shut down, removed.
 fn machines_to_work_in(own: &Own, layer: &Path) {
     let up = own.run(BACK_ROOM, &["vm", "up", "dev", "--arch", "aarch64", "--image", "debian-12", "--json"]);
@@ -176,6 +234,7 @@ fn machines_to_work_in(own: &Own, layer: &Path) {
     let asked = own.vm(&["exec", "--", "sh", "-c", "uname -m; echo kept > here; sync here; exit 7"]);
     assert_code(&asked, 7);
     assert_eq!(String::from_utf8_lossy(&asked.stdout), "aarch64\n");
+    looked_at(own);
     assert_code(&own.vm(&["power-cut", "dev"]), 0);
     let off = own.vm(&["exec", "true"]);
     assert_code(&off, 69);

@@ -46,6 +46,10 @@ impl Socket {
         Self(path.to_owned())
     }
 
+    pub(super) fn exists(&self) -> bool {
+        self.0.exists()
+    }
+
     /// One request, its whole answer, within `patience`.
     pub(super) async fn call(
         &self,

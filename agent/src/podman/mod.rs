@@ -19,6 +19,7 @@ use hyper::body::Frame;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::io::AsyncReadExt as _;
+use tokio::time::sleep;
 
 pub use http::Refused;
 use http::{Socket, empty, encoded, read};
@@ -29,6 +30,8 @@ const ANSWER: Duration = Duration::from_secs(30);
 const PULL: Duration = Duration::from_secs(1800);
 /// An image out of an archive, onto a slow card.
 const LOAD: Duration = Duration::from_secs(600);
+/// How often a socket that is not there is looked for.
+const LOOK_FOR_SOCKET: Duration = Duration::from_millis(200);
 /// Seconds that a container has between SIGTERM and SIGKILL.
 const STOP_SECONDS: u64 = 10;
 const CHUNK: usize = 256 << 10;
@@ -93,6 +96,18 @@ impl Podman {
     /// Behind `socket`.
     pub fn new(socket: &Path) -> Self {
         Self { socket: Socket::new(socket) }
+    }
+
+    /// Whether there is a socket to ask at all; one that is there may still refuse.
+    pub fn is_there(&self) -> bool {
+        self.socket.exists()
+    }
+
+    /// Once there is one: looking costs next to nothing, and is no question to anybody.
+    pub async fn appears(&self) {
+        while !self.is_there() {
+            sleep(LOOK_FOR_SOCKET).await;
+        }
     }
 
     /// The containers with this label, ended ones too.
@@ -350,6 +365,21 @@ mod tests {
         let listed: Vec<Listed> = read(text.as_bytes()).unwrap();
         assert_eq!((listed[0].labels["k"].as_str(), listed[1].state.as_str()), ("v", "a-new-word"));
         assert!(listed[1].names.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_socket_is_seen_as_soon_as_it_is_there() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("podman.sock");
+        let podman = Podman::new(&path);
+        let begun = tokio::time::Instant::now();
+        let appears = async {
+            sleep(Duration::from_secs(3)).await;
+            assert!(!podman.is_there());
+            std::fs::write(&path, "").unwrap();
+        };
+        tokio::join!(appears, podman.appears());
+        assert!(begun.elapsed() <= Duration::from_secs(3) + LOOK_FOR_SOCKET, "{:?}", begun.elapsed());
     }
 
     #[test]

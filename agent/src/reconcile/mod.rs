@@ -26,7 +26,7 @@ use crate::view::{self, Events, View, short};
 const LOOK_AGAIN: Duration = Duration::from_secs(30);
 /// The longest pause after podman could not be asked.
 const PODMAN_AWAY: Duration = Duration::from_secs(5);
-/// The first one: at boot, podman's socket comes a second or two after the agent.
+/// The first one. Where there is no socket yet, as for some seconds after a boot, its appearance ends the pause.
 const PODMAN_NOT_YET: Duration = Duration::from_millis(500);
 /// Steps for one deployment in one pass; more than the longest sensible sequence.
 const MOST_STEPS: usize = 6;
@@ -112,6 +112,7 @@ impl Reconciler {
                 }
             }
             self.publish();
+            let absent = !self.podman.is_there();
             let look_again = Instant::now() + LOOK_AGAIN;
             let due = self.due.take().map_or(look_again, |due| due.min(look_again));
             tokio::select! {
@@ -120,6 +121,7 @@ impl Reconciler {
                     None => break,
                 },
                 () = self.wake.notified() => {}
+                () = self.podman.appears(), if absent => {}
                 () = sleep_until(due) => {}
             }
         }

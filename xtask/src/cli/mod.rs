@@ -176,9 +176,10 @@ pub enum Accel {
 /// What a bench measures.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub enum Subject {
-    /// Boot to join, against a bare QEMU boot of the same disk
+    /// Under emulation: a smoke's boot against bare QEMU's, our CPU flags against plain `max`, warm smokes against cold ones, power cut to
+    /// rejoin; and what the front door takes to be compiled and to start. All in turn, against what is promised of it
     #[default]
-    Boot,
+    Claims,
     /// A download from loopback, against curl | tee | sha256sum
     Fetch,
     /// The check of this machine and the rehearsal, against what they may take
@@ -187,12 +188,6 @@ pub enum Subject {
     Inspect,
     /// An image's tree, against plain mmdebstrap with the same packages; and that the trees are the same
     Image,
-    /// A smoke from a warm layer against one that boots
-    Warm,
-    /// A bare boot with our CPU flags against plain `max`
-    Cpu,
-    /// What the front door takes to be compiled, and to start
-    FrontDoor,
     /// What the agent takes of the device: executable, memory, time to its first status, processor time at rest
     Footprint,
 }

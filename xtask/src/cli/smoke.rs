@@ -31,8 +31,12 @@ pub struct SmokeArgs {
     #[arg(long)]
     pub cold: bool,
 
+    /// Only out of a warm layer, which is made where there is none: an error where there can be none, as under KVM
+    #[arg(long, conflicts_with = "cold")]
+    pub warm: bool,
+
     /// Run it twice, from its warm layer and from nothing, and compare what they say
-    #[arg(long, conflicts_with_all = ["cold", "keep", "report", "sabotage"])]
+    #[arg(long, conflicts_with_all = ["cold", "keep", "report"])]
     pub verify_cold: bool,
 
     /// Stop after this phase; the verdict's line says so
@@ -118,6 +122,8 @@ pub enum Sabotage {
     ForeignImage,
     /// A thawed machine's disk is opened past its frozen layer
     StaleChain,
+    /// With `--verify-cold`, the guest's kernel panics in the cold run alone
+    ColdPanics,
 }
 
 impl Sabotage {

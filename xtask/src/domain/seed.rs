@@ -20,6 +20,10 @@ pub mod marker {
     pub const DONE: &str = "iot-xtask: provision done";
     /// It is not; the reason follows.
     pub const FAILED: &str = "iot-xtask: provision failed:";
+    /// A layer's machine has not got what the agent needs of packages; the reason follows.
+    pub const LACKS: &str = "iot-xtask: prerequisites failed:";
+    /// A thawed machine's clock is this host's; by how many seconds it was behind follows.
+    pub const CLOCK: &str = "iot-xtask: clock was behind by";
     /// A thawed machine has this run's keys.
     pub const KEYS: &str = "iot-xtask: keys taken";
     /// The first boot is over, and the machine waits for its payload.
@@ -96,8 +100,15 @@ impl Seed<'_> {
             }
             // In memory alone: nothing of it outlives the power cut, and cloud-init does not wait for it.
             Payload::Awaited => {
-                document["runcmd"] =
-                    json!([["systemd-run", "--quiet", "--unit=iot-payload", "sh", "-c", await_payload()]]);
+                document["runcmd"] = json!([[
+                    "systemd-run",
+                    "--quiet",
+                    "--unit=iot-payload",
+                    "sh",
+                    "-c",
+                    await_payload(),
+                    PREREQUISITES
+                ]]);
             }
         }
         if self.sabotage == Some(Sabotage::KernelPanic) {
@@ -115,13 +126,19 @@ fn network_config() -> serde_json::Value {
     })
 }
 
-/// The first boot to its end; then the disk is looked at again and again, which costs nobody anything: the machine is frozen in
-/// this loop, and thawed with the content there. Who opens a disk that nobody has open reads it anew.
+/// What the agent's installer asks for first, so that it is in a layer, and no thawed machine fetches it with the clock of then.
+const PREREQUISITES: &str = include_str!("../../../agent/dist/prerequisites.sh");
+
+/// The first boot to its end, and what the agent needs of packages; then the disk is looked at again and again, which costs nobody
+/// anything: the machine is frozen in this loop, and thawed with the content there. Who opens a disk that nobody has open reads it anew.
 fn await_payload() -> String {
     format!(
-        "systemctl is-system-running --wait > /dev/null; cloud-init status --wait > /dev/null; sync; echo '{idle}' > /dev/console; \
+        "systemctl is-system-running --wait > /dev/null; cloud-init status --wait > /dev/null; \
+         said=$(sh -c \"$0\" 2>&1) || {{ echo \"{lacks} $(echo \"$said\" | tail -n 3 | tr '\\n' ' ')\" > /dev/console; exit 1; }}; \
+         sync; echo '{idle}' > /dev/console; \
          until head -c 512 {PAYLOAD_DEVICE} | grep -q {PAYLOAD_LABEL}; do sleep 0.2; done; {then}",
         idle = marker::IDLE,
+        lacks = marker::LACKS,
         then = mount_and_provision(PAYLOAD_DEVICE),
     )
 }
@@ -142,14 +159,18 @@ pub fn provision_script(sabotage: Option<Sabotage>, thawed: Option<Thawed<'_>>, 
     let (before, planted) = sabotage::scripts(sabotage);
     // A thawed machine's own keys: where the installation fails somebody has to enter it, too.
     let keys = thawed.map_or_else(|| "true".to_owned(), |thawed| thawed.keys());
+    let began = if thawed.is_some() { "\nbegan=$(cut -d. -f1 /proc/uptime)" } else { "" };
     let clock = thawed.map_or_else(|| "true".to_owned(), |thawed| thawed.clock());
     format!(
         "#!/bin/sh\n\
          # Runs in the guest, once: installs the agent and says on the console how that ended.\n\
-         here=$(dirname \"$0\")\n\
+         here=$(dirname \"$0\"){began}\n\
          own_keys() {{\n{keys}\n}}\n\
-         # Later boots are not first ones, and need not wait until cloud-init has seen that (cloud-init, \"how to disable\").\n\
-         mkdir -p /etc/cloud && touch /etc/cloud/cloud-init.disabled && sync\n\
+         # Later boots are not first ones, and need not wait until cloud-init has seen that (cloud-init, \"how to disable\"); nor until podman\n\
+         # has looked for containers of root's to restart and to update, of which there are none. Asked for, it still starts.\n\
+         : > /etc/cloud/cloud-init.disabled\n\
+         wants=/etc/systemd/system/default.target.wants\n\
+         rm -f $wants/podman.service $wants/podman-restart.service $wants/podman-auto-update.service\n\
          {before}\n\
          if output=$({install} 2>&1); then\n\
          \x20 {planted}\n\
@@ -191,9 +212,15 @@ impl Thawed<'_> {
         )
     }
 
-    /// The guest goes on where it was frozen: its clock jumps once its agent runs, as a device's without a battery does.
+    /// The guest goes on where it was frozen: its clock jumps once its agent runs, as a device's without a battery does, to this host's but
+    /// for the second or two that the thaw took.
     fn clock(self) -> String {
-        format!("date --utc --set=@{} > /dev/null", self.now)
+        format!(
+            "now=$(({now} + $(cut -d. -f1 /proc/uptime) - began)); behind=$((now - $(date +%s)))\n\
+             \x20 date --utc --set=@$now > /dev/null && echo \"{clock} $behind s\" > /dev/console",
+            now = self.now,
+            clock = marker::CLOCK,
+        )
     }
 }
 
@@ -223,6 +250,10 @@ mod tests {
         crate::golden::compare("seed-provision-thawed.sh", &provision_script(None, Some(thawed), true));
         let awaited = Seed { payload: Payload::Awaited, ..seed(None) };
         crate::golden::compare("seed-user-data-awaited", &awaited.files()[0].1);
+        assert!(
+            !await_payload().contains("${") && !PREREQUISITES.contains("${"),
+            "systemd-run would expand it"
+        );
     }
 
     #[test]

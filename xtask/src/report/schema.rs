@@ -83,6 +83,9 @@ pub struct LayerReport {
     pub made_by: String,
     /// Its files.
     pub reused: Vec<String>,
+    /// By how many seconds the guest's clock jumped once its agent ran: what has passed since the layer was frozen.
+    #[serde(default)]
+    pub clock_step_seconds: Option<i64>,
 }
 
 /// The subject.

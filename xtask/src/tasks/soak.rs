@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
 use crate::cli::SoakArgs;
@@ -169,9 +169,25 @@ impl Victim {
     }
 }
 
+/// So many moments are drawn at most until there is something to be killed.
+const DRAWS: u32 = 10;
+
 /// SIGKILL at a random moment, of the one or the other; then a smoke must join, on what was left, and nothing may be left of both.
 /// Every fourth round begins without a warm layer, so that its making is hit too.
 fn kill_and_go_on(args: &SoakArgs, round: u32) -> Result<String> {
+    for _ in 0..DRAWS {
+        if let Some(said) = kill_once(args, round)? {
+            return Ok(said);
+        }
+        eprintln!("soak kill {round}: nothing was there to be killed; another moment");
+    }
+    bail!(
+        "at {DRAWS} moments nothing was there to be killed: smokes are shorter here than the window that the moments are drawn from"
+    )
+}
+
+/// `None` where there was nothing to kill.
+fn kill_once(args: &SoakArgs, round: u32) -> Result<Option<String>> {
     let cache = Cache::from_env()?;
     let makes_a_layer = !args.cold && round % 4 == 1;
     if makes_a_layer {
@@ -204,16 +220,18 @@ fn kill_and_go_on(args: &SoakArgs, round: u32) -> Result<String> {
         later.as_secs_f64(),
         limits::AFTER_KILL.as_secs()
     );
+    if !hit {
+        return Ok(None);
+    }
     let started = Instant::now();
     end(start(args, &["--until", "join"])?, started).context("the smoke after it")?;
-    let what = match (hit, victim) {
-        (false, _) => "nothing was there to be killed",
-        (true, Victim::Workflow) => "the workflow killed",
-        (true, Victim::Qemu) => "QEMU killed",
+    let what = match victim {
+        Victim::Workflow => "the workflow killed",
+        Victim::Qemu => "QEMU killed",
     };
     let layer = if makes_a_layer { ", without a warm layer" } else { "" };
     let (at, later) = (moment.as_secs_f64(), later.as_secs_f64());
-    Ok(format!("{what} at {at:.1} s{layer}, ended {later:.1} s later, {status}; joined after it"))
+    Ok(Some(format!("{what} at {at:.1} s{layer}, ended {later:.1} s later, {status}; joined after it")))
 }
 
 /// Whether there was somebody to kill.

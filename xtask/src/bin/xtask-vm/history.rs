@@ -7,13 +7,16 @@ use std::time::Duration;
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
+use xtask::limits;
 use xtask::paths::{Cache, make_private_dir, write_private};
 use xtask::report::{Phase, human_seconds, round};
 
 /// Runs that are remembered of each phase.
 const REMEMBERED: usize = 20;
+/// Phases that mostly find what they make; what is usual of them is how long the making takes.
+const FINDS: [Phase; 2] = [Phase::Build, Phase::Image];
 
-/// The times of one kind of run: an architecture, an accelerator, a CPU, an image, warm or cold.
+/// The times of one kind of run: an architecture, an accelerator, a CPU, processors and memory, an image, warm or cold.
 pub(crate) struct History {
     path: PathBuf,
     phases: BTreeMap<String, Past>,
@@ -63,8 +66,11 @@ impl History {
         })
     }
 
-    /// Notes a phase that passed.
+    /// Notes a phase that passed, and was no mere look for what is there.
     pub(crate) fn note(&mut self, phase: Phase, seconds: f64, silent: Duration) {
+        if FINDS.contains(&phase) && seconds < limits::FOUND.as_secs_f64() {
+            return;
+        }
         let past = self.phases.entry(phase.title().to_owned()).or_default();
         for (list, value) in [(&mut past.seconds, seconds), (&mut past.silent, silent.as_secs_f64())] {
             list.push(round(value));
@@ -117,6 +123,10 @@ mod tests {
         for _ in 0..REMEMBERED - 3 {
             history.note(Phase::Boot, 66.0, Duration::from_secs(8));
         }
+        for seconds in [57.0, 0.1, 0.1] {
+            history.note(Phase::Image, seconds, Duration::ZERO);
+        }
+        assert_eq!(history.of(Phase::Image).unwrap().to_string(), "usually 57 s", "to be made");
         history.keep(&cache).unwrap();
         let usual = History::load(&cache, "kind").of(Phase::Boot).unwrap();
         assert_eq!(usual, Usual { median: 66.0, spread: (60.0, 75.0), silent: 9.0 });

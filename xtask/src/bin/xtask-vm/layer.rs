@@ -14,6 +14,7 @@ use std::fs::{File, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use xtask::digest::{Algorithm, Digest};
@@ -83,7 +84,30 @@ impl Kept {
                 return Err(self.is_bad(name, &format!("it has {found}, and {} was frozen", frozen.digest)));
             }
         }
-        Ok(())
+        self.check_image()
+    }
+
+    /// The layer's disk is the image and what was written since.
+    fn check_image(&self) -> Result<()> {
+        let Ingredients { image, image_path, .. } = &self.layer.ingredients;
+        let hash = |error| {
+            host_fault(error, "hash the image below the warm layer", "run again; --cold needs no layer")
+        };
+        let found = image.algorithm().of_file(image_path, |_, _| Ok(())).map_err(hash)?;
+        if found == *image {
+            return Ok(());
+        }
+        Err(Unavailable {
+            error: format!(
+                "the image {} below the warm layer {} was changed: it has {found}, and had {image}",
+                image_path.display(),
+                self.name()
+            ),
+            hint: "cargo xtask image verify tells how to replace one of the cache's; one of your own makes another layer, as it \
+                   is now. Nothing that was seen on it counts"
+                .to_owned(),
+        }
+        .into())
     }
 
     fn is_bad(&self, name: &str, why: &str) -> anyhow::Error {
@@ -112,14 +136,33 @@ pub(crate) fn under(work: &Path) -> Result<Option<Kept>> {
     Ok(Some(Kept { directory, layer }))
 }
 
-/// Nobody else makes or deletes this layer while it is held.
-pub(crate) fn lock(cache: &Cache, key: &str, interrupt: &Interrupt, screen: &mut Screen) -> Result<File> {
+/// Nobody else makes or deletes this layer while it is held. Another run may take `limit` to make it.
+pub(crate) fn lock(
+    cache: &Cache,
+    key: &str,
+    limit: Duration,
+    interrupt: &Interrupt,
+    screen: &mut Screen,
+) -> Result<File> {
     make_private_dir(&cache.layers())?;
+    let path = cache.layers().join(format!("{key}.lock"));
+    let started = Instant::now();
     loop {
         interrupt.check()?;
-        match try_lock(&cache.layers().join(format!("{key}.lock")))? {
-            Some(lock) => return Ok(lock),
-            None => screen.alive("another run makes this layer"),
+        if let Some(lock) = try_lock(&path)? {
+            return Ok(lock);
+        }
+        screen.alive("another run makes this layer, or takes its machine out of it");
+        if started.elapsed() > limit {
+            return Err(Unavailable {
+                error: format!(
+                    "wait for the warm layer {key}: another run has held {} for {} s",
+                    path.display(),
+                    limit.as_secs()
+                ),
+                hint: "wait for that run, or end it: it has the file open (fuser); a smoke with --cold needs no layer".to_owned(),
+            }
+            .into());
         }
         std::thread::sleep(limits::POLL);
     }
@@ -254,110 +297,4 @@ fn digest(path: &Path) -> Result<Digest> {
 }
 
 #[cfg(test)]
-mod tests {
-    use xtask::cli::Voice;
-    use xtask::layer::FORMAT;
-
-    use super::*;
-
-    fn ingredients() -> Ingredients {
-        let digest = Algorithm::Sha256.of(b"x");
-        Ingredients {
-            format: FORMAT,
-            image: digest.clone(),
-            image_path: "/images/a/disk".into(),
-            seed: digest.clone(),
-            domain: digest.clone(),
-            firmware_code: digest.clone(),
-            firmware_vars: digest.clone(),
-            emulator: digest,
-            qemu: "7.2.22".to_owned(),
-            libvirt: "9.0.0".to_owned(),
-            payload_bytes: 1,
-        }
-    }
-
-    /// A layer of files that hold their own names.
-    fn made(cache: &Cache, key: &str, run: &str) -> Kept {
-        let beside = cache.root().join("made");
-        make_private_dir(&beside).unwrap();
-        make_private_dir(&cache.layers()).unwrap();
-        for name in FILES.iter().chain(&["user_key"]) {
-            std::fs::write(beside.join(name), name).unwrap();
-        }
-        let layer = Layer {
-            ingredients: ingredients(),
-            image: "debian-12".to_owned(),
-            arch: xtask::arch::VmArchitecture::Aarch64,
-            uuid: String::new(),
-            made_at: "2026-11-24T10:00:00Z".to_owned(),
-            made_by: run.to_owned(),
-            files: BTreeMap::new(),
-        };
-        keep(cache, key, &beside, layer).unwrap()
-    }
-
-    #[test]
-    fn a_layer_is_found_until_it_is_bad_and_deleted_when_nothing_lies_on_it() {
-        let directory = tempfile::tempdir().unwrap();
-        let cache = Cache::at(directory.path());
-        let mut screen = Screen::new(Voice::silent());
-        // A key with a dot, as ubuntu-24.04 has.
-        let key = "ubuntu-24.04-aarch64-0123";
-        let mut look = |wanted: &Ingredients| find(&cache, key, wanted, &mut screen).unwrap();
-        assert!(look(&ingredients()).is_none());
-        let first = made(&cache, key, "1124-100000-0001");
-        assert!(!first.file("user_key").exists(), "no key is in a layer");
-        let other = made(&cache, "debian-12-aarch64-0123", "1124-100000-0002");
-        assert_eq!(look(&ingredients()).unwrap().directory, first.directory);
-        first.check().unwrap();
-
-        // A machine that somebody keeps lies on it.
-        let work = cache.runs().join("1124-100000-0003/w");
-        std::fs::create_dir_all(&work).unwrap();
-        std::fs::write(work.join("frozen"), first.directory.as_os_str().as_encoded_bytes()).unwrap();
-        std::fs::set_permissions(first.file("ram.save"), Permissions::from_mode(0o600)).unwrap();
-        std::fs::write(first.file("ram.save"), "ram.sale").unwrap();
-        let error = first.check().unwrap_err();
-        assert!(
-            error.is::<Unavailable>() && error.to_string().contains("was changed in ram.save"),
-            "{error:#}"
-        );
-        assert!(look(&ingredients()).is_none(), "bad");
-        assert!(first.directory.exists(), "it is not deleted under a machine");
-        let second = made(&cache, key, "1124-100000-0004");
-        assert_eq!(look(&ingredients()).unwrap().directory, second.directory);
-
-        std::fs::remove_dir_all(work).unwrap();
-        assert_eq!(look(&ingredients()).unwrap().directory, second.directory);
-        assert!(!first.directory.exists(), "nothing lies on it any more");
-        // What a killed deletion left, and what another version made.
-        std::fs::rename(&second.directory, second.directory.with_file_name(format!("{key}.x{DELETING}")))
-            .unwrap();
-        make_private_dir(&cache.layers().join(format!("{key}.y"))).unwrap();
-        assert!(look(&ingredients()).is_none());
-        let left: Vec<_> = all(&cache).iter().map(Found::name).collect();
-        assert_eq!(left, [other.name()]);
-        assert_eq!(all(&cache)[0].key(), "debian-12-aarch64-0123");
-        // The same key's layer that says that it is another.
-        let another = Ingredients { qemu: "10".to_owned(), ..ingredients() };
-        assert!(find(&cache, "debian-12-aarch64-0123", &another, &mut screen).unwrap().is_none());
-        assert!(all(&cache).is_empty());
-    }
-
-    #[test]
-    fn a_file_that_is_gone_is_this_hosts_fault() {
-        let directory = tempfile::tempdir().unwrap();
-        let cache = Cache::at(directory.path());
-        let kept = made(&cache, "debian-12-aarch64-0123", "1124-100000-0001");
-        std::fs::remove_file(kept.file("nvram.fd")).unwrap();
-        let error = kept.check().unwrap_err();
-        assert!(error.is::<Unavailable>(), "{error:#}");
-        // A kept machine boots from its own variables, and from the layer's disk.
-        kept.check_what_boots().unwrap();
-        std::fs::set_permissions(kept.file(DISK), Permissions::from_mode(0o600)).unwrap();
-        std::fs::write(kept.file(DISK), "another").unwrap();
-        let error = kept.check_what_boots().unwrap_err();
-        assert!(error.to_string().contains("was changed in disk.qcow2"), "{error:#}");
-    }
-}
+mod tests;

@@ -20,8 +20,8 @@ use crate::interrupt::Interrupt;
 /// Room for the FAT itself, the directory and the last clusters.
 const OVERHEAD_BYTES: u64 = 2 << 20;
 
-/// What of `agent/dist` the installer installs, and itself.
-const INSTALLED: [&str; 8] = [
+/// What of `agent/dist` the installer installs or runs, and itself.
+const INSTALLED: [&str; 9] = [
     "containers.conf",
     "install.sh",
     "iot-agent.service",
@@ -29,6 +29,7 @@ const INSTALLED: [&str; 8] = [
     "iot-agent.tmpfiles",
     "iot-podman.service",
     "iot-podman.socket",
+    "prerequisites.sh",
     "storage.conf",
 ];
 

@@ -214,6 +214,17 @@ impl Findings<'_> {
         }
     }
 
+    /// A file's own node is opened for writing only where one above it is (`auto-read-only`): one of the two says so.
+    fn judge_layers_below(&mut self, disk: &Disk, seen: &Seen) {
+        for path in &disk.backing {
+            let mut nodes = seen.layers.iter().filter(|layer| layer.is_of(path)).peekable();
+            if nodes.peek().is_some() && !nodes.any(|layer| layer.ro) {
+                let what = format!("{}, on which its disk lies, may be written", path.display());
+                self.add("rehearsal-disk-writable", &what, "query-named-block-nodes: ro false", NOT_AS_TOLD);
+            }
+        }
+    }
+
     fn judge_disk(&mut self, disk: &Disk, seen: &Seen) {
         let path = disk.path.display();
         let inserted = seen.devices.iter().filter_map(|device| device.inserted.as_ref());
@@ -241,6 +252,7 @@ impl Findings<'_> {
                  this disk's layers (<backingStore>) but what its own headers say",
             );
         }
+        self.judge_layers_below(disk, seen);
         // The format's layer and the file's: either one softens a power cut.
         let soft = |layer: &&Layer| layer.is_of(&disk.path) && (layer.cache.no_flush || !layer.cache.direct);
         let layers = seen.layers.iter().chain(std::iter::once(found));

@@ -98,6 +98,12 @@ fn each_fault_is_found_under_its_own_id() {
                 .find(|image| image.filename.ends_with("disk.qcow2"));
             image.unwrap().backing_image.as_mut().unwrap().filename = "/images/another".to_owned();
         }),
+        ("rehearsal-disk-writable", |seen| {
+            seen.layers
+                .iter_mut()
+                .filter(|layer| layer.file == "/images/disk")
+                .for_each(|layer| layer.ro = false);
+        }),
         ("rehearsal-disk-cache", |seen| disk(seen).for_each(|layer| layer.cache.no_flush = true)),
         // Either layer alone.
         ("rehearsal-disk-cache", |seen| disk(seen).next().unwrap().cache.direct = false),

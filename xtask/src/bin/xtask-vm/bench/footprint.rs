@@ -4,19 +4,26 @@ use anyhow::{Context, Result};
 use serde_json::json;
 use xtask::cli::{BenchArgs, Voice};
 use xtask::paths::Cache;
+use xtask::workspace::Workspace;
 
-use super::smoke_report;
+use super::{Scratch, smoke};
 use crate::interrupt::Interrupt;
 use crate::screen::Screen;
 
 /// Seconds; long enough for a dozen heartbeats.
 const REST: &str = "60";
 
-pub(super) fn run(args: &BenchArgs, voice: Voice, interrupt: &Interrupt) -> Result<()> {
+pub(super) fn run(
+    workspace: &Workspace,
+    args: &BenchArgs,
+    voice: Voice,
+    interrupt: &Interrupt,
+) -> Result<()> {
     let mut screen = Screen::new(voice);
-    let cache = Cache::from_env()?;
+    // Nobody else measures meanwhile.
+    let _scratch = Scratch::new(&Cache::from_env()?, interrupt)?;
     screen.start("smoke", None);
-    let report = smoke_report(&cache, args, &["--cold", "--rest", REST], interrupt)?;
+    let (report, _) = smoke(workspace, args, &["--cold", "--rest", REST], interrupt)?;
     screen.end(xtask::report::PhaseStatus::Passed, "the agent was left alone for a minute");
     let footprint = report.evidence.footprint.context("the agent has told no footprint")?;
     let accelerator = report.host.accelerator.context("the report names no accelerator")?;

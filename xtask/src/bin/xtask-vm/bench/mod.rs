@@ -1,18 +1,17 @@
 //! `cargo xtask bench`: what this project claims about speed, measured in turn in one run on this machine, as ratios.
 
-mod boot;
-mod cpu;
+mod bare;
+mod claims;
 mod fetch;
 mod footprint;
-mod front_door;
 mod image;
 mod inspect;
 mod preflight;
-mod warm;
 
 use std::fs::File;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
@@ -20,8 +19,8 @@ use xtask::cli::{BenchArgs, Subject, Voice};
 use xtask::exit::{Unavailable, host_fault};
 use xtask::paths::{Cache, make_private_dir};
 use xtask::report::{Report, round};
-use xtask::run_dir::{end_processes, try_lock};
-use xtask::workspace::Workspace;
+use xtask::run_dir::{end_processes, remove_file, try_lock};
+use xtask::workspace::{Workspace, cargo, inherited_from_cargo};
 
 use crate::image::discard;
 use crate::interrupt::Interrupt;
@@ -30,12 +29,9 @@ use crate::interrupt::Interrupt;
 pub(crate) fn run(workspace: &Workspace, args: &BenchArgs, voice: Voice) -> Result<()> {
     let interrupt = Interrupt::install()?;
     let measured = match args.subject {
-        Subject::Cpu => cpu::run(workspace, args, voice, &interrupt),
-        Subject::FrontDoor => front_door::run(workspace, args, voice, &interrupt),
-        Subject::Warm => warm::run(args, voice, &interrupt),
-        Subject::Boot => return boot::run(workspace, args, voice, &interrupt),
+        Subject::Claims => claims::run(workspace, args, voice, &interrupt),
         Subject::Fetch => fetch::run(args, voice, &interrupt),
-        Subject::Footprint => footprint::run(args, voice, &interrupt),
+        Subject::Footprint => footprint::run(workspace, args, voice, &interrupt),
         Subject::Image => image::run(args, voice, &interrupt),
         Subject::Inspect => return inspect::run(workspace, args, &interrupt),
         Subject::Preflight => return preflight::run(args, &interrupt),
@@ -83,23 +79,37 @@ impl Drop for Scratch {
     }
 }
 
-/// A whole smoke as a child, which must pass; its report.
-fn smoke_report(cache: &Cache, args: &BenchArgs, more: &[&str], interrupt: &Interrupt) -> Result<Report> {
-    let own = std::env::current_exe().context("find this very program")?;
-    let directory = cache.history().join("bench");
-    let status = Command::new(own)
-        .args(["smoke", "--quiet", "--arch", &args.arch.to_string()])
-        .args(more)
-        .arg("--report")
-        .arg(&directory)
-        .stdin(Stdio::null())
-        .status()
-        .context("run a smoke")?;
-    interrupt.check()?;
+/// `cargo xtask smoke`, as somebody types it, which must pass; its report, and the seconds from the command to its end.
+fn smoke(
+    workspace: &Workspace,
+    args: &BenchArgs,
+    more: &[&str],
+    interrupt: &Interrupt,
+) -> Result<(Report, f64)> {
+    let directory = Cache::from_env()?.history().join("bench");
+    let mut command = cargo_as_typed(workspace);
+    command.args(["xtask", "smoke", "--quiet", "--arch", &args.arch.to_string()]).args(more);
+    command.arg("--report").arg(&directory).stdin(Stdio::null());
     let path = directory.join("report.json");
+    remove_file(&path)?;
+    let started = Instant::now();
+    let status = command.status().context("run cargo xtask smoke")?;
+    let seconds = started.elapsed().as_secs_f64();
+    interrupt.check()?;
     ensure!(status.success(), "the smoke ended with {status}; its report is {}", path.display());
     let text = std::fs::read(&path).with_context(|| format!("read {}", path.display()))?;
-    serde_json::from_slice(&text).with_context(|| format!("parse {}", path.display()))
+    let report = serde_json::from_slice(&text).with_context(|| format!("parse {}", path.display()))?;
+    Ok((report, seconds))
+}
+
+/// cargo in the workspace, without what the cargo that runs this has told this program.
+fn cargo_as_typed(workspace: &Workspace) -> Command {
+    let mut command = Command::new(cargo());
+    command.current_dir(workspace.root()).env("CARGO_TERM_QUIET", "true");
+    for name in inherited_from_cargo() {
+        command.env_remove(name);
+    }
+    command
 }
 
 fn mean(seconds: &[f64]) -> f64 {

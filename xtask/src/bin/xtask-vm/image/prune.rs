@@ -5,6 +5,7 @@ use serde::Serialize;
 use xtask::cli::PruneArgs;
 use xtask::digest::Algorithm;
 use xtask::layer::{FORMAT, Ingredients};
+use xtask::limits;
 use xtask::report::human_bytes;
 use xtask::run_dir::{directories, try_lock, users_of};
 
@@ -91,7 +92,8 @@ fn prune_layers(store: &mut Store<'_>, args: &PruneArgs) -> Result<Vec<Doomed>> 
         let told = if args.dry_run { "would delete" } else { "deleting" };
         store.screen.note(&format!("{told} {} ({}): {}", one.key, human_bytes(one.bytes), one.reason));
         if !args.dry_run {
-            let _lock = layer::lock(store.cache, &found.key(), store.interrupt, store.screen)?;
+            let _lock =
+                layer::lock(store.cache, &found.key(), limits::LAYER_MADE, store.interrupt, store.screen)?;
             if !found.directory.exists() {
                 continue;
             }

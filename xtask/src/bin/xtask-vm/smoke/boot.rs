@@ -79,8 +79,7 @@ impl RunningVm {
         image: &ReadyImage,
         subject: &Subject<'_>,
     ) -> Result<(Self, String)> {
-        warm::check_fault(session, &plan)?;
-        if warm::may_be(session, &plan) {
+        if warm::may_be(session.args, &plan) {
             return Self::thaw(session, plan, image, subject);
         }
         let started = Self::start(session, plan, image, subject);

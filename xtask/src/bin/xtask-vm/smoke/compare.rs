@@ -1,18 +1,21 @@
 //! `smoke --verify-cold`: the same smoke from its warm layer and from nothing, and whether they say the same.
 
+use std::ffi::OsString;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
-use xtask::exit::{Code, Diagnosis, Unavailable};
+use xtask::cli::{Sabotage, SmokeArgs};
+use xtask::exit::{Code, Diagnosis, Unavailable, Usage};
 use xtask::paths::{Cache, make_private_dir};
 use xtask::report::{Report, Verdict};
 use xtask::run_dir::{remove_file, try_lock};
 
 use crate::interrupt::Interrupt;
 
-/// This command without this flag, twice; each with a report of its own below `compared/` in the cache.
-pub(super) fn run() -> Result<()> {
+/// This command twice, as [`lines`] has it; each with a report of its own below `compared/` in the cache.
+pub(super) fn run(args: &SmokeArgs) -> Result<()> {
+    let [warm, cold] = lines(std::env::args_os().skip(1), args)?;
     let interrupt = Interrupt::install()?;
     let cache = Cache::from_env()?;
     let directory = cache.root().join("compared");
@@ -22,10 +25,10 @@ pub(super) fn run() -> Result<()> {
         hint: "wait for it".to_owned(),
     })?;
     let mut reports = Vec::new();
-    for (name, more) in [("warm", None), ("cold", Some("--cold"))] {
+    for (name, line) in [("warm", warm), ("cold", cold)] {
         let report = directory.join(name);
         make_private_dir(&report)?;
-        reports.push(smoke(&report, more)?);
+        reports.push(smoke(&report, &line)?);
         interrupt.check()?;
     }
     let [warm, cold]: [Report; 2] = reports.try_into().expect("two were made");
@@ -47,6 +50,13 @@ pub(super) fn run() -> Result<()> {
         )
         .into());
     }
+    if let Some(fault) = args.sabotage {
+        return Err(Diagnosis::new(
+            format!("the comparison did not find the planted fault {}", fault.name()),
+            "a check of this workflow does not check; that is a bug of the workflow, not of the agent",
+        )
+        .into());
+    }
     eprintln!("the warm run and the cold one say the same: {}", directory.display());
     match warm.verdict {
         Verdict::Verified => Ok(()),
@@ -54,11 +64,36 @@ pub(super) fn run() -> Result<()> {
     }
 }
 
-fn smoke(directory: &Path, more: Option<&str>) -> Result<Report> {
+/// The command lines of the two runs.
+fn lines(mut given: impl Iterator<Item = OsString>, args: &SmokeArgs) -> Result<[Vec<OsString>; 2], Usage> {
+    let planted: &[&str] = match args.sabotage {
+        None => &[],
+        Some(Sabotage::ColdPanics) => &["--sabotage", "kernel-panic"],
+        Some(other) => {
+            let (other, own) = (other.name(), Sabotage::ColdPanics.name());
+            return Err(Usage(format!(
+                "--sabotage {other}: with --verify-cold it is {own}, a fault of one run"
+            )));
+        }
+    };
+    let mut both = Vec::new();
+    while let Some(word) = given.next() {
+        match word.to_str() {
+            Some("--verify-cold" | "--warm") => {}
+            Some("--sabotage") => drop(given.next()),
+            Some(fault) if fault.starts_with("--sabotage=") => {}
+            _ => both.push(word),
+        }
+    }
+    let with = |more: &[&str]| both.iter().cloned().chain(more.iter().map(OsString::from)).collect();
+    let warm = with(if args.warm { &["--warm"] } else { &[] });
+    Ok([warm, with(&[&["--cold"], planted].concat())])
+}
+
+fn smoke(directory: &Path, line: &[OsString]) -> Result<Report> {
     let own = std::env::current_exe().context("find this very program")?;
-    let words = std::env::args_os().skip(1).filter(|word| word != "--verify-cold");
     let mut command = Command::new(own);
-    command.args(words).args(more).arg("--report").arg(directory).stdin(Stdio::null());
+    command.args(line).arg("--report").arg(directory).stdin(Stdio::null());
     let path = directory.join("report.json");
     remove_file(&path)?;
     let status = command.status().context("run a smoke")?;
@@ -94,9 +129,25 @@ fn differences(warm: &Report, cold: &Report) -> Vec<String> {
         let kernel = report.guest.kernel.clone();
         let system =
             report.guest.os_release.as_ref().map(|system| format!("{} {}", system.id, system.version_id));
+        let guest = &report.guest;
+        let machine = format!(
+            "{} with {}, {} vCPUs, {} MiB, {:?}",
+            guest.machine_type, guest.cpu, guest.vcpus, guest.memory_mib, report.host.accelerator
+        );
+        let failure = report.failure.as_ref().map(|failure| format!("in {}", failure.phase.title()));
         let mut facts = vec![
             ("the verdict".to_owned(), Some(format!("{:?}", report.verdict))),
             ("what was built".to_owned(), report.agent.as_ref().map(|agent| agent.sha256.clone())),
+            (
+                "the image".to_owned(),
+                report.guest.image.as_ref().map(|image| format!("{} {}", image.name, image.digest)),
+            ),
+            (
+                "the firmware".to_owned(),
+                report.guest.firmware.as_ref().map(|firmware| firmware.code_sha256.clone()),
+            ),
+            ("the machine".to_owned(), Some(machine)),
+            ("the failure".to_owned(), failure),
             ("the guest's kernel".to_owned(), kernel),
             ("the guest's system".to_owned(), system),
             ("join".to_owned(), status(&evidence.join)),
@@ -125,8 +176,10 @@ fn differences(warm: &Report, cold: &Report) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use xtask::arch::VmArchitecture;
-    use xtask::report::{StatusEvidence, WorkloadEvidence};
+    use xtask::arch::{Accelerator, VmArchitecture};
+    use xtask::cli::{Cli, Command as Subcommand};
+    use xtask::digest::Algorithm;
+    use xtask::report::{Failure, FirmwareReport, ImageReport, Phase, StatusEvidence, WorkloadEvidence};
 
     fn report() -> Report {
         let mut report = Report::begin("1124-100000-0001", "2026-11-24T10:00:00Z", VmArchitecture::Aarch64);
@@ -143,8 +196,44 @@ mod tests {
             generation: 2,
             starts: 3,
         });
+        report.guest.image = Some(ImageReport {
+            name: "debian-12".to_owned(),
+            requested: None,
+            wanted: "debian-12".to_owned(),
+            source: "built".to_owned(),
+            digest: Algorithm::Sha256.of(b"disk"),
+            verified: true,
+            fallback_reason: None,
+        });
+        report.guest.firmware = Some(FirmwareReport {
+            code: "/c".into(),
+            vars_template: "/v".into(),
+            code_sha256: "0".to_owned(),
+        });
         report.conclude(Verdict::Verified, 90.0);
         report
+    }
+
+    fn lines_of(line: &str) -> Result<[String; 2], Usage> {
+        let words: Vec<String> = line.split(' ').map(str::to_owned).collect();
+        let parsed = <Cli as clap::Parser>::parse_from([&["xtask".to_owned()], words.as_slice()].concat());
+        let Subcommand::Smoke(args) = parsed.command else { panic!("{line}") };
+        let lines = lines(words.into_iter().map(OsString::from), &args)?;
+        Ok(lines.map(|line| line.join(" ".as_ref()).into_string().unwrap()))
+    }
+
+    #[test]
+    fn each_run_has_the_flags_that_were_given() {
+        let lines = lines_of("smoke --verify-cold --arch aarch64 -v").unwrap();
+        assert_eq!(lines, ["smoke --arch aarch64 -v", "smoke --arch aarch64 -v --cold"]);
+        let lines = lines_of("smoke --warm --verify-cold --until join").unwrap();
+        assert_eq!(lines, ["smoke --until join --warm", "smoke --until join --cold"]);
+        for planted in ["--sabotage cold-panics", "--sabotage=cold-panics"] {
+            let lines = lines_of(&format!("smoke {planted} --verify-cold")).unwrap();
+            assert_eq!(lines, ["smoke", "smoke --cold --sabotage kernel-panic"]);
+        }
+        let error = lines_of("smoke --verify-cold --sabotage stale-boot-id").unwrap_err().to_string();
+        assert!(error.contains("cold-panics"), "{error}");
     }
 
     #[test]
@@ -156,12 +245,20 @@ mod tests {
         cold.evidence.join.as_mut().unwrap().kv_revision = 9;
         assert_eq!(differences(&warm, &cold), [""; 0]);
         type Change = fn(&mut Report);
-        let changes: [Change; 5] = [
+        let changes: [Change; 13] = [
             |report| report.verdict = Verdict::Failed,
             |report| report.evidence.join = None,
             |report| report.evidence.join.as_mut().unwrap().exe_sha256.push('x'),
             |report| report.evidence.workload_rejoin.as_mut().unwrap().starts = 1,
             |report| report.guest.kernel = Some("6.1".to_owned()),
+            |report| report.guest.image = None,
+            |report| report.guest.image.as_mut().unwrap().digest = Algorithm::Sha256.of(b"another"),
+            |report| report.guest.firmware = None,
+            |report| report.guest.cpu = "max".to_owned(),
+            |report| report.guest.memory_mib += 1,
+            |report| report.failure = Some(Failure::new(Phase::Join, &anyhow::anyhow!("x"), Vec::new())),
+            |report| report.guest.vcpus += 1,
+            |report| report.host.accelerator = Some(Accelerator::Kvm),
         ];
         for change in changes {
             let mut cold = report();

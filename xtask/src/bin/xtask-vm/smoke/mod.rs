@@ -5,6 +5,7 @@ mod boot;
 mod compare;
 mod deployed;
 mod footprint;
+mod homecoming;
 mod image;
 mod inspect;
 mod running;
@@ -40,7 +41,7 @@ use xtask::plan::Plan;
 /// Runs the smoke; the verdict is on the screen and in the report when this returns.
 pub(crate) fn run(workspace: &Workspace, args: &SmokeArgs, voice: Voice) -> Result<()> {
     if args.verify_cold {
-        return compare::run();
+        return compare::run(args);
     }
     let mut session = Session::begin(workspace, args, voice)?;
     let outcome = phases(&mut session);
@@ -146,6 +147,7 @@ fn preflight(session: &mut Session<'_>) -> Result<(Plan, String)> {
     }
     let facts = preflight.facts.first().context("one architecture was asked for")?;
     let plan = Plan::resolve(facts, args.build.arch, &args.machine, args.timeout_scale)?;
+    warm::check_flags(args, &plan)?;
     session.describe_host(facts, &plan)?;
     let why = plan.accelerator_note.as_ref().map_or(String::new(), |note| format!(" ({note})"));
     let detail = format!("QEMU {}, {}{why}", plan.qemu_version, plan.accelerator);
@@ -199,7 +201,13 @@ fn workload_image(session: &Session<'_>) -> Result<Vec<u8>> {
 fn provision(session: &mut Session<'_>, vm: &mut RunningVm) -> Result<((), String)> {
     let limit = vm.limits().provision();
     vm.wait(session, "the guest to install the agent", limit, |vm| vm.provisioned())?;
-    Ok(((), "the guest ran agent/dist/install.sh".to_owned()))
+    let mut detail = "the guest ran agent/dist/install.sh".to_owned();
+    if let Some(layer) = &mut session.report.layer {
+        let step = warm::clock_step(&vm.console)?;
+        layer.clock_step_seconds = Some(step);
+        detail = format!("{detail}; its clock jumped by {step} s");
+    }
+    Ok(((), detail))
 }
 
 /// A status of the very executable that was built, on the very machine that was asked for.

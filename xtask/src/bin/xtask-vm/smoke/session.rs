@@ -152,6 +152,7 @@ impl<'a> Session<'a> {
             made_at: kept.layer.made_at.clone(),
             made_by: kept.layer.made_by.clone(),
             reused: kept.layer.files.keys().cloned().collect(),
+            clock_step_seconds: None,
         });
         self.layer = Some(kept.verify());
         // Other times from here on; those so far are of any run.
@@ -271,7 +272,8 @@ impl<'a> Session<'a> {
     fn teardown(&mut self, directory: &Path, verdict: Verdict) -> Result<()> {
         let mut vm = self.vm.take();
         self.phase = Phase::Teardown;
-        self.screen.start(Phase::Teardown.title(), None);
+        let usual = self.history.as_ref().and_then(|history| history.of(Phase::Teardown));
+        self.screen.start(Phase::Teardown.title(), usual);
         let started = Instant::now();
         let evidence = self.collect_evidence(directory, verdict, vm.as_mut());
         let gone = self.release_or_stop(vm, verdict);
@@ -280,8 +282,12 @@ impl<'a> Session<'a> {
             Ok(detail) => (PhaseStatus::Passed, detail.clone()),
             Err(error) => (PhaseStatus::Failed, error.to_string()),
         };
+        let silent = self.screen.longest_silence();
         self.screen.end(status, &detail);
         let seconds = round(started.elapsed().as_secs_f64());
+        if let (Ok(_), Some(history)) = (&result, &mut self.history) {
+            history.note(Phase::Teardown, seconds, silent);
+        }
         let report = PhaseReport { name: Phase::Teardown, status, seconds, limit_seconds: None, detail };
         self.report.phases.push(report);
         result.map(drop)

@@ -7,11 +7,11 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use xtask::arch::Accelerator;
-use xtask::cli::Sabotage;
+use xtask::cli::{Sabotage, SmokeArgs};
 use xtask::digest::Algorithm;
 use xtask::domain::seed::{Payload, Seed, Thawed, marker};
 use xtask::domain::{CONSOLE_SOCKET, RunFiles, xml};
-use xtask::exit::{self, Usage};
+use xtask::exit::{self, Diagnosis, Unavailable, Usage};
 use xtask::image::Format;
 use xtask::layer::{self as layers, Ingredients, Layer};
 use xtask::paths::{make_private_dir, write_private};
@@ -21,6 +21,7 @@ use xtask::report::{human_bytes, human_seconds, now_rfc3339};
 use super::boot::{Around, Domain, Subject, make_overlay, make_writable_files, resolve};
 use super::{RunningVm, Session};
 use crate::broker::Broker;
+use crate::console::Console;
 use crate::guest::Keys;
 use crate::hypervisor::{Hypervisor, Machine};
 use crate::image::{Base, ReadyImage, Store};
@@ -29,9 +30,27 @@ use crate::media;
 use crate::rehearsed;
 
 /// Whether this run may come from a layer. KVM boots in seconds; and two faults are planted in the first boot itself.
-pub(super) fn may_be(session: &Session<'_>, plan: &Plan) -> bool {
-    let of_first_boot = matches!(session.args.sabotage, Some(Sabotage::KernelPanic | Sabotage::KillQemu));
-    !session.args.cold && !of_first_boot && plan.accelerator == Accelerator::Tcg
+pub(super) fn may_be(args: &SmokeArgs, plan: &Plan) -> bool {
+    let of_first_boot = matches!(args.sabotage, Some(Sabotage::KernelPanic | Sabotage::KillQemu));
+    !args.cold && !of_first_boot && plan.accelerator == Accelerator::Tcg
+}
+
+/// What is asked of a warm run cannot be had of a cold one.
+pub(super) fn check_flags(args: &SmokeArgs, plan: &Plan) -> Result<(), Usage> {
+    let warm = may_be(args, plan);
+    let cannot = match args.sabotage {
+        Some(Sabotage::StaleChain) if !warm => {
+            "--sabotage stale-chain: it is planted in a warm run, under emulation and without --cold"
+        }
+        Some(Sabotage::ColdPanics) => {
+            "--sabotage cold-panics: it is planted in one of the two runs of --verify-cold"
+        }
+        _ if args.warm && !warm => {
+            "--warm: under KVM, and with a fault of the first boot, every run boots from nothing"
+        }
+        _ => return Ok(()),
+    };
+    Err(Usage(cannot.to_owned()))
 }
 
 /// A machine to be, out of a layer, with the run's own disks.
@@ -74,15 +93,6 @@ impl Thaw<'_> {
     }
 }
 
-/// A fault of thawing cannot be planted where nothing is thawed.
-pub(super) fn check_fault(session: &Session<'_>, plan: &Plan) -> Result<(), Usage> {
-    if session.args.sabotage == Some(Sabotage::StaleChain) && !may_be(session, plan) {
-        let why = "--sabotage stale-chain: it is planted in a warm run, under emulation and without --cold";
-        return Err(Usage(why.to_owned()));
-    }
-    Ok(())
-}
-
 impl RunningVm {
     /// From a layer, which is made where there is none, to a guest that installs its payload.
     pub(super) fn thaw(
@@ -113,7 +123,10 @@ impl RunningVm {
         let ingredients = ingredients(session, &plan, image, layers::payload_bytes(content as u64))?;
         let key = ingredients.key(&plan.image.name, plan.spec.architecture);
         // Until this run is said to use it.
-        let lock = layer::lock(&session.cache, &key, &session.interrupt, &mut session.screen)?;
+        let (cache, interrupt, limits) = (&session.cache, &session.interrupt, plan.limits());
+        // Its making, and the machine that is thawed out of it under the same lock.
+        let limit = limits.boot() + 2 * limits.provision();
+        let lock = layer::lock(cache, &key, limit, interrupt, &mut session.screen)?;
         let found = layer::find(&session.cache, &key, &ingredients, &mut session.screen)?;
         let started = Instant::now();
         let (mut vm, kept) = match found {
@@ -207,6 +220,7 @@ impl RunningVm {
         let limit = self.limits().boot() + self.limits().provision();
         session.limit = Some(limit);
         self.wait(session, "the end of the guest's first boot", limit, |vm| {
+            lacks_nothing(&vm.console)?;
             Ok(vm.console.line_with(marker::IDLE).map(drop))
         })?;
         session.screen.alive("freezing it");
@@ -240,6 +254,31 @@ impl RunningVm {
         (self.files, self.domain, self.machine) = (files, domain, machine);
         Ok(kept)
     }
+}
+
+/// What the agent needs of packages is in a layer.
+fn lacks_nothing(console: &Console) -> Result<()> {
+    let Some((_, reason)) = console.line_with(marker::LACKS).and_then(|line| line.split_once(marker::LACKS))
+    else {
+        return Ok(());
+    };
+    let hint = "agent/dist/prerequisites.sh asks the distribution's mirror for packages that the image lacks: run again, or --cold to \
+                see the installer fail";
+    Err(Diagnosis::new(format!("the guest did not get what the agent needs:{reason}"), hint).into())
+}
+
+/// By how many seconds the clock of a thawed guest, which is provisioned, jumped to this host's.
+pub(super) fn clock_step(console: &Console) -> Result<i64> {
+    let said = console.line_with(marker::CLOCK).and_then(|line| line.split_once(marker::CLOCK));
+    let step = said.and_then(|(_, step)| step.trim().strip_suffix(" s")?.parse().ok());
+    step.ok_or_else(|| {
+        Unavailable {
+            error: "the thawed guest did not set its clock, and goes on with that of when it was frozen"
+                .to_owned(),
+            hint: "nothing is known about the agent yet: run again, or --cold".to_owned(),
+        }
+        .into()
+    })
 }
 
 /// The disks of a run on this layer.
@@ -307,4 +346,38 @@ fn ingredients(
         libvirt,
         payload_bytes,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn console(text: &str) -> Console {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("console.log");
+        std::fs::write(&path, text).unwrap();
+        let mut console = Console::new(&path);
+        console.read().unwrap();
+        console
+    }
+
+    #[test]
+    fn packages_that_do_not_come_are_named() {
+        lacks_nothing(&console("iot-xtask: first boot done\r\n")).unwrap();
+        let error = lacks_nothing(&console("iot-xtask: prerequisites failed: E: no mirror\r\n")).unwrap_err();
+        assert!(error.is::<Diagnosis>() && error.to_string().ends_with("needs: E: no mirror"), "{error:#}");
+    }
+
+    #[test]
+    fn a_clock_that_was_not_set_is_noticed() {
+        let said = |text: &str| clock_step(&console(text));
+        assert_eq!(
+            said("iot-xtask: clock was behind by 86400 s\r\niot-xtask: provision done\r\n").unwrap(),
+            86400
+        );
+        assert_eq!(said("iot-xtask: clock was behind by -1 s\r\n").unwrap(), -1);
+        for silent in ["iot-xtask: provision done\r\n", "iot-xtask: clock was behind by  s\r\n"] {
+            assert!(said(silent).unwrap_err().is::<Unavailable>());
+        }
+    }
 }

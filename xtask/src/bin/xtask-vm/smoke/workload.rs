@@ -15,7 +15,7 @@ use xtask::limits;
 use xtask::report::{StatusEvidence, WorkloadEvidence};
 
 use super::deployed::{Answer, Wanted};
-use super::running::Homecoming;
+use super::homecoming::Homecoming;
 use super::verify::Judgement;
 use super::{RunningVm, Session};
 use crate::workload::IMAGE;

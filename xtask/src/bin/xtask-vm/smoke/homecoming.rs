@@ -1,0 +1,115 @@
+//! A workload that does not come back after the power cut: the guest is asked why, and whether it still can.
+
+use std::time::Instant;
+
+use anyhow::{Result, bail};
+use iot_agent::protocol::DeviceStatus;
+use xtask::exit::Diagnosis;
+use xtask::limits;
+
+use super::RunningVm;
+
+/// What a wait for the workload after the power cut remembers.
+pub(super) struct Homecoming {
+    /// When it was first seen to be up.
+    up: Option<Instant>,
+    /// When the guest was asked last.
+    asked: Option<Instant>,
+    /// How often in a row its agent knew of no deployment.
+    unknown: u32,
+}
+
+impl Homecoming {
+    pub(super) fn begin() -> Self {
+        Self { up: None, asked: None, unknown: 0 }
+    }
+}
+
+impl RunningVm {
+    /// Asks the guest now and then why it has no workload yet, and fails where the answer is that it never will: its agent is
+    /// up and knows of none, or is not up long after the rest of the guest.
+    pub(super) fn check_workload(&self, deployment: &str, waited: &mut Homecoming) -> Result<()> {
+        if !self.can_be_entered() {
+            return Ok(());
+        }
+        let up = waited.up.get_or_insert_with(Instant::now).elapsed();
+        // Seconds in which the guest answers and starts nothing: a workload that only takes its time is not held up.
+        if waited.asked.map_or(up <= limits::HOMECOMING, |asked| asked.elapsed() <= limits::GUEST_QUESTION) {
+            return Ok(());
+        }
+        let answer = self.keys.unit_and_status(self.machine.ssh_port()?, self.limits().guest_command());
+        waited.asked = Some(Instant::now());
+        let (unit, status) = answer?;
+        if let Some((error, hint)) = unit.hopeless() {
+            return Err(Diagnosis::new(error, hint).into());
+        }
+        let late = up > self.limits().agent_after_boot();
+        let (reason, hopeless) = match unit.active.as_str() {
+            "active" => {
+                let (reason, unknown) = local_reason(&status, deployment);
+                waited.unknown = if unknown { waited.unknown + 1 } else { 0 };
+                // Its first status may be older than its first look at the disk.
+                (reason, waited.unknown > 1)
+            }
+            other => (format!("iot-agent.service is {other}: it waits for something before it starts"), late),
+        };
+        if !hopeless {
+            bail!("{reason}");
+        }
+        Err(Diagnosis::new(
+            format!(
+                "{} s after the guest was up its workload does not run, with no broker in reach: {reason}",
+                up.as_secs()
+            ),
+            "the agent must bring up what it knows from its own disk, whether or not the bus is there",
+        )
+        .into())
+    }
+}
+
+/// What the agent's own status on the device (`/run/iot-agent/status.json`) says of a deployment, and whether that is the end
+/// of it: what it does not know of without a bus it has not kept.
+fn local_reason(text: &str, deployment: &str) -> (String, bool) {
+    #[derive(serde::Deserialize)]
+    struct Local {
+        status: DeviceStatus,
+    }
+    let Ok(Local { status }) = serde_json::from_str(text) else {
+        return (format!("its agent has written no status on the device: {text:?}"), false);
+    };
+    let Some(line) = status.deployment(deployment) else {
+        let reason = "the desired state did not outlive the power cut";
+        return (format!("its agent knows of no deployment {deployment}: {reason}"), true);
+    };
+    let phase = serde_json::to_string(&line.phase).expect("a phase is plain data");
+    let error = line.last_error.as_ref().map_or(String::new(), |error| format!(", {error}"));
+    (format!("its agent says of {deployment}: {phase}{error}"), false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_an_agent_that_has_looked_and_knows_nothing_is_hopeless() {
+        let local = |deployments: &str| {
+            format!(
+                r#"{{"pid":1,"bus":{{}},"status":{{"schema":1,"device_id":"d","agent_version":"0","exe_sha256":"","boot_id":"",
+                "machine":"","os_release":{{"id":"","version_id":""}},"kernel":"","uptime_seconds":1,"sequence":1,
+                "deployments":[{deployments}]}}}}"#
+            )
+        };
+        let line = r#"{"name":"kept","desired_revision":3,"phase":"backing-off","container":null,
+            "last_error":"podman is away","restarts":0}"#;
+        let table = [
+            (String::new(), "no status on the device", false),
+            (local(""), "knows of no deployment kept", true),
+            (local(line), "says of kept: \"backing-off\", podman is away", false),
+        ];
+        for (text, words, hopeless) in table {
+            let (reason, found) = local_reason(&text, "kept");
+            assert!(reason.contains(words), "{reason}");
+            assert_eq!(found, hopeless, "{reason}");
+        }
+    }
+}
