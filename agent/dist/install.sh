@@ -20,8 +20,10 @@ install -m 0644 "$here/containers.conf" "$here/storage.conf" "$home/.config/cont
 
 # Users of containers: 65536 ids behind the last that somebody has (subuid(5)); useradd gives none to a system user.
 for file in /etc/subuid /etc/subgid; do
-    if ! grep -qs "^$user:" "$file"; then
-        touch "$file"
+    if [ ! -e "$file" ]; then
+        : > "$file"
+    fi
+    if ! grep -q "^$user:" "$file"; then
         first=$(awk -F: 'BEGIN { first = 100000 } $2 + $3 > first { first = $2 + $3 } END { print first }' "$file")
         echo "$user:$first:65536" >> "$file"
     fi

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Runs in the guest, once: installs the agent and says on the console how that ended.
-here=$(dirname "$0")
-began=$(cut -d. -f1 /proc/uptime)
+here=${0%/*}
+read -r began _ < /proc/uptime
 own_keys() {
 install -m 0600 "$here/host_key" /etc/ssh/ssh_host_ed25519_key
 install -m 0644 "$here/host_key.pub" /etc/ssh/ssh_host_ed25519_key.pub
@@ -19,7 +19,8 @@ rm -f $wants/podman.service $wants/podman-restart.service $wants/podman-auto-upd
 
 if output=$(sh "$here/install.sh" 2>&1); then
   
-  now=$((1800000000 + $(cut -d. -f1 /proc/uptime) - began)); behind=$((now - $(date +%s)))
+  read -r uptime _ < /proc/uptime
+  now=$((1800000000 + ${uptime%.*} - ${began%.*})); behind=$((now - $(date +%s)))
   date --utc --set=@$now > /dev/null && echo "iot-xtask: clock was behind by $behind s" > /dev/console
   echo 'iot-xtask: provision done' > /dev/console
   own_keys

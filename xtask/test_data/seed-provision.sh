@@ -1,6 +1,6 @@
 #!/bin/sh
 # Runs in the guest, once: installs the agent and says on the console how that ended.
-here=$(dirname "$0")
+here=${0%/*}
 own_keys() {
 true
 }

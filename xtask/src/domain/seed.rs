@@ -159,12 +159,12 @@ pub fn provision_script(sabotage: Option<Sabotage>, thawed: Option<Thawed<'_>>, 
     let (before, planted) = sabotage::scripts(sabotage);
     // A thawed machine's own keys: where the installation fails somebody has to enter it, too.
     let keys = thawed.map_or_else(|| "true".to_owned(), |thawed| thawed.keys());
-    let began = if thawed.is_some() { "\nbegan=$(cut -d. -f1 /proc/uptime)" } else { "" };
+    let began = if thawed.is_some() { "\nread -r began _ < /proc/uptime" } else { "" };
     let clock = thawed.map_or_else(|| "true".to_owned(), |thawed| thawed.clock());
     format!(
         "#!/bin/sh\n\
          # Runs in the guest, once: installs the agent and says on the console how that ended.\n\
-         here=$(dirname \"$0\"){began}\n\
+         here=${{0%/*}}{began}\n\
          own_keys() {{\n{keys}\n}}\n\
          # Later boots are not first ones, and need not wait until cloud-init has seen that (cloud-init, \"how to disable\"); nor until podman\n\
          # has looked for containers of root's to restart and to update, of which there are none. Asked for, it still starts.\n\
@@ -216,7 +216,8 @@ impl Thawed<'_> {
     /// for the second or two that the thaw took.
     fn clock(self) -> String {
         format!(
-            "now=$(({now} + $(cut -d. -f1 /proc/uptime) - began)); behind=$((now - $(date +%s)))\n\
+            "read -r uptime _ < /proc/uptime\n\
+             \x20 now=$(({now} + ${{uptime%.*}} - ${{began%.*}})); behind=$((now - $(date +%s)))\n\
              \x20 date --utc --set=@$now > /dev/null && echo \"{clock} $behind s\" > /dev/console",
             now = self.now,
             clock = marker::CLOCK,

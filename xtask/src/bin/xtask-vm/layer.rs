@@ -55,7 +55,12 @@ impl Kept {
     /// Hashes its files beside what the run does, for a verdict that waits for it.
     pub(crate) fn verify(&self) -> JoinHandle<Result<()>> {
         let kept = self.clone();
-        std::thread::spawn(move || kept.check())
+        std::thread::spawn(move || {
+            // The guest goes first; on Linux this is the thread's own (setpriority(2)).
+            rustix::process::setpriority_process(None, 19)
+                .context("make the check of the warm layer wait for the guest")?;
+            kept.check()
+        })
     }
 
     /// An error where a file is not what was frozen; nobody uses the layer from then on.
