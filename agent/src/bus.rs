@@ -24,8 +24,9 @@ use crate::protocol;
 use crate::status::Author;
 use crate::view::View;
 
-/// The longest pause between two attempts to connect.
-const LONGEST_PAUSE: Duration = Duration::from_secs(4);
+/// The longest pause between two attempts to connect: so long after its broker a device is back at the latest. While there is no broker
+/// an attempt costs its host one packet.
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// How long one server may take for TCP, TLS and login.
 const CONNECT: Duration = Duration::from_secs(10);
 /// How long all of them may take, look-ups of names included.

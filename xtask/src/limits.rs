@@ -8,7 +8,7 @@ use crate::arch::Accelerator;
 use crate::exit::Usage;
 
 /// How often a wait looks again.
-pub const POLL: Duration = Duration::from_millis(200);
+pub const POLL: Duration = Duration::from_millis(100);
 /// How often what a guest has said is shown to somebody who types.
 pub const TYPED: Duration = Duration::from_millis(30);
 /// How often a wait that is not on a terminal says that it is alive.
