@@ -30,7 +30,7 @@ pub const QEMU_STOP: Duration = Duration::from_secs(20);
 /// One request to the broker.
 pub const BROKER_REQUEST: Duration = Duration::from_secs(5);
 /// What the broker still has in hand from a guest that lost its power must have been stored by then.
-pub const BROKER_SETTLE: Duration = Duration::from_millis(600);
+pub const BROKER_SETTLE: Duration = Duration::from_millis(300);
 /// How long the workload may take to answer whoever has connected: it only writes a line. The guest's network answers for it
 /// while it is not there.
 pub const WORKLOAD_ANSWER: Duration = Duration::from_secs(2);

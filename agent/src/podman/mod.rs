@@ -31,7 +31,7 @@ const PULL: Duration = Duration::from_secs(1800);
 /// An image out of an archive, onto a slow card.
 const LOAD: Duration = Duration::from_secs(600);
 /// How often a socket that is not there is looked for.
-const LOOK_FOR_SOCKET: Duration = Duration::from_millis(200);
+const LOOK_FOR_SOCKET: Duration = Duration::from_millis(100);
 /// Seconds that a container has between SIGTERM and SIGKILL.
 const STOP_SECONDS: u64 = 10;
 const CHUNK: usize = 256 << 10;
