@@ -17,8 +17,29 @@ install -D -m 0644 "$here/iot-agent.tmpfiles" /etc/tmpfiles.d/iot-agent.conf
 systemd-sysusers /etc/sysusers.d/iot-agent.conf
 systemd-tmpfiles --create /etc/tmpfiles.d/iot-agent.conf
 
+install -m 0644 "$here/containers.conf" "$here/storage.conf" "$home/.config/containers/"
+# Users of containers: 65536 ids behind the last that somebody has (subuid(5)); useradd gives none to a system user. Without a program
+# started for it: each takes a tenth of a second where the processor is emulated.
+for file in /etc/subuid /etc/subgid; do
+    if [ ! -e "$file" ]; then
+        : > "$file"
+    fi
+    first=100000
+    known=
+    while IFS=: read -r name start count; do
+        if [ "$name" = "$user" ]; then
+            known=yes
+        elif [ "$((${start:-0} + ${count:-0}))" -gt "$first" ]; then
+            first=$((start + count))
+        fi
+    done < "$file"
+    if [ -z "$known" ]; then
+        echo "$user:$first:65536" >> "$file"
+    fi
+done
+
 # The user's own systemd runs from boot on, and in it podman's socket. By a link, since there is no session to ask. It starts while the
-# rest is installed, and nobody asks for podman before the agent does.
+# agent is installed.
 uid=$(id -u "$user")
 install -d /etc/systemd/user/sockets.target.wants
 ln -sf ../iot-podman.socket /etc/systemd/user/sockets.target.wants/iot-podman.socket
@@ -29,18 +50,6 @@ if [ -S "/run/user/$uid/systemd/private" ]; then
     $of_user start iot-podman.socket
 fi
 loginctl enable-linger "$user"
-
-install -m 0644 "$here/containers.conf" "$here/storage.conf" "$home/.config/containers/"
-# Users of containers: 65536 ids behind the last that somebody has (subuid(5)); useradd gives none to a system user.
-for file in /etc/subuid /etc/subgid; do
-    if [ ! -e "$file" ]; then
-        : > "$file"
-    fi
-    if ! grep -q "^$user:" "$file"; then
-        first=$(awk -F: 'BEGIN { first = 100000 } $2 + $3 > first { first = $2 + $3 } END { print first }' "$file")
-        echo "$user:$first:65536" >> "$file"
-    fi
-done
 
 install -D -m 0755 "$here/iot-agent" /usr/local/bin/iot-agent
 install -d -m 0700 /etc/iot-agent

@@ -4,7 +4,12 @@
 set -eu
 if ! command -v podman || ! command -v newuidmap; then
     export DEBIAN_FRONTEND=noninteractive
-    # The distribution's own updater may have dpkg's lock soon after a boot.
-    apt-get update
+    # The distribution's own updater may have apt's locks soon after a boot; only dpkg's can be waited for by an option.
+    tries=24
+    until apt-get update; do
+        tries=$((tries - 1))
+        [ "$tries" -gt 0 ]
+        sleep 5
+    done
     apt-get -o DPkg::Lock::Timeout=120 install --yes podman uidmap dbus-user-session
 fi

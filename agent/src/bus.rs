@@ -24,8 +24,7 @@ use crate::protocol;
 use crate::status::Author;
 use crate::view::View;
 
-/// The longest pause between two attempts to connect: so long after its broker a device is back at the latest. While there is no broker
-/// an attempt costs its host one packet.
+/// The longest pause between two attempts to connect: where the broker's host refuses meanwhile, a device is back so soon after it.
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// How long one server may take for TCP, TLS and login.
 const CONNECT: Duration = Duration::from_secs(10);
@@ -83,7 +82,7 @@ pub struct Bus {
 impl Bus {
     /// For ever.
     pub async fn run(mut self) {
-        let mut attempts = 0;
+        let (mut attempts, mut last) = (0, String::new());
         loop {
             self.progress.tick(Loop::Bus);
             let connected = timeout(CONNECT_ALL, self.connect()).await;
@@ -93,6 +92,7 @@ impl Bus {
                 Ok((client, gone)) => {
                     let begun = Instant::now();
                     info!(server = client.server_info().server_name, "connected to the bus");
+                    last.clear();
                     self.connection.send_replace(Connection { connected: true, error: None });
                     let why = self.converse(&client, gone).await;
                     if begun.elapsed() >= LASTING {
@@ -103,7 +103,13 @@ impl Bus {
                 }
                 Err(error) => {
                     let why = told(&error);
-                    warn!("the bus is not reached, attempt {}: {why}", attempts + 1);
+                    // The journal is no place for the same line every two seconds.
+                    if why == last {
+                        debug!("the bus is not reached, attempt {}: {why}", attempts + 1);
+                    } else {
+                        warn!("the bus is not reached, attempt {}: {why}", attempts + 1);
+                    }
+                    last.clone_from(&why);
                     self.connection.send_replace(Connection { connected: false, error: Some(why) });
                 }
             }

@@ -13,7 +13,7 @@ use crate::protocol::is_name;
 pub struct Config {
     /// The device's name in the fleet: letters, digits, `-` and `_`, since it is a KV key and a subject token.
     pub device_id: String,
-    /// Seconds between two statuses, 1 to 3600.
+    /// Seconds between two statuses, 1 to 3600; 30 in a minute are the most that are sent.
     pub heartbeat_seconds: u64,
     /// How to log in to the bus.
     pub credentials: Credentials,

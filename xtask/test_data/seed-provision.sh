@@ -4,13 +4,14 @@ here=${0%/*}
 own_keys() {
 true
 }
-# Later boots are not first ones, and need not wait until cloud-init has seen that (cloud-init, "how to disable"); nor until podman
-# has looked for containers of root's to restart and to update, of which there are none. Asked for, it still starts.
-: > /etc/cloud/cloud-init.disabled
-wants=/etc/systemd/system/default.target.wants
-rm -f $wants/podman.service $wants/podman-restart.service $wants/podman-auto-update.service
+# Later boots are not first ones, and need not wait until cloud-init has seen that (cloud-init, "how to disable").
+true > /etc/cloud/cloud-init.disabled
 
 if output=$(sh "$here/install.sh" 2>&1); then
+  # Nor until podman has looked for containers of root's to restart and to update: it has none. Asked for, it still starts.
+  wants=/etc/systemd/system/default.target.wants
+  rm -f $wants/podman.service $wants/podman-restart.service $wants/podman-auto-update.service
+  sync
   
   true
   echo 'iot-xtask: provision done' > /dev/console

@@ -121,7 +121,7 @@ impl Reconciler {
                     None => break,
                 },
                 () = self.wake.notified() => {}
-                () = self.podman.appears(), if absent => {}
+                () = self.podman.appears(), if absent => self.away = 0,
                 () = sleep_until(due) => {}
             }
         }

@@ -39,7 +39,7 @@ async fn a_crash_loop_slows_down_and_writes_no_storm() {
     let (after, status) = fleet.latest().await.unwrap();
     let elapsed = started.elapsed().as_secs();
     // Each write takes a revision; the three Puts are in another stream.
-    assert!(after - before <= elapsed / 2 + 2, "{} statuses in {elapsed} s", after - before);
+    assert!(after - before <= elapsed * 2 / 5 + 6, "{} statuses in {elapsed} s", after - before);
     assert!(status.deployment("loop").unwrap().restarts <= 6, "{status:#?}");
 }
 

@@ -166,13 +166,14 @@ pub fn provision_script(sabotage: Option<Sabotage>, thawed: Option<Thawed<'_>>, 
          # Runs in the guest, once: installs the agent and says on the console how that ended.\n\
          here=${{0%/*}}{began}\n\
          own_keys() {{\n{keys}\n}}\n\
-         # Later boots are not first ones, and need not wait until cloud-init has seen that (cloud-init, \"how to disable\"); nor until podman\n\
-         # has looked for containers of root's to restart and to update, of which there are none. Asked for, it still starts.\n\
-         : > /etc/cloud/cloud-init.disabled\n\
-         wants=/etc/systemd/system/default.target.wants\n\
-         rm -f $wants/podman.service $wants/podman-restart.service $wants/podman-auto-update.service\n\
+         # Later boots are not first ones, and need not wait until cloud-init has seen that (cloud-init, \"how to disable\").\n\
+         true > /etc/cloud/cloud-init.disabled\n\
          {before}\n\
          if output=$({install} 2>&1); then\n\
+         \x20 # Nor until podman has looked for containers of root's to restart and to update: it has none. Asked for, it still starts.\n\
+         \x20 wants=/etc/systemd/system/default.target.wants\n\
+         \x20 rm -f $wants/podman.service $wants/podman-restart.service $wants/podman-auto-update.service\n\
+         \x20 sync\n\
          \x20 {planted}\n\
          \x20 {clock}\n\
          \x20 echo '{done}' > /dev/console\n\

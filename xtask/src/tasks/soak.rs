@@ -315,6 +315,8 @@ fn nothing_left(cache: &Cache) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read as _;
+
     use super::*;
 
     #[test]
@@ -345,11 +347,14 @@ mod tests {
         let work = run.join("w");
         std::fs::create_dir(&work).unwrap();
         let mut process = Command::new("sh")
-            .args(["-c", "read x; :"])
+            .args(["-c", "echo ready; read x; :"])
             .arg(work.join("x"))
             .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
             .spawn()
             .unwrap();
+        // Its command line can be read a moment after it was started only.
+        process.stdout.as_mut().unwrap().read_exact(&mut [0; 6]).unwrap();
         let left = nothing_left(&cache).unwrap_err().to_string();
         assert!(left.contains(&format!("process {}", process.id())), "{left}");
         assert!(left.contains(work.to_str().unwrap()), "{left}");

@@ -285,7 +285,8 @@ impl<'a> Session<'a> {
         let silent = self.screen.longest_silence();
         self.screen.end(status, &detail);
         let seconds = round(started.elapsed().as_secs_f64());
-        if let (Ok(_), Some(history)) = (&result, &mut self.history) {
+        let whole = verdict == Verdict::Verified && !self.keeps;
+        if let (Ok(_), true, Some(history)) = (&result, whole, &mut self.history) {
             history.note(Phase::Teardown, seconds, silent);
         }
         let report = PhaseReport { name: Phase::Teardown, status, seconds, limit_seconds: None, detail };

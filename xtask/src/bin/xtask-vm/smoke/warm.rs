@@ -11,7 +11,7 @@ use xtask::cli::{Sabotage, SmokeArgs};
 use xtask::digest::Algorithm;
 use xtask::domain::seed::{Payload, Seed, Thawed, marker};
 use xtask::domain::{CONSOLE_SOCKET, RunFiles, xml};
-use xtask::exit::{self, Diagnosis, Unavailable, Usage};
+use xtask::exit::{self, Unavailable, Usage};
 use xtask::image::Format;
 use xtask::layer::{self as layers, Ingredients, Layer};
 use xtask::paths::{make_private_dir, write_private};
@@ -220,9 +220,10 @@ impl RunningVm {
         let limit = self.limits().boot() + self.limits().provision();
         session.limit = Some(limit);
         self.wait(session, "the end of the guest's first boot", limit, |vm| {
-            lacks_nothing(&vm.console)?;
-            Ok(vm.console.line_with(marker::IDLE).map(drop))
+            let ended = [marker::IDLE, marker::LACKS].iter().any(|sign| vm.console.line_with(sign).is_some());
+            Ok(ended.then_some(()))
         })?;
+        lacks_nothing(&self.console)?;
         session.screen.alive("freezing it");
         self.machine.freeze(&made.join(layers::RAM))?;
         let key = ingredients.key(&self.plan.image.name, self.plan.spec.architecture);
@@ -264,13 +265,14 @@ fn lacks_nothing(console: &Console) -> Result<()> {
     };
     let hint = "agent/dist/prerequisites.sh asks the distribution's mirror for packages that the image lacks: run again, or --cold to \
                 see the installer fail";
-    Err(Diagnosis::new(format!("the guest did not get what the agent needs:{reason}"), hint).into())
+    let error = format!("the guest did not get what the agent needs:{reason}");
+    Err(Unavailable { error, hint: hint.to_owned() }.into())
 }
 
 /// By how many seconds the clock of a thawed guest, which is provisioned, jumped to this host's.
 pub(super) fn clock_step(console: &Console) -> Result<i64> {
     let said = console.line_with(marker::CLOCK).and_then(|line| line.split_once(marker::CLOCK));
-    let step = said.and_then(|(_, step)| step.trim().strip_suffix(" s")?.parse().ok());
+    let step = said.and_then(|(_, step)| step.split_whitespace().next()?.parse().ok());
     step.ok_or_else(|| {
         Unavailable {
             error: "the thawed guest did not set its clock, and goes on with that of when it was frozen"
@@ -365,7 +367,7 @@ mod tests {
     fn packages_that_do_not_come_are_named() {
         lacks_nothing(&console("iot-xtask: first boot done\r\n")).unwrap();
         let error = lacks_nothing(&console("iot-xtask: prerequisites failed: E: no mirror\r\n")).unwrap_err();
-        assert!(error.is::<Diagnosis>() && error.to_string().ends_with("needs: E: no mirror"), "{error:#}");
+        assert!(error.is::<Unavailable>() && error.to_string().ends_with("needs: E: no mirror"), "{error:#}");
     }
 
     #[test]
