@@ -100,13 +100,14 @@ pub(super) fn run(workspace: &Workspace, args: &CiArgs) -> Result<()> {
         // booted by hand.
         let others = [smoke("aarch64", Some("ubuntu-shaped")), smoke("x86_64", Some("debian-13"))];
         count.at_once(workspace, &others);
-        let inspect = ("inspect".to_owned(), on(&test, &["inspect"]));
         let threads = ["--", "--test-threads", "2"];
-        let images = ("images".to_owned(), on(&test, &on(&["images"], &threads)));
-        count.at_once(workspace, &[inspect, images]);
+        let inspect = ("inspect".to_owned(), on(&test, &["inspect"]));
         let fresh = ("fresh hosts".to_owned(), on(&test, &on(&["fresh_host"], &threads)));
+        count.at_once(workspace, &[inspect, fresh]);
+        // The two that take longest: one builds, the other boots.
+        let images = ("images".to_owned(), on(&test, &on(&["images"], &threads)));
         let warm = ("warm".to_owned(), on(&test, &["warm"]));
-        count.at_once(workspace, &[fresh, warm]);
+        count.at_once(workspace, &[images, warm]);
         // Most of them wait for a boot most of the time.
         let threads = ["--", "--test-threads", "3"];
         count.step(workspace, "the smoke can fail", &on(&test, &on(&["it_can_fail"], &threads)));
