@@ -17,7 +17,7 @@ use xtask::workspace::Workspace;
 
 use super::bare::{Bare, prepare};
 use super::preflight::front_door;
-use super::{Scratch, cargo_as_typed, smoke};
+use super::{Scratch, cargo_as_typed, median, smoke};
 use crate::interrupt::Interrupt;
 use crate::screen::Screen;
 
@@ -249,15 +249,10 @@ fn seconds(command: &mut Command) -> Result<f64> {
 /// Each claim by the median of its rounds.
 fn judge(rounds: &[Round]) -> Vec<Judged> {
     let judged = CLAIMS.iter().filter_map(|claim| {
-        let mut values: Vec<f64> = rounds.iter().filter_map(claim.of).collect();
-        values.sort_by(f64::total_cmp);
-        let (least, most) = (*values.first()?, *values.last()?);
-        let middle = values.len() / 2;
-        let median = if values.len().is_multiple_of(2) {
-            f64::midpoint(values[middle - 1], values[middle])
-        } else {
-            values[middle]
-        };
+        let values: Vec<f64> = rounds.iter().filter_map(claim.of).collect();
+        let least = values.iter().copied().reduce(f64::min)?;
+        let most = values.iter().copied().reduce(f64::max)?;
+        let median = median(&values);
         let holds = claim.limit.is_none_or(|limit| median <= limit);
         let [median, least, most] = [median, least, most].map(round);
         Some(Judged { what: claim.what, median, least, most, limit: claim.limit, holds })

@@ -13,6 +13,7 @@ use xtask::exit::Diagnosis;
 use xtask::limits;
 use xtask::report::round;
 
+use super::median;
 use crate::interrupt::Interrupt;
 
 /// One command, as often as asked.
@@ -112,9 +113,7 @@ pub(super) fn measure(
             seconds.push(took);
         }
     }
-    let mut sorted = seconds.clone();
-    sorted.sort_by(f64::total_cmp);
-    let median = round(sorted[sorted.len() / 2]);
+    let median = round(median(&seconds));
     let seconds = seconds.into_iter().map(round).collect();
     Ok(Measured { what: what.to_owned(), seconds, median, limit: limit.as_secs_f64() })
 }

@@ -130,8 +130,9 @@ fn machine_alone(session: &mut Session<'_>) -> Result<()> {
     session.phase(Phase::Provision, Some(limit), |session| {
         let mut vm = session.vm.take().context("the machine that was just started")?;
         let ready = vm.wait(session, "the guest to take its keys", limit, |vm| vm.has_keys());
+        let ready = ready.and_then(|()| clock_jumped(session, &vm));
         session.vm = Some(vm);
-        ready.map(|()| ((), "it can be entered".to_owned()))
+        ready.map(|clock| ((), format!("it can be entered{clock}")))
     })
 }
 
@@ -201,13 +202,15 @@ fn workload_image(session: &Session<'_>) -> Result<Vec<u8>> {
 fn provision(session: &mut Session<'_>, vm: &mut RunningVm) -> Result<((), String)> {
     let limit = vm.limits().provision();
     vm.wait(session, "the guest to install the agent", limit, |vm| vm.provisioned())?;
-    let mut detail = "the guest ran agent/dist/install.sh".to_owned();
-    if let Some(layer) = &mut session.report.layer {
-        let step = warm::clock_step(&vm.console)?;
-        layer.clock_step_seconds = Some(step);
-        detail = format!("{detail}; its clock jumped by {step} s");
-    }
-    Ok(((), detail))
+    Ok(((), format!("the guest ran agent/dist/install.sh{}", clock_jumped(session, vm)?)))
+}
+
+/// What there is to say of a thawed guest's clock, once it is provisioned; an error where it was not set.
+fn clock_jumped(session: &mut Session<'_>, vm: &RunningVm) -> Result<String> {
+    let Some(layer) = &mut session.report.layer else { return Ok(String::new()) };
+    let step = warm::clock_step(&vm.console)?;
+    layer.clock_step_seconds = Some(step);
+    Ok(format!("; its clock jumped by {step} s"))
 }
 
 /// A status of the very executable that was built, on the very machine that was asked for.
