@@ -11,11 +11,10 @@ socket=/run/iot-agent/podman.sock
 
 sh "$here/prerequisites.sh"
 
+# What the user's own systemd and podman need comes first, since they take longest to start.
+systemd-sysusers "$here/iot-agent.sysusers"
+systemd-tmpfiles --create "$here/iot-agent.tmpfiles"
 install -D -m 0644 -t /etc/systemd/user "$here/iot-podman.socket" "$here/iot-podman.service"
-install -D -m 0644 "$here/iot-agent.sysusers" /etc/sysusers.d/iot-agent.conf
-install -D -m 0644 "$here/iot-agent.tmpfiles" /etc/tmpfiles.d/iot-agent.conf
-systemd-sysusers /etc/sysusers.d/iot-agent.conf
-systemd-tmpfiles --create /etc/tmpfiles.d/iot-agent.conf
 
 install -m 0644 "$here/containers.conf" "$here/storage.conf" "$home/.config/containers/"
 # Users of containers: 65536 ids behind the last that somebody has (subuid(5)); useradd gives none to a system user. Without a program
@@ -51,6 +50,8 @@ if [ -S "/run/user/$uid/systemd/private" ]; then
 fi
 loginctl enable-linger "$user"
 
+install -D -m 0644 "$here/iot-agent.sysusers" /etc/sysusers.d/iot-agent.conf
+install -D -m 0644 "$here/iot-agent.tmpfiles" /etc/tmpfiles.d/iot-agent.conf
 install -D -m 0755 "$here/iot-agent" /usr/local/bin/iot-agent
 install -d -m 0700 /etc/iot-agent
 install -m 0600 "$here/config.toml" /etc/iot-agent/config.toml

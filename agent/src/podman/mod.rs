@@ -228,19 +228,15 @@ impl Podman {
         self.socket.call(Method::POST, &format!("/containers/{id}/{what}"), empty(), ANSWER).await.map(drop)
     }
 
-    /// Stops and deletes a container; one that is gone already is fine.
+    /// Stops and deletes a container; one that is gone already is fine. One call for both: podman asks it to end, kills it after
+    /// [`STOP_SECONDS`], and holds its lock until it is gone.
     ///
     /// # Errors
     /// See [`Podman::containers`].
     pub async fn remove(&self, id: &str) -> Result<()> {
         let patience = ANSWER + Duration::from_secs(STOP_SECONDS);
-        let stop = format!("/containers/{id}/stop?timeout={STOP_SECONDS}");
-        // What cannot be stopped in order is killed by the next step.
-        if let Err(error) = self.socket.call(Method::POST, &stop, empty(), patience).await {
-            tracing::debug!("container {id} did not stop: {error:#}");
-        }
         // Volumes that the image wants and nobody named; ours have names and stay.
-        let path = format!("/containers/{id}?force=true&volumes=true");
+        let path = format!("/containers/{id}?force=true&volumes=true&timeout={STOP_SECONDS}");
         let removed = self.socket.call(Method::DELETE, &path, empty(), patience).await;
         found(removed).map(drop).context("remove the container")
     }

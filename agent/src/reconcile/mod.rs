@@ -1,26 +1,30 @@
 //! The reconciler: observe, compare, act, tell; again on every change, every event of podman's, and every now and then. It keeps no
-//! picture of the containers: each pass begins with what podman shows. [`steps`] is what is done about one deployment.
+//! picture of the containers: each pass begins with what podman shows. [`steps`] is what is done about one deployment, [`state`]
+//! what is known between two steps.
 
+mod state;
 mod steps;
 
-use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::num::NonZero;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use futures_util::StreamExt as _;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until};
 
-use crate::attempts::Attempts;
 use crate::config::Config;
-use crate::desired::{Change, Desired, Target};
+use crate::desired::{Change, Target};
 use crate::images::Images;
-use crate::plan::{self, Step};
+use crate::plan;
 use crate::podman::{Listed, Podman};
 use crate::progress::{Loop, Progress};
-use crate::protocol::status::{DeploymentStatus, Phase, shortened};
+use crate::protocol::status::{Phase, shortened};
 use crate::store::{Found, Store};
 use crate::view::{self, Events, View, short};
+use state::State;
 
 /// Without any sign of a change, podman is asked this often.
 const LOOK_AGAIN: Duration = Duration::from_secs(30);
@@ -30,6 +34,9 @@ const PODMAN_AWAY: Duration = Duration::from_secs(5);
 const PODMAN_NOT_YET: Duration = Duration::from_millis(500);
 /// Steps for one deployment in one pass; more than the longest sensible sequence.
 const MOST_STEPS: usize = 6;
+/// How many deployments are worked on at once: as many as there are processors, since starting a container keeps one busy, and at
+/// least two, so that one that takes its time to end does not hold up all others.
+const AT_ONCE: std::ops::RangeInclusive<usize> = 2..=4;
 
 /// The reconciler.
 pub struct Reconciler {
@@ -37,23 +44,13 @@ pub struct Reconciler {
     boot_id: String,
     podman: Podman,
     store: Store,
-    images: Images,
-    /// What it knows of the fleet's wishes.
-    desired: Desired,
-    /// Whether that is known at all: without it, nothing is an orphan.
-    known: bool,
-    attempts: HashMap<String, Attempts>,
-    /// How each deployment was after the last look at it.
-    lines: BTreeMap<String, DeploymentStatus>,
-    events: Events,
+    /// Held while the store writes, so that what is older never comes last onto the disk.
+    saving: tokio::sync::Mutex<()>,
+    images: tokio::sync::Mutex<Images>,
+    state: Mutex<State>,
     view: watch::Sender<View>,
     wake: Arc<Notify>,
     progress: Arc<Progress>,
-    /// When a deployment wants another look.
-    due: Option<Instant>,
-    /// Passes in a row for which podman could not be asked.
-    away: u32,
-    unsaved: bool,
 }
 
 impl Reconciler {
@@ -82,79 +79,91 @@ impl Reconciler {
             boot_id: boot_id.to_owned(),
             podman,
             store,
-            images,
-            desired,
-            known,
-            attempts: HashMap::new(),
-            lines: BTreeMap::new(),
-            events,
+            saving: tokio::sync::Mutex::default(),
+            images: images.into(),
+            state: Mutex::new(State { desired, known, events, ..State::default() }),
             view,
             wake,
             progress,
-            due: None,
-            away: 0,
-            unsaved: false,
         }
     }
 
     /// For ever, until the bus' side of `changes` is dropped.
-    pub async fn run(mut self, mut changes: mpsc::Receiver<Change>) {
+    pub async fn run(self, mut changes: mpsc::Receiver<Change>) {
         let following =
             tokio::spawn(follow(self.podman.clone(), plan::own(&self.device_id), Arc::clone(&self.wake)));
+        // Passes in a row for which podman could not be asked.
+        let mut away: u32 = 0;
         loop {
             self.progress.tick(Loop::Reconciler);
             match self.pass().await {
-                Ok(()) => self.away = 0,
+                Ok(()) => away = 0,
                 Err(error) => {
-                    self.events.push(&format!("{error:#}"));
-                    self.due = Some(Instant::now() + away_pause(self.away));
-                    self.away = self.away.saturating_add(1);
+                    let mut state = self.state();
+                    state.events.push(&format!("{error:#}"));
+                    state.due = Some(Instant::now() + away_pause(away));
+                    away = away.saturating_add(1);
                 }
             }
             self.publish();
             let absent = !self.podman.is_there();
             let look_again = Instant::now() + LOOK_AGAIN;
-            let due = self.due.take().map_or(look_again, |due| due.min(look_again));
+            let due = self.state().due.take().map_or(look_again, |due| due.min(look_again));
             tokio::select! {
                 change = changes.recv() => match change {
                     Some(change) => self.take(change, &mut changes).await,
                     None => break,
                 },
                 () = self.wake.notified() => {}
-                () = self.podman.appears(), if absent => self.away = 0,
+                () = self.podman.appears(), if absent => away = 0,
                 () = sleep_until(due) => {}
             }
         }
         following.abort();
     }
 
+    /// Never held across an await.
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// This change and those that came with it are on disk before any is acted on; or, where the disk cannot be written, that is told,
     /// and they are acted on all the same.
-    async fn take(&mut self, change: Change, changes: &mut mpsc::Receiver<Change>) {
+    async fn take(&self, change: Change, changes: &mut mpsc::Receiver<Change>) {
         let mut next = Some(change);
         while let Some(change) = next {
-            self.known |= matches!(change, Change::Snapshot(_));
-            self.unsaved |= self.desired.take(change);
+            let mut state = self.state();
+            state.known |= matches!(change, Change::Snapshot(_));
+            state.unsaved |= state.desired.take(change);
             next = changes.try_recv().ok();
         }
         self.save().await;
     }
 
     /// In a thread of its own: a slow card must not hold up the bus and the watchdog.
-    async fn save(&mut self) {
-        if !self.unsaved {
-            return;
-        }
-        let (store, desired) = (self.store.clone(), self.desired.clone());
-        match tokio::task::spawn_blocking(move || store.save(&desired)).await {
-            Ok(Ok(())) => self.unsaved = false,
-            Ok(Err(error)) => self.events.push(&format!("{error:#}")),
-            Err(error) => self.events.push(&format!("keep the desired state: {error}")),
-        }
+    async fn save(&self) {
+        let _turn = self.saving.lock().await;
+        let desired = {
+            let mut state = self.state();
+            if !std::mem::take(&mut state.unsaved) {
+                return;
+            }
+            state.desired.clone()
+        };
+        let store = self.store.clone();
+        let saved = tokio::task::spawn_blocking(move || store.save(&desired)).await;
+        let error = match saved {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => format!("{error:#}"),
+            Err(error) => format!("keep the desired state: {error}"),
+        };
+        let mut state = self.state();
+        state.unsaved = true;
+        state.events.push(&error);
     }
 
-    /// Each deployment as far as it can be brought now.
-    async fn pass(&mut self) -> Result<()> {
+    /// Each deployment as far as it can be brought now, some at once; what is to be gone before what is to run.
+    async fn pass(&self) -> Result<()> {
         let listed = self.podman.containers(&plan::own(&self.device_id)).await;
         let mut owned: BTreeMap<String, Vec<Listed>> = BTreeMap::new();
         match listed {
@@ -166,72 +175,76 @@ impl Reconciler {
             }
             // Without podman the lines are told as far as they are known.
             Err(error) => {
-                view::line_up(&mut self.lines, &self.desired);
+                let State { lines, desired, .. } = &mut *self.state();
+                view::line_up(lines, desired);
                 return Err(error);
             }
         }
-        let names: Vec<String> = self.desired.deployments.keys().cloned().collect();
-        self.lines.retain(|name, _| self.desired.deployments.contains_key(name));
-        self.attempts.retain(|name, _| self.desired.deployments.contains_key(name));
-        for name in names {
-            let containers = owned.remove(&name).unwrap_or_default();
+        let (targets, known) = {
+            let mut state = self.state();
+            state.keep_desired();
+            (state.targets(), state.known)
+        };
+        let [gone, run] = targets.map(|targets| {
+            let with_its_own = |(name, target, revision): (String, Target, u64)| {
+                let containers = owned.remove(&name).unwrap_or_default();
+                (name, target, revision, containers)
+            };
+            targets.into_iter().map(with_its_own).collect::<Vec<_>>()
+        });
+        let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
+        let at_once = processors.clamp(*AT_ONCE.start(), *AT_ONCE.end());
+        let converge = |(name, target, revision, containers): (String, Target, u64, Vec<Listed>)| async move {
             self.progress.tick(Loop::Reconciler);
-            self.converge(&name, containers).await;
-        }
-        let orphans =
-            if self.known { self.remove_orphans(owned.into_values().flatten()).await } else { Ok(()) };
+            self.converge(&name, &target, revision, containers).await;
+        };
+        futures_util::stream::iter(gone).for_each_concurrent(at_once, converge).await;
+        let orphans = if known { self.remove_orphans(owned.into_values().flatten()).await } else { Ok(()) };
+        futures_util::stream::iter(run).for_each_concurrent(at_once, converge).await;
         self.save().await;
         orphans
     }
 
     /// What carries this device's label and belongs to no deployment that is known. One that stays does not keep the others.
-    async fn remove_orphans(&mut self, orphans: impl Iterator<Item = Listed>) -> Result<()> {
+    async fn remove_orphans(&self, orphans: impl Iterator<Item = Listed>) -> Result<()> {
         let mut outcome = Ok(());
         for orphan in orphans {
             self.progress.tick(Loop::Reconciler);
             let id = short(&orphan.id);
-            self.events.push(&format!("a container that belongs to no deployment is removed: {id}"));
+            let what = format!("a container that belongs to no deployment is removed: {id}");
+            self.state().events.push(&what);
             outcome = outcome.and(self.podman.remove(&orphan.id).await);
         }
         outcome
     }
 
     /// One deployment, step by step.
-    async fn converge(&mut self, name: &str, mut containers: Vec<Listed>) {
-        let entry = &self.desired.deployments[name];
-        let (target, revision) = (entry.target(name), entry.revision);
-        let attempt_of = match &target {
-            Target::Run(_, digest) => digest.clone(),
-            _ => format!("{revision}"),
-        };
-        self.attempts.entry(name.to_owned()).or_default().of(&attempt_of);
+    async fn converge(&self, name: &str, target: &Target, revision: u64, mut containers: Vec<Listed>) {
+        self.state().begin(name, target, revision);
+        let device = (&*self.device_id, &*self.boot_id);
         for _ in 0..MOST_STEPS {
-            let entry = &self.desired.deployments[name];
             self.progress.tick(Loop::Reconciler);
-            let applied = entry.applied.as_ref();
-            let mut step = plan::next(&self.device_id, name, &target, &containers, applied, &self.boot_id);
-            let attempts = self.attempts.entry(name.to_owned()).or_default();
-            let stuck = attempts.waits_too_long(step == Step::Wait, Instant::now());
-            if stuck || attempts.remake && matches!(step, Step::Start { .. } | Step::Rename(_)) {
-                step = Step::Make;
-            }
-            let forgets = step == Step::Gone && target == Target::Forgotten;
-            let acts = forgets || !matches!(step, Step::Keep | Step::Complete | Step::Wait | Step::Gone);
-            if acts && let Some(wait) = attempts.wait(Instant::now()) {
-                self.look_again_in(wait);
-                return self.tell(name, &target, revision, &containers, Phase::BackingOff);
-            }
-            match self.take_step(name, &target, &step, &containers).await {
-                Ok(Some(phase)) => return self.tell(name, &target, revision, &containers, phase),
+            let step = {
+                let mut state = self.state();
+                match state.next(device, name, target, &containers) {
+                    Ok(step) => step,
+                    Err(wait) => {
+                        state.look_again_in(wait);
+                        return state.tell(name, target, revision, &containers, Phase::BackingOff);
+                    }
+                }
+            };
+            match self.take_step(name, target, &step, &containers).await {
+                Ok(Some(phase)) => return self.state().tell(name, target, revision, &containers, phase),
                 Ok(None) => {}
                 Err(error) => {
-                    let now = Instant::now();
-                    let attempts = self.attempts.entry(name.to_owned()).or_default();
+                    let (now, mut state) = (Instant::now(), self.state());
+                    let attempts = state.attempts(name);
                     attempts.failed(now, shortened(&format!("{error:#}")));
                     let wait = attempts.wait(now).unwrap_or_default();
-                    self.look_again_in(wait);
-                    self.events.push(&format!("{name}: {error:#}"));
-                    return self.tell(name, &target, revision, &containers, Phase::BackingOff);
+                    state.look_again_in(wait);
+                    state.events.push(&format!("{name}: {error:#}"));
+                    return state.tell(name, target, revision, &containers, Phase::BackingOff);
                 }
             }
             let label = format!("{}={name}", plan::DEPLOYMENT_LABEL);
@@ -245,38 +258,17 @@ impl Reconciler {
                 // To go on from the old listing would be to act on what is no more.
                 Err(error) => {
                     tracing::debug!("{error:#}");
-                    self.look_again_in(PODMAN_AWAY);
-                    return self.tell(name, &target, revision, &containers, Phase::Pending);
+                    break;
                 }
             }
         }
-        self.look_again_in(PODMAN_AWAY);
-        self.tell(name, &target, revision, &containers, Phase::Pending);
-    }
-
-    fn look_again_in(&mut self, wait: Duration) {
-        let then = Instant::now() + wait;
-        self.due = Some(self.due.map_or(then, |due| due.min(then)));
-    }
-
-    fn tell(&mut self, name: &str, target: &Target, revision: u64, containers: &[Listed], phase: Phase) {
-        if !self.desired.deployments.contains_key(name) {
-            self.lines.remove(name);
-            return;
-        }
-        let attempts = &self.attempts[name];
-        let (error, restarts) = (attempts.error.as_ref(), attempts.restarts);
-        let line =
-            DeploymentStatus { restarts, ..view::line(name, target, revision, containers, phase, error) };
-        self.lines.insert(name.to_owned(), line);
+        let mut state = self.state();
+        state.look_again_in(PODMAN_AWAY);
+        state.tell(name, target, revision, &containers, Phase::Pending);
     }
 
     fn publish(&self) {
-        let view = View {
-            desired_revision: self.desired.revision,
-            deployments: self.lines.values().cloned().collect(),
-            events: self.events.list(),
-        };
+        let view = self.state().view();
         self.view.send_if_modified(|known| {
             let news = *known != view;
             *known = view;

@@ -15,75 +15,82 @@ use crate::protocol::deployment::Deployment;
 impl Reconciler {
     /// Takes a step; where it was the last one, the phase that it ends in.
     pub(super) async fn take_step(
-        &mut self,
+        &self,
         name: &str,
         target: &Target,
         step: &Step,
         containers: &[Listed],
     ) -> Result<Option<Phase>> {
-        let now = Instant::now();
-        let attempts = self.attempts.entry(name.to_owned()).or_default();
         match step {
             Step::Keep => {
-                attempts.runs(now);
+                let mut state = self.state();
+                state.attempts(name).runs(Instant::now());
                 if let (Target::Run(_, digest), Some(container)) = (target, containers.first()) {
                     // Noted also where another process of this agent's started it and had no time to.
-                    self.unsaved |= self.desired.started(name, digest, &container.id, &self.boot_id);
+                    state.unsaved |= state.desired.started(name, digest, &container.id, &self.boot_id);
                 }
                 return Ok(Some(Phase::Running));
             }
             Step::Complete => {
-                attempts.settled();
-                self.unsaved |=
-                    self.desired.completed(name, containers.first().map(|container| &*container.id));
+                let mut state = self.state();
+                state.attempts(name).settled();
+                let container = containers.first().map(|container| &*container.id);
+                state.unsaved |= state.desired.completed(name, container);
                 return Ok(Some(Phase::Completed));
             }
             Step::Wait => {
-                self.look_again_in(PODMAN_AWAY);
+                self.state().look_again_in(PODMAN_AWAY);
                 return Ok(Some(Phase::Pending));
             }
             Step::Gone => return self.gone(name, target).await.map(Some),
             Step::Make => return self.make(name, target, containers).await,
             Step::Start { id, ended } => {
                 if let Some(code) = ended {
-                    attempts.error = Some(format!("its container has ended with exit code {code}"));
+                    let error = format!("its container has ended with exit code {code}");
+                    self.state().attempts(name).error = Some(error);
                 }
-                let (id, again) = (id.clone(), ended.is_some());
-                self.start(name, &id, again).await?;
+                self.start(name, target, id, ended.is_some()).await?;
             }
             Step::Unpause(id) => self.podman.unpause(id).await?,
             Step::Rename(id) => {
-                // Where the name is taken, only another container gets it.
-                attempts.remake = true;
                 let wanted = plan::container_name(&self.device_id, name);
-                self.events.push(&format!("{name}: its container has another name, and gets {wanted} back"));
+                {
+                    let mut state = self.state();
+                    // Where the name is taken, only another container gets it.
+                    state.attempts(name).remake = true;
+                    state
+                        .events
+                        .push(&format!("{name}: its container has another name, and gets {wanted} back"));
+                }
                 self.podman.rename(id, &wanted).await?;
-                self.attempts.entry(name.to_owned()).or_default().remake = false;
+                self.state().attempts(name).remake = false;
             }
             Step::Remove(ids) => {
                 for id in ids {
                     self.progress.tick(Loop::Reconciler);
                     self.podman.remove(id).await?;
                 }
-                self.events.push(&format!("{name}: {} removed", count(ids.len(), "container")));
+                self.say(&format!("{name}: {} removed", count(ids.len(), "container")));
             }
         }
         Ok(None)
     }
 
     /// The image, then out with what does not fit, then the container. Without the image, what ran before goes on.
-    async fn make(&mut self, name: &str, target: &Target, containers: &[Listed]) -> Result<Option<Phase>> {
+    async fn make(&self, name: &str, target: &Target, containers: &[Listed]) -> Result<Option<Phase>> {
         let Target::Run(document, digest) = target else { bail!("nothing to run was to be made") };
         let Deployment::PodmanContainer(spec) = &document.deployment;
-        if self.images.ensure(&spec.image).await? == Availability::Fetching {
+        if self.images.lock().await.ensure(&spec.image).await? == Availability::Fetching {
             return Ok(Some(Phase::Pending));
         }
-        let entry = &self.desired.deployments[name];
-        let lost =
-            containers.is_empty() && entry.applied.as_ref().is_some_and(|applied| applied.digest == *digest);
-        let revision = entry.revision;
+        let (lost, revision) = {
+            let state = self.state();
+            let entry = &state.desired.deployments[name];
+            let applied = entry.applied.as_ref().is_some_and(|applied| applied.digest == *digest);
+            (containers.is_empty() && applied, entry.revision)
+        };
         if lost {
-            self.events.push(&format!("{name}: its container is gone, and is made again"));
+            self.say(&format!("{name}: its container is gone, and is made again"));
         }
         for container in containers {
             self.progress.tick(Loop::Reconciler);
@@ -101,48 +108,60 @@ impl Reconciler {
             }
         }
         let id = self.podman.create(&plan::generator(&self.device_id, name, digest, spec)).await?;
-        self.unsaved |= self.desired.started(name, digest, &id, &self.boot_id);
+        self.note_started(name, target, &id);
         // Before it runs: what podman then shows of it means something only together with this.
         self.save().await;
-        self.start(name, &id, false).await?;
-        self.events.push(&format!("{name}: revision {revision} is started"));
+        self.start(name, target, &id, false).await?;
+        self.say(&format!("{name}: revision {revision} is started"));
         Ok(None)
     }
 
-    async fn start(&mut self, name: &str, id: &str, again: bool) -> Result<()> {
-        let attempts = self.attempts.entry(name.to_owned()).or_default();
-        attempts.started(Instant::now(), again);
+    async fn start(&self, name: &str, target: &Target, id: &str, again: bool) -> Result<()> {
+        self.state().attempts(name).started(Instant::now(), again);
         if let Err(error) = self.podman.start(id).await {
-            attempts.remake = true;
+            self.state().attempts(name).remake = true;
             return Err(error);
         }
         if again {
-            self.events.push(&format!("{name}: its container is started again"));
+            self.say(&format!("{name}: its container is started again"));
         }
-        if let Target::Run(_, digest) = self.desired.deployments[name].target(name) {
-            self.unsaved |= self.desired.started(name, &digest, id, &self.boot_id);
-        }
+        self.note_started(name, target, id);
         Ok(())
     }
 
+    fn note_started(&self, name: &str, target: &Target, id: &str) {
+        if let Target::Run(_, digest) = target {
+            let mut state = self.state();
+            state.unsaved |= state.desired.started(name, digest, id, &self.boot_id);
+        }
+    }
+
     /// Without a container: a purged deployment loses its volumes too, and is forgotten.
-    async fn gone(&mut self, name: &str, target: &Target) -> Result<Phase> {
-        self.unsaved |= self.desired.note_applied(name, None);
+    async fn gone(&self, name: &str, target: &Target) -> Result<Phase> {
+        {
+            let mut state = self.state();
+            state.unsaved |= state.desired.note_applied(name, None);
+        }
         match target {
             Target::Forgotten => {
                 for volume in self.podman.volumes(&plan::own(&self.device_id)).await? {
                     if volume.labels.get(plan::DEPLOYMENT_LABEL).is_some_and(|owner| owner == name) {
                         self.podman.remove_volume(&volume.name).await?;
-                        self.events.push(&format!("{name}: the volume {} is deleted", volume.name));
+                        self.say(&format!("{name}: the volume {} is deleted", volume.name));
                     }
                 }
-                self.desired.forget(name);
-                self.unsaved = true;
+                let mut state = self.state();
+                state.desired.forget(name);
+                state.unsaved = true;
                 Ok(Phase::Removed)
             }
             Target::Refused(_) => Ok(Phase::Refused),
             Target::Removed | Target::Run(..) => Ok(Phase::Removed),
         }
+    }
+
+    fn say(&self, what: &str) {
+        self.state().events.push(what);
     }
 }
 

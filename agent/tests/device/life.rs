@@ -39,6 +39,36 @@ async fn create_change_delete_and_purge() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn one_that_does_not_end_holds_up_no_other() {
+    let mut device = Device::start("beside").await;
+    let fleet = &device.fleet;
+    let stays = fleet.put("a-stays", &document(spec(&["stay"]))).await;
+    let quick = fleet.put("quick", &generation(1)).await;
+    fleet.line("a-stays", stays, Phase::Running).await;
+    fleet.line("quick", quick, Phase::Running).await;
+    let (before, stayed) = (device.pod.running("quick"), device.pod.running("a-stays"));
+    // While it is away, so that it hears of both at once.
+    device.agent.take().unwrap().kill();
+    let stays = fleet.put("a-stays", &generation(2)).await;
+    let quick = fleet.put("quick", &generation(2)).await;
+    device.up();
+    let (fleet, pod, started) = (&device.fleet, &device.pod, Instant::now());
+    while pod.running("quick") == before || pod.running("quick").is_empty() {
+        assert!(
+            started.elapsed() < Duration::from_secs(9),
+            "it waited for the other: {:?}",
+            pod.containers()
+        );
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    let is_there = pod.containers().iter().any(|container| container["Id"] == *stayed[0]);
+    assert!(is_there, "podman has 10 s of patience with it: {:?}", pod.containers());
+    fleet.line("a-stays", stays, Phase::Running).await;
+    fleet.line("quick", quick, Phase::Running).await;
+    assert_ne!(pod.running("a-stays"), stayed);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_happens_behind_its_back_is_put_right() {
     let device = Device::start("drift").await;
     let (fleet, pod) = (&device.fleet, &device.pod);

@@ -131,12 +131,13 @@ const PREREQUISITES: &str = include_str!("../../../agent/dist/prerequisites.sh")
 
 /// The first boot to its end, and what the agent needs of packages; then the disk is looked at again and again, which costs nobody
 /// anything: the machine is frozen in this loop, and thawed with the content there. Who opens a disk that nobody has open reads it anew.
+/// The first line of the disk that is there for now is empty, and that of a FAT volume is not.
 fn await_payload() -> String {
     format!(
         "systemctl is-system-running --wait > /dev/null; cloud-init status --wait > /dev/null; \
          said=$(sh -c \"$0\" 2>&1) || {{ echo \"{lacks} $(echo \"$said\" | tail -n 3 | tr '\\n' ' ')\" > /dev/console; exit 1; }}; \
          sync; echo '{idle}' > /dev/console; \
-         until head -c 512 {PAYLOAD_DEVICE} | grep -q {PAYLOAD_LABEL}; do sleep 0.2; done; {then}",
+         until {{ read -r first < {PAYLOAD_DEVICE}; [ -n \"$first\" ]; }}; do sleep 0.1; done; {then}",
         idle = marker::IDLE,
         lacks = marker::LACKS,
         then = mount_and_provision(PAYLOAD_DEVICE),

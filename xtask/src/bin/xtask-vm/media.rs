@@ -100,9 +100,9 @@ pub(crate) fn make_payload(
     make_fat(disk, PAYLOAD_LABEL, &files, least, interrupt).context("make the agent's payload disk")
 }
 
-/// A disk of so many bytes with nothing on it: what will be a payload's.
+/// A disk of so many bytes with nothing on it but an empty line: what will be a payload's, and is looked at by a shell until it is.
 pub(crate) fn make_blank(disk: &Path, bytes: u64) -> Result<()> {
-    write_private(disk, b"")?;
+    write_private(disk, b"\n")?;
     let image = File::options().write(true).open(disk);
     image.and_then(|file| file.set_len(bytes)).with_context(|| format!("make {}", disk.display()))
 }
