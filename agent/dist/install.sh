@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs the agent from the directory of this script, which also holds: prerequisites.sh, iot-agent, iot-agent.service, iot-podman.socket,
-# iot-podman.service, iot-agent.sysusers, iot-agent.tmpfiles, containers.conf, storage.conf, config.toml, and perhaps archives
-# of images (*.tar). As root. Ends with the agent and its podman enabled, running, and on disk: what a power cut may follow at
+# iot-podman.service, iot-user.conf, iot-agent.sysusers, iot-agent.tmpfiles, containers.conf, storage.conf, config.toml, and perhaps
+# archives of images (*.tar). As root. Ends with the agent and its podman enabled, running, and on disk: what a power cut may follow at
 # once is synced.
 set -eu
 here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
@@ -42,6 +42,7 @@ done
 uid=$(id -u "$user")
 install -d /etc/systemd/user/sockets.target.wants
 ln -sf ../iot-podman.socket /etc/systemd/user/sockets.target.wants/iot-podman.socket
+install -D -m 0644 "$here/iot-user.conf" "/etc/systemd/system/user@$uid.service.d/iot-agent.conf"
 if [ -S "/run/user/$uid/systemd/private" ]; then
     # An upgrade: it runs, and has not seen the units of now.
     of_user="runuser -u $user -- env XDG_RUNTIME_DIR=/run/user/$uid systemctl --user"

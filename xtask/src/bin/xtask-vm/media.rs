@@ -21,7 +21,7 @@ use crate::interrupt::Interrupt;
 const OVERHEAD_BYTES: u64 = 2 << 20;
 
 /// What of `agent/dist` the installer installs or runs, and itself.
-const INSTALLED: [&str; 9] = [
+const INSTALLED: [&str; 10] = [
     "containers.conf",
     "install.sh",
     "iot-agent.service",
@@ -29,6 +29,7 @@ const INSTALLED: [&str; 9] = [
     "iot-agent.tmpfiles",
     "iot-podman.service",
     "iot-podman.socket",
+    "iot-user.conf",
     "prerequisites.sh",
     "storage.conf",
 ];
