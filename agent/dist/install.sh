@@ -49,7 +49,8 @@ if [ -S "/run/user/$uid/systemd/private" ]; then
     $of_user daemon-reload
     $of_user start iot-podman.socket
 fi
-loginctl enable-linger "$user"
+loginctl enable-linger "$user" &
+lingers=$!
 
 install -D -m 0644 "$here/iot-agent.sysusers" /etc/sysusers.d/iot-agent.conf
 install -D -m 0644 "$here/iot-agent.tmpfiles" /etc/tmpfiles.d/iot-agent.conf
@@ -74,6 +75,7 @@ fi
 # restart: an upgrade must not leave the old executable running.
 systemctl restart iot-agent.service
 
+wait "$lingers"
 systemctl start "user@$uid.service"
 if [ ! -S "$socket" ]; then
     echo "podman does not listen on $socket: see journalctl _UID=$uid" >&2

@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use serde_json::json;
 
 use crate::cli::VmCommand;
+use crate::exit::Usage;
 use crate::host::tools;
 use crate::kept::{self, ConsoleLog, Kept};
 use crate::paths::{Cache, processes_naming};
@@ -21,6 +22,14 @@ pub(super) fn run(command: &VmCommand) -> Result<()> {
             enter(&kept, &["-t"], &args.rest)
         }
         VmCommand::Exec { machine, command } => {
+            if machine.is_none()
+                && let [first, rest @ ..] = &**command
+                && kept::all(&cache).iter().any(|kept| kept.machine.name == *first)
+            {
+                let rest = rest.join(" ");
+                let error = format!("vm exec takes its machine by a flag: --machine {first} -- {rest}");
+                return Err(Usage(error).into());
+            }
             let kept = kept::find(&cache, machine.as_deref())?;
             enter(&kept, &["-T"], command)
         }
