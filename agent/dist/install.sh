@@ -8,6 +8,7 @@ here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
 user=iot-agent
 home=/var/lib/iot-agent
 socket=/run/iot-agent/podman.sock
+generators=/usr/local/lib/iot-agent/environment-generators # iot-user.conf names it
 
 sh "$here/prerequisites.sh"
 
@@ -40,7 +41,8 @@ done
 # The user's own systemd runs from boot on, and in it podman's socket. By a link, since there is no session to ask. It starts while the
 # agent is installed.
 uid=$(id -u "$user")
-install -d /etc/systemd/user/sockets.target.wants
+install -d /etc/systemd/user/sockets.target.wants "$generators"
+ln -sf /usr/lib/systemd/user-environment-generators/30-systemd-environment-d-generator "$generators/"
 ln -sf ../iot-podman.socket /etc/systemd/user/sockets.target.wants/iot-podman.socket
 install -D -m 0644 "$here/iot-user.conf" "/etc/systemd/system/user@$uid.service.d/iot-agent.conf"
 if [ -S "/run/user/$uid/systemd/private" ]; then
@@ -66,6 +68,7 @@ for archive in "$here"/*.tar; do
     fi
 done
 
+wait "$lingers"
 # systemd reads a unit that it has never seen when it is first asked for it; only an upgrade's has to be read again, which takes
 # longer than all the rest of this.
 systemctl --no-reload enable iot-agent.service
@@ -75,7 +78,6 @@ fi
 # restart: an upgrade must not leave the old executable running.
 systemctl restart iot-agent.service
 
-wait "$lingers"
 systemctl start "user@$uid.service"
 if [ ! -S "$socket" ]; then
     echo "podman does not listen on $socket: see journalctl _UID=$uid" >&2

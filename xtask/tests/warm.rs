@@ -3,14 +3,16 @@
 
 mod own;
 
-use std::io::Write as _;
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
-use xtask::layer::{DISK, FILES, Layer, RAM};
+use xtask::digest::Algorithm;
+use xtask::layer::{DISK, FILES, Layer, MANIFEST, RAM};
+use xtask::limits::SILENCE;
 use xtask::paths::{Cache, processes_naming};
 use xtask::report::{Phase, PhaseStatus, Report, Verdict};
 
@@ -95,6 +97,9 @@ fn a_layer_is_made_once_used_again_and_never_trusted() {
     let told = format!("{} {}", failure.error, failure.causes.join(" "));
     assert!(told.contains("lies on") && told.contains(DISK), "{told}");
 
+    pruned(&own, &directory);
+    stopped_and_let_go(&own);
+
     flip_a_byte(&directory.join(RAM));
     let (output, flipped) = own.smoke(&["--until", "join"]);
     assert_code(&output, 69);
@@ -134,12 +139,72 @@ fn frozen(directory: &Path) {
     for (name, file) in &layer.files {
         let path = directory.join(name);
         assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o400, "{name}");
-        let found = xtask::digest::Algorithm::Sha256.of(&std::fs::read(&path).unwrap());
+        let found = Algorithm::Sha256.of(&std::fs::read(&path).unwrap());
         assert_eq!(found, file.digest, "{name}");
     }
     let names: Vec<_> =
         std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(names.len(), FILES.len() + 2, "no key and no payload is in a layer: {names:?}");
+}
+
+/// A layer stays for as long as its image and its QEMU are there.
+fn pruned(own: &Own, directory: &Path) {
+    let would = || {
+        let output = own.run(BACK_ROOM, &["image", "prune", "--dry-run", "--older-than", "999"]);
+        assert_code(&output, 0);
+        said(&output)
+    };
+    assert!(!would().contains("warm layer"), "{}", would());
+    let path = directory.join(MANIFEST);
+    let manifest = std::fs::read_to_string(&path).unwrap();
+    let made_of = Layer::read(directory).unwrap().ingredients;
+    for (digest, reason) in
+        [(&made_of.emulator, "of a QEMU that is not"), (&made_of.image, "of an image that is not")]
+    {
+        let other = Algorithm::Sha256.of(b"another").to_string();
+        std::fs::write(&path, manifest.replace(&digest.to_string(), &other)).unwrap();
+        assert!(would().contains(reason), "{reason}: {}", would());
+    }
+    std::fs::write(&path, manifest).unwrap();
+    assert!(directory.exists() && !would().contains("warm layer"));
+}
+
+/// A guest that says nothing for much longer than ever is called stuck, and is none the worse for it: where it goes on, so does the run.
+fn stopped_and_let_go(own: &Own) {
+    let mut child = Command::new(BACK_ROOM)
+        .args(["smoke", "--arch", "aarch64", "--image", "debian-12", "--warm", "--until", "join"])
+        .env("IOT_XTASK_CACHE", &own.root)
+        .stdin(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
+    let mut until = |wanted: &str| {
+        let seen: Vec<_> = lines.by_ref().take_while(|line| !line.contains(wanted)).collect();
+        seen.join("\n")
+    };
+    until("provision  …");
+    let emulator = own_emulator(own);
+    kill_process(emulator, Signal::STOP).unwrap();
+    let stopped = Instant::now();
+    let before = until("provision may be stuck");
+    let silent = stopped.elapsed();
+    kill_process(emulator, Signal::CONT).unwrap();
+    let after = until("VERIFIED");
+    assert_eq!(child.wait().unwrap().code(), Some(0), "{before}\n{after}");
+    assert!(silent >= SILENCE, "after {silent:?}: {before}");
+}
+
+/// The QEMU of the one run that there is.
+fn own_emulator(own: &Own) -> Pid {
+    let named = processes_naming(&own.root.join("runs"));
+    let is_emulator = |pid: &Pid| {
+        let name =
+            std::fs::read_to_string(format!("/proc/{}/comm", pid.as_raw_nonzero())).unwrap_or_default();
+        name.starts_with("qemu-system")
+    };
+    let [emulator] = named.into_iter().filter(is_emulator).collect::<Vec<_>>().try_into().unwrap();
+    emulator
 }
 
 /// With the times of before: a stamp shows nothing.

@@ -228,13 +228,21 @@ impl Podman {
         self.socket.call(Method::POST, &format!("/containers/{id}/{what}"), empty(), ANSWER).await.map(drop)
     }
 
-    /// Stops and deletes a container; one that is gone already is fine. One call for both: podman asks it to end, kills it after
-    /// [`STOP_SECONDS`], and holds its lock until it is gone.
+    /// Stops and deletes a container; one that is gone already is fine. One call does both: podman asks it to end, and kills it
+    /// after [`STOP_SECONDS`].
     ///
     /// # Errors
     /// See [`Podman::containers`].
-    pub async fn remove(&self, id: &str) -> Result<()> {
-        let patience = ANSWER + Duration::from_secs(STOP_SECONDS);
+    pub async fn remove(&self, container: &Listed) -> Result<()> {
+        let (id, patience) = (&container.id, ANSWER + Duration::from_secs(STOP_SECONDS));
+        // A podman that ended while it stopped one leaves it so, running; before 4.4 it deletes such a one without ending it
+        // (podman#17040).
+        if container.state == "stopping" {
+            let stop = format!("/containers/{id}/stop?timeout={STOP_SECONDS}");
+            if let Err(error) = self.socket.call(Method::POST, &stop, empty(), patience).await {
+                tracing::debug!("container {id} did not stop: {error:#}");
+            }
+        }
         // Volumes that the image wants and nobody named; ours have names and stay.
         let path = format!("/containers/{id}?force=true&volumes=true&timeout={STOP_SECONDS}");
         let removed = self.socket.call(Method::DELETE, &path, empty(), patience).await;

@@ -7,13 +7,14 @@ mod steps;
 
 use std::collections::BTreeMap;
 use std::num::NonZero;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use futures_util::StreamExt as _;
+use futures_util::{StreamExt as _, stream};
 use tokio::sync::{Notify, mpsc, watch};
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::config::Config;
 use crate::desired::{Change, Target};
@@ -37,6 +38,16 @@ const MOST_STEPS: usize = 6;
 /// How many deployments are worked on at once: as many as there are processors, since starting a container keeps one busy, and at
 /// least two, so that one that takes its time to end does not hold up all others.
 const AT_ONCE: std::ops::RangeInclusive<usize> = 2..=4;
+/// What is to be gone goes first, since others may be about to take its ports; but not for longer than this.
+const HEAD_START: Duration = Duration::from_secs(2);
+
+/// Something to do in a pass.
+enum Job {
+    /// A deployment, with the containers that it has.
+    Deployment { name: String, target: Target, revision: u64, containers: Vec<Listed> },
+    /// A container without one.
+    Orphan(Listed),
+}
 
 /// The reconciler.
 pub struct Reconciler {
@@ -47,6 +58,8 @@ pub struct Reconciler {
     /// Held while the store writes, so that what is older never comes last onto the disk.
     saving: tokio::sync::Mutex<()>,
     images: tokio::sync::Mutex<Images>,
+    /// Held while the volumes are listed for one to be made or deleted: podman's listing fails where one goes meanwhile.
+    volumes: tokio::sync::Mutex<()>,
     state: Mutex<State>,
     view: watch::Sender<View>,
     wake: Arc<Notify>,
@@ -81,6 +94,7 @@ impl Reconciler {
             store,
             saving: tokio::sync::Mutex::default(),
             images: images.into(),
+            volumes: tokio::sync::Mutex::default(),
             state: Mutex::new(State { desired, known, events, ..State::default() }),
             view,
             wake,
@@ -188,34 +202,53 @@ impl Reconciler {
         let [gone, run] = targets.map(|targets| {
             let with_its_own = |(name, target, revision): (String, Target, u64)| {
                 let containers = owned.remove(&name).unwrap_or_default();
-                (name, target, revision, containers)
+                Job::Deployment { name, target, revision, containers }
             };
             targets.into_iter().map(with_its_own).collect::<Vec<_>>()
         });
-        let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
-        let at_once = processors.clamp(*AT_ONCE.start(), *AT_ONCE.end());
-        let converge = |(name, target, revision, containers): (String, Target, u64, Vec<Listed>)| async move {
-            self.progress.tick(Loop::Reconciler);
-            self.converge(&name, &target, revision, containers).await;
+        let orphans = owned.into_values().flatten().filter(|_| known).map(Job::Orphan);
+        let begun = Instant::now();
+        let mut gone = pin!(self.work_on(gone.into_iter().chain(orphans), begun));
+        let run = self.work_on(run, begun);
+        let outcome = match timeout(HEAD_START, &mut gone).await {
+            Ok(outcome) => outcome.and(run.await),
+            Err(_elapsed) => {
+                let (gone, run) = tokio::join!(gone, run);
+                gone.and(run)
+            }
         };
-        futures_util::stream::iter(gone).for_each_concurrent(at_once, converge).await;
-        let orphans = if known { self.remove_orphans(owned.into_values().flatten()).await } else { Ok(()) };
-        futures_util::stream::iter(run).for_each_concurrent(at_once, converge).await;
         self.save().await;
-        orphans
+        outcome
     }
 
-    /// What carries this device's label and belongs to no deployment that is known. One that stays does not keep the others.
-    async fn remove_orphans(&self, orphans: impl Iterator<Item = Listed>) -> Result<()> {
-        let mut outcome = Ok(());
-        for orphan in orphans {
+    /// These, some at once; what fails does not keep the others. What has been reached is told where the pass, which began then, takes
+    /// its time.
+    async fn work_on(&self, jobs: impl IntoIterator<Item = Job>, begun: Instant) -> Result<()> {
+        let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
+        let at_once = processors.clamp(*AT_ONCE.start(), *AT_ONCE.end());
+        let work = |job| async move {
             self.progress.tick(Loop::Reconciler);
-            let id = short(&orphan.id);
-            let what = format!("a container that belongs to no deployment is removed: {id}");
-            self.state().events.push(&what);
-            outcome = outcome.and(self.podman.remove(&orphan.id).await);
-        }
-        outcome
+            let outcome = match job {
+                Job::Orphan(container) => self.remove_orphan(&container).await,
+                Job::Deployment { name, target, revision, containers } => {
+                    self.converge(&name, &target, revision, containers).await;
+                    Ok(())
+                }
+            };
+            if begun.elapsed() > HEAD_START {
+                self.publish();
+            }
+            outcome
+        };
+        let outcomes = stream::iter(jobs).map(work).buffer_unordered(at_once);
+        outcomes.fold(Ok(()), |all: Result<()>, one| std::future::ready(all.and(one))).await
+    }
+
+    /// What carries this device's label and belongs to no deployment that is known.
+    async fn remove_orphan(&self, orphan: &Listed) -> Result<()> {
+        let what = format!("a container that belongs to no deployment is removed: {}", short(&orphan.id));
+        self.state().events.push(&what);
+        self.podman.remove(orphan).await
     }
 
     /// One deployment, step by step.

@@ -66,9 +66,9 @@ impl Reconciler {
                 self.state().attempts(name).remake = false;
             }
             Step::Remove(ids) => {
-                for id in ids {
+                for container in containers.iter().filter(|container| ids.contains(&container.id)) {
                     self.progress.tick(Loop::Reconciler);
-                    self.podman.remove(id).await?;
+                    self.podman.remove(container).await?;
                 }
                 self.say(&format!("{name}: {} removed", count(ids.len(), "container")));
             }
@@ -94,11 +94,12 @@ impl Reconciler {
         }
         for container in containers {
             self.progress.tick(Loop::Reconciler);
-            self.podman.remove(&container.id).await?;
+            self.podman.remove(container).await?;
         }
         self.progress.tick(Loop::Reconciler);
         let labels = plan::labels(&self.device_id, name);
         if !spec.volumes.is_empty() {
+            let _turn = self.volumes.lock().await;
             let there = self.podman.volumes(&plan::own(&self.device_id)).await?;
             for volume in &spec.volumes {
                 let volume = plan::volume_name(&self.device_id, name, &volume.name);
@@ -144,6 +145,7 @@ impl Reconciler {
         }
         match target {
             Target::Forgotten => {
+                let _turn = self.volumes.lock().await;
                 for volume in self.podman.volumes(&plan::own(&self.device_id)).await? {
                     if volume.labels.get(plan::DEPLOYMENT_LABEL).is_some_and(|owner| owner == name) {
                         self.podman.remove_volume(&volume.name).await?;

@@ -1,5 +1,6 @@
 //! What a deployment goes through: desired, changed, deleted, purged, interfered with, refused; with a bus and without.
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use iot_agent::protocol::deployment::{ContainerSpec, Volume};
@@ -66,6 +67,26 @@ async fn one_that_does_not_end_holds_up_no_other() {
     fleet.line("a-stays", stays, Phase::Running).await;
     fleet.line("quick", quick, Phase::Running).await;
     assert_ne!(pod.running("a-stays"), stayed);
+}
+
+/// A podman that ends while it stops a container leaves it running, and says of it that it is stopping from then on.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_podman_left_in_the_middle_of_a_stop_is_ended() {
+    let mut device = Device::start("halfway").await;
+    let revision = device.fleet.put("web", &document(spec(&["stay"]))).await;
+    device.fleet.line("web", revision, Phase::Running).await;
+    let process = PathBuf::from(format!("/proc/{}", device.pod.containers()[0]["Pid"]));
+    device.fleet.delete("web").await;
+    let deadline = Instant::now() + PATIENCE;
+    while device.pod.containers()[0]["State"] != "stopping" {
+        assert!(Instant::now() < deadline && process.exists(), "{:?}", device.pod.containers());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    device.pod.stop_service();
+    assert!(process.exists());
+    device.pod.start_service();
+    device.fleet.line("web", revision + 1, Phase::Removed).await;
+    assert!(!process.exists(), "its container is gone from podman's books, and its process runs on");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,13 +3,15 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use xtask::limits;
 use xtask::paths::{Cache, make_private_dir, write_private};
-use xtask::report::{Phase, human_seconds, round};
+use xtask::report::{Phase, PhaseStatus, human_seconds, round};
+
+use crate::screen::Screen;
 
 /// Runs that are remembered of each phase.
 const REMEMBERED: usize = 20;
@@ -54,9 +56,9 @@ impl History {
         self.path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
     }
 
-    /// What is usual of a phase.
-    pub(crate) fn of(&self, phase: Phase) -> Option<Usual> {
-        let past = self.phases.get(phase.title())?;
+    /// What is usual of a phase, by its title.
+    pub(crate) fn of(&self, phase: &str) -> Option<Usual> {
+        let past = self.phases.get(phase)?;
         let mut sorted = past.seconds.clone();
         sorted.sort_by(f64::total_cmp);
         Some(Usual {
@@ -67,11 +69,11 @@ impl History {
     }
 
     /// Notes a phase that passed, and was no mere look for what is there.
-    pub(crate) fn note(&mut self, phase: Phase, seconds: f64, silent: Duration) {
-        if FINDS.contains(&phase) && seconds < limits::FOUND.as_secs_f64() {
+    pub(crate) fn note(&mut self, phase: &str, seconds: f64, silent: Duration) {
+        if FINDS.iter().any(|finds| finds.title() == phase) && seconds < limits::FOUND.as_secs_f64() {
             return;
         }
-        let past = self.phases.entry(phase.title().to_owned()).or_default();
+        let past = self.phases.entry(phase.to_owned()).or_default();
         for (list, value) in [(&mut past.seconds, seconds), (&mut past.silent, silent.as_secs_f64())] {
             list.push(round(value));
             let old = list.len().saturating_sub(REMEMBERED);
@@ -84,6 +86,52 @@ impl History {
         make_private_dir(&cache.history())?;
         write_private(&self.path, serde_json::to_string_pretty(&self.phases)?)
     }
+}
+
+/// The time of something that may take over two seconds and is no phase of a smoke.
+pub(crate) struct Watch {
+    history: History,
+    what: String,
+    started: Instant,
+}
+
+impl Watch {
+    /// Says what is usual of it. `kind` and `what` tell it apart, `title` is its line's.
+    pub(crate) fn start(cache: &Cache, screen: &mut Screen, (kind, what): (&str, &str), title: &str) -> Self {
+        let history = History::load(cache, kind);
+        screen.start(title, history.of(what));
+        Self { history, what: what.to_owned(), started: Instant::now() }
+    }
+
+    /// Says how it ended, and keeps how long it took where it went well. What is over at once, as the boot of a machine that ran
+    /// already, is no measure of what has to be waited for.
+    pub(crate) fn end(mut self, cache: &Cache, screen: &mut Screen, outcome: Result<&str, &anyhow::Error>) {
+        let (elapsed, silent) = (self.started.elapsed(), screen.longest_silence());
+        match outcome {
+            Ok(said) => screen.end(PhaseStatus::Passed, said),
+            Err(error) => return screen.end(PhaseStatus::Failed, &error.to_string()),
+        }
+        if elapsed < limits::FOUND {
+            return;
+        }
+        self.history.note(&self.what, elapsed.as_secs_f64(), silent);
+        if let Err(error) = self.history.keep(cache) {
+            screen.note(&format!("how long it took is not kept: {error:#}"));
+        }
+    }
+}
+
+/// Does it under a [`Watch`].
+pub(crate) fn timed<T>(
+    (cache, screen): (&Cache, &mut Screen),
+    known_as: (&str, &str),
+    title: &str,
+    body: impl FnOnce(&mut Screen) -> Result<(T, String)>,
+) -> Result<T> {
+    let watch = Watch::start(cache, screen, known_as, title);
+    let outcome = body(screen);
+    watch.end(cache, screen, outcome.as_ref().map(|(_, said)| &**said));
+    outcome.map(|(value, _)| value)
 }
 
 impl fmt::Display for Usual {
@@ -116,19 +164,19 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let cache = Cache::at(directory.path());
         let mut history = History::load(&cache, "kind");
-        assert_eq!(history.of(Phase::Boot), None);
+        assert_eq!(history.of(Phase::Boot.title()), None);
         for seconds in [900.0, 66.0, 60.0, 75.0] {
-            history.note(Phase::Boot, seconds, Duration::from_secs(9));
+            history.note(Phase::Boot.title(), seconds, Duration::from_secs(9));
         }
         for _ in 0..REMEMBERED - 3 {
-            history.note(Phase::Boot, 66.0, Duration::from_secs(8));
+            history.note(Phase::Boot.title(), 66.0, Duration::from_secs(8));
         }
         for seconds in [57.0, 0.1, 0.1] {
-            history.note(Phase::Image, seconds, Duration::ZERO);
+            history.note(Phase::Image.title(), seconds, Duration::ZERO);
         }
-        assert_eq!(history.of(Phase::Image).unwrap().to_string(), "usually 57 s", "to be made");
+        assert_eq!(history.of(Phase::Image.title()).unwrap().to_string(), "usually 57 s", "to be made");
         history.keep(&cache).unwrap();
-        let usual = History::load(&cache, "kind").of(Phase::Boot).unwrap();
+        let usual = History::load(&cache, "kind").of(Phase::Boot.title()).unwrap();
         assert_eq!(usual, Usual { median: 66.0, spread: (60.0, 75.0), silent: 9.0 });
         assert_eq!(usual.to_string(), "usually 66 s, 60 s to 75 s");
         assert_eq!(
@@ -143,6 +191,6 @@ mod tests {
         let cache = Cache::at(directory.path());
         make_private_dir(&cache.history()).unwrap();
         write_private(&cache.history().join("kind.json"), r#"{"boot": 66.0}"#).unwrap();
-        assert_eq!(History::load(&cache, "kind").of(Phase::Boot), None);
+        assert_eq!(History::load(&cache, "kind").of(Phase::Boot.title()), None);
     }
 }

@@ -13,11 +13,11 @@ use xtask::host::tools;
 use xtask::kept::{self, Kept};
 use xtask::limits;
 use xtask::paths::{Cache, make_private_dir};
-use xtask::report::PhaseStatus;
 use xtask::run_dir;
 
 use crate::child;
 use crate::console::Console;
+use crate::history::timed;
 use crate::hypervisor::{Condition, Hypervisor, Machine};
 use crate::interrupt::Interrupt;
 use crate::layer;
@@ -32,15 +32,17 @@ pub(crate) fn start(args: &OneArgs, voice: Voice) -> Result<()> {
     let mut kept = kept::find(&cache, args.machine.as_deref())?;
     let _lock = kept.lock()?;
     let name = kept.machine.name.clone();
-    screen.start("boot", None);
-    let started = boot(&cache, &mut kept, &interrupt, &mut screen)
-        .map_err(|error| host_fault(error, format!("start {name}"), "see the causes; its disk is as it was"));
-    let (status, said) = match &started {
-        Ok(()) => (PhaseStatus::Passed, format!("{name} can be entered: cargo xtask vm ssh {name}")),
-        Err(error) => (PhaseStatus::Failed, error.to_string()),
-    };
-    screen.end(status, &said);
-    started
+    timed((&cache, &mut screen), (&kind(&kept), "boot"), "boot", |screen| {
+        boot(&cache, &mut kept, &interrupt, screen).map_err(|error| {
+            host_fault(error, format!("start {name}"), "see the causes; its disk is as it was")
+        })?;
+        Ok(((), format!("{name} can be entered: cargo xtask vm ssh {name}")))
+    })
+}
+
+/// Machines whose boots take about as long.
+fn kind(kept: &Kept) -> String {
+    format!("machine-{}-{}", kept.machine.arch, kept.machine.image)
 }
 
 /// Has the guest shut down, and waits until its QEMU has ended. libvirt is there meanwhile: its QEMUs stay when their guest is off,
@@ -56,20 +58,13 @@ pub(crate) fn stop(args: &OneArgs, voice: Voice) -> Result<()> {
         screen.note(&format!("{name} was off already"));
         return Ok(());
     }
-    screen.start("shutdown", None);
-    let stopped = shut_down(&cache, &kept, &interrupt, &mut screen).map_err(|error| {
-        host_fault(
-            error,
-            format!("stop {name}"),
-            format!("cargo xtask vm power-cut {name} takes its power away"),
-        )
-    });
-    let (status, said) = match &stopped {
-        Ok(()) => (PhaseStatus::Passed, format!("{name} is off")),
-        Err(error) => (PhaseStatus::Failed, error.to_string()),
-    };
-    screen.end(status, &said);
-    stopped
+    timed((&cache, &mut screen), (&kind(&kept), "shutdown"), "shutdown", |screen| {
+        shut_down(&cache, &kept, &interrupt, screen).map_err(|error| {
+            let hint = format!("cargo xtask vm power-cut {name} takes its power away");
+            host_fault(error, format!("stop {name}"), hint)
+        })?;
+        Ok(((), format!("{name} is off")))
+    })
 }
 
 fn shut_down(cache: &Cache, kept: &Kept, interrupt: &Interrupt, screen: &mut Screen) -> Result<()> {

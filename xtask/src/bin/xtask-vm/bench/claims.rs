@@ -12,12 +12,13 @@ use xtask::cli::{BenchArgs, Voice};
 use xtask::exit::{Diagnosis, Unavailable};
 use xtask::limits;
 use xtask::paths::{Cache, make_private_dir, write_private};
-use xtask::report::{Phase, PhaseStatus, Report, round};
+use xtask::report::{Phase, Report, round};
 use xtask::workspace::Workspace;
 
 use super::bare::{Bare, prepare};
 use super::preflight::front_door;
 use super::{Scratch, cargo_as_typed, median, smoke};
+use crate::history::timed;
 use crate::interrupt::Interrupt;
 use crate::screen::Screen;
 
@@ -181,11 +182,13 @@ impl Bench<'_> {
         for number in 1..=self.args.rounds {
             let mut round = Round::default();
             let mut bare = |cpu: &str| -> Result<f64> {
-                self.screen.start("bare", None);
-                let bare = Bare { cache: &self.cache, plan: &plan, image: &image, cpu };
-                let seconds = bare.boot(self.interrupt, &mut self.screen)?;
-                self.screen.end(PhaseStatus::Passed, &format!("round {number}: -cpu {cpu}"));
-                Ok(seconds)
+                let kind = kind(self.args);
+                let what = format!("bare {cpu}");
+                timed((&self.cache, &mut self.screen), (&kind, &what), "bare", |screen| {
+                    let bare = Bare { cache: &self.cache, plan: &plan, image: &image, cpu };
+                    let seconds = bare.boot(self.interrupt, screen)?;
+                    Ok((seconds, format!("round {number}: -cpu {cpu}")))
+                })
             };
             round.bare_max = if own == "max" { None } else { Some(bare("max")?) };
             round.bare = bare(&own)?;
@@ -204,21 +207,23 @@ impl Bench<'_> {
     }
 
     fn smoke(&mut self, title: &'static str, flags: &[&str]) -> Result<(Report, f64)> {
-        self.screen.start(title, None);
-        let measured = smoke(self.workspace, self.args, flags, self.interrupt)?;
-        self.screen.end(PhaseStatus::Passed, &format!("smoke {}", flags.join(" ")));
-        Ok(measured)
+        let what = format!("smoke {}", flags.join(" "));
+        timed((&self.cache, &mut self.screen), (&kind(self.args), &what), title, |_| {
+            Ok((smoke(self.workspace, self.args, flags, self.interrupt)?, what.clone()))
+        })
     }
 
     /// Compiled into a directory of its own; and started, the one that is there.
     fn front_door(&mut self, round: &mut Round) -> Result<()> {
-        self.screen.start("build", None);
         let mut command = cargo_as_typed(self.workspace);
         command.args(["build", "--quiet", "--package", "xtask", "--bin", "xtask", "--target-dir"]);
-        round.front_door_build = seconds(command.arg(&self.scratch.path))?;
+        command.arg(&self.scratch.path);
+        let timer = (&self.cache, &mut self.screen);
+        round.front_door_build = timed(timer, (&kind(self.args), "front door"), "build", |_| {
+            Ok((seconds(&mut command)?, "the front door from nothing".to_owned()))
+        })?;
         self.interrupt.check()?;
         self.scratch.clear(self.interrupt)?;
-        self.screen.end(PhaseStatus::Passed, "the front door from nothing");
         round.front_door_start = seconds(Command::new(front_door()?).arg("--version"))?;
         Ok(())
     }
@@ -230,6 +235,11 @@ impl Bench<'_> {
         write_private(&path, serde_json::to_string_pretty(figures)?)?;
         Ok(path)
     }
+}
+
+/// Whose times are like one another.
+fn kind(args: &BenchArgs) -> String {
+    format!("bench-{}", args.arch)
 }
 
 /// What these phases of a run took.

@@ -11,9 +11,9 @@ use xtask::cli::{BenchArgs, Voice};
 use xtask::digest::{Algorithm, Digest};
 use xtask::host::tools;
 use xtask::paths::Cache;
-use xtask::report::PhaseStatus;
 
 use super::{Comparison, Scratch};
+use crate::history::timed;
 use crate::interrupt::Interrupt;
 use crate::screen::Screen;
 
@@ -22,20 +22,23 @@ const BLOCKS: usize = 1024;
 
 pub(super) fn run(args: &BenchArgs, voice: Voice, interrupt: &Interrupt) -> Result<()> {
     let mut screen = Screen::new(voice);
-    let scratch = Scratch::new(&Cache::from_env()?, interrupt)?;
+    let cache = Cache::from_env()?;
+    let scratch = Scratch::new(&cache, interrupt)?;
     let directory = scratch.path.as_path();
     let (file, digest) = subject(directory)?;
     let url = format!("http://{}/file", serve(file)?);
     let (mut theirs, mut ours) = (Vec::new(), Vec::new());
     for round in 1..=args.rounds {
         interrupt.check()?;
-        screen.start("curl", None);
-        theirs.push(by_curl(&url, directory, &digest)?);
-        screen.end(PhaseStatus::Passed, &format!("round {round}: curl | tee | sha256sum, 1 GiB"));
+        theirs.push(timed((&cache, &mut screen), ("bench-fetch", "curl"), "curl", |_| {
+            let seconds = by_curl(&url, directory, &digest)?;
+            Ok((seconds, format!("round {round}: curl | tee | sha256sum, 1 GiB")))
+        })?);
         interrupt.check()?;
-        screen.start("fetch", None);
-        ours.push(by_ourselves(&url, directory, &digest)?);
-        screen.end(PhaseStatus::Passed, &format!("round {round}: cargo xtask image fetch, 1 GiB"));
+        ours.push(timed((&cache, &mut screen), ("bench-fetch", "ours"), "fetch", |_| {
+            let seconds = by_ourselves(&url, directory, &digest)?;
+            Ok((seconds, format!("round {round}: cargo xtask image fetch, 1 GiB")))
+        })?);
     }
     Comparison::new("fetch", "curl | tee | sha256sum", &theirs, &ours).print(args.json)
 }

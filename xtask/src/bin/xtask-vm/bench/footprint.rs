@@ -7,6 +7,7 @@ use xtask::paths::Cache;
 use xtask::workspace::Workspace;
 
 use super::{Scratch, smoke};
+use crate::history::timed;
 use crate::interrupt::Interrupt;
 use crate::screen::Screen;
 
@@ -21,10 +22,13 @@ pub(super) fn run(
 ) -> Result<()> {
     let mut screen = Screen::new(voice);
     // Nobody else measures meanwhile.
-    let _scratch = Scratch::new(&Cache::from_env()?, interrupt)?;
-    screen.start("smoke", None);
-    let (report, _) = smoke(workspace, args, &["--cold", "--rest", REST], interrupt)?;
-    screen.end(xtask::report::PhaseStatus::Passed, "the agent was left alone for a minute");
+    let cache = Cache::from_env()?;
+    let _scratch = Scratch::new(&cache, interrupt)?;
+    let known_as = ("bench-footprint", &*args.arch.to_string());
+    let (report, _) = timed((&cache, &mut screen), known_as, "smoke", |_| {
+        let measured = smoke(workspace, args, &["--cold", "--rest", REST], interrupt)?;
+        Ok((measured, "the agent was left alone for a minute".to_owned()))
+    })?;
     let footprint = report.evidence.footprint.context("the agent has told no footprint")?;
     let accelerator = report.host.accelerator.context("the report names no accelerator")?;
     let rest = footprint.rest_cpu_milliseconds as f64 * 100.0 / footprint.rest_milliseconds.max(1) as f64;

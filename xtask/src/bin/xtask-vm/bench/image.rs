@@ -14,9 +14,9 @@ use xtask::exit::{Diagnosis, Usage};
 use xtask::image::Source;
 use xtask::image::catalogue::Catalogue;
 use xtask::paths::Cache;
-use xtask::report::PhaseStatus;
 
 use super::{Comparison, Scratch};
+use crate::history::Watch;
 use crate::image::{Speed, Store, bootstrap};
 use crate::interrupt::Interrupt;
 use crate::screen::Screen;
@@ -66,11 +66,15 @@ pub(super) fn run(args: &BenchArgs, voice: Voice, interrupt: &Interrupt) -> Resu
         for (speed, title, seconds) in
             [(Speed::Plain, "mmdebstrap", &mut theirs), (Speed::Full, "ours", &mut ours)]
         {
-            store.screen.start(title, None);
+            let what = format!("{} {}", image.name, image.arch);
+            let known_as = ("bench-image", &*format!("{title} {what}"));
+            let watch = Watch::start(&cache, store.screen, known_as, title);
             let started = Instant::now();
-            bootstrap(&mut store, &scratch.path, &image, recipe, speed)?;
+            let outcome = bootstrap(&mut store, &scratch.path, &image, recipe, speed);
             seconds.push(started.elapsed().as_secs_f64());
-            store.screen.end(PhaseStatus::Passed, &format!("round {round}: {} {}", image.name, image.arch));
+            let said = format!("round {round}: {what}");
+            watch.end(&cache, store.screen, outcome.as_ref().map(|()| &*said));
+            outcome?;
             trees.push(read_tree(&scratch.path.join("root.tar"))?);
             scratch.clear(interrupt)?;
         }

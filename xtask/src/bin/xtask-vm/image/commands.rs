@@ -14,11 +14,12 @@ use xtask::exit::{self, Diagnosis, Interrupted, Unavailable, Usage};
 use xtask::image::catalogue::Catalogue;
 use xtask::image::{Choice, Download, Image, Source};
 use xtask::paths::Cache;
-use xtask::report::{PhaseStatus, human_bytes, human_seconds};
+use xtask::report::{PhaseStatus, human_bytes};
 use xtask::workspace::Workspace;
 
 use super::{Kept, ReadyImage, Store, build, bump, prune};
 use crate::fetch::{self, Patience, Unreachable, Wanted};
+use crate::history::Watch;
 use crate::interrupt::Interrupt;
 use crate::layer;
 use crate::screen::Screen;
@@ -248,16 +249,10 @@ fn make<T>(
     image: &Image,
     body: impl FnOnce(&mut Store<'_>) -> Result<T>,
 ) -> Result<T> {
-    store.screen.start(doing, None);
-    let started = std::time::Instant::now();
+    let what = format!("{} {}", image.name, image.arch);
+    let watch = Watch::start(store.cache, store.screen, ("images", &format!("{doing} {what}")), doing);
     let outcome = body(store);
-    match &outcome {
-        Ok(_) => {
-            let took = human_seconds(started.elapsed().as_secs_f64());
-            store.screen.end(PhaseStatus::Passed, &format!("{} {} in {took}", image.name, image.arch));
-        }
-        Err(error) => store.screen.end(PhaseStatus::Failed, &error.to_string()),
-    }
+    watch.end(store.cache, store.screen, outcome.as_ref().map(|_| &*what));
     outcome.map_err(|error| {
         let what = format!("{doing} the image {} for {}", image.name, image.arch);
         match error.downcast_ref::<Unreachable>() {

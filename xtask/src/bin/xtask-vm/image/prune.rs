@@ -4,7 +4,8 @@ use anyhow::Result;
 use serde::Serialize;
 use xtask::cli::PruneArgs;
 use xtask::digest::Algorithm;
-use xtask::layer::{FORMAT, Ingredients};
+use xtask::host::tools;
+use xtask::layer::{FORMAT, Ingredients, Layer};
 use xtask::limits;
 use xtask::report::human_bytes;
 use xtask::run_dir::{directories, try_lock, users_of};
@@ -82,7 +83,7 @@ impl Candidate {
     }
 }
 
-/// Warm layers: of an image that is not there any more, found changed, or not used for as long as images may be. Each is made again in a
+/// Warm layers: of an image or a QEMU that is not there any more, found changed, or not used for as long as images may be. Each is made again in a
 /// minute.
 fn prune_layers(store: &mut Store<'_>, args: &PruneArgs) -> Result<Vec<Doomed>> {
     let mut doomed = Vec::new();
@@ -120,6 +121,9 @@ fn against(store: &mut Store<'_>, found: &layer::Found, args: &PruneArgs) -> Res
         Some(layer) if !has_image(store, &layer.ingredients)? => {
             "a warm layer of an image that is not there any more".to_owned()
         }
+        Some(layer) if !has_emulator(store, layer)? => {
+            "a warm layer of a QEMU that is not there any more".to_owned()
+        }
         Some(_) if args.older_than.is_some_and(|days| idle >= days * DAY) => {
             format!("a warm layer that was not used for {} days", idle / DAY)
         }
@@ -140,6 +144,12 @@ fn has_image(store: &mut Store<'_>, made_of: &Ingredients) -> Result<bool> {
         None => Some(store.remembered_digest(path, Algorithm::Sha256)?),
     };
     Ok(digest.is_some_and(|digest| digest == made_of.image))
+}
+
+/// Whether the QEMU that froze it is the one that is found. Where none is, it may come back.
+fn has_emulator(store: &mut Store<'_>, layer: &Layer) -> Result<bool> {
+    let Some(emulator) = tools::find(layer.arch.profile().emulator) else { return Ok(true) };
+    Ok(store.remembered_digest(&emulator, Algorithm::Sha256)? == layer.ingredients.emulator)
 }
 
 /// Asked for, or nothing else was.

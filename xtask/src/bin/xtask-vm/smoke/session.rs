@@ -98,7 +98,7 @@ impl<'a> Session<'a> {
     ) -> Result<T> {
         self.phase = phase;
         self.limit = limit;
-        let usual = self.history.as_ref().and_then(|history| history.of(phase));
+        let usual = self.history.as_ref().and_then(|history| history.of(phase.title()));
         self.screen.start(phase.title(), usual);
         let started = Instant::now();
         let outcome = self.interrupt.check().and_then(|()| body(self));
@@ -122,7 +122,7 @@ impl<'a> Session<'a> {
         let made = self.report.layer.as_ref().is_some_and(|layer| layer.made_by == self.run.id());
         if let (true, Some(history)) = (outcome.is_ok() && !(made && phase == Phase::Boot), &mut self.history)
         {
-            history.note(phase, started.elapsed().as_secs_f64(), silent);
+            history.note(phase.title(), started.elapsed().as_secs_f64(), silent);
         }
         outcome.map(|(value, _)| value)
     }
@@ -165,7 +165,7 @@ impl<'a> Session<'a> {
             }
             let history = History::load(&self.cache, &kind);
             if kept.layer.made_by != self.run.id() {
-                self.screen.expect(history.of(self.phase));
+                self.screen.expect(history.of(self.phase.title()));
             }
             self.history = Some(history);
         }
@@ -272,7 +272,7 @@ impl<'a> Session<'a> {
     fn teardown(&mut self, directory: &Path, verdict: Verdict) -> Result<()> {
         let mut vm = self.vm.take();
         self.phase = Phase::Teardown;
-        let usual = self.history.as_ref().and_then(|history| history.of(Phase::Teardown));
+        let usual = self.history.as_ref().and_then(|history| history.of(Phase::Teardown.title()));
         self.screen.start(Phase::Teardown.title(), usual);
         let started = Instant::now();
         let evidence = self.collect_evidence(directory, verdict, vm.as_mut());
@@ -287,7 +287,7 @@ impl<'a> Session<'a> {
         let seconds = round(started.elapsed().as_secs_f64());
         let whole = verdict == Verdict::Verified && !self.keeps;
         if let (Ok(_), true, Some(history)) = (&result, whole, &mut self.history) {
-            history.note(Phase::Teardown, seconds, silent);
+            history.note(Phase::Teardown.title(), seconds, silent);
         }
         let report = PhaseReport { name: Phase::Teardown, status, seconds, limit_seconds: None, detail };
         self.report.phases.push(report);
