@@ -8,7 +8,6 @@ install -m 0644 "$here/host_key.pub" /etc/ssh/ssh_host_ed25519_key.pub
 home=$(getent passwd ubuntu | cut -d: -f6)
 install -o ubuntu -m 0600 "$here/user_key.pub" "$home/.ssh/authorized_keys"
 sync
-sleep 5
 systemctl restart ssh.service
 echo 'iot-xtask: keys taken' > /dev/console
 }

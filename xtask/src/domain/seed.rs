@@ -196,8 +196,6 @@ pub struct Thawed<'a> {
     pub login_user: &'a str,
     /// Seconds since the epoch, as this host has them.
     pub now: u64,
-    /// Whether the agent has work to do at once: sshd, whom nobody asks meanwhile, takes its keys some seconds later then.
-    pub works: bool,
 }
 
 impl Thawed<'_> {
@@ -209,10 +207,9 @@ impl Thawed<'_> {
              home=$(getent passwd {user} | cut -d: -f6)\n\
              install -o {user} -m 0600 \"$here/user_key.pub\" \"$home/.ssh/authorized_keys\"\n\
              sync\n\
-             {pause}systemctl restart ssh.service\n\
+             systemctl restart ssh.service\n\
              echo '{keys}' > /dev/console",
             user = self.login_user,
-            pause = if self.works { "sleep 5\n" } else { "" },
             keys = marker::KEYS,
         )
     }
@@ -252,7 +249,7 @@ mod tests {
             crate::golden::compare(&format!("seed-{name}"), &content);
         }
         crate::golden::compare("seed-provision.sh", &provision_script(None, None, true));
-        let thawed = Thawed { login_user: "ubuntu", now: 1_800_000_000, works: true };
+        let thawed = Thawed { login_user: "ubuntu", now: 1_800_000_000 };
         crate::golden::compare("seed-provision-thawed.sh", &provision_script(None, Some(thawed), true));
         let awaited = Seed { payload: Payload::Awaited, ..seed(None) };
         crate::golden::compare("seed-user-data-awaited", &awaited.files()[0].1);

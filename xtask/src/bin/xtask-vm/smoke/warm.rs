@@ -7,7 +7,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use xtask::arch::Accelerator;
-use xtask::cli::{Sabotage, SmokeArgs, Until};
+use xtask::cli::{Sabotage, SmokeArgs};
 use xtask::digest::Algorithm;
 use xtask::domain::seed::{Payload, Seed, Thawed, marker};
 use xtask::domain::{CONSOLE_SOCKET, RunFiles, xml};
@@ -71,8 +71,7 @@ impl Thaw<'_> {
         let (work, files, kept) = (session.run.work(), self.files, self.kept);
         let config = self.broker.agent_config();
         let now = SystemTime::now().duration_since(UNIX_EPOCH).context("this host's clock")?.as_secs();
-        let works = session.args.until == Until::End && matches!(self.subject, Subject::Agent(..));
-        let thawed = Thawed { login_user: &self.plan.image.login_user, now, works };
+        let thawed = Thawed { login_user: &self.plan.image.login_user, now };
         let thawed = Some((kept.layer.ingredients.payload_bytes, thawed, self.keys));
         let subject = self.subject.as_pair();
         let payload = media::Payload { subject, config: &config, sabotage: session.args.sabotage, thawed };
