@@ -36,6 +36,8 @@ pub const BROKER_SETTLE: Duration = Duration::from_millis(300);
 pub const WORKLOAD_ANSWER: Duration = Duration::from_secs(2);
 /// Until ssh has entered a guest; the network of an emulated one answers for it while nothing listens.
 pub const SSH_CONNECT: Duration = Duration::from_secs(60);
+/// Between two looks whether a machine that boots can be entered: each has its sshd start a process, when there is most to do.
+pub const SSH_AGAIN: Duration = Duration::from_secs(1);
 /// The pause between two attempts to register with something that is not there yet.
 pub const RETRY: Duration = Duration::from_millis(50);
 /// How often a terminal's spinner turns.

@@ -169,6 +169,7 @@ fn wait_for_ssh(
     let deadline = Instant::now() + limits::BARE_BOOT;
     let port = kept.machine.ssh_port.context("a machine that was just started")?;
     let ssh = tools::require("ssh")?;
+    let mut looked: Option<Instant> = None;
     loop {
         interrupt.check()?;
         console.read()?;
@@ -180,12 +181,16 @@ fn wait_for_ssh(
             return Err(Unavailable { error: "QEMU ended while the machine booted".to_owned(), hint }.into());
         }
         // Before the end of the boot sshd greets and lets nobody in (pam_nologin(8)).
-        if greets(port) {
+        let looks = looked.is_none_or(|last| last.elapsed() >= limits::SSH_AGAIN);
+        if looks && greets(port) {
             let mut arguments = kept.ssh()?;
             arguments.extend(["--", "true"].map(Into::into));
             if child::read(&ssh, &arguments, limits::SERVER_START, interrupt).is_ok() {
                 return Ok(());
             }
+        }
+        if looks {
+            looked = Some(Instant::now());
         }
         if Instant::now() > deadline {
             let hint = format!("cargo xtask vm console {} says how far it came", kept.machine.name);
