@@ -3,8 +3,9 @@
 //!
 //! Which library: bollard is kept, but speaks Docker's dialect, whose closed lists of states podman's answers leave (a whole
 //! listing is then lost over one container), and podman-api has had no release since 2022. hyper carries the requests; the few
-//! documents are here, with those fields alone that the agent reads; [`http`] carries the requests.
+//! documents are in [`documents`], with those fields alone that the agent reads; [`http`] carries the requests.
 
+mod documents;
 mod http;
 
 use std::collections::{BTreeMap, HashMap};
@@ -21,6 +22,7 @@ use serde_json::{Value, json};
 use tokio::io::AsyncReadExt as _;
 use tokio::time::sleep;
 
+pub use documents::{Image, Listed, ListedVolume};
 pub use http::Refused;
 use http::{Socket, empty, encoded, read};
 
@@ -40,56 +42,6 @@ const CHUNK: usize = 256 << 10;
 #[derive(Debug, Clone)]
 pub struct Podman {
     socket: Socket,
-}
-
-/// A container, as podman lists it.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
-pub struct Listed {
-    /// Its id.
-    pub id: String,
-    /// Its names; the first is its own.
-    #[serde(deserialize_with = "or_default")]
-    pub names: Vec<String>,
-    /// `created`, `running`, `exited`, …
-    pub state: String,
-    /// Of one that has ended.
-    pub exit_code: i32,
-    /// Its labels.
-    #[serde(deserialize_with = "or_default")]
-    pub labels: BTreeMap<String, String>,
-}
-
-/// A volume, as podman lists it.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
-#[derive(Default)]
-pub struct ListedVolume {
-    /// Its name.
-    pub name: String,
-    /// Its labels.
-    #[serde(deserialize_with = "or_default")]
-    pub labels: BTreeMap<String, String>,
-}
-
-/// An image that is here.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(rename_all = "PascalCase")]
-pub struct Image {
-    /// Its id.
-    pub id: String,
-    /// As Go names it: `arm64`, `amd64`.
-    #[serde(default)]
-    pub architecture: String,
-}
-
-/// Go writes an empty list as null.
-fn or_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
-where
-    D: serde::Deserializer<'de>,
-    T: Default + Deserialize<'de>,
-{
-    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
 impl Podman {
@@ -361,15 +313,6 @@ fn log_lines(mut raw: &[u8]) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn listings_are_read_with_gos_nulls_and_words_of_later_versions() {
-        let text = r#"[{"Id":"a","Names":["x"],"State":"running","Labels":{"k":"v"},"ExitCode":0,"New":1},
-                       {"Id":"b","Names":null,"State":"a-new-word","Labels":null,"ExitCode":137}]"#;
-        let listed: Vec<Listed> = read(text.as_bytes()).unwrap();
-        assert_eq!((listed[0].labels["k"].as_str(), listed[1].state.as_str()), ("v", "a-new-word"));
-        assert!(listed[1].names.is_empty());
-    }
 
     #[tokio::test(start_paused = true)]
     async fn a_socket_is_seen_as_soon_as_it_is_there() {
