@@ -188,12 +188,11 @@ impl Podman {
     pub async fn remove(&self, container: &Listed) -> Result<()> {
         let (id, patience) = (&container.id, ANSWER + Duration::from_secs(STOP_SECONDS));
         // A podman that ended while it stopped one leaves it so, running; before 4.4 it deletes such a one without ending it
-        // (podman#17040).
+        // (podman#17040). Where it does not stop, it is not deleted: nobody would know of it any more.
         if container.state == "stopping" {
             let stop = format!("/containers/{id}/stop?timeout={STOP_SECONDS}");
-            if let Err(error) = self.socket.call(Method::POST, &stop, empty(), patience).await {
-                tracing::debug!("container {id} did not stop: {error:#}");
-            }
+            let stopped = self.socket.call(Method::POST, &stop, empty(), patience).await;
+            found(stopped).with_context(|| format!("stop the container {id}"))?;
         }
         // Volumes that the image wants and nobody named; ours have names and stay.
         let path = format!("/containers/{id}?force=true&volumes=true&timeout={STOP_SECONDS}");

@@ -26,7 +26,7 @@ pub(super) fn run(command: &VmCommand) -> Result<()> {
                 && let [first, rest @ ..] = &**command
                 && kept::all(&cache).iter().any(|kept| kept.machine.name == *first)
             {
-                let rest = rest.iter().filter(|word| *word != "--").cloned().collect::<Vec<_>>().join(" ");
+                let rest = rest.strip_prefix(&["--".to_owned()]).unwrap_or(rest).join(" ");
                 let error = format!("vm exec takes its machine by a flag: --machine {first} -- {rest}");
                 return Err(Usage(error).into());
             }
