@@ -11,7 +11,7 @@ use crate::arch::VmArchitecture;
 use crate::digest::{Algorithm, Digest};
 
 /// Of what a layer is and of how it is made; whoever changes either makes it one more.
-pub const FORMAT: u32 = 4;
+pub const FORMAT: u32 = 5;
 
 /// The manifest's name in a layer's directory.
 pub const MANIFEST: &str = "layer.json";

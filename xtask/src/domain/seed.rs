@@ -107,7 +107,8 @@ impl Seed<'_> {
                     "sh",
                     "-c",
                     await_payload(),
-                    PREREQUISITES
+                    PREREQUISITES,
+                    READAHEAD
                 ]]);
             }
         }
@@ -129,13 +130,16 @@ fn network_config() -> serde_json::Value {
 /// What the agent's installer asks for first, so that it is in a layer, and no thawed machine fetches it with the clock of then.
 const PREREQUISITES: &str = include_str!("../../../agent/dist/prerequisites.sh");
 
+/// What a device has in memory once its containers run, and a layer's machine, which has run none, by this.
+const READAHEAD: &str = include_str!("../../../agent/dist/readahead.sh");
+
 /// The first boot to its end, and what the agent needs of packages; then the disk is looked at again and again, which costs nobody
 /// anything: the machine is frozen in this loop, and thawed with the content there. Who opens a disk that nobody has open reads it anew.
 /// The first line of the disk that is there for now is empty, and that of a FAT volume is not.
 fn await_payload() -> String {
     format!(
         "systemctl is-system-running --wait > /dev/null; cloud-init status --wait > /dev/null; \
-         said=$(sh -c \"$0\" 2>&1) || {{ echo \"{lacks} $(echo \"$said\" | tail -n 3 | tr '\\n' ' ')\" > /dev/console; exit 1; }}; \
+         said=$({{ sh -c \"$0\" && sh -c \"$1\"; }} 2>&1) || {{ echo \"{lacks} $(echo \"$said\" | tail -n 3 | tr '\\n' ' ')\" > /dev/console; exit 1; }}; \
          sync; echo '{idle}' > /dev/console; \
          until {{ read -r first < {PAYLOAD_DEVICE}; [ -n \"$first\" ]; }}; do sleep 0.1; done; {then}",
         idle = marker::IDLE,
@@ -254,7 +258,7 @@ mod tests {
         let awaited = Seed { payload: Payload::Awaited, ..seed(None) };
         crate::golden::compare("seed-user-data-awaited", &awaited.files()[0].1);
         assert!(
-            !await_payload().contains("${") && !PREREQUISITES.contains("${"),
+            ![&*await_payload(), PREREQUISITES, READAHEAD].iter().any(|script| script.contains("${")),
             "systemd-run would expand it"
         );
     }

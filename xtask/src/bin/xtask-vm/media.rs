@@ -21,7 +21,7 @@ use crate::interrupt::Interrupt;
 const OVERHEAD_BYTES: u64 = 2 << 20;
 
 /// What of `agent/dist` the installer installs or runs, and itself.
-const INSTALLED: [&str; 10] = [
+const INSTALLED: [&str; 12] = [
     "containers.conf",
     "install.sh",
     "iot-agent.service",
@@ -29,8 +29,10 @@ const INSTALLED: [&str; 10] = [
     "iot-agent.tmpfiles",
     "iot-podman.service",
     "iot-podman.socket",
+    "iot-readahead.service",
     "iot-user.conf",
     "prerequisites.sh",
+    "readahead.sh",
     "storage.conf",
 ];
 
