@@ -87,11 +87,11 @@ mod tests {
     fn what_an_emulator_does_not_know_it_is_not_told() {
         let tuned = || Cpu::resolve(VmArchitecture::Aarch64, Accelerator::Tcg, None);
         let known = |names: &[&str]| names.iter().map(ToString::to_string).collect::<Vec<_>>();
-        let all = known(&["pauth-impdef", "sve"]);
+        let all = known(&["pauth", "sve"]);
         assert_eq!(tuned().adjusted(&all, None), tuned());
         assert_eq!(tuned().adjusted(&known(&["sve"]), None).describe(), "max,sve=off");
         let steered = tuned().adjusted(&all, Some("max-arm-cpu.lpa2=off")).describe();
-        assert_eq!(steered, "max,pauth-impdef=on,lpa2=off,sve=off");
+        assert_eq!(steered, "max,pauth=off,lpa2=off,sve=off");
         let named = Cpu::resolve(VmArchitecture::Aarch64, Accelerator::Tcg, Some("pi5"));
         assert_eq!(named.clone().adjusted(&[], Some("max-arm-cpu.lpa2=off")), named);
     }
@@ -101,8 +101,8 @@ mod tests {
         use Accelerator::{Kvm, Tcg};
         use VmArchitecture::{Aarch64, X86_64};
         for (arch, accelerator, requested, expected) in [
-            (Aarch64, Tcg, None, "max,pauth-impdef=on,sve=off"),
-            (Aarch64, Tcg, Some("max"), "max,pauth-impdef=on,sve=off"),
+            (Aarch64, Tcg, None, "max,pauth=off,sve=off"),
+            (Aarch64, Tcg, Some("max"), "max,pauth=off,sve=off"),
             (Aarch64, Tcg, Some("pi5"), "cortex-a76"),
             (Aarch64, Tcg, Some("neoverse-n1"), "neoverse-n1"),
             (Aarch64, Kvm, None, "host"),

@@ -121,7 +121,7 @@ mod tests {
         {"return": {}}
         {"return": {"qemu": {"micro": 22, "minor": 2, "major": 7}, "package": "Debian"}, "id": "version"}
         {"return": [{"name": "cortex-a76", "typename": "x"}, {"name": "max"}], "id": "models"}
-        {"return": {"model": {"name": "max", "props": {"pauth-impdef": false, "sve": true}}}, "id": "max"}
+        {"return": {"model": {"name": "max", "props": {"pauth": true, "sve": true}}}, "id": "max"}
         {"timestamp": {}, "event": "SHUTDOWN"}{"return": {}}"#;
 
     #[test]
@@ -129,7 +129,7 @@ mod tests {
         let emulator = Emulator::from_answers(Path::new("/q"), ANSWERS).unwrap();
         assert_eq!((emulator.version.as_str(), emulator.release()), ("7.2.22", (7, 2)));
         assert_eq!(emulator.cpu_models, ["cortex-a76", "max"]);
-        assert_eq!(emulator.max_properties, ["pauth-impdef", "sve"]);
+        assert_eq!(emulator.max_properties, ["pauth", "sve"]);
         let profile = VmArchitecture::Aarch64.profile();
         assert!(emulator.has_model(profile, "pi5") && !emulator.has_model(profile, "pi4"));
         let refused = emulator.check_cpu(profile, Accelerator::Tcg, "cortex-a99").unwrap_err().0;

@@ -50,7 +50,7 @@ fn emulator(version: &str) -> Emulator {
         path: "/usr/bin/qemu-system-aarch64".into(),
         version: version.into(),
         cpu_models: names(&["cortex-a76", "max"]),
-        max_properties: names(&["pauth-impdef", "sve"]),
+        max_properties: names(&["pauth", "sve"]),
     }
 }
 

@@ -77,7 +77,7 @@ fn newer_qemu(os: &Os) -> Option<&'static str> {
     }
 }
 
-/// Without `pauth-impdef` an emulated `max` computes the architected pointer authentication, which doubles a boot's time.
+/// An emulated `max` without these switches computes pointer authentication, which doubles a boot's time, and SVE.
 fn untuned(facts: &Facts, emulator: &Emulator) -> Option<Finding> {
     let tuned = &facts.arch.profile().tcg_cpu;
     let wanted = tuned.globals.iter().filter_map(|global| global.split(['.', '=']).nth(1));
@@ -87,8 +87,10 @@ fn untuned(facts: &Facts, emulator: &Emulator) -> Option<Finding> {
     if missing.is_empty() {
         return None;
     }
-    let sentence =
-        format!("this QEMU's max CPU has no {}, without which it emulates slowly", missing.join(" and no "));
+    let sentence = format!(
+        "this QEMU's max CPU has no switch for {}, without which it emulates slowly",
+        missing.join(" and none for ")
+    );
     let evidence = format!("QEMU {}, query-cpu-model-expansion", emulator.version);
     Some(Finding::degrades("emulator-cpu", sentence, evidence, Remedy::manual("install QEMU 6.0 or newer")))
 }
