@@ -20,7 +20,7 @@ pub mod marker {
     pub const DONE: &str = "iot-xtask: provision done";
     /// It is not; the reason follows.
     pub const FAILED: &str = "iot-xtask: provision failed:";
-    /// A layer's machine has not got what the agent needs of packages; the reason follows.
+    /// A layer's machine has not got what the agent needs; the reason follows.
     pub const LACKS: &str = "iot-xtask: prerequisites failed:";
     /// A thawed machine's clock is this host's; by how many seconds it was behind follows.
     pub const CLOCK: &str = "iot-xtask: clock was behind by";
@@ -100,16 +100,10 @@ impl Seed<'_> {
             }
             // In memory alone: nothing of it outlives the power cut, and cloud-init does not wait for it.
             Payload::Awaited => {
-                document["runcmd"] = json!([[
-                    "systemd-run",
-                    "--quiet",
-                    "--unit=iot-payload",
-                    "sh",
-                    "-c",
-                    await_payload(),
-                    PREREQUISITES,
-                    READAHEAD
-                ]]);
+                let file = |(name, content): &(&str, &str)| json!({ "path": format!("{PREREQUISITES_DIRECTORY}/{name}"), "content": content });
+                document["write_files"] = PREREQUISITES.iter().map(file).collect();
+                document["runcmd"] =
+                    json!([["systemd-run", "--quiet", "--unit=iot-payload", "sh", "-c", await_payload()]]);
             }
         }
         if self.sabotage == Some(Sabotage::KernelPanic) {
@@ -127,21 +121,34 @@ fn network_config() -> serde_json::Value {
     })
 }
 
-/// What the agent's installer asks for first, so that it is in a layer, and no thawed machine fetches it with the clock of then.
-const PREREQUISITES: &str = include_str!("../../../agent/dist/prerequisites.sh");
+/// What the agent's installer asks for first, with the files that it needs: done in a layer once, so that no thawed machine fetches
+/// packages with the clock of then, or waits for podman's first start.
+const PREREQUISITES: [(&str, &str); 9] = [
+    ("prerequisites.sh", include_str!("../../../agent/dist/prerequisites.sh")),
+    ("iot-agent.sysusers", include_str!("../../../agent/dist/iot-agent.sysusers")),
+    ("iot-agent.tmpfiles", include_str!("../../../agent/dist/iot-agent.tmpfiles")),
+    ("iot-podman.socket", include_str!("../../../agent/dist/iot-podman.socket")),
+    ("iot-podman.service", include_str!("../../../agent/dist/iot-podman.service")),
+    ("iot-user.conf", include_str!("../../../agent/dist/iot-user.conf")),
+    ("containers.conf", include_str!("../../../agent/dist/containers.conf")),
+    ("storage.conf", include_str!("../../../agent/dist/storage.conf")),
+    ("readahead.sh", include_str!("../../../agent/dist/readahead.sh")),
+];
+/// Where they are, while the machine is up.
+const PREREQUISITES_DIRECTORY: &str = "/run/iot-prerequisites";
 
-/// What a device has in memory once its containers run, and a layer's machine, which has run none, by this.
-const READAHEAD: &str = include_str!("../../../agent/dist/readahead.sh");
-
-/// The first boot to its end, and what the agent needs of packages; then the disk is looked at again and again, which costs nobody
-/// anything: the machine is frozen in this loop, and thawed with the content there. Who opens a disk that nobody has open reads it anew.
-/// The first line of the disk that is there for now is empty, and that of a FAT volume is not.
+/// The first boot to its end, and what the agent needs: podman answers, and is in memory. Then the disk is looked at again and again, which
+/// costs nobody anything: the machine is frozen in this loop, and thawed with the content there. Who opens a disk that nobody has open reads
+/// it anew. The first line of the disk that is there for now is empty, and that of a FAT volume is not.
 fn await_payload() -> String {
     format!(
         "systemctl is-system-running --wait > /dev/null; cloud-init status --wait > /dev/null; \
-         said=$({{ sh -c \"$0\" && sh -c \"$1\"; }} 2>&1) || {{ echo \"{lacks} $(echo \"$said\" | tail -n 3 | tr '\\n' ' ')\" > /dev/console; exit 1; }}; \
+         said=$({{ sh {directory}/prerequisites.sh && systemctl start user@$(id -u iot-agent).service \
+         && podman --url unix:///run/iot-agent/podman.sock version && sh {directory}/readahead.sh; }} 2>&1) \
+         || {{ echo \"{lacks} $(echo \"$said\" | tail -n 3 | tr '\\n' ' ')\" > /dev/console; exit 1; }}; \
          sync; echo '{idle}' > /dev/console; \
          until {{ read -r first < {PAYLOAD_DEVICE}; [ -n \"$first\" ]; }}; do sleep 0.1; done; {then}",
+        directory = PREREQUISITES_DIRECTORY,
         idle = marker::IDLE,
         lacks = marker::LACKS,
         then = mount_and_provision(PAYLOAD_DEVICE),
@@ -257,10 +264,7 @@ mod tests {
         crate::golden::compare("seed-provision-thawed.sh", &provision_script(None, Some(thawed), true));
         let awaited = Seed { payload: Payload::Awaited, ..seed(None) };
         crate::golden::compare("seed-user-data-awaited", &awaited.files()[0].1);
-        assert!(
-            ![&*await_payload(), PREREQUISITES, READAHEAD].iter().any(|script| script.contains("${")),
-            "systemd-run would expand it"
-        );
+        assert!(!await_payload().contains("${"), "systemd-run would expand it");
     }
 
     #[test]

@@ -257,14 +257,14 @@ impl RunningVm {
     }
 }
 
-/// What the agent needs of packages is in a layer.
+/// What the agent needs and is not the agent is in a layer.
 fn lacks_nothing(console: &Console) -> Result<()> {
     let Some((_, reason)) = console.line_with(marker::LACKS).and_then(|line| line.split_once(marker::LACKS))
     else {
         return Ok(());
     };
-    let hint = "agent/dist/prerequisites.sh asks the distribution's mirror for packages that the image lacks: run again, or --cold to \
-                see the installer fail";
+    let hint = "agent/dist/prerequisites.sh did not end well in the guest: run again where the distribution's mirror did not answer, or \
+                --cold to see the installer fail";
     let error = format!("the guest did not get what the agent needs:{reason}");
     Err(Unavailable { error, hint: hint.to_owned() }.into())
 }
