@@ -53,9 +53,9 @@ pub const AFTER_KILL: Duration = Duration::from_secs(30);
 /// For so long where the kill came as the power was to be cut anyway, and the smoke goes on to its verdict.
 pub const AFTER_KILL_TO_VERDICT: Duration = Duration::from_secs(300);
 /// A soak kills within this time after a smoke's start: from preflight to well into the power cut.
-pub const KILL_WINDOW: Duration = Duration::from_secs(150);
+pub const KILL_WINDOW: Duration = Duration::from_secs(100);
 /// The same where the machine comes out of a warm layer.
-pub const WARM_KILL_WINDOW: Duration = Duration::from_secs(70);
+pub const WARM_KILL_WINDOW: Duration = Duration::from_secs(45);
 /// How long a program may take to say what it is.
 pub const PROBE: Duration = Duration::from_secs(10);
 /// What `preflight` may take for both architectures, where it has been called before; `bench preflight` measures it.
@@ -74,6 +74,13 @@ pub const SHUTDOWN: Duration = Duration::from_secs(180);
 pub const LAYER_MADE: Duration = Duration::from_secs(3600);
 /// One bare boot of a bench.
 pub const BARE_BOOT: Duration = Duration::from_secs(900);
+/// Until a bench's QEMU has answered, or said that something happened. Linux takes 5 s to let a PCI Express device go.
+pub const QMP_ANSWER: Duration = Duration::from_secs(30);
+/// Until a guest of a bench has got an agent.
+pub const DELIVERY: Duration = Duration::from_secs(120);
+/// What another way to deliver it must save. A disk needs no network, no server that other users of the host reach, and no secret
+/// against them, although a payload has the run's keys and logins in it; a network would need all of that.
+pub const WORTH_ANOTHER_DELIVERY: Duration = Duration::from_millis(200);
 
 /// Until a publisher's host has taken a connection.
 pub const PUBLISHER_CONNECT: Duration = Duration::from_secs(20);

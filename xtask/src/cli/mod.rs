@@ -180,6 +180,8 @@ pub enum Subject {
     /// rejoin; and what the front door takes to be compiled and to start. All in turn, against what is promised of it
     #[default]
     Claims,
+    /// How a new agent gets into a guest that is up: the way of a warm smoke against a disk plugged in, HTTP and ssh
+    Delivery,
     /// A download from loopback, against curl | tee | sha256sum
     Fetch,
     /// The check of this machine and the rehearsal, against what they may take

@@ -74,7 +74,7 @@ impl Keys {
     }
 
     /// The arguments that lead into the guest behind `port`.
-    fn arguments(&self, port: u16) -> Vec<OsString> {
+    pub(crate) fn arguments(&self, port: u16) -> Vec<OsString> {
         kept::ssh_arguments(&self.directory, &self.login_user, port)
     }
 

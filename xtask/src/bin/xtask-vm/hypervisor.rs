@@ -184,7 +184,7 @@ impl Drop for Machine {
 }
 
 /// The value in QEMU's reply, or its error.
-fn returned(answer: &str) -> Result<Value> {
+pub(crate) fn returned(answer: &str) -> Result<Value> {
     let mut answer: Value = serde_json::from_str(answer).context("parse its answer")?;
     match answer.get_mut("return") {
         Some(value) => Ok(value.take()),
@@ -226,7 +226,7 @@ fn on_one_processor<T>(call: impl FnOnce() -> T) -> T {
 }
 
 /// The row `TCP[HOST_FORWARD]  14  127.0.0.1 37787  10.0.2.15  22 …` of `info usernet`.
-fn forwarded_port(table: &str, guest_port: u16) -> Result<u16> {
+pub(crate) fn forwarded_port(table: &str, guest_port: u16) -> Result<u16> {
     let wanted = guest_port.to_string();
     for line in table.lines() {
         let words: Vec<_> = line.split_whitespace().collect();

@@ -3,6 +3,7 @@
 //! key there (on aarch64 5 s), which a smoke spares.
 
 use std::ffi::OsString;
+use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -61,97 +62,126 @@ pub(super) struct Bare<'a> {
     pub(super) cpu: &'a str,
 }
 
+/// One that has started.
+pub(super) struct Started {
+    pub(super) qemu: Child,
+    pub(super) keys: Keys,
+    files: RunFiles,
+    at: Instant,
+}
+
 impl Bare<'_> {
     /// Seconds from QEMU's start to cloud-init's last line.
     pub(super) fn boot(&self, interrupt: &Interrupt, screen: &mut Screen) -> Result<f64> {
+        self.in_a_run(screen, |run, screen| {
+            let started = self.start(run, "user,id=net0,ipv6=off", Vec::new(), interrupt)?;
+            let seconds = started.until_finished(interrupt, screen)?;
+            started.qemu.stop()?;
+            Ok(seconds)
+        })
+    }
+
+    /// With a directory that the next run collects, if this one dies.
+    pub(super) fn in_a_run<T>(
+        &self,
+        screen: &mut Screen,
+        body: impl FnOnce(&RunDir, &mut Screen) -> Result<T>,
+    ) -> Result<T> {
         let (run, collected) = RunDir::create(self.cache)?;
         for dead in collected {
             screen.line(&dead.to_string());
         }
-        let seconds = bare_boot_in(&run, self, interrupt, screen);
+        let outcome = body(&run, screen);
         run.clean()?;
-        seconds
+        outcome
+    }
+
+    /// Its first boot begins; with this network (`-netdev`), and with more arguments.
+    pub(super) fn start(
+        &self,
+        run: &RunDir,
+        network: &str,
+        more: Vec<String>,
+        interrupt: &Interrupt,
+    ) -> Result<Started> {
+        let Bare { plan, image, .. } = *self;
+        let work = run.work();
+        let keys = Keys::make(&work, &plan.image.login_user, interrupt)?;
+        let files = RunFiles::of_run(&work, run.path().join("console.log"))?;
+        let seed = Seed {
+            instance_id: run.id(),
+            login_user: &plan.image.login_user,
+            authorized_key: &keys.user_public,
+            host_private_key: &keys.host_private,
+            host_public_key: &keys.host_public,
+            sabotage: None,
+            payload: Payload::Never,
+        };
+        media::make_seed(&files.seed, &seed, &work, interrupt)?;
+        make_writable_files(plan, &files, &image.base(), interrupt)?;
+        write_private(&files.console_log, "")?;
+        let mut arguments = self.arguments(&files, network);
+        arguments.extend(more);
+        let arguments = arguments.into_iter().map(OsString::from).collect();
+        let log = work.join("qemu.log");
+        let job = Job { program: &plan.emulator, arguments, log, environment: Vec::new() };
+        let at = Instant::now();
+        Ok(Started { qemu: Child::start(&job)?, keys, files, at })
+    }
+
+    fn arguments(&self, files: &RunFiles, network: &str) -> Vec<String> {
+        let plan = self.plan;
+        let profile = plan.spec.architecture.profile();
+        let mut words = vec![
+            "-machine".to_owned(),
+            profile.machine_type.to_owned(),
+            "-accel".to_owned(),
+            plan.accelerator.to_string(),
+            "-cpu".to_owned(),
+            self.cpu.to_owned(),
+            "-smp".to_owned(),
+            plan.spec.vcpus.to_string(),
+            "-m".to_owned(),
+            plan.spec.memory_mib.to_string(),
+        ];
+        let flash = |path: &Path, how: &str| format!("if=pflash,format=raw,{how}file={}", path.display());
+        words.extend(["-drive".to_owned(), flash(&plan.firmware.code, "readonly=on,")]);
+        words.extend(["-drive".to_owned(), flash(&files.nvram, "")]);
+        let disk = format!("if=virtio,format=qcow2,cache=none,file={}", files.overlay.display());
+        let seed = format!("if=virtio,format=raw,readonly=on,file={}", files.seed.display());
+        words.extend(["-drive".to_owned(), disk, "-drive".to_owned(), seed]);
+        words.extend(["-netdev".to_owned(), network.to_owned()]);
+        words.extend(["-device".to_owned(), format!("virtio-net-pci,netdev=net0,mac={GUEST_MAC},romfile=")]);
+        words.extend(["-display", "none", "-monitor", "none", "-serial"].map(str::to_owned));
+        words.push(format!("file:{}", files.console_log.display()));
+        words
     }
 }
 
-fn bare_boot_in(run: &RunDir, bare: &Bare<'_>, interrupt: &Interrupt, screen: &mut Screen) -> Result<f64> {
-    let Bare { plan, image, cpu, .. } = *bare;
-    let work = run.work();
-    let keys = Keys::make(&work, &plan.image.login_user, interrupt)?;
-    let files = RunFiles::of_run(&work, run.path().join("console.log"))?;
-    let seed = Seed {
-        instance_id: run.id(),
-        login_user: &plan.image.login_user,
-        authorized_key: &keys.user_public,
-        host_private_key: &keys.host_private,
-        host_public_key: &keys.host_public,
-        sabotage: None,
-        payload: Payload::Never,
-    };
-    media::make_seed(&files.seed, &seed, &work, interrupt)?;
-    make_writable_files(plan, &files, &image.base(), interrupt)?;
-    write_private(&files.console_log, "")?;
-    let arguments = bare_arguments(plan, &files, cpu);
-    let job = Job { program: &plan.emulator, arguments, log: work.join("qemu.log"), environment: Vec::new() };
-    let started = Instant::now();
-    let qemu = Child::start(&job)?;
-    let seconds = wait_for_cloud_init(&qemu, &files, started, interrupt, screen);
-    qemu.stop()?;
-    seconds
-}
-
-fn wait_for_cloud_init(
-    qemu: &Child,
-    files: &RunFiles,
-    started: Instant,
-    interrupt: &Interrupt,
-    screen: &mut Screen,
-) -> Result<f64> {
-    let mut console = Console::new(&files.console_log);
-    loop {
-        interrupt.check()?;
-        console.read()?;
-        if console.line_with(marker::CLOUD_INIT_FINISHED).is_some() {
-            return Ok(started.elapsed().as_secs_f64());
+impl Started {
+    /// Seconds from QEMU's start to cloud-init's last line.
+    pub(super) fn until_finished(&self, interrupt: &Interrupt, screen: &mut Screen) -> Result<f64> {
+        let mut console = Console::new(&self.files.console_log);
+        loop {
+            interrupt.check()?;
+            console.read()?;
+            if console.line_with(marker::CLOUD_INIT_FINISHED).is_some() {
+                return Ok(self.at.elapsed().as_secs_f64());
+            }
+            if let Some(fault) = console.fault() {
+                bail!("the bare boot: {}", fault.what);
+            }
+            ensure!(
+                self.qemu.ended()?.is_none(),
+                "the bare boot: QEMU ended; the console is {}",
+                self.files.console_log.display()
+            );
+            ensure!(
+                self.at.elapsed() < limits::BARE_BOOT,
+                "the bare boot: cloud-init has not finished in time"
+            );
+            screen.alive(console.last());
+            std::thread::sleep(limits::POLL);
         }
-        if let Some(fault) = console.fault() {
-            bail!("the bare boot: {}", fault.what);
-        }
-        ensure!(
-            qemu.ended()?.is_none(),
-            "the bare boot: QEMU ended; the console is {}",
-            files.console_log.display()
-        );
-        ensure!(started.elapsed() < limits::BARE_BOOT, "the bare boot: cloud-init has not finished in time");
-        screen.alive(console.last());
-        std::thread::sleep(limits::POLL);
     }
-}
-
-fn bare_arguments(plan: &Plan, files: &RunFiles, cpu: &str) -> Vec<OsString> {
-    let profile = plan.spec.architecture.profile();
-    let mut words = vec![
-        "-machine".to_owned(),
-        profile.machine_type.to_owned(),
-        "-accel".to_owned(),
-        plan.accelerator.to_string(),
-        "-cpu".to_owned(),
-        cpu.to_owned(),
-        "-smp".to_owned(),
-        plan.spec.vcpus.to_string(),
-        "-m".to_owned(),
-        plan.spec.memory_mib.to_string(),
-    ];
-    let flash =
-        |path: &std::path::Path, how: &str| format!("if=pflash,format=raw,{how}file={}", path.display());
-    words.extend(["-drive".to_owned(), flash(&plan.firmware.code, "readonly=on,")]);
-    words.extend(["-drive".to_owned(), flash(&files.nvram, "")]);
-    let disk = format!("if=virtio,format=qcow2,cache=none,file={}", files.overlay.display());
-    let seed = format!("if=virtio,format=raw,readonly=on,file={}", files.seed.display());
-    words.extend(["-drive".to_owned(), disk, "-drive".to_owned(), seed]);
-    words.extend(["-netdev".to_owned(), "user,id=net0,ipv6=off".to_owned()]);
-    words.extend(["-device".to_owned(), format!("virtio-net-pci,netdev=net0,mac={GUEST_MAC},romfile=")]);
-    words.extend(["-display", "none", "-monitor", "none", "-serial"].map(str::to_owned));
-    words.push(format!("file:{}", files.console_log.display()));
-    words.into_iter().map(OsString::from).collect()
 }

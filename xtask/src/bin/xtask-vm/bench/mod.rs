@@ -2,6 +2,7 @@
 
 mod bare;
 mod claims;
+mod delivery;
 mod fetch;
 mod footprint;
 mod image;
@@ -30,6 +31,7 @@ pub(crate) fn run(workspace: &Workspace, args: &BenchArgs, voice: Voice) -> Resu
     let interrupt = Interrupt::install()?;
     let measured = match args.subject {
         Subject::Claims => claims::run(workspace, args, voice, &interrupt),
+        Subject::Delivery => delivery::run(workspace, args, voice, &interrupt),
         Subject::Fetch => fetch::run(args, voice, &interrupt),
         Subject::Footprint => footprint::run(workspace, args, voice, &interrupt),
         Subject::Image => image::run(args, voice, &interrupt),

@@ -1,0 +1,133 @@
+//! The guest of `bench delivery`: bare QEMU with a disk that has nothing on it yet, a free slot for another one, and a monitor; and
+//! commands in it that wait for what they are to get.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use serde_json::json;
+use xtask::host::tools;
+use xtask::limits;
+use xtask::paths::write_private;
+use xtask::run_dir::RunDir;
+
+use super::super::bare::{Bare, Started};
+use super::qmp::Qmp;
+use crate::child::{Child, Job};
+use crate::guest::Keys;
+use crate::hypervisor::forwarded_port;
+use crate::interrupt::Interrupt;
+use crate::media;
+use crate::screen::Screen;
+
+/// Where the guest puts what it got.
+pub(super) const DELIVERED: &str = "/run/delivered";
+
+/// A guest that is up, and what it is to get.
+pub(super) struct Guest<'a> {
+    /// The content, in a file.
+    pub(super) full: PathBuf,
+    /// The disk that is there.
+    pub(super) there: PathBuf,
+    log: PathBuf,
+    /// Ends with this value.
+    _qemu: Child,
+    pub(super) qmp: PathBuf,
+    pub(super) keys: Keys,
+    pub(super) port: u16,
+    pub(super) content: &'a [u8],
+    pub(super) interrupt: &'a Interrupt,
+}
+
+impl<'a> Guest<'a> {
+    pub(super) fn boot(
+        bare: &Bare<'_>,
+        run: &RunDir,
+        content: &'a [u8],
+        interrupt: &'a Interrupt,
+        screen: &mut Screen,
+    ) -> Result<Self> {
+        let work = run.work();
+        let (qmp, log) = (work.join("qmp.sock"), work.join("waiting.log"));
+        let (there, full) = (work.join("there.img"), work.join("full.img"));
+        media::make_blank(&there, content.len() as u64)?;
+        write_private(&full, content)?;
+        let more = [
+            "-qmp".to_owned(),
+            format!("unix:{},server=on,wait=off", qmp.display()),
+            "-drive".to_owned(),
+            format!("if=virtio,format=raw,readonly=on,cache=none,file={}", there.display()),
+            "-device".to_owned(),
+            "pcie-root-port,id=free,chassis=1".to_owned(),
+            "-blockdev".to_owned(),
+            format!(
+                "driver=raw,node-name=late,read-only=on,cache.direct=on,file.driver=file,file.filename={}",
+                full.display()
+            ),
+        ];
+        let network = "user,id=net0,ipv6=off,hostfwd=tcp:127.0.0.1:0-:22";
+        let started = bare.start(run, network, more.to_vec(), interrupt)?;
+        started.until_finished(interrupt, screen)?;
+        let table =
+            Qmp::connect(&qmp)?.ask("human-monitor-command", &json!({ "command-line": "info usernet" }))?;
+        let port = forwarded_port(table.as_str().context("QEMU prints its user network")?, 22)?;
+        let Started { qemu, keys, .. } = started;
+        Ok(Self { full, there, log, _qemu: qemu, qmp, keys, port, content, interrupt })
+    }
+
+    pub(super) fn root(&self, command: &str) -> Result<String> {
+        self.keys.run_as_root(self.port, command, limits::DELIVERY)
+    }
+
+    /// The guest runs `source`, whose output is what is delivered; returns when it has begun to.
+    pub(super) fn waiting(&self, source: &str) -> Result<Waiting<'_>> {
+        write_private(&self.log, "")?;
+        let mut arguments = self.keys.arguments(self.port);
+        let limit = limits::DELIVERY.as_secs();
+        let script = format!("echo {READY}; {{ {source}; }} > {DELIVERED}; echo {DONE}");
+        arguments.push(format!("sudo -n timeout {limit} bash -c '{script}'").into());
+        let ssh = tools::require("ssh")?;
+        let job = Job { program: &ssh, arguments, log: self.log.clone(), environment: Vec::new() };
+        let waiting = Waiting { child: Child::start(&job)?, log: &self.log, interrupt: self.interrupt };
+        waiting.until(READY)?;
+        Ok(waiting)
+    }
+}
+
+/// What such a command says before and after.
+const READY: &str = "ready";
+const DONE: &str = "done";
+
+/// A command in the guest that waits for what it is to get.
+pub(super) struct Waiting<'a> {
+    child: Child,
+    log: &'a Path,
+    interrupt: &'a Interrupt,
+}
+
+impl Waiting<'_> {
+    /// Waits until it says that it has it.
+    pub(super) fn delivered(&self) -> Result<()> {
+        self.until(DONE)
+    }
+
+    fn until(&self, word: &str) -> Result<()> {
+        while !self.said()?.lines().any(|line| line == word) {
+            self.look()?;
+        }
+        Ok(())
+    }
+
+    /// A pause, unless it has ended.
+    pub(super) fn look(&self) -> Result<()> {
+        self.interrupt.check()?;
+        if self.child.ended()?.is_some() && !self.said()?.lines().any(|line| line == DONE) {
+            bail!("the guest has not got it; it said {:?}", self.said()?);
+        }
+        std::thread::sleep(limits::CHILD_POLL);
+        Ok(())
+    }
+
+    fn said(&self) -> Result<String> {
+        std::fs::read_to_string(self.log).with_context(|| format!("read {}", self.log.display()))
+    }
+}

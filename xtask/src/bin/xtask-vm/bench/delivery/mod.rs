@@ -1,0 +1,289 @@
+//! `cargo xtask bench delivery`: how a new agent gets into a guest that is up already, which is what a warm smoke does first. Four
+//! ways in turn, under bare QEMU: ours, a disk that was there all the time and has content now; a disk that is plugged in; HTTP over
+//! the user network; ssh. A way's seconds are this host's, from when it could begin until the guest says that it has all of the
+//! executable in memory. The guest waits ready for each but for ssh, whose daemon does; what came is compared by its digest.
+
+mod guest;
+mod qmp;
+
+use std::fs::File;
+use std::io::{BufRead as _, BufReader, ErrorKind, Write as _};
+use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream};
+use std::os::unix::fs::FileExt as _;
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use rustix::net::{AddressFamily, SocketType, bind, ipproto, listen, socket};
+use serde_json::json;
+use xshell::Shell;
+use xtask::agent_build;
+use xtask::cli::{BenchArgs, BuildArgs, Voice};
+use xtask::digest::Algorithm;
+use xtask::exit::Diagnosis;
+use xtask::host::tools;
+use xtask::limits;
+use xtask::paths::Cache;
+use xtask::report::{human_bytes, round};
+use xtask::workspace::Workspace;
+
+use super::bare::{Bare, prepare};
+use super::{Scratch, median};
+use crate::history::timed;
+use crate::interrupt::Interrupt;
+use crate::screen::Screen;
+use guest::{DELIVERED, Guest};
+use qmp::Qmp;
+
+/// The disk that is there, behind the guest's own and its seed.
+const THERE: &str = "/dev/vdc";
+/// The one that is plugged in.
+const PLUGGED: &str = "/dev/vdd";
+/// This host, as the guest's user network has it (QEMU, "Network emulation").
+const HOST: &str = "10.0.2.2";
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// What a warm smoke does.
+    Disk,
+    HotPlug,
+    Http,
+    Ssh,
+}
+
+const WAYS: [Way; 4] = [Way::Disk, Way::HotPlug, Way::Http, Way::Ssh];
+
+impl Way {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Disk => "disk that is there",
+            Self::HotPlug => "disk that is plugged in",
+            Self::Http => "HTTP over the user network",
+            Self::Ssh => "ssh",
+        }
+    }
+}
+
+pub(super) fn run(
+    workspace: &Workspace,
+    args: &BenchArgs,
+    voice: Voice,
+    interrupt: &Interrupt,
+) -> Result<()> {
+    let cache = Cache::from_env()?;
+    // Nobody else measures meanwhile.
+    let _scratch = Scratch::new(&cache, interrupt)?;
+    let mut screen = Screen::new(voice);
+    let shell = Shell::new().context("start a shell of commands")?;
+    let build = BuildArgs { arch: args.arch, profile: "release".to_owned() };
+    let agent = agent_build::build(&shell, workspace, &build)?;
+    let mut content = agent.content;
+    // A disk is made of sectors.
+    content.resize(content.len().next_multiple_of(4096), 0);
+    let (plan, image, user) = prepare(workspace, args, &cache, interrupt, &mut screen)?;
+    let cpu = plan.cpu().describe();
+    let bare = Bare { cache: &cache, plan: &plan, image: &image, cpu: &cpu };
+    let kind = format!("bench-{}", args.arch);
+    let seconds = bare.in_a_run(&mut screen, |run, screen| {
+        let guest = timed((&cache, screen), (&kind, "delivery boot"), "boot", |screen| {
+            Ok((Guest::boot(&bare, run, &content, interrupt, screen)?, "bare QEMU".to_owned()))
+        })?;
+        guest.measure(args.rounds, (&cache, screen), &kind)
+    })?;
+    user.clean()?;
+    conclude(args, content.len(), &seconds)
+}
+
+impl Guest<'_> {
+    /// Each way in turn, in each round; once before, so that no way pays for what is read the first time.
+    fn measure(
+        &self,
+        rounds: u32,
+        (cache, screen): (&Cache, &mut Screen),
+        kind: &str,
+    ) -> Result<Vec<(Way, Vec<f64>)>> {
+        let mut all: Vec<_> = WAYS.map(|way| (way, Vec::new())).into();
+        for number in 0..=rounds {
+            for (way, seconds) in &mut all {
+                let known_as = format!("delivery by {}", way.name());
+                let took = timed((cache, &mut *screen), (kind, &known_as), "deliver", |_| {
+                    let took = self.deliver(*way)?;
+                    Ok((took, format!("round {number}: {} {took:.2} s", way.name())))
+                })?;
+                if number > 0 {
+                    seconds.push(took);
+                }
+            }
+        }
+        Ok(all)
+    }
+
+    fn deliver(&self, way: Way) -> Result<f64> {
+        let seconds = match way {
+            Way::Disk => self.by_disk(),
+            Way::HotPlug => self.by_plugging(),
+            Way::Http => self.by_http(),
+            Way::Ssh => self.by_ssh(),
+        };
+        let seconds = seconds.with_context(|| format!("deliver by {}", way.name()))?;
+        let said = self.root(&format!("sha256sum {DELIVERED}"))?;
+        self.root(&format!("rm {DELIVERED}"))?;
+        came(&said, self.content).with_context(|| format!("deliver by {}", way.name()))?;
+        Ok(seconds)
+    }
+
+    fn by_disk(&self) -> Result<f64> {
+        // As in a layer's seed.
+        let wait = format!("until {{ read -r first < {THERE}; [ -n \"$first\" ]; }}; do sleep 0.1; done");
+        let waiting = self.waiting(&format!("{wait}; cat {THERE}"))?;
+        let disk = File::options().write(true).open(&self.there).context("open the guest's disk")?;
+        let started = Instant::now();
+        disk.write_all_at(self.content, 0).context("write the guest's disk")?;
+        waiting.delivered()?;
+        let seconds = started.elapsed().as_secs_f64();
+        let mut blank = vec![0; self.content.len()];
+        blank[0] = b'\n';
+        disk.write_all_at(&blank, 0).context("blank the guest's disk")?;
+        Ok(seconds)
+    }
+
+    fn by_plugging(&self) -> Result<f64> {
+        let mut qmp = Qmp::connect(&self.qmp)?;
+        let waiting = self.waiting(&format!("until [ -b {PLUGGED} ]; do sleep 0.1; done; cat {PLUGGED}"))?;
+        let device = json!({ "driver": "virtio-blk-pci", "id": "late", "drive": "late", "bus": "free" });
+        let started = Instant::now();
+        qmp.ask("device_add", &device)?;
+        waiting.delivered()?;
+        let seconds = started.elapsed().as_secs_f64();
+        qmp.ask("device_del", &json!({ "id": "late" }))?;
+        qmp.until("DEVICE_DELETED")?;
+        Ok(seconds)
+    }
+
+    fn by_http(&self) -> Result<f64> {
+        // Who asks for it is refused until there is something: no connection outlives a freeze, so that a thawed guest makes one, too.
+        let socket = socket(AddressFamily::INET, SocketType::STREAM, Some(ipproto::TCP))?;
+        bind(&socket, &SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0)).context("take a port of loopback")?;
+        let listener = TcpListener::from(socket);
+        let port = listener.local_addr().context("take a port of loopback")?.port();
+        // bash reads the header's lines byte by byte, and leaves what follows to cat; no client of a distribution's starts faster.
+        let waiting = self.waiting(&format!(
+            "until {{ exec 3<>/dev/tcp/{HOST}/{port}; }} 2> /dev/null; do sleep 0.1; done; \
+             printf \"GET / HTTP/1.0\\r\\n\\r\\n\" >&3; \
+             while read -r line <&3 && [ ${{#line}} -gt 1 ]; do :; done; cat <&3"
+        ))?;
+        let started = Instant::now();
+        listen(&listener, 1).context("listen on loopback")?;
+        listener.set_nonblocking(true).context("listen on loopback")?;
+        let stream = loop {
+            match listener.accept() {
+                Ok((stream, _)) => break stream,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => waiting.look()?,
+                Err(error) => return Err(error).context("accept the guest's connection"),
+            }
+        };
+        self.answer(&stream).context("answer the guest")?;
+        drop(stream);
+        waiting.delivered()?;
+        Ok(started.elapsed().as_secs_f64())
+    }
+
+    /// As a server of HTTP/1.0 does (RFC 1945): the end of the connection is that of the content.
+    fn answer(&self, mut stream: &TcpStream) -> Result<()> {
+        stream.set_nonblocking(false)?;
+        stream.set_read_timeout(Some(limits::QMP_ANSWER))?;
+        stream.set_write_timeout(Some(limits::DELIVERY))?;
+        let mut request = BufReader::new(stream);
+        let mut line = String::new();
+        while line != "\r\n" {
+            line.clear();
+            ensure!(request.read_line(&mut line)? > 0, "it has asked for nothing");
+        }
+        write!(stream, "HTTP/1.0 200 OK\r\nContent-Length: {}\r\n\r\n", self.content.len())?;
+        stream.write_all(self.content)?;
+        Ok(())
+    }
+
+    fn by_ssh(&self) -> Result<f64> {
+        let content = File::open(&self.full).context("open the content")?;
+        let mut command = Command::new(tools::require("ssh")?);
+        command.args(self.keys.arguments(self.port));
+        command.arg(format!("sudo -n timeout {} sh -c 'cat > {DELIVERED}'", limits::DELIVERY.as_secs()));
+        let started = Instant::now();
+        let status = command.stdin(Stdio::from(content)).status().context("run ssh")?;
+        self.interrupt.check()?;
+        ensure!(status.success(), "ssh: {status}");
+        Ok(started.elapsed().as_secs_f64())
+    }
+}
+
+/// `sha256sum`'s line is that of the content.
+fn came(said: &str, content: &[u8]) -> Result<()> {
+    let expected = Algorithm::Sha256.of(content).to_string();
+    let expected = expected.rsplit(':').next().unwrap_or_default();
+    let got = said.split_whitespace().next().unwrap_or_default();
+    ensure!(got == expected, "the guest got something else: its SHA-256 is {got:?}, and not {expected}");
+    Ok(())
+}
+
+/// Prints the figures; an error where another way is so much faster that it should be taken.
+fn conclude(args: &BenchArgs, bytes: usize, seconds: &[(Way, Vec<f64>)]) -> Result<()> {
+    let medians: Vec<_> = seconds.iter().map(|(way, all)| (*way, median(all))).collect();
+    let (_, ours) = *medians.first().context("a way")?;
+    if args.json {
+        let ways: Vec<_> = seconds
+            .iter()
+            .map(|(way, all)| {
+                json!({ "way": way.name(), "seconds": all.iter().map(|one| round(*one)).collect::<Vec<_>>() })
+            })
+            .collect();
+        println!(
+            "{:#}",
+            json!({ "schema": 1, "subject": "delivery", "arch": args.arch, "bytes": bytes, "ways": ways })
+        );
+    } else {
+        println!(
+            "{} into a guest that is up, {}, {} round(s)",
+            human_bytes(bytes as u64),
+            args.arch,
+            args.rounds
+        );
+        for ((way, all), (_, median)) in seconds.iter().zip(&medians) {
+            let all: Vec<_> = all.iter().map(|one| format!("{one:.2}")).collect();
+            println!("  {:<28} {} s, {:.1} times ours", way.name(), all.join(", "), median / ours);
+        }
+    }
+    ours_will_do(&medians)
+}
+
+fn ours_will_do(medians: &[(Way, f64)]) -> Result<()> {
+    let (_, ours) = *medians.first().context("a way")?;
+    let worth = limits::WORTH_ANOTHER_DELIVERY.as_secs_f64();
+    let Some((way, theirs)) = medians.iter().find(|(_, theirs)| ours - theirs > worth) else { return Ok(()) };
+    Err(Diagnosis::new(
+        format!("{} takes {theirs:.2} s, and the way of a warm smoke {ours:.2} s", way.name()),
+        "look whether something else runs on this machine; else it is the way to take, in src/bin/xtask-vm/smoke/warm.rs",
+    )
+    .into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_came_is_what_was_sent() {
+        let digest = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824";
+        came(&format!("{digest}  {DELIVERED}\n"), b"hello").unwrap();
+        for other in [format!("{digest}  {DELIVERED}\n").replace("2cf", "2ce"), String::new()] {
+            assert!(came(&other, b"hello").unwrap_err().to_string().contains("something else"), "{other}");
+        }
+    }
+
+    #[test]
+    fn a_way_that_is_much_faster_is_a_failure() {
+        ours_will_do(&[(Way::Disk, 0.25), (Way::HotPlug, 0.4), (Way::Http, 0.2), (Way::Ssh, 3.0)]).unwrap();
+        let error = ours_will_do(&[(Way::Disk, 0.5), (Way::HotPlug, 0.2), (Way::Ssh, 3.0)]).unwrap_err();
+        assert!(error.to_string().contains("plugged in takes 0.20 s"), "{error:#}");
+    }
+}

@@ -1,0 +1,56 @@
+//! QEMU's machine protocol (QEMU, qmp-spec) for the QEMU that a bench started without libvirt: one question at a time.
+
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use xtask::limits;
+
+use crate::hypervisor::returned;
+
+/// A monitor that somebody listens to.
+pub(super) struct Qmp {
+    stream: BufReader<UnixStream>,
+}
+
+impl Qmp {
+    /// At the socket where QEMU listens.
+    pub(super) fn connect(socket: &Path) -> Result<Self> {
+        let stream = UnixStream::connect(socket)
+            .with_context(|| format!("connect to QEMU at {}", socket.display()))?;
+        stream.set_read_timeout(Some(limits::QMP_ANSWER)).context("set the limit of QEMU's answers")?;
+        let mut qmp = Self { stream: BufReader::new(stream) };
+        qmp.until("QMP")?;
+        qmp.ask("qmp_capabilities", &json!({}))?;
+        Ok(qmp)
+    }
+
+    /// What QEMU answers; events before the answer are passed over.
+    pub(super) fn ask(&mut self, command: &str, arguments: &Value) -> Result<Value> {
+        let question = json!({ "execute": command, "arguments": arguments }).to_string();
+        let asked = writeln!(self.stream.get_mut(), "{question}");
+        asked.with_context(|| format!("ask QEMU: {question}"))?;
+        loop {
+            let line = self.line()?;
+            if !line.contains("\"event\":") {
+                return returned(&line).with_context(|| format!("ask QEMU: {question}"));
+            }
+        }
+    }
+
+    /// Waits for a line with this word in quotes: an event, the greeting.
+    pub(super) fn until(&mut self, word: &str) -> Result<()> {
+        let word = format!("\"{word}\"");
+        while !self.line().with_context(|| format!("wait for {word} of QEMU's"))?.contains(&word) {}
+        Ok(())
+    }
+
+    fn line(&mut self) -> Result<String> {
+        let mut line = String::new();
+        let read = self.stream.read_line(&mut line).context("read what QEMU says")?;
+        ensure!(read > 0, "QEMU has closed its monitor");
+        Ok(line)
+    }
+}
