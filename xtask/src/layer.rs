@@ -9,6 +9,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::arch::VmArchitecture;
 use crate::digest::{Algorithm, Digest};
+use crate::domain::seed::{Payload, Seed};
+use crate::domain::{RunFiles, xml};
+use crate::plan::Plan;
 
 /// Of what a layer is and of how it is made; whoever changes either makes it one more.
 pub const FORMAT: u32 = 5;
@@ -57,6 +60,34 @@ pub struct Ingredients {
 }
 
 impl Ingredients {
+    /// What a layer of this plan's machine is made of, with the image's disk, for a payload with this much content.
+    ///
+    /// # Errors
+    /// Those of `digest_of`, which takes the SHA-256 of a file of this host.
+    pub fn of(
+        plan: &Plan,
+        image: (&Digest, &Path),
+        libvirt: String,
+        content_bytes: u64,
+        mut digest_of: impl FnMut(&Path) -> Result<Digest>,
+    ) -> Result<Self> {
+        let seed = neutral_seed(plan).files().map(|(name, content)| format!("{name}\n{content}")).concat();
+        let domain = xml::domain_xml(&plan.domain(&files_of_nobody()));
+        Ok(Self {
+            format: FORMAT,
+            image: image.0.clone(),
+            image_path: image.1.to_owned(),
+            seed: Algorithm::Sha256.of(seed.as_bytes()),
+            domain: Algorithm::Sha256.of(domain.as_bytes()),
+            firmware_code: digest_of(&plan.firmware.code)?,
+            firmware_vars: digest_of(&plan.firmware.vars_template)?,
+            emulator: digest_of(&plan.emulator)?,
+            qemu: plan.qemu_version.clone(),
+            libvirt,
+            payload_bytes: payload_bytes(content_bytes),
+        })
+    }
+
     /// The key, as a directory's name: for people the image and the architecture, then what tells it apart.
     pub fn key(&self, image: &str, arch: VmArchitecture) -> String {
         let text = serde_json::to_string(self).expect("ingredients are plain data");
@@ -110,8 +141,36 @@ impl Layer {
     }
 }
 
+/// The seed of a layer's machine, without what is each run's own.
+pub fn neutral_seed(plan: &Plan) -> Seed<'_> {
+    Seed {
+        instance_id: "",
+        login_user: &plan.image.login_user,
+        authorized_key: "",
+        host_private_key: "",
+        host_public_key: "",
+        sabotage: None,
+        payload: Payload::Awaited,
+    }
+}
+
+/// In place of a run's own files, so that its domain says nothing of the run.
+fn files_of_nobody() -> RunFiles {
+    let nowhere = |name: &str| Path::new("/").join(name);
+    RunFiles {
+        overlay: nowhere("disk"),
+        backing: Vec::new(),
+        seed: nowhere("seed"),
+        payload: nowhere("payload"),
+        nvram: nowhere("nvram"),
+        console_log: nowhere("console"),
+        console_socket: nowhere("console.sock"),
+        uuid: "00000000-0000-0000-0000-000000000000".to_owned(),
+    }
+}
+
 /// The payload disk's size for this much content: so large that another build of the agent is no other layer.
-pub fn payload_bytes(content: u64) -> u64 {
+fn payload_bytes(content: u64) -> u64 {
     const LEAST: u64 = 64 << 20;
     (content + content / 8 + (4 << 20)).next_power_of_two().max(LEAST)
 }
@@ -119,6 +178,8 @@ pub fn payload_bytes(content: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::arch::Accelerator;
+    use crate::host::firmware::Firmware;
 
     fn digest(text: &str) -> Digest {
         Algorithm::Sha256.of(text.as_bytes())
@@ -174,6 +235,106 @@ mod tests {
         keys.sort();
         keys.dedup();
         assert_eq!(keys.len(), changes.len() + 1);
+    }
+
+    /// What this host is to a layer: a plan, an image, libvirt and a payload; and the files that they name.
+    struct Host<'a> {
+        files: &'a Path,
+        plan: Plan,
+        image: Digest,
+        disk: PathBuf,
+        libvirt: &'static str,
+        content: u64,
+    }
+
+    impl<'a> Host<'a> {
+        fn new(files: &'a Path) -> Self {
+            let file = |name: &str| {
+                let path = files.join(name);
+                std::fs::write(&path, name).unwrap();
+                path
+            };
+            let firmware = Firmware { code: file("code"), vars_template: file("vars") };
+            let plan = Plan::of_test(VmArchitecture::Aarch64, file("qemu"), firmware);
+            let (image, disk) = (digest("image"), file("disk"));
+            Self { plan, image, disk, libvirt: "9.0.0", content: 9 << 20, files }
+        }
+
+        fn change(&self, name: &str) {
+            std::fs::write(self.files.join(name), "changed").unwrap();
+        }
+
+        fn key(&self) -> String {
+            let image = (&self.image, self.disk.as_path());
+            let digest_of = |path: &Path| Ok(Algorithm::Sha256.of(&std::fs::read(path)?));
+            let made_of =
+                Ingredients::of(&self.plan, image, self.libvirt.to_owned(), self.content, digest_of).unwrap();
+            made_of.key("debian-12", VmArchitecture::Aarch64)
+        }
+    }
+
+    #[test]
+    fn whatever_makes_another_machine_makes_another_layer() {
+        type Change = (&'static str, fn(&mut Host<'_>));
+        let changes: [Change; 18] = [
+            ("the image", |host| host.image = digest("another")),
+            ("the image's place", |host| host.disk = "/elsewhere/disk".into()),
+            ("the login user, of the seed", |host| host.plan.image.login_user = "ubuntu".to_owned()),
+            ("memory", |host| host.plan.spec.memory_mib += 1),
+            ("processors", |host| host.plan.spec.vcpus += 1),
+            ("the CPU", |host| host.plan.spec.cpu = Some("pi5".to_owned())),
+            ("the accelerator", |host| host.plan.accelerator = Accelerator::Kvm),
+            ("the architecture, of the machine type", |host| {
+                host.plan.spec.architecture = VmArchitecture::X86_64
+            }),
+            ("what max knows", |host| host.plan = host.plan.clone().with_emulators(&["sve"], None)),
+            ("a way around the firmware", |host| {
+                host.plan = host.plan.clone().with_emulators(&["pauth", "sve"], Some("max-arm-cpu.lpa2=off"));
+            }),
+            ("the emulator", |host| host.change("qemu")),
+            ("the emulator's place", |host| {
+                let moved = host.files.join("moved");
+                std::fs::copy(&host.plan.emulator, &moved).unwrap();
+                host.plan.emulator = moved;
+            }),
+            ("QEMU's version", |host| host.plan.qemu_version = "8.2.2".to_owned()),
+            ("libvirt's version", |host| host.libvirt = "10.0.0"),
+            ("the firmware's code", |host| host.change("code")),
+            ("the firmware's variables", |host| host.change("vars")),
+            ("the firmware's place", |host| {
+                let moved = host.files.join("moved");
+                std::fs::copy(&host.plan.firmware.code, &moved).unwrap();
+                host.plan.firmware.code = moved;
+            }),
+            ("a payload that the disk does not hold", |host| host.content = 100 << 20),
+        ];
+        let files = tempfile::tempdir().unwrap();
+        let usual = Host::new(files.path()).key();
+        for (what, change) in changes {
+            let mut host = Host::new(files.path());
+            change(&mut host);
+            assert_ne!(host.key(), usual, "{what} is changed, and the layer is the same");
+        }
+    }
+
+    #[test]
+    fn what_makes_no_other_machine_makes_no_other_layer() {
+        type Same = (&'static str, fn(&mut Host<'_>));
+        let same: [Same; 6] = [
+            ("the agent", |host| host.content += 12_345),
+            ("patience", |host| host.plan.timeout_scale = 7.0),
+            ("why it is emulated", |host| host.plan.accelerator_note = Some("--accel tcg".to_owned())),
+            ("that it would give way", |host| host.plan.may_fall_back = true),
+            ("what would stand in for its image", |host| host.plan.fallback = Some(host.plan.image.clone())),
+            ("what its image is checked against", |host| host.plan.image.expected = None),
+        ];
+        let files = tempfile::tempdir().unwrap();
+        let usual = Host::new(files.path()).key();
+        for (what, change) in same {
+            let mut host = Host::new(files.path());
+            change(&mut host);
+            assert_eq!(host.key(), usual, "{what} is changed, and the layer is another one");
+        }
     }
 
     #[test]

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use crate::arch::{Accelerator, VmArchitecture};
 use crate::cli::{Accel, MachineArgs};
-use crate::domain::VmSpec;
 use crate::domain::cpu::Cpu;
+use crate::domain::{DomainXmlParams, RunFiles, VmSpec};
 use crate::exit::{Unavailable, Usage};
 use crate::host::edk2::known_bad;
 use crate::host::facts::Facts;
@@ -88,6 +88,12 @@ impl Plan {
         }
     }
 
+    /// The domain of this plan, with these files.
+    pub fn domain(&self, files: &RunFiles) -> DomainXmlParams {
+        let firmware = Some(&self.firmware);
+        DomainXmlParams::resolve(&self.spec, self.accelerator, self.cpu(), &self.emulator, firmware, files)
+    }
+
     /// The limits of the accelerator in use.
     pub fn limits(&self) -> Limits {
         Limits::new(self.accelerator, self.timeout_scale)
@@ -106,6 +112,39 @@ impl Plan {
         let cpu = spec.cpu.as_deref().unwrap_or("default");
         let size = format!("{}x{}", spec.vcpus, spec.memory_mib);
         format!("{}-{}-{cpu}-{size}-{}", spec.architecture, self.accelerator, self.image.name)
+    }
+}
+
+#[cfg(test)]
+impl Plan {
+    /// An emulated machine of a host that has this emulator and this firmware.
+    pub(crate) fn of_test(arch: VmArchitecture, emulator: PathBuf, firmware: Firmware) -> Self {
+        let image = crate::image::catalogue::Catalogue::built_in().find("debian-12", arch).unwrap();
+        Self {
+            spec: VmSpec::new(crate::domain::DOMAIN_NAME, arch),
+            accelerator: Accelerator::Tcg,
+            accelerator_note: None,
+            may_fall_back: false,
+            timeout_scale: 1.0,
+            emulator,
+            qemu_version: "7.2.22".to_owned(),
+            max_properties: ["pauth", "sve"].map(str::to_owned).to_vec(),
+            workaround: None,
+            firmware,
+            image,
+            fallback: None,
+        }
+    }
+
+    /// With other properties of `max`, and another way around a fault of the firmware.
+    pub(crate) fn with_emulators(
+        mut self,
+        max_properties: &[&str],
+        workaround: Option<&'static str>,
+    ) -> Self {
+        self.max_properties = max_properties.iter().map(ToString::to_string).collect();
+        self.workaround = workaround;
+        self
     }
 }
 

@@ -27,7 +27,7 @@ use crate::image::{self, Base};
 use crate::interrupt::Interrupt;
 use crate::rehearsed;
 use crate::screen::Screen;
-use crate::smoke::{make_writable_files, resolve};
+use crate::smoke::make_writable_files;
 
 /// Bytes of what stands in for the seed and the payload.
 const STAND_IN_BYTES: usize = 1 << 20;
@@ -130,7 +130,7 @@ impl Stage<'_> {
         for stand_in in [&files.seed, &files.payload] {
             write_private(stand_in, vec![0; STAND_IN_BYTES])?;
         }
-        let params = resolve(plan, &files);
+        let params = plan.domain(&files);
         let mut expected = Expected::of(&params, &plan.firmware)?;
         let xml = match self.fault {
             None => xml::domain_xml(&params),

@@ -7,7 +7,7 @@ use xtask::agent_build::Agent;
 use xtask::arch::Accelerator;
 use xtask::cli::Sabotage;
 use xtask::domain::seed::{Payload, Seed, marker};
-use xtask::domain::{DomainXmlParams, RunFiles, xml};
+use xtask::domain::{RunFiles, xml};
 use xtask::exit::{self, Interrupted, Unavailable};
 use xtask::host::rehearsal::Expected;
 use xtask::host::{kvm, tools};
@@ -239,7 +239,7 @@ pub(super) struct Domain {
 impl Domain {
     /// From the plan; its XML, and what must become of it, are in the run's working directory, for `vm start` too.
     pub(super) fn write(plan: &Plan, files: &RunFiles, work: &Path) -> Result<Self> {
-        let params = resolve(plan, files);
+        let params = plan.domain(files);
         let xml = xml::domain_xml(&params);
         write_private(&work.join(rehearsed::XML), &xml)?;
         let expected = Expected::of(&params, &plan.firmware)?;
@@ -251,10 +251,4 @@ impl Domain {
     pub(super) fn start(&self, hypervisor: &Hypervisor) -> Result<Machine> {
         rehearsed::start_sound(hypervisor, &self.xml, &self.expected, &self.work)
     }
-}
-
-/// The domain of this plan, with these files.
-pub(crate) fn resolve(plan: &Plan, files: &RunFiles) -> DomainXmlParams {
-    let firmware = Some(&plan.firmware);
-    DomainXmlParams::resolve(&plan.spec, plan.accelerator, plan.cpu(), &plan.emulator, firmware, files)
 }

@@ -30,7 +30,7 @@ use xtask::workspace::Workspace;
 use crate::broker::Seen;
 use crate::filesystem::CHECKER;
 use boot::Subject;
-pub(crate) use boot::{make_writable_files, resolve};
+pub(crate) use boot::make_writable_files;
 pub(crate) use image::ensure_or_stand_in;
 use image::ready_image;
 pub(crate) use running::RunningVm;

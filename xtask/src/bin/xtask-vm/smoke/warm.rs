@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use xtask::arch::Accelerator;
 use xtask::cli::{Sabotage, SmokeArgs};
 use xtask::digest::Algorithm;
-use xtask::domain::seed::{Payload, Seed, Thawed, marker};
+use xtask::domain::seed::{Seed, Thawed, marker};
 use xtask::domain::{CONSOLE_SOCKET, RunFiles, xml};
 use xtask::exit::{self, Unavailable, Usage};
 use xtask::image::Format;
@@ -18,7 +18,7 @@ use xtask::paths::{make_private_dir, write_private};
 use xtask::plan::Plan;
 use xtask::report::{human_bytes, human_seconds, now_rfc3339};
 
-use super::boot::{Around, Domain, Subject, make_overlay, make_writable_files, resolve};
+use super::boot::{Around, Domain, Subject, make_overlay, make_writable_files};
 use super::{RunningVm, Session};
 use crate::broker::Broker;
 use crate::console::Console;
@@ -120,7 +120,7 @@ impl RunningVm {
     ) -> Result<(Self, String)> {
         let around = Around::make(session, &plan)?;
         let content = subject.as_pair().map_or(0, |(agent, workload)| agent.content.len() + workload.len());
-        let ingredients = ingredients(session, &plan, image, layers::payload_bytes(content as u64))?;
+        let ingredients = ingredients(session, &plan, image, content as u64)?;
         let key = ingredients.key(&plan.image.name, plan.spec.architecture);
         // Until this run is said to use it.
         let (cache, interrupt, limits) = (&session.cache, &session.interrupt, plan.limits());
@@ -200,7 +200,7 @@ impl RunningVm {
             authorized_key: &around.keys.user_public,
             host_private_key: &around.keys.host_private,
             host_public_key: &around.keys.host_public,
-            ..neutral_seed(&plan)
+            ..layers::neutral_seed(&plan)
         };
         media::make_seed(&files.seed, &seed, made, &session.interrupt)?;
         let domain = Domain::write(&plan, &files, &session.run.work())?;
@@ -293,40 +293,13 @@ fn own_files(session: &Session<'_>, kept: &Kept, image: &ReadyImage) -> Result<R
     Ok(files)
 }
 
-/// The seed of a layer, without what is its own.
-fn neutral_seed(plan: &Plan) -> Seed<'_> {
-    Seed {
-        instance_id: "",
-        login_user: &plan.image.login_user,
-        authorized_key: "",
-        host_private_key: "",
-        host_public_key: "",
-        sabotage: None,
-        payload: Payload::Awaited,
-    }
-}
-
 /// What a layer for this plan is made of.
 fn ingredients(
     session: &mut Session<'_>,
     plan: &Plan,
     image: &ReadyImage,
-    payload_bytes: u64,
+    content_bytes: u64,
 ) -> Result<Ingredients> {
-    let seed = neutral_seed(plan).files().map(|(name, content)| format!("{name}\n{content}")).concat();
-    let nowhere = |name: &str| Path::new("/").join(name);
-    let files = RunFiles {
-        overlay: nowhere("disk"),
-        backing: Vec::new(),
-        seed: nowhere("seed"),
-        payload: nowhere("payload"),
-        nvram: nowhere("nvram"),
-        console_log: nowhere("console"),
-        console_socket: nowhere("console.sock"),
-        uuid: "00000000-0000-0000-0000-000000000000".to_owned(),
-    };
-    let domain = xml::domain_xml(&resolve(plan, &files));
-    let sha256 = Algorithm::Sha256;
     let libvirt = session.report.host.libvirt.clone().context("libvirt's version")?;
     let mut store = Store {
         cache: &session.cache,
@@ -335,19 +308,8 @@ fn ingredients(
         offline: true,
         run: None,
     };
-    Ok(Ingredients {
-        format: layers::FORMAT,
-        image: image.digest.clone(),
-        image_path: image.disk.clone(),
-        seed: sha256.of(seed.as_bytes()),
-        domain: sha256.of(domain.as_bytes()),
-        firmware_code: store.remembered_digest(&plan.firmware.code, sha256)?,
-        firmware_vars: store.remembered_digest(&plan.firmware.vars_template, sha256)?,
-        emulator: store.remembered_digest(&plan.emulator, sha256)?,
-        qemu: plan.qemu_version.clone(),
-        libvirt,
-        payload_bytes,
-    })
+    let digest_of = |path: &Path| store.remembered_digest(path, Algorithm::Sha256);
+    Ingredients::of(plan, (&image.digest, &image.disk), libvirt, content_bytes, digest_of)
 }
 
 #[cfg(test)]
