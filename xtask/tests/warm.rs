@@ -147,13 +147,17 @@ fn frozen(directory: &Path) {
     assert_eq!(names.len(), FILES.len() + 2, "no key and no payload is in a layer: {names:?}");
 }
 
-/// A layer stays for as long as its image and its QEMU are there.
+/// A layer stays for as long as its image and its QEMU are there, and there is room.
 fn pruned(own: &Own, directory: &Path) {
-    let would = || {
-        let output = own.run(BACK_ROOM, &["image", "prune", "--dry-run", "--older-than", "999"]);
+    let would_for = |criterion: [&str; 2]| {
+        let output = own.run(BACK_ROOM, &[&["image", "prune", "--dry-run"][..], &criterion].concat());
         assert_code(&output, 0);
         said(&output)
     };
+    let name = directory.file_name().unwrap().to_str().unwrap();
+    assert!(!would_for(["--keep", "100G"]).contains(name));
+    assert!(would_for(["--keep", "1M"]).contains(&format!("would delete {name}")));
+    let would = || would_for(["--older-than", "999"]);
     assert!(!would().contains("warm layer"), "{}", would());
     let path = directory.join(MANIFEST);
     let manifest = std::fs::read_to_string(&path).unwrap();

@@ -1,5 +1,9 @@
 //! `cargo xtask image prune`: what nobody needs any more. Never what a run uses.
 
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
 use anyhow::Result;
 use serde::Serialize;
 use xtask::cli::PruneArgs;
@@ -25,15 +29,26 @@ pub(super) struct Doomed {
     reason: String,
 }
 
-/// What the choice looks at.
+/// What the choice looks at: an image, or a warm layer.
 #[derive(Debug, Clone)]
 struct Candidate {
     key: String,
     bytes: u64,
     idle_seconds: u64,
-    named: bool,
     used: bool,
-    readable: bool,
+    /// Why it goes whatever is asked.
+    against: Option<String>,
+    /// What a layer locks while it is deleted, and the image that it lies on; `None` of an image.
+    layer: Option<OfLayer>,
+}
+
+/// What tells a layer from an image.
+#[derive(Debug, Clone, Default)]
+struct OfLayer {
+    directory: PathBuf,
+    lock: String,
+    /// The key of its image, where that is in the cache.
+    image: Option<String>,
 }
 
 /// Deletes what the arguments say; returns what was deleted, or would be.
@@ -42,28 +57,18 @@ pub(super) fn prune(store: &mut Store<'_>, args: &PruneArgs, named: &[String]) -
         store.collect_dead_builds("")?;
     }
     let kept = store.kept();
-    let candidates: Vec<_> = kept.iter().map(|image| Candidate::of(image, named)).collect();
-    let mut doomed = Vec::new();
-    for one in choose(&candidates, args) {
-        store.screen.note(&format!(
-            "{} {} ({}): {}",
-            if args.dry_run { "would delete" } else { "deleting" },
-            one.key,
-            human_bytes(one.bytes),
-            one.reason
-        ));
-        if !args.dry_run {
-            let _lock = store.lock(&one.key)?;
-            // Between the listing and the lock a run may have taken it.
-            if let Err(used) = store.refuse_used(&one.key) {
-                store.screen.note(&format!("kept after all: {used}"));
-                continue;
-            }
-            store.remove(&one.key)?;
-        }
-        doomed.push(one);
+    let mut candidates: Vec<_> = kept.iter().map(|image| Candidate::of_image(image, named, args)).collect();
+    for found in layer::all(store.cache) {
+        candidates.push(Candidate::of_layer(store, &found, &kept)?);
     }
-    doomed.extend(prune_layers(store, args)?);
+    let mut doomed = Vec::new();
+    for (one, reason) in choose(&candidates, args) {
+        let told = if args.dry_run { "would delete" } else { "deleting" };
+        store.screen.note(&format!("{told} {} ({}): {reason}", one.key, human_bytes(one.bytes)));
+        if args.dry_run || one.delete(store)? {
+            doomed.push(Doomed { key: one.key.clone(), bytes: one.bytes, reason });
+        }
+    }
     if unnamed_too(args) {
         doomed.extend(abandoned_downloads(store, args.dry_run, named)?);
     }
@@ -71,65 +76,81 @@ pub(super) fn prune(store: &mut Store<'_>, args: &PruneArgs, named: &[String]) -
 }
 
 impl Candidate {
-    fn of(image: &Kept, named: &[String]) -> Self {
+    fn of_image(image: &Kept, named: &[String], args: &PruneArgs) -> Self {
+        let against = if image.manifest.is_none() {
+            Some("its manifest cannot be read".to_owned())
+        } else if unnamed_too(args) && !named.contains(&image.key) {
+            Some("the catalogue does not name it".to_owned())
+        } else {
+            None
+        };
         Self {
             key: image.key.clone(),
             bytes: image.manifest.as_ref().map_or(0, |manifest| manifest.stamp.bytes),
             idle_seconds: image.idle_seconds,
-            named: named.contains(&image.key),
             used: !image.used_by.is_empty(),
-            readable: image.manifest.is_some(),
+            against,
+            layer: None,
         }
+    }
+
+    fn of_layer(store: &mut Store<'_>, found: &layer::Found, kept: &[Kept]) -> Result<Self> {
+        let path = found.layer.as_ref().map(|layer| &layer.ingredients.image_path);
+        let image = path.and_then(|path| kept.iter().find(|image| path.starts_with(&image.directory)));
+        Ok(Self {
+            key: found.name(),
+            bytes: found.bytes(),
+            idle_seconds: found.idle_seconds(),
+            used: !found.users.is_empty(),
+            against: against(store, found)?,
+            layer: Some(OfLayer {
+                directory: found.directory.clone(),
+                lock: found.key(),
+                image: image.map(|image| image.key.clone()),
+            }),
+        })
+    }
+
+    /// Whether it is gone: between the listing and the lock a run may have taken it.
+    fn delete(&self, store: &mut Store<'_>) -> Result<bool> {
+        let Some(OfLayer { directory, lock, .. }) = &self.layer else {
+            let _lock = store.lock(&self.key)?;
+            if let Err(used) = store.refuse_used(&self.key) {
+                store.screen.note(&format!("kept after all: {used}"));
+                return Ok(false);
+            }
+            store.remove(&self.key)?;
+            return Ok(true);
+        };
+        let _lock = layer::lock(store.cache, lock, limits::LAYER_MADE, store.interrupt, store.screen)?;
+        if !directory.exists() {
+            return Ok(false);
+        }
+        let users = users_of(store.cache, directory);
+        if !users.is_empty() {
+            store.screen.note(&format!("kept after all: {} lies on it", users.join(", ")));
+            return Ok(false);
+        }
+        layer::remove(directory)?;
+        Ok(true)
     }
 }
 
-/// Warm layers: of an image or a QEMU that is not there any more, found changed, or not used for as long as images may be. Each is made again in a
-/// minute.
-fn prune_layers(store: &mut Store<'_>, args: &PruneArgs) -> Result<Vec<Doomed>> {
-    let mut doomed = Vec::new();
-    for found in layer::all(store.cache) {
-        let Some(reason) = against(store, &found, args)? else { continue };
-        let one = Doomed { key: found.name(), bytes: found.bytes(), reason };
-        let told = if args.dry_run { "would delete" } else { "deleting" };
-        store.screen.note(&format!("{told} {} ({}): {}", one.key, human_bytes(one.bytes), one.reason));
-        if !args.dry_run {
-            let _lock =
-                layer::lock(store.cache, &found.key(), limits::LAYER_MADE, store.interrupt, store.screen)?;
-            if !found.directory.exists() {
-                continue;
-            }
-            let users = users_of(store.cache, &found.directory);
-            if !users.is_empty() {
-                store.screen.note(&format!("kept after all: {} lies on it", users.join(", ")));
-                continue;
-            }
-            layer::remove(&found.directory)?;
-        }
-        doomed.push(one);
-    }
-    Ok(doomed)
-}
-
-/// Why a layer is deleted, if it is.
-fn against(store: &mut Store<'_>, found: &layer::Found, args: &PruneArgs) -> Result<Option<String>> {
-    let idle = found.idle_seconds();
+/// Why a layer is deleted whatever is asked, if it is: of an image or a QEMU that is not there any more, or found changed. Each is
+/// made again in a minute.
+fn against(store: &mut Store<'_>, found: &layer::Found) -> Result<Option<String>> {
     let reason = match &found.layer {
         _ if !found.users.is_empty() => return Ok(None),
-        None => "a warm layer that cannot be read".to_owned(),
-        Some(_) if !found.is_good => "a warm layer that was found changed, or is half deleted".to_owned(),
-        Some(layer) if layer.ingredients.format != FORMAT => "a warm layer of another version".to_owned(),
+        None => "a warm layer that cannot be read",
+        Some(_) if !found.is_good => "a warm layer that was found changed, or is half deleted",
+        Some(layer) if layer.ingredients.format != FORMAT => "a warm layer of another version",
         Some(layer) if !has_image(store, &layer.ingredients)? => {
-            "a warm layer of an image that is not there any more".to_owned()
+            "a warm layer of an image that is not there any more"
         }
-        Some(layer) if !has_emulator(store, layer)? => {
-            "a warm layer of a QEMU that is not there any more".to_owned()
-        }
-        Some(_) if args.older_than.is_some_and(|days| idle >= days * DAY) => {
-            format!("a warm layer that was not used for {} days", idle / DAY)
-        }
+        Some(layer) if !has_emulator(store, layer)? => "a warm layer of a QEMU that is not there any more",
         Some(_) => return Ok(None),
     };
-    Ok(Some(reason))
+    Ok(Some(reason.to_owned()))
 }
 
 /// Whether the image that a layer lies on is still where it was, and the same.
@@ -157,38 +178,39 @@ fn unnamed_too(args: &PruneArgs) -> bool {
     args.unnamed || args.older_than.is_none() && args.keep.is_none()
 }
 
-/// Without a wish of its own: what the catalogue does not name any more.
-fn choose(candidates: &[Candidate], args: &PruneArgs) -> Vec<Doomed> {
-    let unnamed = unnamed_too(args);
-    let free: Vec<_> = candidates.iter().filter(|image| !image.used).collect();
-    let mut doomed: Vec<Doomed> = Vec::new();
-    for image in &free {
-        let reason = if !image.readable {
-            "its manifest cannot be read".to_owned()
-        } else if unnamed && !image.named {
-            "the catalogue does not name it".to_owned()
-        } else if args.older_than.is_some_and(|days| image.idle_seconds >= days * DAY) {
-            format!("not used for {} days", image.idle_seconds / DAY)
-        } else {
-            continue;
-        };
-        doomed.push(Doomed { key: image.key.clone(), bytes: image.bytes, reason });
+/// What goes, images first, and why: what something speaks against, what was not used for long, and then, until the rest fits, the
+/// longest unused; a layer before the image that it lies on, and never without it.
+fn choose<'a>(candidates: &'a [Candidate], args: &PruneArgs) -> Vec<(&'a Candidate, String)> {
+    let mut doomed: BTreeMap<usize, String> = BTreeMap::new();
+    let mut free: Vec<usize> = (0..candidates.len()).filter(|at| !candidates[*at].used).collect();
+    for at in &free {
+        let Candidate { against, idle_seconds, .. } = &candidates[*at];
+        let is_old = args.older_than.is_some_and(|days| *idle_seconds >= days * DAY);
+        let idle = is_old.then(|| format!("not used for {} days", idle_seconds / DAY));
+        doomed.extend(against.clone().or(idle).map(|reason| (*at, reason)));
     }
+    doom_layers_of_the_doomed(candidates, &mut doomed);
     if let Some(limit) = args.keep {
-        let gone = |key: &str, doomed: &[Doomed]| doomed.iter().any(|one| one.key == key);
-        let mut left: u64 =
-            candidates.iter().filter(|image| !gone(&image.key, &doomed)).map(|image| image.bytes).sum();
-        let mut longest_idle = free;
-        longest_idle.sort_by_key(|image| std::cmp::Reverse(image.idle_seconds));
-        for image in longest_idle {
-            if left > limit && !gone(&image.key, &doomed) {
-                left -= image.bytes;
-                let reason = format!("more than {} are kept", human_bytes(limit));
-                doomed.push(Doomed { key: image.key.clone(), bytes: image.bytes, reason });
+        free.sort_by_key(|at| (Reverse(candidates[*at].idle_seconds), candidates[*at].layer.is_none()));
+        for at in free {
+            let left = (0..candidates.len()).filter(|at| !doomed.contains_key(at));
+            if left.map(|at| candidates[at].bytes).sum::<u64>() <= limit {
+                break;
             }
+            doomed.entry(at).or_insert_with(|| format!("more than {} are kept", human_bytes(limit)));
+            doom_layers_of_the_doomed(candidates, &mut doomed);
         }
     }
-    doomed
+    doomed.into_iter().map(|(at, reason)| (&candidates[at], reason)).collect()
+}
+
+fn doom_layers_of_the_doomed(candidates: &[Candidate], doomed: &mut BTreeMap<usize, String>) {
+    for (at, one) in candidates.iter().enumerate().filter(|(_, one)| !one.used) {
+        let image = one.layer.as_ref().and_then(|layer| layer.image.as_ref());
+        if let Some(image) = image.filter(|image| doomed.keys().any(|at| candidates[*at].key == **image)) {
+            doomed.entry(at).or_insert_with(|| format!("a warm layer of {image}, which goes"));
+        }
+    }
 }
 
 /// Parts of downloads that the catalogue does not name: nobody goes on with them.
@@ -215,41 +237,61 @@ fn abandoned_downloads(store: &mut Store<'_>, dry_run: bool, named: &[String]) -
 mod tests {
     use super::*;
 
-    fn candidate(key: &str, mib: u64, days: u64, named: bool, used: bool) -> Candidate {
+    fn candidate(key: &str, mib: u64, days: u64, used: bool) -> Candidate {
         Candidate {
             key: key.to_owned(),
             bytes: mib << 20,
             idle_seconds: days * DAY,
-            named,
             used,
-            readable: true,
+            against: None,
+            layer: None,
         }
     }
 
+    fn layer_of(image: &str, key: &str, mib: u64, days: u64) -> Candidate {
+        let layer = Some(OfLayer { image: Some(image.to_owned()), ..OfLayer::default() });
+        Candidate { layer, ..candidate(key, mib, days, false) }
+    }
+
     fn chosen(args: &PruneArgs) -> Vec<String> {
+        let unnamed =
+            Candidate { against: Some("unnamed".to_owned()), ..candidate("unnamed", 500, 1, false) };
         let candidates = [
-            candidate("new", 500, 0, true, false),
-            candidate("idle", 500, 40, true, false),
-            candidate("unnamed", 500, 1, false, false),
-            candidate("used", 500, 90, false, true),
+            candidate("new", 500, 0, false),
+            candidate("idle", 500, 40, false),
+            unnamed,
+            candidate("used", 500, 90, true),
+            layer_of("new", "layer", 400, 0),
+            layer_of("new", "idle layer", 400, 50),
+            layer_of("unnamed", "layer of unnamed", 400, 1),
+            Candidate { used: true, ..layer_of("used", "used layer", 400, 90) },
         ];
-        choose(&candidates, args).into_iter().map(|one| one.key).collect()
+        choose(&candidates, args).into_iter().map(|(one, _)| one.key.clone()).collect()
     }
 
     #[test]
     fn what_a_run_uses_stays_whatever_is_asked() {
         let none = PruneArgs::default();
-        assert_eq!(chosen(&none), ["unnamed"]);
-        assert_eq!(chosen(&PruneArgs { older_than: Some(30), ..none.clone() }), ["idle"]);
-        assert_eq!(
-            chosen(&PruneArgs { older_than: Some(30), unnamed: true, ..none.clone() }),
-            ["idle", "unnamed"]
-        );
-        assert_eq!(
-            chosen(&PruneArgs { keep: Some(1500 << 20), ..none.clone() }),
-            ["idle"],
-            "the longest idle first"
-        );
-        assert_eq!(chosen(&PruneArgs { keep: Some(0), ..none }), ["idle", "unnamed", "new"]);
+        let keep = |mib: u64| PruneArgs { keep: Some(mib << 20), ..none.clone() };
+        let always = ["unnamed", "layer of unnamed"];
+        assert_eq!(chosen(&none), always);
+        let old = PruneArgs { older_than: Some(30), ..none.clone() };
+        assert_eq!(chosen(&old), ["idle", "unnamed", "idle layer", "layer of unnamed"]);
+        // 2700 MiB are left by then: three images and three layers.
+        assert_eq!(chosen(&keep(2700)), always);
+        assert_eq!(chosen(&keep(2600)), ["unnamed", "idle layer", "layer of unnamed"], "the longest unused");
+        assert_eq!(chosen(&keep(2000)), ["idle", "unnamed", "idle layer", "layer of unnamed"]);
+        let but_new = ["idle", "unnamed", "layer", "idle layer", "layer of unnamed"];
+        assert_eq!(chosen(&keep(1400)), but_new, "a layer before its image");
+        assert_eq!(chosen(&keep(0)), ["new", "idle", "unnamed", "layer", "idle layer", "layer of unnamed"]);
+    }
+
+    #[test]
+    fn what_the_catalogue_does_not_name_goes_where_nothing_else_is_asked() {
+        let none = PruneArgs::default();
+        assert!(unnamed_too(&none));
+        assert!(!unnamed_too(&PruneArgs { older_than: Some(1), ..none.clone() }));
+        assert!(!unnamed_too(&PruneArgs { keep: Some(1), ..none.clone() }));
+        assert!(unnamed_too(&PruneArgs { older_than: Some(1), unnamed: true, ..none }));
     }
 }

@@ -15,9 +15,7 @@ printf 'LABEL=rootfs / ext4 defaults,errors=remount-ro 0 1\n' > "$root/etc/fstab
 echo iot-device > "$root/etc/hostname"
 printf '127.0.0.1 localhost\n127.0.1.1 iot-device\n::1 localhost ip6-localhost ip6-loopback\n' > "$root/etc/hosts"
 echo 'LANG=C.UTF-8' > "$root/etc/default/locale"
-# The seed is a disk: cloud-init need not look for a network that would serve one.
-printf 'datasource_list: [ NoCloud, None ]\nsystem_info: { default_user: { name: %s } }\n' "$IOT_LOGIN_USER" \
-    > "$root/etc/cloud/cloud.cfg.d/90_image.cfg"
+printf 'system_info: { default_user: { name: %s } }\n' "$IOT_LOGIN_USER" > "$root/etc/cloud/cloud.cfg.d/90_image.cfg"
 
 if [ "$IOT_LAYOUT" = grub ]; then
     printf 'LABEL=BOOT /boot ext4 defaults 0 2\nLABEL=UEFI /boot/efi vfat umask=0077 0 1\n' >> "$root/etc/fstab"
