@@ -12,7 +12,8 @@ use serde::{Deserialize, Serialize};
 use crate::arch::VmArchitecture;
 use crate::exit::{Unavailable, Usage};
 use crate::limits;
-use crate::paths::{Cache, processes_naming, write_private};
+use crate::paths::{Cache, write_private};
+use crate::processes::processes_naming;
 use crate::run_dir::{directories, try_lock};
 
 /// Its name in a run's directory.

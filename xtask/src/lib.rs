@@ -31,6 +31,7 @@ pub mod layer;
 pub mod limits;
 pub mod paths;
 pub mod plan;
+pub mod processes;
 pub mod report;
 pub mod run_dir;
 pub mod tasks;

@@ -56,6 +56,8 @@ pub const AFTER_KILL_TO_VERDICT: Duration = Duration::from_secs(300);
 pub const KILL_WINDOW: Duration = Duration::from_secs(100);
 /// The same where the machine comes out of a warm layer.
 pub const WARM_KILL_WINDOW: Duration = Duration::from_secs(45);
+/// The same from the moment on at which a layer's memory begins to be written: until it is hashed, named and thawed.
+pub const FREEZE_WINDOW: Duration = Duration::from_secs(6);
 /// How long a program may take to say what it is.
 pub const PROBE: Duration = Duration::from_secs(10);
 /// What `preflight` may take for both architectures, where it has been called before; `bench preflight` measures it.

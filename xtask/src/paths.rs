@@ -13,7 +13,6 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use rustix::process::Pid;
 
 /// The variable that moves the cache.
 pub const CACHE_VARIABLE: &str = "IOT_XTASK_CACHE";
@@ -163,30 +162,6 @@ pub fn write_private(path: &Path, content: impl AsRef<[u8]>) -> Result<()> {
         .open(path)
         .and_then(|mut file| file.write_all(content.as_ref()))
         .with_context(|| format!("write {}", path.display()))
-}
-
-/// Every process of this user whose command line names something below `directory`. Asked for a run's working
-/// directory, these are its QEMU and its broker: what people look at, the console's log, is not in there.
-pub fn processes_naming(directory: &Path) -> Vec<Pid> {
-    use std::os::unix::ffi::OsStrExt as _;
-    let needle = [directory.as_os_str().as_bytes(), b"/"].concat();
-    let own = rustix::process::getpid();
-    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-    entries
-        .filter_map(|entry| Pid::from_raw(entry.file_name().to_str()?.parse().ok()?))
-        .filter(|pid| *pid != own && is_mine(*pid))
-        .filter(|pid| {
-            // A process that ends meanwhile has no command line any more, and neither has a zombie.
-            let line = std::fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).unwrap_or_default();
-            line.windows(needle.len()).any(|window| window == needle)
-        })
-        .collect()
-}
-
-fn is_mine(pid: Pid) -> bool {
-    use std::os::unix::fs::MetadataExt as _;
-    let process = Path::new("/proc").join(pid.as_raw_nonzero().to_string());
-    process.metadata().is_ok_and(|meta| meta.uid() == rustix::process::geteuid().as_raw())
 }
 
 #[cfg(test)]

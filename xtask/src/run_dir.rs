@@ -13,15 +13,13 @@ use std::ffi::OsString;
 use std::fs::{self, File};
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
 pub use crate::file_lock::{lock, try_lock};
 use crate::kept::{self, Kept, Machine};
-use crate::limits;
-use crate::paths::{Cache, make_private_dir, processes_naming};
-use anyhow::{Context, Result, bail};
+use crate::paths::{Cache, make_private_dir};
+use crate::processes::end_processes;
+use anyhow::{Context, Result};
 use rustix::fs::{FlockOperation, flock};
-use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
 /// In a run's working directory: the image's directory, and the warm layer's.
 const IMAGE: &str = "image";
@@ -169,11 +167,11 @@ pub fn layer_of(work: &Path) -> Result<Option<PathBuf>> {
 
 /// Runs that died and are not collected yet: nobody holds their lock, nobody keeps them, and their working files are there.
 pub fn dead(cache: &Cache) -> Vec<String> {
-    // A run that is just being made has a directory before it has its lock, and holds this one.
+    // A run that is just being made has a directory before it has its lock, and holds this one for a moment.
     let guard = File::open(cache.runs().join(".lock"));
-    let Ok(_guard) =
-        guard.and_then(|file| Ok(flock(&file, FlockOperation::NonBlockingLockExclusive).map(|()| file)?))
+    let Ok(_guard) = guard.and_then(|file| Ok(flock(&file, FlockOperation::LockExclusive).map(|()| file)?))
     else {
+        // Without it there was no run yet.
         return Vec::new();
     };
     let is_dead = |path: &Path| {
@@ -216,12 +214,18 @@ fn collect(runs: &Path) -> Result<Vec<Collected>> {
     let mut finished = Vec::new();
     for path in directories(runs) {
         let Some(id) = id_of(&path) else { continue };
-        // The lock's handle is kept until the directory is dealt with.
-        let Some(_lock) = try_lock(&path.join("lock"))? else { continue };
-        let work = path.join("w");
-        if path.join(kept::FILE).exists() {
+        let is_kept = || path.join(kept::FILE).exists();
+        // Nobody's command on a kept machine finds its lock taken by this look.
+        if is_kept() {
             continue;
         }
+        // The lock's handle is kept until the directory is dealt with.
+        let Some(_lock) = try_lock(&path.join("lock"))? else { continue };
+        // Its command may have ended meanwhile, and left it.
+        if is_kept() {
+            continue;
+        }
+        let work = path.join("w");
         if work.exists() {
             let processes = end_processes(&work)?;
             remove_tree(&path)?;
@@ -261,41 +265,6 @@ fn new_id() -> Result<String> {
     Ok(format!("{now}-{:04x}", u16::from_le_bytes(random)))
 }
 
-/// Kills every process that names something below `directory` on its command line, with its group where it leads one:
-/// a run's QEMU and broker name its working directory, an image's build the directory it builds in. How many there
-/// were.
-///
-/// # Errors
-/// Where one cannot be killed or outlives that.
-pub fn end_processes(directory: &Path) -> Result<usize> {
-    let found = processes_naming(directory);
-    for pid in &found {
-        kill(*pid)
-            .with_context(|| format!("end process {} of {}", pid.as_raw_nonzero(), directory.display()))?;
-    }
-    let deadline = Instant::now() + limits::QEMU_STOP;
-    while !processes_naming(directory).is_empty() {
-        if Instant::now() > deadline {
-            bail!("end the processes of {}: some outlive SIGKILL", directory.display());
-        }
-        std::thread::sleep(limits::CHILD_POLL);
-    }
-    Ok(found.len())
-}
-
-fn kill(pid: Pid) -> Result<()> {
-    // Where it leads no group there is none of that number.
-    let killed = match kill_process_group(pid, Signal::KILL) {
-        Err(rustix::io::Errno::SRCH) => kill_process(pid, Signal::KILL),
-        killed => killed,
-    };
-    match killed {
-        // It ended by itself meanwhile.
-        Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
-        Err(error) => Err(error.into()),
-    }
-}
-
 /// Deletes a file; one that is not there is gone already.
 ///
 /// # Errors
@@ -324,6 +293,8 @@ pub fn remove_tree(path: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::limits;
+    use crate::processes::processes_naming;
     use std::process::Command;
 
     fn dead_run(runs: &Path, id: &str) -> PathBuf {

@@ -13,7 +13,7 @@ use daemon::{Daemon, Network, root, script};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use xtask::limits;
-use xtask::paths::processes_naming;
+use xtask::processes::processes_naming;
 
 const BACK_ROOM: &str = env!("CARGO_BIN_EXE_xtask-vm");
 const FRONT_DOOR: &str = env!("CARGO_BIN_EXE_xtask");

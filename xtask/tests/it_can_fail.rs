@@ -8,7 +8,8 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 
 use rustix::process::{Pid, Signal, kill_process};
-use xtask::paths::{Cache, processes_naming};
+use xtask::paths::Cache;
+use xtask::processes::processes_naming;
 use xtask::report::{Phase, PhaseStatus, Report, Verdict};
 
 use own::Own;

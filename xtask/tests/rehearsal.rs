@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
-use xtask::paths::processes_naming;
+use xtask::processes::processes_naming;
 
 const BACK_ROOM: &str = env!("CARGO_BIN_EXE_xtask-vm");
 const ARCHITECTURES: [&str; 2] = ["aarch64", "x86_64"];

@@ -11,9 +11,10 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use xtask::digest::Algorithm;
-use xtask::layer::{DISK, FILES, Layer, MANIFEST, RAM};
-use xtask::limits::SILENCE;
-use xtask::paths::{Cache, processes_naming};
+use xtask::layer::{BAD, DISK, FILES, Layer, MANIFEST, RAM};
+use xtask::limits::{self, SILENCE};
+use xtask::paths::Cache;
+use xtask::processes::processes_naming;
 use xtask::report::{Phase, PhaseStatus, Report, Verdict};
 
 use own::Own;
@@ -98,6 +99,7 @@ fn a_layer_is_made_once_used_again_and_never_trusted() {
     assert!(told.contains("lies on") && told.contains(DISK), "{told}");
 
     pruned(&own, &directory);
+    of_no_use(&own, &directory);
     stopped_and_let_go(&own);
 
     flip_a_byte(&directory.join(RAM));
@@ -144,7 +146,7 @@ fn frozen(directory: &Path) {
     }
     let names: Vec<_> =
         std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-    assert_eq!(names.len(), FILES.len() + 2, "no key and no payload is in a layer: {names:?}");
+    assert_eq!(names.len(), FILES.len() + 2, "nothing else is in a layer: {names:?}");
 }
 
 /// A layer stays for as long as its image and its QEMU are there, and there is room.
@@ -171,6 +173,31 @@ fn pruned(own: &Own, directory: &Path) {
     }
     std::fs::write(&path, manifest).unwrap();
     assert!(directory.exists() && !would().contains("warm layer"));
+}
+
+/// A layer that is what was frozen, and of which no machine comes: the agent is not blamed, and the next run has another.
+fn of_no_use(own: &Own, directory: &Path) {
+    let (memory, manifest) = (directory.join(RAM), directory.join(MANIFEST));
+    let aside = [&memory, &manifest].map(|path| (path, own.root.join(path.file_name().unwrap())));
+    for (path, aside) in &aside {
+        std::fs::rename(path, aside).unwrap();
+    }
+    let mut layer: Layer = serde_json::from_slice(&std::fs::read(&aside[1].1).unwrap()).unwrap();
+    let garbage = b"no memory of a machine";
+    layer.files.get_mut(RAM).unwrap().digest = Algorithm::Sha256.of(garbage);
+    std::fs::write(&memory, garbage).unwrap();
+    std::fs::write(&manifest, serde_json::to_string(&layer).unwrap()).unwrap();
+    let (output, past) = own.smoke(&["--until", "join"]);
+    assert_code(&output, 69);
+    let failure = past.failure.unwrap();
+    assert!(failure.error.contains("thaw the machine out of the warm layer"), "{failure:?}");
+    let listed = own.run(BACK_ROOM, &["image", "list"]);
+    let listed = String::from_utf8_lossy(&listed.stdout);
+    assert!(listed.contains("a warm layer that is not used again"), "{listed}");
+    std::fs::remove_file(directory.join(BAD)).unwrap();
+    for (path, aside) in &aside {
+        std::fs::rename(aside, path).unwrap();
+    }
 }
 
 /// A guest that says nothing for much longer than ever is called stuck, and is none the worse for it: where it goes on, so does the run.
@@ -316,9 +343,17 @@ fn machines_to_work_in(own: &Own, layer: &Path) {
     assert!(said(&own.vm(&["console", "dev", "--no-follow"])).contains("Linux version"));
     attached(own);
     // Its guest shuts itself down with nobody there to see it; then it boots all the same.
+    let boot_id = || own.vm(&["exec", "--", "cat", "/proc/sys/kernel/random/boot_id"]).stdout;
+    let before = boot_id();
     own.vm(&["exec", "--", "sudo", "systemctl", "poweroff"]);
-    std::thread::sleep(std::time::Duration::from_secs(15));
+    let asked = Instant::now();
+    while !said(&own.vm(&["console", "dev", "--no-follow"])).contains("reboot: Power down") {
+        assert!(asked.elapsed() < limits::SHUTDOWN, "it does not shut down");
+        std::thread::sleep(limits::POLL);
+    }
     assert_code(&own.vm(&["start", "dev"]), 0);
+    let after = boot_id();
+    assert!(!before.is_empty() && !after.is_empty() && before != after, "it has booted");
     assert_code(&own.vm(&["exec", "--", "cat", "here"]), 0);
     assert_code(&own.vm(&["stop", "dev"]), 0);
     let listed = own.vm(&["list"]);

@@ -210,7 +210,7 @@ pub struct Thawed<'a> {
 }
 
 impl Thawed<'_> {
-    /// The run's own keys in the place of the layer's, which nobody has any more.
+    /// The run's own keys in the place of those that the layer's machine was made with.
     fn keys(self) -> String {
         format!(
             "install -m 0600 \"$here/host_key\" /etc/ssh/ssh_host_ed25519_key\n\

@@ -10,7 +10,8 @@ use crate::cli::VmCommand;
 use crate::exit::Usage;
 use crate::host::tools;
 use crate::kept::{self, ConsoleLog, Kept};
-use crate::paths::{Cache, processes_naming};
+use crate::paths::Cache;
+use crate::processes::{end_processes, processes_naming};
 use crate::run_dir;
 
 pub(super) fn run(command: &VmCommand) -> Result<()> {
@@ -107,7 +108,7 @@ fn quoted(word: &str) -> String {
 /// SIGKILL: QEMU flushes nothing and the guest hears nothing.
 fn power_cut(kept: &Kept) -> Result<()> {
     let _lock = kept.lock()?;
-    let processes = run_dir::end_processes(&kept.work())?;
+    let processes = end_processes(&kept.work())?;
     let name = &kept.machine.name;
     match processes {
         0 => eprintln!("{name} was off already"),

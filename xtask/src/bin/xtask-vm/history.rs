@@ -5,7 +5,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use xtask::limits;
 use xtask::paths::{Cache, make_private_dir, write_private};
@@ -18,7 +18,7 @@ const REMEMBERED: usize = 20;
 /// Phases that mostly find what they make; what is usual of them is how long the making takes.
 const FINDS: [Phase; 2] = [Phase::Build, Phase::Image];
 
-/// The times of one kind of run: an architecture, an accelerator, a CPU, processors and memory, an image, warm or cold.
+/// The times of one kind of run on this host: an architecture, an accelerator, a CPU, processors and memory, an image, warm or cold.
 pub(crate) struct History {
     path: PathBuf,
     phases: BTreeMap<String, Past>,
@@ -46,14 +46,9 @@ pub(crate) struct Usual {
 impl History {
     /// What is known; a file that cannot be read, or is of an older version, is as good as none, since it only informs.
     pub(crate) fn load(cache: &Cache, kind: &str) -> Self {
-        let path = cache.history().join(format!("{kind}.json"));
+        let path = of_host(cache).join(format!("{kind}.json"));
         let phases = std::fs::read(&path).ok().and_then(|text| serde_json::from_slice(&text).ok());
         Self { path, phases: phases.unwrap_or_default() }
-    }
-
-    /// The kind of run.
-    pub(crate) fn kind(&self) -> String {
-        self.path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
     }
 
     /// What is usual of a phase, by its title.
@@ -83,9 +78,20 @@ impl History {
 
     /// Keeps what was noted.
     pub(crate) fn keep(&self, cache: &Cache) -> Result<()> {
-        make_private_dir(&cache.history())?;
-        write_private(&self.path, serde_json::to_string_pretty(&self.phases)?)
+        make_private_dir(&of_host(cache))?;
+        // Whole or not at all: who dies while it is written has not lost what was known.
+        let beside = self.path.with_extension("new");
+        write_private(&beside, serde_json::to_string_pretty(&self.phases)?)?;
+        std::fs::rename(&beside, &self.path).with_context(|| format!("rename {}", beside.display()))
     }
+}
+
+/// A home that several hosts share is as slow as none of them (uname(2), nodename).
+fn of_host(cache: &Cache) -> PathBuf {
+    let name = rustix::system::uname();
+    let is_plain = |character: char| character.is_ascii_alphanumeric() || "-_".contains(character);
+    let name = name.nodename().to_string_lossy().replace(|character| !is_plain(character), "_");
+    cache.history().join(format!("host-{name}"))
 }
 
 /// The time of something that may take over two seconds and is no phase of a smoke.
@@ -189,8 +195,8 @@ mod tests {
     fn an_older_versions_file_is_as_good_as_none() {
         let directory = tempfile::tempdir().unwrap();
         let cache = Cache::at(directory.path());
-        make_private_dir(&cache.history()).unwrap();
-        write_private(&cache.history().join("kind.json"), r#"{"boot": 66.0}"#).unwrap();
+        make_private_dir(&of_host(&cache)).unwrap();
+        write_private(&of_host(&cache).join("kind.json"), r#"{"boot": 66.0}"#).unwrap();
         assert_eq!(History::load(&cache, "kind").of(Phase::Boot.title()), None);
     }
 }

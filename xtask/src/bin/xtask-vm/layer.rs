@@ -13,19 +13,22 @@ use std::collections::BTreeMap;
 use std::fs::{File, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use xtask::digest::{Algorithm, Digest};
-use xtask::exit::{Unavailable, host_fault};
-use xtask::layer::{BAD, DISK, FILES, Frozen, Ingredients, Layer, MANIFEST, SEED};
+use xtask::exit::Unavailable;
+use xtask::layer::{BAD, FILES, Frozen, Ingredients, Layer, MANIFEST};
 use xtask::limits;
 use xtask::paths::{Cache, make_private_dir, write_private};
 use xtask::run_dir::{self, try_lock};
 
+pub(crate) use check::Verification;
+
 use crate::interrupt::Interrupt;
 use crate::screen::Screen;
+
+mod check;
 
 /// Its time is when the layer was last used.
 const USED: &str = "used";
@@ -50,83 +53,6 @@ impl Kept {
     /// Its directory's name.
     pub(crate) fn name(&self) -> String {
         name_of(&self.directory)
-    }
-
-    /// Hashes its files beside what the run does, for a verdict that waits for it.
-    pub(crate) fn verify(&self) -> JoinHandle<Result<()>> {
-        let kept = self.clone();
-        std::thread::spawn(move || {
-            // The guest goes first; on Linux this is the thread's own (setpriority(2)).
-            rustix::process::setpriority_process(None, 19)
-                .context("make the check of the warm layer wait for the guest")?;
-            kept.check()
-        })
-    }
-
-    /// An error where a file is not what was frozen; nobody uses the layer from then on.
-    fn check(&self) -> Result<()> {
-        self.check_files(|_| true)
-    }
-
-    /// The same of what a machine that has been thawed boots from later.
-    pub(crate) fn check_what_boots(&self) -> Result<()> {
-        self.check_files(|name| [DISK, SEED].contains(&name))
-    }
-
-    fn check_files(&self, wanted: impl Fn(&str) -> bool) -> Result<()> {
-        for (name, frozen) in self.layer.files.iter().filter(|(name, _)| wanted(name)) {
-            if !self.file(name).exists() {
-                return Err(self.is_bad(name, "it is gone"));
-            }
-            let found = digest(&self.file(name)).map_err(|error| {
-                host_fault(
-                    error,
-                    format!("hash the warm layer {}", self.name()),
-                    "run again; --cold needs no layer",
-                )
-            })?;
-            if found != frozen.digest {
-                return Err(self.is_bad(name, &format!("it has {found}, and {} was frozen", frozen.digest)));
-            }
-        }
-        self.check_image()
-    }
-
-    /// The layer's disk is the image and what was written since.
-    fn check_image(&self) -> Result<()> {
-        let Ingredients { image, image_path, .. } = &self.layer.ingredients;
-        let hash = |error| {
-            host_fault(error, "hash the image below the warm layer", "run again; --cold needs no layer")
-        };
-        let found = image.algorithm().of_file(image_path, |_, _| Ok(())).map_err(hash)?;
-        if found == *image {
-            return Ok(());
-        }
-        Err(Unavailable {
-            error: format!(
-                "the image {} below the warm layer {} was changed: it has {found}, and had {image}",
-                image_path.display(),
-                self.name()
-            ),
-            hint: "cargo xtask image verify tells how to replace one of the cache's; one of your own makes another layer, as it \
-                   is now. Nothing that was seen on it counts"
-                .to_owned(),
-        }
-        .into())
-    }
-
-    fn is_bad(&self, name: &str, why: &str) -> anyhow::Error {
-        let what = match write_private(&self.file(BAD), why) {
-            Ok(()) => {
-                "the next run makes another and deletes this one, once no machine lies on it".to_owned()
-            }
-            Err(error) => format!("delete {}: {error:#}", self.directory.display()),
-        };
-        Unavailable {
-            error: format!("the warm layer {} was changed in {name}: {why}", self.name()),
-            hint: format!("{what}; nothing that was seen on it counts"),
-        }
-        .into()
     }
 }
 
@@ -157,8 +83,13 @@ pub(crate) fn lock(
         if let Some(lock) = try_lock(&path)? {
             return Ok(lock);
         }
-        screen.alive("another run makes this layer, or takes its machine out of it");
-        if started.elapsed() > limit {
+        let waited = started.elapsed();
+        // The seconds are the sign of life: no guest of this run could give one yet.
+        screen.alive(&format!(
+            "another run makes this layer, or takes its machine out of it, for {} s by now",
+            waited.as_secs()
+        ));
+        if waited > limit {
             return Err(Unavailable {
                 error: format!(
                     "wait for the warm layer {key}: another run has held {} for {} s",

@@ -5,7 +5,7 @@ use std::io::Read as _;
 use std::net::TcpStream;
 use std::time::Instant;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Error, Result, ensure};
 use xtask::cli::{OneArgs, Voice};
 use xtask::exit::{Diagnosis, Unavailable, host_fault};
 use xtask::host::rehearsal::Expected;
@@ -129,15 +129,14 @@ fn boot(cache: &Cache, kept: &mut Kept, interrupt: &Interrupt, screen: &mut Scre
         );
         host_fault(error, format!("start {name}"), hint)
     })?;
-    if let Some(layer) = layer::under(&kept.work())? {
+    let lost = |error: Error| {
+        let (error, name) = (format!("{error:#}"), &kept.machine.name);
+        let hint = format!("its disk lies on it: cargo xtask vm rm {name}, and vm up makes another");
+        Unavailable { error, hint }
+    };
+    if let Some(layer) = layer::under(&kept.work()).map_err(lost)? {
         screen.alive("hashing the warm layer");
-        layer.check_what_boots().map_err(|error| {
-            let (error, name) = (format!("{error:#}"), &kept.machine.name);
-            Unavailable {
-                error,
-                hint: format!("its disk lies on it: cargo xtask vm rm {name}, and vm up makes another"),
-            }
-        })?;
+        layer.check_what_boots().map_err(lost)?;
     }
     let mut machine = rehearsed::start_sound(&hypervisor, &xml, &expected, &kept.work())?;
     kept.machine.ssh_port = Some(machine.ssh_port()?);

@@ -48,9 +48,19 @@ pub(super) fn prepare(
         screen.line(&dead.to_string());
     }
     let mut store = Store { cache, interrupt, screen, offline: false, run: Some(&user) };
-    let (ready, _) = ensure_or_stand_in(&mut store, &mut plan)?;
-    screen.end(PhaseStatus::Passed, ready.how);
-    Ok((plan, ready, user))
+    match ensure_or_stand_in(&mut store, &mut plan) {
+        Ok((ready, _)) => {
+            screen.end(PhaseStatus::Passed, ready.how);
+            Ok((plan, ready, user))
+        }
+        Err(error) => ended(user, Err(error)),
+    }
+}
+
+/// The run is over, whatever came of it, and leaves nothing; first of all what went wrong in it is told.
+pub(super) fn ended<T>(run: RunDir, outcome: Result<T>) -> Result<T> {
+    let gone = run.discard();
+    outcome.and_then(|outcome| gone.map(|()| outcome))
 }
 
 /// QEMU as anybody would call it.
@@ -92,8 +102,11 @@ impl Bare<'_> {
             screen.line(&dead.to_string());
         }
         let outcome = body(&run, screen);
-        run.clean()?;
-        outcome
+        // What the console said of one that failed is of use.
+        if outcome.is_ok() {
+            return ended(run, outcome);
+        }
+        run.clean().and(outcome)
     }
 
     /// Its first boot begins; with this network (`-netdev`), and with more arguments.

@@ -12,13 +12,15 @@ use xtask::cli::{BenchArgs, Voice};
 use xtask::exit::{Diagnosis, Unavailable};
 use xtask::limits;
 use xtask::paths::{Cache, make_private_dir, write_private};
+use xtask::plan::Plan;
 use xtask::report::{Phase, Report, round};
 use xtask::workspace::Workspace;
 
-use super::bare::{Bare, prepare};
+use super::bare::{Bare, ended, prepare};
 use super::preflight::front_door;
 use super::{Scratch, cargo_as_typed, median, smoke};
 use crate::history::timed;
+use crate::image::ReadyImage;
 use crate::interrupt::Interrupt;
 use crate::screen::Screen;
 
@@ -166,6 +168,11 @@ impl Bench<'_> {
     fn rounds(&mut self) -> Result<Vec<Round>> {
         let (plan, image, user) =
             prepare(self.workspace, self.args, &self.cache, self.interrupt, &mut self.screen)?;
+        let rounds = self.rounds_of(&plan, &image);
+        ended(user, rounds)
+    }
+
+    fn rounds_of(&mut self, plan: &Plan, image: &ReadyImage) -> Result<Vec<Round>> {
         if plan.accelerator != Accelerator::Tcg {
             let error =
                 format!("bench: {} guests run under {} here, not emulated", self.args.arch, plan.accelerator);
@@ -185,7 +192,7 @@ impl Bench<'_> {
                 let kind = kind(self.args);
                 let what = format!("bare {cpu}");
                 timed((&self.cache, &mut self.screen), (&kind, &what), "bare", |screen| {
-                    let bare = Bare { cache: &self.cache, plan: &plan, image: &image, cpu };
+                    let bare = Bare { cache: &self.cache, plan, image, cpu };
                     let seconds = bare.boot(self.interrupt, screen)?;
                     Ok((seconds, format!("round {number}: -cpu {cpu}")))
                 })
@@ -202,7 +209,6 @@ impl Bench<'_> {
             self.front_door(&mut round)?;
             rounds.push(round);
         }
-        user.clean()?;
         Ok(rounds)
     }
 

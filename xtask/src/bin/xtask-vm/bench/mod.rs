@@ -19,8 +19,9 @@ use serde::Serialize;
 use xtask::cli::{BenchArgs, Subject, Voice};
 use xtask::exit::{Unavailable, host_fault};
 use xtask::paths::{Cache, make_private_dir};
+use xtask::processes::end_processes;
 use xtask::report::{Report, round};
-use xtask::run_dir::{end_processes, remove_file, try_lock};
+use xtask::run_dir::{remove_file, try_lock};
 use xtask::workspace::{Workspace, cargo, inherited_from_cargo};
 
 use crate::image::discard;

@@ -25,9 +25,9 @@ fn a_real_broker_starts_is_asked_and_is_gone_afterwards() {
     assert!(unheard.contains("device-commands.dev-1.ping"), "nobody is there: {unheard}");
     let config = iot_agent::config::Config::parse(&broker.agent_config()).unwrap();
     assert_eq!(config.device_id, "dev-1");
-    assert_eq!(xtask::paths::processes_naming(directory.path()).len(), 1);
+    assert_eq!(xtask::processes::processes_naming(directory.path()).len(), 1);
     broker.stop().unwrap();
-    assert!(xtask::paths::processes_naming(directory.path()).is_empty());
+    assert!(xtask::processes::processes_naming(directory.path()).is_empty());
 }
 
 #[test]
@@ -40,7 +40,7 @@ fn what_is_desired_outlives_the_brokers_absence() {
     broker.check().unwrap();
     let refused = std::net::TcpStream::connect(address).unwrap_err();
     assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
-    assert!(xtask::paths::processes_naming(directory.path()).is_empty());
+    assert!(xtask::processes::processes_naming(directory.path()).is_empty());
     broker.come_back(&Interrupt::default()).unwrap();
     assert_eq!(broker.server.port(), address.port());
     let deleted = broker.desire_no_more("a").unwrap();

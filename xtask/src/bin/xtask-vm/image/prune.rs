@@ -58,8 +58,9 @@ pub(super) fn prune(store: &mut Store<'_>, args: &PruneArgs, named: &[String]) -
     }
     let kept = store.kept();
     let mut candidates: Vec<_> = kept.iter().map(|image| Candidate::of_image(image, named, args)).collect();
-    for found in layer::all(store.cache) {
-        candidates.push(Candidate::of_layer(store, &found, &kept)?);
+    let layers = layer::all(store.cache);
+    for found in &layers {
+        candidates.push(Candidate::of_layer(store, found, &layers, &kept)?);
     }
     let mut doomed = Vec::new();
     for (one, reason) in choose(&candidates, args) {
@@ -94,7 +95,12 @@ impl Candidate {
         }
     }
 
-    fn of_layer(store: &mut Store<'_>, found: &layer::Found, kept: &[Kept]) -> Result<Self> {
+    fn of_layer(
+        store: &mut Store<'_>,
+        found: &layer::Found,
+        all: &[layer::Found],
+        kept: &[Kept],
+    ) -> Result<Self> {
         let path = found.layer.as_ref().map(|layer| &layer.ingredients.image_path);
         let image = path.and_then(|path| kept.iter().find(|image| path.starts_with(&image.directory)));
         Ok(Self {
@@ -102,7 +108,7 @@ impl Candidate {
             bytes: found.bytes(),
             idle_seconds: found.idle_seconds(),
             used: !found.users.is_empty(),
-            against: against(store, found)?,
+            against: against(store, found, all)?,
             layer: Some(OfLayer {
                 directory: found.directory.clone(),
                 lock: found.key(),
@@ -138,7 +144,7 @@ impl Candidate {
 
 /// Why a layer is deleted whatever is asked, if it is: of an image or a QEMU that is not there any more, or found changed. Each is
 /// made again in a minute.
-fn against(store: &mut Store<'_>, found: &layer::Found) -> Result<Option<String>> {
+fn against(store: &mut Store<'_>, found: &layer::Found, all: &[layer::Found]) -> Result<Option<String>> {
     let reason = match &found.layer {
         _ if !found.users.is_empty() => return Ok(None),
         None => "a warm layer that cannot be read",
@@ -148,9 +154,24 @@ fn against(store: &mut Store<'_>, found: &layer::Found) -> Result<Option<String>
             "a warm layer of an image that is not there any more"
         }
         Some(layer) if !has_emulator(store, layer)? => "a warm layer of a QEMU that is not there any more",
+        Some(layer) if all.iter().filter(|other| other.is_good).any(|other| is_replaced(layer, other)) => {
+            "a warm layer that a newer one of the same machine has replaced"
+        }
         Some(_) => return Ok(None),
     };
     Ok(Some(reason.to_owned()))
+}
+
+/// Whether a newer layer is of the same image and domain, and of another seed, firmware, QEMU or libvirt: those of now, as this one's
+/// were those of then.
+fn is_replaced(layer: &Layer, other: &layer::Found) -> bool {
+    let Some(other) = &other.layer else { return false };
+    let machine = |layer: &Layer| {
+        let Ingredients { image, domain, payload_bytes, .. } = &layer.ingredients;
+        (image.clone(), domain.clone(), *payload_bytes)
+    };
+    // RFC 3339 in UTC: in the order of time.
+    machine(layer) == machine(other) && layer.made_at < other.made_at
 }
 
 /// Whether the image that a layer lies on is still where it was, and the same.
@@ -284,6 +305,44 @@ mod tests {
         let but_new = ["idle", "unnamed", "layer", "idle layer", "layer of unnamed"];
         assert_eq!(chosen(&keep(1400)), but_new, "a layer before its image");
         assert_eq!(chosen(&keep(0)), ["new", "idle", "unnamed", "layer", "idle layer", "layer of unnamed"]);
+    }
+
+    #[test]
+    fn a_newer_layer_of_the_same_machine_replaces_an_older_one() {
+        let digest = |of: &str| Algorithm::Sha256.of(of.as_bytes());
+        let layer = |domain: &str, seed: &str, made_at: &str| Layer {
+            ingredients: Ingredients {
+                format: FORMAT,
+                image: digest("image"),
+                image_path: "/disk".into(),
+                seed: digest(seed),
+                domain: digest(domain),
+                firmware_code: digest("code"),
+                firmware_vars: digest("vars"),
+                emulator: digest("emulator"),
+                qemu: String::new(),
+                libvirt: String::new(),
+                payload_bytes: 64,
+            },
+            image: "debian-12".to_owned(),
+            arch: xtask::arch::VmArchitecture::Aarch64,
+            uuid: String::new(),
+            made_at: made_at.to_owned(),
+            made_by: String::new(),
+            files: BTreeMap::new(),
+        };
+        let found = |layer| layer::Found {
+            directory: "/layers/x.y".into(),
+            layer: Some(layer),
+            is_good: true,
+            users: Vec::new(),
+        };
+        let (morning, noon) = ("2026-11-26T09:00:00Z", "2026-11-26T12:00:00Z");
+        let old = layer("2 GiB", "a", morning);
+        assert!(is_replaced(&old, &found(layer("2 GiB", "b", noon))));
+        assert!(!is_replaced(&old, &found(layer("4 GiB", "b", noon))), "another machine");
+        assert!(!is_replaced(&layer("2 GiB", "b", noon), &found(old.clone())), "the newer one stays");
+        assert!(!is_replaced(&old, &found(old.clone())));
     }
 
     #[test]

@@ -10,8 +10,9 @@ use xtask::exit::Unavailable;
 use xtask::image::manifest::{Manifest, Stamp};
 use xtask::limits;
 use xtask::paths::{Cache, make_private_dir, write_private};
+use xtask::processes::end_processes;
 use xtask::report::human_bytes;
-use xtask::run_dir::{self, RunDir, end_processes, try_lock};
+use xtask::run_dir::{self, RunDir, try_lock};
 
 use super::build;
 use crate::interrupt::Interrupt;

@@ -1,7 +1,8 @@
 //! A layer from its making to its deletion, of files that are none of a machine.
 
 use xtask::cli::Voice;
-use xtask::layer::FORMAT;
+use xtask::exit::{Diagnosis, Interrupted};
+use xtask::layer::{DISK, FORMAT, SEED};
 
 use super::*;
 
@@ -53,7 +54,7 @@ fn a_layer_is_found_until_it_is_bad_and_deleted_when_nothing_lies_on_it() {
     let mut look = |wanted: &Ingredients| find(&cache, key, wanted, &mut screen).unwrap();
     assert!(look(&ingredients(&cache)).is_none());
     let first = made(&cache, key, "1124-100000-0001");
-    assert!(!first.file("user_key").exists(), "no key is in a layer");
+    assert!(!first.file("user_key").exists(), "nothing else is in a layer");
     let other = made(&cache, "debian-12-aarch64-0123", "1124-100000-0002");
     assert_eq!(look(&ingredients(&cache)).unwrap().directory, first.directory);
     first.check().unwrap();
@@ -102,6 +103,51 @@ fn a_file_that_is_gone_is_this_hosts_fault() {
     std::fs::write(kept.file(DISK), "another").unwrap();
     let error = kept.check_what_boots().unwrap_err();
     assert!(error.to_string().contains("was changed in disk.qcow2"), "{error:#}");
+}
+
+#[test]
+fn what_is_touched_while_a_run_uses_it_is_noticed_after_it_was_hashed() {
+    let directory = tempfile::tempdir().unwrap();
+    let cache = Cache::at(directory.path());
+    let kept = made(&cache, "debian-12-aarch64-0123", "1124-100000-0001");
+    let verified = |then: &dyn Fn()| {
+        let verification = kept.verify();
+        while !verification.is_finished() {
+            std::thread::sleep(limits::CHILD_POLL);
+        }
+        then();
+        verification.conclude()
+    };
+    verified(&|| ()).unwrap();
+    // The same content again, and the time that it had.
+    let rewrite = |path: &Path| {
+        let modified = path.metadata().unwrap().modified().unwrap();
+        let content = std::fs::read(path).unwrap();
+        std::fs::set_permissions(path, Permissions::from_mode(0o600)).unwrap();
+        std::fs::write(path, content).unwrap();
+        File::options().write(true).open(path).unwrap().set_modified(modified).unwrap();
+    };
+    let error = verified(&|| rewrite(&directory.path().join("disk"))).unwrap_err();
+    assert!(error.is::<Unavailable>() && error.to_string().contains("below the warm layer"), "{error:#}");
+    assert!(!kept.file(BAD).exists());
+    let error = verified(&|| rewrite(&kept.file(SEED))).unwrap_err();
+    assert!(error.is::<Unavailable>() && error.to_string().contains("changed in seed.img"), "{error:#}");
+    assert!(kept.file(BAD).exists());
+}
+
+#[test]
+fn a_layer_that_does_not_thaw_is_not_used_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let cache = Cache::at(directory.path());
+    let mut screen = Screen::new(Voice::silent());
+    let key = "debian-12-aarch64-0123";
+    let kept = made(&cache, key, "1124-100000-0001");
+    let mut is_there = || find(&cache, key, &ingredients(&cache), &mut screen).unwrap().is_some();
+    let error = kept.does_not_thaw(Interrupted.into());
+    assert!(error.is::<Interrupted>() && is_there(), "{error:#}");
+    let error = kept.does_not_thaw(Diagnosis::new("no sign of the thawed guest", "a slow host").into());
+    assert_eq!(xtask::exit::code(&error), 69, "it says nothing about the agent: {error:#}");
+    assert!(!is_there() && !kept.directory.exists());
 }
 
 #[test]

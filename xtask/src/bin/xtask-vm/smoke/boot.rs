@@ -12,8 +12,9 @@ use xtask::exit::{self, Interrupted, Unavailable};
 use xtask::host::rehearsal::Expected;
 use xtask::host::{kvm, tools};
 use xtask::limits;
-use xtask::paths::{processes_naming, write_private};
+use xtask::paths::write_private;
 use xtask::plan::Plan;
+use xtask::processes::processes_naming;
 
 use super::{RunningVm, Session, warm};
 use crate::broker::Broker;

@@ -28,8 +28,13 @@ pub(super) fn run(args: &SmokeArgs) -> Result<()> {
     for (name, line) in [("warm", warm), ("cold", cold)] {
         let report = directory.join(name);
         make_private_dir(&report)?;
-        reports.push(smoke(&report, &line)?);
+        let report = smoke(&report, &line)?;
         interrupt.check()?;
+        if report.verdict == Verdict::Unavailable {
+            // It has said why; there is nothing to compare with.
+            return Err(Code(report.exit_code).into());
+        }
+        reports.push(report);
     }
     let [warm, cold]: [Report; 2] = reports.try_into().expect("two were made");
     if warm.verdict == Verdict::Verified && (warm.layer.is_none() || cold.layer.is_some()) {

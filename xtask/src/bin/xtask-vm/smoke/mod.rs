@@ -10,6 +10,7 @@ mod image;
 mod inspect;
 mod running;
 mod session;
+mod times;
 mod verify;
 mod warm;
 mod workload;

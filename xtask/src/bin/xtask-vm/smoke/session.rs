@@ -2,10 +2,9 @@
 //! order whatever happened.
 
 use std::path::{Path, PathBuf};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use xtask::cli::{SmokeArgs, Until, Voice};
 use xtask::exit;
 use xtask::host::facts::Facts;
@@ -19,10 +18,11 @@ use xtask::report::{
 use xtask::workspace::Workspace;
 
 use super::RunningVm;
+use super::times::Times;
 use crate::filesystem;
-use crate::history::History;
+use crate::history::timed;
 use crate::interrupt::Interrupt;
-use crate::layer::Kept;
+use crate::layer::{Kept, Verification};
 use crate::rehearsed::{TRANSCRIPT, XML};
 use crate::screen::Screen;
 use xtask::plan::Plan;
@@ -48,10 +48,11 @@ pub(crate) struct Session<'a> {
     pub(crate) vm: Option<RunningVm>,
     /// The limit of the phase that runs; another accelerator changes it.
     pub(crate) limit: Option<Duration>,
-    layer: Option<JoinHandle<Result<()>>>,
+    layer: Option<Verification>,
     /// Whether the machine is left to whoever asked for it.
     keeps: bool,
-    history: Option<History>,
+    /// What is usual of its phases.
+    pub(super) times: Times,
     phase: Phase,
     started: Instant,
 }
@@ -69,6 +70,7 @@ impl<'a> Session<'a> {
         let mut report = Report::begin(run.id(), &now_rfc3339(), args.build.arch);
         report.sabotage = args.sabotage.map(|fault| fault.name());
         report.until = (args.until != Until::End).then(|| args.until.name());
+        let times = Times::new(&cache, args.sabotage.is_some());
         let phase = Phase::Preflight;
         let started = Instant::now();
         Ok(Self {
@@ -83,7 +85,7 @@ impl<'a> Session<'a> {
             limit: None,
             layer: None,
             keeps: args.keep,
-            history: None,
+            times,
             phase,
             started,
         })
@@ -98,7 +100,7 @@ impl<'a> Session<'a> {
     ) -> Result<T> {
         self.phase = phase;
         self.limit = limit;
-        let usual = self.history.as_ref().and_then(|history| history.of(phase.title()));
+        let usual = self.times.begin(phase);
         self.screen.start(phase.title(), usual);
         let started = Instant::now();
         let outcome = self.interrupt.check().and_then(|()| body(self));
@@ -118,13 +120,23 @@ impl<'a> Session<'a> {
             limit_seconds: self.limit.map(|limit| limit.as_secs_f64()),
             detail,
         });
-        // What made a layer took a boot, which no later warm run takes.
-        let made = self.report.layer.as_ref().is_some_and(|layer| layer.made_by == self.run.id());
-        if let (true, Some(history)) = (outcome.is_ok() && !(made && phase == Phase::Boot), &mut self.history)
-        {
-            history.note(phase.title(), started.elapsed().as_secs_f64(), silent);
+        if outcome.is_ok() {
+            let noted = self.times.note(phase, started.elapsed(), silent);
+            self.warn_of(noted);
         }
         outcome.map(|(value, _)| value)
+    }
+
+    /// Times only inform.
+    fn warn_of(&self, kept: Result<()>) {
+        if let Err(error) = kept {
+            self.screen.note(&format!("warning: the phases' times are not kept: {error:#}"));
+        }
+    }
+
+    /// The phase that runs makes a layer: another time than that of a boot is usual of it.
+    pub(super) fn makes_a_layer(&mut self) {
+        self.screen.expect(self.times.usual_of_making(self.phase));
     }
 
     /// The host's and the guest's parts of the report, once they are known.
@@ -146,7 +158,7 @@ impl<'a> Session<'a> {
     }
 
     /// The run's machine comes out of this layer, whose files are hashed from now on, beside the run.
-    pub(crate) fn use_layer(&mut self, kept: &Kept) {
+    pub(crate) fn use_layer(&mut self, kept: &Kept, installs: bool) {
         self.report.layer = Some(LayerReport {
             key: kept.name(),
             made_at: kept.layer.made_at.clone(),
@@ -155,31 +167,30 @@ impl<'a> Session<'a> {
             clock_step_seconds: None,
         });
         self.layer = Some(kept.verify());
-        // Other times from here on; those so far are of any run.
-        if let Some(history) = self.history.take() {
-            let kind = format!("{}-warm", history.kind());
-            if self.args.sabotage.is_none()
-                && let Err(error) = history.keep(&self.cache)
-            {
-                self.screen.note(&format!("warning: the phases' times are not kept: {error:#}"));
-            }
-            let history = History::load(&self.cache, &kind);
-            if kept.layer.made_by != self.run.id() {
-                self.screen.expect(history.of(self.phase.title()));
-            }
-            self.history = Some(history);
+        let made = kept.layer.made_by == self.run.id();
+        let kept = self.times.are_warm(made, installs);
+        self.warn_of(kept);
+        if !made {
+            self.screen.expect(self.times.usual(self.phase));
         }
     }
 
     /// Waits for that to end; an error where a file is not what was frozen.
     pub(crate) fn layer_is_sound(&mut self) -> Result<()> {
-        let Some(verified) = self.layer.take() else { return Ok(()) };
-        while !verified.is_finished() {
-            self.interrupt.check()?;
-            self.screen.alive("hashing the warm layer");
-            std::thread::sleep(limits::POLL);
-        }
-        let sound = verified.join().unwrap_or_else(|_| bail!("the check of the warm layer panicked"));
+        let Some(verification) = self.layer.take() else { return Ok(()) };
+        let sound = if verification.is_finished() {
+            verification.conclude()
+        } else {
+            let (cache, interrupt) = (&self.cache, &self.interrupt);
+            timed((cache, &mut self.screen), ("layer", "hash"), "layer", |screen| {
+                while !verification.is_finished() {
+                    interrupt.check()?;
+                    screen.alive("hashing it, and the image below it");
+                    std::thread::sleep(limits::POLL);
+                }
+                verification.conclude().map(|()| ((), "is what was frozen".to_owned()))
+            })
+        };
         self.keeps &= sound.is_ok();
         sound
     }
@@ -189,7 +200,7 @@ impl<'a> Session<'a> {
         self.report.host.accelerator = Some(plan.accelerator);
         self.report.host.accelerator_note.clone_from(&plan.accelerator_note);
         self.report.guest.cpu = plan.cpu().describe();
-        self.history = Some(History::load(&self.cache, &plan.kind()));
+        self.times.are_of(plan.kind());
     }
 
     /// Tears down, concludes, writes the report, shows the verdict; the exit code.
@@ -212,11 +223,7 @@ impl<'a> Session<'a> {
         if let Some(error) = outcome.err().filter(|error| error.is::<exit::Usage>()) {
             self.report.exit_code = exit::code(&error);
         }
-        if let (None, Some(history)) = (&self.args.sabotage, &mut self.history)
-            && let Err(error) = history.keep(&self.cache)
-        {
-            self.screen.note(&format!("warning: the phases' times are not kept: {error:#}"));
-        }
+        self.warn_of(self.times.keep());
         self.show(&directory, verdict);
         self.report.exit_code
     }
@@ -229,6 +236,7 @@ impl<'a> Session<'a> {
         });
         let error = match released {
             Ok(kept) => {
+                self.warn_of(self.times.keep());
                 let name = &kept.name;
                 let seconds = human_seconds(self.started.elapsed().as_secs_f64());
                 self.screen
@@ -272,7 +280,7 @@ impl<'a> Session<'a> {
     fn teardown(&mut self, directory: &Path, verdict: Verdict) -> Result<()> {
         let mut vm = self.vm.take();
         self.phase = Phase::Teardown;
-        let usual = self.history.as_ref().and_then(|history| history.of(Phase::Teardown.title()));
+        let usual = self.times.begin(Phase::Teardown);
         self.screen.start(Phase::Teardown.title(), usual);
         let started = Instant::now();
         let evidence = self.collect_evidence(directory, verdict, vm.as_mut());
@@ -284,10 +292,11 @@ impl<'a> Session<'a> {
         };
         let silent = self.screen.longest_silence();
         self.screen.end(status, &detail);
-        let seconds = round(started.elapsed().as_secs_f64());
-        let whole = verdict == Verdict::Verified && !self.keeps;
-        if let (Ok(_), true, Some(history)) = (&result, whole, &mut self.history) {
-            history.note(Phase::Teardown.title(), seconds, silent);
+        let elapsed = started.elapsed();
+        let seconds = round(elapsed.as_secs_f64());
+        if result.is_ok() && verdict == Verdict::Verified && !self.keeps {
+            let noted = self.times.note(Phase::Teardown, elapsed, silent);
+            self.warn_of(noted);
         }
         let report = PhaseReport { name: Phase::Teardown, status, seconds, limit_seconds: None, detail };
         self.report.phases.push(report);

@@ -11,7 +11,7 @@ use xtask::cli::{Sabotage, SmokeArgs};
 use xtask::digest::Algorithm;
 use xtask::domain::seed::{Seed, Thawed, marker};
 use xtask::domain::{CONSOLE_SOCKET, RunFiles, xml};
-use xtask::exit::{self, Unavailable, Usage};
+use xtask::exit::{self, Diagnosis, Unavailable, Usage};
 use xtask::image::Format;
 use xtask::layer::{self as layers, Ingredients, Layer};
 use xtask::paths::{make_private_dir, write_private};
@@ -87,7 +87,8 @@ impl Thaw<'_> {
         if session.args.sabotage == Some(Sabotage::StaleChain) {
             xml = xml::with_stale_chain(&xml, &files.overlay, &self.image.disk);
         }
-        let stopped = self.hypervisor.thaw_paused(&kept.file(layers::RAM), &xml)?;
+        let thawed = self.hypervisor.thaw_paused(&kept.file(layers::RAM), &xml);
+        let stopped = thawed.map_err(|error| kept.does_not_thaw(error))?;
         let machine = rehearsed::sound(stopped, &domain.expected, &work)?;
         Ok((domain, machine))
     }
@@ -101,13 +102,9 @@ impl RunningVm {
         image: &ReadyImage,
         subject: &Subject<'_>,
     ) -> Result<(Self, String)> {
-        let layers = session.cache.layers();
         Self::thaw_or_fail(session, plan, image, subject).map_err(|error| {
-            let hint = format!(
-                "see the causes; nothing is known about the agent yet. --cold goes on without a warm layer; what is in {} may be \
-                 deleted, and is made anew",
-                layers.display()
-            );
+            let hint =
+                "see the causes; nothing is known about the agent yet. --cold goes on without a warm layer";
             exit::host_fault(error, "thaw the machine out of its warm layer", hint)
         })
     }
@@ -126,13 +123,15 @@ impl RunningVm {
         let (cache, interrupt, limits) = (&session.cache, &session.interrupt, plan.limits());
         // Its making, and the machine that is thawed out of it under the same lock.
         let limit = limits.boot() + 2 * limits.provision();
+        let asked = Instant::now();
         let lock = layer::lock(cache, &key, limit, interrupt, &mut session.screen)?;
+        session.times.waited(asked.elapsed());
         let found = layer::find(&session.cache, &key, &ingredients, &mut session.screen)?;
         let started = Instant::now();
         let (mut vm, kept) = match found {
             Some(kept) => {
                 session.run.uses_layer(&kept.directory)?;
-                session.use_layer(&kept);
+                session.use_layer(&kept, subject.as_pair().is_some());
                 let files = own_files(session, &kept, image)?;
                 let (domain, machine) = Thaw {
                     plan: &plan,
@@ -148,6 +147,7 @@ impl RunningVm {
                 (around.with(plan, files, domain, machine), kept)
             }
             None => {
+                session.makes_a_layer();
                 let made = session.run.work().join("layer");
                 let mut vm = Self::first_boot(session, plan, around, &ingredients, image, &made)?;
                 match vm.freeze_and_thaw(session, &made, ingredients, image, subject) {
@@ -166,7 +166,8 @@ impl RunningVm {
         });
         if let Err(error) = reached {
             session.vm = Some(vm);
-            return Err(error);
+            // No guest's word, and a QEMU that ended: a broker that ended is another's fault.
+            return Err(if error.is::<Diagnosis>() { kept.does_not_thaw(error) } else { error });
         }
         let how = if kept.layer.made_by == session.run.id() {
             format!("made a warm layer of {}, and thawed it", human_bytes(kept.layer.bytes()))
@@ -238,7 +239,7 @@ impl RunningVm {
         };
         let kept = layer::keep(&session.cache, &key, made, layer)?;
         session.run.uses_layer(&kept.directory)?;
-        session.use_layer(&kept);
+        session.use_layer(&kept, subject.as_pair().is_some());
         self.console.new_boot()?;
         let files = own_files(session, &kept, image)?;
         let thaw = Thaw {

@@ -27,7 +27,7 @@ use xtask::paths::Cache;
 use xtask::report::{human_bytes, round};
 use xtask::workspace::Workspace;
 
-use super::bare::{Bare, prepare};
+use super::bare::{Bare, ended, prepare};
 use super::{Scratch, median};
 use crate::history::timed;
 use crate::interrupt::Interrupt;
@@ -89,8 +89,8 @@ pub(super) fn run(
             Ok((Guest::boot(&bare, run, &content, interrupt, screen)?, "bare QEMU".to_owned()))
         })?;
         guest.measure(args.rounds, (&cache, screen), &kind)
-    })?;
-    user.clean()?;
+    });
+    let seconds = ended(user, seconds)?;
     conclude(args, content.len(), &seconds)
 }
 

@@ -1,0 +1,237 @@
+//! SIGKILL at random moments, of the workflow or of its QEMU; the next smoke must join.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::process::{Child, ExitStatus};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+
+use super::{alone, end, start};
+use crate::cli::SoakArgs;
+use crate::layer::RAM;
+use crate::limits;
+use crate::paths::Cache;
+use crate::processes::processes_naming;
+use crate::run_dir::{directories, remove_tree};
+
+/// Who is killed at a random moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Victim {
+    /// The whole process group of the smoke: nobody is left to tidy up.
+    Workflow,
+    /// The machine alone: the smoke has to see it, and to end by itself.
+    Qemu,
+}
+
+impl Victim {
+    /// Whether a smoke may end with `code` (`None`: by a signal) so much later than this was killed in it.
+    fn may_end(self, code: Option<i32>, later: Duration) -> bool {
+        match (self, code) {
+            // All was said by then, or the machine was about to lose its power anyway.
+            (_, Some(0)) => true,
+            (Self::Workflow, code) => code.is_none(),
+            (Self::Qemu, code) => matches!(code, Some(1 | 69)) && later < limits::AFTER_KILL,
+        }
+    }
+}
+
+/// So many moments are drawn at most until there is something to be killed.
+const DRAWS: u32 = 10;
+
+/// SIGKILL at a random moment, of the one or the other; then a smoke must join, on what was left, and nothing may be left of both.
+/// Every fourth round begins without a warm layer, so that its making is hit too.
+pub(super) fn kill_and_go_on(args: &SoakArgs, round: u32) -> Result<String> {
+    for _ in 0..DRAWS {
+        if let Some(said) = kill_once(args, round)? {
+            return Ok(said);
+        }
+        eprintln!("soak kill {round}: nothing was there to be killed; another moment");
+    }
+    bail!(
+        "at {DRAWS} moments nothing was there to be killed: smokes are shorter here than the window that the moments are drawn from"
+    )
+}
+
+/// When somebody is killed.
+#[derive(Debug, Clone, Copy)]
+enum Moment {
+    /// So long after the smoke's start.
+    Begun(Duration),
+    /// So long after the machine's memory has begun to be written.
+    Freezing(Duration),
+}
+
+impl Moment {
+    /// Half of those that make a layer are hit while it comes into being: of all the time that they take these are a few seconds.
+    fn draw(round: u32, boots: bool, makes_a_layer: bool) -> Result<Self> {
+        let random = random()?;
+        Ok(match (makes_a_layer && round % 8 == 1, boots) {
+            (true, _) => Self::Freezing(limits::FREEZE_WINDOW.mul_f64(random)),
+            (false, true) => Self::Begun(limits::KILL_WINDOW.mul_f64(random)),
+            (false, false) => Self::Begun(limits::WARM_KILL_WINDOW.mul_f64(random)),
+        })
+    }
+
+    /// Returns when it has come, or the smoke has ended.
+    fn awaited(self, child: &mut Child, cache: &Cache, before: &[PathBuf]) -> Result<()> {
+        let after = match self {
+            Self::Begun(after) => after,
+            Self::Freezing(after) => {
+                let freezes = |run: &PathBuf| run.join("w/layer").join(RAM).exists();
+                while !new_runs(cache, before).iter().any(freezes) {
+                    if child.try_wait().context("look at the smoke")?.is_some() {
+                        return Ok(());
+                    }
+                    std::thread::sleep(limits::CHILD_POLL);
+                }
+                after
+            }
+        };
+        std::thread::sleep(after);
+        Ok(())
+    }
+}
+
+impl fmt::Display for Moment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Begun(after) => write!(f, "at {:.1} s", after.as_secs_f64()),
+            Self::Freezing(after) => write!(f, "{:.1} s after it began to freeze", after.as_secs_f64()),
+        }
+    }
+}
+
+/// `None` where there was nothing to kill.
+fn kill_once(args: &SoakArgs, round: u32) -> Result<Option<String>> {
+    let cache = Cache::from_env()?;
+    let makes_a_layer = !args.cold && round % 4 == 1;
+    if makes_a_layer {
+        // Hours after it began somebody may have a machine on one of them.
+        alone()?;
+        remove_tree(&cache.layers())?;
+    }
+    let moment = Moment::draw(round, makes_a_layer || args.cold, makes_a_layer)?;
+    let victim = if random()? < 0.5 { Victim::Workflow } else { Victim::Qemu };
+    let before = directories(&cache.runs());
+    let mut child = start(args, &[])?;
+    let killed = moment
+        .awaited(&mut child, &cache, &before)
+        .and_then(|()| kill(&mut child, victim, &cache, &before))
+        .and_then(|hit| {
+            let at = Instant::now();
+            Ok((hit, awaited(&mut child, hit)?, at.elapsed()))
+        });
+    let (hit, status, later) = match killed {
+        Ok(killed) => killed,
+        Err(error) => {
+            // The next round has the cache to itself all the same.
+            end_group(&child)?;
+            child.wait().context("wait for the smoke")?;
+            return Err(error);
+        }
+    };
+    ensure!(
+        hit.then_some(victim).map_or(status.success(), |victim| victim.may_end(status.code(), later)),
+        "{victim:?} {moment}, hit: {hit}: the smoke ended {:.1} s later with {status}; at most {} s are allowed without a verdict",
+        later.as_secs_f64(),
+        limits::AFTER_KILL.as_secs()
+    );
+    if !hit {
+        return Ok(None);
+    }
+    let started = Instant::now();
+    end(start(args, &["--until", "join"])?, started).context("the smoke after it")?;
+    let what = match victim {
+        Victim::Workflow => "the workflow killed",
+        Victim::Qemu => "QEMU killed",
+    };
+    let layer = if makes_a_layer { ", without a warm layer" } else { "" };
+    let later = later.as_secs_f64();
+    Ok(Some(format!("{what} {moment}{layer}, ended {later:.1} s later, {status}; joined after it")))
+}
+
+/// The runs that were not there before.
+fn new_runs(cache: &Cache, before: &[PathBuf]) -> Vec<PathBuf> {
+    directories(&cache.runs()).into_iter().filter(|run| !before.contains(run)).collect()
+}
+
+/// Whether there was somebody to kill.
+fn kill(child: &mut Child, victim: Victim, cache: &Cache, before: &[PathBuf]) -> Result<bool> {
+    if child.try_wait().context("look at the smoke")?.is_some() {
+        return Ok(false);
+    }
+    if victim == Victim::Workflow {
+        return end_group(child);
+    }
+    let is_qemu = |pid: &Pid| {
+        let name = std::fs::read_to_string(format!("/proc/{}/comm", pid.as_raw_nonzero()));
+        name.is_ok_and(|name| name.starts_with("qemu-system"))
+    };
+    let runs = new_runs(cache, before);
+    let qemu = runs.iter().flat_map(|run| processes_naming(&run.join("w"))).find(is_qemu);
+    qemu.map_or(Ok(false), |pid| found(kill_process(pid, Signal::KILL)).context("kill QEMU"))
+}
+
+/// SIGKILL to all of a smoke; whether there was something.
+fn end_group(child: &Child) -> Result<bool> {
+    let group = i32::try_from(child.id()).ok().and_then(Pid::from_raw).context("a process id")?;
+    found(kill_process_group(group, Signal::KILL)).context("kill the smoke")
+}
+
+/// One that has just ended by itself was not there.
+fn found(killed: rustix::io::Result<()>) -> Result<bool> {
+    match killed {
+        Ok(()) => Ok(true),
+        Err(rustix::io::Errno::SRCH) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// How it ended: by itself. Where something of it was killed it cannot go on for ever.
+fn awaited(child: &mut Child, hit: bool) -> Result<ExitStatus> {
+    let deadline = Instant::now() + limits::AFTER_KILL_TO_VERDICT;
+    loop {
+        if let Some(status) = child.try_wait().context("wait for the smoke")? {
+            return Ok(status);
+        }
+        let late = hit && Instant::now() > deadline;
+        ensure!(
+            !late,
+            "{} s after the kill the smoke has not ended",
+            limits::AFTER_KILL_TO_VERDICT.as_secs()
+        );
+        std::thread::sleep(limits::POLL);
+    }
+}
+
+/// From 0 to 1.
+fn random() -> Result<f64> {
+    let mut bytes = [0; 2];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()).context("a random number")?;
+    Ok(f64::from(u16::from_le_bytes(bytes)) / 65_536.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_smoke_that_ends_wrongly_after_a_kill_fails_its_round() {
+        let (soon, late) = (Duration::from_secs(1), limits::AFTER_KILL + Duration::from_secs(1));
+        for (victim, code, later, right) in [
+            (Victim::Workflow, None, soon, true),
+            (Victim::Workflow, Some(1), soon, false),
+            (Victim::Workflow, Some(0), late, true),
+            (Victim::Qemu, Some(1), soon, true),
+            (Victim::Qemu, Some(69), soon, true),
+            (Victim::Qemu, Some(1), late, false),
+            (Victim::Qemu, Some(101), soon, false),
+            (Victim::Qemu, None, soon, false),
+            (Victim::Qemu, Some(0), late, true),
+        ] {
+            assert_eq!(victim.may_end(code, later), right, "{victim:?} {code:?} {later:?}");
+        }
+    }
+}
