@@ -13,7 +13,7 @@ use crate::arch::VmArchitecture;
 use crate::exit::{Unavailable, Usage};
 use crate::limits;
 use crate::paths::{Cache, write_private};
-use crate::processes::processes_naming;
+use crate::processes::owned;
 use crate::run_dir::{directories, try_lock};
 
 /// Its name in a run's directory.
@@ -63,7 +63,7 @@ impl Kept {
 
     /// Whether its QEMU is there.
     pub fn is_running(&self) -> bool {
-        !processes_naming(&self.work()).is_empty()
+        !owned(&self.work()).is_empty()
     }
 
     /// ssh's arguments that lead into it.

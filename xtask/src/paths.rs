@@ -149,6 +149,44 @@ pub fn make_private_dir(path: &Path) -> Result<()> {
         .with_context(|| format!("make the directory {}", path.display()))
 }
 
+/// In each directory that this workflow may delete as a whole; a directory without it is somebody else's.
+pub const MARKER: &str = ".iot-xtask";
+
+/// Makes `path` as [`make_private_dir`] does, and marks it as one that this workflow may delete.
+///
+/// # Errors
+/// Names the directory, or its marker.
+pub fn make_own_dir(path: &Path) -> Result<()> {
+    make_private_dir(path)?;
+    mark(path)
+}
+
+/// Marks a directory as one that this workflow may delete.
+///
+/// # Errors
+/// Names the marker.
+pub fn mark(directory: &Path) -> Result<()> {
+    write_private(
+        &directory.join(MARKER),
+        "This directory belongs to cargo xtask, which deletes it when it is not needed.\n",
+    )
+}
+
+/// Whether this workflow made the directory, and may delete it.
+pub fn is_own(directory: &Path) -> bool {
+    directory.join(MARKER).symlink_metadata().is_ok_and(|meta| meta.is_file())
+}
+
+/// Deletes a directory of this workflow's in which nothing is but the marker. Any other stays as it is.
+pub fn remove_if_empty(directory: &Path) {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    let names: Vec<_> = entries.map(|entry| entry.file_name()).collect();
+    if matches!(&names[..], [name] if name == MARKER) {
+        // What cannot be deleted now is deleted by `image prune`.
+        drop(std::fs::remove_dir_all(directory));
+    }
+}
+
 /// Writes a file that only this user may read.
 ///
 /// # Errors

@@ -2,10 +2,12 @@
 //! free belongs to a dead run, which the next one collects.
 //!
 //! ```text
+//! runs/<id>/.iot-xtask     the marker without which nobody collects the directory
 //! runs/<id>/lock           held while the run lives
 //! runs/<id>/kept           of a machine that somebody keeps: what `cargo xtask vm` knows of it
 //! runs/<id>/report.json    and console.log …: what stays
 //! runs/<id>/w/             what does not: disks, NVRAM, keys, the broker's store
+//! runs/<id>/w/processes    the run's processes, which whoever collects it ends
 //! runs/<id>/w/v/           libvirt's embedded root
 //! ```
 
@@ -16,7 +18,7 @@ use std::path::{Path, PathBuf};
 
 pub use crate::file_lock::{lock, try_lock};
 use crate::kept::{self, Kept, Machine};
-use crate::paths::{Cache, make_private_dir};
+use crate::paths::{Cache, is_own, make_own_dir, make_private_dir};
 use crate::processes::end_processes;
 use anyhow::{Context, Result};
 use rustix::fs::{FlockOperation, flock};
@@ -65,6 +67,7 @@ impl RunDir {
         let collected = collect(&runs)?;
         let id = new_id()?;
         let path = runs.join(&id);
+        make_own_dir(&path)?;
         make_private_dir(&path.join("w/v"))?;
         let lock = try_lock(&path.join("lock"))?.context("lock a directory that was just made")?;
         Ok((Self { id, path, _lock: lock }, collected))
@@ -175,7 +178,8 @@ pub fn dead(cache: &Cache) -> Vec<String> {
         return Vec::new();
     };
     let is_dead = |path: &Path| {
-        path.join("w").exists()
+        is_run(path)
+            && path.join("w").exists()
             && !path.join(kept::FILE).exists()
             // Without its file there is no lock, and one that cannot be asked is not called free.
             && File::open(path.join("lock"))
@@ -208,12 +212,13 @@ pub fn gc(cache: &Cache) -> Result<Vec<Collected>> {
     collect(&runs)
 }
 
-/// Everything whose lock is free and that nobody keeps.
+/// Every run whose lock is free and that nobody keeps. `runs` is a name that other programs use too: a directory that
+/// this workflow did not make is left alone.
 fn collect(runs: &Path) -> Result<Vec<Collected>> {
     let mut collected = Vec::new();
     let mut finished = Vec::new();
     for path in directories(runs) {
-        let Some(id) = id_of(&path) else { continue };
+        let Some(id) = id_of(&path).filter(|_| is_run(&path)) else { continue };
         let is_kept = || path.join(kept::FILE).exists();
         // Nobody's command on a kept machine finds its lock taken by this look.
         if is_kept() {
@@ -250,6 +255,19 @@ fn collect(runs: &Path) -> Result<Vec<Collected>> {
 pub fn directories(runs: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(runs).into_iter().flatten().flatten();
     entries.map(|entry| entry.path()).filter(|path| path.is_dir()).collect()
+}
+
+/// Whether a directory is a run's: by its marker and by the form of its name.
+fn is_run(path: &Path) -> bool {
+    is_own(path) && id_of(path).is_some_and(|id| has_form_of_id(&id))
+}
+
+/// Whether a name has the form that [`new_id`] gives: `1124-100000-00ab`.
+fn has_form_of_id(name: &str) -> bool {
+    let parts: Vec<_> = name.split('-').collect();
+    let digits =
+        |part: &str, count: usize, radix| part.len() == count && part.chars().all(|c| c.is_digit(radix));
+    matches!(parts[..], [day, time, random] if digits(day, 4, 10) && digits(time, 6, 10) && digits(random, 4, 16))
 }
 
 fn id_of(path: &Path) -> Option<String> {
@@ -294,14 +312,45 @@ pub fn remove_tree(path: &Path) -> Result<()> {
 mod tests {
     use super::*;
     use crate::limits;
-    use crate::processes::processes_naming;
+    use crate::paths::mark;
+    use crate::processes::record_child;
     use std::process::Command;
 
     fn dead_run(runs: &Path, id: &str) -> PathBuf {
         let path = runs.join(id);
         fs::create_dir_all(path.join("w/v")).unwrap();
+        mark(&path).unwrap();
         fs::write(path.join("lock"), "").unwrap();
         path
+    }
+
+    /// Training programs call their outputs `runs` too, and somebody may point the cache at their directory.
+    #[test]
+    fn a_directory_that_is_not_a_runs_is_left_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let runs = directory.path();
+        let mut foreign = Vec::new();
+        for number in 0..FINISHED_RUNS_KEPT + 5 {
+            let path = runs.join(format!("exp{number:02}"));
+            fs::create_dir_all(path.join("weights")).unwrap();
+            foreign.push(path);
+        }
+        // Our marker and not our name's form, and the other way round.
+        let renamed = dead_run(runs, "my-own-copy");
+        let unmarked = runs.join("0101-000000-000a");
+        fs::create_dir_all(unmarked.join("w")).unwrap();
+        foreign.extend([renamed, unmarked]);
+        assert!(collect(runs).unwrap().is_empty());
+        for path in foreign {
+            let entries = fs::read_dir(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+            let names: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).collect();
+            assert!(!names.is_empty(), "{} was emptied", path.display());
+            assert!(
+                path.ends_with("my-own-copy") || !path.join("lock").exists(),
+                "{} was written to",
+                path.display()
+            );
+        }
     }
 
     #[test]
@@ -314,17 +363,9 @@ mod tests {
         let live = dead_run(runs, "0101-000000-0002");
         let _held = try_lock(&live.join("lock")).unwrap().unwrap();
         assert_eq!(super::dead(&cache), ["0101-000000-0001"]);
-        let mut left = Command::new("tail")
-            .args(["-f", "/dev/null"])
-            .arg(dead.join("w/nothing"))
-            .stdout(std::process::Stdio::null())
-            .stderr(std::process::Stdio::null())
-            .spawn()
-            .unwrap();
-        // Between fork and exec the child has this test's own command line.
-        while processes_naming(&dead).is_empty() {
-            std::thread::sleep(limits::RETRY);
-        }
+        let mut left = Command::new("sleep");
+        record_child(left.arg("600"), &dead.join("w")).unwrap();
+        let mut left = left.spawn().unwrap();
 
         let collected = collect(runs).unwrap();
         assert_eq!(collected.len(), 1);
@@ -341,6 +382,7 @@ mod tests {
             // By name the other way round: New Year's runs sort before last year's.
             let path = directory.path().join(format!("0101-0000{:02}-0000", 99 - number));
             fs::create_dir(&path).unwrap();
+            mark(&path).unwrap();
             let lock = File::create(path.join("lock")).unwrap();
             lock.set_modified(begin + limits::POLL * u32::try_from(number).unwrap()).unwrap();
         }

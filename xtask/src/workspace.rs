@@ -2,29 +2,111 @@
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context, Result};
 use cargo_metadata::MetadataCommand;
+use sha2::{Digest as _, Sha256};
+
+use crate::exit::{Unavailable, Usage};
+
+/// The package of `cargo xtask`.
+const PACKAGE: &str = "xtask";
+/// Where this program was compiled: of use for comparing alone.
+const COMPILED_IN: &str = env!("CARGO_MANIFEST_DIR");
 
 /// The workspace that is worked on.
 #[derive(Debug, Clone)]
 pub struct Workspace {
     root: PathBuf,
+    target: PathBuf,
 }
 
 impl Workspace {
-    /// Asks cargo, from this package's own manifest.
+    /// The workspace in which the command was typed. `cargo run` says which one it found in CARGO_MANIFEST_DIR; whoever
+    /// starts the program without cargo stands in it. The workspace that the program was compiled in may be another
+    /// one, of which this one is a copy.
     ///
     /// # Errors
-    /// Where `cargo metadata` fails.
+    /// [`Usage`] where no workspace with this package is found; [`Unavailable`] where the program may be that of another
+    /// checkout which shares the target directory.
     pub fn find() -> Result<Self> {
-        let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml");
-        let metadata = MetadataCommand::new()
-            .manifest_path(&manifest)
-            .no_deps()
-            .exec()
-            .with_context(|| format!("ask cargo for the workspace of {}", manifest.display()))?;
-        Ok(Self { root: metadata.workspace_root.into_std_path_buf() })
+        let typed = std::env::current_dir().context("find the current directory")?;
+        let named = std::env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from);
+        let program = std::env::current_exe().context("find this program")?;
+        let of_cargo = named.filter(|directory| directory.ends_with(PACKAGE));
+        let workspace = match of_cargo.map(|directory| Self::around(&directory)) {
+            Some(Ok(workspace)) => workspace,
+            _ => Self::around(&typed)?,
+        };
+        workspace.check_program(&program, Path::new(COMPILED_IN))?;
+        Ok(workspace)
+    }
+
+    /// The workspace that `directory` is in.
+    ///
+    /// # Errors
+    /// [`Usage`] where cargo finds none there, or one without this package.
+    fn around(directory: &Path) -> Result<Self> {
+        let metadata = MetadataCommand::new().current_dir(directory).no_deps().exec();
+        let metadata = metadata.map_err(|error| {
+            let usage =
+                format!("find the workspace of {}: {error}; change to a checkout", directory.display());
+            Usage(usage)
+        })?;
+        if !metadata.packages.iter().any(|package| package.name == PACKAGE) {
+            let usage = format!("{} has no package {PACKAGE}; change to a checkout", metadata.workspace_root);
+            return Err(Usage(usage).into());
+        }
+        Ok(Self {
+            root: metadata.workspace_root.into_std_path_buf(),
+            target: metadata.target_directory.into_std_path_buf(),
+        })
+    }
+
+    /// Checkouts that share a target directory share file names in it, and cargo tells theirs apart by times of change
+    /// alone (rust-lang/cargo#2383): the program that runs may be the other one's.
+    fn check_program(&self, program: &Path, compiled_in: &Path) -> Result<()> {
+        let own = self.root.join(PACKAGE);
+        let is_copy = program.starts_with(&self.root) || !program.starts_with(&self.target);
+        if is_copy || same_directory(compiled_in, &own) {
+            return Ok(());
+        }
+        Err(Unavailable {
+            error: format!(
+                "{} was compiled in {} and may be its program: both checkouts use the target directory {}",
+                program.display(),
+                compiled_in.display(),
+                self.target.display()
+            ),
+            hint: "give each checkout a target directory of its own: unset CARGO_TARGET_DIR, and build.target-dir in \
+                   cargo's configuration, or set CARGO_TARGET_DIR=target"
+                .to_owned(),
+        }
+        .into())
+    }
+
+    /// Where cargo puts what this program has it build. A target directory outside the workspace may be another
+    /// checkout's too, whose executables would be taken for this one's: a directory in it, named by this checkout's
+    /// path, is no other's.
+    pub fn target_dir(&self) -> PathBuf {
+        if self.target.starts_with(&self.root) {
+            return self.target.clone();
+        }
+        let digest = Sha256::digest(self.root.as_os_str().as_encoded_bytes());
+        let name: String = digest[..8].iter().map(|byte| format!("{byte:02x}")).collect();
+        let name = format!("xtask-{name}");
+        if self.target.ends_with(&name) { self.target.clone() } else { self.target.join(name) }
+    }
+
+    /// The cargo that runs this, in this workspace, without what it has set for this package.
+    pub fn cargo(&self) -> Command {
+        let mut command = Command::new(cargo());
+        command.current_dir(&self.root).env("CARGO_TARGET_DIR", self.target_dir());
+        for name in inherited_from_cargo() {
+            command.env_remove(name);
+        }
+        command
     }
 
     /// The directory of the workspace's Cargo.toml.
@@ -45,4 +127,52 @@ pub fn inherited_from_cargo() -> impl Iterator<Item = OsString> {
 /// The cargo that runs this.
 pub fn cargo() -> OsString {
     std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into())
+}
+
+fn same_directory(one: &Path, other: &Path) -> bool {
+    one == other || one.canonicalize().is_ok_and(|one| other.canonicalize().is_ok_and(|other| one == other))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn workspace(root: &str, target: &str) -> Workspace {
+        Workspace { root: root.into(), target: target.into() }
+    }
+
+    #[test]
+    fn checkouts_that_share_a_target_directory_do_not_share_executables() {
+        let (one, other) = (workspace("/a", "/t"), workspace("/b", "/t"));
+        assert_ne!(one.target_dir(), other.target_dir());
+        assert!(one.target_dir().starts_with("/t"));
+        assert_eq!(workspace("/a", "/a/target").target_dir(), Path::new("/a/target"));
+    }
+
+    #[test]
+    fn the_program_of_another_checkout_is_refused_and_a_copied_checkout_is_not() {
+        let shared = workspace("/b", "/t");
+        let refused = shared.check_program(Path::new("/t/debug/xtask"), Path::new("/a/xtask")).unwrap_err();
+        assert_eq!(crate::exit::code(&refused), 69);
+        assert!(crate::exit::hint(&refused).unwrap().contains("CARGO_TARGET_DIR"));
+        assert!(shared.check_program(Path::new("/t/debug/xtask"), Path::new("/b/xtask")).is_ok());
+        let copy = workspace("/b", "/b/target");
+        assert!(copy.check_program(Path::new("/b/target/debug/xtask"), Path::new("/a/xtask")).is_ok());
+        assert!(shared.check_program(Path::new("/elsewhere/xtask"), Path::new("/a/xtask")).is_ok());
+    }
+
+    #[test]
+    fn the_workspace_is_that_of_the_directory() {
+        let here = Workspace::around(Path::new(COMPILED_IN)).unwrap();
+        assert!(here.root().join("xtask/Cargo.toml").exists());
+        let empty = tempfile::tempdir().unwrap();
+        let refused = Workspace::around(empty.path()).unwrap_err();
+        assert_eq!(crate::exit::code(&refused), 2, "{refused:#}");
+        std::fs::create_dir(empty.path().join("src")).unwrap();
+        std::fs::write(empty.path().join("src/lib.rs"), "").unwrap();
+        let manifest = "[package]\nname = \"other\"\nversion = \"0.1.0\"\n";
+        std::fs::write(empty.path().join("Cargo.toml"), manifest).unwrap();
+        let refused = Workspace::around(empty.path()).unwrap_err();
+        assert!(refused.to_string().contains("no package xtask"), "{refused:#}");
+    }
 }

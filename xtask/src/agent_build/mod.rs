@@ -77,10 +77,12 @@ pub fn build(shell: &Shell, workspace: &Workspace, args: &BuildArgs) -> Result<A
     check(shell, workspace, args)?;
     let (triple, profile) = (args.arch.profile().triple, &args.profile);
     let cargo = crate::workspace::cargo();
+    let target = workspace.target_dir();
     let _dir = shell.push_dir(workspace.root());
     let command = cmd!(
         shell,
         "{cargo} build --package {AGENT_PACKAGE} --bin {AGENT_PACKAGE} --target {triple} --profile {profile}
+         --target-dir {target}
          --message-format json-render-diagnostics"
     );
     let command = inherited_from_cargo().fold(command, |command, name| command.env_remove(name));

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io::{BufRead as _, BufReader};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
@@ -12,7 +12,7 @@ use crate::cli::{CiArgs, MachineArgs};
 use crate::exit::Code;
 use crate::host::Asked;
 use crate::report::human_seconds;
-use crate::workspace::{Workspace, cargo};
+use crate::workspace::Workspace;
 
 /// The front door's dependencies may not be more than this; each one costs a bare machine time.
 const MOST_CRATES: usize = 60;
@@ -167,9 +167,9 @@ impl Count {
     /// The front door stays light: few crates, and nothing that links libvirt.
     fn guard(&mut self, workspace: &Workspace) {
         let name = "front door's dependencies";
-        let tree = Command::new(cargo())
+        let tree = workspace
+            .cargo()
             .args(["tree", "--package", "xtask", "--edges", "normal", "--prefix", "none"])
-            .current_dir(workspace.root())
             .output()
             .context("run cargo tree");
         let checked = tree.and_then(|output| check_tree(&String::from_utf8_lossy(&output.stdout)));
@@ -190,9 +190,9 @@ fn run_cargo(workspace: &Workspace, arguments: &[&str], label: &str) -> (Count, 
 fn count_tests(workspace: &Workspace, arguments: &[&str], label: &str, tests: &mut Count) -> Result<()> {
     let line = format!("cargo {}", arguments.join(" "));
     let stderr = if label.is_empty() { Stdio::inherit() } else { Stdio::piped() };
-    let mut child = Command::new(cargo())
+    let mut child = workspace
+        .cargo()
         .args(arguments)
-        .current_dir(workspace.root())
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(stderr)

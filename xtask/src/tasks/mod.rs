@@ -21,7 +21,7 @@ use crate::image::Choice;
 use crate::kept;
 use crate::paths::{Cache, make_private_dir};
 use crate::plan::Plan;
-use crate::workspace::{Workspace, cargo, inherited_from_cargo};
+use crate::workspace::Workspace;
 
 /// Does the task, or becomes the process that does it.
 ///
@@ -151,7 +151,9 @@ fn print_completions(workspace: &Workspace, shell: Shell) -> Result<()> {
 
 /// cargo for a binary of this package that the front door does not contain.
 fn other_binary(workspace: &Workspace, subcommand: &str, name: &str, feature: &str) -> Process {
-    let mut command = Process::new(cargo());
+    let mut command = workspace.cargo();
+    // Paths among the arguments are relative to where the command was typed.
+    command.current_dir(".");
     command.args([subcommand, "--quiet", "--manifest-path"]).arg(workspace.root().join("Cargo.toml")).args([
         "--package",
         "xtask",
@@ -160,9 +162,6 @@ fn other_binary(workspace: &Workspace, subcommand: &str, name: &str, feature: &s
         "--features",
         feature,
     ]);
-    for name in inherited_from_cargo() {
-        command.env_remove(name);
-    }
     command
 }
 

@@ -17,7 +17,7 @@ use crate::paths::Cache;
 use crate::processes::processes_naming;
 use crate::report::human_seconds;
 use crate::run_dir::directories;
-use crate::workspace::{Workspace, cargo};
+use crate::workspace::Workspace;
 
 use super::ci::AGENT_TESTS;
 
@@ -130,10 +130,10 @@ fn smoke(args: &SoakArgs) -> Result<String> {
 /// Tests that take more time where this variable is set.
 fn tests(workspace: &Workspace, arguments: &[&str], (name, value): (&str, &str)) -> Result<String> {
     let started = Instant::now();
-    let status = Command::new(cargo())
+    let status = workspace
+        .cargo()
         .args(arguments)
         .env(name, value)
-        .current_dir(workspace.root())
         .stdin(Stdio::null())
         .stdout(std::io::stderr())
         .status()

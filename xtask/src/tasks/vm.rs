@@ -11,7 +11,7 @@ use crate::exit::Usage;
 use crate::host::tools;
 use crate::kept::{self, ConsoleLog, Kept};
 use crate::paths::Cache;
-use crate::processes::{end_processes, processes_naming};
+use crate::processes::{end_processes, owned};
 use crate::run_dir;
 
 pub(super) fn run(command: &VmCommand) -> Result<()> {
@@ -119,7 +119,7 @@ fn power_cut(kept: &Kept) -> Result<()> {
 
 fn gc(cache: &Cache, dry_run: bool, as_json: bool) -> Result<()> {
     let collected: Vec<(String, usize)> = if dry_run {
-        let work = |id: &str| processes_naming(&cache.runs().join(id).join("w")).len();
+        let work = |id: &str| owned(&cache.runs().join(id).join("w")).len();
         run_dir::dead(cache).into_iter().map(|id| (id.clone(), work(&id))).collect()
     } else {
         run_dir::gc(cache)?.into_iter().map(|dead| (dead.id, dead.processes)).collect()

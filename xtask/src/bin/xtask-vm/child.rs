@@ -13,6 +13,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use duct::{Expression, Handle};
 use rustix::process::{Pid, Signal, kill_process_group, set_parent_process_death_signal};
 use xtask::limits;
+use xtask::processes::record_child;
 
 use crate::interrupt::Interrupt;
 
@@ -28,6 +29,8 @@ pub(crate) struct Job<'a> {
     pub(crate) program: &'a Path,
     /// Its arguments.
     pub(crate) arguments: Vec<OsString>,
+    /// The directory that owns it: whoever collects that ends what the job has left.
+    pub(crate) owner: &'a Path,
     /// Both its outputs go here.
     pub(crate) log: PathBuf,
     /// Added to the environment.
@@ -50,7 +53,10 @@ impl Child {
         for (name, value) in &job.environment {
             expression = expression.env(name, value);
         }
-        let handle = own(&expression.unchecked()).start().with_context(|| format!("run {line}"))?;
+        let owner = job.owner.to_owned();
+        let recorded = own(&expression.unchecked())
+            .before_spawn(move |command| record_child(command, &owner).map_err(std::io::Error::other));
+        let handle = recorded.start().with_context(|| format!("run {line}"))?;
         Ok(Self { handle, line })
     }
 

@@ -20,7 +20,7 @@ use xtask::digest::{Algorithm, Digest};
 use xtask::exit::Unavailable;
 use xtask::layer::{BAD, FILES, Frozen, Ingredients, Layer, MANIFEST};
 use xtask::limits;
-use xtask::paths::{Cache, make_private_dir, write_private};
+use xtask::paths::{Cache, is_own, make_private_dir, mark, write_private};
 use xtask::run_dir::{self, try_lock};
 
 pub(crate) use check::Verification;
@@ -154,6 +154,7 @@ pub(crate) fn keep(cache: &Cache, key: &str, made: &Path, mut layer: Layer) -> R
         files.insert(name.to_owned(), Frozen { digest: digest(&path)?, bytes });
     }
     layer.files = files;
+    mark(made)?;
     write_private(&made.join(MANIFEST), serde_json::to_string_pretty(&layer)?)?;
     let directory = cache.layers().join(format!("{key}.{}", layer.made_by));
     std::fs::rename(made, &directory)
@@ -198,10 +199,11 @@ impl Found {
     }
 }
 
-/// Every layer, and who uses it; also what is none any more.
+/// Every layer, and who uses it; also what is none any more. What was not made here is left alone.
 pub(crate) fn all(cache: &Cache) -> Vec<Found> {
     let mut found: Vec<_> = run_dir::directories(&cache.layers())
         .into_iter()
+        .filter(|directory| is_own(directory) || Layer::read(directory).is_ok())
         .map(|directory| {
             let is_good = !name_of(&directory).ends_with(DELETING) && !directory.join(BAD).exists();
             let users = run_dir::users_of(cache, &directory);

@@ -6,14 +6,15 @@ use std::process::{Child, ExitStatus};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+use rustix::process::{Pid, Signal, kill_process_group};
 
 use super::{alone, end, start};
 use crate::cli::SoakArgs;
 use crate::layer::RAM;
 use crate::limits;
 use crate::paths::Cache;
-use crate::processes::processes_naming;
+use crate::paths::is_own;
+use crate::processes::{Process, owned};
 use crate::run_dir::{directories, remove_tree};
 
 /// Who is killed at a random moment.
@@ -110,7 +111,9 @@ fn kill_once(args: &SoakArgs, round: u32) -> Result<Option<String>> {
     if makes_a_layer {
         // Hours after it began somebody may have a machine on one of them.
         alone()?;
-        remove_tree(&cache.layers())?;
+        for layer in directories(&cache.layers()).iter().filter(|layer| is_own(layer)) {
+            remove_tree(layer)?;
+        }
     }
     let moment = Moment::draw(round, makes_a_layer || args.cold, makes_a_layer)?;
     let victim = if random()? < 0.5 { Victim::Workflow } else { Victim::Qemu };
@@ -165,13 +168,13 @@ fn kill(child: &mut Child, victim: Victim, cache: &Cache, before: &[PathBuf]) ->
     if victim == Victim::Workflow {
         return end_group(child);
     }
-    let is_qemu = |pid: &Pid| {
-        let name = std::fs::read_to_string(format!("/proc/{}/comm", pid.as_raw_nonzero()));
+    let is_qemu = |process: &Process| {
+        let name = std::fs::read_to_string(format!("/proc/{}/comm", process.pid.as_raw_nonzero()));
         name.is_ok_and(|name| name.starts_with("qemu-system"))
     };
     let runs = new_runs(cache, before);
-    let qemu = runs.iter().flat_map(|run| processes_naming(&run.join("w"))).find(is_qemu);
-    qemu.map_or(Ok(false), |pid| found(kill_process(pid, Signal::KILL)).context("kill QEMU"))
+    let qemu = runs.iter().flat_map(|run| owned(&run.join("w"))).find(is_qemu);
+    qemu.map_or(Ok(false), |process| process.kill().context("kill QEMU"))
 }
 
 /// SIGKILL to all of a smoke; whether there was something.

@@ -137,7 +137,7 @@ impl Bare<'_> {
         arguments.extend(more);
         let arguments = arguments.into_iter().map(OsString::from).collect();
         let log = work.join("qemu.log");
-        let job = Job { program: &plan.emulator, arguments, log, environment: Vec::new() };
+        let job = Job { program: &plan.emulator, owner: &work, arguments, log, environment: Vec::new() };
         let at = Instant::now();
         Ok(Started { qemu: Child::start(&job)?, keys, files, at })
     }

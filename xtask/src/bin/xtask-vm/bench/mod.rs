@@ -18,11 +18,11 @@ use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 use xtask::cli::{BenchArgs, Subject, Voice};
 use xtask::exit::{Unavailable, host_fault};
-use xtask::paths::{Cache, make_private_dir};
+use xtask::paths::{CACHE_VARIABLE, Cache, is_own, make_own_dir, make_private_dir};
 use xtask::processes::end_processes;
 use xtask::report::{Report, round};
 use xtask::run_dir::{remove_file, try_lock};
-use xtask::workspace::{Workspace, cargo, inherited_from_cargo};
+use xtask::workspace::Workspace;
 
 use crate::image::discard;
 use crate::interrupt::Interrupt;
@@ -59,17 +59,24 @@ impl Scratch {
             hint: "wait for it: two at once would measure each other".to_owned(),
         })?;
         if path.exists() {
+            if !is_own(&path) {
+                return Err(Unavailable {
+                    error: format!("use {}: this workflow did not make that directory", path.display()),
+                    hint: format!("move it away, or set {CACHE_VARIABLE} to another directory"),
+                }
+                .into());
+            }
             end_processes(&path)?;
             discard(&path, interrupt)?;
         }
-        make_private_dir(&path)?;
+        make_own_dir(&path)?;
         Ok(Self { path, _lock: lock })
     }
 
     /// Empty again.
     fn clear(&self, interrupt: &Interrupt) -> Result<()> {
         discard(&self.path, interrupt)?;
-        make_private_dir(&self.path)
+        make_own_dir(&self.path)
     }
 }
 
@@ -105,13 +112,9 @@ fn smoke(
     Ok((report, seconds))
 }
 
-/// cargo in the workspace, without what the cargo that runs this has told this program.
 fn cargo_as_typed(workspace: &Workspace) -> Command {
-    let mut command = Command::new(cargo());
-    command.current_dir(workspace.root()).env("CARGO_TERM_QUIET", "true");
-    for name in inherited_from_cargo() {
-        command.env_remove(name);
-    }
+    let mut command = workspace.cargo();
+    command.env("CARGO_TERM_QUIET", "true");
     command
 }
 

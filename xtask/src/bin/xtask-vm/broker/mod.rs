@@ -64,7 +64,7 @@ impl Broker {
             _ => device_password.clone(),
         };
         let users = server::users(&fleet_password, device_id, &accepted);
-        let server = Server::start(&directory, users, interrupt)?;
+        let server = Server::start(&directory, work, users, interrupt)?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()

@@ -24,17 +24,25 @@ pub(super) struct Server {
     state: Result<Child, OwnedFd>,
     port: u16,
     directory: PathBuf,
+    owner: PathBuf,
     users: String,
     log: PathBuf,
 }
 
 impl Server {
     /// Starts it with its store in `directory`, on a port of its own choice. `users` is what [`users`] wrote.
-    pub(super) fn start(directory: &Path, users: String, interrupt: &Interrupt) -> Result<Self> {
+    /// `owner` is the directory that owns the process.
+    pub(super) fn start(
+        directory: &Path,
+        owner: &Path,
+        users: String,
+        interrupt: &Interrupt,
+    ) -> Result<Self> {
         let log = directory.join("nats.log");
-        let child = launch(directory, None, &users, &log)?;
+        let child = launch(directory, owner, None, &users, &log)?;
         let port = wait_for_port(&child, directory, &log, interrupt)?;
-        Ok(Self { state: Ok(child), port, directory: directory.to_owned(), users, log })
+        let (directory, owner) = (directory.to_owned(), owner.to_owned());
+        Ok(Self { state: Ok(child), port, directory, owner, users, log })
     }
 
     pub(super) fn port(&self) -> u16 {
@@ -65,7 +73,7 @@ impl Server {
 
     /// Starts it again.
     pub(super) fn come_back(&mut self, interrupt: &Interrupt) -> Result<()> {
-        let child = launch(&self.directory, Some(self.port), &self.users, &self.log)?;
+        let child = launch(&self.directory, &self.owner, Some(self.port), &self.users, &self.log)?;
         let port = wait_for_port(&child, &self.directory, &self.log, interrupt)?;
         ensure!(port == self.port, "start the broker again: it listens on {port} and not on {}", self.port);
         self.state = Ok(child);
@@ -87,13 +95,14 @@ fn keep_from_others(port: u16) -> Result<OwnedFd> {
     Ok(socket)
 }
 
-fn launch(directory: &Path, port: Option<u16>, users: &str, log: &Path) -> Result<Child> {
+fn launch(directory: &Path, owner: &Path, port: Option<u16>, users: &str, log: &Path) -> Result<Child> {
     let config = directory.join("nats.conf");
     write_private(&config, server_config(directory, port, users))?;
     remove_ports_files(directory)?;
     let server = tools::require("nats-server")?;
     let job = Job {
         program: &server,
+        owner,
         arguments: vec!["--config".into(), config.into()],
         log: log.to_owned(),
         environment: Vec::new(),

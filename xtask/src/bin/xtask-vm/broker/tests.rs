@@ -26,6 +26,7 @@ fn a_real_broker_starts_is_asked_and_is_gone_afterwards() {
     let config = iot_agent::config::Config::parse(&broker.agent_config()).unwrap();
     assert_eq!(config.device_id, "dev-1");
     assert_eq!(xtask::processes::processes_naming(directory.path()).len(), 1);
+    assert_eq!(xtask::processes::owned(directory.path()).len(), 1, "it is recorded");
     broker.stop().unwrap();
     assert!(xtask::processes::processes_naming(directory.path()).is_empty());
 }

@@ -9,8 +9,10 @@ use xtask::exit::Interrupted;
 use xtask::host::tools;
 use xtask::image::manifest::{Contents, Manifest, Stamp};
 use xtask::image::{Download, Image, Recipe};
-use xtask::paths::make_private_dir;
+use xtask::paths::{make_own_dir, remove_if_empty};
+use xtask::processes::RECORD;
 use xtask::report::now_rfc3339;
+use xtask::run_dir::remove_file;
 
 use super::probe::{self, NoDisk};
 use super::{DISK, ReadyImage, Store, build, store};
@@ -28,7 +30,7 @@ pub(super) struct Made {
 pub(super) fn build(store: &mut Store<'_>, image: &Image, recipe: &Recipe, key: &str) -> Result<ReadyImage> {
     store.collect_dead_builds(key)?;
     let beside = store.directory(&format!("{key}.building"));
-    make_private_dir(&beside)?;
+    make_own_dir(&beside)?;
     let error = match build_in(store, image, recipe, key, &beside) {
         Ok(ready) => return Ok(ReadyImage { how: "built", ..ready }),
         Err(error) => error,
@@ -78,7 +80,7 @@ pub(super) fn fetch(
     // Asked for now, since it is needed when hundreds of megabytes have come.
     tools::require("qemu-img")?;
     let beside = store.directory(&format!("{key}.fetching"));
-    make_private_dir(&beside)?;
+    make_own_dir(&beside)?;
     let target = beside.join(DISK);
     let wanted = Wanted {
         url: &download.url,
@@ -89,7 +91,7 @@ pub(super) fn fetch(
     };
     let fetched = fetch::fetch(&wanted, store.interrupt, store.screen).inspect_err(|_| {
         // Where nothing has come nothing is kept; where something has, this fails, as it should.
-        drop(std::fs::remove_dir(&beside));
+        remove_if_empty(&beside);
     })?;
     let made = Made { sha256: fetched.sha256, source: xtask::image::shown(&download.url), contents: None };
     match finish(store, image, &beside, key, made) {
@@ -130,6 +132,7 @@ pub(super) fn finish(
         stamp: Stamp::of(&disk)?,
         contents: made.contents,
     };
+    remove_file(&beside.join(RECORD))?;
     store::write_manifest(beside, &manifest)?;
     let directory = store.directory(key);
     store::flush(&[&disk, beside])?;

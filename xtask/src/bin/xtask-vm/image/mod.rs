@@ -224,6 +224,7 @@ mod tests {
     use super::*;
     use crate::screen::Screen;
     use xtask::image::catalogue::Catalogue;
+    use xtask::paths::make_own_dir;
 
     /// Raw, with partitions as far as anybody looks.
     fn disk_of(byte: u8) -> Vec<u8> {
@@ -300,15 +301,26 @@ mod tests {
         assert_eq!(prune().len(), 1);
         assert!(!cache.images().join(key).exists());
         for left in ["y.building", "y.deleting", "y.fetching", "unreadable"] {
-            std::fs::create_dir(cache.images().join(left)).unwrap();
+            make_own_dir(&cache.images().join(left)).unwrap();
+        }
+        // `images` is a name that other programs use too, and so are these endings.
+        let foreign = ["holiday", "x.building", "x.fetching"].map(|name| cache.images().join(name));
+        for directory in &foreign {
+            std::fs::create_dir(directory).unwrap();
         }
         // A program that another test starts meanwhile has this process' locks until it runs.
         let left = || {
             prune();
-            xtask::run_dir::directories(&cache.images())
+            let mut left = xtask::run_dir::directories(&cache.images());
+            left.retain(|directory| !foreign.contains(directory));
+            left
         };
         let emptied = (0..100).any(|_| left().is_empty() || sleep_a_moment());
         assert!(emptied, "{:?}", left());
+        assert!(
+            foreign.iter().all(|directory| directory.exists()),
+            "a directory of somebody else's was deleted"
+        );
     }
 
     fn sleep_a_moment() -> bool {

@@ -11,6 +11,7 @@ use xtask::digest::Algorithm;
 use xtask::host::tools;
 use xtask::layer::{FORMAT, Ingredients, Layer};
 use xtask::limits;
+use xtask::paths::is_own;
 use xtask::report::human_bytes;
 use xtask::run_dir::{directories, try_lock, users_of};
 
@@ -237,7 +238,7 @@ fn doom_layers_of_the_doomed(candidates: &[Candidate], doomed: &mut BTreeMap<usi
 /// Parts of downloads that the catalogue does not name: nobody goes on with them.
 fn abandoned_downloads(store: &mut Store<'_>, dry_run: bool, named: &[String]) -> Result<Vec<Doomed>> {
     let mut found = Vec::new();
-    for directory in directories(&store.images()) {
+    for directory in directories(&store.images()).into_iter().filter(|directory| is_own(directory)) {
         let name = directory.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let Some(key) = name.strip_suffix(FETCHING).filter(|key| !named.iter().any(|name| name == key))
         else {

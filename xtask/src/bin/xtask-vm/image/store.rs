@@ -9,7 +9,7 @@ use xtask::digest::{Algorithm, Digest};
 use xtask::exit::Unavailable;
 use xtask::image::manifest::{Manifest, Stamp};
 use xtask::limits;
-use xtask::paths::{Cache, make_private_dir, write_private};
+use xtask::paths::{Cache, is_own, make_private_dir, write_private};
 use xtask::processes::end_processes;
 use xtask::report::human_bytes;
 use xtask::run_dir::{self, RunDir, try_lock};
@@ -104,7 +104,7 @@ impl Store<'_> {
         Ok(digest)
     }
 
-    /// Every image, by key.
+    /// Every image, by key. A directory that neither is one nor was made here is left alone.
     pub(crate) fn kept(&self) -> Vec<Kept> {
         let mut kept = Vec::new();
         for directory in run_dir::directories(&self.images()) {
@@ -117,6 +117,9 @@ impl Store<'_> {
             let used_by = run_dir::users_of(self.cache, &directory);
             let idle_seconds = idle_seconds(&directory);
             let manifest = read_manifest(&directory).ok();
+            if manifest.is_none() && !is_own(&directory) {
+                continue;
+            }
             kept.push(Kept { manifest, key, directory, idle_seconds, used_by });
         }
         kept.sort_by(|a, b| a.key.cmp(&b.key));
@@ -139,7 +142,7 @@ impl Store<'_> {
 
     /// Ends and deletes what builds that were killed left, that of `own`, whose lock the caller holds, too.
     pub(super) fn collect_dead_builds(&mut self, own: &str) -> Result<()> {
-        for directory in run_dir::directories(&self.images()) {
+        for directory in run_dir::directories(&self.images()).into_iter().filter(|path| is_own(path)) {
             let name = directory.file_name().unwrap_or_default().to_string_lossy().into_owned();
             let Some(key) = name.strip_suffix(BUILDING).or_else(|| name.strip_suffix(DELETING)) else {
                 continue;

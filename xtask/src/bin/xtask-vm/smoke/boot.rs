@@ -14,7 +14,7 @@ use xtask::host::{kvm, tools};
 use xtask::limits;
 use xtask::paths::write_private;
 use xtask::plan::Plan;
-use xtask::processes::processes_naming;
+use xtask::processes::emulator;
 
 use super::{RunningVm, Session, warm};
 use crate::broker::Broker;
@@ -47,7 +47,6 @@ impl Subject<'_> {
 /// What there is of a run's machine before there is the machine.
 pub(super) struct Around {
     pub(super) hypervisor: Hypervisor,
-    libvirt_root: PathBuf,
     device_id: String,
     pub(super) broker: Broker,
     pub(super) keys: Keys,
@@ -59,16 +58,15 @@ impl Around {
         let device_id = format!("dev-{}", session.run.id());
         let broker = Broker::start(&work, &device_id, session.args.sabotage, &session.interrupt)?;
         let keys = Keys::make(&work, &plan.image.login_user, &session.interrupt)?;
-        let libvirt_root = session.run.libvirt_root();
-        let hypervisor = Hypervisor::open(&libvirt_root, &session.cache)?;
+        let hypervisor = Hypervisor::open(&session.run.libvirt_root(), &session.cache)?;
         session.report.host.libvirt = Some(hypervisor.version()?);
-        Ok(Self { hypervisor, libvirt_root, device_id, broker, keys })
+        Ok(Self { hypervisor, device_id, broker, keys })
     }
 
     pub(super) fn with(self, plan: Plan, files: RunFiles, domain: Domain, machine: Machine) -> RunningVm {
-        let Self { hypervisor, libvirt_root, device_id, broker, keys } = self;
+        let Self { hypervisor, device_id, broker, keys } = self;
         let console = Console::new(&files.console_log);
-        RunningVm { plan, files, domain, hypervisor, machine, keys, device_id, libvirt_root, console, broker }
+        RunningVm { plan, files, domain, hypervisor, machine, keys, device_id, console, broker }
     }
 }
 
@@ -142,14 +140,12 @@ impl RunningVm {
         if self.plan.accelerator == Accelerator::Kvm {
             self.see_kvm_work(session, image)?;
         }
+        let work = session.run.work();
         let kill = session.args.sabotage == Some(Sabotage::KillQemu);
-        let root = self.libvirt_root.clone();
         self.wait(session, "the guest's userspace", self.limits().boot(), |vm| {
             if kill && vm.kernel_has_spoken() {
-                for pid in processes_naming(&root) {
-                    rustix::process::kill_process(pid, rustix::process::Signal::KILL)
-                        .context("plant the fault")?;
-                }
+                let qemu = emulator(&work).context("find the run's QEMU to plant the fault")?;
+                qemu.kill().context("plant the fault")?;
             }
             Ok(vm.console.line_with(marker::STARTED).map(drop))
         })?;

@@ -1,6 +1,6 @@
 //! The machine while it runs, with its broker: watched by every wait, cut off, entered, stopped.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -35,7 +35,6 @@ pub(crate) struct RunningVm {
     pub(crate) machine: hypervisor::Machine,
     pub(super) keys: Keys,
     pub(super) device_id: String,
-    pub(super) libvirt_root: PathBuf,
     /// The guest's console.
     pub(crate) console: Console,
     /// The fleet bus.

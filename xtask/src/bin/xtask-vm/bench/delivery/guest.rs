@@ -28,6 +28,7 @@ pub(super) struct Guest<'a> {
     pub(super) full: PathBuf,
     /// The disk that is there.
     pub(super) there: PathBuf,
+    work: PathBuf,
     log: PathBuf,
     /// Ends with this value.
     _qemu: Child,
@@ -71,7 +72,7 @@ impl<'a> Guest<'a> {
             Qmp::connect(&qmp)?.ask("human-monitor-command", &json!({ "command-line": "info usernet" }))?;
         let port = forwarded_port(table.as_str().context("QEMU prints its user network")?, 22)?;
         let Started { qemu, keys, .. } = started;
-        Ok(Self { full, there, log, _qemu: qemu, qmp, keys, port, content, interrupt })
+        Ok(Self { full, there, work, log, _qemu: qemu, qmp, keys, port, content, interrupt })
     }
 
     pub(super) fn root(&self, command: &str) -> Result<String> {
@@ -86,7 +87,8 @@ impl<'a> Guest<'a> {
         let script = format!("echo {READY}; {{ {source}; }} > {DELIVERED}; echo {DONE}");
         arguments.push(format!("sudo -n timeout {limit} bash -c '{script}'").into());
         let ssh = tools::require("ssh")?;
-        let job = Job { program: &ssh, arguments, log: self.log.clone(), environment: Vec::new() };
+        let (log, environment) = (self.log.clone(), Vec::new());
+        let job = Job { program: &ssh, owner: &self.work, arguments, log, environment };
         let waiting = Waiting { child: Child::start(&job)?, log: &self.log, interrupt: self.interrupt };
         waiting.until(READY)?;
         Ok(waiting)

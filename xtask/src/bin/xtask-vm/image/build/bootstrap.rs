@@ -213,7 +213,7 @@ impl<'a> Call<'a> {
             arguments.splice(0..0, words);
             program = tools::require("unshare")?;
         }
-        run(store, &program, arguments, directory.join(format!("{}.log", self.output)), environment)
+        run(store, &program, arguments, directory, &format!("{}.log", self.output), environment)
     }
 
     fn arguments(&self, root: bool) -> Vec<OsString> {

@@ -10,7 +10,7 @@ mod sources;
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
@@ -64,7 +64,7 @@ pub(super) fn build(
     let (raw, disk) = (directory.join("disk.raw"), directory.join(super::DISK));
     let convert = ["convert", "-f", "raw", "-O", "qcow2"].map(OsString::from).into_iter();
     let arguments = convert.chain([raw.clone().into(), disk.into()]).collect();
-    run(store, &qemu_img, arguments, directory.join("convert.log"), Vec::new())?;
+    run(store, &qemu_img, arguments, directory, "convert.log", Vec::new())?;
     std::fs::remove_file(&raw).with_context(|| format!("delete {}", raw.display()))?;
     Ok(format!("packages of {}", recipe.suite))
 }
@@ -103,7 +103,7 @@ fn assemble(store: &mut Store<'_>, directory: &Path, image: &Image, recipe: &Rec
         arguments.extend(["--map-root-user", "--map-auto"].map(OsString::from));
     }
     arguments.extend([OsString::from("sh"), script.into(), directory.into()]);
-    run(store, &tools::require("unshare")?, arguments, directory.join("assemble.log"), environment)
+    run(store, &tools::require("unshare")?, arguments, directory, "assemble.log", environment)
 }
 
 /// The same for the same image (RFC 9562, version 8).
@@ -123,11 +123,13 @@ fn run(
     store: &mut Store<'_>,
     program: &Path,
     arguments: Vec<OsString>,
-    log: PathBuf,
+    directory: &Path,
+    log: &str,
     environment: Vec<(&'static str, OsString)>,
 ) -> Result<()> {
+    let log = directory.join(log);
     let mut follower = Follower::new(&log);
-    let job = Job { program, arguments, log, environment };
+    let job = Job { program, owner: directory, arguments, log, environment };
     let screen = &mut *store.screen;
     child::run(&job, store.interrupt, |_| screen.alive(&follower.say()))
 }

@@ -1,0 +1,96 @@
+//! What the workflow may touch: its own directories and processes, and the checkout in which the command was typed.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use tempfile::TempDir;
+use xtask::paths::mark;
+
+const XTASK: &str = env!("CARGO_BIN_EXE_xtask");
+
+fn message(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+/// A cache with a dead run and directories that other programs call `runs` too.
+fn cache() -> (TempDir, PathBuf) {
+    let cache = tempfile::tempdir().unwrap();
+    let dead = cache.path().join("runs/0101-000000-0001");
+    std::fs::create_dir_all(dead.join("w")).unwrap();
+    std::fs::write(dead.join("w/domain.xml"), "<domain/>").unwrap();
+    std::fs::write(dead.join("lock"), "").unwrap();
+    mark(&dead).unwrap();
+    for number in 0..25 {
+        let foreign = cache.path().join(format!("runs/exp{number:02}"));
+        std::fs::create_dir_all(foreign.join("w/weights")).unwrap();
+    }
+    std::fs::write(cache.path().join("runs/.lock"), "").unwrap();
+    (cache, dead)
+}
+
+#[test]
+fn collecting_spares_the_shell_that_calls_it_a_reader_and_directories_of_others() {
+    let (cache, dead) = cache();
+    let file = dead.join("w/domain.xml");
+    let mut reader =
+        Command::new("tail").arg("-f").arg(&file).stdout(std::process::Stdio::null()).spawn().unwrap();
+    // The shell names the file on its own command line, as one does who looks at it afterwards.
+    let line = format!("{XTASK} vm gc; code=$?; ls {}; echo survived $code", file.display());
+    let output =
+        Command::new("bash").args(["-c", &line]).env("IOT_XTASK_CACHE", cache.path()).output().unwrap();
+    let message = message(&output);
+    assert!(message.contains("survived 0"), "{message}");
+    assert!(message.contains("collected 0101-000000-0001: 0 process(es)"), "{message}");
+    assert!(!dead.exists(), "{message}");
+    assert!(reader.try_wait().unwrap().is_none(), "the reader of a dead run's file was killed");
+    reader.kill().unwrap();
+    reader.wait().unwrap();
+    for number in 0..25 {
+        let foreign = cache.path().join(format!("runs/exp{number:02}"));
+        assert!(foreign.join("w/weights").exists(), "{} was deleted", foreign.display());
+        assert!(!foreign.join("lock").exists(), "{} was written to", foreign.display());
+    }
+}
+
+/// A copy of this checkout with a profile of its own.
+fn copied_checkout() -> TempDir {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let copy = tempfile::tempdir().unwrap();
+    let parts = ["Cargo.toml", "Cargo.lock", ".cargo", "agent", "xtask"].map(|part| here.join(part));
+    let copied = Command::new("cp").arg("-r").args(parts).arg(copy.path()).output().unwrap();
+    assert!(copied.status.success(), "{}", message(&copied));
+    let manifest = copy.path().join("Cargo.toml");
+    let text = std::fs::read_to_string(&manifest).unwrap();
+    std::fs::write(&manifest, text + "\n[profile.only-in-the-copy]\ninherits = \"release\"\n").unwrap();
+    copy
+}
+
+/// `build` with a profile that no checkout has: its error lists those that the workspace has.
+fn build_in(checkout: &Path, target: &Path) -> Output {
+    let mut command = Command::new(XTASK);
+    command.args(["build", "--profile", "nosuch"]).current_dir(checkout);
+    command
+        .env("CARGO_MANIFEST_DIR", checkout.join("xtask"))
+        .env("CARGO_TARGET_DIR", target)
+        .output()
+        .unwrap()
+}
+
+#[test]
+fn the_workspace_is_the_one_in_which_the_command_was_typed() {
+    let copy = copied_checkout();
+    let output = build_in(copy.path(), &copy.path().join("target"));
+    let message = message(&output);
+    assert!(message.contains("only-in-the-copy"), "{message}");
+    assert_eq!(output.status.code(), Some(2), "{message}");
+}
+
+#[test]
+fn a_program_that_another_checkout_left_in_a_shared_target_directory_is_refused() {
+    let copy = copied_checkout();
+    let shared = Path::new(XTASK).parent().unwrap();
+    let output = build_in(copy.path(), shared);
+    let message = message(&output);
+    assert_eq!(output.status.code(), Some(69), "{message}");
+    assert!(message.contains("was compiled in") && message.contains("CARGO_TARGET_DIR=target"), "{message}");
+}
