@@ -4,7 +4,7 @@
 //! duration), [`report`] (the result, and its views), [`exit`] (errors with an exit code of their own), [`paths`]
 //! (where things are kept), [`digest`], [`workspace`], [`host`] (what this machine has and lacks), [`agent_build`],
 //! [`inspection`] (will it run there), [`domain`] (the
-//! machine and its seed), [`image`] (what can be booted), [`layer`] (what is warm), [`plan`] (what was
+//! machine and its seed), [`image`] (what can be booted), [`snapshot`] (what is warm), [`plan`] (what was
 //! asked, resolved), [`file_lock`], [`run_dir`] (who owns what a run leaves), [`kept`] (machines that stay), [`tasks`] (the front door's tasks).
 //!
 //! Invariants; `tests/tidy.rs` checks those that a test can check:
@@ -27,12 +27,12 @@ pub mod host;
 pub mod image;
 pub mod inspection;
 pub mod kept;
-pub mod layer;
 pub mod limits;
 pub mod paths;
 pub mod plan;
 pub mod processes;
 pub mod report;
 pub mod run_dir;
+pub mod snapshot;
 pub mod tasks;
 pub mod workspace;

@@ -54,10 +54,10 @@ pub const AFTER_KILL: Duration = Duration::from_secs(30);
 pub const AFTER_KILL_TO_VERDICT: Duration = Duration::from_secs(300);
 /// A soak kills within this time after a smoke's start: from preflight to well into the power cut.
 pub const KILL_WINDOW: Duration = Duration::from_secs(100);
-/// The same where the machine comes out of a warm layer.
+/// The same where the machine comes out of a snapshot.
 pub const WARM_KILL_WINDOW: Duration = Duration::from_secs(45);
-/// The same from the moment on at which a layer's memory begins to be written: until it is hashed, named and thawed.
-pub const FREEZE_WINDOW: Duration = Duration::from_secs(6);
+/// The same from the moment on at which a snapshot's memory begins to be written: until it is hashed, named and restored.
+pub const SAVE_WINDOW: Duration = Duration::from_secs(6);
 /// How long a program may take to say what it is.
 pub const PROBE: Duration = Duration::from_secs(10);
 /// What `preflight` may take for both architectures, where it has been called before; `bench preflight` measures it.
@@ -72,8 +72,8 @@ pub const WARM_UNTIL_JOIN: Duration = Duration::from_secs(15);
 pub const REHEARSAL: Duration = Duration::from_secs(2);
 /// From asking a guest to shut down until its QEMU has ended.
 pub const SHUTDOWN: Duration = Duration::from_secs(180);
-/// For so long another run may make a warm layer that somebody waits to delete.
-pub const LAYER_MADE: Duration = Duration::from_secs(3600);
+/// For so long another run may make a snapshot that somebody waits to delete.
+pub const SNAPSHOT_WAIT: Duration = Duration::from_secs(3600);
 /// One bare boot of a bench.
 pub const BARE_BOOT: Duration = Duration::from_secs(900);
 /// Until a bench's QEMU has answered, or said that something happened. Linux takes 5 s to let a PCI Express device go.
@@ -174,7 +174,7 @@ impl Limits {
         self.scaled(20)
     }
 
-    /// From the agent's installation in a thawed guest until it has the run's own keys.
+    /// From the agent's installation in a restored guest until it has the run's own keys.
     pub fn keys(self) -> Duration {
         self.scaled(30)
     }

@@ -3,7 +3,7 @@
 //! ```text
 //! <cache>/images/<key>/        a disk image and its manifest
 //! <cache>/runs/<id>/           one run: report.json, console.log; w/ while it lives
-//! <cache>/layers/<key>.<run>/  a machine after its first boot: disk, memory, NVRAM, seed
+//! <cache>/snapshots/<key>.<run>/  a machine after its first boot: disk, memory, NVRAM, seed
 //! <cache>/compared/            what `smoke --verify-cold` compares
 //! <cache>/history/             how long phases took on this machine
 //! <cache>/workload/            the smoke's workload as an executable, by what it is made of
@@ -77,8 +77,8 @@ impl Cache {
     }
 
     /// Machines after their first boot, by content key.
-    pub fn layers(&self) -> PathBuf {
-        self.root.join("layers")
+    pub fn snapshots(&self) -> PathBuf {
+        self.root.join("snapshots")
     }
 
     /// What earlier runs learned of this machine.

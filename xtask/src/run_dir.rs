@@ -23,9 +23,9 @@ use crate::processes::end_processes;
 use anyhow::{Context, Result};
 use rustix::fs::{FlockOperation, flock};
 
-/// In a run's working directory: the image's directory, and the warm layer's.
+/// In a run's working directory: the image's directory, and the snapshot's.
 const IMAGE: &str = "image";
-const LAYER: &str = "frozen";
+const SNAPSHOT: &str = "frozen";
 
 /// Finished runs whose reports are kept.
 const FINISHED_RUNS_KEPT: usize = 20;
@@ -101,12 +101,12 @@ impl RunDir {
         self.uses(IMAGE, image)
     }
 
-    /// Whoever deletes warm layers asks for this first.
+    /// Whoever deletes snapshots asks for this first.
     ///
     /// # Errors
     /// Names the file that cannot be written.
-    pub fn uses_layer(&self, layer: &Path) -> Result<()> {
-        self.uses(LAYER, layer)
+    pub fn uses_snapshot(&self, snapshot: &Path) -> Result<()> {
+        self.uses(SNAPSHOT, snapshot)
     }
 
     fn uses(&self, what: &str, directory: &Path) -> Result<()> {
@@ -147,20 +147,20 @@ impl RunDir {
     }
 }
 
-/// The runs, alive or kept or not collected yet, whose machine's disk lies on what is in `directory`, an image's or a warm layer's.
+/// The runs, alive or kept or not collected yet, whose machine's disk lies on what is in `directory`, an image's or a snapshot's.
 pub fn users_of(cache: &Cache, directory: &Path) -> Vec<String> {
     let names =
         |file: PathBuf| fs::read(file).is_ok_and(|path| path == directory.as_os_str().as_encoded_bytes());
-    let uses = |run: &Path| [IMAGE, LAYER].iter().any(|what| names(run.join("w").join(what)));
+    let uses = |run: &Path| [IMAGE, SNAPSHOT].iter().any(|what| names(run.join("w").join(what)));
     directories(&cache.runs()).iter().filter(|run| uses(run)).filter_map(|run| id_of(run)).collect()
 }
 
-/// The warm layer that the machine of this working directory lies on.
+/// The snapshot that the machine of this working directory lies on.
 ///
 /// # Errors
 /// Names the file that cannot be read.
-pub fn layer_of(work: &Path) -> Result<Option<PathBuf>> {
-    let path = work.join(LAYER);
+pub fn snapshot_of(work: &Path) -> Result<Option<PathBuf>> {
+    let path = work.join(SNAPSHOT);
     match fs::read(&path) {
         Ok(name) => Ok(Some(OsString::from_vec(name).into())),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),

@@ -30,7 +30,7 @@ impl Ended {
     }
 }
 
-/// A smoke of the aarch64 guest with `arguments`, awaited. From a warm layer, but for faults of the first boot.
+/// A smoke of the aarch64 guest with `arguments`, awaited. From a snapshot, but for faults of the first boot.
 fn smoke(arguments: &[&str]) -> Ended {
     let mut command = Command::new(BACK_ROOM);
     command.args(["smoke", "--arch", "aarch64", "--image", "debian-12"]).args(arguments);

@@ -1,4 +1,4 @@
-//! Warm layers and machines to work in, on real machines: one layer is made, thawed, tampered with. `cargo xtask ci` runs these,
+//! Snapshots and machines to work in, on real machines: one snapshot is made, restored, tampered with. `cargo xtask ci` runs these,
 //! after a preflight.
 
 mod own;
@@ -11,11 +11,11 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use xtask::digest::Algorithm;
-use xtask::layer::{BAD, DISK, FILES, Layer, MANIFEST, RAM};
 use xtask::limits::{self, SILENCE};
 use xtask::paths::Cache;
 use xtask::processes::processes_naming;
 use xtask::report::{Phase, PhaseStatus, Report, Verdict};
+use xtask::snapshot::{BAD, DISK, FILES, MANIFEST, RAM, SnapshotManifest};
 
 use own::Own;
 
@@ -51,8 +51,8 @@ impl Own {
         self.run(FRONT_DOOR, &[&["vm"], arguments].concat())
     }
 
-    fn layers(&self) -> Vec<PathBuf> {
-        xtask::run_dir::directories(&self.root.join("layers"))
+    fn snapshots(&self) -> Vec<PathBuf> {
+        xtask::run_dir::directories(&self.root.join("snapshots"))
     }
 }
 
@@ -64,31 +64,31 @@ fn assert_code(output: &Output, code: i32) {
     assert_eq!(output.status.code(), Some(code), "{}", said(output));
 }
 
-/// One after the other: they share the layer, whose making is a whole boot.
+/// One after the other: they share the snapshot, whose making is a whole boot.
 #[test]
-fn a_layer_is_made_once_used_again_and_never_trusted() {
+fn a_snapshot_is_made_once_used_again_and_never_trusted() {
     let own = Own::new();
     let (output, made) = own.smoke(&["--until", "join"]);
     assert_code(&output, 0);
-    let layer = made.layer.unwrap();
-    assert_eq!((made.verdict, layer.made_by.as_str()), (Verdict::Verified, made.run_id.as_str()));
+    let snapshot = made.snapshot.unwrap();
+    assert_eq!((made.verdict, snapshot.made_by.as_str()), (Verdict::Verified, made.run_id.as_str()));
     assert!(said(&output).contains("warm, only until join"), "{}", said(&output));
-    let [directory] = own.layers().try_into().unwrap();
-    frozen(&directory);
+    let [directory] = own.snapshots().try_into().unwrap();
+    saved(&directory);
 
     let warm = compared(&own);
-    let thawed = warm.layer.as_ref().unwrap();
-    assert_eq!(thawed.made_by, made.run_id, "thawed, not made again");
-    // Each thaw begins with the clock of when the layer was frozen, and no time server is reached by the guest before it is set.
-    let (first, later) = (layer.clock_step_seconds.unwrap(), thawed.clock_step_seconds.unwrap());
+    let restored = warm.snapshot.as_ref().unwrap();
+    assert_eq!(restored.made_by, made.run_id, "restored, not made again");
+    // Each restore begins with the clock of when the snapshot was saved, and no time server is reached by the guest before it is set.
+    let (first, later) = (snapshot.clock_step_seconds.unwrap(), restored.clock_step_seconds.unwrap());
     assert!(first < later, "{first} s and, later, {later} s");
     assert!(warm.phases.iter().all(|phase| phase.status == PhaseStatus::Passed), "{:?}", warm.phases);
     let evidence = &warm.evidence;
     let (join, rejoin) = (evidence.join.as_ref().unwrap(), evidence.rejoin.as_ref().unwrap());
     assert!(join.boot_id != rejoin.boot_id && join.exe_sha256 == rejoin.exe_sha256);
     assert!(evidence.workload_offline.is_some() && evidence.workload_rejoin.is_some());
-    // What the runs wrote went into layers of their own.
-    frozen(&directory);
+    // What the runs wrote went into snapshots of their own.
+    saved(&directory);
 
     machines_to_work_in(&own, &directory);
 
@@ -108,8 +108,8 @@ fn a_layer_is_made_once_used_again_and_never_trusted() {
     let failure = flipped.failure.unwrap();
     assert!(failure.error.contains("was changed in ram.save"), "{failure:?}");
     // Another run may still read it: it is deleted by the next one that looks, and used by none.
-    assert_eq!(own.layers(), [directory.as_path()]);
-    assert!(std::fs::read_to_string(directory.join("bad")).unwrap().contains("was frozen"));
+    assert_eq!(own.snapshots(), [directory.as_path()]);
+    assert!(std::fs::read_to_string(directory.join("bad")).unwrap().contains("was saved"));
 }
 
 /// A warm run and a cold one say the same; and where the cold one is spoiled, not. The warm one's report.
@@ -135,10 +135,10 @@ fn compared(own: &Own) -> Report {
 }
 
 /// As it was written down, and read-only.
-fn frozen(directory: &Path) {
-    let layer = Layer::read(directory).unwrap();
-    assert_eq!(layer.files.len(), FILES.len());
-    for (name, file) in &layer.files {
+fn saved(directory: &Path) {
+    let snapshot = SnapshotManifest::read(directory).unwrap();
+    assert_eq!(snapshot.files.len(), FILES.len());
+    for (name, file) in &snapshot.files {
         let path = directory.join(name);
         assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o400, "{name}");
         let found = Algorithm::Sha256.of(&std::fs::read(&path).unwrap());
@@ -146,10 +146,10 @@ fn frozen(directory: &Path) {
     }
     let names: Vec<_> =
         std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-    assert_eq!(names.len(), FILES.len() + 2, "nothing else is in a layer: {names:?}");
+    assert_eq!(names.len(), FILES.len() + 2, "nothing else is in a snapshot: {names:?}");
 }
 
-/// A layer stays for as long as its image and its QEMU are there, and there is room.
+/// A snapshot stays for as long as its image and its QEMU are there, and there is room.
 fn pruned(own: &Own, directory: &Path) {
     let would_for = |criterion: [&str; 2]| {
         let output = own.run(BACK_ROOM, &[&["image", "prune", "--dry-run"][..], &criterion].concat());
@@ -160,10 +160,10 @@ fn pruned(own: &Own, directory: &Path) {
     assert!(!would_for(["--keep", "100G"]).contains(name));
     assert!(would_for(["--keep", "1M"]).contains(&format!("would delete {name}")));
     let would = || would_for(["--older-than", "999"]);
-    assert!(!would().contains("warm layer"), "{}", would());
+    assert!(!would().contains("snapshot"), "{}", would());
     let path = directory.join(MANIFEST);
     let manifest = std::fs::read_to_string(&path).unwrap();
-    let made_of = Layer::read(directory).unwrap().ingredients;
+    let made_of = SnapshotManifest::read(directory).unwrap().ingredients;
     for (digest, reason) in
         [(&made_of.emulator, "of a QEMU that is not"), (&made_of.image, "of an image that is not")]
     {
@@ -172,28 +172,29 @@ fn pruned(own: &Own, directory: &Path) {
         assert!(would().contains(reason), "{reason}: {}", would());
     }
     std::fs::write(&path, manifest).unwrap();
-    assert!(directory.exists() && !would().contains("warm layer"));
+    assert!(directory.exists() && !would().contains("snapshot"));
 }
 
-/// A layer that is what was frozen, and of which no machine comes: the agent is not blamed, and the next run has another.
+/// A snapshot that is unchanged, and of which no machine comes: the agent is not blamed, and the next run has another.
 fn of_no_use(own: &Own, directory: &Path) {
     let (memory, manifest) = (directory.join(RAM), directory.join(MANIFEST));
     let aside = [&memory, &manifest].map(|path| (path, own.root.join(path.file_name().unwrap())));
     for (path, aside) in &aside {
         std::fs::rename(path, aside).unwrap();
     }
-    let mut layer: Layer = serde_json::from_slice(&std::fs::read(&aside[1].1).unwrap()).unwrap();
+    let mut snapshot: SnapshotManifest =
+        serde_json::from_slice(&std::fs::read(&aside[1].1).unwrap()).unwrap();
     let garbage = b"no memory of a machine";
-    layer.files.get_mut(RAM).unwrap().digest = Algorithm::Sha256.of(garbage);
+    snapshot.files.get_mut(RAM).unwrap().digest = Algorithm::Sha256.of(garbage);
     std::fs::write(&memory, garbage).unwrap();
-    std::fs::write(&manifest, serde_json::to_string(&layer).unwrap()).unwrap();
+    std::fs::write(&manifest, serde_json::to_string(&snapshot).unwrap()).unwrap();
     let (output, past) = own.smoke(&["--until", "join"]);
     assert_code(&output, 69);
     let failure = past.failure.unwrap();
-    assert!(failure.error.contains("thaw the machine out of the warm layer"), "{failure:?}");
+    assert!(failure.error.contains("restore the machine from the snapshot"), "{failure:?}");
     let listed = own.run(BACK_ROOM, &["image", "list"]);
     let listed = String::from_utf8_lossy(&listed.stdout);
-    assert!(listed.contains("a warm layer that is not used again"), "{listed}");
+    assert!(listed.contains("a snapshot that is not used again"), "{listed}");
     std::fs::remove_file(directory.join(BAD)).unwrap();
     for (path, aside) in &aside {
         std::fs::rename(aside, path).unwrap();
@@ -317,12 +318,12 @@ fn looked_at(own: &Own) {
 }
 
 /// Up in seconds, entered, cut off, booted from its own disk, shut down, removed.
-fn machines_to_work_in(own: &Own, layer: &Path) {
+fn machines_to_work_in(own: &Own, snapshot: &Path) {
     let up = own.run(BACK_ROOM, &["vm", "up", "dev", "--arch", "aarch64", "--image", "debian-12", "--json"]);
     assert_code(&up, 0);
     let machine: serde_json::Value = serde_json::from_slice(&up.stdout).unwrap();
     assert_eq!(machine["name"], "dev");
-    let users = xtask::run_dir::users_of(&Cache::at(&own.root), layer);
+    let users = xtask::run_dir::users_of(&Cache::at(&own.root), snapshot);
     assert_eq!(users, [machine["id"].as_str().unwrap()], "nobody deletes what it lies on");
     let again = own.vm(&["up", "dev", "--arch", "aarch64"]);
     assert!(said(&again).contains("there is a machine of this name"), "{}", said(&again));

@@ -129,7 +129,7 @@ pub struct PruneArgs {
     #[arg(long, value_name = "DAYS")]
     pub older_than: Option<u64>,
 
-    /// The longest unused, until the others fit, warm layers among them: 500M, 20G
+    /// The longest unused, until the others fit, snapshots among them: 500M, 20G
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub keep: Option<u64>,
 

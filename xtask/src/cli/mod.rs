@@ -225,7 +225,7 @@ pub struct SoakArgs {
     #[arg(long, value_enum, default_value = "aarch64")]
     pub arch: VmArchitecture,
 
-    /// Boot each from nothing, and make no warm layer
+    /// Boot each from nothing, and make no snapshot
     #[arg(long)]
     pub cold: bool,
 

@@ -27,15 +27,15 @@ pub struct SmokeArgs {
     #[arg(long, value_name = "SECONDS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..=3600))]
     pub rest: u64,
 
-    /// Boot from nothing: use no warm layer, and make none
+    /// Boot from nothing: use no snapshot, and make none
     #[arg(long)]
     pub cold: bool,
 
-    /// Only out of a warm layer, which is made where there is none: an error where there can be none, as under KVM
+    /// Only out of a snapshot, which is made where there is none: an error where there can be none, as under KVM
     #[arg(long, conflicts_with = "cold")]
     pub warm: bool,
 
-    /// Run it twice, from its warm layer and from nothing, and compare what they say
+    /// Run it twice, from its snapshot and from nothing, and compare what they say
     #[arg(long, conflicts_with_all = ["cold", "keep", "report"])]
     pub verify_cold: bool,
 
@@ -120,7 +120,7 @@ pub enum Sabotage {
     WaitsForBus,
     /// The workload's image is for the other architecture
     ForeignImage,
-    /// A thawed machine's disk is opened past its frozen layer
+    /// A restored machine's disk is opened past its saved snapshot
     StaleChain,
     /// With `--verify-cold`, the guest's kernel panics in the cold run alone
     ColdPanics,

@@ -8,7 +8,7 @@ use crate::arch::VmArchitecture;
 /// `vm`.
 #[derive(Debug, Clone, Subcommand)]
 pub enum VmCommand {
-    /// Make a machine to work in: booted, without the agent; in seconds where there is a warm layer
+    /// Make a machine to work in: booted, without the agent; in seconds where there is a snapshot
     Up(UpArgs),
     /// List the machines that are kept
     List {

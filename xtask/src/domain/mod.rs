@@ -176,7 +176,7 @@ impl DomainXmlParams {
 pub struct RunFiles {
     /// The qcow2 layer over the image; all that the guest writes.
     pub overlay: PathBuf,
-    /// What that lies on, from the next layer down: the image, and between them a warm layer's disk.
+    /// What that lies on, from the next layer down: the image, and between them a snapshot's disk.
     pub backing: Vec<PathBuf>,
     /// The cloud-init NoCloud seed.
     pub seed: PathBuf,

@@ -20,11 +20,11 @@ pub mod marker {
     pub const DONE: &str = "iot-xtask: provision done";
     /// It is not; the reason follows.
     pub const FAILED: &str = "iot-xtask: provision failed:";
-    /// A layer's machine has not got what the agent needs; the reason follows.
+    /// A snapshot's machine has not got what the agent needs; the reason follows.
     pub const LACKS: &str = "iot-xtask: prerequisites failed:";
-    /// A thawed machine's clock is this host's; by how many seconds it was behind follows.
+    /// A restored machine's clock is this host's; by how many seconds it was behind follows.
     pub const CLOCK: &str = "iot-xtask: clock was behind by";
-    /// A thawed machine has this run's keys.
+    /// A restored machine has this run's keys.
     pub const KEYS: &str = "iot-xtask: keys taken";
     /// The first boot is over, and the machine waits for its payload.
     pub const IDLE: &str = "iot-xtask: first boot done";
@@ -58,7 +58,7 @@ pub enum Payload {
     Never,
     /// When cloud-init's last stage runs.
     AtFirstBoot,
-    /// When its first boot is over and the disk's content has come: in a warm layer's machine.
+    /// When its first boot is over and the disk's content has come: in a snapshot's machine.
     Awaited,
 }
 
@@ -121,7 +121,7 @@ fn network_config() -> serde_json::Value {
     })
 }
 
-/// What the agent's installer asks for first, with the files that it needs: done in a layer once, so that no thawed machine fetches
+/// What the agent's installer asks for first, with the files that it needs: done in a snapshot once, so that no restored machine fetches
 /// packages with the clock of then, or waits for podman's first start.
 const PREREQUISITES: [(&str, &str); 9] = [
     ("prerequisites.sh", include_str!("../../../agent/dist/prerequisites.sh")),
@@ -138,7 +138,7 @@ const PREREQUISITES: [(&str, &str); 9] = [
 const PREREQUISITES_DIRECTORY: &str = "/run/iot-prerequisites";
 
 /// The first boot to its end, and what the agent needs: podman answers, and is in memory. Then the disk is looked at again and again, which
-/// costs nobody anything: the machine is frozen in this loop, and thawed with the content there. Who opens a disk that nobody has open reads
+/// costs nobody anything: the machine is saved in this loop, and restored with the content there. Who opens a disk that nobody has open reads
 /// it anew. The first line of the disk that is there for now is empty, and that of a FAT volume is not.
 fn await_payload() -> String {
     format!(
@@ -167,12 +167,16 @@ fn mount_and_provision(device: &str) -> String {
 
 /// What runs in the guest, from the payload: the agent's own installer, its outcome said on the console.
 /// Without an installation it has the run's own keys put in place, and no more.
-pub fn provision_script(sabotage: Option<Sabotage>, thawed: Option<Thawed<'_>>, installs: bool) -> String {
+pub fn provision_script(
+    sabotage: Option<Sabotage>,
+    restored: Option<Restored<'_>>,
+    installs: bool,
+) -> String {
     let (before, planted) = sabotage::scripts(sabotage);
-    // A thawed machine's own keys: where the installation fails somebody has to enter it, too.
-    let keys = thawed.map_or_else(|| "true".to_owned(), |thawed| thawed.keys());
-    let began = if thawed.is_some() { "\nread -r began _ < /proc/uptime" } else { "" };
-    let clock = thawed.map_or_else(|| "true".to_owned(), |thawed| thawed.clock());
+    // A restored machine's own keys: where the installation fails somebody has to enter it, too.
+    let keys = restored.map_or_else(|| "true".to_owned(), |restored| restored.keys());
+    let began = if restored.is_some() { "\nread -r began _ < /proc/uptime" } else { "" };
+    let clock = restored.map_or_else(|| "true".to_owned(), |restored| restored.clock());
     format!(
         "#!/bin/sh\n\
          # Runs in the guest, once: installs the agent and says on the console how that ended.\n\
@@ -200,17 +204,17 @@ pub fn provision_script(sabotage: Option<Sabotage>, thawed: Option<Thawed<'_>>, 
     )
 }
 
-/// A machine that was frozen after its first boot: what this run gives it of its own.
+/// A machine that was saved after its first boot: what this run gives it of its own.
 #[derive(Debug, Clone, Copy)]
-pub struct Thawed<'a> {
+pub struct Restored<'a> {
     /// Whom ssh enters as.
     pub login_user: &'a str,
     /// Seconds since the epoch, as this host has them.
     pub now: u64,
 }
 
-impl Thawed<'_> {
-    /// The run's own keys in the place of those that the layer's machine was made with.
+impl Restored<'_> {
+    /// The run's own keys in the place of those that the snapshot's machine was made with.
     fn keys(self) -> String {
         format!(
             "install -m 0600 \"$here/host_key\" /etc/ssh/ssh_host_ed25519_key\n\
@@ -225,8 +229,8 @@ impl Thawed<'_> {
         )
     }
 
-    /// The guest goes on where it was frozen: its clock jumps once its agent runs, as a device's without a battery does, to this host's but
-    /// for the second or two that the thaw took.
+    /// The guest goes on where it was saved: its clock jumps once its agent runs, as a device's without a battery does, to this host's but
+    /// for the second or two that the restore took.
     fn clock(self) -> String {
         format!(
             "read -r uptime _ < /proc/uptime\n\
@@ -260,8 +264,8 @@ mod tests {
             crate::golden::compare(&format!("seed-{name}"), &content);
         }
         crate::golden::compare("seed-provision.sh", &provision_script(None, None, true));
-        let thawed = Thawed { login_user: "ubuntu", now: 1_800_000_000 };
-        crate::golden::compare("seed-provision-thawed.sh", &provision_script(None, Some(thawed), true));
+        let restored = Restored { login_user: "ubuntu", now: 1_800_000_000 };
+        crate::golden::compare("seed-provision-restored.sh", &provision_script(None, Some(restored), true));
         let awaited = Seed { payload: Payload::Awaited, ..seed(None) };
         crate::golden::compare("seed-user-data-awaited", &awaited.files()[0].1);
         assert!(!await_payload().contains("${"), "systemd-run would expand it");

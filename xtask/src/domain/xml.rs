@@ -252,7 +252,7 @@ mod tests {
         DomainXmlParams::resolve(&spec, accelerator, cpu, &emulator, uefi.then_some(&firmware), &files)
     }
 
-    /// A warm layer's key has the domain in it: what makes another machine makes another layer.
+    /// A snapshot's key has the domain in it: what makes another machine makes another snapshot.
     #[test]
     fn another_machine_is_another_domain() {
         use Accelerator::{Kvm, Tcg};

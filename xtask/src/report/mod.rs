@@ -11,13 +11,13 @@ use serde::{Deserialize, Serialize};
 
 pub use schema::{
     AgentReport, Evidence, Failure, FirmwareReport, FootprintEvidence, GuestReport, HostReport, ImageReport,
-    LayerReport, OsReleaseReport, Phase, PhaseReport, PhaseStatus, StatusEvidence, WorkloadEvidence,
+    OsReleaseReport, Phase, PhaseReport, PhaseStatus, SnapshotReport, StatusEvidence, WorkloadEvidence,
 };
 
 use crate::arch::VmArchitecture;
 
 /// The schema number of `report.json`.
-pub const SCHEMA: u32 = 1;
+pub const SCHEMA: u32 = 2;
 
 /// How a run ended. The exit code follows from it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,7 +66,7 @@ pub struct Report {
     pub until: Option<String>,
     /// `None` for a cold run.
     #[serde(default)]
-    pub layer: Option<LayerReport>,
+    pub snapshot: Option<SnapshotReport>,
     pub host: HostReport,
     pub guest: GuestReport,
     pub agent: Option<AgentReport>,
@@ -87,7 +87,7 @@ impl Report {
             seconds: 0.0,
             sabotage: None,
             until: None,
-            layer: None,
+            snapshot: None,
             host: HostReport::default(),
             guest: GuestReport { arch, ..GuestReport::default() },
             agent: None,
@@ -159,7 +159,7 @@ impl Report {
         if let Some(accelerator) = self.host.accelerator {
             line.push_str(&format!(", {accelerator}"));
         }
-        if self.layer.is_some() {
+        if self.snapshot.is_some() {
             line.push_str(", warm");
         }
         if let Some(phase) = &self.until {

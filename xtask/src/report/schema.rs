@@ -72,10 +72,10 @@ pub struct FirmwareReport {
     pub code_sha256: String,
 }
 
-/// The warm layer that the machine came out of.
+/// The snapshot that the machine came out of.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "the fields are the interface that README.md documents")]
-pub struct LayerReport {
+pub struct SnapshotReport {
     pub key: String,
     /// RFC 3339, UTC.
     pub made_at: String,
@@ -83,7 +83,7 @@ pub struct LayerReport {
     pub made_by: String,
     /// Its files.
     pub reused: Vec<String>,
-    /// By how many seconds the guest's clock jumped once its agent ran: what has passed since the layer was frozen.
+    /// By how many seconds the guest's clock jumped once its agent ran: what has passed since the snapshot was saved.
     #[serde(default)]
     pub clock_step_seconds: Option<i64>,
 }

@@ -12,11 +12,11 @@ use anyhow::{Context, Result, ensure};
 use crate::cli::SoakArgs;
 use crate::exit::{Code, Unavailable};
 use crate::kept;
-use crate::layer::{BAD, Layer};
 use crate::paths::Cache;
 use crate::processes::processes_naming;
 use crate::report::human_seconds;
 use crate::run_dir::directories;
+use crate::snapshot::{BAD, SnapshotManifest};
 use crate::workspace::Workspace;
 
 use super::ci::AGENT_TESTS;
@@ -59,7 +59,7 @@ pub(super) fn run(workspace: &Workspace, args: &SoakArgs) -> Result<()> {
     if failed == 0 { Ok(()) } else { Err(Code(1).into()) }
 }
 
-/// A soak deletes warm layers and counts what is left.
+/// A soak deletes snapshots and counts what is left.
 fn alone() -> Result<()> {
     let unavailable = |error: String, hint: &str| -> anyhow::Error {
         let hint = format!("{hint}; or another IOT_XTASK_CACHE");
@@ -149,7 +149,7 @@ fn pair(args: &SoakArgs) -> Result<String> {
     Ok(format!("{}, {}", one?, other?))
 }
 
-/// An error where anything is left: processes of any run, runs that still have their working files, layers that are no whole ones. A
+/// An error where anything is left: processes of any run, runs that still have their working files, snapshots that are no whole ones. A
 /// soak has the cache to itself.
 fn nothing_left(cache: &Cache) -> Result<()> {
     // Also of a run whose directory is gone.
@@ -157,9 +157,11 @@ fn nothing_left(cache: &Cache) -> Result<()> {
     let mut left: Vec<_> = processes.iter().map(|pid| format!("process {}", pid.as_raw_nonzero())).collect();
     let works = directories(&cache.runs()).into_iter().map(|run| run.join("w"));
     left.extend(works.filter(|work| work.exists()).map(|work| work.display().to_string()));
-    let whole = |layer: &PathBuf| Layer::read(layer).is_ok() && !layer.join(BAD).exists();
-    let layers = directories(&cache.layers());
-    left.extend(layers.iter().filter(|layer| !whole(layer)).map(|layer| layer.display().to_string()));
+    let whole = |snapshot: &PathBuf| SnapshotManifest::read(snapshot).is_ok() && !snapshot.join(BAD).exists();
+    let snapshots = directories(&cache.snapshots());
+    left.extend(
+        snapshots.iter().filter(|snapshot| !whole(snapshot)).map(|snapshot| snapshot.display().to_string()),
+    );
     ensure!(left.is_empty(), "this is left: {}", left.join(", "));
     Ok(())
 }
@@ -197,8 +199,8 @@ mod tests {
         drop(process.stdin.take());
         process.wait().unwrap();
         nothing_left(&cache).unwrap();
-        let layer = cache.layers().join("half");
-        std::fs::create_dir_all(&layer).unwrap();
+        let snapshot = cache.snapshots().join("half");
+        std::fs::create_dir_all(&snapshot).unwrap();
         assert!(nothing_left(&cache).unwrap_err().to_string().contains("half"));
     }
 }

@@ -83,7 +83,7 @@ fn check_one(part: &Path, start: u64, interrupt: &Interrupt) -> Result<()> {
         Diagnosis::new(
             format!("the guest's file system at byte {start} of its disk is damaged: {how}"),
             "the disk is kept as damaged.qcow2 in the run's directory; see whether runs with --cold have it too: if so, it is the \
-             guest's kernel or the image; if not, the warm layer that cargo xtask image list names",
+             guest's kernel or the image; if not, the snapshot that cargo xtask image list names",
         )
     };
     let has_errors = || -> Result<bool> {

@@ -80,7 +80,7 @@ impl Hypervisor {
     }
 
     /// The machine whose memory was saved to `memory`, with this domain's files in the place of its own, its processors stopped.
-    pub(crate) fn thaw_paused(&self, memory: &Path, xml: &str) -> Result<Machine> {
+    pub(crate) fn restore_paused(&self, memory: &Path, xml: &str) -> Result<Machine> {
         let path = memory.to_str().context("a path of the cache")?;
         let flags = virt::sys::VIR_DOMAIN_SAVE_PAUSED;
         reaper::reaping(|| self.connect.restore_domain_flags(path, Some(xml), flags))
@@ -139,7 +139,7 @@ impl Machine {
     }
 
     /// Stops it, writes its memory and its devices to `memory`, and ends it (virDomainSave).
-    pub(crate) fn freeze(&mut self, memory: &Path) -> Result<()> {
+    pub(crate) fn save(&mut self, memory: &Path) -> Result<()> {
         let path = CString::new(memory.as_os_str().as_encoded_bytes()).context("a path without zeros")?;
         // SAFETY: the domain lives as long as `self`, and libvirt copies the path; the crate virt 0.5 has no call of its own for it.
         let saved =

@@ -20,9 +20,9 @@ use crate::console::Console;
 use crate::history::timed;
 use crate::hypervisor::{Condition, Hypervisor, Machine};
 use crate::interrupt::Interrupt;
-use crate::layer;
 use crate::rehearsed;
 use crate::screen::Screen;
+use crate::snapshot;
 
 /// Starts it and waits for its ssh.
 pub(crate) fn start(args: &OneArgs, voice: Voice) -> Result<()> {
@@ -134,9 +134,9 @@ fn boot(cache: &Cache, kept: &mut Kept, interrupt: &Interrupt, screen: &mut Scre
         let hint = format!("its disk lies on it: cargo xtask vm rm {name}, and vm up makes another");
         Unavailable { error, hint }
     };
-    if let Some(layer) = layer::under(&kept.work()).map_err(lost)? {
-        screen.alive("hashing the warm layer");
-        layer.check_what_boots().map_err(lost)?;
+    if let Some(snapshot) = snapshot::under(&kept.work()).map_err(lost)? {
+        screen.alive("hashing the snapshot");
+        snapshot.check_what_boots().map_err(lost)?;
     }
     let mut machine = rehearsed::start_sound(&hypervisor, &xml, &expected, &kept.work())?;
     kept.machine.ssh_port = Some(machine.ssh_port()?);

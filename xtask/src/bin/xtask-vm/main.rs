@@ -1,7 +1,7 @@
 //! The back room of `cargo xtask`: everything that links libvirt or opens a socket. It parses the front door's own
 //! command line; the front door has seen to it that this machine is ready.
 //!
-//! Modules in reading order: [`smoke`] (the phases, as prose), [`image`], [`layer`] (warm machines), [`media`] (seed and payload disks),
+//! Modules in reading order: [`smoke`] (the phases, as prose), [`image`], [`snapshot`] (warm machines), [`media`] (seed and payload disks),
 //! [`hypervisor`] (libvirt), [`rehearsed`] (a domain read before it runs), [`remote`] (another libvirt), [`console`], [`broker`] (NATS), [`guest`] (ssh), [`bench`], and the tools: [`screen`], [`child`], [`interrupt`], [`history`], [`reaper`].
 
 mod attach;
@@ -16,7 +16,6 @@ mod history;
 mod hypervisor;
 mod image;
 mod interrupt;
-mod layer;
 mod machine;
 mod media;
 mod preflight;
@@ -25,6 +24,7 @@ mod rehearsed;
 mod remote;
 mod screen;
 mod smoke;
+mod snapshot;
 mod workload;
 
 use std::process::ExitCode;

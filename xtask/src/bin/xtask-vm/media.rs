@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use xtask::agent_build::Agent;
 use xtask::cli::Sabotage;
-use xtask::domain::seed::{self, PAYLOAD_LABEL, SEED_LABEL, Seed, Thawed};
+use xtask::domain::seed::{self, PAYLOAD_LABEL, Restored, SEED_LABEL, Seed};
 use xtask::host::tools;
 use xtask::limits;
 use xtask::paths::{make_private_dir, write_private};
@@ -45,8 +45,8 @@ pub(crate) struct Payload<'a> {
     pub(crate) config: &'a str,
     /// A fault to plant.
     pub(crate) sabotage: Option<Sabotage>,
-    /// Where the machine comes from a warm layer: how large its disk is, and the run's keys.
-    pub(crate) thawed: Option<(u64, Thawed<'a>, &'a Keys)>,
+    /// Where the machine comes from a snapshot: how large its disk is, and the run's keys.
+    pub(crate) restored: Option<(u64, Restored<'a>, &'a Keys)>,
 }
 
 /// Writes the cloud-init seed to `disk`.
@@ -69,7 +69,7 @@ pub(crate) fn make_payload(
     work: &Path,
     interrupt: &Interrupt,
 ) -> Result<()> {
-    let Payload { subject, config, sabotage, thawed } = *payload;
+    let Payload { subject, config, sabotage, restored } = *payload;
     let directory = work.join("payload");
     make_private_dir(&directory)?;
     let mut files = Vec::new();
@@ -78,9 +78,10 @@ pub(crate) fn make_payload(
         files.push(directory.join(name));
         Ok(())
     };
-    let script = seed::provision_script(sabotage, thawed.map(|(_, thawed, _)| thawed), subject.is_some());
+    let script =
+        seed::provision_script(sabotage, restored.map(|(_, restored, _)| restored), subject.is_some());
     add("provision.sh", script.as_bytes())?;
-    if let Some((_, _, keys)) = thawed {
+    if let Some((_, _, keys)) = restored {
         add("host_key", keys.host_private.as_bytes())?;
         add("host_key.pub", keys.host_public.as_bytes())?;
         add("user_key.pub", keys.user_public.as_bytes())?;
@@ -99,7 +100,7 @@ pub(crate) fn make_payload(
             add(name, &std::fs::read(&path).with_context(|| format!("read {}", path.display()))?)?;
         }
     }
-    let least = thawed.map_or(0, |(bytes, ..)| bytes);
+    let least = restored.map_or(0, |(bytes, ..)| bytes);
     make_fat(disk, PAYLOAD_LABEL, &files, least, interrupt).context("make the agent's payload disk")
 }
 

@@ -162,7 +162,7 @@ fn judge_libvirt(facts: &Facts, findings: &mut Vec<Finding>) {
     if !facts.host.libvirt_iohelper {
         findings.push(Finding::blocks(
             "libvirt-iohelper",
-            "libvirt's libvirt_iohelper is missing, by way of which a machine is frozen",
+            "libvirt's libvirt_iohelper is missing, by way of which a machine is saved",
             format!("none of {}", LIBVIRT_IOHELPERS.join(", ")),
             Remedy::Install(Need::LibvirtIohelper, facts.arch),
         ));

@@ -10,12 +10,12 @@ use rustix::process::{Pid, Signal, kill_process_group};
 
 use super::{alone, end, start};
 use crate::cli::SoakArgs;
-use crate::layer::RAM;
 use crate::limits;
 use crate::paths::Cache;
 use crate::paths::is_own;
 use crate::processes::{Process, owned};
 use crate::run_dir::{directories, remove_tree};
+use crate::snapshot::RAM;
 
 /// Who is killed at a random moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,7 +42,7 @@ impl Victim {
 const DRAWS: u32 = 10;
 
 /// SIGKILL at a random moment, of the one or the other; then a smoke must join, on what was left, and nothing may be left of both.
-/// Every fourth round begins without a warm layer, so that its making is hit too.
+/// Every fourth round begins without a snapshot, so that its making is hit too.
 pub(super) fn kill_and_go_on(args: &SoakArgs, round: u32) -> Result<String> {
     for _ in 0..DRAWS {
         if let Some(said) = kill_once(args, round)? {
@@ -61,15 +61,15 @@ enum Moment {
     /// So long after the smoke's start.
     Begun(Duration),
     /// So long after the machine's memory has begun to be written.
-    Freezing(Duration),
+    Saving(Duration),
 }
 
 impl Moment {
-    /// Half of those that make a layer are hit while it comes into being: of all the time that they take these are a few seconds.
-    fn draw(round: u32, boots: bool, makes_a_layer: bool) -> Result<Self> {
+    /// Half of those that make a snapshot are hit while it comes into being: of all the time that they take these are a few seconds.
+    fn draw(round: u32, boots: bool, makes_a_snapshot: bool) -> Result<Self> {
         let random = random()?;
-        Ok(match (makes_a_layer && round % 8 == 1, boots) {
-            (true, _) => Self::Freezing(limits::FREEZE_WINDOW.mul_f64(random)),
+        Ok(match (makes_a_snapshot && round % 8 == 1, boots) {
+            (true, _) => Self::Saving(limits::SAVE_WINDOW.mul_f64(random)),
             (false, true) => Self::Begun(limits::KILL_WINDOW.mul_f64(random)),
             (false, false) => Self::Begun(limits::WARM_KILL_WINDOW.mul_f64(random)),
         })
@@ -79,9 +79,9 @@ impl Moment {
     fn awaited(self, child: &mut Child, cache: &Cache, before: &[PathBuf]) -> Result<()> {
         let after = match self {
             Self::Begun(after) => after,
-            Self::Freezing(after) => {
-                let freezes = |run: &PathBuf| run.join("w/layer").join(RAM).exists();
-                while !new_runs(cache, before).iter().any(freezes) {
+            Self::Saving(after) => {
+                let saves = |run: &PathBuf| run.join("w/snapshot").join(RAM).exists();
+                while !new_runs(cache, before).iter().any(saves) {
                     if child.try_wait().context("look at the smoke")?.is_some() {
                         return Ok(());
                     }
@@ -99,7 +99,7 @@ impl fmt::Display for Moment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Begun(after) => write!(f, "at {:.1} s", after.as_secs_f64()),
-            Self::Freezing(after) => write!(f, "{:.1} s after it began to freeze", after.as_secs_f64()),
+            Self::Saving(after) => write!(f, "{:.1} s after it began to save", after.as_secs_f64()),
         }
     }
 }
@@ -107,15 +107,15 @@ impl fmt::Display for Moment {
 /// `None` where there was nothing to kill.
 fn kill_once(args: &SoakArgs, round: u32) -> Result<Option<String>> {
     let cache = Cache::from_env()?;
-    let makes_a_layer = !args.cold && round % 4 == 1;
-    if makes_a_layer {
+    let makes_a_snapshot = !args.cold && round % 4 == 1;
+    if makes_a_snapshot {
         // Hours after it began somebody may have a machine on one of them.
         alone()?;
-        for layer in directories(&cache.layers()).iter().filter(|layer| is_own(layer)) {
-            remove_tree(layer)?;
+        for snapshot in directories(&cache.snapshots()).iter().filter(|snapshot| is_own(snapshot)) {
+            remove_tree(snapshot)?;
         }
     }
-    let moment = Moment::draw(round, makes_a_layer || args.cold, makes_a_layer)?;
+    let moment = Moment::draw(round, makes_a_snapshot || args.cold, makes_a_snapshot)?;
     let victim = if random()? < 0.5 { Victim::Workflow } else { Victim::Qemu };
     let before = directories(&cache.runs());
     let mut child = start(args, &[])?;
@@ -150,9 +150,9 @@ fn kill_once(args: &SoakArgs, round: u32) -> Result<Option<String>> {
         Victim::Workflow => "the workflow killed",
         Victim::Qemu => "QEMU killed",
     };
-    let layer = if makes_a_layer { ", without a warm layer" } else { "" };
+    let snapshot = if makes_a_snapshot { ", without a snapshot" } else { "" };
     let later = later.as_secs_f64();
-    Ok(Some(format!("{what} {moment}{layer}, ended {later:.1} s later, {status}; joined after it")))
+    Ok(Some(format!("{what} {moment}{snapshot}, ended {later:.1} s later, {status}; joined after it")))
 }
 
 /// The runs that were not there before.

@@ -1,4 +1,4 @@
-//! `cargo xtask bench`: what is claimed of emulation, of warm layers and of the front door. All of it is measured in turn in each round;
+//! `cargo xtask bench`: what is claimed of emulation, of snapshots and of the front door. All of it is measured in turn in each round;
 //! a claim is a ratio of two that were measured in the same one, or seconds where a limit in seconds was promised.
 
 use std::path::PathBuf;
@@ -182,8 +182,8 @@ impl Bench<'_> {
             }
             .into());
         }
-        // What is built first, the agent and the layer among it, is in no figure.
-        self.smoke("layer", &["--until", "join"])?;
+        // What is built first, the agent and the snapshot among it, is in no figure.
+        self.smoke("snapshot", &["--until", "join"])?;
         let own = plan.cpu().describe();
         let mut rounds = Vec::new();
         for number in 1..=self.args.rounds {

@@ -21,8 +21,8 @@ use super::{Kept, ReadyImage, Store, build, bump, prune};
 use crate::fetch::{self, Patience, Unreachable, Wanted};
 use crate::history::Watch;
 use crate::interrupt::Interrupt;
-use crate::layer;
 use crate::screen::Screen;
+use crate::snapshot;
 
 /// Does what the command says.
 pub(crate) fn run(command: &ImageCommand, voice: Voice) -> Result<()> {
@@ -119,14 +119,14 @@ fn list(store: &mut Store<'_>, json: bool) -> Result<()> {
             .iter()
             .map(|kept| serde_json::json!({ "key": kept.key, "manifest": kept.manifest, "cached": Cached::of(kept) }))
             .collect();
-        let layers: Vec<_> = layer::all(store.cache)
+        let snapshots: Vec<_> = snapshot::all(store.cache)
             .into_iter()
             .map(|found| {
                 let (name, good, users) = (found.name(), found.is_good, &found.users);
-                serde_json::json!({ "name": name, "good": good, "layer": found.layer, "used_by": users })
+                serde_json::json!({ "name": name, "good": good, "snapshot": found.manifest, "used_by": users })
             })
             .collect();
-        let document = serde_json::json!({ "schema": 1, "images": listed, "not_in_catalogue": others, "layers": layers });
+        let document = serde_json::json!({ "schema": 2, "images": listed, "not_in_catalogue": others, "snapshots": snapshots });
         println!("{}", serde_json::to_string_pretty(&document)?);
         return Ok(());
     }
@@ -148,25 +148,24 @@ fn list(store: &mut Store<'_>, json: bool) -> Result<()> {
             Cached::of(kept).map_or("unreadable: image prune deletes it".to_owned(), |cached| cached.say());
         println!("{name:<21} {arch:<8} {:<28} {cached}", "not in the catalogue");
     }
-    for found in layer::all(store.cache) {
+    for found in snapshot::all(store.cache) {
         let used = if found.users.is_empty() {
             String::new()
         } else {
             format!(", used by {}", found.users.join(", "))
         };
         let bytes = human_bytes(found.bytes());
-        match &found.layer {
-            Some(layer) if found.is_good => {
-                let arch = layer.arch.to_string();
+        match &found.manifest {
+            Some(snapshot) if found.is_good => {
+                let arch = snapshot.arch.to_string();
                 println!(
                     "{:<21} {arch:<8} {:<28} {bytes}, made {}{used}",
-                    layer.image, "a warm layer", layer.made_at
+                    snapshot.image, "a snapshot", snapshot.made_at
                 );
             }
-            _ => println!(
-                "{}: a warm layer that is not used again: image prune deletes it{used}",
-                found.name()
-            ),
+            _ => {
+                println!("{}: a snapshot that is not used again: image prune deletes it{used}", found.name())
+            }
         }
     }
     Ok(())
@@ -330,7 +329,7 @@ fn verify(store: &mut Store<'_>, args: &ImageVerifyArgs) -> Result<()> {
     if args.json {
         println!(
             "{}",
-            serde_json::to_string_pretty(&serde_json::json!({ "schema": 1, "images": verified }))?
+            serde_json::to_string_pretty(&serde_json::json!({ "schema": 2, "images": verified }))?
         );
     }
     let changed: Vec<_> = verified.iter().filter(|one| !one.sound).map(|one| one.key.as_str()).collect();
@@ -347,11 +346,11 @@ fn verify(store: &mut Store<'_>, args: &ImageVerifyArgs) -> Result<()> {
 
 fn prune_images(store: &mut Store<'_>, args: &PruneArgs) -> Result<()> {
     let named: Vec<_> = catalogue()?.iter().map(|image| image.key(build::SCRIPTS)).collect();
-    let doomed = prune::prune(store, args, &named)?;
+    let to_delete = prune::prune(store, args, &named)?;
     if args.json {
-        let document = serde_json::json!({ "schema": 1, "dry_run": args.dry_run, "deleted": doomed });
+        let document = serde_json::json!({ "schema": 1, "dry_run": args.dry_run, "deleted": to_delete });
         println!("{}", serde_json::to_string_pretty(&document)?);
-    } else if doomed.is_empty() {
+    } else if to_delete.is_empty() {
         store.screen.note("nothing to delete");
     }
     Ok(())

@@ -9,28 +9,28 @@ use serde::Serialize;
 use xtask::cli::PruneArgs;
 use xtask::digest::Algorithm;
 use xtask::host::tools;
-use xtask::layer::{FORMAT, Ingredients, Layer};
 use xtask::limits;
 use xtask::paths::is_own;
 use xtask::report::human_bytes;
 use xtask::run_dir::{directories, try_lock, users_of};
+use xtask::snapshot::{FORMAT, Ingredients, SnapshotManifest};
 
 use super::build;
 use super::store::{FETCHING, Kept, Store};
-use crate::layer;
+use crate::snapshot;
 
 /// Seconds of a day.
 const DAY: u64 = 24 * 60 * 60;
 
 /// Something to delete, and why.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub(super) struct Doomed {
+pub(super) struct Deletion {
     key: String,
     bytes: u64,
     reason: String,
 }
 
-/// What the choice looks at: an image, or a warm layer.
+/// What the choice looks at: an image, or a snapshot.
 #[derive(Debug, Clone)]
 struct Candidate {
     key: String,
@@ -39,13 +39,13 @@ struct Candidate {
     used: bool,
     /// Why it goes whatever is asked.
     against: Option<String>,
-    /// What a layer locks while it is deleted, and the image that it lies on; `None` of an image.
-    layer: Option<OfLayer>,
+    /// What a snapshot locks while it is deleted, and the image that it lies on; `None` of an image.
+    snapshot: Option<OfSnapshot>,
 }
 
-/// What tells a layer from an image.
+/// What tells a snapshot from an image.
 #[derive(Debug, Clone, Default)]
-struct OfLayer {
+struct OfSnapshot {
     directory: PathBuf,
     lock: String,
     /// The key of its image, where that is in the cache.
@@ -53,28 +53,28 @@ struct OfLayer {
 }
 
 /// Deletes what the arguments say; returns what was deleted, or would be.
-pub(super) fn prune(store: &mut Store<'_>, args: &PruneArgs, named: &[String]) -> Result<Vec<Doomed>> {
+pub(super) fn prune(store: &mut Store<'_>, args: &PruneArgs, named: &[String]) -> Result<Vec<Deletion>> {
     if !args.dry_run {
         store.collect_dead_builds("")?;
     }
     let kept = store.kept();
     let mut candidates: Vec<_> = kept.iter().map(|image| Candidate::of_image(image, named, args)).collect();
-    let layers = layer::all(store.cache);
-    for found in &layers {
-        candidates.push(Candidate::of_layer(store, found, &layers, &kept)?);
+    let snapshots = snapshot::all(store.cache);
+    for found in &snapshots {
+        candidates.push(Candidate::of_snapshot(store, found, &snapshots, &kept)?);
     }
-    let mut doomed = Vec::new();
+    let mut to_delete = Vec::new();
     for (one, reason) in choose(&candidates, args) {
         let told = if args.dry_run { "would delete" } else { "deleting" };
         store.screen.note(&format!("{told} {} ({}): {reason}", one.key, human_bytes(one.bytes)));
         if args.dry_run || one.delete(store)? {
-            doomed.push(Doomed { key: one.key.clone(), bytes: one.bytes, reason });
+            to_delete.push(Deletion { key: one.key.clone(), bytes: one.bytes, reason });
         }
     }
     if unnamed_too(args) {
-        doomed.extend(abandoned_downloads(store, args.dry_run, named)?);
+        to_delete.extend(abandoned_downloads(store, args.dry_run, named)?);
     }
-    Ok(doomed)
+    Ok(to_delete)
 }
 
 impl Candidate {
@@ -92,17 +92,17 @@ impl Candidate {
             idle_seconds: image.idle_seconds,
             used: !image.used_by.is_empty(),
             against,
-            layer: None,
+            snapshot: None,
         }
     }
 
-    fn of_layer(
+    fn of_snapshot(
         store: &mut Store<'_>,
-        found: &layer::Found,
-        all: &[layer::Found],
+        found: &snapshot::Found,
+        all: &[snapshot::Found],
         kept: &[Kept],
     ) -> Result<Self> {
-        let path = found.layer.as_ref().map(|layer| &layer.ingredients.image_path);
+        let path = found.manifest.as_ref().map(|manifest| &manifest.ingredients.image_path);
         let image = path.and_then(|path| kept.iter().find(|image| path.starts_with(&image.directory)));
         Ok(Self {
             key: found.name(),
@@ -110,7 +110,7 @@ impl Candidate {
             idle_seconds: found.idle_seconds(),
             used: !found.users.is_empty(),
             against: against(store, found, all)?,
-            layer: Some(OfLayer {
+            snapshot: Some(OfSnapshot {
                 directory: found.directory.clone(),
                 lock: found.key(),
                 image: image.map(|image| image.key.clone()),
@@ -120,7 +120,7 @@ impl Candidate {
 
     /// Whether it is gone: between the listing and the lock a run may have taken it.
     fn delete(&self, store: &mut Store<'_>) -> Result<bool> {
-        let Some(OfLayer { directory, lock, .. }) = &self.layer else {
+        let Some(OfSnapshot { directory, lock, .. }) = &self.snapshot else {
             let _lock = store.lock(&self.key)?;
             if let Err(used) = store.refuse_used(&self.key) {
                 store.screen.note(&format!("kept after all: {used}"));
@@ -129,7 +129,7 @@ impl Candidate {
             store.remove(&self.key)?;
             return Ok(true);
         };
-        let _lock = layer::lock(store.cache, lock, limits::LAYER_MADE, store.interrupt, store.screen)?;
+        let _lock = snapshot::lock(store.cache, lock, limits::SNAPSHOT_WAIT, store.interrupt, store.screen)?;
         if !directory.exists() {
             return Ok(false);
         }
@@ -138,44 +138,52 @@ impl Candidate {
             store.screen.note(&format!("kept after all: {} lies on it", users.join(", ")));
             return Ok(false);
         }
-        layer::remove(directory)?;
+        snapshot::remove(directory)?;
         Ok(true)
     }
 }
 
-/// Why a layer is deleted whatever is asked, if it is: of an image or a QEMU that is not there any more, or found changed. Each is
+/// Why a snapshot is deleted whatever is asked, if it is: of an image or a QEMU that is not there any more, or found changed. Each is
 /// made again in a minute.
-fn against(store: &mut Store<'_>, found: &layer::Found, all: &[layer::Found]) -> Result<Option<String>> {
-    let reason = match &found.layer {
+fn against(
+    store: &mut Store<'_>,
+    found: &snapshot::Found,
+    all: &[snapshot::Found],
+) -> Result<Option<String>> {
+    let reason = match &found.manifest {
         _ if !found.users.is_empty() => return Ok(None),
-        None => "a warm layer that cannot be read",
-        Some(_) if !found.is_good => "a warm layer that was found changed, or is half deleted",
-        Some(layer) if layer.ingredients.format != FORMAT => "a warm layer of another version",
-        Some(layer) if !has_image(store, &layer.ingredients)? => {
-            "a warm layer of an image that is not there any more"
+        None => "a snapshot that cannot be read",
+        Some(_) if !found.is_good => "a snapshot that was found changed, or is half deleted",
+        Some(snapshot) if snapshot.ingredients.format != FORMAT => "a snapshot of another version",
+        Some(snapshot) if !has_image(store, &snapshot.ingredients)? => {
+            "a snapshot of an image that is not there any more"
         }
-        Some(layer) if !has_emulator(store, layer)? => "a warm layer of a QEMU that is not there any more",
-        Some(layer) if all.iter().filter(|other| other.is_good).any(|other| is_replaced(layer, other)) => {
-            "a warm layer that a newer one of the same machine has replaced"
+        Some(snapshot) if !has_emulator(store, snapshot)? => {
+            "a snapshot of a QEMU that is not there any more"
+        }
+        Some(snapshot)
+            if all.iter().filter(|other| other.is_good).any(|other| is_replaced(snapshot, other)) =>
+        {
+            "a snapshot that a newer one of the same machine has replaced"
         }
         Some(_) => return Ok(None),
     };
     Ok(Some(reason.to_owned()))
 }
 
-/// Whether a newer layer is of the same image and domain, and of another seed, firmware, QEMU or libvirt: those of now, as this one's
+/// Whether a newer snapshot is of the same image and domain, and of another seed, firmware, QEMU or libvirt: those of now, as this one's
 /// were those of then.
-fn is_replaced(layer: &Layer, other: &layer::Found) -> bool {
-    let Some(other) = &other.layer else { return false };
-    let machine = |layer: &Layer| {
-        let Ingredients { image, domain, payload_bytes, .. } = &layer.ingredients;
+fn is_replaced(snapshot: &SnapshotManifest, other: &snapshot::Found) -> bool {
+    let Some(other) = &other.manifest else { return false };
+    let machine = |snapshot: &SnapshotManifest| {
+        let Ingredients { image, domain, payload_bytes, .. } = &snapshot.ingredients;
         (image.clone(), domain.clone(), *payload_bytes)
     };
     // RFC 3339 in UTC: in the order of time.
-    machine(layer) == machine(other) && layer.made_at < other.made_at
+    machine(snapshot) == machine(other) && snapshot.made_at < other.made_at
 }
 
-/// Whether the image that a layer lies on is still where it was, and the same.
+/// Whether the image that a snapshot lies on is still where it was, and the same.
 fn has_image(store: &mut Store<'_>, made_of: &Ingredients) -> Result<bool> {
     let path = &made_of.image_path;
     if !path.exists() {
@@ -189,10 +197,10 @@ fn has_image(store: &mut Store<'_>, made_of: &Ingredients) -> Result<bool> {
     Ok(digest.is_some_and(|digest| digest == made_of.image))
 }
 
-/// Whether the QEMU that froze it is the one that is found. Where none is, it may come back.
-fn has_emulator(store: &mut Store<'_>, layer: &Layer) -> Result<bool> {
-    let Some(emulator) = tools::find(layer.arch.profile().emulator) else { return Ok(true) };
-    Ok(store.remembered_digest(&emulator, Algorithm::Sha256)? == layer.ingredients.emulator)
+/// Whether the QEMU that saved it is the one that is found. Where none is, it may come back.
+fn has_emulator(store: &mut Store<'_>, snapshot: &SnapshotManifest) -> Result<bool> {
+    let Some(emulator) = tools::find(snapshot.arch.profile().emulator) else { return Ok(true) };
+    Ok(store.remembered_digest(&emulator, Algorithm::Sha256)? == snapshot.ingredients.emulator)
 }
 
 /// Asked for, or nothing else was.
@@ -201,42 +209,42 @@ fn unnamed_too(args: &PruneArgs) -> bool {
 }
 
 /// What goes, images first, and why: what something speaks against, what was not used for long, and then, until the rest fits, the
-/// longest unused; a layer before the image that it lies on, and never without it.
+/// longest unused; a snapshot before the image that it lies on, and never without it.
 fn choose<'a>(candidates: &'a [Candidate], args: &PruneArgs) -> Vec<(&'a Candidate, String)> {
-    let mut doomed: BTreeMap<usize, String> = BTreeMap::new();
+    let mut to_delete: BTreeMap<usize, String> = BTreeMap::new();
     let mut free: Vec<usize> = (0..candidates.len()).filter(|at| !candidates[*at].used).collect();
     for at in &free {
         let Candidate { against, idle_seconds, .. } = &candidates[*at];
         let is_old = args.older_than.is_some_and(|days| *idle_seconds >= days * DAY);
         let idle = is_old.then(|| format!("not used for {} days", idle_seconds / DAY));
-        doomed.extend(against.clone().or(idle).map(|reason| (*at, reason)));
+        to_delete.extend(against.clone().or(idle).map(|reason| (*at, reason)));
     }
-    doom_layers_of_the_doomed(candidates, &mut doomed);
+    add_snapshots_of_deleted_images(candidates, &mut to_delete);
     if let Some(limit) = args.keep {
-        free.sort_by_key(|at| (Reverse(candidates[*at].idle_seconds), candidates[*at].layer.is_none()));
+        free.sort_by_key(|at| (Reverse(candidates[*at].idle_seconds), candidates[*at].snapshot.is_none()));
         for at in free {
-            let left = (0..candidates.len()).filter(|at| !doomed.contains_key(at));
+            let left = (0..candidates.len()).filter(|at| !to_delete.contains_key(at));
             if left.map(|at| candidates[at].bytes).sum::<u64>() <= limit {
                 break;
             }
-            doomed.entry(at).or_insert_with(|| format!("more than {} are kept", human_bytes(limit)));
-            doom_layers_of_the_doomed(candidates, &mut doomed);
+            to_delete.entry(at).or_insert_with(|| format!("more than {} are kept", human_bytes(limit)));
+            add_snapshots_of_deleted_images(candidates, &mut to_delete);
         }
     }
-    doomed.into_iter().map(|(at, reason)| (&candidates[at], reason)).collect()
+    to_delete.into_iter().map(|(at, reason)| (&candidates[at], reason)).collect()
 }
 
-fn doom_layers_of_the_doomed(candidates: &[Candidate], doomed: &mut BTreeMap<usize, String>) {
+fn add_snapshots_of_deleted_images(candidates: &[Candidate], to_delete: &mut BTreeMap<usize, String>) {
     for (at, one) in candidates.iter().enumerate().filter(|(_, one)| !one.used) {
-        let image = one.layer.as_ref().and_then(|layer| layer.image.as_ref());
-        if let Some(image) = image.filter(|image| doomed.keys().any(|at| candidates[*at].key == **image)) {
-            doomed.entry(at).or_insert_with(|| format!("a warm layer of {image}, which goes"));
+        let image = one.snapshot.as_ref().and_then(|snapshot| snapshot.image.as_ref());
+        if let Some(image) = image.filter(|image| to_delete.keys().any(|at| candidates[*at].key == **image)) {
+            to_delete.entry(at).or_insert_with(|| format!("a snapshot of {image}, which goes"));
         }
     }
 }
 
 /// Parts of downloads that the catalogue does not name: nobody goes on with them.
-fn abandoned_downloads(store: &mut Store<'_>, dry_run: bool, named: &[String]) -> Result<Vec<Doomed>> {
+fn abandoned_downloads(store: &mut Store<'_>, dry_run: bool, named: &[String]) -> Result<Vec<Deletion>> {
     let mut found = Vec::new();
     for directory in directories(&store.images()).into_iter().filter(|directory| is_own(directory)) {
         let name = directory.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -250,7 +258,7 @@ fn abandoned_downloads(store: &mut Store<'_>, dry_run: bool, named: &[String]) -
         }
         store.screen.note(&format!("{} {name}", if dry_run { "would delete" } else { "deleted" }));
         let reason = "a part of a download that the catalogue does not name".to_owned();
-        found.push(Doomed { key: name, bytes: 0, reason });
+        found.push(Deletion { key: name, bytes: 0, reason });
     }
     Ok(found)
 }
@@ -266,13 +274,13 @@ mod tests {
             idle_seconds: days * DAY,
             used,
             against: None,
-            layer: None,
+            snapshot: None,
         }
     }
 
-    fn layer_of(image: &str, key: &str, mib: u64, days: u64) -> Candidate {
-        let layer = Some(OfLayer { image: Some(image.to_owned()), ..OfLayer::default() });
-        Candidate { layer, ..candidate(key, mib, days, false) }
+    fn snapshot_of(image: &str, key: &str, mib: u64, days: u64) -> Candidate {
+        let snapshot = Some(OfSnapshot { image: Some(image.to_owned()), ..OfSnapshot::default() });
+        Candidate { snapshot, ..candidate(key, mib, days, false) }
     }
 
     fn chosen(args: &PruneArgs) -> Vec<String> {
@@ -283,10 +291,10 @@ mod tests {
             candidate("idle", 500, 40, false),
             unnamed,
             candidate("used", 500, 90, true),
-            layer_of("new", "layer", 400, 0),
-            layer_of("new", "idle layer", 400, 50),
-            layer_of("unnamed", "layer of unnamed", 400, 1),
-            Candidate { used: true, ..layer_of("used", "used layer", 400, 90) },
+            snapshot_of("new", "snapshot", 400, 0),
+            snapshot_of("new", "idle snapshot", 400, 50),
+            snapshot_of("unnamed", "snapshot of unnamed", 400, 1),
+            Candidate { used: true, ..snapshot_of("used", "used snapshot", 400, 90) },
         ];
         choose(&candidates, args).into_iter().map(|(one, _)| one.key.clone()).collect()
     }
@@ -295,23 +303,30 @@ mod tests {
     fn what_a_run_uses_stays_whatever_is_asked() {
         let none = PruneArgs::default();
         let keep = |mib: u64| PruneArgs { keep: Some(mib << 20), ..none.clone() };
-        let always = ["unnamed", "layer of unnamed"];
+        let always = ["unnamed", "snapshot of unnamed"];
         assert_eq!(chosen(&none), always);
         let old = PruneArgs { older_than: Some(30), ..none.clone() };
-        assert_eq!(chosen(&old), ["idle", "unnamed", "idle layer", "layer of unnamed"]);
-        // 2700 MiB are left by then: three images and three layers.
+        assert_eq!(chosen(&old), ["idle", "unnamed", "idle snapshot", "snapshot of unnamed"]);
+        // 2700 MiB are left by then: three images and three snapshots.
         assert_eq!(chosen(&keep(2700)), always);
-        assert_eq!(chosen(&keep(2600)), ["unnamed", "idle layer", "layer of unnamed"], "the longest unused");
-        assert_eq!(chosen(&keep(2000)), ["idle", "unnamed", "idle layer", "layer of unnamed"]);
-        let but_new = ["idle", "unnamed", "layer", "idle layer", "layer of unnamed"];
-        assert_eq!(chosen(&keep(1400)), but_new, "a layer before its image");
-        assert_eq!(chosen(&keep(0)), ["new", "idle", "unnamed", "layer", "idle layer", "layer of unnamed"]);
+        assert_eq!(
+            chosen(&keep(2600)),
+            ["unnamed", "idle snapshot", "snapshot of unnamed"],
+            "the longest unused"
+        );
+        assert_eq!(chosen(&keep(2000)), ["idle", "unnamed", "idle snapshot", "snapshot of unnamed"]);
+        let but_new = ["idle", "unnamed", "snapshot", "idle snapshot", "snapshot of unnamed"];
+        assert_eq!(chosen(&keep(1400)), but_new, "a snapshot before its image");
+        assert_eq!(
+            chosen(&keep(0)),
+            ["new", "idle", "unnamed", "snapshot", "idle snapshot", "snapshot of unnamed"]
+        );
     }
 
     #[test]
-    fn a_newer_layer_of_the_same_machine_replaces_an_older_one() {
+    fn a_newer_snapshot_of_the_same_machine_replaces_an_older_one() {
         let digest = |of: &str| Algorithm::Sha256.of(of.as_bytes());
-        let layer = |domain: &str, seed: &str, made_at: &str| Layer {
+        let snapshot = |domain: &str, seed: &str, made_at: &str| SnapshotManifest {
             ingredients: Ingredients {
                 format: FORMAT,
                 image: digest("image"),
@@ -332,17 +347,17 @@ mod tests {
             made_by: String::new(),
             files: BTreeMap::new(),
         };
-        let found = |layer| layer::Found {
-            directory: "/layers/x.y".into(),
-            layer: Some(layer),
+        let found = |snapshot| snapshot::Found {
+            directory: "/snapshots/x.y".into(),
+            manifest: Some(snapshot),
             is_good: true,
             users: Vec::new(),
         };
         let (morning, noon) = ("2026-11-26T09:00:00Z", "2026-11-26T12:00:00Z");
-        let old = layer("2 GiB", "a", morning);
-        assert!(is_replaced(&old, &found(layer("2 GiB", "b", noon))));
-        assert!(!is_replaced(&old, &found(layer("4 GiB", "b", noon))), "another machine");
-        assert!(!is_replaced(&layer("2 GiB", "b", noon), &found(old.clone())), "the newer one stays");
+        let old = snapshot("2 GiB", "a", morning);
+        assert!(is_replaced(&old, &found(snapshot("2 GiB", "b", noon))));
+        assert!(!is_replaced(&old, &found(snapshot("4 GiB", "b", noon))), "another machine");
+        assert!(!is_replaced(&snapshot("2 GiB", "b", noon), &found(old.clone())), "the newer one stays");
         assert!(!is_replaced(&old, &found(old.clone())));
     }
 

@@ -79,7 +79,7 @@ impl RunningVm {
         subject: &Subject<'_>,
     ) -> Result<(Self, String)> {
         if warm::may_be(session.args, &plan) {
-            return Self::thaw(session, plan, image, subject);
+            return Self::restore(session, plan, image, subject);
         }
         let started = Self::start(session, plan, image, subject);
         let mut vm = started.map_err(|error| {
@@ -120,7 +120,8 @@ impl RunningVm {
         };
         media::make_seed(&files.seed, &seed, &work, &session.interrupt)?;
         let config = around.broker.agent_config();
-        let payload = media::Payload { subject: subject.as_pair(), config: &config, sabotage, thawed: None };
+        let payload =
+            media::Payload { subject: subject.as_pair(), config: &config, sabotage, restored: None };
         media::make_payload(&files.payload, session.workspace, &payload, &work, &session.interrupt)?;
         make_writable_files(&plan, &files, &image.base(), &session.interrupt)?;
         let mut domain = Domain::write(&plan, &files, &work)?;
@@ -214,7 +215,7 @@ pub(crate) fn make_writable_files(
     write_private(&files.nvram, content)
 }
 
-/// The overlay over an image, or over a warm layer's disk.
+/// The overlay over an image, or over a snapshot's disk.
 pub(super) fn make_overlay(files: &RunFiles, base: &Base, interrupt: &Interrupt) -> Result<()> {
     let qemu_img = tools::require("qemu-img")?;
     let mut arguments =

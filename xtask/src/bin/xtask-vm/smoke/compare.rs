@@ -1,4 +1,4 @@
-//! `smoke --verify-cold`: the same smoke from its warm layer and from nothing, and whether they say the same.
+//! `smoke --verify-cold`: the same smoke from its snapshot and from nothing, and whether they say the same.
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -37,7 +37,7 @@ pub(super) fn run(args: &SmokeArgs) -> Result<()> {
         reports.push(report);
     }
     let [warm, cold]: [Report; 2] = reports.try_into().expect("two were made");
-    if warm.verdict == Verdict::Verified && (warm.layer.is_none() || cold.layer.is_some()) {
+    if warm.verdict == Verdict::Verified && (warm.snapshot.is_none() || cold.snapshot.is_some()) {
         return Err(Unavailable {
             error: "compare a warm run with a cold one: there was no warm one".to_owned(),
             hint: "under KVM every run is cold; else see what the runs say above".to_owned(),

@@ -1,4 +1,4 @@
-//! `cargo xtask smoke`: the phases, readable as prose. [`session`] runs and times a phase, [`inspect`] looks at the executable, [`image`] gets the disk, [`boot`] gets the machine up and [`warm`] thaws one, [`running`] is the machine
+//! `cargo xtask smoke`: the phases, readable as prose. [`session`] runs and times a phase, [`inspect`] looks at the executable, [`image`] gets the disk, [`boot`] gets the machine up and [`warm`] restores one, [`running`] is the machine
 //! while it runs, [`workload`] has it run containers, [`verify`] and [`deployed`] judge what the fleet bus shows.
 
 mod boot;
@@ -69,12 +69,12 @@ fn phases(session: &mut Session<'_>) -> Result<()> {
     });
     let mut vm = match booted {
         Ok(vm) => vm,
-        // A machine that does not come out of a damaged layer says nothing of the agent.
-        Err(error) => return session.layer_is_sound().and(Err(error)),
+        // A machine that does not come out of a damaged snapshot says nothing of the agent.
+        Err(error) => return session.snapshot_is_sound().and(Err(error)),
     };
     let outcome = prove(session, &mut vm, &agent);
-    // What was seen on a layer that is not what was frozen counts for nothing, whatever it was.
-    let outcome = session.layer_is_sound().and(outcome);
+    // What was seen on a snapshot that is not what was saved counts for nothing, whatever it was.
+    let outcome = session.snapshot_is_sound().and(outcome);
     // Whatever came of it, teardown owns the machine from here.
     session.vm = Some(vm);
     outcome
@@ -110,7 +110,7 @@ pub(crate) fn up(workspace: &Workspace, up: &UpArgs, voice: Voice) -> Result<()>
     let args = SmokeArgs::for_machine(up.arch, &up.machine);
     let mut session = Session::begin(workspace, &args, voice)?;
     let outcome = machine_alone(&mut session);
-    let outcome = session.layer_is_sound().and(outcome);
+    let outcome = session.snapshot_is_sound().and(outcome);
     let kept = session.hand_over(outcome, up.name.as_deref())?;
     if up.json {
         println!("{}", serde_json::to_string_pretty(&kept)?);
@@ -206,11 +206,11 @@ fn provision(session: &mut Session<'_>, vm: &mut RunningVm) -> Result<((), Strin
     Ok(((), format!("the guest ran agent/dist/install.sh{}", clock_jumped(session, vm)?)))
 }
 
-/// What there is to say of a thawed guest's clock, once it is provisioned; an error where it was not set.
+/// What there is to say of a restored guest's clock, once it is provisioned; an error where it was not set.
 fn clock_jumped(session: &mut Session<'_>, vm: &RunningVm) -> Result<String> {
-    let Some(layer) = &mut session.report.layer else { return Ok(String::new()) };
+    let Some(snapshot) = &mut session.report.snapshot else { return Ok(String::new()) };
     let step = warm::clock_step(&vm.console)?;
-    layer.clock_step_seconds = Some(step);
+    snapshot.clock_step_seconds = Some(step);
     Ok(format!("; its clock jumped by {step} s"))
 }
 

@@ -180,9 +180,9 @@ impl RunningVm {
         Ok(self.console.line_with(marker::DONE).map(drop))
     }
 
-    /// Whether it is provisioned and, thawed, has this run's keys.
+    /// Whether it is provisioned and, restored, has this run's keys.
     pub(crate) fn has_keys(&self) -> Result<Option<()>> {
-        let taken = !self.is_thawed() || self.console.line_with(marker::KEYS).is_some();
+        let taken = !self.is_restored() || self.console.line_with(marker::KEYS).is_some();
         Ok(self.provisioned()?.filter(|()| taken))
     }
 
@@ -235,10 +235,10 @@ impl RunningVm {
         destroyed
     }
 
-    /// Waits, where that takes a moment more, until ssh leads in: a thawed machine takes its keys when its agent runs. No error where
+    /// Waits, where that takes a moment more, until ssh leads in: a restored machine takes its keys when its agent runs. No error where
     /// it never does, or QEMU ends: what is kept may be a machine that nobody enters, which is no reason not to keep it.
     fn wait_until_entered(&mut self, interrupt: &Interrupt, screen: &mut Screen) -> Result<()> {
-        let keys = if self.is_thawed() { self.limits().keys() } else { Duration::ZERO };
+        let keys = if self.is_restored() { self.limits().keys() } else { Duration::ZERO };
         let deadline = Instant::now() + keys + self.limits().guest_command();
         let port = self.machine.ssh_port()?;
         loop {
@@ -246,7 +246,7 @@ impl RunningVm {
             self.console.read()?;
             let said = |sign| self.console.line_with(sign).is_some();
             let provisioned = said(marker::DONE) || said(marker::FAILED);
-            let takes_keys = self.is_thawed() && provisioned && !said(marker::KEYS);
+            let takes_keys = self.is_restored() && provisioned && !said(marker::KEYS);
             let entered = !takes_keys && greets(port);
             if entered || self.machine.condition() != Condition::Running || Instant::now() > deadline {
                 return Ok(());
@@ -256,8 +256,8 @@ impl RunningVm {
         }
     }
 
-    /// Whether it came out of a warm layer: there is then one more disk between its own and the image's.
-    fn is_thawed(&self) -> bool {
+    /// Whether it came out of a snapshot: there is then one more disk between its own and the image's.
+    fn is_restored(&self) -> bool {
         self.files.backing.len() > 1
     }
 

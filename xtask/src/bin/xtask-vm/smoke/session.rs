@@ -12,7 +12,7 @@ use xtask::kept::Machine;
 use xtask::limits;
 use xtask::paths::Cache;
 use xtask::report::{
-    Failure, HostReport, LayerReport, Phase, PhaseReport, PhaseStatus, Report, Verdict, human_seconds,
+    Failure, HostReport, Phase, PhaseReport, PhaseStatus, Report, SnapshotReport, Verdict, human_seconds,
     now_rfc3339, round,
 };
 use xtask::workspace::Workspace;
@@ -22,9 +22,9 @@ use super::times::Times;
 use crate::filesystem;
 use crate::history::timed;
 use crate::interrupt::Interrupt;
-use crate::layer::{Kept, Verification};
 use crate::rehearsed::{TRANSCRIPT, XML};
 use crate::screen::Screen;
+use crate::snapshot::{Snapshot, Verification};
 use xtask::plan::Plan;
 use xtask::run_dir::RunDir;
 
@@ -48,7 +48,7 @@ pub(crate) struct Session<'a> {
     pub(crate) vm: Option<RunningVm>,
     /// The limit of the phase that runs; another accelerator changes it.
     pub(crate) limit: Option<Duration>,
-    layer: Option<Verification>,
+    snapshot: Option<Verification>,
     /// Whether the machine is left to whoever asked for it.
     keeps: bool,
     /// What is usual of its phases.
@@ -83,7 +83,7 @@ impl<'a> Session<'a> {
             run,
             vm: None,
             limit: None,
-            layer: None,
+            snapshot: None,
             keeps: args.keep,
             times,
             phase,
@@ -134,8 +134,8 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// The phase that runs makes a layer: another time than that of a boot is usual of it.
-    pub(super) fn makes_a_layer(&mut self) {
+    /// The phase that runs makes a snapshot: another time than that of a boot is usual of it.
+    pub(super) fn makes_a_snapshot(&mut self) {
         self.screen.expect(self.times.usual_of_making(self.phase));
     }
 
@@ -157,17 +157,17 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    /// The run's machine comes out of this layer, whose files are hashed from now on, beside the run.
-    pub(crate) fn use_layer(&mut self, kept: &Kept, installs: bool) {
-        self.report.layer = Some(LayerReport {
+    /// The run's machine comes out of this snapshot, whose files are hashed from now on, beside the run.
+    pub(crate) fn use_snapshot(&mut self, kept: &Snapshot, installs: bool) {
+        self.report.snapshot = Some(SnapshotReport {
             key: kept.name(),
-            made_at: kept.layer.made_at.clone(),
-            made_by: kept.layer.made_by.clone(),
-            reused: kept.layer.files.keys().cloned().collect(),
+            made_at: kept.manifest.made_at.clone(),
+            made_by: kept.manifest.made_by.clone(),
+            reused: kept.manifest.files.keys().cloned().collect(),
             clock_step_seconds: None,
         });
-        self.layer = Some(kept.verify());
-        let made = kept.layer.made_by == self.run.id();
+        self.snapshot = Some(kept.verify());
+        let made = kept.manifest.made_by == self.run.id();
         let kept = self.times.are_warm(made, installs);
         self.warn_of(kept);
         if !made {
@@ -175,20 +175,20 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Waits for that to end; an error where a file is not what was frozen.
-    pub(crate) fn layer_is_sound(&mut self) -> Result<()> {
-        let Some(verification) = self.layer.take() else { return Ok(()) };
+    /// Waits for that to end; an error where a file is not what was saved.
+    pub(crate) fn snapshot_is_sound(&mut self) -> Result<()> {
+        let Some(verification) = self.snapshot.take() else { return Ok(()) };
         let sound = if verification.is_finished() {
             verification.conclude()
         } else {
             let (cache, interrupt) = (&self.cache, &self.interrupt);
-            timed((cache, &mut self.screen), ("layer", "hash"), "layer", |screen| {
+            timed((cache, &mut self.screen), ("snapshot", "hash"), "snapshot", |screen| {
                 while !verification.is_finished() {
                     interrupt.check()?;
                     screen.alive("hashing it, and the image below it");
                     std::thread::sleep(limits::POLL);
                 }
-                verification.conclude().map(|()| ((), "is what was frozen".to_owned()))
+                verification.conclude().map(|()| ((), "is unchanged".to_owned()))
             })
         };
         self.keeps &= sound.is_ok();

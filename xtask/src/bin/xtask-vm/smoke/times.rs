@@ -14,17 +14,17 @@ pub(super) struct Times {
     cache: Cache,
     /// A run with a planted fault teaches nothing.
     is_planted: bool,
-    /// The kind of run, but for its layer.
+    /// The kind of run, but for its snapshot.
     kind: String,
     history: Option<History>,
-    made_layer: bool,
+    made_snapshot: bool,
     has_waited: bool,
 }
 
 impl Times {
     pub(super) fn new(cache: &Cache, is_planted: bool) -> Self {
         let (kind, history) = (String::new(), None);
-        Self { cache: cache.clone(), is_planted, kind, history, made_layer: false, has_waited: false }
+        Self { cache: cache.clone(), is_planted, kind, history, made_snapshot: false, has_waited: false }
     }
 
     /// The kind is known, or another one than was thought.
@@ -48,32 +48,32 @@ impl Times {
         self.has_waited = waited > limits::FOUND;
     }
 
-    /// What is usual of a phase that makes a layer.
+    /// What is usual of a phase that makes a snapshot.
     pub(super) fn usual_of_making(&self, phase: Phase) -> Option<Usual> {
         self.of_making().of(phase.title())
     }
 
     fn of_making(&self) -> History {
-        History::load(&self.cache, &format!("{}-layer", self.kind))
+        History::load(&self.cache, &format!("{}-snapshot", self.kind))
     }
 
-    /// Other times from here on, of machines out of a layer; those so far are of any run.
-    pub(super) fn are_warm(&mut self, made_layer: bool, installs: bool) -> Result<()> {
-        self.made_layer = made_layer;
+    /// Other times from here on, of machines out of a snapshot; those so far are of any run.
+    pub(super) fn are_warm(&mut self, made_snapshot: bool, installs: bool) -> Result<()> {
+        self.made_snapshot = made_snapshot;
         self.keep()?;
         let what = if installs { "warm" } else { "warm-machine" };
         self.history = Some(History::load(&self.cache, &format!("{}-{what}", self.kind)));
         Ok(())
     }
 
-    /// Of a phase that passed. One that waited for another run says nothing of the next time, and what made a layer took a boot,
+    /// Of a phase that passed. One that waited for another run says nothing of the next time, and what made a snapshot took a boot,
     /// which no later run out of it takes.
     pub(super) fn note(&mut self, phase: Phase, elapsed: Duration, silent: Duration) -> Result<()> {
         let (title, seconds) = (phase.title(), elapsed.as_secs_f64());
         if self.has_waited {
             return Ok(());
         }
-        if self.made_layer && phase == Phase::Boot {
+        if self.made_snapshot && phase == Phase::Boot {
             let mut making = self.of_making();
             making.note(title, seconds, silent);
             return if self.is_planted { Ok(()) } else { making.keep(&self.cache) };
@@ -105,18 +105,18 @@ mod tests {
     fn a_boot_is_noted_for_what_it_was() {
         let directory = tempfile::tempdir().unwrap();
         let cache = Cache::at(directory.path());
-        let boot = |seconds: u64, waited: u64, layer: Option<bool>, is_planted: bool| {
+        let boot = |seconds: u64, waited: u64, snapshot: Option<bool>, is_planted: bool| {
             let mut times = Times::new(&cache, is_planted);
             times.are_of("k".to_owned());
             times.begin(Phase::Boot);
             times.waited(limits::rest(waited));
-            if let Some(made_layer) = layer {
-                times.are_warm(made_layer, true).unwrap();
+            if let Some(made_snapshot) = snapshot {
+                times.are_warm(made_snapshot, true).unwrap();
             }
             times.note(Phase::Boot, limits::rest(seconds), Duration::ZERO).unwrap();
             times.keep().unwrap();
         };
-        let all = || ["k", "k-warm", "k-layer"].map(|kind| median(&cache, kind));
+        let all = || ["k", "k-warm", "k-snapshot"].map(|kind| median(&cache, kind));
         boot(60, 0, None, true);
         boot(61, 0, Some(true), true);
         boot(80, 80, Some(false), false);

@@ -1,4 +1,4 @@
-//! A machine that need not boot: thawed out of a warm layer, which is made first where there is none. From the payload's
+//! A machine that need not boot: restored from a snapshot, which is made first where there is none. From the payload's
 //! installation on, what is done to it and asked of it is what a cold run does and asks.
 
 use std::collections::BTreeMap;
@@ -9,14 +9,14 @@ use anyhow::{Context, Result};
 use xtask::arch::Accelerator;
 use xtask::cli::{Sabotage, SmokeArgs};
 use xtask::digest::Algorithm;
-use xtask::domain::seed::{Seed, Thawed, marker};
+use xtask::domain::seed::{Restored, Seed, marker};
 use xtask::domain::{CONSOLE_SOCKET, RunFiles, xml};
 use xtask::exit::{self, Diagnosis, Unavailable, Usage};
 use xtask::image::Format;
-use xtask::layer::{self as layers, Ingredients, Layer};
 use xtask::paths::{make_private_dir, write_private};
 use xtask::plan::Plan;
 use xtask::report::{human_bytes, human_seconds, now_rfc3339};
+use xtask::snapshot::{self as snapshots, Ingredients, SnapshotManifest};
 
 use super::boot::{Around, Domain, Subject, make_overlay, make_writable_files};
 use super::{RunningVm, Session};
@@ -25,11 +25,11 @@ use crate::console::Console;
 use crate::guest::Keys;
 use crate::hypervisor::{Hypervisor, Machine};
 use crate::image::{Base, ReadyImage, Store};
-use crate::layer::{self, Kept};
 use crate::media;
 use crate::rehearsed;
+use crate::snapshot::{self, Snapshot};
 
-/// Whether this run may come from a layer. KVM boots in seconds; and two faults are planted in the first boot itself.
+/// Whether this run may come from a snapshot. KVM boots in seconds; and two faults are planted in the first boot itself.
 pub(super) fn may_be(args: &SmokeArgs, plan: &Plan) -> bool {
     let of_first_boot = matches!(args.sabotage, Some(Sabotage::KernelPanic | Sabotage::KillQemu));
     !args.cold && !of_first_boot && plan.accelerator == Accelerator::Tcg
@@ -53,33 +53,33 @@ pub(super) fn check_flags(args: &SmokeArgs, plan: &Plan) -> Result<(), Usage> {
     Err(Usage(cannot.to_owned()))
 }
 
-/// A machine to be, out of a layer, with the run's own disks.
-struct Thaw<'a> {
+/// A machine to be, out of a snapshot, with the run's own disks.
+struct Restore<'a> {
     plan: &'a Plan,
     hypervisor: &'a Hypervisor,
     keys: &'a Keys,
     broker: &'a Broker,
     files: &'a RunFiles,
-    kept: &'a Kept,
+    kept: &'a Snapshot,
     image: &'a ReadyImage,
     subject: &'a Subject<'a>,
 }
 
-impl Thaw<'_> {
+impl Restore<'_> {
     /// Its disks, and the machine itself, read before it runs.
     fn machine(&self, session: &Session<'_>) -> Result<(Domain, Machine)> {
         let (work, files, kept) = (session.run.work(), self.files, self.kept);
         let config = self.broker.agent_config();
         let now = SystemTime::now().duration_since(UNIX_EPOCH).context("this host's clock")?.as_secs();
-        let thawed = Thawed { login_user: &self.plan.image.login_user, now };
-        let thawed = Some((kept.layer.ingredients.payload_bytes, thawed, self.keys));
+        let restored = Restored { login_user: &self.plan.image.login_user, now };
+        let restored = Some((kept.manifest.ingredients.payload_bytes, restored, self.keys));
         let subject = self.subject.as_pair();
-        let payload = media::Payload { subject, config: &config, sabotage: session.args.sabotage, thawed };
+        let payload = media::Payload { subject, config: &config, sabotage: session.args.sabotage, restored };
         media::make_payload(&files.payload, session.workspace, &payload, &work, &session.interrupt)?;
         let virtual_bytes = self.image.virtual_bytes;
-        let base = Base { disk: kept.file(layers::DISK), format: Format::Qcow2, virtual_bytes };
+        let base = Base { disk: kept.file(snapshots::DISK), format: Format::Qcow2, virtual_bytes };
         make_overlay(files, &base, &session.interrupt)?;
-        let nvram = kept.file(layers::NVRAM);
+        let nvram = kept.file(snapshots::NVRAM);
         let variables = std::fs::read(&nvram).with_context(|| format!("read {}", nvram.display()))?;
         write_private(&files.nvram, variables)?;
         let domain = Domain::write(self.plan, files, &work)?;
@@ -87,29 +87,29 @@ impl Thaw<'_> {
         if session.args.sabotage == Some(Sabotage::StaleChain) {
             xml = xml::with_stale_chain(&xml, &files.overlay, &self.image.disk);
         }
-        let thawed = self.hypervisor.thaw_paused(&kept.file(layers::RAM), &xml);
-        let stopped = thawed.map_err(|error| kept.does_not_thaw(error))?;
+        let restored = self.hypervisor.restore_paused(&kept.file(snapshots::RAM), &xml);
+        let stopped = restored.map_err(|error| kept.does_not_restore(error))?;
         let machine = rehearsed::sound(stopped, &domain.expected, &work)?;
         Ok((domain, machine))
     }
 }
 
 impl RunningVm {
-    /// From a layer, which is made where there is none, to a guest that installs its payload.
-    pub(super) fn thaw(
+    /// From a snapshot, which is made where there is none, to a guest that installs its payload.
+    pub(super) fn restore(
         session: &mut Session<'_>,
         plan: Plan,
         image: &ReadyImage,
         subject: &Subject<'_>,
     ) -> Result<(Self, String)> {
-        Self::thaw_or_fail(session, plan, image, subject).map_err(|error| {
+        Self::restore_or_fail(session, plan, image, subject).map_err(|error| {
             let hint =
-                "see the causes; nothing is known about the agent yet. --cold goes on without a warm layer";
-            exit::host_fault(error, "thaw the machine out of its warm layer", hint)
+                "see the causes; nothing is known about the agent yet. --cold goes on without a snapshot";
+            exit::host_fault(error, "restore the machine from its snapshot", hint)
         })
     }
 
-    fn thaw_or_fail(
+    fn restore_or_fail(
         session: &mut Session<'_>,
         plan: Plan,
         image: &ReadyImage,
@@ -121,19 +121,19 @@ impl RunningVm {
         let key = ingredients.key(&plan.image.name, plan.spec.architecture);
         // Until this run is said to use it.
         let (cache, interrupt, limits) = (&session.cache, &session.interrupt, plan.limits());
-        // Its making, and the machine that is thawed out of it under the same lock.
+        // Its making, and the machine that is restored out of it under the same lock.
         let limit = limits.boot() + 2 * limits.provision();
         let asked = Instant::now();
-        let lock = layer::lock(cache, &key, limit, interrupt, &mut session.screen)?;
+        let lock = snapshot::lock(cache, &key, limit, interrupt, &mut session.screen)?;
         session.times.waited(asked.elapsed());
-        let found = layer::find(&session.cache, &key, &ingredients, &mut session.screen)?;
+        let found = snapshot::find(&session.cache, &key, &ingredients, &mut session.screen)?;
         let started = Instant::now();
         let (mut vm, kept) = match found {
             Some(kept) => {
-                session.run.uses_layer(&kept.directory)?;
-                session.use_layer(&kept, subject.as_pair().is_some());
+                session.run.uses_snapshot(&kept.directory)?;
+                session.use_snapshot(&kept, subject.as_pair().is_some());
                 let files = own_files(session, &kept, image)?;
-                let (domain, machine) = Thaw {
+                let (domain, machine) = Restore {
                     plan: &plan,
                     hypervisor: &around.hypervisor,
                     keys: &around.keys,
@@ -147,10 +147,10 @@ impl RunningVm {
                 (around.with(plan, files, domain, machine), kept)
             }
             None => {
-                session.makes_a_layer();
-                let made = session.run.work().join("layer");
+                session.makes_a_snapshot();
+                let made = session.run.work().join("snapshot");
                 let mut vm = Self::first_boot(session, plan, around, &ingredients, image, &made)?;
-                match vm.freeze_and_thaw(session, &made, ingredients, image, subject) {
+                match vm.save_and_restore(session, &made, ingredients, image, subject) {
                     Ok(kept) => (vm, kept),
                     Err(error) => {
                         session.vm = Some(vm);
@@ -161,18 +161,18 @@ impl RunningVm {
         };
         drop(lock);
         let limit = vm.limits().provision();
-        let reached = vm.wait(session, "the thawed guest to see its payload", limit, |vm| {
+        let reached = vm.wait(session, "the restored guest to see its payload", limit, |vm| {
             Ok(vm.console.line_with(marker::STARTED).map(drop))
         });
         if let Err(error) = reached {
             session.vm = Some(vm);
             // No guest's word, and a QEMU that ended: a broker that ended is another's fault.
-            return Err(if error.is::<Diagnosis>() { kept.does_not_thaw(error) } else { error });
+            return Err(if error.is::<Diagnosis>() { kept.does_not_restore(error) } else { error });
         }
-        let how = if kept.layer.made_by == session.run.id() {
-            format!("made a warm layer of {}, and thawed it", human_bytes(kept.layer.bytes()))
+        let how = if kept.manifest.made_by == session.run.id() {
+            format!("made a snapshot of {}, and restored it", human_bytes(kept.manifest.bytes()))
         } else {
-            format!("thawed in {}", human_seconds(started.elapsed().as_secs_f64()))
+            format!("restored in {}", human_seconds(started.elapsed().as_secs_f64()))
         };
         Ok((vm, format!("{}, {how}", session.report.guest.cpu)))
     }
@@ -188,7 +188,7 @@ impl RunningVm {
     ) -> Result<Self> {
         session
             .screen
-            .note("no warm layer of this machine yet: it boots once, and is frozen after its first boot");
+            .note("no snapshot of this machine yet: it boots once, and is saved after its first boot");
         make_private_dir(made)?;
         let mut files = RunFiles::of_run(made, session.run.path().join("console.log"))?;
         files.backing = vec![image.disk.clone()];
@@ -201,7 +201,7 @@ impl RunningVm {
             authorized_key: &around.keys.user_public,
             host_private_key: &around.keys.host_private,
             host_public_key: &around.keys.host_public,
-            ..layers::neutral_seed(&plan)
+            ..snapshots::neutral_seed(&plan)
         };
         media::make_seed(&files.seed, &seed, made, &session.interrupt)?;
         let domain = Domain::write(&plan, &files, &session.run.work())?;
@@ -209,15 +209,15 @@ impl RunningVm {
         Ok(around.with(plan, files, domain, machine))
     }
 
-    /// The first boot to its end; the layer out of it, in the cache; and the machine out of the layer, as the next run has it.
-    fn freeze_and_thaw(
+    /// The first boot to its end; the snapshot out of it, in the cache; and the machine out of the snapshot, as the next run has it.
+    fn save_and_restore(
         &mut self,
         session: &mut Session<'_>,
         made: &Path,
         ingredients: Ingredients,
         image: &ReadyImage,
         subject: &Subject<'_>,
-    ) -> Result<Kept> {
+    ) -> Result<Snapshot> {
         let limit = self.limits().boot() + self.limits().provision();
         session.limit = Some(limit);
         self.wait(session, "the end of the guest's first boot", limit, |vm| {
@@ -225,10 +225,10 @@ impl RunningVm {
             Ok(ended.then_some(()))
         })?;
         lacks_nothing(&self.console)?;
-        session.screen.alive("freezing it");
-        self.machine.freeze(&made.join(layers::RAM))?;
+        session.screen.alive("saving it");
+        self.machine.save(&made.join(snapshots::RAM))?;
         let key = ingredients.key(&self.plan.image.name, self.plan.spec.architecture);
-        let layer = Layer {
+        let snapshot = SnapshotManifest {
             ingredients,
             image: self.plan.image.name.clone(),
             arch: self.plan.spec.architecture,
@@ -237,12 +237,12 @@ impl RunningVm {
             made_by: session.run.id().to_owned(),
             files: BTreeMap::new(),
         };
-        let kept = layer::keep(&session.cache, &key, made, layer)?;
-        session.run.uses_layer(&kept.directory)?;
-        session.use_layer(&kept, subject.as_pair().is_some());
+        let kept = snapshot::keep(&session.cache, &key, made, snapshot)?;
+        session.run.uses_snapshot(&kept.directory)?;
+        session.use_snapshot(&kept, subject.as_pair().is_some());
         self.console.new_boot()?;
         let files = own_files(session, &kept, image)?;
-        let thaw = Thaw {
+        let restore = Restore {
             plan: &self.plan,
             hypervisor: &self.hypervisor,
             keys: &self.keys,
@@ -252,13 +252,13 @@ impl RunningVm {
             image,
             subject,
         };
-        let (domain, machine) = thaw.machine(session)?;
+        let (domain, machine) = restore.machine(session)?;
         (self.files, self.domain, self.machine) = (files, domain, machine);
         Ok(kept)
     }
 }
 
-/// What the agent needs and is not the agent is in a layer.
+/// What the agent needs and is not the agent is in a snapshot.
 fn lacks_nothing(console: &Console) -> Result<()> {
     let Some((_, reason)) = console.line_with(marker::LACKS).and_then(|line| line.split_once(marker::LACKS))
     else {
@@ -270,13 +270,13 @@ fn lacks_nothing(console: &Console) -> Result<()> {
     Err(Unavailable { error, hint: hint.to_owned() }.into())
 }
 
-/// By how many seconds the clock of a thawed guest, which is provisioned, jumped to this host's.
+/// By how many seconds the clock of a restored guest, which is provisioned, jumped to this host's.
 pub(super) fn clock_step(console: &Console) -> Result<i64> {
     let said = console.line_with(marker::CLOCK).and_then(|line| line.split_once(marker::CLOCK));
     let step = said.and_then(|(_, step)| step.split_whitespace().next()?.parse().ok());
     step.ok_or_else(|| {
         Unavailable {
-            error: "the thawed guest did not set its clock, and goes on with that of when it was frozen"
+            error: "the restored guest did not set its clock, and goes on with that of when it was saved"
                 .to_owned(),
             hint: "nothing is known about the agent yet: run again, or --cold".to_owned(),
         }
@@ -284,17 +284,17 @@ pub(super) fn clock_step(console: &Console) -> Result<i64> {
     })
 }
 
-/// The disks of a run on this layer.
-fn own_files(session: &Session<'_>, kept: &Kept, image: &ReadyImage) -> Result<RunFiles> {
+/// The disks of a run on this snapshot.
+fn own_files(session: &Session<'_>, kept: &Snapshot, image: &ReadyImage) -> Result<RunFiles> {
     let mut files = RunFiles::of_run(&session.run.work(), session.run.path().join("console.log"))?;
-    files.backing = vec![kept.file(layers::DISK), image.disk.clone()];
+    files.backing = vec![kept.file(snapshots::DISK), image.disk.clone()];
     // Later boots read it too: the same instance, so that none of them is a first one.
-    files.seed = kept.file(layers::SEED);
-    files.uuid.clone_from(&kept.layer.uuid);
+    files.seed = kept.file(snapshots::SEED);
+    files.uuid.clone_from(&kept.manifest.uuid);
     Ok(files)
 }
 
-/// What a layer for this plan is made of.
+/// What a snapshot for this plan is made of.
 fn ingredients(
     session: &mut Session<'_>,
     plan: &Plan,

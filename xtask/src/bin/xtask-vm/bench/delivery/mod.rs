@@ -133,7 +133,7 @@ impl Guest<'_> {
     }
 
     fn by_disk(&self) -> Result<f64> {
-        // As in a layer's seed.
+        // As in a snapshot's seed.
         let wait = format!("until {{ read -r first < {THERE}; [ -n \"$first\" ]; }}; do sleep 0.1; done");
         let waiting = self.waiting(&format!("{wait}; cat {THERE}"))?;
         let disk = File::options().write(true).open(&self.there).context("open the guest's disk")?;
@@ -161,7 +161,7 @@ impl Guest<'_> {
     }
 
     fn by_http(&self) -> Result<f64> {
-        // Who asks for it is refused until there is something: no connection outlives a freeze, so that a thawed guest makes one, too.
+        // Who asks for it is refused until there is something: no connection outlives a save, so that a restored guest makes one, too.
         let socket = socket(AddressFamily::INET, SocketType::STREAM, Some(ipproto::TCP))?;
         bind(&socket, &SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0)).context("take a port of loopback")?;
         let listener = TcpListener::from(socket);

@@ -1,5 +1,5 @@
-//! Warm layers: a machine that has been through its first boot, kept as a disk and as its memory. Everything that could make it
-//! another machine is part of its key, so that a layer is the right one or is made anew; nothing is ever adapted.
+//! Snapshots: a machine that has been through its first boot, kept as a disk and as its memory. Everything that could make it
+//! another machine is part of its key, so that a snapshot is the right one or is made anew; nothing is ever adapted.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -13,12 +13,12 @@ use crate::domain::seed::{Payload, Seed};
 use crate::domain::{RunFiles, xml};
 use crate::plan::Plan;
 
-/// Of what a layer is and of how it is made; whoever changes either makes it one more.
+/// Of what a snapshot is and of how it is made; whoever changes either makes it one more.
 pub const FORMAT: u32 = 5;
 
-/// The manifest's name in a layer's directory.
-pub const MANIFEST: &str = "layer.json";
-/// The frozen overlay over the image.
+/// The manifest's name in a snapshot's directory.
+pub const MANIFEST: &str = "snapshot.json";
+/// The saved overlay over the image.
 pub const DISK: &str = "disk.qcow2";
 /// The machine's memory and devices, as libvirt saves them.
 pub const RAM: &str = "ram.save";
@@ -26,19 +26,19 @@ pub const RAM: &str = "ram.save";
 pub const NVRAM: &str = "nvram.fd";
 /// The cloud-init seed of the first boot, which later boots read too.
 pub const SEED: &str = "seed.img";
-/// In a layer that was found changed: how. Nobody uses it from then on.
+/// In a snapshot that was found changed: how. Nobody uses it from then on.
 pub const BAD: &str = "bad";
-/// All that a layer is.
+/// All that a snapshot is.
 pub const FILES: [&str; 4] = [DISK, RAM, NVRAM, SEED];
 
-/// What a layer is made of. Each field is part of its key.
+/// What a snapshot is made of. Each field is part of its key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ingredients {
     /// [`FORMAT`].
     pub format: u32,
     /// The image's disk.
     pub image: Digest,
-    /// Where that is: the frozen disk names it.
+    /// Where that is: the saved disk names it.
     pub image_path: PathBuf,
     /// The cloud-init seed, without what is each run's own: keys and identity.
     pub seed: Digest,
@@ -60,7 +60,7 @@ pub struct Ingredients {
 }
 
 impl Ingredients {
-    /// What a layer of this plan's machine is made of, with the image's disk, for a payload with this much content.
+    /// What a snapshot of this plan's machine is made of, with the image's disk, for a payload with this much content.
     ///
     /// # Errors
     /// Those of `digest_of`, which takes the SHA-256 of a file of this host.
@@ -96,9 +96,9 @@ impl Ingredients {
     }
 }
 
-/// `layer.json`.
+/// `snapshot.json`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Layer {
+pub struct SnapshotManifest {
     /// What it is made of.
     pub ingredients: Ingredients,
     /// The image's name.
@@ -111,24 +111,24 @@ pub struct Layer {
     pub made_at: String,
     /// The run that made it.
     pub made_by: String,
-    /// Its files, and what they were when they were frozen.
-    pub files: BTreeMap<String, Frozen>,
+    /// Its files, and what they were when they were saved.
+    pub files: BTreeMap<String, SavedFile>,
 }
 
-/// A file of a layer.
+/// A file of a snapshot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Frozen {
+pub struct SavedFile {
     /// SHA-256 of its content.
     pub digest: Digest,
     /// How long it is.
     pub bytes: u64,
 }
 
-impl Layer {
-    /// The layer in a directory.
+impl SnapshotManifest {
+    /// The snapshot in a directory.
     ///
     /// # Errors
-    /// Where there is no manifest that can be read. Whether the files are what was frozen is for whoever hashes them.
+    /// Where there is no manifest that can be read. Whether the files are what was saved is for whoever hashes them.
     pub fn read(directory: &Path) -> Result<Self> {
         let path = directory.join(MANIFEST);
         let text = std::fs::read(&path).with_context(|| format!("read {}", path.display()))?;
@@ -141,7 +141,7 @@ impl Layer {
     }
 }
 
-/// The seed of a layer's machine, without what is each run's own.
+/// The seed of a snapshot's machine, without what is each run's own.
 pub fn neutral_seed(plan: &Plan) -> Seed<'_> {
     Seed {
         instance_id: "",
@@ -169,7 +169,7 @@ fn files_of_nobody() -> RunFiles {
     }
 }
 
-/// The payload disk's size for this much content: so large that another build of the agent is no other layer.
+/// The payload disk's size for this much content: so large that another build of the agent is no other snapshot.
 fn payload_bytes(content: u64) -> u64 {
     const LEAST: u64 = 64 << 20;
     (content + content / 8 + (4 << 20)).next_power_of_two().max(LEAST)
@@ -237,7 +237,7 @@ mod tests {
         assert_eq!(keys.len(), changes.len() + 1);
     }
 
-    /// What this host is to a layer: a plan, an image, libvirt and a payload; and the files that they name.
+    /// What this host is to a snapshot: a plan, an image, libvirt and a payload; and the files that they name.
     struct Host<'a> {
         files: &'a Path,
         plan: Plan,
@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_makes_another_machine_makes_another_layer() {
+    fn whatever_makes_another_machine_makes_another_snapshot() {
         type Change = (&'static str, fn(&mut Host<'_>));
         let changes: [Change; 18] = [
             ("the image", |host| host.image = digest("another")),
@@ -313,12 +313,12 @@ mod tests {
         for (what, change) in changes {
             let mut host = Host::new(files.path());
             change(&mut host);
-            assert_ne!(host.key(), usual, "{what} is changed, and the layer is the same");
+            assert_ne!(host.key(), usual, "{what} is changed, and the snapshot is the same");
         }
     }
 
     #[test]
-    fn what_makes_no_other_machine_makes_no_other_layer() {
+    fn what_makes_no_other_machine_makes_no_other_snapshot() {
         type Same = (&'static str, fn(&mut Host<'_>));
         let same: [Same; 6] = [
             ("the agent", |host| host.content += 12_345),
@@ -333,7 +333,7 @@ mod tests {
         for (what, change) in same {
             let mut host = Host::new(files.path());
             change(&mut host);
-            assert_eq!(host.key(), usual, "{what} is changed, and the layer is another one");
+            assert_eq!(host.key(), usual, "{what} is changed, and the snapshot is another one");
         }
     }
 

@@ -1,13 +1,13 @@
-//! Warm layers in the cache: found by their key, made beside in the run's own directory and renamed, read-only, and hashed again
+//! Snapshots in the cache: found by their key, made beside in the run's own directory and renamed, read-only, and hashed again
 //! by every run that uses one.
 //!
 //! ```text
-//! layers/<key>.<run>/          layer.json, disk.qcow2, ram.save, nvram.fd, seed.img; `bad` in one that was found changed
-//! layers/<key>.<run>.deleting/ what is being deleted
-//! layers/<key>.lock            held by whoever looks for it, makes it or deletes it
+//! snapshots/<key>.<run>/          snapshot.json, disk.qcow2, ram.save, nvram.fd, seed.img; `bad` in one that was found changed
+//! snapshots/<key>.<run>.deleting/ what is being deleted
+//! snapshots/<key>.lock            held by whoever looks for it, makes it or deletes it
 //! ```
 //!
-//! The run that made it is part of the name: what lies on a layer names its path, which is never another one's.
+//! The run that made it is part of the name: what lies on a snapshot names its path, which is never another one's.
 
 use std::collections::BTreeMap;
 use std::fs::{File, Permissions};
@@ -18,10 +18,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use xtask::digest::{Algorithm, Digest};
 use xtask::exit::Unavailable;
-use xtask::layer::{BAD, FILES, Frozen, Ingredients, Layer, MANIFEST};
 use xtask::limits;
 use xtask::paths::{Cache, is_own, make_private_dir, mark, write_private};
 use xtask::run_dir::{self, try_lock};
+use xtask::snapshot::{BAD, FILES, Ingredients, MANIFEST, SavedFile, SnapshotManifest};
 
 pub(crate) use check::Verification;
 
@@ -30,21 +30,21 @@ use crate::screen::Screen;
 
 mod check;
 
-/// Its time is when the layer was last used.
+/// Its time is when the snapshot was last used.
 const USED: &str = "used";
 /// The ending of what is being deleted.
 const DELETING: &str = ".deleting";
 
-/// A layer in the cache.
+/// A snapshot in the cache.
 #[derive(Debug, Clone)]
-pub(crate) struct Kept {
+pub(crate) struct Snapshot {
     /// Its directory.
     pub(crate) directory: PathBuf,
     /// What it says of itself.
-    pub(crate) layer: Layer,
+    pub(crate) manifest: SnapshotManifest,
 }
 
-impl Kept {
+impl Snapshot {
     /// One of its files.
     pub(crate) fn file(&self, name: &str) -> PathBuf {
         self.directory.join(name)
@@ -60,14 +60,14 @@ fn name_of(directory: &Path) -> String {
     directory.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
-/// The layer that a run's machine lies on; `None` where it lies on its image alone.
-pub(crate) fn under(work: &Path) -> Result<Option<Kept>> {
-    let Some(directory) = run_dir::layer_of(work)? else { return Ok(None) };
-    let layer = Layer::read(&directory)?;
-    Ok(Some(Kept { directory, layer }))
+/// The snapshot that a run's machine lies on; `None` where it lies on its image alone.
+pub(crate) fn under(work: &Path) -> Result<Option<Snapshot>> {
+    let Some(directory) = run_dir::snapshot_of(work)? else { return Ok(None) };
+    let manifest = SnapshotManifest::read(&directory)?;
+    Ok(Some(Snapshot { directory, manifest }))
 }
 
-/// Nobody else makes or deletes this layer while it is held. Another run may take `limit` to make it.
+/// Nobody else makes or deletes this snapshot while it is held. Another run may take `limit` to make it.
 pub(crate) fn lock(
     cache: &Cache,
     key: &str,
@@ -75,8 +75,8 @@ pub(crate) fn lock(
     interrupt: &Interrupt,
     screen: &mut Screen,
 ) -> Result<File> {
-    make_private_dir(&cache.layers())?;
-    let path = cache.layers().join(format!("{key}.lock"));
+    make_private_dir(&cache.snapshots())?;
+    let path = cache.snapshots().join(format!("{key}.lock"));
     let started = Instant::now();
     loop {
         interrupt.check()?;
@@ -86,17 +86,17 @@ pub(crate) fn lock(
         let waited = started.elapsed();
         // The seconds are the sign of life: no guest of this run could give one yet.
         screen.alive(&format!(
-            "another run makes this layer, or takes its machine out of it, for {} s by now",
+            "another run makes this snapshot, or takes its machine out of it, for {} s by now",
             waited.as_secs()
         ));
         if waited > limit {
             return Err(Unavailable {
                 error: format!(
-                    "wait for the warm layer {key}: another run has held {} for {} s",
+                    "wait for the snapshot {key}: another run has held {} for {} s",
                     path.display(),
                     limit.as_secs()
                 ),
-                hint: "wait for that run, or end it: it has the file open (fuser); a smoke with --cold needs no layer".to_owned(),
+                hint: "wait for that run, or end it: it has the file open (fuser); a smoke with --cold needs no snapshot".to_owned(),
             }
             .into());
         }
@@ -104,23 +104,23 @@ pub(crate) fn lock(
     }
 }
 
-/// The layer with this key. What is bad, or of another version, is deleted where nothing lies on it. Whoever calls holds its lock.
+/// The snapshot with this key. What is bad, or of another version, is deleted where nothing lies on it. Whoever calls holds its lock.
 pub(crate) fn find(
     cache: &Cache,
     key: &str,
     wanted: &Ingredients,
     screen: &mut Screen,
-) -> Result<Option<Kept>> {
+) -> Result<Option<Snapshot>> {
     let prefix = format!("{key}.");
     let own = all(cache).into_iter().filter(|found| name_of(&found.directory).starts_with(&prefix));
     let mut usable = None;
     for found in own {
-        match found.layer {
-            Some(layer) if found.is_good && layer.ingredients == *wanted => {
-                usable = Some(Kept { directory: found.directory, layer });
+        match found.manifest {
+            Some(manifest) if found.is_good && manifest.ingredients == *wanted => {
+                usable = Some(Snapshot { directory: found.directory, manifest });
             }
             _ if found.users.is_empty() => {
-                screen.line(&format!("deleting the warm layer {}, which is not used again", found.name()));
+                screen.line(&format!("deleting the snapshot {}, which is not used again", found.name()));
                 remove(&found.directory)?;
             }
             _ => {}
@@ -132,15 +132,20 @@ pub(crate) fn find(
     Ok(usable)
 }
 
-/// Freezes what is in `made` and gives it its name. Whoever calls holds the lock of its key.
-pub(crate) fn keep(cache: &Cache, key: &str, made: &Path, mut layer: Layer) -> Result<Kept> {
+/// Saves what is in `made` and gives it its name. Whoever calls holds the lock of its key.
+pub(crate) fn keep(
+    cache: &Cache,
+    key: &str,
+    made: &Path,
+    mut manifest: SnapshotManifest,
+) -> Result<Snapshot> {
     // The seed's files, an empty disk; and whatever else the making of it may come to leave there.
     for entry in std::fs::read_dir(made).with_context(|| format!("read {}", made.display()))? {
         let path = entry.with_context(|| format!("read {}", made.display()))?.path();
         if !FILES.iter().any(|name| path.ends_with(name)) {
             let deleted =
                 if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
-            deleted.with_context(|| format!("delete {}, which is no part of a layer", path.display()))?;
+            deleted.with_context(|| format!("delete {}, which is no part of a snapshot", path.display()))?;
         }
     }
     let mut files = BTreeMap::new();
@@ -151,23 +156,23 @@ pub(crate) fn keep(cache: &Cache, key: &str, made: &Path, mut layer: Layer) -> R
         std::fs::set_permissions(&path, Permissions::from_mode(0o400))
             .with_context(|| format!("make {} read-only", path.display()))?;
         let bytes = file.metadata().with_context(|| format!("look at {}", path.display()))?.len();
-        files.insert(name.to_owned(), Frozen { digest: digest(&path)?, bytes });
+        files.insert(name.to_owned(), SavedFile { digest: digest(&path)?, bytes });
     }
-    layer.files = files;
+    manifest.files = files;
     mark(made)?;
-    write_private(&made.join(MANIFEST), serde_json::to_string_pretty(&layer)?)?;
-    let directory = cache.layers().join(format!("{key}.{}", layer.made_by));
+    write_private(&made.join(MANIFEST), serde_json::to_string_pretty(&manifest)?)?;
+    let directory = cache.snapshots().join(format!("{key}.{}", manifest.made_by));
     std::fs::rename(made, &directory)
         .with_context(|| format!("rename {} to {}", made.display(), directory.display()))?;
     touch(&directory)?;
-    Ok(Kept { directory, layer })
+    Ok(Snapshot { directory, manifest })
 }
 
-/// What is in the directory of layers.
+/// What is in the directory of snapshots.
 pub(crate) struct Found {
     pub(crate) directory: PathBuf,
     /// `None` where its manifest cannot be read: of another version, damaged, or half deleted.
-    pub(crate) layer: Option<Layer>,
+    pub(crate) manifest: Option<SnapshotManifest>,
     /// Whether nobody has found it changed, and nobody deletes it.
     pub(crate) is_good: bool,
     /// The runs and kept machines that lie on it.
@@ -189,7 +194,7 @@ impl Found {
 
     /// Bytes on disk, as far as that is known.
     pub(crate) fn bytes(&self) -> u64 {
-        self.layer.as_ref().map_or(0, Layer::bytes)
+        self.manifest.as_ref().map_or(0, SnapshotManifest::bytes)
     }
 
     /// Seconds since it was last used.
@@ -199,22 +204,22 @@ impl Found {
     }
 }
 
-/// Every layer, and who uses it; also what is none any more. What was not made here is left alone.
+/// Every snapshot, and who uses it; also what is none any more. What was not made here is left alone.
 pub(crate) fn all(cache: &Cache) -> Vec<Found> {
-    let mut found: Vec<_> = run_dir::directories(&cache.layers())
+    let mut found: Vec<_> = run_dir::directories(&cache.snapshots())
         .into_iter()
-        .filter(|directory| is_own(directory) || Layer::read(directory).is_ok())
+        .filter(|directory| is_own(directory) || SnapshotManifest::read(directory).is_ok())
         .map(|directory| {
             let is_good = !name_of(&directory).ends_with(DELETING) && !directory.join(BAD).exists();
             let users = run_dir::users_of(cache, &directory);
-            Found { layer: Layer::read(&directory).ok(), is_good, users, directory }
+            Found { manifest: SnapshotManifest::read(&directory).ok(), is_good, users, directory }
         })
         .collect();
     found.sort_by(|one, other| one.directory.cmp(&other.directory));
     found
 }
 
-/// Aside first: a directory that is being deleted is no layer any more. Whoever calls holds its lock.
+/// Aside first: a directory that is being deleted is no snapshot any more. Whoever calls holds its lock.
 pub(crate) fn remove(directory: &Path) -> Result<()> {
     let aside = match name_of(directory) {
         name if name.ends_with(DELETING) => directory.to_owned(),

@@ -1,8 +1,8 @@
-//! A layer from its making to its deletion, of files that are none of a machine.
+//! A snapshot from its making to its deletion, of files that are none of a machine.
 
 use xtask::cli::Voice;
 use xtask::exit::{Diagnosis, Interrupted};
-use xtask::layer::{DISK, FORMAT, SEED};
+use xtask::snapshot::{DISK, FORMAT, SEED};
 
 use super::*;
 
@@ -23,16 +23,16 @@ fn ingredients(cache: &Cache) -> Ingredients {
     }
 }
 
-/// A layer of files that hold their own names.
-fn made(cache: &Cache, key: &str, run: &str) -> Kept {
+/// A snapshot of files that hold their own names.
+fn made(cache: &Cache, key: &str, run: &str) -> Snapshot {
     let beside = cache.root().join("made");
     make_private_dir(&beside).unwrap();
-    make_private_dir(&cache.layers()).unwrap();
+    make_private_dir(&cache.snapshots()).unwrap();
     for name in FILES.iter().chain(&["user_key"]) {
         std::fs::write(beside.join(name), name).unwrap();
     }
     std::fs::write(cache.root().join("disk"), "x").unwrap();
-    let layer = Layer {
+    let snapshot = SnapshotManifest {
         ingredients: ingredients(cache),
         image: "debian-12".to_owned(),
         arch: xtask::arch::VmArchitecture::Aarch64,
@@ -41,11 +41,11 @@ fn made(cache: &Cache, key: &str, run: &str) -> Kept {
         made_by: run.to_owned(),
         files: BTreeMap::new(),
     };
-    keep(cache, key, &beside, layer).unwrap()
+    keep(cache, key, &beside, snapshot).unwrap()
 }
 
 #[test]
-fn a_layer_is_found_until_it_is_bad_and_deleted_when_nothing_lies_on_it() {
+fn a_snapshot_is_found_until_it_is_bad_and_deleted_when_nothing_lies_on_it() {
     let directory = tempfile::tempdir().unwrap();
     let cache = Cache::at(directory.path());
     let mut screen = Screen::new(Voice::silent());
@@ -54,7 +54,7 @@ fn a_layer_is_found_until_it_is_bad_and_deleted_when_nothing_lies_on_it() {
     let mut look = |wanted: &Ingredients| find(&cache, key, wanted, &mut screen).unwrap();
     assert!(look(&ingredients(&cache)).is_none());
     let first = made(&cache, key, "1124-100000-0001");
-    assert!(!first.file("user_key").exists(), "nothing else is in a layer");
+    assert!(!first.file("user_key").exists(), "nothing else is in a snapshot");
     let other = made(&cache, "debian-12-aarch64-0123", "1124-100000-0002");
     assert_eq!(look(&ingredients(&cache)).unwrap().directory, first.directory);
     first.check().unwrap();
@@ -78,12 +78,12 @@ fn a_layer_is_found_until_it_is_bad_and_deleted_when_nothing_lies_on_it() {
     // What a killed deletion left, and what another version made.
     std::fs::rename(&second.directory, second.directory.with_file_name(format!("{key}.x{DELETING}")))
         .unwrap();
-    make_private_dir(&cache.layers().join(format!("{key}.y"))).unwrap();
+    make_private_dir(&cache.snapshots().join(format!("{key}.y"))).unwrap();
     assert!(look(&ingredients(&cache)).is_none());
     let left: Vec<_> = all(&cache).iter().map(Found::name).collect();
     assert_eq!(left, [other.name()]);
     assert_eq!(all(&cache)[0].key(), "debian-12-aarch64-0123");
-    // The same key's layer that says that it is another.
+    // The same key's snapshot that says that it is another.
     let another = Ingredients { qemu: "10".to_owned(), ..ingredients(&cache) };
     assert!(find(&cache, "debian-12-aarch64-0123", &another, &mut screen).unwrap().is_none());
     assert!(all(&cache).is_empty());
@@ -97,7 +97,7 @@ fn a_file_that_is_gone_is_this_hosts_fault() {
     std::fs::remove_file(kept.file("nvram.fd")).unwrap();
     let error = kept.check().unwrap_err();
     assert!(error.is::<Unavailable>(), "{error:#}");
-    // A kept machine boots from its own variables, and from the layer's disk.
+    // A kept machine boots from its own variables, and from the snapshot's disk.
     kept.check_what_boots().unwrap();
     std::fs::set_permissions(kept.file(DISK), Permissions::from_mode(0o600)).unwrap();
     std::fs::write(kept.file(DISK), "another").unwrap();
@@ -128,7 +128,7 @@ fn what_is_touched_while_a_run_uses_it_is_noticed_after_it_was_hashed() {
         File::options().write(true).open(path).unwrap().set_modified(modified).unwrap();
     };
     let error = verified(&|| rewrite(&directory.path().join("disk"))).unwrap_err();
-    assert!(error.is::<Unavailable>() && error.to_string().contains("below the warm layer"), "{error:#}");
+    assert!(error.is::<Unavailable>() && error.to_string().contains("below the snapshot"), "{error:#}");
     assert!(!kept.file(BAD).exists());
     let error = verified(&|| rewrite(&kept.file(SEED))).unwrap_err();
     assert!(error.is::<Unavailable>() && error.to_string().contains("changed in seed.img"), "{error:#}");
@@ -136,22 +136,22 @@ fn what_is_touched_while_a_run_uses_it_is_noticed_after_it_was_hashed() {
 }
 
 #[test]
-fn a_layer_that_does_not_thaw_is_not_used_again() {
+fn a_snapshot_that_does_not_restore_is_not_used_again() {
     let directory = tempfile::tempdir().unwrap();
     let cache = Cache::at(directory.path());
     let mut screen = Screen::new(Voice::silent());
     let key = "debian-12-aarch64-0123";
     let kept = made(&cache, key, "1124-100000-0001");
     let mut is_there = || find(&cache, key, &ingredients(&cache), &mut screen).unwrap().is_some();
-    let error = kept.does_not_thaw(Interrupted.into());
+    let error = kept.does_not_restore(Interrupted.into());
     assert!(error.is::<Interrupted>() && is_there(), "{error:#}");
-    let error = kept.does_not_thaw(Diagnosis::new("no sign of the thawed guest", "a slow host").into());
+    let error = kept.does_not_restore(Diagnosis::new("no sign of the restored guest", "a slow host").into());
     assert_eq!(xtask::exit::code(&error), 69, "it says nothing about the agent: {error:#}");
     assert!(!is_there() && !kept.directory.exists());
 }
 
 #[test]
-fn an_image_that_was_changed_below_its_layer_is_noticed() {
+fn an_image_that_was_changed_below_its_snapshot_is_noticed() {
     let directory = tempfile::tempdir().unwrap();
     let cache = Cache::at(directory.path());
     let kept = made(&cache, "debian-12-aarch64-0123", "1124-100000-0001");
@@ -159,15 +159,15 @@ fn an_image_that_was_changed_below_its_layer_is_noticed() {
     std::fs::write(directory.path().join("disk"), "y").unwrap();
     for error in [kept.check().unwrap_err(), kept.check_what_boots().unwrap_err()] {
         assert!(error.is::<Unavailable>(), "{error:#}");
-        assert!(error.to_string().contains("below the warm layer"), "{error:#}");
+        assert!(error.to_string().contains("below the snapshot"), "{error:#}");
     }
-    assert!(!kept.file(BAD).exists(), "the layer's own files are what they were");
+    assert!(!kept.file(BAD).exists(), "the snapshot's own files are what they were");
     std::fs::remove_file(directory.path().join("disk")).unwrap();
     assert!(kept.check().unwrap_err().is::<Unavailable>());
 }
 
 #[test]
-fn the_wait_for_another_runs_layer_ends() {
+fn the_wait_for_another_runs_snapshot_ends() {
     let directory = tempfile::tempdir().unwrap();
     let cache = Cache::at(directory.path());
     let mut screen = Screen::new(Voice::silent());

@@ -1,4 +1,4 @@
-//! Whether a layer, and the image that it lies on, are what was frozen: hashed beside the run, untouched since, and of use.
+//! Whether a snapshot, and the image that it lies on, are what was saved: hashed beside the run, untouched since, and of use.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -6,17 +6,17 @@ use std::thread::JoinHandle;
 
 use anyhow::{Context, Error, Result, bail};
 use xtask::exit::{Interrupted, Unavailable, host_fault};
-use xtask::layer::{BAD, DISK, FILES, Ingredients, SEED};
 use xtask::paths::write_private;
+use xtask::snapshot::{BAD, DISK, FILES, Ingredients, SEED};
 
-use super::{Kept, digest};
+use super::{Snapshot, digest};
 
-/// What is said of a layer that nobody uses from now on.
+/// What is said of a snapshot that nobody uses from now on.
 const NEXT: &str = "the next run makes another and deletes this one, once no machine lies on it";
 
 /// A check that runs beside a run.
 pub(crate) struct Verification {
-    kept: Kept,
+    kept: Snapshot,
     before: Vec<(PathBuf, Option<Stamp>)>,
     hashed: JoinHandle<Result<()>>,
 }
@@ -27,10 +27,10 @@ impl Verification {
         self.hashed.is_finished()
     }
 
-    /// An error where a file is not what was frozen, or was touched since the check began: what was read by then is not what a boot
+    /// An error where a file is not what was saved, or was touched since the check began: what was read by then is not what a boot
     /// has read later.
     pub(crate) fn conclude(self) -> Result<()> {
-        self.hashed.join().unwrap_or_else(|_| bail!("the check of the warm layer panicked"))?;
+        self.hashed.join().unwrap_or_else(|_| bail!("the check of the snapshot panicked"))?;
         let touched =
             self.before.iter().find(|(path, before)| before.is_none() || Stamp::of(path) != *before);
         let Some((path, _)) = touched else { return Ok(()) };
@@ -39,7 +39,7 @@ impl Verification {
         if path.starts_with(&self.kept.directory) {
             return Err(self.kept.is_bad(&name, why));
         }
-        let error = format!("the image {} below the warm layer {}: {why}", path.display(), self.kept.name());
+        let error = format!("the image {} below the snapshot {}: {why}", path.display(), self.kept.name());
         Err(Unavailable { error, hint: "run again; nothing that was seen on it counts".to_owned() }.into())
     }
 }
@@ -60,56 +60,56 @@ impl Stamp {
     }
 }
 
-impl Kept {
+impl Snapshot {
     /// Hashes its files beside what the run does, for a verdict that waits for it.
     pub(crate) fn verify(&self) -> Verification {
-        let image = self.layer.ingredients.image_path.clone();
+        let image = self.manifest.ingredients.image_path.clone();
         let paths = FILES.iter().map(|name| self.file(name)).chain([image]);
         let before = paths.map(|path| (path.clone(), Stamp::of(&path))).collect();
         let kept = self.clone();
         let hashed = std::thread::spawn(move || {
             // The guest goes first; on Linux this is the thread's own (setpriority(2)).
             rustix::process::setpriority_process(None, 19)
-                .context("make the check of the warm layer wait for the guest")?;
+                .context("make the check of the snapshot wait for the guest")?;
             kept.check()
         });
         Verification { kept: self.clone(), before, hashed }
     }
 
-    /// An error where a file is not what was frozen; nobody uses the layer from then on.
+    /// An error where a file is not what was saved; nobody uses the snapshot from then on.
     pub(super) fn check(&self) -> Result<()> {
         self.check_files(|_| true)
     }
 
-    /// The same of what a machine that has been thawed boots from later.
+    /// The same of what a machine that has been restored boots from later.
     pub(crate) fn check_what_boots(&self) -> Result<()> {
         self.check_files(|name| [DISK, SEED].contains(&name))
     }
 
     fn check_files(&self, wanted: impl Fn(&str) -> bool) -> Result<()> {
-        for (name, frozen) in self.layer.files.iter().filter(|(name, _)| wanted(name)) {
+        for (name, saved) in self.manifest.files.iter().filter(|(name, _)| wanted(name)) {
             if !self.file(name).exists() {
                 return Err(self.is_bad(name, "it is gone"));
             }
             let found = digest(&self.file(name)).map_err(|error| {
                 host_fault(
                     error,
-                    format!("hash the warm layer {}", self.name()),
-                    "run again; --cold needs no layer",
+                    format!("hash the snapshot {}", self.name()),
+                    "run again; --cold needs no snapshot",
                 )
             })?;
-            if found != frozen.digest {
-                return Err(self.is_bad(name, &format!("it has {found}, and {} was frozen", frozen.digest)));
+            if found != saved.digest {
+                return Err(self.is_bad(name, &format!("it has {found}, and {} was saved", saved.digest)));
             }
         }
         self.check_image()
     }
 
-    /// The layer's disk is the image and what was written since.
+    /// The snapshot's disk is the image and what was written since.
     fn check_image(&self) -> Result<()> {
-        let Ingredients { image, image_path, .. } = &self.layer.ingredients;
+        let Ingredients { image, image_path, .. } = &self.manifest.ingredients;
         let hash = |error| {
-            host_fault(error, "hash the image below the warm layer", "run again; --cold needs no layer")
+            host_fault(error, "hash the image below the snapshot", "run again; --cold needs no snapshot")
         };
         let found = image.algorithm().of_file(image_path, |_, _| Ok(())).map_err(hash)?;
         if found == *image {
@@ -117,11 +117,11 @@ impl Kept {
         }
         Err(Unavailable {
             error: format!(
-                "the image {} below the warm layer {} was changed: it has {found}, and had {image}",
+                "the image {} below the snapshot {} was changed: it has {found}, and had {image}",
                 image_path.display(),
                 self.name()
             ),
-            hint: "cargo xtask image verify tells how to replace one of the cache's; one of your own makes another layer, as it \
+            hint: "cargo xtask image verify tells how to replace one of the cache's; one of your own makes another snapshot, as it \
                    is now. Nothing that was seen on it counts"
                 .to_owned(),
         }
@@ -130,21 +130,21 @@ impl Kept {
 
     fn is_bad(&self, name: &str, why: &str) -> Error {
         Unavailable {
-            error: format!("the warm layer {} was changed in {name}: {why}", self.name()),
+            error: format!("the snapshot {} was changed in {name}: {why}", self.name()),
             hint: format!("{}; nothing that was seen on it counts", self.give_up(why)),
         }
         .into()
     }
 
-    /// The error of a machine that did not come out of it, although it is what was frozen: frozen in a bad moment, or by something
-    /// that its key does not know. Nobody uses the layer from now on, so that the next run is not the same again.
-    pub(crate) fn does_not_thaw(&self, error: Error) -> Error {
+    /// The error of a machine that did not come out of it, although it is unchanged: saved in a bad moment, or by something
+    /// that its key does not know. Nobody uses the snapshot from now on, so that the next run is not the same again.
+    pub(crate) fn does_not_restore(&self, error: Error) -> Error {
         if error.is::<Interrupted>() {
             return error;
         }
         let next = self.give_up(&format!("{error:#}"));
         error.context(Unavailable {
-            error: format!("thaw the machine out of the warm layer {}", self.name()),
+            error: format!("restore the machine from the snapshot {}", self.name()),
             hint: format!("{next}: run again, or --cold; nothing is known about the agent yet"),
         })
     }
