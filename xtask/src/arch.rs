@@ -85,7 +85,7 @@ pub struct MachineProfile {
     /// Whether its programs rely on stores being seen in their order, as x86's do (QEMU, `TCG_GUEST_DEFAULT_MO`).
     pub strong_memory_order: bool,
     /// A CPU feature that QEMU calls by this name and that every CPU of it has, for a planted fault.
-    pub ever_present_feature: &'static str,
+    pub baseline_feature: &'static str,
     /// The cross-compilers' package names are in `host::packages`; this is the GNU name of the compiler.
     pub gnu_compiler: &'static str,
 }
@@ -127,7 +127,7 @@ static X86_64: MachineProfile = MachineProfile {
     flash_bytes: None,
     virtualisation_flags: &["vmx", "svm"],
     strong_memory_order: true,
-    ever_present_feature: "fpu",
+    baseline_feature: "fpu",
     gnu_compiler: "x86_64-linux-gnu-gcc",
 };
 
@@ -161,7 +161,7 @@ static AARCH64: MachineProfile = MachineProfile {
     flash_bytes: Some(64 << 20),
     virtualisation_flags: &[],
     strong_memory_order: false,
-    ever_present_feature: "aarch64",
+    baseline_feature: "aarch64",
     gnu_compiler: "aarch64-linux-gnu-gcc",
 };
 

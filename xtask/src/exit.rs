@@ -39,7 +39,7 @@ pub struct Interrupted;
 
 /// The run has said everything itself; only the code is left.
 #[derive(Debug)]
-pub struct Code(pub u8);
+pub struct SilentExit(pub u8);
 
 impl fmt::Display for Usage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -65,7 +65,7 @@ impl fmt::Display for Interrupted {
     }
 }
 
-impl fmt::Display for Code {
+impl fmt::Display for SilentExit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "exit code {}", self.0)
     }
@@ -75,11 +75,11 @@ impl std::error::Error for Usage {}
 impl std::error::Error for Unavailable {}
 impl std::error::Error for Diagnosis {}
 impl std::error::Error for Interrupted {}
-impl std::error::Error for Code {}
+impl std::error::Error for SilentExit {}
 
 /// The exit code for an error.
 pub fn code(error: &anyhow::Error) -> u8 {
-    if let Some(Code(code)) = error.downcast_ref() {
+    if let Some(SilentExit(code)) = error.downcast_ref() {
         *code
     } else if error.is::<Usage>() {
         EXIT_USAGE
@@ -117,7 +117,7 @@ pub fn verdict(error: &anyhow::Error) -> Verdict {
 
 /// What a task's error says on stderr; empty where the run has said everything itself.
 pub fn lines(error: &anyhow::Error) -> Vec<String> {
-    if error.is::<Code>() {
+    if error.is::<SilentExit>() {
         return Vec::new();
     }
     let mut lines = vec![format!("error: {error}")];

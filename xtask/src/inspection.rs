@@ -25,14 +25,14 @@ pub struct Inspection {
     /// The core and its page sizes.
     pub device: Device,
     /// The files and, of an image, the kernel that it meets.
-    pub place: Place,
+    pub place: DeviceRoot,
     /// Whether the kernel is the image's; else it is any of the device's.
     kernel_is_known: bool,
 }
 
 /// Whose files the executable meets.
 #[derive(Debug)]
-pub enum Place {
+pub enum DeviceRoot {
     /// An image of the catalogue. Without an inventory only the catalogue's own facts are known.
     Image(Box<Image>, Option<Inventory>),
     /// A directory.
@@ -94,10 +94,10 @@ impl Inspection {
             (Some(directory), _) => sysroot(directory, arch)?,
             (None, Some(name)) => {
                 let image = Catalogue::built_in().find(name, arch)?;
-                let inventory = Cache::from_env().ok().and_then(|cache| inventory::kept(&cache, &image));
-                Place::Image(Box::new(image), inventory)
+                let inventory = Cache::from_env().ok().and_then(|cache| inventory::cached(&cache, &image));
+                DeviceRoot::Image(Box::new(image), inventory)
             }
-            (None, None) => Place::of_choice(Choice::from_args(&Default::default(), arch)?),
+            (None, None) => DeviceRoot::of_choice(Choice::from_args(&Default::default(), arch)?),
         };
         Ok(Self { arch, device, place, kernel_is_known: args.image.is_some() })
     }
@@ -111,23 +111,23 @@ impl Inspection {
             None => device::default_of(isa),
             Some(name) => device::find(isa, name).unwrap_or_else(everything),
         };
-        let place = Place::Image(Box::new(image.clone()), inventory);
+        let place = DeviceRoot::Image(Box::new(image.clone()), inventory);
         Self { arch: image.arch, device, place, kernel_is_known: true }
     }
 
     /// What the libraries are whose own content was looked at, and not only a release's number: an image's digest, a path.
     pub fn source(&self) -> Option<&str> {
         match &self.place {
-            Place::Image(_, inventory) => inventory.as_ref().map(|inventory| inventory.source.as_str()),
-            Place::Sysroot(_, inventory) => Some(&inventory.source),
+            DeviceRoot::Image(_, inventory) => inventory.as_ref().map(|inventory| inventory.source.as_str()),
+            DeviceRoot::Sysroot(_, inventory) => Some(&inventory.source),
         }
     }
 
     /// Whose libraries they are.
     pub fn name(&self) -> String {
         match &self.place {
-            Place::Image(image, _) => image.name.clone(),
-            Place::Sysroot(path, _) => path.display().to_string(),
+            DeviceRoot::Image(image, _) => image.name.clone(),
+            DeviceRoot::Sysroot(path, _) => path.display().to_string(),
         }
     }
 
@@ -137,11 +137,11 @@ impl Inspection {
         target.pages = self.pages();
         target.place = self.name();
         match &self.place {
-            Place::Sysroot(_, inventory) | Place::Image(_, Some(inventory)) => {
+            DeviceRoot::Sysroot(_, inventory) | DeviceRoot::Image(_, Some(inventory)) => {
                 target.offers = Offers::Inventory(inventory);
                 inspect::inspect(bytes, &target)
             }
-            Place::Image(image, None) => {
+            DeviceRoot::Image(image, None) => {
                 let glibc = image.expected.as_ref().map(|expected| expected.glibc.clone());
                 if let Some(glibc) = &glibc {
                     target.offers = Offers::Release { glibc };
@@ -158,7 +158,7 @@ impl Inspection {
 
     fn pages(&self) -> Vec<Page> {
         let mut pages = Vec::new();
-        if let Place::Image(image, _) = &self.place
+        if let DeviceRoot::Image(image, _) = &self.place
             && let Some(expected) = &image.expected
             && self.kernel_is_known
         {
@@ -175,14 +175,14 @@ impl Inspection {
     }
 }
 
-impl Place {
-    /// The smoke's own choice: the default image, or what stands in for it where only that is in the cache.
+impl DeviceRoot {
+    /// The smoke's own choice: the default image, or the fallback image where only that is in the cache.
     fn of_choice(choice: Choice) -> Self {
         let cache = Cache::from_env().ok();
-        let kept = |image: &Image| cache.as_ref().and_then(|cache| inventory::kept(cache, image));
+        let kept = |image: &Image| cache.as_ref().and_then(|cache| inventory::cached(cache, image));
         let own = kept(&choice.image);
-        let stand_in = choice.fallback.filter(|_| own.is_none());
-        match stand_in.map(|image| (kept(&image), image)) {
+        let fallback = choice.fallback.filter(|_| own.is_none());
+        match fallback.map(|image| (kept(&image), image)) {
             Some((Some(inventory), image)) => Self::Image(Box::new(image), Some(inventory)),
             _ => Self::Image(Box::new(choice.image), own),
         }
@@ -202,12 +202,12 @@ fn unknown_device(arch: VmArchitecture, name: &str) -> Usage {
     Usage(format!("--device {name}: no such device for {arch}; there are: {}", names.join(", ")))
 }
 
-fn sysroot(directory: &Path, arch: VmArchitecture) -> Result<Place, Usage> {
+fn sysroot(directory: &Path, arch: VmArchitecture) -> Result<DeviceRoot, Usage> {
     if !directory.is_dir() {
         return Err(Usage(format!("--sysroot {}: that is no directory", directory.display())));
     }
     let source = directory.display().to_string();
     let tree = Sysroot(directory.to_owned());
     let inventory = Inventory::of_tree(&tree, &source, arch.profile().multiarch);
-    Ok(Place::Sysroot(directory.to_owned(), inventory))
+    Ok(DeviceRoot::Sysroot(directory.to_owned(), inventory))
 }

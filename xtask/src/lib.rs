@@ -5,7 +5,7 @@
 //! (where things are kept), [`digest`], [`workspace`], [`host`] (what this machine has and lacks), [`agent_build`],
 //! [`inspection`] (will it run there), [`domain`] (the
 //! machine and its seed), [`image`] (what can be booted), [`snapshot`] (what is warm), [`plan`] (what was
-//! asked, resolved), [`file_lock`], [`run_dir`] (who owns what a run leaves), [`kept`] (machines that stay), [`tasks`] (the front door's tasks).
+//! asked, resolved), [`file_lock`], [`run_dir`] (who owns what a run leaves), [`instance`] (machines that stay), [`tasks`] (`xtask`'s tasks).
 //!
 //! Invariants; `tests/tidy.rs` checks those that a test can check:
 //! - this library opens no socket and links no C library: it must run on a bare machine and tell what that lacks;
@@ -26,7 +26,7 @@ mod golden;
 pub mod host;
 pub mod image;
 pub mod inspection;
-pub mod kept;
+pub mod instance;
 pub mod limits;
 pub mod paths;
 pub mod plan;

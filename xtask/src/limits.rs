@@ -10,15 +10,15 @@ use crate::exit::Usage;
 /// How often a wait looks again.
 pub const POLL: Duration = Duration::from_millis(100);
 /// How often what a guest has said is shown to somebody who types.
-pub const TYPED: Duration = Duration::from_millis(30);
+pub const CONSOLE_ECHO_POLL: Duration = Duration::from_millis(30);
 /// How often a wait that is not on a terminal says that it is alive.
 pub const HEARTBEAT: Duration = Duration::from_secs(15);
 /// How often a wait asks the guest over ssh how its agent is; each question costs an emulated guest seconds.
 pub const GUEST_QUESTION: Duration = Duration::from_secs(12);
 /// Before a guest that is up again is asked where its workload is; emulated, it comes some 10 s after the login prompt.
-pub const HOMECOMING: Duration = Duration::from_secs(20);
-/// What takes less was not made but found.
-pub const FOUND: Duration = Duration::from_secs(2);
+pub const OFFLINE_RECOVERY: Duration = Duration::from_secs(20);
+/// Phases shorter than this hit the cache and are not recorded.
+pub const CACHE_HIT: Duration = Duration::from_secs(2);
 /// A shorter silence is no sign of anything, whatever is usual.
 pub const SILENCE: Duration = Duration::from_secs(30);
 /// How long a local server may take to listen.
@@ -46,8 +46,8 @@ pub const SPINNER: Duration = Duration::from_millis(120);
 pub const CHILD_POLL: Duration = Duration::from_millis(50);
 /// How often a QEMU that has ended is looked for while libvirt waits for its end; libvirt itself looks every 200 ms.
 pub const REAP: Duration = Duration::from_millis(10);
-/// Signals within this time of the first one are the same wish to stop.
-pub const SAME_INTERRUPT: Duration = Duration::from_secs(1);
+/// Debounce interval for SIGINT and SIGTERM: signals closer together count as one.
+pub const INTERRUPT_DEBOUNCE: Duration = Duration::from_secs(1);
 /// For so long a smoke may go on whose QEMU a soak has killed, to see it and to tear down.
 pub const AFTER_KILL: Duration = Duration::from_secs(30);
 /// For so long where the kill came as the power was to be cut anyway, and the smoke goes on to its verdict.
@@ -91,8 +91,8 @@ pub const PUBLISHER_ANSWER: Duration = Duration::from_secs(60);
 /// One answer of the libvirt that `preflight --connect` names. A daemon that starts for the question asks every emulator of
 /// its host for its capabilities first, about 1 s each.
 pub const CONNECTION: Duration = Duration::from_secs(20);
-/// For so long after another image stood in, its host is asked once and not twice.
-pub const STOOD_IN: Duration = Duration::from_secs(3600);
+/// For this long after the fallback image was used, the host of the default image is asked once and not twice.
+pub const FALLBACK_MEMORY: Duration = Duration::from_secs(3600);
 /// The judgement of one signature.
 pub const SIGNATURE: Duration = Duration::from_secs(20);
 

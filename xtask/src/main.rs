@@ -1,4 +1,4 @@
-//! The front door of `cargo xtask`: parses, does the light tasks itself and becomes the back room for the others.
+//! `xtask` of `cargo xtask`: parses, does the light tasks itself and becomes `xtask-vm` for the others.
 
 use std::process::ExitCode;
 

@@ -9,7 +9,7 @@ use crate::domain::{DomainXmlParams, RunFiles, VmSpec};
 use crate::exit::{Unavailable, Usage};
 use crate::host::edk2::known_bad;
 use crate::host::facts::Facts;
-use crate::host::firmware::Firmware;
+use crate::host::firmware::AarchFirmware;
 use crate::host::kvm::Kvm;
 use crate::image::{Choice, Image};
 use crate::limits::Limits;
@@ -37,7 +37,7 @@ pub struct Plan {
     /// The `-global` property that steers around a fault of this firmware with this emulator.
     workaround: Option<&'static str>,
     /// The firmware pair.
-    pub firmware: Firmware,
+    pub firmware: AarchFirmware,
     /// The image.
     pub image: Image,
     /// What is tested where the image's host cannot be reached.
@@ -118,7 +118,7 @@ impl Plan {
 #[cfg(test)]
 impl Plan {
     /// An emulated machine of a host that has this emulator and this firmware.
-    pub(crate) fn of_test(arch: VmArchitecture, emulator: PathBuf, firmware: Firmware) -> Self {
+    pub(crate) fn of_test(arch: VmArchitecture, emulator: PathBuf, firmware: AarchFirmware) -> Self {
         let image = crate::image::catalogue::Catalogue::built_in().find("debian-12", arch).unwrap();
         Self {
             spec: VmSpec::new(crate::domain::DOMAIN_NAME, arch),

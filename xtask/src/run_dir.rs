@@ -17,7 +17,7 @@ use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
 
 pub use crate::file_lock::{lock, try_lock};
-use crate::kept::{self, Kept, Machine};
+use crate::instance::{self, Instance, InstanceRecord};
 use crate::paths::{Cache, is_own, make_own_dir, make_private_dir};
 use crate::processes::end_processes;
 use anyhow::{Context, Result};
@@ -119,10 +119,10 @@ impl RunDir {
     ///
     /// # Errors
     /// Names the file that cannot be written.
-    pub fn keep(&self, cache: &Cache, machine: Machine) -> Result<()> {
+    pub fn keep(&self, cache: &Cache, machine: InstanceRecord) -> Result<()> {
         let _guard = lock(&cache.runs().join(".lock"))?;
-        kept::check_name(cache, &machine.name)?;
-        Kept { machine, directory: self.path.clone() }.save()
+        instance::check_name(cache, &machine.name)?;
+        Instance { machine, directory: self.path.clone() }.save()
     }
 
     /// Ends what processes are left and deletes the working files.
@@ -131,7 +131,7 @@ impl RunDir {
     /// Where a process cannot be ended or a file not deleted.
     pub fn clean(&self) -> Result<()> {
         end_processes(&self.work())?;
-        remove_file(&self.path.join(kept::FILE))?;
+        remove_file(&self.path.join(instance::FILE))?;
         remove_tree(&self.work())
     }
 
@@ -180,7 +180,7 @@ pub fn dead(cache: &Cache) -> Vec<String> {
     let is_dead = |path: &Path| {
         is_run(path)
             && path.join("w").exists()
-            && !path.join(kept::FILE).exists()
+            && !path.join(instance::FILE).exists()
             // Without its file there is no lock, and one that cannot be asked is not called free.
             && File::open(path.join("lock"))
                 .is_ok_and(|file| flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok())
@@ -192,7 +192,7 @@ pub fn dead(cache: &Cache) -> Vec<String> {
 ///
 /// # Errors
 /// Where its run has not ended, a process cannot be ended or a file not deleted.
-pub fn remove_kept(kept: &Kept) -> Result<usize> {
+pub fn remove_kept(kept: &Instance) -> Result<usize> {
     let _lock = kept.lock()?;
     // Nobody looks at the directories while one of them goes.
     let _guard = kept.directory.parent().map(|runs| lock(&runs.join(".lock"))).transpose()?;
@@ -219,7 +219,7 @@ fn collect(runs: &Path) -> Result<Vec<Collected>> {
     let mut finished = Vec::new();
     for path in directories(runs) {
         let Some(id) = id_of(&path).filter(|_| is_run(&path)) else { continue };
-        let is_kept = || path.join(kept::FILE).exists();
+        let is_kept = || path.join(instance::FILE).exists();
         // Nobody's command on a kept machine finds its lock taken by this look.
         if is_kept() {
             continue;
@@ -397,7 +397,7 @@ mod tests {
     fn a_kept_machine_is_collected_by_nobody_even_when_its_qemu_is_gone() {
         let directory = tempfile::tempdir().unwrap();
         let path = dead_run(directory.path(), "0101-000000-0003");
-        fs::write(path.join(kept::FILE), "{}").unwrap();
+        fs::write(path.join(instance::FILE), "{}").unwrap();
         assert!(collect(directory.path()).unwrap().is_empty());
         assert!(path.join("w").exists());
     }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::arch::VmArchitecture;
 use crate::digest::{Algorithm, Digest};
-use crate::domain::seed::{Payload, Seed};
+use crate::domain::seed::{PayloadTime, Seed};
 use crate::domain::{RunFiles, xml};
 use crate::plan::Plan;
 
@@ -150,7 +150,7 @@ pub fn neutral_seed(plan: &Plan) -> Seed<'_> {
         host_private_key: "",
         host_public_key: "",
         sabotage: None,
-        payload: Payload::Awaited,
+        payload: PayloadTime::Awaited,
     }
 }
 
@@ -179,7 +179,7 @@ fn payload_bytes(content: u64) -> u64 {
 mod tests {
     use super::*;
     use crate::arch::Accelerator;
-    use crate::host::firmware::Firmware;
+    use crate::host::firmware::AarchFirmware;
 
     fn digest(text: &str) -> Digest {
         Algorithm::Sha256.of(text.as_bytes())
@@ -254,7 +254,7 @@ mod tests {
                 std::fs::write(&path, name).unwrap();
                 path
             };
-            let firmware = Firmware { code: file("code"), vars_template: file("vars") };
+            let firmware = AarchFirmware { code: file("code"), vars_template: file("vars") };
             let plan = Plan::of_test(VmArchitecture::Aarch64, file("qemu"), firmware);
             let (image, disk) = (digest("image"), file("disk"));
             Self { plan, image, disk, libvirt: "9.0.0", content: 9 << 20, files }

@@ -1,4 +1,4 @@
-//! Broken hosts, each made for real: the front door runs in a mount namespace of its own in which one thing is missing or
+//! Broken hosts, each made for real: `xtask` runs in a mount namespace of its own in which one thing is missing or
 //! wrong, and says that, under its own id, and nothing else that it does not say of the sound machine. Each takes a fraction of
 //! a second; `cargo xtask ci` runs these after a preflight, since the machine must be sound to begin with.
 
@@ -10,7 +10,7 @@ use rustix::process::geteuid;
 use xtask::paths::Cache;
 use xtask::run_dir::RunDir;
 
-const FRONT_DOOR: &str = env!("CARGO_BIN_EXE_xtask");
+const XTASK: &str = env!("CARGO_BIN_EXE_xtask");
 
 /// A host: this one, after `script`, with `environment`.
 struct Host {
@@ -23,7 +23,7 @@ struct Host {
 
 /// What preflight said.
 #[derive(Debug)]
-struct Said {
+struct PreflightOutput {
     code: Option<i32>,
     ids: BTreeSet<String>,
     blocking: BTreeSet<String>,
@@ -44,7 +44,7 @@ impl Host {
             scratch,
             script: String::new(),
             arguments: vec!["--arch", "aarch64"],
-            program: FRONT_DOOR.to_owned(),
+            program: XTASK.to_owned(),
         }
     }
 
@@ -99,15 +99,16 @@ impl Host {
         command
     }
 
-    fn preflight(&self) -> Said {
+    fn preflight(&self) -> PreflightOutput {
         let output = self.command().output().unwrap();
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        let json: serde_json::Value = serde_json::from_slice(&output.stdout)
-            .unwrap_or_else(|error| panic!("{error}: {said}\n{}", String::from_utf8_lossy(&output.stdout)));
+        let message = String::from_utf8_lossy(&output.stderr).into_owned();
+        let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|error| {
+            panic!("{error}: {message}\n{}", String::from_utf8_lossy(&output.stdout))
+        });
         let findings = json["findings"].as_array().unwrap();
         let id = |finding: &serde_json::Value| finding["id"].as_str().unwrap().to_owned();
         let blocks = |finding: &&serde_json::Value| finding["severity"] == "blocks";
-        Said {
+        PreflightOutput {
             code: output.status.code(),
             ids: findings.iter().map(id).collect(),
             blocking: findings.iter().filter(blocks).map(id).collect(),
@@ -278,8 +279,8 @@ fn a_run_that_died() {
 fn a_clock_that_is_behind() {
     let mut host = Host::new();
     host.program = host.file("xtask");
-    host.after("cp $FRONT_DOOR $S/xtask; touch --date '2 days' $S/xtask")
-        .with("FRONT_DOOR", FRONT_DOOR)
+    host.after("cp $XTASK $S/xtask; touch --date '2 days' $S/xtask")
+        .with("XTASK", XTASK)
         .assert_finds("clock", true);
 }
 
@@ -288,18 +289,18 @@ fn a_kvm_that_is_asked_for_and_not_there_is_told() {
     let host = kvm("", "fpu vmx").asked(&["--arch", host_arch(), "--accel", "kvm"]);
     let output = host.command().output().unwrap();
     assert_eq!(output.status.code(), Some(69));
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(said.contains("--accel kvm: /dev/kvm does not open"), "{said}");
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert!(message.contains("--accel kvm: /dev/kvm does not open"), "{message}");
 }
 
 #[test]
 fn a_cpu_that_no_emulator_has_is_a_flag_to_correct() {
-    let output = Command::new(FRONT_DOOR)
+    let output = Command::new(XTASK)
         .args(["preflight", "--arch", "aarch64", "--cpu", "cortex-a99"])
         .stdin(Stdio::null())
         .output()
         .unwrap();
     assert_eq!(output.status.code(), Some(2));
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(said.contains("has no such CPU model; it has: pi5, pi4"), "{said}");
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert!(message.contains("has no such CPU model; it has: pi5, pi4"), "{message}");
 }

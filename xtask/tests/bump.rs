@@ -25,7 +25,7 @@ struct House {
 struct Ended {
     code: Option<i32>,
     out: String,
-    said: String,
+    message: String,
 }
 
 impl House {
@@ -71,9 +71,9 @@ impl House {
 
     /// Exit `code`, saying all of `words`, with nothing on stdout and the catalogue as it was.
     fn assert_refused(&self, ended: &Ended, code: i32, words: &[&str]) {
-        assert_eq!(ended.code, Some(code), "{}", ended.said);
+        assert_eq!(ended.code, Some(code), "{}", ended.message);
         for words in words {
-            assert!(ended.said.contains(words), "{:?} does not say {words:?}", ended.said);
+            assert!(ended.message.contains(words), "{:?} does not say {words:?}", ended.message);
         }
         assert_eq!(ended.out, "");
         assert_eq!(self.now(), self.text);
@@ -85,7 +85,7 @@ impl House {
 fn ended(mut command: Command) -> Ended {
     let output = command.output().unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-    Ended { code: output.status.code(), out: text(output.stdout), said: text(output.stderr) }
+    Ended { code: output.status.code(), out: text(output.stdout), message: text(output.stderr) }
 }
 
 /// The digest of `file` in the fixture `list`.
@@ -114,13 +114,13 @@ fn bumped_ubuntu(text: &str) -> String {
 fn a_signed_release_is_pinned_and_nothing_else_changes() {
     let house = House::new();
     let first = house.bump(&["ubuntu-24.04"]);
-    assert_eq!(first.code, Some(0), "{}", first.said);
+    assert_eq!(first.code, Some(0), "{}", first.message);
     assert!(
-        first.said.contains(&format!("from release 20260705 to 20260905, {SIGNED_BY}")),
+        first.message.contains(&format!("from release 20260705 to 20260905, {SIGNED_BY}")),
         "{}",
-        first.said
+        first.message
     );
-    assert!(!first.said.contains("WARNING"), "{}", first.said);
+    assert!(!first.message.contains("WARNING"), "{}", first.message);
     let expected = bumped_ubuntu(&house.text);
     assert_eq!(house.now(), expected);
     assert_eq!(house.catalogue.metadata().unwrap().permissions().mode() & 0o777, 0o640);
@@ -141,8 +141,12 @@ fn a_signed_release_is_pinned_and_nothing_else_changes() {
 
     let before = house.catalogue.metadata().unwrap().modified().unwrap();
     let second = house.bump(&["ubuntu-24.04"]);
-    assert_eq!((second.code, second.out.as_str()), (Some(0), ""), "{}", second.said);
-    assert!(second.said.contains(&format!("up to date, release 20260905, {SIGNED_BY}")), "{}", second.said);
+    assert_eq!((second.code, second.out.as_str()), (Some(0), ""), "{}", second.message);
+    assert!(
+        second.message.contains(&format!("up to date, release 20260905, {SIGNED_BY}")),
+        "{}",
+        second.message
+    );
     assert_eq!((house.now(), house.catalogue.metadata().unwrap().modified().unwrap()), (expected, before));
 }
 
@@ -150,8 +154,8 @@ fn a_signed_release_is_pinned_and_nothing_else_changes() {
 fn a_dry_run_shows_the_same_and_writes_nothing() {
     let house = House::new();
     let dry = house.bump(&["ubuntu-24.04", "--dry-run"]);
-    assert_eq!(dry.code, Some(0), "{}", dry.said);
-    assert!(dry.said.contains("nothing is written"), "{}", dry.said);
+    assert_eq!(dry.code, Some(0), "{}", dry.message);
+    assert!(dry.message.contains("nothing is written"), "{}", dry.message);
     assert_eq!(house.now(), house.text);
     assert_eq!(house.bump(&["ubuntu-24.04", "--quiet"]).out, dry.out);
     assert_eq!(house.now(), bumped_ubuntu(&house.text));
@@ -160,12 +164,12 @@ fn a_dry_run_shows_the_same_and_writes_nothing() {
 #[test]
 fn the_outcome_is_told_as_json() {
     let house = House::new();
-    let told = |arguments: &[&str]| -> serde_json::Value {
+    let describe = |arguments: &[&str]| -> serde_json::Value {
         let ended = house.bump(arguments);
-        assert_eq!(ended.code, Some(0), "{}", ended.said);
+        assert_eq!(ended.code, Some(0), "{}", ended.message);
         serde_json::from_str(&ended.out).unwrap()
     };
-    let first = told(&["ubuntu-24.04", "--json"]);
+    let first = describe(&["ubuntu-24.04", "--json"]);
     assert_eq!((&first["name"], &first["from"]), (&"ubuntu-24.04".into(), &"20260705".into()));
     assert_eq!((&first["to"], &first["changed"]), (&"20260905".into(), &true.into()));
     assert_eq!(first["signed_by"]["user"], "iot-xtask test key, worthless");
@@ -174,8 +178,8 @@ fn the_outcome_is_told_as_json() {
     assert_eq!(arm["arch"], "aarch64");
     assert!(house.now().contains(arm["url"].as_str().unwrap()));
     assert!(house.now().contains(arm["digest"].as_str().unwrap()));
-    assert_eq!(told(&["ubuntu-24.04", "--json"])["changed"], false);
-    let unsigned = told(&["debian-12-cloud", "--unsigned", "--json"]);
+    assert_eq!(describe(&["ubuntu-24.04", "--json"])["changed"], false);
+    let unsigned = describe(&["debian-12-cloud", "--unsigned", "--json"]);
     assert_eq!(
         (&unsigned["signed_by"], &unsigned["to"]),
         (&serde_json::Value::Null, &"20260712-2537".into())
@@ -240,8 +244,12 @@ fn a_publisher_who_signs_nothing_is_believed_only_where_told_so() {
     house.assert_refused(&house.bump(&["ubuntu-24.04", "--unsigned"]), 2, &["signs SHA256SUMS"]);
 
     let ended = house.bump(&["debian-12-cloud", "--unsigned"]);
-    assert_eq!(ended.code, Some(0), "{}", ended.said);
-    assert!(ended.said.contains("NOBODY SIGNED") && ended.said.contains("TLS connection"), "{}", ended.said);
+    assert_eq!(ended.code, Some(0), "{}", ended.message);
+    assert!(
+        ended.message.contains("NOBODY SIGNED") && ended.message.contains("TLS connection"),
+        "{}",
+        ended.message
+    );
     let file = "debian-12-genericcloud-arm64-20260712-2537.qcow2";
     let old = house.text.split("sha512:").nth(1).unwrap().split('"').next().unwrap();
     let expected = house
@@ -250,12 +258,12 @@ fn a_publisher_who_signs_nothing_is_believed_only_where_told_so() {
         .replace(old, &listed("debian/20260712-2537/SHA512SUMS", file))
         .replace("bytes = 1 # the host does not tell it\n", "");
     assert_eq!(house.now(), expected);
-    assert!(house.bump(&["debian-12-cloud", "--unsigned"]).said.contains("up to date"));
+    assert!(house.bump(&["debian-12-cloud", "--unsigned"]).message.contains("up to date"));
 
     house.write(&house.text.replace(&house.publisher.address, "publisher.invalid"));
     let plain = house.bump(&["debian-12-cloud", "--unsigned"]);
-    assert_eq!(plain.code, Some(2), "{}", plain.said);
-    assert!(plain.said.contains("is not https"), "{}", plain.said);
+    assert_eq!(plain.code, Some(2), "{}", plain.message);
+    assert!(plain.message.contains("is not https"), "{}", plain.message);
 }
 
 #[test]
@@ -310,8 +318,12 @@ fn a_release_that_changed_under_its_name_is_told() {
     let digest = listed("ubuntu/release-20260905/SHA256SUMS", "ubuntu-24.04-server-cloudimg-amd64.img");
     house.write(&bumped.replace(&digest, &"0".repeat(64)));
     let ended = house.bump(&["ubuntu-24.04"]);
-    assert_eq!(ended.code, Some(0), "{}", ended.said);
-    assert!(ended.said.contains("WARNING: release 20260905 is pinned already for x86_64"), "{}", ended.said);
+    assert_eq!(ended.code, Some(0), "{}", ended.message);
+    assert!(
+        ended.message.contains("WARNING: release 20260905 is pinned already for x86_64"),
+        "{}",
+        ended.message
+    );
     assert_eq!(house.now(), bumped);
 }
 
@@ -323,16 +335,20 @@ fn a_host_that_cannot_be_reached_is_no_verdict_and_tells_no_password() {
     let with_password = format!("u:secret@{}", house.publisher.address);
     house.write(&house.text.replace(&house.publisher.address, &with_password));
     let known = house.bump(&["debian-12-cloud", "--unsigned", "--dry-run"]);
-    assert_eq!(known.code, Some(0), "{}", known.said);
-    assert!(!known.out.is_empty() && !format!("{}{}", known.out, known.said).contains("secret"));
+    assert_eq!(known.code, Some(0), "{}", known.message);
+    assert!(!known.out.is_empty() && !format!("{}{}", known.out, known.message).contains("secret"));
 
     // A port that was just given back: nobody listens there.
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let text = house.text.replace(&house.publisher.address, &format!("u:secret@127.0.0.1:{port}"));
     house.write(&text);
     let ended = house.bump(&["ubuntu-24.04"]);
-    assert_eq!(ended.code, Some(69), "{}", ended.said);
-    assert!(ended.said.contains("cannot be reached") && ended.said.contains("network"), "{}", ended.said);
-    assert!(!ended.said.contains("secret"), "{}", ended.said);
+    assert_eq!(ended.code, Some(69), "{}", ended.message);
+    assert!(
+        ended.message.contains("cannot be reached") && ended.message.contains("network"),
+        "{}",
+        ended.message
+    );
+    assert!(!ended.message.contains("secret"), "{}", ended.message);
     assert_eq!(house.now(), text);
 }

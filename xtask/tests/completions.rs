@@ -43,8 +43,8 @@ fn pressed(cache: &Path, directory: &Path, set_up: &str, line: &[&str]) -> Vec<S
         .output()
         .unwrap();
     assert!(output.status.success(), "{output:?}");
-    let said = String::from_utf8(output.stdout).unwrap();
-    let mut words: Vec<_> = said.lines().filter(|word| !word.is_empty()).map(str::to_owned).collect();
+    let message = String::from_utf8(output.stdout).unwrap();
+    let mut words: Vec<_> = message.lines().filter(|word| !word.is_empty()).map(str::to_owned).collect();
     words.sort();
     words
 }

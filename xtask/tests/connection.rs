@@ -15,24 +15,24 @@ use serde_json::Value;
 use xtask::limits;
 use xtask::processes::processes_naming;
 
-const BACK_ROOM: &str = env!("CARGO_BIN_EXE_xtask-vm");
-const FRONT_DOOR: &str = env!("CARGO_BIN_EXE_xtask");
+const XTASK_VM: &str = env!("CARGO_BIN_EXE_xtask-vm");
+const XTASK: &str = env!("CARGO_BIN_EXE_xtask");
 
 /// What was said of one libvirt.
-struct Told {
+struct Described {
     code: Option<i32>,
-    said: String,
+    message: String,
     findings: Vec<Value>,
 }
 
-impl Told {
+impl Described {
     fn of(output: &Output) -> Self {
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        let message = String::from_utf8_lossy(&output.stderr).into_owned();
         let json: Value =
-            serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {said}"));
+            serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {message}"));
         let mut findings = json["findings"].as_array().unwrap().clone();
         findings.retain(|finding| finding["id"].as_str().unwrap().starts_with("connect-"));
-        Self { code: output.status.code(), said, findings }
+        Self { code: output.status.code(), message, findings }
     }
 
     /// Ids with the severities, of whatever is more than information.
@@ -54,40 +54,46 @@ impl Told {
 }
 
 fn preflight(uri: &str) -> Command {
-    let mut command = Command::new(BACK_ROOM);
+    let mut command = Command::new(XTASK_VM);
     command.args(["preflight", "--json", "--connect", uri]).stdin(Stdio::null());
     command
 }
 
-fn told(uri: &str) -> Told {
-    Told::of(&preflight(uri).output().unwrap())
+fn describe(uri: &str) -> Described {
+    Described::of(&preflight(uri).output().unwrap())
 }
 
 /// The libvirt cannot be asked: exit 69, one finding, and nothing of it that `--fix` would run.
 fn assert_refused(uri: &str, id: &str, sentence: &str, evidence: &str, remedy: &str) {
-    let told = told(uri);
-    assert_eq!((told.code, told.faults()), (Some(69), vec![(id, "blocks")]), "{}", told.said);
-    let [is, seen, to_do] = told.one(id);
+    let described = describe(uri);
+    assert_eq!(
+        (described.code, described.faults()),
+        (Some(69), vec![(id, "blocks")]),
+        "{}",
+        described.message
+    );
+    let [is, seen, to_do] = described.one(id);
     assert!(
         is.contains(sentence) && seen.contains(evidence) && to_do.contains(remedy),
         "{is}: {seen}: {to_do}"
     );
-    assert!(told.said.contains(&is), "the last words do not name it: {}", told.said);
+    assert!(described.message.contains(&is), "the last words do not name it: {}", described.message);
 }
 
 #[test]
 fn a_daemon_is_described_and_its_missing_network_found() {
     let daemon = Daemon::start(Network::Absent, "0700");
-    let told = told(&daemon.uri());
+    let described = describe(&daemon.uri());
     assert_eq!(
-        (told.code, told.faults()),
+        (described.code, described.faults()),
         (Some(0), vec![("connect-network-missing", "degrades")]),
         "{}",
-        told.said
+        described.message
     );
-    let [host, _, _] = told.one("connect-host");
+    let [host, _, _] = described.one("connect-host");
     assert!(host.contains(" CPUs, ") && host.contains("; libvirt ") && host.contains(", QEMU "), "{host}");
-    let offers: Vec<_> = told.findings.iter().filter(|finding| finding["id"] == "connect-offer").collect();
+    let offers: Vec<_> =
+        described.findings.iter().filter(|finding| finding["id"] == "connect-offer").collect();
     assert_eq!(offers.len(), 2, "one for each architecture");
     assert!(
         offers[1]["sentence"].as_str().unwrap().contains("aarch64 guests: emulated; machine type virt-"),
@@ -97,15 +103,15 @@ fn a_daemon_is_described_and_its_missing_network_found() {
         offers[1]["evidence"].as_str().unwrap().contains("qemu-system-aarch64, /usr/share/"),
         "{offers:?}"
     );
-    let [_, _, remedy] = told.one("connect-network-missing");
+    let [_, _, remedy] = described.one("connect-network-missing");
     assert!(remedy.contains(&format!("virsh --connect '{}' net-define", daemon.uri())), "{remedy}");
 }
 
 #[test]
 fn a_network_that_is_not_started_is_told_from_one_that_is() {
     let daemon = Daemon::start(Network::Defined, "0700");
-    let told_of = told(&daemon.uri());
-    assert_eq!(told_of.faults(), [("connect-network-inactive", "degrades")], "{}", told_of.said);
+    let told_of = describe(&daemon.uri());
+    assert_eq!(told_of.faults(), [("connect-network-inactive", "degrades")], "{}", told_of.message);
     let [_, seen, remedy] = told_of.one("connect-network-inactive");
     assert_eq!(seen, "autostart: no");
     assert!(
@@ -115,16 +121,16 @@ fn a_network_that_is_not_started_is_told_from_one_that_is() {
     drop(daemon);
 
     let daemon = Daemon::start(Network::Autostarted, "0700");
-    let told_of = told(&daemon.uri());
-    assert_eq!((told_of.code, told_of.faults()), (Some(0), vec![]), "{}", told_of.said);
+    let told_of = describe(&daemon.uri());
+    assert_eq!((told_of.code, told_of.faults()), (Some(0), vec![]), "{}", told_of.message);
 }
 
 #[test]
 fn what_is_asked_of_the_guest_is_held_against_the_host() {
     let daemon = Daemon::start(Network::Autostarted, "0700");
     let asked = |flags: &[&str]| {
-        let told = Told::of(&preflight(&daemon.uri()).args(flags).output().unwrap());
-        told.faults().into_iter().map(|(id, severity)| format!("{id} {severity}")).collect::<Vec<_>>()
+        let described = Described::of(&preflight(&daemon.uri()).args(flags).output().unwrap());
+        described.faults().into_iter().map(|(id, severity)| format!("{id} {severity}")).collect::<Vec<_>>()
     };
     let arm = ["--arch", "aarch64"];
     let with = |more: &[&'static str]| asked(&[&arm, more].concat());
@@ -139,20 +145,20 @@ fn what_is_asked_of_the_guest_is_held_against_the_host() {
 #[test]
 fn a_socket_that_only_lets_one_look_is_found() {
     let daemon = Daemon::start(Network::Autostarted, "0700");
-    let told = told(&daemon.read_only_uri());
+    let described = describe(&daemon.read_only_uri());
     assert_eq!(
-        (told.code, told.faults()),
+        (described.code, described.faults()),
         (Some(69), vec![("connect-permission", "blocks")]),
         "{}",
-        told.said
+        described.message
     );
-    let [sentence, evidence, remedy] = told.one("connect-permission");
+    let [sentence, evidence, remedy] = described.one("connect-permission");
     assert!(sentence.ends_with("this user may look and not start a guest"), "{sentence}");
     assert!(
         evidence.contains("read only access prevents") && remedy.contains("without -ro"),
         "{evidence}: {remedy}"
     );
-    assert_eq!(told.one("connect-host").len(), 3, "it is described all the same");
+    assert_eq!(described.one("connect-host").len(), 3, "it is described all the same");
 }
 
 /// As root this takes another account, which reads everything (this test's own files may be root's) and writes nothing.
@@ -167,14 +173,14 @@ fn a_user_whom_the_socket_refuses_is_told_what_to_do() {
         command.arg("--ambient-caps=+dac_read_search");
     }
     command.arg(plain.get_program()).args(plain.get_args()).stdin(Stdio::null());
-    let told = Told::of(&command.env("IOT_XTASK_CACHE", cache.path()).output().unwrap());
+    let described = Described::of(&command.env("IOT_XTASK_CACHE", cache.path()).output().unwrap());
     assert_eq!(
-        (told.code, told.faults()),
+        (described.code, described.faults()),
         (Some(69), vec![("connect-permission", "blocks")]),
         "{}",
-        told.said
+        described.message
     );
-    let [sentence, evidence, remedy] = told.one("connect-permission");
+    let [sentence, evidence, remedy] = described.one("connect-permission");
     assert!(sentence.ends_with("this user may not open its socket"), "{sentence}");
     assert!(evidence.contains("Permission denied"), "{evidence}");
     assert!(remedy.contains("usermod --append --groups libvirt") && remedy.contains("polkit"), "{remedy}");
@@ -228,16 +234,16 @@ fn what_ssh_says_is_passed_on_and_a_mute_ssh_is_ended() {
     let directory = tempfile::tempdir().unwrap();
     let by = |program: &Path| format!("qemu+ssh://me@far/system?command={}", program.display());
     let log = directory.path().join("arguments");
-    let said = "ssh: connect to host far port 22: Connection refused";
+    let message = "ssh: connect to host far port 22: Connection refused";
     let ssh =
-        script(directory.path(), &format!("echo \"$@\" >{}; echo '{said}' >&2; exit 255", log.display()));
-    assert_refused(&by(&ssh), "connect-ssh", "no sshd answers there", said, "ssh me@far true");
+        script(directory.path(), &format!("echo \"$@\" >{}; echo '{message}' >&2; exit 255", log.display()));
+    assert_refused(&by(&ssh), "connect-ssh", "no sshd answers there", message, "ssh me@far true");
     let arguments = std::fs::read_to_string(log).unwrap();
     assert!(arguments.contains("BatchMode=yes"), "nobody is there to be asked: {arguments}");
 
-    let said = "me@far: Permission denied (publickey).";
-    let ssh = script(directory.path(), &format!("echo '{said}' >&2; exit 255"));
-    assert_refused(&by(&ssh), "connect-ssh", "without a password", said, "ssh-copy-id me@far");
+    let message = "me@far: Permission denied (publickey).";
+    let ssh = script(directory.path(), &format!("echo '{message}' >&2; exit 255"));
+    assert_refused(&by(&ssh), "connect-ssh", "without a password", message, "ssh-copy-id me@far");
 
     // Under a name below the directory, by which it would be found afterwards.
     let sleep = directory.path().join("sleep");
@@ -252,41 +258,41 @@ fn what_ssh_says_is_passed_on_and_a_mute_ssh_is_ended() {
 fn a_daemon_behind_ssh_is_described_by_its_own_words() {
     let daemon = Daemon::start(Network::Defined, "0700");
     let uri = format!("qemu+ssh://me@far/system?command={}", daemon.fake_ssh().display());
-    let told = told(&uri);
+    let described = describe(&uri);
     assert_eq!(
-        (told.code, told.faults()),
+        (described.code, described.faults()),
         (Some(0), vec![("connect-network-inactive", "degrades")]),
         "{}",
-        told.said
+        described.message
     );
-    let [_, _, remedy] = told.one("connect-network-inactive");
+    let [_, _, remedy] = described.one("connect-network-inactive");
     assert!(remedy.starts_with(&format!("virsh --connect '{uri}' net-start default")), "{remedy}");
 }
 
 #[test]
 fn libvirts_mock_driver_is_asked_for_what_it_has() {
-    let told = told("test:///default");
-    assert_eq!(told.code, Some(69), "{}", told.said);
+    let described = describe("test:///default");
+    assert_eq!(described.code, Some(69), "{}", described.message);
     let expected = [
         ("connect-arch", "blocks"),
         ("connect-arch", "blocks"),
         ("connect-memory", "degrades"),
         ("connect-network-autostart", "degrades"),
     ];
-    assert_eq!(told.faults(), expected, "{}", told.said);
-    let [host, _, _] = told.one("connect-host");
+    assert_eq!(described.faults(), expected, "{}", described.message);
+    let [host, _, _] = described.one("connect-host");
     assert!(host.contains("i686, 16 CPUs, 3.0 GiB of memory"), "{host}");
 }
 
 #[test]
 fn what_is_no_uri_is_a_usage_error_at_once() {
-    for binary in [FRONT_DOOR, BACK_ROOM] {
+    for binary in [XTASK, XTASK_VM] {
         for uri in ["xen:///system", "qemu+ssh:///system", "system", "qemu:///embed"] {
             let started = Instant::now();
             let output = Command::new(binary).args(["preflight", "--connect", uri]).output().unwrap();
-            let said = String::from_utf8_lossy(&output.stderr);
-            assert_eq!(output.status.code(), Some(2), "{said}");
-            assert!(said.contains("--connect") && output.stdout.is_empty(), "{said}");
+            let message = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(output.status.code(), Some(2), "{message}");
+            assert!(message.contains("--connect") && output.stdout.is_empty(), "{message}");
             assert!(started.elapsed() < Duration::from_secs(1), "{uri}: {:?}", started.elapsed());
         }
     }

@@ -24,8 +24,8 @@ fn a_whole_download() {
     client.assert_whole(&client.fetch(&server.url(), &image.sha512()), &image);
     let other = Image::new(10, 2).sha256();
     let ended = client.fetch(&server.url(), &other);
-    assert_eq!(ended.code, Some(69), "{}", ended.said);
-    assert!(ended.said.contains(&other) && ended.said.contains(&image.sha256()), "{}", ended.said);
+    assert_eq!(ended.code, Some(69), "{}", ended.message);
+    assert!(ended.message.contains(&other) && ended.message.contains(&image.sha256()), "{}", ended.message);
     assert_eq!((server.seen().len(), client.names()), (1, vec!["image".to_owned()]));
 }
 
@@ -105,7 +105,7 @@ fn a_file_that_changes_meanwhile_starts_over() {
         });
         let ended = client.fetch(&server.url(), &new.sha256());
         client.assert_whole(&ended, &new);
-        assert!(server.seen().len() <= 3, "{}", ended.said);
+        assert!(server.seen().len() <= 3, "{}", ended.message);
         assert_eq!(server.seen()[1].range(), Some(MIB / 3));
     }
 }
@@ -122,7 +122,7 @@ fn a_stall_is_noticed_and_resumed() {
     let ended = client.fetch(&server.url(), &image.sha256());
     client.assert_whole(&ended, &image);
     assert!(started.elapsed() > Duration::from_millis(1400), "a stall of {:?}", started.elapsed());
-    assert!(ended.said.contains("no byte in"), "{}", ended.said);
+    assert!(ended.message.contains("no byte in"), "{}", ended.message);
     assert_eq!(server.seen()[1].range(), Some(MIB / 4));
 }
 
@@ -147,7 +147,7 @@ fn a_partial_file_that_was_damaged_is_found_out() {
     });
     // One attempt brings the first half, five more bring nothing: that half is kept.
     let ended = client.fetch(&server.url(), &image.sha256());
-    assert_eq!(ended.code, Some(69), "{}", ended.said);
+    assert_eq!(ended.code, Some(69), "{}", ended.message);
     assert_eq!(client.names(), ["image.partial", "image.partial.json"]);
     let mut bytes = std::fs::read(client.path("image.partial")).unwrap();
     assert_eq!(bytes, image.bytes[..MIB / 2]);

@@ -11,7 +11,7 @@ mod debian;
 use std::collections::BTreeSet;
 use std::process::Output;
 
-use debian::{As, Debian, fresh_target, said};
+use debian::{As, Debian, fresh_target, message};
 use serde_json::Value;
 
 /// What a minimal Debian lacks of any suite: the id, and a word of the sentence.
@@ -60,7 +60,7 @@ impl Look {
     fn at(debian: &Debian, who: As) -> Self {
         let output = debian.run(who, &[PREFLIGHT, &["--json"]].concat());
         let json: Value = serde_json::from_slice(&output.stdout)
-            .unwrap_or_else(|error| panic!("{error}: {}", said(&output)));
+            .unwrap_or_else(|error| panic!("{error}: {}", message(&output)));
         let text = |value: &Value| value.as_str().unwrap().to_owned();
         let findings = json["findings"].as_array().unwrap().iter();
         let blocking = findings
@@ -81,12 +81,12 @@ impl Look {
     /// Exit 69, and the error names each finding.
     #[track_caller]
     fn assert_names_everything(&self, expected: &[(&str, &str)]) {
-        let said = said(&self.output);
-        assert_eq!(self.output.status.code(), Some(69), "{said}");
+        let message = message(&self.output);
+        assert_eq!(self.output.status.code(), Some(69), "{message}");
         for lack in expected {
             assert!(self.lacks(*lack), "{lack:?} is not found: {:?}", self.blocking);
         }
-        let error = said.lines().find(|line| line.starts_with("error: ")).unwrap();
+        let error = message.lines().find(|line| line.starts_with("error: ")).unwrap();
         for (_, sentence) in &self.blocking {
             assert!(error.contains(sentence.as_str()), "{sentence:?} is not named: {error}");
         }
@@ -99,7 +99,7 @@ fn fix(debian: &Debian, who: As) -> Output {
 
 /// The commands that a `--fix` ran.
 fn ran(output: &Output) -> Vec<String> {
-    said(output).lines().filter_map(|line| line.strip_prefix("$ ")).map(str::to_owned).collect()
+    message(output).lines().filter_map(|line| line.strip_prefix("$ ")).map(str::to_owned).collect()
 }
 
 /// The names that `apt-get install` is given.
@@ -123,7 +123,7 @@ fn debian_13_gets_ready() {
 fn gets_ready(suite: &str) {
     let debian = Debian::new(suite);
     let built = debian.run(As::Root, &["cargo", "build", "--package", "xtask"]);
-    assert!(built.status.success(), "the front door needs more than Rust: {}", said(&built));
+    assert!(built.status.success(), "`xtask` needs more than Rust: {}", message(&built));
     debian.read(&["chown", "--recursive", "ordinary:", "/target", "/cargo"]);
 
     let before = Look::at(&debian, As::Root);
@@ -140,12 +140,12 @@ fn without_root(debian: &Debian) {
     before.assert_names_everything(&[LACKS, kernels(debian), USERS].concat());
     assert!(!before.lacks(ROOTS), "{:?}", before.blocking);
     let fixed = fix(debian, As::Ordinary);
-    assert_eq!(fixed.status.code(), Some(69), "{}", said(&fixed));
+    assert_eq!(fixed.status.code(), Some(69), "{}", message(&fixed));
     assert_eq!(ran(&fixed), [format!("rustup target add {}", fresh_target())]);
     let install = before.plan.iter().find(|command| command.starts_with("apt-get install ")).unwrap();
     let paste = format!("  what to do: run as root: apt-get update && {install}; then");
-    assert!(said(&fixed).contains(&paste), "{}", said(&fixed));
-    assert!(said(&fixed).contains("root is needed"), "{}", said(&fixed));
+    assert!(message(&fixed).contains(&paste), "{}", message(&fixed));
+    assert!(message(&fixed).contains("root is needed"), "{}", message(&fixed));
 }
 
 /// One transaction installs everything, and what is left for root is what packages do not do.
@@ -153,7 +153,7 @@ fn as_root(debian: &Debian) {
     let (sources, processes) = (debian.package_sources(), debian.processes());
     let before = Look::at(debian, As::Root);
     let fixed = fix(debian, As::Root);
-    assert_eq!(fixed.status.code(), Some(0), "{}", said(&fixed));
+    assert_eq!(fixed.status.code(), Some(0), "{}", message(&fixed));
     let commands = ran(&fixed);
     assert_eq!(commands[..before.plan.len()], before.plan, "the plan that was shown is what ran");
     assert_eq!(packages(&commands), packages(&before.plan));
@@ -163,12 +163,12 @@ fn as_root(debian: &Debian) {
     assert_eq!(registers.count(), usize::from(debian.fresh_kernel), "{rest:?}");
 
     let after = Look::at(debian, As::Root);
-    assert_eq!(after.output.status.code(), Some(0), "{}", said(&after.output));
+    assert_eq!(after.output.status.code(), Some(0), "{}", message(&after.output));
     assert_eq!((after.blocking, after.plan), (Vec::new(), Vec::new()));
     let plain = debian.run(As::Root, PREFLIGHT);
-    assert_eq!(plain.status.code(), Some(0), "{}", said(&plain));
+    assert_eq!(plain.status.code(), Some(0), "{}", message(&plain));
     let again = fix(debian, As::Root);
-    assert_eq!(again.status.code(), Some(0), "{}", said(&again));
+    assert_eq!(again.status.code(), Some(0), "{}", message(&again));
     assert_eq!(ran(&again), Vec::<String>::new());
 
     assert_eq!(debian.package_sources(), sources, "packages come from where they came from");
@@ -185,7 +185,7 @@ fn as_ordinary_user(debian: &Debian) {
         debian.read(&command.split(' ').collect::<Vec<_>>());
     }
     let after = debian.run(As::Ordinary, PREFLIGHT);
-    assert_eq!(after.status.code(), Some(0), "{}", said(&after));
+    assert_eq!(after.status.code(), Some(0), "{}", message(&after));
 }
 
 /// The same checks on a machine that was spoiled.
@@ -201,5 +201,5 @@ fn can_fail(debian: &Debian) {
     lost.assert_names_everything(&[("program", "mcopy")]);
     assert_eq!(packages(&lost.plan), BTreeSet::from(["mtools"]));
     let fixed = fix(debian, As::Root);
-    assert_eq!(fixed.status.code(), Some(69), "{}", said(&fixed));
+    assert_eq!(fixed.status.code(), Some(69), "{}", message(&fixed));
 }

@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 
 use xtask::report::{Phase, Report, Verdict};
 
-const BACK_ROOM: &str = env!("CARGO_BIN_EXE_xtask-vm");
+const XTASK_VM: &str = env!("CARGO_BIN_EXE_xtask-vm");
 
-fn back_room(arguments: &[&str]) -> Command {
-    let mut command = Command::new(BACK_ROOM);
+fn xtask_vm(arguments: &[&str]) -> Command {
+    let mut command = Command::new(XTASK_VM);
     command.args(arguments).stdin(Stdio::null());
     command
 }
@@ -40,7 +40,7 @@ impl Own {
         let silent = TcpListener::bind("127.0.0.1:0").unwrap();
         let proxy = format!("http://{}", silent.local_addr().unwrap());
         let directory = self.0.path().join("report");
-        let mut command = back_room(&["smoke", "--arch", "aarch64", "--report", directory.to_str().unwrap()]);
+        let mut command = xtask_vm(&["smoke", "--arch", "aarch64", "--report", directory.to_str().unwrap()]);
         command.args(arguments).env("IOT_XTASK_CACHE", self.cache());
         command
             .env("HTTPS_PROXY", &proxy)
@@ -49,24 +49,24 @@ impl Own {
             .env_remove("no_proxy");
         let output = command.output().unwrap();
         let report = std::fs::read(directory.join("report.json"))
-            .unwrap_or_else(|error| panic!("{error}: {}", said(&output)));
+            .unwrap_or_else(|error| panic!("{error}: {}", message(&output)));
         (output, serde_json::from_slice(&report).unwrap())
     }
 }
 
-fn said(output: &Output) -> String {
+fn message(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
 /// What `image build --json` or `image path --json` prints.
 fn json(output: &Output) -> serde_json::Value {
-    assert!(output.status.success(), "{}", said(output));
+    assert!(output.status.success(), "{}", message(output));
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
 /// What an image is made of, and what it is.
 fn built(arch: &str, cache: Option<&Path>) -> (serde_json::Value, String) {
-    let mut command = back_room(&["image", "build", "debian-12", "--arch", arch, "--json", "-q"]);
+    let mut command = xtask_vm(&["image", "build", "debian-12", "--arch", arch, "--json", "-q"]);
     if let Some(cache) = cache {
         command.env("IOT_XTASK_CACHE", cache);
     }
@@ -98,8 +98,8 @@ fn the_same_packages_make_the_same_bytes() {
 #[test]
 fn where_the_default_cannot_be_reached_another_stands_in_aloud() {
     let (output, report) = Own::new().smoke(&["--sabotage", "kernel-panic"]);
-    let said = said(&output);
-    assert_eq!(report.failure.as_ref().unwrap().phase, Phase::Boot, "{said}");
+    let message = message(&output);
+    assert_eq!(report.failure.as_ref().unwrap().phase, Phase::Boot, "{message}");
     let image = report.guest.image.as_ref().unwrap();
     assert_eq!(
         (image.name.as_str(), image.wanted.as_str(), image.requested.clone()),
@@ -107,11 +107,11 @@ fn where_the_default_cannot_be_reached_another_stands_in_aloud() {
     );
     let reason = image.fallback_reason.as_ref().unwrap();
     assert!(reason.starts_with("cloud-images.ubuntu.com cannot be reached: "), "{reason}");
-    assert!(said.contains(&format!("ubuntu-24.04 is not tested: {reason}")), "{said}");
+    assert!(message.contains(&format!("ubuntu-24.04 is not tested: {reason}")), "{message}");
     let phase = report.phases.iter().find(|phase| phase.name == Phase::Image).unwrap();
     // 8 s are the probe's; hashing the firmware and a loaded machine have the rest.
     assert!(phase.seconds < 15.0, "{phase:?}");
-    let verdict = said.lines().last().unwrap();
+    let verdict = message.lines().last().unwrap();
     let words = "debian-12 instead of ubuntu-24.04, since cloud-images.ubuntu.com cannot be reached";
     assert!(verdict.contains(words), "{verdict}");
 }
@@ -121,8 +121,8 @@ fn an_image_that_was_asked_for_is_never_replaced() {
     for arguments in [["--image", "ubuntu-24.04"].as_slice(), &["--strict-image"]] {
         let started = Instant::now();
         let (output, report) = Own::new().smoke(arguments);
-        let said = said(&output);
-        assert_eq!(output.status.code(), Some(69), "{said}");
+        let message = message(&output);
+        assert_eq!(output.status.code(), Some(69), "{message}");
         assert_eq!(report.verdict, Verdict::Unavailable);
         assert!(report.guest.image.is_none(), "nothing was tested");
         let hint = report.failure.unwrap().hint.unwrap();
@@ -134,17 +134,17 @@ fn an_image_that_was_asked_for_is_never_replaced() {
 #[test]
 fn offline_nothing_is_fetched_nor_built() {
     let directory = tempfile::tempdir().unwrap();
-    let mut command = back_room(&["smoke", "--arch", "aarch64", "--offline"]);
+    let mut command = xtask_vm(&["smoke", "--arch", "aarch64", "--offline"]);
     let output = command.env("IOT_XTASK_CACHE", directory.path().join("c")).output().unwrap();
-    assert_eq!(output.status.code(), Some(69), "{}", said(&output));
-    assert!(said(&output).contains("--offline forbids the network"), "{}", said(&output));
+    assert_eq!(output.status.code(), Some(69), "{}", message(&output));
+    assert!(message(&output).contains("--offline forbids the network"), "{}", message(&output));
     // What is in the cache stands in without any network.
     let (output, report) = Own::new().smoke(&["--offline", "--sabotage", "kernel-panic"]);
     assert_eq!(
         report.guest.image.unwrap().fallback_reason.as_deref(),
         Some("--offline"),
         "{}",
-        said(&output)
+        message(&output)
     );
 }
 
@@ -153,8 +153,8 @@ struct Kept(String);
 
 impl Drop for Kept {
     fn drop(&mut self) {
-        let removed = back_room(&["vm", "rm", &self.0]).output().unwrap();
-        assert!(removed.status.success(), "{}", said(&removed));
+        let removed = xtask_vm(&["vm", "rm", &self.0]).output().unwrap();
+        assert!(removed.status.success(), "{}", message(&removed));
     }
 }
 
@@ -165,15 +165,15 @@ fn a_built_system_is_as_a_plainly_installed_one() {
     let path = directory.path().to_str().unwrap();
     let arguments =
         ["smoke", "--cold", "--arch", "aarch64", "--image", "debian-13", "--keep", "--report", path];
-    let output = back_room(&arguments).output().unwrap();
+    let output = xtask_vm(&arguments).output().unwrap();
     let report = std::fs::read(directory.path().join("report.json")).unwrap();
     let report: Report = serde_json::from_slice(&report).unwrap();
     let machine = Kept(report.run_id);
-    assert!(output.status.success(), "{}", said(&output));
+    assert!(output.status.success(), "{}", message(&output));
     let ask = |command: &str| {
         let words = ["vm", "exec", "--machine", &machine.0, "--", "sh", "-c", command];
-        let output = back_room(&words).stdin(Stdio::null()).output().unwrap();
-        assert!(output.status.success(), "{command}: {}", said(&output));
+        let output = xtask_vm(&words).stdin(Stdio::null()).output().unwrap();
+        assert!(output.status.success(), "{command}: {}", message(&output));
         String::from_utf8(output.stdout).unwrap()
     };
     let answers =
@@ -200,7 +200,7 @@ fn a_package_without_its_compression_is_the_same_package() {
     let path = |name: &str| directory.path().join(name);
     let deb = |arguments: &[&str]| {
         let output = Command::new("dpkg-deb").args(arguments).current_dir(directory.path()).output().unwrap();
-        assert!(output.status.success(), "{}", said(&output));
+        assert!(output.status.success(), "{}", message(&output));
         output.stdout
     };
     std::fs::create_dir_all(path("tree/DEBIAN")).unwrap();
@@ -216,7 +216,7 @@ fn a_package_without_its_compression_is_the_same_package() {
             for _ in 0..4 {
                 scope.spawn(|| {
                     let stored = build_script("store.sh", directory.path(), &["stored", "x.deb", "x.deb"]);
-                    assert!(stored.status.success(), "{}", said(&stored));
+                    assert!(stored.status.success(), "{}", message(&stored));
                 });
             }
         });
@@ -259,15 +259,15 @@ fn a_tree_is_not_finished_before_its_jobs_are() {
         let started = Command::new("sh").args(["-c", &started]).current_dir(directory.path()).status();
         assert!(started.unwrap().success());
         let finished = build_script("finish.sh", directory.path(), &["."]);
-        let said = said(&finished);
-        assert_eq!(finished.status.success(), passes, "{job}: {said}");
+        let message = message(&finished);
+        assert_eq!(finished.status.success(), passes, "{job}: {message}");
         let read = |name: &str| std::fs::read_to_string(path(name)).unwrap();
         if passes {
             assert_eq!(read("usr/bin/py3compile"), "tool");
             assert_eq!(read("var/lib/dpkg/diversions"), "/a\n/a.dash\ndash\n");
             assert!(!path("usr/bin/py3compile.later").exists() && !path(".later").exists());
         } else {
-            assert!(said.contains("py3compile.x") && said.contains("what the tool said"), "{said}");
+            assert!(message.contains("py3compile.x") && message.contains("what the tool said"), "{message}");
         }
     }
 }
@@ -275,7 +275,7 @@ fn a_tree_is_not_finished_before_its_jobs_are() {
 /// The disk of a cached image, as a file of the user's own.
 fn own_disk() -> (PathBuf, String) {
     let built = json(
-        &back_room(&["image", "build", "debian-12", "--arch", "aarch64", "--json", "-q"]).output().unwrap(),
+        &xtask_vm(&["image", "build", "debian-12", "--arch", "aarch64", "--json", "-q"]).output().unwrap(),
     );
     let text = |name: &str| built[name].as_str().unwrap().to_owned();
     (text("path").into(), text("digest"))
@@ -290,14 +290,14 @@ fn a_file_of_ones_own_is_what_its_digest_says_or_is_called_unverified() {
     let (output, _) = own.smoke(&["--image", disk, "--image-digest", &wrong]);
     assert_eq!(output.status.code(), Some(69));
     assert!(
-        said(&output).contains(&wrong) && said(&output).contains(&digest),
+        message(&output).contains(&wrong) && message(&output).contains(&digest),
         "both digests: {}",
-        said(&output)
+        message(&output)
     );
 
     let (output, report) = own.smoke(&["--image", disk, "--unverified", "--sabotage", "kernel-panic"]);
-    assert_eq!(report.failure.unwrap().phase, Phase::Boot, "it boots: {}", said(&output));
-    assert!(said(&output).lines().last().unwrap().contains("UNVERIFIED"), "{}", said(&output));
+    assert_eq!(report.failure.unwrap().phase, Phase::Boot, "it boots: {}", message(&output));
+    assert!(message(&output).lines().last().unwrap().contains("UNVERIFIED"), "{}", message(&output));
     assert!(!report.guest.image.unwrap().verified);
 }
 
@@ -322,8 +322,8 @@ fn a_file_that_is_no_disk_of_its_own_is_refused_before_anything_boots() {
         .unwrap();
     assert!(made.success());
     let (output, report) = Own::new().smoke(&["--image", layer.to_str().unwrap(), "--unverified"]);
-    assert_eq!(output.status.code(), Some(69), "{}", said(&output));
-    assert!(said(&output).contains("is a layer over"), "{}", said(&output));
+    assert_eq!(output.status.code(), Some(69), "{}", message(&output));
+    assert!(message(&output).contains("is a layer over"), "{}", message(&output));
     assert_eq!(report.failure.unwrap().phase, Phase::Image);
 }
 
@@ -338,9 +338,9 @@ fn a_cached_image_that_was_changed_is_not_booted() {
     for name in ["disk", "manifest.json"] {
         std::fs::copy(from.join(name), to.join(name)).unwrap();
     }
-    let run = |arguments: &[&str]| back_room(arguments).env("IOT_XTASK_CACHE", &cache).output().unwrap();
+    let run = |arguments: &[&str]| xtask_vm(arguments).env("IOT_XTASK_CACHE", &cache).output().unwrap();
     let sound = run(&["image", "verify", "debian-12"]);
-    assert!(sound.status.success(), "{}", said(&sound));
+    assert!(sound.status.success(), "{}", message(&sound));
     let path = to.join("disk");
     let mut permissions = path.metadata().unwrap().permissions();
     #[expect(
@@ -351,8 +351,8 @@ fn a_cached_image_that_was_changed_is_not_booted() {
     std::fs::set_permissions(&path, permissions).unwrap();
     std::fs::OpenOptions::new().append(true).open(&path).unwrap().write_all(b"x").unwrap();
     let changed = run(&["image", "verify", "debian-12"]);
-    assert_eq!(changed.status.code(), Some(1), "{}", said(&changed));
+    assert_eq!(changed.status.code(), Some(1), "{}", message(&changed));
     let smoke = run(&["smoke", "--arch", "aarch64", "--image", "debian-12", "--offline"]);
-    assert_eq!(smoke.status.code(), Some(69), "{}", said(&smoke));
-    assert!(said(&smoke).contains("was changed"), "{}", said(&smoke));
+    assert_eq!(smoke.status.code(), Some(69), "{}", message(&smoke));
+    assert!(message(&smoke).contains("was changed"), "{}", message(&smoke));
 }

@@ -20,7 +20,7 @@ use xtask::arch::VmArchitecture;
 use xtask::cli::InspectArgs;
 use xtask::inspection::Inspection;
 
-const FRONT_DOOR: &str = env!("CARGO_BIN_EXE_xtask");
+const XTASK: &str = env!("CARGO_BIN_EXE_xtask");
 
 /// The corpus, built once.
 struct Corpus {
@@ -306,9 +306,9 @@ fn objdump_disassembles_the_same_at_what_is_refused() {
         let words: Vec<_> = detail.split(' ').collect();
         let address = u64::from_str_radix(words[2].trim_start_matches("0x"), 16).unwrap();
         // With its aliases and without: ours calls an instruction by one of both names.
-        let said: String =
+        let message: String =
             ["aliases", "no-aliases"].iter().map(|names| disassembly(&path, address, names)).collect();
-        assert!(said.contains(&format!("\t{}", words[0])), "{}: {detail}: {said}", fault.name);
+        assert!(message.contains(&format!("\t{}", words[0])), "{}: {detail}: {message}", fault.name);
         compared += 1;
     }
     assert!(compared >= 20, "{compared}");
@@ -326,10 +326,10 @@ fn disassembly(path: &Path, address: u64, names: &str) -> String {
 }
 
 #[test]
-fn the_front_door_says_it_in_json_with_an_exit_code() {
+fn xtask_says_it_in_json_with_an_exit_code() {
     let corpus = corpus();
     let inspect = |name: &str, more: &[&str]| {
-        let mut command = Command::new(FRONT_DOOR);
+        let mut command = Command::new(XTASK);
         command
             .arg("inspect")
             .arg(corpus.directory.join(name))
@@ -352,7 +352,7 @@ fn the_front_door_says_it_in_json_with_an_exit_code() {
         (vec!["inspect", "/bin/sh", "--image", "ubuntu-95"], "there are"),
         (vec!["inspect", "/bin/sh", "--sysroot", "/nonexistent"], "no directory"),
     ] {
-        let output = Command::new(FRONT_DOOR).args(&arguments).output().unwrap();
+        let output = Command::new(XTASK).args(&arguments).output().unwrap();
         assert_eq!(output.status.code(), Some(2), "{arguments:?}");
         assert!(String::from_utf8_lossy(&output.stderr).contains(words), "{arguments:?}");
     }
@@ -364,7 +364,7 @@ fn without_the_image_the_release_is_known_and_the_rest_is_said() {
     let corpus = corpus();
     let empty = tempfile::tempdir().unwrap();
     let inspect = |name: &str| {
-        let mut command = Command::new(FRONT_DOOR);
+        let mut command = Command::new(XTASK);
         command.arg("inspect").arg(corpus.directory.join(name)).args([
             "--arch",
             "aarch64",
@@ -374,14 +374,14 @@ fn without_the_image_the_release_is_known_and_the_rest_is_said() {
         let output = command.env("IOT_XTASK_CACHE", empty.path()).output().unwrap();
         (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
     };
-    let (code, said) = inspect("patched-later-glibc");
-    assert!(code == Some(1) && said.contains("glibc 2.36, by the catalogue"), "{said}");
-    let (code, said) = inspect("sound-cxx");
-    assert_eq!(code, Some(0), "{said}");
+    let (code, message) = inspect("patched-later-glibc");
+    assert!(code == Some(1) && message.contains("glibc 2.36, by the catalogue"), "{message}");
+    let (code, message) = inspect("sound-cxx");
+    assert_eq!(code, Some(0), "{message}");
     assert!(
-        said.contains("not checked: whether libstdc++.so.6")
-            && said.contains("cargo xtask image fetch debian-12"),
-        "{said}"
+        message.contains("not checked: whether libstdc++.so.6")
+            && message.contains("cargo xtask image fetch debian-12"),
+        "{message}"
     );
     assert!(
         corpus

@@ -14,8 +14,8 @@ use xtask::report::{Phase, PhaseStatus, Report, Verdict};
 
 use own::Own;
 
-const BACK_ROOM: &str = env!("CARGO_BIN_EXE_xtask-vm");
-const FRONT_DOOR: &str = env!("CARGO_BIN_EXE_xtask");
+const XTASK_VM: &str = env!("CARGO_BIN_EXE_xtask-vm");
+const XTASK: &str = env!("CARGO_BIN_EXE_xtask");
 
 /// A finished smoke: how it ended, what it said, what it wrote.
 struct Ended {
@@ -25,38 +25,38 @@ struct Ended {
 }
 
 impl Ended {
-    fn said(&self) -> String {
+    fn message(&self) -> String {
         String::from_utf8_lossy(&self.output.stderr).into_owned()
     }
 }
 
 /// A smoke of the aarch64 guest with `arguments`, awaited. From a snapshot, but for faults of the first boot.
 fn smoke(arguments: &[&str]) -> Ended {
-    let mut command = Command::new(BACK_ROOM);
+    let mut command = Command::new(XTASK_VM);
     command.args(["smoke", "--arch", "aarch64", "--image", "debian-12"]).args(arguments);
     ended(command.stdin(Stdio::null()).output().unwrap())
 }
 
 /// The report is where the last but one line says: in the run's own directory, which a pipeline keeps.
 fn ended(output: Output) -> Ended {
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let message = String::from_utf8_lossy(&output.stderr).into_owned();
     let path =
-        said.lines().find_map(|line| line.strip_prefix("report: ")).unwrap_or_else(|| panic!("{said}"));
+        message.lines().find_map(|line| line.strip_prefix("report: ")).unwrap_or_else(|| panic!("{message}"));
     let report = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
     Ended { output, report, directory: Path::new(path).parent().unwrap().to_owned() }
 }
 
 /// Exit 1 in `phase`, saying `words`, with a remedy; and nothing left of the run.
 fn assert_fails(ended: &Ended, phase: Phase, words: &str) {
-    let said = ended.said();
-    assert_eq!(ended.output.status.code(), Some(1), "{said}");
-    assert_eq!(ended.report.verdict, Verdict::Failed, "{said}");
+    let message = ended.message();
+    assert_eq!(ended.output.status.code(), Some(1), "{message}");
+    assert_eq!(ended.report.verdict, Verdict::Failed, "{message}");
     let failure = ended.report.failure.as_ref().unwrap();
-    assert_eq!(failure.phase, phase, "{said}");
-    let told = format!("{} {}", failure.error, failure.causes.join(" "));
-    assert!(told.contains(words), "{told:?} does not say {words:?}");
-    assert!(failure.hint.is_some(), "no remedy: {said}");
-    assert!(said.contains(&failure.error), "the screen does not say what the report says");
+    assert_eq!(failure.phase, phase, "{message}");
+    let described = format!("{} {}", failure.error, failure.causes.join(" "));
+    assert!(described.contains(words), "{described:?} does not say {words:?}");
+    assert!(failure.hint.is_some(), "no remedy: {message}");
+    assert!(message.contains(&failure.error), "the screen does not say what the report says");
     assert_nothing_left(&Cache::from_env().unwrap(), &ended.report.run_id);
 }
 
@@ -74,7 +74,7 @@ fn skipped(report: &Report, phase: Phase) -> bool {
 #[test]
 fn an_executable_for_another_machine_never_reaches_the_guest() {
     let started = Instant::now();
-    let ended = smoke(&["--agent", BACK_ROOM]);
+    let ended = smoke(&["--agent", XTASK_VM]);
     assert_fails(&ended, Phase::Build, "built for x86_64, and the device is aarch64");
     assert!(skipped(&ended.report, Phase::Boot));
     assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
@@ -94,7 +94,11 @@ fn an_executable_that_its_core_cannot_run_never_reaches_the_guest() {
 fn another_executable_in_the_guest_is_found_at_join() {
     let ended = smoke(&["--sabotage", "other-digest"]);
     assert_fails(&ended, Phase::Join, "the agent that runs in the guest has the digest");
-    assert!(ended.directory.join("journal.log").exists(), "the guest could still be asked: {}", ended.said());
+    assert!(
+        ended.directory.join("journal.log").exists(),
+        "the guest could still be asked: {}",
+        ended.message()
+    );
 }
 
 /// A broker that refuses the device is named; the machine, kept, is entered, and what `inspect` refuses fails in there, on the
@@ -102,19 +106,19 @@ fn another_executable_in_the_guest_is_found_at_join() {
 #[test]
 fn a_broker_that_refuses_is_named_and_a_kept_machine_lives_until_it_is_removed() {
     let ended = smoke(&["--cold", "--sabotage", "broker-refuses", "--keep", "--cpu", "pi5"]);
-    assert_eq!(ended.output.status.code(), Some(1), "{}", ended.said());
+    assert_eq!(ended.output.status.code(), Some(1), "{}", ended.message());
     let failure = ended.report.failure.as_ref().unwrap();
     assert_eq!(failure.phase, Phase::Join);
-    assert!(failure.error.contains("refuses the device's credentials"), "{}", ended.said());
+    assert!(failure.error.contains("refuses the device's credentials"), "{}", ended.message());
     let log = std::fs::read_to_string(ended.directory.join("nats.log")).unwrap();
     assert!(log.contains("authentication error"), "{log}");
     let id = ended.report.run_id.as_str();
     let work = ended.directory.join("w");
-    assert_eq!(processes_naming(&work).len(), 1, "QEMU alone: {}", ended.said());
-    let vm = |arguments: &[&str]| Command::new(FRONT_DOOR).arg("vm").args(arguments).output().unwrap();
+    assert_eq!(processes_naming(&work).len(), 1, "QEMU alone: {}", ended.message());
+    let vm = |arguments: &[&str]| Command::new(XTASK).arg("vm").args(arguments).output().unwrap();
     let listed = String::from_utf8(vm(&["list"]).stdout).unwrap();
     assert!(listed.lines().any(|line| line.starts_with(id) && line.contains("running")), "{listed}");
-    assert!(ended.said().contains(&format!("cargo xtask vm ssh {id}")), "{}", ended.said());
+    assert!(ended.message().contains(&format!("cargo xtask vm ssh {id}")), "{}", ended.message());
     for (name, flags, source, runs) in GUESTS {
         let file = compiled(&work, name, flags, source);
         let inspect = [
@@ -127,11 +131,11 @@ fn a_broker_that_refuses_is_named_and_a_kept_machine_lives_until_it_is_removed()
             "--image",
             "debian-12",
         ];
-        let inspected = Command::new(FRONT_DOOR).args(inspect).output().unwrap();
-        let said = String::from_utf8_lossy(&inspected.stderr).into_owned();
-        assert_eq!(inspected.status.code(), Some(i32::from(!runs)), "{name}: {said}");
-        let (code, said) = in_guest(id, &file);
-        assert_eq!(code == Some(0), *runs, "{name} in the guest: {code:?} {said}");
+        let inspected = Command::new(XTASK).args(inspect).output().unwrap();
+        let message = String::from_utf8_lossy(&inspected.stderr).into_owned();
+        assert_eq!(inspected.status.code(), Some(i32::from(!runs)), "{name}: {message}");
+        let (code, message) = in_guest(id, &file);
+        assert_eq!(code == Some(0), *runs, "{name} in the guest: {code:?} {message}");
     }
     assert_eq!(vm(&["rm", "no-such-run"]).status.code(), Some(2));
     assert!(vm(&["rm", id]).status.success());
@@ -173,15 +177,16 @@ fn compiled(directory: &Path, name: &str, flags: &[&str], source: &str) -> PathB
 /// Runs an executable in a kept machine; its exit code and its output.
 fn in_guest(id: &str, file: &Path) -> (Option<i32>, String) {
     let run = "f=$(mktemp) && cat > $f && chmod +x $f && $f; echo ended $?";
-    let output = Command::new(FRONT_DOOR)
+    let output = Command::new(XTASK)
         .args(["vm", "exec", "--machine", id, "--", "sh", "-c", run])
         .stdin(std::fs::File::open(file).unwrap())
         .output()
         .unwrap();
-    let said =
+    let message =
         format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    let code = said.lines().find_map(|line| line.strip_prefix("ended ")).and_then(|code| code.parse().ok());
-    (code, said)
+    let code =
+        message.lines().find_map(|line| line.strip_prefix("ended ")).and_then(|code| code.parse().ok());
+    (code, message)
 }
 
 #[test]
@@ -215,7 +220,7 @@ fn a_deployment_that_outlives_its_deletion_is_found_from_outside() {
 fn an_agent_that_loses_its_state_is_found_while_there_is_no_broker() {
     let ended = smoke(&["--sabotage", "loses-state"]);
     assert_fails(&ended, Phase::Rejoin, "the desired state did not outlive the power cut");
-    assert!(ended.report.evidence.workload.is_some(), "it did run before: {}", ended.said());
+    assert!(ended.report.evidence.workload.is_some(), "it did run before: {}", ended.message());
     assert!(ended.report.evidence.workload_offline.is_none());
 }
 
@@ -223,7 +228,7 @@ fn an_agent_that_loses_its_state_is_found_while_there_is_no_broker() {
 fn an_agent_that_waits_for_the_bus_is_found_while_there_is_no_broker() {
     let ended = smoke(&["--sabotage", "waits-for-bus"]);
     assert_fails(&ended, Phase::Rejoin, "iot-agent.service is activating: it waits for something");
-    assert!(ended.report.evidence.workload.is_some(), "it did run before: {}", ended.said());
+    assert!(ended.report.evidence.workload.is_some(), "it did run before: {}", ended.message());
 }
 
 #[test]
@@ -269,22 +274,22 @@ fn a_wrong_value_is_a_usage_error_before_anything_starts() {
     ];
     for (arguments, words) in table {
         let arch: &[&str] = if arguments.contains(&"--arch") { &[] } else { &["--arch", "aarch64"] };
-        let output = Command::new(FRONT_DOOR)
+        let output = Command::new(XTASK)
             .arg("smoke")
             .args(arch)
             .args(*arguments)
             .stdin(Stdio::null())
             .output()
             .unwrap();
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {said}");
-        assert!(said.contains(words), "{arguments:?}: {said:?} does not say {words:?}");
+        let message = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {message}");
+        assert!(message.contains(words), "{arguments:?}: {message:?} does not say {words:?}");
     }
 }
 
 impl Own {
     fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(BACK_ROOM);
+        let mut command = Command::new(XTASK_VM);
         command.args(["smoke", "--arch", "aarch64", "--image", "debian-12"]).args(arguments);
         command.env("IOT_XTASK_CACHE", &self.root).stdin(Stdio::null());
         command
@@ -324,7 +329,7 @@ fn the_first_ctrl_c_tears_down_in_order() {
     assert!(!processes_naming(&run.join("w")).is_empty(), "a machine and a broker");
     signal(&child, Signal::INT);
     let ended = ended(child.wait_with_output().unwrap());
-    assert_eq!(ended.output.status.code(), Some(130), "{}", ended.said());
+    assert_eq!(ended.output.status.code(), Some(130), "{}", ended.message());
     assert_eq!(ended.report.verdict, Verdict::Interrupted);
     let last = ended.report.phases.last().unwrap();
     assert_eq!((last.name, last.status), (Phase::Teardown, PhaseStatus::Passed));
@@ -341,10 +346,10 @@ fn what_a_killed_run_left_is_collected_by_the_next_one() {
     child.wait().unwrap();
     assert!(!processes_naming(&run.join("w")).is_empty(), "QEMU outlives the run that started it");
 
-    let next = own.command(&["--agent", BACK_ROOM]).output().unwrap();
-    let said = String::from_utf8_lossy(&next.stderr);
+    let next = own.command(&["--agent", XTASK_VM]).output().unwrap();
+    let message = String::from_utf8_lossy(&next.stderr);
     let id = run.file_name().unwrap().to_str().unwrap();
-    assert!(said.contains(&format!("collected the run {id}, which died")), "{said}");
+    assert!(message.contains(&format!("collected the run {id}, which died")), "{message}");
     assert_eq!(processes_naming(&run.join("w")), Vec::<Pid>::new());
     assert!(!run.exists());
 }

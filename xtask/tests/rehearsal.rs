@@ -9,7 +9,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use xtask::processes::processes_naming;
 
-const BACK_ROOM: &str = env!("CARGO_BIN_EXE_xtask-vm");
+const XTASK_VM: &str = env!("CARGO_BIN_EXE_xtask-vm");
 const ARCHITECTURES: [&str; 2] = ["aarch64", "x86_64"];
 
 /// A cache of its own without any image: what a rehearsal leaves can be seen, and an empty disk stands in.
@@ -27,7 +27,7 @@ impl Own {
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(BACK_ROOM);
+        let mut command = Command::new(XTASK_VM);
         command.args(["preflight", "--rehearse", "--json"]).args(arguments);
         command.env("IOT_XTASK_CACHE", self.root()).stdin(Stdio::null());
         command
@@ -53,19 +53,20 @@ fn entries(directory: &Path) -> Vec<String> {
 
 struct Rehearsed {
     code: Option<i32>,
-    told: Value,
-    said: String,
+    described: Value,
+    message: String,
 }
 
 impl Rehearsed {
     fn of(output: &Output) -> Self {
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        let told = serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {said}"));
-        Self { code: output.status.code(), told, said }
+        let message = String::from_utf8_lossy(&output.stderr).into_owned();
+        let described =
+            serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {message}"));
+        Self { code: output.status.code(), described, message }
     }
 
     fn findings(&self) -> &[Value] {
-        self.told["findings"].as_array().unwrap()
+        self.described["findings"].as_array().unwrap()
     }
 
     fn blocking(&self) -> Vec<&str> {
@@ -78,11 +79,12 @@ impl Rehearsed {
 fn sound_machines_of_both_architectures_pass() {
     let own = Own::new();
     let rehearsed = own.rehearse(&[]);
-    assert_eq!(rehearsed.blocking(), Vec::<&str>::new(), "{}", rehearsed.said);
-    assert_eq!(rehearsed.code, Some(0), "{}", rehearsed.said);
-    let told: Vec<_> = rehearsed.findings().iter().filter(|finding| finding["id"] == "rehearsed").collect();
-    assert_eq!(told.len(), 2, "{told:?}");
-    for finding in told {
+    assert_eq!(rehearsed.blocking(), Vec::<&str>::new(), "{}", rehearsed.message);
+    assert_eq!(rehearsed.code, Some(0), "{}", rehearsed.message);
+    let described: Vec<_> =
+        rehearsed.findings().iter().filter(|finding| finding["id"] == "rehearsed").collect();
+    assert_eq!(described.len(), 2, "{described:?}");
+    for finding in described {
         let evidence = finding["evidence"].as_str().unwrap();
         assert!(evidence.contains("tcg") && evidence.contains("an empty disk in the place of"), "{evidence}");
     }
@@ -102,8 +104,8 @@ fn each_planted_fault_is_found_under_its_own_id() {
     ] {
         for arch in ARCHITECTURES {
             let rehearsed = own.rehearse(&["--arch", arch, "--sabotage", fault]);
-            assert_eq!(rehearsed.blocking(), [id], "{fault} {arch}: {}", rehearsed.said);
-            assert_eq!(rehearsed.code, Some(69), "{fault} {arch}: {}", rehearsed.said);
+            assert_eq!(rehearsed.blocking(), [id], "{fault} {arch}: {}", rehearsed.message);
+            assert_eq!(rehearsed.code, Some(69), "{fault} {arch}: {}", rehearsed.message);
             own.assert_nothing_left();
         }
     }
@@ -134,7 +136,7 @@ fn a_qemu_that_does_otherwise_is_found_by_the_rehearsal_and_by_the_smoke() {
     let path = path_with_single_threaded_qemu(&own.directory.path().join("bin"));
     let arguments = ["--arch", "x86_64", "--accel", "tcg"];
     let rehearsed = Rehearsed::of(&own.command(&arguments).env("PATH", &path).output().unwrap());
-    assert_eq!(rehearsed.blocking(), ["rehearsal-threads"], "{}", rehearsed.said);
+    assert_eq!(rehearsed.blocking(), ["rehearsal-threads"], "{}", rehearsed.message);
 
     // As far as anybody looks before it would boot: a disk with partitions, and an executable for x86_64.
     let disk = own.directory.path().join("disk.raw");
@@ -142,8 +144,8 @@ fn a_qemu_that_does_otherwise_is_found_by_the_rehearsal_and_by_the_smoke() {
     bytes[510..512].copy_from_slice(&[0x55, 0xaa]);
     std::fs::write(&disk, bytes).unwrap();
     let report = own.directory.path().join("report");
-    let output = Command::new(BACK_ROOM)
-        .args(["smoke", "--agent", BACK_ROOM, "--unverified", "--image"])
+    let output = Command::new(XTASK_VM)
+        .args(["smoke", "--agent", XTASK_VM, "--unverified", "--image"])
         .args([&disk, Path::new("--report"), &report])
         .args(arguments)
         .env("IOT_XTASK_CACHE", own.root())
@@ -151,9 +153,9 @@ fn a_qemu_that_does_otherwise_is_found_by_the_rehearsal_and_by_the_smoke() {
         .stdin(Stdio::null())
         .output()
         .unwrap();
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(69), "{said}");
-    assert!(said.contains("its 2 processors run on 1 thread(s)"), "{said}");
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(69), "{message}");
+    assert!(message.contains("its 2 processors run on 1 thread(s)"), "{message}");
     let console = std::fs::read(report.join("console.log")).unwrap_or_default();
     assert!(console.is_empty(), "the guest has run: {}", String::from_utf8_lossy(&console));
     assert_eq!(processes_naming(&own.root()), Vec::<Pid>::new());
@@ -164,8 +166,8 @@ fn a_fault_that_changes_nothing_is_told_as_not_found() {
     let own = Own::new();
     // One processor has one thread in any case.
     let rehearsed = own.rehearse(&["--arch", "aarch64", "--vcpus", "1", "--sabotage", "single-thread"]);
-    assert_eq!(rehearsed.code, Some(1), "{}", rehearsed.said);
-    assert!(rehearsed.said.contains("did not find the planted fault"), "{}", rehearsed.said);
+    assert_eq!(rehearsed.code, Some(1), "{}", rehearsed.message);
+    assert!(rehearsed.message.contains("did not find the planted fault"), "{}", rehearsed.message);
     own.assert_nothing_left();
 }
 
@@ -186,7 +188,7 @@ fn what_libvirt_learned_of_qemu_is_kept_private_and_valid() {
     let whole = std::fs::read(known.join(&name)).unwrap();
     std::fs::write(known.join(&name), &whole[..whole.len() / 2]).unwrap();
     let rehearsed = own.rehearse(&["--arch", "aarch64"]);
-    assert_eq!(rehearsed.code, Some(0), "{}", rehearsed.said);
+    assert_eq!(rehearsed.code, Some(0), "{}", rehearsed.message);
     assert_eq!(
         std::fs::read(known.join(&name)).unwrap().len(),
         whole.len(),
@@ -204,7 +206,7 @@ fn rehearsals_at_once_share_what_libvirt_learns() {
     let children = ["aarch64", "x86_64", "aarch64", "x86_64"].map(start);
     for child in children {
         let rehearsed = Rehearsed::of(&child.wait_with_output().unwrap());
-        assert_eq!(rehearsed.code, Some(0), "{}", rehearsed.said);
+        assert_eq!(rehearsed.code, Some(0), "{}", rehearsed.message);
     }
     own.assert_nothing_left();
 }
@@ -227,8 +229,8 @@ fn what_a_killed_rehearsal_left_is_collected_by_the_next_one() {
     kill_process(Pid::from_raw(child.id().try_into().unwrap()).unwrap(), Signal::KILL).unwrap();
     child.wait().unwrap();
     let rehearsed = own.rehearse(&["--arch", "aarch64"]);
-    assert_eq!(rehearsed.code, Some(0), "{}", rehearsed.said);
-    assert!(rehearsed.said.contains("which died"), "{}", rehearsed.said);
+    assert_eq!(rehearsed.code, Some(0), "{}", rehearsed.message);
+    assert!(rehearsed.message.contains("which died"), "{}", rehearsed.message);
     own.assert_nothing_left();
 }
 
@@ -236,7 +238,7 @@ fn what_a_killed_rehearsal_left_is_collected_by_the_next_one() {
 fn a_rehearsal_of_a_cpu_that_qemu_does_not_have_is_a_usage_error() {
     let own = Own::new();
     let output = own.command(&["--arch", "aarch64", "--accel", "tcg", "--cpu", "z80"]).output().unwrap();
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(2), "{said}");
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{message}");
     own.assert_nothing_left();
 }

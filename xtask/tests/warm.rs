@@ -19,8 +19,8 @@ use xtask::snapshot::{BAD, DISK, FILES, MANIFEST, RAM, SnapshotManifest};
 
 use own::Own;
 
-const BACK_ROOM: &str = env!("CARGO_BIN_EXE_xtask-vm");
-const FRONT_DOOR: &str = env!("CARGO_BIN_EXE_xtask");
+const XTASK_VM: &str = env!("CARGO_BIN_EXE_xtask-vm");
+const XTASK: &str = env!("CARGO_BIN_EXE_xtask");
 
 impl Own {
     fn run(&self, program: &str, arguments: &[&str]) -> Output {
@@ -32,14 +32,14 @@ impl Own {
     /// A smoke, and its report; nothing of it may be left.
     fn smoke(&self, arguments: &[&str]) -> (Output, Report) {
         let words = [&["smoke", "--fsck", "--arch", "aarch64", "--image", "debian-12"], arguments].concat();
-        let output = self.run(BACK_ROOM, &words);
-        let said = said(&output);
-        let path = said.lines().find_map(|line| line.strip_prefix("report: "));
-        let report = std::fs::read(path.unwrap_or_else(|| panic!("{said}"))).unwrap();
+        let output = self.run(XTASK_VM, &words);
+        let message = message(&output);
+        let path = message.lines().find_map(|line| line.strip_prefix("report: "));
+        let report = std::fs::read(path.unwrap_or_else(|| panic!("{message}"))).unwrap();
         let report: Report = serde_json::from_slice(&report).unwrap();
         let work = self.root.join("runs").join(&report.run_id).join("w");
-        assert_eq!(processes_naming(&work), Vec::<Pid>::new(), "{said}");
-        assert!(!work.exists(), "{} is left: {said}", work.display());
+        assert_eq!(processes_naming(&work), Vec::<Pid>::new(), "{message}");
+        assert!(!work.exists(), "{} is left: {message}", work.display());
         if report.verdict == Verdict::Verified {
             let teardown = &report.phases.last().unwrap().detail;
             assert!(teardown.contains("1 file system(s) of the guest's checked, no damage"), "{teardown}");
@@ -48,7 +48,7 @@ impl Own {
     }
 
     fn vm(&self, arguments: &[&str]) -> Output {
-        self.run(FRONT_DOOR, &[&["vm"], arguments].concat())
+        self.run(XTASK, &[&["vm"], arguments].concat())
     }
 
     fn snapshots(&self) -> Vec<PathBuf> {
@@ -56,12 +56,12 @@ impl Own {
     }
 }
 
-fn said(output: &Output) -> String {
+fn message(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
 fn assert_code(output: &Output, code: i32) {
-    assert_eq!(output.status.code(), Some(code), "{}", said(output));
+    assert_eq!(output.status.code(), Some(code), "{}", message(output));
 }
 
 /// One after the other: they share the snapshot, whose making is a whole boot.
@@ -72,7 +72,7 @@ fn a_snapshot_is_made_once_used_again_and_never_trusted() {
     assert_code(&output, 0);
     let snapshot = made.snapshot.unwrap();
     assert_eq!((made.verdict, snapshot.made_by.as_str()), (Verdict::Verified, made.run_id.as_str()));
-    assert!(said(&output).contains("warm, only until join"), "{}", said(&output));
+    assert!(message(&output).contains("warm, only until join"), "{}", message(&output));
     let [directory] = own.snapshots().try_into().unwrap();
     saved(&directory);
 
@@ -95,8 +95,8 @@ fn a_snapshot_is_made_once_used_again_and_never_trusted() {
     let (output, past) = own.smoke(&["--sabotage", "stale-chain"]);
     assert_code(&output, 69);
     let failure = past.failure.unwrap();
-    let told = format!("{} {}", failure.error, failure.causes.join(" "));
-    assert!(told.contains("lies on") && told.contains(DISK), "{told}");
+    let described = format!("{} {}", failure.error, failure.causes.join(" "));
+    assert!(described.contains("lies on") && described.contains(DISK), "{described}");
 
     pruned(&own, &directory);
     of_no_use(&own, &directory);
@@ -117,15 +117,15 @@ fn compared(own: &Own) -> Report {
     let smoke = |arguments: &[&str]| {
         let words =
             ["smoke", "--verify-cold", "--warm", "--fsck", "--arch", "aarch64", "--image", "debian-12"];
-        own.run(BACK_ROOM, &[&words, arguments].concat())
+        own.run(XTASK_VM, &[&words, arguments].concat())
     };
     let output = smoke(&["--until", "join"]);
     assert_code(&output, 0);
-    assert!(said(&output).contains("the warm run and the cold one say the same"), "{}", said(&output));
+    assert!(message(&output).contains("the warm run and the cold one say the same"), "{}", message(&output));
     let output = smoke(&["--sabotage", "cold-panics"]);
     assert_code(&output, 1);
     let differs = "the verdict: warm Verified, cold Failed";
-    assert!(said(&output).contains(differs), "{}", said(&output));
+    assert!(message(&output).contains(differs), "{}", message(&output));
     let report = |name| {
         let path = own.root.join("compared").join(name).join("report.json");
         serde_json::from_slice::<Report>(&std::fs::read(path).unwrap()).unwrap()
@@ -152,9 +152,9 @@ fn saved(directory: &Path) {
 /// A snapshot stays for as long as its image and its QEMU are there, and there is room.
 fn pruned(own: &Own, directory: &Path) {
     let would_for = |criterion: [&str; 2]| {
-        let output = own.run(BACK_ROOM, &[&["image", "prune", "--dry-run"][..], &criterion].concat());
+        let output = own.run(XTASK_VM, &[&["image", "prune", "--dry-run"][..], &criterion].concat());
         assert_code(&output, 0);
-        said(&output)
+        message(&output)
     };
     let name = directory.file_name().unwrap().to_str().unwrap();
     assert!(!would_for(["--keep", "100G"]).contains(name));
@@ -192,7 +192,7 @@ fn of_no_use(own: &Own, directory: &Path) {
     assert_code(&output, 69);
     let failure = past.failure.unwrap();
     assert!(failure.error.contains("restore the machine from the snapshot"), "{failure:?}");
-    let listed = own.run(BACK_ROOM, &["image", "list"]);
+    let listed = own.run(XTASK_VM, &["image", "list"]);
     let listed = String::from_utf8_lossy(&listed.stdout);
     assert!(listed.contains("a snapshot that is not used again"), "{listed}");
     std::fs::remove_file(directory.join(BAD)).unwrap();
@@ -203,7 +203,7 @@ fn of_no_use(own: &Own, directory: &Path) {
 
 /// A guest that says nothing for much longer than ever is called stuck, and is none the worse for it: where it goes on, so does the run.
 fn stopped_and_let_go(own: &Own) {
-    let mut child = Command::new(BACK_ROOM)
+    let mut child = Command::new(XTASK_VM)
         .args(["smoke", "--arch", "aarch64", "--image", "debian-12", "--warm", "--until", "join"])
         .env("IOT_XTASK_CACHE", &own.root)
         .stdin(Stdio::null())
@@ -254,7 +254,7 @@ fn flip_a_byte(path: &Path) {
 /// Who attaches to the console sees what was said, types, and is answered; only one at a time.
 fn attached(own: &Own) {
     let path = own.root.join("attached");
-    let mut child = Command::new(BACK_ROOM)
+    let mut child = Command::new(XTASK_VM)
         .args(["vm", "console", "dev"])
         .env("IOT_XTASK_CACHE", &own.root)
         .stdin(Stdio::piped())
@@ -272,16 +272,16 @@ fn attached(own: &Own) {
     };
     until("Linux version");
     until(" login: ");
-    let second = own.run(BACK_ROOM, &["vm", "console", "dev"]);
+    let second = own.run(XTASK_VM, &["vm", "console", "dev"]);
     assert_code(&second, 69);
-    assert!(said(&second).contains("another one is attached"), "{}", said(&second));
+    assert!(message(&second).contains("another one is attached"), "{}", message(&second));
     child.stdin.as_mut().unwrap().write_all(b"nobody-of-this-name\n").unwrap();
     until("nobody-of-this-name");
     until("Password: ");
     kill_process(Pid::from_child(&child), Signal::INT).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(130));
     let log = own.vm(&["console", "dev", "--no-follow"]);
-    assert!(said(&log).contains("nobody-of-this-name"), "the log has what was said to somebody else");
+    assert!(message(&log).contains("nobody-of-this-name"), "the log has what was said to somebody else");
 }
 
 /// What is said of it and by it; and a dead run beside it, which is collected while it is not.
@@ -293,10 +293,10 @@ fn looked_at(own: &Own) {
     };
     let entered = own.vm(&["ssh", "dev", "--", "echo", "$HOME and  it's"]);
     assert_code(&entered, 0);
-    assert!(said(&entered).contains("$HOME and  it's"), "{}", said(&entered));
+    assert!(message(&entered).contains("$HOME and  it's"), "{}", message(&entered));
     let journal = own.vm(&["logs", "dev", "--", "--unit=ssh.service", "--output=json", "--lines=1"]);
     assert_code(&journal, 0);
-    assert!(String::from_utf8_lossy(&journal.stdout).contains("\"_BOOT_ID\""), "{}", said(&journal));
+    assert!(String::from_utf8_lossy(&journal.stdout).contains("\"_BOOT_ID\""), "{}", message(&journal));
     let running = |name: &str| {
         let listed = json(&["list", "--json"]);
         let machines = listed["machines"].as_array().unwrap();
@@ -307,9 +307,9 @@ fn looked_at(own: &Own) {
     std::fs::create_dir_all(dead.join("w")).unwrap();
     std::fs::write(dead.join("lock"), "").unwrap();
     for (arguments, collected) in [(&["gc", "--dry-run", "--json"][..], false), (&["gc", "--json"], true)] {
-        let said = json(arguments);
+        let message = json(arguments);
         assert_eq!(
-            (&said["collected"], &said["runs"][0]["run"]),
+            (&message["collected"], &message["runs"][0]["run"]),
             (&collected.into(), &"0101-000000-dead".into())
         );
         assert_eq!(dead.exists(), !collected);
@@ -319,14 +319,14 @@ fn looked_at(own: &Own) {
 
 /// Up in seconds, entered, cut off, booted from its own disk, shut down, removed.
 fn machines_to_work_in(own: &Own, snapshot: &Path) {
-    let up = own.run(BACK_ROOM, &["vm", "up", "dev", "--arch", "aarch64", "--image", "debian-12", "--json"]);
+    let up = own.run(XTASK_VM, &["vm", "up", "dev", "--arch", "aarch64", "--image", "debian-12", "--json"]);
     assert_code(&up, 0);
     let machine: serde_json::Value = serde_json::from_slice(&up.stdout).unwrap();
     assert_eq!(machine["name"], "dev");
     let users = xtask::run_dir::users_of(&Cache::at(&own.root), snapshot);
     assert_eq!(users, [machine["id"].as_str().unwrap()], "nobody deletes what it lies on");
     let again = own.vm(&["up", "dev", "--arch", "aarch64"]);
-    assert!(said(&again).contains("there is a machine of this name"), "{}", said(&again));
+    assert!(message(&again).contains("there is a machine of this name"), "{}", message(&again));
 
     let asked = own.vm(&["exec", "--", "sh", "-c", "uname -m; echo kept > here; sync here; exit 7"]);
     assert_code(&asked, 7);
@@ -335,20 +335,20 @@ fn machines_to_work_in(own: &Own, snapshot: &Path) {
     assert_code(&own.vm(&["power-cut", "dev"]), 0);
     let off = own.vm(&["exec", "true"]);
     assert_code(&off, 69);
-    assert!(said(&off).contains("vm start dev"), "{}", said(&off));
+    assert!(message(&off).contains("vm start dev"), "{}", message(&off));
 
     let started = own.vm(&["start", "dev"]);
     assert_code(&started, 0);
     let asked = own.vm(&["exec", "--", "cat", "here"]);
-    assert_eq!(String::from_utf8_lossy(&asked.stdout), "kept\n", "{}", said(&asked));
-    assert!(said(&own.vm(&["console", "dev", "--no-follow"])).contains("Linux version"));
+    assert_eq!(String::from_utf8_lossy(&asked.stdout), "kept\n", "{}", message(&asked));
+    assert!(message(&own.vm(&["console", "dev", "--no-follow"])).contains("Linux version"));
     attached(own);
     // Its guest shuts itself down with nobody there to see it; then it boots all the same.
     let boot_id = || own.vm(&["exec", "--", "cat", "/proc/sys/kernel/random/boot_id"]).stdout;
     let before = boot_id();
     own.vm(&["exec", "--", "sudo", "systemctl", "poweroff"]);
     let asked = Instant::now();
-    while !said(&own.vm(&["console", "dev", "--no-follow"])).contains("reboot: Power down") {
+    while !message(&own.vm(&["console", "dev", "--no-follow"])).contains("reboot: Power down") {
         assert!(asked.elapsed() < limits::SHUTDOWN, "it does not shut down");
         std::thread::sleep(limits::POLL);
     }
@@ -358,8 +358,8 @@ fn machines_to_work_in(own: &Own, snapshot: &Path) {
     assert_code(&own.vm(&["exec", "--", "cat", "here"]), 0);
     assert_code(&own.vm(&["stop", "dev"]), 0);
     let listed = own.vm(&["list"]);
-    assert!(said(&listed).contains("off"), "{}", said(&listed));
+    assert!(message(&listed).contains("off"), "{}", message(&listed));
     assert_code(&own.vm(&["gc"]), 0);
     assert_code(&own.vm(&["rm", "dev"]), 0);
-    assert_eq!(said(&own.vm(&["list"])), "");
+    assert_eq!(message(&own.vm(&["list"])), "");
 }

@@ -76,7 +76,7 @@ impl Linker {
     /// [`Unfit`]: names the linker, who chose it, what it said, and how to get one that fits.
     pub fn check(&self, shell: &Shell, machine: &MachineProfile) -> Result<(), Unfit> {
         let (program, arch) = (&self.program, machine.arch);
-        let said = cmd!(shell, "{program} -dumpmachine").quiet().ignore_stderr().read().map_err(|error| {
+        let output = cmd!(shell, "{program} -dumpmachine").quiet().ignore_stderr().read().map_err(|error| {
             Unfit::Missing(format!(
                 "run the linker {} (from {}) for {}; install {} or run: cargo xtask preflight --arch {arch} --fix: {error}",
                 program.display(),
@@ -85,7 +85,7 @@ impl Linker {
                 machine.gnu_compiler
             ))
         })?;
-        if fits(&said, machine) {
+        if fits(&output, machine) {
             return self.check_libc(shell, machine);
         }
         Err(Unfit::Foreign(format!(
@@ -93,7 +93,7 @@ impl Linker {
             machine.triple,
             program.display(),
             self.origin,
-            said.trim(),
+            output.trim(),
             variable_name(machine.triple),
             machine.gnu_compiler
         )))
@@ -119,8 +119,8 @@ impl Linker {
     /// asked for it.
     pub fn finds(&self, shell: &Shell, file: &str) -> bool {
         let program = &self.program;
-        let said = cmd!(shell, "{program} -print-file-name={file}").quiet().ignore_stderr().read();
-        said.is_ok_and(|path| path.trim() != file)
+        let output = cmd!(shell, "{program} -print-file-name={file}").quiet().ignore_stderr().read();
+        output.is_ok_and(|path| path.trim() != file)
     }
 
     /// The C library that it links against and its version (`2.36`), as the library says itself. `None` where there is no
@@ -244,7 +244,7 @@ mod tests {
     #[test]
     fn compilers_are_known_by_what_they_say() {
         let (arm, x86) = (VmArchitecture::Aarch64.profile(), VmArchitecture::X86_64.profile());
-        for (said, machine, expected) in [
+        for (output, machine, expected) in [
             ("aarch64-linux-gnu\n", arm, true),
             ("aarch64-redhat-linux", arm, true),
             ("x86_64-linux-gnu", arm, false),
@@ -252,7 +252,7 @@ mod tests {
             ("x86_64-pc-linux-gnu", x86, true),
             ("", x86, false),
         ] {
-            assert_eq!(fits(said, machine), expected, "{said:?}");
+            assert_eq!(fits(output, machine), expected, "{output:?}");
         }
     }
 

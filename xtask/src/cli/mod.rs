@@ -34,12 +34,12 @@ pub struct Cli {
 
     /// How much is said.
     #[command(flatten)]
-    pub voice: Voice,
+    pub verbosity: Verbosity,
 }
 
 /// How much is said, and in which colours.
 #[derive(Debug, Clone, Copy, Args)]
-pub struct Voice {
+pub struct Verbosity {
     /// Say more: the commands that run, what the guest's console prints
     #[arg(short, long, global = true, conflicts_with = "quiet")]
     pub verbose: bool,
@@ -53,7 +53,7 @@ pub struct Voice {
     pub color: Color,
 }
 
-impl Voice {
+impl Verbosity {
     /// Says nothing.
     pub fn silent() -> Self {
         Self { verbose: false, quiet: true, color: Color::Never }
@@ -175,9 +175,9 @@ pub enum Accel {
 
 /// What a bench measures.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
-pub enum Subject {
+pub enum BenchSubject {
     /// Under emulation: a smoke's boot against bare QEMU's, our CPU flags against plain `max`, warm smokes against cold ones, power cut to
-    /// rejoin; and what the front door takes to be compiled and to start. All in turn, against what is promised of it
+    /// rejoin; and what `xtask` takes to be compiled and to start. All in turn, against what is promised of it
     #[default]
     Claims,
     /// How a new agent gets into a guest that is up: the way of a warm smoke against a disk plugged in, HTTP and ssh
@@ -199,7 +199,7 @@ pub enum Subject {
 pub struct BenchArgs {
     /// What is measured
     #[arg(value_enum, default_value_t)]
-    pub subject: Subject,
+    pub subject: BenchSubject,
 
     /// The guest's architecture
     #[arg(long, value_enum, default_value = "aarch64")]

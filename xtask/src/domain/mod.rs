@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::arch::{Accelerator, VmArchitecture};
 use crate::cli::MachineArgs;
-use crate::host::firmware::Firmware;
+use crate::host::firmware::AarchFirmware;
 use cpu::Cpu;
 
 /// The domain's name in its own libvirt root; short, because it is part of socket paths of at most 107 bytes.
@@ -139,7 +139,7 @@ impl DomainXmlParams {
         accelerator: Accelerator,
         cpu: Cpu,
         emulator: &Path,
-        firmware: Option<&Firmware>,
+        firmware: Option<&AarchFirmware>,
         files: &RunFiles,
     ) -> Self {
         let own = |path: &Path, format, read_only| Disk {

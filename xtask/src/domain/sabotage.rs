@@ -47,13 +47,13 @@ const IGNORES_DELETES: &str = concat!(
     "\
 mkdir -p /etc/systemd/user/iot-podman.socket.d /var/lib/sabotage
 printf '[Socket]\\nListenStream=\\nListenStream=/run/iot-agent/real.sock\\n' > /etc/systemd/user/iot-podman.socket.d/sabotage.conf
-cat > /var/lib/sabotage/deaf.py <<'END'
+cat > /var/lib/sabotage/ignore_deletes.py <<'END'
 ",
-    include_str!("deaf.py"),
+    include_str!("ignore_deletes.py"),
     "\
 END
 of_user=\"runuser -u iot-agent -- env XDG_RUNTIME_DIR=/run/user/$(id -u iot-agent) systemctl --user\"
 $of_user daemon-reload; $of_user stop iot-podman.service iot-podman.socket; $of_user start iot-podman.socket
 rm -f /run/iot-agent/podman.sock
-systemd-run --unit sabotage --uid iot-agent --property UMask=0077 python3 /var/lib/sabotage/deaf.py"
+systemd-run --unit sabotage --uid iot-agent --property UMask=0077 python3 /var/lib/sabotage/ignore_deletes.py"
 );

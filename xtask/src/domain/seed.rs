@@ -48,12 +48,12 @@ pub struct Seed<'a> {
     /// A fault to plant.
     pub sabotage: Option<Sabotage>,
     /// When there is a payload to install.
-    pub payload: Payload,
+    pub payload: PayloadTime,
 }
 
 /// When the guest has a payload to install.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Payload {
+pub enum PayloadTime {
     /// Never: a bare boot of a bench.
     Never,
     /// When cloud-init's last stage runs.
@@ -93,13 +93,13 @@ impl Seed<'_> {
             "no_ssh_fingerprints": true,
         });
         match self.payload {
-            Payload::Never => {}
-            Payload::AtFirstBoot => {
+            PayloadTime::Never => {}
+            PayloadTime::AtFirstBoot => {
                 let device = format!("LABEL={PAYLOAD_LABEL}");
                 document["runcmd"] = json!([["sh", "-c", mount_and_provision(&device)]]);
             }
             // In memory alone: nothing of it outlives the power cut, and cloud-init does not wait for it.
-            Payload::Awaited => {
+            PayloadTime::Awaited => {
                 let file = |(name, content): &(&str, &str)| json!({ "path": format!("{PREREQUISITES_DIRECTORY}/{name}"), "content": content });
                 document["write_files"] = PREREQUISITES.iter().map(file).collect();
                 document["runcmd"] =
@@ -254,7 +254,7 @@ mod tests {
             host_private_key: "-----BEGIN OPENSSH PRIVATE KEY-----\nb3Bl\n-----END OPENSSH PRIVATE KEY-----\n",
             host_public_key: "ssh-ed25519 BBBB host",
             sabotage,
-            payload: Payload::AtFirstBoot,
+            payload: PayloadTime::AtFirstBoot,
         }
     }
 
@@ -266,7 +266,7 @@ mod tests {
         crate::golden::compare("seed-provision.sh", &provision_script(None, None, true));
         let restored = Restored { login_user: "ubuntu", now: 1_800_000_000 };
         crate::golden::compare("seed-provision-restored.sh", &provision_script(None, Some(restored), true));
-        let awaited = Seed { payload: Payload::Awaited, ..seed(None) };
+        let awaited = Seed { payload: PayloadTime::Awaited, ..seed(None) };
         crate::golden::compare("seed-user-data-awaited", &awaited.files()[0].1);
         assert!(!await_payload().contains("${"), "systemd-run would expand it");
     }
@@ -281,7 +281,7 @@ mod tests {
         assert!(provision_script(Some(Sabotage::StaleBootId), None, true).contains("sabotage/boot_id"));
         let faults = [Sabotage::LosesState, Sabotage::WaitsForBus, Sabotage::IgnoresDeletes];
         for (fault, words) in
-            faults.into_iter().zip(["rm -f /var/lib/iot-agent/state", "/dev/tcp/", "deaf.py"])
+            faults.into_iter().zip(["rm -f /var/lib/iot-agent/state", "/dev/tcp/", "ignore_deletes.py"])
         {
             assert!(provision_script(Some(fault), None, true).contains(words), "{fault:?}");
         }

@@ -16,11 +16,11 @@ type Xml = Writer<Vec<u8>>;
 /// own file does. QEMU would read past that layer.
 pub fn with_stale_chain(xml: &str, overlay: &Path, below: &Path) -> String {
     let source = format!("<source file=\"{}\"/>", overlay.display());
-    let told = format!(
+    let described = format!(
         "{source}<backingStore type=\"file\"><format type=\"qcow2\"/><source file=\"{}\"/><backingStore/></backingStore>",
         below.display()
     );
-    xml.replacen(&source, &told, 1)
+    xml.replacen(&source, &described, 1)
 }
 
 /// The domain's XML, two spaces to a level.
@@ -224,7 +224,7 @@ mod tests {
     use crate::arch::VmArchitecture;
     use crate::domain::cpu::Cpu;
     use crate::domain::{RunFiles, VmSpec};
-    use crate::host::firmware::Firmware;
+    use crate::host::firmware::AarchFirmware;
     use std::path::Path;
 
     fn params(
@@ -236,7 +236,7 @@ mod tests {
         let mut spec = VmSpec::new("vm", arch);
         spec.cpu = cpu.map(str::to_owned);
         let (code, vars_template) = arch.profile().firmware_paths[1];
-        let firmware = Firmware { code: code.into(), vars_template: vars_template.into() };
+        let firmware = AarchFirmware { code: code.into(), vars_template: vars_template.into() };
         let files = RunFiles {
             overlay: "/run dir/<1>/disk.qcow2".into(),
             backing: Vec::new(),

@@ -198,7 +198,7 @@ mod tests {
             194, 228, 84, 23, 255, 254, 230, 104, 0,
         ];
         // A machine with nothing but Rust may have no xz, and then nobody can say.
-        let told = tools::find("xz").map(|_| Edk2::new(2025, 5));
+        let described = tools::find("xz").map(|_| Edk2::new(2025, 5));
         let size = u32::try_from(GUIDED_HEADER + packed.len()).unwrap().to_le_bytes();
         let header = [&[size[0], size[1], size[2], GUIDED], LZMA.as_slice(), &[24, 0, 1, 0]].concat();
         let file = tempfile::NamedTempFile::new().unwrap();
@@ -208,7 +208,7 @@ mod tests {
         };
         let whole = [&[0; 100], header.as_slice(), &packed].concat();
         assert_eq!(compressed(&whole), Some(packed.as_slice()));
-        assert_eq!(code(&whole), told);
+        assert_eq!(code(&whole), described);
         assert_eq!(code(&[header.as_slice(), &packed[..10]].concat()), None, "truncated");
         assert_eq!(code(&LZMA), None);
     }

@@ -7,10 +7,10 @@ use std::thread;
 use xshell::Shell;
 
 use super::edk2::Edk2;
-use super::firmware::{self, Firmware, Rejected};
+use super::firmware::{self, AarchFirmware, Rejected};
 use super::kvm::{self, Kvm};
+use super::local::LocalHost;
 use super::qemu::Emulator;
-use super::surroundings::Host;
 use super::tools;
 use crate::agent_build::linker::{Linker, Unfit};
 use crate::agent_build::rust_target_installed;
@@ -26,13 +26,13 @@ pub struct Facts {
     /// The guest's architecture.
     pub arch: VmArchitecture,
     /// What any guest would find.
-    pub host: Host,
+    pub host: LocalHost,
     /// The full-system emulator and what it says of itself.
     pub emulator: Option<Result<Emulator, (PathBuf, String)>>,
     /// Emulators of other machines, where that one is missing.
     pub other_emulators: Vec<String>,
     /// The firmware pair.
-    pub firmware: Result<Firmware, Vec<Rejected>>,
+    pub firmware: Result<AarchFirmware, Vec<Rejected>>,
     /// What the firmware says of its release.
     pub edk2: Option<Edk2>,
     /// Whether rustc has a standard library for the target.
@@ -63,7 +63,7 @@ pub struct Facts {
 pub struct Guest {
     /// The image's name.
     pub image: String,
-    /// The name of what stands in for it where its host cannot be reached.
+    /// The name of the fallback image where its host cannot be reached.
     pub fallback: Option<String>,
     /// The oldest glibc of the two, where somebody said.
     pub glibc: Option<String>,
@@ -80,8 +80,8 @@ pub struct Guest {
 pub enum Built {
     /// None is.
     No,
-    /// What stands in where the chosen image's host cannot be reached.
-    StandIn,
+    /// The fallback image where the chosen image's host cannot be reached.
+    Fallback,
     /// The chosen one.
     Chosen,
 }
@@ -97,7 +97,7 @@ impl Guest {
             glibc: glibc.min_by_key(|version| tools::release(version)),
             built: match (is_built(&choice.image), choice.fallback.as_ref().is_some_and(is_built)) {
                 (true, _) => Built::Chosen,
-                (false, true) => Built::StandIn,
+                (false, true) => Built::Fallback,
                 (false, false) => Built::No,
             },
             memory_mib: machine.memory,
@@ -112,7 +112,7 @@ fn is_built(image: &Image) -> bool {
 
 impl Facts {
     /// Gathers everything for guests of `arch`.
-    pub fn gather(workspace: &Workspace, host: Host, arch: VmArchitecture, guest: Guest) -> Self {
+    pub fn gather(workspace: &Workspace, host: LocalHost, arch: VmArchitecture, guest: Guest) -> Self {
         let profile = arch.profile();
         let cache = Cache::from_env().ok();
         thread::scope(|scope| {

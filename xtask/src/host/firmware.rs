@@ -18,17 +18,15 @@ const DESCRIPTOR_DIRECTORIES: &[&str] = &["usr/share/qemu/firmware", "etc/qemu/f
 /// too, not that it serves no other.)
 const UNWANTED_FEATURES: &[&str] = &["enrolled-keys", "secure-boot", "requires-smm"];
 
-/// Firmware code, shared and read-only, and the template of its variable store.
+/// UEFI firmware code, shared and read-only, and the template of its variable store. Named after the architecture that has no other way to
+/// boot a distribution; an x86_64 guest gets the same kind of pair.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Firmware {
+pub struct AarchFirmware {
     /// Goes into flash unit 0.
     pub code: PathBuf,
     /// Copied once per domain, the copy goes into flash unit 1.
     pub vars_template: PathBuf,
 }
-
-/// The pair for aarch64, which has no other way to boot a distribution.
-pub type AarchFirmware = Firmware;
 
 /// A pair that is not taken.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,13 +75,13 @@ impl fmt::Display for Rejected {
 ///
 /// # Errors
 /// Every candidate with what speaks against it.
-pub fn discover(arch: VmArchitecture, root: &Path) -> Result<Firmware, Vec<Rejected>> {
+pub fn discover(arch: VmArchitecture, root: &Path) -> Result<AarchFirmware, Vec<Rejected>> {
     let profile = arch.profile();
     let mut rejected = Vec::new();
     let mut described = Vec::new();
     for (path, text) in descriptors(root) {
         match from_descriptor(&text, profile) {
-            Ok(Some(Offer { pair, enrolled: false })) => described.push((Some(path), pair)),
+            Ok(Some(PairOffer { pair, enrolled: false })) => described.push((Some(path), pair)),
             Ok(Some(_)) => rejected.push(Rejected { path, why: Why::Enrolled }),
             Ok(None) => {}
             Err(error) => rejected.push(Rejected { path, why: Why::Malformed(error.to_string()) }),
@@ -92,7 +90,7 @@ pub fn discover(arch: VmArchitecture, root: &Path) -> Result<Firmware, Vec<Rejec
     let known = profile
         .firmware_paths
         .iter()
-        .map(|(code, vars)| (None, Firmware { code: code.into(), vars_template: vars.into() }));
+        .map(|(code, vars)| (None, AarchFirmware { code: code.into(), vars_template: vars.into() }));
     for (descriptor, pair) in described.into_iter().chain(known) {
         match check(&pair, profile, root, descriptor.as_deref()) {
             Ok(()) => return Ok(pair),
@@ -149,14 +147,14 @@ struct Target {
 }
 
 /// A pair for the machine.
-struct Offer {
-    pair: Firmware,
+struct PairOffer {
+    pair: AarchFirmware,
     /// Whether it boots what is signed alone.
     enrolled: bool,
 }
 
 /// The pair that a descriptor offers for the machine, `None` where it is about something else.
-fn from_descriptor(text: &str, profile: &MachineProfile) -> Result<Option<Offer>, serde_json::Error> {
+fn from_descriptor(text: &str, profile: &MachineProfile) -> Result<Option<PairOffer>, serde_json::Error> {
     let descriptor: Descriptor = serde_json::from_str(text)?;
     let for_machine = descriptor.targets.iter().any(|target| {
         target.architecture == profile.machine
@@ -168,12 +166,12 @@ fn from_descriptor(text: &str, profile: &MachineProfile) -> Result<Option<Offer>
         return Ok(None);
     };
     let raw = code.format == "raw" && vars.format == "raw";
-    let pair = Firmware { code: code.filename, vars_template: vars.filename };
-    Ok((uefi && for_machine && raw && device == "flash").then_some(Offer { pair, enrolled }))
+    let pair = AarchFirmware { code: code.filename, vars_template: vars.filename };
+    Ok((uefi && for_machine && raw && device == "flash").then_some(PairOffer { pair, enrolled }))
 }
 
 fn check(
-    pair: &Firmware,
+    pair: &AarchFirmware,
     profile: &MachineProfile,
     root: &Path,
     descriptor: Option<&Path>,
@@ -248,12 +246,12 @@ mod tests {
         let root = root.path();
         file(root, "/usr/share/AAVMF/AAVMF_CODE.fd", 2 << 20);
         let rejected = discover(VmArchitecture::Aarch64, root).unwrap_err();
-        let told: Vec<_> = rejected.iter().map(ToString::to_string).collect();
+        let described: Vec<_> = rejected.iter().map(ToString::to_string).collect();
         let size = "/usr/share/AAVMF/AAVMF_CODE.fd has 2097152 bytes and the flash device takes 67108864";
-        assert!(told.iter().any(|line| line == size), "{told:?}");
+        assert!(described.iter().any(|line| line == size), "{described:?}");
         assert!(
-            told.iter().any(|line| line == "/usr/share/edk2/aarch64/QEMU_CODE.fd is not there"),
-            "{told:?}"
+            described.iter().any(|line| line == "/usr/share/edk2/aarch64/QEMU_CODE.fd is not there"),
+            "{described:?}"
         );
         file(root, "/usr/share/edk2/aarch64/QEMU_CODE.fd", FLASH);
         file(root, "/usr/share/edk2/aarch64/QEMU_VARS.fd", FLASH);

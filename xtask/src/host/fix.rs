@@ -7,7 +7,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 
 use super::findings::{Finding, Remedy};
-use super::{Asked, Preflight, facts::Facts, tools};
+use super::{Preflight, PreflightRequest, facts::Facts, tools};
 use crate::cli::FixArgs;
 use crate::exit::{Interrupted, Unavailable};
 use crate::workspace::Workspace;
@@ -25,7 +25,7 @@ const ROUNDS: usize = 3;
 ///
 /// # Errors
 /// Where a command fails, or the person says no; where root is needed and this process cannot become root.
-pub fn fix(workspace: &Workspace, asked: &Asked<'_>, args: FixArgs) -> Result<Preflight> {
+pub fn fix(workspace: &Workspace, asked: &PreflightRequest<'_>, args: FixArgs) -> Result<Preflight> {
     let mut preflight = Preflight::check(workspace, asked)?;
     let mut done = Vec::new();
     for _ in 0..ROUNDS {
@@ -224,13 +224,13 @@ fn run(command: &[String]) -> Result<()> {
 mod tests {
     use super::*;
     use crate::host::findings::tests::sound;
+    use crate::host::local::When;
     use crate::host::packages::Need;
-    use crate::host::surroundings::When;
 
     fn seen(change: impl FnOnce(&mut Facts)) -> Preflight {
         let mut facts = sound();
         change(&mut facts);
-        Preflight::judge(vec![facts])
+        Preflight::evaluate(vec![facts])
     }
 
     fn lines(commands: &[Vec<String>]) -> Vec<String> {

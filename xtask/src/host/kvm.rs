@@ -79,10 +79,10 @@ pub fn look(guest: VmArchitecture, cache: Option<&Cache>) -> Kvm {
         }
         _ => None,
     });
-    judge(opened.map_err(|error| (error.kind(), error.to_string())), &processor(guest), failed)
+    evaluate(opened.map_err(|error| (error.kind(), error.to_string())), &processor(guest), failed)
 }
 
-fn judge(opened: Result<(), (ErrorKind, String)>, processor: &Processor, failed: Option<String>) -> Kvm {
+fn evaluate(opened: Result<(), (ErrorKind, String)>, processor: &Processor, failed: Option<String>) -> Kvm {
     match opened {
         Err((ErrorKind::PermissionDenied, error)) => {
             return Kvm::Denied(format!("/dev/kvm does not open: {error}"));
@@ -179,18 +179,18 @@ mod tests {
         let nested = processor([true, true, true], &["kvm_intel"]);
         let software = processor([true, false, true], &["kvm_pvm"]);
         let arm = processor([false, false, false], &[]);
-        assert_eq!(judge(Ok(()), &hardware, None), Kvm::Opens);
-        assert_eq!(judge(Ok(()), &nested, None), Kvm::Nested);
-        assert_eq!(judge(Ok(()), &arm, None), Kvm::Opens);
-        let lies = judge(Ok(()), &software, None);
+        assert_eq!(evaluate(Ok(()), &hardware, None), Kvm::Opens);
+        assert_eq!(evaluate(Ok(()), &nested, None), Kvm::Nested);
+        assert_eq!(evaluate(Ok(()), &arm, None), Kvm::Opens);
+        let lies = evaluate(Ok(()), &software, None);
         assert!(
             matches!(&lies, Kvm::Software(why) if why.contains("kvm_pvm") && why.contains("neither vmx nor svm"))
         );
         assert!(lies.opens() && lies.against().is_some(), "who asks for it by name may try it");
-        assert_eq!(judge(Ok(()), &hardware, Some("x".into())), Kvm::Failed("x".into()));
-        let denied = judge(Err((ErrorKind::PermissionDenied, "no".into())), &hardware, None);
+        assert_eq!(evaluate(Ok(()), &hardware, Some("x".into())), Kvm::Failed("x".into()));
+        let denied = evaluate(Err((ErrorKind::PermissionDenied, "no".into())), &hardware, None);
         assert!(matches!(denied, Kvm::Denied(_)) && !denied.opens());
-        let absent = judge(Err((ErrorKind::NotFound, "none".into())), &hardware, None);
+        let absent = evaluate(Err((ErrorKind::NotFound, "none".into())), &hardware, None);
         assert!(matches!(absent, Kvm::Absent(_)) && absent.against().is_some());
     }
 }

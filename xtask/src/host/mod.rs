@@ -1,5 +1,5 @@
 //! What this machine has and lacks: [`facts`] (gathered, IO) → [`findings`] (judged, pure) → remedies
-//! ([`packages`], [`fix`]). [`rehearsal`] judges a domain that the back room has started.
+//! ([`packages`], [`fix`]). [`readback`] judges a domain that `xtask-vm` has started.
 
 pub mod connection;
 pub mod edk2;
@@ -8,10 +8,10 @@ pub mod findings;
 pub mod firmware;
 pub mod fix;
 pub mod kvm;
+pub mod local;
 pub mod packages;
 pub mod qemu;
-pub mod rehearsal;
-pub mod surroundings;
+pub mod readback;
 pub mod tools;
 
 use std::thread;
@@ -25,11 +25,11 @@ use crate::image::Choice;
 use crate::workspace::Workspace;
 use facts::{Facts, Guest};
 use findings::{Finding, Severity};
-use surroundings::Host;
+use local::LocalHost;
 
 /// What a machine is looked at for.
 #[derive(Debug, Clone, Copy)]
-pub struct Asked<'a> {
+pub struct PreflightRequest<'a> {
     /// The guests' architectures.
     pub architectures: &'a [VmArchitecture],
     /// The guest, with its image.
@@ -52,12 +52,12 @@ impl Preflight {
     ///
     /// # Errors
     /// [`Usage`] where the image that was asked for cannot be one.
-    pub fn check(workspace: &Workspace, asked: &Asked<'_>) -> Result<Self, Usage> {
+    pub fn check(workspace: &Workspace, asked: &PreflightRequest<'_>) -> Result<Self, Usage> {
         let guests = asked.architectures.iter().map(|arch| {
             Ok((*arch, Guest::new(asked.machine, &Choice::from_args(&asked.machine.image, *arch)?)))
         });
         let guests: Vec<_> = guests.collect::<Result<_, Usage>>()?;
-        let host = Host::gather();
+        let host = LocalHost::gather();
         let facts = thread::scope(|scope| {
             let gather = |(arch, guest)| {
                 let host = host.clone();
@@ -67,12 +67,12 @@ impl Preflight {
             let probes: Vec<_> = guests.into_iter().map(gather).collect();
             probes.into_iter().map(|probe| probe.join().expect("a probe does not panic")).collect()
         });
-        Ok(Self::judge(facts))
+        Ok(Self::evaluate(facts))
     }
 
     /// Judges what was gathered.
-    pub fn judge(facts: Vec<Facts>) -> Self {
-        let found: Vec<_> = facts.iter().flat_map(findings::judge).collect();
+    pub fn evaluate(facts: Vec<Facts>) -> Self {
+        let found: Vec<_> = facts.iter().flat_map(findings::evaluate).collect();
         let mut preflight = Self { facts, findings: Vec::new() };
         preflight.add(found);
         preflight
@@ -138,7 +138,7 @@ mod tests {
 
     #[test]
     fn what_only_a_person_can_do_is_told_at_the_end() {
-        let refusal = connection::refusal::Refusal::Said("Permission denied".to_owned());
+        let refusal = connection::refusal::Refusal::Message("Permission denied".to_owned());
         let findings = vec![refusal.finding(&"qemu:///system".parse().unwrap())];
         let preflight = Preflight { facts: vec![findings::tests::sound()], findings };
         assert_eq!(fix::plan(&preflight), Vec::<Vec<String>>::new(), "nothing that --fix would run");

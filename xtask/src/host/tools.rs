@@ -57,8 +57,8 @@ pub fn read(program: &Path, arguments: &[&str]) -> Result<String> {
     command.args(arguments).env("LC_ALL", "C");
     let output = answer(&mut command, Vec::new())?;
     if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr);
-        bail!("{} {}: {}: {}", program.display(), arguments.join(" "), output.status, said.trim());
+        let message = String::from_utf8_lossy(&output.stderr);
+        bail!("{} {}: {}: {}", program.display(), arguments.join(" "), output.status, message.trim());
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
@@ -81,7 +81,7 @@ pub fn answer(command: &mut Command, question: Vec<u8>) -> Result<Output> {
     let (mut stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
     // Threads of their own, which end with the pipes: what the program leaves behind may hold those open.
     std::thread::spawn(move || stdin.as_mut().map(|pipe| pipe.write_all(&question)));
-    let (sender, said) = mpsc::channel();
+    let (sender, message) = mpsc::channel();
     for (first, pipe) in [
         (true, stdout.map(|pipe| Box::new(pipe) as Box<dyn Read + Send>)),
         (false, stderr.map(|pipe| Box::new(pipe) as Box<dyn Read + Send>)),
@@ -97,7 +97,7 @@ pub fn answer(command: &mut Command, question: Vec<u8>) -> Result<Output> {
     let deadline = Instant::now() + limits::PROBE;
     let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
     for _pipe in 0..2 {
-        match said.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+        match message.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
             Ok((true, text)) => stdout = text.with_context(|| format!("read what {program} prints"))?,
             Ok((false, text)) => stderr = text.with_context(|| format!("read what {program} prints"))?,
             Err(_late) => {
@@ -130,13 +130,13 @@ mod tests {
 
     #[test]
     fn versions_are_found_in_what_tools_say() {
-        for (said, version) in [
+        for (message, version) in [
             ("QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7)", Some("7.2.22")),
             ("nats-server: v2.9.10\n", Some("2.9.10")),
             ("9.0.0\n", Some("9.0.0")),
             ("no idea", None),
         ] {
-            assert_eq!(version_in(said).as_deref(), version, "{said:?}");
+            assert_eq!(version_in(message).as_deref(), version, "{message:?}");
         }
     }
 

@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use super::{Download, Expected, Format, Image, Layout, Recipe, Source};
+use super::{DownloadSource, ExpectedImage, Format, Image, Layout, Recipe, Source};
 use crate::arch::VmArchitecture;
 use crate::digest::Digest;
 use crate::exit::Usage;
@@ -21,15 +21,15 @@ pub struct Catalogue {
     schema: u32,
     /// The image of a run that names none.
     pub default: String,
-    /// What stands in where the default's host cannot be reached.
+    /// The fallback image where the default's host cannot be reached.
     pub fallback: String,
     #[serde(rename = "image")]
-    entries: Vec<Entry>,
+    entries: Vec<ImageEntry>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Entry {
+struct ImageEntry {
     name: String,
     login_user: String,
     os_release: OsReleaseReport,
@@ -53,13 +53,13 @@ struct DownloadTable {
     sums: String,
     signature: Option<String>,
     keyring: Option<String>,
-    x86_64: Pin,
-    aarch64: Pin,
+    x86_64: CataloguePin,
+    aarch64: CataloguePin,
 }
 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Pin {
+struct CataloguePin {
     url: String,
     digest: Digest,
     bytes: Option<u64>,
@@ -106,7 +106,7 @@ impl Catalogue {
     }
 }
 
-impl Entry {
+impl ImageEntry {
     fn image(&self, arch: VmArchitecture) -> Image {
         let source = match (&self.download, &self.packages) {
             (Some(download), None) => Source::Download(download.pin(arch)),
@@ -119,7 +119,7 @@ impl Entry {
             format: self.download.as_ref().map_or(Format::Qcow2, |download| download.format),
             source,
             login_user: self.login_user.clone(),
-            expected: Some(Expected {
+            expected: Some(ExpectedImage {
                 os_release: self.os_release.clone(),
                 glibc: self.glibc.clone(),
                 page_size: self.page_size,
@@ -129,9 +129,9 @@ impl Entry {
 }
 
 impl DownloadTable {
-    fn pin(&self, arch: VmArchitecture) -> Download {
+    fn pin(&self, arch: VmArchitecture) -> DownloadSource {
         let pin = arch.pick(&self.x86_64, &self.aarch64);
-        Download { url: pin.url.clone(), digest: Some(pin.digest.clone()), bytes: pin.bytes }
+        DownloadSource { url: pin.url.clone(), digest: Some(pin.digest.clone()), bytes: pin.bytes }
     }
 }
 

@@ -1,4 +1,4 @@
-//! What a cached image offers an executable, as the back room wrote it down beside the disk: once for each digest, since it
+//! What a cached image offers an executable, as `xtask-vm` wrote it down beside the disk: once for each digest, since it
 //! takes seconds to read out of a file system.
 
 use std::path::{Path, PathBuf};
@@ -20,7 +20,7 @@ pub fn read(directory: &Path, manifest: &Manifest) -> Option<Inventory> {
 }
 
 /// That of a named image, where it is in the cache: of several of that name the newest.
-pub fn kept(cache: &Cache, image: &Image) -> Option<Inventory> {
+pub fn cached(cache: &Cache, image: &Image) -> Option<Inventory> {
     let directories = crate::run_dir::directories(&cache.images());
     let mut found: Vec<(PathBuf, Manifest)> = directories.into_iter().filter_map(manifest).collect();
     found.retain(|(_, manifest)| manifest.name == image.name && manifest.arch == image.arch);

@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
-use super::{Expected, Format, Image};
+use super::{ExpectedImage, Format, Image};
 use crate::arch::VmArchitecture;
 use crate::digest::Digest;
 use crate::report::OsReleaseReport;
@@ -122,7 +122,7 @@ impl Contents {
     /// Names what differs.
     pub fn check(&self, image: &Image) -> Result<()> {
         let Some(expected) = &image.expected else { return Ok(()) };
-        let found = Expected {
+        let found = ExpectedImage {
             os_release: self.os_release.clone(),
             glibc: self.glibc.clone(),
             page_size: self.page_size,

@@ -1,5 +1,5 @@
 //! What can be booted: an image is a name, an architecture, a source and what is expected of it. [`catalogue`] has those
-//! with a name; a file or an address may be given instead. The back room's `image` module makes or fetches what is named here.
+//! with a name; a file or an address may be given instead. `xtask-vm`'s `image` module makes or fetches what is named here.
 
 pub mod catalogue;
 pub mod inventory;
@@ -38,12 +38,12 @@ pub struct Image {
     /// Whom ssh enters as.
     pub login_user: String,
     /// What it must be; `None` where nobody said.
-    pub expected: Option<Expected>,
+    pub expected: Option<ExpectedImage>,
 }
 
 /// What a catalogue entry promises.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Expected {
+pub struct ExpectedImage {
     /// os-release(5); the guest's own word is checked against it.
     pub os_release: OsReleaseReport,
     /// The version of glibc; a built image's is checked against it.
@@ -59,7 +59,7 @@ pub enum Source {
     /// Built on this host from a distribution's packages. Its digest is taken when it is built, and kept beside it.
     Packages(Recipe),
     /// Fetched, and kept in the cache.
-    Download(Download),
+    Download(DownloadSource),
     /// A file of the user's, booted where it is; never written to.
     File(LocalFile),
 }
@@ -86,7 +86,7 @@ impl Format {
 
 /// An address, and what must come from it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Download {
+pub struct DownloadSource {
     /// http or https.
     pub url: String,
     /// `None`: `--unverified`.
@@ -137,7 +137,7 @@ impl Layout {
     }
 }
 
-/// The image of a run, and what may stand in for it.
+/// The image of a run, and its fallback image.
 #[derive(Debug, Clone)]
 pub struct Choice {
     /// What is to be tested.
@@ -215,7 +215,7 @@ fn own_source(wanted: &str, args: &ImageArgs) -> Result<Option<Source>, Usage> {
                 )));
             }
         }
-        return Ok(Some(Source::Download(Download { url: wanted.to_owned(), digest, bytes: None })));
+        return Ok(Some(Source::Download(DownloadSource { url: wanted.to_owned(), digest, bytes: None })));
     }
     let path =
         Path::new(wanted).canonicalize().map_err(|error| Usage(format!("--image {wanted}: {error}")))?;
@@ -259,7 +259,7 @@ impl Image {
         let mut parts = vec![FORMAT.to_string()];
         match &self.source {
             // Whatever else the catalogue says about it, the digest is the content.
-            Source::Download(Download { digest: Some(digest), .. }) => parts.push(digest.to_string()),
+            Source::Download(DownloadSource { digest: Some(digest), .. }) => parts.push(digest.to_string()),
             Source::Download(download) => parts.push(download.url.clone()),
             Source::File(file) => parts.push(file.path.display().to_string()),
             Source::Packages(recipe) => {
@@ -338,20 +338,20 @@ mod tests {
             (&["--image", file, "--unverified", "--image-digest", &digest], "exclude"),
             (&["--unverified"], "--image FILE"),
         ];
-        for (words, said) in table {
+        for (words, message) in table {
             let error = choose(words).unwrap_err().0;
-            assert!(error.contains(said), "{words:?}: {error}");
+            assert!(error.contains(message), "{words:?}: {error}");
         }
     }
 
     #[test]
     fn an_address_is_shown_without_its_secrets() {
-        for (wanted, said) in [
+        for (wanted, message) in [
             ("https://u:p@host/a/b.img?token=x#y", "https://host/a/b.img"),
             ("https://host", "https://host"),
             ("./a@b?c.qcow2", "./a@b?c.qcow2"),
         ] {
-            assert_eq!(shown(wanted), said);
+            assert_eq!(shown(wanted), message);
         }
         let error = choose(&["--image", "https://u:secret@host/x"]).unwrap_err().0;
         assert!(!error.contains("secret"), "{error}");

@@ -9,12 +9,12 @@ use anyhow::{Context, Result};
 
 use crate::arch::VmArchitecture;
 use crate::cli::{CiArgs, MachineArgs};
-use crate::exit::Code;
-use crate::host::Asked;
+use crate::exit::SilentExit;
+use crate::host::PreflightRequest;
 use crate::report::human_seconds;
 use crate::workspace::Workspace;
 
-/// The front door's dependencies may not be more than this; each one costs a bare machine time.
+/// `xtask`'s dependencies may not be more than this; each one costs a bare machine time.
 const MOST_CRATES: usize = 60;
 
 /// The agent against a real nats-server and a real podman. Few at a time: each has both of its own.
@@ -40,7 +40,11 @@ struct Count {
 }
 
 pub(super) fn run(workspace: &Workspace, args: &CiArgs) -> Result<()> {
-    let asked = Asked { architectures: &VmArchitecture::ALL, machine: &MachineArgs::default(), for_ci: true };
+    let asked = PreflightRequest {
+        architectures: &VmArchitecture::ALL,
+        machine: &MachineArgs::default(),
+        for_ci: true,
+    };
     super::ready(workspace, &asked, args.fix)?;
     let mut count = Count::default();
     let lints = ["--all-targets", "--", "-D", "warnings"];
@@ -48,21 +52,21 @@ pub(super) fn run(workspace: &Workspace, args: &CiArgs) -> Result<()> {
     let on = |base: &[&'static str], rest: &[&'static str]| [base, rest].concat();
 
     count.step(workspace, "formatting", &["fmt", "--all", "--check"]);
-    count.step(workspace, "clippy, front door", &on(&["clippy", "--workspace"], &lints));
-    count.step(workspace, "clippy, back room", &on(&on(&["clippy", "--package", "xtask"], &vm), &lints));
+    count.step(workspace, "clippy, xtask", &on(&["clippy", "--workspace"], &lints));
+    count.step(workspace, "clippy, xtask-vm", &on(&on(&["clippy", "--package", "xtask"], &vm), &lints));
     count.step(
         workspace,
         "clippy, the agent's tests",
         &on(&["clippy", "--package", "iot-agent", "--features", "real"], &lints),
     );
-    // As `completions` builds it; all else has it among the back room's features.
+    // As `completions` builds it; all else has it among `xtask-vm`'s features.
     let complete = ["clippy", "--package", "xtask", "--bin", "xtask-complete", "--features", "complete"];
     count.step(workspace, "clippy, completions", &on(&complete, &["--", "-D", "warnings"]));
     count.guard(workspace);
-    count.step(workspace, "tests, front door", &["test", "--workspace"]);
+    count.step(workspace, "tests, xtask", &["test", "--workspace"]);
     count.step(
         workspace,
-        "tests, back room",
+        "tests, xtask-vm",
         &on(
             &on(&["test", "--package", "xtask"], &vm),
             &[
@@ -116,7 +120,7 @@ pub(super) fn run(workspace: &Workspace, args: &CiArgs) -> Result<()> {
         eprintln!("failed: {failure}");
     }
     println!("ci: {} passed, {} failed", count.passed, count.failed);
-    if count.failed == 0 { Ok(()) } else { Err(Code(1).into()) }
+    if count.failed == 0 { Ok(()) } else { Err(SilentExit(1).into()) }
 }
 
 impl Count {
@@ -164,9 +168,9 @@ impl Count {
         }
     }
 
-    /// The front door stays light: few crates, and nothing that links libvirt.
+    /// `xtask` stays light: few crates, and nothing that links libvirt.
     fn guard(&mut self, workspace: &Workspace) {
-        let name = "front door's dependencies";
+        let name = "dependencies of xtask";
         let tree = workspace
             .cargo()
             .args(["tree", "--package", "xtask", "--edges", "normal", "--prefix", "none"])
@@ -232,7 +236,7 @@ fn check_tree(tree: &str) -> Result<usize> {
         tree.lines().map(|line| line.trim_end_matches(" (*)")).filter(|line| !line.is_empty()).collect();
     anyhow::ensure!(!crates.is_empty(), "cargo tree names no crate");
     let linked = crates.iter().find(|name| name.starts_with("virt-sys"));
-    anyhow::ensure!(linked.is_none(), "the front door links {linked:?}: it must build without libvirt");
+    anyhow::ensure!(linked.is_none(), "xtask links {linked:?}: it must build without libvirt");
     let count = crates.len();
     anyhow::ensure!(count <= MOST_CRATES, "{count} crates, at most {MOST_CRATES} are wanted");
     Ok(count)

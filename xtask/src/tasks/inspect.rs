@@ -10,14 +10,14 @@ use serde_json::json;
 use xshell::Shell;
 
 use crate::agent_build;
-use crate::cli::{BuildArgs, InspectArgs, Voice};
-use crate::exit::{Code, Usage};
-use crate::inspection::{Inspection, Place};
+use crate::cli::{BuildArgs, InspectArgs, Verbosity};
+use crate::exit::{SilentExit, Usage};
+use crate::inspection::{DeviceRoot, Inspection};
 use crate::report::round;
 use crate::workspace::Workspace;
 
 /// Asks cargo nothing where a path is given: the whole of it takes milliseconds.
-pub(super) fn run(args: &InspectArgs, voice: Voice) -> Result<()> {
+pub(super) fn run(args: &InspectArgs, verbosity: Verbosity) -> Result<()> {
     let inspection = Inspection::from_args(args)?;
     let path = match &args.path {
         Some(path) => path.clone(),
@@ -36,8 +36,8 @@ pub(super) fn run(args: &InspectArgs, voice: Voice) -> Result<()> {
             _ => {}
         }
     }
-    print(&path, &inspection, &report, voice);
-    if report.is_sound() { Ok(()) } else { Err(Code(1).into()) }
+    print(&path, &inspection, &report, verbosity);
+    if report.is_sound() { Ok(()) } else { Err(SilentExit(1).into()) }
 }
 
 /// The agent, built where that is not done yet.
@@ -58,13 +58,13 @@ fn as_json(
     seconds: f64,
 ) -> serde_json::Value {
     let known = match &inspection.place {
-        Place::Image(image, None) => json!({
+        DeviceRoot::Image(image, None) => json!({
             "from": image.name, "known": "release", "glibc": image.expected.as_ref().map(|expected| &expected.glibc),
         }),
-        Place::Image(image, Some(inventory)) => {
+        DeviceRoot::Image(image, Some(inventory)) => {
             json!({ "from": image.name, "known": "all", "source": inventory.source, "libraries": inventory.libraries.len() })
         }
-        Place::Sysroot(path, inventory) => {
+        DeviceRoot::Sysroot(path, inventory) => {
             json!({ "from": path, "known": "all", "libraries": inventory.libraries.len() })
         }
     };
@@ -79,9 +79,9 @@ fn as_json(
     })
 }
 
-fn print(path: &Path, inspection: &Inspection, report: &Report, voice: Voice) {
-    if !voice.quiet {
-        let informs = report.of(Severity::Informs).filter(|finding| voice.verbose || says_more(finding));
+fn print(path: &Path, inspection: &Inspection, report: &Report, verbosity: Verbosity) {
+    if !verbosity.quiet {
+        let informs = report.of(Severity::Informs).filter(|finding| verbosity.verbose || says_more(finding));
         for finding in report.of(Severity::Refused).chain(report.of(Severity::Warned)).chain(informs) {
             for line in lines(finding) {
                 eprintln!("{line}");

@@ -1,4 +1,4 @@
-//! The tasks that the front door does itself, and the way into the back room for the others.
+//! The tasks that `xtask` does itself, and the way into `xtask-vm` for the others.
 
 mod build;
 mod ci;
@@ -14,11 +14,11 @@ use anyhow::{Context, Result};
 use clap::ValueEnum as _;
 
 use crate::agent_build;
-use crate::cli::{Cli, Command, FixArgs, MachineArgs, Shell, SmokeArgs, VmCommand, Voice};
+use crate::cli::{Cli, Command, FixArgs, MachineArgs, Shell, SmokeArgs, Verbosity, VmCommand};
 use crate::exit::{Unavailable, Usage};
-use crate::host::{Asked, Preflight, fix};
+use crate::host::{Preflight, PreflightRequest, fix};
 use crate::image::Choice;
-use crate::kept;
+use crate::instance;
 use crate::paths::{Cache, make_private_dir};
 use crate::plan::Plan;
 use crate::workspace::Workspace;
@@ -29,49 +29,54 @@ use crate::workspace::Workspace;
 /// Whatever the task could not do; [`crate::exit::code`] has its exit code.
 pub fn run(cli: &Cli) -> Result<()> {
     if let Command::Inspect(args) = &cli.command {
-        return inspect::run(args, cli.voice);
+        return inspect::run(args, cli.verbosity);
     }
     let workspace = Workspace::find()?;
     match &cli.command {
-        Command::Preflight(args) => preflight::run(&workspace, args, cli.voice),
+        Command::Preflight(args) => preflight::run(&workspace, args, cli.verbosity),
         Command::Build(args) => build::run(&workspace, args),
         Command::Ci(args) => ci::run(&workspace, args),
         Command::Soak(args) => soak::run(&workspace, args),
         Command::Smoke(args) => {
             check_smoke(&workspace, args)?;
-            prepare_smoke(&workspace, args, cli.voice).inspect_err(|error| preflight::report(args, error))?;
-            enter_back_room(&workspace)
+            prepare_smoke(&workspace, args, cli.verbosity)
+                .inspect_err(|error| preflight::report(args, error))?;
+            exec_xtask_vm(&workspace)
         }
         Command::Bench(args) => {
-            let asked =
-                Asked { architectures: &[args.arch], machine: &MachineArgs::default(), for_ci: false };
+            let asked = PreflightRequest {
+                architectures: &[args.arch],
+                machine: &MachineArgs::default(),
+                for_ci: false,
+            };
             ready(&workspace, &asked, FixArgs::default())?;
-            build_back_room(&workspace, cli.voice)?;
-            enter_back_room(&workspace)
+            build_xtask_vm(&workspace, cli.verbosity)?;
+            exec_xtask_vm(&workspace)
         }
         Command::Image(_) => {
-            build_back_room(&workspace, cli.voice)?;
-            enter_back_room(&workspace)
+            build_xtask_vm(&workspace, cli.verbosity)?;
+            exec_xtask_vm(&workspace)
         }
         Command::Vm(VmCommand::Up(args)) => {
             Choice::from_args(&args.machine.image, args.arch)?;
             if let Some(name) = &args.name {
-                kept::check_name(&Cache::from_env()?, name)?;
+                instance::check_name(&Cache::from_env()?, name)?;
             }
-            let asked = Asked { architectures: &[args.arch], machine: &args.machine, for_ci: false };
+            let asked =
+                PreflightRequest { architectures: &[args.arch], machine: &args.machine, for_ci: false };
             ready(&workspace, &asked, args.fix)?;
-            build_back_room(&workspace, cli.voice)?;
-            enter_back_room(&workspace)
+            build_xtask_vm(&workspace, cli.verbosity)?;
+            exec_xtask_vm(&workspace)
         }
         Command::Vm(VmCommand::Start(args) | VmCommand::Stop(args)) => {
-            kept::find(&Cache::from_env()?, args.machine.as_deref())?;
-            build_back_room(&workspace, cli.voice)?;
-            enter_back_room(&workspace)
+            instance::find(&Cache::from_env()?, args.machine.as_deref())?;
+            build_xtask_vm(&workspace, cli.verbosity)?;
+            exec_xtask_vm(&workspace)
         }
         Command::Vm(VmCommand::Console { machine, no_follow: false }) => {
-            kept::find(&Cache::from_env()?, machine.as_deref())?;
-            build_back_room(&workspace, cli.voice)?;
-            enter_back_room(&workspace)
+            instance::find(&Cache::from_env()?, machine.as_deref())?;
+            build_xtask_vm(&workspace, cli.verbosity)?;
+            exec_xtask_vm(&workspace)
         }
         Command::Vm(command) => vm::run(command),
         Command::Completions { shell } => print_completions(&workspace, *shell),
@@ -79,13 +84,13 @@ pub fn run(cli: &Cli) -> Result<()> {
     }
 }
 
-/// This machine is ready, the flags are possible on it, the back room is built.
-fn prepare_smoke(workspace: &Workspace, args: &SmokeArgs, voice: Voice) -> Result<()> {
-    let asked = Asked { architectures: &[args.build.arch], machine: &args.machine, for_ci: false };
+/// This machine is ready, the flags are possible on it, `xtask-vm` is built.
+fn prepare_smoke(workspace: &Workspace, args: &SmokeArgs, verbosity: Verbosity) -> Result<()> {
+    let asked = PreflightRequest { architectures: &[args.build.arch], machine: &args.machine, for_ci: false };
     let preflight = ready(workspace, &asked, args.fix)?;
     let facts = preflight.facts.first().context("one architecture was asked for")?;
     Plan::resolve(facts, args.build.arch, &args.machine, args.timeout_scale)?;
-    build_back_room(workspace, voice)
+    build_xtask_vm(workspace, verbosity)
 }
 
 /// What can be known to be wrong before anything slow starts.
@@ -110,7 +115,7 @@ fn check_smoke(workspace: &Workspace, args: &SmokeArgs) -> Result<()> {
 }
 
 /// Preflight with `--fix`; quiet where nothing stands in the way.
-fn ready(workspace: &Workspace, asked: &Asked<'_>, args: FixArgs) -> Result<Preflight> {
+fn ready(workspace: &Workspace, asked: &PreflightRequest<'_>, args: FixArgs) -> Result<Preflight> {
     let preflight =
         if args.fix { fix::fix(workspace, asked, args)? } else { Preflight::check(workspace, asked)? };
     if preflight.blocking().next().is_some() {
@@ -123,14 +128,14 @@ fn ready(workspace: &Workspace, asked: &Asked<'_>, args: FixArgs) -> Result<Pref
 }
 
 /// Compiles `xtask-vm`: two minutes the first time.
-fn build_back_room(workspace: &Workspace, voice: Voice) -> Result<()> {
-    if !voice.quiet {
-        eprintln!("building the back room (xtask-vm); about two minutes the first time, then a second");
+fn build_xtask_vm(workspace: &Workspace, verbosity: Verbosity) -> Result<()> {
+    if !verbosity.quiet {
+        eprintln!("building xtask-vm; about two minutes the first time, then a second");
     }
-    let status = back_room(workspace, "build").status().context("run cargo for the back room")?;
+    let status = xtask_vm(workspace, "build").status().context("run cargo for xtask-vm")?;
     if !status.success() {
         return Err(Unavailable {
-            error: format!("the back room does not build: cargo {status}; its own messages are above"),
+            error: format!("xtask-vm does not build: cargo {status}; its own messages are above"),
             hint: "cargo xtask preflight --fix; a fault of this workspace's own code is above too".to_owned(),
         }
         .into());
@@ -138,7 +143,7 @@ fn build_back_room(workspace: &Workspace, voice: Voice) -> Result<()> {
     Ok(())
 }
 
-fn back_room(workspace: &Workspace, subcommand: &str) -> Process {
+fn xtask_vm(workspace: &Workspace, subcommand: &str) -> Process {
     other_binary(workspace, subcommand, "xtask-vm", "vm")
 }
 
@@ -149,7 +154,7 @@ fn print_completions(workspace: &Workspace, shell: Shell) -> Result<()> {
     Err(command.args(["--", value.get_name()]).exec()).context("run cargo for the completions")
 }
 
-/// cargo for a binary of this package that the front door does not contain.
+/// cargo for a binary of this package that `xtask` does not contain.
 fn other_binary(workspace: &Workspace, subcommand: &str, name: &str, feature: &str) -> Process {
     let mut command = workspace.cargo();
     // Paths among the arguments are relative to where the command was typed.
@@ -166,7 +171,7 @@ fn other_binary(workspace: &Workspace, subcommand: &str, name: &str, feature: &s
 }
 
 /// Becomes `xtask-vm`, with the same arguments: one process, one Ctrl-C, one exit code.
-fn enter_back_room(workspace: &Workspace) -> Result<()> {
-    Err(back_room(workspace, "run").arg("--").args(std::env::args_os().skip(1)).exec())
-        .context("run cargo for the back room")
+fn exec_xtask_vm(workspace: &Workspace) -> Result<()> {
+    Err(xtask_vm(workspace, "run").arg("--").args(std::env::args_os().skip(1)).exec())
+        .context("run cargo for xtask-vm")
 }

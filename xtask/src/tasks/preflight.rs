@@ -6,18 +6,18 @@ use anyhow::Result;
 use serde_json::json;
 
 use crate::arch::VmArchitecture;
-use crate::cli::{PreflightArgs, SmokeArgs, Voice};
+use crate::cli::{PreflightArgs, SmokeArgs, Verbosity};
 use crate::exit;
 use crate::host::facts::Facts;
 use crate::host::findings::{Finding, Remedy, Severity};
-use crate::host::{Asked, Preflight, fix};
+use crate::host::{Preflight, PreflightRequest, fix};
 use crate::plan;
 use crate::report::{Failure, Phase, PhaseReport, PhaseStatus, Report};
 use crate::workspace::Workspace;
 
-pub(super) fn run(workspace: &Workspace, args: &PreflightArgs, voice: Voice) -> Result<()> {
+pub(super) fn run(workspace: &Workspace, args: &PreflightArgs, verbosity: Verbosity) -> Result<()> {
     let architectures = architectures(args);
-    let asked = Asked { architectures: &architectures, machine: &args.machine, for_ci: false };
+    let asked = PreflightRequest { architectures: &architectures, machine: &args.machine, for_ci: false };
     let preflight = if args.fix.fix {
         fix::fix(workspace, &asked, args.fix)?
     } else {
@@ -26,9 +26,9 @@ pub(super) fn run(workspace: &Workspace, args: &PreflightArgs, voice: Voice) -> 
     check_flags(&preflight.facts, args)?;
     let asks_libvirt = args.rehearse || args.connect.is_some();
     if asks_libvirt && preflight.verdict().is_ok() {
-        // The back room looks at everything again, and says it all at once.
-        super::build_back_room(workspace, voice)?;
-        return super::enter_back_room(workspace);
+        // `xtask-vm` looks at everything again, and says it all at once.
+        super::build_xtask_vm(workspace, verbosity)?;
+        return super::exec_xtask_vm(workspace);
     }
     present(&preflight, args)
 }

@@ -10,8 +10,8 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 
 use crate::cli::SoakArgs;
-use crate::exit::{Code, Unavailable};
-use crate::kept;
+use crate::exit::{SilentExit, Unavailable};
+use crate::instance;
 use crate::paths::Cache;
 use crate::processes::processes_naming;
 use crate::report::human_seconds;
@@ -56,7 +56,7 @@ pub(super) fn run(workspace: &Workspace, args: &SoakArgs) -> Result<()> {
         println!("soak {kind}: {passed} passed, {} failed", failures.len());
         failed += failures.len();
     }
-    if failed == 0 { Ok(()) } else { Err(Code(1).into()) }
+    if failed == 0 { Ok(()) } else { Err(SilentExit(1).into()) }
 }
 
 /// A soak deletes snapshots and counts what is left.
@@ -65,7 +65,7 @@ fn alone() -> Result<()> {
         let hint = format!("{hint}; or another IOT_XTASK_CACHE");
         Unavailable { error, hint }.into()
     };
-    let kept = kept::all(&Cache::from_env()?).len();
+    let kept = instance::all(&Cache::from_env()?).len();
     if kept > 0 {
         let error = format!("soak in a cache in which {kept} machine(s) are kept");
         return Err(unavailable(error, "cargo xtask vm list, vm rm"));
@@ -90,9 +90,9 @@ fn tidy(result: Result<String>) -> Result<String> {
 fn note(tally: &mut Tally, kind: &'static str, round: u32, rounds: u32, result: Result<String>) {
     let (passed, failures) = tally.entry(kind).or_default();
     match result {
-        Ok(said) => {
+        Ok(message) => {
             *passed += 1;
-            eprintln!("soak {kind} {round} of {rounds}: {said}");
+            eprintln!("soak {kind} {round} of {rounds}: {message}");
         }
         Err(error) => {
             eprintln!("soak {kind} {round} of {rounds}: FAILED: {error:#}");

@@ -9,7 +9,7 @@ use serde_json::json;
 use crate::cli::VmCommand;
 use crate::exit::Usage;
 use crate::host::tools;
-use crate::kept::{self, ConsoleLog, Kept};
+use crate::instance::{self, ConsoleLog, Instance};
 use crate::paths::Cache;
 use crate::processes::{end_processes, owned};
 use crate::run_dir;
@@ -19,60 +19,60 @@ pub(super) fn run(command: &VmCommand) -> Result<()> {
     match command {
         VmCommand::List { json } => list(&cache, *json),
         VmCommand::Ssh(args) => {
-            let kept = kept::find(&cache, args.machine.as_deref())?;
-            enter(&kept, &["-t"], &args.rest)
+            let instance = instance::find(&cache, args.machine.as_deref())?;
+            enter(&instance, &["-t"], &args.rest)
         }
         VmCommand::Exec { machine, command } => {
             if machine.is_none()
                 && let [first, rest @ ..] = &**command
-                && kept::all(&cache).iter().any(|kept| kept.machine.name == *first)
+                && instance::all(&cache).iter().any(|instance| instance.machine.name == *first)
             {
                 let rest = rest.strip_prefix(&["--".to_owned()]).unwrap_or(rest).join(" ");
                 let error = format!("vm exec takes its machine by a flag: --machine {first} -- {rest}");
                 return Err(Usage(error).into());
             }
-            let kept = kept::find(&cache, machine.as_deref())?;
-            enter(&kept, &["-T"], command)
+            let instance = instance::find(&cache, machine.as_deref())?;
+            enter(&instance, &["-T"], command)
         }
         VmCommand::Logs(args) => {
-            let kept = kept::find(&cache, args.machine.as_deref())?;
+            let instance = instance::find(&cache, args.machine.as_deref())?;
             let journal = ["sudo", "-n", "journalctl", "--no-pager"].map(str::to_owned);
             let words: Vec<_> = journal.into_iter().chain(args.rest.iter().cloned()).collect();
-            enter(&kept, &["-T"], &words)
+            enter(&instance, &["-T"], &words)
         }
         VmCommand::Console { machine, no_follow: true } => {
-            let kept = kept::find(&cache, machine.as_deref())?;
-            ConsoleLog::open(&kept.machine.console)?.show().map(drop)
+            let instance = instance::find(&cache, machine.as_deref())?;
+            ConsoleLog::open(&instance.machine.console)?.show().map(drop)
         }
-        VmCommand::PowerCut(args) => power_cut(&kept::find(&cache, args.machine.as_deref())?),
+        VmCommand::PowerCut(args) => power_cut(&instance::find(&cache, args.machine.as_deref())?),
         VmCommand::Rm(args) => {
-            let kept = kept::find(&cache, args.machine.as_deref())?;
-            let processes = run_dir::remove_kept(&kept)?;
-            eprintln!("removed {}: {processes} process(es) ended, its disk deleted", kept.machine.name);
+            let instance = instance::find(&cache, args.machine.as_deref())?;
+            let processes = run_dir::remove_kept(&instance)?;
+            eprintln!("removed {}: {processes} process(es) ended, its disk deleted", instance.machine.name);
             Ok(())
         }
         VmCommand::Gc { dry_run, json } => gc(&cache, *dry_run, *json),
         VmCommand::Up(_) | VmCommand::Start(_) | VmCommand::Stop(_) | VmCommand::Console { .. } => {
-            unreachable!("the back room's")
+            unreachable!("xtask-vm runs it")
         }
     }
 }
 
 fn list(cache: &Cache, as_json: bool) -> Result<()> {
-    let kept = kept::all(cache);
+    let instances = instance::all(cache);
     if as_json {
-        let machines: Vec<_> = kept
+        let machines: Vec<_> = instances
             .iter()
-            .map(|kept| {
-                let mut machine = json!(kept.machine);
-                machine["running"] = json!(kept.is_running());
+            .map(|instance| {
+                let mut machine = json!(instance.machine);
+                machine["running"] = json!(instance.is_running());
                 machine
             })
             .collect();
-        println!("{:#}", json!({ "schema": kept::SCHEMA, "machines": machines }));
+        println!("{:#}", json!({ "schema": instance::SCHEMA, "machines": machines }));
         return Ok(());
     }
-    for one in &kept {
+    for one in &instances {
         let machine = &one.machine;
         let state = if one.is_running() { "running" } else { "off" };
         println!(
@@ -87,13 +87,13 @@ fn list(cache: &Cache, as_json: bool) -> Result<()> {
 }
 
 /// Becomes ssh: its terminal, its signals and its exit code, which is the command's.
-fn enter(kept: &Kept, flags: &[&str], words: &[String]) -> Result<()> {
+fn enter(instance: &Instance, flags: &[&str], words: &[String]) -> Result<()> {
     let ssh = tools::require("ssh")?;
     let mut command = Command::new(&ssh);
     if !words.is_empty() {
         command.args(flags);
     }
-    command.args(kept.ssh()?);
+    command.args(instance.ssh()?);
     if !words.is_empty() {
         // ssh joins its words by spaces for the guest's shell: each is quoted to arrive as it is.
         command.arg("--").arg(words.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" "));
@@ -106,10 +106,10 @@ fn quoted(word: &str) -> String {
 }
 
 /// SIGKILL: QEMU flushes nothing and the guest hears nothing.
-fn power_cut(kept: &Kept) -> Result<()> {
-    let _lock = kept.lock()?;
-    let processes = end_processes(&kept.work())?;
-    let name = &kept.machine.name;
+fn power_cut(instance: &Instance) -> Result<()> {
+    let _lock = instance.lock()?;
+    let processes = end_processes(&instance.work())?;
+    let name = &instance.machine.name;
     match processes {
         0 => eprintln!("{name} was off already"),
         _ => eprintln!("{name} has no power; cargo xtask vm start {name} boots it"),
@@ -127,7 +127,7 @@ fn gc(cache: &Cache, dry_run: bool, as_json: bool) -> Result<()> {
     if as_json {
         let runs: Vec<_> =
             collected.iter().map(|(id, processes)| json!({ "run": id, "processes": processes })).collect();
-        println!("{:#}", json!({ "schema": kept::SCHEMA, "collected": !dry_run, "runs": runs }));
+        println!("{:#}", json!({ "schema": instance::SCHEMA, "collected": !dry_run, "runs": runs }));
         return Ok(());
     }
     let what = if dry_run { "would collect" } else { "collected" };

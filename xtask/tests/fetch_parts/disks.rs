@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use crate::fetch_server::client::{BACK_ROOM, Client, Ended, assert_says, clean, ended};
+use crate::fetch_server::client::{Client, Ended, XTASK_VM, assert_says, clean, ended};
 use crate::fetch_server::{Image, Reply, Server};
 
 const MIB: usize = 1 << 20;
@@ -20,13 +20,13 @@ fn fetch_to_tmpfs(
          ls -A \"$DISK\" 1>&2; exit $code; }}"
     );
     let mut command = Command::new("unshare");
-    command.args(["--map-root-user", "--mount", "sh", "-c", &script, BACK_ROOM]);
+    command.args(["--map-root-user", "--mount", "sh", "-c", &script, XTASK_VM]);
     command.args(client.arguments(url, Some(digest))).env("DISK", client.target().parent().unwrap());
     clean(&mut command);
     let ended = ended(&command.output().unwrap());
-    let (said, left) = ended.said.split_once("left:\n").unwrap_or_else(|| panic!("{}", ended.said));
+    let (message, left) = ended.message.split_once("left:\n").unwrap_or_else(|| panic!("{}", ended.message));
     let left = left.lines().map(str::to_owned).collect();
-    (Ended { said: said.to_owned(), ..ended }, left)
+    (Ended { message: message.to_owned(), ..ended }, left)
 }
 
 #[test]
@@ -40,7 +40,7 @@ fn what_would_not_fit_is_refused_before_it_comes() {
     assert_eq!(left, Vec::<String>::new());
     assert!(server.sent() < 4 << 20, "{} bytes were sent", server.sent());
     let (ended, left) = fetch_to_tmpfs(&client, "size=32m", "true", &server.url(), &image.sha256());
-    assert_eq!((ended.code, left), (Some(0), vec!["image".to_owned()]), "{}", ended.said);
+    assert_eq!((ended.code, left), (Some(0), vec!["image".to_owned()]), "{}", ended.message);
 }
 
 #[test]

@@ -70,9 +70,9 @@ fn ctrl_c_keeps_what_has_come() {
     signal(&child, Signal::INT);
     assert_eq!(child.wait().unwrap().code(), Some(130));
     assert!(asked.elapsed() < Duration::from_secs(5), "{:?}", asked.elapsed());
-    let mut said = String::new();
-    child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
-    assert!(said.contains("interrupted") && said.contains("1024 KiB are kept"), "{said}");
+    let mut message = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut message).unwrap();
+    assert!(message.contains("interrupted") && message.contains("1024 KiB are kept"), "{message}");
     assert_eq!(client.names(), ["image.partial", "image.partial.json"]);
     client.assert_whole(&client.fetch(&server.url(), &image.sha256()), &image);
     assert_eq!(server.seen()[1].range(), Some(MIB));

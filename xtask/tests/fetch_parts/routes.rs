@@ -151,7 +151,7 @@ fn a_proxy_that_refuses_is_named() {
             &[(variable, &address), ("SSL_CERT_FILE", pem.to_str().unwrap())],
         );
         client.assert_refused(&ended, 69, &["reach http", "the proxy", "see HTTPS_PROXY"]);
-        assert!(!ended.said.contains("secret"), "{}", ended.said);
+        assert!(!ended.message.contains("secret"), "{}", ended.message);
         assert_eq!(proxy.lines().len(), requests, "{status}");
     }
     assert_eq!((tls.seen().len(), plain.seen().len()), (0, 0));
@@ -180,7 +180,7 @@ fn credentials_reach_the_server_and_nobody_else() {
     for words in ["the server answers 503", "the server answers 404"] {
         let ended = ended(&client.command(&url, Some(&image.sha256())).arg("--verbose").output().unwrap());
         assert_says(&ended, 69, &[words, "/image?…"]);
-        assert!(!ended.said.contains("secret"), "{}", ended.said);
+        assert!(!ended.message.contains("secret"), "{}", ended.message);
     }
     let note = std::fs::read_to_string(client.path("image.partial.json")).unwrap();
     assert!(!note.contains("user"), "{note}");

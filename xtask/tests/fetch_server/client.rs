@@ -8,7 +8,7 @@ use xtask::limits::FETCH_PACE_VARIABLE;
 
 use super::Image;
 
-pub(crate) const BACK_ROOM: &str = env!("CARGO_BIN_EXE_xtask-vm");
+pub(crate) const XTASK_VM: &str = env!("CARGO_BIN_EXE_xtask-vm");
 
 /// A twentieth: a stall is 1.5 s.
 const PACE: &str = "0.05";
@@ -21,7 +21,7 @@ pub(crate) struct Client {
 /// How a download ended.
 pub(crate) struct Ended {
     pub(crate) code: Option<i32>,
-    pub(crate) said: String,
+    pub(crate) message: String,
     pub(crate) printed: String,
 }
 
@@ -60,7 +60,7 @@ impl Client {
     }
 
     pub(crate) fn command(&self, url: &str, digest: Option<&str>) -> Command {
-        let mut command = Command::new(BACK_ROOM);
+        let mut command = Command::new(XTASK_VM);
         command.args(self.arguments(url, digest));
         clean(&mut command);
         command
@@ -77,28 +77,28 @@ impl Client {
 
     /// The image under its final name, printed, read-only; and nothing else.
     pub(crate) fn assert_whole(&self, ended: &Ended, image: &Image) {
-        assert_eq!(ended.code, Some(0), "{}", ended.said);
-        assert_eq!(ended.printed, format!("{}\n", self.target().display()), "{}", ended.said);
-        assert!(std::fs::read(self.target()).unwrap() == *image.bytes, "other bytes: {}", ended.said);
+        assert_eq!(ended.code, Some(0), "{}", ended.message);
+        assert_eq!(ended.printed, format!("{}\n", self.target().display()), "{}", ended.message);
+        assert!(std::fs::read(self.target()).unwrap() == *image.bytes, "other bytes: {}", ended.message);
         assert_eq!(self.target().metadata().unwrap().permissions().mode() & 0o777, 0o400);
-        assert_eq!(self.names(), ["image"], "{}", ended.said);
+        assert_eq!(self.names(), ["image"], "{}", ended.message);
     }
 
     /// This code, these words, and nothing left.
     pub(crate) fn assert_refused(&self, ended: &Ended, code: i32, words: &[&str]) {
         assert_says(ended, code, words);
-        assert_eq!(self.names(), Vec::<String>::new(), "{}", ended.said);
+        assert_eq!(self.names(), Vec::<String>::new(), "{}", ended.message);
     }
 }
 
 /// This code, these words, and nothing on stdout.
 pub(crate) fn assert_says(ended: &Ended, code: i32, words: &[&str]) {
-    assert_eq!(ended.code, Some(code), "{}", ended.said);
+    assert_eq!(ended.code, Some(code), "{}", ended.message);
     for words in words {
-        assert!(ended.said.contains(words), "no {words:?} in: {}", ended.said);
+        assert!(ended.message.contains(words), "no {words:?} in: {}", ended.message);
     }
-    assert!(code == 2 || ended.said.contains("what to do: "), "no remedy: {}", ended.said);
-    assert_eq!(ended.printed, "", "{}", ended.said);
+    assert!(code == 2 || ended.message.contains("what to do: "), "no remedy: {}", ended.message);
+    assert_eq!(ended.printed, "", "{}", ended.message);
 }
 
 /// Nothing of this machine's own network settings, and short waits.
@@ -112,7 +112,7 @@ pub(crate) fn clean(command: &mut Command) {
 pub(crate) fn ended(output: &Output) -> Ended {
     Ended {
         code: output.status.code(),
-        said: String::from_utf8_lossy(&output.stderr).into_owned(),
+        message: String::from_utf8_lossy(&output.stderr).into_owned(),
         printed: String::from_utf8_lossy(&output.stdout).into_owned(),
     }
 }

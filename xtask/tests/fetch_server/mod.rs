@@ -113,8 +113,8 @@ impl Reply {
     }
 
     /// From `from`, said to be from `said`.
-    pub(crate) fn part(image: &Image, from: usize, said: usize) -> Self {
-        let range = format!("bytes {said}-{}/{}", image.len() - 1, image.len());
+    pub(crate) fn part(image: &Image, from: usize, message: usize) -> Self {
+        let range = format!("bytes {message}-{}/{}", image.len() - 1, image.len());
         let body = image.bytes[from..].to_vec();
         Self { body, ..Self::status(206) }.header("etag", image.etag).header("content-range", range)
     }

@@ -94,7 +94,7 @@ impl Debian {
     /// What a command prints that has to succeed.
     pub(crate) fn read(&self, command: &[&str]) -> String {
         let output = self.run(As::Root, command);
-        assert!(output.status.success(), "{command:?}: {}", said(&output));
+        assert!(output.status.success(), "{command:?}: {}", message(&output));
         String::from_utf8(output.stdout).unwrap()
     }
 
@@ -135,7 +135,7 @@ impl Drop for Debian {
     }
 }
 
-pub(crate) fn said(output: &Output) -> String {
+pub(crate) fn message(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 

@@ -1,5 +1,5 @@
 //! `xtask-complete`: what may follow on the command line. A shell asks it at each press of Tab, names of kept machines included; without
-//! that question it prints the script that has the shell ask. Apart from the front door: clap's engine would take that past its crates.
+//! that question it prints the script that has the shell ask. Apart from `xtask`: clap's engine would take that past its crates.
 
 use std::io::{ErrorKind, Write as _};
 use std::path::Path;
@@ -12,7 +12,7 @@ use clap_complete::env::{CompleteEnv, Shells};
 use xtask::cli::{Cli, Shell};
 use xtask::exit::{self, host_fault};
 use xtask::image::catalogue::Catalogue;
-use xtask::kept;
+use xtask::instance;
 use xtask::paths::Cache;
 use xtask::workspace::Workspace;
 
@@ -85,8 +85,8 @@ fn devices() -> Vec<CompletionCandidate> {
 
 /// The kept ones. Nobody is told of an error at a press of Tab: the command itself tells it.
 fn machines() -> Vec<CompletionCandidate> {
-    let kept = Cache::from_env().map(|cache| kept::all(&cache)).unwrap_or_default();
-    let about = |kept: kept::Kept| {
+    let kept = Cache::from_env().map(|cache| instance::all(&cache)).unwrap_or_default();
+    let about = |kept: instance::Instance| {
         let machine = kept.machine;
         let help = format!("{} {}", machine.arch, machine.image);
         CompletionCandidate::new(machine.name).help(Some(help.into()))

@@ -132,9 +132,9 @@ pub(crate) fn run(job: &Job<'_>, interrupt: &Interrupt, mut alive: impl FnMut(&s
     // A child that died of the Ctrl-C is no failure of its own.
     interrupt.check()?;
     if !status.success() {
-        let said = last_lines(&job.log, 8).join("\n    ");
+        let message = last_lines(&job.log, 8).join("\n    ");
         // Not its arguments: they may be long, and a mirror's address may hold a password.
-        bail!("{}: {status}; it said last:\n    {said}", job.program.display());
+        bail!("{}: {status}; it said last:\n    {message}", job.program.display());
     }
     Ok(())
 }
@@ -147,16 +147,16 @@ pub(crate) fn read(
     interrupt: &Interrupt,
 ) -> Result<String> {
     let output = output(program, arguments, limit, interrupt)?;
-    let said = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+    let message = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
     let status = output.status;
     ensure!(
         status.success(),
         "{} {}: {status}: {}",
         program.display(),
         words(arguments),
-        said(&output.stderr)
+        message(&output.stderr)
     );
-    Ok(said(&output.stdout))
+    Ok(message(&output.stdout))
 }
 
 /// The same of one whose exit code is an answer.

@@ -47,7 +47,7 @@ const FAULTS: &[(&str, &str, &str)] = &[
 
 /// A reason to stop waiting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Fault {
+pub(crate) struct ConsoleFault {
     /// What happened.
     pub(crate) what: &'static str,
     /// What to do.
@@ -63,7 +63,7 @@ pub(crate) struct Console {
     tail: VecDeque<String>,
     /// The lines of the present boot that some wait looks for.
     seen: Vec<String>,
-    fault: Option<Fault>,
+    fault: Option<ConsoleFault>,
 }
 
 impl Console {
@@ -111,7 +111,7 @@ impl Console {
             self.fault = FAULTS
                 .iter()
                 .find(|(needle, ..)| line.contains(needle))
-                .map(|(_, what, hint)| Fault { what, hint });
+                .map(|(_, what, hint)| ConsoleFault { what, hint });
         }
         self.tail.push_back(line.to_owned());
         if self.tail.len() > TAIL_LINES {
@@ -140,11 +140,11 @@ impl Console {
     }
 
     /// What this boot died of.
-    pub(crate) fn fault(&self) -> Option<Fault> {
+    pub(crate) fn fault(&self) -> Option<ConsoleFault> {
         // A prompt has no line end.
         let prompt = String::from_utf8_lossy(&self.partial);
         let prompted = FAULTS.iter().find(|(needle, ..)| prompt.contains(needle));
-        self.fault.or(prompted.map(|(_, what, hint)| Fault { what, hint }))
+        self.fault.or(prompted.map(|(_, what, hint)| ConsoleFault { what, hint }))
     }
 
     /// The last line.

@@ -102,12 +102,13 @@ fn check_one(part: &Path, start: u64, interrupt: &Interrupt) -> Result<()> {
         let Some(code) =
             output.status.code().filter(|code| (0..=most).contains(code) || code & UNCORRECTED != 0)
         else {
-            let said = String::from_utf8_lossy(&output.stderr);
-            bail!("{CHECKER} {}: {}: {}", flags.join(" "), output.status, said.trim());
+            let message = String::from_utf8_lossy(&output.stderr);
+            bail!("{CHECKER} {}: {}: {}", flags.join(" "), output.status, message.trim());
         };
         if code > most {
-            let said = String::from_utf8_lossy(&output.stdout);
-            let words: Vec<_> = said.lines().map(str::trim).filter(|line| !line.is_empty()).take(6).collect();
+            let message = String::from_utf8_lossy(&output.stdout);
+            let words: Vec<_> =
+                message.lines().map(str::trim).filter(|line| !line.is_empty()).take(6).collect();
             return Err(damaged(format!("{CHECKER} {}: {}", flags.join(" "), words.join("; "))).into());
         }
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use xtask::host::tools;
-use xtask::kept;
+use xtask::instance;
 use xtask::limits;
 use xtask::paths::write_private;
 
@@ -60,7 +60,7 @@ impl Keys {
         };
         let (_, user_public) = pair("user_key")?;
         let (host_private, host_public) = pair("host_key")?;
-        write_private(&directory.join("known_hosts"), kept::known_host(&host_public))?;
+        write_private(&directory.join("known_hosts"), instance::known_host(&host_public))?;
         let directory = directory.to_owned();
         let login_user = login_user.to_owned();
         Ok(Self {
@@ -75,7 +75,7 @@ impl Keys {
 
     /// The arguments that lead into the guest behind `port`.
     pub(crate) fn arguments(&self, port: u16) -> Vec<OsString> {
-        kept::ssh_arguments(&self.directory, &self.login_user, port)
+        instance::ssh_arguments(&self.directory, &self.login_user, port)
     }
 
     /// Runs a command in the guest as root.
@@ -96,9 +96,9 @@ impl Keys {
         let command = format!(
             "sh -c '{UNIT_STATE}; cd /run/iot-agent && if [ -e status.json ]; then cat status.json; fi'"
         );
-        let said = self.run_as_root(port, &command, limit)?;
-        let status = said.find('{').map_or("", |at| &said[at..]);
-        Ok((parse_unit_state(&said), status.to_owned()))
+        let output = self.run_as_root(port, &command, limit)?;
+        let status = output.find('{').map_or("", |at| &output[at..]);
+        Ok((parse_unit_state(&output), status.to_owned()))
     }
 }
 

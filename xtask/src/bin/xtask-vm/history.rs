@@ -65,7 +65,7 @@ impl History {
 
     /// Notes a phase that passed, and was no mere look for what is there.
     pub(crate) fn note(&mut self, phase: &str, seconds: f64, silent: Duration) {
-        if FINDS.iter().any(|finds| finds.title() == phase) && seconds < limits::FOUND.as_secs_f64() {
+        if FINDS.iter().any(|finds| finds.title() == phase) && seconds < limits::CACHE_HIT.as_secs_f64() {
             return;
         }
         let past = self.phases.entry(phase.to_owned()).or_default();
@@ -114,10 +114,10 @@ impl Watch {
     pub(crate) fn end(mut self, cache: &Cache, screen: &mut Screen, outcome: Result<&str, &anyhow::Error>) {
         let (elapsed, silent) = (self.started.elapsed(), screen.longest_silence());
         match outcome {
-            Ok(said) => screen.end(PhaseStatus::Passed, said),
+            Ok(message) => screen.end(PhaseStatus::Passed, message),
             Err(error) => return screen.end(PhaseStatus::Failed, &error.to_string()),
         }
-        if elapsed < limits::FOUND {
+        if elapsed < limits::CACHE_HIT {
             return;
         }
         self.history.note(&self.what, elapsed.as_secs_f64(), silent);
@@ -136,7 +136,7 @@ pub(crate) fn timed<T>(
 ) -> Result<T> {
     let watch = Watch::start(cache, screen, known_as, title);
     let outcome = body(screen);
-    watch.end(cache, screen, outcome.as_ref().map(|(_, said)| &**said));
+    watch.end(cache, screen, outcome.as_ref().map(|(_, message)| &**message));
     outcome.map(|(value, _)| value)
 }
 

@@ -29,7 +29,7 @@ impl Interrupt {
             for _ in signals.forever() {
                 asked.store(true, Ordering::Relaxed);
                 // timeout(1) and CI runners signal the process and then its group: those are one.
-                if first.get_or_insert_with(Instant::now).elapsed() > limits::SAME_INTERRUPT {
+                if first.get_or_insert_with(Instant::now).elapsed() > limits::INTERRUPT_DEBOUNCE {
                     signal_hook::low_level::exit(Verdict::Interrupted.exit_code().into());
                 }
             }

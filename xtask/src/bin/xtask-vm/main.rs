@@ -1,10 +1,9 @@
-//! The back room of `cargo xtask`: everything that links libvirt or opens a socket. It parses the front door's own
-//! command line; the front door has seen to it that this machine is ready.
+//! `xtask-vm` of `cargo xtask`: everything that links libvirt or opens a socket. It parses `xtask`'s own
+//! command line; `xtask` has seen to it that this machine is ready.
 //!
 //! Modules in reading order: [`smoke`] (the phases, as prose), [`image`], [`snapshot`] (warm machines), [`media`] (seed and payload disks),
 //! [`hypervisor`] (libvirt), [`rehearsed`] (a domain read before it runs), [`remote`] (another libvirt), [`console`], [`broker`] (NATS), [`guest`] (ssh), [`bench`], and the tools: [`screen`], [`child`], [`interrupt`], [`history`], [`reaper`].
 
-mod attach;
 mod bench;
 mod broker;
 mod child;
@@ -16,15 +15,16 @@ mod history;
 mod hypervisor;
 mod image;
 mod interrupt;
-mod machine;
 mod media;
+mod paused;
+mod power;
 mod preflight;
 mod reaper;
-mod rehearsed;
 mod remote;
 mod screen;
 mod smoke;
 mod snapshot;
+mod terminal;
 mod workload;
 
 use std::process::ExitCode;
@@ -61,20 +61,22 @@ fn silence_libvirt() {
 fn execute(cli: &Cli) -> anyhow::Result<()> {
     // The cache is all that it needs; `bump` alone asks for the workspace.
     if let Command::Image(command) = &cli.command {
-        return image::commands::run(command, cli.voice);
+        return image::commands::run(command, cli.verbosity);
     }
     let workspace = Workspace::find()?;
     match &cli.command {
-        Command::Smoke(args) => smoke::run(&workspace, args, cli.voice),
+        Command::Smoke(args) => smoke::run(&workspace, args, cli.verbosity),
         Command::Preflight(args) if args.rehearse || args.connect.is_some() => {
-            preflight::run(&workspace, args, cli.voice)
+            preflight::run(&workspace, args, cli.verbosity)
         }
-        Command::Vm(VmCommand::Up(args)) => smoke::up(&workspace, args, cli.voice),
-        Command::Vm(VmCommand::Start(args)) => machine::start(args, cli.voice),
-        Command::Vm(VmCommand::Console { machine, no_follow: false }) => attach::console(machine.as_deref()),
-        Command::Vm(VmCommand::Stop(args)) => machine::stop(args, cli.voice),
-        Command::Bench(args) => bench::run(&workspace, args, cli.voice),
-        // The front door's own: whoever starts this binary by hand gets the same task.
+        Command::Vm(VmCommand::Up(args)) => smoke::up(&workspace, args, cli.verbosity),
+        Command::Vm(VmCommand::Start(args)) => power::start(args, cli.verbosity),
+        Command::Vm(VmCommand::Console { machine, no_follow: false }) => {
+            terminal::console(machine.as_deref())
+        }
+        Command::Vm(VmCommand::Stop(args)) => power::stop(args, cli.verbosity),
+        Command::Bench(args) => bench::run(&workspace, args, cli.verbosity),
+        // `xtask`'s own: whoever starts this binary by hand gets the same task.
         _ => xtask::tasks::run(cli),
     }
 }

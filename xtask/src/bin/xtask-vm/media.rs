@@ -38,7 +38,7 @@ const INSTALLED: [&str; 12] = [
 
 /// What is installed in the guest.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Payload<'a> {
+pub(crate) struct PayloadDisk<'a> {
     /// The executable under test and the archive of the image that the fleet will have it run; a machine to work in has neither.
     pub(crate) subject: Option<(&'a Agent, &'a [u8])>,
     /// Its configuration.
@@ -65,11 +65,11 @@ pub(crate) fn make_seed(disk: &Path, seed: &Seed<'_>, work: &Path, interrupt: &I
 pub(crate) fn make_payload(
     disk: &Path,
     workspace: &Workspace,
-    payload: &Payload<'_>,
+    payload: &PayloadDisk<'_>,
     work: &Path,
     interrupt: &Interrupt,
 ) -> Result<()> {
-    let Payload { subject, config, sabotage, restored } = *payload;
+    let PayloadDisk { subject, config, sabotage, restored } = *payload;
     let directory = work.join("payload");
     make_private_dir(&directory)?;
     let mut files = Vec::new();

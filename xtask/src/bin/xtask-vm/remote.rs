@@ -11,18 +11,18 @@ use xtask::host::connection::capabilities::{self, GuestOffer};
 use xtask::host::connection::refusal::Refusal;
 use xtask::host::connection::uri::ConnectUri;
 use xtask::host::connection::{
-    self, Access, ConnectionFacts, DEFAULT, DomainAnswer, Network, Node, Offer, Pool,
+    self, Access, ConnectionFacts, ConnectionOffer, DEFAULT, DomainAnswer, Network, Node, Pool,
 };
 
 /// What is being asked now, for whoever waits.
-pub(crate) type Progress<'a> = &'a dyn Fn(&'static str);
+pub(crate) type OnQuestion<'a> = &'a dyn Fn(&'static str);
 
 /// Asks everything; as long as the other side takes.
 pub(crate) fn gather(
     uri: &ConnectUri,
     architectures: &[VmArchitecture],
     machine: &MachineArgs,
-    progress: Progress<'_>,
+    progress: OnQuestion<'_>,
 ) -> ConnectionFacts {
     // Its errors come back as values; by default libvirt prints them as well.
     virt::error::clear_error_callback();
@@ -41,7 +41,7 @@ fn open(uri: &ConnectUri) -> Result<(Connect, Access), Refusal> {
         }
         Err(error) => words(error),
     };
-    let refusal = Refusal::Said(refused.clone());
+    let refusal = Refusal::Message(refused.clone());
     if !refusal.is_permission(uri) {
         return Err(refusal);
     }
@@ -71,8 +71,8 @@ fn offer(
     access: Access,
     architectures: &[VmArchitecture],
     machine: &MachineArgs,
-    progress: Progress<'_>,
-) -> Offer {
+    progress: OnQuestion<'_>,
+) -> ConnectionOffer {
     progress("describe its host");
     let node = connect
         .node_info()
@@ -98,7 +98,18 @@ fn offer(
     progress("look up its storage pool");
     let pool = found(connect.lookup_storage_pool_by_name(DEFAULT), ErrorNumber::NoStoragePool)
         .and_then(described_pool);
-    Offer { access, hypervisor, libvirt, host_name, node, free_memory, guests, domains, network, pool }
+    ConnectionOffer {
+        access,
+        hypervisor,
+        libvirt,
+        host_name,
+        node,
+        free_memory,
+        guests,
+        domains,
+        network,
+        pool,
+    }
 }
 
 fn domain(

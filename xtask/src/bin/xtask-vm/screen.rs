@@ -4,27 +4,27 @@ use std::io::{IsTerminal as _, Write as _};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
-use xtask::cli::{Color, Voice};
+use xtask::cli::{Color, Verbosity};
 use xtask::limits;
 use xtask::report::{PhaseStatus, human_seconds};
 
 use crate::history::Usual;
 
 /// To stderr, if it is still there: a terminal that was closed must not keep a run from tidying up, and `eprintln!` panics.
-macro_rules! say {
+macro_rules! write_line {
     ($($words:tt)*) => { drop(writeln!(std::io::stderr(), $($words)*)) };
 }
 
 /// The screen of one task.
 pub(crate) struct Screen {
-    voice: Voice,
+    verbosity: Verbosity,
     coloured: bool,
     terminal: bool,
-    status: Option<Status>,
+    status: Option<PhaseLine>,
 }
 
 /// What runs now.
-struct Status {
+struct PhaseLine {
     title: String,
     started: Instant,
     usual: Option<Usual>,
@@ -38,7 +38,7 @@ struct Signs {
     last: String,
     since: Instant,
     longest: Duration,
-    told: bool,
+    is_reported: bool,
 }
 
 impl Signs {
@@ -47,11 +47,11 @@ impl Signs {
         let silent = self.since.elapsed();
         self.longest = self.longest.max(silent);
         if what != self.last {
-            (self.last, self.since, self.told) = (what.to_owned(), Instant::now(), false);
+            (self.last, self.since, self.is_reported) = (what.to_owned(), Instant::now(), false);
             return None;
         }
-        let stuck = !self.told && usual.is_some_and(|usual| is_stuck(silent, usual));
-        self.told |= stuck;
+        let stuck = !self.is_reported && usual.is_some_and(|usual| is_stuck(silent, usual));
+        self.is_reported |= stuck;
         stuck.then_some(silent)
     }
 }
@@ -62,33 +62,33 @@ fn is_stuck(silent: Duration, usual: Usual) -> bool {
 }
 
 impl Screen {
-    pub(crate) fn new(voice: Voice) -> Self {
+    pub(crate) fn new(verbosity: Verbosity) -> Self {
         let terminal = std::io::stderr().is_terminal();
-        let coloured = match voice.color {
+        let coloured = match verbosity.color {
             Color::Always => true,
             Color::Never => false,
             Color::Auto => terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()),
         };
-        Self { voice, coloured, terminal, status: None }
+        Self { verbosity, coloured, terminal, status: None }
     }
 
     /// Something begins that may take over two seconds.
     pub(crate) fn start(&mut self, title: &str, usual: Option<Usual>) {
         let now = Instant::now();
         let expected = usual.map_or(String::new(), |usual| format!(" ({usual})"));
-        let bar = (self.terminal && !self.voice.quiet).then(|| {
+        let bar = (self.terminal && !self.verbosity.quiet).then(|| {
             let style = ProgressStyle::with_template("{spinner} {msg}").expect("a constant template");
             let bar = ProgressBar::new_spinner().with_style(style);
             bar.set_message(format!("{title:<10}{expected}"));
             bar.enable_steady_tick(limits::SPINNER);
             bar
         });
-        if bar.is_none() && !self.voice.quiet {
-            say!("{title:<10} …{expected}");
+        if bar.is_none() && !self.verbosity.quiet {
+            write_line!("{title:<10} …{expected}");
         }
-        let signs = Signs { last: String::new(), since: now, longest: Duration::ZERO, told: false };
+        let signs = Signs { last: String::new(), since: now, longest: Duration::ZERO, is_reported: false };
         let title = title.to_owned();
-        self.status = Some(Status { title, started: now, usual, last_heartbeat: now, signs, bar });
+        self.status = Some(PhaseLine { title, started: now, usual, last_heartbeat: now, signs, bar });
     }
 
     /// Something else is usual of it than was thought when it began.
@@ -100,7 +100,7 @@ impl Screen {
 
     /// It is alive; `what` is the latest sign of it.
     pub(crate) fn alive(&mut self, what: &str) {
-        let (quiet, width) = (self.voice.quiet, if self.terminal { 70 } else { 100 });
+        let (quiet, width) = (self.verbosity.quiet, if self.terminal { 70 } else { 100 });
         let Some(status) = &mut self.status else { return };
         let stuck = status.signs.take(what, status.usual);
         let elapsed = status.started.elapsed().as_secs_f64();
@@ -117,14 +117,14 @@ impl Screen {
                 human_seconds(longest)
             );
             match &status.bar {
-                Some(bar) => bar.suspend(|| say!("{line}\n{text}")),
-                None => say!("{line}\n{text}"),
+                Some(bar) => bar.suspend(|| write_line!("{line}\n{text}")),
+                None => write_line!("{line}\n{text}"),
             }
         }
         match &status.bar {
             Some(bar) => bar.set_message(line),
             None if status.last_heartbeat.elapsed() >= limits::HEARTBEAT && !quiet => {
-                say!("{line}");
+                write_line!("{line}");
                 status.last_heartbeat = Instant::now();
             }
             None => {}
@@ -149,7 +149,7 @@ impl Screen {
         if let Some(bar) = status.bar {
             bar.finish_and_clear();
         }
-        if self.voice.quiet && outcome == PhaseStatus::Passed {
+        if self.verbosity.quiet && outcome == PhaseStatus::Passed {
             return;
         }
         let (word, colour) = match outcome {
@@ -158,12 +158,12 @@ impl Screen {
             PhaseStatus::Skipped => ("skipped", "33"),
         };
         let seconds = seconds_column(status.started.elapsed());
-        say!("{:<10} {} {seconds}  {detail}", status.title, self.paint(&format!("{word:<7}"), colour));
+        write_line!("{:<10} {} {seconds}  {detail}", status.title, self.paint(&format!("{word:<7}"), colour));
     }
 
     /// A line beside the phases.
     pub(crate) fn note(&self, text: &str) {
-        if !self.voice.quiet {
+        if !self.verbosity.quiet {
             self.line(text);
         }
     }
@@ -171,21 +171,21 @@ impl Screen {
     /// A line that even `--quiet` shows.
     pub(crate) fn line(&self, text: &str) {
         match self.status.as_ref().and_then(|status| status.bar.as_ref()) {
-            Some(bar) => bar.suspend(|| say!("{text}")),
-            None => say!("{text}"),
+            Some(bar) => bar.suspend(|| write_line!("{text}")),
+            None => write_line!("{text}"),
         }
     }
 
     /// A line that only `--verbose` shows.
     pub(crate) fn detail(&self, text: &str) {
-        if self.voice.verbose {
+        if self.verbosity.verbose {
             self.line(text);
         }
     }
 
     /// The last line: green or red.
     pub(crate) fn verdict(&self, text: &str, good: bool) {
-        say!("{}", self.paint(text, if good { "1;32" } else { "1;31" }));
+        write_line!("{}", self.paint(text, if good { "1;32" } else { "1;31" }));
     }
 
     fn paint(&self, text: &str, colour: &str) -> String {
@@ -213,7 +213,7 @@ mod tests {
             );
         }
         let since = Instant::now().checked_sub(limits::rest(100)).unwrap();
-        let mut signs = Signs { last: "line".to_owned(), since, longest: Duration::ZERO, told: false };
+        let mut signs = Signs { last: "line".to_owned(), since, longest: Duration::ZERO, is_reported: false };
         assert_eq!(signs.take("line", None), None, "nothing is known of what is usual");
         assert!(signs.take("line", Some(usual(5.0))).is_some());
         assert_eq!(signs.take("line", Some(usual(5.0))), None);

@@ -1,15 +1,15 @@
-//! Another libvirt than the one inside the runs: what was seen of it ([`ConnectionFacts`], gathered by the back room),
-//! and what is to be said of that ([`judge`], pure). [`uri`] reads the name, [`capabilities`] libvirt's XML, [`refusal`]
+//! Another libvirt than the one inside the runs: what was seen of it ([`ConnectionFacts`], gathered by `xtask-vm`),
+//! and what is to be said of that ([`evaluate`], pure). [`uri`] reads the name, [`capabilities`] libvirt's XML, [`refusal`]
 //! its errors.
 
 pub mod capabilities;
-mod judge;
+mod evaluate;
 pub mod refusal;
 pub mod uri;
 
 use crate::arch::{Accelerator, VmArchitecture};
 use capabilities::{DomainOffer, GuestOffer};
-pub use judge::{accelerator, judge};
+pub use evaluate::{accelerator, evaluate};
 use refusal::Refusal;
 use uri::ConnectUri;
 
@@ -22,12 +22,12 @@ pub struct ConnectionFacts {
     /// Its name.
     pub uri: ConnectUri,
     /// What it offers, or why it could not be asked.
-    pub answer: Result<Offer, Refusal>,
+    pub answer: Result<ConnectionOffer, Refusal>,
 }
 
 /// What a libvirt that answers offers. `Err` holds the reason in libvirt's words.
 #[derive(Debug, Clone)]
-pub struct Offer {
+pub struct ConnectionOffer {
     /// What this user may do.
     pub access: Access,
     /// Its driver and the version of that driver's hypervisor: `QEMU 7.2.22`.

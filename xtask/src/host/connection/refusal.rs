@@ -9,7 +9,7 @@ use crate::host::findings::{Finding, Remedy, Severity};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Refusal {
     /// libvirt's error, English: this process sets no locale.
-    Said(String),
+    Message(String),
     /// No answer within the limit.
     Silent {
         /// What it was asked: `open the connection`.
@@ -172,7 +172,7 @@ impl Refusal {
                 format!("asked to {asked}"),
                 format!("see whether the host is up and its daemon is stuck: {}", by_hand(uri)),
             ),
-            Self::Said(words) => {
+            Self::Message(words) => {
                 let known = KNOWN.iter().find(|known| known.matches(uri, words)).unwrap_or(&ANY);
                 let what = if known.what.is_empty() { "libvirt cannot connect" } else { known.what };
                 (known.id, what.to_owned(), words.clone(), (known.remedy)(uri))
@@ -184,10 +184,10 @@ impl Refusal {
 }
 
 impl Known {
-    fn matches(&self, uri: &ConnectUri, said: &str) -> bool {
+    fn matches(&self, uri: &ConnectUri, message: &str) -> bool {
         self.transport.is_none_or(|transport| transport == uri.transport)
             && (!self.session || uri.session)
-            && self.words.iter().all(|word| said.contains(word))
+            && self.words.iter().all(|word| message.contains(word))
     }
 }
 
@@ -241,7 +241,7 @@ mod tests {
     fn each_refusal_is_told_apart() {
         const SYSTEM: &str = "qemu:///system";
         const FAR: &str = "qemu+ssh://me@far/system";
-        for (uri, said, id, remedy) in [
+        for (uri, message, id, remedy) in [
             (
                 SYSTEM,
                 "Failed to connect socket to '/var/run/libvirt/libvirt-sock': No such file or directory",
@@ -357,14 +357,14 @@ mod tests {
                 "without -ro",
             ),
         ] {
-            let finding = Refusal::Said(said.to_owned()).finding(&uri.parse().unwrap());
-            assert_eq!((finding.id, finding.severity), (id, Severity::Blocks), "{said}");
-            assert_eq!(finding.evidence, said);
+            let finding = Refusal::Message(message.to_owned()).finding(&uri.parse().unwrap());
+            assert_eq!((finding.id, finding.severity), (id, Severity::Blocks), "{message}");
+            assert_eq!(finding.evidence, message);
             assert!(finding.sentence.starts_with(uri), "{}", finding.sentence);
-            let Some(Remedy::Manual(told)) = finding.remedy else {
-                panic!("{said}: nothing that --fix would run")
+            let Some(Remedy::Manual(described)) = finding.remedy else {
+                panic!("{message}: nothing that --fix would run")
             };
-            assert!(told.contains(remedy), "{said}: {told}");
+            assert!(described.contains(remedy), "{message}: {described}");
         }
     }
 

@@ -1,4 +1,4 @@
-//! What builds the agent for the device, and the back room for this host.
+//! What builds the agent for the device, and `xtask-vm` for this host.
 
 use super::{Facts, Finding, Remedy};
 use crate::agent_build::linker::Unfit;
@@ -6,7 +6,7 @@ use crate::arch::VmArchitecture;
 use crate::host::packages::Need;
 use crate::host::tools::release;
 
-pub(super) fn judge(facts: &Facts, findings: &mut Vec<Finding>) {
+pub(super) fn evaluate(facts: &Facts, findings: &mut Vec<Finding>) {
     let (arch, host) = (facts.arch, &facts.host);
     if !host.pkg_config {
         let remedy = Remedy::Install(Need::PkgConfig, arch);
@@ -19,7 +19,7 @@ pub(super) fn judge(facts: &Facts, findings: &mut Vec<Finding>) {
         let remedy = Remedy::Install(Need::LibvirtHeaders, arch);
         findings.push(Finding::blocks("libvirt-headers", "libvirt's headers are missing", error, remedy));
     }
-    judge_rust(facts, findings);
+    check_rust(facts, findings);
     findings.extend(facts.linker.as_ref().err().map(|unfit| linker(facts, unfit)));
     if facts.linker.is_ok() && !facts.static_libc {
         findings.push(static_libc(facts.arch));
@@ -27,7 +27,7 @@ pub(super) fn judge(facts: &Facts, findings: &mut Vec<Finding>) {
     findings.extend(libc(facts));
 }
 
-fn judge_rust(facts: &Facts, findings: &mut Vec<Finding>) {
+fn check_rust(facts: &Facts, findings: &mut Vec<Finding>) {
     let triple = facts.arch.profile().triple;
     match &facts.rust_target {
         Ok(true) => {}

@@ -14,8 +14,8 @@ use crate::host::edk2::Edk2;
 use crate::host::firmware;
 use crate::host::fix;
 use crate::host::kvm::Kvm;
+use crate::host::local::{Os, PROGRAMS};
 use crate::host::packages::PackageManager;
-use crate::host::surroundings::{Os, PROGRAMS};
 
 #[derive(Deserialize)]
 struct Distributions {
@@ -117,8 +117,8 @@ impl Distribution {
         facts.libc = Some(("/lib/libc.so.6".into(), self.libc.clone()));
         facts.firmware = firmware::discover(guest, root);
         let (year, month) = self.edk2.split_once('.').unwrap();
-        let told = guest.pick(false, true) && facts.firmware.is_ok();
-        facts.edk2 = told.then(|| Edk2::new(year.parse().unwrap(), month.parse().unwrap()));
+        let described = guest.pick(false, true) && facts.firmware.is_ok();
+        facts.edk2 = described.then(|| Edk2::new(year.parse().unwrap(), month.parse().unwrap()));
         if let Some(Ok(emulator)) = &mut facts.emulator {
             emulator.version.clone_from(&self.qemu);
             emulator.path = Path::new("/usr/bin").join(guest.profile().emulator);
@@ -201,12 +201,13 @@ fn what_is_said_of_each_distribution() {
                 for guest in VmArchitecture::ALL {
                     for (kvm, device) in [(true, "with KVM"), (false, "without KVM")] {
                         let facts = distribution.facts(root.path(), host, guest, kvm, state);
-                        let preflight = Preflight::judge(vec![facts]);
+                        let preflight = Preflight::evaluate(vec![facts]);
                         let ready = preflight.verdict().is_ok();
                         assert_eq!(ready, state == State::Complete, "{} {how}", distribution.name);
-                        let said = row(&preflight);
+                        let output = row(&preflight);
                         let name = &distribution.name;
-                        writeln!(golden, "{name}, {how}, {host} host {device}, {guest} guest{said}").unwrap();
+                        writeln!(golden, "{name}, {how}, {host} host {device}, {guest} guest{output}")
+                            .unwrap();
                         rows += 1;
                     }
                 }
@@ -226,7 +227,7 @@ fn the_runners_image_has_what_a_bare_debian_12_lacks() {
     let root = tempfile::tempdir().unwrap();
     for guest in VmArchitecture::ALL {
         let facts = debian.facts(root.path(), VmArchitecture::X86_64, guest, false, State::Bare);
-        let plan = fix::plan(&Preflight::judge(vec![facts]));
+        let plan = fix::plan(&Preflight::evaluate(vec![facts]));
         let install = plan.iter().find(|command| command[1] == "install").unwrap();
         let packages: Vec<_> = install[2..].iter().filter(|word| !word.starts_with('-')).collect();
         assert!(packages.len() > 10, "{packages:?}");

@@ -2,10 +2,10 @@
 
 use super::{CI_PROGRAM, Facts, Finding, Remedy};
 use crate::host::facts::Built;
+use crate::host::local::{DEBIAN_KEYRING, When};
 use crate::host::packages::Need;
-use crate::host::surroundings::{DEBIAN_KEYRING, When};
 
-pub(super) fn judge(facts: &Facts, findings: &mut Vec<Finding>) {
+pub(super) fn evaluate(facts: &Facts, findings: &mut Vec<Finding>) {
     let host = &facts.host;
     let missing = |needed: fn(When, bool) -> bool| {
         host.missing_programs.iter().filter(move |(_, _, when)| needed(*when, host.root))
@@ -28,24 +28,24 @@ pub(super) fn judge(facts: &Facts, findings: &mut Vec<Finding>) {
         Built::No => {}
         Built::Chosen => {
             findings.extend(missing(to_build).map(block));
-            judge_build(facts, findings);
+            check_build(facts, findings);
         }
-        Built::StandIn => {
+        Built::Fallback => {
             // Where the distribution has no package of it, the image that was chosen can still be run.
             let has_no_package = |(_, need, _): &&(&str, Need, When)| {
                 host.package_manager.is_none_or(|manager| manager.packages(*need, facts.arch).is_empty())
             };
             if let Some((program, ..)) = missing(to_build).find(has_no_package) {
-                findings.push(no_stand_in(facts, program));
+                findings.push(no_fallback(facts, program));
             } else {
                 findings.extend(missing(to_build).map(block));
-                judge_build(facts, findings);
+                check_build(facts, findings);
             }
         }
     }
 }
 
-fn no_stand_in(facts: &Facts, program: &str) -> Finding {
+fn no_fallback(facts: &Facts, program: &str) -> Finding {
     let image = &facts.guest.image;
     let fallback = facts.guest.fallback.as_deref().unwrap_or("any other");
     Finding::degrades(
@@ -57,7 +57,7 @@ fn no_stand_in(facts: &Facts, program: &str) -> Finding {
 }
 
 /// What a build needs beside programs.
-fn judge_build(facts: &Facts, findings: &mut Vec<Finding>) {
+fn check_build(facts: &Facts, findings: &mut Vec<Finding>) {
     let host = &facts.host;
     if !host.debian_keyring {
         let remedy = Remedy::Install(Need::Keyring, facts.arch);

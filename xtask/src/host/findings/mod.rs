@@ -1,5 +1,5 @@
 //! Facts judged: pure, so that every finding can be tested without the machine that has it. [`virtualisation`] is about
-//! QEMU, firmware, libvirt and KVM, [`build`] about building the agent and the back room, [`image`] about what an image is
+//! QEMU, firmware, libvirt and KVM, [`build`] about building the agent and `xtask-vm`, [`image`] about what an image is
 //! built with, [`room`] about the cache, disk, memory, clock and what dead runs left.
 
 mod build;
@@ -116,12 +116,12 @@ impl Finding {
 pub const CI_PROGRAM: &str = "ci-program";
 
 /// Everything that is to be said of a machine.
-pub fn judge(facts: &Facts) -> Vec<Finding> {
+pub fn evaluate(facts: &Facts) -> Vec<Finding> {
     let mut findings = Vec::new();
-    virtualisation::judge(facts, &mut findings);
-    build::judge(facts, &mut findings);
-    image::judge(facts, &mut findings);
-    room::judge(facts, &mut findings);
+    virtualisation::evaluate(facts, &mut findings);
+    build::evaluate(facts, &mut findings);
+    image::evaluate(facts, &mut findings);
+    room::evaluate(facts, &mut findings);
     findings
 }
 

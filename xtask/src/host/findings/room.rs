@@ -15,7 +15,7 @@ const MEMORY_BESIDE: u64 = 512 * MIB;
 /// So far a clock may be behind the moment at which this program was built: file systems round, and so do hosts.
 const CLOCK_SLACK: u64 = 3600;
 
-pub(super) fn judge(facts: &Facts, findings: &mut Vec<Finding>) {
+pub(super) fn evaluate(facts: &Facts, findings: &mut Vec<Finding>) {
     findings.extend(cache(facts));
     findings.extend(disk(facts));
     findings.extend(memory(facts));

@@ -4,11 +4,11 @@ use super::*;
 use crate::agent_build::linker::{Linker, Unfit};
 use crate::host::edk2::Edk2;
 use crate::host::facts::{Built, Guest};
-use crate::host::firmware::{Firmware, Rejected, Why};
+use crate::host::firmware::{AarchFirmware, Rejected, Why};
 use crate::host::kvm::Kvm;
+use crate::host::local::{LocalHost, Os, When};
 use crate::host::packages::PackageManager;
 use crate::host::qemu::Emulator;
-use crate::host::surroundings::{Host, Os, When};
 use crate::paths::Unusable;
 
 const GIB: u64 = 1 << 30;
@@ -20,7 +20,7 @@ pub(crate) fn sound() -> Facts {
         host: sound_host(),
         emulator: Some(Ok(emulator("10.0.2"))),
         other_emulators: Vec::new(),
-        firmware: Ok(Firmware { code: "/c".into(), vars_template: "/v".into() }),
+        firmware: Ok(AarchFirmware { code: "/c".into(), vars_template: "/v".into() }),
         edk2: Some(Edk2::new(2025, 2)),
         rust_target: Ok(true),
         linker: Ok(Linker { program: "cc".into(), origin: "test".into() }),
@@ -36,7 +36,7 @@ pub(crate) fn sound() -> Facts {
             image: "ubuntu-24.04".into(),
             fallback: Some("debian-12".into()),
             glibc: Some("2.36".into()),
-            built: Built::StandIn,
+            built: Built::Fallback,
             memory_mib: 2048,
             cpu: None,
         },
@@ -54,8 +54,8 @@ fn emulator(version: &str) -> Emulator {
     }
 }
 
-fn sound_host() -> Host {
-    Host {
+fn sound_host() -> LocalHost {
+    LocalHost {
         os: Os {
             name: "Debian GNU/Linux 12 (bookworm)".into(),
             id: "debian".into(),
@@ -91,14 +91,14 @@ fn sound_host() -> Host {
 
 type Change = fn(&mut Facts);
 
-fn judged(change: impl FnOnce(&mut Facts)) -> Vec<Finding> {
+fn evaluated(change: impl FnOnce(&mut Facts)) -> Vec<Finding> {
     let mut facts = sound();
     change(&mut facts);
-    judge(&facts)
+    evaluate(&facts)
 }
 
 fn ids(change: impl FnOnce(&mut Facts)) -> Vec<&'static str> {
-    judged(change).iter().map(|finding| finding.id).collect()
+    evaluated(change).iter().map(|finding| finding.id).collect()
 }
 
 fn reject(facts: &mut Facts, whys: Vec<Why>) {
@@ -107,7 +107,7 @@ fn reject(facts: &mut Facts, whys: Vec<Why>) {
 
 #[test]
 fn a_sound_machine_has_no_findings() {
-    assert_eq!(judged(|_| {}), []);
+    assert_eq!(evaluated(|_| {}), []);
 }
 
 const VIRTUALISATION: &[(&str, Change)] = &[
@@ -190,7 +190,7 @@ fn each_lack_is_found_under_its_own_id() {
 #[test]
 fn firmware_that_does_not_go_with_the_emulator_is_told_where_it_matters() {
     let found = |edk2, kvm: Kvm, cpu: Option<&str>| {
-        let found = judged(|f| {
+        let found = evaluated(|f| {
             (f.edk2, f.kvm, f.guest.cpu) = (Some(edk2), kvm, cpu.map(str::to_owned));
         });
         found.iter().any(|finding| finding.id == "firmware-known-bad")
@@ -205,11 +205,11 @@ fn firmware_that_does_not_go_with_the_emulator_is_told_where_it_matters() {
 #[test]
 fn whatever_blocks_or_degrades_has_a_remedy_and_evidence() {
     for (id, change) in VIRTUALISATION.iter().chain(BUILDING).chain(ROOM) {
-        for finding in judged(*change) {
+        for finding in evaluated(*change) {
             assert!(!finding.evidence.is_empty() && !finding.sentence.is_empty(), "{finding:?}");
             // A rolling distribution has the newest QEMU already.
-            let told = finding.remedy.is_some() || finding.severity == Severity::Informs;
-            assert!(told, "{id}: {finding:?}");
+            let described = finding.remedy.is_some() || finding.severity == Severity::Informs;
+            assert!(described, "{id}: {finding:?}");
         }
     }
 }
@@ -247,7 +247,7 @@ fn what_the_test_suite_lacks_is_installed_by_name() {
         let mut facts = sound();
         facts.for_ci = for_ci;
         facts.host.missing_programs = vec![("libvirtd", Need::LibvirtDaemon, When::Testing)];
-        crate::host::Preflight::judge(vec![facts])
+        crate::host::Preflight::evaluate(vec![facts])
     };
     assert_eq!(lacking(false).findings, []);
     let preflight = lacking(true);

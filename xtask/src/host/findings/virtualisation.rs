@@ -4,9 +4,9 @@ use super::{Facts, Finding, Remedy};
 use crate::host::edk2::{Edk2, known_bad};
 use crate::host::firmware::{Rejected, Why};
 use crate::host::kvm::Kvm;
+use crate::host::local::{LIBVIRT_IOHELPERS, Os};
 use crate::host::packages::{Need, PackageManager};
 use crate::host::qemu::Emulator;
-use crate::host::surroundings::{LIBVIRT_IOHELPERS, Os};
 use crate::host::tools::release;
 
 /// From here on emulation is some 8 % faster.
@@ -14,18 +14,18 @@ const FASTER_QEMU: (u32, u32) = (9, 1);
 /// JetStream's key-value buckets as the agent uses them; older ones were not tried.
 const OLDEST_NATS: (u32, u32) = (2, 9);
 
-pub(super) fn judge(facts: &Facts, findings: &mut Vec<Finding>) {
-    judge_emulator(facts, findings);
+pub(super) fn evaluate(facts: &Facts, findings: &mut Vec<Finding>) {
+    check_emulator(facts, findings);
     match &facts.firmware {
         Err(rejected) => findings.push(no_firmware(facts, rejected)),
         Ok(_) => findings.extend(firmware_with_emulator(facts)),
     }
-    judge_libvirt(facts, findings);
+    check_libvirt(facts, findings);
     findings.extend(kvm(facts));
-    judge_nats(facts, findings);
+    check_nats(facts, findings);
 }
 
-fn judge_emulator(facts: &Facts, findings: &mut Vec<Finding>) {
+fn check_emulator(facts: &Facts, findings: &mut Vec<Finding>) {
     let (arch, program) = (facts.arch, facts.arch.profile().emulator);
     let install = Remedy::Install(Need::Emulator, arch);
     match &facts.emulator {
@@ -107,14 +107,14 @@ fn no_firmware(facts: &Facts, rejected: &[Rejected]) -> Finding {
         Some(Why::Enrolled) => ("firmware-enrolled", "is here only for systems that are signed"),
         Some(Why::Malformed(_) | Why::Absent) | None => ("firmware", "is missing"),
     };
-    let told: Vec<_> = rejected.iter().map(ToString::to_string).collect();
+    let described: Vec<_> = rejected.iter().map(ToString::to_string).collect();
     let sentence = format!("UEFI firmware for {arch} {what}");
     // Where its package is here and a file of it is not as it should be, installing changes nothing.
     let remedy = match worst {
         Some(Why::Size(..) | Why::Dangling(_) | Why::Unreadable(_)) => reinstall(facts, Need::Firmware),
         _ => Remedy::Install(Need::Firmware, arch),
     };
-    Finding::blocks(id, sentence, told.join("; "), remedy)
+    Finding::blocks(id, sentence, described.join("; "), remedy)
 }
 
 /// For what is here and broken.
@@ -150,7 +150,7 @@ fn firmware_with_emulator(facts: &Facts) -> Option<Finding> {
     Some(Finding::degrades("firmware-known-bad", sentence, path, Remedy::manual(remedy)))
 }
 
-fn judge_libvirt(facts: &Facts, findings: &mut Vec<Finding>) {
+fn check_libvirt(facts: &Facts, findings: &mut Vec<Finding>) {
     if facts.host.libvirt_driver.is_none() {
         findings.push(Finding::blocks(
             "libvirt-driver",
@@ -205,7 +205,7 @@ fn kvm(facts: &Facts) -> Option<Finding> {
     })
 }
 
-fn judge_nats(facts: &Facts, findings: &mut Vec<Finding>) {
+fn check_nats(facts: &Facts, findings: &mut Vec<Finding>) {
     match &facts.host.nats_server {
         Some(Ok(version)) if release(version) < OLDEST_NATS => findings.push(Finding::blocks(
             "nats-server-old",

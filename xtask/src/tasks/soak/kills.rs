@@ -45,8 +45,8 @@ const DRAWS: u32 = 10;
 /// Every fourth round begins without a snapshot, so that its making is hit too.
 pub(super) fn kill_and_go_on(args: &SoakArgs, round: u32) -> Result<String> {
     for _ in 0..DRAWS {
-        if let Some(said) = kill_once(args, round)? {
-            return Ok(said);
+        if let Some(message) = kill_once(args, round)? {
+            return Ok(message);
         }
         eprintln!("soak kill {round}: nothing was there to be killed; another moment");
     }

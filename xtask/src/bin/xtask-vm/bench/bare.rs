@@ -8,9 +8,9 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use xtask::cli::{BenchArgs, MachineArgs};
-use xtask::domain::seed::{Payload, Seed, marker};
+use xtask::domain::seed::{PayloadTime, Seed, marker};
 use xtask::domain::{GUEST_MAC, RunFiles};
-use xtask::host::{Asked, Preflight};
+use xtask::host::{Preflight, PreflightRequest};
 use xtask::limits;
 use xtask::paths::{Cache, write_private};
 use xtask::report::PhaseStatus;
@@ -23,7 +23,7 @@ use crate::image::{ReadyImage, Store};
 use crate::interrupt::Interrupt;
 use crate::media;
 use crate::screen::Screen;
-use crate::smoke::{ensure_or_stand_in, make_writable_files};
+use crate::smoke::{ensure_or_fall_back, make_writable_files};
 use xtask::plan::Plan;
 use xtask::run_dir::RunDir;
 
@@ -37,7 +37,7 @@ pub(super) fn prepare(
     screen: &mut Screen,
 ) -> Result<(Plan, ReadyImage, RunDir)> {
     let machine = MachineArgs::default();
-    let asked = Asked { architectures: &[args.arch], machine: &machine, for_ci: false };
+    let asked = PreflightRequest { architectures: &[args.arch], machine: &machine, for_ci: false };
     let preflight = Preflight::check(workspace, &asked)?;
     preflight.verdict()?;
     let facts = preflight.facts.first().context("one architecture was asked for")?;
@@ -48,7 +48,7 @@ pub(super) fn prepare(
         screen.line(&dead.to_string());
     }
     let mut store = Store { cache, interrupt, screen, offline: false, run: Some(&user) };
-    match ensure_or_stand_in(&mut store, &mut plan) {
+    match ensure_or_fall_back(&mut store, &mut plan) {
         Ok((ready, _)) => {
             screen.end(PhaseStatus::Passed, ready.how);
             Ok((plan, ready, user))
@@ -128,7 +128,7 @@ impl Bare<'_> {
             host_private_key: &keys.host_private,
             host_public_key: &keys.host_public,
             sabotage: None,
-            payload: Payload::Never,
+            payload: PayloadTime::Never,
         };
         media::make_seed(&files.seed, &seed, &work, interrupt)?;
         make_writable_files(plan, &files, &image.base(), interrupt)?;

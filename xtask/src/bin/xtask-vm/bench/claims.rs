@@ -1,4 +1,4 @@
-//! `cargo xtask bench`: what is claimed of emulation, of snapshots and of the front door. All of it is measured in turn in each round;
+//! `cargo xtask bench`: what is claimed of emulation, of snapshots and of `xtask`. All of it is measured in turn in each round;
 //! a claim is a ratio of two that were measured in the same one, or seconds where a limit in seconds was promised.
 
 use std::path::PathBuf;
@@ -8,7 +8,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 use xtask::arch::Accelerator;
-use xtask::cli::{BenchArgs, Voice};
+use xtask::cli::{BenchArgs, Verbosity};
 use xtask::exit::{Diagnosis, Unavailable};
 use xtask::limits;
 use xtask::paths::{Cache, make_private_dir, write_private};
@@ -17,7 +17,7 @@ use xtask::report::{Phase, Report, round};
 use xtask::workspace::Workspace;
 
 use super::bare::{Bare, ended, prepare};
-use super::preflight::front_door;
+use super::preflight::xtask_binary;
 use super::{Scratch, cargo_as_typed, median, smoke};
 use crate::history::timed;
 use crate::image::ReadyImage;
@@ -31,9 +31,9 @@ const CUT_TO_REJOIN: &[Phase] = &[Phase::PowerCut, Phase::Rejoin];
 /// What was measured in one round, in seconds.
 #[derive(Debug, Clone, Default, Serialize)]
 struct Round {
-    /// The front door, compiled from nothing.
-    front_door_build: f64,
-    front_door_start: f64,
+    /// `xtask`, compiled from nothing.
+    xtask_build: f64,
+    xtask_start: f64,
     /// Bare QEMU with plain `-cpu max`, until cloud-init has finished; `None` where that is what a smoke has too.
     bare_max: Option<f64>,
     /// The same with a smoke's CPU.
@@ -89,17 +89,13 @@ const CLAIMS: &[Claim] = &[
         of: |round| Some(round.warm_cut_to_rejoin / round.cold_cut_to_rejoin),
         limit: None,
     },
-    Claim { what: "front door built, seconds", of: |round| Some(round.front_door_build), limit: None },
-    Claim {
-        what: "front door started, milliseconds",
-        of: |round| Some(round.front_door_start * 1000.0),
-        limit: None,
-    },
+    Claim { what: "xtask built, seconds", of: |round| Some(round.xtask_build), limit: None },
+    Claim { what: "xtask started, milliseconds", of: |round| Some(round.xtask_start * 1000.0), limit: None },
 ];
 
 /// A claim over all rounds.
 #[derive(Debug, PartialEq, Serialize)]
-struct Judged {
+struct ClaimResult {
     what: &'static str,
     median: f64,
     least: f64,
@@ -109,26 +105,31 @@ struct Judged {
 }
 
 #[derive(Debug, Serialize)]
-struct Figures {
+struct ClaimFigures {
     schema: u32,
     subject: &'static str,
     arch: String,
-    claims: Vec<Judged>,
+    claims: Vec<ClaimResult>,
     rounds: Vec<Round>,
 }
 
 pub(super) fn run(
     workspace: &Workspace,
     args: &BenchArgs,
-    voice: Voice,
+    verbosity: Verbosity,
     interrupt: &Interrupt,
 ) -> Result<()> {
     let cache = Cache::from_env()?;
     let scratch = Scratch::new(&cache, interrupt)?;
-    let mut bench = Bench { workspace, args, interrupt, screen: Screen::new(voice), cache, scratch };
+    let mut bench = Bench { workspace, args, interrupt, screen: Screen::new(verbosity), cache, scratch };
     let rounds = bench.rounds()?;
-    let figures =
-        Figures { schema: 2, subject: "claims", arch: args.arch.to_string(), claims: judge(&rounds), rounds };
+    let figures = ClaimFigures {
+        schema: 3,
+        subject: "claims",
+        arch: args.arch.to_string(),
+        claims: evaluate(&rounds),
+        rounds,
+    };
     let written = bench.write(&figures)?;
     if args.json {
         println!("{}", serde_json::to_string_pretty(&figures)?);
@@ -136,7 +137,8 @@ pub(super) fn run(
         figures.print();
     }
     eprintln!("written to {}", written.display());
-    let broken: Vec<_> = figures.claims.iter().filter(|claim| !claim.holds).map(Judged::told).collect();
+    let broken: Vec<_> =
+        figures.claims.iter().filter(|claim| !claim.holds).map(ClaimResult::describe).collect();
     if broken.is_empty() {
         return Ok(());
     }
@@ -147,8 +149,8 @@ pub(super) fn run(
     .into())
 }
 
-impl Judged {
-    fn told(&self) -> String {
+impl ClaimResult {
+    fn describe(&self) -> String {
         let most = self.limit.map_or_else(|| "anything".to_owned(), |limit| format!("at most {limit:.2}"));
         format!("{}: {:.3}, and {most} was promised", self.what, self.median)
     }
@@ -206,7 +208,7 @@ impl Bench<'_> {
             (round.warm, round.warm_cut_to_rejoin) = (seconds, of(&warm, CUT_TO_REJOIN));
             round.cold_until_join = self.smoke("cold", &["--cold", "--until", "join"])?.1;
             round.warm_until_join = self.smoke("warm", &["--warm", "--until", "join"])?.1;
-            self.front_door(&mut round)?;
+            self.time_xtask(&mut round)?;
             rounds.push(round);
         }
         Ok(rounds)
@@ -220,21 +222,21 @@ impl Bench<'_> {
     }
 
     /// Compiled into a directory of its own; and started, the one that is there.
-    fn front_door(&mut self, round: &mut Round) -> Result<()> {
+    fn time_xtask(&mut self, round: &mut Round) -> Result<()> {
         let mut command = cargo_as_typed(self.workspace);
         command.args(["build", "--quiet", "--package", "xtask", "--bin", "xtask", "--target-dir"]);
         command.arg(&self.scratch.path);
         let timer = (&self.cache, &mut self.screen);
-        round.front_door_build = timed(timer, (&kind(self.args), "front door"), "build", |_| {
-            Ok((seconds(&mut command)?, "the front door from nothing".to_owned()))
+        round.xtask_build = timed(timer, (&kind(self.args), "xtask"), "build", |_| {
+            Ok((seconds(&mut command)?, "built xtask from nothing".to_owned()))
         })?;
         self.interrupt.check()?;
         self.scratch.clear(self.interrupt)?;
-        round.front_door_start = seconds(Command::new(front_door()?).arg("--version"))?;
+        round.xtask_start = seconds(Command::new(xtask_binary()?).arg("--version"))?;
         Ok(())
     }
 
-    fn write(&self, figures: &Figures) -> Result<PathBuf> {
+    fn write(&self, figures: &ClaimFigures) -> Result<PathBuf> {
         let directory = self.cache.history().join("bench");
         make_private_dir(&directory)?;
         let path = directory.join("claims.json");
@@ -263,27 +265,27 @@ fn seconds(command: &mut Command) -> Result<f64> {
 }
 
 /// Each claim by the median of its rounds.
-fn judge(rounds: &[Round]) -> Vec<Judged> {
-    let judged = CLAIMS.iter().filter_map(|claim| {
+fn evaluate(rounds: &[Round]) -> Vec<ClaimResult> {
+    let results = CLAIMS.iter().filter_map(|claim| {
         let values: Vec<f64> = rounds.iter().filter_map(claim.of).collect();
         let least = values.iter().copied().reduce(f64::min)?;
         let most = values.iter().copied().reduce(f64::max)?;
         let median = median(&values);
         let holds = claim.limit.is_none_or(|limit| median <= limit);
         let [median, least, most] = [median, least, most].map(round);
-        Some(Judged { what: claim.what, median, least, most, limit: claim.limit, holds })
+        Some(ClaimResult { what: claim.what, median, least, most, limit: claim.limit, holds })
     });
-    judged.collect()
+    results.collect()
 }
 
-impl Figures {
+impl ClaimFigures {
     fn print(&self) {
         println!(
             "{} guests emulated, {} round(s); the median, and from the least to the most",
             self.arch,
             self.rounds.len()
         );
-        for Judged { what, median, least, most, limit, holds } in &self.claims {
+        for ClaimResult { what, median, least, most, limit, holds } in &self.claims {
             let limit = match (limit, holds) {
                 (None, _) => String::new(),
                 (Some(limit), true) => format!(", at most {limit:.2}"),
@@ -314,8 +316,8 @@ mod tests {
     /// A round in which every promise is kept.
     fn kept() -> Round {
         Round {
-            front_door_build: 20.0,
-            front_door_start: 0.01,
+            xtask_build: 20.0,
+            xtask_start: 0.01,
             bare_max: Some(120.0),
             bare: 50.0,
             cold: 90.0,
@@ -330,7 +332,7 @@ mod tests {
 
     #[test]
     fn each_promise_can_be_broken() {
-        assert!(judge(&[kept()]).iter().all(|claim| claim.holds));
+        assert!(evaluate(&[kept()]).iter().all(|claim| claim.holds));
         type Change = fn(&mut Round);
         let changes: [(&str, Change); 5] = [
             ("warm until join, seconds", |round| {
@@ -344,7 +346,7 @@ mod tests {
         for (what, change) in changes {
             let mut broken = kept();
             change(&mut broken);
-            let broken = judge(&[broken]);
+            let broken = evaluate(&[broken]);
             let broken: Vec<_> = broken.iter().filter(|claim| !claim.holds).map(|claim| claim.what).collect();
             assert_eq!(broken, [what]);
         }
@@ -356,13 +358,13 @@ mod tests {
     fn a_claim_is_the_median_of_its_rounds_and_shows_their_spread() {
         let round = |warm| Round { warm, ..kept() };
         let of = |rounds: &[Round]| {
-            let judged = judge(rounds);
-            let warm = judged.iter().find(|claim| claim.what == "warm, of cold").unwrap();
+            let results = evaluate(rounds);
+            let warm = results.iter().find(|claim| claim.what == "warm, of cold").unwrap();
             (warm.median, warm.least, warm.most, warm.holds)
         };
         assert_eq!(of(&[round(90.0), round(36.0), round(45.0)]), (0.5, 0.4, 1.0, true));
         assert_eq!(of(&[round(90.0), round(36.0)]), (0.7, 0.4, 1.0, false));
-        let same = judge(&[Round { bare_max: None, ..kept() }]);
+        let same = evaluate(&[Round { bare_max: None, ..kept() }]);
         assert!(same.iter().all(|claim| !claim.what.contains("CPU")), "where there is nothing to compare");
     }
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use xtask::cli::{BenchArgs, Voice};
+use xtask::cli::{BenchArgs, Verbosity};
 use xtask::digest::{Algorithm, Digest};
 use xtask::host::tools;
 use xtask::paths::Cache;
@@ -20,8 +20,8 @@ use crate::screen::Screen;
 const BLOCK: usize = 1 << 20;
 const BLOCKS: usize = 1024;
 
-pub(super) fn run(args: &BenchArgs, voice: Voice, interrupt: &Interrupt) -> Result<()> {
-    let mut screen = Screen::new(voice);
+pub(super) fn run(args: &BenchArgs, verbosity: Verbosity, interrupt: &Interrupt) -> Result<()> {
+    let mut screen = Screen::new(verbosity);
     let cache = Cache::from_env()?;
     let scratch = Scratch::new(&cache, interrupt)?;
     let directory = scratch.path.as_path();
@@ -93,9 +93,12 @@ fn by_curl(url: &str, directory: &Path, digest: &Digest) -> Result<f64> {
     let pipe = duct::cmd!(curl, "--silent", "--fail", "--noproxy", "*", url)
         .pipe(duct::cmd!(tee, &target))
         .pipe(duct::cmd!(sha256sum));
-    let said = pipe.read().context("run curl | tee | sha256sum")?;
+    let output = pipe.read().context("run curl | tee | sha256sum")?;
     let seconds = started.elapsed().as_secs_f64();
-    ensure!(said.starts_with(digest.hex()), "curl | tee | sha256sum says {said}, and the file has {digest}");
+    ensure!(
+        output.starts_with(digest.hex()),
+        "curl | tee | sha256sum says {output}, and the file has {digest}"
+    );
     std::fs::remove_file(&target).with_context(|| format!("delete {}", target.display()))?;
     Ok(seconds)
 }

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 use serde_json::json;
-use xtask::cli::{BenchArgs, Voice};
+use xtask::cli::{BenchArgs, Verbosity};
 use xtask::paths::Cache;
 use xtask::workspace::Workspace;
 
@@ -17,10 +17,10 @@ const REST: &str = "60";
 pub(super) fn run(
     workspace: &Workspace,
     args: &BenchArgs,
-    voice: Voice,
+    verbosity: Verbosity,
     interrupt: &Interrupt,
 ) -> Result<()> {
-    let mut screen = Screen::new(voice);
+    let mut screen = Screen::new(verbosity);
     // Nobody else measures meanwhile.
     let cache = Cache::from_env()?;
     let _scratch = Scratch::new(&cache, interrupt)?;

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use xtask::cli::{BenchArgs, Voice};
+use xtask::cli::{BenchArgs, Verbosity};
 use xtask::digest::Algorithm;
 use xtask::exit::{Diagnosis, Usage};
 use xtask::image::Source;
@@ -51,8 +51,8 @@ const MEANT: &[&str] = &[
     "var/lib/dpkg/status-old",
 ];
 
-pub(super) fn run(args: &BenchArgs, voice: Voice, interrupt: &Interrupt) -> Result<()> {
-    let mut screen = Screen::new(voice);
+pub(super) fn run(args: &BenchArgs, verbosity: Verbosity, interrupt: &Interrupt) -> Result<()> {
+    let mut screen = Screen::new(verbosity);
     let cache = Cache::from_env()?;
     let image = Catalogue::built_in().find(&args.image, args.arch)?;
     let Source::Packages(recipe) = &image.source else {
@@ -72,8 +72,8 @@ pub(super) fn run(args: &BenchArgs, voice: Voice, interrupt: &Interrupt) -> Resu
             let started = Instant::now();
             let outcome = bootstrap(&mut store, &scratch.path, &image, recipe, speed);
             seconds.push(started.elapsed().as_secs_f64());
-            let said = format!("round {round}: {what}");
-            watch.end(&cache, store.screen, outcome.as_ref().map(|()| &*said));
+            let output = format!("round {round}: {what}");
+            watch.end(&cache, store.screen, outcome.as_ref().map(|()| &*output));
             outcome?;
             trees.push(read_tree(&scratch.path.join("root.tar"))?);
             scratch.clear(interrupt)?;

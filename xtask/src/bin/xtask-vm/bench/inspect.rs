@@ -13,7 +13,7 @@ use xtask::paths::{Cache, write_private};
 use xtask::workspace::Workspace;
 
 use super::Scratch;
-use super::preflight::{Figures, front_door, measure};
+use super::preflight::{TimingFigures, measure, xtask_binary};
 use crate::interrupt::Interrupt;
 
 /// The size of the large ones.
@@ -38,7 +38,7 @@ pub(super) fn run(workspace: &Workspace, args: &BenchArgs, interrupt: &Interrupt
         let device = arch.pick("x86-64-v4", "pi5");
         let words = ["inspect", path, "--arch", &name, "--device", device];
         measured.push(measure(
-            &front_door()?,
+            &xtask_binary()?,
             &words,
             &format!("inspect {what} for {name}"),
             limit,
@@ -46,7 +46,7 @@ pub(super) fn run(workspace: &Workspace, args: &BenchArgs, interrupt: &Interrupt
             interrupt,
         )?);
     }
-    Figures::new("inspect", measured).conclude(args.json, "see which check of xtask/inspect takes it")
+    TimingFigures::new("inspect", measured).conclude(args.json, "see which check of xtask/inspect takes it")
 }
 
 /// The code of an executable, repeated.

@@ -16,7 +16,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
-use xtask::cli::{BenchArgs, Subject, Voice};
+use xtask::cli::{BenchArgs, BenchSubject, Verbosity};
 use xtask::exit::{Unavailable, host_fault};
 use xtask::paths::{CACHE_VARIABLE, Cache, is_own, make_own_dir, make_private_dir};
 use xtask::processes::end_processes;
@@ -28,16 +28,16 @@ use crate::image::discard;
 use crate::interrupt::Interrupt;
 
 /// Measures what was asked for.
-pub(crate) fn run(workspace: &Workspace, args: &BenchArgs, voice: Voice) -> Result<()> {
+pub(crate) fn run(workspace: &Workspace, args: &BenchArgs, verbosity: Verbosity) -> Result<()> {
     let interrupt = Interrupt::install()?;
     let measured = match args.subject {
-        Subject::Claims => claims::run(workspace, args, voice, &interrupt),
-        Subject::Delivery => delivery::run(workspace, args, voice, &interrupt),
-        Subject::Fetch => fetch::run(args, voice, &interrupt),
-        Subject::Footprint => footprint::run(workspace, args, voice, &interrupt),
-        Subject::Image => image::run(args, voice, &interrupt),
-        Subject::Inspect => return inspect::run(workspace, args, &interrupt),
-        Subject::Preflight => return preflight::run(args, &interrupt),
+        BenchSubject::Claims => claims::run(workspace, args, verbosity, &interrupt),
+        BenchSubject::Delivery => delivery::run(workspace, args, verbosity, &interrupt),
+        BenchSubject::Fetch => fetch::run(args, verbosity, &interrupt),
+        BenchSubject::Footprint => footprint::run(workspace, args, verbosity, &interrupt),
+        BenchSubject::Image => image::run(args, verbosity, &interrupt),
+        BenchSubject::Inspect => return inspect::run(workspace, args, &interrupt),
+        BenchSubject::Preflight => return preflight::run(args, &interrupt),
     };
     // What was measured may be a child that the Ctrl-C ended.
     interrupt.check()?;

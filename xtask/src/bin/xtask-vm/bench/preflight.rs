@@ -26,37 +26,33 @@ pub(super) struct Measured {
 }
 
 #[derive(Debug, Serialize)]
-pub(super) struct Figures {
+pub(super) struct TimingFigures {
     schema: u32,
     subject: &'static str,
     measured: Vec<Measured>,
 }
 
 pub(super) fn run(args: &BenchArgs, interrupt: &Interrupt) -> Result<()> {
-    let back_room = std::env::current_exe().context("find this program")?;
-    let front_door = front_door()?;
+    let xtask_vm = std::env::current_exe().context("find this program")?;
+    let path = xtask_binary()?;
     let mut measured =
-        vec![measure(&front_door, &["preflight"], "preflight of both", limits::PREFLIGHT, args, interrupt)?];
+        vec![measure(&path, &["preflight"], "preflight of both", limits::PREFLIGHT, args, interrupt)?];
     for arch in VmArchitecture::ALL.map(|arch| arch.to_string()) {
         let words = ["preflight", "--rehearse", "--arch", &arch];
         let what = format!("preflight and rehearsal of {arch}");
-        measured.push(measure(&back_room, &words, &what, limits::REHEARSAL, args, interrupt)?);
+        measured.push(measure(&xtask_vm, &words, &what, limits::REHEARSAL, args, interrupt)?);
     }
-    Figures::new("preflight", measured).conclude(args.json, "see which probe of src/host/ takes it")
+    TimingFigures::new("preflight", measured).conclude(args.json, "see which probe of src/host/ takes it")
 }
 
-/// The front door, beside this program.
-pub(super) fn front_door() -> Result<PathBuf> {
-    let front_door = std::env::current_exe().context("find this program")?.with_file_name("xtask");
-    ensure!(
-        front_door.exists(),
-        "find the front door {}: build it by `cargo xtask --help`",
-        front_door.display()
-    );
-    Ok(front_door)
+/// `xtask`, beside this program.
+pub(super) fn xtask_binary() -> Result<PathBuf> {
+    let path = std::env::current_exe().context("find this program")?.with_file_name("xtask");
+    ensure!(path.exists(), "find {}: `cargo xtask --help` builds it", path.display());
+    Ok(path)
 }
 
-impl Figures {
+impl TimingFigures {
     pub(super) fn new(subject: &'static str, measured: Vec<Measured>) -> Self {
         Self { schema: 1, subject, measured }
     }
@@ -101,10 +97,10 @@ pub(super) fn measure(
             .output()
             .with_context(|| format!("run {}", program.display()))?;
         let took = started.elapsed().as_secs_f64();
-        let said = String::from_utf8_lossy(&output.stderr);
+        let message = String::from_utf8_lossy(&output.stderr);
         ensure!(
             output.status.success(),
-            "{} {}: {}: {said}",
+            "{} {}: {}: {message}",
             program.display(),
             words.join(" "),
             output.status

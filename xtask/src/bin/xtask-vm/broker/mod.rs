@@ -41,7 +41,7 @@ struct Fleet {
 
 /// A status and the bucket's revision of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Seen {
+pub(crate) struct ReceivedStatus {
     /// JetStream's own number; the guest's clock plays no part.
     pub(crate) revision: u64,
     /// What the device said.
@@ -98,7 +98,7 @@ impl Broker {
     }
 
     /// The latest status, if there is one.
-    pub(crate) fn latest(&self) -> Result<Option<Seen>> {
+    pub(crate) fn latest(&self) -> Result<Option<ReceivedStatus>> {
         let what = "ask the broker for the device's status";
         let Some(entry) = self.ask(what, self.fleet.statuses.entry(&self.device_id))? else {
             return Ok(None);
@@ -113,7 +113,7 @@ impl Broker {
             status.schema,
             protocol::STATUS_SCHEMA
         );
-        Ok(Some(Seen { revision: entry.revision, status }))
+        Ok(Some(ReceivedStatus { revision: entry.revision, status }))
     }
 
     /// Desires the deployment of this name; the revision of that.

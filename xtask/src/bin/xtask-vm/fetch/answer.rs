@@ -9,7 +9,7 @@ use reqwest::header::{
 
 /// The part that was asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Asked {
+pub(super) struct PartRequest {
     /// How many bytes are there.
     pub(super) from: u64,
     /// The whole file's size, where the answer that those bytes came with said it.
@@ -20,7 +20,7 @@ pub(super) struct Asked {
 
 /// What to do.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Answer {
+pub(super) enum ResponseKind {
     /// The file from its beginning follows.
     Whole { total: Option<u64> },
     /// What is missing follows.
@@ -36,46 +36,51 @@ pub(super) enum Answer {
 }
 
 /// Reads an answer's head; `asked` where a part was asked for.
-pub(super) fn read(status: StatusCode, headers: &HeaderMap, asked: Option<&Asked>) -> Answer {
+pub(super) fn read(status: StatusCode, headers: &HeaderMap, asked: Option<&PartRequest>) -> ResponseKind {
     let what = format!("the server answers {status}");
     match (status.as_u16(), asked) {
         (200, _) => {
-            Answer::Whole { total: text(headers, &CONTENT_LENGTH).and_then(|text| text.parse().ok()) }
+            ResponseKind::Whole { total: text(headers, &CONTENT_LENGTH).and_then(|text| text.parse().ok()) }
         }
         (206, Some(asked)) => rest(headers, asked),
-        (416, Some(_)) => Answer::StartOver(what),
-        (407, _) => Answer::ProxyRefuses(format!("the proxy answers {status}")),
-        (408 | 425 | 429 | 500 | 502 | 503 | 504, _) => Answer::Passing { what, after: retry_after(headers) },
-        (401 | 403, _) => Answer::Final {
+        (416, Some(_)) => ResponseKind::StartOver(what),
+        (407, _) => ResponseKind::ProxyRefuses(format!("the proxy answers {status}")),
+        (408 | 425 | 429 | 500 | 502 | 503 | 504, _) => {
+            ResponseKind::Passing { what, after: retry_after(headers) }
+        }
+        (401 | 403, _) => ResponseKind::Final {
             what,
             hint: "see whether the URL wants credentials, https://user:password@host/path",
         },
-        (404 | 410, _) => Answer::Final {
+        (404 | 410, _) => ResponseKind::Final {
             what,
             hint: "see whether the URL is right; publishers move old files away, and `cargo xtask image bump` pins newer ones",
         },
-        _ => Answer::Final { what, hint: "open the URL in a browser; if it works there, ask its publisher" },
+        _ => ResponseKind::Final {
+            what,
+            hint: "open the URL in a browser; if it works there, ask its publisher",
+        },
     }
 }
 
 /// Whether a 206 brings what was asked for.
-fn rest(headers: &HeaderMap, asked: &Asked) -> Answer {
+fn rest(headers: &HeaderMap, asked: &PartRequest) -> ResponseKind {
     let Some((from, total)) = text(headers, &CONTENT_RANGE).and_then(content_range) else {
-        return Answer::StartOver("the server does not say which part it sends".to_owned());
+        return ResponseKind::StartOver("the server does not say which part it sends".to_owned());
     };
     if from != asked.from {
-        return Answer::StartOver(format!(
+        return ResponseKind::StartOver(format!(
             "the server sends the part from {from}, and {} was asked for",
             asked.from
         ));
     }
     if asked.total.is_some_and(|known| known != total) {
-        return Answer::StartOver(format!("the file has {total} bytes now"));
+        return ResponseKind::StartOver(format!("the file has {total} bytes now"));
     }
     if strong_etag(headers).is_some_and(|etag| asked.validator.starts_with('"') && etag != asked.validator) {
-        return Answer::StartOver("the part is of another version".to_owned());
+        return ResponseKind::StartOver("the part is of another version".to_owned());
     }
-    Answer::Rest { total }
+    ResponseKind::Rest { total }
 }
 
 /// `bytes 100-199/200`: the first number and the last.
@@ -118,8 +123,8 @@ mod tests {
         of.iter().map(|(name, value)| ((*name).clone(), value.parse().unwrap())).collect()
     }
 
-    fn asked() -> Asked {
-        Asked { from: 100, total: Some(200), validator: "\"a\"".to_owned() }
+    fn asked() -> PartRequest {
+        PartRequest { from: 100, total: Some(200), validator: "\"a\"".to_owned() }
     }
 
     #[test]
@@ -138,27 +143,27 @@ mod tests {
         for (range, etag, fits) in table {
             let headers = headers(&[(&CONTENT_RANGE, range), (&ETAG, etag)]);
             let answer = read(StatusCode::PARTIAL_CONTENT, &headers, Some(&asked()));
-            assert_eq!(answer == Answer::Rest { total: 200 }, fits, "{range} {etag}: {answer:?}");
-            assert!(fits || matches!(answer, Answer::StartOver(_)), "{range} {etag}: {answer:?}");
+            assert_eq!(answer == ResponseKind::Rest { total: 200 }, fits, "{range} {etag}: {answer:?}");
+            assert!(fits || matches!(answer, ResponseKind::StartOver(_)), "{range} {etag}: {answer:?}");
         }
         let bare = read(StatusCode::PARTIAL_CONTENT, &HeaderMap::new(), Some(&asked()));
-        assert!(matches!(bare, Answer::StartOver(_)), "{bare:?}");
+        assert!(matches!(bare, ResponseKind::StartOver(_)), "{bare:?}");
     }
 
     #[test]
     fn statuses_are_passing_or_final() {
         let no_headers = HeaderMap::new();
         let read =
-            |code, asked: Option<&Asked>| read(StatusCode::from_u16(code).unwrap(), &no_headers, asked);
+            |code, asked: Option<&PartRequest>| read(StatusCode::from_u16(code).unwrap(), &no_headers, asked);
         for code in [408, 425, 429, 500, 502, 503, 504] {
-            assert!(matches!(read(code, None), Answer::Passing { after: None, .. }), "{code}");
+            assert!(matches!(read(code, None), ResponseKind::Passing { after: None, .. }), "{code}");
         }
         for code in [204, 206, 304, 400, 401, 403, 404, 410, 416, 501, 505] {
-            assert!(matches!(read(code, None), Answer::Final { .. }), "{code}");
+            assert!(matches!(read(code, None), ResponseKind::Final { .. }), "{code}");
         }
-        assert!(matches!(read(407, None), Answer::ProxyRefuses(_)));
-        assert!(matches!(read(416, Some(&asked())), Answer::StartOver(_)));
-        assert_eq!(read(200, Some(&asked())), Answer::Whole { total: None });
+        assert!(matches!(read(407, None), ResponseKind::ProxyRefuses(_)));
+        assert!(matches!(read(416, Some(&asked())), ResponseKind::StartOver(_)));
+        assert_eq!(read(200, Some(&asked())), ResponseKind::Whole { total: None });
     }
 
     #[test]

@@ -109,7 +109,7 @@ pub(super) fn trouble(error: reqwest::Error, address: &Address) -> Trouble {
         return Trouble::Final(unreachable(hint).into());
     }
     // hyper-util keeps its type to itself; its words are a 407, and every other refusal (a 503 may pass).
-    let refused = |said: &str| proxy_refuses(&format!("reach {address}"), said);
+    let refused = |message: &str| proxy_refuses(&format!("reach {address}"), message);
     if cause.contains("proxy authorization required") {
         return Trouble::Final(refused("the proxy wants to know who asks").into());
     }
@@ -125,9 +125,9 @@ pub(super) fn trouble(error: reqwest::Error, address: &Address) -> Trouble {
 }
 
 /// A proxy said no.
-pub(super) fn proxy_refuses(attempted: &str, said: &str) -> Unreachable {
+pub(super) fn proxy_refuses(attempted: &str, message: &str) -> Unreachable {
     Unreachable {
-        error: format!("{attempted}: {said}"),
+        error: format!("{attempted}: {message}"),
         hint: "see HTTPS_PROXY and HTTP_PROXY (http://user:password@host:port), and NO_PROXY".to_owned(),
     }
 }

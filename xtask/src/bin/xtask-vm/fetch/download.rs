@@ -10,10 +10,10 @@ use xtask::report::human_seconds;
 
 use super::address::Address;
 use super::client::{self, Trouble};
-use super::partial::{Begun, Place};
+use super::partial::{Begun, DownloadPaths};
 use super::progress::size;
 use super::retry::{Retry, spread};
-use super::{Fetched, Patience, Unreachable, Wanted, seen};
+use super::{FetchRequest, Fetched, RetryPolicy, Unreachable, seen};
 use crate::interrupt::Interrupt;
 use crate::screen::Screen;
 
@@ -23,9 +23,9 @@ const SPARE_BYTES: u64 = 16 << 20;
 /// One download, with all its attempts.
 pub(super) struct Download<'a> {
     pub(super) limits: FetchLimits,
-    pub(super) wanted: &'a Wanted<'a>,
+    pub(super) wanted: &'a FetchRequest<'a>,
     pub(super) address: &'a Address,
-    pub(super) place: &'a Place,
+    pub(super) place: &'a DownloadPaths,
     pub(super) interrupt: &'a Interrupt,
     pub(super) screen: &'a mut Screen,
     /// When the first attempt began.
@@ -39,9 +39,9 @@ pub(super) struct Download<'a> {
 impl<'a> Download<'a> {
     pub(super) fn new(
         limits: FetchLimits,
-        wanted: &'a Wanted<'a>,
+        wanted: &'a FetchRequest<'a>,
         address: &'a Address,
-        place: &'a Place,
+        place: &'a DownloadPaths,
         interrupt: &'a Interrupt,
         screen: &'a mut Screen,
     ) -> Self {
@@ -82,7 +82,7 @@ impl<'a> Download<'a> {
 
     /// Where there is a fallback, a host that was there is no host out of reach, whatever became of it.
     fn after_an_answer(&self, error: anyhow::Error) -> anyhow::Error {
-        let was_there = self.wanted.patience != Patience::Insist && self.answered;
+        let was_there = self.wanted.retry_policy != RetryPolicy::Full && self.answered;
         match error.downcast::<Unreachable>() {
             Ok(Unreachable { error, .. }) if was_there => {
                 let hint = "run again: what has come is kept".to_owned();
@@ -95,7 +95,7 @@ impl<'a> Download<'a> {
 
     /// What an earlier run left and can be used.
     fn find(&mut self) -> Result<Option<Begun>> {
-        let Wanted { digest, bytes, .. } = *self.wanted;
+        let FetchRequest { digest, bytes, .. } = *self.wanted;
         let looking = seen("reading", self.interrupt, self.screen);
         let found = self.place.find(&self.address.identity(), digest, looking)?;
         let total = |begun: &Begun| bytes.or(begun.note.total);
@@ -124,10 +124,11 @@ impl<'a> Download<'a> {
             }
             Trouble::Passing { error, after } => (error, after),
         };
-        if self.wanted.patience != Patience::Insist && !self.answered {
+        if self.wanted.retry_policy != RetryPolicy::Full && !self.answered {
             // A name server may be up a second later than this run.
             let again = (self.started + self.limits.probe_again()).saturating_duration_since(Instant::now());
-            let again = |pause: &Duration| self.wanted.patience == Patience::Probe && *pause < again;
+            let again =
+                |pause: &Duration| self.wanted.retry_policy == RetryPolicy::ProbeFirst && *pause < again;
             if let Some(pause) = retry.pause(length, after, spread()).filter(again) {
                 self.screen.note(&format!("{error}; once more"));
                 return self.wait(pause);

@@ -25,14 +25,14 @@ use xtask::limits::FetchLimits;
 use self::address::Address;
 use self::download::Download;
 use self::lock::Lock;
-use self::partial::Place;
+use self::partial::DownloadPaths;
 use self::progress::size;
 use crate::interrupt::Interrupt;
 use crate::screen::Screen;
 
 /// What to fetch.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Wanted<'a> {
+pub(crate) struct FetchRequest<'a> {
     /// https, or http where there is a digest.
     pub(crate) url: &'a str,
     /// None: whatever comes is taken, because somebody insisted.
@@ -42,19 +42,19 @@ pub(crate) struct Wanted<'a> {
     /// The final name. While it comes, `.partial`, `.partial.json` and `.lock` stand beside it.
     pub(crate) target: &'a Path,
     /// How eager.
-    pub(crate) patience: Patience,
+    pub(crate) retry_policy: RetryPolicy,
 }
 
 /// How eager a download is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Patience {
+pub(crate) enum RetryPolicy {
     /// A person asked for this very file: several attempts.
-    Insist,
+    Full,
     /// There is a fallback: [`Unreachable`] where the host has not answered within [`FetchLimits::probe`]; once it has,
-    /// as [`Patience::Insist`].
-    Probe,
-    /// As [`Patience::Probe`], and a connection that fails at once is tried no second time: it failed a while ago, too.
-    Glance,
+    /// as [`RetryPolicy::Full`].
+    ProbeFirst,
+    /// As [`RetryPolicy::ProbeFirst`], and a connection that fails at once is tried no second time: it failed a while ago, too.
+    Once,
 }
 
 /// What was fetched.
@@ -90,18 +90,22 @@ impl std::error::Error for Unreachable {}
 /// # Errors
 /// [`xtask::exit::Usage`] for a URL that is not asked, [`Unreachable`], [`xtask::exit::Interrupted`], and [`Unavailable`]
 /// for everything else.
-pub(crate) fn fetch(wanted: &Wanted<'_>, interrupt: &Interrupt, screen: &mut Screen) -> Result<Fetched> {
+pub(crate) fn fetch(
+    wanted: &FetchRequest<'_>,
+    interrupt: &Interrupt,
+    screen: &mut Screen,
+) -> Result<Fetched> {
     fetch_within(FetchLimits::from_env()?, wanted, interrupt, screen)
 }
 
 fn fetch_within(
     limits: FetchLimits,
-    wanted: &Wanted<'_>,
+    wanted: &FetchRequest<'_>,
     interrupt: &Interrupt,
     screen: &mut Screen,
 ) -> Result<Fetched> {
     let address = Address::parse(wanted.url, wanted.digest.is_some())?;
-    let place = Place::new(wanted.target);
+    let place = DownloadPaths::new(wanted.target);
     let fetched = Lock::wait(wanted.target, interrupt, screen).and_then(|_lock| {
         if let Some(fetched) = already(wanted, &place, interrupt, screen)? {
             return Ok(fetched);
@@ -122,8 +126,8 @@ fn fetch_within(
 
 /// What stands under the final name, verified.
 fn already(
-    wanted: &Wanted<'_>,
-    place: &Place,
+    wanted: &FetchRequest<'_>,
+    place: &DownloadPaths,
     interrupt: &Interrupt,
     screen: &mut Screen,
 ) -> Result<Option<Fetched>> {
@@ -161,26 +165,26 @@ mod tests {
     use std::io::{Read as _, Write as _};
     use std::net::TcpListener;
     use std::time::{Duration, Instant};
-    use xtask::cli::{Color, Voice};
+    use xtask::cli::{Color, Verbosity};
     use xtask::exit::Usage;
 
     /// A tenth of the real pace: the probe's 8 s are 0.8.
-    fn try_fetch(url: &str, patience: Patience, bytes: Option<u64>) -> (anyhow::Error, Duration) {
-        try_fetch_leaving(url, patience, bytes, 0)
+    fn try_fetch(url: &str, retry_policy: RetryPolicy, bytes: Option<u64>) -> (anyhow::Error, Duration) {
+        try_fetch_leaving(url, retry_policy, bytes, 0)
     }
 
     /// `files` are left for the next attempt.
     fn try_fetch_leaving(
         url: &str,
-        patience: Patience,
+        retry_policy: RetryPolicy,
         bytes: Option<u64>,
         files: usize,
     ) -> (anyhow::Error, Duration) {
         let directory = tempfile::tempdir().unwrap();
-        let mut screen = Screen::new(Voice { verbose: false, quiet: true, color: Color::Never });
+        let mut screen = Screen::new(Verbosity { verbose: false, quiet: true, color: Color::Never });
         let digest = xtask::digest::Algorithm::Sha256.hasher().finish();
         let target = directory.path().join("file");
-        let wanted = Wanted { url, digest: Some(&digest), bytes, target: &target, patience };
+        let wanted = FetchRequest { url, digest: Some(&digest), bytes, target: &target, retry_policy };
         let started = Instant::now();
         let limits = FetchLimits::at_pace(0.1);
         let error = fetch_within(limits, &wanted, &Interrupt::default(), &mut screen).unwrap_err();
@@ -194,12 +198,12 @@ mod tests {
         let silent = TcpListener::bind("127.0.0.1:0").unwrap();
         let silent = silent.local_addr().map(|address| (silent, address)).unwrap();
         for address in [nobody, silent.1] {
-            let (error, took) = try_fetch(&format!("http://{address}/file"), Patience::Probe, None);
+            let (error, took) = try_fetch(&format!("http://{address}/file"), RetryPolicy::ProbeFirst, None);
             assert!(error.is::<Unreachable>(), "{error:#}");
             // A silent host costs an attempt 3 s otherwise.
             assert!(took < Duration::from_millis(2500), "{took:?}: {error:#}");
         }
-        let (error, took) = try_fetch(&format!("http://{nobody}/file"), Patience::Insist, None);
+        let (error, took) = try_fetch(&format!("http://{nobody}/file"), RetryPolicy::Full, None);
         assert!(error.is::<Unreachable>(), "{error:#}");
         assert!(took > Duration::from_secs(1), "several attempts: {took:?}");
     }
@@ -213,16 +217,16 @@ mod tests {
             assert!(stream.read(&mut [0; 4096]).unwrap() > 0);
             write!(stream, "HTTP/1.1 200 OK\r\netag: \"a\"\r\ncontent-length: 5\r\n\r\nim").unwrap();
         });
-        let (error, _) = try_fetch_leaving(&url, Patience::Probe, Some(5), 2);
+        let (error, _) = try_fetch_leaving(&url, RetryPolicy::ProbeFirst, Some(5), 2);
         answering.join().unwrap();
         assert!(!error.is::<Unreachable>() && error.is::<Unavailable>(), "{error:#}");
     }
 
     #[test]
     fn a_name_that_nobody_has_is_unreachable_and_a_scheme_is_usage() {
-        let (error, _) = try_fetch("http://no-such-host.invalid/file", Patience::Probe, None);
+        let (error, _) = try_fetch("http://no-such-host.invalid/file", RetryPolicy::ProbeFirst, None);
         assert!(error.is::<Unreachable>(), "{error:#}");
-        let (error, _) = try_fetch("file:///etc/hostname", Patience::Insist, None);
+        let (error, _) = try_fetch("file:///etc/hostname", RetryPolicy::Full, None);
         assert!(error.is::<Usage>(), "{error:#}");
     }
 
@@ -243,7 +247,7 @@ mod tests {
                 // Nothing more comes: who waits for it runs into its limit.
                 stream.read(&mut [0]).map(drop)
             });
-            let (error, took) = try_fetch(&url, Patience::Probe, Some(4));
+            let (error, took) = try_fetch(&url, RetryPolicy::ProbeFirst, Some(4));
             assert!(error.is::<Unavailable>() && error.to_string().contains(words), "{error:#}");
             assert!(took < Duration::from_millis(2500), "{took:?}");
             drop(answering.join().unwrap());

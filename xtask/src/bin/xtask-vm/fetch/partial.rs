@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use xtask::digest::{Algorithm, Digest, Hasher};
 use xtask::paths::write_private;
 
-use super::answer::Asked;
+use super::answer::PartRequest;
 
 /// How much is read at once of what is there already.
 const BLOCK: usize = 1 << 20;
@@ -69,9 +69,9 @@ pub(super) struct Begun {
 
 impl Begun {
     /// What to ask for; `None` where nothing is there or nothing tells the versions apart.
-    pub(super) fn rest(&self) -> Option<Asked> {
+    pub(super) fn rest(&self) -> Option<PartRequest> {
         let validator = self.note.validator.clone().filter(|_| self.length > 0)?;
-        Some(Asked { from: self.length, total: self.note.total, validator })
+        Some(PartRequest { from: self.length, total: self.note.total, validator })
     }
 
     /// More of it.
@@ -90,13 +90,13 @@ impl Begun {
 
 /// The names of one download's files.
 #[derive(Debug, Clone)]
-pub(super) struct Place {
+pub(super) struct DownloadPaths {
     target: PathBuf,
     partial: PathBuf,
     note: PathBuf,
 }
 
-impl Place {
+impl DownloadPaths {
     pub(super) fn new(target: &Path) -> Self {
         let beside = |ending: &str| PathBuf::from([target.as_os_str(), ending.as_ref()].join("".as_ref()));
         Self { target: target.to_owned(), partial: beside(".partial"), note: beside(".partial.json") }
@@ -225,7 +225,7 @@ mod tests {
     #[test]
     fn the_length_is_the_truth_and_another_downloads_bytes_are_not_taken() {
         let directory = tempfile::tempdir().unwrap();
-        let place = Place::new(&directory.path().join("file"));
+        let place = DownloadPaths::new(&directory.path().join("file"));
         let find = |url| place.find(url, None, |_| Ok(())).unwrap();
         assert!(find("u").is_none());
         let mut begun = place.begin(note("u")).unwrap();
@@ -248,7 +248,7 @@ mod tests {
     #[test]
     fn a_note_that_was_cut_off_is_no_note_and_a_beginning_without_bytes_leaves_nothing() {
         let directory = tempfile::tempdir().unwrap();
-        let place = Place::new(&directory.path().join("file"));
+        let place = DownloadPaths::new(&directory.path().join("file"));
         drop(place.begin(note("u")).unwrap());
         fs::write(&place.note, "{\"url\":").unwrap();
         assert!(place.find("u", None, |_| Ok(())).unwrap().is_none());

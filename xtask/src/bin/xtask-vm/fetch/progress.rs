@@ -9,12 +9,12 @@ const SMOOTHING: f64 = 0.2;
 
 /// Bytes over time.
 #[derive(Debug)]
-pub(super) struct Progress {
+pub(super) struct TransferRate {
     last: (Instant, u64),
     rate: Option<f64>,
 }
 
-impl Progress {
+impl TransferRate {
     pub(super) fn begin(now: Instant, bytes: u64) -> Self {
         Self { last: (now, bytes), rate: None }
     }
@@ -69,7 +69,7 @@ mod tests {
     fn the_words_are_readable() {
         let begin = Instant::now();
         let after = |seconds| begin + Duration::from_secs(seconds);
-        let mut progress = Progress::begin(begin, 78 << 20);
+        let mut progress = TransferRate::begin(begin, 78 << 20);
         assert_eq!(
             progress.look(after(1), 123 << 20, Some(618 << 20)),
             "123 of 618 MiB, 45 MiB/s, 11 s left"
@@ -78,7 +78,7 @@ mod tests {
             progress.look(after(2), 123 << 20, Some(618 << 20)),
             "123 of 618 MiB, 36 MiB/s, 14 s left"
         );
-        assert_eq!(Progress::begin(begin, 0).look(after(2), 300_000, None), "292 KiB, 146 KiB/s");
-        assert_eq!(Progress::begin(begin, 0).look(begin, 0, Some(1 << 20)), "0 of 1024 KiB, 0 bytes/s");
+        assert_eq!(TransferRate::begin(begin, 0).look(after(2), 300_000, None), "292 KiB, 146 KiB/s");
+        assert_eq!(TransferRate::begin(begin, 0).look(begin, 0, Some(1 << 20)), "0 of 1024 KiB, 0 bytes/s");
     }
 }

@@ -28,14 +28,14 @@ impl Sink {
         let flusher = Flusher::start(begun.handle().context("hold the partial file twice")?);
         let (pieces, mut queue) = mpsc::channel::<Bytes>(PIECES);
         let thread = std::thread::spawn(move || {
-            let mut told = begun.length;
+            let mut announced = begun.length;
             let written = loop {
                 let Some(piece) = queue.blocking_recv() else { break Ok(()) };
                 if let Err(error) = begun.write(&piece) {
                     break Err(error);
                 }
-                if begun.length - told >= FLUSH_EVERY {
-                    told = begun.length;
+                if begun.length - announced >= FLUSH_EVERY {
+                    announced = begun.length;
                     flusher.flush();
                 }
             };

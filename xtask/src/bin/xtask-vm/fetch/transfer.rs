@@ -11,12 +11,12 @@ use xtask::exit::Unavailable;
 use xtask::limits;
 use xtask::report::human_seconds;
 
-use super::Patience;
-use super::answer::{self, Answer, Asked};
+use super::RetryPolicy;
+use super::answer::{self, PartRequest, ResponseKind};
 use super::client::{Trouble, passing, proxy_refuses, trouble};
 use super::download::Download;
 use super::partial::{Begun, Note};
-use super::progress::{Progress, size};
+use super::progress::{TransferRate, size};
 use super::sink::Sink;
 
 impl Download<'_> {
@@ -30,18 +30,18 @@ impl Download<'_> {
         let response = self.ask(client, asked.as_ref()).await?;
         let headers = response.headers();
         let (from, total) = match answer::read(response.status(), headers, asked.as_ref()) {
-            Answer::Whole { total } => (0, total),
-            Answer::Rest { total } => (asked.as_ref().map_or(0, |asked| asked.from), Some(total)),
-            Answer::StartOver(why) => {
+            ResponseKind::Whole { total } => (0, total),
+            ResponseKind::Rest { total } => (asked.as_ref().map_or(0, |asked| asked.from), Some(total)),
+            ResponseKind::StartOver(why) => {
                 *begun = None;
                 return Err(Trouble::StartOver(why));
             }
-            Answer::Passing { what, after } => return Err(self.not_now(&what, after)),
-            Answer::ProxyRefuses(what) => {
+            ResponseKind::Passing { what, after } => return Err(self.not_now(&what, after)),
+            ResponseKind::ProxyRefuses(what) => {
                 let error = proxy_refuses(&format!("reach {}", self.address), &what);
                 return Err(Trouble::Final(error.into()));
             }
-            Answer::Final { what, hint } => {
+            ResponseKind::Final { what, hint } => {
                 let error = format!("download {}: {what}", self.address);
                 return Err(Trouble::Final(Unavailable { error, hint: hint.to_owned() }.into()));
             }
@@ -68,13 +68,15 @@ impl Download<'_> {
     }
 
     /// Sends the request; the answer's head, or why there is none.
-    async fn ask(&mut self, client: &Client, asked: Option<&Asked>) -> Result<Response, Trouble> {
+    async fn ask(&mut self, client: &Client, asked: Option<&PartRequest>) -> Result<Response, Trouble> {
         let mut request = client.get(self.address.url()).header(ACCEPT_ENCODING, "identity");
-        if let Some(Asked { from, validator, .. }) = asked {
+        if let Some(PartRequest { from, validator, .. }) = asked {
             request = request.header(RANGE, format!("bytes={from}-")).header(IF_RANGE, validator);
         }
-        let deadline = match self.wanted.patience {
-            Patience::Probe | Patience::Glance if !self.answered => self.started + self.limits.probe(),
+        let deadline = match self.wanted.retry_policy {
+            RetryPolicy::ProbeFirst | RetryPolicy::Once if !self.answered => {
+                self.started + self.limits.probe()
+            }
             _ => Instant::now() + self.limits.stall(),
         };
         let mut tick = ticks();
@@ -153,7 +155,7 @@ impl Download<'_> {
         let mut tick = ticks();
         let mut came = from;
         let mut last = Instant::now();
-        let mut progress = Progress::begin(last, came);
+        let mut progress = TransferRate::begin(last, came);
         loop {
             tokio::select! {
                 piece = response.chunk() => {

@@ -7,30 +7,30 @@ use anyhow::Result;
 use serde::Serialize;
 use xtask::arch::VmArchitecture;
 use xtask::cli::{
-    ImageArgs, ImageBuildArgs, ImageCommand, ImageFetchArgs, ImageVerifyArgs, PruneArgs, Voice,
+    ImageArgs, ImageBuildArgs, ImageCommand, ImageFetchArgs, ImageVerifyArgs, PruneArgs, Verbosity,
 };
 use xtask::digest::{Algorithm, Digest};
 use xtask::exit::{self, Diagnosis, Interrupted, Unavailable, Usage};
 use xtask::image::catalogue::Catalogue;
-use xtask::image::{Choice, Download, Image, Source};
+use xtask::image::{Choice, DownloadSource, Image, Source};
 use xtask::paths::Cache;
 use xtask::report::{PhaseStatus, human_bytes};
 use xtask::workspace::Workspace;
 
-use super::{Kept, ReadyImage, Store, build, bump, prune};
-use crate::fetch::{self, Patience, Unreachable, Wanted};
+use super::{CachedImage, ReadyImage, Store, build, bump, prune};
+use crate::fetch::{self, FetchRequest, RetryPolicy, Unreachable};
 use crate::history::Watch;
 use crate::interrupt::Interrupt;
 use crate::screen::Screen;
 use crate::snapshot;
 
 /// Does what the command says.
-pub(crate) fn run(command: &ImageCommand, voice: Voice) -> Result<()> {
+pub(crate) fn run(command: &ImageCommand, verbosity: Verbosity) -> Result<()> {
     if let ImageCommand::Bump(args) = command {
-        return bump::run(&Workspace::find()?, args, voice);
+        return bump::run(&Workspace::find()?, args, verbosity);
     }
     let interrupt = Interrupt::install()?;
-    let mut screen = Screen::new(voice);
+    let mut screen = Screen::new(verbosity);
     let cache = Cache::from_env()?;
     let mut store =
         Store { cache: &cache, interrupt: &interrupt, screen: &mut screen, offline: false, run: None };
@@ -68,7 +68,7 @@ struct Cached {
 
 impl Cached {
     /// `None` where its manifest cannot be read.
-    fn of(kept: &Kept) -> Option<Self> {
+    fn of(kept: &CachedImage) -> Option<Self> {
         let manifest = kept.manifest.as_ref()?;
         Some(Self {
             path: kept.directory.join(super::DISK),
@@ -81,7 +81,7 @@ impl Cached {
         })
     }
 
-    fn say(&self) -> String {
+    fn describe(&self) -> String {
         let used = if self.used_by.is_empty() {
             String::new()
         } else {
@@ -132,11 +132,13 @@ fn list(store: &mut Store<'_>, json: bool) -> Result<()> {
     }
     for Listed { image, cached, .. } in &listed {
         let pinned = match &image.source {
-            Source::Download(Download { digest: Some(digest), .. }) => format!("pinned {}", digest.short()),
+            Source::Download(DownloadSource { digest: Some(digest), .. }) => {
+                format!("pinned {}", digest.short())
+            }
             Source::Packages(recipe) => format!("built from {}", recipe.suite),
             _ => String::new(),
         };
-        let cached = cached.as_ref().map_or("not cached".to_owned(), Cached::say);
+        let cached = cached.as_ref().map_or("not cached".to_owned(), Cached::describe);
         println!("{:<21} {:<8} {pinned:<28} {cached}", image.name, image.arch.to_string());
     }
     for kept in others {
@@ -144,8 +146,8 @@ fn list(store: &mut Store<'_>, json: bool) -> Result<()> {
             Some(manifest) => (manifest.name.as_str(), manifest.arch.to_string()),
             None => (kept.key.as_str(), String::new()),
         };
-        let cached =
-            Cached::of(kept).map_or("unreadable: image prune deletes it".to_owned(), |cached| cached.say());
+        let cached = Cached::of(kept)
+            .map_or("unreadable: image prune deletes it".to_owned(), |cached| cached.describe());
         println!("{name:<21} {arch:<8} {:<28} {cached}", "not in the catalogue");
     }
     for found in snapshot::all(store.cache) {
@@ -185,7 +187,7 @@ fn fetch(store: &mut Store<'_>, args: &ImageFetchArgs) -> Result<()> {
     if matches!(image.source, Source::File(_)) {
         return Err(Usage(format!("fetch {}: a file is booted where it is", args.image)).into());
     }
-    let ready = make(store, "fetch", &image, |store| super::ensure(store, &image, Patience::Insist))?;
+    let ready = make(store, "fetch", &image, |store| super::ensure(store, &image, RetryPolicy::Full))?;
     print_ready(&image, &ready, None, args.json)
 }
 
@@ -194,7 +196,7 @@ fn fetch_to(store: &mut Store<'_>, image: &Image, to: &Path) -> Result<()> {
     let Source::Download(download) = &image.source else {
         return Err(Usage(format!("--to {}: {} is no download", to.display(), image.name)).into());
     };
-    let Download { url, digest, bytes } = download;
+    let DownloadSource { url, digest, bytes } = download;
     if digest.is_none() && to.exists() {
         return Err(Unavailable {
             error: format!(
@@ -205,8 +207,13 @@ fn fetch_to(store: &mut Store<'_>, image: &Image, to: &Path) -> Result<()> {
         }
         .into());
     }
-    let wanted =
-        Wanted { url, digest: digest.as_ref(), bytes: *bytes, target: to, patience: Patience::Insist };
+    let wanted = FetchRequest {
+        url,
+        digest: digest.as_ref(),
+        bytes: *bytes,
+        target: to,
+        retry_policy: RetryPolicy::Full,
+    };
     let fetched = make(store, "fetch", image, |store| fetch::fetch(&wanted, store.interrupt, store.screen))?;
     let how = match (fetched.already, fetched.resumed_from) {
         (true, _) => "it was there already".to_owned(),
@@ -231,7 +238,7 @@ fn build_image(store: &mut Store<'_>, args: &ImageBuildArgs) -> Result<()> {
     }
     let (before, ready) = make(store, "build", &image, |store| match args.rebuild {
         true => super::rebuild(store, &image),
-        false => Ok((None, super::ensure(store, &image, Patience::Insist)?)),
+        false => Ok((None, super::ensure(store, &image, RetryPolicy::Full)?)),
     })?;
     if let Some(before) = &before {
         let same =
@@ -302,7 +309,7 @@ struct Verified {
 
 fn verify(store: &mut Store<'_>, args: &ImageVerifyArgs) -> Result<()> {
     let kept = store.kept();
-    let named = |kept: &Kept| {
+    let named = |kept: &CachedImage| {
         let name = kept.manifest.as_ref().map_or(kept.key.as_str(), |manifest| manifest.name.as_str());
         args.names.is_empty() || args.names.iter().any(|wanted| wanted == name)
     };
@@ -313,7 +320,7 @@ fn verify(store: &mut Store<'_>, args: &ImageVerifyArgs) -> Result<()> {
         return Err(Usage(error).into());
     }
     let mut verified = Vec::new();
-    for Kept { key, directory, manifest, .. } in wanted {
+    for CachedImage { key, directory, manifest, .. } in wanted {
         store.screen.start("verify", None);
         let expected = manifest.map(|manifest| manifest.digest);
         let found = match store.digest(&directory.join(super::DISK), Algorithm::Sha256) {
@@ -322,8 +329,8 @@ fn verify(store: &mut Store<'_>, args: &ImageVerifyArgs) -> Result<()> {
         };
         let sound = expected.is_some() && found.as_ref().ok() == expected.as_ref();
         let status = if sound { PhaseStatus::Passed } else { PhaseStatus::Failed };
-        let said = found.as_ref().map_or_else(|error| format!("{error:#}"), Digest::short);
-        store.screen.end(status, &format!("{key} {said}"));
+        let output = found.as_ref().map_or_else(|error| format!("{error:#}"), Digest::short);
+        store.screen.end(status, &format!("{key} {output}"));
         verified.push(Verified { key, expected, found: found.ok(), sound });
     }
     if args.json {

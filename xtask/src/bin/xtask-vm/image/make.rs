@@ -8,7 +8,7 @@ use xtask::digest::{Algorithm, Digest};
 use xtask::exit::Interrupted;
 use xtask::host::tools;
 use xtask::image::manifest::{Contents, Manifest, Stamp};
-use xtask::image::{Download, Image, Recipe};
+use xtask::image::{DownloadSource, Image, Recipe};
 use xtask::paths::{make_own_dir, remove_if_empty};
 use xtask::processes::RECORD;
 use xtask::report::now_rfc3339;
@@ -16,7 +16,7 @@ use xtask::run_dir::remove_file;
 
 use super::probe::{self, NoDisk};
 use super::{DISK, ReadyImage, Store, build, store};
-use crate::fetch::{self, Patience, Wanted};
+use crate::fetch::{self, FetchRequest, RetryPolicy};
 use crate::interrupt::Interrupt;
 
 /// What was made, and is not in its place yet.
@@ -73,21 +73,21 @@ fn keep_log(store: &Store<'_>, key: &str, beside: &Path) -> String {
 pub(super) fn fetch(
     store: &mut Store<'_>,
     image: &Image,
-    download: &Download,
+    download: &DownloadSource,
     key: &str,
-    patience: Patience,
+    retry_policy: RetryPolicy,
 ) -> Result<ReadyImage> {
     // Asked for now, since it is needed when hundreds of megabytes have come.
     tools::require("qemu-img")?;
     let beside = store.directory(&format!("{key}.fetching"));
     make_own_dir(&beside)?;
     let target = beside.join(DISK);
-    let wanted = Wanted {
+    let wanted = FetchRequest {
         url: &download.url,
         digest: download.digest.as_ref(),
         bytes: download.bytes,
         target: &target,
-        patience,
+        retry_policy,
     };
     let fetched = fetch::fetch(&wanted, store.interrupt, store.screen).inspect_err(|_| {
         // Where nothing has come nothing is kept; where something has, this fails, as it should.

@@ -27,12 +27,12 @@ use xtask::image::{Format, Image, LocalFile, Source};
 use xtask::paths::Cache;
 use xtask::run_dir::RunDir;
 
-use crate::fetch::Patience;
+use crate::fetch::RetryPolicy;
 use crate::interrupt::Interrupt;
 pub(crate) use build::bootstrap::{Speed, bootstrap};
 pub(crate) use build::discard;
 use probe::look_at;
-pub(crate) use store::{Kept, Store};
+pub(crate) use store::{CachedImage, Store};
 
 /// The disk's name in its directory.
 const DISK: &str = "disk";
@@ -79,7 +79,7 @@ impl ReadyImage {
 
 /// The image from the cache, made or fetched where it is not there. The run of the store is said to use it before anybody
 /// else may have the lock.
-pub(crate) fn ensure(store: &mut Store<'_>, image: &Image, patience: Patience) -> Result<ReadyImage> {
+pub(crate) fn ensure(store: &mut Store<'_>, image: &Image, retry_policy: RetryPolicy) -> Result<ReadyImage> {
     if let Source::File(file) = &image.source {
         return own_file(store, image, file);
     }
@@ -90,7 +90,7 @@ pub(crate) fn ensure(store: &mut Store<'_>, image: &Image, patience: Patience) -
         None if store.offline => return Err(not_cached(image)),
         None => match &image.source {
             Source::Packages(recipe) => make::build(store, image, recipe, &key)?,
-            Source::Download(download) => make::fetch(store, image, download, &key, patience)?,
+            Source::Download(download) => make::fetch(store, image, download, &key, retry_policy)?,
             Source::File(_) => unreachable!("done above"),
         },
     };
@@ -259,7 +259,7 @@ mod tests {
 
     fn with<T>(cache: &Cache, body: impl FnOnce(&mut Store<'_>) -> T) -> T {
         let interrupt = Interrupt::default();
-        let mut screen = Screen::new(xtask::cli::Voice::silent());
+        let mut screen = Screen::new(xtask::cli::Verbosity::silent());
         body(&mut Store { cache, interrupt: &interrupt, screen: &mut screen, offline: true, run: None })
     }
 
@@ -333,7 +333,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let cache = Cache::at(directory.path());
         let image = Catalogue::built_in().find("ubuntu-24.04", xtask::arch::VmArchitecture::Aarch64).unwrap();
-        let error = with(&cache, |store| ensure(store, &image, Patience::Insist)).unwrap_err();
+        let error = with(&cache, |store| ensure(store, &image, RetryPolicy::Full)).unwrap_err();
         assert_eq!(xtask::exit::code(&error), 69);
         assert!(error.to_string().contains("--offline"), "{error}");
     }

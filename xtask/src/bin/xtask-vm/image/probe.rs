@@ -44,15 +44,15 @@ impl std::error::Error for NoDisk {}
 pub(super) fn look_at(disk: &Path, image: &Image, interrupt: &Interrupt) -> Result<(Format, u64)> {
     let words = ["info", "--output=json", "-U"].map(OsString::from);
     let arguments: Vec<_> = words.into_iter().chain([disk.as_os_str().to_owned()]).collect();
-    let said = child::read(&tools::require("qemu-img")?, &arguments, limits::SERVER_START, interrupt)
+    let output = child::read(&tools::require("qemu-img")?, &arguments, limits::SERVER_START, interrupt)
         .with_context(|| format!("look at the image {}", disk.display()))?;
-    let info: Info = serde_json::from_str(&said).context("parse what qemu-img says")?;
+    let info: Info = serde_json::from_str(&output).context("parse what qemu-img says")?;
     let promised = image.expected.as_ref().map(|_| image.format);
-    let judged = judge(&info, promised).and_then(|format| match format {
+    let checked = check_format(&info, promised).and_then(|format| match format {
         Format::Raw if !has_partitions(disk) => Err("is neither qcow2 nor a disk with partitions".to_owned()),
         format => Ok(format),
     });
-    let format = judged.map_err(|problem| {
+    let format = checked.map_err(|problem| {
         let error = format!("use the image {}", disk.display());
         let hint = "give a disk image, qcow2 or raw, not packed, that needs no other file".to_owned();
         anyhow::Error::new(NoDisk(format!("it {problem}"))).context(Unavailable { error, hint })
@@ -67,7 +67,7 @@ fn has_partitions(disk: &Path) -> bool {
     read.is_ok() && sector[510..] == [0x55, 0xaa]
 }
 
-fn judge(info: &Info, promised: Option<Format>) -> Result<Format, String> {
+fn check_format(info: &Info, promised: Option<Format>) -> Result<Format, String> {
     if let Some(backing) = &info.backing_filename {
         return Err(format!("is a layer over {backing}"));
     }
@@ -95,14 +95,16 @@ mod tests {
     fn a_disk_that_needs_another_file_is_refused() {
         let info = |text: &str| serde_json::from_str::<Info>(text).unwrap();
         let sound = r#"{"format":"qcow2","virtual-size":1,"format-specific":{"type":"qcow2","data":{"compat":"1.1"}}}"#;
-        assert_eq!(judge(&info(sound), None), Ok(Format::Qcow2));
+        assert_eq!(check_format(&info(sound), None), Ok(Format::Qcow2));
         let layer = r#"{"format":"qcow2","virtual-size":1,"backing-filename":"/etc/shadow"}"#;
-        assert!(judge(&info(layer), None).unwrap_err().contains("/etc/shadow"));
+        assert!(check_format(&info(layer), None).unwrap_err().contains("/etc/shadow"));
         let split =
             r#"{"format":"qcow2","virtual-size":1,"format-specific":{"data":{"data-file":"/dev/sda"}}}"#;
-        assert!(judge(&info(split), None).unwrap_err().contains("/dev/sda"));
-        assert!(judge(&info(r#"{"format":"vmdk","virtual-size":1}"#), None).is_err());
-        assert!(judge(&info(sound), Some(Format::Raw)).unwrap_err().contains("the catalogue says raw"));
+        assert!(check_format(&info(split), None).unwrap_err().contains("/dev/sda"));
+        assert!(check_format(&info(r#"{"format":"vmdk","virtual-size":1}"#), None).is_err());
+        assert!(
+            check_format(&info(sound), Some(Format::Raw)).unwrap_err().contains("the catalogue says raw")
+        );
     }
 
     #[test]

@@ -16,7 +16,7 @@ use xtask::run_dir::{directories, try_lock, users_of};
 use xtask::snapshot::{FORMAT, Ingredients, SnapshotManifest};
 
 use super::build;
-use super::store::{FETCHING, Kept, Store};
+use super::store::{CachedImage, FETCHING, Store};
 use crate::snapshot;
 
 /// Seconds of a day.
@@ -65,8 +65,8 @@ pub(super) fn prune(store: &mut Store<'_>, args: &PruneArgs, named: &[String]) -
     }
     let mut to_delete = Vec::new();
     for (one, reason) in choose(&candidates, args) {
-        let told = if args.dry_run { "would delete" } else { "deleting" };
-        store.screen.note(&format!("{told} {} ({}): {reason}", one.key, human_bytes(one.bytes)));
+        let verb = if args.dry_run { "would delete" } else { "deleting" };
+        store.screen.note(&format!("{verb} {} ({}): {reason}", one.key, human_bytes(one.bytes)));
         if args.dry_run || one.delete(store)? {
             to_delete.push(Deletion { key: one.key.clone(), bytes: one.bytes, reason });
         }
@@ -78,7 +78,7 @@ pub(super) fn prune(store: &mut Store<'_>, args: &PruneArgs, named: &[String]) -
 }
 
 impl Candidate {
-    fn of_image(image: &Kept, named: &[String], args: &PruneArgs) -> Self {
+    fn of_image(image: &CachedImage, named: &[String], args: &PruneArgs) -> Self {
         let against = if image.manifest.is_none() {
             Some("its manifest cannot be read".to_owned())
         } else if unnamed_too(args) && !named.contains(&image.key) {
@@ -100,7 +100,7 @@ impl Candidate {
         store: &mut Store<'_>,
         found: &snapshot::Found,
         all: &[snapshot::Found],
-        kept: &[Kept],
+        kept: &[CachedImage],
     ) -> Result<Self> {
         let path = found.manifest.as_ref().map(|manifest| &manifest.ingredients.image_path);
         let image = path.and_then(|path| kept.iter().find(|image| path.starts_with(&image.directory)));

@@ -43,7 +43,7 @@ pub(crate) struct Store<'a> {
 
 /// One image in the cache.
 #[derive(Debug, Clone)]
-pub(crate) struct Kept {
+pub(crate) struct CachedImage {
     pub(crate) key: String,
     pub(crate) directory: PathBuf,
     /// `None` where it cannot be read: of an older version, or damaged.
@@ -105,7 +105,7 @@ impl Store<'_> {
     }
 
     /// Every image, by key. A directory that neither is one nor was made here is left alone.
-    pub(crate) fn kept(&self) -> Vec<Kept> {
+    pub(crate) fn kept(&self) -> Vec<CachedImage> {
         let mut kept = Vec::new();
         for directory in run_dir::directories(&self.images()) {
             let Some(key) = directory.file_name().map(|name| name.to_string_lossy().into_owned()) else {
@@ -120,7 +120,7 @@ impl Store<'_> {
             if manifest.is_none() && !is_own(&directory) {
                 continue;
             }
-            kept.push(Kept { manifest, key, directory, idle_seconds, used_by });
+            kept.push(CachedImage { manifest, key, directory, idle_seconds, used_by });
         }
         kept.sort_by(|a, b| a.key.cmp(&b.key));
         kept

@@ -6,10 +6,10 @@ use std::time::Instant;
 
 use anyhow::Result;
 use rustix::process::{Pid, Signal, getpid, kill_process};
-use xtask::host::Asked;
+use xtask::host::PreflightRequest;
 use xtask::host::connection::refusal::Refusal;
 use xtask::host::connection::uri::ConnectUri;
-use xtask::host::connection::{ConnectionFacts, judge};
+use xtask::host::connection::{ConnectionFacts, evaluate};
 use xtask::host::findings::Finding;
 use xtask::limits;
 
@@ -17,13 +17,17 @@ use crate::interrupt::Interrupt;
 use crate::remote;
 
 /// What the thread that asks has to say.
-enum Said {
+enum Message {
     Asks(&'static str),
     Knows(Box<ConnectionFacts>),
 }
 
 /// What the libvirt at `uri` offers for the guests asked for, judged.
-pub(super) fn findings(uri: &ConnectUri, asked: &Asked<'_>, interrupt: &Interrupt) -> Result<Vec<Finding>> {
+pub(super) fn findings(
+    uri: &ConnectUri,
+    asked: &PreflightRequest<'_>,
+    interrupt: &Interrupt,
+) -> Result<Vec<Finding>> {
     let before = children();
     let facts = gather(uri, asked, interrupt);
     if !matches!(&facts, Ok(ConnectionFacts { answer: Ok(_), .. })) {
@@ -33,31 +37,31 @@ pub(super) fn findings(uri: &ConnectUri, asked: &Asked<'_>, interrupt: &Interrup
             let _ = kill_process(child, Signal::TERM);
         }
     }
-    Ok(judge(&facts?, asked))
+    Ok(evaluate(&facts?, asked))
 }
 
 /// The thread is left where it hangs: it ends with this process, which has little more to do.
-fn gather(uri: &ConnectUri, asked: &Asked<'_>, interrupt: &Interrupt) -> Result<ConnectionFacts> {
-    let (sender, said) = mpsc::channel();
+fn gather(uri: &ConnectUri, asked: &PreflightRequest<'_>, interrupt: &Interrupt) -> Result<ConnectionFacts> {
+    let (sender, output) = mpsc::channel();
     let (name, architectures, machine) = (uri.clone(), asked.architectures.to_vec(), asked.machine.clone());
     std::thread::spawn(move || {
-        let asks = |what| drop(sender.send(Said::Asks(what)));
+        let asks = |what| drop(sender.send(Message::Asks(what)));
         let facts = remote::gather(&name, &architectures, &machine, &asks);
-        drop(sender.send(Said::Knows(Box::new(facts))));
+        drop(sender.send(Message::Knows(Box::new(facts))));
     });
     let (mut what, mut since) = ("begin", Instant::now());
     let refusal = loop {
         interrupt.check()?;
-        match said.recv_timeout(limits::POLL) {
-            Ok(Said::Knows(facts)) => return Ok(*facts),
-            Ok(Said::Asks(next)) => (what, since) = (next, Instant::now()),
+        match output.recv_timeout(limits::POLL) {
+            Ok(Message::Knows(facts)) => return Ok(*facts),
+            Ok(Message::Asks(next)) => (what, since) = (next, Instant::now()),
             Err(RecvTimeoutError::Timeout) if since.elapsed() < limits::CONNECTION => {}
             Err(RecvTimeoutError::Timeout) => {
                 break Refusal::Silent { asked: what, limit: limits::CONNECTION };
             }
             // The crate virt panics where libvirt cannot even close a connection.
             Err(RecvTimeoutError::Disconnected) => {
-                break Refusal::Said(format!("asked to {what}, libvirt's connection broke"));
+                break Refusal::Message(format!("asked to {what}, libvirt's connection broke"));
             }
         }
     };

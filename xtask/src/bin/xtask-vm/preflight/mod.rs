@@ -1,4 +1,4 @@
-//! What preflight asks libvirt: [`rehearsal`] starts the very domain of a smoke, paused ([`sabotage`] plants the faults that it must find); [`connection`] asks the libvirt
+//! What preflight asks libvirt: [`readback`] starts the very domain of a smoke, paused ([`sabotage`] plants the faults that it must find); [`connection`] asks the libvirt
 //! that `--connect` names.
 
 mod connection;
@@ -6,23 +6,23 @@ mod rehearsal;
 mod sabotage;
 
 use anyhow::Result;
-use xtask::cli::{PreflightArgs, Voice};
+use xtask::cli::{PreflightArgs, Verbosity};
 use xtask::exit::Diagnosis;
-use xtask::host::{Asked, Preflight};
+use xtask::host::{Preflight, PreflightRequest};
 use xtask::tasks::preflight::{architectures, present};
 use xtask::workspace::Workspace;
 
 use crate::interrupt::Interrupt;
 
-/// Everything that the front door looks at, and what libvirt says to it.
-pub(crate) fn run(workspace: &Workspace, args: &PreflightArgs, voice: Voice) -> Result<()> {
+/// Everything that `xtask` looks at, and what libvirt says to it.
+pub(crate) fn run(workspace: &Workspace, args: &PreflightArgs, verbosity: Verbosity) -> Result<()> {
     let interrupt = Interrupt::install()?;
     let architectures = architectures(args);
-    let asked = Asked { architectures: &architectures, machine: &args.machine, for_ci: false };
+    let asked = PreflightRequest { architectures: &architectures, machine: &args.machine, for_ci: false };
     let mut preflight = Preflight::check(workspace, &asked)?;
     // Without an emulator there is nothing to rehearse; what is missing is told below.
     if preflight.verdict().is_ok() && args.rehearse {
-        let found = rehearsal::findings(&preflight.facts, args, voice, &interrupt)?;
+        let found = rehearsal::findings(&preflight.facts, args, verbosity, &interrupt)?;
         preflight.add(found);
     }
     // What this machine lacks is no matter of another libvirt's.

@@ -6,12 +6,12 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use xtask::arch::Accelerator;
-use xtask::cli::{PreflightArgs, RehearsalFault, Voice};
+use xtask::cli::{PreflightArgs, RehearsalFault, Verbosity};
 use xtask::domain::{RunFiles, xml};
 use xtask::exit;
 use xtask::host::facts::Facts;
 use xtask::host::findings::{Finding, Severity};
-use xtask::host::rehearsal::{Expected, judge};
+use xtask::host::readback::{ExpectedMachine, diff};
 use xtask::host::tools;
 use xtask::image::Format;
 use xtask::limits;
@@ -25,14 +25,14 @@ use crate::child;
 use crate::hypervisor::Hypervisor;
 use crate::image::{self, Base};
 use crate::interrupt::Interrupt;
-use crate::rehearsed;
+use crate::paused;
 use crate::screen::Screen;
 use crate::smoke::make_writable_files;
 
-/// Bytes of what stands in for the seed and the payload.
-const STAND_IN_BYTES: usize = 1 << 20;
+/// Bytes of the placeholders of the seed and the payload.
+const PLACEHOLDER_BYTES: usize = 1 << 20;
 /// Bytes of the guest's disk where its image is not there.
-const STAND_IN_DISK_BYTES: u64 = 1 << 30;
+const PLACEHOLDER_DISK_BYTES: u64 = 1 << 30;
 
 /// Where domains are rehearsed, one after the other: a process may open one libvirt root only.
 struct Stage<'a> {
@@ -47,10 +47,10 @@ struct Stage<'a> {
 pub(super) fn findings(
     facts: &[Facts],
     args: &PreflightArgs,
-    voice: Voice,
+    verbosity: Verbosity,
     interrupt: &Interrupt,
 ) -> Result<Vec<Finding>> {
-    let mut screen = Screen::new(voice);
+    let mut screen = Screen::new(verbosity);
     let mut started = Instant::now();
     let cache = Cache::from_env()?;
     let (run, collected) = RunDir::create(&cache)?;
@@ -73,11 +73,11 @@ pub(super) fn findings(
             let (found, base) =
                 found.inspect_err(|error| screen.end(PhaseStatus::Failed, &error.to_string()))?;
             let blocked = found.iter().any(|finding| finding.severity == Severity::Blocks);
-            let told = told(&plan, &base, started);
+            let described = describe(&plan, &base, started);
             let status = if blocked { PhaseStatus::Failed } else { PhaseStatus::Passed };
-            screen.end(status, &told.sentence);
+            screen.end(status, &described.sentence);
             findings.extend(found);
-            findings.push(told);
+            findings.push(described);
             started = Instant::now();
         }
         Ok(findings)
@@ -88,7 +88,7 @@ pub(super) fn findings(
 }
 
 /// That it took place, of what, and how long it took.
-fn told(plan: &Plan, base: &str, started: Instant) -> Finding {
+fn describe(plan: &Plan, base: &str, started: Instant) -> Finding {
     let seconds = human_seconds(started.elapsed().as_secs_f64());
     Finding {
         id: "rehearsed",
@@ -127,11 +127,11 @@ impl Stage<'_> {
     fn perform(&self, plan: &Plan, base: &Base, work: &Path) -> Result<Vec<Finding>> {
         let files = RunFiles::of_run(work, work.join("console.log"))?;
         make_writable_files(plan, &files, base, self.interrupt)?;
-        for stand_in in [&files.seed, &files.payload] {
-            write_private(stand_in, vec![0; STAND_IN_BYTES])?;
+        for placeholder in [&files.seed, &files.payload] {
+            write_private(placeholder, vec![0; PLACEHOLDER_BYTES])?;
         }
         let params = plan.domain(&files);
-        let mut expected = Expected::of(&params, &plan.firmware)?;
+        let mut expected = ExpectedMachine::of(&params, &plan.firmware)?;
         let xml = match self.fault {
             None => xml::domain_xml(&params),
             Some(fault) => sabotage::plant(fault, params, &mut expected, &plan.firmware, work)?,
@@ -139,9 +139,9 @@ impl Stage<'_> {
         self.interrupt.check()?;
         let mut machine = match self.hypervisor.start_paused(&xml) {
             Ok(machine) => machine,
-            Err(error) => return Ok(vec![judge::refused(&expected, &format!("{error:#}"))]),
+            Err(error) => return Ok(vec![diff::refused(&expected, &format!("{error:#}"))]),
         };
-        let findings = rehearsed::read(&machine, &expected, work);
+        let findings = paused::read(&machine, &expected, work);
         machine.destroy()?;
         findings
     }
@@ -155,10 +155,11 @@ impl Stage<'_> {
         }
         let disk = work.join("empty.qcow2");
         let mut arguments = ["create", "-q", "-f", "qcow2"].map(Into::into).to_vec();
-        arguments.extend([disk.clone().into_os_string(), STAND_IN_DISK_BYTES.to_string().into()]);
+        arguments.extend([disk.clone().into_os_string(), PLACEHOLDER_DISK_BYTES.to_string().into()]);
         child::read(&tools::require("qemu-img")?, &arguments, limits::SERVER_START, self.interrupt)
             .context("make an empty disk")?;
-        let told = format!("an empty disk in the place of {}, which is not in the cache", plan.image.name);
-        Ok((Base { disk, format: Format::Qcow2, virtual_bytes: STAND_IN_DISK_BYTES }, told))
+        let described =
+            format!("an empty disk in the place of {}, which is not in the cache", plan.image.name);
+        Ok((Base { disk, format: Format::Qcow2, virtual_bytes: PLACEHOLDER_DISK_BYTES }, described))
     }
 }

@@ -5,15 +5,15 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use xtask::cli::RehearsalFault;
 use xtask::domain::{DomainXmlParams, xml};
-use xtask::host::firmware::Firmware;
-use xtask::host::rehearsal::Expected;
+use xtask::host::firmware::AarchFirmware;
+use xtask::host::readback::ExpectedMachine;
 
 /// The domain's XML with the fault in it. Files that it needs are made in `work`; none of this host's is written to.
 pub(super) fn plant(
     fault: RehearsalFault,
     mut params: DomainXmlParams,
-    expected: &mut Expected,
-    firmware: &Firmware,
+    expected: &mut ExpectedMachine,
+    firmware: &AarchFirmware,
     work: &Path,
 ) -> Result<String> {
     match fault {
@@ -26,7 +26,7 @@ pub(super) fn plant(
         RehearsalFault::CpuFeature => {
             params.cpu.disabled_features.clear();
             if !expected.cpu_properties.iter().any(|(_, on)| !on) {
-                let feature = params.architecture.profile().ever_present_feature;
+                let feature = params.architecture.profile().baseline_feature;
                 expected.cpu_properties.push((feature.to_owned(), false));
             }
             Ok(xml::domain_xml(&params))

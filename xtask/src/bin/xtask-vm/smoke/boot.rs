@@ -6,10 +6,10 @@ use anyhow::{Context, Result};
 use xtask::agent_build::Agent;
 use xtask::arch::Accelerator;
 use xtask::cli::Sabotage;
-use xtask::domain::seed::{Payload, Seed, marker};
+use xtask::domain::seed::{PayloadTime, Seed, marker};
 use xtask::domain::{RunFiles, xml};
 use xtask::exit::{self, Interrupted, Unavailable};
-use xtask::host::rehearsal::Expected;
+use xtask::host::readback::ExpectedMachine;
 use xtask::host::{kvm, tools};
 use xtask::limits;
 use xtask::paths::write_private;
@@ -25,17 +25,17 @@ use crate::hypervisor::{Condition, Hypervisor, Machine};
 use crate::image::{Base, ReadyImage};
 use crate::interrupt::Interrupt;
 use crate::media;
-use crate::rehearsed;
+use crate::paused;
 
 /// What is put into the guest.
-pub(super) enum Subject<'a> {
+pub(super) enum Payload<'a> {
     /// The executable under test, and the archive of the image that it is to run.
     Agent(&'a Agent, &'a [u8]),
     /// Nothing: a machine to work in.
     Nothing,
 }
 
-impl Subject<'_> {
+impl Payload<'_> {
     pub(super) fn as_pair(&self) -> Option<(&Agent, &[u8])> {
         match *self {
             Self::Agent(agent, workload) => Some((agent, workload)),
@@ -45,14 +45,14 @@ impl Subject<'_> {
 }
 
 /// What there is of a run's machine before there is the machine.
-pub(super) struct Around {
+pub(super) struct Prepared {
     pub(super) hypervisor: Hypervisor,
     device_id: String,
     pub(super) broker: Broker,
     pub(super) keys: Keys,
 }
 
-impl Around {
+impl Prepared {
     pub(super) fn make(session: &mut Session<'_>, plan: &Plan) -> Result<Self> {
         let work = session.run.work();
         let device_id = format!("dev-{}", session.run.id());
@@ -76,7 +76,7 @@ impl RunningVm {
         session: &mut Session<'_>,
         plan: Plan,
         image: &ReadyImage,
-        subject: &Subject<'_>,
+        subject: &Payload<'_>,
     ) -> Result<(Self, String)> {
         if warm::may_be(session.args, &plan) {
             return Self::restore(session, plan, image, subject);
@@ -102,39 +102,39 @@ impl RunningVm {
         session: &mut Session<'_>,
         mut plan: Plan,
         image: &ReadyImage,
-        subject: &Subject<'_>,
+        subject: &Payload<'_>,
     ) -> Result<Self> {
         let sabotage = session.args.sabotage;
         let work = session.run.work();
-        let around = Around::make(session, &plan)?;
+        let prepared = Prepared::make(session, &plan)?;
         let mut files = RunFiles::of_run(&work, session.run.path().join("console.log"))?;
         files.backing = vec![image.disk.clone()];
         let seed = Seed {
             instance_id: session.run.id(),
             login_user: &plan.image.login_user,
-            authorized_key: &around.keys.user_public,
-            host_private_key: &around.keys.host_private,
-            host_public_key: &around.keys.host_public,
+            authorized_key: &prepared.keys.user_public,
+            host_private_key: &prepared.keys.host_private,
+            host_public_key: &prepared.keys.host_public,
             sabotage,
-            payload: Payload::AtFirstBoot,
+            payload: PayloadTime::AtFirstBoot,
         };
         media::make_seed(&files.seed, &seed, &work, &session.interrupt)?;
-        let config = around.broker.agent_config();
+        let config = prepared.broker.agent_config();
         let payload =
-            media::Payload { subject: subject.as_pair(), config: &config, sabotage, restored: None };
+            media::PayloadDisk { subject: subject.as_pair(), config: &config, sabotage, restored: None };
         media::make_payload(&files.payload, session.workspace, &payload, &work, &session.interrupt)?;
         make_writable_files(&plan, &files, &image.base(), &session.interrupt)?;
         let mut domain = Domain::write(&plan, &files, &work)?;
-        let machine = match domain.start(&around.hypervisor) {
+        let machine = match domain.start(&prepared.hypervisor) {
             // Another error (no memory, a CPU model that KVM lacks) is not KVM's fault, and emulation would not help.
             Err(error) if plan.accelerator == Accelerator::Kvm && blames_kvm(&error) => {
                 give_up_kvm(session, &mut plan, &format!("KVM does not start the machine: {error:#}"))?;
                 domain = Domain::write(&plan, &files, &work)?;
-                domain.start(&around.hypervisor)
+                domain.start(&prepared.hypervisor)
             }
             started => started,
         }?;
-        Ok(around.with(plan, files, domain, machine))
+        Ok(prepared.with(plan, files, domain, machine))
     }
 
     fn reach_userspace(&mut self, session: &mut Session<'_>, image: &ReadyImage) -> Result<String> {
@@ -230,7 +230,7 @@ pub(super) fn make_overlay(files: &RunFiles, base: &Base, interrupt: &Interrupt)
 /// The domain as it was written, for each of its boots.
 pub(super) struct Domain {
     pub(super) xml: String,
-    pub(super) expected: Expected,
+    pub(super) expected: ExpectedMachine,
     work: PathBuf,
 }
 
@@ -239,14 +239,14 @@ impl Domain {
     pub(super) fn write(plan: &Plan, files: &RunFiles, work: &Path) -> Result<Self> {
         let params = plan.domain(files);
         let xml = xml::domain_xml(&params);
-        write_private(&work.join(rehearsed::XML), &xml)?;
-        let expected = Expected::of(&params, &plan.firmware)?;
-        write_private(&work.join(rehearsed::EXPECTED), serde_json::to_string_pretty(&expected)?)?;
+        write_private(&work.join(paused::XML), &xml)?;
+        let expected = ExpectedMachine::of(&params, &plan.firmware)?;
+        write_private(&work.join(paused::EXPECTED), serde_json::to_string_pretty(&expected)?)?;
         Ok(Self { xml, expected, work: work.to_owned() })
     }
 
     /// Starts it paused, sees that QEMU made of it what it says, and lets the guest run.
     pub(super) fn start(&self, hypervisor: &Hypervisor) -> Result<Machine> {
-        rehearsed::start_sound(hypervisor, &self.xml, &self.expected, &self.work)
+        paused::start_sound(hypervisor, &self.xml, &self.expected, &self.work)
     }
 }

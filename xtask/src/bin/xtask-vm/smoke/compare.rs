@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use xtask::cli::{Sabotage, SmokeArgs};
-use xtask::exit::{Code, Diagnosis, Unavailable, Usage};
+use xtask::exit::{Diagnosis, SilentExit, Unavailable, Usage};
 use xtask::paths::{Cache, make_private_dir};
 use xtask::report::{Report, Verdict};
 use xtask::run_dir::{remove_file, try_lock};
@@ -32,7 +32,7 @@ pub(super) fn run(args: &SmokeArgs) -> Result<()> {
         interrupt.check()?;
         if report.verdict == Verdict::Unavailable {
             // It has said why; there is nothing to compare with.
-            return Err(Code(report.exit_code).into());
+            return Err(SilentExit(report.exit_code).into());
         }
         reports.push(report);
     }
@@ -65,7 +65,7 @@ pub(super) fn run(args: &SmokeArgs) -> Result<()> {
     eprintln!("the warm run and the cold one say the same: {}", directory.display());
     match warm.verdict {
         Verdict::Verified => Ok(()),
-        verdict => Err(Code(verdict.exit_code()).into()),
+        verdict => Err(SilentExit(verdict.exit_code()).into()),
     }
 }
 
@@ -106,7 +106,9 @@ fn smoke(directory: &Path, line: &[OsString]) -> Result<Report> {
         Ok(text) => text,
         // It has said itself why it did not begin.
         Err(_) if !status.success() => {
-            return Err(Code(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1)).into());
+            return Err(
+                SilentExit(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1)).into()
+            );
         }
         Err(error) => return Err(error).with_context(|| format!("read {}", path.display())),
     };
@@ -125,10 +127,14 @@ fn differences(warm: &Report, cold: &Report) -> Vec<String> {
     let facts = |report: &Report| {
         let evidence = &report.evidence;
         let status = |status: &Option<xtask::report::StatusEvidence>| {
-            status.as_ref().map(|said| format!("{} {} {}", said.exe_sha256, said.machine, said.agent_version))
+            status
+                .as_ref()
+                .map(|answer| format!("{} {} {}", answer.exe_sha256, answer.machine, answer.agent_version))
         };
-        let workload = |said: &Option<xtask::report::WorkloadEvidence>| {
-            said.as_ref().map(|said| format!("{} {} {}", said.machine, said.generation, said.starts))
+        let workload = |answer: &Option<xtask::report::WorkloadEvidence>| {
+            answer
+                .as_ref()
+                .map(|answer| format!("{} {} {}", answer.machine, answer.generation, answer.starts))
         };
         let phases = report.phases.iter().map(|phase| format!("{}: {:?}", phase.name.title(), phase.status));
         let kernel = report.guest.kernel.clone();
@@ -165,12 +171,12 @@ fn differences(warm: &Report, cold: &Report) -> Vec<String> {
         facts
     };
     let (warm, cold) = (facts(warm), facts(cold));
-    let told = |fact: &Option<String>| fact.clone().unwrap_or_else(|| "nothing".to_owned());
+    let describe = |fact: &Option<String>| fact.clone().unwrap_or_else(|| "nothing".to_owned());
     let mut differences: Vec<String> = warm
         .iter()
         .zip(&cold)
         .filter(|(warm, cold)| warm != cold)
-        .map(|((what, warm), (_, cold))| format!("{what}: warm {}, cold {}", told(warm), told(cold)))
+        .map(|((what, warm), (_, cold))| format!("{what}: warm {}, cold {}", describe(warm), describe(cold)))
         .collect();
     if warm.len() != cold.len() {
         differences.push("the phases that there are".to_owned());

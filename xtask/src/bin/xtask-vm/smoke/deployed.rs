@@ -7,21 +7,21 @@ use xtask::exit::Diagnosis;
 use xtask::report::WorkloadEvidence;
 
 use super::verify::Judgement;
-use crate::broker::Seen;
+use crate::broker::ReceivedStatus;
 
 /// A deployment that failed in so many statuses does not get right by itself. Once may be a podman that is just starting.
 const MOST_TROUBLED_STATUSES: usize = 4;
 
 /// A wait for one deployment.
 #[derive(Debug)]
-pub(crate) struct Wanted {
+pub(crate) struct ExpectedDeployment {
     name: &'static str,
     revision: u64,
     phase: Phase,
     troubled: BTreeSet<u64>,
 }
 
-impl Wanted {
+impl ExpectedDeployment {
     /// That it runs, as desired at `revision`.
     pub(crate) fn running(name: &'static str, revision: u64) -> Self {
         Self { name, revision, phase: Phase::Running, troubled: BTreeSet::new() }
@@ -33,7 +33,7 @@ impl Wanted {
     }
 
     /// Whether this status shows it.
-    pub(crate) fn judge(&mut self, seen: &Seen) -> Judgement {
+    pub(crate) fn check(&mut self, seen: &ReceivedStatus) -> Judgement {
         let line = seen.status.deployment(self.name);
         let Some(line) = line.filter(|line| line.desired_revision >= self.revision) else {
             return Judgement::NotYet;
@@ -58,7 +58,7 @@ impl Wanted {
     }
 
     /// What the status says of it, for a wait that ran out of time.
-    pub(crate) fn told(&self, seen: Option<&Seen>) -> String {
+    pub(crate) fn describe(&self, seen: Option<&ReceivedStatus>) -> String {
         let line = seen.and_then(|seen| seen.status.deployment(self.name));
         line.map_or("has no line for it".to_owned(), |line| {
             let error = line.last_error.as_ref().map_or(String::new(), |error| format!(" ({error})"));
@@ -84,7 +84,7 @@ fn word(phase: Phase) -> String {
 
 /// What the workload must say.
 #[derive(Debug)]
-pub(crate) struct Answer<'a> {
+pub(crate) struct ExpectedAnswer<'a> {
     /// `uname -m` of the machine that was asked for.
     pub(crate) machine: &'a str,
     /// The generation that the fleet desires.
@@ -93,23 +93,23 @@ pub(crate) struct Answer<'a> {
     pub(crate) before: Option<&'a WorkloadEvidence>,
 }
 
-impl Answer<'_> {
+impl ExpectedAnswer<'_> {
     /// `None` where it is another generation's, which may still run; else whether it is as it must be.
-    pub(crate) fn judge(&self, said: &WorkloadEvidence) -> Result<Option<()>, Diagnosis> {
-        if said.machine != self.machine {
+    pub(crate) fn check(&self, answer: &WorkloadEvidence) -> Result<Option<()>, Diagnosis> {
+        if answer.machine != self.machine {
             return Err(Diagnosis::new(
-                format!("the workload runs on {}, and {} was asked for", said.machine, self.machine),
+                format!("the workload runs on {}, and {} was asked for", answer.machine, self.machine),
                 "something else answers on the workload's port than the container in the guest",
             ));
         }
-        if said.generation != self.generation {
+        if answer.generation != self.generation {
             return Ok(None);
         }
-        if let Some(before) = self.before.filter(|before| said.starts <= before.starts) {
+        if let Some(before) = self.before.filter(|before| answer.starts <= before.starts) {
             return Err(Diagnosis::new(
                 format!(
                     "the workload has counted {} starts, and {} before: it lost its volume",
-                    said.starts, before.starts
+                    answer.starts, before.starts
                 ),
                 "a deployment's volumes stay until it is purged, whatever becomes of its container or of the power",
             ));
@@ -124,11 +124,17 @@ mod tests {
     use crate::smoke::verify::tests::seen;
     use iot_agent::protocol::ObservedContainer;
 
-    fn with(revision: u64, desired_revision: u64, phase: Phase, state: &str, error: Option<&str>) -> Seen {
+    fn with(
+        revision: u64,
+        desired_revision: u64,
+        phase: Phase,
+        state: &str,
+        error: Option<&str>,
+    ) -> ReceivedStatus {
         let mut seen = seen(revision, "b1");
         let container = ObservedContainer { id: "c".into(), state: state.into(), exit_code: None };
         seen.status.deployments = vec![DeploymentStatus {
-            name: "kept".into(),
+            name: "persistent".into(),
             desired_revision,
             phase,
             container: (!state.is_empty()).then_some(container),
@@ -140,7 +146,7 @@ mod tests {
 
     #[test]
     fn it_runs_once_phase_container_and_revision_say_so() {
-        let mut wanted = Wanted::running("kept", 7);
+        let mut wanted = ExpectedDeployment::running("persistent", 7);
         let table = [
             (seen(1, "b1"), false),
             (with(2, 6, Phase::Running, "running", None), false),
@@ -151,58 +157,61 @@ mod tests {
             (with(7, 8, Phase::Running, "running", Some("it had ended once")), true),
         ];
         for (seen, proven) in table {
-            let judgement = wanted.judge(&seen);
+            let judgement = wanted.check(&seen);
             assert_eq!(matches!(judgement, Judgement::Proven), proven, "{judgement:?}: {seen:?}");
         }
     }
 
     #[test]
     fn it_is_gone_once_there_is_no_container() {
-        let mut wanted = Wanted::removed("kept", 7);
+        let mut wanted = ExpectedDeployment::removed("persistent", 7);
         for seen in [
             with(1, 6, Phase::Running, "running", None),
             with(2, 7, Phase::Removing, "running", None),
             with(3, 7, Phase::Removed, "exited", None),
         ] {
-            assert!(matches!(wanted.judge(&seen), Judgement::NotYet), "{seen:?}");
+            assert!(matches!(wanted.check(&seen), Judgement::NotYet), "{seen:?}");
         }
-        assert!(matches!(wanted.judge(&with(4, 7, Phase::Removed, "", None)), Judgement::Proven));
-        let told = wanted.told(Some(&with(5, 7, Phase::Removing, "running", Some("podman is away"))));
-        assert_eq!(told, "says removing at revision 7 (podman is away)");
-        assert_eq!(wanted.told(None), "has no line for it");
+        assert!(matches!(wanted.check(&with(4, 7, Phase::Removed, "", None)), Judgement::Proven));
+        let describe = wanted.describe(Some(&with(5, 7, Phase::Removing, "running", Some("podman is away"))));
+        assert_eq!(describe, "says removing at revision 7 (podman is away)");
+        assert_eq!(wanted.describe(None), "has no line for it");
     }
 
     #[test]
     fn a_failure_that_stays_ends_the_wait_with_its_own_words() {
         let refused = with(1, 7, Phase::Refused, "", Some("kind \"wasm\" is unknown"));
-        let Judgement::Refuted(diagnosis) = Wanted::running("kept", 7).judge(&refused) else { panic!() };
-        assert_eq!(diagnosis.error, "the deployment kept is refused: kind \"wasm\" is unknown");
-        let mut wanted = Wanted::running("kept", 7);
-        let mut judge =
-            |revision| wanted.judge(&with(revision, 7, Phase::BackingOff, "", Some("no such image")));
+        let Judgement::Refuted(diagnosis) = ExpectedDeployment::running("persistent", 7).check(&refused)
+        else {
+            panic!()
+        };
+        assert_eq!(diagnosis.error, "the deployment persistent is refused: kind \"wasm\" is unknown");
+        let mut wanted = ExpectedDeployment::running("persistent", 7);
+        let mut check =
+            |revision| wanted.check(&with(revision, 7, Phase::BackingOff, "", Some("no such image")));
         // The same status seen again and again is one.
         for revision in [1, 2, 2, 2, 2, 3] {
-            assert!(matches!(judge(revision), Judgement::NotYet), "{revision}");
+            assert!(matches!(check(revision), Judgement::NotYet), "{revision}");
         }
-        let Judgement::Refuted(diagnosis) = judge(4) else { panic!() };
-        assert_eq!(diagnosis.error, "the deployment kept is backing-off: no such image");
+        let Judgement::Refuted(diagnosis) = check(4) else { panic!() };
+        assert_eq!(diagnosis.error, "the deployment persistent is backing-off: no such image");
     }
 
     #[test]
     fn an_answer_is_of_the_machine_the_generation_and_the_volume() {
-        let said = |machine: &str, generation, starts| WorkloadEvidence {
+        let answer = |machine: &str, generation, starts| WorkloadEvidence {
             machine: machine.into(),
             boot_id: "b1".into(),
             generation,
             starts,
         };
-        let before = said("aarch64", 1, 3);
-        let wanted = Answer { machine: "aarch64", generation: 2, before: Some(&before) };
-        assert!(wanted.judge(&said("aarch64", 2, 4)).unwrap().is_some());
-        assert!(wanted.judge(&said("aarch64", 1, 3)).unwrap().is_none(), "still the one of before");
-        assert!(wanted.judge(&said("x86_64", 2, 4)).unwrap_err().error.contains("runs on x86_64"));
+        let before = answer("aarch64", 1, 3);
+        let wanted = ExpectedAnswer { machine: "aarch64", generation: 2, before: Some(&before) };
+        assert!(wanted.check(&answer("aarch64", 2, 4)).unwrap().is_some());
+        assert!(wanted.check(&answer("aarch64", 1, 3)).unwrap().is_none(), "still the one of before");
+        assert!(wanted.check(&answer("x86_64", 2, 4)).unwrap_err().error.contains("runs on x86_64"));
         for starts in [1, 3] {
-            let error = wanted.judge(&said("aarch64", 2, starts)).unwrap_err().error;
+            let error = wanted.check(&answer("aarch64", 2, starts)).unwrap_err().error;
             assert!(error.contains("lost its volume"), "{error}");
         }
     }

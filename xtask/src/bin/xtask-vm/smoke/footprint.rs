@@ -8,10 +8,10 @@ use xtask::report::FootprintEvidence;
 
 use super::verify::Judgement;
 use super::{RunningVm, Session};
-use crate::broker::Seen;
+use crate::broker::ReceivedStatus;
 
 /// With the first status that was seen.
-pub(super) fn first(agent: &Agent, seen: &Seen) -> Option<FootprintEvidence> {
+pub(super) fn first(agent: &Agent, seen: &ReceivedStatus) -> Option<FootprintEvidence> {
     let footprint = seen.status.footprint?;
     Some(FootprintEvidence {
         executable_bytes: agent.content.len() as u64,

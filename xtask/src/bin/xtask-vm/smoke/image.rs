@@ -1,4 +1,4 @@
-//! The phase *image*: the disk that was asked for, or said aloud, the one that stands in for it.
+//! The phase *image*: the disk that was asked for, or the fallback image, which the verdict names.
 
 use std::path::Path;
 
@@ -13,7 +13,7 @@ use xtask::report::{FirmwareReport, ImageReport};
 use xtask::run_dir;
 
 use super::Session;
-use crate::fetch::{Patience, Unreachable};
+use crate::fetch::{RetryPolicy, Unreachable};
 use crate::image::{self, ReadyImage, Store};
 
 /// The image, and the plan, which now names what is tested.
@@ -26,7 +26,7 @@ pub(super) fn ready_image(session: &mut Session<'_>, mut plan: Plan) -> Result<(
         offline: session.args.machine.image.offline,
         run: Some(&session.run),
     };
-    let (ready, fallback_reason) = ensure_or_stand_in(&mut store, &mut plan)?;
+    let (ready, fallback_reason) = ensure_or_fall_back(&mut store, &mut plan)?;
     let code_sha256 = store.remembered_digest(&plan.firmware.code, Algorithm::Sha256)?.hex().to_owned();
     // Another image, another history.
     session.describe_accelerator(&plan);
@@ -55,27 +55,27 @@ pub(super) fn ready_image(session: &mut Session<'_>, mut plan: Plan) -> Result<(
     Ok(((plan, ready), detail))
 }
 
-/// The image; where its host cannot be reached and another may stand in, that one and why.
-pub(crate) fn ensure_or_stand_in(
+/// The image; where its host cannot be reached and there is a fallback image, that one and why.
+pub(crate) fn ensure_or_fall_back(
     store: &mut Store<'_>,
     plan: &mut Plan,
 ) -> Result<(ReadyImage, Option<String>)> {
-    let stood_in = store.directory(&format!("{}.{STOOD_IN}", plan.image.name));
-    let patience = match plan.fallback {
-        None => Patience::Insist,
-        Some(_) if is_fresh(&stood_in) => Patience::Glance,
-        Some(_) => Patience::Probe,
+    let fallback_mark = store.directory(&format!("{}.{FALLBACK_MARK}", plan.image.name));
+    let retry_policy = match plan.fallback {
+        None => RetryPolicy::Full,
+        Some(_) if is_fresh(&fallback_mark) => RetryPolicy::Once,
+        Some(_) => RetryPolicy::ProbeFirst,
     };
-    let error = match image::ensure(store, &plan.image, patience) {
+    let error = match image::ensure(store, &plan.image, retry_policy) {
         Ok(ready) => {
-            run_dir::remove_file(&stood_in)?;
+            run_dir::remove_file(&fallback_mark)?;
             return Ok((ready, None));
         }
         Err(error) => error,
     };
     let reason = match (error.downcast_ref::<Unreachable>(), &plan.fallback) {
         (Some(unreachable), Some(_)) => {
-            write_private(&stood_in, &unreachable.error)?;
+            write_private(&fallback_mark, &unreachable.error)?;
             cannot_be_reached(&plan.image, unreachable)
         }
         (None, Some(_)) if store.offline && error.is::<Unavailable>() => "--offline".to_owned(),
@@ -88,17 +88,17 @@ pub(crate) fn ensure_or_stand_in(
     ));
     plan.image = fallback;
     let ready =
-        image::ensure(store, &plan.image, Patience::Insist).map_err(|error| host_fault(error, plan))?;
+        image::ensure(store, &plan.image, RetryPolicy::Full).map_err(|error| host_fault(error, plan))?;
     Ok((ready, Some(reason)))
 }
 
-/// Its time is when another image stood in last.
-const STOOD_IN: &str = "stood-in";
+/// The time of this file is when the fallback image was used last.
+const FALLBACK_MARK: &str = "fallback";
 
 /// Whether that was a short while ago: the host is asked all the same, and not twice.
-fn is_fresh(stood_in: &Path) -> bool {
-    let written = stood_in.metadata().and_then(|meta| meta.modified());
-    written.is_ok_and(|written| written.elapsed().is_ok_and(|age| age < limits::STOOD_IN))
+fn is_fresh(fallback_mark: &Path) -> bool {
+    let written = fallback_mark.metadata().and_then(|meta| meta.modified());
+    written.is_ok_and(|written| written.elapsed().is_ok_and(|age| age < limits::FALLBACK_MEMORY))
 }
 
 /// `HOST cannot be reached: CAUSE`. What comes before the colon is enough for a verdict's line.

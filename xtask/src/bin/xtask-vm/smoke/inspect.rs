@@ -20,7 +20,7 @@ pub(super) fn before_image(
     let inspection = look(session, plan);
     let known = inspection.source().map(str::to_owned);
     let libraries = if known.is_some() { "its libraries" } else { "what is known before it is in the cache" };
-    let detail = judge(session, &inspection, agent, libraries)?;
+    let detail = check(session, &inspection, agent, libraries)?;
     Ok((known, detail))
 }
 
@@ -30,7 +30,7 @@ pub(super) fn with_image(session: &mut Session<'_>, plan: &Plan, agent: &Agent) 
     let known = inspection.source().is_some();
     let libraries =
         if known { "its libraries" } else { "its libraries are not known: an image of yours is not read" };
-    let detail = judge(session, &inspection, agent, libraries)?;
+    let detail = check(session, &inspection, agent, libraries)?;
     Ok(((), detail))
 }
 
@@ -39,7 +39,7 @@ fn look(session: &Session<'_>, plan: &Plan) -> Inspection {
     Inspection::for_smoke(&plan.image, inventory, plan.spec.cpu.as_deref())
 }
 
-fn judge(
+fn check(
     session: &mut Session<'_>,
     inspection: &Inspection,
     agent: &Agent,

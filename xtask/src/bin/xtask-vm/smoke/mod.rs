@@ -5,9 +5,9 @@ mod boot;
 mod compare;
 mod deployed;
 mod footprint;
-mod homecoming;
 mod image;
 mod inspect;
+mod offline;
 mod running;
 mod session;
 mod times;
@@ -21,34 +21,34 @@ use anyhow::{Context, Result};
 use xshell::Shell;
 use xtask::agent_build::{self, Agent};
 use xtask::arch::VmArchitecture;
-use xtask::cli::{Sabotage, SmokeArgs, Until, UpArgs, Voice};
-use xtask::exit::{self, Code, Diagnosis, Unavailable, Usage};
-use xtask::host::{Asked, Preflight, tools};
+use xtask::cli::{Sabotage, SmokeArgs, Until, UpArgs, Verbosity};
+use xtask::exit::{self, Diagnosis, SilentExit, Unavailable, Usage};
+use xtask::host::{Preflight, PreflightRequest, tools};
 use xtask::limits;
 use xtask::report::{AgentReport, OsReleaseReport, Phase, StatusEvidence, WorkloadEvidence, human_seconds};
 use xtask::workspace::Workspace;
 
-use crate::broker::Seen;
+use crate::broker::ReceivedStatus;
 use crate::filesystem::CHECKER;
-use boot::Subject;
+use boot::Payload;
 pub(crate) use boot::make_writable_files;
-pub(crate) use image::ensure_or_stand_in;
+pub(crate) use image::ensure_or_fall_back;
 use image::ready_image;
 pub(crate) use running::RunningVm;
 pub(crate) use session::Session;
-use verify::Expected;
+use verify::ExpectedStatus;
 use xtask::plan::Plan;
 
 /// Runs the smoke; the verdict is on the screen and in the report when this returns.
-pub(crate) fn run(workspace: &Workspace, args: &SmokeArgs, voice: Voice) -> Result<()> {
+pub(crate) fn run(workspace: &Workspace, args: &SmokeArgs, verbosity: Verbosity) -> Result<()> {
     if args.verify_cold {
         return compare::run(args);
     }
-    let mut session = Session::begin(workspace, args, voice)?;
+    let mut session = Session::begin(workspace, args, verbosity)?;
     let outcome = phases(&mut session);
     match session.finish(outcome) {
         0 => Ok(()),
-        code => Err(Code(code).into()),
+        code => Err(SilentExit(code).into()),
     }
 }
 
@@ -65,7 +65,7 @@ fn phases(session: &mut Session<'_>) -> Result<()> {
         session.phase(Phase::Inspect, None, |session| inspect::with_image(session, &plan, &agent))?;
     }
     let booted = session.phase(Phase::Boot, Some(plan.limits().boot()), |session| {
-        RunningVm::boot(session, plan, &image, &Subject::Agent(&agent, &workload))
+        RunningVm::boot(session, plan, &image, &Payload::Agent(&agent, &workload))
     });
     let mut vm = match booted {
         Ok(vm) => vm,
@@ -106,9 +106,9 @@ fn prove(session: &mut Session<'_>, vm: &mut RunningVm, agent: &Agent) -> Result
 }
 
 /// `vm up`: the phases of a smoke up to a machine that can be entered, which is left under its name.
-pub(crate) fn up(workspace: &Workspace, up: &UpArgs, voice: Voice) -> Result<()> {
+pub(crate) fn up(workspace: &Workspace, up: &UpArgs, verbosity: Verbosity) -> Result<()> {
     let args = SmokeArgs::for_machine(up.arch, &up.machine);
-    let mut session = Session::begin(workspace, &args, voice)?;
+    let mut session = Session::begin(workspace, &args, verbosity)?;
     let outcome = machine_alone(&mut session);
     let outcome = session.snapshot_is_sound().and(outcome);
     let kept = session.hand_over(outcome, up.name.as_deref())?;
@@ -124,7 +124,7 @@ fn machine_alone(session: &mut Session<'_>) -> Result<()> {
     let plan = session.phase(Phase::Preflight, None, preflight)?;
     let (plan, image) = session.phase(Phase::Image, None, |session| ready_image(session, plan))?;
     let vm = session.phase(Phase::Boot, Some(plan.limits().boot()), |session| {
-        RunningVm::boot(session, plan, &image, &Subject::Nothing)
+        RunningVm::boot(session, plan, &image, &Payload::Nothing)
     })?;
     let vm = session.vm.insert(vm);
     let limit = vm.limits().provision();
@@ -140,7 +140,7 @@ fn machine_alone(session: &mut Session<'_>) -> Result<()> {
 /// What was asked, resolved on what this machine has.
 fn preflight(session: &mut Session<'_>) -> Result<(Plan, String)> {
     let args = session.args;
-    let asked = Asked { architectures: &[args.build.arch], machine: &args.machine, for_ci: false };
+    let asked = PreflightRequest { architectures: &[args.build.arch], machine: &args.machine, for_ci: false };
     let preflight = Preflight::check(session.workspace, &asked)?;
     preflight.verdict()?;
     if args.fsck && tools::find(CHECKER).is_none() {
@@ -216,7 +216,7 @@ fn clock_jumped(session: &mut Session<'_>, vm: &RunningVm) -> Result<String> {
 
 /// A status of the very executable that was built, on the very machine that was asked for.
 fn join(session: &mut Session<'_>, vm: &mut RunningVm, agent: &Agent) -> Result<(StatusEvidence, String)> {
-    let expected = Expected::new(agent, vm.image());
+    let expected = ExpectedStatus::new(agent, vm.image());
     let seen = vm.wait_for_status(session, "the agent's first status", vm.limits().join(), |seen| {
         verify::join(seen, &expected)
     })?;
@@ -254,7 +254,7 @@ struct Before {
 /// What the bus had when the machine had no power.
 struct Cut {
     /// The last status of before.
-    last: Seen,
+    last: ReceivedStatus,
     /// The revision of what the fleet desires since.
     changed: u64,
 }
@@ -289,7 +289,7 @@ fn rejoin(
     let offline = workload::back_without_broker(session, vm, workload)?;
     let alone = human_seconds(started.elapsed().as_secs_f64());
     vm.broker.come_back(&session.interrupt)?;
-    let expected = Expected::new(agent, vm.image());
+    let expected = ExpectedStatus::new(agent, vm.image());
     let seen = vm.wait_for_status(session, "a status of the new boot", vm.limits().rejoin(), |seen| {
         verify::rejoin(seen, &expected, joined, &cut.last)
     })?;

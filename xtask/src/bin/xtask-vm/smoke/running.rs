@@ -8,7 +8,7 @@ use xtask::domain::RunFiles;
 use xtask::domain::seed::marker;
 use xtask::exit::{Diagnosis, Unavailable};
 use xtask::image::Image;
-use xtask::kept::{self, Machine};
+use xtask::instance::{self, InstanceRecord};
 use xtask::limits::{self, Limits};
 use xtask::paths::{Cache, write_private};
 use xtask::plan::Plan;
@@ -18,12 +18,12 @@ use xtask::run_dir::RunDir;
 use super::Session;
 use super::boot::Domain;
 use super::verify::Judgement;
-use crate::broker::{Broker, Seen};
+use crate::broker::{Broker, ReceivedStatus};
 use crate::console::Console;
 use crate::guest::Keys;
 use crate::hypervisor::{self, Condition, Hypervisor};
 use crate::interrupt::Interrupt;
-use crate::machine::greets;
+use crate::power::greets;
 use crate::screen::Screen;
 
 /// Everything that lives while the guest does.
@@ -95,20 +95,20 @@ impl RunningVm {
         }
     }
 
-    /// [`RunningVm::wait`] for a status that `judge` takes for proof. Meanwhile the broker's log and, now and then, the
+    /// [`RunningVm::wait`] for a status that `check` takes for proof. Meanwhile the broker's log and, now and then, the
     /// guest's systemd are asked whether it can still come.
     pub(crate) fn wait_for_status(
         &mut self,
         session: &mut Session<'_>,
         what: &str,
         limit: Duration,
-        mut judge: impl FnMut(&Seen) -> Judgement,
-    ) -> Result<Seen> {
+        mut check: impl FnMut(&ReceivedStatus) -> Judgement,
+    ) -> Result<ReceivedStatus> {
         let refusals_before = self.broker.refusals();
         let mut asked = Instant::now();
         self.wait(session, what, limit, |vm| {
             if let Some(seen) = vm.broker.latest()? {
-                match judge(&seen) {
+                match check(&seen) {
                     Judgement::Proven => return Ok(Some(seen)),
                     Judgement::Refuted(diagnosis) => return Err(diagnosis.into()),
                     Judgement::NotYet => {}
@@ -244,9 +244,9 @@ impl RunningVm {
         loop {
             interrupt.check()?;
             self.console.read()?;
-            let said = |sign| self.console.line_with(sign).is_some();
-            let provisioned = said(marker::DONE) || said(marker::FAILED);
-            let takes_keys = self.is_restored() && provisioned && !said(marker::KEYS);
+            let output = |sign| self.console.line_with(sign).is_some();
+            let provisioned = output(marker::DONE) || output(marker::FAILED);
+            let takes_keys = self.is_restored() && provisioned && !output(marker::KEYS);
             let entered = !takes_keys && greets(port);
             if entered || self.machine.condition() != Condition::Running || Instant::now() > deadline {
                 return Ok(());
@@ -269,7 +269,7 @@ impl RunningVm {
         name: Option<&str>,
         interrupt: &Interrupt,
         screen: &mut Screen,
-    ) -> Result<Machine> {
+    ) -> Result<InstanceRecord> {
         if self.machine.condition() == Condition::Running {
             self.wait_until_entered(interrupt, screen)?;
         }
@@ -277,8 +277,8 @@ impl RunningVm {
             let hint = "run again; where QEMU ends by itself, the run's console.log and the host's kernel log say more".to_owned();
             return Err(Unavailable { error: "keep the machine: its QEMU has ended".to_owned(), hint }.into());
         }
-        let kept = Machine {
-            schema: kept::SCHEMA,
+        let kept = InstanceRecord {
+            schema: instance::SCHEMA,
             id: run.id().to_owned(),
             name: name.unwrap_or(run.id()).to_owned(),
             arch: self.plan.spec.architecture,

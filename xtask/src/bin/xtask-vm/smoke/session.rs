@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use xtask::cli::{SmokeArgs, Until, Voice};
+use xtask::cli::{SmokeArgs, Until, Verbosity};
 use xtask::exit;
 use xtask::host::facts::Facts;
-use xtask::kept::Machine;
+use xtask::instance::InstanceRecord;
 use xtask::limits;
 use xtask::paths::Cache;
 use xtask::report::{
@@ -22,7 +22,7 @@ use super::times::Times;
 use crate::filesystem;
 use crate::history::timed;
 use crate::interrupt::Interrupt;
-use crate::rehearsed::{TRANSCRIPT, XML};
+use crate::paused::{TRANSCRIPT, XML};
 use crate::screen::Screen;
 use crate::snapshot::{Snapshot, Verification};
 use xtask::plan::Plan;
@@ -59,9 +59,9 @@ pub(crate) struct Session<'a> {
 
 impl<'a> Session<'a> {
     /// Collects what dead runs left, says so, and makes this run's directory.
-    pub(crate) fn begin(workspace: &'a Workspace, args: &'a SmokeArgs, voice: Voice) -> Result<Self> {
+    pub(crate) fn begin(workspace: &'a Workspace, args: &'a SmokeArgs, verbosity: Verbosity) -> Result<Self> {
         let interrupt = Interrupt::install()?;
-        let screen = Screen::new(voice);
+        let screen = Screen::new(verbosity);
         let cache = Cache::from_env()?;
         let (run, collected) = RunDir::create(&cache)?;
         for dead in collected {
@@ -229,7 +229,7 @@ impl<'a> Session<'a> {
     }
 
     /// The machine under its name, left to whoever asked for it; where it did not come up, all of it is ended.
-    pub(crate) fn hand_over(mut self, outcome: Result<()>, name: Option<&str>) -> Result<Machine> {
+    pub(crate) fn hand_over(mut self, outcome: Result<()>, name: Option<&str>) -> Result<InstanceRecord> {
         let released = outcome.and_then(|()| {
             let vm = self.vm.take().context("the machine that was started")?;
             vm.release(&self.run, &self.cache, name, &self.interrupt, &mut self.screen)
@@ -256,7 +256,7 @@ impl<'a> Session<'a> {
         }
         let code = exit::code(&error);
         stopped.and(self.run.clean())?;
-        Err(exit::Code(code).into())
+        Err(exit::SilentExit(code).into())
     }
 
     /// The failure first, whatever becomes of the report's file.
@@ -308,7 +308,7 @@ impl<'a> Session<'a> {
         let stopped = match vm {
             Some(vm) if self.keeps && verdict != Verdict::Interrupted => {
                 match vm.release(&self.run, &self.cache, None, &self.interrupt, &mut self.screen) {
-                    Ok(Machine { name, .. }) => {
+                    Ok(InstanceRecord { name, .. }) => {
                         self.screen.line(&format!(
                         "kept: {name}\n  enter:   cargo xtask vm ssh {name}\n  console: cargo xtask vm console {name}\n  \
                          remove:  cargo xtask vm rm {name}\n  the broker has ended: the agent in there is offline"

@@ -45,7 +45,7 @@ impl Times {
 
     /// The phase has waited for another run, for so long.
     pub(super) fn waited(&mut self, waited: Duration) {
-        self.has_waited = waited > limits::FOUND;
+        self.has_waited = waited > limits::CACHE_HIT;
     }
 
     /// What is usual of a phase that makes a snapshot.

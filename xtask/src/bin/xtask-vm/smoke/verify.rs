@@ -6,11 +6,11 @@ use xtask::exit::Diagnosis;
 use xtask::image::Image;
 use xtask::report::{OsReleaseReport, StatusEvidence};
 
-use crate::broker::Seen;
+use crate::broker::ReceivedStatus;
 
 /// What the status of the agent under test must say.
 #[derive(Debug)]
-pub(crate) struct Expected {
+pub(crate) struct ExpectedStatus {
     machine: &'static str,
     exe_sha256: String,
     /// `None`: an image of the user's own, of which nobody said what it is.
@@ -28,7 +28,7 @@ pub(crate) enum Judgement {
     Refuted(Diagnosis),
 }
 
-impl Expected {
+impl ExpectedStatus {
     pub(crate) fn new(agent: &Agent, image: &Image) -> Self {
         Self {
             machine: agent.arch.profile().machine,
@@ -38,7 +38,7 @@ impl Expected {
     }
 
     /// The same machine, executable and distribution, or why not.
-    fn contradiction(&self, seen: &Seen) -> Option<Diagnosis> {
+    fn contradiction(&self, seen: &ReceivedStatus) -> Option<Diagnosis> {
         let status = &seen.status;
         let os = OsReleaseReport {
             id: status.os_release.id.clone(),
@@ -73,13 +73,18 @@ impl Expected {
 }
 
 /// Whether the first status is that of the agent under test.
-pub(crate) fn join(seen: &Seen, expected: &Expected) -> Judgement {
+pub(crate) fn join(seen: &ReceivedStatus, expected: &ExpectedStatus) -> Judgement {
     expected.contradiction(seen).map_or(Judgement::Proven, Judgement::Refuted)
 }
 
 /// Whether a status was written after the power cut, by a new boot, by the same executable. `last` is the bucket's
 /// entry when the machine was off: what has a higher revision was stored since.
-pub(crate) fn rejoin(seen: &Seen, expected: &Expected, joined: &StatusEvidence, last: &Seen) -> Judgement {
+pub(crate) fn rejoin(
+    seen: &ReceivedStatus,
+    expected: &ExpectedStatus,
+    joined: &StatusEvidence,
+    last: &ReceivedStatus,
+) -> Judgement {
     if seen.revision <= last.revision {
         return Judgement::NotYet;
     }
@@ -114,7 +119,7 @@ pub(crate) fn pong(reply: &Reply, device: &str, joined: &StatusEvidence) -> Resu
 }
 
 /// The parts of a status that the report keeps.
-pub(crate) fn evidence(seen: &Seen) -> StatusEvidence {
+pub(crate) fn evidence(seen: &ReceivedStatus) -> StatusEvidence {
     StatusEvidence {
         boot_id: seen.status.boot_id.clone(),
         kv_revision: seen.revision,
@@ -129,12 +134,12 @@ pub(crate) mod tests {
     use super::*;
     use iot_agent::protocol::{DeviceStatus, OsRelease};
 
-    pub(crate) fn seen(revision: u64, boot_id: &str) -> Seen {
+    pub(crate) fn seen(revision: u64, boot_id: &str) -> ReceivedStatus {
         numbered(revision, boot_id, 1)
     }
 
-    fn numbered(revision: u64, boot_id: &str, sequence: u64) -> Seen {
-        Seen {
+    fn numbered(revision: u64, boot_id: &str, sequence: u64) -> ReceivedStatus {
+        ReceivedStatus {
             revision,
             status: DeviceStatus {
                 schema: 1,
@@ -156,8 +161,8 @@ pub(crate) mod tests {
         }
     }
 
-    fn expected() -> Expected {
-        Expected {
+    fn expected() -> ExpectedStatus {
+        ExpectedStatus {
             machine: "aarch64",
             exe_sha256: "aa".into(),
             os_release: Some(OsReleaseReport { id: "debian".into(), version_id: "12".into() }),
@@ -189,14 +194,14 @@ pub(crate) mod tests {
     fn a_rejoin_needs_a_higher_revision_and_a_new_boot() {
         let joined = evidence(&seen(3, "b1"));
         let last = numbered(7, "b1", 5);
-        let judge = |revision, boot, sequence| {
+        let check = |revision, boot, sequence| {
             rejoin(&numbered(revision, boot, sequence), &expected(), &joined, &last)
         };
-        assert!(matches!(judge(7, "b1", 5), Judgement::NotYet), "stored before the cut");
-        assert!(matches!(judge(7, "b2", 1), Judgement::NotYet));
-        assert!(matches!(judge(8, "b1", 6), Judgement::NotYet), "under way when the power went");
-        assert!(refuted(judge(8, "b1", 1)).contains("still reports the boot id b1"));
-        assert!(matches!(judge(8, "b2", 1), Judgement::Proven));
+        assert!(matches!(check(7, "b1", 5), Judgement::NotYet), "stored before the cut");
+        assert!(matches!(check(7, "b2", 1), Judgement::NotYet));
+        assert!(matches!(check(8, "b1", 6), Judgement::NotYet), "under way when the power went");
+        assert!(refuted(check(8, "b1", 1)).contains("still reports the boot id b1"));
+        assert!(matches!(check(8, "b2", 1), Judgement::Proven));
     }
 
     #[test]

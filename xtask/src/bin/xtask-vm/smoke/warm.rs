@@ -18,7 +18,7 @@ use xtask::plan::Plan;
 use xtask::report::{human_bytes, human_seconds, now_rfc3339};
 use xtask::snapshot::{self as snapshots, Ingredients, SnapshotManifest};
 
-use super::boot::{Around, Domain, Subject, make_overlay, make_writable_files};
+use super::boot::{Domain, Payload, Prepared, make_overlay, make_writable_files};
 use super::{RunningVm, Session};
 use crate::broker::Broker;
 use crate::console::Console;
@@ -26,7 +26,7 @@ use crate::guest::Keys;
 use crate::hypervisor::{Hypervisor, Machine};
 use crate::image::{Base, ReadyImage, Store};
 use crate::media;
-use crate::rehearsed;
+use crate::paused;
 use crate::snapshot::{self, Snapshot};
 
 /// Whether this run may come from a snapshot. KVM boots in seconds; and two faults are planted in the first boot itself.
@@ -62,7 +62,7 @@ struct Restore<'a> {
     files: &'a RunFiles,
     kept: &'a Snapshot,
     image: &'a ReadyImage,
-    subject: &'a Subject<'a>,
+    subject: &'a Payload<'a>,
 }
 
 impl Restore<'_> {
@@ -74,7 +74,8 @@ impl Restore<'_> {
         let restored = Restored { login_user: &self.plan.image.login_user, now };
         let restored = Some((kept.manifest.ingredients.payload_bytes, restored, self.keys));
         let subject = self.subject.as_pair();
-        let payload = media::Payload { subject, config: &config, sabotage: session.args.sabotage, restored };
+        let payload =
+            media::PayloadDisk { subject, config: &config, sabotage: session.args.sabotage, restored };
         media::make_payload(&files.payload, session.workspace, &payload, &work, &session.interrupt)?;
         let virtual_bytes = self.image.virtual_bytes;
         let base = Base { disk: kept.file(snapshots::DISK), format: Format::Qcow2, virtual_bytes };
@@ -89,7 +90,7 @@ impl Restore<'_> {
         }
         let restored = self.hypervisor.restore_paused(&kept.file(snapshots::RAM), &xml);
         let stopped = restored.map_err(|error| kept.does_not_restore(error))?;
-        let machine = rehearsed::sound(stopped, &domain.expected, &work)?;
+        let machine = paused::sound(stopped, &domain.expected, &work)?;
         Ok((domain, machine))
     }
 }
@@ -100,7 +101,7 @@ impl RunningVm {
         session: &mut Session<'_>,
         plan: Plan,
         image: &ReadyImage,
-        subject: &Subject<'_>,
+        subject: &Payload<'_>,
     ) -> Result<(Self, String)> {
         Self::restore_or_fail(session, plan, image, subject).map_err(|error| {
             let hint =
@@ -113,9 +114,9 @@ impl RunningVm {
         session: &mut Session<'_>,
         plan: Plan,
         image: &ReadyImage,
-        subject: &Subject<'_>,
+        subject: &Payload<'_>,
     ) -> Result<(Self, String)> {
-        let around = Around::make(session, &plan)?;
+        let prepared = Prepared::make(session, &plan)?;
         let content = subject.as_pair().map_or(0, |(agent, workload)| agent.content.len() + workload.len());
         let ingredients = ingredients(session, &plan, image, content as u64)?;
         let key = ingredients.key(&plan.image.name, plan.spec.architecture);
@@ -135,21 +136,21 @@ impl RunningVm {
                 let files = own_files(session, &kept, image)?;
                 let (domain, machine) = Restore {
                     plan: &plan,
-                    hypervisor: &around.hypervisor,
-                    keys: &around.keys,
-                    broker: &around.broker,
+                    hypervisor: &prepared.hypervisor,
+                    keys: &prepared.keys,
+                    broker: &prepared.broker,
                     files: &files,
                     kept: &kept,
                     image,
                     subject,
                 }
                 .machine(session)?;
-                (around.with(plan, files, domain, machine), kept)
+                (prepared.with(plan, files, domain, machine), kept)
             }
             None => {
                 session.makes_a_snapshot();
                 let made = session.run.work().join("snapshot");
-                let mut vm = Self::first_boot(session, plan, around, &ingredients, image, &made)?;
+                let mut vm = Self::first_boot(session, plan, prepared, &ingredients, image, &made)?;
                 match vm.save_and_restore(session, &made, ingredients, image, subject) {
                     Ok(kept) => (vm, kept),
                     Err(error) => {
@@ -181,7 +182,7 @@ impl RunningVm {
     fn first_boot(
         session: &mut Session<'_>,
         plan: Plan,
-        around: Around,
+        prepared: Prepared,
         ingredients: &Ingredients,
         image: &ReadyImage,
         made: &Path,
@@ -198,15 +199,15 @@ impl RunningVm {
         // Each later run gives the machine keys of its own.
         let seed = Seed {
             instance_id: session.run.id(),
-            authorized_key: &around.keys.user_public,
-            host_private_key: &around.keys.host_private,
-            host_public_key: &around.keys.host_public,
+            authorized_key: &prepared.keys.user_public,
+            host_private_key: &prepared.keys.host_private,
+            host_public_key: &prepared.keys.host_public,
             ..snapshots::neutral_seed(&plan)
         };
         media::make_seed(&files.seed, &seed, made, &session.interrupt)?;
         let domain = Domain::write(&plan, &files, &session.run.work())?;
-        let machine = domain.start(&around.hypervisor)?;
-        Ok(around.with(plan, files, domain, machine))
+        let machine = domain.start(&prepared.hypervisor)?;
+        Ok(prepared.with(plan, files, domain, machine))
     }
 
     /// The first boot to its end; the snapshot out of it, in the cache; and the machine out of the snapshot, as the next run has it.
@@ -216,7 +217,7 @@ impl RunningVm {
         made: &Path,
         ingredients: Ingredients,
         image: &ReadyImage,
-        subject: &Subject<'_>,
+        subject: &Payload<'_>,
     ) -> Result<Snapshot> {
         let limit = self.limits().boot() + self.limits().provision();
         session.limit = Some(limit);
@@ -272,8 +273,8 @@ fn lacks_nothing(console: &Console) -> Result<()> {
 
 /// By how many seconds the clock of a restored guest, which is provisioned, jumped to this host's.
 pub(super) fn clock_step(console: &Console) -> Result<i64> {
-    let said = console.line_with(marker::CLOCK).and_then(|line| line.split_once(marker::CLOCK));
-    let step = said.and_then(|(_, step)| step.split_whitespace().next()?.parse().ok());
+    let output = console.line_with(marker::CLOCK).and_then(|line| line.split_once(marker::CLOCK));
+    let step = output.and_then(|(_, step)| step.split_whitespace().next()?.parse().ok());
     step.ok_or_else(|| {
         Unavailable {
             error: "the restored guest did not set its clock, and goes on with that of when it was saved"
@@ -335,14 +336,14 @@ mod tests {
 
     #[test]
     fn a_clock_that_was_not_set_is_noticed() {
-        let said = |text: &str| clock_step(&console(text));
+        let output = |text: &str| clock_step(&console(text));
         assert_eq!(
-            said("iot-xtask: clock was behind by 86400 s\r\niot-xtask: provision done\r\n").unwrap(),
+            output("iot-xtask: clock was behind by 86400 s\r\niot-xtask: provision done\r\n").unwrap(),
             86400
         );
-        assert_eq!(said("iot-xtask: clock was behind by -1 s\r\n").unwrap(), -1);
+        assert_eq!(output("iot-xtask: clock was behind by -1 s\r\n").unwrap(), -1);
         for silent in ["iot-xtask: provision done\r\n", "iot-xtask: clock was behind by  s\r\n"] {
-            assert!(said(silent).unwrap_err().is::<Unavailable>());
+            assert!(output(silent).unwrap_err().is::<Unavailable>());
         }
     }
 }

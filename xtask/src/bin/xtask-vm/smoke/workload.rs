@@ -14,8 +14,8 @@ use xtask::exit::Diagnosis;
 use xtask::limits;
 use xtask::report::{StatusEvidence, WorkloadEvidence};
 
-use super::deployed::{Answer, Wanted};
-use super::homecoming::Homecoming;
+use super::deployed::{ExpectedAnswer, ExpectedDeployment};
+use super::offline::OfflineRecovery;
 use super::verify::Judgement;
 use super::{RunningVm, Session};
 use crate::workload::IMAGE;
@@ -24,9 +24,9 @@ use crate::workload::IMAGE;
 struct Deployed(&'static str, u16);
 
 /// It stays, and is changed while the machine is off.
-const KEPT: Deployed = Deployed("kept", WORKLOAD_PORTS[0]);
+const PERSISTENT: Deployed = Deployed("persistent", WORKLOAD_PORTS[0]);
 /// It is deleted.
-const BRIEF: Deployed = Deployed("brief", WORKLOAD_PORTS[1]);
+const EPHEMERAL: Deployed = Deployed("ephemeral", WORKLOAD_PORTS[1]);
 /// Where the program listens in its container.
 const CONTAINER_PORT: u16 = 8080;
 /// The most that is read of an answer.
@@ -52,25 +52,28 @@ pub(super) fn run(
 ) -> Result<(WorkloadEvidence, String)> {
     let started = Instant::now();
     let mut wanted = Vec::new();
-    for Deployed(name, port) in [KEPT, BRIEF] {
-        wanted.push(Wanted::running(name, vm.broker.desire(name, &document(1, port))?));
+    for Deployed(name, port) in [PERSISTENT, EPHEMERAL] {
+        wanted.push(ExpectedDeployment::running(name, vm.broker.desire(name, &document(1, port))?));
     }
     let limit = vm.limits().workload();
-    let answer = Answer { machine: &joined.machine, generation: 1, before: None };
-    for (mut wanted, Deployed(name, _)) in wanted.into_iter().zip([KEPT, BRIEF]) {
+    let answer = ExpectedAnswer { machine: &joined.machine, generation: 1, before: None };
+    for (mut wanted, Deployed(name, _)) in wanted.into_iter().zip([PERSISTENT, EPHEMERAL]) {
         let what = format!("a status with the deployment {name} running");
-        vm.wait_for_status(session, &what, limit, |seen| wanted.judge(seen))?;
+        vm.wait_for_status(session, &what, limit, |seen| wanted.check(seen))?;
     }
     // A port that has never answered would not prove a deletion by its silence.
-    let first = ask(session, vm, &KEPT, &answer)?;
-    ask(session, vm, &BRIEF, &answer)?;
+    let first = ask(session, vm, &PERSISTENT, &answer)?;
+    ask(session, vm, &EPHEMERAL, &answer)?;
     ensure_boot(&first, joined)?;
     let running = started.elapsed();
-    let deleted = delete_brief(session, vm)?;
-    let after = ask(session, vm, &KEPT, &answer)?;
+    let deleted = delete_ephemeral(session, vm)?;
+    let after = ask(session, vm, &PERSISTENT, &answer)?;
     if after != first {
         return Err(Diagnosis::new(
-            format!("the deletion of {} changed {} too: {after:?}, before {first:?}", BRIEF.0, KEPT.0),
+            format!(
+                "the deletion of {} changed {} too: {after:?}, before {first:?}",
+                EPHEMERAL.0, PERSISTENT.0
+            ),
             "a change of one deployment must leave the others' containers alone",
         )
         .into());
@@ -81,46 +84,46 @@ pub(super) fn run(
         first.machine,
         running.as_secs_f64(),
         first.starts,
-        BRIEF.0
+        EPHEMERAL.0
     );
     Ok((first, detail))
 }
 
 /// The same kernel in the container as under the agent.
-fn ensure_boot(said: &WorkloadEvidence, status: &StatusEvidence) -> Result<()> {
-    if said.boot_id == status.boot_id {
+fn ensure_boot(answer: &WorkloadEvidence, status: &StatusEvidence) -> Result<()> {
+    if answer.boot_id == status.boot_id {
         return Ok(());
     }
     Err(Diagnosis::new(
-        format!("the workload runs in the boot {}, and the agent in {}", said.boot_id, status.boot_id),
+        format!("the workload runs in the boot {}, and the agent in {}", answer.boot_id, status.boot_id),
         "something else answers on the workload's port than the container in the guest",
     )
     .into())
 }
 
 /// The revision of the deletion.
-fn delete_brief(session: &mut Session<'_>, vm: &mut RunningVm) -> Result<u64> {
-    let Deployed(name, port) = BRIEF;
+fn delete_ephemeral(session: &mut Session<'_>, vm: &mut RunningVm) -> Result<u64> {
+    let Deployed(name, port) = EPHEMERAL;
     let revision = vm.broker.desire_no_more(name)?;
     let limit = vm.limits().removal();
     let deadline = Instant::now() + limit;
-    let mut wanted = Wanted::removed(name, revision);
+    let mut wanted = ExpectedDeployment::removed(name, revision);
     // The broker's own limit is the later one.
     vm.wait(session, &format!("the deployment {name} to be gone"), limit * 2, |vm| {
         let seen = vm.broker.latest()?;
-        let judgement = seen.as_ref().map_or(Judgement::NotYet, |seen| wanted.judge(seen));
+        let judgement = seen.as_ref().map_or(Judgement::NotYet, |seen| wanted.check(seen));
         if let Judgement::Refuted(diagnosis) = judgement {
             return Err(diagnosis.into());
         }
-        let said = said_by(vm.machine.port_to(port)?);
-        if matches!(judgement, Judgement::Proven) && said.as_ref().is_err_and(is_refusal) {
+        let answer = said_by(vm.machine.port_to(port)?);
+        if matches!(judgement, Judgement::Proven) && answer.as_ref().is_err_and(is_refusal) {
             return Ok(Some(()));
         }
         if Instant::now() < deadline {
             return Ok(None);
         }
-        let port = if said.is_ok() { "still answers" } else { "is silent" };
-        let status = wanted.told(seen.as_ref());
+        let port = if answer.is_ok() { "still answers" } else { "is silent" };
+        let status = wanted.describe(seen.as_ref());
         Err(Diagnosis::new(
             format!(
                 "the deployment {name} was deleted at revision {revision}; {} s later its port {port} and the status {status}",
@@ -135,7 +138,7 @@ fn delete_brief(session: &mut Session<'_>, vm: &mut RunningVm) -> Result<u64> {
 
 /// While the machine is off: the fleet changes its mind, and then the broker is gone. The revision of the change.
 pub(super) fn change_while_off(vm: &mut RunningVm) -> Result<u64> {
-    let revision = vm.broker.desire(KEPT.0, &document(2, KEPT.1))?;
+    let revision = vm.broker.desire(PERSISTENT.0, &document(2, PERSISTENT.1))?;
     vm.broker.go_away()?;
     Ok(revision)
 }
@@ -148,28 +151,29 @@ pub(super) fn back_without_broker(
 ) -> Result<WorkloadEvidence> {
     let what = "the workload's answer after the power cut, with no broker in reach";
     let limit = vm.limits().rejoin();
-    let wanted = Answer { machine: &before.machine, generation: before.generation, before: Some(before) };
-    let mut waited = Homecoming::begin();
-    let said = vm.wait(session, what, limit, |vm| {
-        let error = match said_by(vm.machine.port_to(KEPT.1)?) {
-            Ok(said) => match wanted.judge(&said)? {
-                Some(()) => return Ok(Some(said)),
-                None => anyhow!("it answers as generation {}", said.generation),
+    let wanted =
+        ExpectedAnswer { machine: &before.machine, generation: before.generation, before: Some(before) };
+    let mut waited = OfflineRecovery::begin();
+    let answer = vm.wait(session, what, limit, |vm| {
+        let error = match said_by(vm.machine.port_to(PERSISTENT.1)?) {
+            Ok(answer) => match wanted.check(&answer)? {
+                Some(()) => return Ok(Some(answer)),
+                None => anyhow!("it answers as generation {}", answer.generation),
             },
             Err(error) => error,
         };
-        vm.check_workload(KEPT.0, &mut waited)?;
+        vm.check_workload(PERSISTENT.0, &mut waited)?;
         Err(error)
     })?;
-    if said.boot_id == before.boot_id {
+    if answer.boot_id == before.boot_id {
         return Err(Diagnosis::new(
-            format!("after the power cut the workload still tells the boot id {} of before", said.boot_id),
+            format!("after the power cut the workload still tells the boot id {} of before", answer.boot_id),
             "something else answers on the workload's port than the container in the guest",
         )
         .into());
     }
-    session.report.evidence.workload_offline = Some(said.clone());
-    Ok(said)
+    session.report.evidence.workload_offline = Some(answer.clone());
+    Ok(answer)
 }
 
 /// The workload as it was changed at `revision`, while the machine was off.
@@ -180,15 +184,19 @@ pub(super) fn changed(
     offline: &WorkloadEvidence,
     rejoined: &StatusEvidence,
 ) -> Result<WorkloadEvidence> {
-    let mut wanted = Wanted::running(KEPT.0, revision);
+    let mut wanted = ExpectedDeployment::running(PERSISTENT.0, revision);
     let limit = vm.limits().workload();
     let what = "a status with what was changed while the machine was off";
-    vm.wait_for_status(session, what, limit, |seen| wanted.judge(seen))?;
-    let said =
-        ask(session, vm, &KEPT, &Answer { machine: &offline.machine, generation: 2, before: Some(offline) })?;
-    ensure_boot(&said, rejoined)?;
-    session.report.evidence.workload_rejoin = Some(said.clone());
-    Ok(said)
+    vm.wait_for_status(session, what, limit, |seen| wanted.check(seen))?;
+    let answer = ask(
+        session,
+        vm,
+        &PERSISTENT,
+        &ExpectedAnswer { machine: &offline.machine, generation: 2, before: Some(offline) },
+    )?;
+    ensure_boot(&answer, rejoined)?;
+    session.report.evidence.workload_rejoin = Some(answer.clone());
+    Ok(answer)
 }
 
 /// Waits for the answer of a deployment that runs.
@@ -196,12 +204,12 @@ fn ask(
     session: &mut Session<'_>,
     vm: &mut RunningVm,
     Deployed(name, port): &Deployed,
-    wanted: &Answer<'_>,
+    wanted: &ExpectedAnswer<'_>,
 ) -> Result<WorkloadEvidence> {
     let limit = vm.limits().workload();
     vm.wait(session, &format!("the answer of the deployment {name}"), limit, |vm| {
-        let said = said_by(vm.machine.port_to(*port)?)?;
-        Ok(wanted.judge(&said)?.map(|()| said))
+        let answer = said_by(vm.machine.port_to(*port)?)?;
+        Ok(wanted.check(&answer)?.map(|()| answer))
     })
 }
 
@@ -234,7 +242,7 @@ mod tests {
     #[test]
     fn what_is_desired_is_a_document_that_the_agent_reads() {
         for generation in [1, 2] {
-            let document = document(generation, KEPT.1);
+            let document = document(generation, PERSISTENT.1);
             assert_eq!(Document::parse(&document.to_bytes()).unwrap(), document);
         }
     }
@@ -246,9 +254,9 @@ mod tests {
         let answered = |answer: &'static [u8]| {
             let listener = listener.try_clone().unwrap();
             let thread = std::thread::spawn(move || listener.accept().unwrap().0.write_all(answer).unwrap());
-            let said = said_by(port);
+            let answer = said_by(port);
             thread.join().unwrap();
-            said
+            answer
         };
         let line = b"{\"machine\":\"aarch64\",\"boot_id\":\"b\",\"generation\":1,\"starts\":2}\n";
         assert_eq!(answered(line).unwrap().starts, 2);

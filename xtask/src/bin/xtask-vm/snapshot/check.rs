@@ -17,7 +17,7 @@ const NEXT: &str = "the next run makes another and deletes this one, once no mac
 /// A check that runs beside a run.
 pub(crate) struct Verification {
     kept: Snapshot,
-    before: Vec<(PathBuf, Option<Stamp>)>,
+    before: Vec<(PathBuf, Option<InodeStamp>)>,
     hashed: JoinHandle<Result<()>>,
 }
 
@@ -32,7 +32,7 @@ impl Verification {
     pub(crate) fn conclude(self) -> Result<()> {
         self.hashed.join().unwrap_or_else(|_| bail!("the check of the snapshot panicked"))?;
         let touched =
-            self.before.iter().find(|(path, before)| before.is_none() || Stamp::of(path) != *before);
+            self.before.iter().find(|(path, before)| before.is_none() || InodeStamp::of(path) != *before);
         let Some((path, _)) = touched else { return Ok(()) };
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let why = "somebody has touched it while a run used it";
@@ -46,13 +46,13 @@ impl Verification {
 
 /// Of a file: whoever writes to it changes that, also who gives it back its time of modification (inode(7), ctime).
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Stamp {
+struct InodeStamp {
     inode: (u64, u64),
     bytes: u64,
     changed: (i64, i64),
 }
 
-impl Stamp {
+impl InodeStamp {
     fn of(path: &Path) -> Option<Self> {
         let meta = path.metadata().ok()?;
         let (inode, changed) = ((meta.dev(), meta.ino()), (meta.ctime(), meta.ctime_nsec()));
@@ -65,7 +65,7 @@ impl Snapshot {
     pub(crate) fn verify(&self) -> Verification {
         let image = self.manifest.ingredients.image_path.clone();
         let paths = FILES.iter().map(|name| self.file(name)).chain([image]);
-        let before = paths.map(|path| (path.clone(), Stamp::of(&path))).collect();
+        let before = paths.map(|path| (path.clone(), InodeStamp::of(&path))).collect();
         let kept = self.clone();
         let hashed = std::thread::spawn(move || {
             // The guest goes first; on Linux this is the thread's own (setpriority(2)).

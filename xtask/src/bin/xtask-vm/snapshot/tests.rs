@@ -1,6 +1,6 @@
 //! A snapshot from its making to its deletion, of files that are none of a machine.
 
-use xtask::cli::Voice;
+use xtask::cli::Verbosity;
 use xtask::exit::{Diagnosis, Interrupted};
 use xtask::snapshot::{DISK, FORMAT, SEED};
 
@@ -48,7 +48,7 @@ fn made(cache: &Cache, key: &str, run: &str) -> Snapshot {
 fn a_snapshot_is_found_until_it_is_bad_and_deleted_when_nothing_lies_on_it() {
     let directory = tempfile::tempdir().unwrap();
     let cache = Cache::at(directory.path());
-    let mut screen = Screen::new(Voice::silent());
+    let mut screen = Screen::new(Verbosity::silent());
     // A key with a dot, as ubuntu-24.04 has.
     let key = "ubuntu-24.04-aarch64-0123";
     let mut look = |wanted: &Ingredients| find(&cache, key, wanted, &mut screen).unwrap();
@@ -139,7 +139,7 @@ fn what_is_touched_while_a_run_uses_it_is_noticed_after_it_was_hashed() {
 fn a_snapshot_that_does_not_restore_is_not_used_again() {
     let directory = tempfile::tempdir().unwrap();
     let cache = Cache::at(directory.path());
-    let mut screen = Screen::new(Voice::silent());
+    let mut screen = Screen::new(Verbosity::silent());
     let key = "debian-12-aarch64-0123";
     let kept = made(&cache, key, "1124-100000-0001");
     let mut is_there = || find(&cache, key, &ingredients(&cache), &mut screen).unwrap().is_some();
@@ -170,7 +170,7 @@ fn an_image_that_was_changed_below_its_snapshot_is_noticed() {
 fn the_wait_for_another_runs_snapshot_ends() {
     let directory = tempfile::tempdir().unwrap();
     let cache = Cache::at(directory.path());
-    let mut screen = Screen::new(Voice::silent());
+    let mut screen = Screen::new(Verbosity::silent());
     let interrupt = Interrupt::default();
     let mut lock = |limit| lock(&cache, "key", limit, &interrupt, &mut screen);
     let held = lock(Duration::ZERO).unwrap();

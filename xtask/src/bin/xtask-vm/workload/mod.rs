@@ -145,14 +145,14 @@ mod tests {
                 stopped.elapsed() < xtask::limits::CHILD_STOP,
                 "SIGTERM ends the first process of a container"
             );
-            let said: xtask::report::WorkloadEvidence =
+            let answer: xtask::report::WorkloadEvidence =
                 serde_json::from_str(&podman.says(&["logs", "w"])).unwrap();
             assert_eq!(
-                (said.machine.as_str(), said.generation, said.starts),
+                (answer.machine.as_str(), answer.generation, answer.starts),
                 (host.profile().machine, 3, starts)
             );
             assert_eq!(
-                said.boot_id,
+                answer.boot_id,
                 std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap().trim()
             );
             assert_eq!(podman.says(&["inspect", "--format", "{{.State.ExitCode}}", "w"]), "0");

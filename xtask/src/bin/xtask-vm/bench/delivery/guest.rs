@@ -23,7 +23,7 @@ use crate::screen::Screen;
 pub(super) const DELIVERED: &str = "/run/delivered";
 
 /// A guest that is up, and what it is to get.
-pub(super) struct Guest<'a> {
+pub(super) struct DeliveryGuest<'a> {
     /// The content, in a file.
     pub(super) full: PathBuf,
     /// The disk that is there.
@@ -39,7 +39,7 @@ pub(super) struct Guest<'a> {
     pub(super) interrupt: &'a Interrupt,
 }
 
-impl<'a> Guest<'a> {
+impl<'a> DeliveryGuest<'a> {
     pub(super) fn boot(
         bare: &Bare<'_>,
         run: &RunDir,
@@ -113,7 +113,7 @@ impl Waiting<'_> {
     }
 
     fn until(&self, word: &str) -> Result<()> {
-        while !self.said()?.lines().any(|line| line == word) {
+        while !self.output()?.lines().any(|line| line == word) {
             self.look()?;
         }
         Ok(())
@@ -122,14 +122,14 @@ impl Waiting<'_> {
     /// A pause, unless it has ended.
     pub(super) fn look(&self) -> Result<()> {
         self.interrupt.check()?;
-        if self.child.ended()?.is_some() && !self.said()?.lines().any(|line| line == DONE) {
-            bail!("the guest has not got it; it said {:?}", self.said()?);
+        if self.child.ended()?.is_some() && !self.output()?.lines().any(|line| line == DONE) {
+            bail!("the guest has not got it; it said {:?}", self.output()?);
         }
         std::thread::sleep(limits::CHILD_POLL);
         Ok(())
     }
 
-    fn said(&self) -> Result<String> {
+    fn output(&self) -> Result<String> {
         std::fs::read_to_string(self.log).with_context(|| format!("read {}", self.log.display()))
     }
 }

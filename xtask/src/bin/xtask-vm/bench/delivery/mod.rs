@@ -18,7 +18,7 @@ use rustix::net::{AddressFamily, SocketType, bind, ipproto, listen, socket};
 use serde_json::json;
 use xshell::Shell;
 use xtask::agent_build;
-use xtask::cli::{BenchArgs, BuildArgs, Voice};
+use xtask::cli::{BenchArgs, BuildArgs, Verbosity};
 use xtask::digest::Algorithm;
 use xtask::exit::Diagnosis;
 use xtask::host::tools;
@@ -32,7 +32,7 @@ use super::{Scratch, median};
 use crate::history::timed;
 use crate::interrupt::Interrupt;
 use crate::screen::Screen;
-use guest::{DELIVERED, Guest};
+use guest::{DELIVERED, DeliveryGuest};
 use qmp::Qmp;
 
 /// The disk that is there, behind the guest's own and its seed.
@@ -67,13 +67,13 @@ impl Way {
 pub(super) fn run(
     workspace: &Workspace,
     args: &BenchArgs,
-    voice: Voice,
+    verbosity: Verbosity,
     interrupt: &Interrupt,
 ) -> Result<()> {
     let cache = Cache::from_env()?;
     // Nobody else measures meanwhile.
     let _scratch = Scratch::new(&cache, interrupt)?;
-    let mut screen = Screen::new(voice);
+    let mut screen = Screen::new(verbosity);
     let shell = Shell::new().context("start a shell of commands")?;
     let build = BuildArgs { arch: args.arch, profile: "release".to_owned() };
     let agent = agent_build::build(&shell, workspace, &build)?;
@@ -86,7 +86,7 @@ pub(super) fn run(
     let kind = format!("bench-{}", args.arch);
     let seconds = bare.in_a_run(&mut screen, |run, screen| {
         let guest = timed((&cache, screen), (&kind, "delivery boot"), "boot", |screen| {
-            Ok((Guest::boot(&bare, run, &content, interrupt, screen)?, "bare QEMU".to_owned()))
+            Ok((DeliveryGuest::boot(&bare, run, &content, interrupt, screen)?, "bare QEMU".to_owned()))
         })?;
         guest.measure(args.rounds, (&cache, screen), &kind)
     });
@@ -94,7 +94,7 @@ pub(super) fn run(
     conclude(args, content.len(), &seconds)
 }
 
-impl Guest<'_> {
+impl DeliveryGuest<'_> {
     /// Each way in turn, in each round; once before, so that no way pays for what is read the first time.
     fn measure(
         &self,
@@ -126,9 +126,9 @@ impl Guest<'_> {
             Way::Ssh => self.by_ssh(),
         };
         let seconds = seconds.with_context(|| format!("deliver by {}", way.name()))?;
-        let said = self.root(&format!("sha256sum {DELIVERED}"))?;
+        let output = self.root(&format!("sha256sum {DELIVERED}"))?;
         self.root(&format!("rm {DELIVERED}"))?;
-        came(&said, self.content).with_context(|| format!("deliver by {}", way.name()))?;
+        came(&output, self.content).with_context(|| format!("deliver by {}", way.name()))?;
         Ok(seconds)
     }
 
@@ -218,10 +218,10 @@ impl Guest<'_> {
 }
 
 /// `sha256sum`'s line is that of the content.
-fn came(said: &str, content: &[u8]) -> Result<()> {
+fn came(output: &str, content: &[u8]) -> Result<()> {
     let expected = Algorithm::Sha256.of(content).to_string();
     let expected = expected.rsplit(':').next().unwrap_or_default();
-    let got = said.split_whitespace().next().unwrap_or_default();
+    let got = output.split_whitespace().next().unwrap_or_default();
     ensure!(got == expected, "the guest got something else: its SHA-256 is {got:?}, and not {expected}");
     Ok(())
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use xtask::arch::VmArchitecture;
-use xtask::host::surroundings::{DEBIAN_KEYRING, available_memory};
+use xtask::host::local::{DEBIAN_KEYRING, available_memory};
 use xtask::host::tools;
 use xtask::image::{Image, Recipe};
 use xtask::paths::write_private;

@@ -131,7 +131,7 @@ fn run(
     let mut follower = Follower::new(&log);
     let job = Job { program, owner: directory, arguments, log, environment };
     let screen = &mut *store.screen;
-    child::run(&job, store.interrupt, |_| screen.alive(&follower.say()))
+    child::run(&job, store.interrupt, |_| screen.alive(&follower.describe()))
 }
 
 /// Deletes what a build left. An ordinary user's tree has files of subordinate ids, which only their namespace may

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 /// What a build's log has shown so far.
 #[derive(Debug, Default)]
-pub(super) struct Progress {
+pub(super) struct BuildProgress {
     wanted: u32,
     unpacked: u32,
     configured: u32,
@@ -14,7 +14,7 @@ pub(super) struct Progress {
     now: String,
 }
 
-impl Progress {
+impl BuildProgress {
     /// One more line of the log.
     fn line(&mut self, line: &str) {
         let first = |text: &str| text.split_whitespace().next().unwrap_or_default().to_owned();
@@ -39,7 +39,7 @@ impl Progress {
     }
 
     /// For a person.
-    fn say(&self) -> String {
+    fn describe(&self) -> String {
         if self.unpacked == 0 {
             return self.now.clone();
         }
@@ -54,16 +54,16 @@ pub(super) struct Follower {
     log: PathBuf,
     read: u64,
     rest: Vec<u8>,
-    progress: Progress,
+    progress: BuildProgress,
 }
 
 impl Follower {
     pub(super) fn new(log: &Path) -> Self {
-        Self { log: log.to_owned(), read: 0, rest: Vec::new(), progress: Progress::default() }
+        Self { log: log.to_owned(), read: 0, rest: Vec::new(), progress: BuildProgress::default() }
     }
 
     /// Reads on, and says how far it is. It only informs: a log that cannot be read says nothing.
-    pub(super) fn say(&mut self) -> String {
+    pub(super) fn describe(&mut self) -> String {
         let read = File::open(&self.log).and_then(|mut file| {
             file.seek(SeekFrom::Start(self.read))?;
             file.read_to_end(&mut self.rest)
@@ -73,7 +73,7 @@ impl Follower {
             let line: Vec<u8> = self.rest.drain(..=end).collect();
             self.progress.line(String::from_utf8_lossy(&line).trim());
         }
-        self.progress.say()
+        self.progress.describe()
     }
 }
 
@@ -86,15 +86,15 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let log = directory.path().join("log");
         let mut follower = Follower::new(&log);
-        assert_eq!(follower.say(), "");
+        assert_eq!(follower.describe(), "");
         let mut text = "I: running apt-get update...\n".to_owned();
         std::fs::write(&log, &text).unwrap();
-        assert_eq!(follower.say(), "running apt-get update");
+        assert_eq!(follower.describe(), "running apt-get update");
         text += "0 upgraded, 236 newly installed, 0 to remove and 0 not upgraded.\nUnpacking dash (0.5) ...\nSetting ";
         std::fs::write(&log, &text).unwrap();
-        assert_eq!(follower.say(), "unpacking dash (1 of 236 packages unpacked, 0 set up)");
+        assert_eq!(follower.describe(), "unpacking dash (1 of 236 packages unpacked, 0 set up)");
         text += "up dash (0.5) ...\n0 upgraded, 236 newly installed, 0 to remove and 0 not upgraded.\n";
         std::fs::write(&log, &text).unwrap();
-        assert_eq!(follower.say(), "setting up dash (1 of 236 packages unpacked, 1 set up)");
+        assert_eq!(follower.describe(), "setting up dash (1 of 236 packages unpacked, 1 set up)");
     }
 }

@@ -15,9 +15,9 @@ pub(super) fn debian_sources(suite: &str, interrupt: &Interrupt) -> Result<Vec<S
     let Some(apt) = tools::find("apt-get") else { return Ok(Vec::new()) };
     let format = "$(REPO_URI)|$(RELEASE)|$(ORIGIN)|$(CREATED_BY)";
     let arguments = ["indextargets", "--format", format].map(OsString::from);
-    let said = child::read(&apt, &arguments, limits::SERVER_START, interrupt)
+    let output = child::read(&apt, &arguments, limits::SERVER_START, interrupt)
         .context("ask apt for its package mirrors")?;
-    Ok(sources_for(&said, suite))
+    Ok(sources_for(&output, suite))
 }
 
 fn sources_for(index_targets: &str, suite: &str) -> Vec<String> {
@@ -53,9 +53,9 @@ fn sources_for(index_targets: &str, suite: &str) -> Vec<String> {
 pub(super) fn proxies(interrupt: &Interrupt) -> Result<Vec<(&'static str, OsString)>> {
     let Some(apt_config) = tools::find("apt-config") else { return Ok(Vec::new()) };
     let arguments = ["dump", "--no-empty", "Acquire"].map(OsString::from);
-    let said = child::read(&apt_config, &arguments, limits::SERVER_START, interrupt)
+    let output = child::read(&apt_config, &arguments, limits::SERVER_START, interrupt)
         .context("ask apt for its proxies")?;
-    Ok(proxies_in(&said))
+    Ok(proxies_in(&output))
 }
 
 fn proxies_in(dump: &str) -> Vec<(&'static str, OsString)> {

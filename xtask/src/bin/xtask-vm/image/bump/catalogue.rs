@@ -15,14 +15,14 @@ use super::rewrite;
 
 /// A catalogue's text, and where it stands.
 #[derive(Debug)]
-pub(super) struct Catalogue {
+pub(super) struct CatalogueText {
     path: PathBuf,
     text: String,
 }
 
 /// A downloaded image: where its publisher keeps releases, and what is pinned of them.
 #[derive(Debug)]
-pub(super) struct Entry {
+pub(super) struct BumpEntry {
     /// Its name in the catalogue.
     pub(super) name: String,
     /// The listing of releases; ends in a slash.
@@ -62,7 +62,7 @@ struct ImageTable {
 }
 
 #[derive(Deserialize)]
-struct Download {
+struct BumpTable {
     index: String,
     release: String,
     sums: String,
@@ -80,7 +80,7 @@ struct FileTable {
     bytes: Option<u64>,
 }
 
-impl Catalogue {
+impl CatalogueText {
     /// # Errors
     /// [`Usage`] where there is no such file.
     pub(super) fn load(path: &Path) -> Result<Self> {
@@ -105,7 +105,7 @@ impl Catalogue {
     ///
     /// # Errors
     /// [`Usage`] where there is none, with the names that there are, and where it is not downloaded.
-    pub(super) fn entry(&self, name: &str) -> Result<Entry> {
+    pub(super) fn entry(&self, name: &str) -> Result<BumpEntry> {
         let images: Images = toml::from_str(&self.text)
             .with_context(|| format!("parse the catalogue {}", self.path.display()))?;
         let mut known: Vec<_> = images.image.iter().map(|image| image.name.as_str()).collect();
@@ -150,8 +150,8 @@ impl Catalogue {
     }
 }
 
-fn entry(name: &str, download: toml::Table, beside: &Path) -> Result<Entry> {
-    let download: Download = download.try_into()?;
+fn entry(name: &str, download: toml::Table, beside: &Path) -> Result<BumpEntry> {
+    let download: BumpTable = download.try_into()?;
     let mut index_text = download.index;
     if !index_text.ends_with('/') {
         index_text.push('/');
@@ -162,7 +162,7 @@ fn entry(name: &str, download: toml::Table, beside: &Path) -> Result<Entry> {
         "read index = {:?}: write a directory's address, https://…/",
         shown(&index_text)
     );
-    let mut entry = Entry {
+    let mut entry = BumpEntry {
         name: name.to_owned(),
         index,
         index_text,
@@ -183,7 +183,7 @@ fn entry(name: &str, download: toml::Table, beside: &Path) -> Result<Entry> {
     Ok(entry)
 }
 
-impl Entry {
+impl BumpEntry {
     /// A pinned file's release, and its name there.
     fn dated<'a>(&self, url: &'a str) -> Result<(Date, &'a str)> {
         let parts = url.strip_prefix(&self.index_text).and_then(|below| below.split_once('/'));
@@ -214,8 +214,8 @@ mod tests {
     use super::*;
     use crate::image::bump::rewrite::tests::TEXT;
 
-    fn catalogue(text: &str) -> Catalogue {
-        Catalogue { path: PathBuf::from("/etc/images.toml"), text: text.to_owned() }
+    fn catalogue(text: &str) -> CatalogueText {
+        CatalogueText { path: PathBuf::from("/etc/images.toml"), text: text.to_owned() }
     }
 
     #[test]
@@ -262,7 +262,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("images.toml");
         std::fs::write(&path, TEXT).unwrap();
-        let catalogue = Catalogue::load(&path).unwrap();
+        let catalogue = CatalogueText::load(&path).unwrap();
         std::fs::write(&path, "# mine").unwrap();
         assert!(catalogue.replace("").unwrap_err().to_string().contains("run again"));
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "# mine");

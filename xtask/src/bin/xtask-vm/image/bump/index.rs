@@ -222,8 +222,8 @@ mod tests {
     fn a_page_without_a_release_is_told_apart_from_no_listing() {
         let index = Url::parse("https://publisher.example/noble/").unwrap();
         let pattern = Pattern::parse("release-{date}").unwrap();
-        let said = |page: &str| newest(page, &index, &pattern).unwrap_err().to_string();
-        assert!(said("<h1>Hello</h1>").contains("no directory listing"));
-        assert!(said(r#"<a href="release/">"#).contains("no dated release among 1 links (release"));
+        let message = |page: &str| newest(page, &index, &pattern).unwrap_err().to_string();
+        assert!(message("<h1>Hello</h1>").contains("no directory listing"));
+        assert!(message(r#"<a href="release/">"#).contains("no dated release among 1 links (release"));
     }
 }

@@ -17,11 +17,11 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use reqwest::Url;
 use serde::Serialize;
-use xtask::cli::{BumpArgs, Voice};
+use xtask::cli::{BumpArgs, Verbosity};
 use xtask::exit::{Diagnosis, Usage, host_fault};
 use xtask::workspace::Workspace;
 
-use self::catalogue::{Catalogue, Entry, Pin};
+use self::catalogue::{BumpEntry, CatalogueText, Pin};
 use self::index::Date;
 use self::remote::{Http, Remote, shown};
 use self::signature::{Signer, Verifier};
@@ -58,14 +58,14 @@ struct Outcome<'a> {
     entries: Vec<Pin>,
 }
 
-pub(crate) fn run(workspace: &Workspace, args: &BumpArgs, voice: Voice) -> Result<()> {
+pub(crate) fn run(workspace: &Workspace, args: &BumpArgs, verbosity: Verbosity) -> Result<()> {
     let interrupt = Interrupt::install()?;
     let default = workspace.root().join("xtask/images.toml");
     let path = args.catalogue.as_deref().unwrap_or(&default);
-    let catalogue = Catalogue::load(path)?;
+    let catalogue = CatalogueText::load(path)?;
     let entry = catalogue.entry(&args.name)?;
     let trust = Trust::in_entry(&entry, args)?;
-    let bump = Bump { remote: &Http::new(&interrupt)?, entry: &entry, interrupt: &interrupt, voice };
+    let bump = Bump { remote: &Http::new(&interrupt)?, entry: &entry, interrupt: &interrupt, verbosity };
     let newest = bump.newest(&trust)?;
     let text = catalogue.with(&entry.name, &newest.pins)?;
     let changed = text != catalogue.text();
@@ -90,7 +90,7 @@ fn name_for_people(path: &Path, root: &Path) -> String {
 
 impl<'a> Trust<'a> {
     /// Decided, and its tools found, before anything is fetched.
-    fn in_entry(entry: &'a Entry, args: &BumpArgs) -> Result<Self> {
+    fn in_entry(entry: &'a BumpEntry, args: &BumpArgs) -> Result<Self> {
         let name = &entry.name;
         let Some(signature) = &entry.signature else {
             return Self::unsigned(entry, args.unsigned);
@@ -106,7 +106,7 @@ impl<'a> Trust<'a> {
         Ok(Self::Signed(signature, Verifier::find(keyring)?))
     }
 
-    fn unsigned(entry: &Entry, agreed: bool) -> Result<Self> {
+    fn unsigned(entry: &BumpEntry, agreed: bool) -> Result<Self> {
         let (name, sums) = (&entry.name, &entry.sums);
         if !agreed {
             return Err(Usage(format!(
@@ -138,14 +138,14 @@ fn is_loopback(url: &Url) -> bool {
 /// One look at one publisher.
 struct Bump<'a> {
     remote: &'a dyn Remote,
-    entry: &'a Entry,
+    entry: &'a BumpEntry,
     interrupt: &'a Interrupt,
-    voice: Voice,
+    verbosity: Verbosity,
 }
 
 impl Bump<'_> {
-    fn say(&self, line: &str) {
-        if !self.voice.quiet {
+    fn print_line(&self, line: &str) {
+        if !self.verbosity.quiet {
             eprintln!("{line}");
         }
     }
@@ -165,7 +165,7 @@ impl Bump<'_> {
     }
 
     fn fetch(&self, url: &str, limit: u64) -> Result<Vec<u8>> {
-        self.say(&format!("fetching {}", shown(url)));
+        self.print_line(&format!("fetching {}", shown(url)));
         self.remote.get(url, limit)
     }
 
@@ -232,12 +232,12 @@ impl Bump<'_> {
 }
 
 impl Newest {
-    fn from(entry: &Entry) -> String {
+    fn from(entry: &BumpEntry) -> String {
         let oldest = entry.pins.iter().map(|(_, from)| from).min();
         oldest.map_or_else(String::new, ToString::to_string)
     }
 
-    fn outcome<'a>(&'a self, entry: &'a Entry, changed: bool) -> Outcome<'a> {
+    fn outcome<'a>(&'a self, entry: &'a BumpEntry, changed: bool) -> Outcome<'a> {
         let clean = |pin: &Pin| Pin { url: shown(&pin.url), ..pin.clone() };
         Outcome {
             name: &entry.name,
@@ -249,7 +249,7 @@ impl Newest {
         }
     }
 
-    fn verdict(&self, entry: &Entry, changed: bool, dry_run: bool) -> String {
+    fn verdict(&self, entry: &BumpEntry, changed: bool, dry_run: bool) -> String {
         let (name, to) = (&entry.name, &self.date);
         let by = match &self.signer {
             Some(Signer { user, fingerprint }) => format!("signed by {user} ({fingerprint})"),

@@ -79,10 +79,10 @@ impl Verifier {
         let mut arguments: Vec<OsString> =
             ["--status-fd", "1", "--keyring"].into_iter().map(OsString::from).collect();
         arguments.extend([&self.keyring, &detached, &signed].map(|path| path.clone().into_os_string()));
-        let said = child::read(&self.gpgv, &arguments, limits::SIGNATURE, interrupt);
+        let output = child::read(&self.gpgv, &arguments, limits::SIGNATURE, interrupt);
         // Somebody who stops the command says nothing about the signature.
         interrupt.check()?;
-        said.and_then(|status| judge(&status)).with_context(|| self.refusal())
+        output.and_then(|status| parse_status(&status)).with_context(|| self.refusal())
     }
 
     fn refusal(&self) -> Diagnosis {
@@ -114,7 +114,7 @@ fn gpgv_hint() -> String {
 }
 
 /// Every signature must be good: one that gpgv objects to is a question, whatever the others say.
-fn judge(status: &str) -> Result<Signer> {
+fn parse_status(status: &str) -> Result<Signer> {
     let lines = status.lines().filter_map(|line| line.strip_prefix("[GNUPG:] "));
     let lines: Vec<_> = lines.map(|line| line.split_once(' ').unwrap_or((line, ""))).collect();
     if let Some((word, rest)) = lines.iter().find(|(word, _)| BAD.contains(word)) {
@@ -142,7 +142,7 @@ mod tests {
 
     #[test]
     fn a_good_signature_names_its_signer() {
-        let signer = judge(&format!("{GOOD}{VALID}")).unwrap();
+        let signer = parse_status(&format!("{GOOD}{VALID}")).unwrap();
         assert_eq!(signer.user, "Image <signing@publisher.example>");
         assert_eq!(signer.fingerprint, "ABCD");
     }
@@ -160,7 +160,7 @@ mod tests {
             ("GOODSIG 1A5D Image\nVALIDSIG D2EB 0 0 0 4 0 1 10 00 ABCD\n".to_owned(), "GOODSIG"),
         ];
         for (status, words) in table {
-            let error = judge(&status).unwrap_err().to_string();
+            let error = parse_status(&status).unwrap_err().to_string();
             assert!(error.contains(words), "{error:?} does not say {words:?}");
         }
     }

@@ -5,8 +5,8 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::judge::{judge, refused};
-use super::seen::Seen;
+use super::diff::{diff, refused};
+use super::observed::Observed;
 use super::*;
 use crate::domain::cpu::Cpu;
 use crate::domain::{RunFiles, VmSpec};
@@ -17,9 +17,9 @@ fn recorded(arch: VmArchitecture) -> Vec<Value> {
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
 }
 
-fn params(arch: VmArchitecture) -> (DomainXmlParams, Firmware) {
+fn params(arch: VmArchitecture) -> (DomainXmlParams, AarchFirmware) {
     let (code, vars_template) = arch.profile().firmware_paths[arch.pick(0, 1)];
-    let firmware = Firmware { code: code.into(), vars_template: vars_template.into() };
+    let firmware = AarchFirmware { code: code.into(), vars_template: vars_template.into() };
     let files = RunFiles {
         overlay: "/run/w/disk.qcow2".into(),
         backing: vec!["/images/disk".into()],
@@ -36,25 +36,25 @@ fn params(arch: VmArchitecture) -> (DomainXmlParams, Firmware) {
     (DomainXmlParams::resolve(&spec, Accelerator::Tcg, cpu, &emulator, Some(&firmware), &files), firmware)
 }
 
-fn expected(arch: VmArchitecture) -> Expected {
+fn expected(arch: VmArchitecture) -> ExpectedMachine {
     let (params, firmware) = params(arch);
     let size = |path: &Path| Ok(if path == firmware.code { 3_653_632 } else { 540_672 });
-    Expected { own_threads: true, ..Expected::with_sizes(&params, &firmware, size).unwrap() }
+    ExpectedMachine { own_threads: true, ..ExpectedMachine::with_sizes(&params, &firmware, size).unwrap() }
 }
 
 /// What is read where these are QEMU's answers.
-fn read(expected: &Expected, answers: &[Value]) -> Result<Seen> {
+fn read(expected: &ExpectedMachine, answers: &[Value]) -> Result<Observed> {
     let mut ask = |command: &str, arguments: &Value| {
         let asked =
             answers.iter().find(|answer| answer["execute"] == command && answer["arguments"] == *arguments);
         let asked = asked.with_context(|| format!("{command} {arguments} was not recorded"))?;
         Ok(asked["return"].clone())
     };
-    Seen::read(expected, &mut ask)
+    Observed::read(expected, &mut ask)
 }
 
-fn ids(expected: &Expected, seen: &Seen) -> Vec<&'static str> {
-    judge(expected, seen).iter().map(|finding| finding.id).collect()
+fn ids(expected: &ExpectedMachine, seen: &Observed) -> Vec<&'static str> {
+    diff(expected, seen).iter().map(|finding| finding.id).collect()
 }
 
 #[test]
@@ -62,18 +62,18 @@ fn a_sound_domain_has_no_findings() {
     for arch in VmArchitecture::ALL {
         let expected = expected(arch);
         let seen = read(&expected, &recorded(arch)).unwrap();
-        assert_eq!(judge(&expected, &seen), [], "{arch}");
+        assert_eq!(diff(&expected, &seen), [], "{arch}");
         assert_eq!((seen.flashes.len(), seen.vcpus.len(), seen.devices.len()), (2, 2, 5), "{arch}");
     }
 }
 
 #[test]
 fn each_fault_is_found_under_its_own_id() {
-    type Fault = fn(&mut Seen);
-    fn disk(seen: &mut Seen) -> impl Iterator<Item = &mut super::seen::Layer> {
+    type Deviation = fn(&mut Observed);
+    fn disk(seen: &mut Observed) -> impl Iterator<Item = &mut super::observed::Layer> {
         seen.layers.iter_mut().filter(|layer| layer.file.ends_with("disk.qcow2"))
     }
-    let table: &[(&str, Fault)] = &[
+    let table: &[(&str, Deviation)] = &[
         ("rehearsal-guest-ran", |seen| seen.status.running = true),
         ("rehearsal-guest-ran", |seen| seen.status.status = "running".into()),
         ("rehearsal-accelerator", |seen| seen.kvm.enabled = true),
@@ -139,7 +139,7 @@ fn one_thread_for_all_processors_is_found_as_qemu_tells_it() {
     ]);
     let seen = read(&expected, &answers).unwrap();
     assert_eq!(ids(&expected, &seen), ["rehearsal-threads"]);
-    assert_eq!(ids(&Expected { own_threads: false, ..expected }, &seen), Vec::<&str>::new());
+    assert_eq!(ids(&ExpectedMachine { own_threads: false, ..expected }, &seen), Vec::<&str>::new());
 }
 
 #[test]
@@ -147,7 +147,7 @@ fn the_variables_template_in_the_place_of_a_copy_is_named() {
     let mut expected = expected(VmArchitecture::Aarch64);
     let seen = read(&expected, &recorded(VmArchitecture::Aarch64)).unwrap();
     expected.flash.as_mut().unwrap().template = "/run/w/nvram.fd".into();
-    let findings = judge(&expected, &seen);
+    let findings = diff(&expected, &seen);
     assert_eq!(findings[0].id, "rehearsal-nvram");
     assert!(findings[0].sentence.contains("the template /run/w/nvram.fd"), "{findings:?}");
 }
@@ -170,7 +170,7 @@ fn a_cpu_property_that_is_not_as_asked_is_found_on_any_processor() {
         .retain(|answer| !["sve", "pauth"].contains(&answer["arguments"]["property"].as_str().unwrap_or("")));
     expected.cpu_properties.push(("lpa2".to_owned(), true));
     let seen = read(&expected, &answers).unwrap();
-    let findings = judge(&expected, &seen);
+    let findings = diff(&expected, &seen);
     assert_eq!(findings.len(), 1, "{findings:?}");
     assert!(findings[0].sentence.contains("lpa2 is not on"), "{findings:?}");
 }
@@ -199,6 +199,6 @@ fn a_refusal_is_told_by_what_it_is_about_in_its_own_words() {
     }
     let words = "Could not access KVM kernel module: Permission denied";
     assert_eq!(refused(&expected, words).id, "rehearsal-refused", "it was not asked for");
-    let kvm = Expected { accelerator: Accelerator::Kvm, ..expected };
+    let kvm = ExpectedMachine { accelerator: Accelerator::Kvm, ..expected };
     assert_eq!(refused(&kvm, words).id, "rehearsal-kvm");
 }

@@ -4,8 +4,8 @@ use crate::arch::Accelerator;
 use crate::domain::{Disk, FORWARDED_PORTS};
 use crate::host::findings::{Finding, Remedy, Severity};
 
-use super::seen::{Flash, ImageInfo, Layer, Seen};
-use super::{Expected, ExpectedFlash};
+use super::observed::{Flash, ImageInfo, Layer, Observed};
+use super::{ExpectedFlash, ExpectedMachine};
 
 /// What to do where QEMU or libvirt made something else of the domain than what it was told.
 const NOT_AS_TOLD: &str = "this QEMU or this libvirt does something else than what the domain says: compare with other \
@@ -13,31 +13,31 @@ const NOT_AS_TOLD: &str = "this QEMU or this libvirt does something else than wh
 
 /// Findings about one domain.
 struct Findings<'a> {
-    expected: &'a Expected,
+    expected: &'a ExpectedMachine,
     found: Vec<Finding>,
 }
 
 /// Everything about the domain that is not as it was asked for. Nothing where it is.
-pub fn judge(expected: &Expected, seen: &Seen) -> Vec<Finding> {
+pub fn diff(expected: &ExpectedMachine, seen: &Observed) -> Vec<Finding> {
     let mut findings = Findings { expected, found: Vec::new() };
-    findings.judge_guest_is_stopped(seen);
-    findings.judge_machine(seen);
-    findings.judge_processors(seen);
-    findings.judge_cpu(seen);
+    findings.check_guest_is_stopped(seen);
+    findings.check_machine(seen);
+    findings.check_processors(seen);
+    findings.check_cpu(seen);
     if let Some(flash) = &expected.flash {
-        findings.judge_code(flash, seen.flashes.first());
-        findings.judge_variables(flash, seen.flashes.get(1));
+        findings.check_code(flash, seen.flashes.first());
+        findings.check_variables(flash, seen.flashes.get(1));
     }
     for disk in &expected.disks {
-        findings.judge_disk(disk, seen);
+        findings.check_disk(disk, seen);
     }
-    findings.judge_network(seen);
+    findings.check_network(seen);
     findings.found
 }
 
 /// A domain that libvirt or QEMU refused to start, in their words. Those are prose, so that they choose the finding's id and
 /// no more than that.
-pub fn refused(expected: &Expected, error: &str) -> Finding {
+pub fn refused(expected: &ExpectedMachine, error: &str) -> Finding {
     let words = error.to_lowercase();
     let says = |signs: &[&str]| signs.iter().any(|sign| words.contains(sign));
     let (id, what, remedy) = if expected.accelerator == Accelerator::Kvm && says(&["kvm"]) {
@@ -78,7 +78,7 @@ impl Findings<'_> {
     }
 
     /// A guest that has run may have written; and the rehearsal promises that none does.
-    fn judge_guest_is_stopped(&mut self, seen: &Seen) {
+    fn check_guest_is_stopped(&mut self, seen: &Observed) {
         if seen.status.running || !["prelaunch", "paused"].contains(&seen.status.status.as_str()) {
             let evidence = format!("query-status: {}", seen.status.status);
             self.add(
@@ -90,7 +90,7 @@ impl Findings<'_> {
         }
     }
 
-    fn judge_machine(&mut self, seen: &Seen) {
+    fn check_machine(&mut self, seen: &Observed) {
         let kvm = self.expected.accelerator == Accelerator::Kvm;
         if seen.kvm.enabled != kvm {
             let what = format!("{} was asked for and is not what runs it", self.expected.accelerator);
@@ -114,7 +114,7 @@ impl Findings<'_> {
         }
     }
 
-    fn judge_processors(&mut self, seen: &Seen) {
+    fn check_processors(&mut self, seen: &Observed) {
         let wanted = self.expected.vcpus;
         if seen.vcpus.len() != wanted {
             let what = format!("it has {} processor(s), and {wanted} were asked for", seen.vcpus.len());
@@ -137,7 +137,7 @@ impl Findings<'_> {
         }
     }
 
-    fn judge_cpu(&mut self, seen: &Seen) {
+    fn check_cpu(&mut self, seen: &Observed) {
         let model = &self.expected.cpu_model;
         if !seen.cpu_type.starts_with(&format!("{model}-")) {
             let what = format!("its CPU is not {model}");
@@ -171,12 +171,12 @@ impl Findings<'_> {
         }
     }
 
-    fn judge_code(&mut self, wanted: &ExpectedFlash, seen: Option<&Flash>) {
+    fn check_code(&mut self, wanted: &ExpectedFlash, seen: Option<&Flash>) {
         const ID: &str = "rehearsal-firmware";
         let Some(seen) = seen else {
             return self.add(ID, "it has no flash for its firmware", "query-block", NOT_AS_TOLD);
         };
-        self.judge_size("the firmware's code", wanted.code_bytes, seen);
+        self.check_size("the firmware's code", wanted.code_bytes, seen);
         if !seen.layer.is_of(&wanted.code) && seen.bytes == wanted.code_bytes {
             let what = format!("its firmware is not {}", wanted.code.display());
             self.add(ID, &what, &in_flash(seen), NOT_AS_TOLD);
@@ -186,12 +186,12 @@ impl Findings<'_> {
         }
     }
 
-    fn judge_variables(&mut self, wanted: &ExpectedFlash, seen: Option<&Flash>) {
+    fn check_variables(&mut self, wanted: &ExpectedFlash, seen: Option<&Flash>) {
         const ID: &str = "rehearsal-nvram";
         let Some(seen) = seen else {
             return self.add(ID, "it has no flash for its firmware's variables", "query-block", NOT_AS_TOLD);
         };
-        self.judge_size("the firmware's variables", wanted.vars_bytes, seen);
+        self.check_size("the firmware's variables", wanted.vars_bytes, seen);
         let template =
             format!("its variables are the template {}, and not a copy of it", wanted.template.display());
         let remedy = "each machine must have its own copy: what one writes there, all others would boot with";
@@ -205,7 +205,7 @@ impl Findings<'_> {
         }
     }
 
-    fn judge_size(&mut self, what: &str, wanted: u64, seen: &Flash) {
+    fn check_size(&mut self, what: &str, wanted: u64, seen: &Flash) {
         if seen.bytes != wanted {
             let what = format!("the flash for {what} has {} bytes, and {wanted} are right", seen.bytes);
             let remedy = "the firmware's entry into it would be elsewhere, and the guest silent: reinstall the firmware's \
@@ -215,7 +215,7 @@ impl Findings<'_> {
     }
 
     /// A file's own node is opened for writing only where one above it is (`auto-read-only`): one of the two says so.
-    fn judge_layers_below(&mut self, disk: &Disk, seen: &Seen) {
+    fn check_layers_below(&mut self, disk: &Disk, seen: &Observed) {
         for path in &disk.backing {
             let mut nodes = seen.layers.iter().filter(|layer| layer.is_of(path)).peekable();
             if nodes.peek().is_some() && !nodes.any(|layer| layer.ro) {
@@ -225,7 +225,7 @@ impl Findings<'_> {
         }
     }
 
-    fn judge_disk(&mut self, disk: &Disk, seen: &Seen) {
+    fn check_disk(&mut self, disk: &Disk, seen: &Observed) {
         let path = disk.path.display();
         let inserted = seen.devices.iter().filter_map(|device| device.inserted.as_ref());
         let Some(found) = inserted.into_iter().find(|layer| layer.is_of(&disk.path)) else {
@@ -252,7 +252,7 @@ impl Findings<'_> {
                  this disk's layers (<backingStore>) but what its own headers say",
             );
         }
-        self.judge_layers_below(disk, seen);
+        self.check_layers_below(disk, seen);
         // The format's layer and the file's: either one softens a power cut.
         let soft = |layer: &&Layer| layer.is_of(&disk.path) && (layer.cache.no_flush || !layer.cache.direct);
         let layers = seen.layers.iter().chain(std::iter::once(found));
@@ -276,7 +276,7 @@ impl Findings<'_> {
     }
 
     /// QEMU's table has a row for each forwarded port: `TCP[HOST_FORWARD] 11 127.0.0.1 43105 10.0.2.15 22 0 0`.
-    fn judge_network(&mut self, seen: &Seen) {
+    fn check_network(&mut self, seen: &Observed) {
         const ID: &str = "rehearsal-network";
         let rows: Vec<_> = seen.forwarding.lines().filter(|line| line.contains("HOST_FORWARD")).collect();
         let open = rows.iter().find(|row| row.split_whitespace().nth(2) != Some("127.0.0.1"));

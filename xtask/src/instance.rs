@@ -23,9 +23,9 @@ pub const SCHEMA: u32 = 1;
 /// The name that stands for the guest in known_hosts: its port changes with every start.
 const HOST_ALIAS: &str = "iot-device";
 
-/// What is known of a kept machine.
+/// What is known of an instance.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Machine {
+pub struct InstanceRecord {
     /// [`SCHEMA`].
     pub schema: u32,
     /// The run that made it, and its directory's name.
@@ -46,16 +46,16 @@ pub struct Machine {
     pub console: PathBuf,
 }
 
-/// A kept machine and where it is.
+/// An instance and where it is.
 #[derive(Debug, Clone)]
-pub struct Kept {
+pub struct Instance {
     /// What is known of it.
-    pub machine: Machine,
+    pub machine: InstanceRecord,
     /// The run's directory.
     pub directory: PathBuf,
 }
 
-impl Kept {
+impl Instance {
     /// The run's working directory.
     pub fn work(&self) -> PathBuf {
         self.directory.join("w")
@@ -132,10 +132,10 @@ impl ConsoleLog {
     /// # Errors
     /// Where the one cannot be read or the other not be written.
     pub fn show(&mut self) -> Result<bool> {
-        let mut said = Vec::new();
-        self.file.read_to_end(&mut said).with_context(|| format!("read {}", self.path.display()))?;
+        let mut output = Vec::new();
+        self.file.read_to_end(&mut output).with_context(|| format!("read {}", self.path.display()))?;
         let mut out = std::io::stdout().lock();
-        match out.write_all(&said).and_then(|()| out.flush()) {
+        match out.write_all(&output).and_then(|()| out.flush()) {
             // Whoever reads may have read enough.
             Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),
             written => written.context("write to stdout").map(|()| true),
@@ -143,36 +143,36 @@ impl ConsoleLog {
     }
 }
 
-/// Every kept machine, by name.
-pub fn all(cache: &Cache) -> Vec<Kept> {
+/// Every instance, by name.
+pub fn all(cache: &Cache) -> Vec<Instance> {
     let read = |directory: PathBuf| {
         let text = std::fs::read(directory.join(FILE)).ok()?;
         let machine = serde_json::from_slice(&text).ok()?;
-        Some(Kept { machine, directory })
+        Some(Instance { machine, directory })
     };
-    let mut kept: Vec<_> = directories(&cache.runs()).into_iter().filter_map(read).collect();
-    kept.sort_by(|one, other| {
+    let mut instance: Vec<_> = directories(&cache.runs()).into_iter().filter_map(read).collect();
+    instance.sort_by(|one, other| {
         (&one.machine.name, &one.machine.id).cmp(&(&other.machine.name, &other.machine.id))
     });
-    kept
+    instance
 }
 
 /// The one with this name or of this run; without a name the only one there is.
 ///
 /// # Errors
 /// [`Usage`], with the names that there are.
-pub fn find(cache: &Cache, name: Option<&str>) -> Result<Kept, Usage> {
-    let mut kept = all(cache);
-    let names: Vec<_> = kept.iter().map(|kept| kept.machine.name.clone()).collect();
+pub fn find(cache: &Cache, name: Option<&str>) -> Result<Instance, Usage> {
+    let mut instance = all(cache);
+    let names: Vec<_> = instance.iter().map(|instance| instance.machine.name.clone()).collect();
     let there =
         if names.is_empty() { "none; cargo xtask vm up makes one".to_owned() } else { names.join(", ") };
     match name {
-        None if kept.len() == 1 => Ok(kept.remove(0)),
+        None if instance.len() == 1 => Ok(instance.remove(0)),
         None => Err(Usage(format!("which machine? there are: {there}"))),
-        Some(name) => kept
+        Some(name) => instance
             .into_iter()
-            .find(|kept| kept.machine.name == name || kept.machine.id == name)
-            .ok_or_else(|| Usage(format!("{name}: no such kept machine; there are: {there}"))),
+            .find(|instance| instance.machine.name == name || instance.machine.id == name)
+            .ok_or_else(|| Usage(format!("{name}: no such instance; there are: {there}"))),
     }
 }
 
@@ -181,7 +181,7 @@ pub fn find(cache: &Cache, name: Option<&str>) -> Result<Kept, Usage> {
 /// # Errors
 /// [`Unavailable`], with what to do.
 pub fn check_name(cache: &Cache, name: &str) -> Result<(), Unavailable> {
-    match all(cache).iter().find(|kept| kept.machine.name == name || kept.machine.id == name) {
+    match all(cache).iter().find(|instance| instance.machine.name == name || instance.machine.id == name) {
         None => Ok(()),
         Some(_) => Err(Unavailable {
             error: format!("keep a machine as {name}: there is a machine of this name"),
@@ -217,10 +217,10 @@ pub fn known_host(public_key: &str) -> String {
 mod tests {
     use super::*;
 
-    fn kept(cache: &Cache, id: &str, name: &str) -> Kept {
+    fn instance(cache: &Cache, id: &str, name: &str) -> Instance {
         let directory = cache.runs().join(id);
         std::fs::create_dir_all(directory.join("w")).unwrap();
-        let machine = Machine {
+        let machine = InstanceRecord {
             schema: SCHEMA,
             id: id.to_owned(),
             name: name.to_owned(),
@@ -231,9 +231,9 @@ mod tests {
             ssh_port: Some(40022),
             console: directory.join("console.log"),
         };
-        let kept = Kept { machine, directory };
-        kept.save().unwrap();
-        kept
+        let instance = Instance { machine, directory };
+        instance.save().unwrap();
+        instance
     }
 
     #[test]
@@ -241,9 +241,9 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let cache = Cache::at(directory.path());
         assert!(find(&cache, None).unwrap_err().0.contains("vm up"));
-        kept(&cache, "1124-100000-0001", "dev");
+        instance(&cache, "1124-100000-0001", "dev");
         assert_eq!(find(&cache, None).unwrap().machine.id, "1124-100000-0001");
-        kept(&cache, "1124-100000-0002", "1124-100000-0002");
+        instance(&cache, "1124-100000-0002", "1124-100000-0002");
         assert!(find(&cache, None).unwrap_err().0.contains("1124-100000-0002, dev"));
         assert_eq!(find(&cache, Some("dev")).unwrap().machine.id, "1124-100000-0001");
         assert_eq!(find(&cache, Some("1124-100000-0001")).unwrap().machine.name, "dev");
@@ -253,11 +253,11 @@ mod tests {
     #[test]
     fn a_machine_that_is_off_is_not_entered() {
         let directory = tempfile::tempdir().unwrap();
-        let kept = kept(&Cache::at(directory.path()), "1124-100000-0001", "dev");
-        let error = kept.ssh().unwrap_err();
+        let instance = instance(&Cache::at(directory.path()), "1124-100000-0001", "dev");
+        let error = instance.ssh().unwrap_err();
         assert!(error.to_string().contains("it is off"), "{error:#}");
         assert!(crate::exit::hint(&error).unwrap().contains("vm start dev"));
-        let _held = kept.lock().unwrap();
-        assert!(kept.lock().is_err());
+        let _held = instance.lock().unwrap();
+        assert!(instance.lock().is_err());
     }
 }

@@ -3,11 +3,11 @@
 use super::capabilities::{DomainOffer, GuestOffer};
 use super::refusal::{PERMISSION, let_in};
 use super::uri::ConnectUri;
-use super::{Access, ConnectionFacts, DEFAULT, DomainAnswer, Offer};
+use super::{Access, ConnectionFacts, ConnectionOffer, DEFAULT, DomainAnswer};
 use crate::arch::{Accelerator, VmArchitecture};
 use crate::cli::{Accel, MachineArgs};
 use crate::domain::cpu::{Cpu, CpuModel};
-use crate::host::Asked;
+use crate::host::PreflightRequest;
 use crate::host::findings::{Finding, Remedy, Severity};
 
 const MIB: u64 = 1 << 20;
@@ -17,7 +17,7 @@ const QEMU_MEMORY: u64 = 512 * MIB;
 const POOL_NEEDED: u64 = 4096 * MIB;
 
 /// One libvirt and what is being said of it.
-struct Judge<'a> {
+struct Evaluation<'a> {
     uri: &'a ConnectUri,
     findings: Vec<Finding>,
 }
@@ -33,33 +33,33 @@ pub fn accelerator(accel: Accel, guest: &GuestOffer) -> Accelerator {
 }
 
 /// Everything that is to be said of a libvirt, for the guests that are asked for.
-pub fn judge(facts: &ConnectionFacts, asked: &Asked<'_>) -> Vec<Finding> {
+pub fn evaluate(facts: &ConnectionFacts, asked: &PreflightRequest<'_>) -> Vec<Finding> {
     let offer = match &facts.answer {
         Err(refusal) => return vec![refusal.finding(&facts.uri)],
         Ok(offer) => offer,
     };
-    let mut judge = Judge { uri: &facts.uri, findings: Vec::new() };
-    judge.host(offer);
-    judge.access(&offer.access);
-    judge.memory(offer, asked.machine.memory * MIB);
+    let mut evaluation = Evaluation { uri: &facts.uri, findings: Vec::new() };
+    evaluation.host(offer);
+    evaluation.access(&offer.access);
+    evaluation.memory(offer, asked.machine.memory * MIB);
     match &offer.guests {
         Ok(guests) => {
             for arch in asked.architectures {
-                judge.guest(offer, guests, *arch, asked.machine);
+                evaluation.guest(offer, guests, *arch, asked.machine);
             }
         }
         Err(error) => {
             let by_hand = facts.uri.virsh("capabilities");
-            judge.degrades("connect-arch", "what it runs is unknown".to_owned(), error, by_hand);
+            evaluation.degrades("connect-arch", "what it runs is unknown".to_owned(), error, by_hand);
         }
     }
-    judge.network(offer);
-    judge.pool(offer);
-    judge.findings
+    evaluation.network(offer);
+    evaluation.pool(offer);
+    evaluation.findings
 }
 
-impl Judge<'_> {
-    fn say(
+impl Evaluation<'_> {
+    fn add(
         &mut self,
         id: &'static str,
         severity: Severity,
@@ -74,14 +74,14 @@ impl Judge<'_> {
     }
 
     fn blocks(&mut self, id: &'static str, sentence: String, evidence: impl Into<String>, remedy: String) {
-        self.say(id, Severity::Blocks, sentence, evidence, Some(remedy));
+        self.add(id, Severity::Blocks, sentence, evidence, Some(remedy));
     }
 
     fn degrades(&mut self, id: &'static str, sentence: String, evidence: impl Into<String>, remedy: String) {
-        self.say(id, Severity::Degrades, sentence, evidence, Some(remedy));
+        self.add(id, Severity::Degrades, sentence, evidence, Some(remedy));
     }
 
-    fn host(&mut self, offer: &Offer) {
+    fn host(&mut self, offer: &ConnectionOffer) {
         let or = |known: &Result<String, String>| known.clone().unwrap_or_else(|_| "unknown".to_owned());
         let node = offer.node.as_ref().map_or_else(
             |_| "an unknown machine".to_owned(),
@@ -101,7 +101,7 @@ impl Judge<'_> {
         .map(String::as_str)
         .collect();
         let evidence = if unknown.is_empty() { "libvirt said so".to_owned() } else { unknown.join("; ") };
-        self.say(
+        self.add(
             "connect-host",
             Severity::Informs,
             format!(
@@ -122,7 +122,7 @@ impl Judge<'_> {
         }
     }
 
-    fn memory(&mut self, offer: &Offer, guest: u64) {
+    fn memory(&mut self, offer: &ConnectionOffer, guest: u64) {
         let wanted = guest + QEMU_MEMORY;
         let less = "ask for a smaller guest (--memory), or end something there".to_owned();
         match (&offer.node, &offer.free_memory) {
@@ -138,7 +138,13 @@ impl Judge<'_> {
         }
     }
 
-    fn guest(&mut self, offer: &Offer, guests: &[GuestOffer], arch: VmArchitecture, machine: &MachineArgs) {
+    fn guest(
+        &mut self,
+        offer: &ConnectionOffer,
+        guests: &[GuestOffer],
+        arch: VmArchitecture,
+        machine: &MachineArgs,
+    ) {
         let profile = arch.profile();
         let there = self.uri.there();
         let Some(guest) = guests.iter().find(|guest| guest.machine == profile.machine) else {
@@ -221,10 +227,10 @@ impl Judge<'_> {
             Accelerator::Tcg => "emulated",
         };
         let sentence = format!("{arch} guests: {how}; machine type {}", offer.machine_type);
-        self.say("connect-offer", Severity::Informs, sentence, format!("{}, {files}", offer.emulator), None);
+        self.add("connect-offer", Severity::Informs, sentence, format!("{}, {files}", offer.emulator), None);
     }
 
-    fn network(&mut self, offer: &Offer) {
+    fn network(&mut self, offer: &ConnectionOffer) {
         let (start, autostart) = (
             self.uri.virsh(&format!("net-start {DEFAULT}")),
             self.uri.virsh(&format!("net-autostart {DEFAULT}")),
@@ -243,7 +249,7 @@ impl Judge<'_> {
                 );
             }
             // A user's own daemon cannot make a network of this kind.
-            Ok(None) if self.uri.session => self.say(
+            Ok(None) if self.uri.session => self.add(
                 "connect-network-missing",
                 Severity::Informs,
                 format!("no network {DEFAULT}, as in every session; guests have user-mode networking"),
@@ -276,7 +282,7 @@ impl Judge<'_> {
         }
     }
 
-    fn pool(&mut self, offer: &Offer) {
+    fn pool(&mut self, offer: &ConnectionOffer) {
         let start = self.uri.virsh(&format!("pool-start {DEFAULT}"));
         match &offer.pool {
             Err(error) => {
@@ -298,7 +304,7 @@ impl Judge<'_> {
                 let define = self.uri.virsh(&format!("pool-define-as {DEFAULT} dir --target {place}"));
                 let remedy = format!("{define} && {start}");
                 let what = format!("there is no storage pool {DEFAULT}; disks are named by their paths");
-                self.say(
+                self.add(
                     "connect-pool-missing",
                     Severity::Informs,
                     what,
@@ -322,7 +328,7 @@ impl Judge<'_> {
             }
             Ok(Some(pool)) => {
                 let what = format!("{} free in the storage pool {DEFAULT}", size(pool.free));
-                self.say("connect-pool", Severity::Informs, what, "virStoragePoolGetInfo", None);
+                self.add("connect-pool", Severity::Informs, what, "virStoragePoolGetInfo", None);
             }
         }
     }

@@ -10,7 +10,7 @@ use xtask::limits;
 use super::RunningVm;
 
 /// What a wait for the workload after the power cut remembers.
-pub(super) struct Homecoming {
+pub(super) struct OfflineRecovery {
     /// When it was first seen to be up.
     up: Option<Instant>,
     /// When the guest was asked last.
@@ -19,7 +19,7 @@ pub(super) struct Homecoming {
     unknown: u32,
 }
 
-impl Homecoming {
+impl OfflineRecovery {
     pub(super) fn begin() -> Self {
         Self { up: None, asked: None, unknown: 0 }
     }
@@ -28,13 +28,16 @@ impl Homecoming {
 impl RunningVm {
     /// Asks the guest now and then why it has no workload yet, and fails where the answer is that it never will: its agent is
     /// up and knows of none, or is not up long after the rest of the guest.
-    pub(super) fn check_workload(&self, deployment: &str, waited: &mut Homecoming) -> Result<()> {
+    pub(super) fn check_workload(&self, deployment: &str, waited: &mut OfflineRecovery) -> Result<()> {
         if !self.can_be_entered() {
             return Ok(());
         }
         let up = waited.up.get_or_insert_with(Instant::now).elapsed();
         // Seconds in which the guest answers and starts nothing: a workload that only takes its time is not held up.
-        if waited.asked.map_or(up <= limits::HOMECOMING, |asked| asked.elapsed() <= limits::GUEST_QUESTION) {
+        if waited
+            .asked
+            .map_or(up <= limits::OFFLINE_RECOVERY, |asked| asked.elapsed() <= limits::GUEST_QUESTION)
+        {
             return Ok(());
         }
         let answer = self.keys.unit_and_status(self.machine.ssh_port()?, self.limits().guest_command());
@@ -99,15 +102,15 @@ mod tests {
                 "deployments":[{deployments}]}}}}"#
             )
         };
-        let line = r#"{"name":"kept","desired_revision":3,"phase":"backing-off","container":null,
+        let line = r#"{"name":"persistent","desired_revision":3,"phase":"backing-off","container":null,
             "last_error":"podman is away","restarts":0}"#;
         let table = [
             (String::new(), "no status on the device", false),
-            (local(""), "knows of no deployment kept", true),
-            (local(line), "says of kept: \"backing-off\", podman is away", false),
+            (local(""), "knows of no deployment persistent", true),
+            (local(line), "says of persistent: \"backing-off\", podman is away", false),
         ];
         for (text, words, hopeless) in table {
-            let (reason, found) = local_reason(&text, "kept");
+            let (reason, found) = local_reason(&text, "persistent");
             assert!(reason.contains(words), "{reason}");
             assert_eq!(found, hopeless, "{reason}");
         }

@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use rustix::termios::{OptionalActions, QueueSelector, Termios, tcflush, tcgetattr, tcsetattr};
 use xtask::domain::CONSOLE_SOCKET;
 use xtask::exit::{Unavailable, host_fault};
-use xtask::kept::{self, ConsoleLog};
+use xtask::instance::{self, ConsoleLog};
 use xtask::limits;
 use xtask::paths::Cache;
 use xtask::run_dir::try_lock;
@@ -22,22 +22,22 @@ const DETACH: u8 = 0x1d;
 /// Until its end, Ctrl-], or, where stdin is no terminal, Ctrl-C.
 pub(crate) fn console(machine: Option<&str>) -> Result<()> {
     let interrupt = Interrupt::install()?;
-    let kept = kept::find(&Cache::from_env()?, machine)?;
-    let name = &kept.machine.name;
-    let mut log = ConsoleLog::open(&kept.machine.console)?;
-    if !kept.is_running() {
+    let instance = instance::find(&Cache::from_env()?, machine)?;
+    let name = &instance.machine.name;
+    let mut log = ConsoleLog::open(&instance.machine.console)?;
+    if !instance.is_running() {
         log.show()?;
         eprintln!("{name} is off; cargo xtask vm start {name} boots it");
         return Ok(());
     }
     // QEMU takes one at a time, and has others wait without a word.
-    let _lock = try_lock(&kept.work().join("console.lock"))?.ok_or_else(|| Unavailable {
+    let _lock = try_lock(&instance.work().join("console.lock"))?.ok_or_else(|| Unavailable {
         error: format!("attach to the console of {name}: another one is attached"),
         hint: "leave that one with Ctrl-], or see what it has said so far with --no-follow".to_owned(),
     })?;
     // First: who may not have the terminal is stopped here, and not while a guest talks to it.
     let terminal = RawTerminal::enter()?;
-    let path = kept.work().join(CONSOLE_SOCKET);
+    let path = instance.work().join(CONSOLE_SOCKET);
     let stream = UnixStream::connect(&path).with_context(|| format!("connect to {}", path.display()));
     let stream = stream.map_err(|error| {
         let hint =
@@ -74,7 +74,7 @@ fn attach(stream: &UnixStream, log: &mut ConsoleLog, keys: bool, interrupt: &Int
             return Ok(());
         }
         interrupt.check()?;
-        std::thread::sleep(limits::TYPED);
+        std::thread::sleep(limits::CONSOLE_ECHO_POLL);
     }
 }
 

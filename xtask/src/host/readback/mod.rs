@@ -1,8 +1,8 @@
-//! The rehearsal, as far as it is pure: what a domain should become ([`Expected`]), what QEMU says that it became
-//! ([`seen`]), and the difference ([`judge`]). The back room starts the domain paused and asks QEMU; no guest code runs.
+//! The rehearsal, as far as it is pure: what a domain should become ([`ExpectedMachine`]), what QEMU says that it became
+//! ([`observed`]), and the difference ([`diff`]). `xtask-vm` starts the domain paused and asks QEMU; no guest code runs.
 
-pub mod judge;
-pub mod seen;
+pub mod diff;
+pub mod observed;
 #[cfg(test)]
 mod tests;
 
@@ -14,11 +14,11 @@ use serde::{Deserialize, Serialize};
 use crate::arch::{Accelerator, VmArchitecture};
 use crate::domain::cpu::CpuModel;
 use crate::domain::{Disk, DomainXmlParams};
-use crate::host::firmware::Firmware;
+use crate::host::firmware::AarchFirmware;
 
 /// What a domain should become, from the parameters that its XML is written from.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Expected {
+pub struct ExpectedMachine {
     /// The guest's architecture.
     pub architecture: VmArchitecture,
     /// How its instructions run.
@@ -54,12 +54,12 @@ pub struct ExpectedFlash {
     pub vars_bytes: u64,
 }
 
-impl Expected {
+impl ExpectedMachine {
     /// What the domain with these parameters should become. `firmware` is the pair that they were resolved from.
     ///
     /// # Errors
     /// Names the firmware's file whose size cannot be had.
-    pub fn of(params: &DomainXmlParams, firmware: &Firmware) -> Result<Self> {
+    pub fn of(params: &DomainXmlParams, firmware: &AarchFirmware) -> Result<Self> {
         Self::with_sizes(params, firmware, |path| {
             let meta = path.metadata().with_context(|| format!("look at {}", path.display()))?;
             Ok(meta.len())
@@ -69,7 +69,7 @@ impl Expected {
     /// `size_of` has the bytes of a firmware file, where the flash device takes files of many sizes.
     fn with_sizes(
         params: &DomainXmlParams,
-        firmware: &Firmware,
+        firmware: &AarchFirmware,
         size_of: impl Fn(&Path) -> Result<u64>,
     ) -> Result<Self> {
         let profile = params.architecture.profile();

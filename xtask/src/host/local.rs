@@ -61,7 +61,7 @@ pub const DEBIAN_KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg
 
 /// A machine. `Err` holds the reason in words.
 #[derive(Debug, Clone)]
-pub struct Host {
+pub struct LocalHost {
     /// os-release(5).
     pub os: Os,
     /// `uname -r`.
@@ -127,7 +127,7 @@ pub struct Os {
     pub version_id: String,
 }
 
-impl Host {
+impl LocalHost {
     /// Looks around.
     pub fn gather() -> Self {
         let cache = Cache::from_env();
@@ -199,8 +199,8 @@ impl Os {
 }
 
 fn version(program: &Path, flag: &str) -> Result<String, String> {
-    let said = tools::read(program, &[flag]).map_err(|error| format!("{error:#}"))?;
-    tools::version_in(&said).ok_or_else(|| format!("{} names no version: {said:?}", program.display()))
+    let output = tools::read(program, &[flag]).map_err(|error| format!("{error:#}"))?;
+    tools::version_in(&output).ok_or_else(|| format!("{} names no version: {output:?}", program.display()))
 }
 
 /// As virt-sys' build script asks: `libvirt` and, for QEMU's monitor, `libvirt-qemu`.

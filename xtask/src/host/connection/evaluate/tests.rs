@@ -9,8 +9,8 @@ const X86_64: &str = include_str!("../../../../test_data/libvirt-domain-x86_64.x
 const URI: &str = "qemu+ssh://me@far/system";
 
 /// A libvirt that lacks nothing: emulated aarch64, x86_64 by KVM.
-fn sound() -> Offer {
-    Offer {
+fn sound() -> ConnectionOffer {
+    ConnectionOffer {
         access: Access::Full,
         hypervisor: Ok("QEMU 7.2.22".into()),
         libvirt: Ok("9.0.0".into()),
@@ -31,13 +31,13 @@ fn answer(arch: VmArchitecture, accelerator: Accelerator, xml: &str) -> DomainAn
     DomainAnswer { arch, accelerator, offer: Ok(capabilities::domain(xml).unwrap()) }
 }
 
-fn findings(uri: &str, offer: Offer, machine: &MachineArgs) -> Vec<Finding> {
+fn findings(uri: &str, offer: ConnectionOffer, machine: &MachineArgs) -> Vec<Finding> {
     let facts = ConnectionFacts { uri: uri.parse().unwrap(), answer: Ok(offer) };
-    judge(&facts, &Asked { architectures: &VmArchitecture::ALL, machine, for_ci: false })
+    evaluate(&facts, &PreflightRequest { architectures: &VmArchitecture::ALL, machine, for_ci: false })
 }
 
 /// What is said beside what is said of a libvirt that lacks nothing.
-fn found(uri: &str, change: impl FnOnce(&mut Offer, &mut MachineArgs)) -> Vec<Finding> {
+fn found(uri: &str, change: impl FnOnce(&mut ConnectionOffer, &mut MachineArgs)) -> Vec<Finding> {
     let (mut offer, mut machine) = (sound(), MachineArgs::default());
     change(&mut offer, &mut machine);
     let usual = ["connect-host", "connect-offer", "connect-pool"];
@@ -46,19 +46,19 @@ fn found(uri: &str, change: impl FnOnce(&mut Offer, &mut MachineArgs)) -> Vec<Fi
     found
 }
 
-fn domain(offer: &mut Offer, index: usize) -> &mut DomainOffer {
+fn domain(offer: &mut ConnectionOffer, index: usize) -> &mut DomainOffer {
     offer.domains[index].offer.as_mut().unwrap()
 }
 
 #[test]
 fn a_sound_libvirt_is_described_and_not_blamed() {
-    let told: Vec<_> = findings(URI, sound(), &MachineArgs::default())
+    let described: Vec<_> = findings(URI, sound(), &MachineArgs::default())
         .into_iter()
         .map(|f| (f.id, f.severity, f.sentence))
         .collect();
     let informs = |id, sentence: &str| (id, Severity::Informs, format!("{URI}: {sentence}"));
     assert_eq!(
-        told,
+        described,
         [
             informs(
                 "connect-host",
@@ -74,7 +74,7 @@ fn a_sound_libvirt_is_described_and_not_blamed() {
 #[test]
 fn each_lack_is_found_under_its_own_id() {
     use Severity::{Blocks, Degrades, Informs};
-    type Change = fn(&mut Offer, &mut MachineArgs);
+    type Change = fn(&mut ConnectionOffer, &mut MachineArgs);
     let no = || "no reason".to_owned();
     let table: &[(&str, Severity, &str, Change)] = &[
         ("connect-permission", Blocks, "usermod", |o, _| o.access = Access::ReadOnly("read only".into())),
@@ -125,10 +125,10 @@ fn each_lack_is_found_under_its_own_id() {
         let found = found(URI, change);
         let [finding] = found.as_slice() else { panic!("{id}: {found:?}") };
         assert_eq!((finding.id, finding.severity), (*id, *severity), "{finding:?}");
-        let Some(Remedy::Manual(told)) = &finding.remedy else {
+        let Some(Remedy::Manual(described)) = &finding.remedy else {
             panic!("{id}: nothing that --fix would run")
         };
-        assert!(told.contains(remedy), "{id}: {told}");
+        assert!(described.contains(remedy), "{id}: {described}");
         assert!(!finding.evidence.is_empty(), "{id}");
     }
     // What is not known is said in the line about the host.

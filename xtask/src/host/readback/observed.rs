@@ -8,13 +8,13 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use super::Expected;
+use super::ExpectedMachine;
 
 /// A domain as QEMU describes it.
 #[derive(Debug, Clone)]
-pub struct Seen {
+pub struct Observed {
     /// `query-status`.
-    pub status: Status,
+    pub status: RunStatus,
     /// `query-kvm`.
     pub kvm: KvmInUse,
     /// The machine's QOM type, such as `virt-7.2-machine`.
@@ -31,7 +31,7 @@ pub struct Seen {
     /// The flash devices: code, variables.
     pub flashes: Vec<Flash>,
     /// `query-block`: what the guest's devices have.
-    pub devices: Vec<Device>,
+    pub devices: Vec<BlockDevice>,
     /// `query-named-block-nodes`: every layer of every disk.
     pub layers: Vec<Layer>,
     /// `info usernet`, which the machine protocol does not have.
@@ -40,7 +40,7 @@ pub struct Seen {
 
 /// Whether the guest runs.
 #[derive(Debug, Clone, Deserialize)]
-pub struct Status {
+pub struct RunStatus {
     /// Whether its processors do.
     pub running: bool,
     /// `prelaunch`, `paused` and so on.
@@ -77,7 +77,7 @@ pub struct Flash {
 
 /// A device of the guest that has, or takes, a medium.
 #[derive(Debug, Clone, Deserialize)]
-pub struct Device {
+pub struct BlockDevice {
     /// Where it is in QEMU's tree of objects.
     #[serde(default)]
     pub qdev: String,
@@ -149,12 +149,12 @@ struct Memory {
 /// Asks QEMU a command with its arguments.
 pub type Ask<'a> = dyn FnMut(&str, &Value) -> Result<Value> + 'a;
 
-impl Seen {
+impl Observed {
     /// Everything that can be compared with `expected`.
     ///
     /// # Errors
     /// Where QEMU refuses a command, or answers what cannot be read; both name the command.
-    pub fn read(expected: &Expected, ask: &mut Ask<'_>) -> Result<Self> {
+    pub fn read(expected: &ExpectedMachine, ask: &mut Ask<'_>) -> Result<Self> {
         let memory: Memory = get(ask, "query-memory-size-summary", &json!({}))?;
         let vcpus: Vec<Vcpu> = get(ask, "query-cpus-fast", &json!({}))?;
         let first = vcpus.first().context("QEMU has made no processor")?.qom_path.clone();
@@ -162,7 +162,7 @@ impl Seen {
         for (name, wanted) in &expected.cpu_properties {
             cpu_properties.push((name.clone(), cpu_property(ask, &vcpus, name, *wanted)));
         }
-        let devices: Vec<Device> = get(ask, "query-block", &json!({}))?;
+        let devices: Vec<BlockDevice> = get(ask, "query-block", &json!({}))?;
         let mut flashes = Vec::new();
         for unit in ["flash0", "flash1"] {
             // `/machine/virt.flash0`, `/machine/system.flash0`.

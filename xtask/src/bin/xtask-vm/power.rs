@@ -1,4 +1,4 @@
-//! `vm start` and `vm stop`: a kept machine that is off boots again, from its own disk, and can be entered when this ends; and one
+//! `vm start` and `vm stop`: an instance that is off boots again, from its own disk, and can be entered when this ends; and one
 //! that runs shuts down.
 
 use std::io::Read as _;
@@ -6,11 +6,11 @@ use std::net::TcpStream;
 use std::time::Instant;
 
 use anyhow::{Context, Error, Result, ensure};
-use xtask::cli::{OneArgs, Voice};
+use xtask::cli::{OneArgs, Verbosity};
 use xtask::exit::{Diagnosis, Unavailable, host_fault};
-use xtask::host::rehearsal::Expected;
+use xtask::host::readback::ExpectedMachine;
 use xtask::host::tools;
-use xtask::kept::{self, Kept};
+use xtask::instance::{self, Instance};
 use xtask::limits;
 use xtask::paths::{Cache, make_private_dir};
 use xtask::run_dir;
@@ -20,20 +20,20 @@ use crate::console::Console;
 use crate::history::timed;
 use crate::hypervisor::{Condition, Hypervisor, Machine};
 use crate::interrupt::Interrupt;
-use crate::rehearsed;
+use crate::paused;
 use crate::screen::Screen;
 use crate::snapshot;
 
 /// Starts it and waits for its ssh.
-pub(crate) fn start(args: &OneArgs, voice: Voice) -> Result<()> {
+pub(crate) fn start(args: &OneArgs, verbosity: Verbosity) -> Result<()> {
     let interrupt = Interrupt::install()?;
-    let mut screen = Screen::new(voice);
+    let mut screen = Screen::new(verbosity);
     let cache = Cache::from_env()?;
-    let mut kept = kept::find(&cache, args.machine.as_deref())?;
-    let _lock = kept.lock()?;
-    let name = kept.machine.name.clone();
-    timed((&cache, &mut screen), (&kind(&kept), "boot"), "boot", |screen| {
-        boot(&cache, &mut kept, &interrupt, screen).map_err(|error| {
+    let mut instance = instance::find(&cache, args.machine.as_deref())?;
+    let _lock = instance.lock()?;
+    let name = instance.machine.name.clone();
+    timed((&cache, &mut screen), (&kind(&instance), "boot"), "boot", |screen| {
+        boot(&cache, &mut instance, &interrupt, screen).map_err(|error| {
             host_fault(error, format!("start {name}"), "see the causes; its disk is as it was")
         })?;
         Ok(((), format!("{name} can be entered: cargo xtask vm ssh {name}")))
@@ -41,25 +41,25 @@ pub(crate) fn start(args: &OneArgs, voice: Voice) -> Result<()> {
 }
 
 /// Machines whose boots take about as long.
-fn kind(kept: &Kept) -> String {
-    format!("machine-{}-{}", kept.machine.arch, kept.machine.image)
+fn kind(instance: &Instance) -> String {
+    format!("machine-{}-{}", instance.machine.arch, instance.machine.image)
 }
 
 /// Has the guest shut down, and waits until its QEMU has ended. libvirt is there meanwhile: its QEMUs stay when their guest is off,
 /// until it ends them.
-pub(crate) fn stop(args: &OneArgs, voice: Voice) -> Result<()> {
+pub(crate) fn stop(args: &OneArgs, verbosity: Verbosity) -> Result<()> {
     let interrupt = Interrupt::install()?;
-    let mut screen = Screen::new(voice);
+    let mut screen = Screen::new(verbosity);
     let cache = Cache::from_env()?;
-    let kept = kept::find(&cache, args.machine.as_deref())?;
-    let _lock = kept.lock()?;
-    let name = kept.machine.name.clone();
-    if !kept.is_running() {
+    let instance = instance::find(&cache, args.machine.as_deref())?;
+    let _lock = instance.lock()?;
+    let name = instance.machine.name.clone();
+    if !instance.is_running() {
         screen.note(&format!("{name} was off already"));
         return Ok(());
     }
-    timed((&cache, &mut screen), (&kind(&kept), "shutdown"), "shutdown", |screen| {
-        shut_down(&cache, &kept, &interrupt, screen).map_err(|error| {
+    timed((&cache, &mut screen), (&kind(&instance), "shutdown"), "shutdown", |screen| {
+        shut_down(&cache, &instance, &interrupt, screen).map_err(|error| {
             let hint = format!("cargo xtask vm power-cut {name} takes its power away");
             host_fault(error, format!("stop {name}"), hint)
         })?;
@@ -67,26 +67,26 @@ pub(crate) fn stop(args: &OneArgs, voice: Voice) -> Result<()> {
     })
 }
 
-fn shut_down(cache: &Cache, kept: &Kept, interrupt: &Interrupt, screen: &mut Screen) -> Result<()> {
-    let hypervisor = Hypervisor::open(&kept.work().join("v"), cache)?;
+fn shut_down(cache: &Cache, instance: &Instance, interrupt: &Interrupt, screen: &mut Screen) -> Result<()> {
+    let hypervisor = Hypervisor::open(&instance.work().join("v"), cache)?;
     let Some(machine) = hypervisor.running() else {
         // A guest that is off already has a QEMU until libvirt looks.
-        ensure!(!kept.is_running(), "libvirt knows nothing of the QEMU that runs");
+        ensure!(!instance.is_running(), "libvirt knows nothing of the QEMU that runs");
         return Ok(());
     };
     // The connection ends with the guest, which may be off already: an error says nothing, and is told where the guest goes on.
     let ssh = tools::require("ssh")?;
-    let asked = kept.ssh().and_then(|mut arguments| {
+    let asked = instance.ssh().and_then(|mut arguments| {
         arguments.extend(["--", "sudo", "-n", "systemctl", "poweroff"].map(Into::into));
         child::read(&ssh, &arguments, limits::SHUTDOWN, interrupt)
     });
     let deadline = Instant::now() + limits::SHUTDOWN;
-    let mut console = Console::new(&kept.machine.console);
+    let mut console = Console::new(&instance.machine.console);
     console.new_boot()?;
     while machine.condition() != Condition::Gone {
         interrupt.check()?;
         if Instant::now() > deadline {
-            let name = &kept.machine.name;
+            let name = &instance.machine.name;
             let late = format!("{name} is not off after {} s", limits::SHUTDOWN.as_secs());
             let late = Diagnosis::new(late, format!("cargo xtask vm power-cut {name} takes its power away"));
             return Err(asked.err().map_or_else(|| late.clone().into(), |error| error.context(late.clone())));
@@ -98,75 +98,74 @@ fn shut_down(cache: &Cache, kept: &Kept, interrupt: &Interrupt, screen: &mut Scr
     Ok(())
 }
 
-fn boot(cache: &Cache, kept: &mut Kept, interrupt: &Interrupt, screen: &mut Screen) -> Result<()> {
-    let mut console = Console::new(&kept.machine.console);
+fn boot(cache: &Cache, instance: &mut Instance, interrupt: &Interrupt, screen: &mut Screen) -> Result<()> {
+    let mut console = Console::new(&instance.machine.console);
     console.new_boot()?;
-    let root = kept.work().join("v");
-    if !kept.is_running() {
+    let root = instance.work().join("v");
+    if !instance.is_running() {
         // A QEMU that lost its power, or that went with this host, is still in libvirt's own books.
         run_dir::remove_tree(&root)?;
         make_private_dir(&root)?;
     }
     let hypervisor = Hypervisor::open(&root, cache)?;
     if let Some(mut machine) = hypervisor.running() {
-        // Asked first: the answer comes once libvirt has seen how the QEMU is that it has found.
+        // PreflightRequest first: the answer comes once libvirt has seen how the QEMU is that it has found.
         let port = machine.ssh_port();
         if let (Ok(port), Condition::Running) = (port, machine.condition()) {
             screen.alive("it runs already");
-            kept.machine.ssh_port = Some(port);
-            kept.save()?;
-            return wait_for_ssh(kept, &machine, &mut console, interrupt, screen);
+            instance.machine.ssh_port = Some(port);
+            instance.save()?;
+            return wait_for_ssh(instance, &machine, &mut console, interrupt, screen);
         }
         // Its guest shut itself down, or whoever started it died before it ran.
         machine.destroy()?;
     }
-    kept.machine.ssh_port = None;
-    kept.save()?;
-    let (xml, expected) = asked_for(kept).map_err(|error| {
-        let name = &kept.machine.name;
+    instance.machine.ssh_port = None;
+    instance.save()?;
+    let (xml, expected) = asked_for(instance).map_err(|error| {
+        let name = &instance.machine.name;
         let hint = format!(
-            "another version of this workflow kept it: cargo xtask vm rm {name}, and vm up makes another"
+            "another version of cargo xtask made it: cargo xtask vm rm {name} removes it, and cargo xtask vm up makes another"
         );
         host_fault(error, format!("start {name}"), hint)
     })?;
     let lost = |error: Error| {
-        let (error, name) = (format!("{error:#}"), &kept.machine.name);
+        let (error, name) = (format!("{error:#}"), &instance.machine.name);
         let hint = format!("its disk lies on it: cargo xtask vm rm {name}, and vm up makes another");
         Unavailable { error, hint }
     };
-    if let Some(snapshot) = snapshot::under(&kept.work()).map_err(lost)? {
+    if let Some(snapshot) = snapshot::under(&instance.work()).map_err(lost)? {
         screen.alive("hashing the snapshot");
         snapshot.check_what_boots().map_err(lost)?;
     }
-    let mut machine = rehearsed::start_sound(&hypervisor, &xml, &expected, &kept.work())?;
-    kept.machine.ssh_port = Some(machine.ssh_port()?);
-    kept.save()?;
-    wait_for_ssh(kept, &machine, &mut console, interrupt, screen)?;
+    let mut machine = paused::start_sound(&hypervisor, &xml, &expected, &instance.work())?;
+    instance.machine.ssh_port = Some(machine.ssh_port()?);
+    instance.save()?;
+    wait_for_ssh(instance, &machine, &mut console, interrupt, screen)?;
     machine.let_go();
     Ok(())
 }
 
 /// Its domain, and what QEMU must make of it.
-fn asked_for(kept: &Kept) -> Result<(String, Expected)> {
+fn asked_for(instance: &Instance) -> Result<(String, ExpectedMachine)> {
     let read = |name: &str| {
-        let path = kept.work().join(name);
+        let path = instance.work().join(name);
         std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))
     };
-    let expected = read(rehearsed::EXPECTED)?;
-    let expected =
-        serde_json::from_str(&expected).with_context(|| format!("parse {}", rehearsed::EXPECTED))?;
-    Ok((read(rehearsed::XML)?, expected))
+    let expected = read(paused::EXPECTED)?;
+    let expected = serde_json::from_str(&expected).with_context(|| format!("parse {}", paused::EXPECTED))?;
+    Ok((read(paused::XML)?, expected))
 }
 
 fn wait_for_ssh(
-    kept: &Kept,
+    instance: &Instance,
     machine: &Machine,
     console: &mut Console,
     interrupt: &Interrupt,
     screen: &mut Screen,
 ) -> Result<()> {
     let deadline = Instant::now() + limits::BARE_BOOT;
-    let port = kept.machine.ssh_port.context("a machine that was just started")?;
+    let port = instance.machine.ssh_port.context("a machine that was just started")?;
     let ssh = tools::require("ssh")?;
     let mut looked: Option<Instant> = None;
     loop {
@@ -176,13 +175,13 @@ fn wait_for_ssh(
             return Err(Diagnosis::new(fault.what, fault.hint).into());
         }
         if machine.condition() != Condition::Running {
-            let hint = format!("cargo xtask vm console {} has its last words", kept.machine.name);
+            let hint = format!("cargo xtask vm console {} has its last words", instance.machine.name);
             return Err(Unavailable { error: "QEMU ended while the machine booted".to_owned(), hint }.into());
         }
         // Before the end of the boot sshd greets and lets nobody in (pam_nologin(8)).
         let looks = looked.is_none_or(|last| last.elapsed() >= limits::SSH_AGAIN);
         if looks && greets(port) {
-            let mut arguments = kept.ssh()?;
+            let mut arguments = instance.ssh()?;
             arguments.extend(["--", "true"].map(Into::into));
             if child::read(&ssh, &arguments, limits::SERVER_START, interrupt).is_ok() {
                 return Ok(());
@@ -192,7 +191,7 @@ fn wait_for_ssh(
             looked = Some(Instant::now());
         }
         if Instant::now() > deadline {
-            let hint = format!("cargo xtask vm console {} says how far it came", kept.machine.name);
+            let hint = format!("cargo xtask vm console {} says how far it came", instance.machine.name);
             return Err(Diagnosis::new("the machine's ssh does not answer in time", hint).into());
         }
         screen.alive(console.last());

@@ -7,34 +7,34 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use xtask::exit::Unavailable;
 use xtask::host::findings::{Finding, Severity};
-use xtask::host::rehearsal::Expected;
-use xtask::host::rehearsal::judge::judge;
-use xtask::host::rehearsal::seen::Seen;
+use xtask::host::readback::ExpectedMachine;
+use xtask::host::readback::diff::diff;
+use xtask::host::readback::observed::Observed;
 use xtask::paths::write_private;
 
 use crate::hypervisor::{Hypervisor, Machine};
 
 /// The domain's XML in the run's working directory.
 pub(crate) const XML: &str = "domain.xml";
-/// What the domain must become: an [`Expected`], beside the XML.
+/// What the domain must become: an [`ExpectedMachine`], beside the XML.
 pub(crate) const EXPECTED: &str = "expected.json";
 /// What was asked of QEMU and what it answered, beside the domain's XML.
 pub(crate) const TRANSCRIPT: &str = "qmp.json";
 
 /// What speaks against a domain that was started paused, and stays so. What QEMU answered is kept in `work`.
-pub(crate) fn read(machine: &Machine, expected: &Expected, work: &Path) -> Result<Vec<Finding>> {
+pub(crate) fn read(machine: &Machine, expected: &ExpectedMachine, work: &Path) -> Result<Vec<Finding>> {
     let mut transcript = Vec::new();
     let mut ask = |command: &str, arguments: &Value| {
         let answer = machine.qmp(command, arguments);
-        let told = answer
+        let described = answer
             .as_ref()
             .map_or_else(|error| json!({ "error": error.root_cause().to_string() }), Value::clone);
-        transcript.push(json!({ "execute": command, "arguments": arguments, "return": told }));
+        transcript.push(json!({ "execute": command, "arguments": arguments, "return": described }));
         answer
     };
-    let seen = Seen::read(expected, &mut ask).context("read back what QEMU made of the domain");
+    let seen = Observed::read(expected, &mut ask).context("read back what QEMU made of the domain");
     write_private(&work.join(TRANSCRIPT), format!("{:#}\n", Value::from(transcript)))?;
-    Ok(judge(expected, &seen?))
+    Ok(diff(expected, &seen?))
 }
 
 /// Starts the domain, reads it, and lets the guest run where nothing speaks against it.
@@ -44,7 +44,7 @@ pub(crate) fn read(machine: &Machine, expected: &Expected, work: &Path) -> Resul
 pub(crate) fn start_sound(
     hypervisor: &Hypervisor,
     xml: &str,
-    expected: &Expected,
+    expected: &ExpectedMachine,
     work: &Path,
 ) -> Result<Machine> {
     sound(hypervisor.start_paused(xml)?, expected, work)
@@ -54,7 +54,7 @@ pub(crate) fn start_sound(
 ///
 /// # Errors
 /// As [`start_sound`].
-pub(crate) fn sound(machine: Machine, expected: &Expected, work: &Path) -> Result<Machine> {
+pub(crate) fn sound(machine: Machine, expected: &ExpectedMachine, work: &Path) -> Result<Machine> {
     let findings = read(&machine, expected, work)?;
     let blocking: Vec<_> = findings
         .iter()
