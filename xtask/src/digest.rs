@@ -114,7 +114,7 @@ impl FromStr for Digest {
 
     fn from_str(text: &str) -> std::result::Result<Self, String> {
         let wanted =
-            || format!("{text:?} is no digest: write sha256:<64 hex digits> or sha512:<128 hex digits>");
+            || format!("{text:?} is not a digest: write sha256:<64 hex digits> or sha512:<128 hex digits>");
         let (name, hex) = text.split_once(':').ok_or_else(wanted)?;
         let algorithm = Algorithm::ALL.into_iter().find(|known| known.name() == name).ok_or_else(wanted)?;
         let sound = hex.len() == algorithm.hex_digits() && hex.bytes().all(|byte| byte.is_ascii_hexdigit());

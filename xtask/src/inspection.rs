@@ -148,7 +148,7 @@ impl Inspection {
                     target.place = format!("{} (glibc {glibc}, by the catalogue)", image.name);
                 }
                 target.hint = format!(
-                    "the image's own libraries are known once it is in the cache: cargo xtask image fetch {} --arch {}",
+                    "to check the image's own libraries, fetch it: cargo xtask image fetch {} --arch {}",
                     image.name, image.arch
                 );
                 inspect::inspect(bytes, &target)
@@ -204,7 +204,7 @@ fn unknown_device(arch: VmArchitecture, name: &str) -> Usage {
 
 fn sysroot(directory: &Path, arch: VmArchitecture) -> Result<DeviceRoot, Usage> {
     if !directory.is_dir() {
-        return Err(Usage(format!("--sysroot {}: that is no directory", directory.display())));
+        return Err(Usage(format!("--sysroot {}: not a directory", directory.display())));
     }
     let source = directory.display().to_string();
     let tree = Sysroot(directory.to_owned());

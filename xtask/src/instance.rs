@@ -75,7 +75,7 @@ impl Instance {
         match self.machine.ssh_port.filter(|_| self.is_running()) {
             Some(port) => Ok(ssh_arguments(&self.work(), &self.machine.login_user, port)),
             None => Err(Unavailable {
-                error: format!("enter {name}: it is off"),
+                error: format!("enter {name}: the machine is off"),
                 hint: format!("cargo xtask vm start {name}"),
             }
             .into()),
@@ -90,10 +90,10 @@ impl Instance {
         try_lock(&self.directory.join("lock"))?.ok_or_else(|| {
             Unavailable {
                 error: format!(
-                    "{}: another command works on it, or the run that made it has not ended",
+                    "{}: another command is using it, or the run that made it has not ended",
                     self.machine.name
                 ),
-                hint: "wait for it".to_owned(),
+                hint: "wait until it ends".to_owned(),
             }
             .into()
         })
@@ -165,14 +165,14 @@ pub fn find(cache: &Cache, name: Option<&str>) -> Result<Instance, Usage> {
     let mut instance = all(cache);
     let names: Vec<_> = instance.iter().map(|instance| instance.machine.name.clone()).collect();
     let there =
-        if names.is_empty() { "none; cargo xtask vm up makes one".to_owned() } else { names.join(", ") };
+        if names.is_empty() { "none; make one with cargo xtask vm up".to_owned() } else { names.join(", ") };
     match name {
         None if instance.len() == 1 => Ok(instance.remove(0)),
         None => Err(Usage(format!("which machine? there are: {there}"))),
         Some(name) => instance
             .into_iter()
             .find(|instance| instance.machine.name == name || instance.machine.id == name)
-            .ok_or_else(|| Usage(format!("{name}: no such instance; there are: {there}"))),
+            .ok_or_else(|| Usage(format!("{name}: no such machine; there are: {there}"))),
     }
 }
 
@@ -184,8 +184,8 @@ pub fn check_name(cache: &Cache, name: &str) -> Result<(), Unavailable> {
     match all(cache).iter().find(|instance| instance.machine.name == name || instance.machine.id == name) {
         None => Ok(()),
         Some(_) => Err(Unavailable {
-            error: format!("keep a machine as {name}: there is a machine of this name"),
-            hint: format!("cargo xtask vm rm {name}, or another name"),
+            error: format!("keep a machine as {name}: a machine of this name exists"),
+            hint: format!("remove it with cargo xtask vm rm {name}, or choose another name"),
         }),
     }
 }
@@ -255,7 +255,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let instance = instance(&Cache::at(directory.path()), "1124-100000-0001", "dev");
         let error = instance.ssh().unwrap_err();
-        assert!(error.to_string().contains("it is off"), "{error:#}");
+        assert!(error.to_string().contains("the machine is off"), "{error:#}");
         assert!(crate::exit::hint(&error).unwrap().contains("vm start dev"));
         let _held = instance.lock().unwrap();
         assert!(instance.lock().is_err());

@@ -172,7 +172,7 @@ pub fn accelerator(
         Accel::Kvm if kvm.opens() => Ok((Accelerator::Kvm, None, false)),
         Accel::Kvm => Err(Unavailable {
             error: format!("--accel kvm: {}", kvm.against().unwrap_or_default()),
-            hint: "leave --accel out: the guest is then emulated".to_owned(),
+            hint: "leave out --accel to have the guest emulated".to_owned(),
         }
         .into()),
     }

@@ -232,7 +232,7 @@ pub fn end_processes(directory: &Path) -> Result<usize> {
             }
         }
         if Instant::now() > deadline {
-            bail!("{}: some outlive SIGKILL", attempt());
+            bail!("{}: some are still alive after SIGKILL", attempt());
         }
         std::thread::sleep(limits::CHILD_POLL);
     }

@@ -50,7 +50,7 @@ pub struct Collected {
 impl std::fmt::Display for Collected {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { id, processes } = self;
-        write!(f, "collected the run {id}, which died: {processes} process(es) ended, its directory deleted")
+        write!(f, "collected the run {id}, which died: ended {processes} process(es), deleted its directory")
     }
 }
 

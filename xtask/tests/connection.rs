@@ -153,7 +153,7 @@ fn a_socket_that_only_lets_one_look_is_found() {
         described.message
     );
     let [sentence, evidence, remedy] = described.one("connect-permission");
-    assert!(sentence.ends_with("this user may look and not start a guest"), "{sentence}");
+    assert!(sentence.ends_with("this user has read-only access and cannot start guests"), "{sentence}");
     assert!(
         evidence.contains("read only access prevents") && remedy.contains("without -ro"),
         "{evidence}: {remedy}"
@@ -194,11 +194,11 @@ fn no_daemon_a_dead_one_and_one_that_hangs_up_are_three_things() {
     assert_refused(&uri("none"), "connect-daemon", "its socket is missing", "No such file", start);
 
     drop(UnixListener::bind(directory.path().join("dead")).unwrap());
-    assert_refused(&uri("dead"), "connect-daemon", "nobody listens", "Connection refused", start);
+    assert_refused(&uri("dead"), "connect-daemon", "nothing listens", "Connection refused", start);
 
     let listener = UnixListener::bind(directory.path().join("rude")).unwrap();
     std::thread::spawn(move || listener.incoming().for_each(drop));
-    assert_refused(&uri("rude"), "connect-daemon", "hung up", "", "journalctl");
+    assert_refused(&uri("rude"), "connect-daemon", "closed it", "", "journalctl");
 }
 
 #[test]
@@ -209,7 +209,7 @@ fn a_daemon_that_says_nothing_costs_its_limit_and_no_more() {
     let uri = format!("qemu+unix:///system?socket={}", path.display());
     let started = Instant::now();
     let words = format!("did not answer within {} s", limits::CONNECTION.as_secs());
-    assert_refused(&uri, "connect-silent", &words, "asked to open the connection", "virsh --connect");
+    assert_refused(&uri, "connect-silent", &words, "request: open the connection", "virsh --connect");
     let spent = started.elapsed();
     assert!((limits::CONNECTION..limits::CONNECTION + Duration::from_secs(5)).contains(&spent), "{spent:?}");
     drop(listener);
@@ -237,7 +237,7 @@ fn what_ssh_says_is_passed_on_and_a_mute_ssh_is_ended() {
     let message = "ssh: connect to host far port 22: Connection refused";
     let ssh =
         script(directory.path(), &format!("echo \"$@\" >{}; echo '{message}' >&2; exit 255", log.display()));
-    assert_refused(&by(&ssh), "connect-ssh", "no sshd answers there", message, "ssh me@far true");
+    assert_refused(&by(&ssh), "connect-ssh", "no sshd answers on that host", message, "ssh me@far true");
     let arguments = std::fs::read_to_string(log).unwrap();
     assert!(arguments.contains("BatchMode=yes"), "nobody is there to be asked: {arguments}");
 

@@ -36,7 +36,7 @@ const LACKS: &[(&str, &str)] = &[
     ("linker", "linker"),
 ];
 /// What a kernel lacks that has run no foreign program yet.
-const KERNELS: &[(&str, &str)] = &[("user-emulation", "as building an image needs")];
+const KERNELS: &[(&str, &str)] = &[("user-emulation", "which building an image needs")];
 /// What libvirt wants of root alone.
 const ROOTS: (&str, &str) = ("libvirt-user", "libvirt-qemu");
 /// What building an image in a user namespace wants.
@@ -145,7 +145,7 @@ fn without_root(debian: &Debian) {
     let install = before.plan.iter().find(|command| command.starts_with("apt-get install ")).unwrap();
     let paste = format!("  what to do: run as root: apt-get update && {install}; then");
     assert!(message(&fixed).contains(&paste), "{}", message(&fixed));
-    assert!(message(&fixed).contains("root is needed"), "{}", message(&fixed));
+    assert!(message(&fixed).contains("needs root"), "{}", message(&fixed));
 }
 
 /// One transaction installs everything, and what is left for root is what packages do not do.

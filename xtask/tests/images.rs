@@ -323,7 +323,7 @@ fn a_file_that_is_no_disk_of_its_own_is_refused_before_anything_boots() {
     assert!(made.success());
     let (output, report) = Own::new().smoke(&["--image", layer.to_str().unwrap(), "--unverified"]);
     assert_eq!(output.status.code(), Some(69), "{}", message(&output));
-    assert!(message(&output).contains("is a layer over"), "{}", message(&output));
+    assert!(message(&output).contains("is an overlay over"), "{}", message(&output));
     assert_eq!(report.failure.unwrap().phase, Phase::Image);
 }
 

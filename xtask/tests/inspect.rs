@@ -350,7 +350,7 @@ fn xtask_says_it_in_json_with_an_exit_code() {
         (vec!["inspect", "/nonexistent"], "/nonexistent"),
         (vec!["inspect", "/bin/sh", "--device", "pi9"], "there are"),
         (vec!["inspect", "/bin/sh", "--image", "ubuntu-95"], "there are"),
-        (vec!["inspect", "/bin/sh", "--sysroot", "/nonexistent"], "no directory"),
+        (vec!["inspect", "/bin/sh", "--sysroot", "/nonexistent"], "not a directory"),
     ] {
         let output = Command::new(XTASK).args(&arguments).output().unwrap();
         assert_eq!(output.status.code(), Some(2), "{arguments:?}");

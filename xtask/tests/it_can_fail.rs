@@ -93,7 +93,7 @@ fn an_executable_that_its_core_cannot_run_never_reaches_the_guest() {
 #[test]
 fn another_executable_in_the_guest_is_found_at_join() {
     let ended = smoke(&["--sabotage", "other-digest"]);
-    assert_fails(&ended, Phase::Join, "the agent that runs in the guest has the digest");
+    assert_fails(&ended, Phase::Join, "the agent in the guest has the digest");
     assert!(
         ended.directory.join("journal.log").exists(),
         "the guest could still be asked: {}",
@@ -219,7 +219,7 @@ fn a_deployment_that_outlives_its_deletion_is_found_from_outside() {
 #[test]
 fn an_agent_that_loses_its_state_is_found_while_there_is_no_broker() {
     let ended = smoke(&["--sabotage", "loses-state"]);
-    assert_fails(&ended, Phase::Rejoin, "the desired state did not outlive the power cut");
+    assert_fails(&ended, Phase::Rejoin, "the desired state did not survive the power cut");
     assert!(ended.report.evidence.workload.is_some(), "it did run before: {}", ended.message());
     assert!(ended.report.evidence.workload_offline.is_none());
 }
@@ -262,10 +262,10 @@ fn a_wrong_value_is_a_usage_error_before_anything_starts() {
         (&["--image", "https://host/disk.img"], "--image-digest"),
         (&["--image-digest", "md5:0"], "64 hex digits"),
         (&["--cpu", "z80"], "cortex-a76"),
-        (&["--cpu", "host"], "under KVM alone"),
-        (&["--accel", "kvm"], "leave --accel out"),
+        (&["--cpu", "host"], "it needs KVM"),
+        (&["--accel", "kvm"], "leave out --accel"),
         (&["--agent", "/nonexistent/agent"], "/nonexistent/agent"),
-        (&["--report", file], "no directory"),
+        (&["--report", file], "cannot write to the directory"),
         (&["--profile", "fastest"], "no such cargo profile"),
         (&["--memory", "1"], "512..=65536"),
         (&["--vcpus", "99"], "1..=16"),

@@ -86,7 +86,7 @@ fn sound_machines_of_both_architectures_pass() {
     assert_eq!(described.len(), 2, "{described:?}");
     for finding in described {
         let evidence = finding["evidence"].as_str().unwrap();
-        assert!(evidence.contains("tcg") && evidence.contains("an empty disk in the place of"), "{evidence}");
+        assert!(evidence.contains("tcg") && evidence.contains("an empty disk instead of"), "{evidence}");
     }
     own.assert_nothing_left();
 }

@@ -96,7 +96,7 @@ fn a_snapshot_is_made_once_used_again_and_never_trusted() {
     assert_code(&output, 69);
     let failure = past.failure.unwrap();
     let described = format!("{} {}", failure.error, failure.causes.join(" "));
-    assert!(described.contains("lies on") && described.contains(DISK), "{described}");
+    assert!(described.contains("has the backing files") && described.contains(DISK), "{described}");
 
     pruned(&own, &directory);
     of_no_use(&own, &directory);
@@ -109,7 +109,7 @@ fn a_snapshot_is_made_once_used_again_and_never_trusted() {
     assert!(failure.error.contains("was changed in ram.save"), "{failure:?}");
     // Another run may still read it: it is deleted by the next one that looks, and used by none.
     assert_eq!(own.snapshots(), [directory.as_path()]);
-    assert!(std::fs::read_to_string(directory.join("bad")).unwrap().contains("was saved"));
+    assert!(std::fs::read_to_string(directory.join("bad")).unwrap().contains("expected sha256:"));
 }
 
 /// A warm run and a cold one say the same; and where the cold one is spoiled, not. The warm one's report.
@@ -121,7 +121,7 @@ fn compared(own: &Own) -> Report {
     };
     let output = smoke(&["--until", "join"]);
     assert_code(&output, 0);
-    assert!(message(&output).contains("the warm run and the cold one say the same"), "{}", message(&output));
+    assert!(message(&output).contains("the warm run and the cold one agree"), "{}", message(&output));
     let output = smoke(&["--sabotage", "cold-panics"]);
     assert_code(&output, 1);
     let differs = "the verdict: warm Verified, cold Failed";
@@ -165,7 +165,7 @@ fn pruned(own: &Own, directory: &Path) {
     let manifest = std::fs::read_to_string(&path).unwrap();
     let made_of = SnapshotManifest::read(directory).unwrap().ingredients;
     for (digest, reason) in
-        [(&made_of.emulator, "of a QEMU that is not"), (&made_of.image, "of an image that is not")]
+        [(&made_of.emulator, "of a QEMU that is no longer"), (&made_of.image, "of an image that no longer")]
     {
         let other = Algorithm::Sha256.of(b"another").to_string();
         std::fs::write(&path, manifest.replace(&digest.to_string(), &other)).unwrap();
@@ -194,7 +194,7 @@ fn of_no_use(own: &Own, directory: &Path) {
     assert!(failure.error.contains("restore the machine from the snapshot"), "{failure:?}");
     let listed = own.run(XTASK_VM, &["image", "list"]);
     let listed = String::from_utf8_lossy(&listed.stdout);
-    assert!(listed.contains("a snapshot that is not used again"), "{listed}");
+    assert!(listed.contains("a snapshot that will not be used again"), "{listed}");
     std::fs::remove_file(directory.join(BAD)).unwrap();
     for (path, aside) in &aside {
         std::fs::rename(aside, path).unwrap();
@@ -274,7 +274,7 @@ fn attached(own: &Own) {
     until(" login: ");
     let second = own.run(XTASK_VM, &["vm", "console", "dev"]);
     assert_code(&second, 69);
-    assert!(message(&second).contains("another one is attached"), "{}", message(&second));
+    assert!(message(&second).contains("another terminal is attached"), "{}", message(&second));
     child.stdin.as_mut().unwrap().write_all(b"nobody-of-this-name\n").unwrap();
     until("nobody-of-this-name");
     until("Password: ");
@@ -326,7 +326,7 @@ fn machines_to_work_in(own: &Own, snapshot: &Path) {
     let users = xtask::run_dir::users_of(&Cache::at(&own.root), snapshot);
     assert_eq!(users, [machine["id"].as_str().unwrap()], "nobody deletes what it lies on");
     let again = own.vm(&["up", "dev", "--arch", "aarch64"]);
-    assert!(message(&again).contains("there is a machine of this name"), "{}", message(&again));
+    assert!(message(&again).contains("a machine of this name exists"), "{}", message(&again));
 
     let asked = own.vm(&["exec", "--", "sh", "-c", "uname -m; echo kept > here; sync here; exit 7"]);
     assert_code(&asked, 7);

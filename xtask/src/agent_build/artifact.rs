@@ -21,8 +21,10 @@ pub fn executable(messages: &str, name: &str) -> Result<PathBuf> {
     }
     match <[PathBuf; 1]>::try_from(found) {
         Ok([one]) => Ok(one),
-        Err(found) if found.is_empty() => bail!("find the executable {name}: cargo's messages name none"),
-        Err(found) => bail!("find the executable {name}: cargo's messages name several: {found:?}"),
+        Err(found) if found.is_empty() => {
+            bail!("find the executable {name}: cargo's messages do not name it")
+        }
+        Err(found) => bail!("find the executable {name}: cargo's messages name more than one: {found:?}"),
     }
 }
 
@@ -49,8 +51,8 @@ mod tests {
         let stream = [library.as_str(), &other, &agent].join("\n");
         assert_eq!(executable(&stream, "iot-agent").unwrap(), PathBuf::from("/t/iot-agent"));
         let none = executable(&[library.as_str(), &other].join("\n"), "iot-agent").unwrap_err();
-        assert!(none.to_string().contains("name none"), "{none}");
+        assert!(none.to_string().contains("do not name it"), "{none}");
         let two = executable(&[agent.as_str(), &agent].join("\n"), "iot-agent").unwrap_err();
-        assert!(two.to_string().contains("name several"), "{two}");
+        assert!(two.to_string().contains("more than one"), "{two}");
     }
 }

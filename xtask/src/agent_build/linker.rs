@@ -89,7 +89,7 @@ impl Linker {
             return self.check_libc(shell, machine);
         }
         Err(Unfit::Foreign(format!(
-            "link for {}: {} (from {}) says it makes executables for {:?}; set {} or .cargo/config.toml to {}",
+            "link for {}: {} (from {}) links executables for {:?}; set {} or .cargo/config.toml to {}",
             machine.triple,
             program.display(),
             self.origin,
@@ -173,7 +173,7 @@ fn configured(text: &str, triple: &str) -> Result<Option<String>> {
     let linker = table.get("target").and_then(|target| target.get(triple)).and_then(|t| t.get("linker"));
     linker
         .map(|value| {
-            value.as_str().map(str::to_owned).with_context(|| format!("linker is no string: {value:?}"))
+            value.as_str().map(str::to_owned).with_context(|| format!("linker is not a string: {value:?}"))
         })
         .transpose()
 }
@@ -276,6 +276,6 @@ mod tests {
         assert!(error.contains("/nonexistent/ld (from a test)") && error.contains("preflight"), "{error}");
         let foreign = Linker { program: "echo".into(), origin };
         let error = format!("{:#}", foreign.check(&shell, arm).unwrap_err());
-        assert!(error.contains("says it makes executables for \"-dumpmachine\""), "{error}");
+        assert!(error.contains("links executables for \"-dumpmachine\""), "{error}");
     }
 }

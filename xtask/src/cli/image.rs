@@ -10,23 +10,23 @@ use crate::digest::Digest;
 /// Which image.
 #[derive(Debug, Clone, Default, Args)]
 pub struct ImageArgs {
-    /// A name of `image list`, ./FILE or https://… [default: ubuntu-24.04, or debian-12 where its host cannot be reached]
+    /// A name of `image list`, ./FILE or https://… [default: ubuntu-24.04, or debian-12 if its host cannot be reached]
     #[arg(long, value_name = "IMAGE")]
     pub image: Option<String>,
 
-    /// What a FILE or address must be: sha256:… or sha512:…
+    /// The digest of a FILE or URL: sha256:… or sha512:…
     #[arg(long, value_name = "DIGEST")]
     pub image_digest: Option<Digest>,
 
-    /// Take a FILE or address without a digest; the verdict says so
+    /// Accept a FILE or URL without a digest; the verdict says so
     #[arg(long)]
     pub unverified: bool,
 
-    /// Fail where the default image's host cannot be reached, instead of testing another image
+    /// Fail if the default image's host cannot be reached, instead of testing the fallback image
     #[arg(long)]
     pub strict_image: bool,
 
-    /// Use no network: an image that is not in the cache is an error
+    /// Do not use the network; fail if the image is not in the cache
     #[arg(long)]
     pub offline: bool,
 }
@@ -34,17 +34,17 @@ pub struct ImageArgs {
 /// `image`.
 #[derive(Debug, Clone, Subcommand)]
 pub enum ImageCommand {
-    /// List the images: what is pinned, what is cached, how big, how old, used by what
+    /// List the images: pinned and cached versions, size, age, users
     List {
         /// Print JSON
         #[arg(long)]
         json: bool,
     },
-    /// Bring an image into the cache, downloaded or built, and print its path
+    /// Download or build an image into the cache and print its path
     Fetch(ImageFetchArgs),
     /// Build an image from packages and print its path
     Build(ImageBuildArgs),
-    /// Hash cached images again and compare
+    /// Hash cached images again and compare the digests
     Verify(ImageVerifyArgs),
     /// Print a cached image's path
     Path {
@@ -59,7 +59,7 @@ pub enum ImageCommand {
         #[arg(long)]
         json: bool,
     },
-    /// Delete cached images: without a criterion those that the catalogue does not name; never what a run uses
+    /// Delete cached images and snapshots that no run uses [default: those that are not in the catalogue]
     Prune(PruneArgs),
     /// Pin an image's newest release: find it, verify its signed digests, rewrite the catalogue, show the difference
     Bump(BumpArgs),
@@ -68,22 +68,22 @@ pub enum ImageCommand {
 /// `image fetch`.
 #[derive(Debug, Clone, Args)]
 pub struct ImageFetchArgs {
-    /// A name of the catalogue, or an address: https, or http with a digest
+    /// A name of the catalogue, or a URL: https, or http with a digest
     pub image: String,
 
     /// The guest's architecture
     #[arg(long, value_enum, default_value_t)]
     pub arch: VmArchitecture,
 
-    /// What an address must bring: sha256:… or sha512:…
+    /// The digest of the URL's file: sha256:… or sha512:…
     #[arg(long, value_name = "DIGEST", conflicts_with = "unverified")]
     pub image_digest: Option<Digest>,
 
-    /// Take from an address whatever comes
+    /// Accept any content from a URL
     #[arg(long)]
     pub unverified: bool,
 
-    /// Put the file there instead of into the cache
+    /// Write the file there instead of into the cache
     #[arg(long, value_name = "FILE")]
     pub to: Option<PathBuf>,
 
@@ -102,7 +102,7 @@ pub struct ImageBuildArgs {
     #[arg(long, value_enum, default_value_t)]
     pub arch: VmArchitecture,
 
-    /// Build it although it is in the cache, and compare the digests
+    /// Build it even if it is in the cache, and compare the digests
     #[arg(long)]
     pub rebuild: bool,
 
@@ -125,19 +125,19 @@ pub struct ImageVerifyArgs {
 /// `image prune`.
 #[derive(Debug, Clone, Default, Args)]
 pub struct PruneArgs {
-    /// Those that were not used for so many days
+    /// Delete those that were not used for this many days
     #[arg(long, value_name = "DAYS")]
     pub older_than: Option<u64>,
 
-    /// The longest unused, until the others fit, snapshots among them: 500M, 20G
+    /// Delete the longest unused, including snapshots, until the rest fits into this size: 500M, 20G
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub keep: Option<u64>,
 
-    /// Those that the catalogue does not name; the default without a criterion
+    /// Delete those that are not in the catalogue; the default without a criterion
     #[arg(long)]
     pub unnamed: bool,
 
-    /// Delete nothing, say what would be
+    /// Print what would be deleted, and delete nothing
     #[arg(long)]
     pub dry_run: bool,
 
@@ -148,7 +148,7 @@ pub struct PruneArgs {
 
 /// Bytes, with K, M, G or T for powers of 1024.
 fn size(text: &str) -> Result<u64, String> {
-    let wanted = || format!("{text:?} is no size: write bytes, or a number with K, M, G or T");
+    let wanted = || format!("{text:?} is not a size: write bytes, or a number with K, M, G or T");
     let (digits, shift) = match text.char_indices().last() {
         Some((at, unit)) if unit.is_ascii_alphabetic() => {
             let shift = "KMGT".find(unit.to_ascii_uppercase()).ok_or_else(wanted)?;
@@ -170,11 +170,11 @@ pub struct BumpArgs {
     #[arg(long, value_name = "FILE", conflicts_with = "unsigned")]
     pub keyring: Option<PathBuf>,
 
-    /// Take digests that nobody signed, from a publisher who signs nothing: as good as the TLS connection, no better
+    /// Accept unsigned digests from a publisher who does not sign; only the TLS connection protects them
     #[arg(long)]
     pub unsigned: bool,
 
-    /// Show what would change and leave the catalogue as it is
+    /// Show what would change, and do not change the catalogue
     #[arg(long)]
     pub dry_run: bool,
 

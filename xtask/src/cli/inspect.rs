@@ -8,25 +8,25 @@ use crate::arch::VmArchitecture;
 
 /// `inspect`.
 #[derive(Debug, Clone, Args)]
-#[command(after_help = "Exit codes: 0 it will run there as far as can be told, 1 it is refused, 2 usage.\n\
+#[command(after_help = "Exit codes: 0 no reason found why it would not run there, 1 refused, 2 usage.\n\
                         --json prints the report on stdout; its ids are stable.")]
 pub struct InspectArgs {
-    /// The executable or shared library [default: the agent, as `cargo xtask build` left it, built if it is not there]
+    /// The executable or shared library [default: the agent of `cargo xtask build`, built if it is missing]
     pub path: Option<PathBuf>,
 
     /// The device's architecture [default: that of --device, else x86_64]
     #[arg(long, value_enum)]
     pub arch: Option<VmArchitecture>,
 
-    /// The device: its core and page sizes, a name of xtask/devices.toml or QEMU's name of the core [default: pi5 for aarch64]
+    /// The device (core and page sizes): a name of xtask/devices.toml, or QEMU's name of the core [default: pi5 for aarch64]
     #[arg(long, value_name = "NAME")]
     pub device: Option<String>,
 
-    /// The image whose libraries and kernel it meets, as the catalogue names it [default: the smoke's]
+    /// The image that provides libraries and kernel, by its catalogue name [default: the smoke's]
     #[arg(long, value_name = "NAME", conflicts_with = "sysroot")]
     pub image: Option<String>,
 
-    /// A directory that holds the device's file system, in the place of an image
+    /// A directory with the device's file system, instead of an image
     #[arg(long, value_name = "DIR")]
     pub sysroot: Option<PathBuf>,
 

@@ -40,15 +40,15 @@ pub struct Cli {
 /// How much is said, and in which colours.
 #[derive(Debug, Clone, Copy, Args)]
 pub struct Verbosity {
-    /// Say more: the commands that run, what the guest's console prints
+    /// Print the commands that run and the guest's console
     #[arg(short, long, global = true, conflicts_with = "quiet")]
     pub verbose: bool,
 
-    /// Say nothing but the verdict and errors
+    /// Print only the verdict and errors
     #[arg(short, long, global = true)]
     pub quiet: bool,
 
-    /// Colour: on a terminal without NO_COLOR, or as told
+    /// When to use colour [auto: on a terminal without NO_COLOR]
     #[arg(long, global = true, value_enum, default_value_t, value_name = "WHEN")]
     pub color: Color,
 }
@@ -73,27 +73,27 @@ pub enum Color {
 /// The tasks.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Say whether this machine can do it, what exactly is missing, and with --fix install that
+    /// Check that this machine is ready; --fix installs what is missing
     Preflight(PreflightArgs),
     /// Build the agent for a device and print the executable's path
     Build(BuildArgs),
-    /// Say whether an executable will run on a device, in milliseconds and without a boot; exit 1 where it will not
+    /// Check without a boot whether an executable will run on a device; exit 1 if it will not
     Inspect(InspectArgs),
-    /// Prove the agent in an emulated machine: boot, install, join, ping, workload, power cut, rejoin
+    /// Test the agent in an emulated machine: boot, install, join, ping, workload, power cut, rejoin
     Smoke(SmokeArgs),
-    /// Machines to work in: made in seconds, entered, cut off, started again
+    /// Work in a machine: make it in seconds, enter it, cut its power, start it again
     #[command(subcommand)]
     Vm(VmCommand),
-    /// The catalogue's images
+    /// Manage the catalogue's images
     #[command(subcommand)]
     Image(ImageCommand),
-    /// Measure, in turn in one run, what this project claims about speed
+    /// Measure the performance claims of this project
     Bench(BenchArgs),
-    /// Repeat smokes, kills and pairs for as long as asked, and count
+    /// Repeat smokes, kills and pairs, and count the failures
     Soak(SoakArgs),
-    /// The whole test suite: formatting, lints, tests, dependency guard, the real smokes
+    /// Run the whole test suite: formatting, lints, tests, dependency guard, real smokes
     Ci(CiArgs),
-    /// Print the script that has a shell complete `cargo xtask` in this workspace, machines' names included
+    /// Print the shell script that completes `cargo xtask` in this workspace, including machine names
     Completions {
         /// The shell
         shell: Shell,
@@ -132,11 +132,11 @@ pub struct MachineArgs {
     #[expect(missing_docs, reason = "flattened")]
     pub image: ImageArgs,
 
-    /// The CPU model, a QEMU name or pi5 or pi4 [default: the fastest that the accelerator has]
+    /// The CPU model: a QEMU name, pi5 or pi4 [default: the accelerator's fastest]
     #[arg(long, value_name = "MODEL")]
     pub cpu: Option<String>,
 
-    /// The accelerator; auto uses KVM where it really runs this guest's kernel
+    /// The accelerator; auto uses KVM if it runs this guest's kernel
     #[arg(long, value_enum, default_value_t, value_name = "NAME")]
     pub accel: Accel,
 
@@ -164,12 +164,12 @@ fn timeout_scale(text: &str) -> Result<f64, String> {
 /// `--accel`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub enum Accel {
-    /// KVM where the architectures match and it is seen to work, else TCG
+    /// KVM if the architectures match and it works, otherwise TCG
     #[default]
     Auto,
-    /// KVM or nothing
+    /// KVM; fail without it
     Kvm,
-    /// Emulation
+    /// Emulation by TCG
     Tcg,
 }
 
@@ -177,27 +177,27 @@ pub enum Accel {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub enum BenchSubject {
     /// Under emulation: a smoke's boot against bare QEMU's, our CPU flags against plain `max`, warm smokes against cold ones, power cut to
-    /// rejoin; and what `xtask` takes to be compiled and to start. All in turn, against what is promised of it
+    /// rejoin; and the build and start time of `xtask`. Each round measures all of them and compares them with their limits
     #[default]
     Claims,
-    /// How a new agent gets into a guest that is up: the way of a warm smoke against a disk plugged in, HTTP and ssh
+    /// Delivery of a new agent into a running guest: the way of a warm smoke against a hot-plugged disk, HTTP and ssh
     Delivery,
-    /// A download from loopback, against curl | tee | sha256sum
+    /// A download from loopback against curl | tee | sha256sum
     Fetch,
-    /// The check of this machine and the rehearsal, against what they may take
+    /// `preflight` and its rehearsal against their time limits
     Preflight,
-    /// `inspect` on the agent and on 100 MB, against what it may take
+    /// `inspect` on the agent and on 100 MB against its time limits
     Inspect,
-    /// An image's tree, against plain mmdebstrap with the same packages; and that the trees are the same
+    /// An image build against plain mmdebstrap with the same packages; the trees must be identical
     Image,
-    /// What the agent takes of the device: executable, memory, time to its first status, processor time at rest
+    /// The agent's footprint: executable, memory, time to its first status, processor time at rest
     Footprint,
 }
 
 /// `bench`.
 #[derive(Debug, Clone, Args)]
 pub struct BenchArgs {
-    /// What is measured
+    /// What to measure
     #[arg(value_enum, default_value_t)]
     pub subject: BenchSubject,
 
@@ -209,7 +209,7 @@ pub struct BenchArgs {
     #[arg(long, value_name = "NAME", default_value = "debian-12")]
     pub image: String,
 
-    /// How many rounds, each the one and the other in turn
+    /// The number of rounds; each alternates between the things compared
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=20))]
     pub rounds: u32,
 
@@ -225,27 +225,27 @@ pub struct SoakArgs {
     #[arg(long, value_enum, default_value = "aarch64")]
     pub arch: VmArchitecture,
 
-    /// Boot each from nothing, and make no snapshot
+    /// Boot each smoke cold: use and make no snapshot
     #[arg(long)]
     pub cold: bool,
 
-    /// Plain smokes, one after the other
+    /// The number of smokes, one after the other
     #[arg(long, default_value_t = 0)]
     pub smokes: u32,
 
-    /// Pairs of smokes at once
+    /// The number of pairs of concurrent smokes
     #[arg(long, default_value_t = 0)]
     pub pairs: u32,
 
-    /// Smokes that are killed, or their QEMU, at a random moment; each followed by one that must join, and by a look at what is left
+    /// The number of smokes to kill (or their QEMU) at a random moment; after each, a smoke must join and nothing may be left
     #[arg(long, default_value_t = 0)]
     pub kills: u32,
 
-    /// The agent's tests with a hundred kills at random moments and a broker that is away for minutes
+    /// Run the agent's endurance tests: a hundred kills at random moments and a broker that is away for minutes
     #[arg(long)]
     pub agent: bool,
 
-    /// Executions of the inspection on mutated executables
+    /// The number of inspections of mutated executables
     #[arg(long, default_value_t = 0, value_name = "N")]
     pub fuzz: u64,
 }
@@ -257,7 +257,7 @@ pub struct CiArgs {
     #[expect(missing_docs, reason = "flattened")]
     pub fix: FixArgs,
 
-    /// Leave out what boots a machine: for a quick look before a commit, never for a verdict
+    /// Skip everything that boots a machine: a quick check before a commit, not a verdict
     #[arg(long)]
     pub fast: bool,
 }

@@ -9,7 +9,7 @@ use crate::host::connection::uri::ConnectUri;
 /// `preflight`.
 #[derive(Debug, Clone, Args)]
 pub struct PreflightArgs {
-    /// The guest's architecture; every one where none is given
+    /// The guest's architecture [default: all]
     #[arg(long, value_enum)]
     pub arch: Option<VmArchitecture>,
 
@@ -17,15 +17,15 @@ pub struct PreflightArgs {
     #[expect(missing_docs, reason = "flattened")]
     pub machine: MachineArgs,
 
-    /// Start the very domain that a smoke would start, paused, look at what QEMU made of it, and end it
+    /// Start the domain of a smoke paused, compare QEMU's machine with it, and stop it
     #[arg(long)]
     pub rehearse: bool,
 
-    /// Plant one fault in the rehearsed domain and see the rehearsal find it; such a preflight never exits 0
+    /// Plant one fault in the rehearsed domain, which the rehearsal must find; never exits 0
     #[arg(long, value_enum, value_name = "FAULT", requires = "rehearse")]
     pub sabotage: Option<RehearsalFault>,
 
-    /// Ask this libvirt too, its permissions, its network and its host: qemu:///session, qemu+ssh://HOST/system …
+    /// Check this libvirt too (permissions, network, host): qemu:///session, qemu+ssh://HOST/system …
     #[arg(long, value_name = "URI")]
     pub connect: Option<ConnectUri>,
 
@@ -41,11 +41,11 @@ pub struct PreflightArgs {
 /// What to do about what is missing.
 #[derive(Debug, Clone, Copy, Default, Args)]
 pub struct FixArgs {
-    /// Install what is missing, after showing it and asking
+    /// Install what is missing, after showing the commands and asking
     #[arg(long)]
     pub fix: bool,
 
-    /// Do not ask; without a terminal nothing is asked anyway
+    /// Do not ask for confirmation (never asked without a terminal)
     #[arg(long, requires = "fix")]
     pub yes: bool,
 }
@@ -53,16 +53,16 @@ pub struct FixArgs {
 /// A fault for the rehearsal to find.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum RehearsalFault {
-    /// All processors of the guest on one thread of this host
+    /// Run all processors of the guest on one thread of this host
     SingleThread,
-    /// A CPU feature that was switched off is on
+    /// Leave a CPU feature on that should be off
     CpuFeature,
-    /// The domain asks for a CPU feature that nobody knows
+    /// Request an unknown CPU feature
     CpuRefused,
-    /// Flash of another size than the firmware is made for
+    /// Use flash of another size than the firmware's
     FlashSize,
-    /// A disk whose flushes QEMU ignores
+    /// Ignore the flushes of a disk
     UnsafeCache,
-    /// The variable store's template itself in the place of this domain's copy
+    /// Use the variable store's template instead of this domain's copy
     NvramTemplate,
 }

@@ -23,19 +23,19 @@ pub struct SmokeArgs {
     #[expect(missing_docs, reason = "flattened")]
     pub machine: MachineArgs,
 
-    /// Leave the agent alone for so many seconds once it has joined, and report what it takes meanwhile, 0 to 3600
+    /// Leave the agent idle for this many seconds after it has joined and report its footprint, 0 to 3600
     #[arg(long, value_name = "SECONDS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..=3600))]
     pub rest: u64,
 
-    /// Boot from nothing: use no snapshot, and make none
+    /// Boot cold: use no snapshot and make none
     #[arg(long)]
     pub cold: bool,
 
-    /// Only out of a snapshot, which is made where there is none: an error where there can be none, as under KVM
+    /// Require a snapshot (made if there is none); fail where snapshots are not possible, such as under KVM
     #[arg(long, conflicts_with = "cold")]
     pub warm: bool,
 
-    /// Run it twice, from its snapshot and from nothing, and compare what they say
+    /// Run twice, warm from the snapshot and cold, and compare the reports
     #[arg(long, conflicts_with_all = ["cold", "keep", "report"])]
     pub verify_cold: bool,
 
@@ -43,7 +43,7 @@ pub struct SmokeArgs {
     #[arg(long, value_enum, default_value_t, value_name = "PHASE", conflicts_with = "sabotage")]
     pub until: Until,
 
-    /// After the end, check the guest's file systems (e2fsck): what its next boot would find, and no damage
+    /// Check the guest's file systems for damage at the end (e2fsck)
     #[arg(long, conflicts_with = "keep")]
     pub fsck: bool,
 
@@ -51,11 +51,11 @@ pub struct SmokeArgs {
     #[arg(long)]
     pub keep: bool,
 
-    /// Multiply every limit of the waits for the guest, 0.1 to 100
+    /// Multiply the time limits of the guest, 0.1 to 100
     #[arg(long, value_name = "FACTOR", default_value_t = 1.0, value_parser = timeout_scale)]
     pub timeout_scale: f64,
 
-    /// Where report.json and console.log go [default: the run's own directory, printed at the end]
+    /// The directory for report.json and console.log [default: the run's own directory, printed at the end]
     #[arg(long, value_name = "DIR")]
     pub report: Option<PathBuf>,
 
@@ -63,7 +63,7 @@ pub struct SmokeArgs {
     #[expect(missing_docs, reason = "flattened")]
     pub fix: FixArgs,
 
-    /// Plant one fault and see the smoke find it; a sabotaged run never exits 0
+    /// Plant one fault, which the smoke must find; never exits 0
     #[arg(long, value_enum, value_name = "FAULT")]
     pub sabotage: Option<Sabotage>,
 }
@@ -84,7 +84,7 @@ impl SmokeArgs {
 pub enum Until {
     /// The agent's first status
     Join,
-    /// All of it
+    /// The whole smoke
     #[default]
     End,
 }
@@ -100,29 +100,29 @@ impl Until {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Sabotage {
-    /// The agent's unit is started but not enabled at boot
+    /// Start the agent's unit without enabling it at boot
     UnitNotEnabled,
-    /// The agent goes on publishing the boot id of its first boot
+    /// Keep publishing the boot id of the first boot
     StaleBootId,
-    /// The guest gets another executable than the one built
+    /// Install another executable than the one built
     OtherDigest,
-    /// The guest's kernel panics while booting
+    /// Make the guest's kernel panic while booting
     KernelPanic,
-    /// QEMU dies while the guest boots
+    /// Kill QEMU while the guest boots
     KillQemu,
-    /// The broker refuses the device's password
+    /// Make the broker refuse the device's password
     BrokerRefuses,
-    /// What stops or removes a container has no effect
+    /// Ignore the requests that stop or remove a container
     IgnoresDeletes,
-    /// The agent's state is deleted before each of its starts
+    /// Delete the agent's state before each of its starts
     LosesState,
-    /// The agent starts only once the bus can be reached
+    /// Start the agent only once the bus can be reached
     WaitsForBus,
-    /// The workload's image is for the other architecture
+    /// Use a workload image for the other architecture
     ForeignImage,
-    /// A restored machine's disk is opened past its saved snapshot
+    /// Open a restored machine's disk without the snapshot's layer
     StaleChain,
-    /// With `--verify-cold`, the guest's kernel panics in the cold run alone
+    /// With `--verify-cold`, make the guest's kernel panic in the cold run only
     ColdPanics,
 }
 

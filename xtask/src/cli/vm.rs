@@ -8,19 +8,19 @@ use crate::arch::VmArchitecture;
 /// `vm`.
 #[derive(Debug, Clone, Subcommand)]
 pub enum VmCommand {
-    /// Make a machine to work in: booted, without the agent; in seconds where there is a snapshot
+    /// Make a booted machine without the agent; takes seconds if there is a snapshot
     Up(UpArgs),
-    /// List the machines that are kept
+    /// List the machines
     List {
         /// Print them as JSON
         #[arg(long)]
         json: bool,
     },
-    /// Enter a machine, or run a command in it with its terminal
+    /// Enter a machine, or run a command in it on a terminal
     Ssh(GuestArgs),
     /// Run a command in a machine and end with its exit code
     Exec {
-        /// The machine; may be left out where there is one
+        /// The machine [default: the only machine]
         #[arg(long, short, value_name = "MACHINE")]
         machine: Option<String>,
 
@@ -28,18 +28,18 @@ pub enum VmCommand {
         #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
         command: Vec<String>,
     },
-    /// Show what a machine's serial console has said, and attach to it; Ctrl-] detaches
+    /// Show a machine's serial console and attach to it; Ctrl-] detaches
     Console {
-        /// The machine; may be left out where there is one
+        /// The machine [default: the only machine]
         machine: Option<String>,
 
-        /// Only what it has said so far
+        /// Print the output so far and exit
         #[arg(long)]
         no_follow: bool,
     },
-    /// Show a machine's journal; what follows `--` is journalctl's
+    /// Show a machine's journal; arguments after `--` are passed to journalctl
     Logs(GuestArgs),
-    /// Take a machine's power away: no shutdown, no flush
+    /// Cut a machine's power: no shutdown, no flush
     PowerCut(OneArgs),
     /// Shut a machine down, and wait until it is off
     Stop(OneArgs),
@@ -49,7 +49,7 @@ pub enum VmCommand {
     Rm(OneArgs),
     /// Collect what dead runs left: processes, disks, sockets
     Gc {
-        /// Only say what there is
+        /// Print what would be collected, and collect nothing
         #[arg(long)]
         dry_run: bool,
 
@@ -62,7 +62,7 @@ pub enum VmCommand {
 /// `vm up`.
 #[derive(Debug, Clone, Args)]
 pub struct UpArgs {
-    /// What to call it [default: the run's name, as printed]
+    /// The machine's name [default: the run's name, as printed]
     #[arg(value_parser = name)]
     pub name: Option<String>,
 
@@ -78,7 +78,7 @@ pub struct UpArgs {
     #[expect(missing_docs, reason = "flattened")]
     pub fix: FixArgs,
 
-    /// Print what is known of it as JSON, in the place of its name
+    /// Print its record as JSON instead of its name
     #[arg(long)]
     pub json: bool,
 }
@@ -86,17 +86,17 @@ pub struct UpArgs {
 /// One machine.
 #[derive(Debug, Clone, Args)]
 pub struct OneArgs {
-    /// The machine, by its name or its run's; may be left out where there is one
+    /// The machine's name or its run's [default: the only machine]
     pub machine: Option<String>,
 }
 
 /// One machine, and what is for a command in it.
 #[derive(Debug, Clone, Args)]
 pub struct GuestArgs {
-    /// The machine, by its name or its run's; may be left out where there is one
+    /// The machine's name or its run's [default: the only machine]
     pub machine: Option<String>,
 
-    /// Behind `--`: passed on
+    /// Arguments to pass on, after `--`
     #[arg(last = true, allow_hyphen_values = true)]
     pub rest: Vec<String>,
 }

@@ -59,14 +59,14 @@ impl fmt::Display for Rejected {
         let path = self.path.display();
         match &self.why {
             Why::Size(bytes, Some(wanted)) => {
-                write!(f, "{path} has {bytes} bytes and the flash device takes {wanted}")
+                write!(f, "{path} has {bytes} bytes, but the flash device takes {wanted}")
             }
             Why::Size(bytes, None) => write!(f, "{path} has {bytes} bytes, not a multiple of 4096"),
-            Why::Dangling(file) => write!(f, "{path} names {}, which is not there", file.display()),
+            Why::Dangling(file) => write!(f, "{path} names {}, which is missing", file.display()),
             Why::Unreadable(error) => write!(f, "{path} cannot be read: {error}"),
-            Why::Enrolled => write!(f, "{path} is about firmware that boots what is signed alone"),
-            Why::Malformed(error) => write!(f, "{path} is no descriptor of QEMU's: {error}"),
-            Why::Absent => write!(f, "{path} is not there"),
+            Why::Enrolled => write!(f, "{path} describes firmware that requires signed boot loaders"),
+            Why::Malformed(error) => write!(f, "{path} is not a firmware descriptor: {error}"),
+            Why::Absent => write!(f, "{path} is missing"),
         }
     }
 }
@@ -247,10 +247,10 @@ mod tests {
         file(root, "/usr/share/AAVMF/AAVMF_CODE.fd", 2 << 20);
         let rejected = discover(VmArchitecture::Aarch64, root).unwrap_err();
         let described: Vec<_> = rejected.iter().map(ToString::to_string).collect();
-        let size = "/usr/share/AAVMF/AAVMF_CODE.fd has 2097152 bytes and the flash device takes 67108864";
+        let size = "/usr/share/AAVMF/AAVMF_CODE.fd has 2097152 bytes, but the flash device takes 67108864";
         assert!(described.iter().any(|line| line == size), "{described:?}");
         assert!(
-            described.iter().any(|line| line == "/usr/share/edk2/aarch64/QEMU_CODE.fd is not there"),
+            described.iter().any(|line| line == "/usr/share/edk2/aarch64/QEMU_CODE.fd is missing"),
             "{described:?}"
         );
         file(root, "/usr/share/edk2/aarch64/QEMU_CODE.fd", FLASH);

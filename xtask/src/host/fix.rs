@@ -126,7 +126,7 @@ fn root_was_not_needed(preflight: &Preflight) -> Result<()> {
     let missing: Vec<_> = preflight.blocking().map(|finding| finding.sentence.as_str()).collect();
     Err(Unavailable {
         error: format!(
-            "root is needed to make this machine ready, and there is neither sudo nor doas: {}",
+            "making this machine ready needs root, but neither sudo nor doas is installed: {}",
             missing.join("; ")
         ),
         hint: format!(
@@ -181,7 +181,7 @@ fn show(commands: &[Vec<String>], systemd: bool) {
         eprintln!("    {}", command.join(" "));
     }
     if systemd {
-        eprintln!("(services that packages enable meanwhile are switched off again)");
+        eprintln!("(services that the packages enable are disabled again)");
     }
 }
 
@@ -216,7 +216,7 @@ fn run(command: &[String]) -> Result<()> {
         .stdout(std::io::stderr())
         .status()
         .with_context(|| format!("run {line}"))?;
-    ensure!(status.success(), "{line}: {status}; its own messages are above");
+    ensure!(status.success(), "{line}: {status}; see its messages above");
     Ok(())
 }
 

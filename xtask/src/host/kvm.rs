@@ -68,7 +68,7 @@ struct Processor {
 pub fn look(guest: VmArchitecture, cache: Option<&Cache>) -> Kvm {
     let host = VmArchitecture::of_host();
     if host != Some(guest) {
-        return Kvm::Foreign(format!("the host is {} and the guest {guest}", std::env::consts::ARCH));
+        return Kvm::Foreign(format!("the host is {}, the guest {guest}", std::env::consts::ARCH));
     }
     let opened = OpenOptions::new().read(true).write(true).open("/dev/kvm").map(drop);
     let note =
@@ -95,12 +95,12 @@ fn evaluate(opened: Result<(), (ErrorKind, String)>, processor: &Processor, fail
     }
     if processor.has_flag && !processor.virtualises {
         let modules = match processor.modules.as_slice() {
-            [] => "no module of KVM's".to_owned(),
+            [] => "no KVM module".to_owned(),
             modules => format!("the module {}", modules.join(" and ")),
         };
         return Kvm::Software(format!(
-            "/dev/kvm opens, and the processor has neither vmx nor svm ({modules} in /sys/module): a KVM without \
-             hardware, which runs no stock kernel"
+            "/dev/kvm opens, but the processor has neither vmx nor svm ({modules} in /sys/module): KVM without \
+             hardware support does not run a stock kernel"
         ));
     }
     if processor.guest { Kvm::Nested } else { Kvm::Opens }

@@ -200,12 +200,12 @@ impl Os {
 
 fn version(program: &Path, flag: &str) -> Result<String, String> {
     let output = tools::read(program, &[flag]).map_err(|error| format!("{error:#}"))?;
-    tools::version_in(&output).ok_or_else(|| format!("{} names no version: {output:?}", program.display()))
+    tools::version_in(&output).ok_or_else(|| format!("{} printed no version: {output:?}", program.display()))
 }
 
 /// As virt-sys' build script asks: `libvirt` and, for QEMU's monitor, `libvirt-qemu`.
 fn libvirt_version() -> Result<String, String> {
-    let pkg_config = tools::find("pkg-config").ok_or("there is no pkg-config to ask")?;
+    let pkg_config = tools::find("pkg-config").ok_or("pkg-config is missing")?;
     let ask = |library| tools::read(&pkg_config, &["--modversion", library]);
     ask("libvirt-qemu")
         .and_then(|_| ask("libvirt"))

@@ -121,7 +121,7 @@ impl Preflight {
             hint: if by_hand.len() == blocking.len() {
                 by_hand.join("; ")
             } else if fix::plan(self).is_empty() {
-                "nothing that --fix knows brings it on this distribution: install it by hand".to_owned()
+                "--fix knows no package for it on this distribution: install it by hand".to_owned()
             } else if blocking.iter().any(|finding| finding.id == findings::CI_PROGRAM) {
                 "cargo xtask ci --fix".to_owned()
             } else {

@@ -58,10 +58,11 @@ impl Emulator {
             serde_json::Deserializer::from_str(answers).into_iter().collect::<Result<_, _>>()?;
         let answer =
             |id: &str| answers.iter().find(|answer| answer["id"] == id).map(|answer| &answer["return"]);
-        let version = &answer("version").context("it names no version")?["qemu"];
+        let version = &answer("version").context("its output contains no version")?["qemu"];
         let part =
             |name: &str| version[name].as_u64().with_context(|| format!("its version has no {name} number"));
-        let models = answer("models").and_then(Value::as_array).context("it names no CPU models")?;
+        let models =
+            answer("models").and_then(Value::as_array).context("its output contains no CPU models")?;
         let names = models.iter().filter_map(|model| model["name"].as_str());
         // An emulator without this question has no such CPU properties either.
         let properties = answer("max").and_then(|max| max["model"]["props"].as_object());
@@ -95,9 +96,7 @@ impl Emulator {
         requested: &str,
     ) -> Result<(), Usage> {
         if accelerator == Accelerator::Tcg && requested == "host" {
-            return Err(Usage(
-                "--cpu host: it exists under KVM alone; leave --cpu out, or name a model".into(),
-            ));
+            return Err(Usage("--cpu host: it needs KVM; leave out --cpu, or name a model".into()));
         }
         if self.has_model(profile, requested) {
             return Ok(());
@@ -146,7 +145,7 @@ mod tests {
         };
         let (failed, silent) = (ask("false"), ask("true"));
         assert!(failed.contains("exit status: 1"), "{failed}");
-        assert!(silent.contains("names no version"), "{silent}");
+        assert!(silent.contains("contains no version"), "{silent}");
         assert!(Emulator::from_answers(Path::new("/q"), "no json").is_err());
     }
 }

@@ -83,7 +83,7 @@ impl Catalogue {
     fn parse(text: &str) -> Result<Self, String> {
         let catalogue: Self = toml::from_str(text).map_err(|error| error.to_string())?;
         if catalogue.schema != SCHEMA {
-            return Err(format!("schema {} where {SCHEMA} is known", catalogue.schema));
+            return Err(format!("unknown schema {}, expected {SCHEMA}", catalogue.schema));
         }
         Ok(catalogue)
     }

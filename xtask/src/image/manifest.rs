@@ -110,7 +110,7 @@ impl Contents {
             kernel: kernel.context("the tree has no kernel's package")?.clone(),
             glibc: glibc.split(['-', '+']).next().unwrap_or_default().to_owned(),
             page_size: page_size(&text("kernel-config")?)
-                .context("the kernel's configuration tells no page size")?,
+                .context("the kernel's configuration has no page size")?,
             mirror: mirror(&text("mirror")?),
             packages,
         })
@@ -129,7 +129,7 @@ impl Contents {
         };
         ensure!(
             found == *expected,
-            "the image {} that was made has {found:?}, and the catalogue promises {expected:?}; correct xtask/images.toml",
+            "the built image {} has {found:?}, but the catalogue says {expected:?}; correct xtask/images.toml",
             image.name
         );
         Ok(())

@@ -157,7 +157,7 @@ impl Choice {
         let Some(wanted) = &args.image else {
             if args.image_digest.is_some() || args.unverified {
                 return Err(Usage(
-                    "--image-digest and --unverified are about --image FILE or --image URL".to_owned(),
+                    "--image-digest and --unverified need --image FILE or --image URL".to_owned(),
                 ));
             }
             let fallback =
@@ -191,7 +191,7 @@ fn own_source(wanted: &str, args: &ImageArgs) -> Result<Option<Source>, Usage> {
     match (&digest, args.unverified) {
         (None, false) => {
             return Err(Usage(format!(
-                "--image {wanted_shown}: say what it must be with --image-digest sha256:…, or take it as it is with --unverified"
+                "--image {wanted_shown}: give its digest with --image-digest sha256:…, or accept any content with --unverified"
             )));
         }
         (Some(_), true) => {
@@ -205,7 +205,7 @@ fn own_source(wanted: &str, args: &ImageArgs) -> Result<Option<Source>, Usage> {
             ("https", _) | ("http", Some(_)) => {}
             ("http", None) => {
                 return Err(Usage(format!(
-                    "--image {wanted_shown}: over plain http anybody on the way could change it: give its digest, or an \
+                    "--image {wanted_shown}: plain http does not protect it against changes: give its digest, or an \
                      https address"
                 )));
             }
@@ -220,7 +220,7 @@ fn own_source(wanted: &str, args: &ImageArgs) -> Result<Option<Source>, Usage> {
     let path =
         Path::new(wanted).canonicalize().map_err(|error| Usage(format!("--image {wanted}: {error}")))?;
     if !path.is_file() {
-        return Err(Usage(format!("--image {wanted}: that is no file")));
+        return Err(Usage(format!("--image {wanted}: not a file")));
     }
     Ok(Some(Source::File(LocalFile { path, digest })))
 }
@@ -330,7 +330,7 @@ mod tests {
         assert!(own.is_verified() && own.name == "d.qcow2" && own.expected.is_none());
         let table: &[(&[&str], &str)] = &[
             (&["--image", "./not-there.qcow2", "--unverified"], "No such file"),
-            (&["--image", "/", "--unverified"], "no file"),
+            (&["--image", "/", "--unverified"], "not a file"),
             (&["--image", "ftp://x/y", "--image-digest", &digest], "https://"),
             (&["--image", "http://x/y", "--unverified"], "plain http"),
             (&["--image", "https://x/y"], "--unverified"),

@@ -150,10 +150,10 @@ impl Report {
             line.push_str(&format!(", {}", image.name));
             if let Some(reason) = &image.fallback_reason {
                 let briefly = reason.split(": ").next().unwrap_or(reason);
-                line.push_str(&format!(" instead of {}, since {briefly}", image.wanted));
+                line.push_str(&format!(" instead of {}, because {briefly}", image.wanted));
             }
             if !image.verified {
-                line.push_str(" (UNVERIFIED IMAGE: nobody vouches for its content)");
+                line.push_str(" (UNVERIFIED IMAGE: its content was not checked)");
             }
         }
         if let Some(accelerator) = self.host.accelerator {
@@ -295,7 +295,7 @@ mod tests {
         report.conclude(Verdict::Verified, 99.0);
         assert_eq!(
             report.verdict_line(),
-            "VERIFIED  iot-agent on aarch64, debian-12 instead of ubuntu-24.04, since cloud-images.ubuntu.com cannot be \
+            "VERIFIED  iot-agent on aarch64, debian-12 instead of ubuntu-24.04, because cloud-images.ubuntu.com cannot be \
              reached, in 99 s"
         );
         let image = report.guest.image.as_mut().unwrap();

@@ -90,7 +90,7 @@ fn print(path: &Path, inspection: &Inspection, report: &Report, verbosity: Verbo
     }
     let verdict = if report.is_sound() { "sound" } else { "REFUSED" };
     let warnings = report.of(Severity::Warned).count();
-    let warned = if warnings == 0 { String::new() } else { format!(", {warnings} warned of") };
+    let warned = if warnings == 0 { String::new() } else { format!(", {warnings} warning(s)") };
     eprintln!(
         "{verdict}{warned}: {} on {} with {}",
         path.display(),

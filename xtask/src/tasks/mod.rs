@@ -101,14 +101,14 @@ fn check_smoke(workspace: &Workspace, args: &SmokeArgs) -> Result<()> {
     if let Some(path) = &args.agent
         && !path.is_file()
     {
-        return Err(Usage(format!("--agent {}: there is no such file", path.display())).into());
+        return Err(Usage(format!("--agent {}: no such file", path.display())).into());
     }
     if let Some(path) = &args.report {
         let made = make_private_dir(path).and_then(|()| {
             Ok(rustix::fs::access(path, rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK)?)
         });
         made.map_err(|error| {
-            Usage(format!("--report {}: no directory to write to: {error:#}", path.display()))
+            Usage(format!("--report {}: cannot write to the directory: {error:#}", path.display()))
         })?;
     }
     Ok(())
@@ -135,8 +135,9 @@ fn build_xtask_vm(workspace: &Workspace, verbosity: Verbosity) -> Result<()> {
     let status = xtask_vm(workspace, "build").status().context("run cargo for xtask-vm")?;
     if !status.success() {
         return Err(Unavailable {
-            error: format!("xtask-vm does not build: cargo {status}; its own messages are above"),
-            hint: "cargo xtask preflight --fix; a fault of this workspace's own code is above too".to_owned(),
+            error: format!("build xtask-vm: cargo {status}; see its messages above"),
+            hint: "run cargo xtask preflight --fix; errors in this workspace's own code are shown above too"
+                .to_owned(),
         }
         .into());
     }

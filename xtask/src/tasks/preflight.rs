@@ -117,7 +117,7 @@ pub(super) fn print(preflight: &Preflight) {
         let emulator = facts.working_emulator().map_or("missing", |emulator| &emulator.version);
         let firmware = match (&facts.firmware, &facts.edk2) {
             (Ok(_), Some(edk2)) => format!("edk2 {edk2}"),
-            (Ok(_), None) => "firmware that does not tell its release".to_owned(),
+            (Ok(_), None) => "firmware of unknown release".to_owned(),
             (Err(_), _) => "no firmware".to_owned(),
         };
         eprintln!("{:<8} QEMU {emulator}, {firmware}", facts.arch.to_string());
@@ -128,9 +128,9 @@ pub(super) fn print(preflight: &Preflight) {
     let plan = fix::plan(preflight);
     if !plan.is_empty() {
         if fix::wants_root(preflight) {
-            eprintln!("all of it at once (root is needed, and there is neither sudo nor doas):");
+            eprintln!("to install everything (needs root; neither sudo nor doas is installed):");
         } else {
-            eprintln!("all of it at once (--fix runs these):");
+            eprintln!("to install everything (--fix runs these):");
         }
         for command in plan {
             eprintln!("    {}", command.join(" "));
@@ -160,7 +160,7 @@ fn show(preflight: &Preflight, finding: &Finding) {
     match &finding.remedy {
         Some(Remedy::Manual(remedy)) => eprintln!("          to do: {remedy}"),
         Some(Remedy::Install(..)) if commands.is_empty() => eprintln!(
-            "          to do: no package of this distribution is known to bring it; install it by hand, or choose an image \
+            "          to do: no package of this distribution is known to provide it; install it by hand, or choose an image \
              that does not need it"
         ),
         // The list of packages is brought up to date once, for all of them.

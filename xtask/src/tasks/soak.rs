@@ -62,18 +62,18 @@ pub(super) fn run(workspace: &Workspace, args: &SoakArgs) -> Result<()> {
 /// A soak deletes snapshots and counts what is left.
 fn alone() -> Result<()> {
     let unavailable = |error: String, hint: &str| -> anyhow::Error {
-        let hint = format!("{hint}; or another IOT_XTASK_CACHE");
+        let hint = format!("{hint}; or use another IOT_XTASK_CACHE");
         Unavailable { error, hint }.into()
     };
     let kept = instance::all(&Cache::from_env()?).len();
     if kept > 0 {
-        let error = format!("soak in a cache in which {kept} machine(s) are kept");
+        let error = format!("soak in a cache that has {kept} machine(s)");
         return Err(unavailable(error, "cargo xtask vm list, vm rm"));
     }
     nothing_left(&Cache::from_env()?).map_err(|error| {
         unavailable(
             format!("soak in a cache that is in use: {error}"),
-            "wait for its runs, or cargo xtask vm gc",
+            "wait for its runs, or run cargo xtask vm gc",
         )
     })
 }
@@ -138,7 +138,7 @@ fn tests(workspace: &Workspace, arguments: &[&str], (name, value): (&str, &str))
         .stdout(std::io::stderr())
         .status()
         .context("run the tests")?;
-    ensure!(status.success(), "{status}; what failed is named above");
+    ensure!(status.success(), "{status}; see the failures above");
     Ok(format!("passed in {}", human_seconds(started.elapsed().as_secs_f64())))
 }
 
@@ -162,7 +162,7 @@ fn nothing_left(cache: &Cache) -> Result<()> {
     left.extend(
         snapshots.iter().filter(|snapshot| !whole(snapshot)).map(|snapshot| snapshot.display().to_string()),
     );
-    ensure!(left.is_empty(), "this is left: {}", left.join(", "));
+    ensure!(left.is_empty(), "leftovers: {}", left.join(", "));
     Ok(())
 }
 

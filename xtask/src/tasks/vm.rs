@@ -28,7 +28,7 @@ pub(super) fn run(command: &VmCommand) -> Result<()> {
                 && instance::all(&cache).iter().any(|instance| instance.machine.name == *first)
             {
                 let rest = rest.strip_prefix(&["--".to_owned()]).unwrap_or(rest).join(" ");
-                let error = format!("vm exec takes its machine by a flag: --machine {first} -- {rest}");
+                let error = format!("vm exec: name the machine by a flag: --machine {first} -- {rest}");
                 return Err(Usage(error).into());
             }
             let instance = instance::find(&cache, machine.as_deref())?;
@@ -48,7 +48,7 @@ pub(super) fn run(command: &VmCommand) -> Result<()> {
         VmCommand::Rm(args) => {
             let instance = instance::find(&cache, args.machine.as_deref())?;
             let processes = run_dir::remove_kept(&instance)?;
-            eprintln!("removed {}: {processes} process(es) ended, its disk deleted", instance.machine.name);
+            eprintln!("removed {}: ended {processes} process(es), deleted its disk", instance.machine.name);
             Ok(())
         }
         VmCommand::Gc { dry_run, json } => gc(&cache, *dry_run, *json),
@@ -111,8 +111,8 @@ fn power_cut(instance: &Instance) -> Result<()> {
     let processes = end_processes(&instance.work())?;
     let name = &instance.machine.name;
     match processes {
-        0 => eprintln!("{name} was off already"),
-        _ => eprintln!("{name} has no power; cargo xtask vm start {name} boots it"),
+        0 => eprintln!("{name} was already off"),
+        _ => eprintln!("{name} is off; boot it with cargo xtask vm start {name}"),
     }
     Ok(())
 }
@@ -135,7 +135,7 @@ fn gc(cache: &Cache, dry_run: bool, as_json: bool) -> Result<()> {
         println!("{what} {id}: {processes} process(es)");
     }
     if collected.is_empty() {
-        eprintln!("no dead run has left anything");
+        eprintln!("no dead run has left files");
     }
     Ok(())
 }

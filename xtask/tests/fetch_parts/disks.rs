@@ -36,7 +36,7 @@ fn what_would_not_fit_is_refused_before_it_comes() {
     // Slow, so that what was sent tells what was taken.
     let server = Server::start(move |_, request| Reply::file(&good, request).rate(8 * MIB));
     let (ended, left) = fetch_to_tmpfs(&client, "size=24m", "true", &server.url(), &image.sha256());
-    assert_says(&ended, 69, &["24 MiB free and 28 MiB are needed", "make room in"]);
+    assert_says(&ended, 69, &["24 MiB free and 28 MiB are needed", "free space in"]);
     assert_eq!(left, Vec::<String>::new());
     assert!(server.sent() < 4 << 20, "{} bytes were sent", server.sent());
     let (ended, left) = fetch_to_tmpfs(&client, "size=32m", "true", &server.url(), &image.sha256());
@@ -50,7 +50,7 @@ fn a_disk_that_gets_full_is_not_left_full() {
     let server = Server::start(move |_, request| Reply::file(&good, request).chunked());
     let (ended, left) = fetch_to_tmpfs(&client, "size=8m", "true", &server.url(), &image.sha256());
     let partial = client.path("image.partial");
-    assert_says(&ended, 69, &["the disk is full", "make room in", partial.to_str().unwrap()]);
+    assert_says(&ended, 69, &["the disk is full", "free space in", partial.to_str().unwrap()]);
     assert_eq!(left, Vec::<String>::new());
     assert_eq!(server.seen().len(), 1, "another attempt would end the same way");
 }

@@ -150,7 +150,7 @@ fn a_proxy_that_refuses_is_named() {
             Some(&digest),
             &[(variable, &address), ("SSL_CERT_FILE", pem.to_str().unwrap())],
         );
-        client.assert_refused(&ended, 69, &["reach http", "the proxy", "see HTTPS_PROXY"]);
+        client.assert_refused(&ended, 69, &["reach http", "the proxy", "check HTTPS_PROXY"]);
         assert!(!ended.message.contains("secret"), "{}", ended.message);
         assert_eq!(proxy.lines().len(), requests, "{status}");
     }

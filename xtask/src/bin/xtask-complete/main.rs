@@ -22,7 +22,7 @@ const ASKS: &str = "COMPLETE";
 const COMMAND: &str = "cargo-xtask";
 
 const REMEDY: &str =
-    "run it in the workspace; where a path is what it cannot use, clone elsewhere or set CARGO_TARGET_DIR";
+    "run it in the workspace; if a path cannot be completed, clone elsewhere or set CARGO_TARGET_DIR";
 
 #[derive(Debug, Parser)]
 struct Arguments {
@@ -123,7 +123,7 @@ fn plain<'a>(path: &'a Path, whose: &str) -> Result<&'a str> {
     let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+@".contains(c);
     path.to_str().filter(|path| path.chars().all(plain)).with_context(|| {
         format!(
-            "{} is where {whose} is: a shell would have to quote that; it has to be elsewhere",
+            "{} holds {whose}, and a shell would have to quote that path; move it elsewhere",
             path.display()
         )
     })

@@ -82,7 +82,7 @@ impl Child {
         signal_group(group, Signal::KILL).with_context(|| format!("stop {}", self.line))?;
         let deadline = Instant::now() + limits::CHILD_STOP;
         while self.ended()?.is_none() {
-            ensure!(Instant::now() < deadline, "stop {}: it outlives SIGKILL", self.line);
+            ensure!(Instant::now() < deadline, "stop {}: it is still alive after SIGKILL", self.line);
             std::thread::sleep(limits::CHILD_POLL);
         }
         Ok(())
@@ -134,7 +134,7 @@ pub(crate) fn run(job: &Job<'_>, interrupt: &Interrupt, mut alive: impl FnMut(&s
     if !status.success() {
         let message = last_lines(&job.log, 8).join("\n    ");
         // Not its arguments: they may be long, and a mirror's address may hold a password.
-        bail!("{}: {status}; it said last:\n    {message}", job.program.display());
+        bail!("{}: {status}; its last output:\n    {message}", job.program.display());
     }
     Ok(())
 }
@@ -175,7 +175,7 @@ pub(crate) fn output(
             return Ok(output.clone());
         }
         let stop = interrupt.check().err().or_else(|| {
-            (Instant::now() > deadline).then(|| anyhow!("{line}: no end within {} s", limit.as_secs()))
+            (Instant::now() > deadline).then(|| anyhow!("{line}: did not end within {} s", limit.as_secs()))
         });
         if let Some(error) = stop {
             handle.kill().with_context(|| format!("stop {line}"))?;

@@ -16,17 +16,17 @@ const FAULTS: &[(&str, &str, &str)] = &[
     (
         "Kernel panic - not syncing",
         "the guest's kernel panicked",
-        "read the lines before the panic in console.log; a guest of less memory than its initramfs needs panics so too",
+        "read the lines before the panic in console.log; a guest with too little memory for its initramfs panics in the same way",
     ),
     (
         "You are in emergency mode",
         "the guest fell into systemd's emergency shell",
-        "console.log names the unit that failed, mostly a file system of /etc/fstab",
+        "read in console.log which unit failed, usually a file system of /etc/fstab",
     ),
     (
         "You are in rescue mode",
         "the guest fell into systemd's rescue shell",
-        "console.log names what asked for it",
+        "read in console.log what requested it",
     ),
     (
         "(initramfs)",
@@ -35,13 +35,13 @@ const FAULTS: &[(&str, &str, &str)] = &[
     ),
     (
         "UEFI Interactive Shell",
-        "the firmware found nothing to boot",
-        "the image has no loader on its ESP for this architecture",
+        "the firmware found no bootable device",
+        "use another image: this one has no boot loader for this architecture on its ESP",
     ),
     (
         "BdsDxe: failed to load Boot",
         "the firmware could not load the image's boot entry",
-        "the image has no loader on its ESP for this architecture",
+        "use another image: this one has no boot loader for this architecture on its ESP",
     ),
 ];
 

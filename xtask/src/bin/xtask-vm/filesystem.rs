@@ -39,14 +39,14 @@ pub(crate) fn check(disk: &Path, scratch: &Path, interrupt: &Interrupt) -> Resul
     let (raw, part) = (scratch.join(RAW), scratch.join(PART));
     let checked = unpack(disk, &raw, interrupt).and_then(|()| check_raw(&raw, &part, interrupt));
     let removed = remove_file(&raw).and_then(|()| remove_file(&part));
-    let hint = "see the causes; the run itself was not the matter, and needs no --fsck";
+    let hint = "see the causes; the run itself did not fail, and --fsck is optional";
     let attempted = format!("check the file systems on {}", disk.display());
     checked.and_then(|count| removed.map(|()| count)).map_err(|error| host_fault(error, attempted, hint))
 }
 
 fn check_raw(raw: &Path, part: &Path, interrupt: &Interrupt) -> Result<usize> {
     let mut checked = 0;
-    for Partition { start, bytes } in partitions(raw).context("read its partitions")? {
+    for Partition { start, bytes } in partitions(raw).context("read the disk's partitions")? {
         let mut magic = [0; MAGIC.len()];
         let disk = File::open(raw).with_context(|| format!("open {}", raw.display()))?;
         // A partition that ends before that is none of these.
@@ -57,8 +57,8 @@ fn check_raw(raw: &Path, part: &Path, interrupt: &Interrupt) -> Result<usize> {
             checked += 1;
         }
     }
-    let nothing = "it has no ext4 file system: there was nothing to check";
-    let hint = "--fsck knows GPT disks with ext4; without it the smoke says nothing of the disk";
+    let nothing = "the disk has no ext4 file system to check";
+    let hint = "--fsck supports ext4 on GPT disks; leave it out for this image";
     ensure!(checked > 0, Diagnosis::new(nothing, hint));
     Ok(checked)
 }
@@ -82,21 +82,21 @@ fn check_one(part: &Path, start: u64, interrupt: &Interrupt) -> Result<()> {
     let damaged = |how: String| {
         Diagnosis::new(
             format!("the guest's file system at byte {start} of its disk is damaged: {how}"),
-            "the disk is kept as damaged.qcow2 in the run's directory; see whether runs with --cold have it too: if so, it is the \
-             guest's kernel or the image; if not, the snapshot that cargo xtask image list names",
+            "the disk is kept as damaged.qcow2 in the run's directory; run with --cold too: if the damage is there as well, suspect the \
+             guest's kernel or the image; otherwise the snapshot that cargo xtask image list names",
         )
     };
     let has_errors = || -> Result<bool> {
         let mut state = [0];
         File::open(part)
             .and_then(|disk| disk.read_exact_at(&mut state, STATE_AT))
-            .context("read its state")?;
+            .context("read the file system's state")?;
         Ok(state[0] & ERRORS_FOUND != 0)
     };
     // To repair is 1, and to find nothing at all 0.
     for (flags, most) in [(&["-p", "-E", "journal_only"][..], 1), (&["-p"], 1), (&["-f", "-n"], 0)] {
         // Before and behind the journal: the checker would repair what it may, and forget that there was something.
-        ensure!(!has_errors()?, damaged("its own kernel has found errors in it".to_owned()));
+        ensure!(!has_errors()?, damaged("the guest's kernel has recorded errors in it".to_owned()));
         let arguments: Vec<_> = flags.iter().map(OsString::from).chain([part.into()]).collect();
         let output = child::output(&tools::require(CHECKER)?, &arguments, limits::INVENTORY, interrupt)?;
         let Some(code) =
@@ -161,7 +161,7 @@ mod tests {
             ("clri lost+found", "lost+found"),
             // A directory whose blocks are somebody else's, as a disk has them that was read past a layer.
             ("sif lost+found block[5] 7", "damaged"),
-            ("ssv state 3", "its own kernel has found errors"),
+            ("ssv state 3", "the guest's kernel has recorded errors"),
         ];
         for (change, words) in changes {
             let error = checked(true, Some(change)).unwrap_err();

@@ -126,22 +126,19 @@ impl UnitState {
         let booted = matches!(self.system.as_str(), "running" | "degraded");
         match (self.active.as_str(), self.file.as_str()) {
             ("inactive", "disabled" | "static" | "masked") if booted => Some((
-                format!("the guest is up and iot-agent.service is not running: it is {} at boot", self.file),
+                format!("the guest is up, but iot-agent.service is not running: it is {} at boot", self.file),
                 "enable the unit when the agent is installed: systemctl enable iot-agent.service",
             )),
             ("inactive", "") if booted => Some((
-                "the guest is up and has no iot-agent.service".to_owned(),
-                "the installation did not survive the power cut: sync what is installed",
+                "the guest is up, but has no iot-agent.service".to_owned(),
+                "the installation did not survive the power cut: the installer must sync its files",
             )),
             ("failed", _) => Some((
                 "iot-agent.service has failed".to_owned(),
                 "read the agent's journal in the report's directory",
             )),
             _ if self.restarts >= 5 => Some((
-                format!(
-                    "iot-agent.service ends again and again; systemd has started it {} times",
-                    self.restarts
-                ),
+                format!("iot-agent.service keeps ending; systemd has started it {} times", self.restarts),
                 "read the agent's journal in the report's directory",
             )),
             _ => None,

@@ -122,7 +122,7 @@ impl Watch {
         }
         self.history.note(&self.what, elapsed.as_secs_f64(), silent);
         if let Err(error) = self.history.keep(cache) {
-            screen.note(&format!("how long it took is not kept: {error:#}"));
+            screen.note(&format!("cannot record how long it took: {error:#}"));
         }
     }
 }
@@ -154,7 +154,7 @@ impl Usual {
         if elapsed < self.median {
             format!("about {} to go", human_seconds(self.median - elapsed))
         } else if elapsed > self.spread.1 {
-            "longer than ever here".to_owned()
+            "slower than any earlier run".to_owned()
         } else {
             "any moment".to_owned()
         }
@@ -187,7 +187,7 @@ mod tests {
         assert_eq!(usual.to_string(), "usually 66 s, 60 s to 75 s");
         assert_eq!(
             [20.0, 70.0, 80.0].map(|now| usual.rest(now)),
-            ["about 46 s to go", "any moment", "longer than ever here"]
+            ["about 46 s to go", "any moment", "slower than any earlier run"]
         );
     }
 

@@ -81,7 +81,7 @@ impl Hypervisor {
 
     /// The machine whose memory was saved to `memory`, with this domain's files in the place of its own, its processors stopped.
     pub(crate) fn restore_paused(&self, memory: &Path, xml: &str) -> Result<Machine> {
-        let path = memory.to_str().context("a path of the cache")?;
+        let path = memory.to_str().context("encode a path of the cache")?;
         let flags = virt::sys::VIR_DOMAIN_SAVE_PAUSED;
         reaper::reaping(|| self.connect.restore_domain_flags(path, Some(xml), flags))
             .with_context(|| format!("restore the machine whose memory is in {path}"))?;
@@ -140,7 +140,7 @@ impl Machine {
 
     /// Stops it, writes its memory and its devices to `memory`, and ends it (virDomainSave).
     pub(crate) fn save(&mut self, memory: &Path) -> Result<()> {
-        let path = CString::new(memory.as_os_str().as_encoded_bytes()).context("a path without zeros")?;
+        let path = CString::new(memory.as_os_str().as_encoded_bytes()).context("encode the path")?;
         // SAFETY: the domain lives as long as `self`, and libvirt copies the path; the crate virt 0.5 has no call of its own for it.
         let saved =
             reaper::reaping(|| unsafe { virt::sys::virDomainSave(self.domain.as_ptr(), path.as_ptr()) });
@@ -185,11 +185,14 @@ impl Drop for Machine {
 
 /// The value in QEMU's reply, or its error.
 pub(crate) fn returned(answer: &str) -> Result<Value> {
-    let mut answer: Value = serde_json::from_str(answer).context("parse its answer")?;
+    let mut answer: Value = serde_json::from_str(answer).context("parse QEMU's answer")?;
     match answer.get_mut("return") {
         Some(value) => Ok(value.take()),
         None => {
-            bail!("{}", answer["error"]["desc"].as_str().unwrap_or("an answer with neither value nor error"))
+            bail!(
+                "{}",
+                answer["error"]["desc"].as_str().unwrap_or("QEMU's answer has neither a value nor an error")
+            )
         }
     }
 }

@@ -32,7 +32,7 @@ pub(crate) fn read(machine: &Machine, expected: &ExpectedMachine, work: &Path) -
         transcript.push(json!({ "execute": command, "arguments": arguments, "return": described }));
         answer
     };
-    let seen = Observed::read(expected, &mut ask).context("read back what QEMU made of the domain");
+    let seen = Observed::read(expected, &mut ask).context("read QEMU's machine back over QMP");
     write_private(&work.join(TRANSCRIPT), format!("{:#}\n", Value::from(transcript)))?;
     Ok(diff(expected, &seen?))
 }
@@ -66,9 +66,9 @@ pub(crate) fn sound(machine: Machine, expected: &ExpectedMachine, work: &Path) -
         return Ok(machine);
     }
     Err(Unavailable {
-        error: format!("QEMU made something else of the domain: {}", blocking.join("; ")),
+        error: format!("QEMU's machine does not match the requested domain: {}", blocking.join("; ")),
         hint: format!(
-            "cargo xtask preflight --arch {} --rehearse says what to do about each; no guest code has run",
+            "run cargo xtask preflight --arch {} --rehearse, which says what to do about each; no guest code has run",
             expected.architecture
         ),
     }

@@ -34,7 +34,7 @@ pub(crate) fn start(args: &OneArgs, verbosity: Verbosity) -> Result<()> {
     let name = instance.machine.name.clone();
     timed((&cache, &mut screen), (&kind(&instance), "boot"), "boot", |screen| {
         boot(&cache, &mut instance, &interrupt, screen).map_err(|error| {
-            host_fault(error, format!("start {name}"), "see the causes; its disk is as it was")
+            host_fault(error, format!("start {name}"), "see the causes; its disk is unchanged")
         })?;
         Ok(((), format!("{name} can be entered: cargo xtask vm ssh {name}")))
     })
@@ -55,12 +55,12 @@ pub(crate) fn stop(args: &OneArgs, verbosity: Verbosity) -> Result<()> {
     let _lock = instance.lock()?;
     let name = instance.machine.name.clone();
     if !instance.is_running() {
-        screen.note(&format!("{name} was off already"));
+        screen.note(&format!("{name} was already off"));
         return Ok(());
     }
     timed((&cache, &mut screen), (&kind(&instance), "shutdown"), "shutdown", |screen| {
         shut_down(&cache, &instance, &interrupt, screen).map_err(|error| {
-            let hint = format!("cargo xtask vm power-cut {name} takes its power away");
+            let hint = format!("cut its power: cargo xtask vm power-cut {name}");
             host_fault(error, format!("stop {name}"), hint)
         })?;
         Ok(((), format!("{name} is off")))
@@ -71,7 +71,7 @@ fn shut_down(cache: &Cache, instance: &Instance, interrupt: &Interrupt, screen: 
     let hypervisor = Hypervisor::open(&instance.work().join("v"), cache)?;
     let Some(machine) = hypervisor.running() else {
         // A guest that is off already has a QEMU until libvirt looks.
-        ensure!(!instance.is_running(), "libvirt knows nothing of the QEMU that runs");
+        ensure!(!instance.is_running(), "QEMU runs, but libvirt does not know it");
         return Ok(());
     };
     // The connection ends with the guest, which may be off already: an error says nothing, and is told where the guest goes on.
@@ -88,7 +88,7 @@ fn shut_down(cache: &Cache, instance: &Instance, interrupt: &Interrupt, screen: 
         if Instant::now() > deadline {
             let name = &instance.machine.name;
             let late = format!("{name} is not off after {} s", limits::SHUTDOWN.as_secs());
-            let late = Diagnosis::new(late, format!("cargo xtask vm power-cut {name} takes its power away"));
+            let late = Diagnosis::new(late, format!("cut its power: cargo xtask vm power-cut {name}"));
             return Err(asked.err().map_or_else(|| late.clone().into(), |error| error.context(late.clone())));
         }
         console.read()?;
@@ -112,7 +112,7 @@ fn boot(cache: &Cache, instance: &mut Instance, interrupt: &Interrupt, screen: &
         // PreflightRequest first: the answer comes once libvirt has seen how the QEMU is that it has found.
         let port = machine.ssh_port();
         if let (Ok(port), Condition::Running) = (port, machine.condition()) {
-            screen.alive("it runs already");
+            screen.alive("it is already running");
             instance.machine.ssh_port = Some(port);
             instance.save()?;
             return wait_for_ssh(instance, &machine, &mut console, interrupt, screen);
@@ -131,7 +131,9 @@ fn boot(cache: &Cache, instance: &mut Instance, interrupt: &Interrupt, screen: &
     })?;
     let lost = |error: Error| {
         let (error, name) = (format!("{error:#}"), &instance.machine.name);
-        let hint = format!("its disk lies on it: cargo xtask vm rm {name}, and vm up makes another");
+        let hint = format!(
+            "its disk depends on it: remove it with cargo xtask vm rm {name} and make another with cargo xtask vm up"
+        );
         Unavailable { error, hint }
     };
     if let Some(snapshot) = snapshot::under(&instance.work()).map_err(lost)? {
@@ -175,7 +177,7 @@ fn wait_for_ssh(
             return Err(Diagnosis::new(fault.what, fault.hint).into());
         }
         if machine.condition() != Condition::Running {
-            let hint = format!("cargo xtask vm console {} has its last words", instance.machine.name);
+            let hint = format!("see its last output: cargo xtask vm console {}", instance.machine.name);
             return Err(Unavailable { error: "QEMU ended while the machine booted".to_owned(), hint }.into());
         }
         // Before the end of the boot sshd greets and lets nobody in (pam_nologin(8)).
@@ -191,8 +193,8 @@ fn wait_for_ssh(
             looked = Some(Instant::now());
         }
         if Instant::now() > deadline {
-            let hint = format!("cargo xtask vm console {} says how far it came", instance.machine.name);
-            return Err(Diagnosis::new("the machine's ssh does not answer in time", hint).into());
+            let hint = format!("see how far it got: cargo xtask vm console {}", instance.machine.name);
+            return Err(Diagnosis::new("the machine's ssh server did not answer in time", hint).into());
         }
         screen.alive(console.last());
         std::thread::sleep(limits::POLL);

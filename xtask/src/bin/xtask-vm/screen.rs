@@ -110,7 +110,7 @@ impl Screen {
         if let Some(silent) = stuck {
             let longest = status.usual.map_or(0.0, |usual| usual.silent);
             let text = format!(
-                "{} may be stuck: no sign of life for {}, and {} was the longest of the runs before; its last one is above, \
+                "{} may be stuck: no output for {}, and {} was the longest pause of earlier runs; the last output is above, \
                  -v shows all of them, and the run's console.log keeps them",
                 status.title,
                 human_seconds(silent.as_secs_f64()),

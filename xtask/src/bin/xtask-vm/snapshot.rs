@@ -86,7 +86,7 @@ pub(crate) fn lock(
         let waited = started.elapsed();
         // The seconds are the sign of life: no guest of this run could give one yet.
         screen.alive(&format!(
-            "another run makes this snapshot, or takes its machine out of it, for {} s by now",
+            "another run is making this snapshot, or restoring from it, for {} s so far",
             waited.as_secs()
         ));
         if waited > limit {
@@ -96,7 +96,9 @@ pub(crate) fn lock(
                     path.display(),
                     limit.as_secs()
                 ),
-                hint: "wait for that run, or end it: it has the file open (fuser); a smoke with --cold needs no snapshot".to_owned(),
+                hint:
+                    "wait for that run, or end it: it has the file open (see fuser); --cold needs no snapshot"
+                        .to_owned(),
             }
             .into());
         }
@@ -120,7 +122,7 @@ pub(crate) fn find(
                 usable = Some(Snapshot { directory: found.directory, manifest });
             }
             _ if found.users.is_empty() => {
-                screen.line(&format!("deleting the snapshot {}, which is not used again", found.name()));
+                screen.line(&format!("deleting the snapshot {}, which will not be used again", found.name()));
                 remove(&found.directory)?;
             }
             _ => {}
@@ -145,7 +147,7 @@ pub(crate) fn keep(
         if !FILES.iter().any(|name| path.ends_with(name)) {
             let deleted =
                 if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
-            deleted.with_context(|| format!("delete {}, which is no part of a snapshot", path.display()))?;
+            deleted.with_context(|| format!("delete {}, which is not part of a snapshot", path.display()))?;
         }
     }
     let mut files = BTreeMap::new();

@@ -27,21 +27,20 @@ pub(crate) fn console(machine: Option<&str>) -> Result<()> {
     let mut log = ConsoleLog::open(&instance.machine.console)?;
     if !instance.is_running() {
         log.show()?;
-        eprintln!("{name} is off; cargo xtask vm start {name} boots it");
+        eprintln!("{name} is off; boot it with cargo xtask vm start {name}");
         return Ok(());
     }
     // QEMU takes one at a time, and has others wait without a word.
     let _lock = try_lock(&instance.work().join("console.lock"))?.ok_or_else(|| Unavailable {
-        error: format!("attach to the console of {name}: another one is attached"),
-        hint: "leave that one with Ctrl-], or see what it has said so far with --no-follow".to_owned(),
+        error: format!("attach to the console of {name}: another terminal is attached"),
+        hint: "detach that terminal with Ctrl-], or use --no-follow to see the output so far".to_owned(),
     })?;
     // First: who may not have the terminal is stopped here, and not while a guest talks to it.
     let terminal = RawTerminal::enter()?;
     let path = instance.work().join(CONSOLE_SOCKET);
     let stream = UnixStream::connect(&path).with_context(|| format!("connect to {}", path.display()));
     let stream = stream.map_err(|error| {
-        let hint =
-            "--no-follow shows what it has said so far; vm stop and vm start give it its console again";
+        let hint = "use --no-follow to see the output so far; vm stop and vm start restore the console";
         host_fault(error, format!("attach to the console of {name}"), hint)
     })?;
     if terminal.is_some() {
@@ -56,7 +55,7 @@ pub(crate) fn console(machine: Option<&str>) -> Result<()> {
 /// The log to stdout, and stdin to the guest.
 fn attach(stream: &UnixStream, log: &mut ConsoleLog, keys: bool, interrupt: &Interrupt) -> Result<()> {
     let over = Arc::new(AtomicBool::new(false));
-    let share = || stream.try_clone().context("share the console's socket");
+    let share = || stream.try_clone().context("duplicate the console's socket");
     let (to_guest, from_guest) = (share()?, share()?);
     let (left, ended) = (Arc::clone(&over), Arc::clone(&over));
     // Both may wait for a byte when this process ends. What the guest says is read from the log: a guest stops that talks to somebody
@@ -65,7 +64,7 @@ fn attach(stream: &UnixStream, log: &mut ConsoleLog, keys: bool, interrupt: &Int
     log.show()?;
     if keys {
         // What the terminal itself answered to old questions of the guest's.
-        tcflush(std::io::stdin(), QueueSelector::IFlush).context("forget what was typed before")?;
+        tcflush(std::io::stdin(), QueueSelector::IFlush).context("discard earlier input")?;
     }
     std::thread::spawn(move || type_in(to_guest, keys, &left));
     loop {
@@ -114,10 +113,10 @@ impl RawTerminal {
         if !stdin.is_terminal() {
             return Ok(None);
         }
-        let before = tcgetattr(&stdin).context("ask the terminal how it is set")?;
+        let before = tcgetattr(&stdin).context("read the terminal's settings")?;
         let mut raw = before.clone();
         raw.make_raw();
-        tcsetattr(&stdin, OptionalActions::Now, &raw).context("hand the terminal's keys to the guest")?;
+        tcsetattr(&stdin, OptionalActions::Now, &raw).context("set the terminal to raw mode")?;
         Ok(Some(Self(before)))
     }
 }
@@ -125,7 +124,7 @@ impl RawTerminal {
 impl Drop for RawTerminal {
     fn drop(&mut self) {
         if let Err(error) = tcsetattr(std::io::stdin(), OptionalActions::Now, &self.0) {
-            eprintln!("warning: the terminal is not as it was (reset(1) helps): {error}");
+            eprintln!("warning: cannot restore the terminal; run reset(1): {error}");
         }
     }
 }

@@ -50,7 +50,12 @@ pub fn evaluate(facts: &ConnectionFacts, asked: &PreflightRequest<'_>) -> Vec<Fi
         }
         Err(error) => {
             let by_hand = facts.uri.virsh("capabilities");
-            evaluation.degrades("connect-arch", "what it runs is unknown".to_owned(), error, by_hand);
+            evaluation.degrades(
+                "connect-arch",
+                "its guest architectures are unknown".to_owned(),
+                error,
+                by_hand,
+            );
         }
     }
     evaluation.network(offer);
@@ -100,7 +105,7 @@ impl Evaluation<'_> {
         .flatten()
         .map(String::as_str)
         .collect();
-        let evidence = if unknown.is_empty() { "libvirt said so".to_owned() } else { unknown.join("; ") };
+        let evidence = if unknown.is_empty() { "libvirt's answer".to_owned() } else { unknown.join("; ") };
         self.add(
             "connect-host",
             Severity::Informs,
@@ -118,13 +123,18 @@ impl Evaluation<'_> {
     fn access(&mut self, access: &Access) {
         if let Access::ReadOnly(why) = access {
             let remedy = let_in(self.uri);
-            self.blocks(PERMISSION, "this user may look and not start a guest".to_owned(), why, remedy);
+            self.blocks(
+                PERMISSION,
+                "this user has read-only access and cannot start guests".to_owned(),
+                why,
+                remedy,
+            );
         }
     }
 
     fn memory(&mut self, offer: &ConnectionOffer, guest: u64) {
         let wanted = guest + QEMU_MEMORY;
-        let less = "ask for a smaller guest (--memory), or end something there".to_owned();
+        let less = "use a smaller guest (--memory), or end other guests there".to_owned();
         match (&offer.node, &offer.free_memory) {
             (Ok(node), _) if node.memory < wanted => {
                 let has = format!("the host has {} of memory, {} wanted", size(node.memory), size(wanted));
@@ -159,14 +169,15 @@ impl Evaluation<'_> {
                 "connect-machine",
                 format!("its {arch} guests cannot be of the machine type {}", profile.machine_type),
                 format!("{} has {}", guest.emulator, list(&guest.machine_types)),
-                format!("{there}install a QEMU that has it"),
+                format!("{there}install a QEMU that supports it"),
             );
         }
         let accelerator = accelerator(machine.accel, guest);
         if accelerator == Accelerator::Kvm && !guest.domain_types.iter().any(|kind| kind == "kvm") {
             let evidence = format!("domain types: {}", list(&guest.domain_types));
-            let remedy =
-                format!("{there}see /dev/kvm and the firmware's switch for virtualisation; or --accel tcg");
+            let remedy = format!(
+                "{there}check /dev/kvm and the virtualisation setting of the firmware; or use --accel tcg"
+            );
             return self.blocks(
                 "connect-accel",
                 format!("its {arch} guests cannot have KVM"),
@@ -177,7 +188,7 @@ impl Evaluation<'_> {
         match offer.domains.iter().find(|answer| answer.arch == arch) {
             Some(DomainAnswer { offer: Ok(domain), .. }) => self.domain(arch, accelerator, machine, domain),
             Some(DomainAnswer { offer: Err(error), .. }) => {
-                let what = format!("what its {arch} guests can have is unknown");
+                let what = format!("the capabilities of its {arch} guests are unknown");
                 let ask = format!("domcapabilities --arch {arch} --machine {}", profile.machine_type);
                 self.degrades("connect-domain", what, error, self.uri.virsh(&ask));
             }
@@ -205,7 +216,7 @@ impl Evaluation<'_> {
         } else if !offer.selects_uefi {
             self.degrades(
                 "connect-firmware",
-                format!("it does not choose UEFI for {arch} guests by itself"),
+                format!("it does not select UEFI for {arch} guests automatically"),
                 files.clone(),
                 "name the loader in the domain: <loader readonly='yes' type='pflash'>FILE</loader>"
                     .to_owned(),
@@ -213,7 +224,7 @@ impl Evaluation<'_> {
         }
         let cpu = Cpu::resolve(arch, accelerator, machine.cpu.as_deref());
         if let Err(evidence) = has_cpu(offer, &cpu.model) {
-            let ask = format!("domcapabilities --arch {arch} lists what it has; choose by --cpu");
+            let ask = format!("domcapabilities --arch {arch} lists the models; choose one with --cpu");
             let remedy = self.uri.virsh(&ask);
             self.blocks(
                 "connect-cpu",
@@ -223,7 +234,7 @@ impl Evaluation<'_> {
             );
         }
         let how = match accelerator {
-            Accelerator::Kvm => "by KVM, which was not tried",
+            Accelerator::Kvm => "by KVM (not tested)",
             Accelerator::Tcg => "emulated",
         };
         let sentence = format!("{arch} guests: {how}; machine type {}", offer.machine_type);
@@ -241,12 +252,7 @@ impl Evaluation<'_> {
                     "{}install libvirt's network driver (Debian 13: libvirt-daemon-driver-network) and restart the daemon",
                     self.uri.there()
                 );
-                self.degrades(
-                    "connect-network",
-                    "its networks cannot be asked for".to_owned(),
-                    error,
-                    remedy,
-                );
+                self.degrades("connect-network", "cannot read its networks".to_owned(), error, remedy);
             }
             // A user's own daemon cannot make a network of this kind.
             Ok(None) if self.uri.session => self.add(
@@ -275,7 +281,8 @@ impl Evaluation<'_> {
                 self.degrades("connect-network-inactive", what, says, remedy);
             }
             Ok(Some(network)) if !network.autostart => {
-                let what = format!("the network {DEFAULT} will be gone after the host's next boot");
+                let what =
+                    format!("the network {DEFAULT} does not start automatically at the host's next boot");
                 self.degrades("connect-network-autostart", what, "active: yes, autostart: no", autostart);
             }
             Ok(Some(_)) => {}
@@ -288,12 +295,7 @@ impl Evaluation<'_> {
             Err(error) => {
                 let remedy =
                     format!("{}install libvirt's storage driver and restart the daemon", self.uri.there());
-                self.degrades(
-                    "connect-pool",
-                    "its storage pools cannot be asked for".to_owned(),
-                    error,
-                    remedy,
-                );
+                self.degrades("connect-pool", "cannot read its storage pools".to_owned(), error, remedy);
             }
             Ok(None) => {
                 let place = if self.uri.session {
@@ -346,7 +348,7 @@ fn has_cpu(offer: &DomainOffer, model: &CpuModel) -> Result<(), String> {
     }
     let Some(name) = name else { return Ok(()) };
     match offer.cpu_models.iter().find(|(known, _)| known == name) {
-        None => Err(format!("it is none of the {} models of {}", offer.cpu_models.len(), offer.emulator)),
+        None => Err(format!("it is not one of the {} models of {}", offer.cpu_models.len(), offer.emulator)),
         Some((_, Some(false))) => Err(format!("usable='no' for {name}")),
         Some(_) => Ok(()),
     }

@@ -40,7 +40,7 @@ const ANY: Known =
     Known { transport: None, session: false, words: &[], id: "connect-daemon", what: "", remedy: by_hand };
 const SSH: Known = Known { transport: Some("ssh"), id: "connect-ssh", ..ANY };
 
-const HUNG_UP: &str = "it took the connection and hung up";
+const HUNG_UP: &str = "it accepted the connection and closed it";
 
 const KNOWN: &[Known] = &[
     Known {
@@ -51,13 +51,13 @@ const KNOWN: &[Known] = &[
     },
     Known {
         words: &["Permission denied ("],
-        what: "the host's sshd does not let this user in without a password",
+        what: "the host's sshd does not accept this user without a password",
         remedy: |uri| format!("ssh-copy-id {}, or load the key: ssh-add", host(uri)),
         ..SSH
     },
     Known {
         words: &["ssh: Could not resolve hostname"],
-        what: "there is no host of this name",
+        what: "no host has this name",
         remedy: |uri| {
             format!("check the name: getent hosts {}", host(uri).rsplit('@').next().unwrap_or_default())
         },
@@ -65,19 +65,19 @@ const KNOWN: &[Known] = &[
     },
     Known {
         words: &["ssh: connect to host"],
-        what: "no sshd answers there",
-        remedy: |uri| format!("see that the host is up and sshd listens: {}", ssh(uri)),
+        what: "no sshd answers on that host",
+        remedy: |uri| format!("check that the host is up and sshd listens: {}", ssh(uri)),
         ..SSH
     },
     Known {
         words: &["nc: not found"],
-        what: "the host has neither virt-ssh-helper nor nc, through one of which ssh reaches libvirt",
+        what: "the host has neither virt-ssh-helper nor nc; ssh needs one of them to reach libvirt",
         remedy: |uri| format!("{}install libvirt (Debian: libvirt-daemon-system)", uri.there()),
         ..ANY
     },
     Known {
         words: &["ssh", "Cannot find"],
-        what: "there is no ssh on this machine",
+        what: "ssh is not installed on this machine",
         remedy: |_| "install openssh-client".to_owned(),
         ..SSH
     },
@@ -91,7 +91,7 @@ const KNOWN: &[Known] = &[
     Known {
         words: &["authenti"],
         id: PERMISSION,
-        what: "it wants a proof of identity that nobody is here to give",
+        what: "it requires an interactive authentication",
         remedy: let_in,
         ..ANY
     },
@@ -106,7 +106,7 @@ const KNOWN: &[Known] = &[
     Known {
         words: &["No such file or directory"],
         session: true,
-        what: "no daemon of this user's runs, and none could be started",
+        what: "this user has no running daemon, and none could be started",
         remedy: |uri| {
             format!(
                 "{}install the daemon (Debian: libvirt-daemon), which libvirt then starts by itself",
@@ -118,9 +118,9 @@ const KNOWN: &[Known] = &[
     Known {
         words: &["certificate"],
         id: "connect-tls",
-        what: "the certificates for TLS are not in order",
+        what: "the TLS certificates are missing or invalid",
         remedy: |uri| {
-            format!("see libvirt.org/kbase/tlscerts.html; or go by ssh: qemu+ssh://{}/system", host(uri))
+            format!("see libvirt.org/kbase/tlscerts.html; or connect by ssh: qemu+ssh://{}/system", host(uri))
         },
         ..ANY
     },
@@ -132,15 +132,15 @@ const KNOWN: &[Known] = &[
     },
     Known {
         words: &["Connection refused"],
-        what: "nobody listens: the socket's daemon has ended, or its port is closed",
+        what: "nothing listens: the daemon has ended, or its port is closed",
         remedy: start,
         ..ANY
     },
     // Whatever ssh says ends with `Connection reset by peer`.
     Known {
         words: &["Cannot recv data: ", ": Connection reset by peer"],
-        what: "ssh did not get through to its libvirt",
-        remedy: |uri| format!("see that this works: {}", ssh(uri)),
+        what: "ssh did not reach the host's libvirt",
+        remedy: |uri| format!("check that this works: {}", ssh(uri)),
         ..SSH
     },
     Known { words: &["End of file while reading"], what: HUNG_UP, remedy: read_its_log, ..ANY },
@@ -149,7 +149,7 @@ const KNOWN: &[Known] = &[
     Known {
         words: &["no connection driver available"],
         id: "connect-driver",
-        what: "that daemon has no driver for QEMU",
+        what: "the daemon has no QEMU driver",
         remedy: |uri| {
             format!("{}install it (Debian: libvirt-daemon-driver-qemu) and restart the daemon", uri.there())
         },
@@ -169,8 +169,8 @@ impl Refusal {
             Self::Silent { asked, limit } => (
                 "connect-silent",
                 format!("did not answer within {} s", limit.as_secs()),
-                format!("asked to {asked}"),
-                format!("see whether the host is up and its daemon is stuck: {}", by_hand(uri)),
+                format!("request: {asked}"),
+                format!("check whether the host is up and its daemon hangs: {}", by_hand(uri)),
             ),
             Self::Message(words) => {
                 let known = KNOWN.iter().find(|known| known.matches(uri, words)).unwrap_or(&ANY);
@@ -194,10 +194,10 @@ impl Known {
 /// What to do where this user may look and not start guests, or not even look.
 pub(super) fn let_in(uri: &ConnectUri) -> String {
     if uri.socket.as_ref().is_some_and(|path| path.ends_with("-ro")) {
-        return "this socket only lets one look: name the one without -ro".to_owned();
+        return "this socket is read-only: use the one without -ro".to_owned();
     }
     let own = if uri.destination.is_none() && !uri.session {
-        "; or ask a libvirt of one's own: qemu:///session"
+        "; or use this user's own libvirt: qemu:///session"
     } else {
         ""
     };
@@ -217,7 +217,7 @@ fn start(uri: &ConnectUri) -> String {
 }
 
 fn read_its_log(uri: &ConnectUri) -> String {
-    format!("{}read what it says: journalctl --unit libvirtd --unit virtqemud", uri.there())
+    format!("{}read its journal: journalctl --unit libvirtd --unit virtqemud", uri.there())
 }
 
 fn by_hand(uri: &ConnectUri) -> String {
@@ -373,6 +373,6 @@ mod tests {
         let refusal = Refusal::Silent { asked: "open the connection", limit: crate::limits::CONNECTION };
         let finding = refusal.finding(&"qemu+ssh://far/system".parse().unwrap());
         assert_eq!(finding.id, "connect-silent");
-        assert!(finding.sentence.ends_with(" s") && finding.evidence == "asked to open the connection");
+        assert!(finding.sentence.ends_with(" s") && finding.evidence == "request: open the connection");
     }
 }

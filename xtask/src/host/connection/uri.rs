@@ -74,7 +74,7 @@ impl FromStr for ConnectUri {
         let mock = match driver {
             "qemu" => false,
             "test" => true,
-            _ => return Err(no(&format!("{driver:?} is no driver of QEMU guests"))),
+            _ => return Err(no(&format!("{driver:?} is not a driver of QEMU guests"))),
         };
         let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
         let (authority, path) = rest.split_once('/').ok_or_else(|| no("there is no path after the host"))?;
@@ -91,7 +91,9 @@ impl FromStr for ConnectUri {
         }
         match path {
             "embed" => {
-                return Err(Usage("the embedded driver is this workflow's own: --rehearse asks it".into()));
+                return Err(Usage(
+                    "the embedded driver belongs to cargo xtask itself: use --rehearse".into(),
+                ));
             }
             "system" | "session" => {}
             _ if mock && !path.is_empty() => {}
@@ -194,8 +196,8 @@ mod tests {
             ("qemu:///", "/system and /session"),
             ("qemu:///nonsense", "nonsense"),
             ("qemu:///embed?root=/x", "--rehearse"),
-            ("xen:///system", "no driver of QEMU"),
-            ("http://host/system", "no driver of QEMU"),
+            ("xen:///system", "not a driver of QEMU"),
+            ("http://host/system", "not a driver of QEMU"),
             ("qemu+pigeon://host/system", "pigeon"),
             ("qemu+ssh:///system", "needs a host"),
             ("qemu+unix://host/system", "takes no host"),

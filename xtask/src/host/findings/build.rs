@@ -55,7 +55,7 @@ fn linker(facts: &Facts, unfit: &Unfit) -> Finding {
         }
         Unfit::Foreign(_) => Finding::blocks(
             "linker-foreign",
-            format!("the linker for {triple} makes executables for another machine"),
+            format!("the linker for {triple} links executables for another architecture"),
             evidence,
             Remedy::manual(format!(
                 "set target.{triple}.linker in .cargo/config.toml to {}",
@@ -64,9 +64,9 @@ fn linker(facts: &Facts, unfit: &Unfit) -> Finding {
         ),
         Unfit::Configuration(_) => Finding::blocks(
             "linker-configuration",
-            format!("who chooses the linker for {triple} cannot be read"),
+            format!("cannot read the cargo configuration that sets the linker for {triple}"),
             evidence,
-            Remedy::manual("correct the file"),
+            Remedy::manual("correct the syntax of that file"),
         ),
     }
 }
@@ -77,7 +77,7 @@ fn static_libc(arch: VmArchitecture) -> Finding {
     let need = if own { Need::StaticLibc } else { Need::CrossLinker };
     Finding::blocks(
         "static-libc",
-        format!("the C library's archive for {arch} is missing: the smoke's workload is linked with it"),
+        format!("the static C library for {arch} is missing, which the smoke's workload is linked with"),
         "the linker's -print-file-name=libc.a finds none",
         Remedy::Install(need, arch),
     )
@@ -98,11 +98,11 @@ fn libc(facts: &Facts) -> Option<Finding> {
     Some(Finding::degrades(
         "libc-newer",
         format!(
-            "the agent is linked against glibc {version}, and {name} has {image}: it may not start there"
+            "the agent is linked against glibc {version}, but {name} has {image}: it may not start there"
         ),
         path.display().to_string(),
         Remedy::manual(
-            "an older cross-compiler's library (a sysroot of the image's own suite), or an image as new as that",
+            "link against an older C library (a sysroot of the image's own suite), or use a newer image",
         ),
     ))
 }

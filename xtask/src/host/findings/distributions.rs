@@ -144,7 +144,7 @@ impl Distribution {
         facts.emulator = None;
         facts.edk2 = None;
         facts.firmware = firmware::discover(facts.arch, Path::new("/nonexistent"));
-        facts.host.libvirt = Err("there is no pkg-config to ask".into());
+        facts.host.libvirt = Err("pkg-config is missing".into());
         (facts.host.pkg_config, facts.host.libvirt_header) = (false, false);
         facts.host.libvirt_driver = None;
         facts.host.libvirt_iohelper = false;

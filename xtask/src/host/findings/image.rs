@@ -50,9 +50,11 @@ fn no_fallback(facts: &Facts, program: &str) -> Finding {
     let fallback = facts.guest.fallback.as_deref().unwrap_or("any other");
     Finding::degrades(
         "no-stand-in",
-        format!("where the host of {image} cannot be reached, {fallback} cannot be built to stand in for it"),
-        format!("{program} is missing, and no package of this distribution is known to bring it"),
-        Remedy::manual("nothing where that host is reached; --strict-image says so in advance"),
+        format!(
+            "the fallback image {fallback} cannot be built; it is needed only if the host of {image} cannot be reached"
+        ),
+        format!("{program} is missing, and no package of this distribution is known to provide it"),
+        Remedy::manual("if that host is reachable, no action is needed; pass --strict-image to fail instead"),
     )
 }
 
@@ -72,7 +74,7 @@ fn check_build(facts: &Facts, findings: &mut Vec<Finding>) {
             "an ordinary user cannot build an image here",
             error,
             Remedy::manual(
-                "give the user subordinate ids (usermod --add-subuids 100000-165535 --add-subgids 100000-165535 USER); on \
+                "assign the user subordinate ids (usermod --add-subuids 100000-165535 --add-subgids 100000-165535 USER); on \
                  Ubuntu 24.04 also: sysctl -w kernel.apparmor_restrict_unprivileged_userns=0; or run as root; or choose an \
                  image that is downloaded",
             ),
@@ -86,8 +88,8 @@ fn check_build(facts: &Facts, findings: &mut Vec<Finding>) {
 fn guest_programs(facts: &Facts) -> Finding {
     let (arch, host) = (facts.arch, &facts.host);
     let handler = format!("qemu-{}", arch.profile().machine);
-    let why = format!("no enabled /proc/sys/fs/binfmt_misc/{handler}");
-    let sentence = format!("this kernel does not run {arch} programs, as building an image needs");
+    let why = format!("/proc/sys/fs/binfmt_misc/{handler} is missing or disabled");
+    let sentence = format!("this kernel does not run {arch} programs, which building an image needs");
     match &facts.registers_handler {
         Some(register) if facts.user_emulator => {
             // Where there is no systemd to do it, installing the package registers nothing.

@@ -28,7 +28,9 @@ pub(super) fn evaluate(facts: &Facts, findings: &mut Vec<Finding>) {
                 format!("{} run(s) died and left files", dead.len()),
                 dead.join(", "),
             )
-            .with(Remedy::manual("nothing: the next smoke ends what is left of them and deletes it")),
+            .with(Remedy::manual(
+                "no action is needed: the next smoke ends their processes and deletes their files",
+            )),
         );
     }
 }
@@ -46,15 +48,15 @@ fn cache(facts: &Facts) -> Option<Finding> {
         )),
         (Err(error), _) => Some(Finding::blocks(
             "cache",
-            "there is no place for the cache",
+            "no directory for the cache is known",
             error.to_string(),
-            set("a directory of this user's"),
+            set("choose a directory of this user"),
         )),
         (Ok(cache), Err(error)) => Some(Finding::blocks(
             "cache-access",
-            format!("this user, who is QEMU's user too, may not use the cache {}", cache.display()),
+            format!("this user, which is also QEMU's user, may not use the cache {}", cache.display()),
             error,
-            set("a directory of this user's"),
+            set("choose a directory of this user"),
         )),
     }
 }
@@ -70,7 +72,7 @@ fn disk(facts: &Facts) -> Option<Finding> {
         format!("{} free for images and runs, {} needed", gib(free), gib(needed)),
         cache.display().to_string(),
         Remedy::manual(format!(
-            "free some space (cargo xtask image prune), or set {CACHE_VARIABLE} to a larger file system"
+            "free space (cargo xtask image prune), or set {CACHE_VARIABLE} to a larger file system"
         )),
     ))
 }
@@ -85,7 +87,7 @@ fn memory(facts: &Facts) -> Option<Finding> {
         "memory",
         format!("{} of memory available, {} wanted for the guest and QEMU", gib(free), gib(needed)),
         "MemAvailable in /proc/meminfo",
-        Remedy::manual("close something, or give the guest less: --memory 1024"),
+        Remedy::manual("close other programs, or use a smaller guest: --memory 1024"),
     ))
 }
 

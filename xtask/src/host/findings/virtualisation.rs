@@ -39,15 +39,15 @@ fn check_emulator(facts: &Facts, findings: &mut Vec<Finding>) {
         }
         None => findings.push(Finding::blocks(
             "emulator-arch",
-            format!("QEMU is here without {program}"),
-            format!("there are {}", facts.other_emulators.join(", ")),
+            format!("QEMU is installed without {program}"),
+            format!("found {}", facts.other_emulators.join(", ")),
             install,
         )),
         Some(Err((path, error))) => findings.push(Finding::blocks(
             "emulator-broken",
             format!("{program} does not run"),
             error,
-            Remedy::manual(format!("reinstall the package that brings {}", path.display())),
+            Remedy::manual(format!("reinstall the package that provides {}", path.display())),
         )),
         Some(Ok(emulator)) => {
             let (version, path) = (&emulator.version, emulator.path.display().to_string());
@@ -88,8 +88,8 @@ fn untuned(facts: &Facts, emulator: &Emulator) -> Option<Finding> {
         return None;
     }
     let sentence = format!(
-        "this QEMU's max CPU has no switch for {}, without which it emulates slowly",
-        missing.join(" and none for ")
+        "this QEMU's max CPU has no property {}; emulation is slow without it",
+        missing.join(" and no property ")
     );
     let evidence = format!("QEMU {}, query-cpu-model-expansion", emulator.version);
     Some(Finding::degrades("emulator-cpu", sentence, evidence, Remedy::manual("install QEMU 6.0 or newer")))
@@ -102,9 +102,11 @@ fn no_firmware(facts: &Facts, rejected: &[Rejected]) -> Finding {
     let worst = rejected.iter().min_by_key(|rejected| &rejected.why).map(|rejected| &rejected.why);
     let (id, what) = match worst {
         Some(Why::Size(..)) => ("firmware-size", "has the wrong size"),
-        Some(Why::Dangling(_)) => ("firmware-descriptor", "is described and not there"),
+        Some(Why::Dangling(_)) => ("firmware-descriptor", "is described by a descriptor, but missing"),
         Some(Why::Unreadable(_)) => ("firmware-unreadable", "cannot be read"),
-        Some(Why::Enrolled) => ("firmware-enrolled", "is here only for systems that are signed"),
+        Some(Why::Enrolled) => {
+            ("firmware-enrolled", "is installed only in the variant that requires signed boot loaders")
+        }
         Some(Why::Malformed(_) | Why::Absent) | None => ("firmware", "is missing"),
     };
     let described: Vec<_> = rejected.iter().map(ToString::to_string).collect();
@@ -122,7 +124,7 @@ fn reinstall(facts: &Facts, need: Need) -> Remedy {
     let packages = facts.host.package_manager.map_or(&[][..], |manager| manager.packages(need, facts.arch));
     Remedy::manual(match (facts.host.package_manager, packages) {
         (Some(PackageManager::Apt), [package, ..]) => {
-            format!("install it anew: apt-get install --reinstall {package}")
+            format!("reinstall it: apt-get install --reinstall {package}")
         }
         (Some(_), [package, ..]) => format!("remove the package {package} and install it again"),
         _ => "install its package again".to_owned(),
@@ -146,7 +148,7 @@ fn firmware_with_emulator(facts: &Facts) -> Option<Finding> {
         }
         None => format!("edk2 {edk2} with QEMU {} and its max CPU {}", emulator.version, bad.what),
     };
-    let remedy = "a newer firmware package, or --cpu cortex-a76, is beyond doubt";
+    let remedy = "install a newer firmware package, or use --cpu cortex-a76";
     Some(Finding::degrades("firmware-known-bad", sentence, path, Remedy::manual(remedy)))
 }
 
@@ -162,7 +164,7 @@ fn check_libvirt(facts: &Facts, findings: &mut Vec<Finding>) {
     if !facts.host.libvirt_iohelper {
         findings.push(Finding::blocks(
             "libvirt-iohelper",
-            "libvirt's libvirt_iohelper is missing, by way of which a machine is saved",
+            "libvirt's libvirt_iohelper is missing, which saves a machine's memory",
             format!("none of {}", LIBVIRT_IOHELPERS.join(", ")),
             Remedy::Install(Need::LibvirtIohelper, facts.arch),
         ));
@@ -173,7 +175,7 @@ fn check_libvirt(facts: &Facts, findings: &mut Vec<Finding>) {
         );
         findings.push(Finding::blocks(
             "libvirt-user",
-            format!("the account {user} is missing, without which libvirt does not start as root"),
+            format!("the account {user} is missing, and libvirt does not start as root without it"),
             format!("getent passwd {user}"),
             Remedy::RunAsRoot(vec![command.split(' ').map(str::to_owned).collect()]),
         ));
@@ -187,18 +189,18 @@ fn kvm(facts: &Facts) -> Option<Finding> {
         Kvm::Opens => return None,
         Kvm::Nested => Finding::informs(
             "kvm-nested",
-            "this host is itself a virtual machine: where its KVM does not run the guest's kernel, the run goes on emulated",
+            "this host is itself a virtual machine: if its KVM does not run the guest's kernel, the run continues emulated",
             "the hypervisor flag in /proc/cpuinfo",
         ),
         Kvm::Foreign(why) => emulated("kvm-foreign", why),
         Kvm::Software(why) => emulated("kvm-software", why),
         Kvm::Failed(why) => emulated("kvm-failed", why),
         Kvm::Absent(why) => emulated("kvm-absent", why).with(Remedy::manual(
-            "hardware that virtualises needs it switched on in its firmware, and modprobe kvm_intel or kvm_amd",
+            "on hardware with virtualisation enable it in the firmware's setup, then run modprobe kvm_intel or kvm_amd",
         )),
         Kvm::Denied(why) => Finding::degrades(
             "kvm-denied",
-            format!("{arch} guests are emulated, though there is a KVM"),
+            format!("{arch} guests are emulated, although this host has KVM"),
             why,
             Remedy::manual("let this user open it: usermod --append --groups kvm USER, then log in again"),
         ),
@@ -210,7 +212,7 @@ fn check_nats(facts: &Facts, findings: &mut Vec<Finding>) {
         Some(Ok(version)) if release(version) < OLDEST_NATS => findings.push(Finding::blocks(
             "nats-server-old",
             format!(
-                "nats-server {version} is too old for JetStream's buckets, 2.9 is the oldest that was tried"
+                "nats-server {version} is too old for JetStream's buckets; 2.9 is the oldest tested version"
             ),
             "nats-server --version",
             Remedy::manual("put a newer nats-server first on PATH"),

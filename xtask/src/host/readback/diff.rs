@@ -8,8 +8,8 @@ use super::observed::{Flash, ImageInfo, Layer, Observed};
 use super::{ExpectedFlash, ExpectedMachine};
 
 /// What to do where QEMU or libvirt made something else of the domain than what it was told.
-const NOT_AS_TOLD: &str = "this QEMU or this libvirt does something else than what the domain says: compare with other \
-                           versions of them; a smoke on it proves nothing that can be relied on";
+const NOT_AS_TOLD: &str = "this QEMU or libvirt does not do what the domain's XML says: compare with other \
+                           versions of them; a smoke on this machine would prove nothing";
 
 /// Findings about one domain.
 struct Findings<'a> {
@@ -41,24 +41,24 @@ pub fn refused(expected: &ExpectedMachine, error: &str) -> Finding {
     let words = error.to_lowercase();
     let says = |signs: &[&str]| signs.iter().any(|sign| words.contains(sign));
     let (id, what, remedy) = if expected.accelerator == Accelerator::Kvm && says(&["kvm"]) {
-        ("rehearsal-kvm", "KVM does not start the machine", "--accel tcg emulates the guest")
+        ("rehearsal-kvm", "KVM does not start the machine", "use --accel tcg to emulate the guest")
     } else if says(&["flash", "block backend provides"]) {
         (
             "rehearsal-flash-size",
             "the firmware does not fit QEMU's flash device",
-            "reinstall the firmware's package; a firmware file of one's own must have the size of the flash device",
+            "reinstall the firmware's package; your own firmware file must have the size of the flash device",
         )
     } else if says(&["cpu feature", "cpu model", "-cpu.", "features"]) {
         (
             "rehearsal-cpu-refused",
             "libvirt or QEMU refuses the CPU",
-            "name another one by --cpu, or take another QEMU: it does not know what the domain asks for",
+            "choose another CPU with --cpu, or use another QEMU",
         )
     } else {
         (
             "rehearsal-refused",
             "libvirt does not start the domain",
-            "see its words; a smoke would end in the same",
+            "read its message; a smoke would fail in the same way",
         )
     };
     let mut findings = Findings { expected, found: Vec::new() };
@@ -83,7 +83,7 @@ impl Findings<'_> {
             let evidence = format!("query-status: {}", seen.status.status);
             self.add(
                 "rehearsal-guest-ran",
-                "its guest runs, and it was started paused",
+                "its guest runs, although it was started paused",
                 &evidence,
                 NOT_AS_TOLD,
             );
@@ -93,13 +93,13 @@ impl Findings<'_> {
     fn check_machine(&mut self, seen: &Observed) {
         let kvm = self.expected.accelerator == Accelerator::Kvm;
         if seen.kvm.enabled != kvm {
-            let what = format!("{} was asked for and is not what runs it", self.expected.accelerator);
+            let what = format!("it does not run under {}, which was requested", self.expected.accelerator);
             let evidence = format!("query-kvm: enabled {}", seen.kvm.enabled);
             self.add("rehearsal-accelerator", &what, &evidence, NOT_AS_TOLD);
         }
         let wanted = self.expected.architecture.profile().machine_type;
         if !seen.machine.contains(wanted) {
-            let what = format!("it is no {wanted}");
+            let what = format!("it is not a {wanted}");
             self.add(
                 "rehearsal-machine",
                 &what,
@@ -117,7 +117,7 @@ impl Findings<'_> {
     fn check_processors(&mut self, seen: &Observed) {
         let wanted = self.expected.vcpus;
         if seen.vcpus.len() != wanted {
-            let what = format!("it has {} processor(s), and {wanted} were asked for", seen.vcpus.len());
+            let what = format!("it has {} processor(s), {wanted} were requested", seen.vcpus.len());
             self.add("rehearsal-processors", &what, "query-cpus-fast", NOT_AS_TOLD);
         }
         let ids: Vec<_> = seen.vcpus.iter().map(|vcpu| vcpu.thread_id).collect();
@@ -131,7 +131,7 @@ impl Findings<'_> {
                 "rehearsal-threads",
                 &what,
                 &format!("query-cpus-fast: the thread ids {ids:?}"),
-                "QEMU emulates them one after the other (thread=single, icount): it is built or told so; take \
+                "QEMU emulates them one after the other (thread=single, icount), by its build or configuration; use \
                  another QEMU, or --vcpus 1 and --timeout-scale 2",
             );
         }
@@ -182,7 +182,12 @@ impl Findings<'_> {
             self.add(ID, &what, &in_flash(seen), NOT_AS_TOLD);
         }
         if !seen.layer.ro {
-            self.add(ID, "the guest may write the firmware that all share", &in_flash(seen), NOT_AS_TOLD);
+            self.add(
+                ID,
+                "the guest may write to the firmware that all guests share",
+                &in_flash(seen),
+                NOT_AS_TOLD,
+            );
         }
     }
 
@@ -193,23 +198,23 @@ impl Findings<'_> {
         };
         self.check_size("the firmware's variables", wanted.vars_bytes, seen);
         let template =
-            format!("its variables are the template {}, and not a copy of it", wanted.template.display());
-        let remedy = "each machine must have its own copy: what one writes there, all others would boot with";
+            format!("its variables are the template {} instead of a copy", wanted.template.display());
+        let remedy = "each machine must have its own copy, or its changes would affect all others";
         if seen.layer.is_of(&wanted.template) {
             self.add(ID, &template, &in_flash(seen), remedy);
         } else if !seen.layer.is_of(&wanted.nvram) {
             let what = format!("its variables are not in {}", wanted.nvram.display());
             self.add(ID, &what, &in_flash(seen), NOT_AS_TOLD);
         } else if seen.layer.ro {
-            self.add(ID, "it cannot write its own variables", &in_flash(seen), NOT_AS_TOLD);
+            self.add(ID, "it cannot write to its own variables", &in_flash(seen), NOT_AS_TOLD);
         }
     }
 
     fn check_size(&mut self, what: &str, wanted: u64, seen: &Flash) {
         if seen.bytes != wanted {
-            let what = format!("the flash for {what} has {} bytes, and {wanted} are right", seen.bytes);
-            let remedy = "the firmware's entry into it would be elsewhere, and the guest silent: reinstall the firmware's \
-                          package, and see what else names a firmware file";
+            let what = format!("the flash for {what} has {} bytes, expected {wanted}", seen.bytes);
+            let remedy = "the firmware's entry point would be elsewhere and the guest would print nothing: reinstall the firmware's \
+                          package, and check what else names a firmware file";
             self.add("rehearsal-flash-size", &what, &in_flash(seen), remedy);
         }
     }
@@ -219,7 +224,7 @@ impl Findings<'_> {
         for path in &disk.backing {
             let mut nodes = seen.layers.iter().filter(|layer| layer.is_of(path)).peekable();
             if nodes.peek().is_some() && !nodes.any(|layer| layer.ro) {
-                let what = format!("{}, on which its disk lies, may be written", path.display());
+                let what = format!("{}, the backing file of its disk, is writable", path.display());
                 self.add("rehearsal-disk-writable", &what, "query-named-block-nodes: ro false", NOT_AS_TOLD);
             }
         }
@@ -231,7 +236,7 @@ impl Findings<'_> {
         let Some(found) = inserted.into_iter().find(|layer| layer.is_of(&disk.path)) else {
             let files: Vec<_> =
                 seen.devices.iter().flat_map(|device| &device.inserted).map(|layer| &layer.file).collect();
-            let what = format!("no device of it has the disk {path}");
+            let what = format!("none of its devices has the disk {path}");
             return self.add("rehearsal-disk", &what, &format!("query-block: {files:?}"), NOT_AS_TOLD);
         };
         if found.ro != disk.read_only {
@@ -246,10 +251,10 @@ impl Findings<'_> {
         if !wanted.is_empty() && lies_on != wanted {
             self.add(
                 "rehearsal-disk-chain",
-                &format!("its disk {path} lies on {}, and should on {}", lies_on.join(", "), wanted.join(", ")),
+                &format!("its disk {path} has the backing files {}, expected {}", lies_on.join(", "), wanted.join(", ")),
                 &format!("query-block: {lies_on:?}"),
-                "the guest would read past a layer, and its file system be corrupted without a word: nothing may be told of \
-                 this disk's layers (<backingStore>) but what its own headers say",
+                "the guest would skip a layer of its disk and silently corrupt its file system: the domain's XML must give no \
+                 <backingStore> for this disk other than what its own headers say",
             );
         }
         self.check_layers_below(disk, seen);
@@ -265,12 +270,12 @@ impl Findings<'_> {
             let cache = layer.cache;
             self.add(
                 "rehearsal-disk-cache",
-                &format!("its disk {how}, and a power cut on it proves nothing"),
+                &format!("its disk {how}, so a power cut on it proves nothing"),
                 &format!(
                     "query-named-block-nodes: {path}: direct {}, no-flush {}",
                     cache.direct, cache.no_flush
                 ),
-                "it must be opened with cache=none: see what changes the domain's disks on this host",
+                "it must be opened with cache=none: find what changes the domain's disks on this host",
             );
         }
     }
@@ -281,7 +286,7 @@ impl Findings<'_> {
         let rows: Vec<_> = seen.forwarding.lines().filter(|line| line.contains("HOST_FORWARD")).collect();
         let open = rows.iter().find(|row| row.split_whitespace().nth(2) != Some("127.0.0.1"));
         if let Some(row) = open {
-            self.add(ID, "the guest's ports are open to others than this host", row.trim(), NOT_AS_TOLD);
+            self.add(ID, "the guest's ports are open to other hosts", row.trim(), NOT_AS_TOLD);
         }
         let leads_to = |port: &u16| {
             rows.iter().any(|row| row.split_whitespace().nth(5) == Some(port.to_string().as_str()))

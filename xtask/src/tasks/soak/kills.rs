@@ -48,11 +48,9 @@ pub(super) fn kill_and_go_on(args: &SoakArgs, round: u32) -> Result<String> {
         if let Some(message) = kill_once(args, round)? {
             return Ok(message);
         }
-        eprintln!("soak kill {round}: nothing was there to be killed; another moment");
+        eprintln!("soak kill {round}: no process to kill yet; trying another moment");
     }
-    bail!(
-        "at {DRAWS} moments nothing was there to be killed: smokes are shorter here than the window that the moments are drawn from"
-    )
+    bail!("no process to kill at {DRAWS} moments: smokes are shorter here than the kill window")
 }
 
 /// When somebody is killed.
@@ -82,7 +80,7 @@ impl Moment {
             Self::Saving(after) => {
                 let saves = |run: &PathBuf| run.join("w/snapshot").join(RAM).exists();
                 while !new_runs(cache, before).iter().any(saves) {
-                    if child.try_wait().context("look at the smoke")?.is_some() {
+                    if child.try_wait().context("check the state of the smoke")?.is_some() {
                         return Ok(());
                     }
                     std::thread::sleep(limits::CHILD_POLL);
@@ -137,7 +135,7 @@ fn kill_once(args: &SoakArgs, round: u32) -> Result<Option<String>> {
     };
     ensure!(
         hit.then_some(victim).map_or(status.success(), |victim| victim.may_end(status.code(), later)),
-        "{victim:?} {moment}, hit: {hit}: the smoke ended {:.1} s later with {status}; at most {} s are allowed without a verdict",
+        "{victim:?} {moment}, hit: {hit}: the smoke ended {:.1} s later with {status}; the limit without a verdict is {} s",
         later.as_secs_f64(),
         limits::AFTER_KILL.as_secs()
     );
@@ -145,14 +143,14 @@ fn kill_once(args: &SoakArgs, round: u32) -> Result<Option<String>> {
         return Ok(None);
     }
     let started = Instant::now();
-    end(start(args, &["--until", "join"])?, started).context("the smoke after it")?;
+    end(start(args, &["--until", "join"])?, started).context("run the smoke after it")?;
     let what = match victim {
         Victim::Workflow => "the workflow killed",
         Victim::Qemu => "QEMU killed",
     };
     let snapshot = if makes_a_snapshot { ", without a snapshot" } else { "" };
     let later = later.as_secs_f64();
-    Ok(Some(format!("{what} {moment}{snapshot}, ended {later:.1} s later, {status}; joined after it")))
+    Ok(Some(format!("{what} {moment}{snapshot}, ended {later:.1} s later, {status}; the next smoke joined")))
 }
 
 /// The runs that were not there before.
@@ -162,7 +160,7 @@ fn new_runs(cache: &Cache, before: &[PathBuf]) -> Vec<PathBuf> {
 
 /// Whether there was somebody to kill.
 fn kill(child: &mut Child, victim: Victim, cache: &Cache, before: &[PathBuf]) -> Result<bool> {
-    if child.try_wait().context("look at the smoke")?.is_some() {
+    if child.try_wait().context("check the state of the smoke")?.is_some() {
         return Ok(false);
     }
     if victim == Victim::Workflow {

@@ -143,8 +143,8 @@ pub(super) fn run(
         return Ok(());
     }
     Err(Diagnosis::new(
-        format!("what was promised does not hold: {}", broken.join("; ")),
-        "look whether something else runs on this machine, and at the rounds in the JSON",
+        format!("measurements exceed their limits: {}", broken.join("; ")),
+        "check that nothing else runs on this machine, and compare the rounds in the JSON",
     )
     .into())
 }
@@ -152,7 +152,7 @@ pub(super) fn run(
 impl ClaimResult {
     fn describe(&self) -> String {
         let most = self.limit.map_or_else(|| "anything".to_owned(), |limit| format!("at most {limit:.2}"));
-        format!("{}: {:.3}, and {most} was promised", self.what, self.median)
+        format!("{}: {:.3}, limit {most}", self.what, self.median)
     }
 }
 

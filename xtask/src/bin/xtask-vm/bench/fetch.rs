@@ -95,10 +95,7 @@ fn by_curl(url: &str, directory: &Path, digest: &Digest) -> Result<f64> {
         .pipe(duct::cmd!(sha256sum));
     let output = pipe.read().context("run curl | tee | sha256sum")?;
     let seconds = started.elapsed().as_secs_f64();
-    ensure!(
-        output.starts_with(digest.hex()),
-        "curl | tee | sha256sum says {output}, and the file has {digest}"
-    );
+    ensure!(output.starts_with(digest.hex()), "curl | tee | sha256sum printed {output}, expected {digest}");
     std::fs::remove_file(&target).with_context(|| format!("delete {}", target.display()))?;
     Ok(seconds)
 }

@@ -29,7 +29,7 @@ pub(super) fn run(
         let measured = smoke(workspace, args, &["--cold", "--rest", REST], interrupt)?;
         Ok((measured, "the agent was left alone for a minute".to_owned()))
     })?;
-    let footprint = report.evidence.footprint.context("the agent has told no footprint")?;
+    let footprint = report.evidence.footprint.context("the report has no footprint of the agent")?;
     let accelerator = report.host.accelerator.context("the report names no accelerator")?;
     let rest = footprint.rest_cpu_milliseconds as f64 * 100.0 / footprint.rest_milliseconds.max(1) as f64;
     if args.json {

@@ -81,13 +81,15 @@ pub(super) fn run(args: &BenchArgs, verbosity: Verbosity, interrupt: &Interrupt)
         let differences = differences(&trees[0], &trees[1]);
         if !differences.is_empty() {
             return Err(Diagnosis::new(
-                format!("the tree differs from a plainly made one in {}", differences.join(", ")),
-                "either a hook of the build leaves something behind, or a difference is meant and belongs into this \
+                format!("the tree differs from one made by plain mmdebstrap in {}", differences.join(", ")),
+                "either a build hook leaves files behind, or the difference is intended and belongs in this \
                  bench's list",
             )
             .into());
         }
-        store.screen.note(&format!("{} files: the same, but for what is meant to differ", trees[1].len()));
+        store
+            .screen
+            .note(&format!("{} files are identical, except for the intended differences", trees[1].len()));
     }
     Comparison::new("image", "plain mmdebstrap", &theirs, &ours).print(args.json)
 }
@@ -126,7 +128,7 @@ fn read_tree(path: &Path) -> Result<Tree> {
         }
         tree.insert(plain(&name), what);
     }
-    ensure!(tree.len() > 1000, "{} holds {} files: no system", path.display(), tree.len());
+    ensure!(tree.len() > 1000, "{} holds only {} files, which is not a system", path.display(), tree.len());
     Ok(tree)
 }
 

@@ -46,7 +46,7 @@ pub(super) fn run(workspace: &Workspace, args: &BenchArgs, interrupt: &Interrupt
             interrupt,
         )?);
     }
-    TimingFigures::new("inspect", measured).conclude(args.json, "see which check of xtask/inspect takes it")
+    TimingFigures::new("inspect", measured).conclude(args.json, "find the slow check in xtask/inspect")
 }
 
 /// The code of an executable, repeated.

@@ -55,8 +55,8 @@ impl Scratch {
         make_private_dir(cache.root())?;
         let path = cache.root().join("bench");
         let lock = try_lock(&cache.root().join("bench.lock"))?.ok_or_else(|| Unavailable {
-            error: format!("use {}: another bench runs in it", path.display()),
-            hint: "wait for it: two at once would measure each other".to_owned(),
+            error: format!("use {}: another bench is running in it", path.display()),
+            hint: "wait until it ends: two at once would disturb each other's measurements".to_owned(),
         })?;
         if path.exists() {
             if !is_own(&path) {

@@ -42,7 +42,7 @@ pub(super) fn run(args: &BenchArgs, interrupt: &Interrupt) -> Result<()> {
         let what = format!("preflight and rehearsal of {arch}");
         measured.push(measure(&xtask_vm, &words, &what, limits::REHEARSAL, args, interrupt)?);
     }
-    TimingFigures::new("preflight", measured).conclude(args.json, "see which probe of src/host/ takes it")
+    TimingFigures::new("preflight", measured).conclude(args.json, "find the slow probe in src/host/")
 }
 
 /// `xtask`, beside this program.
@@ -70,8 +70,8 @@ impl TimingFigures {
         match self.measured.iter().find(|measured| measured.median > measured.limit) {
             None => Ok(()),
             Some(Measured { what, median, limit, .. }) => Err(Diagnosis::new(
-                format!("{what} takes {median:.3} s, and {limit} s is what it may take"),
-                format!("look whether something else runs on this machine; else {hint}"),
+                format!("{what} takes {median:.3} s, and the limit is {limit} s"),
+                format!("check that nothing else runs on this machine; otherwise {hint}"),
             )
             .into()),
         }

@@ -59,7 +59,7 @@ impl Server {
         match child.ended()? {
             None => Ok(()),
             Some(status) => {
-                bail!("the broker ended: {status}; it said last: {}", last_lines(&self.log, 3).join(" | "))
+                bail!("the broker ended: {status}; its last output: {}", last_lines(&self.log, 3).join(" | "))
             }
         }
     }
@@ -174,7 +174,7 @@ fn wait_for_port(child: &Child, directory: &Path, log: &Path, interrupt: &Interr
         interrupt.check()?;
         if let Some(status) = child.ended()? {
             bail!(
-                "start the broker: it ended at once, {status}; it said: {}",
+                "start the broker: it ended at once with {status}; its output: {}",
                 last_lines(log, 5).join(" | ")
             );
         }
@@ -185,7 +185,7 @@ fn wait_for_port(child: &Child, directory: &Path, log: &Path, interrupt: &Interr
         }
         ensure!(
             Instant::now() < deadline,
-            "start the broker: it does not listen after {} s; it said: {}",
+            "start the broker: it does not listen after {} s; its output: {}",
             limits::SERVER_START.as_secs(),
             last_lines(log, 5).join(" | ")
         );

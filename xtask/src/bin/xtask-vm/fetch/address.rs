@@ -12,7 +12,7 @@ impl Address {
     pub(super) fn parse(text: &str, has_digest: bool) -> Result<Self, Usage> {
         let url = Url::parse(text).map_err(|error| {
             // The text may be anything, a password too.
-            Usage(format!("the URL cannot be read: {error}; write https://host/path"))
+            Usage(format!("cannot parse the URL: {error}; write https://host/path"))
         })?;
         let shown = shown(&url);
         match url.scheme() {
@@ -77,7 +77,7 @@ mod tests {
             ("http://host/file", false, Some("give its digest")),
             ("file:///etc/passwd", true, Some("file is not supported")),
             ("ftp://host/file", true, Some("ftp is not supported")),
-            ("host/file", true, Some("cannot be read")),
+            ("host/file", true, Some("cannot parse")),
         ];
         for (text, has_digest, refused) in table {
             let error = Address::parse(text, has_digest).err().map(|Usage(error)| error);

@@ -50,15 +50,15 @@ pub(super) fn read(status: StatusCode, headers: &HeaderMap, asked: Option<&PartR
         }
         (401 | 403, _) => ResponseKind::Final {
             what,
-            hint: "see whether the URL wants credentials, https://user:password@host/path",
+            hint: "check whether the URL needs credentials: https://user:password@host/path",
         },
         (404 | 410, _) => ResponseKind::Final {
             what,
-            hint: "see whether the URL is right; publishers move old files away, and `cargo xtask image bump` pins newer ones",
+            hint: "check the URL; publishers move old files away, and `cargo xtask image bump` pins newer ones",
         },
         _ => ResponseKind::Final {
             what,
-            hint: "open the URL in a browser; if it works there, ask its publisher",
+            hint: "open the URL in a browser; if it works there, contact its publisher",
         },
     }
 }
@@ -66,11 +66,13 @@ pub(super) fn read(status: StatusCode, headers: &HeaderMap, asked: Option<&PartR
 /// Whether a 206 brings what was asked for.
 fn rest(headers: &HeaderMap, asked: &PartRequest) -> ResponseKind {
     let Some((from, total)) = text(headers, &CONTENT_RANGE).and_then(content_range) else {
-        return ResponseKind::StartOver("the server does not say which part it sends".to_owned());
+        return ResponseKind::StartOver(
+            "the server's answer does not say which byte range it sends".to_owned(),
+        );
     };
     if from != asked.from {
         return ResponseKind::StartOver(format!(
-            "the server sends the part from {from}, and {} was asked for",
+            "the server sends the bytes from {from}, requested were those from {}",
             asked.from
         ));
     }
@@ -78,7 +80,7 @@ fn rest(headers: &HeaderMap, asked: &PartRequest) -> ResponseKind {
         return ResponseKind::StartOver(format!("the file has {total} bytes now"));
     }
     if strong_etag(headers).is_some_and(|etag| asked.validator.starts_with('"') && etag != asked.validator) {
-        return ResponseKind::StartOver("the part is of another version".to_owned());
+        return ResponseKind::StartOver("the byte range is from another version of the file".to_owned());
     }
     ResponseKind::Rest { total }
 }

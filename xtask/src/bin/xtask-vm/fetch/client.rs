@@ -80,7 +80,7 @@ fn follow(attempt: Attempt<'_>) -> reqwest::redirect::Action {
     } else if previous.last().is_some_and(|from| from.scheme() == "https")
         && attempt.url().scheme() != "https"
     {
-        Some(format!("a redirect from https to {to}, which anybody on the way could change"))
+        Some(format!("a redirect from https to {to}, which is not protected against changes on the way"))
     } else {
         None
     };
@@ -96,7 +96,7 @@ pub(super) fn trouble(error: reqwest::Error, address: &Address) -> Trouble {
     let error = error.without_url();
     let cause = root_cause(&error);
     if let Some(Refused(why)) = chain(&error).find_map(|cause| cause.downcast_ref()) {
-        let hint = "give the URL that the file is finally at, or ask its publisher".to_owned();
+        let hint = "use the final URL of the file, or contact its publisher".to_owned();
         return Trouble::Final(Unavailable { error: format!("download {address}: {why}"), hint }.into());
     }
     if !error.is_connect() {
@@ -105,21 +105,21 @@ pub(super) fn trouble(error: reqwest::Error, address: &Address) -> Trouble {
     let unreachable =
         |hint: &str| Unreachable { error: format!("reach {address}: {cause}"), hint: hint.to_owned() };
     if chain(&error).any(is_tls) {
-        let hint = "behind a proxy with a CA of its own point SSL_CERT_FILE at a PEM file with it; see the clock too";
+        let hint = "behind a proxy with its own CA, point SSL_CERT_FILE at a PEM file with that CA; check this machine's clock too";
         return Trouble::Final(unreachable(hint).into());
     }
     // hyper-util keeps its type to itself; its words are a 407, and every other refusal (a 503 may pass).
     let refused = |message: &str| proxy_refuses(&format!("reach {address}"), message);
     if cause.contains("proxy authorization required") {
-        return Trouble::Final(refused("the proxy wants to know who asks").into());
+        return Trouble::Final(refused("the proxy requires credentials").into());
     }
     if cause.contains("tunnel error") {
         return Trouble::Passing { error: refused(&format!("the proxy: {cause}")).into(), after: None };
     }
     let hint = if error.is_dns() {
-        "see the host's name and whether this machine resolves names; behind a proxy set HTTPS_PROXY"
+        "check the host name and this machine's DNS; behind a proxy set HTTPS_PROXY"
     } else {
-        "see whether the network is up; behind a proxy set HTTPS_PROXY, and NO_PROXY for hosts on this side of it"
+        "check the network; behind a proxy set HTTPS_PROXY, and NO_PROXY for hosts on this side of it"
     };
     Trouble::Passing { error: unreachable(hint).into(), after: None }
 }
@@ -128,13 +128,13 @@ pub(super) fn trouble(error: reqwest::Error, address: &Address) -> Trouble {
 pub(super) fn proxy_refuses(attempted: &str, message: &str) -> Unreachable {
     Unreachable {
         error: format!("{attempted}: {message}"),
-        hint: "see HTTPS_PROXY and HTTP_PROXY (http://user:password@host:port), and NO_PROXY".to_owned(),
+        hint: "check HTTPS_PROXY and HTTP_PROXY (http://user:password@host:port), and NO_PROXY".to_owned(),
     }
 }
 
 /// Something that the network did.
 pub(super) fn passing(error: String) -> Trouble {
-    let hint = "run again: what came is kept, and the rest is asked for".to_owned();
+    let hint = "run again: the download resumes where it stopped".to_owned();
     Trouble::Passing { error: Unavailable { error, hint }.into(), after: None }
 }
 

@@ -74,7 +74,8 @@ impl<'a> Download<'a> {
         if let (Err(error), Some(begun)) = (&ended, resumable)
             && error.is::<Interrupted>()
         {
-            self.screen.note(&format!("{} are kept: the next run goes on from there", size(begun.length)));
+            self.screen
+                .note(&format!("kept {} of the download: the next run resumes there", size(begun.length)));
         }
         ended.map_err(|error| self.after_an_answer(error))?;
         self.finish(begun.as_ref().context("a download that ended well has a file")?, &retry)
@@ -85,7 +86,7 @@ impl<'a> Download<'a> {
         let was_there = self.wanted.retry_policy != RetryPolicy::Full && self.answered;
         match error.downcast::<Unreachable>() {
             Ok(Unreachable { error, .. }) if was_there => {
-                let hint = "run again: what has come is kept".to_owned();
+                let hint = "run again: the download resumes where it stopped".to_owned();
                 Unavailable { error, hint }.into()
             }
             Ok(unreachable) => unreachable.into(),
@@ -102,7 +103,9 @@ impl<'a> Download<'a> {
         let sane = |begun: &Begun| begun.length > 0 && total(begun).is_none_or(|total| begun.length <= total);
         let found = found.filter(sane).filter(|begun| self.is_whole(begun) || begun.rest().is_some());
         match &found {
-            Some(begun) => self.screen.note(&format!("{} of an earlier run are there", size(begun.length))),
+            Some(begun) => {
+                self.screen.note(&format!("resuming after {} from an earlier run", size(begun.length)))
+            }
             None => self.place.discard()?,
         }
         Ok(found)
@@ -130,18 +133,18 @@ impl<'a> Download<'a> {
             let again =
                 |pause: &Duration| self.wanted.retry_policy == RetryPolicy::ProbeFirst && *pause < again;
             if let Some(pause) = retry.pause(length, after, spread()).filter(again) {
-                self.screen.note(&format!("{error}; once more"));
+                self.screen.note(&format!("{error}; trying once more"));
                 return self.wait(pause);
             }
             let error = error.downcast::<Unreachable>().unwrap_or_else(|error| Unreachable {
                 error: error.to_string(),
-                hint: "see whether the network is up".to_owned(),
+                hint: "check the network".to_owned(),
             });
             return Err(error.into());
         }
         let Some(pause) = retry.pause(length, after, spread()) else {
             let attempts = retry.attempts;
-            self.screen.note(&format!("{attempts} attempts, the last ones without anything new: giving up"));
+            self.screen.note(&format!("giving up after {attempts} attempts, the last ones without progress"));
             return Err(error);
         };
         let seconds = human_seconds(pause.as_secs_f64());
@@ -169,12 +172,12 @@ impl<'a> Download<'a> {
         if let Some(wanted) = self.wanted.digest.filter(|wanted| **wanted != found) {
             self.place.discard()?;
             let hint = if self.resumed_from > 0 {
-                "run again: it begins anew; part of it was of an earlier run"
+                "run again: it starts from the beginning; a part of this file was from an earlier run"
             } else {
-                "see whether the digest is the one of this very file; a mirror may also be behind its publisher"
+                "check that the digest belongs to this file; a mirror may also be behind its publisher"
             };
             return Err(Unavailable {
-                error: format!("download {}: it has {found}; {wanted} is wanted", self.address),
+                error: format!("download {}: it has {found}, expected {wanted}", self.address),
                 hint: hint.to_owned(),
             }
             .into());
@@ -188,7 +191,7 @@ impl<'a> Download<'a> {
     pub(super) fn check_space(&self, missing: u64) -> Result<()> {
         let directory = self.place.directory();
         let space = rustix::fs::statvfs(directory)
-            .with_context(|| format!("look at the space in {}", directory.display()))?;
+            .with_context(|| format!("read the free space in {}", directory.display()))?;
         let free = space.f_bavail.saturating_mul(space.f_frsize);
         let needed = missing.saturating_add(SPARE_BYTES);
         if needed <= free {
@@ -196,13 +199,13 @@ impl<'a> Download<'a> {
         }
         Err(Unavailable {
             error: format!(
-                "download {}: {} has {} free and {} are needed",
+                "download {}: {} has {} free, {} needed",
                 self.address,
                 directory.display(),
                 size(free),
                 size(needed)
             ),
-            hint: format!("make room in {}", directory.display()),
+            hint: format!("free space in {}", directory.display()),
         }
         .into())
     }
@@ -220,7 +223,7 @@ impl<'a> Download<'a> {
         };
         error.context(Unavailable {
             error: format!("download {} to {path}: the disk is full", self.address),
-            hint: format!("make room in {directory}; what had come is deleted"),
+            hint: format!("free space in {directory}; the partial download was deleted"),
         })
     }
 }

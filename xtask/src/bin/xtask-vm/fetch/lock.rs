@@ -28,7 +28,7 @@ impl Lock {
                 Some(file) if stands(&path, &file) => return Ok(Self { path, _file: file }),
                 // Its holder has deleted it meanwhile: this lock keeps nobody out.
                 Some(_stale) => continue,
-                None => screen.alive("another process downloads this"),
+                None => screen.alive("another process is downloading this file"),
             }
             std::thread::sleep(limits::POLL);
         }

@@ -119,7 +119,7 @@ fn fetch_within(
             return error;
         }
         let hint =
-            format!("see whether {} is a directory that this user may write to", place.directory().display());
+            format!("check that {} is a directory that this user may write to", place.directory().display());
         host_fault(error, format!("download {address} to {}", wanted.target.display()), hint)
     })
 }
@@ -140,8 +140,8 @@ fn already(
     match wanted.digest.filter(|digest| **digest != found) {
         None => Ok(Some(Fetched { sha256, bytes, resumed_from: 0, attempts: 0, already: true })),
         Some(digest) => Err(Unavailable {
-            error: format!("{} is there and has {found}; {digest} is wanted", wanted.target.display()),
-            hint: "delete it, or give another name".to_owned(),
+            error: format!("{} exists and has {found}, expected {digest}", wanted.target.display()),
+            hint: "delete it, or choose another name".to_owned(),
         }
         .into()),
     }

@@ -25,7 +25,7 @@ pub(super) struct Sink {
 
 impl Sink {
     pub(super) fn start(mut begun: Begun) -> Result<Self> {
-        let flusher = Flusher::start(begun.handle().context("hold the partial file twice")?);
+        let flusher = Flusher::start(begun.handle().context("duplicate the handle of the partial file")?);
         let (pieces, mut queue) = mpsc::channel::<Bytes>(PIECES);
         let thread = std::thread::spawn(move || {
             let mut announced = begun.length;

@@ -101,7 +101,7 @@ impl Download<'_> {
 
     fn not_now(&self, what: &str, after: Option<Duration>) -> Trouble {
         let error = format!("download {}: {what}", self.address);
-        let hint = "run again later: what came is kept, and the rest is asked for".to_owned();
+        let hint = "run again later: the download resumes where it stopped".to_owned();
         Trouble::Passing { error: Unavailable { error, hint }.into(), after }
     }
 
@@ -116,8 +116,7 @@ impl Download<'_> {
     /// An empty partial file, and what its bytes will be of.
     fn begin(&mut self, again: bool, headers: &HeaderMap, total: Option<u64>) -> Result<Begun> {
         if again {
-            self.screen
-                .note("the server sends the file from its beginning, as it has changed or cannot be resumed");
+            self.screen.note("the server sends the whole file: it has changed or the server cannot resume");
         }
         self.resumed_from = 0;
         let digest = self.wanted.digest.cloned();
@@ -175,7 +174,7 @@ impl Download<'_> {
                     self.screen.alive(&progress.look(Instant::now(), came, expected));
                     if last.elapsed() >= self.limits.stall() {
                         let seconds = human_seconds(last.elapsed().as_secs_f64());
-                        return Err(passing(format!("download {}: no byte in {seconds}", self.address)));
+                        return Err(passing(format!("download {}: received nothing for {seconds}", self.address)));
                     }
                 }
             }
@@ -213,9 +212,8 @@ impl Download<'_> {
 
     fn wrong_size(&self, found: &str) -> anyhow::Error {
         let expected = self.wanted.bytes.map_or_else(|| "fewer".to_owned(), |bytes| bytes.to_string());
-        let error =
-            format!("download {}: the file has {found} bytes, and {expected} are expected", self.address);
-        Unavailable { error, hint: "see whether its publisher has replaced the file".to_owned() }.into()
+        let error = format!("download {}: the file has {found} bytes, expected {expected}", self.address);
+        Unavailable { error, hint: "check whether its publisher has replaced the file".to_owned() }.into()
     }
 }
 

@@ -166,7 +166,10 @@ fn list(store: &mut Store<'_>, json: bool) -> Result<()> {
                 );
             }
             _ => {
-                println!("{}: a snapshot that is not used again: image prune deletes it{used}", found.name())
+                println!(
+                    "{}: a snapshot that will not be used again; image prune deletes it{used}",
+                    found.name()
+                )
             }
         }
     }
@@ -185,7 +188,11 @@ fn fetch(store: &mut Store<'_>, args: &ImageFetchArgs) -> Result<()> {
         return fetch_to(store, &image, to);
     }
     if matches!(image.source, Source::File(_)) {
-        return Err(Usage(format!("fetch {}: a file is booted where it is", args.image)).into());
+        return Err(Usage(format!(
+            "fetch {}: a local file needs no fetching, it is booted where it is",
+            args.image
+        ))
+        .into());
     }
     let ready = make(store, "fetch", &image, |store| super::ensure(store, &image, RetryPolicy::Full))?;
     print_ready(&image, &ready, None, args.json)
@@ -194,16 +201,13 @@ fn fetch(store: &mut Store<'_>, args: &ImageFetchArgs) -> Result<()> {
 /// The file itself, under a name of the user's; the cache has no part in it.
 fn fetch_to(store: &mut Store<'_>, image: &Image, to: &Path) -> Result<()> {
     let Source::Download(download) = &image.source else {
-        return Err(Usage(format!("--to {}: {} is no download", to.display(), image.name)).into());
+        return Err(Usage(format!("--to {}: {} is not a download", to.display(), image.name)).into());
     };
     let DownloadSource { url, digest, bytes } = download;
     if digest.is_none() && to.exists() {
         return Err(Unavailable {
-            error: format!(
-                "fetch to {}: it is there, and without a digest nobody knows what it is",
-                to.display()
-            ),
-            hint: "delete it, or give another name or a digest".to_owned(),
+            error: format!("fetch to {}: it exists, and cannot be checked without a digest", to.display()),
+            hint: "delete it, or choose another name or a digest".to_owned(),
         }
         .into());
     }
@@ -216,10 +220,10 @@ fn fetch_to(store: &mut Store<'_>, image: &Image, to: &Path) -> Result<()> {
     };
     let fetched = make(store, "fetch", image, |store| fetch::fetch(&wanted, store.interrupt, store.screen))?;
     let how = match (fetched.already, fetched.resumed_from) {
-        (true, _) => "it was there already".to_owned(),
+        (true, _) => "it was already there".to_owned(),
         (false, 0) => format!("{} attempt(s)", fetched.attempts),
         (false, bytes) => {
-            format!("{} attempt(s), {} of it by an earlier run", fetched.attempts, human_bytes(bytes))
+            format!("{} attempt(s), {} of it from an earlier run", fetched.attempts, human_bytes(bytes))
         }
     };
     store.screen.note(&format!("{}, {}, {how}", human_bytes(fetched.bytes), fetched.sha256));
@@ -231,7 +235,7 @@ fn build_image(store: &mut Store<'_>, args: &ImageBuildArgs) -> Result<()> {
     let image = Catalogue::built_in().find(&args.name, args.arch)?;
     if !matches!(image.source, Source::Packages(_)) {
         return Err(Usage(format!(
-            "build {}: it is not built but fetched: cargo xtask image fetch {0}",
+            "build {}: it is a download; run: cargo xtask image fetch {0}",
             args.name
         ))
         .into());
@@ -241,8 +245,11 @@ fn build_image(store: &mut Store<'_>, args: &ImageBuildArgs) -> Result<()> {
         false => Ok((None, super::ensure(store, &image, RetryPolicy::Full)?)),
     })?;
     if let Some(before) = &before {
-        let same =
-            if *before == ready.digest { "the same digest as before" } else { "another digest than before" };
+        let same = if *before == ready.digest {
+            "the digest is the same as before"
+        } else {
+            "the digest has changed"
+        };
         store.screen.note(&format!("{same}: {before}"));
     }
     print_ready(&image, &ready, before.as_ref(), args.json)

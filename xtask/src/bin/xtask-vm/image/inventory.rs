@@ -41,7 +41,7 @@ pub(super) fn keep(store: &mut Store<'_>, image: &Image, directory: &Path) -> Re
     match made {
         Err(error) if error.is::<Interrupted>() => Err(error),
         Err(error) => {
-            store.screen.line(&format!("what {} offers executables is not known: {error:#}", image.name));
+            store.screen.line(&format!("cannot read the libraries of {}: {error:#}", image.name));
             Ok(())
         }
         Ok(()) => Ok(()),

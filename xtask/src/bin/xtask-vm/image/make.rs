@@ -65,7 +65,7 @@ fn keep_log(store: &Store<'_>, key: &str, beside: &Path) -> String {
     let last = logs.iter().map(|name| beside.join(name)).find(|path| path.exists());
     match last.map(|log| std::fs::rename(log, &kept)) {
         Some(Ok(())) => format!("the whole log is {}", kept.display()),
-        _ => "it failed before its log began".to_owned(),
+        _ => "it failed before it wrote a log".to_owned(),
     }
 }
 

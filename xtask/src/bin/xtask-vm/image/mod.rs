@@ -97,7 +97,7 @@ pub(crate) fn ensure(store: &mut Store<'_>, image: &Image, retry_policy: RetryPo
     inventory::keep(store, image, &store.directory(&key))?;
     if !image.is_verified() {
         store.screen.line(&format!(
-            "{} is UNVERIFIED, {}; to take it anew, delete {}",
+            "{} is UNVERIFIED, {}; to fetch it again, delete {}",
             image.name,
             ready.how,
             store.directory(&key).display()
@@ -151,7 +151,7 @@ pub(crate) fn glance(
 /// one when it is whole.
 pub(crate) fn rebuild(store: &mut Store<'_>, image: &Image) -> Result<(Option<Digest>, ReadyImage)> {
     let Source::Packages(recipe) = &image.source else {
-        bail!("build {}: it is no image that is built from packages", image.name)
+        bail!("build {}: this image is not built from packages", image.name)
     };
     let key = image.key(build::SCRIPTS);
     let _lock = store.lock(&key)?;
@@ -179,7 +179,7 @@ fn cached(store: &mut Store<'_>, key: &str) -> Result<Option<ReadyImage>> {
         let found = store.digest(&disk, Algorithm::Sha256)?;
         ensure!(
             found == manifest.digest,
-            "the cached image {} was changed: it has {found}, and {} was made; {}",
+            "the cached image {} was changed: it has {found}, expected {}; {}",
             disk.display(),
             manifest.digest,
             remedy()
@@ -204,12 +204,10 @@ fn own_file(store: &mut Store<'_>, image: &Image, file: &LocalFile) -> Result<Re
         if found != *wanted {
             return Err(Unavailable {
                 error: format!(
-                    "the image {} has {found}, and --image-digest says {wanted}",
+                    "the image {} has {found}, and --image-digest is {wanted}",
                     file.path.display()
                 ),
-                hint:
-                    "it is not the file that was meant, or it was changed: get it anew, or correct the digest"
-                        .to_owned(),
+                hint: "it is another file or was changed: fetch it again, or correct the digest".to_owned(),
             }
             .into());
         }

@@ -46,7 +46,7 @@ pub(super) fn look_at(disk: &Path, image: &Image, interrupt: &Interrupt) -> Resu
     let arguments: Vec<_> = words.into_iter().chain([disk.as_os_str().to_owned()]).collect();
     let output = child::read(&tools::require("qemu-img")?, &arguments, limits::SERVER_START, interrupt)
         .with_context(|| format!("look at the image {}", disk.display()))?;
-    let info: Info = serde_json::from_str(&output).context("parse what qemu-img says")?;
+    let info: Info = serde_json::from_str(&output).context("parse qemu-img's output")?;
     let promised = image.expected.as_ref().map(|_| image.format);
     let checked = check_format(&info, promised).and_then(|format| match format {
         Format::Raw if !has_partitions(disk) => Err("is neither qcow2 nor a disk with partitions".to_owned()),
@@ -54,7 +54,7 @@ pub(super) fn look_at(disk: &Path, image: &Image, interrupt: &Interrupt) -> Resu
     });
     let format = checked.map_err(|problem| {
         let error = format!("use the image {}", disk.display());
-        let hint = "give a disk image, qcow2 or raw, not packed, that needs no other file".to_owned();
+        let hint = "use an uncompressed qcow2 or raw disk image that needs no other file".to_owned();
         anyhow::Error::new(NoDisk(format!("it {problem}"))).context(Unavailable { error, hint })
     })?;
     Ok((format, info.virtual_size))
@@ -69,7 +69,7 @@ fn has_partitions(disk: &Path) -> bool {
 
 fn check_format(info: &Info, promised: Option<Format>) -> Result<Format, String> {
     if let Some(backing) = &info.backing_filename {
-        return Err(format!("is a layer over {backing}"));
+        return Err(format!("is an overlay over {backing}"));
     }
     if let Some(data) = info.format_specific.pointer("/data/data-file") {
         return Err(format!("keeps its data in {data}"));
@@ -77,7 +77,7 @@ fn check_format(info: &Info, promised: Option<Format>) -> Result<Format, String>
     let format = match info.format.as_str() {
         "qcow2" => Format::Qcow2,
         "raw" => Format::Raw,
-        other => return Err(format!("is of the format {other}")),
+        other => return Err(format!("has the unsupported format {other}")),
     };
     match promised {
         Some(promised) if promised != format => {

@@ -82,7 +82,7 @@ impl Candidate {
         let against = if image.manifest.is_none() {
             Some("its manifest cannot be read".to_owned())
         } else if unnamed_too(args) && !named.contains(&image.key) {
-            Some("the catalogue does not name it".to_owned())
+            Some("it is not in the catalogue".to_owned())
         } else {
             None
         };
@@ -123,7 +123,7 @@ impl Candidate {
         let Some(OfSnapshot { directory, lock, .. }) = &self.snapshot else {
             let _lock = store.lock(&self.key)?;
             if let Err(used) = store.refuse_used(&self.key) {
-                store.screen.note(&format!("kept after all: {used}"));
+                store.screen.note(&format!("not deleted: {used}"));
                 return Ok(false);
             }
             store.remove(&self.key)?;
@@ -135,7 +135,7 @@ impl Candidate {
         }
         let users = users_of(store.cache, directory);
         if !users.is_empty() {
-            store.screen.note(&format!("kept after all: {} lies on it", users.join(", ")));
+            store.screen.note(&format!("not deleted: {} uses it", users.join(", ")));
             return Ok(false);
         }
         snapshot::remove(directory)?;
@@ -156,15 +156,15 @@ fn against(
         Some(_) if !found.is_good => "a snapshot that was found changed, or is half deleted",
         Some(snapshot) if snapshot.ingredients.format != FORMAT => "a snapshot of another version",
         Some(snapshot) if !has_image(store, &snapshot.ingredients)? => {
-            "a snapshot of an image that is not there any more"
+            "a snapshot of an image that no longer exists"
         }
         Some(snapshot) if !has_emulator(store, snapshot)? => {
-            "a snapshot of a QEMU that is not there any more"
+            "a snapshot of a QEMU that is no longer installed"
         }
         Some(snapshot)
             if all.iter().filter(|other| other.is_good).any(|other| is_replaced(snapshot, other)) =>
         {
-            "a snapshot that a newer one of the same machine has replaced"
+            "a snapshot that was replaced by a newer one of the same machine"
         }
         Some(_) => return Ok(None),
     };
@@ -238,7 +238,7 @@ fn add_snapshots_of_deleted_images(candidates: &[Candidate], to_delete: &mut BTr
     for (at, one) in candidates.iter().enumerate().filter(|(_, one)| !one.used) {
         let image = one.snapshot.as_ref().and_then(|snapshot| snapshot.image.as_ref());
         if let Some(image) = image.filter(|image| to_delete.keys().any(|at| candidates[*at].key == **image)) {
-            to_delete.entry(at).or_insert_with(|| format!("a snapshot of {image}, which goes"));
+            to_delete.entry(at).or_insert_with(|| format!("a snapshot of {image}, which is deleted"));
         }
     }
 }
@@ -257,7 +257,7 @@ fn abandoned_downloads(store: &mut Store<'_>, dry_run: bool, named: &[String]) -
             build::discard(&directory, store.interrupt)?;
         }
         store.screen.note(&format!("{} {name}", if dry_run { "would delete" } else { "deleted" }));
-        let reason = "a part of a download that the catalogue does not name".to_owned();
+        let reason = "a partial download that is not in the catalogue".to_owned();
         found.push(Deletion { key: name, bytes: 0, reason });
     }
     Ok(found)

@@ -72,7 +72,7 @@ impl Store<'_> {
             self.interrupt.check()?;
             match try_lock(&self.directory(&format!("{key}.lock")))? {
                 Some(lock) => return Ok(lock),
-                None => self.screen.alive("another run makes this image"),
+                None => self.screen.alive("another run is making this image"),
             }
             std::thread::sleep(limits::POLL);
         }

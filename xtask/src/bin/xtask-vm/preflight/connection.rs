@@ -61,7 +61,7 @@ fn gather(uri: &ConnectUri, asked: &PreflightRequest<'_>, interrupt: &Interrupt)
             }
             // The crate virt panics where libvirt cannot even close a connection.
             Err(RecvTimeoutError::Disconnected) => {
-                break Refusal::Message(format!("asked to {what}, libvirt's connection broke"));
+                break Refusal::Message(format!("libvirt's connection broke at the request: {what}"));
             }
         }
     };

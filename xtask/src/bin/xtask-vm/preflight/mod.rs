@@ -34,7 +34,7 @@ pub(crate) fn run(workspace: &Workspace, args: &PreflightArgs, verbosity: Verbos
         None => Ok(()),
         Some(fault) => Err(Diagnosis::new(
             format!("the rehearsal did not find the planted fault {fault:?}"),
-            "a check of this workflow does not check; that is a bug of the workflow, not of this machine",
+            "a check of cargo xtask does not work; that is a bug of cargo xtask, not of this machine",
         )
         .into()),
     }

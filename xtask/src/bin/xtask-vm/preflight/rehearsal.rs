@@ -57,7 +57,7 @@ pub(super) fn findings(
     for dead in collected {
         screen.line(&dead.to_string());
     }
-    let hint = "see the causes; a smoke would end in the same";
+    let hint = "see the causes; a smoke would fail in the same way";
     let hypervisor = Hypervisor::open(&run.libvirt_root(), &cache)
         .map_err(|error| exit::host_fault(error, "open libvirt for the rehearsal", hint))?;
     let stage = Stage { cache, run, hypervisor, fault: args.sabotage, interrupt };
@@ -158,8 +158,7 @@ impl Stage<'_> {
         arguments.extend([disk.clone().into_os_string(), PLACEHOLDER_DISK_BYTES.to_string().into()]);
         child::read(&tools::require("qemu-img")?, &arguments, limits::SERVER_START, self.interrupt)
             .context("make an empty disk")?;
-        let described =
-            format!("an empty disk in the place of {}, which is not in the cache", plan.image.name);
+        let described = format!("an empty disk instead of {}, which is not in the cache", plan.image.name);
         Ok((Base { disk, format: Format::Qcow2, virtual_bytes: PLACEHOLDER_DISK_BYTES }, described))
     }
 }

@@ -83,7 +83,7 @@ impl RunningVm {
         }
         let started = Self::start(session, plan, image, subject);
         let mut vm = started.map_err(|error| {
-            let hint = "see the causes; nothing is known about the agent yet. cargo xtask preflight looks at this host";
+            let hint = "see the causes; nothing is known about the agent yet. Check this host with cargo xtask preflight";
             exit::host_fault(error, "start the machine and its broker", hint)
         })?;
         let outcome = vm.reach_userspace(session, image);
@@ -167,7 +167,7 @@ impl RunningVm {
             return Err(error);
         }
         self.broker.check()?;
-        let reason = format!("/dev/kvm opens and does not run the guest's kernel: {error}");
+        let reason = format!("/dev/kvm opens, but does not run the guest's kernel: {error}");
         self.machine.destroy()?;
         give_up_kvm(session, &mut self.plan, &reason)?;
         make_writable_files(&self.plan, &self.files, &image.base(), &session.interrupt)?;
@@ -184,7 +184,7 @@ fn give_up_kvm(session: &mut Session<'_>, plan: &mut Plan, reason: &str) -> Resu
     let reason = reason.lines().next().unwrap_or(reason).to_owned();
     kvm::remember_failure(&session.cache, &reason)?;
     if !plan.may_fall_back {
-        let hint = "leave --accel out: the guest is then emulated".to_owned();
+        let hint = "leave out --accel to have the guest emulated".to_owned();
         return Err(Unavailable { error: reason, hint }.into());
     }
     session.screen.line(&format!("{reason}: starting again under emulation"));

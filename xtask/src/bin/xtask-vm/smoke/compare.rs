@@ -21,8 +21,8 @@ pub(super) fn run(args: &SmokeArgs) -> Result<()> {
     let directory = cache.root().join("compared");
     make_private_dir(&directory)?;
     let _lock = try_lock(&directory.join("lock"))?.ok_or_else(|| Unavailable {
-        error: format!("compare in {}: another comparison runs", directory.display()),
-        hint: "wait for it".to_owned(),
+        error: format!("compare in {}: another comparison is running", directory.display()),
+        hint: "wait until it ends".to_owned(),
     })?;
     let mut reports = Vec::new();
     for (name, line) in [("warm", warm), ("cold", cold)] {
@@ -39,8 +39,8 @@ pub(super) fn run(args: &SmokeArgs) -> Result<()> {
     let [warm, cold]: [Report; 2] = reports.try_into().expect("two were made");
     if warm.verdict == Verdict::Verified && (warm.snapshot.is_none() || cold.snapshot.is_some()) {
         return Err(Unavailable {
-            error: "compare a warm run with a cold one: there was no warm one".to_owned(),
-            hint: "under KVM every run is cold; else see what the runs say above".to_owned(),
+            error: "compare a warm run with a cold one: no run was warm".to_owned(),
+            hint: "under KVM every run is cold; otherwise read the output of the runs above".to_owned(),
         }
         .into());
     }
@@ -49,7 +49,7 @@ pub(super) fn run(args: &SmokeArgs) -> Result<()> {
         return Err(Diagnosis::new(
             format!("the warm run and the cold one differ in {}", differences.join("; ")),
             format!(
-                "compare the reports in {}; cargo xtask image prune, and --cold, until it is found",
+                "compare the reports in {}; run cargo xtask image prune and use --cold until the cause is found",
                 directory.display()
             ),
         )
@@ -58,11 +58,11 @@ pub(super) fn run(args: &SmokeArgs) -> Result<()> {
     if let Some(fault) = args.sabotage {
         return Err(Diagnosis::new(
             format!("the comparison did not find the planted fault {}", fault.name()),
-            "a check of this workflow does not check; that is a bug of the workflow, not of the agent",
+            "a check of cargo xtask does not work; that is a bug of cargo xtask, not of the agent",
         )
         .into());
     }
-    eprintln!("the warm run and the cold one say the same: {}", directory.display());
+    eprintln!("the warm run and the cold one agree: {}", directory.display());
     match warm.verdict {
         Verdict::Verified => Ok(()),
         verdict => Err(SilentExit(verdict.exit_code()).into()),
@@ -77,7 +77,7 @@ fn lines(mut given: impl Iterator<Item = OsString>, args: &SmokeArgs) -> Result<
         Some(other) => {
             let (other, own) = (other.name(), Sabotage::ColdPanics.name());
             return Err(Usage(format!(
-                "--sabotage {other}: with --verify-cold it is {own}, a fault of one run"
+                "--sabotage {other}: --verify-cold takes only {own}, a fault of one of the two runs"
             )));
         }
     };
@@ -116,7 +116,7 @@ fn smoke(directory: &Path, line: &[OsString]) -> Result<Report> {
         serde_json::from_slice(&text).with_context(|| format!("parse {}", path.display()))?;
     ensure!(
         status.code() == Some(report.exit_code.into()),
-        "the smoke ended with {status}, and its report says {}",
+        "the smoke ended with {status}, but its report says {}",
         report.exit_code
     );
     Ok(report)

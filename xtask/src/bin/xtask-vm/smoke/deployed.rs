@@ -53,14 +53,14 @@ impl ExpectedDeployment {
         }
         Judgement::Refuted(Diagnosis::new(
             format!("the deployment {} is {}: {error}", self.name, word(line.phase)),
-            "the agent's journal in the report's directory has the rest; podman's too",
+            "read the journals of the agent and of podman in the report's directory",
         ))
     }
 
     /// What the status says of it, for a wait that ran out of time.
     pub(crate) fn describe(&self, seen: Option<&ReceivedStatus>) -> String {
         let line = seen.and_then(|seen| seen.status.deployment(self.name));
-        line.map_or("has no line for it".to_owned(), |line| {
+        line.map_or("has no entry for it".to_owned(), |line| {
             let error = line.last_error.as_ref().map_or(String::new(), |error| format!(" ({error})"));
             format!("says {} at revision {}{error}", word(line.phase), line.desired_revision)
         })
@@ -98,8 +98,8 @@ impl ExpectedAnswer<'_> {
     pub(crate) fn check(&self, answer: &WorkloadEvidence) -> Result<Option<()>, Diagnosis> {
         if answer.machine != self.machine {
             return Err(Diagnosis::new(
-                format!("the workload runs on {}, and {} was asked for", answer.machine, self.machine),
-                "something else answers on the workload's port than the container in the guest",
+                format!("the workload runs on {}, expected {}", answer.machine, self.machine),
+                "something other than the container in the guest answers on the workload's port",
             ));
         }
         if answer.generation != self.generation {
@@ -108,10 +108,10 @@ impl ExpectedAnswer<'_> {
         if let Some(before) = self.before.filter(|before| answer.starts <= before.starts) {
             return Err(Diagnosis::new(
                 format!(
-                    "the workload has counted {} starts, and {} before: it lost its volume",
+                    "the workload has counted {} starts, {} before: it lost its volume",
                     answer.starts, before.starts
                 ),
-                "a deployment's volumes stay until it is purged, whatever becomes of its container or of the power",
+                "a deployment's volumes must outlive its container and power cuts, until it is purged",
             ));
         }
         Ok(Some(()))
@@ -175,7 +175,7 @@ mod tests {
         assert!(matches!(wanted.check(&with(4, 7, Phase::Removed, "", None)), Judgement::Proven));
         let describe = wanted.describe(Some(&with(5, 7, Phase::Removing, "running", Some("podman is away"))));
         assert_eq!(describe, "says removing at revision 7 (podman is away)");
-        assert_eq!(wanted.describe(None), "has no line for it");
+        assert_eq!(wanted.describe(None), "has no entry for it");
     }
 
     #[test]

@@ -83,7 +83,7 @@ pub(crate) fn ensure_or_fall_back(
     };
     let Some(fallback) = plan.fallback.take() else { return Err(error) };
     store.screen.line(&format!(
-        "{} is not tested: {reason}; going on with {}, which is built from packages. --strict-image forbids that",
+        "{} is not tested: {reason}; using the fallback image {}, which is built from packages. Pass --strict-image to fail instead",
         plan.image.name, fallback.name
     ));
     plan.image = fallback;
@@ -119,12 +119,12 @@ fn host_fault(error: anyhow::Error, plan: &Plan) -> anyhow::Error {
     let what = format!("get the image {} for {}", plan.image.name, plan.image.arch);
     if let Some(unreachable) = error.downcast_ref::<Unreachable>() {
         let hint = format!(
-            "{}; without --image and --strict-image another image stands in, and the verdict says so; or --image debian-12, \
-             which needs a package mirror alone",
+            "{}; leave out --image and --strict-image to use the fallback image; or use --image debian-12, \
+             which needs only a package mirror",
             unreachable.hint
         );
         return error.context(Unavailable { error: what, hint });
     }
-    let hint = "see the causes: a mirror that cannot be reached, a full disk, a missing right; the agent has no part in it";
+    let hint = "see the causes: an unreachable mirror, a full disk or a missing permission; the agent is not involved";
     exit::host_fault(error, what, hint)
 }

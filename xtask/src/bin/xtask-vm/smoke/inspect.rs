@@ -19,7 +19,8 @@ pub(super) fn before_image(
 ) -> Result<(Option<String>, String)> {
     let inspection = look(session, plan);
     let known = inspection.source().map(str::to_owned);
-    let libraries = if known.is_some() { "its libraries" } else { "what is known before it is in the cache" };
+    let libraries =
+        if known.is_some() { "its libraries" } else { "the catalogue's data, as it is not in the cache yet" };
     let detail = check(session, &inspection, agent, libraries)?;
     Ok((known, detail))
 }
@@ -29,7 +30,7 @@ pub(super) fn with_image(session: &mut Session<'_>, plan: &Plan, agent: &Agent) 
     let inspection = look(session, plan);
     let known = inspection.source().is_some();
     let libraries =
-        if known { "its libraries" } else { "its libraries are not known: an image of yours is not read" };
+        if known { "its libraries" } else { "its libraries are unknown: your own images are not read" };
     let detail = check(session, &inspection, agent, libraries)?;
     Ok(((), detail))
 }
@@ -58,6 +59,6 @@ fn check(
         return Err(Diagnosis::new(all.join("; "), worst.remedy.clone()).into());
     }
     let warned = report.of(Severity::Warned).count();
-    let warned = if warned == 0 { String::new() } else { format!(", {warned} warned of") };
+    let warned = if warned == 0 { String::new() } else { format!(", {warned} warning(s)") };
     Ok(format!("sound on {} with {} ({libraries}){warned}", inspection.device.name, inspection.name()))
 }

@@ -99,7 +99,7 @@ fn prove(session: &mut Session<'_>, vm: &mut RunningVm, agent: &Agent) -> Result
         None => Ok(()),
         Some(fault) => Err(Diagnosis::new(
             format!("the smoke did not find the planted fault {}", fault.name()),
-            "a check of this workflow does not check; that is a bug of the workflow, not of the agent",
+            "a check of cargo xtask does not work; that is a bug of cargo xtask, not of the agent",
         )
         .into()),
     }
@@ -203,7 +203,7 @@ fn workload_image(session: &Session<'_>) -> Result<Vec<u8>> {
 fn provision(session: &mut Session<'_>, vm: &mut RunningVm) -> Result<((), String)> {
     let limit = vm.limits().provision();
     vm.wait(session, "the guest to install the agent", limit, |vm| vm.provisioned())?;
-    Ok(((), format!("the guest ran agent/dist/install.sh{}", clock_jumped(session, vm)?)))
+    Ok(((), format!("agent/dist/install.sh succeeded in the guest{}", clock_jumped(session, vm)?)))
 }
 
 /// What there is to say of a restored guest's clock, once it is provisioned; an error where it was not set.
@@ -264,7 +264,7 @@ fn power_cut(session: &mut Session<'_>, vm: &mut RunningVm) -> Result<(Cut, Stri
     vm.cut_power()?;
     // What the guest had sent before it died is stored by now, and nothing more can come.
     std::thread::sleep(limits::BROKER_SETTLE);
-    let last = vm.broker.latest()?.context("the status that was there before the power cut is gone")?;
+    let last = vm.broker.latest()?.context("the status from before the power cut is gone")?;
     let changed = workload::change_while_off(vm)?;
     // Before its next boot repairs what it may.
     let disk = vm.files.overlay.clone();
@@ -272,7 +272,7 @@ fn power_cut(session: &mut Session<'_>, vm: &mut RunningVm) -> Result<(Cut, Stri
     vm.power_on()?;
     session.screen.detail("the domain was destroyed and started again; the broker is away");
     let detail =
-        format!("destroyed after revision {}, started again without a broker{checked}", last.revision);
+        format!("power cut after revision {}, started again without a broker{checked}", last.revision);
     Ok((Cut { last, changed }, detail))
 }
 

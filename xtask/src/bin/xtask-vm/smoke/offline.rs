@@ -61,10 +61,10 @@ impl RunningVm {
         }
         Err(Diagnosis::new(
             format!(
-                "{} s after the guest was up its workload does not run, with no broker in reach: {reason}",
+                "{} s after the guest was up its workload does not run, without a broker: {reason}",
                 up.as_secs()
             ),
-            "the agent must bring up what it knows from its own disk, whether or not the bus is there",
+            "the agent must start its deployments from its own disk, with or without the bus",
         )
         .into())
     }
@@ -81,12 +81,12 @@ fn local_reason(text: &str, deployment: &str) -> (String, bool) {
         return (format!("its agent has written no status on the device: {text:?}"), false);
     };
     let Some(line) = status.deployment(deployment) else {
-        let reason = "the desired state did not outlive the power cut";
+        let reason = "the desired state did not survive the power cut";
         return (format!("its agent knows of no deployment {deployment}: {reason}"), true);
     };
     let phase = serde_json::to_string(&line.phase).expect("a phase is plain data");
     let error = line.last_error.as_ref().map_or(String::new(), |error| format!(", {error}"));
-    (format!("its agent says of {deployment}: {phase}{error}"), false)
+    (format!("its agent reports {deployment}: {phase}{error}"), false)
 }
 
 #[cfg(test)]

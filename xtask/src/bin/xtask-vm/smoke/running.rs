@@ -83,8 +83,9 @@ impl RunningVm {
             }
             self.check_qemu(what)?;
             if Instant::now() > deadline {
-                let late = format!("no sign of {what} within {} s", limit.as_secs());
-                let late = Diagnosis::new(late, "a slow host: --timeout-scale 2; else see console.log");
+                let late = format!("timed out waiting for {what} after {} s", limit.as_secs());
+                let late =
+                    Diagnosis::new(late, "on a slow host use --timeout-scale 2; otherwise read console.log");
                 return Err(match last_error {
                     Some(error) => error.context(late),
                     None => late.into(),
@@ -118,7 +119,7 @@ impl RunningVm {
             if vm.broker.refusals() >= refusals_before + 2 {
                 return Err(Diagnosis::new(
                     "the broker refuses the device's credentials",
-                    "compare [credentials] in the agent's configuration with the broker's users; nats.log has the refusals",
+                    "compare [credentials] in the agent's configuration with the broker's users; nats.log lists the refusals",
                 )
                 .into());
             }
@@ -152,7 +153,7 @@ impl RunningVm {
         if condition == Condition::Gone {
             return Err(Diagnosis::new(
                 format!("QEMU ended while waiting for {what}"),
-                "qemu.log in the report's directory has its last words; a QEMU that was killed has none",
+                "read qemu.log in the report's directory; it is empty if QEMU was killed",
             )
             .into());
         }
@@ -160,7 +161,7 @@ impl RunningVm {
             error: format!(
                 "QEMU stopped the guest while waiting for {what}: its disk cannot be written, or KVM failed"
             ),
-            hint: format!("see how full the file system of {} is", self.files.overlay.display()),
+            hint: format!("check the free space of the file system of {}", self.files.overlay.display()),
         }
         .into())
     }
@@ -174,7 +175,7 @@ impl RunningVm {
     pub(crate) fn provisioned(&self) -> Result<Option<()>> {
         if let Some(line) = self.console.line_with(marker::FAILED) {
             let (_, reason) = line.split_once(marker::FAILED).unwrap_or(("", line));
-            let hint = "agent/dist/install.sh failed in the guest; run it there by hand: smoke --keep";
+            let hint = "agent/dist/install.sh failed in the guest; run it there by hand after smoke --keep";
             return Err(Diagnosis::new(format!("the agent did not install:{reason}"), hint).into());
         }
         Ok(self.console.line_with(marker::DONE).map(drop))
@@ -224,7 +225,7 @@ impl RunningVm {
             });
         let written = fetched.and_then(|journal| write_private(path, journal));
         if let Err(error) = written {
-            screen.note(&format!("the guest's journal could not be had: {error:#}"));
+            screen.note(&format!("cannot read the guest's journal: {error:#}"));
         }
     }
 
@@ -274,7 +275,9 @@ impl RunningVm {
             self.wait_until_entered(interrupt, screen)?;
         }
         if self.machine.condition() != Condition::Running {
-            let hint = "run again; where QEMU ends by itself, the run's console.log and the host's kernel log say more".to_owned();
+            let hint =
+                "run again; if QEMU ends by itself, read the run's console.log and the host's kernel log"
+                    .to_owned();
             return Err(Unavailable { error: "keep the machine: its QEMU has ended".to_owned(), hint }.into());
         }
         let kept = InstanceRecord {

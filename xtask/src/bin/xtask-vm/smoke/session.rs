@@ -130,7 +130,7 @@ impl<'a> Session<'a> {
     /// Times only inform.
     fn warn_of(&self, kept: Result<()>) {
         if let Err(error) = kept {
-            self.screen.note(&format!("warning: the phases' times are not kept: {error:#}"));
+            self.screen.note(&format!("warning: cannot record the phases' times: {error:#}"));
         }
     }
 
@@ -185,7 +185,7 @@ impl<'a> Session<'a> {
             timed((cache, &mut self.screen), ("snapshot", "hash"), "snapshot", |screen| {
                 while !verification.is_finished() {
                     interrupt.check()?;
-                    screen.alive("hashing it, and the image below it");
+                    screen.alive("hashing the snapshot and its image");
                     std::thread::sleep(limits::POLL);
                 }
                 verification.conclude().map(|()| ((), "is unchanged".to_owned()))
@@ -311,7 +311,7 @@ impl<'a> Session<'a> {
                     Ok(InstanceRecord { name, .. }) => {
                         self.screen.line(&format!(
                         "kept: {name}\n  enter:   cargo xtask vm ssh {name}\n  console: cargo xtask vm console {name}\n  \
-                         remove:  cargo xtask vm rm {name}\n  the broker has ended: the agent in there is offline"
+                         remove:  cargo xtask vm rm {name}\n  the broker has ended: the agent in the machine is offline"
                     ));
                         return Ok("the machine is kept".to_owned());
                     }
@@ -338,7 +338,7 @@ impl<'a> Session<'a> {
         }
         self.screen.alive("checking the guest's file systems");
         match filesystem::check(disk, &self.run.work(), &self.interrupt) {
-            Ok(count) => Ok(format!("; {count} file system(s) of the guest's checked, no damage")),
+            Ok(count) => Ok(format!("; {count} file system(s) of the guest checked, no damage")),
             Err(error) => {
                 if error.is::<exit::Diagnosis>() {
                     let kept = self.run.path().join(DAMAGED);

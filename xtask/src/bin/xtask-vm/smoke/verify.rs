@@ -46,17 +46,17 @@ impl ExpectedStatus {
         };
         if status.machine != self.machine {
             Some(Diagnosis::new(
-                format!("the agent runs on {}, and {} was asked for", status.machine, self.machine),
-                "the wrong image was booted, or the agent misreports uname -m",
+                format!("the agent runs on {}, expected {}", status.machine, self.machine),
+                "check that the right image was booted and that the agent reports uname -m",
             ))
         } else if status.exe_sha256 != self.exe_sha256 {
             Some(Diagnosis::new(
                 format!(
-                    "the agent that runs in the guest has the digest {}, the one under test {}",
+                    "the agent in the guest has the digest {}, the one under test {}",
                     status.exe_sha256, self.exe_sha256
                 ),
-                "another executable is in the guest than the one that was built: look at what the image or the \
-                 installer brings",
+                "the guest runs another executable than the one that was built: check what the image or the \
+                 installer installs",
             ))
         } else if let Some(expected) = self.os_release.as_ref().filter(|expected| **expected != os) {
             Some(Diagnosis::new(
@@ -64,7 +64,7 @@ impl ExpectedStatus {
                     "the guest runs {} {}, the image is {} {}",
                     os.id, os.version_id, expected.id, expected.version_id
                 ),
-                "the image is not what its name says: delete it from the cache",
+                "the image does not match its name: delete it from the cache",
             ))
         } else {
             None
@@ -98,7 +98,7 @@ pub(crate) fn rejoin(
     if seen.status.boot_id == joined.boot_id {
         return Judgement::Refuted(Diagnosis::new(
             format!(
-                "after the power cut the agent still reports the boot id {} of before (revision {} after {})",
+                "after the power cut the agent still reports the boot id {} from before (revision {} after {})",
                 joined.boot_id, seen.revision, last.revision
             ),
             "the agent must read /proc/sys/kernel/random/boot_id at every start and keep no copy of it",
@@ -112,8 +112,8 @@ pub(crate) fn pong(reply: &Reply, device: &str, joined: &StatusEvidence) -> Resu
     match reply {
         Reply::Pong { device_id, boot_id, .. } if device_id == device && *boot_id == joined.boot_id => Ok(()),
         other => Err(Diagnosis::new(
-            format!("the ping was answered by something else than the agent that joined: {other:?}"),
-            "see who else is subscribed to the device's commands",
+            format!("the ping was answered by something other than the agent that joined: {other:?}"),
+            "check who else is subscribed to the device's commands",
         )),
     }
 }

@@ -40,13 +40,13 @@ pub(super) fn check_flags(args: &SmokeArgs, plan: &Plan) -> Result<(), Usage> {
     let warm = may_be(args, plan);
     let cannot = match args.sabotage {
         Some(Sabotage::StaleChain) if !warm => {
-            "--sabotage stale-chain: it is planted in a warm run, under emulation and without --cold"
+            "--sabotage stale-chain: needs a warm run, under emulation and without --cold"
         }
         Some(Sabotage::ColdPanics) => {
-            "--sabotage cold-panics: it is planted in one of the two runs of --verify-cold"
+            "--sabotage cold-panics: needs --verify-cold, for it is planted in the cold one of the two runs"
         }
         _ if args.warm && !warm => {
-            "--warm: under KVM, and with a fault of the first boot, every run boots from nothing"
+            "--warm: not possible under KVM or with a fault of the first boot, where every run is cold"
         }
         _ => return Ok(()),
     };
@@ -105,7 +105,7 @@ impl RunningVm {
     ) -> Result<(Self, String)> {
         Self::restore_or_fail(session, plan, image, subject).map_err(|error| {
             let hint =
-                "see the causes; nothing is known about the agent yet. --cold goes on without a snapshot";
+                "see the causes; nothing is known about the agent yet. Use --cold to run without a snapshot";
             exit::host_fault(error, "restore the machine from its snapshot", hint)
         })
     }
@@ -189,7 +189,7 @@ impl RunningVm {
     ) -> Result<Self> {
         session
             .screen
-            .note("no snapshot of this machine yet: it boots once, and is saved after its first boot");
+            .note("no snapshot of this machine yet: it boots once and is saved after its first boot");
         make_private_dir(made)?;
         let mut files = RunFiles::of_run(made, session.run.path().join("console.log"))?;
         files.backing = vec![image.disk.clone()];
@@ -265,9 +265,9 @@ fn lacks_nothing(console: &Console) -> Result<()> {
     else {
         return Ok(());
     };
-    let hint = "agent/dist/prerequisites.sh did not end well in the guest: run again where the distribution's mirror did not answer, or \
+    let hint = "agent/dist/prerequisites.sh failed in the guest: run again if the distribution's mirror did not answer, or use \
                 --cold to see the installer fail";
-    let error = format!("the guest did not get what the agent needs:{reason}");
+    let error = format!("the guest could not install the agent's prerequisites:{reason}");
     Err(Unavailable { error, hint: hint.to_owned() }.into())
 }
 
@@ -277,9 +277,9 @@ pub(super) fn clock_step(console: &Console) -> Result<i64> {
     let step = output.and_then(|(_, step)| step.split_whitespace().next()?.parse().ok());
     step.ok_or_else(|| {
         Unavailable {
-            error: "the restored guest did not set its clock, and goes on with that of when it was saved"
+            error: "the restored guest did not set its clock, which still shows when the snapshot was saved"
                 .to_owned(),
-            hint: "nothing is known about the agent yet: run again, or --cold".to_owned(),
+            hint: "nothing is known about the agent yet: run again, or use --cold".to_owned(),
         }
         .into()
     })

@@ -70,10 +70,7 @@ pub(super) fn run(
     let after = ask(session, vm, &PERSISTENT, &answer)?;
     if after != first {
         return Err(Diagnosis::new(
-            format!(
-                "the deletion of {} changed {} too: {after:?}, before {first:?}",
-                EPHEMERAL.0, PERSISTENT.0
-            ),
+            format!("deleting {} changed {} too: {after:?}, before {first:?}", EPHEMERAL.0, PERSISTENT.0),
             "a change of one deployment must leave the others' containers alone",
         )
         .into());
@@ -95,8 +92,8 @@ fn ensure_boot(answer: &WorkloadEvidence, status: &StatusEvidence) -> Result<()>
         return Ok(());
     }
     Err(Diagnosis::new(
-        format!("the workload runs in the boot {}, and the agent in {}", answer.boot_id, status.boot_id),
-        "something else answers on the workload's port than the container in the guest",
+        format!("the workload runs in the boot {}, the agent in {}", answer.boot_id, status.boot_id),
+        "something other than the container in the guest answers on the workload's port",
     )
     .into())
 }
@@ -129,7 +126,7 @@ fn delete_ephemeral(session: &mut Session<'_>, vm: &mut RunningVm) -> Result<u64
                 "the deployment {name} was deleted at revision {revision}; {} s later its port {port} and the status {status}",
                 limit.as_secs()
             ),
-            "a Delete in the desired state stops the container and removes it",
+            "the agent must stop and remove the container of a deleted deployment",
         )
         .into())
     })?;
@@ -158,7 +155,7 @@ pub(super) fn back_without_broker(
         let error = match said_by(vm.machine.port_to(PERSISTENT.1)?) {
             Ok(answer) => match wanted.check(&answer)? {
                 Some(()) => return Ok(Some(answer)),
-                None => anyhow!("it answers as generation {}", answer.generation),
+                None => anyhow!("the workload answers as generation {}", answer.generation),
             },
             Err(error) => error,
         };
@@ -167,8 +164,11 @@ pub(super) fn back_without_broker(
     })?;
     if answer.boot_id == before.boot_id {
         return Err(Diagnosis::new(
-            format!("after the power cut the workload still tells the boot id {} of before", answer.boot_id),
-            "something else answers on the workload's port than the container in the guest",
+            format!(
+                "after the power cut the workload still reports the boot id {} from before",
+                answer.boot_id
+            ),
+            "something other than the container in the guest answers on the workload's port",
         )
         .into());
     }
@@ -186,7 +186,7 @@ pub(super) fn changed(
 ) -> Result<WorkloadEvidence> {
     let mut wanted = ExpectedDeployment::running(PERSISTENT.0, revision);
     let limit = vm.limits().workload();
-    let what = "a status with what was changed while the machine was off";
+    let what = "a status with the change that was made while the machine was off";
     vm.wait_for_status(session, what, limit, |seen| wanted.check(seen))?;
     let answer = ask(
         session,

@@ -12,7 +12,7 @@ use xtask::snapshot::{BAD, DISK, FILES, Ingredients, SEED};
 use super::{Snapshot, digest};
 
 /// What is said of a snapshot that nobody uses from now on.
-const NEXT: &str = "the next run makes another and deletes this one, once no machine lies on it";
+const NEXT: &str = "the next run makes another snapshot, and deletes this one once no machine uses it";
 
 /// A check that runs beside a run.
 pub(crate) struct Verification {
@@ -35,12 +35,12 @@ impl Verification {
             self.before.iter().find(|(path, before)| before.is_none() || InodeStamp::of(path) != *before);
         let Some((path, _)) = touched else { return Ok(()) };
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        let why = "somebody has touched it while a run used it";
+        let why = "it was modified while a run used it";
         if path.starts_with(&self.kept.directory) {
             return Err(self.kept.is_bad(&name, why));
         }
-        let error = format!("the image {} below the snapshot {}: {why}", path.display(), self.kept.name());
-        Err(Unavailable { error, hint: "run again; nothing that was seen on it counts".to_owned() }.into())
+        let error = format!("the image {} of the snapshot {}: {why}", path.display(), self.kept.name());
+        Err(Unavailable { error, hint: "run again; the results of this run do not count".to_owned() }.into())
     }
 }
 
@@ -70,7 +70,7 @@ impl Snapshot {
         let hashed = std::thread::spawn(move || {
             // The guest goes first; on Linux this is the thread's own (setpriority(2)).
             rustix::process::setpriority_process(None, 19)
-                .context("make the check of the snapshot wait for the guest")?;
+                .context("lower the priority of the snapshot's check")?;
             kept.check()
         });
         Verification { kept: self.clone(), before, hashed }
@@ -99,7 +99,7 @@ impl Snapshot {
                 )
             })?;
             if found != saved.digest {
-                return Err(self.is_bad(name, &format!("it has {found}, and {} was saved", saved.digest)));
+                return Err(self.is_bad(name, &format!("it has {found}, expected {}", saved.digest)));
             }
         }
         self.check_image()
@@ -109,7 +109,7 @@ impl Snapshot {
     fn check_image(&self) -> Result<()> {
         let Ingredients { image, image_path, .. } = &self.manifest.ingredients;
         let hash = |error| {
-            host_fault(error, "hash the image below the snapshot", "run again; --cold needs no snapshot")
+            host_fault(error, "hash the image of the snapshot", "run again; --cold needs no snapshot")
         };
         let found = image.algorithm().of_file(image_path, |_, _| Ok(())).map_err(hash)?;
         if found == *image {
@@ -117,12 +117,12 @@ impl Snapshot {
         }
         Err(Unavailable {
             error: format!(
-                "the image {} below the snapshot {} was changed: it has {found}, and had {image}",
+                "the image {} of the snapshot {} was changed: it has {found}, expected {image}",
                 image_path.display(),
                 self.name()
             ),
-            hint: "cargo xtask image verify tells how to replace one of the cache's; one of your own makes another snapshot, as it \
-                   is now. Nothing that was seen on it counts"
+            hint: "replace a cached image as cargo xtask image verify says; your own image gets another snapshot, as it \
+                   is now. The results of this run do not count"
                 .to_owned(),
         }
         .into())
@@ -131,7 +131,7 @@ impl Snapshot {
     fn is_bad(&self, name: &str, why: &str) -> Error {
         Unavailable {
             error: format!("the snapshot {} was changed in {name}: {why}", self.name()),
-            hint: format!("{}; nothing that was seen on it counts", self.give_up(why)),
+            hint: format!("{}; the results of this run do not count", self.give_up(why)),
         }
         .into()
     }
@@ -145,7 +145,7 @@ impl Snapshot {
         let next = self.give_up(&format!("{error:#}"));
         error.context(Unavailable {
             error: format!("restore the machine from the snapshot {}", self.name()),
-            hint: format!("{next}: run again, or --cold; nothing is known about the agent yet"),
+            hint: format!("{next}: run again, or use --cold; nothing is known about the agent yet"),
         })
     }
 

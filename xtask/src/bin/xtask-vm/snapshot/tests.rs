@@ -128,7 +128,7 @@ fn what_is_touched_while_a_run_uses_it_is_noticed_after_it_was_hashed() {
         File::options().write(true).open(path).unwrap().set_modified(modified).unwrap();
     };
     let error = verified(&|| rewrite(&directory.path().join("disk"))).unwrap_err();
-    assert!(error.is::<Unavailable>() && error.to_string().contains("below the snapshot"), "{error:#}");
+    assert!(error.is::<Unavailable>() && error.to_string().contains("of the snapshot"), "{error:#}");
     assert!(!kept.file(BAD).exists());
     let error = verified(&|| rewrite(&kept.file(SEED))).unwrap_err();
     assert!(error.is::<Unavailable>() && error.to_string().contains("changed in seed.img"), "{error:#}");
@@ -159,7 +159,7 @@ fn an_image_that_was_changed_below_its_snapshot_is_noticed() {
     std::fs::write(directory.path().join("disk"), "y").unwrap();
     for error in [kept.check().unwrap_err(), kept.check_what_boots().unwrap_err()] {
         assert!(error.is::<Unavailable>(), "{error:#}");
-        assert!(error.to_string().contains("below the snapshot"), "{error:#}");
+        assert!(error.to_string().contains("of the snapshot"), "{error:#}");
     }
     assert!(!kept.file(BAD).exists(), "the snapshot's own files are what they were");
     std::fs::remove_file(directory.path().join("disk")).unwrap();

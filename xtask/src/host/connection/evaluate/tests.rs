@@ -64,7 +64,7 @@ fn a_sound_libvirt_is_described_and_not_blamed() {
                 "connect-host",
                 "host far: x86_64, 8 CPUs, 16.0 GiB of memory (8.0 GiB free); libvirt 9.0.0, QEMU 7.2.22"
             ),
-            informs("connect-offer", "x86_64 guests: by KVM, which was not tried; machine type pc-q35-7.2"),
+            informs("connect-offer", "x86_64 guests: by KVM (not tested); machine type pc-q35-7.2"),
             informs("connect-offer", "aarch64 guests: emulated; machine type virt-7.2"),
             informs("connect-pool", "64.0 GiB free in the storage pool default"),
         ]

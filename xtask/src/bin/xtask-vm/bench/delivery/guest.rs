@@ -123,7 +123,7 @@ impl Waiting<'_> {
     pub(super) fn look(&self) -> Result<()> {
         self.interrupt.check()?;
         if self.child.ended()?.is_some() && !self.output()?.lines().any(|line| line == DONE) {
-            bail!("the guest has not got it; it said {:?}", self.output()?);
+            bail!("the guest did not receive the content; its output was {:?}", self.output()?);
         }
         std::thread::sleep(limits::CHILD_POLL);
         Ok(())

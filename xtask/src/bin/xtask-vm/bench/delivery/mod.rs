@@ -197,7 +197,7 @@ impl DeliveryGuest<'_> {
         let mut line = String::new();
         while line != "\r\n" {
             line.clear();
-            ensure!(request.read_line(&mut line)? > 0, "it has asked for nothing");
+            ensure!(request.read_line(&mut line)? > 0, "the guest sent no request");
         }
         write!(stream, "HTTP/1.0 200 OK\r\nContent-Length: {}\r\n\r\n", self.content.len())?;
         stream.write_all(self.content)?;
@@ -222,7 +222,7 @@ fn came(output: &str, content: &[u8]) -> Result<()> {
     let expected = Algorithm::Sha256.of(content).to_string();
     let expected = expected.rsplit(':').next().unwrap_or_default();
     let got = output.split_whitespace().next().unwrap_or_default();
-    ensure!(got == expected, "the guest got something else: its SHA-256 is {got:?}, and not {expected}");
+    ensure!(got == expected, "the guest received other content: its SHA-256 is {got:?}, expected {expected}");
     Ok(())
 }
 
@@ -261,8 +261,8 @@ fn ours_will_do(medians: &[(Way, f64)]) -> Result<()> {
     let worth = limits::WORTH_ANOTHER_DELIVERY.as_secs_f64();
     let Some((way, theirs)) = medians.iter().find(|(_, theirs)| ours - theirs > worth) else { return Ok(()) };
     Err(Diagnosis::new(
-        format!("{} takes {theirs:.2} s, and the way of a warm smoke {ours:.2} s", way.name()),
-        "look whether something else runs on this machine; else it is the way to take, in src/bin/xtask-vm/smoke/warm.rs",
+        format!("{} takes {theirs:.2} s, and the delivery of a warm smoke {ours:.2} s", way.name()),
+        "check that nothing else runs on this machine; if so, use the faster delivery in src/bin/xtask-vm/smoke/warm.rs",
     )
     .into())
 }
@@ -276,7 +276,7 @@ mod tests {
         let digest = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824";
         came(&format!("{digest}  {DELIVERED}\n"), b"hello").unwrap();
         for other in [format!("{digest}  {DELIVERED}\n").replace("2cf", "2ce"), String::new()] {
-            assert!(came(&other, b"hello").unwrap_err().to_string().contains("something else"), "{other}");
+            assert!(came(&other, b"hello").unwrap_err().to_string().contains("other content"), "{other}");
         }
     }
 

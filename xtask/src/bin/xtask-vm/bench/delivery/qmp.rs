@@ -43,13 +43,13 @@ impl Qmp {
     /// Waits for a line with this word in quotes: an event, the greeting.
     pub(super) fn until(&mut self, word: &str) -> Result<()> {
         let word = format!("\"{word}\"");
-        while !self.line().with_context(|| format!("wait for {word} of QEMU's"))?.contains(&word) {}
+        while !self.line().with_context(|| format!("wait for {word} from QEMU"))?.contains(&word) {}
         Ok(())
     }
 
     fn line(&mut self) -> Result<String> {
         let mut line = String::new();
-        let read = self.stream.read_line(&mut line).context("read what QEMU says")?;
+        let read = self.stream.read_line(&mut line).context("read QEMU's reply")?;
         ensure!(read > 0, "QEMU has closed its monitor");
         Ok(line)
     }

@@ -121,12 +121,12 @@ fn root_is_a_mount(mountinfo: &str) -> bool {
 /// How much of this host's memory the tree may have; `None` where there is too little, or where it cannot be mounted.
 pub(super) fn in_memory(store: &mut Store<'_>) -> Option<&'static str> {
     if !can_have_own_mounts() {
-        store.screen.note("building on the disk: slower, since / is no mount of its own here");
+        store.screen.note("building on the disk, which is slower: / is not a mount point here");
         return None;
     }
     let enough = available_memory().is_some_and(|free| free >= MEMORY_FOR_TMPFS);
     if !enough {
-        store.screen.note("building on the disk: slower, since there is too little memory for the tree");
+        store.screen.note("building on the disk, which is slower: there is too little memory for the tree");
     }
     enough.then_some(TMPFS)
 }

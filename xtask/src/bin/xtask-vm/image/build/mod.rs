@@ -53,7 +53,7 @@ pub(super) fn build(
     recipe: &Recipe,
 ) -> Result<String> {
     store.screen.note(&format!(
-        "building the image {} for {} from {} packages and what they need",
+        "building the image {} for {} from {} packages and their dependencies",
         image.name,
         image.arch,
         recipe.packages.len()
@@ -139,7 +139,7 @@ fn run(
 pub(crate) fn discard(directory: &Path, interrupt: &Interrupt) -> Result<()> {
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").context("read /proc/self/mountinfo")?;
     if let Some(mount) = mount_below(&mounts, directory) {
-        bail!("delete {}: {mount} is mounted in it; umount that first, then run again", directory.display());
+        bail!("delete {}: {mount} is mounted in it; unmount that first, then run again", directory.display());
     }
     let tree = directory.join("tree");
     if !rustix::process::geteuid().is_root() && tree.exists() {

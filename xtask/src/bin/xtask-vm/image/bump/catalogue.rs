@@ -116,9 +116,7 @@ impl CatalogueText {
             named.next().ok_or_else(|| Usage(format!("{name}: no such image; there are: {names}")))?;
         ensure!(named.next().is_none(), "{} has two entries called {name}", self.path.display());
         let download = image.download.ok_or_else(|| {
-            Usage(format!(
-                "{name} is built from packages on this host: it pins no download that could be bumped"
-            ))
+            Usage(format!("{name} is built from packages on this host: it has no pinned download to bump"))
         })?;
         let beside = self.path.parent().unwrap_or(Path::new("/"));
         entry(name, download, beside)
@@ -138,7 +136,7 @@ impl CatalogueText {
     pub(super) fn replace(&self, text: &str) -> Result<()> {
         let write = || format!("write the catalogue {}", self.path.display());
         let now = std::fs::read_to_string(&self.path).with_context(write)?;
-        ensure!(now == self.text, "{}: it changed meanwhile; run again", write());
+        ensure!(now == self.text, "{}: the file changed meanwhile; run again", write());
         let beside = self.path.parent().with_context(write)?;
         let permissions = self.path.metadata().with_context(write)?.permissions();
         let mut file = tempfile::Builder::new().prefix(".images-").tempfile_in(beside).with_context(write)?;
@@ -179,7 +177,7 @@ fn entry(name: &str, download: toml::Table, beside: &Path) -> Result<BumpEntry> 
         let FileTable { url, digest, bytes } = file;
         entry.pins.push((Pin { arch, url, digest, bytes }, date));
     }
-    ensure!(!entry.pins.is_empty(), "it pins no file of any architecture");
+    ensure!(!entry.pins.is_empty(), "it pins no file for any architecture");
     Ok(entry)
 }
 
@@ -189,11 +187,12 @@ impl BumpEntry {
         let parts = url.strip_prefix(&self.index_text).and_then(|below| below.split_once('/'));
         let (directory, file) =
             parts.filter(|(_, file)| !file.is_empty() && !file.contains('/')).ok_or_else(|| {
-                anyhow!("{} is no file in a release below {}", shown(url), shown(&self.index_text))
+                anyhow!("{} is not a file of a release below {}", shown(url), shown(&self.index_text))
             })?;
-        let date = self.release.date_in(directory).with_context(|| {
-            format!("{} is in {directory}, which is not named as `release` says", shown(url))
-        })?;
+        let date = self
+            .release
+            .date_in(directory)
+            .with_context(|| format!("{} is in {directory}, which does not match `release`", shown(url)))?;
         Ok((date, file))
     }
 

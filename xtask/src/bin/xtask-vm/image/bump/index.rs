@@ -70,7 +70,7 @@ pub(super) fn newest(listing: &str, index: &Url, pattern: &Pattern) -> Result<Da
     let dates = names.iter().filter_map(|name| pattern.date_in(name));
     let newest = dates.max();
     let seen = names.iter().take(8).map(String::as_str).collect::<Vec<_>>().join(", ");
-    ensure!(!names.is_empty(), "the page is no directory listing: it links to nothing below itself");
+    ensure!(!names.is_empty(), "the page is not a directory listing: it has no link below itself");
     newest.with_context(|| {
         format!(
             "no dated release among {} links ({seen}, …): compare with the entry's `release`",
@@ -223,7 +223,7 @@ mod tests {
         let index = Url::parse("https://publisher.example/noble/").unwrap();
         let pattern = Pattern::parse("release-{date}").unwrap();
         let message = |page: &str| newest(page, &index, &pattern).unwrap_err().to_string();
-        assert!(message("<h1>Hello</h1>").contains("no directory listing"));
+        assert!(message("<h1>Hello</h1>").contains("not a directory listing"));
         assert!(message(r#"<a href="release/">"#).contains("no dated release among 1 links (release"));
     }
 }

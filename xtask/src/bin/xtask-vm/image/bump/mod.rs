@@ -70,7 +70,7 @@ pub(crate) fn run(workspace: &Workspace, args: &BumpArgs, verbosity: Verbosity) 
     let text = catalogue.with(&entry.name, &newest.pins)?;
     let changed = text != catalogue.text();
     if changed && !args.dry_run {
-        let hint = "see whether this user may write there, and whether the disk is full";
+        let hint = "check that this user may write there and that the disk is not full";
         catalogue.replace(&text).map_err(|error| host_fault(error, "rewrite the catalogue", hint))?;
     }
     if args.json {
@@ -96,12 +96,12 @@ impl<'a> Trust<'a> {
             return Self::unsigned(entry, args.unsigned);
         };
         if args.unsigned {
-            let error = format!("--unsigned: the publisher of {name} signs {}: leave it out", entry.sums);
+            let error = format!("--unsigned: leave it out, the publisher of {name} signs {}", entry.sums);
             return Err(Usage(error).into());
         }
         let keyring = args.keyring.as_deref().or(entry.keyring.as_deref());
         let keyring = keyring.ok_or_else(|| {
-            Usage(format!("{name} names no keyring to judge {signature} by: name one by --keyring FILE"))
+            Usage(format!("{name} names no keyring to verify {signature} with: pass --keyring FILE"))
         })?;
         Ok(Self::Signed(signature, Verifier::find(keyring)?))
     }
@@ -110,21 +110,19 @@ impl<'a> Trust<'a> {
         let (name, sums) = (&entry.name, &entry.sums);
         if !agreed {
             return Err(Usage(format!(
-                "{name}: its publisher signs nothing, so {sums} is as good as the TLS connection that brings it, no \
-                 better; if that is good enough, run again with --unsigned"
+                "{name}: its publisher does not sign, so only the TLS connection protects {sums}; \
+                 if that is sufficient, run again with --unsigned"
             ))
             .into());
         }
         if entry.index.scheme() != "https" && !is_loopback(&entry.index) {
             return Err(Usage(format!(
-                "--unsigned: {} is not https, so anybody on the way could have written {sums}",
+                "--unsigned: {} is not https, so {sums} could have been changed on the way",
                 shown(entry.index.as_str())
             ))
             .into());
         }
-        eprintln!(
-            "WARNING: {name}: NOBODY SIGNED THESE DIGESTS; they are only as good as the TLS connection"
-        );
+        eprintln!("WARNING: {name}: THESE DIGESTS ARE NOT SIGNED; only the TLS connection protects them");
         Ok(Self::Connection)
     }
 }
@@ -188,7 +186,7 @@ impl Bump<'_> {
                 shown(self.entry.index.as_str()),
                 pin.arch
             ),
-            "a mirror that lags is right again later; to go back on purpose, edit the catalogue by hand",
+            "a lagging mirror catches up later; to go back on purpose, edit the catalogue by hand",
         )
         .into())
     }
@@ -198,7 +196,7 @@ impl Bump<'_> {
         let signature = self.fetch(&url, MOST_SIGNATURE).with_context(|| {
             Diagnosis::new(
                 format!("fetch the signature of {} {date}; the catalogue is left as it is", self.entry.name),
-                "the catalogue says that this publisher signs: without the signature nothing is believed",
+                "the catalogue says that this publisher signs, so the signature is required",
             )
         })?;
         verifier
@@ -225,7 +223,7 @@ impl Bump<'_> {
         let bytes = self
             .remote
             .length(&url)
-            .with_context(|| format!("see that {} has the {file} that it lists", self.entry.sums))?
+            .with_context(|| format!("check that {} has the {file} that it lists", self.entry.sums))?
             .or(known);
         Ok(Pin { arch: old.arch, url, digest, bytes })
     }
@@ -253,7 +251,7 @@ impl Newest {
         let (name, to) = (&entry.name, &self.date);
         let by = match &self.signer {
             Some(Signer { user, fingerprint }) => format!("signed by {user} ({fingerprint})"),
-            None => "signed by NOBODY: only as good as the TLS connection".to_owned(),
+            None => "NOT SIGNED: protected by the TLS connection only".to_owned(),
         };
         match (changed, dry_run) {
             (false, _) => format!("{name}: up to date, release {to}, {by}"),

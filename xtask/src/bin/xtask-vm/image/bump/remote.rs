@@ -39,7 +39,7 @@ impl<'a> Http<'a> {
             .build()
             .context(Unavailable {
                 error: "make a client for HTTPS".to_owned(),
-                hint: "install the package ca-certificates; see what HTTPS_PROXY says".to_owned(),
+                hint: "install the package ca-certificates; check HTTPS_PROXY".to_owned(),
             })?;
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -96,7 +96,7 @@ impl Remote for Http<'_> {
             while let Some(chunk) = response.chunk().await.map_err(|error| unreachable(url, error))? {
                 content.extend_from_slice(&chunk);
                 if content.len() as u64 > limit_bytes {
-                    bail!("fetch {}: it is longer than {limit_bytes} bytes, which it may not be", shown(url));
+                    bail!("fetch {}: it is longer than the limit of {limit_bytes} bytes", shown(url));
                 }
             }
             Ok(content)
@@ -127,10 +127,9 @@ fn unreachable(url: &str, error: reqwest::Error) -> anyhow::Error {
         return anyhow::anyhow!("fetch {}: {why}", shown(url));
     }
     anyhow::Error::new(error).context(Unavailable {
-        error: format!("fetch {}: the host cannot be reached, or stopped answering", shown(url)),
-        hint:
-            "see whether this machine has the network; behind a proxy, set HTTPS_PROXY; else try again later"
-                .to_owned(),
+        error: format!("fetch {}: the host cannot be reached or stopped answering", shown(url)),
+        hint: "check this machine's network; behind a proxy, set HTTPS_PROXY; otherwise try again later"
+            .to_owned(),
     })
 }
 

@@ -12,7 +12,7 @@ use super::catalogue::Pin;
 /// Where the entry has no table for a pin, or the file's line ends would not survive.
 pub(super) fn pins(text: &str, name: &str, pins: &[Pin]) -> Result<String> {
     let mut document: DocumentMut = text.parse()?;
-    ensure!(document.to_string() == text, "the file's line ends would change: write them as \\n alone");
+    ensure!(document.to_string() == text, "the file's line endings would change: write them as \\n");
     for pin in pins {
         let table = file_table(&mut document, name, pin.arch)?;
         set(table, "url", pin.url.as_str().into());
@@ -129,6 +129,6 @@ download = { index = "https://p.example/", release = "{date}", sums = "S", aarch
         };
         assert_eq!(pins(TEXT, "noble", std::slice::from_ref(&same)).unwrap(), TEXT);
         let dos = TEXT.replace('\n', "\r\n");
-        assert!(pins(&dos, "noble", &[same]).unwrap_err().to_string().contains("line ends"));
+        assert!(pins(&dos, "noble", &[same]).unwrap_err().to_string().contains("line endings"));
     }
 }

@@ -54,13 +54,16 @@ impl Verifier {
         })?;
         if content.starts_with(b"-----BEGIN") {
             return Err(Unavailable {
-                error: format!("the keyring {} is armoured text, and gpgv reads binary", keyring.display()),
-                hint: format!("gpg --dearmor {}, and name the result by --keyring", keyring.display()),
+                error: format!(
+                    "the keyring {} is armoured text, but gpgv reads only binary keyrings",
+                    keyring.display()
+                ),
+                hint: format!("run gpg --dearmor {}, and pass the result by --keyring", keyring.display()),
             }
             .into());
         }
         let gpgv = tools::find("gpgv").ok_or_else(|| Unavailable {
-            error: "find gpgv on PATH: it judges the publisher's signature".to_owned(),
+            error: "find gpgv on PATH: it verifies the publisher's signature".to_owned(),
             hint: gpgv_hint(),
         })?;
         Ok(Self { gpgv, keyring })
@@ -71,7 +74,7 @@ impl Verifier {
     /// # Errors
     /// Where the signature is not a good one by a key of the keyring.
     pub(super) fn verify(&self, content: &[u8], signature: &[u8], interrupt: &Interrupt) -> Result<Signer> {
-        let directory = tempfile::tempdir().context("make a directory for what gpgv reads")?;
+        let directory = tempfile::tempdir().context("make a directory for gpgv's input")?;
         let (signed, detached) = (directory.path().join("signed"), directory.path().join("signature"));
         for (path, bytes) in [(&signed, content), (&detached, signature)] {
             std::fs::write(path, bytes).with_context(|| format!("write {}", path.display()))?;
@@ -91,7 +94,7 @@ impl Verifier {
                 "the digests are not signed by a key of {}; the catalogue is left as it is",
                 self.keyring.display()
             ),
-            "believe none of them: try again later; if it stays, compare with what the publisher says about the key",
+            "do not use them: try again later; if it persists, compare with the publisher's announcement of the key",
         )
     }
 }
@@ -101,7 +104,7 @@ fn keyring_hint(keyring: &Path) -> &'static str {
     if keyring.ends_with(name) {
         hint
     } else {
-        "install the package that brings it, or name the publisher's keyring by --keyring FILE"
+        "install the package that provides it, or pass the publisher's keyring by --keyring FILE"
     }
 }
 
@@ -118,15 +121,15 @@ fn parse_status(status: &str) -> Result<Signer> {
     let lines = status.lines().filter_map(|line| line.strip_prefix("[GNUPG:] "));
     let lines: Vec<_> = lines.map(|line| line.split_once(' ').unwrap_or((line, ""))).collect();
     if let Some((word, rest)) = lines.iter().find(|(word, _)| BAD.contains(word)) {
-        bail!("gpgv says {word} {rest}");
+        bail!("gpgv reports {word} {rest}");
     }
     let value = |wanted: &str| lines.iter().find(|(word, _)| *word == wanted).map(|(_, rest)| *rest);
-    let good = value("GOODSIG").context("gpgv speaks of no good signature (GOODSIG)")?;
-    let valid = value("VALIDSIG").context("gpgv speaks of no valid signature (VALIDSIG)")?;
+    let good = value("GOODSIG").context("gpgv reports no good signature (GOODSIG)")?;
+    let valid = value("VALIDSIG").context("gpgv reports no valid signature (VALIDSIG)")?;
     // Fingerprint, date, time, expiry, version, reserved, key algorithm, hash algorithm, class, primary key.
     let fields: Vec<_> = valid.split(' ').collect();
     let hash = fields.get(7).with_context(|| format!("read gpgv's line VALIDSIG {valid}"))?;
-    ensure!(!BROKEN_HASHES.contains(hash), "the signature is over a broken hash (OpenPGP's number {hash})");
+    ensure!(!BROKEN_HASHES.contains(hash), "the signature uses a broken hash (OpenPGP's number {hash})");
     let fingerprint = (*fields.get(9).unwrap_or(&fields[0])).to_owned();
     let user = good.split_once(' ').map_or("", |(_, user)| user);
     Ok(Signer { user: user.chars().filter(|c| !c.is_control()).collect(), fingerprint })

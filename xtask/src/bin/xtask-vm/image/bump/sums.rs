@@ -16,7 +16,9 @@ pub(super) fn digest(name: &str, text: &str, file: &str) -> Result<Digest> {
     let algorithm = Algorithm::ALL
         .into_iter()
         .find(|algorithm| algorithm.hex_digits() == hash.len())
-        .with_context(|| format!("{name} lists {file} with {} digits: no SHA-256, no SHA-512", hash.len()))?;
+        .with_context(|| {
+            format!("{name} lists {file} with {} digits, which is neither SHA-256 nor SHA-512", hash.len())
+        })?;
     let promised = named(name).unwrap_or(algorithm);
     ensure!(promised == algorithm, "{name} lists {file} with a {} digest", algorithm.name());
     let digest = format!("{}:{hash}", algorithm.name());
