@@ -15,40 +15,40 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
-use crate::commands::Desk;
+use crate::command_handler::CommandHandler;
 use crate::config::Config;
-use crate::desired::{Change, Update, Wish};
-use crate::pace::Pace;
+use crate::desired::{Change, Operation, Update};
+use crate::device_state::DeviceState;
 use crate::progress::{Loop, Progress};
 use crate::protocol;
-use crate::status::Author;
-use crate::view::View;
+use crate::rate_limiter::RateLimiter;
+use crate::status_report::StatusReporter;
 
 /// The longest pause between two attempts to connect: where the broker's host refuses meanwhile, a device is back so soon after it.
-const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+const MAX_RECONNECT_PAUSE: Duration = Duration::from_secs(2);
 /// How long one server may take for TCP, TLS and login.
-const CONNECT: Duration = Duration::from_secs(10);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long all of them may take, look-ups of names included.
-const CONNECT_ALL: Duration = Duration::from_secs(120);
+const CONNECT_ALL_TIMEOUT: Duration = Duration::from_secs(120);
 /// A connection that lasted for so long was none that fails at once.
-const LASTING: Duration = Duration::from_secs(10);
+const STABLE_AFTER: Duration = Duration::from_secs(10);
 /// How often the broker is asked for a sign of life; two that fail to come end the connection. async-nats' own 60 s would
 /// leave a device deaf for three minutes whose mobile link has dropped the flow.
-const PING: Duration = Duration::from_secs(10);
+const PING_INTERVAL: Duration = Duration::from_secs(10);
 /// So many statuses in a row that cannot be stored in time end it too.
-const MOST_LOST_PUTS: u32 = 3;
+const MAX_LOST_PUTS: u32 = 3;
 /// The loop comes round so often, whatever the heartbeat.
-const ROUND: Duration = Duration::from_secs(30);
+const LOOP_INTERVAL: Duration = Duration::from_secs(30);
 /// How long one status may take to be stored before the next attempt; a Pi's bus may be a slow mobile link.
-const PUT: Duration = Duration::from_secs(10);
+const PUT_TIMEOUT: Duration = Duration::from_secs(10);
 /// One answer of JetStream's.
-const ANSWER: Duration = Duration::from_secs(15);
+const JETSTREAM_TIMEOUT: Duration = Duration::from_secs(15);
 /// The desired state is read whole again so often, should a message have been lost on the way.
-const READ_AGAIN: Duration = Duration::from_secs(600);
+const RESYNC_INTERVAL: Duration = Duration::from_secs(600);
 /// The pause after the desired state could not be followed.
-const FOLLOW_AGAIN: Duration = Duration::from_secs(3);
+const WATCH_RETRY_PAUSE: Duration = Duration::from_secs(3);
 /// What a status may be short of the server's limit: the message's headers and subject.
-const ROOM: usize = 4096;
+const MESSAGE_OVERHEAD: usize = 4096;
 
 /// How the connection is, for the local status.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -64,19 +64,19 @@ pub struct Bus {
     /// The agent's configuration.
     pub config: Config,
     /// Writes the statuses.
-    pub author: Author,
+    pub reporter: StatusReporter,
     /// What is to be told.
-    pub view: watch::Receiver<View>,
-    /// Where the fleet's wishes go.
+    pub device_state: watch::Receiver<DeviceState>,
+    /// Where what the fleet desires go.
     pub changes: mpsc::Sender<Change>,
     /// Answers commands.
-    pub desk: Arc<Desk>,
+    pub command_handler: Arc<CommandHandler>,
     /// Where it is told how the connection is.
     pub connection: watch::Sender<Connection>,
     /// The watchdog's evidence.
     pub progress: Arc<Progress>,
     /// Of statuses, whatever the connection.
-    pub pace: Pace,
+    pub limiter: RateLimiter,
 }
 
 impl Bus {
@@ -85,24 +85,24 @@ impl Bus {
         let (mut attempts, mut last) = (0, String::new());
         loop {
             self.progress.tick(Loop::Bus);
-            let connected = timeout(CONNECT_ALL, self.connect()).await;
+            let connected = timeout(CONNECT_ALL_TIMEOUT, self.connect()).await;
             match connected
-                .unwrap_or_else(|_elapsed| bail!("connect to the bus: no server in {CONNECT_ALL:?}"))
+                .unwrap_or_else(|_elapsed| bail!("connect to the bus: no server in {CONNECT_ALL_TIMEOUT:?}"))
             {
                 Ok((client, gone)) => {
                     let begun = Instant::now();
                     info!(server = client.server_info().server_name, "connected to the bus");
                     last.clear();
                     self.connection.send_replace(Connection { connected: true, error: None });
-                    let why = self.converse(&client, gone).await;
-                    if begun.elapsed() >= LASTING {
+                    let why = self.serve(&client, gone).await;
+                    if begun.elapsed() >= STABLE_AFTER {
                         attempts = 0;
                     }
                     warn!("the connection to the bus ended: {why}");
                     self.connection.send_replace(Connection { connected: false, error: Some(why) });
                 }
                 Err(error) => {
-                    let why = told(&error);
+                    let why = describe_connect_error(&error);
                     // The journal is no place for the same line every two seconds.
                     if why == last {
                         debug!("the bus is not reached, attempt {}: {why}", attempts + 1);
@@ -127,8 +127,8 @@ impl Bus {
             .name(format!("iot-agent {}", self.config.device_id))
             // So that a broker can keep devices from reading each other's answers.
             .custom_inbox_prefix(format!("_INBOX.{}", self.config.device_id))
-            .connection_timeout(CONNECT)
-            .ping_interval(PING)
+            .connection_timeout(CONNECT_TIMEOUT)
+            .ping_interval(PING_INTERVAL)
             // One round over the servers; what comes after that is this loop's.
             .max_reconnects(Some(self.config.urls.len()))
             .event_callback(move |event| {
@@ -144,7 +144,7 @@ impl Bus {
     }
 
     /// Until the connection is gone; why it is.
-    async fn converse(&mut self, client: &Client, mut events: mpsc::UnboundedReceiver<Event>) -> String {
+    async fn serve(&mut self, client: &Client, mut events: mpsc::UnboundedReceiver<Event>) -> String {
         let gone = async {
             loop {
                 match events.recv().await {
@@ -156,38 +156,38 @@ impl Bus {
                 }
             }
         };
-        let mut pace = self.pace;
+        let mut limiter = self.limiter;
         let bus = &*self;
         let why = tokio::select! {
             why = gone => why,
-            error = bus.report(client, &mut pace) => error,
-            error = bus.follow(client) => error,
+            error = bus.report(client, &mut limiter) => error,
+            error = bus.watch_desired(client) => error,
             error = bus.answer(client) => error,
         };
-        self.pace = pace;
+        self.limiter = limiter;
         why
     }
 
     /// A status at once, on every change, and on the heartbeat.
-    async fn report(&self, client: &Client, pace: &mut Pace) -> String {
-        let mut view = self.view.clone();
-        view.mark_changed();
+    async fn report(&self, client: &Client, limiter: &mut RateLimiter) -> String {
+        let mut device_state = self.device_state.clone();
+        device_state.mark_changed();
         let mut heartbeat = interval(Duration::from_secs(self.config.heartbeat_seconds));
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (mut bucket, mut lost) = (None, 0);
         loop {
             self.progress.tick(Loop::Bus);
-            if let Some(next) = pace.next() {
+            if let Some(next) = limiter.next() {
                 sleep_until(next).await;
             }
             tokio::select! {
                 _ = heartbeat.tick() => {}
-                () = sleep(ROUND) => continue,
-                changed = view.changed() => if changed.is_err() { return "the reconciler ended".to_owned() },
+                () = sleep(LOOP_INTERVAL) => continue,
+                changed = device_state.changed() => if changed.is_err() { return "the reconciler ended".to_owned() },
             }
-            let current = view.borrow_and_update().clone();
-            pace.sent(Instant::now());
-            match timeout(PUT, self.put(client, &mut bucket, &current)).await {
+            let current = device_state.borrow_and_update().clone();
+            limiter.sent(Instant::now());
+            match timeout(PUT_TIMEOUT, self.put(client, &mut bucket, &current)).await {
                 Ok(Ok(revision)) => {
                     lost = 0;
                     debug!(revision, "status stored");
@@ -198,8 +198,8 @@ impl Bus {
                 }
                 Err(_elapsed) => {
                     lost += 1;
-                    warn!("status not stored within {PUT:?}");
-                    if lost == MOST_LOST_PUTS {
+                    warn!("status not stored within {PUT_TIMEOUT:?}");
+                    if lost == MAX_LOST_PUTS {
                         return format!("{lost} statuses in a row were not stored in time");
                     }
                 }
@@ -207,9 +207,14 @@ impl Bus {
         }
     }
 
-    async fn put(&self, client: &Client, bucket: &mut Option<kv::Store>, view: &View) -> Result<u64> {
-        let longest = client.server_info().max_payload.saturating_sub(ROOM);
-        let document = self.author.write(view, longest)?;
+    async fn put(
+        &self,
+        client: &Client,
+        bucket: &mut Option<kv::Store>,
+        device_state: &DeviceState,
+    ) -> Result<u64> {
+        let longest = client.server_info().max_payload.saturating_sub(MESSAGE_OVERHEAD);
+        let document = self.reporter.write(device_state, longest)?;
         let store = match bucket.take() {
             Some(store) => store,
             // The fleet makes the bucket; a device has no right to.
@@ -227,20 +232,20 @@ impl Bus {
     }
 
     /// The desired state: whole, then as it changes; whole again now and then, and after any trouble.
-    async fn follow(&self, client: &Client) -> String {
+    async fn watch_desired(&self, client: &Client) -> String {
         loop {
-            match timeout(READ_AGAIN, self.follow_once(client)).await {
+            match timeout(RESYNC_INTERVAL, self.watch_desired_once(client)).await {
                 Err(_elapsed) => debug!("the desired state is read again"),
                 Ok(Ok(())) => return "the reconciler ended".to_owned(),
                 Ok(Err(error)) => {
                     warn!("the desired state is not followed: {error:#}");
-                    sleep(FOLLOW_AGAIN + jitter(FOLLOW_AGAIN)).await;
+                    sleep(WATCH_RETRY_PAUSE + jitter(WATCH_RETRY_PAUSE)).await;
                 }
             }
         }
     }
 
-    async fn follow_once(&self, client: &Client) -> Result<()> {
+    async fn watch_desired_once(&self, client: &Client) -> Result<()> {
         let bucket = protocol::DESIRED_BUCKET;
         let prefix = format!("$KV.{bucket}.{}", protocol::desired_key(&self.config.device_id, ""));
         let consumer = async {
@@ -259,8 +264,9 @@ impl Bus {
                 .await
                 .with_context(|| format!("watch {prefix}>"))
         };
-        let consumer =
-            timeout(ANSWER, consumer).await.with_context(|| format!("watch {prefix}>: no answer"))??;
+        let consumer = timeout(JETSTREAM_TIMEOUT, consumer)
+            .await
+            .with_context(|| format!("watch {prefix}>: no answer"))??;
         let mut whole = (consumer.cached_info().num_pending > 0).then(Vec::new);
         if whole.is_none() && self.changes.send(Change::Snapshot(Vec::new())).await.is_err() {
             return Ok(());
@@ -270,8 +276,9 @@ impl Bus {
             let message = message.with_context(|| format!("watch {prefix}>"))?;
             let info = message.info().map_err(|error| anyhow::anyhow!("{error}"))?;
             let name = message.subject.strip_prefix(&prefix).unwrap_or_default().to_owned();
-            let wish = wish(message.headers.as_ref(), &message.payload);
-            let (update, pending) = (Update { name, revision: info.stream_sequence, wish }, info.pending);
+            let operation = kv_operation(message.headers.as_ref(), &message.payload);
+            let (update, pending) =
+                (Update { name, revision: info.stream_sequence, operation }, info.pending);
             let change = match whole.take() {
                 None => Change::Update(update),
                 Some(mut updates) => {
@@ -297,23 +304,23 @@ impl Bus {
             Err(error) => return format!("subscribe to {subject}: {error}"),
         };
         while let Some(message) = commands.next().await {
-            Desk::serve(&self.desk, client, message);
+            CommandHandler::serve(&self.command_handler, client, message);
         }
         format!("the subscription to {subject} ended")
     }
 }
 
 /// A KV entry says in a header what it is, where it is no Put (NATS ADR-8).
-fn wish(headers: Option<&HeaderMap>, payload: &[u8]) -> Wish {
+fn kv_operation(headers: Option<&HeaderMap>, payload: &[u8]) -> Operation {
     match headers.and_then(|headers| headers.get("KV-Operation")).map(|operation| operation.as_str()) {
-        Some("DEL") => Wish::Delete,
-        Some("PURGE") => Wish::Purge,
-        _ => Wish::Put(String::from_utf8_lossy(payload).into_owned()),
+        Some("DEL") => Operation::Delete,
+        Some("PURGE") => Operation::Purge,
+        _ => Operation::Put(String::from_utf8_lossy(payload).into_owned()),
     }
 }
 
 /// Why the bus is not reached, for people. A device without a battery for its clock boots in the past.
-fn told(error: &anyhow::Error) -> String {
+fn describe_connect_error(error: &anyhow::Error) -> String {
     // async-nats' errors say what their causes say, and rustls' are causes twice.
     let text = error.chain().take(2).map(ToString::to_string).collect::<Vec<_>>().join(": ");
     if ["NotValidYet", "not valid yet"].iter().any(|words| text.contains(words)) {
@@ -324,10 +331,10 @@ fn told(error: &anyhow::Error) -> String {
     text
 }
 
-/// Doubling from a quarter of a second up to [`LONGEST_PAUSE`], minus up to half at random so that a fleet
+/// Doubling from a quarter of a second up to [`MAX_RECONNECT_PAUSE`], minus up to half at random so that a fleet
 /// does not come back as one after the broker's restart.
 fn reconnect_pause(attempts: u32) -> Duration {
-    let full = Duration::from_millis(250 << attempts.min(6)).min(LONGEST_PAUSE);
+    let full = Duration::from_millis(250 << attempts.min(6)).min(MAX_RECONNECT_PAUSE);
     full - jitter(full / 2)
 }
 
@@ -345,7 +352,7 @@ mod tests {
     fn the_reconnect_pause_grows_and_never_passes_its_bound() {
         for attempts in 1..100 {
             let pause = reconnect_pause(attempts);
-            assert!(pause <= LONGEST_PAUSE, "{attempts}: {pause:?}");
+            assert!(pause <= MAX_RECONNECT_PAUSE, "{attempts}: {pause:?}");
             assert!(pause >= Duration::from_millis(250), "{attempts}: {pause:?}");
         }
         assert!((0..20).map(|_| reconnect_pause(5)).collect::<std::collections::HashSet<_>>().len() > 1);
@@ -358,9 +365,9 @@ mod tests {
             headers.insert("KV-Operation", value);
             headers
         };
-        assert_eq!(wish(None, b"{}"), Wish::Put("{}".into()));
-        assert_eq!(wish(Some(&header("DEL")), b""), Wish::Delete);
-        assert_eq!(wish(Some(&header("PURGE")), b""), Wish::Purge);
-        assert_eq!(wish(Some(&HeaderMap::new()), b"x"), Wish::Put("x".into()));
+        assert_eq!(kv_operation(None, b"{}"), Operation::Put("{}".into()));
+        assert_eq!(kv_operation(Some(&header("DEL")), b""), Operation::Delete);
+        assert_eq!(kv_operation(Some(&header("PURGE")), b""), Operation::Purge);
+        assert_eq!(kv_operation(Some(&HeaderMap::new()), b"x"), Operation::Put("x".into()));
     }
 }

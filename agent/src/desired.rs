@@ -16,25 +16,26 @@ pub struct Desired {
     /// The highest revision of the bucket that is in here.
     pub revision: u64,
     /// By name.
-    pub deployments: BTreeMap<String, Entry>,
+    pub deployments: BTreeMap<String, DesiredEntry>,
 }
 
 /// One deployment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Entry {
-    /// The bucket's revision of this wish.
+pub struct DesiredEntry {
+    /// The bucket's revision of this operation.
     pub revision: u64,
-    /// What is wished.
-    pub wish: Wish,
+    /// On disk it is called `wish`.
+    #[serde(rename = "wish")]
+    pub operation: Operation,
     /// What this device made of it.
     pub applied: Option<Applied>,
 }
 
-/// What is wished of a deployment.
+/// What the fleet asks of a deployment: the operation of a KV entry.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Wish {
+pub enum Operation {
     /// To run this document; what is no UTF-8 is refused anyhow, and is kept as far as it is.
     Put(String),
     /// To be gone, but for its volumes.
@@ -75,7 +76,7 @@ pub struct Update {
     /// The bucket's revision.
     pub revision: u64,
     /// What it says.
-    pub wish: Wish,
+    pub operation: Operation,
 }
 
 /// What is to be done about a deployment.
@@ -116,15 +117,17 @@ impl Desired {
         let named: std::collections::BTreeSet<_> = updates.iter().map(|update| update.name.clone()).collect();
         for (name, entry) in &mut self.deployments {
             if !named.contains(name) {
-                if matches!(entry.wish, Wish::Put(_)) {
-                    entry.wish = Wish::Delete;
+                if matches!(entry.operation, Operation::Put(_)) {
+                    entry.operation = Operation::Delete;
                 }
                 // A bucket that was made anew counts from 1 again, and what is put there next must not look old.
                 entry.revision = entry.revision.min(self.revision);
             }
         }
         for update in updates {
-            let same = |known: &Entry| known.revision == update.revision && known.wish == update.wish;
+            let same = |known: &DesiredEntry| {
+                known.revision == update.revision && known.operation == update.operation
+            };
             if !self.deployments.get(&update.name).is_some_and(same) {
                 self.put(update);
             }
@@ -133,10 +136,10 @@ impl Desired {
     }
 
     fn put(&mut self, update: Update) {
-        let Update { name, revision, wish } = update;
+        let Update { name, revision, operation } = update;
         // What ran for the document of before is what the next one finds.
         let applied = self.deployments.get(&name).and_then(|known| known.applied.clone());
-        self.deployments.insert(name, Entry { revision, wish, applied });
+        self.deployments.insert(name, DesiredEntry { revision, operation, applied });
     }
 
     /// Notes what has been applied of a deployment; whether that is news.
@@ -171,16 +174,16 @@ impl Desired {
     }
 }
 
-impl Entry {
-    /// What follows from the wish for the deployment `name`.
+impl DesiredEntry {
+    /// What follows from the operation for the deployment `name`.
     pub fn target(&self, name: &str) -> Target {
-        match &self.wish {
-            Wish::Delete => Target::Removed,
-            Wish::Purge => Target::Forgotten,
-            Wish::Put(_) if !is_name(name) => Target::Refused(Refusal(format!(
+        match &self.operation {
+            Operation::Delete => Target::Removed,
+            Operation::Purge => Target::Forgotten,
+            Operation::Put(_) if !is_name(name) => Target::Refused(Refusal(format!(
                 "{name:?} is no name: up to 63 letters, digits, '-' and '_'"
             ))),
-            Wish::Put(text) => match Document::parse(text.as_bytes()) {
+            Operation::Put(text) => match Document::parse(text.as_bytes()) {
                 // Of the document as it is understood: another order of its fields is no other document.
                 Ok(document) => {
                     let digest = digest::of_bytes(&document.to_bytes());
@@ -197,26 +200,26 @@ mod tests {
     use super::*;
 
     fn put(name: &str, revision: u64, text: &str) -> Update {
-        Update { name: name.into(), revision, wish: Wish::Put(text.into()) }
+        Update { name: name.into(), revision, operation: Operation::Put(text.into()) }
     }
 
-    fn wish<'a>(desired: &'a Desired, name: &str) -> &'a Wish {
-        &desired.deployments[name].wish
+    fn operation_of<'a>(desired: &'a Desired, name: &str) -> &'a Operation {
+        &desired.deployments[name].operation
     }
 
     #[test]
     fn put_delete_and_purge_are_three_things() {
         let mut desired = Desired::default();
         assert!(desired.take(Change::Update(put("web", 3, "a"))));
-        assert_eq!((desired.revision, wish(&desired, "web")), (3, &Wish::Put("a".into())));
+        assert_eq!((desired.revision, operation_of(&desired, "web")), (3, &Operation::Put("a".into())));
         assert!(!desired.take(Change::Update(put("web", 3, "old"))), "nothing new");
         assert!(!desired.take(Change::Update(put("web", 2, "older"))));
-        for (revision, wished, target) in
-            [(4, Wish::Delete, Target::Removed), (5, Wish::Purge, Target::Forgotten)]
+        for (revision, operation, target) in
+            [(4, Operation::Delete, Target::Removed), (5, Operation::Purge, Target::Forgotten)]
         {
-            let update = Update { name: "web".into(), revision, wish: wished.clone() };
+            let update = Update { name: "web".into(), revision, operation: operation.clone() };
             assert!(desired.take(Change::Update(update)));
-            assert_eq!(wish(&desired, "web"), &wished);
+            assert_eq!(operation_of(&desired, "web"), &operation);
             assert_eq!(desired.deployments["web"].target("web"), target);
         }
         desired.forget("web");
@@ -234,12 +237,12 @@ mod tests {
         );
         // A bucket made anew begins at 1, and no longer names b.
         assert!(desired.take(Change::Snapshot(vec![put("a", 1, "z")])));
-        assert_eq!((desired.revision, wish(&desired, "a")), (1, &Wish::Put("z".into())));
-        assert_eq!(wish(&desired, "b"), &Wish::Delete);
+        assert_eq!((desired.revision, operation_of(&desired, "a")), (1, &Operation::Put("z".into())));
+        assert_eq!(operation_of(&desired, "b"), &Operation::Delete);
         assert!(desired.take(Change::Snapshot(Vec::new())), "an empty bucket desires nothing");
-        assert_eq!(wish(&desired, "a"), &Wish::Delete);
+        assert_eq!(operation_of(&desired, "a"), &Operation::Delete);
         assert!(desired.take(Change::Update(put("b", 2, "y"))), "what the new bucket says of b is newer");
-        assert_eq!(wish(&desired, "b"), &Wish::Put("y".into()));
+        assert_eq!(operation_of(&desired, "b"), &Operation::Put("y".into()));
     }
 
     #[test]
@@ -268,7 +271,8 @@ mod tests {
     #[test]
     fn a_target_follows_from_the_document_and_the_name() {
         let text = r#"{"kind":"podman-container","version":1,"spec":{"image":"localhost/a:1"}}"#;
-        let entry = |text: &str| Entry { revision: 1, wish: Wish::Put(text.into()), applied: None };
+        let entry =
+            |text: &str| DesiredEntry { revision: 1, operation: Operation::Put(text.into()), applied: None };
         let Target::Run(_, digest) = entry(text).target("web") else { panic!() };
         let other = r#"{ "version": 1, "spec": {"image": "localhost/a:1"}, "kind": "podman-container"}"#;
         assert!(

@@ -21,7 +21,7 @@ use crate::store::Store;
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Availability {
     /// It is here.
-    Here,
+    Available,
     /// It is being fetched; the wake-up comes when that has ended.
     Fetching,
 }
@@ -62,7 +62,7 @@ impl Images {
             if !image.architecture.is_empty() && image.architecture != own {
                 bail!("the image {reference} is made for {}, this device is {own}", image.architecture);
             }
-            return Ok(Availability::Here);
+            return Ok(Availability::Available);
         }
         let fetch = Fetch {
             podman: self.podman.clone(),

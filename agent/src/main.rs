@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use iot_agent::config::{Config, default_status_file};
-use iot_agent::status;
+use iot_agent::status_report;
 
 #[derive(Parser)]
 #[command(version, about)]
@@ -61,7 +61,7 @@ fn execute(command: Command) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Status { file, json } => {
-            let (text, well) = status::describe(&file)?;
+            let (text, well) = status_report::describe(&file)?;
             let text = if json { std::fs::read_to_string(&file)? } else { text };
             println!("{text}");
             Ok(if well { ExitCode::SUCCESS } else { ExitCode::FAILURE })

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 
 use crate::desired::{Applied, Target};
-use crate::podman::Listed;
+use crate::podman::ListedContainer;
 use crate::protocol::deployment::{ContainerSpec, Deployment, Protocol, Restart};
 
 /// On everything that this agent makes: the device. What does not carry it is never touched.
@@ -77,15 +77,15 @@ pub fn next(
     device_id: &str,
     name: &str,
     target: &Target,
-    containers: &[Listed],
+    containers: &[ListedContainer],
     applied: Option<&Applied>,
     boot_id: &str,
 ) -> Step {
     let Target::Run(document, digest) = target else {
         return if containers.is_empty() { Step::Gone } else { Step::Remove(ids(containers.iter())) };
     };
-    let fits = |container: &&Listed| container.labels.get(DIGEST_LABEL) == Some(digest);
-    let runs = |container: &&Listed| container.state == "running";
+    let fits = |container: &&ListedContainer| container.labels.get(DIGEST_LABEL) == Some(digest);
+    let runs = |container: &&ListedContainer| container.state == "running";
     let Some(one) = containers.iter().filter(fits).find(runs).or_else(|| containers.iter().find(fits)) else {
         return Step::Make;
     };
@@ -123,7 +123,7 @@ pub fn next(
 }
 
 /// `stopped` is podman's word until it has tidied up behind one that has exited.
-pub fn has_ended(container: &Listed) -> bool {
+pub fn has_ended(container: &ListedContainer) -> bool {
     ["exited", "stopped"].contains(&container.state.as_str())
 }
 
@@ -137,7 +137,7 @@ fn stays_ended(restart: Restart, exit_code: i32, applied: Option<&Applied>, boot
     }
 }
 
-fn ids<'a>(containers: impl Iterator<Item = &'a Listed>) -> Vec<String> {
+fn ids<'a>(containers: impl Iterator<Item = &'a ListedContainer>) -> Vec<String> {
     containers.map(|container| container.id.clone()).collect()
 }
 
@@ -209,8 +209,8 @@ mod tests {
         Target::Run(Document::of(Deployment::PodmanContainer(spec)), "d1".into())
     }
 
-    fn listed(id: &str, digest: &str, state: &str, exit_code: i32) -> Listed {
-        Listed {
+    fn listed(id: &str, digest: &str, state: &str, exit_code: i32) -> ListedContainer {
+        ListedContainer {
             id: id.into(),
             names: vec!["iot-pi-7.web".into()],
             state: state.into(),
@@ -219,7 +219,7 @@ mod tests {
         }
     }
 
-    fn step(target: &Target, containers: &[Listed], applied: Option<&Applied>) -> Step {
+    fn step(target: &Target, containers: &[ListedContainer], applied: Option<&Applied>) -> Step {
         next("pi-7", "web", target, containers, applied, "boot-2")
     }
 
@@ -227,7 +227,7 @@ mod tests {
     fn from_whatever_there_is_one_step_leads_on() {
         let run = target(Restart::Always);
         let start = |id: &str, ended| Step::Start { id: id.into(), ended };
-        let table: Vec<(Vec<Listed>, Step)> = vec![
+        let table: Vec<(Vec<ListedContainer>, Step)> = vec![
             (vec![], Step::Make),
             (vec![listed("a", "d1", "running", 0)], Step::Keep),
             (vec![listed("a", "d0", "running", 0)], Step::Make),
@@ -246,10 +246,13 @@ mod tests {
                 Step::Remove(vec!["a".into(), "c".into()]),
             ),
             (
-                vec![Listed { names: vec!["mine".into()], ..listed("a", "d1", "running", 0) }],
+                vec![ListedContainer { names: vec!["mine".into()], ..listed("a", "d1", "running", 0) }],
                 Step::Rename("a".into()),
             ),
-            (vec![Listed { names: vec![], ..listed("a", "d1", "running", 0) }], Step::Rename("a".into())),
+            (
+                vec![ListedContainer { names: vec![], ..listed("a", "d1", "running", 0) }],
+                Step::Rename("a".into()),
+            ),
         ];
         for (containers, expected) in table {
             assert_eq!(step(&run, &containers, None), expected, "{containers:?}");

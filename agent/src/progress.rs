@@ -1,4 +1,4 @@
-//! The watchdog's evidence: systemd is told that the agent is alive only as long as each of its loops has come round of late
+//! The watchdog's evidence: systemd is warned that the agent is alive only as long as each of its loops has come round of late
 //! (sd_notify(3), WATCHDOG=1). A loop that hangs has the agent started again.
 
 use std::sync::Mutex;
@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// The longest that one round of a loop may take: stopping a container that does not want to, or a status on a slow line.
-const LONGEST_ROUND: Duration = Duration::from_secs(180);
+const MAX_LOOP_TIME: Duration = Duration::from_secs(180);
 
 /// When each loop came round last.
 #[derive(Debug)]
@@ -41,7 +41,7 @@ impl Progress {
         let last = *self.lock();
         [Loop::Reconciler, Loop::Bus]
             .into_iter()
-            .find(|which| last[*which as usize].elapsed() > LONGEST_ROUND)
+            .find(|which| last[*which as usize].elapsed() > MAX_LOOP_TIME)
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, [Instant; 2]> {
@@ -52,16 +52,16 @@ impl Progress {
 /// Tells systemd, as often as it wants, for as long as no loop hangs; never returns. Without a watchdog, waits for ever.
 pub async fn watchdog(progress: &Progress) {
     let Some(limit) = sd_notify::watchdog_enabled() else { return std::future::pending().await };
-    let mut told = false;
+    let mut warned = false;
     loop {
         match progress.stuck() {
             None => {
                 if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]) {
-                    tracing::warn!("systemd's watchdog could not be told: {error}");
+                    tracing::warn!("systemd's watchdog could not be warned: {error}");
                 }
             }
-            Some(which) if !told => {
-                told = true;
+            Some(which) if !warned => {
+                warned = true;
                 tracing::error!("the agent's {which:?} loop hangs: systemd will start the agent again");
             }
             Some(_) => {}
@@ -78,12 +78,12 @@ mod tests {
     async fn a_loop_that_hangs_is_found() {
         let progress = Progress::default();
         assert!(progress.stuck().is_none());
-        tokio::time::sleep(LONGEST_ROUND + Duration::from_secs(1)).await;
+        tokio::time::sleep(MAX_LOOP_TIME + Duration::from_secs(1)).await;
         progress.tick(Loop::Bus);
         assert!(matches!(progress.stuck(), Some(Loop::Reconciler)));
         progress.tick(Loop::Reconciler);
         assert!(progress.stuck().is_none());
-        tokio::time::sleep(LONGEST_ROUND + Duration::from_secs(1)).await;
+        tokio::time::sleep(MAX_LOOP_TIME + Duration::from_secs(1)).await;
         progress.tick(Loop::Reconciler);
         assert!(matches!(progress.stuck(), Some(Loop::Bus)));
     }

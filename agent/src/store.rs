@@ -26,7 +26,7 @@ pub struct Store {
 
 /// What was found at start.
 #[derive(Debug)]
-pub struct Found {
+pub struct LoadOutcome {
     /// `None`: nothing that can be trusted; the bus will tell.
     pub desired: Option<Desired>,
     /// What was wrong with what was there, and where it is now.
@@ -45,17 +45,17 @@ impl Store {
 
     /// Reads the state. A file that is torn, corrupt, of another format or on a card that fails is set aside as `state.corrupt`,
     /// in the place of an earlier one; where it cannot be, it is told and left, for the next one that is saved to replace.
-    pub fn load(&self) -> Found {
+    pub fn load(&self) -> LoadOutcome {
         let path = self.path();
         let parsed = match fs::read(&path) {
             Ok(bytes) => self.parse(&bytes),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                return Found { desired: None, problem: None };
+                return LoadOutcome { desired: None, problem: None };
             }
             Err(error) => Err(error.to_string()),
         };
         let why = match parsed {
-            Ok(desired) => return Found { desired: Some(desired), problem: None },
+            Ok(desired) => return LoadOutcome { desired: Some(desired), problem: None },
             Err(why) => why,
         };
         let aside = self.directory.join("state.corrupt");
@@ -64,7 +64,7 @@ impl Store {
             Err(error) => format!("cannot be set aside as {}: {error}", aside.display()),
         };
         let problem = format!("{} was not usable ({why}) and {place}", path.display());
-        Found { desired: None, problem: Some(problem) }
+        LoadOutcome { desired: None, problem: Some(problem) }
     }
 
     /// On disk when this returns.
@@ -123,11 +123,15 @@ fn write_durably(path: &Path, bytes: &[u8]) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::desired::{Change, Update, Wish};
+    use crate::desired::{Change, Operation, Update};
 
     fn small() -> Desired {
         let mut desired = Desired::default();
-        desired.take(Change::Update(Update { name: "w".into(), revision: 7, wish: Wish::Put("{}".into()) }));
+        desired.take(Change::Update(Update {
+            name: "w".into(),
+            revision: 7,
+            operation: Operation::Put("{}".into()),
+        }));
         desired
     }
 

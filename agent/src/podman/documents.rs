@@ -7,7 +7,7 @@ use serde::Deserialize;
 /// A container, as podman lists it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
-pub struct Listed {
+pub struct ListedContainer {
     /// Its id.
     pub id: String,
     /// Its names; the first is its own.
@@ -63,7 +63,7 @@ mod tests {
     fn listings_are_read_with_gos_nulls_and_words_of_later_versions() {
         let text = r#"[{"Id":"a","Names":["x"],"State":"running","Labels":{"k":"v"},"ExitCode":0,"New":1},
                        {"Id":"b","Names":null,"State":"a-new-word","Labels":null,"ExitCode":137}]"#;
-        let listed: Vec<Listed> = read(text.as_bytes()).unwrap();
+        let listed: Vec<ListedContainer> = read(text.as_bytes()).unwrap();
         assert_eq!((listed[0].labels["k"].as_str(), listed[1].state.as_str()), ("v", "a-new-word"));
         assert!(listed[1].names.is_empty());
     }

@@ -19,27 +19,27 @@ use tokio::time::timeout;
 /// libpod's, not Docker's; the oldest version that has all that is asked (Debian 12's podman is 4.3).
 const API: &str = "/v4.0.0/libpod";
 /// The longest answer that is read: a listing of thousands of containers.
-const LONGEST_ANSWER: usize = 64 << 20;
+const MAX_RESPONSE_BYTES: usize = 64 << 20;
 
 /// Where podman listens.
 #[derive(Debug, Clone)]
 pub(super) struct Socket(PathBuf);
 
-/// Podman said no.
+/// Podman response no.
 #[derive(Debug)]
-pub struct Refused {
+pub struct ApiError {
     /// The HTTP status.
     pub status: u16,
     message: String,
 }
 
-impl std::fmt::Display for Refused {
+impl std::fmt::Display for ApiError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.message)
     }
 }
 
-impl std::error::Error for Refused {}
+impl std::error::Error for ApiError {}
 
 impl Socket {
     pub(super) fn new(path: &Path) -> Self {
@@ -64,7 +64,7 @@ impl Socket {
             let mut bytes = BytesMut::new();
             while let Some(frame) = incoming.frame().await {
                 if let Ok(data) = frame.context("read podman's answer")?.into_data() {
-                    ensure!(bytes.len() + data.len() <= LONGEST_ANSWER, "podman's answer is too long");
+                    ensure!(bytes.len() + data.len() <= MAX_RESPONSE_BYTES, "podman's answer is too long");
                     bytes.extend_from_slice(&data);
                 }
             }
@@ -118,12 +118,12 @@ pub(super) fn read<T: for<'de> Deserialize<'de>>(bytes: &[u8]) -> Result<T> {
 }
 
 /// `{"cause":"…","message":"…","response":500}`
-fn refusal(status: StatusCode, text: &[u8]) -> Refused {
-    let said: Option<Value> = serde_json::from_slice(text).ok();
-    let message = said.as_ref().and_then(|said| said["message"].as_str());
+fn refusal(status: StatusCode, text: &[u8]) -> ApiError {
+    let response: Option<Value> = serde_json::from_slice(text).ok();
+    let message = response.as_ref().and_then(|response| response["message"].as_str());
     let message =
         message.map_or_else(|| format!("podman answers {status}"), |message| message.trim().to_owned());
-    Refused { status: status.as_u16(), message }
+    ApiError { status: status.as_u16(), message }
 }
 
 /// Percent-encoding of everything that is not unreserved (RFC 3986, 2.3).
@@ -151,8 +151,9 @@ mod tests {
 
     #[test]
     fn refusals_say_what_podman_said() {
-        let said = br#"{"cause":"no such image","message":"localhost/a:1: image not known","response":404}"#;
-        let refused = refusal(StatusCode::NOT_FOUND, said);
+        let response =
+            br#"{"cause":"no such image","message":"localhost/a:1: image not known","response":404}"#;
+        let refused = refusal(StatusCode::NOT_FOUND, response);
         assert_eq!((refused.status, refused.to_string().as_str()), (404, "localhost/a:1: image not known"));
         assert_eq!(refusal(StatusCode::BAD_GATEWAY, b"<html>").to_string(), "podman answers 502 Bad Gateway");
     }

@@ -22,18 +22,18 @@ use serde_json::{Value, json};
 use tokio::io::AsyncReadExt as _;
 use tokio::time::sleep;
 
-pub use documents::{Image, Listed, ListedVolume};
-pub use http::Refused;
+pub use documents::{Image, ListedContainer, ListedVolume};
+pub use http::ApiError;
 use http::{Socket, empty, encoded, read};
 
 /// An answer to a question, on a Pi that is busy or a machine that is emulated.
-const ANSWER: Duration = Duration::from_secs(30);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 /// An image out of a registry, over a slow line.
-const PULL: Duration = Duration::from_secs(1800);
+const PULL_TIMEOUT: Duration = Duration::from_secs(1800);
 /// An image out of an archive, onto a slow card.
-const LOAD: Duration = Duration::from_secs(600);
+const LOAD_TIMEOUT: Duration = Duration::from_secs(600);
 /// How often a socket that is not there is looked for.
-const LOOK_FOR_SOCKET: Duration = Duration::from_millis(100);
+const SOCKET_POLL_INTERVAL: Duration = Duration::from_millis(100);
 /// Seconds that a container has between SIGTERM and SIGKILL.
 const STOP_SECONDS: u64 = 10;
 const CHUNK: usize = 256 << 10;
@@ -58,15 +58,15 @@ impl Podman {
     /// Once there is one: looking costs next to nothing, and is no question to anybody.
     pub async fn appears(&self) {
         while !self.is_there() {
-            sleep(LOOK_FOR_SOCKET).await;
+            sleep(SOCKET_POLL_INTERVAL).await;
         }
     }
 
     /// The containers with this label, ended ones too.
     ///
     /// # Errors
-    /// As every call here: where podman cannot be reached, does not answer in time, or refuses ([`Refused`]).
-    pub async fn containers(&self, label: &str) -> Result<Vec<Listed>> {
+    /// As every call here: where podman cannot be reached, does not answer in time, or refuses ([`ApiError`]).
+    pub async fn containers(&self, label: &str) -> Result<Vec<ListedContainer>> {
         let filters = json!({ "label": [label] });
         self.get(&format!("/containers/json?all=true&filters={}", encoded(&filters.to_string())))
             .await
@@ -110,7 +110,7 @@ impl Podman {
         });
         let body = BodyExt::boxed(StreamBody::new(chunks));
         self.socket
-            .call(Method::POST, "/images/load", body, LOAD)
+            .call(Method::POST, "/images/load", body, LOAD_TIMEOUT)
             .await
             .map(drop)
             .with_context(|| format!("load the image archive {}", archive.display()))
@@ -123,8 +123,8 @@ impl Podman {
     pub async fn pull(&self, reference: &str) -> Result<()> {
         let path = format!("/images/pull?reference={}", encoded(reference));
         let pulled = async {
-            let said = self.socket.call(Method::POST, &path, empty(), PULL).await?;
-            let lines = said
+            let response = self.socket.call(Method::POST, &path, empty(), PULL_TIMEOUT).await?;
+            let lines = response
                 .split(|byte| *byte == b'\n')
                 .filter_map(|line| serde_json::from_slice::<Value>(line).ok());
             let error = lines.filter_map(|line| line["error"].as_str().map(str::to_owned)).next_back();
@@ -177,7 +177,10 @@ impl Podman {
     }
 
     async fn command(&self, id: &str, what: &str) -> Result<()> {
-        self.socket.call(Method::POST, &format!("/containers/{id}/{what}"), empty(), ANSWER).await.map(drop)
+        self.socket
+            .call(Method::POST, &format!("/containers/{id}/{what}"), empty(), REQUEST_TIMEOUT)
+            .await
+            .map(drop)
     }
 
     /// Stops and deletes a container; one that is gone already is fine. One call does both: podman asks it to end, and kills it
@@ -185,8 +188,8 @@ impl Podman {
     ///
     /// # Errors
     /// See [`Podman::containers`].
-    pub async fn remove(&self, container: &Listed) -> Result<()> {
-        let (id, patience) = (&container.id, ANSWER + Duration::from_secs(STOP_SECONDS));
+    pub async fn remove(&self, container: &ListedContainer) -> Result<()> {
+        let (id, patience) = (&container.id, REQUEST_TIMEOUT + Duration::from_secs(STOP_SECONDS));
         // A podman that ended while it stopped one leaves it so, running; before 4.4 it deletes such a one without ending it
         // (podman#17040). Where it does not stop, it is not deleted: nobody would know of it any more.
         if container.state == "stopping" {
@@ -218,7 +221,7 @@ impl Podman {
     /// Names the image; see [`Podman::containers`].
     pub async fn remove_image(&self, reference: &str) -> Result<()> {
         let path = format!("/images/{}", encoded(reference));
-        let removed = self.socket.call(Method::DELETE, &path, empty(), ANSWER).await;
+        let removed = self.socket.call(Method::DELETE, &path, empty(), REQUEST_TIMEOUT).await;
         found(removed).map(drop).with_context(|| format!("remove the image {reference}"))
     }
 
@@ -228,7 +231,7 @@ impl Podman {
     /// Names the volume; see [`Podman::containers`].
     pub async fn remove_volume(&self, name: &str) -> Result<()> {
         let path = format!("/volumes/{}", encoded(name));
-        let removed = self.socket.call(Method::DELETE, &path, empty(), ANSWER).await;
+        let removed = self.socket.call(Method::DELETE, &path, empty(), REQUEST_TIMEOUT).await;
         found(removed).map(drop).with_context(|| format!("remove the volume {name}"))
     }
 
@@ -240,7 +243,7 @@ impl Podman {
         let path = format!("/containers/{id}/logs?stdout=true&stderr=true&tail={lines}");
         let raw = self
             .socket
-            .call(Method::GET, &path, empty(), ANSWER)
+            .call(Method::GET, &path, empty(), REQUEST_TIMEOUT)
             .await
             .context("read the container's output")?;
         Ok(log_lines(&raw))
@@ -265,12 +268,12 @@ impl Podman {
     }
 
     async fn get<T: for<'de> Deserialize<'de>>(&self, path: &str) -> Result<T> {
-        read(&self.socket.call(Method::GET, path, empty(), ANSWER).await?)
+        read(&self.socket.call(Method::GET, path, empty(), REQUEST_TIMEOUT).await?)
     }
 
     async fn post<T: for<'de> Deserialize<'de>>(&self, path: &str, body: &Value) -> Result<T> {
         let body = Full::from(body.to_string()).map_err(|never| match never {}).boxed();
-        read(&self.socket.call(Method::POST, path, body, ANSWER).await?)
+        read(&self.socket.call(Method::POST, path, body, REQUEST_TIMEOUT).await?)
     }
 }
 
@@ -278,7 +281,7 @@ impl Podman {
 fn found<T>(answer: Result<T>) -> Result<Option<T>> {
     match answer {
         Ok(value) => Ok(Some(value)),
-        Err(error) if error.downcast_ref::<Refused>().is_some_and(|refused| refused.status == 404) => {
+        Err(error) if error.downcast_ref::<ApiError>().is_some_and(|refused| refused.status == 404) => {
             Ok(None)
         }
         Err(error) => Err(error),
@@ -325,7 +328,7 @@ mod tests {
             std::fs::write(&path, "").unwrap();
         };
         tokio::join!(appears, podman.appears());
-        assert!(begun.elapsed() <= Duration::from_secs(3) + LOOK_FOR_SOCKET, "{:?}", begun.elapsed());
+        assert!(begun.elapsed() <= Duration::from_secs(3) + SOCKET_POLL_INTERVAL, "{:?}", begun.elapsed());
     }
 
     #[test]

@@ -8,10 +8,10 @@ use super::status::DeviceStatus;
 pub const COMMANDS: [&str; 3] = ["ping", "status", "logs"];
 
 /// The most lines that `logs` answers with.
-pub const MOST_LOG_LINES: u32 = 500;
+pub const MAX_LOG_LINES: u32 = 500;
 /// The most bytes of those lines as JSON, and of a status in a reply, so that it fits into a message (nats-server's default is
 /// 1 MiB).
-pub const MOST_LOG_BYTES: usize = 256 << 10;
+pub const MAX_LOG_BYTES: usize = 256 << 10;
 
 /// The subject on which the device answers `command`, for example `device-commands.pi-7.ping`.
 pub fn command_subject(device_id: &str, command: &str) -> String {
@@ -29,7 +29,7 @@ pub fn command_wildcard(device_id: &str) -> String {
 pub struct LogsRequest {
     /// Whose container's.
     pub deployment: String,
-    /// How many lines from the end, at most [`MOST_LOG_LINES`].
+    /// How many lines from the end, at most [`MAX_LOG_LINES`].
     #[serde(default = "default_lines")]
     pub lines: u32,
 }

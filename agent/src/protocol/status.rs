@@ -3,9 +3,9 @@
 use serde::{Deserialize, Serialize};
 
 /// Events that a status holds at most; the oldest leave first.
-pub const MOST_EVENTS: usize = 32;
+pub const MAX_EVENTS: usize = 32;
 /// Bytes of an error or event that a status holds at most, so that a thousand deployments fit into one message.
-pub const MOST_TEXT: usize = 240;
+pub const MAX_TEXT: usize = 240;
 
 /// What a device says of itself: at once after each (re)connect, on change, and every few seconds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,7 +39,7 @@ pub struct DeviceStatus {
     /// How many deployments did not fit into this document.
     #[serde(default)]
     pub deployments_omitted: u32,
-    /// What happened last, oldest first, at most [`MOST_EVENTS`].
+    /// What happened last, oldest first, at most [`MAX_EVENTS`].
     #[serde(default)]
     pub events: Vec<Event>,
     /// What the agent itself takes of the device.
@@ -133,12 +133,12 @@ pub struct Event {
     pub what: String,
 }
 
-/// `text`, at most [`MOST_TEXT`] bytes of it.
+/// `text`, at most [`MAX_TEXT`] bytes of it.
 pub fn shortened(text: &str) -> String {
-    if text.len() <= MOST_TEXT {
+    if text.len() <= MAX_TEXT {
         return text.to_owned();
     }
-    let mut end = MOST_TEXT - '…'.len_utf8();
+    let mut end = MAX_TEXT - '…'.len_utf8();
     while !text.is_char_boundary(end) {
         end -= 1;
     }
@@ -152,9 +152,9 @@ mod tests {
     #[test]
     fn texts_are_cut_between_characters() {
         assert_eq!(shortened("short"), "short");
-        for text in ["x".repeat(MOST_TEXT + 1), "ü".repeat(MOST_TEXT), "€".repeat(MOST_TEXT)] {
+        for text in ["x".repeat(MAX_TEXT + 1), "ü".repeat(MAX_TEXT), "€".repeat(MAX_TEXT)] {
             let cut = shortened(&text);
-            assert!(cut.len() <= MOST_TEXT && cut.ends_with('…'), "{cut}");
+            assert!(cut.len() <= MAX_TEXT && cut.ends_with('…'), "{cut}");
         }
     }
 

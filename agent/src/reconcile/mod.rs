@@ -18,35 +18,35 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::config::Config;
 use crate::desired::{Change, Target};
+use crate::device_state::{self, DeviceState, Events, short};
 use crate::images::Images;
 use crate::plan;
-use crate::podman::{Listed, Podman};
+use crate::podman::{ListedContainer, Podman};
 use crate::progress::{Loop, Progress};
 use crate::protocol::status::{Phase, shortened};
-use crate::store::{Found, Store};
-use crate::view::{self, Events, View, short};
+use crate::store::{LoadOutcome, Store};
 use state::State;
 
 /// Without any sign of a change, podman is asked this often.
-const LOOK_AGAIN: Duration = Duration::from_secs(30);
+const POLL_INTERVAL: Duration = Duration::from_secs(30);
 /// The longest pause after podman could not be asked.
-const PODMAN_AWAY: Duration = Duration::from_secs(5);
+const MAX_PODMAN_PAUSE: Duration = Duration::from_secs(5);
 /// The first one. Where there is no socket yet, as for some seconds after a boot, its appearance ends the pause.
-const PODMAN_NOT_YET: Duration = Duration::from_millis(500);
+const MIN_PODMAN_PAUSE: Duration = Duration::from_millis(500);
 /// Steps for one deployment in one pass; more than the longest sensible sequence.
-const MOST_STEPS: usize = 6;
+const MAX_STEPS: usize = 6;
 /// How many deployments are worked on at once: as many as there are processors, since starting a container keeps one busy, and at
 /// least two, so that one that takes its time to end does not hold up all others.
-const AT_ONCE: std::ops::RangeInclusive<usize> = 2..=4;
+const PARALLEL_DEPLOYMENTS: std::ops::RangeInclusive<usize> = 2..=4;
 /// What is to be gone goes first, since others may be about to take its ports; but not for longer than this.
-const HEAD_START: Duration = Duration::from_secs(2);
+const REMOVAL_HEAD_START: Duration = Duration::from_secs(2);
 
 /// Something to do in a pass.
 enum Job {
     /// A deployment, with the containers that it has.
-    Deployment { name: String, target: Target, revision: u64, containers: Vec<Listed> },
+    Deployment { name: String, target: Target, revision: u64, containers: Vec<ListedContainer> },
     /// A container without one.
-    Orphan(Listed),
+    Orphan(ListedContainer),
 }
 
 /// The reconciler.
@@ -61,16 +61,21 @@ pub struct Reconciler {
     /// Held while the volumes are listed for one to be made or deleted: podman's listing fails where one goes meanwhile.
     volumes: tokio::sync::Mutex<()>,
     state: Mutex<State>,
-    view: watch::Sender<View>,
+    device_state: watch::Sender<DeviceState>,
     wake: Arc<Notify>,
     progress: Arc<Progress>,
 }
 
 impl Reconciler {
     /// With what the last boot left on disk.
-    pub fn begin(config: &Config, boot_id: &str, view: watch::Sender<View>, progress: Arc<Progress>) -> Self {
+    pub fn begin(
+        config: &Config,
+        boot_id: &str,
+        device_state: watch::Sender<DeviceState>,
+        progress: Arc<Progress>,
+    ) -> Self {
         let store = Store::new(&config.state_directory, &config.device_id);
-        let Found { desired, problem } = store.load();
+        let LoadOutcome { desired, problem } = store.load();
         let mut events = Events::default();
         if let Some(problem) = problem {
             events.push(&format!("{problem}; the bus will say again what is desired"));
@@ -96,7 +101,7 @@ impl Reconciler {
             images: images.into(),
             volumes: tokio::sync::Mutex::default(),
             state: Mutex::new(State { desired, known, events, ..State::default() }),
-            view,
+            device_state,
             wake,
             progress,
         }
@@ -121,7 +126,7 @@ impl Reconciler {
             }
             self.publish();
             let absent = !self.podman.is_there();
-            let look_again = Instant::now() + LOOK_AGAIN;
+            let look_again = Instant::now() + POLL_INTERVAL;
             let due = self.state().due.take().map_or(look_again, |due| due.min(look_again));
             tokio::select! {
                 change = changes.recv() => match change {
@@ -179,7 +184,7 @@ impl Reconciler {
     /// Each deployment as far as it can be brought now, some at once; what is to be gone before what is to run.
     async fn pass(&self) -> Result<()> {
         let listed = self.podman.containers(&plan::own(&self.device_id)).await;
-        let mut owned: BTreeMap<String, Vec<Listed>> = BTreeMap::new();
+        let mut owned: BTreeMap<String, Vec<ListedContainer>> = BTreeMap::new();
         match listed {
             Ok(listed) => {
                 for container in listed {
@@ -190,7 +195,7 @@ impl Reconciler {
             // Without podman the lines are told as far as they are known.
             Err(error) => {
                 let State { lines, desired, .. } = &mut *self.state();
-                view::line_up(lines, desired);
+                device_state::add_missing_lines(lines, desired);
                 return Err(error);
             }
         }
@@ -210,7 +215,7 @@ impl Reconciler {
         let begun = Instant::now();
         let mut gone = pin!(self.work_on(gone.into_iter().chain(orphans), begun));
         let run = self.work_on(run, begun);
-        let outcome = match timeout(HEAD_START, &mut gone).await {
+        let outcome = match timeout(REMOVAL_HEAD_START, &mut gone).await {
             Ok(outcome) => outcome.and(run.await),
             Err(_elapsed) => {
                 let (gone, run) = tokio::join!(gone, run);
@@ -225,7 +230,7 @@ impl Reconciler {
     /// its time.
     async fn work_on(&self, jobs: impl IntoIterator<Item = Job>, begun: Instant) -> Result<()> {
         let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
-        let at_once = processors.clamp(*AT_ONCE.start(), *AT_ONCE.end());
+        let at_once = processors.clamp(*PARALLEL_DEPLOYMENTS.start(), *PARALLEL_DEPLOYMENTS.end());
         let work = |job| async move {
             self.progress.tick(Loop::Reconciler);
             let outcome = match job {
@@ -235,7 +240,7 @@ impl Reconciler {
                     Ok(())
                 }
             };
-            if begun.elapsed() > HEAD_START {
+            if begun.elapsed() > REMOVAL_HEAD_START {
                 self.publish();
             }
             outcome
@@ -245,17 +250,23 @@ impl Reconciler {
     }
 
     /// What carries this device's label and belongs to no deployment that is known.
-    async fn remove_orphan(&self, orphan: &Listed) -> Result<()> {
+    async fn remove_orphan(&self, orphan: &ListedContainer) -> Result<()> {
         let what = format!("a container that belongs to no deployment is removed: {}", short(&orphan.id));
         self.state().events.push(&what);
         self.podman.remove(orphan).await
     }
 
     /// One deployment, step by step.
-    async fn converge(&self, name: &str, target: &Target, revision: u64, mut containers: Vec<Listed>) {
+    async fn converge(
+        &self,
+        name: &str,
+        target: &Target,
+        revision: u64,
+        mut containers: Vec<ListedContainer>,
+    ) {
         self.state().begin(name, target, revision);
         let device = (&*self.device_id, &*self.boot_id);
-        for _ in 0..MOST_STEPS {
+        for _ in 0..MAX_STEPS {
             self.progress.tick(Loop::Reconciler);
             let step = {
                 let mut state = self.state();
@@ -263,27 +274,27 @@ impl Reconciler {
                     Ok(step) => step,
                     Err(wait) => {
                         state.look_again_in(wait);
-                        return state.tell(name, target, revision, &containers, Phase::BackingOff);
+                        return state.set_line(name, target, revision, &containers, Phase::BackingOff);
                     }
                 }
             };
             match self.take_step(name, target, &step, &containers).await {
-                Ok(Some(phase)) => return self.state().tell(name, target, revision, &containers, phase),
+                Ok(Some(phase)) => return self.state().set_line(name, target, revision, &containers, phase),
                 Ok(None) => {}
                 Err(error) => {
                     let (now, mut state) = (Instant::now(), self.state());
-                    let attempts = state.attempts(name);
-                    attempts.failed(now, shortened(&format!("{error:#}")));
-                    let wait = attempts.wait(now).unwrap_or_default();
+                    let backoff = state.backoff(name);
+                    backoff.failed(now, shortened(&format!("{error:#}")));
+                    let wait = backoff.wait(now).unwrap_or_default();
                     state.look_again_in(wait);
                     state.events.push(&format!("{name}: {error:#}"));
-                    return state.tell(name, target, revision, &containers, Phase::BackingOff);
+                    return state.set_line(name, target, revision, &containers, Phase::BackingOff);
                 }
             }
             let label = format!("{}={name}", plan::DEPLOYMENT_LABEL);
             match self.podman.containers(&label).await {
                 Ok(listed) => {
-                    let own = |container: &Listed| {
+                    let own = |container: &ListedContainer| {
                         container.labels.get(plan::DEVICE_LABEL) == Some(&self.device_id)
                     };
                     containers = listed.into_iter().filter(own).collect();
@@ -296,23 +307,23 @@ impl Reconciler {
             }
         }
         let mut state = self.state();
-        state.look_again_in(PODMAN_AWAY);
-        state.tell(name, target, revision, &containers, Phase::Pending);
+        state.look_again_in(MAX_PODMAN_PAUSE);
+        state.set_line(name, target, revision, &containers, Phase::Pending);
     }
 
     fn publish(&self) {
-        let view = self.state().view();
-        self.view.send_if_modified(|known| {
-            let news = *known != view;
-            *known = view;
+        let device_state = self.state().device_state();
+        self.device_state.send_if_modified(|known| {
+            let news = *known != device_state;
+            *known = device_state;
             news
         });
     }
 }
 
-/// Doubling up to [`PODMAN_AWAY`].
+/// Doubling up to [`MAX_PODMAN_PAUSE`].
 fn away_pause(before: u32) -> Duration {
-    PODMAN_NOT_YET.saturating_mul(1 << before.min(8)).min(PODMAN_AWAY)
+    MIN_PODMAN_PAUSE.saturating_mul(1 << before.min(8)).min(MAX_PODMAN_PAUSE)
 }
 
 /// Wakes the reconciler when something happens to a container of this device's, for ever.
@@ -323,7 +334,7 @@ async fn follow(podman: Podman, label: String, wake: Arc<Notify>) {
         if let Err(error) = podman.events(&label, || wake.notify_one()).await.context("wait for podman") {
             tracing::debug!("{error:#}");
         }
-        away = if began.elapsed() > PODMAN_AWAY { 0 } else { away + 1 };
+        away = if began.elapsed() > MAX_PODMAN_PAUSE { 0 } else { away + 1 };
         sleep(away_pause(away.saturating_sub(1))).await;
         // What happened meanwhile has been missed.
         wake.notify_one();

@@ -6,17 +6,17 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::attempts::Attempts;
+use crate::backoff::Backoff;
 use crate::desired::{Desired, Target};
+use crate::device_state::{self, DeviceState, Events};
 use crate::plan::{self, Step};
-use crate::podman::Listed;
+use crate::podman::ListedContainer;
 use crate::protocol::status::{DeploymentStatus, Phase};
-use crate::view::{self, Events, View};
 
 /// All that changes while deployments are worked on.
 #[derive(Default)]
 pub(super) struct State {
-    /// What it knows of the fleet's wishes.
+    /// What it knows of what the fleet desires.
     pub(super) desired: Desired,
     /// Whether that is on disk.
     pub(super) unsaved: bool,
@@ -27,19 +27,19 @@ pub(super) struct State {
     pub(super) lines: BTreeMap<String, DeploymentStatus>,
     /// When a deployment wants another look.
     pub(super) due: Option<Instant>,
-    pub(super) attempts: HashMap<String, Attempts>,
+    pub(super) backoff: HashMap<String, Backoff>,
 }
 
 impl State {
-    pub(super) fn attempts(&mut self, name: &str) -> &mut Attempts {
-        self.attempts.entry(name.to_owned()).or_default()
+    pub(super) fn backoff(&mut self, name: &str) -> &mut Backoff {
+        self.backoff.entry(name.to_owned()).or_default()
     }
 
-    /// What there is no wish for any more has no line and no attempts.
+    /// What the fleet no longer asks for has no line and no backoff.
     pub(super) fn keep_desired(&mut self) {
-        let Self { desired, lines, attempts, .. } = self;
+        let Self { desired, lines, backoff, .. } = self;
         lines.retain(|name, _| desired.deployments.contains_key(name));
-        attempts.retain(|name, _| desired.deployments.contains_key(name));
+        backoff.retain(|name, _| desired.deployments.contains_key(name));
     }
 
     /// The deployments with their targets and revisions: first those that are to be gone, whose ports and names others may be
@@ -52,13 +52,13 @@ impl State {
         [gone, run]
     }
 
-    /// The deployment's attempts are those of this target from here on.
+    /// The deployment's backoff is that of this target from here on.
     pub(super) fn begin(&mut self, name: &str, target: &Target, revision: u64) {
         let attempt_of = match target {
             Target::Run(_, digest) => digest.clone(),
             _ => format!("{revision}"),
         };
-        self.attempts(name).of(&attempt_of);
+        self.backoff(name).of(&attempt_of);
     }
 
     /// The next step; or how long it has to wait.
@@ -67,18 +67,18 @@ impl State {
         (device_id, boot_id): (&str, &str),
         name: &str,
         target: &Target,
-        containers: &[Listed],
+        containers: &[ListedContainer],
     ) -> Result<Step, Duration> {
         let applied = self.desired.deployments.get(name).and_then(|entry| entry.applied.as_ref());
         let mut step = plan::next(device_id, name, target, containers, applied, boot_id);
-        let attempts = self.attempts(name);
-        let stuck = attempts.waits_too_long(step == Step::Wait, Instant::now());
-        if stuck || attempts.remake && matches!(step, Step::Start { .. } | Step::Rename(_)) {
+        let backoff = self.backoff(name);
+        let stuck = backoff.waits_too_long(step == Step::Wait, Instant::now());
+        if stuck || backoff.remake && matches!(step, Step::Start { .. } | Step::Rename(_)) {
             step = Step::Make;
         }
         let forgets = step == Step::Gone && *target == Target::Forgotten;
         let acts = forgets || !matches!(step, Step::Keep | Step::Complete | Step::Wait | Step::Gone);
-        match attempts.wait(Instant::now()) {
+        match backoff.wait(Instant::now()) {
             Some(wait) if acts => Err(wait),
             _ => Ok(step),
         }
@@ -90,26 +90,27 @@ impl State {
     }
 
     /// The deployment's line of the status, as it is now.
-    pub(super) fn tell(
+    pub(super) fn set_line(
         &mut self,
         name: &str,
         target: &Target,
         revision: u64,
-        containers: &[Listed],
+        containers: &[ListedContainer],
         phase: Phase,
     ) {
         if !self.desired.deployments.contains_key(name) {
             self.lines.remove(name);
             return;
         }
-        let attempts = self.attempts(name);
-        let line = view::line(name, target, revision, containers, phase, attempts.error.as_ref());
-        let line = DeploymentStatus { restarts: attempts.restarts, ..line };
+        let backoff = self.backoff(name);
+        let line =
+            device_state::status_line(name, target, revision, containers, phase, backoff.error.as_ref());
+        let line = DeploymentStatus { restarts: backoff.restarts, ..line };
         self.lines.insert(name.to_owned(), line);
     }
 
-    pub(super) fn view(&self) -> View {
-        View {
+    pub(super) fn device_state(&self) -> DeviceState {
+        DeviceState {
             desired_revision: self.desired.revision,
             deployments: self.lines.values().cloned().collect(),
             events: self.events.list(),
@@ -120,15 +121,16 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::desired::{Change, Update, Wish};
+    use crate::desired::{Change, Operation, Update};
 
     #[test]
     fn what_is_to_be_gone_comes_before_what_may_take_its_port() {
         let mut state = State::default();
         let run = r#"{"version":1,"kind":"podman-container","spec":{"image":"localhost/a:1"}}"#;
-        let wishes = [("a", Wish::Put(run.into())), ("b", Wish::Delete), ("c", Wish::Put("{".into()))];
-        for (revision, (name, wish)) in (1..).zip(wishes) {
-            state.desired.take(Change::Update(Update { name: name.into(), revision, wish }));
+        let operations =
+            [("a", Operation::Put(run.into())), ("b", Operation::Delete), ("c", Operation::Put("{".into()))];
+        for (revision, (name, operation)) in (1..).zip(operations) {
+            state.desired.take(Change::Update(Update { name: name.into(), revision, operation }));
         }
         let names = |targets: &[(String, Target, u64)]| -> Vec<String> {
             targets.iter().map(|(name, ..)| name.clone()).collect()

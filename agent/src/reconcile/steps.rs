@@ -3,11 +3,11 @@
 use anyhow::{Result, bail};
 use tokio::time::Instant;
 
-use super::{PODMAN_AWAY, Reconciler};
+use super::{MAX_PODMAN_PAUSE, Reconciler};
 use crate::desired::Target;
 use crate::images::Availability;
 use crate::plan::{self, Step};
-use crate::podman::Listed;
+use crate::podman::ListedContainer;
 use crate::progress::Loop;
 use crate::protocol::Phase;
 use crate::protocol::deployment::Deployment;
@@ -19,12 +19,12 @@ impl Reconciler {
         name: &str,
         target: &Target,
         step: &Step,
-        containers: &[Listed],
+        containers: &[ListedContainer],
     ) -> Result<Option<Phase>> {
         match step {
             Step::Keep => {
                 let mut state = self.state();
-                state.attempts(name).runs(Instant::now());
+                state.backoff(name).runs(Instant::now());
                 if let (Target::Run(_, digest), Some(container)) = (target, containers.first()) {
                     // Noted also where another process of this agent's started it and had no time to.
                     state.unsaved |= state.desired.started(name, digest, &container.id, &self.boot_id);
@@ -33,13 +33,13 @@ impl Reconciler {
             }
             Step::Complete => {
                 let mut state = self.state();
-                state.attempts(name).settled();
+                state.backoff(name).settled();
                 let container = containers.first().map(|container| &*container.id);
                 state.unsaved |= state.desired.completed(name, container);
                 return Ok(Some(Phase::Completed));
             }
             Step::Wait => {
-                self.state().look_again_in(PODMAN_AWAY);
+                self.state().look_again_in(MAX_PODMAN_PAUSE);
                 return Ok(Some(Phase::Pending));
             }
             Step::Gone => return self.gone(name, target).await.map(Some),
@@ -47,7 +47,7 @@ impl Reconciler {
             Step::Start { id, ended } => {
                 if let Some(code) = ended {
                     let error = format!("its container has ended with exit code {code}");
-                    self.state().attempts(name).error = Some(error);
+                    self.state().backoff(name).error = Some(error);
                 }
                 self.start(name, target, id, ended.is_some()).await?;
             }
@@ -57,27 +57,32 @@ impl Reconciler {
                 {
                     let mut state = self.state();
                     // Where the name is taken, only another container gets it.
-                    state.attempts(name).remake = true;
+                    state.backoff(name).remake = true;
                     state
                         .events
                         .push(&format!("{name}: its container has another name, and gets {wanted} back"));
                 }
                 self.podman.rename(id, &wanted).await?;
-                self.state().attempts(name).remake = false;
+                self.state().backoff(name).remake = false;
             }
             Step::Remove(ids) => {
                 for container in containers.iter().filter(|container| ids.contains(&container.id)) {
                     self.progress.tick(Loop::Reconciler);
                     self.podman.remove(container).await?;
                 }
-                self.say(&format!("{name}: {} removed", count(ids.len(), "container")));
+                self.record(&format!("{name}: {} removed", count(ids.len(), "container")));
             }
         }
         Ok(None)
     }
 
     /// The image, then out with what does not fit, then the container. Without the image, what ran before goes on.
-    async fn make(&self, name: &str, target: &Target, containers: &[Listed]) -> Result<Option<Phase>> {
+    async fn make(
+        &self,
+        name: &str,
+        target: &Target,
+        containers: &[ListedContainer],
+    ) -> Result<Option<Phase>> {
         let Target::Run(document, digest) = target else { bail!("nothing to run was to be made") };
         let Deployment::PodmanContainer(spec) = &document.deployment;
         if self.images.lock().await.ensure(&spec.image).await? == Availability::Fetching {
@@ -90,7 +95,7 @@ impl Reconciler {
             (containers.is_empty() && applied, entry.revision)
         };
         if lost {
-            self.say(&format!("{name}: its container is gone, and is made again"));
+            self.record(&format!("{name}: its container is gone, and is made again"));
         }
         for container in containers {
             self.progress.tick(Loop::Reconciler);
@@ -113,18 +118,18 @@ impl Reconciler {
         // Before it runs: what podman then shows of it means something only together with this.
         self.save().await;
         self.start(name, target, &id, false).await?;
-        self.say(&format!("{name}: revision {revision} is started"));
+        self.record(&format!("{name}: revision {revision} is started"));
         Ok(None)
     }
 
     async fn start(&self, name: &str, target: &Target, id: &str, again: bool) -> Result<()> {
-        self.state().attempts(name).started(Instant::now(), again);
+        self.state().backoff(name).started(Instant::now(), again);
         if let Err(error) = self.podman.start(id).await {
-            self.state().attempts(name).remake = true;
+            self.state().backoff(name).remake = true;
             return Err(error);
         }
         if again {
-            self.say(&format!("{name}: its container is started again"));
+            self.record(&format!("{name}: its container is started again"));
         }
         self.note_started(name, target, id);
         Ok(())
@@ -149,7 +154,7 @@ impl Reconciler {
                 for volume in self.podman.volumes(&plan::own(&self.device_id)).await? {
                     if volume.labels.get(plan::DEPLOYMENT_LABEL).is_some_and(|owner| owner == name) {
                         self.podman.remove_volume(&volume.name).await?;
-                        self.say(&format!("{name}: the volume {} is deleted", volume.name));
+                        self.record(&format!("{name}: the volume {} is deleted", volume.name));
                     }
                 }
                 let mut state = self.state();
@@ -162,7 +167,7 @@ impl Reconciler {
         }
     }
 
-    fn say(&self, what: &str) {
+    fn record(&self, what: &str) {
         self.state().events.push(what);
     }
 }

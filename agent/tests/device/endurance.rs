@@ -104,7 +104,7 @@ async fn a_thousand_deployments_are_listed() {
     );
 }
 
-/// Ready once, alive again and again, and told when it stops; podman that hangs is not the agent's own trouble.
+/// Ready once, alive again and again, and reported when it stops; podman that hangs is not the agent's own trouble.
 #[tokio::test(flavor = "multi_thread")]
 async fn systemd_is_told() {
     let mut device = Device::start("notify").await;

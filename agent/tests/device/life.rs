@@ -142,12 +142,12 @@ async fn what_happens_behind_its_back_is_put_right() {
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
     assert!(pod.podman(&["ps", "--quiet", "--no-trunc"]).contains(foreign.trim()), "the foreign one runs on");
-    let told = |status: &iot_agent::protocol::DeviceStatus| {
+    let reported = |status: &iot_agent::protocol::DeviceStatus| {
         ["is gone, and is made again", "gets iot-drift.web back", "1 container removed"]
             .iter()
             .all(|words| status.events.iter().any(|event| event.what.contains(words)))
     };
-    fleet.status("word of it", told).await;
+    fleet.status("word of it", reported).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -165,7 +165,7 @@ async fn without_a_bus_the_disk_says_what_to_run() {
         assert!(Instant::now() < deadline, "it is not brought up from the disk");
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
-    let status = iot_agent::status::describe(&device.home.path().join("status.json")).unwrap();
+    let status = iot_agent::status_report::describe(&device.home.path().join("status.json")).unwrap();
     assert!(!status.1 && status.0.contains("bus: not connected"), "{}", status.0);
     let before = device.pod.running("web");
     device.broker.up();
@@ -187,11 +187,11 @@ async fn a_corrupt_state_is_set_aside_told_and_rebuilt() {
     bytes[middle] ^= 1;
     std::fs::write(&state, bytes).unwrap();
     device.up();
-    let told = |status: &iot_agent::protocol::DeviceStatus| {
+    let reported = |status: &iot_agent::protocol::DeviceStatus| {
         status.events.iter().any(|event| event.what.contains("state.corrupt"))
             && status.deployment("web").is_some_and(|line| line.phase == Phase::Running)
     };
-    device.fleet.status("the corrupt state", told).await;
+    device.fleet.status("the corrupt state", reported).await;
     assert_eq!(
         device.pod.running("web"),
         before,
@@ -245,7 +245,7 @@ async fn what_cannot_be_run_is_told_and_nothing_crashes() {
     assert!(device.pod.running("good").is_empty());
     let again = fleet.put("good", &generation(2)).await;
     fleet.line("good", again, Phase::Running).await;
-    // An image that comes later is found without being told of.
+    // An image that comes later is found without being reported of.
     let revision = fleet.put("late", &document(ContainerSpec::of("localhost/late:1"))).await;
     fleet.line("late", revision, Phase::BackingOff).await;
     device.pod.podman(&["tag", IMAGE, "localhost/late:1"]);
@@ -254,12 +254,12 @@ async fn what_cannot_be_run_is_told_and_nothing_crashes() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn commands_are_answered_with_typed_errors() {
-    let mut device = Device::start("desk").await;
+    let mut device = Device::start("commands").await;
     let fleet = &device.fleet;
     let revision = fleet.put("web", &generation(7)).await;
     fleet.line("web", revision, Phase::Running).await;
     let Reply::Pong { device_id, .. } = fleet.ask("ping", "").await.unwrap() else { panic!() };
-    assert_eq!(device_id, "desk");
+    assert_eq!(device_id, "commands");
     let Reply::Status { status } = fleet.ask("status", "").await.unwrap() else { panic!() };
     assert_eq!(status.deployment("web").unwrap().phase, Phase::Running);
     let Reply::Logs { lines, truncated, .. } = fleet.ask("logs", r#"{"deployment":"web"}"#).await.unwrap()
@@ -272,8 +272,10 @@ async fn commands_are_answered_with_typed_errors() {
         ("logs", r#"{"deployment":"web","since":1}"#, ErrorCode::BadRequest),
         ("logs", r#"{"deployment":"nothing"}"#, ErrorCode::NoSuchDeployment),
     ] {
-        let Reply::Error { code: told, .. } = fleet.ask(command, payload).await.unwrap() else { panic!() };
-        assert_eq!(told, code, "{payload}");
+        let Reply::Error { code: reported, .. } = fleet.ask(command, payload).await.unwrap() else {
+            panic!()
+        };
+        assert_eq!(reported, code, "{payload}");
     }
     let Reply::UnknownCommand { known, .. } = fleet.ask("reboot", "").await.unwrap() else { panic!() };
     assert!(known.contains(&"logs".to_owned()));
@@ -283,7 +285,7 @@ async fn commands_are_answered_with_typed_errors() {
     };
     assert_eq!(code, ErrorCode::Podman);
     device.pod.start_service();
-    // An offline device is told from a slow one: nobody is subscribed.
+    // An offline device is reported from a slow one: nobody is subscribed.
     device.agent.take().unwrap().stop();
     let error = fleet.ask("ping", "").await.unwrap_err();
     assert_eq!(error.kind(), async_nats::client::RequestErrorKind::NoResponders);

@@ -66,7 +66,7 @@ async fn by_password_in_the_file_and_in_a_file_of_its_own() {
     std::fs::write(&file, "wr0ng-s3cret").unwrap();
     configure(home, &own, &two_urls(broker.port), "");
     let agent = Agent::start(home);
-    said(&agent, "authorization violation").await;
+    logged(&agent, "authorization violation").await;
     std::fs::write(&file, "device-s3cret").unwrap();
     fleet.status("the right password", |status| status.sequence > 0).await;
     agent.stop();
@@ -171,7 +171,7 @@ fn certificates(directory: &Path, from: i32) -> String {
     )
 }
 
-async fn said(agent: &Agent, words: &str) {
+async fn logged(agent: &Agent, words: &str) {
     let deadline = Instant::now() + PATIENCE;
     while !agent.log().contains(words) {
         assert!(Instant::now() < deadline, "it does not say {words:?}");
@@ -192,7 +192,7 @@ async fn over_tls_and_with_a_clock_of_the_past() {
     let ca = format!("ca_file = \"{}/ca.pem\"", directory.display());
     configure(home, &shared, &url, &ca);
     let agent = Agent::start(home);
-    said(&agent, "not valid yet by this device's clock").await;
+    logged(&agent, "not valid yet by this device's clock").await;
     broker.down();
     certificates(directory, 2020);
     broker.up();
@@ -210,7 +210,7 @@ async fn over_tls_and_with_a_clock_of_the_past() {
         let home = tempfile::tempdir().unwrap();
         configure(home.path(), &shared, &url, &more);
         let agent = Agent::start(home.path());
-        said(&agent, "invalid peer certificate").await;
+        logged(&agent, "invalid peer certificate").await;
         agent.stop();
     }
 }

@@ -8,24 +8,24 @@ use tokio::time::Instant;
 /// So many may follow one another without a pause.
 const BURST: u32 = 6;
 /// The share of each in the long run: with the burst, 30 in any minute.
-const SHARE: Duration = Duration::from_millis(2500);
+const INTERVAL: Duration = Duration::from_millis(2500);
 
 /// What was sent so far, as far as it holds up what comes.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Pace {
+pub struct RateLimiter {
     /// Until then the shares of those that were sent reach.
     paid_until: Option<Instant>,
 }
 
-impl Pace {
+impl RateLimiter {
     /// When the next one may be sent; `None` where that is now.
     pub fn next(&self) -> Option<Instant> {
-        self.paid_until?.checked_sub(SHARE * (BURST - 1))
+        self.paid_until?.checked_sub(INTERVAL * (BURST - 1))
     }
 
     /// One is sent.
     pub fn sent(&mut self, now: Instant) {
-        self.paid_until = Some(self.paid_until.map_or(now, |until| until.max(now)) + SHARE);
+        self.paid_until = Some(self.paid_until.map_or(now, |until| until.max(now)) + INTERVAL);
     }
 }
 
@@ -36,11 +36,11 @@ mod tests {
     /// When each is sent, in seconds from the first, by somebody who always has one more to send, for so many seconds.
     fn sent_within(seconds: u64) -> Vec<f64> {
         let begun = Instant::now();
-        let (mut now, mut pace, mut sent) = (begun, Pace::default(), Vec::new());
+        let (mut now, mut limiter, mut sent) = (begun, RateLimiter::default(), Vec::new());
         while now <= begun + Duration::from_secs(seconds) {
             sent.push((now - begun).as_secs_f64());
-            pace.sent(now);
-            now = pace.next().unwrap_or(now).max(now + Duration::from_millis(1));
+            limiter.sent(now);
+            now = limiter.next().unwrap_or(now).max(now + Duration::from_millis(1));
         }
         sent
     }
@@ -60,14 +60,14 @@ mod tests {
     #[test]
     fn after_a_rest_there_are_a_few_again() {
         let begun = Instant::now();
-        let mut pace = Pace::default();
-        assert_eq!(pace.next(), None);
+        let mut limiter = RateLimiter::default();
+        assert_eq!(limiter.next(), None);
         for _ in 0..BURST {
-            pace.sent(begun);
+            limiter.sent(begun);
         }
-        assert_eq!(pace.next(), Some(begun + SHARE));
-        let later = begun + SHARE * BURST;
-        pace.sent(later);
-        assert!(pace.next().is_none_or(|next| next <= later));
+        assert_eq!(limiter.next(), Some(begun + INTERVAL));
+        let later = begun + INTERVAL * BURST;
+        limiter.sent(later);
+        assert!(limiter.next().is_none_or(|next| next <= later));
     }
 }

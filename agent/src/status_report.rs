@@ -11,13 +11,13 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::bus::Connection;
+use crate::device_state::DeviceState;
 use crate::host::{Host, uptime_seconds};
 use crate::protocol::DeviceStatus;
-use crate::view::View;
 
 /// Numbers and writes this process' statuses.
 #[derive(Debug, Clone)]
-pub struct Author {
+pub struct StatusReporter {
     device_id: String,
     host: Host,
     sequence: Arc<AtomicU64>,
@@ -25,7 +25,7 @@ pub struct Author {
 
 /// What `iot-agent status` shows.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Local {
+pub struct LocalStatus {
     /// The agent's process.
     pub pid: u32,
     /// Its connection to the bus.
@@ -34,18 +34,18 @@ pub struct Local {
     pub status: DeviceStatus,
 }
 
-impl Author {
+impl StatusReporter {
     /// For this device.
     pub fn new(device_id: &str, host: Host) -> Self {
         Self { device_id: device_id.to_owned(), host, sequence: Arc::default() }
     }
 
     /// A status of now, with the number `sequence`.
-    fn status(&self, view: &View, sequence: u64) -> Result<DeviceStatus> {
+    fn status(&self, device_state: &DeviceState, sequence: u64) -> Result<DeviceStatus> {
         let mut status = self.host.status(&self.device_id, sequence)?;
-        status.desired_revision = view.desired_revision;
-        status.deployments.clone_from(&view.deployments);
-        status.events.clone_from(&view.events);
+        status.desired_revision = device_state.desired_revision;
+        status.deployments.clone_from(&device_state.deployments);
+        status.events.clone_from(&device_state.events);
         Ok(status)
     }
 
@@ -53,16 +53,17 @@ impl Author {
     ///
     /// # Errors
     /// When procfs cannot be read.
-    pub fn current(&self, view: &View, longest: usize) -> Result<DeviceStatus> {
-        fit(self.status(view, self.sequence.load(Ordering::Relaxed))?, longest).map(|(status, _)| status)
+    pub fn current(&self, device_state: &DeviceState, longest: usize) -> Result<DeviceStatus> {
+        fit(self.status(device_state, self.sequence.load(Ordering::Relaxed))?, longest)
+            .map(|(status, _)| status)
     }
 
     /// The next status' document, at most `longest` bytes: deployments that do not fit are counted.
     ///
     /// # Errors
     /// When the uptime cannot be read.
-    pub fn write(&self, view: &View, longest: usize) -> Result<Vec<u8>> {
-        let status = self.status(view, self.sequence.fetch_add(1, Ordering::Relaxed) + 1)?;
+    pub fn write(&self, device_state: &DeviceState, longest: usize) -> Result<Vec<u8>> {
+        let status = self.status(device_state, self.sequence.fetch_add(1, Ordering::Relaxed) + 1)?;
         fit(status, longest).map(|(_, document)| document)
     }
 
@@ -70,9 +71,12 @@ impl Author {
     ///
     /// # Errors
     /// Names the file.
-    pub fn write_local(&self, view: &View, bus: &Connection, path: &Path) -> Result<()> {
-        let local =
-            Local { pid: std::process::id(), bus: bus.clone(), status: self.current(view, usize::MAX)? };
+    pub fn write_local(&self, device_state: &DeviceState, bus: &Connection, path: &Path) -> Result<()> {
+        let local = LocalStatus {
+            pid: std::process::id(),
+            bus: bus.clone(),
+            status: self.current(device_state, usize::MAX)?,
+        };
         let text = serde_json::to_vec_pretty(&local).context("serialise the local status")?;
         let beside = path.with_extension("new");
         let written = || -> std::io::Result<()> {
@@ -107,7 +111,8 @@ pub fn describe(path: &Path) -> Result<(String, bool)> {
     let text = fs::read(path).with_context(|| {
         format!("read {}; is the agent running? systemctl status iot-agent", path.display())
     })?;
-    let local: Local = serde_json::from_slice(&text).with_context(|| format!("read {}", path.display()))?;
+    let local: LocalStatus =
+        serde_json::from_slice(&text).with_context(|| format!("read {}", path.display()))?;
     let status = &local.status;
     let alive = Path::new("/proc").join(local.pid.to_string()).exists();
     let age = uptime_seconds()?.saturating_sub(status.uptime_seconds);
@@ -146,7 +151,7 @@ mod tests {
     use super::*;
     use crate::protocol::status::{DeploymentStatus, Phase};
 
-    fn view(count: usize) -> View {
+    fn device_state(count: usize) -> DeviceState {
         let line = |number: usize| DeploymentStatus {
             name: format!("web-{number}"),
             desired_revision: 7,
@@ -155,21 +160,25 @@ mod tests {
             last_error: Some("x".repeat(200)),
             restarts: 0,
         };
-        View { desired_revision: 7, deployments: (0..count).map(line).collect(), events: Vec::new() }
+        DeviceState { desired_revision: 7, deployments: (0..count).map(line).collect(), events: Vec::new() }
     }
 
     #[test]
     fn a_thousand_deployments_fit_into_a_message_and_ten_thousand_are_counted() {
-        let author = Author::new("pi-7", Host::read().unwrap());
+        let reporter = StatusReporter::new("pi-7", Host::read().unwrap());
         let longest = (1 << 20) - 4096;
         for (count, all) in [(1000, true), (10_000, false)] {
-            let document = author.write(&view(count), longest).unwrap();
+            let document = reporter.write(&device_state(count), longest).unwrap();
             assert!(document.len() <= longest);
             let status: DeviceStatus = serde_json::from_slice(&document).unwrap();
             assert_eq!(status.deployments_omitted == 0, all);
             assert_eq!(status.deployments.len() + status.deployments_omitted as usize, count);
         }
-        assert_eq!(author.current(&view(0), usize::MAX).unwrap().sequence, 2, "each document has its number");
+        assert_eq!(
+            reporter.current(&device_state(0), usize::MAX).unwrap().sequence,
+            2,
+            "each document has its number"
+        );
     }
 
     #[test]
@@ -177,9 +186,9 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("status.json");
         assert!(describe(&path).unwrap_err().to_string().contains("is the agent running?"));
-        let author = Author::new("pi-7", Host::read().unwrap());
+        let reporter = StatusReporter::new("pi-7", Host::read().unwrap());
         let away = Connection { connected: false, error: Some("no route".into()) };
-        author.write_local(&view(1), &away, &path).unwrap();
+        reporter.write_local(&device_state(1), &away, &path).unwrap();
         let (text, well) = describe(&path).unwrap();
         assert!(
             !well
@@ -187,7 +196,7 @@ mod tests {
                 && text.contains("web-0 revision 7 running"),
             "{text}"
         );
-        author.write_local(&view(1), &Connection { connected: true, error: None }, &path).unwrap();
+        reporter.write_local(&device_state(1), &Connection { connected: true, error: None }, &path).unwrap();
         assert!(describe(&path).unwrap().1);
     }
 }

@@ -6,50 +6,50 @@ use async_nats::{Client, Message};
 use tokio::sync::{Semaphore, watch};
 use tracing::warn;
 
+use crate::device_state::DeviceState;
 use crate::plan;
 use crate::podman::Podman;
-use crate::protocol::command::{COMMANDS, MOST_LOG_BYTES, MOST_LOG_LINES};
+use crate::protocol::command::{COMMANDS, MAX_LOG_BYTES, MAX_LOG_LINES};
 use crate::protocol::{ErrorCode, LogsRequest, Reply, command_subject};
-use crate::status::Author;
-use crate::view::View;
+use crate::status_report::StatusReporter;
 
 /// Commands that are answered at the same time.
-const AT_ONCE: usize = 8;
+const MAX_CONCURRENT: usize = 8;
 
 /// Where commands are answered.
-pub struct Desk {
+pub struct CommandHandler {
     device_id: String,
     boot_id: String,
-    author: Author,
-    view: watch::Receiver<View>,
+    reporter: StatusReporter,
+    device_state: watch::Receiver<DeviceState>,
     podman: Podman,
     free: Semaphore,
 }
 
-impl Desk {
+impl CommandHandler {
     /// With all that an answer may need.
     pub fn new(
         device_id: &str,
         boot_id: &str,
-        author: Author,
-        view: watch::Receiver<View>,
+        reporter: StatusReporter,
+        device_state: watch::Receiver<DeviceState>,
         podman: Podman,
     ) -> Self {
         let (device_id, boot_id) = (device_id.to_owned(), boot_id.to_owned());
-        Self { device_id, boot_id, author, view, podman, free: Semaphore::new(AT_ONCE) }
+        Self { device_id, boot_id, reporter, device_state, podman, free: Semaphore::new(MAX_CONCURRENT) }
     }
 
     /// Answers in the background.
-    pub fn serve(desk: &Arc<Self>, client: &Client, message: Message) {
-        let (desk, client) = (Arc::clone(desk), client.clone());
+    pub fn serve(command_handler: &Arc<Self>, client: &Client, message: Message) {
+        let (command_handler, client) = (Arc::clone(command_handler), client.clone());
         tokio::spawn(async move {
             let Some(inbox) = message.reply else {
                 warn!(subject = %message.subject, "a command without a reply subject is dropped");
                 return;
             };
-            let reply = match desk.free.try_acquire() {
-                Ok(_permit) => desk.reply(&message.subject, &message.payload).await,
-                Err(_busy) => error(ErrorCode::Busy, format!("{AT_ONCE} commands are being answered")),
+            let reply = match command_handler.free.try_acquire() {
+                Ok(_permit) => command_handler.reply(&message.subject, &message.payload).await,
+                Err(_busy) => error(ErrorCode::Busy, format!("{MAX_CONCURRENT} commands are being answered")),
             };
             let document = serde_json::to_vec(&reply).expect("a reply is plain data");
             if let Err(error) = client.publish(inbox, document.into()).await {
@@ -66,7 +66,7 @@ impl Desk {
                 boot_id: self.boot_id.clone(),
                 agent_version: env!("CARGO_PKG_VERSION").to_owned(),
             },
-            Some("status") => match self.author.current(&self.view.borrow(), MOST_LOG_BYTES) {
+            Some("status") => match self.reporter.current(&self.device_state.borrow(), MAX_LOG_BYTES) {
                 Ok(status) => Reply::Status { status: Box::new(status) },
                 Err(why) => error(ErrorCode::Internal, format!("{why:#}")),
             },
@@ -89,7 +89,7 @@ impl Desk {
             }
         };
         let name = request.deployment;
-        let known = self.view.borrow().deployments.iter().any(|line| line.name == name);
+        let known = self.device_state.borrow().deployments.iter().any(|line| line.name == name);
         if !known {
             return error(ErrorCode::NoSuchDeployment, format!("there is no deployment {name:?}"));
         }
@@ -97,12 +97,13 @@ impl Desk {
             Ok(containers) => containers,
             Err(why) => return error(ErrorCode::Podman, format!("{why:#}")),
         };
-        let own =
-            |container: &&crate::podman::Listed| container.labels.get(plan::DEPLOYMENT_LABEL) == Some(&name);
+        let own = |container: &&crate::podman::ListedContainer| {
+            container.labels.get(plan::DEPLOYMENT_LABEL) == Some(&name)
+        };
         let Some(container) = containers.iter().find(own) else {
             return error(ErrorCode::NoContainer, format!("{name:?} has no container now"));
         };
-        let wanted = request.lines.clamp(1, MOST_LOG_LINES);
+        let wanted = request.lines.clamp(1, MAX_LOG_LINES);
         match self.podman.logs(&container.id, wanted).await {
             Ok(lines) => bounded(name, lines, wanted as usize),
             Err(why) => error(ErrorCode::Podman, format!("{why:#}")),
@@ -116,7 +117,7 @@ fn error(code: ErrorCode, message: String) -> Reply {
 
 /// The last of the lines, as many as fit.
 fn bounded(deployment: String, lines: Vec<String>, wanted: usize) -> Reply {
-    let mut room = MOST_LOG_BYTES;
+    let mut room = MAX_LOG_BYTES;
     let mut kept: Vec<String> = Vec::new();
     let count = lines.len();
     for line in lines.into_iter().rev().take(wanted) {
@@ -148,6 +149,6 @@ mod tests {
         assert!(kept.is_empty(), "six times as long on the way");
         let (kept, truncated) = reply(vec!["x".repeat(100 << 10); 9], 500);
         assert!(truncated && kept.len() == 2, "{}", kept.len());
-        assert_eq!(reply(vec!["x".repeat(MOST_LOG_BYTES)], 5), (Vec::<String>::new(), true));
+        assert_eq!(reply(vec!["x".repeat(MAX_LOG_BYTES)], 5), (Vec::<String>::new(), true));
     }
 }

@@ -5,16 +5,16 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// The longest pause between two attempts.
-const LONGEST: Duration = Duration::from_secs(60);
+const MAX_PAUSE: Duration = Duration::from_secs(60);
 /// What has run for so long has recovered.
-const STABLE: Duration = Duration::from_secs(60);
+const STABLE_AFTER: Duration = Duration::from_secs(60);
 
 /// What podman is about for longer than that it has forgotten: killed in the middle, it goes on saying `stopping`.
-const LONGEST_WAIT: Duration = Duration::from_secs(60);
+const MAX_TRANSITION: Duration = Duration::from_secs(60);
 
 /// One deployment's.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Attempts {
+pub(crate) struct Backoff {
     /// Of which document; another one begins anew.
     digest: String,
     /// In a row.
@@ -32,7 +32,7 @@ pub(crate) struct Attempts {
     pub(crate) remake: bool,
 }
 
-impl Attempts {
+impl Backoff {
     /// For this document, which may be another one than before.
     pub(crate) fn of(&mut self, digest: &str) -> &mut Self {
         if self.digest != digest {
@@ -49,7 +49,7 @@ impl Attempts {
     /// Podman is about something with its container; whether it has been for too long.
     pub(crate) fn waits_too_long(&mut self, waits: bool, now: Instant) -> bool {
         self.waiting = waits.then(|| self.waiting.unwrap_or(now));
-        self.waiting.is_some_and(|since| now - since >= LONGEST_WAIT)
+        self.waiting.is_some_and(|since| now - since >= MAX_TRANSITION)
     }
 
     /// An attempt failed.
@@ -71,7 +71,7 @@ impl Attempts {
     /// Its container is seen to run.
     pub(crate) fn runs(&mut self, now: Instant) {
         // One that this process has not started was there before it, or somebody else started it.
-        let stable = self.started.is_none_or(|started| now - started >= STABLE);
+        let stable = self.started.is_none_or(|started| now - started >= STABLE_AFTER);
         if stable || self.restarts == 0 {
             self.error = None;
         }
@@ -91,7 +91,7 @@ impl Attempts {
 
 /// 1 s after the first failure, then twice as long each time.
 fn pause(failures: u32) -> Duration {
-    Duration::from_secs(1 << failures.saturating_sub(1).min(6)).min(LONGEST)
+    Duration::from_secs(1 << failures.saturating_sub(1).min(6)).min(MAX_PAUSE)
 }
 
 #[cfg(test)]
@@ -101,54 +101,54 @@ mod tests {
     #[test]
     fn pauses_grow_to_a_bound_and_end_with_the_trouble() {
         let start = Instant::now();
-        let mut attempts = Attempts::default();
+        let mut backoff = Backoff::default();
         let mut now = start;
         let mut waits = Vec::new();
         for _ in 0..9 {
-            attempts.failed(now, "no".into());
-            let wait = attempts.wait(now).unwrap();
+            backoff.failed(now, "no".into());
+            let wait = backoff.wait(now).unwrap();
             waits.push(wait.as_secs());
             now += wait;
-            assert_eq!(attempts.wait(now), None);
+            assert_eq!(backoff.wait(now), None);
         }
         assert_eq!(waits, [1, 2, 4, 8, 16, 32, 60, 60, 60]);
-        attempts.settled();
-        assert!(attempts.error.is_none() && attempts.wait(start).is_none());
+        backoff.settled();
+        assert!(backoff.error.is_none() && backoff.wait(start).is_none());
     }
 
     #[test]
     fn a_crash_loop_slows_down_and_a_stable_run_ends_it() {
         let mut now = Instant::now();
-        let mut attempts = Attempts::default();
-        attempts.started(now, false);
+        let mut backoff = Backoff::default();
+        backoff.started(now, false);
         for _ in 0..8 {
-            now += attempts.wait(now).unwrap();
-            attempts.started(now, true);
+            now += backoff.wait(now).unwrap();
+            backoff.started(now, true);
         }
-        assert_eq!((attempts.restarts, attempts.wait(now).unwrap().as_secs()), (8, 60));
-        attempts.error = Some("its container ended".into());
-        attempts.runs(now + Duration::from_secs(1));
-        assert!(attempts.error.is_some(), "it may end again");
-        attempts.runs(now + STABLE);
-        assert!(attempts.error.is_none() && attempts.wait(now).is_none());
+        assert_eq!((backoff.restarts, backoff.wait(now).unwrap().as_secs()), (8, 60));
+        backoff.error = Some("its container ended".into());
+        backoff.runs(now + Duration::from_secs(1));
+        assert!(backoff.error.is_some(), "it may end again");
+        backoff.runs(now + STABLE_AFTER);
+        assert!(backoff.error.is_none() && backoff.wait(now).is_none());
     }
 
     #[test]
     fn what_podman_is_about_for_too_long_is_noticed() {
         let start = Instant::now();
-        let mut attempts = Attempts::default();
-        assert!(!attempts.waits_too_long(true, start));
-        assert!(!attempts.waits_too_long(true, start + LONGEST_WAIT / 2));
-        assert!(attempts.waits_too_long(true, start + LONGEST_WAIT));
-        assert!(!attempts.waits_too_long(false, start + LONGEST_WAIT));
-        assert!(!attempts.waits_too_long(true, start + 2 * LONGEST_WAIT), "it began anew");
+        let mut backoff = Backoff::default();
+        assert!(!backoff.waits_too_long(true, start));
+        assert!(!backoff.waits_too_long(true, start + MAX_TRANSITION / 2));
+        assert!(backoff.waits_too_long(true, start + MAX_TRANSITION));
+        assert!(!backoff.waits_too_long(false, start + MAX_TRANSITION));
+        assert!(!backoff.waits_too_long(true, start + 2 * MAX_TRANSITION), "it began anew");
     }
 
     #[test]
     fn another_document_begins_anew() {
-        let mut attempts = Attempts::default();
-        attempts.of("a").failed(Instant::now(), "no".into());
-        assert!(attempts.of("a").error.is_some());
-        assert!(attempts.of("b").error.is_none());
+        let mut backoff = Backoff::default();
+        backoff.of("a").failed(Instant::now(), "no".into());
+        assert!(backoff.of("a").error.is_some());
+        assert!(backoff.of("b").error.is_none());
     }
 }

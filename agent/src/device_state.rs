@@ -5,12 +5,12 @@ use std::collections::{BTreeMap, VecDeque};
 use crate::desired::{Desired, Target};
 use crate::host::uptime_seconds;
 use crate::plan;
-use crate::podman::Listed;
-use crate::protocol::status::{DeploymentStatus, Event, MOST_EVENTS, ObservedContainer, Phase, shortened};
+use crate::podman::ListedContainer;
+use crate::protocol::status::{DeploymentStatus, Event, MAX_EVENTS, ObservedContainer, Phase, shortened};
 
 /// A moment of the device's deployments.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct View {
+pub struct DeviceState {
     /// As in the status.
     pub desired_revision: u64,
     /// As in the status.
@@ -20,11 +20,11 @@ pub struct View {
 }
 
 /// The deployment's line of the status.
-pub(crate) fn line(
+pub(crate) fn status_line(
     name: &str,
     target: &Target,
     revision: u64,
-    containers: &[Listed],
+    containers: &[ListedContainer],
     phase: Phase,
     error: Option<&String>,
 ) -> DeploymentStatus {
@@ -50,10 +50,10 @@ pub(crate) fn line(
 }
 
 /// A line for each deployment of which podman has not been asked yet.
-pub(crate) fn line_up(lines: &mut BTreeMap<String, DeploymentStatus>, desired: &Desired) {
+pub(crate) fn add_missing_lines(lines: &mut BTreeMap<String, DeploymentStatus>, desired: &Desired) {
     for (name, entry) in &desired.deployments {
         let target = entry.target(name);
-        let new = || line(name, &target, entry.revision, &[], Phase::Pending, None);
+        let new = || status_line(name, &target, entry.revision, &[], Phase::Pending, None);
         let line = lines.entry(name.clone()).or_insert_with(new);
         if line.desired_revision != entry.revision {
             *line = DeploymentStatus { container: line.container.take(), restarts: line.restarts, ..new() };
@@ -83,7 +83,7 @@ impl Events {
         }
         let what = shortened(what);
         self.ring.retain(|event| event.what != what);
-        if self.ring.len() == MOST_EVENTS {
+        if self.ring.len() == MAX_EVENTS {
             self.ring.pop_front();
         }
         // A procfs that cannot be read is told by the status itself.
@@ -100,19 +100,19 @@ impl Events {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::desired::{Change, Update, Wish};
+    use crate::desired::{Change, Operation, Update};
 
     #[test]
     fn without_podman_what_is_desired_is_told_all_the_same() {
         let mut desired = Desired::default();
-        let put = |name: &str, revision, wish| Update { name: name.into(), revision, wish };
-        desired.take(Change::Update(put("web", 1, Wish::Put("{}".into()))));
+        let put = |name: &str, revision, operation| Update { name: name.into(), revision, operation };
+        desired.take(Change::Update(put("web", 1, Operation::Put("{}".into()))));
         let mut lines = BTreeMap::new();
-        line_up(&mut lines, &desired);
+        add_missing_lines(&mut lines, &desired);
         assert_eq!((lines["web"].phase, lines["web"].last_error.is_some()), (Phase::Pending, true));
         lines.get_mut("web").unwrap().restarts = 3;
-        desired.take(Change::Update(put("web", 2, Wish::Delete)));
-        line_up(&mut lines, &desired);
+        desired.take(Change::Update(put("web", 2, Operation::Delete)));
+        add_missing_lines(&mut lines, &desired);
         let line = &lines["web"];
         assert_eq!((line.phase, line.desired_revision, line.restarts), (Phase::Removing, 2, 3));
     }
@@ -124,10 +124,10 @@ mod tests {
             events.push(&format!("event {number}"));
         }
         let list = events.list();
-        assert_eq!((list.len(), list[0].what.as_str(), list[31].number), (MOST_EVENTS, "event 68", 100));
+        assert_eq!((list.len(), list[0].what.as_str(), list[31].number), (MAX_EVENTS, "event 68", 100));
         events.push("event 70");
         let list = events.list();
-        assert_eq!(list.len(), MOST_EVENTS);
+        assert_eq!(list.len(), MAX_EVENTS);
         assert_eq!((list[31].what.as_str(), list[31].number), ("event 70", 101));
         assert_eq!(list.iter().filter(|event| event.what == "event 70").count(), 1);
     }
