@@ -18,11 +18,11 @@ use tracing::{debug, info, warn};
 use crate::command_handler::CommandHandler;
 use crate::config::Config;
 use crate::desired::{Change, Operation, Update};
-use crate::device_state::DeviceState;
+use crate::device_state::{Connection, DeviceState};
 use crate::progress::{Loop, Progress};
-use crate::protocol;
 use crate::rate_limiter::RateLimiter;
 use crate::status_report::StatusReporter;
+use agent_protocol as protocol;
 
 /// The longest pause between two attempts to connect: where the broker's host refuses meanwhile, a device is back so soon after it.
 const MAX_RECONNECT_PAUSE: Duration = Duration::from_secs(2);
@@ -49,15 +49,6 @@ const RESYNC_INTERVAL: Duration = Duration::from_secs(600);
 const WATCH_RETRY_PAUSE: Duration = Duration::from_secs(3);
 /// What a status may be short of the server's limit: the message's headers and subject.
 const MESSAGE_OVERHEAD: usize = 4096;
-
-/// How the connection is, for the local status.
-#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct Connection {
-    /// Whether there is one.
-    pub connected: bool,
-    /// Why not, or what went wrong last with it.
-    pub error: Option<String>,
-}
 
 /// The agent's side of the bus.
 pub struct Bus {

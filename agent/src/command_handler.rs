@@ -9,9 +9,9 @@ use tracing::warn;
 use crate::device_state::DeviceState;
 use crate::plan;
 use crate::podman::Podman;
-use crate::protocol::command::{COMMANDS, MAX_LOG_BYTES, MAX_LOG_LINES};
-use crate::protocol::{ErrorCode, LogsRequest, Reply, command_subject};
 use crate::status_report::StatusReporter;
+use agent_protocol::command::{COMMANDS, MAX_LOG_BYTES, MAX_LOG_LINES};
+use agent_protocol::{ErrorCode, LogsRequest, Reply, command_subject};
 
 /// Commands that are answered at the same time.
 const MAX_CONCURRENT: usize = 8;

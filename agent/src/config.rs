@@ -6,7 +6,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use serde::Deserialize;
 
 use crate::credentials::Credentials;
-use crate::protocol::is_name;
+use agent_protocol::is_name;
 
 /// The whole file, checked.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::digest;
-use crate::protocol::deployment::{Document, Refusal};
-use crate::protocol::is_name;
+use agent_protocol::deployment::{Document, Refusal};
+use agent_protocol::is_name;
 
 /// All of it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

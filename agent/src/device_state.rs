@@ -6,7 +6,7 @@ use crate::desired::{Desired, Target};
 use crate::host::uptime_seconds;
 use crate::plan;
 use crate::podman::ListedContainer;
-use crate::protocol::status::{DeploymentStatus, Event, MAX_EVENTS, ObservedContainer, Phase, shortened};
+use agent_protocol::status::{DeploymentStatus, Event, MAX_EVENTS, ObservedContainer, Phase, shortened};
 
 /// A moment of the device's deployments.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -17,6 +17,15 @@ pub struct DeviceState {
     pub deployments: Vec<DeploymentStatus>,
     /// As in the status.
     pub events: Vec<Event>,
+}
+
+/// How the connection is, for the local status.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Connection {
+    /// Whether there is one.
+    pub connected: bool,
+    /// Why not, or what went wrong last with it.
+    pub error: Option<String>,
 }
 
 /// The deployment's line of the status.

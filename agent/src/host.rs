@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 
 use crate::digest;
-use crate::protocol::{DeviceStatus, Footprint, OsRelease, STATUS_SCHEMA};
+use agent_protocol::{DeviceStatus, Footprint, OsRelease, STATUS_SCHEMA};
 
 /// The device as this process found it at start.
 #[derive(Debug, Clone)]

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::desired::{Applied, Target};
 use crate::podman::ListedContainer;
-use crate::protocol::deployment::{ContainerSpec, Deployment, Protocol, Restart};
+use agent_protocol::deployment::{ContainerSpec, Deployment, Protocol, Restart};
 
 /// On everything that this agent makes: the device. What does not carry it is never touched.
 pub const DEVICE_LABEL: &str = "io.iot-agent.device";
@@ -202,7 +202,7 @@ pub fn generator(device_id: &str, name: &str, digest: &str, spec: &ContainerSpec
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::protocol::deployment::{Document, Refusal};
+    use agent_protocol::deployment::{Document, Refusal};
 
     fn target(restart: Restart) -> Target {
         let spec = ContainerSpec { restart, ..ContainerSpec::of("localhost/a:1") };

@@ -10,10 +10,10 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{info, warn};
 
-use crate::bus::{Bus, Connection};
+use crate::bus::Bus;
 use crate::command_handler::CommandHandler;
 use crate::config::Config;
-use crate::device_state::DeviceState;
+use crate::device_state::{Connection, DeviceState};
 use crate::host::Host;
 use crate::podman::Podman;
 use crate::progress::{Progress, watchdog};

@@ -10,10 +10,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::bus::Connection;
-use crate::device_state::DeviceState;
+use crate::device_state::{Connection, DeviceState};
 use crate::host::{Host, uptime_seconds};
-use crate::protocol::DeviceStatus;
+use agent_protocol::DeviceStatus;
 
 /// Numbers and writes this process' statuses.
 #[derive(Debug, Clone)]
@@ -149,7 +148,7 @@ pub fn describe(path: &Path) -> Result<(String, bool)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::protocol::status::{DeploymentStatus, Phase};
+    use agent_protocol::status::{DeploymentStatus, Phase};
 
     fn device_state(count: usize) -> DeviceState {
         let line = |number: usize| DeploymentStatus {

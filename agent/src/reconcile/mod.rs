@@ -23,8 +23,8 @@ use crate::images::Images;
 use crate::plan;
 use crate::podman::{ListedContainer, Podman};
 use crate::progress::{Loop, Progress};
-use crate::protocol::status::{Phase, shortened};
 use crate::store::{LoadOutcome, Store};
+use agent_protocol::status::{Phase, shortened};
 use state::State;
 
 /// Without any sign of a change, podman is asked this often.

@@ -11,7 +11,7 @@ use crate::desired::{Desired, Target};
 use crate::device_state::{self, DeviceState, Events};
 use crate::plan::{self, Step};
 use crate::podman::ListedContainer;
-use crate::protocol::status::{DeploymentStatus, Phase};
+use agent_protocol::status::{DeploymentStatus, Phase};
 
 /// All that changes while deployments are worked on.
 #[derive(Default)]

@@ -9,8 +9,8 @@ use crate::images::Availability;
 use crate::plan::{self, Step};
 use crate::podman::ListedContainer;
 use crate::progress::Loop;
-use crate::protocol::Phase;
-use crate::protocol::deployment::Deployment;
+use agent_protocol::Phase;
+use agent_protocol::deployment::Deployment;
 
 impl Reconciler {
     /// Takes a step; where it was the last one, the phase that it ends in.

@@ -3,7 +3,7 @@
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
-use iot_agent::protocol::deployment::{ContainerSpec, Deployment, Document, Limits};
+use agent_protocol::deployment::{ContainerSpec, Deployment, Document, Limits};
 
 use crate::fleet::{Agent, Broker, Fleet, users};
 use crate::pod::{self, IMAGE, Pod};

@@ -3,8 +3,8 @@
 
 use std::time::{Duration, Instant};
 
-use iot_agent::protocol::Phase;
-use iot_agent::protocol::deployment::{ContainerSpec, Restart};
+use agent_protocol::Phase;
+use agent_protocol::deployment::{ContainerSpec, Restart};
 
 use crate::device::{Device, document, generation, spec};
 use crate::fleet::{Agent, PATIENCE};
@@ -28,7 +28,7 @@ async fn a_crash_loop_slows_down_and_writes_no_storm() {
         let line = fleet.line(name, revision, Phase::Completed).await;
         assert_eq!((line.container.unwrap().exit_code, line.restarts), (Some(code), 0), "{name}");
     }
-    let again = |status: &iot_agent::protocol::DeviceStatus| {
+    let again = |status: &agent_protocol::DeviceStatus| {
         status.deployment("loop").is_some_and(|line| line.restarts >= 3 && line.phase == Phase::BackingOff)
     };
     let status = fleet.status("three restarts", again).await;
@@ -87,7 +87,7 @@ async fn a_thousand_deployments_are_listed() {
     for number in 0..999 {
         fleet.put_text(&format!("d{number}"), r#"{"version":1,"kind":"later","spec":{}}"#).await;
     }
-    let all = |status: &iot_agent::protocol::DeviceStatus| {
+    let all = |status: &agent_protocol::DeviceStatus| {
         status.deployments.len() == 1000
             && status.deployments.iter().filter(|line| line.phase == Phase::Refused).count() == 999
     };
@@ -163,7 +163,7 @@ async fn killed_at_random_moments_it_gets_there_in_the_end() {
     }
     let end = device.fleet.put("end", &generation(1)).await;
     device.fleet.line("end", end, Phase::Running).await;
-    let reached = |status: &iot_agent::protocol::DeviceStatus| {
+    let reached = |status: &agent_protocol::DeviceStatus| {
         status.desired_revision > last
             && names.iter().zip(desired).all(|(name, desired)| {
                 let phase = status.deployment(name).map(|line| line.phase);

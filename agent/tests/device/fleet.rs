@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use agent_protocol::{self as protocol, DeploymentStatus, DeviceStatus, Document, Phase, Reply};
 use async_nats::jetstream::{self, kv, stream};
 use async_nats::{Client, ConnectOptions};
-use iot_agent::protocol::{self, DeploymentStatus, DeviceStatus, Document, Phase, Reply};
 
 /// The longest that anything is waited for; the machine may be busy.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);

@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use iot_agent::protocol::deployment::{ContainerSpec, Volume};
-use iot_agent::protocol::{ErrorCode, Phase, Reply};
+use agent_protocol::deployment::{ContainerSpec, Volume};
+use agent_protocol::{ErrorCode, Phase, Reply};
 
 use crate::device::{Device, document, generation, spec};
 use crate::fleet::PATIENCE;
@@ -142,7 +142,7 @@ async fn what_happens_behind_its_back_is_put_right() {
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
     assert!(pod.podman(&["ps", "--quiet", "--no-trunc"]).contains(foreign.trim()), "the foreign one runs on");
-    let reported = |status: &iot_agent::protocol::DeviceStatus| {
+    let reported = |status: &agent_protocol::DeviceStatus| {
         ["is gone, and is made again", "gets iot-drift.web back", "1 container removed"]
             .iter()
             .all(|words| status.events.iter().any(|event| event.what.contains(words)))
@@ -187,7 +187,7 @@ async fn a_corrupt_state_is_set_aside_told_and_rebuilt() {
     bytes[middle] ^= 1;
     std::fs::write(&state, bytes).unwrap();
     device.up();
-    let reported = |status: &iot_agent::protocol::DeviceStatus| {
+    let reported = |status: &agent_protocol::DeviceStatus| {
         status.events.iter().any(|event| event.what.contains("state.corrupt"))
             && status.deployment("web").is_some_and(|line| line.phase == Phase::Running)
     };

@@ -7,10 +7,10 @@ mod tests;
 
 use std::path::Path;
 
+use agent_protocol::{self as protocol, DeviceStatus, Document, Reply};
 use anyhow::{Context, Result, ensure};
 use async_nats::jetstream::{self, kv, stream};
 use async_nats::{Client, ConnectOptions};
-use iot_agent::protocol::{self, DeviceStatus, Document, Reply};
 use tokio::runtime::Runtime;
 use tokio::time::timeout;
 use xtask::agent_build::hex;

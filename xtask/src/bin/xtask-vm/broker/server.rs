@@ -4,8 +4,8 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use agent_protocol as protocol;
 use anyhow::{Context, Result, bail, ensure};
-use iot_agent::protocol;
 use rustix::fd::OwnedFd;
 use rustix::net::{AddressFamily, SocketType, bind, ipproto, socket, sockopt};
 use xtask::host::tools;

@@ -1,8 +1,8 @@
 //! Against a real nats-server: what outlives its absence, and what a device may do.
 
+use agent_protocol::{ContainerSpec, Deployment};
 use async_nats::jetstream::consumer::push::OrderedConfig;
 use futures_util::StreamExt as _;
-use iot_agent::protocol::{ContainerSpec, Deployment};
 use serde_json::json;
 
 use super::*;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use iot_agent::protocol::{DeploymentStatus, Phase};
+use agent_protocol::{DeploymentStatus, Phase};
 use xtask::exit::Diagnosis;
 use xtask::report::WorkloadEvidence;
 
@@ -122,7 +122,7 @@ impl ExpectedAnswer<'_> {
 mod tests {
     use super::*;
     use crate::smoke::verify::tests::seen;
-    use iot_agent::protocol::ObservedContainer;
+    use agent_protocol::ObservedContainer;
 
     fn with(
         revision: u64,

@@ -1,7 +1,7 @@
 //! What the agent takes of the device, by its own word: told in each report, and with `--rest` over a while without anything to do.
 
+use agent_protocol::Footprint;
 use anyhow::Result;
-use iot_agent::protocol::Footprint;
 use xtask::agent_build::Agent;
 use xtask::limits;
 use xtask::report::FootprintEvidence;

@@ -2,8 +2,8 @@
 
 use std::time::Instant;
 
+use agent_protocol::DeviceStatus;
 use anyhow::{Result, bail};
-use iot_agent::protocol::DeviceStatus;
 use xtask::exit::Diagnosis;
 use xtask::limits;
 

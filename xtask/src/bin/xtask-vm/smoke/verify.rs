@@ -1,6 +1,6 @@
 //! What a status or an answer proves: pure.
 
-use iot_agent::protocol::Reply;
+use agent_protocol::Reply;
 use xtask::agent_build::Agent;
 use xtask::exit::Diagnosis;
 use xtask::image::Image;
@@ -132,7 +132,7 @@ pub(crate) fn evidence(seen: &ReceivedStatus) -> StatusEvidence {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use iot_agent::protocol::{DeviceStatus, OsRelease};
+    use agent_protocol::{DeviceStatus, OsRelease};
 
     pub(crate) fn seen(revision: u64, boot_id: &str) -> ReceivedStatus {
         numbered(revision, boot_id, 1)

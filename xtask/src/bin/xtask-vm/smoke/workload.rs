@@ -6,9 +6,9 @@ use std::io::{BufRead as _, BufReader, ErrorKind, Read as _};
 use std::net::TcpStream;
 use std::time::Instant;
 
+use agent_protocol::deployment::{Limits, Port, Protocol, Volume};
+use agent_protocol::{ContainerSpec, Deployment, Document};
 use anyhow::{Context, Result, anyhow, ensure};
-use iot_agent::protocol::deployment::{Limits, Port, Protocol, Volume};
-use iot_agent::protocol::{ContainerSpec, Deployment, Document};
 use xtask::domain::WORKLOAD_PORTS;
 use xtask::exit::Diagnosis;
 use xtask::limits;

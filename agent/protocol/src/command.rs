@@ -99,33 +99,6 @@ pub enum ErrorCode {
     Busy,
 }
 
-/// What a caller knows of a device that it has asked something.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Reachability {
-    /// It answered.
-    Online,
-    /// It is connected, or was a moment ago, and has not answered in time.
-    Slow,
-    /// It is not connected.
-    Offline,
-}
-
-/// Tells an offline device from a slow one. `no_responders`: the broker said that nobody is subscribed to the subject, which it
-/// does at once (NATS ADR-4's status 503). A device that lost its power is unknown to be gone until the broker's own pings
-/// fail, which takes minutes: there the age of its last status in the bucket tells, by the broker's clock.
-pub fn reachability(
-    answered: bool,
-    no_responders: bool,
-    seconds_since_last_status: Option<u64>,
-    heartbeat_seconds: u64,
-) -> Reachability {
-    match (answered, no_responders, seconds_since_last_status) {
-        (true, ..) => Reachability::Online,
-        (false, false, Some(age)) if age <= heartbeat_seconds.saturating_mul(3) => Reachability::Slow,
-        _ => Reachability::Offline,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -145,23 +118,5 @@ mod tests {
         let error = Reply::Error { code: ErrorCode::NoSuchDeployment, message: "no web".into() };
         let json = serde_json::to_string(&error).unwrap();
         assert_eq!(json, r#"{"kind":"error","code":"no-such-deployment","message":"no web"}"#);
-    }
-
-    #[test]
-    fn an_offline_device_is_told_from_a_slow_one() {
-        let table = [
-            ((true, false, None), Reachability::Online),
-            ((false, true, Some(1)), Reachability::Offline),
-            ((false, false, Some(15)), Reachability::Slow),
-            ((false, false, Some(16)), Reachability::Offline),
-            ((false, false, None), Reachability::Offline),
-        ];
-        for ((answered, no_responders, age), expected) in table {
-            assert_eq!(
-                reachability(answered, no_responders, age, 5),
-                expected,
-                "{answered} {no_responders} {age:?}"
-            );
-        }
     }
 }
