@@ -1,38 +1,31 @@
-//! The light library of `cargo xtask`: flags, plan, pure domain logic, the host's checks, the agent's build.
+//! The light library of `cargo xtask`: flags, plan, pure domain logic, the host's checks, the agent's build. It opens no
+//! socket and links no C library: it runs on a bare machine and tells what that lacks.
 //!
-//! Modules in reading order: [`cli`] (every flag), [`arch`] (the one table of architectures), [`limits`] (every
-//! duration), [`report`] (the result, and its views), [`exit`] (errors with an exit code of their own), [`paths`]
-//! (where things are kept), [`digest`], [`workspace`], [`host`] (what this machine has and lacks), [`agent_build`],
-//! [`inspection`] (will it run there), [`domain`] (the
-//! machine and its seed), [`image`] (what can be booted), [`snapshot`] (what is warm), [`plan`] (what was
-//! asked, resolved), [`file_lock`], [`run_dir`] (who owns what a run leaves), [`instance`] (machines that stay), [`tasks`] (`xtask`'s tasks).
-//!
-//! Invariants; `tests/tidy.rs` checks those that a test can check:
-//! - this library opens no socket and links no C library: it must run on a bare machine and tell what that lacks;
-//! - `virt::` appears in one file, `bin/xtask-vm/hypervisor.rs`;
-//! - no `Duration::from_…` outside [`limits`], no flag outside [`cli`];
-//! - every module begins with `//!`;
-//! - the binaries import from the library, never the other way, and no module but the mains from [`tasks`].
+//! The modules stand in an order in which each uses only those before it; `tests/tidy.rs` checks that.
 
-pub mod agent_build;
 pub mod arch;
+pub mod build;
+pub mod cache;
 pub mod cli;
 pub mod digest;
-pub mod domain;
-pub mod exit;
-pub mod file_lock;
+pub mod error;
+pub mod format;
+pub mod fs;
 #[cfg(test)]
 mod golden;
 pub mod host;
 pub mod image;
-pub mod inspection;
-pub mod instance;
+pub mod inspect_target;
+pub mod libvirt_uri;
 pub mod limits;
-pub mod paths;
+pub mod machine;
+pub mod os_release;
 pub mod plan;
+pub mod preflight;
 pub mod processes;
+pub mod readback;
 pub mod report;
-pub mod run_dir;
+pub mod runs;
 pub mod snapshot;
 pub mod tasks;
 pub mod workspace;

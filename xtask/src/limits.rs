@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use crate::arch::Accelerator;
-use crate::exit::Usage;
+use crate::error::Usage;
 
 /// How often a wait looks again.
 pub const POLL: Duration = Duration::from_millis(100);

@@ -4,16 +4,16 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 use xtask::cli::Cli;
-use xtask::{exit, tasks};
+use xtask::{error, tasks};
 
 fn main() -> ExitCode {
     match tasks::run(&Cli::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            for line in exit::lines(&error) {
+            for line in error::lines(&error) {
                 eprintln!("{line}");
             }
-            ExitCode::from(exit::code(&error))
+            ExitCode::from(error::code(&error))
         }
     }
 }

@@ -4,15 +4,16 @@ use std::path::PathBuf;
 
 use crate::arch::{Accelerator, VmArchitecture};
 use crate::cli::{Accel, MachineArgs};
-use crate::domain::cpu::Cpu;
-use crate::domain::{DomainXmlParams, RunFiles, VmSpec};
-use crate::exit::{Unavailable, Usage};
+use crate::error::{Unavailable, Usage};
 use crate::host::edk2::known_bad;
 use crate::host::facts::Facts;
 use crate::host::firmware::AarchFirmware;
 use crate::host::kvm::Kvm;
-use crate::image::{Choice, Image};
+use crate::image::Image;
+use crate::image::choice::Choice;
 use crate::limits::Limits;
+use crate::machine::cpu::Cpu;
+use crate::machine::{DomainXmlParams, RunFiles, VmSpec};
 use anyhow::{Context, Result};
 
 /// A run, resolved.
@@ -121,7 +122,7 @@ impl Plan {
     pub(crate) fn of_test(arch: VmArchitecture, emulator: PathBuf, firmware: AarchFirmware) -> Self {
         let image = crate::image::catalogue::Catalogue::built_in().find("debian-12", arch).unwrap();
         Self {
-            spec: VmSpec::new(crate::domain::DOMAIN_NAME, arch),
+            spec: VmSpec::new(crate::machine::DOMAIN_NAME, arch),
             accelerator: Accelerator::Tcg,
             accelerator_note: None,
             may_fall_back: false,
@@ -194,11 +195,11 @@ mod tests {
         let (accelerator, note, _) = is(Accel::Auto, host, &failed).unwrap();
         assert_eq!((accelerator, note.unwrap().as_str()), (Accelerator::Tcg, "it never ran a kernel"));
         assert_eq!(is(Accel::Tcg, host, &Kvm::Opens).unwrap().0, Accelerator::Tcg);
-        assert_eq!(crate::exit::code(&is(Accel::Kvm, foreign, &absent).unwrap_err()), 2);
-        assert_eq!(crate::exit::code(&is(Accel::Kvm, host, &absent).unwrap_err()), 69);
+        assert_eq!(crate::error::code(&is(Accel::Kvm, foreign, &absent).unwrap_err()), 2);
+        assert_eq!(crate::error::code(&is(Accel::Kvm, host, &absent).unwrap_err()), 69);
         assert_eq!(is(Accel::Auto, host, &lies).unwrap().0, Accelerator::Tcg);
         assert_eq!(is(Accel::Kvm, host, &lies).unwrap().0, Accelerator::Kvm);
-        assert_eq!(crate::exit::code(&is(Accel::Kvm, host, &absent).unwrap_err()), 69);
+        assert_eq!(crate::error::code(&is(Accel::Kvm, host, &absent).unwrap_err()), 69);
         assert_eq!(is(Accel::Kvm, host, &failed).unwrap().0, Accelerator::Kvm);
         assert!(!is(Accel::Kvm, host, &Kvm::Opens).unwrap().2, "a KVM that was asked for is not replaced");
     }

@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::arch::VmArchitecture;
 use crate::digest::{Algorithm, Digest};
-use crate::domain::seed::{PayloadTime, Seed};
-use crate::domain::{RunFiles, xml};
+use crate::machine::seed::{PayloadTime, Seed};
+use crate::machine::{RunFiles, xml};
 use crate::plan::Plan;
 
 /// Of what a snapshot is and of how it is made; whoever changes either makes it one more.

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use cargo_metadata::MetadataCommand;
 use sha2::{Digest as _, Sha256};
 
-use crate::exit::{Unavailable, Usage};
+use crate::error::{Unavailable, Usage};
 
 /// The package of `cargo xtask`.
 const PACKAGE: &str = "xtask";
@@ -153,8 +153,8 @@ mod tests {
     fn the_program_of_another_checkout_is_refused_and_a_copied_checkout_is_not() {
         let shared = workspace("/b", "/t");
         let refused = shared.check_program(Path::new("/t/debug/xtask"), Path::new("/a/xtask")).unwrap_err();
-        assert_eq!(crate::exit::code(&refused), 69);
-        assert!(crate::exit::hint(&refused).unwrap().contains("CARGO_TARGET_DIR"));
+        assert_eq!(crate::error::code(&refused), 69);
+        assert!(crate::error::hint(&refused).unwrap().contains("CARGO_TARGET_DIR"));
         assert!(shared.check_program(Path::new("/t/debug/xtask"), Path::new("/b/xtask")).is_ok());
         let copy = workspace("/b", "/b/target");
         assert!(copy.check_program(Path::new("/b/target/debug/xtask"), Path::new("/a/xtask")).is_ok());
@@ -167,7 +167,7 @@ mod tests {
         assert!(here.root().join("xtask/Cargo.toml").exists());
         let empty = tempfile::tempdir().unwrap();
         let refused = Workspace::around(empty.path()).unwrap_err();
-        assert_eq!(crate::exit::code(&refused), 2, "{refused:#}");
+        assert_eq!(crate::error::code(&refused), 2, "{refused:#}");
         std::fs::create_dir(empty.path().join("src")).unwrap();
         std::fs::write(empty.path().join("src/lib.rs"), "").unwrap();
         let manifest = "[package]\nname = \"other\"\nversion = \"0.1.0\"\n";

@@ -7,8 +7,8 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use rustix::process::geteuid;
-use xtask::paths::Cache;
-use xtask::run_dir::RunDir;
+use xtask::cache::Cache;
+use xtask::runs::RunDir;
 
 const XTASK: &str = env!("CARGO_BIN_EXE_xtask");
 

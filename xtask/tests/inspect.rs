@@ -18,7 +18,7 @@ use inspect_parts::faults::{BUILT, PATCHED};
 use inspect_parts::sound::SOUND;
 use xtask::arch::VmArchitecture;
 use xtask::cli::InspectArgs;
-use xtask::inspection::Inspection;
+use xtask::inspect_target::Inspection;
 
 const XTASK: &str = env!("CARGO_BIN_EXE_xtask");
 

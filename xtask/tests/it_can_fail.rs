@@ -8,9 +8,10 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 
 use rustix::process::{Pid, Signal, kill_process};
-use xtask::paths::Cache;
+use xtask::cache::Cache;
+use xtask::error::Verdict;
 use xtask::processes::processes_naming;
-use xtask::report::{Phase, PhaseStatus, Report, Verdict};
+use xtask::report::{Phase, PhaseStatus, Report};
 
 use own::Own;
 

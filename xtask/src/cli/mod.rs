@@ -1,5 +1,6 @@
 //! Every flag and help text. The binaries parse this same [`Cli`], so that `smoke --help` never needs libvirt.
 
+mod args;
 mod image;
 mod inspect;
 mod preflight;
@@ -9,11 +10,12 @@ mod vm;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::arch::VmArchitecture;
+pub use args::{Accel, BuildArgs, Color, FixArgs, MachineArgs, Verbosity};
 pub use image::{
     BumpArgs, ImageArgs, ImageBuildArgs, ImageCommand, ImageFetchArgs, ImageVerifyArgs, PruneArgs,
 };
 pub use inspect::InspectArgs;
-pub use preflight::{FixArgs, PreflightArgs, RehearsalFault};
+pub use preflight::{PreflightArgs, RehearsalFault};
 pub use smoke::{Sabotage, SmokeArgs, Until};
 pub use vm::{GuestArgs, OneArgs, UpArgs, VmCommand};
 
@@ -35,39 +37,6 @@ pub struct Cli {
     /// How much is said.
     #[command(flatten)]
     pub verbosity: Verbosity,
-}
-
-/// How much is said, and in which colours.
-#[derive(Debug, Clone, Copy, Args)]
-pub struct Verbosity {
-    /// Print the commands that run and the guest's console
-    #[arg(short, long, global = true, conflicts_with = "quiet")]
-    pub verbose: bool,
-
-    /// Print only the verdict and errors
-    #[arg(short, long, global = true)]
-    pub quiet: bool,
-
-    /// When to use colour [auto: on a terminal without NO_COLOR]
-    #[arg(long, global = true, value_enum, default_value_t, value_name = "WHEN")]
-    pub color: Color,
-}
-
-impl Verbosity {
-    /// Says nothing.
-    pub fn silent() -> Self {
-        Self { verbose: false, quiet: true, color: Color::Never }
-    }
-}
-
-/// When to use colour.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
-#[expect(missing_docs, reason = "the names say it")]
-pub enum Color {
-    #[default]
-    Auto,
-    Always,
-    Never,
 }
 
 /// The tasks.
@@ -107,70 +76,6 @@ pub enum Shell {
     Bash,
     Zsh,
     Fish,
-}
-
-/// `build`.
-#[derive(Debug, Clone, Args)]
-pub struct BuildArgs {
-    /// The device's architecture
-    #[arg(long, value_enum, default_value_t)]
-    pub arch: VmArchitecture,
-
-    /// The cargo profile
-    #[arg(long, default_value = "release", value_name = "NAME")]
-    pub profile: String,
-}
-
-/// The default guest.
-const MEMORY_MIB: u64 = 2048;
-const VCPUS: u32 = 2;
-
-/// The machine to test on.
-#[derive(Debug, Clone, Args)]
-pub struct MachineArgs {
-    #[command(flatten)]
-    #[expect(missing_docs, reason = "flattened")]
-    pub image: ImageArgs,
-
-    /// The CPU model: a QEMU name, pi5 or pi4 [default: the accelerator's fastest]
-    #[arg(long, value_name = "MODEL")]
-    pub cpu: Option<String>,
-
-    /// The accelerator; auto uses KVM if it runs this guest's kernel
-    #[arg(long, value_enum, default_value_t, value_name = "NAME")]
-    pub accel: Accel,
-
-    /// The guest's memory, 512 to 65536 MiB
-    #[arg(long, value_name = "MIB", default_value_t = MEMORY_MIB, value_parser = clap::value_parser!(u64).range(512..=65536))]
-    pub memory: u64,
-
-    /// The guest's processors, 1 to 16
-    #[arg(long, value_name = "N", default_value_t = VCPUS, value_parser = clap::value_parser!(u32).range(1..=16))]
-    pub vcpus: u32,
-}
-
-impl Default for MachineArgs {
-    /// As a command line without any of the flags.
-    fn default() -> Self {
-        Self { image: ImageArgs::default(), cpu: None, accel: Accel::Auto, memory: MEMORY_MIB, vcpus: VCPUS }
-    }
-}
-
-fn timeout_scale(text: &str) -> Result<f64, String> {
-    let scale: f64 = text.parse().map_err(|error| format!("{error}"))?;
-    if (0.1..=100.0).contains(&scale) { Ok(scale) } else { Err("must be 0.1 to 100".to_owned()) }
-}
-
-/// `--accel`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
-pub enum Accel {
-    /// KVM if the architectures match and it works, otherwise TCG
-    #[default]
-    Auto,
-    /// KVM; fail without it
-    Kvm,
-    /// Emulation by TCG
-    Tcg,
 }
 
 /// What a bench measures.
@@ -316,7 +221,7 @@ mod tests {
         ];
         for line in table {
             let error = Cli::try_parse_from(std::iter::once(&"xtask").chain(*line)).unwrap_err();
-            assert_eq!(error.exit_code(), i32::from(crate::report::EXIT_USAGE), "{line:?}");
+            assert_eq!(error.exit_code(), i32::from(crate::error::EXIT_USAGE), "{line:?}");
         }
     }
 }

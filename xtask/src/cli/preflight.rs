@@ -2,9 +2,9 @@
 
 use clap::{Args, ValueEnum};
 
-use super::MachineArgs;
+use super::args::{FixArgs, MachineArgs};
 use crate::arch::VmArchitecture;
-use crate::host::connection::uri::ConnectUri;
+use crate::libvirt_uri::ConnectUri;
 
 /// `preflight`.
 #[derive(Debug, Clone, Args)]
@@ -36,18 +36,6 @@ pub struct PreflightArgs {
     /// Print the findings as JSON on stdout
     #[arg(long)]
     pub json: bool,
-}
-
-/// What to do about what is missing.
-#[derive(Debug, Clone, Copy, Default, Args)]
-pub struct FixArgs {
-    /// Install what is missing, after showing the commands and asking
-    #[arg(long)]
-    pub fix: bool,
-
-    /// Do not ask for confirmation (never asked without a terminal)
-    #[arg(long, requires = "fix")]
-    pub yes: bool,
 }
 
 /// A fault for the rehearsal to find.

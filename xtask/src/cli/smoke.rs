@@ -2,10 +2,10 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser as _, ValueEnum};
+use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 
-use super::{BuildArgs, Cli, Command, FixArgs, MachineArgs, timeout_scale};
+use super::args::{BuildArgs, FixArgs, MachineArgs, timeout_scale};
 use crate::arch::VmArchitecture;
 
 /// `smoke`.
@@ -71,10 +71,21 @@ pub struct SmokeArgs {
 impl SmokeArgs {
     /// As a command line that names a machine and nothing else.
     pub fn for_machine(arch: VmArchitecture, machine: &MachineArgs) -> Self {
-        let line = ["xtask".to_owned(), "smoke".to_owned(), "--arch".to_owned(), arch.to_string()];
-        match Cli::parse_from(line).command {
-            Command::Smoke(smoke) => Self { machine: machine.clone(), ..smoke },
-            _ => unreachable!("the line says smoke"),
+        Self {
+            build: BuildArgs { arch, ..BuildArgs::default() },
+            agent: None,
+            machine: machine.clone(),
+            rest: 0,
+            cold: false,
+            warm: false,
+            verify_cold: false,
+            until: Until::End,
+            fsck: false,
+            keep: false,
+            timeout_scale: 1.0,
+            report: None,
+            fix: FixArgs::default(),
+            sabotage: None,
         }
     }
 }

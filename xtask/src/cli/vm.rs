@@ -2,7 +2,7 @@
 
 use clap::{Args, Subcommand};
 
-use super::{FixArgs, MachineArgs};
+use super::args::{FixArgs, MachineArgs};
 use crate::arch::VmArchitecture;
 
 /// `vm`.

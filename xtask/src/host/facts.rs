@@ -12,12 +12,13 @@ use super::kvm::{self, Kvm};
 use super::local::LocalHost;
 use super::qemu::Emulator;
 use super::tools;
-use crate::agent_build::linker::{Linker, Unfit};
-use crate::agent_build::rust_target_installed;
 use crate::arch::VmArchitecture;
+use crate::build::linker::{Linker, Unfit};
+use crate::build::rust_target_installed;
+use crate::cache::Cache;
 use crate::cli::MachineArgs;
-use crate::image::{Choice, Image, Source};
-use crate::paths::Cache;
+use crate::image::choice::Choice;
+use crate::image::{Image, Source};
 use crate::workspace::Workspace;
 
 /// One machine, seen from one guest. `Err` holds the reason in words.

@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 
 use crate::arch::VmArchitecture;
-use crate::paths::{Cache, make_private_dir, write_private};
+use crate::cache::Cache;
+use crate::fs::{make_private_dir, write_private};
 
 /// What speaks for or against KVM. Each reason is in words, for the report.
 #[derive(Debug, Clone, PartialEq, Eq)]

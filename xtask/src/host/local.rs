@@ -9,8 +9,9 @@ use rustix::fs::{Access, access};
 use super::packages::{Need, PackageManager};
 use super::tools;
 use crate::arch::VmArchitecture;
-use crate::paths::{Cache, Unusable};
-use crate::run_dir;
+use crate::cache::{Cache, Unusable};
+use crate::os_release::OsRelease;
+use crate::runs;
 
 /// When a program is needed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,7 +51,7 @@ pub const PROGRAMS: &[(&str, Need, When)] = &[
 ];
 
 /// libvirt's own executables are where its build says: Debian, Ubuntu and Arch; Fedora and openSUSE; older openSUSE.
-pub(super) const LIBVIRT_IOHELPERS: [&str; 3] = [
+pub const LIBVIRT_IOHELPERS: [&str; 3] = [
     "/usr/lib/libvirt/libvirt_iohelper",
     "/usr/libexec/libvirt_iohelper",
     "/usr/lib64/libvirt/libvirt_iohelper",
@@ -63,7 +64,7 @@ pub const DEBIAN_KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg
 #[derive(Debug, Clone)]
 pub struct LocalHost {
     /// os-release(5).
-    pub os: Os,
+    pub os: OsRelease,
     /// `uname -r`.
     pub kernel: String,
     /// Processors.
@@ -116,17 +117,6 @@ pub struct LocalHost {
     pub dead_runs: Vec<String>,
 }
 
-/// os-release(5).
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Os {
-    /// `PRETTY_NAME`.
-    pub name: String,
-    /// `ID`.
-    pub id: String,
-    /// `VERSION_ID`; a rolling distribution has none.
-    pub version_id: String,
-}
-
 impl LocalHost {
     /// Looks around.
     pub fn gather() -> Self {
@@ -139,7 +129,7 @@ impl LocalHost {
             let libvirt = scope.spawn(libvirt_version);
             let user = scope.spawn(missing_libvirt_user);
             Self {
-                os: Os::parse(&std::fs::read_to_string("/etc/os-release").unwrap_or_default()),
+                os: OsRelease::parse(&std::fs::read_to_string("/etc/os-release").unwrap_or_default()),
                 kernel: uname.release().to_string_lossy().into_owned(),
                 cpus: thread::available_parallelism().map_or(1, usize::from),
                 root: rustix::process::geteuid().is_root(),
@@ -168,7 +158,7 @@ impl LocalHost {
                 debian_keyring: Path::new(DEBIAN_KEYRING).exists(),
                 now: seconds(SystemTime::now()),
                 built: built(),
-                dead_runs: known.map(run_dir::dead).unwrap_or_default(),
+                dead_runs: known.map(runs::dead).unwrap_or_default(),
                 nats_server: nats.join().expect("a probe does not panic"),
                 libvirt: libvirt.join().expect("a probe does not panic"),
                 missing_libvirt_user: user.join().expect("a probe does not panic"),
@@ -183,18 +173,6 @@ impl LocalHost {
         let container = if self.container.is_some() { " in a container" } else { "" };
         let systemd = if self.systemd { "" } else { " without systemd" };
         format!("{who}{container}{systemd}")
-    }
-}
-
-impl Os {
-    fn parse(text: &str) -> Self {
-        let of = |name: &str| {
-            let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
-            line.map(|value| value.trim_matches('"').to_owned()).unwrap_or_default()
-        };
-        let name = of("PRETTY_NAME");
-        let name = if name.is_empty() { "an unknown system".to_owned() } else { name };
-        Self { name, id: of("ID"), version_id: of("VERSION_ID") }
     }
 }
 
@@ -292,15 +270,6 @@ fn built() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn os_release_is_read_with_and_without_quotes() {
-        let os = Os::parse("PRETTY_NAME=\"Debian GNU/Linux 12 (bookworm)\"\nID=debian\nVERSION_ID=\"12\"\n");
-        assert_eq!((os.id.as_str(), os.version_id.as_str()), ("debian", "12"));
-        assert_eq!(os.name, "Debian GNU/Linux 12 (bookworm)");
-        assert_eq!(Os::parse("ID=arch\n").version_id, "");
-        assert_eq!(Os::parse("").name, "an unknown system");
-    }
 
     #[test]
     fn a_cache_below_a_file_is_no_cache() {

@@ -9,8 +9,8 @@ use serde_json::Value;
 
 use super::tools;
 use crate::arch::{Accelerator, MachineProfile};
-use crate::domain::cpu::qemu_name;
-use crate::exit::Usage;
+use crate::error::Usage;
+use crate::machine::cpu::qemu_name;
 
 /// A full-system emulator.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -5,8 +5,8 @@ use serde::Deserialize;
 use super::{DownloadSource, ExpectedImage, Format, Image, Layout, Recipe, Source};
 use crate::arch::VmArchitecture;
 use crate::digest::Digest;
-use crate::exit::Usage;
-use crate::report::OsReleaseReport;
+use crate::error::Usage;
+use crate::os_release::OsReleaseReport;
 
 /// The catalogue as it was when this was built.
 const TEXT: &str = include_str!("../../images.toml");

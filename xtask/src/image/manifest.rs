@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::{ExpectedImage, Format, Image};
 use crate::arch::VmArchitecture;
 use crate::digest::Digest;
-use crate::report::OsReleaseReport;
+use crate::os_release::OsReleaseReport;
 
 /// `manifest.json`.
 #[derive(Debug, Clone, Serialize, Deserialize)]

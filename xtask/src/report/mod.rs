@@ -11,42 +11,15 @@ use serde::{Deserialize, Serialize};
 
 pub use schema::{
     AgentReport, Evidence, Failure, FirmwareReport, FootprintEvidence, GuestReport, HostReport, ImageReport,
-    OsReleaseReport, Phase, PhaseReport, PhaseStatus, SnapshotReport, StatusEvidence, WorkloadEvidence,
+    Phase, PhaseReport, PhaseStatus, SnapshotReport, StatusEvidence, WorkloadEvidence,
 };
 
 use crate::arch::VmArchitecture;
+use crate::error::Verdict;
+use crate::format::{human_seconds, round};
 
 /// The schema number of `report.json`.
 pub const SCHEMA: u32 = 2;
-
-/// How a run ended. The exit code follows from it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Verdict {
-    /// All of it was proven.
-    Verified,
-    /// The agent or the guest failed verification.
-    Failed,
-    /// The host is not ready; nothing is known about the agent.
-    Unavailable,
-    /// Somebody stopped the run.
-    Interrupted,
-}
-
-impl Verdict {
-    /// 0, 1, 69 (sysexits.h's EX_UNAVAILABLE), 130 (128 + SIGINT).
-    pub fn exit_code(self) -> u8 {
-        match self {
-            Self::Verified => 0,
-            Self::Failed => 1,
-            Self::Unavailable => 69,
-            Self::Interrupted => 130,
-        }
-    }
-}
-
-/// The exit code for a flag or argument that cannot be.
-pub const EXIT_USAGE: u8 = 2;
 
 /// A run, whole.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -180,7 +153,7 @@ impl Failure {
             phase,
             error: error.to_string(),
             causes: error.chain().skip(1).map(ToString::to_string).collect(),
-            hint: crate::exit::hint(error).map(str::to_owned),
+            hint: crate::error::hint(error).map(str::to_owned),
             console_tail,
         }
     }
@@ -200,53 +173,9 @@ impl Failure {
     }
 }
 
-/// Now, RFC 3339, UTC, whole seconds.
-pub fn now_rfc3339() -> String {
-    jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
-}
-
-/// Milliseconds are enough for a report.
-pub fn round(seconds: f64) -> f64 {
-    (seconds * 1000.0).round() / 1000.0
-}
-
-/// `17 KiB`, `589 MiB`, `2.1 GiB`.
-pub fn human_bytes(bytes: u64) -> String {
-    match bytes {
-        0..0x10_0000 => format!("{} KiB", bytes.div_ceil(1 << 10)),
-        0x10_0000..0x4000_0000 => format!("{} MiB", bytes >> 20),
-        _ => format!("{:.1} GiB", bytes as f64 / (1_u64 << 30) as f64),
-    }
-}
-
-/// `0.3 s`, `61 s`, `12 min 5 s`.
-pub fn human_seconds(seconds: f64) -> String {
-    if seconds < 10.0 {
-        format!("{seconds:.1} s")
-    } else if seconds < 600.0 {
-        format!("{seconds:.0} s")
-    } else {
-        let whole = seconds.round() as u64;
-        format!("{} min {} s", whole / 60, whole % 60)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn exit_codes_are_the_documented_ones() {
-        let table = [
-            (Verdict::Verified, 0),
-            (Verdict::Failed, 1),
-            (Verdict::Unavailable, 69),
-            (Verdict::Interrupted, 130),
-        ];
-        for (verdict, code) in table {
-            assert_eq!(verdict.exit_code(), code);
-        }
-    }
 
     #[test]
     fn a_report_lists_every_phase_in_order_and_reads_back() {
@@ -263,7 +192,7 @@ mod tests {
         phase(Phase::Preflight, PhaseStatus::Passed);
         phase(Phase::Build, PhaseStatus::Failed);
         phase(Phase::Teardown, PhaseStatus::Passed);
-        let error = anyhow::Error::new(crate::exit::Diagnosis::new("no such file", "build it"))
+        let error = anyhow::Error::new(crate::error::Diagnosis::new("no such file", "build it"))
             .context("read the agent");
         report.failure = Some(Failure::new(Phase::Build, &error, vec![]));
         report.conclude(Verdict::Failed, 2.0);
@@ -301,19 +230,5 @@ mod tests {
         let image = report.guest.image.as_mut().unwrap();
         (image.fallback_reason, image.verified) = (None, false);
         assert!(report.verdict_line().contains("debian-12 (UNVERIFIED IMAGE"), "{}", report.verdict_line());
-    }
-
-    #[test]
-    fn bytes_are_readable() {
-        for (bytes, text) in [(1, "1 KiB"), (617_000_000, "588 MiB"), (5 << 29, "2.5 GiB")] {
-            assert_eq!(human_bytes(bytes), text);
-        }
-    }
-
-    #[test]
-    fn seconds_are_readable() {
-        for (seconds, text) in [(0.26, "0.3 s"), (61.2, "61 s"), (725.0, "12 min 5 s")] {
-            assert_eq!(human_seconds(seconds), text);
-        }
     }
 }

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::arch::{Accelerator, VmArchitecture};
 use crate::digest::Digest;
+use crate::os_release::OsReleaseReport;
 
 /// The machine that ran it.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -35,14 +36,6 @@ pub struct GuestReport {
     pub kernel: Option<String>,
     pub image: Option<ImageReport>,
     pub firmware: Option<FirmwareReport>,
-}
-
-/// os-release(5) of the guest.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[expect(missing_docs, reason = "the fields are the interface that README.md documents")]
-pub struct OsReleaseReport {
-    pub id: String,
-    pub version_id: String,
 }
 
 /// Which image was booted.

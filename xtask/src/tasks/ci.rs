@@ -9,9 +9,9 @@ use anyhow::{Context, Result};
 
 use crate::arch::VmArchitecture;
 use crate::cli::{CiArgs, MachineArgs};
-use crate::exit::SilentExit;
-use crate::host::PreflightRequest;
-use crate::report::human_seconds;
+use crate::error::SilentExit;
+use crate::format::human_seconds;
+use crate::preflight::PreflightRequest;
 use crate::workspace::Workspace;
 
 /// `xtask`'s dependencies may not be more than this; each one costs a bare machine time.

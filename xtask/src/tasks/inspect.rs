@@ -9,11 +9,11 @@ use inspect::finding::{Finding, Report, SCHEMA, Severity};
 use serde_json::json;
 use xshell::Shell;
 
-use crate::agent_build;
+use crate::build;
 use crate::cli::{BuildArgs, InspectArgs, Verbosity};
-use crate::exit::{SilentExit, Usage};
-use crate::inspection::{DeviceRoot, Inspection};
-use crate::report::round;
+use crate::error::{SilentExit, Usage};
+use crate::format::round;
+use crate::inspect_target::{DeviceRoot, Inspection};
 use crate::workspace::Workspace;
 
 /// Asks cargo nothing where a path is given: the whole of it takes milliseconds.
@@ -43,11 +43,10 @@ pub(super) fn run(args: &InspectArgs, verbosity: Verbosity) -> Result<()> {
 /// The agent, built where that is not done yet.
 fn agent(args: &InspectArgs, inspection: &Inspection) -> Result<PathBuf> {
     let workspace = Workspace::find()?;
-    agent_build::profile::check(workspace.root(), &args.profile)
-        .map_err(|error| Usage(format!("{error:#}")))?;
+    build::profile::check(workspace.root(), &args.profile).map_err(|error| Usage(format!("{error:#}")))?;
     let build = BuildArgs { arch: inspection.arch, profile: args.profile.clone() };
     let shell = Shell::new().context("start a shell of commands")?;
-    Ok(agent_build::build(&shell, &workspace, &build)?.path)
+    Ok(build::build(&shell, &workspace, &build)?.path)
 }
 
 fn as_json(

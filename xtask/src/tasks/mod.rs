@@ -13,20 +13,20 @@ use std::process::Command as Process;
 use anyhow::{Context, Result};
 use clap::ValueEnum as _;
 
-use crate::agent_build;
+use crate::cache::Cache;
 use crate::cli::{Cli, Command, FixArgs, MachineArgs, Shell, SmokeArgs, Verbosity, VmCommand};
-use crate::exit::{Unavailable, Usage};
-use crate::host::{Preflight, PreflightRequest, fix};
-use crate::image::Choice;
-use crate::instance;
-use crate::paths::{Cache, make_private_dir};
+use crate::error::{Unavailable, Usage};
+use crate::fs::make_private_dir;
+use crate::image::choice::Choice;
 use crate::plan::Plan;
+use crate::preflight::{Preflight, PreflightRequest, fix};
+use crate::runs::instance;
 use crate::workspace::Workspace;
 
 /// Does the task, or becomes the process that does it.
 ///
 /// # Errors
-/// Whatever the task could not do; [`crate::exit::code`] has its exit code.
+/// Whatever the task could not do; [`crate::error::code`] has its exit code.
 pub fn run(cli: &Cli) -> Result<()> {
     if let Command::Inspect(args) = &cli.command {
         return inspect::run(args, cli.verbosity);
@@ -96,7 +96,7 @@ fn prepare_smoke(workspace: &Workspace, args: &SmokeArgs, verbosity: Verbosity) 
 /// What can be known to be wrong before anything slow starts.
 fn check_smoke(workspace: &Workspace, args: &SmokeArgs) -> Result<()> {
     Choice::from_args(&args.machine.image, args.build.arch)?;
-    agent_build::profile::check(workspace.root(), &args.build.profile)
+    crate::build::profile::check(workspace.root(), &args.build.profile)
         .map_err(|error| Usage(format!("{error:#}")))?;
     if let Some(path) = &args.agent
         && !path.is_file()

@@ -7,11 +7,11 @@ use serde_json::json;
 
 use crate::arch::VmArchitecture;
 use crate::cli::{PreflightArgs, SmokeArgs, Verbosity};
-use crate::exit;
+use crate::error;
 use crate::host::facts::Facts;
-use crate::host::findings::{Finding, Remedy, Severity};
-use crate::host::{Preflight, PreflightRequest, fix};
 use crate::plan;
+use crate::preflight::findings::{Finding, Remedy, Severity};
+use crate::preflight::{Preflight, PreflightRequest, fix};
 use crate::report::{Failure, Phase, PhaseReport, PhaseStatus, Report};
 use crate::workspace::Workspace;
 
@@ -176,7 +176,7 @@ fn show(preflight: &Preflight, finding: &Finding) {
 /// A smoke that does not get past preflight leaves its report too, where one was asked for.
 pub(super) fn report(args: &SmokeArgs, error: &anyhow::Error) {
     let Some(directory) = &args.report else { return };
-    let mut report = Report::begin("none", &crate::report::now_rfc3339(), args.build.arch);
+    let mut report = Report::begin("none", &crate::format::now_rfc3339(), args.build.arch);
     report.phases.push(PhaseReport {
         name: Phase::Preflight,
         status: PhaseStatus::Failed,
@@ -184,7 +184,7 @@ pub(super) fn report(args: &SmokeArgs, error: &anyhow::Error) {
         limit_seconds: None,
         detail: error.to_string(),
     });
-    let verdict = exit::verdict(error);
+    let verdict = error::verdict(error);
     report.failure = Some(Failure::new(Phase::Preflight, error, Vec::new()));
     report.conclude(verdict, 0.0);
     if let Err(error) = report.write(directory) {

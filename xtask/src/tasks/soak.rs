@@ -9,13 +9,13 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 
+use crate::cache::Cache;
 use crate::cli::SoakArgs;
-use crate::exit::{SilentExit, Unavailable};
-use crate::instance;
-use crate::paths::Cache;
+use crate::error::{SilentExit, Unavailable};
+use crate::format::human_seconds;
+use crate::fs::directories;
 use crate::processes::processes_naming;
-use crate::report::human_seconds;
-use crate::run_dir::directories;
+use crate::runs::instance;
 use crate::snapshot::{BAD, SnapshotManifest};
 use crate::workspace::Workspace;
 

@@ -6,13 +6,13 @@ use std::process::Command;
 use anyhow::{Context, Result};
 use serde_json::json;
 
+use crate::cache::Cache;
 use crate::cli::VmCommand;
-use crate::exit::Usage;
+use crate::error::Usage;
 use crate::host::tools;
-use crate::instance::{self, ConsoleLog, Instance};
-use crate::paths::Cache;
 use crate::processes::{end_processes, owned};
-use crate::run_dir;
+use crate::runs;
+use crate::runs::instance::{self, ConsoleLog, Instance};
 
 pub(super) fn run(command: &VmCommand) -> Result<()> {
     let cache = Cache::from_env()?;
@@ -47,7 +47,7 @@ pub(super) fn run(command: &VmCommand) -> Result<()> {
         VmCommand::PowerCut(args) => power_cut(&instance::find(&cache, args.machine.as_deref())?),
         VmCommand::Rm(args) => {
             let instance = instance::find(&cache, args.machine.as_deref())?;
-            let processes = run_dir::remove_kept(&instance)?;
+            let processes = instance::remove(&instance)?;
             eprintln!("removed {}: ended {processes} process(es), deleted its disk", instance.machine.name);
             Ok(())
         }
@@ -120,9 +120,9 @@ fn power_cut(instance: &Instance) -> Result<()> {
 fn gc(cache: &Cache, dry_run: bool, as_json: bool) -> Result<()> {
     let collected: Vec<(String, usize)> = if dry_run {
         let work = |id: &str| owned(&cache.runs().join(id).join("w")).len();
-        run_dir::dead(cache).into_iter().map(|id| (id.clone(), work(&id))).collect()
+        runs::dead(cache).into_iter().map(|id| (id.clone(), work(&id))).collect()
     } else {
-        run_dir::gc(cache)?.into_iter().map(|dead| (dead.id, dead.processes)).collect()
+        runs::gc(cache)?.into_iter().map(|dead| (dead.id, dead.processes)).collect()
     };
     if as_json {
         let runs: Vec<_> =

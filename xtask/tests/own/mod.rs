@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use xtask::paths::Cache;
+use xtask::cache::Cache;
 
 /// The cache; it goes with the value.
 pub(crate) struct Own {

@@ -9,11 +9,11 @@ use anyhow::{Context, Result};
 use clap::{CommandFactory as _, Parser, ValueEnum as _};
 use clap_complete::engine::{ArgValueCandidates, CompletionCandidate};
 use clap_complete::env::{CompleteEnv, Shells};
+use xtask::cache::Cache;
 use xtask::cli::{Cli, Shell};
-use xtask::exit::{self, host_fault};
+use xtask::error::{self, host_fault};
 use xtask::image::catalogue::Catalogue;
-use xtask::instance;
-use xtask::paths::Cache;
+use xtask::runs::instance;
 use xtask::workspace::Workspace;
 
 /// The variable by which the scripts ask.
@@ -40,10 +40,10 @@ fn main() -> ExitCode {
     match printed {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            for line in exit::lines(&error) {
+            for line in error::lines(&error) {
                 eprintln!("{line}");
             }
-            ExitCode::from(exit::code(&error))
+            ExitCode::from(error::code(&error))
         }
     }
 }

@@ -7,10 +7,10 @@ use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
-use xtask::exit::{Diagnosis, host_fault};
+use xtask::error::{Diagnosis, host_fault};
+use xtask::fs::remove_file;
 use xtask::host::tools;
 use xtask::limits;
-use xtask::run_dir::remove_file;
 
 use crate::child;
 use crate::image::inventory::{Partition, partitions, unpack};
@@ -178,6 +178,6 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let gone = directory.path().join("gone");
         let error = check(&gone, directory.path(), &Interrupt::default()).unwrap_err();
-        assert!(error.is::<xtask::exit::Unavailable>(), "{error:#}");
+        assert!(error.is::<xtask::error::Unavailable>(), "{error:#}");
     }
 }

@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use xtask::fs::write_private;
 use xtask::host::tools;
-use xtask::instance;
 use xtask::limits;
-use xtask::paths::write_private;
+use xtask::runs::instance;
 
 use crate::child;
 use crate::interrupt::Interrupt;

@@ -7,9 +7,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
+use xtask::cache::Cache;
+use xtask::format::{human_seconds, round};
+use xtask::fs::{make_private_dir, write_private};
 use xtask::limits;
-use xtask::paths::{Cache, make_private_dir, write_private};
-use xtask::report::{Phase, PhaseStatus, human_seconds, round};
+use xtask::report::{Phase, PhaseStatus};
 
 use crate::screen::Screen;
 

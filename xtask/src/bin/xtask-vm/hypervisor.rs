@@ -10,9 +10,10 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use serde_json::{Value, json};
 use virt::connect::Connect;
 use virt::domain::{Domain, DomainState, DomainStateEnum};
-use xtask::domain::{DOMAIN_NAME, SSH_PORT};
+use xtask::cache::Cache;
+use xtask::fs::{make_private_dir, write_private};
 use xtask::limits;
-use xtask::paths::{Cache, make_private_dir, write_private};
+use xtask::machine::{DOMAIN_NAME, SSH_PORT};
 
 use crate::reaper;
 

@@ -8,9 +8,9 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
-use xtask::exit::Interrupted;
+use xtask::error::Interrupted;
+use xtask::error::Verdict;
 use xtask::limits;
-use xtask::report::Verdict;
 
 /// Whether somebody asked to stop.
 #[derive(Debug, Clone, Default)]

@@ -31,7 +31,7 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 use xtask::cli::{Cli, Command, VmCommand};
-use xtask::exit;
+use xtask::error;
 use xtask::workspace::Workspace;
 
 fn main() -> ExitCode {
@@ -40,10 +40,10 @@ fn main() -> ExitCode {
     match execute(&cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            for line in exit::lines(&error) {
+            for line in error::lines(&error) {
                 eprintln!("{line}");
             }
-            ExitCode::from(exit::code(&error))
+            ExitCode::from(error::code(&error))
         }
     }
 }

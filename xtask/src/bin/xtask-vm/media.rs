@@ -5,12 +5,12 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use xtask::agent_build::Agent;
+use xtask::build::Agent;
 use xtask::cli::Sabotage;
-use xtask::domain::seed::{self, PAYLOAD_LABEL, Restored, SEED_LABEL, Seed};
+use xtask::fs::{make_private_dir, write_private};
 use xtask::host::tools;
 use xtask::limits;
-use xtask::paths::{make_private_dir, write_private};
+use xtask::machine::seed::{self, PAYLOAD_LABEL, Restored, SEED_LABEL, Seed};
 use xtask::workspace::Workspace;
 
 use crate::child;

@@ -5,12 +5,12 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
-use xtask::exit::Unavailable;
-use xtask::host::findings::{Finding, Severity};
-use xtask::host::readback::ExpectedMachine;
-use xtask::host::readback::diff::diff;
-use xtask::host::readback::observed::Observed;
-use xtask::paths::write_private;
+use xtask::error::Unavailable;
+use xtask::fs::write_private;
+use xtask::preflight::findings::{Finding, Severity};
+use xtask::readback::ExpectedMachine;
+use xtask::readback::diff::diff;
+use xtask::readback::observed::Observed;
 
 use crate::hypervisor::{Hypervisor, Machine};
 

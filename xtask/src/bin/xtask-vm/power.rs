@@ -6,14 +6,14 @@ use std::net::TcpStream;
 use std::time::Instant;
 
 use anyhow::{Context, Error, Result, ensure};
+use xtask::cache::Cache;
 use xtask::cli::{OneArgs, Verbosity};
-use xtask::exit::{Diagnosis, Unavailable, host_fault};
-use xtask::host::readback::ExpectedMachine;
+use xtask::error::{Diagnosis, Unavailable, host_fault};
+use xtask::fs::make_private_dir;
 use xtask::host::tools;
-use xtask::instance::{self, Instance};
 use xtask::limits;
-use xtask::paths::{Cache, make_private_dir};
-use xtask::run_dir;
+use xtask::readback::ExpectedMachine;
+use xtask::runs::instance::{self, Instance};
 
 use crate::child;
 use crate::console::Console;
@@ -104,7 +104,7 @@ fn boot(cache: &Cache, instance: &mut Instance, interrupt: &Interrupt, screen: &
     let root = instance.work().join("v");
     if !instance.is_running() {
         // A QEMU that lost its power, or that went with this host, is still in libvirt's own books.
-        run_dir::remove_tree(&root)?;
+        xtask::fs::remove_tree(&root)?;
         make_private_dir(&root)?;
     }
     let hypervisor = Hypervisor::open(&root, cache)?;

@@ -7,11 +7,11 @@ use virt::network::Network as VirtNetwork;
 use virt::storage_pool::StoragePool;
 use xtask::arch::{Accelerator, VmArchitecture};
 use xtask::cli::MachineArgs;
-use xtask::host::connection::capabilities::{self, GuestOffer};
-use xtask::host::connection::refusal::Refusal;
-use xtask::host::connection::uri::ConnectUri;
-use xtask::host::connection::{
-    self, Access, ConnectionFacts, ConnectionOffer, DEFAULT, DomainAnswer, Network, Node, Pool,
+use xtask::libvirt_uri::ConnectUri;
+use xtask::preflight::remote::capabilities::{self, GuestOffer};
+use xtask::preflight::remote::refusal::Refusal;
+use xtask::preflight::remote::{
+    Access, ConnectionFacts, ConnectionOffer, DEFAULT, DomainAnswer, Network, Node, Pool, accelerator,
 };
 
 /// What is being asked now, for whoever waits.
@@ -120,7 +120,7 @@ fn domain(
 ) -> Option<DomainAnswer> {
     let profile = arch.profile();
     let guest = guests.iter().find(|guest| guest.machine == profile.machine)?;
-    let accelerator = connection::accelerator(machine.accel, guest);
+    let accelerator = accelerator(machine.accel, guest);
     let kind = match accelerator {
         Accelerator::Kvm => "kvm",
         Accelerator::Tcg => "qemu",

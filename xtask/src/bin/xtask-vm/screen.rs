@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use xtask::cli::{Color, Verbosity};
+use xtask::format::human_seconds;
 use xtask::limits;
-use xtask::report::{PhaseStatus, human_seconds};
+use xtask::report::PhaseStatus;
 
 use crate::history::Usual;
 

@@ -16,11 +16,13 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use xtask::cache::Cache;
 use xtask::digest::{Algorithm, Digest};
-use xtask::exit::Unavailable;
+use xtask::error::Unavailable;
+use xtask::fs::try_lock;
+use xtask::fs::{is_own, make_private_dir, mark, write_private};
 use xtask::limits;
-use xtask::paths::{Cache, is_own, make_private_dir, mark, write_private};
-use xtask::run_dir::{self, try_lock};
+use xtask::runs;
 use xtask::snapshot::{BAD, FILES, Ingredients, MANIFEST, SavedFile, SnapshotManifest};
 
 pub(crate) use check::Verification;
@@ -62,7 +64,7 @@ fn name_of(directory: &Path) -> String {
 
 /// The snapshot that a run's machine lies on; `None` where it lies on its image alone.
 pub(crate) fn under(work: &Path) -> Result<Option<Snapshot>> {
-    let Some(directory) = run_dir::snapshot_of(work)? else { return Ok(None) };
+    let Some(directory) = runs::snapshot_of(work)? else { return Ok(None) };
     let manifest = SnapshotManifest::read(&directory)?;
     Ok(Some(Snapshot { directory, manifest }))
 }
@@ -208,12 +210,12 @@ impl Found {
 
 /// Every snapshot, and who uses it; also what is none any more. What was not made here is left alone.
 pub(crate) fn all(cache: &Cache) -> Vec<Found> {
-    let mut found: Vec<_> = run_dir::directories(&cache.snapshots())
+    let mut found: Vec<_> = xtask::fs::directories(&cache.snapshots())
         .into_iter()
         .filter(|directory| is_own(directory) || SnapshotManifest::read(directory).is_ok())
         .map(|directory| {
             let is_good = !name_of(&directory).ends_with(DELETING) && !directory.join(BAD).exists();
-            let users = run_dir::users_of(cache, &directory);
+            let users = runs::users_of(cache, &directory);
             Found { manifest: SnapshotManifest::read(&directory).ok(), is_good, users, directory }
         })
         .collect();
@@ -230,7 +232,7 @@ pub(crate) fn remove(directory: &Path) -> Result<()> {
     if aside != directory {
         std::fs::rename(directory, &aside).with_context(|| format!("rename {}", directory.display()))?;
     }
-    run_dir::remove_tree(&aside)
+    xtask::fs::remove_tree(&aside)
 }
 
 fn touch(directory: &Path) -> Result<()> {

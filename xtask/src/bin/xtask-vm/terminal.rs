@@ -7,12 +7,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
 use rustix::termios::{OptionalActions, QueueSelector, Termios, tcflush, tcgetattr, tcsetattr};
-use xtask::domain::CONSOLE_SOCKET;
-use xtask::exit::{Unavailable, host_fault};
-use xtask::instance::{self, ConsoleLog};
+use xtask::cache::Cache;
+use xtask::error::{Unavailable, host_fault};
+use xtask::fs::try_lock;
 use xtask::limits;
-use xtask::paths::Cache;
-use xtask::run_dir::try_lock;
+use xtask::machine::CONSOLE_SOCKET;
+use xtask::runs::instance::{self, ConsoleLog};
 
 use crate::interrupt::Interrupt;
 

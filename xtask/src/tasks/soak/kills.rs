@@ -9,12 +9,12 @@ use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process_group};
 
 use super::{alone, end, start};
+use crate::cache::Cache;
 use crate::cli::SoakArgs;
+use crate::fs::is_own;
+use crate::fs::{directories, remove_tree};
 use crate::limits;
-use crate::paths::Cache;
-use crate::paths::is_own;
 use crate::processes::{Process, owned};
-use crate::run_dir::{directories, remove_tree};
 use crate::snapshot::RAM;
 
 /// Who is killed at a random moment.

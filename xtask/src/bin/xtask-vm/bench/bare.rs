@@ -7,12 +7,13 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
+use xtask::cache::Cache;
 use xtask::cli::{BenchArgs, MachineArgs};
-use xtask::domain::seed::{PayloadTime, Seed, marker};
-use xtask::domain::{GUEST_MAC, RunFiles};
-use xtask::host::{Preflight, PreflightRequest};
+use xtask::fs::write_private;
 use xtask::limits;
-use xtask::paths::{Cache, write_private};
+use xtask::machine::seed::{PayloadTime, Seed, marker};
+use xtask::machine::{GUEST_MAC, RunFiles};
+use xtask::preflight::{Preflight, PreflightRequest};
 use xtask::report::PhaseStatus;
 use xtask::workspace::Workspace;
 
@@ -25,7 +26,7 @@ use crate::media;
 use crate::screen::Screen;
 use crate::smoke::{ensure_or_fall_back, make_writable_files};
 use xtask::plan::Plan;
-use xtask::run_dir::RunDir;
+use xtask::runs::RunDir;
 
 /// The machine and the image of a smoke that nobody gave flags, and a run that boots nothing: as long as it is there nobody deletes
 /// the image.

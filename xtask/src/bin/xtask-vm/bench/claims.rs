@@ -8,12 +8,14 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 use xtask::arch::Accelerator;
+use xtask::cache::Cache;
 use xtask::cli::{BenchArgs, Verbosity};
-use xtask::exit::{Diagnosis, Unavailable};
+use xtask::error::{Diagnosis, Unavailable};
+use xtask::format::round;
+use xtask::fs::{make_private_dir, write_private};
 use xtask::limits;
-use xtask::paths::{Cache, make_private_dir, write_private};
 use xtask::plan::Plan;
-use xtask::report::{Phase, Report, round};
+use xtask::report::{Phase, Report};
 use xtask::workspace::Workspace;
 
 use super::bare::{Bare, ended, prepare};

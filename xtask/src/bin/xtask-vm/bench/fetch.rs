@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
+use xtask::cache::Cache;
 use xtask::cli::{BenchArgs, Verbosity};
 use xtask::digest::{Algorithm, Digest};
 use xtask::host::tools;
-use xtask::paths::Cache;
 
 use super::{Comparison, Scratch};
 use crate::history::timed;

@@ -2,8 +2,8 @@
 
 use anyhow::{Context, Result};
 use serde_json::json;
+use xtask::cache::Cache;
 use xtask::cli::{BenchArgs, Verbosity};
-use xtask::paths::Cache;
 use xtask::workspace::Workspace;
 
 use super::{Scratch, smoke};

@@ -8,12 +8,12 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
+use xtask::cache::Cache;
 use xtask::cli::{BenchArgs, Verbosity};
 use xtask::digest::Algorithm;
-use xtask::exit::{Diagnosis, Usage};
+use xtask::error::{Diagnosis, Usage};
 use xtask::image::Source;
 use xtask::image::catalogue::Catalogue;
-use xtask::paths::Cache;
 
 use super::{Comparison, Scratch};
 use crate::history::Watch;

@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use inspect::elf::Elf;
 use xshell::Shell;
-use xtask::agent_build;
 use xtask::arch::VmArchitecture;
+use xtask::build;
+use xtask::cache::Cache;
 use xtask::cli::{BenchArgs, BuildArgs};
+use xtask::fs::write_private;
 use xtask::limits;
-use xtask::paths::{Cache, write_private};
 use xtask::workspace::Workspace;
 
 use super::Scratch;
@@ -23,7 +24,7 @@ pub(super) fn run(workspace: &Workspace, args: &BenchArgs, interrupt: &Interrupt
     let scratch = Scratch::new(&Cache::from_env()?, interrupt)?;
     let shell = Shell::new().context("start a shell of commands")?;
     let build = BuildArgs { arch: args.arch, profile: "release".to_owned() };
-    let agent = agent_build::build(&shell, workspace, &build)?;
+    let agent = build::build(&shell, workspace, &build)?;
     let own = std::env::current_exe().context("find this program")?;
     let of_host = VmArchitecture::of_host().context("this host's architecture")?;
     let subjects = [

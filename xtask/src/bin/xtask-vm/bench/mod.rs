@@ -16,12 +16,14 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
+use xtask::cache::{CACHE_VARIABLE, Cache};
 use xtask::cli::{BenchArgs, BenchSubject, Verbosity};
-use xtask::exit::{Unavailable, host_fault};
-use xtask::paths::{CACHE_VARIABLE, Cache, is_own, make_own_dir, make_private_dir};
+use xtask::error::{Unavailable, host_fault};
+use xtask::format::round;
+use xtask::fs::{is_own, make_own_dir, make_private_dir};
+use xtask::fs::{remove_file, try_lock};
 use xtask::processes::end_processes;
-use xtask::report::{Report, round};
-use xtask::run_dir::{remove_file, try_lock};
+use xtask::report::Report;
 use xtask::workspace::Workspace;
 
 use crate::image::discard;

@@ -9,9 +9,9 @@ use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 use xtask::arch::VmArchitecture;
 use xtask::cli::BenchArgs;
-use xtask::exit::Diagnosis;
+use xtask::error::Diagnosis;
+use xtask::format::round;
 use xtask::limits;
-use xtask::report::round;
 
 use super::median;
 use crate::interrupt::Interrupt;

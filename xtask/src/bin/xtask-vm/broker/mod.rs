@@ -13,11 +13,11 @@ use async_nats::jetstream::{self, kv, stream};
 use async_nats::{Client, ConnectOptions};
 use tokio::runtime::Runtime;
 use tokio::time::timeout;
-use xtask::agent_build::hex;
 use xtask::cli::Sabotage;
-use xtask::domain::HOST_FROM_GUEST;
+use xtask::digest::hex;
+use xtask::fs::make_private_dir;
 use xtask::limits;
-use xtask::paths::make_private_dir;
+use xtask::machine::HOST_FROM_GUEST;
 
 use crate::interrupt::Interrupt;
 use server::{FLEET_USER, Server};

@@ -8,9 +8,9 @@ use agent_protocol as protocol;
 use anyhow::{Context, Result, bail, ensure};
 use rustix::fd::OwnedFd;
 use rustix::net::{AddressFamily, SocketType, bind, ipproto, socket, sockopt};
+use xtask::fs::write_private;
 use xtask::host::tools;
 use xtask::limits;
-use xtask::paths::write_private;
 
 use crate::child::{Child, Job, last_lines};
 use crate::interrupt::Interrupt;

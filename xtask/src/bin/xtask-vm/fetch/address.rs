@@ -1,7 +1,7 @@
 //! Where a download comes from: what may be asked for, and how it is shown: a URL may hold a password or a token.
 
 use reqwest::Url;
-use xtask::exit::Usage;
+use xtask::error::Usage;
 
 /// An address that may be asked for.
 #[derive(Debug, Clone)]

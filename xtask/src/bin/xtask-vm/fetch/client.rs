@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Result;
 use reqwest::redirect::{Attempt, Policy};
 use reqwest::{Client, ClientBuilder};
-use xtask::exit::Unavailable;
+use xtask::error::Unavailable;
 use xtask::limits::FetchLimits;
 
 use super::Unreachable;

@@ -4,9 +4,9 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use xtask::exit::{Interrupted, Unavailable};
+use xtask::error::{Interrupted, Unavailable};
+use xtask::format::human_seconds;
 use xtask::limits::{self, FetchLimits};
-use xtask::report::human_seconds;
 
 use super::address::Address;
 use super::client::{self, Trouble};

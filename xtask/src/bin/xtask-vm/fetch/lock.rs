@@ -5,8 +5,8 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
+use xtask::fs::try_lock;
 use xtask::limits;
-use xtask::run_dir::try_lock;
 
 use crate::interrupt::Interrupt;
 use crate::screen::Screen;

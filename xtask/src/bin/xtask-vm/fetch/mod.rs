@@ -19,7 +19,7 @@ use std::path::Path;
 
 use anyhow::Result;
 use xtask::digest::Digest;
-use xtask::exit::{Unavailable, host_fault};
+use xtask::error::{Unavailable, host_fault};
 use xtask::limits::FetchLimits;
 
 use self::address::Address;
@@ -88,7 +88,7 @@ impl std::error::Error for Unreachable {}
 /// Brings the file under its final name, verified.
 ///
 /// # Errors
-/// [`xtask::exit::Usage`] for a URL that is not asked, [`Unreachable`], [`xtask::exit::Interrupted`], and [`Unavailable`]
+/// [`xtask::error::Usage`] for a URL that is not asked, [`Unreachable`], [`xtask::error::Interrupted`], and [`Unavailable`]
 /// for everything else.
 pub(crate) fn fetch(
     wanted: &FetchRequest<'_>,
@@ -166,7 +166,7 @@ mod tests {
     use std::net::TcpListener;
     use std::time::{Duration, Instant};
     use xtask::cli::{Color, Verbosity};
-    use xtask::exit::Usage;
+    use xtask::error::Usage;
 
     /// A tenth of the real pace: the probe's 8 s are 0.8.
     fn try_fetch(url: &str, retry_policy: RetryPolicy, bytes: Option<u64>) -> (anyhow::Error, Duration) {

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use xtask::digest::{Algorithm, Digest, Hasher};
-use xtask::paths::write_private;
+use xtask::fs::write_private;
 
 use super::answer::PartRequest;
 

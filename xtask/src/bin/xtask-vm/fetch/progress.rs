@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use xtask::report::human_seconds;
+use xtask::format::human_seconds;
 
 /// The share of the latest look in the rate: a rate over about ten looks neither jumps nor lies about a stall.
 const SMOOTHING: f64 = 0.2;

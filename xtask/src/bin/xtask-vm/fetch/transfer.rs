@@ -7,9 +7,9 @@ use bytes::Bytes;
 use reqwest::header::{ACCEPT_ENCODING, HeaderMap, IF_RANGE, RANGE};
 use reqwest::{Client, Response};
 use tokio::time::{Interval, MissedTickBehavior, interval};
-use xtask::exit::Unavailable;
+use xtask::error::Unavailable;
+use xtask::format::human_seconds;
 use xtask::limits;
-use xtask::report::human_seconds;
 
 use super::RetryPolicy;
 use super::answer::{self, PartRequest, ResponseKind};

@@ -6,15 +6,17 @@ use std::path::Path;
 use anyhow::Result;
 use serde::Serialize;
 use xtask::arch::VmArchitecture;
+use xtask::cache::Cache;
 use xtask::cli::{
     ImageArgs, ImageBuildArgs, ImageCommand, ImageFetchArgs, ImageVerifyArgs, PruneArgs, Verbosity,
 };
 use xtask::digest::{Algorithm, Digest};
-use xtask::exit::{self, Diagnosis, Interrupted, Unavailable, Usage};
+use xtask::error::{self, Diagnosis, Interrupted, Unavailable, Usage};
+use xtask::format::human_bytes;
 use xtask::image::catalogue::Catalogue;
-use xtask::image::{Choice, DownloadSource, Image, Source};
-use xtask::paths::Cache;
-use xtask::report::{PhaseStatus, human_bytes};
+use xtask::image::choice::Choice;
+use xtask::image::{DownloadSource, Image, Source};
+use xtask::report::PhaseStatus;
 use xtask::workspace::Workspace;
 
 use super::{CachedImage, ReadyImage, Store, build, bump, prune};
@@ -43,7 +45,7 @@ pub(crate) fn run(command: &ImageCommand, verbosity: Verbosity) -> Result<()> {
         ImageCommand::Prune(args) => prune_images(&mut store, args),
         ImageCommand::Bump(_) => unreachable!("done above"),
     };
-    outcome.map_err(|error| exit::host_fault(error, "work on the cache's images", "see the causes"))
+    outcome.map_err(|error| error::host_fault(error, "work on the cache's images", "see the causes"))
 }
 
 /// One line of `image list`.
@@ -273,7 +275,7 @@ fn make<T>(
                 let hint = unreachable.hint.clone();
                 error.context(Unavailable { error: what, hint })
             }
-            None => exit::host_fault(error, what, "see the causes"),
+            None => error::host_fault(error, what, "see the causes"),
         }
     })
 }

@@ -8,13 +8,14 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use ext4_view::{Ext4, Ext4Read};
 use inspect::inventory::{Inventory, Tree};
-use xtask::exit::Interrupted;
+use xtask::cache::Cache;
+use xtask::error::Interrupted;
+use xtask::fs::write_private;
 use xtask::host::tools;
 use xtask::image::Image;
 use xtask::image::inventory;
 use xtask::image::manifest::Manifest;
 use xtask::limits;
-use xtask::paths::{Cache, write_private};
 
 use super::{DISK, Store, store};
 use crate::child;

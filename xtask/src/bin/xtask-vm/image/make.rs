@@ -5,14 +5,14 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use xtask::digest::{Algorithm, Digest};
-use xtask::exit::Interrupted;
+use xtask::error::Interrupted;
+use xtask::format::now_rfc3339;
+use xtask::fs::remove_file;
+use xtask::fs::{make_own_dir, remove_if_empty};
 use xtask::host::tools;
 use xtask::image::manifest::{Contents, Manifest, Stamp};
 use xtask::image::{DownloadSource, Image, Recipe};
-use xtask::paths::{make_own_dir, remove_if_empty};
 use xtask::processes::RECORD;
-use xtask::report::now_rfc3339;
-use xtask::run_dir::remove_file;
 
 use super::probe::{self, NoDisk};
 use super::{DISK, ReadyImage, Store, build, store};

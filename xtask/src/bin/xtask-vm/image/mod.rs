@@ -20,12 +20,12 @@ pub(crate) mod store;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail, ensure};
+use xtask::cache::Cache;
 use xtask::digest::{Algorithm, Digest};
-use xtask::exit::Unavailable;
+use xtask::error::Unavailable;
 use xtask::image::manifest::{Manifest, Stamp};
 use xtask::image::{Format, Image, LocalFile, Source};
-use xtask::paths::Cache;
-use xtask::run_dir::RunDir;
+use xtask::runs::RunDir;
 
 use crate::fetch::RetryPolicy;
 use crate::interrupt::Interrupt;
@@ -221,8 +221,8 @@ fn own_file(store: &mut Store<'_>, image: &Image, file: &LocalFile) -> Result<Re
 mod tests {
     use super::*;
     use crate::screen::Screen;
+    use xtask::fs::make_own_dir;
     use xtask::image::catalogue::Catalogue;
-    use xtask::paths::make_own_dir;
 
     /// Raw, with partitions as far as anybody looks.
     fn disk_of(byte: u8) -> Vec<u8> {
@@ -291,7 +291,7 @@ mod tests {
         let (cache, key) = made(&directory);
         let args = xtask::cli::PruneArgs { keep: Some(0), unnamed: true, ..Default::default() };
         let prune = || with(&cache, |store| prune::prune(store, &args, &[])).unwrap();
-        let (run, _) = xtask::run_dir::RunDir::create(&cache).unwrap();
+        let (run, _) = xtask::runs::RunDir::create(&cache).unwrap();
         run.uses_image(&cache.images().join(key)).unwrap();
         assert_eq!(prune(), []);
         assert!(with(&cache, |store| store.refuse_used(key)).is_err());
@@ -309,7 +309,7 @@ mod tests {
         // A program that another test starts meanwhile has this process' locks until it runs.
         let left = || {
             prune();
-            let mut left = xtask::run_dir::directories(&cache.images());
+            let mut left = xtask::fs::directories(&cache.images());
             left.retain(|directory| !foreign.contains(directory));
             left
         };
@@ -332,7 +332,7 @@ mod tests {
         let cache = Cache::at(directory.path());
         let image = Catalogue::built_in().find("ubuntu-24.04", xtask::arch::VmArchitecture::Aarch64).unwrap();
         let error = with(&cache, |store| ensure(store, &image, RetryPolicy::Full)).unwrap_err();
-        assert_eq!(xtask::exit::code(&error), 69);
+        assert_eq!(xtask::error::code(&error), 69);
         assert!(error.to_string().contains("--offline"), "{error}");
     }
 }

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use serde::Deserialize;
-use xtask::exit::Unavailable;
+use xtask::error::Unavailable;
 use xtask::host::tools;
 use xtask::image::{Format, Image};
 use xtask::limits;

@@ -8,11 +8,12 @@ use anyhow::Result;
 use serde::Serialize;
 use xtask::cli::PruneArgs;
 use xtask::digest::Algorithm;
+use xtask::format::human_bytes;
+use xtask::fs::is_own;
+use xtask::fs::{directories, try_lock};
 use xtask::host::tools;
 use xtask::limits;
-use xtask::paths::is_own;
-use xtask::report::human_bytes;
-use xtask::run_dir::{directories, try_lock, users_of};
+use xtask::runs::users_of;
 use xtask::snapshot::{FORMAT, Ingredients, SnapshotManifest};
 
 use super::build;

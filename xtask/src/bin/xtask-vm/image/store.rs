@@ -5,14 +5,16 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use xtask::cache::Cache;
 use xtask::digest::{Algorithm, Digest};
-use xtask::exit::Unavailable;
+use xtask::error::Unavailable;
+use xtask::format::human_bytes;
+use xtask::fs::try_lock;
+use xtask::fs::{is_own, make_private_dir, write_private};
 use xtask::image::manifest::{Manifest, Stamp};
 use xtask::limits;
-use xtask::paths::{Cache, is_own, make_private_dir, write_private};
 use xtask::processes::end_processes;
-use xtask::report::human_bytes;
-use xtask::run_dir::{self, RunDir, try_lock};
+use xtask::runs::{self, RunDir};
 
 use super::build;
 use crate::interrupt::Interrupt;
@@ -107,14 +109,14 @@ impl Store<'_> {
     /// Every image, by key. A directory that neither is one nor was made here is left alone.
     pub(crate) fn kept(&self) -> Vec<CachedImage> {
         let mut kept = Vec::new();
-        for directory in run_dir::directories(&self.images()) {
+        for directory in xtask::fs::directories(&self.images()) {
             let Some(key) = directory.file_name().map(|name| name.to_string_lossy().into_owned()) else {
                 continue;
             };
             if BESIDE.iter().any(|ending| key.ends_with(ending)) {
                 continue;
             }
-            let used_by = run_dir::users_of(self.cache, &directory);
+            let used_by = runs::users_of(self.cache, &directory);
             let idle_seconds = idle_seconds(&directory);
             let manifest = read_manifest(&directory).ok();
             if manifest.is_none() && !is_own(&directory) {
@@ -142,7 +144,7 @@ impl Store<'_> {
 
     /// Ends and deletes what builds that were killed left, that of `own`, whose lock the caller holds, too.
     pub(super) fn collect_dead_builds(&mut self, own: &str) -> Result<()> {
-        for directory in run_dir::directories(&self.images()).into_iter().filter(|path| is_own(path)) {
+        for directory in xtask::fs::directories(&self.images()).into_iter().filter(|path| is_own(path)) {
             let name = directory.file_name().unwrap_or_default().to_string_lossy().into_owned();
             let Some(key) = name.strip_suffix(BUILDING).or_else(|| name.strip_suffix(DELETING)) else {
                 continue;
@@ -161,7 +163,7 @@ impl Store<'_> {
 
     /// An error where a run uses the image.
     pub(crate) fn refuse_used(&self, key: &str) -> Result<()> {
-        let users = run_dir::users_of(self.cache, &self.directory(key));
+        let users = runs::users_of(self.cache, &self.directory(key));
         if users.is_empty() {
             return Ok(());
         }

@@ -6,12 +6,12 @@ use std::time::Instant;
 
 use anyhow::Result;
 use rustix::process::{Pid, Signal, getpid, kill_process};
-use xtask::host::PreflightRequest;
-use xtask::host::connection::refusal::Refusal;
-use xtask::host::connection::uri::ConnectUri;
-use xtask::host::connection::{ConnectionFacts, evaluate};
-use xtask::host::findings::Finding;
+use xtask::libvirt_uri::ConnectUri;
 use xtask::limits;
+use xtask::preflight::PreflightRequest;
+use xtask::preflight::findings::Finding;
+use xtask::preflight::remote::refusal::Refusal;
+use xtask::preflight::remote::{ConnectionFacts, evaluate};
 
 use crate::interrupt::Interrupt;
 use crate::remote;

@@ -7,8 +7,8 @@ mod sabotage;
 
 use anyhow::Result;
 use xtask::cli::{PreflightArgs, Verbosity};
-use xtask::exit::Diagnosis;
-use xtask::host::{Preflight, PreflightRequest};
+use xtask::error::Diagnosis;
+use xtask::preflight::{Preflight, PreflightRequest};
 use xtask::tasks::preflight::{architectures, present};
 use xtask::workspace::Workspace;
 

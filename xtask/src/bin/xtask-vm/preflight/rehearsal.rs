@@ -6,19 +6,21 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use xtask::arch::Accelerator;
+use xtask::cache::Cache;
 use xtask::cli::{PreflightArgs, RehearsalFault, Verbosity};
-use xtask::domain::{RunFiles, xml};
-use xtask::exit;
+use xtask::error;
+use xtask::format::human_seconds;
+use xtask::fs::{make_private_dir, write_private};
 use xtask::host::facts::Facts;
-use xtask::host::findings::{Finding, Severity};
-use xtask::host::readback::{ExpectedMachine, diff};
 use xtask::host::tools;
 use xtask::image::Format;
 use xtask::limits;
-use xtask::paths::{Cache, make_private_dir, write_private};
+use xtask::machine::{RunFiles, xml};
 use xtask::plan::Plan;
-use xtask::report::{PhaseStatus, human_seconds};
-use xtask::run_dir::RunDir;
+use xtask::preflight::findings::{Finding, Severity};
+use xtask::readback::{ExpectedMachine, diff};
+use xtask::report::PhaseStatus;
+use xtask::runs::RunDir;
 
 use super::sabotage;
 use crate::child;
@@ -59,7 +61,7 @@ pub(super) fn findings(
     }
     let hint = "see the causes; a smoke would fail in the same way";
     let hypervisor = Hypervisor::open(&run.libvirt_root(), &cache)
-        .map_err(|error| exit::host_fault(error, "open libvirt for the rehearsal", hint))?;
+        .map_err(|error| error::host_fault(error, "open libvirt for the rehearsal", hint))?;
     let stage = Stage { cache, run, hypervisor, fault: args.sabotage, interrupt };
     let mut rehearse = || -> Result<Vec<Finding>> {
         let mut findings = Vec::new();
@@ -68,7 +70,7 @@ pub(super) fn findings(
             screen.start("rehearse", None);
             let mut plan = Plan::resolve(facts, facts.arch, &args.machine, 1.0)?;
             let found = stage.rehearse(&mut plan).map_err(|error| {
-                exit::host_fault(error, format!("rehearse the {} machine", facts.arch), hint)
+                error::host_fault(error, format!("rehearse the {} machine", facts.arch), hint)
             });
             let (found, base) =
                 found.inspect_err(|error| screen.end(PhaseStatus::Failed, &error.to_string()))?;

@@ -3,18 +3,18 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use xtask::agent_build::Agent;
 use xtask::arch::Accelerator;
+use xtask::build::Agent;
 use xtask::cli::Sabotage;
-use xtask::domain::seed::{PayloadTime, Seed, marker};
-use xtask::domain::{RunFiles, xml};
-use xtask::exit::{self, Interrupted, Unavailable};
-use xtask::host::readback::ExpectedMachine;
+use xtask::error::{self, Interrupted, Unavailable};
+use xtask::fs::write_private;
 use xtask::host::{kvm, tools};
 use xtask::limits;
-use xtask::paths::write_private;
+use xtask::machine::seed::{PayloadTime, Seed, marker};
+use xtask::machine::{RunFiles, xml};
 use xtask::plan::Plan;
 use xtask::processes::emulator;
+use xtask::readback::ExpectedMachine;
 
 use super::{RunningVm, Session, warm};
 use crate::broker::Broker;
@@ -84,7 +84,7 @@ impl RunningVm {
         let started = Self::start(session, plan, image, subject);
         let mut vm = started.map_err(|error| {
             let hint = "see the causes; nothing is known about the agent yet. Check this host with cargo xtask preflight";
-            exit::host_fault(error, "start the machine and its broker", hint)
+            error::host_fault(error, "start the machine and its broker", hint)
         })?;
         let outcome = vm.reach_userspace(session, image);
         match outcome {

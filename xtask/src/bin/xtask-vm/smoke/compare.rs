@@ -5,11 +5,13 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
+use xtask::cache::Cache;
 use xtask::cli::{Sabotage, SmokeArgs};
-use xtask::exit::{Diagnosis, SilentExit, Unavailable, Usage};
-use xtask::paths::{Cache, make_private_dir};
-use xtask::report::{Report, Verdict};
-use xtask::run_dir::{remove_file, try_lock};
+use xtask::error::Verdict;
+use xtask::error::{Diagnosis, SilentExit, Unavailable, Usage};
+use xtask::fs::make_private_dir;
+use xtask::fs::{remove_file, try_lock};
+use xtask::report::Report;
 
 use crate::interrupt::Interrupt;
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use agent_protocol::{DeploymentStatus, Phase};
-use xtask::exit::Diagnosis;
+use xtask::error::Diagnosis;
 use xtask::report::WorkloadEvidence;
 
 use super::verify::Judgement;

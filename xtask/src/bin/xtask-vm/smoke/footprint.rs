@@ -2,7 +2,7 @@
 
 use agent_protocol::Footprint;
 use anyhow::Result;
-use xtask::agent_build::Agent;
+use xtask::build::Agent;
 use xtask::limits;
 use xtask::report::FootprintEvidence;
 

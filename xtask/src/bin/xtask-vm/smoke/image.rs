@@ -4,13 +4,12 @@ use std::path::Path;
 
 use anyhow::Result;
 use xtask::digest::Algorithm;
-use xtask::exit::{self, Interrupted, Unavailable};
+use xtask::error::{self, Interrupted, Unavailable};
+use xtask::fs::write_private;
 use xtask::image::{Image, Source, shown};
 use xtask::limits;
-use xtask::paths::write_private;
 use xtask::plan::Plan;
 use xtask::report::{FirmwareReport, ImageReport};
-use xtask::run_dir;
 
 use super::Session;
 use crate::fetch::{RetryPolicy, Unreachable};
@@ -68,7 +67,7 @@ pub(crate) fn ensure_or_fall_back(
     };
     let error = match image::ensure(store, &plan.image, retry_policy) {
         Ok(ready) => {
-            run_dir::remove_file(&fallback_mark)?;
+            xtask::fs::remove_file(&fallback_mark)?;
             return Ok((ready, None));
         }
         Err(error) => error,
@@ -126,5 +125,5 @@ fn host_fault(error: anyhow::Error, plan: &Plan) -> anyhow::Error {
         return error.context(Unavailable { error: what, hint });
     }
     let hint = "see the causes: an unreachable mirror, a full disk or a missing permission; the agent is not involved";
-    exit::host_fault(error, what, hint)
+    error::host_fault(error, what, hint)
 }

@@ -3,9 +3,9 @@
 
 use anyhow::Result;
 use inspect::finding::{Finding, Severity};
-use xtask::agent_build::Agent;
-use xtask::exit::Diagnosis;
-use xtask::inspection::Inspection;
+use xtask::build::Agent;
+use xtask::error::Diagnosis;
+use xtask::inspect_target::Inspection;
 use xtask::plan::Plan;
 
 use super::Session;

@@ -19,13 +19,17 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use xshell::Shell;
-use xtask::agent_build::{self, Agent};
 use xtask::arch::VmArchitecture;
+use xtask::build::{self, Agent};
 use xtask::cli::{Sabotage, SmokeArgs, Until, UpArgs, Verbosity};
-use xtask::exit::{self, Diagnosis, SilentExit, Unavailable, Usage};
-use xtask::host::{Preflight, PreflightRequest, tools};
+use xtask::error::{self, Diagnosis, SilentExit, Unavailable, Usage};
+use xtask::format::human_seconds;
+use xtask::host::tools;
+use xtask::inspect_target::check_agent;
 use xtask::limits;
-use xtask::report::{AgentReport, OsReleaseReport, Phase, StatusEvidence, WorkloadEvidence, human_seconds};
+use xtask::os_release::OsReleaseReport;
+use xtask::preflight::{Preflight, PreflightRequest};
+use xtask::report::{AgentReport, Phase, StatusEvidence, WorkloadEvidence};
 use xtask::workspace::Workspace;
 
 use crate::broker::ReceivedStatus;
@@ -163,17 +167,18 @@ fn build(session: &mut Session<'_>) -> Result<(Agent, String)> {
         Some(path) => {
             let path =
                 path.canonicalize().map_err(|error| Usage(format!("--agent {}: {error}", path.display())))?;
-            Agent::inspect(&path, args.build.arch)?
+            Agent::read(&path, args.build.arch)?
         }
         None => {
             let shell = Shell::new().context("start a shell of commands")?;
             session.screen.pause();
-            let built = agent_build::build(&shell, session.workspace, &args.build);
+            let built = build::build(&shell, session.workspace, &args.build);
             // A compiler that the Ctrl-C ended is no failure of its own.
             session.interrupt.check()?;
             built?
         }
     };
+    check_agent(&agent)?;
     session.report.agent = Some(AgentReport {
         path: agent.path.clone(),
         sha256: agent.sha256.clone(),
@@ -195,7 +200,7 @@ fn workload_image(session: &Session<'_>) -> Result<Vec<u8>> {
     };
     crate::workload::image(session.workspace, &session.cache, arch).map_err(|error| {
         let hint = "a static executable needs the C library's archive, libc.a: cargo xtask preflight --fix";
-        exit::host_fault(error, format!("make the smoke's workload for {arch}"), hint)
+        error::host_fault(error, format!("make the smoke's workload for {arch}"), hint)
     })
 }
 

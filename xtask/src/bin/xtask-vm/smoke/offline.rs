@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use agent_protocol::DeviceStatus;
 use anyhow::{Result, bail};
-use xtask::exit::Diagnosis;
+use xtask::error::Diagnosis;
 use xtask::limits;
 
 use super::RunningVm;

@@ -4,16 +4,17 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use xtask::domain::RunFiles;
-use xtask::domain::seed::marker;
-use xtask::exit::{Diagnosis, Unavailable};
+use xtask::cache::Cache;
+use xtask::error::{Diagnosis, Unavailable};
+use xtask::format::now_rfc3339;
+use xtask::fs::write_private;
 use xtask::image::Image;
-use xtask::instance::{self, InstanceRecord};
 use xtask::limits::{self, Limits};
-use xtask::paths::{Cache, write_private};
+use xtask::machine::RunFiles;
+use xtask::machine::seed::marker;
 use xtask::plan::Plan;
-use xtask::report::now_rfc3339;
-use xtask::run_dir::RunDir;
+use xtask::runs::RunDir;
+use xtask::runs::instance::{self, InstanceRecord};
 
 use super::Session;
 use super::boot::Domain;
@@ -291,7 +292,7 @@ impl RunningVm {
             ssh_port: Some(self.machine.ssh_port()?),
             console: self.files.console_log.clone(),
         };
-        run.keep(cache, kept.clone())?;
+        instance::keep(run, cache, kept.clone())?;
         self.machine.let_go();
         self.broker.stop()?;
         Ok(kept)

@@ -5,16 +5,15 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use xtask::cache::Cache;
 use xtask::cli::{SmokeArgs, Until, Verbosity};
-use xtask::exit;
+use xtask::error;
+use xtask::error::Verdict;
+use xtask::format::{human_seconds, now_rfc3339, round};
 use xtask::host::facts::Facts;
-use xtask::instance::InstanceRecord;
 use xtask::limits;
-use xtask::paths::Cache;
-use xtask::report::{
-    Failure, HostReport, Phase, PhaseReport, PhaseStatus, Report, SnapshotReport, Verdict, human_seconds,
-    now_rfc3339, round,
-};
+use xtask::report::{Failure, HostReport, Phase, PhaseReport, PhaseStatus, Report, SnapshotReport};
+use xtask::runs::instance::InstanceRecord;
 use xtask::workspace::Workspace;
 
 use super::RunningVm;
@@ -26,7 +25,7 @@ use crate::paused::{TRANSCRIPT, XML};
 use crate::screen::Screen;
 use crate::snapshot::{Snapshot, Verification};
 use xtask::plan::Plan;
-use xtask::run_dir::RunDir;
+use xtask::runs::RunDir;
 
 /// A run.
 pub(crate) struct Session<'a> {
@@ -210,18 +209,18 @@ impl<'a> Session<'a> {
             Err(error) => {
                 let tail = self.vm.as_ref().map(|vm| vm.console.tail()).unwrap_or_default();
                 self.report.failure = Some(Failure::new(self.phase, error, tail));
-                exit::verdict(error)
+                error::verdict(error)
             }
         };
         let directory = self.args.report.clone().unwrap_or_else(|| self.run.path().to_owned());
         if let Err(error) = self.teardown(&directory, verdict) {
-            verdict = if verdict == Verdict::Verified { exit::verdict(&error) } else { verdict };
+            verdict = if verdict == Verdict::Verified { error::verdict(&error) } else { verdict };
             self.report.failure.get_or_insert_with(|| Failure::new(Phase::Teardown, &error, Vec::new()));
         }
         self.report.conclude(verdict, self.started.elapsed().as_secs_f64());
         // A flag that could only be judged here is a usage error for whoever called.
-        if let Some(error) = outcome.err().filter(|error| error.is::<exit::Usage>()) {
-            self.report.exit_code = exit::code(&error);
+        if let Some(error) = outcome.err().filter(|error| error.is::<error::Usage>()) {
+            self.report.exit_code = error::code(&error);
         }
         self.warn_of(self.times.keep());
         self.show(&directory, verdict);
@@ -254,9 +253,9 @@ impl<'a> Session<'a> {
         for line in failure.lines() {
             self.screen.line(&line);
         }
-        let code = exit::code(&error);
+        let code = error::code(&error);
         stopped.and(self.run.clean())?;
-        Err(exit::SilentExit(code).into())
+        Err(error::SilentExit(code).into())
     }
 
     /// The failure first, whatever becomes of the report's file.
@@ -340,7 +339,7 @@ impl<'a> Session<'a> {
         match filesystem::check(disk, &self.run.work(), &self.interrupt) {
             Ok(count) => Ok(format!("; {count} file system(s) of the guest checked, no damage")),
             Err(error) => {
-                if error.is::<exit::Diagnosis>() {
+                if error.is::<error::Diagnosis>() {
                     let kept = self.run.path().join(DAMAGED);
                     std::fs::rename(disk, &kept).with_context(|| format!("keep {}", kept.display()))?;
                     self.copy_evidence(self.run.path())?;
@@ -373,7 +372,7 @@ impl<'a> Session<'a> {
         verdict: Verdict,
         vm: Option<&mut RunningVm>,
     ) -> Result<()> {
-        xtask::paths::make_private_dir(directory)?;
+        xtask::fs::make_private_dir(directory)?;
         let own = self.run.path().join("console.log");
         if own.exists() && directory != self.run.path() {
             copy(&own, &directory.join("console.log"))?;

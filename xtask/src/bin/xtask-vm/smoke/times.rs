@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use anyhow::Result;
+use xtask::cache::Cache;
 use xtask::limits;
-use xtask::paths::Cache;
 use xtask::report::Phase;
 
 use crate::history::{History, Usual};

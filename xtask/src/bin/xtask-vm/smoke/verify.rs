@@ -1,10 +1,11 @@
 //! What a status or an answer proves: pure.
 
 use agent_protocol::Reply;
-use xtask::agent_build::Agent;
-use xtask::exit::Diagnosis;
+use xtask::build::Agent;
+use xtask::error::Diagnosis;
 use xtask::image::Image;
-use xtask::report::{OsReleaseReport, StatusEvidence};
+use xtask::os_release::OsReleaseReport;
+use xtask::report::StatusEvidence;
 
 use crate::broker::ReceivedStatus;
 

@@ -9,13 +9,13 @@ use anyhow::{Context, Result};
 use xtask::arch::Accelerator;
 use xtask::cli::{Sabotage, SmokeArgs};
 use xtask::digest::Algorithm;
-use xtask::domain::seed::{Restored, Seed, marker};
-use xtask::domain::{CONSOLE_SOCKET, RunFiles, xml};
-use xtask::exit::{self, Diagnosis, Unavailable, Usage};
+use xtask::error::{self, Diagnosis, Unavailable, Usage};
+use xtask::format::{human_bytes, human_seconds, now_rfc3339};
+use xtask::fs::{make_private_dir, write_private};
 use xtask::image::Format;
-use xtask::paths::{make_private_dir, write_private};
+use xtask::machine::seed::{Restored, Seed, marker};
+use xtask::machine::{CONSOLE_SOCKET, RunFiles, xml};
 use xtask::plan::Plan;
-use xtask::report::{human_bytes, human_seconds, now_rfc3339};
 use xtask::snapshot::{self as snapshots, Ingredients, SnapshotManifest};
 
 use super::boot::{Domain, Payload, Prepared, make_overlay, make_writable_files};
@@ -106,7 +106,7 @@ impl RunningVm {
         Self::restore_or_fail(session, plan, image, subject).map_err(|error| {
             let hint =
                 "see the causes; nothing is known about the agent yet. Use --cold to run without a snapshot";
-            exit::host_fault(error, "restore the machine from its snapshot", hint)
+            error::host_fault(error, "restore the machine from its snapshot", hint)
         })
     }
 

@@ -9,9 +9,9 @@ use std::time::Instant;
 use agent_protocol::deployment::{Limits, Port, Protocol, Volume};
 use agent_protocol::{ContainerSpec, Deployment, Document};
 use anyhow::{Context, Result, anyhow, ensure};
-use xtask::domain::WORKLOAD_PORTS;
-use xtask::exit::Diagnosis;
+use xtask::error::Diagnosis;
 use xtask::limits;
+use xtask::machine::WORKLOAD_PORTS;
 use xtask::report::{StatusEvidence, WorkloadEvidence};
 
 use super::deployed::{ExpectedAnswer, ExpectedDeployment};

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 
 use anyhow::{Context, Error, Result, bail};
-use xtask::exit::{Interrupted, Unavailable, host_fault};
-use xtask::paths::write_private;
+use xtask::error::{Interrupted, Unavailable, host_fault};
+use xtask::fs::write_private;
 use xtask::snapshot::{BAD, DISK, FILES, Ingredients, SEED};
 
 use super::{Snapshot, digest};

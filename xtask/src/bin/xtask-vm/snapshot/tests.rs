@@ -1,7 +1,7 @@
 //! A snapshot from its making to its deletion, of files that are none of a machine.
 
 use xtask::cli::Verbosity;
-use xtask::exit::{Diagnosis, Interrupted};
+use xtask::error::{Diagnosis, Interrupted};
 use xtask::snapshot::{DISK, FORMAT, SEED};
 
 use super::*;
@@ -146,7 +146,7 @@ fn a_snapshot_that_does_not_restore_is_not_used_again() {
     let error = kept.does_not_restore(Interrupted.into());
     assert!(error.is::<Interrupted>() && is_there(), "{error:#}");
     let error = kept.does_not_restore(Diagnosis::new("no sign of the restored guest", "a slow host").into());
-    assert_eq!(xtask::exit::code(&error), 69, "it says nothing about the agent: {error:#}");
+    assert_eq!(xtask::error::code(&error), 69, "it says nothing about the agent: {error:#}");
     assert!(!is_there() && !kept.directory.exists());
 }
 

@@ -9,11 +9,12 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use sha2::{Digest as _, Sha256};
 use xshell::{Shell, cmd};
-use xtask::agent_build::hex;
-use xtask::agent_build::linker::Linker;
 use xtask::arch::VmArchitecture;
-use xtask::inspection;
-use xtask::paths::{Cache, make_private_dir};
+use xtask::build::linker::Linker;
+use xtask::cache::Cache;
+use xtask::digest::hex;
+use xtask::fs::make_private_dir;
+use xtask::inspect_target;
 use xtask::workspace::Workspace;
 
 /// The image's reference.
@@ -71,7 +72,7 @@ fn program(workspace: &Workspace, cache: &Cache, arch: VmArchitecture) -> Result
         compile(&shell, &rustc, &arguments, &kept)?;
     }
     let program = std::fs::read(&kept).with_context(|| format!("read {}", kept.display()))?;
-    inspection::check_header(&program, arch).with_context(|| format!("check {}", kept.display()))?;
+    inspect_target::check_header(&program, arch).with_context(|| format!("check {}", kept.display()))?;
     Ok(program)
 }
 

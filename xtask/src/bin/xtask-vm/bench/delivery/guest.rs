@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use serde_json::json;
+use xtask::fs::write_private;
 use xtask::host::tools;
 use xtask::limits;
-use xtask::paths::write_private;
-use xtask::run_dir::RunDir;
+use xtask::runs::RunDir;
 
 use super::super::bare::{Bare, Started};
 use super::qmp::Qmp;

@@ -17,14 +17,14 @@ use anyhow::{Context, Result, ensure};
 use rustix::net::{AddressFamily, SocketType, bind, ipproto, listen, socket};
 use serde_json::json;
 use xshell::Shell;
-use xtask::agent_build;
+use xtask::build;
+use xtask::cache::Cache;
 use xtask::cli::{BenchArgs, BuildArgs, Verbosity};
 use xtask::digest::Algorithm;
-use xtask::exit::Diagnosis;
+use xtask::error::Diagnosis;
+use xtask::format::{human_bytes, round};
 use xtask::host::tools;
 use xtask::limits;
-use xtask::paths::Cache;
-use xtask::report::{human_bytes, round};
 use xtask::workspace::Workspace;
 
 use super::bare::{Bare, ended, prepare};
@@ -76,7 +76,7 @@ pub(super) fn run(
     let mut screen = Screen::new(verbosity);
     let shell = Shell::new().context("start a shell of commands")?;
     let build = BuildArgs { arch: args.arch, profile: "release".to_owned() };
-    let agent = agent_build::build(&shell, workspace, &build)?;
+    let agent = build::build(&shell, workspace, &build)?;
     let mut content = agent.content;
     // A disk is made of sectors.
     content.resize(content.len().next_multiple_of(4096), 0);

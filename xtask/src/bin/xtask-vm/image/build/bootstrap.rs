@@ -6,10 +6,10 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use xtask::arch::VmArchitecture;
+use xtask::fs::write_private;
 use xtask::host::local::{DEBIAN_KEYRING, available_memory};
 use xtask::host::tools;
 use xtask::image::{Image, Recipe};
-use xtask::paths::write_private;
 
 use super::{Store, run, sources};
 

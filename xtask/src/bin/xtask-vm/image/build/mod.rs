@@ -15,12 +15,12 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use sha2::{Digest as _, Sha256};
-use xtask::agent_build::hex;
+use xtask::digest::hex;
+use xtask::fs::remove_tree;
+use xtask::fs::write_private;
 use xtask::host::tools;
 use xtask::image::{Image, Recipe};
 use xtask::limits;
-use xtask::paths::write_private;
-use xtask::run_dir::remove_tree;
 
 use super::Store;
 use crate::child::{self, Job};

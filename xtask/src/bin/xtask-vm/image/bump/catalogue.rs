@@ -7,7 +7,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use reqwest::Url;
 use serde::{Deserialize, Serialize};
 use xtask::arch::VmArchitecture;
-use xtask::exit::Usage;
+use xtask::error::Usage;
 
 use super::index::{Date, Pattern};
 use super::remote::shown;

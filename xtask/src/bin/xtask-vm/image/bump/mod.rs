@@ -18,7 +18,7 @@ use anyhow::{Context, Result};
 use reqwest::Url;
 use serde::Serialize;
 use xtask::cli::{BumpArgs, Verbosity};
-use xtask::exit::{Diagnosis, Usage, host_fault};
+use xtask::error::{Diagnosis, Usage, host_fault};
 use xtask::workspace::Workspace;
 
 use self::catalogue::{BumpEntry, CatalogueText, Pin};

@@ -6,7 +6,7 @@ use std::error::Error as _;
 use anyhow::{Context, Result, bail};
 use reqwest::{Client, Method, Response, StatusCode, Url};
 use tokio::runtime::Runtime;
-use xtask::exit::Unavailable;
+use xtask::error::Unavailable;
 use xtask::limits;
 
 use crate::fetch::client;

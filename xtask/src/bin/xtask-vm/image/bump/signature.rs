@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
 use xtask::arch::VmArchitecture;
-use xtask::exit::{Diagnosis, Unavailable};
+use xtask::error::{Diagnosis, Unavailable};
 use xtask::host::packages::{Need, PackageManager};
 use xtask::host::tools;
 use xtask::limits;
@@ -171,10 +171,10 @@ mod tests {
     #[test]
     fn a_missing_keyring_is_answered_with_its_package() {
         let error = Verifier::find(Path::new("/nonexistent/ubuntu-cloudimage-keyring.gpg")).unwrap_err();
-        assert_eq!(xtask::exit::code(&error), 69);
-        assert!(xtask::exit::hint(&error).unwrap().contains("ubuntu-keyring on Debian"));
+        assert_eq!(xtask::error::code(&error), 69);
+        assert!(xtask::error::hint(&error).unwrap().contains("ubuntu-keyring on Debian"));
         let other = Verifier::find(Path::new("/nonexistent/own.gpg")).unwrap_err();
-        assert!(!xtask::exit::hint(&other).unwrap().contains("ubuntu"));
+        assert!(!xtask::error::hint(&other).unwrap().contains("ubuntu"));
         assert!(gpgv_hint().contains("gnu") || gpgv_hint().contains("gpg"));
     }
 }

@@ -1,0 +1,115 @@
+//! From the agent's sources to an executable that fits the device: linker, build, artifact, a look at its header.
+
+pub mod artifact;
+pub mod linker;
+pub mod profile;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use sha2::{Digest, Sha256};
+use xshell::{Shell, cmd};
+
+use crate::arch::{MachineProfile, VmArchitecture};
+use crate::cli::BuildArgs;
+use crate::digest::hex;
+use crate::workspace::{Workspace, inherited_from_cargo};
+
+/// The package that is built and tested.
+pub const AGENT_PACKAGE: &str = "iot-agent";
+
+/// An executable that has been looked at.
+#[derive(Debug, Clone)]
+pub struct Agent {
+    /// Where it is.
+    pub path: PathBuf,
+    /// What was looked at, so that what is tested is this and not what the path holds later.
+    pub content: Vec<u8>,
+    /// SHA-256, lower-case hex.
+    pub sha256: String,
+    /// What it was built for.
+    pub arch: VmArchitecture,
+}
+
+impl Agent {
+    /// Reads the executable at `path`.
+    ///
+    /// # Errors
+    /// Where it cannot be read.
+    pub fn read(path: &Path, arch: VmArchitecture) -> Result<Self> {
+        let bytes = std::fs::read(path).with_context(|| format!("read the agent {}", path.display()))?;
+        let sha256 = hex(&Sha256::digest(&bytes));
+        Ok(Self { path: path.to_owned(), content: bytes, sha256, arch })
+    }
+
+    /// For a person: path, size, digest.
+    pub fn describe(&self) -> String {
+        let mib = self.content.len() as f64 / f64::from(1 << 20);
+        format!("{} ({mib:.1} MiB, sha256 {}…)", self.path.display(), &self.sha256[..12])
+    }
+}
+
+/// Checks what the build needs (the profile, the Rust target, the linker), in milliseconds.
+///
+/// # Errors
+/// Each names what is missing and how to get it.
+pub fn check(shell: &Shell, workspace: &Workspace, args: &BuildArgs) -> Result<linker::Linker> {
+    profile::check(workspace.root(), &args.profile)?;
+    let machine = args.arch.profile();
+    check_rust_target(shell, machine)?;
+    let linker = linker::Linker::resolve(machine.triple, workspace.root())?;
+    linker.check(shell, machine)?;
+    Ok(linker)
+}
+
+/// Builds the agent and inspects what came out.
+///
+/// # Errors
+/// As [`check`]; where cargo fails; where its messages do not name exactly one executable.
+pub fn build(shell: &Shell, workspace: &Workspace, args: &BuildArgs) -> Result<Agent> {
+    check(shell, workspace, args)?;
+    let (triple, profile) = (args.arch.profile().triple, &args.profile);
+    let cargo = crate::workspace::cargo();
+    let target = workspace.target_dir();
+    let _dir = shell.push_dir(workspace.root());
+    let command = cmd!(
+        shell,
+        "{cargo} build --package {AGENT_PACKAGE} --bin {AGENT_PACKAGE} --target {triple} --profile {profile}
+         --target-dir {target}
+         --message-format json-render-diagnostics"
+    );
+    let command = inherited_from_cargo().fold(command, |command, name| command.env_remove(name));
+    let messages = command.quiet().read().with_context(|| {
+        format!("build {AGENT_PACKAGE} for {triple}; the compiler's own messages are above")
+    })?;
+    Agent::read(&artifact::executable(&messages, AGENT_PACKAGE)?, args.arch)
+}
+
+fn check_rust_target(shell: &Shell, machine: &MachineProfile) -> Result<()> {
+    let installed = rust_target_installed(shell, machine.triple)?;
+    anyhow::ensure!(
+        installed,
+        "build for {triple}: Rust's standard library for it is not installed; run: rustup target add {triple}",
+        triple = machine.triple
+    );
+    Ok(())
+}
+
+/// Whether rustc has a standard library for the target; true of distribution compilers too, which know no rustup.
+///
+/// # Errors
+/// Where rustc does not run or does not know the target.
+pub fn rust_target_installed(shell: &Shell, triple: &str) -> Result<bool> {
+    let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+    let directory = cmd!(shell, "{rustc} --print target-libdir --target {triple}")
+        .quiet()
+        .read()
+        .with_context(|| format!("ask rustc for the library directory of {triple}"))?;
+    let found = std::fs::read_dir(directory.trim())
+        .is_ok_and(|mut files| files.any(|file| file.is_ok_and(|file| is_std(&file.file_name()))));
+    Ok(found)
+}
+
+fn is_std(name: &std::ffi::OsStr) -> bool {
+    name.to_str().is_some_and(|name| name.starts_with("libstd-") && name.ends_with(".rlib"))
+}

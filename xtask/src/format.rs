@@ -1,0 +1,51 @@
+//! Numbers and times as people read them.
+
+/// Now, RFC 3339, UTC, whole seconds.
+pub fn now_rfc3339() -> String {
+    jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}
+
+/// Milliseconds are enough for a report.
+pub fn round(seconds: f64) -> f64 {
+    (seconds * 1000.0).round() / 1000.0
+}
+
+/// `17 KiB`, `589 MiB`, `2.1 GiB`.
+pub fn human_bytes(bytes: u64) -> String {
+    match bytes {
+        0..0x10_0000 => format!("{} KiB", bytes.div_ceil(1 << 10)),
+        0x10_0000..0x4000_0000 => format!("{} MiB", bytes >> 20),
+        _ => format!("{:.1} GiB", bytes as f64 / (1_u64 << 30) as f64),
+    }
+}
+
+/// `0.3 s`, `61 s`, `12 min 5 s`.
+pub fn human_seconds(seconds: f64) -> String {
+    if seconds < 10.0 {
+        format!("{seconds:.1} s")
+    } else if seconds < 600.0 {
+        format!("{seconds:.0} s")
+    } else {
+        let whole = seconds.round() as u64;
+        format!("{} min {} s", whole / 60, whole % 60)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_are_readable() {
+        for (bytes, text) in [(1, "1 KiB"), (617_000_000, "588 MiB"), (5 << 29, "2.5 GiB")] {
+            assert_eq!(human_bytes(bytes), text);
+        }
+    }
+
+    #[test]
+    fn seconds_are_readable() {
+        for (seconds, text) in [(0.26, "0.3 s"), (61.2, "61 s"), (725.0, "12 min 5 s")] {
+            assert_eq!(human_seconds(seconds), text);
+        }
+    }
+}

@@ -1,0 +1,224 @@
+//! Will an executable run there? The crate `inspect` looks at its bytes; here is what it is held against: a device of
+//! `devices.toml`, and an image of the catalogue or a sysroot.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use inspect::device::{self, Device};
+use inspect::finding::{Finding, Report};
+use inspect::inventory::{Inventory, Sysroot};
+use inspect::isa::Isa;
+use inspect::{Offers, Page, Target};
+
+use crate::arch::VmArchitecture;
+use crate::build::Agent;
+use crate::cache::Cache;
+use crate::cli::InspectArgs;
+use crate::error::{Diagnosis, Usage};
+use crate::image::catalogue::Catalogue;
+use crate::image::choice::Choice;
+use crate::image::{Image, inventory};
+
+/// What an executable is held against.
+#[derive(Debug)]
+pub struct Inspection {
+    /// The architecture.
+    pub arch: VmArchitecture,
+    /// The core and its page sizes.
+    pub device: Device,
+    /// The files and, of an image, the kernel that it meets.
+    pub place: DeviceRoot,
+    /// Whether the kernel is the image's; else it is any of the device's.
+    kernel_is_known: bool,
+}
+
+/// Whose files the executable meets.
+#[derive(Debug)]
+pub enum DeviceRoot {
+    /// An image of the catalogue. Without an inventory only the catalogue's own facts are known.
+    Image(Box<Image>, Option<Inventory>),
+    /// A directory.
+    Sysroot(PathBuf, Inventory),
+}
+
+impl VmArchitecture {
+    /// Its instruction set, as the crate `inspect` calls it.
+    pub fn isa(self) -> Isa {
+        self.pick(Isa::X86_64, Isa::Aarch64)
+    }
+}
+
+/// Refuses what is no 64-bit little-endian executable for `arch`, by its header alone.
+///
+/// # Errors
+/// Says what was found and what the target needs.
+pub fn check_header(bytes: &[u8], arch: VmArchitecture) -> Result<()> {
+    let device = device::default_of(arch.isa());
+    let target = target(arch, &device);
+    match inspect::header(bytes, &target) {
+        None => Ok(()),
+        Some(finding) => Err(diagnosis(&finding).into()),
+    }
+}
+
+/// Refuses an agent whose header is not that of an executable for its architecture.
+///
+/// # Errors
+/// As [`check_header`], with the agent's path.
+pub fn check_agent(agent: &Agent) -> Result<()> {
+    check_header(&agent.content, agent.arch)
+        .with_context(|| format!("check the agent {}", agent.path.display()))
+}
+
+fn diagnosis(finding: &Finding) -> Diagnosis {
+    let offers = if finding.offers.is_empty() { String::new() } else { format!("; {}", finding.offers) };
+    // The architecture's name alone is in the first part already.
+    let offers = if finding.id == "elf-machine" { String::new() } else { offers };
+    Diagnosis::new(format!("{}{offers}", finding.found), finding.remedy.clone())
+}
+
+fn target(arch: VmArchitecture, device: &Device) -> Target<'_> {
+    let (directory, name) = arch.profile().loader;
+    Target {
+        arch: arch.to_string(),
+        loader: format!("{directory}{name}"),
+        device,
+        pages: Vec::new(),
+        offers: Offers::Nothing,
+        place: String::new(),
+        hint: String::new(),
+    }
+}
+
+impl Inspection {
+    /// What the flags ask for.
+    ///
+    /// # Errors
+    /// [`Usage`] for a device, an image or a directory that does not exist.
+    pub fn from_args(args: &InspectArgs) -> Result<Self, Usage> {
+        let arch = args.arch.or_else(|| args.device.as_deref().and_then(arch_of)).unwrap_or_default();
+        let device = match &args.device {
+            None => device::default_of(arch.isa()),
+            Some(name) => device::find(arch.isa(), name).ok_or_else(|| unknown_device(arch, name))?,
+        };
+        let place = match (&args.sysroot, &args.image) {
+            (Some(directory), _) => sysroot(directory, arch)?,
+            (None, Some(name)) => {
+                let image = Catalogue::built_in().find(name, arch)?;
+                let inventory = Cache::from_env().ok().and_then(|cache| inventory::cached(&cache, &image));
+                DeviceRoot::Image(Box::new(image), inventory)
+            }
+            (None, None) => DeviceRoot::of_choice(Choice::from_args(&Default::default(), arch)?),
+        };
+        Ok(Self { arch, device, place, kernel_is_known: args.image.is_some() })
+    }
+
+    /// What a smoke holds the agent against: the core of `--cpu` where it is a known one, else the architecture's device; the
+    /// image that it is going to boot, and that image's kernel.
+    pub fn for_smoke(image: &Image, inventory: Option<Inventory>, cpu: Option<&str>) -> Self {
+        let isa = image.arch.isa();
+        let everything = || device::find(isa, "max").unwrap_or_else(|| device::default_of(isa));
+        let device = match cpu {
+            None => device::default_of(isa),
+            Some(name) => device::find(isa, name).unwrap_or_else(everything),
+        };
+        let place = DeviceRoot::Image(Box::new(image.clone()), inventory);
+        Self { arch: image.arch, device, place, kernel_is_known: true }
+    }
+
+    /// What the libraries are whose own content was looked at, and not only a release's number: an image's digest, a path.
+    pub fn source(&self) -> Option<&str> {
+        match &self.place {
+            DeviceRoot::Image(_, inventory) => inventory.as_ref().map(|inventory| inventory.source.as_str()),
+            DeviceRoot::Sysroot(_, inventory) => Some(&inventory.source),
+        }
+    }
+
+    /// Whose libraries they are.
+    pub fn name(&self) -> String {
+        match &self.place {
+            DeviceRoot::Image(image, _) => image.name.clone(),
+            DeviceRoot::Sysroot(path, _) => path.display().to_string(),
+        }
+    }
+
+    /// Looks at an executable.
+    pub fn look_at(&self, bytes: &[u8]) -> Report {
+        let mut target = target(self.arch, &self.device);
+        target.pages = self.pages();
+        target.place = self.name();
+        match &self.place {
+            DeviceRoot::Sysroot(_, inventory) | DeviceRoot::Image(_, Some(inventory)) => {
+                target.offers = Offers::Inventory(inventory);
+                inspect::inspect(bytes, &target)
+            }
+            DeviceRoot::Image(image, None) => {
+                let glibc = image.expected.as_ref().map(|expected| expected.glibc.clone());
+                if let Some(glibc) = &glibc {
+                    target.offers = Offers::Release { glibc };
+                    target.place = format!("{} (glibc {glibc}, by the catalogue)", image.name);
+                }
+                target.hint = format!(
+                    "to check the image's own libraries, fetch it: cargo xtask image fetch {} --arch {}",
+                    image.name, image.arch
+                );
+                inspect::inspect(bytes, &target)
+            }
+        }
+    }
+
+    fn pages(&self) -> Vec<Page> {
+        let mut pages = Vec::new();
+        if let DeviceRoot::Image(image, _) = &self.place
+            && let Some(expected) = &image.expected
+            && self.kernel_is_known
+        {
+            let whose = format!("the kernel of {}", image.name);
+            pages.push(Page { bytes: expected.page_size, whose, certain: true });
+        }
+        for bytes in &self.device.page_sizes {
+            if pages.iter().all(|page| page.bytes != *bytes) {
+                let whose = format!("a kernel of {}", self.device.name);
+                pages.push(Page { bytes: *bytes, whose, certain: !self.kernel_is_known });
+            }
+        }
+        pages
+    }
+}
+
+impl DeviceRoot {
+    /// The smoke's own choice: the default image, or the fallback image where only that is in the cache.
+    fn of_choice(choice: Choice) -> Self {
+        let cache = Cache::from_env().ok();
+        let kept = |image: &Image| cache.as_ref().and_then(|cache| inventory::cached(cache, image));
+        let own = kept(&choice.image);
+        let fallback = choice.fallback.filter(|_| own.is_none());
+        match fallback.map(|image| (kept(&image), image)) {
+            Some((Some(inventory), image)) => Self::Image(Box::new(image), Some(inventory)),
+            _ => Self::Image(Box::new(choice.image), own),
+        }
+    }
+}
+
+/// The one architecture that has a device of this name.
+fn arch_of(device: &str) -> Option<VmArchitecture> {
+    let mut having =
+        VmArchitecture::ALL.into_iter().filter(|arch| device::find(arch.isa(), device).is_some());
+    having.next().filter(|_| having.next().is_none())
+}
+
+fn unknown_device(arch: VmArchitecture, name: &str) -> Usage {
+    let devices = device::built_in().into_iter().filter(|device| device.isa == arch.isa());
+    let names: Vec<_> = devices.map(|device| device.name).collect();
+    Usage(format!("--device {name}: no such device for {arch}; there are: {}", names.join(", ")))
+}
+
+fn sysroot(directory: &Path, arch: VmArchitecture) -> Result<DeviceRoot, Usage> {
+    if !directory.is_dir() {
+        return Err(Usage(format!("--sysroot {}: not a directory", directory.display())));
+    }
+    let source = directory.display().to_string();
+    let tree = Sysroot(directory.to_owned());
+    let inventory = Inventory::of_tree(&tree, &source, arch.profile().multiarch);
+    Ok(DeviceRoot::Sysroot(directory.to_owned(), inventory))
+}

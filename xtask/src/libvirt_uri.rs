@@ -1,0 +1,229 @@
+//! The name of a libvirt (libvirt.org/uri.html), refused while nothing slow has begun where it cannot be one.
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::error::Usage;
+
+/// libvirt's transports of its remote driver.
+const TRANSPORTS: &[&str] = &["unix", "ssh", "libssh", "libssh2", "tcp", "tls", "ext"];
+/// Those that go to another host, which the URI must name.
+const TO_A_HOST: &[&str] = &["ssh", "libssh", "libssh2", "tcp", "tls"];
+
+/// A libvirt's name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConnectUri {
+    text: String,
+    /// How it is reached: one of libvirt's transports; `unix` where the URI names neither host nor transport, `tls` where
+    /// it names a host alone.
+    pub transport: String,
+    /// The host, with its user where the URI names one: what ssh takes. `None` for this host.
+    pub destination: Option<String>,
+    /// Whether it is a user's own daemon, not the system's.
+    pub session: bool,
+    /// Whether it is libvirt's mock driver, which has no daemon.
+    pub mock: bool,
+    /// The socket, where the URI names it.
+    pub socket: Option<String>,
+}
+
+impl ConnectUri {
+    /// What libvirt is given. Its ssh must not ask a terminal for a password or a fingerprint: nobody may be there.
+    pub fn for_libvirt(&self) -> String {
+        if self.transport != "ssh" || self.text.contains("no_tty=") {
+            return self.text.clone();
+        }
+        let separator = if self.text.contains('?') { '&' } else { '?' };
+        format!("{}{separator}no_tty=1", self.text)
+    }
+
+    /// A virsh command on it, to be pasted into a shell.
+    pub fn virsh(&self, arguments: &str) -> String {
+        format!("virsh --connect '{}' {arguments}", self.text)
+    }
+
+    /// `on HOST: `, or nothing for this host.
+    pub fn there(&self) -> String {
+        self.destination.as_ref().map_or(String::new(), |host| format!("on {host}: "))
+    }
+}
+
+impl fmt::Display for ConnectUri {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl FromStr for ConnectUri {
+    type Err = Usage;
+
+    fn from_str(text: &str) -> Result<Self, Usage> {
+        let no = |why: &str| {
+            Usage(format!(
+                "{why}; libvirt's URIs look like qemu:///system, qemu:///session, qemu+ssh://HOST/system"
+            ))
+        };
+        // A quote would end the one around it in a command to be pasted.
+        if text.contains(|c: char| c.is_whitespace() || c.is_control() || matches!(c, '\'' | '#')) {
+            return Err(no("a URI has no space, quote, control character or fragment"));
+        }
+        percent_decoded(text).ok_or_else(|| no("a % stands before two hexadecimal digits"))?;
+        let (scheme, rest) = text.split_once("://").ok_or_else(|| no("this is not SCHEME://…"))?;
+        let (driver, named) =
+            scheme.split_once('+').map_or((scheme, None), |(driver, rest)| (driver, Some(rest)));
+        let mock = match driver {
+            "qemu" => false,
+            "test" => true,
+            _ => return Err(no(&format!("{driver:?} is not a driver of QEMU guests"))),
+        };
+        let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
+        let (authority, path) = rest.split_once('/').ok_or_else(|| no("there is no path after the host"))?;
+        let host =
+            host_of(authority).ok_or_else(|| no(&format!("{authority:?} is no [USER@]HOST[:PORT]")))?;
+        let transport = named.unwrap_or(if authority.is_empty() { "unix" } else { "tls" });
+        if !TRANSPORTS.contains(&transport) {
+            return Err(no(&format!("{transport:?} is none of the transports {}", TRANSPORTS.join(", "))));
+        }
+        match (TO_A_HOST.contains(&transport), host.is_some()) {
+            (true, false) => return Err(no(&format!("the transport {transport} needs a host"))),
+            (false, true) => return Err(no(&format!("the transport {transport} takes no host"))),
+            _ => {}
+        }
+        match path {
+            "embed" => {
+                return Err(Usage(
+                    "the embedded driver belongs to cargo xtask itself: use --rehearse".into(),
+                ));
+            }
+            "system" | "session" => {}
+            _ if mock && !path.is_empty() => {}
+            _ => return Err(no(&format!("QEMU's driver has /system and /session, not {path:?}"))),
+        }
+        Ok(Self {
+            text: text.to_owned(),
+            transport: transport.to_owned(),
+            destination: host,
+            session: path == "session",
+            mock,
+            socket: parameter(query, "socket").map_err(|()| no("the part after ? is NAME=VALUE&…"))?,
+        })
+    }
+}
+
+/// The host with its user, without the port; the outer `None` where it is neither that nor nothing.
+fn host_of(authority: &str) -> Option<Option<String>> {
+    if authority.is_empty() {
+        return Some(None);
+    }
+    let (user, place) =
+        authority.rsplit_once('@').map_or((None, authority), |(user, rest)| (Some(user), rest));
+    let (host, port) = match place.strip_prefix('[').and_then(|inner| inner.split_once(']')) {
+        Some((address, port)) => (address, port.strip_prefix(':').or(port.is_empty().then_some("0"))?),
+        None => place.split_once(':').unwrap_or((place, "0")),
+    };
+    // libvirt takes no password from here, and a word that begins with a dash would be an option of ssh's.
+    let plain = |word: &str| !word.is_empty() && !word.starts_with('-');
+    let sound = plain(host)
+        && user.is_none_or(|user| plain(user) && !user.contains(':'))
+        && port.parse::<u16>().is_ok();
+    sound.then(|| Some(user.map_or(host.to_owned(), |user| format!("{user}@{host}"))))
+}
+
+fn parameter(query: &str, name: &str) -> Result<Option<String>, ()> {
+    let mut found = None;
+    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+        let (key, value) = pair.split_once('=').ok_or(())?;
+        if key == name {
+            found = percent_decoded(value);
+        }
+    }
+    Ok(found)
+}
+
+fn percent_decoded(text: &str) -> Option<String> {
+    let mut bytes = Vec::new();
+    let mut rest = text.bytes();
+    while let Some(byte) = rest.next() {
+        if byte == b'%' {
+            let digits = [rest.next()?, rest.next()?];
+            let digits = str::from_utf8(&digits).ok().filter(|digits| !digits.starts_with('+'))?;
+            bytes.push(u8::from_str_radix(digits, 16).ok()?);
+        } else {
+            bytes.push(byte);
+        }
+    }
+    String::from_utf8(bytes).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_uri_says_how_and_where() {
+        for (text, transport, destination, session) in [
+            ("qemu:///system", "unix", None, false),
+            ("qemu:///session", "unix", None, true),
+            ("qemu+unix:///system?socket=/a%20b/s", "unix", None, false),
+            ("qemu+ssh://host/system", "ssh", Some("host"), false),
+            ("qemu+ssh://me@host:2222/session", "ssh", Some("me@host"), true),
+            ("qemu+ssh://me@[fe80::1]:22/system", "ssh", Some("me@fe80::1"), false),
+            ("qemu://host/system", "tls", Some("host"), false),
+            ("qemu+tcp://127.0.0.1:16509/system", "tcp", Some("127.0.0.1"), false),
+            ("test:///default", "unix", None, false),
+        ] {
+            let uri: ConnectUri = text.parse().unwrap_or_else(|error| panic!("{text}: {error}"));
+            assert_eq!(
+                (uri.transport.as_str(), uri.destination.as_deref()),
+                (transport, destination),
+                "{text}"
+            );
+            assert_eq!((uri.session, uri.mock), (session, text.starts_with("test")), "{text}");
+            assert_eq!(uri.to_string(), text);
+        }
+        let uri: ConnectUri = "qemu+unix:///system?x=1&socket=/a%20b/s".parse().unwrap();
+        assert_eq!(uri.socket.as_deref(), Some("/a b/s"));
+    }
+
+    #[test]
+    fn what_cannot_be_a_libvirt_is_refused_with_its_reason() {
+        for (text, reason) in [
+            ("", "SCHEME"),
+            ("default", "SCHEME"),
+            ("qemu:/system", "SCHEME"),
+            ("qemu://", "no path"),
+            ("qemu+ssh://host", "no path"),
+            ("qemu:///", "/system and /session"),
+            ("qemu:///nonsense", "nonsense"),
+            ("qemu:///embed?root=/x", "--rehearse"),
+            ("xen:///system", "not a driver of QEMU"),
+            ("http://host/system", "not a driver of QEMU"),
+            ("qemu+pigeon://host/system", "pigeon"),
+            ("qemu+ssh:///system", "needs a host"),
+            ("qemu+unix://host/system", "takes no host"),
+            ("qemu+ssh://host:99999/system", "HOST"),
+            ("qemu+ssh://me:secret@host/system", "HOST"),
+            ("qemu+ssh://-oProxyCommand=x/system", "HOST"),
+            ("qemu+ssh://[::1/system", "HOST"),
+            ("qemu:///system?socket", "NAME=VALUE"),
+            ("qemu:///system?socket=%zz", "hexadecimal"),
+            ("qemu:///sys tem", "space"),
+            ("qemu:///system?socket=/a'b", "quote"),
+        ] {
+            let error = text.parse::<ConnectUri>().unwrap_err().to_string();
+            assert!(error.contains(reason), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn ssh_is_told_to_ask_nobody() {
+        for (text, given) in [
+            ("qemu+ssh://host/system", "qemu+ssh://host/system?no_tty=1"),
+            ("qemu+ssh://host/system?keyfile=/k", "qemu+ssh://host/system?keyfile=/k&no_tty=1"),
+            ("qemu+ssh://host/system?no_tty=0", "qemu+ssh://host/system?no_tty=0"),
+            ("qemu:///system", "qemu:///system"),
+        ] {
+            assert_eq!(text.parse::<ConnectUri>().unwrap().for_libvirt(), given);
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! What builds the agent for the device, and `xtask-vm` for this host.
+
+use super::finding::{Finding, Remedy};
+use crate::arch::VmArchitecture;
+use crate::build::linker::Unfit;
+use crate::host::facts::Facts;
+use crate::host::packages::Need;
+use crate::host::tools::release;
+
+pub(super) fn evaluate(facts: &Facts, findings: &mut Vec<Finding>) {
+    let (arch, host) = (facts.arch, &facts.host);
+    if !host.pkg_config {
+        let remedy = Remedy::Install(Need::PkgConfig, arch);
+        findings.push(Finding::blocks("pkg-config", "pkg-config is missing", "not on PATH", remedy));
+    }
+    // Without pkg-config nobody can be asked, and the file is looked for.
+    if let Err(error) = &host.libvirt
+        && (host.pkg_config || !host.libvirt_header)
+    {
+        let remedy = Remedy::Install(Need::LibvirtHeaders, arch);
+        findings.push(Finding::blocks("libvirt-headers", "libvirt's headers are missing", error, remedy));
+    }
+    check_rust(facts, findings);
+    findings.extend(facts.linker.as_ref().err().map(|unfit| linker(facts, unfit)));
+    if facts.linker.is_ok() && !facts.static_libc {
+        findings.push(static_libc(facts.arch));
+    }
+    findings.extend(libc(facts));
+}
+
+fn check_rust(facts: &Facts, findings: &mut Vec<Finding>) {
+    let triple = facts.arch.profile().triple;
+    match &facts.rust_target {
+        Ok(true) => {}
+        Ok(false) => findings.push(Finding::blocks(
+            "rust-target",
+            format!("Rust's standard library for {triple} is missing"),
+            "rustc --print target-libdir names a directory without it",
+            Remedy::Run(["rustup", "target", "add", triple].map(str::to_owned).to_vec()),
+        )),
+        Err(error) => {
+            let remedy = Remedy::manual("install Rust by rustup");
+            findings.push(Finding::blocks("rust", "rustc does not answer", error, remedy));
+        }
+    }
+}
+
+fn linker(facts: &Facts, unfit: &Unfit) -> Finding {
+    let (arch, profile) = (facts.arch, facts.arch.profile());
+    let triple = profile.triple;
+    let evidence = unfit.to_string();
+    match unfit {
+        Unfit::Missing(_) => {
+            let remedy = Remedy::Install(Need::CrossLinker, arch);
+            Finding::blocks("linker", format!("the linker for {triple} does not run"), evidence, remedy)
+        }
+        Unfit::Foreign(_) => Finding::blocks(
+            "linker-foreign",
+            format!("the linker for {triple} links executables for another architecture"),
+            evidence,
+            Remedy::manual(format!(
+                "set target.{triple}.linker in .cargo/config.toml to {}",
+                profile.gnu_compiler
+            )),
+        ),
+        Unfit::Configuration(_) => Finding::blocks(
+            "linker-configuration",
+            format!("cannot read the cargo configuration that sets the linker for {triple}"),
+            evidence,
+            Remedy::manual("correct the syntax of that file"),
+        ),
+    }
+}
+
+/// The smoke's workload is a static executable, alone in its image.
+fn static_libc(arch: VmArchitecture) -> Finding {
+    let own = VmArchitecture::of_host() == Some(arch);
+    let need = if own { Need::StaticLibc } else { Need::CrossLinker };
+    Finding::blocks(
+        "static-libc",
+        format!("the static C library for {arch} is missing, which the smoke's workload is linked with"),
+        "the linker's -print-file-name=libc.a finds none",
+        Remedy::Install(need, arch),
+    )
+}
+
+/// Linked against a newer glibc than the image's, an executable may need symbols that the image has not.
+fn libc(facts: &Facts) -> Option<Finding> {
+    let (path, version) = facts.libc.as_ref()?;
+    let image = facts.guest.glibc.as_ref()?;
+    if release(version) <= release(image) {
+        return None;
+    }
+    let name = facts
+        .guest
+        .fallback
+        .as_ref()
+        .map_or(facts.guest.image.clone(), |fallback| format!("{} or {fallback}", facts.guest.image));
+    Some(Finding::degrades(
+        "libc-newer",
+        format!(
+            "the agent is linked against glibc {version}, but {name} has {image}: it may not start there"
+        ),
+        path.display().to_string(),
+        Remedy::manual(
+            "link against an older C library (a sysroot of the image's own suite), or use a newer image",
+        ),
+    ))
+}

@@ -1,0 +1,104 @@
+//! The programs of a run; and what an image is built with, where the image that was chosen is built.
+
+use super::finding::{CI_PROGRAM, Finding, Remedy};
+use crate::host::facts::Built;
+use crate::host::facts::Facts;
+use crate::host::local::{DEBIAN_KEYRING, When};
+use crate::host::packages::Need;
+
+pub(super) fn evaluate(facts: &Facts, findings: &mut Vec<Finding>) {
+    let host = &facts.host;
+    let missing = |needed: fn(When, bool) -> bool| {
+        host.missing_programs.iter().filter(move |(_, _, when)| needed(*when, host.root))
+    };
+    let block = |(program, need, _): &(&str, Need, When)| {
+        let (sentence, evidence) =
+            (format!("{program} is missing"), "not on PATH nor in the system directories");
+        Finding::blocks("program", sentence, evidence, Remedy::Install(*need, facts.arch))
+    };
+    findings.extend(missing(|when, _| when == When::Always).map(block));
+    if facts.for_ci {
+        // No guest has a part in this.
+        findings.extend(missing(|when, _| when == When::Testing).map(|(program, need, _)| {
+            let sentence = format!("{program}, which the test suite starts, is missing");
+            Finding::blocks(CI_PROGRAM, sentence, "not on PATH", Remedy::Install(*need, facts.arch))
+        }));
+    }
+    let to_build = |when: When, root: bool| when == When::Building || when == When::BuildingAsUser && !root;
+    match facts.guest.built {
+        Built::No => {}
+        Built::Chosen => {
+            findings.extend(missing(to_build).map(block));
+            check_build(facts, findings);
+        }
+        Built::Fallback => {
+            // Where the distribution has no package of it, the image that was chosen can still be run.
+            let has_no_package = |(_, need, _): &&(&str, Need, When)| {
+                host.package_manager.is_none_or(|manager| manager.packages(*need, facts.arch).is_empty())
+            };
+            if let Some((program, ..)) = missing(to_build).find(has_no_package) {
+                findings.push(no_fallback(facts, program));
+            } else {
+                findings.extend(missing(to_build).map(block));
+                check_build(facts, findings);
+            }
+        }
+    }
+}
+
+fn no_fallback(facts: &Facts, program: &str) -> Finding {
+    let image = &facts.guest.image;
+    let fallback = facts.guest.fallback.as_deref().unwrap_or("any other");
+    Finding::degrades(
+        "no-stand-in",
+        format!(
+            "the fallback image {fallback} cannot be built; it is needed only if the host of {image} cannot be reached"
+        ),
+        format!("{program} is missing, and no package of this distribution is known to provide it"),
+        Remedy::manual("if that host is reachable, no action is needed; pass --strict-image to fail instead"),
+    )
+}
+
+/// What a build needs beside programs.
+fn check_build(facts: &Facts, findings: &mut Vec<Finding>) {
+    let host = &facts.host;
+    if !host.debian_keyring {
+        let remedy = Remedy::Install(Need::Keyring, facts.arch);
+        let sentence = "the keys of Debian's archive are missing";
+        findings.push(Finding::blocks("keyring", sentence, DEBIAN_KEYRING, remedy));
+    }
+    if let Some(error) = &host.no_user_namespace {
+        // An image that only stands in for another is no reason not to run the other.
+        let how = if facts.guest.built == Built::Chosen { Finding::blocks } else { Finding::degrades };
+        findings.push(how(
+            "user-namespace",
+            "an ordinary user cannot build an image here",
+            error,
+            Remedy::manual(
+                "assign the user subordinate ids (usermod --add-subuids 100000-165535 --add-subgids 100000-165535 USER); on \
+                 Ubuntu 24.04 also: sysctl -w kernel.apparmor_restrict_unprivileged_userns=0; or run as root; or choose an \
+                 image that is downloaded",
+            ),
+        ));
+    }
+    if !facts.runs_guest_programs {
+        findings.push(guest_programs(facts));
+    }
+}
+
+fn guest_programs(facts: &Facts) -> Finding {
+    let (arch, host) = (facts.arch, &facts.host);
+    let handler = format!("qemu-{}", arch.profile().machine);
+    let why = format!("/proc/sys/fs/binfmt_misc/{handler} is missing or disabled");
+    let sentence = format!("this kernel does not run {arch} programs, which building an image needs");
+    match &facts.registers_handler {
+        Some(register) if facts.user_emulator => {
+            // Where there is no systemd to do it, installing the package registers nothing.
+            let mount = "mount -t binfmt_misc binfmt_misc /proc/sys/fs/binfmt_misc".split(' ');
+            let mount = (!host.binfmt_mounted).then(|| mount.map(str::to_owned).collect());
+            let commands = mount.into_iter().chain([register.clone()]).collect();
+            Finding::blocks("binfmt", sentence, why, Remedy::RunAsRoot(commands))
+        }
+        _ => Finding::blocks("user-emulation", sentence, why, Remedy::Install(Need::UserEmulation, arch)),
+    }
+}

@@ -1,0 +1,263 @@
+//! Each lack found under its own id, on a machine that lacks nothing else.
+
+use super::*;
+use crate::arch::VmArchitecture;
+use crate::build::linker::{Linker, Unfit};
+use crate::cache::Unusable;
+use crate::host::edk2::Edk2;
+use crate::host::facts::{Built, Guest};
+use crate::host::firmware::{AarchFirmware, Rejected, Why};
+use crate::host::kvm::Kvm;
+use crate::host::local::{LocalHost, When};
+use crate::host::packages::Need;
+use crate::host::packages::PackageManager;
+use crate::host::qemu::Emulator;
+use crate::os_release::OsRelease;
+
+const GIB: u64 = 1 << 30;
+
+/// A machine that lacks nothing, for aarch64 guests.
+pub(crate) fn sound() -> Facts {
+    Facts {
+        arch: VmArchitecture::Aarch64,
+        host: sound_host(),
+        emulator: Some(Ok(emulator("10.0.2"))),
+        other_emulators: Vec::new(),
+        firmware: Ok(AarchFirmware { code: "/c".into(), vars_template: "/v".into() }),
+        edk2: Some(Edk2::new(2025, 2)),
+        rust_target: Ok(true),
+        linker: Ok(Linker { program: "cc".into(), origin: "test".into() }),
+        libc: Some(("/l".into(), "2.36".into())),
+        static_libc: true,
+        kvm: Kvm::Opens,
+        runs_guest_programs: true,
+        user_emulator: true,
+        registers_handler: Some(
+            ["/usr/sbin/update-binfmts", "--enable", "qemu-aarch64"].map(str::to_owned).to_vec(),
+        ),
+        guest: Guest {
+            image: "ubuntu-24.04".into(),
+            fallback: Some("debian-12".into()),
+            glibc: Some("2.36".into()),
+            built: Built::Fallback,
+            memory_mib: 2048,
+            cpu: None,
+        },
+        for_ci: false,
+    }
+}
+
+fn emulator(version: &str) -> Emulator {
+    let names = |names: &[&str]| names.iter().map(ToString::to_string).collect();
+    Emulator {
+        path: "/usr/bin/qemu-system-aarch64".into(),
+        version: version.into(),
+        cpu_models: names(&["cortex-a76", "max"]),
+        max_properties: names(&["pauth", "sve"]),
+    }
+}
+
+fn sound_host() -> LocalHost {
+    LocalHost {
+        os: OsRelease {
+            name: "Debian GNU/Linux 12 (bookworm)".into(),
+            id: "debian".into(),
+            version_id: "12".into(),
+        },
+        kernel: "6.1".into(),
+        cpus: 2,
+        root: true,
+        escalation: None,
+        container: None,
+        systemd: true,
+        package_manager: Some(PackageManager::Apt),
+        missing_programs: Vec::new(),
+        nats_server: Some(Ok("2.9.10".into())),
+        pkg_config: true,
+        libvirt: Ok("9.0.0".into()),
+        libvirt_header: true,
+        libvirt_driver: Some("/usr/lib/d.so".into()),
+        libvirt_iohelper: true,
+        missing_libvirt_user: None,
+        cache: Ok("/c".into()),
+        cache_access: Ok(()),
+        free_disk: Some(80 * GIB),
+        free_memory: Some(8 * GIB),
+        no_user_namespace: None,
+        binfmt_mounted: true,
+        debian_keyring: true,
+        now: 1_800_000_000,
+        built: 1_799_000_000,
+        dead_runs: Vec::new(),
+    }
+}
+
+type Change = fn(&mut Facts);
+
+fn evaluated(change: impl FnOnce(&mut Facts)) -> Vec<Finding> {
+    let mut facts = sound();
+    change(&mut facts);
+    evaluate(&facts)
+}
+
+fn ids(change: impl FnOnce(&mut Facts)) -> Vec<&'static str> {
+    evaluated(change).iter().map(|finding| finding.id).collect()
+}
+
+fn reject(facts: &mut Facts, whys: Vec<Why>) {
+    facts.firmware = Err(whys.into_iter().map(|why| Rejected { path: "/f".into(), why }).collect());
+}
+
+#[test]
+fn a_sound_machine_has_no_findings() {
+    assert_eq!(evaluated(|_| {}), []);
+}
+
+const VIRTUALISATION: &[(&str, Change)] = &[
+    ("emulator", |f| f.emulator = None),
+    ("emulator-arch", |f| (f.emulator, f.other_emulators) = (None, vec!["qemu-system-x86_64".into()])),
+    ("emulator-broken", |f| f.emulator = Some(Err(("/q".into(), "signal 11".into())))),
+    ("emulator-old", |f| f.emulator = Some(Ok(emulator("7.2.22")))),
+    ("emulator-old", |f| f.emulator = Some(Ok(emulator("9.0.2")))),
+    ("emulator-cpu", |f| f.emulator.as_mut().unwrap().as_mut().unwrap().max_properties = vec!["sve".into()]),
+    ("firmware", |f| reject(f, vec![Why::Absent])),
+    ("firmware-size", |f| reject(f, vec![Why::Absent, Why::Size(1, Some(2)), Why::Enrolled])),
+    ("firmware-descriptor", |f| reject(f, vec![Why::Enrolled, Why::Dangling("/x".into()), Why::Absent])),
+    ("firmware-enrolled", |f| reject(f, vec![Why::Absent, Why::Enrolled])),
+    ("firmware-unreadable", |f| reject(f, vec![Why::Unreadable("EACCES".into()), Why::Absent])),
+    ("firmware", |f| reject(f, vec![Why::Malformed("{".into())])),
+    ("libvirt-driver", |f| f.host.libvirt_driver = None),
+    ("libvirt-iohelper", |f| f.host.libvirt_iohelper = false),
+    ("libvirt-user", |f| f.host.missing_libvirt_user = Some("libvirt-qemu")),
+    ("kvm-nested", |f| f.kvm = Kvm::Nested),
+    ("kvm-foreign", |f| f.kvm = Kvm::Foreign("x".into())),
+    ("kvm-software", |f| f.kvm = Kvm::Software("x".into())),
+    ("kvm-failed", |f| f.kvm = Kvm::Failed("x".into())),
+    ("kvm-absent", |f| f.kvm = Kvm::Absent("x".into())),
+    ("kvm-denied", |f| f.kvm = Kvm::Denied("x".into())),
+    ("nats-server-old", |f| f.host.nats_server = Some(Ok("2.8.4".into()))),
+    ("nats-server-broken", |f| f.host.nats_server = Some(Err("x".into()))),
+];
+
+const BUILDING: &[(&str, Change)] = &[
+    ("libvirt-headers", |f| f.host.libvirt = Err("none".into())),
+    ("pkg-config", |f| f.host.pkg_config = false),
+    ("pkg-config", |f| (f.host.pkg_config, f.host.libvirt) = (false, Err("nobody to ask".into()))),
+    ("rust-target", |f| f.rust_target = Ok(false)),
+    ("rust", |f| f.rust_target = Err("no rustc".into())),
+    ("linker", |f| f.linker = Err(Unfit::Missing("x".into()))),
+    ("linker-foreign", |f| f.linker = Err(Unfit::Foreign("x".into()))),
+    ("linker-configuration", |f| f.linker = Err(Unfit::Configuration("x".into()))),
+    ("static-libc", |f| f.static_libc = false),
+    ("libc-newer", |f| f.libc = Some(("/l".into(), "2.41".into()))),
+    ("program", |f| f.host.missing_programs = vec![("mcopy", Need::Mtools, When::Always)]),
+    ("program", |f| f.host.missing_programs = vec![("sfdisk", Need::Sfdisk, When::Building)]),
+    ("no-stand-in", |f| {
+        f.host.package_manager = Some(PackageManager::Zypper);
+        f.host.missing_programs = vec![("mmdebstrap", Need::Mmdebstrap, When::Building)];
+    }),
+    ("program", |f| {
+        f.host.package_manager = Some(PackageManager::Zypper);
+        f.host.missing_programs = vec![("mmdebstrap", Need::Mmdebstrap, When::Building)];
+        f.guest.built = Built::Chosen;
+    }),
+    ("keyring", |f| f.host.debian_keyring = false),
+    ("user-namespace", |f| {
+        f.host.no_user_namespace = Some("EPERM".into());
+        f.guest.built = Built::Chosen;
+    }),
+    ("user-namespace", |f| f.host.no_user_namespace = Some("EPERM".into())),
+    ("binfmt", |f| f.runs_guest_programs = false),
+    ("user-emulation", |f| (f.runs_guest_programs, f.user_emulator) = (false, false)),
+];
+
+const ROOM: &[(&str, Change)] = &[
+    ("cache", |f| f.host.cache = Err(Unusable::Nowhere)),
+    ("cache", |f| f.host.cache = Err(Unusable::Relative("x".into()))),
+    ("cache-path", |f| f.host.cache = Err(Unusable::TooLong("/x".into(), 120))),
+    ("cache-access", |f| f.host.cache_access = Err("EACCES".into())),
+    ("disk", |f| f.host.free_disk = Some(3 * GIB)),
+    ("memory", |f| f.host.free_memory = Some(GIB)),
+    ("memory", |f| f.guest.memory_mib = 8192),
+    ("clock", |f| f.host.now = 1_700_000_000),
+    ("stale-run", |f| f.host.dead_runs = vec!["1123-090000-abcd".into()]),
+];
+
+#[test]
+fn each_lack_is_found_under_its_own_id() {
+    for (id, change) in VIRTUALISATION.iter().chain(BUILDING).chain(ROOM) {
+        assert_eq!(ids(*change), [*id]);
+    }
+}
+
+#[test]
+fn firmware_that_does_not_go_with_the_emulator_is_told_where_it_matters() {
+    let found = |edk2, kvm: Kvm, cpu: Option<&str>| {
+        let found = evaluated(|f| {
+            (f.edk2, f.kvm, f.guest.cpu) = (Some(edk2), kvm, cpu.map(str::to_owned));
+        });
+        found.iter().any(|finding| finding.id == "firmware-known-bad")
+    };
+    let emulated = || Kvm::Foreign("x".into());
+    let bad = Edk2::new(2025, 11);
+    assert!(found(bad, emulated(), None) && found(Edk2::new(2022, 11), emulated(), Some("max")));
+    assert!(!found(bad, Kvm::Opens, None) && !found(bad, emulated(), Some("pi5")));
+    assert!(!found(Edk2::new(2025, 2), emulated(), None));
+}
+
+#[test]
+fn whatever_blocks_or_degrades_has_a_remedy_and_evidence() {
+    for (id, change) in VIRTUALISATION.iter().chain(BUILDING).chain(ROOM) {
+        for finding in evaluated(*change) {
+            assert!(!finding.evidence.is_empty() && !finding.sentence.is_empty(), "{finding:?}");
+            // A rolling distribution has the newest QEMU already.
+            let described = finding.remedy.is_some() || finding.severity == Severity::Informs;
+            assert!(described, "{id}: {finding:?}");
+        }
+    }
+}
+
+#[test]
+fn what_only_a_build_needs_is_not_asked_of_a_downloaded_image() {
+    let downloaded = |change: Change| {
+        ids(|facts| {
+            change(facts);
+            facts.guest.built = Built::No;
+        })
+    };
+    for (id, change) in BUILDING.iter().filter(|(id, _)| ["keyring", "user-namespace", "binfmt"].contains(id))
+    {
+        assert_eq!(downloaded(*change), Vec::<&str>::new(), "{id}");
+    }
+    assert_eq!(
+        downloaded(|f| f.host.missing_programs = vec![("sfdisk", Need::Sfdisk, When::Building)]),
+        [] as [&str; 0]
+    );
+    assert_eq!(downloaded(|f| f.host.missing_programs = vec![("ssh", Need::Ssh, When::Always)]), ["program"]);
+    assert_eq!(downloaded(|f| f.host.free_disk = Some(3 * GIB)), [] as [&str; 0]);
+    let as_user = |root| {
+        ids(|f| {
+            f.host.root = root;
+            f.host.missing_programs = vec![("newuidmap", Need::Uidmap, When::BuildingAsUser)];
+        })
+    };
+    assert_eq!((as_user(true), as_user(false)), (vec![], vec!["program"]));
+}
+
+#[test]
+fn what_the_test_suite_lacks_is_installed_by_name() {
+    let lacking = |for_ci| {
+        let mut facts = sound();
+        facts.for_ci = for_ci;
+        facts.host.missing_programs = vec![("libvirtd", Need::LibvirtDaemon, When::Testing)];
+        crate::preflight::Preflight::evaluate(vec![facts])
+    };
+    assert_eq!(lacking(false).findings, []);
+    let preflight = lacking(true);
+    let found: Vec<_> = preflight.findings.iter().map(|finding| (finding.id, finding.severity)).collect();
+    assert_eq!(found, [(CI_PROGRAM, Severity::Blocks)]);
+    let commands = crate::preflight::fix::plan(&preflight);
+    assert_eq!(commands[1].join(" "), "apt-get install --yes --no-install-recommends libvirt-daemon");
+    let error = preflight.verdict().unwrap_err();
+    assert_eq!(crate::error::hint(&error), Some("cargo xtask ci --fix"));
+}

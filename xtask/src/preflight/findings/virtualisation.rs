@@ -1,0 +1,233 @@
+//! QEMU, its firmware, libvirt, KVM, and the programs of a run.
+
+use super::finding::{Finding, Remedy};
+use crate::host::edk2::{Edk2, known_bad};
+use crate::host::facts::Facts;
+use crate::host::firmware::{Rejected, Why};
+use crate::host::kvm::Kvm;
+use crate::host::local::LIBVIRT_IOHELPERS;
+use crate::host::packages::{Need, PackageManager};
+use crate::host::qemu::Emulator;
+use crate::host::tools::release;
+use crate::os_release::OsRelease;
+
+/// From here on emulation is some 8 % faster.
+const FASTER_QEMU: (u32, u32) = (9, 1);
+/// JetStream's key-value buckets as the agent uses them; older ones were not tried.
+const OLDEST_NATS: (u32, u32) = (2, 9);
+
+pub(super) fn evaluate(facts: &Facts, findings: &mut Vec<Finding>) {
+    check_emulator(facts, findings);
+    match &facts.firmware {
+        Err(rejected) => findings.push(no_firmware(facts, rejected)),
+        Ok(_) => findings.extend(firmware_with_emulator(facts)),
+    }
+    check_libvirt(facts, findings);
+    findings.extend(kvm(facts));
+    check_nats(facts, findings);
+}
+
+fn check_emulator(facts: &Facts, findings: &mut Vec<Finding>) {
+    let (arch, program) = (facts.arch, facts.arch.profile().emulator);
+    let install = Remedy::Install(Need::Emulator, arch);
+    match &facts.emulator {
+        None if facts.other_emulators.is_empty() => {
+            findings.push(Finding::blocks(
+                "emulator",
+                format!("{program} is missing"),
+                "not on PATH",
+                install,
+            ));
+        }
+        None => findings.push(Finding::blocks(
+            "emulator-arch",
+            format!("QEMU is installed without {program}"),
+            format!("found {}", facts.other_emulators.join(", ")),
+            install,
+        )),
+        Some(Err((path, error))) => findings.push(Finding::blocks(
+            "emulator-broken",
+            format!("{program} does not run"),
+            error,
+            Remedy::manual(format!("reinstall the package that provides {}", path.display())),
+        )),
+        Some(Ok(emulator)) => {
+            let (version, path) = (&emulator.version, emulator.path.display().to_string());
+            if emulator.release() < FASTER_QEMU {
+                let sentence = format!("QEMU {version} works; 9.1 or newer emulates some 8 % faster");
+                let finding =
+                    Finding::degrades("emulator-old", sentence, path, Remedy::manual(String::new()));
+                findings.push(Finding { remedy: newer_qemu(&facts.host.os).map(Remedy::manual), ..finding });
+            }
+            findings.extend(untuned(facts, emulator));
+        }
+    }
+}
+
+/// Where a newer QEMU is one package source away. Package sources are a person's to change.
+fn newer_qemu(os: &OsRelease) -> Option<&'static str> {
+    match (os.id.as_str(), os.version_id.as_str()) {
+        ("debian", "12") => Some(
+            "bookworm-backports has QEMU 10: add that suite to apt's sources, then apt-get install -t bookworm-backports \
+             qemu-system-arm qemu-system-x86 qemu-utils",
+        ),
+        ("ubuntu", "24.04") => Some(
+            "Ubuntu's Cloud Archive has a newer QEMU for 24.04: add-apt-repository cloud-archive:flamingo, then apt-get \
+             install qemu-system-arm qemu-system-x86 qemu-utils",
+        ),
+        _ => None,
+    }
+}
+
+/// An emulated `max` without these switches computes pointer authentication, which doubles a boot's time, and SVE.
+fn untuned(facts: &Facts, emulator: &Emulator) -> Option<Finding> {
+    let tuned = &facts.arch.profile().tcg_cpu;
+    let wanted = tuned.globals.iter().filter_map(|global| global.split(['.', '=']).nth(1));
+    let wanted = wanted.chain(tuned.disabled_features.iter().copied());
+    let missing: Vec<_> =
+        wanted.filter(|wanted| !emulator.max_properties.iter().any(|known| known == wanted)).collect();
+    if missing.is_empty() {
+        return None;
+    }
+    let sentence = format!(
+        "this QEMU's max CPU has no property {}; emulation is slow without it",
+        missing.join(" and no property ")
+    );
+    let evidence = format!("QEMU {}, query-cpu-model-expansion", emulator.version);
+    Some(Finding::degrades("emulator-cpu", sentence, evidence, Remedy::manual("install QEMU 6.0 or newer")))
+}
+
+/// The reason that a person can do most about comes first: a file of the wrong size before a descriptor's missing one,
+/// that before firmware for signed systems alone.
+fn no_firmware(facts: &Facts, rejected: &[Rejected]) -> Finding {
+    let arch = facts.arch;
+    let worst = rejected.iter().min_by_key(|rejected| &rejected.why).map(|rejected| &rejected.why);
+    let (id, what) = match worst {
+        Some(Why::Size(..)) => ("firmware-size", "has the wrong size"),
+        Some(Why::Dangling(_)) => ("firmware-descriptor", "is described by a descriptor, but missing"),
+        Some(Why::Unreadable(_)) => ("firmware-unreadable", "cannot be read"),
+        Some(Why::Enrolled) => {
+            ("firmware-enrolled", "is installed only in the variant that requires signed boot loaders")
+        }
+        Some(Why::Malformed(_) | Why::Absent) | None => ("firmware", "is missing"),
+    };
+    let described: Vec<_> = rejected.iter().map(ToString::to_string).collect();
+    let sentence = format!("UEFI firmware for {arch} {what}");
+    // Where its package is here and a file of it is not as it should be, installing changes nothing.
+    let remedy = match worst {
+        Some(Why::Size(..) | Why::Dangling(_) | Why::Unreadable(_)) => reinstall(facts, Need::Firmware),
+        _ => Remedy::Install(Need::Firmware, arch),
+    };
+    Finding::blocks(id, sentence, described.join("; "), remedy)
+}
+
+/// For what is here and broken.
+fn reinstall(facts: &Facts, need: Need) -> Remedy {
+    let packages = facts.host.package_manager.map_or(&[][..], |manager| manager.packages(need, facts.arch));
+    Remedy::manual(match (facts.host.package_manager, packages) {
+        (Some(PackageManager::Apt), [package, ..]) => {
+            format!("reinstall it: apt-get install --reinstall {package}")
+        }
+        (Some(_), [package, ..]) => format!("remove the package {package} and install it again"),
+        _ => "install its package again".to_owned(),
+    })
+}
+
+/// Firmware and emulator each work, and not with each other.
+fn firmware_with_emulator(facts: &Facts) -> Option<Finding> {
+    // Another CPU model has no part in it, and neither has KVM.
+    if facts.kvm.against().is_none() || facts.guest.cpu.as_deref().is_some_and(|cpu| cpu != "max") {
+        return None;
+    }
+    let emulator = facts.working_emulator()?;
+    let machine = facts.arch.profile().machine;
+    let bad = known_bad(machine, emulator.release(), facts.edk2, "max")?;
+    let path = facts.firmware.as_ref().map(|pair| pair.code.display().to_string()).unwrap_or_default();
+    let edk2 = facts.edk2.as_ref().map(Edk2::to_string).unwrap_or_default();
+    let sentence = match bad.global {
+        Some(global) => {
+            format!("edk2 {edk2} with QEMU's max CPU {}; guests are started with {global}", bad.what)
+        }
+        None => format!("edk2 {edk2} with QEMU {} and its max CPU {}", emulator.version, bad.what),
+    };
+    let remedy = "install a newer firmware package, or use --cpu cortex-a76";
+    Some(Finding::degrades("firmware-known-bad", sentence, path, Remedy::manual(remedy)))
+}
+
+fn check_libvirt(facts: &Facts, findings: &mut Vec<Finding>) {
+    if facts.host.libvirt_driver.is_none() {
+        findings.push(Finding::blocks(
+            "libvirt-driver",
+            "libvirt's QEMU driver is missing",
+            "no libvirt_driver_qemu.so in libvirt's connection-driver directory",
+            Remedy::Install(Need::LibvirtDriver, facts.arch),
+        ));
+    }
+    if !facts.host.libvirt_iohelper {
+        findings.push(Finding::blocks(
+            "libvirt-iohelper",
+            "libvirt's libvirt_iohelper is missing, which saves a machine's memory",
+            format!("none of {}", LIBVIRT_IOHELPERS.join(", ")),
+            Remedy::Install(Need::LibvirtIohelper, facts.arch),
+        ));
+    }
+    if let Some(user) = facts.host.missing_libvirt_user {
+        let command = format!(
+            "useradd --system --user-group --home-dir /var/lib/libvirt --no-create-home --shell /usr/sbin/nologin {user}"
+        );
+        findings.push(Finding::blocks(
+            "libvirt-user",
+            format!("the account {user} is missing, and libvirt does not start as root without it"),
+            format!("getent passwd {user}"),
+            Remedy::RunAsRoot(vec![command.split(' ').map(str::to_owned).collect()]),
+        ));
+    }
+}
+
+fn kvm(facts: &Facts) -> Option<Finding> {
+    let arch = facts.arch;
+    let emulated = |id, why: &str| Finding::informs(id, format!("{arch} guests are emulated"), why);
+    Some(match &facts.kvm {
+        Kvm::Opens => return None,
+        Kvm::Nested => Finding::informs(
+            "kvm-nested",
+            "this host is itself a virtual machine: if its KVM does not run the guest's kernel, the run continues emulated",
+            "the hypervisor flag in /proc/cpuinfo",
+        ),
+        Kvm::Foreign(why) => emulated("kvm-foreign", why),
+        Kvm::Software(why) => emulated("kvm-software", why),
+        Kvm::Failed(why) => emulated("kvm-failed", why),
+        Kvm::Absent(why) => emulated("kvm-absent", why).with(Remedy::manual(
+            "on hardware with virtualisation enable it in the firmware's setup, then run modprobe kvm_intel or kvm_amd",
+        )),
+        Kvm::Denied(why) => Finding::degrades(
+            "kvm-denied",
+            format!("{arch} guests are emulated, although this host has KVM"),
+            why,
+            Remedy::manual("let this user open it: usermod --append --groups kvm USER, then log in again"),
+        ),
+    })
+}
+
+fn check_nats(facts: &Facts, findings: &mut Vec<Finding>) {
+    match &facts.host.nats_server {
+        Some(Ok(version)) if release(version) < OLDEST_NATS => findings.push(Finding::blocks(
+            "nats-server-old",
+            format!(
+                "nats-server {version} is too old for JetStream's buckets; 2.9 is the oldest tested version"
+            ),
+            "nats-server --version",
+            Remedy::manual("put a newer nats-server first on PATH"),
+        )),
+        Some(Err(error)) => {
+            findings.push(Finding::blocks(
+                "nats-server-broken",
+                "nats-server does not run",
+                error,
+                reinstall(facts, Need::NatsServer),
+            ));
+        }
+        // Its absence is a missing program's.
+        Some(Ok(_)) | None => {}
+    }
+}

@@ -1,0 +1,367 @@
+//! Doing what the findings' remedies say: shown first, asked on a terminal, one transaction of the package manager.
+
+use std::collections::BTreeSet;
+use std::io::{BufRead as _, IsTerminal as _, Write as _};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+
+use super::findings::{Finding, Remedy};
+use super::{Preflight, PreflightRequest};
+use crate::cli::FixArgs;
+use crate::error::{Interrupted, Unavailable};
+use crate::host::facts::Facts;
+use crate::host::tools;
+use crate::workspace::Workspace;
+
+/// debconf(7).
+const QUIET_APT: &str = "DEBIAN_FRONTEND=noninteractive";
+/// What lets the kernel run the guest's programs after a boot too; it runs for a moment and leaves no process.
+const MAY_STAY_ENABLED: &str = "binfmt-support.service";
+
+/// One change uncovers another: what a package brings must still be registered, and a package manager that replaces a
+/// newer `qemu-utils` by removing it leaves `qemu-img` for the next round.
+const ROUNDS: usize = 3;
+
+/// Fixes what can be fixed and looks again; the result says what is left.
+///
+/// # Errors
+/// Where a command fails, or the person says no; where root is needed and this process cannot become root.
+pub fn fix(workspace: &Workspace, asked: &PreflightRequest<'_>, args: FixArgs) -> Result<Preflight> {
+    let mut preflight = Preflight::check(workspace, asked)?;
+    let mut done = Vec::new();
+    for _ in 0..ROUNDS {
+        let commands = runnable(&preflight);
+        // What changed nothing changes nothing the second time.
+        if commands.is_empty() || commands == done {
+            break;
+        }
+        show(&commands, preflight.facts.first().is_some_and(|facts| facts.host.systemd));
+        if !args.yes && std::io::stdin().is_terminal() {
+            ask()?;
+        }
+        let before = enabled_units(&preflight)?;
+        let ran = commands.iter().try_for_each(|command| run_or_unavailable(command));
+        // Also where a later command has failed: the packages are there.
+        if let Some(command) = switch_off(&preflight, &before, &enabled_units(&preflight)?) {
+            run_or_unavailable(&command)?;
+        }
+        ran?;
+        done = commands;
+        preflight = Preflight::check(workspace, asked)?;
+    }
+    root_was_not_needed(&preflight)?;
+    Ok(preflight)
+}
+
+/// The units that systemd starts at boot; none where it does not run.
+fn enabled_units(preflight: &Preflight) -> Result<BTreeSet<String>> {
+    match preflight.facts.first() {
+        Some(facts) if facts.host.systemd => {
+            let words = ["list-unit-files", "--state=enabled", "--no-legend", "--plain"];
+            Ok(units_in(&tools::read(&tools::require("systemctl")?, &words)?))
+        }
+        _ => Ok(BTreeSet::new()),
+    }
+}
+
+/// The first column of systemctl's list.
+fn units_in(list: &str) -> BTreeSet<String> {
+    let units = list.lines().filter_map(|line| line.split_whitespace().next());
+    units.filter(|unit| *unit != MAY_STAY_ENABLED).map(str::to_owned).collect()
+}
+
+/// Ends and disables what packages have enabled by themselves: Debian's nats-server is a broker for the whole machine, its
+/// libvirt brings sockets. Nothing here uses them.
+fn switch_off(
+    preflight: &Preflight,
+    before: &BTreeSet<String>,
+    after: &BTreeSet<String>,
+) -> Option<Vec<String>> {
+    let (facts, new) = (preflight.facts.first()?, after.difference(before));
+    let mut command: Vec<_> = ["systemctl", "disable", "--now"].map(str::to_owned).to_vec();
+    command.extend(new.cloned());
+    (command.len() > 3).then(|| escalate(facts, command))
+}
+
+/// What a round does, in order: root's part, then one's own.
+#[derive(Debug, Default)]
+struct Steps {
+    root: Vec<Vec<String>>,
+    own: Vec<Vec<String>>,
+}
+
+/// The commands, in order: packages in one transaction, or else what packages do not do; then what needs no root.
+pub fn plan(preflight: &Preflight) -> Vec<Vec<String>> {
+    preflight.facts.first().map_or_else(Vec::new, |facts| commands(facts, preflight.blocking()))
+}
+
+/// What does the remedies of `findings`, as commands for this machine.
+pub fn commands<'a>(facts: &Facts, findings: impl Iterator<Item = &'a Finding>) -> Vec<Vec<String>> {
+    let Steps { root, own } = steps(facts, findings);
+    root.into_iter().map(|command| escalate(facts, command)).chain(own).collect()
+}
+
+/// Whether root has a part in the plan, and this process can neither be root nor become it.
+pub fn wants_root(preflight: &Preflight) -> bool {
+    !beyond_reach(preflight).is_empty()
+}
+
+/// Root's part of the plan where nobody here can do it.
+fn beyond_reach(preflight: &Preflight) -> Vec<Vec<String>> {
+    let barred = preflight.facts.first().filter(|facts| !facts.host.root && facts.host.escalation.is_none());
+    barred.map_or_else(Vec::new, |facts| steps(facts, preflight.blocking()).root)
+}
+
+/// The plan without what is beyond reach.
+fn runnable(preflight: &Preflight) -> Vec<Vec<String>> {
+    let beyond = beyond_reach(preflight).len();
+    plan(preflight).split_off(beyond)
+}
+
+/// Says what root is to run, in a line to paste.
+fn root_was_not_needed(preflight: &Preflight) -> Result<()> {
+    let commands: Vec<_> = beyond_reach(preflight).iter().map(|command| command.join(" ")).collect();
+    if commands.is_empty() {
+        return Ok(());
+    }
+    let missing: Vec<_> = preflight.blocking().map(|finding| finding.sentence.as_str()).collect();
+    Err(Unavailable {
+        error: format!(
+            "making this machine ready needs root, but neither sudo nor doas is installed: {}",
+            missing.join("; ")
+        ),
+        hint: format!(
+            "run as root: {}; then, as yourself: cargo xtask preflight --fix",
+            commands.join(" && ")
+        ),
+    }
+    .into())
+}
+
+fn steps<'a>(facts: &Facts, findings: impl Iterator<Item = &'a Finding>) -> Steps {
+    let mut packages = BTreeSet::new();
+    let mut steps = Steps::default();
+    for finding in findings {
+        match &finding.remedy {
+            Some(Remedy::Install(need, arch)) => {
+                let names = facts.host.package_manager.map_or(&[][..], |pm| pm.packages(*need, *arch));
+                packages.extend(names.iter().copied());
+            }
+            Some(Remedy::RunAsRoot(commands)) => steps.root.extend(commands.iter().cloned()),
+            Some(Remedy::Run(command)) => steps.own.push(command.clone()),
+            Some(Remedy::Manual(_)) | None => {}
+        }
+    }
+    if let Some(manager) = facts.host.package_manager.filter(|_| !packages.is_empty()) {
+        // Packages may do the rest themselves: libvirt's driver makes its account on Debian 13 and not on 12, and where
+        // systemd runs, an emulator is registered as it is installed. Doing it again fails, so it waits for the next look.
+        let names: Vec<_> = packages.into_iter().collect();
+        steps.root = manager.install(&names);
+    }
+    // `mount` of something that two architectures both want is wanted once.
+    let mut seen = BTreeSet::new();
+    steps.root.retain(|command| seen.insert(command.clone()));
+    steps
+}
+
+fn escalate(facts: &Facts, command: Vec<String>) -> Vec<String> {
+    match &facts.host.escalation {
+        Some(program) if !facts.host.root => {
+            // Neither sudo nor doas hands the variable on, and a package's question would wait for an answer.
+            let quiet = command.first().is_some_and(|first| first == "apt-get");
+            let variable = quiet.then(|| ["env", QUIET_APT].map(str::to_owned)).into_iter().flatten();
+            std::iter::once(program.display().to_string()).chain(variable).chain(command).collect()
+        }
+        _ => command,
+    }
+}
+
+fn show(commands: &[Vec<String>], systemd: bool) {
+    eprintln!("to make this machine ready, these commands run:");
+    for command in commands {
+        eprintln!("    {}", command.join(" "));
+    }
+    if systemd {
+        eprintln!("(services that the packages enable are disabled again)");
+    }
+}
+
+fn ask() -> Result<()> {
+    eprint!("run them? [Y/n] ");
+    std::io::stderr().flush().context("ask on the terminal")?;
+    let mut answer = String::new();
+    let read = std::io::stdin().lock().read_line(&mut answer).context("read the answer from the terminal")?;
+    // The end of the input is no consent.
+    match answer.trim().to_lowercase().as_str() {
+        "" | "y" | "yes" if read > 0 => Ok(()),
+        _ => Err(Interrupted.into()),
+    }
+}
+
+/// A command that fails leaves a machine that is not ready, which is what the exit code says.
+fn run_or_unavailable(command: &[String]) -> Result<()> {
+    run(command).map_err(|error| {
+        let hint = format!("run it by hand to see why: {}", command.join(" "));
+        Unavailable { error: format!("{error:#}"), hint }.into()
+    })
+}
+
+/// The command's own output is its progress; it goes to stderr, as everything that is no result.
+fn run(command: &[String]) -> Result<()> {
+    let line = command.join(" ");
+    eprintln!("$ {line}");
+    let (program, arguments) = command.split_first().context("an empty command")?;
+    let status = Command::new(program)
+        .args(arguments)
+        .envs(QUIET_APT.split_once('='))
+        .stdout(std::io::stderr())
+        .status()
+        .with_context(|| format!("run {line}"))?;
+    ensure!(status.success(), "{line}: {status}; see its messages above");
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::local::When;
+    use crate::host::packages::Need;
+    use crate::preflight::findings::tests::sound;
+
+    fn seen(change: impl FnOnce(&mut Facts)) -> Preflight {
+        let mut facts = sound();
+        change(&mut facts);
+        Preflight::evaluate(vec![facts])
+    }
+
+    fn lines(commands: &[Vec<String>]) -> Vec<String> {
+        commands.iter().map(|command| command.join(" ")).collect()
+    }
+
+    fn planned(change: impl FnOnce(&mut Facts)) -> Vec<String> {
+        lines(&plan(&seen(change)))
+    }
+
+    #[test]
+    fn packages_come_in_one_transaction() {
+        let commands = planned(|facts| {
+            facts.emulator = None;
+            facts.host.missing_programs =
+                [("mcopy", Need::Mtools), ("ssh", Need::Ssh), ("ssh-keygen", Need::Ssh)]
+                    .map(|(name, need)| (name, need, When::Always))
+                    .to_vec();
+            (facts.runs_guest_programs, facts.user_emulator) = (false, false);
+            facts.rust_target = Ok(false);
+        });
+        assert_eq!(
+            commands,
+            [
+                "apt-get update",
+                "apt-get install --yes --no-install-recommends binfmt-support mount mtools openssh-client qemu-system-arm \
+                 qemu-user-static",
+                "rustup target add aarch64-unknown-linux-gnu",
+            ]
+        );
+    }
+
+    #[test]
+    fn what_the_packages_make_possible_is_the_next_rounds() {
+        let commands =
+            planned(|facts| (facts.runs_guest_programs, facts.host.binfmt_mounted) = (false, false));
+        assert_eq!(
+            commands,
+            [
+                "mount -t binfmt_misc binfmt_misc /proc/sys/fs/binfmt_misc",
+                "/usr/sbin/update-binfmts --enable qemu-aarch64",
+            ]
+        );
+        let systemds = planned(|facts| {
+            facts.runs_guest_programs = false;
+            facts.registers_handler =
+                Some(["/usr/lib/systemd/systemd-binfmt", "qemu-aarch64.conf"].map(str::to_owned).to_vec());
+        });
+        assert_eq!(systemds, ["/usr/lib/systemd/systemd-binfmt qemu-aarch64.conf"]);
+    }
+
+    #[test]
+    fn what_packages_may_do_themselves_waits_for_them() {
+        let account = |facts: &mut Facts| facts.host.missing_libvirt_user = Some("libvirt-qemu");
+        assert!(planned(account)[0].starts_with("useradd "), "{:?}", planned(account));
+        let both = planned(|facts| {
+            account(facts);
+            facts.host.libvirt_driver = None;
+        });
+        assert_eq!(both.len(), 2, "{both:?}");
+        assert!(both.iter().all(|command| command.starts_with("apt-get ")), "{both:?}");
+    }
+
+    #[test]
+    fn whoever_cannot_become_root_is_told_what_root_is_to_run() {
+        let lacks = |facts: &mut Facts| {
+            facts.emulator = None;
+            facts.rust_target = Ok(false);
+        };
+        let barred = seen(|facts| {
+            lacks(facts);
+            facts.host.root = false;
+        });
+        assert!(wants_root(&barred));
+        assert_eq!(lines(&runnable(&barred)), ["rustup target add aarch64-unknown-linux-gnu"]);
+        let error = root_was_not_needed(&barred).unwrap_err();
+        assert_eq!(crate::error::code(&error), 69);
+        assert!(error.to_string().contains("qemu-system-aarch64 is missing"), "{error}");
+        let hint = crate::error::hint(&error).unwrap();
+        let paste = "run as root: apt-get update && apt-get install --yes --no-install-recommends qemu-system-arm; then";
+        assert!(hint.starts_with(paste), "{hint}");
+
+        for able in [
+            seen(lacks),
+            seen(|facts| {
+                lacks(facts);
+                (facts.host.root, facts.host.escalation) = (false, Some("/usr/bin/sudo".into()));
+            }),
+            seen(|facts| (facts.host.root, facts.rust_target) = (false, Ok(false))),
+        ] {
+            assert_eq!(runnable(&able), plan(&able));
+            assert!(root_was_not_needed(&able).is_ok());
+        }
+    }
+
+    #[test]
+    fn what_packages_enable_is_switched_off_again() {
+        let list = "nats-server.service enabled enabled\nssh.service enabled enabled\nbinfmt-support.service enabled -\n";
+        let after = units_in(list);
+        assert_eq!(after.iter().collect::<Vec<_>>(), ["nats-server.service", "ssh.service"]);
+        let before = BTreeSet::from(["ssh.service".to_owned()]);
+        let as_user = seen(|facts| {
+            facts.host.root = false;
+            facts.host.escalation = Some("/usr/bin/sudo".into());
+        });
+        let command = switch_off(&as_user, &before, &after).unwrap().join(" ");
+        assert_eq!(command, "/usr/bin/sudo systemctl disable --now nats-server.service");
+        assert_eq!(switch_off(&as_user, &after, &after), None);
+    }
+
+    #[test]
+    fn nothing_runs_where_nothing_blocks() {
+        assert_eq!(planned(|_| {}), Vec::<String>::new());
+        assert_eq!(
+            planned(|facts| facts.host.free_memory = Some(1)),
+            Vec::<String>::new(),
+            "a degradation is only told"
+        );
+    }
+
+    #[test]
+    fn an_ordinary_user_escalates_as_the_machine_offers() {
+        let commands = planned(|facts| {
+            facts.host.root = false;
+            facts.host.escalation = Some("/usr/bin/doas".into());
+            facts.emulator = None;
+            facts.rust_target = Ok(false);
+        });
+        assert_eq!(commands[0], "/usr/bin/doas env DEBIAN_FRONTEND=noninteractive apt-get update");
+        assert_eq!(commands[2], "rustup target add aarch64-unknown-linux-gnu", "never as root");
+    }
+}

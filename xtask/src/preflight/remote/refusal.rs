@@ -1,0 +1,378 @@
+//! Why a libvirt could not be asked, from its own words: a table, in the order in which it is searched.
+
+use std::time::Duration;
+
+use crate::libvirt_uri::ConnectUri;
+use crate::preflight::findings::{Finding, Remedy, Severity};
+
+/// Why a libvirt could not be asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refusal {
+    /// libvirt's error, English: this process sets no locale.
+    Message(String),
+    /// No answer within the limit.
+    Silent {
+        /// What it was asked: `open the connection`.
+        asked: &'static str,
+        /// The limit.
+        limit: Duration,
+    },
+}
+
+/// The id of what a daemon does not allow.
+pub(super) const PERMISSION: &str = "connect-permission";
+
+/// One known reason.
+struct Known {
+    /// Where this holds: the transport, or any.
+    transport: Option<&'static str>,
+    /// Of a user's own daemon alone.
+    session: bool,
+    /// All of these are in libvirt's words.
+    words: &'static [&'static str],
+    id: &'static str,
+    /// After `URI: `.
+    what: &'static str,
+    remedy: fn(&ConnectUri) -> String,
+}
+
+const ANY: Known =
+    Known { transport: None, session: false, words: &[], id: "connect-daemon", what: "", remedy: by_hand };
+const SSH: Known = Known { transport: Some("ssh"), id: "connect-ssh", ..ANY };
+
+const HUNG_UP: &str = "it accepted the connection and closed it";
+
+const KNOWN: &[Known] = &[
+    Known {
+        words: &["Host key verification failed"],
+        what: "ssh does not know this host's key",
+        remedy: |uri| format!("log in once by hand and compare the fingerprint: {}", ssh(uri)),
+        ..SSH
+    },
+    Known {
+        words: &["Permission denied ("],
+        what: "the host's sshd does not accept this user without a password",
+        remedy: |uri| format!("ssh-copy-id {}, or load the key: ssh-add", host(uri)),
+        ..SSH
+    },
+    Known {
+        words: &["ssh: Could not resolve hostname"],
+        what: "no host has this name",
+        remedy: |uri| {
+            format!("check the name: getent hosts {}", host(uri).rsplit('@').next().unwrap_or_default())
+        },
+        ..SSH
+    },
+    Known {
+        words: &["ssh: connect to host"],
+        what: "no sshd answers on that host",
+        remedy: |uri| format!("check that the host is up and sshd listens: {}", ssh(uri)),
+        ..SSH
+    },
+    Known {
+        words: &["nc: not found"],
+        what: "the host has neither virt-ssh-helper nor nc; ssh needs one of them to reach libvirt",
+        remedy: |uri| format!("{}install libvirt (Debian: libvirt-daemon-system)", uri.there()),
+        ..ANY
+    },
+    Known {
+        words: &["ssh", "Cannot find"],
+        what: "ssh is not installed on this machine",
+        remedy: |_| "install openssh-client".to_owned(),
+        ..SSH
+    },
+    Known {
+        words: &["ermission denied"],
+        id: PERMISSION,
+        what: "this user may not open its socket",
+        remedy: let_in,
+        ..ANY
+    },
+    Known {
+        words: &["authenti"],
+        id: PERMISSION,
+        what: "it requires an interactive authentication",
+        remedy: let_in,
+        ..ANY
+    },
+    Known { words: &["olkit"], id: PERMISSION, what: "polkit does not allow it", remedy: let_in, ..ANY },
+    Known {
+        words: &["ccess denied"],
+        id: PERMISSION,
+        what: "this user may not use it",
+        remedy: let_in,
+        ..ANY
+    },
+    Known {
+        words: &["No such file or directory"],
+        session: true,
+        what: "this user has no running daemon, and none could be started",
+        remedy: |uri| {
+            format!(
+                "{}install the daemon (Debian: libvirt-daemon), which libvirt then starts by itself",
+                uri.there()
+            )
+        },
+        ..ANY
+    },
+    Known {
+        words: &["certificate"],
+        id: "connect-tls",
+        what: "the TLS certificates are missing or invalid",
+        remedy: |uri| {
+            format!("see libvirt.org/kbase/tlscerts.html; or connect by ssh: qemu+ssh://{}/system", host(uri))
+        },
+        ..ANY
+    },
+    Known {
+        words: &["No such file or directory"],
+        what: "no daemon runs there: its socket is missing",
+        remedy: start,
+        ..ANY
+    },
+    Known {
+        words: &["Connection refused"],
+        what: "nothing listens: the daemon has ended, or its port is closed",
+        remedy: start,
+        ..ANY
+    },
+    // Whatever ssh says ends with `Connection reset by peer`.
+    Known {
+        words: &["Cannot recv data: ", ": Connection reset by peer"],
+        what: "ssh did not reach the host's libvirt",
+        remedy: |uri| format!("check that this works: {}", ssh(uri)),
+        ..SSH
+    },
+    Known { words: &["End of file while reading"], what: HUNG_UP, remedy: read_its_log, ..ANY },
+    Known { words: &["Broken pipe"], what: HUNG_UP, remedy: read_its_log, ..ANY },
+    Known { words: &["Connection reset by peer"], what: HUNG_UP, remedy: read_its_log, ..ANY },
+    Known {
+        words: &["no connection driver available"],
+        id: "connect-driver",
+        what: "the daemon has no QEMU driver",
+        remedy: |uri| {
+            format!("{}install it (Debian: libvirt-daemon-driver-qemu) and restart the daemon", uri.there())
+        },
+        ..ANY
+    },
+];
+
+impl Refusal {
+    /// Whether a daemon is there and does not let this user in.
+    pub fn is_permission(&self, uri: &ConnectUri) -> bool {
+        self.finding(uri).id == PERMISSION
+    }
+
+    /// What is to be said of it.
+    pub fn finding(&self, uri: &ConnectUri) -> Finding {
+        let (id, what, evidence, remedy) = match self {
+            Self::Silent { asked, limit } => (
+                "connect-silent",
+                format!("did not answer within {} s", limit.as_secs()),
+                format!("request: {asked}"),
+                format!("check whether the host is up and its daemon hangs: {}", by_hand(uri)),
+            ),
+            Self::Message(words) => {
+                let known = KNOWN.iter().find(|known| known.matches(uri, words)).unwrap_or(&ANY);
+                let what = if known.what.is_empty() { "libvirt cannot connect" } else { known.what };
+                (known.id, what.to_owned(), words.clone(), (known.remedy)(uri))
+            }
+        };
+        let sentence = format!("{uri}: {what}");
+        Finding { id, severity: Severity::Blocks, sentence, evidence, remedy: Some(Remedy::Manual(remedy)) }
+    }
+}
+
+impl Known {
+    fn matches(&self, uri: &ConnectUri, message: &str) -> bool {
+        self.transport.is_none_or(|transport| transport == uri.transport)
+            && (!self.session || uri.session)
+            && self.words.iter().all(|word| message.contains(word))
+    }
+}
+
+/// What to do where this user may look and not start guests, or not even look.
+pub(super) fn let_in(uri: &ConnectUri) -> String {
+    if uri.socket.as_ref().is_some_and(|path| path.ends_with("-ro")) {
+        return "this socket is read-only: use the one without -ro".to_owned();
+    }
+    let own = if uri.destination.is_none() && !uri.session {
+        "; or use this user's own libvirt: qemu:///session"
+    } else {
+        ""
+    };
+    format!(
+        "{}sudo usermod --append --groups libvirt \"$USER\" and log in again (the socket's group, where it is another), or \
+         allow org.libvirt.unix.manage by a rule of polkit{own}",
+        uri.there()
+    )
+}
+
+fn start(uri: &ConnectUri) -> String {
+    format!(
+        "{}sudo systemctl enable --now libvirtd.socket (virtqemud.socket where libvirt's daemons are apart); where there is \
+         no such unit, install libvirt first (Debian: libvirt-daemon-system)",
+        uri.there()
+    )
+}
+
+fn read_its_log(uri: &ConnectUri) -> String {
+    format!("{}read its journal: journalctl --unit libvirtd --unit virtqemud", uri.there())
+}
+
+fn by_hand(uri: &ConnectUri) -> String {
+    uri.virsh("version")
+}
+
+fn host(uri: &ConnectUri) -> &str {
+    uri.destination.as_deref().unwrap_or("localhost")
+}
+
+fn ssh(uri: &ConnectUri) -> String {
+    format!("ssh {} true", host(uri))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// libvirt 9.0's own words, as they were seen; ssh's are OpenSSH 9.2's.
+    #[test]
+    fn each_refusal_is_told_apart() {
+        const SYSTEM: &str = "qemu:///system";
+        const FAR: &str = "qemu+ssh://me@far/system";
+        for (uri, message, id, remedy) in [
+            (
+                SYSTEM,
+                "Failed to connect socket to '/var/run/libvirt/libvirt-sock': No such file or directory",
+                "connect-daemon",
+                "systemctl enable --now libvirtd.socket",
+            ),
+            (
+                SYSTEM,
+                "Failed to connect socket to '/var/run/libvirt/libvirt-sock': Connection refused",
+                "connect-daemon",
+                "systemctl",
+            ),
+            (
+                SYSTEM,
+                "Failed to connect socket to '/var/run/libvirt/libvirt-sock': Permission denied",
+                "connect-permission",
+                "--groups libvirt",
+            ),
+            (
+                SYSTEM,
+                "authentication unavailable: no polkit agent available to authenticate action 'org.libvirt.unix.manage'",
+                "connect-permission",
+                "org.libvirt.unix.manage",
+            ),
+            (
+                SYSTEM,
+                "authentication failed: access denied by policy",
+                "connect-permission",
+                "qemu:///session",
+            ),
+            (
+                "qemu:///session",
+                "Cannot find 'libvirtd' in path: No such file or directory",
+                "connect-daemon",
+                "install the daemon",
+            ),
+            (
+                SYSTEM,
+                "no connection driver available for qemu:///system",
+                "connect-driver",
+                "libvirt-daemon-driver-qemu",
+            ),
+            (SYSTEM, "End of file while reading data: Input/output error", "connect-daemon", "journalctl"),
+            (SYSTEM, "Cannot write data: Broken pipe", "connect-daemon", "journalctl"),
+            (SYSTEM, "Cannot recv data: Connection reset by peer", "connect-daemon", "journalctl"),
+            (
+                FAR,
+                "Cannot recv data: kex_exchange: odd: Connection reset by peer",
+                "connect-ssh",
+                "ssh me@far true",
+            ),
+            (SYSTEM, "something new", "connect-daemon", "virsh --connect 'qemu:///system' version"),
+            (
+                FAR,
+                "Cannot recv data: ssh: Could not resolve hostname far: Name or service not known: Connection reset by peer",
+                "connect-ssh",
+                "getent hosts far",
+            ),
+            (
+                FAR,
+                "Cannot recv data: ssh: connect to host far port 22: Connection refused: Connection reset by peer",
+                "connect-ssh",
+                "ssh me@far true",
+            ),
+            (
+                FAR,
+                "Cannot recv data: Host key verification failed.: Connection reset by peer",
+                "connect-ssh",
+                "fingerprint",
+            ),
+            (
+                FAR,
+                "Cannot recv data: me@far: Permission denied (publickey,password).: Connection reset by peer",
+                "connect-ssh",
+                "ssh-copy-id me@far",
+            ),
+            (
+                FAR,
+                "Cannot recv data: sh: 1: nc: not found: Connection reset by peer",
+                "connect-daemon",
+                "on me@far: install",
+            ),
+            (
+                FAR,
+                "Cannot recv data: virt-ssh-helper: cannot connect to '/var/run/libvirt/libvirt-sock': Failed to connect \
+                 socket to '/var/run/libvirt/libvirt-sock': No such file or directory: Connection reset by peer",
+                "connect-daemon",
+                "on me@far: sudo systemctl",
+            ),
+            (
+                FAR,
+                "Cannot recv data: virt-ssh-helper: cannot connect to '/var/run/libvirt/libvirt-sock': Failed to connect \
+                 socket to '/var/run/libvirt/libvirt-sock': Permission denied: Connection reset by peer",
+                "connect-permission",
+                "on me@far: sudo usermod",
+            ),
+            (
+                "qemu+tls://far/system",
+                "Cannot read CA certificate '/etc/pki/CA/cacert.pem': No such file or directory",
+                "connect-tls",
+                "qemu+ssh://far/system",
+            ),
+            (
+                "qemu+tcp://127.0.0.1:9/system",
+                "unable to connect to server at '127.0.0.1:9': Connection refused",
+                "connect-daemon",
+                "on 127.0.0.1: ",
+            ),
+            (
+                "qemu+unix:///system?socket=/run/libvirt/libvirt-sock-ro",
+                "Failed to connect socket to '/run/libvirt/libvirt-sock-ro': Permission denied",
+                "connect-permission",
+                "without -ro",
+            ),
+        ] {
+            let finding = Refusal::Message(message.to_owned()).finding(&uri.parse().unwrap());
+            assert_eq!((finding.id, finding.severity), (id, Severity::Blocks), "{message}");
+            assert_eq!(finding.evidence, message);
+            assert!(finding.sentence.starts_with(uri), "{}", finding.sentence);
+            let Some(Remedy::Manual(described)) = finding.remedy else {
+                panic!("{message}: nothing that --fix would run")
+            };
+            assert!(described.contains(remedy), "{message}: {described}");
+        }
+    }
+
+    #[test]
+    fn silence_names_the_question_and_the_limit() {
+        let refusal = Refusal::Silent { asked: "open the connection", limit: crate::limits::CONNECTION };
+        let finding = refusal.finding(&"qemu+ssh://far/system".parse().unwrap());
+        assert_eq!(finding.id, "connect-silent");
+        assert!(finding.sentence.ends_with(" s") && finding.evidence == "request: open the connection");
+    }
+}
