@@ -303,7 +303,7 @@ fn a_release_that_is_not_whole_is_not_pinned() {
     let house = House::new();
     let bump = || house.bump(&["debian-12-cloud", "--unsigned"]);
     house.serve(DEBIAN_FILE, Answer::Status("404 Not Found"));
-    house.assert_refused(&bump(), 1, &["see that SHA512SUMS has", "20260712-2537.qcow2", "404"]);
+    house.assert_refused(&bump(), 1, &["check that SHA512SUMS has", "20260712-2537.qcow2", "404"]);
     house.serve(DEBIAN_FILE, Answer::Status("405 Method Not Allowed"));
     assert_eq!(house.bump(&["debian-12-cloud", "--unsigned", "--dry-run"]).code, Some(0));
     house.serve_changed(DEBIAN_SUMS, "genericcloud-arm64", "genericcloud-riscv64");

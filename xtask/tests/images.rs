@@ -113,7 +113,7 @@ fn where_the_default_cannot_be_reached_another_stands_in_aloud() {
     // 8 s are the probe's; hashing the firmware and a loaded machine have the rest.
     assert!(phase.seconds < 15.0, "{phase:?}");
     let verdict = message.lines().last().unwrap();
-    let words = "debian-12 instead of ubuntu-24.04, since cloud-images.ubuntu.com cannot be reached";
+    let words = "debian-12 instead of ubuntu-24.04, because cloud-images.ubuntu.com cannot be reached";
     assert!(verdict.contains(words), "{verdict}");
 }
 

@@ -43,7 +43,7 @@ impl Own {
         assert!(!work.exists(), "{} is left: {message}", work.display());
         if report.verdict == Verdict::Verified {
             let teardown = &report.phases.last().unwrap().detail;
-            assert!(teardown.contains("1 file system(s) of the guest's checked, no damage"), "{teardown}");
+            assert!(teardown.contains("1 file system(s) of the guest checked, no damage"), "{teardown}");
         }
         (output, report)
     }

@@ -27,9 +27,9 @@ use crate::processes::end_processes;
 
 pub mod instance;
 
-/// In a run's working directory: the image's directory, and the snapshot's.
+/// In a run's working directory: the image's directory, and the warm layer's.
 const IMAGE: &str = "image";
-const SNAPSHOT: &str = "frozen";
+const LAYER: &str = "frozen";
 
 /// In the directory of a run whose machine somebody keeps; its content is [`instance`]'s.
 pub(crate) const KEPT: &str = "kept";
@@ -57,7 +57,7 @@ pub struct Collected {
 impl std::fmt::Display for Collected {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { id, processes } = self;
-        write!(f, "collected the run {id}, which died: ended {processes} process(es), deleted its directory")
+        write!(f, "collected the run {id}, which died: {processes} process(es) ended, its directory deleted")
     }
 }
 
@@ -108,12 +108,12 @@ impl RunDir {
         self.uses(IMAGE, image)
     }
 
-    /// Whoever deletes snapshots asks for this first.
+    /// Whoever deletes warm layers asks for this first.
     ///
     /// # Errors
     /// Names the file that cannot be written.
-    pub fn uses_snapshot(&self, snapshot: &Path) -> Result<()> {
-        self.uses(SNAPSHOT, snapshot)
+    pub fn uses_snapshot(&self, layer: &Path) -> Result<()> {
+        self.uses(LAYER, layer)
     }
 
     fn uses(&self, what: &str, directory: &Path) -> Result<()> {
@@ -142,20 +142,20 @@ impl RunDir {
     }
 }
 
-/// The runs, alive or kept or not collected yet, whose machine's disk lies on what is in `directory`, an image's or a snapshot's.
+/// The runs, alive or kept or not collected yet, whose machine's disk lies on what is in `directory`, an image's or a warm layer's.
 pub fn users_of(cache: &Cache, directory: &Path) -> Vec<String> {
     let names =
         |file: PathBuf| fs::read(file).is_ok_and(|path| path == directory.as_os_str().as_encoded_bytes());
-    let uses = |run: &Path| [IMAGE, SNAPSHOT].iter().any(|what| names(run.join("w").join(what)));
+    let uses = |run: &Path| [IMAGE, LAYER].iter().any(|what| names(run.join("w").join(what)));
     directories(&cache.runs()).iter().filter(|run| uses(run)).filter_map(|run| id_of(run)).collect()
 }
 
-/// The snapshot that the machine of this working directory lies on.
+/// The warm layer that the machine of this working directory lies on.
 ///
 /// # Errors
 /// Names the file that cannot be read.
 pub fn snapshot_of(work: &Path) -> Result<Option<PathBuf>> {
-    let path = work.join(SNAPSHOT);
+    let path = work.join(LAYER);
     match fs::read(&path) {
         Ok(name) => Ok(Some(OsString::from_vec(name).into())),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),

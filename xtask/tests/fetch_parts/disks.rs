@@ -36,7 +36,7 @@ fn what_would_not_fit_is_refused_before_it_comes() {
     // Slow, so that what was sent tells what was taken.
     let server = Server::start(move |_, request| Reply::file(&good, request).rate(8 * MIB));
     let (ended, left) = fetch_to_tmpfs(&client, "size=24m", "true", &server.url(), &image.sha256());
-    assert_says(&ended, 69, &["24 MiB free and 28 MiB are needed", "free space in"]);
+    assert_says(&ended, 69, &["24 MiB free, 28 MiB needed", "free space in"]);
     assert_eq!(left, Vec::<String>::new());
     assert!(server.sent() < 4 << 20, "{} bytes were sent", server.sent());
     let (ended, left) = fetch_to_tmpfs(&client, "size=32m", "true", &server.url(), &image.sha256());

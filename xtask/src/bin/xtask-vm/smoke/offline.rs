@@ -107,7 +107,7 @@ mod tests {
         let table = [
             (String::new(), "no status on the device", false),
             (local(""), "knows of no deployment persistent", true),
-            (local(line), "says of persistent: \"backing-off\", podman is away", false),
+            (local(line), "reports persistent: \"backing-off\", podman is away", false),
         ];
         for (text, words, hopeless) in table {
             let (reason, found) = local_reason(&text, "persistent");

@@ -240,7 +240,7 @@ mod tests {
             (change("\"built\"", "\"noble\""), "noble", "two entries"),
             (change("sums =", "sum ="), "noble", "missing field `sums`"),
             (change("release-{date}\"", "release\""), "noble", "one {date}"),
-            (change("/release-20260705", "/release"), "noble", "in release, which is not named as"),
+            (change("/release-20260705", "/release"), "noble", "in release, which does not match `release`"),
             (
                 change("https://publisher.example/noble\"", "https://u:pw@else.example\""),
                 "noble",
