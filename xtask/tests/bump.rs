@@ -295,7 +295,7 @@ fn a_listing_without_a_newer_release_changes_nothing() {
     house.serve(UBUNTU_INDEX, Answer::Content(b"<h1>Welcome</h1>".to_vec()));
     house.assert_refused(&house.bump(&["ubuntu-24.04"]), 1, &["not a directory listing"]);
     house.serve(UBUNTU_INDEX, Answer::Content(vec![b' '; (4 << 20) + 1]));
-    house.assert_refused(&house.bump(&["ubuntu-24.04"]), 1, &["longer than 4194304 bytes"]);
+    house.assert_refused(&house.bump(&["ubuntu-24.04"]), 1, &["longer than the limit of 4194304 bytes"]);
 }
 
 #[test]

@@ -72,7 +72,10 @@ fn ctrl_c_keeps_what_has_come() {
     assert!(asked.elapsed() < Duration::from_secs(5), "{:?}", asked.elapsed());
     let mut message = String::new();
     child.stderr.take().unwrap().read_to_string(&mut message).unwrap();
-    assert!(message.contains("interrupted") && message.contains("1024 KiB are kept"), "{message}");
+    assert!(
+        message.contains("interrupted") && message.contains("kept 1024 KiB of the download"),
+        "{message}"
+    );
     assert_eq!(client.names(), ["image.partial", "image.partial.json"]);
     client.assert_whole(&client.fetch(&server.url(), &image.sha256()), &image);
     assert_eq!(server.seen()[1].range(), Some(MIB));
