@@ -3,8 +3,10 @@
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use xtask::cli::Cli;
-use xtask::{error, tasks};
+use xtask_core::cli::Cli;
+use xtask_core::error;
+
+mod tasks;
 
 fn main() -> ExitCode {
     match tasks::run(&Cli::parse()) {

@@ -7,8 +7,8 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use rustix::process::geteuid;
-use xtask::cache::Cache;
-use xtask::runs::RunDir;
+use xtask_core::cache::Cache;
+use xtask_core::runs::RunDir;
 
 const XTASK: &str = env!("CARGO_BIN_EXE_xtask");
 

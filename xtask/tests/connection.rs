@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use daemon::{Daemon, Network, root, script};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
-use xtask::limits;
-use xtask::processes::processes_naming;
+use xtask_core::limits;
+use xtask_core::processes::processes_naming;
 
 const XTASK_VM: &str = env!("CARGO_BIN_EXE_xtask-vm");
 const XTASK: &str = env!("CARGO_BIN_EXE_xtask");
@@ -247,7 +247,7 @@ fn what_ssh_says_is_passed_on_and_a_mute_ssh_is_ended() {
 
     // Under a name below the directory, by which it would be found afterwards.
     let sleep = directory.path().join("sleep");
-    std::os::unix::fs::symlink(xtask::host::tools::find("sleep").unwrap(), &sleep).unwrap();
+    std::os::unix::fs::symlink(xtask_core::host::tools::find("sleep").unwrap(), &sleep).unwrap();
     let ssh = script(directory.path(), &format!("exec {} 1000", sleep.display()));
     assert_refused(&by(&ssh), "connect-silent", "did not answer", "open the connection", "virsh --connect");
     std::thread::sleep(Duration::from_millis(300));

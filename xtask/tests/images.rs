@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use xtask::error::Verdict;
-use xtask::report::{Phase, Report};
+use xtask_core::error::Verdict;
+use xtask_core::report::{Phase, Report};
 
 const XTASK_VM: &str = env!("CARGO_BIN_EXE_xtask-vm");
 

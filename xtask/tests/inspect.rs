@@ -16,9 +16,9 @@ use inspect_parts::build::{Tool, build, sysroot};
 use inspect_parts::distribution;
 use inspect_parts::faults::{BUILT, PATCHED};
 use inspect_parts::sound::SOUND;
-use xtask::arch::VmArchitecture;
-use xtask::cli::InspectArgs;
-use xtask::inspect_target::Inspection;
+use xtask_core::arch::VmArchitecture;
+use xtask_core::cli::InspectArgs;
+use xtask_core::inspect_target::Inspection;
 
 const XTASK: &str = env!("CARGO_BIN_EXE_xtask");
 
@@ -54,7 +54,7 @@ impl Corpus {
     fn run(&self, path: &Path) -> ExitStatus {
         let emulator = ["qemu-aarch64-static", "qemu-aarch64"]
             .into_iter()
-            .find(|name| xtask::host::tools::find(name).is_some())
+            .find(|name| xtask_core::host::tools::find(name).is_some())
             .expect("QEMU's user emulation: cargo xtask ci --fix installs it");
         Command::new(emulator)
             .args(["-cpu", "cortex-a76", "-p", "16384", "-L"])

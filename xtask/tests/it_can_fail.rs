@@ -8,10 +8,10 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 
 use rustix::process::{Pid, Signal, kill_process};
-use xtask::cache::Cache;
-use xtask::error::Verdict;
-use xtask::processes::processes_naming;
-use xtask::report::{Phase, PhaseStatus, Report};
+use xtask_core::cache::Cache;
+use xtask_core::error::Verdict;
+use xtask_core::processes::processes_naming;
+use xtask_core::report::{Phase, PhaseStatus, Report};
 
 use own::Own;
 

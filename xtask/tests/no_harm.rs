@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use tempfile::TempDir;
-use xtask::fs::mark;
+use xtask_core::fs::mark;
 
 const XTASK: &str = env!("CARGO_BIN_EXE_xtask");
 

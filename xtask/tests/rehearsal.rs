@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
-use xtask::processes::processes_naming;
+use xtask_core::processes::processes_naming;
 
 const XTASK_VM: &str = env!("CARGO_BIN_EXE_xtask-vm");
 const ARCHITECTURES: [&str; 2] = ["aarch64", "x86_64"];
@@ -115,7 +115,7 @@ fn each_planted_fault_is_found_under_its_own_id() {
 fn path_with_single_threaded_qemu(directory: &Path) -> std::ffi::OsString {
     use std::os::unix::fs::PermissionsExt as _;
     let name = "qemu-system-x86_64";
-    let real = xtask::host::tools::require(name).unwrap();
+    let real = xtask_core::host::tools::require(name).unwrap();
     let script = format!(
         "#!/bin/sh\nfor word do shift; [ \"$word\" = tcg ] && word=tcg,thread=single; set -- \"$@\" \"$word\"; done\n\
          exec {} \"$@\"\n",

@@ -10,13 +10,13 @@ use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
-use xtask::cache::Cache;
-use xtask::digest::Algorithm;
-use xtask::error::Verdict;
-use xtask::limits::{self, SILENCE};
-use xtask::processes::processes_naming;
-use xtask::report::{Phase, PhaseStatus, Report};
-use xtask::snapshot::{BAD, DISK, FILES, MANIFEST, RAM, SnapshotManifest};
+use xtask_core::cache::Cache;
+use xtask_core::digest::Algorithm;
+use xtask_core::error::Verdict;
+use xtask_core::limits::{self, SILENCE};
+use xtask_core::processes::processes_naming;
+use xtask_core::report::{Phase, PhaseStatus, Report};
+use xtask_core::snapshot::{BAD, DISK, FILES, MANIFEST, RAM, SnapshotManifest};
 
 use own::Own;
 
@@ -53,7 +53,7 @@ impl Own {
     }
 
     fn snapshots(&self) -> Vec<PathBuf> {
-        xtask::fs::directories(&self.root.join("snapshots"))
+        xtask_core::fs::directories(&self.root.join("snapshots"))
     }
 }
 
@@ -324,7 +324,7 @@ fn machines_to_work_in(own: &Own, snapshot: &Path) {
     assert_code(&up, 0);
     let machine: serde_json::Value = serde_json::from_slice(&up.stdout).unwrap();
     assert_eq!(machine["name"], "dev");
-    let users = xtask::runs::users_of(&Cache::at(&own.root), snapshot);
+    let users = xtask_core::runs::users_of(&Cache::at(&own.root), snapshot);
     assert_eq!(users, [machine["id"].as_str().unwrap()], "nobody deletes what it lies on");
     let again = own.vm(&["up", "dev", "--arch", "aarch64"]);
     assert!(message(&again).contains("a machine of this name exists"), "{}", message(&again));

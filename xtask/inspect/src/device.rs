@@ -5,7 +5,7 @@ use serde::Deserialize;
 use crate::isa::Isa;
 use crate::isa::features::Set;
 
-const TEXT: &str = include_str!("../../devices.toml");
+const TEXT: &str = include_str!("../devices.toml");
 
 /// The schema that this code reads.
 const SCHEMA: u32 = 1;

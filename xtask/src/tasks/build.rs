@@ -3,11 +3,11 @@
 use anyhow::{Context, Result};
 use xshell::Shell;
 
-use crate::build;
-use crate::cli::BuildArgs;
-use crate::error::Usage;
-use crate::inspect_target::check_agent;
-use crate::workspace::Workspace;
+use xtask_core::build;
+use xtask_core::cli::BuildArgs;
+use xtask_core::error::Usage;
+use xtask_core::inspect_target::check_agent;
+use xtask_core::workspace::Workspace;
 
 pub(super) fn run(workspace: &Workspace, args: &BuildArgs) -> Result<()> {
     build::profile::check(workspace.root(), &args.profile).map_err(|error| Usage(format!("{error:#}")))?;

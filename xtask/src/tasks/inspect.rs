@@ -9,12 +9,12 @@ use inspect::finding::{Finding, Report, SCHEMA, Severity};
 use serde_json::json;
 use xshell::Shell;
 
-use crate::build;
-use crate::cli::{BuildArgs, InspectArgs, Verbosity};
-use crate::error::{SilentExit, Usage};
-use crate::format::round;
-use crate::inspect_target::{DeviceRoot, Inspection};
-use crate::workspace::Workspace;
+use xtask_core::build;
+use xtask_core::cli::{BuildArgs, InspectArgs, Verbosity};
+use xtask_core::error::{SilentExit, Usage};
+use xtask_core::format::round;
+use xtask_core::inspect_target::{DeviceRoot, Inspection};
+use xtask_core::workspace::Workspace;
 
 /// Asks cargo nothing where a path is given: the whole of it takes milliseconds.
 pub(super) fn run(args: &InspectArgs, verbosity: Verbosity) -> Result<()> {

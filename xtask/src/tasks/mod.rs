@@ -3,7 +3,7 @@
 mod build;
 mod ci;
 mod inspect;
-pub mod preflight;
+mod preflight;
 mod soak;
 mod vm;
 
@@ -13,21 +13,22 @@ use std::process::Command as Process;
 use anyhow::{Context, Result};
 use clap::ValueEnum as _;
 
-use crate::cache::Cache;
-use crate::cli::{Cli, Command, FixArgs, MachineArgs, Shell, SmokeArgs, Verbosity, VmCommand};
-use crate::error::{Unavailable, Usage};
-use crate::fs::make_private_dir;
-use crate::image::choice::Choice;
-use crate::plan::Plan;
-use crate::preflight::{Preflight, PreflightRequest, fix};
-use crate::runs::instance;
-use crate::workspace::Workspace;
+use xtask_core::cache::Cache;
+use xtask_core::cli::{Cli, Command, FixArgs, MachineArgs, Shell, SmokeArgs, Verbosity, VmCommand};
+use xtask_core::error::{Unavailable, Usage};
+use xtask_core::fs::make_private_dir;
+use xtask_core::image::choice::Choice;
+use xtask_core::plan::Plan;
+use xtask_core::preflight::show;
+use xtask_core::preflight::{Preflight, PreflightRequest, fix};
+use xtask_core::runs::instance;
+use xtask_core::workspace::Workspace;
 
 /// Does the task, or becomes the process that does it.
 ///
 /// # Errors
-/// Whatever the task could not do; [`crate::error::code`] has its exit code.
-pub fn run(cli: &Cli) -> Result<()> {
+/// Whatever the task could not do; [`xtask_core::error::code`] has its exit code.
+pub(crate) fn run(cli: &Cli) -> Result<()> {
     if let Command::Inspect(args) = &cli.command {
         return inspect::run(args, cli.verbosity);
     }
@@ -96,7 +97,7 @@ fn prepare_smoke(workspace: &Workspace, args: &SmokeArgs, verbosity: Verbosity) 
 /// What can be known to be wrong before anything slow starts.
 fn check_smoke(workspace: &Workspace, args: &SmokeArgs) -> Result<()> {
     Choice::from_args(&args.machine.image, args.build.arch)?;
-    crate::build::profile::check(workspace.root(), &args.build.profile)
+    xtask_core::build::profile::check(workspace.root(), &args.build.profile)
         .map_err(|error| Usage(format!("{error:#}")))?;
     if let Some(path) = &args.agent
         && !path.is_file()
@@ -119,9 +120,9 @@ fn ready(workspace: &Workspace, asked: &PreflightRequest<'_>, args: FixArgs) -> 
     let preflight =
         if args.fix { fix::fix(workspace, asked, args)? } else { Preflight::check(workspace, asked)? };
     if preflight.blocking().next().is_some() {
-        preflight::print(&preflight);
+        show::print(&preflight);
     } else {
-        preflight::print_degradations(&preflight);
+        show::print_degradations(&preflight);
     }
     preflight.verdict()?;
     Ok(preflight)

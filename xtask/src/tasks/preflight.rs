@@ -1,19 +1,14 @@
 //! `cargo xtask preflight`: can this machine do it, what exactly is missing, fix it.
 
-use std::io::{ErrorKind, Write as _};
-
 use anyhow::Result;
-use serde_json::json;
-
-use crate::arch::VmArchitecture;
-use crate::cli::{PreflightArgs, SmokeArgs, Verbosity};
-use crate::error;
-use crate::host::facts::Facts;
-use crate::plan;
-use crate::preflight::findings::{Finding, Remedy, Severity};
-use crate::preflight::{Preflight, PreflightRequest, fix};
-use crate::report::{Failure, Phase, PhaseReport, PhaseStatus, Report};
-use crate::workspace::Workspace;
+use xtask_core::cli::{PreflightArgs, SmokeArgs, Verbosity};
+use xtask_core::error;
+use xtask_core::host::facts::Facts;
+use xtask_core::plan;
+use xtask_core::preflight::show::{architectures, present};
+use xtask_core::preflight::{Preflight, PreflightRequest, fix};
+use xtask_core::report::{Failure, Phase, PhaseReport, PhaseStatus, Report};
+use xtask_core::workspace::Workspace;
 
 pub(super) fn run(workspace: &Workspace, args: &PreflightArgs, verbosity: Verbosity) -> Result<()> {
     let architectures = architectures(args);
@@ -50,133 +45,10 @@ fn check_flags(facts: &[Facts], args: &PreflightArgs) -> Result<()> {
     checked.into_iter().collect()
 }
 
-/// The guests' architectures: every one where none was named.
-pub fn architectures(args: &PreflightArgs) -> Vec<VmArchitecture> {
-    args.arch.map_or(VmArchitecture::ALL.to_vec(), |arch| vec![arch])
-}
-
-/// Shows what was found, as asked.
-///
-/// # Errors
-/// The verdict, where something stands in the way.
-pub fn present(preflight: &Preflight, args: &PreflightArgs) -> Result<()> {
-    let verdict = preflight.verdict();
-    if args.json {
-        // Whoever reads may have read enough.
-        match writeln!(std::io::stdout(), "{:#}", as_json(preflight, verdict.is_ok())) {
-            Err(error) if error.kind() != ErrorKind::BrokenPipe => return Err(error.into()),
-            _ => {}
-        }
-    } else {
-        print(preflight);
-    }
-    verdict
-}
-
-fn as_json(preflight: &Preflight, ready: bool) -> serde_json::Value {
-    let of_host = preflight.facts.first().map(|Facts { host, .. }| {
-        json!({
-            "os": host.os.name, "kernel": host.kernel, "cpus": host.cpus, "root": host.root, "systemd": host.systemd,
-            "container": host.container, "libvirt": host.libvirt.as_ref().ok(),
-        })
-    });
-    let findings = preflight.findings.iter().map(|finding| {
-        let mut value = serde_json::to_value(finding).expect("a finding is plain data");
-        value["commands"] = json!(commands(preflight, finding));
-        value
-    });
-    json!({
-        "schema": 1,
-        "ready": ready,
-        "host": of_host,
-        "findings": findings.collect::<Vec<_>>(),
-        "fix": fix::plan(preflight),
-    })
-}
-
-/// What does one finding's remedy on this machine.
-fn commands(preflight: &Preflight, finding: &Finding) -> Vec<Vec<String>> {
-    let facts = preflight.facts.first();
-    facts.map(|facts| fix::commands(facts, std::iter::once(finding))).unwrap_or_default()
-}
-
-/// One block a finding; a sentence where there is none.
-pub(super) fn print(preflight: &Preflight) {
-    if let Some(Facts { host, .. }) = preflight.facts.first() {
-        let nats = host.nats_server.as_ref().and_then(|version| version.as_ref().ok());
-        let of = |known: Option<&String>| known.map_or("missing".to_owned(), Clone::clone);
-        eprintln!(
-            "{}, {}: libvirt {}, nats-server {}",
-            host.os.name,
-            host.describe(),
-            of(host.libvirt.as_ref().ok()),
-            of(nats)
-        );
-    }
-    for facts in &preflight.facts {
-        let emulator = facts.working_emulator().map_or("missing", |emulator| &emulator.version);
-        let firmware = match (&facts.firmware, &facts.edk2) {
-            (Ok(_), Some(edk2)) => format!("edk2 {edk2}"),
-            (Ok(_), None) => "firmware of unknown release".to_owned(),
-            (Err(_), _) => "no firmware".to_owned(),
-        };
-        eprintln!("{:<8} QEMU {emulator}, {firmware}", facts.arch.to_string());
-    }
-    for finding in &preflight.findings {
-        show(preflight, finding);
-    }
-    let plan = fix::plan(preflight);
-    if !plan.is_empty() {
-        if fix::wants_root(preflight) {
-            eprintln!("to install everything (needs root; neither sudo nor doas is installed):");
-        } else {
-            eprintln!("to install everything (--fix runs these):");
-        }
-        for command in plan {
-            eprintln!("    {}", command.join(" "));
-        }
-    }
-    if preflight.blocking().next().is_none() {
-        eprintln!("ready");
-    }
-}
-
-/// A line for each thing that may explain what a run does.
-pub(super) fn print_degradations(preflight: &Preflight) {
-    for finding in preflight.findings.iter().filter(|finding| finding.severity == Severity::Degrades) {
-        eprintln!("note: {}", finding.sentence);
-    }
-}
-
-fn show(preflight: &Preflight, finding: &Finding) {
-    let word = match finding.severity {
-        Severity::Blocks => "blocks",
-        Severity::Degrades => "degrades",
-        Severity::Informs => "informs",
-    };
-    eprintln!("{word:<9} {}", finding.sentence);
-    eprintln!("          seen: {}", finding.evidence);
-    let commands = commands(preflight, finding);
-    match &finding.remedy {
-        Some(Remedy::Manual(remedy)) => eprintln!("          to do: {remedy}"),
-        Some(Remedy::Install(..)) if commands.is_empty() => eprintln!(
-            "          to do: no package of this distribution is known to provide it; install it by hand, or choose an image \
-             that does not need it"
-        ),
-        // The list of packages is brought up to date once, for all of them.
-        Some(_) => {
-            for command in commands.iter().filter(|command| !command.ends_with(&["update".to_owned()])) {
-                eprintln!("          to do: {}", command.join(" "));
-            }
-        }
-        None => {}
-    }
-}
-
 /// A smoke that does not get past preflight leaves its report too, where one was asked for.
 pub(super) fn report(args: &SmokeArgs, error: &anyhow::Error) {
     let Some(directory) = &args.report else { return };
-    let mut report = Report::begin("none", &crate::format::now_rfc3339(), args.build.arch);
+    let mut report = Report::begin("none", &xtask_core::format::now_rfc3339(), args.build.arch);
     report.phases.push(PhaseReport {
         name: Phase::Preflight,
         status: PhaseStatus::Failed,

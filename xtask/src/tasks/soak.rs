@@ -9,15 +9,15 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::cache::Cache;
-use crate::cli::SoakArgs;
-use crate::error::{SilentExit, Unavailable};
-use crate::format::human_seconds;
-use crate::fs::directories;
-use crate::processes::processes_naming;
-use crate::runs::instance;
-use crate::snapshot::{BAD, SnapshotManifest};
-use crate::workspace::Workspace;
+use xtask_core::cache::Cache;
+use xtask_core::cli::SoakArgs;
+use xtask_core::error::{SilentExit, Unavailable};
+use xtask_core::format::human_seconds;
+use xtask_core::fs::directories;
+use xtask_core::processes::processes_naming;
+use xtask_core::runs::instance;
+use xtask_core::snapshot::{BAD, SnapshotManifest};
+use xtask_core::workspace::Workspace;
 
 use super::ci::AGENT_TESTS;
 

@@ -6,13 +6,13 @@ use std::process::Command;
 use anyhow::{Context, Result};
 use serde_json::json;
 
-use crate::cache::Cache;
-use crate::cli::VmCommand;
-use crate::error::Usage;
-use crate::host::tools;
-use crate::processes::{end_processes, owned};
-use crate::runs;
-use crate::runs::instance::{self, ConsoleLog, Instance};
+use xtask_core::cache::Cache;
+use xtask_core::cli::VmCommand;
+use xtask_core::error::Usage;
+use xtask_core::host::tools;
+use xtask_core::processes::{end_processes, owned};
+use xtask_core::runs;
+use xtask_core::runs::instance::{self, ConsoleLog, Instance};
 
 pub(super) fn run(command: &VmCommand) -> Result<()> {
     let cache = Cache::from_env()?;

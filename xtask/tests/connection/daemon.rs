@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use xtask::processes::processes_naming;
+use xtask_core::processes::processes_naming;
 
 /// The network `default`, before the daemon starts. A bridge that somebody else makes: this kind needs neither dnsmasq nor a
 /// firewall, and is looked up, started and listed as every other.

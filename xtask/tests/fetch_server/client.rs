@@ -4,7 +4,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 
-use xtask::limits::FETCH_PACE_VARIABLE;
+use xtask_images::fetch::limits::FETCH_PACE_VARIABLE;
 
 use super::Image;
 

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use xtask::arch::VmArchitecture;
+use xtask_core::arch::VmArchitecture;
 
 /// Until the namespace has its ids.
 const IDS: &str = r#"read -r go && exec unshare --mount --pid --fork --kill-child sh "$@""#;

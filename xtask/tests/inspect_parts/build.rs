@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use xtask::arch::VmArchitecture;
+use xtask_core::arch::VmArchitecture;
 
 /// What makes an executable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -30,7 +30,7 @@ pub(crate) fn unpack(image: &str) -> tempfile::TempDir {
 }
 
 fn run(program: &str, arguments: &[&str]) {
-    let program = xtask::host::tools::require(program).unwrap();
+    let program = xtask_core::host::tools::require(program).unwrap();
     let output = Command::new(program).args(arguments).output().unwrap();
     assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
 }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use xtask::cache::Cache;
+use xtask_core::cache::Cache;
 
 /// The cache; it goes with the value.
 pub(crate) struct Own {

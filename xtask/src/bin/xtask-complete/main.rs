@@ -9,12 +9,12 @@ use anyhow::{Context, Result};
 use clap::{CommandFactory as _, Parser, ValueEnum as _};
 use clap_complete::engine::{ArgValueCandidates, CompletionCandidate};
 use clap_complete::env::{CompleteEnv, Shells};
-use xtask::cache::Cache;
-use xtask::cli::{Cli, Shell};
-use xtask::error::{self, host_fault};
-use xtask::image::catalogue::Catalogue;
-use xtask::runs::instance;
-use xtask::workspace::Workspace;
+use xtask_core::cache::Cache;
+use xtask_core::cli::{Cli, Shell};
+use xtask_core::error::{self, host_fault};
+use xtask_core::image::catalogue::Catalogue;
+use xtask_core::runs::instance;
+use xtask_core::workspace::Workspace;
 
 /// The variable by which the scripts ask.
 const ASKS: &str = "COMPLETE";

@@ -5,34 +5,18 @@
 //! [`hypervisor`] (libvirt), [`rehearsed`] (a domain read before it runs), [`remote`] (another libvirt), [`console`], [`broker`] (NATS), [`guest`] (ssh), [`bench`], and the tools: [`screen`], [`child`], [`interrupt`], [`history`], [`reaper`].
 
 mod bench;
-mod broker;
-mod child;
-mod console;
-mod fetch;
-mod filesystem;
 mod guest;
-mod history;
-mod hypervisor;
-mod image;
-mod interrupt;
-mod media;
-mod paused;
-mod power;
+mod libvirt;
 mod preflight;
-mod reaper;
-mod remote;
-mod screen;
 mod smoke;
-mod snapshot;
-mod terminal;
-mod workload;
+mod vm;
 
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use xtask::cli::{Cli, Command, VmCommand};
-use xtask::error;
-use xtask::workspace::Workspace;
+use xtask_core::cli::{Cli, Command, VmCommand};
+use xtask_core::error::{self, Usage};
+use xtask_core::workspace::Workspace;
 
 fn main() -> ExitCode {
     silence_libvirt();
@@ -61,7 +45,7 @@ fn silence_libvirt() {
 fn execute(cli: &Cli) -> anyhow::Result<()> {
     // The cache is all that it needs; `bump` alone asks for the workspace.
     if let Command::Image(command) = &cli.command {
-        return image::commands::run(command, cli.verbosity);
+        return xtask_images::commands::run(command, cli.verbosity);
     }
     let workspace = Workspace::find()?;
     match &cli.command {
@@ -70,13 +54,15 @@ fn execute(cli: &Cli) -> anyhow::Result<()> {
             preflight::run(&workspace, args, cli.verbosity)
         }
         Command::Vm(VmCommand::Up(args)) => smoke::up(&workspace, args, cli.verbosity),
-        Command::Vm(VmCommand::Start(args)) => power::start(args, cli.verbosity),
+        Command::Vm(VmCommand::Start(args)) => vm::power::start(args, cli.verbosity),
         Command::Vm(VmCommand::Console { machine, no_follow: false }) => {
-            terminal::console(machine.as_deref())
+            vm::console::console(machine.as_deref())
         }
-        Command::Vm(VmCommand::Stop(args)) => power::stop(args, cli.verbosity),
+        Command::Vm(VmCommand::Stop(args)) => vm::power::stop(args, cli.verbosity),
         Command::Bench(args) => bench::run(&workspace, args, cli.verbosity),
-        // `xtask`'s own: whoever starts this binary by hand gets the same task.
-        _ => xtask::tasks::run(cli),
+        _ => Err(Usage(
+            "this task is one of `cargo xtask` itself, which starts xtask-vm for the others".to_owned(),
+        )
+        .into()),
     }
 }

@@ -9,13 +9,13 @@ use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process_group};
 
 use super::{alone, end, start};
-use crate::cache::Cache;
-use crate::cli::SoakArgs;
-use crate::fs::is_own;
-use crate::fs::{directories, remove_tree};
-use crate::limits;
-use crate::processes::{Process, owned};
-use crate::snapshot::RAM;
+use xtask_core::cache::Cache;
+use xtask_core::cli::SoakArgs;
+use xtask_core::fs::is_own;
+use xtask_core::fs::{directories, remove_tree};
+use xtask_core::limits;
+use xtask_core::processes::{Process, owned};
+use xtask_core::snapshot::RAM;
 
 /// Who is killed at a random moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

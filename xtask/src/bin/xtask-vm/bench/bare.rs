@@ -7,26 +7,26 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
-use xtask::cache::Cache;
-use xtask::cli::{BenchArgs, MachineArgs};
-use xtask::fs::write_private;
-use xtask::limits;
-use xtask::machine::seed::{PayloadTime, Seed, marker};
-use xtask::machine::{GUEST_MAC, RunFiles};
-use xtask::preflight::{Preflight, PreflightRequest};
-use xtask::report::PhaseStatus;
-use xtask::workspace::Workspace;
+use xtask_core::cache::Cache;
+use xtask_core::cli::{BenchArgs, MachineArgs};
+use xtask_core::fs::write_private;
+use xtask_core::limits;
+use xtask_core::machine::seed::{PayloadTime, Seed, marker};
+use xtask_core::machine::{GUEST_MAC, RunFiles};
+use xtask_core::preflight::{Preflight, PreflightRequest};
+use xtask_core::report::PhaseStatus;
+use xtask_core::workspace::Workspace;
 
-use crate::child::{Child, Job};
-use crate::console::Console;
-use crate::guest::Keys;
-use crate::image::{ReadyImage, Store};
-use crate::interrupt::Interrupt;
-use crate::media;
-use crate::screen::Screen;
+use crate::guest::console::Console;
+use crate::guest::media;
+use crate::guest::ssh::Keys;
 use crate::smoke::{ensure_or_fall_back, make_writable_files};
-use xtask::plan::Plan;
-use xtask::runs::RunDir;
+use xtask_core::plan::Plan;
+use xtask_core::runs::RunDir;
+use xtask_images::{ReadyImage, Store};
+use xtask_jobs::child::{Child, Job};
+use xtask_jobs::interrupt::Interrupt;
+use xtask_jobs::screen::Screen;
 
 /// The machine and the image of a smoke that nobody gave flags, and a run that boots nothing: as long as it is there nobody deletes
 /// the image.

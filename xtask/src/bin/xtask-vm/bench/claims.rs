@@ -7,24 +7,24 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
-use xtask::arch::Accelerator;
-use xtask::cache::Cache;
-use xtask::cli::{BenchArgs, Verbosity};
-use xtask::error::{Diagnosis, Unavailable};
-use xtask::format::round;
-use xtask::fs::{make_private_dir, write_private};
-use xtask::limits;
-use xtask::plan::Plan;
-use xtask::report::{Phase, Report};
-use xtask::workspace::Workspace;
+use xtask_core::arch::Accelerator;
+use xtask_core::cache::Cache;
+use xtask_core::cli::{BenchArgs, Verbosity};
+use xtask_core::error::{Diagnosis, Unavailable};
+use xtask_core::format::round;
+use xtask_core::fs::{make_private_dir, write_private};
+use xtask_core::limits;
+use xtask_core::plan::Plan;
+use xtask_core::report::{Phase, Report};
+use xtask_core::workspace::Workspace;
 
 use super::bare::{Bare, ended, prepare};
 use super::preflight::xtask_binary;
 use super::{Scratch, cargo_as_typed, median, smoke};
-use crate::history::timed;
-use crate::image::ReadyImage;
-use crate::interrupt::Interrupt;
-use crate::screen::Screen;
+use xtask_images::ReadyImage;
+use xtask_jobs::history::timed;
+use xtask_jobs::interrupt::Interrupt;
+use xtask_jobs::screen::Screen;
 
 /// From the beginning of the boot, with its broker and its disks, to the first status.
 const BOOT_TO_JOIN: &[Phase] = &[Phase::Boot, Phase::Provision, Phase::Join];

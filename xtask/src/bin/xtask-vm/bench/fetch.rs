@@ -7,15 +7,15 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use xtask::cache::Cache;
-use xtask::cli::{BenchArgs, Verbosity};
-use xtask::digest::{Algorithm, Digest};
-use xtask::host::tools;
+use xtask_core::cache::Cache;
+use xtask_core::cli::{BenchArgs, Verbosity};
+use xtask_core::digest::{Algorithm, Digest};
+use xtask_core::host::tools;
 
 use super::{Comparison, Scratch};
-use crate::history::timed;
-use crate::interrupt::Interrupt;
-use crate::screen::Screen;
+use xtask_jobs::history::timed;
+use xtask_jobs::interrupt::Interrupt;
+use xtask_jobs::screen::Screen;
 
 const BLOCK: usize = 1 << 20;
 const BLOCKS: usize = 1024;

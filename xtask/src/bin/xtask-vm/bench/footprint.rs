@@ -2,14 +2,14 @@
 
 use anyhow::{Context, Result};
 use serde_json::json;
-use xtask::cache::Cache;
-use xtask::cli::{BenchArgs, Verbosity};
-use xtask::workspace::Workspace;
+use xtask_core::cache::Cache;
+use xtask_core::cli::{BenchArgs, Verbosity};
+use xtask_core::workspace::Workspace;
 
 use super::{Scratch, smoke};
-use crate::history::timed;
-use crate::interrupt::Interrupt;
-use crate::screen::Screen;
+use xtask_jobs::history::timed;
+use xtask_jobs::interrupt::Interrupt;
+use xtask_jobs::screen::Screen;
 
 /// Seconds; long enough for a dozen heartbeats.
 const REST: &str = "60";

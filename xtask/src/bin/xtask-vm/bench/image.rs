@@ -8,18 +8,18 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use xtask::cache::Cache;
-use xtask::cli::{BenchArgs, Verbosity};
-use xtask::digest::Algorithm;
-use xtask::error::{Diagnosis, Usage};
-use xtask::image::Source;
-use xtask::image::catalogue::Catalogue;
+use xtask_core::cache::Cache;
+use xtask_core::cli::{BenchArgs, Verbosity};
+use xtask_core::digest::Algorithm;
+use xtask_core::error::{Diagnosis, Usage};
+use xtask_core::image::Source;
+use xtask_core::image::catalogue::Catalogue;
 
 use super::{Comparison, Scratch};
-use crate::history::Watch;
-use crate::image::{Speed, Store, bootstrap};
-use crate::interrupt::Interrupt;
-use crate::screen::Screen;
+use xtask_images::{Speed, Store, bootstrap};
+use xtask_jobs::history::Watch;
+use xtask_jobs::interrupt::Interrupt;
+use xtask_jobs::screen::Screen;
 
 /// What the two trees may differ in, since an image is given what mmdebstrap gives nobody: paths, and with a `/`, `-` or `_`
 /// at the end, beginnings of paths.

@@ -5,17 +5,17 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use inspect::elf::Elf;
 use xshell::Shell;
-use xtask::arch::VmArchitecture;
-use xtask::build;
-use xtask::cache::Cache;
-use xtask::cli::{BenchArgs, BuildArgs};
-use xtask::fs::write_private;
-use xtask::limits;
-use xtask::workspace::Workspace;
+use xtask_core::arch::VmArchitecture;
+use xtask_core::build;
+use xtask_core::cache::Cache;
+use xtask_core::cli::{BenchArgs, BuildArgs};
+use xtask_core::fs::write_private;
+use xtask_core::limits;
+use xtask_core::workspace::Workspace;
 
 use super::Scratch;
 use super::preflight::{TimingFigures, measure, xtask_binary};
-use crate::interrupt::Interrupt;
+use xtask_jobs::interrupt::Interrupt;
 
 /// The size of the large ones.
 const LARGE: usize = 100_000_000;

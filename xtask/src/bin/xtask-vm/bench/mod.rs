@@ -16,18 +16,18 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
-use xtask::cache::{CACHE_VARIABLE, Cache};
-use xtask::cli::{BenchArgs, BenchSubject, Verbosity};
-use xtask::error::{Unavailable, host_fault};
-use xtask::format::round;
-use xtask::fs::{is_own, make_own_dir, make_private_dir};
-use xtask::fs::{remove_file, try_lock};
-use xtask::processes::end_processes;
-use xtask::report::Report;
-use xtask::workspace::Workspace;
+use xtask_core::cache::{CACHE_VARIABLE, Cache};
+use xtask_core::cli::{BenchArgs, BenchSubject, Verbosity};
+use xtask_core::error::{Unavailable, host_fault};
+use xtask_core::format::round;
+use xtask_core::fs::{is_own, make_own_dir, make_private_dir};
+use xtask_core::fs::{remove_file, try_lock};
+use xtask_core::processes::end_processes;
+use xtask_core::report::Report;
+use xtask_core::workspace::Workspace;
 
-use crate::image::discard;
-use crate::interrupt::Interrupt;
+use xtask_images::discard;
+use xtask_jobs::interrupt::Interrupt;
 
 /// Measures what was asked for.
 pub(crate) fn run(workspace: &Workspace, args: &BenchArgs, verbosity: Verbosity) -> Result<()> {

@@ -7,14 +7,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
-use xtask::arch::VmArchitecture;
-use xtask::cli::BenchArgs;
-use xtask::error::Diagnosis;
-use xtask::format::round;
-use xtask::limits;
+use xtask_core::arch::VmArchitecture;
+use xtask_core::cli::BenchArgs;
+use xtask_core::error::Diagnosis;
+use xtask_core::format::round;
+use xtask_core::limits;
 
 use super::median;
-use crate::interrupt::Interrupt;
+use xtask_jobs::interrupt::Interrupt;
 
 /// One command, as often as asked.
 #[derive(Debug, Serialize)]

@@ -6,15 +6,15 @@ use std::time::Instant;
 
 use anyhow::Result;
 use rustix::process::{Pid, Signal, getpid, kill_process};
-use xtask::libvirt_uri::ConnectUri;
-use xtask::limits;
-use xtask::preflight::PreflightRequest;
-use xtask::preflight::findings::Finding;
-use xtask::preflight::remote::refusal::Refusal;
-use xtask::preflight::remote::{ConnectionFacts, evaluate};
+use xtask_core::libvirt_uri::ConnectUri;
+use xtask_core::limits;
+use xtask_core::preflight::PreflightRequest;
+use xtask_core::preflight::findings::Finding;
+use xtask_core::preflight::remote::refusal::Refusal;
+use xtask_core::preflight::remote::{ConnectionFacts, evaluate};
 
-use crate::interrupt::Interrupt;
-use crate::remote;
+use crate::libvirt::remote;
+use xtask_jobs::interrupt::Interrupt;
 
 /// What the thread that asks has to say.
 enum Message {

@@ -6,13 +6,13 @@ mod rehearsal;
 mod sabotage;
 
 use anyhow::Result;
-use xtask::cli::{PreflightArgs, Verbosity};
-use xtask::error::Diagnosis;
-use xtask::preflight::{Preflight, PreflightRequest};
-use xtask::tasks::preflight::{architectures, present};
-use xtask::workspace::Workspace;
+use xtask_core::cli::{PreflightArgs, Verbosity};
+use xtask_core::error::Diagnosis;
+use xtask_core::preflight::show::{architectures, present};
+use xtask_core::preflight::{Preflight, PreflightRequest};
+use xtask_core::workspace::Workspace;
 
-use crate::interrupt::Interrupt;
+use xtask_jobs::interrupt::Interrupt;
 
 /// Everything that `xtask` looks at, and what libvirt says to it.
 pub(crate) fn run(workspace: &Workspace, args: &PreflightArgs, verbosity: Verbosity) -> Result<()> {

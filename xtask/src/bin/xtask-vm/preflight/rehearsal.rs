@@ -5,31 +5,31 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use xtask::arch::Accelerator;
-use xtask::cache::Cache;
-use xtask::cli::{PreflightArgs, RehearsalFault, Verbosity};
-use xtask::error;
-use xtask::format::human_seconds;
-use xtask::fs::{make_private_dir, write_private};
-use xtask::host::facts::Facts;
-use xtask::host::tools;
-use xtask::image::Format;
-use xtask::limits;
-use xtask::machine::{RunFiles, xml};
-use xtask::plan::Plan;
-use xtask::preflight::findings::{Finding, Severity};
-use xtask::readback::{ExpectedMachine, diff};
-use xtask::report::PhaseStatus;
-use xtask::runs::RunDir;
+use xtask_core::arch::Accelerator;
+use xtask_core::cache::Cache;
+use xtask_core::cli::{PreflightArgs, RehearsalFault, Verbosity};
+use xtask_core::error;
+use xtask_core::format::human_seconds;
+use xtask_core::fs::{make_private_dir, write_private};
+use xtask_core::host::facts::Facts;
+use xtask_core::host::tools;
+use xtask_core::image::Format;
+use xtask_core::limits;
+use xtask_core::machine::{RunFiles, xml};
+use xtask_core::plan::Plan;
+use xtask_core::preflight::findings::{Finding, Severity};
+use xtask_core::readback::{ExpectedMachine, diff};
+use xtask_core::report::PhaseStatus;
+use xtask_core::runs::RunDir;
 
 use super::sabotage;
-use crate::child;
-use crate::hypervisor::Hypervisor;
-use crate::image::{self, Base};
-use crate::interrupt::Interrupt;
-use crate::paused;
-use crate::screen::Screen;
+use crate::libvirt::Hypervisor;
+use crate::libvirt::paused;
 use crate::smoke::make_writable_files;
+use xtask_images::{self, Base};
+use xtask_jobs::child;
+use xtask_jobs::interrupt::Interrupt;
+use xtask_jobs::screen::Screen;
 
 /// Bytes of the placeholders of the seed and the payload.
 const PLACEHOLDER_BYTES: usize = 1 << 20;
@@ -151,7 +151,7 @@ impl Stage<'_> {
     /// The image that a smoke would take, where it is there; else an empty disk.
     fn base(&self, plan: &Plan, work: &Path) -> Result<(Base, String)> {
         for image in std::iter::once(&plan.image).chain(&plan.fallback) {
-            if let Some(base) = image::glance(&self.cache, &self.run, image, self.interrupt)? {
+            if let Some(base) = xtask_images::glance(&self.cache, &self.run, image, self.interrupt)? {
                 return Ok((base, format!("the image {}", image.name)));
             }
         }

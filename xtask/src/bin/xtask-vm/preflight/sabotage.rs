@@ -3,10 +3,10 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use xtask::cli::RehearsalFault;
-use xtask::host::firmware::AarchFirmware;
-use xtask::machine::{DomainXmlParams, xml};
-use xtask::readback::ExpectedMachine;
+use xtask_core::cli::RehearsalFault;
+use xtask_core::host::firmware::AarchFirmware;
+use xtask_core::machine::{DomainXmlParams, xml};
+use xtask_core::readback::ExpectedMachine;
 
 /// The domain's XML with the fault in it. Files that it needs are made in `work`; none of this host's is written to.
 pub(super) fn plant(
@@ -39,7 +39,7 @@ pub(super) fn plant(
             let longer = work.join("longer-code.fd");
             let mut code = read(&firmware.code)?;
             code.extend([0; 4096]);
-            xtask::fs::write_private(&longer, code)?;
+            xtask_core::fs::write_private(&longer, code)?;
             params.firmware.as_mut().context("find the domain's flash")?.code = longer;
             Ok(xml::domain_xml(&params))
         }
@@ -47,7 +47,7 @@ pub(super) fn plant(
         RehearsalFault::NvramTemplate => {
             // A template of its own: QEMU opens it for writing.
             let template = work.join("template.fd");
-            xtask::fs::write_private(&template, read(&firmware.vars_template)?)?;
+            xtask_core::fs::write_private(&template, read(&firmware.vars_template)?)?;
             expected.flash.as_mut().context("find the domain's flash")?.template.clone_from(&template);
             params.firmware.as_mut().context("find the domain's flash")?.nvram = template;
             Ok(xml::domain_xml(&params))

@@ -3,29 +3,29 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use xtask::arch::Accelerator;
-use xtask::build::Agent;
-use xtask::cli::Sabotage;
-use xtask::error::{self, Interrupted, Unavailable};
-use xtask::fs::write_private;
-use xtask::host::{kvm, tools};
-use xtask::limits;
-use xtask::machine::seed::{PayloadTime, Seed, marker};
-use xtask::machine::{RunFiles, xml};
-use xtask::plan::Plan;
-use xtask::processes::emulator;
-use xtask::readback::ExpectedMachine;
+use xtask_core::arch::Accelerator;
+use xtask_core::build::Agent;
+use xtask_core::cli::Sabotage;
+use xtask_core::error::{self, Interrupted, Unavailable};
+use xtask_core::fs::write_private;
+use xtask_core::host::{kvm, tools};
+use xtask_core::limits;
+use xtask_core::machine::seed::{PayloadTime, Seed, marker};
+use xtask_core::machine::{RunFiles, xml};
+use xtask_core::plan::Plan;
+use xtask_core::processes::emulator;
+use xtask_core::readback::ExpectedMachine;
 
 use super::{RunningVm, Session, warm};
-use crate::broker::Broker;
-use crate::child;
-use crate::console::Console;
-use crate::guest::Keys;
-use crate::hypervisor::{Condition, Hypervisor, Machine};
-use crate::image::{Base, ReadyImage};
-use crate::interrupt::Interrupt;
-use crate::media;
-use crate::paused;
+use crate::guest::console::Console;
+use crate::guest::media;
+use crate::guest::ssh::Keys;
+use crate::libvirt::paused;
+use crate::libvirt::{Condition, Hypervisor, Machine};
+use xtask_fleet::Broker;
+use xtask_images::{Base, ReadyImage};
+use xtask_jobs::child;
+use xtask_jobs::interrupt::Interrupt;
 
 /// What is put into the guest.
 pub(super) enum Payload<'a> {

@@ -5,15 +5,15 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
-use xtask::cache::Cache;
-use xtask::cli::{Sabotage, SmokeArgs};
-use xtask::error::Verdict;
-use xtask::error::{Diagnosis, SilentExit, Unavailable, Usage};
-use xtask::fs::make_private_dir;
-use xtask::fs::{remove_file, try_lock};
-use xtask::report::Report;
+use xtask_core::cache::Cache;
+use xtask_core::cli::{Sabotage, SmokeArgs};
+use xtask_core::error::Verdict;
+use xtask_core::error::{Diagnosis, SilentExit, Unavailable, Usage};
+use xtask_core::fs::make_private_dir;
+use xtask_core::fs::{remove_file, try_lock};
+use xtask_core::report::Report;
 
-use crate::interrupt::Interrupt;
+use xtask_jobs::interrupt::Interrupt;
 
 /// This command twice, as [`lines`] has it; each with a report of its own below `compared/` in the cache.
 pub(super) fn run(args: &SmokeArgs) -> Result<()> {
@@ -128,12 +128,12 @@ fn smoke(directory: &Path, line: &[OsString]) -> Result<Report> {
 fn differences(warm: &Report, cold: &Report) -> Vec<String> {
     let facts = |report: &Report| {
         let evidence = &report.evidence;
-        let status = |status: &Option<xtask::report::StatusEvidence>| {
+        let status = |status: &Option<xtask_core::report::StatusEvidence>| {
             status
                 .as_ref()
                 .map(|answer| format!("{} {} {}", answer.exe_sha256, answer.machine, answer.agent_version))
         };
-        let workload = |answer: &Option<xtask::report::WorkloadEvidence>| {
+        let workload = |answer: &Option<xtask_core::report::WorkloadEvidence>| {
             answer
                 .as_ref()
                 .map(|answer| format!("{} {} {}", answer.machine, answer.generation, answer.starts))
@@ -189,10 +189,10 @@ fn differences(warm: &Report, cold: &Report) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use xtask::arch::{Accelerator, VmArchitecture};
-    use xtask::cli::{Cli, Command as Subcommand};
-    use xtask::digest::Algorithm;
-    use xtask::report::{Failure, FirmwareReport, ImageReport, Phase, StatusEvidence, WorkloadEvidence};
+    use xtask_core::arch::{Accelerator, VmArchitecture};
+    use xtask_core::cli::{Cli, Command as Subcommand};
+    use xtask_core::digest::Algorithm;
+    use xtask_core::report::{Failure, FirmwareReport, ImageReport, Phase, StatusEvidence, WorkloadEvidence};
 
     fn report() -> Report {
         let mut report = Report::begin("1124-100000-0001", "2026-11-24T10:00:00Z", VmArchitecture::Aarch64);

@@ -3,11 +3,11 @@
 use std::collections::BTreeSet;
 
 use agent_protocol::{DeploymentStatus, Phase};
-use xtask::error::Diagnosis;
-use xtask::report::WorkloadEvidence;
+use xtask_core::error::Diagnosis;
+use xtask_core::report::WorkloadEvidence;
 
 use super::verify::Judgement;
-use crate::broker::ReceivedStatus;
+use xtask_fleet::ReceivedStatus;
 
 /// A deployment that failed in so many statuses does not get right by itself. Once may be a podman that is just starting.
 const MOST_TROUBLED_STATUSES: usize = 4;

@@ -2,13 +2,13 @@
 
 use agent_protocol::Footprint;
 use anyhow::Result;
-use xtask::build::Agent;
-use xtask::limits;
-use xtask::report::FootprintEvidence;
+use xtask_core::build::Agent;
+use xtask_core::limits;
+use xtask_core::report::FootprintEvidence;
 
 use super::verify::Judgement;
 use super::{RunningVm, Session};
-use crate::broker::ReceivedStatus;
+use xtask_fleet::ReceivedStatus;
 
 /// With the first status that was seen.
 pub(super) fn first(agent: &Agent, seen: &ReceivedStatus) -> Option<FootprintEvidence> {

@@ -3,17 +3,17 @@
 use std::path::Path;
 
 use anyhow::Result;
-use xtask::digest::Algorithm;
-use xtask::error::{self, Interrupted, Unavailable};
-use xtask::fs::write_private;
-use xtask::image::{Image, Source, shown};
-use xtask::limits;
-use xtask::plan::Plan;
-use xtask::report::{FirmwareReport, ImageReport};
+use xtask_core::digest::Algorithm;
+use xtask_core::error::{self, Interrupted, Unavailable};
+use xtask_core::fs::write_private;
+use xtask_core::image::{Image, Source, shown};
+use xtask_core::limits;
+use xtask_core::plan::Plan;
+use xtask_core::report::{FirmwareReport, ImageReport};
 
 use super::Session;
-use crate::fetch::{RetryPolicy, Unreachable};
-use crate::image::{self, ReadyImage, Store};
+use xtask_images::fetch::{RetryPolicy, Unreachable};
+use xtask_images::{self, ReadyImage, Store};
 
 /// The image, and the plan, which now names what is tested.
 pub(super) fn ready_image(session: &mut Session<'_>, mut plan: Plan) -> Result<((Plan, ReadyImage), String)> {
@@ -65,9 +65,9 @@ pub(crate) fn ensure_or_fall_back(
         Some(_) if is_fresh(&fallback_mark) => RetryPolicy::Once,
         Some(_) => RetryPolicy::ProbeFirst,
     };
-    let error = match image::ensure(store, &plan.image, retry_policy) {
+    let error = match xtask_images::ensure(store, &plan.image, retry_policy) {
         Ok(ready) => {
-            xtask::fs::remove_file(&fallback_mark)?;
+            xtask_core::fs::remove_file(&fallback_mark)?;
             return Ok((ready, None));
         }
         Err(error) => error,
@@ -86,8 +86,8 @@ pub(crate) fn ensure_or_fall_back(
         plan.image.name, fallback.name
     ));
     plan.image = fallback;
-    let ready =
-        image::ensure(store, &plan.image, RetryPolicy::Full).map_err(|error| host_fault(error, plan))?;
+    let ready = xtask_images::ensure(store, &plan.image, RetryPolicy::Full)
+        .map_err(|error| host_fault(error, plan))?;
     Ok((ready, Some(reason)))
 }
 

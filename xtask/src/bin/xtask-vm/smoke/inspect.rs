@@ -3,13 +3,13 @@
 
 use anyhow::Result;
 use inspect::finding::{Finding, Severity};
-use xtask::build::Agent;
-use xtask::error::Diagnosis;
-use xtask::inspect_target::Inspection;
-use xtask::plan::Plan;
+use xtask_core::build::Agent;
+use xtask_core::error::Diagnosis;
+use xtask_core::inspect_target::Inspection;
+use xtask_core::plan::Plan;
 
 use super::Session;
-use crate::image::inventory;
+use xtask_images::inventory;
 
 /// The digest of the image whose own libraries the executable was held against; `None` where only its release is known yet.
 pub(super) fn before_image(

@@ -19,21 +19,20 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use xshell::Shell;
-use xtask::arch::VmArchitecture;
-use xtask::build::{self, Agent};
-use xtask::cli::{Sabotage, SmokeArgs, Until, UpArgs, Verbosity};
-use xtask::error::{self, Diagnosis, SilentExit, Unavailable, Usage};
-use xtask::format::human_seconds;
-use xtask::host::tools;
-use xtask::inspect_target::check_agent;
-use xtask::limits;
-use xtask::os_release::OsReleaseReport;
-use xtask::preflight::{Preflight, PreflightRequest};
-use xtask::report::{AgentReport, Phase, StatusEvidence, WorkloadEvidence};
-use xtask::workspace::Workspace;
+use xtask_core::arch::VmArchitecture;
+use xtask_core::build::{self, Agent};
+use xtask_core::cli::{Sabotage, SmokeArgs, Until, UpArgs, Verbosity};
+use xtask_core::error::{self, Diagnosis, SilentExit, Unavailable, Usage};
+use xtask_core::format::human_seconds;
+use xtask_core::host::tools;
+use xtask_core::inspect_target::check_agent;
+use xtask_core::limits;
+use xtask_core::os_release::OsReleaseReport;
+use xtask_core::preflight::{Preflight, PreflightRequest};
+use xtask_core::report::{AgentReport, Phase, StatusEvidence, WorkloadEvidence};
+use xtask_core::workspace::Workspace;
 
-use crate::broker::ReceivedStatus;
-use crate::filesystem::CHECKER;
+use crate::guest::filesystem::CHECKER;
 use boot::Payload;
 pub(crate) use boot::make_writable_files;
 pub(crate) use image::ensure_or_fall_back;
@@ -41,7 +40,8 @@ use image::ready_image;
 pub(crate) use running::RunningVm;
 pub(crate) use session::Session;
 use verify::ExpectedStatus;
-use xtask::plan::Plan;
+use xtask_core::plan::Plan;
+use xtask_fleet::ReceivedStatus;
 
 /// Runs the smoke; the verdict is on the screen and in the report when this returns.
 pub(crate) fn run(workspace: &Workspace, args: &SmokeArgs, verbosity: Verbosity) -> Result<()> {
@@ -198,7 +198,7 @@ fn workload_image(session: &Session<'_>) -> Result<Vec<u8>> {
         }
         _ => own,
     };
-    crate::workload::image(session.workspace, &session.cache, arch).map_err(|error| {
+    crate::guest::workload::image(session.workspace, &session.cache, arch).map_err(|error| {
         let hint = "a static executable needs the C library's archive, libc.a: cargo xtask preflight --fix";
         error::host_fault(error, format!("make the smoke's workload for {arch}"), hint)
     })

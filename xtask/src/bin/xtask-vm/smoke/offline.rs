@@ -4,8 +4,8 @@ use std::time::Instant;
 
 use agent_protocol::DeviceStatus;
 use anyhow::{Result, bail};
-use xtask::error::Diagnosis;
-use xtask::limits;
+use xtask_core::error::Diagnosis;
+use xtask_core::limits;
 
 use super::RunningVm;
 

@@ -4,28 +4,28 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use xtask::cache::Cache;
-use xtask::error::{Diagnosis, Unavailable};
-use xtask::format::now_rfc3339;
-use xtask::fs::write_private;
-use xtask::image::Image;
-use xtask::limits::{self, Limits};
-use xtask::machine::RunFiles;
-use xtask::machine::seed::marker;
-use xtask::plan::Plan;
-use xtask::runs::RunDir;
-use xtask::runs::instance::{self, InstanceRecord};
+use xtask_core::cache::Cache;
+use xtask_core::error::{Diagnosis, Unavailable};
+use xtask_core::format::now_rfc3339;
+use xtask_core::fs::write_private;
+use xtask_core::image::Image;
+use xtask_core::limits::{self, Limits};
+use xtask_core::machine::RunFiles;
+use xtask_core::machine::seed::marker;
+use xtask_core::plan::Plan;
+use xtask_core::runs::RunDir;
+use xtask_core::runs::instance::{self, InstanceRecord};
 
 use super::Session;
 use super::boot::Domain;
 use super::verify::Judgement;
-use crate::broker::{Broker, ReceivedStatus};
-use crate::console::Console;
-use crate::guest::Keys;
-use crate::hypervisor::{self, Condition, Hypervisor};
-use crate::interrupt::Interrupt;
-use crate::power::greets;
-use crate::screen::Screen;
+use crate::guest::console::Console;
+use crate::guest::ssh::Keys;
+use crate::libvirt::{self, Condition, Hypervisor};
+use crate::vm::power::greets;
+use xtask_fleet::{Broker, ReceivedStatus};
+use xtask_jobs::interrupt::Interrupt;
+use xtask_jobs::screen::Screen;
 
 /// Everything that lives while the guest does.
 pub(crate) struct RunningVm {
@@ -33,7 +33,7 @@ pub(crate) struct RunningVm {
     pub(super) files: RunFiles,
     pub(super) domain: Domain,
     pub(super) hypervisor: Hypervisor,
-    pub(crate) machine: hypervisor::Machine,
+    pub(crate) machine: libvirt::Machine,
     pub(super) keys: Keys,
     pub(super) device_id: String,
     /// The guest's console.

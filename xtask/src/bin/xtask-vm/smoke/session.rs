@@ -5,27 +5,27 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use xtask::cache::Cache;
-use xtask::cli::{SmokeArgs, Until, Verbosity};
-use xtask::error;
-use xtask::error::Verdict;
-use xtask::format::{human_seconds, now_rfc3339, round};
-use xtask::host::facts::Facts;
-use xtask::limits;
-use xtask::report::{Failure, HostReport, Phase, PhaseReport, PhaseStatus, Report, SnapshotReport};
-use xtask::runs::instance::InstanceRecord;
-use xtask::workspace::Workspace;
+use xtask_core::cache::Cache;
+use xtask_core::cli::{SmokeArgs, Until, Verbosity};
+use xtask_core::error;
+use xtask_core::error::Verdict;
+use xtask_core::format::{human_seconds, now_rfc3339, round};
+use xtask_core::host::facts::Facts;
+use xtask_core::limits;
+use xtask_core::report::{Failure, HostReport, Phase, PhaseReport, PhaseStatus, Report, SnapshotReport};
+use xtask_core::runs::instance::InstanceRecord;
+use xtask_core::workspace::Workspace;
 
 use super::RunningVm;
 use super::times::Times;
-use crate::filesystem;
-use crate::history::timed;
-use crate::interrupt::Interrupt;
-use crate::paused::{TRANSCRIPT, XML};
-use crate::screen::Screen;
-use crate::snapshot::{Snapshot, Verification};
-use xtask::plan::Plan;
-use xtask::runs::RunDir;
+use crate::guest::filesystem;
+use crate::libvirt::paused::{TRANSCRIPT, XML};
+use xtask_core::plan::Plan;
+use xtask_core::runs::RunDir;
+use xtask_images::snapshots::{Snapshot, Verification};
+use xtask_jobs::history::timed;
+use xtask_jobs::interrupt::Interrupt;
+use xtask_jobs::screen::Screen;
 
 /// A run.
 pub(crate) struct Session<'a> {
@@ -372,7 +372,7 @@ impl<'a> Session<'a> {
         verdict: Verdict,
         vm: Option<&mut RunningVm>,
     ) -> Result<()> {
-        xtask::fs::make_private_dir(directory)?;
+        xtask_core::fs::make_private_dir(directory)?;
         let own = self.run.path().join("console.log");
         if own.exists() && directory != self.run.path() {
             copy(&own, &directory.join("console.log"))?;

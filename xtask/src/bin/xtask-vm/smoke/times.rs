@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use xtask::cache::Cache;
-use xtask::limits;
-use xtask::report::Phase;
+use xtask_core::cache::Cache;
+use xtask_core::limits;
+use xtask_core::report::Phase;
 
-use crate::history::{History, Usual};
+use xtask_jobs::history::History;
+use xtask_jobs::usual::Usual;
 
 /// The times of one run.
 pub(super) struct Times {

@@ -1,13 +1,13 @@
 //! What a status or an answer proves: pure.
 
 use agent_protocol::Reply;
-use xtask::build::Agent;
-use xtask::error::Diagnosis;
-use xtask::image::Image;
-use xtask::os_release::OsReleaseReport;
-use xtask::report::StatusEvidence;
+use xtask_core::build::Agent;
+use xtask_core::error::Diagnosis;
+use xtask_core::image::Image;
+use xtask_core::os_release::OsReleaseReport;
+use xtask_core::report::StatusEvidence;
 
-use crate::broker::ReceivedStatus;
+use xtask_fleet::ReceivedStatus;
 
 /// What the status of the agent under test must say.
 #[derive(Debug)]

@@ -6,28 +6,29 @@ use std::path::Path;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
-use xtask::arch::Accelerator;
-use xtask::cli::{Sabotage, SmokeArgs};
-use xtask::digest::Algorithm;
-use xtask::error::{self, Diagnosis, Unavailable, Usage};
-use xtask::format::{human_bytes, human_seconds, now_rfc3339};
-use xtask::fs::{make_private_dir, write_private};
-use xtask::image::Format;
-use xtask::machine::seed::{Restored, Seed, marker};
-use xtask::machine::{CONSOLE_SOCKET, RunFiles, xml};
-use xtask::plan::Plan;
-use xtask::snapshot::{self as snapshots, Ingredients, SnapshotManifest};
+use xtask_core::arch::Accelerator;
+use xtask_core::cli::{Sabotage, SmokeArgs};
+use xtask_core::digest::Algorithm;
+use xtask_core::error::{self, Diagnosis, Unavailable, Usage};
+use xtask_core::format::{human_bytes, human_seconds, now_rfc3339};
+use xtask_core::fs::{make_private_dir, write_private};
+use xtask_core::image::Format;
+use xtask_core::machine::seed::{Restored, Seed, marker};
+use xtask_core::machine::{CONSOLE_SOCKET, RunFiles, xml};
+use xtask_core::plan::Plan;
+use xtask_core::snapshot as snapshots;
+use xtask_core::snapshot::{Ingredients, SnapshotManifest};
 
 use super::boot::{Domain, Payload, Prepared, make_overlay, make_writable_files};
 use super::{RunningVm, Session};
-use crate::broker::Broker;
-use crate::console::Console;
-use crate::guest::Keys;
-use crate::hypervisor::{Hypervisor, Machine};
-use crate::image::{Base, ReadyImage, Store};
-use crate::media;
-use crate::paused;
-use crate::snapshot::{self, Snapshot};
+use crate::guest::console::Console;
+use crate::guest::media;
+use crate::guest::ssh::Keys;
+use crate::libvirt::paused;
+use crate::libvirt::{Hypervisor, Machine};
+use xtask_fleet::Broker;
+use xtask_images::snapshots::Snapshot;
+use xtask_images::{Base, ReadyImage, Store};
 
 /// Whether this run may come from a snapshot. KVM boots in seconds; and two faults are planted in the first boot itself.
 pub(super) fn may_be(args: &SmokeArgs, plan: &Plan) -> bool {
@@ -125,9 +126,9 @@ impl RunningVm {
         // Its making, and the machine that is restored out of it under the same lock.
         let limit = limits.boot() + 2 * limits.provision();
         let asked = Instant::now();
-        let lock = snapshot::lock(cache, &key, limit, interrupt, &mut session.screen)?;
+        let lock = xtask_images::snapshots::lock(cache, &key, limit, interrupt, &mut session.screen)?;
         session.times.waited(asked.elapsed());
-        let found = snapshot::find(&session.cache, &key, &ingredients, &mut session.screen)?;
+        let found = xtask_images::snapshots::find(&session.cache, &key, &ingredients, &mut session.screen)?;
         let started = Instant::now();
         let (mut vm, kept) = match found {
             Some(kept) => {
@@ -238,7 +239,7 @@ impl RunningVm {
             made_by: session.run.id().to_owned(),
             files: BTreeMap::new(),
         };
-        let kept = snapshot::keep(&session.cache, &key, made, snapshot)?;
+        let kept = xtask_images::snapshots::keep(&session.cache, &key, made, snapshot)?;
         session.run.uses_snapshot(&kept.directory)?;
         session.use_snapshot(&kept, subject.as_pair().is_some());
         self.console.new_boot()?;

@@ -9,16 +9,16 @@ use std::time::Instant;
 use agent_protocol::deployment::{Limits, Port, Protocol, Volume};
 use agent_protocol::{ContainerSpec, Deployment, Document};
 use anyhow::{Context, Result, anyhow, ensure};
-use xtask::error::Diagnosis;
-use xtask::limits;
-use xtask::machine::WORKLOAD_PORTS;
-use xtask::report::{StatusEvidence, WorkloadEvidence};
+use xtask_core::error::Diagnosis;
+use xtask_core::limits;
+use xtask_core::machine::WORKLOAD_PORTS;
+use xtask_core::report::{StatusEvidence, WorkloadEvidence};
 
 use super::deployed::{ExpectedAnswer, ExpectedDeployment};
 use super::offline::OfflineRecovery;
 use super::verify::Judgement;
 use super::{RunningVm, Session};
-use crate::workload::IMAGE;
+use crate::guest::workload::IMAGE;
 
 /// A deployment: its name, and the guest's port that it is published on.
 struct Deployed(&'static str, u16);

@@ -5,19 +5,19 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use serde_json::json;
-use xtask::fs::write_private;
-use xtask::host::tools;
-use xtask::limits;
-use xtask::runs::RunDir;
+use xtask_core::fs::write_private;
+use xtask_core::host::tools;
+use xtask_core::limits;
+use xtask_core::runs::RunDir;
 
 use super::super::bare::{Bare, Started};
 use super::qmp::Qmp;
-use crate::child::{Child, Job};
-use crate::guest::Keys;
-use crate::hypervisor::forwarded_port;
-use crate::interrupt::Interrupt;
-use crate::media;
-use crate::screen::Screen;
+use crate::guest::media;
+use crate::guest::ssh::Keys;
+use crate::libvirt::forwarded_port;
+use xtask_jobs::child::{Child, Job};
+use xtask_jobs::interrupt::Interrupt;
+use xtask_jobs::screen::Screen;
 
 /// Where the guest puts what it got.
 pub(super) const DELIVERED: &str = "/run/delivered";

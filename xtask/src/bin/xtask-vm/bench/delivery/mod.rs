@@ -17,23 +17,23 @@ use anyhow::{Context, Result, ensure};
 use rustix::net::{AddressFamily, SocketType, bind, ipproto, listen, socket};
 use serde_json::json;
 use xshell::Shell;
-use xtask::build;
-use xtask::cache::Cache;
-use xtask::cli::{BenchArgs, BuildArgs, Verbosity};
-use xtask::digest::Algorithm;
-use xtask::error::Diagnosis;
-use xtask::format::{human_bytes, round};
-use xtask::host::tools;
-use xtask::limits;
-use xtask::workspace::Workspace;
+use xtask_core::build;
+use xtask_core::cache::Cache;
+use xtask_core::cli::{BenchArgs, BuildArgs, Verbosity};
+use xtask_core::digest::Algorithm;
+use xtask_core::error::Diagnosis;
+use xtask_core::format::{human_bytes, round};
+use xtask_core::host::tools;
+use xtask_core::limits;
+use xtask_core::workspace::Workspace;
 
 use super::bare::{Bare, ended, prepare};
 use super::{Scratch, median};
-use crate::history::timed;
-use crate::interrupt::Interrupt;
-use crate::screen::Screen;
 use guest::{DELIVERED, DeliveryGuest};
 use qmp::Qmp;
+use xtask_jobs::history::timed;
+use xtask_jobs::interrupt::Interrupt;
+use xtask_jobs::screen::Screen;
 
 /// The disk that is there, behind the guest's own and its seed.
 const THERE: &str = "/dev/vdc";

@@ -6,9 +6,9 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
-use xtask::limits;
+use xtask_core::limits;
 
-use crate::hypervisor::returned;
+use crate::libvirt::returned;
 
 /// A monitor that somebody listens to.
 pub(super) struct Qmp {

@@ -1,0 +1,220 @@
+//! The one table from an architecture to everything that follows from it. No other module asks which
+//! architecture it has; it reads a [`MachineProfile`].
+
+use std::fmt;
+
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
+
+/// The architecture of a guest, or of this host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum VmArchitecture {
+    /// 64-bit x86.
+    #[default]
+    #[value(name = "x86_64", alias = "amd64")]
+    #[serde(rename = "x86_64")]
+    X86_64,
+    /// 64-bit Arm: the Raspberry Pi 5 and its kin.
+    #[value(name = "aarch64", alias = "arm64")]
+    Aarch64,
+}
+
+/// How the guest's instructions run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Accelerator {
+    /// The host's own processor, through `/dev/kvm`.
+    Kvm,
+    /// QEMU's emulation.
+    Tcg,
+}
+
+impl fmt::Display for Accelerator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Kvm => "kvm",
+            Self::Tcg => "tcg",
+        })
+    }
+}
+
+/// Everything that follows from an architecture.
+#[derive(Debug)]
+pub struct MachineProfile {
+    /// The architecture this row is about.
+    pub arch: VmArchitecture,
+    /// What `uname -m`, libvirt and QEMU call it.
+    pub machine: &'static str,
+    /// Rust's target triple.
+    pub triple: &'static str,
+    /// Debian's name for the architecture.
+    pub debian_arch: &'static str,
+    /// The full-system emulator's file name.
+    pub emulator: &'static str,
+    /// QEMU's machine type.
+    pub machine_type: &'static str,
+    /// The kernel's name of the first serial port, with its speed.
+    pub console: &'static str,
+    /// The ELF `e_machine` of its executables (gABI).
+    pub elf_machine: u16,
+    /// Where UEFI looks on an ESP without boot entries (UEFI 2.10, 3.5.1.1).
+    pub efi_boot_file: &'static str,
+    /// systemd-boot's file name in Debian's package.
+    pub systemd_boot_file: &'static str,
+    /// GRUB's file in Debian's signed package, whose prefix is `/EFI/debian` on the disk it was loaded from.
+    pub grub_file: &'static str,
+    /// Debian's package of that.
+    pub grub_package: &'static str,
+    /// Its name in Debian's paths of libraries (multiarch).
+    pub multiarch: &'static str,
+    /// Where its executables expect the dynamic loader (psABI), as a directory at the root and a file name.
+    pub loader: (&'static str, &'static str),
+    /// Debian's kernel package for virtual machines.
+    pub kernel_package: &'static str,
+    /// How the best-emulated CPU is made; see `domain::cpu`.
+    pub tcg_cpu: TcgCpu,
+    /// CPU names that people use and QEMU does not, with QEMU's.
+    pub cpu_aliases: &'static [(&'static str, &'static str)],
+    /// Known firmware pairs (code, variable-store template), where no descriptor names one.
+    pub firmware_paths: &'static [(&'static str, &'static str)],
+    /// The exact size of the flash device that takes the firmware's code; `None` where any multiple of 4 KiB will do.
+    pub flash_bytes: Option<u64>,
+    /// The flags in /proc/cpuinfo that tell hardware virtualisation; none where the kernel shows none.
+    pub virtualisation_flags: &'static [&'static str],
+    /// Whether its programs rely on stores being seen in their order, as x86's do (QEMU, `TCG_GUEST_DEFAULT_MO`).
+    pub strong_memory_order: bool,
+    /// A CPU feature that QEMU calls by this name and that every CPU of it has, for a planted fault.
+    pub baseline_feature: &'static str,
+    /// The cross-compilers' package names are in `host::packages`; this is the GNU name of the compiler.
+    pub gnu_compiler: &'static str,
+}
+
+/// QEMU's `max` CPU under emulation, less what makes it slow.
+#[derive(Debug)]
+pub struct TcgCpu {
+    /// Features switched off in libvirt's `<cpu>`.
+    pub disabled_features: &'static [&'static str],
+    /// `-global` properties: libvirt 9.0 to 11 refuses `pauth` as a CPU feature, at start, not at define.
+    pub globals: &'static [&'static str],
+}
+
+static X86_64: MachineProfile = MachineProfile {
+    arch: VmArchitecture::X86_64,
+    machine: "x86_64",
+    triple: "x86_64-unknown-linux-gnu",
+    debian_arch: "amd64",
+    emulator: "qemu-system-x86_64",
+    machine_type: "q35",
+    console: "ttyS0,115200",
+    elf_machine: 62, // EM_X86_64
+    efi_boot_file: "BOOTX64.EFI",
+    systemd_boot_file: "systemd-bootx64.efi",
+    grub_file: "usr/lib/grub/x86_64-efi-signed/grubx64.efi.signed",
+    grub_package: "grub-efi-amd64-signed",
+    multiarch: "x86_64-linux-gnu",
+    loader: ("/lib64/", "ld-linux-x86-64.so.2"),
+    kernel_package: "linux-image-cloud-amd64",
+    tcg_cpu: TcgCpu { disabled_features: &[], globals: &[] },
+    cpu_aliases: &[],
+    firmware_paths: &[
+        ("/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"),
+        ("/usr/share/OVMF/OVMF_CODE.fd", "/usr/share/OVMF/OVMF_VARS.fd"),
+        ("/usr/share/edk2/x64/OVMF_CODE.4m.fd", "/usr/share/edk2/x64/OVMF_VARS.4m.fd"),
+        ("/usr/share/edk2/ovmf/OVMF_CODE.fd", "/usr/share/edk2/ovmf/OVMF_VARS.fd"),
+        ("/usr/share/qemu/ovmf-x86_64-4m-code.bin", "/usr/share/qemu/ovmf-x86_64-4m-vars.bin"),
+    ],
+    flash_bytes: None,
+    virtualisation_flags: &["vmx", "svm"],
+    strong_memory_order: true,
+    baseline_feature: "fpu",
+    gnu_compiler: "x86_64-linux-gnu-gcc",
+};
+
+static AARCH64: MachineProfile = MachineProfile {
+    arch: VmArchitecture::Aarch64,
+    machine: "aarch64",
+    triple: "aarch64-unknown-linux-gnu",
+    debian_arch: "arm64",
+    emulator: "qemu-system-aarch64",
+    machine_type: "virt",
+    console: "ttyAMA0,115200",
+    elf_machine: 183, // EM_AARCH64
+    efi_boot_file: "BOOTAA64.EFI",
+    systemd_boot_file: "systemd-bootaa64.efi",
+    grub_file: "usr/lib/grub/arm64-efi-signed/grubaa64.efi.signed",
+    grub_package: "grub-efi-arm64-signed",
+    multiarch: "aarch64-linux-gnu",
+    loader: ("/lib/", "ld-linux-aarch64.so.1"),
+    kernel_package: "linux-image-cloud-arm64",
+    // Emulating the architected pointer authentication doubles a boot's time, even QEMU's cheap stand-in for it (pauth-impdef) adds a
+    // tenth, and SVE a third. The Pi 5's core has neither.
+    tcg_cpu: TcgCpu { disabled_features: &["sve"], globals: &["max-arm-cpu.pauth=off"] },
+    cpu_aliases: &[("pi5", "cortex-a76"), ("pi4", "cortex-a72")],
+    firmware_paths: &[
+        ("/usr/share/AAVMF/AAVMF_CODE.no-secboot.fd", "/usr/share/AAVMF/AAVMF_VARS.fd"),
+        ("/usr/share/AAVMF/AAVMF_CODE.fd", "/usr/share/AAVMF/AAVMF_VARS.fd"),
+        ("/usr/share/edk2/aarch64/QEMU_CODE.fd", "/usr/share/edk2/aarch64/QEMU_VARS.fd"),
+        ("/usr/share/edk2/aarch64/QEMU_EFI-pflash.raw", "/usr/share/edk2/aarch64/vars-template-pflash.raw"),
+        ("/usr/share/qemu/aavmf-aarch64-code.bin", "/usr/share/qemu/aavmf-aarch64-vars.bin"),
+    ],
+    flash_bytes: Some(64 << 20),
+    virtualisation_flags: &[],
+    strong_memory_order: false,
+    baseline_feature: "aarch64",
+    gnu_compiler: "aarch64-linux-gnu-gcc",
+};
+
+impl VmArchitecture {
+    /// The CPU model that QEMU knows under a name of the command line: `pi5` is `cortex-a76`.
+    pub fn qemu_cpu(self, name: &str) -> &str {
+        self.profile().cpu_aliases.iter().find(|(alias, _)| *alias == name).map_or(name, |(_, qemu)| qemu)
+    }
+
+    /// Every architecture.
+    pub const ALL: [Self; 2] = [Self::X86_64, Self::Aarch64];
+
+    /// The row of the table.
+    pub fn profile(self) -> &'static MachineProfile {
+        match self {
+            Self::X86_64 => &X86_64,
+            Self::Aarch64 => &AARCH64,
+        }
+    }
+
+    /// The one of two values that is this architecture's.
+    pub fn pick<T>(self, x86_64: T, aarch64: T) -> T {
+        match self {
+            Self::X86_64 => x86_64,
+            Self::Aarch64 => aarch64,
+        }
+    }
+
+    /// This host's architecture, `None` where it is neither.
+    pub fn of_host() -> Option<Self> {
+        Self::ALL.into_iter().find(|arch| arch.profile().machine == std::env::consts::ARCH)
+    }
+}
+
+impl fmt::Display for VmArchitecture {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.profile().machine)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_is_x86_64_and_each_row_is_its_own() {
+        assert_eq!(VmArchitecture::default(), VmArchitecture::X86_64);
+        for arch in VmArchitecture::ALL {
+            let profile = arch.profile();
+            assert_eq!(profile.arch, arch);
+            assert!(profile.triple.starts_with(profile.machine), "{}", profile.triple);
+            assert_eq!(serde_json::to_string(&arch).unwrap(), format!("{:?}", profile.machine));
+            assert_eq!(VmArchitecture::from_str(profile.debian_arch, true), Ok(arch), "alias");
+        }
+    }
+}

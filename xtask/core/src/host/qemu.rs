@@ -1,0 +1,150 @@
+//! The emulator on this machine, asked by its own protocol on its standard input (QMP, docs/interop/qmp-spec.rst in QEMU's
+//! sources): one process of 40 ms tells its version, its CPU models and what `max` has. No machine is run.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use super::tools;
+use crate::arch::{Accelerator, MachineProfile};
+use crate::error::Usage;
+
+/// A full-system emulator.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Emulator {
+    /// The program.
+    pub path: PathBuf,
+    /// `7.2.22`.
+    pub version: String,
+    /// The CPU models it has for the machine.
+    pub cpu_models: Vec<String>,
+    /// The properties that its `max` CPU says it has.
+    pub max_properties: Vec<String>,
+}
+
+/// What the emulator is asked.
+const QUESTIONS: &str = concat!(
+    r#"{"execute":"qmp_capabilities"}"#,
+    r#"{"execute":"query-version","id":"version"}"#,
+    r#"{"execute":"query-cpu-definitions","id":"models"}"#,
+    r#"{"execute":"query-cpu-model-expansion","id":"max","arguments":{"type":"full","model":{"name":"max"}}}"#,
+    r#"{"execute":"quit"}"#,
+);
+
+impl Emulator {
+    /// The emulator for `profile`'s machine.
+    ///
+    /// # Errors
+    /// Names the program, and what it said in the place of an answer.
+    pub fn ask(path: &Path, profile: &MachineProfile) -> Result<Self> {
+        let program = path.display();
+        let arguments =
+            ["-machine", profile.machine_type, "-accel", "tcg", "-nodefaults", "-display", "none", "-S"];
+        let mut command = Command::new(path);
+        let output = tools::answer(command.args(arguments).args(["-qmp", "stdio"]), QUESTIONS.into())?;
+        let complaint = String::from_utf8_lossy(&output.stderr);
+        if !output.status.success() {
+            bail!("{program} {}: {}: {}", arguments.join(" "), output.status, complaint.trim());
+        }
+        Self::from_answers(path, &String::from_utf8_lossy(&output.stdout))
+            .with_context(|| format!("read what {program} answers"))
+    }
+
+    fn from_answers(path: &Path, answers: &str) -> Result<Self> {
+        let answers: Vec<Value> =
+            serde_json::Deserializer::from_str(answers).into_iter().collect::<Result<_, _>>()?;
+        let answer =
+            |id: &str| answers.iter().find(|answer| answer["id"] == id).map(|answer| &answer["return"]);
+        let version = &answer("version").context("its output contains no version")?["qemu"];
+        let part =
+            |name: &str| version[name].as_u64().with_context(|| format!("its version has no {name} number"));
+        let models =
+            answer("models").and_then(Value::as_array).context("its output contains no CPU models")?;
+        let names = models.iter().filter_map(|model| model["name"].as_str());
+        // An emulator without this question has no such CPU properties either.
+        let properties = answer("max").and_then(|max| max["model"]["props"].as_object());
+        Ok(Self {
+            path: path.to_owned(),
+            version: format!("{}.{}.{}", part("major")?, part("minor")?, part("micro")?),
+            cpu_models: names.map(str::to_owned).collect(),
+            max_properties: properties.map(|props| props.keys().cloned().collect()).unwrap_or_default(),
+        })
+    }
+
+    /// Major and minor.
+    pub fn release(&self) -> (u32, u32) {
+        tools::release(&self.version)
+    }
+
+    /// Whether it has the CPU model that `requested` means; `host` is for the accelerator to say.
+    pub fn has_model(&self, profile: &MachineProfile, requested: &str) -> bool {
+        let name = profile.arch.qemu_cpu(requested);
+        name == "host" || self.cpu_models.iter().any(|model| model == name)
+    }
+
+    /// Refuses a CPU model that this emulator does not have.
+    ///
+    /// # Errors
+    /// [`Usage`], with the models there are.
+    pub fn check_cpu(
+        &self,
+        profile: &MachineProfile,
+        accelerator: Accelerator,
+        requested: &str,
+    ) -> Result<(), Usage> {
+        if accelerator == Accelerator::Tcg && requested == "host" {
+            return Err(Usage("--cpu host: it needs KVM; leave out --cpu, or name a model".into()));
+        }
+        if self.has_model(profile, requested) {
+            return Ok(());
+        }
+        let aliases = profile.cpu_aliases.iter().map(|(alias, _)| *alias);
+        let known: Vec<_> = aliases.chain(self.cpu_models.iter().map(String::as_str)).collect();
+        let program = self.path.display();
+        Err(Usage(format!(
+            "--cpu {requested}: {program} has no such CPU model; it has: {}",
+            known.join(", ")
+        )))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arch::VmArchitecture;
+
+    const ANSWERS: &str = r#"{"QMP": {"version": {}, "capabilities": ["oob"]}}
+        {"return": {}}
+        {"return": {"qemu": {"micro": 22, "minor": 2, "major": 7}, "package": "Debian"}, "id": "version"}
+        {"return": [{"name": "cortex-a76", "typename": "x"}, {"name": "max"}], "id": "models"}
+        {"return": {"model": {"name": "max", "props": {"pauth": true, "sve": true}}}, "id": "max"}
+        {"timestamp": {}, "event": "SHUTDOWN"}{"return": {}}"#;
+
+    #[test]
+    fn its_answers_are_read() {
+        let emulator = Emulator::from_answers(Path::new("/q"), ANSWERS).unwrap();
+        assert_eq!((emulator.version.as_str(), emulator.release()), ("7.2.22", (7, 2)));
+        assert_eq!(emulator.cpu_models, ["cortex-a76", "max"]);
+        assert_eq!(emulator.max_properties, ["pauth", "sve"]);
+        let profile = VmArchitecture::Aarch64.profile();
+        assert!(emulator.has_model(profile, "pi5") && !emulator.has_model(profile, "pi4"));
+        let refused = emulator.check_cpu(profile, Accelerator::Tcg, "cortex-a99").unwrap_err().0;
+        assert!(refused.contains("/q has no such CPU model; it has: pi5, pi4, cortex-a76, max"), "{refused}");
+        assert!(emulator.check_cpu(profile, Accelerator::Tcg, "host").is_err());
+        assert!(emulator.check_cpu(profile, Accelerator::Kvm, "host").is_ok());
+    }
+
+    #[test]
+    fn a_program_that_is_no_emulator_is_told_by_what_it_does() {
+        let ask = |program: &str| {
+            let path = tools::find(program).unwrap();
+            format!("{:#}", Emulator::ask(&path, VmArchitecture::Aarch64.profile()).unwrap_err())
+        };
+        let (failed, silent) = (ask("false"), ask("true"));
+        assert!(failed.contains("exit status: 1"), "{failed}");
+        assert!(silent.contains("contains no version"), "{silent}");
+        assert!(Emulator::from_answers(Path::new("/q"), "no json").is_err());
+    }
+}

@@ -1,0 +1,220 @@
+//! The fleet bus of a run: a real nats-server with JetStream ([`server`]), on loopback, with credentials that live as long as
+//! the run; and what the fleet sees and desires there.
+
+mod server;
+#[cfg(all(test, feature = "real"))]
+mod tests;
+
+use std::path::Path;
+
+use agent_protocol::{self as protocol, DeviceStatus, Document, Reply};
+use anyhow::{Context, Result, ensure};
+use async_nats::jetstream::{self, kv, stream};
+use async_nats::{Client, ConnectOptions};
+use tokio::runtime::Runtime;
+use tokio::time::timeout;
+use xtask_core::cli::Sabotage;
+use xtask_core::digest::hex;
+use xtask_core::fs::make_private_dir;
+use xtask_core::limits;
+use xtask_core::machine::HOST_FROM_GUEST;
+
+use server::{FLEET_USER, Server};
+use xtask_jobs::interrupt::Interrupt;
+
+/// A broker and the fleet's own connection to it.
+pub struct Broker {
+    server: Server,
+    runtime: Runtime,
+    fleet: Fleet,
+    fleet_password: String,
+    device_id: String,
+    device_password: String,
+}
+
+/// The fleet's connection and its buckets.
+struct Fleet {
+    client: Client,
+    statuses: kv::Store,
+    desired: kv::Store,
+}
+
+/// A status and the bucket's revision of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReceivedStatus {
+    /// JetStream's own number; the guest's clock plays no part.
+    pub revision: u64,
+    /// What the device said.
+    pub status: DeviceStatus,
+}
+
+impl Broker {
+    /// Starts the server with its store in `work` and makes the fleet's buckets.
+    pub fn start(
+        work: &Path,
+        device_id: &str,
+        sabotage: Option<Sabotage>,
+        interrupt: &Interrupt,
+    ) -> Result<Self> {
+        let directory = work.join("nats");
+        make_private_dir(&directory)?;
+        let (fleet_password, device_password) = (random_password()?, random_password()?);
+        let accepted = match sabotage {
+            Some(Sabotage::BrokerRefuses) => random_password()?,
+            _ => device_password.clone(),
+        };
+        let users = server::users(&fleet_password, device_id, &accepted);
+        let server = Server::start(&directory, work, users, interrupt)?;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .context("start the runtime of the fleet's connection")?;
+        let fleet = runtime.block_on(Fleet::connect(server.port(), &fleet_password))?;
+        let device_id = device_id.to_owned();
+        Ok(Self { server, runtime, fleet, fleet_password, device_id, device_password })
+    }
+
+    /// The agent's configuration for a guest of this run.
+    pub fn agent_config(&self) -> String {
+        format!(
+            "[agent]\ndevice_id = \"{id}\"\nheartbeat_seconds = 3\n\n[credentials]\ntype = \"toml-shared\"\n\
+             username = \"{id}\"\npassword = \"{}\"\n\n[nats]\nurls = [\"nats://{HOST_FROM_GUEST}:{}\"]\n",
+            self.device_password,
+            self.server.port(),
+            id = self.device_id,
+        )
+    }
+
+    /// What becomes of `question`, which `what` names.
+    fn ask<T, E>(&self, what: &str, question: impl Future<Output = Result<T, E>>) -> Result<T>
+    where
+        E: std::error::Error + Send + Sync + 'static,
+    {
+        self.runtime
+            .block_on(async { timeout(limits::BROKER_REQUEST, question).await })
+            .with_context(|| format!("{what}: no answer in time"))?
+            .with_context(|| what.to_owned())
+    }
+
+    /// The latest status, if there is one.
+    pub fn latest(&self) -> Result<Option<ReceivedStatus>> {
+        let what = "ask the broker for the device's status";
+        let Some(entry) = self.ask(what, self.fleet.statuses.entry(&self.device_id))? else {
+            return Ok(None);
+        };
+        ensure!(entry.operation == kv::Operation::Put, "the device's status was {:?}", entry.operation);
+        let status: DeviceStatus = serde_json::from_slice(&entry.value).with_context(|| {
+            format!("read the device's status {:?}", String::from_utf8_lossy(&entry.value))
+        })?;
+        ensure!(
+            status.schema == protocol::STATUS_SCHEMA,
+            "the device's status has schema {}, this workflow reads {}",
+            status.schema,
+            protocol::STATUS_SCHEMA
+        );
+        Ok(Some(ReceivedStatus { revision: entry.revision, status }))
+    }
+
+    /// Desires the deployment of this name; the revision of that.
+    pub fn desire(&self, deployment: &str, document: &Document) -> Result<u64> {
+        let key = protocol::desired_key(&self.device_id, deployment);
+        let put = self.fleet.desired.put(&key, document.to_bytes().into());
+        self.ask(&format!("desire {key}"), put)
+    }
+
+    /// Desires it no more; the revision of that.
+    pub fn desire_no_more(&self, deployment: &str) -> Result<u64> {
+        let key = protocol::desired_key(&self.device_id, deployment);
+        self.ask(&format!("delete {key}"), self.fleet.desired.delete(&key))?;
+        // A deletion is an entry of its own, with a revision that `delete` does not tell.
+        let entry = self.ask(&format!("read {key} back"), self.fleet.desired.entry(&key))?;
+        entry.map(|entry| entry.revision).with_context(|| format!("the deletion of {key} left no entry"))
+    }
+
+    /// One ping; what the device answered.
+    pub fn ping(&self) -> Result<Reply> {
+        let subject = protocol::command_subject(&self.device_id, "ping");
+        let request = self.fleet.client.request(subject.clone(), Vec::new().into());
+        let message = self.ask(&format!("request {subject}"), request)?;
+        serde_json::from_slice(&message.payload)
+            .with_context(|| format!("read the reply {:?}", String::from_utf8_lossy(&message.payload)))
+    }
+
+    /// How often the broker has refused the device's login.
+    pub fn refusals(&self) -> usize {
+        // A log that cannot be read has no refusals in it; the wait then ends at its limit.
+        let text = std::fs::read_to_string(self.server.log()).unwrap_or_default();
+        text.lines().filter(|line| line.contains("authentication error")).count()
+    }
+
+    /// Fails where the server has died.
+    pub fn check(&self) -> Result<()> {
+        self.server.check()
+    }
+
+    /// Ends the server for a while: whoever connects is refused.
+    pub fn go_away(&mut self) -> Result<()> {
+        self.server.go_away()
+    }
+
+    /// The server again, on the same port and with all that it had stored.
+    pub fn come_back(&mut self, interrupt: &Interrupt) -> Result<()> {
+        self.server.come_back(interrupt)?;
+        self.fleet = self.runtime.block_on(Fleet::connect(self.server.port(), &self.fleet_password))?;
+        Ok(())
+    }
+
+    /// Ends it.
+    pub fn stop(self) -> Result<()> {
+        self.server.stop()
+    }
+}
+
+fn random_password() -> Result<String> {
+    let mut bytes = [0; 18];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
+        .context("ask the kernel for a random password")?;
+    Ok(hex(&bytes))
+}
+
+impl Fleet {
+    /// Connects, and makes the buckets that are not there yet.
+    async fn connect(port: u16, password: &str) -> Result<Self> {
+        let url = format!("nats://127.0.0.1:{port}");
+        let options = ConnectOptions::with_user_and_password(FLEET_USER.to_owned(), password.to_owned());
+        let client = timeout(limits::SERVER_START, options.connect(&url))
+            .await
+            .with_context(|| format!("connect to the broker {url}: no answer in time"))?
+            .with_context(|| format!("connect to the broker {url}"))?;
+        let jetstream = jetstream::new(client.clone());
+        let open = async |name: &'static str| {
+            let what = || format!("make the bucket {name}");
+            jetstream.get_or_create_stream(bucket(name)).await.with_context(what)?;
+            jetstream.get_key_value(name).await.with_context(|| format!("open the bucket {name}"))
+        };
+        let buckets = async {
+            anyhow::Ok((open(protocol::STATUS_BUCKET).await?, open(protocol::DESIRED_BUCKET).await?))
+        };
+        let (statuses, desired) = timeout(limits::BROKER_REQUEST, buckets)
+            .await
+            .context("make the fleet's buckets: no answer in time")??;
+        Ok(Self { client, statuses, desired })
+    }
+}
+
+/// A KV bucket is a stream of this form (NATS ADR-8). Written out, because `create_key_value` of async-nats 0.51 asks
+/// first for account information that nats-server before 2.10 answers without fields that it needs.
+fn bucket(name: &str) -> stream::Config {
+    stream::Config {
+        name: format!("KV_{name}"),
+        subjects: vec![format!("$KV.{name}.>")],
+        max_messages_per_subject: 1,
+        discard: stream::DiscardPolicy::New,
+        allow_rollup: true,
+        deny_delete: true,
+        allow_direct: true,
+        num_replicas: 1,
+        ..stream::Config::default()
+    }
+}

@@ -1,0 +1,222 @@
+//! nats-server itself: its configuration, its port, its start and end. It may go away for a while and come back on the same
+//! port with the same store, as a broker does that is restarted.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use agent_protocol as protocol;
+use anyhow::{Context, Result, bail, ensure};
+use rustix::fd::OwnedFd;
+use rustix::net::{AddressFamily, SocketType, bind, ipproto, socket, sockopt};
+use xtask_core::fs::write_private;
+use xtask_core::host::tools;
+use xtask_core::limits;
+
+use xtask_jobs::child::{Child, Job, last_lines};
+use xtask_jobs::interrupt::Interrupt;
+
+/// The fleet's user on the bus; the device's is its id.
+pub(super) const FLEET_USER: &str = "fleet";
+
+/// A nats-server of this run.
+pub(super) struct Server {
+    /// `Err`: it is away, and its port is kept from others.
+    state: Result<Child, OwnedFd>,
+    port: u16,
+    directory: PathBuf,
+    owner: PathBuf,
+    users: String,
+    log: PathBuf,
+}
+
+impl Server {
+    /// Starts it with its store in `directory`, on a port of its own choice. `users` is what [`users`] wrote.
+    /// `owner` is the directory that owns the process.
+    pub(super) fn start(
+        directory: &Path,
+        owner: &Path,
+        users: String,
+        interrupt: &Interrupt,
+    ) -> Result<Self> {
+        let log = directory.join("nats.log");
+        let child = launch(directory, owner, None, &users, &log)?;
+        let port = wait_for_port(&child, directory, &log, interrupt)?;
+        let (directory, owner) = (directory.to_owned(), owner.to_owned());
+        Ok(Self { state: Ok(child), port, directory, owner, users, log })
+    }
+
+    pub(super) fn port(&self) -> u16 {
+        self.port
+    }
+
+    pub(super) fn log(&self) -> &Path {
+        &self.log
+    }
+
+    /// Fails where it has died.
+    pub(super) fn check(&self) -> Result<()> {
+        let Ok(child) = &self.state else { return Ok(()) };
+        match child.ended()? {
+            None => Ok(()),
+            Some(status) => {
+                bail!("the broker ended: {status}; its last output: {}", last_lines(&self.log, 3).join(" | "))
+            }
+        }
+    }
+
+    /// Ends it. Whoever connects meanwhile is refused.
+    pub(super) fn go_away(&mut self) -> Result<()> {
+        self.stop()?;
+        self.state = Err(keep_from_others(self.port).context("keep the broker's port while it is away")?);
+        Ok(())
+    }
+
+    /// Starts it again.
+    pub(super) fn come_back(&mut self, interrupt: &Interrupt) -> Result<()> {
+        let child = launch(&self.directory, &self.owner, Some(self.port), &self.users, &self.log)?;
+        let port = wait_for_port(&child, &self.directory, &self.log, interrupt)?;
+        ensure!(port == self.port, "start the broker again: it listens on {port} and not on {}", self.port);
+        self.state = Ok(child);
+        Ok(())
+    }
+
+    /// Ends it, where it is there.
+    pub(super) fn stop(&self) -> Result<()> {
+        self.state.as_ref().map_or(Ok(()), Child::stop)
+    }
+}
+
+/// A bound socket that does not listen: the kernel gives its port to nobody who asks for any, and refuses who connects.
+/// nats-server's own socket may have it all the same, since both say SO_REUSEADDR and this one never listens.
+fn keep_from_others(port: u16) -> Result<OwnedFd> {
+    let socket = socket(AddressFamily::INET, SocketType::STREAM, Some(ipproto::TCP))?;
+    sockopt::set_socket_reuseaddr(&socket, true)?;
+    bind(&socket, &std::net::SocketAddr::from(([127, 0, 0, 1], port)))?;
+    Ok(socket)
+}
+
+fn launch(directory: &Path, owner: &Path, port: Option<u16>, users: &str, log: &Path) -> Result<Child> {
+    let config = directory.join("nats.conf");
+    write_private(&config, server_config(directory, port, users))?;
+    remove_ports_files(directory)?;
+    let server = tools::require("nats-server")?;
+    let job = Job {
+        program: &server,
+        owner,
+        arguments: vec!["--config".into(), config.into()],
+        log: log.to_owned(),
+        environment: Vec::new(),
+    };
+    Child::start(&job).context("start the broker")
+}
+
+fn server_config(directory: &Path, port: Option<u16>, users: &str) -> String {
+    let port = port.map_or("-1".to_owned(), |port| port.to_string());
+    format!(
+        "listen: \"127.0.0.1:{port}\"\n\
+         ports_file_dir: \"{dir}\"\n\
+         jetstream {{ store_dir: \"{dir}/store\" }}\n\
+         authorization {{\n  users: [\n{users}  ]\n}}\n",
+        dir = directory.display(),
+    )
+}
+
+/// The device may say its own status, answer its own commands and read its own desired state, and nothing else.
+///
+/// A consumer is made by a subject that ends in what it delivers, and the server refuses one whose request says another
+/// filter; what is delivered goes to the device's own inboxes. So it reads no other device's desired state. It answers
+/// whoever asks it (`allow_responses`), and nobody else. What subjects cannot say is whose a consumer is that is asked about or
+/// deleted: its name is random, and nobody lists them to a device.
+pub(super) fn users(fleet_password: &str, device_id: &str, device_password: &str) -> String {
+    let (status, desired) = (protocol::STATUS_BUCKET, protocol::DESIRED_BUCKET);
+    let commands = protocol::command_wildcard(device_id);
+    let publish = [
+        format!("$KV.{status}.{device_id}"),
+        format!("$JS.API.STREAM.INFO.KV_{status}"),
+        format!("$JS.API.STREAM.INFO.KV_{desired}"),
+        format!(
+            "$JS.API.CONSUMER.CREATE.KV_{desired}.*.$KV.{desired}.{}",
+            protocol::desired_wildcard(device_id)
+        ),
+        format!("$JS.API.CONSUMER.INFO.KV_{desired}.*"),
+        format!("$JS.API.CONSUMER.DELETE.KV_{desired}.*"),
+        "$JS.FC.>".to_owned(),
+    ];
+    let publish = publish.map(|subject| format!("\"{subject}\"")).join(", ");
+    format!(
+        "\x20   {{ user: \"{FLEET_USER}\", password: \"{fleet_password}\" }}\n\
+         \x20   {{ user: \"{device_id}\", password: \"{device_password}\", permissions: {{\n\
+         \x20     publish: {{ allow: [{publish}] }}\n\
+         \x20     subscribe: {{ allow: [\"{commands}\", \"_INBOX.{device_id}.>\"] }}\n\
+         \x20     allow_responses: true\n\
+         \x20   }} }}\n"
+    )
+}
+
+/// A server that was here before may have left one.
+fn remove_ports_files(directory: &Path) -> Result<()> {
+    for path in ports_files(directory)? {
+        std::fs::remove_file(&path).with_context(|| format!("delete {}", path.display()))?;
+    }
+    Ok(())
+}
+
+fn ports_files(directory: &Path) -> Result<Vec<PathBuf>> {
+    let entries = std::fs::read_dir(directory).with_context(|| format!("list {}", directory.display()))?;
+    let paths = entries.flatten().map(|entry| entry.path());
+    Ok(paths.filter(|path| path.extension().is_some_and(|ending| ending == "ports")).collect())
+}
+
+/// The server writes its ports to `<program>_<pid>.ports` once it listens.
+fn wait_for_port(child: &Child, directory: &Path, log: &Path, interrupt: &Interrupt) -> Result<u16> {
+    let deadline = Instant::now() + limits::SERVER_START;
+    loop {
+        interrupt.check()?;
+        if let Some(status) = child.ended()? {
+            bail!(
+                "start the broker: it ended at once with {status}; its output: {}",
+                last_lines(log, 5).join(" | ")
+            );
+        }
+        // A file that is half written has no port yet.
+        let text = ports_files(directory)?.first().and_then(|path| std::fs::read_to_string(path).ok());
+        if let Some(port) = text.and_then(|text| client_port(&text)) {
+            return Ok(port);
+        }
+        ensure!(
+            Instant::now() < deadline,
+            "start the broker: it does not listen after {} s; its output: {}",
+            limits::SERVER_START.as_secs(),
+            last_lines(log, 5).join(" | ")
+        );
+        std::thread::sleep(limits::RETRY);
+    }
+}
+
+/// `{"nats":["nats://127.0.0.1:40123"], …}`
+fn client_port(text: &str) -> Option<u16> {
+    let ports: serde_json::Value = serde_json::from_str(text).ok()?;
+    ports["nats"][0].as_str()?.rsplit(':').next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_port_is_read_from_the_servers_own_file() {
+        assert_eq!(client_port(r#"{"nats":["nats://127.0.0.1:40123"],"monitoring":[]}"#), Some(40123));
+        assert_eq!(client_port(r#"{"nats":["nats://127.0"#), None);
+    }
+
+    #[test]
+    fn a_port_that_is_kept_refuses_and_is_given_to_nobody_else() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        drop(listener);
+        let _kept = keep_from_others(address.port()).unwrap();
+        let refused = std::net::TcpStream::connect(address).unwrap_err();
+        assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
+        std::net::TcpListener::bind(address).expect("who says SO_REUSEADDR, as a server does, may listen");
+    }
+}

@@ -1,0 +1,107 @@
+//! Against a real nats-server: what outlives its absence, and what a device may do.
+
+use agent_protocol::{ContainerSpec, Deployment};
+use async_nats::jetstream::consumer::push::OrderedConfig;
+use futures_util::StreamExt as _;
+use serde_json::json;
+
+use super::*;
+
+fn started(directory: &Path) -> Broker {
+    Broker::start(directory, "dev-1", None, &Interrupt::default()).unwrap()
+}
+
+fn document() -> Document {
+    Document::of(Deployment::PodmanContainer(ContainerSpec::of("localhost/a:1")))
+}
+
+#[test]
+fn a_real_broker_starts_is_asked_and_is_gone_afterwards() {
+    let directory = tempfile::tempdir().unwrap();
+    let broker = started(directory.path());
+    broker.check().unwrap();
+    assert_eq!(broker.latest().unwrap(), None);
+    let unheard = format!("{:#}", broker.ping().unwrap_err());
+    assert!(unheard.contains("device-commands.dev-1.ping"), "nobody is there: {unheard}");
+    let config = iot_agent::config::Config::parse(&broker.agent_config()).unwrap();
+    assert_eq!(config.device_id, "dev-1");
+    assert_eq!(xtask_core::processes::processes_naming(directory.path()).len(), 1);
+    assert_eq!(xtask_core::processes::owned(directory.path()).len(), 1, "it is recorded");
+    broker.stop().unwrap();
+    assert!(xtask_core::processes::processes_naming(directory.path()).is_empty());
+}
+
+#[test]
+fn what_is_desired_outlives_the_brokers_absence() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut broker = started(directory.path());
+    let address = std::net::SocketAddr::from(([127, 0, 0, 1], broker.server.port()));
+    let first = broker.desire("a", &document()).unwrap();
+    broker.go_away().unwrap();
+    broker.check().unwrap();
+    let refused = std::net::TcpStream::connect(address).unwrap_err();
+    assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
+    assert!(xtask_core::processes::processes_naming(directory.path()).is_empty());
+    broker.come_back(&Interrupt::default()).unwrap();
+    assert_eq!(broker.server.port(), address.port());
+    let deleted = broker.desire_no_more("a").unwrap();
+    assert_eq!(deleted, first + 1);
+    broker.stop().unwrap();
+}
+
+/// Each attempt of the device `dev-1`, and whether the broker lets it.
+#[test]
+fn a_device_reads_its_own_desired_state_and_no_others() {
+    let directory = tempfile::tempdir().unwrap();
+    let broker = started(directory.path());
+    broker.desire("a", &document()).unwrap();
+    broker.runtime.block_on(async {
+        let url = format!("nats://127.0.0.1:{}", broker.server.port());
+        let device = ConnectOptions::with_user_and_password("dev-1".into(), broker.device_password.clone())
+            .custom_inbox_prefix("_INBOX.dev-1")
+            .connect(url)
+            .await
+            .unwrap();
+        let consumer = |name: Option<&str>, filter: &str| OrderedConfig {
+            name: name.map(str::to_owned),
+            deliver_subject: device.new_inbox(),
+            filter_subject: filter.to_owned(),
+            ..OrderedConfig::default()
+        };
+        let stream = jetstream::new(device.clone()).get_stream("KV_desired-state").await.unwrap();
+        let own = "$KV.desired-state.dev-1.>";
+        let made = stream.create_consumer(consumer(Some("mine"), own)).await.unwrap();
+        let message = made.messages().await.unwrap().next().await.unwrap().unwrap();
+        assert_eq!(Document::parse(&message.payload).unwrap(), document());
+
+        for (name, filter) in [
+            (None, own),
+            (Some("n"), "$KV.desired-state.dev-2.>"),
+            (Some("n"), "$KV.desired-state.*.a"),
+            (Some("n"), "$KV.desired-state.>"),
+            (Some("n"), ""),
+        ] {
+            let made = timeout(limits::POLL, stream.create_consumer(consumer(name, filter))).await;
+            assert!(made.is_err(), "{name:?} {filter:?}: {made:?}");
+        }
+        // The subject says its own, the request another's.
+        let config = json!({ "name": "n", "deliver_subject": device.new_inbox(), "filter_subject": "$KV.desired-state.>" });
+        let request = json!({ "stream_name": "KV_desired-state", "config": config }).to_string();
+        let subject = format!("$JS.API.CONSUMER.CREATE.KV_desired-state.n.{own}");
+        let answer = device.request(subject, request.into()).await.unwrap();
+        let answer: serde_json::Value = serde_json::from_slice(&answer.payload).unwrap();
+        assert!(answer["error"]["description"].is_string(), "{answer}");
+
+        let mut others = device.subscribe("_INBOX.>").await.unwrap();
+        device.flush().await.unwrap();
+        broker.fleet.client.publish("_INBOX.dev-2.x", "secret".into()).await.unwrap();
+        assert!(timeout(limits::POLL, others.next()).await.is_err(), "another's answer");
+        for subject in ["$KV.agent-status.dev-2", "$KV.desired-state.dev-1.a", "device-commands.dev-2.ping"] {
+            let mut heard = broker.fleet.client.subscribe(subject).await.unwrap();
+            broker.fleet.client.flush().await.unwrap();
+            device.publish(subject, "x".into()).await.unwrap();
+            assert!(timeout(limits::POLL, heard.next()).await.is_err(), "{subject}");
+        }
+    });
+    broker.stop().unwrap();
+}

@@ -1,0 +1,268 @@
+//! mmdebstrap: a distribution's tree out of its packages, as a tar file. In memory where there is enough of it, and where
+//! the guest's programs would be emulated, with this host's own tools in their place while packages are configured.
+
+use std::ffi::OsString;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use xtask_core::arch::VmArchitecture;
+use xtask_core::fs::write_private;
+use xtask_core::host::local::{DEBIAN_KEYRING, available_memory};
+use xtask_core::host::tools;
+use xtask_core::image::{Image, Recipe};
+
+use super::{run, sources};
+use crate::store::Store;
+
+/// Downloads, and takes compression off, beside what mmdebstrap does.
+pub(super) const AHEAD: &str = include_str!("ahead.sh");
+/// Takes the compression off packages.
+pub(super) const STORE: &str = include_str!("store.sh");
+/// Leaves what maintainer scripts have made to jobs beside them.
+pub(super) const LATER: &str = include_str!("later.sh");
+/// Waits for the jobs, and takes away what the two above made.
+pub(super) const FINISH: &str = include_str!("finish.sh");
+/// Puts native tools in the place of emulated ones, in the tree that has not been configured yet.
+pub(super) const ACCELERATE: &str = include_str!("accelerate.sh");
+/// Runs in the new tree, before it is packed.
+pub(super) const CUSTOMIZE: &str = include_str!("customize.sh");
+/// Makes the initramfs, out of the guest's own programs.
+pub(super) const INITRAMFS: &str = include_str!("initramfs.sh");
+/// Puts the guest's own tools back.
+pub(super) const RESTORE: &str = include_str!("restore.sh");
+/// What maintainer scripts call, and the initramfs' making, with what these packages need.
+pub(super) const TOOLS: &str = "bash,coreutils,cpio,dash,debianutils,diffutils,dpkg,findutils,grep,gzip,hostname,init-system-helpers,kmod,\
+                     libc-bin,mawk,openssh-client,openssl,passwd,perl-base,python3-minimal,sed,tar,util-linux,xz-utils,zstd";
+
+/// Memory for a tree and its packages, and what must be available for that: the rest of the machine wants some too.
+const TMPFS: &str = "3g";
+const MEMORY_FOR_TMPFS: u64 = 5 << 30;
+
+/// Mounts memory for mmdebstrap's tree, in the mount namespace that was made for it. $1 where, $2 how much, then the command.
+const IN_MEMORY: &str = r#"mount -t tmpfs -o "size=$2,mode=755" tmpfs "$1" && TMPDIR=$1 && export TMPDIR && shift 2 && exec "$@""#;
+/// The same from within mmdebstrap's user namespace: its setup hook, with the tree of a few files as $1.
+const IN_MEMORY_AS_USER: &str = r#"mount --no-mtab -t tmpfs -o "size=$IOT_TMPFS,mode=755" tmpfs /mnt && cp -a "$1/." /mnt/ && mount --no-mtab --move /mnt "$1""#;
+
+/// mmdebstrap's own hooks for a /usr that holds /bin and /lib. The second one calls apt once more, for one package.
+const MERGED_USR: &str = "/usr/share/mmdebstrap/hooks/merged-usr";
+/// The essential hook before apt installs the rest: what is downloaded ahead is there, or will not be.
+const DOWNLOADED: &str = r#"while [ -e "$1/.ahead/go" ] && [ ! -e "$1/.ahead/linked" ] && ! flock -n "$1/.ahead/worker" true; do sleep 0.02; done"#;
+
+/// How a build runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Speed {
+    /// As fast as this host allows.
+    Full,
+    /// mmdebstrap as anybody would call it: what the bench compares with.
+    Plain,
+}
+
+/// Packs the tree as `root.tar` in `directory`.
+pub fn bootstrap(
+    store: &mut Store<'_>,
+    directory: &Path,
+    image: &Image,
+    recipe: &Recipe,
+    speed: Speed,
+) -> Result<()> {
+    let packages = recipe.packages.join(",");
+    let mut call = Call::new(image.arch, &recipe.suite, "root.tar");
+    call.words.extend(["--variant=minbase".to_owned(), format!("--include={packages}")]);
+    if speed == Speed::Plain {
+        call.words.push(format!("--hook-dir={MERGED_USR}"));
+        return call.make(store, directory);
+    }
+    // What the directory's other hook installs.
+    call.words.push("--include=usr-is-merged".to_owned());
+    call.words.push(format!("--setup-hook={MERGED_USR}/setup00.sh"));
+    call.memory = in_memory(store);
+    if call.memory.is_some() {
+        call.environment.push(("IOT_STORE", STORE.to_owned()));
+        call.words.push(format!("--setup-hook={AHEAD}"));
+        call.words.push(format!("--essential-hook={DOWNLOADED}"));
+    }
+    call.words.push(format!("--extract-hook={LATER}"));
+    // The kernel's installation would make an initramfs that the last step makes again.
+    call.environment.push(("INITRD", "No".to_owned()));
+    call.environment.push(("IOT_LAYOUT", recipe.layout.name().to_owned()));
+    call.environment.push(("IOT_LOGIN_USER", image.login_user.clone()));
+    call.environment.push(("IOT_SUITE", recipe.suite.clone()));
+    let foreign_host = VmArchitecture::of_host().filter(|host| *host != image.arch);
+    if let Some(host) = foreign_host {
+        let mut tools = Call::new(host, &recipe.suite, "tools.tar");
+        tools.words.extend(["--variant=extract".to_owned(), format!("--include={TOOLS}")]);
+        tools.words.push("--skip=output/dev".to_owned());
+        tools.words.push(format!("--setup-hook={MERGED_USR}/setup00.sh"));
+        tools.memory = call.memory;
+        tools.make(store, directory)?;
+        call.accelerate(host, image.arch, &directory.join("tools.tar"));
+    }
+    let elf_machine = image.arch.profile().elf_machine;
+    call.environment.push(("IOT_ELF_MACHINE", elf_machine.to_string()));
+    call.words.push(format!("--customize-hook={CUSTOMIZE}"));
+    call.words.push(format!("--customize-hook={INITRAMFS}"));
+    call.words.push(format!("--customize-hook={FINISH}"));
+    if foreign_host.is_some() {
+        call.words.push(format!("--customize-hook={RESTORE}"));
+    }
+    call.make(store, directory)
+}
+
+/// Whether this process can have mounts that nobody else sees. Not in a chroot whose root is no mount of its own: unshare(1)
+/// makes `/` private first, and there is no such mount to change (mount(2), EINVAL).
+pub(super) fn can_have_own_mounts() -> bool {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    root_is_a_mount(&mounts)
+}
+
+fn root_is_a_mount(mountinfo: &str) -> bool {
+    mountinfo.lines().any(|line| line.split(' ').nth(4) == Some("/"))
+}
+
+/// How much of this host's memory the tree may have; `None` where there is too little, or where it cannot be mounted.
+pub(super) fn in_memory(store: &mut Store<'_>) -> Option<&'static str> {
+    if !can_have_own_mounts() {
+        store.screen.note("building on the disk, which is slower: / is not a mount point here");
+        return None;
+    }
+    let enough = available_memory().is_some_and(|free| free >= MEMORY_FOR_TMPFS);
+    if !enough {
+        store.screen.note("building on the disk, which is slower: there is too little memory for the tree");
+    }
+    enough.then_some(TMPFS)
+}
+
+/// Where Debian keeps libraries, each architecture's in a directory of its own.
+const LIBRARIES: &str = "/usr/lib/";
+
+/// A directory in `own` whose path is as long as [`LIBRARIES`].
+fn same_length(own: &str) -> String {
+    let name = "l".repeat(LIBRARIES.len() - own.len() - 1);
+    format!("{own}{name}/")
+}
+
+/// One call of mmdebstrap.
+struct Call<'a> {
+    arch: VmArchitecture,
+    suite: &'a str,
+    /// The tar file's name in the directory.
+    output: &'static str,
+    words: Vec<String>,
+    environment: Vec<(&'static str, String)>,
+    /// How much memory the tree may have.
+    memory: Option<&'static str>,
+}
+
+impl<'a> Call<'a> {
+    fn new(arch: VmArchitecture, suite: &'a str, output: &'static str) -> Self {
+        Self { arch, suite, output, words: Vec::new(), environment: Vec::new(), memory: None }
+    }
+
+    /// Hooks that put the tools of `host` in the place of the guest's.
+    fn accelerate(&mut self, host: VmArchitecture, guest: VmArchitecture, tools: &Path) {
+        let (directory, file) = host.profile().loader;
+        let other = directory.replace("lib", "acc");
+        self.words.push(format!("--extract-hook=mkdir -p \"$1{other}tree\""));
+        self.words.push(format!("--extract-hook=tar-in {} {other}tree", tools.display()));
+        self.words.push(format!("--extract-hook={ACCELERATE}"));
+        let name = |arch: VmArchitecture| arch.profile().debian_arch.to_owned();
+        self.environment.extend([
+            ("IOT_HOST_ARCH", name(host)),
+            ("IOT_GUEST_ARCH", name(guest)),
+            ("IOT_LIBRARIES", format!("{LIBRARIES}{}", host.profile().multiarch)),
+            ("IOT_OTHER_LIBRARIES", format!("{}{}", same_length(&other), host.profile().multiarch)),
+            ("IOT_LOADER", format!("{directory}{file}")),
+            ("IOT_OTHER_LOADER", format!("{other}{file}")),
+        ]);
+    }
+
+    /// Runs it; its log is beside its output.
+    fn make(self, store: &mut Store<'_>, directory: &Path) -> Result<()> {
+        let root = rustix::process::geteuid().is_root();
+        let mut environment = sources::proxies(store.interrupt)?;
+        environment.extend(self.environment.iter().map(|(name, value)| (*name, OsString::from(value))));
+        let mut arguments = self.arguments(root);
+        arguments.extend(self.words.iter().map(OsString::from));
+        arguments.extend([OsString::from(self.suite), directory.join(self.output).into()]);
+        let sources = sources::debian_sources(self.suite, store.interrupt)?;
+        if !sources.is_empty() {
+            // In a file: a mirror's address may hold a password too.
+            let list = directory.join("sources.list");
+            write_private(&list, sources.join("\n") + "\n")?;
+            arguments.push(list.into());
+        }
+        let mut program = tools::require("mmdebstrap")?;
+        if let Some(size) = self.memory {
+            environment.push(("IOT_TMPFS", size.into()));
+        }
+        if root && !can_have_own_mounts() {
+            environment.push(("TMPDIR", directory.into()));
+        } else if root {
+            // mmdebstrap 1.3 mounts the host's /proc and /sys into the tree, and killed leaves them there. In a mount
+            // namespace of its own they go with its last process, and so does the memory.
+            let mut words: Vec<OsString> = vec!["--mount".into()];
+            if let Some(size) = self.memory {
+                let tree = directory.join("memory");
+                std::fs::create_dir_all(&tree).with_context(|| format!("make {}", tree.display()))?;
+                words.extend(["sh", "-c", IN_MEMORY, "sh"].map(OsString::from));
+                words.extend([tree.into(), size.into()]);
+            } else {
+                // An ordinary user's tree belongs to ids that may not enter a private directory: there it stays in /tmp.
+                environment.push(("TMPDIR", directory.into()));
+            }
+            words.push(program.into());
+            arguments.splice(0..0, words);
+            program = tools::require("unshare")?;
+        }
+        run(store, &program, arguments, directory, &format!("{}.log", self.output), environment)
+    }
+
+    fn arguments(&self, root: bool) -> Vec<OsString> {
+        let mut words = vec![
+            "--verbose".to_owned(),
+            format!("--mode={}", if root { "root" } else { "unshare" }),
+            format!("--architectures={}", self.arch.profile().debian_arch),
+            "--components=main".to_owned(),
+            "--format=tar".to_owned(),
+            format!("--keyring={DEBIAN_KEYRING}"),
+        ];
+        if self.memory.is_some() && !root {
+            words.push(format!("--setup-hook={IN_MEMORY_AS_USER}"));
+        }
+        words.into_iter().map(OsString::from).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_chroot_has_no_mounts_of_its_own() {
+        assert!(root_is_a_mount(
+            "29 1 254:0 / / rw,relatime - ext4 /dev/vda rw\n30 29 0:21 / /proc rw - proc proc rw\n"
+        ));
+        assert!(!root_is_a_mount("30 29 0:21 / /proc rw - proc proc rw\n"));
+    }
+
+    #[test]
+    fn what_is_replaced_in_a_program_has_the_same_length() {
+        for host in VmArchitecture::ALL {
+            let guest = VmArchitecture::ALL.into_iter().find(|arch| *arch != host).unwrap();
+            let mut call = Call::new(guest, "bookworm", "root.tar");
+            call.accelerate(host, guest, Path::new("/c/tools.tar"));
+            let of =
+                |wanted: &str| call.environment.iter().find(|(name, _)| *name == wanted).unwrap().1.clone();
+            for (from, to) in [
+                ("IOT_LOADER", "IOT_OTHER_LOADER"),
+                ("IOT_LIBRARIES", "IOT_OTHER_LIBRARIES"),
+                ("IOT_HOST_ARCH", "IOT_GUEST_ARCH"),
+            ] {
+                let (from, to) = (of(from), of(to));
+                assert_eq!(from.len(), to.len(), "{from} and {to}");
+                assert_ne!(from, to);
+            }
+            assert!(!of("IOT_OTHER_LIBRARIES").starts_with("/usr"));
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! A distribution's disk, built from its packages: mmdebstrap makes the tree, the rest makes a disk of it without
+//! loop devices. As root directly, as an ordinary user in a user namespace.
+//!
+//! [`bootstrap`] calls mmdebstrap, [`sources`] finds the mirror, [`progress`] reads mmdebstrap's log; what runs in the tree are the shell scripts beside this
+//! file, each of which says what it is for.
+
+pub mod bootstrap;
+mod progress;
+mod sources;
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use sha2::{Digest as _, Sha256};
+use xtask_core::digest::hex;
+use xtask_core::fs::write_private;
+use xtask_core::host::tools;
+use xtask_core::image::{Image, Recipe};
+
+use crate::store::Store;
+use bootstrap::Speed;
+use progress::Follower;
+use xtask_jobs::child::{self, Job};
+
+/// Makes the disk out of the packed tree.
+const ASSEMBLE: &str = include_str!("assemble.sh");
+
+/// The texts that decide what an image contains: part of its key.
+pub(crate) const SCRIPTS: &[&str] = &[
+    bootstrap::AHEAD,
+    bootstrap::STORE,
+    bootstrap::LATER,
+    bootstrap::FINISH,
+    bootstrap::ACCELERATE,
+    bootstrap::TOOLS,
+    bootstrap::CUSTOMIZE,
+    bootstrap::INITRAMFS,
+    bootstrap::RESTORE,
+    ASSEMBLE,
+];
+
+/// Leaves `disk` and the manifest's raw facts in `directory`; returns where it came from.
+pub(crate) fn build(
+    store: &mut Store<'_>,
+    directory: &Path,
+    image: &Image,
+    recipe: &Recipe,
+) -> Result<String> {
+    store.screen.note(&format!(
+        "building the image {} for {} from {} packages and their dependencies",
+        image.name,
+        image.arch,
+        recipe.packages.len()
+    ));
+    bootstrap::bootstrap(store, directory, image, recipe, Speed::Full)?;
+    assemble(store, directory, image, recipe)?;
+    let qemu_img = tools::require("qemu-img")?;
+    let (raw, disk) = (directory.join("disk.raw"), directory.join(crate::store::DISK));
+    let convert = ["convert", "-f", "raw", "-O", "qcow2"].map(OsString::from).into_iter();
+    let arguments = convert.chain([raw.clone().into(), disk.into()]).collect();
+    run(store, &qemu_img, arguments, directory, "convert.log", Vec::new())?;
+    std::fs::remove_file(&raw).with_context(|| format!("delete {}", raw.display()))?;
+    Ok(format!("packages of {}", recipe.suite))
+}
+
+fn assemble(store: &mut Store<'_>, directory: &Path, image: &Image, recipe: &Recipe) -> Result<()> {
+    let script = directory.join("assemble.sh");
+    write_private(&script, ASSEMBLE)?;
+    let disk = directory.join("disk.raw");
+    let file = File::create(&disk).with_context(|| format!("make {}", disk.display()))?;
+    file.set_len(recipe.disk_mib << 20).with_context(|| format!("size {}", disk.display()))?;
+    let profile = image.arch.profile();
+    let systemd_boot = format!("usr/lib/systemd/boot/efi/{}", profile.systemd_boot_file);
+    let loader = match recipe.layout {
+        xtask_core::image::Layout::SystemdBoot => systemd_boot,
+        xtask_core::image::Layout::Grub => profile.grub_file.to_owned(),
+    };
+    // mkfs.vfat and sfdisk are called by name in the script, and an ordinary user's PATH does not hold them.
+    let search = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
+    let environment = [
+        ("PATH", search),
+        ("IOT_LAYOUT", recipe.layout.name().to_owned()),
+        ("IOT_CONSOLE", profile.console.to_owned()),
+        ("IOT_DISK_MIB", recipe.disk_mib.to_string()),
+        ("IOT_EFI_FILE", profile.efi_boot_file.to_owned()),
+        ("IOT_LOADER_FILE", loader),
+        ("IOT_UUID", uuid(&image.key(SCRIPTS))),
+        ("IOT_TMPFS", bootstrap::in_memory(store).unwrap_or_default().to_owned()),
+    ];
+    let environment = environment.map(|(name, value)| (name, OsString::from(value))).into();
+    let mut arguments: Vec<OsString> = Vec::new();
+    if bootstrap::can_have_own_mounts() {
+        arguments.push("--mount".into());
+    }
+    if !rustix::process::geteuid().is_root() {
+        // Root's files become this user's own, the others' subordinate ids: what mke2fs reads is what the guest gets.
+        arguments.extend(["--map-root-user", "--map-auto"].map(OsString::from));
+    }
+    arguments.extend([OsString::from("sh"), script.into(), directory.into()]);
+    run(store, &tools::require("unshare")?, arguments, directory, "assemble.log", environment)
+}
+
+/// The same for the same image (RFC 9562, version 8).
+fn uuid(key: &str) -> String {
+    let digits = hex(&Sha256::digest(key));
+    format!(
+        "{}-{}-8{}-8{}-{}",
+        &digits[..8],
+        &digits[8..12],
+        &digits[13..16],
+        &digits[17..20],
+        &digits[20..32]
+    )
+}
+
+fn run(
+    store: &mut Store<'_>,
+    program: &Path,
+    arguments: Vec<OsString>,
+    directory: &Path,
+    log: &str,
+    environment: Vec<(&'static str, OsString)>,
+) -> Result<()> {
+    let log = directory.join(log);
+    let mut follower = Follower::new(&log);
+    let job = Job { program, owner: directory, arguments, log, environment };
+    let screen = &mut *store.screen;
+    child::run(&job, store.interrupt, |_| screen.alive(&follower.describe()))
+}

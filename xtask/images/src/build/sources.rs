@@ -1,0 +1,103 @@
+//! Where packages come from: this host's own mirror and proxies, asked of apt.
+
+use std::ffi::OsString;
+
+use anyhow::{Context, Result};
+use xtask_core::host::tools;
+use xtask_core::limits;
+
+use xtask_jobs::child;
+use xtask_jobs::interrupt::Interrupt;
+
+/// Debian's mirror as this host itself uses it, for another suite or architecture too. None where the host has none
+/// (Ubuntu, Fedora): mmdebstrap then has a default of its own.
+pub(super) fn debian_sources(suite: &str, interrupt: &Interrupt) -> Result<Vec<String>> {
+    let Some(apt) = tools::find("apt-get") else { return Ok(Vec::new()) };
+    let format = "$(REPO_URI)|$(RELEASE)|$(ORIGIN)|$(CREATED_BY)";
+    let arguments = ["indextargets", "--format", format].map(OsString::from);
+    let output = child::read(&apt, &arguments, limits::SERVER_START, interrupt)
+        .context("ask apt for its package mirrors")?;
+    Ok(sources_for(&output, suite))
+}
+
+fn sources_for(index_targets: &str, suite: &str) -> Vec<String> {
+    let rows: Vec<Vec<&str>> = index_targets.lines().map(|line| line.split('|').collect()).collect();
+    let mirror = |security: bool| {
+        let fits = |row: &&Vec<&str>| match row.as_slice() {
+            [_, release, origin, "Packages"] => {
+                // Before the first `apt-get update` apt knows no origin; a third party's suite may have the same name.
+                let debians = match *origin {
+                    "" => release.split('-').next() == Some(suite),
+                    origin => origin == "Debian",
+                };
+                debians && release.ends_with("-security") == security
+            }
+            _ => false,
+        };
+        let of_suite = rows.iter().filter(fits).find(|row| row[1].split('-').next() == Some(suite));
+        of_suite.or_else(|| rows.iter().find(fits)).map(|row| row[0])
+    };
+    let mut sources = Vec::new();
+    if let Some(uri) = mirror(false) {
+        sources.push(format!("deb {uri} {suite} main"));
+        sources.push(format!("deb {uri} {suite}-updates main"));
+    }
+    if let Some(uri) = mirror(true) {
+        sources.push(format!("deb {uri} {suite}-security main"));
+    }
+    sources
+}
+
+/// This host's own way to the mirror; mmdebstrap's apt reads no configuration of the host's. By the environment, since a
+/// proxy's address may hold a password and a command line is everybody's to read.
+pub(super) fn proxies(interrupt: &Interrupt) -> Result<Vec<(&'static str, OsString)>> {
+    let Some(apt_config) = tools::find("apt-config") else { return Ok(Vec::new()) };
+    let arguments = ["dump", "--no-empty", "Acquire"].map(OsString::from);
+    let output = child::read(&apt_config, &arguments, limits::SERVER_START, interrupt)
+        .context("ask apt for its proxies")?;
+    Ok(proxies_in(&output))
+}
+
+fn proxies_in(dump: &str) -> Vec<(&'static str, OsString)> {
+    let of = |option: &str| {
+        let line = dump.lines().find_map(|line| line.strip_prefix(option)?.strip_prefix(' '));
+        line.map(|value| OsString::from(value.trim_end_matches(';').trim_matches('"')))
+    };
+    let known = [("Acquire::http::Proxy", "http_proxy"), ("Acquire::https::Proxy", "https_proxy")];
+    known.into_iter().filter_map(|(option, variable)| Some((variable, of(option)?))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_hosts_own_mirror_serves_every_suite_and_architecture() {
+        let bookworm = "http://m/debian/|bookworm|Debian|Packages\nhttp://m/debian/|bookworm-updates|Debian|Packages\n\
+                        http://s/debian/|bookworm-security|Debian|Packages\nhttp://x/|nodistro||Packages\n";
+        assert_eq!(
+            sources_for(bookworm, "bookworm"),
+            [
+                "deb http://m/debian/ bookworm main",
+                "deb http://m/debian/ bookworm-updates main",
+                "deb http://s/debian/ bookworm-security main"
+            ]
+        );
+        let trixie = bookworm.replace("bookworm", "trixie");
+        assert_eq!(sources_for(&trixie, "bookworm")[0], "deb http://m/debian/ bookworm main");
+        let unread = "http://m/debian/|bookworm||Packages\n";
+        assert_eq!(sources_for(unread, "bookworm").len(), 2, "before the first apt-get update");
+        let third = format!("http://a/azure-cli/|bookworm|azure-cli bookworm|Packages\n{bookworm}");
+        assert_eq!(sources_for(&third, "bookworm")[0], "deb http://m/debian/ bookworm main");
+        let ubuntu = "http://u/ubuntu/|noble|Ubuntu|Packages\n";
+        assert_eq!(sources_for(ubuntu, "bookworm"), Vec::<String>::new());
+    }
+
+    #[test]
+    fn proxies_come_from_apts_own_words() {
+        let dump =
+            "Acquire::http::Proxy \"http://u:p@proxy:3128\";\nAcquire::http::Proxy::mirror \"DIRECT\";\n";
+        assert_eq!(proxies_in(dump), [("http_proxy", OsString::from("http://u:p@proxy:3128"))]);
+        assert!(proxies_in("Acquire \"\";\n").is_empty());
+    }
+}

@@ -1,0 +1,270 @@
+//! The catalogue as `image bump` sees it: one entry read, and the file replaced whole.
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow, ensure};
+use reqwest::Url;
+use serde::{Deserialize, Serialize};
+use xtask_core::arch::VmArchitecture;
+use xtask_core::error::Usage;
+
+use super::index::{Date, Pattern};
+use super::remote::shown;
+use super::rewrite;
+
+/// A catalogue's text, and where it stands.
+#[derive(Debug)]
+pub(super) struct CatalogueText {
+    path: PathBuf,
+    text: String,
+}
+
+/// A downloaded image: where its publisher keeps releases, and what is pinned of them.
+#[derive(Debug)]
+pub(super) struct BumpEntry {
+    /// Its name in the catalogue.
+    pub(super) name: String,
+    /// The listing of releases; ends in a slash.
+    pub(super) index: Url,
+    index_text: String,
+    /// How a release's directory is named.
+    pub(super) release: Pattern,
+    /// The list of digests in that directory.
+    pub(super) sums: String,
+    /// Its detached signature; `None` where the publisher signs nothing.
+    pub(super) signature: Option<String>,
+    /// The publisher's keys; beside the catalogue where the path is relative.
+    pub(super) keyring: Option<PathBuf>,
+    /// What is pinned now, at least one.
+    pub(super) pins: Vec<(Pin, Date)>,
+}
+
+/// One architecture's file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(super) struct Pin {
+    pub(super) arch: VmArchitecture,
+    pub(super) url: String,
+    pub(super) digest: String,
+    pub(super) bytes: Option<u64>,
+}
+
+#[derive(Deserialize)]
+struct Images {
+    #[serde(default)]
+    image: Vec<ImageTable>,
+}
+
+#[derive(Deserialize)]
+struct ImageTable {
+    name: String,
+    download: Option<toml::Table>,
+}
+
+#[derive(Deserialize)]
+struct BumpTable {
+    index: String,
+    release: String,
+    sums: String,
+    signature: Option<String>,
+    keyring: Option<PathBuf>,
+    // The architectures' tables, among keys that other parts read.
+    #[serde(flatten)]
+    rest: toml::Table,
+}
+
+#[derive(Deserialize)]
+struct FileTable {
+    url: String,
+    digest: String,
+    bytes: Option<u64>,
+}
+
+impl CatalogueText {
+    /// # Errors
+    /// [`Usage`] where there is no such file.
+    pub(super) fn load(path: &Path) -> Result<Self> {
+        // What is renamed later is the file, not a link to it.
+        let path = path
+            .canonicalize()
+            .map_err(|error| Usage(format!("read the catalogue {}: {error}", path.display())))?;
+        let text = std::fs::read_to_string(&path)
+            .with_context(|| format!("read the catalogue {}", path.display()))?;
+        Ok(Self { path, text })
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(super) fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// The entry called `name`.
+    ///
+    /// # Errors
+    /// [`Usage`] where there is none, with the names that there are, and where it is not downloaded.
+    pub(super) fn entry(&self, name: &str) -> Result<BumpEntry> {
+        let images: Images = toml::from_str(&self.text)
+            .with_context(|| format!("parse the catalogue {}", self.path.display()))?;
+        let mut known: Vec<_> = images.image.iter().map(|image| image.name.as_str()).collect();
+        known.dedup();
+        let names = known.join(", ");
+        let mut named = images.image.into_iter().filter(|image| image.name == name);
+        let image =
+            named.next().ok_or_else(|| Usage(format!("{name}: no such image; there are: {names}")))?;
+        ensure!(named.next().is_none(), "{} has two entries called {name}", self.path.display());
+        let download = image.download.ok_or_else(|| {
+            Usage(format!("{name} is built from packages on this host: it has no pinned download to bump"))
+        })?;
+        let beside = self.path.parent().unwrap_or(Path::new("/"));
+        entry(name, download, beside)
+            .with_context(|| format!("read the entry {name} of {}", self.path.display()))
+    }
+
+    /// The text with `pins` in the entry called `name`.
+    pub(super) fn with(&self, name: &str, pins: &[Pin]) -> Result<String> {
+        rewrite::pins(&self.text, name, pins)
+            .with_context(|| format!("rewrite the entry {name} of {}", self.path.display()))
+    }
+
+    /// Puts `text` in the file's place, whole or not at all.
+    ///
+    /// # Errors
+    /// Where somebody else wrote the file meanwhile.
+    pub(super) fn replace(&self, text: &str) -> Result<()> {
+        let write = || format!("write the catalogue {}", self.path.display());
+        let now = std::fs::read_to_string(&self.path).with_context(write)?;
+        ensure!(now == self.text, "{}: the file changed meanwhile; run again", write());
+        let beside = self.path.parent().with_context(write)?;
+        let permissions = self.path.metadata().with_context(write)?.permissions();
+        let mut file = tempfile::Builder::new().prefix(".images-").tempfile_in(beside).with_context(write)?;
+        file.write_all(text.as_bytes()).with_context(write)?;
+        file.as_file().set_permissions(permissions).with_context(write)?;
+        file.as_file().sync_all().with_context(write)?;
+        file.persist(&self.path).with_context(write)?;
+        Ok(())
+    }
+}
+
+fn entry(name: &str, download: toml::Table, beside: &Path) -> Result<BumpEntry> {
+    let download: BumpTable = download.try_into()?;
+    let mut index_text = download.index;
+    if !index_text.ends_with('/') {
+        index_text.push('/');
+    }
+    let index = Url::parse(&index_text).with_context(|| format!("read index = {:?}", shown(&index_text)))?;
+    ensure!(
+        matches!(index.scheme(), "http" | "https") && index.query().is_none() && index.fragment().is_none(),
+        "read index = {:?}: write a directory's address, https://…/",
+        shown(&index_text)
+    );
+    let mut entry = BumpEntry {
+        name: name.to_owned(),
+        index,
+        index_text,
+        release: Pattern::parse(&download.release)?,
+        sums: download.sums,
+        signature: download.signature,
+        keyring: download.keyring.map(|path| beside.join(path)),
+        pins: Vec::new(),
+    };
+    for arch in VmArchitecture::ALL {
+        let Some(value) = download.rest.get(arch.profile().machine) else { continue };
+        let file: FileTable = value.clone().try_into().with_context(|| format!("read {arch}"))?;
+        let (date, _) = entry.dated(&file.url).with_context(|| format!("read {arch}"))?;
+        let FileTable { url, digest, bytes } = file;
+        entry.pins.push((Pin { arch, url, digest, bytes }, date));
+    }
+    ensure!(!entry.pins.is_empty(), "it pins no file for any architecture");
+    Ok(entry)
+}
+
+impl BumpEntry {
+    /// A pinned file's release, and its name there.
+    fn dated<'a>(&self, url: &'a str) -> Result<(Date, &'a str)> {
+        let parts = url.strip_prefix(&self.index_text).and_then(|below| below.split_once('/'));
+        let (directory, file) =
+            parts.filter(|(_, file)| !file.is_empty() && !file.contains('/')).ok_or_else(|| {
+                anyhow!("{} is not a file of a release below {}", shown(url), shown(&self.index_text))
+            })?;
+        let date = self
+            .release
+            .date_in(directory)
+            .with_context(|| format!("{} is in {directory}, which does not match `release`", shown(url)))?;
+        Ok((date, file))
+    }
+
+    /// The address of `file` in the release of `date`.
+    pub(super) fn url(&self, date: &Date, file: &str) -> String {
+        format!("{}{}/{file}", self.index_text, self.release.directory(date))
+    }
+
+    /// The name that `pin`'s file has in the release of `to`.
+    pub(super) fn file(&self, pin: &Pin, to: &Date) -> Result<String> {
+        let (from, file) = self.dated(&pin.url)?;
+        Ok(file.replace(&from.to_string(), &to.to_string()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bump::rewrite::tests::TEXT;
+
+    fn catalogue(text: &str) -> CatalogueText {
+        CatalogueText { path: PathBuf::from("/etc/images.toml"), text: text.to_owned() }
+    }
+
+    #[test]
+    fn an_entry_says_where_its_releases_are() {
+        let entry = catalogue(TEXT).entry("noble").unwrap();
+        let newer = entry.release.date_in("release-20260905").unwrap();
+        let (pin, from) = &entry.pins[0];
+        assert_eq!((entry.pins.len(), from.to_string().as_str(), pin.bytes), (1, "20260705", Some(1000)));
+        let file = entry.file(pin, &newer).unwrap();
+        assert_eq!(
+            entry.url(&newer, &file),
+            "https://publisher.example/noble/release-20260905/noble-20260905-amd64.img"
+        );
+        assert_eq!(entry.keyring.as_deref(), Some(Path::new("/etc/keys.gpg")));
+    }
+
+    #[test]
+    fn an_entry_that_cannot_be_bumped_says_why() {
+        let change = |from: &str, to: &str| catalogue(&TEXT.replacen(from, to, 1));
+        let table = [
+            (change("", ""), "nobody", "there are: built, noble, inline"),
+            (change("", ""), "built", "built from packages"),
+            (change("\"built\"", "\"noble\""), "noble", "two entries"),
+            (change("sums =", "sum ="), "noble", "missing field `sums`"),
+            (change("release-{date}\"", "release\""), "noble", "one {date}"),
+            (change("/release-20260705", "/release"), "noble", "in release, which does not match `release`"),
+            (
+                change("https://publisher.example/noble\"", "https://u:pw@else.example\""),
+                "noble",
+                "https://else.example/",
+            ),
+            (change("https://publisher.example/noble\"", "ftp://p.example\""), "noble", "https://…/"),
+            (change("x86_64", "riscv64"), "noble", "pins no file"),
+            (change("[[image]]", "[[image]"), "noble", "parse the catalogue"),
+        ];
+        for (catalogue, name, words) in table {
+            let error = format!("{:#}", catalogue.entry(name).unwrap_err());
+            assert!(error.contains(words) && !error.contains("pw"), "{error:?} does not say {words:?}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_changed_meanwhile_is_not_overwritten() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("images.toml");
+        std::fs::write(&path, TEXT).unwrap();
+        let catalogue = CatalogueText::load(&path).unwrap();
+        std::fs::write(&path, "# mine").unwrap();
+        assert!(catalogue.replace("").unwrap_err().to_string().contains("run again"));
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "# mine");
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
+    }
+}

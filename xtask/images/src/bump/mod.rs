@@ -1,0 +1,267 @@
+//! `cargo xtask image bump`: the newest release of an image, pinned. Publishers keep dated releases for some months; a
+//! pin moves by this command and by nothing else.
+//!
+//! Digests come from the publisher's own list, and the list is believed for its signature. Where a publisher signs
+//! nothing, whoever bumps must say `--unsigned`, and is told what that is worth.
+
+mod catalogue;
+mod diff;
+mod index;
+mod remote;
+mod rewrite;
+mod signature;
+mod sums;
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use reqwest::Url;
+use serde::Serialize;
+use xtask_core::cli::{BumpArgs, Verbosity};
+use xtask_core::error::{Diagnosis, Usage, host_fault};
+use xtask_core::workspace::Workspace;
+
+use self::catalogue::{BumpEntry, CatalogueText, Pin};
+use self::index::Date;
+use self::remote::{Http, Remote, shown};
+use self::signature::{Signer, Verifier};
+use xtask_jobs::interrupt::Interrupt;
+
+/// Ubuntu's listings have some 100 KiB, Debian's less.
+const MOST_LISTING: u64 = 4 << 20;
+const MOST_SUMS: u64 = 4 << 20;
+const MOST_SIGNATURE: u64 = 1 << 20;
+
+/// Why a list of digests is believed.
+enum Trust<'a> {
+    /// The signature's name beside the list, and who judges it.
+    Signed(&'a str, Verifier),
+    /// The connection that it came over.
+    Connection,
+}
+
+/// A publisher's newest release.
+struct Newest {
+    date: Date,
+    pins: Vec<Pin>,
+    signer: Option<Signer>,
+}
+
+/// What `--json` prints.
+#[derive(Serialize)]
+struct Outcome<'a> {
+    name: &'a str,
+    from: String,
+    to: String,
+    changed: bool,
+    signed_by: Option<&'a Signer>,
+    entries: Vec<Pin>,
+}
+
+pub(crate) fn run(workspace: &Workspace, args: &BumpArgs, verbosity: Verbosity) -> Result<()> {
+    let interrupt = Interrupt::install()?;
+    let default = workspace.root().join("xtask/images.toml");
+    let path = args.catalogue.as_deref().unwrap_or(&default);
+    let catalogue = CatalogueText::load(path)?;
+    let entry = catalogue.entry(&args.name)?;
+    let trust = Trust::in_entry(&entry, args)?;
+    let bump = Bump { remote: &Http::new(&interrupt)?, entry: &entry, interrupt: &interrupt, verbosity };
+    let newest = bump.newest(&trust)?;
+    let text = catalogue.with(&entry.name, &newest.pins)?;
+    let changed = text != catalogue.text();
+    if changed && !args.dry_run {
+        let hint = "check that this user may write there and that the disk is not full";
+        catalogue.replace(&text).map_err(|error| host_fault(error, "rewrite the catalogue", hint))?;
+    }
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&newest.outcome(&entry, changed))?);
+    } else {
+        let name = name_for_people(catalogue.path(), workspace.root());
+        print!("{}", shown(&diff::unified(&name, catalogue.text(), &text)));
+    }
+    eprintln!("{}", newest.verdict(&entry, changed, args.dry_run));
+    Ok(())
+}
+
+/// As `git diff` names it where it is in the workspace.
+fn name_for_people(path: &Path, root: &Path) -> String {
+    path.strip_prefix(root).unwrap_or(path).display().to_string()
+}
+
+impl<'a> Trust<'a> {
+    /// Decided, and its tools found, before anything is fetched.
+    fn in_entry(entry: &'a BumpEntry, args: &BumpArgs) -> Result<Self> {
+        let name = &entry.name;
+        let Some(signature) = &entry.signature else {
+            return Self::unsigned(entry, args.unsigned);
+        };
+        if args.unsigned {
+            let error = format!("--unsigned: leave it out, the publisher of {name} signs {}", entry.sums);
+            return Err(Usage(error).into());
+        }
+        let keyring = args.keyring.as_deref().or(entry.keyring.as_deref());
+        let keyring = keyring.ok_or_else(|| {
+            Usage(format!("{name} names no keyring to verify {signature} with: pass --keyring FILE"))
+        })?;
+        Ok(Self::Signed(signature, Verifier::find(keyring)?))
+    }
+
+    fn unsigned(entry: &BumpEntry, agreed: bool) -> Result<Self> {
+        let (name, sums) = (&entry.name, &entry.sums);
+        if !agreed {
+            return Err(Usage(format!(
+                "{name}: its publisher does not sign, so only the TLS connection protects {sums}; \
+                 if that is sufficient, run again with --unsigned"
+            ))
+            .into());
+        }
+        if entry.index.scheme() != "https" && !is_loopback(&entry.index) {
+            return Err(Usage(format!(
+                "--unsigned: {} is not https, so {sums} could have been changed on the way",
+                shown(entry.index.as_str())
+            ))
+            .into());
+        }
+        eprintln!("WARNING: {name}: THESE DIGESTS ARE NOT SIGNED; only the TLS connection protects them");
+        Ok(Self::Connection)
+    }
+}
+
+/// There is nobody on the way to this host's own servers.
+fn is_loopback(url: &Url) -> bool {
+    let address = url.host_str().and_then(|host| host.parse::<std::net::Ipv4Addr>().ok());
+    address.is_some_and(|address| address.is_loopback())
+}
+
+/// One look at one publisher.
+struct Bump<'a> {
+    remote: &'a dyn Remote,
+    entry: &'a BumpEntry,
+    interrupt: &'a Interrupt,
+    verbosity: Verbosity,
+}
+
+impl Bump<'_> {
+    fn print_line(&self, line: &str) {
+        if !self.verbosity.quiet {
+            eprintln!("{line}");
+        }
+    }
+
+    fn newest(&self, trust: &Trust<'_>) -> Result<Newest> {
+        let date = self.newest_date()?;
+        self.refuse_to_go_back(&date)?;
+        let sums_url = self.entry.url(&date, &self.entry.sums);
+        let content = self.fetch(&sums_url, MOST_SUMS)?;
+        let signer = match trust {
+            Trust::Signed(name, verifier) => Some(self.signer(&date, name, &content, verifier)?),
+            Trust::Connection => None,
+        };
+        let text = String::from_utf8(content).with_context(|| format!("read {}", shown(&sums_url)))?;
+        let pins = self.entry.pins.iter().map(|(pin, from)| self.pin(pin, from, &date, &text));
+        Ok(Newest { pins: pins.collect::<Result<_>>()?, date, signer })
+    }
+
+    fn fetch(&self, url: &str, limit: u64) -> Result<Vec<u8>> {
+        self.print_line(&format!("fetching {}", shown(url)));
+        self.remote.get(url, limit)
+    }
+
+    fn newest_date(&self) -> Result<Date> {
+        let index = &self.entry.index;
+        let listing = self.fetch(index.as_str(), MOST_LISTING)?;
+        index::newest(&String::from_utf8_lossy(&listing), index, &self.entry.release)
+            .with_context(|| format!("find the newest release in {}", shown(index.as_str())))
+    }
+
+    /// Publishers delete old releases and keep new ones: a listing that ends before the pin is not theirs as it is now.
+    fn refuse_to_go_back(&self, date: &Date) -> Result<()> {
+        let Some((pin, from)) = self.entry.pins.iter().find(|(_, from)| from > date) else {
+            return Ok(());
+        };
+        Err(Diagnosis::new(
+            format!(
+                "{}: {date}, the newest release in {}, is older than {from}, which is pinned for {}; nothing is changed",
+                self.entry.name,
+                shown(self.entry.index.as_str()),
+                pin.arch
+            ),
+            "a lagging mirror catches up later; to go back on purpose, edit the catalogue by hand",
+        )
+        .into())
+    }
+
+    fn signer(&self, date: &Date, name: &str, content: &[u8], verifier: &Verifier) -> Result<Signer> {
+        let url = self.entry.url(date, name);
+        let signature = self.fetch(&url, MOST_SIGNATURE).with_context(|| {
+            Diagnosis::new(
+                format!("fetch the signature of {} {date}; the catalogue is left as it is", self.entry.name),
+                "the catalogue says that this publisher signs, so the signature is required",
+            )
+        })?;
+        verifier
+            .verify(content, &signature, self.interrupt)
+            .with_context(|| format!("verify {} by {}", self.entry.sums, shown(&url)))
+    }
+
+    /// The same architecture's file in the release of `to`.
+    fn pin(&self, old: &Pin, from: &Date, to: &Date, sums: &str) -> Result<Pin> {
+        let file = self.entry.file(old, to)?;
+        let digest = sums::digest(&self.entry.sums, sums, &file)
+            .with_context(|| format!("find the {} file of release {to}", old.arch))?
+            .to_string();
+        let url = self.entry.url(to, &file);
+        let same = url == old.url && digest == old.digest;
+        if from == to && !same {
+            eprintln!(
+                "WARNING: release {to} is pinned already for {}, with the digest {}, and its publisher says {digest}",
+                old.arch, old.digest
+            );
+        }
+        // What the same digest is over has the same length.
+        let known = old.bytes.filter(|_| same);
+        let bytes = self
+            .remote
+            .length(&url)
+            .with_context(|| format!("check that {} has the {file} that it lists", self.entry.sums))?
+            .or(known);
+        Ok(Pin { arch: old.arch, url, digest, bytes })
+    }
+}
+
+impl Newest {
+    fn from(entry: &BumpEntry) -> String {
+        let oldest = entry.pins.iter().map(|(_, from)| from).min();
+        oldest.map_or_else(String::new, ToString::to_string)
+    }
+
+    fn outcome<'a>(&'a self, entry: &'a BumpEntry, changed: bool) -> Outcome<'a> {
+        let clean = |pin: &Pin| Pin { url: shown(&pin.url), ..pin.clone() };
+        Outcome {
+            name: &entry.name,
+            from: Self::from(entry),
+            to: self.date.to_string(),
+            changed,
+            signed_by: self.signer.as_ref(),
+            entries: self.pins.iter().map(clean).collect(),
+        }
+    }
+
+    fn verdict(&self, entry: &BumpEntry, changed: bool, dry_run: bool) -> String {
+        let (name, to) = (&entry.name, &self.date);
+        let by = match &self.signer {
+            Some(Signer { user, fingerprint }) => format!("signed by {user} ({fingerprint})"),
+            None => "NOT SIGNED: protected by the TLS connection only".to_owned(),
+        };
+        match (changed, dry_run) {
+            (false, _) => format!("{name}: up to date, release {to}, {by}"),
+            (true, false) => format!("{name}: from release {} to {to}, {by}", Self::from(entry)),
+            (true, true) => {
+                format!(
+                    "{name}: would go from release {} to {to}, {by}; nothing is written",
+                    Self::from(entry)
+                )
+            }
+        }
+    }
+}

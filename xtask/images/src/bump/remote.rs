@@ -1,0 +1,170 @@
+//! A publisher's host over HTTPS: small files and the lengths of large ones. What is read has a limit in bytes and in
+//! time, and Ctrl-C ends it.
+
+use std::error::Error as _;
+
+use anyhow::{Context, Result, bail};
+use reqwest::{Client, Method, Response, StatusCode, Url};
+use tokio::runtime::Runtime;
+use xtask_core::error::Unavailable;
+use xtask_core::limits;
+
+use crate::fetch::client;
+use xtask_jobs::interrupt::Interrupt;
+
+/// Where a publisher's files come from.
+pub(super) trait Remote {
+    /// What is at `url`, at most `limit_bytes`.
+    fn get(&self, url: &str, limit_bytes: u64) -> Result<Vec<u8>>;
+    /// The length of what is there, where the host tells it.
+    fn length(&self, url: &str) -> Result<Option<u64>>;
+}
+
+/// The network.
+#[derive(Debug)]
+pub(super) struct Http<'a> {
+    client: Client,
+    /// Taken when it ends.
+    runtime: Option<Runtime>,
+    interrupt: &'a Interrupt,
+}
+
+impl<'a> Http<'a> {
+    /// # Errors
+    /// [`Unavailable`] where this host trusts no certificate authority.
+    pub(super) fn new(interrupt: &'a Interrupt) -> Result<Self> {
+        let client = client::builder()
+            .connect_timeout(limits::PUBLISHER_CONNECT)
+            .timeout(limits::PUBLISHER_ANSWER)
+            .build()
+            .context(Unavailable {
+                error: "make a client for HTTPS".to_owned(),
+                hint: "install the package ca-certificates; check HTTPS_PROXY".to_owned(),
+            })?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .context("start the network's runtime")?;
+        Ok(Self { client, runtime: Some(runtime), interrupt })
+    }
+
+    /// Runs `work` to its end or to Ctrl-C.
+    fn wait<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        let runtime = self.runtime.as_ref().context("the network's runtime has ended")?;
+        runtime.block_on(async {
+            tokio::pin!(work);
+            loop {
+                tokio::select! {
+                    done = &mut work => return done,
+                    () = tokio::time::sleep(limits::POLL) => self.interrupt.check()?,
+                }
+            }
+        })
+    }
+
+    async fn ask(&self, method: Method, url: &str) -> Result<Response> {
+        let parsed = Url::parse(url).with_context(|| format!("read the address {}", shown(url)))?;
+        let sent = self.client.request(method, parsed).send().await;
+        let response = sent.map_err(|error| unreachable(url, error))?;
+        let status = response.status();
+        if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS {
+            return Err(Unavailable {
+                error: format!("fetch {}: the host answers {status}", shown(url)),
+                hint: "try again later".to_owned(),
+            }
+            .into());
+        }
+        Ok(response)
+    }
+}
+
+impl Drop for Http<'_> {
+    fn drop(&mut self) {
+        // A resolver that hangs in its own thread is not waited for.
+        self.runtime.take().into_iter().for_each(Runtime::shutdown_background);
+    }
+}
+
+impl Remote for Http<'_> {
+    fn get(&self, url: &str, limit_bytes: u64) -> Result<Vec<u8>> {
+        self.wait(async {
+            let mut response = self.ask(Method::GET, url).await?;
+            if !response.status().is_success() {
+                bail!("fetch {}: the host answers {}", shown(url), response.status());
+            }
+            let mut content = Vec::new();
+            while let Some(chunk) = response.chunk().await.map_err(|error| unreachable(url, error))? {
+                content.extend_from_slice(&chunk);
+                if content.len() as u64 > limit_bytes {
+                    bail!("fetch {}: it is longer than the limit of {limit_bytes} bytes", shown(url));
+                }
+            }
+            Ok(content)
+        })
+    }
+
+    fn length(&self, url: &str) -> Result<Option<u64>> {
+        self.wait(async {
+            let response = self.ask(Method::HEAD, url).await?;
+            let status = response.status();
+            if matches!(status, StatusCode::NOT_FOUND | StatusCode::GONE) {
+                bail!("look for {}: the host answers {status}", shown(url));
+            }
+            // A host need not answer this question; and a body's length, which reqwest tells, is 0 here.
+            let header = response.headers().get(reqwest::header::CONTENT_LENGTH);
+            let length = header.and_then(|value| value.to_str().ok()?.parse().ok());
+            Ok(length.filter(|length| status.is_success() && *length > 0))
+        })
+    }
+}
+
+/// What came in the way, without the address that reqwest would print whole.
+fn unreachable(url: &str, error: reqwest::Error) -> anyhow::Error {
+    let redirected = error.is_redirect();
+    let error = error.without_url();
+    if redirected {
+        let why = error.source().map_or_else(|| error.to_string(), ToString::to_string);
+        return anyhow::anyhow!("fetch {}: {why}", shown(url));
+    }
+    anyhow::Error::new(error).context(Unavailable {
+        error: format!("fetch {}: the host cannot be reached or stopped answering", shown(url)),
+        hint: "check this machine's network; behind a proxy, set HTTPS_PROXY; otherwise try again later"
+            .to_owned(),
+    })
+}
+
+/// A text without the credentials of the addresses in it.
+pub(super) fn shown(text: &str) -> String {
+    let mut clean = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once("://") {
+        clean.push_str(before);
+        clean.push_str("://");
+        let ends = |c: char| matches!(c, '/' | '?' | '#' | '"' | '\'') || c.is_whitespace();
+        let authority = &after[..after.find(ends).unwrap_or(after.len())];
+        rest = authority.rfind('@').map_or(after, |at| &after[at + 1..]);
+    }
+    clean + rest
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn credentials_are_not_shown() {
+        let table = [
+            ("https://host/a@b", "https://host/a@b"),
+            ("https://user:pass@host:1/a", "https://host:1/a"),
+            (
+                "-url = \"https://u:p@ss@host\" # https://u@host?q=x@y",
+                "-url = \"https://host\" # https://host?q=x@y",
+            ),
+            ("no address, me@home", "no address, me@home"),
+            ("https://", "https://"),
+        ];
+        for (text, expected) in table {
+            assert_eq!(shown(text), expected);
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! Who signed a list of digests: gpgv's judgement, read from its status lines (doc/DETAILS of GnuPG).
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::Serialize;
+use xtask_core::arch::VmArchitecture;
+use xtask_core::error::{Diagnosis, Unavailable};
+use xtask_core::host::packages::{Need, PackageManager};
+use xtask_core::host::tools;
+use xtask_core::limits;
+
+use xtask_jobs::child;
+use xtask_jobs::interrupt::Interrupt;
+
+/// What stands in a status line behind this is no good signature: changed content, no key, expired, revoked.
+const BAD: [&str; 5] = ["BADSIG", "ERRSIG", "EXPSIG", "EXPKEYSIG", "REVKEYSIG"];
+/// MD5, SHA-1, RIPEMD-160 (RFC 9580, 9.5): two texts with one such digest can be made.
+const BROKEN_HASHES: [&str; 3] = ["1", "2", "3"];
+/// A keyring of Ubuntu's, and who brings it.
+const UBUNTU: (&str, &str) = (
+    "ubuntu-cloudimage-keyring.gpg",
+    "install ubuntu-cloudimage-keyring on Ubuntu, ubuntu-keyring on Debian (Debian 12 has none: copy the file from an \
+     Ubuntu machine and name it by --keyring FILE)",
+);
+
+/// The key behind a good signature.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(super) struct Signer {
+    /// The key's first user id, as its owner wrote it.
+    pub(super) user: String,
+    /// The primary key's fingerprint.
+    pub(super) fingerprint: String,
+}
+
+/// A keyring, and the program that judges by it.
+#[derive(Debug)]
+pub(super) struct Verifier {
+    gpgv: PathBuf,
+    keyring: PathBuf,
+}
+
+impl Verifier {
+    /// # Errors
+    /// [`Unavailable`] where gpgv or the keyring is missing.
+    pub(super) fn find(keyring: &Path) -> Result<Self> {
+        // gpgv looks for a name without a slash in its own home.
+        let keyring = std::path::absolute(keyring)
+            .with_context(|| format!("make the keyring's path {} absolute", keyring.display()))?;
+        let content = std::fs::read(&keyring).map_err(|error| Unavailable {
+            error: format!("read the keyring {}: {error}", keyring.display()),
+            hint: keyring_hint(&keyring).to_owned(),
+        })?;
+        if content.starts_with(b"-----BEGIN") {
+            return Err(Unavailable {
+                error: format!(
+                    "the keyring {} is armoured text, but gpgv reads only binary keyrings",
+                    keyring.display()
+                ),
+                hint: format!("run gpg --dearmor {}, and pass the result by --keyring", keyring.display()),
+            }
+            .into());
+        }
+        let gpgv = tools::find("gpgv").ok_or_else(|| Unavailable {
+            error: "find gpgv on PATH: it verifies the publisher's signature".to_owned(),
+            hint: gpgv_hint(),
+        })?;
+        Ok(Self { gpgv, keyring })
+    }
+
+    /// Who signed `content`.
+    ///
+    /// # Errors
+    /// Where the signature is not a good one by a key of the keyring.
+    pub(super) fn verify(&self, content: &[u8], signature: &[u8], interrupt: &Interrupt) -> Result<Signer> {
+        let directory = tempfile::tempdir().context("make a directory for gpgv's input")?;
+        let (signed, detached) = (directory.path().join("signed"), directory.path().join("signature"));
+        for (path, bytes) in [(&signed, content), (&detached, signature)] {
+            std::fs::write(path, bytes).with_context(|| format!("write {}", path.display()))?;
+        }
+        let mut arguments: Vec<OsString> =
+            ["--status-fd", "1", "--keyring"].into_iter().map(OsString::from).collect();
+        arguments.extend([&self.keyring, &detached, &signed].map(|path| path.clone().into_os_string()));
+        let output = child::read(&self.gpgv, &arguments, limits::SIGNATURE, interrupt);
+        // Somebody who stops the command says nothing about the signature.
+        interrupt.check()?;
+        output.and_then(|status| parse_status(&status)).with_context(|| self.refusal())
+    }
+
+    fn refusal(&self) -> Diagnosis {
+        Diagnosis::new(
+            format!(
+                "the digests are not signed by a key of {}; the catalogue is left as it is",
+                self.keyring.display()
+            ),
+            "do not use them: try again later; if it persists, compare with the publisher's announcement of the key",
+        )
+    }
+}
+
+fn keyring_hint(keyring: &Path) -> &'static str {
+    let (name, hint) = UBUNTU;
+    if keyring.ends_with(name) {
+        hint
+    } else {
+        "install the package that provides it, or pass the publisher's keyring by --keyring FILE"
+    }
+}
+
+fn gpgv_hint() -> String {
+    let manager = PackageManager::find().unwrap_or(PackageManager::Apt);
+    // The package is the same for guests of every architecture.
+    let packages = manager.packages(Need::Gpgv, VmArchitecture::default());
+    let commands: Vec<_> = manager.install(packages).iter().map(|words| words.join(" ")).collect();
+    commands.join(" && ")
+}
+
+/// Every signature must be good: one that gpgv objects to is a question, whatever the others say.
+fn parse_status(status: &str) -> Result<Signer> {
+    let lines = status.lines().filter_map(|line| line.strip_prefix("[GNUPG:] "));
+    let lines: Vec<_> = lines.map(|line| line.split_once(' ').unwrap_or((line, ""))).collect();
+    if let Some((word, rest)) = lines.iter().find(|(word, _)| BAD.contains(word)) {
+        bail!("gpgv reports {word} {rest}");
+    }
+    let value = |wanted: &str| lines.iter().find(|(word, _)| *word == wanted).map(|(_, rest)| *rest);
+    let good = value("GOODSIG").context("gpgv reports no good signature (GOODSIG)")?;
+    let valid = value("VALIDSIG").context("gpgv reports no valid signature (VALIDSIG)")?;
+    // Fingerprint, date, time, expiry, version, reserved, key algorithm, hash algorithm, class, primary key.
+    let fields: Vec<_> = valid.split(' ').collect();
+    let hash = fields.get(7).with_context(|| format!("read gpgv's line VALIDSIG {valid}"))?;
+    ensure!(!BROKEN_HASHES.contains(hash), "the signature uses a broken hash (OpenPGP's number {hash})");
+    let fingerprint = (*fields.get(9).unwrap_or(&fields[0])).to_owned();
+    let user = good.split_once(' ').map_or("", |(_, user)| user);
+    Ok(Signer { user: user.chars().filter(|c| !c.is_control()).collect(), fingerprint })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str =
+        "[GNUPG:] NEWSIG\n[GNUPG:] GOODSIG 1A5D6C4C7DB87C81 Image <signing@publisher.example>\n";
+    const VALID: &str = "[GNUPG:] VALIDSIG D2EB 2026-07-05 1783209600 0 4 0 1 10 00 ABCD\n";
+
+    #[test]
+    fn a_good_signature_names_its_signer() {
+        let signer = parse_status(&format!("{GOOD}{VALID}")).unwrap();
+        assert_eq!(signer.user, "Image <signing@publisher.example>");
+        assert_eq!(signer.fingerprint, "ABCD");
+    }
+
+    #[test]
+    fn everything_else_is_refused() {
+        let table = [
+            (String::new(), "GOODSIG"),
+            (GOOD.to_owned(), "VALIDSIG"),
+            (VALID.to_owned(), "GOODSIG"),
+            (format!("{GOOD}{VALID}[GNUPG:] BADSIG 00 Somebody\n"), "BADSIG 00 Somebody"),
+            (format!("{VALID}[GNUPG:] EXPKEYSIG 1A5D Image\n"), "EXPKEYSIG"),
+            (format!("{GOOD}{}", VALID.replace(" 10 00", " 2 00")), "broken hash"),
+            (format!("{GOOD}[GNUPG:] VALIDSIG D2EB\n"), "read gpgv's line"),
+            ("GOODSIG 1A5D Image\nVALIDSIG D2EB 0 0 0 4 0 1 10 00 ABCD\n".to_owned(), "GOODSIG"),
+        ];
+        for (status, words) in table {
+            let error = parse_status(&status).unwrap_err().to_string();
+            assert!(error.contains(words), "{error:?} does not say {words:?}");
+        }
+    }
+
+    #[test]
+    fn a_missing_keyring_is_answered_with_its_package() {
+        let error = Verifier::find(Path::new("/nonexistent/ubuntu-cloudimage-keyring.gpg")).unwrap_err();
+        assert_eq!(xtask_core::error::code(&error), 69);
+        assert!(xtask_core::error::hint(&error).unwrap().contains("ubuntu-keyring on Debian"));
+        let other = Verifier::find(Path::new("/nonexistent/own.gpg")).unwrap_err();
+        assert!(!xtask_core::error::hint(&other).unwrap().contains("ubuntu"));
+        assert!(gpgv_hint().contains("gnu") || gpgv_hint().contains("gpg"));
+    }
+}

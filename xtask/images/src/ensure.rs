@@ -1,0 +1,282 @@
+//! Images in the cache: one directory per content key, made behind a lock, beside, and renamed when whole. [`build`] makes
+//! them from packages, `fetch` brings them from their publisher, and a user's own file stays where it is.
+//!
+//! ```text
+//! images/<key>/disk           read-only, and manifest.json
+//! images/<key>.building/      what is being built, or deleted; of a dead run the next build deletes it
+//! images/<key>.fetching/      what is being fetched; of a dead run the next one goes on with it
+//! images/<key>.lock           held by whoever makes or deletes it, or says that a run uses it
+//! ```
+
+use anyhow::{Context, Result, bail, ensure};
+use xtask_core::cache::Cache;
+use xtask_core::digest::{Algorithm, Digest};
+use xtask_core::error::Unavailable;
+use xtask_core::image::manifest::{Manifest, Stamp};
+use xtask_core::image::{Image, LocalFile, Source};
+use xtask_core::runs::RunDir;
+
+use crate::fetch::RetryPolicy;
+use crate::probe::look_at;
+use crate::store::{self, Base, DISK, ReadyImage, Store};
+use crate::{build, inventory, make};
+use xtask_jobs::interrupt::Interrupt;
+
+/// The image from the cache, made or fetched where it is not there. The run of the store is said to use it before anybody
+/// else may have the lock.
+pub fn ensure(store: &mut Store<'_>, image: &Image, retry_policy: RetryPolicy) -> Result<ReadyImage> {
+    if let Source::File(file) = &image.source {
+        return own_file(store, image, file);
+    }
+    let key = image.key(build::SCRIPTS);
+    let _lock = store.lock(&key)?;
+    let ready = match cached(store, &key)? {
+        Some(ready) => ready,
+        None if store.offline => return Err(not_cached(image)),
+        None => match &image.source {
+            Source::Packages(recipe) => make::build(store, image, recipe, &key)?,
+            Source::Download(download) => make::fetch(store, image, download, &key, retry_policy)?,
+            Source::File(_) => unreachable!("done above"),
+        },
+    };
+    inventory::keep(store, image, &store.directory(&key))?;
+    if !image.is_verified() {
+        store.screen.line(&format!(
+            "{} is UNVERIFIED, {}; to fetch it again, delete {}",
+            image.name,
+            ready.how,
+            store.directory(&key).display()
+        ));
+    }
+    if let Some(run) = store.run {
+        run.uses_image(&store.directory(&key))?;
+    }
+    Ok(ready)
+}
+
+fn not_cached(image: &Image) -> anyhow::Error {
+    let Image { name, arch, .. } = image;
+    Unavailable {
+        error: format!("the image {name} for {arch} is not in the cache, and --offline forbids the network"),
+        hint: "run once without --offline, or cargo xtask image fetch".to_owned(),
+    }
+    .into()
+}
+
+/// The image, only if it is in the cache already.
+pub fn find(store: &mut Store<'_>, image: &Image) -> Result<Option<ReadyImage>> {
+    let key = image.key(build::SCRIPTS);
+    let _lock = store.lock(&key)?;
+    cached(store, &key)
+}
+
+/// The image's disk as it lies there, unlocked and unhashed: enough for a domain that is only looked at. `None` where it is
+/// not there yet. The run is said to use it.
+pub fn glance(cache: &Cache, run: &RunDir, image: &Image, interrupt: &Interrupt) -> Result<Option<Base>> {
+    if let Source::File(file) = &image.source {
+        let (format, virtual_bytes) = look_at(&file.path, image, interrupt)?;
+        return Ok(Some(Base { disk: file.path.clone(), format, virtual_bytes }));
+    }
+    let directory = cache.images().join(image.key(build::SCRIPTS));
+    run.uses_image(&directory)?;
+    let disk = directory.join(DISK);
+    if !disk.exists() {
+        return Ok(None);
+    }
+    let Manifest { format, virtual_bytes, .. } = store::read_manifest(&directory)?;
+    Ok(Some(Base { disk, format, virtual_bytes }))
+}
+
+/// Builds it although it is there; returns the digest that was there, and the new image, which takes the place of the old
+/// one when it is whole.
+pub fn rebuild(store: &mut Store<'_>, image: &Image) -> Result<(Option<Digest>, ReadyImage)> {
+    let Source::Packages(recipe) = &image.source else {
+        bail!("build {}: this image is not built from packages", image.name)
+    };
+    let key = image.key(build::SCRIPTS);
+    let _lock = store.lock(&key)?;
+    store.refuse_used(&key)?;
+    let before = cached(store, &key).unwrap_or_else(|error| {
+        store.screen.line(&format!("{error:#}"));
+        None
+    });
+    let ready = make::build(store, image, recipe, &key)?;
+    inventory::keep(store, image, &store.directory(&key))?;
+    Ok((before.map(|image| image.digest), ready))
+}
+
+/// What an earlier run made; hashed again only where the file has been touched.
+fn cached(store: &mut Store<'_>, key: &str) -> Result<Option<ReadyImage>> {
+    let directory = store.directory(key);
+    if !directory.exists() {
+        return Ok(None);
+    }
+    let mut manifest = store::read_manifest(&directory)?;
+    let disk = directory.join(DISK);
+    let remedy = || format!("delete {} and run again", directory.display());
+    let stamp = Stamp::of(&disk).with_context(remedy)?;
+    if stamp != manifest.stamp {
+        let found = store.digest(&disk, Algorithm::Sha256)?;
+        ensure!(
+            found == manifest.digest,
+            "the cached image {} was changed: it has {found}, expected {}; {}",
+            disk.display(),
+            manifest.digest,
+            remedy()
+        );
+        // Copied or restored: the same bytes in another file.
+        manifest.stamp = stamp;
+        store::write_manifest(&directory, &manifest)?;
+    }
+    store::touch(&directory)?;
+    Ok(Some(ReadyImage::new(disk, manifest, "cached")))
+}
+
+/// A file of the user's: hashed once, then only where it has been touched.
+fn own_file(store: &mut Store<'_>, image: &Image, file: &LocalFile) -> Result<ReadyImage> {
+    let (format, virtual_bytes) = look_at(&file.path, image, store.interrupt)?;
+    let sha256 = store.remembered_digest(&file.path, Algorithm::Sha256)?;
+    if let Some(wanted) = &file.digest {
+        let found = match wanted.algorithm() {
+            Algorithm::Sha256 => sha256.clone(),
+            other => store.remembered_digest(&file.path, other)?,
+        };
+        if found != *wanted {
+            return Err(Unavailable {
+                error: format!(
+                    "the image {} has {found}, and --image-digest is {wanted}",
+                    file.path.display()
+                ),
+                hint: "it is another file or was changed: fetch it again, or correct the digest".to_owned(),
+            }
+            .into());
+        }
+    }
+    let source = file.path.display().to_string();
+    store.screen.detail(&format!("{} is {}", image.name, format.name()));
+    Ok(ReadyImage { disk: file.path.clone(), format, virtual_bytes, digest: sha256, source, how: "as it is" })
+}
+
+#[cfg(all(test, feature = "real"))]
+mod tests {
+    use super::*;
+    use xtask_core::fs::make_own_dir;
+    use xtask_core::image::catalogue::Catalogue;
+    use xtask_jobs::screen::Screen;
+
+    /// Raw, with partitions as far as anybody looks.
+    fn disk_of(byte: u8) -> Vec<u8> {
+        let mut disk = vec![byte; 4096];
+        disk[510..512].copy_from_slice(&[0x55, 0xaa]);
+        disk
+    }
+
+    /// A cache with one image in it, and its key.
+    fn made(directory: &tempfile::TempDir) -> (Cache, &'static str) {
+        let cache = Cache::at(directory.path());
+        let beside = cache.images().join("x.building");
+        std::fs::create_dir_all(&beside).unwrap();
+        std::fs::write(beside.join(DISK), disk_of(7)).unwrap();
+        let image = Image {
+            expected: None,
+            ..Catalogue::built_in().find("debian-12", xtask_core::arch::VmArchitecture::Aarch64).unwrap()
+        };
+        with(&cache, |store| {
+            let sha256 = store.digest(&beside.join(DISK), Algorithm::Sha256).unwrap();
+            make::finish(
+                store,
+                &image,
+                &beside,
+                "x",
+                make::Made { sha256, source: "a test".to_owned(), contents: None },
+            )
+            .unwrap();
+        });
+        (cache, "x")
+    }
+
+    fn with<T>(cache: &Cache, body: impl FnOnce(&mut Store<'_>) -> T) -> T {
+        let interrupt = Interrupt::default();
+        let mut screen = Screen::new(xtask_core::cli::Verbosity::silent());
+        body(&mut Store { cache, interrupt: &interrupt, screen: &mut screen, offline: true, run: None })
+    }
+
+    #[test]
+    fn what_was_finished_is_found_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let (cache, key) = made(&directory);
+        let image = with(&cache, |store| cached(store, key)).unwrap().unwrap();
+        assert_eq!(
+            (image.source.as_str(), image.format, image.virtual_bytes),
+            ("a test", xtask_core::image::Format::Raw, 4096)
+        );
+        assert!(image.disk.metadata().unwrap().permissions().readonly());
+        assert_eq!(with(&cache, |store| store.kept()).len(), 1);
+    }
+
+    #[test]
+    fn a_changed_disk_is_refused_and_a_touched_one_is_not() {
+        let directory = tempfile::tempdir().unwrap();
+        let (cache, key) = made(&directory);
+        let disk = cache.images().join(key).join(DISK);
+        std::fs::remove_file(&disk).unwrap();
+        std::fs::write(&disk, disk_of(7)).unwrap();
+        with(&cache, |store| cached(store, key)).unwrap();
+        std::fs::write(&disk, disk_of(8)).unwrap();
+        let error = with(&cache, |store| cached(store, key)).unwrap_err().to_string();
+        assert!(error.contains("was changed") && error.contains("delete"), "{error}");
+        assert!(with(&cache, |store| store.refuse_used(key)).is_ok());
+    }
+
+    #[test]
+    fn what_a_run_uses_is_not_pruned() {
+        let directory = tempfile::tempdir().unwrap();
+        let (cache, key) = made(&directory);
+        let args = xtask_core::cli::PruneArgs { keep: Some(0), unnamed: true, ..Default::default() };
+        let prune = || with(&cache, |store| crate::prune::prune(store, &args, &[])).unwrap();
+        let (run, _) = xtask_core::runs::RunDir::create(&cache).unwrap();
+        run.uses_image(&cache.images().join(key)).unwrap();
+        assert_eq!(prune(), []);
+        assert!(with(&cache, |store| store.refuse_used(key)).is_err());
+        run.clean().unwrap();
+        assert_eq!(prune().len(), 1);
+        assert!(!cache.images().join(key).exists());
+        for left in ["y.building", "y.deleting", "y.fetching", "unreadable"] {
+            make_own_dir(&cache.images().join(left)).unwrap();
+        }
+        // `images` is a name that other programs use too, and so are these endings.
+        let foreign = ["holiday", "x.building", "x.fetching"].map(|name| cache.images().join(name));
+        for directory in &foreign {
+            std::fs::create_dir(directory).unwrap();
+        }
+        // A program that another test starts meanwhile has this process' locks until it runs.
+        let left = || {
+            prune();
+            let mut left = xtask_core::fs::directories(&cache.images());
+            left.retain(|directory| !foreign.contains(directory));
+            left
+        };
+        let emptied = (0..100).any(|_| left().is_empty() || sleep_a_moment());
+        assert!(emptied, "{:?}", left());
+        assert!(
+            foreign.iter().all(|directory| directory.exists()),
+            "a directory of somebody else's was deleted"
+        );
+    }
+
+    fn sleep_a_moment() -> bool {
+        std::thread::sleep(xtask_core::limits::RETRY);
+        false
+    }
+
+    #[test]
+    fn offline_fetches_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let cache = Cache::at(directory.path());
+        let image =
+            Catalogue::built_in().find("ubuntu-24.04", xtask_core::arch::VmArchitecture::Aarch64).unwrap();
+        let error = with(&cache, |store| ensure(store, &image, RetryPolicy::Full)).unwrap_err();
+        assert_eq!(xtask_core::error::code(&error), 69);
+        assert!(error.to_string().contains("--offline"), "{error}");
+    }
+}

@@ -1,0 +1,101 @@
+//! Where a download comes from: what may be asked for, and how it is shown: a URL may hold a password or a token.
+
+use reqwest::Url;
+use xtask_core::error::Usage;
+
+/// An address that may be asked for.
+#[derive(Debug, Clone)]
+pub(super) struct Address(Url);
+
+impl Address {
+    /// http is for what a digest proves.
+    pub(super) fn parse(text: &str, has_digest: bool) -> Result<Self, Usage> {
+        let url = Url::parse(text).map_err(|error| {
+            // The text may be anything, a password too.
+            Usage(format!("cannot parse the URL: {error}; write https://host/path"))
+        })?;
+        let shown = shown(&url);
+        match url.scheme() {
+            "https" => Ok(Self(url)),
+            "http" if has_digest => Ok(Self(url)),
+            "http" => Err(Usage(format!(
+                "{shown}: over plain http anybody on the way could change the file: give its digest, or an https URL"
+            ))),
+            other => Err(Usage(format!(
+                "{shown}: {other} is not supported: write an https URL, or http with a digest"
+            ))),
+        }
+    }
+
+    pub(super) fn url(&self) -> Url {
+        self.0.clone()
+    }
+
+    /// What a partial file is known by: everything but the credentials.
+    pub(super) fn identity(&self) -> String {
+        without_credentials(&self.0).to_string()
+    }
+}
+
+impl std::fmt::Display for Address {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&shown(&self.0))
+    }
+}
+
+/// For a person: neither credentials nor what a query may hold of them.
+pub(super) fn shown(url: &Url) -> String {
+    if !url.has_host() {
+        // `user:password@host` without a scheme is read as a URL too.
+        return format!("{}:…", url.scheme());
+    }
+    let mut url = without_credentials(url);
+    url.set_fragment(None);
+    if url.query().is_some() {
+        url.set_query(None);
+        return format!("{url}?…");
+    }
+    url.to_string()
+}
+
+fn without_credentials(url: &Url) -> Url {
+    let mut url = url.clone();
+    // Fails on a URL without a host, which has no credentials either.
+    let _no_host = url.set_username("").and_then(|()| url.set_password(None));
+    url
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_proven_is_not_asked_for() {
+        let table = [
+            ("https://host/file", false, None),
+            ("http://host/file", true, None),
+            ("http://host/file", false, Some("give its digest")),
+            ("file:///etc/passwd", true, Some("file is not supported")),
+            ("ftp://host/file", true, Some("ftp is not supported")),
+            ("host/file", true, Some("cannot parse")),
+        ];
+        for (text, has_digest, refused) in table {
+            let error = Address::parse(text, has_digest).err().map(|Usage(error)| error);
+            assert_eq!(error.is_some(), refused.is_some(), "{text}: {error:?}");
+            assert!(error.unwrap_or_default().contains(refused.unwrap_or_default()), "{text}");
+        }
+    }
+
+    #[test]
+    fn credentials_are_shown_to_nobody() {
+        let address = Address::parse("https://user:secret@host:8443/a%20b?token=secret#x", true).unwrap();
+        assert_eq!(address.to_string(), "https://host:8443/a%20b?…");
+        assert_eq!(address.identity(), "https://host:8443/a%20b?token=secret#x");
+        let table =
+            ["ftp://user:secret@host/", "http://user:secret@host/", "user:secret@host", "https://u:secret@"];
+        for text in table {
+            let Usage(error) = Address::parse(text, false).unwrap_err();
+            assert!(!error.contains("secret"), "{error}");
+        }
+    }
+}

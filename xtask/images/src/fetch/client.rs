@@ -1,0 +1,168 @@
+//! The HTTP client, and whose fault it is when it fails.
+
+use std::error::Error as StdError;
+use std::time::Duration;
+
+use crate::fetch::limits::FetchLimits;
+use anyhow::Result;
+use reqwest::redirect::{Attempt, Policy};
+use reqwest::{Client, ClientBuilder};
+use xtask_core::error::Unavailable;
+
+use super::Unreachable;
+use super::address::{Address, shown};
+
+/// What a browser follows is twenty; what a mirror needs is three.
+const MOST_REDIRECTS: usize = 10;
+
+/// Why an attempt ended without the file.
+#[derive(Debug)]
+pub(super) enum Trouble {
+    /// The next attempt may go better, not before this time.
+    Passing { error: anyhow::Error, after: Option<Duration> },
+    /// What is there cannot be completed; the whole may come at once.
+    StartOver(String),
+    /// Another attempt would end the same way.
+    Final(anyhow::Error),
+}
+
+impl From<anyhow::Error> for Trouble {
+    fn from(error: anyhow::Error) -> Self {
+        Self::Final(error)
+    }
+}
+
+/// What every client of this program is: proxies come from the environment, the roots of trust from SSL_CERT_FILE or the
+/// system, and no redirect leads from https to http.
+pub fn builder() -> ClientBuilder {
+    // The first provider stays: another download of this process may have installed it, and it is the same one.
+    let _installed = rustls::crypto::ring::default_provider().install_default();
+    Client::builder()
+        .user_agent(concat!("iot-xtask/", env!("CARGO_PKG_VERSION")))
+        .referer(false)
+        .redirect(Policy::custom(follow))
+}
+
+/// The downloader's own: a retry does not meet the connection that just failed.
+pub(super) fn build(limits: FetchLimits) -> Result<Client> {
+    let client = builder().connect_timeout(limits.connect()).pool_max_idle_per_host(0);
+    // The tests of this very process ask loopback alone; those with proxies are processes of their own.
+    #[cfg(test)]
+    let client = client.no_proxy();
+    let client = client.build();
+    client.map_err(|error| {
+        let error = format!("prepare TLS for a download: {}", root_cause(&error));
+        let hint =
+            "install the package ca-certificates, or point SSL_CERT_FILE at a PEM file of trusted roots";
+        Unreachable { error, hint: hint.to_owned() }.into()
+    })
+}
+
+/// A redirect that is not followed, and why.
+#[derive(Debug)]
+struct Refused(String);
+
+impl std::fmt::Display for Refused {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl StdError for Refused {}
+
+fn follow(attempt: Attempt<'_>) -> reqwest::redirect::Action {
+    let to = shown(attempt.url());
+    let previous = attempt.previous();
+    let refused = if previous.contains(attempt.url()) {
+        Some(format!("a redirect loop: {to} again"))
+    } else if previous.len() > MOST_REDIRECTS {
+        Some(format!("more than {MOST_REDIRECTS} redirects, the next one to {to}"))
+    } else if previous.last().is_some_and(|from| from.scheme() == "https")
+        && attempt.url().scheme() != "https"
+    {
+        Some(format!("a redirect from https to {to}, which is not protected against changes on the way"))
+    } else {
+        None
+    };
+    match refused {
+        Some(why) => attempt.error(Refused(why)),
+        None => attempt.follow(),
+    }
+}
+
+/// What a failed request means.
+pub(super) fn trouble(error: reqwest::Error, address: &Address) -> Trouble {
+    // Its own text would repeat the URL with all that is in it.
+    let error = error.without_url();
+    let cause = root_cause(&error);
+    if let Some(Refused(why)) = chain(&error).find_map(|cause| cause.downcast_ref()) {
+        let hint = "use the final URL of the file, or contact its publisher".to_owned();
+        return Trouble::Final(Unavailable { error: format!("download {address}: {why}"), hint }.into());
+    }
+    if !error.is_connect() {
+        return passing(format!("download {address}: the connection broke: {cause}"));
+    }
+    let unreachable =
+        |hint: &str| Unreachable { error: format!("reach {address}: {cause}"), hint: hint.to_owned() };
+    if chain(&error).any(is_tls) {
+        let hint = "behind a proxy with its own CA, point SSL_CERT_FILE at a PEM file with that CA; check this machine's clock too";
+        return Trouble::Final(unreachable(hint).into());
+    }
+    // hyper-util keeps its type to itself; its words are a 407, and every other refusal (a 503 may pass).
+    let refused = |message: &str| proxy_refuses(&format!("reach {address}"), message);
+    if cause.contains("proxy authorization required") {
+        return Trouble::Final(refused("the proxy requires credentials").into());
+    }
+    if cause.contains("tunnel error") {
+        return Trouble::Passing { error: refused(&format!("the proxy: {cause}")).into(), after: None };
+    }
+    let hint = if error.is_dns() {
+        "check the host name and this machine's DNS; behind a proxy set HTTPS_PROXY"
+    } else {
+        "check the network; behind a proxy set HTTPS_PROXY, and NO_PROXY for hosts on this side of it"
+    };
+    Trouble::Passing { error: unreachable(hint).into(), after: None }
+}
+
+/// A proxy said no.
+pub(super) fn proxy_refuses(attempted: &str, message: &str) -> Unreachable {
+    Unreachable {
+        error: format!("{attempted}: {message}"),
+        hint: "check HTTPS_PROXY and HTTP_PROXY (http://user:password@host:port), and NO_PROXY".to_owned(),
+    }
+}
+
+/// Something that the network did.
+pub(super) fn passing(error: String) -> Trouble {
+    let hint = "run again: the download resumes where it stopped".to_owned();
+    Trouble::Passing { error: Unavailable { error, hint }.into(), after: None }
+}
+
+/// Every cause, those that an I/O error wraps too: its own `source` skips the wrapped one.
+fn chain<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
+    std::iter::successors(Some(error), |&error| {
+        let wrapped = error.downcast_ref::<std::io::Error>().and_then(|error| error.get_ref());
+        wrapped.map(|inner| inner as &(dyn StdError + 'static)).or_else(|| error.source())
+    })
+}
+
+fn is_tls(error: &(dyn StdError + 'static)) -> bool {
+    error.is::<rustls::Error>()
+}
+
+fn root_cause(error: &reqwest::Error) -> String {
+    chain(error).last().map(ToString::to_string).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wrapped_cause_is_found() {
+        let inner = rustls::Error::General("no".to_owned());
+        let error = std::io::Error::other(std::io::Error::other(inner));
+        assert!(chain(&error).any(is_tls));
+        assert_eq!(chain(&error).last().unwrap().to_string(), "unexpected error: no");
+    }
+}

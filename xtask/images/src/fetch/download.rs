@@ -1,0 +1,230 @@
+//! One download: what is there, its attempts, its end.
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use crate::fetch::limits::FetchLimits;
+use anyhow::{Context, Result};
+use xtask_core::error::{Interrupted, Unavailable};
+use xtask_core::format::human_seconds;
+use xtask_core::limits;
+
+use super::address::Address;
+use super::client::{self, Trouble};
+use super::partial::{Begun, DownloadPaths};
+use super::progress::size;
+use super::retry::{Retry, spread};
+use super::{FetchRequest, Fetched, RetryPolicy, Unreachable, seen};
+use xtask_jobs::interrupt::Interrupt;
+use xtask_jobs::screen::Screen;
+
+/// What stays free beside the file.
+const SPARE_BYTES: u64 = 16 << 20;
+
+/// One download, with all its attempts.
+pub(super) struct Download<'a> {
+    pub(super) limits: FetchLimits,
+    pub(super) wanted: &'a FetchRequest<'a>,
+    pub(super) address: &'a Address,
+    pub(super) place: &'a DownloadPaths,
+    pub(super) interrupt: &'a Interrupt,
+    pub(super) screen: &'a mut Screen,
+    /// When the first attempt began.
+    pub(super) started: Instant,
+    /// Whether the host has answered at all.
+    pub(super) answered: bool,
+    /// What an earlier run left, while it is still good for something.
+    pub(super) resumed_from: u64,
+}
+
+impl<'a> Download<'a> {
+    pub(super) fn new(
+        limits: FetchLimits,
+        wanted: &'a FetchRequest<'a>,
+        address: &'a Address,
+        place: &'a DownloadPaths,
+        interrupt: &'a Interrupt,
+        screen: &'a mut Screen,
+    ) -> Self {
+        let started = Instant::now();
+        Self { limits, wanted, address, place, interrupt, screen, started, answered: false, resumed_from: 0 }
+    }
+
+    pub(super) fn run(mut self) -> Result<Fetched> {
+        let mut begun = self.find()?;
+        self.resumed_from = begun.as_ref().map_or(0, |begun| begun.length);
+        let mut retry = Retry::new(self.limits, self.resumed_from);
+        if let Some(whole) = begun.take_if(|begun| self.is_whole(begun)) {
+            return self.finish(&whole, &retry);
+        }
+        let client = client::build(self.limits)?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.context("start the download's runtime")?;
+        self.started = Instant::now();
+        let ended = loop {
+            retry.begin();
+            let Err(trouble) = runtime.block_on(self.attempt(&client, &mut begun)) else { break Ok(()) };
+            let length = begun.as_ref().map_or(0, |begun| begun.length);
+            if let Err(error) = self.settle(trouble, length, &mut retry) {
+                break Err(error);
+            }
+        };
+        // A resolver that hangs in its own thread is not waited for.
+        runtime.shutdown_background();
+        let resumable = begun.as_ref().filter(|begun| begun.rest().is_some());
+        if let (Err(error), Some(begun)) = (&ended, resumable)
+            && error.is::<Interrupted>()
+        {
+            self.screen
+                .note(&format!("kept {} of the download: the next run resumes there", size(begun.length)));
+        }
+        ended.map_err(|error| self.after_an_answer(error))?;
+        self.finish(begun.as_ref().context("a download that ended well has a file")?, &retry)
+    }
+
+    /// Where there is a fallback, a host that was there is no host out of reach, whatever became of it.
+    fn after_an_answer(&self, error: anyhow::Error) -> anyhow::Error {
+        let was_there = self.wanted.retry_policy != RetryPolicy::Full && self.answered;
+        match error.downcast::<Unreachable>() {
+            Ok(Unreachable { error, .. }) if was_there => {
+                let hint = "run again: the download resumes where it stopped".to_owned();
+                Unavailable { error, hint }.into()
+            }
+            Ok(unreachable) => unreachable.into(),
+            Err(error) => error,
+        }
+    }
+
+    /// What an earlier run left and can be used.
+    fn find(&mut self) -> Result<Option<Begun>> {
+        let FetchRequest { digest, bytes, .. } = *self.wanted;
+        let looking = seen("reading", self.interrupt, self.screen);
+        let found = self.place.find(&self.address.identity(), digest, looking)?;
+        let total = |begun: &Begun| bytes.or(begun.note.total);
+        let sane = |begun: &Begun| begun.length > 0 && total(begun).is_none_or(|total| begun.length <= total);
+        let found = found.filter(sane).filter(|begun| self.is_whole(begun) || begun.rest().is_some());
+        match &found {
+            Some(begun) => {
+                self.screen.note(&format!("resuming after {} from an earlier run", size(begun.length)))
+            }
+            None => self.place.discard()?,
+        }
+        Ok(found)
+    }
+
+    /// A run may die between the last byte and the final name.
+    fn is_whole(&self, begun: &Begun) -> bool {
+        self.wanted.digest.is_some_and(|digest| begun.sums.clone().finish().1 == *digest)
+    }
+
+    /// After an attempt that got as far as `length`: waits for the next one, or gives up.
+    fn settle(&mut self, trouble: Trouble, length: u64, retry: &mut Retry) -> Result<()> {
+        let (error, after) = match trouble {
+            Trouble::Final(error) => return Err(error),
+            Trouble::StartOver(why) => {
+                self.screen.note(&format!("{why}: starting over"));
+                self.resumed_from = 0;
+                return self.place.discard();
+            }
+            Trouble::Passing { error, after } => (error, after),
+        };
+        if self.wanted.retry_policy != RetryPolicy::Full && !self.answered {
+            // A name server may be up a second later than this run.
+            let again = (self.started + self.limits.probe_again()).saturating_duration_since(Instant::now());
+            let again =
+                |pause: &Duration| self.wanted.retry_policy == RetryPolicy::ProbeFirst && *pause < again;
+            if let Some(pause) = retry.pause(length, after, spread()).filter(again) {
+                self.screen.note(&format!("{error}; trying once more"));
+                return self.wait(pause);
+            }
+            let error = error.downcast::<Unreachable>().unwrap_or_else(|error| Unreachable {
+                error: error.to_string(),
+                hint: "check the network".to_owned(),
+            });
+            return Err(error.into());
+        }
+        let Some(pause) = retry.pause(length, after, spread()) else {
+            let attempts = retry.attempts;
+            self.screen.note(&format!("giving up after {attempts} attempts, the last ones without progress"));
+            return Err(error);
+        };
+        let seconds = human_seconds(pause.as_secs_f64());
+        self.screen.note(&format!("{error}; next attempt in {seconds}, from {}", size(length)));
+        self.wait(pause)
+    }
+
+    fn wait(&mut self, pause: Duration) -> Result<()> {
+        let until = Instant::now() + pause;
+        loop {
+            self.interrupt.check()?;
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(());
+            }
+            self.screen.alive(&format!("next attempt in {}", human_seconds(left.as_secs_f64())));
+            std::thread::sleep(left.min(limits::POLL));
+        }
+    }
+
+    /// The digest decides.
+    fn finish(self, begun: &Begun, retry: &Retry) -> Result<Fetched> {
+        self.screen.alive("writing the rest to the disk");
+        let (sha256, found) = begun.sums.clone().finish();
+        if let Some(wanted) = self.wanted.digest.filter(|wanted| **wanted != found) {
+            self.place.discard()?;
+            let hint = if self.resumed_from > 0 {
+                "run again: it starts from the beginning; a part of this file was from an earlier run"
+            } else {
+                "check that the digest belongs to this file; a mirror may also be behind its publisher"
+            };
+            return Err(Unavailable {
+                error: format!("download {}: it has {found}, expected {wanted}", self.address),
+                hint: hint.to_owned(),
+            }
+            .into());
+        }
+        self.place.finish(begun).map_err(|error| self.disk_error(error))?;
+        let (bytes, resumed_from, attempts) = (begun.length, self.resumed_from, retry.attempts);
+        Ok(Fetched { sha256, bytes, resumed_from, attempts, already: false })
+    }
+
+    /// Refuses a file that would not fit; `missing` is what is not there yet.
+    pub(super) fn check_space(&self, missing: u64) -> Result<()> {
+        let directory = self.place.directory();
+        let space = rustix::fs::statvfs(directory)
+            .with_context(|| format!("read the free space in {}", directory.display()))?;
+        let free = space.f_bavail.saturating_mul(space.f_frsize);
+        let needed = missing.saturating_add(SPARE_BYTES);
+        if needed <= free {
+            return Ok(());
+        }
+        Err(Unavailable {
+            error: format!(
+                "download {}: {} has {} free, {} needed",
+                self.address,
+                directory.display(),
+                size(free),
+                size(needed)
+            ),
+            hint: format!("free space in {}", directory.display()),
+        }
+        .into())
+    }
+
+    /// A disk that got full is not left full.
+    pub(super) fn disk_error(&self, error: anyhow::Error) -> anyhow::Error {
+        let kind = error.downcast_ref::<io::Error>().map(io::Error::kind);
+        if !matches!(kind, Some(io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)) {
+            return error;
+        }
+        let (path, directory) = (self.place.partial().display(), self.place.directory().display());
+        let error = match self.place.discard() {
+            Ok(()) => error,
+            Err(left) => error.context(format!("{left:#}")),
+        };
+        error.context(Unavailable {
+            error: format!("download {} to {path}: the disk is full", self.address),
+            hint: format!("free space in {directory}; the partial download was deleted"),
+        })
+    }
+}

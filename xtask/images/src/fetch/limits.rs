@@ -1,0 +1,80 @@
+//! The limits of a download's waits, scaled by one variable.
+
+use std::time::Duration;
+
+use xtask_core::error::Usage;
+
+/// The variable that multiplies the downloader's waits; its tests set it.
+pub const FETCH_PACE_VARIABLE: &str = "IOT_XTASK_FETCH_PACE";
+
+/// The limits of a download's waits.
+#[derive(Debug, Clone, Copy)]
+pub struct FetchLimits {
+    pace: f64,
+}
+
+impl FetchLimits {
+    /// At the pace of `IOT_XTASK_FETCH_PACE`, 1 by default.
+    ///
+    /// # Errors
+    /// [`Usage`] where that is no positive number.
+    pub fn from_env() -> Result<Self, Usage> {
+        let Some(text) = std::env::var_os(FETCH_PACE_VARIABLE) else { return Ok(Self::at_pace(1.0)) };
+        let pace =
+            text.to_str().and_then(|text| text.parse().ok()).filter(|pace| (0.001..=100.0).contains(pace));
+        pace.map(Self::at_pace)
+            .ok_or_else(|| Usage(format!("{FETCH_PACE_VARIABLE}={}: must be 0.001 to 100", text.display())))
+    }
+
+    /// `pace` multiplies every wait.
+    pub fn at_pace(pace: f64) -> Self {
+        Self { pace }
+    }
+
+    fn paced(self, seconds: u64) -> Duration {
+        Duration::from_secs(seconds).mul_f64(self.pace)
+    }
+
+    /// Until a host has taken a connection, TLS and a proxy's tunnel included.
+    pub fn connect(self) -> Duration {
+        self.paced(15)
+    }
+
+    /// Without a byte an attempt is over.
+    pub fn stall(self) -> Duration {
+        self.paced(30)
+    }
+
+    /// Where there is a fallback: until the host has answered at all.
+    pub fn probe(self) -> Duration {
+        self.paced(8)
+    }
+
+    /// Where there is a fallback: for so long a connection that fails at once is tried again.
+    pub fn probe_again(self) -> Duration {
+        self.paced(3)
+    }
+
+    /// The pause after an attempt that brought nothing, by how many of them there were in a row: 1 s, doubled each time.
+    pub fn pause(self, fruitless: u32) -> Duration {
+        self.paced(1 << fruitless.saturating_sub(1).min(5))
+    }
+
+    /// What a server may ask for by Retry-After; longer is this long.
+    pub fn longest_pause(self) -> Duration {
+        self.paced(60)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_download_that_brings_nothing_waits_longer_and_longer() {
+        let pauses =
+            [0, 1, 2, 3, 6, 60].map(|fruitless| FetchLimits::at_pace(1.0).pause(fruitless).as_secs());
+        assert_eq!(pauses, [1, 1, 2, 4, 32, 32]);
+        assert_eq!(FetchLimits::at_pace(0.5).stall(), Duration::from_secs(15));
+    }
+}

@@ -1,0 +1,65 @@
+//! One download at a time of one file: `<name>.lock`, gone with its holder.
+
+use std::fs::File;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use xtask_core::fs::try_lock;
+use xtask_core::limits;
+
+use xtask_jobs::interrupt::Interrupt;
+use xtask_jobs::screen::Screen;
+
+/// Held while a file is downloaded.
+#[derive(Debug)]
+pub(super) struct Lock {
+    path: PathBuf,
+    _file: File,
+}
+
+impl Lock {
+    /// Waits for whoever downloads the same file.
+    pub(super) fn wait(target: &Path, interrupt: &Interrupt, screen: &mut Screen) -> Result<Self> {
+        let path = PathBuf::from([target.as_os_str(), ".lock".as_ref()].join("".as_ref()));
+        loop {
+            interrupt.check()?;
+            match try_lock(&path)? {
+                Some(file) if stands(&path, &file) => return Ok(Self { path, _file: file }),
+                // Its holder has deleted it meanwhile: this lock keeps nobody out.
+                Some(_stale) => continue,
+                None => screen.alive("another process is downloading this file"),
+            }
+            std::thread::sleep(limits::POLL);
+        }
+    }
+}
+
+fn stands(path: &Path, file: &File) -> bool {
+    let same = |a: std::fs::Metadata, b: std::fs::Metadata| (a.dev(), a.ino()) == (b.dev(), b.ino());
+    path.metadata().and_then(|named| Ok(same(named, file.metadata()?))).unwrap_or(false)
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Where it cannot be deleted it stays as an empty file that the next download takes.
+        drop(std::fs::remove_file(&self.path));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_file_that_was_deleted_keeps_nobody_out() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("file.lock");
+        let old = try_lock(&path).unwrap().unwrap();
+        assert!(stands(&path, &old));
+        std::fs::remove_file(&path).unwrap();
+        assert!(!stands(&path, &old));
+        let _new = try_lock(&path).unwrap().unwrap();
+        assert!(!stands(&path, &old));
+    }
+}

@@ -1,0 +1,253 @@
+//! Downloads: resumed where the server lets them be, retried where that may help, hashed while they come, and under the
+//! final name only once whole and verified.
+//!
+//! Modules in reading order: [`download`] (its attempts), [`transfer`] (one of them), [`answer`] (what a head means), [`client`] (whose fault a failure
+//! is), [`partial`] (what is on disk), [`sink`], [`retry`], [`lock`], [`address`], [`progress`].
+
+mod address;
+mod answer;
+pub mod client;
+mod download;
+pub mod limits;
+mod lock;
+mod partial;
+mod progress;
+mod retry;
+mod sink;
+mod transfer;
+
+use std::path::Path;
+
+use crate::fetch::limits::FetchLimits;
+use anyhow::Result;
+use xtask_core::digest::Digest;
+use xtask_core::error::{Unavailable, host_fault};
+
+use self::address::Address;
+use self::download::Download;
+use self::lock::Lock;
+use self::partial::DownloadPaths;
+use self::progress::size;
+use xtask_jobs::interrupt::Interrupt;
+use xtask_jobs::screen::Screen;
+
+/// What to fetch.
+#[derive(Debug, Clone, Copy)]
+pub struct FetchRequest<'a> {
+    /// https, or http where there is a digest.
+    pub url: &'a str,
+    /// None: whatever comes is taken, because somebody insisted.
+    pub digest: Option<&'a Digest>,
+    /// Its size where that is known beforehand.
+    pub bytes: Option<u64>,
+    /// The final name. While it comes, `.partial`, `.partial.json` and `.lock` stand beside it.
+    pub target: &'a Path,
+    /// How eager.
+    pub retry_policy: RetryPolicy,
+}
+
+/// How eager a download is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RetryPolicy {
+    /// A person asked for this very file: several attempts.
+    Full,
+    /// There is a fallback: [`Unreachable`] where the host has not answered within [`FetchLimits::probe`]; once it has,
+    /// as [`RetryPolicy::Full`].
+    ProbeFirst,
+    /// As [`RetryPolicy::ProbeFirst`], and a connection that fails at once is tried no second time: it failed a while ago, too.
+    Once,
+}
+
+/// What was fetched.
+#[derive(Debug, Clone)]
+pub struct Fetched {
+    /// Of the whole file.
+    pub sha256: Digest,
+    pub bytes: u64,
+    /// What an earlier run had brought, and this one did not bring again.
+    pub resumed_from: u64,
+    pub attempts: u32,
+    /// Another process brought it, or it was there all the time: nothing was asked for.
+    pub already: bool,
+}
+
+/// The host cannot be reached: no name, no connection, no TLS, a proxy that refuses. Not: an answer that is no file.
+#[derive(Debug)]
+pub struct Unreachable {
+    pub error: String,
+    pub hint: String,
+}
+
+impl std::fmt::Display for Unreachable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.error)
+    }
+}
+
+impl std::error::Error for Unreachable {}
+
+/// Brings the file under its final name, verified.
+///
+/// # Errors
+/// [`xtask_core::error::Usage`] for a URL that is not asked, [`Unreachable`], [`xtask_core::error::Interrupted`], and [`Unavailable`]
+/// for everything else.
+pub fn fetch(wanted: &FetchRequest<'_>, interrupt: &Interrupt, screen: &mut Screen) -> Result<Fetched> {
+    fetch_within(FetchLimits::from_env()?, wanted, interrupt, screen)
+}
+
+fn fetch_within(
+    limits: FetchLimits,
+    wanted: &FetchRequest<'_>,
+    interrupt: &Interrupt,
+    screen: &mut Screen,
+) -> Result<Fetched> {
+    let address = Address::parse(wanted.url, wanted.digest.is_some())?;
+    let place = DownloadPaths::new(wanted.target);
+    let fetched = Lock::wait(wanted.target, interrupt, screen).and_then(|_lock| {
+        if let Some(fetched) = already(wanted, &place, interrupt, screen)? {
+            return Ok(fetched);
+        }
+        let fetched = Download::new(limits, wanted, &address, &place, interrupt, screen).run();
+        let tidied = place.discard_empty();
+        fetched.and_then(|fetched| tidied.map(|()| fetched))
+    });
+    fetched.map_err(|error| {
+        if error.is::<Unreachable>() {
+            return error;
+        }
+        let hint =
+            format!("check that {} is a directory that this user may write to", place.directory().display());
+        host_fault(error, format!("download {address} to {}", wanted.target.display()), hint)
+    })
+}
+
+/// What stands under the final name, verified.
+fn already(
+    wanted: &FetchRequest<'_>,
+    place: &DownloadPaths,
+    interrupt: &Interrupt,
+    screen: &mut Screen,
+) -> Result<Option<Fetched>> {
+    let Some((bytes, sums)) = place.finished(wanted.digest, seen("verifying", interrupt, screen))? else {
+        return Ok(None);
+    };
+    // Of a run that was killed between renaming and tidying up.
+    place.discard()?;
+    let (sha256, found) = sums.finish();
+    match wanted.digest.filter(|digest| **digest != found) {
+        None => Ok(Some(Fetched { sha256, bytes, resumed_from: 0, attempts: 0, already: true })),
+        Some(digest) => Err(Unavailable {
+            error: format!("{} exists and has {found}, expected {digest}", wanted.target.display()),
+            hint: "delete it, or choose another name".to_owned(),
+        }
+        .into()),
+    }
+}
+
+/// Tells the screen how far a file on disk has been read, and hears Ctrl-C.
+fn seen<'a>(
+    doing: &'a str,
+    interrupt: &'a Interrupt,
+    screen: &'a mut Screen,
+) -> impl FnMut(u64) -> Result<()> + 'a {
+    move |length| {
+        screen.alive(&format!("{doing} what is there: {}", size(length)));
+        interrupt.check()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read as _, Write as _};
+    use std::net::TcpListener;
+    use std::time::{Duration, Instant};
+    use xtask_core::cli::{Color, Verbosity};
+    use xtask_core::error::Usage;
+
+    /// A tenth of the real pace: the probe's 8 s are 0.8.
+    fn try_fetch(url: &str, retry_policy: RetryPolicy, bytes: Option<u64>) -> (anyhow::Error, Duration) {
+        try_fetch_leaving(url, retry_policy, bytes, 0)
+    }
+
+    /// `files` are left for the next attempt.
+    fn try_fetch_leaving(
+        url: &str,
+        retry_policy: RetryPolicy,
+        bytes: Option<u64>,
+        files: usize,
+    ) -> (anyhow::Error, Duration) {
+        let directory = tempfile::tempdir().unwrap();
+        let mut screen = Screen::new(Verbosity { verbose: false, quiet: true, color: Color::Never });
+        let digest = xtask_core::digest::Algorithm::Sha256.hasher().finish();
+        let target = directory.path().join("file");
+        let wanted = FetchRequest { url, digest: Some(&digest), bytes, target: &target, retry_policy };
+        let started = Instant::now();
+        let limits = FetchLimits::at_pace(0.1);
+        let error = fetch_within(limits, &wanted, &Interrupt::default(), &mut screen).unwrap_err();
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), files, "{error:#}");
+        (error, started.elapsed())
+    }
+
+    #[test]
+    fn a_probe_knows_soon_whether_the_host_can_be_reached() {
+        let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+        let silent = silent.local_addr().map(|address| (silent, address)).unwrap();
+        for address in [nobody, silent.1] {
+            let (error, took) = try_fetch(&format!("http://{address}/file"), RetryPolicy::ProbeFirst, None);
+            assert!(error.is::<Unreachable>(), "{error:#}");
+            // A silent host costs an attempt 3 s otherwise.
+            assert!(took < Duration::from_millis(2500), "{took:?}: {error:#}");
+        }
+        let (error, took) = try_fetch(&format!("http://{nobody}/file"), RetryPolicy::Full, None);
+        assert!(error.is::<Unreachable>(), "{error:#}");
+        assert!(took > Duration::from_secs(1), "several attempts: {took:?}");
+    }
+
+    #[test]
+    fn a_host_that_answered_and_went_away_is_no_host_out_of_reach() {
+        let server = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}/file", server.local_addr().unwrap());
+        let answering = std::thread::spawn(move || {
+            let mut stream = server.accept().unwrap().0;
+            assert!(stream.read(&mut [0; 4096]).unwrap() > 0);
+            write!(stream, "HTTP/1.1 200 OK\r\netag: \"a\"\r\ncontent-length: 5\r\n\r\nim").unwrap();
+        });
+        let (error, _) = try_fetch_leaving(&url, RetryPolicy::ProbeFirst, Some(5), 2);
+        answering.join().unwrap();
+        assert!(!error.is::<Unreachable>() && error.is::<Unavailable>(), "{error:#}");
+    }
+
+    #[test]
+    fn a_name_that_nobody_has_is_unreachable_and_a_scheme_is_usage() {
+        let (error, _) = try_fetch("http://no-such-host.invalid/file", RetryPolicy::ProbeFirst, None);
+        assert!(error.is::<Unreachable>(), "{error:#}");
+        let (error, _) = try_fetch("file:///etc/hostname", RetryPolicy::Full, None);
+        assert!(error.is::<Usage>(), "{error:#}");
+    }
+
+    #[test]
+    fn what_has_another_size_than_is_known_is_not_taken() {
+        let table = [
+            ("content-length: 5\r\n\r\nimage", "the file has 5 bytes, expected 4"),
+            ("content-length: 4000000000\r\n\r\n", "the file has 4000000000 bytes, expected 4"),
+            ("transfer-encoding: chunked\r\n\r\n5\r\nimage\r\n", "the file has more than 4 bytes"),
+        ];
+        for (answer, words) in table {
+            let server = TcpListener::bind("127.0.0.1:0").unwrap();
+            let url = format!("http://{}/file", server.local_addr().unwrap());
+            let answering = std::thread::spawn(move || {
+                let mut stream = server.accept().unwrap().0;
+                assert!(stream.read(&mut [0; 4096]).unwrap() > 0);
+                write!(stream, "HTTP/1.1 200 OK\r\n{answer}").unwrap();
+                // Nothing more comes: who waits for it runs into its limit.
+                stream.read(&mut [0]).map(drop)
+            });
+            let (error, took) = try_fetch(&url, RetryPolicy::ProbeFirst, Some(4));
+            assert!(error.is::<Unavailable>() && error.to_string().contains(words), "{error:#}");
+            assert!(took < Duration::from_millis(2500), "{took:?}");
+            drop(answering.join().unwrap());
+        }
+    }
+}

@@ -1,0 +1,258 @@
+//! What of a download is on disk: `<name>.partial`, whose length is the truth, and `<name>.partial.json`, which says what
+//! the bytes are of. Killed at any moment, the next run goes on from there or starts over.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, ErrorKind, Read as _, Write as _};
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+use xtask_core::digest::{Algorithm, Digest, Hasher};
+use xtask_core::fs::write_private;
+
+use super::answer::PartRequest;
+
+/// How much is read at once of what is there already.
+const BLOCK: usize = 1 << 20;
+
+/// `<name>.partial.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Note {
+    /// Without credentials.
+    pub(super) url: String,
+    /// The digest that the whole must have.
+    pub(super) digest: Option<Digest>,
+    /// What tells this version from another; without it nothing is resumed.
+    pub(super) validator: Option<String>,
+    /// The whole file's size as the server told it.
+    pub(super) total: Option<u64>,
+}
+
+/// The digests of the bytes so far.
+#[derive(Debug, Clone)]
+pub(super) struct Sums {
+    sha256: Hasher,
+    wanted: Option<Hasher>,
+}
+
+impl Sums {
+    /// sha256, and what else `wanted` needs.
+    pub(super) fn new(wanted: Option<&Digest>) -> Self {
+        let other = wanted.map(Digest::algorithm).filter(|algorithm| *algorithm != Algorithm::Sha256);
+        Self { sha256: Algorithm::Sha256.hasher(), wanted: other.map(Algorithm::hasher) }
+    }
+
+    pub(super) fn update(&mut self, bytes: &[u8]) {
+        self.sha256.update(bytes);
+        if let Some(hash) = &mut self.wanted {
+            hash.update(bytes);
+        }
+    }
+
+    /// The sha256, and the digest to compare with the wanted one.
+    pub(super) fn finish(self) -> (Digest, Digest) {
+        let sha256 = self.sha256.finish();
+        let compared = self.wanted.map_or_else(|| sha256.clone(), Hasher::finish);
+        (sha256, compared)
+    }
+}
+
+/// A download that has begun.
+#[derive(Debug)]
+pub(super) struct Begun {
+    file: File,
+    pub(super) length: u64,
+    pub(super) sums: Sums,
+    pub(super) note: Note,
+}
+
+impl Begun {
+    /// What to ask for; `None` where nothing is there or nothing tells the versions apart.
+    pub(super) fn rest(&self) -> Option<PartRequest> {
+        let validator = self.note.validator.clone().filter(|_| self.length > 0)?;
+        Some(PartRequest { from: self.length, total: self.note.total, validator })
+    }
+
+    /// More of it.
+    pub(super) fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.file.write_all(bytes)?;
+        self.length += bytes.len() as u64;
+        self.sums.update(bytes);
+        Ok(())
+    }
+
+    /// Another handle of the file, to flush it meanwhile.
+    pub(super) fn handle(&self) -> io::Result<File> {
+        self.file.try_clone()
+    }
+}
+
+/// The names of one download's files.
+#[derive(Debug, Clone)]
+pub(super) struct DownloadPaths {
+    target: PathBuf,
+    partial: PathBuf,
+    note: PathBuf,
+}
+
+impl DownloadPaths {
+    pub(super) fn new(target: &Path) -> Self {
+        let beside = |ending: &str| PathBuf::from([target.as_os_str(), ending.as_ref()].join("".as_ref()));
+        Self { target: target.to_owned(), partial: beside(".partial"), note: beside(".partial.json") }
+    }
+
+    pub(super) fn partial(&self) -> &Path {
+        &self.partial
+    }
+
+    /// The directory that everything stands in.
+    pub(super) fn directory(&self) -> &Path {
+        self.target.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+    }
+
+    /// An empty file of this user's own, then its note; what was there is gone. In this order: bytes never stand beside
+    /// another download's note.
+    pub(super) fn begin(&self, note: Note) -> Result<Begun> {
+        self.discard()?;
+        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&self.partial);
+        let file = file.with_context(|| format!("make {}", self.partial.display()))?;
+        write_private(&self.note, serde_json::to_vec_pretty(&note)?)?;
+        let sums = Sums::new(note.digest.as_ref());
+        Ok(Begun { file, length: 0, sums, note })
+    }
+
+    /// What an earlier run left of the same download, hashed again; `seen` is told the bytes so far and may stop it.
+    pub(super) fn find(
+        &self,
+        url: &str,
+        digest: Option<&Digest>,
+        seen: impl FnMut(u64) -> Result<()>,
+    ) -> Result<Option<Begun>> {
+        let note = fs::read(&self.note).ok().and_then(|text| serde_json::from_slice::<Note>(&text).ok());
+        let fits = |note: &Note| note.url == url && note.digest.as_ref() == digest;
+        let Some(note) = note.filter(fits) else { return Ok(None) };
+        let opened = OpenOptions::new().read(true).append(true).open(&self.partial);
+        let mut file = match opened {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            opened => opened.with_context(|| format!("open {}", self.partial.display()))?,
+        };
+        let mut sums = Sums::new(digest);
+        let length = hash(&mut file, &self.partial, &mut sums, seen)?;
+        Ok(Some(Begun { file, length, sums, note }))
+    }
+
+    /// Nothing but what stands under the final name stays.
+    pub(super) fn discard(&self) -> Result<()> {
+        remove(&self.partial)?;
+        remove(&self.note)
+    }
+
+    /// A download that has brought nothing leaves nothing.
+    pub(super) fn discard_empty(&self) -> Result<()> {
+        match self.partial.metadata() {
+            Ok(meta) if meta.len() > 0 => Ok(()),
+            _ => self.discard(),
+        }
+    }
+
+    /// On disk, read-only, under its final name.
+    pub(super) fn finish(&self, begun: &Begun) -> Result<()> {
+        let partial = &self.partial;
+        begun.file.sync_all().with_context(|| format!("flush {}", partial.display()))?;
+        let protected = begun.file.set_permissions(fs::Permissions::from_mode(0o400));
+        protected.with_context(|| format!("protect {}", partial.display()))?;
+        fs::rename(partial, &self.target)
+            .with_context(|| format!("rename {} to {}", partial.display(), self.target.display()))?;
+        remove(&self.note)?;
+        let directory = self.directory();
+        let flushed = File::open(directory).and_then(|directory| directory.sync_all());
+        flushed.with_context(|| format!("flush {}", directory.display()))
+    }
+
+    /// Hashes what stands under the final name already.
+    pub(super) fn finished(
+        &self,
+        digest: Option<&Digest>,
+        seen: impl FnMut(u64) -> Result<()>,
+    ) -> Result<Option<(u64, Sums)>> {
+        let mut file = match File::open(&self.target) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            opened => opened.with_context(|| format!("open {}", self.target.display()))?,
+        };
+        let mut sums = Sums::new(digest);
+        let length = hash(&mut file, &self.target, &mut sums, seen)?;
+        Ok(Some((length, sums)))
+    }
+}
+
+fn hash(
+    file: &mut File,
+    path: &Path,
+    sums: &mut Sums,
+    mut seen: impl FnMut(u64) -> Result<()>,
+) -> Result<u64> {
+    let mut block = vec![0; BLOCK];
+    let mut length = 0;
+    loop {
+        seen(length)?;
+        let count = file.read(&mut block).with_context(|| format!("read {}", path.display()))?;
+        if count == 0 {
+            return Ok(length);
+        }
+        sums.update(&block[..count]);
+        length += count as u64;
+    }
+}
+
+fn remove(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("delete {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn note(url: &str) -> Note {
+        Note { url: url.to_owned(), digest: None, validator: Some("\"a\"".to_owned()), total: Some(6) }
+    }
+
+    #[test]
+    fn the_length_is_the_truth_and_another_downloads_bytes_are_not_taken() {
+        let directory = tempfile::tempdir().unwrap();
+        let place = DownloadPaths::new(&directory.path().join("file"));
+        let find = |url| place.find(url, None, |_| Ok(())).unwrap();
+        assert!(find("u").is_none());
+        let mut begun = place.begin(note("u")).unwrap();
+        assert_eq!(begun.rest(), None, "nothing is there");
+        begun.write(b"abc").unwrap();
+        drop(begun);
+        assert!(find("other").is_none());
+        let mut found = find("u").unwrap();
+        assert_eq!(found.rest().unwrap().from, 3);
+        found.write(b"def").unwrap();
+        place.finish(&found).unwrap();
+        let (length, sums) = place.finished(None, |_| Ok(())).unwrap().unwrap();
+        let mut expected = Sums::new(None);
+        expected.update(b"abcdef");
+        assert_eq!((length, sums.finish()), (6, expected.finish()));
+        let mode = directory.path().join("file").metadata().unwrap().permissions().mode();
+        assert_eq!((mode & 0o777, fs::read_dir(directory.path()).unwrap().count()), (0o400, 1));
+    }
+
+    #[test]
+    fn a_note_that_was_cut_off_is_no_note_and_a_beginning_without_bytes_leaves_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let place = DownloadPaths::new(&directory.path().join("file"));
+        drop(place.begin(note("u")).unwrap());
+        fs::write(&place.note, "{\"url\":").unwrap();
+        assert!(place.find("u", None, |_| Ok(())).unwrap().is_none());
+        place.discard_empty().unwrap();
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
+    }
+}

@@ -1,0 +1,93 @@
+//! Whether and when there is another attempt.
+
+use std::time::Duration;
+
+use crate::fetch::limits::FetchLimits;
+
+/// Attempts in a row that bring nothing new.
+const MOST_FRUITLESS: u32 = 5;
+/// Attempts in all: a line that breaks each minute may still bring an image, but not forever.
+const MOST_ATTEMPTS: u32 = 100;
+
+/// The attempts so far.
+#[derive(Debug)]
+pub(super) struct Retry {
+    limits: FetchLimits,
+    farthest: u64,
+    fruitless: u32,
+    /// How many were begun.
+    pub(super) attempts: u32,
+}
+
+impl Retry {
+    /// `there` is what an earlier run left.
+    pub(super) fn new(limits: FetchLimits, there: u64) -> Self {
+        Self { limits, farthest: there, fruitless: 0, attempts: 0 }
+    }
+
+    pub(super) fn begin(&mut self) {
+        self.attempts += 1;
+    }
+
+    /// The pause before the next attempt, after one that got as far as `length`; `None` once it is enough. What comes
+    /// again from the beginning is nothing new. `after` is the server's own wish, `spread` 0 to 1: all clients of a
+    /// server that comes back shall not come at once.
+    pub(super) fn pause(&mut self, length: u64, after: Option<Duration>, spread: f64) -> Option<Duration> {
+        self.fruitless = if length > self.farthest { 0 } else { self.fruitless + 1 };
+        self.farthest = self.farthest.max(length);
+        if self.fruitless >= MOST_FRUITLESS || self.attempts >= MOST_ATTEMPTS {
+            return None;
+        }
+        let own = self.limits.pause(self.fruitless).mul_f64(0.75 + spread / 2.0);
+        Some(after.map_or(own, |wish| wish.min(self.limits.longest_pause()).max(own)))
+    }
+}
+
+/// 0 to 1, from the kernel.
+pub(super) fn spread() -> f64 {
+    let mut random = [0; 2];
+    // Without randomness the pause is its mean.
+    match rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty()) {
+        Ok(_) => f64::from(u16::from_le_bytes(random)) / f64::from(u16::MAX),
+        Err(_no_randomness) => 0.5,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seconds(pause: Option<Duration>) -> Option<u64> {
+        pause.map(|pause| pause.as_secs())
+    }
+
+    #[test]
+    fn fruitless_attempts_end_and_progress_begins_anew() {
+        let mut retry = Retry::new(FetchLimits::at_pace(1.0), 10);
+        // The second one starts over and gets less far than what was there: nothing new.
+        let lengths = [10, 7, 20, 20, 20, 20, 20, 20];
+        let pauses = lengths.map(|length| seconds(retry.pause(length, None, 0.5)));
+        assert_eq!(pauses, [Some(1), Some(2), Some(1), Some(1), Some(2), Some(4), Some(8), None]);
+    }
+
+    #[test]
+    fn there_is_a_last_attempt_even_with_progress() {
+        let mut retry = Retry::new(FetchLimits::at_pace(1.0), 0);
+        let made = (1..).take_while(|length| {
+            retry.begin();
+            retry.pause(*length, None, 0.0).is_some()
+        });
+        assert_eq!(made.count(), 99);
+    }
+
+    #[test]
+    fn the_servers_wish_counts_up_to_a_cap() {
+        let pause = |wish| {
+            let mut retry = Retry::new(FetchLimits::at_pace(1.0), 0);
+            seconds(retry.pause(0, Some(Duration::from_secs(wish)), 0.5))
+        };
+        assert_eq!([0, 7, 3600].map(pause), [Some(1), Some(7), Some(60)]);
+        let spread = spread();
+        assert!((0.0..=1.0).contains(&spread));
+    }
+}

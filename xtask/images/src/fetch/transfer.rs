@@ -1,0 +1,224 @@
+//! One attempt: ask, read the head, take the body.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use bytes::Bytes;
+use reqwest::header::{ACCEPT_ENCODING, HeaderMap, IF_RANGE, RANGE};
+use reqwest::{Client, Response};
+use tokio::time::{Interval, MissedTickBehavior, interval};
+use xtask_core::error::Unavailable;
+use xtask_core::format::human_seconds;
+use xtask_core::limits;
+
+use super::RetryPolicy;
+use super::answer::{self, PartRequest, ResponseKind};
+use super::client::{Trouble, passing, proxy_refuses, trouble};
+use super::download::Download;
+use super::partial::{Begun, Note};
+use super::progress::{TransferRate, size};
+use super::sink::Sink;
+
+impl Download<'_> {
+    /// Leaves in `begun` what has come, however it ends.
+    pub(super) async fn attempt(
+        &mut self,
+        client: &Client,
+        begun: &mut Option<Begun>,
+    ) -> Result<(), Trouble> {
+        let asked = begun.as_ref().and_then(Begun::rest);
+        let response = self.ask(client, asked.as_ref()).await?;
+        let headers = response.headers();
+        let (from, total) = match answer::read(response.status(), headers, asked.as_ref()) {
+            ResponseKind::Whole { total } => (0, total),
+            ResponseKind::Rest { total } => (asked.as_ref().map_or(0, |asked| asked.from), Some(total)),
+            ResponseKind::StartOver(why) => {
+                *begun = None;
+                return Err(Trouble::StartOver(why));
+            }
+            ResponseKind::Passing { what, after } => return Err(self.not_now(&what, after)),
+            ResponseKind::ProxyRefuses(what) => {
+                let error = proxy_refuses(&format!("reach {}", self.address), &what);
+                return Err(Trouble::Final(error.into()));
+            }
+            ResponseKind::Final { what, hint } => {
+                let error = format!("download {}: {what}", self.address);
+                return Err(Trouble::Final(Unavailable { error, hint: hint.to_owned() }.into()));
+            }
+        };
+        self.check_total(total)?;
+        // What the server begins anew frees what was there, before anybody asks for room.
+        let anew = from == 0 && begun.take().is_some();
+        if anew {
+            self.place.discard()?;
+        }
+        let expected = total.or(self.wanted.bytes);
+        if let Some(expected) = expected {
+            self.check_space(expected.saturating_sub(from))?;
+        }
+        let ready = match begun.take() {
+            Some(ready) => {
+                self.screen.note(&format!("resuming at {}", size(from)));
+                ready
+            }
+            None => self.begin(anew, headers, total)?,
+        };
+        self.pour(response, ready, expected, begun).await?;
+        self.check_end(begun.as_ref().map_or(0, |begun| begun.length), expected)
+    }
+
+    /// Sends the request; the answer's head, or why there is none.
+    async fn ask(&mut self, client: &Client, asked: Option<&PartRequest>) -> Result<Response, Trouble> {
+        let mut request = client.get(self.address.url()).header(ACCEPT_ENCODING, "identity");
+        if let Some(PartRequest { from, validator, .. }) = asked {
+            request = request.header(RANGE, format!("bytes={from}-")).header(IF_RANGE, validator);
+        }
+        let deadline = match self.wanted.retry_policy {
+            RetryPolicy::ProbeFirst | RetryPolicy::Once if !self.answered => {
+                self.started + self.limits.probe()
+            }
+            _ => Instant::now() + self.limits.stall(),
+        };
+        let mut tick = ticks();
+        let mut answer = std::pin::pin!(request.send());
+        loop {
+            tokio::select! {
+                answer = &mut answer => {
+                    let response = answer.map_err(|error| trouble(error, self.address))?;
+                    self.answered = true;
+                    return Ok(response);
+                }
+                _ = tick.tick() => {
+                    self.interrupt.check()?;
+                    self.screen.alive("waiting for the server's answer");
+                }
+                () = tokio::time::sleep_until(deadline.into()) => {
+                    return Err(passing(format!("download {}: no answer in time", self.address)));
+                }
+            }
+        }
+    }
+
+    fn not_now(&self, what: &str, after: Option<Duration>) -> Trouble {
+        let error = format!("download {}: {what}", self.address);
+        let hint = "run again later: the download resumes where it stopped".to_owned();
+        Trouble::Passing { error: Unavailable { error, hint }.into(), after }
+    }
+
+    /// What has another size cannot have the digest.
+    fn check_total(&self, total: Option<u64>) -> Result<()> {
+        match total.zip(self.wanted.bytes) {
+            Some((total, known)) if total != known => Err(self.wrong_size(&total.to_string())),
+            _ => Ok(()),
+        }
+    }
+
+    /// An empty partial file, and what its bytes will be of.
+    fn begin(&mut self, again: bool, headers: &HeaderMap, total: Option<u64>) -> Result<Begun> {
+        if again {
+            self.screen.note("the server sends the whole file: it has changed or the server cannot resume");
+        }
+        self.resumed_from = 0;
+        let digest = self.wanted.digest.cloned();
+        let validator = answer::validator(headers, digest.is_some());
+        let note = Note { url: self.address.identity(), digest, validator, total };
+        self.place.begin(note).map_err(|error| self.disk_error(error))
+    }
+
+    /// The body into the sink; what has come is in `begun` afterwards.
+    async fn pour(
+        &mut self,
+        mut response: Response,
+        ready: Begun,
+        expected: Option<u64>,
+        begun: &mut Option<Begun>,
+    ) -> Result<(), Trouble> {
+        let from = ready.length;
+        let sink = Sink::start(ready)?;
+        let ended = self.take(&mut response, &sink, from, expected).await;
+        let (now, written) = sink.finish();
+        *begun = Some(now);
+        let place = self.place.partial().display();
+        written.with_context(|| format!("write {place}")).map_err(|error| self.disk_error(error))?;
+        ended
+    }
+
+    /// Until the body ends, or something else does it.
+    async fn take(
+        &mut self,
+        response: &mut Response,
+        sink: &Sink,
+        from: u64,
+        expected: Option<u64>,
+    ) -> Result<(), Trouble> {
+        let mut tick = ticks();
+        let mut came = from;
+        let mut last = Instant::now();
+        let mut progress = TransferRate::begin(last, came);
+        loop {
+            tokio::select! {
+                piece = response.chunk() => {
+                    let Some(piece) = piece.map_err(|error| trouble(error, self.address))? else { return Ok(()) };
+                    came += piece.len() as u64;
+                    if expected.is_some_and(|expected| came > expected) {
+                        return Err(self.wrong_size(&format!("more than {}", expected.unwrap_or_default())).into());
+                    }
+                    if !self.hand_over(sink, piece, &mut tick).await? {
+                        // Its own error comes with its end.
+                        return Ok(());
+                    }
+                    last = Instant::now();
+                }
+                _ = tick.tick() => {
+                    self.interrupt.check()?;
+                    self.screen.alive(&progress.look(Instant::now(), came, expected));
+                    if last.elapsed() >= self.limits.stall() {
+                        let seconds = human_seconds(last.elapsed().as_secs_f64());
+                        return Err(passing(format!("download {}: received nothing for {seconds}", self.address)));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Waits for a disk that is slower than the network; false where the sink is broken.
+    async fn hand_over(&mut self, sink: &Sink, piece: Bytes, tick: &mut Interval) -> Result<bool> {
+        loop {
+            tokio::select! {
+                place = sink.pieces.reserve() => {
+                    let Ok(place) = place else { return Ok(false) };
+                    place.send(piece);
+                    return Ok(true);
+                }
+                _ = tick.tick() => {
+                    self.interrupt.check()?;
+                    self.screen.alive("waiting for the disk");
+                }
+            }
+        }
+    }
+
+    /// A body may end early without anybody's complaint: in HTTP/1.0 the connection's end is the file's.
+    fn check_end(&self, length: u64, expected: Option<u64>) -> Result<(), Trouble> {
+        match expected {
+            Some(expected) if length < expected => Err(passing(format!(
+                "download {}: it ended after {length} of {expected} bytes",
+                self.address
+            ))),
+            Some(expected) if length > expected => Err(self.wrong_size(&length.to_string()).into()),
+            _ => Ok(()),
+        }
+    }
+
+    fn wrong_size(&self, found: &str) -> anyhow::Error {
+        let expected = self.wanted.bytes.map_or_else(|| "fewer".to_owned(), |bytes| bytes.to_string());
+        let error = format!("download {}: the file has {found} bytes, expected {expected}", self.address);
+        Unavailable { error, hint: "check whether its publisher has replaced the file".to_owned() }.into()
+    }
+}
+
+fn ticks() -> Interval {
+    let mut ticks = interval(limits::POLL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
+}

@@ -1,0 +1,146 @@
+//! An image that is not in the cache: built or fetched beside its place, looked at, and renamed when whole. Whoever calls
+//! holds its lock.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use xtask_core::digest::{Algorithm, Digest};
+use xtask_core::error::Interrupted;
+use xtask_core::format::now_rfc3339;
+use xtask_core::fs::remove_file;
+use xtask_core::fs::{make_own_dir, remove_if_empty};
+use xtask_core::host::tools;
+use xtask_core::image::manifest::{Contents, Manifest, Stamp};
+use xtask_core::image::{DownloadSource, Image, Recipe};
+use xtask_core::processes::RECORD;
+
+use crate::build;
+use crate::fetch::{self, FetchRequest, RetryPolicy};
+use crate::probe::{self, NoDisk};
+use crate::store::{self, DISK, ReadyImage, Store};
+use xtask_jobs::interrupt::Interrupt;
+
+/// What was made, and is not in its place yet.
+pub(crate) struct Made {
+    pub(crate) sha256: Digest,
+    pub(crate) source: String,
+    pub(crate) contents: Option<Contents>,
+}
+
+/// From packages.
+pub(crate) fn build(store: &mut Store<'_>, image: &Image, recipe: &Recipe, key: &str) -> Result<ReadyImage> {
+    store.collect_dead_builds(key)?;
+    let beside = store.directory(&format!("{key}.building"));
+    make_own_dir(&beside)?;
+    let error = match build_in(store, image, recipe, key, &beside) {
+        Ok(ready) => return Ok(ReadyImage { how: "built", ..ready }),
+        Err(error) => error,
+    };
+    let kept = keep_log(store, key, &beside);
+    crate::discard::discard(&beside, &Interrupt::default())?;
+    if error.is::<Interrupted>() {
+        return Err(error);
+    }
+    Err(error.context(kept).context(format!("build the image {} for {}", image.name, image.arch)))
+}
+
+fn build_in(
+    store: &mut Store<'_>,
+    image: &Image,
+    recipe: &Recipe,
+    key: &str,
+    beside: &Path,
+) -> Result<ReadyImage> {
+    let source = build::build(store, beside, image, recipe)?;
+    let contents =
+        Contents::read(&beside.join("manifest")).context("read what is in the image that was built")?;
+    contents.check(image)?;
+    let sha256 = store.digest(&beside.join(DISK), Algorithm::Sha256)?;
+    finish(store, image, beside, key, Made { sha256, source, contents: Some(contents) })
+}
+
+/// The log of the step that failed, for whoever wants all of it.
+fn keep_log(store: &Store<'_>, key: &str, beside: &Path) -> String {
+    let kept = store.directory(&format!("{key}.failed.log"));
+    let logs = ["convert.log", "assemble.log", "root.tar.log", "tools.tar.log"];
+    let last = logs.iter().map(|name| beside.join(name)).find(|path| path.exists());
+    match last.map(|log| std::fs::rename(log, &kept)) {
+        Some(Ok(())) => format!("the whole log is {}", kept.display()),
+        _ => "it failed before it wrote a log".to_owned(),
+    }
+}
+
+/// From its publisher. What has come stays for the next attempt.
+pub(crate) fn fetch(
+    store: &mut Store<'_>,
+    image: &Image,
+    download: &DownloadSource,
+    key: &str,
+    retry_policy: RetryPolicy,
+) -> Result<ReadyImage> {
+    // Asked for now, since it is needed when hundreds of megabytes have come.
+    tools::require("qemu-img")?;
+    let beside = store.directory(&format!("{key}.fetching"));
+    make_own_dir(&beside)?;
+    let target = beside.join(DISK);
+    let wanted = FetchRequest {
+        url: &download.url,
+        digest: download.digest.as_ref(),
+        bytes: download.bytes,
+        target: &target,
+        retry_policy,
+    };
+    let fetched = fetch::fetch(&wanted, store.interrupt, store.screen).inspect_err(|_| {
+        // Where nothing has come nothing is kept; where something has, this fails, as it should.
+        remove_if_empty(&beside);
+    })?;
+    let made =
+        Made { sha256: fetched.sha256, source: xtask_core::image::shown(&download.url), contents: None };
+    match finish(store, image, &beside, key, made) {
+        Ok(ready) => Ok(ReadyImage { how: "fetched", ..ready }),
+        Err(error) => {
+            if error.is::<NoDisk>() {
+                // It has the digest that was asked for, and is no disk all the same: nothing to go on with.
+                crate::discard::discard(&beside, store.interrupt)?;
+            }
+            Err(error)
+        }
+    }
+}
+
+/// Looked at, manifest, read-only, on disk, renamed.
+pub(crate) fn finish(
+    store: &Store<'_>,
+    image: &Image,
+    beside: &Path,
+    key: &str,
+    made: Made,
+) -> Result<ReadyImage> {
+    let disk = beside.join(DISK);
+    let (format, virtual_bytes) = probe::look_at(&disk, image, store.interrupt)?;
+    let mut permissions =
+        disk.metadata().with_context(|| format!("look at {}", disk.display()))?.permissions();
+    permissions.set_readonly(true);
+    std::fs::set_permissions(&disk, permissions).with_context(|| format!("protect {}", disk.display()))?;
+    let manifest = Manifest {
+        name: image.name.clone(),
+        arch: image.arch,
+        format,
+        virtual_bytes,
+        digest: made.sha256,
+        source: made.source,
+        verified: image.is_verified(),
+        made_at: now_rfc3339(),
+        stamp: Stamp::of(&disk)?,
+        contents: made.contents,
+    };
+    remove_file(&beside.join(RECORD))?;
+    store::write_manifest(beside, &manifest)?;
+    let directory = store.directory(key);
+    store::flush(&[&disk, beside])?;
+    store.remove(key)?;
+    std::fs::rename(beside, &directory)
+        .with_context(|| format!("rename {} to {}", beside.display(), directory.display()))?;
+    store::flush(&[&store.images()])?;
+    Ok(ReadyImage::new(directory.join(DISK), manifest, "made"))
+}

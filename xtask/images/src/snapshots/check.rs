@@ -1,0 +1,159 @@
+//! Whether a snapshot, and the image that it lies on, are what was saved: hashed beside the run, untouched since, and of use.
+
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
+
+use anyhow::{Context, Error, Result, bail};
+use xtask_core::error::{Interrupted, Unavailable, host_fault};
+use xtask_core::fs::write_private;
+use xtask_core::snapshot::{BAD, DISK, FILES, Ingredients, SEED};
+
+use super::{Snapshot, digest};
+
+/// What is said of a snapshot that nobody uses from now on.
+const NEXT: &str = "the next run makes another snapshot, and deletes this one once no machine uses it";
+
+/// A check that runs beside a run.
+pub struct Verification {
+    kept: Snapshot,
+    before: Vec<(PathBuf, Option<InodeStamp>)>,
+    hashed: JoinHandle<Result<()>>,
+}
+
+impl Verification {
+    /// Whether its conclusion is not waited for.
+    pub fn is_finished(&self) -> bool {
+        self.hashed.is_finished()
+    }
+
+    /// An error where a file is not what was saved, or was touched since the check began: what was read by then is not what a boot
+    /// has read later.
+    pub fn conclude(self) -> Result<()> {
+        self.hashed.join().unwrap_or_else(|_| bail!("the check of the snapshot panicked"))?;
+        let touched =
+            self.before.iter().find(|(path, before)| before.is_none() || InodeStamp::of(path) != *before);
+        let Some((path, _)) = touched else { return Ok(()) };
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let why = "it was modified while a run used it";
+        if path.starts_with(&self.kept.directory) {
+            return Err(self.kept.is_bad(&name, why));
+        }
+        let error = format!("the image {} of the snapshot {}: {why}", path.display(), self.kept.name());
+        Err(Unavailable { error, hint: "run again; the results of this run do not count".to_owned() }.into())
+    }
+}
+
+/// Of a file: whoever writes to it changes that, also who gives it back its time of modification (inode(7), ctime).
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct InodeStamp {
+    inode: (u64, u64),
+    bytes: u64,
+    changed: (i64, i64),
+}
+
+impl InodeStamp {
+    fn of(path: &Path) -> Option<Self> {
+        let meta = path.metadata().ok()?;
+        let (inode, changed) = ((meta.dev(), meta.ino()), (meta.ctime(), meta.ctime_nsec()));
+        Some(Self { inode, bytes: meta.len(), changed })
+    }
+}
+
+impl Snapshot {
+    /// Hashes its files beside what the run does, for a verdict that waits for it.
+    pub fn verify(&self) -> Verification {
+        let image = self.manifest.ingredients.image_path.clone();
+        let paths = FILES.iter().map(|name| self.file(name)).chain([image]);
+        let before = paths.map(|path| (path.clone(), InodeStamp::of(&path))).collect();
+        let kept = self.clone();
+        let hashed = std::thread::spawn(move || {
+            // The guest goes first; on Linux this is the thread's own (setpriority(2)).
+            rustix::process::setpriority_process(None, 19)
+                .context("lower the priority of the snapshot's check")?;
+            kept.check()
+        });
+        Verification { kept: self.clone(), before, hashed }
+    }
+
+    /// An error where a file is not what was saved; nobody uses the snapshot from then on.
+    pub(super) fn check(&self) -> Result<()> {
+        self.check_files(|_| true)
+    }
+
+    /// The same of what a machine that has been restored boots from later.
+    pub fn check_what_boots(&self) -> Result<()> {
+        self.check_files(|name| [DISK, SEED].contains(&name))
+    }
+
+    fn check_files(&self, wanted: impl Fn(&str) -> bool) -> Result<()> {
+        for (name, saved) in self.manifest.files.iter().filter(|(name, _)| wanted(name)) {
+            if !self.file(name).exists() {
+                return Err(self.is_bad(name, "it is gone"));
+            }
+            let found = digest(&self.file(name)).map_err(|error| {
+                host_fault(
+                    error,
+                    format!("hash the snapshot {}", self.name()),
+                    "run again; --cold needs no snapshot",
+                )
+            })?;
+            if found != saved.digest {
+                return Err(self.is_bad(name, &format!("it has {found}, expected {}", saved.digest)));
+            }
+        }
+        self.check_image()
+    }
+
+    /// The snapshot's disk is the image and what was written since.
+    fn check_image(&self) -> Result<()> {
+        let Ingredients { image, image_path, .. } = &self.manifest.ingredients;
+        let hash = |error| {
+            host_fault(error, "hash the image of the snapshot", "run again; --cold needs no snapshot")
+        };
+        let found = image.algorithm().of_file(image_path, |_, _| Ok(())).map_err(hash)?;
+        if found == *image {
+            return Ok(());
+        }
+        Err(Unavailable {
+            error: format!(
+                "the image {} of the snapshot {} was changed: it has {found}, expected {image}",
+                image_path.display(),
+                self.name()
+            ),
+            hint: "replace a cached image as cargo xtask image verify says; your own image gets another snapshot, as it \
+                   is now. The results of this run do not count"
+                .to_owned(),
+        }
+        .into())
+    }
+
+    fn is_bad(&self, name: &str, why: &str) -> Error {
+        Unavailable {
+            error: format!("the snapshot {} was changed in {name}: {why}", self.name()),
+            hint: format!("{}; the results of this run do not count", self.give_up(why)),
+        }
+        .into()
+    }
+
+    /// The error of a machine that did not come out of it, although it is unchanged: saved in a bad moment, or by something
+    /// that its key does not know. Nobody uses the snapshot from now on, so that the next run is not the same again.
+    pub fn does_not_restore(&self, error: Error) -> Error {
+        if error.is::<Interrupted>() {
+            return error;
+        }
+        let next = self.give_up(&format!("{error:#}"));
+        error.context(Unavailable {
+            error: format!("restore the machine from the snapshot {}", self.name()),
+            hint: format!("{next}: run again, or use --cold; nothing is known about the agent yet"),
+        })
+    }
+
+    /// What comes of it.
+    fn give_up(&self, why: &str) -> String {
+        match write_private(&self.file(BAD), why) {
+            Ok(()) => NEXT.to_owned(),
+            Err(error) => format!("delete {}: {error:#}", self.directory.display()),
+        }
+    }
+}

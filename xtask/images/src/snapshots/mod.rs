@@ -1,0 +1,237 @@
+//! Snapshots in the cache: found by their key, made beside in the run's own directory and renamed, read-only, and hashed again
+//! by every run that uses one.
+//!
+//! ```text
+//! snapshots/<key>.<run>/          snapshot.json, disk.qcow2, ram.save, nvram.fd, seed.img; `bad` in one that was found changed
+//! snapshots/<key>.<run>.deleting/ what is being deleted
+//! snapshots/<key>.lock            held by whoever looks for it, makes it or deletes it
+//! ```
+//!
+//! The run that made it is part of the name: what lies on a snapshot names its path, which is never another one's.
+
+use std::collections::BTreeMap;
+use std::fs::{File, Permissions};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use xtask_core::cache::Cache;
+use xtask_core::digest::{Algorithm, Digest};
+use xtask_core::error::Unavailable;
+use xtask_core::fs::try_lock;
+use xtask_core::fs::{is_own, make_private_dir, mark, write_private};
+use xtask_core::limits;
+use xtask_core::runs;
+use xtask_core::snapshot::{BAD, FILES, Ingredients, MANIFEST, SavedFile, SnapshotManifest};
+
+pub use check::Verification;
+
+use xtask_jobs::interrupt::Interrupt;
+use xtask_jobs::screen::Screen;
+
+mod check;
+
+/// Its time is when the snapshot was last used.
+const USED: &str = "used";
+/// The ending of what is being deleted.
+const DELETING: &str = ".deleting";
+
+/// A snapshot in the cache.
+#[derive(Debug, Clone)]
+pub struct Snapshot {
+    /// Its directory.
+    pub directory: PathBuf,
+    /// What it says of itself.
+    pub manifest: SnapshotManifest,
+}
+
+impl Snapshot {
+    /// One of its files.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.directory.join(name)
+    }
+
+    /// Its directory's name.
+    pub fn name(&self) -> String {
+        name_of(&self.directory)
+    }
+}
+
+fn name_of(directory: &Path) -> String {
+    directory.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+/// The snapshot that a run's machine lies on; `None` where it lies on its image alone.
+pub fn under(work: &Path) -> Result<Option<Snapshot>> {
+    let Some(directory) = runs::snapshot_of(work)? else { return Ok(None) };
+    let manifest = SnapshotManifest::read(&directory)?;
+    Ok(Some(Snapshot { directory, manifest }))
+}
+
+/// Nobody else makes or deletes this snapshot while it is held. Another run may take `limit` to make it.
+pub fn lock(
+    cache: &Cache,
+    key: &str,
+    limit: Duration,
+    interrupt: &Interrupt,
+    screen: &mut Screen,
+) -> Result<File> {
+    make_private_dir(&cache.snapshots())?;
+    let path = cache.snapshots().join(format!("{key}.lock"));
+    let started = Instant::now();
+    loop {
+        interrupt.check()?;
+        if let Some(lock) = try_lock(&path)? {
+            return Ok(lock);
+        }
+        let waited = started.elapsed();
+        // The seconds are the sign of life: no guest of this run could give one yet.
+        screen.alive(&format!(
+            "another run is making this snapshot, or restoring from it, for {} s so far",
+            waited.as_secs()
+        ));
+        if waited > limit {
+            return Err(Unavailable {
+                error: format!(
+                    "wait for the snapshot {key}: another run has held {} for {} s",
+                    path.display(),
+                    limit.as_secs()
+                ),
+                hint:
+                    "wait for that run, or end it: it has the file open (see fuser); --cold needs no snapshot"
+                        .to_owned(),
+            }
+            .into());
+        }
+        std::thread::sleep(limits::POLL);
+    }
+}
+
+/// The snapshot with this key. What is bad, or of another version, is deleted where nothing lies on it. Whoever calls holds its lock.
+pub fn find(cache: &Cache, key: &str, wanted: &Ingredients, screen: &mut Screen) -> Result<Option<Snapshot>> {
+    let prefix = format!("{key}.");
+    let own = all(cache).into_iter().filter(|found| name_of(&found.directory).starts_with(&prefix));
+    let mut usable = None;
+    for found in own {
+        match found.manifest {
+            Some(manifest) if found.is_good && manifest.ingredients == *wanted => {
+                usable = Some(Snapshot { directory: found.directory, manifest });
+            }
+            _ if found.users.is_empty() => {
+                screen.line(&format!("deleting the snapshot {}, which will not be used again", found.name()));
+                remove(&found.directory)?;
+            }
+            _ => {}
+        }
+    }
+    if let Some(kept) = &usable {
+        touch(&kept.directory)?;
+    }
+    Ok(usable)
+}
+
+/// Saves what is in `made` and gives it its name. Whoever calls holds the lock of its key.
+pub fn keep(cache: &Cache, key: &str, made: &Path, mut manifest: SnapshotManifest) -> Result<Snapshot> {
+    // The seed's files, an empty disk; and whatever else the making of it may come to leave there.
+    for entry in std::fs::read_dir(made).with_context(|| format!("read {}", made.display()))? {
+        let path = entry.with_context(|| format!("read {}", made.display()))?.path();
+        if !FILES.iter().any(|name| path.ends_with(name)) {
+            let deleted =
+                if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
+            deleted.with_context(|| format!("delete {}, which is not part of a snapshot", path.display()))?;
+        }
+    }
+    let mut files = BTreeMap::new();
+    for name in FILES {
+        let path = made.join(name);
+        let file = File::open(&path).with_context(|| format!("open {}", path.display()))?;
+        file.sync_all().with_context(|| format!("write {} to the disk", path.display()))?;
+        std::fs::set_permissions(&path, Permissions::from_mode(0o400))
+            .with_context(|| format!("make {} read-only", path.display()))?;
+        let bytes = file.metadata().with_context(|| format!("look at {}", path.display()))?.len();
+        files.insert(name.to_owned(), SavedFile { digest: digest(&path)?, bytes });
+    }
+    manifest.files = files;
+    mark(made)?;
+    write_private(&made.join(MANIFEST), serde_json::to_string_pretty(&manifest)?)?;
+    let directory = cache.snapshots().join(format!("{key}.{}", manifest.made_by));
+    std::fs::rename(made, &directory)
+        .with_context(|| format!("rename {} to {}", made.display(), directory.display()))?;
+    touch(&directory)?;
+    Ok(Snapshot { directory, manifest })
+}
+
+/// What is in the directory of snapshots.
+pub struct Found {
+    pub directory: PathBuf,
+    /// `None` where its manifest cannot be read: of another version, damaged, or half deleted.
+    pub manifest: Option<SnapshotManifest>,
+    /// Whether nobody has found it changed, and nobody deletes it.
+    pub is_good: bool,
+    /// The runs and kept machines that lie on it.
+    pub users: Vec<String>,
+}
+
+impl Found {
+    /// Its directory's name.
+    pub fn name(&self) -> String {
+        name_of(&self.directory)
+    }
+
+    /// Under which others lock it.
+    pub fn key(&self) -> String {
+        let name = self.name();
+        let name = name.strip_suffix(DELETING).unwrap_or(&name);
+        name.rsplit_once('.').map_or(name, |(key, _)| key).to_owned()
+    }
+
+    /// Bytes on disk, as far as that is known.
+    pub fn bytes(&self) -> u64 {
+        self.manifest.as_ref().map_or(0, SnapshotManifest::bytes)
+    }
+
+    /// Seconds since it was last used.
+    pub fn idle_seconds(&self) -> u64 {
+        let used = std::fs::metadata(self.directory.join(USED)).and_then(|meta| meta.modified());
+        used.ok().and_then(|used| used.elapsed().ok()).map_or(0, |idle| idle.as_secs())
+    }
+}
+
+/// Every snapshot, and who uses it; also what is none any more. What was not made here is left alone.
+pub fn all(cache: &Cache) -> Vec<Found> {
+    let mut found: Vec<_> = xtask_core::fs::directories(&cache.snapshots())
+        .into_iter()
+        .filter(|directory| is_own(directory) || SnapshotManifest::read(directory).is_ok())
+        .map(|directory| {
+            let is_good = !name_of(&directory).ends_with(DELETING) && !directory.join(BAD).exists();
+            let users = runs::users_of(cache, &directory);
+            Found { manifest: SnapshotManifest::read(&directory).ok(), is_good, users, directory }
+        })
+        .collect();
+    found.sort_by(|one, other| one.directory.cmp(&other.directory));
+    found
+}
+
+/// Aside first: a directory that is being deleted is no snapshot any more. Whoever calls holds its lock.
+pub fn remove(directory: &Path) -> Result<()> {
+    let aside = match name_of(directory) {
+        name if name.ends_with(DELETING) => directory.to_owned(),
+        name => directory.with_file_name(format!("{name}{DELETING}")),
+    };
+    if aside != directory {
+        std::fs::rename(directory, &aside).with_context(|| format!("rename {}", directory.display()))?;
+    }
+    xtask_core::fs::remove_tree(&aside)
+}
+
+fn touch(directory: &Path) -> Result<()> {
+    write_private(&directory.join(USED), b"")
+}
+
+fn digest(path: &Path) -> Result<Digest> {
+    Algorithm::Sha256.of_file(path, |_, _| Ok(()))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,259 @@
+//! The cache's directory of images: locks, manifests, digests, and which image a run uses.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use xtask_core::cache::Cache;
+use xtask_core::digest::{Algorithm, Digest};
+use xtask_core::error::Unavailable;
+use xtask_core::format::human_bytes;
+use xtask_core::fs::try_lock;
+use xtask_core::fs::{is_own, make_private_dir, write_private};
+use xtask_core::image::Format;
+use xtask_core::image::manifest::{Manifest, Stamp};
+use xtask_core::limits;
+use xtask_core::processes::end_processes;
+use xtask_core::runs::{self, RunDir};
+
+use xtask_jobs::interrupt::Interrupt;
+use xtask_jobs::screen::Screen;
+
+/// The manifest's name in an image's directory.
+pub(crate) const MANIFEST: &str = "manifest.json";
+/// Endings of what is no image: being built, being deleted, being fetched.
+pub(crate) const BUILDING: &str = ".building";
+const DELETING: &str = ".deleting";
+pub(crate) const FETCHING: &str = ".fetching";
+const BESIDE: [&str; 3] = [BUILDING, DELETING, FETCHING];
+/// Its time is when the image was last used.
+const USED: &str = "used";
+/// Digests of the users' own files.
+const REMEMBERED: &str = "own-files.json";
+
+/// The disk's name in its directory.
+pub(crate) const DISK: &str = "disk";
+
+/// An image that can be booted.
+#[derive(Debug, Clone)]
+pub struct ReadyImage {
+    /// The file, read-only.
+    pub disk: PathBuf,
+    /// Its format.
+    pub format: Format,
+    /// The size of the guest's disk.
+    pub virtual_bytes: u64,
+    /// SHA-256 of the file.
+    pub digest: Digest,
+    /// Where it came from, for the report.
+    pub source: String,
+    /// For a person: cached, built, fetched.
+    pub how: &'static str,
+}
+
+/// What an overlay lies on.
+#[derive(Debug, Clone)]
+pub struct Base {
+    /// The file.
+    pub disk: PathBuf,
+    /// Its format.
+    pub format: Format,
+    /// The size of the guest's disk.
+    pub virtual_bytes: u64,
+}
+
+impl ReadyImage {
+    /// As an overlay sees it.
+    pub fn base(&self) -> Base {
+        Base { disk: self.disk.clone(), format: self.format, virtual_bytes: self.virtual_bytes }
+    }
+
+    pub(crate) fn new(disk: PathBuf, manifest: Manifest, how: &'static str) -> Self {
+        let Manifest { format, virtual_bytes, digest, source, .. } = manifest;
+        Self { disk, format, virtual_bytes, digest, source, how }
+    }
+}
+
+/// The images of one cache, and how one speaks to whoever waits for them.
+pub struct Store<'a> {
+    pub cache: &'a Cache,
+    pub interrupt: &'a Interrupt,
+    pub screen: &'a mut Screen,
+    /// Use no network.
+    pub offline: bool,
+    /// Who uses the images that are asked for.
+    pub run: Option<&'a RunDir>,
+}
+
+/// One image in the cache.
+#[derive(Debug, Clone)]
+pub struct CachedImage {
+    pub key: String,
+    pub directory: PathBuf,
+    /// `None` where it cannot be read: of an older version, or damaged.
+    pub manifest: Option<Manifest>,
+    /// Seconds since it was last used.
+    pub idle_seconds: u64,
+    /// The runs that use it.
+    pub used_by: Vec<String>,
+}
+
+impl Store<'_> {
+    /// The directory of images.
+    pub fn images(&self) -> PathBuf {
+        self.cache.images()
+    }
+
+    /// The directory of one image, or of one that is being made.
+    pub fn directory(&self, name: &str) -> PathBuf {
+        self.images().join(name)
+    }
+
+    /// Nobody else makes or deletes this image while it is held.
+    pub fn lock(&mut self, key: &str) -> Result<File> {
+        make_private_dir(&self.images())?;
+        loop {
+            self.interrupt.check()?;
+            match try_lock(&self.directory(&format!("{key}.lock")))? {
+                Some(lock) => return Ok(lock),
+                None => self.screen.alive("another run is making this image"),
+            }
+            std::thread::sleep(limits::POLL);
+        }
+    }
+
+    /// A file's digest, with a sign of life.
+    pub fn digest(&mut self, path: &Path, algorithm: Algorithm) -> Result<Digest> {
+        algorithm.of_file(path, |read, total| {
+            self.screen.alive(&format!("hashing, {} of {}", human_bytes(read), human_bytes(total)));
+            self.interrupt.check()
+        })
+    }
+
+    /// A digest that is taken again only where the file has been touched.
+    pub fn remembered_digest(&mut self, path: &Path, algorithm: Algorithm) -> Result<Digest> {
+        let memory = self.directory(REMEMBERED);
+        make_private_dir(&self.images())?;
+        let known = std::fs::read(&memory).ok().and_then(|text| serde_json::from_slice(&text).ok());
+        // Only a memory: where it cannot be read, the file is hashed again.
+        let mut known: BTreeMap<String, (Stamp, Digest)> = known.unwrap_or_default();
+        let name = format!("{} {}", algorithm.name(), path.display());
+        let stamp = Stamp::of(path)?;
+        if let Some((_, digest)) = known.get(&name).filter(|(at, _)| *at == stamp) {
+            return Ok(digest.clone());
+        }
+        let digest = self.digest(path, algorithm)?;
+        known.insert(name, (stamp, digest.clone()));
+        write_private(&memory, serde_json::to_string_pretty(&known)?)?;
+        Ok(digest)
+    }
+
+    /// Every image, by key. A directory that neither is one nor was made here is left alone.
+    pub fn kept(&self) -> Vec<CachedImage> {
+        let mut kept = Vec::new();
+        for directory in xtask_core::fs::directories(&self.images()) {
+            let Some(key) = directory.file_name().map(|name| name.to_string_lossy().into_owned()) else {
+                continue;
+            };
+            if BESIDE.iter().any(|ending| key.ends_with(ending)) {
+                continue;
+            }
+            let used_by = runs::users_of(self.cache, &directory);
+            let idle_seconds = idle_seconds(&directory);
+            let manifest = read_manifest(&directory).ok();
+            if manifest.is_none() && !is_own(&directory) {
+                continue;
+            }
+            kept.push(CachedImage { manifest, key, directory, idle_seconds, used_by });
+        }
+        kept.sort_by(|a, b| a.key.cmp(&b.key));
+        kept
+    }
+
+    /// Deletes the image, if it is there. Aside first: a directory that is being deleted is no image any more. Whoever
+    /// calls holds its lock.
+    pub(crate) fn remove(&self, key: &str) -> Result<()> {
+        let (directory, aside) = (self.directory(key), self.directory(&format!("{key}{DELETING}")));
+        if aside.exists() {
+            crate::discard::discard(&aside, self.interrupt)?;
+        }
+        if directory.exists() {
+            std::fs::rename(&directory, &aside).with_context(|| format!("rename {}", directory.display()))?;
+            crate::discard::discard(&aside, self.interrupt)?;
+        }
+        Ok(())
+    }
+
+    /// Ends and deletes what builds that were killed left, that of `own`, whose lock the caller holds, too.
+    pub(crate) fn collect_dead_builds(&mut self, own: &str) -> Result<()> {
+        for directory in xtask_core::fs::directories(&self.images()).into_iter().filter(|path| is_own(path)) {
+            let name = directory.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let Some(key) = name.strip_suffix(BUILDING).or_else(|| name.strip_suffix(DELETING)) else {
+                continue;
+            };
+            let lock = try_lock(&self.directory(&format!("{key}.lock")))?;
+            if lock.is_none() && key != own {
+                continue;
+            }
+            // The kernel tells mmdebstrap, which may take its time.
+            let processes = end_processes(&directory)?;
+            self.screen.line(&format!("collected {name}, whose run died: {processes} process(es) ended"));
+            crate::discard::discard(&directory, self.interrupt)?;
+        }
+        Ok(())
+    }
+
+    /// An error where a run uses the image.
+    pub fn refuse_used(&self, key: &str) -> Result<()> {
+        let users = runs::users_of(self.cache, &self.directory(key));
+        if users.is_empty() {
+            return Ok(());
+        }
+        Err(Unavailable {
+            error: format!("the image {key} is used by {}", users.join(", ")),
+            hint: "wait for the run; cargo xtask vm rm RUN removes a machine that was kept, and the next smoke collects a run \
+                   that died"
+                .to_owned(),
+        }
+        .into())
+    }
+}
+
+/// Writes it beside and renames it.
+pub(crate) fn write_manifest(directory: &Path, manifest: &Manifest) -> Result<()> {
+    let (path, beside) = (directory.join(MANIFEST), directory.join("manifest.json.new"));
+    write_private(&beside, serde_json::to_string_pretty(manifest)?)?;
+    flush(&[&beside])?;
+    std::fs::rename(&beside, &path).with_context(|| format!("rename {}", beside.display()))
+}
+
+/// What stands beside the disk.
+pub fn read_manifest(directory: &Path) -> Result<Manifest> {
+    let path = directory.join(MANIFEST);
+    let remedy = || format!("delete {} and run again", directory.display());
+    let text =
+        std::fs::read(&path).with_context(|| format!("read {}", path.display())).with_context(remedy)?;
+    serde_json::from_slice(&text).with_context(|| format!("parse {}", path.display())).with_context(remedy)
+}
+
+/// It was used now.
+pub(crate) fn touch(directory: &Path) -> Result<()> {
+    write_private(&directory.join(USED), "")
+}
+
+/// Since it was used last. What is not known counts as just now: nothing is pruned for it.
+fn idle_seconds(directory: &Path) -> u64 {
+    let at = |name: &str| directory.join(name).metadata().and_then(|meta| meta.modified()).ok();
+    let last = at(USED).or_else(|| at(MANIFEST));
+    last.and_then(|time| time.elapsed().ok()).map_or(0, |elapsed| elapsed.as_secs())
+}
+
+/// fsync(2), of directories too.
+pub(crate) fn flush(paths: &[&Path]) -> Result<()> {
+    for path in paths {
+        let synced = File::open(path).and_then(|file| file.sync_all());
+        synced.with_context(|| format!("flush {}", path.display()))?;
+    }
+    Ok(())
+}

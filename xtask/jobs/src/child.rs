@@ -1,0 +1,207 @@
+//! Children of this run: each in a process group of its own (a terminal's Ctrl-C reaches this process alone, which
+//! then ends them in order), each told by the kernel when this process dies.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{Read as _, Seek as _, SeekFrom};
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Output;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use duct::{Expression, Handle};
+use rustix::process::{Pid, Signal, kill_process_group, set_parent_process_death_signal};
+use xtask_core::limits;
+use xtask_core::processes::record_child;
+
+use crate::interrupt::Interrupt;
+
+/// A child that a dropped handle ends: duct's own handle would let it live.
+pub struct Child {
+    handle: Handle,
+    line: String,
+}
+
+/// How a command is to run.
+pub struct Job<'a> {
+    /// The program.
+    pub program: &'a Path,
+    /// Its arguments.
+    pub arguments: Vec<OsString>,
+    /// The directory that owns it: whoever collects that ends what the job has left.
+    pub owner: &'a Path,
+    /// Both its outputs go here.
+    pub log: PathBuf,
+    /// Added to the environment.
+    pub environment: Vec<(&'static str, OsString)>,
+}
+
+impl Child {
+    /// Starts the job.
+    pub fn start(job: &Job<'_>) -> Result<Self> {
+        let line = format!("{} …", job.program.display());
+        // A program that is started again goes on where it was.
+        let log = File::options().create(true).append(true).open(&job.log);
+        let log = log.with_context(|| format!("open {}", job.log.display()))?;
+        let mut expression = duct::cmd(job.program, &job.arguments)
+            .stdin_null()
+            // duct applies the outer redirection first: the log is what stderr then goes to.
+            .stderr_to_stdout()
+            .stdout_file(log)
+            .env("LC_ALL", "C.UTF-8");
+        for (name, value) in &job.environment {
+            expression = expression.env(name, value);
+        }
+        let owner = job.owner.to_owned();
+        let recorded = own(&expression.unchecked())
+            .before_spawn(move |command| record_child(command, &owner).map_err(std::io::Error::other));
+        let handle = recorded.start().with_context(|| format!("run {line}"))?;
+        Ok(Self { handle, line })
+    }
+
+    /// Its exit, where it has ended.
+    pub fn ended(&self) -> Result<Option<std::process::ExitStatus>> {
+        let output = self.handle.try_wait().with_context(|| format!("look at {}", self.line))?;
+        Ok(output.map(|output| output.status))
+    }
+
+    /// SIGTERM to its group, and SIGKILL to what of the group is left.
+    pub fn stop(&self) -> Result<()> {
+        let Some(group) = self.handle.pids().first().and_then(|pid| Pid::from_raw(i32::try_from(*pid).ok()?))
+        else {
+            return Ok(());
+        };
+        if self.ended()?.is_none() {
+            signal_group(group, Signal::TERM).with_context(|| format!("stop {}", self.line))?;
+            let deadline = Instant::now() + limits::CHILD_STOP;
+            while Instant::now() < deadline && self.ended()?.is_none() {
+                std::thread::sleep(limits::CHILD_POLL);
+            }
+        }
+        signal_group(group, Signal::KILL).with_context(|| format!("stop {}", self.line))?;
+        let deadline = Instant::now() + limits::CHILD_STOP;
+        while self.ended()?.is_none() {
+            ensure!(Instant::now() < deadline, "stop {}: it is still alive after SIGKILL", self.line);
+            std::thread::sleep(limits::CHILD_POLL);
+        }
+        Ok(())
+    }
+}
+
+/// A group that is gone already is what was wanted.
+fn signal_group(group: Pid, signal: Signal) -> Result<()> {
+    match kill_process_group(group, signal) {
+        Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        if let Err(error) = self.stop() {
+            eprintln!("warning: {error:#}");
+        }
+    }
+}
+
+/// In a group of its own, and sent SIGTERM when this process dies (prctl(2), PR_SET_PDEATHSIG: when the thread that
+/// started it ends, so every child is started from the main thread).
+fn own(expression: &Expression) -> Expression {
+    expression.before_spawn(|command| {
+        command.process_group(0);
+        // SAFETY: the closure runs between fork and exec and makes one system call, which is async-signal-safe.
+        unsafe {
+            command.pre_exec(|| Ok(set_parent_process_death_signal(Some(Signal::TERM))?));
+        }
+        Ok(())
+    })
+}
+
+/// Runs a job to its end; `alive` gets the last line of its output again and again.
+pub fn run(job: &Job<'_>, interrupt: &Interrupt, mut alive: impl FnMut(&str)) -> Result<()> {
+    let child = Child::start(job)?;
+    let status = loop {
+        if let Some(status) = child.ended()? {
+            break status;
+        }
+        interrupt.check()?;
+        alive(last_lines(&job.log, 1).first().map_or("", String::as_str));
+        std::thread::sleep(limits::CHILD_POLL);
+    };
+    // A child that died of the Ctrl-C is no failure of its own.
+    interrupt.check()?;
+    if !status.success() {
+        let message = last_lines(&job.log, 8).join("\n    ");
+        // Not its arguments: they may be long, and a mirror's address may hold a password.
+        bail!("{}: {status}; its last output:\n    {message}", job.program.display());
+    }
+    Ok(())
+}
+
+/// What a quick command prints, or its failure with its own words. Ends it at the limit and at Ctrl-C.
+pub fn read(
+    program: &Path,
+    arguments: &[OsString],
+    limit: Duration,
+    interrupt: &Interrupt,
+) -> Result<String> {
+    let output = output(program, arguments, limit, interrupt)?;
+    let message = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+    let status = output.status;
+    ensure!(
+        status.success(),
+        "{} {}: {status}: {}",
+        program.display(),
+        words(arguments),
+        message(&output.stderr)
+    );
+    Ok(message(&output.stdout))
+}
+
+/// The same of one whose exit code is an answer.
+pub fn output(
+    program: &Path,
+    arguments: &[OsString],
+    limit: Duration,
+    interrupt: &Interrupt,
+) -> Result<Output> {
+    let line = format!("{} {}", program.display(), words(arguments));
+    let expression = duct::cmd(program, arguments).stdin_null().stdout_capture().stderr_capture().unchecked();
+    let handle = own(&expression).start().with_context(|| format!("run {line}"))?;
+    let deadline = Instant::now() + limit;
+    loop {
+        if let Some(output) = handle.try_wait().with_context(|| format!("wait for {line}"))? {
+            return Ok(output.clone());
+        }
+        let stop = interrupt.check().err().or_else(|| {
+            (Instant::now() > deadline).then(|| anyhow!("{line}: did not end within {} s", limit.as_secs()))
+        });
+        if let Some(error) = stop {
+            handle.kill().with_context(|| format!("stop {line}"))?;
+            return Err(error);
+        }
+        std::thread::sleep(limits::CHILD_POLL);
+    }
+}
+
+fn words(arguments: &[OsString]) -> String {
+    arguments.iter().map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
+}
+
+/// The last lines of a text file that may still grow; empty where there is none yet.
+pub fn last_lines(path: &Path, count: usize) -> Vec<String> {
+    const ENOUGH: u64 = 1 << 14;
+    let tail = || -> std::io::Result<Vec<u8>> {
+        let mut file = File::open(path)?;
+        let length = file.metadata()?.len();
+        file.seek(SeekFrom::Start(length.saturating_sub(ENOUGH)))?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes)?;
+        Ok(bytes)
+    };
+    let bytes = tail().unwrap_or_default();
+    let text = String::from_utf8_lossy(&bytes);
+    let lines: Vec<_> = text.lines().filter(|line| !line.trim().is_empty()).collect();
+    lines[lines.len().saturating_sub(count)..].iter().map(|line| (*line).to_owned()).collect()
+}

@@ -1,0 +1,44 @@
+//! The first Ctrl-C (or SIGTERM, SIGHUP) is a flag that every wait looks at, so that the run tidies up in order; a later
+//! one ends the process at once, and the next run collects.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use xtask_core::error::Interrupted;
+use xtask_core::error::Verdict;
+use xtask_core::limits;
+
+/// Whether somebody asked to stop.
+#[derive(Debug, Clone, Default)]
+pub struct Interrupt {
+    asked: Arc<AtomicBool>,
+}
+
+impl Interrupt {
+    /// Listens from now on.
+    pub fn install() -> Result<Self> {
+        let interrupt = Self::default();
+        let asked = Arc::clone(&interrupt.asked);
+        let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).context("listen for Ctrl-C")?;
+        std::thread::spawn(move || {
+            let mut first = None;
+            for _ in signals.forever() {
+                asked.store(true, Ordering::Relaxed);
+                // timeout(1) and CI runners signal the process and then its group: those are one.
+                if first.get_or_insert_with(Instant::now).elapsed() > limits::INTERRUPT_DEBOUNCE {
+                    signal_hook::low_level::exit(Verdict::Interrupted.exit_code().into());
+                }
+            }
+        });
+        Ok(interrupt)
+    }
+
+    /// [`Interrupted`] once somebody asked.
+    pub fn check(&self) -> Result<()> {
+        if self.asked.load(Ordering::Relaxed) { Err(Interrupted.into()) } else { Ok(()) }
+    }
+}

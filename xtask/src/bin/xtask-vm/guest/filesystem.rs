@@ -1,0 +1,183 @@
+//! Whether the file systems of a guest that lost its power are whole: the journal replayed as its next boot would, and then all of it
+//! read. A disk that was read past one of its layers looks sound to the guest, and not here.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail, ensure};
+use xtask_core::error::{Diagnosis, host_fault};
+use xtask_core::fs::remove_file;
+use xtask_core::host::tools;
+use xtask_core::limits;
+
+use xtask_images::inventory::{Partition, partitions, unpack};
+use xtask_jobs::child;
+use xtask_jobs::interrupt::Interrupt;
+
+/// What checks; a run that will need it asks for it before it begins.
+pub(crate) const CHECKER: &str = "e2fsck";
+/// The disk without its layers, while it is checked, and a partition of it. Both files are sparse.
+const RAW: &str = "checked.raw";
+const PART: &str = "checked.part";
+/// Of the superblock that each of ext2, ext3 and ext4 begins with: where its magic number is, that, where its state is, and the state's
+/// bit of a kernel that has found errors (linux, fs/ext4/ext4.h).
+const MAGIC_AT: u64 = 1024 + 56;
+const MAGIC: [u8; 2] = [0x53, 0xef];
+const STATE_AT: u64 = 1024 + 58;
+const ERRORS_FOUND: u8 = 2;
+/// A bit of the checker's exit code: there is damage that it may not repair by itself (e2fsck(8)).
+const UNCORRECTED: i32 = 4;
+
+/// Checks every ext4 file system on a disk that nobody has open; how many there are. What is in `scratch` meanwhile takes at most twice
+/// the room of all that is on the disk.
+///
+/// # Errors
+/// A [`Diagnosis`] with e2fsck's own words where one is damaged; and where there is none, since then nothing was checked.
+pub(crate) fn check(disk: &Path, scratch: &Path, interrupt: &Interrupt) -> Result<usize> {
+    let (raw, part) = (scratch.join(RAW), scratch.join(PART));
+    let checked = unpack(disk, &raw, interrupt).and_then(|()| check_raw(&raw, &part, interrupt));
+    let removed = remove_file(&raw).and_then(|()| remove_file(&part));
+    let hint = "see the causes; the run itself did not fail, and --fsck is optional";
+    let attempted = format!("check the file systems on {}", disk.display());
+    checked.and_then(|count| removed.map(|()| count)).map_err(|error| host_fault(error, attempted, hint))
+}
+
+fn check_raw(raw: &Path, part: &Path, interrupt: &Interrupt) -> Result<usize> {
+    let mut checked = 0;
+    for Partition { start, bytes } in partitions(raw).context("read the disk's partitions")? {
+        let mut magic = [0; MAGIC.len()];
+        let disk = File::open(raw).with_context(|| format!("open {}", raw.display()))?;
+        // A partition that ends before that is none of these.
+        if disk.read_exact_at(&mut magic, start + MAGIC_AT).is_ok() && magic == MAGIC {
+            // e2fsck takes an offset too, and loses it once it has replayed a journal (1.47.0).
+            cut_out(raw, start, bytes, part, interrupt)?;
+            check_one(part, start, interrupt)?;
+            checked += 1;
+        }
+    }
+    let nothing = "the disk has no ext4 file system to check";
+    let hint = "--fsck supports ext4 on GPT disks; leave it out for this image";
+    ensure!(checked > 0, Diagnosis::new(nothing, hint));
+    Ok(checked)
+}
+
+fn cut_out(raw: &Path, start: u64, bytes: u64, part: &Path, interrupt: &Interrupt) -> Result<()> {
+    let options = format!(
+        "driver=raw,offset={start},size={bytes},file.driver=file,file.filename={}",
+        // In these options a comma ends a value, and two are one.
+        raw.display().to_string().replace(',', ",,")
+    );
+    let words = ["convert", "-O", "raw", "--image-opts", &options].map(Into::into);
+    let arguments: Vec<_> = words.into_iter().chain([part.into()]).collect();
+    child::read(&tools::require("qemu-img")?, &arguments, limits::INVENTORY, interrupt)
+        .context("copy a partition")?;
+    Ok(())
+}
+
+/// First as a boot does it (the journal; then inodes that were deleted while they were open), then without any change: what is wrong
+/// then was wrong before the power went.
+fn check_one(part: &Path, start: u64, interrupt: &Interrupt) -> Result<()> {
+    let damaged = |how: String| {
+        Diagnosis::new(
+            format!("the guest's file system at byte {start} of its disk is damaged: {how}"),
+            "the disk is kept as damaged.qcow2 in the run's directory; run with --cold too: if the damage is there as well, suspect the \
+             guest's kernel or the image; otherwise the snapshot that cargo xtask image list names",
+        )
+    };
+    let has_errors = || -> Result<bool> {
+        let mut state = [0];
+        File::open(part)
+            .and_then(|disk| disk.read_exact_at(&mut state, STATE_AT))
+            .context("read the file system's state")?;
+        Ok(state[0] & ERRORS_FOUND != 0)
+    };
+    // To repair is 1, and to find nothing at all 0.
+    for (flags, most) in [(&["-p", "-E", "journal_only"][..], 1), (&["-p"], 1), (&["-f", "-n"], 0)] {
+        // Before and behind the journal: the checker would repair what it may, and forget that there was something.
+        ensure!(!has_errors()?, damaged("the guest's kernel has recorded errors in it".to_owned()));
+        let arguments: Vec<_> = flags.iter().map(OsString::from).chain([part.into()]).collect();
+        let output = child::output(&tools::require(CHECKER)?, &arguments, limits::INVENTORY, interrupt)?;
+        let Some(code) =
+            output.status.code().filter(|code| (0..=most).contains(code) || code & UNCORRECTED != 0)
+        else {
+            let message = String::from_utf8_lossy(&output.stderr);
+            bail!("{CHECKER} {}: {}: {}", flags.join(" "), output.status, message.trim());
+        };
+        if code > most {
+            let message = String::from_utf8_lossy(&output.stdout);
+            let words: Vec<_> =
+                message.lines().map(str::trim).filter(|line| !line.is_empty()).take(6).collect();
+            return Err(damaged(format!("{CHECKER} {}: {}", flags.join(" "), words.join("; "))).into());
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    /// Where the tests' partition begins.
+    const START: u64 = 1 << 20;
+
+    fn run(program: &str, arguments: &[&str]) {
+        let program = tools::require(program).unwrap();
+        let output = Command::new(&program).args(arguments).output().unwrap();
+        assert!(output.status.success(), "{}: {output:?}", program.display());
+    }
+
+    /// A disk with a partition, a file system in it, and layers of qcow2 over it; `change` is made to the file system.
+    fn checked(format: bool, change: Option<&str>) -> Result<usize> {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
+        let (raw, table, disk) = (at("raw"), at("table"), at("disk"));
+        File::create(&raw).unwrap().set_len(80 << 20).unwrap();
+        std::fs::write(&table, "label: gpt\nstart=2048, size=131072\n").unwrap();
+        let sfdisk = tools::require("sfdisk").unwrap();
+        let wrote = Command::new(sfdisk).arg("--quiet").arg(&raw).stdin(File::open(&table).unwrap()).status();
+        assert!(wrote.unwrap().success());
+        if format {
+            run("mke2fs", &["-q", "-t", "ext4", "-E", &format!("offset={START}"), &raw, "64M"]);
+        }
+        if let Some(change) = change {
+            run("debugfs", &["-w", "-R", change, &format!("{raw}?offset={START}")]);
+        }
+        run("qemu-img", &["convert", "-q", "-O", "qcow2", &raw, &disk]);
+        let checked = check(Path::new(&disk), directory.path(), &Interrupt::default());
+        assert!(!directory.path().join(RAW).exists());
+        checked
+    }
+
+    #[test]
+    fn what_is_whole_passes_and_what_is_damaged_is_told_in_the_checkers_words() {
+        assert_eq!(checked(true, None).unwrap(), 1);
+        // As a power cut leaves it: there is a journal to replay.
+        assert_eq!(checked(true, Some("feature needs_recovery")).unwrap(), 1);
+        let changes = [
+            ("clri lost+found", "lost+found"),
+            // A directory whose blocks are somebody else's, as a disk has them that was read past a layer.
+            ("sif lost+found block[5] 7", "damaged"),
+            ("ssv state 3", "the guest's kernel has recorded errors"),
+        ];
+        for (change, words) in changes {
+            let error = checked(true, Some(change)).unwrap_err();
+            assert!(error.is::<Diagnosis>(), "{change}: {error:#}");
+            assert!(format!("{error:#}").contains(words), "{change}: {error:#}");
+        }
+    }
+
+    #[test]
+    fn where_nothing_can_be_checked_nothing_passes() {
+        let error = checked(false, None).unwrap_err();
+        assert!(format!("{error:#}").contains("no ext4 file system"), "{error:#}");
+        // What is no disk is this host's matter.
+        let directory = tempfile::tempdir().unwrap();
+        let gone = directory.path().join("gone");
+        let error = check(&gone, directory.path(), &Interrupt::default()).unwrap_err();
+        assert!(error.is::<xtask_core::error::Unavailable>(), "{error:#}");
+    }
+}

@@ -1,0 +1,7 @@
+//! The guest from outside: its console, ssh into it, the disks that it is given, what it runs.
+
+pub(crate) mod console;
+pub(crate) mod filesystem;
+pub(crate) mod media;
+pub(crate) mod ssh;
+pub(crate) mod workload;

@@ -1,0 +1,179 @@
+//! The smoke's workload as an image: `xtask/workload/main.rs` compiled for the guest, and packed by [`archive`] as podman
+//! loads it. No registry has a part in it.
+
+mod archive;
+
+use std::ffi::OsString;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use sha2::{Digest as _, Sha256};
+use xshell::{Shell, cmd};
+use xtask_core::arch::VmArchitecture;
+use xtask_core::build::linker::Linker;
+use xtask_core::cache::Cache;
+use xtask_core::digest::hex;
+use xtask_core::fs::make_private_dir;
+use xtask_core::inspect_target;
+use xtask_core::workspace::Workspace;
+
+/// The image's reference.
+pub(crate) const IMAGE: &str = "localhost/iot-workload:1";
+
+/// From the workspace's root.
+const SOURCE: &str = "xtask/workload/main.rs";
+/// Static, so that the image needs no other file, and small.
+const FLAGS: [&str; 6] = [
+    "--edition=2024",
+    "--crate-name=workload",
+    "-Ctarget-feature=+crt-static",
+    "-Copt-level=s",
+    "-Cpanic=abort",
+    "-Cstrip=symbols",
+];
+
+/// The archive's name where the agent looks for images: its reference, as a file's name.
+pub(crate) fn file_name() -> String {
+    format!("{}.tar", IMAGE.replace(['/', ':'], "_"))
+}
+
+/// The image's archive for `arch`.
+///
+/// # Errors
+/// Where rustc fails, with its own words; where the linker makes something else than was asked for.
+pub(crate) fn image(workspace: &Workspace, cache: &Cache, arch: VmArchitecture) -> Result<Vec<u8>> {
+    let program = program(workspace, cache, arch).context("compile the smoke's workload")?;
+    archive::oci(IMAGE, arch.profile().debian_arch, &program).context("pack the workload's image")
+}
+
+/// The executable, kept by all that it is made of.
+fn program(workspace: &Workspace, cache: &Cache, arch: VmArchitecture) -> Result<Vec<u8>> {
+    let shell = Shell::new().context("start a shell of commands")?;
+    let profile = arch.profile();
+    let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+    let version = cmd!(shell, "{rustc} -vV").quiet().read().context("ask rustc for its version")?;
+    let source = workspace.root().join(SOURCE);
+    let text = std::fs::read(&source).with_context(|| format!("read {}", source.display()))?;
+    let mut arguments: Vec<OsString> = FLAGS.map(OsString::from).to_vec();
+    arguments.push(format!("--target={}", profile.triple).into());
+    arguments.push("-C".into());
+    let mut linker = OsString::from("linker=");
+    linker.push(Linker::resolve(profile.triple, workspace.root())?.program);
+    arguments.push(linker);
+
+    let mut key = Sha256::new();
+    key.update(Sha256::digest(&text));
+    key.update(Sha256::digest(&version));
+    arguments.iter().for_each(|word| key.update(Sha256::digest(word.as_encoded_bytes())));
+    let kept = cache.workloads().join(format!("{arch}-{}", &hex(&key.finalize())[..16]));
+    if !kept.exists() {
+        // From the root: the path of the source is in the executable.
+        let _root = shell.push_dir(workspace.root());
+        compile(&shell, &rustc, &arguments, &kept)?;
+    }
+    let program = std::fs::read(&kept).with_context(|| format!("read {}", kept.display()))?;
+    inspect_target::check_header(&program, arch).with_context(|| format!("check {}", kept.display()))?;
+    Ok(program)
+}
+
+/// Beside and renamed: another run may make the same.
+fn compile(shell: &Shell, rustc: &OsString, arguments: &[OsString], kept: &Path) -> Result<()> {
+    let directory = kept.parent().context("a file in the cache has a directory")?;
+    make_private_dir(directory)?;
+    let beside = tempfile::tempdir_in(directory)
+        .with_context(|| format!("make a directory in {}", directory.display()))?;
+    let made = beside.path().join("workload");
+    cmd!(shell, "{rustc} {arguments...} -o {made} {SOURCE}").quiet().run()?;
+    std::fs::rename(&made, kept).with_context(|| format!("rename {} to {}", made.display(), kept.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Command, Output};
+
+    use super::*;
+
+    /// podman with a store of its own, as a build machine has it: no systemd, and with Debian 12 a crun that refuses the
+    /// cgroup layout (`cargo xtask ci --fix` installs both).
+    struct Podman {
+        directory: tempfile::TempDir,
+    }
+
+    impl Podman {
+        fn run(&self, arguments: &[&str]) -> Output {
+            let path = |name: &str| self.directory.path().join(name);
+            let mut command = Command::new("podman");
+            command.arg("--root").arg(path("root")).arg("--runroot").arg(path("runroot"));
+            command.args(["--runtime", "runc", "--cgroup-manager", "cgroupfs", "--events-backend", "file"]);
+            command.args(["--storage-driver", "vfs"]).args(arguments);
+            command.output().expect("run podman: cargo xtask ci --fix installs it")
+        }
+
+        fn says(&self, arguments: &[&str]) -> String {
+            let output = self.run(arguments);
+            assert!(output.status.success(), "{arguments:?}: {output:?}");
+            String::from_utf8(output.stdout).unwrap().trim().to_owned()
+        }
+    }
+
+    fn made(cache: &Cache, arch: VmArchitecture) -> Vec<u8> {
+        image(&Workspace::find().unwrap(), cache, arch).unwrap()
+    }
+
+    #[test]
+    fn podman_loads_and_runs_it_and_ends_it_in_order() {
+        let directory = tempfile::tempdir().unwrap();
+        let cache = Cache::at(directory.path());
+        let podman = Podman { directory: tempfile::tempdir().unwrap() };
+        let archive = directory.path().join(file_name());
+        let load = |bytes: &[u8]| {
+            std::fs::write(&archive, bytes).unwrap();
+            podman.says(&["load", "--quiet", "--input", archive.to_str().unwrap()])
+        };
+        let host = VmArchitecture::of_host().unwrap();
+        let architecture = ["image", "inspect", "--format", "{{.Os}}/{{.Architecture}}", IMAGE];
+        for arch in VmArchitecture::ALL.into_iter().filter(|arch| *arch != host).chain([host]) {
+            assert!(load(&made(&cache, arch)).contains(IMAGE));
+            assert_eq!(podman.says(&architecture), format!("linux/{}", arch.profile().debian_arch));
+        }
+        let limits = ["--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024", "--network", "none"];
+        let named = ["--name", "w", "--volume", "data:/data", "--env", "GENERATION=3"];
+        for starts in 1..=2 {
+            podman.says(&[&["run", "--detach"], limits.as_slice(), named.as_slice(), &[IMAGE]].concat());
+            let stopped = std::time::Instant::now();
+            podman.says(&["stop", "--time", "30", "w"]);
+            assert!(
+                stopped.elapsed() < xtask_core::limits::CHILD_STOP,
+                "SIGTERM ends the first process of a container"
+            );
+            let answer: xtask_core::report::WorkloadEvidence =
+                serde_json::from_str(&podman.says(&["logs", "w"])).unwrap();
+            assert_eq!(
+                (answer.machine.as_str(), answer.generation, answer.starts),
+                (host.profile().machine, 3, starts)
+            );
+            assert_eq!(
+                answer.boot_id,
+                std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap().trim()
+            );
+            assert_eq!(podman.says(&["inspect", "--format", "{{.State.ExitCode}}", "w"]), "0");
+            podman.says(&["rm", "w"]);
+        }
+        podman.says(&["rmi", "--all", "--force"]);
+    }
+
+    #[test]
+    fn the_same_source_is_the_same_archive_and_is_compiled_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let cache = Cache::at(directory.path());
+        let host = VmArchitecture::of_host().unwrap();
+        let first = made(&cache, host);
+        let kept: Vec<_> =
+            std::fs::read_dir(cache.workloads()).unwrap().map(|entry| entry.unwrap().path()).collect();
+        assert_eq!(kept.len(), 1, "{kept:?}");
+        assert_eq!(made(&cache, host), first);
+        std::fs::remove_file(&kept[0]).unwrap();
+        assert!(made(&cache, host) == first, "compiled again it is the same");
+        assert_eq!(file_name(), "localhost_iot-workload_1.tar");
+    }
+}

@@ -1,0 +1,130 @@
+//! `vm console`: what a machine's serial console has said, and then this terminal on it.
+
+use std::io::{ErrorKind, IsTerminal as _, Read as _, Write as _};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Context, Result};
+use rustix::termios::{OptionalActions, QueueSelector, Termios, tcflush, tcgetattr, tcsetattr};
+use xtask_core::cache::Cache;
+use xtask_core::error::{Unavailable, host_fault};
+use xtask_core::fs::try_lock;
+use xtask_core::limits;
+use xtask_core::machine::CONSOLE_SOCKET;
+use xtask_core::runs::instance::{self, ConsoleLog};
+
+use xtask_jobs::interrupt::Interrupt;
+
+/// What leaves a terminal that is attached: Ctrl-], as telnet(1) and virsh(1) have it.
+const DETACH: u8 = 0x1d;
+
+/// Until its end, Ctrl-], or, where stdin is no terminal, Ctrl-C.
+pub(crate) fn console(machine: Option<&str>) -> Result<()> {
+    let interrupt = Interrupt::install()?;
+    let instance = instance::find(&Cache::from_env()?, machine)?;
+    let name = &instance.machine.name;
+    let mut log = ConsoleLog::open(&instance.machine.console)?;
+    if !instance.is_running() {
+        log.show()?;
+        eprintln!("{name} is off; boot it with cargo xtask vm start {name}");
+        return Ok(());
+    }
+    // QEMU takes one at a time, and has others wait without a word.
+    let _lock = try_lock(&instance.work().join("console.lock"))?.ok_or_else(|| Unavailable {
+        error: format!("attach to the console of {name}: another terminal is attached"),
+        hint: "detach that terminal with Ctrl-], or use --no-follow to see the output so far".to_owned(),
+    })?;
+    // First: who may not have the terminal is stopped here, and not while a guest talks to it.
+    let terminal = RawTerminal::enter()?;
+    let path = instance.work().join(CONSOLE_SOCKET);
+    let stream = UnixStream::connect(&path).with_context(|| format!("connect to {}", path.display()));
+    let stream = stream.map_err(|error| {
+        let hint = "use --no-follow to see the output so far; vm stop and vm start restore the console";
+        host_fault(error, format!("attach to the console of {name}"), hint)
+    })?;
+    if terminal.is_some() {
+        eprint!("(attached to {name}; Ctrl-] detaches)\r\n");
+    }
+    let attached = attach(&stream, &mut log, terminal.is_some(), &interrupt);
+    drop(terminal);
+    eprintln!();
+    attached
+}
+
+/// The log to stdout, and stdin to the guest.
+fn attach(stream: &UnixStream, log: &mut ConsoleLog, keys: bool, interrupt: &Interrupt) -> Result<()> {
+    let over = Arc::new(AtomicBool::new(false));
+    let share = || stream.try_clone().context("duplicate the console's socket");
+    let (to_guest, from_guest) = (share()?, share()?);
+    let (left, ended) = (Arc::clone(&over), Arc::clone(&over));
+    // Both may wait for a byte when this process ends. What the guest says is read from the log: a guest stops that talks to somebody
+    // who does not listen, as a terminal that is held does not.
+    std::thread::spawn(move || drain(from_guest, &ended));
+    log.show()?;
+    if keys {
+        // What the terminal itself answered to old questions of the guest's.
+        tcflush(std::io::stdin(), QueueSelector::IFlush).context("discard earlier input")?;
+    }
+    std::thread::spawn(move || type_in(to_guest, keys, &left));
+    loop {
+        let was_over = over.load(Ordering::Relaxed);
+        if !log.show()? || was_over {
+            return Ok(());
+        }
+        interrupt.check()?;
+        std::thread::sleep(limits::CONSOLE_ECHO_POLL);
+    }
+}
+
+/// Until QEMU has ended.
+fn drain(mut stream: UnixStream, over: &AtomicBool) {
+    let mut buffer = [0; 4096];
+    loop {
+        match stream.read(&mut buffer) {
+            Ok(1..) => {}
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Ok(0) | Err(_) => return over.store(true, Ordering::Relaxed),
+        }
+    }
+}
+
+/// What is typed, until the key that detaches; or all of a stdin that is no terminal. A guest that is gone ends it too.
+fn type_in(mut stream: UnixStream, keys: bool, over: &AtomicBool) {
+    let mut buffer = [0; 256];
+    while let Ok(count @ 1..) = std::io::stdin().read(&mut buffer) {
+        let typed = &buffer[..count];
+        let end = typed.iter().position(|byte| keys && *byte == DETACH);
+        if stream.write_all(&typed[..end.unwrap_or(count)]).is_err() {
+            return;
+        }
+        if end.is_some() {
+            return over.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Each key goes to the guest, Ctrl-C too; as it was before once this is dropped.
+struct RawTerminal(Termios);
+
+impl RawTerminal {
+    fn enter() -> Result<Option<Self>> {
+        let stdin = std::io::stdin();
+        if !stdin.is_terminal() {
+            return Ok(None);
+        }
+        let before = tcgetattr(&stdin).context("read the terminal's settings")?;
+        let mut raw = before.clone();
+        raw.make_raw();
+        tcsetattr(&stdin, OptionalActions::Now, &raw).context("set the terminal to raw mode")?;
+        Ok(Some(Self(before)))
+    }
+}
+
+impl Drop for RawTerminal {
+    fn drop(&mut self) {
+        if let Err(error) = tcsetattr(std::io::stdin(), OptionalActions::Now, &self.0) {
+            eprintln!("warning: cannot restore the terminal; run reset(1): {error}");
+        }
+    }
+}

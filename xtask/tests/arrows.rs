@@ -1,0 +1,184 @@
+//! Imports point one way: no circle between the files of `core`, whose `lib.rs` lists them in their order, nor
+//! between the folders of `xtask-vm`. Between crates cargo forbids it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+/// Module paths and what each file says: `["preflight", "fix"]`.
+type Files = BTreeMap<Vec<String>, String>;
+/// Which file names which.
+type Arrows = BTreeMap<Vec<String>, BTreeSet<Vec<String>>>;
+
+/// The folders of `xtask-vm`; each uses only those before it. `main.rs` uses all.
+const FOLDERS: [&str; 6] = ["guest", "libvirt", "vm", "smoke", "bench", "preflight"];
+
+/// The files below `root`, without the tests in them.
+fn files(root: &Path) -> Files {
+    let mut found = Files::new();
+    let mut directories = vec![(root.to_owned(), Vec::new())];
+    while let Some((directory, module)) = directories.pop() {
+        for path in std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()) {
+            let name = path.file_stem().unwrap().to_str().unwrap().to_owned();
+            let mut module: Vec<String> = module.clone();
+            if path.is_dir() {
+                module.push(name);
+                directories.push((path, module));
+            } else if path.extension().is_some_and(|ending| ending == "rs") && name != "tests" {
+                if !["mod", "lib", "main"].contains(&name.as_str()) {
+                    module.push(name);
+                }
+                let text = std::fs::read_to_string(&path).unwrap();
+                let end = text.find("#[cfg(test)]\nmod tests").unwrap_or(text.len());
+                found.insert(module, text[..end].to_owned());
+            }
+        }
+    }
+    found
+}
+
+/// Each path of a `use` tree: `a::{b, c::{d, e}}` has three.
+fn paths(tree: &str) -> Vec<String> {
+    let Some((head, rest)) = tree.split_once('{') else { return vec![tree.trim().to_owned()] };
+    let inner = rest.rsplit_once('}').map_or(rest, |(inner, _)| inner);
+    let (mut depth, mut parts) = (0, vec![String::new()]);
+    for c in inner.chars() {
+        match c {
+            '{' => depth += 1,
+            '}' => depth -= 1,
+            _ => {}
+        }
+        if c == ',' && depth == 0 {
+            parts.push(String::new());
+        } else {
+            parts.last_mut().unwrap().push(c);
+        }
+    }
+    let head = head.trim();
+    parts.iter().flat_map(|part| paths(part)).map(|path| format!("{head}{path}")).collect()
+}
+
+/// Every path that code names, in a `use` or where it stands.
+fn named(text: &str) -> Vec<String> {
+    let code: Vec<_> = text.lines().filter(|line| !line.trim_start().starts_with("//")).collect();
+    let code = code.join(" ");
+    let mut named = Vec::new();
+    for (at, _) in code.match_indices("use ") {
+        named.extend(paths(code[at + 4..].split(';').next().unwrap()));
+    }
+    let is_path = |c: char| c.is_alphanumeric() || c == '_' || c == ':';
+    named.extend(code.split(|c| !is_path(c)).filter(|word| word.contains("::")).map(str::to_owned));
+    named
+}
+
+/// The file that a path of `module` leads to: the longest part of it that is one.
+fn target(files: &Files, module: &[String], path: &str) -> Option<Vec<String>> {
+    let mut words = path.split("::").map(str::trim).peekable();
+    let mut at = match words.peek()? {
+        &"crate" => Vec::new(),
+        &("self" | "super") => module.to_vec(),
+        first if files.contains_key(&[module, &[(*first).to_owned()]].concat()) => module.to_vec(),
+        _ => return None,
+    };
+    while let Some(word) = words.next_if(|word| ["crate", "self", "super"].contains(word)) {
+        if word == "super" {
+            at.pop();
+        }
+    }
+    let mut found = files.contains_key(&at).then(|| at.clone());
+    for word in words {
+        at.push(word.to_owned());
+        if !files.contains_key(&at) {
+            break;
+        }
+        found = Some(at.clone());
+    }
+    found
+}
+
+fn arrows(files: &Files) -> Arrows {
+    let of = |(module, text): (&Vec<String>, &String)| {
+        let targets = named(text).into_iter().filter_map(|path| target(files, module, &path));
+        (module.clone(), targets.filter(|target| target != module).collect())
+    };
+    files.iter().map(of).collect()
+}
+
+/// What is left when every file that names none of the others has been taken away, again and again: the circles, and
+/// what leads into them.
+fn circles(mut arrows: Arrows) -> Arrows {
+    loop {
+        let left: BTreeSet<_> = arrows.keys().cloned().collect();
+        for targets in arrows.values_mut() {
+            targets.retain(|target| left.contains(target));
+        }
+        let before = arrows.len();
+        arrows.retain(|_, targets| !targets.is_empty());
+        if arrows.len() == before {
+            return arrows;
+        }
+    }
+}
+
+/// The names that point upward where each of `order` may use only those before it.
+fn upward(arrows: &Arrows, order: &[String]) -> Vec<String> {
+    let place = |module: &[String]| order.iter().position(|name| Some(name) == module.first());
+    let mut upward = Vec::new();
+    for (from, targets) in arrows {
+        for to in targets {
+            if let (Some(own), Some(other)) = (place(from), place(to))
+                && own < other
+            {
+                upward.push(format!("{} -> {}", from.join("::"), to.join("::")));
+            }
+        }
+    }
+    upward
+}
+
+fn of_text(files: &[(&str, &str)]) -> Files {
+    let module = |name: &str| name.split('/').map(str::to_owned).collect();
+    files.iter().map(|(name, text)| (module(name), (*text).to_owned())).collect()
+}
+
+#[test]
+fn a_circle_is_found_and_named() {
+    let files = of_text(&[
+        ("a", "use crate::b::{self, inner::X as _};"),
+        ("b", "fn f() { super::c::g() }"),
+        ("b/inner", "// use crate::a;\nuse std::fs;"),
+        ("c", "use crate::{d, a::Y};"),
+        ("d", ""),
+    ]);
+    let found = circles(arrows(&files));
+    let names: Vec<_> = found.keys().map(|module| module.join("::")).collect();
+    assert_eq!(names, ["a", "b", "c"]);
+    let order = ["d", "c", "b", "a"].map(str::to_owned);
+    assert_eq!(upward(&arrows(&files), &order), ["c -> a"]);
+    let sound = of_text(&[("a", "use crate::b::X;"), ("b", "use crate::d;"), ("d", "use serde::a;")]);
+    assert!(circles(arrows(&sound)).is_empty());
+}
+
+#[test]
+fn the_files_of_core_form_no_circle_and_stand_in_order() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("core/src");
+    let mut files = files(&root);
+    let library = files.remove(&Vec::new()).unwrap();
+    assert!(files.len() > 30, "core is not where this test looks");
+    let arrows = arrows(&files);
+    assert!(arrows.values().map(BTreeSet::len).sum::<usize>() > 100, "its imports are not read");
+    assert_eq!(circles(arrows.clone()), Arrows::new());
+    let listed = library.split("```text").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+    let order: Vec<_> = listed.split_whitespace().filter(|word| *word != "//!").map(str::to_owned).collect();
+    assert!(files.keys().all(|module| order.contains(&module[0]) || module[0] == "golden"), "{order:?}");
+    assert_eq!(upward(&arrows, &order), Vec::<String>::new());
+}
+
+#[test]
+fn the_folders_of_xtask_vm_form_no_circle() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/bin/xtask-vm");
+    let arrows = arrows(&files(&root));
+    let order = FOLDERS.map(str::to_owned);
+    let unknown = arrows.keys().find(|module| module.first().is_some_and(|folder| !order.contains(folder)));
+    assert_eq!(unknown, None, "a folder that has no place in the order");
+    assert_eq!(upward(&arrows, &order), Vec::<String>::new());
+}
