@@ -16,7 +16,7 @@ pub struct Verbosity {
     #[arg(short, long, global = true)]
     pub quiet: bool,
 
-    /// When to use colour [auto: on a terminal without NO_COLOR]
+    /// When to use colour; auto: on a terminal, unless NO_COLOR is set
     #[arg(long, global = true, value_enum, default_value_t, value_name = "WHEN")]
     pub color: Color,
 }
