@@ -1,6 +1,4 @@
-//! Errors whose exit code is not 1, found again at the top by their type.
-
-use std::fmt;
+//! How a command ends: the exit code, the verdict, and errors that know theirs.
 
 use serde::{Deserialize, Serialize};
 
@@ -33,120 +31,143 @@ impl Verdict {
 /// The exit code for a flag or argument that cannot be.
 pub const EXIT_USAGE: u8 = 2;
 
-/// A flag or argument that cannot be; exit code 2.
-#[derive(Debug)]
-pub struct Usage(pub String);
-
-/// The host is not ready; exit code 69.
-#[derive(Debug)]
-pub struct Unavailable {
-    /// What is missing.
-    pub error: String,
-    /// What to run.
-    pub hint: String,
+/// Whose fault an error is. An error without a [`Failure`] is the agent's or the guest's: exit code 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A flag or argument that cannot be; exit code 2.
+    Usage,
+    /// The host is not ready; exit code 69.
+    Host,
+    /// A host on the network cannot be reached; exit code 69. Another image may be tested instead.
+    Unreachable,
+    /// The agent or the guest failed; exit code 1.
+    Guest,
+    /// Ctrl-C or SIGTERM; exit code 130.
+    Interrupted,
+    /// The run has said everything itself; only this exit code is left.
+    Reported(u8),
 }
 
-/// The agent or the guest failed, and what to do about it is known; exit code 1.
-#[derive(Debug, Clone)]
-pub struct Diagnosis {
-    /// What was seen.
-    pub error: String,
-    /// What to do.
-    pub hint: String,
-}
+impl Kind {
+    /// Whether an error says itself that it is of this kind.
+    pub fn is(self, error: &anyhow::Error) -> bool {
+        failure(error).is_some_and(|failure| failure.kind == self)
+    }
 
-impl Diagnosis {
-    /// Both parts.
-    pub fn new(error: impl Into<String>, hint: impl Into<String>) -> Self {
-        Self { error: error.into(), hint: hint.into() }
+    /// The verdict of a run that ended so.
+    pub fn verdict(self) -> Verdict {
+        match self {
+            Self::Usage | Self::Host | Self::Unreachable => Verdict::Unavailable,
+            Self::Interrupted => Verdict::Interrupted,
+            Self::Guest | Self::Reported(_) => Verdict::Failed,
+        }
+    }
+
+    /// The exit code of a command that ended so.
+    pub fn exit_code(self) -> u8 {
+        match self {
+            Self::Usage => EXIT_USAGE,
+            Self::Reported(code) => code,
+            other => other.verdict().exit_code(),
+        }
     }
 }
 
-/// Ctrl-C or SIGTERM; exit code 130.
-#[derive(Debug)]
-pub struct Interrupted;
+/// An error that knows its exit code and, where there is one, its remedy. It may be the error itself or its context.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{message}")]
+pub struct Failure {
+    /// Whose fault it is.
+    pub kind: Kind,
+    message: String,
+    hint: Option<String>,
+}
 
-/// The run has said everything itself; only the code is left.
-#[derive(Debug)]
-pub struct SilentExit(pub u8);
+impl Failure {
+    /// A flag or argument that cannot be.
+    pub fn usage(message: impl Into<String>) -> Self {
+        Self { kind: Kind::Usage, message: message.into(), hint: None }
+    }
 
-impl fmt::Display for Usage {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+    /// The host is not ready; `hint` says what to run.
+    pub fn host(message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self { kind: Kind::Host, message: message.into(), hint: Some(hint.into()) }
+    }
+
+    /// A host on the network cannot be reached: no name, no connection, no TLS, a proxy that refuses.
+    pub fn unreachable(message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self { kind: Kind::Unreachable, message: message.into(), hint: Some(hint.into()) }
+    }
+
+    /// The agent or the guest failed; `hint` says what to do.
+    pub fn guest(message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self { kind: Kind::Guest, message: message.into(), hint: Some(hint.into()) }
+    }
+
+    /// Ctrl-C or SIGTERM.
+    pub fn interrupted() -> Self {
+        Self { kind: Kind::Interrupted, message: "interrupted".to_owned(), hint: None }
+    }
+
+    /// The run has said everything itself.
+    pub fn reported(code: u8) -> Self {
+        Self { kind: Kind::Reported(code), message: format!("exit code {code}"), hint: None }
+    }
+
+    /// What to do about it, where that is known.
+    pub fn hint(&self) -> Option<&str> {
+        self.hint.as_deref()
     }
 }
 
-impl fmt::Display for Unavailable {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.error)
-    }
+/// Returns a failure of the host: `bail_host!("use {path}: it is a file"; "delete it")`.
+#[macro_export]
+macro_rules! bail_host {
+    ($message:literal $(, $argument:expr)*; $($hint:tt)+) => {
+        return Err($crate::error::Failure::host(format!($message $(, $argument)*), format!($($hint)+)).into())
+    };
 }
 
-impl fmt::Display for Diagnosis {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.error)
-    }
+/// What an error says of itself: the outermost failure in it. An interrupt below it comes first, since it is why the
+/// others happened.
+pub fn failure(error: &anyhow::Error) -> Option<&Failure> {
+    let root = error.root_cause().downcast_ref::<Failure>();
+    root.filter(|failure| failure.kind == Kind::Interrupted).or_else(|| error.downcast_ref())
 }
 
-impl fmt::Display for Interrupted {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("interrupted")
-    }
+/// Whose fault an error is.
+pub fn kind(error: &anyhow::Error) -> Kind {
+    failure(error).map_or(Kind::Guest, |failure| failure.kind)
 }
-
-impl fmt::Display for SilentExit {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "exit code {}", self.0)
-    }
-}
-
-impl std::error::Error for Usage {}
-impl std::error::Error for Unavailable {}
-impl std::error::Error for Diagnosis {}
-impl std::error::Error for Interrupted {}
-impl std::error::Error for SilentExit {}
 
 /// The exit code for an error.
 pub fn code(error: &anyhow::Error) -> u8 {
-    if let Some(SilentExit(code)) = error.downcast_ref() {
-        *code
-    } else if error.is::<Usage>() {
-        EXIT_USAGE
-    } else {
-        verdict(error).exit_code()
-    }
+    kind(error).exit_code()
 }
 
-/// Makes an error of the host's part, unless it is one with a code of its own: nothing is known about the agent then.
+/// The verdict of a run that ended in this error.
+pub fn verdict(error: &anyhow::Error) -> Verdict {
+    kind(error).verdict()
+}
+
+/// Makes an error the host's, unless it says itself whose it is: nothing is known about the agent then. An unreachable
+/// host keeps its own remedy.
 pub fn host_fault(
     error: anyhow::Error,
     attempted: impl Into<String>,
     hint: impl Into<String>,
 ) -> anyhow::Error {
-    if error.is::<Unavailable>()
-        || error.is::<Usage>()
-        || error.is::<Interrupted>()
-        || error.is::<Diagnosis>()
-    {
-        return error;
-    }
-    error.context(Unavailable { error: attempted.into(), hint: hint.into() })
-}
-
-/// The verdict of a run that ended in this error.
-pub fn verdict(error: &anyhow::Error) -> Verdict {
-    if error.is::<Unavailable>() || error.is::<Usage>() {
-        Verdict::Unavailable
-    } else if error.is::<Interrupted>() {
-        Verdict::Interrupted
-    } else {
-        Verdict::Failed
-    }
+    let hint = match failure(&error) {
+        Some(Failure { kind: Kind::Unreachable, hint: Some(own), .. }) => own.clone(),
+        Some(_) => return error,
+        None => hint.into(),
+    };
+    error.context(Failure::host(attempted, hint))
 }
 
 /// What a task's error says on stderr; empty where the run has said everything itself.
 pub fn lines(error: &anyhow::Error) -> Vec<String> {
-    if error.is::<SilentExit>() {
+    if matches!(kind(error), Kind::Reported(_)) {
         return Vec::new();
     }
     let mut lines = vec![format!("error: {error}")];
@@ -157,14 +178,41 @@ pub fn lines(error: &anyhow::Error) -> Vec<String> {
 
 /// What to do about an error, where that is known.
 pub fn hint(error: &anyhow::Error) -> Option<&str> {
-    let unavailable = error.downcast_ref().map(|Unavailable { hint, .. }| hint.as_str());
-    unavailable.or_else(|| error.downcast_ref().map(|Diagnosis { hint, .. }| hint.as_str()))
+    failure(error)?.hint()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use anyhow::Context as _;
+
+    #[test]
+    fn a_code_survives_context() {
+        let table = [
+            (Failure::usage("--cpu z80: no such model").into(), 2),
+            (Failure::host("no QEMU", "install it").into(), 69),
+            (Failure::interrupted().into(), 130),
+            (Failure::guest("no status", "read its journal").into(), 1),
+            (anyhow::anyhow!("the guest panicked"), 1),
+        ];
+        for (error, expected) in table {
+            let is_plain = failure(&error).is_none();
+            let error: anyhow::Error = Err::<(), _>(error).context("smoke").unwrap_err();
+            assert_eq!(code(&error), expected, "{error:#}");
+            let fault = code(&host_fault(error, "start the broker", "install it"));
+            assert_eq!(fault, if is_plain { 69 } else { expected });
+        }
+    }
+
+    #[test]
+    fn an_interrupt_is_one_whatever_is_said_about_it() {
+        let error =
+            anyhow::Error::new(Failure::interrupted()).context(Failure::host("start it", "see the causes"));
+        assert_eq!(code(&error), 130);
+        assert_eq!(lines(&error).len(), 2, "no remedy for it");
+        let unreachable = anyhow::Error::new(Failure::unreachable("reach h", "ask its owner"));
+        assert_eq!(hint(&host_fault(unreachable, "fetch it", "check the network")), Some("ask its owner"));
+    }
 
     #[test]
     fn exit_codes_are_the_documented_ones() {
@@ -176,22 +224,6 @@ mod tests {
         ];
         for (verdict, code) in table {
             assert_eq!(verdict.exit_code(), code);
-        }
-    }
-
-    #[test]
-    fn a_code_survives_context() {
-        let table = [
-            (anyhow::Error::new(Usage("--cpu z80: no such model".into())), 2),
-            (anyhow::Error::new(Unavailable { error: "no QEMU".into(), hint: "install it".into() }), 69),
-            (anyhow::Error::new(Interrupted), 130),
-            (anyhow::anyhow!("the guest panicked"), 1),
-        ];
-        for (error, expected) in table {
-            let error = Err::<(), _>(error).context("smoke").unwrap_err();
-            assert_eq!(code(&error), expected, "{error:#}");
-            let fault = code(&host_fault(error, "start the broker", "install it"));
-            assert_eq!(fault, if expected == 1 { 69 } else { expected });
         }
     }
 }

@@ -14,7 +14,7 @@ use crate::arch::VmArchitecture;
 use crate::build::Agent;
 use crate::cache::Cache;
 use crate::cli::InspectArgs;
-use crate::error::{Diagnosis, Usage};
+use crate::error::Failure;
 use crate::image::catalogue::Catalogue;
 use crate::image::choice::Choice;
 use crate::image::{Image, inventory};
@@ -70,11 +70,11 @@ pub fn check_agent(agent: &Agent) -> Result<()> {
         .with_context(|| format!("check the agent {}", agent.path.display()))
 }
 
-fn diagnosis(finding: &Finding) -> Diagnosis {
+fn diagnosis(finding: &Finding) -> Failure {
     let offers = if finding.offers.is_empty() { String::new() } else { format!("; {}", finding.offers) };
     // The architecture's name alone is in the first part already.
     let offers = if finding.id == "elf-machine" { String::new() } else { offers };
-    Diagnosis::new(format!("{}{offers}", finding.found), finding.remedy.clone())
+    Failure::guest(format!("{}{offers}", finding.found), finding.remedy.clone())
 }
 
 fn target(arch: VmArchitecture, device: &Device) -> Target<'_> {
@@ -94,8 +94,8 @@ impl Inspection {
     /// What the flags ask for.
     ///
     /// # Errors
-    /// [`Usage`] for a device, an image or a directory that does not exist.
-    pub fn from_args(args: &InspectArgs) -> Result<Self, Usage> {
+    /// A usage error for a device, an image or a directory that does not exist.
+    pub fn from_args(args: &InspectArgs) -> Result<Self, Failure> {
         let arch = args.arch.or_else(|| args.device.as_deref().and_then(arch_of)).unwrap_or_default();
         let device = match &args.device {
             None => device::default_of(arch.isa()),
@@ -207,15 +207,15 @@ fn arch_of(device: &str) -> Option<VmArchitecture> {
     having.next().filter(|_| having.next().is_none())
 }
 
-fn unknown_device(arch: VmArchitecture, name: &str) -> Usage {
+fn unknown_device(arch: VmArchitecture, name: &str) -> Failure {
     let devices = device::built_in().into_iter().filter(|device| device.isa == arch.isa());
     let names: Vec<_> = devices.map(|device| device.name).collect();
-    Usage(format!("--device {name}: no such device for {arch}; there are: {}", names.join(", ")))
+    Failure::usage(format!("--device {name}: no such device for {arch}; there are: {}", names.join(", ")))
 }
 
-fn sysroot(directory: &Path, arch: VmArchitecture) -> Result<DeviceRoot, Usage> {
+fn sysroot(directory: &Path, arch: VmArchitecture) -> Result<DeviceRoot, Failure> {
     if !directory.is_dir() {
-        return Err(Usage(format!("--sysroot {}: not a directory", directory.display())));
+        return Err(Failure::usage(format!("--sysroot {}: not a directory", directory.display())));
     }
     let source = directory.display().to_string();
     let tree = Sysroot(directory.to_owned());

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::error::Usage;
+use crate::error::Failure;
 
 /// libvirt's transports of its remote driver.
 const TRANSPORTS: &[&str] = &["unix", "ssh", "libssh", "libssh2", "tcp", "tls", "ext"];
@@ -55,11 +55,11 @@ impl fmt::Display for ConnectUri {
 }
 
 impl FromStr for ConnectUri {
-    type Err = Usage;
+    type Err = Failure;
 
-    fn from_str(text: &str) -> Result<Self, Usage> {
+    fn from_str(text: &str) -> Result<Self, Failure> {
         let no = |why: &str| {
-            Usage(format!(
+            Failure::usage(format!(
                 "{why}; libvirt's URIs look like qemu:///system, qemu:///session, qemu+ssh://HOST/system"
             ))
         };
@@ -91,8 +91,8 @@ impl FromStr for ConnectUri {
         }
         match path {
             "embed" => {
-                return Err(Usage(
-                    "the embedded driver belongs to cargo xtask itself: use --rehearse".into(),
+                return Err(Failure::usage(
+                    "the embedded driver belongs to cargo xtask itself: use --rehearse",
                 ));
             }
             "system" | "session" => {}

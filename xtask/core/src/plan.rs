@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use crate::arch::{Accelerator, VmArchitecture};
 use crate::cli::{Accel, MachineArgs};
-use crate::error::{Unavailable, Usage};
+use crate::error::Failure;
 use crate::host::edk2::known_bad;
 use crate::host::facts::Facts;
 use crate::host::firmware::AarchFirmware;
@@ -49,7 +49,7 @@ impl Plan {
     /// Resolves the machine that was asked for on the machine that there is.
     ///
     /// # Errors
-    /// [`Usage`] for a flag that cannot be on this host, [`Unavailable`] for one that this host cannot serve.
+    /// A usage error for a flag that cannot be on this host, A failure of the host for one that this host cannot serve.
     pub fn resolve(
         facts: &Facts,
         arch: VmArchitecture,
@@ -164,17 +164,17 @@ pub fn accelerator(
             None => Ok((Accelerator::Kvm, None, true)),
             Some(reason) => Ok((Accelerator::Tcg, Some(reason.to_owned()), false)),
         },
-        Accel::Kvm if VmArchitecture::of_host() != Some(arch) => Err(Usage(format!(
+        Accel::Kvm if VmArchitecture::of_host() != Some(arch) => Err(Failure::usage(format!(
             "--accel kvm: the host is {} and the guest {arch}; leave --accel out",
             std::env::consts::ARCH
         ))
         .into()),
         // Whoever asks for it by name wants it tried again.
         Accel::Kvm if kvm.opens() => Ok((Accelerator::Kvm, None, false)),
-        Accel::Kvm => Err(Unavailable {
-            error: format!("--accel kvm: {}", kvm.against().unwrap_or_default()),
-            hint: "leave out --accel to have the guest emulated".to_owned(),
-        }
+        Accel::Kvm => Err(Failure::host(
+            format!("--accel kvm: {}", kvm.against().unwrap_or_default()),
+            "leave out --accel to have the guest emulated",
+        )
         .into()),
     }
 }

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use cargo_metadata::MetadataCommand;
 use sha2::{Digest as _, Sha256};
 
-use crate::error::{Unavailable, Usage};
+use crate::error::Failure;
 
 /// The package of `cargo xtask`.
 const PACKAGE: &str = "xtask";
@@ -28,7 +28,7 @@ impl Workspace {
     /// one, of which this one is a copy.
     ///
     /// # Errors
-    /// [`Usage`] where no workspace with this package is found; [`Unavailable`] where the program may be that of another
+    /// A usage error where no workspace with this package is found; A failure of the host where the program may be that of another
     /// checkout which shares the target directory.
     pub fn find() -> Result<Self> {
         let typed = std::env::current_dir().context("find the current directory")?;
@@ -46,17 +46,17 @@ impl Workspace {
     /// The workspace that `directory` is in.
     ///
     /// # Errors
-    /// [`Usage`] where cargo finds none there, or one without this package.
+    /// A usage error where cargo finds none there, or one without this package.
     fn around(directory: &Path) -> Result<Self> {
         let metadata = MetadataCommand::new().current_dir(directory).no_deps().exec();
         let metadata = metadata.map_err(|error| {
             let usage =
                 format!("find the workspace of {}: {error}; change to a checkout", directory.display());
-            Usage(usage)
+            Failure::usage(usage)
         })?;
         if !metadata.packages.iter().any(|package| package.name == PACKAGE) {
             let usage = format!("{} has no package {PACKAGE}; change to a checkout", metadata.workspace_root);
-            return Err(Usage(usage).into());
+            return Err(Failure::usage(usage).into());
         }
         Ok(Self {
             root: metadata.workspace_root.into_std_path_buf(),
@@ -72,17 +72,13 @@ impl Workspace {
         if is_copy || same_directory(compiled_in, &own) {
             return Ok(());
         }
-        Err(Unavailable {
-            error: format!(
+        Err(Failure::host(format!(
                 "{} was compiled in {} and may be its program: both checkouts use the target directory {}",
                 program.display(),
                 compiled_in.display(),
                 self.target.display()
-            ),
-            hint: "give each checkout a target directory of its own: unset CARGO_TARGET_DIR, and build.target-dir in \
-                   cargo's configuration, or set CARGO_TARGET_DIR=target"
-                .to_owned(),
-        }
+            ), "give each checkout a target directory of its own: unset CARGO_TARGET_DIR, and build.target-dir in \
+                   cargo's configuration, or set CARGO_TARGET_DIR=target")
         .into())
     }
 

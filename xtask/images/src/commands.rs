@@ -11,7 +11,7 @@ use xtask_core::cli::{
     ImageArgs, ImageBuildArgs, ImageCommand, ImageFetchArgs, ImageVerifyArgs, PruneArgs, Verbosity,
 };
 use xtask_core::digest::{Algorithm, Digest};
-use xtask_core::error::{self, Diagnosis, Interrupted, Unavailable, Usage};
+use xtask_core::error::{self, Failure, Kind};
 use xtask_core::format::human_bytes;
 use xtask_core::image::catalogue::Catalogue;
 use xtask_core::image::choice::Choice;
@@ -19,7 +19,7 @@ use xtask_core::image::{DownloadSource, Image, Source};
 use xtask_core::report::PhaseStatus;
 use xtask_core::workspace::Workspace;
 
-use crate::fetch::{self, FetchRequest, RetryPolicy, Unreachable};
+use crate::fetch::{self, FetchRequest, RetryPolicy};
 use crate::snapshots;
 use crate::store::{CachedImage, ReadyImage, Store};
 use crate::{build, bump, prune};
@@ -191,7 +191,7 @@ fn fetch(store: &mut Store<'_>, args: &ImageFetchArgs) -> Result<()> {
         return fetch_to(store, &image, to);
     }
     if matches!(image.source, Source::File(_)) {
-        return Err(Usage(format!(
+        return Err(Failure::usage(format!(
             "fetch {}: a local file needs no fetching, it is booted where it is",
             args.image
         ))
@@ -205,14 +205,14 @@ fn fetch(store: &mut Store<'_>, args: &ImageFetchArgs) -> Result<()> {
 /// The file itself, under a name of the user's; the cache has no part in it.
 fn fetch_to(store: &mut Store<'_>, image: &Image, to: &Path) -> Result<()> {
     let Source::Download(download) = &image.source else {
-        return Err(Usage(format!("--to {}: {} is not a download", to.display(), image.name)).into());
+        return Err(Failure::usage(format!("--to {}: {} is not a download", to.display(), image.name)).into());
     };
     let DownloadSource { url, digest, bytes } = download;
     if digest.is_none() && to.exists() {
-        return Err(Unavailable {
-            error: format!("fetch to {}: it exists, and cannot be checked without a digest", to.display()),
-            hint: "delete it, or choose another name or a digest".to_owned(),
-        }
+        return Err(Failure::host(
+            format!("fetch to {}: it exists, and cannot be checked without a digest", to.display()),
+            "delete it, or choose another name or a digest",
+        )
         .into());
     }
     let wanted = FetchRequest {
@@ -238,7 +238,7 @@ fn fetch_to(store: &mut Store<'_>, image: &Image, to: &Path) -> Result<()> {
 fn build_image(store: &mut Store<'_>, args: &ImageBuildArgs) -> Result<()> {
     let image = Catalogue::built_in().find(&args.name, args.arch)?;
     if !matches!(image.source, Source::Packages(_)) {
-        return Err(Usage(format!(
+        return Err(Failure::usage(format!(
             "build {}: it is a download; run: cargo xtask image fetch {0}",
             args.name
         ))
@@ -272,13 +272,7 @@ fn make<T>(
     watch.end(store.cache, store.screen, outcome.as_ref().map(|_| &*what));
     outcome.map_err(|error| {
         let what = format!("{doing} the image {} for {}", image.name, image.arch);
-        match error.downcast_ref::<Unreachable>() {
-            Some(unreachable) => {
-                let hint = unreachable.hint.clone();
-                error.context(Unavailable { error: what, hint })
-            }
-            None => error::host_fault(error, what, "see the causes"),
-        }
+        error::host_fault(error, what, "see the causes")
     })
 }
 
@@ -299,10 +293,10 @@ fn path(store: &mut Store<'_>, name: &str, arch: VmArchitecture, json: bool) -> 
     let image = Catalogue::built_in().find(name, arch)?;
     match crate::ensure::find(store, &image)? {
         Some(ready) => print_ready(&image, &ready, None, json),
-        None => Err(Unavailable {
-            error: format!("the image {name} for {arch} is not in the cache"),
-            hint: format!("cargo xtask image fetch {name} --arch {arch}"),
-        }
+        None => Err(Failure::host(
+            format!("the image {name} for {arch} is not in the cache"),
+            format!("cargo xtask image fetch {name} --arch {arch}"),
+        )
         .into()),
     }
 }
@@ -328,14 +322,14 @@ fn verify(store: &mut Store<'_>, args: &ImageVerifyArgs) -> Result<()> {
     if wanted.is_empty() && !args.names.is_empty() {
         let names = args.names.join(", ");
         let error = format!("verify {names}: not in the cache; cargo xtask image list shows what is");
-        return Err(Usage(error).into());
+        return Err(Failure::usage(error).into());
     }
     let mut verified = Vec::new();
     for CachedImage { key, directory, manifest, .. } in wanted {
         store.screen.start("verify", None);
         let expected = manifest.map(|manifest| manifest.digest);
         let found = match store.digest(&directory.join(crate::store::DISK), Algorithm::Sha256) {
-            Err(error) if error.is::<Interrupted>() => return Err(error),
+            Err(error) if Kind::Interrupted.is(&error) => return Err(error),
             found => found,
         };
         let sound = expected.is_some() && found.as_ref().ok() == expected.as_ref();
@@ -355,7 +349,7 @@ fn verify(store: &mut Store<'_>, args: &ImageVerifyArgs) -> Result<()> {
         return Ok(());
     }
     let directory = store.images();
-    Err(Diagnosis::new(
+    Err(Failure::guest(
         format!("changed since it was made: {}", changed.join(", ")),
         format!("delete it from {} and fetch or build it again", directory.display()),
     )

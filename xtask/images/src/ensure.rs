@@ -11,7 +11,7 @@
 use anyhow::{Context, Result, bail, ensure};
 use xtask_core::cache::Cache;
 use xtask_core::digest::{Algorithm, Digest};
-use xtask_core::error::Unavailable;
+use xtask_core::error::Failure;
 use xtask_core::image::manifest::{Manifest, Stamp};
 use xtask_core::image::{Image, LocalFile, Source};
 use xtask_core::runs::RunDir;
@@ -56,10 +56,10 @@ pub fn ensure(store: &mut Store<'_>, image: &Image, retry_policy: RetryPolicy) -
 
 fn not_cached(image: &Image) -> anyhow::Error {
     let Image { name, arch, .. } = image;
-    Unavailable {
-        error: format!("the image {name} for {arch} is not in the cache, and --offline forbids the network"),
-        hint: "run once without --offline, or cargo xtask image fetch".to_owned(),
-    }
+    Failure::host(
+        format!("the image {name} for {arch} is not in the cache, and --offline forbids the network"),
+        "run once without --offline, or cargo xtask image fetch",
+    )
     .into()
 }
 
@@ -142,13 +142,10 @@ fn own_file(store: &mut Store<'_>, image: &Image, file: &LocalFile) -> Result<Re
             other => store.remembered_digest(&file.path, other)?,
         };
         if found != *wanted {
-            return Err(Unavailable {
-                error: format!(
-                    "the image {} has {found}, and --image-digest is {wanted}",
-                    file.path.display()
-                ),
-                hint: "it is another file or was changed: fetch it again, or correct the digest".to_owned(),
-            }
+            return Err(Failure::host(
+                format!("the image {} has {found}, and --image-digest is {wanted}", file.path.display()),
+                "it is another file or was changed: fetch it again, or correct the digest",
+            )
             .into());
         }
     }

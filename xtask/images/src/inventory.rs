@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use ext4_view::{Ext4, Ext4Read};
 use inspect::inventory::{Inventory, Tree};
 use xtask_core::cache::Cache;
-use xtask_core::error::Interrupted;
+use xtask_core::error::Kind;
 use xtask_core::fs::write_private;
 use xtask_core::host::tools;
 use xtask_core::image::Image;
@@ -40,7 +40,7 @@ pub(crate) fn keep(store: &mut Store<'_>, image: &Image, directory: &Path) -> Re
         Ok(())
     });
     match made {
-        Err(error) if error.is::<Interrupted>() => Err(error),
+        Err(error) if Kind::Interrupted.is(&error) => Err(error),
         Err(error) => {
             store.screen.line(&format!("cannot read the libraries of {}: {error:#}", image.name));
             Ok(())

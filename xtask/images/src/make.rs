@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use xtask_core::digest::{Algorithm, Digest};
-use xtask_core::error::Interrupted;
+use xtask_core::error::Kind;
 use xtask_core::format::now_rfc3339;
 use xtask_core::fs::remove_file;
 use xtask_core::fs::{make_own_dir, remove_if_empty};
@@ -38,7 +38,7 @@ pub(crate) fn build(store: &mut Store<'_>, image: &Image, recipe: &Recipe, key: 
     };
     let kept = keep_log(store, key, &beside);
     crate::discard::discard(&beside, &Interrupt::default())?;
-    if error.is::<Interrupted>() {
+    if Kind::Interrupted.is(&error) {
         return Err(error);
     }
     Err(error.context(kept).context(format!("build the image {} for {}", image.name, image.arch)))

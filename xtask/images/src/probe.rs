@@ -7,7 +7,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use serde::Deserialize;
-use xtask_core::error::Unavailable;
+use xtask_core::error::Failure;
 use xtask_core::host::tools;
 use xtask_core::image::{Format, Image};
 use xtask_core::limits;
@@ -55,7 +55,7 @@ pub(crate) fn look_at(disk: &Path, image: &Image, interrupt: &Interrupt) -> Resu
     let format = checked.map_err(|problem| {
         let error = format!("use the image {}", disk.display());
         let hint = "use an uncompressed qcow2 or raw disk image that needs no other file".to_owned();
-        anyhow::Error::new(NoDisk(format!("it {problem}"))).context(Unavailable { error, hint })
+        anyhow::Error::new(NoDisk(format!("it {problem}"))).context(Failure::host(error, hint))
     })?;
     Ok((format, info.virtual_size))
 }

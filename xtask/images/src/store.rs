@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use xtask_core::cache::Cache;
 use xtask_core::digest::{Algorithm, Digest};
-use xtask_core::error::Unavailable;
+use xtask_core::error::Failure;
 use xtask_core::format::human_bytes;
 use xtask_core::fs::try_lock;
 use xtask_core::fs::{is_own, make_private_dir, write_private};
@@ -210,12 +210,8 @@ impl Store<'_> {
         if users.is_empty() {
             return Ok(());
         }
-        Err(Unavailable {
-            error: format!("the image {key} is used by {}", users.join(", ")),
-            hint: "wait for the run; cargo xtask vm rm RUN removes a machine that was kept, and the next smoke collects a run \
-                   that died"
-                .to_owned(),
-        }
+        Err(Failure::host(format!("the image {key} is used by {}", users.join(", ")), "wait for the run; cargo xtask vm rm RUN removes a machine that was kept, and the next smoke collects a run \
+                   that died")
         .into())
     }
 }

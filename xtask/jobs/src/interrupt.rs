@@ -8,8 +8,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
-use xtask_core::error::Interrupted;
-use xtask_core::error::Verdict;
+use xtask_core::error::{Failure, Verdict};
 use xtask_core::limits;
 
 /// Whether somebody asked to stop.
@@ -39,6 +38,6 @@ impl Interrupt {
 
     /// [`Interrupted`] once somebody asked.
     pub fn check(&self) -> Result<()> {
-        if self.asked.load(Ordering::Relaxed) { Err(Interrupted.into()) } else { Ok(()) }
+        if self.asked.load(Ordering::Relaxed) { Err(Failure::interrupted().into()) } else { Ok(()) }
     }
 }

@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 
 use xtask_core::arch::VmArchitecture;
 use xtask_core::cli::{CiArgs, MachineArgs};
-use xtask_core::error::SilentExit;
+use xtask_core::error::Failure;
 use xtask_core::format::human_seconds;
 use xtask_core::preflight::PreflightRequest;
 use xtask_core::workspace::Workspace;
@@ -118,7 +118,7 @@ pub(super) fn run(workspace: &Workspace, args: &CiArgs) -> Result<()> {
         eprintln!("failed: {failure}");
     }
     println!("ci: {} passed, {} failed", count.passed, count.failed);
-    if count.failed == 0 { Ok(()) } else { Err(SilentExit(1).into()) }
+    if count.failed == 0 { Ok(()) } else { Err(Failure::reported(1).into()) }
 }
 
 impl Count {

@@ -11,7 +11,7 @@ use xshell::Shell;
 
 use xtask_core::build;
 use xtask_core::cli::{BuildArgs, InspectArgs, Verbosity};
-use xtask_core::error::{SilentExit, Usage};
+use xtask_core::error::Failure;
 use xtask_core::format::round;
 use xtask_core::inspect_target::{DeviceRoot, Inspection};
 use xtask_core::workspace::Workspace;
@@ -23,8 +23,8 @@ pub(super) fn run(args: &InspectArgs, verbosity: Verbosity) -> Result<()> {
         Some(path) => path.clone(),
         None => agent(args, &inspection)?,
     };
-    let bytes =
-        std::fs::read(&path).map_err(|error| Usage(format!("inspect {}: {error}", path.display())))?;
+    let bytes = std::fs::read(&path)
+        .map_err(|error| Failure::usage(format!("inspect {}: {error}", path.display())))?;
     let started = Instant::now();
     let report = inspection.look_at(&bytes);
     let seconds = started.elapsed().as_secs_f64();
@@ -37,13 +37,14 @@ pub(super) fn run(args: &InspectArgs, verbosity: Verbosity) -> Result<()> {
         }
     }
     print(&path, &inspection, &report, verbosity);
-    if report.is_sound() { Ok(()) } else { Err(SilentExit(1).into()) }
+    if report.is_sound() { Ok(()) } else { Err(Failure::reported(1).into()) }
 }
 
 /// The agent, built where that is not done yet.
 fn agent(args: &InspectArgs, inspection: &Inspection) -> Result<PathBuf> {
     let workspace = Workspace::find()?;
-    build::profile::check(workspace.root(), &args.profile).map_err(|error| Usage(format!("{error:#}")))?;
+    build::profile::check(workspace.root(), &args.profile)
+        .map_err(|error| Failure::usage(format!("{error:#}")))?;
     let build = BuildArgs { arch: inspection.arch, profile: args.profile.clone() };
     let shell = Shell::new().context("start a shell of commands")?;
     Ok(build::build(&shell, &workspace, &build)?.path)

@@ -15,7 +15,7 @@ use clap::ValueEnum as _;
 
 use xtask_core::cache::Cache;
 use xtask_core::cli::{Cli, Command, FixArgs, MachineArgs, Shell, SmokeArgs, Verbosity, VmCommand};
-use xtask_core::error::{Unavailable, Usage};
+use xtask_core::error::Failure;
 use xtask_core::fs::make_private_dir;
 use xtask_core::image::choice::Choice;
 use xtask_core::plan::Plan;
@@ -98,18 +98,18 @@ fn prepare_smoke(workspace: &Workspace, args: &SmokeArgs, verbosity: Verbosity) 
 fn check_smoke(workspace: &Workspace, args: &SmokeArgs) -> Result<()> {
     Choice::from_args(&args.machine.image, args.build.arch)?;
     xtask_core::build::profile::check(workspace.root(), &args.build.profile)
-        .map_err(|error| Usage(format!("{error:#}")))?;
+        .map_err(|error| Failure::usage(format!("{error:#}")))?;
     if let Some(path) = &args.agent
         && !path.is_file()
     {
-        return Err(Usage(format!("--agent {}: no such file", path.display())).into());
+        return Err(Failure::usage(format!("--agent {}: no such file", path.display())).into());
     }
     if let Some(path) = &args.report {
         let made = make_private_dir(path).and_then(|()| {
             Ok(rustix::fs::access(path, rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK)?)
         });
         made.map_err(|error| {
-            Usage(format!("--report {}: cannot write to the directory: {error:#}", path.display()))
+            Failure::usage(format!("--report {}: cannot write to the directory: {error:#}", path.display()))
         })?;
     }
     Ok(())
@@ -135,11 +135,10 @@ fn build_xtask_vm(workspace: &Workspace, verbosity: Verbosity) -> Result<()> {
     }
     let status = xtask_vm(workspace, "build").status().context("run cargo for xtask-vm")?;
     if !status.success() {
-        return Err(Unavailable {
-            error: format!("build xtask-vm: cargo {status}; see its messages above"),
-            hint: "run cargo xtask preflight --fix; errors in this workspace's own code are shown above too"
-                .to_owned(),
-        }
+        return Err(Failure::host(
+            format!("build xtask-vm: cargo {status}; see its messages above"),
+            "run cargo xtask preflight --fix; errors in this workspace's own code are shown above too",
+        )
         .into());
     }
     Ok(())

@@ -7,7 +7,7 @@ use xtask_core::host::facts::Facts;
 use xtask_core::plan;
 use xtask_core::preflight::show::{architectures, present};
 use xtask_core::preflight::{Preflight, PreflightRequest, fix};
-use xtask_core::report::{Failure, Phase, PhaseReport, PhaseStatus, Report};
+use xtask_core::report::{FailureReport, Phase, PhaseReport, PhaseStatus, Report};
 use xtask_core::workspace::Workspace;
 
 pub(super) fn run(workspace: &Workspace, args: &PreflightArgs, verbosity: Verbosity) -> Result<()> {
@@ -57,7 +57,7 @@ pub(super) fn report(args: &SmokeArgs, error: &anyhow::Error) {
         detail: error.to_string(),
     });
     let verdict = error::verdict(error);
-    report.failure = Some(Failure::new(Phase::Preflight, error, Vec::new()));
+    report.failure = Some(FailureReport::new(Phase::Preflight, error, Vec::new()));
     report.conclude(verdict, 0.0);
     if let Err(error) = report.write(directory) {
         eprintln!("warning: {error:#}");

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 
 use xtask_core::cache::Cache;
 use xtask_core::cli::SoakArgs;
-use xtask_core::error::{SilentExit, Unavailable};
+use xtask_core::error::Failure;
 use xtask_core::format::human_seconds;
 use xtask_core::fs::directories;
 use xtask_core::processes::processes_naming;
@@ -56,14 +56,14 @@ pub(super) fn run(workspace: &Workspace, args: &SoakArgs) -> Result<()> {
         println!("soak {kind}: {passed} passed, {} failed", failures.len());
         failed += failures.len();
     }
-    if failed == 0 { Ok(()) } else { Err(SilentExit(1).into()) }
+    if failed == 0 { Ok(()) } else { Err(Failure::reported(1).into()) }
 }
 
 /// A soak deletes snapshots and counts what is left.
 fn alone() -> Result<()> {
     let unavailable = |error: String, hint: &str| -> anyhow::Error {
         let hint = format!("{hint}; or use another IOT_XTASK_CACHE");
-        Unavailable { error, hint }.into()
+        Failure::host(error, hint).into()
     };
     let kept = instance::all(&Cache::from_env()?).len();
     if kept > 0 {

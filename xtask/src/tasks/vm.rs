@@ -8,7 +8,7 @@ use serde_json::json;
 
 use xtask_core::cache::Cache;
 use xtask_core::cli::VmCommand;
-use xtask_core::error::Usage;
+use xtask_core::error::Failure;
 use xtask_core::host::tools;
 use xtask_core::processes::{end_processes, owned};
 use xtask_core::runs;
@@ -29,7 +29,7 @@ pub(super) fn run(command: &VmCommand) -> Result<()> {
             {
                 let rest = rest.strip_prefix(&["--".to_owned()]).unwrap_or(rest).join(" ");
                 let error = format!("vm exec: name the machine by a flag: --machine {first} -- {rest}");
-                return Err(Usage(error).into());
+                return Err(Failure::usage(error).into());
             }
             let instance = instance::find(&cache, machine.as_deref())?;
             enter(&instance, &["-T"], command)

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::tools;
 use crate::arch::{Accelerator, MachineProfile};
-use crate::error::Usage;
+use crate::error::Failure;
 
 /// A full-system emulator.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -87,15 +87,15 @@ impl Emulator {
     /// Refuses a CPU model that this emulator does not have.
     ///
     /// # Errors
-    /// [`Usage`], with the models there are.
+    /// A usage error, with the models there are.
     pub fn check_cpu(
         &self,
         profile: &MachineProfile,
         accelerator: Accelerator,
         requested: &str,
-    ) -> Result<(), Usage> {
+    ) -> Result<(), Failure> {
         if accelerator == Accelerator::Tcg && requested == "host" {
-            return Err(Usage("--cpu host: it needs KVM; leave out --cpu, or name a model".into()));
+            return Err(Failure::usage("--cpu host: it needs KVM; leave out --cpu, or name a model"));
         }
         if self.has_model(profile, requested) {
             return Ok(());
@@ -103,7 +103,7 @@ impl Emulator {
         let aliases = profile.cpu_aliases.iter().map(|(alias, _)| *alias);
         let known: Vec<_> = aliases.chain(self.cpu_models.iter().map(String::as_str)).collect();
         let program = self.path.display();
-        Err(Usage(format!(
+        Err(Failure::usage(format!(
             "--cpu {requested}: {program} has no such CPU model; it has: {}",
             known.join(", ")
         )))
@@ -130,7 +130,7 @@ mod tests {
         assert_eq!(emulator.max_properties, ["pauth", "sve"]);
         let profile = VmArchitecture::Aarch64.profile();
         assert!(emulator.has_model(profile, "pi5") && !emulator.has_model(profile, "pi4"));
-        let refused = emulator.check_cpu(profile, Accelerator::Tcg, "cortex-a99").unwrap_err().0;
+        let refused = emulator.check_cpu(profile, Accelerator::Tcg, "cortex-a99").unwrap_err().to_string();
         assert!(refused.contains("/q has no such CPU model; it has: pi5, pi4, cortex-a76, max"), "{refused}");
         assert!(emulator.check_cpu(profile, Accelerator::Tcg, "host").is_err());
         assert!(emulator.check_cpu(profile, Accelerator::Kvm, "host").is_ok());

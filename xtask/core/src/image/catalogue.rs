@@ -5,7 +5,7 @@ use serde::Deserialize;
 use super::{DownloadSource, ExpectedImage, Format, Image, Layout, Recipe, Source};
 use crate::arch::VmArchitecture;
 use crate::digest::Digest;
-use crate::error::Usage;
+use crate::error::Failure;
 use crate::os_release::OsReleaseReport;
 
 /// The catalogue as it was when this was built.
@@ -96,12 +96,12 @@ impl Catalogue {
     /// The image `name` for `arch`.
     ///
     /// # Errors
-    /// [`Usage`], with the names that there are.
-    pub fn find(&self, name: &str, arch: VmArchitecture) -> Result<Image, Usage> {
+    /// A usage error, with the names that there are.
+    pub fn find(&self, name: &str, arch: VmArchitecture) -> Result<Image, Failure> {
         let entry = self.entries.iter().find(|entry| entry.name == name);
         entry.map(|entry| entry.image(arch)).ok_or_else(|| {
             let names: Vec<_> = self.names().collect();
-            Usage(format!("--image {name}: no such image; there are: {}", names.join(", ")))
+            Failure::usage(format!("--image {name}: no such image; there are: {}", names.join(", ")))
         })
     }
 }

@@ -6,7 +6,7 @@ use super::catalogue::Catalogue;
 use super::{DownloadSource, Format, Image, LocalFile, Source, shown};
 use crate::arch::VmArchitecture;
 use crate::cli::ImageArgs;
-use crate::error::Usage;
+use crate::error::Failure;
 
 /// An image that somebody brought is entered as this user, which cloud-init makes.
 const OWN_LOGIN_USER: &str = "tester";
@@ -24,13 +24,13 @@ impl Choice {
     /// From the command line.
     ///
     /// # Errors
-    /// [`Usage`] for a name that does not exist, a file that is not there, and an image without a digest that nobody
+    /// A usage error for a name that does not exist, a file that is not there, and an image without a digest that nobody
     /// called unverified.
-    pub fn from_args(args: &ImageArgs, arch: VmArchitecture) -> Result<Self, Usage> {
+    pub fn from_args(args: &ImageArgs, arch: VmArchitecture) -> Result<Self, Failure> {
         let catalogue = Catalogue::built_in();
         let Some(wanted) = &args.image else {
             if args.image_digest.is_some() || args.unverified {
-                return Err(Usage(
+                return Err(Failure::usage(
                     "--image-digest and --unverified need --image FILE or --image URL".to_owned(),
                 ));
             }
@@ -42,7 +42,7 @@ impl Choice {
             Some(source) => own_image(wanted, source, arch),
             None => {
                 if args.image_digest.is_some() || args.unverified {
-                    return Err(Usage(format!(
+                    return Err(Failure::usage(format!(
                         "--image {wanted}: the catalogue pins its digest; --image-digest and --unverified are about a \
                          file or an address (for a file in this directory write ./{wanted})"
                     )));
@@ -55,7 +55,7 @@ impl Choice {
 }
 
 /// A file or an address; `None` for a name.
-fn own_source(wanted: &str, args: &ImageArgs) -> Result<Option<Source>, Usage> {
+fn own_source(wanted: &str, args: &ImageArgs) -> Result<Option<Source>, Failure> {
     let is_address = wanted.contains("://");
     if !is_address && !wanted.contains('/') {
         return Ok(None);
@@ -64,12 +64,12 @@ fn own_source(wanted: &str, args: &ImageArgs) -> Result<Option<Source>, Usage> {
     let digest = args.image_digest.clone();
     match (&digest, args.unverified) {
         (None, false) => {
-            return Err(Usage(format!(
+            return Err(Failure::usage(format!(
                 "--image {wanted_shown}: give its digest with --image-digest sha256:…, or accept any content with --unverified"
             )));
         }
         (Some(_), true) => {
-            return Err(Usage("--image-digest and --unverified exclude each other".to_owned()));
+            return Err(Failure::usage("--image-digest and --unverified exclude each other".to_owned()));
         }
         _ => {}
     }
@@ -78,23 +78,24 @@ fn own_source(wanted: &str, args: &ImageArgs) -> Result<Option<Source>, Usage> {
         match (scheme, &digest) {
             ("https", _) | ("http", Some(_)) => {}
             ("http", None) => {
-                return Err(Usage(format!(
+                return Err(Failure::usage(format!(
                     "--image {wanted_shown}: plain http does not protect it against changes: give its digest, or an \
                      https address"
                 )));
             }
             _ => {
-                return Err(Usage(format!(
+                return Err(Failure::usage(format!(
                     "--image {wanted_shown}: an address begins with https:// or http://"
                 )));
             }
         }
         return Ok(Some(Source::Download(DownloadSource { url: wanted.to_owned(), digest, bytes: None })));
     }
-    let path =
-        Path::new(wanted).canonicalize().map_err(|error| Usage(format!("--image {wanted}: {error}")))?;
+    let path = Path::new(wanted)
+        .canonicalize()
+        .map_err(|error| Failure::usage(format!("--image {wanted}: {error}")))?;
     if !path.is_file() {
-        return Err(Usage(format!("--image {wanted}: not a file")));
+        return Err(Failure::usage(format!("--image {wanted}: not a file")));
     }
     Ok(Some(Source::File(LocalFile { path, digest })))
 }
@@ -115,7 +116,7 @@ mod tests {
 
     const ARM: VmArchitecture = VmArchitecture::Aarch64;
 
-    fn choose(words: &[&str]) -> Result<Choice, Usage> {
+    fn choose(words: &[&str]) -> Result<Choice, Failure> {
         let line = ["xtask", "smoke"].iter().chain(words);
         let crate::cli::Command::Smoke(args) = crate::cli::Cli::parse_from(line).command else {
             panic!("smoke")
@@ -153,7 +154,7 @@ mod tests {
         let file = directory.path().join("d.qcow2");
         std::fs::write(&file, "").unwrap();
         let file = file.to_str().unwrap();
-        assert!(choose(&["--image", file]).unwrap_err().0.contains("--unverified"));
+        assert!(choose(&["--image", file]).unwrap_err().to_string().contains("--unverified"));
         assert!(!choose(&["--image", file, "--unverified"]).unwrap().image.is_verified());
         let own = choose(&["--image", file, "--image-digest", &digest]).unwrap().image;
         assert!(own.is_verified() && own.name == "d.qcow2" && own.expected.is_none());
@@ -168,7 +169,7 @@ mod tests {
             (&["--unverified"], "--image FILE"),
         ];
         for (words, message) in table {
-            let error = choose(words).unwrap_err().0;
+            let error = choose(words).unwrap_err().to_string();
             assert!(error.contains(message), "{words:?}: {error}");
         }
     }
@@ -182,7 +183,7 @@ mod tests {
         ] {
             assert_eq!(shown(wanted), message);
         }
-        let error = choose(&["--image", "https://u:secret@host/x"]).unwrap_err().0;
+        let error = choose(&["--image", "https://u:secret@host/x"]).unwrap_err().to_string();
         assert!(!error.contains("secret"), "{error}");
         let digest = format!("sha256:{}", "0".repeat(64));
         let image =

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use super::findings::{Finding, Remedy};
 use super::{Preflight, PreflightRequest};
 use crate::cli::FixArgs;
-use crate::error::{Interrupted, Unavailable};
+use crate::error::Failure;
 use crate::host::facts::Facts;
 use crate::host::tools;
 use crate::workspace::Workspace;
@@ -126,16 +126,13 @@ fn root_was_not_needed(preflight: &Preflight) -> Result<()> {
         return Ok(());
     }
     let missing: Vec<_> = preflight.blocking().map(|finding| finding.sentence.as_str()).collect();
-    Err(Unavailable {
-        error: format!(
+    Err(Failure::host(
+        format!(
             "making this machine ready needs root, but neither sudo nor doas is installed: {}",
             missing.join("; ")
         ),
-        hint: format!(
-            "run as root: {}; then, as yourself: cargo xtask preflight --fix",
-            commands.join(" && ")
-        ),
-    }
+        format!("run as root: {}; then, as yourself: cargo xtask preflight --fix", commands.join(" && ")),
+    )
     .into())
 }
 
@@ -195,7 +192,7 @@ fn ask() -> Result<()> {
     // The end of the input is no consent.
     match answer.trim().to_lowercase().as_str() {
         "" | "y" | "yes" if read > 0 => Ok(()),
-        _ => Err(Interrupted.into()),
+        _ => Err(Failure::interrupted().into()),
     }
 }
 
@@ -203,7 +200,7 @@ fn ask() -> Result<()> {
 fn run_or_unavailable(command: &[String]) -> Result<()> {
     run(command).map_err(|error| {
         let hint = format!("run it by hand to see why: {}", command.join(" "));
-        Unavailable { error: format!("{error:#}"), hint }.into()
+        Failure::host(format!("{error:#}"), hint).into()
     })
 }
 

@@ -11,7 +11,7 @@ use std::thread;
 
 use crate::arch::VmArchitecture;
 use crate::cli::MachineArgs;
-use crate::error::Usage;
+use crate::error::Failure;
 use crate::host::facts::{Facts, Guest};
 use crate::host::local::LocalHost;
 use crate::image::choice::Choice;
@@ -42,12 +42,12 @@ impl Preflight {
     /// Gathers and judges; about a quarter of a second.
     ///
     /// # Errors
-    /// [`Usage`] where the image that was asked for cannot be one.
-    pub fn check(workspace: &Workspace, asked: &PreflightRequest<'_>) -> Result<Self, Usage> {
+    /// A usage error where the image that was asked for cannot be one.
+    pub fn check(workspace: &Workspace, asked: &PreflightRequest<'_>) -> Result<Self, Failure> {
         let guests = asked.architectures.iter().map(|arch| {
             Ok((*arch, Guest::new(asked.machine, &Choice::from_args(&asked.machine.image, *arch)?)))
         });
-        let guests: Vec<_> = guests.collect::<Result<_, Usage>>()?;
+        let guests: Vec<_> = guests.collect::<Result<_, Failure>>()?;
         let host = LocalHost::gather();
         let facts = thread::scope(|scope| {
             let gather = |(arch, guest)| {

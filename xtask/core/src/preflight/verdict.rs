@@ -3,13 +3,13 @@
 use anyhow::Result;
 
 use super::{Preflight, findings, fix};
-use crate::error::Unavailable;
+use crate::error::Failure;
 
 impl Preflight {
     /// Nothing where this machine can do it.
     ///
     /// # Errors
-    /// [`Unavailable`], with every blocking finding named and the command that fixes what can be fixed.
+    /// A failure of the host, with every blocking finding named and the command that fixes what can be fixed.
     pub fn verdict(&self) -> Result<()> {
         let blocking: Vec<_> = self.blocking().collect();
         if blocking.is_empty() {
@@ -24,13 +24,9 @@ impl Preflight {
             [one] => format!(" --arch {one}"),
             _ => String::new(),
         };
-        Err(Unavailable {
-            error: format!(
-                "{subject} is not ready for {}: {}",
-                architectures.join(" and "),
-                sentences.join("; ")
-            ),
-            hint: if by_hand.len() == blocking.len() {
+        Err(Failure::host(
+            format!("{subject} is not ready for {}: {}", architectures.join(" and "), sentences.join("; ")),
+            if by_hand.len() == blocking.len() {
                 by_hand.join("; ")
             } else if fix::plan(self).is_empty() {
                 "--fix knows no package for it on this distribution: install it by hand".to_owned()
@@ -39,7 +35,7 @@ impl Preflight {
             } else {
                 format!("cargo xtask preflight{arch} --fix")
             },
-        }
+        )
         .into())
     }
 }

@@ -10,8 +10,8 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 pub use schema::{
-    AgentReport, Evidence, Failure, FirmwareReport, FootprintEvidence, GuestReport, HostReport, ImageReport,
-    Phase, PhaseReport, PhaseStatus, SnapshotReport, StatusEvidence, WorkloadEvidence,
+    AgentReport, Evidence, FailureReport, FirmwareReport, FootprintEvidence, GuestReport, HostReport,
+    ImageReport, Phase, PhaseReport, PhaseStatus, SnapshotReport, StatusEvidence, WorkloadEvidence,
 };
 
 use crate::arch::VmArchitecture;
@@ -45,7 +45,7 @@ pub struct Report {
     pub agent: Option<AgentReport>,
     pub phases: Vec<PhaseReport>,
     pub evidence: Evidence,
-    pub failure: Option<Failure>,
+    pub failure: Option<FailureReport>,
 }
 
 impl Report {
@@ -146,7 +146,7 @@ impl Report {
     }
 }
 
-impl Failure {
+impl FailureReport {
     /// Splits an error chain into what was attempted and its causes, told once each.
     pub fn new(phase: Phase, error: &anyhow::Error, console_tail: Vec<String>) -> Self {
         Self {
@@ -192,9 +192,9 @@ mod tests {
         phase(Phase::Preflight, PhaseStatus::Passed);
         phase(Phase::Build, PhaseStatus::Failed);
         phase(Phase::Teardown, PhaseStatus::Passed);
-        let error = anyhow::Error::new(crate::error::Diagnosis::new("no such file", "build it"))
+        let error = anyhow::Error::new(crate::error::Failure::guest("no such file", "build it"))
             .context("read the agent");
-        report.failure = Some(Failure::new(Phase::Build, &error, vec![]));
+        report.failure = Some(FailureReport::new(Phase::Build, &error, vec![]));
         report.conclude(Verdict::Failed, 2.0);
 
         let read: Report = serde_json::from_str(&report.to_json()).unwrap();

@@ -228,7 +228,7 @@ pub struct StatusEvidence {
 /// Why it was not verified.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "the fields are the interface that README.md documents")]
-pub struct Failure {
+pub struct FailureReport {
     pub phase: Phase,
     pub error: String,
     pub causes: Vec<String>,

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::{KEPT, RunDir};
 use crate::arch::VmArchitecture;
 use crate::cache::Cache;
-use crate::error::{Unavailable, Usage};
+use crate::error::Failure;
 use crate::fs::{directories, lock, remove_tree, try_lock, write_atomically};
 use crate::limits;
 use crate::processes::{end_processes, owned};
@@ -68,15 +68,15 @@ impl Instance {
     /// ssh's arguments that lead into it.
     ///
     /// # Errors
-    /// [`Unavailable`] where it does not run.
+    /// A failure of the host where it does not run.
     pub fn ssh(&self) -> Result<Vec<OsString>> {
         let name = &self.machine.name;
         match self.machine.ssh_port.filter(|_| self.is_running()) {
             Some(port) => Ok(ssh_arguments(&self.work(), &self.machine.login_user, port)),
-            None => Err(Unavailable {
-                error: format!("enter {name}: the machine is off"),
-                hint: format!("cargo xtask vm start {name}"),
-            }
+            None => Err(Failure::host(
+                format!("enter {name}: the machine is off"),
+                format!("cargo xtask vm start {name}"),
+            )
             .into()),
         }
     }
@@ -84,16 +84,16 @@ impl Instance {
     /// Nobody else starts, stops or removes it while the lock is held.
     ///
     /// # Errors
-    /// [`Unavailable`] where another command has it.
+    /// A failure of the host where another command has it.
     pub fn lock(&self) -> Result<File> {
         try_lock(&self.directory.join("lock"))?.ok_or_else(|| {
-            Unavailable {
-                error: format!(
+            Failure::host(
+                format!(
                     "{}: another command is using it, or the run that made it has not ended",
                     self.machine.name
                 ),
-                hint: "wait until it ends".to_owned(),
-            }
+                "wait until it ends",
+            )
             .into()
         })
     }
@@ -157,33 +157,33 @@ pub fn all(cache: &Cache) -> Vec<Instance> {
 /// The one with this name or of this run; without a name the only one there is.
 ///
 /// # Errors
-/// [`Usage`], with the names that there are.
-pub fn find(cache: &Cache, name: Option<&str>) -> Result<Instance, Usage> {
+/// A usage error, with the names that there are.
+pub fn find(cache: &Cache, name: Option<&str>) -> Result<Instance, Failure> {
     let mut instance = all(cache);
     let names: Vec<_> = instance.iter().map(|instance| instance.machine.name.clone()).collect();
     let there =
         if names.is_empty() { "none; make one with cargo xtask vm up".to_owned() } else { names.join(", ") };
     match name {
         None if instance.len() == 1 => Ok(instance.remove(0)),
-        None => Err(Usage(format!("which machine? there are: {there}"))),
+        None => Err(Failure::usage(format!("which machine? there are: {there}"))),
         Some(name) => instance
             .into_iter()
             .find(|instance| instance.machine.name == name || instance.machine.id == name)
-            .ok_or_else(|| Usage(format!("{name}: no such machine; there are: {there}"))),
+            .ok_or_else(|| Failure::usage(format!("{name}: no such machine; there are: {there}"))),
     }
 }
 
 /// An error where another machine has this name already.
 ///
 /// # Errors
-/// [`Unavailable`], with what to do.
-pub fn check_name(cache: &Cache, name: &str) -> Result<(), Unavailable> {
+/// A failure of the host, with what to do.
+pub fn check_name(cache: &Cache, name: &str) -> Result<(), Failure> {
     match all(cache).iter().find(|instance| instance.machine.name == name || instance.machine.id == name) {
         None => Ok(()),
-        Some(_) => Err(Unavailable {
-            error: format!("keep a machine as {name}: a machine of this name exists"),
-            hint: format!("remove it with cargo xtask vm rm {name}, or choose another name"),
-        }),
+        Some(_) => Err(Failure::host(
+            format!("keep a machine as {name}: a machine of this name exists"),
+            format!("remove it with cargo xtask vm rm {name}, or choose another name"),
+        )),
     }
 }
 
@@ -260,14 +260,16 @@ mod tests {
     fn a_machine_is_found_by_its_name_by_its_run_and_alone() {
         let directory = tempfile::tempdir().unwrap();
         let cache = Cache::at(directory.path());
-        assert!(find(&cache, None).unwrap_err().0.contains("vm up"));
+        assert!(find(&cache, None).unwrap_err().to_string().contains("vm up"));
         instance(&cache, "1124-100000-0001", "dev");
         assert_eq!(find(&cache, None).unwrap().machine.id, "1124-100000-0001");
         instance(&cache, "1124-100000-0002", "1124-100000-0002");
-        assert!(find(&cache, None).unwrap_err().0.contains("1124-100000-0002, dev"));
+        assert!(find(&cache, None).unwrap_err().to_string().contains("1124-100000-0002, dev"));
         assert_eq!(find(&cache, Some("dev")).unwrap().machine.id, "1124-100000-0001");
         assert_eq!(find(&cache, Some("1124-100000-0001")).unwrap().machine.name, "dev");
-        assert!(find(&cache, Some("other")).unwrap_err().0.contains("there are: 1124-100000-0002, dev"));
+        assert!(
+            find(&cache, Some("other")).unwrap_err().to_string().contains("there are: 1124-100000-0002, dev")
+        );
     }
 
     #[test]

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use reqwest::Url;
 use serde::{Deserialize, Serialize};
 use xtask_core::arch::VmArchitecture;
-use xtask_core::error::Usage;
+use xtask_core::error::Failure;
 
 use super::index::{Date, Pattern};
 use super::remote::shown;
@@ -82,12 +82,12 @@ struct FileTable {
 
 impl CatalogueText {
     /// # Errors
-    /// [`Usage`] where there is no such file.
+    /// A usage error where there is no such file.
     pub(super) fn load(path: &Path) -> Result<Self> {
         // What is renamed later is the file, not a link to it.
         let path = path
             .canonicalize()
-            .map_err(|error| Usage(format!("read the catalogue {}: {error}", path.display())))?;
+            .map_err(|error| Failure::usage(format!("read the catalogue {}: {error}", path.display())))?;
         let text = std::fs::read_to_string(&path)
             .with_context(|| format!("read the catalogue {}", path.display()))?;
         Ok(Self { path, text })
@@ -104,7 +104,7 @@ impl CatalogueText {
     /// The entry called `name`.
     ///
     /// # Errors
-    /// [`Usage`] where there is none, with the names that there are, and where it is not downloaded.
+    /// A usage error where there is none, with the names that there are, and where it is not downloaded.
     pub(super) fn entry(&self, name: &str) -> Result<BumpEntry> {
         let images: Images = toml::from_str(&self.text)
             .with_context(|| format!("parse the catalogue {}", self.path.display()))?;
@@ -112,11 +112,14 @@ impl CatalogueText {
         known.dedup();
         let names = known.join(", ");
         let mut named = images.image.into_iter().filter(|image| image.name == name);
-        let image =
-            named.next().ok_or_else(|| Usage(format!("{name}: no such image; there are: {names}")))?;
+        let image = named
+            .next()
+            .ok_or_else(|| Failure::usage(format!("{name}: no such image; there are: {names}")))?;
         ensure!(named.next().is_none(), "{} has two entries called {name}", self.path.display());
         let download = image.download.ok_or_else(|| {
-            Usage(format!("{name} is built from packages on this host: it has no pinned download to bump"))
+            Failure::usage(format!(
+                "{name} is built from packages on this host: it has no pinned download to bump"
+            ))
         })?;
         let beside = self.path.parent().unwrap_or(Path::new("/"));
         entry(name, download, beside)

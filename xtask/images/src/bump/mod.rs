@@ -18,7 +18,7 @@ use anyhow::{Context, Result};
 use reqwest::Url;
 use serde::Serialize;
 use xtask_core::cli::{BumpArgs, Verbosity};
-use xtask_core::error::{Diagnosis, Usage, host_fault};
+use xtask_core::error::{Failure, host_fault};
 use xtask_core::workspace::Workspace;
 
 use self::catalogue::{BumpEntry, CatalogueText, Pin};
@@ -97,11 +97,11 @@ impl<'a> Trust<'a> {
         };
         if args.unsigned {
             let error = format!("--unsigned: leave it out, the publisher of {name} signs {}", entry.sums);
-            return Err(Usage(error).into());
+            return Err(Failure::usage(error).into());
         }
         let keyring = args.keyring.as_deref().or(entry.keyring.as_deref());
         let keyring = keyring.ok_or_else(|| {
-            Usage(format!("{name} names no keyring to verify {signature} with: pass --keyring FILE"))
+            Failure::usage(format!("{name} names no keyring to verify {signature} with: pass --keyring FILE"))
         })?;
         Ok(Self::Signed(signature, Verifier::find(keyring)?))
     }
@@ -109,14 +109,14 @@ impl<'a> Trust<'a> {
     fn unsigned(entry: &BumpEntry, agreed: bool) -> Result<Self> {
         let (name, sums) = (&entry.name, &entry.sums);
         if !agreed {
-            return Err(Usage(format!(
+            return Err(Failure::usage(format!(
                 "{name}: its publisher does not sign, so only the TLS connection protects {sums}; \
                  if that is sufficient, run again with --unsigned"
             ))
             .into());
         }
         if entry.index.scheme() != "https" && !is_loopback(&entry.index) {
-            return Err(Usage(format!(
+            return Err(Failure::usage(format!(
                 "--unsigned: {} is not https, so {sums} could have been changed on the way",
                 shown(entry.index.as_str())
             ))
@@ -179,7 +179,7 @@ impl Bump<'_> {
         let Some((pin, from)) = self.entry.pins.iter().find(|(_, from)| from > date) else {
             return Ok(());
         };
-        Err(Diagnosis::new(
+        Err(Failure::guest(
             format!(
                 "{}: {date}, the newest release in {}, is older than {from}, which is pinned for {}; nothing is changed",
                 self.entry.name,
@@ -194,7 +194,7 @@ impl Bump<'_> {
     fn signer(&self, date: &Date, name: &str, content: &[u8], verifier: &Verifier) -> Result<Signer> {
         let url = self.entry.url(date, name);
         let signature = self.fetch(&url, MOST_SIGNATURE).with_context(|| {
-            Diagnosis::new(
+            Failure::guest(
                 format!("fetch the signature of {} {date}; the catalogue is left as it is", self.entry.name),
                 "the catalogue says that this publisher signs, so the signature is required",
             )

@@ -6,7 +6,7 @@ use std::error::Error as _;
 use anyhow::{Context, Result, bail};
 use reqwest::{Client, Method, Response, StatusCode, Url};
 use tokio::runtime::Runtime;
-use xtask_core::error::Unavailable;
+use xtask_core::error::Failure;
 use xtask_core::limits;
 
 use crate::fetch::client;
@@ -31,16 +31,16 @@ pub(super) struct Http<'a> {
 
 impl<'a> Http<'a> {
     /// # Errors
-    /// [`Unavailable`] where this host trusts no certificate authority.
+    /// A failure of the host where this host trusts no certificate authority.
     pub(super) fn new(interrupt: &'a Interrupt) -> Result<Self> {
         let client = client::builder()
             .connect_timeout(limits::PUBLISHER_CONNECT)
             .timeout(limits::PUBLISHER_ANSWER)
             .build()
-            .context(Unavailable {
-                error: "make a client for HTTPS".to_owned(),
-                hint: "install the package ca-certificates; check HTTPS_PROXY".to_owned(),
-            })?;
+            .context(Failure::host(
+                "make a client for HTTPS",
+                "install the package ca-certificates; check HTTPS_PROXY",
+            ))?;
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -68,10 +68,10 @@ impl<'a> Http<'a> {
         let response = sent.map_err(|error| unreachable(url, error))?;
         let status = response.status();
         if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS {
-            return Err(Unavailable {
-                error: format!("fetch {}: the host answers {status}", shown(url)),
-                hint: "try again later".to_owned(),
-            }
+            return Err(Failure::host(
+                format!("fetch {}: the host answers {status}", shown(url)),
+                "try again later",
+            )
             .into());
         }
         Ok(response)
@@ -126,11 +126,10 @@ fn unreachable(url: &str, error: reqwest::Error) -> anyhow::Error {
         let why = error.source().map_or_else(|| error.to_string(), ToString::to_string);
         return anyhow::anyhow!("fetch {}: {why}", shown(url));
     }
-    anyhow::Error::new(error).context(Unavailable {
-        error: format!("fetch {}: the host cannot be reached or stopped answering", shown(url)),
-        hint: "check this machine's network; behind a proxy, set HTTPS_PROXY; otherwise try again later"
-            .to_owned(),
-    })
+    anyhow::Error::new(error).context(Failure::host(
+        format!("fetch {}: the host cannot be reached or stopped answering", shown(url)),
+        "check this machine's network; behind a proxy, set HTTPS_PROXY; otherwise try again later",
+    ))
 }
 
 /// A text without the credentials of the addresses in it.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
 use xtask_core::arch::VmArchitecture;
-use xtask_core::error::{Diagnosis, Unavailable};
+use xtask_core::error::Failure;
 use xtask_core::host::packages::{Need, PackageManager};
 use xtask_core::host::tools;
 use xtask_core::limits;
@@ -43,28 +43,29 @@ pub(super) struct Verifier {
 
 impl Verifier {
     /// # Errors
-    /// [`Unavailable`] where gpgv or the keyring is missing.
+    /// A failure of the host where gpgv or the keyring is missing.
     pub(super) fn find(keyring: &Path) -> Result<Self> {
         // gpgv looks for a name without a slash in its own home.
         let keyring = std::path::absolute(keyring)
             .with_context(|| format!("make the keyring's path {} absolute", keyring.display()))?;
-        let content = std::fs::read(&keyring).map_err(|error| Unavailable {
-            error: format!("read the keyring {}: {error}", keyring.display()),
-            hint: keyring_hint(&keyring).to_owned(),
+        let content = std::fs::read(&keyring).map_err(|error| {
+            Failure::host(
+                format!("read the keyring {}: {error}", keyring.display()),
+                keyring_hint(&keyring).to_owned(),
+            )
         })?;
         if content.starts_with(b"-----BEGIN") {
-            return Err(Unavailable {
-                error: format!(
+            return Err(Failure::host(
+                format!(
                     "the keyring {} is armoured text, but gpgv reads only binary keyrings",
                     keyring.display()
                 ),
-                hint: format!("run gpg --dearmor {}, and pass the result by --keyring", keyring.display()),
-            }
+                format!("run gpg --dearmor {}, and pass the result by --keyring", keyring.display()),
+            )
             .into());
         }
-        let gpgv = tools::find("gpgv").ok_or_else(|| Unavailable {
-            error: "find gpgv on PATH: it verifies the publisher's signature".to_owned(),
-            hint: gpgv_hint(),
+        let gpgv = tools::find("gpgv").ok_or_else(|| {
+            Failure::host("find gpgv on PATH: it verifies the publisher's signature", gpgv_hint())
         })?;
         Ok(Self { gpgv, keyring })
     }
@@ -88,8 +89,8 @@ impl Verifier {
         output.and_then(|status| parse_status(&status)).with_context(|| self.refusal())
     }
 
-    fn refusal(&self) -> Diagnosis {
-        Diagnosis::new(
+    fn refusal(&self) -> Failure {
+        Failure::guest(
             format!(
                 "the digests are not signed by a key of {}; the catalogue is left as it is",
                 self.keyring.display()

@@ -1,7 +1,7 @@
 //! Where a download comes from: what may be asked for, and how it is shown: a URL may hold a password or a token.
 
 use reqwest::Url;
-use xtask_core::error::Usage;
+use xtask_core::error::Failure;
 
 /// An address that may be asked for.
 #[derive(Debug, Clone)]
@@ -9,19 +9,19 @@ pub(super) struct Address(Url);
 
 impl Address {
     /// http is for what a digest proves.
-    pub(super) fn parse(text: &str, has_digest: bool) -> Result<Self, Usage> {
+    pub(super) fn parse(text: &str, has_digest: bool) -> Result<Self, Failure> {
         let url = Url::parse(text).map_err(|error| {
             // The text may be anything, a password too.
-            Usage(format!("cannot parse the URL: {error}; write https://host/path"))
+            Failure::usage(format!("cannot parse the URL: {error}; write https://host/path"))
         })?;
         let shown = shown(&url);
         match url.scheme() {
             "https" => Ok(Self(url)),
             "http" if has_digest => Ok(Self(url)),
-            "http" => Err(Usage(format!(
+            "http" => Err(Failure::usage(format!(
                 "{shown}: over plain http anybody on the way could change the file: give its digest, or an https URL"
             ))),
-            other => Err(Usage(format!(
+            other => Err(Failure::usage(format!(
                 "{shown}: {other} is not supported: write an https URL, or http with a digest"
             ))),
         }
@@ -80,7 +80,7 @@ mod tests {
             ("host/file", true, Some("cannot parse")),
         ];
         for (text, has_digest, refused) in table {
-            let error = Address::parse(text, has_digest).err().map(|Usage(error)| error);
+            let error = Address::parse(text, has_digest).err().map(|error| error.to_string());
             assert_eq!(error.is_some(), refused.is_some(), "{text}: {error:?}");
             assert!(error.unwrap_or_default().contains(refused.unwrap_or_default()), "{text}");
         }
@@ -94,7 +94,7 @@ mod tests {
         let table =
             ["ftp://user:secret@host/", "http://user:secret@host/", "user:secret@host", "https://u:secret@"];
         for text in table {
-            let Usage(error) = Address::parse(text, false).unwrap_err();
+            let error = Address::parse(text, false).unwrap_err().to_string();
             assert!(!error.contains("secret"), "{error}");
         }
     }

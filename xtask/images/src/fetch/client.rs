@@ -7,9 +7,8 @@ use crate::fetch::limits::FetchLimits;
 use anyhow::Result;
 use reqwest::redirect::{Attempt, Policy};
 use reqwest::{Client, ClientBuilder};
-use xtask_core::error::Unavailable;
+use xtask_core::error::Failure;
 
-use super::Unreachable;
 use super::address::{Address, shown};
 
 /// What a browser follows is twenty; what a mirror needs is three.
@@ -54,7 +53,7 @@ pub(super) fn build(limits: FetchLimits) -> Result<Client> {
         let error = format!("prepare TLS for a download: {}", root_cause(&error));
         let hint =
             "install the package ca-certificates, or point SSL_CERT_FILE at a PEM file of trusted roots";
-        Unreachable { error, hint: hint.to_owned() }.into()
+        Failure::unreachable(error, hint).into()
     })
 }
 
@@ -97,13 +96,12 @@ pub(super) fn trouble(error: reqwest::Error, address: &Address) -> Trouble {
     let cause = root_cause(&error);
     if let Some(Refused(why)) = chain(&error).find_map(|cause| cause.downcast_ref()) {
         let hint = "use the final URL of the file, or contact its publisher".to_owned();
-        return Trouble::Final(Unavailable { error: format!("download {address}: {why}"), hint }.into());
+        return Trouble::Final(Failure::host(format!("download {address}: {why}"), hint).into());
     }
     if !error.is_connect() {
         return passing(format!("download {address}: the connection broke: {cause}"));
     }
-    let unreachable =
-        |hint: &str| Unreachable { error: format!("reach {address}: {cause}"), hint: hint.to_owned() };
+    let unreachable = |hint: &str| Failure::unreachable(format!("reach {address}: {cause}"), hint);
     if chain(&error).any(is_tls) {
         let hint = "behind a proxy with its own CA, point SSL_CERT_FILE at a PEM file with that CA; check this machine's clock too";
         return Trouble::Final(unreachable(hint).into());
@@ -125,17 +123,15 @@ pub(super) fn trouble(error: reqwest::Error, address: &Address) -> Trouble {
 }
 
 /// A proxy said no.
-pub(super) fn proxy_refuses(attempted: &str, message: &str) -> Unreachable {
-    Unreachable {
-        error: format!("{attempted}: {message}"),
-        hint: "check HTTPS_PROXY and HTTP_PROXY (http://user:password@host:port), and NO_PROXY".to_owned(),
-    }
+pub(super) fn proxy_refuses(attempted: &str, message: &str) -> Failure {
+    let hint = "check HTTPS_PROXY and HTTP_PROXY (http://user:password@host:port), and NO_PROXY";
+    Failure::unreachable(format!("{attempted}: {message}"), hint)
 }
 
 /// Something that the network did.
 pub(super) fn passing(error: String) -> Trouble {
     let hint = "run again: the download resumes where it stopped".to_owned();
-    Trouble::Passing { error: Unavailable { error, hint }.into(), after: None }
+    Trouble::Passing { error: Failure::host(error, hint).into(), after: None }
 }
 
 /// Every cause, those that an I/O error wraps too: its own `source` skips the wrapped one.

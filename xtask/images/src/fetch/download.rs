@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::fetch::limits::FetchLimits;
 use anyhow::{Context, Result};
-use xtask_core::error::{Interrupted, Unavailable};
+use xtask_core::error::{Failure, Kind};
 use xtask_core::format::human_seconds;
 use xtask_core::limits;
 
@@ -14,7 +14,7 @@ use super::client::{self, Trouble};
 use super::partial::{Begun, DownloadPaths};
 use super::progress::size;
 use super::retry::{Retry, spread};
-use super::{FetchRequest, Fetched, RetryPolicy, Unreachable, seen};
+use super::{FetchRequest, Fetched, RetryPolicy, seen};
 use xtask_jobs::interrupt::Interrupt;
 use xtask_jobs::screen::Screen;
 
@@ -73,7 +73,7 @@ impl<'a> Download<'a> {
         runtime.shutdown_background();
         let resumable = begun.as_ref().filter(|begun| begun.rest().is_some());
         if let (Err(error), Some(begun)) = (&ended, resumable)
-            && error.is::<Interrupted>()
+            && Kind::Interrupted.is(error)
         {
             self.screen
                 .note(&format!("kept {} of the download: the next run resumes there", size(begun.length)));
@@ -85,14 +85,11 @@ impl<'a> Download<'a> {
     /// Where there is a fallback, a host that was there is no host out of reach, whatever became of it.
     fn after_an_answer(&self, error: anyhow::Error) -> anyhow::Error {
         let was_there = self.wanted.retry_policy != RetryPolicy::Full && self.answered;
-        match error.downcast::<Unreachable>() {
-            Ok(Unreachable { error, .. }) if was_there => {
-                let hint = "run again: the download resumes where it stopped".to_owned();
-                Unavailable { error, hint }.into()
-            }
-            Ok(unreachable) => unreachable.into(),
-            Err(error) => error,
+        if was_there && Kind::Unreachable.is(&error) {
+            let hint = "run again: the download resumes where it stopped";
+            return Failure::host(error.to_string(), hint).into();
         }
+        error
     }
 
     /// What an earlier run left and can be used.
@@ -137,11 +134,9 @@ impl<'a> Download<'a> {
                 self.screen.note(&format!("{error}; trying once more"));
                 return self.wait(pause);
             }
-            let error = error.downcast::<Unreachable>().unwrap_or_else(|error| Unreachable {
-                error: error.to_string(),
-                hint: "check the network".to_owned(),
-            });
-            return Err(error.into());
+            let is_unreachable = Kind::Unreachable.is(&error);
+            let error = if is_unreachable { error } else { unreachable(&error) };
+            return Err(error);
         }
         let Some(pause) = retry.pause(length, after, spread()) else {
             let attempts = retry.attempts;
@@ -177,10 +172,10 @@ impl<'a> Download<'a> {
             } else {
                 "check that the digest belongs to this file; a mirror may also be behind its publisher"
             };
-            return Err(Unavailable {
-                error: format!("download {}: it has {found}, expected {wanted}", self.address),
-                hint: hint.to_owned(),
-            }
+            return Err(Failure::host(
+                format!("download {}: it has {found}, expected {wanted}", self.address),
+                hint.to_owned(),
+            )
             .into());
         }
         self.place.finish(begun).map_err(|error| self.disk_error(error))?;
@@ -198,16 +193,16 @@ impl<'a> Download<'a> {
         if needed <= free {
             return Ok(());
         }
-        Err(Unavailable {
-            error: format!(
+        Err(Failure::host(
+            format!(
                 "download {}: {} has {} free, {} needed",
                 self.address,
                 directory.display(),
                 size(free),
                 size(needed)
             ),
-            hint: format!("free space in {}", directory.display()),
-        }
+            format!("free space in {}", directory.display()),
+        )
         .into())
     }
 
@@ -222,9 +217,14 @@ impl<'a> Download<'a> {
             Ok(()) => error,
             Err(left) => error.context(format!("{left:#}")),
         };
-        error.context(Unavailable {
-            error: format!("download {} to {path}: the disk is full", self.address),
-            hint: format!("free space in {directory}; the partial download was deleted"),
-        })
+        error.context(Failure::host(
+            format!("download {} to {path}: the disk is full", self.address),
+            format!("free space in {directory}; the partial download was deleted"),
+        ))
     }
+}
+
+/// Where nobody waits longer, a host that does not answer counts as out of reach.
+fn unreachable(error: &anyhow::Error) -> anyhow::Error {
+    Failure::unreachable(error.to_string(), "check the network").into()
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use xtask_core::error::Usage;
+use xtask_core::error::Failure;
 
 /// The variable that multiplies the downloader's waits; its tests set it.
 pub const FETCH_PACE_VARIABLE: &str = "IOT_XTASK_FETCH_PACE";
@@ -17,13 +17,14 @@ impl FetchLimits {
     /// At the pace of `IOT_XTASK_FETCH_PACE`, 1 by default.
     ///
     /// # Errors
-    /// [`Usage`] where that is no positive number.
-    pub fn from_env() -> Result<Self, Usage> {
+    /// A usage error where that is no positive number.
+    pub fn from_env() -> Result<Self, Failure> {
         let Some(text) = std::env::var_os(FETCH_PACE_VARIABLE) else { return Ok(Self::at_pace(1.0)) };
         let pace =
             text.to_str().and_then(|text| text.parse().ok()).filter(|pace| (0.001..=100.0).contains(pace));
-        pace.map(Self::at_pace)
-            .ok_or_else(|| Usage(format!("{FETCH_PACE_VARIABLE}={}: must be 0.001 to 100", text.display())))
+        pace.map(Self::at_pace).ok_or_else(|| {
+            Failure::usage(format!("{FETCH_PACE_VARIABLE}={}: must be 0.001 to 100", text.display()))
+        })
     }
 
     /// `pace` multiplies every wait.

@@ -21,7 +21,7 @@ use std::path::Path;
 use crate::fetch::limits::FetchLimits;
 use anyhow::Result;
 use xtask_core::digest::Digest;
-use xtask_core::error::{Unavailable, host_fault};
+use xtask_core::error::{Failure, Kind, host_fault};
 
 use self::address::Address;
 use self::download::Download;
@@ -51,7 +51,7 @@ pub struct FetchRequest<'a> {
 pub enum RetryPolicy {
     /// A person asked for this very file: several attempts.
     Full,
-    /// There is a fallback: [`Unreachable`] where the host has not answered within [`FetchLimits::probe`]; once it has,
+    /// There is a fallback: [`Kind::Unreachable`] where the host has not answered within [`FetchLimits::probe`]; once it has,
     /// as [`RetryPolicy::Full`].
     ProbeFirst,
     /// As [`RetryPolicy::ProbeFirst`], and a connection that fails at once is tried no second time: it failed a while ago, too.
@@ -71,26 +71,11 @@ pub struct Fetched {
     pub already: bool,
 }
 
-/// The host cannot be reached: no name, no connection, no TLS, a proxy that refuses. Not: an answer that is no file.
-#[derive(Debug)]
-pub struct Unreachable {
-    pub error: String,
-    pub hint: String,
-}
-
-impl std::fmt::Display for Unreachable {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.error)
-    }
-}
-
-impl std::error::Error for Unreachable {}
-
 /// Brings the file under its final name, verified.
 ///
 /// # Errors
-/// [`xtask_core::error::Usage`] for a URL that is not asked, [`Unreachable`], [`xtask_core::error::Interrupted`], and [`Unavailable`]
-/// for everything else.
+/// [`Kind::Usage`] for a URL that is not asked, [`Kind::Unreachable`], [`Kind::Interrupted`], and [`Kind::Host`] for
+/// everything else.
 pub fn fetch(wanted: &FetchRequest<'_>, interrupt: &Interrupt, screen: &mut Screen) -> Result<Fetched> {
     fetch_within(FetchLimits::from_env()?, wanted, interrupt, screen)
 }
@@ -112,7 +97,7 @@ fn fetch_within(
         fetched.and_then(|fetched| tidied.map(|()| fetched))
     });
     fetched.map_err(|error| {
-        if error.is::<Unreachable>() {
+        if Kind::Unreachable.is(&error) {
             return error;
         }
         let hint =
@@ -136,10 +121,10 @@ fn already(
     let (sha256, found) = sums.finish();
     match wanted.digest.filter(|digest| **digest != found) {
         None => Ok(Some(Fetched { sha256, bytes, resumed_from: 0, attempts: 0, already: true })),
-        Some(digest) => Err(Unavailable {
-            error: format!("{} exists and has {found}, expected {digest}", wanted.target.display()),
-            hint: "delete it, or choose another name".to_owned(),
-        }
+        Some(digest) => Err(Failure::host(
+            format!("{} exists and has {found}, expected {digest}", wanted.target.display()),
+            "delete it, or choose another name",
+        )
         .into()),
     }
 }
@@ -163,7 +148,7 @@ mod tests {
     use std::net::TcpListener;
     use std::time::{Duration, Instant};
     use xtask_core::cli::{Color, Verbosity};
-    use xtask_core::error::Usage;
+    use xtask_core::error::Kind;
 
     /// A tenth of the real pace: the probe's 8 s are 0.8.
     fn try_fetch(url: &str, retry_policy: RetryPolicy, bytes: Option<u64>) -> (anyhow::Error, Duration) {
@@ -196,12 +181,12 @@ mod tests {
         let silent = silent.local_addr().map(|address| (silent, address)).unwrap();
         for address in [nobody, silent.1] {
             let (error, took) = try_fetch(&format!("http://{address}/file"), RetryPolicy::ProbeFirst, None);
-            assert!(error.is::<Unreachable>(), "{error:#}");
+            assert!(Kind::Unreachable.is(&error), "{error:#}");
             // A silent host costs an attempt 3 s otherwise.
             assert!(took < Duration::from_millis(2500), "{took:?}: {error:#}");
         }
         let (error, took) = try_fetch(&format!("http://{nobody}/file"), RetryPolicy::Full, None);
-        assert!(error.is::<Unreachable>(), "{error:#}");
+        assert!(Kind::Unreachable.is(&error), "{error:#}");
         assert!(took > Duration::from_secs(1), "several attempts: {took:?}");
     }
 
@@ -216,15 +201,15 @@ mod tests {
         });
         let (error, _) = try_fetch_leaving(&url, RetryPolicy::ProbeFirst, Some(5), 2);
         answering.join().unwrap();
-        assert!(!error.is::<Unreachable>() && error.is::<Unavailable>(), "{error:#}");
+        assert!(!Kind::Unreachable.is(&error) && Kind::Host.is(&error), "{error:#}");
     }
 
     #[test]
     fn a_name_that_nobody_has_is_unreachable_and_a_scheme_is_usage() {
         let (error, _) = try_fetch("http://no-such-host.invalid/file", RetryPolicy::ProbeFirst, None);
-        assert!(error.is::<Unreachable>(), "{error:#}");
+        assert!(Kind::Unreachable.is(&error), "{error:#}");
         let (error, _) = try_fetch("file:///etc/hostname", RetryPolicy::Full, None);
-        assert!(error.is::<Usage>(), "{error:#}");
+        assert!(Kind::Usage.is(&error), "{error:#}");
     }
 
     #[test]
@@ -245,7 +230,7 @@ mod tests {
                 stream.read(&mut [0]).map(drop)
             });
             let (error, took) = try_fetch(&url, RetryPolicy::ProbeFirst, Some(4));
-            assert!(error.is::<Unavailable>() && error.to_string().contains(words), "{error:#}");
+            assert!(Kind::Host.is(&error) && error.to_string().contains(words), "{error:#}");
             assert!(took < Duration::from_millis(2500), "{took:?}");
             drop(answering.join().unwrap());
         }

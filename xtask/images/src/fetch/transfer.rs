@@ -7,7 +7,7 @@ use bytes::Bytes;
 use reqwest::header::{ACCEPT_ENCODING, HeaderMap, IF_RANGE, RANGE};
 use reqwest::{Client, Response};
 use tokio::time::{Interval, MissedTickBehavior, interval};
-use xtask_core::error::Unavailable;
+use xtask_core::error::Failure;
 use xtask_core::format::human_seconds;
 use xtask_core::limits;
 
@@ -43,7 +43,7 @@ impl Download<'_> {
             }
             ResponseKind::Final { what, hint } => {
                 let error = format!("download {}: {what}", self.address);
-                return Err(Trouble::Final(Unavailable { error, hint: hint.to_owned() }.into()));
+                return Err(Trouble::Final(Failure::host(error, hint.to_owned()).into()));
             }
         };
         self.check_total(total)?;
@@ -102,7 +102,7 @@ impl Download<'_> {
     fn not_now(&self, what: &str, after: Option<Duration>) -> Trouble {
         let error = format!("download {}: {what}", self.address);
         let hint = "run again later: the download resumes where it stopped".to_owned();
-        Trouble::Passing { error: Unavailable { error, hint }.into(), after }
+        Trouble::Passing { error: Failure::host(error, hint).into(), after }
     }
 
     /// What has another size cannot have the digest.
@@ -213,7 +213,7 @@ impl Download<'_> {
     fn wrong_size(&self, found: &str) -> anyhow::Error {
         let expected = self.wanted.bytes.map_or_else(|| "fewer".to_owned(), |bytes| bytes.to_string());
         let error = format!("download {}: the file has {found} bytes, expected {expected}", self.address);
-        Unavailable { error, hint: "check whether its publisher has replaced the file".to_owned() }.into()
+        Failure::host(error, "check whether its publisher has replaced the file").into()
     }
 }
 

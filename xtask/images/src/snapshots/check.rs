@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 
 use anyhow::{Context, Error, Result, bail};
-use xtask_core::error::{Interrupted, Unavailable, host_fault};
+use xtask_core::error::{Failure, Kind, host_fault};
 use xtask_core::fs::write_private;
 use xtask_core::snapshot::{BAD, DISK, FILES, Ingredients, SEED};
 
@@ -40,7 +40,7 @@ impl Verification {
             return Err(self.kept.is_bad(&name, why));
         }
         let error = format!("the image {} of the snapshot {}: {why}", path.display(), self.kept.name());
-        Err(Unavailable { error, hint: "run again; the results of this run do not count".to_owned() }.into())
+        Err(Failure::host(error, "run again; the results of this run do not count").into())
     }
 }
 
@@ -115,38 +115,34 @@ impl Snapshot {
         if found == *image {
             return Ok(());
         }
-        Err(Unavailable {
-            error: format!(
+        Err(Failure::host(format!(
                 "the image {} of the snapshot {} was changed: it has {found}, expected {image}",
                 image_path.display(),
                 self.name()
-            ),
-            hint: "replace a cached image as cargo xtask image verify says; your own image gets another snapshot, as it \
-                   is now. The results of this run do not count"
-                .to_owned(),
-        }
+            ), "replace a cached image as cargo xtask image verify says; your own image gets another snapshot, as it \
+                   is now. The results of this run do not count")
         .into())
     }
 
     fn is_bad(&self, name: &str, why: &str) -> Error {
-        Unavailable {
-            error: format!("the snapshot {} was changed in {name}: {why}", self.name()),
-            hint: format!("{}; the results of this run do not count", self.give_up(why)),
-        }
+        Failure::host(
+            format!("the snapshot {} was changed in {name}: {why}", self.name()),
+            format!("{}; the results of this run do not count", self.give_up(why)),
+        )
         .into()
     }
 
     /// The error of a machine that did not come out of it, although it is unchanged: saved in a bad moment, or by something
     /// that its key does not know. Nobody uses the snapshot from now on, so that the next run is not the same again.
     pub fn does_not_restore(&self, error: Error) -> Error {
-        if error.is::<Interrupted>() {
+        if Kind::Interrupted.is(&error) {
             return error;
         }
         let next = self.give_up(&format!("{error:#}"));
-        error.context(Unavailable {
-            error: format!("restore the machine from the snapshot {}", self.name()),
-            hint: format!("{next}: run again, or use --cold; nothing is known about the agent yet"),
-        })
+        error.context(Failure::host(
+            format!("restore the machine from the snapshot {}", self.name()),
+            format!("{next}: run again, or use --cold; nothing is known about the agent yet"),
+        ))
     }
 
     /// What comes of it.

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use xtask_core::cache::Cache;
 use xtask_core::digest::{Algorithm, Digest};
-use xtask_core::error::Unavailable;
+use xtask_core::error::Failure;
 use xtask_core::fs::try_lock;
 use xtask_core::fs::{is_own, make_private_dir, mark, write_private};
 use xtask_core::limits;
@@ -92,16 +92,14 @@ pub fn lock(
             waited.as_secs()
         ));
         if waited > limit {
-            return Err(Unavailable {
-                error: format!(
+            return Err(Failure::host(
+                format!(
                     "wait for the snapshot {key}: another run has held {} for {} s",
                     path.display(),
                     limit.as_secs()
                 ),
-                hint:
-                    "wait for that run, or end it: it has the file open (see fuser); --cold needs no snapshot"
-                        .to_owned(),
-            }
+                "wait for that run, or end it: it has the file open (see fuser); --cold needs no snapshot",
+            )
             .into());
         }
         std::thread::sleep(limits::POLL);

@@ -1,7 +1,7 @@
 //! A snapshot from its making to its deletion, of files that are none of a machine.
 
 use xtask_core::cli::Verbosity;
-use xtask_core::error::{Diagnosis, Interrupted};
+use xtask_core::error::{Failure, Kind};
 use xtask_core::snapshot::{DISK, FORMAT, SEED};
 
 use super::*;
@@ -66,7 +66,7 @@ fn a_snapshot_is_found_until_it_is_bad_and_deleted_when_nothing_lies_on_it() {
     std::fs::set_permissions(first.file("ram.save"), Permissions::from_mode(0o600)).unwrap();
     std::fs::write(first.file("ram.save"), "ram.sale").unwrap();
     let error = first.check().unwrap_err();
-    assert!(error.is::<Unavailable>() && error.to_string().contains("was changed in ram.save"), "{error:#}");
+    assert!(Kind::Host.is(&error) && error.to_string().contains("was changed in ram.save"), "{error:#}");
     assert!(look(&ingredients(&cache)).is_none(), "bad");
     assert!(first.directory.exists(), "it is not deleted under a machine");
     let second = made(&cache, key, "1124-100000-0004");
@@ -96,7 +96,7 @@ fn a_file_that_is_gone_is_this_hosts_fault() {
     let kept = made(&cache, "debian-12-aarch64-0123", "1124-100000-0001");
     std::fs::remove_file(kept.file("nvram.fd")).unwrap();
     let error = kept.check().unwrap_err();
-    assert!(error.is::<Unavailable>(), "{error:#}");
+    assert!(Kind::Host.is(&error), "{error:#}");
     // A kept machine boots from its own variables, and from the snapshot's disk.
     kept.check_what_boots().unwrap();
     std::fs::set_permissions(kept.file(DISK), Permissions::from_mode(0o600)).unwrap();
@@ -128,10 +128,10 @@ fn what_is_touched_while_a_run_uses_it_is_noticed_after_it_was_hashed() {
         File::options().write(true).open(path).unwrap().set_modified(modified).unwrap();
     };
     let error = verified(&|| rewrite(&directory.path().join("disk"))).unwrap_err();
-    assert!(error.is::<Unavailable>() && error.to_string().contains("of the snapshot"), "{error:#}");
+    assert!(Kind::Host.is(&error) && error.to_string().contains("of the snapshot"), "{error:#}");
     assert!(!kept.file(BAD).exists());
     let error = verified(&|| rewrite(&kept.file(SEED))).unwrap_err();
-    assert!(error.is::<Unavailable>() && error.to_string().contains("changed in seed.img"), "{error:#}");
+    assert!(Kind::Host.is(&error) && error.to_string().contains("changed in seed.img"), "{error:#}");
     assert!(kept.file(BAD).exists());
 }
 
@@ -143,9 +143,9 @@ fn a_snapshot_that_does_not_restore_is_not_used_again() {
     let key = "debian-12-aarch64-0123";
     let kept = made(&cache, key, "1124-100000-0001");
     let mut is_there = || find(&cache, key, &ingredients(&cache), &mut screen).unwrap().is_some();
-    let error = kept.does_not_restore(Interrupted.into());
-    assert!(error.is::<Interrupted>() && is_there(), "{error:#}");
-    let error = kept.does_not_restore(Diagnosis::new("no sign of the restored guest", "a slow host").into());
+    let error = kept.does_not_restore(Failure::interrupted().into());
+    assert!(Kind::Interrupted.is(&error) && is_there(), "{error:#}");
+    let error = kept.does_not_restore(Failure::guest("no sign of the restored guest", "a slow host").into());
     assert_eq!(xtask_core::error::code(&error), 69, "it says nothing about the agent: {error:#}");
     assert!(!is_there() && !kept.directory.exists());
 }
@@ -158,12 +158,12 @@ fn an_image_that_was_changed_below_its_snapshot_is_noticed() {
     kept.check().unwrap();
     std::fs::write(directory.path().join("disk"), "y").unwrap();
     for error in [kept.check().unwrap_err(), kept.check_what_boots().unwrap_err()] {
-        assert!(error.is::<Unavailable>(), "{error:#}");
+        assert!(Kind::Host.is(&error), "{error:#}");
         assert!(error.to_string().contains("of the snapshot"), "{error:#}");
     }
     assert!(!kept.file(BAD).exists(), "the snapshot's own files are what they were");
     std::fs::remove_file(directory.path().join("disk")).unwrap();
-    assert!(kept.check().unwrap_err().is::<Unavailable>());
+    assert!(Kind::Host.is(&kept.check().unwrap_err()));
 }
 
 #[test]
@@ -175,7 +175,7 @@ fn the_wait_for_another_runs_snapshot_ends() {
     let mut lock = |limit| lock(&cache, "key", limit, &interrupt, &mut screen);
     let held = lock(Duration::ZERO).unwrap();
     let error = lock(limits::RETRY).unwrap_err();
-    assert!(error.is::<Unavailable>() && error.to_string().contains("key.lock"), "{error:#}");
+    assert!(Kind::Host.is(&error) && error.to_string().contains("key.lock"), "{error:#}");
     drop(held);
     lock(Duration::ZERO).unwrap();
 }

@@ -15,7 +15,7 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 use xtask_core::cli::{Cli, Command, VmCommand};
-use xtask_core::error::{self, Usage};
+use xtask_core::error::{self, Failure};
 use xtask_core::workspace::Workspace;
 
 fn main() -> ExitCode {
@@ -60,7 +60,7 @@ fn execute(cli: &Cli) -> anyhow::Result<()> {
         }
         Command::Vm(VmCommand::Stop(args)) => vm::power::stop(args, cli.verbosity),
         Command::Bench(args) => bench::run(&workspace, args, cli.verbosity),
-        _ => Err(Usage(
+        _ => Err(Failure::usage(
             "this task is one of `cargo xtask` itself, which starts xtask-vm for the others".to_owned(),
         )
         .into()),

@@ -10,7 +10,7 @@ use serde::Serialize;
 use xtask_core::arch::Accelerator;
 use xtask_core::cache::Cache;
 use xtask_core::cli::{BenchArgs, Verbosity};
-use xtask_core::error::{Diagnosis, Unavailable};
+use xtask_core::error::Failure;
 use xtask_core::format::round;
 use xtask_core::fs::{make_private_dir, write_private};
 use xtask_core::limits;
@@ -144,7 +144,7 @@ pub(super) fn run(
     if broken.is_empty() {
         return Ok(());
     }
-    Err(Diagnosis::new(
+    Err(Failure::guest(
         format!("measurements exceed their limits: {}", broken.join("; ")),
         "check that nothing else runs on this machine, and compare the rounds in the JSON",
     )
@@ -180,11 +180,7 @@ impl Bench<'_> {
         if plan.accelerator != Accelerator::Tcg {
             let error =
                 format!("bench: {} guests run under {} here, not emulated", self.args.arch, plan.accelerator);
-            return Err(Unavailable {
-                error,
-                hint: "measure with --arch of the other architecture".to_owned(),
-            }
-            .into());
+            return Err(Failure::host(error, "measure with --arch of the other architecture").into());
         }
         // What is built first, the agent and the snapshot among it, is in no figure.
         self.smoke("snapshot", &["--until", "join"])?;

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use xtask_core::cache::Cache;
 use xtask_core::cli::{BenchArgs, Verbosity};
 use xtask_core::digest::Algorithm;
-use xtask_core::error::{Diagnosis, Usage};
+use xtask_core::error::Failure;
 use xtask_core::image::Source;
 use xtask_core::image::catalogue::Catalogue;
 
@@ -56,7 +56,7 @@ pub(super) fn run(args: &BenchArgs, verbosity: Verbosity, interrupt: &Interrupt)
     let cache = Cache::from_env()?;
     let image = Catalogue::built_in().find(&args.image, args.arch)?;
     let Source::Packages(recipe) = &image.source else {
-        return Err(Usage(format!("--image {}: it is not built from packages", args.image)).into());
+        return Err(Failure::usage(format!("--image {}: it is not built from packages", args.image)).into());
     };
     let scratch = Scratch::new(&cache, interrupt)?;
     let mut store = Store { cache: &cache, interrupt, screen: &mut screen, offline: false, run: None };
@@ -80,7 +80,7 @@ pub(super) fn run(args: &BenchArgs, verbosity: Verbosity, interrupt: &Interrupt)
         }
         let differences = differences(&trees[0], &trees[1]);
         if !differences.is_empty() {
-            return Err(Diagnosis::new(
+            return Err(Failure::guest(
                 format!("the tree differs from one made by plain mmdebstrap in {}", differences.join(", ")),
                 "either a build hook leaves files behind, or the difference is intended and belongs in this \
                  bench's list",

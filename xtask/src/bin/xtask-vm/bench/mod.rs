@@ -18,7 +18,7 @@ use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 use xtask_core::cache::{CACHE_VARIABLE, Cache};
 use xtask_core::cli::{BenchArgs, BenchSubject, Verbosity};
-use xtask_core::error::{Unavailable, host_fault};
+use xtask_core::error::{Failure, host_fault};
 use xtask_core::format::round;
 use xtask_core::fs::{is_own, make_own_dir, make_private_dir};
 use xtask_core::fs::{remove_file, try_lock};
@@ -56,16 +56,18 @@ impl Scratch {
     fn new(cache: &Cache, interrupt: &Interrupt) -> Result<Self> {
         make_private_dir(cache.root())?;
         let path = cache.root().join("bench");
-        let lock = try_lock(&cache.root().join("bench.lock"))?.ok_or_else(|| Unavailable {
-            error: format!("use {}: another bench is running in it", path.display()),
-            hint: "wait until it ends: two at once would disturb each other's measurements".to_owned(),
+        let lock = try_lock(&cache.root().join("bench.lock"))?.ok_or_else(|| {
+            Failure::host(
+                format!("use {}: another bench is running in it", path.display()),
+                "wait until it ends: two at once would disturb each other's measurements",
+            )
         })?;
         if path.exists() {
             if !is_own(&path) {
-                return Err(Unavailable {
-                    error: format!("use {}: this workflow did not make that directory", path.display()),
-                    hint: format!("move it away, or set {CACHE_VARIABLE} to another directory"),
-                }
+                return Err(Failure::host(
+                    format!("use {}: this workflow did not make that directory", path.display()),
+                    format!("move it away, or set {CACHE_VARIABLE} to another directory"),
+                )
                 .into());
             }
             end_processes(&path)?;

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 use xtask_core::arch::VmArchitecture;
 use xtask_core::cli::BenchArgs;
-use xtask_core::error::Diagnosis;
+use xtask_core::error::Failure;
 use xtask_core::format::round;
 use xtask_core::limits;
 
@@ -69,7 +69,7 @@ impl TimingFigures {
         }
         match self.measured.iter().find(|measured| measured.median > measured.limit) {
             None => Ok(()),
-            Some(Measured { what, median, limit, .. }) => Err(Diagnosis::new(
+            Some(Measured { what, median, limit, .. }) => Err(Failure::guest(
                 format!("{what} takes {median:.3} s, and the limit is {limit} s"),
                 format!("check that nothing else runs on this machine; otherwise {hint}"),
             )

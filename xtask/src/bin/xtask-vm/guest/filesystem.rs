@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
-use xtask_core::error::{Diagnosis, host_fault};
+use xtask_core::error::{Failure, host_fault};
 use xtask_core::fs::remove_file;
 use xtask_core::host::tools;
 use xtask_core::limits;
@@ -34,7 +34,7 @@ const UNCORRECTED: i32 = 4;
 /// the room of all that is on the disk.
 ///
 /// # Errors
-/// A [`Diagnosis`] with e2fsck's own words where one is damaged; and where there is none, since then nothing was checked.
+/// A A failure of the guest with e2fsck's own words where one is damaged; and where there is none, since then nothing was checked.
 pub(crate) fn check(disk: &Path, scratch: &Path, interrupt: &Interrupt) -> Result<usize> {
     let (raw, part) = (scratch.join(RAW), scratch.join(PART));
     let checked = unpack(disk, &raw, interrupt).and_then(|()| check_raw(&raw, &part, interrupt));
@@ -59,7 +59,7 @@ fn check_raw(raw: &Path, part: &Path, interrupt: &Interrupt) -> Result<usize> {
     }
     let nothing = "the disk has no ext4 file system to check";
     let hint = "--fsck supports ext4 on GPT disks; leave it out for this image";
-    ensure!(checked > 0, Diagnosis::new(nothing, hint));
+    ensure!(checked > 0, Failure::guest(nothing, hint));
     Ok(checked)
 }
 
@@ -80,7 +80,7 @@ fn cut_out(raw: &Path, start: u64, bytes: u64, part: &Path, interrupt: &Interrup
 /// then was wrong before the power went.
 fn check_one(part: &Path, start: u64, interrupt: &Interrupt) -> Result<()> {
     let damaged = |how: String| {
-        Diagnosis::new(
+        Failure::guest(
             format!("the guest's file system at byte {start} of its disk is damaged: {how}"),
             "the disk is kept as damaged.qcow2 in the run's directory; run with --cold too: if the damage is there as well, suspect the \
              guest's kernel or the image; otherwise the snapshot that cargo xtask image list names",
@@ -120,6 +120,7 @@ mod tests {
     use std::process::Command;
 
     use super::*;
+    use xtask_core::error::Kind;
 
     /// Where the tests' partition begins.
     const START: u64 = 1 << 20;
@@ -165,7 +166,7 @@ mod tests {
         ];
         for (change, words) in changes {
             let error = checked(true, Some(change)).unwrap_err();
-            assert!(error.is::<Diagnosis>(), "{change}: {error:#}");
+            assert!(Kind::Guest.is(&error), "{change}: {error:#}");
             assert!(format!("{error:#}").contains(words), "{change}: {error:#}");
         }
     }
@@ -178,6 +179,6 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let gone = directory.path().join("gone");
         let error = check(&gone, directory.path(), &Interrupt::default()).unwrap_err();
-        assert!(error.is::<xtask_core::error::Unavailable>(), "{error:#}");
+        assert!(Kind::Host.is(&error), "{error:#}");
     }
 }

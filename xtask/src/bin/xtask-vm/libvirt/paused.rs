@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
-use xtask_core::error::Unavailable;
+use xtask_core::error::Failure;
 use xtask_core::fs::write_private;
 use xtask_core::preflight::findings::{Finding, Severity};
 use xtask_core::readback::ExpectedMachine;
@@ -40,7 +40,7 @@ pub(crate) fn read(machine: &Machine, expected: &ExpectedMachine, work: &Path) -
 /// Starts the domain, reads it, and lets the guest run where nothing speaks against it.
 ///
 /// # Errors
-/// [`Unavailable`] where QEMU made something else of the domain than was asked for: nothing would be proven on it.
+/// A failure of the host where QEMU made something else of the domain than was asked for: nothing would be proven on it.
 pub(crate) fn start_sound(
     hypervisor: &Hypervisor,
     xml: &str,
@@ -65,12 +65,9 @@ pub(crate) fn sound(machine: Machine, expected: &ExpectedMachine, work: &Path) -
         machine.resume()?;
         return Ok(machine);
     }
-    Err(Unavailable {
-        error: format!("QEMU's machine does not match the requested domain: {}", blocking.join("; ")),
-        hint: format!(
+    Err(Failure::host(format!("QEMU's machine does not match the requested domain: {}", blocking.join("; ")), format!(
             "run cargo xtask preflight --arch {} --rehearse, which says what to do about each; no guest code has run",
             expected.architecture
-        ),
-    }
+        ))
     .into())
 }

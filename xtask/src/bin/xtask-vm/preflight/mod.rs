@@ -7,7 +7,7 @@ mod sabotage;
 
 use anyhow::Result;
 use xtask_core::cli::{PreflightArgs, Verbosity};
-use xtask_core::error::Diagnosis;
+use xtask_core::error::Failure;
 use xtask_core::preflight::show::{architectures, present};
 use xtask_core::preflight::{Preflight, PreflightRequest};
 use xtask_core::workspace::Workspace;
@@ -32,7 +32,7 @@ pub(crate) fn run(workspace: &Workspace, args: &PreflightArgs, verbosity: Verbos
     present(&preflight, args)?;
     match args.sabotage {
         None => Ok(()),
-        Some(fault) => Err(Diagnosis::new(
+        Some(fault) => Err(Failure::guest(
             format!("the rehearsal did not find the planted fault {fault:?}"),
             "a check of cargo xtask does not work; that is a bug of cargo xtask, not of this machine",
         )

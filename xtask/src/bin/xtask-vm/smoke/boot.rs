@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use xtask_core::arch::Accelerator;
 use xtask_core::build::Agent;
 use xtask_core::cli::Sabotage;
-use xtask_core::error::{self, Interrupted, Unavailable};
+use xtask_core::error::{self, Failure, Kind};
 use xtask_core::fs::write_private;
 use xtask_core::host::{kvm, tools};
 use xtask_core::limits;
@@ -163,7 +163,7 @@ impl RunningVm {
         // A firmware that says that the image does not boot has run, and would say so under emulation too. A dead QEMU
         // or broker is not KVM's fault either. What is left: silence, or a guest that KVM stopped.
         let condition = self.machine.condition();
-        if error.is::<Interrupted>() || self.console.fault().is_some() || condition == Condition::Gone {
+        if Kind::Interrupted.is(&error) || self.console.fault().is_some() || condition == Condition::Gone {
             return Err(error);
         }
         self.broker.check()?;
@@ -185,7 +185,7 @@ fn give_up_kvm(session: &mut Session<'_>, plan: &mut Plan, reason: &str) -> Resu
     kvm::remember_failure(&session.cache, &reason)?;
     if !plan.may_fall_back {
         let hint = "leave out --accel to have the guest emulated".to_owned();
-        return Err(Unavailable { error: reason, hint }.into());
+        return Err(Failure::host(reason, hint).into());
     }
     session.screen.line(&format!("{reason}: starting again under emulation"));
     plan.fall_back(&reason);

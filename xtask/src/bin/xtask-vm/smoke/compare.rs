@@ -7,8 +7,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, ensure};
 use xtask_core::cache::Cache;
 use xtask_core::cli::{Sabotage, SmokeArgs};
-use xtask_core::error::Verdict;
-use xtask_core::error::{Diagnosis, SilentExit, Unavailable, Usage};
+use xtask_core::error::{Failure, Verdict};
 use xtask_core::fs::make_private_dir;
 use xtask_core::fs::{remove_file, try_lock};
 use xtask_core::report::Report;
@@ -22,9 +21,11 @@ pub(super) fn run(args: &SmokeArgs) -> Result<()> {
     let cache = Cache::from_env()?;
     let directory = cache.root().join("compared");
     make_private_dir(&directory)?;
-    let _lock = try_lock(&directory.join("lock"))?.ok_or_else(|| Unavailable {
-        error: format!("compare in {}: another comparison is running", directory.display()),
-        hint: "wait until it ends".to_owned(),
+    let _lock = try_lock(&directory.join("lock"))?.ok_or_else(|| {
+        Failure::host(
+            format!("compare in {}: another comparison is running", directory.display()),
+            "wait until it ends",
+        )
     })?;
     let mut reports = Vec::new();
     for (name, line) in [("warm", warm), ("cold", cold)] {
@@ -34,21 +35,21 @@ pub(super) fn run(args: &SmokeArgs) -> Result<()> {
         interrupt.check()?;
         if report.verdict == Verdict::Unavailable {
             // It has said why; there is nothing to compare with.
-            return Err(SilentExit(report.exit_code).into());
+            return Err(Failure::reported(report.exit_code).into());
         }
         reports.push(report);
     }
     let [warm, cold]: [Report; 2] = reports.try_into().expect("two were made");
     if warm.verdict == Verdict::Verified && (warm.snapshot.is_none() || cold.snapshot.is_some()) {
-        return Err(Unavailable {
-            error: "compare a warm run with a cold one: no run was warm".to_owned(),
-            hint: "under KVM every run is cold; otherwise read the output of the runs above".to_owned(),
-        }
+        return Err(Failure::host(
+            "compare a warm run with a cold one: no run was warm",
+            "under KVM every run is cold; otherwise read the output of the runs above",
+        )
         .into());
     }
     let differences = differences(&warm, &cold);
     if !differences.is_empty() {
-        return Err(Diagnosis::new(
+        return Err(Failure::guest(
             format!("the warm run and the cold one differ in {}", differences.join("; ")),
             format!(
                 "compare the reports in {}; run cargo xtask image prune and use --cold until the cause is found",
@@ -58,7 +59,7 @@ pub(super) fn run(args: &SmokeArgs) -> Result<()> {
         .into());
     }
     if let Some(fault) = args.sabotage {
-        return Err(Diagnosis::new(
+        return Err(Failure::guest(
             format!("the comparison did not find the planted fault {}", fault.name()),
             "a check of cargo xtask does not work; that is a bug of cargo xtask, not of the agent",
         )
@@ -67,18 +68,18 @@ pub(super) fn run(args: &SmokeArgs) -> Result<()> {
     eprintln!("the warm run and the cold one agree: {}", directory.display());
     match warm.verdict {
         Verdict::Verified => Ok(()),
-        verdict => Err(SilentExit(verdict.exit_code()).into()),
+        verdict => Err(Failure::reported(verdict.exit_code()).into()),
     }
 }
 
 /// The command lines of the two runs.
-fn lines(mut given: impl Iterator<Item = OsString>, args: &SmokeArgs) -> Result<[Vec<OsString>; 2], Usage> {
+fn lines(mut given: impl Iterator<Item = OsString>, args: &SmokeArgs) -> Result<[Vec<OsString>; 2], Failure> {
     let planted: &[&str] = match args.sabotage {
         None => &[],
         Some(Sabotage::ColdPanics) => &["--sabotage", "kernel-panic"],
         Some(other) => {
             let (other, own) = (other.name(), Sabotage::ColdPanics.name());
-            return Err(Usage(format!(
+            return Err(Failure::usage(format!(
                 "--sabotage {other}: --verify-cold takes only {own}, a fault of one of the two runs"
             )));
         }
@@ -108,9 +109,10 @@ fn smoke(directory: &Path, line: &[OsString]) -> Result<Report> {
         Ok(text) => text,
         // It has said itself why it did not begin.
         Err(_) if !status.success() => {
-            return Err(
-                SilentExit(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1)).into()
-            );
+            return Err(Failure::reported(
+                status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1),
+            )
+            .into());
         }
         Err(error) => return Err(error).with_context(|| format!("read {}", path.display())),
     };
@@ -192,7 +194,9 @@ mod tests {
     use xtask_core::arch::{Accelerator, VmArchitecture};
     use xtask_core::cli::{Cli, Command as Subcommand};
     use xtask_core::digest::Algorithm;
-    use xtask_core::report::{Failure, FirmwareReport, ImageReport, Phase, StatusEvidence, WorkloadEvidence};
+    use xtask_core::report::{
+        FailureReport, FirmwareReport, ImageReport, Phase, StatusEvidence, WorkloadEvidence,
+    };
 
     fn report() -> Report {
         let mut report = Report::begin("1124-100000-0001", "2026-11-24T10:00:00Z", VmArchitecture::Aarch64);
@@ -227,7 +231,7 @@ mod tests {
         report
     }
 
-    fn lines_of(line: &str) -> Result<[String; 2], Usage> {
+    fn lines_of(line: &str) -> Result<[String; 2], Failure> {
         let words: Vec<String> = line.split(' ').map(str::to_owned).collect();
         let parsed = <Cli as clap::Parser>::parse_from([&["xtask".to_owned()], words.as_slice()].concat());
         let Subcommand::Smoke(args) = parsed.command else { panic!("{line}") };
@@ -269,7 +273,9 @@ mod tests {
             |report| report.guest.firmware = None,
             |report| report.guest.cpu = "max".to_owned(),
             |report| report.guest.memory_mib += 1,
-            |report| report.failure = Some(Failure::new(Phase::Join, &anyhow::anyhow!("x"), Vec::new())),
+            |report| {
+                report.failure = Some(FailureReport::new(Phase::Join, &anyhow::anyhow!("x"), Vec::new()))
+            },
             |report| report.guest.vcpus += 1,
             |report| report.host.accelerator = Some(Accelerator::Kvm),
         ];

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use agent_protocol::{DeploymentStatus, Phase};
-use xtask_core::error::Diagnosis;
+use xtask_core::error::Failure;
 use xtask_core::report::WorkloadEvidence;
 
 use super::verify::Judgement;
@@ -51,7 +51,7 @@ impl ExpectedDeployment {
         if !hopeless {
             return Judgement::NotYet;
         }
-        Judgement::Refuted(Diagnosis::new(
+        Judgement::Refuted(Failure::guest(
             format!("the deployment {} is {}: {error}", self.name, word(line.phase)),
             "read the journals of the agent and of podman in the report's directory",
         ))
@@ -95,9 +95,9 @@ pub(crate) struct ExpectedAnswer<'a> {
 
 impl ExpectedAnswer<'_> {
     /// `None` where it is another generation's, which may still run; else whether it is as it must be.
-    pub(crate) fn check(&self, answer: &WorkloadEvidence) -> Result<Option<()>, Diagnosis> {
+    pub(crate) fn check(&self, answer: &WorkloadEvidence) -> Result<Option<()>, Failure> {
         if answer.machine != self.machine {
-            return Err(Diagnosis::new(
+            return Err(Failure::guest(
                 format!("the workload runs on {}, expected {}", answer.machine, self.machine),
                 "something other than the container in the guest answers on the workload's port",
             ));
@@ -106,7 +106,7 @@ impl ExpectedAnswer<'_> {
             return Ok(None);
         }
         if let Some(before) = self.before.filter(|before| answer.starts <= before.starts) {
-            return Err(Diagnosis::new(
+            return Err(Failure::guest(
                 format!(
                     "the workload has counted {} starts, {} before: it lost its volume",
                     answer.starts, before.starts
@@ -185,7 +185,7 @@ mod tests {
         else {
             panic!()
         };
-        assert_eq!(diagnosis.error, "the deployment persistent is refused: kind \"wasm\" is unknown");
+        assert_eq!(diagnosis.to_string(), "the deployment persistent is refused: kind \"wasm\" is unknown");
         let mut wanted = ExpectedDeployment::running("persistent", 7);
         let mut check =
             |revision| wanted.check(&with(revision, 7, Phase::BackingOff, "", Some("no such image")));
@@ -194,7 +194,7 @@ mod tests {
             assert!(matches!(check(revision), Judgement::NotYet), "{revision}");
         }
         let Judgement::Refuted(diagnosis) = check(4) else { panic!() };
-        assert_eq!(diagnosis.error, "the deployment persistent is backing-off: no such image");
+        assert_eq!(diagnosis.to_string(), "the deployment persistent is backing-off: no such image");
     }
 
     #[test]
@@ -209,9 +209,9 @@ mod tests {
         let wanted = ExpectedAnswer { machine: "aarch64", generation: 2, before: Some(&before) };
         assert!(wanted.check(&answer("aarch64", 2, 4)).unwrap().is_some());
         assert!(wanted.check(&answer("aarch64", 1, 3)).unwrap().is_none(), "still the one of before");
-        assert!(wanted.check(&answer("x86_64", 2, 4)).unwrap_err().error.contains("runs on x86_64"));
+        assert!(wanted.check(&answer("x86_64", 2, 4)).unwrap_err().to_string().contains("runs on x86_64"));
         for starts in [1, 3] {
-            let error = wanted.check(&answer("aarch64", 2, starts)).unwrap_err().error;
+            let error = wanted.check(&answer("aarch64", 2, starts)).unwrap_err().to_string();
             assert!(error.contains("lost its volume"), "{error}");
         }
     }

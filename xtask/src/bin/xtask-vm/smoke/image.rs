@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::Result;
 use xtask_core::digest::Algorithm;
-use xtask_core::error::{self, Interrupted, Unavailable};
+use xtask_core::error::{self, Failure, Kind};
 use xtask_core::fs::write_private;
 use xtask_core::image::{Image, Source, shown};
 use xtask_core::limits;
@@ -12,7 +12,7 @@ use xtask_core::plan::Plan;
 use xtask_core::report::{FirmwareReport, ImageReport};
 
 use super::Session;
-use xtask_images::fetch::{RetryPolicy, Unreachable};
+use xtask_images::fetch::RetryPolicy;
 use xtask_images::{self, ReadyImage, Store};
 
 /// The image, and the plan, which now names what is tested.
@@ -72,12 +72,12 @@ pub(crate) fn ensure_or_fall_back(
         }
         Err(error) => error,
     };
-    let reason = match (error.downcast_ref::<Unreachable>(), &plan.fallback) {
+    let reason = match (unreachable(&error), &plan.fallback) {
         (Some(unreachable), Some(_)) => {
-            write_private(&fallback_mark, &unreachable.error)?;
+            write_private(&fallback_mark, unreachable.to_string())?;
             cannot_be_reached(&plan.image, unreachable)
         }
-        (None, Some(_)) if store.offline && error.is::<Unavailable>() => "--offline".to_owned(),
+        (None, Some(_)) if store.offline && Kind::Host.is(&error) => "--offline".to_owned(),
         _ => return Err(host_fault(error, plan)),
     };
     let Some(fallback) = plan.fallback.take() else { return Err(error) };
@@ -101,28 +101,33 @@ fn is_fresh(fallback_mark: &Path) -> bool {
 }
 
 /// `HOST cannot be reached: CAUSE`. What comes before the colon is enough for a verdict's line.
-fn cannot_be_reached(image: &Image, unreachable: &Unreachable) -> String {
+fn cannot_be_reached(image: &Image, unreachable: &Failure) -> String {
     let host = match &image.source {
         Source::Download(download) => shown(&download.url).split('/').nth(2).unwrap_or_default().to_owned(),
         _ => image.name.clone(),
     };
-    let cause = unreachable.error.split_once(": ").map_or(unreachable.error.as_str(), |(_, cause)| cause);
+    let message = unreachable.to_string();
+    let cause = message.split_once(": ").map_or(message.as_str(), |(_, cause)| cause);
     format!("{host} cannot be reached: {cause}")
+}
+
+fn unreachable(error: &anyhow::Error) -> Option<&Failure> {
+    error::failure(error).filter(|failure| failure.kind == Kind::Unreachable)
 }
 
 /// Nothing is known about the agent where there is no image to test it on.
 fn host_fault(error: anyhow::Error, plan: &Plan) -> anyhow::Error {
-    if error.is::<Interrupted>() {
+    if Kind::Interrupted.is(&error) {
         return error;
     }
     let what = format!("get the image {} for {}", plan.image.name, plan.image.arch);
-    if let Some(unreachable) = error.downcast_ref::<Unreachable>() {
+    if let Some(unreachable) = unreachable(&error) {
         let hint = format!(
             "{}; leave out --image and --strict-image to use the fallback image; or use --image debian-12, \
              which needs only a package mirror",
-            unreachable.hint
+            unreachable.hint().unwrap_or_default()
         );
-        return error.context(Unavailable { error: what, hint });
+        return error.context(Failure::host(what, hint));
     }
     let hint = "see the causes: an unreachable mirror, a full disk or a missing permission; the agent is not involved";
     error::host_fault(error, what, hint)

@@ -4,7 +4,7 @@
 use anyhow::Result;
 use inspect::finding::{Finding, Severity};
 use xtask_core::build::Agent;
-use xtask_core::error::Diagnosis;
+use xtask_core::error::Failure;
 use xtask_core::inspect_target::Inspection;
 use xtask_core::plan::Plan;
 
@@ -56,7 +56,7 @@ fn check(
             .iter()
             .map(|finding| format!("{}: {}; {}", finding.id, finding.found, finding.offers))
             .collect();
-        return Err(Diagnosis::new(all.join("; "), worst.remedy.clone()).into());
+        return Err(Failure::guest(all.join("; "), worst.remedy.clone()).into());
     }
     let warned = report.of(Severity::Warned).count();
     let warned = if warned == 0 { String::new() } else { format!(", {warned} warning(s)") };

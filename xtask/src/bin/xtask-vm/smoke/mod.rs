@@ -22,7 +22,7 @@ use xshell::Shell;
 use xtask_core::arch::VmArchitecture;
 use xtask_core::build::{self, Agent};
 use xtask_core::cli::{Sabotage, SmokeArgs, Until, UpArgs, Verbosity};
-use xtask_core::error::{self, Diagnosis, SilentExit, Unavailable, Usage};
+use xtask_core::error::{self, Failure};
 use xtask_core::format::human_seconds;
 use xtask_core::host::tools;
 use xtask_core::inspect_target::check_agent;
@@ -52,7 +52,7 @@ pub(crate) fn run(workspace: &Workspace, args: &SmokeArgs, verbosity: Verbosity)
     let outcome = phases(&mut session);
     match session.finish(outcome) {
         0 => Ok(()),
-        code => Err(SilentExit(code).into()),
+        code => Err(Failure::reported(code).into()),
     }
 }
 
@@ -101,7 +101,7 @@ fn prove(session: &mut Session<'_>, vm: &mut RunningVm, agent: &Agent) -> Result
     session.phase(Phase::Rejoin, Some(limits.rejoin()), |session| rejoin(session, vm, agent, &before))?;
     match session.args.sabotage {
         None => Ok(()),
-        Some(fault) => Err(Diagnosis::new(
+        Some(fault) => Err(Failure::guest(
             format!("the smoke did not find the planted fault {}", fault.name()),
             "a check of cargo xtask does not work; that is a bug of cargo xtask, not of the agent",
         )
@@ -149,7 +149,7 @@ fn preflight(session: &mut Session<'_>) -> Result<(Plan, String)> {
     preflight.verdict()?;
     if args.fsck && tools::find(CHECKER).is_none() {
         let (error, hint) = (format!("--fsck: {CHECKER} is not on PATH"), "install e2fsprogs".to_owned());
-        return Err(Unavailable { error, hint }.into());
+        return Err(Failure::host(error, hint).into());
     }
     let facts = preflight.facts.first().context("one architecture was asked for")?;
     let plan = Plan::resolve(facts, args.build.arch, &args.machine, args.timeout_scale)?;
@@ -165,8 +165,9 @@ fn build(session: &mut Session<'_>) -> Result<(Agent, String)> {
     let args = session.args;
     let agent = match &args.agent {
         Some(path) => {
-            let path =
-                path.canonicalize().map_err(|error| Usage(format!("--agent {}: {error}", path.display())))?;
+            let path = path
+                .canonicalize()
+                .map_err(|error| Failure::usage(format!("--agent {}: {error}", path.display())))?;
             Agent::read(&path, args.build.arch)?
         }
         None => {

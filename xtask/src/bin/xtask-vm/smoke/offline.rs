@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use agent_protocol::DeviceStatus;
 use anyhow::{Result, bail};
-use xtask_core::error::Diagnosis;
+use xtask_core::error::Failure;
 use xtask_core::limits;
 
 use super::RunningVm;
@@ -44,7 +44,7 @@ impl RunningVm {
         waited.asked = Some(Instant::now());
         let (unit, status) = answer?;
         if let Some((error, hint)) = unit.hopeless() {
-            return Err(Diagnosis::new(error, hint).into());
+            return Err(Failure::guest(error, hint).into());
         }
         let late = up > self.limits().agent_after_boot();
         let (reason, hopeless) = match unit.active.as_str() {
@@ -59,7 +59,7 @@ impl RunningVm {
         if !hopeless {
             bail!("{reason}");
         }
-        Err(Diagnosis::new(
+        Err(Failure::guest(
             format!(
                 "{} s after the guest was up its workload does not run, without a broker: {reason}",
                 up.as_secs()

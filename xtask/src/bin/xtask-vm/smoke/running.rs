@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use xtask_core::cache::Cache;
-use xtask_core::error::{Diagnosis, Unavailable};
+use xtask_core::error::{Failure, Kind};
 use xtask_core::format::now_rfc3339;
 use xtask_core::fs::write_private;
 use xtask_core::image::Image;
@@ -54,7 +54,7 @@ impl RunningVm {
 
     /// Looks again and again until `probe` has something; ends at once on Ctrl-C, a dead QEMU or broker, and on a
     /// console that says that the guest will never be up. A probe's error is kept and told if time runs out, since
-    /// a guest that is slow fails in many ways; a [`Diagnosis`] ends the wait.
+    /// a guest that is slow fails in many ways; a A failure of the guest ends the wait.
     pub(crate) fn wait<T>(
         &mut self,
         session: &mut Session<'_>,
@@ -73,20 +73,20 @@ impl RunningVm {
                 // The lines behind the first one say where it happened.
                 std::thread::sleep(limits::BROKER_SETTLE);
                 self.console.read()?;
-                return Err(Diagnosis::new(fault.what, fault.hint).into());
+                return Err(Failure::guest(fault.what, fault.hint).into());
             }
             self.broker.check()?;
             match probe(self) {
                 Ok(Some(value)) => return Ok(value),
                 Ok(None) => {}
-                Err(error) if error.is::<Diagnosis>() => return Err(error),
+                Err(error) if Kind::Guest.is(&error) => return Err(error),
                 Err(error) => last_error = Some(error),
             }
             self.check_qemu(what)?;
             if Instant::now() > deadline {
                 let late = format!("timed out waiting for {what} after {} s", limit.as_secs());
                 let late =
-                    Diagnosis::new(late, "on a slow host use --timeout-scale 2; otherwise read console.log");
+                    Failure::guest(late, "on a slow host use --timeout-scale 2; otherwise read console.log");
                 return Err(match last_error {
                     Some(error) => error.context(late),
                     None => late.into(),
@@ -118,7 +118,7 @@ impl RunningVm {
             }
             // Twice: the first may be a connection that the power cut tore.
             if vm.broker.refusals() >= refusals_before + 2 {
-                return Err(Diagnosis::new(
+                return Err(Failure::guest(
                     "the broker refuses the device's credentials",
                     "compare [credentials] in the agent's configuration with the broker's users; nats.log lists the refusals",
                 )
@@ -138,7 +138,7 @@ impl RunningVm {
         let state = self.keys.unit_state(self.machine.ssh_port()?, self.limits().guest_command());
         *asked = Instant::now();
         match state?.hopeless() {
-            Some((error, hint)) => Err(Diagnosis::new(error, hint).into()),
+            Some((error, hint)) => Err(Failure::guest(error, hint).into()),
             None => Ok(()),
         }
     }
@@ -152,18 +152,18 @@ impl RunningVm {
         }
         self.console.read()?;
         if condition == Condition::Gone {
-            return Err(Diagnosis::new(
+            return Err(Failure::guest(
                 format!("QEMU ended while waiting for {what}"),
                 "read qemu.log in the report's directory; it is empty if QEMU was killed",
             )
             .into());
         }
-        Err(Unavailable {
-            error: format!(
+        Err(Failure::host(
+            format!(
                 "QEMU stopped the guest while waiting for {what}: its disk cannot be written, or KVM failed"
             ),
-            hint: format!("check the free space of the file system of {}", self.files.overlay.display()),
-        }
+            format!("check the free space of the file system of {}", self.files.overlay.display()),
+        )
         .into())
     }
 
@@ -177,7 +177,7 @@ impl RunningVm {
         if let Some(line) = self.console.line_with(marker::FAILED) {
             let (_, reason) = line.split_once(marker::FAILED).unwrap_or(("", line));
             let hint = "agent/dist/install.sh failed in the guest; run it there by hand after smoke --keep";
-            return Err(Diagnosis::new(format!("the agent did not install:{reason}"), hint).into());
+            return Err(Failure::guest(format!("the agent did not install:{reason}"), hint).into());
         }
         Ok(self.console.line_with(marker::DONE).map(drop))
     }
@@ -279,7 +279,7 @@ impl RunningVm {
             let hint =
                 "run again; if QEMU ends by itself, read the run's console.log and the host's kernel log"
                     .to_owned();
-            return Err(Unavailable { error: "keep the machine: its QEMU has ended".to_owned(), hint }.into());
+            return Err(Failure::host("keep the machine: its QEMU has ended", hint).into());
         }
         let kept = InstanceRecord {
             schema: instance::SCHEMA,

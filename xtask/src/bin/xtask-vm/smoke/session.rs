@@ -8,11 +8,13 @@ use anyhow::{Context, Result};
 use xtask_core::cache::Cache;
 use xtask_core::cli::{SmokeArgs, Until, Verbosity};
 use xtask_core::error;
-use xtask_core::error::Verdict;
+use xtask_core::error::{Failure, Kind, Verdict};
 use xtask_core::format::{human_seconds, now_rfc3339, round};
 use xtask_core::host::facts::Facts;
 use xtask_core::limits;
-use xtask_core::report::{Failure, HostReport, Phase, PhaseReport, PhaseStatus, Report, SnapshotReport};
+use xtask_core::report::{
+    FailureReport, HostReport, Phase, PhaseReport, PhaseStatus, Report, SnapshotReport,
+};
 use xtask_core::runs::instance::InstanceRecord;
 use xtask_core::workspace::Workspace;
 
@@ -208,18 +210,20 @@ impl<'a> Session<'a> {
             Ok(()) => Verdict::Verified,
             Err(error) => {
                 let tail = self.vm.as_ref().map(|vm| vm.console.tail()).unwrap_or_default();
-                self.report.failure = Some(Failure::new(self.phase, error, tail));
+                self.report.failure = Some(FailureReport::new(self.phase, error, tail));
                 error::verdict(error)
             }
         };
         let directory = self.args.report.clone().unwrap_or_else(|| self.run.path().to_owned());
         if let Err(error) = self.teardown(&directory, verdict) {
             verdict = if verdict == Verdict::Verified { error::verdict(&error) } else { verdict };
-            self.report.failure.get_or_insert_with(|| Failure::new(Phase::Teardown, &error, Vec::new()));
+            self.report
+                .failure
+                .get_or_insert_with(|| FailureReport::new(Phase::Teardown, &error, Vec::new()));
         }
         self.report.conclude(verdict, self.started.elapsed().as_secs_f64());
         // A flag that could only be judged here is a usage error for whoever called.
-        if let Some(error) = outcome.err().filter(|error| error.is::<error::Usage>()) {
+        if let Some(error) = outcome.err().filter(|error| Kind::Usage.is(error)) {
             self.report.exit_code = error::code(&error);
         }
         self.warn_of(self.times.keep());
@@ -244,7 +248,7 @@ impl<'a> Session<'a> {
             }
             Err(error) => error,
         };
-        let failure = Failure::new(
+        let failure = FailureReport::new(
             self.phase,
             &error,
             self.vm.as_ref().map(|vm| vm.console.tail()).unwrap_or_default(),
@@ -255,12 +259,12 @@ impl<'a> Session<'a> {
         }
         let code = error::code(&error);
         stopped.and(self.run.clean())?;
-        Err(error::SilentExit(code).into())
+        Err(Failure::reported(code).into())
     }
 
     /// The failure first, whatever becomes of the report's file.
     fn show(&self, directory: &Path, verdict: Verdict) {
-        for line in self.report.failure.iter().flat_map(Failure::lines) {
+        for line in self.report.failure.iter().flat_map(FailureReport::lines) {
             self.screen.line(&line);
         }
         let written = self.report.write(directory).or_else(|error| {
@@ -339,7 +343,7 @@ impl<'a> Session<'a> {
         match filesystem::check(disk, &self.run.work(), &self.interrupt) {
             Ok(count) => Ok(format!("; {count} file system(s) of the guest checked, no damage")),
             Err(error) => {
-                if error.is::<error::Diagnosis>() {
+                if Kind::Guest.is(&error) {
                     let kept = self.run.path().join(DAMAGED);
                     std::fs::rename(disk, &kept).with_context(|| format!("keep {}", kept.display()))?;
                     self.copy_evidence(self.run.path())?;

@@ -2,7 +2,7 @@
 
 use agent_protocol::Reply;
 use xtask_core::build::Agent;
-use xtask_core::error::Diagnosis;
+use xtask_core::error::Failure;
 use xtask_core::image::Image;
 use xtask_core::os_release::OsReleaseReport;
 use xtask_core::report::StatusEvidence;
@@ -26,7 +26,7 @@ pub(crate) enum Judgement {
     /// It says nothing yet.
     NotYet,
     /// It proves the opposite.
-    Refuted(Diagnosis),
+    Refuted(Failure),
 }
 
 impl ExpectedStatus {
@@ -39,19 +39,19 @@ impl ExpectedStatus {
     }
 
     /// The same machine, executable and distribution, or why not.
-    fn contradiction(&self, seen: &ReceivedStatus) -> Option<Diagnosis> {
+    fn contradiction(&self, seen: &ReceivedStatus) -> Option<Failure> {
         let status = &seen.status;
         let os = OsReleaseReport {
             id: status.os_release.id.clone(),
             version_id: status.os_release.version_id.clone(),
         };
         if status.machine != self.machine {
-            Some(Diagnosis::new(
+            Some(Failure::guest(
                 format!("the agent runs on {}, expected {}", status.machine, self.machine),
                 "check that the right image was booted and that the agent reports uname -m",
             ))
         } else if status.exe_sha256 != self.exe_sha256 {
-            Some(Diagnosis::new(
+            Some(Failure::guest(
                 format!(
                     "the agent in the guest has the digest {}, the one under test {}",
                     status.exe_sha256, self.exe_sha256
@@ -60,7 +60,7 @@ impl ExpectedStatus {
                  installer installs",
             ))
         } else if let Some(expected) = self.os_release.as_ref().filter(|expected| **expected != os) {
-            Some(Diagnosis::new(
+            Some(Failure::guest(
                 format!(
                     "the guest runs {} {}, the image is {} {}",
                     os.id, os.version_id, expected.id, expected.version_id
@@ -97,7 +97,7 @@ pub(crate) fn rejoin(
         return Judgement::Refuted(contradiction);
     }
     if seen.status.boot_id == joined.boot_id {
-        return Judgement::Refuted(Diagnosis::new(
+        return Judgement::Refuted(Failure::guest(
             format!(
                 "after the power cut the agent still reports the boot id {} from before (revision {} after {})",
                 joined.boot_id, seen.revision, last.revision
@@ -109,10 +109,10 @@ pub(crate) fn rejoin(
 }
 
 /// Whether the answer is that of the agent that joined.
-pub(crate) fn pong(reply: &Reply, device: &str, joined: &StatusEvidence) -> Result<(), Diagnosis> {
+pub(crate) fn pong(reply: &Reply, device: &str, joined: &StatusEvidence) -> Result<(), Failure> {
     match reply {
         Reply::Pong { device_id, boot_id, .. } if device_id == device && *boot_id == joined.boot_id => Ok(()),
-        other => Err(Diagnosis::new(
+        other => Err(Failure::guest(
             format!("the ping was answered by something other than the agent that joined: {other:?}"),
             "check who else is subscribed to the device's commands",
         )),
@@ -172,7 +172,7 @@ pub(crate) mod tests {
 
     fn refuted(judgement: Judgement) -> String {
         match judgement {
-            Judgement::Refuted(diagnosis) => diagnosis.error,
+            Judgement::Refuted(diagnosis) => diagnosis.to_string(),
             other => panic!("{other:?}"),
         }
     }

@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use xtask_core::arch::Accelerator;
 use xtask_core::cli::{Sabotage, SmokeArgs};
 use xtask_core::digest::Algorithm;
-use xtask_core::error::{self, Diagnosis, Unavailable, Usage};
+use xtask_core::error::{self, Failure, Kind};
 use xtask_core::format::{human_bytes, human_seconds, now_rfc3339};
 use xtask_core::fs::{make_private_dir, write_private};
 use xtask_core::image::Format;
@@ -37,7 +37,7 @@ pub(super) fn may_be(args: &SmokeArgs, plan: &Plan) -> bool {
 }
 
 /// What is asked of a warm run cannot be had of a cold one.
-pub(super) fn check_flags(args: &SmokeArgs, plan: &Plan) -> Result<(), Usage> {
+pub(super) fn check_flags(args: &SmokeArgs, plan: &Plan) -> Result<(), Failure> {
     let warm = may_be(args, plan);
     let cannot = match args.sabotage {
         Some(Sabotage::StaleChain) if !warm => {
@@ -51,7 +51,7 @@ pub(super) fn check_flags(args: &SmokeArgs, plan: &Plan) -> Result<(), Usage> {
         }
         _ => return Ok(()),
     };
-    Err(Usage(cannot.to_owned()))
+    Err(Failure::usage(cannot.to_owned()))
 }
 
 /// A machine to be, out of a snapshot, with the run's own disks.
@@ -169,7 +169,7 @@ impl RunningVm {
         if let Err(error) = reached {
             session.vm = Some(vm);
             // No guest's word, and a QEMU that ended: a broker that ended is another's fault.
-            return Err(if error.is::<Diagnosis>() { kept.does_not_restore(error) } else { error });
+            return Err(if Kind::Guest.is(&error) { kept.does_not_restore(error) } else { error });
         }
         let how = if kept.manifest.made_by == session.run.id() {
             format!("made a snapshot of {}, and restored it", human_bytes(kept.manifest.bytes()))
@@ -269,7 +269,7 @@ fn lacks_nothing(console: &Console) -> Result<()> {
     let hint = "agent/dist/prerequisites.sh failed in the guest: run again if the distribution's mirror did not answer, or use \
                 --cold to see the installer fail";
     let error = format!("the guest could not install the agent's prerequisites:{reason}");
-    Err(Unavailable { error, hint: hint.to_owned() }.into())
+    Err(Failure::host(error, hint.to_owned()).into())
 }
 
 /// By how many seconds the clock of a restored guest, which is provisioned, jumped to this host's.
@@ -277,11 +277,10 @@ pub(super) fn clock_step(console: &Console) -> Result<i64> {
     let output = console.line_with(marker::CLOCK).and_then(|line| line.split_once(marker::CLOCK));
     let step = output.and_then(|(_, step)| step.split_whitespace().next()?.parse().ok());
     step.ok_or_else(|| {
-        Unavailable {
-            error: "the restored guest did not set its clock, which still shows when the snapshot was saved"
-                .to_owned(),
-            hint: "nothing is known about the agent yet: run again, or use --cold".to_owned(),
-        }
+        Failure::host(
+            "the restored guest did not set its clock, which still shows when the snapshot was saved",
+            "nothing is known about the agent yet: run again, or use --cold",
+        )
         .into()
     })
 }
@@ -333,7 +332,7 @@ mod tests {
         lacks_nothing(&console("iot-xtask: first boot done\r\n")).unwrap();
         let error = lacks_nothing(&console("iot-xtask: prerequisites failed: E: no mirror\r\n")).unwrap_err();
         assert!(
-            error.is::<Unavailable>() && error.to_string().ends_with("prerequisites: E: no mirror"),
+            Kind::Host.is(&error) && error.to_string().ends_with("prerequisites: E: no mirror"),
             "{error:#}"
         );
     }
@@ -347,7 +346,7 @@ mod tests {
         );
         assert_eq!(output("iot-xtask: clock was behind by -1 s\r\n").unwrap(), -1);
         for silent in ["iot-xtask: provision done\r\n", "iot-xtask: clock was behind by  s\r\n"] {
-            assert!(output(silent).unwrap_err().is::<Unavailable>());
+            assert!(Kind::Host.is(&output(silent).unwrap_err()));
         }
     }
 }

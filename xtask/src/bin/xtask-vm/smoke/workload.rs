@@ -9,7 +9,7 @@ use std::time::Instant;
 use agent_protocol::deployment::{Limits, Port, Protocol, Volume};
 use agent_protocol::{ContainerSpec, Deployment, Document};
 use anyhow::{Context, Result, anyhow, ensure};
-use xtask_core::error::Diagnosis;
+use xtask_core::error::Failure;
 use xtask_core::limits;
 use xtask_core::machine::WORKLOAD_PORTS;
 use xtask_core::report::{StatusEvidence, WorkloadEvidence};
@@ -69,7 +69,7 @@ pub(super) fn run(
     let deleted = delete_ephemeral(session, vm)?;
     let after = ask(session, vm, &PERSISTENT, &answer)?;
     if after != first {
-        return Err(Diagnosis::new(
+        return Err(Failure::guest(
             format!("deleting {} changed {} too: {after:?}, before {first:?}", EPHEMERAL.0, PERSISTENT.0),
             "a change of one deployment must leave the others' containers alone",
         )
@@ -91,7 +91,7 @@ fn ensure_boot(answer: &WorkloadEvidence, status: &StatusEvidence) -> Result<()>
     if answer.boot_id == status.boot_id {
         return Ok(());
     }
-    Err(Diagnosis::new(
+    Err(Failure::guest(
         format!("the workload runs in the boot {}, the agent in {}", answer.boot_id, status.boot_id),
         "something other than the container in the guest answers on the workload's port",
     )
@@ -121,7 +121,7 @@ fn delete_ephemeral(session: &mut Session<'_>, vm: &mut RunningVm) -> Result<u64
         }
         let port = if answer.is_ok() { "still answers" } else { "is silent" };
         let status = wanted.describe(seen.as_ref());
-        Err(Diagnosis::new(
+        Err(Failure::guest(
             format!(
                 "the deployment {name} was deleted at revision {revision}; {} s later its port {port} and the status {status}",
                 limit.as_secs()
@@ -163,7 +163,7 @@ pub(super) fn back_without_broker(
         Err(error)
     })?;
     if answer.boot_id == before.boot_id {
-        return Err(Diagnosis::new(
+        return Err(Failure::guest(
             format!(
                 "after the power cut the workload still reports the boot id {} from before",
                 answer.boot_id

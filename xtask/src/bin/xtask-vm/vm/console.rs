@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::{Context, Result};
 use rustix::termios::{OptionalActions, QueueSelector, Termios, tcflush, tcgetattr, tcsetattr};
 use xtask_core::cache::Cache;
-use xtask_core::error::{Unavailable, host_fault};
+use xtask_core::error::{Failure, host_fault};
 use xtask_core::fs::try_lock;
 use xtask_core::limits;
 use xtask_core::machine::CONSOLE_SOCKET;
@@ -31,9 +31,11 @@ pub(crate) fn console(machine: Option<&str>) -> Result<()> {
         return Ok(());
     }
     // QEMU takes one at a time, and has others wait without a word.
-    let _lock = try_lock(&instance.work().join("console.lock"))?.ok_or_else(|| Unavailable {
-        error: format!("attach to the console of {name}: another terminal is attached"),
-        hint: "detach that terminal with Ctrl-], or use --no-follow to see the output so far".to_owned(),
+    let _lock = try_lock(&instance.work().join("console.lock"))?.ok_or_else(|| {
+        Failure::host(
+            format!("attach to the console of {name}: another terminal is attached"),
+            "detach that terminal with Ctrl-], or use --no-follow to see the output so far",
+        )
     })?;
     // First: who may not have the terminal is stopped here, and not while a guest talks to it.
     let terminal = RawTerminal::enter()?;

@@ -8,7 +8,7 @@ use std::time::Instant;
 use anyhow::{Context, Error, Result, ensure};
 use xtask_core::cache::Cache;
 use xtask_core::cli::{OneArgs, Verbosity};
-use xtask_core::error::{Diagnosis, Unavailable, host_fault};
+use xtask_core::error::{Failure, host_fault};
 use xtask_core::fs::make_private_dir;
 use xtask_core::host::tools;
 use xtask_core::limits;
@@ -88,7 +88,7 @@ fn shut_down(cache: &Cache, instance: &Instance, interrupt: &Interrupt, screen: 
         if Instant::now() > deadline {
             let name = &instance.machine.name;
             let late = format!("{name} is not off after {} s", limits::SHUTDOWN.as_secs());
-            let late = Diagnosis::new(late, format!("cut its power: cargo xtask vm power-cut {name}"));
+            let late = Failure::guest(late, format!("cut its power: cargo xtask vm power-cut {name}"));
             return Err(asked.err().map_or_else(|| late.clone().into(), |error| error.context(late.clone())));
         }
         console.read()?;
@@ -134,7 +134,7 @@ fn boot(cache: &Cache, instance: &mut Instance, interrupt: &Interrupt, screen: &
         let hint = format!(
             "its disk depends on it: remove it with cargo xtask vm rm {name} and make another with cargo xtask vm up"
         );
-        Unavailable { error, hint }
+        Failure::host(error, hint)
     };
     if let Some(snapshot) = snapshots::under(&instance.work()).map_err(lost)? {
         screen.alive("hashing the snapshot");
@@ -174,11 +174,11 @@ fn wait_for_ssh(
         interrupt.check()?;
         console.read()?;
         if let Some(fault) = console.fault() {
-            return Err(Diagnosis::new(fault.what, fault.hint).into());
+            return Err(Failure::guest(fault.what, fault.hint).into());
         }
         if machine.condition() != Condition::Running {
             let hint = format!("see its last output: cargo xtask vm console {}", instance.machine.name);
-            return Err(Unavailable { error: "QEMU ended while the machine booted".to_owned(), hint }.into());
+            return Err(Failure::host("QEMU ended while the machine booted", hint).into());
         }
         // Before the end of the boot sshd greets and lets nobody in (pam_nologin(8)).
         let looks = looked.is_none_or(|last| last.elapsed() >= limits::SSH_AGAIN);
@@ -194,7 +194,7 @@ fn wait_for_ssh(
         }
         if Instant::now() > deadline {
             let hint = format!("see how far it got: cargo xtask vm console {}", instance.machine.name);
-            return Err(Diagnosis::new("the machine's ssh server did not answer in time", hint).into());
+            return Err(Failure::guest("the machine's ssh server did not answer in time", hint).into());
         }
         screen.alive(console.last());
         std::thread::sleep(limits::POLL);

@@ -21,7 +21,7 @@ use xtask_core::build;
 use xtask_core::cache::Cache;
 use xtask_core::cli::{BenchArgs, BuildArgs, Verbosity};
 use xtask_core::digest::Algorithm;
-use xtask_core::error::Diagnosis;
+use xtask_core::error::Failure;
 use xtask_core::format::{human_bytes, round};
 use xtask_core::host::tools;
 use xtask_core::limits;
@@ -260,7 +260,7 @@ fn ours_will_do(medians: &[(Way, f64)]) -> Result<()> {
     let (_, ours) = *medians.first().context("a way")?;
     let worth = limits::WORTH_ANOTHER_DELIVERY.as_secs_f64();
     let Some((way, theirs)) = medians.iter().find(|(_, theirs)| ours - theirs > worth) else { return Ok(()) };
-    Err(Diagnosis::new(
+    Err(Failure::guest(
         format!("{} takes {theirs:.2} s, and the delivery of a warm smoke {ours:.2} s", way.name()),
         "check that nothing else runs on this machine; if so, use the faster delivery in src/bin/xtask-vm/smoke/warm.rs",
     )
