@@ -10,7 +10,7 @@ use crate::device_state::DeviceState;
 use crate::plan;
 use crate::podman::Podman;
 use crate::status_report::StatusReporter;
-use agent_protocol::command::{COMMANDS, MAX_LOG_BYTES, MAX_LOG_LINES};
+use agent_protocol::command::{COMMANDS, MAX_LOG_LINES, MAX_REPLY_BYTES};
 use agent_protocol::{ErrorCode, LogsRequest, Reply, command_subject};
 
 /// Commands that are answered at the same time.
@@ -66,7 +66,7 @@ impl CommandHandler {
                 boot_id: self.boot_id.clone(),
                 agent_version: env!("CARGO_PKG_VERSION").to_owned(),
             },
-            Some("status") => match self.reporter.current(&self.device_state.borrow(), MAX_LOG_BYTES) {
+            Some("status") => match self.reporter.current(&self.device_state.borrow(), MAX_REPLY_BYTES) {
                 Ok(status) => Reply::Status { status: Box::new(status) },
                 Err(why) => error(ErrorCode::Internal, format!("{why:#}")),
             },
@@ -117,7 +117,7 @@ fn error(code: ErrorCode, message: String) -> Reply {
 
 /// The last of the lines, as many as fit.
 fn bounded(deployment: String, lines: Vec<String>, wanted: usize) -> Reply {
-    let mut room = MAX_LOG_BYTES;
+    let mut room = MAX_REPLY_BYTES;
     let mut kept: Vec<String> = Vec::new();
     let count = lines.len();
     for line in lines.into_iter().rev().take(wanted) {
@@ -149,6 +149,6 @@ mod tests {
         assert!(kept.is_empty(), "six times as long on the way");
         let (kept, truncated) = reply(vec!["x".repeat(100 << 10); 9], 500);
         assert!(truncated && kept.len() == 2, "{}", kept.len());
-        assert_eq!(reply(vec!["x".repeat(MAX_LOG_BYTES)], 5), (Vec::<String>::new(), true));
+        assert_eq!(reply(vec!["x".repeat(MAX_REPLY_BYTES)], 5), (Vec::<String>::new(), true));
     }
 }

@@ -1,24 +1,24 @@
-//! Requests to a device and its replies, on `device-commands.<device_id>.<command>`.
+//! Requests to a device and their replies, on `device-commands.<device_id>.<command>`.
 
 use serde::{Deserialize, Serialize};
 
 use super::status::DeviceStatus;
 
-/// The commands that an agent of this version knows.
+/// The commands that this version of the agent knows.
 pub const COMMANDS: [&str; 3] = ["ping", "status", "logs"];
 
-/// The most lines that `logs` answers with.
+/// Upper bound for the lines in a reply to `logs`.
 pub const MAX_LOG_LINES: u32 = 500;
-/// The most bytes of those lines as JSON, and of a status in a reply, so that it fits into a message (nats-server's default is
-/// 1 MiB).
-pub const MAX_LOG_BYTES: usize = 256 << 10;
+/// Upper bound for the JSON of log lines or of a status in a reply, so that it fits into a message (by default, nats-server
+/// allows 1 MiB).
+pub const MAX_REPLY_BYTES: usize = 256 << 10;
 
-/// The subject on which the device answers `command`, for example `device-commands.pi-7.ping`.
+/// The subject of a command, for example `device-commands.pi-7.ping`.
 pub fn command_subject(device_id: &str, command: &str) -> String {
     format!("device-commands.{device_id}.{command}")
 }
 
-/// The subject that covers every command for the device.
+/// The subject of all commands for a device.
 pub fn command_wildcard(device_id: &str) -> String {
     command_subject(device_id, ">")
 }
@@ -27,9 +27,8 @@ pub fn command_wildcard(device_id: &str) -> String {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LogsRequest {
-    /// Whose container's.
     pub deployment: String,
-    /// How many lines from the end, at most [`MAX_LOG_LINES`].
+    /// The number of lines from the end, at most [`MAX_LOG_LINES`].
     #[serde(default = "default_lines")]
     pub lines: u32,
 }
@@ -44,39 +43,30 @@ fn default_lines() -> u32 {
 pub enum Reply {
     /// To `ping`.
     Pong {
-        /// The device that answers.
         device_id: String,
-        /// Its boot, as in [`DeviceStatus::boot_id`].
+        /// See [`DeviceStatus::boot_id`].
         boot_id: String,
-        /// Its agent's version.
         agent_version: String,
     },
     /// To `status`.
     Status {
-        /// The device as it is now, whether or not that is in the bucket yet.
+        /// The current status, which may be newer than the one in the bucket.
         status: Box<DeviceStatus>,
     },
     /// To `logs`.
     Logs {
-        /// Whose container's.
         deployment: String,
         /// The last lines, oldest first, of stdout and stderr.
         lines: Vec<String>,
-        /// Whether lines were left out to keep the reply small.
+        /// Whether lines were omitted to keep the reply small.
         truncated: bool,
     },
-    /// To a command that this agent does not know.
     UnknownCommand {
-        /// What was asked.
         command: String,
-        /// What can be asked.
         known: Vec<String>,
     },
-    /// To a command that could not be carried out.
     Error {
-        /// For programs.
         code: ErrorCode,
-        /// For people.
         message: String,
     },
 }
@@ -85,17 +75,15 @@ pub enum Reply {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ErrorCode {
-    /// The payload is not what the command takes.
+    /// The payload is not valid for the command.
     BadRequest,
-    /// The device has no such deployment.
     NoSuchDeployment,
-    /// The deployment has no container now.
     NoContainer,
-    /// Podman does not answer, or refuses.
+    /// Podman does not answer, or refuses the request.
     Podman,
-    /// The device cannot tell, for a reason of its own.
+    /// The agent failed.
     Internal,
-    /// It answers as many commands as it can already.
+    /// The agent is already answering as many commands as it can.
     Busy,
 }
 
@@ -104,7 +92,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn subjects_are_the_fleets() {
+    fn subjects_contain_the_device() {
         assert_eq!(command_subject("pi-7", "ping"), "device-commands.pi-7.ping");
         assert_eq!(command_wildcard("pi-7"), "device-commands.pi-7.>");
     }

@@ -1,4 +1,4 @@
-//! What the fleet desires: a versioned document, whose kind says what its `spec` is.
+//! The desired state of one deployment: a versioned document, whose `kind` determines the form of its `spec`.
 //!
 //! ```json
 //! {"version": 1, "kind": "podman-container", "spec": {"image": "localhost/web:3", "restart": "always"}}
@@ -12,52 +12,46 @@ use serde_json::Value;
 
 use super::is_name;
 
-/// The version of the documents that this agent reads.
+/// The version of the documents that the agent can read.
 pub const VERSION: u64 = 1;
-/// The kinds that this agent runs.
+/// The kinds of deployments that the agent can run.
 pub const KINDS: [&str; 1] = ["podman-container"];
 
 /// A document of [`super::DESIRED_BUCKET`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Document {
-    /// [`VERSION`].
+    /// Must be [`VERSION`].
     pub version: u64,
-    /// What is to run.
     #[serde(flatten)]
     pub deployment: Deployment,
 }
 
-/// What is to run: adjacently tagged, `kind` and `spec`.
+/// The fields `kind` and `spec` (adjacently tagged).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", content = "spec", rename_all = "kebab-case")]
 pub enum Deployment {
-    /// One container, run by podman as the agent's own user.
+    /// One container, which podman runs as the agent's user.
     PodmanContainer(ContainerSpec),
 }
 
-/// A container.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ContainerSpec {
-    /// A reference, with a registry's name or `localhost/`, and a tag or a digest.
+    /// A reference with a registry or `localhost/`, and with a tag or a digest.
     pub image: String,
-    /// In the place of the image's own command; empty: the image's.
+    /// Replaces the image's command, unless it is empty.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub command: Vec<String>,
-    /// Environment variables.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, String>,
-    /// Ports of the device that lead into the container.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ports: Vec<Port>,
-    /// Volumes of this deployment's own. No paths of the device: whoever may write to the bus is not thereby let into its
-    /// file system.
+    /// Named volumes of this deployment. Paths of the device cannot be mounted, so that write access to the bus gives no access to
+    /// the device's file system.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub volumes: Vec<Volume>,
-    /// What happens when it ends.
     #[serde(default)]
     pub restart: Restart,
-    /// What it may use.
     #[serde(default, skip_serializing_if = "Limits::is_empty")]
     pub limits: Limits,
 }
@@ -66,68 +60,63 @@ pub struct ContainerSpec {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Port {
-    /// On the device. Below 1024 is not an ordinary user's to take.
+    /// The port on the device. Ports below 1024 need a privileged user.
     pub host: u16,
-    /// In the container.
+    /// The port in the container.
     pub container: u16,
-    /// The device's address; without one, all.
+    /// The address on the device; by default, all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<IpAddr>,
-    /// `tcp` or `udp`.
     #[serde(default)]
     pub protocol: Protocol,
 }
 
-/// A port's protocol.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-#[expect(missing_docs, reason = "the names say it")]
 pub enum Protocol {
     #[default]
     Tcp,
     Udp,
 }
 
-/// A named volume, which lives until the deployment is purged.
+/// A named volume, which exists until the deployment is purged.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Volume {
-    /// Its name within the deployment.
+    /// The name within the deployment.
     pub name: String,
-    /// Where the container sees it: an absolute path.
+    /// An absolute path in the container.
     pub mount: String,
-    /// Whether the container may only read it.
     #[serde(default)]
     pub read_only: bool,
 }
 
-/// What happens when a container ends.
+/// The restart policy of a container that ends.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Restart {
-    /// It is started again, after a pause that grows.
+    /// Restart it after a pause, which grows with each restart.
     #[default]
     Always,
-    /// The same, where its exit code is not 0.
+    /// Restart it if its exit code is not 0.
     OnFailure,
-    /// It stays as it is.
     Never,
 }
 
-/// What a container may use; what is absent is not limited.
+/// Resource limits of a container. An absent field means no limit.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Limits {
-    /// Memory, in MiB, at least 4.
+    /// At least 4.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_mib: Option<u32>,
-    /// Processor time, in thousandths of one processor, at least 10.
+    /// CPU time in thousandths of one processor, at least 10.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub millicpus: Option<u32>,
-    /// Processes and threads.
+    /// Processes and threads, at least 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub processes: Option<u32>,
-    /// Open files of each process (RLIMIT_NOFILE).
+    /// Open files of each process (RLIMIT_NOFILE), at least 16.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub open_files: Option<u32>,
 }
@@ -138,7 +127,7 @@ impl Limits {
     }
 }
 
-/// Why a document cannot be run: the fleet's to put right, so it is told and not tried again.
+/// Why a document cannot be run. Only the fleet can correct that, so the agent reports it and does not try again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal(pub String);
 
@@ -151,23 +140,26 @@ impl std::fmt::Display for Refusal {
 impl std::error::Error for Refusal {}
 
 impl Document {
-    /// A document of this version.
     pub fn of(deployment: Deployment) -> Self {
         Self { version: VERSION, deployment }
     }
 
-    /// Reads and checks a document.
+    /// Parses and checks a document.
     ///
     /// # Errors
-    /// [`Refusal`]: a version or a kind that this agent does not know, or what in the spec does not hold.
+    /// If the agent does not know the version or the kind, or if the spec is invalid.
     pub fn parse(bytes: &[u8]) -> Result<Self, Refusal> {
         let refuse = |text: String| Refusal(super::status::shortened(&text));
-        let value: Value =
-            serde_json::from_slice(bytes).map_err(|error| refuse(format!("it is no JSON: {error}")))?;
+        let value: Value = serde_json::from_slice(bytes)
+            .map_err(|error| refuse(format!("the document is not JSON: {error}")))?;
         match value.get("version").and_then(Value::as_u64) {
             Some(VERSION) => {}
             Some(other) => return Err(refuse(format!("version {other} is unknown; known: {VERSION}"))),
-            None => return Err(refuse(format!("it has no \"version\": a whole number, {VERSION}"))),
+            None => {
+                return Err(refuse(format!(
+                    "the document has no \"version\": use the whole number {VERSION}"
+                )));
+            }
         }
         let kind = value.get("kind").and_then(Value::as_str).unwrap_or_default();
         if !KINDS.contains(&kind) {
@@ -179,14 +171,13 @@ impl Document {
         Ok(document)
     }
 
-    /// The document's bytes.
     pub fn to_bytes(&self) -> Vec<u8> {
         serde_json::to_vec(self).expect("a document is plain data")
     }
 }
 
 impl ContainerSpec {
-    /// A container of `image` with nothing else said.
+    /// A container of `image` with defaults for all other fields.
     pub fn of(image: &str) -> Self {
         Self {
             image: image.to_owned(),
@@ -208,41 +199,47 @@ impl ContainerSpec {
             .find(|(name, value)| name.is_empty() || name.contains(['=', '\0']) || value.contains('\0'));
         if let Some((name, _)) = bad_env {
             return Err(format!(
-                "env has {name:?}: a name is not empty and has no '=', and neither part a NUL"
+                "env has {name:?}: a name must not be empty or contain '=', and neither name nor value may contain NUL"
             ));
         }
         if let Some(word) = self.command.iter().find(|word| word.contains('\0')) {
-            return Err(format!("command has {word:?}, with a NUL"));
+            return Err(format!("command has {word:?}, which contains NUL"));
         }
         let mut taken = BTreeSet::new();
         for port in &self.ports {
             if port.host == 0 || port.container == 0 {
-                return Err("ports: 0 is no port".to_owned());
+                return Err("ports: 0 is not a valid port".to_owned());
             }
             if !taken.insert((port.host, port.protocol)) {
-                return Err(format!("ports: {} stands there twice", port.host));
+                return Err(format!("ports: {} is used twice", port.host));
             }
         }
         let (mut names, mut mounts) = (BTreeSet::new(), BTreeSet::new());
         for volume in &self.volumes {
             if !is_name(&volume.name) {
-                return Err(format!("volumes: {:?} is no name: letters, digits, '-' and '_'", volume.name));
+                return Err(format!(
+                    "volumes: {:?} is not a valid name: use letters, digits, '-' and '_'",
+                    volume.name
+                ));
             }
             let plain = volume.mount.starts_with('/')
                 && volume.mount.len() > 1
                 && !volume.mount.contains(['\0', ':'])
                 && !volume.mount.split('/').any(|part| part == "..");
             if !plain {
-                return Err(format!("volumes: {:?} is no absolute path below /", volume.mount));
+                return Err(format!("volumes: {:?} is not an absolute path below /", volume.mount));
             }
             if !names.insert(&volume.name) || !mounts.insert(&volume.mount) {
-                return Err(format!("volumes: {} or {} stands there twice", volume.name, volume.mount));
+                return Err(format!(
+                    "volumes: the name {} or the path {} is used twice",
+                    volume.name, volume.mount
+                ));
             }
         }
         self.limits.check()
     }
 
-    /// An image without a registry's name would be looked for wherever the device's configuration says.
+    /// Podman would look for an image without a registry in the registries of the device's configuration.
     fn check_image(&self) -> Result<(), String> {
         let image = &self.image;
         let plain = image.len() <= 512 && image.chars().all(|c| c.is_ascii_graphic());
@@ -254,7 +251,7 @@ impl ContainerSpec {
             return Ok(());
         }
         Err(format!(
-            "image {image:?} must name its registry (or localhost/) and a tag or a digest, as in registry.example/web:3"
+            "image {image:?} must name its registry (or localhost/) and a tag or a digest, for example registry.example/web:3"
         ))
     }
 }
@@ -269,7 +266,7 @@ impl Limits {
         ];
         for (name, value, least) in at_least {
             if let Some(value) = value.filter(|value| *value < least) {
-                return Err(format!("limits: {name} is {value}, at least {least} is needed"));
+                return Err(format!("limits: {name} is {value}, but must be at least {least}"));
             }
         }
         Ok(())
@@ -287,7 +284,7 @@ mod tests {
         "restart":"on-failure","limits":{"memory_mib":64,"millicpus":500,"processes":20,"open_files":64}}}"#;
 
     #[test]
-    fn a_document_is_read_and_written_the_same() {
+    fn a_document_survives_a_round_trip() {
         let document = Document::parse(WHOLE.as_bytes()).unwrap();
         let Deployment::PodmanContainer(spec) = &document.deployment;
         assert_eq!((spec.image.as_str(), spec.restart), ("localhost/web:3", Restart::OnFailure));
@@ -304,9 +301,9 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_run_is_refused_with_the_reason() {
+    fn invalid_documents_are_refused_with_a_reason() {
         let table = [
-            ("{", "no JSON"),
+            ("{", "not JSON"),
             ("[]", "no \"version\""),
             (r#"{"version":"1"}"#, "no \"version\""),
             (r#"{"version":2,"kind":"podman-container","spec":{}}"#, "version 2 is unknown; known: 1"),
@@ -317,18 +314,18 @@ mod tests {
         ];
         for (text, expected) in table {
             let refusal = Document::parse(text.as_bytes()).unwrap_err();
-            assert!(refusal.0.contains(expected), "{text}: {refusal} does not say {expected:?}");
+            assert!(refusal.0.contains(expected), "{text}: {refusal} does not contain {expected:?}");
         }
         let changes = [
             ("localhost/web:3", "web", "must name its registry"),
             ("localhost/web:3", "localhost/web", "must name its registry"),
             ("localhost/web:3", "docker.io/web:", "must name its registry"),
             ("\"A\":", "\"A=\":", "env"),
-            ("\"host\":8080", "\"host\":0", "0 is no port"),
+            ("\"host\":8080", "\"host\":0", "0 is not a valid port"),
             ("\"host\":8080", "\"host\":80800", "u16"),
-            ("\"name\":\"data\"", "\"name\":\"../data\"", "is no name"),
-            ("\"/data\"", "\"data\"", "no absolute path"),
-            ("\"/data\"", "\"/a/../../b\"", "no absolute path"),
+            ("\"name\":\"data\"", "\"name\":\"../data\"", "is not a valid name"),
+            ("\"/data\"", "\"data\"", "not an absolute path"),
+            ("\"/data\"", "\"/a/../../b\"", "not an absolute path"),
             ("on-failure", "sometimes", "sometimes"),
             ("\"memory_mib\":64", "\"memory_mib\":1", "at least 4"),
             ("\"restart\"", "\"privileged\":true,\"restart\"", "privileged"),
@@ -337,7 +334,7 @@ mod tests {
             let text = WHOLE.replacen(from, to, 1);
             assert_ne!(text, WHOLE, "{from}");
             let refusal = Document::parse(text.as_bytes()).unwrap_err();
-            assert!(refusal.0.contains(expected), "{to}: {refusal} does not say {expected:?}");
+            assert!(refusal.0.contains(expected), "{to}: {refusal} does not contain {expected:?}");
         }
     }
 }

@@ -1,28 +1,26 @@
-//! What a device says of itself, in [`super::STATUS_BUCKET`].
+//! The status that a device reports to [`super::STATUS_BUCKET`].
 
 use serde::{Deserialize, Serialize};
 
-/// Events that a status holds at most; the oldest leave first.
+/// Upper bound for the events in a status; the oldest are dropped first.
 pub const MAX_EVENTS: usize = 32;
-/// Bytes of an error or event that a status holds at most, so that a thousand deployments fit into one message.
+/// Upper bound for the bytes of an error or an event, so that a thousand deployments fit into one message.
 pub const MAX_TEXT: usize = 240;
 
-/// What a device says of itself: at once after each (re)connect, on change, and every few seconds.
+/// The status of a device. It is sent after each (re)connect, on each change, and at each heartbeat.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeviceStatus {
     /// [`super::STATUS_SCHEMA`].
     pub schema: u32,
     /// The device's name in the fleet; also the KV key.
     pub device_id: String,
-    /// The agent's own version.
     pub agent_version: String,
-    /// SHA-256 of the executable that is running, in lower-case hex.
+    /// SHA-256 of the running executable, in lower-case hex.
     pub exe_sha256: String,
     /// The kernel's random id of this boot (`/proc/sys/kernel/random/boot_id`, random(4)).
     pub boot_id: String,
     /// `uname -m`: `aarch64`, `x86_64`.
     pub machine: String,
-    /// The distribution, from os-release(5).
     pub os_release: OsRelease,
     /// `uname -r`.
     pub kernel: String,
@@ -30,42 +28,39 @@ pub struct DeviceStatus {
     pub uptime_seconds: u64,
     /// Counts the statuses of this agent process, from 1.
     pub sequence: u64,
-    /// The highest revision of the desired state that this device knows of; 0 before it knows of any.
+    /// The highest revision of the desired state that this device knows; 0 before it knows any.
     #[serde(default)]
     pub desired_revision: u64,
-    /// Its deployments, by name; those that were deleted too, until they are purged.
+    /// The deployments by name, including deleted ones until they are purged.
     #[serde(default)]
     pub deployments: Vec<DeploymentStatus>,
-    /// How many deployments did not fit into this document.
+    /// The number of deployments that did not fit into this document.
     #[serde(default)]
     pub deployments_omitted: u32,
-    /// What happened last, oldest first, at most [`MAX_EVENTS`].
+    /// The latest events, oldest first, at most [`MAX_EVENTS`].
     #[serde(default)]
     pub events: Vec<Event>,
-    /// What the agent itself takes of the device.
     #[serde(default)]
     pub footprint: Option<Footprint>,
 }
 
-/// What the agent's process takes, its containers not included.
+/// The resources that the agent's process uses, without its containers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Footprint {
-    /// How long it has run.
     pub age_milliseconds: u64,
-    /// Processor time that it has used, of user and kernel.
+    /// CPU time in user and kernel mode.
     pub cpu_milliseconds: u64,
-    /// Memory that it has in RAM (proc_pid_status(5), VmRSS).
+    /// Resident memory (proc_pid_status(5), VmRSS).
     pub resident_kib: u64,
 }
 
 impl DeviceStatus {
-    /// The deployment of this name.
     pub fn deployment(&self, name: &str) -> Option<&DeploymentStatus> {
         self.deployments.iter().find(|deployment| deployment.name == name)
     }
 }
 
-/// The two fields of os-release(5) that name a distribution.
+/// The distribution: two fields of os-release(5).
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OsRelease {
     /// `ID`: `debian`, `ubuntu`.
@@ -74,66 +69,65 @@ pub struct OsRelease {
     pub version_id: String,
 }
 
-/// One deployment as it is on the device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeploymentStatus {
-    /// Its name.
     pub name: String,
-    /// The revision of the desired state that this line is about: of the document, or of its deletion.
+    /// The revision of the document, or of its deletion.
     pub desired_revision: u64,
-    /// How far it is.
     pub phase: Phase,
-    /// Its container, where there is one.
     pub container: Option<ObservedContainer>,
-    /// What went wrong last; gone once it has been put right.
+    /// The latest error; cleared once the deployment is as desired.
     pub last_error: Option<String>,
-    /// How often the agent has started its container again, since this document or since the agent's start.
+    /// How often the agent has restarted the container, counted from the document's change or the agent's start.
     pub restarts: u32,
 }
 
-/// How far a deployment is.
+/// The progress of a deployment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Phase {
-    /// Desired, and nothing done for it yet.
+    /// Nothing has been done for it yet, or its image is being downloaded.
     Pending,
-    /// Its container runs, as desired.
     Running,
-    /// Its container has ended, as its restart policy allows.
+    /// The container has ended as its restart policy allows.
     Completed,
-    /// Something failed, see `last_error`; it is tried again after a pause.
+    /// An attempt failed (see `last_error`); the agent tries again after a pause.
     BackingOff,
-    /// This agent cannot run such a document, see `last_error`; what ran before has been stopped.
+    /// The agent cannot run the document (see `last_error`); the previous container has been stopped.
     Refused,
-    /// Deleted, and its container is not gone yet.
+    /// The deployment was deleted, and its container still exists.
     Removing,
-    /// Deleted: no container, its volumes are there.
+    /// The deployment was deleted; its volumes still exist.
     Removed,
 }
 
-/// A container as podman shows it.
+/// Writes the phase as JSON does.
+impl std::fmt::Display for Phase {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.serialize(f)
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ObservedContainer {
-    /// Podman's id.
+    /// The first 12 characters of podman's id.
     pub id: String,
-    /// Podman's word: `running`, `exited`, `created`.
+    /// Podman's name of the state: `running`, `exited`, `created`.
     pub state: String,
-    /// The exit code of one that has ended.
+    /// Present if the container has ended.
     pub exit_code: Option<i32>,
 }
 
-/// Something that happened on the device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Event {
-    /// Seconds since the kernel started: a device's clock may be wrong at boot, this is not.
+    /// Seconds since the kernel started, since a device's clock may be wrong at boot.
     pub uptime_seconds: u64,
-    /// Counts the events of this agent process, from 1; a reader sees by it what the ring has lost.
+    /// Counts the events of this agent process, from 1. Gaps show events that were dropped.
     pub number: u64,
-    /// In words.
     pub what: String,
 }
 
-/// `text`, at most [`MAX_TEXT`] bytes of it.
+/// Truncates `text` to at most [`MAX_TEXT`] bytes.
 pub fn shortened(text: &str) -> String {
     if text.len() <= MAX_TEXT {
         return text.to_owned();
@@ -150,7 +144,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn texts_are_cut_between_characters() {
+    fn texts_are_truncated_between_characters() {
         assert_eq!(shortened("short"), "short");
         for text in ["x".repeat(MAX_TEXT + 1), "ü".repeat(MAX_TEXT), "€".repeat(MAX_TEXT)] {
             let cut = shortened(&text);
@@ -159,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn a_status_of_an_agent_without_deployments_is_read() {
+    fn a_status_without_optional_fields_is_parsed() {
         let old = r#"{"schema":1,"device_id":"d","agent_version":"0","exe_sha256":"","boot_id":"","machine":"",
             "os_release":{"id":"","version_id":""},"kernel":"","uptime_seconds":1,"sequence":1}"#;
         let status: DeviceStatus = serde_json::from_str(old).unwrap();

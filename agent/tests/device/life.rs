@@ -206,7 +206,7 @@ async fn what_cannot_be_run_is_told_and_nothing_crashes() {
     let fleet = &device.fleet;
     let good = fleet.put("good", &generation(1)).await;
     let table = [
-        ("no-json", "{".to_owned(), Phase::Refused, "no JSON"),
+        ("no-json", "{".to_owned(), Phase::Refused, "not JSON"),
         (
             "no-kind",
             r#"{"version":1,"kind":"wasm","spec":{}}"#.to_owned(),
