@@ -1,4 +1,4 @@
-//! The agent's TOML configuration: parsed from text, checked whole, before anything connects.
+//! The agent's TOML configuration, which is checked completely before the agent connects.
 
 use std::path::{Path, PathBuf};
 
@@ -8,31 +8,29 @@ use serde::Deserialize;
 use crate::credentials::Credentials;
 use agent_protocol::is_name;
 
-/// The whole file, checked.
+/// A checked configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
-    /// The device's name in the fleet: letters, digits, `-` and `_`, since it is a KV key and a subject token.
+    /// The device's name in the fleet. It is a KV key and a subject token: letters, digits, `-` and `_`.
     pub device_id: String,
-    /// Seconds between two statuses, 1 to 3600; 30 in a minute are the most that are sent.
-    pub heartbeat_seconds: u64,
-    /// How to log in to the bus.
-    pub credentials: Credentials,
-    /// The bus, tried in an order of the agent's own: `nats://HOST:PORT`, `tls://HOST:PORT`.
+    /// Seconds between two statuses, 1 to 3600.
+    pub(crate) heartbeat_seconds: u64,
+    pub(crate) credentials: Credentials,
+    /// Servers of the bus, `nats://HOST:PORT` or `tls://HOST:PORT`, tried in random order.
     pub urls: Vec<String>,
-    /// Certificates that the bus' own must descend from, PEM; without it, the system's.
-    pub ca_file: Option<PathBuf>,
-    /// Where podman listens.
-    pub podman_socket: PathBuf,
-    /// Where image archives lie, for devices that reach no registry; see [`archive_name`].
-    pub image_archives: PathBuf,
-    /// What must survive a power cut is kept here.
-    pub state_directory: PathBuf,
-    /// What `iot-agent status` reads.
-    pub status_file: PathBuf,
+    /// PEM file of the certificate authorities that may sign the bus' certificate; by default, the system's.
+    pub(crate) ca_file: Option<PathBuf>,
+    pub(crate) podman_socket: PathBuf,
+    /// Directory of image archives for devices that reach no registry; see [`archive_name`].
+    pub(crate) image_archives: PathBuf,
+    /// Directory of the state that must survive a power cut.
+    pub(crate) state_directory: PathBuf,
+    /// The file that `iot-agent status` reads.
+    pub(crate) status_file: PathBuf,
 }
 
-/// The file name of an image's archive: its reference, with `/`, `:` and `@` replaced.
-pub fn archive_name(reference: &str) -> String {
+/// The file name of an image's archive: the image's reference with `_` for `/`, `:` and `@`.
+pub(crate) fn archive_name(reference: &str) -> String {
     format!("{}.tar", reference.replace(['/', ':', '@'], "_"))
 }
 
@@ -84,33 +82,33 @@ fn default_heartbeat() -> u64 {
     5
 }
 
-/// Where `iot-agent status` looks.
+/// The default of `[agent] status_file` and of `iot-agent status --file`.
 pub fn default_status_file() -> PathBuf {
     "/run/iot-agent/status.json".into()
 }
 
-/// systemd says where a unit's StateDirectory= is.
+/// systemd sets STATE_DIRECTORY from the unit's StateDirectory=.
 fn default_state_directory() -> PathBuf {
     std::env::var_os("STATE_DIRECTORY").map_or_else(|| "/var/lib/iot-agent".into(), PathBuf::from)
 }
 
 impl Config {
-    /// Reads and checks the file at `path`, and that its secrets are where it says and nobody else's to read.
+    /// Reads and checks the file at `path`. Also checks that its secrets exist and that only their owner can read them.
     ///
     /// # Errors
-    /// Names the file, and what in it does not hold.
+    /// Names the file and the first table or key that is wrong.
     pub fn load(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path)
-            .with_context(|| format!("read the agent's configuration {}", path.display()))?;
-        let config = Self::parse(&text)
-            .with_context(|| format!("check the agent's configuration {}", path.display()))?;
+            .with_context(|| format!("read the configuration {}", path.display()))?;
+        let config =
+            Self::parse(&text).with_context(|| format!("check the configuration {}", path.display()))?;
         config.credentials.check(path)?;
         if let Some(ca) = &config.ca_file {
             let pem = std::fs::read_to_string(ca)
                 .with_context(|| format!("read [nats] ca_file {}", ca.display()))?;
             ensure!(
                 pem.contains("-----BEGIN CERTIFICATE-----"),
-                "[nats] ca_file {} holds no certificate in PEM",
+                "[nats] ca_file {} contains no PEM certificate",
                 ca.display()
             );
         }
@@ -120,13 +118,13 @@ impl Config {
     /// Parses and checks the text of a configuration file.
     ///
     /// # Errors
-    /// Names the first table or key that does not hold, and what would.
+    /// Names the first table or key that is wrong, and a correct value.
     pub fn parse(text: &str) -> Result<Self> {
         let raw: RawConfig = toml::from_str(text).map_err(|error| without_content(&error, text))?;
         let RawAgent { device_id, heartbeat_seconds, state_directory, status_file } = raw.agent;
         ensure!(
             is_name(&device_id),
-            "[agent] device_id = {device_id:?} is not a KV key: use up to 63 letters, digits, '-' and '_'"
+            "[agent] device_id = {device_id:?} is not a valid name: use up to 63 letters, digits, '-' and '_'"
         );
         ensure!(
             (1..=3600).contains(&heartbeat_seconds),
@@ -135,11 +133,11 @@ impl Config {
         ensure!(!raw.nats.urls.is_empty(), "[nats] urls is empty: list at least one nats://HOST:PORT");
         for url in &raw.nats.urls {
             let parsed = url.parse::<async_nats::ServerAddr>().with_context(|| {
-                format!("[nats] urls holds {:?}, which is not nats://HOST:PORT", without_login(url))
+                format!("[nats] urls contains {:?}, which is not nats://HOST:PORT", without_login(url))
             })?;
             ensure!(
                 !parsed.has_user_pass(),
-                "[nats] urls holds {:?} with a login in it: that belongs into [credentials]",
+                "[nats] urls contains {:?} with a login: move the login into [credentials]",
                 without_login(url)
             );
         }
@@ -157,7 +155,7 @@ impl Config {
     }
 }
 
-/// A URL may hold a password, and errors end up in logs.
+/// Removes the login of a URL, since it may contain a password and errors are logged.
 fn without_login(url: &str) -> String {
     match url.rsplit_once('@') {
         Some((_, host)) => format!("…@{host}"),
@@ -165,7 +163,7 @@ fn without_login(url: &str) -> String {
     }
 }
 
-/// toml's own display shows the line that is wrong, which may be the password's.
+/// Leaves out the text of the wrong line, which toml would show, since it may contain the password.
 fn without_content(error: &toml::de::Error, text: &str) -> anyhow::Error {
     let line = error.span().map_or(1, |span| text[..span.start].lines().count().max(1));
     anyhow!("near line {line}: {}", error.message())
@@ -187,11 +185,11 @@ mod tests {
     "#;
 
     #[test]
-    fn a_good_file_is_read_whole() {
+    fn a_good_file_is_parsed() {
         let config = Config::parse(GOOD).unwrap();
         assert_eq!(config.device_id, "pi-7");
         assert_eq!(config.heartbeat_seconds, 5);
-        assert_eq!(config.urls.len(), 2, "a list stays a list, it is not joined with commas");
+        assert_eq!(config.urls.len(), 2, "each URL is an element of its own");
         assert_eq!(config.podman_socket, Path::new("/run/iot-agent/podman.sock"));
     }
 
@@ -210,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn bad_files_say_what_is_wrong() {
+    fn errors_name_the_wrong_key() {
         let known = "known types: toml-shared, user-password, token, nkey, creds";
         let table = [
             (GOOD.replace("pi-7", "pi 7"), "device_id = \"pi 7\""),
@@ -219,13 +217,13 @@ mod tests {
             (GOOD.replace("password", "pasword"), "pasword"),
             (GOOD.replace("urls = [", "urls = [] # ["), "urls is empty"),
             (GOOD.replace("tls://bus.example:4222", "://"), "is not nats://HOST:PORT"),
-            (GOOD.replace("nats://10", "nats://a:b@10"), "belongs into [credentials]"),
+            (GOOD.replace("nats://10", "nats://a:b@10"), "move the login into [credentials]"),
             (GOOD.replace("[nats]", "[mqtt]\n[nats]"), "mqtt"),
             (GOOD.replace("[credentials]", "heartbeat_seconds = 0\n[credentials]"), "outside 1 to 3600"),
         ];
         for (text, expected) in table {
             let error = format!("{:#}", Config::parse(&text).unwrap_err());
-            assert!(error.contains(expected), "{error:?} does not say {expected:?}");
+            assert!(error.contains(expected), "{error:?} does not contain {expected:?}");
         }
     }
 

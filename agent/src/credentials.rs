@@ -1,6 +1,5 @@
-//! How the agent logs in to the bus, by `[credentials] type`. Secrets are in files that only their owner may read, and are
-//! read again at each connection, so that they can be changed under a running agent; but for one that stands in the configuration
-//! itself.
+//! The logins to the bus, by `[credentials] type`. Secret files must be readable by their owner alone. They are read again at
+//! each connection, so that they can be changed while the agent runs.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -9,91 +8,58 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use async_nats::ConnectOptions;
 use serde::Deserialize;
 
-/// The types that this agent knows, for the refusal of any other.
+/// The values of `type`, for the error message about any other.
 const KNOWN: [&str; 5] = ["toml-shared", "user-password", "token", "nkey", "creds"];
 
-/// A login, and where its secret is.
-#[derive(Clone, PartialEq, Eq)]
-pub enum Credentials {
-    /// User and password stand in the configuration file itself.
+/// A login, and the place of its secret.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(tag = "type", rename_all = "kebab-case", deny_unknown_fields)]
+pub(crate) enum Credentials {
+    /// The password is in the configuration file itself.
     TomlShared {
-        /// The bus user.
         username: String,
-        /// Its password.
-        password: String,
+        password: Password,
     },
-    /// A user, and a file that holds the password.
     UserPassword {
-        /// The bus user.
         username: String,
-        /// Its password's file.
         password_file: PathBuf,
     },
-    /// A file that holds a token.
     Token {
-        /// That file.
         token_file: PathBuf,
     },
-    /// A file that holds an NKey's seed (`SU…`).
+    /// The file contains an NKey's seed (`SU…`).
     Nkey {
-        /// That file.
         seed_file: PathBuf,
     },
-    /// A `.creds` file: a user's JWT and NKey, as `nsc` writes it.
+    /// The file is a `.creds` file with a user's JWT and NKey, as `nsc` writes it.
     Creds {
-        /// That file.
         file: PathBuf,
     },
 }
 
-/// Never prints the password: a configuration ends up in logs.
-impl std::fmt::Debug for Credentials {
+/// A password. `Debug` does not print it, since configurations are logged.
+#[derive(Clone, PartialEq, Eq, Deserialize)]
+pub(crate) struct Password(String);
+
+impl std::fmt::Debug for Password {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::TomlShared { username, .. } => write!(f, "TomlShared {{ username: {username:?}, .. }}"),
-            Self::UserPassword { username, password_file } => {
-                write!(f, "UserPassword {{ username: {username:?}, password_file: {password_file:?} }}")
-            }
-            Self::Token { token_file } => write!(f, "Token {{ token_file: {token_file:?} }}"),
-            Self::Nkey { seed_file } => write!(f, "Nkey {{ seed_file: {seed_file:?} }}"),
-            Self::Creds { file } => write!(f, "Creds {{ file: {file:?} }}"),
-        }
+        f.write_str("…")
     }
 }
 
-#[derive(Deserialize)]
-#[serde(tag = "type", rename_all = "kebab-case", deny_unknown_fields)]
-enum Raw {
-    TomlShared { username: String, password: String },
-    UserPassword { username: String, password_file: PathBuf },
-    Token { token_file: PathBuf },
-    Nkey { seed_file: PathBuf },
-    Creds { file: PathBuf },
-}
-
 impl Credentials {
-    /// The table `[credentials]`.
-    ///
-    /// # Errors
-    /// For an unknown type, with the known ones; for a key that is missing or unknown.
-    pub fn parse(table: toml::Table) -> Result<Self> {
+    /// Parses the table `[credentials]`.
+    pub(crate) fn parse(table: toml::Table) -> Result<Self> {
         let kind = table.get("type").and_then(toml::Value::as_str).unwrap_or_default().to_owned();
         if !KNOWN.contains(&kind.as_str()) {
             bail!("[credentials] type = {kind:?} is unknown; known types: {}", KNOWN.join(", "));
         }
-        let raw: Raw = table.try_into().map_err(|error: toml::de::Error| {
-            anyhow!("[credentials] of type {kind:?}: {}", error.message())
-        })?;
-        Ok(match raw {
-            Raw::TomlShared { username, password } => Self::TomlShared { username, password },
-            Raw::UserPassword { username, password_file } => Self::UserPassword { username, password_file },
-            Raw::Token { token_file } => Self::Token { token_file },
-            Raw::Nkey { seed_file } => Self::Nkey { seed_file },
-            Raw::Creds { file } => Self::Creds { file },
-        })
+        table
+            .try_into()
+            .map_err(|error: toml::de::Error| anyhow!("[credentials] of type {kind:?}: {}", error.message()))
     }
 
-    /// Where the secret is; `config` is the configuration's own file.
+    /// The file with the secret; `config` is the configuration file.
     fn file<'a>(&'a self, config: &'a Path) -> &'a Path {
         match self {
             Self::TomlShared { .. } => config,
@@ -104,23 +70,19 @@ impl Credentials {
         }
     }
 
-    /// Whether the secret can be used and is nobody else's to read.
+    /// Checks that the secret can be used and that only its owner can read it.
     ///
     /// # Errors
-    /// Names the file; never shows what is in it.
-    pub fn check(&self, config: &Path) -> Result<()> {
+    /// Names the file and never shows its content.
+    pub(crate) fn check(&self, config: &Path) -> Result<()> {
         check_mode(self.file(config))?;
         self.login().map(drop)
     }
 
-    /// What to connect with.
-    ///
-    /// # Errors
-    /// As [`Credentials::check`].
-    pub fn login(&self) -> Result<ConnectOptions> {
+    pub(crate) fn login(&self) -> Result<ConnectOptions> {
         Ok(match self {
             Self::TomlShared { username, password } => {
-                ConnectOptions::with_user_and_password(username.clone(), password.clone())
+                ConnectOptions::with_user_and_password(username.clone(), password.0.clone())
             }
             Self::UserPassword { username, password_file } => {
                 ConnectOptions::with_user_and_password(username.clone(), secret(password_file)?)
@@ -128,19 +90,19 @@ impl Credentials {
             Self::Token { token_file } => ConnectOptions::with_token(secret(token_file)?),
             Self::Nkey { seed_file } => {
                 let seed = secret(seed_file)?;
-                // async-nats would find a bad seed at the login, and there say that the broker refuses it.
+                // async-nats would report a bad seed only at the login, as a refusal by the broker.
                 ensure!(
                     seed.starts_with("SU") && seed.len() == 58,
-                    "{} holds no user's NKey seed: 58 characters that begin with SU",
+                    "{} contains no user's NKey seed, which has 58 characters and begins with SU",
                     seed_file.display()
                 );
                 ConnectOptions::with_nkey(seed)
             }
             Self::Creds { file } => {
-                // async-nats finds its parts by the lines around them, the last one's end included.
+                // async-nats finds the parts by the lines around them and needs the end of the last line.
                 let text = secret(file)? + "\n";
                 ConnectOptions::with_credentials(&text).map_err(|_secret_is_in_it| {
-                    anyhow!("{} is no .creds file: it has no JWT or no NKey", file.display())
+                    anyhow!("{} is not a .creds file: it has no JWT or no NKey", file.display())
                 })?
             }
         })
@@ -156,15 +118,16 @@ fn secret(path: &Path) -> Result<String> {
     Ok(text.to_owned())
 }
 
-/// Nobody but its owner may read it. What systemd hands over as a credential is behind a directory of its own, and may show
-/// a group's rights that stand for an access list (systemd.exec(5), LoadCredential=).
+/// Only the owner may read a secret. A credential that systemd passes in is in a protected directory; its mode may show group
+/// permissions that stand for an access control list (systemd.exec(5), LoadCredential=).
 fn check_mode(path: &Path) -> Result<()> {
-    let handed_over = std::env::var_os("CREDENTIALS_DIRECTORY").is_some_and(|own| path.starts_with(own));
-    let metadata = path.metadata().with_context(|| format!("look at the secret {}", path.display()))?;
+    let from_systemd = std::env::var_os("CREDENTIALS_DIRECTORY").is_some_and(|own| path.starts_with(own));
+    let metadata =
+        path.metadata().with_context(|| format!("read the mode of the secret {}", path.display()))?;
     let mode = metadata.permissions().mode() & 0o777;
     ensure!(
-        mode & 0o077 == 0 || handed_over && mode & 0o007 == 0,
-        "{} holds a secret and has the mode {mode:04o}: chmod 0600 it",
+        mode & 0o077 == 0 || from_systemd && mode & 0o007 == 0,
+        "{} contains a secret but has mode {mode:04o}, so others can read it: run chmod 0600 on it",
         path.display()
     );
     Ok(())
@@ -186,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn each_type_is_read_and_its_secret_used() {
+    fn each_type_is_parsed_and_its_secret_is_read() {
         let directory = tempfile::tempdir().unwrap();
         let own = |text: &str| file(directory.path(), text, 0o600).display().to_string();
         let config = file(directory.path(), "x", 0o600);
@@ -201,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_that_others_may_read_is_refused_and_never_shown() {
+    fn a_secret_that_others_can_read_is_refused_and_never_shown() {
         let directory = tempfile::tempdir().unwrap();
         let config = file(directory.path(), "x", 0o644);
         let shared = parse("type = 'toml-shared'\nusername = 'u'\npassword = 'p'").unwrap();
@@ -221,7 +184,7 @@ mod tests {
         let path = file(directory.path(), "s3cret-in-no-form", 0o600);
         let creds = parse(&format!("type = 'creds'\nfile = '{}'", path.display())).unwrap();
         let error = format!("{:#}", creds.check(&config).unwrap_err());
-        assert!(error.contains("no .creds file") && !error.contains("s3cret"), "{error}");
+        assert!(error.contains("not a .creds file") && !error.contains("s3cret"), "{error}");
         let absent = parse("type = 'token'\ntoken_file = '/nonexistent'").unwrap();
         assert!(format!("{:#}", absent.check(&config).unwrap_err()).contains("/nonexistent"));
     }

@@ -7,16 +7,11 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 use ring::digest::{Context, Digest, SHA256, digest};
 
-/// Of bytes.
-pub fn of_bytes(bytes: &[u8]) -> String {
+pub(crate) fn of_bytes(bytes: &[u8]) -> String {
     hex(&digest(&SHA256, bytes))
 }
 
-/// Of a file.
-///
-/// # Errors
-/// Names the file.
-pub fn of_file(path: &Path) -> Result<String> {
+pub(crate) fn of_file(path: &Path) -> Result<String> {
     let mut file = File::open(path).with_context(|| format!("open {}", path.display()))?;
     let mut hash = Context::new(&SHA256);
     let mut buffer = vec![0; 1 << 16];
@@ -38,7 +33,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_standards_own_example() {
+    fn the_example_of_the_standard() {
         // FIPS 180-2, B.1.
         let abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
         assert_eq!(of_bytes(b"abc"), abc);

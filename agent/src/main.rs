@@ -1,4 +1,4 @@
-//! The command line of the agent: `run` as a service, `check-config` and `status` by hand.
+//! The agent's command line: `run` is the service; `check-config` and `status` are for people.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -16,23 +16,25 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Run as the device's agent until SIGTERM
+    /// Run the agent until SIGTERM
     Run {
-        /// The configuration, TOML
+        /// Configuration file (TOML)
         #[arg(long, value_name = "FILE", default_value = "/etc/iot-agent/config.toml")]
         config: PathBuf,
     },
-    /// Check a configuration file and say what in it does not hold
+    /// Check a configuration file and report the first error
     CheckConfig {
-        /// The configuration, TOML
+        /// Configuration file (TOML)
         file: PathBuf,
     },
-    /// Show the device's deployments and its connection to the bus; exit 1 where the agent is not alive or not connected
+    /// Show the device's deployments and its connection to the bus
+    ///
+    /// Exits with 1 if the agent is not running or not connected.
     Status {
-        /// What the running agent writes
+        /// Status file that the running agent writes
         #[arg(long, value_name = "FILE", default_value_os_t = default_status_file())]
         file: PathBuf,
-        /// The file as it is, JSON
+        /// Print the status file as it is (JSON)
         #[arg(long)]
         json: bool,
     },
@@ -61,18 +63,18 @@ fn execute(command: Command) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Status { file, json } => {
-            let (text, well) = status_report::describe(&file)?;
+            let (text, healthy) = status_report::describe(&file)?;
             let text = if json { std::fs::read_to_string(&file)? } else { text };
             println!("{text}");
-            Ok(if well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+            Ok(if healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
         Command::Run { config } => {
-            // The journal stamps every line itself, and shows no colour codes.
+            // The journal adds the time to each line and does not show colours.
             tracing_subscriber::fmt().with_ansi(false).without_time().with_writer(std::io::stderr).init();
             let config = Config::load(&config)?;
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             let ended = runtime.block_on(iot_agent::run::run(config));
-            // A look-up of a name that nobody answers, or a write to a slow card, must not hold up a stop.
+            // A pending DNS look-up or a write to a slow card must not delay the shutdown.
             runtime.shutdown_timeout(std::time::Duration::from_secs(2));
             ended.map(|()| ExitCode::SUCCESS)
         }
