@@ -1,95 +1,91 @@
-//! How often something has been tried for a deployment, and when it may be tried again.
+//! The pauses between attempts for one deployment.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// The longest pause between two attempts.
 const MAX_PAUSE: Duration = Duration::from_secs(60);
-/// What has run for so long has recovered.
+/// A container that has run for this long counts as recovered.
 const STABLE_AFTER: Duration = Duration::from_secs(60);
-
-/// What podman is about for longer than that it has forgotten: killed in the middle, it goes on saying `stopping`.
+/// After this long, `stopping` is stale: podman was killed half-way and never updates the state.
 const MAX_TRANSITION: Duration = Duration::from_secs(60);
 
-/// One deployment's.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Backoff {
-    /// Of which document; another one begins anew.
+    /// The digest of the document that the attempts were for.
     digest: String,
-    /// In a row.
+    /// Consecutive failures.
     failures: u32,
-    /// Not before.
+    /// The next attempt is not before this time.
     until: Option<Instant>,
     started: Option<Instant>,
-    /// Of its container, by the agent.
+    /// How often the agent has restarted the container.
     pub(crate) restarts: u32,
-    /// Since when podman is about something with its container.
+    /// Since when podman is stopping or removing the container.
     waiting: Option<Instant>,
-    /// What went wrong last.
-    pub(crate) error: Option<String>,
-    /// Starting the container that is there has failed: another one is wanted.
-    pub(crate) remake: bool,
+    pub(crate) last_error: Option<String>,
+    /// Starting or renaming the container has failed, so that a new one is needed.
+    pub(crate) needs_new_container: bool,
 }
 
 impl Backoff {
-    /// For this document, which may be another one than before.
-    pub(crate) fn of(&mut self, digest: &str) -> &mut Self {
+    /// Starts again from zero if the document is not the one of the earlier attempts.
+    pub(crate) fn begin(&mut self, digest: &str) {
         if self.digest != digest {
             *self = Self { digest: digest.to_owned(), ..Self::default() };
         }
-        self
     }
 
-    /// How long it has to wait still.
-    pub(crate) fn wait(&self, now: Instant) -> Option<Duration> {
+    /// The time until the next attempt is allowed.
+    pub(crate) fn remaining(&self, now: Instant) -> Option<Duration> {
         self.until.and_then(|until| until.checked_duration_since(now)).filter(|wait| !wait.is_zero())
     }
 
-    /// Podman is about something with its container; whether it has been for too long.
-    pub(crate) fn waits_too_long(&mut self, waits: bool, now: Instant) -> bool {
-        self.waiting = waits.then(|| self.waiting.unwrap_or(now));
+    /// Notes whether podman is stopping or removing the container. Returns whether that has taken too long.
+    pub(crate) fn transition_is_stale(&mut self, waiting: bool, now: Instant) -> bool {
+        self.waiting = waiting.then(|| self.waiting.unwrap_or(now));
         self.waiting.is_some_and(|since| now - since >= MAX_TRANSITION)
     }
 
-    /// An attempt failed.
     pub(crate) fn failed(&mut self, now: Instant, error: String) {
-        self.error = Some(error);
-        self.failures = self.failures.saturating_add(1);
-        self.until = Some(now + pause(self.failures));
+        self.last_error = Some(error);
+        self.pause_after_attempt(now);
     }
 
-    /// Its container was started. The next start is not before a pause, counted from here: one that runs longer does not wait.
-    pub(crate) fn started(&mut self, now: Instant, again: bool) {
-        self.restarts += u32::from(again);
-        self.failures = self.failures.saturating_add(1);
-        self.until = Some(now + pause(self.failures));
+    /// Notes a start of the container. The pause before the next start counts from here, so that a container that runs longer
+    /// than the pause is restarted at once.
+    pub(crate) fn started(&mut self, now: Instant, restart: bool) {
+        self.restarts += u32::from(restart);
+        self.pause_after_attempt(now);
         self.started = Some(now);
-        self.remake = false;
+        self.needs_new_container = false;
     }
 
-    /// Its container is seen to run.
-    pub(crate) fn runs(&mut self, now: Instant) {
-        // One that this process has not started was there before it, or somebody else started it.
+    /// Notes that the container was seen running.
+    pub(crate) fn running(&mut self, now: Instant) {
+        // Without a start by this process, the container ran before the process or somebody else started it.
         let stable = self.started.is_none_or(|started| now - started >= STABLE_AFTER);
-        if stable || self.restarts == 0 {
-            self.error = None;
-        }
         if stable {
-            self.failures = 0;
-            self.until = None;
+            self.reset();
+        } else if self.restarts == 0 {
+            self.last_error = None;
         }
     }
 
-    /// It is as desired, and nothing is left to try.
-    pub(crate) fn settled(&mut self) {
-        self.error = None;
+    /// Notes that the deployment is as desired.
+    pub(crate) fn reset(&mut self) {
+        self.last_error = None;
         self.failures = 0;
         self.until = None;
     }
+
+    fn pause_after_attempt(&mut self, now: Instant) {
+        self.failures = self.failures.saturating_add(1);
+        self.until = Some(now + pause(self.failures));
+    }
 }
 
-/// 1 s after the first failure, then twice as long each time.
+/// 1 s after the first failure, then doubled up to [`MAX_PAUSE`].
 fn pause(failures: u32) -> Duration {
     Duration::from_secs(1 << failures.saturating_sub(1).min(6)).min(MAX_PAUSE)
 }
@@ -99,21 +95,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pauses_grow_to_a_bound_and_end_with_the_trouble() {
+    fn pauses_grow_to_a_bound_and_a_success_resets_them() {
         let start = Instant::now();
         let mut backoff = Backoff::default();
         let mut now = start;
         let mut waits = Vec::new();
         for _ in 0..9 {
             backoff.failed(now, "no".into());
-            let wait = backoff.wait(now).unwrap();
+            let wait = backoff.remaining(now).unwrap();
             waits.push(wait.as_secs());
             now += wait;
-            assert_eq!(backoff.wait(now), None);
+            assert_eq!(backoff.remaining(now), None);
         }
         assert_eq!(waits, [1, 2, 4, 8, 16, 32, 60, 60, 60]);
-        backoff.settled();
-        assert!(backoff.error.is_none() && backoff.wait(start).is_none());
+        backoff.reset();
+        assert!(backoff.last_error.is_none() && backoff.remaining(start).is_none());
     }
 
     #[test]
@@ -122,33 +118,36 @@ mod tests {
         let mut backoff = Backoff::default();
         backoff.started(now, false);
         for _ in 0..8 {
-            now += backoff.wait(now).unwrap();
+            now += backoff.remaining(now).unwrap();
             backoff.started(now, true);
         }
-        assert_eq!((backoff.restarts, backoff.wait(now).unwrap().as_secs()), (8, 60));
-        backoff.error = Some("its container ended".into());
-        backoff.runs(now + Duration::from_secs(1));
-        assert!(backoff.error.is_some(), "it may end again");
-        backoff.runs(now + STABLE_AFTER);
-        assert!(backoff.error.is_none() && backoff.wait(now).is_none());
+        assert_eq!((backoff.restarts, backoff.remaining(now).unwrap().as_secs()), (8, 60));
+        backoff.last_error = Some("its container ended".into());
+        backoff.running(now + Duration::from_secs(1));
+        assert!(backoff.last_error.is_some(), "it may end again");
+        backoff.running(now + STABLE_AFTER);
+        assert!(backoff.last_error.is_none() && backoff.remaining(now).is_none());
     }
 
     #[test]
-    fn what_podman_is_about_for_too_long_is_noticed() {
+    fn a_stale_transition_is_noticed() {
         let start = Instant::now();
         let mut backoff = Backoff::default();
-        assert!(!backoff.waits_too_long(true, start));
-        assert!(!backoff.waits_too_long(true, start + MAX_TRANSITION / 2));
-        assert!(backoff.waits_too_long(true, start + MAX_TRANSITION));
-        assert!(!backoff.waits_too_long(false, start + MAX_TRANSITION));
-        assert!(!backoff.waits_too_long(true, start + 2 * MAX_TRANSITION), "it began anew");
+        assert!(!backoff.transition_is_stale(true, start));
+        assert!(!backoff.transition_is_stale(true, start + MAX_TRANSITION / 2));
+        assert!(backoff.transition_is_stale(true, start + MAX_TRANSITION));
+        assert!(!backoff.transition_is_stale(false, start + MAX_TRANSITION));
+        assert!(!backoff.transition_is_stale(true, start + 2 * MAX_TRANSITION), "a new transition begins");
     }
 
     #[test]
-    fn another_document_begins_anew() {
+    fn another_document_resets_the_backoff() {
         let mut backoff = Backoff::default();
-        backoff.of("a").failed(Instant::now(), "no".into());
-        assert!(backoff.of("a").error.is_some());
-        assert!(backoff.of("b").error.is_none());
+        backoff.begin("a");
+        backoff.failed(Instant::now(), "no".into());
+        backoff.begin("a");
+        assert!(backoff.last_error.is_some());
+        backoff.begin("b");
+        assert!(backoff.last_error.is_none());
     }
 }

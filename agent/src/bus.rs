@@ -1,13 +1,14 @@
-//! The fleet bus: connect, for ever; while connected report, follow what is desired, and answer. A connection that ends takes all
-//! of that with it, and the next one begins anew: nothing is carried over that could be stale. (async-nats itself goes once more
-//! over the servers in the background before it gives the old connection up.)
+//! The client of the fleet bus: connects, and then reports statuses, watches the desired state and answers commands until the
+//! connection ends. The next connection starts from scratch, so that nothing stale is carried over. (Before async-nats gives a
+//! connection up, it tries each server once more in the background.)
 
 use std::hash::{BuildHasher as _, RandomState};
 use std::sync::Arc;
 use std::time::Duration;
 
+use agent_protocol::{DESIRED_BUCKET, STATUS_BUCKET, command_wildcard, desired_key};
 use anyhow::{Context, Result, bail};
-use async_nats::jetstream::consumer::{DeliverPolicy, push};
+use async_nats::jetstream::consumer::{Consumer, DeliverPolicy, push};
 use async_nats::jetstream::{self, kv};
 use async_nats::{Client, Event, HeaderMap};
 use futures_util::StreamExt as _;
@@ -22,88 +23,83 @@ use crate::device_state::{Connection, DeviceState};
 use crate::progress::{Loop, Progress};
 use crate::rate_limiter::RateLimiter;
 use crate::status_report::StatusReporter;
-use agent_protocol as protocol;
 
-/// The longest pause between two attempts to connect: where the broker's host refuses meanwhile, a device is back so soon after it.
+/// The longest pause between two attempts to connect. It is short, since a broker that restarts refuses connections meanwhile.
 const MAX_RECONNECT_PAUSE: Duration = Duration::from_secs(2);
-/// How long one server may take for TCP, TLS and login.
+/// Time for TCP, TLS and login with one server.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long all of them may take, look-ups of names included.
+/// Time for all servers, including DNS look-ups.
 const CONNECT_ALL_TIMEOUT: Duration = Duration::from_secs(120);
-/// A connection that lasted for so long was none that fails at once.
+/// After a connection of this length, the pauses start from the shortest one again.
 const STABLE_AFTER: Duration = Duration::from_secs(10);
-/// How often the broker is asked for a sign of life; two that fail to come end the connection. async-nats' own 60 s would
-/// leave a device deaf for three minutes whose mobile link has dropped the flow.
+/// Interval of pings to the broker; two without an answer end the connection. With async-nats' default of 60 s, a device whose
+/// mobile link has dropped the flow would be deaf for three minutes.
 const PING_INTERVAL: Duration = Duration::from_secs(10);
-/// So many statuses in a row that cannot be stored in time end it too.
+/// Consecutive statuses whose storing timed out, after which the connection is given up too.
 const MAX_LOST_PUTS: u32 = 3;
-/// The loop comes round so often, whatever the heartbeat.
+/// Upper bound for one iteration of the report loop, whatever the heartbeat.
 const LOOP_INTERVAL: Duration = Duration::from_secs(30);
-/// How long one status may take to be stored before the next attempt; a Pi's bus may be a slow mobile link.
+/// Time for storing one status; the bus may be behind a slow mobile link.
 const PUT_TIMEOUT: Duration = Duration::from_secs(10);
-/// One answer of JetStream's.
+/// Time for one answer of JetStream.
 const JETSTREAM_TIMEOUT: Duration = Duration::from_secs(15);
-/// The desired state is read whole again so often, should a message have been lost on the way.
+/// The desired state is read completely at this interval, in case a message was lost.
 const RESYNC_INTERVAL: Duration = Duration::from_secs(600);
-/// The pause after the desired state could not be followed.
+/// The shortest pause after watching the desired state has failed.
 const WATCH_RETRY_PAUSE: Duration = Duration::from_secs(3);
-/// What a status may be short of the server's limit: the message's headers and subject.
+/// Bytes of a message that its headers and subject need.
 const MESSAGE_OVERHEAD: usize = 4096;
 
-/// The agent's side of the bus.
-pub struct Bus {
-    /// The agent's configuration.
-    pub config: Config,
-    /// Writes the statuses.
-    pub reporter: StatusReporter,
-    /// What is to be told.
-    pub device_state: watch::Receiver<DeviceState>,
-    /// Where what the fleet desires go.
-    pub changes: mpsc::Sender<Change>,
-    /// Answers commands.
-    pub command_handler: Arc<CommandHandler>,
-    /// Where it is told how the connection is.
-    pub connection: watch::Sender<Connection>,
-    /// The watchdog's evidence.
-    pub progress: Arc<Progress>,
-    /// Of statuses, whatever the connection.
-    pub limiter: RateLimiter,
+pub(crate) struct Bus {
+    pub(crate) config: Config,
+    pub(crate) reporter: StatusReporter,
+    pub(crate) device_state: watch::Receiver<DeviceState>,
+    /// Receives the changes of the desired state.
+    pub(crate) changes: mpsc::Sender<Change>,
+    pub(crate) command_handler: Arc<CommandHandler>,
+    /// Receives the state of the connection.
+    pub(crate) connection: watch::Sender<Connection>,
+    pub(crate) progress: Arc<Progress>,
+    /// Limits the statuses of all connections together.
+    pub(crate) limiter: RateLimiter,
 }
 
 impl Bus {
-    /// For ever.
-    pub async fn run(mut self) {
-        let (mut attempts, mut last) = (0, String::new());
+    /// Connects again and again; never returns.
+    pub(crate) async fn run(mut self) {
+        let (mut attempts, mut last_error) = (0, String::new());
         loop {
             self.progress.tick(Loop::Bus);
             let connected = timeout(CONNECT_ALL_TIMEOUT, self.connect()).await;
-            match connected
-                .unwrap_or_else(|_elapsed| bail!("connect to the bus: no server in {CONNECT_ALL_TIMEOUT:?}"))
-            {
-                Ok((client, gone)) => {
+            let connected = connected.unwrap_or_else(|_elapsed| {
+                bail!("connect to the bus: no server has answered within {CONNECT_ALL_TIMEOUT:?}")
+            });
+            let error = match connected {
+                Ok((client, events)) => {
                     let begun = Instant::now();
                     info!(server = client.server_info().server_name, "connected to the bus");
-                    last.clear();
+                    last_error.clear();
                     self.connection.send_replace(Connection { connected: true, error: None });
-                    let why = self.serve(&client, gone).await;
+                    let reason = self.serve(&client, events).await;
                     if begun.elapsed() >= STABLE_AFTER {
                         attempts = 0;
                     }
-                    warn!("the connection to the bus ended: {why}");
-                    self.connection.send_replace(Connection { connected: false, error: Some(why) });
+                    warn!("the connection to the bus ended: {reason}");
+                    reason
                 }
                 Err(error) => {
-                    let why = describe_connect_error(&error);
-                    // The journal is no place for the same line every two seconds.
-                    if why == last {
-                        debug!("the bus is not reached, attempt {}: {why}", attempts + 1);
+                    let error = describe_connect_error(&error);
+                    // Only a new error is a warning, since a line every two seconds would flood the journal.
+                    if error == last_error {
+                        debug!("cannot connect to the bus, attempt {}: {error}", attempts + 1);
                     } else {
-                        warn!("the bus is not reached, attempt {}: {why}", attempts + 1);
+                        warn!("cannot connect to the bus, attempt {}: {error}", attempts + 1);
                     }
-                    last.clone_from(&why);
-                    self.connection.send_replace(Connection { connected: false, error: Some(why) });
+                    last_error.clone_from(&error);
+                    error
                 }
-            }
+            };
+            self.connection.send_replace(Connection { connected: false, error: Some(error) });
             attempts += 1;
             sleep(reconnect_pause(attempts)).await;
         }
@@ -116,14 +112,14 @@ impl Bus {
             .credentials
             .login()?
             .name(format!("iot-agent {}", self.config.device_id))
-            // So that a broker can keep devices from reading each other's answers.
+            // A broker can restrict each device to the answers below its own prefix.
             .custom_inbox_prefix(format!("_INBOX.{}", self.config.device_id))
             .connection_timeout(CONNECT_TIMEOUT)
             .ping_interval(PING_INTERVAL)
-            // One round over the servers; what comes after that is this loop's.
+            // Each server is tried once; the loop in `run` makes the later attempts.
             .max_reconnects(Some(self.config.urls.len()))
             .event_callback(move |event| {
-                // Without a receiver the connection is over already.
+                // Sending fails only if the connection has been given up.
                 drop(events_tx.send(event));
                 std::future::ready(())
             });
@@ -134,32 +130,32 @@ impl Bus {
         Ok((client, events))
     }
 
-    /// Until the connection is gone; why it is.
+    /// Uses the connection until it ends, and returns the reason.
     async fn serve(&mut self, client: &Client, mut events: mpsc::UnboundedReceiver<Event>) -> String {
-        let gone = async {
+        let ended = async {
             loop {
                 match events.recv().await {
                     Some(Event::Connected) => {}
                     Some(event @ (Event::Disconnected | Event::Closed)) => return event.to_string(),
-                    // A permission that is missing, a slow consumer: told, and survived.
+                    // For example a missing permission or a slow consumer, which do not end the connection.
                     Some(event) => warn!("bus: {event}"),
-                    None => return "its client ended".to_owned(),
+                    None => return "the client ended".to_owned(),
                 }
             }
         };
         let mut limiter = self.limiter;
         let bus = &*self;
-        let why = tokio::select! {
-            why = gone => why,
-            error = bus.report(client, &mut limiter) => error,
-            error = bus.watch_desired(client) => error,
-            error = bus.answer(client) => error,
+        let reason = tokio::select! {
+            reason = ended => reason,
+            reason = bus.report(client, &mut limiter) => reason,
+            reason = bus.watch_desired(client) => reason,
+            reason = bus.answer(client) => reason,
         };
         self.limiter = limiter;
-        why
+        reason
     }
 
-    /// A status at once, on every change, and on the heartbeat.
+    /// Reports a status at once, on every change, and on the heartbeat. Returns why it cannot go on.
     async fn report(&self, client: &Client, limiter: &mut RateLimiter) -> String {
         let mut device_state = self.device_state.clone();
         device_state.mark_changed();
@@ -181,17 +177,17 @@ impl Bus {
             match timeout(PUT_TIMEOUT, self.put(client, &mut bucket, &current)).await {
                 Ok(Ok(revision)) => {
                     lost = 0;
-                    debug!(revision, "status stored");
+                    debug!(revision, "stored the status");
                 }
                 Ok(Err(error)) => {
                     bucket = None;
-                    warn!("status not stored: {error:#}");
+                    warn!("cannot store the status: {error:#}");
                 }
                 Err(_elapsed) => {
                     lost += 1;
-                    warn!("status not stored within {PUT_TIMEOUT:?}");
+                    warn!("the broker has not stored the status within {PUT_TIMEOUT:?}");
                     if lost == MAX_LOST_PUTS {
-                        return format!("{lost} statuses in a row were not stored in time");
+                        return format!("storing {lost} consecutive statuses timed out");
                     }
                 }
             }
@@ -204,78 +200,61 @@ impl Bus {
         bucket: &mut Option<kv::Store>,
         device_state: &DeviceState,
     ) -> Result<u64> {
-        let longest = client.server_info().max_payload.saturating_sub(MESSAGE_OVERHEAD);
-        let document = self.reporter.write(device_state, longest)?;
+        let max_bytes = client.server_info().max_payload.saturating_sub(MESSAGE_OVERHEAD);
+        let document = self.reporter.write(device_state, max_bytes)?;
         let store = match bucket.take() {
             Some(store) => store,
-            // The fleet makes the bucket; a device has no right to.
+            // The fleet creates the bucket; a device has no permission to do so.
             None => jetstream::new(client.clone())
-                .get_key_value(protocol::STATUS_BUCKET)
+                .get_key_value(STATUS_BUCKET)
                 .await
-                .with_context(|| format!("open the bucket {}", protocol::STATUS_BUCKET))?,
+                .with_context(|| format!("open the bucket {STATUS_BUCKET}"))?,
         };
         let revision = store
             .put(&self.config.device_id, document.into())
             .await
-            .with_context(|| format!("put the status into {}", protocol::STATUS_BUCKET))?;
+            .with_context(|| format!("put the status into {STATUS_BUCKET}"))?;
         *bucket = Some(store);
         Ok(revision)
     }
 
-    /// The desired state: whole, then as it changes; whole again now and then, and after any trouble.
+    /// Passes the desired state to the reconciler: a snapshot, then each change. Begins again with a snapshot at each
+    /// [`RESYNC_INTERVAL`] and after each error. Returns why it cannot go on.
     async fn watch_desired(&self, client: &Client) -> String {
+        let prefix = format!("$KV.{DESIRED_BUCKET}.{}", desired_key(&self.config.device_id, ""));
         loop {
-            match timeout(RESYNC_INTERVAL, self.watch_desired_once(client)).await {
-                Err(_elapsed) => debug!("the desired state is read again"),
+            match timeout(RESYNC_INTERVAL, self.watch_desired_once(client, &prefix)).await {
+                Err(_elapsed) => debug!("reading the complete desired state again"),
                 Ok(Ok(())) => return "the reconciler ended".to_owned(),
                 Ok(Err(error)) => {
-                    warn!("the desired state is not followed: {error:#}");
+                    warn!("cannot watch the desired state below {prefix}: {error:#}");
                     sleep(WATCH_RETRY_PAUSE + jitter(WATCH_RETRY_PAUSE)).await;
                 }
             }
         }
     }
 
-    async fn watch_desired_once(&self, client: &Client) -> Result<()> {
-        let bucket = protocol::DESIRED_BUCKET;
-        let prefix = format!("$KV.{bucket}.{}", protocol::desired_key(&self.config.device_id, ""));
-        let consumer = async {
-            jetstream::new(client.clone())
-                .get_stream_no_info(format!("KV_{bucket}"))
-                .await
-                .with_context(|| format!("open the bucket {bucket}"))?
-                .create_consumer(push::OrderedConfig {
-                    // With a name, the request's subject has the filter in it, and a broker can tell whose that is.
-                    name: Some(format!("{:016x}", RandomState::new().hash_one(()))),
-                    deliver_subject: client.new_inbox(),
-                    filter_subject: format!("{prefix}>"),
-                    deliver_policy: DeliverPolicy::LastPerSubject,
-                    ..push::OrderedConfig::default()
-                })
-                .await
-                .with_context(|| format!("watch {prefix}>"))
-        };
-        let consumer = timeout(JETSTREAM_TIMEOUT, consumer)
-            .await
-            .with_context(|| format!("watch {prefix}>: no answer"))??;
-        let mut whole = (consumer.cached_info().num_pending > 0).then(Vec::new);
-        if whole.is_none() && self.changes.send(Change::Snapshot(Vec::new())).await.is_err() {
+    /// Returns `Ok` if the reconciler has ended.
+    async fn watch_desired_once(&self, client: &Client, prefix: &str) -> Result<()> {
+        let consumer = timeout(JETSTREAM_TIMEOUT, consume(client, prefix)).await;
+        let consumer = consumer.context("create the consumer: JetStream does not answer")??;
+        let mut snapshot = (consumer.cached_info().num_pending > 0).then(Vec::new);
+        if snapshot.is_none() && self.changes.send(Change::Snapshot(Vec::new())).await.is_err() {
             return Ok(());
         }
-        let mut messages = consumer.messages().await.with_context(|| format!("watch {prefix}>"))?;
+        let mut messages = consumer.messages().await.context("subscribe to the consumer")?;
         while let Some(message) = messages.next().await {
-            let message = message.with_context(|| format!("watch {prefix}>"))?;
+            let message = message.context("receive a message")?;
             let info = message.info().map_err(|error| anyhow::anyhow!("{error}"))?;
-            let name = message.subject.strip_prefix(&prefix).unwrap_or_default().to_owned();
+            let name = message.subject.strip_prefix(prefix).unwrap_or_default().to_owned();
             let operation = kv_operation(message.headers.as_ref(), &message.payload);
-            let (update, pending) =
-                (Update { name, revision: info.stream_sequence, operation }, info.pending);
-            let change = match whole.take() {
+            let update = Update { name, revision: info.stream_sequence, operation };
+            let change = match snapshot.take() {
                 None => Change::Update(update),
                 Some(mut updates) => {
                     updates.push(update);
-                    if pending > 0 {
-                        whole = Some(updates);
+                    if info.pending > 0 {
+                        snapshot = Some(updates);
                         continue;
                     }
                     Change::Snapshot(updates)
@@ -285,11 +264,12 @@ impl Bus {
                 return Ok(());
             }
         }
-        bail!("watch {prefix}>: the broker ended it")
+        bail!("the broker ended the consumer")
     }
 
+    /// Answers commands. Returns why it cannot go on.
     async fn answer(&self, client: &Client) -> String {
-        let subject = protocol::command_wildcard(&self.config.device_id);
+        let subject = command_wildcard(&self.config.device_id);
         let mut commands = match client.subscribe(subject.clone()).await {
             Ok(commands) => commands,
             Err(error) => return format!("subscribe to {subject}: {error}"),
@@ -301,7 +281,25 @@ impl Bus {
     }
 }
 
-/// A KV entry says in a header what it is, where it is no Put (NATS ADR-8).
+/// Creates a consumer of the newest entry of each key below `prefix`.
+async fn consume(client: &Client, prefix: &str) -> Result<Consumer<push::OrderedConfig>> {
+    jetstream::new(client.clone())
+        .get_stream_no_info(format!("KV_{DESIRED_BUCKET}"))
+        .await
+        .with_context(|| format!("open the bucket {DESIRED_BUCKET}"))?
+        .create_consumer(push::OrderedConfig {
+            // The request for a named consumer has the filter in its subject, which a broker can check.
+            name: Some(format!("{:016x}", RandomState::new().hash_one(()))),
+            deliver_subject: client.new_inbox(),
+            filter_subject: format!("{prefix}>"),
+            deliver_policy: DeliverPolicy::LastPerSubject,
+            ..push::OrderedConfig::default()
+        })
+        .await
+        .context("create the consumer")
+}
+
+/// The operation of a KV entry: a header names it, unless it is a Put (NATS ADR-8).
 fn kv_operation(headers: Option<&HeaderMap>, payload: &[u8]) -> Operation {
     match headers.and_then(|headers| headers.get("KV-Operation")).map(|operation| operation.as_str()) {
         Some("DEL") => Operation::Delete,
@@ -310,29 +308,29 @@ fn kv_operation(headers: Option<&HeaderMap>, payload: &[u8]) -> Operation {
     }
 }
 
-/// Why the bus is not reached, for people. A device without a battery for its clock boots in the past.
+/// Explains a failed attempt to connect. The clock of a device without a battery is in the past after a boot.
 fn describe_connect_error(error: &anyhow::Error) -> String {
-    // async-nats' errors say what their causes say, and rustls' are causes twice.
+    // The messages of async-nats' errors contain their causes, and rustls' causes appear twice.
     let text = error.chain().take(2).map(ToString::to_string).collect::<Vec<_>>().join(": ");
     if ["NotValidYet", "not valid yet"].iter().any(|words| text.contains(words)) {
         return format!(
-            "its certificate is not valid yet by this device's clock, which is probably not set; tried again until it is ({text})"
+            "the broker's certificate is not valid yet by this device's clock, which is probably not set; the agent keeps trying ({text})"
         );
     }
     text
 }
 
-/// Doubling from a quarter of a second up to [`MAX_RECONNECT_PAUSE`], minus up to half at random so that a fleet
-/// does not come back as one after the broker's restart.
+/// Doubles from a quarter of a second up to [`MAX_RECONNECT_PAUSE`], minus up to half at random, so that a fleet does not
+/// reconnect all at once after a restart of the broker.
 fn reconnect_pause(attempts: u32) -> Duration {
     let full = Duration::from_millis(250 << attempts.min(6)).min(MAX_RECONNECT_PAUSE);
     full - jitter(full / 2)
 }
 
-/// Up to `most`, at random. A fresh RandomState is keyed at random by the standard library; no generator of our own is needed.
-fn jitter(most: Duration) -> Duration {
+/// A random duration up to `max`. The standard library keys each RandomState at random, so that no generator is needed.
+fn jitter(max: Duration) -> Duration {
     let random = RandomState::new().hash_one(()) as u32;
-    most.mul_f64(f64::from(random) / f64::from(u32::MAX))
+    max.mul_f64(f64::from(random) / f64::from(u32::MAX))
 }
 
 #[cfg(test)]
@@ -340,7 +338,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_reconnect_pause_grows_and_never_passes_its_bound() {
+    fn the_reconnect_pause_stays_within_its_bounds() {
         for attempts in 1..100 {
             let pause = reconnect_pause(attempts);
             assert!(pause <= MAX_RECONNECT_PAUSE, "{attempts}: {pause:?}");
@@ -350,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_says_what_it_is() {
+    fn the_header_names_the_operation() {
         let header = |value: &str| {
             let mut headers = HeaderMap::new();
             headers.insert("KV-Operation", value);

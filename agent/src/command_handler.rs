@@ -1,25 +1,24 @@
-//! Answers commands. Each in a task of its own, so that a slow one holds up no ping; only so many at a time.
+//! Answers commands, each in a task of its own, so that a slow command does not delay a ping. The number of tasks is limited.
 
 use std::sync::Arc;
 
+use agent_protocol::command::{COMMANDS, MAX_LOG_LINES, MAX_REPLY_BYTES};
+use agent_protocol::{ErrorCode, LogsRequest, Reply, command_subject};
 use async_nats::{Client, Message};
 use tokio::sync::{Semaphore, watch};
 use tracing::warn;
 
 use crate::device_state::DeviceState;
+use crate::host::DeviceIdentity;
 use crate::plan;
-use crate::podman::Podman;
+use crate::podman::{ListedContainer, Podman};
 use crate::status_report::StatusReporter;
-use agent_protocol::command::{COMMANDS, MAX_LOG_LINES, MAX_REPLY_BYTES};
-use agent_protocol::{ErrorCode, LogsRequest, Reply, command_subject};
 
 /// Commands that are answered at the same time.
 const MAX_CONCURRENT: usize = 8;
 
-/// Where commands are answered.
-pub struct CommandHandler {
-    device_id: String,
-    boot_id: String,
+pub(crate) struct CommandHandler {
+    device: DeviceIdentity,
     reporter: StatusReporter,
     device_state: watch::Receiver<DeviceState>,
     podman: Podman,
@@ -27,43 +26,43 @@ pub struct CommandHandler {
 }
 
 impl CommandHandler {
-    /// With all that an answer may need.
-    pub fn new(
-        device_id: &str,
-        boot_id: &str,
+    pub(crate) fn new(
+        device: DeviceIdentity,
         reporter: StatusReporter,
         device_state: watch::Receiver<DeviceState>,
         podman: Podman,
     ) -> Self {
-        let (device_id, boot_id) = (device_id.to_owned(), boot_id.to_owned());
-        Self { device_id, boot_id, reporter, device_state, podman, free: Semaphore::new(MAX_CONCURRENT) }
+        Self { device, reporter, device_state, podman, free: Semaphore::new(MAX_CONCURRENT) }
     }
 
     /// Answers in the background.
-    pub fn serve(command_handler: &Arc<Self>, client: &Client, message: Message) {
-        let (command_handler, client) = (Arc::clone(command_handler), client.clone());
+    pub(crate) fn serve(handler: &Arc<Self>, client: &Client, message: Message) {
+        let (handler, client) = (Arc::clone(handler), client.clone());
         tokio::spawn(async move {
             let Some(inbox) = message.reply else {
-                warn!(subject = %message.subject, "a command without a reply subject is dropped");
+                warn!(subject = %message.subject, "ignored a command without a reply subject");
                 return;
             };
-            let reply = match command_handler.free.try_acquire() {
-                Ok(_permit) => command_handler.reply(&message.subject, &message.payload).await,
-                Err(_busy) => error(ErrorCode::Busy, format!("{MAX_CONCURRENT} commands are being answered")),
+            let reply = match handler.free.try_acquire() {
+                Ok(_permit) => handler.reply(&message.subject, &message.payload).await,
+                Err(_busy) => error(
+                    ErrorCode::Busy,
+                    format!("the device is already answering {MAX_CONCURRENT} commands; try again"),
+                ),
             };
             let document = serde_json::to_vec(&reply).expect("a reply is plain data");
             if let Err(error) = client.publish(inbox, document.into()).await {
-                warn!("reply to {} not sent: {error:#}", message.subject);
+                warn!("cannot send the reply to {}: {error:#}", message.subject);
             }
         });
     }
 
     async fn reply(&self, subject: &str, payload: &[u8]) -> Reply {
-        let prefix = command_subject(&self.device_id, "");
+        let prefix = command_subject(&self.device.device_id, "");
         match subject.strip_prefix(&prefix) {
             Some("ping") => Reply::Pong {
-                device_id: self.device_id.clone(),
-                boot_id: self.boot_id.clone(),
+                device_id: self.device.device_id.clone(),
+                boot_id: self.device.boot_id.clone(),
                 agent_version: env!("CARGO_PKG_VERSION").to_owned(),
             },
             Some("status") => match self.reporter.current(&self.device_state.borrow(), MAX_REPLY_BYTES) {
@@ -82,10 +81,8 @@ impl CommandHandler {
         let request: LogsRequest = match serde_json::from_slice(payload) {
             Ok(request) => request,
             Err(why) => {
-                return error(
-                    ErrorCode::BadRequest,
-                    format!("logs takes {{\"deployment\", \"lines\"}}: {why}"),
-                );
+                let message = format!("the payload of logs must be {{\"deployment\", \"lines\"}}: {why}");
+                return error(ErrorCode::BadRequest, message);
             }
         };
         let name = request.deployment;
@@ -93,19 +90,18 @@ impl CommandHandler {
         if !known {
             return error(ErrorCode::NoSuchDeployment, format!("there is no deployment {name:?}"));
         }
-        let containers = match self.podman.containers(&plan::own(&self.device_id)).await {
+        let containers = match self.podman.containers(&plan::device_filter(&self.device.device_id)).await {
             Ok(containers) => containers,
             Err(why) => return error(ErrorCode::Podman, format!("{why:#}")),
         };
-        let own = |container: &&crate::podman::ListedContainer| {
-            container.labels.get(plan::DEPLOYMENT_LABEL) == Some(&name)
+        let belongs =
+            |container: &&ListedContainer| container.labels.get(plan::DEPLOYMENT_LABEL) == Some(&name);
+        let Some(container) = containers.iter().find(belongs) else {
+            return error(ErrorCode::NoContainer, format!("the deployment {name:?} has no container now"));
         };
-        let Some(container) = containers.iter().find(own) else {
-            return error(ErrorCode::NoContainer, format!("{name:?} has no container now"));
-        };
-        let wanted = request.lines.clamp(1, MAX_LOG_LINES);
-        match self.podman.logs(&container.id, wanted).await {
-            Ok(lines) => bounded(name, lines, wanted as usize),
+        let max_lines = request.lines.clamp(1, MAX_LOG_LINES);
+        match self.podman.logs(&container.id, max_lines).await {
+            Ok(lines) => logs_reply(name, lines, max_lines as usize),
             Err(why) => error(ErrorCode::Podman, format!("{why:#}")),
         }
     }
@@ -115,21 +111,21 @@ fn error(code: ErrorCode, message: String) -> Reply {
     Reply::Error { code, message }
 }
 
-/// The last of the lines, as many as fit.
-fn bounded(deployment: String, lines: Vec<String>, wanted: usize) -> Reply {
-    let mut room = MAX_REPLY_BYTES;
-    let mut kept: Vec<String> = Vec::new();
+/// The last lines, as many as fit into a reply.
+fn logs_reply(deployment: String, lines: Vec<String>, max_lines: usize) -> Reply {
+    let mut free_bytes = MAX_REPLY_BYTES;
+    let mut fitting: Vec<String> = Vec::new();
     let count = lines.len();
-    for line in lines.into_iter().rev().take(wanted) {
-        // As it will be written: a control character is six.
-        let written = serde_json::to_string(&line).map_or(usize::MAX, |text| text.len() + 1);
-        let Some(left) = room.checked_sub(written) else { break };
-        room = left;
-        kept.push(line);
+    for line in lines.into_iter().rev().take(max_lines) {
+        // The size in JSON counts, where a control character takes six bytes.
+        let bytes = serde_json::to_string(&line).map_or(usize::MAX, |text| text.len() + 1);
+        let Some(rest) = free_bytes.checked_sub(bytes) else { break };
+        free_bytes = rest;
+        fitting.push(line);
     }
-    kept.reverse();
-    let truncated = kept.len() < count;
-    Reply::Logs { deployment, lines: kept, truncated }
+    fitting.reverse();
+    let truncated = fitting.len() < count;
+    Reply::Logs { deployment, lines: fitting, truncated }
 }
 
 #[cfg(test)]
@@ -138,17 +134,17 @@ mod tests {
 
     #[test]
     fn logs_are_bounded_in_lines_and_bytes() {
-        let reply = |lines: Vec<String>, wanted| match bounded("web".into(), lines, wanted) {
+        let reply = |lines: Vec<String>, wanted| match logs_reply("web".into(), lines, wanted) {
             Reply::Logs { lines, truncated, .. } => (lines, truncated),
             other => panic!("{other:?}"),
         };
         let lines = |count: usize| (0..count).map(|number| number.to_string()).collect::<Vec<_>>();
         assert_eq!(reply(lines(3), 10), (lines(3), false));
         assert_eq!(reply(lines(5), 2), (vec!["3".into(), "4".into()], true));
-        let (kept, _) = reply(vec!["\u{1}".repeat(100 << 10); 9], 500);
-        assert!(kept.is_empty(), "six times as long on the way");
-        let (kept, truncated) = reply(vec!["x".repeat(100 << 10); 9], 500);
-        assert!(truncated && kept.len() == 2, "{}", kept.len());
+        let (lines, _) = reply(vec!["\u{1}".repeat(100 << 10); 9], 500);
+        assert!(lines.is_empty(), "each character takes six bytes in JSON");
+        let (lines, truncated) = reply(vec!["x".repeat(100 << 10); 9], 500);
+        assert!(truncated && lines.len() == 2, "{}", lines.len());
         assert_eq!(reply(vec!["x".repeat(MAX_REPLY_BYTES)], 5), (Vec::<String>::new(), true));
     }
 }

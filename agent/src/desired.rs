@@ -1,100 +1,130 @@
-//! What the fleet desires of this device, as far as it is known: pure. It is what [`crate::store`] keeps, so that a device that
-//! boots without a bus knows what to run.
+//! The desired state of this device as far as the agent knows it: pure. [`crate::store`] keeps it on disk, so that a device
+//! that boots without a bus knows what to run.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use serde::{Deserialize, Serialize};
+use agent_protocol::{ContainerSpec, Deployment, Document, Refusal, is_name};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::digest;
-use agent_protocol::deployment::{Document, Refusal};
-use agent_protocol::is_name;
 
-/// All of it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Desired {
-    /// The highest revision of the bucket that is in here.
-    pub revision: u64,
-    /// By name.
-    pub deployments: BTreeMap<String, DesiredEntry>,
+pub(crate) struct Desired {
+    /// The highest revision of the bucket in this state.
+    pub(crate) revision: u64,
+    #[serde(deserialize_with = "entries_with_targets")]
+    pub(crate) deployments: BTreeMap<String, DesiredEntry>,
 }
 
-/// One deployment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct DesiredEntry {
-    /// The bucket's revision of this operation.
-    pub revision: u64,
-    /// On disk it is called `wish`.
+pub(crate) struct DesiredEntry {
+    /// The bucket's revision of the operation.
+    pub(crate) revision: u64,
+    /// The state file calls it `wish`.
     #[serde(rename = "wish")]
-    pub operation: Operation,
-    /// What this device made of it.
-    pub applied: Option<Applied>,
+    pub(crate) operation: Operation,
+    /// Follows from the name and the operation. It is not stored, but computed again when the state is read.
+    #[serde(skip)]
+    pub(crate) target: Target,
+    pub(crate) applied: Option<Applied>,
 }
 
-/// What the fleet asks of a deployment: the operation of a KV entry.
+/// The operation of a KV entry (NATS ADR-8).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Operation {
-    /// To run this document; what is no UTF-8 is refused anyhow, and is kept as far as it is.
+pub(crate) enum Operation {
+    /// Run this document. A document that is not UTF-8 is converted with loss, since it is refused anyway.
     Put(String),
-    /// To be gone, but for its volumes.
+    /// Remove the container and keep the volumes.
     Delete,
-    /// To be forgotten.
+    /// Remove the container and the volumes, and forget the deployment.
     Purge,
 }
 
-/// What has been applied of a deployment.
+/// What the agent has started for a deployment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Applied {
+pub(crate) struct Applied {
     /// The digest of the document.
-    pub digest: String,
-    /// The container that was made for it.
-    pub container: String,
-    /// In which boot it was started last.
-    pub boot_id: String,
-    /// Whether it has been seen to have ended as its restart policy allows. One that ran in an earlier boot and was not was cut
-    /// off, whatever exit code podman shows for it (5.x: 0).
-    pub completed: bool,
+    pub(crate) digest: String,
+    /// The id of the container that was made for it.
+    pub(crate) container: String,
+    /// The boot in which the container was started last.
+    pub(crate) boot_id: String,
+    /// The container was seen to have ended as its restart policy allows. If it ran in an earlier boot and this is false, a
+    /// power cut ended it, whatever exit code podman shows (5.x: 0).
+    pub(crate) completed: bool,
 }
 
-/// What the bus says.
+/// A message of the bus about the desired state.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Change {
-    /// All that the bucket holds for this device, markers of deletions included.
+pub(crate) enum Change {
+    /// All entries of the bucket for this device, including deletion markers.
     Snapshot(Vec<Update>),
-    /// One key.
     Update(Update),
 }
 
-/// One key's newest entry.
+/// The newest entry of one key.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Update {
+pub(crate) struct Update {
     /// The deployment: the key without the device.
-    pub name: String,
-    /// The bucket's revision.
-    pub revision: u64,
-    /// What it says.
-    pub operation: Operation,
+    pub(crate) name: String,
+    pub(crate) revision: u64,
+    pub(crate) operation: Operation,
 }
 
-/// What is to be done about a deployment.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Target {
-    /// Run this; the digest is the document's.
-    Run(Document, String),
-    /// It cannot be run.
+/// The goal for a deployment.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) enum Target {
+    /// A running container.
+    Run { spec: ContainerSpec, digest: String },
+    /// No container, since the document cannot be run.
     Refused(Refusal),
-    /// No container, but its volumes.
+    /// No container; the volumes stay.
+    #[default]
     Removed,
-    /// Nothing.
-    Forgotten,
+    /// No container, no volumes and no entry.
+    Purged,
+}
+
+impl Target {
+    fn of(name: &str, operation: &Operation) -> Self {
+        let text = match operation {
+            Operation::Delete => return Self::Removed,
+            Operation::Purge => return Self::Purged,
+            Operation::Put(text) => text,
+        };
+        if !is_name(name) {
+            let reason = format!("{name:?} is not a valid name: use up to 63 letters, digits, '-' and '_'");
+            return Self::Refused(Refusal(reason));
+        }
+        match Document::parse(text.as_bytes()) {
+            Ok(document) => {
+                // The digest of the parsed document does not depend on the order of the fields in the text.
+                let digest = digest::of_bytes(&document.to_bytes());
+                let Deployment::PodmanContainer(spec) = document.deployment;
+                Self::Run { spec, digest }
+            }
+            Err(refusal) => Self::Refused(refusal),
+        }
+    }
+}
+
+fn entries_with_targets<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<BTreeMap<String, DesiredEntry>, D::Error> {
+    let mut entries = BTreeMap::<String, DesiredEntry>::deserialize(deserializer)?;
+    for (name, entry) in &mut entries {
+        entry.target = Target::of(name, &entry.operation);
+    }
+    Ok(entries)
 }
 
 impl Desired {
-    /// Takes in what the bus says; whether anything is new.
-    pub fn take(&mut self, change: Change) -> bool {
+    /// Applies a change and returns whether anything is new. A document is parsed, checked and hashed here, once.
+    pub(crate) fn take(&mut self, change: Change) -> bool {
         match change {
             Change::Update(update) => self.update(update),
             Change::Snapshot(updates) => self.replace(updates),
@@ -110,17 +140,17 @@ impl Desired {
         true
     }
 
-    /// A whole reading counts as it is, also where its revisions are lower: the bucket may have been made anew.
+    /// A snapshot replaces the state even if its revisions are lower, since the bucket may have been created again.
     fn replace(&mut self, updates: Vec<Update>) -> bool {
         let before = self.clone();
         self.revision = updates.iter().map(|update| update.revision).max().unwrap_or(0);
-        let named: std::collections::BTreeSet<_> = updates.iter().map(|update| update.name.clone()).collect();
+        let named: BTreeSet<_> = updates.iter().map(|update| update.name.clone()).collect();
         for (name, entry) in &mut self.deployments {
             if !named.contains(name) {
                 if matches!(entry.operation, Operation::Put(_)) {
-                    entry.operation = Operation::Delete;
+                    (entry.operation, entry.target) = (Operation::Delete, Target::Removed);
                 }
-                // A bucket that was made anew counts from 1 again, and what is put there next must not look old.
+                // A new bucket counts from 1 again, and its next Put must not look older than this entry.
                 entry.revision = entry.revision.min(self.revision);
             }
         }
@@ -135,15 +165,15 @@ impl Desired {
         *self != before
     }
 
-    fn put(&mut self, update: Update) {
-        let Update { name, revision, operation } = update;
-        // What ran for the document of before is what the next one finds.
+    fn put(&mut self, Update { name, revision, operation }: Update) {
+        // The container of the previous document may still exist.
         let applied = self.deployments.get(&name).and_then(|known| known.applied.clone());
-        self.deployments.insert(name, DesiredEntry { revision, operation, applied });
+        let target = Target::of(&name, &operation);
+        self.deployments.insert(name, DesiredEntry { revision, operation, target, applied });
     }
 
-    /// Notes what has been applied of a deployment; whether that is news.
-    pub fn note_applied(&mut self, name: &str, applied: Option<Applied>) -> bool {
+    /// Sets what has been applied of a deployment and returns whether that is new.
+    pub(crate) fn note_applied(&mut self, name: &str, applied: Option<Applied>) -> bool {
         match self.deployments.get_mut(name) {
             Some(entry) if entry.applied != applied => {
                 entry.applied = applied;
@@ -153,45 +183,23 @@ impl Desired {
         }
     }
 
-    /// Its container runs in this boot, for the document of this digest.
-    pub fn started(&mut self, name: &str, digest: &str, container: &str, boot_id: &str) -> bool {
+    /// Notes that a container was started; returns whether that is new.
+    pub(crate) fn started(&mut self, name: &str, digest: &str, container: &str, boot_id: &str) -> bool {
         let (digest, container, boot_id) = (digest.to_owned(), container.to_owned(), boot_id.to_owned());
         self.note_applied(name, Some(Applied { digest, container, boot_id, completed: false }))
     }
 
-    /// Its container has ended as its restart policy allows.
-    pub fn completed(&mut self, name: &str, container: Option<&str>) -> bool {
+    /// Notes that a container has ended as its restart policy allows; returns whether that is new.
+    pub(crate) fn completed(&mut self, name: &str, container: Option<&str>) -> bool {
         let applied = self.deployments.get(name).and_then(|entry| entry.applied.clone());
-        let own = |applied: &Applied| Some(applied.container.as_str()) == container;
         applied
-            .filter(own)
+            .filter(|applied| Some(applied.container.as_str()) == container)
             .is_some_and(|applied| self.note_applied(name, Some(Applied { completed: true, ..applied })))
     }
 
-    /// A purged deployment of which nothing is left.
-    pub fn forget(&mut self, name: &str) {
+    /// Removes a purged deployment of which nothing is left.
+    pub(crate) fn forget(&mut self, name: &str) {
         self.deployments.remove(name);
-    }
-}
-
-impl DesiredEntry {
-    /// What follows from the operation for the deployment `name`.
-    pub fn target(&self, name: &str) -> Target {
-        match &self.operation {
-            Operation::Delete => Target::Removed,
-            Operation::Purge => Target::Forgotten,
-            Operation::Put(_) if !is_name(name) => Target::Refused(Refusal(format!(
-                "{name:?} is no name: up to 63 letters, digits, '-' and '_'"
-            ))),
-            Operation::Put(text) => match Document::parse(text.as_bytes()) {
-                // Of the document as it is understood: another order of its fields is no other document.
-                Ok(document) => {
-                    let digest = digest::of_bytes(&document.to_bytes());
-                    Target::Run(document, digest)
-                }
-                Err(refusal) => Target::Refused(refusal),
-            },
-        }
     }
 }
 
@@ -208,26 +216,26 @@ mod tests {
     }
 
     #[test]
-    fn put_delete_and_purge_are_three_things() {
+    fn put_delete_and_purge_have_different_targets() {
         let mut desired = Desired::default();
         assert!(desired.take(Change::Update(put("web", 3, "a"))));
         assert_eq!((desired.revision, operation_of(&desired, "web")), (3, &Operation::Put("a".into())));
         assert!(!desired.take(Change::Update(put("web", 3, "old"))), "nothing new");
         assert!(!desired.take(Change::Update(put("web", 2, "older"))));
         for (revision, operation, target) in
-            [(4, Operation::Delete, Target::Removed), (5, Operation::Purge, Target::Forgotten)]
+            [(4, Operation::Delete, Target::Removed), (5, Operation::Purge, Target::Purged)]
         {
             let update = Update { name: "web".into(), revision, operation: operation.clone() };
             assert!(desired.take(Change::Update(update)));
             assert_eq!(operation_of(&desired, "web"), &operation);
-            assert_eq!(desired.deployments["web"].target("web"), target);
+            assert_eq!(desired.deployments["web"].target, target);
         }
         desired.forget("web");
         assert!(desired.deployments.is_empty());
     }
 
     #[test]
-    fn a_whole_reading_counts_as_it_is() {
+    fn a_snapshot_replaces_the_state() {
         let mut desired = Desired::default();
         desired.take(Change::Snapshot(vec![put("a", 10, "x"), put("b", 11, "y")]));
         assert_eq!(desired.revision, 11);
@@ -235,18 +243,18 @@ mod tests {
             !desired.take(Change::Snapshot(vec![put("a", 10, "x"), put("b", 11, "y")])),
             "the same again"
         );
-        // A bucket made anew begins at 1, and no longer names b.
+        // A bucket that was created again begins at 1 and has no b.
         assert!(desired.take(Change::Snapshot(vec![put("a", 1, "z")])));
         assert_eq!((desired.revision, operation_of(&desired, "a")), (1, &Operation::Put("z".into())));
         assert_eq!(operation_of(&desired, "b"), &Operation::Delete);
-        assert!(desired.take(Change::Snapshot(Vec::new())), "an empty bucket desires nothing");
+        assert!(desired.take(Change::Snapshot(Vec::new())), "an empty bucket deletes all deployments");
         assert_eq!(operation_of(&desired, "a"), &Operation::Delete);
-        assert!(desired.take(Change::Update(put("b", 2, "y"))), "what the new bucket says of b is newer");
+        assert!(desired.take(Change::Update(put("b", 2, "y"))), "the entry of the new bucket is newer");
         assert_eq!(operation_of(&desired, "b"), &Operation::Put("y".into()));
     }
 
     #[test]
-    fn what_was_applied_outlives_a_new_wish() {
+    fn what_was_applied_survives_a_new_operation() {
         let mut desired = Desired::default();
         desired.take(Change::Update(put("web", 1, "a")));
         let applied =
@@ -257,13 +265,13 @@ mod tests {
     }
 
     #[test]
-    fn what_ended_is_noted_of_the_container_that_was_started() {
+    fn an_end_is_noted_only_for_the_container_that_was_started() {
         let mut desired = Desired::default();
         desired.take(Change::Update(put("web", 1, "a")));
         assert!(!desired.completed("web", Some("c1")), "nothing was started");
         assert!(desired.started("web", "d", "c1", "b"));
-        assert!(!desired.started("web", "d", "c1", "b"), "no news");
-        assert!(!desired.completed("web", Some("c2")), "another one's end");
+        assert!(!desired.started("web", "d", "c1", "b"), "nothing new");
+        assert!(!desired.completed("web", Some("c2")), "another container ended");
         assert!(desired.completed("web", Some("c1")) && !desired.completed("web", Some("c1")));
         assert!(!desired.started("other", "d", "c1", "b"));
     }
@@ -271,17 +279,30 @@ mod tests {
     #[test]
     fn a_target_follows_from_the_document_and_the_name() {
         let text = r#"{"kind":"podman-container","version":1,"spec":{"image":"localhost/a:1"}}"#;
-        let entry =
-            |text: &str| DesiredEntry { revision: 1, operation: Operation::Put(text.into()), applied: None };
-        let Target::Run(_, digest) = entry(text).target("web") else { panic!() };
+        let target = |name: &str, text: &str| Target::of(name, &Operation::Put(text.into()));
+        let Target::Run { digest, .. } = target("web", text) else { panic!() };
         let other = r#"{ "version": 1, "spec": {"image": "localhost/a:1"}, "kind": "podman-container"}"#;
         assert!(
-            matches!(entry(other).target("web"), Target::Run(_, same) if same == digest),
-            "only the order is another"
+            matches!(target("web", other), Target::Run { digest: same, .. } if same == digest),
+            "only the order of the fields differs"
         );
         assert!(
-            matches!(entry(text).target("a.b"), Target::Refused(why) if why.0.contains("\"a.b\" is no name"))
+            matches!(target("a.b", text), Target::Refused(why) if why.0.contains("\"a.b\" is not a valid name"))
         );
-        assert!(matches!(entry("{}").target("web"), Target::Refused(_)));
+        assert!(matches!(target("web", "{}"), Target::Refused(_)));
+    }
+
+    /// Agents of earlier versions wrote such files.
+    #[test]
+    fn the_form_on_disk_has_no_target_and_gets_it_back() {
+        let text = r#"{"kind":"podman-container","version":1,"spec":{"image":"localhost/a:1"}}"#;
+        let mut desired = Desired::default();
+        desired.take(Change::Snapshot(vec![put("web", 7, text)]));
+        let json = serde_json::to_value(&desired).unwrap();
+        let expected = serde_json::json!({ "revision": 7, "deployments": {
+            "web": { "revision": 7, "wish": { "put": text }, "applied": null }
+        }});
+        assert_eq!(json, expected);
+        assert_eq!(serde_json::from_value::<Desired>(json).unwrap(), desired);
     }
 }

@@ -1,68 +1,64 @@
-//! What the rest of the agent sees of the reconciler: the lines of the status, and what happened last.
+//! What the agent reports about its deployments: the lines of the status and the latest events.
 
 use std::collections::{BTreeMap, VecDeque};
 
+use agent_protocol::status::{MAX_EVENTS, shortened};
+use agent_protocol::{DeploymentStatus, Event, ObservedContainer, Phase};
+use serde::{Deserialize, Serialize};
+
+use crate::backoff::Backoff;
 use crate::desired::{Desired, Target};
 use crate::host::uptime_seconds;
-use crate::plan;
-use crate::podman::ListedContainer;
-use agent_protocol::status::{DeploymentStatus, Event, MAX_EVENTS, ObservedContainer, Phase, shortened};
+use crate::plan::{self, ManagedDeployment};
 
-/// A moment of the device's deployments.
+/// The part of the status that the reconciler knows. The fields are those of [`agent_protocol::DeviceStatus`].
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct DeviceState {
-    /// As in the status.
-    pub desired_revision: u64,
-    /// As in the status.
-    pub deployments: Vec<DeploymentStatus>,
-    /// As in the status.
-    pub events: Vec<Event>,
+pub(crate) struct DeviceState {
+    pub(crate) desired_revision: u64,
+    pub(crate) deployments: Vec<DeploymentStatus>,
+    pub(crate) events: Vec<Event>,
 }
 
-/// How the connection is, for the local status.
-#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct Connection {
-    /// Whether there is one.
-    pub connected: bool,
-    /// Why not, or what went wrong last with it.
-    pub error: Option<String>,
+/// The connection to the bus, for the local status.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Connection {
+    pub(crate) connected: bool,
+    /// Why the agent is not connected.
+    pub(crate) error: Option<String>,
 }
 
-/// The deployment's line of the status.
+/// A deployment's line of the status.
 pub(crate) fn status_line(
-    name: &str,
-    target: &Target,
-    revision: u64,
-    containers: &[ListedContainer],
+    deployment: &ManagedDeployment,
     phase: Phase,
-    error: Option<&String>,
+    backoff: &Backoff,
 ) -> DeploymentStatus {
+    let containers = &deployment.containers;
     let container = containers.iter().find(|container| container.state == "running").or(containers.first());
     DeploymentStatus {
-        name: name.to_owned(),
-        desired_revision: revision,
-        phase: match (phase, target) {
-            (Phase::BackingOff | Phase::Pending, Target::Removed | Target::Forgotten) => Phase::Removing,
+        name: deployment.name.clone(),
+        desired_revision: deployment.revision,
+        phase: match (phase, &deployment.target) {
+            (Phase::BackingOff | Phase::Pending, Target::Removed | Target::Purged) => Phase::Removing,
             _ => phase,
         },
         container: container.map(|container| ObservedContainer {
-            id: short(&container.id),
+            id: short_id(&container.id),
             state: container.state.clone(),
             exit_code: plan::has_ended(container).then_some(container.exit_code),
         }),
-        last_error: match target {
+        last_error: match &deployment.target {
             Target::Refused(refusal) => Some(refusal.0.clone()),
-            _ => error.cloned(),
+            _ => backoff.last_error.clone(),
         },
-        restarts: 0,
+        restarts: backoff.restarts,
     }
 }
 
-/// A line for each deployment of which podman has not been asked yet.
+/// Adds a line for each deployment that podman has not been asked about yet.
 pub(crate) fn add_missing_lines(lines: &mut BTreeMap<String, DeploymentStatus>, desired: &Desired) {
     for (name, entry) in &desired.deployments {
-        let target = entry.target(name);
-        let new = || status_line(name, &target, entry.revision, &[], Phase::Pending, None);
+        let new = || status_line(&ManagedDeployment::new(name, entry), Phase::Pending, &Backoff::default());
         let line = lines.entry(name.clone()).or_insert_with(new);
         if line.desired_revision != entry.revision {
             *line = DeploymentStatus { container: line.container.take(), restarts: line.restarts, ..new() };
@@ -70,21 +66,21 @@ pub(crate) fn add_missing_lines(lines: &mut BTreeMap<String, DeploymentStatus>, 
     }
 }
 
-/// As podman prints ids.
-pub(crate) fn short(id: &str) -> String {
+/// The first 12 characters of an id, as podman prints it.
+pub(crate) fn short_id(id: &str) -> String {
     id.chars().take(12).collect()
 }
 
-/// The last events, and how many there were.
+/// The latest events and their number.
 #[derive(Debug, Default)]
-pub struct Events {
+pub(crate) struct Events {
     ring: VecDeque<Event>,
     count: u64,
 }
 
 impl Events {
-    /// Something happened. Said again and again, it is in the ring once, as it was said last.
-    pub fn push(&mut self, what: &str) {
+    /// Adds an event and logs it. A repeated event replaces its earlier occurrence, and is logged once if nothing came between.
+    pub(crate) fn push(&mut self, what: &str) {
         self.count += 1;
         let repeats = self.ring.back().is_some_and(|last| last.what == shortened(what));
         if !repeats {
@@ -95,13 +91,13 @@ impl Events {
         if self.ring.len() == MAX_EVENTS {
             self.ring.pop_front();
         }
-        // A procfs that cannot be read is told by the status itself.
+        // If procfs cannot be read, the status itself reports that.
         let uptime_seconds = uptime_seconds().unwrap_or(0);
         self.ring.push_back(Event { uptime_seconds, number: self.count, what });
     }
 
-    /// Oldest first.
-    pub fn list(&self) -> Vec<Event> {
+    /// The events, oldest first.
+    pub(crate) fn list(&self) -> Vec<Event> {
         self.ring.iter().cloned().collect()
     }
 }
@@ -112,7 +108,7 @@ mod tests {
     use crate::desired::{Change, Operation, Update};
 
     #[test]
-    fn without_podman_what_is_desired_is_told_all_the_same() {
+    fn without_podman_the_desired_deployments_are_reported() {
         let mut desired = Desired::default();
         let put = |name: &str, revision, operation| Update { name: name.into(), revision, operation };
         desired.take(Change::Update(put("web", 1, Operation::Put("{}".into()))));
@@ -127,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn the_ring_is_bounded_and_counts() {
+    fn the_ring_is_bounded_and_numbers_its_events() {
         let mut events = Events::default();
         for number in 0..100 {
             events.push(&format!("event {number}"));

@@ -1,5 +1,4 @@
-//! What the device says of itself, read once at start: none of it changes while a process lives, but for the
-//! uptime.
+//! Facts about the device. All but the uptime and the footprint are read once, since they do not change while a process runs.
 
 use std::path::Path;
 
@@ -8,30 +7,33 @@ use anyhow::{Context, Result};
 use crate::digest;
 use agent_protocol::{DeviceStatus, Footprint, OsRelease, STATUS_SCHEMA};
 
-/// The device as this process found it at start.
+/// The names of this device and of its current boot.
 #[derive(Debug, Clone)]
-pub struct Host {
+pub(crate) struct DeviceIdentity {
+    pub(crate) device_id: String,
+    pub(crate) boot_id: String,
+}
+
+/// The device as this process found it at its start.
+#[derive(Debug, Clone)]
+pub(crate) struct Host {
     /// SHA-256 of the running executable, lower-case hex.
-    pub exe_sha256: String,
-    /// random(4)'s id of this boot.
-    pub boot_id: String,
+    pub(crate) exe_sha256: String,
+    /// The kernel's random id of this boot (random(4)).
+    pub(crate) boot_id: String,
     /// `uname -m`.
-    pub machine: String,
+    pub(crate) machine: String,
     /// `uname -r`.
-    pub kernel: String,
-    /// From os-release(5).
-    pub os_release: OsRelease,
+    pub(crate) kernel: String,
+    pub(crate) os_release: OsRelease,
 }
 
 impl Host {
-    /// Reads everything from procfs, uname(2) and os-release(5).
-    ///
-    /// # Errors
-    /// Names the file that could not be read.
-    pub fn read() -> Result<Self> {
+    /// Reads procfs, uname(2) and os-release(5).
+    pub(crate) fn read() -> Result<Self> {
         let uname = rustix::system::uname();
         Ok(Self {
-            // Through procfs, not through the path: this is what runs, even if the file has been replaced.
+            // Procfs leads to the running executable even if the file at its path has been replaced.
             exe_sha256: digest::of_file(Path::new("/proc/self/exe"))?,
             boot_id: read_text("/proc/sys/kernel/random/boot_id")?.trim().to_owned(),
             machine: uname.machine().to_string_lossy().into_owned(),
@@ -40,11 +42,8 @@ impl Host {
         })
     }
 
-    /// The status document number `sequence` of this process.
-    ///
-    /// # Errors
-    /// When the uptime cannot be read.
-    pub fn status(&self, device_id: &str, sequence: u64) -> Result<DeviceStatus> {
+    /// The status document with the number `sequence`, without deployments and events.
+    pub(crate) fn status(&self, device_id: &str, sequence: u64) -> Result<DeviceStatus> {
         Ok(DeviceStatus {
             schema: STATUS_SCHEMA,
             device_id: device_id.to_owned(),
@@ -65,15 +64,11 @@ impl Host {
     }
 }
 
-/// Seconds since the kernel started: the one clock of a device without a battery that is right from the start.
-///
-/// # Errors
-/// When procfs cannot be read.
-pub fn uptime_seconds() -> Result<u64> {
+/// Seconds since the kernel started. A device without a battery has no other clock that is correct at boot.
+pub(crate) fn uptime_seconds() -> Result<u64> {
     parse_uptime(&read_text("/proc/uptime")?)
 }
 
-/// What this process takes of the device.
 fn footprint() -> Result<Footprint> {
     parse_footprint(
         &read_text("/proc/self/stat")?,
@@ -83,7 +78,7 @@ fn footprint() -> Result<Footprint> {
     )
 }
 
-/// Of proc_pid_stat(5), utime, stime and starttime are the fields 14, 15 and 22; the second one ends with the last `)`.
+/// In proc_pid_stat(5), utime, stime and starttime are the fields 14, 15 and 22. The second field ends at the last `)`.
 fn parse_footprint(stat: &str, status: &str, uptime: &str, ticks: u64) -> Result<Footprint> {
     let fields: Vec<&str> =
         stat.rsplit_once(") ").context("/proc/self/stat has no name")?.1.split(' ').collect();

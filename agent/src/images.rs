@@ -1,8 +1,8 @@
-//! Images that deployments wait for, fetched in the background: an archive of the device's own, else the registry. One slow
-//! line must not hold up the other deployments.
+//! Downloads the images of deployments in the background, from an archive on the device or from the registry. A slow download
+//! does not delay other deployments.
 //!
-//! Podman does not sync what it unpacks. So a fetch leaves a mark on disk until all of it is there, and an image with such a mark
-//! after a power cut is deleted and fetched again, whatever podman says of it.
+//! Podman does not sync the images that it unpacks. A marker file on disk therefore covers each download until the image is
+//! synced. If a marker is left after a power cut, the agent deletes the image and downloads it again.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -14,38 +14,37 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
 use crate::config::{Config, archive_name};
+use crate::files;
 use crate::podman::Podman;
 use crate::store::Store;
 
-/// Whether an image can be used.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Availability {
-    /// It is here.
     Available,
-    /// It is being fetched; the wake-up comes when that has ended.
+    /// A download runs in the background and wakes the reconciler at its end.
     Fetching,
 }
 
-/// What is being fetched.
 pub(crate) struct Images {
     podman: Podman,
     store: Store,
     archives: PathBuf,
-    marks: PathBuf,
+    markers: PathBuf,
     wake: Arc<Notify>,
     fetching: HashMap<String, JoinHandle<Result<()>>>,
 }
 
 impl Images {
     pub(crate) fn new(config: &Config, podman: Podman, store: Store, wake: Arc<Notify>) -> Self {
-        let marks = config.state_directory.join("fetching");
-        Self { podman, store, archives: config.image_archives.clone(), marks, wake, fetching: HashMap::new() }
+        let markers = config.state_directory.join("fetching");
+        let archives = config.image_archives.clone();
+        Self { podman, store, archives, markers, wake, fetching: HashMap::new() }
     }
 
-    /// Looks for the image; where it is not here, begins to fetch it.
+    /// Looks for the image and starts a download if it is missing.
     ///
     /// # Errors
-    /// Why the last fetch failed; for an image that is made for another machine.
+    /// If the last download failed, or the image is built for another architecture.
     pub(crate) async fn ensure(&mut self, reference: &str) -> Result<Availability> {
         let ended = match self.fetching.get(reference) {
             Some(task) if !task.is_finished() => return Ok(Availability::Fetching),
@@ -54,8 +53,8 @@ impl Images {
         if let Some(task) = ended {
             task.await??;
         }
-        let mark = self.marks.join(archive_name(reference));
-        if mark.exists() {
+        let marker = self.markers.join(archive_name(reference));
+        if marker.exists() {
             self.podman.remove_image(reference).await?;
         } else if let Some(image) = self.podman.image(reference).await? {
             let own = go_architecture();
@@ -68,7 +67,7 @@ impl Images {
             podman: self.podman.clone(),
             store: self.store.clone(),
             archive: self.archives.join(archive_name(reference)),
-            mark,
+            marker,
             reference: reference.to_owned(),
         };
         let wake = Arc::clone(&self.wake);
@@ -86,47 +85,47 @@ struct Fetch {
     podman: Podman,
     store: Store,
     archive: PathBuf,
-    mark: PathBuf,
+    marker: PathBuf,
     reference: String,
 }
 
 impl Fetch {
     async fn run(self) -> Result<()> {
-        let mark = &self.mark;
-        set(mark).with_context(|| format!("mark the fetch of {} in {}", self.reference, mark.display()))?;
-        let brought = self.bring().await;
-        if brought.is_ok() {
+        let marker = &self.marker;
+        create_durably(marker).with_context(|| format!("create the marker file {}", marker.display()))?;
+        let fetched = self.load_or_pull().await;
+        if fetched.is_ok() {
             let store = self.store.clone();
             tokio::task::spawn_blocking(move || store.sync_file_system()).await??;
         }
-        // What podman could not bring it has thrown away itself.
-        fs::remove_file(mark).with_context(|| format!("delete {}", mark.display()))?;
-        brought
+        // After a failure podman has deleted the partial image itself.
+        fs::remove_file(marker).with_context(|| format!("delete the marker file {}", marker.display()))?;
+        fetched
     }
 
-    async fn bring(&self) -> Result<()> {
+    async fn load_or_pull(&self) -> Result<()> {
         let Self { podman, archive, reference, .. } = self;
         if !archive.exists() {
             return podman.pull(reference).await;
         }
         podman.load(archive).await?;
         if podman.image(reference).await?.is_none() {
-            bail!("the image archive {} does not hold {reference}", archive.display());
+            bail!("the image archive {} does not contain {reference}", archive.display());
         }
         Ok(())
     }
 }
 
-/// On disk when this returns.
-fn set(mark: &Path) -> std::io::Result<()> {
-    let Some(directory) = mark.parent() else { return Ok(()) };
+/// Creates an empty file and its directory; both are on disk when this returns.
+fn create_durably(path: &Path) -> std::io::Result<()> {
+    let Some(directory) = path.parent() else { return Ok(()) };
     fs::create_dir_all(directory)?;
-    File::create(mark)?.sync_all()?;
-    File::open(directory)?.sync_all()?;
-    directory.parent().map_or(Ok(()), |state| File::open(state)?.sync_all())
+    File::create(path)?.sync_all()?;
+    files::sync_parent(path)?;
+    files::sync_parent(directory)
 }
 
-/// As images name machines (OCI image specification, `architecture`: Go's GOARCH).
+/// The name of this architecture in images (OCI image specification, `architecture`: Go's GOARCH).
 fn go_architecture() -> &'static str {
     match std::env::consts::ARCH {
         "aarch64" => "arm64",

@@ -1,29 +1,37 @@
 //! The device agent of the fleet.
 //!
-//! It runs what the fleet desires ([`agent_protocol::DESIRED_BUCKET`]) as podman containers, keeps that across power cuts, reports the
-//! device's state to [`agent_protocol::STATUS_BUCKET`] and answers requests on [`agent_protocol::command_subject`].
+//! The agent runs the deployments that the fleet desires ([`agent_protocol::DESIRED_BUCKET`]) as podman containers, restores
+//! them after a power cut, reports the device's state to [`agent_protocol::STATUS_BUCKET`] and answers requests on
+//! [`agent_protocol::command_subject`].
 //!
-//! Modules in reading order: [`agent_protocol`] (what goes over the bus, pure), [`config`] and [`credentials`] (the TOML file),
-//! [`host`] (what the device says of itself), [`desired`] (what is wished, pure), [`store`] (that, on disk), [`plan`] (the next step
-//! for a deployment, pure), [`podman`] (its REST API), `backoff` and `images` (what waits), [`reconcile`] (observe, compare,
-//! act), [`device_state`] and [`status_report`] (what is told of it), [`bus`] (connect, report, follow) and [`rate_limiter`] (how often), [`command_handler`] (answer), [`progress`]
-//! (the watchdog), [`run`] (all of it at work).
+//! Modules in reading order:
+//!
+//! - [`config`], `credentials`: the configuration file and the logins to the bus
+//! - `host`: facts about the device
+//! - `desired`: the desired state (pure); [`store`]: the desired state on disk, with `files` and `digest`
+//! - `plan`: the next step for a deployment (pure)
+//! - `podman`: podman's REST API; `images`: image downloads; `backoff`: pauses between attempts
+//! - `reconcile`: observe, compare, act
+//! - `device_state`, [`status_report`]: the state that the device reports
+//! - `bus`: connect, report, watch, answer; `rate_limiter`: how often a status is sent; `command_handler`: replies
+//! - `progress`: the watchdog; [`run`]: starts all of it
 
 mod backoff;
-pub mod bus;
-pub mod command_handler;
+mod bus;
+mod command_handler;
 pub mod config;
-pub mod credentials;
-pub mod desired;
-pub mod device_state;
-pub mod digest;
-pub mod host;
+mod credentials;
+mod desired;
+mod device_state;
+mod digest;
+mod files;
+mod host;
 mod images;
-pub mod plan;
-pub mod podman;
-pub mod progress;
-pub mod rate_limiter;
-pub mod reconcile;
+mod plan;
+mod podman;
+mod progress;
+mod rate_limiter;
+mod reconcile;
 pub mod run;
 pub mod status_report;
 pub mod store;

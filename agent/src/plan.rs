@@ -1,129 +1,139 @@
-//! What is to be done about one deployment, out of what is desired and what podman shows: pure. One step at a time, from
-//! whatever there is.
+//! The next step for one deployment, computed from the desired state and from podman's containers: pure. There is one step at a
+//! time, and it may start from any state.
 
 use std::collections::BTreeMap;
 
-use serde_json::{Value, json};
+use agent_protocol::deployment::{ContainerSpec, Limits, Protocol, Restart};
+use serde_json::{Map, Value, json};
 
-use crate::desired::{Applied, Target};
+use crate::desired::{Applied, DesiredEntry, Target};
+use crate::host::DeviceIdentity;
 use crate::podman::ListedContainer;
-use agent_protocol::deployment::{ContainerSpec, Deployment, Protocol, Restart};
 
-/// On everything that this agent makes: the device. What does not carry it is never touched.
-pub const DEVICE_LABEL: &str = "io.iot-agent.device";
-/// Whose it is.
-pub const DEPLOYMENT_LABEL: &str = "io.iot-agent.deployment";
-/// Of which document, by its digest.
-pub const DIGEST_LABEL: &str = "io.iot-agent.digest";
+/// Label with the device id on everything that this agent creates. The agent never touches objects without it.
+pub(crate) const DEVICE_LABEL: &str = "io.iot-agent.device";
+pub(crate) const DEPLOYMENT_LABEL: &str = "io.iot-agent.deployment";
+/// Label with the digest of the document.
+pub(crate) const DIGEST_LABEL: &str = "io.iot-agent.digest";
 
-/// A container's output that is kept at most.
+/// Upper bound for a container's log file.
 const LOG_BYTES: u64 = 1 << 20;
-/// The period of the scheduler's processor quotas, in microseconds (the kernel's cgroup-v2 document, cpu.max).
+/// The period of the scheduler's CPU quotas, in microseconds (the kernel's cgroup-v2 document, cpu.max).
 const CPU_PERIOD: u64 = 100_000;
 
-/// The next step.
+/// A deployment as the reconciler works on it: what is desired, and the containers that podman has for it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Step {
-    /// It is as desired.
+pub(crate) struct ManagedDeployment {
+    pub(crate) name: String,
+    /// The bucket's revision of the operation behind `target`.
+    pub(crate) revision: u64,
+    pub(crate) target: Target,
+    pub(crate) containers: Vec<ListedContainer>,
+}
+
+impl ManagedDeployment {
+    /// A deployment whose containers are not known yet.
+    pub(crate) fn new(name: &str, entry: &DesiredEntry) -> Self {
+        let (revision, target) = (entry.revision, entry.target.clone());
+        Self { name: name.to_owned(), revision, target, containers: Vec::new() }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// Nothing: the deployment is as desired.
     Keep,
-    /// It has ended, and that is as desired.
+    /// Nothing: the container has ended as its restart policy allows.
     Complete,
-    /// Podman is about to do something with it.
+    /// Wait for podman, which is stopping or removing the container.
     Wait,
-    /// None fits: get the image, remove what there is, make one and start it.
+    /// No container matches: get the image, remove the containers, create a new one and start it.
     Make,
-    /// Start the one that fits.
+    /// Start the matching container.
     Start {
-        /// Its id.
         id: String,
-        /// Its exit code, where it has run and ended.
+        /// The exit code, if the container has run and ended.
         ended: Option<i32>,
     },
-    /// Let it go on.
     Unpause(String),
-    /// It goes by another name.
+    /// Give the container its proper name.
     Rename(String),
-    /// These are too many.
+    /// Remove surplus containers.
     Remove(Vec<String>),
     /// There is no container, as desired.
     Gone,
 }
 
-/// The container's name for a deployment; a `.` is in no part. With the device, so that a card from another one, or a device that
-/// was given another name, has none of its names taken.
-pub fn container_name(device_id: &str, deployment: &str) -> String {
+/// The name of a deployment's container. No part contains a `.`. The device id avoids conflicts with the containers on a card
+/// from another device, or from before the device was renamed.
+pub(crate) fn container_name(device_id: &str, deployment: &str) -> String {
     format!("iot-{device_id}.{deployment}")
 }
 
-/// The volume's name, likewise.
-pub fn volume_name(device_id: &str, deployment: &str, volume: &str) -> String {
+pub(crate) fn volume_name(device_id: &str, deployment: &str, volume: &str) -> String {
     format!("iot-{device_id}.{deployment}.{volume}")
 }
 
-/// The filter for what is this device's.
-pub fn own(device_id: &str) -> String {
+/// The label filter for everything that belongs to this device.
+pub(crate) fn device_filter(device_id: &str) -> String {
     format!("{DEVICE_LABEL}={device_id}")
 }
 
-/// The labels of what is made for a deployment.
-pub fn labels(device_id: &str, deployment: &str) -> BTreeMap<String, String> {
+/// The labels of a deployment's containers and volumes.
+pub(crate) fn labels(device_id: &str, deployment: &str) -> BTreeMap<String, String> {
     [(DEVICE_LABEL, device_id), (DEPLOYMENT_LABEL, deployment)]
         .map(|(name, value)| (name.to_owned(), value.to_owned()))
         .into()
 }
 
-/// The next step for the deployment `name`, of which podman has `containers`.
-pub fn next(
-    device_id: &str,
-    name: &str,
-    target: &Target,
-    containers: &[ListedContainer],
+pub(crate) fn next(
+    device: &DeviceIdentity,
+    deployment: &ManagedDeployment,
     applied: Option<&Applied>,
-    boot_id: &str,
 ) -> Step {
-    let Target::Run(document, digest) = target else {
+    let containers = &deployment.containers;
+    let Target::Run { spec, digest } = &deployment.target else {
         return if containers.is_empty() { Step::Gone } else { Step::Remove(ids(containers.iter())) };
     };
-    let fits = |container: &&ListedContainer| container.labels.get(DIGEST_LABEL) == Some(digest);
+    let matches = |container: &&ListedContainer| container.labels.get(DIGEST_LABEL) == Some(digest);
     let runs = |container: &&ListedContainer| container.state == "running";
-    let Some(one) = containers.iter().filter(fits).find(runs).or_else(|| containers.iter().find(fits)) else {
+    let running = containers.iter().filter(matches).find(runs);
+    let Some(container) = running.or_else(|| containers.iter().find(matches)) else {
         return Step::Make;
     };
     if containers.len() > 1 {
-        return Step::Remove(ids(containers.iter().filter(|other| other.id != one.id)));
+        return Step::Remove(ids(containers.iter().filter(|other| other.id != container.id)));
     }
-    if one.names.first() != Some(&container_name(device_id, name)) {
-        return Step::Rename(one.id.clone());
+    if container.names.first() != Some(&container_name(&device.device_id, &deployment.name)) {
+        return Step::Rename(container.id.clone());
     }
-    let Deployment::PodmanContainer(spec) = &document.deployment;
-    let id = one.id.clone();
-    match one.state.as_str() {
+    let applied = applied.filter(|applied| applied.container == container.id);
+    match container.state.as_str() {
         "running" => Step::Keep,
-        "paused" => Step::Unpause(id),
+        "paused" => Step::Unpause(container.id.clone()),
         "created" | "configured" | "initialized" => {
-            // After a power cut podman 4 shows so what had run.
-            let ran = applied.is_some_and(|applied| applied.container == id && applied.boot_id != boot_id);
+            // After a power cut, podman 4 shows this state for containers that were running.
+            let ran = applied.is_some_and(|applied| applied.boot_id != device.boot_id);
             match spec.restart {
                 Restart::Never if ran => Step::Complete,
-                _ => Step::Start { id, ended: None },
+                _ => Step::Start { id: container.id.clone(), ended: None },
             }
         }
-        _ if has_ended(one) => {
-            let applied = applied.filter(|applied| applied.container == id);
-            if stays_ended(spec.restart, one.exit_code, applied, boot_id) {
+        _ if has_ended(container) => {
+            if stays_ended(spec.restart, container.exit_code, applied, &device.boot_id) {
                 Step::Complete
             } else {
-                Step::Start { id, ended: Some(one.exit_code) }
+                Step::Start { id: container.id.clone(), ended: Some(container.exit_code) }
             }
         }
         "stopping" | "removing" => Step::Wait,
-        // `unknown`, and words of a podman that is not known here: made anew.
+        // `unknown`, or a state of a later podman: replace the container.
         _ => Step::Make,
     }
 }
 
-/// `stopped` is podman's word until it has tidied up behind one that has exited.
-pub fn has_ended(container: &ListedContainer) -> bool {
+/// Podman shows `stopped` for an exited container until it has cleaned up.
+pub(crate) fn has_ended(container: &ListedContainer) -> bool {
     ["exited", "stopped"].contains(&container.state.as_str())
 }
 
@@ -141,8 +151,8 @@ fn ids<'a>(containers: impl Iterator<Item = &'a ListedContainer>) -> Vec<String>
     containers.map(|container| container.id.clone()).collect()
 }
 
-/// libpod's SpecGenerator for a deployment's container. Restarting it is the agent's, since podman's own has no pause.
-pub fn generator(device_id: &str, name: &str, digest: &str, spec: &ContainerSpec) -> Value {
+/// libpod's SpecGenerator for a deployment's container. The agent restarts it, since podman's own restarts have no pause.
+pub(crate) fn spec_generator(device_id: &str, name: &str, digest: &str, spec: &ContainerSpec) -> Value {
     let mut labels = labels(device_id, name);
     labels.insert(DIGEST_LABEL.to_owned(), digest.to_owned());
     let ports: Vec<_> = spec
@@ -182,31 +192,36 @@ pub fn generator(device_id: &str, name: &str, digest: &str, spec: &ContainerSpec
     if let Some(files) = spec.limits.open_files {
         generator["r_limits"] = json!([{ "type": "nofile", "soft": files, "hard": files }]);
     }
-    let mut resources = serde_json::Map::new();
-    if let Some(mib) = spec.limits.memory_mib {
-        resources.insert("memory".to_owned(), json!({ "limit": u64::from(mib) << 20 }));
-    }
-    if let Some(millicpus) = spec.limits.millicpus {
-        let quota = u64::from(millicpus) * CPU_PERIOD / 1000;
-        resources.insert("cpu".to_owned(), json!({ "quota": quota, "period": CPU_PERIOD }));
-    }
-    if let Some(processes) = spec.limits.processes {
-        resources.insert("pids".to_owned(), json!({ "limit": processes }));
-    }
+    let resources = resource_limits(&spec.limits);
     if !resources.is_empty() {
         generator["resource_limits"] = resources.into();
     }
     generator
 }
 
+fn resource_limits(limits: &Limits) -> Map<String, Value> {
+    let mut resources = Map::new();
+    if let Some(mib) = limits.memory_mib {
+        resources.insert("memory".to_owned(), json!({ "limit": u64::from(mib) << 20 }));
+    }
+    if let Some(millicpus) = limits.millicpus {
+        let quota = u64::from(millicpus) * CPU_PERIOD / 1000;
+        resources.insert("cpu".to_owned(), json!({ "quota": quota, "period": CPU_PERIOD }));
+    }
+    if let Some(processes) = limits.processes {
+        resources.insert("pids".to_owned(), json!({ "limit": processes }));
+    }
+    resources
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use agent_protocol::deployment::{Document, Refusal};
+    use agent_protocol::{Deployment, Document, Refusal};
 
     fn target(restart: Restart) -> Target {
         let spec = ContainerSpec { restart, ..ContainerSpec::of("localhost/a:1") };
-        Target::Run(Document::of(Deployment::PodmanContainer(spec)), "d1".into())
+        Target::Run { spec, digest: "d1".into() }
     }
 
     fn listed(id: &str, digest: &str, state: &str, exit_code: i32) -> ListedContainer {
@@ -220,11 +235,13 @@ mod tests {
     }
 
     fn step(target: &Target, containers: &[ListedContainer], applied: Option<&Applied>) -> Step {
-        next("pi-7", "web", target, containers, applied, "boot-2")
+        let device = DeviceIdentity { device_id: "pi-7".into(), boot_id: "boot-2".into() };
+        let (target, containers) = (target.clone(), containers.to_vec());
+        next(&device, &ManagedDeployment { name: "web".into(), revision: 1, target, containers }, applied)
     }
 
     #[test]
-    fn from_whatever_there_is_one_step_leads_on() {
+    fn every_state_has_a_next_step() {
         let run = target(Restart::Always);
         let start = |id: &str, ended| Step::Start { id: id.into(), ended };
         let table: Vec<(Vec<ListedContainer>, Step)> = vec![
@@ -260,8 +277,8 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_to_run_is_removed() {
-        for target in [Target::Removed, Target::Forgotten, Target::Refused(Refusal("no".into()))] {
+    fn containers_of_other_targets_are_removed() {
+        for target in [Target::Removed, Target::Purged, Target::Refused(Refusal("no".into()))] {
             assert_eq!(
                 step(&target, &[listed("a", "d1", "running", 0)], None),
                 Step::Remove(vec!["a".into()])
@@ -271,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn a_container_that_ended_stays_so_as_its_policy_says() {
+    fn a_container_that_ended_follows_its_restart_policy() {
         let applied = |boot: &str, completed| Applied {
             digest: "d1".into(),
             container: "a".into(),
@@ -300,12 +317,12 @@ mod tests {
     }
 
     #[test]
-    fn a_container_is_made_as_the_document_says() {
+    fn the_generator_follows_the_document() {
         let text = br#"{"version":1,"kind":"podman-container","spec":{"image":"localhost/a:1","command":["/a"],"env":{"K":"v"},
             "ports":[{"host":8080,"container":80,"address":"127.0.0.1"}],"volumes":[{"name":"data","mount":"/d","read_only":true}],
             "limits":{"memory_mib":64,"millicpus":250,"processes":9,"open_files":99}}}"#;
         let Deployment::PodmanContainer(spec) = Document::parse(text).unwrap().deployment;
-        let made = generator("pi-7", "web", "d1", &spec);
+        let made = spec_generator("pi-7", "web", "d1", &spec);
         assert_eq!(made["labels"][DEVICE_LABEL], "pi-7");
         assert_eq!(made["labels"][DIGEST_LABEL], "d1");
         assert_eq!(
@@ -318,7 +335,7 @@ mod tests {
             json!({"memory":{"limit":64 << 20},"cpu":{"quota":25000,"period":100_000},"pids":{"limit":9}})
         );
         assert_eq!(made["r_limits"][0]["hard"], 99);
-        let least = generator("pi-7", "web", "d1", &ContainerSpec::of("localhost/a:1"));
+        let least = spec_generator("pi-7", "web", "d1", &ContainerSpec::of("localhost/a:1"));
         assert!(least.get("resource_limits").is_none() && least.get("command").is_none());
     }
 }

@@ -1,26 +1,23 @@
-//! The watchdog's evidence: systemd is warned that the agent is alive only as long as each of its loops has come round of late
-//! (sd_notify(3), WATCHDOG=1). A loop that hangs has the agent started again.
+//! The watchdog: the agent reports to systemd that it is alive (sd_notify(3), WATCHDOG=1) only while each of its loops makes
+//! progress. If a loop hangs, systemd restarts the agent.
 
 use std::sync::Mutex;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// The longest that one round of a loop may take: stopping a container that does not want to, or a status on a slow line.
+/// Upper bound for one iteration of a loop. The slowest ones stop a stubborn container or send a status over a slow line.
 const MAX_LOOP_TIME: Duration = Duration::from_secs(180);
 
-/// When each loop came round last.
+/// The time of each loop's last iteration.
 #[derive(Debug)]
-pub struct Progress {
+pub(crate) struct Progress {
     last: Mutex<[Instant; 2]>,
 }
 
-/// A loop of the agent.
 #[derive(Debug, Clone, Copy)]
-pub enum Loop {
-    /// Observes, compares, acts.
+pub(crate) enum Loop {
     Reconciler,
-    /// Connects, reports, answers.
     Bus,
 }
 
@@ -31,13 +28,12 @@ impl Default for Progress {
 }
 
 impl Progress {
-    /// The loop has come round.
-    pub fn tick(&self, which: Loop) {
+    pub(crate) fn tick(&self, which: Loop) {
         self.lock()[which as usize] = Instant::now();
     }
 
-    /// The loop that has not come round, if one has not.
-    pub fn stuck(&self) -> Option<Loop> {
+    /// Returns a loop whose last iteration began more than [`MAX_LOOP_TIME`] ago.
+    pub(crate) fn stuck(&self) -> Option<Loop> {
         let last = *self.lock();
         [Loop::Reconciler, Loop::Bus]
             .into_iter()
@@ -49,20 +45,20 @@ impl Progress {
     }
 }
 
-/// Tells systemd, as often as it wants, for as long as no loop hangs; never returns. Without a watchdog, waits for ever.
-pub async fn watchdog(progress: &Progress) {
+/// Notifies systemd three times per watchdog interval while no loop hangs. Never returns, not even without a watchdog.
+pub(crate) async fn watchdog(progress: &Progress) {
     let Some(limit) = sd_notify::watchdog_enabled() else { return std::future::pending().await };
     let mut warned = false;
     loop {
         match progress.stuck() {
             None => {
                 if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]) {
-                    tracing::warn!("systemd's watchdog could not be warned: {error}");
+                    tracing::warn!("cannot notify systemd's watchdog: {error}");
                 }
             }
             Some(which) if !warned => {
                 warned = true;
-                tracing::error!("the agent's {which:?} loop hangs: systemd will start the agent again");
+                tracing::error!("the agent's {which:?} loop hangs; systemd will restart the agent");
             }
             Some(_) => {}
         }

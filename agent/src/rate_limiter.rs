@@ -1,31 +1,29 @@
-//! How often a status may be sent: a few at once, so that what happens is told as it happens, and 30 in a minute at most, whatever
-//! happens on the device (the generic cell rate algorithm, ITU-T I.371).
+//! Limits how often a status is sent: a short burst, so that changes are reported at once, and at most 30 in any minute. The
+//! algorithm is the generic cell rate algorithm (ITU-T I.371).
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// So many may follow one another without a pause.
+/// Statuses that may be sent without a pause.
 const BURST: u32 = 6;
-/// The share of each in the long run: with the burst, 30 in any minute.
+/// The long-term interval between statuses. Together with the burst, it allows 30 in any minute.
 const INTERVAL: Duration = Duration::from_millis(2500);
 
-/// What was sent so far, as far as it holds up what comes.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct RateLimiter {
-    /// Until then the shares of those that were sent reach.
-    paid_until: Option<Instant>,
+pub(crate) struct RateLimiter {
+    /// The theoretical arrival time of the algorithm: each status moves it by [`INTERVAL`].
+    arrival: Option<Instant>,
 }
 
 impl RateLimiter {
-    /// When the next one may be sent; `None` where that is now.
-    pub fn next(&self) -> Option<Instant> {
-        self.paid_until?.checked_sub(INTERVAL * (BURST - 1))
+    /// The earliest time for the next status; `None` means now.
+    pub(crate) fn next(&self) -> Option<Instant> {
+        self.arrival?.checked_sub(INTERVAL * (BURST - 1))
     }
 
-    /// One is sent.
-    pub fn sent(&mut self, now: Instant) {
-        self.paid_until = Some(self.paid_until.map_or(now, |until| until.max(now)) + INTERVAL);
+    pub(crate) fn sent(&mut self, now: Instant) {
+        self.arrival = Some(self.arrival.map_or(now, |until| until.max(now)) + INTERVAL);
     }
 }
 
@@ -33,7 +31,7 @@ impl RateLimiter {
 mod tests {
     use super::*;
 
-    /// When each is sent, in seconds from the first, by somebody who always has one more to send, for so many seconds.
+    /// The send times, in seconds from the first, of a sender that always has another status to send.
     fn sent_within(seconds: u64) -> Vec<f64> {
         let begun = Instant::now();
         let (mut now, mut limiter, mut sent) = (begun, RateLimiter::default(), Vec::new());
@@ -46,7 +44,7 @@ mod tests {
     }
 
     #[test]
-    fn a_few_are_sent_at_once_and_no_minute_has_more_than_thirty() {
+    fn a_burst_is_allowed_and_no_minute_has_more_than_thirty() {
         let sent = sent_within(600);
         assert!(sent[BURST as usize - 1] < 0.1, "{sent:?}");
         for (at, first) in sent.iter().enumerate() {
@@ -54,11 +52,11 @@ mod tests {
             assert!(in_a_minute <= 30, "{in_a_minute} from {first} s on");
         }
         let longest = sent.windows(2).map(|pair| pair[1] - pair[0]).fold(0.0, f64::max);
-        assert!(longest < 2.6, "nothing is held up for longer than its share: {longest}");
+        assert!(longest < 2.6, "no status waits longer than the interval: {longest}");
     }
 
     #[test]
-    fn after_a_rest_there_are_a_few_again() {
+    fn a_pause_allows_another_burst() {
         let begun = Instant::now();
         let mut limiter = RateLimiter::default();
         assert_eq!(limiter.next(), None);

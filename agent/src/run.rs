@@ -1,5 +1,4 @@
-//! The agent at work: the reconciler, the bus, the local status and the watchdog, until it is asked to stop. Containers go on
-//! without it.
+//! Runs the reconciler, the bus client, the local status and the watchdog until SIGTERM or SIGINT. Containers outlive the agent.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,82 +13,75 @@ use crate::bus::Bus;
 use crate::command_handler::CommandHandler;
 use crate::config::Config;
 use crate::device_state::{Connection, DeviceState};
-use crate::host::Host;
+use crate::host::{DeviceIdentity, Host};
 use crate::podman::Podman;
 use crate::progress::{Progress, watchdog};
 use crate::rate_limiter::RateLimiter;
 use crate::reconcile::Reconciler;
 use crate::status_report::StatusReporter;
 
-/// Changes that may wait for the reconciler; what is more waits on the bus.
+/// Changes of the desired state that may wait for the reconciler; more than that wait on the bus.
 const CHANGE_QUEUE_LENGTH: usize = 256;
 
 /// Runs until SIGTERM or SIGINT.
 ///
 /// # Errors
-/// Only for what can never work: the host cannot be read, systemd cannot be told. A bus that is
-/// away, slow or refuses the login is logged and tried again, for ever, and so is podman.
+/// Only for failures that no retry can repair: the host cannot be read, or systemd cannot be notified. If the bus or podman is
+/// away, slow or refuses a request, the agent logs that and keeps trying.
 pub async fn run(config: Config) -> Result<()> {
-    let host = Host::read().context("read what this device is")?;
+    let host = Host::read().context("read the facts about this device")?;
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
     let progress = Arc::new(Progress::default());
-    let (state_tx, device_state) = watch::channel(DeviceState::default());
+    let (state_tx, state) = watch::channel(DeviceState::default());
     let (changes_tx, changes) = mpsc::channel(CHANGE_QUEUE_LENGTH);
     let (connection_tx, connection) = watch::channel(Connection::default());
-    let reconciler = Reconciler::begin(&config, &host.boot_id, state_tx, Arc::clone(&progress));
-    let reporter = StatusReporter::new(&config.device_id, host.clone());
+    let device = DeviceIdentity { device_id: config.device_id.clone(), boot_id: host.boot_id.clone() };
+    info!(device_id = config.device_id, boot_id = host.boot_id, exe_sha256 = host.exe_sha256, "started");
+    let reporter = StatusReporter::new(&config.device_id, host);
+    let reconciler = Reconciler::new(&config, device.clone(), state_tx, Arc::clone(&progress));
     let podman = Podman::new(&config.podman_socket);
-    let command_handler = Arc::new(CommandHandler::new(
-        &config.device_id,
-        &host.boot_id,
-        reporter.clone(),
-        device_state.clone(),
-        podman,
-    ));
     let bus = Bus {
         config: config.clone(),
         reporter: reporter.clone(),
-        device_state: device_state.clone(),
+        device_state: state.clone(),
         changes: changes_tx,
         limiter: RateLimiter::default(),
-        command_handler,
+        command_handler: CommandHandler::new(device, reporter.clone(), state.clone(), podman).into(),
         connection: connection_tx,
         progress: Arc::clone(&progress),
     };
-    info!(device_id = config.device_id, boot_id = host.boot_id, exe_sha256 = host.exe_sha256, "started");
     let reconciling = tokio::spawn(reconciler.run(changes));
     let serving = tokio::spawn(bus.run());
-    sd_notify::notify(&[sd_notify::NotifyState::Ready]).context("tell systemd that the agent is ready")?;
+    sd_notify::notify(&[sd_notify::NotifyState::Ready]).context("notify systemd that the agent is ready")?;
     tokio::select! {
-        // These end by a panic alone, and a process that lost a half of itself is better started again.
+        // The tasks end only by a panic. Restarting the process is then better than running with half of it.
         ended = reconciling => bail!("the reconciler ended: {ended:?}"),
-        ended = serving => bail!("the bus' side ended: {ended:?}"),
-        () = write_local(&config, &reporter, device_state, connection) => bail!("nothing is left to tell"),
+        ended = serving => bail!("the bus client ended: {ended:?}"),
+        () = write_local(&config, &reporter, state, connection) => bail!("the device state is no longer updated"),
         () = watchdog(&progress) => bail!("the watchdog ended"),
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
     info!("stopping");
-    sd_notify::notify(&[sd_notify::NotifyState::Stopping]).context("tell systemd that the agent stops")
+    sd_notify::notify(&[sd_notify::NotifyState::Stopping]).context("notify systemd that the agent stops")
 }
 
-/// The local status, on each change and on the heartbeat.
+/// Writes the local status on each change and on each heartbeat.
 async fn write_local(
     config: &Config,
     reporter: &StatusReporter,
-    mut device_state: watch::Receiver<DeviceState>,
+    mut state: watch::Receiver<DeviceState>,
     mut connection: watch::Receiver<Connection>,
 ) {
     let mut heartbeat = interval(Duration::from_secs(config.heartbeat_seconds));
     heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut failed = false;
     loop {
-        let (current, bus) =
-            (device_state.borrow_and_update().clone(), connection.borrow_and_update().clone());
+        let (current, bus) = (state.borrow_and_update().clone(), connection.borrow_and_update().clone());
         match reporter.write_local(&current, &bus, &config.status_file) {
             Ok(()) => failed = false,
-            // Once: it is the device's own convenience, and the journal is no place for the same line every 5 s.
+            // Logged once, since the same line at each heartbeat would flood the journal.
             Err(error) if !failed => {
                 failed = true;
                 warn!("{error:#}");
@@ -98,7 +90,7 @@ async fn write_local(
         }
         tokio::select! {
             _ = heartbeat.tick() => {}
-            changed = device_state.changed() => if changed.is_err() { return },
+            changed = state.changed() => if changed.is_err() { return },
             changed = connection.changed() => if changed.is_err() { return },
         }
     }

@@ -1,8 +1,6 @@
-//! Writes statuses: for the bus, and for `iot-agent status` on the device itself.
+//! Writes statuses for the bus and for `iot-agent status` on the device.
 
-use std::fs::{self, File};
-use std::io::Write as _;
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,35 +9,32 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::device_state::{Connection, DeviceState};
+use crate::files;
 use crate::host::{Host, uptime_seconds};
 use agent_protocol::DeviceStatus;
 
-/// Numbers and writes this process' statuses.
+/// Writes this process' statuses and numbers them.
 #[derive(Debug, Clone)]
-pub struct StatusReporter {
+pub(crate) struct StatusReporter {
     device_id: String,
     host: Host,
     sequence: Arc<AtomicU64>,
 }
 
-/// What `iot-agent status` shows.
+/// The document that `iot-agent status` shows.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LocalStatus {
-    /// The agent's process.
-    pub pid: u32,
-    /// Its connection to the bus.
-    pub bus: Connection,
-    /// As the bus gets it; its uptime tells when this was written.
-    pub status: DeviceStatus,
+pub(crate) struct LocalStatus {
+    pub(crate) pid: u32,
+    pub(crate) bus: Connection,
+    /// The status as the bus gets it. Its uptime says when it was written.
+    pub(crate) status: DeviceStatus,
 }
 
 impl StatusReporter {
-    /// For this device.
-    pub fn new(device_id: &str, host: Host) -> Self {
+    pub(crate) fn new(device_id: &str, host: Host) -> Self {
         Self { device_id: device_id.to_owned(), host, sequence: Arc::default() }
     }
 
-    /// A status of now, with the number `sequence`.
     fn status(&self, device_state: &DeviceState, sequence: u64) -> Result<DeviceStatus> {
         let mut status = self.host.status(&self.device_id, sequence)?;
         status.desired_revision = device_state.desired_revision;
@@ -48,70 +43,62 @@ impl StatusReporter {
         Ok(status)
     }
 
-    /// The status of now, without a number of its own, as far as it fits into `longest` bytes.
-    ///
-    /// # Errors
-    /// When procfs cannot be read.
-    pub fn current(&self, device_state: &DeviceState, longest: usize) -> Result<DeviceStatus> {
-        fit(self.status(device_state, self.sequence.load(Ordering::Relaxed))?, longest)
+    /// The current status in at most `max_bytes`, with the number of the latest one that was written.
+    pub(crate) fn current(&self, device_state: &DeviceState, max_bytes: usize) -> Result<DeviceStatus> {
+        fit(self.status(device_state, self.sequence.load(Ordering::Relaxed))?, max_bytes)
             .map(|(status, _)| status)
     }
 
-    /// The next status' document, at most `longest` bytes: deployments that do not fit are counted.
-    ///
-    /// # Errors
-    /// When the uptime cannot be read.
-    pub fn write(&self, device_state: &DeviceState, longest: usize) -> Result<Vec<u8>> {
+    /// The document of the next status in at most `max_bytes`. Deployments that do not fit are omitted and counted.
+    pub(crate) fn write(&self, device_state: &DeviceState, max_bytes: usize) -> Result<Vec<u8>> {
         let status = self.status(device_state, self.sequence.fetch_add(1, Ordering::Relaxed) + 1)?;
-        fit(status, longest).map(|(_, document)| document)
+        fit(status, max_bytes).map(|(_, document)| document)
     }
 
-    /// Writes the local status, beside and renamed; its file is nobody else's to read.
-    ///
-    /// # Errors
-    /// Names the file.
-    pub fn write_local(&self, device_state: &DeviceState, bus: &Connection, path: &Path) -> Result<()> {
+    /// Replaces the local status, which only its owner can read.
+    pub(crate) fn write_local(
+        &self,
+        device_state: &DeviceState,
+        bus: &Connection,
+        path: &Path,
+    ) -> Result<()> {
         let local = LocalStatus {
             pid: std::process::id(),
             bus: bus.clone(),
             status: self.current(device_state, usize::MAX)?,
         };
         let text = serde_json::to_vec_pretty(&local).context("serialise the local status")?;
-        let beside = path.with_extension("new");
-        let written = || -> std::io::Result<()> {
-            let mut file =
-                File::options().create(true).truncate(true).write(true).mode(0o600).open(&beside)?;
-            file.write_all(&text)?;
-            fs::rename(&beside, path)
-        };
-        written().with_context(|| format!("write the local status {}", path.display()))
+        files::replace(path, &text).with_context(|| format!("write the local status {}", path.display()))
     }
 }
 
-/// Leaves deployments out from the end until it fits.
-fn fit(mut status: DeviceStatus, longest: usize) -> Result<(DeviceStatus, Vec<u8>)> {
+/// Omits deployments from the end until the document fits.
+fn fit(mut status: DeviceStatus, max_bytes: usize) -> Result<(DeviceStatus, Vec<u8>)> {
     loop {
         let document = serde_json::to_vec(&status).context("serialise the status")?;
-        if document.len() <= longest || status.deployments.is_empty() {
+        if document.len() <= max_bytes || status.deployments.is_empty() {
             return Ok((status, document));
         }
-        let keep = status.deployments.len() * longest / (document.len() + 1);
+        let keep = status.deployments.len() * max_bytes / (document.len() + 1);
         let keep = keep.min(status.deployments.len() - 1);
         status.deployments_omitted += (status.deployments.len() - keep) as u32;
         status.deployments.truncate(keep);
     }
 }
 
-/// What `iot-agent status` prints, and whether the agent is well: alive, and connected.
+/// Returns the text that `iot-agent status` prints, and whether the agent is running and connected.
 ///
 /// # Errors
-/// Names the file; says what to do where there is none.
+/// If the file at `path` is missing or is no local status.
 pub fn describe(path: &Path) -> Result<(String, bool)> {
     let text = fs::read(path).with_context(|| {
-        format!("read {}; is the agent running? systemctl status iot-agent", path.display())
+        format!(
+            "read the local status {}; is the agent running? See systemctl status iot-agent",
+            path.display()
+        )
     })?;
-    let local: LocalStatus =
-        serde_json::from_slice(&text).with_context(|| format!("read {}", path.display()))?;
+    let local: LocalStatus = serde_json::from_slice(&text)
+        .with_context(|| format!("parse the local status {}", path.display()))?;
     let status = &local.status;
     let alive = Path::new("/proc").join(local.pid.to_string()).exists();
     let age = uptime_seconds()?.saturating_sub(status.uptime_seconds);
@@ -132,11 +119,9 @@ pub fn describe(path: &Path) -> Result<(String, bool)> {
         let container =
             line.container.as_ref().map_or(String::new(), |c| format!(", container {} {}", c.id, c.state));
         let error = line.last_error.as_ref().map_or(String::new(), |error| format!(": {error}"));
-        let phase = serde_json::to_value(line.phase).context("name a phase")?;
-        let phase = phase.as_str().unwrap_or_default();
         lines.push(format!(
-            "  {} revision {} {phase}{container}, {} restarts{error}",
-            line.name, line.desired_revision, line.restarts
+            "  {} revision {} {}{container}, {} restarts{error}",
+            line.name, line.desired_revision, line.phase, line.restarts
         ));
     }
     for event in &status.events {
@@ -150,7 +135,7 @@ mod tests {
     use super::*;
     use agent_protocol::status::{DeploymentStatus, Phase};
 
-    fn device_state(count: usize) -> DeviceState {
+    fn state_of(count: usize) -> DeviceState {
         let line = |number: usize| DeploymentStatus {
             name: format!("web-{number}"),
             desired_revision: 7,
@@ -163,39 +148,39 @@ mod tests {
     }
 
     #[test]
-    fn a_thousand_deployments_fit_into_a_message_and_ten_thousand_are_counted() {
+    fn a_status_of_too_many_deployments_counts_the_omitted_ones() {
         let reporter = StatusReporter::new("pi-7", Host::read().unwrap());
-        let longest = (1 << 20) - 4096;
+        let max_bytes = (1 << 20) - 4096;
         for (count, all) in [(1000, true), (10_000, false)] {
-            let document = reporter.write(&device_state(count), longest).unwrap();
-            assert!(document.len() <= longest);
+            let document = reporter.write(&state_of(count), max_bytes).unwrap();
+            assert!(document.len() <= max_bytes);
             let status: DeviceStatus = serde_json::from_slice(&document).unwrap();
             assert_eq!(status.deployments_omitted == 0, all);
             assert_eq!(status.deployments.len() + status.deployments_omitted as usize, count);
         }
         assert_eq!(
-            reporter.current(&device_state(0), usize::MAX).unwrap().sequence,
+            reporter.current(&state_of(0), usize::MAX).unwrap().sequence,
             2,
-            "each document has its number"
+            "each document has its own number"
         );
     }
 
     #[test]
-    fn the_local_status_is_told() {
+    fn the_local_status_is_described() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("status.json");
         assert!(describe(&path).unwrap_err().to_string().contains("is the agent running?"));
         let reporter = StatusReporter::new("pi-7", Host::read().unwrap());
         let away = Connection { connected: false, error: Some("no route".into()) };
-        reporter.write_local(&device_state(1), &away, &path).unwrap();
-        let (text, well) = describe(&path).unwrap();
+        reporter.write_local(&state_of(1), &away, &path).unwrap();
+        let (text, healthy) = describe(&path).unwrap();
         assert!(
-            !well
+            !healthy
                 && text.contains("bus: not connected: no route")
                 && text.contains("web-0 revision 7 running"),
             "{text}"
         );
-        reporter.write_local(&device_state(1), &Connection { connected: true, error: None }, &path).unwrap();
+        reporter.write_local(&state_of(1), &Connection { connected: true, error: None }, &path).unwrap();
         assert!(describe(&path).unwrap().1);
     }
 }

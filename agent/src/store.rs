@@ -1,40 +1,37 @@
-//! The desired state on disk: whole or not there, whatever moment the power goes. Written beside, synced, renamed, and the
-//! directory synced (rename(2) replaces in one step, fsync(2) says that a directory wants its own). A first line names format
-//! and digest, so that what a failing card gives back is not taken for what was written.
+//! The desired state on disk. A power cut at any moment leaves the old file or the new one. The first line contains the format,
+//! the device and a digest, so that the agent notices data that a failing card has corrupted.
 
 use std::fs::{self, File};
-use std::io::Write as _;
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
 use crate::desired::Desired;
-use crate::digest;
+use crate::{digest, files};
 
-/// The first line's first word; the number is the format's.
+/// The first word of the first line. The number is the format's version.
 const FORMAT: &str = "iot-agent-state-1";
 const DIGEST_LENGTH: usize = 64;
 
-/// Where the state is kept.
+/// The state file of one device.
 #[derive(Debug, Clone)]
 pub struct Store {
     directory: PathBuf,
-    /// What a file begins with: format and device. A card that was put into another device holds nothing for that one.
+    /// The beginning of the file: format and device. The agent refuses a card from another device.
     magic: String,
 }
 
-/// What was found at start.
+/// The result of reading the state at the start.
 #[derive(Debug)]
 pub struct LoadOutcome {
-    /// `None`: nothing that can be trusted; the bus will tell.
-    pub desired: Option<Desired>,
-    /// What was wrong with what was there, and where it is now.
+    /// `None`: there is no usable state, and the agent waits for the bus.
+    pub(crate) desired: Option<Desired>,
+    /// Why the file was not usable, and its new path.
     pub problem: Option<String>,
 }
 
 impl Store {
-    /// In `directory`, which exists, for this device.
+    /// `directory` must exist.
     pub fn new(directory: &Path, device_id: &str) -> Self {
         Self { directory: directory.to_owned(), magic: format!("{FORMAT} {device_id} sha256:") }
     }
@@ -43,8 +40,8 @@ impl Store {
         self.directory.join("state")
     }
 
-    /// Reads the state. A file that is torn, corrupt, of another format or on a card that fails is set aside as `state.corrupt`,
-    /// in the place of an earlier one; where it cannot be, it is told and left, for the next one that is saved to replace.
+    /// Reads the state. A file that is truncated, corrupt, of another format or unreadable is renamed to `state.corrupt`, which
+    /// replaces an earlier one. If the renaming fails, the file stays until the next [`Store::save`] replaces it.
     pub fn load(&self) -> LoadOutcome {
         let path = self.path();
         let parsed = match fs::read(&path) {
@@ -60,29 +57,23 @@ impl Store {
         };
         let aside = self.directory.join("state.corrupt");
         let place = match fs::rename(&path, &aside) {
-            Ok(()) => format!("is now {}", aside.display()),
-            Err(error) => format!("cannot be set aside as {}: {error}", aside.display()),
+            Ok(()) => format!("was renamed to {}", aside.display()),
+            Err(error) => format!("cannot be renamed to {}: {error}", aside.display()),
         };
-        let problem = format!("{} was not usable ({why}) and {place}", path.display());
+        let problem = format!("the state file {} is not usable ({why}) and {place}", path.display());
         LoadOutcome { desired: None, problem: Some(problem) }
     }
 
-    /// On disk when this returns.
-    ///
-    /// # Errors
-    /// Names the file; the state of before is then still there.
-    pub fn save(&self, desired: &Desired) -> Result<()> {
+    /// Writes the state, which is on disk when this returns. On an error, the previous state is still there.
+    pub(crate) fn save(&self, desired: &Desired) -> Result<()> {
         let path = self.path();
-        write_durably(&path, &self.serialise(desired))
-            .with_context(|| format!("keep the desired state in {}", path.display()))
+        files::replace_durably(&path, &self.serialise(desired))
+            .with_context(|| format!("write the desired state to {}", path.display()))
     }
 
-    /// Writes out all that the file system of the state has in memory (syncfs(2)): podman does not sync what it unpacks. On a slow
-    /// card, or a busy one, that takes long.
-    ///
-    /// # Errors
-    /// Where the kernel could not write.
-    pub fn sync_file_system(&self) -> Result<()> {
+    /// Writes the cached data of the state's file system to disk (syncfs(2)), since podman does not sync the images that it
+    /// unpacks. This takes long on a slow or busy card.
+    pub(crate) fn sync_file_system(&self) -> Result<()> {
         let directory =
             File::open(&self.directory).with_context(|| format!("open {}", self.directory.display()))?;
         rustix::fs::syncfs(directory).with_context(|| format!("sync {}", self.directory.display()))
@@ -98,26 +89,14 @@ impl Store {
     fn parse(&self, bytes: &[u8]) -> Result<Desired, String> {
         let rest = bytes
             .strip_prefix(self.magic.as_bytes())
-            .ok_or("it is torn, of another format or of another device")?;
-        let (digest, rest) = rest.split_at_checked(DIGEST_LENGTH).ok_or("it is torn")?;
-        let body = rest.strip_prefix(b"\n").ok_or("it is torn")?;
+            .ok_or("it is truncated, of another format or of another device")?;
+        let (digest, rest) = rest.split_at_checked(DIGEST_LENGTH).ok_or("it is truncated")?;
+        let body = rest.strip_prefix(b"\n").ok_or("it is truncated")?;
         if digest::of_bytes(body).as_bytes() != digest {
             return Err("its digest does not match".to_owned());
         }
-        serde_json::from_slice(body).map_err(|error| format!("it does not parse: {error}"))
+        serde_json::from_slice(body).map_err(|error| format!("it cannot be parsed: {error}"))
     }
-}
-
-/// Beside, synced, renamed, the directory synced. Its owner's alone: a document may hold a secret.
-fn write_durably(path: &Path, bytes: &[u8]) -> Result<()> {
-    let beside = path.with_extension("new");
-    let mut file = File::options().create(true).truncate(true).write(true).mode(0o600).open(&beside)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    fs::rename(&beside, path)?;
-    let directory = path.parent().context("it is in a directory")?;
-    File::open(directory)?.sync_all()?;
-    Ok(())
 }
 
 #[cfg(test)]
@@ -136,11 +115,11 @@ mod tests {
     }
 
     #[test]
-    fn what_was_saved_is_found() {
+    fn a_saved_state_is_loaded() {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::new(directory.path(), "pi-7");
         let empty = store.load();
-        assert!(empty.desired.is_none() && empty.problem.is_none(), "a first start is no problem");
+        assert!(empty.desired.is_none() && empty.problem.is_none(), "a first start reports no problem");
         store.save(&small()).unwrap();
         assert_eq!(store.load().desired.unwrap(), small());
         store.sync_file_system().unwrap();
@@ -149,7 +128,7 @@ mod tests {
         assert!(Store::new(Path::new("/nonexistent"), "pi-7").save(&small()).is_err());
     }
 
-    /// Cut off at every length, and with every byte changed in three ways: never taken for the state, always set aside.
+    /// Truncates the file at every length and changes every byte in three ways.
     #[test]
     fn a_file_that_is_corrupt_anywhere_is_set_aside() {
         let directory = tempfile::tempdir().unwrap();
@@ -176,19 +155,19 @@ mod tests {
     }
 
     #[test]
-    fn a_state_that_cannot_be_read_is_told_and_does_not_end_the_agent() {
+    fn an_unreadable_state_is_reported_and_can_be_replaced() {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::new(directory.path(), "pi-7");
-        // Who is root may read any file, but no directory as one.
+        // Root can read any file, but nobody can read a directory as a file.
         fs::create_dir(store.path()).unwrap();
         let found = store.load();
-        assert!(found.desired.is_none() && found.problem.unwrap().contains("was not usable"));
+        assert!(found.desired.is_none() && found.problem.unwrap().contains("is not usable"));
         store.save(&small()).unwrap();
         assert_eq!(store.load().desired.unwrap(), small());
     }
 
     #[test]
-    fn a_write_that_was_cut_off_leaves_the_state_of_before() {
+    fn an_interrupted_write_leaves_the_previous_state() {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::new(directory.path(), "pi-7");
         store.save(&small()).unwrap();

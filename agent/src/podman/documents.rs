@@ -1,51 +1,41 @@
-//! What podman answers, with those fields alone that the agent reads.
+//! The documents of podman's API, with the fields that the agent reads.
 
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-/// A container, as podman lists it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
-pub struct ListedContainer {
-    /// Its id.
-    pub id: String,
-    /// Its names; the first is its own.
+pub(crate) struct ListedContainer {
+    pub(crate) id: String,
+    /// The first name is the container's own.
     #[serde(deserialize_with = "or_default")]
-    pub names: Vec<String>,
+    pub(crate) names: Vec<String>,
     /// `created`, `running`, `exited`, …
-    pub state: String,
-    /// Of one that has ended.
-    pub exit_code: i32,
-    /// Its labels.
+    pub(crate) state: String,
+    /// Valid if the container has ended.
+    pub(crate) exit_code: i32,
     #[serde(deserialize_with = "or_default")]
-    pub labels: BTreeMap<String, String>,
+    pub(crate) labels: BTreeMap<String, String>,
 }
 
-/// A volume, as podman lists it.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
-#[derive(Default)]
-pub struct ListedVolume {
-    /// Its name.
-    pub name: String,
-    /// Its labels.
+pub(crate) struct ListedVolume {
+    pub(crate) name: String,
     #[serde(deserialize_with = "or_default")]
-    pub labels: BTreeMap<String, String>,
+    pub(crate) labels: BTreeMap<String, String>,
 }
 
-/// An image that is here.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "PascalCase")]
-pub struct Image {
-    /// Its id.
-    pub id: String,
-    /// As Go names it: `arm64`, `amd64`.
+pub(crate) struct Image {
+    /// Go's name of it: `arm64`, `amd64`.
     #[serde(default)]
-    pub architecture: String,
+    pub(crate) architecture: String,
 }
 
-/// Go writes an empty list as null.
+/// Go writes an empty list or map as null.
 fn or_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
 where
     D: serde::Deserializer<'de>,
@@ -60,7 +50,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn listings_are_read_with_gos_nulls_and_words_of_later_versions() {
+    fn listings_may_contain_null_and_unknown_values() {
         let text = r#"[{"Id":"a","Names":["x"],"State":"running","Labels":{"k":"v"},"ExitCode":0,"New":1},
                        {"Id":"b","Names":null,"State":"a-new-word","Labels":null,"ExitCode":137}]"#;
         let listed: Vec<ListedContainer> = read(text.as_bytes()).unwrap();

@@ -1,6 +1,5 @@
-//! Requests to podman: HTTP over its Unix socket, a connection for each, and what a refusal says.
+//! HTTP requests over podman's Unix socket, each on a connection of its own.
 
-use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -11,25 +10,25 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
 use serde_json::Value;
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
-/// libpod's, not Docker's; the oldest version that has all that is asked (Debian 12's podman is 4.3).
+/// libpod's API, in the oldest version that has all of the requests (Debian 12 has podman 4.3).
 const API: &str = "/v4.0.0/libpod";
-/// The longest answer that is read: a listing of thousands of containers.
+/// Upper bound for an answer; enough for a listing of thousands of containers.
 const MAX_RESPONSE_BYTES: usize = 64 << 20;
 
-/// Where podman listens.
 #[derive(Debug, Clone)]
 pub(super) struct Socket(PathBuf);
 
-/// Podman response no.
+/// An error that podman reports.
 #[derive(Debug)]
-pub struct ApiError {
-    /// The HTTP status.
-    pub status: u16,
+pub(super) struct ApiError {
+    /// HTTP status.
+    pub(super) status: u16,
     message: String,
 }
 
@@ -50,13 +49,13 @@ impl Socket {
         self.0.exists()
     }
 
-    /// One request, its whole answer, within `patience`.
+    /// Sends a request and returns the complete body of the answer.
     pub(super) async fn call(
         &self,
         method: Method,
         path: &str,
         body: Body,
-        patience: Duration,
+        limit: Duration,
     ) -> Result<Bytes> {
         let answered = async {
             let response = self.send(method, path, body).await?;
@@ -64,25 +63,28 @@ impl Socket {
             let mut bytes = BytesMut::new();
             while let Some(frame) = incoming.frame().await {
                 if let Ok(data) = frame.context("read podman's answer")?.into_data() {
-                    ensure!(bytes.len() + data.len() <= MAX_RESPONSE_BYTES, "podman's answer is too long");
+                    ensure!(
+                        bytes.len() + data.len() <= MAX_RESPONSE_BYTES,
+                        "podman's answer is longer than {MAX_RESPONSE_BYTES} bytes"
+                    );
                     bytes.extend_from_slice(&data);
                 }
             }
             Ok(bytes.freeze())
         };
-        timeout(patience, answered)
+        timeout(limit, answered)
             .await
-            .with_context(|| format!("podman has not answered within {} s", patience.as_secs()))?
+            .with_context(|| format!("podman has not answered within {} s", limit.as_secs()))?
     }
 
     pub(super) async fn send(&self, method: Method, path: &str, body: Body) -> Result<Response<Incoming>> {
         let stream = UnixStream::connect(&self.0)
             .await
-            .with_context(|| format!("reach podman at {}", self.0.display()))?;
+            .with_context(|| format!("connect to podman at {}", self.0.display()))?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
-            .with_context(|| format!("talk to podman at {}", self.0.display()))?;
-        // Ends with the request, or with its answer's body.
+            .with_context(|| format!("open an HTTP connection to podman at {}", self.0.display()))?;
+        // The task ends with the request, or with the body of the answer.
         tokio::spawn(async move {
             if let Err(error) = connection.await {
                 tracing::debug!("a connection to podman ended: {error}");
@@ -94,14 +96,14 @@ impl Socket {
             .header("host", "podman")
             .header("content-type", "application/json")
             .body(body)
-            .context("write a request for podman")?;
-        let response = sender.send_request(request).await.context("ask podman")?;
+            .context("build a request to podman")?;
+        let response = sender.send_request(request).await.context("send a request to podman")?;
         let status = response.status();
         if status.is_success() || status == StatusCode::NOT_MODIFIED {
             return Ok(response);
         }
-        let text = response.into_body().collect().await.context("read podman's refusal")?.to_bytes();
-        Err(refusal(status, &text).into())
+        let text = response.into_body().collect().await.context("read podman's error")?.to_bytes();
+        Err(api_error(status, &text).into())
     }
 }
 
@@ -117,8 +119,8 @@ pub(super) fn read<T: for<'de> Deserialize<'de>>(bytes: &[u8]) -> Result<T> {
     })
 }
 
-/// `{"cause":"…","message":"…","response":500}`
-fn refusal(status: StatusCode, text: &[u8]) -> ApiError {
+/// Parses `{"cause":"…","message":"…","response":500}`.
+fn api_error(status: StatusCode, text: &[u8]) -> ApiError {
     let response: Option<Value> = serde_json::from_slice(text).ok();
     let message = response.as_ref().and_then(|response| response["message"].as_str());
     let message =
@@ -126,17 +128,11 @@ fn refusal(status: StatusCode, text: &[u8]) -> ApiError {
     ApiError { status: status.as_u16(), message }
 }
 
-/// Percent-encoding of everything that is not unreserved (RFC 3986, 2.3).
+/// All characters but the unreserved ones (RFC 3986, 2.3).
+const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
 pub(super) fn encoded(text: &str) -> String {
-    let mut out = String::new();
-    for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            out.push(char::from(byte));
-        } else {
-            write!(out, "%{byte:02X}").expect("a string takes what is written to it");
-        }
-    }
-    out
+    utf8_percent_encode(text, RESERVED).to_string()
 }
 
 #[cfg(test)]
@@ -150,11 +146,14 @@ mod tests {
     }
 
     #[test]
-    fn refusals_say_what_podman_said() {
+    fn errors_contain_podmans_message() {
         let response =
             br#"{"cause":"no such image","message":"localhost/a:1: image not known","response":404}"#;
-        let refused = refusal(StatusCode::NOT_FOUND, response);
+        let refused = api_error(StatusCode::NOT_FOUND, response);
         assert_eq!((refused.status, refused.to_string().as_str()), (404, "localhost/a:1: image not known"));
-        assert_eq!(refusal(StatusCode::BAD_GATEWAY, b"<html>").to_string(), "podman answers 502 Bad Gateway");
+        assert_eq!(
+            api_error(StatusCode::BAD_GATEWAY, b"<html>").to_string(),
+            "podman answers 502 Bad Gateway"
+        );
     }
 }

@@ -1,112 +1,113 @@
-//! What the reconciler knows between two steps. Several deployments are worked on at once, so that it stands behind a lock, which
-//! nobody holds while waiting for anything.
+//! The reconciler's state between two steps. It is behind a lock, since several deployments are processed in parallel. Nobody
+//! holds that lock while waiting.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
+use agent_protocol::status::shortened;
+use agent_protocol::{DeploymentStatus, Phase};
 use tokio::time::Instant;
 
 use crate::backoff::Backoff;
 use crate::desired::{Desired, Target};
 use crate::device_state::{self, DeviceState, Events};
-use crate::plan::{self, Step};
-use crate::podman::ListedContainer;
-use agent_protocol::status::{DeploymentStatus, Phase};
+use crate::host::DeviceIdentity;
+use crate::plan::{self, ManagedDeployment, Step};
 
-/// All that changes while deployments are worked on.
 #[derive(Default)]
 pub(super) struct State {
-    /// What it knows of what the fleet desires.
     pub(super) desired: Desired,
-    /// Whether that is on disk.
+    /// `desired` has changes that are not on disk yet.
     pub(super) unsaved: bool,
-    /// Whether that is known at all: without it, nothing is an orphan.
+    /// The desired state has been read from the disk or from the bus. Until then no container counts as an orphan.
     pub(super) known: bool,
     pub(super) events: Events,
-    /// How each deployment was after the last look at it.
+    /// The status of each deployment after the last look at it.
     pub(super) lines: BTreeMap<String, DeploymentStatus>,
-    /// When a deployment wants another look.
+    /// The time of the next pass, if a deployment needs one.
     pub(super) due: Option<Instant>,
-    pub(super) backoff: HashMap<String, Backoff>,
+    pub(super) backoffs: HashMap<String, Backoff>,
 }
 
 impl State {
     pub(super) fn backoff(&mut self, name: &str) -> &mut Backoff {
-        self.backoff.entry(name.to_owned()).or_default()
+        self.backoffs.entry(name.to_owned()).or_default()
     }
 
-    /// What the fleet no longer asks for has no line and no backoff.
-    pub(super) fn keep_desired(&mut self) {
-        let Self { desired, lines, backoff, .. } = self;
+    /// Drops the status and the backoff of deployments that the desired state no longer contains.
+    pub(super) fn drop_forgotten(&mut self) {
+        let Self { desired, lines, backoffs, .. } = self;
         lines.retain(|name, _| desired.deployments.contains_key(name));
-        backoff.retain(|name, _| desired.deployments.contains_key(name));
+        backoffs.retain(|name, _| desired.deployments.contains_key(name));
     }
 
-    /// The deployments with their targets and revisions: first those that are to be gone, whose ports and names others may be
-    /// about to take.
-    pub(super) fn targets(&self) -> [Vec<(String, Target, u64)>; 2] {
-        let all = self.desired.deployments.iter();
-        let (run, gone) = all
-            .map(|(name, entry)| (name.clone(), entry.target(name), entry.revision))
-            .partition(|(_, target, _)| matches!(target, Target::Run(..)));
-        [gone, run]
+    /// The deployments without their containers: first those to remove, since others may need their ports and names, then
+    /// those to run.
+    pub(super) fn deployments(&self) -> [Vec<ManagedDeployment>; 2] {
+        let all = self.desired.deployments.iter().map(|(name, entry)| ManagedDeployment::new(name, entry));
+        let (to_run, to_remove) = all.partition(|deployment| matches!(deployment.target, Target::Run { .. }));
+        [to_remove, to_run]
     }
 
-    /// The deployment's backoff is that of this target from here on.
-    pub(super) fn begin(&mut self, name: &str, target: &Target, revision: u64) {
-        let attempt_of = match target {
-            Target::Run(_, digest) => digest.clone(),
-            _ => format!("{revision}"),
+    /// Resets the deployment's backoff if its target is not the one of the last pass.
+    pub(super) fn begin(&mut self, deployment: &ManagedDeployment) {
+        let digest = match &deployment.target {
+            Target::Run { digest, .. } => digest.clone(),
+            _ => deployment.revision.to_string(),
         };
-        self.backoff(name).of(&attempt_of);
+        self.backoff(&deployment.name).begin(&digest);
     }
 
-    /// The next step; or how long it has to wait.
+    /// The next step, or the pause before it.
     pub(super) fn next(
         &mut self,
-        (device_id, boot_id): (&str, &str),
-        name: &str,
-        target: &Target,
-        containers: &[ListedContainer],
+        device: &DeviceIdentity,
+        deployment: &ManagedDeployment,
     ) -> Result<Step, Duration> {
-        let applied = self.desired.deployments.get(name).and_then(|entry| entry.applied.as_ref());
-        let mut step = plan::next(device_id, name, target, containers, applied, boot_id);
-        let backoff = self.backoff(name);
-        let stuck = backoff.waits_too_long(step == Step::Wait, Instant::now());
-        if stuck || backoff.remake && matches!(step, Step::Start { .. } | Step::Rename(_)) {
+        let applied = self.desired.deployments.get(&deployment.name).and_then(|entry| entry.applied.as_ref());
+        let mut step = plan::next(device, deployment, applied);
+        let (now, backoff) = (Instant::now(), self.backoff(&deployment.name));
+        let stale = backoff.transition_is_stale(step == Step::Wait, now);
+        let replace = backoff.needs_new_container && matches!(step, Step::Start { .. } | Step::Rename(_));
+        if stale || replace {
             step = Step::Make;
         }
-        let forgets = step == Step::Gone && *target == Target::Forgotten;
-        let acts = forgets || !matches!(step, Step::Keep | Step::Complete | Step::Wait | Step::Gone);
-        match backoff.wait(Instant::now()) {
-            Some(wait) if acts => Err(wait),
+        let acts = match step {
+            Step::Keep | Step::Complete | Step::Wait => false,
+            // Purging deletes volumes.
+            Step::Gone => deployment.target == Target::Purged,
+            _ => true,
+        };
+        match backoff.remaining(now) {
+            Some(pause) if acts => Err(pause),
             _ => Ok(step),
         }
     }
 
-    pub(super) fn look_again_in(&mut self, wait: Duration) {
-        let then = Instant::now() + wait;
+    /// Notes a failed step and plans the next attempt.
+    pub(super) fn step_failed(&mut self, name: &str, error: &anyhow::Error) {
+        let now = Instant::now();
+        let backoff = self.backoff(name);
+        backoff.failed(now, shortened(&format!("{error:#}")));
+        let pause = backoff.remaining(now).unwrap_or_default();
+        self.look_again_in(pause);
+        self.events.push(&format!("{name}: {error:#}"));
+    }
+
+    pub(super) fn look_again_in(&mut self, pause: Duration) {
+        let then = Instant::now() + pause;
         self.due = Some(self.due.map_or(then, |due| due.min(then)));
     }
 
-    /// The deployment's line of the status, as it is now.
-    pub(super) fn set_line(
-        &mut self,
-        name: &str,
-        target: &Target,
-        revision: u64,
-        containers: &[ListedContainer],
-        phase: Phase,
-    ) {
-        if !self.desired.deployments.contains_key(name) {
+    /// Updates the deployment's line of the status.
+    pub(super) fn set_line(&mut self, deployment: &ManagedDeployment, phase: Phase) {
+        let name = &deployment.name;
+        if self.desired.deployments.contains_key(name) {
+            let line = device_state::status_line(deployment, phase, self.backoff(name));
+            self.lines.insert(name.clone(), line);
+        } else {
             self.lines.remove(name);
-            return;
         }
-        let backoff = self.backoff(name);
-        let line =
-            device_state::status_line(name, target, revision, containers, phase, backoff.error.as_ref());
-        let line = DeploymentStatus { restarts: backoff.restarts, ..line };
-        self.lines.insert(name.to_owned(), line);
     }
 
     pub(super) fn device_state(&self) -> DeviceState {
@@ -124,7 +125,7 @@ mod tests {
     use crate::desired::{Change, Operation, Update};
 
     #[test]
-    fn what_is_to_be_gone_comes_before_what_may_take_its_port() {
+    fn removals_come_before_deployments_to_run() {
         let mut state = State::default();
         let run = r#"{"version":1,"kind":"podman-container","spec":{"image":"localhost/a:1"}}"#;
         let operations =
@@ -132,10 +133,9 @@ mod tests {
         for (revision, (name, operation)) in (1..).zip(operations) {
             state.desired.take(Change::Update(Update { name: name.into(), revision, operation }));
         }
-        let names = |targets: &[(String, Target, u64)]| -> Vec<String> {
-            targets.iter().map(|(name, ..)| name.clone()).collect()
-        };
-        let [gone, run] = state.targets();
-        assert_eq!((names(&gone), names(&run)), (vec!["b".into(), "c".into()], vec!["a".to_owned()]));
+        let [to_remove, to_run] = state
+            .deployments()
+            .map(|deployments| deployments.into_iter().map(|deployment| deployment.name).collect::<Vec<_>>());
+        assert_eq!((to_remove, to_run), (vec!["b".into(), "c".into()], vec!["a".to_owned()]));
     }
 }

@@ -1,160 +1,165 @@
-//! One step for one deployment, as [`crate::plan`] names it.
+//! Carries out the steps of [`crate::plan`].
 
+use agent_protocol::{ContainerSpec, Phase};
 use anyhow::{Result, bail};
 use tokio::time::Instant;
 
 use super::{MAX_PODMAN_PAUSE, Reconciler};
 use crate::desired::Target;
 use crate::images::Availability;
-use crate::plan::{self, Step};
+use crate::plan::{self, ManagedDeployment, Step};
 use crate::podman::ListedContainer;
 use crate::progress::Loop;
-use agent_protocol::Phase;
-use agent_protocol::deployment::Deployment;
 
 impl Reconciler {
-    /// Takes a step; where it was the last one, the phase that it ends in.
+    /// Carries out a step. Returns the deployment's phase if no further step follows.
     pub(super) async fn take_step(
         &self,
-        name: &str,
-        target: &Target,
+        deployment: &ManagedDeployment,
         step: &Step,
-        containers: &[ListedContainer],
     ) -> Result<Option<Phase>> {
+        let name = &deployment.name;
+        let id = deployment.containers.first().map(|container| &*container.id);
         match step {
             Step::Keep => {
-                let mut state = self.state();
-                state.backoff(name).runs(Instant::now());
-                if let (Target::Run(_, digest), Some(container)) = (target, containers.first()) {
-                    // Noted also where another process of this agent's started it and had no time to.
-                    state.unsaved |= state.desired.started(name, digest, &container.id, &self.boot_id);
+                self.state().backoff(name).running(Instant::now());
+                if let Some(id) = id {
+                    // An earlier process may have started the container and ended before it noted that.
+                    self.note_started(deployment, id);
                 }
                 return Ok(Some(Phase::Running));
             }
             Step::Complete => {
                 let mut state = self.state();
-                state.backoff(name).settled();
-                let container = containers.first().map(|container| &*container.id);
-                state.unsaved |= state.desired.completed(name, container);
+                state.backoff(name).reset();
+                state.unsaved |= state.desired.completed(name, id);
                 return Ok(Some(Phase::Completed));
             }
             Step::Wait => {
                 self.state().look_again_in(MAX_PODMAN_PAUSE);
                 return Ok(Some(Phase::Pending));
             }
-            Step::Gone => return self.gone(name, target).await.map(Some),
-            Step::Make => return self.make(name, target, containers).await,
+            Step::Gone => return self.without_container(deployment).await.map(Some),
+            Step::Make => return self.make(deployment).await,
             Step::Start { id, ended } => {
                 if let Some(code) = ended {
                     let error = format!("its container has ended with exit code {code}");
-                    self.state().backoff(name).error = Some(error);
+                    self.state().backoff(name).last_error = Some(error);
                 }
-                self.start(name, target, id, ended.is_some()).await?;
+                self.start(deployment, id, ended.is_some()).await?;
             }
             Step::Unpause(id) => self.podman.unpause(id).await?,
-            Step::Rename(id) => {
-                let wanted = plan::container_name(&self.device_id, name);
-                {
-                    let mut state = self.state();
-                    // Where the name is taken, only another container gets it.
-                    state.backoff(name).remake = true;
-                    state
-                        .events
-                        .push(&format!("{name}: its container has another name, and gets {wanted} back"));
-                }
-                self.podman.rename(id, &wanted).await?;
-                self.state().backoff(name).remake = false;
-            }
+            Step::Rename(id) => self.rename(name, id).await?,
             Step::Remove(ids) => {
-                for container in containers.iter().filter(|container| ids.contains(&container.id)) {
-                    self.progress.tick(Loop::Reconciler);
-                    self.podman.remove(container).await?;
-                }
-                self.record(&format!("{name}: {} removed", count(ids.len(), "container")));
+                let surplus = deployment.containers.iter().filter(|container| ids.contains(&container.id));
+                self.remove_all(&surplus.cloned().collect::<Vec<_>>()).await?;
+                let plural = if ids.len() == 1 { "" } else { "s" };
+                self.record(&format!("{name}: removed {} container{plural}", ids.len()));
             }
         }
         Ok(None)
     }
 
-    /// The image, then out with what does not fit, then the container. Without the image, what ran before goes on.
-    async fn make(
-        &self,
-        name: &str,
-        target: &Target,
-        containers: &[ListedContainer],
-    ) -> Result<Option<Phase>> {
-        let Target::Run(document, digest) = target else { bail!("nothing to run was to be made") };
-        let Deployment::PodmanContainer(spec) = &document.deployment;
+    /// Gets the image, removes the old containers, and creates and starts a new one. The old containers run until the image is
+    /// available.
+    async fn make(&self, deployment: &ManagedDeployment) -> Result<Option<Phase>> {
+        let name = &deployment.name;
+        let Target::Run { spec, digest } = &deployment.target else {
+            bail!("a deployment without a document to run cannot be started");
+        };
         if self.images.lock().await.ensure(&spec.image).await? == Availability::Fetching {
             return Ok(Some(Phase::Pending));
         }
-        let (lost, revision) = {
-            let state = self.state();
-            let entry = &state.desired.deployments[name];
-            let applied = entry.applied.as_ref().is_some_and(|applied| applied.digest == *digest);
-            (containers.is_empty() && applied, entry.revision)
-        };
-        if lost {
-            self.record(&format!("{name}: its container is gone, and is made again"));
+        let was_applied = |applied: &crate::desired::Applied| applied.digest == *digest;
+        let applied = self.state().desired.deployments[name].applied.as_ref().is_some_and(was_applied);
+        if deployment.containers.is_empty() && applied {
+            self.record(&format!("{name}: its container is gone; creating it again"));
         }
+        self.remove_all(&deployment.containers).await?;
+        self.progress.tick(Loop::Reconciler);
+        self.create_volumes(name, spec).await?;
+        let generator = plan::spec_generator(&self.device.device_id, name, digest, spec);
+        let id = self.podman.create(&generator).await?;
+        self.note_started(deployment, &id);
+        // On disk before the start: after a power cut, the container's state can be interpreted only with this note.
+        self.save().await;
+        self.start(deployment, &id, false).await?;
+        self.record(&format!("{name}: started revision {}", deployment.revision));
+        Ok(None)
+    }
+
+    async fn remove_all(&self, containers: &[ListedContainer]) -> Result<()> {
         for container in containers {
             self.progress.tick(Loop::Reconciler);
             self.podman.remove(container).await?;
         }
-        self.progress.tick(Loop::Reconciler);
-        let labels = plan::labels(&self.device_id, name);
-        if !spec.volumes.is_empty() {
-            let _turn = self.volumes.lock().await;
-            let there = self.podman.volumes(&plan::own(&self.device_id)).await?;
-            for volume in &spec.volumes {
-                let volume = plan::volume_name(&self.device_id, name, &volume.name);
-                if !there.iter().any(|known| known.name == volume) {
-                    self.podman.create_volume(&volume, &labels).await?;
-                }
-            }
-        }
-        let id = self.podman.create(&plan::generator(&self.device_id, name, digest, spec)).await?;
-        self.note_started(name, target, &id);
-        // Before it runs: what podman then shows of it means something only together with this.
-        self.save().await;
-        self.start(name, target, &id, false).await?;
-        self.record(&format!("{name}: revision {revision} is started"));
-        Ok(None)
-    }
-
-    async fn start(&self, name: &str, target: &Target, id: &str, again: bool) -> Result<()> {
-        self.state().backoff(name).started(Instant::now(), again);
-        if let Err(error) = self.podman.start(id).await {
-            self.state().backoff(name).remake = true;
-            return Err(error);
-        }
-        if again {
-            self.record(&format!("{name}: its container is started again"));
-        }
-        self.note_started(name, target, id);
         Ok(())
     }
 
-    fn note_started(&self, name: &str, target: &Target, id: &str) {
-        if let Target::Run(_, digest) = target {
+    async fn create_volumes(&self, name: &str, spec: &ContainerSpec) -> Result<()> {
+        if spec.volumes.is_empty() {
+            return Ok(());
+        }
+        let device_id = &self.device.device_id;
+        let _guard = self.volumes.lock().await;
+        let existing = self.podman.volumes(&plan::device_filter(device_id)).await?;
+        for volume in &spec.volumes {
+            let volume = plan::volume_name(device_id, name, &volume.name);
+            if !existing.iter().any(|known| known.name == volume) {
+                self.podman.create_volume(&volume, &plan::labels(device_id, name)).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn rename(&self, name: &str, id: &str) -> Result<()> {
+        let wanted = plan::container_name(&self.device.device_id, name);
+        {
             let mut state = self.state();
-            state.unsaved |= state.desired.started(name, digest, id, &self.boot_id);
+            // If the renaming fails because the name is taken, the next step creates another container.
+            state.backoff(name).needs_new_container = true;
+            state.events.push(&format!("{name}: its container was renamed; renaming it back to {wanted}"));
+        }
+        self.podman.rename(id, &wanted).await?;
+        self.state().backoff(name).needs_new_container = false;
+        Ok(())
+    }
+
+    async fn start(&self, deployment: &ManagedDeployment, id: &str, restart: bool) -> Result<()> {
+        let name = &deployment.name;
+        self.state().backoff(name).started(Instant::now(), restart);
+        if let Err(error) = self.podman.start(id).await {
+            self.state().backoff(name).needs_new_container = true;
+            return Err(error);
+        }
+        if restart {
+            self.record(&format!("{name}: restarted its container"));
+        }
+        self.note_started(deployment, id);
+        Ok(())
+    }
+
+    fn note_started(&self, deployment: &ManagedDeployment, id: &str) {
+        if let Target::Run { digest, .. } = &deployment.target {
+            let mut state = self.state();
+            state.unsaved |= state.desired.started(&deployment.name, digest, id, &self.device.boot_id);
         }
     }
 
-    /// Without a container: a purged deployment loses its volumes too, and is forgotten.
-    async fn gone(&self, name: &str, target: &Target) -> Result<Phase> {
+    /// Finishes a deployment that has no container any more: deletes the volumes of a purged one and forgets it.
+    async fn without_container(&self, deployment: &ManagedDeployment) -> Result<Phase> {
+        let name = &deployment.name;
         {
             let mut state = self.state();
             state.unsaved |= state.desired.note_applied(name, None);
         }
-        match target {
-            Target::Forgotten => {
-                let _turn = self.volumes.lock().await;
-                for volume in self.podman.volumes(&plan::own(&self.device_id)).await? {
-                    if volume.labels.get(plan::DEPLOYMENT_LABEL).is_some_and(|owner| owner == name) {
+        match deployment.target {
+            Target::Purged => {
+                let _guard = self.volumes.lock().await;
+                for volume in self.podman.volumes(&plan::device_filter(&self.device.device_id)).await? {
+                    if volume.labels.get(plan::DEPLOYMENT_LABEL) == Some(name) {
                         self.podman.remove_volume(&volume.name).await?;
-                        self.record(&format!("{name}: the volume {} is deleted", volume.name));
+                        self.record(&format!("{name}: deleted the volume {}", volume.name));
                     }
                 }
                 let mut state = self.state();
@@ -163,15 +168,11 @@ impl Reconciler {
                 Ok(Phase::Removed)
             }
             Target::Refused(_) => Ok(Phase::Refused),
-            Target::Removed | Target::Run(..) => Ok(Phase::Removed),
+            Target::Removed | Target::Run { .. } => Ok(Phase::Removed),
         }
     }
 
-    fn record(&self, what: &str) {
-        self.state().events.push(what);
+    fn record(&self, event: &str) {
+        self.state().events.push(event);
     }
-}
-
-fn count(number: usize, what: &str) -> String {
-    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }

@@ -1,5 +1,4 @@
-//! What goes on for long or comes in masses: crash loops, a broker that comes and goes, a thousand deployments, kills at random
-//! moments, the watchdog.
+//! Long or large scenarios: crash loops, an unreliable broker, a thousand deployments, kills at random moments; and the watchdog.
 
 use std::time::{Duration, Instant};
 
@@ -9,10 +8,8 @@ use agent_protocol::deployment::{ContainerSpec, Restart};
 use crate::device::{Device, document, generation, spec};
 use crate::fleet::{Agent, PATIENCE};
 
-/// Stopped, removed, renamed, doubled and paused by somebody else: back as desired each time; and what is not the agent's is left
-/// alone.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_crash_loop_slows_down_and_writes_no_storm() {
+async fn a_crash_loop_slows_down_and_sends_few_statuses() {
     let device = Device::start("crash").await;
     let fleet = &device.fleet;
     fleet.status("first status", |_| true).await;
@@ -38,14 +35,14 @@ async fn a_crash_loop_slows_down_and_writes_no_storm() {
     tokio::time::sleep(Duration::from_secs(20).saturating_sub(started.elapsed())).await;
     let (after, status) = fleet.latest().await.unwrap();
     let elapsed = started.elapsed().as_secs();
-    // Each write takes a revision; the three Puts are in another stream.
+    // Each status takes a revision; the three Puts are in another stream.
     assert!(after - before <= elapsed * 2 / 5 + 6, "{} statuses in {elapsed} s", after - before);
     assert!(status.deployment("loop").unwrap().restarts <= 6, "{status:#?}");
 }
 
-/// Twenty restarts in a row, then away for a while with a change made meanwhile by the fleet's next broker.
+/// Restarts the broker twenty times, then stops it for a while.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_broker_comes_and_goes() {
+async fn the_broker_restarts_repeatedly() {
     let mut device = Device::start("flaky").await;
     let mut revision = device.fleet.put("web", &generation(0)).await;
     device.fleet.line("web", revision, Phase::Running).await;
@@ -63,14 +60,14 @@ async fn the_broker_comes_and_goes() {
     let before = device.pod.running("web");
     device.broker.down();
     tokio::time::sleep(Duration::from_secs(seconds_away())).await;
-    assert_eq!(device.pod.running("web"), before, "it runs on without a bus");
+    assert_eq!(device.pod.running("web"), before, "the container runs without a bus");
     device.broker.up();
     let revision = device.fleet.put("web", &generation(99)).await;
     device.fleet.line("web", revision, Phase::Running).await;
     assert_eq!(device.pod.containers().len(), 1);
 }
 
-/// How often something is repeated; `cargo xtask soak --agent` asks for more than a gate has time for.
+/// The number of repetitions; `cargo xtask soak --agent` takes more time than a gate has.
 fn repetitions(gate: u32, soak: u32) -> u32 {
     if std::env::var_os("IOT_AGENT_SOAK").is_some() { soak } else { gate }
 }
@@ -80,7 +77,7 @@ fn seconds_away() -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_thousand_deployments_are_listed() {
+async fn a_thousand_deployments_are_reported() {
     let device = Device::start("many").await;
     let fleet = &device.fleet;
     let revision = fleet.put("web", &generation(1)).await;
@@ -104,9 +101,9 @@ async fn a_thousand_deployments_are_listed() {
     );
 }
 
-/// Ready once, alive again and again, and reported when it stops; podman that hangs is not the agent's own trouble.
+/// The agent reports readiness, life and its end to systemd. A podman that hangs does not count as a hanging agent.
 #[tokio::test(flavor = "multi_thread")]
-async fn systemd_is_told() {
+async fn systemd_is_notified() {
     let mut device = Device::start("notify").await;
     device.agent.take().unwrap().stop();
     let path = device.home.path().join("notify.sock");
@@ -130,9 +127,9 @@ async fn systemd_is_told() {
     while !heard().contains("STOPPING=1") {}
 }
 
-/// kill -9 at random moments while documents change: in the end there is what is desired, and nothing else.
+/// After SIGKILLs at random moments while documents change, exactly the desired containers exist.
 #[tokio::test(flavor = "multi_thread")]
-async fn killed_at_random_moments_it_gets_there_in_the_end() {
+async fn the_agent_converges_after_kills_at_random_moments() {
     let mut device = Device::start("killed").await;
     let names = ["a", "b", "c"];
     let (mut desired, mut last) = ([false; 3], 0);
@@ -174,7 +171,7 @@ async fn killed_at_random_moments_it_gets_there_in_the_end() {
                 }
             })
     };
-    device.fleet.status("what is desired", reached).await;
+    device.fleet.status("the desired state", reached).await;
     for (name, desired) in names.iter().zip(desired) {
         assert_eq!(device.pod.running(name).len(), usize::from(desired), "{name}");
     }
@@ -188,7 +185,7 @@ fn rand_seed() -> u64 {
     seed
 }
 
-/// xorshift64: enough for moments.
+/// xorshift64 is sufficient for random delays.
 fn next(state: &mut u64) -> u64 {
     *state ^= *state << 13;
     *state ^= *state >> 7;

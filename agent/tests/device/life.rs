@@ -1,4 +1,4 @@
-//! What a deployment goes through: desired, changed, deleted, purged, interfered with, refused; with a bus and without.
+//! The life of a deployment: created, changed, deleted, purged, disturbed, refused; with a bus and without.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -8,7 +8,7 @@ use agent_protocol::{ErrorCode, Phase, Reply};
 
 use crate::device::{Device, document, generation, spec};
 use crate::fleet::PATIENCE;
-use crate::pod::{self, IMAGE};
+use crate::pod::{self, IMAGE, Pod};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn create_change_delete_and_purge() {
@@ -40,7 +40,7 @@ async fn create_change_delete_and_purge() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_that_does_not_end_holds_up_no_other() {
+async fn a_container_that_does_not_stop_delays_no_other() {
     let mut device = Device::start("beside").await;
     let fleet = &device.fleet;
     let stays = fleet.put("a-stays", &document(spec(&["stay"]))).await;
@@ -48,7 +48,7 @@ async fn one_that_does_not_end_holds_up_no_other() {
     fleet.line("a-stays", stays, Phase::Running).await;
     fleet.line("quick", quick, Phase::Running).await;
     let (before, stayed) = (device.pod.running("quick"), device.pod.running("a-stays"));
-    // While it is away, so that it hears of both at once.
+    // The agent is stopped meanwhile, so that it gets both changes at once.
     device.agent.take().unwrap().kill();
     let stays = fleet.put("a-stays", &generation(2)).await;
     let quick = fleet.put("quick", &generation(2)).await;
@@ -57,21 +57,21 @@ async fn one_that_does_not_end_holds_up_no_other() {
     while pod.running("quick") == before || pod.running("quick").is_empty() {
         assert!(
             started.elapsed() < Duration::from_secs(9),
-            "it waited for the other: {:?}",
+            "it waited for the other container: {:?}",
             pod.containers()
         );
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
     let is_there = pod.containers().iter().any(|container| container["Id"] == *stayed[0]);
-    assert!(is_there, "podman has 10 s of patience with it: {:?}", pod.containers());
+    assert!(is_there, "podman waits 10 s before it kills the container: {:?}", pod.containers());
     fleet.line("a-stays", stays, Phase::Running).await;
     fleet.line("quick", quick, Phase::Running).await;
     assert_ne!(pod.running("a-stays"), stayed);
 }
 
-/// A podman that ends while it stops a container leaves it running, and says of it that it is stopping from then on.
+/// If podman ends while it stops a container, the container keeps running in the state `stopping`.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_podman_left_in_the_middle_of_a_stop_is_ended() {
+async fn a_container_left_in_the_middle_of_a_stop_is_ended() {
     let mut device = Device::start("halfway").await;
     let revision = device.fleet.put("web", &document(spec(&["stay"]))).await;
     device.fleet.line("web", revision, Phase::Running).await;
@@ -86,11 +86,20 @@ async fn what_podman_left_in_the_middle_of_a_stop_is_ended() {
     assert!(process.exists());
     device.pod.start_service();
     device.fleet.line("web", revision + 1, Phase::Removed).await;
-    assert!(!process.exists(), "its container is gone from podman's books, and its process runs on");
+    assert!(!process.exists(), "podman has forgotten the container, but its process still runs");
+}
+
+/// Waits until the agent has reverted a change.
+async fn wait_until(pod: &Pod, change: &str, reverted: impl Fn() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !reverted() {
+        assert!(Instant::now() < deadline, "{change}: the change stays: {:?}", pod.containers());
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_happens_behind_its_back_is_put_right() {
+async fn changes_by_others_are_reverted() {
     let device = Device::start("drift").await;
     let (fleet, pod) = (&device.fleet, &device.pod);
     pod.podman(&[
@@ -99,19 +108,12 @@ async fn what_happens_behind_its_back_is_put_right() {
         "--input",
         pod::archives().join("localhost_iot-agent-test_1.tar").to_str().unwrap(),
     ]);
-    // podman(1) itself asks for the highest limits too.
+    // podman(1), too, would request the highest limits.
     let run = ["run", "--detach", "--ulimit", "nofile=64:64", "--ulimit", "nproc=64:64"];
     let foreign = pod.podman(&[&run[..], &["--name", "foreign", IMAGE]].concat());
     let revision = fleet.put("web", &generation(1)).await;
     fleet.line("web", revision, Phase::Running).await;
     let ids = || pod.running("web");
-    let settled = |what: &'static str, ids: Vec<String>| async move {
-        let deadline = Instant::now() + PATIENCE;
-        while pod.running("web").len() != 1 || pod.running("web") == ids {
-            assert!(Instant::now() < deadline, "{what}: {:?}", pod.containers());
-            tokio::time::sleep(Duration::from_millis(200)).await;
-        }
-    };
     for (what, arguments) in [
         ("stopped", &["stop", "--time", "0"][..]),
         ("killed", &["kill"]),
@@ -119,15 +121,15 @@ async fn what_happens_behind_its_back_is_put_right() {
     ] {
         let before = ids();
         pod.meddle(&[arguments, &[before[0].as_str()]].concat());
-        settled(what, if what == "removed" { before } else { Vec::new() }).await;
+        let replaced = if what == "removed" { before } else { Vec::new() };
+        wait_until(pod, what, || ids().len() == 1 && ids() != replaced).await;
     }
     let id = ids()[0].clone();
     pod.podman(&["rename", &id, "mine-now"]);
-    let deadline = Instant::now() + PATIENCE;
-    while pod.podman(&["inspect", "--format", "{{.Name}}", &id]).trim() != "iot-drift.web" {
-        assert!(Instant::now() < deadline, "it keeps its wrong name");
-        tokio::time::sleep(Duration::from_millis(200)).await;
-    }
+    wait_until(pod, "renamed", || {
+        pod.podman(&["inspect", "--format", "{{.Name}}", &id]).trim() == "iot-drift.web"
+    })
+    .await;
     let labels = pod.podman(&[
         "inspect",
         "--format",
@@ -136,33 +138,36 @@ async fn what_happens_behind_its_back_is_put_right() {
     ]);
     let twin: Vec<&str> = run.into_iter().chain(labels.split_whitespace()).chain([IMAGE]).collect();
     pod.podman(&twin);
-    let deadline = Instant::now() + PATIENCE;
-    while pod.containers().len() != 2 {
-        assert!(Instant::now() < deadline, "the twin stays: {:?}", pod.containers());
-        tokio::time::sleep(Duration::from_millis(200)).await;
-    }
-    assert!(pod.podman(&["ps", "--quiet", "--no-trunc"]).contains(foreign.trim()), "the foreign one runs on");
+    wait_until(pod, "duplicated", || pod.containers().len() == 2).await;
+    assert!(
+        pod.podman(&["ps", "--quiet", "--no-trunc"]).contains(foreign.trim()),
+        "the foreign container still runs"
+    );
     let reported = |status: &agent_protocol::DeviceStatus| {
-        ["is gone, and is made again", "gets iot-drift.web back", "1 container removed"]
-            .iter()
-            .all(|words| status.events.iter().any(|event| event.what.contains(words)))
+        [
+            "its container is gone; creating it again",
+            "renaming it back to iot-drift.web",
+            "removed 1 container",
+        ]
+        .iter()
+        .all(|words| status.events.iter().any(|event| event.what.contains(words)))
     };
-    fleet.status("word of it", reported).await;
+    fleet.status("the events", reported).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_a_bus_the_disk_says_what_to_run() {
+async fn without_a_bus_the_state_on_disk_is_run() {
     let mut device = Device::start("offline").await;
     let revision = device.fleet.put("web", &generation(1)).await;
     device.fleet.line("web", revision, Phase::Running).await;
     device.kill();
     device.broker.down();
-    // As after a power cut: no container runs; here none is there any more.
+    // Like a power cut, and the containers are gone as well.
     device.pod.podman(&["rm", "--force", "--all", "--time", "0"]);
     device.up();
     let deadline = Instant::now() + PATIENCE;
     while device.pod.running("web").len() != 1 {
-        assert!(Instant::now() < deadline, "it is not brought up from the disk");
+        assert!(Instant::now() < deadline, "the deployment on disk is not started");
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
     let status = iot_agent::status_report::describe(&device.home.path().join("status.json")).unwrap();
@@ -175,7 +180,7 @@ async fn without_a_bus_the_disk_says_what_to_run() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_corrupt_state_is_set_aside_told_and_rebuilt() {
+async fn a_corrupt_state_is_reported_and_rebuilt() {
     let mut device = Device::start("corrupt").await;
     let revision = device.fleet.put("web", &generation(1)).await;
     device.fleet.line("web", revision, Phase::Running).await;
@@ -192,16 +197,12 @@ async fn a_corrupt_state_is_set_aside_told_and_rebuilt() {
             && status.deployment("web").is_some_and(|line| line.phase == Phase::Running)
     };
     device.fleet.status("the corrupt state", reported).await;
-    assert_eq!(
-        device.pod.running("web"),
-        before,
-        "what ran goes on: nothing was an orphan while nothing was known"
-    );
+    assert_eq!(device.pod.running("web"), before, "without a known state, no container counts as an orphan");
     assert!(state.exists() && device.home.path().join("state.corrupt").exists());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_cannot_be_run_is_told_and_nothing_crashes() {
+async fn invalid_deployments_are_reported() {
     let device = Device::start("bad").await;
     let fleet = &device.fleet;
     let good = fleet.put("good", &generation(1)).await;
@@ -239,13 +240,13 @@ async fn what_cannot_be_run_is_told_and_nothing_crashes() {
         })
         .await;
     fleet.line("good", good, Phase::Running).await;
-    // What ran is stopped when its document cannot be run any more, and is back with one that can.
+    // An invalid document stops the running container, and a valid one starts it again.
     let refused = fleet.put_text("good", r#"{"version":2}"#).await;
     fleet.line("good", refused, Phase::Refused).await;
     assert!(device.pod.running("good").is_empty());
     let again = fleet.put("good", &generation(2)).await;
     fleet.line("good", again, Phase::Running).await;
-    // An image that comes later is found without being reported of.
+    // The agent notices an image that appears later.
     let revision = fleet.put("late", &document(ContainerSpec::of("localhost/late:1"))).await;
     fleet.line("late", revision, Phase::BackingOff).await;
     device.pod.podman(&["tag", IMAGE, "localhost/late:1"]);
@@ -285,7 +286,7 @@ async fn commands_are_answered_with_typed_errors() {
     };
     assert_eq!(code, ErrorCode::Podman);
     device.pod.start_service();
-    // An offline device is reported from a slow one: nobody is subscribed.
+    // Without a subscriber, the broker answers at once, which distinguishes an offline device from a slow one.
     device.agent.take().unwrap().stop();
     let error = fleet.ask("ping", "").await.unwrap_err();
     assert_eq!(error.kind(), async_nats::client::RequestErrorKind::NoResponders);
