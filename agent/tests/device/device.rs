@@ -1,4 +1,4 @@
-//! A device with its bus and its podman, and documents for it.
+//! A device with a bus and a podman of its own, and documents for it.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
@@ -8,9 +8,8 @@ use agent_protocol::deployment::{ContainerSpec, Deployment, Document, Limits};
 use crate::fleet::{Agent, Broker, Fleet, users};
 use crate::pod::{self, IMAGE, Pod};
 
-/// A device with its bus and its podman.
 pub(crate) struct Device {
-    // Ended first.
+    // The first field is dropped first: the agent ends before its bus and its podman.
     pub(crate) agent: Option<Agent>,
     pub(crate) broker: Broker,
     pub(crate) fleet: Fleet,
@@ -65,7 +64,7 @@ pub(crate) fn document(spec: ContainerSpec) -> Document {
     Document::of(Deployment::PodmanContainer(spec))
 }
 
-/// A container that says which generation it is of.
+/// A container that prints its generation.
 pub(crate) fn generation(number: u32) -> Document {
     let mut spec = spec(&[]);
     spec.env.insert("GENERATION".into(), number.to_string());

@@ -1,4 +1,4 @@
-//! A fleet bus of a test's own: a real nats-server with JetStream, and the fleet's side of it.
+//! A fleet bus for one test: a real nats-server with JetStream, the fleet's connection to it, and the agent's process.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -8,10 +8,9 @@ use agent_protocol::{self as protocol, DeploymentStatus, DeviceStatus, Document,
 use async_nats::jetstream::{self, kv, stream};
 use async_nats::{Client, ConnectOptions};
 
-/// The longest that anything is waited for; the machine may be busy.
+/// The longest wait for anything, since the machine may be busy.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A broker that runs, or not.
 pub(crate) struct Broker {
     pub(crate) directory: tempfile::TempDir,
     server: Option<Child>,
@@ -26,7 +25,7 @@ pub(crate) struct Fleet {
     pub(crate) device: String,
 }
 
-/// What a plain broker is configured with, beside its address and its store.
+/// The users of a plain broker, as a part of its configuration.
 pub(crate) fn users(device: &str) -> String {
     format!(
         "authorization {{ users: [ {{ user: fleet, password: fleet-s3cret }}, {{ user: \"{device}\", password: device-s3cret, permissions: {{\n\
@@ -38,10 +37,10 @@ pub(crate) fn users(device: &str) -> String {
 }
 
 impl Broker {
-    /// With `extra` in its configuration.
+    /// Starts a broker with `extra` in its configuration.
     pub(crate) fn start(extra: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        // The port stays the same over restarts, so it is not the server's to choose.
+        // The port must stay the same across restarts, so the server cannot choose it.
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let config = format!(
             "listen: \"127.0.0.1:{port}\"\njetstream {{ store_dir: \"{}/store\" }}\n{extra}",
@@ -62,7 +61,7 @@ impl Broker {
             .stdout(log.try_clone().unwrap())
             .stderr(log)
             .spawn()
-            .expect("nats-server is there: cargo xtask ci --fix installs it");
+            .expect("start nats-server; cargo xtask ci --fix installs it");
         self.server = Some(server);
         let deadline = Instant::now() + PATIENCE;
         while std::net::TcpStream::connect(("127.0.0.1", self.port)).is_err() {
@@ -90,7 +89,7 @@ impl Drop for Broker {
 }
 
 impl Fleet {
-    /// As the user `fleet`, with the buckets made.
+    /// Connects as the user `fleet` and creates the buckets.
     pub(crate) async fn enter(broker: &Broker, device: &str) -> Self {
         let options = ConnectOptions::with_user_and_password("fleet".into(), "fleet-s3cret".into());
         Self::enter_with(broker, device, options).await
@@ -105,7 +104,7 @@ impl Fleet {
         let jetstream = jetstream::new(client.clone());
         let mut buckets = Vec::new();
         for name in [protocol::DESIRED_BUCKET, protocol::STATUS_BUCKET] {
-            // As xtask's broker does, and for its reason.
+            // The same configuration as the one of xtask's broker.
             let config = stream::Config {
                 name: format!("KV_{name}"),
                 subjects: vec![format!("$KV.{name}.>")],
@@ -124,7 +123,7 @@ impl Fleet {
         Self { client, desired: buckets.pop().unwrap(), statuses, device: device.to_owned() }
     }
 
-    /// Puts a document; its revision.
+    /// Puts a document and returns its revision.
     pub(crate) async fn put(&self, deployment: &str, document: &Document) -> u64 {
         self.put_text(deployment, &String::from_utf8(document.to_bytes()).unwrap()).await
     }
@@ -142,7 +141,7 @@ impl Fleet {
         self.desired.purge(protocol::desired_key(&self.device, deployment)).await.unwrap();
     }
 
-    /// The latest status and the bucket's revision of it.
+    /// The latest status and its revision.
     pub(crate) async fn latest(&self) -> Option<(u64, DeviceStatus)> {
         let entry = self.statuses.entry(&self.device).await.ok()??;
         if entry.operation != kv::Operation::Put {
@@ -151,7 +150,7 @@ impl Fleet {
         Some((entry.revision, serde_json::from_slice(&entry.value).unwrap()))
     }
 
-    /// Waits for a status of which `holds` is true.
+    /// Waits for a status for which `holds` is true.
     pub(crate) async fn status(&self, what: &str, holds: impl Fn(&DeviceStatus) -> bool) -> DeviceStatus {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -175,7 +174,7 @@ impl Fleet {
         status.deployment(deployment).unwrap().clone()
     }
 
-    /// A command's reply.
+    /// Sends a command and returns the reply.
     pub(crate) async fn ask(
         &self,
         command: &str,
@@ -194,7 +193,7 @@ pub(crate) struct Agent {
 }
 
 impl Agent {
-    /// Its configuration, state and local status are in `directory`.
+    /// Starts an agent whose configuration, state and local status are in `directory`.
     pub(crate) fn start(directory: &Path) -> Self {
         Self::start_with(directory, &[])
     }
@@ -213,19 +212,19 @@ impl Agent {
         Self { process, directory: directory.to_owned() }
     }
 
-    /// As kill -9 does.
+    /// Sends SIGKILL.
     pub(crate) fn kill(mut self) {
         self.process.kill().unwrap();
         self.process.wait().unwrap();
     }
 
-    /// As systemd stops it; within a few seconds.
+    /// Sends SIGTERM, as systemd does, and waits a few seconds for the end.
     pub(crate) fn stop(mut self) {
         let pid = rustix::process::Pid::from_child(&self.process);
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
         let deadline = Instant::now() + Duration::from_secs(10);
         while self.process.try_wait().unwrap().is_none() {
-            assert!(Instant::now() < deadline, "it does not stop: {}", self.log());
+            assert!(Instant::now() < deadline, "the agent does not stop: {}", self.log());
             std::thread::sleep(Duration::from_millis(20));
         }
     }
@@ -237,13 +236,13 @@ impl Agent {
 
 impl Drop for Agent {
     fn drop(&mut self) {
-        // It may have ended already, by the test's own hand.
+        // The test may have ended the agent already.
         if self.process.try_wait().unwrap().is_none() {
             self.process.kill().unwrap();
             self.process.wait().unwrap();
         }
         if std::thread::panicking() {
-            eprintln!("the agent said:\n{}", self.log());
+            eprintln!("the agent's log:\n{}", self.log());
         }
     }
 }

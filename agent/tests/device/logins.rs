@@ -1,5 +1,5 @@
-//! Each way to log in to the bus, against a real nats-server; TLS with a certificate of the fleet's own, and one that a clock of the
-//! past does not accept yet. Run by `cargo xtask ci`, after a preflight.
+//! Each login to the bus against a real nats-server; TLS with a certificate authority of the fleet, and with a certificate that is
+//! not valid yet.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, date_tim
 
 const DEVICE: &str = "pi-7";
 
-/// A file that nobody else may read.
+/// Creates a file that only its owner can read.
 fn secret(home: &Path, name: &str, text: &str) -> PathBuf {
     let path = home.join(name);
     std::fs::write(&path, text).unwrap();
@@ -29,7 +29,7 @@ fn configure(home: &Path, credentials: &str, url: &str, more: &str) {
     secret(home, "config.toml", &text);
 }
 
-/// Nobody there, so that the second address is what is used.
+/// Two URLs. No server listens at the first one, so that the agent must use the second one.
 fn two_urls(port: u16) -> String {
     format!("nats://127.0.0.1:9\", \"nats://127.0.0.1:{port}")
 }
@@ -39,13 +39,13 @@ async fn joins(broker: &Broker, fleet: &Fleet, home: &Path, credentials: &str) {
     let agent = Agent::start(home);
     let status = fleet.status(credentials, |status| status.sequence > 1).await;
     assert_eq!(status.device_id, DEVICE);
-    // It has no podman here, and says so.
+    // There is no podman, and the agent reports that.
     assert!(status.events.iter().any(|event| event.what.contains("no-podman")), "{:?}", status.events);
-    let said = agent.log();
-    // A user's seed is a word of 58 letters (NKeys); two of them alone may be in any server's name.
+    let log = agent.log();
+    // A user's seed is a word of 58 letters that begins with SU (NKeys).
     let is_seed = |word: &str| word.len() == 58 && word.starts_with("SU");
-    let seed = said.split(|c: char| !c.is_ascii_alphanumeric()).any(is_seed);
-    assert!(!said.contains("s3cret") && !seed, "a secret is in its log: {said}");
+    let seed = log.split(|c: char| !c.is_ascii_alphanumeric()).any(is_seed);
+    assert!(!log.contains("s3cret") && !seed, "a secret is in its log: {log}");
     agent.stop();
     fleet.statuses.purge(DEVICE).await.unwrap();
 }
@@ -62,7 +62,7 @@ async fn by_password_in_the_file_and_in_a_file_of_its_own() {
     let own =
         format!("type = \"user-password\"\nusername = \"{DEVICE}\"\npassword_file = \"{}\"", file.display());
     joins(&broker, &fleet, home, &own).await;
-    // Changed under a running agent: refused, then let in as soon as the file is right.
+    // The file changes while the agent runs: the broker refuses the agent until the password is correct.
     std::fs::write(&file, "wr0ng-s3cret").unwrap();
     configure(home, &own, &two_urls(broker.port), "");
     let agent = Agent::start(home);
@@ -123,7 +123,7 @@ async fn by_a_creds_file() {
             &serde_json::json!({ "type": "account", "version": 2, "limits": limits }),
         )
     };
-    // JetStream is started for an operator's accounts where there is one for the system.
+    // JetStream starts for an operator's accounts only if there is a system account.
     let mut none = open.clone();
     for limit in ["mem_storage", "disk_storage", "streams", "consumer"] {
         none[limit] = 0.into();
@@ -152,7 +152,7 @@ async fn by_a_creds_file() {
     joins(&broker, &fleet, home.path(), &format!("type = \"creds\"\nfile = \"{}\"", file.display())).await;
 }
 
-/// Writes a CA and a server's certificate, valid from the year `from`; what to put into the broker's configuration.
+/// Writes a CA and a server's certificate that is valid from the year `from`, and returns the broker's configuration for them.
 fn certificates(directory: &Path, from: i32) -> String {
     let mut params = CertificateParams::new(Vec::new()).unwrap();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -174,12 +174,12 @@ fn certificates(directory: &Path, from: i32) -> String {
 async fn logged(agent: &Agent, words: &str) {
     let deadline = Instant::now() + PATIENCE;
     while !agent.log().contains(words) {
-        assert!(Instant::now() < deadline, "it does not say {words:?}");
+        assert!(Instant::now() < deadline, "the log does not contain {words:?}");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
 
-/// A certificate of the future is what a device sees whose clock is in the past; when it has begun, the device comes in.
+/// To a device whose clock is in the past, the certificate is not valid yet. Once it is valid, the device connects.
 #[tokio::test(flavor = "multi_thread")]
 async fn over_tls_and_with_a_clock_of_the_past() {
     let directory = tempfile::tempdir().unwrap();
@@ -196,14 +196,14 @@ async fn over_tls_and_with_a_clock_of_the_past() {
     broker.down();
     certificates(directory, 2020);
     broker.up();
-    // The CA is another one too, and is read again.
+    // The CA has changed too, and the agent reads it again.
     let options = ConnectOptions::with_user_and_password("fleet".into(), "fleet-s3cret".into())
         .add_root_certificates(directory.join("ca.pem"))
         .require_tls(true);
     let fleet = Fleet::enter_at(&format!("tls://localhost:{}", broker.port), DEVICE, options).await;
     fleet.status("a status over TLS", |status| status.sequence > 0).await;
     agent.stop();
-    // A CA that did not sign the broker's certificate, and none at all, are no way in.
+    // Neither a wrong CA nor the system's CAs accept the broker's certificate.
     let other = tempfile::tempdir().unwrap();
     certificates(other.path(), 2020);
     for more in [format!("ca_file = \"{}/ca.pem\"", other.path().display()), String::new()] {

@@ -1,4 +1,4 @@
-//! A podman of a test's own: its service, its storage, and an image in an archive.
+//! A podman for one test: its service, its storage, and an image archive.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -9,10 +9,9 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-/// The image that tests run.
 pub(crate) const IMAGE: &str = "localhost/iot-agent-test:1";
 
-/// What runs in it: says what it was given, then waits, or ends as it is told.
+/// The program in the image: prints its arguments and waits, or exits as the arguments say.
 const PROGRAM: &str = r#"
 extern "C" {
     fn signal(number: i32, handler: extern "C" fn(i32)) -> usize;
@@ -23,7 +22,7 @@ extern "C" fn end(_: i32) {
 }
 fn main() {
     let words: Vec<String> = std::env::args().skip(1).collect();
-    // The first process of a container does not end by a signal that it has not asked for.
+    // The kernel ignores signals to the first process of a container that have no handler.
     if words.first().is_none_or(|word| word != "stay") {
         unsafe { signal(15, end) };
     }
@@ -41,7 +40,6 @@ fn main() {
 }
 "#;
 
-/// A podman whose service runs.
 pub(crate) struct Pod {
     directory: tempfile::TempDir,
     service: Child,
@@ -65,27 +63,27 @@ impl Pod {
         self.directory.path().join("podman.sock")
     }
 
-    /// What `podman` says on stdout; it must succeed.
+    /// Runs podman(1), which must succeed, and returns its stdout.
     pub(crate) fn podman(&self, arguments: &[&str]) -> String {
         run(self.directory.path(), arguments)
     }
 
-    /// What somebody does behind the agent's back. podman(1) ends a container, lets its lock go, and cleans up: an agent that
-    /// has started the container again by then is what this complaint of podman 4.3 says, and not a failure.
+    /// Changes something behind the agent's back. podman(1) ends a container, releases its lock, and cleans up. If the agent has
+    /// restarted the container before the clean-up, podman 4.3 reports an error, which is not a failure of the test.
     pub(crate) fn meddle(&self, arguments: &[&str]) {
-        let output = podman(self.directory.path()).args(arguments).output().expect("podman is there");
-        let said = String::from_utf8_lossy(&output.stderr);
-        let outrun = said.contains("is running or paused, refusing to clean up");
-        assert!(output.status.success() || outrun, "podman {arguments:?}: {said}");
+        let output = podman(self.directory.path()).args(arguments).output().expect("start podman");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        let restarted = stderr.contains("is running or paused, refusing to clean up");
+        assert!(output.status.success() || restarted, "podman {arguments:?}: {stderr}");
     }
 
-    /// The containers that run or ran, as podman itself shows them.
+    /// All containers, including ended ones, as podman lists them.
     pub(crate) fn containers(&self) -> Vec<Value> {
         let listed = self.podman(&["ps", "--all", "--format", "json"]);
         serde_json::from_str::<Option<Vec<Value>>>(&listed).unwrap().unwrap_or_default()
     }
 
-    /// The ids of those that run for a deployment.
+    /// The ids of a deployment's running containers.
     pub(crate) fn running(&self, deployment: &str) -> Vec<String> {
         let own = |container: &&Value| {
             container["Labels"]["io.iot-agent.deployment"] == deployment && container["State"] == "running"
@@ -100,7 +98,7 @@ impl Pod {
         std::fs::remove_file(self.socket()).unwrap();
     }
 
-    /// It takes requests and answers none, or goes on.
+    /// Stops the service's process, which then accepts requests but does not answer them, or continues it.
     pub(crate) fn hang(&self, hangs: bool) {
         let signal = if hangs { Signal::STOP } else { Signal::CONT };
         kill_process(Pid::from_child(&self.service), signal).unwrap();
@@ -116,12 +114,12 @@ impl Drop for Pod {
         run(self.directory.path(), &["rm", "--force", "--all", "--time", "0"]);
         self.service.kill().unwrap();
         self.service.wait().unwrap();
-        // Overlays that are still mounted would keep the directory.
+        // The directory cannot be deleted while overlays are mounted in it.
         run(self.directory.path(), &["umount", "--all", "--force"]);
     }
 }
 
-/// A directory with the image's archive, made once by podman itself.
+/// A directory with the image's archive, which podman creates once.
 pub(crate) fn archives() -> &'static Path {
     static ARCHIVES: OnceLock<PathBuf> = OnceLock::new();
     ARCHIVES.get_or_init(|| {
@@ -161,8 +159,8 @@ pub(crate) fn archives() -> &'static Path {
     })
 }
 
-/// What podman calls in the place of runc: root in a container may not raise limits, and podman's service asks for the highest
-/// there are, whatever containers.conf says (4.3).
+/// A wrapper of runc that removes the limits: root in a container cannot raise limits, and podman's service requests the highest
+/// possible ones, whatever containers.conf says (4.3).
 const RUNTIME: &str = r#"#!/bin/sh
 bundle=
 for word; do
@@ -173,8 +171,8 @@ done
 exec runc "$@"
 "#;
 
-/// Debian 12's crun refuses the hybrid cgroups of some containers; runc takes them. Locks in files, since those in shared memory
-/// are the user's and not the storage's.
+/// Debian 12's crun refuses the hybrid cgroups of some containers, but runc accepts them. Locks are in files, since locks in
+/// shared memory belong to the user and not to the storage.
 fn write_configuration(directory: &Path) {
     let runtime = directory.join("runtime");
     std::fs::write(&runtime, RUNTIME).unwrap();
@@ -197,10 +195,8 @@ fn podman(directory: &Path) -> Command {
 }
 
 fn run(directory: &Path, arguments: &[&str]) -> String {
-    let output = podman(directory)
-        .args(arguments)
-        .output()
-        .expect("podman is there: cargo xtask ci --fix installs it");
+    let output =
+        podman(directory).args(arguments).output().expect("start podman; cargo xtask ci --fix installs it");
     assert!(output.status.success(), "podman {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
 }
