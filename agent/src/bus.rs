@@ -111,22 +111,22 @@ impl Bus {
             .config
             .credentials
             .login()?
-            .name(format!("iot-agent {}", self.config.device_id))
+            .name(format!("iot-agent {}", self.config.agent.device_id))
             // A broker can restrict each device to the answers below its own prefix.
-            .custom_inbox_prefix(format!("_INBOX.{}", self.config.device_id))
+            .custom_inbox_prefix(format!("_INBOX.{}", self.config.agent.device_id))
             .connection_timeout(CONNECT_TIMEOUT)
             .ping_interval(PING_INTERVAL)
             // Each server is tried once; the loop in `run` makes the later attempts.
-            .max_reconnects(Some(self.config.urls.len()))
+            .max_reconnects(Some(self.config.nats.urls.len()))
             .event_callback(move |event| {
                 // Sending fails only if the connection has been given up.
                 drop(events_tx.send(event));
                 std::future::ready(())
             });
-        if let Some(ca) = &self.config.ca_file {
+        if let Some(ca) = &self.config.nats.ca_file {
             options = options.add_root_certificates(ca.clone()).require_tls(true);
         }
-        let client = options.connect(&self.config.urls).await.context("connect to the bus")?;
+        let client = options.connect(&self.config.nats.urls).await.context("connect to the bus")?;
         Ok((client, events))
     }
 
@@ -159,7 +159,7 @@ impl Bus {
     async fn report(&self, client: &Client, limiter: &mut RateLimiter) -> String {
         let mut device_state = self.device_state.clone();
         device_state.mark_changed();
-        let mut heartbeat = interval(Duration::from_secs(self.config.heartbeat_seconds));
+        let mut heartbeat = interval(Duration::from_secs(self.config.agent.heartbeat_seconds));
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (mut bucket, mut lost) = (None, 0);
         loop {
@@ -211,7 +211,7 @@ impl Bus {
                 .with_context(|| format!("open the bucket {STATUS_BUCKET}"))?,
         };
         let revision = store
-            .put(&self.config.device_id, document.into())
+            .put(&self.config.agent.device_id, document.into())
             .await
             .with_context(|| format!("put the status into {STATUS_BUCKET}"))?;
         *bucket = Some(store);
@@ -221,7 +221,7 @@ impl Bus {
     /// Passes the desired state to the reconciler: a snapshot, then each change. Begins again with a snapshot at each
     /// [`RESYNC_INTERVAL`] and after each error. Returns why it cannot go on.
     async fn watch_desired(&self, client: &Client) -> String {
-        let prefix = format!("$KV.{DESIRED_BUCKET}.{}", desired_key(&self.config.device_id, ""));
+        let prefix = format!("$KV.{DESIRED_BUCKET}.{}", desired_key(&self.config.agent.device_id, ""));
         loop {
             match timeout(RESYNC_INTERVAL, self.watch_desired_once(client, &prefix)).await {
                 Err(_elapsed) => debug!("reading the complete desired state again"),
@@ -269,7 +269,7 @@ impl Bus {
 
     /// Answers commands. Returns why it cannot go on.
     async fn answer(&self, client: &Client) -> String {
-        let subject = command_wildcard(&self.config.device_id);
+        let subject = command_wildcard(&self.config.agent.device_id);
         let mut commands = match client.subscribe(subject.clone()).await {
             Ok(commands) => commands,
             Err(error) => return format!("subscribe to {subject}: {error}"),

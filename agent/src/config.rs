@@ -9,24 +9,47 @@ use crate::credentials::Credentials;
 use agent_protocol::is_name;
 
 /// A checked configuration.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Config {
+    pub agent: AgentConfig,
+    pub(crate) credentials: Credentials,
+    pub nats: NatsConfig,
+    #[serde(default)]
+    pub(crate) podman: PodmanConfig,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AgentConfig {
     /// The device's name in the fleet. It is a KV key and a subject token: letters, digits, `-` and `_`.
     pub device_id: String,
     /// Seconds between two statuses, 1 to 3600.
+    #[serde(default = "default_heartbeat")]
     pub(crate) heartbeat_seconds: u64,
-    pub(crate) credentials: Credentials,
+    /// Directory of the state that must survive a power cut.
+    #[serde(default = "default_state_directory")]
+    pub(crate) state_directory: PathBuf,
+    /// The file that `iot-agent status` reads.
+    #[serde(default = "default_status_file")]
+    pub(crate) status_file: PathBuf,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NatsConfig {
     /// Servers of the bus, `nats://HOST:PORT` or `tls://HOST:PORT`, tried in random order.
     pub urls: Vec<String>,
     /// PEM file of the certificate authorities that may sign the bus' certificate; by default, the system's.
     pub(crate) ca_file: Option<PathBuf>,
-    pub(crate) podman_socket: PathBuf,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct PodmanConfig {
+    pub(crate) socket: PathBuf,
     /// Directory of image archives for devices that reach no registry; see [`archive_name`].
     pub(crate) image_archives: PathBuf,
-    /// Directory of the state that must survive a power cut.
-    pub(crate) state_directory: PathBuf,
-    /// The file that `iot-agent status` reads.
-    pub(crate) status_file: PathBuf,
 }
 
 /// The file name of an image's archive: the image's reference with `_` for `/`, `:` and `@`.
@@ -34,42 +57,7 @@ pub(crate) fn archive_name(reference: &str) -> String {
     format!("{}.tar", reference.replace(['/', ':', '@'], "_"))
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawConfig {
-    agent: RawAgent,
-    credentials: toml::Table,
-    nats: RawNats,
-    #[serde(default)]
-    podman: RawPodman,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawAgent {
-    device_id: String,
-    #[serde(default = "default_heartbeat")]
-    heartbeat_seconds: u64,
-    state_directory: Option<PathBuf>,
-    #[serde(default = "default_status_file")]
-    status_file: PathBuf,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawNats {
-    urls: Vec<String>,
-    ca_file: Option<PathBuf>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct RawPodman {
-    socket: PathBuf,
-    image_archives: PathBuf,
-}
-
-impl Default for RawPodman {
+impl Default for PodmanConfig {
     fn default() -> Self {
         Self {
             socket: "/run/iot-agent/podman.sock".into(),
@@ -103,7 +91,7 @@ impl Config {
         let config =
             Self::parse(&text).with_context(|| format!("check the configuration {}", path.display()))?;
         config.credentials.check(path)?;
-        if let Some(ca) = &config.ca_file {
+        if let Some(ca) = &config.nats.ca_file {
             let pem = std::fs::read_to_string(ca)
                 .with_context(|| format!("read [nats] ca_file {}", ca.display()))?;
             ensure!(
@@ -120,18 +108,18 @@ impl Config {
     /// # Errors
     /// Names the first table or key that is wrong, and a correct value.
     pub fn parse(text: &str) -> Result<Self> {
-        let raw: RawConfig = toml::from_str(text).map_err(|error| without_content(&error, text))?;
-        let RawAgent { device_id, heartbeat_seconds, state_directory, status_file } = raw.agent;
+        let config: Self = toml::from_str(text).map_err(|error| without_content(&error, text))?;
+        let AgentConfig { device_id, heartbeat_seconds, .. } = &config.agent;
         ensure!(
-            is_name(&device_id),
+            is_name(device_id),
             "[agent] device_id = {device_id:?} is not a valid name: use up to 63 letters, digits, '-' and '_'"
         );
         ensure!(
-            (1..=3600).contains(&heartbeat_seconds),
+            (1..=3600).contains(heartbeat_seconds),
             "[agent] heartbeat_seconds = {heartbeat_seconds} is outside 1 to 3600"
         );
-        ensure!(!raw.nats.urls.is_empty(), "[nats] urls is empty: list at least one nats://HOST:PORT");
-        for url in &raw.nats.urls {
+        ensure!(!config.nats.urls.is_empty(), "[nats] urls is empty: list at least one nats://HOST:PORT");
+        for url in &config.nats.urls {
             let parsed = url.parse::<async_nats::ServerAddr>().with_context(|| {
                 format!("[nats] urls contains {:?}, which is not nats://HOST:PORT", without_login(url))
             })?;
@@ -141,17 +129,7 @@ impl Config {
                 without_login(url)
             );
         }
-        Ok(Self {
-            device_id,
-            heartbeat_seconds,
-            credentials: Credentials::parse(raw.credentials)?,
-            urls: raw.nats.urls,
-            ca_file: raw.nats.ca_file,
-            podman_socket: raw.podman.socket,
-            image_archives: raw.podman.image_archives,
-            state_directory: state_directory.unwrap_or_else(default_state_directory),
-            status_file,
-        })
+        Ok(config)
     }
 }
 
@@ -187,10 +165,10 @@ mod tests {
     #[test]
     fn a_good_file_is_parsed() {
         let config = Config::parse(GOOD).unwrap();
-        assert_eq!(config.device_id, "pi-7");
-        assert_eq!(config.heartbeat_seconds, 5);
-        assert_eq!(config.urls.len(), 2, "each URL is an element of its own");
-        assert_eq!(config.podman_socket, Path::new("/run/iot-agent/podman.sock"));
+        assert_eq!(config.agent.device_id, "pi-7");
+        assert_eq!(config.agent.heartbeat_seconds, 5);
+        assert_eq!(config.nats.urls.len(), 2, "each URL is an element of its own");
+        assert_eq!(config.podman.socket, Path::new("/run/iot-agent/podman.sock"));
     }
 
     #[test]
@@ -209,11 +187,14 @@ mod tests {
 
     #[test]
     fn errors_name_the_wrong_key() {
-        let known = "known types: toml-shared, user-password, token, nkey, creds";
+        let known = "`toml-shared`, `user-password`, `token`, `nkey`, `creds`";
         let table = [
             (GOOD.replace("pi-7", "pi 7"), "device_id = \"pi 7\""),
             (GOOD.replace("pi-7", ""), "device_id = \"\""),
-            (GOOD.replace("toml-shared", "zitadel"), &format!("type = \"zitadel\" is unknown; {known}")),
+            (
+                GOOD.replace("toml-shared", "zitadel"),
+                &format!("near line 5: unknown variant `zitadel`, expected one of {known}"),
+            ),
             (GOOD.replace("password", "pasword"), "pasword"),
             (GOOD.replace("urls = [", "urls = [] # ["), "urls is empty"),
             (GOOD.replace("tls://bus.example:4222", "://"), "is not nats://HOST:PORT"),

@@ -4,12 +4,9 @@
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use async_nats::ConnectOptions;
 use serde::Deserialize;
-
-/// The values of `type`, for the error message about any other.
-const KNOWN: [&str; 5] = ["toml-shared", "user-password", "token", "nkey", "creds"];
 
 /// A login, and the place of its secret.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -48,17 +45,6 @@ impl std::fmt::Debug for Password {
 }
 
 impl Credentials {
-    /// Parses the table `[credentials]`.
-    pub(crate) fn parse(table: toml::Table) -> Result<Self> {
-        let kind = table.get("type").and_then(toml::Value::as_str).unwrap_or_default().to_owned();
-        if !KNOWN.contains(&kind.as_str()) {
-            bail!("[credentials] type = {kind:?} is unknown; known types: {}", KNOWN.join(", "));
-        }
-        table
-            .try_into()
-            .map_err(|error: toml::de::Error| anyhow!("[credentials] of type {kind:?}: {}", error.message()))
-    }
-
     /// The file with the secret; `config` is the configuration file.
     fn file<'a>(&'a self, config: &'a Path) -> &'a Path {
         match self {
@@ -145,7 +131,7 @@ mod tests {
     }
 
     fn parse(text: &str) -> Result<Credentials> {
-        Credentials::parse(text.parse().unwrap())
+        Ok(toml::from_str(text)?)
     }
 
     #[test]

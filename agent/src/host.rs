@@ -14,54 +14,27 @@ pub(crate) struct DeviceIdentity {
     pub(crate) boot_id: String,
 }
 
-/// The device as this process found it at its start.
-#[derive(Debug, Clone)]
-pub(crate) struct Host {
-    /// SHA-256 of the running executable, lower-case hex.
-    pub(crate) exe_sha256: String,
-    /// The kernel's random id of this boot (random(4)).
-    pub(crate) boot_id: String,
-    /// `uname -m`.
-    pub(crate) machine: String,
-    /// `uname -r`.
-    pub(crate) kernel: String,
-    pub(crate) os_release: OsRelease,
-}
-
-impl Host {
-    /// Reads procfs, uname(2) and os-release(5).
-    pub(crate) fn read() -> Result<Self> {
-        let uname = rustix::system::uname();
-        Ok(Self {
-            // Procfs leads to the running executable even if the file at its path has been replaced.
-            exe_sha256: digest::of_file(Path::new("/proc/self/exe"))?,
-            boot_id: read_text("/proc/sys/kernel/random/boot_id")?.trim().to_owned(),
-            machine: uname.machine().to_string_lossy().into_owned(),
-            kernel: uname.release().to_string_lossy().into_owned(),
-            os_release: parse_os_release(&read_text("/etc/os-release")?),
-        })
-    }
-
-    /// The status document with the number `sequence`, without deployments and events.
-    pub(crate) fn status(&self, device_id: &str, sequence: u64) -> Result<DeviceStatus> {
-        Ok(DeviceStatus {
-            schema: STATUS_SCHEMA,
-            device_id: device_id.to_owned(),
-            agent_version: env!("CARGO_PKG_VERSION").to_owned(),
-            exe_sha256: self.exe_sha256.clone(),
-            boot_id: self.boot_id.clone(),
-            machine: self.machine.clone(),
-            os_release: self.os_release.clone(),
-            kernel: self.kernel.clone(),
-            uptime_seconds: uptime_seconds()?,
-            sequence,
-            desired_revision: 0,
-            deployments: Vec::new(),
-            deployments_omitted: 0,
-            events: Vec::new(),
-            footprint: Some(footprint()?),
-        })
-    }
+/// Reads procfs, uname(2) and os-release(5) for a status without deployments, events and a footprint.
+pub(crate) fn read_status(device_id: &str) -> Result<DeviceStatus> {
+    let uname = rustix::system::uname();
+    Ok(DeviceStatus {
+        schema: STATUS_SCHEMA,
+        device_id: device_id.to_owned(),
+        agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+        // Procfs leads to the running executable even if the file at its path has been replaced.
+        exe_sha256: digest::of_file(Path::new("/proc/self/exe"))?,
+        boot_id: read_text("/proc/sys/kernel/random/boot_id")?.trim().to_owned(),
+        machine: uname.machine().to_string_lossy().into_owned(),
+        os_release: parse_os_release(&read_text("/etc/os-release")?),
+        kernel: uname.release().to_string_lossy().into_owned(),
+        uptime_seconds: uptime_seconds()?,
+        sequence: 0,
+        desired_revision: 0,
+        deployments: Vec::new(),
+        deployments_omitted: 0,
+        events: Vec::new(),
+        footprint: None,
+    })
 }
 
 /// Seconds since the kernel started. A device without a battery has no other clock that is correct at boot.
@@ -69,7 +42,7 @@ pub(crate) fn uptime_seconds() -> Result<u64> {
     parse_uptime(&read_text("/proc/uptime")?)
 }
 
-fn footprint() -> Result<Footprint> {
+pub(crate) fn footprint() -> Result<Footprint> {
     parse_footprint(
         &read_text("/proc/self/stat")?,
         &read_text("/proc/self/status")?,
@@ -161,10 +134,10 @@ mod tests {
 
     #[test]
     fn this_process_can_describe_its_host() {
-        let status = Host::read().unwrap().status("pi-7", 3).unwrap();
+        let status = read_status("pi-7").unwrap();
         let exe = std::fs::read(std::env::current_exe().unwrap()).unwrap();
         assert_eq!(status.exe_sha256, digest::of_bytes(&exe));
         assert_eq!(status.machine, std::env::consts::ARCH);
-        assert_eq!((status.schema, status.sequence, status.boot_id.len()), (STATUS_SCHEMA, 3, 36));
+        assert_eq!((status.schema, status.boot_id.len()), (STATUS_SCHEMA, 36));
     }
 }

@@ -22,7 +22,7 @@ use crate::store::Store;
 pub(crate) enum Availability {
     Available,
     /// A download runs in the background and wakes the reconciler at its end.
-    Fetching,
+    Downloading,
 }
 
 pub(crate) struct Images {
@@ -31,14 +31,14 @@ pub(crate) struct Images {
     archives: PathBuf,
     markers: PathBuf,
     wake: Arc<Notify>,
-    fetching: HashMap<String, JoinHandle<Result<()>>>,
+    downloads: HashMap<String, JoinHandle<Result<()>>>,
 }
 
 impl Images {
     pub(crate) fn new(config: &Config, podman: Podman, store: Store, wake: Arc<Notify>) -> Self {
-        let markers = config.state_directory.join("fetching");
-        let archives = config.image_archives.clone();
-        Self { podman, store, archives, markers, wake, fetching: HashMap::new() }
+        let markers = config.agent.state_directory.join("fetching");
+        let archives = config.podman.image_archives.clone();
+        Self { podman, store, archives, markers, wake, downloads: HashMap::new() }
     }
 
     /// Looks for the image and starts a download if it is missing.
@@ -46,9 +46,9 @@ impl Images {
     /// # Errors
     /// If the last download failed, or the image is built for another architecture.
     pub(crate) async fn ensure(&mut self, reference: &str) -> Result<Availability> {
-        let ended = match self.fetching.get(reference) {
-            Some(task) if !task.is_finished() => return Ok(Availability::Fetching),
-            _ => self.fetching.remove(reference),
+        let ended = match self.downloads.get(reference) {
+            Some(task) if !task.is_finished() => return Ok(Availability::Downloading),
+            _ => self.downloads.remove(reference),
         };
         if let Some(task) = ended {
             task.await??;
@@ -63,57 +63,50 @@ impl Images {
             }
             return Ok(Availability::Available);
         }
-        let fetch = Fetch {
-            podman: self.podman.clone(),
-            store: self.store.clone(),
-            archive: self.archives.join(archive_name(reference)),
+        let download = download(
+            self.podman.clone(),
+            self.store.clone(),
+            self.archives.join(archive_name(reference)),
             marker,
-            reference: reference.to_owned(),
-        };
+            reference.to_owned(),
+        );
         let wake = Arc::clone(&self.wake);
         let task = tokio::spawn(async move {
-            let fetched = fetch.run().await;
+            let downloaded = download.await;
             wake.notify_one();
-            fetched
+            downloaded
         });
-        self.fetching.insert(reference.to_owned(), task);
-        Ok(Availability::Fetching)
+        self.downloads.insert(reference.to_owned(), task);
+        Ok(Availability::Downloading)
     }
 }
 
-struct Fetch {
+async fn download(
     podman: Podman,
     store: Store,
     archive: PathBuf,
     marker: PathBuf,
     reference: String,
+) -> Result<()> {
+    create_durably(&marker).with_context(|| format!("create the marker file {}", marker.display()))?;
+    let downloaded = load_or_pull(&podman, &archive, &reference).await;
+    if downloaded.is_ok() {
+        tokio::task::spawn_blocking(move || store.sync_file_system()).await??;
+    }
+    // After a failure podman has deleted the partial image itself.
+    fs::remove_file(&marker).with_context(|| format!("delete the marker file {}", marker.display()))?;
+    downloaded
 }
 
-impl Fetch {
-    async fn run(self) -> Result<()> {
-        let marker = &self.marker;
-        create_durably(marker).with_context(|| format!("create the marker file {}", marker.display()))?;
-        let fetched = self.load_or_pull().await;
-        if fetched.is_ok() {
-            let store = self.store.clone();
-            tokio::task::spawn_blocking(move || store.sync_file_system()).await??;
-        }
-        // After a failure podman has deleted the partial image itself.
-        fs::remove_file(marker).with_context(|| format!("delete the marker file {}", marker.display()))?;
-        fetched
+async fn load_or_pull(podman: &Podman, archive: &Path, reference: &str) -> Result<()> {
+    if !archive.exists() {
+        return podman.pull(reference).await;
     }
-
-    async fn load_or_pull(&self) -> Result<()> {
-        let Self { podman, archive, reference, .. } = self;
-        if !archive.exists() {
-            return podman.pull(reference).await;
-        }
-        podman.load(archive).await?;
-        if podman.image(reference).await?.is_none() {
-            bail!("the image archive {} does not contain {reference}", archive.display());
-        }
-        Ok(())
+    podman.load(archive).await?;
+    if podman.image(reference).await?.is_none() {
+        bail!("the image archive {} does not contain {reference}", archive.display());
     }
+    Ok(())
 }
 
 /// Creates an empty file and its directory; both are on disk when this returns.

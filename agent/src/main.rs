@@ -57,8 +57,8 @@ fn execute(command: Command) -> anyhow::Result<ExitCode> {
             println!(
                 "{}: device {}, {} bus address(es)",
                 file.display(),
-                config.device_id,
-                config.urls.len()
+                config.agent.device_id,
+                config.nats.urls.len()
             );
             Ok(ExitCode::SUCCESS)
         }

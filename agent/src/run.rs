@@ -13,7 +13,7 @@ use crate::bus::Bus;
 use crate::command_handler::CommandHandler;
 use crate::config::Config;
 use crate::device_state::{Connection, DeviceState};
-use crate::host::{DeviceIdentity, Host};
+use crate::host::{self, DeviceIdentity};
 use crate::podman::Podman;
 use crate::progress::{Progress, watchdog};
 use crate::rate_limiter::RateLimiter;
@@ -29,18 +29,24 @@ const CHANGE_QUEUE_LENGTH: usize = 256;
 /// Only for failures that no retry can repair: the host cannot be read, or systemd cannot be notified. If the bus or podman is
 /// away, slow or refuses a request, the agent logs that and keeps trying.
 pub async fn run(config: Config) -> Result<()> {
-    let host = Host::read().context("read the facts about this device")?;
+    let status = host::read_status(&config.agent.device_id).context("read the facts about this device")?;
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
     let progress = Arc::new(Progress::default());
     let (state_tx, state) = watch::channel(DeviceState::default());
     let (changes_tx, changes) = mpsc::channel(CHANGE_QUEUE_LENGTH);
     let (connection_tx, connection) = watch::channel(Connection::default());
-    let device = DeviceIdentity { device_id: config.device_id.clone(), boot_id: host.boot_id.clone() };
-    info!(device_id = config.device_id, boot_id = host.boot_id, exe_sha256 = host.exe_sha256, "started");
-    let reporter = StatusReporter::new(&config.device_id, host);
+    let device =
+        DeviceIdentity { device_id: config.agent.device_id.clone(), boot_id: status.boot_id.clone() };
+    info!(
+        device_id = config.agent.device_id,
+        boot_id = status.boot_id,
+        exe_sha256 = status.exe_sha256,
+        "started"
+    );
+    let reporter = StatusReporter::new(status);
     let reconciler = Reconciler::new(&config, device.clone(), state_tx, Arc::clone(&progress));
-    let podman = Podman::new(&config.podman_socket);
+    let podman = Podman::new(&config.podman.socket);
     let bus = Bus {
         config: config.clone(),
         reporter: reporter.clone(),
@@ -74,12 +80,12 @@ async fn write_local(
     mut state: watch::Receiver<DeviceState>,
     mut connection: watch::Receiver<Connection>,
 ) {
-    let mut heartbeat = interval(Duration::from_secs(config.heartbeat_seconds));
+    let mut heartbeat = interval(Duration::from_secs(config.agent.heartbeat_seconds));
     heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut failed = false;
     loop {
         let (current, bus) = (state.borrow_and_update().clone(), connection.borrow_and_update().clone());
-        match reporter.write_local(&current, &bus, &config.status_file) {
+        match reporter.write_local(&current, &bus, &config.agent.status_file) {
             Ok(()) => failed = false,
             // Logged once, since the same line at each heartbeat would flood the journal.
             Err(error) if !failed => {

@@ -10,14 +10,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::device_state::{Connection, DeviceState};
 use crate::files;
-use crate::host::{Host, uptime_seconds};
+use crate::host::{footprint, uptime_seconds};
 use agent_protocol::DeviceStatus;
 
 /// Writes this process' statuses and numbers them.
 #[derive(Debug, Clone)]
 pub(crate) struct StatusReporter {
-    device_id: String,
-    host: Host,
+    /// The parts of the status that do not change while the process runs.
+    template: DeviceStatus,
     sequence: Arc<AtomicU64>,
 }
 
@@ -31,16 +31,21 @@ pub(crate) struct LocalStatus {
 }
 
 impl StatusReporter {
-    pub(crate) fn new(device_id: &str, host: Host) -> Self {
-        Self { device_id: device_id.to_owned(), host, sequence: Arc::default() }
+    pub(crate) fn new(template: DeviceStatus) -> Self {
+        Self { template, sequence: Arc::default() }
     }
 
     fn status(&self, device_state: &DeviceState, sequence: u64) -> Result<DeviceStatus> {
-        let mut status = self.host.status(&self.device_id, sequence)?;
-        status.desired_revision = device_state.desired_revision;
-        status.deployments.clone_from(&device_state.deployments);
-        status.events.clone_from(&device_state.events);
-        Ok(status)
+        let DeviceState { desired_revision, deployments, events } = device_state.clone();
+        Ok(DeviceStatus {
+            sequence,
+            uptime_seconds: uptime_seconds()?,
+            footprint: Some(footprint()?),
+            desired_revision,
+            deployments,
+            events,
+            ..self.template.clone()
+        })
     }
 
     /// The current status in at most `max_bytes`, with the number of the latest one that was written.
@@ -133,6 +138,7 @@ pub fn describe(path: &Path) -> Result<(String, bool)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::read_status;
     use agent_protocol::status::{DeploymentStatus, Phase};
 
     fn state_of(count: usize) -> DeviceState {
@@ -149,7 +155,7 @@ mod tests {
 
     #[test]
     fn a_status_of_too_many_deployments_counts_the_omitted_ones() {
-        let reporter = StatusReporter::new("pi-7", Host::read().unwrap());
+        let reporter = StatusReporter::new(read_status("pi-7").unwrap());
         let max_bytes = (1 << 20) - 4096;
         for (count, all) in [(1000, true), (10_000, false)] {
             let document = reporter.write(&state_of(count), max_bytes).unwrap();
@@ -170,7 +176,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("status.json");
         assert!(describe(&path).unwrap_err().to_string().contains("is the agent running?"));
-        let reporter = StatusReporter::new("pi-7", Host::read().unwrap());
+        let reporter = StatusReporter::new(read_status("pi-7").unwrap());
         let away = Connection { connected: false, error: Some("no route".into()) };
         reporter.write_local(&state_of(1), &away, &path).unwrap();
         let (text, healthy) = describe(&path).unwrap();

@@ -34,7 +34,7 @@ pub enum Deployment {
     PodmanContainer(ContainerSpec),
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ContainerSpec {
     /// A reference with a registry or `localhost/`, and with a tag or a digest.
@@ -137,8 +137,6 @@ impl std::fmt::Display for Refusal {
     }
 }
 
-impl std::error::Error for Refusal {}
-
 impl Document {
     pub fn of(deployment: Deployment) -> Self {
         Self { version: VERSION, deployment }
@@ -179,18 +177,10 @@ impl Document {
 impl ContainerSpec {
     /// A container of `image` with defaults for all other fields.
     pub fn of(image: &str) -> Self {
-        Self {
-            image: image.to_owned(),
-            command: Vec::new(),
-            env: BTreeMap::new(),
-            ports: Vec::new(),
-            volumes: Vec::new(),
-            restart: Restart::default(),
-            limits: Limits::default(),
-        }
+        Self { image: image.to_owned(), ..Self::default() }
     }
 
-    /// What serde cannot say.
+    /// Checks the rules that serde does not enforce.
     fn check(&self) -> Result<(), String> {
         self.check_image()?;
         let bad_env = self

@@ -154,19 +154,18 @@ impl Podman {
     /// Stops and deletes a container in one call: podman sends SIGTERM, and SIGKILL after [`STOP_SECONDS`]. It is no error if the
     /// container does not exist.
     pub(crate) async fn remove(&self, container: &ListedContainer) -> Result<()> {
-        let (id, patience) = (&container.id, REQUEST_TIMEOUT + Duration::from_secs(STOP_SECONDS));
+        let (id, limit) = (&container.id, REQUEST_TIMEOUT + Duration::from_secs(STOP_SECONDS));
         // If podman ends while it stops a container, the container keeps running in the state `stopping`. Before 4.4, podman
         // deletes such a container without ending its process (podman#17040). So it is stopped first, and is not deleted if
         // that fails, since nothing would refer to its process any more.
         if container.state == "stopping" {
             let stop = format!("/containers/{id}/stop?timeout={STOP_SECONDS}");
-            let stopped = self.socket.call(Method::POST, &stop, empty(), patience).await;
+            let stopped = self.socket.call(Method::POST, &stop, empty(), limit).await;
             found(stopped).with_context(|| format!("stop the container {id}"))?;
         }
         // `volumes=true` deletes the anonymous volumes of the image. The named volumes of a deployment stay.
         let path = format!("/containers/{id}?force=true&volumes=true&timeout={STOP_SECONDS}");
-        let removed = self.socket.call(Method::DELETE, &path, empty(), patience).await;
-        found(removed).map(drop).context("remove the container")
+        self.delete(&path, limit).await.context("remove the container")
     }
 
     pub(crate) async fn create_volume(&self, name: &str, labels: &BTreeMap<String, String>) -> Result<()> {
@@ -180,15 +179,13 @@ impl Podman {
     /// Deletes an image and all of its names.
     pub(crate) async fn remove_image(&self, reference: &str) -> Result<()> {
         let path = format!("/images/{}", encoded(reference));
-        let removed = self.socket.call(Method::DELETE, &path, empty(), REQUEST_TIMEOUT).await;
-        found(removed).map(drop).with_context(|| format!("remove the image {reference}"))
+        self.delete(&path, REQUEST_TIMEOUT).await.with_context(|| format!("remove the image {reference}"))
     }
 
     /// Deletes a volume that no container uses. (With `force`, podman would delete the container too.)
     pub(crate) async fn remove_volume(&self, name: &str) -> Result<()> {
         let path = format!("/volumes/{}", encoded(name));
-        let removed = self.socket.call(Method::DELETE, &path, empty(), REQUEST_TIMEOUT).await;
-        found(removed).map(drop).with_context(|| format!("remove the volume {name}"))
+        self.delete(&path, REQUEST_TIMEOUT).await.with_context(|| format!("remove the volume {name}"))
     }
 
     /// Returns the last lines of a container's output.
@@ -215,6 +212,11 @@ impl Podman {
             on_event();
         }
         bail!("podman ended the event stream")
+    }
+
+    /// Deletes an object. It is no error if the object does not exist.
+    async fn delete(&self, path: &str, limit: Duration) -> Result<()> {
+        found(self.socket.call(Method::DELETE, path, empty(), limit).await).map(drop)
     }
 
     async fn get<T: for<'de> Deserialize<'de>>(&self, path: &str) -> Result<T> {

@@ -71,7 +71,7 @@ impl Reconciler {
         device_state: watch::Sender<DeviceState>,
         progress: Arc<Progress>,
     ) -> Self {
-        let store = Store::new(&config.state_directory, &config.device_id);
+        let store = Store::new(&config.agent.state_directory, &config.agent.device_id);
         let LoadOutcome { desired, problem } = store.load();
         let mut events = Events::default();
         if let Some(problem) = problem {
@@ -84,7 +84,7 @@ impl Reconciler {
         let known = desired.is_some();
         let state = State { desired: desired.unwrap_or_default(), known, events, ..State::default() };
         let wake = Arc::new(Notify::new());
-        let podman = Podman::new(&config.podman_socket);
+        let podman = Podman::new(&config.podman.socket);
         let images = Images::new(config, podman.clone(), store.clone(), Arc::clone(&wake));
         Self {
             device,

@@ -67,7 +67,7 @@ impl Reconciler {
         let Target::Run { spec, digest } = &deployment.target else {
             bail!("a deployment without a document to run cannot be started");
         };
-        if self.images.lock().await.ensure(&spec.image).await? == Availability::Fetching {
+        if self.images.lock().await.ensure(&spec.image).await? == Availability::Downloading {
             return Ok(Some(Phase::Pending));
         }
         let was_applied = |applied: &crate::desired::Applied| applied.digest == *digest;
