@@ -10,7 +10,7 @@ use crate::digest;
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Desired {
+pub struct Desired {
     /// The highest revision of the bucket in this state.
     pub(crate) revision: u64,
     #[serde(deserialize_with = "entries_with_targets")]

@@ -21,15 +21,6 @@ pub struct Store {
     magic: String,
 }
 
-/// The result of reading the state at the start.
-#[derive(Debug)]
-pub struct LoadOutcome {
-    /// `None`: there is no usable state, and the agent waits for the bus.
-    pub(crate) desired: Option<Desired>,
-    /// Why the file was not usable, and its new path.
-    pub problem: Option<String>,
-}
-
 impl Store {
     /// `directory` must exist.
     pub fn new(directory: &Path, device_id: &str) -> Self {
@@ -42,26 +33,24 @@ impl Store {
 
     /// Reads the state. A file that is truncated, corrupt, of another format or unreadable is renamed to `state.corrupt`, which
     /// replaces an earlier one. If the renaming fails, the file stays until the next [`Store::save`] replaces it.
-    pub fn load(&self) -> LoadOutcome {
+    ///
+    /// # Errors
+    /// Why the file was not usable, and its new path.
+    pub fn load(&self) -> Result<Option<Desired>, String> {
         let path = self.path();
         let parsed = match fs::read(&path) {
             Ok(bytes) => self.parse(&bytes),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                return LoadOutcome { desired: None, problem: None };
-            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(error) => Err(error.to_string()),
         };
-        let why = match parsed {
-            Ok(desired) => return LoadOutcome { desired: Some(desired), problem: None },
-            Err(why) => why,
-        };
-        let aside = self.directory.join("state.corrupt");
-        let place = match fs::rename(&path, &aside) {
-            Ok(()) => format!("was renamed to {}", aside.display()),
-            Err(error) => format!("cannot be renamed to {}: {error}", aside.display()),
-        };
-        let problem = format!("the state file {} is not usable ({why}) and {place}", path.display());
-        LoadOutcome { desired: None, problem: Some(problem) }
+        parsed.map(Some).map_err(|reason| {
+            let aside = self.directory.join("state.corrupt");
+            let place = match fs::rename(&path, &aside) {
+                Ok(()) => format!("was renamed to {}", aside.display()),
+                Err(error) => format!("cannot be renamed to {}: {error}", aside.display()),
+            };
+            format!("the state file {} is not usable ({reason}) and {place}", path.display())
+        })
     }
 
     /// Writes the state, which is on disk when this returns. On an error, the previous state is still there.
@@ -118,13 +107,12 @@ mod tests {
     fn a_saved_state_is_loaded() {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::new(directory.path(), "pi-7");
-        let empty = store.load();
-        assert!(empty.desired.is_none() && empty.problem.is_none(), "a first start reports no problem");
+        assert_eq!(store.load(), Ok(None), "a first start reports no problem");
         store.save(&small()).unwrap();
-        assert_eq!(store.load().desired.unwrap(), small());
+        assert_eq!(store.load(), Ok(Some(small())));
         store.sync_file_system().unwrap();
         let other = Store::new(directory.path(), "pi-8").load();
-        assert!(other.desired.is_none() && other.problem.unwrap().contains("another device"));
+        assert!(other.unwrap_err().contains("another device"));
         assert!(Store::new(Path::new("/nonexistent"), "pi-7").save(&small()).is_err());
     }
 
@@ -146,9 +134,8 @@ mod tests {
         bad.push(vec![0; good.len()]);
         for bytes in bad {
             fs::write(store.path(), &bytes).unwrap();
-            let found = store.load();
-            assert!(found.desired.is_none(), "{:?}", String::from_utf8_lossy(&bytes));
-            assert!(found.problem.unwrap().contains("state.corrupt"));
+            let problem = store.load().expect_err(&String::from_utf8_lossy(&bytes));
+            assert!(problem.contains("state.corrupt"));
             assert!(!store.path().exists());
             assert_eq!(fs::read(directory.path().join("state.corrupt")).unwrap(), bytes);
         }
@@ -160,10 +147,9 @@ mod tests {
         let store = Store::new(directory.path(), "pi-7");
         // Root can read any file, but nobody can read a directory as a file.
         fs::create_dir(store.path()).unwrap();
-        let found = store.load();
-        assert!(found.desired.is_none() && found.problem.unwrap().contains("is not usable"));
+        assert!(store.load().unwrap_err().contains("is not usable"));
         store.save(&small()).unwrap();
-        assert_eq!(store.load().desired.unwrap(), small());
+        assert_eq!(store.load(), Ok(Some(small())));
     }
 
     #[test]
@@ -172,8 +158,8 @@ mod tests {
         let store = Store::new(directory.path(), "pi-7");
         store.save(&small()).unwrap();
         fs::write(directory.path().join("state.new"), &store.serialise(&Desired::default())[..9]).unwrap();
-        assert_eq!(store.load().desired.unwrap(), small());
+        assert_eq!(store.load(), Ok(Some(small())));
         store.save(&Desired::default()).unwrap();
-        assert_eq!(store.load().desired.unwrap(), Desired::default());
+        assert_eq!(store.load(), Ok(Some(Desired::default())));
     }
 }

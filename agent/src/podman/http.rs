@@ -1,6 +1,5 @@
 //! HTTP requests over podman's Unix socket, each on a connection of its own.
 
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -16,13 +15,12 @@ use serde_json::Value;
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
+use super::Podman;
+
 /// libpod's API, in the oldest version that has all of the requests (Debian 12 has podman 4.3).
 const API: &str = "/v4.0.0/libpod";
 /// Upper bound for an answer; enough for a listing of thousands of containers.
 const MAX_RESPONSE_BYTES: usize = 64 << 20;
-
-#[derive(Debug, Clone)]
-pub(super) struct Socket(PathBuf);
 
 /// An error that podman reports.
 #[derive(Debug)]
@@ -40,15 +38,7 @@ impl std::fmt::Display for ApiError {
 
 impl std::error::Error for ApiError {}
 
-impl Socket {
-    pub(super) fn new(path: &Path) -> Self {
-        Self(path.to_owned())
-    }
-
-    pub(super) fn exists(&self) -> bool {
-        self.0.exists()
-    }
-
+impl Podman {
     /// Sends a request and returns the complete body of the answer.
     pub(super) async fn call(
         &self,
@@ -78,12 +68,12 @@ impl Socket {
     }
 
     pub(super) async fn send(&self, method: Method, path: &str, body: Body) -> Result<Response<Incoming>> {
-        let stream = UnixStream::connect(&self.0)
+        let stream = UnixStream::connect(&self.socket)
             .await
-            .with_context(|| format!("connect to podman at {}", self.0.display()))?;
+            .with_context(|| format!("connect to podman at {}", self.socket.display()))?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
-            .with_context(|| format!("open an HTTP connection to podman at {}", self.0.display()))?;
+            .with_context(|| format!("open an HTTP connection to podman at {}", self.socket.display()))?;
         // The task ends with the request, or with the body of the answer.
         tokio::spawn(async move {
             if let Err(error) = connection.await {

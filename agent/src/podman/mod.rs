@@ -9,7 +9,7 @@ mod documents;
 mod http;
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -24,7 +24,7 @@ use tokio::time::sleep;
 
 pub(crate) use documents::ListedContainer;
 use documents::{Image, ListedVolume};
-use http::{ApiError, Socket, empty, encoded, read};
+use http::{ApiError, empty, encoded, read};
 
 /// Time for most requests, on a busy Raspberry Pi or an emulated machine.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
@@ -41,12 +41,12 @@ const CHUNK: usize = 256 << 10;
 /// ([`ApiError`]).
 #[derive(Debug, Clone)]
 pub(crate) struct Podman {
-    socket: Socket,
+    socket: PathBuf,
 }
 
 impl Podman {
     pub(crate) fn new(socket: &Path) -> Self {
-        Self { socket: Socket::new(socket) }
+        Self { socket: socket.to_owned() }
     }
 
     pub(crate) fn has_socket(&self) -> bool {
@@ -94,8 +94,7 @@ impl Podman {
             Ok::<_, std::io::Error>((count > 0).then(|| (Frame::data(chunk.freeze()), file)))
         });
         let body = BodyExt::boxed(StreamBody::new(chunks));
-        self.socket
-            .call(Method::POST, "/images/load", body, LOAD_TIMEOUT)
+        self.call(Method::POST, "/images/load", body, LOAD_TIMEOUT)
             .await
             .map(drop)
             .with_context(|| format!("load the image archive {}", archive.display()))
@@ -105,7 +104,7 @@ impl Podman {
     pub(crate) async fn pull(&self, reference: &str) -> Result<()> {
         let path = format!("/images/pull?reference={}", encoded(reference));
         let pulled = async {
-            let body = self.socket.call(Method::POST, &path, empty(), PULL_TIMEOUT).await?;
+            let body = self.call(Method::POST, &path, empty(), PULL_TIMEOUT).await?;
             let lines = body
                 .split(|byte| *byte == b'\n')
                 .filter_map(|line| serde_json::from_slice::<Value>(line).ok());
@@ -145,10 +144,7 @@ impl Podman {
     }
 
     async fn command(&self, id: &str, what: &str) -> Result<()> {
-        self.socket
-            .call(Method::POST, &format!("/containers/{id}/{what}"), empty(), REQUEST_TIMEOUT)
-            .await
-            .map(drop)
+        self.call(Method::POST, &format!("/containers/{id}/{what}"), empty(), REQUEST_TIMEOUT).await.map(drop)
     }
 
     /// Stops and deletes a container in one call: podman sends SIGTERM, and SIGKILL after [`STOP_SECONDS`]. It is no error if the
@@ -160,7 +156,7 @@ impl Podman {
         // that fails, since nothing would refer to its process any more.
         if container.state == "stopping" {
             let stop = format!("/containers/{id}/stop?timeout={STOP_SECONDS}");
-            let stopped = self.socket.call(Method::POST, &stop, empty(), limit).await;
+            let stopped = self.call(Method::POST, &stop, empty(), limit).await;
             found(stopped).with_context(|| format!("stop the container {id}"))?;
         }
         // `volumes=true` deletes the anonymous volumes of the image. The named volumes of a deployment stay.
@@ -192,7 +188,6 @@ impl Podman {
     pub(crate) async fn logs(&self, id: &str, lines: u32) -> Result<Vec<String>> {
         let path = format!("/containers/{id}/logs?stdout=true&stderr=true&tail={lines}");
         let raw = self
-            .socket
             .call(Method::GET, &path, empty(), REQUEST_TIMEOUT)
             .await
             .context("read the container's output")?;
@@ -204,8 +199,7 @@ impl Podman {
     pub(crate) async fn events(&self, label: &str, mut on_event: impl FnMut()) -> Result<()> {
         let filters = json!({ "type": ["container"], "label": [label] });
         let path = format!("/events?stream=true&filters={}", encoded(&filters.to_string()));
-        let response =
-            self.socket.send(Method::GET, &path, empty()).await.context("follow podman's events")?;
+        let response = self.send(Method::GET, &path, empty()).await.context("follow podman's events")?;
         let mut body = response.into_body();
         while let Some(frame) = body.frame().await {
             frame.context("follow podman's events")?;
@@ -216,16 +210,16 @@ impl Podman {
 
     /// Deletes an object. It is no error if the object does not exist.
     async fn delete(&self, path: &str, limit: Duration) -> Result<()> {
-        found(self.socket.call(Method::DELETE, path, empty(), limit).await).map(drop)
+        found(self.call(Method::DELETE, path, empty(), limit).await).map(drop)
     }
 
     async fn get<T: for<'de> Deserialize<'de>>(&self, path: &str) -> Result<T> {
-        read(&self.socket.call(Method::GET, path, empty(), REQUEST_TIMEOUT).await?)
+        read(&self.call(Method::GET, path, empty(), REQUEST_TIMEOUT).await?)
     }
 
     async fn post<T: for<'de> Deserialize<'de>>(&self, path: &str, body: &Value) -> Result<T> {
         let body = Full::from(body.to_string()).map_err(|never| match never {}).boxed();
-        read(&self.socket.call(Method::POST, path, body, REQUEST_TIMEOUT).await?)
+        read(&self.call(Method::POST, path, body, REQUEST_TIMEOUT).await?)
     }
 }
 

@@ -19,13 +19,13 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::config::Config;
 use crate::desired::Change;
-use crate::device_state::{self, DeviceState, Events, short_id};
+use crate::device_state::{self, DeviceState, short_id};
 use crate::host::DeviceIdentity;
 use crate::images::Images;
 use crate::plan::{self, ManagedDeployment};
 use crate::podman::{ListedContainer, Podman};
 use crate::progress::{Loop, Progress};
-use crate::store::{LoadOutcome, Store};
+use crate::store::Store;
 use state::State;
 
 /// Time between passes without any sign of a change.
@@ -72,17 +72,20 @@ impl Reconciler {
         progress: Arc<Progress>,
     ) -> Self {
         let store = Store::new(&config.agent.state_directory, &config.agent.device_id);
-        let LoadOutcome { desired, problem } = store.load();
-        let mut events = Events::default();
-        if let Some(problem) = problem {
-            events.push(&format!("{problem}; the desired state will be read from the bus"));
+        let mut state = State::default();
+        match store.load() {
+            Ok(None) => {}
+            Ok(Some(desired)) => {
+                let (count, revision) = (desired.deployments.len(), desired.revision);
+                state
+                    .events
+                    .push(&format!("loaded {count} deployments from disk, up to revision {revision}"));
+                (state.desired, state.known) = (desired, true);
+            }
+            Err(problem) => {
+                state.events.push(&format!("{problem}; the desired state will be read from the bus"));
+            }
         }
-        if let Some(desired) = &desired {
-            let (count, revision) = (desired.deployments.len(), desired.revision);
-            events.push(&format!("loaded {count} deployments from disk, up to revision {revision}"));
-        }
-        let known = desired.is_some();
-        let state = State { desired: desired.unwrap_or_default(), known, events, ..State::default() };
         let wake = Arc::new(Notify::new());
         let podman = Podman::new(&config.podman.socket);
         let images = Images::new(config, podman.clone(), store.clone(), Arc::clone(&wake));

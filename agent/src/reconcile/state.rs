@@ -26,7 +26,7 @@ pub(super) struct State {
     pub(super) lines: BTreeMap<String, DeploymentStatus>,
     /// The time of the next pass, if a deployment needs one.
     pub(super) due: Option<Instant>,
-    pub(super) backoffs: HashMap<String, Backoff>,
+    backoffs: HashMap<String, Backoff>,
 }
 
 impl State {

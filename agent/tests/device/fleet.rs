@@ -17,6 +17,15 @@ pub(crate) struct Broker {
     pub(crate) port: u16,
 }
 
+/// Waits until `holds` is true.
+pub(crate) async fn wait_until(what: &str, holds: impl Fn() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < deadline, "timed out: {what}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
 /// The fleet's connection.
 pub(crate) struct Fleet {
     pub(crate) client: Client,

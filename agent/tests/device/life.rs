@@ -7,8 +7,8 @@ use agent_protocol::deployment::{ContainerSpec, Volume};
 use agent_protocol::{ErrorCode, Phase, Reply};
 
 use crate::device::{Device, document, generation, spec};
-use crate::fleet::PATIENCE;
-use crate::pod::{self, IMAGE, Pod};
+use crate::fleet::wait_until;
+use crate::pod::{self, IMAGE};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn create_change_delete_and_purge() {
@@ -77,25 +77,12 @@ async fn a_container_left_in_the_middle_of_a_stop_is_ended() {
     device.fleet.line("web", revision, Phase::Running).await;
     let process = PathBuf::from(format!("/proc/{}", device.pod.containers()[0]["Pid"]));
     device.fleet.delete("web").await;
-    let deadline = Instant::now() + PATIENCE;
-    while device.pod.containers()[0]["State"] != "stopping" {
-        assert!(Instant::now() < deadline && process.exists(), "{:?}", device.pod.containers());
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    wait_until("stopping", || device.pod.containers()[0]["State"] == "stopping").await;
     device.pod.stop_service();
     assert!(process.exists());
     device.pod.start_service();
     device.fleet.line("web", revision + 1, Phase::Removed).await;
     assert!(!process.exists(), "podman has forgotten the container, but its process still runs");
-}
-
-/// Waits until the agent has reverted a change.
-async fn wait_until(pod: &Pod, change: &str, reverted: impl Fn() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !reverted() {
-        assert!(Instant::now() < deadline, "{change}: the change stays: {:?}", pod.containers());
-        tokio::time::sleep(Duration::from_millis(200)).await;
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -122,11 +109,11 @@ async fn changes_by_others_are_reverted() {
         let before = ids();
         pod.meddle(&[arguments, &[before[0].as_str()]].concat());
         let replaced = if what == "removed" { before } else { Vec::new() };
-        wait_until(pod, what, || ids().len() == 1 && ids() != replaced).await;
+        wait_until(what, || ids().len() == 1 && ids() != replaced).await;
     }
     let id = ids()[0].clone();
     pod.podman(&["rename", &id, "mine-now"]);
-    wait_until(pod, "renamed", || {
+    wait_until("renamed", || {
         pod.podman(&["inspect", "--format", "{{.Name}}", &id]).trim() == "iot-drift.web"
     })
     .await;
@@ -138,7 +125,7 @@ async fn changes_by_others_are_reverted() {
     ]);
     let twin: Vec<&str> = run.into_iter().chain(labels.split_whitespace()).chain([IMAGE]).collect();
     pod.podman(&twin);
-    wait_until(pod, "duplicated", || pod.containers().len() == 2).await;
+    wait_until("duplicated", || pod.containers().len() == 2).await;
     assert!(
         pod.podman(&["ps", "--quiet", "--no-trunc"]).contains(foreign.trim()),
         "the foreign container still runs"
@@ -165,11 +152,7 @@ async fn without_a_bus_the_state_on_disk_is_run() {
     // Like a power cut, and the containers are gone as well.
     device.pod.podman(&["rm", "--force", "--all", "--time", "0"]);
     device.up();
-    let deadline = Instant::now() + PATIENCE;
-    while device.pod.running("web").len() != 1 {
-        assert!(Instant::now() < deadline, "the deployment on disk is not started");
-        tokio::time::sleep(Duration::from_millis(200)).await;
-    }
+    wait_until("the deployment on disk", || device.pod.running("web").len() == 1).await;
     let status = iot_agent::status_report::describe(&device.home.path().join("status.json")).unwrap();
     assert!(!status.1 && status.0.contains("bus: not connected"), "{}", status.0);
     let before = device.pod.running("web");

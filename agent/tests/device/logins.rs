@@ -3,9 +3,8 @@
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
-use crate::fleet::{Agent, Broker, Fleet, PATIENCE, users};
+use crate::fleet::{Agent, Broker, Fleet, users, wait_until};
 use async_nats::ConnectOptions;
 use nkeys::KeyPair;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, date_time_ymd};
@@ -172,11 +171,7 @@ fn certificates(directory: &Path, from: i32) -> String {
 }
 
 async fn logged(agent: &Agent, words: &str) {
-    let deadline = Instant::now() + PATIENCE;
-    while !agent.log().contains(words) {
-        assert!(Instant::now() < deadline, "the log does not contain {words:?}");
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
+    wait_until(words, || agent.log().contains(words)).await;
 }
 
 /// To a device whose clock is in the past, the certificate is not valid yet. Once it is valid, the device connects.
