@@ -52,8 +52,8 @@ impl Backoff {
         self.pause_after_attempt(now);
     }
 
-    /// Notes a start of the container. The pause before the next start counts from here, so that a container that runs longer
-    /// than the pause is restarted at once.
+    /// Notes a start of the container. The pause before the next start counts from here, so that a container
+    /// that runs longer than the pause is restarted at once.
     pub(crate) fn started(&mut self, now: Instant, restart: bool) {
         self.restarts += u32::from(restart);
         self.pause_after_attempt(now);

@@ -1,6 +1,6 @@
-//! The client of the fleet bus: connects, and then reports statuses, watches the desired state and answers commands until the
-//! connection ends. The next connection starts from scratch, so that nothing stale is carried over. (Before async-nats gives a
-//! connection up, it tries each server once more in the background.)
+//! The client of the fleet bus: connects, and then reports statuses, watches the desired state and answers
+//! commands until the connection ends. The next connection starts from scratch, so that nothing stale is
+//! carried over. (Before async-nats gives a connection up, it tries each server once more in the background.)
 
 use std::hash::{BuildHasher as _, RandomState};
 use std::sync::Arc;
@@ -24,7 +24,8 @@ use crate::progress::{Loop, Progress};
 use crate::rate_limiter::RateLimiter;
 use crate::status_report::StatusReporter;
 
-/// The longest pause between two attempts to connect. It is short, since a broker that restarts refuses connections meanwhile.
+/// The longest pause between two attempts to connect. It is short, since a broker that restarts refuses
+/// connections meanwhile.
 const MAX_RECONNECT_PAUSE: Duration = Duration::from_secs(2);
 /// Time for TCP, TLS and login with one server.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -32,8 +33,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const CONNECT_ALL_TIMEOUT: Duration = Duration::from_secs(120);
 /// After a connection of this length, the pauses start from the shortest one again.
 const STABLE_AFTER: Duration = Duration::from_secs(10);
-/// Interval of pings to the broker; two without an answer end the connection. With async-nats' default of 60 s, a device whose
-/// mobile link has dropped the flow would be deaf for three minutes.
+/// Interval of pings to the broker; two without an answer end the connection. With async-nats' default of 60
+/// s, a device whose mobile link has dropped the flow would be deaf for three minutes.
 const PING_INTERVAL: Duration = Duration::from_secs(10);
 /// Consecutive statuses whose storing timed out, after which the connection is given up too.
 const MAX_LOST_PUTS: u32 = 3;
@@ -218,8 +219,8 @@ impl Bus {
         Ok(revision)
     }
 
-    /// Passes the desired state to the reconciler: a snapshot, then each change. Begins again with a snapshot at each
-    /// [`RESYNC_INTERVAL`] and after each error. Returns why it cannot go on.
+    /// Passes the desired state to the reconciler: a snapshot, then each change. Begins again with a snapshot
+    /// at each [`RESYNC_INTERVAL`] and after each error. Returns why it cannot go on.
     async fn watch_desired(&self, client: &Client) -> String {
         let prefix = format!("$KV.{DESIRED_BUCKET}.{}", desired_key(&self.config.agent.device_id, ""));
         loop {
@@ -320,14 +321,14 @@ fn describe_connect_error(error: &anyhow::Error) -> String {
     text
 }
 
-/// Doubles from a quarter of a second up to [`MAX_RECONNECT_PAUSE`], minus up to half at random, so that a fleet does not
-/// reconnect all at once after a restart of the broker.
+/// Doubles from a quarter of a second up to [`MAX_RECONNECT_PAUSE`], minus up to half at random, so that a
+/// fleet does not reconnect all at once after a restart of the broker.
 fn reconnect_pause(attempts: u32) -> Duration {
     let full = Duration::from_millis(250 << attempts.min(6)).min(MAX_RECONNECT_PAUSE);
     full - jitter(full / 2)
 }
 
-/// A random duration up to `max`. The standard library keys each RandomState at random, so that no generator is needed.
+/// A random duration up to `max`. The standard library keys each RandomState at random.
 fn jitter(max: Duration) -> Duration {
     let random = RandomState::new().hash_one(()) as u32;
     max.mul_f64(f64::from(random) / f64::from(u32::MAX))

@@ -1,4 +1,5 @@
-//! Answers commands, each in a task of its own, so that a slow command does not delay a ping. The number of tasks is limited.
+//! Answers commands, each in a task of its own, so that a slow command does not delay a ping. The number of
+//! tasks is limited.
 
 use std::sync::Arc;
 

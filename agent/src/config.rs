@@ -2,11 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
+use agent_protocol::is_name;
 use anyhow::{Context, Result, anyhow, ensure};
 use serde::Deserialize;
 
 use crate::credentials::Credentials;
-use agent_protocol::is_name;
 
 /// A checked configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -81,7 +81,7 @@ fn default_state_directory() -> PathBuf {
 }
 
 impl Config {
-    /// Reads and checks the file at `path`. Also checks that its secrets exist and that only their owner can read them.
+    /// Reads and checks the file at `path`, and checks that only their owner can read its secrets.
     ///
     /// # Errors
     /// Names the file and the first table or key that is wrong.

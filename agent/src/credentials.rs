@@ -1,5 +1,5 @@
-//! The logins to the bus, by `[credentials] type`. Secret files must be readable by their owner alone. They are read again at
-//! each connection, so that they can be changed while the agent runs.
+//! The logins to the bus, by `[credentials] type`. Secret files must be readable by their owner alone. They
+//! are read again at each connection, so that they can be changed while the agent runs.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -104,8 +104,8 @@ fn secret(path: &Path) -> Result<String> {
     Ok(text.to_owned())
 }
 
-/// Only the owner may read a secret. A credential that systemd passes in is in a protected directory; its mode may show group
-/// permissions that stand for an access control list (systemd.exec(5), LoadCredential=).
+/// Only the owner may read a secret. A credential that systemd passes in is in a protected directory; its
+/// mode may show group permissions that stand for an access control list (systemd.exec(5), LoadCredential=).
 fn check_mode(path: &Path) -> Result<()> {
     let from_systemd = std::env::var_os("CREDENTIALS_DIRECTORY").is_some_and(|own| path.starts_with(own));
     let metadata =

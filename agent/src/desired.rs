@@ -1,5 +1,5 @@
-//! The desired state of this device as far as the agent knows it: pure. [`crate::store`] keeps it on disk, so that a device
-//! that boots without a bus knows what to run.
+//! The desired state of this device as far as the agent knows it: pure. [`crate::store`] keeps it on disk, so
+//! that a device that boots without a bus knows what to run.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -53,8 +53,8 @@ pub(crate) struct Applied {
     pub(crate) container: String,
     /// The boot in which the container was started last.
     pub(crate) boot_id: String,
-    /// The container was seen to have ended as its restart policy allows. If it ran in an earlier boot and this is false, a
-    /// power cut ended it, whatever exit code podman shows (5.x: 0).
+    /// The container was seen to have ended as its restart policy allows. If it ran in an earlier boot and
+    /// this is false, a power cut ended it, whatever exit code podman shows (5.x: 0).
     pub(crate) completed: bool,
 }
 
@@ -123,7 +123,7 @@ fn entries_with_targets<'de, D: Deserializer<'de>>(
 }
 
 impl Desired {
-    /// Applies a change and returns whether anything is new. A document is parsed, checked and hashed here, once.
+    /// Applies a change and returns whether anything is new. Documents are parsed and hashed only here.
     pub(crate) fn take(&mut self, change: Change) -> bool {
         match change {
             Change::Update(update) => self.update(update),
@@ -140,7 +140,7 @@ impl Desired {
         true
     }
 
-    /// A snapshot replaces the state even if its revisions are lower, since the bucket may have been created again.
+    /// A snapshot replaces the state even if its revisions are lower, since the bucket may be a new one.
     fn replace(&mut self, updates: Vec<Update>) -> bool {
         let before = self.clone();
         self.revision = updates.iter().map(|update| update.revision).max().unwrap_or(0);

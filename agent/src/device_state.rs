@@ -11,7 +11,8 @@ use crate::desired::{Desired, Target};
 use crate::host::uptime_seconds;
 use crate::plan::{self, ManagedDeployment};
 
-/// The part of the status that the reconciler knows. The fields are those of [`agent_protocol::DeviceStatus`].
+/// The part of the status that the reconciler knows. The fields are those of
+/// [`agent_protocol::DeviceStatus`].
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct DeviceState {
     pub(crate) desired_revision: u64,
@@ -79,7 +80,8 @@ pub(crate) struct Events {
 }
 
 impl Events {
-    /// Adds an event and logs it. A repeated event replaces its earlier occurrence, and is logged once if nothing came between.
+    /// Adds an event and logs it. A repeated event replaces its earlier occurrence, and is logged once if
+    /// nothing came between.
     pub(crate) fn push(&mut self, what: &str) {
         self.count += 1;
         let repeats = self.ring.back().is_some_and(|last| last.what == shortened(what));

@@ -5,13 +5,15 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
-/// Replaces `path` atomically: writes a file beside it and renames that file (rename(2)). Only the owner can read the result.
+/// Replaces `path` atomically: writes a file beside it and renames that file (rename(2)). Only the owner can
+/// read the result.
 pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let (beside, _) = write_beside(path, bytes)?;
     fs::rename(beside, path)
 }
 
-/// Like [`replace`], and the new content is on disk when this returns. A power cut leaves the old content or the new one.
+/// Like [`replace`], and the new content is on disk when this returns. A power cut leaves the old content or
+/// the new one.
 pub(crate) fn replace_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let (beside, file) = write_beside(path, bytes)?;
     file.sync_all()?;
@@ -26,7 +28,7 @@ fn write_beside(path: &Path, bytes: &[u8]) -> io::Result<(PathBuf, File)> {
     Ok((beside, file))
 }
 
-/// Syncs the directory that holds `path`. Without it, a new or renamed file may be lost in a power cut (fsync(2)).
+/// Syncs the directory that holds `path`. Otherwise a power cut may lose a new file (fsync(2)).
 pub(crate) fn sync_parent(path: &Path) -> io::Result<()> {
     path.parent().map_or(Ok(()), |directory| File::open(directory)?.sync_all())
 }

@@ -1,11 +1,12 @@
-//! Facts about the device. All but the uptime and the footprint are read once, since they do not change while a process runs.
+//! Facts about the device. All but the uptime and the footprint are read once, since they do not change while
+//! a process runs.
 
 use std::path::Path;
 
+use agent_protocol::{DeviceStatus, Footprint, OsRelease, STATUS_SCHEMA};
 use anyhow::{Context, Result};
 
 use crate::digest;
-use agent_protocol::{DeviceStatus, Footprint, OsRelease, STATUS_SCHEMA};
 
 /// The names of this device and of its current boot.
 #[derive(Debug, Clone)]
@@ -51,7 +52,7 @@ pub(crate) fn footprint() -> Result<Footprint> {
     )
 }
 
-/// In proc_pid_stat(5), utime, stime and starttime are the fields 14, 15 and 22. The second field ends at the last `)`.
+/// In proc_pid_stat(5), utime, stime and starttime are the fields 14, 15 and 22. The second one ends at the last `)`.
 fn parse_footprint(stat: &str, status: &str, uptime: &str, ticks: u64) -> Result<Footprint> {
     let fields: Vec<&str> =
         stat.rsplit_once(") ").context("/proc/self/stat has no name")?.1.split(' ').collect();

@@ -1,8 +1,9 @@
-//! Downloads the images of deployments in the background, from an archive on the device or from the registry. A slow download
-//! does not delay other deployments.
+//! Downloads the images of deployments in the background, from an archive on the device or from the registry.
+//! A slow download does not delay other deployments.
 //!
-//! Podman does not sync the images that it unpacks. A marker file on disk therefore covers each download until the image is
-//! synced. If a marker is left after a power cut, the agent deletes the image and downloads it again.
+//! Podman does not sync the images that it unpacks. A marker file on disk therefore covers each download
+//! until the image is synced. If a marker is left after a power cut, the agent deletes the image and
+//! downloads it again.
 
 use std::collections::HashMap;
 use std::fs::{self, File};

@@ -1,8 +1,8 @@
 //! The device agent of the fleet.
 //!
-//! The agent runs the deployments that the fleet desires ([`agent_protocol::DESIRED_BUCKET`]) as podman containers, restores
-//! them after a power cut, reports the device's state to [`agent_protocol::STATUS_BUCKET`] and answers requests on
-//! [`agent_protocol::command_subject`].
+//! The agent runs the deployments that the fleet desires ([`agent_protocol::DESIRED_BUCKET`]) as podman
+//! containers, restores them after a power cut, reports the device's state to
+//! [`agent_protocol::STATUS_BUCKET`] and answers requests on [`agent_protocol::command_subject`].
 //!
 //! Modules in reading order:
 //!

@@ -1,5 +1,5 @@
-//! The next step for one deployment, computed from the desired state and from podman's containers: pure. There is one step at a
-//! time, and it may start from any state.
+//! The next step for one deployment, computed from the desired state and from podman's containers: pure.
+//! There is one step at a time, and it may start from any state.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use crate::desired::{Applied, DesiredEntry, Target};
 use crate::host::DeviceIdentity;
 use crate::podman::ListedContainer;
 
-/// Label with the device id on everything that this agent creates. The agent never touches objects without it.
+/// Label with the device id on everything that this agent creates. It never touches other objects.
 pub(crate) const DEVICE_LABEL: &str = "io.iot-agent.device";
 pub(crate) const DEPLOYMENT_LABEL: &str = "io.iot-agent.deployment";
 /// Label with the digest of the document.
@@ -64,8 +64,8 @@ pub(crate) enum Step {
     Gone,
 }
 
-/// The name of a deployment's container. No part contains a `.`. The device id avoids conflicts with the containers on a card
-/// from another device, or from before the device was renamed.
+/// The name of a deployment's container. No part contains a `.`. The device id avoids conflicts with the
+/// containers on a card from another device, or from before the device was renamed.
 pub(crate) fn container_name(device_id: &str, deployment: &str) -> String {
     format!("iot-{device_id}.{deployment}")
 }
@@ -151,7 +151,8 @@ fn ids<'a>(containers: impl Iterator<Item = &'a ListedContainer>) -> Vec<String>
     containers.map(|container| container.id.clone()).collect()
 }
 
-/// libpod's SpecGenerator for a deployment's container. The agent restarts it, since podman's own restarts have no pause.
+/// libpod's SpecGenerator for a deployment's container. The agent restarts it, since podman's own restarts
+/// have no pause.
 pub(crate) fn spec_generator(device_id: &str, name: &str, digest: &str, spec: &ContainerSpec) -> Value {
     let mut labels = labels(device_id, name);
     labels.insert(DIGEST_LABEL.to_owned(), digest.to_owned());

@@ -1,12 +1,13 @@
-//! The watchdog: the agent reports to systemd that it is alive (sd_notify(3), WATCHDOG=1) only while each of its loops makes
-//! progress. If a loop hangs, systemd restarts the agent.
+//! The watchdog: the agent reports to systemd that it is alive (sd_notify(3), WATCHDOG=1) only while each of
+//! its loops makes progress. If a loop hangs, systemd restarts the agent.
 
 use std::sync::Mutex;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Upper bound for one iteration of a loop. The slowest ones stop a stubborn container or send a status over a slow line.
+/// Upper bound for one iteration of a loop. The slowest ones stop a stubborn container or send a status over
+/// a slow line.
 const MAX_LOOP_TIME: Duration = Duration::from_secs(180);
 
 /// The time of each loop's last iteration.
@@ -45,7 +46,7 @@ impl Progress {
     }
 }
 
-/// Notifies systemd three times per watchdog interval while no loop hangs. Never returns, not even without a watchdog.
+/// Notifies systemd three times per watchdog interval while no loop hangs. Never returns.
 pub(crate) async fn watchdog(progress: &Progress) {
     let Some(limit) = sd_notify::watchdog_enabled() else { return std::future::pending().await };
     let mut warned = false;

@@ -1,5 +1,5 @@
-//! Limits how often a status is sent: a short burst, so that changes are reported at once, and at most 30 in any minute. The
-//! algorithm is the generic cell rate algorithm (ITU-T I.371).
+//! Limits how often a status is sent: a short burst, so that changes are reported at once, and at most 30 in
+//! any minute. The algorithm is the generic cell rate algorithm (ITU-T I.371).
 
 use std::time::Duration;
 

@@ -1,4 +1,5 @@
-//! Runs the reconciler, the bus client, the local status and the watchdog until SIGTERM or SIGINT. Containers outlive the agent.
+//! Runs the reconciler, the bus client, the local status and the watchdog until SIGTERM or SIGINT. Containers
+//! outlive the agent.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,8 +27,8 @@ const CHANGE_QUEUE_LENGTH: usize = 256;
 /// Runs until SIGTERM or SIGINT.
 ///
 /// # Errors
-/// Only for failures that no retry can repair: the host cannot be read, or systemd cannot be notified. If the bus or podman is
-/// away, slow or refuses a request, the agent logs that and keeps trying.
+/// Only for failures that no retry can repair: the host cannot be read, or systemd cannot be notified. If the
+/// bus or podman is away, slow or refuses a request, the agent logs that and keeps trying.
 pub async fn run(config: Config) -> Result<()> {
     let status = host::read_status(&config.agent.device_id).context("read the facts about this device")?;
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;

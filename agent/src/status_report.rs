@@ -5,13 +5,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use agent_protocol::DeviceStatus;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::device_state::{Connection, DeviceState};
 use crate::files;
 use crate::host::{footprint, uptime_seconds};
-use agent_protocol::DeviceStatus;
 
 /// Writes this process' statuses and numbers them.
 #[derive(Debug, Clone)]
@@ -54,7 +54,7 @@ impl StatusReporter {
             .map(|(status, _)| status)
     }
 
-    /// The document of the next status in at most `max_bytes`. Deployments that do not fit are omitted and counted.
+    /// The next status in at most `max_bytes`. Deployments that do not fit are omitted and counted.
     pub(crate) fn write(&self, device_state: &DeviceState, max_bytes: usize) -> Result<Vec<u8>> {
         let status = self.status(device_state, self.sequence.fetch_add(1, Ordering::Relaxed) + 1)?;
         fit(status, max_bytes).map(|(_, document)| document)

@@ -1,5 +1,5 @@
-//! The desired state on disk. A power cut at any moment leaves the old file or the new one. The first line contains the format,
-//! the device and a digest, so that the agent notices data that a failing card has corrupted.
+//! The desired state on disk. A power cut at any moment leaves the old file or the new one. The first line
+//! contains the format, the device and a digest, so that the agent notices corrupted data.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -31,8 +31,9 @@ impl Store {
         self.directory.join("state")
     }
 
-    /// Reads the state. A file that is truncated, corrupt, of another format or unreadable is renamed to `state.corrupt`, which
-    /// replaces an earlier one. If the renaming fails, the file stays until the next [`Store::save`] replaces it.
+    /// Reads the state. A file that is truncated, corrupt, of another format or unreadable is renamed to
+    /// `state.corrupt`, which replaces an earlier one. If the renaming fails, the file stays until the next
+    /// [`Store::save`] replaces it.
     ///
     /// # Errors
     /// Why the file was not usable, and its new path.
@@ -60,8 +61,8 @@ impl Store {
             .with_context(|| format!("write the desired state to {}", path.display()))
     }
 
-    /// Writes the cached data of the state's file system to disk (syncfs(2)), since podman does not sync the images that it
-    /// unpacks. This takes long on a slow or busy card.
+    /// Writes the cached data of the state's file system to disk (syncfs(2)), since podman does not sync the
+    /// images that it unpacks. This takes long on a slow or busy card.
     pub(crate) fn sync_file_system(&self) -> Result<()> {
         let directory =
             File::open(&self.directory).with_context(|| format!("open {}", self.directory.display()))?;

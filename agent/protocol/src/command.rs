@@ -9,8 +9,8 @@ pub const COMMANDS: [&str; 3] = ["ping", "status", "logs"];
 
 /// Upper bound for the lines in a reply to `logs`.
 pub const MAX_LOG_LINES: u32 = 500;
-/// Upper bound for the JSON of log lines or of a status in a reply, so that it fits into a message (by default, nats-server
-/// allows 1 MiB).
+/// Upper bound for the JSON of log lines or of a status in a reply, so that it fits into a message (by
+/// default, nats-server allows 1 MiB).
 pub const MAX_REPLY_BYTES: usize = 256 << 10;
 
 /// The subject of a command, for example `device-commands.pi-7.ping`.

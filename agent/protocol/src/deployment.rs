@@ -46,8 +46,8 @@ pub struct ContainerSpec {
     pub env: BTreeMap<String, String>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ports: Vec<Port>,
-    /// Named volumes of this deployment. Paths of the device cannot be mounted, so that write access to the bus gives no access to
-    /// the device's file system.
+    /// Named volumes of this deployment. Paths of the device cannot be mounted, so that write access to the
+    /// bus gives no access to the device's file system.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub volumes: Vec<Volume>,
     #[serde(default)]
@@ -127,7 +127,7 @@ impl Limits {
     }
 }
 
-/// Why a document cannot be run. Only the fleet can correct that, so the agent reports it and does not try again.
+/// Why a document cannot be run. Only the fleet can correct that, so there is no other attempt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal(pub String);
 

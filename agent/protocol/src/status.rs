@@ -78,7 +78,7 @@ pub struct DeploymentStatus {
     pub container: Option<ObservedContainer>,
     /// The latest error; cleared once the deployment is as desired.
     pub last_error: Option<String>,
-    /// How often the agent has restarted the container, counted from the document's change or the agent's start.
+    /// How often the agent has restarted the container since the document's change or the agent's start.
     pub restarts: u32,
 }
 

@@ -1,9 +1,9 @@
-//! A client of podman's own REST API (libpod's) on a Unix socket. Containers outlive the agent, and the agent needs no permission
-//! to create containers itself.
+//! A client of podman's own REST API (libpod's) on a Unix socket. Containers outlive the agent, and the agent
+//! needs no permission to create containers itself.
 //!
-//! The client is written by hand. bollard implements Docker's API, whose closed lists of states do not contain all of podman's, so
-//! that one container can make a whole listing unreadable; podman-api has had no release since 2022. [`http`] sends the requests,
-//! and [`documents`] has the fields that the agent reads.
+//! The client is written by hand. bollard implements Docker's API, whose closed lists of states do not
+//! contain all of podman's, so that one container can make a whole listing unreadable; podman-api has had no
+//! release since 2022. [`http`] sends the requests, and [`documents`] has the fields that the agent reads.
 
 mod documents;
 mod http;
@@ -37,8 +37,8 @@ const SOCKET_POLL_INTERVAL: Duration = Duration::from_millis(100);
 const STOP_SECONDS: u64 = 10;
 const CHUNK: usize = 256 << 10;
 
-/// Each call uses a connection of its own. It fails if podman cannot be reached, does not answer in time, or refuses the request
-/// ([`ApiError`]).
+/// Each call uses a connection of its own. It fails if podman cannot be reached, does not answer in time, or
+/// refuses the request ([`ApiError`]).
 #[derive(Debug, Clone)]
 pub(crate) struct Podman {
     socket: PathBuf,
@@ -147,13 +147,13 @@ impl Podman {
         self.call(Method::POST, &format!("/containers/{id}/{what}"), empty(), REQUEST_TIMEOUT).await.map(drop)
     }
 
-    /// Stops and deletes a container in one call: podman sends SIGTERM, and SIGKILL after [`STOP_SECONDS`]. It is no error if the
-    /// container does not exist.
+    /// Stops and deletes a container in one call: podman sends SIGTERM, and SIGKILL after [`STOP_SECONDS`].
+    /// It is no error if the container does not exist.
     pub(crate) async fn remove(&self, container: &ListedContainer) -> Result<()> {
         let (id, limit) = (&container.id, REQUEST_TIMEOUT + Duration::from_secs(STOP_SECONDS));
-        // If podman ends while it stops a container, the container keeps running in the state `stopping`. Before 4.4, podman
-        // deletes such a container without ending its process (podman#17040). So it is stopped first, and is not deleted if
-        // that fails, since nothing would refer to its process any more.
+        // If podman ends while it stops a container, the container keeps running in the state `stopping`.
+        // Before 4.4, podman deletes such a container without ending its process (podman#17040). So it is
+        // stopped first, and is not deleted if that fails, since nothing would refer to its process any more.
         if container.state == "stopping" {
             let stop = format!("/containers/{id}/stop?timeout={STOP_SECONDS}");
             let stopped = self.call(Method::POST, &stop, empty(), limit).await;
@@ -194,8 +194,9 @@ impl Podman {
         Ok(log_lines(&raw))
     }
 
-    /// Calls `on_event` for each event of a container with this label, until podman ends the stream. The open connection keeps
-    /// podman's service running, which otherwise ends after a while and starts again for the next request.
+    /// Calls `on_event` for each event of a container with this label, until podman ends the stream. The open
+    /// connection keeps podman's service running, which otherwise ends after a while and starts again for the
+    /// next request.
     pub(crate) async fn events(&self, label: &str, mut on_event: impl FnMut()) -> Result<()> {
         let filters = json!({ "type": ["container"], "label": [label] });
         let path = format!("/events?stream=true&filters={}", encoded(&filters.to_string()));
@@ -234,8 +235,8 @@ fn found<T>(answer: Result<T>) -> Result<Option<T>> {
     }
 }
 
-/// Splits the output, which is in Docker's attach format: frames with the stream's number, three zeros, a big-endian length and
-/// that many bytes.
+/// Splits the output, which is in Docker's attach format: frames with the stream's number, three zeros, a
+/// big-endian length and that many bytes.
 fn log_lines(mut raw: &[u8]) -> Vec<String> {
     let mut text = HashMap::<u8, Vec<u8>>::new();
     let mut lines = Vec::new();

@@ -1,6 +1,7 @@
-//! The reconciler: a loop that observes podman's containers, compares them with the desired state, and acts. It runs on every
-//! change, on every event of podman, and at least every [`POLL_INTERVAL`]. It keeps no picture of the containers: each pass begins
-//! with podman's own listing. `steps` carries out the steps for one deployment, `state` is the state between two steps.
+//! The reconciler: a loop that observes podman's containers, compares them with the desired state, and acts.
+//! It runs on every change, on every event of podman, and at least every [`POLL_INTERVAL`]. It keeps no
+//! picture of the containers: each pass begins with podman's own listing. `steps` carries out the steps for
+//! one deployment, `state` is the state between two steps.
 
 mod state;
 mod steps;
@@ -32,12 +33,13 @@ use state::State;
 const POLL_INTERVAL: Duration = Duration::from_secs(30);
 /// The longest pause after podman could not be reached.
 const MAX_PODMAN_PAUSE: Duration = Duration::from_secs(5);
-/// The first pause after podman could not be reached. If there is no socket yet, its appearance ends the pause.
+/// The first pause after podman could not be reached. If there is no socket yet, its appearance ends the
+/// pause.
 const MIN_PODMAN_PAUSE: Duration = Duration::from_millis(500);
 /// Steps for one deployment in one pass; more than the longest sensible sequence.
 const MAX_STEPS: usize = 6;
-/// Deployments that are processed in parallel: one per processor, since starting a container keeps one busy, and at least two,
-/// so that a container that is slow to stop does not delay all others.
+/// Deployments that are processed in parallel: one per processor, since starting a container keeps one busy,
+/// and at least two, so that a container that is slow to stop does not delay all others.
 const PARALLEL_DEPLOYMENTS: std::ops::RangeInclusive<usize> = 2..=4;
 /// Removals start this much earlier than the other deployments, which may need their ports.
 const REMOVAL_HEAD_START: Duration = Duration::from_secs(2);
@@ -55,7 +57,8 @@ pub(crate) struct Reconciler {
     /// Held while the store writes, so that an older state never overwrites a newer one.
     saving: tokio::sync::Mutex<()>,
     images: tokio::sync::Mutex<Images>,
-    /// Held from listing volumes to creating or deleting one, since podman's listing fails if a volume disappears meanwhile.
+    /// Held from listing volumes to creating or deleting one, since podman's listing fails if a volume
+    /// disappears meanwhile.
     volumes: tokio::sync::Mutex<()>,
     state: Mutex<State>,
     device_state: watch::Sender<DeviceState>,
@@ -145,8 +148,8 @@ impl Reconciler {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes this change and those that wait behind it, and saves them before the agent acts on them. If the disk cannot be
-    /// written, an event says so, and the agent acts on them nevertheless.
+    /// Takes this change and those that wait behind it, and saves them before the agent acts on them. If the
+    /// disk cannot be written, an event says so, and the agent acts on them nevertheless.
     async fn take(&self, change: Change, changes: &mut mpsc::Receiver<Change>) {
         let mut next = Some(change);
         while let Some(change) = next {
@@ -158,7 +161,8 @@ impl Reconciler {
         self.save().await;
     }
 
-    /// Saves the desired state in a thread of its own, so that a slow card does not delay the bus and the watchdog.
+    /// Saves the desired state in a thread of its own, so that a slow card does not delay the bus and the
+    /// watchdog.
     async fn save(&self) {
         let _guard = self.saving.lock().await;
         let desired = {
@@ -220,8 +224,8 @@ impl Reconciler {
         outcome
     }
 
-    /// Processes the jobs, several in parallel. A failure does not stop the other jobs. `begun` is the start of the pass; a slow
-    /// pass publishes the state after each job.
+    /// Processes the jobs, several in parallel. A failure does not stop the other jobs. `begun` is the start
+    /// of the pass; a slow pass publishes the state after each job.
     async fn work_on(&self, jobs: impl IntoIterator<Item = Job>, begun: Instant) -> Result<()> {
         let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
         let parallel = processors.clamp(*PARALLEL_DEPLOYMENTS.start(), *PARALLEL_DEPLOYMENTS.end());
@@ -306,7 +310,8 @@ impl Reconciler {
     }
 }
 
-/// The pause after podman could not be reached: doubled with each earlier failure, up to [`MAX_PODMAN_PAUSE`].
+/// The pause after podman could not be reached: doubled with each earlier failure, up to
+/// [`MAX_PODMAN_PAUSE`].
 fn podman_pause(earlier_failures: u32) -> Duration {
     MIN_PODMAN_PAUSE.saturating_mul(1 << earlier_failures.min(8)).min(MAX_PODMAN_PAUSE)
 }

@@ -1,5 +1,5 @@
-//! The reconciler's state between two steps. It is behind a lock, since several deployments are processed in parallel. Nobody
-//! holds that lock while waiting.
+//! The reconciler's state between two steps. It is behind a lock, since several deployments are processed in
+//! parallel. Nobody holds that lock while waiting.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
@@ -19,7 +19,7 @@ pub(super) struct State {
     pub(super) desired: Desired,
     /// `desired` has changes that are not on disk yet.
     pub(super) unsaved: bool,
-    /// The desired state has been read from the disk or from the bus. Until then no container counts as an orphan.
+    /// The desired state has been read from disk or bus. Until then no container counts as an orphan.
     pub(super) known: bool,
     pub(super) events: Events,
     /// The status of each deployment after the last look at it.
@@ -41,8 +41,8 @@ impl State {
         backoffs.retain(|name, _| desired.deployments.contains_key(name));
     }
 
-    /// The deployments without their containers: first those to remove, since others may need their ports and names, then
-    /// those to run.
+    /// The deployments without their containers: first those to remove, since others may need their ports and
+    /// names, then those to run.
     pub(super) fn deployments(&self) -> [Vec<ManagedDeployment>; 2] {
         let all = self.desired.deployments.iter().map(|(name, entry)| ManagedDeployment::new(name, entry));
         let (to_run, to_remove) = all.partition(|deployment| matches!(deployment.target, Target::Run { .. }));

@@ -60,8 +60,8 @@ impl Reconciler {
         Ok(None)
     }
 
-    /// Gets the image, removes the old containers, and creates and starts a new one. The old containers run until the image is
-    /// available.
+    /// Gets the image, removes the old containers, and creates and starts a new one. The old containers run
+    /// until the image is available.
     async fn make(&self, deployment: &ManagedDeployment) -> Result<Option<Phase>> {
         let name = &deployment.name;
         let Target::Run { spec, digest } = &deployment.target else {
@@ -70,9 +70,8 @@ impl Reconciler {
         if self.images.lock().await.ensure(&spec.image).await? == Availability::Downloading {
             return Ok(Some(Phase::Pending));
         }
-        let was_applied = |applied: &crate::desired::Applied| applied.digest == *digest;
-        let applied = self.state().desired.deployments[name].applied.as_ref().is_some_and(was_applied);
-        if deployment.containers.is_empty() && applied {
+        let applied = self.state().desired.deployments[name].applied.clone();
+        if deployment.containers.is_empty() && applied.is_some_and(|applied| applied.digest == *digest) {
             self.record(&format!("{name}: its container is gone; creating it again"));
         }
         self.remove_all(&deployment.containers).await?;
@@ -81,7 +80,8 @@ impl Reconciler {
         let generator = plan::spec_generator(&self.device.device_id, name, digest, spec);
         let id = self.podman.create(&generator).await?;
         self.note_started(deployment, &id);
-        // On disk before the start: after a power cut, the container's state can be interpreted only with this note.
+        // On disk before the start: after a power cut, the container's state can be interpreted only with
+        // this note.
         self.save().await;
         self.start(deployment, &id, false).await?;
         self.record(&format!("{name}: started revision {}", deployment.revision));
@@ -146,7 +146,8 @@ impl Reconciler {
         }
     }
 
-    /// Finishes a deployment that has no container any more: deletes the volumes of a purged one and forgets it.
+    /// Finishes a deployment that has no container any more: deletes the volumes of a purged one and forgets
+    /// it.
     async fn without_container(&self, deployment: &ManagedDeployment) -> Result<Phase> {
         let name = &deployment.name;
         {

@@ -1,4 +1,5 @@
-//! Long or large scenarios: crash loops, an unreliable broker, a thousand deployments, kills at random moments; and the watchdog.
+//! Long or large scenarios: crash loops, an unreliable broker, a thousand deployments, kills at random
+//! moments; and the watchdog.
 
 use std::time::{Duration, Instant};
 
@@ -101,7 +102,8 @@ async fn a_thousand_deployments_are_reported() {
     );
 }
 
-/// The agent reports readiness, life and its end to systemd. A podman that hangs does not count as a hanging agent.
+/// The agent reports readiness, life and its end to systemd. A podman that hangs does not count as a hanging
+/// agent.
 #[tokio::test(flavor = "multi_thread")]
 async fn systemd_is_notified() {
     let mut device = Device::start("notify").await;

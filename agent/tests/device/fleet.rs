@@ -1,4 +1,5 @@
-//! A fleet bus for one test: a real nats-server with JetStream, the fleet's connection to it, and the agent's process.
+//! A fleet bus for one test: a real nats-server with JetStream, the fleet's connection to it, and the agent's
+//! process.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};

@@ -269,7 +269,8 @@ async fn commands_are_answered_with_typed_errors() {
     };
     assert_eq!(code, ErrorCode::Podman);
     device.pod.start_service();
-    // Without a subscriber, the broker answers at once, which distinguishes an offline device from a slow one.
+    // Without a subscriber, the broker answers at once, which distinguishes an offline device from a slow
+    // one.
     device.agent.take().unwrap().stop();
     let error = fleet.ask("ping", "").await.unwrap_err();
     assert_eq!(error.kind(), async_nats::client::RequestErrorKind::NoResponders);

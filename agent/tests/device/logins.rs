@@ -1,5 +1,5 @@
-//! Each login to the bus against a real nats-server; TLS with a certificate authority of the fleet, and with a certificate that is
-//! not valid yet.
+//! Each login to the bus against a real nats-server; TLS with a certificate authority of the fleet, and with
+//! a certificate that is not valid yet.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -151,7 +151,8 @@ async fn by_a_creds_file() {
     joins(&broker, &fleet, home.path(), &format!("type = \"creds\"\nfile = \"{}\"", file.display())).await;
 }
 
-/// Writes a CA and a server's certificate that is valid from the year `from`, and returns the broker's configuration for them.
+/// Writes a CA and a server's certificate that is valid from the year `from`, and returns the broker's
+/// configuration for them.
 fn certificates(directory: &Path, from: i32) -> String {
     let mut params = CertificateParams::new(Vec::new()).unwrap();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -174,7 +175,8 @@ async fn logged(agent: &Agent, words: &str) {
     wait_until(words, || agent.log().contains(words)).await;
 }
 
-/// To a device whose clock is in the past, the certificate is not valid yet. Once it is valid, the device connects.
+/// To a device whose clock is in the past, the certificate is not valid yet. Once it is valid, the device
+/// connects.
 #[tokio::test(flavor = "multi_thread")]
 async fn over_tls_and_with_a_clock_of_the_past() {
     let directory = tempfile::tempdir().unwrap();

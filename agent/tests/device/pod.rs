@@ -68,8 +68,9 @@ impl Pod {
         run(self.directory.path(), arguments)
     }
 
-    /// Changes something behind the agent's back. podman(1) ends a container, releases its lock, and cleans up. If the agent has
-    /// restarted the container before the clean-up, podman 4.3 reports an error, which is not a failure of the test.
+    /// Changes something behind the agent's back. podman(1) ends a container, releases its lock, and cleans
+    /// up. If the agent has restarted the container before the clean-up, podman 4.3 reports an error, which
+    /// is not a failure of the test.
     pub(crate) fn meddle(&self, arguments: &[&str]) {
         let output = podman(self.directory.path()).args(arguments).output().expect("start podman");
         let stderr = String::from_utf8_lossy(&output.stderr);
@@ -159,8 +160,8 @@ pub(crate) fn archives() -> &'static Path {
     })
 }
 
-/// A wrapper of runc that removes the limits: root in a container cannot raise limits, and podman's service requests the highest
-/// possible ones, whatever containers.conf says (4.3).
+/// A wrapper of runc that removes the limits: root in a container cannot raise limits, and podman's service
+/// requests the highest possible ones, whatever containers.conf says (4.3).
 const RUNTIME: &str = r#"#!/bin/sh
 bundle=
 for word; do
@@ -171,8 +172,8 @@ done
 exec runc "$@"
 "#;
 
-/// Debian 12's crun refuses the hybrid cgroups of some containers, but runc accepts them. Locks are in files, since locks in
-/// shared memory belong to the user and not to the storage.
+/// Debian 12's crun refuses the hybrid cgroups of some containers, but runc accepts them. Locks are in files,
+/// since locks in shared memory belong to the user and not to the storage.
 fn write_configuration(directory: &Path) {
     let runtime = directory.join("runtime");
     std::fs::write(&runtime, RUNTIME).unwrap();
