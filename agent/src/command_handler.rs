@@ -12,7 +12,7 @@ use tracing::warn;
 use crate::device_state::DeviceState;
 use crate::host::DeviceIdentity;
 use crate::plan;
-use crate::podman::{ListedContainer, Podman};
+use crate::podman::Podman;
 use crate::status_report::StatusReporter;
 
 /// Commands that are answered at the same time.
@@ -70,7 +70,7 @@ impl CommandHandler {
                 Ok(status) => Reply::Status { status: Box::new(status) },
                 Err(why) => error(ErrorCode::Internal, format!("{why:#}")),
             },
-            Some("logs") => self.logs(payload).await,
+            Some("logs") => self.logs(payload).await.unwrap_or_else(|error| error),
             other => Reply::UnknownCommand {
                 command: other.unwrap_or(subject).to_owned(),
                 known: COMMANDS.map(str::to_owned).into(),
@@ -78,33 +78,27 @@ impl CommandHandler {
         }
     }
 
-    async fn logs(&self, payload: &[u8]) -> Reply {
-        let request: LogsRequest = match serde_json::from_slice(payload) {
-            Ok(request) => request,
-            Err(why) => {
-                let message = format!("the payload of logs must be {{\"deployment\", \"lines\"}}: {why}");
-                return error(ErrorCode::BadRequest, message);
-            }
-        };
-        let name = request.deployment;
-        let known = self.device_state.borrow().deployments.iter().any(|line| line.name == name);
-        if !known {
-            return error(ErrorCode::NoSuchDeployment, format!("there is no deployment {name:?}"));
+    async fn logs(&self, payload: &[u8]) -> Result<Reply, Reply> {
+        let podman_error = |why: anyhow::Error| error(ErrorCode::Podman, format!("{why:#}"));
+        let LogsRequest { deployment, lines } = serde_json::from_slice(payload).map_err(|why| {
+            let message = format!("the payload of logs must be {{\"deployment\", \"lines\"}}: {why}");
+            error(ErrorCode::BadRequest, message)
+        })?;
+        if !self.device_state.borrow().deployments.iter().any(|line| line.name == deployment) {
+            return Err(error(ErrorCode::NoSuchDeployment, format!("there is no deployment {deployment:?}")));
         }
-        let containers = match self.podman.containers(&plan::device_filter(&self.device.device_id)).await {
-            Ok(containers) => containers,
-            Err(why) => return error(ErrorCode::Podman, format!("{why:#}")),
-        };
-        let belongs =
-            |container: &&ListedContainer| container.labels.get(plan::DEPLOYMENT_LABEL) == Some(&name);
-        let Some(container) = containers.iter().find(belongs) else {
-            return error(ErrorCode::NoContainer, format!("the deployment {name:?} has no container now"));
-        };
-        let max_lines = request.lines.clamp(1, MAX_LOG_LINES);
-        match self.podman.logs(&container.id, max_lines).await {
-            Ok(lines) => logs_reply(name, lines, max_lines as usize),
-            Err(why) => error(ErrorCode::Podman, format!("{why:#}")),
-        }
+        let filter = plan::device_filter(&self.device.device_id);
+        let containers = self.podman.containers(&filter).await.map_err(podman_error)?;
+        let container = containers
+            .iter()
+            .find(|container| container.labels.get(plan::DEPLOYMENT_LABEL) == Some(&deployment))
+            .ok_or_else(|| {
+                let message = format!("the deployment {deployment:?} has no container now");
+                error(ErrorCode::NoContainer, message)
+            })?;
+        let max_lines = lines.clamp(1, MAX_LOG_LINES);
+        let lines = self.podman.logs(&container.id, max_lines).await.map_err(podman_error)?;
+        Ok(logs_reply(deployment, lines, max_lines as usize))
     }
 }
 

@@ -1,7 +1,7 @@
 //! A device with a bus and a podman of its own, and documents for it.
 
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use agent_protocol::deployment::{ContainerSpec, Deployment, Document, Limits};
 
@@ -23,7 +23,10 @@ impl Device {
         let fleet = Fleet::enter(&broker, name).await;
         let mut device =
             Self { broker, fleet, pod: Pod::start(), home: tempfile::tempdir().unwrap(), agent: None };
-        write_config(&device, pod::archives());
+        let nats = format!("urls = [\"nats://127.0.0.1:{}\"]", device.broker.port);
+        let (socket, archives) = (device.pod.socket(), pod::archives());
+        let podman = format!("socket = {socket:?}\nimage_archives = {archives:?}");
+        write_config(device.home.path(), name, &password_login(name), &nats, &podman);
         device.up();
         device
     }
@@ -37,21 +40,27 @@ impl Device {
     }
 }
 
-fn write_config(device: &Device, archives: &Path) {
-    let home = device.home.path();
+/// Writes a configuration with the contents of the tables `[credentials]`, `[nats]` and `[podman]`.
+pub(crate) fn write_config(home: &Path, device: &str, credentials: &str, nats: &str, podman: &str) {
     let text = format!(
-        "[agent]\ndevice_id = \"{name}\"\nheartbeat_seconds = 1\nstate_directory = \"{home}\"\nstatus_file = \"{home}/status.json\"\n\
-         [credentials]\ntype = \"toml-shared\"\nusername = \"{name}\"\npassword = \"device-s3cret\"\n\
-         [nats]\nurls = [\"nats://127.0.0.1:{port}\"]\n[podman]\nsocket = \"{socket}\"\nimage_archives = \"{archives}\"\n",
-        name = device.fleet.device,
+        "[agent]\ndevice_id = \"{device}\"\nheartbeat_seconds = 1\nstate_directory = \"{home}\"\n\
+         status_file = \"{home}/status.json\"\n[credentials]\n{credentials}\n[nats]\n{nats}\n[podman]\n{podman}\n",
         home = home.display(),
-        port = device.broker.port,
-        socket = device.pod.socket().display(),
-        archives = archives.display(),
     );
-    let path = home.join("config.toml");
+    secret(home, "config.toml", &text);
+}
+
+/// The contents of `[credentials]` for a device of [`users`].
+pub(crate) fn password_login(device: &str) -> String {
+    format!("type = \"toml-shared\"\nusername = \"{device}\"\npassword = \"device-s3cret\"")
+}
+
+/// Creates a file that only its owner can read.
+pub(crate) fn secret(home: &Path, name: &str, text: &str) -> PathBuf {
+    let path = home.join(name);
     std::fs::write(&path, text).unwrap();
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+    path
 }
 
 pub(crate) fn spec(words: &[&str]) -> ContainerSpec {

@@ -1,9 +1,9 @@
 //! Each login to the bus against a real nats-server; TLS with a certificate authority of the fleet, and with
 //! a certificate that is not valid yet.
 
-use std::os::unix::fs::PermissionsExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
+use crate::device::{password_login, secret, write_config};
 use crate::fleet::{Agent, Broker, Fleet, users, wait_until};
 use async_nats::ConnectOptions;
 use nkeys::KeyPair;
@@ -11,21 +11,9 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, date_tim
 
 const DEVICE: &str = "pi-7";
 
-/// Creates a file that only its owner can read.
-fn secret(home: &Path, name: &str, text: &str) -> PathBuf {
-    let path = home.join(name);
-    std::fs::write(&path, text).unwrap();
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
-    path
-}
-
 fn configure(home: &Path, credentials: &str, url: &str, more: &str) {
-    let text = format!(
-        "[agent]\ndevice_id = \"{DEVICE}\"\nheartbeat_seconds = 1\nstate_directory = \"{home}\"\nstatus_file = \"{home}/status.json\"\n\
-         [credentials]\n{credentials}\n[nats]\nurls = [\"{url}\"]\n{more}\n[podman]\nsocket = \"{home}/no-podman\"\n",
-        home = home.display()
-    );
-    secret(home, "config.toml", &text);
+    let nats = format!("urls = [\"{url}\"]\n{more}");
+    write_config(home, DEVICE, credentials, &nats, &format!("socket = \"{}/no-podman\"", home.display()));
 }
 
 /// Two URLs. No server listens at the first one, so that the agent must use the second one.
@@ -55,7 +43,7 @@ async fn by_password_in_the_file_and_in_a_file_of_its_own() {
     let fleet = Fleet::enter(&broker, DEVICE).await;
     let home = tempfile::tempdir().unwrap();
     let home = home.path();
-    let shared = format!("type = \"toml-shared\"\nusername = \"{DEVICE}\"\npassword = \"device-s3cret\"");
+    let shared = password_login(DEVICE);
     joins(&broker, &fleet, home, &shared).await;
     let file = secret(home, "password", "device-s3cret\n");
     let own =
@@ -183,7 +171,7 @@ async fn over_tls_and_with_a_clock_of_the_past() {
     let directory = directory.path();
     let home = tempfile::tempdir().unwrap();
     let home = home.path();
-    let shared = format!("type = \"toml-shared\"\nusername = \"{DEVICE}\"\npassword = \"device-s3cret\"");
+    let shared = password_login(DEVICE);
     let mut broker = Broker::start(&certificates(directory, 2090));
     let url = format!("tls://localhost:{}", broker.port);
     let ca = format!("ca_file = \"{}/ca.pem\"", directory.display());

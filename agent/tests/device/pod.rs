@@ -129,19 +129,8 @@ pub(crate) fn archives() -> &'static Path {
         let context = directory.join("context");
         std::fs::create_dir_all(&context).unwrap();
         std::fs::write(directory.join("program.rs"), PROGRAM).unwrap();
-        let built = Command::new("rustc")
-            .args([
-                "-O",
-                "-C",
-                "target-feature=+crt-static",
-                "-C",
-                "strip=symbols",
-                "program.rs",
-                "-o",
-                "context/program",
-            ])
-            .current_dir(&directory)
-            .status();
+        let arguments = "-O -C target-feature=+crt-static -C strip=symbols program.rs -o context/program";
+        let built = Command::new("rustc").args(arguments.split(' ')).current_dir(&directory).status();
         assert!(built.unwrap().success());
         std::fs::write(
             context.join("Containerfile"),
