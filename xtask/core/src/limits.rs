@@ -106,7 +106,8 @@ pub const INVENTORY: Duration = Duration::from_secs(300);
 /// The limits of one run's waits for its guest.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    factor: f64,
+    slowness: f64,
+    scale: f64,
 }
 
 impl Limits {
@@ -116,11 +117,16 @@ impl Limits {
             Accelerator::Kvm => 1.0,
             Accelerator::Tcg => 3.0,
         };
-        Self { factor: slowness * scale }
+        Self { slowness, scale }
+    }
+
+    /// The limits of the same run, emulated.
+    pub fn under_tcg(self) -> Self {
+        Self::new(Accelerator::Tcg, self.scale)
     }
 
     fn scaled(self, seconds: u64) -> Duration {
-        Duration::from_secs(seconds).mul_f64(self.factor)
+        Duration::from_secs(seconds).mul_f64(self.slowness * self.scale)
     }
 
     /// Until the guest's userspace runs cloud-init's last stage.

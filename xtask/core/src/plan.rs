@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use crate::arch::{Accelerator, VmArchitecture};
-use crate::cli::{Accel, MachineArgs};
+use crate::cli::Accel;
 use crate::error::Failure;
 use crate::host::edk2::known_bad;
 use crate::host::facts::Facts;
@@ -16,95 +16,151 @@ use crate::machine::cpu::Cpu;
 use crate::machine::{DomainXmlParams, RunFiles, VmSpec};
 use anyhow::{Context, Result};
 
-/// A run, resolved.
+/// A run, resolved. It never changes: another accelerator or image makes another plan.
 #[derive(Debug, Clone)]
 pub struct Plan {
-    /// The machine as asked.
+    /// The machine as it was asked for.
     pub spec: VmSpec,
-    /// How its instructions run.
-    pub accelerator: Accelerator,
-    /// Why not the other one.
-    pub accelerator_note: Option<String>,
-    /// Whether KVM, where it turns out not to run the kernel, gives way to TCG.
-    pub may_fall_back: bool,
-    /// `--timeout-scale`.
-    pub timeout_scale: f64,
+    pub acceleration: Acceleration,
+    /// The CPU under the accelerator in use.
+    pub cpu: Cpu,
+    /// The CPU that the same machine has if it is emulated.
+    pub emulated_cpu: Cpu,
+    /// The limits of the accelerator in use, with `--timeout-scale`.
+    pub limits: Limits,
     /// The full-system emulator.
     pub emulator: PathBuf,
-    /// Its version.
     pub qemu_version: String,
-    /// What its `max` CPU knows.
-    max_properties: Vec<String>,
-    /// The `-global` property that steers around a fault of this firmware with this emulator.
-    workaround: Option<&'static str>,
-    /// The firmware pair.
     pub firmware: AarchFirmware,
-    /// The image.
     pub image: Image,
     /// What is tested where the image's host cannot be reached.
     pub fallback: Option<Image>,
 }
 
-impl Plan {
-    /// Resolves the machine that was asked for on the machine that there is.
+/// The accelerator, and what speaks for or against the other one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Acceleration {
+    /// `may_fall_back`: a KVM that turns out not to run the kernel gives way to emulation.
+    Kvm { may_fall_back: bool },
+    /// `why` says why it is not KVM.
+    Tcg { why: String },
+}
+
+impl Acceleration {
+    /// Chooses as `--accel` says; without it, KVM if the host's runs this guest's kernel.
     ///
     /// # Errors
-    /// A usage error for a flag that cannot be on this host, A failure of the host for one that this host cannot serve.
-    pub fn resolve(
-        facts: &Facts,
-        arch: VmArchitecture,
-        machine: &MachineArgs,
-        timeout_scale: f64,
-    ) -> Result<Self> {
-        let Choice { image, fallback } = Choice::from_args(&machine.image, arch)?;
-        let (accelerator, accelerator_note, may_fall_back) = accelerator(machine.accel, arch, &facts.kvm)?;
-        let emulator = facts.working_emulator().cloned().context("preflight has seen the emulator")?;
-        if let Some(cpu) = &machine.cpu {
-            emulator.check_cpu(arch.profile(), accelerator, cpu)?;
+    /// A usage error for KVM and a guest of another architecture; a failure of the host where there is no KVM.
+    pub fn choose(asked: Accel, arch: VmArchitecture, kvm: &Kvm) -> Result<Self, Failure> {
+        let tcg = |why: &str| Ok(Self::Tcg { why: why.to_owned() });
+        match (asked, kvm.against()) {
+            (Accel::Tcg, _) => tcg("--accel tcg"),
+            (Accel::Auto, Some(reason)) => tcg(reason),
+            (Accel::Auto, None) => Ok(Self::Kvm { may_fall_back: true }),
+            (Accel::Kvm, _) if VmArchitecture::of_host() != Some(arch) => Err(Failure::usage(format!(
+                "--accel kvm: the host is {} and the guest {arch}; leave --accel out",
+                std::env::consts::ARCH
+            ))),
+            // KVM that is asked for by name is tried again even if it has failed before.
+            (Accel::Kvm, _) if kvm.opens() => Ok(Self::Kvm { may_fall_back: false }),
+            (Accel::Kvm, reason) => Err(Failure::host(
+                format!("--accel kvm: {}", reason.unwrap_or_default()),
+                "leave out --accel to have the guest emulated",
+            )),
         }
-        let bad = known_bad(arch.profile().machine, emulator.release(), facts.edk2, "max");
+    }
+
+    pub fn accelerator(&self) -> Accelerator {
+        match self {
+            Self::Kvm { .. } => Accelerator::Kvm,
+            Self::Tcg { .. } => Accelerator::Tcg,
+        }
+    }
+}
+
+impl Plan {
+    /// Resolves the machine that was asked for on the host that `facts` describe.
+    ///
+    /// # Errors
+    /// As [`Plan::check_flags`].
+    pub fn resolve(facts: &Facts, timeout_scale: f64) -> Result<Self> {
+        let acceleration = Self::check_flags(facts)?;
+        let emulator = facts.working_emulator().cloned().context("preflight has seen the emulator")?;
         let firmware = facts.firmware.clone().ok().context("preflight has seen the firmware")?;
+        let spec = VmSpec::from_args(facts.arch, &facts.guest.machine);
+        let bad = known_bad(spec.architecture.profile().machine, emulator.release(), facts.edk2, "max");
+        let cpu = |accelerator| Cpu::resolve(spec.architecture, accelerator, spec.cpu.as_deref());
+        let emulated_cpu =
+            cpu(Accelerator::Tcg).adjusted(&emulator.max_properties, bad.and_then(|bad| bad.global));
+        let accelerator = acceleration.accelerator();
+        let Choice { image, fallback } = facts.guest.choice.clone();
         Ok(Self {
-            spec: VmSpec::from_args(arch, machine),
-            accelerator,
-            accelerator_note,
-            may_fall_back,
-            timeout_scale,
+            cpu: match accelerator {
+                Accelerator::Kvm => cpu(Accelerator::Kvm),
+                Accelerator::Tcg => emulated_cpu.clone(),
+            },
+            emulated_cpu,
+            limits: Limits::new(accelerator, timeout_scale),
+            spec,
+            acceleration,
             emulator: emulator.path,
             qemu_version: emulator.version,
-            max_properties: emulator.max_properties,
-            workaround: bad.and_then(|bad| bad.global),
             firmware,
             image,
             fallback,
         })
     }
 
-    /// The CPU under the accelerator in use.
-    pub fn cpu(&self) -> Cpu {
-        let cpu = Cpu::resolve(self.spec.architecture, self.accelerator, self.spec.cpu.as_deref());
-        match self.accelerator {
-            Accelerator::Tcg => cpu.adjusted(&self.max_properties, self.workaround),
-            Accelerator::Kvm => cpu,
+    /// Refuses an accelerator or a CPU model that this host does not have; else the accelerator.
+    ///
+    /// # Errors
+    /// A usage error for flags that contradict each other, a failure of the host for what it lacks.
+    pub fn check_flags(facts: &Facts) -> Result<Acceleration, Failure> {
+        let machine = &facts.guest.machine;
+        let acceleration = Acceleration::choose(machine.accel, facts.arch, &facts.kvm)?;
+        if let (Some(emulator), Some(cpu)) = (facts.working_emulator(), &machine.cpu) {
+            emulator.check_cpu(facts.arch.profile(), acceleration.accelerator(), cpu)?;
         }
+        Ok(acceleration)
+    }
+
+    /// The same run, emulated for this reason.
+    pub fn under_tcg(&self, why: &str) -> Self {
+        Self {
+            acceleration: Acceleration::Tcg { why: why.to_owned() },
+            cpu: self.emulated_cpu.clone(),
+            limits: self.limits.under_tcg(),
+            ..self.clone()
+        }
+    }
+
+    /// The same run with another image, which has no fallback.
+    pub fn with_image(&self, image: Image) -> Self {
+        Self { image, fallback: None, ..self.clone() }
+    }
+
+    pub fn accelerator(&self) -> Accelerator {
+        self.acceleration.accelerator()
+    }
+
+    /// Why the guest is emulated, where it is.
+    pub fn accelerator_note(&self) -> Option<&str> {
+        match &self.acceleration {
+            Acceleration::Kvm { .. } => None,
+            Acceleration::Tcg { why } => Some(why),
+        }
+    }
+
+    /// Whether it runs under KVM that gives way to emulation where it fails.
+    pub fn may_fall_back(&self) -> bool {
+        self.acceleration == Acceleration::Kvm { may_fall_back: true }
     }
 
     /// The domain of this plan, with these files.
     pub fn domain(&self, files: &RunFiles) -> DomainXmlParams {
         let firmware = Some(&self.firmware);
-        DomainXmlParams::resolve(&self.spec, self.accelerator, self.cpu(), &self.emulator, firmware, files)
-    }
-
-    /// The limits of the accelerator in use.
-    pub fn limits(&self) -> Limits {
-        Limits::new(self.accelerator, self.timeout_scale)
-    }
-
-    /// From KVM to emulation, with the reason.
-    pub fn fall_back(&mut self, reason: &str) {
-        self.accelerator = Accelerator::Tcg;
-        self.accelerator_note = Some(reason.to_owned());
-        self.may_fall_back = false;
+        let cpu = self.cpu.clone();
+        DomainXmlParams::resolve(&self.spec, self.accelerator(), cpu, &self.emulator, firmware, files)
     }
 
     /// What makes the times of two runs comparable.
@@ -112,70 +168,7 @@ impl Plan {
         let spec = &self.spec;
         let cpu = spec.cpu.as_deref().unwrap_or("default");
         let size = format!("{}x{}", spec.vcpus, spec.memory_mib);
-        format!("{}-{}-{cpu}-{size}-{}", spec.architecture, self.accelerator, self.image.name)
-    }
-}
-
-#[cfg(test)]
-impl Plan {
-    /// An emulated machine of a host that has this emulator and this firmware.
-    pub(crate) fn of_test(arch: VmArchitecture, emulator: PathBuf, firmware: AarchFirmware) -> Self {
-        let image = crate::image::catalogue::Catalogue::built_in().find("debian-12", arch).unwrap();
-        Self {
-            spec: VmSpec::new(crate::machine::DOMAIN_NAME, arch),
-            accelerator: Accelerator::Tcg,
-            accelerator_note: None,
-            may_fall_back: false,
-            timeout_scale: 1.0,
-            emulator,
-            qemu_version: "7.2.22".to_owned(),
-            max_properties: ["pauth", "sve"].map(str::to_owned).to_vec(),
-            workaround: None,
-            firmware,
-            image,
-            fallback: None,
-        }
-    }
-
-    /// With other properties of `max`, and another way around a fault of the firmware.
-    pub(crate) fn with_emulators(
-        mut self,
-        max_properties: &[&str],
-        workaround: Option<&'static str>,
-    ) -> Self {
-        self.max_properties = max_properties.iter().map(ToString::to_string).collect();
-        self.workaround = workaround;
-        self
-    }
-}
-
-/// The accelerator, why not the other one, and whether KVM gives way where it fails.
-///
-/// # Errors
-/// As [`Plan::resolve`], for `--accel`.
-pub fn accelerator(
-    asked: Accel,
-    arch: VmArchitecture,
-    kvm: &Kvm,
-) -> Result<(Accelerator, Option<String>, bool)> {
-    match asked {
-        Accel::Tcg => Ok((Accelerator::Tcg, Some("--accel tcg".to_owned()), false)),
-        Accel::Auto => match kvm.against() {
-            None => Ok((Accelerator::Kvm, None, true)),
-            Some(reason) => Ok((Accelerator::Tcg, Some(reason.to_owned()), false)),
-        },
-        Accel::Kvm if VmArchitecture::of_host() != Some(arch) => Err(Failure::usage(format!(
-            "--accel kvm: the host is {} and the guest {arch}; leave --accel out",
-            std::env::consts::ARCH
-        ))
-        .into()),
-        // Whoever asks for it by name wants it tried again.
-        Accel::Kvm if kvm.opens() => Ok((Accelerator::Kvm, None, false)),
-        Accel::Kvm => Err(Failure::host(
-            format!("--accel kvm: {}", kvm.against().unwrap_or_default()),
-            "leave out --accel to have the guest emulated",
-        )
-        .into()),
+        format!("{}-{}-{cpu}-{size}-{}", spec.architecture, self.accelerator(), self.image.name)
     }
 }
 
@@ -190,17 +183,30 @@ mod tests {
         let failed = Kvm::Failed("it never ran a kernel".into());
         let absent = Kvm::Absent("no /dev/kvm".into());
         let lies = Kvm::Software("neither vmx nor svm".into());
-        let is = |asked, arch, kvm: &Kvm| accelerator(asked, arch, kvm);
-        assert_eq!(is(Accel::Auto, host, &Kvm::Opens).unwrap(), (Accelerator::Kvm, None, true));
-        let (accelerator, note, _) = is(Accel::Auto, host, &failed).unwrap();
-        assert_eq!((accelerator, note.unwrap().as_str()), (Accelerator::Tcg, "it never ran a kernel"));
-        assert_eq!(is(Accel::Tcg, host, &Kvm::Opens).unwrap().0, Accelerator::Tcg);
-        assert_eq!(crate::error::code(&is(Accel::Kvm, foreign, &absent).unwrap_err()), 2);
-        assert_eq!(crate::error::code(&is(Accel::Kvm, host, &absent).unwrap_err()), 69);
-        assert_eq!(is(Accel::Auto, host, &lies).unwrap().0, Accelerator::Tcg);
-        assert_eq!(is(Accel::Kvm, host, &lies).unwrap().0, Accelerator::Kvm);
-        assert_eq!(crate::error::code(&is(Accel::Kvm, host, &absent).unwrap_err()), 69);
-        assert_eq!(is(Accel::Kvm, host, &failed).unwrap().0, Accelerator::Kvm);
-        assert!(!is(Accel::Kvm, host, &Kvm::Opens).unwrap().2, "a KVM that was asked for is not replaced");
+        let is = Acceleration::choose;
+        let kvm = |may_fall_back| Acceleration::Kvm { may_fall_back };
+        let tcg = |why: &str| Acceleration::Tcg { why: why.to_owned() };
+        assert_eq!(is(Accel::Auto, host, &Kvm::Opens).unwrap(), kvm(true));
+        assert_eq!(is(Accel::Auto, host, &failed).unwrap(), tcg("it never ran a kernel"));
+        assert_eq!(is(Accel::Tcg, host, &Kvm::Opens).unwrap(), tcg("--accel tcg"));
+        assert_eq!(is(Accel::Kvm, foreign, &absent).unwrap_err().kind.exit_code(), 2);
+        assert_eq!(is(Accel::Kvm, host, &absent).unwrap_err().kind.exit_code(), 69);
+        assert_eq!(is(Accel::Auto, host, &lies).unwrap(), tcg("neither vmx nor svm"));
+        assert_eq!(is(Accel::Kvm, host, &lies).unwrap(), kvm(false));
+        assert_eq!(is(Accel::Kvm, host, &failed).unwrap(), kvm(false));
+        assert_eq!(is(Accel::Kvm, host, &Kvm::Opens).unwrap(), kvm(false), "what was asked for stays");
+    }
+
+    #[test]
+    fn a_plan_that_falls_back_has_the_cpu_and_the_limits_of_emulation() {
+        let mut facts = crate::preflight::findings::tests::sound();
+        (facts.arch, facts.kvm) = (VmArchitecture::Aarch64, Kvm::Opens);
+        let plan = Plan::resolve(&facts, 1.0).unwrap();
+        assert_eq!((plan.cpu.describe().as_str(), plan.accelerator_note()), ("host", None));
+        assert!(plan.may_fall_back());
+        let emulated = plan.under_tcg("it hangs");
+        assert_eq!(emulated.cpu.describe(), "max,pauth=off,sve=off");
+        assert_eq!((emulated.accelerator_note(), emulated.may_fall_back()), (Some("it hangs"), false));
+        assert_eq!(emulated.limits.boot(), plan.limits.boot() * 3);
     }
 }

@@ -178,8 +178,11 @@ fn payload_bytes(content: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::arch::Accelerator;
+    use crate::cli::{Accel, ImageArgs, MachineArgs};
+    use crate::host::edk2::Edk2;
+    use crate::host::facts::{Facts, Guest};
     use crate::host::firmware::AarchFirmware;
+    use crate::preflight::findings::tests::sound;
 
     fn digest(text: &str) -> Digest {
         Algorithm::Sha256.of(text.as_bytes())
@@ -240,6 +243,7 @@ mod tests {
     /// What this host is to a snapshot: a plan, an image, libvirt and a payload; and the files that they name.
     struct Host<'a> {
         files: &'a Path,
+        facts: Facts,
         plan: Plan,
         image: Digest,
         disk: PathBuf,
@@ -254,10 +258,21 @@ mod tests {
                 std::fs::write(&path, name).unwrap();
                 path
             };
-            let firmware = AarchFirmware { code: file("code"), vars_template: file("vars") };
-            let plan = Plan::of_test(VmArchitecture::Aarch64, file("qemu"), firmware);
+            let mut facts = sound();
+            let image = ImageArgs { image: Some("debian-12".to_owned()), ..ImageArgs::default() };
+            let machine = MachineArgs { image, accel: Accel::Tcg, ..MachineArgs::default() };
+            facts.guest = Guest::from_args(&machine, facts.arch).unwrap();
+            facts.firmware = Ok(AarchFirmware { code: file("code"), vars_template: file("vars") });
+            facts.emulator.as_mut().unwrap().as_mut().unwrap().path = file("qemu");
+            let plan = Plan::resolve(&facts, 1.0).unwrap();
             let (image, disk) = (digest("image"), file("disk"));
-            Self { plan, image, disk, libvirt: "9.0.0", content: 9 << 20, files }
+            Self { facts, plan, image, disk, libvirt: "9.0.0", content: 9 << 20, files }
+        }
+
+        /// Resolves the plan again on another host or for another machine.
+        fn resolve(&mut self, change: impl FnOnce(&mut Facts)) {
+            change(&mut self.facts);
+            self.plan = Plan::resolve(&self.facts, 1.0).unwrap();
         }
 
         fn change(&self, name: &str) {
@@ -280,16 +295,21 @@ mod tests {
             ("the image", |host| host.image = digest("another")),
             ("the image's place", |host| host.disk = "/elsewhere/disk".into()),
             ("the login user, of the seed", |host| host.plan.image.login_user = "ubuntu".to_owned()),
-            ("memory", |host| host.plan.spec.memory_mib += 1),
-            ("processors", |host| host.plan.spec.vcpus += 1),
-            ("the CPU", |host| host.plan.spec.cpu = Some("pi5".to_owned())),
-            ("the accelerator", |host| host.plan.accelerator = Accelerator::Kvm),
+            ("memory", |host| host.resolve(|facts| facts.guest.machine.memory += 1)),
+            ("processors", |host| host.resolve(|facts| facts.guest.machine.vcpus += 1)),
+            ("the CPU", |host| host.resolve(|facts| facts.guest.machine.cpu = Some("pi5".to_owned()))),
+            ("the accelerator", |host| host.resolve(|facts| facts.guest.machine.accel = Accel::Auto)),
             ("the architecture, of the machine type", |host| {
                 host.plan.spec.architecture = VmArchitecture::X86_64
             }),
-            ("what max knows", |host| host.plan = host.plan.clone().with_emulators(&["sve"], None)),
+            ("what max knows", |host| {
+                let emulator = |facts: &mut Facts| {
+                    facts.emulator.as_mut().unwrap().as_mut().unwrap().max_properties.clear()
+                };
+                host.resolve(emulator);
+            }),
             ("a way around the firmware", |host| {
-                host.plan = host.plan.clone().with_emulators(&["pauth", "sve"], Some("max-arm-cpu.lpa2=off"));
+                host.resolve(|facts| facts.edk2 = Some(Edk2::new(2025, 11)));
             }),
             ("the emulator", |host| host.change("qemu")),
             ("the emulator's place", |host| {
@@ -320,11 +340,10 @@ mod tests {
     #[test]
     fn what_makes_no_other_machine_makes_no_other_snapshot() {
         type Same = (&'static str, fn(&mut Host<'_>));
-        let same: [Same; 6] = [
+        let same: [Same; 5] = [
             ("the agent", |host| host.content += 12_345),
-            ("patience", |host| host.plan.timeout_scale = 7.0),
-            ("why it is emulated", |host| host.plan.accelerator_note = Some("--accel tcg".to_owned())),
-            ("that it would give way", |host| host.plan.may_fall_back = true),
+            ("patience", |host| host.plan = Plan::resolve(&host.facts, 7.0).unwrap()),
+            ("why it is emulated", |host| host.plan = host.plan.under_tcg("it hangs")),
             ("what would stand in for its image", |host| host.plan.fallback = Some(host.plan.image.clone())),
             ("what its image is checked against", |host| host.plan.image.expected = None),
         ];

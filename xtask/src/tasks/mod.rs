@@ -90,7 +90,7 @@ fn prepare_smoke(workspace: &Workspace, args: &SmokeArgs, verbosity: Verbosity) 
     let asked = PreflightRequest { architectures: &[args.build.arch], machine: &args.machine, for_ci: false };
     let preflight = ready(workspace, &asked, args.fix)?;
     let facts = preflight.facts.first().context("one architecture was asked for")?;
-    Plan::resolve(facts, args.build.arch, &args.machine, args.timeout_scale)?;
+    Plan::check_flags(facts)?;
     build_xtask_vm(workspace, verbosity)
 }
 

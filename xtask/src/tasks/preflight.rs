@@ -4,7 +4,7 @@ use anyhow::Result;
 use xtask_core::cli::{PreflightArgs, SmokeArgs, Verbosity};
 use xtask_core::error;
 use xtask_core::host::facts::Facts;
-use xtask_core::plan;
+use xtask_core::plan::Plan;
 use xtask_core::preflight::show::{architectures, present};
 use xtask_core::preflight::{Preflight, PreflightRequest, fix};
 use xtask_core::report::{FailureReport, Phase, PhaseReport, PhaseStatus, Report};
@@ -31,18 +31,12 @@ pub(super) fn run(workspace: &Workspace, args: &PreflightArgs, verbosity: Verbos
 /// What the flags ask of the machine and it cannot do: an accelerator that is not there, a CPU model that no emulator has. Where
 /// no architecture was named, that one of them can do it is enough.
 fn check_flags(facts: &[Facts], args: &PreflightArgs) -> Result<()> {
-    let checks = facts.iter().filter_map(|facts| Some((facts, facts.working_emulator()?)));
-    let checked: Vec<Result<()>> = checks
-        .map(|(facts, emulator)| {
-            let (accelerator, ..) = plan::accelerator(args.machine.accel, facts.arch, &facts.kvm)?;
-            let cpu = args.machine.cpu.as_deref();
-            Ok(cpu.map_or(Ok(()), |cpu| emulator.check_cpu(facts.arch.profile(), accelerator, cpu))?)
-        })
-        .collect();
+    let with_emulator = facts.iter().filter(|facts| facts.working_emulator().is_some());
+    let checked: Vec<_> = with_emulator.map(|facts| Plan::check_flags(facts).map(drop)).collect();
     if args.arch.is_none() && checked.iter().any(Result::is_ok) {
         return Ok(());
     }
-    checked.into_iter().collect()
+    Ok(checked.into_iter().collect::<Result<_, _>>()?)
 }
 
 /// A smoke that does not get past preflight leaves its report too, where one was asked for.

@@ -17,6 +17,7 @@ use crate::build::linker::{Linker, Unfit};
 use crate::build::rust_target_installed;
 use crate::cache::Cache;
 use crate::cli::MachineArgs;
+use crate::error::Failure;
 use crate::image::choice::Choice;
 use crate::image::{Image, Source};
 use crate::workspace::Workspace;
@@ -59,21 +60,14 @@ pub struct Facts {
     pub for_ci: bool,
 }
 
-/// What the guest that was asked for needs of this machine.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// The guest that was asked for.
+#[derive(Debug, Clone)]
 pub struct Guest {
-    /// The image's name.
-    pub image: String,
-    /// The name of the fallback image where its host cannot be reached.
-    pub fallback: Option<String>,
-    /// The oldest glibc of the two, where somebody said.
-    pub glibc: Option<String>,
+    pub machine: MachineArgs,
+    /// Its image, resolved.
+    pub choice: Choice,
     /// Whether an image is, or may have to be, built from packages.
     pub built: Built,
-    /// Its memory in MiB.
-    pub memory_mib: u64,
-    /// `--cpu`.
-    pub cpu: Option<String>,
 }
 
 /// Whether an image is built from packages.
@@ -88,22 +82,23 @@ pub enum Built {
 }
 
 impl Guest {
-    /// The guest of `machine`, whose image is `choice`.
-    pub fn new(machine: &MachineArgs, choice: &Choice) -> Self {
-        let images = [Some(&choice.image), choice.fallback.as_ref()].into_iter().flatten();
-        let glibc = images.clone().filter_map(|image| Some(image.expected.as_ref()?.glibc.clone()));
-        Self {
-            image: choice.image.name.clone(),
-            fallback: choice.fallback.as_ref().map(|image| image.name.clone()),
-            glibc: glibc.min_by_key(|version| tools::release(version)),
-            built: match (is_built(&choice.image), choice.fallback.as_ref().is_some_and(is_built)) {
-                (true, _) => Built::Chosen,
-                (false, true) => Built::Fallback,
-                (false, false) => Built::No,
-            },
-            memory_mib: machine.memory,
-            cpu: machine.cpu.clone(),
-        }
+    /// # Errors
+    /// A usage error where the image that was asked for cannot be one.
+    pub fn from_args(machine: &MachineArgs, arch: VmArchitecture) -> Result<Self, Failure> {
+        let choice = Choice::from_args(&machine.image, arch)?;
+        let built = match (is_built(&choice.image), choice.fallback.as_ref().is_some_and(is_built)) {
+            (true, _) => Built::Chosen,
+            (false, true) => Built::Fallback,
+            (false, false) => Built::No,
+        };
+        Ok(Self { machine: machine.clone(), choice, built })
+    }
+
+    /// The older glibc of the image and its fallback, where the catalogue has it.
+    pub fn glibc(&self) -> Option<&str> {
+        let images = std::iter::once(&self.choice.image).chain(&self.choice.fallback);
+        let glibc = images.filter_map(|image| Some(image.expected.as_ref()?.glibc.as_str()));
+        glibc.min_by_key(|version| tools::release(version))
     }
 }
 

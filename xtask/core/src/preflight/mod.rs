@@ -14,7 +14,6 @@ use crate::cli::MachineArgs;
 use crate::error::Failure;
 use crate::host::facts::{Facts, Guest};
 use crate::host::local::LocalHost;
-use crate::image::choice::Choice;
 use crate::workspace::Workspace;
 use findings::{Finding, Severity};
 
@@ -44,9 +43,8 @@ impl Preflight {
     /// # Errors
     /// A usage error where the image that was asked for cannot be one.
     pub fn check(workspace: &Workspace, asked: &PreflightRequest<'_>) -> Result<Self, Failure> {
-        let guests = asked.architectures.iter().map(|arch| {
-            Ok((*arch, Guest::new(asked.machine, &Choice::from_args(&asked.machine.image, *arch)?)))
-        });
+        let guests =
+            asked.architectures.iter().map(|arch| Ok((*arch, Guest::from_args(asked.machine, *arch)?)));
         let guests: Vec<_> = guests.collect::<Result<_, Failure>>()?;
         let host = LocalHost::gather();
         let facts = thread::scope(|scope| {

@@ -87,15 +87,14 @@ fn static_libc(arch: VmArchitecture) -> Finding {
 /// Linked against a newer glibc than the image's, an executable may need symbols that the image has not.
 fn libc(facts: &Facts) -> Option<Finding> {
     let (path, version) = facts.libc.as_ref()?;
-    let image = facts.guest.glibc.as_ref()?;
+    let image = facts.guest.glibc()?;
     if release(version) <= release(image) {
         return None;
     }
-    let name = facts
-        .guest
-        .fallback
-        .as_ref()
-        .map_or(facts.guest.image.clone(), |fallback| format!("{} or {fallback}", facts.guest.image));
+    let choice = &facts.guest.choice;
+    let names: Vec<_> =
+        std::iter::once(&choice.image).chain(&choice.fallback).map(|image| image.name.as_str()).collect();
+    let name = names.join(" or ");
     Some(Finding::degrades(
         "libc-newer",
         format!(

@@ -5,6 +5,7 @@ use crate::host::facts::Built;
 use crate::host::facts::Facts;
 use crate::host::local::{DEBIAN_KEYRING, When};
 use crate::host::packages::Need;
+use crate::image::choice::Choice;
 
 pub(super) fn evaluate(facts: &Facts, findings: &mut Vec<Finding>) {
     let host = &facts.host;
@@ -47,8 +48,9 @@ pub(super) fn evaluate(facts: &Facts, findings: &mut Vec<Finding>) {
 }
 
 fn no_fallback(facts: &Facts, program: &str) -> Finding {
-    let image = &facts.guest.image;
-    let fallback = facts.guest.fallback.as_deref().unwrap_or("any other");
+    let Choice { image, fallback } = &facts.guest.choice;
+    let image = &image.name;
+    let fallback = fallback.as_ref().map_or("any other", |image| &image.name);
     Finding::degrades(
         "no-stand-in",
         format!(

@@ -80,7 +80,7 @@ fn disk(facts: &Facts) -> Option<Finding> {
 
 fn memory(facts: &Facts) -> Option<Finding> {
     let free = facts.host.free_memory?;
-    let needed = facts.guest.memory_mib * MIB + MEMORY_BESIDE;
+    let needed = facts.guest.machine.memory * MIB + MEMORY_BESIDE;
     if free >= needed {
         return None;
     }

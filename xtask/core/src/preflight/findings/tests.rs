@@ -4,6 +4,7 @@ use super::*;
 use crate::arch::VmArchitecture;
 use crate::build::linker::{Linker, Unfit};
 use crate::cache::Unusable;
+use crate::cli::MachineArgs;
 use crate::host::edk2::Edk2;
 use crate::host::facts::{Built, Guest};
 use crate::host::firmware::{AarchFirmware, Rejected, Why};
@@ -35,14 +36,7 @@ pub(crate) fn sound() -> Facts {
         registers_handler: Some(
             ["/usr/sbin/update-binfmts", "--enable", "qemu-aarch64"].map(str::to_owned).to_vec(),
         ),
-        guest: Guest {
-            image: "ubuntu-24.04".into(),
-            fallback: Some("debian-12".into()),
-            glibc: Some("2.36".into()),
-            built: Built::Fallback,
-            memory_mib: 2048,
-            cpu: None,
-        },
+        guest: Guest::from_args(&MachineArgs::default(), VmArchitecture::Aarch64).unwrap(),
         for_ci: false,
     }
 }
@@ -178,7 +172,7 @@ const ROOM: &[(&str, Change)] = &[
     ("cache-access", |f| f.host.cache_access = Err("EACCES".into())),
     ("disk", |f| f.host.free_disk = Some(3 * GIB)),
     ("memory", |f| f.host.free_memory = Some(GIB)),
-    ("memory", |f| f.guest.memory_mib = 8192),
+    ("memory", |f| f.guest.machine.memory = 8192),
     ("clock", |f| f.host.now = 1_700_000_000),
     ("stale-run", |f| f.host.dead_runs = vec!["1123-090000-abcd".into()]),
 ];
@@ -194,7 +188,7 @@ fn each_lack_is_found_under_its_own_id() {
 fn firmware_that_does_not_go_with_the_emulator_is_told_where_it_matters() {
     let found = |edk2, kvm: Kvm, cpu: Option<&str>| {
         let found = evaluated(|f| {
-            (f.edk2, f.kvm, f.guest.cpu) = (Some(edk2), kvm, cpu.map(str::to_owned));
+            (f.edk2, f.kvm, f.guest.machine.cpu) = (Some(edk2), kvm, cpu.map(str::to_owned));
         });
         found.iter().any(|finding| finding.id == "firmware-known-bad")
     };

@@ -136,7 +136,7 @@ fn reinstall(facts: &Facts, need: Need) -> Remedy {
 /// Firmware and emulator each work, and not with each other.
 fn firmware_with_emulator(facts: &Facts) -> Option<Finding> {
     // Another CPU model has no part in it, and neither has KVM.
-    if facts.kvm.against().is_none() || facts.guest.cpu.as_deref().is_some_and(|cpu| cpu != "max") {
+    if facts.kvm.against().is_none() || facts.guest.machine.cpu.as_deref().is_some_and(|cpu| cpu != "max") {
         return None;
     }
     let emulator = facts.working_emulator()?;

@@ -42,7 +42,7 @@ pub(super) fn prepare(
     let preflight = Preflight::check(workspace, &asked)?;
     preflight.verdict()?;
     let facts = preflight.facts.first().context("one architecture was asked for")?;
-    let mut plan = Plan::resolve(facts, args.arch, &machine, 1.0)?;
+    let mut plan = Plan::resolve(facts, 1.0)?;
     screen.start("image", None);
     let (user, collected) = RunDir::create(cache)?;
     for dead in collected {
@@ -150,7 +150,7 @@ impl Bare<'_> {
             "-machine".to_owned(),
             profile.machine_type.to_owned(),
             "-accel".to_owned(),
-            plan.accelerator.to_string(),
+            plan.accelerator().to_string(),
             "-cpu".to_owned(),
             self.cpu.to_owned(),
             "-smp".to_owned(),

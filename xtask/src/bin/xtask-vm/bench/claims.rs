@@ -177,14 +177,17 @@ impl Bench<'_> {
     }
 
     fn rounds_of(&mut self, plan: &Plan, image: &ReadyImage) -> Result<Vec<Round>> {
-        if plan.accelerator != Accelerator::Tcg {
-            let error =
-                format!("bench: {} guests run under {} here, not emulated", self.args.arch, plan.accelerator);
+        if plan.accelerator() != Accelerator::Tcg {
+            let error = format!(
+                "bench: {} guests run under {} here, not emulated",
+                self.args.arch,
+                plan.accelerator()
+            );
             return Err(Failure::host(error, "measure with --arch of the other architecture").into());
         }
         // What is built first, the agent and the snapshot among it, is in no figure.
         self.smoke("snapshot", &["--until", "join"])?;
-        let own = plan.cpu().describe();
+        let own = plan.cpu.describe();
         let mut rounds = Vec::new();
         for number in 1..=self.args.rounds {
             let mut round = Round::default();

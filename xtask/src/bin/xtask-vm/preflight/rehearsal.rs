@@ -5,7 +5,6 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use xtask_core::arch::Accelerator;
 use xtask_core::cache::Cache;
 use xtask_core::cli::{PreflightArgs, RehearsalFault, Verbosity};
 use xtask_core::error;
@@ -68,7 +67,7 @@ pub(super) fn findings(
         for facts in facts {
             interrupt.check()?;
             screen.start("rehearse", None);
-            let mut plan = Plan::resolve(facts, facts.arch, &args.machine, 1.0)?;
+            let mut plan = Plan::resolve(facts, 1.0)?;
             let found = stage.rehearse(&mut plan).map_err(|error| {
                 error::host_fault(error, format!("rehearse the {} machine", facts.arch), hint)
             });
@@ -99,7 +98,7 @@ fn describe(plan: &Plan, base: &str, started: Instant) -> Finding {
         evidence: format!(
             "QEMU {}, {}, {base}, {}; started paused, read, destroyed",
             plan.qemu_version,
-            plan.accelerator,
+            plan.accelerator(),
             plan.firmware.code.display()
         ),
         remedy: None,
@@ -115,10 +114,10 @@ impl Stage<'_> {
         let (base, base_told) = self.base(plan, &work)?;
         let mut findings = self.perform(plan, &base, &work)?;
         let kvm_refused = findings.iter().position(|finding| finding.id == "rehearsal-kvm");
-        if let Some(at) = kvm_refused.filter(|_| plan.may_fall_back && plan.accelerator == Accelerator::Kvm) {
+        if let Some(at) = kvm_refused.filter(|_| plan.may_fall_back()) {
             let mut refused = findings.remove(at);
             refused.severity = Severity::Degrades;
-            plan.fall_back(&refused.sentence);
+            *plan = plan.under_tcg(&refused.sentence);
             findings = self.perform(plan, &base, &work)?;
             findings.push(refused);
         }

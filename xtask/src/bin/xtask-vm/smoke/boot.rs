@@ -127,7 +127,7 @@ impl RunningVm {
         let mut domain = Domain::write(&plan, &files, &work)?;
         let machine = match domain.start(&prepared.hypervisor) {
             // Another error (no memory, a CPU model that KVM lacks) is not KVM's fault, and emulation would not help.
-            Err(error) if plan.accelerator == Accelerator::Kvm && blames_kvm(&error) => {
+            Err(error) if plan.accelerator() == Accelerator::Kvm && blames_kvm(&error) => {
                 give_up_kvm(session, &mut plan, &format!("KVM does not start the machine: {error:#}"))?;
                 domain = Domain::write(&plan, &files, &work)?;
                 domain.start(&prepared.hypervisor)
@@ -138,7 +138,7 @@ impl RunningVm {
     }
 
     fn reach_userspace(&mut self, session: &mut Session<'_>, image: &ReadyImage) -> Result<String> {
-        if self.plan.accelerator == Accelerator::Kvm {
+        if self.plan.accelerator() == Accelerator::Kvm {
             self.see_kvm_work(session, image)?;
         }
         let work = session.run.work();
@@ -150,7 +150,7 @@ impl RunningVm {
             }
             Ok(vm.console.line_with(marker::STARTED).map(drop))
         })?;
-        Ok(format!("{}, {}", self.plan.accelerator, session.report.guest.cpu))
+        Ok(format!("{}, {}", self.plan.accelerator(), session.report.guest.cpu))
     }
 
     /// A KVM that never runs the kernel is written down and, where KVM was not asked for by name, replaced.
@@ -183,14 +183,14 @@ fn give_up_kvm(session: &mut Session<'_>, plan: &mut Plan, reason: &str) -> Resu
     // libvirt passes on all that QEMU said; its first line says why.
     let reason = reason.lines().next().unwrap_or(reason).to_owned();
     kvm::remember_failure(&session.cache, &reason)?;
-    if !plan.may_fall_back {
+    if !plan.may_fall_back() {
         let hint = "leave out --accel to have the guest emulated".to_owned();
         return Err(Failure::host(reason, hint).into());
     }
     session.screen.line(&format!("{reason}: starting again under emulation"));
-    plan.fall_back(&reason);
+    *plan = plan.under_tcg(&reason);
     session.describe_accelerator(plan);
-    session.limit = Some(plan.limits().boot());
+    session.limit = Some(plan.limits.boot());
     Ok(())
 }
 

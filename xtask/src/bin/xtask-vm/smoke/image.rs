@@ -80,12 +80,12 @@ pub(crate) fn ensure_or_fall_back(
         (None, Some(_)) if store.offline && Kind::Host.is(&error) => "--offline".to_owned(),
         _ => return Err(host_fault(error, plan)),
     };
-    let Some(fallback) = plan.fallback.take() else { return Err(error) };
+    let Some(fallback) = plan.fallback.clone() else { return Err(error) };
     store.screen.line(&format!(
         "{} is not tested: {reason}; using the fallback image {}, which is built from packages. Pass --strict-image to fail instead",
         plan.image.name, fallback.name
     ));
-    plan.image = fallback;
+    *plan = plan.with_image(fallback);
     let ready = xtask_images::ensure(store, &plan.image, RetryPolicy::Full)
         .map_err(|error| host_fault(error, plan))?;
     Ok((ready, Some(reason)))

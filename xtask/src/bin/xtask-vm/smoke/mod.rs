@@ -68,7 +68,7 @@ fn phases(session: &mut Session<'_>) -> Result<()> {
     if complete != Some(image.digest.to_string()) {
         session.phase(Phase::Inspect, None, |session| inspect::with_image(session, &plan, &agent))?;
     }
-    let booted = session.phase(Phase::Boot, Some(plan.limits().boot()), |session| {
+    let booted = session.phase(Phase::Boot, Some(plan.limits.boot()), |session| {
         RunningVm::boot(session, plan, &image, &Payload::Agent(&agent, &workload))
     });
     let mut vm = match booted {
@@ -127,7 +127,7 @@ pub(crate) fn up(workspace: &Workspace, up: &UpArgs, verbosity: Verbosity) -> Re
 fn machine_alone(session: &mut Session<'_>) -> Result<()> {
     let plan = session.phase(Phase::Preflight, None, preflight)?;
     let (plan, image) = session.phase(Phase::Image, None, |session| ready_image(session, plan))?;
-    let vm = session.phase(Phase::Boot, Some(plan.limits().boot()), |session| {
+    let vm = session.phase(Phase::Boot, Some(plan.limits.boot()), |session| {
         RunningVm::boot(session, plan, &image, &Payload::Nothing)
     })?;
     let vm = session.vm.insert(vm);
@@ -152,11 +152,11 @@ fn preflight(session: &mut Session<'_>) -> Result<(Plan, String)> {
         return Err(Failure::host(error, hint).into());
     }
     let facts = preflight.facts.first().context("one architecture was asked for")?;
-    let plan = Plan::resolve(facts, args.build.arch, &args.machine, args.timeout_scale)?;
+    let plan = Plan::resolve(facts, args.timeout_scale)?;
     warm::check_flags(args, &plan)?;
     session.describe_host(facts, &plan)?;
-    let why = plan.accelerator_note.as_ref().map_or(String::new(), |note| format!(" ({note})"));
-    let detail = format!("QEMU {}, {}{why}", plan.qemu_version, plan.accelerator);
+    let why = plan.accelerator_note().map_or(String::new(), |note| format!(" ({note})"));
+    let detail = format!("QEMU {}, {}{why}", plan.qemu_version, plan.accelerator());
     Ok((plan, detail))
 }
 

@@ -201,7 +201,7 @@ impl RunningVm {
     }
 
     pub(crate) fn limits(&self) -> Limits {
-        self.plan.limits()
+        self.plan.limits
     }
 
     pub(crate) fn image(&self) -> &Image {

@@ -198,9 +198,9 @@ impl<'a> Session<'a> {
 
     /// Again when KVM gave way to emulation.
     pub(crate) fn describe_accelerator(&mut self, plan: &Plan) {
-        self.report.host.accelerator = Some(plan.accelerator);
-        self.report.host.accelerator_note.clone_from(&plan.accelerator_note);
-        self.report.guest.cpu = plan.cpu().describe();
+        self.report.host.accelerator = Some(plan.accelerator());
+        self.report.host.accelerator_note = plan.accelerator_note().map(str::to_owned);
+        self.report.guest.cpu = plan.cpu.describe();
         self.times.are_of(plan.kind());
     }
 

@@ -33,7 +33,7 @@ use xtask_images::{Base, ReadyImage, Store};
 /// Whether this run may come from a snapshot. KVM boots in seconds; and two faults are planted in the first boot itself.
 pub(super) fn may_be(args: &SmokeArgs, plan: &Plan) -> bool {
     let of_first_boot = matches!(args.sabotage, Some(Sabotage::KernelPanic | Sabotage::KillQemu));
-    !args.cold && !of_first_boot && plan.accelerator == Accelerator::Tcg
+    !args.cold && !of_first_boot && plan.accelerator() == Accelerator::Tcg
 }
 
 /// What is asked of a warm run cannot be had of a cold one.
@@ -122,7 +122,7 @@ impl RunningVm {
         let ingredients = ingredients(session, &plan, image, content as u64)?;
         let key = ingredients.key(&plan.image.name, plan.spec.architecture);
         // Until this run is said to use it.
-        let (cache, interrupt, limits) = (&session.cache, &session.interrupt, plan.limits());
+        let (cache, interrupt, limits) = (&session.cache, &session.interrupt, plan.limits);
         // Its making, and the machine that is restored out of it under the same lock.
         let limit = limits.boot() + 2 * limits.provision();
         let asked = Instant::now();

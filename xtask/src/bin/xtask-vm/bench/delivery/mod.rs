@@ -81,7 +81,7 @@ pub(super) fn run(
     // A disk is made of sectors.
     content.resize(content.len().next_multiple_of(4096), 0);
     let (plan, image, user) = prepare(workspace, args, &cache, interrupt, &mut screen)?;
-    let cpu = plan.cpu().describe();
+    let cpu = plan.cpu.describe();
     let bare = Bare { cache: &cache, plan: &plan, image: &image, cpu: &cpu };
     let kind = format!("bench-{}", args.arch);
     let seconds = bare.in_a_run(&mut screen, |run, screen| {
