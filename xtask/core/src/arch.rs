@@ -72,7 +72,7 @@ pub struct MachineProfile {
     pub loader: (&'static str, &'static str),
     /// Debian's kernel package for virtual machines.
     pub kernel_package: &'static str,
-    /// How the best-emulated CPU is made; see `domain::cpu`.
+    /// How the best-emulated CPU is made; see `Cpu`.
     pub tcg_cpu: TcgCpu,
     /// CPU names that people use and QEMU does not, with QEMU's.
     pub cpu_aliases: &'static [(&'static str, &'static str)],
@@ -96,7 +96,28 @@ pub struct TcgCpu {
     /// Features switched off in libvirt's `<cpu>`.
     pub disabled_features: &'static [&'static str],
     /// `-global` properties: libvirt 9.0 to 11 refuses `pauth` as a CPU feature, at start, not at define.
-    pub globals: &'static [&'static str],
+    pub globals: &'static [Global],
+}
+
+/// A property of every device of one type, as QEMU's `-global` sets it: `max-arm-cpu.pauth=off`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Global {
+    pub driver: &'static str,
+    pub property: &'static str,
+    pub value: bool,
+}
+
+impl Global {
+    /// Without the driver, as `-cpu` takes it.
+    pub fn assignment(&self) -> String {
+        format!("{}={}", self.property, if self.value { "on" } else { "off" })
+    }
+}
+
+impl fmt::Display for Global {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.driver, self.assignment())
+    }
 }
 
 static X86_64: MachineProfile = MachineProfile {
@@ -149,7 +170,10 @@ static AARCH64: MachineProfile = MachineProfile {
     kernel_package: "linux-image-cloud-arm64",
     // Emulating the architected pointer authentication doubles a boot's time, even QEMU's cheap stand-in for it (pauth-impdef) adds a
     // tenth, and SVE a third. The Pi 5's core has neither.
-    tcg_cpu: TcgCpu { disabled_features: &["sve"], globals: &["max-arm-cpu.pauth=off"] },
+    tcg_cpu: TcgCpu {
+        disabled_features: &["sve"],
+        globals: &[Global { driver: "max-arm-cpu", property: "pauth", value: false }],
+    },
     cpu_aliases: &[("pi5", "cortex-a76"), ("pi4", "cortex-a72")],
     firmware_paths: &[
         ("/usr/share/AAVMF/AAVMF_CODE.no-secboot.fd", "/usr/share/AAVMF/AAVMF_VARS.fd"),

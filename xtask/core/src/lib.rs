@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! arch error digest format fs os_release cache workspace
-//! limits report libvirt_uri
+//! limits cpu report libvirt_uri
 //! cli processes
 //! image build runs
 //! host inspect_target
@@ -18,6 +18,7 @@ pub mod arch;
 pub mod build;
 pub mod cache;
 pub mod cli;
+pub mod cpu;
 pub mod digest;
 pub mod error;
 pub mod format;

@@ -4,15 +4,14 @@ use std::path::PathBuf;
 
 use crate::arch::{Accelerator, VmArchitecture};
 use crate::cli::Accel;
+use crate::cpu::Cpu;
 use crate::error::Failure;
-use crate::host::edk2::known_bad;
 use crate::host::facts::Facts;
 use crate::host::firmware::AarchFirmware;
 use crate::host::kvm::Kvm;
 use crate::image::Image;
 use crate::image::choice::Choice;
 use crate::limits::Limits;
-use crate::machine::cpu::Cpu;
 use crate::machine::{DomainXmlParams, RunFiles, VmSpec};
 use anyhow::{Context, Result};
 
@@ -88,10 +87,9 @@ impl Plan {
         let emulator = facts.working_emulator().cloned().context("preflight has seen the emulator")?;
         let firmware = facts.firmware.clone().ok().context("preflight has seen the firmware")?;
         let spec = VmSpec::from_args(facts.arch, &facts.guest.machine);
-        let bad = known_bad(spec.architecture.profile().machine, emulator.release(), facts.edk2, "max");
         let cpu = |accelerator| Cpu::resolve(spec.architecture, accelerator, spec.cpu.as_deref());
-        let emulated_cpu =
-            cpu(Accelerator::Tcg).adjusted(&emulator.max_properties, bad.and_then(|bad| bad.global));
+        let workaround = facts.known_bad().and_then(|bad| bad.global);
+        let emulated_cpu = cpu(Accelerator::Tcg).adjusted(&emulator.max_properties, workaround);
         let accelerator = acceleration.accelerator();
         let Choice { image, fallback } = facts.guest.choice.clone();
         Ok(Self {
@@ -119,7 +117,7 @@ impl Plan {
         let machine = &facts.guest.machine;
         let acceleration = Acceleration::choose(machine.accel, facts.arch, &facts.kvm)?;
         if let (Some(emulator), Some(cpu)) = (facts.working_emulator(), &machine.cpu) {
-            emulator.check_cpu(facts.arch.profile(), acceleration.accelerator(), cpu)?;
+            emulator.check_cpu(facts.arch, acceleration.accelerator(), cpu)?;
         }
         Ok(acceleration)
     }

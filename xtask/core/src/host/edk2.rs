@@ -7,6 +7,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use super::tools;
+use crate::arch::Global;
 
 /// So much of a firmware's file is read: an OVMF is smaller, and what is not compressed in a build for Arm is in its first
 /// megabyte.
@@ -120,7 +121,7 @@ pub struct KnownBad {
     /// What happens, and where it is told.
     pub what: &'static str,
     /// The `-global` property that steers around it; `None` where none is known.
-    pub global: Option<&'static str>,
+    pub global: Option<Global>,
 }
 
 /// What is known.
@@ -132,7 +133,7 @@ pub const KNOWN_BAD: &[KnownBad] = &[
         machine: "aarch64",
         cpu: "max",
         what: "hangs before its first line (github.com/tianocore/edk2/issues/11962)",
-        global: Some("max-arm-cpu.lpa2=off"),
+        global: Some(Global { driver: "max-arm-cpu", property: "lpa2", value: false }),
     },
     // Reported; QEMU 10.0 with Debian 12's 2022.11 was seen to boot nevertheless.
     KnownBad {

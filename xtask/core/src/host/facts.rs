@@ -6,17 +6,18 @@ use std::thread;
 
 use xshell::Shell;
 
-use super::edk2::Edk2;
+use super::edk2::{Edk2, KnownBad, known_bad};
 use super::firmware::{self, AarchFirmware, Rejected};
 use super::kvm::{self, Kvm};
 use super::local::LocalHost;
 use super::qemu::Emulator;
 use super::tools;
-use crate::arch::VmArchitecture;
+use crate::arch::{Accelerator, VmArchitecture};
 use crate::build::linker::{Linker, Unfit};
 use crate::build::rust_target_installed;
 use crate::cache::Cache;
 use crate::cli::MachineArgs;
+use crate::cpu::CpuModel;
 use crate::error::Failure;
 use crate::image::choice::Choice;
 use crate::image::{Image, Source};
@@ -148,6 +149,13 @@ impl Facts {
                 for_ci: false,
             }
         })
+    }
+
+    /// The known fault of this firmware with this emulator and the CPU that an emulated guest would have.
+    pub fn known_bad(&self) -> Option<&'static KnownBad> {
+        let cpu = self.guest.machine.cpu.as_deref();
+        let model = CpuModel::requested(self.arch, Accelerator::Tcg, cpu);
+        known_bad(self.arch.profile().machine, self.working_emulator()?.release(), self.edk2, model.name())
     }
 
     /// The emulator, where it is there and answers.

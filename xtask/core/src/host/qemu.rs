@@ -8,7 +8,8 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 use super::tools;
-use crate::arch::{Accelerator, MachineProfile};
+use crate::arch::{Accelerator, MachineProfile, VmArchitecture};
+use crate::cpu::CpuModel;
 use crate::error::Failure;
 
 /// A full-system emulator.
@@ -78,29 +79,24 @@ impl Emulator {
         tools::release(&self.version)
     }
 
-    /// Whether it has the CPU model that `requested` means; `host` is for the accelerator to say.
-    pub fn has_model(&self, profile: &MachineProfile, requested: &str) -> bool {
-        let name = profile.arch.qemu_cpu(requested);
-        name == "host" || self.cpu_models.iter().any(|model| model == name)
-    }
-
     /// Refuses a CPU model that this emulator does not have.
     ///
     /// # Errors
     /// A usage error, with the models there are.
     pub fn check_cpu(
         &self,
-        profile: &MachineProfile,
+        arch: VmArchitecture,
         accelerator: Accelerator,
         requested: &str,
     ) -> Result<(), Failure> {
-        if accelerator == Accelerator::Tcg && requested == "host" {
+        let model = CpuModel::requested(arch, accelerator, Some(requested));
+        if model == CpuModel::Named("host".to_owned()) {
             return Err(Failure::usage("--cpu host: it needs KVM; leave out --cpu, or name a model"));
         }
-        if self.has_model(profile, requested) {
+        if model == CpuModel::HostPassthrough || self.cpu_models.iter().any(|known| known == model.name()) {
             return Ok(());
         }
-        let aliases = profile.cpu_aliases.iter().map(|(alias, _)| *alias);
+        let aliases = arch.profile().cpu_aliases.iter().map(|(alias, _)| *alias);
         let known: Vec<_> = aliases.chain(self.cpu_models.iter().map(String::as_str)).collect();
         let program = self.path.display();
         Err(Failure::usage(format!(
@@ -113,7 +109,6 @@ impl Emulator {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::arch::VmArchitecture;
 
     const ANSWERS: &str = r#"{"QMP": {"version": {}, "capabilities": ["oob"]}}
         {"return": {}}
@@ -128,12 +123,12 @@ mod tests {
         assert_eq!((emulator.version.as_str(), emulator.release()), ("7.2.22", (7, 2)));
         assert_eq!(emulator.cpu_models, ["cortex-a76", "max"]);
         assert_eq!(emulator.max_properties, ["pauth", "sve"]);
-        let profile = VmArchitecture::Aarch64.profile();
-        assert!(emulator.has_model(profile, "pi5") && !emulator.has_model(profile, "pi4"));
-        let refused = emulator.check_cpu(profile, Accelerator::Tcg, "cortex-a99").unwrap_err().to_string();
+        let check = |accelerator, cpu| emulator.check_cpu(VmArchitecture::Aarch64, accelerator, cpu);
+        assert!(check(Accelerator::Tcg, "pi5").is_ok() && check(Accelerator::Tcg, "pi4").is_err());
+        let refused = check(Accelerator::Tcg, "cortex-a99").unwrap_err().to_string();
         assert!(refused.contains("/q has no such CPU model; it has: pi5, pi4, cortex-a76, max"), "{refused}");
-        assert!(emulator.check_cpu(profile, Accelerator::Tcg, "host").is_err());
-        assert!(emulator.check_cpu(profile, Accelerator::Kvm, "host").is_ok());
+        assert!(check(Accelerator::Tcg, "host").is_err());
+        assert!(check(Accelerator::Kvm, "host").is_ok());
     }
 
     #[test]

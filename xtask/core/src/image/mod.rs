@@ -63,9 +63,11 @@ pub enum Source {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Format {
-    /// Nothing but the guest's bytes.
+    /// Nothing but the guest's bytes. The alias is in the records of machines kept by earlier versions, as below.
+    #[serde(alias = "Raw")]
     Raw,
     /// QEMU's own.
+    #[serde(alias = "Qcow2")]
     Qcow2,
 }
 

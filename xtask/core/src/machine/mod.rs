@@ -1,7 +1,6 @@
 //! The machine, from what was asked ([`VmSpec`]) over what was resolved ([`DomainXmlParams`]) to the domain XML and
 //! the cloud-init seed. Pure: golden files for both architectures are tested on any host.
 
-pub mod cpu;
 mod sabotage;
 pub mod seed;
 pub mod xml;
@@ -13,8 +12,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::arch::{Accelerator, VmArchitecture};
 use crate::cli::MachineArgs;
+use crate::cpu::Cpu;
 use crate::host::firmware::AarchFirmware;
-use cpu::Cpu;
+use crate::image::Format;
 
 /// The domain's name in its own libvirt root; short, because it is part of socket paths of at most 107 bytes.
 pub const DOMAIN_NAME: &str = "vm";
@@ -56,18 +56,14 @@ pub struct VmSpec {
 }
 
 impl VmSpec {
-    /// A machine of two processors and 2 GiB.
-    pub fn new(name: &str, architecture: VmArchitecture) -> Self {
-        Self { name: name.to_owned(), architecture, vcpus: 2, memory_mib: 2048, cpu: None }
-    }
-
     /// From the command line.
     pub fn from_args(architecture: VmArchitecture, args: &MachineArgs) -> Self {
         Self {
+            name: DOMAIN_NAME.to_owned(),
+            architecture,
             vcpus: args.vcpus,
             memory_mib: args.memory,
             cpu: args.cpu.clone(),
-            ..Self::new(DOMAIN_NAME, architecture)
         }
     }
 }
@@ -115,21 +111,11 @@ pub struct DomainFirmware {
 pub struct Disk {
     /// The file.
     pub path: PathBuf,
-    /// Its format.
-    pub format: DiskFormat,
+    pub format: Format,
     /// Whether the guest may write.
     pub read_only: bool,
     /// What it lies on, from the next layer down; empty where it lies on nothing, or that is not known.
     pub backing: Vec<PathBuf>,
-}
-
-/// A disk file's format.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum DiskFormat {
-    /// Nothing but the guest's bytes.
-    Raw,
-    /// QEMU's own.
-    Qcow2,
 }
 
 impl DomainXmlParams {
@@ -148,7 +134,7 @@ impl DomainXmlParams {
             read_only,
             backing: Vec::new(),
         };
-        let root = Disk { backing: files.backing.clone(), ..own(&files.overlay, DiskFormat::Qcow2, false) };
+        let root = Disk { backing: files.backing.clone(), ..own(&files.overlay, Format::Qcow2, false) };
         Self {
             name: spec.name.clone(),
             architecture: spec.architecture,
@@ -159,11 +145,7 @@ impl DomainXmlParams {
             memory_mib: spec.memory_mib,
             firmware: firmware
                 .map(|pair| DomainFirmware { code: pair.code.clone(), nvram: files.nvram.clone() }),
-            disks: vec![
-                root,
-                own(&files.seed, DiskFormat::Raw, true),
-                own(&files.payload, DiskFormat::Raw, true),
-            ],
+            disks: vec![root, own(&files.seed, Format::Raw, true), own(&files.payload, Format::Raw, true)],
             console_log: files.console_log.clone(),
             console_socket: files.console_socket.clone(),
             uuid: files.uuid.clone(),

@@ -6,9 +6,9 @@ use std::path::Path;
 use quick_xml::Writer;
 use quick_xml::events::BytesText;
 
-use super::cpu::CpuModel;
-use super::{Disk, DiskFormat, DomainXmlParams, FORWARDED_PORTS, GUEST_MAC};
+use super::{Disk, DomainXmlParams, FORWARDED_PORTS, GUEST_MAC};
 use crate::arch::Accelerator;
+use crate::cpu::CpuModel;
 
 type Xml = Writer<Vec<u8>>;
 
@@ -163,10 +163,6 @@ fn write_devices(xml: &mut Xml, params: &DomainXmlParams) -> io::Result<()> {
 }
 
 fn write_disk(xml: &mut Xml, index: usize, disk: &Disk) -> io::Result<()> {
-    let format = match disk.format {
-        DiskFormat::Raw => "raw",
-        DiskFormat::Qcow2 => "qcow2",
-    };
     let letter = char::from(b'a' + u8::try_from(index).expect("a handful of disks"));
     let target = format!("vd{letter}");
     xml.create_element("disk")
@@ -176,7 +172,7 @@ fn write_disk(xml: &mut Xml, index: usize, disk: &Disk) -> io::Result<()> {
             let driver = xml
                 .create_element("driver")
                 .with_attribute(("name", "qemu"))
-                .with_attribute(("type", format));
+                .with_attribute(("type", disk.format.name()));
             // A verifying run's power cut must not be softened by this host's page cache.
             let driver = if disk.read_only { driver } else { driver.with_attribute(("cache", "none")) };
             driver.write_empty()?;
@@ -207,7 +203,7 @@ fn write_qemu_arguments(xml: &mut Xml, params: &DomainXmlParams) -> io::Result<(
     let mut arguments =
         vec!["-netdev".to_owned(), format!("user,id=net0,ipv6=off{forwards}"), "-device".to_owned(), device];
     for global in &params.cpu.globals {
-        arguments.extend(["-global".to_owned(), global.clone()]);
+        arguments.extend(["-global".to_owned(), global.to_string()]);
     }
     xml.create_element("qemu:commandline").write_inner_content(|xml| {
         for argument in &arguments {
@@ -222,8 +218,9 @@ fn write_qemu_arguments(xml: &mut Xml, params: &DomainXmlParams) -> io::Result<(
 mod tests {
     use super::*;
     use crate::arch::VmArchitecture;
+    use crate::cli::MachineArgs;
+    use crate::cpu::Cpu;
     use crate::host::firmware::AarchFirmware;
-    use crate::machine::cpu::Cpu;
     use crate::machine::{RunFiles, VmSpec};
     use std::path::Path;
 
@@ -233,8 +230,7 @@ mod tests {
         cpu: Option<&str>,
         uefi: bool,
     ) -> DomainXmlParams {
-        let mut spec = VmSpec::new("vm", arch);
-        spec.cpu = cpu.map(str::to_owned);
+        let spec = VmSpec::from_args(arch, &MachineArgs::default());
         let (code, vars_template) = arch.profile().firmware_paths[1];
         let firmware = AarchFirmware { code: code.into(), vars_template: vars_template.into() };
         let files = RunFiles {

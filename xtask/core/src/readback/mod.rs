@@ -13,7 +13,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::arch::{Accelerator, VmArchitecture};
 use crate::host::firmware::AarchFirmware;
-use crate::machine::cpu::CpuModel;
 use crate::machine::{Disk, DomainXmlParams};
 
 /// What a domain should become, from the parameters that its XML is written from.
@@ -89,7 +88,7 @@ impl ExpectedMachine {
         Ok(Self {
             architecture: params.architecture,
             accelerator: params.accelerator,
-            cpu_model: cpu_model(&params.cpu.model),
+            cpu_model: params.cpu.model.name().to_owned(),
             cpu_properties: cpu_properties(params),
             vcpus: usize::try_from(params.vcpus).context("count the processors")?,
             own_threads: host_is_strong || !profile.strong_memory_order,
@@ -100,20 +99,8 @@ impl ExpectedMachine {
     }
 }
 
-fn cpu_model(model: &CpuModel) -> String {
-    match model {
-        CpuModel::Maximum => "max".to_owned(),
-        CpuModel::HostPassthrough => "host".to_owned(),
-        CpuModel::Named(name) => name.clone(),
-    }
-}
-
 /// What was switched off, and what `-global TYPE.PROPERTY=VALUE` says.
 fn cpu_properties(params: &DomainXmlParams) -> Vec<(String, bool)> {
     let off = params.cpu.disabled_features.iter().map(|feature| (feature.clone(), false));
-    let global = |global: &String| {
-        let (property, value) = global.split_once('.')?.1.split_once('=')?;
-        Some((property.to_owned(), matches!(value, "on" | "true" | "yes")))
-    };
-    off.chain(params.cpu.globals.iter().filter_map(global)).collect()
+    off.chain(params.cpu.globals.iter().map(|global| (global.property.to_owned(), global.value))).collect()
 }

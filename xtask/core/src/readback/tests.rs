@@ -8,7 +8,8 @@ use serde_json::{Value, json};
 use super::diff::{diff, refused};
 use super::observed::Observed;
 use super::*;
-use crate::machine::cpu::Cpu;
+use crate::cli::MachineArgs;
+use crate::cpu::Cpu;
 use crate::machine::{RunFiles, VmSpec};
 
 /// As recorded: questions and answers.
@@ -30,7 +31,7 @@ fn params(arch: VmArchitecture) -> (DomainXmlParams, AarchFirmware) {
         console_socket: "/run/console.sock".into(),
         uuid: "6a7e489a-24e7-440d-b2b9-310110de50b9".into(),
     };
-    let spec = VmSpec::new("vm", arch);
+    let spec = VmSpec::from_args(arch, &MachineArgs::default());
     let emulator = Path::new("/usr/bin").join(arch.profile().emulator);
     let cpu = Cpu::resolve(arch, Accelerator::Tcg, None);
     (DomainXmlParams::resolve(&spec, Accelerator::Tcg, cpu, &emulator, Some(&firmware), &files), firmware)

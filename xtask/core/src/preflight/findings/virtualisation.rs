@@ -1,7 +1,7 @@
 //! QEMU, its firmware, libvirt, KVM, and the programs of a run.
 
 use super::finding::{Finding, Remedy};
-use crate::host::edk2::{Edk2, known_bad};
+use crate::host::edk2::Edk2;
 use crate::host::facts::Facts;
 use crate::host::firmware::{Rejected, Why};
 use crate::host::kvm::Kvm;
@@ -82,7 +82,7 @@ fn newer_qemu(os: &OsRelease) -> Option<&'static str> {
 /// An emulated `max` without these switches computes pointer authentication, which doubles a boot's time, and SVE.
 fn untuned(facts: &Facts, emulator: &Emulator) -> Option<Finding> {
     let tuned = &facts.arch.profile().tcg_cpu;
-    let wanted = tuned.globals.iter().filter_map(|global| global.split(['.', '=']).nth(1));
+    let wanted = tuned.globals.iter().map(|global| global.property);
     let wanted = wanted.chain(tuned.disabled_features.iter().copied());
     let missing: Vec<_> =
         wanted.filter(|wanted| !emulator.max_properties.iter().any(|known| known == wanted)).collect();
@@ -135,13 +135,9 @@ fn reinstall(facts: &Facts, need: Need) -> Remedy {
 
 /// Firmware and emulator each work, and not with each other.
 fn firmware_with_emulator(facts: &Facts) -> Option<Finding> {
-    // Another CPU model has no part in it, and neither has KVM.
-    if facts.kvm.against().is_none() || facts.guest.machine.cpu.as_deref().is_some_and(|cpu| cpu != "max") {
-        return None;
-    }
-    let emulator = facts.working_emulator()?;
-    let machine = facts.arch.profile().machine;
-    let bad = known_bad(machine, emulator.release(), facts.edk2, "max")?;
+    // A guest under KVM does not show the fault.
+    facts.kvm.against()?;
+    let (emulator, bad) = (facts.working_emulator()?, facts.known_bad()?);
     let path = facts.firmware.as_ref().map(|pair| pair.code.display().to_string()).unwrap_or_default();
     let edk2 = facts.edk2.as_ref().map(Edk2::to_string).unwrap_or_default();
     let sentence = match bad.global {

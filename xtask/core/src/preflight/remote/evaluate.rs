@@ -5,8 +5,8 @@ use super::facts::{Access, ConnectionFacts, ConnectionOffer, DEFAULT, DomainAnsw
 use super::refusal::{PERMISSION, let_in};
 use crate::arch::{Accelerator, VmArchitecture};
 use crate::cli::{Accel, MachineArgs};
+use crate::cpu::{Cpu, CpuModel};
 use crate::libvirt_uri::ConnectUri;
-use crate::machine::cpu::{Cpu, CpuModel};
 use crate::preflight::PreflightRequest;
 use crate::preflight::findings::{Finding, Remedy, Severity};
 

@@ -1,6 +1,6 @@
 //! Which CPU the guest sees, in libvirt's words and QEMU's.
 
-use crate::arch::{Accelerator, VmArchitecture};
+use crate::arch::{Accelerator, Global, VmArchitecture};
 
 /// A resolved CPU.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -10,7 +10,7 @@ pub struct Cpu {
     /// Features switched off.
     pub disabled_features: Vec<String>,
     /// QEMU `-global` properties, for what libvirt refuses in `<cpu>`.
-    pub globals: Vec<String>,
+    pub globals: Vec<Global>,
 }
 
 /// libvirt's `<cpu mode>`.
@@ -24,59 +24,65 @@ pub enum CpuModel {
     Named(String),
 }
 
-impl Cpu {
-    /// `requested` is `--cpu`; without it the fastest that the accelerator has.
-    pub fn resolve(arch: VmArchitecture, accelerator: Accelerator, requested: Option<&str>) -> Self {
-        let plain = |model| Self { model, disabled_features: Vec::new(), globals: Vec::new() };
+impl CpuModel {
+    /// What `--cpu` means; without it, the fastest model that the accelerator has. `host` without KVM is no model, and
+    /// stays a name that no emulator has.
+    pub fn requested(arch: VmArchitecture, accelerator: Accelerator, requested: Option<&str>) -> Self {
         match (requested, accelerator) {
-            (None | Some("host"), Accelerator::Kvm) => plain(CpuModel::HostPassthrough),
-            (None | Some("max"), Accelerator::Tcg) => {
-                let tuned = &arch.profile().tcg_cpu;
-                let owned = |list: &[&str]| list.iter().map(ToString::to_string).collect();
-                Self {
-                    model: CpuModel::Maximum,
-                    disabled_features: owned(tuned.disabled_features),
-                    globals: owned(tuned.globals),
-                }
-            }
-            (Some("max"), Accelerator::Kvm) => plain(CpuModel::Maximum),
-            (Some(name), _) => plain(CpuModel::Named(arch.qemu_cpu(name).to_owned())),
+            (None | Some("host"), Accelerator::Kvm) => Self::HostPassthrough,
+            (None, Accelerator::Tcg) | (Some("max"), _) => Self::Maximum,
+            (Some(name), _) => Self::Named(arch.qemu_cpu(name).to_owned()),
         }
+    }
+
+    /// As QEMU calls it.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Maximum => "max",
+            Self::HostPassthrough => "host",
+            Self::Named(name) => name,
+        }
+    }
+}
+
+impl Cpu {
+    /// The CPU that `--cpu` requests. The emulated `max` lacks what makes it slow.
+    pub fn resolve(arch: VmArchitecture, accelerator: Accelerator, requested: Option<&str>) -> Self {
+        let model = CpuModel::requested(arch, accelerator, requested);
+        let tuned = &arch.profile().tcg_cpu;
+        let (features, globals) = match (&model, accelerator) {
+            (CpuModel::Maximum, Accelerator::Tcg) => (tuned.disabled_features, tuned.globals),
+            _ => Default::default(),
+        };
+        let disabled_features = features.iter().map(ToString::to_string).collect();
+        Self { model, disabled_features, globals: globals.to_vec() }
     }
 
     /// The emulated `max` without the properties that this emulator does not know, which it would refuse, and with what steers
     /// around a fault of its firmware.
-    pub fn adjusted(mut self, known: &[String], workaround: Option<&str>) -> Self {
-        if self.model == CpuModel::Maximum && !self.globals.is_empty() {
+    pub fn adjusted(mut self, known: &[String], workaround: Option<Global>) -> Self {
+        if self.model == CpuModel::Maximum {
             let is_known = |name: &str| known.iter().any(|known| known == name);
-            self.globals.retain(|global| global.split(['.', '=']).nth(1).is_some_and(is_known));
+            self.globals.retain(|global| is_known(global.property));
             self.disabled_features.retain(|feature| is_known(feature));
-            self.globals.extend(workaround.map(str::to_owned));
+            self.globals.extend(workaround);
         }
         self
     }
 
     /// As one would write it for QEMU's `-cpu`, for the report.
     pub fn describe(&self) -> String {
-        let mut text = match &self.model {
-            CpuModel::Maximum => "max".to_owned(),
-            CpuModel::HostPassthrough => "host".to_owned(),
-            CpuModel::Named(name) => name.clone(),
-        };
-        for global in &self.globals {
-            text.push(',');
-            text.push_str(global.split_once('.').map_or(global.as_str(), |(_, property)| property));
-        }
-        for feature in &self.disabled_features {
-            text.push_str(&format!(",{feature}=off"));
-        }
-        text
+        let globals = self.globals.iter().map(|global| format!(",{}", global.assignment()));
+        let features = self.disabled_features.iter().map(|feature| format!(",{feature}=off"));
+        self.model.name().to_owned() + &globals.chain(features).collect::<String>()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const LPA2: Global = Global { driver: "max-arm-cpu", property: "lpa2", value: false };
 
     #[test]
     fn what_an_emulator_does_not_know_it_is_not_told() {
@@ -85,10 +91,10 @@ mod tests {
         let all = known(&["pauth", "sve"]);
         assert_eq!(tuned().adjusted(&all, None), tuned());
         assert_eq!(tuned().adjusted(&known(&["sve"]), None).describe(), "max,sve=off");
-        let steered = tuned().adjusted(&all, Some("max-arm-cpu.lpa2=off")).describe();
+        let steered = tuned().adjusted(&all, Some(LPA2)).describe();
         assert_eq!(steered, "max,pauth=off,lpa2=off,sve=off");
         let named = Cpu::resolve(VmArchitecture::Aarch64, Accelerator::Tcg, Some("pi5"));
-        assert_eq!(named.clone().adjusted(&[], Some("max-arm-cpu.lpa2=off")), named);
+        assert_eq!(named.clone().adjusted(&[], Some(LPA2)), named);
     }
 
     #[test]
