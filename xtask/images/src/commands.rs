@@ -8,7 +8,8 @@ use serde::Serialize;
 use xtask_core::arch::VmArchitecture;
 use xtask_core::cache::Cache;
 use xtask_core::cli::{
-    ImageArgs, ImageBuildArgs, ImageCommand, ImageFetchArgs, ImageVerifyArgs, PruneArgs, Verbosity,
+    ImageArgs, ImageBuildArgs, ImageCommand, ImageFetchArgs, ImageVerifyArgs, PruneArgs, StoreCommand,
+    Verbosity,
 };
 use xtask_core::digest::{Algorithm, Digest};
 use xtask_core::error::{self, Failure, Kind};
@@ -29,22 +30,22 @@ use xtask_jobs::screen::Screen;
 
 /// Does what the command says.
 pub fn run(command: &ImageCommand, verbosity: Verbosity) -> Result<()> {
-    if let ImageCommand::Bump(args) = command {
-        return bump::run(&Workspace::find()?, args, verbosity);
-    }
+    let command = match command {
+        ImageCommand::Bump(args) => return bump::run(&Workspace::find()?, args, verbosity),
+        ImageCommand::Store(command) => command,
+    };
     let interrupt = Interrupt::install()?;
     let mut screen = Screen::new(verbosity);
     let cache = Cache::from_env()?;
     let mut store =
         Store { cache: &cache, interrupt: &interrupt, screen: &mut screen, offline: false, run: None };
     let outcome = match command {
-        ImageCommand::List { json } => list(&mut store, *json),
-        ImageCommand::Fetch(args) => fetch(&mut store, args),
-        ImageCommand::Build(args) => build_image(&mut store, args),
-        ImageCommand::Verify(args) => verify(&mut store, args),
-        ImageCommand::Path { name, arch, json } => path(&mut store, name, *arch, *json),
-        ImageCommand::Prune(args) => prune_images(&mut store, args),
-        ImageCommand::Bump(_) => unreachable!("done above"),
+        StoreCommand::List { json } => list(&mut store, *json),
+        StoreCommand::Fetch(args) => fetch(&mut store, args),
+        StoreCommand::Build(args) => build_image(&mut store, args),
+        StoreCommand::Verify(args) => verify(&mut store, args),
+        StoreCommand::Path { name, arch, json } => path(&mut store, name, *arch, *json),
+        StoreCommand::Prune(args) => prune_images(&mut store, args),
     };
     outcome.map_err(|error| error::host_fault(error, "work on the cache's images", "see the causes"))
 }

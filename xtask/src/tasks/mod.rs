@@ -13,15 +13,18 @@ use std::process::Command as Process;
 use anyhow::{Context, Result};
 use clap::ValueEnum as _;
 
-use xtask_core::cache::Cache;
-use xtask_core::cli::{Cli, Command, FixArgs, MachineArgs, Shell, SmokeArgs, Verbosity, VmCommand};
+use xtask_core::arch::VmArchitecture;
+use xtask_core::cli::{
+    Cli, Command, FixArgs, HeavyCommand, HeavyVmCommand, LightCommand, MachineArgs, Shell, SmokeArgs,
+    Verbosity, VmCommand,
+};
 use xtask_core::error::Failure;
 use xtask_core::fs::make_private_dir;
+use xtask_core::host::facts::Facts;
 use xtask_core::image::choice::Choice;
 use xtask_core::plan::Plan;
 use xtask_core::preflight::show;
 use xtask_core::preflight::{Preflight, PreflightRequest, fix};
-use xtask_core::runs::instance;
 use xtask_core::workspace::Workspace;
 
 /// Does the task, or becomes the process that does it.
@@ -29,69 +32,58 @@ use xtask_core::workspace::Workspace;
 /// # Errors
 /// Whatever the task could not do; [`xtask_core::error::code`] has its exit code.
 pub(crate) fn run(cli: &Cli) -> Result<()> {
-    if let Command::Inspect(args) = &cli.command {
-        return inspect::run(args, cli.verbosity);
-    }
-    let workspace = Workspace::find()?;
+    let verbosity = cli.verbosity;
     match &cli.command {
-        Command::Preflight(args) => preflight::run(&workspace, args, cli.verbosity),
-        Command::Build(args) => build::run(&workspace, args),
-        Command::Ci(args) => ci::run(&workspace, args),
-        Command::Soak(args) => soak::run(&workspace, args),
-        Command::Smoke(args) => {
-            check_smoke(&workspace, args)?;
-            prepare_smoke(&workspace, args, cli.verbosity)
-                .inspect_err(|error| preflight::report(args, error))?;
+        Command::Inspect(args) => inspect::run(args, verbosity),
+        Command::Preflight(args) => preflight::run(&Workspace::find()?, args, verbosity),
+        Command::Light(command) => run_light(&Workspace::find()?, command),
+        Command::Heavy(command) => {
+            let workspace = Workspace::find()?;
+            prepare(&workspace, command, verbosity)?;
             exec_xtask_vm(&workspace)
         }
-        Command::Bench(args) => {
-            let asked = PreflightRequest {
-                architectures: &[args.arch],
-                machine: &MachineArgs::default(),
-                for_ci: false,
-            };
-            ready(&workspace, &asked, FixArgs::default())?;
-            build_xtask_vm(&workspace, cli.verbosity)?;
-            exec_xtask_vm(&workspace)
-        }
-        Command::Image(_) => {
-            build_xtask_vm(&workspace, cli.verbosity)?;
-            exec_xtask_vm(&workspace)
-        }
-        Command::Vm(VmCommand::Up(args)) => {
-            Choice::from_args(&args.machine.image, args.arch)?;
-            if let Some(name) = &args.name {
-                instance::check_name(&Cache::from_env()?, name)?;
+        Command::Vm(command) => {
+            let workspace = Workspace::find()?;
+            match command {
+                VmCommand::Light(command) => vm::run(command),
+                VmCommand::Heavy(HeavyVmCommand::Console { machine, no_follow: true }) => {
+                    vm::show_console(machine.as_deref())
+                }
+                VmCommand::Heavy(command) => {
+                    vm::prepare(&workspace, command)?;
+                    build_xtask_vm(&workspace, verbosity)?;
+                    exec_xtask_vm(&workspace)
+                }
             }
-            let asked =
-                PreflightRequest { architectures: &[args.arch], machine: &args.machine, for_ci: false };
-            ready(&workspace, &asked, args.fix)?;
-            build_xtask_vm(&workspace, cli.verbosity)?;
-            exec_xtask_vm(&workspace)
         }
-        Command::Vm(VmCommand::Start(args) | VmCommand::Stop(args)) => {
-            instance::find(&Cache::from_env()?, args.machine.as_deref())?;
-            build_xtask_vm(&workspace, cli.verbosity)?;
-            exec_xtask_vm(&workspace)
-        }
-        Command::Vm(VmCommand::Console { machine, no_follow: false }) => {
-            instance::find(&Cache::from_env()?, machine.as_deref())?;
-            build_xtask_vm(&workspace, cli.verbosity)?;
-            exec_xtask_vm(&workspace)
-        }
-        Command::Vm(command) => vm::run(command),
-        Command::Completions { shell } => print_completions(&workspace, *shell),
-        Command::Inspect(_) => unreachable!("done above"),
     }
 }
 
-/// This machine is ready, the flags are possible on it, `xtask-vm` is built.
-fn prepare_smoke(workspace: &Workspace, args: &SmokeArgs, verbosity: Verbosity) -> Result<()> {
-    let asked = PreflightRequest { architectures: &[args.build.arch], machine: &args.machine, for_ci: false };
-    let preflight = ready(workspace, &asked, args.fix)?;
-    let facts = preflight.facts.first().context("one architecture was asked for")?;
-    Plan::check_flags(facts)?;
-    build_xtask_vm(workspace, verbosity)
+fn run_light(workspace: &Workspace, command: &LightCommand) -> Result<()> {
+    match command {
+        LightCommand::Build(args) => build::run(workspace, args),
+        LightCommand::Ci(args) => ci::run(workspace, args),
+        LightCommand::Soak(args) => soak::run(workspace, args),
+        LightCommand::Completions { shell } => print_completions(workspace, *shell),
+    }
+}
+
+/// Checks what can be checked without `xtask-vm`, and builds it.
+fn prepare(workspace: &Workspace, command: &HeavyCommand, verbosity: Verbosity) -> Result<()> {
+    match command {
+        HeavyCommand::Image(_) => build_xtask_vm(workspace, verbosity),
+        HeavyCommand::Bench(args) => {
+            ready_for(workspace, args.arch, &MachineArgs::default(), FixArgs::default())?;
+            build_xtask_vm(workspace, verbosity)
+        }
+        HeavyCommand::Smoke(args) => {
+            check_smoke(workspace, args)?;
+            ready_for(workspace, args.build.arch, &args.machine, args.fix)
+                .and_then(|facts| Ok(Plan::check_flags(&facts)?))
+                .and_then(|_acceleration| build_xtask_vm(workspace, verbosity))
+                .inspect_err(|error| preflight::report(args, error))
+        }
+    }
 }
 
 /// What can be known to be wrong before anything slow starts.
@@ -117,8 +109,7 @@ fn check_smoke(workspace: &Workspace, args: &SmokeArgs) -> Result<()> {
 
 /// Preflight with `--fix`; quiet where nothing stands in the way.
 fn ready(workspace: &Workspace, asked: &PreflightRequest<'_>, args: FixArgs) -> Result<Preflight> {
-    let preflight =
-        if args.fix { fix::fix(workspace, asked, args)? } else { Preflight::check(workspace, asked)? };
+    let preflight = look(workspace, asked, args)?;
     if preflight.blocking().next().is_some() {
         show::print(&preflight);
     } else {
@@ -126,6 +117,22 @@ fn ready(workspace: &Workspace, asked: &PreflightRequest<'_>, args: FixArgs) -> 
     }
     preflight.verdict()?;
     Ok(preflight)
+}
+
+/// [`ready`], for one guest.
+fn ready_for(
+    workspace: &Workspace,
+    arch: VmArchitecture,
+    machine: &MachineArgs,
+    args: FixArgs,
+) -> Result<Facts> {
+    let asked = PreflightRequest { architectures: &[arch], machine, for_ci: false };
+    let facts = ready(workspace, &asked, args)?.facts;
+    facts.into_iter().next().context("one architecture was asked for")
+}
+
+fn look(workspace: &Workspace, asked: &PreflightRequest<'_>, args: FixArgs) -> Result<Preflight> {
+    if args.fix { fix::fix(workspace, asked, args) } else { Ok(Preflight::check(workspace, asked)?) }
 }
 
 /// Compiles `xtask-vm`: two minutes the first time.

@@ -5,19 +5,15 @@ use xtask_core::cli::{PreflightArgs, SmokeArgs, Verbosity};
 use xtask_core::error;
 use xtask_core::host::facts::Facts;
 use xtask_core::plan::Plan;
+use xtask_core::preflight::PreflightRequest;
 use xtask_core::preflight::show::{architectures, present};
-use xtask_core::preflight::{Preflight, PreflightRequest, fix};
 use xtask_core::report::{FailureReport, Phase, PhaseReport, PhaseStatus, Report};
 use xtask_core::workspace::Workspace;
 
 pub(super) fn run(workspace: &Workspace, args: &PreflightArgs, verbosity: Verbosity) -> Result<()> {
     let architectures = architectures(args);
     let asked = PreflightRequest { architectures: &architectures, machine: &args.machine, for_ci: false };
-    let preflight = if args.fix.fix {
-        fix::fix(workspace, &asked, args.fix)?
-    } else {
-        Preflight::check(workspace, &asked)?
-    };
+    let preflight = super::look(workspace, &asked, args.fix)?;
     check_flags(&preflight.facts, args)?;
     let asks_libvirt = args.rehearse || args.connect.is_some();
     if asks_libvirt && preflight.verdict().is_ok() {

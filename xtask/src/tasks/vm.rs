@@ -7,22 +7,47 @@ use anyhow::{Context, Result};
 use serde_json::json;
 
 use xtask_core::cache::Cache;
-use xtask_core::cli::VmCommand;
+use xtask_core::cli::{HeavyVmCommand, LightVmCommand, OneArgs};
 use xtask_core::error::Failure;
 use xtask_core::host::tools;
+use xtask_core::image::choice::Choice;
 use xtask_core::processes::{end_processes, owned};
 use xtask_core::runs;
 use xtask_core::runs::instance::{self, ConsoleLog, Instance};
+use xtask_core::workspace::Workspace;
 
-pub(super) fn run(command: &VmCommand) -> Result<()> {
-    let cache = Cache::from_env()?;
+/// Checks what can be checked without `xtask-vm`.
+pub(super) fn prepare(workspace: &Workspace, command: &HeavyVmCommand) -> Result<()> {
     match command {
-        VmCommand::List { json } => list(&cache, *json),
-        VmCommand::Ssh(args) => {
-            let instance = instance::find(&cache, args.machine.as_deref())?;
-            enter(&instance, &["-t"], &args.rest)
+        HeavyVmCommand::Up(args) => {
+            Choice::from_args(&args.machine.image, args.arch)?;
+            if let Some(name) = &args.name {
+                instance::check_name(&Cache::from_env()?, name)?;
+            }
+            super::ready_for(workspace, args.arch, &args.machine, args.fix).map(drop)
         }
-        VmCommand::Exec { machine, command } => {
+        HeavyVmCommand::Start(OneArgs { machine })
+        | HeavyVmCommand::Stop(OneArgs { machine })
+        | HeavyVmCommand::Console { machine, .. } => {
+            instance::find(&Cache::from_env()?, machine.as_deref())?;
+            Ok(())
+        }
+    }
+}
+
+/// Prints what a machine's serial console has said so far.
+pub(super) fn show_console(machine: Option<&str>) -> Result<()> {
+    let instance = instance::find(&Cache::from_env()?, machine)?;
+    ConsoleLog::open(&instance.machine.console)?.show().map(drop)
+}
+
+pub(super) fn run(command: &LightVmCommand) -> Result<()> {
+    let cache = Cache::from_env()?;
+    let find = |machine: &Option<String>| instance::find(&cache, machine.as_deref());
+    match command {
+        LightVmCommand::List { json } => list(&cache, *json),
+        LightVmCommand::Ssh(args) => enter(&find(&args.machine)?, &["-t"], &args.rest),
+        LightVmCommand::Exec { machine, command } => {
             if machine.is_none()
                 && let [first, rest @ ..] = &**command
                 && instance::all(&cache).iter().any(|instance| instance.machine.name == *first)
@@ -31,30 +56,22 @@ pub(super) fn run(command: &VmCommand) -> Result<()> {
                 let error = format!("vm exec: name the machine by a flag: --machine {first} -- {rest}");
                 return Err(Failure::usage(error).into());
             }
-            let instance = instance::find(&cache, machine.as_deref())?;
-            enter(&instance, &["-T"], command)
+            enter(&find(machine)?, &["-T"], command)
         }
-        VmCommand::Logs(args) => {
-            let instance = instance::find(&cache, args.machine.as_deref())?;
+        LightVmCommand::Logs(args) => {
+            let instance = find(&args.machine)?;
             let journal = ["sudo", "-n", "journalctl", "--no-pager"].map(str::to_owned);
             let words: Vec<_> = journal.into_iter().chain(args.rest.iter().cloned()).collect();
             enter(&instance, &["-T"], &words)
         }
-        VmCommand::Console { machine, no_follow: true } => {
-            let instance = instance::find(&cache, machine.as_deref())?;
-            ConsoleLog::open(&instance.machine.console)?.show().map(drop)
-        }
-        VmCommand::PowerCut(args) => power_cut(&instance::find(&cache, args.machine.as_deref())?),
-        VmCommand::Rm(args) => {
-            let instance = instance::find(&cache, args.machine.as_deref())?;
+        LightVmCommand::PowerCut(args) => power_cut(&find(&args.machine)?),
+        LightVmCommand::Rm(args) => {
+            let instance = find(&args.machine)?;
             let processes = instance::remove(&instance)?;
             eprintln!("removed {}: ended {processes} process(es), deleted its disk", instance.machine.name);
             Ok(())
         }
-        VmCommand::Gc { dry_run, json } => gc(&cache, *dry_run, *json),
-        VmCommand::Up(_) | VmCommand::Start(_) | VmCommand::Stop(_) | VmCommand::Console { .. } => {
-            unreachable!("xtask-vm runs it")
-        }
+        LightVmCommand::Gc { dry_run, json } => gc(&cache, *dry_run, *json),
     }
 }
 

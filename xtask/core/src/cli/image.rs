@@ -34,6 +34,15 @@ pub struct ImageArgs {
 /// `image`.
 #[derive(Debug, Clone, Subcommand)]
 pub enum ImageCommand {
+    #[command(flatten)]
+    Store(StoreCommand),
+    /// Pin an image's newest release: find it, verify its signed digests, rewrite the catalogue, show the difference
+    Bump(BumpArgs),
+}
+
+/// The commands that work on the cache.
+#[derive(Debug, Clone, Subcommand)]
+pub enum StoreCommand {
     /// List the images: pinned and cached versions, size, age, users
     List {
         /// Print JSON
@@ -61,8 +70,6 @@ pub enum ImageCommand {
     },
     /// Delete cached images and snapshots that no run uses [default: those that are not in the catalogue]
     Prune(PruneArgs),
-    /// Pin an image's newest release: find it, verify its signed digests, rewrite the catalogue, show the difference
-    Bump(BumpArgs),
 }
 
 /// `image fetch`.

@@ -13,11 +13,12 @@ use crate::arch::VmArchitecture;
 pub use args::{Accel, BuildArgs, Color, FixArgs, MachineArgs, Verbosity};
 pub use image::{
     BumpArgs, ImageArgs, ImageBuildArgs, ImageCommand, ImageFetchArgs, ImageVerifyArgs, PruneArgs,
+    StoreCommand,
 };
 pub use inspect::InspectArgs;
 pub use preflight::{PreflightArgs, RehearsalFault};
 pub use smoke::{Sabotage, SmokeArgs, Until};
-pub use vm::{GuestArgs, OneArgs, UpArgs, VmCommand};
+pub use vm::{GuestArgs, HeavyVmCommand, LightVmCommand, OneArgs, UpArgs, VmCommand};
 
 /// The command line.
 #[derive(Debug, Parser)]
@@ -39,34 +40,56 @@ pub struct Cli {
     pub verbosity: Verbosity,
 }
 
-/// The tasks.
+/// The tasks. `display_order` keeps the order of the help.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Check that this machine is ready; --fix installs what is missing
+    #[command(display_order = 0)]
     Preflight(PreflightArgs),
-    /// Build the agent for a device and print the executable's path
-    Build(BuildArgs),
     /// Check without a boot whether an executable will run on a device; exit 1 if it will not
+    #[command(display_order = 2)]
     Inspect(InspectArgs),
-    /// Test the agent in an emulated machine: boot, install, join, ping, workload, power cut, rejoin
-    Smoke(SmokeArgs),
     /// Work in a machine: make it in seconds, enter it, cut its power, start it again
-    #[command(subcommand)]
+    #[command(subcommand, display_order = 4)]
     Vm(VmCommand),
-    /// Manage the catalogue's images
-    #[command(subcommand)]
-    Image(ImageCommand),
-    /// Measure the performance claims of this project
-    Bench(BenchArgs),
+    #[command(flatten)]
+    Light(LightCommand),
+    #[command(flatten)]
+    Heavy(HeavyCommand),
+}
+
+/// The tasks of `xtask` itself.
+#[derive(Debug, Subcommand)]
+pub enum LightCommand {
+    /// Build the agent for a device and print the executable's path
+    #[command(display_order = 1)]
+    Build(BuildArgs),
     /// Repeat smokes, kills and pairs, and count the failures
+    #[command(display_order = 7)]
     Soak(SoakArgs),
     /// Run the whole test suite: formatting, lints, tests, dependency guard, real smokes
+    #[command(display_order = 8)]
     Ci(CiArgs),
     /// Print the shell script that completes `cargo xtask` in this workspace, including machine names
+    #[command(display_order = 9)]
     Completions {
         /// The shell
         shell: Shell,
     },
+}
+
+/// The tasks of `xtask-vm`.
+#[derive(Debug, Subcommand)]
+pub enum HeavyCommand {
+    /// Test the agent in an emulated machine: boot, install, join, ping, workload, power cut, rejoin
+    #[command(display_order = 3)]
+    Smoke(SmokeArgs),
+    /// Manage the catalogue's images
+    #[command(subcommand, display_order = 5)]
+    Image(ImageCommand),
+    /// Measure the performance claims of this project
+    #[command(display_order = 6)]
+    Bench(BenchArgs),
 }
 
 /// Where `cargo xtask` is completed.
@@ -179,7 +202,8 @@ mod tests {
 
     #[test]
     fn defaults_are_the_documented_ones() {
-        let Command::Smoke(args) = Cli::parse_from(["xtask", "smoke"]).command else { panic!("smoke") };
+        let command = Cli::parse_from(["xtask", "smoke"]).command;
+        let Command::Heavy(HeavyCommand::Smoke(args)) = command else { panic!("smoke") };
         assert_eq!(args.build.arch, VmArchitecture::X86_64);
         assert_eq!((args.machine.memory, args.machine.vcpus, args.machine.accel), (2048, 2, Accel::Auto));
     }

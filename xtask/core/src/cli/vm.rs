@@ -5,20 +5,30 @@ use clap::{Args, Subcommand};
 use super::args::{FixArgs, MachineArgs};
 use crate::arch::VmArchitecture;
 
-/// `vm`.
+/// `vm`. `display_order` keeps the order of the help.
 #[derive(Debug, Clone, Subcommand)]
 pub enum VmCommand {
-    /// Make a booted machine without the agent; takes seconds if there is a snapshot
-    Up(UpArgs),
+    #[command(flatten)]
+    Light(LightVmCommand),
+    #[command(flatten)]
+    Heavy(HeavyVmCommand),
+}
+
+/// The commands of `xtask` itself.
+#[derive(Debug, Clone, Subcommand)]
+pub enum LightVmCommand {
     /// List the machines
+    #[command(display_order = 1)]
     List {
         /// Print them as JSON
         #[arg(long)]
         json: bool,
     },
     /// Enter a machine, or run a command in it on a terminal
+    #[command(display_order = 2)]
     Ssh(GuestArgs),
     /// Run a command in a machine and end with its exit code
+    #[command(display_order = 3)]
     Exec {
         /// The machine [default: the only machine]
         #[arg(long, short, value_name = "MACHINE")]
@@ -28,26 +38,17 @@ pub enum VmCommand {
         #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
         command: Vec<String>,
     },
-    /// Show a machine's serial console and attach to it; Ctrl-] detaches
-    Console {
-        /// The machine [default: the only machine]
-        machine: Option<String>,
-
-        /// Print the output so far and exit
-        #[arg(long)]
-        no_follow: bool,
-    },
     /// Show a machine's journal; arguments after `--` are passed to journalctl
+    #[command(display_order = 5)]
     Logs(GuestArgs),
     /// Cut a machine's power: no shutdown, no flush
+    #[command(display_order = 6)]
     PowerCut(OneArgs),
-    /// Shut a machine down, and wait until it is off
-    Stop(OneArgs),
-    /// Boot a machine that is off, from its own disk
-    Start(OneArgs),
     /// Stop a machine and delete its disk
+    #[command(display_order = 9)]
     Rm(OneArgs),
     /// Collect what dead runs left: processes, disks, sockets
+    #[command(display_order = 10)]
     Gc {
         /// Print what would be collected, and collect nothing
         #[arg(long)]
@@ -57,6 +58,30 @@ pub enum VmCommand {
         #[arg(long)]
         json: bool,
     },
+}
+
+/// The commands that need `xtask-vm`.
+#[derive(Debug, Clone, Subcommand)]
+pub enum HeavyVmCommand {
+    /// Make a booted machine without the agent; takes seconds if there is a snapshot
+    #[command(display_order = 0)]
+    Up(UpArgs),
+    /// Show a machine's serial console and attach to it; Ctrl-] detaches
+    #[command(display_order = 4)]
+    Console {
+        /// The machine [default: the only machine]
+        machine: Option<String>,
+
+        /// Print the output so far and exit
+        #[arg(long)]
+        no_follow: bool,
+    },
+    /// Shut a machine down, and wait until it is off
+    #[command(display_order = 7)]
+    Stop(OneArgs),
+    /// Boot a machine that is off, from its own disk
+    #[command(display_order = 8)]
+    Start(OneArgs),
 }
 
 /// `vm up`.

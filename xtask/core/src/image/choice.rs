@@ -112,13 +112,14 @@ fn own_image(wanted: &str, source: Source, arch: VmArchitecture) -> Image {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::{Cli, Command, HeavyCommand};
     use clap::Parser as _;
 
     const ARM: VmArchitecture = VmArchitecture::Aarch64;
 
     fn choose(words: &[&str]) -> Result<Choice, Failure> {
         let line = ["xtask", "smoke"].iter().chain(words);
-        let crate::cli::Command::Smoke(args) = crate::cli::Cli::parse_from(line).command else {
+        let Command::Heavy(HeavyCommand::Smoke(args)) = Cli::parse_from(line).command else {
             panic!("smoke")
         };
         Choice::from_args(&args.machine.image, ARM)

@@ -14,7 +14,7 @@ mod vm;
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use xtask_core::cli::{Cli, Command, VmCommand};
+use xtask_core::cli::{Cli, Command, HeavyCommand, HeavyVmCommand, VmCommand};
 use xtask_core::error::{self, Failure};
 use xtask_core::workspace::Workspace;
 
@@ -43,25 +43,25 @@ fn silence_libvirt() {
 }
 
 fn execute(cli: &Cli) -> anyhow::Result<()> {
-    // The cache is all that it needs; `bump` alone asks for the workspace.
-    if let Command::Image(command) = &cli.command {
-        return xtask_images::commands::run(command, cli.verbosity);
-    }
-    let workspace = Workspace::find()?;
     match &cli.command {
-        Command::Smoke(args) => smoke::run(&workspace, args, cli.verbosity),
+        // The cache is all that it needs; `bump` alone asks for the workspace.
+        Command::Heavy(HeavyCommand::Image(command)) => xtask_images::commands::run(command, cli.verbosity),
+        Command::Heavy(HeavyCommand::Smoke(args)) => smoke::run(&Workspace::find()?, args, cli.verbosity),
+        Command::Heavy(HeavyCommand::Bench(args)) => bench::run(&Workspace::find()?, args, cli.verbosity),
         Command::Preflight(args) if args.rehearse || args.connect.is_some() => {
-            preflight::run(&workspace, args, cli.verbosity)
+            preflight::run(&Workspace::find()?, args, cli.verbosity)
         }
-        Command::Vm(VmCommand::Up(args)) => smoke::up(&workspace, args, cli.verbosity),
-        Command::Vm(VmCommand::Start(args)) => vm::power::start(args, cli.verbosity),
-        Command::Vm(VmCommand::Console { machine, no_follow: false }) => {
-            vm::console::console(machine.as_deref())
-        }
-        Command::Vm(VmCommand::Stop(args)) => vm::power::stop(args, cli.verbosity),
-        Command::Bench(args) => bench::run(&workspace, args, cli.verbosity),
-        _ => Err(Failure::usage(
-            "this task is one of `cargo xtask` itself, which starts xtask-vm for the others".to_owned(),
+        Command::Vm(VmCommand::Heavy(command)) => match command {
+            HeavyVmCommand::Up(args) => smoke::up(&Workspace::find()?, args, cli.verbosity),
+            HeavyVmCommand::Start(args) => vm::power::start(args, cli.verbosity),
+            HeavyVmCommand::Stop(args) => vm::power::stop(args, cli.verbosity),
+            HeavyVmCommand::Console { machine, .. } => vm::console::console(machine.as_deref()),
+        },
+        Command::Light(_)
+        | Command::Inspect(_)
+        | Command::Preflight(_)
+        | Command::Vm(VmCommand::Light(_)) => Err(Failure::usage(
+            "this task is one of `cargo xtask` itself, which starts xtask-vm for the others",
         )
         .into()),
     }

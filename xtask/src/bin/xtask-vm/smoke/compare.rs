@@ -192,7 +192,7 @@ fn differences(warm: &Report, cold: &Report) -> Vec<String> {
 mod tests {
     use super::*;
     use xtask_core::arch::{Accelerator, VmArchitecture};
-    use xtask_core::cli::{Cli, Command as Subcommand};
+    use xtask_core::cli::{Cli, Command as Subcommand, HeavyCommand};
     use xtask_core::digest::Algorithm;
     use xtask_core::report::{
         FailureReport, FirmwareReport, ImageReport, Phase, StatusEvidence, WorkloadEvidence,
@@ -234,7 +234,7 @@ mod tests {
     fn lines_of(line: &str) -> Result<[String; 2], Failure> {
         let words: Vec<String> = line.split(' ').map(str::to_owned).collect();
         let parsed = <Cli as clap::Parser>::parse_from([&["xtask".to_owned()], words.as_slice()].concat());
-        let Subcommand::Smoke(args) = parsed.command else { panic!("{line}") };
+        let Subcommand::Heavy(HeavyCommand::Smoke(args)) = parsed.command else { panic!("{line}") };
         let lines = lines(words.into_iter().map(OsString::from), &args)?;
         Ok(lines.map(|line| line.join(" ".as_ref()).into_string().unwrap()))
     }
