@@ -67,7 +67,7 @@ impl Workspace {
     /// Checkouts that share a target directory share file names in it, and cargo tells theirs apart by times of change
     /// alone (rust-lang/cargo#2383): the program that runs may be the other one's.
     fn check_program(&self, program: &Path, compiled_in: &Path) -> Result<()> {
-        let own = self.root.join(PACKAGE);
+        let own = self.root.join(PACKAGE).join("core");
         let is_copy = program.starts_with(&self.root) || !program.starts_with(&self.target);
         if is_copy || same_directory(compiled_in, &own) {
             return Ok(());
@@ -148,13 +148,14 @@ mod tests {
     #[test]
     fn the_program_of_another_checkout_is_refused_and_a_copied_checkout_is_not() {
         let shared = workspace("/b", "/t");
-        let refused = shared.check_program(Path::new("/t/debug/xtask"), Path::new("/a/xtask")).unwrap_err();
+        let refused =
+            shared.check_program(Path::new("/t/debug/xtask"), Path::new("/a/xtask/core")).unwrap_err();
         assert_eq!(crate::error::code(&refused), 69);
         assert!(crate::error::hint(&refused).unwrap().contains("CARGO_TARGET_DIR"));
-        assert!(shared.check_program(Path::new("/t/debug/xtask"), Path::new("/b/xtask")).is_ok());
+        assert!(shared.check_program(Path::new("/t/debug/xtask"), Path::new("/b/xtask/core")).is_ok());
         let copy = workspace("/b", "/b/target");
-        assert!(copy.check_program(Path::new("/b/target/debug/xtask"), Path::new("/a/xtask")).is_ok());
-        assert!(shared.check_program(Path::new("/elsewhere/xtask"), Path::new("/a/xtask")).is_ok());
+        assert!(copy.check_program(Path::new("/b/target/debug/xtask"), Path::new("/a/xtask/core")).is_ok());
+        assert!(shared.check_program(Path::new("/elsewhere/xtask"), Path::new("/a/xtask/core")).is_ok());
     }
 
     #[test]

@@ -20,7 +20,7 @@ use xtask_core::limits;
 use xtask_core::machine::HOST_FROM_GUEST;
 
 use server::{FLEET_USER, Server};
-use xtask_jobs::interrupt::Interrupt;
+use xtask_jobs::Ui;
 
 /// A broker and the fleet's own connection to it.
 pub struct Broker {
@@ -50,12 +50,7 @@ pub struct ReceivedStatus {
 
 impl Broker {
     /// Starts the server with its store in `work` and makes the fleet's buckets.
-    pub fn start(
-        work: &Path,
-        device_id: &str,
-        sabotage: Option<Sabotage>,
-        interrupt: &Interrupt,
-    ) -> Result<Self> {
+    pub fn start(work: &Path, device_id: &str, sabotage: Option<Sabotage>, ui: &Ui) -> Result<Self> {
         let directory = work.join("nats");
         make_private_dir(&directory)?;
         let (fleet_password, device_password) = (random_password()?, random_password()?);
@@ -64,7 +59,7 @@ impl Broker {
             _ => device_password.clone(),
         };
         let users = server::users(&fleet_password, device_id, &accepted);
-        let server = Server::start(&directory, work, users, interrupt)?;
+        let server = Server::start(&directory, work, users, ui)?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
@@ -159,8 +154,8 @@ impl Broker {
     }
 
     /// The server again, on the same port and with all that it had stored.
-    pub fn come_back(&mut self, interrupt: &Interrupt) -> Result<()> {
-        self.server.come_back(interrupt)?;
+    pub fn come_back(&mut self, ui: &Ui) -> Result<()> {
+        self.server.come_back(ui)?;
         self.fleet = self.runtime.block_on(Fleet::connect(self.server.port(), &self.fleet_password))?;
         Ok(())
     }

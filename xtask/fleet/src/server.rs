@@ -12,8 +12,8 @@ use xtask_core::fs::write_private;
 use xtask_core::host::tools;
 use xtask_core::limits;
 
+use xtask_jobs::Ui;
 use xtask_jobs::child::{Child, Job, last_lines};
-use xtask_jobs::interrupt::Interrupt;
 
 /// The fleet's user on the bus; the device's is its id.
 pub(super) const FLEET_USER: &str = "fleet";
@@ -32,15 +32,10 @@ pub(super) struct Server {
 impl Server {
     /// Starts it with its store in `directory`, on a port of its own choice. `users` is what [`users`] wrote.
     /// `owner` is the directory that owns the process.
-    pub(super) fn start(
-        directory: &Path,
-        owner: &Path,
-        users: String,
-        interrupt: &Interrupt,
-    ) -> Result<Self> {
+    pub(super) fn start(directory: &Path, owner: &Path, users: String, ui: &Ui) -> Result<Self> {
         let log = directory.join("nats.log");
         let child = launch(directory, owner, None, &users, &log)?;
-        let port = wait_for_port(&child, directory, &log, interrupt)?;
+        let port = wait_for_port(&child, directory, &log, ui)?;
         let (directory, owner) = (directory.to_owned(), owner.to_owned());
         Ok(Self { state: Ok(child), port, directory, owner, users, log })
     }
@@ -72,9 +67,9 @@ impl Server {
     }
 
     /// Starts it again.
-    pub(super) fn come_back(&mut self, interrupt: &Interrupt) -> Result<()> {
+    pub(super) fn come_back(&mut self, ui: &Ui) -> Result<()> {
         let child = launch(&self.directory, &self.owner, Some(self.port), &self.users, &self.log)?;
-        let port = wait_for_port(&child, &self.directory, &self.log, interrupt)?;
+        let port = wait_for_port(&child, &self.directory, &self.log, ui)?;
         ensure!(port == self.port, "start the broker again: it listens on {port} and not on {}", self.port);
         self.state = Ok(child);
         Ok(())
@@ -168,10 +163,10 @@ fn ports_files(directory: &Path) -> Result<Vec<PathBuf>> {
 }
 
 /// The server writes its ports to `<program>_<pid>.ports` once it listens.
-fn wait_for_port(child: &Child, directory: &Path, log: &Path, interrupt: &Interrupt) -> Result<u16> {
+fn wait_for_port(child: &Child, directory: &Path, log: &Path, ui: &Ui) -> Result<u16> {
     let deadline = Instant::now() + limits::SERVER_START;
     loop {
-        interrupt.check()?;
+        ui.check()?;
         if let Some(status) = child.ended()? {
             bail!(
                 "start the broker: it ended at once with {status}; its output: {}",

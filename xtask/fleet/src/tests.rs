@@ -8,7 +8,7 @@ use serde_json::json;
 use super::*;
 
 fn started(directory: &Path) -> Broker {
-    Broker::start(directory, "dev-1", None, &Interrupt::default()).unwrap()
+    Broker::start(directory, "dev-1", None, &Ui::quiet()).unwrap()
 }
 
 fn document() -> Document {
@@ -42,7 +42,7 @@ fn what_is_desired_outlives_the_brokers_absence() {
     let refused = std::net::TcpStream::connect(address).unwrap_err();
     assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
     assert!(xtask_core::processes::processes_naming(directory.path()).is_empty());
-    broker.come_back(&Interrupt::default()).unwrap();
+    broker.come_back(&Ui::quiet()).unwrap();
     assert_eq!(broker.server.port(), address.port());
     let deleted = broker.desire_no_more("a").unwrap();
     assert_eq!(deleted, first + 1);

@@ -24,9 +24,7 @@ use crate::fetch::{self, FetchRequest, RetryPolicy};
 use crate::snapshots;
 use crate::store::{CachedImage, ReadyImage, Store};
 use crate::{build, bump, prune};
-use xtask_jobs::history::Watch;
-use xtask_jobs::interrupt::Interrupt;
-use xtask_jobs::screen::Screen;
+use xtask_jobs::{Step, Ui};
 
 /// Does what the command says.
 pub fn run(command: &ImageCommand, verbosity: Verbosity) -> Result<()> {
@@ -34,18 +32,16 @@ pub fn run(command: &ImageCommand, verbosity: Verbosity) -> Result<()> {
         ImageCommand::Bump(args) => return bump::run(&Workspace::find()?, args, verbosity),
         ImageCommand::Store(command) => command,
     };
-    let interrupt = Interrupt::install()?;
-    let mut screen = Screen::new(verbosity);
+    let ui = Ui::install(verbosity)?;
     let cache = Cache::from_env()?;
-    let mut store =
-        Store { cache: &cache, interrupt: &interrupt, screen: &mut screen, offline: false, run: None };
+    let store = Store { cache: &cache, ui: &ui, offline: false, run: None };
     let outcome = match command {
-        StoreCommand::List { json } => list(&mut store, *json),
-        StoreCommand::Fetch(args) => fetch(&mut store, args),
-        StoreCommand::Build(args) => build_image(&mut store, args),
-        StoreCommand::Verify(args) => verify(&mut store, args),
-        StoreCommand::Path { name, arch, json } => path(&mut store, name, *arch, *json),
-        StoreCommand::Prune(args) => prune_images(&mut store, args),
+        StoreCommand::List { json } => list(&store, *json),
+        StoreCommand::Fetch(args) => fetch(&store, args),
+        StoreCommand::Build(args) => build_image(&store, args),
+        StoreCommand::Verify(args) => verify(&store, args),
+        StoreCommand::Path { name, arch, json } => path(&store, name, *arch, *json),
+        StoreCommand::Prune(args) => prune_images(&store, args),
     };
     outcome.map_err(|error| error::host_fault(error, "work on the cache's images", "see the causes"))
 }
@@ -109,7 +105,7 @@ fn catalogue() -> Result<Vec<Image>> {
     pairs.map(|(name, arch)| Ok(catalogue.find(name, arch)?)).collect()
 }
 
-fn list(store: &mut Store<'_>, json: bool) -> Result<()> {
+fn list(store: &Store<'_>, json: bool) -> Result<()> {
     let kept = store.kept();
     let mut listed = Vec::new();
     for image in catalogue()? {
@@ -180,7 +176,7 @@ fn list(store: &mut Store<'_>, json: bool) -> Result<()> {
     Ok(())
 }
 
-fn fetch(store: &mut Store<'_>, args: &ImageFetchArgs) -> Result<()> {
+fn fetch(store: &Store<'_>, args: &ImageFetchArgs) -> Result<()> {
     let wanted = ImageArgs {
         image: Some(args.image.clone()),
         image_digest: args.image_digest.clone(),
@@ -204,7 +200,7 @@ fn fetch(store: &mut Store<'_>, args: &ImageFetchArgs) -> Result<()> {
 }
 
 /// The file itself, under a name of the user's; the cache has no part in it.
-fn fetch_to(store: &mut Store<'_>, image: &Image, to: &Path) -> Result<()> {
+fn fetch_to(store: &Store<'_>, image: &Image, to: &Path) -> Result<()> {
     let Source::Download(download) = &image.source else {
         return Err(Failure::usage(format!("--to {}: {} is not a download", to.display(), image.name)).into());
     };
@@ -223,7 +219,7 @@ fn fetch_to(store: &mut Store<'_>, image: &Image, to: &Path) -> Result<()> {
         target: to,
         retry_policy: RetryPolicy::Full,
     };
-    let fetched = make(store, "fetch", image, |store| fetch::fetch(&wanted, store.interrupt, store.screen))?;
+    let fetched = make(store, "fetch", image, |store| fetch::fetch(&wanted, store.ui))?;
     let how = match (fetched.already, fetched.resumed_from) {
         (true, _) => "it was already there".to_owned(),
         (false, 0) => format!("{} attempt(s)", fetched.attempts),
@@ -231,12 +227,12 @@ fn fetch_to(store: &mut Store<'_>, image: &Image, to: &Path) -> Result<()> {
             format!("{} attempt(s), {} of it from an earlier run", fetched.attempts, human_bytes(bytes))
         }
     };
-    store.screen.note(&format!("{}, {}, {how}", human_bytes(fetched.bytes), fetched.sha256));
+    store.ui.note(&format!("{}, {}, {how}", human_bytes(fetched.bytes), fetched.sha256));
     println!("{}", to.display());
     Ok(())
 }
 
-fn build_image(store: &mut Store<'_>, args: &ImageBuildArgs) -> Result<()> {
+fn build_image(store: &Store<'_>, args: &ImageBuildArgs) -> Result<()> {
     let image = Catalogue::built_in().find(&args.name, args.arch)?;
     if !matches!(image.source, Source::Packages(_)) {
         return Err(Failure::usage(format!(
@@ -255,22 +251,21 @@ fn build_image(store: &mut Store<'_>, args: &ImageBuildArgs) -> Result<()> {
         } else {
             "the digest has changed"
         };
-        store.screen.note(&format!("{same}: {before}"));
+        store.ui.note(&format!("{same}: {before}"));
     }
     print_ready(&image, &ready, before.as_ref(), args.json)
 }
 
 /// Runs something long with its name and its time on the screen; its failure is the host's.
 fn make<T>(
-    store: &mut Store<'_>,
+    store: &Store<'_>,
     doing: &'static str,
     image: &Image,
-    body: impl FnOnce(&mut Store<'_>) -> Result<T>,
+    body: impl FnOnce(&Store<'_>) -> Result<T>,
 ) -> Result<T> {
     let what = format!("{} {}", image.name, image.arch);
-    let watch = Watch::start(store.cache, store.screen, ("images", &format!("{doing} {what}")), doing);
-    let outcome = body(store);
-    watch.end(store.cache, store.screen, outcome.as_ref().map(|_| &*what));
+    let step = Step { kind: "images", what: &format!("{doing} {what}"), title: doing };
+    let outcome = store.ui.step(store.cache, step, || Ok((body(store)?, what.clone())));
     outcome.map_err(|error| {
         let what = format!("{doing} the image {} for {}", image.name, image.arch);
         error::host_fault(error, what, "see the causes")
@@ -290,7 +285,7 @@ fn print_ready(image: &Image, ready: &ReadyImage, previous: Option<&Digest>, jso
     Ok(())
 }
 
-fn path(store: &mut Store<'_>, name: &str, arch: VmArchitecture, json: bool) -> Result<()> {
+fn path(store: &Store<'_>, name: &str, arch: VmArchitecture, json: bool) -> Result<()> {
     let image = Catalogue::built_in().find(name, arch)?;
     match crate::ensure::find(store, &image)? {
         Some(ready) => print_ready(&image, &ready, None, json),
@@ -313,7 +308,7 @@ struct Verified {
     sound: bool,
 }
 
-fn verify(store: &mut Store<'_>, args: &ImageVerifyArgs) -> Result<()> {
+fn verify(store: &Store<'_>, args: &ImageVerifyArgs) -> Result<()> {
     let kept = store.kept();
     let named = |kept: &CachedImage| {
         let name = kept.manifest.as_ref().map_or(kept.key.as_str(), |manifest| manifest.name.as_str());
@@ -327,7 +322,7 @@ fn verify(store: &mut Store<'_>, args: &ImageVerifyArgs) -> Result<()> {
     }
     let mut verified = Vec::new();
     for CachedImage { key, directory, manifest, .. } in wanted {
-        store.screen.start("verify", None);
+        store.ui.start("verify", None);
         let expected = manifest.map(|manifest| manifest.digest);
         let found = match store.digest(&directory.join(crate::store::DISK), Algorithm::Sha256) {
             Err(error) if Kind::Interrupted.is(&error) => return Err(error),
@@ -336,7 +331,7 @@ fn verify(store: &mut Store<'_>, args: &ImageVerifyArgs) -> Result<()> {
         let sound = expected.is_some() && found.as_ref().ok() == expected.as_ref();
         let status = if sound { PhaseStatus::Passed } else { PhaseStatus::Failed };
         let output = found.as_ref().map_or_else(|error| format!("{error:#}"), Digest::short);
-        store.screen.end(status, &format!("{key} {output}"));
+        store.ui.end(status, &format!("{key} {output}"));
         verified.push(Verified { key, expected, found: found.ok(), sound });
     }
     if args.json {
@@ -357,14 +352,14 @@ fn verify(store: &mut Store<'_>, args: &ImageVerifyArgs) -> Result<()> {
     .into())
 }
 
-fn prune_images(store: &mut Store<'_>, args: &PruneArgs) -> Result<()> {
+fn prune_images(store: &Store<'_>, args: &PruneArgs) -> Result<()> {
     let named: Vec<_> = catalogue()?.iter().map(|image| image.key(build::SCRIPTS)).collect();
     let to_delete = prune::prune(store, args, &named)?;
     if args.json {
         let document = serde_json::json!({ "schema": 1, "dry_run": args.dry_run, "deleted": to_delete });
         println!("{}", serde_json::to_string_pretty(&document)?);
     } else if to_delete.is_empty() {
-        store.screen.note("nothing to delete");
+        store.ui.note("nothing to delete");
     }
     Ok(())
 }

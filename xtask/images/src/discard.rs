@@ -8,12 +8,11 @@ use anyhow::{Context, Result, bail};
 use xtask_core::fs::remove_tree;
 use xtask_core::host::tools;
 use xtask_core::limits;
-use xtask_jobs::child;
-use xtask_jobs::interrupt::Interrupt;
+use xtask_jobs::{Ui, child};
 
 /// Deletes what a build left. An ordinary user's tree has files of subordinate ids, which only their namespace may
 /// delete.
-pub fn discard(directory: &Path, interrupt: &Interrupt) -> Result<()> {
+pub fn discard(directory: &Path, ui: &Ui) -> Result<()> {
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").context("read /proc/self/mountinfo")?;
     if let Some(mount) = mount_below(&mounts, directory) {
         bail!("delete {}: {mount} is mounted in it; unmount that first, then run again", directory.display());
@@ -22,7 +21,7 @@ pub fn discard(directory: &Path, interrupt: &Interrupt) -> Result<()> {
     if !rustix::process::geteuid().is_root() && tree.exists() {
         let words = ["--map-root-user", "--map-auto", "rm", "-rf", "--"].map(OsString::from);
         let arguments: Vec<_> = words.into_iter().chain([tree.into()]).collect();
-        child::read(&tools::require("unshare")?, &arguments, limits::SERVER_START, interrupt)?;
+        child::read(&tools::require("unshare")?, &arguments, limits::SERVER_START, ui)?;
     }
     // Killed processes take a moment to be gone, and what still runs in the tree writes to it until then.
     let deadline = Instant::now() + limits::CHILD_STOP;

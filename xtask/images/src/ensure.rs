@@ -20,11 +20,11 @@ use crate::fetch::RetryPolicy;
 use crate::probe::look_at;
 use crate::store::{self, Base, DISK, ReadyImage, Store};
 use crate::{build, inventory, make};
-use xtask_jobs::interrupt::Interrupt;
+use xtask_jobs::Ui;
 
 /// The image from the cache, made or fetched where it is not there. The run of the store is said to use it before anybody
 /// else may have the lock.
-pub fn ensure(store: &mut Store<'_>, image: &Image, retry_policy: RetryPolicy) -> Result<ReadyImage> {
+pub fn ensure(store: &Store<'_>, image: &Image, retry_policy: RetryPolicy) -> Result<ReadyImage> {
     if let Source::File(file) = &image.source {
         return own_file(store, image, file);
     }
@@ -41,7 +41,7 @@ pub fn ensure(store: &mut Store<'_>, image: &Image, retry_policy: RetryPolicy) -
     };
     inventory::keep(store, image, &store.directory(&key))?;
     if !image.is_verified() {
-        store.screen.line(&format!(
+        store.ui.line(&format!(
             "{} is UNVERIFIED, {}; to fetch it again, delete {}",
             image.name,
             ready.how,
@@ -64,7 +64,7 @@ fn not_cached(image: &Image) -> anyhow::Error {
 }
 
 /// The image, only if it is in the cache already.
-pub fn find(store: &mut Store<'_>, image: &Image) -> Result<Option<ReadyImage>> {
+pub fn find(store: &Store<'_>, image: &Image) -> Result<Option<ReadyImage>> {
     let key = image.key(build::SCRIPTS);
     let _lock = store.lock(&key)?;
     cached(store, &key)
@@ -72,9 +72,9 @@ pub fn find(store: &mut Store<'_>, image: &Image) -> Result<Option<ReadyImage>> 
 
 /// The image's disk as it lies there, unlocked and unhashed: enough for a domain that is only looked at. `None` where it is
 /// not there yet. The run is said to use it.
-pub fn glance(cache: &Cache, run: &RunDir, image: &Image, interrupt: &Interrupt) -> Result<Option<Base>> {
+pub fn glance(cache: &Cache, run: &RunDir, image: &Image, ui: &Ui) -> Result<Option<Base>> {
     if let Source::File(file) = &image.source {
-        let (format, virtual_bytes) = look_at(&file.path, image, interrupt)?;
+        let (format, virtual_bytes) = look_at(&file.path, image, ui)?;
         return Ok(Some(Base { disk: file.path.clone(), format, virtual_bytes }));
     }
     let directory = cache.images().join(image.key(build::SCRIPTS));
@@ -89,7 +89,7 @@ pub fn glance(cache: &Cache, run: &RunDir, image: &Image, interrupt: &Interrupt)
 
 /// Builds it although it is there; returns the digest that was there, and the new image, which takes the place of the old
 /// one when it is whole.
-pub fn rebuild(store: &mut Store<'_>, image: &Image) -> Result<(Option<Digest>, ReadyImage)> {
+pub fn rebuild(store: &Store<'_>, image: &Image) -> Result<(Option<Digest>, ReadyImage)> {
     let Source::Packages(recipe) = &image.source else {
         bail!("build {}: this image is not built from packages", image.name)
     };
@@ -97,7 +97,7 @@ pub fn rebuild(store: &mut Store<'_>, image: &Image) -> Result<(Option<Digest>, 
     let _lock = store.lock(&key)?;
     store.refuse_used(&key)?;
     let before = cached(store, &key).unwrap_or_else(|error| {
-        store.screen.line(&format!("{error:#}"));
+        store.ui.line(&format!("{error:#}"));
         None
     });
     let ready = make::build(store, image, recipe, &key)?;
@@ -106,7 +106,7 @@ pub fn rebuild(store: &mut Store<'_>, image: &Image) -> Result<(Option<Digest>, 
 }
 
 /// What an earlier run made; hashed again only where the file has been touched.
-fn cached(store: &mut Store<'_>, key: &str) -> Result<Option<ReadyImage>> {
+fn cached(store: &Store<'_>, key: &str) -> Result<Option<ReadyImage>> {
     let directory = store.directory(key);
     if !directory.exists() {
         return Ok(None);
@@ -133,8 +133,8 @@ fn cached(store: &mut Store<'_>, key: &str) -> Result<Option<ReadyImage>> {
 }
 
 /// A file of the user's: hashed once, then only where it has been touched.
-fn own_file(store: &mut Store<'_>, image: &Image, file: &LocalFile) -> Result<ReadyImage> {
-    let (format, virtual_bytes) = look_at(&file.path, image, store.interrupt)?;
+fn own_file(store: &Store<'_>, image: &Image, file: &LocalFile) -> Result<ReadyImage> {
+    let (format, virtual_bytes) = look_at(&file.path, image, store.ui)?;
     let sha256 = store.remembered_digest(&file.path, Algorithm::Sha256)?;
     if let Some(wanted) = &file.digest {
         let found = match wanted.algorithm() {
@@ -150,7 +150,7 @@ fn own_file(store: &mut Store<'_>, image: &Image, file: &LocalFile) -> Result<Re
         }
     }
     let source = file.path.display().to_string();
-    store.screen.detail(&format!("{} is {}", image.name, format.name()));
+    store.ui.detail(&format!("{} is {}", image.name, format.name()));
     Ok(ReadyImage { disk: file.path.clone(), format, virtual_bytes, digest: sha256, source, how: "as it is" })
 }
 
@@ -159,7 +159,6 @@ mod tests {
     use super::*;
     use xtask_core::fs::make_own_dir;
     use xtask_core::image::catalogue::Catalogue;
-    use xtask_jobs::screen::Screen;
 
     /// Raw, with partitions as far as anybody looks.
     fn disk_of(byte: u8) -> Vec<u8> {
@@ -192,10 +191,9 @@ mod tests {
         (cache, "x")
     }
 
-    fn with<T>(cache: &Cache, body: impl FnOnce(&mut Store<'_>) -> T) -> T {
-        let interrupt = Interrupt::default();
-        let mut screen = Screen::new(xtask_core::cli::Verbosity::silent());
-        body(&mut Store { cache, interrupt: &interrupt, screen: &mut screen, offline: true, run: None })
+    fn with<T>(cache: &Cache, body: impl FnOnce(&Store<'_>) -> T) -> T {
+        let ui = Ui::quiet();
+        body(&Store { cache, ui: &ui, offline: true, run: None })
     }
 
     #[test]

@@ -18,8 +18,7 @@ use xtask_core::image::manifest::Manifest;
 use xtask_core::limits;
 
 use crate::store::{self, DISK, Store};
-use xtask_jobs::child;
-use xtask_jobs::interrupt::Interrupt;
+use xtask_jobs::{Ui, child};
 
 /// The unpacked disk's name, while it is read. The file is sparse.
 const RAW: &str = "inventory.raw";
@@ -32,7 +31,7 @@ const MOST_ENTRIES: u64 = 256;
 ///
 /// # Errors
 /// Only for a Ctrl-C.
-pub(crate) fn keep(store: &mut Store<'_>, image: &Image, directory: &Path) -> Result<()> {
+pub(crate) fn keep(store: &Store<'_>, image: &Image, directory: &Path) -> Result<()> {
     let made = store::read_manifest(directory).and_then(|manifest| {
         if inventory::read(directory, &manifest).is_none() {
             make(store, image, directory, &manifest)?;
@@ -42,7 +41,7 @@ pub(crate) fn keep(store: &mut Store<'_>, image: &Image, directory: &Path) -> Re
     match made {
         Err(error) if Kind::Interrupted.is(&error) => Err(error),
         Err(error) => {
-            store.screen.line(&format!("cannot read the libraries of {}: {error:#}", image.name));
+            store.ui.line(&format!("cannot read the libraries of {}: {error:#}", image.name));
             Ok(())
         }
         Ok(()) => Ok(()),
@@ -55,10 +54,10 @@ pub fn of_image(cache: &Cache, image: &Image) -> Option<Inventory> {
     inventory::read(&directory, &store::read_manifest(&directory).ok()?)
 }
 
-fn make(store: &mut Store<'_>, image: &Image, directory: &Path, manifest: &Manifest) -> Result<()> {
-    store.screen.alive("reading the image's libraries");
+fn make(store: &Store<'_>, image: &Image, directory: &Path, manifest: &Manifest) -> Result<()> {
+    store.ui.tick("reading the image's libraries")?;
     let raw = directory.join(RAW);
-    let unpacked = unpack(&directory.join(DISK), &raw, store.interrupt);
+    let unpacked = unpack(&directory.join(DISK), &raw, store.ui);
     let read = unpacked.and_then(|()| of_disk(&raw, &manifest.digest.to_string(), image));
     let removed = std::fs::remove_file(&raw);
     let inventory = read.with_context(|| format!("read the libraries of {}", image.name))?;
@@ -67,11 +66,11 @@ fn make(store: &mut Store<'_>, image: &Image, directory: &Path, manifest: &Manif
 }
 
 /// A disk and what it lies on as one sparse file of nothing but the guest's bytes.
-pub fn unpack(disk: &Path, raw: &Path, interrupt: &Interrupt) -> Result<()> {
+pub fn unpack(disk: &Path, raw: &Path, ui: &Ui) -> Result<()> {
     File::create(raw).with_context(|| format!("make {}", raw.display()))?;
     let words = ["convert", "-O", "raw"].map(Into::into);
     let arguments: Vec<_> = words.into_iter().chain([disk.into(), raw.into()]).collect();
-    child::read(&tools::require("qemu-img")?, &arguments, limits::INVENTORY, interrupt)
+    child::read(&tools::require("qemu-img")?, &arguments, limits::INVENTORY, ui)
         .with_context(|| format!("unpack {}", disk.display()))?;
     Ok(())
 }

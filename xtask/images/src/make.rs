@@ -18,7 +18,6 @@ use crate::build;
 use crate::fetch::{self, FetchRequest, RetryPolicy};
 use crate::probe::{self, NoDisk};
 use crate::store::{self, DISK, ReadyImage, Store};
-use xtask_jobs::interrupt::Interrupt;
 
 /// What was made, and is not in its place yet.
 pub(crate) struct Made {
@@ -28,7 +27,7 @@ pub(crate) struct Made {
 }
 
 /// From packages.
-pub(crate) fn build(store: &mut Store<'_>, image: &Image, recipe: &Recipe, key: &str) -> Result<ReadyImage> {
+pub(crate) fn build(store: &Store<'_>, image: &Image, recipe: &Recipe, key: &str) -> Result<ReadyImage> {
     store.collect_dead_builds(key)?;
     let beside = store.directory(&format!("{key}.building"));
     make_own_dir(&beside)?;
@@ -37,7 +36,7 @@ pub(crate) fn build(store: &mut Store<'_>, image: &Image, recipe: &Recipe, key: 
         Err(error) => error,
     };
     let kept = keep_log(store, key, &beside);
-    crate::discard::discard(&beside, &Interrupt::default())?;
+    crate::discard::discard(&beside, &store.ui.uninterruptible())?;
     if Kind::Interrupted.is(&error) {
         return Err(error);
     }
@@ -45,7 +44,7 @@ pub(crate) fn build(store: &mut Store<'_>, image: &Image, recipe: &Recipe, key: 
 }
 
 fn build_in(
-    store: &mut Store<'_>,
+    store: &Store<'_>,
     image: &Image,
     recipe: &Recipe,
     key: &str,
@@ -72,7 +71,7 @@ fn keep_log(store: &Store<'_>, key: &str, beside: &Path) -> String {
 
 /// From its publisher. What has come stays for the next attempt.
 pub(crate) fn fetch(
-    store: &mut Store<'_>,
+    store: &Store<'_>,
     image: &Image,
     download: &DownloadSource,
     key: &str,
@@ -90,7 +89,7 @@ pub(crate) fn fetch(
         target: &target,
         retry_policy,
     };
-    let fetched = fetch::fetch(&wanted, store.interrupt, store.screen).inspect_err(|_| {
+    let fetched = fetch::fetch(&wanted, store.ui).inspect_err(|_| {
         // Where nothing has come nothing is kept; where something has, this fails, as it should.
         remove_if_empty(&beside);
     })?;
@@ -101,7 +100,7 @@ pub(crate) fn fetch(
         Err(error) => {
             if error.is::<NoDisk>() {
                 // It has the digest that was asked for, and is no disk all the same: nothing to go on with.
-                crate::discard::discard(&beside, store.interrupt)?;
+                crate::discard::discard(&beside, store.ui)?;
             }
             Err(error)
         }
@@ -117,7 +116,7 @@ pub(crate) fn finish(
     made: Made,
 ) -> Result<ReadyImage> {
     let disk = beside.join(DISK);
-    let (format, virtual_bytes) = probe::look_at(&disk, image, store.interrupt)?;
+    let (format, virtual_bytes) = probe::look_at(&disk, image, store.ui)?;
     let mut permissions =
         disk.metadata().with_context(|| format!("look at {}", disk.display()))?.permissions();
     permissions.set_readonly(true);

@@ -12,8 +12,7 @@ use xtask_core::host::tools;
 use xtask_core::image::{Format, Image};
 use xtask_core::limits;
 
-use xtask_jobs::child;
-use xtask_jobs::interrupt::Interrupt;
+use xtask_jobs::{Ui, child};
 
 /// What `qemu-img info` says of a file (qemu-img(1)).
 #[derive(Debug, Deserialize)]
@@ -41,10 +40,10 @@ impl std::error::Error for NoDisk {}
 
 /// The format of a disk that stands alone, and its size. A qcow2 file can name others of this host as its backing or its
 /// data, and to qemu-img whatever is nothing else is a raw disk: a login page too.
-pub(crate) fn look_at(disk: &Path, image: &Image, interrupt: &Interrupt) -> Result<(Format, u64)> {
+pub(crate) fn look_at(disk: &Path, image: &Image, ui: &Ui) -> Result<(Format, u64)> {
     let words = ["info", "--output=json", "-U"].map(OsString::from);
     let arguments: Vec<_> = words.into_iter().chain([disk.as_os_str().to_owned()]).collect();
-    let output = child::read(&tools::require("qemu-img")?, &arguments, limits::SERVER_START, interrupt)
+    let output = child::read(&tools::require("qemu-img")?, &arguments, limits::SERVER_START, ui)
         .with_context(|| format!("look at the image {}", disk.display()))?;
     let info: Info = serde_json::from_str(&output).context("parse qemu-img's output")?;
     let promised = image.expected.as_ref().map(|_| image.format);

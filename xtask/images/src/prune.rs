@@ -53,7 +53,7 @@ struct OfSnapshot {
 }
 
 /// Deletes what the arguments say; returns what was deleted, or would be.
-pub(crate) fn prune(store: &mut Store<'_>, args: &PruneArgs, named: &[String]) -> Result<Vec<Deletion>> {
+pub(crate) fn prune(store: &Store<'_>, args: &PruneArgs, named: &[String]) -> Result<Vec<Deletion>> {
     if !args.dry_run {
         store.collect_dead_builds("")?;
     }
@@ -66,7 +66,7 @@ pub(crate) fn prune(store: &mut Store<'_>, args: &PruneArgs, named: &[String]) -
     let mut to_delete = Vec::new();
     for (one, reason) in choose(&candidates, args) {
         let verb = if args.dry_run { "would delete" } else { "deleting" };
-        store.screen.note(&format!("{verb} {} ({}): {reason}", one.key, human_bytes(one.bytes)));
+        store.ui.note(&format!("{verb} {} ({}): {reason}", one.key, human_bytes(one.bytes)));
         if args.dry_run || one.delete(store)? {
             to_delete.push(Deletion { key: one.key.clone(), bytes: one.bytes, reason });
         }
@@ -97,7 +97,7 @@ impl Candidate {
     }
 
     fn of_snapshot(
-        store: &mut Store<'_>,
+        store: &Store<'_>,
         found: &snapshots::Found,
         all: &[snapshots::Found],
         kept: &[CachedImage],
@@ -119,23 +119,23 @@ impl Candidate {
     }
 
     /// Whether it is gone: between the listing and the lock a run may have taken it.
-    fn delete(&self, store: &mut Store<'_>) -> Result<bool> {
+    fn delete(&self, store: &Store<'_>) -> Result<bool> {
         let Some(OfSnapshot { directory, lock, .. }) = &self.snapshot else {
             let _lock = store.lock(&self.key)?;
             if let Err(used) = store.refuse_used(&self.key) {
-                store.screen.note(&format!("not deleted: {used}"));
+                store.ui.note(&format!("not deleted: {used}"));
                 return Ok(false);
             }
             store.remove(&self.key)?;
             return Ok(true);
         };
-        let _lock = snapshots::lock(store.cache, lock, limits::SNAPSHOT_WAIT, store.interrupt, store.screen)?;
+        let _lock = snapshots::lock(store.cache, lock, limits::SNAPSHOT_WAIT, store.ui)?;
         if !directory.exists() {
             return Ok(false);
         }
         let users = users_of(store.cache, directory);
         if !users.is_empty() {
-            store.screen.note(&format!("not deleted: {} uses it", users.join(", ")));
+            store.ui.note(&format!("not deleted: {} uses it", users.join(", ")));
             return Ok(false);
         }
         snapshots::remove(directory)?;
@@ -145,11 +145,7 @@ impl Candidate {
 
 /// Why a snapshot is deleted whatever is asked, if it is: of an image or a QEMU that is not there any more, or found changed. Each is
 /// made again in a minute.
-fn against(
-    store: &mut Store<'_>,
-    found: &snapshots::Found,
-    all: &[snapshots::Found],
-) -> Result<Option<String>> {
+fn against(store: &Store<'_>, found: &snapshots::Found, all: &[snapshots::Found]) -> Result<Option<String>> {
     let reason = match &found.manifest {
         _ if !found.users.is_empty() => return Ok(None),
         None => "a snapshot that cannot be read",
@@ -184,7 +180,7 @@ fn is_replaced(snapshot: &SnapshotManifest, other: &snapshots::Found) -> bool {
 }
 
 /// Whether the image that a snapshot lies on is still where it was, and the same.
-fn has_image(store: &mut Store<'_>, made_of: &Ingredients) -> Result<bool> {
+fn has_image(store: &Store<'_>, made_of: &Ingredients) -> Result<bool> {
     let path = &made_of.image_path;
     if !path.exists() {
         return Ok(false);
@@ -198,7 +194,7 @@ fn has_image(store: &mut Store<'_>, made_of: &Ingredients) -> Result<bool> {
 }
 
 /// Whether the QEMU that saved it is the one that is found. Where none is, it may come back.
-fn has_emulator(store: &mut Store<'_>, snapshot: &SnapshotManifest) -> Result<bool> {
+fn has_emulator(store: &Store<'_>, snapshot: &SnapshotManifest) -> Result<bool> {
     let Some(emulator) = tools::find(snapshot.arch.profile().emulator) else { return Ok(true) };
     Ok(store.remembered_digest(&emulator, Algorithm::Sha256)? == snapshot.ingredients.emulator)
 }
@@ -244,7 +240,7 @@ fn add_snapshots_of_deleted_images(candidates: &[Candidate], to_delete: &mut BTr
 }
 
 /// Parts of downloads that the catalogue does not name: nobody goes on with them.
-fn abandoned_downloads(store: &mut Store<'_>, dry_run: bool, named: &[String]) -> Result<Vec<Deletion>> {
+fn abandoned_downloads(store: &Store<'_>, dry_run: bool, named: &[String]) -> Result<Vec<Deletion>> {
     let mut found = Vec::new();
     for directory in directories(&store.images()).into_iter().filter(|directory| is_own(directory)) {
         let name = directory.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -254,9 +250,9 @@ fn abandoned_downloads(store: &mut Store<'_>, dry_run: bool, named: &[String]) -
         };
         let Some(_lock) = try_lock(&store.directory(&format!("{key}.lock")))? else { continue };
         if !dry_run {
-            crate::discard::discard(&directory, store.interrupt)?;
+            crate::discard::discard(&directory, store.ui)?;
         }
-        store.screen.note(&format!("{} {name}", if dry_run { "would delete" } else { "deleted" }));
+        store.ui.note(&format!("{} {name}", if dry_run { "would delete" } else { "deleted" }));
         let reason = "a partial download that is not in the catalogue".to_owned();
         found.push(Deletion { key: name, bytes: 0, reason });
     }

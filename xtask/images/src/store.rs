@@ -17,8 +17,7 @@ use xtask_core::limits;
 use xtask_core::processes::end_processes;
 use xtask_core::runs::{self, RunDir};
 
-use xtask_jobs::interrupt::Interrupt;
-use xtask_jobs::screen::Screen;
+use xtask_jobs::Ui;
 
 /// The manifest's name in an image's directory.
 pub(crate) const MANIFEST: &str = "manifest.json";
@@ -78,8 +77,7 @@ impl ReadyImage {
 /// The images of one cache, and how one speaks to whoever waits for them.
 pub struct Store<'a> {
     pub cache: &'a Cache,
-    pub interrupt: &'a Interrupt,
-    pub screen: &'a mut Screen,
+    pub ui: &'a Ui,
     /// Use no network.
     pub offline: bool,
     /// Who uses the images that are asked for.
@@ -111,28 +109,27 @@ impl Store<'_> {
     }
 
     /// Nobody else makes or deletes this image while it is held.
-    pub fn lock(&mut self, key: &str) -> Result<File> {
+    pub fn lock(&self, key: &str) -> Result<File> {
         make_private_dir(&self.images())?;
         loop {
-            self.interrupt.check()?;
+            self.ui.check()?;
             match try_lock(&self.directory(&format!("{key}.lock")))? {
                 Some(lock) => return Ok(lock),
-                None => self.screen.alive("another run is making this image"),
+                None => self.ui.tick("another run is making this image")?,
             }
             std::thread::sleep(limits::POLL);
         }
     }
 
     /// A file's digest, with a sign of life.
-    pub fn digest(&mut self, path: &Path, algorithm: Algorithm) -> Result<Digest> {
+    pub fn digest(&self, path: &Path, algorithm: Algorithm) -> Result<Digest> {
         algorithm.of_file(path, |read, total| {
-            self.screen.alive(&format!("hashing, {} of {}", human_bytes(read), human_bytes(total)));
-            self.interrupt.check()
+            self.ui.tick(&format!("hashing, {} of {}", human_bytes(read), human_bytes(total)))
         })
     }
 
     /// A digest that is taken again only where the file has been touched.
-    pub fn remembered_digest(&mut self, path: &Path, algorithm: Algorithm) -> Result<Digest> {
+    pub fn remembered_digest(&self, path: &Path, algorithm: Algorithm) -> Result<Digest> {
         let memory = self.directory(REMEMBERED);
         make_private_dir(&self.images())?;
         let known = std::fs::read(&memory).ok().and_then(|text| serde_json::from_slice(&text).ok());
@@ -176,17 +173,17 @@ impl Store<'_> {
     pub(crate) fn remove(&self, key: &str) -> Result<()> {
         let (directory, aside) = (self.directory(key), self.directory(&format!("{key}{DELETING}")));
         if aside.exists() {
-            crate::discard::discard(&aside, self.interrupt)?;
+            crate::discard::discard(&aside, self.ui)?;
         }
         if directory.exists() {
             std::fs::rename(&directory, &aside).with_context(|| format!("rename {}", directory.display()))?;
-            crate::discard::discard(&aside, self.interrupt)?;
+            crate::discard::discard(&aside, self.ui)?;
         }
         Ok(())
     }
 
     /// Ends and deletes what builds that were killed left, that of `own`, whose lock the caller holds, too.
-    pub(crate) fn collect_dead_builds(&mut self, own: &str) -> Result<()> {
+    pub(crate) fn collect_dead_builds(&self, own: &str) -> Result<()> {
         for directory in xtask_core::fs::directories(&self.images()).into_iter().filter(|path| is_own(path)) {
             let name = directory.file_name().unwrap_or_default().to_string_lossy().into_owned();
             let Some(key) = name.strip_suffix(BUILDING).or_else(|| name.strip_suffix(DELETING)) else {
@@ -198,8 +195,8 @@ impl Store<'_> {
             }
             // The kernel tells mmdebstrap, which may take its time.
             let processes = end_processes(&directory)?;
-            self.screen.line(&format!("collected {name}, whose run died: {processes} process(es) ended"));
-            crate::discard::discard(&directory, self.interrupt)?;
+            self.ui.line(&format!("collected {name}, whose run died: {processes} process(es) ended"));
+            crate::discard::discard(&directory, self.ui)?;
         }
         Ok(())
     }

@@ -15,7 +15,7 @@ use rustix::process::{Pid, Signal, kill_process_group, set_parent_process_death_
 use xtask_core::limits;
 use xtask_core::processes::record_child;
 
-use crate::interrupt::Interrupt;
+use crate::Ui;
 
 /// A child that a dropped handle ends: duct's own handle would let it live.
 pub struct Child {
@@ -118,19 +118,18 @@ fn own(expression: &Expression) -> Expression {
     })
 }
 
-/// Runs a job to its end; `alive` gets the last line of its output again and again.
-pub fn run(job: &Job<'_>, interrupt: &Interrupt, mut alive: impl FnMut(&str)) -> Result<()> {
+/// Runs a job to its end; `sign` is asked again and again for its latest sign of life.
+pub fn run(job: &Job<'_>, ui: &Ui, mut sign: impl FnMut() -> String) -> Result<()> {
     let child = Child::start(job)?;
     let status = loop {
         if let Some(status) = child.ended()? {
             break status;
         }
-        interrupt.check()?;
-        alive(last_lines(&job.log, 1).first().map_or("", String::as_str));
+        ui.tick(&sign())?;
         std::thread::sleep(limits::CHILD_POLL);
     };
     // A child that died of the Ctrl-C is no failure of its own.
-    interrupt.check()?;
+    ui.check()?;
     if !status.success() {
         let message = last_lines(&job.log, 8).join("\n    ");
         // Not its arguments: they may be long, and a mirror's address may hold a password.
@@ -140,13 +139,8 @@ pub fn run(job: &Job<'_>, interrupt: &Interrupt, mut alive: impl FnMut(&str)) ->
 }
 
 /// What a quick command prints, or its failure with its own words. Ends it at the limit and at Ctrl-C.
-pub fn read(
-    program: &Path,
-    arguments: &[OsString],
-    limit: Duration,
-    interrupt: &Interrupt,
-) -> Result<String> {
-    let output = output(program, arguments, limit, interrupt)?;
+pub fn read(program: &Path, arguments: &[OsString], limit: Duration, ui: &Ui) -> Result<String> {
+    let output = output(program, arguments, limit, ui)?;
     let message = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
     let status = output.status;
     ensure!(
@@ -160,12 +154,7 @@ pub fn read(
 }
 
 /// The same of one whose exit code is an answer.
-pub fn output(
-    program: &Path,
-    arguments: &[OsString],
-    limit: Duration,
-    interrupt: &Interrupt,
-) -> Result<Output> {
+pub fn output(program: &Path, arguments: &[OsString], limit: Duration, ui: &Ui) -> Result<Output> {
     let line = format!("{} {}", program.display(), words(arguments));
     let expression = duct::cmd(program, arguments).stdin_null().stdout_capture().stderr_capture().unchecked();
     let handle = own(&expression).start().with_context(|| format!("run {line}"))?;
@@ -174,7 +163,7 @@ pub fn output(
         if let Some(output) = handle.try_wait().with_context(|| format!("wait for {line}"))? {
             return Ok(output.clone());
         }
-        let stop = interrupt.check().err().or_else(|| {
+        let stop = ui.check().err().or_else(|| {
             (Instant::now() > deadline).then(|| anyhow!("{line}: did not end within {} s", limit.as_secs()))
         });
         if let Some(error) = stop {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
@@ -10,9 +10,8 @@ use xtask_core::cache::Cache;
 use xtask_core::format::round;
 use xtask_core::fs::{make_private_dir, write_atomically};
 use xtask_core::limits;
-use xtask_core::report::{Phase, PhaseStatus};
+use xtask_core::report::Phase;
 
-use crate::screen::Screen;
 use crate::usual::Usual;
 
 /// Runs that are remembered of each phase.
@@ -80,52 +79,6 @@ fn of_host(cache: &Cache) -> PathBuf {
     let is_plain = |character: char| character.is_ascii_alphanumeric() || "-_".contains(character);
     let name = name.nodename().to_string_lossy().replace(|character| !is_plain(character), "_");
     cache.history().join(format!("host-{name}"))
-}
-
-/// The time of something that may take over two seconds and is no phase of a smoke.
-pub struct Watch {
-    history: History,
-    what: String,
-    started: Instant,
-}
-
-impl Watch {
-    /// Says what is usual of it. `kind` and `what` tell it apart, `title` is its line's.
-    pub fn start(cache: &Cache, screen: &mut Screen, (kind, what): (&str, &str), title: &str) -> Self {
-        let history = History::load(cache, kind);
-        screen.start(title, history.of(what));
-        Self { history, what: what.to_owned(), started: Instant::now() }
-    }
-
-    /// Says how it ended, and keeps how long it took where it went well. What is over at once, as the boot of a machine that ran
-    /// already, is no measure of what has to be waited for.
-    pub fn end(mut self, cache: &Cache, screen: &mut Screen, outcome: Result<&str, &anyhow::Error>) {
-        let (elapsed, silent) = (self.started.elapsed(), screen.longest_silence());
-        match outcome {
-            Ok(message) => screen.end(PhaseStatus::Passed, message),
-            Err(error) => return screen.end(PhaseStatus::Failed, &error.to_string()),
-        }
-        if elapsed < limits::CACHE_HIT {
-            return;
-        }
-        self.history.note(&self.what, elapsed.as_secs_f64(), silent);
-        if let Err(error) = self.history.keep(cache) {
-            screen.note(&format!("cannot record how long it took: {error:#}"));
-        }
-    }
-}
-
-/// Does it under a [`Watch`].
-pub fn timed<T>(
-    (cache, screen): (&Cache, &mut Screen),
-    known_as: (&str, &str),
-    title: &str,
-    body: impl FnOnce(&mut Screen) -> Result<(T, String)>,
-) -> Result<T> {
-    let watch = Watch::start(cache, screen, known_as, title);
-    let outcome = body(screen);
-    watch.end(cache, screen, outcome.as_ref().map(|(_, message)| &**message));
-    outcome.map(|(value, _)| value)
 }
 
 #[cfg(test)]

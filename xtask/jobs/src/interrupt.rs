@@ -13,13 +13,13 @@ use xtask_core::limits;
 
 /// Whether somebody asked to stop.
 #[derive(Debug, Clone, Default)]
-pub struct Interrupt {
+pub(crate) struct Interrupt {
     asked: Arc<AtomicBool>,
 }
 
 impl Interrupt {
     /// Listens from now on.
-    pub fn install() -> Result<Self> {
+    pub(crate) fn install() -> Result<Self> {
         let interrupt = Self::default();
         let asked = Arc::clone(&interrupt.asked);
         let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).context("listen for Ctrl-C")?;
@@ -36,8 +36,8 @@ impl Interrupt {
         Ok(interrupt)
     }
 
-    /// [`Interrupted`] once somebody asked.
-    pub fn check(&self) -> Result<()> {
+    /// Fails once somebody asked.
+    pub(crate) fn check(&self) -> Result<()> {
         if self.asked.load(Ordering::Relaxed) { Err(Failure::interrupted().into()) } else { Ok(()) }
     }
 }

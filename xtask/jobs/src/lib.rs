@@ -2,6 +2,9 @@
 
 pub mod child;
 pub mod history;
-pub mod interrupt;
-pub mod screen;
+mod interrupt;
+mod screen;
+mod ui;
 pub mod usual;
+
+pub use ui::{Step, Ui};

@@ -17,7 +17,8 @@ macro_rules! write_line {
 }
 
 /// The screen of one task.
-pub struct Screen {
+#[derive(Debug)]
+pub(crate) struct Screen {
     verbosity: Verbosity,
     coloured: bool,
     terminal: bool,
@@ -25,6 +26,7 @@ pub struct Screen {
 }
 
 /// What runs now.
+#[derive(Debug)]
 struct PhaseLine {
     title: String,
     started: Instant,
@@ -35,6 +37,7 @@ struct PhaseLine {
 }
 
 /// The signs of life of what runs now.
+#[derive(Debug)]
 struct Signs {
     last: String,
     since: Instant,
@@ -63,7 +66,7 @@ fn is_stuck(silent: Duration, usual: Usual) -> bool {
 }
 
 impl Screen {
-    pub fn new(verbosity: Verbosity) -> Self {
+    pub(crate) fn new(verbosity: Verbosity) -> Self {
         let terminal = std::io::stderr().is_terminal();
         let coloured = match verbosity.color {
             Color::Always => true,
@@ -74,7 +77,7 @@ impl Screen {
     }
 
     /// Something begins that may take over two seconds.
-    pub fn start(&mut self, title: &str, usual: Option<Usual>) {
+    pub(crate) fn start(&mut self, title: &str, usual: Option<Usual>) {
         let now = Instant::now();
         let expected = usual.map_or(String::new(), |usual| format!(" ({usual})"));
         let bar = (self.terminal && !self.verbosity.quiet).then(|| {
@@ -93,14 +96,14 @@ impl Screen {
     }
 
     /// Something else is usual of it than was thought when it began.
-    pub fn expect(&mut self, usual: Option<Usual>) {
+    pub(crate) fn expect(&mut self, usual: Option<Usual>) {
         if let Some(status) = &mut self.status {
             status.usual = usual;
         }
     }
 
     /// It is alive; `what` is the latest sign of it.
-    pub fn alive(&mut self, what: &str) {
+    pub(crate) fn alive(&mut self, what: &str) {
         let (quiet, width) = (self.verbosity.quiet, if self.terminal { 70 } else { 100 });
         let Some(status) = &mut self.status else { return };
         let stuck = status.signs.take(what, status.usual);
@@ -133,19 +136,19 @@ impl Screen {
     }
 
     /// A child writes to the terminal itself for a while: no status line in its way.
-    pub fn pause(&mut self) {
+    pub(crate) fn pause(&mut self) {
         if let Some(bar) = self.status.as_mut().and_then(|status| status.bar.take()) {
             bar.finish_and_clear();
         }
     }
 
     /// The longest that it has given no sign of life.
-    pub fn longest_silence(&self) -> Duration {
+    pub(crate) fn longest_silence(&self) -> Duration {
         self.status.as_ref().map_or(Duration::ZERO, |status| status.signs.longest)
     }
 
     /// It ended.
-    pub fn end(&mut self, outcome: PhaseStatus, detail: &str) {
+    pub(crate) fn end(&mut self, outcome: PhaseStatus, detail: &str) {
         let Some(status) = self.status.take() else { return };
         if let Some(bar) = status.bar {
             bar.finish_and_clear();
@@ -163,14 +166,14 @@ impl Screen {
     }
 
     /// A line beside the phases.
-    pub fn note(&self, text: &str) {
+    pub(crate) fn note(&self, text: &str) {
         if !self.verbosity.quiet {
             self.line(text);
         }
     }
 
     /// A line that even `--quiet` shows.
-    pub fn line(&self, text: &str) {
+    pub(crate) fn line(&self, text: &str) {
         match self.status.as_ref().and_then(|status| status.bar.as_ref()) {
             Some(bar) => bar.suspend(|| write_line!("{text}")),
             None => write_line!("{text}"),
@@ -178,14 +181,14 @@ impl Screen {
     }
 
     /// A line that only `--verbose` shows.
-    pub fn detail(&self, text: &str) {
+    pub(crate) fn detail(&self, text: &str) {
         if self.verbosity.verbose {
             self.line(text);
         }
     }
 
     /// The last line: green or red.
-    pub fn verdict(&self, text: &str, good: bool) {
+    pub(crate) fn verdict(&self, text: &str, good: bool) {
         write_line!("{}", self.paint(text, if good { "1;32" } else { "1;31" }));
     }
 

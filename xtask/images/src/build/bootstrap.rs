@@ -59,7 +59,7 @@ pub enum Speed {
 
 /// Packs the tree as `root.tar` in `directory`.
 pub fn bootstrap(
-    store: &mut Store<'_>,
+    store: &Store<'_>,
     directory: &Path,
     image: &Image,
     recipe: &Recipe,
@@ -120,14 +120,14 @@ fn root_is_a_mount(mountinfo: &str) -> bool {
 }
 
 /// How much of this host's memory the tree may have; `None` where there is too little, or where it cannot be mounted.
-pub(super) fn in_memory(store: &mut Store<'_>) -> Option<&'static str> {
+pub(super) fn in_memory(store: &Store<'_>) -> Option<&'static str> {
     if !can_have_own_mounts() {
-        store.screen.note("building on the disk, which is slower: / is not a mount point here");
+        store.ui.note("building on the disk, which is slower: / is not a mount point here");
         return None;
     }
     let enough = available_memory().is_some_and(|free| free >= MEMORY_FOR_TMPFS);
     if !enough {
-        store.screen.note("building on the disk, which is slower: there is too little memory for the tree");
+        store.ui.note("building on the disk, which is slower: there is too little memory for the tree");
     }
     enough.then_some(TMPFS)
 }
@@ -177,14 +177,14 @@ impl<'a> Call<'a> {
     }
 
     /// Runs it; its log is beside its output.
-    fn make(self, store: &mut Store<'_>, directory: &Path) -> Result<()> {
+    fn make(self, store: &Store<'_>, directory: &Path) -> Result<()> {
         let root = rustix::process::geteuid().is_root();
-        let mut environment = sources::proxies(store.interrupt)?;
+        let mut environment = sources::proxies(store.ui)?;
         environment.extend(self.environment.iter().map(|(name, value)| (*name, OsString::from(value))));
         let mut arguments = self.arguments(root);
         arguments.extend(self.words.iter().map(OsString::from));
         arguments.extend([OsString::from(self.suite), directory.join(self.output).into()]);
-        let sources = sources::debian_sources(self.suite, store.interrupt)?;
+        let sources = sources::debian_sources(self.suite, store.ui)?;
         if !sources.is_empty() {
             // In a file: a mirror's address may hold a password too.
             let list = directory.join("sources.list");

@@ -42,13 +42,8 @@ pub(crate) const SCRIPTS: &[&str] = &[
 ];
 
 /// Leaves `disk` and the manifest's raw facts in `directory`; returns where it came from.
-pub(crate) fn build(
-    store: &mut Store<'_>,
-    directory: &Path,
-    image: &Image,
-    recipe: &Recipe,
-) -> Result<String> {
-    store.screen.note(&format!(
+pub(crate) fn build(store: &Store<'_>, directory: &Path, image: &Image, recipe: &Recipe) -> Result<String> {
+    store.ui.note(&format!(
         "building the image {} for {} from {} packages and their dependencies",
         image.name,
         image.arch,
@@ -65,7 +60,7 @@ pub(crate) fn build(
     Ok(format!("packages of {}", recipe.suite))
 }
 
-fn assemble(store: &mut Store<'_>, directory: &Path, image: &Image, recipe: &Recipe) -> Result<()> {
+fn assemble(store: &Store<'_>, directory: &Path, image: &Image, recipe: &Recipe) -> Result<()> {
     let script = directory.join("assemble.sh");
     write_private(&script, ASSEMBLE)?;
     let disk = directory.join("disk.raw");
@@ -116,7 +111,7 @@ fn uuid(key: &str) -> String {
 }
 
 fn run(
-    store: &mut Store<'_>,
+    store: &Store<'_>,
     program: &Path,
     arguments: Vec<OsString>,
     directory: &Path,
@@ -126,6 +121,5 @@ fn run(
     let log = directory.join(log);
     let mut follower = Follower::new(&log);
     let job = Job { program, owner: directory, arguments, log, environment };
-    let screen = &mut *store.screen;
-    child::run(&job, store.interrupt, |_| screen.alive(&follower.describe()))
+    child::run(&job, store.ui, || follower.describe())
 }

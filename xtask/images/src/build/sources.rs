@@ -6,17 +6,16 @@ use anyhow::{Context, Result};
 use xtask_core::host::tools;
 use xtask_core::limits;
 
-use xtask_jobs::child;
-use xtask_jobs::interrupt::Interrupt;
+use xtask_jobs::{Ui, child};
 
 /// Debian's mirror as this host itself uses it, for another suite or architecture too. None where the host has none
 /// (Ubuntu, Fedora): mmdebstrap then has a default of its own.
-pub(super) fn debian_sources(suite: &str, interrupt: &Interrupt) -> Result<Vec<String>> {
+pub(super) fn debian_sources(suite: &str, ui: &Ui) -> Result<Vec<String>> {
     let Some(apt) = tools::find("apt-get") else { return Ok(Vec::new()) };
     let format = "$(REPO_URI)|$(RELEASE)|$(ORIGIN)|$(CREATED_BY)";
     let arguments = ["indextargets", "--format", format].map(OsString::from);
-    let output = child::read(&apt, &arguments, limits::SERVER_START, interrupt)
-        .context("ask apt for its package mirrors")?;
+    let output =
+        child::read(&apt, &arguments, limits::SERVER_START, ui).context("ask apt for its package mirrors")?;
     Ok(sources_for(&output, suite))
 }
 
@@ -50,11 +49,11 @@ fn sources_for(index_targets: &str, suite: &str) -> Vec<String> {
 
 /// This host's own way to the mirror; mmdebstrap's apt reads no configuration of the host's. By the environment, since a
 /// proxy's address may hold a password and a command line is everybody's to read.
-pub(super) fn proxies(interrupt: &Interrupt) -> Result<Vec<(&'static str, OsString)>> {
+pub(super) fn proxies(ui: &Ui) -> Result<Vec<(&'static str, OsString)>> {
     let Some(apt_config) = tools::find("apt-config") else { return Ok(Vec::new()) };
     let arguments = ["dump", "--no-empty", "Acquire"].map(OsString::from);
-    let output = child::read(&apt_config, &arguments, limits::SERVER_START, interrupt)
-        .context("ask apt for its proxies")?;
+    let output =
+        child::read(&apt_config, &arguments, limits::SERVER_START, ui).context("ask apt for its proxies")?;
     Ok(proxies_in(&output))
 }
 

@@ -25,7 +25,7 @@ use self::catalogue::{BumpEntry, CatalogueText, Pin};
 use self::index::Date;
 use self::remote::{Http, Remote, shown};
 use self::signature::{Signer, Verifier};
-use xtask_jobs::interrupt::Interrupt;
+use xtask_jobs::Ui;
 
 /// Ubuntu's listings have some 100 KiB, Debian's less.
 const MOST_LISTING: u64 = 4 << 20;
@@ -59,13 +59,13 @@ struct Outcome<'a> {
 }
 
 pub(crate) fn run(workspace: &Workspace, args: &BumpArgs, verbosity: Verbosity) -> Result<()> {
-    let interrupt = Interrupt::install()?;
+    let ui = Ui::install(verbosity)?;
     let default = workspace.root().join("xtask/images.toml");
     let path = args.catalogue.as_deref().unwrap_or(&default);
     let catalogue = CatalogueText::load(path)?;
     let entry = catalogue.entry(&args.name)?;
     let trust = Trust::in_entry(&entry, args)?;
-    let bump = Bump { remote: &Http::new(&interrupt)?, entry: &entry, interrupt: &interrupt, verbosity };
+    let bump = Bump { remote: &Http::new(&ui)?, entry: &entry, ui: &ui };
     let newest = bump.newest(&trust)?;
     let text = catalogue.with(&entry.name, &newest.pins)?;
     let changed = text != catalogue.text();
@@ -137,17 +137,10 @@ fn is_loopback(url: &Url) -> bool {
 struct Bump<'a> {
     remote: &'a dyn Remote,
     entry: &'a BumpEntry,
-    interrupt: &'a Interrupt,
-    verbosity: Verbosity,
+    ui: &'a Ui,
 }
 
 impl Bump<'_> {
-    fn print_line(&self, line: &str) {
-        if !self.verbosity.quiet {
-            eprintln!("{line}");
-        }
-    }
-
     fn newest(&self, trust: &Trust<'_>) -> Result<Newest> {
         let date = self.newest_date()?;
         self.refuse_to_go_back(&date)?;
@@ -163,7 +156,7 @@ impl Bump<'_> {
     }
 
     fn fetch(&self, url: &str, limit: u64) -> Result<Vec<u8>> {
-        self.print_line(&format!("fetching {}", shown(url)));
+        self.ui.note(&format!("fetching {}", shown(url)));
         self.remote.get(url, limit)
     }
 
@@ -200,7 +193,7 @@ impl Bump<'_> {
             )
         })?;
         verifier
-            .verify(content, &signature, self.interrupt)
+            .verify(content, &signature, self.ui)
             .with_context(|| format!("verify {} by {}", self.entry.sums, shown(&url)))
     }
 

@@ -10,7 +10,7 @@ use xtask_core::error::Failure;
 use xtask_core::limits;
 
 use crate::fetch::client;
-use xtask_jobs::interrupt::Interrupt;
+use xtask_jobs::Ui;
 
 /// Where a publisher's files come from.
 pub(super) trait Remote {
@@ -26,13 +26,13 @@ pub(super) struct Http<'a> {
     client: Client,
     /// Taken when it ends.
     runtime: Option<Runtime>,
-    interrupt: &'a Interrupt,
+    ui: &'a Ui,
 }
 
 impl<'a> Http<'a> {
     /// # Errors
     /// A failure of the host where this host trusts no certificate authority.
-    pub(super) fn new(interrupt: &'a Interrupt) -> Result<Self> {
+    pub(super) fn new(ui: &'a Ui) -> Result<Self> {
         let client = client::builder()
             .connect_timeout(limits::PUBLISHER_CONNECT)
             .timeout(limits::PUBLISHER_ANSWER)
@@ -45,7 +45,7 @@ impl<'a> Http<'a> {
             .enable_all()
             .build()
             .context("start the network's runtime")?;
-        Ok(Self { client, runtime: Some(runtime), interrupt })
+        Ok(Self { client, runtime: Some(runtime), ui })
     }
 
     /// Runs `work` to its end or to Ctrl-C.
@@ -56,7 +56,7 @@ impl<'a> Http<'a> {
             loop {
                 tokio::select! {
                     done = &mut work => return done,
-                    () = tokio::time::sleep(limits::POLL) => self.interrupt.check()?,
+                    () = tokio::time::sleep(limits::POLL) => self.ui.check()?,
                 }
             }
         })

@@ -11,8 +11,7 @@ use xtask_core::host::packages::{Need, PackageManager};
 use xtask_core::host::tools;
 use xtask_core::limits;
 
-use xtask_jobs::child;
-use xtask_jobs::interrupt::Interrupt;
+use xtask_jobs::{Ui, child};
 
 /// What stands in a status line behind this is no good signature: changed content, no key, expired, revoked.
 const BAD: [&str; 5] = ["BADSIG", "ERRSIG", "EXPSIG", "EXPKEYSIG", "REVKEYSIG"];
@@ -74,7 +73,7 @@ impl Verifier {
     ///
     /// # Errors
     /// Where the signature is not a good one by a key of the keyring.
-    pub(super) fn verify(&self, content: &[u8], signature: &[u8], interrupt: &Interrupt) -> Result<Signer> {
+    pub(super) fn verify(&self, content: &[u8], signature: &[u8], ui: &Ui) -> Result<Signer> {
         let directory = tempfile::tempdir().context("make a directory for gpgv's input")?;
         let (signed, detached) = (directory.path().join("signed"), directory.path().join("signature"));
         for (path, bytes) in [(&signed, content), (&detached, signature)] {
@@ -83,9 +82,9 @@ impl Verifier {
         let mut arguments: Vec<OsString> =
             ["--status-fd", "1", "--keyring"].into_iter().map(OsString::from).collect();
         arguments.extend([&self.keyring, &detached, &signed].map(|path| path.clone().into_os_string()));
-        let output = child::read(&self.gpgv, &arguments, limits::SIGNATURE, interrupt);
+        let output = child::read(&self.gpgv, &arguments, limits::SIGNATURE, ui);
         // Somebody who stops the command says nothing about the signature.
-        interrupt.check()?;
+        ui.check()?;
         output.and_then(|status| parse_status(&status)).with_context(|| self.refusal())
     }
 

@@ -15,8 +15,7 @@ use super::partial::{Begun, DownloadPaths};
 use super::progress::size;
 use super::retry::{Retry, spread};
 use super::{FetchRequest, Fetched, RetryPolicy, seen};
-use xtask_jobs::interrupt::Interrupt;
-use xtask_jobs::screen::Screen;
+use xtask_jobs::Ui;
 
 /// What stays free beside the file.
 const SPARE_BYTES: u64 = 16 << 20;
@@ -27,8 +26,7 @@ pub(super) struct Download<'a> {
     pub(super) wanted: &'a FetchRequest<'a>,
     pub(super) address: &'a Address,
     pub(super) place: &'a DownloadPaths,
-    pub(super) interrupt: &'a Interrupt,
-    pub(super) screen: &'a mut Screen,
+    pub(super) ui: &'a Ui,
     /// When the first attempt began.
     pub(super) started: Instant,
     /// Whether the host has answered at all.
@@ -43,11 +41,10 @@ impl<'a> Download<'a> {
         wanted: &'a FetchRequest<'a>,
         address: &'a Address,
         place: &'a DownloadPaths,
-        interrupt: &'a Interrupt,
-        screen: &'a mut Screen,
+        ui: &'a Ui,
     ) -> Self {
         let started = Instant::now();
-        Self { limits, wanted, address, place, interrupt, screen, started, answered: false, resumed_from: 0 }
+        Self { limits, wanted, address, place, ui, started, answered: false, resumed_from: 0 }
     }
 
     pub(super) fn run(mut self) -> Result<Fetched> {
@@ -75,8 +72,7 @@ impl<'a> Download<'a> {
         if let (Err(error), Some(begun)) = (&ended, resumable)
             && Kind::Interrupted.is(error)
         {
-            self.screen
-                .note(&format!("kept {} of the download: the next run resumes there", size(begun.length)));
+            self.ui.note(&format!("kept {} of the download: the next run resumes there", size(begun.length)));
         }
         ended.map_err(|error| self.after_an_answer(error))?;
         self.finish(begun.as_ref().context("a download that ended well has a file")?, &retry)
@@ -95,14 +91,14 @@ impl<'a> Download<'a> {
     /// What an earlier run left and can be used.
     fn find(&mut self) -> Result<Option<Begun>> {
         let FetchRequest { digest, bytes, .. } = *self.wanted;
-        let looking = seen("reading", self.interrupt, self.screen);
+        let looking = seen("reading", self.ui);
         let found = self.place.find(&self.address.identity(), digest, looking)?;
         let total = |begun: &Begun| bytes.or(begun.note.total);
         let sane = |begun: &Begun| begun.length > 0 && total(begun).is_none_or(|total| begun.length <= total);
         let found = found.filter(sane).filter(|begun| self.is_whole(begun) || begun.rest().is_some());
         match &found {
             Some(begun) => {
-                self.screen.note(&format!("resuming after {} from an earlier run", size(begun.length)))
+                self.ui.note(&format!("resuming after {} from an earlier run", size(begun.length)))
             }
             None => self.place.discard()?,
         }
@@ -119,7 +115,7 @@ impl<'a> Download<'a> {
         let (error, after) = match trouble {
             Trouble::Final(error) => return Err(error),
             Trouble::StartOver(why) => {
-                self.screen.note(&format!("{why}: starting over"));
+                self.ui.note(&format!("{why}: starting over"));
                 self.resumed_from = 0;
                 return self.place.discard();
             }
@@ -131,7 +127,7 @@ impl<'a> Download<'a> {
             let again =
                 |pause: &Duration| self.wanted.retry_policy == RetryPolicy::ProbeFirst && *pause < again;
             if let Some(pause) = retry.pause(length, after, spread()).filter(again) {
-                self.screen.note(&format!("{error}; trying once more"));
+                self.ui.note(&format!("{error}; trying once more"));
                 return self.wait(pause);
             }
             let is_unreachable = Kind::Unreachable.is(&error);
@@ -140,30 +136,29 @@ impl<'a> Download<'a> {
         }
         let Some(pause) = retry.pause(length, after, spread()) else {
             let attempts = retry.attempts;
-            self.screen.note(&format!("giving up after {attempts} attempts, the last ones without progress"));
+            self.ui.note(&format!("giving up after {attempts} attempts, the last ones without progress"));
             return Err(error);
         };
         let seconds = human_seconds(pause.as_secs_f64());
-        self.screen.note(&format!("{error}; next attempt in {seconds}, from {}", size(length)));
+        self.ui.note(&format!("{error}; next attempt in {seconds}, from {}", size(length)));
         self.wait(pause)
     }
 
     fn wait(&mut self, pause: Duration) -> Result<()> {
         let until = Instant::now() + pause;
         loop {
-            self.interrupt.check()?;
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return Ok(());
             }
-            self.screen.alive(&format!("next attempt in {}", human_seconds(left.as_secs_f64())));
+            self.ui.tick(&format!("next attempt in {}", human_seconds(left.as_secs_f64())))?;
             std::thread::sleep(left.min(limits::POLL));
         }
     }
 
     /// The digest decides.
     fn finish(self, begun: &Begun, retry: &Retry) -> Result<Fetched> {
-        self.screen.alive("writing the rest to the disk");
+        self.ui.uninterruptible().tick("writing the rest to the disk")?;
         let (sha256, found) = begun.sums.clone().finish();
         if let Some(wanted) = self.wanted.digest.filter(|wanted| **wanted != found) {
             self.place.discard()?;

@@ -8,8 +8,7 @@ use anyhow::Result;
 use xtask_core::fs::try_lock;
 use xtask_core::limits;
 
-use xtask_jobs::interrupt::Interrupt;
-use xtask_jobs::screen::Screen;
+use xtask_jobs::Ui;
 
 /// Held while a file is downloaded.
 #[derive(Debug)]
@@ -20,15 +19,15 @@ pub(super) struct Lock {
 
 impl Lock {
     /// Waits for whoever downloads the same file.
-    pub(super) fn wait(target: &Path, interrupt: &Interrupt, screen: &mut Screen) -> Result<Self> {
+    pub(super) fn wait(target: &Path, ui: &Ui) -> Result<Self> {
         let path = PathBuf::from([target.as_os_str(), ".lock".as_ref()].join("".as_ref()));
         loop {
-            interrupt.check()?;
+            ui.check()?;
             match try_lock(&path)? {
                 Some(file) if stands(&path, &file) => return Ok(Self { path, _file: file }),
                 // Its holder has deleted it meanwhile: this lock keeps nobody out.
                 Some(_stale) => continue,
-                None => screen.alive("another process is downloading this file"),
+                None => ui.tick("another process is downloading this file")?,
             }
             std::thread::sleep(limits::POLL);
         }

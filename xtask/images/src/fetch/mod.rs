@@ -28,8 +28,7 @@ use self::download::Download;
 use self::lock::Lock;
 use self::partial::DownloadPaths;
 use self::progress::size;
-use xtask_jobs::interrupt::Interrupt;
-use xtask_jobs::screen::Screen;
+use xtask_jobs::Ui;
 
 /// What to fetch.
 #[derive(Debug, Clone, Copy)]
@@ -76,23 +75,18 @@ pub struct Fetched {
 /// # Errors
 /// [`Kind::Usage`] for a URL that is not asked, [`Kind::Unreachable`], [`Kind::Interrupted`], and [`Kind::Host`] for
 /// everything else.
-pub fn fetch(wanted: &FetchRequest<'_>, interrupt: &Interrupt, screen: &mut Screen) -> Result<Fetched> {
-    fetch_within(FetchLimits::from_env()?, wanted, interrupt, screen)
+pub fn fetch(wanted: &FetchRequest<'_>, ui: &Ui) -> Result<Fetched> {
+    fetch_within(FetchLimits::from_env()?, wanted, ui)
 }
 
-fn fetch_within(
-    limits: FetchLimits,
-    wanted: &FetchRequest<'_>,
-    interrupt: &Interrupt,
-    screen: &mut Screen,
-) -> Result<Fetched> {
+fn fetch_within(limits: FetchLimits, wanted: &FetchRequest<'_>, ui: &Ui) -> Result<Fetched> {
     let address = Address::parse(wanted.url, wanted.digest.is_some())?;
     let place = DownloadPaths::new(wanted.target);
-    let fetched = Lock::wait(wanted.target, interrupt, screen).and_then(|_lock| {
-        if let Some(fetched) = already(wanted, &place, interrupt, screen)? {
+    let fetched = Lock::wait(wanted.target, ui).and_then(|_lock| {
+        if let Some(fetched) = already(wanted, &place, ui)? {
             return Ok(fetched);
         }
-        let fetched = Download::new(limits, wanted, &address, &place, interrupt, screen).run();
+        let fetched = Download::new(limits, wanted, &address, &place, ui).run();
         let tidied = place.discard_empty();
         fetched.and_then(|fetched| tidied.map(|()| fetched))
     });
@@ -107,13 +101,8 @@ fn fetch_within(
 }
 
 /// What stands under the final name, verified.
-fn already(
-    wanted: &FetchRequest<'_>,
-    place: &DownloadPaths,
-    interrupt: &Interrupt,
-    screen: &mut Screen,
-) -> Result<Option<Fetched>> {
-    let Some((bytes, sums)) = place.finished(wanted.digest, seen("verifying", interrupt, screen))? else {
+fn already(wanted: &FetchRequest<'_>, place: &DownloadPaths, ui: &Ui) -> Result<Option<Fetched>> {
+    let Some((bytes, sums)) = place.finished(wanted.digest, seen("verifying", ui))? else {
         return Ok(None);
     };
     // Of a run that was killed between renaming and tidying up.
@@ -130,15 +119,8 @@ fn already(
 }
 
 /// Tells the screen how far a file on disk has been read, and hears Ctrl-C.
-fn seen<'a>(
-    doing: &'a str,
-    interrupt: &'a Interrupt,
-    screen: &'a mut Screen,
-) -> impl FnMut(u64) -> Result<()> + 'a {
-    move |length| {
-        screen.alive(&format!("{doing} what is there: {}", size(length)));
-        interrupt.check()
-    }
+fn seen<'a>(doing: &'a str, ui: &'a Ui) -> impl FnMut(u64) -> Result<()> + 'a {
+    move |length| ui.tick(&format!("{doing} what is there: {}", size(length)))
 }
 
 #[cfg(test)]
@@ -147,7 +129,6 @@ mod tests {
     use std::io::{Read as _, Write as _};
     use std::net::TcpListener;
     use std::time::{Duration, Instant};
-    use xtask_core::cli::{Color, Verbosity};
     use xtask_core::error::Kind;
 
     /// A tenth of the real pace: the probe's 8 s are 0.8.
@@ -163,13 +144,12 @@ mod tests {
         files: usize,
     ) -> (anyhow::Error, Duration) {
         let directory = tempfile::tempdir().unwrap();
-        let mut screen = Screen::new(Verbosity { verbose: false, quiet: true, color: Color::Never });
         let digest = xtask_core::digest::Algorithm::Sha256.hasher().finish();
         let target = directory.path().join("file");
         let wanted = FetchRequest { url, digest: Some(&digest), bytes, target: &target, retry_policy };
         let started = Instant::now();
         let limits = FetchLimits::at_pace(0.1);
-        let error = fetch_within(limits, &wanted, &Interrupt::default(), &mut screen).unwrap_err();
+        let error = fetch_within(limits, &wanted, &Ui::quiet()).unwrap_err();
         assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), files, "{error:#}");
         (error, started.elapsed())
     }

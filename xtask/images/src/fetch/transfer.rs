@@ -58,7 +58,7 @@ impl Download<'_> {
         }
         let ready = match begun.take() {
             Some(ready) => {
-                self.screen.note(&format!("resuming at {}", size(from)));
+                self.ui.note(&format!("resuming at {}", size(from)));
                 ready
             }
             None => self.begin(anew, headers, total)?,
@@ -89,8 +89,7 @@ impl Download<'_> {
                     return Ok(response);
                 }
                 _ = tick.tick() => {
-                    self.interrupt.check()?;
-                    self.screen.alive("waiting for the server's answer");
+                    self.ui.tick("waiting for the server's answer")?;
                 }
                 () = tokio::time::sleep_until(deadline.into()) => {
                     return Err(passing(format!("download {}: no answer in time", self.address)));
@@ -116,7 +115,7 @@ impl Download<'_> {
     /// An empty partial file, and what its bytes will be of.
     fn begin(&mut self, again: bool, headers: &HeaderMap, total: Option<u64>) -> Result<Begun> {
         if again {
-            self.screen.note("the server sends the whole file: it has changed or the server cannot resume");
+            self.ui.note("the server sends the whole file: it has changed or the server cannot resume");
         }
         self.resumed_from = 0;
         let digest = self.wanted.digest.cloned();
@@ -170,8 +169,7 @@ impl Download<'_> {
                     last = Instant::now();
                 }
                 _ = tick.tick() => {
-                    self.interrupt.check()?;
-                    self.screen.alive(&progress.look(Instant::now(), came, expected));
+                    self.ui.tick(&progress.look(Instant::now(), came, expected))?;
                     if last.elapsed() >= self.limits.stall() {
                         let seconds = human_seconds(last.elapsed().as_secs_f64());
                         return Err(passing(format!("download {}: received nothing for {seconds}", self.address)));
@@ -191,8 +189,7 @@ impl Download<'_> {
                     return Ok(true);
                 }
                 _ = tick.tick() => {
-                    self.interrupt.check()?;
-                    self.screen.alive("waiting for the disk");
+                    self.ui.tick("waiting for the disk")?;
                 }
             }
         }

@@ -27,8 +27,7 @@ use xtask_core::snapshot::{BAD, FILES, Ingredients, MANIFEST, SavedFile, Snapsho
 
 pub use check::Verification;
 
-use xtask_jobs::interrupt::Interrupt;
-use xtask_jobs::screen::Screen;
+use xtask_jobs::Ui;
 
 mod check;
 
@@ -70,27 +69,21 @@ pub fn under(work: &Path) -> Result<Option<Snapshot>> {
 }
 
 /// Nobody else makes or deletes this snapshot while it is held. Another run may take `limit` to make it.
-pub fn lock(
-    cache: &Cache,
-    key: &str,
-    limit: Duration,
-    interrupt: &Interrupt,
-    screen: &mut Screen,
-) -> Result<File> {
+pub fn lock(cache: &Cache, key: &str, limit: Duration, ui: &Ui) -> Result<File> {
     make_private_dir(&cache.snapshots())?;
     let path = cache.snapshots().join(format!("{key}.lock"));
     let started = Instant::now();
     loop {
-        interrupt.check()?;
+        ui.check()?;
         if let Some(lock) = try_lock(&path)? {
             return Ok(lock);
         }
         let waited = started.elapsed();
         // The seconds are the sign of life: no guest of this run could give one yet.
-        screen.alive(&format!(
+        ui.tick(&format!(
             "another run is making this snapshot, or restoring from it, for {} s so far",
             waited.as_secs()
-        ));
+        ))?;
         if waited > limit {
             return Err(Failure::host(
                 format!(
@@ -107,7 +100,7 @@ pub fn lock(
 }
 
 /// The snapshot with this key. What is bad, or of another version, is deleted where nothing lies on it. Whoever calls holds its lock.
-pub fn find(cache: &Cache, key: &str, wanted: &Ingredients, screen: &mut Screen) -> Result<Option<Snapshot>> {
+pub fn find(cache: &Cache, key: &str, wanted: &Ingredients, ui: &Ui) -> Result<Option<Snapshot>> {
     let prefix = format!("{key}.");
     let own = all(cache).into_iter().filter(|found| name_of(&found.directory).starts_with(&prefix));
     let mut usable = None;
@@ -117,7 +110,7 @@ pub fn find(cache: &Cache, key: &str, wanted: &Ingredients, screen: &mut Screen)
                 usable = Some(Snapshot { directory: found.directory, manifest });
             }
             _ if found.users.is_empty() => {
-                screen.line(&format!("deleting the snapshot {}, which will not be used again", found.name()));
+                ui.line(&format!("deleting the snapshot {}, which will not be used again", found.name()));
                 remove(&found.directory)?;
             }
             _ => {}

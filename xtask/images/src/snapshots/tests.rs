@@ -1,6 +1,5 @@
 //! A snapshot from its making to its deletion, of files that are none of a machine.
 
-use xtask_core::cli::Verbosity;
 use xtask_core::error::{Failure, Kind};
 use xtask_core::snapshot::{DISK, FORMAT, SEED};
 
@@ -48,10 +47,10 @@ fn made(cache: &Cache, key: &str, run: &str) -> Snapshot {
 fn a_snapshot_is_found_until_it_is_bad_and_deleted_when_nothing_lies_on_it() {
     let directory = tempfile::tempdir().unwrap();
     let cache = Cache::at(directory.path());
-    let mut screen = Screen::new(Verbosity::silent());
+    let ui = Ui::quiet();
     // A key with a dot, as ubuntu-24.04 has.
     let key = "ubuntu-24.04-aarch64-0123";
-    let mut look = |wanted: &Ingredients| find(&cache, key, wanted, &mut screen).unwrap();
+    let look = |wanted: &Ingredients| find(&cache, key, wanted, &ui).unwrap();
     assert!(look(&ingredients(&cache)).is_none());
     let first = made(&cache, key, "1124-100000-0001");
     assert!(!first.file("user_key").exists(), "nothing else is in a snapshot");
@@ -85,7 +84,7 @@ fn a_snapshot_is_found_until_it_is_bad_and_deleted_when_nothing_lies_on_it() {
     assert_eq!(all(&cache)[0].key(), "debian-12-aarch64-0123");
     // The same key's snapshot that says that it is another.
     let another = Ingredients { qemu: "10".to_owned(), ..ingredients(&cache) };
-    assert!(find(&cache, "debian-12-aarch64-0123", &another, &mut screen).unwrap().is_none());
+    assert!(find(&cache, "debian-12-aarch64-0123", &another, &ui).unwrap().is_none());
     assert!(all(&cache).is_empty());
 }
 
@@ -139,10 +138,10 @@ fn what_is_touched_while_a_run_uses_it_is_noticed_after_it_was_hashed() {
 fn a_snapshot_that_does_not_restore_is_not_used_again() {
     let directory = tempfile::tempdir().unwrap();
     let cache = Cache::at(directory.path());
-    let mut screen = Screen::new(Verbosity::silent());
+    let ui = Ui::quiet();
     let key = "debian-12-aarch64-0123";
     let kept = made(&cache, key, "1124-100000-0001");
-    let mut is_there = || find(&cache, key, &ingredients(&cache), &mut screen).unwrap().is_some();
+    let is_there = || find(&cache, key, &ingredients(&cache), &ui).unwrap().is_some();
     let error = kept.does_not_restore(Failure::interrupted().into());
     assert!(Kind::Interrupted.is(&error) && is_there(), "{error:#}");
     let error = kept.does_not_restore(Failure::guest("no sign of the restored guest", "a slow host").into());
@@ -170,9 +169,8 @@ fn an_image_that_was_changed_below_its_snapshot_is_noticed() {
 fn the_wait_for_another_runs_snapshot_ends() {
     let directory = tempfile::tempdir().unwrap();
     let cache = Cache::at(directory.path());
-    let mut screen = Screen::new(Verbosity::silent());
-    let interrupt = Interrupt::default();
-    let mut lock = |limit| lock(&cache, "key", limit, &interrupt, &mut screen);
+    let ui = Ui::quiet();
+    let lock = |limit| lock(&cache, "key", limit, &ui);
     let held = lock(Duration::ZERO).unwrap();
     let error = lock(limits::RETRY).unwrap_err();
     assert!(Kind::Host.is(&error) && error.to_string().contains("key.lock"), "{error:#}");

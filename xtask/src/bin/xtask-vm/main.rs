@@ -1,8 +1,9 @@
 //! `xtask-vm` of `cargo xtask`: everything that links libvirt or opens a socket. It parses `xtask`'s own
 //! command line; `xtask` has seen to it that this machine is ready.
 //!
-//! Modules in reading order: [`smoke`] (the phases, as prose), [`image`], [`snapshot`] (warm machines), [`media`] (seed and payload disks),
-//! [`hypervisor`] (libvirt), [`rehearsed`] (a domain read before it runs), [`remote`] (another libvirt), [`console`], [`broker`] (NATS), [`guest`] (ssh), [`bench`], and the tools: [`screen`], [`child`], [`interrupt`], [`history`], [`reaper`].
+//! Modules in reading order: [`smoke`] (the phases, as prose), [`libvirt`] (domains), [`guest`] (a guest from outside), [`vm`]
+//! (machines that somebody keeps), [`preflight`] (the rehearsal and another libvirt) and [`bench`]. Images, snapshots and the
+//! broker are crates of their own, as are children, Ctrl-C and the screen (`xtask-jobs`).
 
 mod bench;
 mod guest;
@@ -55,7 +56,9 @@ fn execute(cli: &Cli) -> anyhow::Result<()> {
             HeavyVmCommand::Up(args) => smoke::up(&Workspace::find()?, args, cli.verbosity),
             HeavyVmCommand::Start(args) => vm::power::start(args, cli.verbosity),
             HeavyVmCommand::Stop(args) => vm::power::stop(args, cli.verbosity),
-            HeavyVmCommand::Console { machine, .. } => vm::console::console(machine.as_deref()),
+            HeavyVmCommand::Console { machine, .. } => {
+                vm::console::console(machine.as_deref(), cli.verbosity)
+            }
         },
         Command::Light(_)
         | Command::Inspect(_)

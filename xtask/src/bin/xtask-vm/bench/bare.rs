@@ -24,9 +24,8 @@ use crate::smoke::{ensure_or_fall_back, make_writable_files};
 use xtask_core::plan::Plan;
 use xtask_core::runs::RunDir;
 use xtask_images::{ReadyImage, Store};
+use xtask_jobs::Ui;
 use xtask_jobs::child::{Child, Job};
-use xtask_jobs::interrupt::Interrupt;
-use xtask_jobs::screen::Screen;
 
 /// The machine and the image of a smoke that nobody gave flags, and a run that boots nothing: as long as it is there nobody deletes
 /// the image.
@@ -34,8 +33,7 @@ pub(super) fn prepare(
     workspace: &Workspace,
     args: &BenchArgs,
     cache: &Cache,
-    interrupt: &Interrupt,
-    screen: &mut Screen,
+    ui: &Ui,
 ) -> Result<(Plan, ReadyImage, RunDir)> {
     let machine = MachineArgs::default();
     let asked = PreflightRequest { architectures: &[args.arch], machine: &machine, for_ci: false };
@@ -43,15 +41,15 @@ pub(super) fn prepare(
     preflight.verdict()?;
     let facts = preflight.facts.first().context("one architecture was asked for")?;
     let mut plan = Plan::resolve(facts, 1.0)?;
-    screen.start("image", None);
+    ui.start("image", None);
     let (user, collected) = RunDir::create(cache)?;
     for dead in collected {
-        screen.line(&dead.to_string());
+        ui.line(&dead.to_string());
     }
-    let mut store = Store { cache, interrupt, screen, offline: false, run: Some(&user) };
-    match ensure_or_fall_back(&mut store, &mut plan) {
+    let store = Store { cache, ui, offline: false, run: Some(&user) };
+    match ensure_or_fall_back(&store, &mut plan) {
         Ok((ready, _)) => {
-            screen.end(PhaseStatus::Passed, ready.how);
+            ui.end(PhaseStatus::Passed, ready.how);
             Ok((plan, ready, user))
         }
         Err(error) => ended(user, Err(error)),
@@ -83,26 +81,22 @@ pub(super) struct Started {
 
 impl Bare<'_> {
     /// Seconds from QEMU's start to cloud-init's last line.
-    pub(super) fn boot(&self, interrupt: &Interrupt, screen: &mut Screen) -> Result<f64> {
-        self.in_a_run(screen, |run, screen| {
-            let started = self.start(run, "user,id=net0,ipv6=off", Vec::new(), interrupt)?;
-            let seconds = started.until_finished(interrupt, screen)?;
+    pub(super) fn boot(&self, ui: &Ui) -> Result<f64> {
+        self.in_a_run(ui, |run| {
+            let started = self.start(run, "user,id=net0,ipv6=off", Vec::new(), ui)?;
+            let seconds = started.until_finished(ui)?;
             started.qemu.stop()?;
             Ok(seconds)
         })
     }
 
     /// With a directory that the next run collects, if this one dies.
-    pub(super) fn in_a_run<T>(
-        &self,
-        screen: &mut Screen,
-        body: impl FnOnce(&RunDir, &mut Screen) -> Result<T>,
-    ) -> Result<T> {
+    pub(super) fn in_a_run<T>(&self, ui: &Ui, body: impl FnOnce(&RunDir) -> Result<T>) -> Result<T> {
         let (run, collected) = RunDir::create(self.cache)?;
         for dead in collected {
-            screen.line(&dead.to_string());
+            ui.line(&dead.to_string());
         }
-        let outcome = body(&run, screen);
+        let outcome = body(&run);
         // What the console said of one that failed is of use.
         if outcome.is_ok() {
             return ended(run, outcome);
@@ -111,16 +105,10 @@ impl Bare<'_> {
     }
 
     /// Its first boot begins; with this network (`-netdev`), and with more arguments.
-    pub(super) fn start(
-        &self,
-        run: &RunDir,
-        network: &str,
-        more: Vec<String>,
-        interrupt: &Interrupt,
-    ) -> Result<Started> {
+    pub(super) fn start(&self, run: &RunDir, network: &str, more: Vec<String>, ui: &Ui) -> Result<Started> {
         let Bare { plan, image, .. } = *self;
         let work = run.work();
-        let keys = Keys::make(&work, &plan.image.login_user, interrupt)?;
+        let keys = Keys::make(&work, &plan.image.login_user, ui)?;
         let files = RunFiles::of_run(&work, run.path().join("console.log"))?;
         let seed = Seed {
             instance_id: run.id(),
@@ -131,8 +119,8 @@ impl Bare<'_> {
             sabotage: None,
             payload: PayloadTime::Never,
         };
-        media::make_seed(&files.seed, &seed, &work, interrupt)?;
-        make_writable_files(plan, &files, &image.base(), interrupt)?;
+        media::make_seed(&files.seed, &seed, &work, ui)?;
+        make_writable_files(plan, &files, &image.base(), ui)?;
         write_private(&files.console_log, "")?;
         let mut arguments = self.arguments(&files, network);
         arguments.extend(more);
@@ -174,10 +162,10 @@ impl Bare<'_> {
 
 impl Started {
     /// Seconds from QEMU's start to cloud-init's last line.
-    pub(super) fn until_finished(&self, interrupt: &Interrupt, screen: &mut Screen) -> Result<f64> {
+    pub(super) fn until_finished(&self, ui: &Ui) -> Result<f64> {
         let mut console = Console::new(&self.files.console_log);
         loop {
-            interrupt.check()?;
+            ui.tick(console.last())?;
             console.read()?;
             if console.line_with(marker::CLOUD_INIT_FINISHED).is_some() {
                 return Ok(self.at.elapsed().as_secs_f64());
@@ -194,7 +182,6 @@ impl Started {
                 self.at.elapsed() < limits::BARE_BOOT,
                 "the bare boot: cloud-init has not finished in time"
             );
-            screen.alive(console.last());
             std::thread::sleep(limits::POLL);
         }
     }

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 use xtask_core::arch::Accelerator;
 use xtask_core::cache::Cache;
-use xtask_core::cli::{BenchArgs, Verbosity};
+use xtask_core::cli::BenchArgs;
 use xtask_core::error::Failure;
 use xtask_core::format::round;
 use xtask_core::fs::{make_private_dir, write_private};
@@ -22,9 +22,7 @@ use super::bare::{Bare, ended, prepare};
 use super::preflight::xtask_binary;
 use super::{Scratch, cargo_as_typed, median, smoke};
 use xtask_images::ReadyImage;
-use xtask_jobs::history::timed;
-use xtask_jobs::interrupt::Interrupt;
-use xtask_jobs::screen::Screen;
+use xtask_jobs::{Step, Ui};
 
 /// From the beginning of the boot, with its broker and its disks, to the first status.
 const BOOT_TO_JOIN: &[Phase] = &[Phase::Boot, Phase::Provision, Phase::Join];
@@ -115,15 +113,10 @@ struct ClaimFigures {
     rounds: Vec<Round>,
 }
 
-pub(super) fn run(
-    workspace: &Workspace,
-    args: &BenchArgs,
-    verbosity: Verbosity,
-    interrupt: &Interrupt,
-) -> Result<()> {
+pub(super) fn run(workspace: &Workspace, args: &BenchArgs, ui: &Ui) -> Result<()> {
     let cache = Cache::from_env()?;
-    let scratch = Scratch::new(&cache, interrupt)?;
-    let mut bench = Bench { workspace, args, interrupt, screen: Screen::new(verbosity), cache, scratch };
+    let scratch = Scratch::new(&cache, ui)?;
+    let bench = Bench { workspace, args, ui, cache, scratch };
     let rounds = bench.rounds()?;
     let figures = ClaimFigures {
         schema: 3,
@@ -161,22 +154,20 @@ impl ClaimResult {
 struct Bench<'a> {
     workspace: &'a Workspace,
     args: &'a BenchArgs,
-    interrupt: &'a Interrupt,
-    screen: Screen,
+    ui: &'a Ui,
     cache: Cache,
     /// Nobody else measures meanwhile.
     scratch: Scratch,
 }
 
 impl Bench<'_> {
-    fn rounds(&mut self) -> Result<Vec<Round>> {
-        let (plan, image, user) =
-            prepare(self.workspace, self.args, &self.cache, self.interrupt, &mut self.screen)?;
+    fn rounds(&self) -> Result<Vec<Round>> {
+        let (plan, image, user) = prepare(self.workspace, self.args, &self.cache, self.ui)?;
         let rounds = self.rounds_of(&plan, &image);
         ended(user, rounds)
     }
 
-    fn rounds_of(&mut self, plan: &Plan, image: &ReadyImage) -> Result<Vec<Round>> {
+    fn rounds_of(&self, plan: &Plan, image: &ReadyImage) -> Result<Vec<Round>> {
         if plan.accelerator() != Accelerator::Tcg {
             let error = format!(
                 "bench: {} guests run under {} here, not emulated",
@@ -191,12 +182,12 @@ impl Bench<'_> {
         let mut rounds = Vec::new();
         for number in 1..=self.args.rounds {
             let mut round = Round::default();
-            let mut bare = |cpu: &str| -> Result<f64> {
+            let bare = |cpu: &str| -> Result<f64> {
                 let kind = kind(self.args);
                 let what = format!("bare {cpu}");
-                timed((&self.cache, &mut self.screen), (&kind, &what), "bare", |screen| {
+                self.ui.step(&self.cache, Step { kind: &kind, what: &what, title: "bare" }, || {
                     let bare = Bare { cache: &self.cache, plan, image, cpu };
-                    let seconds = bare.boot(self.interrupt, screen)?;
+                    let seconds = bare.boot(self.ui)?;
                     Ok((seconds, format!("round {number}: -cpu {cpu}")))
                 })
             };
@@ -215,24 +206,24 @@ impl Bench<'_> {
         Ok(rounds)
     }
 
-    fn smoke(&mut self, title: &'static str, flags: &[&str]) -> Result<(Report, f64)> {
+    fn smoke(&self, title: &'static str, flags: &[&str]) -> Result<(Report, f64)> {
         let what = format!("smoke {}", flags.join(" "));
-        timed((&self.cache, &mut self.screen), (&kind(self.args), &what), title, |_| {
-            Ok((smoke(self.workspace, self.args, flags, self.interrupt)?, what.clone()))
+        self.ui.step(&self.cache, Step { kind: &kind(self.args), what: &what, title }, || {
+            Ok((smoke(self.workspace, self.args, flags, self.ui)?, what.clone()))
         })
     }
 
     /// Compiled into a directory of its own; and started, the one that is there.
-    fn time_xtask(&mut self, round: &mut Round) -> Result<()> {
+    fn time_xtask(&self, round: &mut Round) -> Result<()> {
         let mut command = cargo_as_typed(self.workspace);
         command.args(["build", "--quiet", "--package", "xtask", "--bin", "xtask", "--target-dir"]);
         command.arg(&self.scratch.path);
-        let timer = (&self.cache, &mut self.screen);
-        round.xtask_build = timed(timer, (&kind(self.args), "xtask"), "build", |_| {
+        let step = Step { kind: &kind(self.args), what: "xtask", title: "build" };
+        round.xtask_build = self.ui.step(&self.cache, step, || {
             Ok((seconds(&mut command)?, "built xtask from nothing".to_owned()))
         })?;
-        self.interrupt.check()?;
-        self.scratch.clear(self.interrupt)?;
+        self.ui.check()?;
+        self.scratch.clear()?;
         round.xtask_start = seconds(Command::new(xtask_binary()?).arg("--version"))?;
         Ok(())
     }

@@ -8,34 +8,31 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use xtask_core::cache::Cache;
-use xtask_core::cli::{BenchArgs, Verbosity};
+use xtask_core::cli::BenchArgs;
 use xtask_core::digest::{Algorithm, Digest};
 use xtask_core::host::tools;
 
 use super::{Comparison, Scratch};
-use xtask_jobs::history::timed;
-use xtask_jobs::interrupt::Interrupt;
-use xtask_jobs::screen::Screen;
+use xtask_jobs::{Step, Ui};
 
 const BLOCK: usize = 1 << 20;
 const BLOCKS: usize = 1024;
 
-pub(super) fn run(args: &BenchArgs, verbosity: Verbosity, interrupt: &Interrupt) -> Result<()> {
-    let mut screen = Screen::new(verbosity);
+pub(super) fn run(args: &BenchArgs, ui: &Ui) -> Result<()> {
     let cache = Cache::from_env()?;
-    let scratch = Scratch::new(&cache, interrupt)?;
+    let scratch = Scratch::new(&cache, ui)?;
     let directory = scratch.path.as_path();
     let (file, digest) = subject(directory)?;
     let url = format!("http://{}/file", serve(file)?);
     let (mut theirs, mut ours) = (Vec::new(), Vec::new());
     for round in 1..=args.rounds {
-        interrupt.check()?;
-        theirs.push(timed((&cache, &mut screen), ("bench-fetch", "curl"), "curl", |_| {
+        ui.check()?;
+        theirs.push(ui.step(&cache, Step { kind: "bench-fetch", what: "curl", title: "curl" }, || {
             let seconds = by_curl(&url, directory, &digest)?;
             Ok((seconds, format!("round {round}: curl | tee | sha256sum, 1 GiB")))
         })?);
-        interrupt.check()?;
-        ours.push(timed((&cache, &mut screen), ("bench-fetch", "ours"), "fetch", |_| {
+        ui.check()?;
+        ours.push(ui.step(&cache, Step { kind: "bench-fetch", what: "ours", title: "fetch" }, || {
             let seconds = by_ourselves(&url, directory, &digest)?;
             Ok((seconds, format!("round {round}: cargo xtask image fetch, 1 GiB")))
         })?);

@@ -3,30 +3,22 @@
 use anyhow::{Context, Result};
 use serde_json::json;
 use xtask_core::cache::Cache;
-use xtask_core::cli::{BenchArgs, Verbosity};
+use xtask_core::cli::BenchArgs;
 use xtask_core::workspace::Workspace;
 
 use super::{Scratch, smoke};
-use xtask_jobs::history::timed;
-use xtask_jobs::interrupt::Interrupt;
-use xtask_jobs::screen::Screen;
+use xtask_jobs::{Step, Ui};
 
 /// Seconds; long enough for a dozen heartbeats.
 const REST: &str = "60";
 
-pub(super) fn run(
-    workspace: &Workspace,
-    args: &BenchArgs,
-    verbosity: Verbosity,
-    interrupt: &Interrupt,
-) -> Result<()> {
-    let mut screen = Screen::new(verbosity);
+pub(super) fn run(workspace: &Workspace, args: &BenchArgs, ui: &Ui) -> Result<()> {
     // Nobody else measures meanwhile.
     let cache = Cache::from_env()?;
-    let _scratch = Scratch::new(&cache, interrupt)?;
-    let known_as = ("bench-footprint", &*args.arch.to_string());
-    let (report, _) = timed((&cache, &mut screen), known_as, "smoke", |_| {
-        let measured = smoke(workspace, args, &["--cold", "--rest", REST], interrupt)?;
+    let _scratch = Scratch::new(&cache, ui)?;
+    let step = Step { kind: "bench-footprint", what: &args.arch.to_string(), title: "smoke" };
+    let (report, _) = ui.step(&cache, step, || {
+        let measured = smoke(workspace, args, &["--cold", "--rest", REST], ui)?;
         Ok((measured, "the agent was left alone for a minute".to_owned()))
     })?;
     let footprint = report.evidence.footprint.context("the report has no footprint of the agent")?;

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use xtask_core::cache::Cache;
-use xtask_core::cli::{BenchArgs, Verbosity};
+use xtask_core::cli::BenchArgs;
 use xtask_core::digest::Algorithm;
 use xtask_core::error::Failure;
 use xtask_core::image::Source;
@@ -17,9 +17,7 @@ use xtask_core::image::catalogue::Catalogue;
 
 use super::{Comparison, Scratch};
 use xtask_images::{Speed, Store, bootstrap};
-use xtask_jobs::history::Watch;
-use xtask_jobs::interrupt::Interrupt;
-use xtask_jobs::screen::Screen;
+use xtask_jobs::{Step, Ui};
 
 /// What the two trees may differ in, since an image is given what mmdebstrap gives nobody: paths, and with a `/`, `-` or `_`
 /// at the end, beginnings of paths.
@@ -51,15 +49,14 @@ const MEANT: &[&str] = &[
     "var/lib/dpkg/status-old",
 ];
 
-pub(super) fn run(args: &BenchArgs, verbosity: Verbosity, interrupt: &Interrupt) -> Result<()> {
-    let mut screen = Screen::new(verbosity);
+pub(super) fn run(args: &BenchArgs, ui: &Ui) -> Result<()> {
     let cache = Cache::from_env()?;
     let image = Catalogue::built_in().find(&args.image, args.arch)?;
     let Source::Packages(recipe) = &image.source else {
         return Err(Failure::usage(format!("--image {}: it is not built from packages", args.image)).into());
     };
-    let scratch = Scratch::new(&cache, interrupt)?;
-    let mut store = Store { cache: &cache, interrupt, screen: &mut screen, offline: false, run: None };
+    let scratch = Scratch::new(&cache, ui)?;
+    let store = Store { cache: &cache, ui, offline: false, run: None };
     let (mut theirs, mut ours) = (Vec::new(), Vec::new());
     for round in 1..=args.rounds {
         let mut trees = Vec::new();
@@ -67,16 +64,14 @@ pub(super) fn run(args: &BenchArgs, verbosity: Verbosity, interrupt: &Interrupt)
             [(Speed::Plain, "mmdebstrap", &mut theirs), (Speed::Full, "ours", &mut ours)]
         {
             let what = format!("{} {}", image.name, image.arch);
-            let known_as = ("bench-image", &*format!("{title} {what}"));
-            let watch = Watch::start(&cache, store.screen, known_as, title);
-            let started = Instant::now();
-            let outcome = bootstrap(&mut store, &scratch.path, &image, recipe, speed);
-            seconds.push(started.elapsed().as_secs_f64());
-            let output = format!("round {round}: {what}");
-            watch.end(&cache, store.screen, outcome.as_ref().map(|()| &*output));
-            outcome?;
+            let step = Step { kind: "bench-image", what: &format!("{title} {what}"), title };
+            seconds.push(ui.step(&cache, step, || {
+                let started = Instant::now();
+                bootstrap(&store, &scratch.path, &image, recipe, speed)?;
+                Ok((started.elapsed().as_secs_f64(), format!("round {round}: {what}")))
+            })?);
             trees.push(read_tree(&scratch.path.join("root.tar"))?);
-            scratch.clear(interrupt)?;
+            scratch.clear()?;
         }
         let differences = differences(&trees[0], &trees[1]);
         if !differences.is_empty() {
@@ -88,7 +83,7 @@ pub(super) fn run(args: &BenchArgs, verbosity: Verbosity, interrupt: &Interrupt)
             .into());
         }
         store
-            .screen
+            .ui
             .note(&format!("{} files are identical, except for the intended differences", trees[1].len()));
     }
     Comparison::new("image", "plain mmdebstrap", &theirs, &ours).print(args.json)

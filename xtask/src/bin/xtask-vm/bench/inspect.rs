@@ -15,13 +15,13 @@ use xtask_core::workspace::Workspace;
 
 use super::Scratch;
 use super::preflight::{TimingFigures, measure, xtask_binary};
-use xtask_jobs::interrupt::Interrupt;
+use xtask_jobs::Ui;
 
 /// The size of the large ones.
 const LARGE: usize = 100_000_000;
 
-pub(super) fn run(workspace: &Workspace, args: &BenchArgs, interrupt: &Interrupt) -> Result<()> {
-    let scratch = Scratch::new(&Cache::from_env()?, interrupt)?;
+pub(super) fn run(workspace: &Workspace, args: &BenchArgs, ui: &Ui) -> Result<()> {
+    let scratch = Scratch::new(&Cache::from_env()?, ui)?;
     let shell = Shell::new().context("start a shell of commands")?;
     let build = BuildArgs { arch: args.arch, profile: "release".to_owned() };
     let agent = build::build(&shell, workspace, &build)?;
@@ -44,7 +44,7 @@ pub(super) fn run(workspace: &Workspace, args: &BenchArgs, interrupt: &Interrupt
             &format!("inspect {what} for {name}"),
             limit,
             args,
-            interrupt,
+            ui,
         )?);
     }
     TimingFigures::new("inspect", measured).conclude(args.json, "find the slow check in xtask/inspect")

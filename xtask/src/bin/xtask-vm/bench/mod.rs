@@ -27,33 +27,34 @@ use xtask_core::report::Report;
 use xtask_core::workspace::Workspace;
 
 use xtask_images::discard;
-use xtask_jobs::interrupt::Interrupt;
+use xtask_jobs::Ui;
 
 /// Measures what was asked for.
 pub(crate) fn run(workspace: &Workspace, args: &BenchArgs, verbosity: Verbosity) -> Result<()> {
-    let interrupt = Interrupt::install()?;
+    let ui = Ui::install(verbosity)?;
     let measured = match args.subject {
-        BenchSubject::Claims => claims::run(workspace, args, verbosity, &interrupt),
-        BenchSubject::Delivery => delivery::run(workspace, args, verbosity, &interrupt),
-        BenchSubject::Fetch => fetch::run(args, verbosity, &interrupt),
-        BenchSubject::Footprint => footprint::run(workspace, args, verbosity, &interrupt),
-        BenchSubject::Image => image::run(args, verbosity, &interrupt),
-        BenchSubject::Inspect => return inspect::run(workspace, args, &interrupt),
-        BenchSubject::Preflight => return preflight::run(args, &interrupt),
+        BenchSubject::Claims => claims::run(workspace, args, &ui),
+        BenchSubject::Delivery => delivery::run(workspace, args, &ui),
+        BenchSubject::Fetch => fetch::run(args, &ui),
+        BenchSubject::Footprint => footprint::run(workspace, args, &ui),
+        BenchSubject::Image => image::run(args, &ui),
+        BenchSubject::Inspect => return inspect::run(workspace, args, &ui),
+        BenchSubject::Preflight => return preflight::run(args, &ui),
     };
     // What was measured may be a child that the Ctrl-C ended.
-    interrupt.check()?;
+    ui.check()?;
     measured.map_err(|error| host_fault(error, "measure", "see the causes"))
 }
 
 /// A directory in the cache, as large as what is measured. A bench that was killed leaves it to the next one.
 struct Scratch {
     path: PathBuf,
+    ui: Ui,
     _lock: File,
 }
 
 impl Scratch {
-    fn new(cache: &Cache, interrupt: &Interrupt) -> Result<Self> {
+    fn new(cache: &Cache, ui: &Ui) -> Result<Self> {
         make_private_dir(cache.root())?;
         let path = cache.root().join("bench");
         let lock = try_lock(&cache.root().join("bench.lock"))?.ok_or_else(|| {
@@ -71,15 +72,15 @@ impl Scratch {
                 .into());
             }
             end_processes(&path)?;
-            discard(&path, interrupt)?;
+            discard(&path, ui)?;
         }
         make_own_dir(&path)?;
-        Ok(Self { path, _lock: lock })
+        Ok(Self { path, ui: ui.clone(), _lock: lock })
     }
 
     /// Empty again.
-    fn clear(&self, interrupt: &Interrupt) -> Result<()> {
-        discard(&self.path, interrupt)?;
+    fn clear(&self) -> Result<()> {
+        discard(&self.path, &self.ui)?;
         make_own_dir(&self.path)
     }
 }
@@ -87,19 +88,14 @@ impl Scratch {
 impl Drop for Scratch {
     fn drop(&mut self) {
         // After a Ctrl-C too, which is why nobody asks for another one.
-        if let Err(error) = discard(&self.path, &Interrupt::default()) {
+        if let Err(error) = discard(&self.path, &self.ui.uninterruptible()) {
             eprintln!("warning: {error:#}");
         }
     }
 }
 
 /// `cargo xtask smoke`, as somebody types it, which must pass; its report, and the seconds from the command to its end.
-fn smoke(
-    workspace: &Workspace,
-    args: &BenchArgs,
-    more: &[&str],
-    interrupt: &Interrupt,
-) -> Result<(Report, f64)> {
+fn smoke(workspace: &Workspace, args: &BenchArgs, more: &[&str], ui: &Ui) -> Result<(Report, f64)> {
     let directory = Cache::from_env()?.history().join("bench");
     let mut command = cargo_as_typed(workspace);
     command.args(["xtask", "smoke", "--quiet", "--arch", &args.arch.to_string()]).args(more);
@@ -109,7 +105,7 @@ fn smoke(
     let started = Instant::now();
     let status = command.status().context("run cargo xtask smoke")?;
     let seconds = started.elapsed().as_secs_f64();
-    interrupt.check()?;
+    ui.check()?;
     ensure!(status.success(), "the smoke ended with {status}; its report is {}", path.display());
     let text = std::fs::read(&path).with_context(|| format!("read {}", path.display()))?;
     let report = serde_json::from_slice(&text).with_context(|| format!("parse {}", path.display()))?;

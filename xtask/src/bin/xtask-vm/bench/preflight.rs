@@ -14,7 +14,7 @@ use xtask_core::format::round;
 use xtask_core::limits;
 
 use super::median;
-use xtask_jobs::interrupt::Interrupt;
+use xtask_jobs::Ui;
 
 /// One command, as often as asked.
 #[derive(Debug, Serialize)]
@@ -32,15 +32,15 @@ pub(super) struct TimingFigures {
     measured: Vec<Measured>,
 }
 
-pub(super) fn run(args: &BenchArgs, interrupt: &Interrupt) -> Result<()> {
+pub(super) fn run(args: &BenchArgs, ui: &Ui) -> Result<()> {
     let xtask_vm = std::env::current_exe().context("find this program")?;
     let path = xtask_binary()?;
     let mut measured =
-        vec![measure(&path, &["preflight"], "preflight of both", limits::PREFLIGHT, args, interrupt)?];
+        vec![measure(&path, &["preflight"], "preflight of both", limits::PREFLIGHT, args, ui)?];
     for arch in VmArchitecture::ALL.map(|arch| arch.to_string()) {
         let words = ["preflight", "--rehearse", "--arch", &arch];
         let what = format!("preflight and rehearsal of {arch}");
-        measured.push(measure(&xtask_vm, &words, &what, limits::REHEARSAL, args, interrupt)?);
+        measured.push(measure(&xtask_vm, &words, &what, limits::REHEARSAL, args, ui)?);
     }
     TimingFigures::new("preflight", measured).conclude(args.json, "find the slow probe in src/host/")
 }
@@ -85,11 +85,11 @@ pub(super) fn measure(
     what: &str,
     limit: Duration,
     args: &BenchArgs,
-    interrupt: &Interrupt,
+    ui: &Ui,
 ) -> Result<Measured> {
     let mut seconds = Vec::new();
     for round in 0..=args.rounds {
-        interrupt.check()?;
+        ui.check()?;
         let started = Instant::now();
         let output = Command::new(program)
             .args(words)

@@ -13,8 +13,7 @@ use xtask_core::host::tools;
 use xtask_core::limits;
 
 use xtask_images::inventory::{Partition, partitions, unpack};
-use xtask_jobs::child;
-use xtask_jobs::interrupt::Interrupt;
+use xtask_jobs::{Ui, child};
 
 /// What checks; a run that will need it asks for it before it begins.
 pub(crate) const CHECKER: &str = "e2fsck";
@@ -35,16 +34,16 @@ const UNCORRECTED: i32 = 4;
 ///
 /// # Errors
 /// A A failure of the guest with e2fsck's own words where one is damaged; and where there is none, since then nothing was checked.
-pub(crate) fn check(disk: &Path, scratch: &Path, interrupt: &Interrupt) -> Result<usize> {
+pub(crate) fn check(disk: &Path, scratch: &Path, ui: &Ui) -> Result<usize> {
     let (raw, part) = (scratch.join(RAW), scratch.join(PART));
-    let checked = unpack(disk, &raw, interrupt).and_then(|()| check_raw(&raw, &part, interrupt));
+    let checked = unpack(disk, &raw, ui).and_then(|()| check_raw(&raw, &part, ui));
     let removed = remove_file(&raw).and_then(|()| remove_file(&part));
     let hint = "see the causes; the run itself did not fail, and --fsck is optional";
     let attempted = format!("check the file systems on {}", disk.display());
     checked.and_then(|count| removed.map(|()| count)).map_err(|error| host_fault(error, attempted, hint))
 }
 
-fn check_raw(raw: &Path, part: &Path, interrupt: &Interrupt) -> Result<usize> {
+fn check_raw(raw: &Path, part: &Path, ui: &Ui) -> Result<usize> {
     let mut checked = 0;
     for Partition { start, bytes } in partitions(raw).context("read the disk's partitions")? {
         let mut magic = [0; MAGIC.len()];
@@ -52,8 +51,8 @@ fn check_raw(raw: &Path, part: &Path, interrupt: &Interrupt) -> Result<usize> {
         // A partition that ends before that is none of these.
         if disk.read_exact_at(&mut magic, start + MAGIC_AT).is_ok() && magic == MAGIC {
             // e2fsck takes an offset too, and loses it once it has replayed a journal (1.47.0).
-            cut_out(raw, start, bytes, part, interrupt)?;
-            check_one(part, start, interrupt)?;
+            cut_out(raw, start, bytes, part, ui)?;
+            check_one(part, start, ui)?;
             checked += 1;
         }
     }
@@ -63,7 +62,7 @@ fn check_raw(raw: &Path, part: &Path, interrupt: &Interrupt) -> Result<usize> {
     Ok(checked)
 }
 
-fn cut_out(raw: &Path, start: u64, bytes: u64, part: &Path, interrupt: &Interrupt) -> Result<()> {
+fn cut_out(raw: &Path, start: u64, bytes: u64, part: &Path, ui: &Ui) -> Result<()> {
     let options = format!(
         "driver=raw,offset={start},size={bytes},file.driver=file,file.filename={}",
         // In these options a comma ends a value, and two are one.
@@ -71,14 +70,14 @@ fn cut_out(raw: &Path, start: u64, bytes: u64, part: &Path, interrupt: &Interrup
     );
     let words = ["convert", "-O", "raw", "--image-opts", &options].map(Into::into);
     let arguments: Vec<_> = words.into_iter().chain([part.into()]).collect();
-    child::read(&tools::require("qemu-img")?, &arguments, limits::INVENTORY, interrupt)
+    child::read(&tools::require("qemu-img")?, &arguments, limits::INVENTORY, ui)
         .context("copy a partition")?;
     Ok(())
 }
 
 /// First as a boot does it (the journal; then inodes that were deleted while they were open), then without any change: what is wrong
 /// then was wrong before the power went.
-fn check_one(part: &Path, start: u64, interrupt: &Interrupt) -> Result<()> {
+fn check_one(part: &Path, start: u64, ui: &Ui) -> Result<()> {
     let damaged = |how: String| {
         Failure::guest(
             format!("the guest's file system at byte {start} of its disk is damaged: {how}"),
@@ -98,7 +97,7 @@ fn check_one(part: &Path, start: u64, interrupt: &Interrupt) -> Result<()> {
         // Before and behind the journal: the checker would repair what it may, and forget that there was something.
         ensure!(!has_errors()?, damaged("the guest's kernel has recorded errors in it".to_owned()));
         let arguments: Vec<_> = flags.iter().map(OsString::from).chain([part.into()]).collect();
-        let output = child::output(&tools::require(CHECKER)?, &arguments, limits::INVENTORY, interrupt)?;
+        let output = child::output(&tools::require(CHECKER)?, &arguments, limits::INVENTORY, ui)?;
         let Some(code) =
             output.status.code().filter(|code| (0..=most).contains(code) || code & UNCORRECTED != 0)
         else {
@@ -148,7 +147,7 @@ mod tests {
             run("debugfs", &["-w", "-R", change, &format!("{raw}?offset={START}")]);
         }
         run("qemu-img", &["convert", "-q", "-O", "qcow2", &raw, &disk]);
-        let checked = check(Path::new(&disk), directory.path(), &Interrupt::default());
+        let checked = check(Path::new(&disk), directory.path(), &Ui::quiet());
         assert!(!directory.path().join(RAW).exists());
         checked
     }
@@ -178,7 +177,7 @@ mod tests {
         // What is no disk is this host's matter.
         let directory = tempfile::tempdir().unwrap();
         let gone = directory.path().join("gone");
-        let error = check(&gone, directory.path(), &Interrupt::default()).unwrap_err();
+        let error = check(&gone, directory.path(), &Ui::quiet()).unwrap_err();
         assert!(Kind::Host.is(&error), "{error:#}");
     }
 }

@@ -14,8 +14,7 @@ use xtask_core::machine::seed::{self, PAYLOAD_LABEL, Restored, SEED_LABEL, Seed}
 use xtask_core::workspace::Workspace;
 
 use crate::guest::ssh::Keys;
-use xtask_jobs::child;
-use xtask_jobs::interrupt::Interrupt;
+use xtask_jobs::{Ui, child};
 
 /// Room for the FAT itself, the directory and the last clusters.
 const OVERHEAD_BYTES: u64 = 2 << 20;
@@ -50,7 +49,7 @@ pub(crate) struct PayloadDisk<'a> {
 }
 
 /// Writes the cloud-init seed to `disk`.
-pub(crate) fn make_seed(disk: &Path, seed: &Seed<'_>, work: &Path, interrupt: &Interrupt) -> Result<()> {
+pub(crate) fn make_seed(disk: &Path, seed: &Seed<'_>, work: &Path, ui: &Ui) -> Result<()> {
     let directory = work.join("seed");
     make_private_dir(&directory)?;
     let mut files = Vec::new();
@@ -58,7 +57,7 @@ pub(crate) fn make_seed(disk: &Path, seed: &Seed<'_>, work: &Path, interrupt: &I
         write_private(&directory.join(name), content)?;
         files.push(directory.join(name));
     }
-    make_fat(disk, SEED_LABEL, &files, 0, interrupt).context("make the cloud-init seed")
+    make_fat(disk, SEED_LABEL, &files, 0, ui).context("make the cloud-init seed")
 }
 
 /// Writes the agent, its installer and its configuration to `disk`.
@@ -67,7 +66,7 @@ pub(crate) fn make_payload(
     workspace: &Workspace,
     payload: &PayloadDisk<'_>,
     work: &Path,
-    interrupt: &Interrupt,
+    ui: &Ui,
 ) -> Result<()> {
     let PayloadDisk { subject, config, sabotage, restored } = *payload;
     let directory = work.join("payload");
@@ -101,7 +100,7 @@ pub(crate) fn make_payload(
         }
     }
     let least = restored.map_or(0, |(bytes, ..)| bytes);
-    make_fat(disk, PAYLOAD_LABEL, &files, least, interrupt).context("make the agent's payload disk")
+    make_fat(disk, PAYLOAD_LABEL, &files, least, ui).context("make the agent's payload disk")
 }
 
 /// A disk of so many bytes with nothing on it but an empty line: what will be a payload's, and is looked at by a shell until it is.
@@ -112,7 +111,7 @@ pub(crate) fn make_blank(disk: &Path, bytes: u64) -> Result<()> {
 }
 
 /// A FAT volume of at least so many bytes with `files` in its root.
-fn make_fat(disk: &Path, label: &str, files: &[PathBuf], least: u64, interrupt: &Interrupt) -> Result<()> {
+fn make_fat(disk: &Path, label: &str, files: &[PathBuf], least: u64, ui: &Ui) -> Result<()> {
     let mut bytes = OVERHEAD_BYTES;
     for file in files {
         bytes += file
@@ -126,11 +125,11 @@ fn make_fat(disk: &Path, label: &str, files: &[PathBuf], least: u64, interrupt: 
     let words = |words: &[&str]| words.iter().map(OsString::from).collect::<Vec<_>>();
     let mut format = words(&["-n", label]);
     format.push(disk.into());
-    child::read(&tools::require("mkfs.vfat")?, &format, limits::SERVER_START, interrupt)?;
+    child::read(&tools::require("mkfs.vfat")?, &format, limits::SERVER_START, ui)?;
     let mut copy = words(&["-i"]);
     copy.push(disk.into());
     copy.extend(files.iter().map(OsString::from));
     copy.push("::".into());
-    child::read(&tools::require("mcopy")?, &copy, limits::SERVER_START, interrupt)?;
+    child::read(&tools::require("mcopy")?, &copy, limits::SERVER_START, ui)?;
     Ok(())
 }

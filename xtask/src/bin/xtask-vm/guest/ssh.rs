@@ -11,8 +11,7 @@ use xtask_core::host::tools;
 use xtask_core::limits;
 use xtask_core::runs::instance;
 
-use xtask_jobs::child;
-use xtask_jobs::interrupt::Interrupt;
+use xtask_jobs::{Ui, child};
 
 /// The run's own keys.
 #[derive(Debug)]
@@ -26,7 +25,7 @@ pub(crate) struct Keys {
     pub(crate) host_private: String,
     /// Its public half.
     pub(crate) host_public: String,
-    interrupt: Interrupt,
+    ui: Ui,
 }
 
 /// How the agent's unit is, as systemd says.
@@ -44,15 +43,14 @@ pub(crate) struct UnitState {
 
 impl Keys {
     /// Makes two ed25519 pairs in `directory`.
-    pub(crate) fn make(directory: &Path, login_user: &str, interrupt: &Interrupt) -> Result<Self> {
+    pub(crate) fn make(directory: &Path, login_user: &str, ui: &Ui) -> Result<Self> {
         let keygen = tools::require("ssh-keygen")?;
         let pair = |name: &str| -> Result<(String, String)> {
             let path = directory.join(name);
             let mut arguments: Vec<OsString> =
                 ["-q", "-t", "ed25519", "-N", "", "-C", name, "-f"].map(Into::into).into();
             arguments.push(path.clone().into());
-            child::read(&keygen, &arguments, limits::SERVER_START, interrupt)
-                .context("make the run's ssh keys")?;
+            child::read(&keygen, &arguments, limits::SERVER_START, ui).context("make the run's ssh keys")?;
             let read = |path: &Path| {
                 std::fs::read_to_string(path).with_context(|| format!("read the key {}", path.display()))
             };
@@ -63,14 +61,7 @@ impl Keys {
         write_private(&directory.join("known_hosts"), instance::known_host(&host_public))?;
         let directory = directory.to_owned();
         let login_user = login_user.to_owned();
-        Ok(Self {
-            directory,
-            login_user,
-            user_public,
-            host_private,
-            host_public,
-            interrupt: interrupt.clone(),
-        })
+        Ok(Self { directory, login_user, user_public, host_private, host_public, ui: ui.clone() })
     }
 
     /// The arguments that lead into the guest behind `port`.
@@ -83,7 +74,7 @@ impl Keys {
         let ssh = tools::require("ssh")?;
         let mut arguments = self.arguments(port);
         arguments.push(format!("sudo -n {command}").into());
-        child::read(&ssh, &arguments, limit, &self.interrupt).context("run a command in the guest")
+        child::read(&ssh, &arguments, limit, &self.ui).context("run a command in the guest")
     }
 
     /// Asks systemd in the guest for the agent's unit.

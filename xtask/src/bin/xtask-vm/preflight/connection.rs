@@ -14,7 +14,7 @@ use xtask_core::preflight::remote::refusal::Refusal;
 use xtask_core::preflight::remote::{ConnectionFacts, evaluate};
 
 use crate::libvirt::remote;
-use xtask_jobs::interrupt::Interrupt;
+use xtask_jobs::Ui;
 
 /// What the thread that asks has to say.
 enum Message {
@@ -23,13 +23,9 @@ enum Message {
 }
 
 /// What the libvirt at `uri` offers for the guests asked for, judged.
-pub(super) fn findings(
-    uri: &ConnectUri,
-    asked: &PreflightRequest<'_>,
-    interrupt: &Interrupt,
-) -> Result<Vec<Finding>> {
+pub(super) fn findings(uri: &ConnectUri, asked: &PreflightRequest<'_>, ui: &Ui) -> Result<Vec<Finding>> {
     let before = children();
-    let facts = gather(uri, asked, interrupt);
+    let facts = gather(uri, asked, ui);
     if !matches!(&facts, Ok(ConnectionFacts { answer: Ok(_), .. })) {
         // libvirt's ssh, which its hanging call would have ended.
         for child in children().into_iter().filter(|child| !before.contains(child)) {
@@ -41,7 +37,7 @@ pub(super) fn findings(
 }
 
 /// The thread is left where it hangs: it ends with this process, which has little more to do.
-fn gather(uri: &ConnectUri, asked: &PreflightRequest<'_>, interrupt: &Interrupt) -> Result<ConnectionFacts> {
+fn gather(uri: &ConnectUri, asked: &PreflightRequest<'_>, ui: &Ui) -> Result<ConnectionFacts> {
     let (sender, output) = mpsc::channel();
     let (name, architectures, machine) = (uri.clone(), asked.architectures.to_vec(), asked.machine.clone());
     std::thread::spawn(move || {
@@ -51,7 +47,7 @@ fn gather(uri: &ConnectUri, asked: &PreflightRequest<'_>, interrupt: &Interrupt)
     });
     let (mut what, mut since) = ("begin", Instant::now());
     let refusal = loop {
-        interrupt.check()?;
+        ui.check()?;
         match output.recv_timeout(limits::POLL) {
             Ok(Message::Knows(facts)) => return Ok(*facts),
             Ok(Message::Asks(next)) => (what, since) = (next, Instant::now()),

@@ -12,22 +12,22 @@ use xtask_core::preflight::show::{architectures, present};
 use xtask_core::preflight::{Preflight, PreflightRequest};
 use xtask_core::workspace::Workspace;
 
-use xtask_jobs::interrupt::Interrupt;
+use xtask_jobs::Ui;
 
 /// Everything that `xtask` looks at, and what libvirt says to it.
 pub(crate) fn run(workspace: &Workspace, args: &PreflightArgs, verbosity: Verbosity) -> Result<()> {
-    let interrupt = Interrupt::install()?;
+    let ui = Ui::install(verbosity)?;
     let architectures = architectures(args);
     let asked = PreflightRequest { architectures: &architectures, machine: &args.machine, for_ci: false };
     let mut preflight = Preflight::check(workspace, &asked)?;
     // Without an emulator there is nothing to rehearse; what is missing is told below.
     if preflight.verdict().is_ok() && args.rehearse {
-        let found = rehearsal::findings(&preflight.facts, args, verbosity, &interrupt)?;
+        let found = rehearsal::findings(&preflight.facts, args, &ui)?;
         preflight.add(found);
     }
     // What this machine lacks is no matter of another libvirt's.
     if let Some(uri) = &args.connect {
-        preflight.add(connection::findings(uri, &asked, &interrupt)?);
+        preflight.add(connection::findings(uri, &asked, &ui)?);
     }
     present(&preflight, args)?;
     match args.sabotage {

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use xtask_core::cache::Cache;
-use xtask_core::cli::{PreflightArgs, RehearsalFault, Verbosity};
+use xtask_core::cli::{PreflightArgs, RehearsalFault};
 use xtask_core::error;
 use xtask_core::format::human_seconds;
 use xtask_core::fs::{make_private_dir, write_private};
@@ -26,9 +26,7 @@ use crate::libvirt::Hypervisor;
 use crate::libvirt::paused;
 use crate::smoke::make_writable_files;
 use xtask_images::{self, Base};
-use xtask_jobs::child;
-use xtask_jobs::interrupt::Interrupt;
-use xtask_jobs::screen::Screen;
+use xtask_jobs::{Ui, child};
 
 /// Bytes of the placeholders of the seed and the payload.
 const PLACEHOLDER_BYTES: usize = 1 << 20;
@@ -41,42 +39,35 @@ struct Stage<'a> {
     run: RunDir,
     hypervisor: Hypervisor,
     fault: Option<RehearsalFault>,
-    interrupt: &'a Interrupt,
+    ui: &'a Ui,
 }
 
 /// What QEMU made of the domain, for each of the architectures, judged. Nothing of it stays.
-pub(super) fn findings(
-    facts: &[Facts],
-    args: &PreflightArgs,
-    verbosity: Verbosity,
-    interrupt: &Interrupt,
-) -> Result<Vec<Finding>> {
-    let mut screen = Screen::new(verbosity);
+pub(super) fn findings(facts: &[Facts], args: &PreflightArgs, ui: &Ui) -> Result<Vec<Finding>> {
     let mut started = Instant::now();
     let cache = Cache::from_env()?;
     let (run, collected) = RunDir::create(&cache)?;
     for dead in collected {
-        screen.line(&dead.to_string());
+        ui.line(&dead.to_string());
     }
     let hint = "see the causes; a smoke would fail in the same way";
     let hypervisor = Hypervisor::open(&run.libvirt_root(), &cache)
         .map_err(|error| error::host_fault(error, "open libvirt for the rehearsal", hint))?;
-    let stage = Stage { cache, run, hypervisor, fault: args.sabotage, interrupt };
+    let stage = Stage { cache, run, hypervisor, fault: args.sabotage, ui };
     let mut rehearse = || -> Result<Vec<Finding>> {
         let mut findings = Vec::new();
         for facts in facts {
-            interrupt.check()?;
-            screen.start("rehearse", None);
+            ui.check()?;
+            ui.start("rehearse", None);
             let mut plan = Plan::resolve(facts, 1.0)?;
             let found = stage.rehearse(&mut plan).map_err(|error| {
                 error::host_fault(error, format!("rehearse the {} machine", facts.arch), hint)
             });
-            let (found, base) =
-                found.inspect_err(|error| screen.end(PhaseStatus::Failed, &error.to_string()))?;
+            let (found, base) = found.inspect_err(|error| ui.end(PhaseStatus::Failed, &error.to_string()))?;
             let blocked = found.iter().any(|finding| finding.severity == Severity::Blocks);
             let described = describe(&plan, &base, started);
             let status = if blocked { PhaseStatus::Failed } else { PhaseStatus::Passed };
-            screen.end(status, &described.sentence);
+            ui.end(status, &described.sentence);
             findings.extend(found);
             findings.push(described);
             started = Instant::now();
@@ -127,7 +118,7 @@ impl Stage<'_> {
     /// Started, read, destroyed.
     fn perform(&self, plan: &Plan, base: &Base, work: &Path) -> Result<Vec<Finding>> {
         let files = RunFiles::of_run(work, work.join("console.log"))?;
-        make_writable_files(plan, &files, base, self.interrupt)?;
+        make_writable_files(plan, &files, base, self.ui)?;
         for placeholder in [&files.seed, &files.payload] {
             write_private(placeholder, vec![0; PLACEHOLDER_BYTES])?;
         }
@@ -137,7 +128,7 @@ impl Stage<'_> {
             None => xml::domain_xml(&params),
             Some(fault) => sabotage::plant(fault, params, &mut expected, &plan.firmware, work)?,
         };
-        self.interrupt.check()?;
+        self.ui.check()?;
         let mut machine = match self.hypervisor.start_paused(&xml) {
             Ok(machine) => machine,
             Err(error) => return Ok(vec![diff::refused(&expected, &format!("{error:#}"))]),
@@ -150,14 +141,14 @@ impl Stage<'_> {
     /// The image that a smoke would take, where it is there; else an empty disk.
     fn base(&self, plan: &Plan, work: &Path) -> Result<(Base, String)> {
         for image in std::iter::once(&plan.image).chain(&plan.fallback) {
-            if let Some(base) = xtask_images::glance(&self.cache, &self.run, image, self.interrupt)? {
+            if let Some(base) = xtask_images::glance(&self.cache, &self.run, image, self.ui)? {
                 return Ok((base, format!("the image {}", image.name)));
             }
         }
         let disk = work.join("empty.qcow2");
         let mut arguments = ["create", "-q", "-f", "qcow2"].map(Into::into).to_vec();
         arguments.extend([disk.clone().into_os_string(), PLACEHOLDER_DISK_BYTES.to_string().into()]);
-        child::read(&tools::require("qemu-img")?, &arguments, limits::SERVER_START, self.interrupt)
+        child::read(&tools::require("qemu-img")?, &arguments, limits::SERVER_START, self.ui)
             .context("make an empty disk")?;
         let described = format!("an empty disk instead of {}, which is not in the cache", plan.image.name);
         Ok((Base { disk, format: Format::Qcow2, virtual_bytes: PLACEHOLDER_DISK_BYTES }, described))

@@ -24,8 +24,7 @@ use crate::libvirt::paused;
 use crate::libvirt::{Condition, Hypervisor, Machine};
 use xtask_fleet::Broker;
 use xtask_images::{Base, ReadyImage};
-use xtask_jobs::child;
-use xtask_jobs::interrupt::Interrupt;
+use xtask_jobs::{Ui, child};
 
 /// What is put into the guest.
 pub(super) enum Payload<'a> {
@@ -56,8 +55,8 @@ impl Prepared {
     pub(super) fn make(session: &mut Session<'_>, plan: &Plan) -> Result<Self> {
         let work = session.run.work();
         let device_id = format!("dev-{}", session.run.id());
-        let broker = Broker::start(&work, &device_id, session.args.sabotage, &session.interrupt)?;
-        let keys = Keys::make(&work, &plan.image.login_user, &session.interrupt)?;
+        let broker = Broker::start(&work, &device_id, session.args.sabotage, &session.ui)?;
+        let keys = Keys::make(&work, &plan.image.login_user, &session.ui)?;
         let hypervisor = Hypervisor::open(&session.run.libvirt_root(), &session.cache)?;
         session.report.host.libvirt = Some(hypervisor.version()?);
         Ok(Self { hypervisor, device_id, broker, keys })
@@ -118,12 +117,12 @@ impl RunningVm {
             sabotage,
             payload: PayloadTime::AtFirstBoot,
         };
-        media::make_seed(&files.seed, &seed, &work, &session.interrupt)?;
+        media::make_seed(&files.seed, &seed, &work, &session.ui)?;
         let config = prepared.broker.agent_config();
         let payload =
             media::PayloadDisk { subject: subject.as_pair(), config: &config, sabotage, restored: None };
-        media::make_payload(&files.payload, session.workspace, &payload, &work, &session.interrupt)?;
-        make_writable_files(&plan, &files, &image.base(), &session.interrupt)?;
+        media::make_payload(&files.payload, session.workspace, &payload, &work, &session.ui)?;
+        make_writable_files(&plan, &files, &image.base(), &session.ui)?;
         let mut domain = Domain::write(&plan, &files, &work)?;
         let machine = match domain.start(&prepared.hypervisor) {
             // Another error (no memory, a CPU model that KVM lacks) is not KVM's fault, and emulation would not help.
@@ -170,7 +169,7 @@ impl RunningVm {
         let reason = format!("/dev/kvm opens, but does not run the guest's kernel: {error}");
         self.machine.destroy()?;
         give_up_kvm(session, &mut self.plan, &reason)?;
-        make_writable_files(&self.plan, &self.files, &image.base(), &session.interrupt)?;
+        make_writable_files(&self.plan, &self.files, &image.base(), &session.ui)?;
         self.domain = Domain::write(&self.plan, &self.files, &session.run.work())?;
         self.console.new_boot()?;
         self.machine = self.domain.start(&self.hypervisor)?;
@@ -187,7 +186,7 @@ fn give_up_kvm(session: &mut Session<'_>, plan: &mut Plan, reason: &str) -> Resu
         let hint = "leave out --accel to have the guest emulated".to_owned();
         return Err(Failure::host(reason, hint).into());
     }
-    session.screen.line(&format!("{reason}: starting again under emulation"));
+    session.ui.line(&format!("{reason}: starting again under emulation"));
     *plan = plan.under_tcg(&reason);
     session.describe_accelerator(plan);
     session.limit = Some(plan.limits.boot());
@@ -203,27 +202,22 @@ fn blames_kvm(error: &anyhow::Error) -> bool {
 const SMALLEST_DISK: u64 = 6 << 30;
 
 /// What the guest writes to, fresh: the overlay over the image, the NVRAM as the firmware's template has it.
-pub(crate) fn make_writable_files(
-    plan: &Plan,
-    files: &RunFiles,
-    base: &Base,
-    interrupt: &Interrupt,
-) -> Result<()> {
-    make_overlay(files, base, interrupt)?;
+pub(crate) fn make_writable_files(plan: &Plan, files: &RunFiles, base: &Base, ui: &Ui) -> Result<()> {
+    make_overlay(files, base, ui)?;
     let template = &plan.firmware.vars_template;
     let content = std::fs::read(template).with_context(|| format!("read {}", template.display()))?;
     write_private(&files.nvram, content)
 }
 
 /// The overlay over an image, or over a snapshot's disk.
-pub(super) fn make_overlay(files: &RunFiles, base: &Base, interrupt: &Interrupt) -> Result<()> {
+pub(super) fn make_overlay(files: &RunFiles, base: &Base, ui: &Ui) -> Result<()> {
     let qemu_img = tools::require("qemu-img")?;
     let mut arguments =
         ["create", "-q", "-f", "qcow2", "-F", base.format.name(), "-b"].map(Into::into).to_vec();
     arguments.extend([base.disk.clone().into_os_string(), files.overlay.clone().into_os_string()]);
     // A cloud image is made to be grown: its root file system takes what the disk has at the first boot.
     arguments.push(base.virtual_bytes.max(SMALLEST_DISK).to_string().into());
-    child::read(&qemu_img, &arguments, limits::SERVER_START, interrupt).context("make the disk's overlay")?;
+    child::read(&qemu_img, &arguments, limits::SERVER_START, ui).context("make the disk's overlay")?;
     Ok(())
 }
 

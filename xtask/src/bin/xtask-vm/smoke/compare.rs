@@ -6,18 +6,18 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use xtask_core::cache::Cache;
-use xtask_core::cli::{Sabotage, SmokeArgs};
+use xtask_core::cli::{Sabotage, SmokeArgs, Verbosity};
 use xtask_core::error::{Failure, Verdict};
 use xtask_core::fs::make_private_dir;
 use xtask_core::fs::{remove_file, try_lock};
 use xtask_core::report::Report;
 
-use xtask_jobs::interrupt::Interrupt;
+use xtask_jobs::Ui;
 
 /// This command twice, as [`lines`] has it; each with a report of its own below `compared/` in the cache.
-pub(super) fn run(args: &SmokeArgs) -> Result<()> {
+pub(super) fn run(args: &SmokeArgs, verbosity: Verbosity) -> Result<()> {
     let [warm, cold] = lines(std::env::args_os().skip(1), args)?;
-    let interrupt = Interrupt::install()?;
+    let ui = Ui::install(verbosity)?;
     let cache = Cache::from_env()?;
     let directory = cache.root().join("compared");
     make_private_dir(&directory)?;
@@ -32,7 +32,7 @@ pub(super) fn run(args: &SmokeArgs) -> Result<()> {
         let report = directory.join(name);
         make_private_dir(&report)?;
         let report = smoke(&report, &line)?;
-        interrupt.check()?;
+        ui.check()?;
         if report.verdict == Verdict::Unavailable {
             // It has said why; there is nothing to compare with.
             return Err(Failure::reported(report.exit_code).into());

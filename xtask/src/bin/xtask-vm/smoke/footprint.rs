@@ -30,7 +30,7 @@ pub(super) fn rest(session: &mut Session<'_>, vm: &mut RunningVm) -> Result<()> 
     }
     let rest = limits::rest(session.args.rest);
     let limit = rest + vm.limits().join();
-    session.screen.detail(&format!("the agent is left alone for {} s", rest.as_secs()));
+    session.ui.detail(&format!("the agent is left alone for {} s", rest.as_secs()));
     let mut begun: Option<Footprint> = None;
     let mut rested = None;
     vm.wait_for_status(session, "a status after the agent was left alone", limit, |seen| {

@@ -18,14 +18,13 @@ use xtask_images::{self, ReadyImage, Store};
 /// The image, and the plan, which now names what is tested.
 pub(super) fn ready_image(session: &mut Session<'_>, mut plan: Plan) -> Result<((Plan, ReadyImage), String)> {
     let wanted = plan.image.name.clone();
-    let mut store = Store {
+    let store = Store {
         cache: &session.cache,
-        interrupt: &session.interrupt,
-        screen: &mut session.screen,
+        ui: &session.ui,
         offline: session.args.machine.image.offline,
         run: Some(&session.run),
     };
-    let (ready, fallback_reason) = ensure_or_fall_back(&mut store, &mut plan)?;
+    let (ready, fallback_reason) = ensure_or_fall_back(&store, &mut plan)?;
     let code_sha256 = store.remembered_digest(&plan.firmware.code, Algorithm::Sha256)?.hex().to_owned();
     // Another image, another history.
     session.describe_accelerator(&plan);
@@ -56,7 +55,7 @@ pub(super) fn ready_image(session: &mut Session<'_>, mut plan: Plan) -> Result<(
 
 /// The image; where its host cannot be reached and there is a fallback image, that one and why.
 pub(crate) fn ensure_or_fall_back(
-    store: &mut Store<'_>,
+    store: &Store<'_>,
     plan: &mut Plan,
 ) -> Result<(ReadyImage, Option<String>)> {
     let fallback_mark = store.directory(&format!("{}.{FALLBACK_MARK}", plan.image.name));
@@ -81,7 +80,7 @@ pub(crate) fn ensure_or_fall_back(
         _ => return Err(host_fault(error, plan)),
     };
     let Some(fallback) = plan.fallback.clone() else { return Err(error) };
-    store.screen.line(&format!(
+    store.ui.line(&format!(
         "{} is not tested: {reason}; using the fallback image {}, which is built from packages. Pass --strict-image to fail instead",
         plan.image.name, fallback.name
     ));

@@ -48,7 +48,7 @@ fn check(
 ) -> Result<String> {
     let report = inspection.look_at(&agent.content);
     for finding in report.of(Severity::Warned) {
-        session.screen.note(&format!("{}: {}; {}", finding.id, finding.found, finding.offers));
+        session.ui.note(&format!("{}: {}; {}", finding.id, finding.found, finding.offers));
     }
     let refused: Vec<&Finding> = report.refused().collect();
     if let Some(worst) = refused.first() {

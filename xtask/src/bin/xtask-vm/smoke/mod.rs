@@ -46,7 +46,7 @@ use xtask_fleet::ReceivedStatus;
 /// Runs the smoke; the verdict is on the screen and in the report when this returns.
 pub(crate) fn run(workspace: &Workspace, args: &SmokeArgs, verbosity: Verbosity) -> Result<()> {
     if args.verify_cold {
-        return compare::run(args);
+        return compare::run(args, verbosity);
     }
     let mut session = Session::begin(workspace, args, verbosity)?;
     let outcome = phases(&mut session);
@@ -172,10 +172,10 @@ fn build(session: &mut Session<'_>) -> Result<(Agent, String)> {
         }
         None => {
             let shell = Shell::new().context("start a shell of commands")?;
-            session.screen.pause();
+            session.ui.pause();
             let built = build::build(&shell, session.workspace, &args.build);
             // A compiler that the Ctrl-C ended is no failure of its own.
-            session.interrupt.check()?;
+            session.ui.check()?;
             built?
         }
     };
@@ -276,7 +276,7 @@ fn power_cut(session: &mut Session<'_>, vm: &mut RunningVm) -> Result<(Cut, Stri
     let disk = vm.files.overlay.clone();
     let checked = session.check_disk(&disk)?;
     vm.power_on()?;
-    session.screen.detail("the domain was destroyed and started again; the broker is away");
+    session.ui.detail("the domain was destroyed and started again; the broker is away");
     let detail =
         format!("power cut after revision {}, started again without a broker{checked}", last.revision);
     Ok((Cut { last, changed }, detail))
@@ -294,7 +294,7 @@ fn rejoin(
     let started = Instant::now();
     let offline = workload::back_without_broker(session, vm, workload)?;
     let alone = human_seconds(started.elapsed().as_secs_f64());
-    vm.broker.come_back(&session.interrupt)?;
+    vm.broker.come_back(&session.ui)?;
     let expected = ExpectedStatus::new(agent, vm.image());
     let seen = vm.wait_for_status(session, "a status of the new boot", vm.limits().rejoin(), |seen| {
         verify::rejoin(seen, &expected, joined, &cut.last)

@@ -24,8 +24,7 @@ use crate::guest::ssh::Keys;
 use crate::libvirt::{self, Condition, Hypervisor};
 use crate::vm::power::greets;
 use xtask_fleet::{Broker, ReceivedStatus};
-use xtask_jobs::interrupt::Interrupt;
-use xtask_jobs::screen::Screen;
+use xtask_jobs::Ui;
 
 /// Everything that lives while the guest does.
 pub(crate) struct RunningVm {
@@ -65,9 +64,9 @@ impl RunningVm {
         let deadline = Instant::now() + limit;
         let mut last_error = None;
         loop {
-            session.interrupt.check()?;
+            session.ui.tick(self.console.last())?;
             for line in self.console.read()? {
-                session.screen.detail(&format!("    | {line}"));
+                session.ui.detail(&format!("    | {line}"));
             }
             if let Some(fault) = self.console.fault() {
                 // The lines behind the first one say where it happened.
@@ -92,7 +91,6 @@ impl RunningVm {
                     None => late.into(),
                 });
             }
-            session.screen.alive(self.console.last());
             std::thread::sleep(limits::POLL);
         }
     }
@@ -213,20 +211,17 @@ impl RunningVm {
     }
 
     /// The guest's journal, where it can still be had.
-    pub(crate) fn fetch_journal(&mut self, path: &Path, interrupt: &Interrupt, screen: &mut Screen) {
+    pub(crate) fn fetch_journal(&mut self, path: &Path, ui: &Ui) {
         if self.machine.condition() != Condition::Running || !self.can_be_entered() {
             return;
         }
-        let fetched = self
-            .wait_until_entered(interrupt, screen)
-            .and_then(|()| self.machine.ssh_port())
-            .and_then(|port| {
-                let command = "journalctl --boot --no-pager --output short-monotonic --lines 2000";
-                self.keys.run_as_root(port, command, self.limits().journal())
-            });
+        let fetched = self.wait_until_entered(ui).and_then(|()| self.machine.ssh_port()).and_then(|port| {
+            let command = "journalctl --boot --no-pager --output short-monotonic --lines 2000";
+            self.keys.run_as_root(port, command, self.limits().journal())
+        });
         let written = fetched.and_then(|journal| write_private(path, journal));
         if let Err(error) = written {
-            screen.note(&format!("cannot read the guest's journal: {error:#}"));
+            ui.note(&format!("cannot read the guest's journal: {error:#}"));
         }
     }
 
@@ -239,12 +234,12 @@ impl RunningVm {
 
     /// Waits, where that takes a moment more, until ssh leads in: a restored machine takes its keys when its agent runs. No error where
     /// it never does, or QEMU ends: what is kept may be a machine that nobody enters, which is no reason not to keep it.
-    fn wait_until_entered(&mut self, interrupt: &Interrupt, screen: &mut Screen) -> Result<()> {
+    fn wait_until_entered(&mut self, ui: &Ui) -> Result<()> {
         let keys = if self.is_restored() { self.limits().keys() } else { Duration::ZERO };
         let deadline = Instant::now() + keys + self.limits().guest_command();
         let port = self.machine.ssh_port()?;
         loop {
-            interrupt.check()?;
+            ui.tick(self.console.last())?;
             self.console.read()?;
             let output = |sign| self.console.line_with(sign).is_some();
             let provisioned = output(marker::DONE) || output(marker::FAILED);
@@ -253,7 +248,6 @@ impl RunningVm {
             if entered || self.machine.condition() != Condition::Running || Instant::now() > deadline {
                 return Ok(());
             }
-            screen.alive(self.console.last());
             std::thread::sleep(limits::POLL);
         }
     }
@@ -269,11 +263,10 @@ impl RunningVm {
         run: &RunDir,
         cache: &Cache,
         name: Option<&str>,
-        interrupt: &Interrupt,
-        screen: &mut Screen,
+        ui: &Ui,
     ) -> Result<InstanceRecord> {
         if self.machine.condition() == Condition::Running {
-            self.wait_until_entered(interrupt, screen)?;
+            self.wait_until_entered(ui)?;
         }
         if self.machine.condition() != Condition::Running {
             let hint =

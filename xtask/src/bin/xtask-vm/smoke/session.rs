@@ -25,9 +25,7 @@ use crate::libvirt::paused::{TRANSCRIPT, XML};
 use xtask_core::plan::Plan;
 use xtask_core::runs::RunDir;
 use xtask_images::snapshots::{Snapshot, Verification};
-use xtask_jobs::history::timed;
-use xtask_jobs::interrupt::Interrupt;
-use xtask_jobs::screen::Screen;
+use xtask_jobs::{Step, Ui};
 
 /// A run.
 pub(crate) struct Session<'a> {
@@ -35,10 +33,7 @@ pub(crate) struct Session<'a> {
     pub(crate) workspace: &'a Workspace,
     /// What was asked.
     pub(crate) args: &'a SmokeArgs,
-    /// Ctrl-C.
-    pub(crate) interrupt: Interrupt,
-    /// What a person sees.
-    pub(crate) screen: Screen,
+    pub(crate) ui: Ui,
     /// What will be in report.json.
     pub(crate) report: Report,
     /// The cache.
@@ -61,12 +56,11 @@ pub(crate) struct Session<'a> {
 impl<'a> Session<'a> {
     /// Collects what dead runs left, says so, and makes this run's directory.
     pub(crate) fn begin(workspace: &'a Workspace, args: &'a SmokeArgs, verbosity: Verbosity) -> Result<Self> {
-        let interrupt = Interrupt::install()?;
-        let screen = Screen::new(verbosity);
+        let ui = Ui::install(verbosity)?;
         let cache = Cache::from_env()?;
         let (run, collected) = RunDir::create(&cache)?;
         for dead in collected {
-            screen.line(&dead.to_string());
+            ui.line(&dead.to_string());
         }
         let mut report = Report::begin(run.id(), &now_rfc3339(), args.build.arch);
         report.sabotage = args.sabotage.map(|fault| fault.name());
@@ -77,8 +71,7 @@ impl<'a> Session<'a> {
         Ok(Self {
             workspace,
             args,
-            interrupt,
-            screen,
+            ui,
             report,
             cache,
             run,
@@ -102,15 +95,15 @@ impl<'a> Session<'a> {
         self.phase = phase;
         self.limit = limit;
         let usual = self.times.begin(phase);
-        self.screen.start(phase.title(), usual);
+        self.ui.start(phase.title(), usual);
         let started = Instant::now();
-        let outcome = self.interrupt.check().and_then(|()| body(self));
+        let outcome = self.ui.check().and_then(|()| body(self));
         let (status, detail) = match &outcome {
             Ok((_, detail)) => (PhaseStatus::Passed, detail.clone()),
             Err(error) => (PhaseStatus::Failed, error.to_string()),
         };
-        let silent = self.screen.longest_silence();
-        self.screen.end(status, &detail);
+        let silent = self.ui.longest_silence();
+        self.ui.end(status, &detail);
         // A phase that is gone through again, as the inspection with the image's own libraries, is one: as it ended.
         let before = self.report.phases.iter().position(|done| done.name == phase);
         let before = before.map_or(0.0, |at| self.report.phases.remove(at).seconds);
@@ -131,13 +124,13 @@ impl<'a> Session<'a> {
     /// Times only inform.
     fn warn_of(&self, kept: Result<()>) {
         if let Err(error) = kept {
-            self.screen.note(&format!("warning: cannot record the phases' times: {error:#}"));
+            self.ui.note(&format!("warning: cannot record the phases' times: {error:#}"));
         }
     }
 
     /// The phase that runs makes a snapshot: another time than that of a boot is usual of it.
     pub(super) fn makes_a_snapshot(&mut self) {
-        self.screen.expect(self.times.usual_of_making(self.phase));
+        self.ui.expect(self.times.usual_of_making(self.phase));
     }
 
     /// The host's and the guest's parts of the report, once they are known.
@@ -172,7 +165,7 @@ impl<'a> Session<'a> {
         let kept = self.times.are_warm(made, installs);
         self.warn_of(kept);
         if !made {
-            self.screen.expect(self.times.usual(self.phase));
+            self.ui.expect(self.times.usual(self.phase));
         }
     }
 
@@ -182,11 +175,10 @@ impl<'a> Session<'a> {
         let sound = if verification.is_finished() {
             verification.conclude()
         } else {
-            let (cache, interrupt) = (&self.cache, &self.interrupt);
-            timed((cache, &mut self.screen), ("snapshot", "hash"), "snapshot", |screen| {
+            let (cache, ui) = (&self.cache, &self.ui);
+            ui.step(cache, Step { kind: "snapshot", what: "hash", title: "snapshot" }, || {
                 while !verification.is_finished() {
-                    interrupt.check()?;
-                    screen.alive("hashing the snapshot and its image");
+                    ui.tick("hashing the snapshot and its image")?;
                     std::thread::sleep(limits::POLL);
                 }
                 verification.conclude().map(|()| ((), "is unchanged".to_owned()))
@@ -235,14 +227,14 @@ impl<'a> Session<'a> {
     pub(crate) fn hand_over(mut self, outcome: Result<()>, name: Option<&str>) -> Result<InstanceRecord> {
         let released = outcome.and_then(|()| {
             let vm = self.vm.take().context("the machine that was started")?;
-            vm.release(&self.run, &self.cache, name, &self.interrupt, &mut self.screen)
+            vm.release(&self.run, &self.cache, name, &self.ui)
         });
         let error = match released {
             Ok(kept) => {
                 self.warn_of(self.times.keep());
                 let name = &kept.name;
                 let seconds = human_seconds(self.started.elapsed().as_secs_f64());
-                self.screen
+                self.ui
                     .note(&format!("{name} is up after {seconds}; cargo xtask vm ssh {name}, vm rm {name}"));
                 return Ok(kept);
             }
@@ -255,7 +247,7 @@ impl<'a> Session<'a> {
         );
         let stopped = self.vm.take().map_or(Ok(()), RunningVm::stop);
         for line in failure.lines() {
-            self.screen.line(&line);
+            self.ui.line(&line);
         }
         let code = error::code(&error);
         stopped.and(self.run.clean())?;
@@ -265,17 +257,17 @@ impl<'a> Session<'a> {
     /// The failure first, whatever becomes of the report's file.
     fn show(&self, directory: &Path, verdict: Verdict) {
         for line in self.report.failure.iter().flat_map(FailureReport::lines) {
-            self.screen.line(&line);
+            self.ui.line(&line);
         }
         let written = self.report.write(directory).or_else(|error| {
-            self.screen.line(&format!("warning: {error:#}"));
+            self.ui.line(&format!("warning: {error:#}"));
             self.report.write(self.run.path())
         });
         match written {
-            Ok(path) => self.screen.line(&format!("report: {}", path.display())),
-            Err(error) => self.screen.line(&format!("warning: {error:#}")),
+            Ok(path) => self.ui.line(&format!("report: {}", path.display())),
+            Err(error) => self.ui.line(&format!("warning: {error:#}")),
         }
-        self.screen.verdict(&self.report.verdict_line(), verdict == Verdict::Verified);
+        self.ui.verdict(&self.report.verdict_line(), verdict == Verdict::Verified);
     }
 
     /// In order: the journal while the guest lives, the machine, the broker, the files. Every step is made, whatever
@@ -284,7 +276,7 @@ impl<'a> Session<'a> {
         let mut vm = self.vm.take();
         self.phase = Phase::Teardown;
         let usual = self.times.begin(Phase::Teardown);
-        self.screen.start(Phase::Teardown.title(), usual);
+        self.ui.start(Phase::Teardown.title(), usual);
         let started = Instant::now();
         let evidence = self.collect_evidence(directory, verdict, vm.as_mut());
         let gone = self.release_or_stop(vm, verdict);
@@ -293,8 +285,8 @@ impl<'a> Session<'a> {
             Ok(detail) => (PhaseStatus::Passed, detail.clone()),
             Err(error) => (PhaseStatus::Failed, error.to_string()),
         };
-        let silent = self.screen.longest_silence();
-        self.screen.end(status, &detail);
+        let silent = self.ui.longest_silence();
+        self.ui.end(status, &detail);
         let elapsed = started.elapsed();
         let seconds = round(elapsed.as_secs_f64());
         if result.is_ok() && verdict == Verdict::Verified && !self.keeps {
@@ -310,9 +302,9 @@ impl<'a> Session<'a> {
     fn release_or_stop(&mut self, vm: Option<RunningVm>, verdict: Verdict) -> Result<String> {
         let stopped = match vm {
             Some(vm) if self.keeps && verdict != Verdict::Interrupted => {
-                match vm.release(&self.run, &self.cache, None, &self.interrupt, &mut self.screen) {
+                match vm.release(&self.run, &self.cache, None, &self.ui) {
                     Ok(InstanceRecord { name, .. }) => {
-                        self.screen.line(&format!(
+                        self.ui.line(&format!(
                         "kept: {name}\n  enter:   cargo xtask vm ssh {name}\n  console: cargo xtask vm console {name}\n  \
                          remove:  cargo xtask vm rm {name}\n  the broker has ended: the agent in the machine is offline"
                     ));
@@ -339,8 +331,8 @@ impl<'a> Session<'a> {
         if !self.args.fsck {
             return Ok(String::new());
         }
-        self.screen.alive("checking the guest's file systems");
-        match filesystem::check(disk, &self.run.work(), &self.interrupt) {
+        self.ui.tick("checking the guest's file systems")?;
+        match filesystem::check(disk, &self.run.work(), &self.ui) {
             Ok(count) => Ok(format!("; {count} file system(s) of the guest checked, no damage")),
             Err(error) => {
                 if Kind::Guest.is(&error) {
@@ -384,7 +376,7 @@ impl<'a> Session<'a> {
         if verdict == Verdict::Failed {
             self.copy_evidence(directory)?;
             if let Some(vm) = vm {
-                vm.fetch_journal(&directory.join("journal.log"), &self.interrupt, &mut self.screen);
+                vm.fetch_journal(&directory.join("journal.log"), &self.ui);
             }
         }
         Ok(())

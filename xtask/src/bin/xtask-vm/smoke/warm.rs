@@ -77,10 +77,10 @@ impl Restore<'_> {
         let subject = self.subject.as_pair();
         let payload =
             media::PayloadDisk { subject, config: &config, sabotage: session.args.sabotage, restored };
-        media::make_payload(&files.payload, session.workspace, &payload, &work, &session.interrupt)?;
+        media::make_payload(&files.payload, session.workspace, &payload, &work, &session.ui)?;
         let virtual_bytes = self.image.virtual_bytes;
         let base = Base { disk: kept.file(snapshots::DISK), format: Format::Qcow2, virtual_bytes };
-        make_overlay(files, &base, &session.interrupt)?;
+        make_overlay(files, &base, &session.ui)?;
         let nvram = kept.file(snapshots::NVRAM);
         let variables = std::fs::read(&nvram).with_context(|| format!("read {}", nvram.display()))?;
         write_private(&files.nvram, variables)?;
@@ -122,13 +122,13 @@ impl RunningVm {
         let ingredients = ingredients(session, &plan, image, content as u64)?;
         let key = ingredients.key(&plan.image.name, plan.spec.architecture);
         // Until this run is said to use it.
-        let (cache, interrupt, limits) = (&session.cache, &session.interrupt, plan.limits);
+        let (cache, limits) = (&session.cache, plan.limits);
         // Its making, and the machine that is restored out of it under the same lock.
         let limit = limits.boot() + 2 * limits.provision();
         let asked = Instant::now();
-        let lock = xtask_images::snapshots::lock(cache, &key, limit, interrupt, &mut session.screen)?;
+        let lock = xtask_images::snapshots::lock(cache, &key, limit, &session.ui)?;
         session.times.waited(asked.elapsed());
-        let found = xtask_images::snapshots::find(&session.cache, &key, &ingredients, &mut session.screen)?;
+        let found = xtask_images::snapshots::find(&session.cache, &key, &ingredients, &session.ui)?;
         let started = Instant::now();
         let (mut vm, kept) = match found {
             Some(kept) => {
@@ -188,15 +188,13 @@ impl RunningVm {
         image: &ReadyImage,
         made: &Path,
     ) -> Result<Self> {
-        session
-            .screen
-            .note("no snapshot of this machine yet: it boots once and is saved after its first boot");
+        session.ui.note("no snapshot of this machine yet: it boots once and is saved after its first boot");
         make_private_dir(made)?;
         let mut files = RunFiles::of_run(made, session.run.path().join("console.log"))?;
         files.backing = vec![image.disk.clone()];
         files.console_socket = session.run.work().join(CONSOLE_SOCKET);
         media::make_blank(&files.payload, ingredients.payload_bytes)?;
-        make_writable_files(&plan, &files, &image.base(), &session.interrupt)?;
+        make_writable_files(&plan, &files, &image.base(), &session.ui)?;
         // Each later run gives the machine keys of its own.
         let seed = Seed {
             instance_id: session.run.id(),
@@ -205,7 +203,7 @@ impl RunningVm {
             host_public_key: &prepared.keys.host_public,
             ..snapshots::neutral_seed(&plan)
         };
-        media::make_seed(&files.seed, &seed, made, &session.interrupt)?;
+        media::make_seed(&files.seed, &seed, made, &session.ui)?;
         let domain = Domain::write(&plan, &files, &session.run.work())?;
         let machine = domain.start(&prepared.hypervisor)?;
         Ok(prepared.with(plan, files, domain, machine))
@@ -227,7 +225,7 @@ impl RunningVm {
             Ok(ended.then_some(()))
         })?;
         lacks_nothing(&self.console)?;
-        session.screen.alive("saving it");
+        session.ui.tick("saving it")?;
         self.machine.save(&made.join(snapshots::RAM))?;
         let key = ingredients.key(&self.plan.image.name, self.plan.spec.architecture);
         let snapshot = SnapshotManifest {
@@ -303,13 +301,7 @@ fn ingredients(
     content_bytes: u64,
 ) -> Result<Ingredients> {
     let libvirt = session.report.host.libvirt.clone().context("libvirt's version")?;
-    let mut store = Store {
-        cache: &session.cache,
-        interrupt: &session.interrupt,
-        screen: &mut session.screen,
-        offline: true,
-        run: None,
-    };
+    let store = Store { cache: &session.cache, ui: &session.ui, offline: true, run: None };
     let digest_of = |path: &Path| store.remembered_digest(path, Algorithm::Sha256);
     Ingredients::of(plan, (&image.digest, &image.disk), libvirt, content_bytes, digest_of)
 }

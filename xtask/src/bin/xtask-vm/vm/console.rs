@@ -8,20 +8,21 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::{Context, Result};
 use rustix::termios::{OptionalActions, QueueSelector, Termios, tcflush, tcgetattr, tcsetattr};
 use xtask_core::cache::Cache;
+use xtask_core::cli::Verbosity;
 use xtask_core::error::{Failure, host_fault};
 use xtask_core::fs::try_lock;
 use xtask_core::limits;
 use xtask_core::machine::CONSOLE_SOCKET;
 use xtask_core::runs::instance::{self, ConsoleLog};
 
-use xtask_jobs::interrupt::Interrupt;
+use xtask_jobs::Ui;
 
 /// What leaves a terminal that is attached: Ctrl-], as telnet(1) and virsh(1) have it.
 const DETACH: u8 = 0x1d;
 
 /// Until its end, Ctrl-], or, where stdin is no terminal, Ctrl-C.
-pub(crate) fn console(machine: Option<&str>) -> Result<()> {
-    let interrupt = Interrupt::install()?;
+pub(crate) fn console(machine: Option<&str>, verbosity: Verbosity) -> Result<()> {
+    let ui = Ui::install(verbosity)?;
     let instance = instance::find(&Cache::from_env()?, machine)?;
     let name = &instance.machine.name;
     let mut log = ConsoleLog::open(&instance.machine.console)?;
@@ -48,14 +49,14 @@ pub(crate) fn console(machine: Option<&str>) -> Result<()> {
     if terminal.is_some() {
         eprint!("(attached to {name}; Ctrl-] detaches)\r\n");
     }
-    let attached = attach(&stream, &mut log, terminal.is_some(), &interrupt);
+    let attached = attach(&stream, &mut log, terminal.is_some(), &ui);
     drop(terminal);
     eprintln!();
     attached
 }
 
 /// The log to stdout, and stdin to the guest.
-fn attach(stream: &UnixStream, log: &mut ConsoleLog, keys: bool, interrupt: &Interrupt) -> Result<()> {
+fn attach(stream: &UnixStream, log: &mut ConsoleLog, keys: bool, ui: &Ui) -> Result<()> {
     let over = Arc::new(AtomicBool::new(false));
     let share = || stream.try_clone().context("duplicate the console's socket");
     let (to_guest, from_guest) = (share()?, share()?);
@@ -74,7 +75,7 @@ fn attach(stream: &UnixStream, log: &mut ConsoleLog, keys: bool, interrupt: &Int
         if !log.show()? || was_over {
             return Ok(());
         }
-        interrupt.check()?;
+        ui.check()?;
         std::thread::sleep(limits::CONSOLE_ECHO_POLL);
     }
 }

@@ -19,21 +19,18 @@ use crate::guest::console::Console;
 use crate::libvirt::paused;
 use crate::libvirt::{Condition, Hypervisor, Machine};
 use xtask_images::snapshots;
-use xtask_jobs::child;
-use xtask_jobs::history::timed;
-use xtask_jobs::interrupt::Interrupt;
-use xtask_jobs::screen::Screen;
+use xtask_jobs::{Step, Ui, child};
 
 /// Starts it and waits for its ssh.
 pub(crate) fn start(args: &OneArgs, verbosity: Verbosity) -> Result<()> {
-    let interrupt = Interrupt::install()?;
-    let mut screen = Screen::new(verbosity);
+    let ui = Ui::install(verbosity)?;
     let cache = Cache::from_env()?;
     let mut instance = instance::find(&cache, args.machine.as_deref())?;
     let _lock = instance.lock()?;
     let name = instance.machine.name.clone();
-    timed((&cache, &mut screen), (&kind(&instance), "boot"), "boot", |screen| {
-        boot(&cache, &mut instance, &interrupt, screen).map_err(|error| {
+    let step = Step { kind: &kind(&instance), what: "boot", title: "boot" };
+    ui.step(&cache, step, || {
+        boot(&cache, &mut instance, &ui).map_err(|error| {
             host_fault(error, format!("start {name}"), "see the causes; its disk is unchanged")
         })?;
         Ok(((), format!("{name} can be entered: cargo xtask vm ssh {name}")))
@@ -48,18 +45,18 @@ fn kind(instance: &Instance) -> String {
 /// Has the guest shut down, and waits until its QEMU has ended. libvirt is there meanwhile: its QEMUs stay when their guest is off,
 /// until it ends them.
 pub(crate) fn stop(args: &OneArgs, verbosity: Verbosity) -> Result<()> {
-    let interrupt = Interrupt::install()?;
-    let mut screen = Screen::new(verbosity);
+    let ui = Ui::install(verbosity)?;
     let cache = Cache::from_env()?;
     let instance = instance::find(&cache, args.machine.as_deref())?;
     let _lock = instance.lock()?;
     let name = instance.machine.name.clone();
     if !instance.is_running() {
-        screen.note(&format!("{name} was already off"));
+        ui.note(&format!("{name} was already off"));
         return Ok(());
     }
-    timed((&cache, &mut screen), (&kind(&instance), "shutdown"), "shutdown", |screen| {
-        shut_down(&cache, &instance, &interrupt, screen).map_err(|error| {
+    let step = Step { kind: &kind(&instance), what: "shutdown", title: "shutdown" };
+    ui.step(&cache, step, || {
+        shut_down(&cache, &instance, &ui).map_err(|error| {
             let hint = format!("cut its power: cargo xtask vm power-cut {name}");
             host_fault(error, format!("stop {name}"), hint)
         })?;
@@ -67,7 +64,7 @@ pub(crate) fn stop(args: &OneArgs, verbosity: Verbosity) -> Result<()> {
     })
 }
 
-fn shut_down(cache: &Cache, instance: &Instance, interrupt: &Interrupt, screen: &mut Screen) -> Result<()> {
+fn shut_down(cache: &Cache, instance: &Instance, ui: &Ui) -> Result<()> {
     let hypervisor = Hypervisor::open(&instance.work().join("v"), cache)?;
     let Some(machine) = hypervisor.running() else {
         // A guest that is off already has a QEMU until libvirt looks.
@@ -78,13 +75,13 @@ fn shut_down(cache: &Cache, instance: &Instance, interrupt: &Interrupt, screen: 
     let ssh = tools::require("ssh")?;
     let asked = instance.ssh().and_then(|mut arguments| {
         arguments.extend(["--", "sudo", "-n", "systemctl", "poweroff"].map(Into::into));
-        child::read(&ssh, &arguments, limits::SHUTDOWN, interrupt)
+        child::read(&ssh, &arguments, limits::SHUTDOWN, ui)
     });
     let deadline = Instant::now() + limits::SHUTDOWN;
     let mut console = Console::new(&instance.machine.console);
     console.new_boot()?;
     while machine.condition() != Condition::Gone {
-        interrupt.check()?;
+        ui.tick(console.last())?;
         if Instant::now() > deadline {
             let name = &instance.machine.name;
             let late = format!("{name} is not off after {} s", limits::SHUTDOWN.as_secs());
@@ -92,13 +89,12 @@ fn shut_down(cache: &Cache, instance: &Instance, interrupt: &Interrupt, screen: 
             return Err(asked.err().map_or_else(|| late.clone().into(), |error| error.context(late.clone())));
         }
         console.read()?;
-        screen.alive(console.last());
         std::thread::sleep(limits::POLL);
     }
     Ok(())
 }
 
-fn boot(cache: &Cache, instance: &mut Instance, interrupt: &Interrupt, screen: &mut Screen) -> Result<()> {
+fn boot(cache: &Cache, instance: &mut Instance, ui: &Ui) -> Result<()> {
     let mut console = Console::new(&instance.machine.console);
     console.new_boot()?;
     let root = instance.work().join("v");
@@ -109,13 +105,13 @@ fn boot(cache: &Cache, instance: &mut Instance, interrupt: &Interrupt, screen: &
     }
     let hypervisor = Hypervisor::open(&root, cache)?;
     if let Some(mut machine) = hypervisor.running() {
-        // PreflightRequest first: the answer comes once libvirt has seen how the QEMU is that it has found.
+        // Asked first: the answer comes once libvirt has seen how the QEMU is that it has found.
         let port = machine.ssh_port();
         if let (Ok(port), Condition::Running) = (port, machine.condition()) {
-            screen.alive("it is already running");
+            ui.tick("it is already running")?;
             instance.machine.ssh_port = Some(port);
             instance.save()?;
-            return wait_for_ssh(instance, &machine, &mut console, interrupt, screen);
+            return wait_for_ssh(instance, &machine, &mut console, ui);
         }
         // Its guest shut itself down, or whoever started it died before it ran.
         machine.destroy()?;
@@ -137,13 +133,13 @@ fn boot(cache: &Cache, instance: &mut Instance, interrupt: &Interrupt, screen: &
         Failure::host(error, hint)
     };
     if let Some(snapshot) = snapshots::under(&instance.work()).map_err(lost)? {
-        screen.alive("hashing the snapshot");
+        ui.tick("hashing the snapshot")?;
         snapshot.check_what_boots().map_err(lost)?;
     }
     let mut machine = paused::start_sound(&hypervisor, &xml, &expected, &instance.work())?;
     instance.machine.ssh_port = Some(machine.ssh_port()?);
     instance.save()?;
-    wait_for_ssh(instance, &machine, &mut console, interrupt, screen)?;
+    wait_for_ssh(instance, &machine, &mut console, ui)?;
     machine.let_go();
     Ok(())
 }
@@ -159,19 +155,13 @@ fn asked_for(instance: &Instance) -> Result<(String, ExpectedMachine)> {
     Ok((read(paused::XML)?, expected))
 }
 
-fn wait_for_ssh(
-    instance: &Instance,
-    machine: &Machine,
-    console: &mut Console,
-    interrupt: &Interrupt,
-    screen: &mut Screen,
-) -> Result<()> {
+fn wait_for_ssh(instance: &Instance, machine: &Machine, console: &mut Console, ui: &Ui) -> Result<()> {
     let deadline = Instant::now() + limits::BARE_BOOT;
     let port = instance.machine.ssh_port.context("a machine that was just started")?;
     let ssh = tools::require("ssh")?;
     let mut looked: Option<Instant> = None;
     loop {
-        interrupt.check()?;
+        ui.tick(console.last())?;
         console.read()?;
         if let Some(fault) = console.fault() {
             return Err(Failure::guest(fault.what, fault.hint).into());
@@ -185,7 +175,7 @@ fn wait_for_ssh(
         if looks && greets(port) {
             let mut arguments = instance.ssh()?;
             arguments.extend(["--", "true"].map(Into::into));
-            if child::read(&ssh, &arguments, limits::SERVER_START, interrupt).is_ok() {
+            if child::read(&ssh, &arguments, limits::SERVER_START, ui).is_ok() {
                 return Ok(());
             }
         }
@@ -196,7 +186,6 @@ fn wait_for_ssh(
             let hint = format!("see how far it got: cargo xtask vm console {}", instance.machine.name);
             return Err(Failure::guest("the machine's ssh server did not answer in time", hint).into());
         }
-        screen.alive(console.last());
         std::thread::sleep(limits::POLL);
     }
 }

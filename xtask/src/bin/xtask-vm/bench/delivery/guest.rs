@@ -15,9 +15,8 @@ use super::qmp::Qmp;
 use crate::guest::media;
 use crate::guest::ssh::Keys;
 use crate::libvirt::forwarded_port;
+use xtask_jobs::Ui;
 use xtask_jobs::child::{Child, Job};
-use xtask_jobs::interrupt::Interrupt;
-use xtask_jobs::screen::Screen;
 
 /// Where the guest puts what it got.
 pub(super) const DELIVERED: &str = "/run/delivered";
@@ -36,17 +35,11 @@ pub(super) struct DeliveryGuest<'a> {
     pub(super) keys: Keys,
     pub(super) port: u16,
     pub(super) content: &'a [u8],
-    pub(super) interrupt: &'a Interrupt,
+    pub(super) ui: &'a Ui,
 }
 
 impl<'a> DeliveryGuest<'a> {
-    pub(super) fn boot(
-        bare: &Bare<'_>,
-        run: &RunDir,
-        content: &'a [u8],
-        interrupt: &'a Interrupt,
-        screen: &mut Screen,
-    ) -> Result<Self> {
+    pub(super) fn boot(bare: &Bare<'_>, run: &RunDir, content: &'a [u8], ui: &'a Ui) -> Result<Self> {
         let work = run.work();
         let (qmp, log) = (work.join("qmp.sock"), work.join("waiting.log"));
         let (there, full) = (work.join("there.img"), work.join("full.img"));
@@ -66,13 +59,13 @@ impl<'a> DeliveryGuest<'a> {
             ),
         ];
         let network = "user,id=net0,ipv6=off,hostfwd=tcp:127.0.0.1:0-:22";
-        let started = bare.start(run, network, more.to_vec(), interrupt)?;
-        started.until_finished(interrupt, screen)?;
+        let started = bare.start(run, network, more.to_vec(), ui)?;
+        started.until_finished(ui)?;
         let table =
             Qmp::connect(&qmp)?.ask("human-monitor-command", &json!({ "command-line": "info usernet" }))?;
         let port = forwarded_port(table.as_str().context("QEMU prints its user network")?, 22)?;
         let Started { qemu, keys, .. } = started;
-        Ok(Self { full, there, work, log, _qemu: qemu, qmp, keys, port, content, interrupt })
+        Ok(Self { full, there, work, log, _qemu: qemu, qmp, keys, port, content, ui })
     }
 
     pub(super) fn root(&self, command: &str) -> Result<String> {
@@ -89,7 +82,7 @@ impl<'a> DeliveryGuest<'a> {
         let ssh = tools::require("ssh")?;
         let (log, environment) = (self.log.clone(), Vec::new());
         let job = Job { program: &ssh, owner: &self.work, arguments, log, environment };
-        let waiting = Waiting { child: Child::start(&job)?, log: &self.log, interrupt: self.interrupt };
+        let waiting = Waiting { child: Child::start(&job)?, log: &self.log, ui: self.ui };
         waiting.until(READY)?;
         Ok(waiting)
     }
@@ -103,7 +96,7 @@ const DONE: &str = "done";
 pub(super) struct Waiting<'a> {
     child: Child,
     log: &'a Path,
-    interrupt: &'a Interrupt,
+    ui: &'a Ui,
 }
 
 impl Waiting<'_> {
@@ -121,7 +114,7 @@ impl Waiting<'_> {
 
     /// A pause, unless it has ended.
     pub(super) fn look(&self) -> Result<()> {
-        self.interrupt.check()?;
+        self.ui.check()?;
         if self.child.ended()?.is_some() && !self.output()?.lines().any(|line| line == DONE) {
             bail!("the guest did not receive the content; its output was {:?}", self.output()?);
         }

@@ -19,7 +19,7 @@ use serde_json::json;
 use xshell::Shell;
 use xtask_core::build;
 use xtask_core::cache::Cache;
-use xtask_core::cli::{BenchArgs, BuildArgs, Verbosity};
+use xtask_core::cli::{BenchArgs, BuildArgs};
 use xtask_core::digest::Algorithm;
 use xtask_core::error::Failure;
 use xtask_core::format::{human_bytes, round};
@@ -31,9 +31,7 @@ use super::bare::{Bare, ended, prepare};
 use super::{Scratch, median};
 use guest::{DELIVERED, DeliveryGuest};
 use qmp::Qmp;
-use xtask_jobs::history::timed;
-use xtask_jobs::interrupt::Interrupt;
-use xtask_jobs::screen::Screen;
+use xtask_jobs::{Step, Ui};
 
 /// The disk that is there, behind the guest's own and its seed.
 const THERE: &str = "/dev/vdc";
@@ -64,31 +62,25 @@ impl Way {
     }
 }
 
-pub(super) fn run(
-    workspace: &Workspace,
-    args: &BenchArgs,
-    verbosity: Verbosity,
-    interrupt: &Interrupt,
-) -> Result<()> {
+pub(super) fn run(workspace: &Workspace, args: &BenchArgs, ui: &Ui) -> Result<()> {
     let cache = Cache::from_env()?;
     // Nobody else measures meanwhile.
-    let _scratch = Scratch::new(&cache, interrupt)?;
-    let mut screen = Screen::new(verbosity);
+    let _scratch = Scratch::new(&cache, ui)?;
     let shell = Shell::new().context("start a shell of commands")?;
     let build = BuildArgs { arch: args.arch, profile: "release".to_owned() };
     let agent = build::build(&shell, workspace, &build)?;
     let mut content = agent.content;
     // A disk is made of sectors.
     content.resize(content.len().next_multiple_of(4096), 0);
-    let (plan, image, user) = prepare(workspace, args, &cache, interrupt, &mut screen)?;
+    let (plan, image, user) = prepare(workspace, args, &cache, ui)?;
     let cpu = plan.cpu.describe();
     let bare = Bare { cache: &cache, plan: &plan, image: &image, cpu: &cpu };
     let kind = format!("bench-{}", args.arch);
-    let seconds = bare.in_a_run(&mut screen, |run, screen| {
-        let guest = timed((&cache, screen), (&kind, "delivery boot"), "boot", |screen| {
-            Ok((DeliveryGuest::boot(&bare, run, &content, interrupt, screen)?, "bare QEMU".to_owned()))
+    let seconds = bare.in_a_run(ui, |run| {
+        let guest = ui.step(&cache, Step { kind: &kind, what: "delivery boot", title: "boot" }, || {
+            Ok((DeliveryGuest::boot(&bare, run, &content, ui)?, "bare QEMU".to_owned()))
         })?;
-        guest.measure(args.rounds, (&cache, screen), &kind)
+        guest.measure(args.rounds, &cache, &kind)
     });
     let seconds = ended(user, seconds)?;
     conclude(args, content.len(), &seconds)
@@ -96,17 +88,12 @@ pub(super) fn run(
 
 impl DeliveryGuest<'_> {
     /// Each way in turn, in each round; once before, so that no way pays for what is read the first time.
-    fn measure(
-        &self,
-        rounds: u32,
-        (cache, screen): (&Cache, &mut Screen),
-        kind: &str,
-    ) -> Result<Vec<(Way, Vec<f64>)>> {
+    fn measure(&self, rounds: u32, cache: &Cache, kind: &str) -> Result<Vec<(Way, Vec<f64>)>> {
         let mut all: Vec<_> = WAYS.map(|way| (way, Vec::new())).into();
         for number in 0..=rounds {
             for (way, seconds) in &mut all {
                 let known_as = format!("delivery by {}", way.name());
-                let took = timed((cache, &mut *screen), (kind, &known_as), "deliver", |_| {
+                let took = self.ui.step(cache, Step { kind, what: &known_as, title: "deliver" }, || {
                     let took = self.deliver(*way)?;
                     Ok((took, format!("round {number}: {} {took:.2} s", way.name())))
                 })?;
@@ -211,7 +198,7 @@ impl DeliveryGuest<'_> {
         command.arg(format!("sudo -n timeout {} sh -c 'cat > {DELIVERED}'", limits::DELIVERY.as_secs()));
         let started = Instant::now();
         let status = command.stdin(Stdio::from(content)).status().context("run ssh")?;
-        self.interrupt.check()?;
+        self.ui.check()?;
         ensure!(status.success(), "ssh: {status}");
         Ok(started.elapsed().as_secs_f64())
     }
