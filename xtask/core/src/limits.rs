@@ -95,11 +95,6 @@ pub const FALLBACK_MEMORY: Duration = Duration::from_secs(3600);
 /// The judgement of one signature.
 pub const SIGNATURE: Duration = Duration::from_secs(20);
 
-/// `--rest`.
-pub fn rest(seconds: u64) -> Duration {
-    Duration::from_secs(seconds)
-}
-
 /// Until a disk is unpacked, to read its libraries or to check it; and until that is done.
 pub const INVENTORY: Duration = Duration::from_secs(300);
 

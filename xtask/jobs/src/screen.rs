@@ -211,17 +211,17 @@ mod tests {
         let table = [(20, 1.0, false), (61, 1.0, true), (61, 25.0, false), (90, 25.0, true)];
         for (seconds, longest, stuck) in table {
             assert_eq!(
-                is_stuck(limits::rest(seconds), usual(longest)),
+                is_stuck(std::time::Duration::from_secs(seconds), usual(longest)),
                 stuck,
                 "{seconds} s after {longest} s"
             );
         }
-        let since = Instant::now().checked_sub(limits::rest(100)).unwrap();
+        let since = Instant::now().checked_sub(std::time::Duration::from_secs(100)).unwrap();
         let mut signs = Signs { last: "line".to_owned(), since, longest: Duration::ZERO, is_reported: false };
         assert_eq!(signs.take("line", None), None, "nothing is known of what is usual");
         assert!(signs.take("line", Some(usual(5.0))).is_some());
         assert_eq!(signs.take("line", Some(usual(5.0))), None);
         assert_eq!(signs.take("another", Some(usual(5.0))), None);
-        assert!(signs.longest >= limits::rest(100));
+        assert!(signs.longest >= std::time::Duration::from_secs(100));
     }
 }

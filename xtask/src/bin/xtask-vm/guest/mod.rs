@@ -4,4 +4,5 @@ pub(crate) mod console;
 pub(crate) mod filesystem;
 pub(crate) mod media;
 pub(crate) mod ssh;
+pub(crate) mod watch;
 pub(crate) mod workload;

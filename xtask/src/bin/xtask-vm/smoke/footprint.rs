@@ -1,14 +1,18 @@
 //! What the agent takes of the device, by its own word: told in each report, and with `--rest` over a while without anything to do.
 
+use std::time::Duration;
+
 use agent_protocol::Footprint;
 use anyhow::Result;
 use xtask_core::build::Agent;
-use xtask_core::limits;
 use xtask_core::report::FootprintEvidence;
 
-use super::verify::Judgement;
-use super::{RunningVm, Session};
 use xtask_fleet::ReceivedStatus;
+use xtask_jobs::Ui;
+
+use super::proof::Proof;
+use super::running::RunningVm;
+use super::verify::Judgement;
 
 /// With the first status that was seen.
 pub(super) fn first(agent: &Agent, seen: &ReceivedStatus) -> Option<FootprintEvidence> {
@@ -23,17 +27,17 @@ pub(super) fn first(agent: &Agent, seen: &ReceivedStatus) -> Option<FootprintEvi
     })
 }
 
-/// Waits until the agent has been left alone for as long as was asked for.
-pub(super) fn rest(session: &mut Session<'_>, vm: &mut RunningVm) -> Result<()> {
-    if session.args.rest == 0 {
+/// Waits until the agent has been left alone for as many seconds as were asked for.
+pub(super) fn rest(vm: &mut RunningVm, ui: &Ui, seconds: u64, proof: &mut Proof<'_>) -> Result<()> {
+    if seconds == 0 {
         return Ok(());
     }
-    let rest = limits::rest(session.args.rest);
-    let limit = rest + vm.limits().join();
-    session.ui.detail(&format!("the agent is left alone for {} s", rest.as_secs()));
+    let rest = Duration::from_secs(seconds);
+    let limit = rest + vm.plan.limits.join();
+    ui.detail(&format!("the agent is left alone for {seconds} s"));
     let mut begun: Option<Footprint> = None;
     let mut rested = None;
-    vm.wait_for_status(session, "a status after the agent was left alone", limit, |seen| {
+    vm.wait_for_status(ui, "a status after the agent was left alone", limit, |seen| {
         let Some(now) = seen.status.footprint else { return Judgement::NotYet };
         let then = *begun.get_or_insert(now);
         let age = now.age_milliseconds.saturating_sub(then.age_milliseconds);
@@ -43,7 +47,7 @@ pub(super) fn rest(session: &mut Session<'_>, vm: &mut RunningVm) -> Result<()> 
         rested = Some((then, now));
         Judgement::Proven
     })?;
-    if let (Some((then, now)), Some(footprint)) = (rested, &mut session.report.evidence.footprint) {
+    if let (Some((then, now)), Some(footprint)) = (rested, &mut proof.evidence.footprint) {
         footprint.resident_kib = now.resident_kib;
         footprint.rest_milliseconds = now.age_milliseconds - then.age_milliseconds;
         footprint.rest_cpu_milliseconds = now.cpu_milliseconds - then.cpu_milliseconds;

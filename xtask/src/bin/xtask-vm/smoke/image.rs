@@ -9,39 +9,48 @@ use xtask_core::fs::write_private;
 use xtask_core::image::{Image, Source, shown};
 use xtask_core::limits;
 use xtask_core::plan::Plan;
-use xtask_core::report::{FirmwareReport, ImageReport};
+use xtask_core::report::{FirmwareReport, ImageReport, Phase};
 
-use super::Session;
+use super::recorder::Recorder;
+use super::run::Run;
 use xtask_images::fetch::RetryPolicy;
 use xtask_images::{self, ReadyImage, Store};
 
-/// The image, and the plan, which now names what is tested.
-pub(super) fn ready_image(session: &mut Session<'_>, mut plan: Plan) -> Result<((Plan, ReadyImage), String)> {
+/// The disk that will be booted, and what the report says of it and of its firmware.
+pub(super) struct TestedImage {
+    pub(super) ready: ReadyImage,
+    pub(super) report: ImageReport,
+    pub(super) firmware: FirmwareReport,
+}
+
+/// Gets the image. The plan then names what is tested.
+pub(super) fn phase(run: &Run<'_>, recorder: &mut Recorder<'_>, plan: &mut Plan) -> Result<ReadyImage> {
+    let tested = recorder.phase(Phase::Image, None, || tested_image(run, plan))?;
+    recorder.plan(plan);
+    recorder.report.guest.image = Some(tested.report);
+    recorder.report.guest.firmware = Some(tested.firmware);
+    Ok(tested.ready)
+}
+
+fn tested_image(run: &Run<'_>, plan: &mut Plan) -> Result<(TestedImage, String)> {
     let wanted = plan.image.name.clone();
-    let store = Store {
-        cache: &session.cache,
-        ui: &session.ui,
-        offline: session.args.machine.image.offline,
-        run: Some(&session.run),
-    };
-    let (ready, fallback_reason) = ensure_or_fall_back(&store, &mut plan)?;
+    let store = run.images();
+    let (ready, fallback_reason) = ensure_or_fall_back(&store, plan)?;
     let code_sha256 = store.remembered_digest(&plan.firmware.code, Algorithm::Sha256)?.hex().to_owned();
-    // Another image, another history.
-    session.describe_accelerator(&plan);
-    session.report.guest.image = Some(ImageReport {
+    let report = ImageReport {
         name: plan.image.name.clone(),
-        requested: session.args.machine.image.image.as_deref().map(shown),
+        requested: run.options.machine.image.image.as_deref().map(shown),
         wanted,
         source: ready.source.clone(),
         digest: ready.digest.clone(),
         verified: plan.image.is_verified(),
         fallback_reason,
-    });
-    session.report.guest.firmware = Some(FirmwareReport {
+    };
+    let firmware = FirmwareReport {
         code: plan.firmware.code.clone(),
         vars_template: plan.firmware.vars_template.clone(),
         code_sha256,
-    });
+    };
     let unverified = if plan.image.is_verified() { "" } else { ", UNVERIFIED" };
     let detail = format!(
         "{} {}, {}, {}{unverified}",
@@ -50,7 +59,7 @@ pub(super) fn ready_image(session: &mut Session<'_>, mut plan: Plan) -> Result<(
         ready.how,
         ready.digest.short()
     );
-    Ok(((plan, ready), detail))
+    Ok((TestedImage { ready, report, firmware }, detail))
 }
 
 /// The image; where its host cannot be reached and there is a fallback image, that one and why.

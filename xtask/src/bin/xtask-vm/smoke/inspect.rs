@@ -8,47 +8,39 @@ use xtask_core::error::Failure;
 use xtask_core::inspect_target::Inspection;
 use xtask_core::plan::Plan;
 
-use super::Session;
 use xtask_images::inventory;
 
+use super::run::Run;
+
 /// The digest of the image whose own libraries the executable was held against; `None` where only its release is known yet.
-pub(super) fn before_image(
-    session: &mut Session<'_>,
-    plan: &Plan,
-    agent: &Agent,
-) -> Result<(Option<String>, String)> {
-    let inspection = look(session, plan);
+pub(super) fn before_image(run: &Run<'_>, plan: &Plan, agent: &Agent) -> Result<(Option<String>, String)> {
+    let inspection = look(run, plan);
     let known = inspection.source().map(str::to_owned);
     let libraries =
         if known.is_some() { "its libraries" } else { "the catalogue's data, as it is not in the cache yet" };
-    let detail = check(session, &inspection, agent, libraries)?;
+    let detail = check(run, &inspection, agent, libraries)?;
     Ok((known, detail))
 }
 
 /// With the image that will be booted, where that is another one than before.
-pub(super) fn with_image(session: &mut Session<'_>, plan: &Plan, agent: &Agent) -> Result<((), String)> {
-    let inspection = look(session, plan);
+pub(super) fn with_image(run: &Run<'_>, plan: &Plan, agent: &Agent) -> Result<((), String)> {
+    let inspection = look(run, plan);
     let known = inspection.source().is_some();
     let libraries =
         if known { "its libraries" } else { "its libraries are unknown: your own images are not read" };
-    let detail = check(session, &inspection, agent, libraries)?;
+    let detail = check(run, &inspection, agent, libraries)?;
     Ok(((), detail))
 }
 
-fn look(session: &Session<'_>, plan: &Plan) -> Inspection {
-    let inventory = inventory::of_image(&session.cache, &plan.image);
+fn look(run: &Run<'_>, plan: &Plan) -> Inspection {
+    let inventory = inventory::of_image(&run.cache, &plan.image);
     Inspection::for_smoke(&plan.image, inventory, plan.spec.cpu.as_deref())
 }
 
-fn check(
-    session: &mut Session<'_>,
-    inspection: &Inspection,
-    agent: &Agent,
-    libraries: &str,
-) -> Result<String> {
+fn check(run: &Run<'_>, inspection: &Inspection, agent: &Agent, libraries: &str) -> Result<String> {
     let report = inspection.look_at(&agent.content);
     for finding in report.of(Severity::Warned) {
-        session.ui.note(&format!("{}: {}; {}", finding.id, finding.found, finding.offers));
+        run.ui.note(&format!("{}: {}; {}", finding.id, finding.found, finding.offers));
     }
     let refused: Vec<&Finding> = report.refused().collect();
     if let Some(worst) = refused.first() {

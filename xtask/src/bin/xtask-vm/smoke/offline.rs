@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 use xtask_core::error::Failure;
 use xtask_core::limits;
 
-use super::RunningVm;
+use super::running::RunningVm;
 
 /// What a wait for the workload after the power cut remembers.
 pub(super) struct OfflineRecovery {
@@ -40,13 +40,13 @@ impl RunningVm {
         {
             return Ok(());
         }
-        let answer = self.keys.unit_and_status(self.machine.ssh_port()?, self.limits().guest_command());
+        let answer = self.keys.unit_and_status(self.target.ssh_port()?, self.plan.limits.guest_command());
         waited.asked = Some(Instant::now());
         let (unit, status) = answer?;
         if let Some((error, hint)) = unit.hopeless() {
             return Err(Failure::guest(error, hint).into());
         }
-        let late = up > self.limits().agent_after_boot();
+        let late = up > self.plan.limits.agent_after_boot();
         let (reason, hopeless) = match unit.active.as_str() {
             "active" => {
                 let (reason, unknown) = local_reason(&status, deployment);

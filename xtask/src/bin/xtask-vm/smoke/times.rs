@@ -1,85 +1,116 @@
-//! What is usual of this run's phases, and what later runs learn of them: the times of its own kind of run.
+//! How long this run's phases usually take, and what later runs learn of them: the times of its own kind of run.
 
+use std::cell::RefCell;
 use std::time::Duration;
 
 use anyhow::Result;
 use xtask_core::cache::Cache;
 use xtask_core::limits;
 use xtask_core::report::Phase;
-
 use xtask_jobs::history::History;
 use xtask_jobs::usual::Usual;
 
-/// The times of one run.
+/// The times of one run. Its phases share it: a boot finds out only on its way which kind of boot it is.
 pub(super) struct Times {
     cache: Cache,
     /// A run with a planted fault teaches nothing.
     is_planted: bool,
+    state: RefCell<State>,
+}
+
+struct State {
     /// The kind of run, but for its snapshot.
     kind: String,
     history: Option<History>,
     made_snapshot: bool,
+    phase: Phase,
+    limit: Option<Duration>,
     has_waited: bool,
 }
 
 impl Times {
     pub(super) fn new(cache: &Cache, is_planted: bool) -> Self {
-        let (kind, history) = (String::new(), None);
-        Self { cache: cache.clone(), is_planted, kind, history, made_snapshot: false, has_waited: false }
+        let state = State {
+            kind: String::new(),
+            history: None,
+            made_snapshot: false,
+            phase: Phase::Preflight,
+            limit: None,
+            has_waited: false,
+        };
+        Self { cache: cache.clone(), is_planted, state: RefCell::new(state) }
     }
 
     /// The kind is known, or another one than was thought.
-    pub(super) fn are_of(&mut self, kind: String) {
-        self.history = Some(History::load(&self.cache, &kind));
-        self.kind = kind;
+    pub(super) fn are_of(&self, kind: String) {
+        let mut state = self.state.borrow_mut();
+        if state.kind != kind {
+            state.history = Some(History::load(&self.cache, &kind));
+            state.kind = kind;
+        }
     }
 
-    /// A phase begins.
-    pub(super) fn begin(&mut self, phase: Phase) -> Option<Usual> {
-        self.has_waited = false;
-        self.usual(phase)
+    /// A phase begins, with this limit.
+    pub(super) fn begin(&self, phase: Phase, limit: Option<Duration>) -> Option<Usual> {
+        let mut state = self.state.borrow_mut();
+        (state.phase, state.limit, state.has_waited) = (phase, limit, false);
+        drop(state);
+        self.usual()
     }
 
-    pub(super) fn usual(&self, phase: Phase) -> Option<Usual> {
-        self.history.as_ref()?.of(phase.title())
+    /// What is usual of the phase that runs.
+    pub(super) fn usual(&self) -> Option<Usual> {
+        let state = self.state.borrow();
+        state.history.as_ref()?.of(state.phase.title())
+    }
+
+    /// The limit of the phase that runs.
+    pub(super) fn limit(&self) -> Option<Duration> {
+        self.state.borrow().limit
+    }
+
+    /// Another accelerator, or the making of a snapshot, has another limit.
+    pub(super) fn limit_is(&self, limit: Duration) {
+        self.state.borrow_mut().limit = Some(limit);
     }
 
     /// The phase has waited for another run, for so long.
-    pub(super) fn waited(&mut self, waited: Duration) {
-        self.has_waited = waited > limits::CACHE_HIT;
+    pub(super) fn waited(&self, waited: Duration) {
+        self.state.borrow_mut().has_waited = waited > limits::CACHE_HIT;
     }
 
-    /// What is usual of a phase that makes a snapshot.
-    pub(super) fn usual_of_making(&self, phase: Phase) -> Option<Usual> {
-        self.of_making().of(phase.title())
+    /// What is usual of the phase that runs, where it makes a snapshot.
+    pub(super) fn usual_of_making(&self) -> Option<Usual> {
+        self.of_making().of(self.state.borrow().phase.title())
     }
 
     fn of_making(&self) -> History {
-        History::load(&self.cache, &format!("{}-snapshot", self.kind))
+        History::load(&self.cache, &format!("{}-snapshot", self.state.borrow().kind))
     }
 
     /// Other times from here on, of machines out of a snapshot; those so far are of any run.
-    pub(super) fn are_warm(&mut self, made_snapshot: bool, installs: bool) -> Result<()> {
-        self.made_snapshot = made_snapshot;
+    pub(super) fn are_warm(&self, made_snapshot: bool, installs: bool) -> Result<()> {
         self.keep()?;
         let what = if installs { "warm" } else { "warm-machine" };
-        self.history = Some(History::load(&self.cache, &format!("{}-{what}", self.kind)));
+        let mut state = self.state.borrow_mut();
+        state.made_snapshot = made_snapshot;
+        state.history = Some(History::load(&self.cache, &format!("{}-{what}", state.kind)));
         Ok(())
     }
 
-    /// Of a phase that passed. One that waited for another run says nothing of the next time, and what made a snapshot took a boot,
-    /// which no later run out of it takes.
-    pub(super) fn note(&mut self, phase: Phase, elapsed: Duration, silent: Duration) -> Result<()> {
+    /// Of a phase that passed. One that waited for another run says nothing of the next time, and what made a snapshot took a
+    /// boot, which no later run out of it takes.
+    pub(super) fn note(&self, phase: Phase, elapsed: Duration, silent: Duration) -> Result<()> {
         let (title, seconds) = (phase.title(), elapsed.as_secs_f64());
-        if self.has_waited {
+        if self.state.borrow().has_waited {
             return Ok(());
         }
-        if self.made_snapshot && phase == Phase::Boot {
+        if self.state.borrow().made_snapshot && phase == Phase::Boot {
             let mut making = self.of_making();
             making.note(title, seconds, silent);
             return if self.is_planted { Ok(()) } else { making.keep(&self.cache) };
         }
-        if let Some(history) = &mut self.history {
+        if let Some(history) = &mut self.state.borrow_mut().history {
             history.note(title, seconds, silent);
         }
         Ok(())
@@ -87,7 +118,7 @@ impl Times {
 
     /// For later runs.
     pub(super) fn keep(&self) -> Result<()> {
-        match &self.history {
+        match &self.state.borrow().history {
             Some(history) if !self.is_planted => history.keep(&self.cache),
             _ => Ok(()),
         }
@@ -107,14 +138,14 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let cache = Cache::at(directory.path());
         let boot = |seconds: u64, waited: u64, snapshot: Option<bool>, is_planted: bool| {
-            let mut times = Times::new(&cache, is_planted);
+            let times = Times::new(&cache, is_planted);
             times.are_of("k".to_owned());
-            times.begin(Phase::Boot);
-            times.waited(limits::rest(waited));
+            times.begin(Phase::Boot, None);
+            times.waited(Duration::from_secs(waited));
             if let Some(made_snapshot) = snapshot {
                 times.are_warm(made_snapshot, true).unwrap();
             }
-            times.note(Phase::Boot, limits::rest(seconds), Duration::ZERO).unwrap();
+            times.note(Phase::Boot, Duration::from_secs(seconds), Duration::ZERO).unwrap();
             times.keep().unwrap();
         };
         let all = || ["k", "k-warm", "k-snapshot"].map(|kind| median(&cache, kind));
@@ -126,8 +157,9 @@ mod tests {
         boot(2, 1, Some(false), false);
         boot(63, 0, Some(true), false);
         assert_eq!(all(), [Some(62.0), Some(2.0), Some(63.0)]);
-        let mut times = Times::new(&cache, false);
+        let times = Times::new(&cache, false);
         times.are_of("k".to_owned());
-        assert_eq!(times.usual_of_making(Phase::Boot).map(|usual| usual.median), Some(63.0));
+        times.begin(Phase::Boot, None);
+        assert_eq!(times.usual_of_making().map(|usual| usual.median), Some(63.0));
     }
 }

@@ -41,10 +41,7 @@ impl ExpectedStatus {
     /// The same machine, executable and distribution, or why not.
     fn contradiction(&self, seen: &ReceivedStatus) -> Option<Failure> {
         let status = &seen.status;
-        let os = OsReleaseReport {
-            id: status.os_release.id.clone(),
-            version_id: status.os_release.version_id.clone(),
-        };
+        let os = os_release(seen);
         if status.machine != self.machine {
             Some(Failure::guest(
                 format!("the agent runs on {}, expected {}", status.machine, self.machine),
@@ -117,6 +114,12 @@ pub(crate) fn pong(reply: &Reply, device: &str, joined: &StatusEvidence) -> Resu
             "check who else is subscribed to the device's commands",
         )),
     }
+}
+
+/// The distribution that a status names.
+pub(crate) fn os_release(seen: &ReceivedStatus) -> OsReleaseReport {
+    let agent_protocol::OsRelease { id, version_id, .. } = &seen.status.os_release;
+    OsReleaseReport { id: id.clone(), version_id: version_id.clone() }
 }
 
 /// The parts of a status that the report keeps.

@@ -1,0 +1,58 @@
+//! What is asked of a run: by `smoke`, or by `vm up`, which makes a machine as a smoke does and leaves it.
+
+use std::path::Path;
+
+use xtask_core::arch::VmArchitecture;
+use xtask_core::cli::{MachineArgs, Sabotage, SmokeArgs, UpArgs};
+
+/// The options that a smoke and `vm up` have in common. `vm up` has no flag for most of them.
+#[derive(Clone, Copy)]
+pub(crate) struct RunOptions<'a> {
+    pub(crate) arch: VmArchitecture,
+    pub(crate) machine: &'a MachineArgs,
+    /// Multiplies the guest's limits.
+    pub(crate) timeout_scale: f64,
+    /// Use no snapshot.
+    pub(crate) cold: bool,
+    /// Fail where no snapshot can be used.
+    pub(crate) warm: bool,
+    /// Check the guest's file systems at the end.
+    pub(crate) fsck: bool,
+    /// Leave the machine after a smoke.
+    pub(crate) keep: bool,
+    pub(crate) sabotage: Option<Sabotage>,
+    /// The directory for the report; `None`: the run's own.
+    pub(crate) report: Option<&'a Path>,
+}
+
+impl<'a> From<&'a SmokeArgs> for RunOptions<'a> {
+    fn from(args: &'a SmokeArgs) -> Self {
+        Self {
+            arch: args.build.arch,
+            machine: &args.machine,
+            timeout_scale: args.timeout_scale,
+            cold: args.cold,
+            warm: args.warm,
+            fsck: args.fsck,
+            keep: args.keep,
+            sabotage: args.sabotage,
+            report: args.report.as_deref(),
+        }
+    }
+}
+
+impl<'a> From<&'a UpArgs> for RunOptions<'a> {
+    fn from(args: &'a UpArgs) -> Self {
+        Self {
+            arch: args.arch,
+            machine: &args.machine,
+            timeout_scale: 1.0,
+            cold: false,
+            warm: false,
+            fsck: false,
+            keep: false,
+            sabotage: None,
+            report: None,
+        }
+    }
+}

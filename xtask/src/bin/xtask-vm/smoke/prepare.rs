@@ -1,0 +1,116 @@
+//! What a machine is made from, cold or out of a snapshot: broker, keys, disks, and which runs may be warm.
+
+use anyhow::{Context, Result};
+use xtask_core::arch::Accelerator;
+use xtask_core::build::Agent;
+use xtask_core::cli::Sabotage;
+use xtask_core::error::Failure;
+use xtask_core::fs::write_private;
+use xtask_core::host::tools;
+use xtask_core::limits;
+use xtask_core::machine::RunFiles;
+use xtask_core::plan::Plan;
+use xtask_fleet::Broker;
+use xtask_images::Base;
+use xtask_jobs::Ui;
+use xtask_jobs::child;
+
+use super::options::RunOptions;
+use super::run::Run;
+use super::running::RunningVm;
+use super::target::{Domain, Target};
+use crate::guest::console::Console;
+use crate::guest::ssh::Keys;
+use crate::libvirt::{Hypervisor, Machine};
+
+/// What is put into the guest.
+pub(super) enum Payload<'a> {
+    /// The executable under test, and the archive of the image that it is to run.
+    Agent(&'a Agent, &'a [u8]),
+    /// Nothing: a machine to work in.
+    Nothing,
+}
+
+impl Payload<'_> {
+    pub(super) fn as_pair(&self) -> Option<(&Agent, &[u8])> {
+        match *self {
+            Self::Agent(agent, workload) => Some((agent, workload)),
+            Self::Nothing => None,
+        }
+    }
+}
+
+/// What there is of a run's machine before there is the machine.
+pub(super) struct Prepared {
+    pub(super) hypervisor: Hypervisor,
+    pub(super) libvirt_version: String,
+    device_id: String,
+    pub(super) broker: Broker,
+    pub(super) keys: Keys,
+}
+
+impl Prepared {
+    pub(super) fn make(run: &Run<'_>, plan: &Plan) -> Result<Self> {
+        let work = run.dir.work();
+        let device_id = format!("dev-{}", run.dir.id());
+        let broker = Broker::start(&work, &device_id, run.options.sabotage, &run.ui)?;
+        let keys = Keys::make(&work, &plan.image.login_user, &run.ui)?;
+        let hypervisor = Hypervisor::open(&run.dir.libvirt_root(), &run.cache)?;
+        let libvirt_version = hypervisor.version()?;
+        Ok(Self { hypervisor, libvirt_version, device_id, broker, keys })
+    }
+
+    pub(super) fn with(self, plan: Plan, files: RunFiles, domain: Domain, machine: Machine) -> RunningVm {
+        let Self { hypervisor, libvirt_version, device_id, broker, keys } = self;
+        let console = Console::new(&files.console_log);
+        let target = Target::new(hypervisor, domain, machine);
+        RunningVm { plan, files, target, snapshot: None, libvirt_version, keys, device_id, console, broker }
+    }
+}
+
+/// Whether this run may come from a snapshot. KVM boots in seconds; and two faults are planted in the first boot itself.
+pub(super) fn may_be_warm(options: &RunOptions<'_>, plan: &Plan) -> bool {
+    let of_first_boot = matches!(options.sabotage, Some(Sabotage::KernelPanic | Sabotage::KillQemu));
+    !options.cold && !of_first_boot && plan.accelerator() == Accelerator::Tcg
+}
+
+/// What is asked of a warm run cannot be had of a cold one.
+pub(super) fn check_flags(options: &RunOptions<'_>, plan: &Plan) -> Result<(), Failure> {
+    let warm = may_be_warm(options, plan);
+    let cannot = match options.sabotage {
+        Some(Sabotage::StaleChain) if !warm => {
+            "--sabotage stale-chain: needs a warm run, under emulation and without --cold"
+        }
+        Some(Sabotage::ColdPanics) => {
+            "--sabotage cold-panics: needs --verify-cold, for it is planted in the cold one of the two runs"
+        }
+        _ if options.warm && !warm => {
+            "--warm: not possible under KVM or with a fault of the first boot, where every run is cold"
+        }
+        _ => return Ok(()),
+    };
+    Err(Failure::usage(cannot))
+}
+
+/// Bytes of a guest's disk at least: a cloud image, a workload or two, and room for both.
+const SMALLEST_DISK: u64 = 6 << 30;
+
+/// What the guest writes to, fresh: the overlay over the image, the NVRAM as the firmware's template has it.
+pub(crate) fn make_writable_files(plan: &Plan, files: &RunFiles, base: &Base, ui: &Ui) -> Result<()> {
+    make_overlay(files, base, ui)?;
+    let template = &plan.firmware.vars_template;
+    let content = std::fs::read(template).with_context(|| format!("read {}", template.display()))?;
+    write_private(&files.nvram, content)
+}
+
+/// The overlay over an image, or over a snapshot's disk.
+pub(super) fn make_overlay(files: &RunFiles, base: &Base, ui: &Ui) -> Result<()> {
+    let qemu_img = tools::require("qemu-img")?;
+    let mut arguments =
+        ["create", "-q", "-f", "qcow2", "-F", base.format.name(), "-b"].map(Into::into).to_vec();
+    arguments.extend([base.disk.clone().into_os_string(), files.overlay.clone().into_os_string()]);
+    // A cloud image is made to be grown: its root file system takes what the disk has at the first boot.
+    arguments.push(base.virtual_bytes.max(SMALLEST_DISK).to_string().into());
+    child::read(&qemu_img, &arguments, limits::SERVER_START, ui).context("make the disk's overlay")?;
+    Ok(())
+}

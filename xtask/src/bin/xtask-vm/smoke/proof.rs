@@ -1,0 +1,246 @@
+//! Whether a device has converged to what the fleet desires: the one place that says so. Join and rejoin ask it, and each
+//! later episode will. What it goes by, a broken agent cannot produce: revisions that the broker counts, digests and boot
+//! ids that must agree, and what the workload itself answers from inside its container.
+
+use std::io::{BufRead as _, BufReader, ErrorKind, Read as _};
+use std::net::TcpStream;
+use std::time::Instant;
+
+use anyhow::{Context, Result, anyhow, ensure};
+use xtask_core::build::Agent;
+use xtask_core::error::Failure;
+use xtask_core::image::Image;
+use xtask_core::limits;
+use xtask_core::report::{Evidence, StatusEvidence, WorkloadEvidence};
+use xtask_fleet::ReceivedStatus;
+use xtask_jobs::Ui;
+
+use super::deployed::{ExpectedAnswer, ExpectedDeployment};
+use super::offline::OfflineRecovery;
+use super::running::RunningVm;
+use super::verify::{self, ExpectedStatus, Judgement};
+
+/// The most that is read of an answer, in bytes.
+const MAX_ANSWER: u64 = 4096;
+
+/// A deployment that the fleet desires, or did.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Deployed {
+    pub(super) name: &'static str,
+    /// The guest's port that it is published on.
+    pub(super) port: u16,
+}
+
+/// What has been proven of a device so far.
+pub(super) struct Proof<'a> {
+    agent: &'a Agent,
+    expected: ExpectedStatus,
+    /// What the report keeps of it.
+    pub(super) evidence: Evidence,
+    /// The status that it joined with.
+    pub(super) joined: Option<ReceivedStatus>,
+}
+
+impl<'a> Proof<'a> {
+    /// Of this agent on this image.
+    pub(super) fn new(agent: &'a Agent, image: &Image) -> Self {
+        let expected = ExpectedStatus::new(agent, image);
+        Self { agent, expected, evidence: Evidence::default(), joined: None }
+    }
+
+    /// Waits for a status of the very executable under test, on the very machine that was asked for.
+    pub(super) fn join(&mut self, vm: &mut RunningVm, ui: &Ui) -> Result<StatusEvidence> {
+        let expected = &self.expected;
+        let limit = vm.plan.limits.join();
+        let seen =
+            vm.wait_for_status(ui, "the agent's first status", limit, |seen| verify::join(seen, expected))?;
+        let evidence = verify::evidence(&seen);
+        self.evidence.join = Some(evidence.clone());
+        self.evidence.footprint = super::footprint::first(self.agent, &seen);
+        self.joined = Some(seen);
+        Ok(evidence)
+    }
+
+    /// Waits for a status that only a new boot of the same executable can have written, after `last`. The guest's clock
+    /// plays no part.
+    pub(super) fn rejoin(
+        &mut self,
+        vm: &mut RunningVm,
+        ui: &Ui,
+        joined: &StatusEvidence,
+        last: &ReceivedStatus,
+    ) -> Result<StatusEvidence> {
+        let expected = &self.expected;
+        let limit = vm.plan.limits.rejoin();
+        let seen = vm.wait_for_status(ui, "a status of the new boot", limit, |seen| {
+            verify::rejoin(seen, expected, joined, last)
+        })?;
+        let evidence = verify::evidence(&seen);
+        self.evidence.rejoin = Some(evidence.clone());
+        Ok(evidence)
+    }
+
+    /// Waits until a deployment runs as desired at `revision`, by the agent's word.
+    pub(super) fn runs(
+        &self,
+        vm: &mut RunningVm,
+        ui: &Ui,
+        Deployed { name, .. }: Deployed,
+        revision: u64,
+    ) -> Result<()> {
+        let mut wanted = ExpectedDeployment::running(name, revision);
+        let limit = vm.plan.limits.workload();
+        let what = format!("a status with the deployment {name} running at revision {revision}");
+        vm.wait_for_status(ui, &what, limit, |seen| wanted.check(seen)).map(drop)
+    }
+
+    /// Waits for the answer of a deployment that runs, in the boot that `status` is of.
+    pub(super) fn answers(
+        &self,
+        vm: &mut RunningVm,
+        ui: &Ui,
+        Deployed { name, port }: Deployed,
+        wanted: &ExpectedAnswer<'_>,
+    ) -> Result<WorkloadEvidence> {
+        let limit = vm.plan.limits.workload();
+        vm.wait(ui, &format!("the answer of the deployment {name}"), limit, |vm| {
+            let answer = answer_of(vm.target.port_to(port)?)?;
+            Ok(wanted.check(&answer)?.map(|()| answer))
+        })
+    }
+
+    /// Waits until a deployment that was deleted at `revision` is gone, by the agent's word and from outside.
+    pub(super) fn is_gone(
+        &self,
+        vm: &mut RunningVm,
+        ui: &Ui,
+        Deployed { name, port }: Deployed,
+        revision: u64,
+    ) -> Result<()> {
+        let limit = vm.plan.limits.removal();
+        let deadline = Instant::now() + limit;
+        let mut wanted = ExpectedDeployment::removed(name, revision);
+        // The broker's own limit is the later one.
+        vm.wait(ui, &format!("the deployment {name} to be gone"), limit * 2, |vm| {
+            let seen = vm.broker.latest()?;
+            let judgement = seen.as_ref().map_or(Judgement::NotYet, |seen| wanted.check(seen));
+            if let Judgement::Refuted(failure) = judgement {
+                return Err(failure.into());
+            }
+            let answer = answer_of(vm.target.port_to(port)?);
+            if matches!(judgement, Judgement::Proven) && answer.as_ref().is_err_and(is_refusal) {
+                return Ok(Some(()));
+            }
+            if Instant::now() < deadline {
+                return Ok(None);
+            }
+            let port = if answer.is_ok() { "still answers" } else { "is silent" };
+            let status = wanted.describe(seen.as_ref());
+            Err(Failure::guest(
+                format!(
+                    "the deployment {name} was deleted at revision {revision}; {} s later its port {port} and the status {status}",
+                    limit.as_secs()
+                ),
+                "the agent must stop and remove the container of a deleted deployment",
+            )
+            .into())
+        })
+    }
+
+    /// Waits for the workload as it was before the power cut, out of what the device has on its disk: there is no broker.
+    pub(super) fn runs_offline(
+        &mut self,
+        vm: &mut RunningVm,
+        ui: &Ui,
+        Deployed { name, port }: Deployed,
+        before: &WorkloadEvidence,
+    ) -> Result<WorkloadEvidence> {
+        let what = "the workload's answer after the power cut, with no broker in reach";
+        let limit = vm.plan.limits.rejoin();
+        let wanted =
+            ExpectedAnswer { machine: &before.machine, generation: before.generation, before: Some(before) };
+        let mut waited = OfflineRecovery::begin();
+        let answer = vm.wait(ui, what, limit, |vm| {
+            let error = match answer_of(vm.target.port_to(port)?) {
+                Ok(answer) => match wanted.check(&answer)? {
+                    Some(()) => return Ok(Some(answer)),
+                    None => anyhow!("the workload answers as generation {}", answer.generation),
+                },
+                Err(error) => error,
+            };
+            vm.check_workload(name, &mut waited)?;
+            Err(error)
+        })?;
+        if answer.boot_id == before.boot_id {
+            return Err(Failure::guest(
+                format!(
+                    "after the power cut the workload still reports the boot id {} from before",
+                    answer.boot_id
+                ),
+                "something other than the container in the guest answers on the workload's port",
+            )
+            .into());
+        }
+        self.evidence.workload_offline = Some(answer.clone());
+        Ok(answer)
+    }
+}
+
+/// The same kernel in the container as under the agent.
+pub(super) fn same_boot(answer: &WorkloadEvidence, status: &StatusEvidence) -> Result<()> {
+    if answer.boot_id == status.boot_id {
+        return Ok(());
+    }
+    Err(Failure::guest(
+        format!("the workload runs in the boot {}, the agent in {}", answer.boot_id, status.boot_id),
+        "something other than the container in the guest answers on the workload's port",
+    )
+    .into())
+}
+
+/// Whether nobody listens; one who is slow may still be there.
+fn is_refusal(error: &anyhow::Error) -> bool {
+    let slow = |error: &std::io::Error| matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut);
+    !error.chain().filter_map(|cause| cause.downcast_ref()).any(slow)
+}
+
+/// One line, from whoever listens behind a port of this host's loopback. QEMU takes each connection, and ends it where the
+/// guest does not.
+fn answer_of(port: u16) -> Result<WorkloadEvidence> {
+    let what = || format!("ask the workload behind port {port}");
+    let stream = TcpStream::connect_timeout(&([127, 0, 0, 1], port).into(), limits::WORKLOAD_ANSWER);
+    let stream = stream.with_context(what)?;
+    stream.set_read_timeout(Some(limits::WORKLOAD_ANSWER)).with_context(what)?;
+    let mut line = String::new();
+    BufReader::new(stream).take(MAX_ANSWER).read_line(&mut line).with_context(what)?;
+    ensure!(line.ends_with('\n'), "{}: no answer", what());
+    serde_json::from_str(&line).with_context(|| format!("{}: read {line:?}", what()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+    use std::net::TcpListener;
+
+    use super::*;
+
+    #[test]
+    fn who_closes_is_gone_and_who_is_slow_is_not() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let answered = |answer: &'static [u8]| {
+            let listener = listener.try_clone().unwrap();
+            let thread = std::thread::spawn(move || listener.accept().unwrap().0.write_all(answer).unwrap());
+            let answer = answer_of(port);
+            thread.join().unwrap();
+            answer
+        };
+        let line = b"{\"machine\":\"aarch64\",\"boot_id\":\"b\",\"generation\":1,\"starts\":2}\n";
+        assert_eq!(answered(line).unwrap().starts, 2);
+        assert!(is_refusal(&answered(b"").unwrap_err()), "as QEMU does where the guest does not listen");
+        let slow = answer_of(port).unwrap_err();
+        assert!(!is_refusal(&slow), "{slow:#}");
+        drop(listener);
+        assert!(is_refusal(&answer_of(port).unwrap_err()));
+    }
+}

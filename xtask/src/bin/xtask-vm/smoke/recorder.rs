@@ -1,0 +1,219 @@
+//! The record of a run: its phases, timed; its report; and at the end the teardown and the verdict.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+use xtask_core::build::Agent;
+use xtask_core::error::{self, Failure, Kind, Verdict};
+use xtask_core::format::{human_seconds, now_rfc3339, round};
+use xtask_core::host::facts::Facts;
+use xtask_core::plan::Plan;
+use xtask_core::report::{AgentReport, FailureReport, HostReport, Phase, PhaseReport, PhaseStatus, Report};
+use xtask_core::runs::instance::InstanceRecord;
+
+use super::proof::Proof;
+use super::run::Run;
+use super::running::RunningVm;
+use super::teardown;
+
+/// Records one run.
+pub(super) struct Recorder<'a> {
+    run: &'a Run<'a>,
+    /// What will be in report.json.
+    pub(super) report: Report,
+    phase: Phase,
+    started: Instant,
+}
+
+impl<'a> Recorder<'a> {
+    pub(super) fn new(run: &'a Run<'a>) -> Self {
+        let mut report = Report::begin(run.dir.id(), &now_rfc3339(), run.options.arch);
+        report.sabotage = run.options.sabotage.map(|fault| fault.name());
+        Self { run, report, phase: Phase::Preflight, started: Instant::now() }
+    }
+
+    /// Runs one phase: its name first, then its time, its outcome and its detail.
+    pub(super) fn phase<T>(
+        &mut self,
+        phase: Phase,
+        limit: Option<Duration>,
+        body: impl FnOnce() -> Result<(T, String)>,
+    ) -> Result<T> {
+        let ui = self.run.ui.clone();
+        self.timed(phase, limit, true, || ui.check().and_then(|()| body()))
+    }
+
+    /// The same without a look at Ctrl-C first. The times of later runs learn from it only where it `teaches`.
+    fn timed<T>(
+        &mut self,
+        phase: Phase,
+        limit: Option<Duration>,
+        teaches: bool,
+        body: impl FnOnce() -> Result<(T, String)>,
+    ) -> Result<T> {
+        let run = self.run;
+        self.phase = phase;
+        run.ui.start(phase.title(), run.times.begin(phase, limit));
+        let started = Instant::now();
+        let outcome = body();
+        let silent = run.ui.longest_silence();
+        self.end(phase, started.elapsed(), outcome.as_ref().map(|(_, detail)| detail.as_str()));
+        if outcome.is_ok() && teaches {
+            self.warn_of(run.times.note(phase, started.elapsed(), silent));
+        }
+        outcome.map(|(value, _)| value)
+    }
+
+    /// A phase that is gone through again, as the inspection with the image's own libraries, is one: as it ended.
+    fn end(&mut self, phase: Phase, elapsed: Duration, outcome: Result<&str, &anyhow::Error>) {
+        let (status, detail) = match outcome {
+            Ok(detail) => (PhaseStatus::Passed, detail.to_owned()),
+            Err(error) => (PhaseStatus::Failed, error.to_string()),
+        };
+        self.run.ui.end(status, &detail);
+        let before = self.report.phases.iter().position(|done| done.name == phase);
+        let before = before.map_or(0.0, |at| self.report.phases.remove(at).seconds);
+        self.report.phases.push(PhaseReport {
+            name: phase,
+            status,
+            seconds: round(before + elapsed.as_secs_f64()),
+            limit_seconds: self.run.times.limit().map(|limit| limit.as_secs_f64()),
+            detail,
+        });
+    }
+
+    /// Times only inform.
+    fn warn_of(&self, kept: Result<()>) {
+        if let Err(error) = kept {
+            self.run.ui.note(&format!("warning: cannot record the phases' times: {error:#}"));
+        }
+    }
+
+    pub(super) fn host(&mut self, facts: &Facts) {
+        self.report.host = HostReport {
+            os: facts.host.os.name.clone(),
+            kernel: facts.host.kernel.clone(),
+            cpus: facts.host.cpus,
+            libvirt: facts.host.libvirt.clone().ok(),
+            ..HostReport::default()
+        };
+    }
+
+    /// The plan, as it is now: another image or another accelerator makes another one.
+    pub(super) fn plan(&mut self, plan: &Plan) {
+        let (host, guest) = (&mut self.report.host, &mut self.report.guest);
+        host.qemu = Some(plan.qemu_version.clone());
+        host.accelerator = Some(plan.accelerator());
+        host.accelerator_note = plan.accelerator_note().map(str::to_owned);
+        guest.cpu = plan.cpu.describe();
+        guest.vcpus = plan.spec.vcpus;
+        guest.memory_mib = plan.spec.memory_mib;
+        plan.spec.architecture.profile().machine_type.clone_into(&mut guest.machine_type);
+        self.run.times.are_of(plan.kind());
+    }
+
+    pub(super) fn agent(&mut self, agent: &Agent) {
+        self.report.agent = Some(AgentReport {
+            path: agent.path.clone(),
+            sha256: agent.sha256.clone(),
+            version: None,
+            target: agent.arch.profile().triple.to_owned(),
+        });
+    }
+
+    /// What the machine is, and what was proven on it.
+    pub(super) fn machine(&mut self, vm: &RunningVm, proof: Option<&Proof<'_>>) {
+        self.report.host.libvirt = Some(vm.libvirt_version.clone());
+        self.report.snapshot = vm.snapshot.as_ref().map(|used| used.report.clone());
+        let Some(proof) = proof else { return };
+        self.report.evidence = proof.evidence.clone();
+        if let Some(joined) = &proof.joined {
+            self.report.guest.kernel = Some(joined.status.kernel.clone());
+            self.report.guest.os_release = Some(super::verify::os_release(joined));
+            if let Some(agent) = &mut self.report.agent {
+                agent.version = Some(joined.status.agent_version.clone());
+            }
+        }
+    }
+
+    fn failure(&self, error: &anyhow::Error, vm: Option<&RunningVm>) -> FailureReport {
+        FailureReport::new(self.phase, error, vm.map(|vm| vm.console.tail()).unwrap_or_default())
+    }
+
+    /// Tears down, concludes, writes the report, shows the verdict; returns the exit code.
+    pub(super) fn finish(mut self, outcome: Result<()>, vm: Option<RunningVm>) -> u8 {
+        let mut verdict = Verdict::Verified;
+        if let Err(error) = &outcome {
+            self.report.failure = Some(self.failure(error, vm.as_ref()));
+            verdict = error::verdict(error);
+        }
+        let run = self.run;
+        let directory = run.options.report.unwrap_or_else(|| run.dir.path());
+        let teaches = verdict == Verdict::Verified && !run.options.keep;
+        let torn_down =
+            self.timed(Phase::Teardown, None, teaches, || teardown::all(run, directory, verdict, vm));
+        if let Err(error) = torn_down {
+            verdict = if verdict == Verdict::Verified { error::verdict(&error) } else { verdict };
+            let failure = FailureReport::new(Phase::Teardown, &error, Vec::new());
+            self.report.failure.get_or_insert(failure);
+        }
+        self.report.conclude(verdict, self.started.elapsed().as_secs_f64());
+        // A flag that could only be judged here is a usage error for whoever called.
+        if let Some(error) = outcome.err().filter(|error| Kind::Usage.is(error)) {
+            self.report.exit_code = error::code(&error);
+        }
+        self.warn_of(run.times.keep());
+        self.show(directory, verdict);
+        self.report.exit_code
+    }
+
+    /// The failure first, whatever becomes of the report's file.
+    fn show(&self, directory: &Path, verdict: Verdict) {
+        let Run { ui, dir, .. } = self.run;
+        for line in self.report.failure.iter().flat_map(FailureReport::lines) {
+            ui.line(&line);
+        }
+        let written = self.report.write(directory).or_else(|error| {
+            ui.line(&format!("warning: {error:#}"));
+            self.report.write(dir.path())
+        });
+        match written {
+            Ok(path) => ui.line(&format!("report: {}", path.display())),
+            Err(error) => ui.line(&format!("warning: {error:#}")),
+        }
+        ui.verdict(&self.report.verdict_line(), verdict == Verdict::Verified);
+    }
+
+    /// Leaves a machine under its name to whoever asked for it; ends all of it where it did not come up.
+    pub(super) fn hand_over(
+        self,
+        outcome: Result<()>,
+        vm: Option<RunningVm>,
+        name: Option<&str>,
+    ) -> Result<InstanceRecord> {
+        let Run { ui, dir, times, .. } = self.run;
+        let console = vm.as_ref().map(|vm| vm.console.tail()).unwrap_or_default();
+        let released = match (outcome, vm) {
+            (Ok(()), Some(vm)) => vm.release(self.run, name),
+            (outcome, vm) => {
+                let stopped = vm.map_or(Ok(()), RunningVm::stop);
+                outcome.and(stopped).and_then(|()| bail!("no machine was started"))
+            }
+        };
+        let error = match released {
+            Ok(kept) => {
+                self.warn_of(times.keep());
+                let (name, seconds) = (&kept.name, human_seconds(self.started.elapsed().as_secs_f64()));
+                ui.note(&format!("{name} is up after {seconds}; cargo xtask vm ssh {name}, vm rm {name}"));
+                return Ok(kept);
+            }
+            Err(error) => error,
+        };
+        for line in FailureReport::new(self.phase, &error, console).lines() {
+            ui.line(&line);
+        }
+        dir.clean()?;
+        Err(Failure::reported(error::code(&error)).into())
+    }
+}

@@ -1,0 +1,73 @@
+//! The end of a smoke's machine, in order: the journal while the guest lives, the machine, the broker, the files. Every
+//! step is made, whatever became of the one before.
+
+use std::path::Path;
+
+use anyhow::Result;
+use xtask_core::error::Verdict;
+use xtask_core::fs::make_private_dir;
+use xtask_core::runs::instance::InstanceRecord;
+
+use super::run::{Run, copy};
+use super::running::RunningVm;
+
+/// All of it; returns what is to be said.
+pub(super) fn all(
+    run: &Run<'_>,
+    directory: &Path,
+    verdict: Verdict,
+    mut vm: Option<RunningVm>,
+) -> Result<((), String)> {
+    let evidence = collect_evidence(run, directory, verdict, vm.as_mut());
+    let detail = release_or_stop(run, verdict, vm)?;
+    evidence.map(|()| ((), detail))
+}
+
+/// Into the report's directory: the console always, the rest where something failed.
+fn collect_evidence(
+    run: &Run<'_>,
+    directory: &Path,
+    verdict: Verdict,
+    vm: Option<&mut RunningVm>,
+) -> Result<()> {
+    make_private_dir(directory)?;
+    let own = run.dir.path().join("console.log");
+    if own.exists() && directory != run.dir.path() {
+        copy(&own, &directory.join("console.log"))?;
+    }
+    if verdict == Verdict::Failed {
+        run.copy_evidence(directory)?;
+        if let Some(vm) = vm {
+            vm.fetch_journal(&directory.join("journal.log"), &run.ui);
+        }
+    }
+    Ok(())
+}
+
+/// Leaves the machine where `--keep` asks for it and it can be left; else ends all there is.
+fn release_or_stop(run: &Run<'_>, verdict: Verdict, vm: Option<RunningVm>) -> Result<String> {
+    let stopped = match vm {
+        Some(vm) if run.options.keep && verdict != Verdict::Interrupted && vm.is_sound() => {
+            vm.release(run, None).map(|InstanceRecord { name, .. }| {
+                run.ui.line(&format!(
+                    "kept: {name}\n  enter:   cargo xtask vm ssh {name}\n  console: cargo xtask vm console {name}\n  \
+                     remove:  cargo xtask vm rm {name}\n  the broker has ended: the agent in the machine is offline"
+                ));
+                None
+            })
+        }
+        Some(vm) => {
+            let disk = vm.files.overlay.clone();
+            let interrupted = verdict == Verdict::Interrupted;
+            let stopped = vm.stop();
+            stopped.and_then(|()| if interrupted { Ok(String::new()) } else { run.check_disk(&disk) }).map(Some)
+        }
+        None => Ok(Some(String::new())),
+    };
+    if let Ok(None) = stopped {
+        return Ok("the machine is kept".to_owned());
+    }
+    // Also where stopping failed: this ends what the run's directory owns.
+    run.dir.clean()?;
+    stopped.map(|checked| format!("nothing is left running{}", checked.unwrap_or_default()))
+}
