@@ -1,6 +1,6 @@
 //! The Report: one value, of which the screen's last lines, `report.json` and the exit code are views.
 //!
-//! `report.json` is an interface, schema 1; README.md documents it.
+//! `report.json` is an interface, schema 2; `xtask/docs/smoke.md` documents it.
 
 mod schema;
 

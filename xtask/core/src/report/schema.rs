@@ -1,4 +1,4 @@
-//! The parts of `report.json`, as plain data. README.md documents the fields; a change here is a change of an interface.
+//! The parts of `report.json`, as plain data. `xtask/docs/smoke.md` documents the fields.
 
 use std::path::PathBuf;
 
