@@ -1,4 +1,4 @@
-//! What a device offers: its core's features and its kernels' page sizes, out of `xtask/devices.toml`.
+//! What a device offers: its core's features and its kernels' page sizes, out of `xtask/inspect/devices.toml`.
 
 use serde::Deserialize;
 

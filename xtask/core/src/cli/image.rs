@@ -189,7 +189,7 @@ pub struct BumpArgs {
     #[arg(long)]
     pub json: bool,
 
-    /// The catalogue to rewrite [default: xtask/images.toml of the workspace]
+    /// The catalogue to rewrite [default: xtask/core/images.toml of the workspace]
     #[arg(long, value_name = "FILE")]
     pub catalogue: Option<PathBuf>,
 }

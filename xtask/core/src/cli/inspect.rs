@@ -18,7 +18,7 @@ pub struct InspectArgs {
     #[arg(long, value_enum)]
     pub arch: Option<VmArchitecture>,
 
-    /// The device (core and page sizes): a name of xtask/devices.toml, or QEMU's name of the core [default: pi5 for aarch64]
+    /// The device (core and page sizes): a name of xtask/inspect/devices.toml, or QEMU's name of the core [default: pi5 for aarch64]
     #[arg(long, value_name = "NAME")]
     pub device: Option<String>,
 

@@ -129,7 +129,7 @@ impl Contents {
         };
         ensure!(
             found == *expected,
-            "the built image {} has {found:?}, but the catalogue says {expected:?}; correct xtask/images.toml",
+            "the built image {} has {found:?}, but the catalogue says {expected:?}; correct xtask/core/images.toml",
             image.name
         );
         Ok(())

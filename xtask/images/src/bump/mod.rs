@@ -60,7 +60,7 @@ struct Outcome<'a> {
 
 pub(crate) fn run(workspace: &Workspace, args: &BumpArgs, verbosity: Verbosity) -> Result<()> {
     let ui = Ui::install(verbosity)?;
-    let default = workspace.root().join("xtask/images.toml");
+    let default = workspace.root().join("xtask/core/images.toml");
     let path = args.catalogue.as_deref().unwrap_or(&default);
     let catalogue = CatalogueText::load(path)?;
     let entry = catalogue.entry(&args.name)?;
