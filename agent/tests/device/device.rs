@@ -23,7 +23,7 @@ impl Device {
         let fleet = Fleet::enter(&broker, name).await;
         let mut device =
             Self { broker, fleet, pod: Pod::start(), home: tempfile::tempdir().unwrap(), agent: None };
-        let nats = format!("urls = [\"nats://127.0.0.1:{}\"]", device.broker.port);
+        let nats = format!("urls = [{:?}]", device.broker.url());
         let (socket, archives) = (device.pod.socket(), pod::archives());
         let podman = format!("socket = {socket:?}\nimage_archives = {archives:?}");
         write_config(device.home.path(), name, &password_login(name), &nats, &podman);

@@ -6,17 +6,12 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use agent_protocol::{self as protocol, DeploymentStatus, DeviceStatus, Document, Phase, Reply};
-use async_nats::jetstream::{self, kv, stream};
+use async_nats::jetstream::kv;
 use async_nats::{Client, ConnectOptions};
+use xtask_fleet::bus::{Bus, FLEET_USER};
 
 /// The longest wait for anything, since the machine may be busy.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
-
-pub(crate) struct Broker {
-    pub(crate) directory: tempfile::TempDir,
-    server: Option<Child>,
-    pub(crate) port: u16,
-}
 
 /// Waits until `holds` is true.
 pub(crate) async fn wait_until(what: &str, holds: impl Fn() -> bool) {
@@ -35,102 +30,56 @@ pub(crate) struct Fleet {
     pub(crate) device: String,
 }
 
-/// The users of a plain broker, as a part of its configuration.
+/// The fleet's login to a broker with [`users`].
+pub(crate) fn password_login() -> ConnectOptions {
+    ConnectOptions::with_user_and_password(FLEET_USER.into(), "fleet-s3cret".into())
+}
+
+/// The logins of a plain broker, as a part of its configuration.
 pub(crate) fn users(device: &str) -> String {
-    format!(
-        "authorization {{ users: [ {{ user: fleet, password: fleet-s3cret }}, {{ user: \"{device}\", password: device-s3cret, permissions: {{\n\
-         publish: {{ allow: [\"$KV.agent-status.{device}\", \"$JS.API.STREAM.INFO.KV_agent-status\",\n\
-         \"$JS.API.CONSUMER.CREATE.KV_desired-state.>\", \"$JS.API.CONSUMER.CREATE.KV_desired-state\",\n\
-         \"$JS.API.CONSUMER.DELETE.KV_desired-state.>\", \"$JS.API.CONSUMER.INFO.KV_desired-state.>\", \"$JS.FC.>\", \"_INBOX.>\"] }}\n\
-         subscribe: {{ allow: [\"device-commands.{device}.>\", \"_INBOX.>\"] }} }} }} ] }}\n"
-    )
+    xtask_fleet::bus::users("fleet-s3cret", device, "device-s3cret")
+}
+
+/// A broker in a directory of its own.
+pub(crate) struct Broker {
+    // The first field is dropped first: the server ends before its directory is deleted.
+    pub(crate) bus: Bus,
+    _directory: tempfile::TempDir,
 }
 
 impl Broker {
-    /// Starts a broker with `extra` in its configuration.
-    pub(crate) fn start(extra: &str) -> Self {
+    /// Starts a broker with the logins `access`.
+    pub(crate) fn start(access: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        // The port must stay the same across restarts, so the server cannot choose it.
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let config = format!(
-            "listen: \"127.0.0.1:{port}\"\njetstream {{ store_dir: \"{}/store\" }}\n{extra}",
-            directory.path().display()
-        );
-        std::fs::write(directory.path().join("nats.conf"), config).unwrap();
-        let mut broker = Self { directory, server: None, port };
-        broker.up();
-        broker
+        let bus = Bus::start(directory.path(), access)
+            .expect("start nats-server; cargo xtask ci --fix installs it");
+        Self { bus, _directory: directory }
     }
 
-    pub(crate) fn up(&mut self) {
-        let log = std::fs::File::options().create(true).append(true).open(self.log()).unwrap();
-        let server = Command::new("nats-server")
-            .arg("--config")
-            .arg(self.directory.path().join("nats.conf"))
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().unwrap())
-            .stderr(log)
-            .spawn()
-            .expect("start nats-server; cargo xtask ci --fix installs it");
-        self.server = Some(server);
-        let deadline = Instant::now() + PATIENCE;
-        while std::net::TcpStream::connect(("127.0.0.1", self.port)).is_err() {
-            assert!(Instant::now() < deadline, "{}", std::fs::read_to_string(self.log()).unwrap());
-            std::thread::sleep(Duration::from_millis(20));
-        }
+    pub(crate) fn url(&self) -> String {
+        format!("nats://127.0.0.1:{}", self.bus.port())
     }
 
     pub(crate) fn down(&mut self) {
-        if let Some(mut server) = self.server.take() {
-            server.kill().unwrap();
-            server.wait().unwrap();
-        }
+        self.bus.go_away().unwrap();
     }
 
-    pub(crate) fn log(&self) -> PathBuf {
-        self.directory.path().join("nats.log")
-    }
-}
-
-impl Drop for Broker {
-    fn drop(&mut self) {
-        self.down();
+    pub(crate) fn up(&mut self) {
+        self.bus.come_back().unwrap();
     }
 }
 
 impl Fleet {
-    /// Connects as the user `fleet` and creates the buckets.
+    /// Connects as the fleet's user and creates the buckets.
     pub(crate) async fn enter(broker: &Broker, device: &str) -> Self {
-        let options = ConnectOptions::with_user_and_password("fleet".into(), "fleet-s3cret".into());
-        Self::enter_with(broker, device, options).await
+        Self::enter_at(&broker.url(), device, password_login()).await
     }
 
-    pub(crate) async fn enter_with(broker: &Broker, device: &str, options: ConnectOptions) -> Self {
-        Self::enter_at(&format!("nats://127.0.0.1:{}", broker.port), device, options).await
-    }
-
-    pub(crate) async fn enter_at(url: &str, device: &str, options: ConnectOptions) -> Self {
-        let client = options.retry_on_initial_connect().connect(url).await.unwrap();
-        let jetstream = jetstream::new(client.clone());
-        let mut buckets = Vec::new();
-        for name in [protocol::DESIRED_BUCKET, protocol::STATUS_BUCKET] {
-            // The same configuration as the one of xtask's broker.
-            let config = stream::Config {
-                name: format!("KV_{name}"),
-                subjects: vec![format!("$KV.{name}.>")],
-                max_messages_per_subject: 1,
-                discard: stream::DiscardPolicy::New,
-                allow_rollup: true,
-                deny_delete: true,
-                allow_direct: true,
-                num_replicas: 1,
-                ..stream::Config::default()
-            };
-            jetstream.create_stream(config).await.unwrap();
-            buckets.push(jetstream.get_key_value(name).await.unwrap());
-        }
-        let statuses = buckets.pop().unwrap();
-        Self { client, desired: buckets.pop().unwrap(), statuses, device: device.to_owned() }
+    pub(crate) async fn enter_at(url: &str, device: &str, login: ConnectOptions) -> Self {
+        let options = login.retry_on_initial_connect();
+        let xtask_fleet::Fleet { client, statuses, desired } =
+            xtask_fleet::Fleet::enter(url, options).await.unwrap();
+        Self { client, desired, statuses, device: device.to_owned() }
     }
 
     /// Puts a document and returns its revision.

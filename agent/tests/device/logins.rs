@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use crate::device::{password_login, secret, write_config};
-use crate::fleet::{Agent, Broker, Fleet, users, wait_until};
+use crate::fleet::{self, Agent, Broker, Fleet, users, wait_until};
 use async_nats::ConnectOptions;
 use nkeys::KeyPair;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, date_time_ymd};
@@ -22,7 +22,7 @@ fn two_urls(port: u16) -> String {
 }
 
 async fn joins(broker: &Broker, fleet: &Fleet, home: &Path, credentials: &str) {
-    configure(home, credentials, &two_urls(broker.port), "");
+    configure(home, credentials, &two_urls(broker.bus.port()), "");
     let agent = Agent::start(home);
     let status = fleet.status(credentials, |status| status.sequence > 1).await;
     assert_eq!(status.device_id, DEVICE);
@@ -51,7 +51,7 @@ async fn by_password_in_the_file_and_in_a_file_of_its_own() {
     joins(&broker, &fleet, home, &own).await;
     // The file changes while the agent runs: the broker refuses the agent until the password is correct.
     std::fs::write(&file, "wr0ng-s3cret").unwrap();
-    configure(home, &own, &two_urls(broker.port), "");
+    configure(home, &own, &two_urls(broker.bus.port()), "");
     let agent = Agent::start(home);
     logged(&agent, "authorization violation").await;
     std::fs::write(&file, "device-s3cret").unwrap();
@@ -62,7 +62,8 @@ async fn by_password_in_the_file_and_in_a_file_of_its_own() {
 #[tokio::test(flavor = "multi_thread")]
 async fn by_token() {
     let broker = Broker::start("authorization { token: fleet-s3cret }\n");
-    let fleet = Fleet::enter_with(&broker, DEVICE, ConnectOptions::with_token("fleet-s3cret".into())).await;
+    let fleet =
+        Fleet::enter_at(&broker.url(), DEVICE, ConnectOptions::with_token("fleet-s3cret".into())).await;
     let home = tempfile::tempdir().unwrap();
     let file = secret(home.path(), "token", "fleet-s3cret");
     joins(&broker, &fleet, home.path(), &format!("type = \"token\"\ntoken_file = \"{}\"", file.display()))
@@ -78,7 +79,7 @@ async fn by_nkey() {
         own.public_key()
     );
     let broker = Broker::start(&config);
-    let fleet = Fleet::enter_with(&broker, DEVICE, ConnectOptions::with_nkey(own.seed().unwrap())).await;
+    let fleet = Fleet::enter_at(&broker.url(), DEVICE, ConnectOptions::with_nkey(own.seed().unwrap())).await;
     let home = tempfile::tempdir().unwrap();
     let file = secret(home.path(), "seed", &device.seed().unwrap());
     joins(&broker, &fleet, home.path(), &format!("type = \"nkey\"\nseed_file = \"{}\"", file.display()))
@@ -133,7 +134,7 @@ async fn by_a_creds_file() {
         )
     };
     let own = ConnectOptions::with_credentials(&creds(&KeyPair::new_user())).unwrap();
-    let fleet = Fleet::enter_with(&broker, DEVICE, own).await;
+    let fleet = Fleet::enter_at(&broker.url(), DEVICE, own).await;
     let home = tempfile::tempdir().unwrap();
     let file = secret(home.path(), "device.creds", &creds(&KeyPair::new_user()));
     joins(&broker, &fleet, home.path(), &format!("type = \"creds\"\nfile = \"{}\"", file.display())).await;
@@ -173,7 +174,7 @@ async fn over_tls_and_with_a_clock_of_the_past() {
     let home = home.path();
     let shared = password_login(DEVICE);
     let mut broker = Broker::start(&certificates(directory, 2090));
-    let url = format!("tls://localhost:{}", broker.port);
+    let url = format!("tls://localhost:{}", broker.bus.port());
     let ca = format!("ca_file = \"{}/ca.pem\"", directory.display());
     configure(home, &shared, &url, &ca);
     let agent = Agent::start(home);
@@ -182,10 +183,8 @@ async fn over_tls_and_with_a_clock_of_the_past() {
     certificates(directory, 2020);
     broker.up();
     // The CA has changed too, and the agent reads it again.
-    let options = ConnectOptions::with_user_and_password("fleet".into(), "fleet-s3cret".into())
-        .add_root_certificates(directory.join("ca.pem"))
-        .require_tls(true);
-    let fleet = Fleet::enter_at(&format!("tls://localhost:{}", broker.port), DEVICE, options).await;
+    let options = fleet::password_login().add_root_certificates(directory.join("ca.pem")).require_tls(true);
+    let fleet = Fleet::enter_at(&format!("tls://localhost:{}", broker.bus.port()), DEVICE, options).await;
     fleet.status("a status over TLS", |status| status.sequence > 0).await;
     agent.stop();
     // Neither a wrong CA nor the system's CAs accept the broker's certificate.

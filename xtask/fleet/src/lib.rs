@@ -1,6 +1,7 @@
 //! The fleet bus of a run: a real nats-server with JetStream ([`server`]), on loopback, with credentials that live as long as
 //! the run; and what the fleet sees and desires there.
 
+pub mod bus;
 mod server;
 #[cfg(all(test, feature = "real"))]
 mod tests;
@@ -33,10 +34,10 @@ pub struct Broker {
 }
 
 /// The fleet's connection and its buckets.
-struct Fleet {
-    client: Client,
-    statuses: kv::Store,
-    desired: kv::Store,
+pub struct Fleet {
+    pub client: Client,
+    pub statuses: kv::Store,
+    pub desired: kv::Store,
 }
 
 /// A status and the bucket's revision of it.
@@ -174,11 +175,17 @@ fn random_password() -> Result<String> {
 }
 
 impl Fleet {
-    /// Connects, and makes the buckets that are not there yet.
     async fn connect(port: u16, password: &str) -> Result<Self> {
-        let url = format!("nats://127.0.0.1:{port}");
         let options = ConnectOptions::with_user_and_password(FLEET_USER.to_owned(), password.to_owned());
-        let client = timeout(limits::SERVER_START, options.connect(&url))
+        Self::enter(&format!("nats://127.0.0.1:{port}"), options).await
+    }
+
+    /// Connects, and makes the buckets that are not there yet.
+    ///
+    /// # Errors
+    /// The broker does not answer in time, or refuses.
+    pub async fn enter(url: &str, options: ConnectOptions) -> Result<Self> {
+        let client = timeout(limits::SERVER_START, options.connect(url))
             .await
             .with_context(|| format!("connect to the broker {url}: no answer in time"))?
             .with_context(|| format!("connect to the broker {url}"))?;

@@ -16,7 +16,7 @@ use xtask_jobs::Ui;
 use xtask_jobs::child::{Child, Job, last_lines};
 
 /// The fleet's user on the bus; the device's is its id.
-pub(super) const FLEET_USER: &str = "fleet";
+pub const FLEET_USER: &str = "fleet";
 
 /// A nats-server of this run.
 pub(super) struct Server {
@@ -25,19 +25,19 @@ pub(super) struct Server {
     port: u16,
     directory: PathBuf,
     owner: PathBuf,
-    users: String,
+    access: String,
     log: PathBuf,
 }
 
 impl Server {
-    /// Starts it with its store in `directory`, on a port of its own choice. `users` is what [`users`] wrote.
-    /// `owner` is the directory that owns the process.
-    pub(super) fn start(directory: &Path, owner: &Path, users: String, ui: &Ui) -> Result<Self> {
+    /// Starts it with its store in `directory`, on a port of its own choice. `access` is the part of its configuration that
+    /// says who may log in. `owner` is the directory that owns the process.
+    pub(super) fn start(directory: &Path, owner: &Path, access: String, ui: &Ui) -> Result<Self> {
         let log = directory.join("nats.log");
-        let child = launch(directory, owner, None, &users, &log)?;
+        let child = launch(directory, owner, None, &access, &log)?;
         let port = wait_for_port(&child, directory, &log, ui)?;
         let (directory, owner) = (directory.to_owned(), owner.to_owned());
-        Ok(Self { state: Ok(child), port, directory, owner, users, log })
+        Ok(Self { state: Ok(child), port, directory, owner, access, log })
     }
 
     pub(super) fn port(&self) -> u16 {
@@ -68,7 +68,7 @@ impl Server {
 
     /// Starts it again.
     pub(super) fn come_back(&mut self, ui: &Ui) -> Result<()> {
-        let child = launch(&self.directory, &self.owner, Some(self.port), &self.users, &self.log)?;
+        let child = launch(&self.directory, &self.owner, Some(self.port), &self.access, &self.log)?;
         let port = wait_for_port(&child, &self.directory, &self.log, ui)?;
         ensure!(port == self.port, "start the broker again: it listens on {port} and not on {}", self.port);
         self.state = Ok(child);
@@ -90,9 +90,9 @@ fn keep_from_others(port: u16) -> Result<OwnedFd> {
     Ok(socket)
 }
 
-fn launch(directory: &Path, owner: &Path, port: Option<u16>, users: &str, log: &Path) -> Result<Child> {
+fn launch(directory: &Path, owner: &Path, port: Option<u16>, access: &str, log: &Path) -> Result<Child> {
     let config = directory.join("nats.conf");
-    write_private(&config, server_config(directory, port, users))?;
+    write_private(&config, server_config(directory, port, access))?;
     remove_ports_files(directory)?;
     let server = tools::require("nats-server")?;
     let job = Job {
@@ -105,24 +105,25 @@ fn launch(directory: &Path, owner: &Path, port: Option<u16>, users: &str, log: &
     Child::start(&job).context("start the broker")
 }
 
-fn server_config(directory: &Path, port: Option<u16>, users: &str) -> String {
+fn server_config(directory: &Path, port: Option<u16>, access: &str) -> String {
     let port = port.map_or("-1".to_owned(), |port| port.to_string());
     format!(
         "listen: \"127.0.0.1:{port}\"\n\
          ports_file_dir: \"{dir}\"\n\
          jetstream {{ store_dir: \"{dir}/store\" }}\n\
-         authorization {{\n  users: [\n{users}  ]\n}}\n",
+         {access}",
         dir = directory.display(),
     )
 }
 
-/// The device may say its own status, answer its own commands and read its own desired state, and nothing else.
+/// The logins of the fleet and of one device, as a part of the server's configuration. The device may say its own status,
+/// answer its own commands and read its own desired state, and nothing else.
 ///
 /// A consumer is made by a subject that ends in what it delivers, and the server refuses one whose request says another
 /// filter; what is delivered goes to the device's own inboxes. So it reads no other device's desired state. It answers
 /// whoever asks it (`allow_responses`), and nobody else. What subjects cannot say is whose a consumer is that is asked about or
 /// deleted: its name is random, and nobody lists them to a device.
-pub(super) fn users(fleet_password: &str, device_id: &str, device_password: &str) -> String {
+pub fn users(fleet_password: &str, device_id: &str, device_password: &str) -> String {
     let (status, desired) = (protocol::STATUS_BUCKET, protocol::DESIRED_BUCKET);
     let commands = protocol::command_wildcard(device_id);
     let publish = [
@@ -139,12 +140,14 @@ pub(super) fn users(fleet_password: &str, device_id: &str, device_password: &str
     ];
     let publish = publish.map(|subject| format!("\"{subject}\"")).join(", ");
     format!(
-        "\x20   {{ user: \"{FLEET_USER}\", password: \"{fleet_password}\" }}\n\
+        "authorization {{\n  users: [\n\
+         \x20   {{ user: \"{FLEET_USER}\", password: \"{fleet_password}\" }}\n\
          \x20   {{ user: \"{device_id}\", password: \"{device_password}\", permissions: {{\n\
          \x20     publish: {{ allow: [{publish}] }}\n\
          \x20     subscribe: {{ allow: [\"{commands}\", \"_INBOX.{device_id}.>\"] }}\n\
          \x20     allow_responses: true\n\
-         \x20   }} }}\n"
+         \x20   }} }}\n\
+         \x20 ]\n}}\n"
     )
 }
 

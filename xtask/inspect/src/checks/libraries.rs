@@ -103,8 +103,7 @@ fn missing(
     }
     let found = format!("it needs {}", absent.join(", "));
     let offers = format!("{} has no such library in {}", target.place, inventory.search.join(", "));
-    let remedy =
-        "install the package that has it in the image (packages of xtask/core/images.toml), or link it statically";
+    let remedy = "install the package that has it in the image (packages of xtask/core/images.toml), or link it statically";
     findings.push(match own {
         Some(path) => Finding::warned("needed", found, offers, remedy)
             .details([format!("it also looks in {path}, which was not read")]),

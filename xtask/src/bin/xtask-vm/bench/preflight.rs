@@ -42,7 +42,8 @@ pub(super) fn run(args: &BenchArgs, ui: &Ui) -> Result<()> {
         let what = format!("preflight and rehearsal of {arch}");
         measured.push(measure(&xtask_vm, &words, &what, limits::REHEARSAL, args, ui)?);
     }
-    TimingFigures::new("preflight", measured).conclude(args.json, "find the slow probe in xtask/core/src/host/")
+    TimingFigures::new("preflight", measured)
+        .conclude(args.json, "find the slow probe in xtask/core/src/host/")
 }
 
 /// `xtask`, beside this program.
