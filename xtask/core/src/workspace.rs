@@ -12,6 +12,8 @@ use crate::error::Failure;
 
 /// The package of `cargo xtask`.
 const PACKAGE: &str = "xtask";
+/// This crate's directory in the workspace.
+const CRATE: &str = "xtask/core";
 /// Where this program was compiled: of use for comparing alone.
 const COMPILED_IN: &str = env!("CARGO_MANIFEST_DIR");
 
@@ -67,7 +69,7 @@ impl Workspace {
     /// Checkouts that share a target directory share file names in it, and cargo tells theirs apart by times of change
     /// alone (rust-lang/cargo#2383): the program that runs may be the other one's.
     fn check_program(&self, program: &Path, compiled_in: &Path) -> Result<()> {
-        let own = self.root.join(PACKAGE).join("core");
+        let own = self.root.join(CRATE);
         let is_copy = program.starts_with(&self.root) || !program.starts_with(&self.target);
         if is_copy || same_directory(compiled_in, &own) {
             return Ok(());
@@ -161,7 +163,7 @@ mod tests {
     #[test]
     fn the_workspace_is_that_of_the_directory() {
         let here = Workspace::around(Path::new(COMPILED_IN)).unwrap();
-        assert!(here.root().join("xtask/Cargo.toml").exists());
+        assert!(same_directory(&here.root().join(CRATE), Path::new(COMPILED_IN)));
         let empty = tempfile::tempdir().unwrap();
         let refused = Workspace::around(empty.path()).unwrap_err();
         assert_eq!(crate::error::code(&refused), 2, "{refused:#}");
