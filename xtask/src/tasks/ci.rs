@@ -75,17 +75,12 @@ pub(super) fn run(workspace: &Workspace, args: &CiArgs) -> Result<()> {
     count.guard(workspace);
     count.step(workspace, "tests", &["test", "--workspace"]);
     count.step(workspace, "tests, real programs", REAL_TESTS);
-    count.step(
-        workspace,
-        "tests, xtask-vm",
-        &on(
-            &on(&["test", "--package", "xtask"], &vm),
-            &["--bins", "--test", "bump", "--test", "fetch", "--test", "connection", "--test", "completions"],
-        ),
-    );
-    let test = on(&["test", "--package", "xtask"], &on(&vm, &["--test"]));
-    count.step(workspace, "broken hosts", &on(&test, &["broken_hosts"]));
-    count.step(workspace, "the rehearsal", &on(&test, &["rehearsal"]));
+    count.step(workspace, "tests, xtask-vm", &on(&["test", "--package", "xtask"], &on(&vm, &["--bins"])));
+    let test = on(&["test", "--package", "xtask"], &on(&vm, &["--test", "it", "--"]));
+    let quick = ["draw::", "bump::", "fetch::", "connection::", "completions::"];
+    count.step(workspace, "tests, without machines", &on(&test, &quick));
+    count.step(workspace, "broken hosts", &on(&test, &["broken_hosts::"]));
+    count.step(workspace, "the rehearsal", &on(&test, &["rehearsal::"]));
     count.step(workspace, "the agent", AGENT_TESTS);
     if !args.fast {
         let smoke = |arch, image: Option<&'static str>| {
@@ -102,17 +97,17 @@ pub(super) fn run(workspace: &Workspace, args: &CiArgs) -> Result<()> {
         // booted by hand.
         let others = [smoke("aarch64", Some("ubuntu-shaped")), smoke("x86_64", Some("debian-13"))];
         count.at_once(workspace, &others);
-        let threads = ["--", "--test-threads", "2"];
-        let inspect = ("inspect".to_owned(), on(&test, &["inspect"]));
-        let fresh = ("fresh hosts".to_owned(), on(&test, &on(&["fresh_host"], &threads)));
+        let threads = ["--test-threads", "2"];
+        let inspect = ("inspect".to_owned(), on(&test, &["inspect::"]));
+        let fresh = ("fresh hosts".to_owned(), on(&test, &on(&["fresh_host::"], &threads)));
         count.at_once(workspace, &[inspect, fresh]);
         // The two that take longest: one builds, the other boots.
-        let images = ("images".to_owned(), on(&test, &on(&["images"], &threads)));
-        let warm = ("warm".to_owned(), on(&test, &["warm"]));
+        let images = ("images".to_owned(), on(&test, &on(&["images::"], &threads)));
+        let warm = ("warm".to_owned(), on(&test, &["warm::"]));
         count.at_once(workspace, &[images, warm]);
         // Most of them wait for a boot most of the time.
-        let threads = ["--", "--test-threads", "3"];
-        count.step(workspace, "the smoke can fail", &on(&test, &on(&["it_can_fail"], &threads)));
+        let threads = ["--test-threads", "3"];
+        count.step(workspace, "the smoke can fail", &on(&test, &on(&["it_can_fail::"], &threads)));
     }
     for failure in &count.failures {
         eprintln!("failed: {failure}");

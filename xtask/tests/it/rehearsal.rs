@@ -1,48 +1,34 @@
 //! The rehearsal against real QEMUs: sound machines pass in silence, and every planted fault is found under its own id, with
 //! nothing left running and nothing left lying. `cargo xtask ci` runs these, after a preflight.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Pid;
 use serde_json::Value;
 use xtask_core::processes::processes_naming;
 
-const XTASK_VM: &str = env!("CARGO_BIN_EXE_xtask-vm");
+use crate::draw::drawn;
+use crate::scratch::{Scratch, XTASK_VM, assert_code, message, wait_until};
+
 const ARCHITECTURES: [&str; 2] = ["aarch64", "x86_64"];
 
-/// A cache of its own without any image: what a rehearsal leaves can be seen, and an empty disk stands in.
-struct Own {
-    directory: tempfile::TempDir,
-}
-
-impl Own {
-    fn new() -> Self {
-        Self { directory: tempfile::tempdir().unwrap() }
-    }
-
-    fn root(&self) -> PathBuf {
-        self.directory.path().join("c")
-    }
-
-    fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(XTASK_VM);
-        command.args(["preflight", "--rehearse", "--json"]).args(arguments);
-        command.env("IOT_XTASK_CACHE", self.root()).stdin(Stdio::null());
-        command
+/// Commands in a cache without images, in which an empty disk takes the image's place.
+impl Scratch {
+    fn rehearsal(&self, arguments: &[&str]) -> Command {
+        self.xtask_vm(&[&["preflight", "--rehearse", "--json"], arguments].concat())
     }
 
     /// A rehearsal under emulation, which every host can do.
     fn rehearse(&self, arguments: &[&str]) -> Rehearsed {
-        let output = self.command(&["--accel", "tcg"]).args(arguments).output().unwrap();
+        let output = self.rehearsal(&["--accel", "tcg"]).args(arguments).output().unwrap();
         Rehearsed::of(&output)
     }
 
     fn assert_nothing_left(&self) {
-        assert_eq!(processes_naming(&self.root()), Vec::<Pid>::new());
-        let names: Vec<_> = entries(&self.root().join("runs"));
-        assert_eq!(names, [".lock"]);
+        assert_eq!(processes_naming(&self.cache()), Vec::<Pid>::new());
+        assert_eq!(entries(&self.cache().join("runs")), [".lock"]);
     }
 }
 
@@ -59,7 +45,7 @@ struct Rehearsed {
 
 impl Rehearsed {
     fn of(output: &Output) -> Self {
-        let message = String::from_utf8_lossy(&output.stderr).into_owned();
+        let message = message(output);
         let described =
             serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {message}"));
         Self { code: output.status.code(), described, message }
@@ -77,8 +63,8 @@ impl Rehearsed {
 
 #[test]
 fn sound_machines_of_both_architectures_pass() {
-    let own = Own::new();
-    let rehearsed = own.rehearse(&[]);
+    let scratch = Scratch::new();
+    let rehearsed = scratch.rehearse(&[]);
     assert_eq!(rehearsed.blocking(), Vec::<&str>::new(), "{}", rehearsed.message);
     assert_eq!(rehearsed.code, Some(0), "{}", rehearsed.message);
     let described: Vec<_> =
@@ -88,25 +74,26 @@ fn sound_machines_of_both_architectures_pass() {
         let evidence = finding["evidence"].as_str().unwrap();
         assert!(evidence.contains("tcg") && evidence.contains("an empty disk instead of"), "{evidence}");
     }
-    own.assert_nothing_left();
+    scratch.assert_nothing_left();
 }
 
 #[test]
 fn each_planted_fault_is_found_under_its_own_id() {
-    let own = Own::new();
-    for (fault, id) in [
+    let scratch = Scratch::new();
+    let faults = vec![
         ("single-thread", "rehearsal-threads"),
         ("cpu-feature", "rehearsal-cpu-feature"),
         ("cpu-refused", "rehearsal-cpu-refused"),
         ("flash-size", "rehearsal-flash-size"),
         ("unsafe-cache", "rehearsal-disk-cache"),
         ("nvram-template", "rehearsal-nvram"),
-    ] {
+    ];
+    for (fault, id) in drawn("rehearsal", faults, |(fault, _)| (*fault).to_owned()) {
         for arch in ARCHITECTURES {
-            let rehearsed = own.rehearse(&["--arch", arch, "--sabotage", fault]);
+            let rehearsed = scratch.rehearse(&["--arch", arch, "--sabotage", fault]);
             assert_eq!(rehearsed.blocking(), [id], "{fault} {arch}: {}", rehearsed.message);
             assert_eq!(rehearsed.code, Some(69), "{fault} {arch}: {}", rehearsed.message);
-            own.assert_nothing_left();
+            scratch.assert_nothing_left();
         }
     }
 }
@@ -132,62 +119,60 @@ fn path_with_single_threaded_qemu(directory: &Path) -> std::ffi::OsString {
 
 #[test]
 fn a_qemu_that_does_otherwise_is_found_by_the_rehearsal_and_by_the_smoke() {
-    let own = Own::new();
-    let path = path_with_single_threaded_qemu(&own.directory.path().join("bin"));
+    let scratch = Scratch::new();
+    let path = path_with_single_threaded_qemu(&scratch.path().join("bin"));
     let arguments = ["--arch", "x86_64", "--accel", "tcg"];
-    let rehearsed = Rehearsed::of(&own.command(&arguments).env("PATH", &path).output().unwrap());
+    let rehearsed = Rehearsed::of(&scratch.rehearsal(&arguments).env("PATH", &path).output().unwrap());
     assert_eq!(rehearsed.blocking(), ["rehearsal-threads"], "{}", rehearsed.message);
 
     // As far as anybody looks before it would boot: a disk with partitions, and an executable for x86_64.
-    let disk = own.directory.path().join("disk.raw");
+    let disk = scratch.path().join("disk.raw");
     let mut bytes = vec![0; 1 << 20];
     bytes[510..512].copy_from_slice(&[0x55, 0xaa]);
     std::fs::write(&disk, bytes).unwrap();
-    let report = own.directory.path().join("report");
-    let output = Command::new(XTASK_VM)
-        .args(["smoke", "--agent", XTASK_VM, "--unverified", "--image"])
+    let report = scratch.path().join("report");
+    let output = scratch
+        .xtask_vm(&["smoke", "--agent", XTASK_VM, "--unverified", "--image"])
         .args([&disk, Path::new("--report"), &report])
         .args(arguments)
-        .env("IOT_XTASK_CACHE", own.root())
         .env("PATH", &path)
-        .stdin(Stdio::null())
         .output()
         .unwrap();
-    let message = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(69), "{message}");
+    assert_code(&output, 69);
+    let message = message(&output);
     assert!(message.contains("its 2 processors run on 1 thread(s)"), "{message}");
     let console = std::fs::read(report.join("console.log")).unwrap_or_default();
     assert!(console.is_empty(), "the guest has run: {}", String::from_utf8_lossy(&console));
-    assert_eq!(processes_naming(&own.root()), Vec::<Pid>::new());
+    assert_eq!(processes_naming(&scratch.cache()), Vec::<Pid>::new());
 }
 
 #[test]
 fn a_fault_that_changes_nothing_is_told_as_not_found() {
-    let own = Own::new();
+    let scratch = Scratch::new();
     // One processor has one thread in any case.
-    let rehearsed = own.rehearse(&["--arch", "aarch64", "--vcpus", "1", "--sabotage", "single-thread"]);
+    let rehearsed = scratch.rehearse(&["--arch", "aarch64", "--vcpus", "1", "--sabotage", "single-thread"]);
     assert_eq!(rehearsed.code, Some(1), "{}", rehearsed.message);
     assert!(rehearsed.message.contains("did not find the planted fault"), "{}", rehearsed.message);
-    own.assert_nothing_left();
+    scratch.assert_nothing_left();
 }
 
 #[test]
 fn what_libvirt_learned_of_qemu_is_kept_private_and_valid() {
-    let own = Own::new();
-    own.rehearse(&["--arch", "aarch64"]);
-    let kept = own.root().join("libvirt");
+    let scratch = Scratch::new();
+    scratch.rehearse(&["--arch", "aarch64"]);
+    let kept = scratch.cache().join("libvirt");
     let mode = std::os::unix::fs::MetadataExt::mode(&kept.metadata().unwrap());
     assert_eq!(mode & 0o077, 0, "{mode:o}");
     let known = kept.join("qemu/capabilities");
     let [name] = entries(&known).try_into().unwrap();
     let written = || known.join(&name).metadata().unwrap().modified().unwrap();
     let first = written();
-    own.rehearse(&["--arch", "aarch64"]);
+    scratch.rehearse(&["--arch", "aarch64"]);
     assert_eq!(written(), first, "the second run took what the first one had learned");
     // Half a file, as another run might be writing it.
     let whole = std::fs::read(known.join(&name)).unwrap();
     std::fs::write(known.join(&name), &whole[..whole.len() / 2]).unwrap();
-    let rehearsed = own.rehearse(&["--arch", "aarch64"]);
+    let rehearsed = scratch.rehearse(&["--arch", "aarch64"]);
     assert_eq!(rehearsed.code, Some(0), "{}", rehearsed.message);
     assert_eq!(
         std::fs::read(known.join(&name)).unwrap().len(),
@@ -198,9 +183,9 @@ fn what_libvirt_learned_of_qemu_is_kept_private_and_valid() {
 
 #[test]
 fn rehearsals_at_once_share_what_libvirt_learns() {
-    let own = Own::new();
+    let scratch = Scratch::new();
     let start = |arch| {
-        let mut command = own.command(&["--accel", "tcg", "--arch", arch]);
+        let mut command = scratch.rehearsal(&["--accel", "tcg", "--arch", arch]);
         command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
     };
     let children = ["aarch64", "x86_64", "aarch64", "x86_64"].map(start);
@@ -208,37 +193,36 @@ fn rehearsals_at_once_share_what_libvirt_learns() {
         let rehearsed = Rehearsed::of(&child.wait_with_output().unwrap());
         assert_eq!(rehearsed.code, Some(0), "{}", rehearsed.message);
     }
-    own.assert_nothing_left();
+    scratch.assert_nothing_left();
 }
 
 #[test]
 fn what_a_killed_rehearsal_left_is_collected_by_the_next_one() {
-    let own = Own::new();
-    let mut child = own
-        .command(&["--accel", "tcg", "--arch", "aarch64"])
+    let scratch = Scratch::new();
+    let mut child = scratch
+        .rehearsal(&["--accel", "tcg", "--arch", "aarch64"])
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    let deadline = Instant::now() + Duration::from_secs(60);
-    // The first thing that names it is a QEMU that libvirt probes.
-    while processes_naming(&own.root()).is_empty() {
-        assert!(Instant::now() < deadline && child.try_wait().unwrap().is_none(), "no QEMU");
-        std::thread::sleep(Duration::from_millis(2));
-    }
-    kill_process(Pid::from_raw(child.id().try_into().unwrap()).unwrap(), Signal::KILL).unwrap();
+    // The first process that names the cache is a QEMU that libvirt probes. It is there for a moment only.
+    wait_until("libvirt probes QEMU", Duration::from_secs(60), || {
+        assert!(child.try_wait().unwrap().is_none(), "the rehearsal has ended");
+        !processes_naming(&scratch.cache()).is_empty()
+    });
+    child.kill().unwrap();
     child.wait().unwrap();
-    let rehearsed = own.rehearse(&["--arch", "aarch64"]);
+    let rehearsed = scratch.rehearse(&["--arch", "aarch64"]);
     assert_eq!(rehearsed.code, Some(0), "{}", rehearsed.message);
     assert!(rehearsed.message.contains("which died"), "{}", rehearsed.message);
-    own.assert_nothing_left();
+    scratch.assert_nothing_left();
 }
 
 #[test]
 fn a_rehearsal_of_a_cpu_that_qemu_does_not_have_is_a_usage_error() {
-    let own = Own::new();
-    let output = own.command(&["--arch", "aarch64", "--accel", "tcg", "--cpu", "z80"]).output().unwrap();
-    let message = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(2), "{message}");
-    own.assert_nothing_left();
+    let scratch = Scratch::new();
+    let output =
+        scratch.rehearsal(&["--arch", "aarch64", "--accel", "tcg", "--cpu", "z80"]).output().unwrap();
+    assert_code(&output, 2);
+    scratch.assert_nothing_left();
 }

@@ -2,8 +2,9 @@
 
 use std::process::Command;
 
-use crate::fetch_server::client::{Client, Ended, XTASK_VM, assert_says, clean, ended};
-use crate::fetch_server::{Image, Reply, Server};
+use super::server::client::{Client, Ended, assert_says, clean, ended};
+use super::server::{Image, Reply, Server};
+use crate::scratch::XTASK_VM;
 
 const MIB: usize = 1 << 20;
 

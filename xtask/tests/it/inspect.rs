@@ -2,7 +2,11 @@
 //! executables, none refused; readelf's opinion; and the Pi 5's core itself, emulated, which fails where we refuse and runs where
 //! we do not. `cargo xtask ci` runs these, after a preflight that asks for the compilers.
 
-mod inspect_parts;
+mod agree;
+mod build;
+mod distribution;
+mod faults;
+mod sound;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -11,16 +15,15 @@ use std::sync::OnceLock;
 
 use inspect::elf::Elf;
 use inspect::finding::{Report, Severity};
-use inspect_parts::agree::{bracketed, readelf};
-use inspect_parts::build::{Tool, build, sysroot};
-use inspect_parts::distribution;
-use inspect_parts::faults::{BUILT, PATCHED};
-use inspect_parts::sound::SOUND;
 use xtask_core::arch::VmArchitecture;
 use xtask_core::cli::InspectArgs;
 use xtask_core::inspect_target::Inspection;
 
-const XTASK: &str = env!("CARGO_BIN_EXE_xtask");
+use self::agree::{bracketed, readelf};
+use self::build::{Tool, build, sysroot};
+use self::faults::{BUILT, PATCHED};
+use self::sound::SOUND;
+use crate::scratch::{Scratch, XTASK, message};
 
 /// The corpus, built once.
 struct Corpus {
@@ -362,17 +365,12 @@ fn xtask_says_it_in_json_with_an_exit_code() {
 #[test]
 fn without_the_image_the_release_is_known_and_the_rest_is_said() {
     let corpus = corpus();
-    let empty = tempfile::tempdir().unwrap();
+    let empty = Scratch::new();
     let inspect = |name: &str| {
-        let mut command = Command::new(XTASK);
-        command.arg("inspect").arg(corpus.directory.join(name)).args([
-            "--arch",
-            "aarch64",
-            "--image",
-            "debian-12",
-        ]);
-        let output = command.env("IOT_XTASK_CACHE", empty.path()).output().unwrap();
-        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+        let path = corpus.directory.join(name);
+        let inspect = ["inspect", path.to_str().unwrap(), "--arch", "aarch64", "--image", "debian-12"];
+        let output = empty.run(XTASK, &inspect);
+        (output.status.code(), message(&output))
     };
     let (code, message) = inspect("patched-later-glibc");
     assert!(code == Some(1) && message.contains("glibc 2.36, by the catalogue"), "{message}");

@@ -5,9 +5,11 @@ use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use xtask_core::arch::VmArchitecture;
+
+use crate::scratch::{message, wait_until};
 
 /// Until the namespace has its ids.
 const IDS: &str = r#"read -r go && exec unshare --mount --pid --fork --kill-child sh "$@""#;
@@ -55,7 +57,7 @@ impl Debian {
         if !root {
             command.args(["--map-root-user", "--map-auto"]);
         }
-        let script = workspace.join("xtask/tests/fresh_host/debian.sh");
+        let script = workspace.join("xtask/tests/it/fresh_host/debian.sh");
         command.args(["sh", "-c", IDS, "sh"]).arg(script).arg(suite).arg(directory.path()).arg(workspace);
         command.args([sysroot(), registry()]).arg(fresh_target());
         let mut holder = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
@@ -135,18 +137,12 @@ impl Drop for Debian {
     }
 }
 
-pub(crate) fn message(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
 /// A range of them is root's to give; `unshare` asks newuidmap, which wants it in /etc/subuid too.
 fn give_ids(pid: u32) {
     let namespace = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/user")).unwrap();
-    let begun = Instant::now();
-    while namespace(&pid.to_string()) == namespace("self") {
-        assert!(begun.elapsed() < NAMESPACE, "unshare --user makes no user namespace");
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    wait_until("unshare --user makes a user namespace", NAMESPACE, || {
+        namespace(&pid.to_string()) != namespace("self")
+    });
     for map in ["uid_map", "gid_map"] {
         std::fs::write(format!("/proc/{pid}/{map}"), OWN_IDS).unwrap();
     }

@@ -5,14 +5,15 @@
 //! `libc6-dev` that Rust itself asks for. A stand-in answers `rustup target add` with what was hidden before; everything
 //! else is real: the packages, the mirror, from Linux 6.7 on the kernel's empty table of executable formats.
 
-#[path = "fresh_host/debian.rs"]
 mod debian;
 
 use std::collections::BTreeSet;
 use std::process::Output;
 
-use debian::{As, Debian, fresh_target, message};
 use serde_json::Value;
+
+use self::debian::{As, Debian, fresh_target};
+use crate::scratch::message;
 
 /// What a minimal Debian lacks of any suite: the id, and a word of the sentence.
 const LACKS: &[(&str, &str)] = &[

@@ -4,13 +4,14 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use rustix::process::geteuid;
 use xtask_core::cache::Cache;
 use xtask_core::runs::RunDir;
 
-const XTASK: &str = env!("CARGO_BIN_EXE_xtask");
+use crate::draw::drawn;
+use crate::scratch::{XTASK, assert_code, command, message};
 
 /// A host: this one, after `script`, with `environment`.
 struct Host {
@@ -86,8 +87,7 @@ impl Host {
             "exec \"$@\""
         };
         let script = format!("set -eu\nUNPRIVILEGED=\n{}\n{run}", self.script);
-        let mut command = Command::new("unshare");
-        command.arg("--mount");
+        let mut command = command("unshare", &["--mount"]);
         if !geteuid().is_root() {
             command.arg("--map-root-user");
         }
@@ -95,16 +95,13 @@ impl Host {
         command
             .env("S", self.scratch.path())
             .envs(self.environment.iter().map(|(name, value)| (name, value)));
-        command.stdin(Stdio::null());
         command
     }
 
     fn preflight(&self) -> PreflightOutput {
         let output = self.command().output().unwrap();
-        let message = String::from_utf8_lossy(&output.stderr).into_owned();
-        let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|error| {
-            panic!("{error}: {message}\n{}", String::from_utf8_lossy(&output.stdout))
-        });
+        let json: serde_json::Value = serde_json::from_slice(&output.stdout)
+            .unwrap_or_else(|error| panic!("{error}: {}", message(&output)));
         let findings = json["findings"].as_array().unwrap();
         let id = |finding: &serde_json::Value| finding["id"].as_str().unwrap().to_owned();
         let blocks = |finding: &&serde_json::Value| finding["severity"] == "blocks";
@@ -131,6 +128,16 @@ impl Host {
     }
 }
 
+/// A broken host, the id of its finding, and whether that blocks.
+type Case = (Host, &'static str, bool);
+
+/// Each host of the table that the draw takes says what it lacks.
+fn assert_each_finds(table: &str, cases: Vec<Case>) {
+    for (host, id, blocks) in drawn(table, cases, |(_, id, _)| (*id).to_owned()) {
+        host.assert_finds(id, blocks);
+    }
+}
+
 /// Hides a program: a device is no executable file.
 fn hide(pattern: &str) -> String {
     format!("for program in {pattern}; do [ ! -f \"$program\" ] || mount --bind /dev/null \"$program\"; done")
@@ -150,72 +157,79 @@ fn a_sound_machine_is_ready() {
 
 #[test]
 fn firmware() {
-    Host::new().after(OWN_FIRMWARE).assert_finds("firmware-descriptor", true);
-    Host::new()
-        .after(OWN_FIRMWARE)
-        .after("cp $S/system/AAVMF_VARS.fd $S/own; for name in AAVMF_CODE.fd AAVMF_CODE.no-secboot.fd; do truncate -s 2M $S/own/$name; done")
-        .assert_finds("firmware-size", true);
-    Host::new()
-        .after(OWN_FIRMWARE)
-        .after("rm $S/described/[56]*; cp $S/system/AAVMF_CODE.ms.fd $S/system/AAVMF_VARS.ms.fd $S/own")
-        .assert_finds("firmware-enrolled", true);
-    Host::new().after(OWN_FIRMWARE).after("rm $S/described/*").assert_finds("firmware", true);
-    Host::new()
-        .after(OWN_FIRMWARE)
-        .after("cp $S/system/* $S/own; cd $S/own; sed -i 's/edk2-20[0-9][0-9]\\.[0-9][0-9]/edk2-2025.11/g' AAVMF_CODE*.fd")
-        .assert_finds("firmware-known-bad", false);
+    let host = || Host::new().after(OWN_FIRMWARE);
+    let small = "cp $S/system/AAVMF_VARS.fd $S/own; for name in AAVMF_CODE.fd AAVMF_CODE.no-secboot.fd; do truncate -s 2M $S/own/$name; done";
+    let enrolled = "rm $S/described/[56]*; cp $S/system/AAVMF_CODE.ms.fd $S/system/AAVMF_VARS.ms.fd $S/own";
+    let bad = "cp $S/system/* $S/own; cd $S/own; sed -i 's/edk2-20[0-9][0-9]\\.[0-9][0-9]/edk2-2025.11/g' AAVMF_CODE*.fd";
+    let cases = vec![
+        (host(), "firmware-descriptor", true),
+        (host().after(small), "firmware-size", true),
+        (host().after(enrolled), "firmware-enrolled", true),
+        (host().after("rm $S/described/*"), "firmware", true),
+        (host().after(bad), "firmware-known-bad", false),
+    ];
+    assert_each_finds("firmware", cases);
+}
+
+/// A host whose emulator for aarch64 is this script.
+fn emulated_by(script: &str) -> Host {
+    let host = Host::new();
+    let emulator = host.program("q", script);
+    host.after(&format!("mount --bind {emulator} \"$(readlink -f /usr/bin/qemu-system-aarch64)\""))
 }
 
 #[test]
 fn emulator() {
-    Host::new().after(&hide("/usr/bin/qemu-system-*")).assert_finds("emulator", true);
-    Host::new().after(&hide("/usr/bin/qemu-system-aarch64")).assert_finds("emulator-arch", true);
-    let host = Host::new();
-    let broken = host.program("q", "#!/bin/sh\necho 'cannot allocate memory' >&2\nexit 1\n");
-    let script = format!("mount --bind {broken} \"$(readlink -f /usr/bin/qemu-system-aarch64)\"");
-    host.after(&script).assert_finds("emulator-broken", true);
-    let host = Host::new();
-    let silent = host.program("q", "#!/bin/sh\nexec sleep 600\n");
-    let script = format!("mount --bind {silent} \"$(readlink -f /usr/bin/qemu-system-aarch64)\"");
-    host.after(&script).assert_finds("emulator-broken", true);
+    let cases = vec![
+        (Host::new().after(&hide("/usr/bin/qemu-system-*")), "emulator", true),
+        (Host::new().after(&hide("/usr/bin/qemu-system-aarch64")), "emulator-arch", true),
+        (emulated_by("#!/bin/sh\necho 'cannot allocate memory' >&2\nexit 1\n"), "emulator-broken", true),
+        (emulated_by("#!/bin/sh\nexec sleep 600\n"), "emulator-broken", true),
+    ];
+    assert_each_finds("emulator", cases);
 }
 
 #[test]
 fn programs_and_libraries() {
-    Host::new().after(&hide("/usr/bin/mcopy /usr/bin/mtools")).assert_finds("program", true);
-    Host::new().after(&hide("/usr/bin/pkg-config /usr/bin/pkgconf")).assert_finds("pkg-config", true);
-    let driver = "/usr/lib*/*/libvirt/connection-driver /usr/lib*/libvirt/connection-driver";
-    Host::new()
-        .after(&format!("for d in {driver}; do [ ! -d $d ] || mount -t tmpfs tmpfs $d; done"))
-        .assert_finds("libvirt-driver", true);
+    let drivers = "for d in /usr/lib*/*/libvirt/connection-driver /usr/lib*/libvirt/connection-driver; do
+        [ ! -d $d ] || mount -t tmpfs tmpfs $d; done";
     let iohelpers = "/usr/lib*/libvirt/libvirt_iohelper /usr/libexec/libvirt_iohelper";
-    Host::new().after(&hide(iohelpers)).assert_finds("libvirt-iohelper", true);
     let host = Host::new();
     let old = host.program("nats-server", "#!/bin/sh\necho 'nats-server: v2.8.4'\n");
     let path = format!("{}:{}", Path::new(&old).parent().unwrap().display(), std::env::var("PATH").unwrap());
-    host.with("PATH", path).assert_finds("nats-server-old", true);
+    let cases = vec![
+        (Host::new().after(&hide("/usr/bin/mcopy /usr/bin/mtools")), "program", true),
+        (Host::new().after(&hide("/usr/bin/pkg-config /usr/bin/pkgconf")), "pkg-config", true),
+        (Host::new().after(drivers), "libvirt-driver", true),
+        (Host::new().after(&hide(iohelpers)), "libvirt-iohelper", true),
+        (host.with("PATH", path), "nats-server-old", true),
+    ];
+    assert_each_finds("programs and libraries", cases);
 }
 
 #[test]
 fn linker_and_target() {
     const LINKER: &str = "CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER";
-    Host::new().with(LINKER, "/nonexistent/ld").assert_finds("linker", true);
-    Host::new().with(LINKER, "x86_64-linux-gnu-gcc").assert_finds("linker-foreign", true);
     let libraries = "/usr/aarch64-linux-gnu/lib";
-    Host::new().after(&format!("mount -t tmpfs tmpfs {libraries}")).assert_finds("linker", true);
     let all_but_one = format!(
         "mkdir $S/lib; mount --bind {libraries} $S/lib; mount -t tmpfs tmpfs {libraries}
         for file in $S/lib/*; do [ \"${{file##*/}}\" = libc.a ] || ln -s \"$file\" {libraries}/; done"
     );
-    Host::new().after(&all_but_one).assert_finds("static-libc", true);
     let libdir = "$(rustc --print target-libdir --target aarch64-unknown-linux-gnu)";
-    Host::new().after(&format!("mount -t tmpfs tmpfs {libdir}")).assert_finds("rust-target", true);
+    let hidden = |directory: &str| Host::new().after(&format!("mount -t tmpfs tmpfs {directory}"));
     // The cross-compiler's own library, with a later version in its banner, first in the compiler's search.
-    let host = Host::new();
-    let newer = host.program("ld", "#!/bin/sh\nexec aarch64-linux-gnu-gcc -B\"$S/\" \"$@\"\n");
-    host.after("sed 's/release version 2\\.[0-9]*/release version 2.99/' $(aarch64-linux-gnu-gcc -print-file-name=libc.so.6) > $S/libc.so.6")
-        .with(LINKER, newer)
-        .assert_finds("libc-newer", false);
+    let later = Host::new();
+    let linker = later.program("ld", "#!/bin/sh\nexec aarch64-linux-gnu-gcc -B\"$S/\" \"$@\"\n");
+    let script = "sed 's/release version 2\\.[0-9]*/release version 2.99/' $(aarch64-linux-gnu-gcc -print-file-name=libc.so.6) > $S/libc.so.6";
+    let cases = vec![
+        (Host::new().with(LINKER, "/nonexistent/ld"), "linker", true),
+        (Host::new().with(LINKER, "x86_64-linux-gnu-gcc"), "linker-foreign", true),
+        (hidden(libraries), "linker", true),
+        (Host::new().after(&all_but_one), "static-libc", true),
+        (hidden(libdir), "rust-target", true),
+        (later.after(script).with(LINKER, linker), "libc-newer", false),
+    ];
+    assert_each_finds("linker and target", cases);
 }
 
 /// A `/dev` of its own in which `kvm` is what `make` makes, and a processor with `flags`.
@@ -252,13 +266,16 @@ fn kvm_absent_denied_and_lying() {
 
 #[test]
 fn cache() {
-    Host::new().after("mount -t tmpfs -o size=64m tmpfs $S/c").assert_finds("disk", true);
     let long = format!("/tmp/{}", "x".repeat(60));
-    Host::new().with("IOT_XTASK_CACHE", long).assert_finds("cache-path", true);
-    Host::new().with("IOT_XTASK_CACHE", "not/absolute").assert_finds("cache", true);
-    Host::new().after("mount -t tmpfs -o ro tmpfs $S/c").assert_finds("cache-access", true);
     let runs = "mkdir $S/c/runs; chmod 700 $S/c/runs; chown 65534 $S/c/runs; : UNPRIVILEGED";
-    Host::new().after(runs).assert_finds("cache-access", true);
+    let cases = vec![
+        (Host::new().after("mount -t tmpfs -o size=64m tmpfs $S/c"), "disk", true),
+        (Host::new().with("IOT_XTASK_CACHE", long), "cache-path", true),
+        (Host::new().with("IOT_XTASK_CACHE", "not/absolute"), "cache", true),
+        (Host::new().after("mount -t tmpfs -o ro tmpfs $S/c"), "cache-access", true),
+        (Host::new().after(runs), "cache-access", true),
+    ];
+    assert_each_finds("cache", cases);
     // A private directory of somebody else's: QEMU runs as who runs the smoke.
     let private = Host::new().after("chmod 700 $S/c; chown 65534 $S/c; : UNPRIVILEGED").preflight();
     assert!(private.blocking.contains("cache-access"), "{:#}", private.json);
@@ -288,19 +305,16 @@ fn a_clock_that_is_behind() {
 fn a_kvm_that_is_asked_for_and_not_there_is_told() {
     let host = kvm("", "fpu vmx").asked(&["--arch", host_arch(), "--accel", "kvm"]);
     let output = host.command().output().unwrap();
-    assert_eq!(output.status.code(), Some(69));
-    let message = String::from_utf8_lossy(&output.stderr);
+    assert_code(&output, 69);
+    let message = message(&output);
     assert!(message.contains("--accel kvm: /dev/kvm does not open"), "{message}");
 }
 
 #[test]
 fn a_cpu_that_no_emulator_has_is_a_flag_to_correct() {
-    let output = Command::new(XTASK)
-        .args(["preflight", "--arch", "aarch64", "--cpu", "cortex-a99"])
-        .stdin(Stdio::null())
-        .output()
-        .unwrap();
-    assert_eq!(output.status.code(), Some(2));
-    let message = String::from_utf8_lossy(&output.stderr);
+    let preflight = ["preflight", "--arch", "aarch64", "--cpu", "cortex-a99"];
+    let output = command(XTASK, &preflight).output().unwrap();
+    assert_code(&output, 2);
+    let message = message(&output);
     assert!(message.contains("has no such CPU model; it has: pi5, pi4"), "{message}");
 }

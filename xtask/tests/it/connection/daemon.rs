@@ -41,7 +41,7 @@ impl Daemon {
             command.args(["--map-root-user", "--map-auto"]);
         }
         command.args(["--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc", "sh"]);
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/connection/namespace.sh");
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/connection/namespace.sh");
         let log = std::fs::File::create(directory.path().join("log")).unwrap();
         let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap());
         command.arg(script).arg(directory.path()).env("PATH", path).stdin(Stdio::null());

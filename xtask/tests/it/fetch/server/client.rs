@@ -7,8 +7,7 @@ use std::process::{Child, Command, Output, Stdio};
 use xtask_images::fetch::limits::FETCH_PACE_VARIABLE;
 
 use super::Image;
-
-pub(crate) const XTASK_VM: &str = env!("CARGO_BIN_EXE_xtask-vm");
+use crate::scratch::XTASK_VM;
 
 /// A twentieth: a stall is 1.5 s.
 const PACE: &str = "0.05";
@@ -115,13 +114,4 @@ pub(crate) fn ended(output: &Output) -> Ended {
         message: String::from_utf8_lossy(&output.stderr).into_owned(),
         printed: String::from_utf8_lossy(&output.stdout).into_owned(),
     }
-}
-
-/// A number that is another one each time, and printed so that it can be had again.
-pub(crate) fn random(name: &str) -> u64 {
-    let mut bytes = [0; 8];
-    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()).unwrap();
-    let random = u64::from_le_bytes(bytes);
-    println!("{name} {random}");
-    random
 }

@@ -2,10 +2,10 @@
 
 use std::net::TcpListener;
 
-use crate::fetch_server::client::{Client, Ended, assert_says, ended};
-use crate::fetch_server::proxy::Proxy;
-use crate::fetch_server::tls::Ca;
-use crate::fetch_server::{Image, Reply, Server};
+use super::server::client::{Client, Ended, assert_says, ended};
+use super::server::proxy::Proxy;
+use super::server::tls::Ca;
+use super::server::{Image, Reply, Server};
 
 /// A download with more in its environment.
 fn fetch(client: &Client, url: &str, digest: Option<&str>, environment: &[(&str, &str)]) -> Ended {

@@ -5,58 +5,35 @@ use std::io::Write as _;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::time::{Duration, Instant};
 
 use xtask_core::error::Verdict;
 use xtask_core::report::{Phase, Report};
 
-const XTASK_VM: &str = env!("CARGO_BIN_EXE_xtask-vm");
+use crate::scratch::{Scratch, XTASK_VM, assert_code, command, message};
 
 fn xtask_vm(arguments: &[&str]) -> Command {
-    let mut command = Command::new(XTASK_VM);
-    command.args(arguments).stdin(Stdio::null());
-    command
+    command(XTASK_VM, arguments)
 }
 
-/// A cache with the built debian-12 alone, which its packages came into by the user's own cache.
-struct Own(tempfile::TempDir);
+/// A cache with the built debian-12 alone, whose packages came into it by way of the user's own cache.
+fn with_debian_12() -> Scratch {
+    Scratch::with_image(own_disk().0.parent().unwrap())
+}
 
-impl Own {
-    fn new() -> Self {
-        let (disk, _) = own_disk();
-        let own = Self(tempfile::tempdir().unwrap());
-        let image = disk.parent().unwrap();
-        let images = own.cache().join("images");
-        std::fs::create_dir_all(&images).unwrap();
-        std::os::unix::fs::symlink(image, images.join(image.file_name().unwrap())).unwrap();
-        own
-    }
-
-    fn cache(&self) -> PathBuf {
-        self.0.path().join("c")
-    }
-
+impl Scratch {
     /// A smoke for which every way out of this machine is a proxy that takes connections and says nothing.
-    fn smoke(&self, arguments: &[&str]) -> (Output, Report) {
+    fn smoke_without_network(&self, arguments: &[&str]) -> (Output, Report) {
         let silent = TcpListener::bind("127.0.0.1:0").unwrap();
         let proxy = format!("http://{}", silent.local_addr().unwrap());
-        let directory = self.0.path().join("report");
-        let mut command = xtask_vm(&["smoke", "--arch", "aarch64", "--report", directory.to_str().unwrap()]);
-        command.args(arguments).env("IOT_XTASK_CACHE", self.cache());
-        command
-            .env("HTTPS_PROXY", &proxy)
-            .env("https_proxy", &proxy)
-            .env_remove("NO_PROXY")
-            .env_remove("no_proxy");
-        let output = command.output().unwrap();
+        let directory = self.path().join("report");
+        let mut command =
+            self.xtask_vm(&["smoke", "--arch", "aarch64", "--report", directory.to_str().unwrap()]);
+        command.args(arguments).env("HTTPS_PROXY", &proxy).env("https_proxy", &proxy);
+        let output = command.env_remove("NO_PROXY").env_remove("no_proxy").output().unwrap();
         let report = std::fs::read(directory.join("report.json"))
             .unwrap_or_else(|error| panic!("{error}: {}", message(&output)));
         (output, serde_json::from_slice(&report).unwrap())
     }
-}
-
-fn message(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
 /// What `image build --json` or `image path --json` prints.
@@ -66,13 +43,11 @@ fn json(output: &Output) -> serde_json::Value {
 }
 
 /// What an image is made of, and what it is.
-fn built(arch: &str, cache: Option<&Path>) -> (serde_json::Value, String) {
-    let mut command = xtask_vm(&["image", "build", "debian-12", "--arch", arch, "--json", "-q"]);
-    if let Some(cache) = cache {
-        command.env("IOT_XTASK_CACHE", cache);
-    }
+fn built(arch: &str, scratch: Option<&Scratch>) -> (serde_json::Value, String) {
+    let build = ["image", "build", "debian-12", "--arch", arch, "--json", "-q"];
+    let mut command = scratch.map_or_else(|| xtask_vm(&build), |scratch| scratch.xtask_vm(&build));
     let built = json(&command.output().unwrap());
-    assert!(cache.is_none() || built["how"] == "built");
+    assert!(scratch.is_none() || built["how"] == "built");
     let manifest = Path::new(built["path"].as_str().unwrap()).with_file_name("manifest.json");
     let manifest: serde_json::Value = serde_json::from_slice(&std::fs::read(manifest).unwrap()).unwrap();
     let packages = manifest["contents"]["packages"].clone();
@@ -83,13 +58,12 @@ fn built(arch: &str, cache: Option<&Path>) -> (serde_json::Value, String) {
 #[test]
 fn the_same_packages_make_the_same_bytes() {
     for arch in ["aarch64", "x86_64"] {
-        let own = tempfile::tempdir().unwrap();
         let mut first = built(arch, None);
-        let mut again = built(arch, Some(&own.path().join("a")));
+        let mut again = built(arch, Some(&Scratch::new()));
         if first.0 != again.0 {
             // The cached one is older than the mirror's newest package.
             first = again;
-            again = built(arch, Some(&own.path().join("b")));
+            again = built(arch, Some(&Scratch::new()));
         }
         assert_eq!(first.0, again.0, "the mirror changed between two builds: run again");
         assert_eq!(first.1, again.1, "{arch}: the same packages, another digest");
@@ -98,7 +72,7 @@ fn the_same_packages_make_the_same_bytes() {
 
 #[test]
 fn where_the_default_cannot_be_reached_another_stands_in_aloud() {
-    let (output, report) = Own::new().smoke(&["--sabotage", "kernel-panic"]);
+    let (output, report) = with_debian_12().smoke_without_network(&["--sabotage", "kernel-panic"]);
     let message = message(&output);
     assert_eq!(report.failure.as_ref().unwrap().phase, Phase::Boot, "{message}");
     let image = report.guest.image.as_ref().unwrap();
@@ -109,9 +83,6 @@ fn where_the_default_cannot_be_reached_another_stands_in_aloud() {
     let reason = image.fallback_reason.as_ref().unwrap();
     assert!(reason.starts_with("cloud-images.ubuntu.com cannot be reached: "), "{reason}");
     assert!(message.contains(&format!("ubuntu-24.04 is not tested: {reason}")), "{message}");
-    let phase = report.phases.iter().find(|phase| phase.name == Phase::Image).unwrap();
-    // 8 s are the probe's; hashing the firmware and a loaded machine have the rest.
-    assert!(phase.seconds < 15.0, "{phase:?}");
     let verdict = message.lines().last().unwrap();
     let words = "debian-12 instead of ubuntu-24.04, because cloud-images.ubuntu.com cannot be reached";
     assert!(verdict.contains(words), "{verdict}");
@@ -120,27 +91,23 @@ fn where_the_default_cannot_be_reached_another_stands_in_aloud() {
 #[test]
 fn an_image_that_was_asked_for_is_never_replaced() {
     for arguments in [["--image", "ubuntu-24.04"].as_slice(), &["--strict-image"]] {
-        let started = Instant::now();
-        let (output, report) = Own::new().smoke(arguments);
-        let message = message(&output);
-        assert_eq!(output.status.code(), Some(69), "{message}");
+        let (output, report) = with_debian_12().smoke_without_network(arguments);
+        assert_code(&output, 69);
         assert_eq!(report.verdict, Verdict::Unavailable);
         assert!(report.guest.image.is_none(), "nothing was tested");
         let hint = report.failure.unwrap().hint.unwrap();
         assert!(hint.contains("--image debian-12"), "{hint}");
-        assert!(started.elapsed() < Duration::from_secs(180), "{:?}", started.elapsed());
     }
 }
 
 #[test]
 fn offline_nothing_is_fetched_nor_built() {
-    let directory = tempfile::tempdir().unwrap();
-    let mut command = xtask_vm(&["smoke", "--arch", "aarch64", "--offline"]);
-    let output = command.env("IOT_XTASK_CACHE", directory.path().join("c")).output().unwrap();
-    assert_eq!(output.status.code(), Some(69), "{}", message(&output));
+    let output = Scratch::new().run(XTASK_VM, &["smoke", "--arch", "aarch64", "--offline"]);
+    assert_code(&output, 69);
     assert!(message(&output).contains("--offline forbids the network"), "{}", message(&output));
     // What is in the cache stands in without any network.
-    let (output, report) = Own::new().smoke(&["--offline", "--sabotage", "kernel-panic"]);
+    let (output, report) =
+        with_debian_12().smoke_without_network(&["--offline", "--sabotage", "kernel-panic"]);
     assert_eq!(
         report.guest.image.unwrap().fallback_reason.as_deref(),
         Some("--offline"),
@@ -173,7 +140,7 @@ fn a_built_system_is_as_a_plainly_installed_one() {
     assert!(output.status.success(), "{}", message(&output));
     let ask = |command: &str| {
         let words = ["vm", "exec", "--machine", &machine.0, "--", "sh", "-c", command];
-        let output = xtask_vm(&words).stdin(Stdio::null()).output().unwrap();
+        let output = xtask_vm(&words).output().unwrap();
         assert!(output.status.success(), "{command}: {}", message(&output));
         String::from_utf8(output.stdout).unwrap()
     };
@@ -188,7 +155,7 @@ fn a_built_system_is_as_a_plainly_installed_one() {
 
 /// One of the scripts that a build runs in the tree, in `directory`.
 fn build_script(name: &str, directory: &Path, arguments: &[&str]) -> Output {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/bin/xtask-vm/image/build").join(name);
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("images/src/build").join(name);
     let mut command = Command::new("sh");
     command.arg(script).args(arguments).current_dir(directory).stdin(Stdio::null());
     command.output().unwrap()
@@ -286,17 +253,18 @@ fn own_disk() -> (PathBuf, String) {
 fn a_file_of_ones_own_is_what_its_digest_says_or_is_called_unverified() {
     let (disk, digest) = own_disk();
     let disk = disk.to_str().unwrap();
-    let own = Own::new();
+    let scratch = with_debian_12();
     let wrong = format!("sha256:{}", "0".repeat(64));
-    let (output, _) = own.smoke(&["--image", disk, "--image-digest", &wrong]);
-    assert_eq!(output.status.code(), Some(69));
+    let (output, _) = scratch.smoke_without_network(&["--image", disk, "--image-digest", &wrong]);
+    assert_code(&output, 69);
     assert!(
         message(&output).contains(&wrong) && message(&output).contains(&digest),
         "both digests: {}",
         message(&output)
     );
 
-    let (output, report) = own.smoke(&["--image", disk, "--unverified", "--sabotage", "kernel-panic"]);
+    let (output, report) =
+        scratch.smoke_without_network(&["--image", disk, "--unverified", "--sabotage", "kernel-panic"]);
     assert_eq!(report.failure.unwrap().phase, Phase::Boot, "it boots: {}", message(&output));
     assert!(message(&output).lines().last().unwrap().contains("UNVERIFIED"), "{}", message(&output));
     assert!(!report.guest.image.unwrap().verified);
@@ -322,8 +290,9 @@ fn a_file_that_is_no_disk_of_its_own_is_refused_before_anything_boots() {
         .status()
         .unwrap();
     assert!(made.success());
-    let (output, report) = Own::new().smoke(&["--image", layer.to_str().unwrap(), "--unverified"]);
-    assert_eq!(output.status.code(), Some(69), "{}", message(&output));
+    let (output, report) =
+        with_debian_12().smoke_without_network(&["--image", layer.to_str().unwrap(), "--unverified"]);
+    assert_code(&output, 69);
     assert!(message(&output).contains("is an overlay over"), "{}", message(&output));
     assert_eq!(report.failure.unwrap().phase, Phase::Image);
 }
@@ -332,14 +301,13 @@ fn a_file_that_is_no_disk_of_its_own_is_refused_before_anything_boots() {
 fn a_cached_image_that_was_changed_is_not_booted() {
     let (disk, _) = own_disk();
     let from = disk.parent().unwrap();
-    let own = tempfile::tempdir().unwrap();
-    let cache = own.path().join("c");
-    let to = cache.join("images").join(from.file_name().unwrap());
+    let scratch = Scratch::new();
+    let to = scratch.cache().join("images").join(from.file_name().unwrap());
     std::fs::create_dir_all(&to).unwrap();
     for name in ["disk", "manifest.json"] {
         std::fs::copy(from.join(name), to.join(name)).unwrap();
     }
-    let run = |arguments: &[&str]| xtask_vm(arguments).env("IOT_XTASK_CACHE", &cache).output().unwrap();
+    let run = |arguments: &[&str]| scratch.run(XTASK_VM, arguments);
     let sound = run(&["image", "verify", "debian-12"]);
     assert!(sound.status.success(), "{}", message(&sound));
     let path = to.join("disk");
@@ -352,8 +320,8 @@ fn a_cached_image_that_was_changed_is_not_booted() {
     std::fs::set_permissions(&path, permissions).unwrap();
     std::fs::OpenOptions::new().append(true).open(&path).unwrap().write_all(b"x").unwrap();
     let changed = run(&["image", "verify", "debian-12"]);
-    assert_eq!(changed.status.code(), Some(1), "{}", message(&changed));
+    assert_code(&changed, 1);
     let smoke = run(&["smoke", "--arch", "aarch64", "--image", "debian-12", "--offline"]);
-    assert_eq!(smoke.status.code(), Some(69), "{}", message(&smoke));
+    assert_code(&smoke, 69);
     assert!(message(&smoke).contains("was changed"), "{}", message(&smoke));
 }

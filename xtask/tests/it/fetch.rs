@@ -1,13 +1,16 @@
 //! Downloads by the real `xtask-vm`, against a real server that misbehaves as it is told: whatever happens, under the final
 //! name stands the image or nothing.
 
-mod fetch_parts;
-mod fetch_server;
+mod disks;
+mod processes;
+mod routes;
+mod server;
 
 use std::time::{Duration, Instant};
 
-use fetch_server::client::{Client, random};
-use fetch_server::{Image, Reply, Server};
+use self::server::client::Client;
+use self::server::{Image, Reply, Server};
+use crate::scratch::random;
 
 const MIB: usize = 1 << 20;
 

@@ -1,15 +1,16 @@
 //! `cargo xtask image bump` against publishers' hosts as they are, served from `test_data/bump/` on this machine. The
 //! signature there was made once, by a key that nobody has any more; gpgv judges it for real.
 
-#[path = "bump/publisher.rs"]
 mod publisher;
 
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
-use publisher::{Answer, DEBIAN_FILE, DEBIAN_SUMS, Publisher, SIGNATURE, SUMS, UBUNTU_INDEX, data};
+use self::publisher::{Answer, DEBIAN_FILE, DEBIAN_SUMS, Publisher, SIGNATURE, SUMS, UBUNTU_INDEX, data};
+
+use crate::scratch::{XTASK_VM, command};
 
 const SIGNED_BY: &str = "signed by iot-xtask test key, worthless (77236FDED351F7E9464F02E2BDB1DA86E438BF61)";
 
@@ -59,9 +60,9 @@ impl House {
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_xtask-vm"));
-        command.args(["image", "bump"]).args(arguments).arg("--catalogue").arg(&self.catalogue);
-        command.env("NO_PROXY", "127.0.0.1").env_remove("no_proxy").stdin(Stdio::null());
+        let mut command = command(XTASK_VM, &["image", "bump"]);
+        command.args(arguments).arg("--catalogue").arg(&self.catalogue);
+        command.env("NO_PROXY", "127.0.0.1").env_remove("no_proxy");
         command
     }
 
@@ -272,9 +273,8 @@ fn an_entry_that_cannot_be_bumped_is_a_usage_error() {
     let known = "ubuntu-95: no such image; there are: debian-12, ubuntu-24.04, debian-12-cloud";
     house.assert_refused(&house.bump(&["ubuntu-95"]), 2, &[known]);
     house.assert_refused(&house.bump(&["debian-12"]), 2, &["built from packages"]);
-    let mut command = Command::new(env!("CARGO_BIN_EXE_xtask-vm"));
-    command.args(["image", "bump", "debian-12", "--catalogue", "/nonexistent/images.toml"]);
-    house.assert_refused(&ended(command), 2, &["/nonexistent/images.toml"]);
+    let elsewhere = ["image", "bump", "debian-12", "--catalogue", "/nonexistent/images.toml"];
+    house.assert_refused(&ended(command(XTASK_VM, &elsewhere)), 2, &["/nonexistent/images.toml"]);
 }
 
 #[test]

@@ -1,0 +1,30 @@
+//! Which cases of a table are tried. `cargo xtask ci` sets [`VARIABLE`] to a third that the commit draws, since like cases
+//! rarely fail alone; without it all are tried, as `cargo xtask soak --all` does.
+
+/// The number of the third: 0, 1 or 2.
+const VARIABLE: &str = "IOT_XTASK_THIRD";
+
+/// The cases that are tried, of the table `name`. The others are named on stdout.
+pub(crate) fn drawn<T>(name: &str, cases: Vec<T>, label: impl Fn(&T) -> String) -> Vec<T> {
+    let third = std::env::var(VARIABLE).ok().map(|text| text.parse().unwrap());
+    let (tried, skipped): (Vec<_>, Vec<_>) =
+        cases.into_iter().enumerate().partition(|(index, _)| is_in(third, *index));
+    if !skipped.is_empty() {
+        let labels: Vec<_> = skipped.iter().map(|(_, case)| label(case)).collect();
+        println!("{name}: skipped by the draw: {}", labels.join(", "));
+    }
+    tried.into_iter().map(|(_, case)| case).collect()
+}
+
+fn is_in(third: Option<usize>, index: usize) -> bool {
+    assert!(third.is_none_or(|third| third < 3), "{VARIABLE} is 0, 1 or 2");
+    third.is_none_or(|third| index % 3 == third)
+}
+
+#[test]
+fn each_case_is_in_one_third_and_without_a_draw_all_are_tried() {
+    for index in 0..100 {
+        assert_eq!((0..3).filter(|third| is_in(Some(*third), index)).count(), 1, "{index}");
+        assert!(is_in(None, index));
+    }
+}

@@ -1,0 +1,154 @@
+//! Sabotage: every check of the smoke is seen to fail on a subject that deserves it, with the right phase, a cause and a
+//! remedy, and nothing left behind. Real machines; `cargo xtask ci` runs these, after a preflight.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Output, Stdio};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal};
+use xtask_core::cache::Cache;
+use xtask_core::error::Verdict;
+use xtask_core::fs::directories;
+use xtask_core::processes::processes_naming;
+use xtask_core::report::{Phase, PhaseStatus, Report};
+
+use crate::scratch::{Scratch, XTASK, XTASK_VM, assert_code, command, message, signal, wait_until};
+
+mod sabotage;
+
+/// A finished smoke: how it ended, what it said, what it wrote.
+struct Ended {
+    output: Output,
+    report: Report,
+    directory: PathBuf,
+}
+
+impl Ended {
+    fn message(&self) -> String {
+        message(&self.output)
+    }
+}
+
+const SMOKE: [&str; 5] = ["smoke", "--arch", "aarch64", "--image", "debian-12"];
+
+/// A smoke of the aarch64 guest with `arguments`, awaited. From a snapshot, but for faults of the first boot.
+fn smoke(arguments: &[&str]) -> Ended {
+    ended(command(XTASK_VM, &[&SMOKE, arguments].concat()).output().unwrap())
+}
+
+/// The report is where the last but one line says: in the run's own directory, which a pipeline keeps.
+fn ended(output: Output) -> Ended {
+    let message = message(&output);
+    let path =
+        message.lines().find_map(|line| line.strip_prefix("report: ")).unwrap_or_else(|| panic!("{message}"));
+    let report = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    Ended { output, report, directory: Path::new(path).parent().unwrap().to_owned() }
+}
+
+/// Exit 1 in `phase`, saying `words`, with a remedy; and nothing left of the run.
+fn assert_fails(ended: &Ended, phase: Phase, words: &str) {
+    let message = ended.message();
+    assert_code(&ended.output, 1);
+    assert_eq!(ended.report.verdict, Verdict::Failed, "{message}");
+    let failure = ended.report.failure.as_ref().unwrap();
+    assert_eq!(failure.phase, phase, "{message}");
+    let described = format!("{} {}", failure.error, failure.causes.join(" "));
+    assert!(described.contains(words), "{described:?} does not say {words:?}");
+    assert!(failure.hint.is_some(), "no remedy: {message}");
+    assert!(message.contains(&failure.error), "the screen does not say what the report says");
+    assert_nothing_left(&Cache::from_env().unwrap(), &ended.report.run_id);
+}
+
+/// No QEMU, no nats-server, no working files: whatever names the run's directory is a leftover.
+fn assert_nothing_left(cache: &Cache, run_id: &str) {
+    let run = cache.runs().join(run_id);
+    assert_eq!(processes_naming(&run.join("w")), Vec::<Pid>::new());
+    assert!(!run.join("w").exists(), "{} is left", run.display());
+}
+
+fn skipped(report: &Report, phase: Phase) -> bool {
+    report.phases.iter().any(|done| done.name == phase && done.status == PhaseStatus::Skipped)
+}
+
+#[test]
+fn a_wrong_value_is_a_usage_error_before_anything_starts() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("a-file");
+    std::fs::write(&file, "").unwrap();
+    let file = file.to_str().unwrap();
+    let table: &[(&[&str], &str)] = &[
+        (&["--image", "ubuntu-95"], "there are: ubuntu-24.04"),
+        (&["--image", "./not-there.qcow2", "--unverified"], "./not-there.qcow2"),
+        (&["--image", "https://host/disk.img"], "--image-digest"),
+        (&["--image-digest", "md5:0"], "64 hex digits"),
+        (&["--cpu", "z80"], "cortex-a76"),
+        (&["--cpu", "host"], "it needs KVM"),
+        (&["--accel", "kvm"], "leave out --accel"),
+        (&["--agent", "/nonexistent/agent"], "/nonexistent/agent"),
+        (&["--report", file], "cannot write to the directory"),
+        (&["--profile", "fastest"], "no such cargo profile"),
+        (&["--memory", "1"], "512..=65536"),
+        (&["--vcpus", "99"], "1..=16"),
+        (&["--timeout-scale", "0"], "0.1 to 100"),
+        (&["--arch", "mips"], "possible values"),
+    ];
+    for (arguments, words) in table {
+        let arch: &[&str] = if arguments.contains(&"--arch") { &[] } else { &["--arch", "aarch64"] };
+        let output = command(XTASK, &[&["smoke"], arch, arguments].concat()).output().unwrap();
+        let message = message(&output);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {message}");
+        assert!(message.contains(words), "{arguments:?}: {message:?} does not say {words:?}");
+    }
+}
+
+fn start(scratch: &Scratch) -> Child {
+    scratch.xtask_vm(&SMOKE).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+/// The directory of the only run, once its guest has printed `sign`.
+fn wait_for_console(scratch: &Scratch, child: &mut Child, sign: &str) -> PathBuf {
+    let mut found = None;
+    wait_until(&format!("{sign:?} on the console"), Duration::from_secs(600), || {
+        assert_eq!(child.try_wait().unwrap(), None, "the smoke ended before {sign:?}");
+        let says = |run: &PathBuf| {
+            let text = std::fs::read(run.join("console.log")).unwrap_or_default();
+            String::from_utf8_lossy(&text).contains(sign)
+        };
+        found = directories(&scratch.cache().join("runs")).into_iter().find(says);
+        found.is_some()
+    });
+    found.unwrap()
+}
+
+#[test]
+fn the_first_ctrl_c_tears_down_in_order() {
+    let scratch = Scratch::with_images();
+    let mut child = start(&scratch);
+    let run = wait_for_console(&scratch, &mut child, "Linux version");
+    assert!(!processes_naming(&run.join("w")).is_empty(), "a machine and a broker");
+    signal(&child, Signal::INT);
+    let ended = ended(child.wait_with_output().unwrap());
+    assert_code(&ended.output, 130);
+    assert_eq!(ended.report.verdict, Verdict::Interrupted);
+    let last = ended.report.phases.last().unwrap();
+    assert_eq!((last.name, last.status), (Phase::Teardown, PhaseStatus::Passed));
+    assert_eq!(processes_naming(&run.join("w")), Vec::<Pid>::new());
+    assert!(!run.join("w").exists());
+}
+
+#[test]
+fn what_a_killed_run_left_is_collected_by_the_next_one() {
+    let scratch = Scratch::with_images();
+    let mut child = start(&scratch);
+    let run = wait_for_console(&scratch, &mut child, "Linux version");
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(!processes_naming(&run.join("w")).is_empty(), "QEMU outlives the run that started it");
+
+    let next = scratch.run(XTASK_VM, &[&SMOKE[..], &["--agent", XTASK_VM]].concat());
+    let message = message(&next);
+    let id = run.file_name().unwrap().to_str().unwrap();
+    assert!(message.contains(&format!("collected the run {id}, which died")), "{message}");
+    assert_eq!(processes_naming(&run.join("w")), Vec::<Pid>::new());
+    assert!(!run.exists());
+}

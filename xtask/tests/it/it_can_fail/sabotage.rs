@@ -1,0 +1,186 @@
+//! The planted faults, each a test of its own. `cargo xtask ci` draws a third of this file's tests.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, SystemTime};
+
+use rustix::process::Pid;
+use xtask_core::processes::processes_naming;
+use xtask_core::report::Phase;
+
+use super::{assert_fails, skipped, smoke};
+use crate::scratch::{XTASK, XTASK_VM, assert_code, command, message};
+
+#[test]
+fn an_executable_for_another_machine_never_reaches_the_guest() {
+    let ended = smoke(&["--agent", XTASK_VM]);
+    assert_fails(&ended, Phase::Build, "built for x86_64, and the device is aarch64");
+    assert!(skipped(&ended.report, Phase::Boot));
+}
+
+#[test]
+fn an_executable_that_its_core_cannot_run_never_reaches_the_guest() {
+    let directory = tempfile::tempdir().unwrap();
+    let (name, flags, source, _) = GUESTS[1];
+    let file = compiled(directory.path(), name, flags, source);
+    let ended = smoke(&["--agent", file.to_str().unwrap()]);
+    assert_fails(&ended, Phase::Inspect, "used without a check");
+    assert!(skipped(&ended.report, Phase::Boot));
+}
+
+#[test]
+fn another_executable_in_the_guest_is_found_at_join() {
+    let ended = smoke(&["--sabotage", "other-digest"]);
+    assert_fails(&ended, Phase::Join, "the agent in the guest has the digest");
+    assert!(
+        ended.directory.join("journal.log").exists(),
+        "the guest could still be asked: {}",
+        ended.message()
+    );
+}
+
+/// A broker that refuses the device is named; the machine, kept, is entered, and what `inspect` refuses fails in there, on the
+/// device's own core, and what it accepts runs.
+#[test]
+fn a_broker_that_refuses_is_named_and_a_kept_machine_lives_until_it_is_removed() {
+    let ended = smoke(&["--cold", "--sabotage", "broker-refuses", "--keep", "--cpu", "pi5"]);
+    assert_code(&ended.output, 1);
+    let failure = ended.report.failure.as_ref().unwrap();
+    assert_eq!(failure.phase, Phase::Join);
+    assert!(failure.error.contains("refuses the device's credentials"), "{}", ended.message());
+    let log = std::fs::read_to_string(ended.directory.join("nats.log")).unwrap();
+    assert!(log.contains("authentication error"), "{log}");
+    let id = ended.report.run_id.as_str();
+    let work = ended.directory.join("w");
+    assert_eq!(processes_naming(&work).len(), 1, "QEMU alone: {}", ended.message());
+    let vm = |arguments: &[&str]| Command::new(XTASK).arg("vm").args(arguments).output().unwrap();
+    let listed = String::from_utf8(vm(&["list"]).stdout).unwrap();
+    assert!(listed.lines().any(|line| line.starts_with(id) && line.contains("running")), "{listed}");
+    assert!(ended.message().contains(&format!("cargo xtask vm ssh {id}")), "{}", ended.message());
+    for (name, flags, source, runs) in GUESTS {
+        let file = compiled(&work, name, flags, source);
+        let inspect = [
+            "inspect",
+            file.to_str().unwrap(),
+            "--arch",
+            "aarch64",
+            "--device",
+            "pi5",
+            "--image",
+            "debian-12",
+        ];
+        assert_code(&command(XTASK, &inspect).output().unwrap(), i32::from(!runs));
+        let (code, message) = in_guest(id, &file);
+        assert_eq!(code == Some(0), *runs, "{name} in the guest: {code:?} {message}");
+    }
+    assert_eq!(vm(&["rm", "no-such-run"]).status.code(), Some(2));
+    assert!(vm(&["rm", id]).status.success());
+    assert_eq!(processes_naming(&work), Vec::<Pid>::new());
+    assert!(!ended.directory.exists());
+}
+
+/// Name, flags of the compiler, source, whether it runs on a Pi 5 with Debian 12.
+const GUESTS: &[(&str, &[&str], &str, bool)] = &[
+    ("sound", &[], "#include <stdio.h>\nint main(void) { puts(\"here\"); return 0; }\n", true),
+    (
+        "sve",
+        &[],
+        "__asm__(\".arch_extension sve\");\nint main(void) { long n; __asm__ volatile(\"cntb %0\" : \"=r\"(n)); return n == 0; }\n",
+        false,
+    ),
+    ("loader", &["-Wl,--dynamic-linker=/lib/ld-elsewhere.so.1"], "int main(void) { return 0; }\n", false),
+    (
+        "library",
+        &["-Wl,--no-as-needed", "-L.", "-l:libnowhere.so.7"],
+        "int main(void) { return 0; }\n",
+        false,
+    ),
+];
+
+fn compiled(directory: &Path, name: &str, flags: &[&str], source: &str) -> PathBuf {
+    let compile = |arguments: &[&str]| {
+        let status = Command::new("aarch64-linux-gnu-gcc").args(arguments).current_dir(directory).status();
+        assert!(status.unwrap().success(), "{name}");
+    };
+    std::fs::write(directory.join("empty.c"), "int nothing;\n").unwrap();
+    compile(&["-shared", "-fPIC", "-Wl,-soname,libnowhere.so.7", "-o", "libnowhere.so.7", "empty.c"]);
+    let file = format!("{name}.c");
+    std::fs::write(directory.join(&file), source).unwrap();
+    compile(&[&["-o", name, file.as_str()], flags].concat());
+    directory.join(name)
+}
+
+/// Runs an executable in a kept machine; its exit code and its output.
+fn in_guest(id: &str, file: &Path) -> (Option<i32>, String) {
+    let run = "f=$(mktemp) && cat > $f && chmod +x $f && $f; echo ended $?";
+    let output = Command::new(XTASK)
+        .args(["vm", "exec", "--machine", id, "--", "sh", "-c", run])
+        .stdin(std::fs::File::open(file).unwrap())
+        .output()
+        .unwrap();
+    let message = message(&output);
+    let code =
+        message.lines().find_map(|line| line.strip_prefix("ended ")).and_then(|code| code.parse().ok());
+    (code, message)
+}
+
+#[test]
+fn a_unit_that_is_not_enabled_is_found_after_the_power_cut() {
+    let ended = smoke(&["--sabotage", "unit-not-enabled"]);
+    assert_fails(&ended, Phase::Rejoin, "disabled at boot");
+    assert!(ended.report.evidence.join.is_some(), "it did join");
+    assert!(ended.report.evidence.rejoin.is_none());
+}
+
+#[test]
+fn an_agent_that_keeps_its_first_boot_id_is_found_after_the_power_cut() {
+    let ended = smoke(&["--sabotage", "stale-boot-id"]);
+    assert_fails(&ended, Phase::Rejoin, "still reports the boot id");
+}
+
+#[test]
+fn an_image_for_another_machine_is_found_by_the_agents_own_words() {
+    let ended = smoke(&["--sabotage", "foreign-image"]);
+    assert_fails(&ended, Phase::Workload, "is made for amd64, this device is arm64");
+    assert!(ended.report.evidence.workload.is_none());
+}
+
+#[test]
+fn a_deployment_that_outlives_its_deletion_is_found_from_outside() {
+    let ended = smoke(&["--sabotage", "ignores-deletes"]);
+    assert_fails(&ended, Phase::Workload, "its port still answers");
+}
+
+#[test]
+fn an_agent_that_loses_its_state_is_found_while_there_is_no_broker() {
+    let ended = smoke(&["--sabotage", "loses-state"]);
+    assert_fails(&ended, Phase::Rejoin, "the desired state did not survive the power cut");
+    assert!(ended.report.evidence.workload.is_some(), "it did run before: {}", ended.message());
+    assert!(ended.report.evidence.workload_offline.is_none());
+}
+
+#[test]
+fn an_agent_that_waits_for_the_bus_is_found_while_there_is_no_broker() {
+    let ended = smoke(&["--sabotage", "waits-for-bus"]);
+    assert_fails(&ended, Phase::Rejoin, "iot-agent.service is activating: it waits for something");
+    assert!(ended.report.evidence.workload.is_some(), "it did run before: {}", ended.message());
+}
+
+#[test]
+fn a_kernel_panic_ends_the_wait_at_once() {
+    let ended = smoke(&["--sabotage", "kernel-panic"]);
+    let now = SystemTime::now();
+    assert_fails(&ended, Phase::Boot, "kernel panicked");
+    // A kernel that has panicked writes no more, so the file's time is the panic's. The phase's own limit is minutes.
+    let console = ended.directory.join("console.log");
+    let since = now.duration_since(console.metadata().unwrap().modified().unwrap()).unwrap();
+    assert!(since < Duration::from_secs(60), "the panic was reported {since:?} later");
+    let failure = ended.report.failure.unwrap();
+    assert!(failure.console_tail.iter().any(|line| line.contains("Kernel panic")), "{failure:?}");
+}
+
+#[test]
+fn a_qemu_that_dies_ends_the_wait_at_once() {
+    let ended = smoke(&["--sabotage", "kill-qemu"]);
+    assert_fails(&ended, Phase::Boot, "QEMU ended");
+}

@@ -1,0 +1,115 @@
+//! What many tests need: the binaries, a private cache, what a command printed, waiting.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use xtask_core::cache::{CACHE_VARIABLE, Cache};
+
+pub(crate) const XTASK: &str = env!("CARGO_BIN_EXE_xtask");
+pub(crate) const XTASK_VM: &str = env!("CARGO_BIN_EXE_xtask-vm");
+
+/// A private cache, which no other test uses. It is deleted with the value.
+pub(crate) struct Scratch {
+    directory: tempfile::TempDir,
+}
+
+impl Scratch {
+    /// An empty cache.
+    pub(crate) fn new() -> Self {
+        let scratch = Self { directory: tempfile::tempdir().unwrap() };
+        std::fs::create_dir(scratch.cache()).unwrap();
+        scratch
+    }
+
+    /// A cache with this user's images.
+    pub(crate) fn with_images() -> Self {
+        let scratch = Self::new();
+        let images = Cache::from_env().unwrap().images();
+        std::os::unix::fs::symlink(images, scratch.cache().join("images")).unwrap();
+        scratch
+    }
+
+    /// A cache with one image, which is in this directory.
+    pub(crate) fn with_image(image: &Path) -> Self {
+        let scratch = Self::new();
+        let images = scratch.cache().join("images");
+        std::fs::create_dir(&images).unwrap();
+        std::os::unix::fs::symlink(image, images.join(image.file_name().unwrap())).unwrap();
+        scratch
+    }
+
+    /// The same, and it also goes with this process, as values in a `static` are never dropped.
+    pub(crate) fn until_exit(self) -> Self {
+        // The shell's stdin ends with this process, however that ends.
+        let mut shell = Command::new("sh");
+        shell.args(["-c", "read -r line; exec rm -rf \"$0\""]).arg(self.path());
+        let child = shell.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        std::mem::forget(child);
+        self
+    }
+
+    /// A directory for the test's own files; the cache is in it.
+    pub(crate) fn path(&self) -> &Path {
+        self.directory.path()
+    }
+
+    pub(crate) fn cache(&self) -> PathBuf {
+        self.path().join("c")
+    }
+
+    /// A command that uses this cache.
+    pub(crate) fn command(&self, program: &str, arguments: &[&str]) -> Command {
+        let mut command = command(program, arguments);
+        command.env(CACHE_VARIABLE, self.cache());
+        command
+    }
+
+    pub(crate) fn xtask_vm(&self, arguments: &[&str]) -> Command {
+        self.command(XTASK_VM, arguments)
+    }
+
+    pub(crate) fn run(&self, program: &str, arguments: &[&str]) -> Output {
+        self.command(program, arguments).output().unwrap()
+    }
+}
+
+pub(crate) fn command(program: &str, arguments: &[&str]) -> Command {
+    let mut command = Command::new(program);
+    command.args(arguments).stdin(Stdio::null());
+    command
+}
+
+/// What a command printed: stdout, then stderr.
+pub(crate) fn message(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+#[track_caller]
+pub(crate) fn assert_code(output: &Output, code: i32) {
+    assert_eq!(output.status.code(), Some(code), "{}", message(output));
+}
+
+pub(crate) fn signal(child: &Child, signal: Signal) {
+    kill_process(Pid::from_child(child), signal).unwrap();
+}
+
+/// Waits until `holds`, at most `limit`.
+#[track_caller]
+pub(crate) fn wait_until(what: &str, limit: Duration, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + limit;
+    while !holds() {
+        assert!(Instant::now() < deadline, "timed out after {limit:?}: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// A random number, which is printed so that a failure can be repeated.
+pub(crate) fn random(name: &str) -> u64 {
+    let mut bytes = [0; 8];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()).unwrap();
+    let random = u64::from_le_bytes(bytes);
+    println!("{name} {random}");
+    random
+}

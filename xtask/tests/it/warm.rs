@@ -1,0 +1,419 @@
+//! Snapshots and instances on real machines. The tests share one snapshot, whose making is a whole boot: the first of them
+//! makes it. They run one at a time, in any order, and each leaves the snapshot as it was. `cargo xtask ci` runs these, after a
+//! preflight.
+
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::ops::Deref;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Output, Stdio};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use xtask_core::cache::Cache;
+use xtask_core::digest::Algorithm;
+use xtask_core::error::Verdict;
+use xtask_core::fs::directories;
+use xtask_core::limits::{self, SILENCE};
+use xtask_core::processes::processes_naming;
+use xtask_core::report::{Phase, PhaseStatus, Report};
+use xtask_core::snapshot::{BAD, DISK, FILES, MANIFEST, RAM, SnapshotManifest};
+
+use crate::scratch::{Scratch, XTASK, XTASK_VM, assert_code, message, signal, wait_until};
+
+/// A cache with one snapshot, and what the smoke that made it said.
+struct Warm {
+    scratch: Scratch,
+    output: Output,
+    made: Report,
+}
+
+/// The cache, for one test.
+struct Turn {
+    warm: &'static Warm,
+    _alone: MutexGuard<'static, ()>,
+}
+
+impl Deref for Turn {
+    type Target = Warm;
+
+    fn deref(&self) -> &Warm {
+        self.warm
+    }
+}
+
+/// Waits for this test's turn. The smoke is not repeated where it failed: each test fails with what it printed.
+fn turn() -> Turn {
+    static ALONE: Mutex<()> = Mutex::new(());
+    static WARM: OnceLock<Result<Warm, String>> = OnceLock::new();
+    // A test that failed has put back what it had replaced.
+    let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let warm = WARM.get_or_init(Warm::make).as_ref();
+    Turn { warm: warm.unwrap_or_else(|message| panic!("no snapshot was made: {message}")), _alone: alone }
+}
+
+impl Warm {
+    fn make() -> Result<Self, String> {
+        let scratch = Scratch::with_images().until_exit();
+        let output = scratch.run(XTASK_VM, &[&SMOKE[..], &["--until", "join"]].concat());
+        match report(&output) {
+            Some(made) if output.status.success() => Ok(Self { scratch, output, made }),
+            _ => Err(message(&output)),
+        }
+    }
+
+    /// A smoke, and its report; nothing of it may be left.
+    fn smoke(&self, arguments: &[&str]) -> (Output, Report) {
+        let output = self.scratch.run(XTASK_VM, &[&SMOKE, arguments].concat());
+        let report = report(&output).unwrap_or_else(|| panic!("{}", message(&output)));
+        self.assert_nothing_left(&output, &report);
+        (output, report)
+    }
+
+    fn assert_nothing_left(&self, output: &Output, report: &Report) {
+        let message = message(output);
+        let work = self.scratch.cache().join("runs").join(&report.run_id).join("w");
+        assert_eq!(processes_naming(&work), Vec::<Pid>::new(), "{message}");
+        assert!(!work.exists(), "{} is left: {message}", work.display());
+        if report.verdict == Verdict::Verified {
+            let teardown = &report.phases.last().unwrap().detail;
+            assert!(teardown.contains("1 file system(s) of the guest checked, no damage"), "{teardown}");
+        }
+    }
+
+    fn vm(&self, arguments: &[&str]) -> Output {
+        self.scratch.run(XTASK, &[&["vm"], arguments].concat())
+    }
+
+    /// The directory of the only snapshot.
+    fn snapshot(&self) -> PathBuf {
+        let [snapshot] = directories(&self.scratch.cache().join("snapshots")).try_into().unwrap();
+        snapshot
+    }
+
+    /// Replaces a file of the snapshot until the end of the test.
+    fn replace(&self, name: &str, content: &[u8]) -> Replaced {
+        let path = self.snapshot().join(name);
+        let aside = self.scratch.path().join(name);
+        std::fs::rename(&path, &aside).unwrap();
+        std::fs::write(&path, content).unwrap();
+        Replaced { path, aside }
+    }
+}
+
+const SMOKE: [&str; 6] = ["smoke", "--fsck", "--arch", "aarch64", "--image", "debian-12"];
+
+fn report(output: &Output) -> Option<Report> {
+    let message = message(output);
+    let path = message.lines().find_map(|line| line.strip_prefix("report: "))?;
+    serde_json::from_slice(&std::fs::read(path).ok()?).ok()
+}
+
+/// A file of the snapshot that was replaced. It comes back with the end of this value, and the snapshot is not bad any more.
+struct Replaced {
+    path: PathBuf,
+    aside: PathBuf,
+}
+
+impl Drop for Replaced {
+    fn drop(&mut self) {
+        std::fs::rename(&self.aside, &self.path).unwrap();
+        let bad = self.path.with_file_name(BAD);
+        if bad.exists() {
+            std::fs::remove_file(bad).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_first_smoke_makes_a_snapshot() {
+    let warm = turn();
+    warm.assert_nothing_left(&warm.output, &warm.made);
+    let snapshot = warm.made.snapshot.as_ref().unwrap();
+    assert_eq!(
+        (warm.made.verdict, snapshot.made_by.as_str()),
+        (Verdict::Verified, warm.made.run_id.as_str())
+    );
+    let message = message(&warm.output);
+    assert!(message.contains("warm, only until join"), "{message}");
+    assert_saved(&warm.snapshot());
+}
+
+/// As its manifest says, and read-only.
+fn assert_saved(directory: &Path) {
+    let snapshot = SnapshotManifest::read(directory).unwrap();
+    assert_eq!(snapshot.files.len(), FILES.len());
+    for (name, file) in &snapshot.files {
+        let path = directory.join(name);
+        assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o400, "{name}");
+        let found = Algorithm::Sha256.of(&std::fs::read(&path).unwrap());
+        assert_eq!(found, file.digest, "{name}");
+    }
+    let names: Vec<_> =
+        std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(names.len(), FILES.len() + 2, "nothing else is in a snapshot: {names:?}");
+}
+
+#[test]
+fn a_warm_run_and_a_cold_one_agree() {
+    let warm = turn();
+    let compared = compare(&warm);
+    let (made, restored) = (warm.made.snapshot.as_ref().unwrap(), compared.snapshot.as_ref().unwrap());
+    assert_eq!(restored.made_by, warm.made.run_id, "restored, not made again");
+    // Each restore begins with the clock of when the snapshot was saved, and no time server is reached by the guest before it is set.
+    let (first, later) = (made.clock_step_seconds.unwrap(), restored.clock_step_seconds.unwrap());
+    assert!(first < later, "{first} s and, later, {later} s");
+    assert!(compared.phases.iter().all(|phase| phase.status == PhaseStatus::Passed), "{:?}", compared.phases);
+    let evidence = &compared.evidence;
+    let (join, rejoin) = (evidence.join.as_ref().unwrap(), evidence.rejoin.as_ref().unwrap());
+    assert!(join.boot_id != rejoin.boot_id && join.exe_sha256 == rejoin.exe_sha256);
+    assert!(evidence.workload_offline.is_some() && evidence.workload_rejoin.is_some());
+    // What the runs wrote went into snapshots of their own.
+    assert_saved(&warm.snapshot());
+}
+
+/// A warm run and a cold one say the same; and where the cold one is spoiled, not. The warm one's report.
+fn compare(warm: &Warm) -> Report {
+    let smoke = |arguments: &[&str]| {
+        warm.scratch.run(XTASK_VM, &[&SMOKE, &["--verify-cold", "--warm"][..], arguments].concat())
+    };
+    let output = smoke(&["--until", "join"]);
+    assert_code(&output, 0);
+    assert!(message(&output).contains("the warm run and the cold one agree"), "{}", message(&output));
+    let output = smoke(&["--sabotage", "cold-panics"]);
+    assert_code(&output, 1);
+    let differs = "the verdict: warm Verified, cold Failed";
+    assert!(message(&output).contains(differs), "{}", message(&output));
+    let report = |name| {
+        let path = warm.scratch.cache().join("compared").join(name).join("report.json");
+        serde_json::from_slice::<Report>(&std::fs::read(path).unwrap()).unwrap()
+    };
+    assert_eq!(report("cold").failure.unwrap().phase, Phase::Boot);
+    report("warm")
+}
+
+/// Up in seconds, entered, cut off, booted from its own disk, shut down, removed.
+#[test]
+fn an_instance_is_made_in_seconds_and_worked_in() {
+    let warm = turn();
+    let up = warm
+        .scratch
+        .run(XTASK_VM, &["vm", "up", "dev", "--arch", "aarch64", "--image", "debian-12", "--json"]);
+    assert_code(&up, 0);
+    let machine: serde_json::Value = serde_json::from_slice(&up.stdout).unwrap();
+    assert_eq!(machine["name"], "dev");
+    let users = xtask_core::runs::users_of(&Cache::at(&warm.scratch.cache()), &warm.snapshot());
+    assert_eq!(users, [machine["id"].as_str().unwrap()], "nobody deletes what it lies on");
+    let again = warm.vm(&["up", "dev", "--arch", "aarch64"]);
+    assert!(message(&again).contains("a machine of this name exists"), "{}", message(&again));
+
+    let asked = warm.vm(&["exec", "--", "sh", "-c", "uname -m; echo kept > here; sync here; exit 7"]);
+    assert_code(&asked, 7);
+    assert_eq!(String::from_utf8_lossy(&asked.stdout), "aarch64\n");
+    looked_at(&warm);
+    assert_code(&warm.vm(&["power-cut", "dev"]), 0);
+    let off = warm.vm(&["exec", "true"]);
+    assert_code(&off, 69);
+    assert!(message(&off).contains("vm start dev"), "{}", message(&off));
+
+    let started = warm.vm(&["start", "dev"]);
+    assert_code(&started, 0);
+    let asked = warm.vm(&["exec", "--", "cat", "here"]);
+    assert_eq!(String::from_utf8_lossy(&asked.stdout), "kept\n", "{}", message(&asked));
+    assert!(message(&warm.vm(&["console", "dev", "--no-follow"])).contains("Linux version"));
+    attached(&warm);
+    // Its guest shuts itself down with nobody there to see it; then it boots all the same.
+    let boot_id = || warm.vm(&["exec", "--", "cat", "/proc/sys/kernel/random/boot_id"]).stdout;
+    let before = boot_id();
+    warm.vm(&["exec", "--", "sudo", "systemctl", "poweroff"]);
+    wait_until("it shuts down", limits::SHUTDOWN, || {
+        message(&warm.vm(&["console", "dev", "--no-follow"])).contains("reboot: Power down")
+    });
+    assert_code(&warm.vm(&["start", "dev"]), 0);
+    let after = boot_id();
+    assert!(!before.is_empty() && !after.is_empty() && before != after, "it has booted");
+    assert_code(&warm.vm(&["exec", "--", "cat", "here"]), 0);
+    assert_code(&warm.vm(&["stop", "dev"]), 0);
+    let listed = warm.vm(&["list"]);
+    assert!(message(&listed).contains("off"), "{}", message(&listed));
+    assert_code(&warm.vm(&["gc"]), 0);
+    assert_code(&warm.vm(&["rm", "dev"]), 0);
+    assert_eq!(message(&warm.vm(&["list"])), "");
+}
+
+/// What is said of it and by it; and a dead run beside it, which is collected while it is not.
+fn looked_at(warm: &Warm) {
+    let json = |arguments: &[&str]| {
+        let output = warm.vm(arguments);
+        assert_code(&output, 0);
+        serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap()
+    };
+    let entered = warm.vm(&["ssh", "dev", "--", "echo", "$HOME and  it's"]);
+    assert_code(&entered, 0);
+    assert!(message(&entered).contains("$HOME and  it's"), "{}", message(&entered));
+    let journal = warm.vm(&["logs", "dev", "--", "--unit=ssh.service", "--output=json", "--lines=1"]);
+    assert_code(&journal, 0);
+    assert!(String::from_utf8_lossy(&journal.stdout).contains("\"_BOOT_ID\""), "{}", message(&journal));
+    let running = |name: &str| {
+        let listed = json(&["list", "--json"]);
+        let machines = listed["machines"].as_array().unwrap();
+        machines.len() == 1 && machines[0]["name"] == name && machines[0]["running"] == true
+    };
+    assert!(running("dev"));
+    let dead = warm.scratch.cache().join("runs/0101-000000-dead");
+    std::fs::create_dir_all(dead.join("w")).unwrap();
+    std::fs::write(dead.join("lock"), "").unwrap();
+    for (arguments, collected) in [(&["gc", "--dry-run", "--json"][..], false), (&["gc", "--json"], true)] {
+        let message = json(arguments);
+        assert_eq!(
+            (&message["collected"], &message["runs"][0]["run"]),
+            (&collected.into(), &"0101-000000-dead".into())
+        );
+        assert_eq!(dead.exists(), !collected);
+    }
+    assert!(running("dev"));
+}
+
+/// Who attaches to the console sees what was said, types, and is answered; only one at a time.
+fn attached(warm: &Warm) {
+    let path = warm.scratch.path().join("attached");
+    let mut child = warm
+        .scratch
+        .xtask_vm(&["vm", "console", "dev"])
+        .stdin(Stdio::piped())
+        .stdout(std::fs::File::create(&path).unwrap())
+        .spawn()
+        .unwrap();
+    let until = |wanted: &str| {
+        wait_until(&format!("{wanted:?} on the console"), Duration::from_secs(90), || {
+            String::from_utf8_lossy(&std::fs::read(&path).unwrap()).contains(wanted)
+        });
+    };
+    until("Linux version");
+    until(" login: ");
+    let second = warm.scratch.run(XTASK_VM, &["vm", "console", "dev"]);
+    assert_code(&second, 69);
+    assert!(message(&second).contains("another terminal is attached"), "{}", message(&second));
+    child.stdin.as_mut().unwrap().write_all(b"nobody-of-this-name\n").unwrap();
+    until("nobody-of-this-name");
+    until("Password: ");
+    signal(&child, Signal::INT);
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    let log = warm.vm(&["console", "dev", "--no-follow"]);
+    assert!(message(&log).contains("nobody-of-this-name"), "the log has what was said to somebody else");
+}
+
+#[test]
+fn a_disk_that_lies_on_another_snapshot_is_found() {
+    let warm = turn();
+    let (output, past) = warm.smoke(&["--sabotage", "stale-chain"]);
+    assert_code(&output, 69);
+    let failure = past.failure.unwrap();
+    let described = format!("{} {}", failure.error, failure.causes.join(" "));
+    assert!(described.contains("has the backing files") && described.contains(DISK), "{described}");
+}
+
+#[test]
+fn a_snapshot_stays_as_long_as_its_image_and_its_qemu_and_there_is_room() {
+    let warm = turn();
+    let directory = warm.snapshot();
+    let would_for = |criterion: [&str; 2]| {
+        let output = warm.scratch.run(XTASK_VM, &[&["image", "prune", "--dry-run"][..], &criterion].concat());
+        assert_code(&output, 0);
+        message(&output)
+    };
+    let name = directory.file_name().unwrap().to_str().unwrap();
+    assert!(!would_for(["--keep", "100G"]).contains(name));
+    assert!(would_for(["--keep", "1M"]).contains(&format!("would delete {name}")));
+    let would = || would_for(["--older-than", "999"]);
+    assert!(!would().contains("snapshot"), "{}", would());
+    let manifest = std::fs::read_to_string(directory.join(MANIFEST)).unwrap();
+    let made_of = SnapshotManifest::read(&directory).unwrap().ingredients;
+    for (digest, reason) in
+        [(&made_of.emulator, "of a QEMU that is no longer"), (&made_of.image, "of an image that no longer")]
+    {
+        let other = Algorithm::Sha256.of(b"another").to_string();
+        let _replaced = warm.replace(MANIFEST, manifest.replace(&digest.to_string(), &other).as_bytes());
+        assert!(would().contains(reason), "{reason}: {}", would());
+    }
+    assert!(directory.exists() && !would().contains("snapshot"));
+}
+
+/// A snapshot that is unchanged, and of which no machine comes: the agent is not blamed, and the next run has another.
+#[test]
+fn a_snapshot_of_which_no_machine_comes_is_not_used_again() {
+    let warm = turn();
+    let garbage = b"no memory of a machine";
+    let mut snapshot = SnapshotManifest::read(&warm.snapshot()).unwrap();
+    snapshot.files.get_mut(RAM).unwrap().digest = Algorithm::Sha256.of(garbage);
+    let _memory = warm.replace(RAM, garbage);
+    let _manifest = warm.replace(MANIFEST, serde_json::to_string(&snapshot).unwrap().as_bytes());
+    let (output, past) = warm.smoke(&["--until", "join"]);
+    assert_code(&output, 69);
+    let failure = past.failure.unwrap();
+    assert!(failure.error.contains("restore the machine from the snapshot"), "{failure:?}");
+    let listed = message(&warm.scratch.run(XTASK_VM, &["image", "list"]));
+    assert!(listed.contains("a snapshot that will not be used again"), "{listed}");
+}
+
+#[test]
+fn a_snapshot_that_was_changed_is_not_trusted() {
+    let warm = turn();
+    let directory = warm.snapshot();
+    let mut memory = std::fs::read(directory.join(RAM)).unwrap();
+    let metadata = directory.join(RAM).metadata().unwrap();
+    let middle = memory.len() / 2;
+    memory[middle] ^= 1;
+    let _memory = warm.replace(RAM, &memory);
+    // With the mode and the time of before: these show nothing.
+    let file = std::fs::File::options().write(true).open(directory.join(RAM)).unwrap();
+    file.set_modified(metadata.modified().unwrap()).unwrap();
+    file.set_permissions(metadata.permissions()).unwrap();
+    let (output, changed) = warm.smoke(&["--until", "join"]);
+    assert_code(&output, 69);
+    let failure = changed.failure.unwrap();
+    assert!(failure.error.contains("was changed in ram.save"), "{failure:?}");
+    // Another run may still read it: it is deleted by the next one that looks, and used by none.
+    assert_eq!(warm.snapshot(), directory);
+    assert!(std::fs::read_to_string(directory.join(BAD)).unwrap().contains("expected sha256:"));
+}
+
+/// A guest that says nothing for much longer than ever is called stuck, and is none the worse for it: where it goes on, so does the run.
+#[test]
+fn a_guest_that_is_silent_may_be_stuck_and_may_go_on() {
+    let warm = turn();
+    let mut child = warm
+        .scratch
+        .xtask_vm(&[&SMOKE[..], &["--warm", "--until", "join"]].concat())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
+    let mut until = |wanted: &str| {
+        let seen: Vec<_> = lines.by_ref().take_while(|line| !line.contains(wanted)).collect();
+        seen.join("\n")
+    };
+    until("provision  …");
+    let emulator = emulator(&warm);
+    kill_process(emulator, Signal::STOP).unwrap();
+    let stopped = Instant::now();
+    let before = until("provision may be stuck");
+    let silent = stopped.elapsed();
+    kill_process(emulator, Signal::CONT).unwrap();
+    let after = until("VERIFIED");
+    assert_eq!(child.wait().unwrap().code(), Some(0), "{before}\n{after}");
+    assert!(silent >= SILENCE, "after {silent:?}: {before}");
+}
+
+/// The QEMU of the one run that there is.
+fn emulator(warm: &Warm) -> Pid {
+    let named = processes_naming(&warm.scratch.cache().join("runs"));
+    let is_emulator = |pid: &Pid| {
+        let name =
+            std::fs::read_to_string(format!("/proc/{}/comm", pid.as_raw_nonzero())).unwrap_or_default();
+        name.starts_with("qemu-system")
+    };
+    let [emulator] = named.into_iter().filter(is_emulator).collect::<Vec<_>>().try_into().unwrap();
+    emulator
+}
