@@ -19,7 +19,7 @@ use xtask_core::runs::instance;
 use xtask_core::snapshot::{BAD, SnapshotManifest};
 use xtask_core::workspace::Workspace;
 
-use super::ci::AGENT_TESTS;
+use super::ci;
 
 mod kills;
 
@@ -45,11 +45,15 @@ pub(super) fn run(workspace: &Workspace, args: &SoakArgs) -> Result<()> {
         note(&mut tally, "kill", round, args.kills, tidy(kills::kill_and_go_on(args, round)));
     }
     if args.agent {
-        note(&mut tally, "agent", 1, 1, tests(workspace, AGENT_TESTS, ("IOT_AGENT_SOAK", "1")));
+        let agent_tests: Vec<_> = ci::AGENT_TESTS.split(' ').collect();
+        note(&mut tally, "agent", 1, 1, tests(workspace, &agent_tests, ("IOT_AGENT_SOAK", "1")));
     }
     if args.fuzz > 0 {
         let executions = args.fuzz.to_string();
         note(&mut tally, "fuzz", 1, 1, tests(workspace, FUZZ_TEST, ("INSPECT_FUZZ_EXECUTIONS", &executions)));
+    }
+    if args.all {
+        note(&mut tally, "all", 1, 1, ci::run_tables(workspace));
     }
     let mut failed = 0;
     for (kind, (passed, failures)) in &tally {

@@ -1,19 +1,26 @@
 //! Which cases of a table are tried. `cargo xtask ci` sets [`VARIABLE`] to a third that the commit draws, since like cases
 //! rarely fail alone; without it all are tried, as `cargo xtask soak --all` does.
 
+use std::io::Write as _;
+
 /// The number of the third: 0, 1 or 2.
 const VARIABLE: &str = "IOT_XTASK_THIRD";
 
-/// The cases that are tried, of the table `name`. The others are named on stdout.
+/// The cases that are tried, of the table `name`. The others are named on stderr.
 pub(crate) fn drawn<T>(name: &str, cases: Vec<T>, label: impl Fn(&T) -> String) -> Vec<T> {
     let third = std::env::var(VARIABLE).ok().map(|text| text.parse().unwrap());
     let (tried, skipped): (Vec<_>, Vec<_>) =
         cases.into_iter().enumerate().partition(|(index, _)| is_in(third, *index));
     if !skipped.is_empty() {
         let labels: Vec<_> = skipped.iter().map(|(_, case)| label(case)).collect();
-        println!("{name}: skipped by the draw: {}", labels.join(", "));
+        note(&format!("{name}: skipped by the draw: {}", labels.join(", ")));
     }
     tried.into_iter().map(|(_, case)| case).collect()
+}
+
+#[expect(clippy::explicit_write, reason = "not captured, unlike eprintln: a test that passes is heard too")]
+fn note(line: &str) {
+    writeln!(std::io::stderr(), "{line}").unwrap();
 }
 
 fn is_in(third: Option<usize>, index: usize) -> bool {

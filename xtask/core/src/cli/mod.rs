@@ -173,6 +173,10 @@ pub struct SoakArgs {
     #[arg(long)]
     pub agent: bool,
 
+    /// Run all cases of the tables of which `ci` tries a third: broken hosts, the rehearsal, images, planted faults
+    #[arg(long)]
+    pub all: bool,
+
     /// The number of inspections of mutated executables
     #[arg(long, default_value_t = 0, value_name = "N")]
     pub fuzz: u64,

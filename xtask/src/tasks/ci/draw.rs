@@ -1,0 +1,82 @@
+//! The draw: which cases of a table a run tries. Like cases rarely fail alone.
+
+use std::process::Command;
+
+use xtask_core::workspace::Workspace;
+
+/// Tables whose cases are tests: the beginnings of their names. Tables in one test read [`THIRD`] themselves.
+pub(super) const TABLES: [&str; 2] = ["images::", "it_can_fail::sabotage::"];
+
+/// Tells a test the third of its table, from 0 to 2. Without it all cases are tried.
+pub(super) const THIRD: &str = "IOT_XTASK_THIRD";
+
+/// The third that the commit draws; `None` without git.
+pub(super) fn of_commit(workspace: &Workspace) -> Option<usize> {
+    let mut git = Command::new("git");
+    let output = git.args(["rev-parse", "HEAD"]).current_dir(workspace.root()).output().ok()?;
+    let third = third(&String::from_utf8(output.stdout).ok()?)?;
+    eprintln!("== of each table, the commit draws {THIRD}={third}; cargo xtask soak --all tries all cases");
+    Some(third)
+}
+
+fn third(commit: &str) -> Option<usize> {
+    Some(usize::from_str_radix(commit.get(..7)?, 16).ok()? % 3)
+}
+
+/// The cases that are tried, and the others.
+pub(super) fn split<T: Clone>(third: Option<usize>, cases: &[T]) -> (Vec<T>, Vec<T>) {
+    let (tried, skipped): (Vec<_>, Vec<_>) = cases
+        .iter()
+        .cloned()
+        .enumerate()
+        .partition(|(index, _)| third.is_none_or(|third| index % 3 == third));
+    let cases = |chosen: Vec<(usize, T)>| chosen.into_iter().map(|(_, case)| case).collect();
+    (cases(tried), cases(skipped))
+}
+
+/// The names of tests that are tried, and the others. Only those of a table are drawn.
+pub(super) fn split_tests(third: Option<usize>, names: &[String]) -> (Vec<String>, Vec<String>) {
+    let of_table = |name: &&String| TABLES.iter().any(|table| name.starts_with(table));
+    let (drawn, always): (Vec<_>, Vec<_>) = names.iter().partition(of_table);
+    let (tried, skipped) = split(third, &drawn);
+    let owned = |names: Vec<&String>| names.into_iter().cloned().collect();
+    (owned([always, tried].concat()), owned(skipped))
+}
+
+pub(super) fn note_skipped<'a>(table: &str, names: impl Iterator<Item = &'a str>) {
+    let names: Vec<_> = names.collect();
+    if !names.is_empty() {
+        eprintln!("== {table}: skipped by the draw: {}", names.join(", "));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn the_three_thirds_are_everything_and_each_case_is_in_one() {
+        let names: Vec<_> = (0..10)
+            .flat_map(|n| {
+                [format!("it_can_fail::sabotage::t{n}"), format!("images::t{n}"), format!("warm::t{n}")]
+            })
+            .collect();
+        let thirds = [0, 1, 2].map(|third| split_tests(Some(third), &names));
+        for name in &names {
+            let tried = thirds.iter().filter(|(tried, _)| tried.contains(name)).count();
+            let skipped = thirds.iter().filter(|(_, skipped)| skipped.contains(name)).count();
+            assert_eq!((tried, skipped), if name.starts_with("warm") { (3, 0) } else { (1, 2) }, "{name}");
+        }
+        assert_eq!(split_tests(None, &names).1, Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_commit_draws_a_third() {
+        let drawn: BTreeSet<_> = ["0000000aa", "0000001ff", "00000020\n"].into_iter().map(third).collect();
+        assert_eq!(drawn, BTreeSet::from([Some(0), Some(1), Some(2)]));
+        assert_eq!(third("fatal: not a git repository"), None);
+        assert_eq!(third(""), None);
+    }
+}

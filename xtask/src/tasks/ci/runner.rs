@@ -1,0 +1,230 @@
+//! Runs steps of cargo, one by one or several at once, and counts them and the tests in them.
+
+use std::collections::BTreeSet;
+use std::io::{BufRead as _, BufReader};
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+
+use xtask_core::format::human_seconds;
+use xtask_core::workspace::Workspace;
+
+use super::draw::{TABLES, THIRD, note_skipped, split_tests};
+use super::{IT, Step};
+
+/// `xtask`'s dependencies may not be more than this; each one costs a bare machine time.
+const MOST_CRATES: usize = 66;
+
+/// Passed and failed, of steps and of tests.
+#[derive(Debug, Default)]
+pub(super) struct Count {
+    pub(super) passed: u64,
+    pub(super) failed: u64,
+    pub(super) failures: Vec<String>,
+}
+
+/// Runs steps and counts.
+pub(super) struct Runner<'a> {
+    workspace: &'a Workspace,
+    pub(super) third: Option<usize>,
+    pub(super) count: Count,
+}
+
+impl<'a> Runner<'a> {
+    pub(super) fn new(workspace: &'a Workspace, third: Option<usize>) -> Self {
+        Self { workspace, third, count: Count::default() }
+    }
+
+    pub(super) fn one_by_one(&mut self, steps: &[Step<'_>]) {
+        steps.iter().for_each(|step| self.at_once(&[*step]));
+    }
+
+    /// Several at once, each line with its step's name before it: an emulated machine leaves much of two processors idle while it
+    /// waits.
+    pub(super) fn at_once(&mut self, steps: &[Step<'_>]) {
+        let alone = steps.len() == 1;
+        let this = &*self;
+        let ends: Vec<_> = std::thread::scope(|scope| {
+            let start = |(name, arguments)| {
+                let label = if alone { String::new() } else { format!("[{name}] ") };
+                let arguments = expand(arguments);
+                scope.spawn(move || {
+                    let started = Instant::now();
+                    let mut tests = Count::default();
+                    let result = this
+                        .chosen(name, &arguments)
+                        .and_then(|arguments| this.run_cargo(name, &arguments, &label, &mut tests));
+                    (tests, result, started.elapsed())
+                })
+            };
+            let started: Vec<_> = steps.iter().copied().map(start).collect();
+            started.into_iter().map(|thread| thread.join().expect("a step does not panic")).collect()
+        });
+        for ((name, _), (tests, result, elapsed)) in steps.iter().zip(ends) {
+            self.count.passed += tests.passed;
+            self.count.failed += tests.failed;
+            self.close(name, &human_seconds(elapsed.as_secs_f64()), result);
+        }
+    }
+
+    fn close(&mut self, name: &str, seconds: &str, result: Result<()>) {
+        match result {
+            Ok(()) => {
+                self.count.passed += 1;
+                eprintln!("== {name}: passed in {seconds}");
+            }
+            Err(error) => {
+                self.count.failed += 1;
+                eprintln!("== {name}: FAILED in {seconds}: {error:#}");
+                self.count.failures.push(format!("{name}: {error:#}"));
+            }
+        }
+    }
+
+    /// `xtask` stays light: few crates, and nothing that links libvirt.
+    pub(super) fn guard(&mut self) {
+        let name = "dependencies of xtask";
+        let tree = self
+            .cargo("tree --package xtask --edges normal --prefix none")
+            .output()
+            .context("run cargo tree");
+        let checked = tree.and_then(|output| check_tree(&String::from_utf8_lossy(&output.stdout)));
+        if let Ok(crates) = &checked {
+            eprintln!("== {name}: {crates} crates (limit {MOST_CRATES}), no virt-sys");
+        }
+        self.close(name, "no time", checked.map(drop));
+    }
+
+    fn cargo(&self, arguments: &str) -> Command {
+        let mut command = self.workspace.cargo();
+        command.args(arguments.split(' ')).env_remove(THIRD).stdin(Stdio::null());
+        command.envs(self.third.map(|third| (THIRD, third.to_string())));
+        command
+    }
+
+    /// The arguments of a step, with the names of the drawn tests in the place of its filter where those are a table's.
+    fn chosen(&self, name: &str, arguments: &str) -> Result<String> {
+        let filtered =
+            arguments.strip_prefix(IT).map(|rest| rest.trim_start().split(' ').next().unwrap_or_default());
+        let has_table = |filter: &&str| TABLES.iter().any(|table| table.starts_with(filter));
+        let (Some(filter), Some(_)) = (filtered.filter(has_table), self.third) else {
+            return Ok(arguments.to_owned());
+        };
+        let list = format!("{IT} {filter} --list --format terse");
+        let output = self
+            .cargo(&list)
+            .stderr(Stdio::inherit())
+            .output()
+            .with_context(|| format!("run cargo {list}"))?;
+        ensure!(output.status.success(), "cargo {list}: {}", output.status);
+        let listed = String::from_utf8_lossy(&output.stdout);
+        let names: Vec<_> =
+            listed.lines().filter_map(|line| line.strip_suffix(": test")).map(str::to_owned).collect();
+        let (tried, skipped) = split_tests(self.third, &names);
+        note_skipped(name, skipped.iter().map(String::as_str));
+        Ok(arguments.replace(filter, &format!("--exact {}", tried.join(" "))))
+    }
+
+    /// Runs a step. Its output is passed on, and the tests in it are counted.
+    fn run_cargo(&self, name: &str, arguments: &str, label: &str, tests: &mut Count) -> Result<()> {
+        let arguments = match arguments.strip_prefix("test ") {
+            // One binary that fails hides no other.
+            Some(rest) => format!("test --no-fail-fast {rest}"),
+            None => arguments.to_owned(),
+        };
+        let line = format!("cargo {arguments}");
+        eprintln!("== {name}: {line}");
+        let stderr = if label.is_empty() { Stdio::inherit() } else { Stdio::piped() };
+        let mut child = self
+            .cargo(&arguments)
+            .stdout(Stdio::piped())
+            .stderr(stderr)
+            .spawn()
+            .with_context(|| format!("run {line}"))?;
+        let stdout = child.stdout.take().context("the child's output was asked for")?;
+        let stderr = child.stderr.take();
+        std::thread::scope(|scope| {
+            let passing = stderr.map(|stderr| scope.spawn(move || pass_on(stderr, label, |_| {})));
+            pass_on(stdout, label, |text| {
+                if let Some((passed, failed)) = test_result(text) {
+                    tests.passed += passed;
+                    tests.failed += failed;
+                }
+            })?;
+            passing.map_or(Ok(()), |thread| thread.join().expect("reading lines does not panic"))
+        })
+        .with_context(|| format!("read what {line} prints"))?;
+        let status = child.wait().with_context(|| format!("wait for {line}"))?;
+        ensure!(status.success(), "{status}");
+        check_ran(&arguments, tests)
+    }
+}
+
+fn expand(arguments: &str) -> String {
+    arguments.strip_prefix("IT ").map_or_else(|| arguments.to_owned(), |rest| format!("{IT} {rest}"))
+}
+
+/// A filter that matches no test is no proof.
+fn check_ran(arguments: &str, tests: &Count) -> Result<()> {
+    ensure!(!arguments.starts_with("test ") || tests.passed > 0, "no test was run");
+    Ok(())
+}
+
+/// Prints each line behind `label`, once `look` has seen it.
+fn pass_on(from: impl std::io::Read, label: &str, mut look: impl FnMut(&str)) -> Result<()> {
+    for text in BufReader::new(from).lines() {
+        let text = text.context("read a line")?;
+        look(&text);
+        eprintln!("{label}{text}");
+    }
+    Ok(())
+}
+
+/// How many crates `cargo tree --prefix none` names.
+fn check_tree(tree: &str) -> Result<usize> {
+    let crates: BTreeSet<&str> =
+        tree.lines().map(|line| line.trim_end_matches(" (*)")).filter(|line| !line.is_empty()).collect();
+    ensure!(!crates.is_empty(), "cargo tree names no crate");
+    let linked = crates.iter().find(|name| name.starts_with("virt-sys"));
+    ensure!(linked.is_none(), "xtask links {linked:?}: it must build without libvirt");
+    let count = crates.len();
+    ensure!(count <= MOST_CRATES, "{count} crates, the limit is {MOST_CRATES}");
+    Ok(count)
+}
+
+/// `test result: ok. 5 passed; 0 failed; …`
+fn test_result(line: &str) -> Option<(u64, u64)> {
+    let (_, counts) = line.strip_prefix("test result: ")?.split_once(". ")?;
+    let mut numbers = counts.split("; ").map(|part| part.split(' ').next()?.parse().ok());
+    Some((numbers.next()??, numbers.next()??))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_are_counted_as_the_test_runner_prints_them() {
+        let line = "test result: FAILED. 5 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.1s";
+        assert_eq!(test_result(line), Some((5, 2)));
+        assert_eq!(test_result("test agent::tests::works ... ok"), None);
+    }
+
+    #[test]
+    fn the_guard_can_fail() {
+        assert_eq!(check_tree("xtask v0.1.0\nanyhow v1.0\nanyhow v1.0 (*)\n").unwrap(), 2);
+        assert!(check_tree("xtask v0.1.0\nvirt-sys v0.3.2\n").unwrap_err().to_string().contains("virt-sys"));
+        let many: String = (0..=MOST_CRATES).map(|i| format!("crate{i} v1.0\n")).collect();
+        assert!(check_tree(&many).unwrap_err().to_string().contains("67 crates"));
+        assert!(check_tree("").is_err());
+    }
+
+    #[test]
+    fn a_step_in_which_no_test_was_run_fails() {
+        let none = Count::default();
+        assert!(check_ran("test --workspace", &none).unwrap_err().to_string().contains("no test was run"));
+        assert!(check_ran("test --workspace", &Count { passed: 1, ..Count::default() }).is_ok());
+        assert!(check_ran("fmt --all --check", &none).is_ok());
+    }
+}
