@@ -97,44 +97,25 @@ impl Cache {
     }
 }
 
-/// Why a cache cannot be where it was to be.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Why the cache cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Unusable {
-    /// No variable says where.
+    #[error("find the cache: set {CACHE_VARIABLE}, XDG_CACHE_HOME or HOME to a directory")]
     Nowhere,
-    /// Not an absolute path.
+    #[error("use the cache {}: the path must be absolute", .0.display())]
     Relative(PathBuf),
-    /// Characters that libvirt, QEMU or ssh take for something else.
+    #[error(
+        "use the cache {}: libvirt's, QEMU's and ssh's own syntaxes allow letters, digits and /._-+@~ in it; \
+         set {CACHE_VARIABLE} to such a directory", .0.display()
+    )]
     Characters(PathBuf),
-    /// Too long for the sockets below it, whose paths would have so many bytes.
+    /// The number is the bytes in a socket's path below it.
+    #[error(
+        "use the cache {}: sockets below it would have paths of {} bytes, and {} is the system's limit; \
+         set {CACHE_VARIABLE} to a shorter directory", .0.display(), .1, SOCKET_PATH_BYTES - 1
+    )]
     TooLong(PathBuf, usize),
 }
-
-impl std::fmt::Display for Unusable {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Nowhere => {
-                write!(f, "find the cache: set {CACHE_VARIABLE}, XDG_CACHE_HOME or HOME to a directory")
-            }
-            Self::Relative(root) => write!(f, "use the cache {}: the path must be absolute", root.display()),
-            Self::Characters(root) => write!(
-                f,
-                "use the cache {}: libvirt's, QEMU's and ssh's own syntaxes allow letters, digits and /._-+@~ in it; set \
-                 {CACHE_VARIABLE} to such a directory",
-                root.display()
-            ),
-            Self::TooLong(root, bytes) => write!(
-                f,
-                "use the cache {}: sockets below it would have paths of {bytes} bytes, and {} is the system's limit; set \
-                 {CACHE_VARIABLE} to a shorter directory",
-                root.display(),
-                SOCKET_PATH_BYTES - 1
-            ),
-        }
-    }
-}
-
-impl std::error::Error for Unusable {}
 
 #[cfg(test)]
 mod tests {

@@ -84,34 +84,38 @@ pub struct Failure {
 }
 
 impl Failure {
+    fn new(kind: Kind, message: impl Into<String>, hint: Option<String>) -> Self {
+        Self { kind, message: message.into(), hint }
+    }
+
     /// A flag or argument that cannot be.
     pub fn usage(message: impl Into<String>) -> Self {
-        Self { kind: Kind::Usage, message: message.into(), hint: None }
+        Self::new(Kind::Usage, message, None)
     }
 
     /// The host is not ready; `hint` says what to run.
     pub fn host(message: impl Into<String>, hint: impl Into<String>) -> Self {
-        Self { kind: Kind::Host, message: message.into(), hint: Some(hint.into()) }
+        Self::new(Kind::Host, message, Some(hint.into()))
     }
 
     /// A host on the network cannot be reached: no name, no connection, no TLS, a proxy that refuses.
     pub fn unreachable(message: impl Into<String>, hint: impl Into<String>) -> Self {
-        Self { kind: Kind::Unreachable, message: message.into(), hint: Some(hint.into()) }
+        Self::new(Kind::Unreachable, message, Some(hint.into()))
     }
 
     /// The agent or the guest failed; `hint` says what to do.
     pub fn guest(message: impl Into<String>, hint: impl Into<String>) -> Self {
-        Self { kind: Kind::Guest, message: message.into(), hint: Some(hint.into()) }
+        Self::new(Kind::Guest, message, Some(hint.into()))
     }
 
     /// Ctrl-C or SIGTERM.
     pub fn interrupted() -> Self {
-        Self { kind: Kind::Interrupted, message: "interrupted".to_owned(), hint: None }
+        Self::new(Kind::Interrupted, "interrupted", None)
     }
 
     /// The run has said everything itself.
     pub fn reported(code: u8) -> Self {
-        Self { kind: Kind::Reported(code), message: format!("exit code {code}"), hint: None }
+        Self::new(Kind::Reported(code), format!("exit code {code}"), None)
     }
 
     /// What to do about it, where that is known.

@@ -8,6 +8,8 @@ use anyhow::{Context, Result};
 use cargo_metadata::MetadataCommand;
 use sha2::{Digest as _, Sha256};
 
+use crate::bail_host;
+use crate::digest::hex;
 use crate::error::Failure;
 
 /// The package of `cargo xtask`.
@@ -74,14 +76,12 @@ impl Workspace {
         if is_copy || same_directory(compiled_in, &own) {
             return Ok(());
         }
-        Err(Failure::host(format!(
-                "{} was compiled in {} and may be its program: both checkouts use the target directory {}",
-                program.display(),
-                compiled_in.display(),
-                self.target.display()
-            ), "give each checkout a target directory of its own: unset CARGO_TARGET_DIR, and build.target-dir in \
-                   cargo's configuration, or set CARGO_TARGET_DIR=target")
-        .into())
+        bail_host!(
+            "{} was compiled in {} and may be its program: both checkouts use the target directory {}",
+            program.display(), compiled_in.display(), self.target.display();
+            "give each checkout a target directory of its own: unset CARGO_TARGET_DIR, and build.target-dir in \
+             cargo's configuration, or set CARGO_TARGET_DIR=target"
+        )
     }
 
     /// Where cargo puts what this program has it build. A target directory outside the workspace may be another
@@ -92,8 +92,7 @@ impl Workspace {
             return self.target.clone();
         }
         let digest = Sha256::digest(self.root.as_os_str().as_encoded_bytes());
-        let name: String = digest[..8].iter().map(|byte| format!("{byte:02x}")).collect();
-        let name = format!("xtask-{name}");
+        let name = format!("xtask-{}", hex(&digest[..8]));
         if self.target.ends_with(&name) { self.target.clone() } else { self.target.join(name) }
     }
 

@@ -14,6 +14,7 @@ use anyhow::{Context, Result};
 use clap::ValueEnum as _;
 
 use xtask_core::arch::VmArchitecture;
+use xtask_core::bail_host;
 use xtask_core::cli::{
     Cli, Command, FixArgs, HeavyCommand, HeavyVmCommand, LightCommand, MachineArgs, Shell, SmokeArgs,
     Verbosity, VmCommand,
@@ -142,11 +143,10 @@ fn build_xtask_vm(workspace: &Workspace, verbosity: Verbosity) -> Result<()> {
     }
     let status = xtask_vm(workspace, "build").status().context("run cargo for xtask-vm")?;
     if !status.success() {
-        return Err(Failure::host(
-            format!("build xtask-vm: cargo {status}; see its messages above"),
-            "run cargo xtask preflight --fix; errors in this workspace's own code are shown above too",
-        )
-        .into());
+        bail_host!(
+            "build xtask-vm: cargo {status}; see its messages above";
+            "run cargo xtask preflight --fix; errors in this workspace's own code are shown above too"
+        );
     }
     Ok(())
 }

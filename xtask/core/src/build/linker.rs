@@ -142,25 +142,17 @@ fn glibc_version(library: &[u8]) -> Option<String> {
     Some(version.trim_end_matches('.').to_owned()).filter(|version| version.contains('.'))
 }
 
-/// Why a linker does not do.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Why a linker cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
 pub enum Unfit {
     /// It does not run.
     Missing(String),
-    /// It makes executables for another machine.
+    /// It links executables for another machine.
     Foreign(String),
-    /// Who chooses it cannot be read.
+    /// The configuration that chooses it cannot be read.
     Configuration(String),
 }
-
-impl std::fmt::Display for Unfit {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let (Self::Missing(why) | Self::Foreign(why) | Self::Configuration(why)) = self;
-        f.write_str(why)
-    }
-}
-
-impl std::error::Error for Unfit {}
 
 /// `CARGO_TARGET_<TRIPLE>_LINKER`.
 fn variable_name(triple: &str) -> String {

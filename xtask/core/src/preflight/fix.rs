@@ -8,6 +8,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::findings::{Finding, Remedy};
 use super::{Preflight, PreflightRequest};
+use crate::bail_host;
 use crate::cli::FixArgs;
 use crate::error::Failure;
 use crate::host::facts::Facts;
@@ -126,14 +127,10 @@ fn root_was_not_needed(preflight: &Preflight) -> Result<()> {
         return Ok(());
     }
     let missing: Vec<_> = preflight.blocking().map(|finding| finding.sentence.as_str()).collect();
-    Err(Failure::host(
-        format!(
-            "making this machine ready needs root, but neither sudo nor doas is installed: {}",
-            missing.join("; ")
-        ),
-        format!("run as root: {}; then, as yourself: cargo xtask preflight --fix", commands.join(" && ")),
+    bail_host!(
+        "making this machine ready needs root, but neither sudo nor doas is installed: {}", missing.join("; ");
+        "run as root: {}; then, as yourself: cargo xtask preflight --fix", commands.join(" && ")
     )
-    .into())
 }
 
 fn steps<'a>(facts: &Facts, findings: impl Iterator<Item = &'a Finding>) -> Steps {

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{KEPT, RunDir};
 use crate::arch::VmArchitecture;
+use crate::bail_host;
 use crate::cache::Cache;
 use crate::error::Failure;
 use crate::fs::{directories, lock, remove_tree, try_lock, write_atomically};
@@ -73,11 +74,7 @@ impl Instance {
         let name = &self.machine.name;
         match self.machine.ssh_port.filter(|_| self.is_running()) {
             Some(port) => Ok(ssh_arguments(&self.work(), &self.machine.login_user, port)),
-            None => Err(Failure::host(
-                format!("enter {name}: the machine is off"),
-                format!("cargo xtask vm start {name}"),
-            )
-            .into()),
+            None => bail_host!("enter {name}: the machine is off"; "cargo xtask vm start {name}"),
         }
     }
 
@@ -86,16 +83,14 @@ impl Instance {
     /// # Errors
     /// A failure of the host where another command has it.
     pub fn lock(&self) -> Result<File> {
-        try_lock(&self.directory.join("lock"))?.ok_or_else(|| {
-            Failure::host(
-                format!(
-                    "{}: another command is using it, or the run that made it has not ended",
-                    self.machine.name
-                ),
-                "wait until it ends",
-            )
-            .into()
-        })
+        let name = &self.machine.name;
+        match try_lock(&self.directory.join("lock"))? {
+            Some(lock) => Ok(lock),
+            None => bail_host!(
+                "{name}: another command is using it, or the run that made it has not ended";
+                "wait until it ends"
+            ),
+        }
     }
 
     /// Writes down what changed.
