@@ -1,12 +1,11 @@
 //! A digest as people write it: `sha256:…` or `sha512:…`.
 
 use std::fmt;
-use std::fs::File;
 use std::io::Read as _;
 use std::path::Path;
 use std::str::FromStr;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256, Sha512};
 
@@ -51,14 +50,14 @@ impl Algorithm {
     /// # Errors
     /// Names the file, or is what `read` said.
     pub fn of_file(self, path: &Path, mut read: impl FnMut(u64, u64) -> Result<()>) -> Result<Digest> {
-        let mut file = File::open(path).with_context(|| format!("open {}", path.display()))?;
-        let total = file.metadata().with_context(|| format!("look at {}", path.display()))?.len();
+        let mut file = fs_err::File::open(path)?;
+        let total = file.metadata()?.len();
         let mut hash = self.hasher();
         let mut buffer = vec![0; 1 << 20];
         let mut so_far: u64 = 0;
         loop {
             read(so_far, total)?;
-            let count = file.read(&mut buffer).with_context(|| format!("read {}", path.display()))?;
+            let count = file.read(&mut buffer)?;
             if count == 0 {
                 return Ok(hash.finish());
             }

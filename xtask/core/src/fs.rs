@@ -1,9 +1,11 @@
 //! Files and directories: locks, private and atomic writing, deleting; and which directories are this workflow's own.
 
 use std::fs::{File, TryLockError};
+use std::io::{self, ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use fs_err::os::unix::fs::OpenOptionsExt as _;
 
 /// Waits for a lock that lives in a file and ends with its process, however it ends (flock(2)).
 ///
@@ -11,8 +13,8 @@ use anyhow::{Context, Result};
 /// Names the file.
 pub fn lock(path: &Path) -> Result<File> {
     let file = open_lock(path)?;
-    file.lock().with_context(|| format!("lock {}", path.display()))?;
-    Ok(file)
+    file.lock()?;
+    Ok(file.into_file())
 }
 
 /// The lock, or `None` where another process holds it.
@@ -22,15 +24,14 @@ pub fn lock(path: &Path) -> Result<File> {
 pub fn try_lock(path: &Path) -> Result<Option<File>> {
     let file = open_lock(path)?;
     match file.try_lock() {
-        Ok(()) => Ok(Some(file)),
+        Ok(()) => Ok(Some(file.into_file())),
         Err(TryLockError::WouldBlock) => Ok(None),
         Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("lock {}", path.display())),
     }
 }
 
-fn open_lock(path: &Path) -> Result<File> {
-    let file = File::options().create(true).truncate(false).write(true).open(path);
-    file.with_context(|| format!("open the lock {}", path.display()))
+fn open_lock(path: &Path) -> io::Result<fs_err::File> {
+    fs_err::OpenOptions::new().create(true).truncate(false).write(true).open(path)
 }
 
 /// Makes `path` and its parents; the last one for this user alone.
@@ -76,9 +77,8 @@ pub fn is_own(directory: &Path) -> bool {
 
 /// Deletes a directory of this workflow's in which nothing is but the marker. Any other stays as it is.
 pub fn remove_if_empty(directory: &Path) {
-    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
-    let names: Vec<_> = entries.map(|entry| entry.file_name()).collect();
-    if matches!(&names[..], [name] if name == MARKER) {
+    let entries: Vec<_> = entries(directory).collect();
+    if matches!(&entries[..], [only] if only.ends_with(MARKER)) {
         // What cannot be deleted now is deleted by `image prune`.
         drop(std::fs::remove_dir_all(directory));
     }
@@ -89,14 +89,9 @@ pub fn remove_if_empty(directory: &Path) {
 /// # Errors
 /// Names the file.
 pub fn write_private(path: &Path, content: impl AsRef<[u8]>) -> Result<()> {
-    use std::io::Write as _;
-    use std::os::unix::fs::OpenOptionsExt as _;
-    let mut options = std::fs::OpenOptions::new();
+    let mut options = fs_err::OpenOptions::new();
     options.write(true).create(true).truncate(true).mode(0o600);
-    options
-        .open(path)
-        .and_then(|mut file| file.write_all(content.as_ref()))
-        .with_context(|| format!("write {}", path.display()))
+    Ok(options.open(path)?.write_all(content.as_ref())?)
 }
 
 /// Writes a private file beside `path` and renames it: whoever reads `path` sees the old content or the new one. Nothing
@@ -107,15 +102,29 @@ pub fn write_private(path: &Path, content: impl AsRef<[u8]>) -> Result<()> {
 pub fn write_atomically(path: &Path, content: impl AsRef<[u8]>) -> Result<()> {
     let mut beside = path.as_os_str().to_owned();
     beside.push(".new");
-    let beside = Path::new(&beside);
-    write_private(beside, content)?;
-    std::fs::rename(beside, path).with_context(|| format!("rename {}", beside.display()))
+    write_private(Path::new(&beside), content)?;
+    Ok(fs_err::rename(beside, path)?)
+}
+
+/// The content of a file; `None` where it does not exist.
+///
+/// # Errors
+/// Names the file.
+pub fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>> {
+    match fs_err::read(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        read => Ok(Some(read?)),
+    }
+}
+
+/// The paths in `parent`; none where that does not exist.
+pub fn entries(parent: &Path) -> impl Iterator<Item = PathBuf> {
+    parent.read_dir().into_iter().flatten().flatten().map(|entry| entry.path())
 }
 
 /// The directories in `parent`; none where that does not exist.
 pub fn directories(parent: &Path) -> Vec<PathBuf> {
-    let entries = std::fs::read_dir(parent).into_iter().flatten().flatten();
-    entries.map(|entry| entry.path()).filter(|path| path.is_dir()).collect()
+    entries(parent).filter(|path| path.is_dir()).collect()
 }
 
 /// Deletes a file; one that is not there is gone already.
@@ -123,12 +132,7 @@ pub fn directories(parent: &Path) -> Vec<PathBuf> {
 /// # Errors
 /// Names the file.
 pub fn remove_file(path: &Path) -> Result<()> {
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("delete {}", path.display()))
-        }
-        _ => Ok(()),
-    }
+    unless_gone(fs_err::remove_file(path))
 }
 
 /// Deletes a directory and all that is in it; one that is not there is gone already.
@@ -136,9 +140,12 @@ pub fn remove_file(path: &Path) -> Result<()> {
 /// # Errors
 /// Names the directory.
 pub fn remove_tree(path: &Path) -> Result<()> {
-    match std::fs::remove_dir_all(path) {
-        Ok(()) => Ok(()),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(error).with_context(|| format!("delete {}", path.display())),
+    unless_gone(fs_err::remove_dir_all(path))
+}
+
+fn unless_gone(removed: io::Result<()>) -> Result<()> {
+    match removed {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        removed => Ok(removed?),
     }
 }

@@ -18,6 +18,7 @@ use rustix::process::{
     Flock, FlockType, Pid, PidfdFlags, Signal, fcntl_getlk, getpid, pidfd_open, pidfd_send_signal,
 };
 
+use crate::fs::entries;
 use crate::limits;
 
 /// The record's name in a directory.
@@ -69,12 +70,10 @@ impl Stat {
 impl Record {
     /// Opens the record of `directory`, and makes it where there is none.
     fn open(directory: &Path) -> Result<Self> {
-        use std::os::unix::fs::OpenOptionsExt as _;
-        let path = directory.join(RECORD);
-        let mut options = File::options();
-        options.create(true).append(true).mode(0o600);
-        let file = options.open(&path).with_context(|| format!("open {}", path.display()))?;
-        Ok(Self { file, boot: boot_id()? })
+        use fs_err::os::unix::fs::OpenOptionsExt as _;
+        let mut options = fs_err::OpenOptions::new();
+        let file = options.create(true).append(true).mode(0o600).open(directory.join(RECORD))?;
+        Ok(Self { file: file.into_file(), boot: boot_id()? })
     }
 
     /// Adds the calling process. Between fork and exec only async-signal-safe calls are allowed (signal-safety(7)): this
@@ -113,9 +112,7 @@ pub fn record_child(command: &mut Command, directory: &Path) -> Result<()> {
 }
 
 fn boot_id() -> Result<String> {
-    const PATH: &str = "/proc/sys/kernel/random/boot_id";
-    let id = std::fs::read_to_string(PATH).with_context(|| format!("read {PATH}"))?;
-    Ok(id.trim().to_owned())
+    Ok(fs_err::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
 }
 
 /// The processes of `directory` that are there: those in its record, the rest of the process groups that they lead, and
@@ -158,9 +155,8 @@ pub fn emulator(directory: &Path) -> Option<Process> {
 }
 
 fn every_process() -> impl Iterator<Item = Process> {
-    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-    entries.filter_map(|entry| {
-        let pid = Pid::from_raw(entry.file_name().to_str()?.parse().ok()?)?;
+    entries(Path::new("/proc")).filter_map(|path| {
+        let pid = Pid::from_raw(path.file_name()?.to_str()?.parse().ok()?)?;
         Some(Process { pid, start: Stat::of(pid)?.start })
     })
 }

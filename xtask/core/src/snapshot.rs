@@ -131,7 +131,7 @@ impl SnapshotManifest {
     /// Where there is no manifest that can be read. Whether the files are what was saved is for whoever hashes them.
     pub fn read(directory: &Path) -> Result<Self> {
         let path = directory.join(MANIFEST);
-        let text = std::fs::read(&path).with_context(|| format!("read {}", path.display()))?;
+        let text = fs_err::read(&path)?;
         serde_json::from_slice(&text).with_context(|| format!("parse {}", path.display()))
     }
 

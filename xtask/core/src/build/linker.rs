@@ -11,6 +11,7 @@ use anyhow::{Context, Result};
 use xshell::{Shell, cmd};
 
 use crate::arch::MachineProfile;
+use crate::fs::read_if_there;
 
 /// rustc's linker for every linux-gnu target that nobody configures.
 const DEFAULT: &str = "cc";
@@ -50,21 +51,13 @@ impl Linker {
         for directory in upwards.chain(cargo_home.map(Path::to_owned)) {
             for file in ["config", "config.toml"] {
                 let path = directory.join(file);
-                match std::fs::read_to_string(&path) {
-                    Ok(text) => {
-                        if let Some(program) = configured(&text, triple)
-                            .with_context(|| format!("read the linker from {}", path.display()))?
-                        {
-                            return Ok(Self {
-                                program: relative_to_config(&program, &directory),
-                                origin: path.display().to_string(),
-                            });
-                        }
-                        break;
-                    }
-                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-                    Err(error) => return Err(error).with_context(|| format!("read {}", path.display())),
+                let Some(text) = read_if_there(&path)? else { continue };
+                let origin = path.display().to_string();
+                let configured = configured(&text, triple);
+                if let Some(program) = configured.with_context(|| format!("read the linker from {origin}"))? {
+                    return Ok(Self { program: relative_to_config(&program, &directory), origin });
                 }
+                break;
             }
         }
         Ok(Self { program: DEFAULT.into(), origin: "rustc's default".to_owned() })
@@ -160,8 +153,8 @@ fn variable_name(triple: &str) -> String {
 }
 
 /// `target.<triple>.linker` of one configuration file.
-fn configured(text: &str, triple: &str) -> Result<Option<String>> {
-    let table: toml::Table = text.parse()?;
+fn configured(text: &[u8], triple: &str) -> Result<Option<String>> {
+    let table: toml::Table = toml::from_slice(text)?;
     let linker = table.get("target").and_then(|target| target.get(triple)).and_then(|t| t.get("linker"));
     linker
         .map(|value| {

@@ -37,7 +37,7 @@ impl Agent {
     /// # Errors
     /// Where it cannot be read.
     pub fn read(path: &Path, arch: VmArchitecture) -> Result<Self> {
-        let bytes = std::fs::read(path).with_context(|| format!("read the agent {}", path.display()))?;
+        let bytes = fs_err::read(path)?;
         let sha256 = hex(&Sha256::digest(&bytes));
         Ok(Self { path: path.to_owned(), content: bytes, sha256, arch })
     }

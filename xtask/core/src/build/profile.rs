@@ -13,7 +13,7 @@ const BUILT_IN: [&str; 2] = ["dev", "release"];
 /// Names the profiles that there are.
 pub fn check(workspace: &Path, profile: &str) -> Result<()> {
     let path = workspace.join("Cargo.toml");
-    let text = std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+    let text = fs_err::read_to_string(&path)?;
     let manifest: toml::Table = text.parse().with_context(|| format!("parse {}", path.display()))?;
     known(&manifest, profile)
 }

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use crate::arch::{MachineProfile, VmArchitecture};
+use crate::fs::entries;
 
 /// The directories of QEMU's descriptors; a file masks one of the same name in an earlier directory.
 const DESCRIPTOR_DIRECTORIES: &[&str] = &["usr/share/qemu/firmware", "etc/qemu/firmware"];
@@ -105,8 +106,7 @@ pub fn discover(arch: VmArchitecture, root: &Path) -> Result<AarchFirmware, Vec<
 fn descriptors(root: &Path) -> Vec<(PathBuf, String)> {
     let mut by_name = BTreeMap::new();
     for directory in DESCRIPTOR_DIRECTORIES {
-        let entries = std::fs::read_dir(root.join(directory)).into_iter().flatten().flatten();
-        for path in entries.map(|entry| entry.path()) {
+        for path in entries(&root.join(directory)) {
             if path.extension().is_some_and(|ending| ending == "json")
                 && let (Some(name), Ok(text)) = (path.file_name(), std::fs::read_to_string(&path))
             {

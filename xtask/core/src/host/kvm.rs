@@ -8,11 +8,11 @@ use std::fs::OpenOptions;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
 use crate::arch::VmArchitecture;
 use crate::cache::Cache;
-use crate::fs::{make_private_dir, write_private};
+use crate::fs::{entries, make_private_dir, remove_file, write_private};
 
 /// What speaks for or against KVM. Each reason is in words, for the report.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -111,9 +111,9 @@ fn processor(arch: VmArchitecture) -> Processor {
     let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let flags = text.lines().find(|line| line.starts_with("flags")).unwrap_or_default();
     let has = |wanted: &str| flags.split_whitespace().any(|flag| flag == wanted);
-    let entries = std::fs::read_dir("/sys/module").into_iter().flatten().flatten();
-    let mut modules: Vec<_> = entries.filter_map(|entry| entry.file_name().into_string().ok()).collect();
-    modules.retain(|name| name.starts_with("kvm_"));
+    let names =
+        entries(Path::new("/sys/module")).filter_map(|path| Some(path.file_name()?.to_str()?.to_owned()));
+    let mut modules: Vec<_> = names.filter(|name| name.starts_with("kvm_")).collect();
     modules.sort();
     let wanted = arch.profile().virtualisation_flags;
     Processor {
@@ -129,11 +129,7 @@ fn processor(arch: VmArchitecture) -> Processor {
 /// # Errors
 /// Where the note cannot be deleted.
 pub fn forget_failure(cache: &Cache) -> Result<()> {
-    match std::fs::remove_file(note_path(cache)) {
-        Ok(()) => Ok(()),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(error).with_context(|| format!("delete {}", note_path(cache).display())),
-    }
+    remove_file(&note_path(cache))
 }
 
 /// Writes down that KVM was tried and did not run a kernel, until this host boots again.

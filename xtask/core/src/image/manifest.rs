@@ -53,7 +53,7 @@ impl Stamp {
     /// # Errors
     /// Names the file.
     pub fn of(path: &Path) -> Result<Self> {
-        let meta = path.metadata().with_context(|| format!("look at {}", path.display()))?;
+        let meta = fs_err::metadata(path)?;
         Ok(Self {
             bytes: meta.len(),
             inode: meta.ino(),
@@ -86,10 +86,7 @@ impl Contents {
     /// # Errors
     /// Names the file that does not say what it should.
     pub fn read(directory: &Path) -> Result<Self> {
-        let text = |name: &str| {
-            let path = directory.join(name);
-            std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))
-        };
+        let text = |name: &str| fs_err::read_to_string(directory.join(name));
         let packages = packages(&text("status")?);
         let version = |wanted: &dyn Fn(&str) -> bool| {
             let found = packages.iter().find(|line| wanted(line.split(' ').next().unwrap_or_default()));

@@ -7,7 +7,7 @@ pub mod xml;
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
 use crate::arch::{Accelerator, VmArchitecture};
@@ -189,7 +189,7 @@ impl RunFiles {
             nvram: work.join("nvram.fd"),
             console_log,
             console_socket: work.join(CONSOLE_SOCKET),
-            uuid: std::fs::read_to_string(UUID).with_context(|| format!("read {UUID}"))?.trim().to_owned(),
+            uuid: fs_err::read_to_string(UUID)?.trim().to_owned(),
         })
     }
 }

@@ -59,10 +59,7 @@ impl ExpectedMachine {
     /// # Errors
     /// Names the firmware's file whose size cannot be had.
     pub fn of(params: &DomainXmlParams, firmware: &AarchFirmware) -> Result<Self> {
-        Self::with_sizes(params, firmware, |path| {
-            let meta = path.metadata().with_context(|| format!("look at {}", path.display()))?;
-            Ok(meta.len())
-        })
+        Self::with_sizes(params, firmware, |path| Ok(fs_err::metadata(path)?.len()))
     }
 
     /// `size_of` has the bytes of a firmware file, where the flash device takes files of many sizes.

@@ -6,7 +6,7 @@ mod schema;
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
 pub use schema::{
@@ -17,6 +17,7 @@ pub use schema::{
 use crate::arch::VmArchitecture;
 use crate::error::Verdict;
 use crate::format::{human_seconds, round};
+use crate::fs::write_atomically;
 
 /// The schema number of `report.json`.
 pub const SCHEMA: u32 = 2;
@@ -102,11 +103,8 @@ impl Report {
     /// Names the file.
     pub fn write(&self, directory: &Path) -> Result<PathBuf> {
         let path = directory.join("report.json");
-        let beside = directory.join(".report.json.new");
-        std::fs::create_dir_all(directory)
-            .and_then(|()| std::fs::write(&beside, self.to_json()))
-            .and_then(|()| std::fs::rename(&beside, &path))
-            .with_context(|| format!("write the report {}", path.display()))?;
+        fs_err::create_dir_all(directory)?;
+        write_atomically(&path, self.to_json())?;
         Ok(path)
     }
 

@@ -104,10 +104,7 @@ impl Instance {
 
 /// What a guest has said on its serial console, from QEMU's log of it.
 #[derive(Debug)]
-pub struct ConsoleLog {
-    file: File,
-    path: PathBuf,
-}
+pub struct ConsoleLog(fs_err::File);
 
 impl ConsoleLog {
     /// From its beginning.
@@ -115,8 +112,7 @@ impl ConsoleLog {
     /// # Errors
     /// Names the file.
     pub fn open(path: &Path) -> Result<Self> {
-        let file = File::open(path).with_context(|| format!("open the console {}", path.display()))?;
-        Ok(Self { file, path: path.to_owned() })
+        Ok(Self(fs_err::File::open(path)?))
     }
 
     /// To stdout all that it has not shown yet; whether anybody still reads that.
@@ -125,7 +121,7 @@ impl ConsoleLog {
     /// Where the one cannot be read or the other not be written.
     pub fn show(&mut self) -> Result<bool> {
         let mut output = Vec::new();
-        self.file.read_to_end(&mut output).with_context(|| format!("read {}", self.path.display()))?;
+        self.0.read_to_end(&mut output)?;
         let mut out = std::io::stdout().lock();
         match out.write_all(&output).and_then(|()| out.flush()) {
             // Whoever reads may have read enough.

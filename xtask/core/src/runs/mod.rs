@@ -20,8 +20,8 @@ use anyhow::{Context, Result};
 
 use crate::cache::Cache;
 use crate::fs::{
-    directories, is_own, lock, make_own_dir, make_private_dir, remove_file, remove_tree, try_lock,
-    write_atomically,
+    directories, is_own, lock, make_own_dir, make_private_dir, read_if_there, remove_file, remove_tree,
+    try_lock, write_atomically,
 };
 use crate::processes::end_processes;
 
@@ -155,12 +155,7 @@ pub fn users_of(cache: &Cache, directory: &Path) -> Vec<String> {
 /// # Errors
 /// Names the file that cannot be read.
 pub fn snapshot_of(work: &Path) -> Result<Option<PathBuf>> {
-    let path = work.join(LAYER);
-    match fs::read(&path) {
-        Ok(name) => Ok(Some(OsString::from_vec(name).into())),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error).with_context(|| format!("read {}", path.display())),
-    }
+    Ok(read_if_there(&work.join(LAYER))?.map(|name| OsString::from_vec(name).into()))
 }
 
 /// Runs that died and are not collected yet: nobody holds their lock, nobody keeps them, and their working files are there.
@@ -218,9 +213,7 @@ fn collect(runs: &Path) -> Result<Vec<Collected>> {
             collected.push(Collected { id, processes });
         } else {
             // The lock is made when the run begins and never written.
-            let lock = path.join("lock");
-            let begun = lock.metadata().and_then(|meta| meta.modified());
-            finished.push((begun.with_context(|| format!("look at {}", lock.display()))?, path));
+            finished.push((fs_err::metadata(path.join("lock"))?.modified()?, path));
         }
     }
     // By age, not by name: a name has no year.
