@@ -75,11 +75,8 @@ impl PackageManager {
     /// The commands that install `packages`, without recommendations and without a question.
     pub fn install(self, packages: &[&str]) -> Vec<Vec<String>> {
         let words = |line: &str| line.split(' ').map(str::to_owned).collect::<Vec<_>>();
-        let with = |line: &str| {
-            let mut command = words(line);
-            command.extend(packages.iter().map(ToString::to_string));
-            command
-        };
+        let with =
+            |line: &str| words(line).into_iter().chain(packages.iter().map(ToString::to_string)).collect();
         match self {
             Self::Apt => {
                 vec![words("apt-get update"), with("apt-get install --yes --no-install-recommends")]
@@ -91,90 +88,68 @@ impl PackageManager {
     }
 
     /// The packages that bring `need` for guests of `arch`; none where the distribution has no such package.
-    pub fn packages(self, need: Need, arch: VmArchitecture) -> &'static [&'static str] {
-        use Need as N;
-        use VmArchitecture::{Aarch64, X86_64};
-        // Columns: apt, dnf, pacman, zypper.
-        let row: [&'static [&'static str]; 4] = match (need, arch) {
-            (N::Emulator, Aarch64) => {
-                [&["qemu-system-arm"], &["qemu-system-aarch64-core"], &["qemu-system-aarch64"], &["qemu-arm"]]
-            }
-            (N::Emulator, X86_64) => {
-                [&["qemu-system-x86"], &["qemu-system-x86-core"], &["qemu-system-x86"], &["qemu-x86"]]
-            }
-            (N::Firmware, Aarch64) => {
-                [&["qemu-efi-aarch64"], &["edk2-aarch64"], &["edk2-aarch64"], &["qemu-uefi-aarch64"]]
-            }
-            (N::Firmware, X86_64) => [&["ovmf"], &["edk2-ovmf"], &["edk2-ovmf"], &["qemu-ovmf-x86_64"]],
-            (N::QemuImg, _) => [&["qemu-utils"], &["qemu-img"], &["qemu-img"], &["qemu-img"]],
-            (N::LibvirtHeaders, _) => {
-                [&["libvirt-dev"], &["libvirt-devel"], &["libvirt"], &["libvirt-devel"]]
-            }
-            (N::LibvirtDriver, _) => [
-                &["libvirt-daemon-driver-qemu"],
-                &["libvirt-daemon-driver-qemu"],
-                &["libvirt"],
-                &["libvirt-daemon-driver-qemu"],
-            ],
-            // It comes with the driver but for Debian and its kin, which have it in Debian 12's daemon and in what 13's needs.
-            (N::LibvirtIohelper, _) => {
-                [&["libvirt-daemon"], &["libvirt-daemon-common"], &["libvirt"], &["libvirt-daemon-common"]]
-            }
-            // Debian 12's has the network driver in it.
-            (N::LibvirtDaemon, _) => [
-                &["libvirt-daemon"],
-                &["libvirt-daemon", "libvirt-daemon-driver-network"],
-                &["libvirt"],
-                &["libvirt-daemon", "libvirt-daemon-driver-network"],
-            ],
-            (N::PkgConfig, _) => {
-                [&["pkg-config"], &["pkgconf-pkg-config"], &["pkgconf"], &["pkgconf-pkg-config"]]
-            }
-            (N::CrossLinker, Aarch64) => [
-                &["gcc-aarch64-linux-gnu", "libc6-dev-arm64-cross"],
-                &["gcc-aarch64-linux-gnu", "sysroot-aarch64-fc41-glibc"],
-                &["aarch64-linux-gnu-gcc"],
-                // Its compilers go by another name, and have no C library.
-                &[],
-            ],
-            (N::CrossLinker, X86_64) => [
-                &["gcc-x86-64-linux-gnu", "libc6-dev-amd64-cross"],
-                &["gcc-x86_64-linux-gnu"],
-                &["x86_64-linux-gnu-gcc"],
-                &[],
-            ],
-            // The host's own; a cross-compiler's comes with it.
-            (N::StaticLibc, _) => [&["libc6-dev"], &["glibc-static"], &["glibc"], &["glibc-devel-static"]],
-            (N::NatsServer, _) => [&["nats-server"], &["nats-server"], &["nats-server"], &["nats-server"]],
-            (N::Ssh, _) => [&["openssh-client"], &["openssh-clients"], &["openssh"], &["openssh-clients"]],
-            // Arch Linux has it among its users' packages alone, which pacman does not install.
-            (N::Mmdebstrap, _) => [&["mmdebstrap", "arch-test"], &["mmdebstrap"], &[], &[]],
-            (N::Keyring, _) => {
-                [&["debian-archive-keyring"], &["debian-keyring"], &["debian-archive-keyring"], &[]]
-            }
-            (N::Mtools, _) => [&["mtools"], &["mtools"], &["mtools"], &["mtools"]],
-            (N::Dosfstools, _) => [&["dosfstools"], &["dosfstools"], &["dosfstools"], &["dosfstools"]],
-            (N::E2fsprogs, _) => [&["e2fsprogs"], &["e2fsprogs"], &["e2fsprogs"], &["e2fsprogs"]],
-            (N::Sfdisk, _) => [&["fdisk"], &["util-linux"], &["util-linux"], &["util-linux"]],
-            (N::UserEmulation, _) => [
-                // mount(8) is a package of its own, and a minimal container lacks it.
-                &["qemu-user-static", "binfmt-support", "mount"],
-                &["qemu-user-static"],
-                &["qemu-user-static", "qemu-user-static-binfmt"],
-                &["qemu-linux-user"],
-            ],
-            (N::Uidmap, _) => [&["uidmap"], &["shadow-utils"], &["shadow"], &["shadow"]],
-            (N::Gpgv, _) => [&["gpgv"], &["gnupg2"], &["gnupg"], &["gpg2"]],
-            // With runc: Debian 12's crun refuses the hybrid cgroup layout of some build machines.
-            (N::Podman, _) => [&["podman", "runc"], &["podman"], &["podman"], &["podman"]],
-            // What the tests of `inspect` compile their corpus with.
-            (N::CrossCxx, _) => {
-                [&["g++-aarch64-linux-gnu"], &["gcc-c++-aarch64-linux-gnu"], &["aarch64-linux-gnu-gcc"], &[]]
-            }
-            (N::Musl, _) => [&["musl-tools"], &["musl-gcc"], &["musl"], &[]],
-            (N::Binutils, _) => [&["binutils"], &["binutils"], &["binutils"], &["binutils"]],
-        };
-        row[self as usize]
+    pub fn packages(self, need: Need, arch: VmArchitecture) -> Vec<&'static str> {
+        let column = row(need, arch).split('|').nth(self as usize);
+        column.unwrap_or_default().split_whitespace().collect()
+    }
+}
+
+/// Columns: apt | dnf | pacman | zypper.
+fn row(need: Need, arch: VmArchitecture) -> &'static str {
+    use Need as N;
+    use VmArchitecture::{Aarch64, X86_64};
+    match (need, arch) {
+        (N::Emulator, Aarch64) => {
+            "qemu-system-arm | qemu-system-aarch64-core | qemu-system-aarch64 | qemu-arm"
+        }
+        (N::Emulator, X86_64) => "qemu-system-x86 | qemu-system-x86-core | qemu-system-x86 | qemu-x86",
+        (N::Firmware, Aarch64) => "qemu-efi-aarch64 | edk2-aarch64 | edk2-aarch64 | qemu-uefi-aarch64",
+        (N::Firmware, X86_64) => "ovmf | edk2-ovmf | edk2-ovmf | qemu-ovmf-x86_64",
+        (N::QemuImg, _) => "qemu-utils | qemu-img | qemu-img | qemu-img",
+        (N::LibvirtHeaders, _) => "libvirt-dev | libvirt-devel | libvirt | libvirt-devel",
+        (N::LibvirtDriver, _) => {
+            "libvirt-daemon-driver-qemu | libvirt-daemon-driver-qemu | libvirt | libvirt-daemon-driver-qemu"
+        }
+        // It comes with the driver but for Debian and its kin, which have it in Debian 12's daemon and in what 13's needs.
+        (N::LibvirtIohelper, _) => "libvirt-daemon | libvirt-daemon-common | libvirt | libvirt-daemon-common",
+        // Debian 12's has the network driver in it.
+        (N::LibvirtDaemon, _) => {
+            "libvirt-daemon | libvirt-daemon libvirt-daemon-driver-network | libvirt \
+             | libvirt-daemon libvirt-daemon-driver-network"
+        }
+        (N::PkgConfig, _) => "pkg-config | pkgconf-pkg-config | pkgconf | pkgconf-pkg-config",
+        // openSUSE's compilers go by another name, and have no C library.
+        (N::CrossLinker, Aarch64) => {
+            "gcc-aarch64-linux-gnu libc6-dev-arm64-cross | gcc-aarch64-linux-gnu sysroot-aarch64-fc41-glibc \
+             | aarch64-linux-gnu-gcc |"
+        }
+        (N::CrossLinker, X86_64) => {
+            "gcc-x86-64-linux-gnu libc6-dev-amd64-cross | gcc-x86_64-linux-gnu | x86_64-linux-gnu-gcc |"
+        }
+        // The host's own; a cross-compiler's comes with it.
+        (N::StaticLibc, _) => "libc6-dev | glibc-static | glibc | glibc-devel-static",
+        (N::NatsServer, _) => "nats-server | nats-server | nats-server | nats-server",
+        (N::Ssh, _) => "openssh-client | openssh-clients | openssh | openssh-clients",
+        // Arch Linux has it among its users' packages alone, which pacman does not install.
+        (N::Mmdebstrap, _) => "mmdebstrap arch-test | mmdebstrap | |",
+        (N::Keyring, _) => "debian-archive-keyring | debian-keyring | debian-archive-keyring |",
+        (N::Mtools, _) => "mtools | mtools | mtools | mtools",
+        (N::Dosfstools, _) => "dosfstools | dosfstools | dosfstools | dosfstools",
+        (N::E2fsprogs, _) => "e2fsprogs | e2fsprogs | e2fsprogs | e2fsprogs",
+        (N::Sfdisk, _) => "fdisk | util-linux | util-linux | util-linux",
+        // mount(8) is a package of its own on Debian, and a minimal container lacks it.
+        (N::UserEmulation, _) => {
+            "qemu-user-static binfmt-support mount | qemu-user-static \
+             | qemu-user-static qemu-user-static-binfmt | qemu-linux-user"
+        }
+        (N::Uidmap, _) => "uidmap | shadow-utils | shadow | shadow",
+        (N::Gpgv, _) => "gpgv | gnupg2 | gnupg | gpg2",
+        // With runc: Debian 12's crun refuses the hybrid cgroup layout of some build machines.
+        (N::Podman, _) => "podman runc | podman | podman | podman",
+        // What the tests of `inspect` compile their corpus with.
+        (N::CrossCxx, _) => "g++-aarch64-linux-gnu | gcc-c++-aarch64-linux-gnu | aarch64-linux-gnu-gcc |",
+        (N::Musl, _) => "musl-tools | musl-gcc | musl |",
+        (N::Binutils, _) => "binutils | binutils | binutils | binutils",
     }
 }
 

@@ -6,7 +6,7 @@ use std::path::Path;
 use quick_xml::Writer;
 use quick_xml::events::BytesText;
 
-use super::{Disk, DomainXmlParams, FORWARDED_PORTS, GUEST_MAC};
+use super::{Disk, DomainFirmware, DomainXmlParams, FORWARDED_PORTS, GUEST_MAC};
 use crate::arch::Accelerator;
 use crate::cpu::CpuModel;
 
@@ -32,166 +32,119 @@ pub fn domain_xml(params: &DomainXmlParams) -> String {
     text
 }
 
+/// An element with nothing in it.
+fn empty(xml: &mut Xml, name: &str, attributes: &[(&str, &str)]) -> io::Result<()> {
+    xml.create_element(name).with_attributes(attributes.iter().copied()).write_empty().map(drop)
+}
+
+/// An element with a text in it.
+fn text(xml: &mut Xml, name: &str, attributes: &[(&str, &str)], content: &str) -> io::Result<()> {
+    let element = xml.create_element(name).with_attributes(attributes.iter().copied());
+    element.write_text_content(BytesText::new(content)).map(drop)
+}
+
+/// An element with others in it.
+fn element(
+    xml: &mut Xml,
+    name: &str,
+    attributes: &[(&str, &str)],
+    content: impl FnOnce(&mut Xml) -> io::Result<()>,
+) -> io::Result<()> {
+    let element = xml.create_element(name).with_attributes(attributes.iter().copied());
+    element.write_inner_content(content).map(drop)
+}
+
 fn write_domain(xml: &mut Xml, params: &DomainXmlParams) -> io::Result<()> {
     let domain_type = match params.accelerator {
         Accelerator::Kvm => "kvm",
         Accelerator::Tcg => "qemu",
     };
-    let memory = params.memory_mib.to_string();
-    xml.create_element("domain")
-        .with_attribute(("type", domain_type))
-        .with_attribute(("xmlns:qemu", "http://libvirt.org/schemas/domain/qemu/1.0"))
-        .write_inner_content(|xml| {
-            text(xml, "name", &params.name)?;
-            text(xml, "uuid", &params.uuid)?;
-            xml.create_element("memory")
-                .with_attribute(("unit", "MiB"))
-                .write_text_content(BytesText::new(&memory))?;
-            text(xml, "vcpu", &params.vcpus.to_string())?;
-            write_os(xml, params)?;
-            xml.create_element("features").write_inner_content(|xml| {
-                xml.create_element("acpi").write_empty()?;
-                Ok(())
-            })?;
-            write_cpu(xml, params)?;
-            xml.create_element("clock").with_attribute(("offset", "utc")).write_empty()?;
-            text(xml, "on_poweroff", "destroy")?;
-            text(xml, "on_reboot", "restart")?;
-            text(xml, "on_crash", "destroy")?;
-            write_devices(xml, params)?;
-            write_qemu_arguments(xml, params)
-        })?;
-    Ok(())
-}
-
-fn text(xml: &mut Xml, name: &str, content: &str) -> io::Result<()> {
-    xml.create_element(name).write_text_content(BytesText::new(content))?;
-    Ok(())
-}
-
-fn path_text(xml: &mut Xml, name: &str, path: &std::path::Path) -> io::Result<()> {
-    text(xml, name, &path.to_string_lossy())
+    let namespace = ("xmlns:qemu", "http://libvirt.org/schemas/domain/qemu/1.0");
+    element(xml, "domain", &[("type", domain_type), namespace], |xml| {
+        text(xml, "name", &[], &params.name)?;
+        text(xml, "uuid", &[], &params.uuid)?;
+        text(xml, "memory", &[("unit", "MiB")], &params.memory_mib.to_string())?;
+        text(xml, "vcpu", &[], &params.vcpus.to_string())?;
+        element(xml, "os", &[], |xml| write_os(xml, params))?;
+        element(xml, "features", &[], |xml| empty(xml, "acpi", &[]))?;
+        write_cpu(xml, params)?;
+        empty(xml, "clock", &[("offset", "utc")])?;
+        text(xml, "on_poweroff", &[], "destroy")?;
+        text(xml, "on_reboot", &[], "restart")?;
+        text(xml, "on_crash", &[], "destroy")?;
+        element(xml, "devices", &[], |xml| write_devices(xml, params))?;
+        write_qemu_arguments(xml, params)
+    })
 }
 
 fn write_os(xml: &mut Xml, params: &DomainXmlParams) -> io::Result<()> {
     let profile = params.architecture.profile();
-    xml.create_element("os").write_inner_content(|xml| {
-        xml.create_element("type")
-            .with_attribute(("arch", profile.machine))
-            .with_attribute(("machine", profile.machine_type))
-            .write_text_content(BytesText::new("hvm"))?;
-        if let Some(firmware) = &params.firmware {
-            xml.create_element("loader")
-                .with_attribute(("readonly", "yes"))
-                .with_attribute(("type", "pflash"))
-                .write_text_content(BytesText::new(&firmware.code.to_string_lossy()))?;
-            path_text(xml, "nvram", &firmware.nvram)?;
-            // Arm's UEFI waits 5 s for somebody to press a key (2022.11: seen) unless QEMU's fw_cfg has `etc/boot-menu-wait`, which
-            // QEMU writes for a boot menu with a time; without one, `enable='no'` too, it waits for its own.
-            xml.create_element("bootmenu")
-                .with_attribute(("enable", "yes"))
-                .with_attribute(("timeout", "0"))
-                .write_empty()?;
-        }
-        Ok(())
-    })?;
+    text(xml, "type", &[("arch", profile.machine), ("machine", profile.machine_type)], "hvm")?;
+    if let Some(DomainFirmware { code, nvram }) = &params.firmware {
+        text(xml, "loader", &[("readonly", "yes"), ("type", "pflash")], &code.to_string_lossy())?;
+        text(xml, "nvram", &[], &nvram.to_string_lossy())?;
+        // Arm's UEFI waits 5 s for a key (seen with 2022.11) unless QEMU's fw_cfg has `etc/boot-menu-wait`, which QEMU
+        // writes for a boot menu with a time; without one, `enable='no'` too, it waits for its own.
+        empty(xml, "bootmenu", &[("enable", "yes"), ("timeout", "0")])?;
+    }
     Ok(())
 }
 
 fn write_cpu(xml: &mut Xml, params: &DomainXmlParams) -> io::Result<()> {
-    let cpu = xml.create_element("cpu");
-    let cpu = match &params.cpu.model {
-        CpuModel::Maximum => cpu.with_attribute(("mode", "maximum")),
-        CpuModel::HostPassthrough => cpu.with_attribute(("mode", "host-passthrough")),
-        CpuModel::Named(_) => cpu
-            .with_attribute(("mode", "custom"))
-            .with_attribute(("match", "exact"))
-            .with_attribute(("check", "none")),
+    let mode: &[_] = match &params.cpu.model {
+        CpuModel::Maximum => &[("mode", "maximum")],
+        CpuModel::HostPassthrough => &[("mode", "host-passthrough")],
+        CpuModel::Named(_) => &[("mode", "custom"), ("match", "exact"), ("check", "none")],
     };
-    cpu.write_inner_content(|xml| {
+    element(xml, "cpu", mode, |xml| {
         if let CpuModel::Named(name) = &params.cpu.model {
-            xml.create_element("model")
-                .with_attribute(("fallback", "forbid"))
-                .write_text_content(BytesText::new(name))?;
+            text(xml, "model", &[("fallback", "forbid")], name)?;
         }
-        for feature in &params.cpu.disabled_features {
-            xml.create_element("feature")
-                .with_attribute(("policy", "disable"))
-                .with_attribute(("name", feature.as_str()))
-                .write_empty()?;
-        }
-        Ok(())
-    })?;
-    Ok(())
+        let mut disabled = params.cpu.disabled_features.iter();
+        disabled.try_for_each(|name| empty(xml, "feature", &[("policy", "disable"), ("name", name)]))
+    })
 }
 
 fn write_devices(xml: &mut Xml, params: &DomainXmlParams) -> io::Result<()> {
-    xml.create_element("devices").write_inner_content(|xml| {
-        path_text(xml, "emulator", &params.emulator)?;
-        for (index, disk) in params.disks.iter().enumerate() {
-            write_disk(xml, index, disk)?;
-        }
-        // Nothing of the device's: without it libvirt adds a USB controller that the firmware enumerates.
-        xml.create_element("controller")
-            .with_attribute(("type", "usb"))
-            .with_attribute(("model", "none"))
-            .write_empty()?;
-        // The guest's words go into the file whether or not somebody is attached.
-        xml.create_element("serial").with_attribute(("type", "unix")).write_inner_content(|xml| {
-            xml.create_element("source")
-                .with_attribute(("mode", "bind"))
-                .with_attribute(("path", &*params.console_socket.to_string_lossy()))
-                .write_empty()?;
-            // append: the second boot continues the file that holds the first.
-            xml.create_element("log")
-                .with_attribute(("file", &*params.console_log.to_string_lossy()))
-                .with_attribute(("append", "on"))
-                .write_empty()?;
-            xml.create_element("target").with_attribute(("port", "0")).write_empty()?;
-            Ok(())
-        })?;
-        xml.create_element("rng").with_attribute(("model", "virtio")).write_inner_content(|xml| {
-            xml.create_element("backend")
-                .with_attribute(("model", "random"))
-                .write_text_content(BytesText::new("/dev/urandom"))?;
-            Ok(())
-        })?;
-        xml.create_element("memballoon").with_attribute(("model", "none")).write_empty()?;
-        Ok(())
+    text(xml, "emulator", &[], &params.emulator.to_string_lossy())?;
+    for (index, disk) in params.disks.iter().enumerate() {
+        write_disk(xml, index, disk)?;
+    }
+    // Without this element libvirt adds a USB controller, which the device does not have and the firmware enumerates.
+    empty(xml, "controller", &[("type", "usb"), ("model", "none")])?;
+    // The log gets the guest's output whether or not somebody is attached to the socket.
+    element(xml, "serial", &[("type", "unix")], |xml| {
+        let socket = params.console_socket.to_string_lossy();
+        empty(xml, "source", &[("mode", "bind"), ("path", &socket)])?;
+        // append: the second boot continues the file that holds the first.
+        empty(xml, "log", &[("file", &params.console_log.to_string_lossy()), ("append", "on")])?;
+        empty(xml, "target", &[("port", "0")])
     })?;
-    Ok(())
+    element(xml, "rng", &[("model", "virtio")], |xml| {
+        text(xml, "backend", &[("model", "random")], "/dev/urandom")
+    })?;
+    empty(xml, "memballoon", &[("model", "none")])
 }
 
 fn write_disk(xml: &mut Xml, index: usize, disk: &Disk) -> io::Result<()> {
     let letter = char::from(b'a' + u8::try_from(index).expect("a handful of disks"));
-    let target = format!("vd{letter}");
-    xml.create_element("disk")
-        .with_attribute(("type", "file"))
-        .with_attribute(("device", "disk"))
-        .write_inner_content(|xml| {
-            let driver = xml
-                .create_element("driver")
-                .with_attribute(("name", "qemu"))
-                .with_attribute(("type", disk.format.name()));
-            // A verifying run's power cut must not be softened by this host's page cache.
-            let driver = if disk.read_only { driver } else { driver.with_attribute(("cache", "none")) };
-            driver.write_empty()?;
-            xml.create_element("source")
-                .with_attribute(("file", &*disk.path.to_string_lossy()))
-                .write_empty()?;
-            xml.create_element("target")
-                .with_attribute(("dev", target.as_str()))
-                .with_attribute(("bus", "virtio"))
-                .write_empty()?;
-            if disk.read_only {
-                xml.create_element("readonly").write_empty()?;
-            }
-            if index == 0 {
-                xml.create_element("boot").with_attribute(("order", "1")).write_empty()?;
-            }
-            Ok(())
-        })?;
-    Ok(())
+    let mut driver = vec![("name", "qemu"), ("type", disk.format.name())];
+    if !disk.read_only {
+        // A verifying run's power cut must not be softened by this host's page cache.
+        driver.push(("cache", "none"));
+    }
+    element(xml, "disk", &[("type", "file"), ("device", "disk")], |xml| {
+        empty(xml, "driver", &driver)?;
+        empty(xml, "source", &[("file", &disk.path.to_string_lossy())])?;
+        empty(xml, "target", &[("dev", &format!("vd{letter}")), ("bus", "virtio")])?;
+        if disk.read_only {
+            empty(xml, "readonly", &[])?;
+        }
+        if index == 0 {
+            empty(xml, "boot", &[("order", "1")])?;
+        }
+        Ok(())
+    })
 }
 
 /// What libvirt's own XML cannot say. User-mode port forwarding: libvirt has it for passt alone, which Debian 12's
@@ -205,13 +158,9 @@ fn write_qemu_arguments(xml: &mut Xml, params: &DomainXmlParams) -> io::Result<(
     for global in &params.cpu.globals {
         arguments.extend(["-global".to_owned(), global.to_string()]);
     }
-    xml.create_element("qemu:commandline").write_inner_content(|xml| {
-        for argument in &arguments {
-            xml.create_element("qemu:arg").with_attribute(("value", argument.as_str())).write_empty()?;
-        }
-        Ok(())
-    })?;
-    Ok(())
+    element(xml, "qemu:commandline", &[], |xml| {
+        arguments.iter().try_for_each(|argument| empty(xml, "qemu:arg", &[("value", argument)]))
+    })
 }
 
 #[cfg(test)]

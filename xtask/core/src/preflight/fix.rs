@@ -139,8 +139,7 @@ fn steps<'a>(facts: &Facts, findings: impl Iterator<Item = &'a Finding>) -> Step
     for finding in findings {
         match &finding.remedy {
             Some(Remedy::Install(need, arch)) => {
-                let names = facts.host.package_manager.map_or(&[][..], |pm| pm.packages(*need, *arch));
-                packages.extend(names.iter().copied());
+                packages.extend(facts.host.package_manager.iter().flat_map(|pm| pm.packages(*need, *arch)));
             }
             Some(Remedy::RunAsRoot(commands)) => steps.root.extend(commands.iter().cloned()),
             Some(Remedy::Run(command)) => steps.own.push(command.clone()),

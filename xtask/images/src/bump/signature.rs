@@ -112,7 +112,7 @@ fn gpgv_hint() -> String {
     let manager = PackageManager::find().unwrap_or(PackageManager::Apt);
     // The package is the same for guests of every architecture.
     let packages = manager.packages(Need::Gpgv, VmArchitecture::default());
-    let commands: Vec<_> = manager.install(packages).iter().map(|words| words.join(" ")).collect();
+    let commands: Vec<_> = manager.install(&packages).iter().map(|words| words.join(" ")).collect();
     commands.join(" && ")
 }
 

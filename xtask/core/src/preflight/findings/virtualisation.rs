@@ -123,8 +123,9 @@ fn no_firmware(facts: &Facts, rejected: &[Rejected]) -> Finding {
 
 /// For what is here and broken.
 fn reinstall(facts: &Facts, need: Need) -> Remedy {
-    let packages = facts.host.package_manager.map_or(&[][..], |manager| manager.packages(need, facts.arch));
-    Remedy::manual(match (facts.host.package_manager, packages) {
+    let manager = facts.host.package_manager;
+    let packages = manager.map(|manager| manager.packages(need, facts.arch)).unwrap_or_default();
+    Remedy::manual(match (manager, &packages[..]) {
         (Some(PackageManager::Apt), [package, ..]) => {
             format!("reinstall it: apt-get install --reinstall {package}")
         }
