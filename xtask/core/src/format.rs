@@ -15,8 +15,13 @@ pub fn human_bytes(bytes: u64) -> String {
     match bytes {
         0..0x10_0000 => format!("{} KiB", bytes.div_ceil(1 << 10)),
         0x10_0000..0x4000_0000 => format!("{} MiB", bytes >> 20),
-        _ => format!("{:.1} GiB", bytes as f64 / (1_u64 << 30) as f64),
+        _ => gib(bytes),
     }
+}
+
+/// `2.1 GiB`, whatever the size.
+pub fn gib(bytes: u64) -> String {
+    format!("{:.1} GiB", bytes as f64 / (1_u64 << 30) as f64)
 }
 
 /// `0.3 s`, `61 s`, `12 min 5 s`.

@@ -39,7 +39,7 @@ fn check_rust(facts: &Facts, findings: &mut Vec<Finding>) {
             Remedy::Run(["rustup", "target", "add", triple].map(str::to_owned).to_vec()),
         )),
         Err(error) => {
-            let remedy = Remedy::manual("install Rust by rustup");
+            let remedy = "install Rust by rustup";
             findings.push(Finding::blocks("rust", "rustc does not answer", error, remedy));
         }
     }
@@ -58,16 +58,13 @@ fn linker(facts: &Facts, unfit: &Unfit) -> Finding {
             "linker-foreign",
             format!("the linker for {triple} links executables for another architecture"),
             evidence,
-            Remedy::manual(format!(
-                "set target.{triple}.linker in .cargo/config.toml to {}",
-                profile.gnu_compiler
-            )),
+            format!("set target.{triple}.linker in .cargo/config.toml to {}", profile.gnu_compiler),
         ),
         Unfit::Configuration(_) => Finding::blocks(
             "linker-configuration",
             format!("cannot read the cargo configuration that sets the linker for {triple}"),
             evidence,
-            Remedy::manual("correct the syntax of that file"),
+            "correct the syntax of that file",
         ),
     }
 }
@@ -101,8 +98,6 @@ fn libc(facts: &Facts) -> Option<Finding> {
             "the agent is linked against glibc {version}, but {name} has {image}: it may not start there"
         ),
         path.display().to_string(),
-        Remedy::manual(
-            "link against an older C library (a sysroot of the image's own suite), or use a newer image",
-        ),
+        "link against an older C library (a sysroot of the image's own suite), or use a newer image",
     ))
 }

@@ -58,10 +58,15 @@ fn serialize_need<S: serde::Serializer>(
     serializer.serialize_str(&format!("{need:?} for {arch}"))
 }
 
-impl Remedy {
-    /// In a person's words.
-    pub fn manual(words: impl Into<String>) -> Self {
-        Self::Manual(words.into())
+impl From<&str> for Remedy {
+    fn from(words: &str) -> Self {
+        Self::Manual(words.to_owned())
+    }
+}
+
+impl From<String> for Remedy {
+    fn from(words: String) -> Self {
+        Self::Manual(words)
     }
 }
 
@@ -71,10 +76,9 @@ impl Finding {
         id: &'static str,
         sentence: impl Into<String>,
         evidence: impl Into<String>,
-        remedy: Remedy,
+        remedy: impl Into<Remedy>,
     ) -> Self {
-        let (sentence, evidence) = (sentence.into(), evidence.into());
-        Self { id, severity: Severity::Blocks, sentence, evidence, remedy: Some(remedy) }
+        Self { severity: Severity::Blocks, ..Self::informs(id, sentence, evidence).with(remedy) }
     }
 
     /// It works, worse than it could.
@@ -82,9 +86,9 @@ impl Finding {
         id: &'static str,
         sentence: impl Into<String>,
         evidence: impl Into<String>,
-        remedy: Remedy,
+        remedy: impl Into<Remedy>,
     ) -> Self {
-        Self { severity: Severity::Degrades, ..Self::blocks(id, sentence, evidence, remedy) }
+        Self { severity: Severity::Degrades, ..Self::informs(id, sentence, evidence).with(remedy) }
     }
 
     /// Good to know.
@@ -102,7 +106,7 @@ impl Finding {
     }
 
     /// With something to do about it.
-    pub fn with(self, remedy: Remedy) -> Self {
-        Self { remedy: Some(remedy), ..self }
+    pub fn with(self, remedy: impl Into<Remedy>) -> Self {
+        Self { remedy: Some(remedy.into()), ..self }
     }
 }

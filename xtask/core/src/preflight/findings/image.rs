@@ -57,7 +57,7 @@ fn no_fallback(facts: &Facts, program: &str) -> Finding {
             "the fallback image {fallback} cannot be built; it is needed only if the host of {image} cannot be reached"
         ),
         format!("{program} is missing, and no package of this distribution is known to provide it"),
-        Remedy::manual("if that host is reachable, no action is needed; pass --strict-image to fail instead"),
+        "if that host is reachable, no action is needed; pass --strict-image to fail instead",
     )
 }
 
@@ -76,11 +76,9 @@ fn check_build(facts: &Facts, findings: &mut Vec<Finding>) {
             "user-namespace",
             "an ordinary user cannot build an image here",
             error,
-            Remedy::manual(
-                "assign the user subordinate ids (usermod --add-subuids 100000-165535 --add-subgids 100000-165535 USER); on \
+            "assign the user subordinate ids (usermod --add-subuids 100000-165535 --add-subgids 100000-165535 USER); on \
                  Ubuntu 24.04 also: sysctl -w kernel.apparmor_restrict_unprivileged_userns=0; or run as root; or choose an \
                  image that is downloaded",
-            ),
         ));
     }
     if !facts.runs_guest_programs {

@@ -1,9 +1,9 @@
 //! Where things are kept, how much room there is, the clock, and what dead runs left.
 
-use super::finding::{Finding, Remedy};
+use super::finding::Finding;
 use crate::cache::{CACHE_VARIABLE, Unusable};
-use crate::host::facts::Built;
-use crate::host::facts::Facts;
+use crate::format::gib;
+use crate::host::facts::{Built, Facts};
 
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
@@ -29,15 +29,13 @@ pub(super) fn evaluate(facts: &Facts, findings: &mut Vec<Finding>) {
                 format!("{} run(s) died and left files", dead.len()),
                 dead.join(", "),
             )
-            .with(Remedy::manual(
-                "no action is needed: the next smoke ends their processes and deletes their files",
-            )),
+            .with("no action is needed: the next smoke ends their processes and deletes their files"),
         );
     }
 }
 
 fn cache(facts: &Facts) -> Option<Finding> {
-    let set = |why: &str| Remedy::manual(format!("set {CACHE_VARIABLE} to {why}"));
+    let set = |why: &str| format!("set {CACHE_VARIABLE} to {why}");
     let host = &facts.host;
     match (&host.cache, &host.cache_access) {
         (Ok(_), Ok(())) => None,
@@ -72,9 +70,7 @@ fn disk(facts: &Facts) -> Option<Finding> {
         "disk",
         format!("{} free for images and runs, {} needed", gib(free), gib(needed)),
         cache.display().to_string(),
-        Remedy::manual(format!(
-            "free space (cargo xtask image prune), or set {CACHE_VARIABLE} to a larger file system"
-        )),
+        format!("free space (cargo xtask image prune), or set {CACHE_VARIABLE} to a larger file system"),
     ))
 }
 
@@ -88,7 +84,7 @@ fn memory(facts: &Facts) -> Option<Finding> {
         "memory",
         format!("{} of memory available, {} wanted for the guest and QEMU", gib(free), gib(needed)),
         "MemAvailable in /proc/meminfo",
-        Remedy::manual("close other programs, or use a smaller guest: --memory 1024"),
+        "close other programs, or use a smaller guest: --memory 1024",
     ))
 }
 
@@ -102,10 +98,6 @@ fn clock(facts: &Facts) -> Option<Finding> {
         "clock",
         format!("this machine's clock is {} hours behind this program's own file", (built - now) / 3600),
         format!("{now} s since 1970, and the file was written at {built} s"),
-        Remedy::manual("set the clock: timedatectl set-ntp true, or date --set"),
+        "set the clock: timedatectl set-ntp true, or date --set",
     ))
-}
-
-fn gib(bytes: u64) -> String {
-    format!("{:.1} GiB", bytes as f64 / GIB as f64)
 }

@@ -1,6 +1,6 @@
 //! QEMU, its firmware, libvirt, KVM, and the programs of a run.
 
-use super::finding::{Finding, Remedy};
+use super::finding::{Finding, Remedy, Severity};
 use crate::host::edk2::Edk2;
 use crate::host::facts::Facts;
 use crate::host::firmware::{Rejected, Why};
@@ -30,38 +30,32 @@ pub(super) fn evaluate(facts: &Facts, findings: &mut Vec<Finding>) {
 fn check_emulator(facts: &Facts, findings: &mut Vec<Finding>) {
     let (arch, program) = (facts.arch, facts.arch.profile().emulator);
     let install = Remedy::Install(Need::Emulator, arch);
-    match &facts.emulator {
-        None if facts.other_emulators.is_empty() => {
-            findings.push(Finding::blocks(
-                "emulator",
-                format!("{program} is missing"),
-                "not on PATH",
-                install,
-            ));
-        }
-        None => findings.push(Finding::blocks(
-            "emulator-arch",
-            format!("QEMU is installed without {program}"),
-            format!("found {}", facts.other_emulators.join(", ")),
-            install,
-        )),
-        Some(Err((path, error))) => findings.push(Finding::blocks(
-            "emulator-broken",
-            format!("{program} does not run"),
-            error,
-            Remedy::manual(format!("reinstall the package that provides {}", path.display())),
-        )),
+    let finding = match &facts.emulator {
         Some(Ok(emulator)) => {
-            let (version, path) = (&emulator.version, emulator.path.display().to_string());
-            if emulator.release() < FASTER_QEMU {
-                let sentence = format!("QEMU {version} works; 9.1 or newer emulates some 8 % faster");
-                let finding =
-                    Finding::degrades("emulator-old", sentence, path, Remedy::manual(String::new()));
-                findings.push(Finding { remedy: newer_qemu(&facts.host.os).map(Remedy::manual), ..finding });
-            }
+            findings.extend(old(facts, emulator));
             findings.extend(untuned(facts, emulator));
+            return;
         }
-    }
+        None if facts.other_emulators.is_empty() => {
+            Finding::blocks("emulator", format!("{program} is missing"), "not on PATH", install)
+        }
+        None => {
+            let found = format!("found {}", facts.other_emulators.join(", "));
+            Finding::blocks("emulator-arch", format!("QEMU is installed without {program}"), found, install)
+        }
+        Some(Err((path, error))) => {
+            let remedy = format!("reinstall the package that provides {}", path.display());
+            Finding::blocks("emulator-broken", format!("{program} does not run"), error, remedy)
+        }
+    };
+    findings.push(finding);
+}
+
+fn old(facts: &Facts, emulator: &Emulator) -> Option<Finding> {
+    let sentence = format!("QEMU {} works; 9.1 or newer emulates some 8 % faster", emulator.version);
+    let remedy = newer_qemu(&facts.host.os).map(Remedy::from);
+    let finding = Finding::informs("emulator-old", sentence, emulator.path.display().to_string());
+    (emulator.release() < FASTER_QEMU).then_some(Finding { severity: Severity::Degrades, remedy, ..finding })
 }
 
 /// Where a newer QEMU is one package source away. Package sources are a person's to change.
@@ -94,7 +88,7 @@ fn untuned(facts: &Facts, emulator: &Emulator) -> Option<Finding> {
         missing.join(" and no property ")
     );
     let evidence = format!("QEMU {}, query-cpu-model-expansion", emulator.version);
-    Some(Finding::degrades("emulator-cpu", sentence, evidence, Remedy::manual("install QEMU 6.0 or newer")))
+    Some(Finding::degrades("emulator-cpu", sentence, evidence, "install QEMU 6.0 or newer"))
 }
 
 /// The reason that a person can do most about comes first: a file of the wrong size before a descriptor's missing one,
@@ -125,13 +119,13 @@ fn no_firmware(facts: &Facts, rejected: &[Rejected]) -> Finding {
 fn reinstall(facts: &Facts, need: Need) -> Remedy {
     let manager = facts.host.package_manager;
     let packages = manager.map(|manager| manager.packages(need, facts.arch)).unwrap_or_default();
-    Remedy::manual(match (manager, &packages[..]) {
+    match (manager, &packages[..]) {
         (Some(PackageManager::Apt), [package, ..]) => {
-            format!("reinstall it: apt-get install --reinstall {package}")
+            format!("reinstall it: apt-get install --reinstall {package}").into()
         }
-        (Some(_), [package, ..]) => format!("remove the package {package} and install it again"),
-        _ => "install its package again".to_owned(),
-    })
+        (Some(_), [package, ..]) => format!("remove the package {package} and install it again").into(),
+        _ => "install its package again".into(),
+    }
 }
 
 /// Firmware and emulator each work, and not with each other.
@@ -148,7 +142,7 @@ fn firmware_with_emulator(facts: &Facts) -> Option<Finding> {
         None => format!("edk2 {edk2} with QEMU {} and its max CPU {}", emulator.version, bad.what),
     };
     let remedy = "install a newer firmware package, or use --cpu cortex-a76";
-    Some(Finding::degrades("firmware-known-bad", sentence, path, Remedy::manual(remedy)))
+    Some(Finding::degrades("firmware-known-bad", sentence, path, remedy))
 }
 
 fn check_libvirt(facts: &Facts, findings: &mut Vec<Finding>) {
@@ -194,14 +188,14 @@ fn kvm(facts: &Facts) -> Option<Finding> {
         Kvm::Foreign(why) => emulated("kvm-foreign", why),
         Kvm::Software(why) => emulated("kvm-software", why),
         Kvm::Failed(why) => emulated("kvm-failed", why),
-        Kvm::Absent(why) => emulated("kvm-absent", why).with(Remedy::manual(
+        Kvm::Absent(why) => emulated("kvm-absent", why).with(
             "on hardware with virtualisation enable it in the firmware's setup, then run modprobe kvm_intel or kvm_amd",
-        )),
+        ),
         Kvm::Denied(why) => Finding::degrades(
             "kvm-denied",
             format!("{arch} guests are emulated, although this host has KVM"),
             why,
-            Remedy::manual("let this user open it: usermod --append --groups kvm USER, then log in again"),
+            "let this user open it: usermod --append --groups kvm USER, then log in again",
         ),
     })
 }
@@ -214,7 +208,7 @@ fn check_nats(facts: &Facts, findings: &mut Vec<Finding>) {
                 "nats-server {version} is too old for JetStream's buckets; 2.9 is the oldest tested version"
             ),
             "nats-server --version",
-            Remedy::manual("put a newer nats-server first on PATH"),
+            "put a newer nats-server first on PATH",
         )),
         Some(Err(error)) => {
             findings.push(Finding::blocks(

@@ -1,26 +1,21 @@
-//! The connection's facts judged.
+//! What is said of a libvirt, from the facts of its connection.
 
 use super::capabilities::{DomainOffer, GuestOffer};
-use super::facts::{Access, ConnectionFacts, ConnectionOffer, DEFAULT, DomainAnswer};
+use super::facts::{Access, ConnectionFacts, ConnectionOffer, DEFAULT, DomainAnswer, Network, Pool};
 use super::refusal::{PERMISSION, let_in};
 use crate::arch::{Accelerator, VmArchitecture};
 use crate::cli::{Accel, MachineArgs};
 use crate::cpu::{Cpu, CpuModel};
+use crate::format::gib;
 use crate::libvirt_uri::ConnectUri;
 use crate::preflight::PreflightRequest;
-use crate::preflight::findings::{Finding, Remedy, Severity};
+use crate::preflight::findings::Finding;
 
 const MIB: u64 = 1 << 20;
 /// QEMU itself, beside the guest's memory.
 const QEMU_MEMORY: u64 = 512 * MIB;
 /// A pool with less has no room for an image and what a guest writes.
 const POOL_NEEDED: u64 = 4096 * MIB;
-
-/// One libvirt and what is being said of it.
-struct Evaluation<'a> {
-    uri: &'a ConnectUri,
-    findings: Vec<Finding>,
-}
 
 /// How libvirt would run a guest of this kind: as `--accel` says, else by KVM where it is offered.
 pub fn accelerator(accel: Accel, guest: &GuestOffer) -> Accelerator {
@@ -32,306 +27,228 @@ pub fn accelerator(accel: Accel, guest: &GuestOffer) -> Accelerator {
     }
 }
 
-/// Everything that is to be said of a libvirt, for the guests that are asked for.
+/// Everything that is to be said of a libvirt, for the guests that are asked for. `--fix` runs none of the remedies: the
+/// host, or its daemon, is somebody else's.
 pub fn evaluate(facts: &ConnectionFacts, asked: &PreflightRequest<'_>) -> Vec<Finding> {
+    let uri = &facts.uri;
     let offer = match &facts.answer {
-        Err(refusal) => return vec![refusal.finding(&facts.uri)],
+        Err(refusal) => return vec![refusal.finding(uri)],
         Ok(offer) => offer,
     };
-    let mut evaluation = Evaluation { uri: &facts.uri, findings: Vec::new() };
-    evaluation.host(offer);
-    evaluation.access(&offer.access);
-    evaluation.memory(offer, asked.machine.memory * MIB);
+    let mut findings = vec![host(offer)];
+    if let Access::ReadOnly(why) = &offer.access {
+        let what = "this user has read-only access and cannot start guests";
+        findings.push(Finding::blocks(PERMISSION, what, why, let_in(uri)));
+    }
+    findings.extend(memory(offer, asked.machine.memory * MIB));
     match &offer.guests {
         Ok(guests) => {
-            for arch in asked.architectures {
-                evaluation.guest(offer, guests, *arch, asked.machine);
-            }
+            let of = |arch: &VmArchitecture| guest(uri, offer, guests, *arch, asked.machine);
+            findings.extend(asked.architectures.iter().flat_map(of));
         }
         Err(error) => {
-            let by_hand = facts.uri.virsh("capabilities");
-            evaluation.degrades(
-                "connect-arch",
-                "its guest architectures are unknown".to_owned(),
-                error,
-                by_hand,
-            );
+            let what = "its guest architectures are unknown";
+            findings.push(Finding::degrades("connect-arch", what, error, uri.virsh("capabilities")));
         }
     }
-    evaluation.network(offer);
-    evaluation.pool(offer);
-    evaluation.findings
+    findings.extend(match &offer.network {
+        Err(error) => {
+            let remedy = format!(
+                "{}install libvirt's network driver (Debian 13: libvirt-daemon-driver-network) and restart the daemon",
+                uri.there()
+            );
+            Some(Finding::degrades("connect-network", "cannot read its networks", error, remedy))
+        }
+        Ok(known) => network(uri, known.as_ref()),
+    });
+    findings.push(match &offer.pool {
+        Err(error) => {
+            let remedy = format!("{}install libvirt's storage driver and restart the daemon", uri.there());
+            Finding::degrades("connect-pool", "cannot read its storage pools", error, remedy)
+        }
+        Ok(known) => pool(uri, known.as_ref()),
+    });
+    let named = |finding: Finding| Finding { sentence: format!("{uri}: {}", finding.sentence), ..finding };
+    findings.into_iter().map(named).collect()
 }
 
-impl Evaluation<'_> {
-    fn add(
-        &mut self,
-        id: &'static str,
-        severity: Severity,
-        sentence: impl std::fmt::Display,
-        evidence: impl Into<String>,
-        remedy: Option<String>,
-    ) {
-        let sentence = format!("{}: {sentence}", self.uri);
-        // Never a remedy that `--fix` would run: this is another machine's business, or a daemon's.
-        let remedy = remedy.map(Remedy::Manual);
-        self.findings.push(Finding { id, severity, sentence, evidence: evidence.into(), remedy });
-    }
+fn host(offer: &ConnectionOffer) -> Finding {
+    let or = |known: &Result<String, String>| known.clone().unwrap_or_else(|_| "unknown".to_owned());
+    let node = offer.node.as_ref().map_or_else(
+        |_| "an unknown machine".to_owned(),
+        |node| format!("{}, {} CPUs, {} of memory", node.machine, node.cpus, gib(node.memory)),
+    );
+    let free = offer.free_memory.as_ref().map_or(String::new(), |free| format!(" ({} free)", gib(*free)));
+    let texts = [&offer.host_name, &offer.hypervisor, &offer.libvirt].map(|text| text.as_ref().err());
+    let unknown = texts.into_iter().chain([offer.node.as_ref().err(), offer.free_memory.as_ref().err()]);
+    let unknown: Vec<&str> = unknown.flatten().map(String::as_str).collect();
+    let evidence = if unknown.is_empty() { "libvirt's answer".to_owned() } else { unknown.join("; ") };
+    let (name, libvirt, hypervisor) = (or(&offer.host_name), or(&offer.libvirt), or(&offer.hypervisor));
+    let sentence = format!("host {name}: {node}{free}; libvirt {libvirt}, {hypervisor}");
+    Finding::informs("connect-host", sentence, evidence)
+}
 
-    fn blocks(&mut self, id: &'static str, sentence: String, evidence: impl Into<String>, remedy: String) {
-        self.add(id, Severity::Blocks, sentence, evidence, Some(remedy));
+fn memory(offer: &ConnectionOffer, guest: u64) -> Option<Finding> {
+    let wanted = guest + QEMU_MEMORY;
+    let less = "use a smaller guest (--memory), or end other guests there";
+    match (&offer.node, &offer.free_memory) {
+        (Ok(node), _) if node.memory < wanted => {
+            let has = format!("the host has {} of memory, {} wanted", gib(node.memory), gib(wanted));
+            Some(Finding::blocks("connect-memory", has, "virNodeGetInfo", less))
+        }
+        (_, Ok(free)) if *free < wanted => {
+            let has = format!("{} of memory free, {} wanted", gib(*free), gib(wanted));
+            Some(Finding::degrades("connect-memory", has, "free, buffers and page cache", less))
+        }
+        _ => None,
     }
+}
 
-    fn degrades(&mut self, id: &'static str, sentence: String, evidence: impl Into<String>, remedy: String) {
-        self.add(id, Severity::Degrades, sentence, evidence, Some(remedy));
+fn guest(
+    uri: &ConnectUri,
+    offer: &ConnectionOffer,
+    guests: &[GuestOffer],
+    arch: VmArchitecture,
+    machine: &MachineArgs,
+) -> Vec<Finding> {
+    let (profile, there) = (arch.profile(), uri.there());
+    let Some(guest) = guests.iter().find(|guest| guest.machine == profile.machine) else {
+        let mut runs: Vec<_> = guests.iter().map(|guest| guest.machine.as_str()).collect();
+        runs.dedup();
+        let what = format!("it runs no guests of {arch}");
+        let remedy = format!("{there}install {} and restart the daemon", profile.emulator);
+        return vec![Finding::blocks("connect-arch", what, format!("it runs {}", list(&runs)), remedy)];
+    };
+    let mut findings = Vec::new();
+    if !guest.machine_types.iter().any(|kind| kind == profile.machine_type) {
+        findings.push(Finding::blocks(
+            "connect-machine",
+            format!("its {arch} guests cannot be of the machine type {}", profile.machine_type),
+            format!("{} has {}", guest.emulator, list(&guest.machine_types)),
+            format!("{there}install a QEMU that supports it"),
+        ));
     }
-
-    fn host(&mut self, offer: &ConnectionOffer) {
-        let or = |known: &Result<String, String>| known.clone().unwrap_or_else(|_| "unknown".to_owned());
-        let node = offer.node.as_ref().map_or_else(
-            |_| "an unknown machine".to_owned(),
-            |node| format!("{}, {} CPUs, {} of memory", node.machine, node.cpus, size(node.memory)),
-        );
-        let free =
-            offer.free_memory.as_ref().map_or(String::new(), |free| format!(" ({} free)", size(*free)));
-        let unknown: Vec<&str> = [
-            offer.host_name.as_ref().err(),
-            offer.hypervisor.as_ref().err(),
-            offer.libvirt.as_ref().err(),
-            offer.node.as_ref().err(),
-            offer.free_memory.as_ref().err(),
-        ]
-        .into_iter()
-        .flatten()
-        .map(String::as_str)
-        .collect();
-        let evidence = if unknown.is_empty() { "libvirt's answer".to_owned() } else { unknown.join("; ") };
-        self.add(
-            "connect-host",
-            Severity::Informs,
+    let accelerator = accelerator(machine.accel, guest);
+    if accelerator == Accelerator::Kvm && !guest.domain_types.iter().any(|kind| kind == "kvm") {
+        findings.push(Finding::blocks(
+            "connect-accel",
+            format!("its {arch} guests cannot have KVM"),
+            format!("domain types: {}", list(&guest.domain_types)),
             format!(
-                "host {}: {node}{free}; libvirt {}, {}",
-                or(&offer.host_name),
-                or(&offer.libvirt),
-                or(&offer.hypervisor)
-            ),
-            evidence,
-            None,
-        );
-    }
-
-    fn access(&mut self, access: &Access) {
-        if let Access::ReadOnly(why) = access {
-            let remedy = let_in(self.uri);
-            self.blocks(
-                PERMISSION,
-                "this user has read-only access and cannot start guests".to_owned(),
-                why,
-                remedy,
-            );
-        }
-    }
-
-    fn memory(&mut self, offer: &ConnectionOffer, guest: u64) {
-        let wanted = guest + QEMU_MEMORY;
-        let less = "use a smaller guest (--memory), or end other guests there".to_owned();
-        match (&offer.node, &offer.free_memory) {
-            (Ok(node), _) if node.memory < wanted => {
-                let has = format!("the host has {} of memory, {} wanted", size(node.memory), size(wanted));
-                self.blocks("connect-memory", has, "virNodeGetInfo", less);
-            }
-            (_, Ok(free)) if *free < wanted => {
-                let has = format!("{} of memory free, {} wanted", size(*free), size(wanted));
-                self.degrades("connect-memory", has, "free, buffers and page cache", less);
-            }
-            _ => {}
-        }
-    }
-
-    fn guest(
-        &mut self,
-        offer: &ConnectionOffer,
-        guests: &[GuestOffer],
-        arch: VmArchitecture,
-        machine: &MachineArgs,
-    ) {
-        let profile = arch.profile();
-        let there = self.uri.there();
-        let Some(guest) = guests.iter().find(|guest| guest.machine == profile.machine) else {
-            let mut runs: Vec<_> = guests.iter().map(|guest| guest.machine.as_str()).collect();
-            runs.dedup();
-            let evidence = format!("it runs {}", list(&runs));
-            let remedy = format!("{there}install {} and restart the daemon", profile.emulator);
-            return self.blocks("connect-arch", format!("it runs no guests of {arch}"), evidence, remedy);
-        };
-        if !guest.machine_types.iter().any(|kind| kind == profile.machine_type) {
-            self.blocks(
-                "connect-machine",
-                format!("its {arch} guests cannot be of the machine type {}", profile.machine_type),
-                format!("{} has {}", guest.emulator, list(&guest.machine_types)),
-                format!("{there}install a QEMU that supports it"),
-            );
-        }
-        let accelerator = accelerator(machine.accel, guest);
-        if accelerator == Accelerator::Kvm && !guest.domain_types.iter().any(|kind| kind == "kvm") {
-            let evidence = format!("domain types: {}", list(&guest.domain_types));
-            let remedy = format!(
                 "{there}check /dev/kvm and the virtualisation setting of the firmware; or use --accel tcg"
-            );
-            return self.blocks(
-                "connect-accel",
-                format!("its {arch} guests cannot have KVM"),
-                evidence,
-                remedy,
-            );
-        }
-        match offer.domains.iter().find(|answer| answer.arch == arch) {
-            Some(DomainAnswer { offer: Ok(domain), .. }) => self.domain(arch, accelerator, machine, domain),
-            Some(DomainAnswer { offer: Err(error), .. }) => {
-                let what = format!("the capabilities of its {arch} guests are unknown");
-                let ask = format!("domcapabilities --arch {arch} --machine {}", profile.machine_type);
-                self.degrades("connect-domain", what, error, self.uri.virsh(&ask));
-            }
-            None => {}
-        }
-    }
-
-    fn domain(
-        &mut self,
-        arch: VmArchitecture,
-        accelerator: Accelerator,
-        machine: &MachineArgs,
-        offer: &DomainOffer,
-    ) {
-        let there = self.uri.there();
-        let files =
-            if offer.loaders.is_empty() { "no firmware file".to_owned() } else { list(&offer.loaders) };
-        if offer.loaders.is_empty() {
-            self.blocks(
-                "connect-firmware",
-                format!("it has no UEFI for {arch} guests"),
-                "no loader in its domain capabilities",
-                format!("{there}install it (Debian: {})", arch.pick("ovmf", "qemu-efi-aarch64")),
-            );
-        } else if !offer.selects_uefi {
-            self.degrades(
-                "connect-firmware",
-                format!("it does not select UEFI for {arch} guests automatically"),
-                files.clone(),
-                "name the loader in the domain: <loader readonly='yes' type='pflash'>FILE</loader>"
-                    .to_owned(),
-            );
-        }
-        let cpu = Cpu::resolve(arch, accelerator, machine.cpu.as_deref());
-        if let Err(evidence) = has_cpu(offer, &cpu.model) {
-            let ask = format!("domcapabilities --arch {arch} lists the models; choose one with --cpu");
-            let remedy = self.uri.virsh(&ask);
-            self.blocks(
-                "connect-cpu",
-                format!("its {arch} guests cannot have the CPU {}", cpu.describe()),
-                evidence,
-                remedy,
-            );
-        }
-        let how = match accelerator {
-            Accelerator::Kvm => "by KVM (not tested)",
-            Accelerator::Tcg => "emulated",
-        };
-        let sentence = format!("{arch} guests: {how}; machine type {}", offer.machine_type);
-        self.add("connect-offer", Severity::Informs, sentence, format!("{}, {files}", offer.emulator), None);
-    }
-
-    fn network(&mut self, offer: &ConnectionOffer) {
-        let (start, autostart) = (
-            self.uri.virsh(&format!("net-start {DEFAULT}")),
-            self.uri.virsh(&format!("net-autostart {DEFAULT}")),
-        );
-        match &offer.network {
-            Err(error) => {
-                let remedy = format!(
-                    "{}install libvirt's network driver (Debian 13: libvirt-daemon-driver-network) and restart the daemon",
-                    self.uri.there()
-                );
-                self.degrades("connect-network", "cannot read its networks".to_owned(), error, remedy);
-            }
-            // A user's own daemon cannot make a network of this kind.
-            Ok(None) if self.uri.session => self.add(
-                "connect-network-missing",
-                Severity::Informs,
-                format!("no network {DEFAULT}, as in every session; guests have user-mode networking"),
-                "virNetworkLookupByName",
-                None,
             ),
-            Ok(None) => {
-                let define = self.uri.virsh("net-define /usr/share/libvirt/networks/default.xml");
-                let remedy = format!(
-                    "{define} && {start} && {autostart} (Debian has the file in libvirt-daemon-system, later in \
-                     libvirt-daemon-config-network)"
-                );
-                let what = format!("there is no network {DEFAULT}");
-                self.degrades("connect-network-missing", what, "virNetworkLookupByName", remedy);
-            }
-            Ok(Some(network)) if !network.active => {
-                let (says, remedy) = if network.autostart {
-                    ("autostart: yes", start)
-                } else {
-                    ("autostart: no", format!("{start} && {autostart}"))
-                };
-                let what = format!("the network {DEFAULT} is not active");
-                self.degrades("connect-network-inactive", what, says, remedy);
-            }
-            Ok(Some(network)) if !network.autostart => {
-                let what =
-                    format!("the network {DEFAULT} does not start automatically at the host's next boot");
-                self.degrades("connect-network-autostart", what, "active: yes, autostart: no", autostart);
-            }
-            Ok(Some(_)) => {}
-        }
+        ));
+        return findings;
     }
+    match offer.domains.iter().find(|answer| answer.arch == arch) {
+        Some(DomainAnswer { offer: Ok(offer), .. }) => {
+            let cpu = Cpu::resolve(arch, accelerator, machine.cpu.as_deref());
+            findings.extend(firmware(uri, arch, offer));
+            findings.extend(has_cpu(offer, &cpu.model).err().map(|evidence| {
+                let what = format!("its {arch} guests cannot have the CPU {}", cpu.describe());
+                let ask = format!("domcapabilities --arch {arch} lists the models; choose one with --cpu");
+                Finding::blocks("connect-cpu", what, evidence, uri.virsh(&ask))
+            }));
+            let how = match accelerator {
+                Accelerator::Kvm => "by KVM (not tested)",
+                Accelerator::Tcg => "emulated",
+            };
+            let sentence = format!("{arch} guests: {how}; machine type {}", offer.machine_type);
+            let evidence = format!("{}, {}", offer.emulator, loaders(offer));
+            findings.push(Finding::informs("connect-offer", sentence, evidence));
+        }
+        Some(DomainAnswer { offer: Err(error), .. }) => {
+            let what = format!("the capabilities of its {arch} guests are unknown");
+            let ask = format!("domcapabilities --arch {arch} --machine {}", profile.machine_type);
+            findings.push(Finding::degrades("connect-domain", what, error, uri.virsh(&ask)));
+        }
+        None => {}
+    }
+    findings
+}
 
-    fn pool(&mut self, offer: &ConnectionOffer) {
-        let start = self.uri.virsh(&format!("pool-start {DEFAULT}"));
-        match &offer.pool {
-            Err(error) => {
-                let remedy =
-                    format!("{}install libvirt's storage driver and restart the daemon", self.uri.there());
-                self.degrades("connect-pool", "cannot read its storage pools".to_owned(), error, remedy);
+fn firmware(uri: &ConnectUri, arch: VmArchitecture, offer: &DomainOffer) -> Option<Finding> {
+    if offer.loaders.is_empty() {
+        let package = arch.pick("ovmf", "qemu-efi-aarch64");
+        return Some(Finding::blocks(
+            "connect-firmware",
+            format!("it has no UEFI for {arch} guests"),
+            "no loader in its domain capabilities",
+            format!("{}install it (Debian: {package})", uri.there()),
+        ));
+    }
+    (!offer.selects_uefi).then(|| {
+        let what = format!("it does not select UEFI for {arch} guests automatically");
+        let remedy = "name the loader in the domain: <loader readonly='yes' type='pflash'>FILE</loader>";
+        Finding::degrades("connect-firmware", what, loaders(offer), remedy)
+    })
+}
+
+fn loaders(offer: &DomainOffer) -> String {
+    if offer.loaders.is_empty() { "no firmware file".to_owned() } else { list(&offer.loaders) }
+}
+
+fn network(uri: &ConnectUri, network: Option<&Network>) -> Option<Finding> {
+    let start = uri.virsh(&format!("net-start {DEFAULT}"));
+    let autostart = uri.virsh(&format!("net-autostart {DEFAULT}"));
+    Some(match network {
+        // A user's own daemon cannot make a network of this kind.
+        None if uri.session => Finding::informs(
+            "connect-network-missing",
+            format!("no network {DEFAULT}, as in every session; guests have user-mode networking"),
+            "virNetworkLookupByName",
+        ),
+        None => Finding::degrades(
+            "connect-network-missing",
+            format!("there is no network {DEFAULT}"),
+            "virNetworkLookupByName",
+            format!(
+                "{} && {start} && {autostart} (Debian has the file in libvirt-daemon-system, later in \
+                 libvirt-daemon-config-network)",
+                uri.virsh("net-define /usr/share/libvirt/networks/default.xml")
+            ),
+        ),
+        Some(Network { active: true, autostart: true }) => return None,
+        Some(Network { active: true, .. }) => {
+            let what = format!("the network {DEFAULT} does not start automatically at the host's next boot");
+            let evidence = "active: yes, autostart: no";
+            Finding::degrades("connect-network-autostart", what, evidence, autostart)
+        }
+        Some(network) => {
+            let what = format!("the network {DEFAULT} is not active");
+            let (evidence, remedy) = match network.autostart {
+                true => ("autostart: yes", start),
+                false => ("autostart: no", format!("{start} && {autostart}")),
+            };
+            Finding::degrades("connect-network-inactive", what, evidence, remedy)
+        }
+    })
+}
+
+fn pool(uri: &ConnectUri, pool: Option<&Pool>) -> Finding {
+    let start = uri.virsh(&format!("pool-start {DEFAULT}"));
+    match pool {
+        None => {
+            let own = "\"$HOME/.local/share/libvirt/images\"";
+            let place = if uri.session { own } else { "/var/lib/libvirt/images" };
+            let define = uri.virsh(&format!("pool-define-as {DEFAULT} dir --target {place}"));
+            let what = format!("there is no storage pool {DEFAULT}; disks are named by their paths");
+            Finding::informs("connect-pool-missing", what, "virStoragePoolLookupByName")
+                .with(format!("{define} && {start}"))
+        }
+        Some(pool) if !pool.active => {
+            let what = format!("the storage pool {DEFAULT} is not active");
+            Finding::degrades("connect-pool-inactive", what, "virStoragePoolIsActive", start)
+        }
+        Some(pool) => {
+            let free = format!("{} free in the storage pool {DEFAULT}", gib(pool.free));
+            if pool.free >= POOL_NEEDED {
+                return Finding::informs("connect-pool", free, "virStoragePoolGetInfo");
             }
-            Ok(None) => {
-                let place = if self.uri.session {
-                    "\"$HOME/.local/share/libvirt/images\""
-                } else {
-                    "/var/lib/libvirt/images"
-                };
-                let define = self.uri.virsh(&format!("pool-define-as {DEFAULT} dir --target {place}"));
-                let remedy = format!("{define} && {start}");
-                let what = format!("there is no storage pool {DEFAULT}; disks are named by their paths");
-                self.add(
-                    "connect-pool-missing",
-                    Severity::Informs,
-                    what,
-                    "virStoragePoolLookupByName",
-                    Some(remedy),
-                );
-            }
-            Ok(Some(pool)) if !pool.active => {
-                let what = format!("the storage pool {DEFAULT} is not active");
-                self.degrades("connect-pool-inactive", what, "virStoragePoolIsActive", start);
-            }
-            Ok(Some(pool)) if pool.free < POOL_NEEDED => {
-                let what = format!(
-                    "{} free in the storage pool {DEFAULT}, {} wanted",
-                    size(pool.free),
-                    size(POOL_NEEDED)
-                );
-                let remedy =
-                    format!("free some space: {}", self.uri.virsh(&format!("vol-list {DEFAULT} --details")));
-                self.degrades("connect-pool-room", what, "virStoragePoolGetInfo", remedy);
-            }
-            Ok(Some(pool)) => {
-                let what = format!("{} free in the storage pool {DEFAULT}", size(pool.free));
-                self.add("connect-pool", Severity::Informs, what, "virStoragePoolGetInfo", None);
-            }
+            let what = format!("{free}, {} wanted", gib(POOL_NEEDED));
+            let list = uri.virsh(&format!("vol-list {DEFAULT} --details"));
+            let remedy = format!("free some space: {list}");
+            Finding::degrades("connect-pool-room", what, "virStoragePoolGetInfo", remedy)
         }
     }
 }
@@ -357,10 +274,6 @@ fn has_cpu(offer: &DomainOffer, model: &CpuModel) -> Result<(), String> {
 fn list(words: &[impl AsRef<str>]) -> String {
     let words: Vec<_> = words.iter().map(AsRef::as_ref).collect();
     if words.is_empty() { "nothing".to_owned() } else { words.join(" ") }
-}
-
-fn size(bytes: u64) -> String {
-    format!("{:.1} GiB", bytes as f64 / (1024 * MIB) as f64)
 }
 
 #[cfg(test)]

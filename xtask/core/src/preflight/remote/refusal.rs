@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::libvirt_uri::ConnectUri;
-use crate::preflight::findings::{Finding, Remedy, Severity};
+use crate::preflight::findings::Finding;
 
 /// Why a libvirt could not be asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,126 +33,110 @@ struct Known {
     id: &'static str,
     /// After `URI: `.
     what: &'static str,
-    remedy: fn(&ConnectUri) -> String,
+    /// [`remedy`] fills it in.
+    remedy: &'static str,
 }
 
-const ANY: Known =
-    Known { transport: None, session: false, words: &[], id: "connect-daemon", what: "", remedy: by_hand };
+const ANY: Known = Known {
+    transport: None,
+    session: false,
+    words: &[],
+    id: "connect-daemon",
+    what: "libvirt cannot connect",
+    remedy: "{virsh}",
+};
 const SSH: Known = Known { transport: Some("ssh"), id: "connect-ssh", ..ANY };
-
-const HUNG_UP: &str = "it accepted the connection and closed it";
+const DENIED: Known = Known { id: PERMISSION, remedy: "{let_in}", ..ANY };
+const HUNG_UP: Known = Known {
+    what: "it accepted the connection and closed it",
+    remedy: "{there}read its journal: journalctl --unit libvirtd --unit virtqemud",
+    ..ANY
+};
+const START: &str = "{there}sudo systemctl enable --now libvirtd.socket (virtqemud.socket where libvirt's daemons are \
+                     apart); where there is no such unit, install libvirt first (Debian: libvirt-daemon-system)";
 
 const KNOWN: &[Known] = &[
     Known {
         words: &["Host key verification failed"],
         what: "ssh does not know this host's key",
-        remedy: |uri| format!("log in once by hand and compare the fingerprint: {}", ssh(uri)),
+        remedy: "log in once by hand and compare the fingerprint: {ssh}",
         ..SSH
     },
     Known {
         words: &["Permission denied ("],
         what: "the host's sshd does not accept this user without a password",
-        remedy: |uri| format!("ssh-copy-id {}, or load the key: ssh-add", host(uri)),
+        remedy: "ssh-copy-id {login}, or load the key: ssh-add",
         ..SSH
     },
     Known {
         words: &["ssh: Could not resolve hostname"],
         what: "no host has this name",
-        remedy: |uri| {
-            format!("check the name: getent hosts {}", host(uri).rsplit('@').next().unwrap_or_default())
-        },
+        remedy: "check the name: getent hosts {host}",
         ..SSH
     },
     Known {
         words: &["ssh: connect to host"],
         what: "no sshd answers on that host",
-        remedy: |uri| format!("check that the host is up and sshd listens: {}", ssh(uri)),
+        remedy: "check that the host is up and sshd listens: {ssh}",
         ..SSH
     },
     Known {
         words: &["nc: not found"],
         what: "the host has neither virt-ssh-helper nor nc; ssh needs one of them to reach libvirt",
-        remedy: |uri| format!("{}install libvirt (Debian: libvirt-daemon-system)", uri.there()),
+        remedy: "{there}install libvirt (Debian: libvirt-daemon-system)",
         ..ANY
     },
     Known {
         words: &["ssh", "Cannot find"],
         what: "ssh is not installed on this machine",
-        remedy: |_| "install openssh-client".to_owned(),
+        remedy: "install openssh-client",
         ..SSH
     },
-    Known {
-        words: &["ermission denied"],
-        id: PERMISSION,
-        what: "this user may not open its socket",
-        remedy: let_in,
-        ..ANY
-    },
-    Known {
-        words: &["authenti"],
-        id: PERMISSION,
-        what: "it requires an interactive authentication",
-        remedy: let_in,
-        ..ANY
-    },
-    Known { words: &["olkit"], id: PERMISSION, what: "polkit does not allow it", remedy: let_in, ..ANY },
-    Known {
-        words: &["ccess denied"],
-        id: PERMISSION,
-        what: "this user may not use it",
-        remedy: let_in,
-        ..ANY
-    },
+    Known { words: &["ermission denied"], what: "this user may not open its socket", ..DENIED },
+    Known { words: &["authenti"], what: "it requires an interactive authentication", ..DENIED },
+    Known { words: &["olkit"], what: "polkit does not allow it", ..DENIED },
+    Known { words: &["ccess denied"], what: "this user may not use it", ..DENIED },
     Known {
         words: &["No such file or directory"],
         session: true,
         what: "this user has no running daemon, and none could be started",
-        remedy: |uri| {
-            format!(
-                "{}install the daemon (Debian: libvirt-daemon), which libvirt then starts by itself",
-                uri.there()
-            )
-        },
+        remedy: "{there}install the daemon (Debian: libvirt-daemon), which libvirt then starts by itself",
         ..ANY
     },
     Known {
         words: &["certificate"],
         id: "connect-tls",
         what: "the TLS certificates are missing or invalid",
-        remedy: |uri| {
-            format!("see libvirt.org/kbase/tlscerts.html; or connect by ssh: qemu+ssh://{}/system", host(uri))
-        },
+        remedy: "see libvirt.org/kbase/tlscerts.html; or connect by ssh: qemu+ssh://{login}/system",
         ..ANY
     },
     Known {
         words: &["No such file or directory"],
         what: "no daemon runs there: its socket is missing",
-        remedy: start,
+        remedy: START,
         ..ANY
     },
     Known {
         words: &["Connection refused"],
         what: "nothing listens: the daemon has ended, or its port is closed",
-        remedy: start,
+        remedy: START,
         ..ANY
     },
     // Whatever ssh says ends with `Connection reset by peer`.
     Known {
         words: &["Cannot recv data: ", ": Connection reset by peer"],
         what: "ssh did not reach the host's libvirt",
-        remedy: |uri| format!("check that this works: {}", ssh(uri)),
+        remedy: "check that this works: {ssh}",
         ..SSH
     },
-    Known { words: &["End of file while reading"], what: HUNG_UP, remedy: read_its_log, ..ANY },
-    Known { words: &["Broken pipe"], what: HUNG_UP, remedy: read_its_log, ..ANY },
-    Known { words: &["Connection reset by peer"], what: HUNG_UP, remedy: read_its_log, ..ANY },
+    Known { words: &["End of file while reading"], ..HUNG_UP },
+    Known { words: &["Broken pipe"], ..HUNG_UP },
+    Known { words: &["Connection reset by peer"], ..HUNG_UP },
     Known {
         words: &["no connection driver available"],
         id: "connect-driver",
         what: "the daemon has no QEMU driver",
-        remedy: |uri| {
-            format!("{}install it (Debian: libvirt-daemon-driver-qemu) and restart the daemon", uri.there())
-        },
+        remedy: "{there}install it (Debian: libvirt-daemon-driver-qemu) and restart the daemon",
         ..ANY
     },
 ];
@@ -170,16 +154,14 @@ impl Refusal {
                 "connect-silent",
                 format!("did not answer within {} s", limit.as_secs()),
                 format!("request: {asked}"),
-                format!("check whether the host is up and its daemon hangs: {}", by_hand(uri)),
+                format!("check whether the host is up and its daemon hangs: {}", uri.virsh("version")),
             ),
             Self::Message(words) => {
                 let known = KNOWN.iter().find(|known| known.matches(uri, words)).unwrap_or(&ANY);
-                let what = if known.what.is_empty() { "libvirt cannot connect" } else { known.what };
-                (known.id, what.to_owned(), words.clone(), (known.remedy)(uri))
+                (known.id, known.what.to_owned(), words.clone(), remedy(known.remedy, uri))
             }
         };
-        let sentence = format!("{uri}: {what}");
-        Finding { id, severity: Severity::Blocks, sentence, evidence, remedy: Some(Remedy::Manual(remedy)) }
+        Finding::blocks(id, format!("{uri}: {what}"), evidence, remedy)
     }
 }
 
@@ -208,33 +190,22 @@ pub(super) fn let_in(uri: &ConnectUri) -> String {
     )
 }
 
-fn start(uri: &ConnectUri) -> String {
-    format!(
-        "{}sudo systemctl enable --now libvirtd.socket (virtqemud.socket where libvirt's daemons are apart); where there is \
-         no such unit, install libvirt first (Debian: libvirt-daemon-system)",
-        uri.there()
-    )
-}
-
-fn read_its_log(uri: &ConnectUri) -> String {
-    format!("{}read its journal: journalctl --unit libvirtd --unit virtqemud", uri.there())
-}
-
-fn by_hand(uri: &ConnectUri) -> String {
-    uri.virsh("version")
-}
-
-fn host(uri: &ConnectUri) -> &str {
-    uri.destination.as_deref().unwrap_or("localhost")
-}
-
-fn ssh(uri: &ConnectUri) -> String {
-    format!("ssh {} true", host(uri))
+/// Fills in a template.
+fn remedy(template: &str, uri: &ConnectUri) -> String {
+    let login = uri.destination.as_deref().unwrap_or("localhost");
+    template
+        .replace("{there}", &uri.there())
+        .replace("{ssh}", &format!("ssh {login} true"))
+        .replace("{login}", login)
+        .replace("{host}", login.rsplit('@').next().unwrap_or_default())
+        .replace("{virsh}", &uri.virsh("version"))
+        .replace("{let_in}", &let_in(uri))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::preflight::findings::{Remedy, Severity};
 
     /// libvirt 9.0's own words, as they were seen; ssh's are OpenSSH 9.2's.
     #[test]

@@ -1,6 +1,7 @@
 //! The judge's table, over what a real libvirt 9.0 said.
 
 use super::*;
+use crate::preflight::findings::{Remedy, Severity};
 use crate::preflight::remote::{Network, Node, Pool, capabilities};
 
 const CAPABILITIES: &str = include_str!("../../../../test_data/libvirt-capabilities.xml");
