@@ -11,7 +11,6 @@ use sha2::{Digest as _, Sha256, Sha512};
 
 /// The hash functions that publishers of images use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-#[expect(missing_docs, reason = "the names say it")]
 pub enum Algorithm {
     Sha256,
     Sha512,
@@ -135,7 +134,6 @@ impl From<Digest> for String {
 
 /// A hash being taken.
 #[derive(Debug, Clone)]
-#[expect(missing_docs, reason = "the names say it")]
 pub enum Hasher {
     Sha256(Box<Sha256>),
     Sha512(Box<Sha512>),

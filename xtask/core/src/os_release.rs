@@ -28,7 +28,6 @@ impl OsRelease {
 
 /// os-release(5) of the guest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[expect(missing_docs, reason = "the fields are the interface that README.md documents")]
 pub struct OsReleaseReport {
     pub id: String,
     pub version_id: String,

@@ -30,7 +30,6 @@ impl Verbosity {
 
 /// When to use colour.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
-#[expect(missing_docs, reason = "the names say it")]
 pub enum Color {
     #[default]
     Auto,
@@ -68,7 +67,6 @@ const VCPUS: u32 = 2;
 #[derive(Debug, Clone, Args)]
 pub struct MachineArgs {
     #[command(flatten)]
-    #[expect(missing_docs, reason = "flattened")]
     pub image: ImageArgs,
 
     /// The CPU model: a QEMU name, pi5 or pi4 [default: the accelerator's fastest]

@@ -94,7 +94,6 @@ pub enum HeavyCommand {
 
 /// Where `cargo xtask` is completed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-#[expect(missing_docs, reason = "the names say it")]
 pub enum Shell {
     Bash,
     Zsh,
@@ -186,7 +185,6 @@ pub struct SoakArgs {
 #[derive(Debug, Clone, Args)]
 pub struct CiArgs {
     #[command(flatten)]
-    #[expect(missing_docs, reason = "flattened")]
     pub fix: FixArgs,
 
     /// Skip everything that boots a machine: a quick check before a commit, not a verdict

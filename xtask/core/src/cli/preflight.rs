@@ -14,7 +14,6 @@ pub struct PreflightArgs {
     pub arch: Option<VmArchitecture>,
 
     #[command(flatten)]
-    #[expect(missing_docs, reason = "flattened")]
     pub machine: MachineArgs,
 
     /// Start the domain of a smoke paused, compare QEMU's machine with it, and stop it
@@ -30,7 +29,6 @@ pub struct PreflightArgs {
     pub connect: Option<ConnectUri>,
 
     #[command(flatten)]
-    #[expect(missing_docs, reason = "flattened")]
     pub fix: FixArgs,
 
     /// Print the findings as JSON on stdout

@@ -12,7 +12,6 @@ use crate::arch::VmArchitecture;
 #[derive(Debug, Clone, Args)]
 pub struct SmokeArgs {
     #[command(flatten)]
-    #[expect(missing_docs, reason = "flattened")]
     pub build: BuildArgs,
 
     /// Test this executable instead of building the agent
@@ -20,7 +19,6 @@ pub struct SmokeArgs {
     pub agent: Option<PathBuf>,
 
     #[command(flatten)]
-    #[expect(missing_docs, reason = "flattened")]
     pub machine: MachineArgs,
 
     /// Leave the agent idle for this many seconds after it has joined and report its footprint, 0 to 3600
@@ -60,7 +58,6 @@ pub struct SmokeArgs {
     pub report: Option<PathBuf>,
 
     #[command(flatten)]
-    #[expect(missing_docs, reason = "flattened")]
     pub fix: FixArgs,
 
     /// Plant one fault, which the smoke must find; never exits 0

@@ -96,11 +96,9 @@ pub struct UpArgs {
     pub arch: VmArchitecture,
 
     #[command(flatten)]
-    #[expect(missing_docs, reason = "flattened")]
     pub machine: MachineArgs,
 
     #[command(flatten)]
-    #[expect(missing_docs, reason = "flattened")]
     pub fix: FixArgs,
 
     /// Print its record as JSON instead of its name

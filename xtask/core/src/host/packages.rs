@@ -8,7 +8,6 @@ use crate::host::tools;
 /// A package manager.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
-#[expect(missing_docs, reason = "the names say it")]
 pub enum PackageManager {
     Apt,
     Dnf,
@@ -18,7 +17,6 @@ pub enum PackageManager {
 
 /// What a package can bring.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-#[expect(missing_docs, reason = "the names say it")]
 pub enum Need {
     Emulator,
     Firmware,

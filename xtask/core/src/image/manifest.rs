@@ -39,7 +39,6 @@ pub struct Manifest {
 
 /// What changes when a file does.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[expect(missing_docs, reason = "stat(2)")]
 pub struct Stamp {
     pub bytes: u64,
     pub inode: u64,

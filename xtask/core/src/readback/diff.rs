@@ -1,10 +1,12 @@
 //! The difference between a domain as it was asked for and as QEMU made it, in findings.
 
+use std::collections::BTreeSet;
+
 use crate::arch::Accelerator;
 use crate::machine::{Disk, FORWARDED_PORTS};
-use crate::preflight::findings::{Finding, Remedy, Severity};
+use crate::preflight::findings::Finding;
 
-use super::observed::{Flash, ImageInfo, Layer, Observed};
+use super::observed::{CacheMode, Flash, ImageInfo, Layer, Observed};
 use super::{ExpectedFlash, ExpectedMachine};
 
 /// What to do where QEMU or libvirt made something else of the domain than what it was told.
@@ -49,173 +51,137 @@ pub fn refused(expected: &ExpectedMachine, error: &str) -> Finding {
             "reinstall the firmware's package; your own firmware file must have the size of the flash device",
         )
     } else if says(&["cpu feature", "cpu model", "-cpu.", "features"]) {
-        (
-            "rehearsal-cpu-refused",
-            "libvirt or QEMU refuses the CPU",
-            "choose another CPU with --cpu, or use another QEMU",
-        )
+        let remedy = "choose another CPU with --cpu, or use another QEMU";
+        ("rehearsal-cpu-refused", "libvirt or QEMU refuses the CPU", remedy)
     } else {
-        (
-            "rehearsal-refused",
-            "libvirt does not start the domain",
-            "read its message; a smoke would fail in the same way",
-        )
+        let remedy = "read its message; a smoke would fail in the same way";
+        ("rehearsal-refused", "libvirt does not start the domain", remedy)
     };
-    let mut findings = Findings { expected, found: Vec::new() };
-    findings.add(id, what, error.trim(), remedy);
-    findings.found.remove(0)
+    finding(expected, id, what, error.trim(), remedy)
+}
+
+fn finding(
+    expected: &ExpectedMachine,
+    id: &'static str,
+    what: &str,
+    seen: impl Into<String>,
+    remedy: &str,
+) -> Finding {
+    Finding::blocks(id, format!("the {} machine: {what}", expected.architecture), seen, remedy)
 }
 
 impl Findings<'_> {
-    fn add(&mut self, id: &'static str, what: &str, seen: &str, remedy: &str) {
-        self.found.push(Finding {
-            id,
-            severity: Severity::Blocks,
-            sentence: format!("the {} machine: {what}", self.expected.architecture),
-            evidence: seen.to_owned(),
-            remedy: Some(Remedy::Manual(remedy.to_owned())),
-        });
+    fn add(&mut self, id: &'static str, what: impl AsRef<str>, seen: impl Into<String>, remedy: &str) {
+        self.found.push(finding(self.expected, id, what.as_ref(), seen, remedy));
+    }
+
+    /// Something is not as the domain's XML says.
+    fn wrong(&mut self, id: &'static str, what: impl AsRef<str>, seen: impl Into<String>) {
+        self.add(id, what, seen, NOT_AS_TOLD);
     }
 
     /// A guest that has run may have written; and the rehearsal promises that none does.
     fn check_guest_is_stopped(&mut self, seen: &Observed) {
-        if seen.status.running || !["prelaunch", "paused"].contains(&seen.status.status.as_str()) {
-            let evidence = format!("query-status: {}", seen.status.status);
-            self.add(
-                "rehearsal-guest-ran",
-                "its guest runs, although it was started paused",
-                &evidence,
-                NOT_AS_TOLD,
-            );
+        let status = &seen.status.status;
+        if seen.status.running || !["prelaunch", "paused"].contains(&status.as_str()) {
+            let what = "its guest runs, although it was started paused";
+            self.wrong("rehearsal-guest-ran", what, format!("query-status: {status}"));
         }
     }
 
     fn check_machine(&mut self, seen: &Observed) {
-        let kvm = self.expected.accelerator == Accelerator::Kvm;
-        if seen.kvm.enabled != kvm {
-            let what = format!("it does not run under {}, which was requested", self.expected.accelerator);
-            let evidence = format!("query-kvm: enabled {}", seen.kvm.enabled);
-            self.add("rehearsal-accelerator", &what, &evidence, NOT_AS_TOLD);
+        let ExpectedMachine { accelerator, architecture, memory_bytes, .. } = *self.expected;
+        if seen.kvm.enabled != (accelerator == Accelerator::Kvm) {
+            let what = format!("it does not run under {accelerator}, which was requested");
+            self.wrong("rehearsal-accelerator", what, format!("query-kvm: enabled {}", seen.kvm.enabled));
         }
-        let wanted = self.expected.architecture.profile().machine_type;
+        let wanted = architecture.profile().machine_type;
         if !seen.machine.contains(wanted) {
-            let what = format!("it is not a {wanted}");
-            self.add(
-                "rehearsal-machine",
-                &what,
-                &format!("the type of /machine: {}", seen.machine),
-                NOT_AS_TOLD,
-            );
+            let evidence = format!("the type of /machine: {}", seen.machine);
+            self.wrong("rehearsal-machine", format!("it is not a {wanted}"), evidence);
         }
-        if seen.memory_bytes != self.expected.memory_bytes {
-            let what = format!("its memory is not {} MiB", self.expected.memory_bytes >> 20);
+        if seen.memory_bytes != memory_bytes {
+            let what = format!("its memory is not {} MiB", memory_bytes >> 20);
             let evidence = format!("query-memory-size-summary: {} bytes", seen.memory_bytes);
-            self.add("rehearsal-memory", &what, &evidence, NOT_AS_TOLD);
+            self.wrong("rehearsal-memory", what, evidence);
         }
     }
 
     fn check_processors(&mut self, seen: &Observed) {
-        let wanted = self.expected.vcpus;
-        if seen.vcpus.len() != wanted {
-            let what = format!("it has {} processor(s), {wanted} were requested", seen.vcpus.len());
-            self.add("rehearsal-processors", &what, "query-cpus-fast", NOT_AS_TOLD);
+        let (wanted, found) = (self.expected.vcpus, seen.vcpus.len());
+        if found != wanted {
+            let what = format!("it has {found} processor(s), {wanted} were requested");
+            self.wrong("rehearsal-processors", what, "query-cpus-fast");
         }
         let ids: Vec<_> = seen.vcpus.iter().map(|vcpu| vcpu.thread_id).collect();
-        let mut threads = ids.clone();
-        threads.sort_unstable();
-        threads.dedup();
-        if self.expected.own_threads && threads.len() != ids.len() {
-            let what =
-                format!("its {} processors run on {} thread(s) of this host", ids.len(), threads.len());
-            self.add(
-                "rehearsal-threads",
-                &what,
-                &format!("query-cpus-fast: the thread ids {ids:?}"),
-                "QEMU emulates them one after the other (thread=single, icount), by its build or configuration; use \
-                 another QEMU, or --vcpus 1 and --timeout-scale 2",
-            );
+        let threads = ids.iter().collect::<BTreeSet<_>>().len();
+        if self.expected.own_threads && threads != found {
+            let what = format!("its {found} processors run on {threads} thread(s) of this host");
+            let remedy = "QEMU emulates them one after the other (thread=single, icount), by its build or configuration; use \
+                          another QEMU, or --vcpus 1 and --timeout-scale 2";
+            self.add("rehearsal-threads", what, format!("query-cpus-fast: the thread ids {ids:?}"), remedy);
         }
     }
 
     fn check_cpu(&mut self, seen: &Observed) {
         let model = &self.expected.cpu_model;
         if !seen.cpu_type.starts_with(&format!("{model}-")) {
-            let what = format!("its CPU is not {model}");
-            self.add(
-                "rehearsal-cpu-model",
-                &what,
-                &format!("the CPU's type: {}", seen.cpu_type),
-                NOT_AS_TOLD,
-            );
+            let evidence = format!("the CPU's type: {}", seen.cpu_type);
+            self.wrong("rehearsal-cpu-model", format!("its CPU is not {model}"), evidence);
         }
         let word = |on: bool| if on { "on" } else { "off" };
         for ((name, wanted), (_, found)) in self.expected.cpu_properties.iter().zip(&seen.cpu_properties) {
-            let what = format!("the CPU's {name} is not {}", word(*wanted));
-            match found {
-                Ok(found) if found == wanted => {}
+            let found = match found {
+                Ok(found) if found == wanted => continue,
                 // What the CPU does not have is off.
-                Err(_) if !wanted => {}
-                Ok(found) => {
-                    let evidence = format!("qom-get {name}: {}", word(*found));
-                    self.add("rehearsal-cpu-feature", &what, &evidence, NOT_AS_TOLD);
-                }
-                Err(error) => {
-                    self.add(
-                        "rehearsal-cpu-feature",
-                        &what,
-                        &format!("qom-get {name}: {error}"),
-                        NOT_AS_TOLD,
-                    );
-                }
-            }
+                Err(_) if !wanted => continue,
+                Ok(found) => word(*found),
+                Err(error) => error,
+            };
+            let what = format!("the CPU's {name} is not {}", word(*wanted));
+            self.wrong("rehearsal-cpu-feature", what, format!("qom-get {name}: {found}"));
         }
     }
 
     fn check_code(&mut self, wanted: &ExpectedFlash, seen: Option<&Flash>) {
         const ID: &str = "rehearsal-firmware";
         let Some(seen) = seen else {
-            return self.add(ID, "it has no flash for its firmware", "query-block", NOT_AS_TOLD);
+            return self.wrong(ID, "it has no flash for its firmware", "query-block");
         };
         self.check_size("the firmware's code", wanted.code_bytes, seen);
         if !seen.layer.is_of(&wanted.code) && seen.bytes == wanted.code_bytes {
-            let what = format!("its firmware is not {}", wanted.code.display());
-            self.add(ID, &what, &in_flash(seen), NOT_AS_TOLD);
+            self.wrong(ID, format!("its firmware is not {}", wanted.code.display()), in_flash(seen));
         }
         if !seen.layer.ro {
-            self.add(
-                ID,
-                "the guest may write to the firmware that all guests share",
-                &in_flash(seen),
-                NOT_AS_TOLD,
-            );
+            self.wrong(ID, "the guest may write to the firmware that all guests share", in_flash(seen));
         }
     }
 
     fn check_variables(&mut self, wanted: &ExpectedFlash, seen: Option<&Flash>) {
         const ID: &str = "rehearsal-nvram";
         let Some(seen) = seen else {
-            return self.add(ID, "it has no flash for its firmware's variables", "query-block", NOT_AS_TOLD);
+            return self.wrong(ID, "it has no flash for its firmware's variables", "query-block");
         };
         self.check_size("the firmware's variables", wanted.vars_bytes, seen);
-        let template =
-            format!("its variables are the template {} instead of a copy", wanted.template.display());
-        let remedy = "each machine must have its own copy, or its changes would affect all others";
         if seen.layer.is_of(&wanted.template) {
-            self.add(ID, &template, &in_flash(seen), remedy);
+            let template = wanted.template.display();
+            let what = format!("its variables are the template {template} instead of a copy");
+            let remedy = "each machine must have its own copy, or its changes would affect all others";
+            self.add(ID, what, in_flash(seen), remedy);
         } else if !seen.layer.is_of(&wanted.nvram) {
             let what = format!("its variables are not in {}", wanted.nvram.display());
-            self.add(ID, &what, &in_flash(seen), NOT_AS_TOLD);
+            self.wrong(ID, what, in_flash(seen));
         } else if seen.layer.ro {
-            self.add(ID, "it cannot write to its own variables", &in_flash(seen), NOT_AS_TOLD);
+            self.wrong(ID, "it cannot write to its own variables", in_flash(seen));
         }
     }
 
     fn check_size(&mut self, what: &str, wanted: u64, seen: &Flash) {
         if seen.bytes != wanted {
             let what = format!("the flash for {what} has {} bytes, expected {wanted}", seen.bytes);
-            let remedy = "the firmware's entry point would be elsewhere and the guest would print nothing: reinstall the firmware's \
-                          package, and check what else names a firmware file";
-            self.add("rehearsal-flash-size", &what, &in_flash(seen), remedy);
+            let remedy = "the firmware's entry point would be elsewhere and the guest would print nothing: reinstall the \
+                          firmware's package, and check what else names a firmware file";
+            self.add("rehearsal-flash-size", what, in_flash(seen), remedy);
         }
     }
 
@@ -225,23 +191,22 @@ impl Findings<'_> {
             let mut nodes = seen.layers.iter().filter(|layer| layer.is_of(path)).peekable();
             if nodes.peek().is_some() && !nodes.any(|layer| layer.ro) {
                 let what = format!("{}, the backing file of its disk, is writable", path.display());
-                self.add("rehearsal-disk-writable", &what, "query-named-block-nodes: ro false", NOT_AS_TOLD);
+                self.wrong("rehearsal-disk-writable", what, "query-named-block-nodes: ro false");
             }
         }
     }
 
     fn check_disk(&mut self, disk: &Disk, seen: &Observed) {
         let path = disk.path.display();
-        let inserted = seen.devices.iter().filter_map(|device| device.inserted.as_ref());
-        let Some(found) = inserted.into_iter().find(|layer| layer.is_of(&disk.path)) else {
-            let files: Vec<_> =
-                seen.devices.iter().flat_map(|device| &device.inserted).map(|layer| &layer.file).collect();
+        let inserted: Vec<_> = seen.devices.iter().flat_map(|device| &device.inserted).collect();
+        let Some(found) = inserted.iter().find(|layer| layer.is_of(&disk.path)) else {
+            let files: Vec<_> = inserted.iter().map(|layer| &layer.file).collect();
             let what = format!("none of its devices has the disk {path}");
-            return self.add("rehearsal-disk", &what, &format!("query-block: {files:?}"), NOT_AS_TOLD);
+            return self.wrong("rehearsal-disk", what, format!("query-block: {files:?}"));
         };
         if found.ro != disk.read_only {
             let what = format!("the guest {} write {path}", if found.ro { "cannot" } else { "may" });
-            self.add("rehearsal-disk", &what, &format!("query-block: ro {}", found.ro), NOT_AS_TOLD);
+            self.wrong("rehearsal-disk", what, format!("query-block: ro {}", found.ro));
         }
         if disk.read_only {
             return;
@@ -249,61 +214,47 @@ impl Findings<'_> {
         let lies_on = found.image.as_ref().map(ImageInfo::backing).unwrap_or_default();
         let wanted: Vec<_> = disk.backing.iter().map(|path| path.to_string_lossy()).collect();
         if !wanted.is_empty() && lies_on != wanted {
-            self.add(
-                "rehearsal-disk-chain",
-                &format!("its disk {path} has the backing files {}, expected {}", lies_on.join(", "), wanted.join(", ")),
-                &format!("query-block: {lies_on:?}"),
-                "the guest would skip a layer of its disk and silently corrupt its file system: the domain's XML must give no \
-                 <backingStore> for this disk other than what its own headers say",
-            );
+            let (files, wanted) = (lies_on.join(", "), wanted.join(", "));
+            let what = format!("its disk {path} has the backing files {files}, expected {wanted}");
+            let remedy = "the guest would skip a layer of its disk and silently corrupt its file system: the domain's XML must \
+                          give no <backingStore> for this disk other than what its own headers say";
+            self.add("rehearsal-disk-chain", what, format!("query-block: {lies_on:?}"), remedy);
         }
         self.check_layers_below(disk, seen);
-        // The format's layer and the file's: either one softens a power cut.
+        self.check_cache(disk, seen, found);
+    }
+
+    /// The format's layer and the file's: either one softens a power cut.
+    fn check_cache(&mut self, disk: &Disk, seen: &Observed, found: &Layer) {
         let soft = |layer: &&Layer| layer.is_of(&disk.path) && (layer.cache.no_flush || !layer.cache.direct);
-        let layers = seen.layers.iter().chain(std::iter::once(found));
-        if let Some(layer) = layers.into_iter().find(soft) {
-            let how = if layer.cache.no_flush {
-                "ignores the guest's flushes"
-            } else {
-                "goes through this host's page cache"
-            };
-            let cache = layer.cache;
-            self.add(
-                "rehearsal-disk-cache",
-                &format!("its disk {how}, so a power cut on it proves nothing"),
-                &format!(
-                    "query-named-block-nodes: {path}: direct {}, no-flush {}",
-                    cache.direct, cache.no_flush
-                ),
-                "it must be opened with cache=none: find what changes the domain's disks on this host",
-            );
-        }
+        let Some(layer) = seen.layers.iter().chain([found]).find(soft) else { return };
+        let CacheMode { direct, no_flush } = layer.cache;
+        let how =
+            if no_flush { "ignores the guest's flushes" } else { "goes through this host's page cache" };
+        let what = format!("its disk {how}, so a power cut on it proves nothing");
+        let path = disk.path.display();
+        let evidence = format!("query-named-block-nodes: {path}: direct {direct}, no-flush {no_flush}");
+        let remedy = "it must be opened with cache=none: find what changes the domain's disks on this host";
+        self.add("rehearsal-disk-cache", what, evidence, remedy);
     }
 
     /// QEMU's table has a row for each forwarded port: `TCP[HOST_FORWARD] 11 127.0.0.1 43105 10.0.2.15 22 0 0`.
     fn check_network(&mut self, seen: &Observed) {
         const ID: &str = "rehearsal-network";
         let rows: Vec<_> = seen.forwarding.lines().filter(|line| line.contains("HOST_FORWARD")).collect();
-        let open = rows.iter().find(|row| row.split_whitespace().nth(2) != Some("127.0.0.1"));
-        if let Some(row) = open {
-            self.add(ID, "the guest's ports are open to other hosts", row.trim(), NOT_AS_TOLD);
+        let column = |row: &str, at| row.split_whitespace().nth(at).unwrap_or_default().to_owned();
+        if let Some(row) = rows.iter().find(|row| column(row, 2) != "127.0.0.1") {
+            self.wrong(ID, "the guest's ports are open to other hosts", row.trim());
         }
-        let leads_to = |port: &u16| {
-            rows.iter().any(|row| row.split_whitespace().nth(5) == Some(port.to_string().as_str()))
-        };
+        let leads_to = |port: &u16| rows.iter().any(|row| column(row, 5) == port.to_string());
         if let Some(port) = FORWARDED_PORTS.iter().find(|port| !leads_to(port)) {
             let what = format!("no port of this host leads to the guest's port {port}");
-            self.add(ID, &what, "info usernet", NOT_AS_TOLD);
+            self.wrong(ID, what, "info usernet");
         }
     }
 }
 
 fn in_flash(flash: &Flash) -> String {
-    let Layer { file, ro, .. } = &flash.layer;
-    format!(
-        "{}: {} bytes, {file}, {}",
-        flash.qom_path,
-        flash.bytes,
-        if *ro { "read-only" } else { "writable" }
-    )
+    let access = if flash.layer.ro { "read-only" } else { "writable" };
+    format!("{}: {} bytes, {}, {access}", flash.qom_path, flash.bytes, flash.layer.file)
 }

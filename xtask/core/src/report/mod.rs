@@ -24,7 +24,6 @@ pub const SCHEMA: u32 = 2;
 
 /// A run, whole.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-#[expect(missing_docs, reason = "the fields are the interface that README.md documents")]
 pub struct Report {
     pub schema: u32,
     pub verdict: Verdict,

@@ -10,7 +10,6 @@ use crate::os_release::OsReleaseReport;
 
 /// The machine that ran it.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
-#[expect(missing_docs, reason = "the fields are the interface that README.md documents")]
 pub struct HostReport {
     pub os: String,
     pub kernel: String,
@@ -24,7 +23,6 @@ pub struct HostReport {
 
 /// The machine that was tested.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
-#[expect(missing_docs, reason = "the fields are the interface that README.md documents")]
 pub struct GuestReport {
     pub arch: VmArchitecture,
     pub cpu: String,
@@ -40,7 +38,6 @@ pub struct GuestReport {
 
 /// Which image was booted.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-#[expect(missing_docs, reason = "the fields are the interface that README.md documents")]
 pub struct ImageReport {
     pub name: String,
     /// What `--image` said, `None` for the default.
@@ -58,7 +55,6 @@ pub struct ImageReport {
 
 /// Which firmware ran.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-#[expect(missing_docs, reason = "the fields are the interface that README.md documents")]
 pub struct FirmwareReport {
     pub code: PathBuf,
     pub vars_template: PathBuf,
@@ -67,7 +63,6 @@ pub struct FirmwareReport {
 
 /// The snapshot that the machine came out of.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-#[expect(missing_docs, reason = "the fields are the interface that README.md documents")]
 pub struct SnapshotReport {
     pub key: String,
     /// RFC 3339, UTC.
@@ -83,7 +78,6 @@ pub struct SnapshotReport {
 
 /// The subject.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-#[expect(missing_docs, reason = "the fields are the interface that README.md documents")]
 pub struct AgentReport {
     pub path: PathBuf,
     pub sha256: String,
@@ -95,7 +89,6 @@ pub struct AgentReport {
 /// How a phase ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-#[expect(missing_docs, reason = "the names say it")]
 pub enum PhaseStatus {
     Passed,
     Failed,
@@ -104,7 +97,6 @@ pub enum PhaseStatus {
 
 /// One phase.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-#[expect(missing_docs, reason = "the fields are the interface that README.md documents")]
 pub struct PhaseReport {
     pub name: Phase,
     pub status: PhaseStatus,
@@ -116,7 +108,6 @@ pub struct PhaseReport {
 /// The phases of a smoke, in order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-#[expect(missing_docs, reason = "README.md says what each proves")]
 pub enum Phase {
     Preflight,
     Build,
@@ -170,7 +161,6 @@ impl Phase {
 
 /// What the fleet bus showed.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
-#[expect(missing_docs, reason = "the fields are the interface that README.md documents")]
 pub struct Evidence {
     pub join: Option<StatusEvidence>,
     pub rejoin: Option<StatusEvidence>,
@@ -190,7 +180,6 @@ pub struct Evidence {
 
 /// What the agent's process takes, its containers not included.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[expect(missing_docs, reason = "the fields are the interface that README.md documents")]
 pub struct FootprintEvidence {
     pub executable_bytes: u64,
     pub resident_kib: u64,
@@ -203,7 +192,6 @@ pub struct FootprintEvidence {
 
 /// What the workload said from inside its container.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[expect(missing_docs, reason = "the fields are the interface that README.md documents")]
 pub struct WorkloadEvidence {
     /// `uname -m`.
     pub machine: String,
@@ -216,7 +204,6 @@ pub struct WorkloadEvidence {
 
 /// The parts of one status that prove something.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[expect(missing_docs, reason = "the fields are the interface that README.md documents")]
 pub struct StatusEvidence {
     pub boot_id: String,
     pub kv_revision: u64,
@@ -227,7 +214,6 @@ pub struct StatusEvidence {
 
 /// Why it was not verified.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-#[expect(missing_docs, reason = "the fields are the interface that README.md documents")]
 pub struct FailureReport {
     pub phase: Phase,
     pub error: String,

@@ -42,7 +42,6 @@ pub struct Elf<'a> {
 
 /// One `PT_LOAD`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[expect(missing_docs, reason = "elf(5)")]
 pub struct Load {
     pub offset: u64,
     pub address: u64,
@@ -86,7 +85,6 @@ pub struct Code<'a> {
 
 /// What the first 64 bytes say, for a file of any class.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[expect(missing_docs, reason = "elf(5)")]
 pub struct Ident {
     pub class: u8,
     pub data: u8,

@@ -23,81 +23,62 @@ pub(super) fn evaluate(facts: &Facts, findings: &mut Vec<Finding>) {
     findings.extend(clock(facts));
     let dead = &facts.host.dead_runs;
     if !dead.is_empty() {
-        findings.push(
-            Finding::informs(
-                "stale-run",
-                format!("{} run(s) died and left files", dead.len()),
-                dead.join(", "),
-            )
-            .with("no action is needed: the next smoke ends their processes and deletes their files"),
-        );
+        let sentence = format!("{} run(s) died and left files", dead.len());
+        let remedy = "no action is needed: the next smoke ends their processes and deletes their files";
+        findings.push(Finding::informs("stale-run", sentence, dead.join(", ")).with(remedy));
     }
 }
 
 fn cache(facts: &Facts) -> Option<Finding> {
     let set = |why: &str| format!("set {CACHE_VARIABLE} to {why}");
-    let host = &facts.host;
-    match (&host.cache, &host.cache_access) {
+    let own = set("choose a directory of this user");
+    match (&facts.host.cache, &facts.host.cache_access) {
         (Ok(_), Ok(())) => None,
-        (Err(error @ Unusable::TooLong(..)), _) => Some(Finding::blocks(
-            "cache-path",
-            "the cache's path is too long for the sockets of libvirt",
-            error.to_string(),
-            set("a shorter directory"),
-        )),
-        (Err(error), _) => Some(Finding::blocks(
-            "cache",
-            "no directory for the cache is known",
-            error.to_string(),
-            set("choose a directory of this user"),
-        )),
-        (Ok(cache), Err(error)) => Some(Finding::blocks(
-            "cache-access",
-            format!("this user, which is also QEMU's user, may not use the cache {}", cache.display()),
-            error,
-            set("choose a directory of this user"),
-        )),
+        (Err(error @ Unusable::TooLong(..)), _) => {
+            let sentence = "the cache's path is too long for the sockets of libvirt";
+            Some(Finding::blocks("cache-path", sentence, error.to_string(), set("a shorter directory")))
+        }
+        (Err(error), _) => {
+            let sentence = "no directory for the cache is known";
+            Some(Finding::blocks("cache", sentence, error.to_string(), own))
+        }
+        (Ok(cache), Err(error)) => {
+            let cache = cache.display();
+            let sentence = format!("this user, which is also QEMU's user, may not use the cache {cache}");
+            Some(Finding::blocks("cache-access", sentence, error, own))
+        }
     }
 }
 
 fn disk(facts: &Facts) -> Option<Finding> {
     let (cache, free) = (facts.host.cache.as_ref().ok()?, facts.host.free_disk?);
     let needed = if facts.guest.built == Built::No { DISK_TO_RUN } else { DISK_TO_BUILD };
-    if free >= needed {
-        return None;
-    }
-    Some(Finding::blocks(
-        "disk",
-        format!("{} free for images and runs, {} needed", gib(free), gib(needed)),
-        cache.display().to_string(),
-        format!("free space (cargo xtask image prune), or set {CACHE_VARIABLE} to a larger file system"),
-    ))
+    (free < needed).then(|| {
+        let sentence = format!("{} free for images and runs, {} needed", gib(free), gib(needed));
+        let remedy =
+            format!("free space (cargo xtask image prune), or set {CACHE_VARIABLE} to a larger file system");
+        Finding::blocks("disk", sentence, cache.display().to_string(), remedy)
+    })
 }
 
 fn memory(facts: &Facts) -> Option<Finding> {
     let free = facts.host.free_memory?;
     let needed = facts.guest.machine.memory * MIB + MEMORY_BESIDE;
-    if free >= needed {
-        return None;
-    }
-    Some(Finding::degrades(
-        "memory",
-        format!("{} of memory available, {} wanted for the guest and QEMU", gib(free), gib(needed)),
-        "MemAvailable in /proc/meminfo",
-        "close other programs, or use a smaller guest: --memory 1024",
-    ))
+    (free < needed).then(|| {
+        let (free, needed) = (gib(free), gib(needed));
+        let sentence = format!("{free} of memory available, {needed} wanted for the guest and QEMU");
+        let remedy = "close other programs, or use a smaller guest: --memory 1024";
+        Finding::degrades("memory", sentence, "MemAvailable in /proc/meminfo", remedy)
+    })
 }
 
 /// A clock that is behind makes every certificate and every package index one of the future.
 fn clock(facts: &Facts) -> Option<Finding> {
     let (now, built) = (facts.host.now, facts.host.built);
-    if now + CLOCK_SLACK >= built {
-        return None;
-    }
-    Some(Finding::blocks(
-        "clock",
-        format!("this machine's clock is {} hours behind this program's own file", (built - now) / 3600),
-        format!("{now} s since 1970, and the file was written at {built} s"),
-        "set the clock: timedatectl set-ntp true, or date --set",
-    ))
+    (now + CLOCK_SLACK < built).then(|| {
+        let hours = (built - now) / 3600;
+        let sentence = format!("this machine's clock is {hours} hours behind this program's own file");
+        let evidence = format!("{now} s since 1970, and the file was written at {built} s");
+        Finding::blocks("clock", sentence, evidence, "set the clock: timedatectl set-ntp true, or date --set")
+    })
 }
