@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
+use serde_json::Value;
 use xtask_core::cache::Cache;
 use xtask_core::cli::{Sabotage, SmokeArgs, Verbosity};
 use xtask_core::error::{Failure, Verdict};
@@ -126,66 +127,67 @@ fn smoke(directory: &Path, line: &[OsString]) -> Result<Report> {
     Ok(report)
 }
 
-/// What must not depend on how the machine came to be. Boot ids, revisions and times do.
+/// What must not depend on how the machine came to be, as JSON pointers into the report (RFC 6901). Boot ids, revisions
+/// and times may.
+const COMPARED: &[(&str, &[&str])] = &[
+    ("the verdict", &["/verdict"]),
+    ("what was built", &["/agent/sha256"]),
+    ("the image", &["/guest/image/name", "/guest/image/digest"]),
+    ("the firmware", &["/guest/firmware/code_sha256"]),
+    (
+        "the machine",
+        &["/guest/machine_type", "/guest/cpu", "/guest/vcpus", "/guest/memory_mib", "/host/accelerator"],
+    ),
+    ("the failure", &["/failure/phase"]),
+    ("the guest's kernel", &["/guest/kernel"]),
+    ("the guest's system", &["/guest/os_release"]),
+    ("join", &["/evidence/join"]),
+    ("rejoin", &["/evidence/rejoin"]),
+    ("the workload", &["/evidence/workload"]),
+    ("the workload without a broker", &["/evidence/workload_offline"]),
+    ("the changed workload", &["/evidence/workload_rejoin"]),
+];
+/// In the evidence: what differs from boot to boot.
+const VOLATILE: [&str; 2] = ["boot_id", "kv_revision"];
+
 fn differences(warm: &Report, cold: &Report) -> Vec<String> {
-    let facts = |report: &Report| {
-        let evidence = &report.evidence;
-        let status = |status: &Option<xtask_core::report::StatusEvidence>| {
-            status
-                .as_ref()
-                .map(|answer| format!("{} {} {}", answer.exe_sha256, answer.machine, answer.agent_version))
-        };
-        let workload = |answer: &Option<xtask_core::report::WorkloadEvidence>| {
-            answer
-                .as_ref()
-                .map(|answer| format!("{} {} {}", answer.machine, answer.generation, answer.starts))
-        };
-        let phases = report.phases.iter().map(|phase| format!("{}: {:?}", phase.name.title(), phase.status));
-        let kernel = report.guest.kernel.clone();
-        let system =
-            report.guest.os_release.as_ref().map(|system| format!("{} {}", system.id, system.version_id));
-        let guest = &report.guest;
-        let machine = format!(
-            "{} with {}, {} vCPUs, {} MiB, {:?}",
-            guest.machine_type, guest.cpu, guest.vcpus, guest.memory_mib, report.host.accelerator
-        );
-        let failure = report.failure.as_ref().map(|failure| format!("in {}", failure.phase.title()));
-        let mut facts = vec![
-            ("the verdict".to_owned(), Some(format!("{:?}", report.verdict))),
-            ("what was built".to_owned(), report.agent.as_ref().map(|agent| agent.sha256.clone())),
-            (
-                "the image".to_owned(),
-                report.guest.image.as_ref().map(|image| format!("{} {}", image.name, image.digest)),
-            ),
-            (
-                "the firmware".to_owned(),
-                report.guest.firmware.as_ref().map(|firmware| firmware.code_sha256.clone()),
-            ),
-            ("the machine".to_owned(), Some(machine)),
-            ("the failure".to_owned(), failure),
-            ("the guest's kernel".to_owned(), kernel),
-            ("the guest's system".to_owned(), system),
-            ("join".to_owned(), status(&evidence.join)),
-            ("rejoin".to_owned(), status(&evidence.rejoin)),
-            ("the workload".to_owned(), workload(&evidence.workload)),
-            ("the workload without a broker".to_owned(), workload(&evidence.workload_offline)),
-            ("the changed workload".to_owned(), workload(&evidence.workload_rejoin)),
-        ];
-        facts.extend(phases.map(|phase| ("a phase".to_owned(), Some(phase))));
-        facts
+    let phases = |report: &Report| -> Vec<String> {
+        report.phases.iter().map(|phase| format!("{} {:?}", phase.name.title(), phase.status)).collect()
     };
-    let (warm, cold) = (facts(warm), facts(cold));
-    let describe = |fact: &Option<String>| fact.clone().unwrap_or_else(|| "nothing".to_owned());
-    let mut differences: Vec<String> = warm
-        .iter()
-        .zip(&cold)
-        .filter(|(warm, cold)| warm != cold)
-        .map(|((what, warm), (_, cold))| format!("{what}: warm {}, cold {}", describe(warm), describe(cold)))
+    let [warm_facts, cold_facts] = [warm, cold].map(|report| {
+        let report = serde_json::to_value(report).expect("a report is plain data");
+        COMPARED
+            .iter()
+            .map(|(_, pointers)| pointers.iter().map(|at| stable(&report, at)).collect())
+            .collect::<Vec<Vec<Value>>>()
+    });
+    let facts = COMPARED.iter().zip(warm_facts.iter().zip(&cold_facts));
+    let differing = facts.filter(|(_, (warm, cold))| warm != cold);
+    let mut differences: Vec<_> = differing
+        .map(|((what, _), (warm, cold))| format!("{what}: warm {}, cold {}", words(warm), words(cold)))
         .collect();
-    if warm.len() != cold.len() {
-        differences.push("the phases that there are".to_owned());
+    let (warm, cold) = (phases(warm), phases(cold));
+    if warm != cold {
+        differences.push(format!("the phases: warm {}, cold {}", warm.join(", "), cold.join(", ")));
     }
     differences
+}
+
+fn stable(report: &Value, pointer: &str) -> Value {
+    let mut value = report.pointer(pointer).cloned().unwrap_or_default();
+    if let Some(object) = value.as_object_mut() {
+        object.retain(|name, _| !VOLATILE.contains(&name.as_str()));
+    }
+    value
+}
+
+fn words(values: &[Value]) -> String {
+    let word = |value: &Value| match value {
+        Value::Null => "nothing".to_owned(),
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    };
+    values.iter().map(word).collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(test)]
@@ -251,6 +253,18 @@ mod tests {
         }
         let error = lines_of("smoke --verify-cold --sabotage stale-boot-id").unwrap_err().to_string();
         assert!(error.contains("cold-panics"), "{error}");
+    }
+
+    /// A pointer that names no field would compare nothing with nothing.
+    #[test]
+    fn every_pointer_leads_to_a_field() {
+        let report = serde_json::to_value(report()).unwrap();
+        let absent_here = ["/agent", "/guest/os_release", "/failure"];
+        for pointer in COMPARED.iter().flat_map(|(_, pointers)| *pointers) {
+            let absent = absent_here.iter().find(|parent| pointer.starts_with(**parent));
+            let looked_for = absent.copied().unwrap_or(pointer);
+            assert!(report.pointer(looked_for).is_some(), "{pointer}");
+        }
     }
 
     #[test]
