@@ -1,8 +1,21 @@
-//! Numbers and times as people read them.
+//! Numbers and times as people read them, and results as programs do.
+
+use std::io::{ErrorKind, Write as _};
 
 /// Now, RFC 3339, UTC, whole seconds.
 pub fn now_rfc3339() -> String {
     jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}
+
+/// Prints JSON on stdout. A reader that has had enough of it (`| head`) is no error.
+///
+/// # Errors
+/// Where stdout cannot be written.
+pub fn print_json(value: &serde_json::Value) -> std::io::Result<()> {
+    match writeln!(std::io::stdout(), "{value:#}") {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        written => written,
+    }
 }
 
 /// Milliseconds are enough for a report.

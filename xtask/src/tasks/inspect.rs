@@ -1,6 +1,5 @@
 //! `cargo xtask inspect`: will this executable run on that device?
 
-use std::io::{ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -12,7 +11,7 @@ use xshell::Shell;
 use xtask_core::build;
 use xtask_core::cli::{BuildArgs, InspectArgs, Verbosity};
 use xtask_core::error::Failure;
-use xtask_core::format::round;
+use xtask_core::format::{print_json, round};
 use xtask_core::inspect_target::{DeviceRoot, Inspection};
 use xtask_core::workspace::Workspace;
 
@@ -29,12 +28,7 @@ pub(super) fn run(args: &InspectArgs, verbosity: Verbosity) -> Result<()> {
     let report = inspection.look_at(&bytes);
     let seconds = started.elapsed().as_secs_f64();
     if args.json {
-        // Whoever reads may have read enough.
-        match writeln!(std::io::stdout(), "{:#}", as_json(&path, bytes.len(), &inspection, &report, seconds))
-        {
-            Err(error) if error.kind() != ErrorKind::BrokenPipe => return Err(error.into()),
-            _ => {}
-        }
+        print_json(&as_json(&path, bytes.len(), &inspection, &report, seconds))?;
     }
     print(&path, &inspection, &report, verbosity);
     if report.is_sound() { Ok(()) } else { Err(Failure::reported(1).into()) }

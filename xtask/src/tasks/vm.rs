@@ -9,11 +9,12 @@ use serde_json::json;
 use xtask_core::cache::Cache;
 use xtask_core::cli::{HeavyVmCommand, LightVmCommand, OneArgs};
 use xtask_core::error::Failure;
+use xtask_core::format::print_json;
 use xtask_core::host::tools;
 use xtask_core::image::choice::Choice;
 use xtask_core::processes::{end_processes, owned};
 use xtask_core::runs;
-use xtask_core::runs::instance::{self, ConsoleLog, Instance};
+use xtask_core::runs::instance::{self, ConsoleLog, Instance, InstanceRecord};
 use xtask_core::workspace::Workspace;
 
 /// Checks what can be checked without `xtask-vm`.
@@ -78,27 +79,19 @@ pub(super) fn run(command: &LightVmCommand) -> Result<()> {
 fn list(cache: &Cache, as_json: bool) -> Result<()> {
     let instances = instance::all(cache);
     if as_json {
-        let machines: Vec<_> = instances
-            .iter()
-            .map(|instance| {
-                let mut machine = json!(instance.machine);
-                machine["running"] = json!(instance.is_running());
-                machine
-            })
-            .collect();
-        println!("{:#}", json!({ "schema": instance::SCHEMA, "machines": machines }));
-        return Ok(());
+        let machine = |instance: &Instance| {
+            let mut machine = json!(instance.machine);
+            machine["running"] = json!(instance.is_running());
+            machine
+        };
+        let machines: Vec<_> = instances.iter().map(machine).collect();
+        return Ok(print_json(&json!({ "schema": instance::SCHEMA, "machines": machines }))?);
     }
     for one in &instances {
         let machine = &one.machine;
         let state = if one.is_running() { "running" } else { "off" };
-        println!(
-            "{:<20} {state:<8} {:<8} {:<14} made {}",
-            machine.name,
-            machine.arch.to_string(),
-            machine.image,
-            machine.made_at
-        );
+        let (InstanceRecord { name, image, made_at, .. }, arch) = (machine, machine.arch.to_string());
+        println!("{name:<20} {state:<8} {arch:<8} {image:<14} made {made_at}");
     }
     Ok(())
 }
@@ -144,8 +137,8 @@ fn gc(cache: &Cache, dry_run: bool, as_json: bool) -> Result<()> {
     if as_json {
         let runs: Vec<_> =
             collected.iter().map(|(id, processes)| json!({ "run": id, "processes": processes })).collect();
-        println!("{:#}", json!({ "schema": instance::SCHEMA, "collected": !dry_run, "runs": runs }));
-        return Ok(());
+        let outcome = json!({ "schema": instance::SCHEMA, "collected": !dry_run, "runs": runs });
+        return Ok(print_json(&outcome)?);
     }
     let what = if dry_run { "would collect" } else { "collected" };
     for (id, processes) in &collected {

@@ -2,9 +2,9 @@
 
 use std::fmt;
 use std::fs::File;
-use std::io::{Read as _, Write as _};
+use std::io::Read as _;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use super::tools;
 use crate::arch::Global;
@@ -77,19 +77,10 @@ fn compressed(bytes: &[u8]) -> Option<&[u8]> {
 }
 
 fn unpacked(compressed: &[u8]) -> Option<Vec<u8>> {
-    let mut child = Command::new(tools::find("xz")?)
-        .args(["--decompress", "--format=lzma", "--stdout"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .ok()?;
-    let mut stdin = child.stdin.take()?;
-    std::thread::scope(|scope| {
-        // Both ways at once: neither pipe holds it all. One that ends early says nothing.
-        scope.spawn(move || drop(stdin.write_all(compressed)));
-        child.wait_with_output().ok().filter(|output| output.status.success()).map(|output| output.stdout)
-    })
+    let mut command = Command::new(tools::find("xz")?);
+    command.args(["--decompress", "--format=lzma", "--stdout"]);
+    let output = tools::answer(&mut command, compressed.to_vec()).ok()?;
+    output.status.success().then_some(output.stdout)
 }
 
 fn named_in(text: &str, name: &str) -> Option<Edk2> {
@@ -154,12 +145,8 @@ pub fn known_bad(
     cpu: &str,
 ) -> Option<&'static KnownBad> {
     let edk2 = edk2?;
-    KNOWN_BAD.iter().find(|bad| {
-        bad.machine == machine
-            && bad.cpu == cpu
-            && qemu >= bad.qemu
-            && (bad.edk2.0..bad.edk2.1).contains(&edk2)
-    })
+    let fits = |bad: &&KnownBad| (bad.machine, bad.cpu) == (machine, cpu) && qemu >= bad.qemu;
+    KNOWN_BAD.iter().filter(fits).find(|bad| (bad.edk2.0..bad.edk2.1).contains(&edk2))
 }
 
 #[cfg(test)]

@@ -1,13 +1,16 @@
 //! Finding and asking other programs.
 
-use std::io::{Read, Write as _};
+use std::collections::BTreeSet;
+use std::io::{self, Read, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::sync::mpsc;
+use std::sync::mpsc::{self, Receiver};
+use std::thread;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
+use crate::fs::entries;
 use crate::limits;
 
 /// Where an ordinary user's PATH does not look, and Debian keeps `mkfs.vfat`, `sfdisk` and `nats-server`.
@@ -15,24 +18,23 @@ const SYSTEM_DIRECTORIES: &[&str] = &["/usr/local/sbin", "/usr/sbin", "/sbin"];
 
 /// The program's path, on PATH or in the system directories.
 pub fn find(name: &str) -> Option<PathBuf> {
+    directories().map(|directory| directory.join(name)).find(|candidate| is_executable(candidate))
+}
+
+fn directories() -> impl Iterator<Item = PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path)
-        .chain(SYSTEM_DIRECTORIES.iter().map(PathBuf::from))
-        .map(|directory| directory.join(name))
-        .find(|candidate| is_executable(candidate))
+    let own: Vec<_> = std::env::split_paths(&path).collect();
+    own.into_iter().chain(SYSTEM_DIRECTORIES.iter().map(PathBuf::from))
 }
 
 /// The names of all programs that begin with `start`, sorted.
 pub fn find_all(start: &str) -> Vec<String> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let directories = std::env::split_paths(&path).chain(SYSTEM_DIRECTORIES.iter().map(PathBuf::from));
-    let entries = directories.filter_map(|directory| directory.read_dir().ok()).flatten().flatten();
-    let programs = entries.filter(|entry| is_executable(&entry.path()));
-    let mut names: Vec<_> = programs.filter_map(|entry| entry.file_name().into_string().ok()).collect();
-    names.retain(|name| name.starts_with(start));
-    names.sort();
-    names.dedup();
-    names
+    let programs = directories().flat_map(|directory| entries(&directory).collect::<Vec<_>>());
+    let names = programs.filter(|path| is_executable(path)).filter_map(|path| {
+        let name = path.file_name()?.to_str()?;
+        name.starts_with(start).then(|| name.to_owned())
+    });
+    names.collect::<BTreeSet<_>>().into_iter().collect()
 }
 
 /// [`find`], with an error that says what to do.
@@ -64,50 +66,41 @@ pub fn read(program: &Path, arguments: &[&str]) -> Result<String> {
 }
 
 /// So much of what a program says is kept.
-const MOST_BYTES: u64 = 1 << 20;
+const MOST_BYTES: u64 = 64 << 20;
 
-/// What a quick command says to `question`.
+/// Runs a command that ends soon, with `question` on its standard input, and returns what it says.
 ///
 /// # Errors
 /// Where it cannot be run, and where it has not ended within [`limits::PROBE`]: it is killed then.
 pub fn answer(command: &mut Command, question: Vec<u8>) -> Result<Output> {
     let program = command.get_program().display().to_string();
-    let mut child = command
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .with_context(|| format!("run {program}"))?;
-    let (mut stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().with_context(|| format!("run {program}"))?;
+    let mut stdin = child.stdin.take();
     // Threads of their own, which end with the pipes: what the program leaves behind may hold those open.
-    std::thread::spawn(move || stdin.as_mut().map(|pipe| pipe.write_all(&question)));
-    let (sender, message) = mpsc::channel();
-    for (first, pipe) in [
-        (true, stdout.map(|pipe| Box::new(pipe) as Box<dyn Read + Send>)),
-        (false, stderr.map(|pipe| Box::new(pipe) as Box<dyn Read + Send>)),
-    ] {
-        let sender = sender.clone();
-        std::thread::spawn(move || {
-            let mut text = Vec::new();
-            let read = pipe.map_or(Ok(0), |pipe| pipe.take(MOST_BYTES).read_to_end(&mut text));
-            sender.send((first, read.map(|_bytes| text)))
-        });
-    }
-    drop(sender);
+    thread::spawn(move || stdin.as_mut().map(|pipe| pipe.write_all(&question)));
+    let pipes = [child.stdout.take().map(read_aside), child.stderr.take().map(read_aside)];
     let deadline = Instant::now() + limits::PROBE;
-    let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
-    for _pipe in 0..2 {
-        match message.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-            Ok((true, text)) => stdout = text.with_context(|| format!("read what {program} prints"))?,
-            Ok((false, text)) => stderr = text.with_context(|| format!("read what {program} prints"))?,
-            Err(_late) => {
-                child.kill().and_then(|()| child.wait()).with_context(|| format!("end {program}"))?;
-                bail!("{program} has not answered within {} s", limits::PROBE.as_secs());
-            }
-        }
+    let mut texts = Vec::new();
+    for pipe in pipes.into_iter().flatten() {
+        let Ok(text) = pipe.recv_timeout(deadline.saturating_duration_since(Instant::now())) else {
+            child.kill().and_then(|()| child.wait()).with_context(|| format!("end {program}"))?;
+            bail!("{program} has not answered within {} s", limits::PROBE.as_secs());
+        };
+        texts.push(text.with_context(|| format!("read what {program} prints"))?);
     }
     let status = child.wait().with_context(|| format!("wait for {program}"))?;
+    let (stderr, stdout) = (texts.pop().unwrap_or_default(), texts.pop().unwrap_or_default());
     Ok(Output { status, stdout, stderr })
+}
+
+fn read_aside(pipe: impl Read + Send + 'static) -> Receiver<io::Result<Vec<u8>>> {
+    let (sender, receiver) = mpsc::channel();
+    thread::spawn(move || {
+        let mut text = Vec::new();
+        sender.send(pipe.take(MOST_BYTES).read_to_end(&mut text).map(|_bytes| text))
+    });
+    receiver
 }
 
 /// The first version number (`9.0.0`, `2.9.10`) in what a program says.

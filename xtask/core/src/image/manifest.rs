@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::{ExpectedImage, Format, Image};
 use crate::arch::VmArchitecture;
 use crate::digest::Digest;
-use crate::os_release::OsReleaseReport;
+use crate::os_release::{OsRelease, OsReleaseReport};
 
 /// `manifest.json`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -97,12 +97,11 @@ impl Contents {
                 .is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
         };
         let kernel = packages.iter().find(|line| is_kernel(line.split(' ').next().unwrap_or_default()));
-        let os_release = text("os-release")?;
+        let OsRelease { id, version_id, .. } = OsRelease::parse(&text("os-release")?);
+        ensure!(!id.is_empty(), "os-release has no ID");
+        ensure!(!version_id.is_empty(), "os-release has no VERSION_ID");
         Ok(Self {
-            os_release: OsReleaseReport {
-                id: field(&os_release, "ID").context("os-release has no ID")?,
-                version_id: field(&os_release, "VERSION_ID").context("os-release has no VERSION_ID")?,
-            },
+            os_release: OsReleaseReport { id, version_id },
             kernel: kernel.context("the tree has no kernel's package")?.clone(),
             glibc: glibc.split(['-', '+']).next().unwrap_or_default().to_owned(),
             page_size: page_size(&text("kernel-config")?)
@@ -145,11 +144,6 @@ fn packages(status: &str) -> Vec<String> {
         .collect();
     found.sort();
     found
-}
-
-fn field(os_release: &str, name: &str) -> Option<String> {
-    let value = os_release.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='))?;
-    Some(value.trim_matches('"').to_owned())
 }
 
 /// From the kernel's configuration; `CONFIG_PAGE_SHIFT` is there since 6.9, x86-64 has 4 KiB alone.

@@ -1,7 +1,5 @@
 //! What preflight found, for people and as JSON.
 
-use std::io::{ErrorKind, Write as _};
-
 use anyhow::Result;
 use serde_json::json;
 
@@ -9,6 +7,7 @@ use super::findings::{Finding, Remedy, Severity};
 use super::{Preflight, fix};
 use crate::arch::VmArchitecture;
 use crate::cli::PreflightArgs;
+use crate::format::print_json;
 use crate::host::facts::Facts;
 
 /// The guests' architectures: every one where none was named.
@@ -23,11 +22,7 @@ pub fn architectures(args: &PreflightArgs) -> Vec<VmArchitecture> {
 pub fn present(preflight: &Preflight, args: &PreflightArgs) -> Result<()> {
     let verdict = preflight.verdict();
     if args.json {
-        // Whoever reads may have read enough.
-        match writeln!(std::io::stdout(), "{:#}", as_json(preflight, verdict.is_ok())) {
-            Err(error) if error.kind() != ErrorKind::BrokenPipe => return Err(error.into()),
-            _ => {}
-        }
+        print_json(&as_json(preflight, verdict.is_ok()))?;
     } else {
         print(preflight);
     }
@@ -66,13 +61,8 @@ pub fn print(preflight: &Preflight) {
     if let Some(Facts { host, .. }) = preflight.facts.first() {
         let nats = host.nats_server.as_ref().and_then(|version| version.as_ref().ok());
         let of = |known: Option<&String>| known.map_or("missing".to_owned(), Clone::clone);
-        eprintln!(
-            "{}, {}: libvirt {}, nats-server {}",
-            host.os.name,
-            host.describe(),
-            of(host.libvirt.as_ref().ok()),
-            of(nats)
-        );
+        let (libvirt, nats) = (of(host.libvirt.as_ref().ok()), of(nats));
+        eprintln!("{}, {}: libvirt {libvirt}, nats-server {nats}", host.os.name, host.describe());
     }
     for facts in &preflight.facts {
         let emulator = facts.working_emulator().map_or("missing", |emulator| &emulator.version);
@@ -88,11 +78,9 @@ pub fn print(preflight: &Preflight) {
     }
     let plan = fix::plan(preflight);
     if !plan.is_empty() {
-        if fix::wants_root(preflight) {
-            eprintln!("to install everything (needs root; neither sudo nor doas is installed):");
-        } else {
-            eprintln!("to install everything (--fix runs these):");
-        }
+        let barred = "needs root; neither sudo nor doas is installed";
+        let how = if fix::wants_root(preflight) { barred } else { "--fix runs these" };
+        eprintln!("to install everything ({how}):");
         for command in plan {
             eprintln!("    {}", command.join(" "));
         }

@@ -11,8 +11,7 @@ use rustix::process::{Pid, Signal, kill_process_group};
 use super::{alone, end, start};
 use xtask_core::cache::Cache;
 use xtask_core::cli::SoakArgs;
-use xtask_core::fs::is_own;
-use xtask_core::fs::{directories, remove_tree};
+use xtask_core::fs::{directories, is_own, remove_tree};
 use xtask_core::limits;
 use xtask_core::processes::{Process, owned};
 use xtask_core::snapshot::RAM;
@@ -175,18 +174,11 @@ fn kill(child: &mut Child, victim: Victim, cache: &Cache, before: &[PathBuf]) ->
     qemu.map_or(Ok(false), |process| process.kill().context("kill QEMU"))
 }
 
-/// SIGKILL to all of a smoke; whether there was something.
+/// SIGKILL to all of a smoke; whether there was something. A smoke that has just ended by itself was not there.
 fn end_group(child: &Child) -> Result<bool> {
-    let group = i32::try_from(child.id()).ok().and_then(Pid::from_raw).context("a process id")?;
-    found(kill_process_group(group, Signal::KILL)).context("kill the smoke")
-}
-
-/// One that has just ended by itself was not there.
-fn found(killed: rustix::io::Result<()>) -> Result<bool> {
-    match killed {
-        Ok(()) => Ok(true),
+    match kill_process_group(Pid::from_child(child), Signal::KILL) {
         Err(rustix::io::Errno::SRCH) => Ok(false),
-        Err(error) => Err(error.into()),
+        killed => killed.map(|()| true).context("kill the smoke"),
     }
 }
 
@@ -198,11 +190,8 @@ fn awaited(child: &mut Child, hit: bool) -> Result<ExitStatus> {
             return Ok(status);
         }
         let late = hit && Instant::now() > deadline;
-        ensure!(
-            !late,
-            "{} s after the kill the smoke has not ended",
-            limits::AFTER_KILL_TO_VERDICT.as_secs()
-        );
+        let limit = limits::AFTER_KILL_TO_VERDICT.as_secs();
+        ensure!(!late, "{limit} s after the kill the smoke has not ended");
         std::thread::sleep(limits::POLL);
     }
 }
