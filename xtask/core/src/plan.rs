@@ -156,9 +156,14 @@ impl Plan {
 
     /// The domain of this plan, with these files.
     pub fn domain(&self, files: &RunFiles) -> DomainXmlParams {
-        let firmware = Some(&self.firmware);
-        let cpu = self.cpu.clone();
-        DomainXmlParams::resolve(&self.spec, self.accelerator(), cpu, &self.emulator, firmware, files)
+        DomainXmlParams {
+            spec: self.spec.clone(),
+            accelerator: self.accelerator(),
+            cpu: self.cpu.clone(),
+            emulator: self.emulator.clone(),
+            firmware: Some(self.firmware.clone()),
+            files: files.clone(),
+        }
     }
 
     /// What makes the times of two runs comparable.

@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 
+use xtask_core::bail_host;
 use xtask_core::cache::Cache;
 use xtask_core::cli::SoakArgs;
 use xtask_core::error::Failure;
@@ -65,21 +66,17 @@ pub(super) fn run(workspace: &Workspace, args: &SoakArgs) -> Result<()> {
 
 /// A soak deletes snapshots and counts what is left.
 fn alone() -> Result<()> {
-    let unavailable = |error: String, hint: &str| -> anyhow::Error {
-        let hint = format!("{hint}; or use another IOT_XTASK_CACHE");
-        Failure::host(error, hint).into()
-    };
-    let kept = instance::all(&Cache::from_env()?).len();
+    const OTHER: &str = "or use another IOT_XTASK_CACHE";
+    let cache = Cache::from_env()?;
+    let kept = instance::all(&cache).len();
     if kept > 0 {
-        let error = format!("soak in a cache that has {kept} machine(s)");
-        return Err(unavailable(error, "cargo xtask vm list, vm rm"));
+        bail_host!("soak in a cache that has {kept} machine(s)"; "cargo xtask vm list, vm rm; {OTHER}");
     }
-    nothing_left(&Cache::from_env()?).map_err(|error| {
-        unavailable(
-            format!("soak in a cache that is in use: {error}"),
-            "wait for its runs, or run cargo xtask vm gc",
-        )
-    })
+    if let Err(error) = nothing_left(&cache) {
+        let hint = "wait for its runs, or run cargo xtask vm gc";
+        bail_host!("soak in a cache that is in use: {error}"; "{hint}; {OTHER}");
+    }
+    Ok(())
 }
 
 /// Whatever came of a round, nothing of it may be left.
@@ -159,13 +156,11 @@ fn nothing_left(cache: &Cache) -> Result<()> {
     // Also of a run whose directory is gone.
     let processes = processes_naming(&cache.runs());
     let mut left: Vec<_> = processes.iter().map(|pid| format!("process {}", pid.as_raw_nonzero())).collect();
-    let works = directories(&cache.runs()).into_iter().map(|run| run.join("w"));
-    left.extend(works.filter(|work| work.exists()).map(|work| work.display().to_string()));
-    let whole = |snapshot: &PathBuf| SnapshotManifest::read(snapshot).is_ok() && !snapshot.join(BAD).exists();
-    let snapshots = directories(&cache.snapshots());
-    left.extend(
-        snapshots.iter().filter(|snapshot| !whole(snapshot)).map(|snapshot| snapshot.display().to_string()),
-    );
+    let works = directories(&cache.runs()).into_iter().map(|run| run.join("w")).filter(|work| work.exists());
+    let is_bad =
+        |snapshot: &PathBuf| SnapshotManifest::read(snapshot).is_err() || snapshot.join(BAD).exists();
+    let snapshots = directories(&cache.snapshots()).into_iter().filter(is_bad);
+    left.extend(works.chain(snapshots).map(|path| path.display().to_string()));
     ensure!(left.is_empty(), "leftovers: {}", left.join(", "));
     Ok(())
 }

@@ -82,10 +82,8 @@ pub fn discover(arch: VmArchitecture, root: &Path) -> Result<AarchFirmware, Vec<
     let mut described = Vec::new();
     for (path, text) in descriptors(root) {
         match from_descriptor(&text, profile) {
-            Ok(Some(PairOffer { pair, enrolled: false })) => described.push((Some(path), pair)),
-            Ok(Some(_)) => rejected.push(Rejected { path, why: Why::Enrolled }),
-            Ok(None) => {}
-            Err(error) => rejected.push(Rejected { path, why: Why::Malformed(error.to_string()) }),
+            Ok(pair) => described.extend(pair.map(|pair| (Some(path), pair))),
+            Err(why) => rejected.push(Rejected { path, why }),
         }
     }
     let known = profile
@@ -146,16 +144,10 @@ struct Target {
     machines: Vec<String>,
 }
 
-/// A pair for the machine.
-struct PairOffer {
-    pair: AarchFirmware,
-    /// Whether it boots what is signed alone.
-    enrolled: bool,
-}
-
 /// The pair that a descriptor offers for the machine, `None` where it is about something else.
-fn from_descriptor(text: &str, profile: &MachineProfile) -> Result<Option<PairOffer>, serde_json::Error> {
-    let descriptor: Descriptor = serde_json::from_str(text)?;
+fn from_descriptor(text: &str, profile: &MachineProfile) -> Result<Option<AarchFirmware>, Why> {
+    let descriptor: Descriptor =
+        serde_json::from_str(text).map_err(|error| Why::Malformed(error.to_string()))?;
     let for_machine = descriptor.targets.iter().any(|target| {
         target.architecture == profile.machine
             && target.machines.iter().any(|machine| machine.contains(profile.machine_type))
@@ -166,8 +158,11 @@ fn from_descriptor(text: &str, profile: &MachineProfile) -> Result<Option<PairOf
         return Ok(None);
     };
     let raw = code.format == "raw" && vars.format == "raw";
-    let pair = AarchFirmware { code: code.filename, vars_template: vars.filename };
-    Ok((uefi && for_machine && raw && device == "flash").then_some(PairOffer { pair, enrolled }))
+    match uefi && for_machine && raw && device == "flash" {
+        false => Ok(None),
+        true if enrolled => Err(Why::Enrolled),
+        true => Ok(Some(AarchFirmware { code: code.filename, vars_template: vars.filename })),
+    }
 }
 
 fn check(

@@ -56,40 +56,31 @@ impl Choice {
 
 /// A file or an address; `None` for a name.
 fn own_source(wanted: &str, args: &ImageArgs) -> Result<Option<Source>, Failure> {
-    let is_address = wanted.contains("://");
-    if !is_address && !wanted.contains('/') {
+    if !wanted.contains('/') {
         return Ok(None);
     }
-    let wanted_shown = shown(wanted);
+    let shown = shown(wanted);
+    let refuse = |why: &str| Err(Failure::usage(format!("--image {shown}: {why}")));
     let digest = args.image_digest.clone();
     match (&digest, args.unverified) {
         (None, false) => {
-            return Err(Failure::usage(format!(
-                "--image {wanted_shown}: give its digest with --image-digest sha256:…, or accept any content with --unverified"
-            )));
+            return refuse(
+                "give its digest with --image-digest sha256:…, or accept any content with --unverified",
+            );
         }
-        (Some(_), true) => {
-            return Err(Failure::usage("--image-digest and --unverified exclude each other".to_owned()));
-        }
+        (Some(_), true) => return Err(Failure::usage("--image-digest and --unverified exclude each other")),
         _ => {}
     }
-    if is_address {
-        let scheme = wanted.split("://").next().unwrap_or_default();
-        match (scheme, &digest) {
-            ("https", _) | ("http", Some(_)) => {}
+    if let Some((scheme, _)) = wanted.split_once("://") {
+        return match (scheme, &digest) {
+            ("https", _) | ("http", Some(_)) => {
+                Ok(Some(Source::Download(DownloadSource { url: wanted.to_owned(), digest, bytes: None })))
+            }
             ("http", None) => {
-                return Err(Failure::usage(format!(
-                    "--image {wanted_shown}: plain http does not protect it against changes: give its digest, or an \
-                     https address"
-                )));
+                refuse("plain http does not protect it against changes: give its digest, or an https address")
             }
-            _ => {
-                return Err(Failure::usage(format!(
-                    "--image {wanted_shown}: an address begins with https:// or http://"
-                )));
-            }
-        }
-        return Ok(Some(Source::Download(DownloadSource { url: wanted.to_owned(), digest, bytes: None })));
+            _ => refuse("an address begins with https:// or http://"),
+        };
     }
     let path = Path::new(wanted)
         .canonicalize()

@@ -71,39 +71,32 @@ impl VmSpec {
 /// The machine with everything resolved; [`xml::domain_xml`] needs nothing else.
 #[derive(Debug, Clone)]
 pub struct DomainXmlParams {
-    /// The domain's name.
-    pub name: String,
-    /// The guest's architecture.
-    pub architecture: VmArchitecture,
-    /// How its instructions run.
+    pub spec: VmSpec,
     pub accelerator: Accelerator,
+    pub cpu: Cpu,
     /// The full-system emulator.
     pub emulator: PathBuf,
-    /// The CPU as libvirt and QEMU take it.
-    pub cpu: Cpu,
-    /// Processors.
-    pub vcpus: u32,
-    /// Memory in MiB.
-    pub memory_mib: u64,
-    /// UEFI and this domain's own variable store; `None` boots by BIOS.
-    pub firmware: Option<DomainFirmware>,
-    /// Block devices in the guest's order; the first one boots.
-    pub disks: Vec<Disk>,
-    /// Where the serial console goes from its first byte.
-    pub console_log: PathBuf,
-    /// Where somebody may attach to it.
-    pub console_socket: PathBuf,
-    /// The machine's identity (SMBIOS), the same over all of its boots.
-    pub uuid: String,
+    /// UEFI; `None` boots by BIOS.
+    pub firmware: Option<AarchFirmware>,
+    pub files: RunFiles,
 }
 
-/// The firmware's code, shared and read-only, and the domain's own NVRAM.
-#[derive(Debug, Clone)]
-pub struct DomainFirmware {
-    /// The read-only flash.
-    pub code: PathBuf,
-    /// This domain's copy of the variable-store template.
-    pub nvram: PathBuf,
+impl DomainXmlParams {
+    /// The block devices in the guest's order; the first one boots.
+    pub fn disks(&self) -> [Disk; 3] {
+        let RunFiles { overlay, backing, seed, payload, .. } = &self.files;
+        let disk = |path: &PathBuf, format, read_only, backing: &[PathBuf]| Disk {
+            path: path.clone(),
+            format,
+            read_only,
+            backing: backing.to_vec(),
+        };
+        [
+            disk(overlay, Format::Qcow2, false, backing),
+            disk(seed, Format::Raw, true, &[]),
+            disk(payload, Format::Raw, true, &[]),
+        ]
+    }
 }
 
 /// A block device.
@@ -116,41 +109,6 @@ pub struct Disk {
     pub read_only: bool,
     /// What it lies on, from the next layer down; empty where it lies on nothing, or that is not known.
     pub backing: Vec<PathBuf>,
-}
-
-impl DomainXmlParams {
-    /// Resolves `spec` for one run whose files are in `work`.
-    pub fn resolve(
-        spec: &VmSpec,
-        accelerator: Accelerator,
-        cpu: Cpu,
-        emulator: &Path,
-        firmware: Option<&AarchFirmware>,
-        files: &RunFiles,
-    ) -> Self {
-        let own = |path: &Path, format, read_only| Disk {
-            path: path.to_owned(),
-            format,
-            read_only,
-            backing: Vec::new(),
-        };
-        let root = Disk { backing: files.backing.clone(), ..own(&files.overlay, Format::Qcow2, false) };
-        Self {
-            name: spec.name.clone(),
-            architecture: spec.architecture,
-            accelerator,
-            emulator: emulator.to_owned(),
-            cpu,
-            vcpus: spec.vcpus,
-            memory_mib: spec.memory_mib,
-            firmware: firmware
-                .map(|pair| DomainFirmware { code: pair.code.clone(), nvram: files.nvram.clone() }),
-            disks: vec![root, own(&files.seed, Format::Raw, true), own(&files.payload, Format::Raw, true)],
-            console_log: files.console_log.clone(),
-            console_socket: files.console_socket.clone(),
-            uuid: files.uuid.clone(),
-        }
-    }
 }
 
 /// The files of one run that its domain uses.

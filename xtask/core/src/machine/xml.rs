@@ -6,9 +6,10 @@ use std::path::Path;
 use quick_xml::Writer;
 use quick_xml::events::BytesText;
 
-use super::{Disk, DomainFirmware, DomainXmlParams, FORWARDED_PORTS, GUEST_MAC};
+use super::{Disk, DomainXmlParams, FORWARDED_PORTS, GUEST_MAC};
 use crate::arch::Accelerator;
 use crate::cpu::CpuModel;
+use crate::host::firmware::AarchFirmware;
 
 type Xml = Writer<Vec<u8>>;
 
@@ -61,10 +62,10 @@ fn write_domain(xml: &mut Xml, params: &DomainXmlParams) -> io::Result<()> {
     };
     let namespace = ("xmlns:qemu", "http://libvirt.org/schemas/domain/qemu/1.0");
     element(xml, "domain", &[("type", domain_type), namespace], |xml| {
-        text(xml, "name", &[], &params.name)?;
-        text(xml, "uuid", &[], &params.uuid)?;
-        text(xml, "memory", &[("unit", "MiB")], &params.memory_mib.to_string())?;
-        text(xml, "vcpu", &[], &params.vcpus.to_string())?;
+        text(xml, "name", &[], &params.spec.name)?;
+        text(xml, "uuid", &[], &params.files.uuid)?;
+        text(xml, "memory", &[("unit", "MiB")], &params.spec.memory_mib.to_string())?;
+        text(xml, "vcpu", &[], &params.spec.vcpus.to_string())?;
         element(xml, "os", &[], |xml| write_os(xml, params))?;
         element(xml, "features", &[], |xml| empty(xml, "acpi", &[]))?;
         write_cpu(xml, params)?;
@@ -78,11 +79,11 @@ fn write_domain(xml: &mut Xml, params: &DomainXmlParams) -> io::Result<()> {
 }
 
 fn write_os(xml: &mut Xml, params: &DomainXmlParams) -> io::Result<()> {
-    let profile = params.architecture.profile();
+    let profile = params.spec.architecture.profile();
     text(xml, "type", &[("arch", profile.machine), ("machine", profile.machine_type)], "hvm")?;
-    if let Some(DomainFirmware { code, nvram }) = &params.firmware {
+    if let Some(AarchFirmware { code, .. }) = &params.firmware {
         text(xml, "loader", &[("readonly", "yes"), ("type", "pflash")], &code.to_string_lossy())?;
-        text(xml, "nvram", &[], &nvram.to_string_lossy())?;
+        text(xml, "nvram", &[], &params.files.nvram.to_string_lossy())?;
         // Arm's UEFI waits 5 s for a key (seen with 2022.11) unless QEMU's fw_cfg has `etc/boot-menu-wait`, which QEMU
         // writes for a boot menu with a time; without one, `enable='no'` too, it waits for its own.
         empty(xml, "bootmenu", &[("enable", "yes"), ("timeout", "0")])?;
@@ -107,17 +108,17 @@ fn write_cpu(xml: &mut Xml, params: &DomainXmlParams) -> io::Result<()> {
 
 fn write_devices(xml: &mut Xml, params: &DomainXmlParams) -> io::Result<()> {
     text(xml, "emulator", &[], &params.emulator.to_string_lossy())?;
-    for (index, disk) in params.disks.iter().enumerate() {
+    for (index, disk) in params.disks().iter().enumerate() {
         write_disk(xml, index, disk)?;
     }
     // Without this element libvirt adds a USB controller, which the device does not have and the firmware enumerates.
     empty(xml, "controller", &[("type", "usb"), ("model", "none")])?;
     // The log gets the guest's output whether or not somebody is attached to the socket.
     element(xml, "serial", &[("type", "unix")], |xml| {
-        let socket = params.console_socket.to_string_lossy();
+        let socket = params.files.console_socket.to_string_lossy();
         empty(xml, "source", &[("mode", "bind"), ("path", &socket)])?;
         // append: the second boot continues the file that holds the first.
-        empty(xml, "log", &[("file", &params.console_log.to_string_lossy()), ("append", "on")])?;
+        empty(xml, "log", &[("file", &params.files.console_log.to_string_lossy()), ("append", "on")])?;
         empty(xml, "target", &[("port", "0")])
     })?;
     element(xml, "rng", &[("model", "virtio")], |xml| {
@@ -169,7 +170,6 @@ mod tests {
     use crate::arch::VmArchitecture;
     use crate::cli::MachineArgs;
     use crate::cpu::Cpu;
-    use crate::host::firmware::AarchFirmware;
     use crate::machine::{RunFiles, VmSpec};
     use std::path::Path;
 
@@ -179,7 +179,6 @@ mod tests {
         cpu: Option<&str>,
         uefi: bool,
     ) -> DomainXmlParams {
-        let spec = VmSpec::from_args(arch, &MachineArgs::default());
         let (code, vars_template) = arch.profile().firmware_paths[1];
         let firmware = AarchFirmware { code: code.into(), vars_template: vars_template.into() };
         let files = RunFiles {
@@ -193,8 +192,14 @@ mod tests {
             uuid: "6a7e489a-24e7-440d-b2b9-310110de50b9".into(),
         };
         let emulator = Path::new("/usr/bin").join(arch.profile().emulator);
-        let cpu = Cpu::resolve(arch, accelerator, cpu);
-        DomainXmlParams::resolve(&spec, accelerator, cpu, &emulator, uefi.then_some(&firmware), &files)
+        DomainXmlParams {
+            spec: VmSpec::from_args(arch, &MachineArgs::default()),
+            accelerator,
+            cpu: Cpu::resolve(arch, accelerator, cpu),
+            emulator,
+            firmware: uefi.then_some(firmware),
+            files,
+        }
     }
 
     /// A snapshot's key has the domain in it: what makes another machine makes another snapshot.
@@ -205,8 +210,8 @@ mod tests {
         let base = || params(Aarch64, Tcg, None, true);
         type Change = fn(&mut DomainXmlParams);
         let changes: [Change; 5] = [
-            |params| params.memory_mib += 1,
-            |params| params.vcpus += 1,
+            |params| params.spec.memory_mib += 1,
+            |params| params.spec.vcpus += 1,
             |params| params.cpu.globals.clear(),
             |params| params.cpu.disabled_features.clear(),
             |params| params.emulator = "/opt/qemu-system-aarch64".into(),

@@ -12,8 +12,7 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::arch::{Accelerator, VmArchitecture};
-use crate::host::firmware::AarchFirmware;
-use crate::machine::{Disk, DomainXmlParams};
+use crate::machine::{Disk, DomainXmlParams, VmSpec};
 
 /// What a domain should become, from the parameters that its XML is written from.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -54,44 +53,41 @@ pub struct ExpectedFlash {
 }
 
 impl ExpectedMachine {
-    /// What the domain with these parameters should become. `firmware` is the pair that they were resolved from.
+    /// What the domain with these parameters should become.
     ///
     /// # Errors
     /// Names the firmware's file whose size cannot be had.
-    pub fn of(params: &DomainXmlParams, firmware: &AarchFirmware) -> Result<Self> {
-        Self::with_sizes(params, firmware, |path| Ok(fs_err::metadata(path)?.len()))
+    pub fn of(params: &DomainXmlParams) -> Result<Self> {
+        Self::with_sizes(params, |path| Ok(fs_err::metadata(path)?.len()))
     }
 
     /// `size_of` has the bytes of a firmware file, where the flash device takes files of many sizes.
-    fn with_sizes(
-        params: &DomainXmlParams,
-        firmware: &AarchFirmware,
-        size_of: impl Fn(&Path) -> Result<u64>,
-    ) -> Result<Self> {
-        let profile = params.architecture.profile();
+    fn with_sizes(params: &DomainXmlParams, size_of: impl Fn(&Path) -> Result<u64>) -> Result<Self> {
+        let VmSpec { architecture, vcpus, memory_mib, .. } = params.spec;
+        let profile = architecture.profile();
         let size = |path: &Path| profile.flash_bytes.map_or_else(|| size_of(path), Ok);
-        let flash = params.firmware.as_ref().map(|own| -> Result<_> {
+        let flash = params.firmware.as_ref().map(|pair| -> Result<_> {
             Ok(ExpectedFlash {
-                code: firmware.code.clone(),
-                code_bytes: size(&firmware.code)?,
-                nvram: own.nvram.clone(),
-                template: firmware.vars_template.clone(),
-                vars_bytes: size(&firmware.vars_template)?,
+                code: pair.code.clone(),
+                code_bytes: size(&pair.code)?,
+                nvram: params.files.nvram.clone(),
+                template: pair.vars_template.clone(),
+                vars_bytes: size(&pair.vars_template)?,
             })
         });
         // QEMU itself gives up on threads where the guest relies on an order of memory accesses that the host does not
         // keep (QEMU, docs/devel/multi-thread-tcg.rst).
         let host_is_strong = VmArchitecture::of_host().is_some_and(|host| host.profile().strong_memory_order);
         Ok(Self {
-            architecture: params.architecture,
+            architecture,
             accelerator: params.accelerator,
             cpu_model: params.cpu.model.name().to_owned(),
             cpu_properties: cpu_properties(params),
-            vcpus: usize::try_from(params.vcpus).context("count the processors")?,
+            vcpus: usize::try_from(vcpus).context("count the processors")?,
             own_threads: host_is_strong || !profile.strong_memory_order,
-            memory_bytes: params.memory_mib << 20,
+            memory_bytes: memory_mib << 20,
             flash: flash.transpose()?,
-            disks: params.disks.clone(),
+            disks: params.disks().to_vec(),
         })
     }
 }

@@ -10,7 +10,8 @@ use super::observed::Observed;
 use super::*;
 use crate::cli::MachineArgs;
 use crate::cpu::Cpu;
-use crate::machine::{RunFiles, VmSpec};
+use crate::host::firmware::AarchFirmware;
+use crate::machine::RunFiles;
 
 /// As recorded: questions and answers.
 fn recorded(arch: VmArchitecture) -> Vec<Value> {
@@ -18,7 +19,7 @@ fn recorded(arch: VmArchitecture) -> Vec<Value> {
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
 }
 
-fn params(arch: VmArchitecture) -> (DomainXmlParams, AarchFirmware) {
+fn params(arch: VmArchitecture) -> DomainXmlParams {
     let (code, vars_template) = arch.profile().firmware_paths[arch.pick(0, 1)];
     let firmware = AarchFirmware { code: code.into(), vars_template: vars_template.into() };
     let files = RunFiles {
@@ -31,16 +32,21 @@ fn params(arch: VmArchitecture) -> (DomainXmlParams, AarchFirmware) {
         console_socket: "/run/console.sock".into(),
         uuid: "6a7e489a-24e7-440d-b2b9-310110de50b9".into(),
     };
-    let spec = VmSpec::from_args(arch, &MachineArgs::default());
-    let emulator = Path::new("/usr/bin").join(arch.profile().emulator);
-    let cpu = Cpu::resolve(arch, Accelerator::Tcg, None);
-    (DomainXmlParams::resolve(&spec, Accelerator::Tcg, cpu, &emulator, Some(&firmware), &files), firmware)
+    DomainXmlParams {
+        spec: VmSpec::from_args(arch, &MachineArgs::default()),
+        accelerator: Accelerator::Tcg,
+        cpu: Cpu::resolve(arch, Accelerator::Tcg, None),
+        emulator: Path::new("/usr/bin").join(arch.profile().emulator),
+        firmware: Some(firmware),
+        files,
+    }
 }
 
 fn expected(arch: VmArchitecture) -> ExpectedMachine {
-    let (params, firmware) = params(arch);
-    let size = |path: &Path| Ok(if path == firmware.code { 3_653_632 } else { 540_672 });
-    ExpectedMachine { own_threads: true, ..ExpectedMachine::with_sizes(&params, &firmware, size).unwrap() }
+    let params = params(arch);
+    let code = &params.firmware.as_ref().unwrap().code;
+    let size = |path: &Path| Ok(if path == code { 3_653_632 } else { 540_672 });
+    ExpectedMachine { own_threads: true, ..ExpectedMachine::with_sizes(&params, size).unwrap() }
 }
 
 /// What is read where these are QEMU's answers.

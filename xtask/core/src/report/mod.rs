@@ -75,7 +75,7 @@ impl Report {
         self.verdict = verdict;
         self.exit_code = verdict.exit_code();
         self.seconds = round(seconds);
-        for phase in Phase::ALL {
+        for phase in Phase::all() {
             if !self.phases.iter().any(|done| done.name == phase) {
                 self.phases.push(PhaseReport {
                     name: phase,
@@ -195,7 +195,8 @@ mod tests {
         report.conclude(Verdict::Failed, 2.0);
 
         let read: Report = serde_json::from_str(&report.to_json()).unwrap();
-        assert_eq!(read.phases.iter().map(|phase| phase.name).collect::<Vec<_>>(), Phase::ALL);
+        assert!(read.phases.iter().map(|phase| phase.name).eq(Phase::all()));
+        assert!(Phase::all().enumerate().all(|(at, phase)| phase as usize == at), "a title of another phase");
         assert_eq!(read.phases[2].status, PhaseStatus::Skipped);
         assert_eq!(read.exit_code, 1);
         let failure = read.failure.unwrap();

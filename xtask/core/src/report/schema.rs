@@ -124,38 +124,29 @@ pub enum Phase {
 }
 
 impl Phase {
-    /// Every phase, in order.
-    pub const ALL: [Self; 12] = [
-        Self::Preflight,
-        Self::Build,
-        Self::Inspect,
-        Self::Image,
-        Self::Boot,
-        Self::Provision,
-        Self::Join,
-        Self::Ping,
-        Self::Workload,
-        Self::PowerCut,
-        Self::Rejoin,
-        Self::Teardown,
+    /// Every phase, in order, as people read it.
+    const TITLES: [(Self, &'static str); 12] = [
+        (Self::Preflight, "preflight"),
+        (Self::Build, "build"),
+        (Self::Inspect, "inspect"),
+        (Self::Image, "image"),
+        (Self::Boot, "boot"),
+        (Self::Provision, "provision"),
+        (Self::Join, "join"),
+        (Self::Ping, "ping"),
+        (Self::Workload, "workload"),
+        (Self::PowerCut, "power cut"),
+        (Self::Rejoin, "rejoin"),
+        (Self::Teardown, "teardown"),
     ];
 
-    /// For people.
+    /// Every phase, in order.
+    pub fn all() -> impl Iterator<Item = Self> {
+        Self::TITLES.into_iter().map(|(phase, _)| phase)
+    }
+
     pub fn title(self) -> &'static str {
-        match self {
-            Self::Preflight => "preflight",
-            Self::Build => "build",
-            Self::Inspect => "inspect",
-            Self::Image => "image",
-            Self::Boot => "boot",
-            Self::Provision => "provision",
-            Self::Join => "join",
-            Self::Ping => "ping",
-            Self::Workload => "workload",
-            Self::PowerCut => "power cut",
-            Self::Rejoin => "rejoin",
-            Self::Teardown => "teardown",
-        }
+        Self::TITLES[self as usize].1
     }
 }
 

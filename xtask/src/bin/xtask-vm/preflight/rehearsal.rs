@@ -123,7 +123,7 @@ impl Stage<'_> {
             write_private(placeholder, vec![0; PLACEHOLDER_BYTES])?;
         }
         let params = plan.domain(&files);
-        let mut expected = ExpectedMachine::of(&params, &plan.firmware)?;
+        let mut expected = ExpectedMachine::of(&params)?;
         let xml = match self.fault {
             None => xml::domain_xml(&params),
             Some(fault) => sabotage::plant(fault, params, &mut expected, &plan.firmware, work)?,

@@ -26,7 +26,7 @@ pub(super) fn plant(
         RehearsalFault::CpuFeature => {
             params.cpu.disabled_features.clear();
             if !expected.cpu_properties.iter().any(|(_, on)| !on) {
-                let feature = params.architecture.profile().baseline_feature;
+                let feature = params.spec.architecture.profile().baseline_feature;
                 expected.cpu_properties.push((feature.to_owned(), false));
             }
             Ok(xml::domain_xml(&params))
@@ -49,7 +49,7 @@ pub(super) fn plant(
             let template = work.join("template.fd");
             xtask_core::fs::write_private(&template, read(&firmware.vars_template)?)?;
             expected.flash.as_mut().context("find the domain's flash")?.template.clone_from(&template);
-            params.firmware.as_mut().context("find the domain's flash")?.nvram = template;
+            params.files.nvram = template;
             Ok(xml::domain_xml(&params))
         }
     }

@@ -24,7 +24,7 @@ impl Domain {
         let params = plan.domain(files);
         let xml = xml::domain_xml(&params);
         write_private(&work.join(paused::XML), &xml)?;
-        let expected = ExpectedMachine::of(&params, &plan.firmware)?;
+        let expected = ExpectedMachine::of(&params)?;
         write_private(&work.join(paused::EXPECTED), serde_json::to_string_pretty(&expected)?)?;
         Ok(Self { xml, expected, work: work.to_owned() })
     }
