@@ -95,14 +95,15 @@ pub(crate) fn needy(isa: Isa, code: &Code<'_>, functions: &Functions, wanted: Se
     const SHARE: usize = 128;
     const WORTH_A_THREAD: usize = 1 << 19;
     let most = (code.bytes.len() / SHARE).max(64);
+    let scan = Scan { isa, code, functions, wanted };
     if code.bytes.len() < WORTH_A_THREAD {
-        return part(isa, code, functions, wanted, 0..code.bytes.len(), most);
+        return scan.part(0..code.bytes.len(), most);
     }
     // Cut where a function begins: an x86 instruction is read from its first byte.
     let middle = functions.range(functions.holding(functions.length / WORKERS as u32)).0;
     let (one, other) = std::thread::scope(|scope| {
-        let other = scope.spawn(|| part(isa, code, functions, wanted, middle..code.bytes.len(), most / 2));
-        let one = part(isa, code, functions, wanted, 0..middle, most / 2);
+        let other = scope.spawn(|| scan.part(middle..code.bytes.len(), most / 2));
+        let one = scan.part(0..middle, most / 2);
         (one, other.join().expect("the scan does not panic"))
     });
     let (mut all, mut left) = one;
@@ -111,37 +112,40 @@ pub(crate) fn needy(isa: Isa, code: &Code<'_>, functions: &Functions, wanted: Se
     (all, left)
 }
 
-fn part(
+/// What is looked for, and where.
+struct Scan<'a> {
     isa: Isa,
-    code: &Code<'_>,
-    functions: &Functions,
+    code: &'a Code<'a>,
+    functions: &'a Functions,
     wanted: Set,
-    range: std::ops::Range<usize>,
-    most: usize,
-) -> (Vec<Needy>, usize) {
-    let mut found: Vec<Needy> = Vec::new();
-    let mut left = 0;
-    let mut current: Option<(usize, usize)> = None;
-    let start = range.start;
-    isa.scan(&code.bytes[range], wanted, |offset, needs| {
-        let offset = start + offset;
-        if let Some((_, end)) = current
-            && offset < end
-            && let Some(last) = found.last_mut()
-        {
-            last.count += 1;
-            last.needs = last.needs | needs;
-            return;
-        }
-        let function = functions.holding(offset as u32);
-        if found.len() >= most {
-            left += 1;
-            return;
-        }
-        current = Some(functions.range(function));
-        found.push(Needy { function: function as u32, count: 1, first: offset as u32, needs });
-    });
-    (found, left)
+}
+
+impl Scan<'_> {
+    fn part(&self, range: std::ops::Range<usize>, most: usize) -> (Vec<Needy>, usize) {
+        let mut found: Vec<Needy> = Vec::new();
+        let mut left = 0;
+        let mut current: Option<(usize, usize)> = None;
+        let start = range.start;
+        self.isa.scan(&self.code.bytes[range], self.wanted, |offset, needs| {
+            let offset = start + offset;
+            if let Some((_, end)) = current
+                && offset < end
+                && let Some(last) = found.last_mut()
+            {
+                last.count += 1;
+                last.needs = last.needs | needs;
+                return;
+            }
+            let function = self.functions.holding(offset as u32);
+            if found.len() >= most {
+                left += 1;
+                return;
+            }
+            current = Some(self.functions.range(function));
+            found.push(Needy { function: function as u32, count: 1, first: offset as u32, needs });
+        });
+        (found, left)
+    }
 }
 
 /// How control comes to the first instruction of a function that the core lacks.

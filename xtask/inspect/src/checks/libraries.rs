@@ -31,7 +31,7 @@ pub(super) fn check(elf: &Elf<'_>, target: &Target<'_>, findings: &mut Vec<Findi
     match target.offers {
         Offers::Inventory(inventory) => {
             let own = own_directories(elf);
-            missing(elf, inventory, &needed, own.as_deref(), target, findings);
+            findings.push(missing(elf, inventory, &needed, own.as_deref(), target));
             versions(elf, own.as_deref(), target, findings, |required| {
                 let name = shown(required.library);
                 let of_its_own = own.as_deref().and_then(|path| inventory.find_in(path, &name));
@@ -71,8 +71,7 @@ fn missing(
     needed: &[String],
     own: Option<&str>,
     target: &Target<'_>,
-    findings: &mut Vec<Finding>,
-) {
+) -> Finding {
     let mut pending: Vec<(String, String)> =
         needed.iter().rev().map(|name| (name.clone(), String::new())).collect();
     let mut seen = BTreeSet::new();
@@ -98,19 +97,18 @@ fn missing(
     }
     if absent.is_empty() {
         let found = format!("{} ({count} with what they need themselves)", needed.join(", "));
-        findings.push(Finding::informs("needed", shown(found.as_bytes())).offers("all of them are there"));
-        return;
+        return Finding::informs("needed", shown(found.as_bytes())).offers("all of them are there");
     }
     let found = format!("it needs {}", absent.join(", "));
     let offers = format!("{} has no such library in {}", target.place, inventory.search.join(", "));
     let remedy = "install the package that has it in the image (packages of xtask/core/images.toml), or link it statically";
-    findings.push(match own {
+    match own {
         Some(path) => Finding::warned("needed", found, offers, remedy)
             .details([format!("it also looks in {path}, which was not read")]),
         // Whoever loads it may have loaded them.
         None if elf.is_library() => Finding::warned("needed", found, offers, remedy),
         None => Finding::refused("needed", found, offers, remedy),
-    });
+    }
 }
 
 /// `offer` says whether a version is there, and what is the newest; `None` where nothing is known of the library.

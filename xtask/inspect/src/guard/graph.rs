@@ -23,6 +23,15 @@ pub(crate) struct Graph {
     complete: bool,
 }
 
+/// What is walked over.
+#[derive(Clone, Copy)]
+struct Program<'a> {
+    isa: Isa,
+    elf: &'a Elf<'a>,
+    code: &'a Code<'a>,
+    functions: &'a Functions,
+}
+
 impl Graph {
     /// Walks the code three times: who asks, who reads what they wrote, who calls whom.
     pub(crate) fn of(
@@ -60,7 +69,8 @@ impl Graph {
             };
         });
         let pointers = Pointers::of(elf);
-        let (written, callers) = written(isa, elf, code, functions, &asks, &pointers);
+        let program = Program { isa, elf, code, functions };
+        let (written, callers) = written(program, &asks, &pointers);
         let mut graph = Self {
             decides: asks,
             tests: vec![false; count],
@@ -70,20 +80,13 @@ impl Graph {
             complete: true,
         };
         graph.callers = callers;
-        graph.connect(isa, elf, code, functions, &written, &pointers);
+        graph.connect(program, &written, &pointers);
         graph
     }
 
     /// Who reads what was written, and who calls whom; then what is reached from where.
-    fn connect(
-        &mut self,
-        isa: Isa,
-        elf: &Elf<'_>,
-        code: &Code<'_>,
-        functions: &Functions,
-        written: &Written,
-        pointers: &Pointers<'_, '_>,
-    ) {
+    fn connect(&mut self, program: Program<'_>, written: &Written, pointers: &Pointers<'_, '_>) {
+        let Program { isa, elf, code, functions } = program;
         let most = code.bytes.len() / 8;
         let mut edges: Vec<(u32, u32)> = Vec::new();
         let (decides, tests, complete) = (&mut self.decides, &mut self.tests, &mut self.complete);
@@ -218,14 +221,8 @@ pub(crate) fn first_user(isa: Isa, code: &Code<'_>, functions: &Functions, addre
 
 /// Where functions that ask keep what they learned: variables that they write or whose address they make, and those that the
 /// functions write to whom it is returned; and who those are that call them directly.
-fn written(
-    isa: Isa,
-    elf: &Elf<'_>,
-    code: &Code<'_>,
-    functions: &Functions,
-    asks: &[bool],
-    pointers: &Pointers<'_, '_>,
-) -> (Written, Vec<bool>) {
+fn written(program: Program<'_>, asks: &[bool], pointers: &Pointers<'_, '_>) -> (Written, Vec<bool>) {
+    let Program { isa, elf, code, functions } = program;
     const MOST: usize = 4096;
     // Rust's `std_detect` hands it up three times.
     const RETURNS: usize = 3;
