@@ -11,7 +11,7 @@ use xtask_core::fs::remove_file;
 use xtask_core::fs::{make_own_dir, remove_if_empty};
 use xtask_core::host::tools;
 use xtask_core::image::manifest::{Contents, Manifest, Stamp};
-use xtask_core::image::{DownloadSource, Image, Recipe};
+use xtask_core::image::{DownloadSource, Image, Recipe, shown};
 use xtask_core::processes::RECORD;
 
 use crate::build;
@@ -93,8 +93,7 @@ pub(crate) fn fetch(
         // Where nothing has come nothing is kept; where something has, this fails, as it should.
         remove_if_empty(&beside);
     })?;
-    let made =
-        Made { sha256: fetched.sha256, source: xtask_core::image::shown(&download.url), contents: None };
+    let made = Made { sha256: fetched.sha256, source: shown(&download.url), contents: None };
     match finish(store, image, &beside, key, made) {
         Ok(ready) => Ok(ReadyImage { how: "fetched", ..ready }),
         Err(error) => {

@@ -1,5 +1,7 @@
 //! `images.toml`: the images that have a name. The file documents its own schema.
 
+use std::path::PathBuf;
+
 use serde::Deserialize;
 
 use super::{DownloadSource, ExpectedImage, Format, Image, Layout, Recipe, Source};
@@ -25,51 +27,52 @@ pub struct Catalogue {
     images: Vec<Image>,
 }
 
+/// The catalogue as it is written; `image bump` reads a file that may have changed since this was built.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct CatalogueFile {
+pub struct CatalogueFile {
     schema: u32,
     default: String,
     fallback: String,
-    image: Vec<ImageEntry>,
+    pub image: Vec<ImageEntry>,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct ImageEntry {
-    name: String,
+pub struct ImageEntry {
+    pub name: String,
     login_user: String,
     os_release: OsReleaseReport,
     glibc: String,
     page_size: u64,
-    download: Option<DownloadTable>,
+    pub download: Option<DownloadTable>,
     packages: Option<PackagesTable>,
 }
 
-/// What only `image bump` reads is text to the others.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-#[expect(
-    dead_code,
-    reason = "declared so that a misspelt key is an error; `image bump` reads the text itself"
-)]
-struct DownloadTable {
+pub struct DownloadTable {
     format: Format,
-    index: String,
-    release: String,
-    sums: String,
-    signature: Option<String>,
-    keyring: Option<String>,
-    x86_64: CataloguePin,
-    aarch64: CataloguePin,
+    /// The address of the listing of dated releases.
+    pub index: String,
+    /// The name of a release's directory, with one `{date}`.
+    pub release: String,
+    /// The name of the list of digests in that directory.
+    pub sums: String,
+    /// The name of that list's detached signature; `None` where the publisher signs nothing.
+    pub signature: Option<String>,
+    /// The publisher's keys; a relative path begins at the catalogue's directory.
+    pub keyring: Option<PathBuf>,
+    x86_64: Option<CataloguePin>,
+    aarch64: Option<CataloguePin>,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct CataloguePin {
-    url: String,
-    digest: Digest,
-    bytes: Option<u64>,
+pub struct CataloguePin {
+    pub url: String,
+    pub digest: Digest,
+    pub bytes: Option<u64>,
 }
 
 #[derive(Deserialize)]
@@ -88,10 +91,7 @@ impl Catalogue {
     }
 
     fn parse(text: &str) -> Result<Self, String> {
-        let file: CatalogueFile = toml::from_str(text).map_err(|error| error.to_string())?;
-        if file.schema != SCHEMA {
-            return Err(format!("unknown schema {}, expected {SCHEMA}", file.schema));
-        }
+        let file = CatalogueFile::parse(text)?;
         let images = file.image.iter().flat_map(|entry| VmArchitecture::ALL.map(|arch| entry.image(arch)));
         Ok(Self { images: images.collect::<Result<_, _>>()?, default: file.default, fallback: file.fallback })
     }
@@ -115,10 +115,30 @@ impl Catalogue {
     }
 }
 
+impl CatalogueFile {
+    /// # Errors
+    /// Says where the text does not follow the schema.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let file: Self = toml::from_str(text).map_err(|error| error.to_string())?;
+        if file.schema != SCHEMA {
+            return Err(format!("unknown schema {}, expected {SCHEMA}", file.schema));
+        }
+        Ok(file)
+    }
+}
+
 impl ImageEntry {
     fn image(&self, arch: VmArchitecture) -> Result<Image, String> {
         let source = match (&self.download, &self.packages) {
-            (Some(download), None) => Source::Download(download.pin(arch)),
+            (Some(download), None) => {
+                let pin =
+                    download.pin(arch).ok_or_else(|| format!("{} has no file for {arch}", self.name))?;
+                Source::Download(DownloadSource {
+                    url: pin.url.clone(),
+                    digest: Some(pin.digest.clone()),
+                    bytes: pin.bytes,
+                })
+            }
             (None, Some(packages)) => Source::Packages(packages.recipe(arch)),
             _ => return Err(format!("{} needs either download or packages", self.name)),
         };
@@ -138,9 +158,9 @@ impl ImageEntry {
 }
 
 impl DownloadTable {
-    fn pin(&self, arch: VmArchitecture) -> DownloadSource {
-        let pin = arch.pick(&self.x86_64, &self.aarch64);
-        DownloadSource { url: pin.url.clone(), digest: Some(pin.digest.clone()), bytes: pin.bytes }
+    /// The file that is pinned for `arch`.
+    pub fn pin(&self, arch: VmArchitecture) -> Option<&CataloguePin> {
+        arch.pick(&self.x86_64, &self.aarch64).as_ref()
     }
 }
 

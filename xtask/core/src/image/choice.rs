@@ -95,7 +95,7 @@ fn own_source(wanted: &str, args: &ImageArgs) -> Result<Option<Source>, Failure>
 fn own_image(wanted: &str, source: Source, arch: VmArchitecture) -> Image {
     let raw = wanted.ends_with(".raw");
     let plain = shown(wanted);
-    let name = plain.rsplit('/').next().unwrap_or(&plain).to_owned();
+    let name = plain.trim_end_matches("?…").rsplit('/').next().unwrap_or(&plain).to_owned();
     let format = if raw { Format::Raw } else { Format::Qcow2 };
     Image { name, arch, source, format, login_user: OWN_LOGIN_USER.to_owned(), expected: None }
 }
@@ -169,9 +169,17 @@ mod tests {
     #[test]
     fn an_address_is_shown_without_its_secrets() {
         for (wanted, message) in [
-            ("https://u:p@host/a/b.img?token=x#y", "https://host/a/b.img"),
+            ("https://u:p@host/a/b.img?token=x#y", "https://host/a/b.img?…"),
             ("https://host", "https://host"),
+            ("https://host/a@b#x", "https://host/a@b"),
+            (
+                "-url = \"https://u:p@ss@host\" # https://u@host?q=x@y z",
+                "-url = \"https://host\" # https://host?… z",
+            ),
+            ("https://mirror/https://u:p@host/a", "https://mirror/https://host/a"),
+            ("https://", "https://"),
             ("./a@b?c.qcow2", "./a@b?c.qcow2"),
+            ("no address, me@home", "no address, me@home"),
         ] {
             assert_eq!(shown(wanted), message);
         }

@@ -134,13 +134,17 @@ impl Layout {
     }
 }
 
-/// What `--image` said, for messages and reports: an address without what may be a password or a token.
-pub fn shown(wanted: &str) -> String {
-    let Some((scheme, rest)) = wanted.split_once("://") else { return wanted.to_owned() };
-    let rest = rest.split(['?', '#']).next().unwrap_or_default();
-    let (host, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+/// A text for messages and reports: each address in it without credentials, and without a query or a fragment, which may hold a
+/// token.
+pub fn shown(text: &str) -> String {
+    let Some((before, after)) = text.split_once("://") else { return text.to_owned() };
+    let ends = |c: char| c.is_whitespace() || "\"'".contains(c);
+    let (address, behind) = after.split_at(after.find(ends).unwrap_or(after.len()));
+    let (place, query) = address.split_at(address.find(['?', '#']).unwrap_or(address.len()));
+    let (host, path) = place.split_at(place.find('/').unwrap_or(place.len()));
     let host = host.rsplit('@').next().unwrap_or_default();
-    format!("{scheme}://{host}{path}")
+    let query = if query.starts_with('?') { "?…" } else { "" };
+    format!("{before}://{host}{}{query}{}", shown(path), shown(behind))
 }
 
 impl Image {

@@ -3,14 +3,16 @@
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Error, Result, anyhow, ensure};
+use fs_err as fs;
 use reqwest::Url;
-use serde::{Deserialize, Serialize};
 use xtask_core::arch::VmArchitecture;
 use xtask_core::error::Failure;
+use xtask_core::image::catalogue::{CatalogueFile, CataloguePin, DownloadTable};
+use xtask_core::image::shown;
 
 use super::index::{Date, Pattern};
-use super::remote::shown;
+use super::pin::Pin;
 use super::rewrite;
 
 /// A catalogue's text, and where it stands.
@@ -40,46 +42,6 @@ pub(super) struct BumpEntry {
     pub(super) pins: Vec<(Pin, Date)>,
 }
 
-/// One architecture's file.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub(super) struct Pin {
-    pub(super) arch: VmArchitecture,
-    pub(super) url: String,
-    pub(super) digest: String,
-    pub(super) bytes: Option<u64>,
-}
-
-#[derive(Deserialize)]
-struct Images {
-    #[serde(default)]
-    image: Vec<ImageTable>,
-}
-
-#[derive(Deserialize)]
-struct ImageTable {
-    name: String,
-    download: Option<toml::Table>,
-}
-
-#[derive(Deserialize)]
-struct BumpTable {
-    index: String,
-    release: String,
-    sums: String,
-    signature: Option<String>,
-    keyring: Option<PathBuf>,
-    // The architectures' tables, among keys that other parts read.
-    #[serde(flatten)]
-    rest: toml::Table,
-}
-
-#[derive(Deserialize)]
-struct FileTable {
-    url: String,
-    digest: String,
-    bytes: Option<u64>,
-}
-
 impl CatalogueText {
     /// # Errors
     /// A usage error where there is no such file.
@@ -88,8 +50,7 @@ impl CatalogueText {
         let path = path
             .canonicalize()
             .map_err(|error| Failure::usage(format!("read the catalogue {}: {error}", path.display())))?;
-        let text = std::fs::read_to_string(&path)
-            .with_context(|| format!("read the catalogue {}", path.display()))?;
+        let text = fs::read_to_string(&path)?;
         Ok(Self { path, text })
     }
 
@@ -106,23 +67,26 @@ impl CatalogueText {
     /// # Errors
     /// A usage error where there is none, with the names that there are, and where it is not downloaded.
     pub(super) fn entry(&self, name: &str) -> Result<BumpEntry> {
-        let images: Images = toml::from_str(&self.text)
-            .with_context(|| format!("parse the catalogue {}", self.path.display()))?;
-        let mut known: Vec<_> = images.image.iter().map(|image| image.name.as_str()).collect();
-        known.dedup();
-        let names = known.join(", ");
-        let mut named = images.image.into_iter().filter(|image| image.name == name);
-        let image = named
-            .next()
-            .ok_or_else(|| Failure::usage(format!("{name}: no such image; there are: {names}")))?;
-        ensure!(named.next().is_none(), "{} has two entries called {name}", self.path.display());
+        let images = CatalogueFile::parse(&self.text).map_err(Error::msg);
+        let mut images =
+            images.with_context(|| format!("parse the catalogue {}", self.path.display()))?.image;
+        let names: Vec<_> = images.iter().map(|image| image.name.clone()).collect();
+        let at = names.iter().position(|known| known == name).ok_or_else(|| {
+            Failure::usage(format!("{name}: no such image; there are: {}", names.join(", ")))
+        })?;
+        ensure!(
+            !names[at + 1..].iter().any(|other| other == name),
+            "{} has two entries called {name}",
+            self.path.display()
+        );
+        let image = images.swap_remove(at);
         let download = image.download.ok_or_else(|| {
             Failure::usage(format!(
                 "{name} is built from packages on this host: it has no pinned download to bump"
             ))
         })?;
         let beside = self.path.parent().unwrap_or(Path::new("/"));
-        entry(name, download, beside)
+        entry(name, &download, beside)
             .with_context(|| format!("read the entry {name} of {}", self.path.display()))
     }
 
@@ -138,25 +102,23 @@ impl CatalogueText {
     /// Where somebody else wrote the file meanwhile.
     pub(super) fn replace(&self, text: &str) -> Result<()> {
         let write = || format!("write the catalogue {}", self.path.display());
-        let now = std::fs::read_to_string(&self.path).with_context(write)?;
-        ensure!(now == self.text, "{}: the file changed meanwhile; run again", write());
+        ensure!(
+            fs::read_to_string(&self.path)? == self.text,
+            "{}: the file changed meanwhile; run again",
+            write()
+        );
         let beside = self.path.parent().with_context(write)?;
-        let permissions = self.path.metadata().with_context(write)?.permissions();
         let mut file = tempfile::Builder::new().prefix(".images-").tempfile_in(beside).with_context(write)?;
         file.write_all(text.as_bytes()).with_context(write)?;
-        file.as_file().set_permissions(permissions).with_context(write)?;
+        file.as_file().set_permissions(fs::metadata(&self.path)?.permissions()).with_context(write)?;
         file.as_file().sync_all().with_context(write)?;
         file.persist(&self.path).with_context(write)?;
         Ok(())
     }
 }
 
-fn entry(name: &str, download: toml::Table, beside: &Path) -> Result<BumpEntry> {
-    let download: BumpTable = download.try_into()?;
-    let mut index_text = download.index;
-    if !index_text.ends_with('/') {
-        index_text.push('/');
-    }
+fn entry(name: &str, download: &DownloadTable, beside: &Path) -> Result<BumpEntry> {
+    let index_text = format!("{}/", download.index.trim_end_matches('/'));
     let index = Url::parse(&index_text).with_context(|| format!("read index = {:?}", shown(&index_text)))?;
     ensure!(
         matches!(index.scheme(), "http" | "https") && index.query().is_none() && index.fragment().is_none(),
@@ -168,17 +130,15 @@ fn entry(name: &str, download: toml::Table, beside: &Path) -> Result<BumpEntry> 
         index,
         index_text,
         release: Pattern::parse(&download.release)?,
-        sums: download.sums,
-        signature: download.signature,
-        keyring: download.keyring.map(|path| beside.join(path)),
+        keyring: download.keyring.as_ref().map(|path| beside.join(path)),
+        sums: download.sums.clone(),
+        signature: download.signature.clone(),
         pins: Vec::new(),
     };
     for arch in VmArchitecture::ALL {
-        let Some(value) = download.rest.get(arch.profile().machine) else { continue };
-        let file: FileTable = value.clone().try_into().with_context(|| format!("read {arch}"))?;
-        let (date, _) = entry.dated(&file.url).with_context(|| format!("read {arch}"))?;
-        let FileTable { url, digest, bytes } = file;
-        entry.pins.push((Pin { arch, url, digest, bytes }, date));
+        let Some(CataloguePin { url, digest, bytes }) = download.pin(arch) else { continue };
+        let (date, _) = entry.dated(url).with_context(|| format!("read {arch}"))?;
+        entry.pins.push((Pin { arch, url: url.clone(), digest: digest.clone(), bytes: *bytes }, date));
     }
     ensure!(!entry.pins.is_empty(), "it pins no file for any architecture");
     Ok(entry)
@@ -238,10 +198,10 @@ mod tests {
     fn an_entry_that_cannot_be_bumped_says_why() {
         let change = |from: &str, to: &str| catalogue(&TEXT.replacen(from, to, 1));
         let table = [
-            (change("", ""), "nobody", "there are: built, noble, inline"),
+            (change("", ""), "nobody", "there are: built, noble, inline, nothing"),
             (change("", ""), "built", "built from packages"),
-            (change("\"built\"", "\"noble\""), "noble", "two entries"),
-            (change("sums =", "sum ="), "noble", "missing field `sums`"),
+            (change("name = \"built\"", "name = \"noble\""), "noble", "two entries"),
+            (change("sums =", "sum ="), "noble", "unknown field `sum`"),
             (change("release-{date}\"", "release\""), "noble", "one {date}"),
             (change("/release-20260705", "/release"), "noble", "in release, which does not match `release`"),
             (
@@ -250,7 +210,8 @@ mod tests {
                 "https://else.example/",
             ),
             (change("https://publisher.example/noble\"", "ftp://p.example\""), "noble", "https://…/"),
-            (change("x86_64", "riscv64"), "noble", "pins no file"),
+            (change("x86_64", "riscv64"), "noble", "unknown field `riscv64`"),
+            (change("", ""), "nothing", "pins no file"),
             (change("[[image]]", "[[image]"), "noble", "parse the catalogue"),
         ];
         for (catalogue, name, words) in table {

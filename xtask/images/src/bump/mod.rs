@@ -7,6 +7,7 @@
 mod catalogue;
 mod diff;
 mod index;
+mod pin;
 mod remote;
 mod rewrite;
 mod signature;
@@ -19,11 +20,13 @@ use reqwest::Url;
 use serde::Serialize;
 use xtask_core::cli::{BumpArgs, Verbosity};
 use xtask_core::error::{Failure, host_fault};
+use xtask_core::image::shown;
 use xtask_core::workspace::Workspace;
 
-use self::catalogue::{BumpEntry, CatalogueText, Pin};
+use self::catalogue::{BumpEntry, CatalogueText};
 use self::index::Date;
-use self::remote::{Http, Remote, shown};
+use self::pin::Pin;
+use self::remote::Http;
 use self::signature::{Signer, Verifier};
 use xtask_jobs::Ui;
 
@@ -135,7 +138,7 @@ fn is_loopback(url: &Url) -> bool {
 
 /// One look at one publisher.
 struct Bump<'a> {
-    remote: &'a dyn Remote,
+    remote: &'a Http<'a>,
     entry: &'a BumpEntry,
     ui: &'a Ui,
 }
@@ -201,8 +204,7 @@ impl Bump<'_> {
     fn pin(&self, old: &Pin, from: &Date, to: &Date, sums: &str) -> Result<Pin> {
         let file = self.entry.file(old, to)?;
         let digest = sums::digest(&self.entry.sums, sums, &file)
-            .with_context(|| format!("find the {} file of release {to}", old.arch))?
-            .to_string();
+            .with_context(|| format!("find the {} file of release {to}", old.arch))?;
         let url = self.entry.url(to, &file);
         let same = url == old.url && digest == old.digest;
         if from == to && !same {

@@ -7,18 +7,11 @@ use anyhow::{Context, Result, bail};
 use reqwest::{Client, Method, Response, StatusCode, Url};
 use tokio::runtime::Runtime;
 use xtask_core::error::Failure;
+use xtask_core::image::shown;
 use xtask_core::limits;
 
 use crate::fetch::client;
 use xtask_jobs::Ui;
-
-/// Where a publisher's files come from.
-pub(super) trait Remote {
-    /// What is at `url`, at most `limit_bytes`.
-    fn get(&self, url: &str, limit_bytes: u64) -> Result<Vec<u8>>;
-    /// The length of what is there, where the host tells it.
-    fn length(&self, url: &str) -> Result<Option<u64>>;
-}
 
 /// The network.
 #[derive(Debug)]
@@ -76,17 +69,9 @@ impl<'a> Http<'a> {
         }
         Ok(response)
     }
-}
 
-impl Drop for Http<'_> {
-    fn drop(&mut self) {
-        // A resolver that hangs in its own thread is not waited for.
-        self.runtime.take().into_iter().for_each(Runtime::shutdown_background);
-    }
-}
-
-impl Remote for Http<'_> {
-    fn get(&self, url: &str, limit_bytes: u64) -> Result<Vec<u8>> {
+    /// What is at `url`, at most `limit_bytes`.
+    pub(super) fn get(&self, url: &str, limit_bytes: u64) -> Result<Vec<u8>> {
         self.wait(async {
             let mut response = self.ask(Method::GET, url).await?;
             if !response.status().is_success() {
@@ -103,7 +88,8 @@ impl Remote for Http<'_> {
         })
     }
 
-    fn length(&self, url: &str) -> Result<Option<u64>> {
+    /// The length of what is there, where the host tells it.
+    pub(super) fn length(&self, url: &str) -> Result<Option<u64>> {
         self.wait(async {
             let response = self.ask(Method::HEAD, url).await?;
             let status = response.status();
@@ -115,6 +101,13 @@ impl Remote for Http<'_> {
             let length = header.and_then(|value| value.to_str().ok()?.parse().ok());
             Ok(length.filter(|length| status.is_success() && *length > 0))
         })
+    }
+}
+
+impl Drop for Http<'_> {
+    fn drop(&mut self) {
+        // A resolver that hangs in its own thread is not waited for.
+        self.runtime.take().into_iter().for_each(Runtime::shutdown_background);
     }
 }
 
@@ -130,40 +123,4 @@ fn unreachable(url: &str, error: reqwest::Error) -> anyhow::Error {
         format!("fetch {}: the host cannot be reached or stopped answering", shown(url)),
         "check this machine's network; behind a proxy, set HTTPS_PROXY; otherwise try again later",
     ))
-}
-
-/// A text without the credentials of the addresses in it.
-pub(super) fn shown(text: &str) -> String {
-    let mut clean = String::with_capacity(text.len());
-    let mut rest = text;
-    while let Some((before, after)) = rest.split_once("://") {
-        clean.push_str(before);
-        clean.push_str("://");
-        let ends = |c: char| matches!(c, '/' | '?' | '#' | '"' | '\'') || c.is_whitespace();
-        let authority = &after[..after.find(ends).unwrap_or(after.len())];
-        rest = authority.rfind('@').map_or(after, |at| &after[at + 1..]);
-    }
-    clean + rest
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn credentials_are_not_shown() {
-        let table = [
-            ("https://host/a@b", "https://host/a@b"),
-            ("https://user:pass@host:1/a", "https://host:1/a"),
-            (
-                "-url = \"https://u:p@ss@host\" # https://u@host?q=x@y",
-                "-url = \"https://host\" # https://host?q=x@y",
-            ),
-            ("no address, me@home", "no address, me@home"),
-            ("https://", "https://"),
-        ];
-        for (text, expected) in table {
-            assert_eq!(shown(text), expected);
-        }
-    }
 }

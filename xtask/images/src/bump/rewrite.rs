@@ -4,7 +4,7 @@ use anyhow::{Context, Result, bail, ensure};
 use toml_edit::{DocumentMut, Item, TableLike, Value};
 use xtask_core::arch::VmArchitecture;
 
-use super::catalogue::Pin;
+use super::pin::Pin;
 
 /// `text` with `pins` in the entry called `name`.
 ///
@@ -16,7 +16,7 @@ pub(super) fn pins(text: &str, name: &str, pins: &[Pin]) -> Result<String> {
     for pin in pins {
         let table = file_table(&mut document, name, pin.arch)?;
         set(table, "url", pin.url.as_str().into());
-        set(table, "digest", pin.digest.as_str().into());
+        set(table, "digest", pin.digest.to_string().into());
         match pin.bytes {
             Some(bytes) => {
                 let bytes = i64::try_from(bytes).with_context(|| format!("write {bytes} bytes in TOML"))?;
@@ -71,33 +71,62 @@ fn set(table: &mut dyn TableLike, key: &str, mut value: Value) {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use xtask_core::digest::Algorithm;
+
+    /// The fixture's digest, in TEXT as 64 zeros.
+    const OLD: &str = "sha256:0000000000000000000000000000000000000000000000000000000000000000";
 
     pub(crate) const TEXT: &str = r#"# The catalogue.
+schema = 1
+default = "noble"
+fallback = "built"
+
 [[image]]
 name = "built"   # from packages
+login_user = "somebody"
+os_release = { id = "os", version_id = "1" }
+glibc = "2.39"
+page_size = 4096
+packages = { suite = "s", layout = "grub", disk_mib = 1, include = [] }
 
 [[image]]
 name = "noble"
+login_user = "somebody"
+os_release = { id = "os", version_id = "1" }
+glibc = "2.39"
+page_size = 4096
 [image.download]
+format = "qcow2"
 index = "https://publisher.example/noble"
 release = "release-{date}"
 sums = "SHA256SUMS"
 signature = "SHA256SUMS.gpg"
 keyring = "keys.gpg"
-user = "somebody"
 [image.download.x86_64]
 url    = 'https://publisher.example/noble/release-20260705/noble-20260705-amd64.img' # the server's
-digest = "sha256:00"
+digest = "sha256:0000000000000000000000000000000000000000000000000000000000000000"
 bytes  = 1_000 # about
 # The end.
 
 [[image]]
 name = "inline"
-download = { index = "https://p.example/", release = "{date}", sums = "S", aarch64 = { url = "https://p.example/20260101/a", digest = "" } }
+login_user = "somebody"
+os_release = { id = "os", version_id = "1" }
+glibc = "2.39"
+page_size = 4096
+download = { format = "raw", index = "https://p.example/", release = "{date}", sums = "S", aarch64 = { url = "https://p.example/20260101/a", digest = "sha256:0000000000000000000000000000000000000000000000000000000000000000" } }
+
+[[image]]
+name = "nothing"
+login_user = "somebody"
+os_release = { id = "os", version_id = "1" }
+glibc = "2.39"
+page_size = 4096
+download = { format = "raw", index = "https://p.example/", release = "{date}", sums = "S" }
 "#;
 
     fn pin(arch: VmArchitecture, bytes: Option<u64>) -> Pin {
-        Pin { arch, url: "https://new.example/".to_owned(), digest: "sha256:11".to_owned(), bytes }
+        Pin { arch, url: "https://new.example/".to_owned(), digest: Algorithm::Sha256.of(b"new"), bytes }
     }
 
     #[test]
@@ -105,7 +134,7 @@ download = { index = "https://p.example/", release = "{date}", sums = "S", aarch
         let url = "'https://publisher.example/noble/release-20260705/noble-20260705-amd64.img'";
         let expected = TEXT
             .replacen(url, "\"https://new.example/\"", 1)
-            .replacen("sha256:00", "sha256:11", 1)
+            .replacen(OLD, &Algorithm::Sha256.of(b"new").to_string(), 1)
             .replacen("1_000", "77", 1);
         let rewritten = pins(TEXT, "noble", &[pin(VmArchitecture::X86_64, Some(77))]).unwrap();
         assert_eq!(rewritten, expected);
@@ -115,8 +144,10 @@ download = { index = "https://p.example/", release = "{date}", sums = "S", aarch
         assert_eq!(rewritten, expected);
 
         let inline = pins(TEXT, "inline", &[pin(VmArchitecture::Aarch64, Some(5))]).unwrap();
-        let end = r#"aarch64 = { url = "https://new.example/", digest = "sha256:11" , bytes = 5 } }"#;
-        assert!(inline.trim_end().ends_with(end), "{inline}");
+        let digest = Algorithm::Sha256.of(b"new");
+        let end =
+            format!(r#"aarch64 = {{ url = "https://new.example/", digest = "{digest}" , bytes = 5 }} }}"#);
+        assert!(inline.lines().any(|line| line.ends_with(&end)), "{inline}");
         assert_eq!(inline.lines().count(), TEXT.lines().count());
     }
 
@@ -124,7 +155,7 @@ download = { index = "https://p.example/", release = "{date}", sums = "S", aarch
     fn what_is_the_same_is_left_as_it_is_written() {
         let same = Pin {
             url: "https://publisher.example/noble/release-20260705/noble-20260705-amd64.img".to_owned(),
-            digest: "sha256:00".to_owned(),
+            digest: OLD.parse().unwrap(),
             ..pin(VmArchitecture::X86_64, Some(1000))
         };
         assert_eq!(pins(TEXT, "noble", std::slice::from_ref(&same)).unwrap(), TEXT);

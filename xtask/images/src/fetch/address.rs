@@ -2,6 +2,7 @@
 
 use reqwest::Url;
 use xtask_core::error::Failure;
+use xtask_core::image::shown;
 
 /// An address that may be asked for.
 #[derive(Debug, Clone)]
@@ -14,7 +15,8 @@ impl Address {
             // The text may be anything, a password too.
             Failure::usage(format!("cannot parse the URL: {error}; write https://host/path"))
         })?;
-        let shown = shown(&url);
+        // `user:password@host` without a scheme is read as a URL too.
+        let shown = if url.has_host() { shown(text) } else { format!("{}:…", url.scheme()) };
         match url.scheme() {
             "https" => Ok(Self(url)),
             "http" if has_digest => Ok(Self(url)),
@@ -33,36 +35,17 @@ impl Address {
 
     /// What a partial file is known by: everything but the credentials.
     pub(super) fn identity(&self) -> String {
-        without_credentials(&self.0).to_string()
+        let mut url = self.url();
+        // Fails on a URL without a host, which has no credentials either.
+        let _no_host = url.set_username("").and_then(|()| url.set_password(None));
+        url.to_string()
     }
 }
 
 impl std::fmt::Display for Address {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&shown(&self.0))
+        f.write_str(&shown(self.0.as_str()))
     }
-}
-
-/// For a person: neither credentials nor what a query may hold of them.
-pub(super) fn shown(url: &Url) -> String {
-    if !url.has_host() {
-        // `user:password@host` without a scheme is read as a URL too.
-        return format!("{}:…", url.scheme());
-    }
-    let mut url = without_credentials(url);
-    url.set_fragment(None);
-    if url.query().is_some() {
-        url.set_query(None);
-        return format!("{url}?…");
-    }
-    url.to_string()
-}
-
-fn without_credentials(url: &Url) -> Url {
-    let mut url = url.clone();
-    // Fails on a URL without a host, which has no credentials either.
-    let _no_host = url.set_username("").and_then(|()| url.set_password(None));
-    url
 }
 
 #[cfg(test)]

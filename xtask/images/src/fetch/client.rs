@@ -8,8 +8,9 @@ use anyhow::Result;
 use reqwest::redirect::{Attempt, Policy};
 use reqwest::{Client, ClientBuilder};
 use xtask_core::error::Failure;
+use xtask_core::image::shown;
 
-use super::address::{Address, shown};
+use super::address::Address;
 
 /// What a browser follows is twenty; what a mirror needs is three.
 const MOST_REDIRECTS: usize = 10;
@@ -70,7 +71,7 @@ impl std::fmt::Display for Refused {
 impl StdError for Refused {}
 
 fn follow(attempt: Attempt<'_>) -> reqwest::redirect::Action {
-    let to = shown(attempt.url());
+    let to = shown(attempt.url().as_str());
     let previous = attempt.previous();
     let refused = if previous.contains(attempt.url()) {
         Some(format!("a redirect loop: {to} again"))
