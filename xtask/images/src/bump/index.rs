@@ -1,8 +1,10 @@
 //! What a publisher's directory listing links to, and which of its dated releases is the newest.
 
+use std::convert::Infallible;
 use std::fmt;
 
 use anyhow::{Context, Result, ensure};
+use html5gum::{Token, Tokenizer};
 use reqwest::Url;
 
 /// How a dated directory is named: `release-{date}`.
@@ -90,51 +92,13 @@ fn child(index: &Url, link: &str) -> Option<String> {
 }
 
 /// The `href` of each `<a>`, comments left out.
-fn links(html: &str) -> Vec<&str> {
-    let mut found = Vec::new();
-    let mut rest = html;
-    while let Some((_, tag)) = rest.split_once('<') {
-        if let Some(comment) = tag.strip_prefix("!--") {
-            rest = comment.split_once("-->").map_or("", |(_, after)| after);
-        } else if tag.starts_with(['a', 'A']) && tag[1..].starts_with(char::is_whitespace) {
-            let (href, after) = href(&tag[1..]);
-            found.extend(href);
-            rest = after;
-        } else {
-            rest = tag;
-        }
-    }
-    found
-}
-
-/// The value of `href` among a tag's attributes, and what follows the tag.
-fn href(mut rest: &str) -> (Option<&str>, &str) {
-    let mut found = None;
-    loop {
-        rest = rest.trim_start_matches(|c: char| c.is_whitespace() || c == '/');
-        let end = rest.find(|c: char| c.is_whitespace() || c == '=' || c == '>').unwrap_or(rest.len());
-        let (name, after) = rest.split_at(end);
-        rest = after.trim_start();
-        if let Some(value) = rest.strip_prefix('=') {
-            let (value, after) = attribute_value(value.trim_start());
-            if name.eq_ignore_ascii_case("href") {
-                found = found.or(Some(value));
-            }
-            rest = after;
-        } else if rest.is_empty() || rest.starts_with('>') {
-            return (found, rest);
-        }
-    }
-}
-
-/// In quotes of either kind, or in none.
-fn attribute_value(text: &str) -> (&str, &str) {
-    for quote in ['"', '\''] {
-        if let Some(quoted) = text.strip_prefix(quote) {
-            return quoted.split_once(quote).unwrap_or((quoted, ""));
-        }
-    }
-    text.split_at(text.find(|c: char| c.is_whitespace() || c == '>').unwrap_or(text.len()))
+fn links(html: &str) -> Vec<String> {
+    let Ok(tokens) = Tokenizer::new(html).collect::<Result<Vec<_>, Infallible>>();
+    let tags = tokens.iter().filter_map(|token| match token {
+        Token::StartTag(tag) if **tag.name == *b"a" => tag.attributes.get(&b"href"[..]),
+        _ => None,
+    });
+    tags.map(|href| String::from_utf8_lossy(href).into_owned()).collect()
 }
 
 #[cfg(test)]
@@ -191,7 +155,7 @@ mod tests {
         let html = r#"<A HREF='one/'>1</A> <a class="x > y" href = "two/">2</a><a href=three/>3</a>
             <!-- <a href="hidden/"> --> <abbr href="no"> <a name="n"> <img src="a.png" href="no"><a href="#;
         // The last tag is cut off.
-        assert_eq!(links(html), ["one/", "two/", "three/", ""]);
+        assert_eq!(links(html), ["one/", "two/", "three/"]);
     }
 
     #[test]
