@@ -154,13 +154,13 @@ pub fn users(fleet_password: &str, device_id: &str, device_password: &str) -> St
 /// A server that was here before may have left one.
 fn remove_ports_files(directory: &Path) -> Result<()> {
     for path in ports_files(directory)? {
-        std::fs::remove_file(&path).with_context(|| format!("delete {}", path.display()))?;
+        fs_err::remove_file(&path)?;
     }
     Ok(())
 }
 
 fn ports_files(directory: &Path) -> Result<Vec<PathBuf>> {
-    let entries = std::fs::read_dir(directory).with_context(|| format!("list {}", directory.display()))?;
+    let entries = fs_err::read_dir(directory)?;
     let paths = entries.flatten().map(|entry| entry.path());
     Ok(paths.filter(|path| path.extension().is_some_and(|ending| ending == "ports")).collect())
 }

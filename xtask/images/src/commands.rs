@@ -6,6 +6,7 @@ use std::path::Path;
 use anyhow::Result;
 use serde::Serialize;
 use xtask_core::arch::VmArchitecture;
+use xtask_core::bail_host;
 use xtask_core::cache::Cache;
 use xtask_core::cli::{
     ImageArgs, ImageBuildArgs, ImageCommand, ImageFetchArgs, ImageVerifyArgs, PruneArgs, StoreCommand,
@@ -206,11 +207,10 @@ fn fetch_to(store: &Store<'_>, image: &Image, to: &Path) -> Result<()> {
     };
     let DownloadSource { url, digest, bytes } = download;
     if digest.is_none() && to.exists() {
-        return Err(Failure::host(
-            format!("fetch to {}: it exists, and cannot be checked without a digest", to.display()),
-            "delete it, or choose another name or a digest",
-        )
-        .into());
+        bail_host!(
+            "fetch to {}: it exists, and cannot be checked without a digest", to.display();
+            "delete it, or choose another name or a digest"
+        );
     }
     let wanted = FetchRequest {
         url,
@@ -289,11 +289,10 @@ fn path(store: &Store<'_>, name: &str, arch: VmArchitecture, json: bool) -> Resu
     let image = Catalogue::built_in().find(name, arch)?;
     match crate::ensure::find(store, &image)? {
         Some(ready) => print_ready(&image, &ready, None, json),
-        None => Err(Failure::host(
-            format!("the image {name} for {arch} is not in the cache"),
-            format!("cargo xtask image fetch {name} --arch {arch}"),
-        )
-        .into()),
+        None => bail_host!(
+            "the image {name} for {arch} is not in the cache";
+            "cargo xtask image fetch {name} --arch {arch}"
+        ),
     }
 }
 

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::Path;
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use xtask_core::fs::remove_tree;
 use xtask_core::host::tools;
 use xtask_core::limits;
@@ -13,7 +13,7 @@ use xtask_jobs::{Ui, child};
 /// Deletes what a build left. An ordinary user's tree has files of subordinate ids, which only their namespace may
 /// delete.
 pub fn discard(directory: &Path, ui: &Ui) -> Result<()> {
-    let mounts = std::fs::read_to_string("/proc/self/mountinfo").context("read /proc/self/mountinfo")?;
+    let mounts = fs_err::read_to_string("/proc/self/mountinfo")?;
     if let Some(mount) = mount_below(&mounts, directory) {
         bail!("delete {}: {mount} is mounted in it; unmount that first, then run again", directory.display());
     }

@@ -9,9 +9,9 @@
 //! ```
 
 use anyhow::{Context, Result, bail, ensure};
+use xtask_core::bail_host;
 use xtask_core::cache::Cache;
 use xtask_core::digest::{Algorithm, Digest};
-use xtask_core::error::Failure;
 use xtask_core::image::manifest::{Manifest, Stamp};
 use xtask_core::image::{Image, LocalFile, Source};
 use xtask_core::runs::RunDir;
@@ -32,7 +32,10 @@ pub fn ensure(store: &Store<'_>, image: &Image, retry_policy: RetryPolicy) -> Re
     let _lock = store.lock(&key)?;
     let ready = match cached(store, &key)? {
         Some(ready) => ready,
-        None if store.offline => return Err(not_cached(image)),
+        None if store.offline => bail_host!(
+            "the image {} for {} is not in the cache, and --offline forbids the network", image.name, image.arch;
+            "run once without --offline, or cargo xtask image fetch"
+        ),
         None => match &image.source {
             Source::Packages(recipe) => make::build(store, image, recipe, &key)?,
             Source::Download(download) => make::fetch(store, image, download, &key, retry_policy)?,
@@ -52,15 +55,6 @@ pub fn ensure(store: &Store<'_>, image: &Image, retry_policy: RetryPolicy) -> Re
         run.uses_image(&store.directory(&key))?;
     }
     Ok(ready)
-}
-
-fn not_cached(image: &Image) -> anyhow::Error {
-    let Image { name, arch, .. } = image;
-    Failure::host(
-        format!("the image {name} for {arch} is not in the cache, and --offline forbids the network"),
-        "run once without --offline, or cargo xtask image fetch",
-    )
-    .into()
 }
 
 /// The image, only if it is in the cache already.
@@ -142,11 +136,10 @@ fn own_file(store: &Store<'_>, image: &Image, file: &LocalFile) -> Result<ReadyI
             other => store.remembered_digest(&file.path, other)?,
         };
         if found != *wanted {
-            return Err(Failure::host(
-                format!("the image {} has {found}, and --image-digest is {wanted}", file.path.display()),
-                "it is another file or was changed: fetch it again, or correct the digest",
-            )
-            .into());
+            bail_host!(
+                "the image {} has {found}, and --image-digest is {wanted}", file.path.display();
+                "it is another file or was changed: fetch it again, or correct the digest"
+            );
         }
     }
     let source = file.path.display().to_string();
@@ -179,14 +172,9 @@ mod tests {
         };
         with(&cache, |store| {
             let sha256 = store.digest(&beside.join(DISK), Algorithm::Sha256).unwrap();
-            make::finish(
-                store,
-                &image,
-                &beside,
-                "x",
-                make::Made { sha256, source: "a test".to_owned(), contents: None },
-            )
-            .unwrap();
+            let disk = look_at(&beside.join(DISK), &image, store.ui).unwrap();
+            let made = make::Made { disk, sha256, source: "a test".to_owned(), contents: None };
+            make::finish(store, &image, &beside, "x", made).unwrap();
         });
         (cache, "x")
     }

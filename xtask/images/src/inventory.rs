@@ -1,12 +1,12 @@
 //! What an image offers an executable, read out of its file system and kept beside its disk, for `inspect` and the smoke:
 //! without booting it, without root, once for each digest.
 
-use std::fs::File;
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use ext4_view::{Ext4, Ext4Read};
+use fs_err::File;
 use inspect::inventory::{Inventory, Tree};
 use xtask_core::cache::Cache;
 use xtask_core::error::Kind;
@@ -59,15 +59,15 @@ fn make(store: &Store<'_>, image: &Image, directory: &Path, manifest: &Manifest)
     let raw = directory.join(RAW);
     let unpacked = unpack(&directory.join(DISK), &raw, store.ui);
     let read = unpacked.and_then(|()| of_disk(&raw, &manifest.digest.to_string(), image));
-    let removed = std::fs::remove_file(&raw);
+    let removed = fs_err::remove_file(&raw);
     let inventory = read.with_context(|| format!("read the libraries of {}", image.name))?;
-    removed.with_context(|| format!("delete {}", raw.display()))?;
+    removed?;
     write_private(&directory.join(inventory::FILE), serde_json::to_string(&inventory)?)
 }
 
 /// A disk and what it lies on as one sparse file of nothing but the guest's bytes.
 pub fn unpack(disk: &Path, raw: &Path, ui: &Ui) -> Result<()> {
-    File::create(raw).with_context(|| format!("make {}", raw.display()))?;
+    File::create(raw)?;
     let words = ["convert", "-O", "raw"].map(Into::into);
     let arguments: Vec<_> = words.into_iter().chain([disk.into(), raw.into()]).collect();
     child::read(&tools::require("qemu-img")?, &arguments, limits::INVENTORY, ui)
@@ -77,9 +77,8 @@ pub fn unpack(disk: &Path, raw: &Path, ui: &Ui) -> Result<()> {
 
 /// The partition that has an os-release(5) is the root.
 fn of_disk(raw: &Path, source: &str, image: &Image) -> Result<Inventory> {
-    let found = partitions(raw).with_context(|| format!("read the partitions of {}", raw.display()))?;
-    for Partition { start, .. } in found {
-        let disk = File::open(raw).with_context(|| format!("open {}", raw.display()))?;
+    for Partition { start, .. } in partitions(raw).context("read its partitions")? {
+        let disk = File::open(raw)?;
         // What is no ext4 (an ESP) is another partition's business.
         let Ok(tree) = Ext4::load(Box::new(From { disk, start })).map(Files) else { continue };
         if tree.read("/etc/os-release").is_some() || tree.read("/usr/lib/os-release").is_some() {

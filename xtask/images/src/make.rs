@@ -4,23 +4,25 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use fs_err as fs;
 use xtask_core::digest::{Algorithm, Digest};
 use xtask_core::error::Kind;
 use xtask_core::format::now_rfc3339;
-use xtask_core::fs::remove_file;
-use xtask_core::fs::{make_own_dir, remove_if_empty};
+use xtask_core::fs::{make_own_dir, remove_file, remove_if_empty};
 use xtask_core::host::tools;
 use xtask_core::image::manifest::{Contents, Manifest, Stamp};
-use xtask_core::image::{DownloadSource, Image, Recipe, shown};
+use xtask_core::image::{DownloadSource, Format, Image, Recipe, shown};
 use xtask_core::processes::RECORD;
 
 use crate::build;
 use crate::fetch::{self, FetchRequest, RetryPolicy};
-use crate::probe::{self, NoDisk};
+use crate::probe;
 use crate::store::{self, DISK, ReadyImage, Store};
 
 /// What was made, and is not in its place yet.
 pub(crate) struct Made {
+    /// The disk's format, and the size of the guest's disk.
+    pub(crate) disk: (Format, u64),
     pub(crate) sha256: Digest,
     pub(crate) source: String,
     pub(crate) contents: Option<Contents>,
@@ -55,7 +57,8 @@ fn build_in(
         Contents::read(&beside.join("manifest")).context("read what is in the image that was built")?;
     contents.check(image)?;
     let sha256 = store.digest(&beside.join(DISK), Algorithm::Sha256)?;
-    finish(store, image, beside, key, Made { sha256, source, contents: Some(contents) })
+    let disk = probe::look_at(&beside.join(DISK), image, store.ui)?;
+    finish(store, image, beside, key, Made { disk, sha256, source, contents: Some(contents) })
 }
 
 /// The log of the step that failed, for whoever wants all of it.
@@ -63,7 +66,7 @@ fn keep_log(store: &Store<'_>, key: &str, beside: &Path) -> String {
     let kept = store.directory(&format!("{key}.failed.log"));
     let logs = ["convert.log", "assemble.log", "root.tar.log", "tools.tar.log"];
     let last = logs.iter().map(|name| beside.join(name)).find(|path| path.exists());
-    match last.map(|log| std::fs::rename(log, &kept)) {
+    match last.map(|log| fs::rename(log, &kept)) {
         Some(Ok(())) => format!("the whole log is {}", kept.display()),
         _ => "it failed before it wrote a log".to_owned(),
     }
@@ -93,20 +96,19 @@ pub(crate) fn fetch(
         // Where nothing has come nothing is kept; where something has, this fails, as it should.
         remove_if_empty(&beside);
     })?;
-    let made = Made { sha256: fetched.sha256, source: shown(&download.url), contents: None };
-    match finish(store, image, &beside, key, made) {
-        Ok(ready) => Ok(ReadyImage { how: "fetched", ..ready }),
-        Err(error) => {
-            if error.is::<NoDisk>() {
-                // It has the digest that was asked for, and is no disk all the same: nothing to go on with.
-                crate::discard::discard(&beside, store.ui)?;
-            }
-            Err(error)
+    let disk = match probe::examine(&target, image, store.ui)? {
+        Ok(disk) => disk,
+        Err(no_disk) => {
+            // It has the digest that was asked for, and is no disk all the same: nothing to go on with.
+            crate::discard::discard(&beside, store.ui)?;
+            return Err(no_disk);
         }
-    }
+    };
+    let made = Made { disk, sha256: fetched.sha256, source: shown(&download.url), contents: None };
+    Ok(ReadyImage { how: "fetched", ..finish(store, image, &beside, key, made)? })
 }
 
-/// Looked at, manifest, read-only, on disk, renamed.
+/// Makes it read-only, writes its manifest, flushes both to the disk, and renames the directory.
 pub(crate) fn finish(
     store: &Store<'_>,
     image: &Image,
@@ -115,11 +117,10 @@ pub(crate) fn finish(
     made: Made,
 ) -> Result<ReadyImage> {
     let disk = beside.join(DISK);
-    let (format, virtual_bytes) = probe::look_at(&disk, image, store.ui)?;
-    let mut permissions =
-        disk.metadata().with_context(|| format!("look at {}", disk.display()))?.permissions();
+    let mut permissions = fs::metadata(&disk)?.permissions();
     permissions.set_readonly(true);
-    std::fs::set_permissions(&disk, permissions).with_context(|| format!("protect {}", disk.display()))?;
+    fs::set_permissions(&disk, permissions)?;
+    let (format, virtual_bytes) = made.disk;
     let manifest = Manifest {
         name: image.name.clone(),
         arch: image.arch,
@@ -137,8 +138,7 @@ pub(crate) fn finish(
     let directory = store.directory(key);
     store::flush(&[&disk, beside])?;
     store.remove(key)?;
-    std::fs::rename(beside, &directory)
-        .with_context(|| format!("rename {} to {}", beside.display(), directory.display()))?;
+    fs::rename(beside, &directory)?;
     store::flush(&[&store.images()])?;
     Ok(ReadyImage::new(directory.join(DISK), manifest, "made"))
 }

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::Read as _;
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use serde::Deserialize;
 use xtask_core::error::Failure;
 use xtask_core::host::tools;
@@ -26,21 +26,17 @@ struct Info {
     format_specific: serde_json::Value,
 }
 
-/// What is no disk to boot from, whatever its digest.
-#[derive(Debug)]
-pub(crate) struct NoDisk(String);
-
-impl std::fmt::Display for NoDisk {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
-    }
+/// The format of a disk that stands alone, and its size.
+///
+/// # Errors
+/// Where it cannot be read, or is no such disk.
+pub(crate) fn look_at(disk: &Path, image: &Image, ui: &Ui) -> Result<(Format, u64)> {
+    examine(disk, image, ui)?
 }
 
-impl std::error::Error for NoDisk {}
-
-/// The format of a disk that stands alone, and its size. A qcow2 file can name others of this host as its backing or its
-/// data, and to qemu-img whatever is nothing else is a raw disk: a login page too.
-pub(crate) fn look_at(disk: &Path, image: &Image, ui: &Ui) -> Result<(Format, u64)> {
+/// As [`look_at`]; the inner error is that of a file that is no disk to boot from, whatever its digest. A qcow2 file can name
+/// others of this host as its backing or its data, and to qemu-img whatever is nothing else is a raw disk: a login page too.
+pub(crate) fn examine(disk: &Path, image: &Image, ui: &Ui) -> Result<Result<(Format, u64)>> {
     let words = ["info", "--output=json", "-U"].map(OsString::from);
     let arguments: Vec<_> = words.into_iter().chain([disk.as_os_str().to_owned()]).collect();
     let output = child::read(&tools::require("qemu-img")?, &arguments, limits::SERVER_START, ui)
@@ -49,14 +45,12 @@ pub(crate) fn look_at(disk: &Path, image: &Image, ui: &Ui) -> Result<(Format, u6
     let promised = image.expected.as_ref().map(|_| image.format);
     let checked = check_format(&info, promised).and_then(|format| match format {
         Format::Raw if !has_partitions(disk) => Err("is neither qcow2 nor a disk with partitions".to_owned()),
-        format => Ok(format),
+        format => Ok((format, info.virtual_size)),
     });
-    let format = checked.map_err(|problem| {
-        let error = format!("use the image {}", disk.display());
-        let hint = "use an uncompressed qcow2 or raw disk image that needs no other file".to_owned();
-        anyhow::Error::new(NoDisk(format!("it {problem}"))).context(Failure::host(error, hint))
-    })?;
-    Ok((format, info.virtual_size))
+    Ok(checked.map_err(|problem| {
+        let hint = "use an uncompressed qcow2 or raw disk image that needs no other file";
+        anyhow!("it {problem}").context(Failure::host(format!("use the image {}", disk.display()), hint))
+    }))
 }
 
 /// The last two bytes of the first sector, which an MBR has, and a GPT's protective one (UEFI 2.10, 5.2).

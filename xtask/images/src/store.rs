@@ -5,12 +5,12 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use fs_err as fs;
+use xtask_core::bail_host;
 use xtask_core::cache::Cache;
 use xtask_core::digest::{Algorithm, Digest};
-use xtask_core::error::Failure;
 use xtask_core::format::human_bytes;
-use xtask_core::fs::try_lock;
-use xtask_core::fs::{is_own, make_private_dir, write_private};
+use xtask_core::fs::{is_own, make_private_dir, try_lock, write_atomically, write_private};
 use xtask_core::image::Format;
 use xtask_core::image::manifest::{Manifest, Stamp};
 use xtask_core::limits;
@@ -132,7 +132,7 @@ impl Store<'_> {
     pub fn remembered_digest(&self, path: &Path, algorithm: Algorithm) -> Result<Digest> {
         let memory = self.directory(REMEMBERED);
         make_private_dir(&self.images())?;
-        let known = std::fs::read(&memory).ok().and_then(|text| serde_json::from_slice(&text).ok());
+        let known = fs::read(&memory).ok().and_then(|text| serde_json::from_slice(&text).ok());
         // Only a memory: where it cannot be read, the file is hashed again.
         let mut known: BTreeMap<String, (Stamp, Digest)> = known.unwrap_or_default();
         let name = format!("{} {}", algorithm.name(), path.display());
@@ -142,7 +142,7 @@ impl Store<'_> {
         }
         let digest = self.digest(path, algorithm)?;
         known.insert(name, (stamp, digest.clone()));
-        write_private(&memory, serde_json::to_string_pretty(&known)?)?;
+        write_atomically(&memory, serde_json::to_string_pretty(&known)?)?;
         Ok(digest)
     }
 
@@ -176,7 +176,7 @@ impl Store<'_> {
             crate::discard::discard(&aside, self.ui)?;
         }
         if directory.exists() {
-            std::fs::rename(&directory, &aside).with_context(|| format!("rename {}", directory.display()))?;
+            fs::rename(&directory, &aside)?;
             crate::discard::discard(&aside, self.ui)?;
         }
         Ok(())
@@ -204,12 +204,14 @@ impl Store<'_> {
     /// An error where a run uses the image.
     pub fn refuse_used(&self, key: &str) -> Result<()> {
         let users = runs::users_of(self.cache, &self.directory(key));
-        if users.is_empty() {
-            return Ok(());
+        if !users.is_empty() {
+            bail_host!(
+                "the image {key} is used by {}", users.join(", ");
+                "wait for the run; cargo xtask vm rm RUN removes a machine that was kept, and the next smoke \
+                 collects a run that died"
+            );
         }
-        Err(Failure::host(format!("the image {key} is used by {}", users.join(", ")), "wait for the run; cargo xtask vm rm RUN removes a machine that was kept, and the next smoke collects a run \
-                   that died")
-        .into())
+        Ok(())
     }
 }
 
@@ -218,15 +220,14 @@ pub(crate) fn write_manifest(directory: &Path, manifest: &Manifest) -> Result<()
     let (path, beside) = (directory.join(MANIFEST), directory.join("manifest.json.new"));
     write_private(&beside, serde_json::to_string_pretty(manifest)?)?;
     flush(&[&beside])?;
-    std::fs::rename(&beside, &path).with_context(|| format!("rename {}", beside.display()))
+    Ok(fs::rename(&beside, &path)?)
 }
 
 /// What stands beside the disk.
 pub fn read_manifest(directory: &Path) -> Result<Manifest> {
     let path = directory.join(MANIFEST);
     let remedy = || format!("delete {} and run again", directory.display());
-    let text =
-        std::fs::read(&path).with_context(|| format!("read {}", path.display())).with_context(remedy)?;
+    let text = fs::read(&path).with_context(remedy)?;
     serde_json::from_slice(&text).with_context(|| format!("parse {}", path.display())).with_context(remedy)
 }
 
@@ -237,16 +238,19 @@ pub(crate) fn touch(directory: &Path) -> Result<()> {
 
 /// Since it was used last. What is not known counts as just now: nothing is pruned for it.
 fn idle_seconds(directory: &Path) -> u64 {
-    let at = |name: &str| directory.join(name).metadata().and_then(|meta| meta.modified()).ok();
-    let last = at(USED).or_else(|| at(MANIFEST));
-    last.and_then(|time| time.elapsed().ok()).map_or(0, |elapsed| elapsed.as_secs())
+    let since = |name| seconds_since_written(&directory.join(name));
+    since(USED).or_else(|| since(MANIFEST)).unwrap_or(0)
+}
+
+/// `None` where the file does not exist, or was written in the future.
+pub(crate) fn seconds_since_written(path: &Path) -> Option<u64> {
+    Some(path.metadata().ok()?.modified().ok()?.elapsed().ok()?.as_secs())
 }
 
 /// fsync(2), of directories too.
 pub(crate) fn flush(paths: &[&Path]) -> Result<()> {
     for path in paths {
-        let synced = File::open(path).and_then(|file| file.sync_all());
-        synced.with_context(|| format!("flush {}", path.display()))?;
+        fs::File::open(path)?.sync_all()?;
     }
     Ok(())
 }

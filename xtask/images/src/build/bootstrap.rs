@@ -4,7 +4,7 @@
 use std::ffi::OsString;
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use xtask_core::arch::VmArchitecture;
 use xtask_core::fs::write_private;
 use xtask_core::host::local::{DEBIAN_KEYRING, available_memory};
@@ -203,7 +203,7 @@ impl<'a> Call<'a> {
             let mut words: Vec<OsString> = vec!["--mount".into()];
             if let Some(size) = self.memory {
                 let tree = directory.join("memory");
-                std::fs::create_dir_all(&tree).with_context(|| format!("make {}", tree.display()))?;
+                fs_err::create_dir_all(&tree)?;
                 words.extend(["sh", "-c", IN_MEMORY, "sh"].map(OsString::from));
                 words.extend([tree.into(), size.into()]);
             } else {

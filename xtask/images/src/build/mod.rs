@@ -9,10 +9,9 @@ mod progress;
 mod sources;
 
 use std::ffi::OsString;
-use std::fs::File;
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use sha2::{Digest as _, Sha256};
 use xtask_core::digest::hex;
 use xtask_core::fs::write_private;
@@ -56,7 +55,7 @@ pub(crate) fn build(store: &Store<'_>, directory: &Path, image: &Image, recipe: 
     let convert = ["convert", "-f", "raw", "-O", "qcow2"].map(OsString::from).into_iter();
     let arguments = convert.chain([raw.clone().into(), disk.into()]).collect();
     run(store, &qemu_img, arguments, directory, "convert.log", Vec::new())?;
-    std::fs::remove_file(&raw).with_context(|| format!("delete {}", raw.display()))?;
+    fs_err::remove_file(&raw)?;
     Ok(format!("packages of {}", recipe.suite))
 }
 
@@ -64,8 +63,7 @@ fn assemble(store: &Store<'_>, directory: &Path, image: &Image, recipe: &Recipe)
     let script = directory.join("assemble.sh");
     write_private(&script, ASSEMBLE)?;
     let disk = directory.join("disk.raw");
-    let file = File::create(&disk).with_context(|| format!("make {}", disk.display()))?;
-    file.set_len(recipe.disk_mib << 20).with_context(|| format!("size {}", disk.display()))?;
+    fs_err::File::create(&disk)?.set_len(recipe.disk_mib << 20)?;
     let profile = image.arch.profile();
     let systemd_boot = format!("usr/lib/systemd/boot/efi/{}", profile.systemd_boot_file);
     let loader = match recipe.layout {

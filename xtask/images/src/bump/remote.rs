@@ -6,6 +6,7 @@ use std::error::Error as _;
 use anyhow::{Context, Result, bail};
 use reqwest::{Client, Method, Response, StatusCode, Url};
 use tokio::runtime::Runtime;
+use xtask_core::bail_host;
 use xtask_core::error::Failure;
 use xtask_core::image::shown;
 use xtask_core::limits;
@@ -61,11 +62,7 @@ impl<'a> Http<'a> {
         let response = sent.map_err(|error| unreachable(url, error))?;
         let status = response.status();
         if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS {
-            return Err(Failure::host(
-                format!("fetch {}: the host answers {status}", shown(url)),
-                "try again later",
-            )
-            .into());
+            bail_host!("fetch {}: the host answers {status}", shown(url); "try again later");
         }
         Ok(response)
     }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
 use xtask_core::arch::VmArchitecture;
+use xtask_core::bail_host;
 use xtask_core::error::Failure;
 use xtask_core::host::packages::{Need, PackageManager};
 use xtask_core::host::tools;
@@ -48,20 +49,14 @@ impl Verifier {
         let keyring = std::path::absolute(keyring)
             .with_context(|| format!("make the keyring's path {} absolute", keyring.display()))?;
         let content = std::fs::read(&keyring).map_err(|error| {
-            Failure::host(
-                format!("read the keyring {}: {error}", keyring.display()),
-                keyring_hint(&keyring).to_owned(),
-            )
+            Failure::host(format!("read the keyring {}: {error}", keyring.display()), keyring_hint(&keyring))
         })?;
         if content.starts_with(b"-----BEGIN") {
-            return Err(Failure::host(
-                format!(
-                    "the keyring {} is armoured text, but gpgv reads only binary keyrings",
-                    keyring.display()
-                ),
-                format!("run gpg --dearmor {}, and pass the result by --keyring", keyring.display()),
-            )
-            .into());
+            let keyring = keyring.display();
+            bail_host!(
+                "the keyring {keyring} is armoured text, but gpgv reads only binary keyrings";
+                "run gpg --dearmor {keyring}, and pass the result by --keyring"
+            );
         }
         let gpgv = tools::find("gpgv").ok_or_else(|| {
             Failure::host("find gpgv on PATH: it verifies the publisher's signature", gpgv_hint())
@@ -77,7 +72,7 @@ impl Verifier {
         let directory = tempfile::tempdir().context("make a directory for gpgv's input")?;
         let (signed, detached) = (directory.path().join("signed"), directory.path().join("signature"));
         for (path, bytes) in [(&signed, content), (&detached, signature)] {
-            std::fs::write(path, bytes).with_context(|| format!("write {}", path.display()))?;
+            fs_err::write(path, bytes)?;
         }
         let mut arguments: Vec<OsString> =
             ["--status-fd", "1", "--keyring"].into_iter().map(OsString::from).collect();

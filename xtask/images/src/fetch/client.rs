@@ -3,7 +3,6 @@
 use std::error::Error as StdError;
 use std::time::Duration;
 
-use crate::fetch::limits::FetchLimits;
 use anyhow::Result;
 use reqwest::redirect::{Attempt, Policy};
 use reqwest::{Client, ClientBuilder};
@@ -11,6 +10,7 @@ use xtask_core::error::Failure;
 use xtask_core::image::shown;
 
 use super::address::Address;
+use super::limits::FetchLimits;
 
 /// What a browser follows is twenty; what a mirror needs is three.
 const MOST_REDIRECTS: usize = 10;
@@ -59,16 +59,9 @@ pub(super) fn build(limits: FetchLimits) -> Result<Client> {
 }
 
 /// A redirect that is not followed, and why.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
 struct Refused(String);
-
-impl std::fmt::Display for Refused {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl StdError for Refused {}
 
 fn follow(attempt: Attempt<'_>) -> reqwest::redirect::Action {
     let to = shown(attempt.url().as_str());

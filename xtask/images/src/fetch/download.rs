@@ -3,14 +3,15 @@
 use std::io;
 use std::time::{Duration, Instant};
 
-use crate::fetch::limits::FetchLimits;
 use anyhow::{Context, Result};
+use xtask_core::bail_host;
 use xtask_core::error::{Failure, Kind};
 use xtask_core::format::human_seconds;
 use xtask_core::limits;
 
 use super::address::Address;
 use super::client::{self, Trouble};
+use super::limits::FetchLimits;
 use super::partial::{Begun, DownloadPaths};
 use super::progress::size;
 use super::retry::{Retry, spread};
@@ -167,11 +168,7 @@ impl<'a> Download<'a> {
             } else {
                 "check that the digest belongs to this file; a mirror may also be behind its publisher"
             };
-            return Err(Failure::host(
-                format!("download {}: it has {found}, expected {wanted}", self.address),
-                hint.to_owned(),
-            )
-            .into());
+            bail_host!("download {}: it has {found}, expected {wanted}", self.address; "{hint}");
         }
         self.place.finish(begun).map_err(|error| self.disk_error(error))?;
         let (bytes, resumed_from, attempts) = (begun.length, self.resumed_from, retry.attempts);
@@ -185,20 +182,14 @@ impl<'a> Download<'a> {
             .with_context(|| format!("read the free space in {}", directory.display()))?;
         let free = space.f_bavail.saturating_mul(space.f_frsize);
         let needed = missing.saturating_add(SPARE_BYTES);
-        if needed <= free {
-            return Ok(());
+        if needed > free {
+            let (directory, free, needed) = (directory.display(), size(free), size(needed));
+            bail_host!(
+                "download {}: {directory} has {free} free, {needed} needed", self.address;
+                "free space in {directory}"
+            );
         }
-        Err(Failure::host(
-            format!(
-                "download {}: {} has {} free, {} needed",
-                self.address,
-                directory.display(),
-                size(free),
-                size(needed)
-            ),
-            format!("free space in {}", directory.display()),
-        )
-        .into())
+        Ok(())
     }
 
     /// A disk that got full is not left full.

@@ -18,13 +18,14 @@ mod transfer;
 
 use std::path::Path;
 
-use crate::fetch::limits::FetchLimits;
 use anyhow::Result;
+use xtask_core::bail_host;
 use xtask_core::digest::Digest;
-use xtask_core::error::{Failure, Kind, host_fault};
+use xtask_core::error::{Kind, host_fault};
 
 use self::address::Address;
 use self::download::Download;
+use self::limits::FetchLimits;
 use self::lock::Lock;
 use self::partial::DownloadPaths;
 use self::progress::size;
@@ -110,11 +111,10 @@ fn already(wanted: &FetchRequest<'_>, place: &DownloadPaths, ui: &Ui) -> Result<
     let (sha256, found) = sums.finish();
     match wanted.digest.filter(|digest| **digest != found) {
         None => Ok(Some(Fetched { sha256, bytes, resumed_from: 0, attempts: 0, already: true })),
-        Some(digest) => Err(Failure::host(
-            format!("{} exists and has {found}, expected {digest}", wanted.target.display()),
-            "delete it, or choose another name",
-        )
-        .into()),
+        Some(digest) => bail_host!(
+            "{} exists and has {found}, expected {digest}", wanted.target.display();
+            "delete it, or choose another name"
+        ),
     }
 }
 

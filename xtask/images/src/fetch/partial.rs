@@ -1,17 +1,20 @@
 //! What of a download is on disk: `<name>.partial`, whose length is the truth, and `<name>.partial.json`, which says what
 //! the bytes are of. Killed at any moment, the next run goes on from there or starts over.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::Permissions;
 use std::io::{self, ErrorKind, Read as _, Write as _};
-use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
+use fs_err::os::unix::fs::OpenOptionsExt as _;
+use fs_err::{self as fs, File, OpenOptions};
 use serde::{Deserialize, Serialize};
 use xtask_core::digest::{Algorithm, Digest, Hasher};
-use xtask_core::fs::write_private;
+use xtask_core::fs::{remove_file, write_private};
 
 use super::answer::PartRequest;
+use crate::store::flush;
 
 /// How much is read at once of what is there already.
 const BLOCK: usize = 1 << 20;
@@ -115,8 +118,7 @@ impl DownloadPaths {
     /// another download's note.
     pub(super) fn begin(&self, note: Note) -> Result<Begun> {
         self.discard()?;
-        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&self.partial);
-        let file = file.with_context(|| format!("make {}", self.partial.display()))?;
+        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&self.partial)?;
         write_private(&self.note, serde_json::to_vec_pretty(&note)?)?;
         let sums = Sums::new(note.digest.as_ref());
         Ok(Begun { file, length: 0, sums, note })
@@ -135,17 +137,17 @@ impl DownloadPaths {
         let opened = OpenOptions::new().read(true).append(true).open(&self.partial);
         let mut file = match opened {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            opened => opened.with_context(|| format!("open {}", self.partial.display()))?,
+            opened => opened?,
         };
         let mut sums = Sums::new(digest);
-        let length = hash(&mut file, &self.partial, &mut sums, seen)?;
+        let length = hash(&mut file, &mut sums, seen)?;
         Ok(Some(Begun { file, length, sums, note }))
     }
 
     /// Nothing but what stands under the final name stays.
     pub(super) fn discard(&self) -> Result<()> {
-        remove(&self.partial)?;
-        remove(&self.note)
+        remove_file(&self.partial)?;
+        remove_file(&self.note)
     }
 
     /// A download that has brought nothing leaves nothing.
@@ -158,16 +160,11 @@ impl DownloadPaths {
 
     /// On disk, read-only, under its final name.
     pub(super) fn finish(&self, begun: &Begun) -> Result<()> {
-        let partial = &self.partial;
-        begun.file.sync_all().with_context(|| format!("flush {}", partial.display()))?;
-        let protected = begun.file.set_permissions(fs::Permissions::from_mode(0o400));
-        protected.with_context(|| format!("protect {}", partial.display()))?;
-        fs::rename(partial, &self.target)
-            .with_context(|| format!("rename {} to {}", partial.display(), self.target.display()))?;
-        remove(&self.note)?;
-        let directory = self.directory();
-        let flushed = File::open(directory).and_then(|directory| directory.sync_all());
-        flushed.with_context(|| format!("flush {}", directory.display()))
+        begun.file.sync_all()?;
+        begun.file.set_permissions(Permissions::from_mode(0o400))?;
+        fs::rename(&self.partial, &self.target)?;
+        remove_file(&self.note)?;
+        flush(&[self.directory()])
     }
 
     /// Hashes what stands under the final name already.
@@ -178,39 +175,25 @@ impl DownloadPaths {
     ) -> Result<Option<(u64, Sums)>> {
         let mut file = match File::open(&self.target) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            opened => opened.with_context(|| format!("open {}", self.target.display()))?,
+            opened => opened?,
         };
         let mut sums = Sums::new(digest);
-        let length = hash(&mut file, &self.target, &mut sums, seen)?;
+        let length = hash(&mut file, &mut sums, seen)?;
         Ok(Some((length, sums)))
     }
 }
 
-fn hash(
-    file: &mut File,
-    path: &Path,
-    sums: &mut Sums,
-    mut seen: impl FnMut(u64) -> Result<()>,
-) -> Result<u64> {
+fn hash(file: &mut File, sums: &mut Sums, mut seen: impl FnMut(u64) -> Result<()>) -> Result<u64> {
     let mut block = vec![0; BLOCK];
     let mut length = 0;
     loop {
         seen(length)?;
-        let count = file.read(&mut block).with_context(|| format!("read {}", path.display()))?;
+        let count = file.read(&mut block)?;
         if count == 0 {
             return Ok(length);
         }
         sums.update(&block[..count]);
         length += count as u64;
-    }
-}
-
-fn remove(path: &Path) -> Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("delete {}", path.display()))
-        }
-        _ => Ok(()),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::fetch::limits::FetchLimits;
+use super::limits::FetchLimits;
 
 /// Attempts in a row that bring nothing new.
 const MOST_FRUITLESS: u32 = 5;

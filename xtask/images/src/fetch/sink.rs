@@ -1,12 +1,12 @@
 //! Hashing and writing, on a thread of their own: they take the time in which the network brings more.
 
-use std::fs::File;
 use std::io;
 use std::sync::mpsc::SyncSender;
 use std::thread::JoinHandle;
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
+use fs_err::File;
 use tokio::sync::mpsc;
 
 use super::partial::Begun;

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use bytes::Bytes;
 use reqwest::header::{ACCEPT_ENCODING, HeaderMap, IF_RANGE, RANGE};
 use reqwest::{Client, Response};
@@ -137,8 +137,7 @@ impl Download<'_> {
         let ended = self.take(&mut response, &sink, from, expected).await;
         let (now, written) = sink.finish();
         *begun = Some(now);
-        let place = self.place.partial().display();
-        written.with_context(|| format!("write {place}")).map_err(|error| self.disk_error(error))?;
+        written.map_err(|error| self.disk_error(error.into()))?;
         ended
     }
 

@@ -15,18 +15,19 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
+use fs_err as fs;
+use xtask_core::bail_host;
 use xtask_core::cache::Cache;
 use xtask_core::digest::{Algorithm, Digest};
-use xtask_core::error::Failure;
-use xtask_core::fs::try_lock;
-use xtask_core::fs::{is_own, make_private_dir, mark, write_private};
+use xtask_core::fs::{is_own, make_private_dir, mark, try_lock, write_private};
 use xtask_core::limits;
 use xtask_core::runs;
 use xtask_core::snapshot::{BAD, FILES, Ingredients, MANIFEST, SavedFile, SnapshotManifest};
 
 pub use check::Verification;
 
+use crate::store::seconds_since_written;
 use xtask_jobs::Ui;
 
 mod check;
@@ -85,15 +86,10 @@ pub fn lock(cache: &Cache, key: &str, limit: Duration, ui: &Ui) -> Result<File> 
             waited.as_secs()
         ))?;
         if waited > limit {
-            return Err(Failure::host(
-                format!(
-                    "wait for the snapshot {key}: another run has held {} for {} s",
-                    path.display(),
-                    limit.as_secs()
-                ),
-                "wait for that run, or end it: it has the file open (see fuser); --cold needs no snapshot",
-            )
-            .into());
+            bail_host!(
+                "wait for the snapshot {key}: another run has held {} for {} s", path.display(), limit.as_secs();
+                "wait for that run, or end it: it has the file open (see fuser); --cold needs no snapshot"
+            );
         }
         std::thread::sleep(limits::POLL);
     }
@@ -125,30 +121,26 @@ pub fn find(cache: &Cache, key: &str, wanted: &Ingredients, ui: &Ui) -> Result<O
 /// Saves what is in `made` and gives it its name. Whoever calls holds the lock of its key.
 pub fn keep(cache: &Cache, key: &str, made: &Path, mut manifest: SnapshotManifest) -> Result<Snapshot> {
     // The seed's files, an empty disk; and whatever else the making of it may come to leave there.
-    for entry in std::fs::read_dir(made).with_context(|| format!("read {}", made.display()))? {
-        let path = entry.with_context(|| format!("read {}", made.display()))?.path();
+    for entry in fs::read_dir(made)? {
+        let path = entry?.path();
         if !FILES.iter().any(|name| path.ends_with(name)) {
-            let deleted =
-                if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
-            deleted.with_context(|| format!("delete {}, which is not part of a snapshot", path.display()))?;
+            if path.is_dir() { fs::remove_dir_all(&path)? } else { fs::remove_file(&path)? }
         }
     }
     let mut files = BTreeMap::new();
     for name in FILES {
         let path = made.join(name);
-        let file = File::open(&path).with_context(|| format!("open {}", path.display()))?;
-        file.sync_all().with_context(|| format!("write {} to the disk", path.display()))?;
-        std::fs::set_permissions(&path, Permissions::from_mode(0o400))
-            .with_context(|| format!("make {} read-only", path.display()))?;
-        let bytes = file.metadata().with_context(|| format!("look at {}", path.display()))?.len();
+        let file = fs::File::open(&path)?;
+        file.sync_all()?;
+        file.set_permissions(Permissions::from_mode(0o400))?;
+        let bytes = file.metadata()?.len();
         files.insert(name.to_owned(), SavedFile { digest: digest(&path)?, bytes });
     }
     manifest.files = files;
     mark(made)?;
     write_private(&made.join(MANIFEST), serde_json::to_string_pretty(&manifest)?)?;
     let directory = cache.snapshots().join(format!("{key}.{}", manifest.made_by));
-    std::fs::rename(made, &directory)
-        .with_context(|| format!("rename {} to {}", made.display(), directory.display()))?;
+    fs::rename(made, &directory)?;
     touch(&directory)?;
     Ok(Snapshot { directory, manifest })
 }
@@ -184,8 +176,7 @@ impl Found {
 
     /// Seconds since it was last used.
     pub fn idle_seconds(&self) -> u64 {
-        let used = std::fs::metadata(self.directory.join(USED)).and_then(|meta| meta.modified());
-        used.ok().and_then(|used| used.elapsed().ok()).map_or(0, |idle| idle.as_secs())
+        seconds_since_written(&self.directory.join(USED)).unwrap_or(0)
     }
 }
 
@@ -211,7 +202,7 @@ pub fn remove(directory: &Path) -> Result<()> {
         name => directory.with_file_name(format!("{name}{DELETING}")),
     };
     if aside != directory {
-        std::fs::rename(directory, &aside).with_context(|| format!("rename {}", directory.display()))?;
+        fs::rename(directory, &aside)?;
     }
     xtask_core::fs::remove_tree(&aside)
 }
