@@ -3,8 +3,9 @@
 
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use serde::Serialize;
+use serde_json::json;
 use xtask_core::arch::VmArchitecture;
 use xtask_core::bail_host;
 use xtask_core::cache::Cache;
@@ -19,10 +20,11 @@ use xtask_core::image::catalogue::Catalogue;
 use xtask_core::image::choice::Choice;
 use xtask_core::image::{DownloadSource, Image, Source};
 use xtask_core::report::PhaseStatus;
+use xtask_core::snapshot::SnapshotManifest;
 use xtask_core::workspace::Workspace;
 
 use crate::fetch::{self, FetchRequest, RetryPolicy};
-use crate::snapshots;
+use crate::snapshots::{self, Found};
 use crate::store::{CachedImage, ReadyImage, Store};
 use crate::{build, bump, prune};
 use xtask_jobs::{Step, Ui};
@@ -83,11 +85,7 @@ impl Cached {
     }
 
     fn describe(&self) -> String {
-        let used = if self.used_by.is_empty() {
-            String::new()
-        } else {
-            format!(", used by {}", self.used_by.join(", "))
-        };
+        let used = used_by(&self.used_by);
         let age = match self.idle_seconds / 86_400 {
             0 => "used today".to_owned(),
             days => format!("last used {days} days ago"),
@@ -107,31 +105,38 @@ fn catalogue() -> Result<Vec<Image>> {
 }
 
 fn list(store: &Store<'_>, json: bool) -> Result<()> {
-    let kept = store.kept();
-    let mut listed = Vec::new();
-    for image in catalogue()? {
+    let mut others = store.kept();
+    let cached = |key: &str| others.iter().find(|kept| kept.key == key).and_then(Cached::of);
+    let listed = catalogue()?.into_iter().map(|image| {
         let key = image.key(build::SCRIPTS);
-        let cached = kept.iter().find(|kept| kept.key == key).and_then(Cached::of);
-        listed.push(Listed { image, key, cached });
-    }
-    let others: Vec<_> = kept.iter().filter(|kept| !listed.iter().any(|one| one.key == kept.key)).collect();
+        Listed { cached: cached(&key), image, key }
+    });
+    let listed: Vec<_> = listed.collect();
+    others.retain(|kept| !listed.iter().any(|one| one.key == kept.key));
+    let snapshots = snapshots::all(store.cache);
     if json {
-        let others: Vec<_> = others
-            .iter()
-            .map(|kept| serde_json::json!({ "key": kept.key, "manifest": kept.manifest, "cached": Cached::of(kept) }))
-            .collect();
-        let snapshots: Vec<_> = snapshots::all(store.cache)
-            .into_iter()
-            .map(|found| {
-                let (name, good, users) = (found.name(), found.is_good, &found.users);
-                serde_json::json!({ "name": name, "good": good, "snapshot": found.manifest, "used_by": users })
-            })
-            .collect();
-        let document = serde_json::json!({ "schema": 2, "images": listed, "not_in_catalogue": others, "snapshots": snapshots });
-        println!("{}", serde_json::to_string_pretty(&document)?);
-        return Ok(());
+        let other = |kept: &CachedImage| json!({ "key": kept.key, "manifest": kept.manifest, "cached": Cached::of(kept) });
+        let snapshot = |found: &Found| {
+            let (good, users) = (found.is_good, &found.users);
+            json!({ "name": found.name(), "good": good, "snapshot": found.manifest, "used_by": users })
+        };
+        return print_json(&json!({
+            "schema": 2,
+            "images": listed,
+            "not_in_catalogue": others.iter().map(other).collect::<Vec<_>>(),
+            "snapshots": snapshots.iter().map(snapshot).collect::<Vec<_>>(),
+        }));
     }
-    for Listed { image, cached, .. } in &listed {
+    let lines = listed.iter().map(Listed::line);
+    for line in lines.chain(others.iter().map(line_of_other)).chain(snapshots.iter().map(line_of_snapshot)) {
+        println!("{line}");
+    }
+    Ok(())
+}
+
+impl Listed {
+    fn line(&self) -> String {
+        let Self { image, cached, .. } = self;
         let pinned = match &image.source {
             Source::Download(DownloadSource { digest: Some(digest), .. }) => {
                 format!("pinned {}", digest.short())
@@ -140,40 +145,40 @@ fn list(store: &Store<'_>, json: bool) -> Result<()> {
             _ => String::new(),
         };
         let cached = cached.as_ref().map_or("not cached".to_owned(), Cached::describe);
-        println!("{:<21} {:<8} {pinned:<28} {cached}", image.name, image.arch.to_string());
+        format!("{:<21} {:<8} {pinned:<28} {cached}", image.name, image.arch.to_string())
     }
-    for kept in others {
-        let (name, arch) = match &kept.manifest {
-            Some(manifest) => (manifest.name.as_str(), manifest.arch.to_string()),
-            None => (kept.key.as_str(), String::new()),
-        };
-        let cached = Cached::of(kept)
-            .map_or("unreadable: image prune deletes it".to_owned(), |cached| cached.describe());
-        println!("{name:<21} {arch:<8} {:<28} {cached}", "not in the catalogue");
-    }
-    for found in snapshots::all(store.cache) {
-        let used = if found.users.is_empty() {
-            String::new()
-        } else {
-            format!(", used by {}", found.users.join(", "))
-        };
-        let bytes = human_bytes(found.bytes());
-        match &found.manifest {
-            Some(snapshot) if found.is_good => {
-                let arch = snapshot.arch.to_string();
-                println!(
-                    "{:<21} {arch:<8} {:<28} {bytes}, made {}{used}",
-                    snapshot.image, "a snapshot", snapshot.made_at
-                );
-            }
-            _ => {
-                println!(
-                    "{}: a snapshot that will not be used again; image prune deletes it{used}",
-                    found.name()
-                )
-            }
-        }
-    }
+}
+
+fn line_of_other(kept: &CachedImage) -> String {
+    let (name, arch) = match &kept.manifest {
+        Some(manifest) => (manifest.name.as_str(), manifest.arch.to_string()),
+        None => (kept.key.as_str(), String::new()),
+    };
+    let cached =
+        Cached::of(kept).map_or("unreadable: image prune deletes it".to_owned(), |cached| cached.describe());
+    format!("{name:<21} {arch:<8} {:<28} {cached}", "not in the catalogue")
+}
+
+fn line_of_snapshot(found: &Found) -> String {
+    let used = used_by(&found.users);
+    let Some(SnapshotManifest { image, arch, made_at, .. }) =
+        found.manifest.as_ref().filter(|_| found.is_good)
+    else {
+        return format!(
+            "{}: a snapshot that will not be used again; image prune deletes it{used}",
+            found.name()
+        );
+    };
+    let (arch, bytes) = (arch.to_string(), human_bytes(found.bytes()));
+    format!("{image:<21} {arch:<8} {:<28} {bytes}, made {made_at}{used}", "a snapshot")
+}
+
+fn used_by(users: &[String]) -> String {
+    if users.is_empty() { String::new() } else { format!(", used by {}", users.join(", ")) }
+}
+
+fn print_json(document: &impl Serialize) -> Result<()> {
+    println!("{}", serde_json::to_string_pretty(document)?);
     Ok(())
 }
 
@@ -189,11 +194,10 @@ fn fetch(store: &Store<'_>, args: &ImageFetchArgs) -> Result<()> {
         return fetch_to(store, &image, to);
     }
     if matches!(image.source, Source::File(_)) {
-        return Err(Failure::usage(format!(
+        bail!(Failure::usage(format!(
             "fetch {}: a local file needs no fetching, it is booted where it is",
             args.image
-        ))
-        .into());
+        )));
     }
     let ready =
         make(store, "fetch", &image, |store| crate::ensure::ensure(store, &image, RetryPolicy::Full))?;
@@ -203,7 +207,7 @@ fn fetch(store: &Store<'_>, args: &ImageFetchArgs) -> Result<()> {
 /// The file itself, under a name of the user's; the cache has no part in it.
 fn fetch_to(store: &Store<'_>, image: &Image, to: &Path) -> Result<()> {
     let Source::Download(download) = &image.source else {
-        return Err(Failure::usage(format!("--to {}: {} is not a download", to.display(), image.name)).into());
+        bail!(Failure::usage(format!("--to {}: {} is not a download", to.display(), image.name)));
     };
     let DownloadSource { url, digest, bytes } = download;
     if digest.is_none() && to.exists() {
@@ -235,11 +239,10 @@ fn fetch_to(store: &Store<'_>, image: &Image, to: &Path) -> Result<()> {
 fn build_image(store: &Store<'_>, args: &ImageBuildArgs) -> Result<()> {
     let image = Catalogue::built_in().find(&args.name, args.arch)?;
     if !matches!(image.source, Source::Packages(_)) {
-        return Err(Failure::usage(format!(
+        bail!(Failure::usage(format!(
             "build {}: it is a download; run: cargo xtask image fetch {0}",
             args.name
-        ))
-        .into());
+        )));
     }
     let (before, ready) = make(store, "build", &image, |store| match args.rebuild {
         true => crate::ensure::rebuild(store, &image),
@@ -274,14 +277,12 @@ fn make<T>(
 
 fn print_ready(image: &Image, ready: &ReadyImage, previous: Option<&Digest>, json: bool) -> Result<()> {
     if json {
-        let document = serde_json::json!({
+        return print_json(&json!({
             "schema": 1, "name": image.name, "arch": image.arch, "path": ready.disk, "digest": ready.digest,
             "previous_digest": previous, "source": ready.source, "how": ready.how, "verified": image.is_verified(),
-        });
-        println!("{}", serde_json::to_string_pretty(&document)?);
-    } else {
-        println!("{}", ready.disk.display());
+        }));
     }
+    println!("{}", ready.disk.display());
     Ok(())
 }
 
@@ -317,7 +318,7 @@ fn verify(store: &Store<'_>, args: &ImageVerifyArgs) -> Result<()> {
     if wanted.is_empty() && !args.names.is_empty() {
         let names = args.names.join(", ");
         let error = format!("verify {names}: not in the cache; cargo xtask image list shows what is");
-        return Err(Failure::usage(error).into());
+        bail!(Failure::usage(error));
     }
     let mut verified = Vec::new();
     for CachedImage { key, directory, manifest, .. } in wanted {
@@ -334,10 +335,7 @@ fn verify(store: &Store<'_>, args: &ImageVerifyArgs) -> Result<()> {
         verified.push(Verified { key, expected, found: found.ok(), sound });
     }
     if args.json {
-        println!(
-            "{}",
-            serde_json::to_string_pretty(&serde_json::json!({ "schema": 2, "images": verified }))?
-        );
+        print_json(&json!({ "schema": 2, "images": verified }))?;
     }
     let changed: Vec<_> = verified.iter().filter(|one| !one.sound).map(|one| one.key.as_str()).collect();
     if changed.is_empty() {
@@ -355,8 +353,7 @@ fn prune_images(store: &Store<'_>, args: &PruneArgs) -> Result<()> {
     let named: Vec<_> = catalogue()?.iter().map(|image| image.key(build::SCRIPTS)).collect();
     let to_delete = prune::prune(store, args, &named)?;
     if args.json {
-        let document = serde_json::json!({ "schema": 1, "dry_run": args.dry_run, "deleted": to_delete });
-        println!("{}", serde_json::to_string_pretty(&document)?);
+        print_json(&json!({ "schema": 1, "dry_run": args.dry_run, "deleted": to_delete }))?;
     } else if to_delete.is_empty() {
         store.ui.note("nothing to delete");
     }

@@ -13,6 +13,7 @@ use xtask_core::image::{Image, Recipe};
 
 use super::{run, sources};
 use crate::store::Store;
+use xtask_jobs::child::Job;
 
 /// Downloads, and takes compression off, beside what mmdebstrap does.
 pub(super) const AHEAD: &str = include_str!("ahead.sh");
@@ -214,7 +215,8 @@ impl<'a> Call<'a> {
             arguments.splice(0..0, words);
             program = tools::require("unshare")?;
         }
-        run(store, &program, arguments, directory, &format!("{}.log", self.output), environment)
+        let log = directory.join(format!("{}.log", self.output));
+        run(store, &Job { program: &program, owner: directory, arguments, log, environment })
     }
 
     fn arguments(&self, root: bool) -> Vec<OsString> {

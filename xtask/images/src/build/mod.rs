@@ -54,7 +54,9 @@ pub(crate) fn build(store: &Store<'_>, directory: &Path, image: &Image, recipe: 
     let (raw, disk) = (directory.join("disk.raw"), directory.join(crate::store::DISK));
     let convert = ["convert", "-f", "raw", "-O", "qcow2"].map(OsString::from).into_iter();
     let arguments = convert.chain([raw.clone().into(), disk.into()]).collect();
-    run(store, &qemu_img, arguments, directory, "convert.log", Vec::new())?;
+    let log = directory.join("convert.log");
+    let job = Job { program: &qemu_img, owner: directory, arguments, log, environment: Vec::new() };
+    run(store, &job)?;
     fs_err::remove_file(&raw)?;
     Ok(format!("packages of {}", recipe.suite))
 }
@@ -92,7 +94,8 @@ fn assemble(store: &Store<'_>, directory: &Path, image: &Image, recipe: &Recipe)
         arguments.extend(["--map-root-user", "--map-auto"].map(OsString::from));
     }
     arguments.extend([OsString::from("sh"), script.into(), directory.into()]);
-    run(store, &tools::require("unshare")?, arguments, directory, "assemble.log", environment)
+    let (unshare, log) = (tools::require("unshare")?, directory.join("assemble.log"));
+    run(store, &Job { program: &unshare, owner: directory, arguments, log, environment })
 }
 
 /// The same for the same image (RFC 9562, version 8).
@@ -108,16 +111,7 @@ fn uuid(key: &str) -> String {
     )
 }
 
-fn run(
-    store: &Store<'_>,
-    program: &Path,
-    arguments: Vec<OsString>,
-    directory: &Path,
-    log: &str,
-    environment: Vec<(&'static str, OsString)>,
-) -> Result<()> {
-    let log = directory.join(log);
-    let mut follower = Follower::new(&log);
-    let job = Job { program, owner: directory, arguments, log, environment };
-    child::run(&job, store.ui, || follower.describe())
+fn run(store: &Store<'_>, job: &Job<'_>) -> Result<()> {
+    let mut follower = Follower::new(&job.log);
+    child::run(job, store.ui, || follower.describe())
 }

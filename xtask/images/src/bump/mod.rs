@@ -15,7 +15,7 @@ mod sums;
 
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use reqwest::Url;
 use serde::Serialize;
 use xtask_core::cli::{BumpArgs, Verbosity};
@@ -100,7 +100,7 @@ impl<'a> Trust<'a> {
         };
         if args.unsigned {
             let error = format!("--unsigned: leave it out, the publisher of {name} signs {}", entry.sums);
-            return Err(Failure::usage(error).into());
+            bail!(Failure::usage(error));
         }
         let keyring = args.keyring.as_deref().or(entry.keyring.as_deref());
         let keyring = keyring.ok_or_else(|| {
@@ -112,18 +112,16 @@ impl<'a> Trust<'a> {
     fn unsigned(entry: &BumpEntry, agreed: bool) -> Result<Self> {
         let (name, sums) = (&entry.name, &entry.sums);
         if !agreed {
-            return Err(Failure::usage(format!(
+            bail!(Failure::usage(format!(
                 "{name}: its publisher does not sign, so only the TLS connection protects {sums}; \
                  if that is sufficient, run again with --unsigned"
-            ))
-            .into());
+            )));
         }
         if entry.index.scheme() != "https" && !is_loopback(&entry.index) {
-            return Err(Failure::usage(format!(
+            bail!(Failure::usage(format!(
                 "--unsigned: {} is not https, so {sums} could have been changed on the way",
                 shown(entry.index.as_str())
-            ))
-            .into());
+            )));
         }
         eprintln!("WARNING: {name}: THESE DIGESTS ARE NOT SIGNED; only the TLS connection protects them");
         Ok(Self::Connection)
