@@ -209,20 +209,13 @@ fn fetch_to(store: &Store<'_>, image: &Image, to: &Path) -> Result<()> {
     let Source::Download(download) = &image.source else {
         bail!(Failure::usage(format!("--to {}: {} is not a download", to.display(), image.name)));
     };
-    let DownloadSource { url, digest, bytes } = download;
-    if digest.is_none() && to.exists() {
+    if download.digest.is_none() && to.exists() {
         bail_host!(
             "fetch to {}: it exists, and cannot be checked without a digest", to.display();
             "delete it, or choose another name or a digest"
         );
     }
-    let wanted = FetchRequest {
-        url,
-        digest: digest.as_ref(),
-        bytes: *bytes,
-        target: to,
-        retry_policy: RetryPolicy::Full,
-    };
+    let wanted = FetchRequest { source: download, target: to, retry_policy: RetryPolicy::Full };
     let fetched = make(store, "fetch", image, |store| fetch::fetch(&wanted, store.ui))?;
     let how = match (fetched.already, fetched.resumed_from) {
         (true, _) => "it was already there".to_owned(),

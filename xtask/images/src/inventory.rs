@@ -7,6 +7,8 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use ext4_view::{Ext4, Ext4Read};
 use fs_err::File;
+use gpt::GptConfig;
+use gpt::disk::LogicalBlockSize;
 use inspect::inventory::{Inventory, Tree};
 use xtask_core::cache::Cache;
 use xtask_core::error::Kind;
@@ -22,10 +24,6 @@ use xtask_jobs::{Ui, child};
 
 /// The unpacked disk's name, while it is read. The file is sparse.
 const RAW: &str = "inventory.raw";
-/// Of a GPT: the unit of its addresses, and its entries' size (UEFI 2.10, 5.3.2).
-const SECTOR: u64 = 512;
-const SMALLEST_ENTRY: u64 = 128;
-const MOST_ENTRIES: u64 = 256;
 
 /// Writes it, where it is not there. What cannot be read is said: the image can be booted all the same.
 ///
@@ -98,30 +96,12 @@ pub struct Partition {
 
 /// The partitions of a raw disk with a GPT.
 pub fn partitions(raw: &Path) -> Result<Vec<Partition>> {
-    let mut disk = File::open(raw)?;
-    let mut header = [0; SECTOR as usize];
-    disk.seek(SeekFrom::Start(SECTOR))?;
-    disk.read_exact(&mut header)?;
-    ensure!(header.starts_with(b"EFI PART"), "it has no GPT");
-    let (at, count, size) =
-        (long(&header, 72), long(&header, 80) & 0xffff_ffff, long(&header, 84) & 0xffff_ffff);
-    ensure!((SMALLEST_ENTRY..=SECTOR * 8).contains(&size), "its GPT's entries have {size} bytes");
-    let mut found = Vec::new();
-    for index in 0..count.min(MOST_ENTRIES) {
-        let mut entry = [0; SMALLEST_ENTRY as usize];
-        disk.seek(SeekFrom::Start(at.saturating_mul(SECTOR).saturating_add(index * size)))?;
-        disk.read_exact(&mut entry)?;
-        if entry[..16] != [0; 16] {
-            let (first, last) = (long(&entry, 32), long(&entry, 40));
-            let bytes = last.saturating_sub(first).saturating_add(1).saturating_mul(SECTOR);
-            found.push(Partition { start: first.saturating_mul(SECTOR), bytes });
-        }
-    }
-    Ok(found)
-}
-
-fn long(bytes: &[u8], at: usize) -> u64 {
-    bytes[at..at + 8].try_into().map_or(0, u64::from_le_bytes)
+    let sector = LogicalBlockSize::Lb512;
+    let disk = GptConfig::new().logical_block_size(sector).open(raw)?;
+    let partitions = disk.partitions().values();
+    partitions
+        .map(|one| Ok(Partition { start: one.bytes_start(sector)?, bytes: one.bytes_len(sector)? }))
+        .collect()
 }
 
 /// A raw disk from some byte on.

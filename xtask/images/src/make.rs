@@ -85,13 +85,7 @@ pub(crate) fn fetch(
     let beside = store.directory(&format!("{key}.fetching"));
     make_own_dir(&beside)?;
     let target = beside.join(DISK);
-    let wanted = FetchRequest {
-        url: &download.url,
-        digest: download.digest.as_ref(),
-        bytes: download.bytes,
-        target: &target,
-        retry_policy,
-    };
+    let wanted = FetchRequest { source: download, target: &target, retry_policy };
     let fetched = fetch::fetch(&wanted, store.ui).inspect_err(|_| {
         // Where nothing has come nothing is kept; where something has, this fails, as it should.
         remove_if_empty(&beside);

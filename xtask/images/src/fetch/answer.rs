@@ -48,41 +48,38 @@ pub(super) fn read(status: StatusCode, headers: &HeaderMap, asked: Option<&PartR
         (408 | 425 | 429 | 500 | 502 | 503 | 504, _) => {
             ResponseKind::Passing { what, after: retry_after(headers) }
         }
-        (401 | 403, _) => ResponseKind::Final {
-            what,
-            hint: "check whether the URL needs credentials: https://user:password@host/path",
-        },
-        (404 | 410, _) => ResponseKind::Final {
-            what,
-            hint: "check the URL; publishers move old files away, and `cargo xtask image bump` pins newer ones",
-        },
-        _ => ResponseKind::Final {
-            what,
-            hint: "open the URL in a browser; if it works there, contact its publisher",
-        },
+        (401 | 403, _) => {
+            let hint = "check whether the URL needs credentials: https://user:password@host/path";
+            ResponseKind::Final { what, hint }
+        }
+        (404 | 410, _) => {
+            let hint =
+                "check the URL; publishers move old files away, and `cargo xtask image bump` pins newer ones";
+            ResponseKind::Final { what, hint }
+        }
+        _ => {
+            let hint = "open the URL in a browser; if it works there, contact its publisher";
+            ResponseKind::Final { what, hint }
+        }
     }
 }
 
 /// Whether a 206 brings what was asked for.
 fn rest(headers: &HeaderMap, asked: &PartRequest) -> ResponseKind {
-    let Some((from, total)) = text(headers, &CONTENT_RANGE).and_then(content_range) else {
-        return ResponseKind::StartOver(
-            "the server's answer does not say which byte range it sends".to_owned(),
-        );
-    };
-    if from != asked.from {
-        return ResponseKind::StartOver(format!(
-            "the server sends the bytes from {from}, requested were those from {}",
-            asked.from
-        ));
-    }
-    if asked.total.is_some_and(|known| known != total) {
-        return ResponseKind::StartOver(format!("the file has {total} bytes now"));
-    }
-    if strong_etag(headers).is_some_and(|etag| asked.validator.starts_with('"') && etag != asked.validator) {
-        return ResponseKind::StartOver("the byte range is from another version of the file".to_owned());
-    }
-    ResponseKind::Rest { total }
+    let is_other = |etag: &str| asked.validator.starts_with('"') && etag != asked.validator;
+    ResponseKind::StartOver(match text(headers, &CONTENT_RANGE).and_then(content_range) {
+        None => "the server's answer does not say which byte range it sends".to_owned(),
+        Some((from, _)) if from != asked.from => {
+            format!("the server sends the bytes from {from}, requested were those from {}", asked.from)
+        }
+        Some((_, total)) if asked.total.is_some_and(|known| known != total) => {
+            format!("the file has {total} bytes now")
+        }
+        Some(_) if strong_etag(headers).is_some_and(is_other) => {
+            "the byte range is from another version of the file".to_owned()
+        }
+        Some((_, total)) => return ResponseKind::Rest { total },
+    })
 }
 
 /// `bytes 100-199/200`: the first number and the last.

@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use xtask_core::bail_host;
 use xtask_core::error::{Failure, Kind};
 use xtask_core::format::human_seconds;
+use xtask_core::image::DownloadSource;
 use xtask_core::limits;
 
 use super::address::Address;
@@ -91,9 +92,9 @@ impl<'a> Download<'a> {
 
     /// What an earlier run left and can be used.
     fn find(&mut self) -> Result<Option<Begun>> {
-        let FetchRequest { digest, bytes, .. } = *self.wanted;
+        let DownloadSource { digest, bytes, .. } = self.wanted.source;
         let looking = seen("reading", self.ui);
-        let found = self.place.find(&self.address.identity(), digest, looking)?;
+        let found = self.place.find(&self.address.identity(), digest.as_ref(), looking)?;
         let total = |begun: &Begun| bytes.or(begun.note.total);
         let sane = |begun: &Begun| begun.length > 0 && total(begun).is_none_or(|total| begun.length <= total);
         let found = found.filter(sane).filter(|begun| self.is_whole(begun) || begun.rest().is_some());
@@ -108,7 +109,7 @@ impl<'a> Download<'a> {
 
     /// A run may die between the last byte and the final name.
     fn is_whole(&self, begun: &Begun) -> bool {
-        self.wanted.digest.is_some_and(|digest| begun.sums.clone().finish().1 == *digest)
+        self.wanted.source.digest.as_ref().is_some_and(|digest| begun.sums.clone().finish().1 == *digest)
     }
 
     /// After an attempt that got as far as `length`: waits for the next one, or gives up.
@@ -131,9 +132,9 @@ impl<'a> Download<'a> {
                 self.ui.note(&format!("{error}; trying once more"));
                 return self.wait(pause);
             }
-            let is_unreachable = Kind::Unreachable.is(&error);
-            let error = if is_unreachable { error } else { unreachable(&error) };
-            return Err(error);
+            // Where nobody waits longer, a host that does not answer counts as out of reach.
+            let unreachable = || Failure::unreachable(error.to_string(), "check the network").into();
+            return Err(if Kind::Unreachable.is(&error) { error } else { unreachable() });
         }
         let Some(pause) = retry.pause(length, after, spread()) else {
             let attempts = retry.attempts;
@@ -161,7 +162,7 @@ impl<'a> Download<'a> {
     fn finish(self, begun: &Begun, retry: &Retry) -> Result<Fetched> {
         self.ui.uninterruptible().tick("writing the rest to the disk")?;
         let (sha256, found) = begun.sums.clone().finish();
-        if let Some(wanted) = self.wanted.digest.filter(|wanted| **wanted != found) {
+        if let Some(wanted) = self.wanted.source.digest.as_ref().filter(|wanted| **wanted != found) {
             self.place.discard()?;
             let hint = if self.resumed_from > 0 {
                 "run again: it starts from the beginning; a part of this file was from an earlier run"
@@ -203,14 +204,10 @@ impl<'a> Download<'a> {
             Ok(()) => error,
             Err(left) => error.context(format!("{left:#}")),
         };
+        let full = format!("download {} to {path}: the disk is full", self.address);
         error.context(Failure::host(
-            format!("download {} to {path}: the disk is full", self.address),
+            full,
             format!("free space in {directory}; the partial download was deleted"),
         ))
     }
-}
-
-/// Where nobody waits longer, a host that does not answer counts as out of reach.
-fn unreachable(error: &anyhow::Error) -> anyhow::Error {
-    Failure::unreachable(error.to_string(), "check the network").into()
 }

@@ -22,6 +22,7 @@ use anyhow::Result;
 use xtask_core::bail_host;
 use xtask_core::digest::Digest;
 use xtask_core::error::{Kind, host_fault};
+use xtask_core::image::DownloadSource;
 
 use self::address::Address;
 use self::download::Download;
@@ -34,12 +35,8 @@ use xtask_jobs::Ui;
 /// What to fetch.
 #[derive(Debug, Clone, Copy)]
 pub struct FetchRequest<'a> {
-    /// https, or http where there is a digest.
-    pub url: &'a str,
-    /// None: whatever comes is taken, because somebody insisted.
-    pub digest: Option<&'a Digest>,
-    /// Its size where that is known beforehand.
-    pub bytes: Option<u64>,
+    /// https, or http where there is a digest. Without a digest whatever comes is taken, because somebody insisted.
+    pub source: &'a DownloadSource,
     /// The final name. While it comes, `.partial`, `.partial.json` and `.lock` stand beside it.
     pub target: &'a Path,
     /// How eager.
@@ -81,7 +78,7 @@ pub fn fetch(wanted: &FetchRequest<'_>, ui: &Ui) -> Result<Fetched> {
 }
 
 fn fetch_within(limits: FetchLimits, wanted: &FetchRequest<'_>, ui: &Ui) -> Result<Fetched> {
-    let address = Address::parse(wanted.url, wanted.digest.is_some())?;
+    let address = Address::parse(&wanted.source.url, wanted.source.digest.is_some())?;
     let place = DownloadPaths::new(wanted.target);
     let fetched = Lock::wait(wanted.target, ui).and_then(|_lock| {
         if let Some(fetched) = already(wanted, &place, ui)? {
@@ -103,13 +100,13 @@ fn fetch_within(limits: FetchLimits, wanted: &FetchRequest<'_>, ui: &Ui) -> Resu
 
 /// What stands under the final name, verified.
 fn already(wanted: &FetchRequest<'_>, place: &DownloadPaths, ui: &Ui) -> Result<Option<Fetched>> {
-    let Some((bytes, sums)) = place.finished(wanted.digest, seen("verifying", ui))? else {
+    let Some((bytes, sums)) = place.finished(wanted.source.digest.as_ref(), seen("verifying", ui))? else {
         return Ok(None);
     };
     // Of a run that was killed between renaming and tidying up.
     place.discard()?;
     let (sha256, found) = sums.finish();
-    match wanted.digest.filter(|digest| **digest != found) {
+    match wanted.source.digest.as_ref().filter(|digest| **digest != found) {
         None => Ok(Some(Fetched { sha256, bytes, resumed_from: 0, attempts: 0, already: true })),
         Some(digest) => bail_host!(
             "{} exists and has {found}, expected {digest}", wanted.target.display();
@@ -144,9 +141,10 @@ mod tests {
         files: usize,
     ) -> (anyhow::Error, Duration) {
         let directory = tempfile::tempdir().unwrap();
-        let digest = xtask_core::digest::Algorithm::Sha256.hasher().finish();
+        let digest = Some(xtask_core::digest::Algorithm::Sha256.of(b""));
         let target = directory.path().join("file");
-        let wanted = FetchRequest { url, digest: Some(&digest), bytes, target: &target, retry_policy };
+        let source = DownloadSource { url: url.to_owned(), digest, bytes };
+        let wanted = FetchRequest { source: &source, target: &target, retry_policy };
         let started = Instant::now();
         let limits = FetchLimits::at_pace(0.1);
         let error = fetch_within(limits, &wanted, &Ui::quiet()).unwrap_err();

@@ -1,6 +1,6 @@
 //! One attempt: ask, read the head, take the body.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::Result;
 use bytes::Bytes;
@@ -36,15 +36,15 @@ impl Download<'_> {
                 *begun = None;
                 return Err(Trouble::StartOver(why));
             }
-            ResponseKind::Passing { what, after } => return Err(self.not_now(&what, after)),
+            ResponseKind::Passing { what, after } => {
+                let error = self.failed(&what, "run again later: the download resumes where it stopped");
+                return Err(Trouble::Passing { error, after });
+            }
             ResponseKind::ProxyRefuses(what) => {
                 let error = proxy_refuses(&format!("reach {}", self.address), &what);
                 return Err(Trouble::Final(error.into()));
             }
-            ResponseKind::Final { what, hint } => {
-                let error = format!("download {}: {what}", self.address);
-                return Err(Trouble::Final(Failure::host(error, hint.to_owned()).into()));
-            }
+            ResponseKind::Final { what, hint } => return Err(self.failed(&what, hint).into()),
         };
         self.check_total(total)?;
         // What the server begins anew frees what was there, before anybody asks for room.
@@ -52,7 +52,7 @@ impl Download<'_> {
         if anew {
             self.place.discard()?;
         }
-        let expected = total.or(self.wanted.bytes);
+        let expected = total.or(self.wanted.source.bytes);
         if let Some(expected) = expected {
             self.check_space(expected.saturating_sub(from))?;
         }
@@ -92,21 +92,24 @@ impl Download<'_> {
                     self.ui.tick("waiting for the server's answer")?;
                 }
                 () = tokio::time::sleep_until(deadline.into()) => {
-                    return Err(passing(format!("download {}: no answer in time", self.address)));
+                    return Err(self.broken("no answer in time"));
                 }
             }
         }
     }
 
-    fn not_now(&self, what: &str, after: Option<Duration>) -> Trouble {
-        let error = format!("download {}: {what}", self.address);
-        let hint = "run again later: the download resumes where it stopped".to_owned();
-        Trouble::Passing { error: Failure::host(error, hint).into(), after }
+    fn failed(&self, what: &str, hint: &str) -> anyhow::Error {
+        Failure::host(format!("download {}: {what}", self.address), hint).into()
+    }
+
+    /// The network broke it off: another attempt resumes there.
+    fn broken(&self, what: &str) -> Trouble {
+        passing(format!("download {}: {what}", self.address))
     }
 
     /// What has another size cannot have the digest.
     fn check_total(&self, total: Option<u64>) -> Result<()> {
-        match total.zip(self.wanted.bytes) {
+        match total.zip(self.wanted.source.bytes) {
             Some((total, known)) if total != known => Err(self.wrong_size(&total.to_string())),
             _ => Ok(()),
         }
@@ -118,7 +121,7 @@ impl Download<'_> {
             self.ui.note("the server sends the whole file: it has changed or the server cannot resume");
         }
         self.resumed_from = 0;
-        let digest = self.wanted.digest.cloned();
+        let digest = self.wanted.source.digest.clone();
         let validator = answer::validator(headers, digest.is_some());
         let note = Note { url: self.address.identity(), digest, validator, total };
         self.place.begin(note).map_err(|error| self.disk_error(error))
@@ -171,7 +174,7 @@ impl Download<'_> {
                     self.ui.tick(&progress.look(Instant::now(), came, expected))?;
                     if last.elapsed() >= self.limits.stall() {
                         let seconds = human_seconds(last.elapsed().as_secs_f64());
-                        return Err(passing(format!("download {}: received nothing for {seconds}", self.address)));
+                        return Err(self.broken(&format!("received nothing for {seconds}")));
                     }
                 }
             }
@@ -197,19 +200,18 @@ impl Download<'_> {
     /// A body may end early without anybody's complaint: in HTTP/1.0 the connection's end is the file's.
     fn check_end(&self, length: u64, expected: Option<u64>) -> Result<(), Trouble> {
         match expected {
-            Some(expected) if length < expected => Err(passing(format!(
-                "download {}: it ended after {length} of {expected} bytes",
-                self.address
-            ))),
+            Some(expected) if length < expected => {
+                Err(self.broken(&format!("it ended after {length} of {expected} bytes")))
+            }
             Some(expected) if length > expected => Err(self.wrong_size(&length.to_string()).into()),
             _ => Ok(()),
         }
     }
 
     fn wrong_size(&self, found: &str) -> anyhow::Error {
-        let expected = self.wanted.bytes.map_or_else(|| "fewer".to_owned(), |bytes| bytes.to_string());
-        let error = format!("download {}: the file has {found} bytes, expected {expected}", self.address);
-        Failure::host(error, "check whether its publisher has replaced the file").into()
+        let expected = self.wanted.source.bytes.map_or_else(|| "fewer".to_owned(), |bytes| bytes.to_string());
+        let what = format!("the file has {found} bytes, expected {expected}");
+        self.failed(&what, "check whether its publisher has replaced the file")
     }
 }
 

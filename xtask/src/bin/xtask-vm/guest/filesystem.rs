@@ -33,7 +33,7 @@ const UNCORRECTED: i32 = 4;
 /// the room of all that is on the disk.
 ///
 /// # Errors
-/// A A failure of the guest with e2fsck's own words where one is damaged; and where there is none, since then nothing was checked.
+/// A failure of the guest with e2fsck's own words where one is damaged; and where there is none, since then nothing was checked.
 pub(crate) fn check(disk: &Path, scratch: &Path, ui: &Ui) -> Result<usize> {
     let (raw, part) = (scratch.join(RAW), scratch.join(PART));
     let checked = unpack(disk, &raw, ui).and_then(|()| check_raw(&raw, &part, ui));
