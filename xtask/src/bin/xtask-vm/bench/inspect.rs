@@ -14,7 +14,7 @@ use xtask_core::limits;
 use xtask_core::workspace::Workspace;
 
 use super::Scratch;
-use super::preflight::{TimingFigures, measure, xtask_binary};
+use super::preflight::{MeasuredCommand, TimingFigures, xtask_binary};
 use xtask_jobs::Ui;
 
 /// The size of the large ones.
@@ -38,14 +38,13 @@ pub(super) fn run(workspace: &Workspace, args: &BenchArgs, ui: &Ui) -> Result<()
         // Of every instruction, that it is none of a newer core.
         let device = arch.pick("x86-64-v4", "pi5");
         let words = ["inspect", path, "--arch", &name, "--device", device];
-        measured.push(measure(
-            &xtask_binary()?,
-            &words,
-            &format!("inspect {what} for {name}"),
+        let inspection = MeasuredCommand {
+            program: &xtask_binary()?,
+            words: &words,
+            what: &format!("inspect {what} for {name}"),
             limit,
-            args,
-            ui,
-        )?);
+        };
+        measured.push(inspection.measure(args.rounds, ui)?);
     }
     TimingFigures::new("inspect", measured).conclude(args.json, "find the slow check in xtask/inspect")
 }

@@ -35,12 +35,21 @@ pub(super) struct TimingFigures {
 pub(super) fn run(args: &BenchArgs, ui: &Ui) -> Result<()> {
     let xtask_vm = std::env::current_exe().context("find this program")?;
     let path = xtask_binary()?;
-    let mut measured =
-        vec![measure(&path, &["preflight"], "preflight of both", limits::PREFLIGHT, args, ui)?];
+    let both = MeasuredCommand {
+        program: &path,
+        words: &["preflight"],
+        what: "preflight of both",
+        limit: limits::PREFLIGHT,
+    };
+    let mut measured = vec![both.measure(args.rounds, ui)?];
     for arch in VmArchitecture::ALL.map(|arch| arch.to_string()) {
-        let words = ["preflight", "--rehearse", "--arch", &arch];
-        let what = format!("preflight and rehearsal of {arch}");
-        measured.push(measure(&xtask_vm, &words, &what, limits::REHEARSAL, args, ui)?);
+        let rehearsal = MeasuredCommand {
+            program: &xtask_vm,
+            words: &["preflight", "--rehearse", "--arch", &arch],
+            what: &format!("preflight and rehearsal of {arch}"),
+            limit: limits::REHEARSAL,
+        };
+        measured.push(rehearsal.measure(args.rounds, ui)?);
     }
     TimingFigures::new("preflight", measured)
         .conclude(args.json, "find the slow probe in xtask/core/src/host/")
@@ -79,38 +88,37 @@ impl TimingFigures {
     }
 }
 
-/// Once to warm what is cached, then as often as asked.
-pub(super) fn measure(
-    program: &Path,
-    words: &[&str],
-    what: &str,
-    limit: Duration,
-    args: &BenchArgs,
-    ui: &Ui,
-) -> Result<Measured> {
-    let mut seconds = Vec::new();
-    for round in 0..=args.rounds {
-        ui.check()?;
-        let started = Instant::now();
-        let output = Command::new(program)
-            .args(words)
-            .stdin(Stdio::null())
-            .output()
-            .with_context(|| format!("run {}", program.display()))?;
-        let took = started.elapsed().as_secs_f64();
-        let message = String::from_utf8_lossy(&output.stderr);
-        ensure!(
-            output.status.success(),
-            "{} {}: {}: {message}",
-            program.display(),
-            words.join(" "),
-            output.status
-        );
-        if round > 0 {
-            seconds.push(took);
+/// A command that is measured.
+pub(super) struct MeasuredCommand<'a> {
+    pub(super) program: &'a Path,
+    pub(super) words: &'a [&'a str],
+    /// Its name in the figures.
+    pub(super) what: &'a str,
+    pub(super) limit: Duration,
+}
+
+impl MeasuredCommand<'_> {
+    /// Runs it once to warm what is cached, then `rounds` times.
+    pub(super) fn measure(&self, rounds: u32, ui: &Ui) -> Result<Measured> {
+        let Self { program, words, what, limit } = *self;
+        let mut seconds = Vec::new();
+        for round in 0..=rounds {
+            ui.check()?;
+            let started = Instant::now();
+            let output = Command::new(program)
+                .args(words)
+                .stdin(Stdio::null())
+                .output()
+                .with_context(|| format!("run {}", program.display()))?;
+            let took = started.elapsed().as_secs_f64();
+            let (status, message) = (output.status, String::from_utf8_lossy(&output.stderr));
+            ensure!(status.success(), "{} {}: {status}: {message}", program.display(), words.join(" "));
+            if round > 0 {
+                seconds.push(took);
+            }
         }
+        let median = round(median(&seconds));
+        let seconds = seconds.into_iter().map(round).collect();
+        Ok(Measured { what: what.to_owned(), seconds, median, limit: limit.as_secs_f64() })
     }
-    let median = round(median(&seconds));
-    let seconds = seconds.into_iter().map(round).collect();
-    Ok(Measured { what: what.to_owned(), seconds, median, limit: limit.as_secs_f64() })
 }
