@@ -331,15 +331,11 @@ fn verify(store: &Store<'_>, args: &ImageVerifyArgs) -> Result<()> {
         print_json(&json!({ "schema": 2, "images": verified }))?;
     }
     let changed: Vec<_> = verified.iter().filter(|one| !one.sound).map(|one| one.key.as_str()).collect();
-    if changed.is_empty() {
-        return Ok(());
+    if !changed.is_empty() {
+        let hint = format!("delete it from {} and fetch or build it again", store.images().display());
+        bail!(Failure::guest(format!("changed since it was made: {}", changed.join(", ")), hint));
     }
-    let directory = store.images();
-    Err(Failure::guest(
-        format!("changed since it was made: {}", changed.join(", ")),
-        format!("delete it from {} and fetch or build it again", directory.display()),
-    )
-    .into())
+    Ok(())
 }
 
 fn prune_images(store: &Store<'_>, args: &PruneArgs) -> Result<()> {

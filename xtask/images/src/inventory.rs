@@ -14,9 +14,8 @@ use xtask_core::cache::Cache;
 use xtask_core::error::Kind;
 use xtask_core::fs::write_private;
 use xtask_core::host::tools;
-use xtask_core::image::Image;
-use xtask_core::image::inventory;
 use xtask_core::image::manifest::Manifest;
+use xtask_core::image::{Image, inventory};
 use xtask_core::limits;
 
 use crate::store::{self, DISK, Store};

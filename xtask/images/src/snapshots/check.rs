@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 
 use anyhow::{Context, Error, Result, bail};
+use xtask_core::bail_host;
 use xtask_core::error::{Failure, Kind, host_fault};
 use xtask_core::fs::write_private;
 use xtask_core::snapshot::{BAD, DISK, FILES, Ingredients, SEED};
@@ -13,6 +14,8 @@ use super::{Snapshot, digest};
 
 /// What is said of a snapshot that nobody uses from now on.
 const NEXT: &str = "the next run makes another snapshot, and deletes this one once no machine uses it";
+
+const HASH_AGAIN: &str = "run again; --cold needs no snapshot";
 
 /// A check that runs beside a run.
 pub struct Verification {
@@ -39,8 +42,10 @@ impl Verification {
         if path.starts_with(&self.kept.directory) {
             return Err(self.kept.is_bad(&name, why));
         }
-        let error = format!("the image {} of the snapshot {}: {why}", path.display(), self.kept.name());
-        Err(Failure::host(error, "run again; the results of this run do not count").into())
+        bail_host!(
+            "the image {} of the snapshot {}: {why}", path.display(), self.kept.name();
+            "run again; the results of this run do not count"
+        );
     }
 }
 
@@ -92,11 +97,7 @@ impl Snapshot {
                 return Err(self.is_bad(name, "it is gone"));
             }
             let found = digest(&self.file(name)).map_err(|error| {
-                host_fault(
-                    error,
-                    format!("hash the snapshot {}", self.name()),
-                    "run again; --cold needs no snapshot",
-                )
+                host_fault(error, format!("hash the snapshot {}", self.name()), HASH_AGAIN)
             })?;
             if found != saved.digest {
                 return Err(self.is_bad(name, &format!("it has {found}, expected {}", saved.digest)));
@@ -108,20 +109,17 @@ impl Snapshot {
     /// The snapshot's disk is the image and what was written since.
     fn check_image(&self) -> Result<()> {
         let Ingredients { image, image_path, .. } = &self.manifest.ingredients;
-        let hash = |error| {
-            host_fault(error, "hash the image of the snapshot", "run again; --cold needs no snapshot")
-        };
+        let hash = |error| host_fault(error, "hash the image of the snapshot", HASH_AGAIN);
         let found = image.algorithm().of_file(image_path, |_, _| Ok(())).map_err(hash)?;
-        if found == *image {
-            return Ok(());
+        if found != *image {
+            let (path, name) = (image_path.display(), self.name());
+            bail_host!(
+                "the image {path} of the snapshot {name} was changed: it has {found}, expected {image}";
+                "replace a cached image as cargo xtask image verify says; your own image gets another snapshot, \
+                 as it is now. The results of this run do not count"
+            );
         }
-        Err(Failure::host(format!(
-                "the image {} of the snapshot {} was changed: it has {found}, expected {image}",
-                image_path.display(),
-                self.name()
-            ), "replace a cached image as cargo xtask image verify says; your own image gets another snapshot, as it \
-                   is now. The results of this run do not count")
-        .into())
+        Ok(())
     }
 
     fn is_bad(&self, name: &str, why: &str) -> Error {

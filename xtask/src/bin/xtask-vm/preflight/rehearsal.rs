@@ -22,8 +22,7 @@ use xtask_core::report::PhaseStatus;
 use xtask_core::runs::RunDir;
 
 use super::sabotage;
-use crate::libvirt::Hypervisor;
-use crate::libvirt::paused;
+use crate::libvirt::{Hypervisor, paused};
 use crate::smoke::make_writable_files;
 use xtask_images::{self, Base};
 use xtask_jobs::{Ui, child};

@@ -9,8 +9,7 @@ use serde_json::Value;
 use xtask_core::cache::Cache;
 use xtask_core::cli::{Sabotage, SmokeArgs, Verbosity};
 use xtask_core::error::{Failure, Verdict};
-use xtask_core::fs::make_private_dir;
-use xtask_core::fs::{remove_file, try_lock};
+use xtask_core::fs::{make_private_dir, remove_file, try_lock};
 use xtask_core::report::Report;
 
 use xtask_jobs::Ui;

@@ -16,8 +16,7 @@ use xtask_core::readback::ExpectedMachine;
 use xtask_core::runs::instance::{self, Instance};
 
 use crate::guest::console::Console;
-use crate::libvirt::paused;
-use crate::libvirt::{Condition, Hypervisor, Machine};
+use crate::libvirt::{Condition, Hypervisor, Machine, paused};
 use xtask_images::snapshots;
 use xtask_jobs::{Step, Ui, child};
 
