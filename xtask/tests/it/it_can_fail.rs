@@ -83,7 +83,7 @@ fn a_wrong_value_is_a_usage_error_before_anything_starts() {
         (&["--image-digest", "md5:0"], "64 hex digits"),
         (&["--cpu", "z80"], "cortex-a76"),
         (&["--cpu", "host"], "it needs KVM"),
-        (&["--accel", "kvm"], "leave out --accel"),
+        (&["--accel", "kvm"], "leave --accel out"),
         (&["--agent", "/nonexistent/agent"], "/nonexistent/agent"),
         (&["--report", file], "cannot write to the directory"),
         (&["--profile", "fastest"], "no such cargo profile"),
