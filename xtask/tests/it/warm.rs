@@ -14,7 +14,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use xtask_core::cache::Cache;
 use xtask_core::digest::Algorithm;
 use xtask_core::error::Verdict;
-use xtask_core::fs::directories;
+use xtask_core::fs::{directories, mark};
 use xtask_core::limits::{self, SILENCE};
 use xtask_core::processes::processes_naming;
 use xtask_core::report::{Phase, PhaseStatus, Report};
@@ -150,9 +150,12 @@ fn assert_saved(directory: &Path) {
         let found = Algorithm::Sha256.of(&std::fs::read(&path).unwrap());
         assert_eq!(found, file.digest, "{name}");
     }
-    let names: Vec<_> =
-        std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-    assert_eq!(names.len(), FILES.len() + 2, "nothing else is in a snapshot: {names:?}");
+    let entries = std::fs::read_dir(directory).unwrap();
+    let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    let mut expected = [&FILES[..], &[MANIFEST, ".iot-xtask", "used"]].concat();
+    names.sort();
+    expected.sort_unstable();
+    assert_eq!(names, expected);
 }
 
 #[test]
@@ -264,6 +267,7 @@ fn looked_at(warm: &Warm) {
     let dead = warm.scratch.cache().join("runs/0101-000000-dead");
     std::fs::create_dir_all(dead.join("w")).unwrap();
     std::fs::write(dead.join("lock"), "").unwrap();
+    mark(&dead).unwrap();
     for (arguments, collected) in [(&["gc", "--dry-run", "--json"][..], false), (&["gc", "--json"], true)] {
         let message = json(arguments);
         assert_eq!(
