@@ -1,28 +1,24 @@
 //! `cargo xtask bench`: what is claimed of emulation, of snapshots and of `xtask`. All of it is measured in turn in each round;
 //! a claim is a ratio of two that were measured in the same one, or seconds where a limit in seconds was promised.
 
-use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
+use serde_json::json;
 use xtask_core::arch::Accelerator;
-use xtask_core::cache::Cache;
-use xtask_core::cli::BenchArgs;
+use xtask_core::bail_host;
 use xtask_core::error::Failure;
 use xtask_core::format::round;
 use xtask_core::fs::{make_private_dir, write_private};
 use xtask_core::limits;
 use xtask_core::plan::Plan;
 use xtask_core::report::{Phase, Report};
-use xtask_core::workspace::Workspace;
-
-use super::bare::{Bare, ended, prepare};
-use super::preflight::xtask_binary;
-use super::{Scratch, cargo_as_typed, median, smoke};
 use xtask_images::ReadyImage;
-use xtask_jobs::{Step, Ui};
+
+use super::bare::Bare;
+use super::preflight::xtask_binary;
+use super::{Bench, listed, median, timed};
 
 /// From the beginning of the boot, with its broker and its disks, to the first status.
 const BOOT_TO_JOIN: &[Phase] = &[Phase::Boot, Phase::Provision, Phase::Join];
@@ -57,40 +53,37 @@ struct Claim {
     limit: Option<f64>,
 }
 
+const fn at_most(limit: f64, what: &'static str, of: fn(&Round) -> Option<f64>) -> Claim {
+    Claim { what, of, limit: Some(limit) }
+}
+
+const fn unlimited(what: &'static str, of: fn(&Round) -> Option<f64>) -> Claim {
+    Claim { what, of, limit: None }
+}
+
 const CLAIMS: &[Claim] = &[
-    Claim {
-        what: "warm until join, seconds",
-        of: |round| Some(round.warm_until_join),
-        limit: Some(limits::WARM_UNTIL_JOIN.as_secs_f64()),
-    },
-    Claim {
-        what: "warm until join, of cold until join",
-        of: |round| Some(round.warm_until_join / round.cold_until_join),
-        limit: Some(0.2),
-    },
-    Claim { what: "warm, of cold", of: |round| Some(round.warm / round.cold), limit: Some(0.5) },
-    Claim {
-        what: "boot to join, of a bare boot",
-        of: |round| Some(round.boot_to_join / round.bare),
-        limit: Some(1.1),
-    },
-    Claim {
-        what: "our CPU flags, of -cpu max",
-        of: |round| round.bare_max.map(|max| round.bare / max),
-        limit: Some(0.5),
-    },
-    Claim {
-        what: "power cut to rejoin, of a bare boot",
-        of: |round| Some(round.cold_cut_to_rejoin / round.bare),
-        limit: None,
-    },
-    Claim {
-        what: "power cut to rejoin, warm, of cold",
-        of: |round| Some(round.warm_cut_to_rejoin / round.cold_cut_to_rejoin),
-        limit: None,
-    },
-    Claim { what: "xtask built, seconds", of: |round| Some(round.xtask_build), limit: None },
-    Claim { what: "xtask started, milliseconds", of: |round| Some(round.xtask_start * 1000.0), limit: None },
+    at_most(limits::WARM_UNTIL_JOIN.as_secs_f64(), "warm until join, seconds", |r| Some(r.warm_until_join)),
+    at_most(0.2, "warm until join, of cold until join", |r| Some(r.warm_until_join / r.cold_until_join)),
+    at_most(0.5, "warm, of cold", |r| Some(r.warm / r.cold)),
+    at_most(1.1, "boot to join, of a bare boot", |r| Some(r.boot_to_join / r.bare)),
+    at_most(0.5, "our CPU flags, of -cpu max", |r| r.bare_max.map(|max| r.bare / max)),
+    unlimited("power cut to rejoin, of a bare boot", |r| Some(r.cold_cut_to_rejoin / r.bare)),
+    unlimited("power cut to rejoin, warm, of cold", |r| Some(r.warm_cut_to_rejoin / r.cold_cut_to_rejoin)),
+    unlimited("xtask built, seconds", |r| Some(r.xtask_build)),
+    unlimited("xtask started, milliseconds", |r| Some(r.xtask_start * 1000.0)),
+];
+
+/// The figures behind the claims, in seconds.
+const SHOWN: &[Claim] = &[
+    unlimited("bare boot, -cpu max", |r| r.bare_max),
+    unlimited("bare boot, our CPU flags", |r| Some(r.bare)),
+    unlimited("boot to join, cold", |r| Some(r.boot_to_join)),
+    unlimited("whole smoke, cold", |r| Some(r.cold)),
+    unlimited("whole smoke, warm", |r| Some(r.warm)),
+    unlimited("until join, cold", |r| Some(r.cold_until_join)),
+    unlimited("until join, warm", |r| Some(r.warm_until_join)),
+    unlimited("power cut to rejoin, cold", |r| Some(r.cold_cut_to_rejoin)),
+    unlimited("power cut to rejoin, warm", |r| Some(r.warm_cut_to_rejoin)),
 ];
 
 /// A claim over all rounds.
@@ -104,44 +97,23 @@ struct ClaimResult {
     holds: bool,
 }
 
-#[derive(Debug, Serialize)]
-struct ClaimFigures {
-    schema: u32,
-    subject: &'static str,
-    arch: String,
-    claims: Vec<ClaimResult>,
-    rounds: Vec<Round>,
-}
-
-pub(super) fn run(workspace: &Workspace, args: &BenchArgs, ui: &Ui) -> Result<()> {
-    let cache = Cache::from_env()?;
-    let scratch = Scratch::new(&cache, ui)?;
-    let bench = Bench { workspace, args, ui, cache, scratch };
-    let rounds = bench.rounds()?;
-    let figures = ClaimFigures {
-        schema: 3,
-        subject: "claims",
-        arch: args.arch.to_string(),
-        claims: evaluate(&rounds),
-        rounds,
-    };
-    let written = bench.write(&figures)?;
-    if args.json {
-        println!("{}", serde_json::to_string_pretty(&figures)?);
-    } else {
-        figures.print();
-    }
-    eprintln!("written to {}", written.display());
-    let broken: Vec<_> =
-        figures.claims.iter().filter(|claim| !claim.holds).map(ClaimResult::describe).collect();
-    if broken.is_empty() {
-        return Ok(());
-    }
-    Err(Failure::guest(
-        format!("measurements exceed their limits: {}", broken.join("; ")),
-        "check that nothing else runs on this machine, and compare the rounds in the JSON",
-    )
-    .into())
+pub(super) fn run(bench: &Bench<'_>) -> Result<()> {
+    let rounds = bench.with_image(|plan, image| rounds(bench, plan, image))?;
+    let claims = evaluate(&rounds);
+    let figures = json!({
+        "schema": 3, "subject": "claims", "arch": bench.args.arch, "claims": claims, "rounds": rounds,
+    });
+    let directory = bench.cache.history().join("bench");
+    make_private_dir(&directory)?;
+    let path = directory.join("claims.json");
+    write_private(&path, format!("{figures:#}"))?;
+    bench.print(&figures, table(bench, &claims, &rounds))?;
+    eprintln!("written to {}", path.display());
+    let broken: Vec<_> = claims.iter().filter(|claim| !claim.holds).map(ClaimResult::describe).collect();
+    let error = format!("measurements exceed their limits: {}", broken.join("; "));
+    let hint = "check that nothing else runs on this machine, and compare the rounds in the JSON";
+    ensure!(broken.is_empty(), Failure::guest(error, hint));
+    Ok(())
 }
 
 impl ClaimResult {
@@ -151,95 +123,50 @@ impl ClaimResult {
     }
 }
 
-struct Bench<'a> {
-    workspace: &'a Workspace,
-    args: &'a BenchArgs,
-    ui: &'a Ui,
-    cache: Cache,
-    /// Nobody else measures meanwhile.
-    scratch: Scratch,
+fn rounds(bench: &Bench<'_>, plan: &Plan, image: &ReadyImage) -> Result<Vec<Round>> {
+    if plan.accelerator() != Accelerator::Tcg {
+        bail_host!(
+            "bench: {} guests run under {} here, not emulated", bench.args.arch, plan.accelerator();
+            "measure with --arch of the other architecture"
+        );
+    }
+    // What is built first, the agent and the snapshot among it, is in no figure.
+    smoke(bench, "snapshot", &["--until", "join"])?;
+    (1..=bench.args.rounds).map(|number| round_of(bench, number, plan, image)).collect()
 }
 
-impl Bench<'_> {
-    fn rounds(&self) -> Result<Vec<Round>> {
-        let (plan, image, user) = prepare(self.workspace, self.args, &self.cache, self.ui)?;
-        let rounds = self.rounds_of(&plan, &image);
-        ended(user, rounds)
-    }
-
-    fn rounds_of(&self, plan: &Plan, image: &ReadyImage) -> Result<Vec<Round>> {
-        if plan.accelerator() != Accelerator::Tcg {
-            let error = format!(
-                "bench: {} guests run under {} here, not emulated",
-                self.args.arch,
-                plan.accelerator()
-            );
-            return Err(Failure::host(error, "measure with --arch of the other architecture").into());
-        }
-        // What is built first, the agent and the snapshot among it, is in no figure.
-        self.smoke("snapshot", &["--until", "join"])?;
-        let own = plan.cpu.describe();
-        let mut rounds = Vec::new();
-        for number in 1..=self.args.rounds {
-            let mut round = Round::default();
-            let bare = |cpu: &str| -> Result<f64> {
-                let kind = kind(self.args);
-                let what = format!("bare {cpu}");
-                self.ui.step(&self.cache, Step { kind: &kind, what: &what, title: "bare" }, || {
-                    let bare = Bare { cache: &self.cache, plan, image, cpu };
-                    let seconds = bare.boot(self.ui)?;
-                    Ok((seconds, format!("round {number}: -cpu {cpu}")))
-                })
-            };
-            round.bare_max = if own == "max" { None } else { Some(bare("max")?) };
-            round.bare = bare(&own)?;
-            let (cold, seconds) = self.smoke("cold", &["--cold"])?;
-            (round.cold, round.boot_to_join) = (seconds, of(&cold, BOOT_TO_JOIN));
-            round.cold_cut_to_rejoin = of(&cold, CUT_TO_REJOIN);
-            let (warm, seconds) = self.smoke("warm", &["--warm"])?;
-            (round.warm, round.warm_cut_to_rejoin) = (seconds, of(&warm, CUT_TO_REJOIN));
-            round.cold_until_join = self.smoke("cold", &["--cold", "--until", "join"])?.1;
-            round.warm_until_join = self.smoke("warm", &["--warm", "--until", "join"])?.1;
-            self.time_xtask(&mut round)?;
-            rounds.push(round);
-        }
-        Ok(rounds)
-    }
-
-    fn smoke(&self, title: &'static str, flags: &[&str]) -> Result<(Report, f64)> {
-        let what = format!("smoke {}", flags.join(" "));
-        self.ui.step(&self.cache, Step { kind: &kind(self.args), what: &what, title }, || {
-            Ok((smoke(self.workspace, self.args, flags, self.ui)?, what.clone()))
+fn round_of(bench: &Bench<'_>, number: u32, plan: &Plan, image: &ReadyImage) -> Result<Round> {
+    let mut round = Round::default();
+    let own = plan.cpu.describe();
+    let bare = |cpu: &str| {
+        bench.step(&format!("bare {cpu}"), "bare", || {
+            Ok((Bare { bench, plan, image, cpu }.boot()?, format!("round {number}: -cpu {cpu}")))
         })
-    }
-
-    /// Compiled into a directory of its own; and started, the one that is there.
-    fn time_xtask(&self, round: &mut Round) -> Result<()> {
-        let mut command = cargo_as_typed(self.workspace);
-        command.args(["build", "--quiet", "--package", "xtask", "--bin", "xtask", "--target-dir"]);
-        command.arg(&self.scratch.path);
-        let step = Step { kind: &kind(self.args), what: "xtask", title: "build" };
-        round.xtask_build = self.ui.step(&self.cache, step, || {
-            Ok((seconds(&mut command)?, "built xtask from nothing".to_owned()))
-        })?;
-        self.ui.check()?;
-        self.scratch.clear()?;
-        round.xtask_start = seconds(Command::new(xtask_binary()?).arg("--version"))?;
-        Ok(())
-    }
-
-    fn write(&self, figures: &ClaimFigures) -> Result<PathBuf> {
-        let directory = self.cache.history().join("bench");
-        make_private_dir(&directory)?;
-        let path = directory.join("claims.json");
-        write_private(&path, serde_json::to_string_pretty(figures)?)?;
-        Ok(path)
-    }
+    };
+    round.bare_max = if own == "max" { None } else { Some(bare("max")?) };
+    round.bare = bare(&own)?;
+    let (cold, seconds) = smoke(bench, "cold", &["--cold"])?;
+    (round.cold, round.boot_to_join) = (seconds, of(&cold, BOOT_TO_JOIN));
+    round.cold_cut_to_rejoin = of(&cold, CUT_TO_REJOIN);
+    let (warm, seconds) = smoke(bench, "warm", &["--warm"])?;
+    (round.warm, round.warm_cut_to_rejoin) = (seconds, of(&warm, CUT_TO_REJOIN));
+    round.cold_until_join = smoke(bench, "cold", &["--cold", "--until", "join"])?.1;
+    round.warm_until_join = smoke(bench, "warm", &["--warm", "--until", "join"])?.1;
+    // Compiled into a directory of its own; what is started is the one that is there.
+    let mut build = bench.cargo();
+    build.args(["build", "--quiet", "--package", "xtask", "--bin", "xtask", "--target-dir"]);
+    build.arg(&bench.scratch);
+    round.xtask_build = bench
+        .step("xtask", "build", || Ok((seconds_of(&mut build)?, "built xtask from nothing".to_owned())))?;
+    bench.ui.check()?;
+    bench.clear()?;
+    round.xtask_start = seconds_of(Command::new(xtask_binary()?).arg("--version"))?;
+    Ok(round)
 }
 
-/// Whose times are like one another.
-fn kind(args: &BenchArgs) -> String {
-    format!("bench-{}", args.arch)
+fn smoke(bench: &Bench<'_>, title: &str, flags: &[&str]) -> Result<(Report, f64)> {
+    let what = format!("smoke {}", flags.join(" "));
+    bench.step(&what, title, || Ok((bench.smoke(flags)?, what.clone())))
 }
 
 /// What these phases of a run took.
@@ -248,12 +175,11 @@ fn of(report: &Report, phases: &[Phase]) -> f64 {
     phases.map(|phase| phase.seconds).sum()
 }
 
-fn seconds(command: &mut Command) -> Result<f64> {
-    let started = Instant::now();
-    let status = command.stdin(Stdio::null()).stdout(Stdio::null()).status();
-    let status = status.with_context(|| format!("run {command:?}"))?;
+fn seconds_of(command: &mut Command) -> Result<f64> {
+    command.stdin(Stdio::null()).stdout(Stdio::null());
+    let (status, seconds) = timed(|| command.status().with_context(|| format!("run {command:?}")))?;
     ensure!(status.success(), "{command:?}: {status}");
-    Ok(started.elapsed().as_secs_f64())
+    Ok(seconds)
 }
 
 /// Each claim by the median of its rounds.
@@ -270,35 +196,23 @@ fn evaluate(rounds: &[Round]) -> Vec<ClaimResult> {
     results.collect()
 }
 
-impl ClaimFigures {
-    fn print(&self) {
-        println!(
-            "{} guests emulated, {} round(s); the median, and from the least to the most",
-            self.arch,
-            self.rounds.len()
-        );
-        for ClaimResult { what, median, least, most, limit, holds } in &self.claims {
-            let limit = match (limit, holds) {
-                (None, _) => String::new(),
-                (Some(limit), true) => format!(", at most {limit:.2}"),
-                (Some(limit), false) => format!(", MORE THAN {limit:.2}"),
-            };
-            println!("  {what:<36} {median:>7.2}  ({least:.2} to {most:.2}{limit})");
-        }
-        let line = |what: &str, of: fn(&Round) -> Option<f64>| {
-            let all: Vec<_> = self.rounds.iter().filter_map(of).map(|one| format!("{one:.1}")).collect();
-            println!("  {what:<36} {} s", all.join(", "));
+fn table(bench: &Bench<'_>, claims: &[ClaimResult], rounds: &[Round]) -> String {
+    let (arch, count) = (bench.args.arch, rounds.len());
+    let head = "round(s); the median, and from the least to the most";
+    let mut lines = vec![format!("{arch} guests emulated, {count} {head}")];
+    lines.extend(claims.iter().map(|ClaimResult { what, median, least, most, limit, holds }| {
+        let limit = match (limit, holds) {
+            (None, _) => String::new(),
+            (Some(limit), true) => format!(", at most {limit:.2}"),
+            (Some(limit), false) => format!(", MORE THAN {limit:.2}"),
         };
-        line("bare boot, -cpu max", |round| round.bare_max);
-        line("bare boot, our CPU flags", |round| Some(round.bare));
-        line("boot to join, cold", |round| Some(round.boot_to_join));
-        line("whole smoke, cold", |round| Some(round.cold));
-        line("whole smoke, warm", |round| Some(round.warm));
-        line("until join, cold", |round| Some(round.cold_until_join));
-        line("until join, warm", |round| Some(round.warm_until_join));
-        line("power cut to rejoin, cold", |round| Some(round.cold_cut_to_rejoin));
-        line("power cut to rejoin, warm", |round| Some(round.warm_cut_to_rejoin));
-    }
+        format!("  {what:<36} {median:>7.2}  ({least:.2} to {most:.2}{limit})")
+    }));
+    lines.extend(SHOWN.iter().map(|shown| {
+        let values: Vec<_> = rounds.iter().filter_map(shown.of).collect();
+        format!("  {:<36} {} s", shown.what, listed(&values, 1))
+    }));
+    lines.join("\n")
 }
 
 #[cfg(test)]

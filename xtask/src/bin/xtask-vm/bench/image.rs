@@ -2,22 +2,17 @@
 //! and that both are the same, but for what `customize.sh` and `initramfs.sh` mean to change.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::Read as _;
+use std::io::{self, Read};
 use std::path::Path;
-use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use xtask_core::cache::Cache;
-use xtask_core::cli::BenchArgs;
 use xtask_core::digest::Algorithm;
 use xtask_core::error::Failure;
 use xtask_core::image::Source;
 use xtask_core::image::catalogue::Catalogue;
-
-use super::{Comparison, Scratch};
 use xtask_images::{Speed, Store, bootstrap};
-use xtask_jobs::{Step, Ui};
+
+use super::{Bench, timed};
 
 /// What the two trees may differ in, since an image is given what mmdebstrap gives nobody: paths, and with a `/`, `-` or `_`
 /// at the end, beginnings of paths.
@@ -49,82 +44,64 @@ const MEANT: &[&str] = &[
     "var/lib/dpkg/status-old",
 ];
 
-pub(super) fn run(args: &BenchArgs, ui: &Ui) -> Result<()> {
-    let cache = Cache::from_env()?;
-    let image = Catalogue::built_in().find(&args.image, args.arch)?;
+pub(super) fn run(bench: &Bench<'_>) -> Result<()> {
+    let name = &bench.args.image;
+    let image = Catalogue::built_in().find(name, bench.args.arch)?;
     let Source::Packages(recipe) = &image.source else {
-        return Err(Failure::usage(format!("--image {}: it is not built from packages", args.image)).into());
+        return Err(Failure::usage(format!("--image {name}: it is not built from packages")).into());
     };
-    let scratch = Scratch::new(&cache, ui)?;
-    let store = Store { cache: &cache, ui, offline: false, run: None };
+    let store = Store { cache: &bench.cache, ui: bench.ui, offline: false, run: None };
     let (mut theirs, mut ours) = (Vec::new(), Vec::new());
-    for round in 1..=args.rounds {
-        let mut trees = Vec::new();
-        for (speed, title, seconds) in
-            [(Speed::Plain, "mmdebstrap", &mut theirs), (Speed::Full, "ours", &mut ours)]
-        {
-            let what = format!("{} {}", image.name, image.arch);
-            let step = Step { kind: "bench-image", what: &format!("{title} {what}"), title };
-            seconds.push(ui.step(&cache, step, || {
-                let started = Instant::now();
-                bootstrap(&store, &scratch.path, &image, recipe, speed)?;
-                Ok((started.elapsed().as_secs_f64(), format!("round {round}: {what}")))
-            })?);
-            trees.push(read_tree(&scratch.path.join("root.tar"))?);
-            scratch.clear()?;
-        }
-        let differences = differences(&trees[0], &trees[1]);
-        if !differences.is_empty() {
-            return Err(Failure::guest(
-                format!("the tree differs from one made by plain mmdebstrap in {}", differences.join(", ")),
-                "either a build hook leaves files behind, or the difference is intended and belongs in this \
-                 bench's list",
-            )
-            .into());
-        }
-        store
-            .ui
-            .note(&format!("{} files are identical, except for the intended differences", trees[1].len()));
+    let what = format!("{} {}", image.name, image.arch);
+    for round in 1..=bench.args.rounds {
+        let measure = |speed, title: &str| -> Result<(f64, Tree)> {
+            let seconds = bench.step(&format!("{title} {what}"), title, || {
+                let ((), seconds) = timed(|| bootstrap(&store, &bench.scratch, &image, recipe, speed))?;
+                Ok((seconds, format!("round {round}: {what}")))
+            })?;
+            let tree = read_tree(&bench.scratch.join("root.tar"))?;
+            bench.clear()?;
+            Ok((seconds, tree))
+        };
+        let (seconds, plain) = measure(Speed::Plain, "mmdebstrap")?;
+        theirs.push(seconds);
+        let (seconds, own) = measure(Speed::Full, "ours")?;
+        ours.push(seconds);
+        let differences = differences(&plain, &own).join(", ");
+        let error = format!("the tree differs from one made by plain mmdebstrap in {differences}");
+        let hint = "either a build hook leaves files behind, or the difference is intended and belongs in this \
+                    bench's list";
+        ensure!(differences.is_empty(), Failure::guest(error, hint));
+        bench.ui.note(&format!("{} files are identical, except for the intended differences", own.len()));
     }
-    Comparison::new("image", "plain mmdebstrap", &theirs, &ours).print(args.json)
+    bench.compare("plain mmdebstrap", &theirs, &ours)
 }
 
 /// A path's kind, mode, owner, group, and what it holds or points to.
 type Tree = BTreeMap<String, String>;
 
 fn read_tree(path: &Path) -> Result<Tree> {
-    let file = File::open(path).with_context(|| format!("open {}", path.display()))?;
-    let mut archive = tar::Archive::new(file);
-    let mut tree = Tree::new();
-    let mut buffer = vec![0; 1 << 16];
-    for entry in archive.entries().with_context(|| format!("read {}", path.display()))? {
-        let mut entry = entry.with_context(|| format!("read {}", path.display()))?;
-        let name = entry.path().context("read a path")?.display().to_string();
-        let header = entry.header();
-        let mut what = format!(
-            "{:?} {:o} {} {}",
-            header.entry_type(),
-            header.mode().context("read a mode")?,
-            header.uid().context("read an owner")?,
-            header.gid().context("read a group")?
-        );
-        if let Some(target) = entry.link_name().context("read a link")? {
-            what.push_str(&format!(" {}", target.display()));
-        } else {
-            let mut hash = Algorithm::Sha256.hasher();
-            loop {
-                let count = entry.read(&mut buffer).with_context(|| format!("read {name}"))?;
-                if count == 0 {
-                    break;
-                }
-                hash.update(&buffer[..count]);
-            }
-            what.push_str(&format!(" {}", hash.finish().hex()));
-        }
-        tree.insert(plain(&name), what);
-    }
+    let mut archive = tar::Archive::new(fs_err::File::open(path)?);
+    let entries = archive.entries().with_context(|| format!("read {}", path.display()))?;
+    let described = entries.map(|entry| describe(entry?)).collect::<io::Result<Tree>>();
+    let tree = described.with_context(|| format!("read the entries of {}", path.display()))?;
     ensure!(tree.len() > 1000, "{} holds only {} files, which is not a system", path.display(), tree.len());
     Ok(tree)
+}
+
+fn describe<R: Read>(mut entry: tar::Entry<'_, R>) -> io::Result<(String, String)> {
+    let name = plain(&entry.path()?.display().to_string());
+    let content = match entry.link_name()? {
+        Some(target) => target.display().to_string(),
+        None => {
+            let mut content = Vec::new();
+            entry.read_to_end(&mut content)?;
+            Algorithm::Sha256.of(&content).hex().to_owned()
+        }
+    };
+    let header = entry.header();
+    let (kind, mode, user, group) = (header.entry_type(), header.mode()?, header.uid()?, header.gid()?);
+    Ok((name, format!("{kind:?} {mode:o} {user} {group} {content}")))
 }
 
 /// As the list above writes paths: an archive begins them with `./` and ends directories with a `/`.

@@ -9,166 +9,186 @@ mod image;
 mod inspect;
 mod preflight;
 
+use std::fmt::Display;
 use std::fs::File;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
+use clap::ValueEnum as _;
 use serde::Serialize;
+use serde_json::json;
+use xshell::Shell;
+use xtask_core::bail_host;
+use xtask_core::build::{self, Agent};
 use xtask_core::cache::{CACHE_VARIABLE, Cache};
-use xtask_core::cli::{BenchArgs, BenchSubject, Verbosity};
-use xtask_core::error::{Failure, host_fault};
+use xtask_core::cli::{BenchArgs, BenchSubject, BuildArgs, Verbosity};
+use xtask_core::error::host_fault;
 use xtask_core::format::round;
 use xtask_core::fs::{is_own, make_own_dir, make_private_dir, remove_file, try_lock};
 use xtask_core::processes::end_processes;
 use xtask_core::report::Report;
 use xtask_core::workspace::Workspace;
-
 use xtask_images::discard;
-use xtask_jobs::Ui;
+use xtask_jobs::{Step, Ui};
 
 /// Measures what was asked for.
 pub(crate) fn run(workspace: &Workspace, args: &BenchArgs, verbosity: Verbosity) -> Result<()> {
     let ui = Ui::install(verbosity)?;
+    let of_host = |error| host_fault(error, "measure", "see the causes");
+    let bench = Bench::new(workspace, args, &ui).map_err(of_host)?;
     let measured = match args.subject {
-        BenchSubject::Claims => claims::run(workspace, args, &ui),
-        BenchSubject::Delivery => delivery::run(workspace, args, &ui),
-        BenchSubject::Fetch => fetch::run(args, &ui),
-        BenchSubject::Footprint => footprint::run(workspace, args, &ui),
-        BenchSubject::Image => image::run(args, &ui),
-        BenchSubject::Inspect => return inspect::run(workspace, args, &ui),
-        BenchSubject::Preflight => return preflight::run(args, &ui),
+        BenchSubject::Claims => claims::run(&bench),
+        BenchSubject::Delivery => delivery::run(&bench),
+        BenchSubject::Fetch => fetch::run(&bench),
+        BenchSubject::Footprint => footprint::run(&bench),
+        BenchSubject::Image => image::run(&bench),
+        BenchSubject::Inspect => return inspect::run(&bench),
+        BenchSubject::Preflight => return preflight::run(&bench),
     };
     // What was measured may be a child that the Ctrl-C ended.
     ui.check()?;
-    measured.map_err(|error| host_fault(error, "measure", "see the causes"))
+    measured.map_err(of_host)
 }
 
-/// A directory in the cache, as large as what is measured. A bench that was killed leaves it to the next one.
-struct Scratch {
-    path: PathBuf,
-    ui: Ui,
+/// What every subject needs to measure, to print and to compare.
+struct Bench<'a> {
+    workspace: &'a Workspace,
+    args: &'a BenchArgs,
+    ui: &'a Ui,
+    cache: Cache,
+    /// A directory in the cache, as large as what is measured. A bench that was killed leaves it to the next one.
+    scratch: PathBuf,
+    /// No other bench measures meanwhile.
     _lock: File,
 }
 
-impl Scratch {
-    fn new(cache: &Cache, ui: &Ui) -> Result<Self> {
+impl<'a> Bench<'a> {
+    fn new(workspace: &'a Workspace, args: &'a BenchArgs, ui: &'a Ui) -> Result<Self> {
+        let cache = Cache::from_env()?;
         make_private_dir(cache.root())?;
-        let path = cache.root().join("bench");
-        let lock = try_lock(&cache.root().join("bench.lock"))?.ok_or_else(|| {
-            Failure::host(
-                format!("use {}: another bench is running in it", path.display()),
-                "wait until it ends: two at once would disturb each other's measurements",
-            )
-        })?;
-        if path.exists() {
-            if !is_own(&path) {
-                return Err(Failure::host(
-                    format!("use {}: this workflow did not make that directory", path.display()),
-                    format!("move it away, or set {CACHE_VARIABLE} to another directory"),
-                )
-                .into());
+        let scratch = cache.root().join("bench");
+        let Some(lock) = try_lock(&cache.root().join("bench.lock"))? else {
+            bail_host!(
+                "use {}: another bench is running in it", scratch.display();
+                "wait until it ends: two at once would disturb each other's measurements"
+            );
+        };
+        if scratch.exists() {
+            if !is_own(&scratch) {
+                bail_host!(
+                    "use {}: this workflow did not make that directory", scratch.display();
+                    "move it away, or set {CACHE_VARIABLE} to another directory"
+                );
             }
-            end_processes(&path)?;
-            discard(&path, ui)?;
+            end_processes(&scratch)?;
+            discard(&scratch, ui)?;
         }
-        make_own_dir(&path)?;
-        Ok(Self { path, ui: ui.clone(), _lock: lock })
+        make_own_dir(&scratch)?;
+        Ok(Self { workspace, args, ui, cache, scratch, _lock: lock })
     }
 
-    /// Empty again.
+    /// Empties the scratch directory.
     fn clear(&self) -> Result<()> {
-        discard(&self.path, &self.ui)?;
-        make_own_dir(&self.path)
+        discard(&self.scratch, self.ui)?;
+        make_own_dir(&self.scratch)
+    }
+
+    fn subject(&self) -> String {
+        self.args.subject.to_possible_value().expect("no subject is hidden").get_name().to_owned()
+    }
+
+    /// Runs one measurement with its line on the screen, which ends with the text that `body` returns.
+    fn step<T>(&self, what: &str, title: &str, body: impl FnOnce() -> Result<(T, String)>) -> Result<T> {
+        let kind = match self.args.subject {
+            BenchSubject::Claims | BenchSubject::Delivery => self.args.arch.to_string(),
+            _ => self.subject(),
+        };
+        self.ui.step(&self.cache, Step { kind: &format!("bench-{kind}"), what, title }, body)
+    }
+
+    /// The agent as a smoke builds it.
+    fn agent(&self) -> Result<Agent> {
+        let shell = Shell::new().context("start a shell of commands")?;
+        let build = BuildArgs { arch: self.args.arch, profile: "release".to_owned() };
+        build::build(&shell, self.workspace, &build)
+    }
+
+    /// Runs `cargo xtask smoke` as somebody types it, which must pass. Returns its report and the seconds from the command
+    /// to its end.
+    fn smoke(&self, more: &[&str]) -> Result<(Report, f64)> {
+        let directory = self.cache.history().join("bench");
+        let mut command = self.cargo();
+        command.args(["xtask", "smoke", "--quiet", "--arch", &self.args.arch.to_string()]).args(more);
+        command.arg("--report").arg(&directory).stdin(Stdio::null());
+        let path = directory.join("report.json");
+        remove_file(&path)?;
+        let (status, seconds) = timed(|| command.status().context("run cargo xtask smoke"))?;
+        self.ui.check()?;
+        ensure!(status.success(), "the smoke ended with {status}; its report is {}", path.display());
+        let report = serde_json::from_slice(&fs_err::read(&path)?);
+        Ok((report.with_context(|| format!("parse {}", path.display()))?, seconds))
+    }
+
+    fn cargo(&self) -> Command {
+        let mut command = self.workspace.cargo();
+        command.env("CARGO_TERM_QUIET", "true");
+        command
+    }
+
+    /// Prints the figures as JSON, or as this text.
+    fn print(&self, figures: &impl Serialize, text: impl Display) -> Result<()> {
+        match self.args.json {
+            true => println!("{}", serde_json::to_string_pretty(figures)?),
+            false => println!("{text}"),
+        }
+        Ok(())
+    }
+
+    /// Prints how two ways to do the same compare. The speedup is that of the means.
+    fn compare(&self, name: &str, theirs: &[f64], ours: &[f64]) -> Result<()> {
+        let mean = |seconds: &[f64]| seconds.iter().sum::<f64>() / seconds.len() as f64;
+        let (subject, speedup) = (self.subject(), round(mean(theirs) / mean(ours)));
+        let figures = json!({
+            "schema": 1, "subject": subject, "theirs": name,
+            "their_seconds": rounded(theirs), "our_seconds": rounded(ours), "speedup": speedup,
+        });
+        let (theirs, ours) = (listed(theirs, 1), listed(ours, 1));
+        self.print(
+            &figures,
+            format!("{subject}: {name} {theirs} s, ours {ours} s: {speedup:.2} times as fast"),
+        )
     }
 }
 
-impl Drop for Scratch {
+impl Drop for Bench<'_> {
     fn drop(&mut self) {
         // After a Ctrl-C too, which is why nobody asks for another one.
-        if let Err(error) = discard(&self.path, &self.ui.uninterruptible()) {
+        if let Err(error) = discard(&self.scratch, &self.ui.uninterruptible()) {
             eprintln!("warning: {error:#}");
         }
     }
 }
 
-/// `cargo xtask smoke`, as somebody types it, which must pass; its report, and the seconds from the command to its end.
-fn smoke(workspace: &Workspace, args: &BenchArgs, more: &[&str], ui: &Ui) -> Result<(Report, f64)> {
-    let directory = Cache::from_env()?.history().join("bench");
-    let mut command = cargo_as_typed(workspace);
-    command.args(["xtask", "smoke", "--quiet", "--arch", &args.arch.to_string()]).args(more);
-    command.arg("--report").arg(&directory).stdin(Stdio::null());
-    let path = directory.join("report.json");
-    remove_file(&path)?;
+/// What `body` returns, and the seconds that it took.
+fn timed<T>(body: impl FnOnce() -> Result<T>) -> Result<(T, f64)> {
     let started = Instant::now();
-    let status = command.status().context("run cargo xtask smoke")?;
-    let seconds = started.elapsed().as_secs_f64();
-    ui.check()?;
-    ensure!(status.success(), "the smoke ended with {status}; its report is {}", path.display());
-    let text = std::fs::read(&path).with_context(|| format!("read {}", path.display()))?;
-    let report = serde_json::from_slice(&text).with_context(|| format!("parse {}", path.display()))?;
-    Ok((report, seconds))
+    let value = body()?;
+    Ok((value, started.elapsed().as_secs_f64()))
 }
 
-fn cargo_as_typed(workspace: &Workspace) -> Command {
-    let mut command = workspace.cargo();
-    command.env("CARGO_TERM_QUIET", "true");
-    command
-}
-
-/// Of at least one.
+/// The median of at least one value.
 fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
-    let middle = sorted.len() / 2;
-    if sorted.len().is_multiple_of(2) {
-        f64::midpoint(sorted[middle - 1], sorted[middle])
-    } else {
-        sorted[middle]
-    }
+    f64::midpoint(sorted[(sorted.len() - 1) / 2], sorted[sorted.len() / 2])
 }
 
-fn mean(seconds: &[f64]) -> f64 {
-    seconds.iter().sum::<f64>() / seconds.len() as f64
+fn rounded(values: &[f64]) -> Vec<f64> {
+    values.iter().copied().map(round).collect()
 }
 
-/// Two ways to do the same, and how they compare.
-#[derive(Debug, Serialize)]
-struct Comparison {
-    schema: u32,
-    subject: &'static str,
-    theirs: &'static str,
-    their_seconds: Vec<f64>,
-    our_seconds: Vec<f64>,
-    /// How many times as fast ours is, from the means.
-    speedup: f64,
-}
-
-impl Comparison {
-    fn new(subject: &'static str, theirs: &'static str, their_seconds: &[f64], our_seconds: &[f64]) -> Self {
-        let speedup = round(mean(their_seconds) / mean(our_seconds));
-        let rounded = |seconds: &[f64]| seconds.iter().map(|seconds| round(*seconds)).collect();
-        let (their_seconds, our_seconds) = (rounded(their_seconds), rounded(our_seconds));
-        Self { schema: 1, subject, theirs, their_seconds, our_seconds, speedup }
-    }
-
-    fn print(&self, json: bool) -> Result<()> {
-        if json {
-            println!("{}", serde_json::to_string_pretty(self)?);
-        } else {
-            let all = |seconds: &[f64]| {
-                seconds.iter().map(|one| format!("{one:.1}")).collect::<Vec<_>>().join(", ")
-            };
-            println!(
-                "{}: {} {} s, ours {} s: {:.2} times as fast",
-                self.subject,
-                self.theirs,
-                all(&self.their_seconds),
-                all(&self.our_seconds),
-                self.speedup
-            );
-        }
-        Ok(())
-    }
+fn listed(values: &[f64], digits: usize) -> String {
+    values.iter().map(|value| format!("{value:.digits$}")).collect::<Vec<_>>().join(", ")
 }

@@ -1,58 +1,52 @@
 //! `cargo xtask bench preflight`: the whole command as a person calls it, for both architectures, and the rehearsal of each,
 //! against what they may take.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
+use serde_json::json;
 use xtask_core::arch::VmArchitecture;
-use xtask_core::cli::BenchArgs;
 use xtask_core::error::Failure;
 use xtask_core::format::round;
 use xtask_core::limits;
 
-use super::median;
-use xtask_jobs::Ui;
+use super::{Bench, listed, median, rounded, timed};
 
-/// One command, as often as asked.
+/// A command that may take so long.
+pub(super) struct TimedCommand {
+    pub(super) what: String,
+    pub(super) program: PathBuf,
+    pub(super) words: Vec<String>,
+    pub(super) limit: Duration,
+}
+
+/// What it took, as often as asked.
 #[derive(Debug, Serialize)]
-pub(super) struct Measured {
+struct Measured {
     what: String,
     seconds: Vec<f64>,
     median: f64,
     limit: f64,
 }
 
-#[derive(Debug, Serialize)]
-pub(super) struct TimingFigures {
-    schema: u32,
-    subject: &'static str,
-    measured: Vec<Measured>,
-}
-
-pub(super) fn run(args: &BenchArgs, ui: &Ui) -> Result<()> {
-    let xtask_vm = std::env::current_exe().context("find this program")?;
-    let path = xtask_binary()?;
-    let both = MeasuredCommand {
-        program: &path,
-        words: &["preflight"],
-        what: "preflight of both",
+pub(super) fn run(bench: &Bench<'_>) -> Result<()> {
+    let mut commands = vec![TimedCommand {
+        what: "preflight of both".to_owned(),
+        program: xtask_binary()?,
+        words: vec!["preflight".to_owned()],
         limit: limits::PREFLIGHT,
-    };
-    let mut measured = vec![both.measure(args.rounds, ui)?];
-    for arch in VmArchitecture::ALL.map(|arch| arch.to_string()) {
-        let rehearsal = MeasuredCommand {
-            program: &xtask_vm,
-            words: &["preflight", "--rehearse", "--arch", &arch],
-            what: &format!("preflight and rehearsal of {arch}"),
-            limit: limits::REHEARSAL,
-        };
-        measured.push(rehearsal.measure(args.rounds, ui)?);
-    }
-    TimingFigures::new("preflight", measured)
-        .conclude(args.json, "find the slow probe in xtask/core/src/host/")
+    }];
+    let xtask_vm = std::env::current_exe().context("find this program")?;
+    commands.extend(VmArchitecture::ALL.map(|arch| TimedCommand {
+        what: format!("preflight and rehearsal of {arch}"),
+        program: xtask_vm.clone(),
+        words: ["preflight", "--rehearse", "--arch", &arch.to_string()].map(str::to_owned).into(),
+        limit: limits::REHEARSAL,
+    }));
+    bench.check_times(&commands, "find the slow probe in xtask/core/src/host/")
 }
 
 /// `xtask`, beside this program.
@@ -62,22 +56,16 @@ pub(super) fn xtask_binary() -> Result<PathBuf> {
     Ok(path)
 }
 
-impl TimingFigures {
-    pub(super) fn new(subject: &'static str, measured: Vec<Measured>) -> Self {
-        Self { schema: 1, subject, measured }
-    }
-
-    /// Prints them; an error where one took longer than it may.
-    pub(super) fn conclude(&self, json: bool, hint: &str) -> Result<()> {
-        if json {
-            println!("{}", serde_json::to_string_pretty(self)?);
-        } else {
-            for Measured { what, seconds, median, limit } in &self.measured {
-                let all: Vec<_> = seconds.iter().map(|one| format!("{one:.3}")).collect();
-                println!("{what}: {} s, median {median:.3} s of at most {limit} s", all.join(", "));
-            }
-        }
-        match self.measured.iter().find(|measured| measured.median > measured.limit) {
+impl Bench<'_> {
+    /// Measures the commands, prints the figures, and fails where one took longer than it may.
+    pub(super) fn check_times(&self, commands: &[TimedCommand], hint: &str) -> Result<()> {
+        let measured = commands.iter().map(|command| self.measure(command)).collect::<Result<Vec<_>>>()?;
+        let line = |Measured { what, seconds, median, limit }: &Measured| {
+            format!("{what}: {} s, median {median:.3} s of at most {limit} s", listed(seconds, 3))
+        };
+        let figures = json!({ "schema": 1, "subject": self.subject(), "measured": measured });
+        self.print(&figures, measured.iter().map(line).collect::<Vec<_>>().join("\n"))?;
+        match measured.iter().find(|measured| measured.median > measured.limit) {
             None => Ok(()),
             Some(Measured { what, median, limit, .. }) => Err(Failure::guest(
                 format!("{what} takes {median:.3} s, and the limit is {limit} s"),
@@ -86,39 +74,22 @@ impl TimingFigures {
             .into()),
         }
     }
-}
 
-/// A command that is measured.
-pub(super) struct MeasuredCommand<'a> {
-    pub(super) program: &'a Path,
-    pub(super) words: &'a [&'a str],
-    /// Its name in the figures.
-    pub(super) what: &'a str,
-    pub(super) limit: Duration,
-}
-
-impl MeasuredCommand<'_> {
-    /// Runs it once to warm what is cached, then `rounds` times.
-    pub(super) fn measure(&self, rounds: u32, ui: &Ui) -> Result<Measured> {
-        let Self { program, words, what, limit } = *self;
-        let mut seconds = Vec::new();
-        for round in 0..=rounds {
-            ui.check()?;
-            let started = Instant::now();
-            let output = Command::new(program)
-                .args(words)
-                .stdin(Stdio::null())
-                .output()
-                .with_context(|| format!("run {}", program.display()))?;
-            let took = started.elapsed().as_secs_f64();
+    /// Runs it once to warm what is cached, then as often as asked.
+    fn measure(&self, TimedCommand { what, program, words, limit }: &TimedCommand) -> Result<Measured> {
+        let name = program.display();
+        let mut all = Vec::new();
+        for _ in 0..=self.args.rounds {
+            self.ui.check()?;
+            let mut command = Command::new(program);
+            command.args(words).stdin(Stdio::null());
+            let (output, seconds) = timed(|| command.output().with_context(|| format!("run {name}")))?;
             let (status, message) = (output.status, String::from_utf8_lossy(&output.stderr));
-            ensure!(status.success(), "{} {}: {status}: {message}", program.display(), words.join(" "));
-            if round > 0 {
-                seconds.push(took);
-            }
+            ensure!(status.success(), "{name} {}: {status}: {message}", words.join(" "));
+            all.push(seconds);
         }
-        let median = round(median(&seconds));
-        let seconds = seconds.into_iter().map(round).collect();
-        Ok(Measured { what: what.to_owned(), seconds, median, limit: limit.as_secs_f64() })
+        let seconds = &all[1..];
+        let (what, limit) = (what.clone(), limit.as_secs_f64());
+        Ok(Measured { what, seconds: rounded(seconds), median: round(median(seconds)), limit })
     }
 }

@@ -1,8 +1,20 @@
 //! The guest from outside: its console, ssh into it, the disks that it is given, what it runs.
 
+use anyhow::Result;
+use xtask_core::cache::Cache;
+use xtask_core::runs::RunDir;
+use xtask_jobs::Ui;
+
 pub(crate) mod console;
 pub(crate) mod filesystem;
 pub(crate) mod media;
 pub(crate) mod ssh;
 pub(crate) mod watch;
 pub(crate) mod workload;
+
+/// Makes a run's directory, and says which dead runs were collected for that.
+pub(crate) fn begin_run(cache: &Cache, ui: &Ui) -> Result<RunDir> {
+    let (run, collected) = RunDir::create(cache)?;
+    collected.iter().for_each(|dead| ui.line(&dead.to_string()));
+    Ok(run)
+}

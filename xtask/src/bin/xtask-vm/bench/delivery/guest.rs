@@ -9,14 +9,14 @@ use xtask_core::fs::write_private;
 use xtask_core::host::tools;
 use xtask_core::limits;
 use xtask_core::runs::RunDir;
+use xtask_jobs::Ui;
+use xtask_jobs::child::{Child, Job};
 
 use super::super::bare::{Bare, Started};
 use super::qmp::Qmp;
 use crate::guest::media;
 use crate::guest::ssh::Keys;
 use crate::libvirt::forwarded_port;
-use xtask_jobs::Ui;
-use xtask_jobs::child::{Child, Job};
 
 /// Where the guest puts what it got.
 pub(super) const DELIVERED: &str = "/run/delivered";
@@ -39,33 +39,28 @@ pub(super) struct DeliveryGuest<'a> {
 }
 
 impl<'a> DeliveryGuest<'a> {
-    pub(super) fn boot(bare: &Bare<'_>, run: &RunDir, content: &'a [u8], ui: &'a Ui) -> Result<Self> {
+    pub(super) fn boot(bare: &Bare<'a>, run: &RunDir, content: &'a [u8]) -> Result<Self> {
         let work = run.work();
         let (qmp, log) = (work.join("qmp.sock"), work.join("waiting.log"));
         let (there, full) = (work.join("there.img"), work.join("full.img"));
         media::make_blank(&there, content.len() as u64)?;
         write_private(&full, content)?;
-        let more = [
-            "-qmp".to_owned(),
-            format!("unix:{},server=on,wait=off", qmp.display()),
-            "-drive".to_owned(),
-            format!("if=virtio,format=raw,readonly=on,cache=none,file={}", there.display()),
-            "-device".to_owned(),
-            "pcie-root-port,id=free,chassis=1".to_owned(),
-            "-blockdev".to_owned(),
-            format!(
-                "driver=raw,node-name=late,read-only=on,cache.direct=on,file.driver=file,file.filename={}",
-                full.display()
-            ),
-        ];
+        let disk = format!("if=virtio,format=raw,readonly=on,cache=none,file={}", there.display());
+        let late = format!(
+            "driver=raw,node-name=late,read-only=on,cache.direct=on,file.driver=file,file.filename={}",
+            full.display()
+        );
+        let monitor = format!("unix:{},server=on,wait=off", qmp.display());
+        let slot = "pcie-root-port,id=free,chassis=1";
+        let more = ["-qmp", &monitor, "-drive", &disk, "-device", slot, "-blockdev", &late];
         let network = "user,id=net0,ipv6=off,hostfwd=tcp:127.0.0.1:0-:22";
-        let started = bare.start(run, network, more.to_vec(), ui)?;
-        started.until_finished(ui)?;
-        let table =
-            Qmp::connect(&qmp)?.ask("human-monitor-command", &json!({ "command-line": "info usernet" }))?;
+        let started = bare.start(run, network, &more.map(str::to_owned))?;
+        bare.until_finished(&started)?;
+        let table = json!({ "command-line": "info usernet" });
+        let table = Qmp::connect(&qmp)?.ask("human-monitor-command", &table)?;
         let port = forwarded_port(table.as_str().context("QEMU prints its user network")?, 22)?;
         let Started { qemu, keys, .. } = started;
-        Ok(Self { full, there, work, log, _qemu: qemu, qmp, keys, port, content, ui })
+        Ok(Self { full, there, work, log, _qemu: qemu, qmp, keys, port, content, ui: bare.bench.ui })
     }
 
     pub(super) fn root(&self, command: &str) -> Result<String> {
@@ -123,6 +118,6 @@ impl Waiting<'_> {
     }
 
     fn output(&self) -> Result<String> {
-        std::fs::read_to_string(self.log).with_context(|| format!("read {}", self.log.display()))
+        Ok(fs_err::read_to_string(self.log)?)
     }
 }

@@ -16,22 +16,16 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use rustix::net::{AddressFamily, SocketType, bind, ipproto, listen, socket};
 use serde_json::json;
-use xshell::Shell;
-use xtask_core::build;
-use xtask_core::cache::Cache;
-use xtask_core::cli::{BenchArgs, BuildArgs};
 use xtask_core::digest::Algorithm;
 use xtask_core::error::Failure;
-use xtask_core::format::{human_bytes, round};
+use xtask_core::format::human_bytes;
 use xtask_core::host::tools;
 use xtask_core::limits;
-use xtask_core::workspace::Workspace;
 
-use super::bare::{Bare, ended, prepare};
-use super::{Scratch, median};
+use super::bare::Bare;
+use super::{Bench, listed, median, rounded, timed};
 use guest::{DELIVERED, DeliveryGuest};
 use qmp::Qmp;
-use xtask_jobs::{Step, Ui};
 
 /// The disk that is there, behind the guest's own and its seed.
 const THERE: &str = "/dev/vdc";
@@ -62,40 +56,32 @@ impl Way {
     }
 }
 
-pub(super) fn run(workspace: &Workspace, args: &BenchArgs, ui: &Ui) -> Result<()> {
-    let cache = Cache::from_env()?;
-    // Nobody else measures meanwhile.
-    let _scratch = Scratch::new(&cache, ui)?;
-    let shell = Shell::new().context("start a shell of commands")?;
-    let build = BuildArgs { arch: args.arch, profile: "release".to_owned() };
-    let agent = build::build(&shell, workspace, &build)?;
-    let mut content = agent.content;
+pub(super) fn run(bench: &Bench<'_>) -> Result<()> {
+    let mut content = bench.agent()?.content;
     // A disk is made of sectors.
     content.resize(content.len().next_multiple_of(4096), 0);
-    let (plan, image, user) = prepare(workspace, args, &cache, ui)?;
-    let cpu = plan.cpu.describe();
-    let bare = Bare { cache: &cache, plan: &plan, image: &image, cpu: &cpu };
-    let kind = format!("bench-{}", args.arch);
-    let seconds = bare.in_a_run(ui, |run| {
-        let guest = ui.step(&cache, Step { kind: &kind, what: "delivery boot", title: "boot" }, || {
-            Ok((DeliveryGuest::boot(&bare, run, &content, ui)?, "bare QEMU".to_owned()))
-        })?;
-        guest.measure(args.rounds, &cache, &kind)
-    });
-    let seconds = ended(user, seconds)?;
-    conclude(args, content.len(), &seconds)
+    let seconds = bench.with_image(|plan, image| {
+        let bare = Bare { bench, plan, image, cpu: &plan.cpu.describe() };
+        bare.in_a_run(|run| {
+            let guest = bench.step("delivery boot", "boot", || {
+                Ok((DeliveryGuest::boot(&bare, run, &content)?, "bare QEMU".to_owned()))
+            })?;
+            guest.measure(bench)
+        })
+    })?;
+    conclude(bench, content.len(), &seconds)
 }
 
 impl DeliveryGuest<'_> {
-    /// Each way in turn, in each round; once before, so that no way pays for what is read the first time.
-    fn measure(&self, rounds: u32, cache: &Cache, kind: &str) -> Result<Vec<(Way, Vec<f64>)>> {
+    /// Measures each way in turn, in each round; once before, so that no way pays for what is read the first time.
+    fn measure(&self, bench: &Bench<'_>) -> Result<Vec<(Way, Vec<f64>)>> {
         let mut all: Vec<_> = WAYS.map(|way| (way, Vec::new())).into();
-        for number in 0..=rounds {
+        for number in 0..=bench.args.rounds {
             for (way, seconds) in &mut all {
-                let known_as = format!("delivery by {}", way.name());
-                let took = self.ui.step(cache, Step { kind, what: &known_as, title: "deliver" }, || {
-                    let took = self.deliver(*way)?;
-                    Ok((took, format!("round {number}: {} {took:.2} s", way.name())))
+                let name = way.name();
+                let took = bench.step(&format!("delivery by {name}"), "deliver", || {
+                    let took = self.deliver(*way).with_context(|| format!("deliver by {name}"))?;
+                    Ok((took, format!("round {number}: {name} {took:.2} s")))
                 })?;
                 if number > 0 {
                     seconds.push(took);
@@ -111,11 +97,10 @@ impl DeliveryGuest<'_> {
             Way::HotPlug => self.by_plugging(),
             Way::Http => self.by_http(),
             Way::Ssh => self.by_ssh(),
-        };
-        let seconds = seconds.with_context(|| format!("deliver by {}", way.name()))?;
+        }?;
         let output = self.root(&format!("sha256sum {DELIVERED}"))?;
         self.root(&format!("rm {DELIVERED}"))?;
-        came(&output, self.content).with_context(|| format!("deliver by {}", way.name()))?;
+        came(&output, self.content)?;
         Ok(seconds)
     }
 
@@ -124,10 +109,10 @@ impl DeliveryGuest<'_> {
         let wait = format!("until {{ read -r first < {THERE}; [ -n \"$first\" ]; }}; do sleep 0.1; done");
         let waiting = self.waiting(&format!("{wait}; cat {THERE}"))?;
         let disk = File::options().write(true).open(&self.there).context("open the guest's disk")?;
-        let started = Instant::now();
-        disk.write_all_at(self.content, 0).context("write the guest's disk")?;
-        waiting.delivered()?;
-        let seconds = started.elapsed().as_secs_f64();
+        let ((), seconds) = timed(|| {
+            disk.write_all_at(self.content, 0).context("write the guest's disk")?;
+            waiting.delivered()
+        })?;
         let mut blank = vec![0; self.content.len()];
         blank[0] = b'\n';
         disk.write_all_at(&blank, 0).context("blank the guest's disk")?;
@@ -138,10 +123,7 @@ impl DeliveryGuest<'_> {
         let mut qmp = Qmp::connect(&self.qmp)?;
         let waiting = self.waiting(&format!("until [ -b {PLUGGED} ]; do sleep 0.1; done; cat {PLUGGED}"))?;
         let device = json!({ "driver": "virtio-blk-pci", "id": "late", "drive": "late", "bus": "free" });
-        let started = Instant::now();
-        qmp.ask("device_add", &device)?;
-        waiting.delivered()?;
-        let seconds = started.elapsed().as_secs_f64();
+        let ((), seconds) = timed(|| qmp.ask("device_add", &device).and_then(|_| waiting.delivered()))?;
         qmp.ask("device_del", &json!({ "id": "late" }))?;
         qmp.until("DEVICE_DELETED")?;
         Ok(seconds)
@@ -196,50 +178,37 @@ impl DeliveryGuest<'_> {
         let mut command = Command::new(tools::require("ssh")?);
         command.args(self.keys.arguments(self.port));
         command.arg(format!("sudo -n timeout {} sh -c 'cat > {DELIVERED}'", limits::DELIVERY.as_secs()));
-        let started = Instant::now();
-        let status = command.stdin(Stdio::from(content)).status().context("run ssh")?;
+        command.stdin(Stdio::from(content));
+        let (status, seconds) = timed(|| command.status().context("run ssh"))?;
         self.ui.check()?;
         ensure!(status.success(), "ssh: {status}");
-        Ok(started.elapsed().as_secs_f64())
+        Ok(seconds)
     }
 }
 
 /// `sha256sum`'s line is that of the content.
 fn came(output: &str, content: &[u8]) -> Result<()> {
-    let expected = Algorithm::Sha256.of(content).to_string();
-    let expected = expected.rsplit(':').next().unwrap_or_default();
+    let expected = Algorithm::Sha256.of(content);
+    let expected = expected.hex();
     let got = output.split_whitespace().next().unwrap_or_default();
     ensure!(got == expected, "the guest received other content: its SHA-256 is {got:?}, expected {expected}");
     Ok(())
 }
 
 /// Prints the figures; an error where another way is so much faster that it should be taken.
-fn conclude(args: &BenchArgs, bytes: usize, seconds: &[(Way, Vec<f64>)]) -> Result<()> {
+fn conclude(bench: &Bench<'_>, bytes: usize, seconds: &[(Way, Vec<f64>)]) -> Result<()> {
+    let (arch, rounds) = (bench.args.arch, bench.args.rounds);
     let medians: Vec<_> = seconds.iter().map(|(way, all)| (*way, median(all))).collect();
     let (_, ours) = *medians.first().context("a way")?;
-    if args.json {
-        let ways: Vec<_> = seconds
-            .iter()
-            .map(|(way, all)| {
-                json!({ "way": way.name(), "seconds": all.iter().map(|one| round(*one)).collect::<Vec<_>>() })
-            })
-            .collect();
-        println!(
-            "{:#}",
-            json!({ "schema": 1, "subject": "delivery", "arch": args.arch, "bytes": bytes, "ways": ways })
-        );
-    } else {
-        println!(
-            "{} into a guest that is up, {}, {} round(s)",
-            human_bytes(bytes as u64),
-            args.arch,
-            args.rounds
-        );
-        for ((way, all), (_, median)) in seconds.iter().zip(&medians) {
-            let all: Vec<_> = all.iter().map(|one| format!("{one:.2}")).collect();
-            println!("  {:<28} {} s, {:.1} times ours", way.name(), all.join(", "), median / ours);
-        }
-    }
+    let ways = seconds.iter().map(|(way, all)| json!({ "way": way.name(), "seconds": rounded(all) }));
+    let ways: Vec<_> = ways.collect();
+    let figures = json!({ "schema": 1, "subject": "delivery", "arch": arch, "bytes": bytes, "ways": ways });
+    let size = human_bytes(bytes as u64);
+    let mut lines = vec![format!("{size} into a guest that is up, {arch}, {rounds} round(s)")];
+    lines.extend(seconds.iter().map(|(way, all)| {
+        format!("  {:<28} {} s, {:.1} times ours", way.name(), listed(all, 2), median(all) / ours)
+    }));
+    bench.print(&figures, lines.join("\n"))?;
     ours_will_do(&medians)
 }
 
@@ -249,7 +218,8 @@ fn ours_will_do(medians: &[(Way, f64)]) -> Result<()> {
     let Some((way, theirs)) = medians.iter().find(|(_, theirs)| ours - theirs > worth) else { return Ok(()) };
     Err(Failure::guest(
         format!("{} takes {theirs:.2} s, and the delivery of a warm smoke {ours:.2} s", way.name()),
-        "check that nothing else runs on this machine; if so, use the faster delivery in src/bin/xtask-vm/smoke/warm.rs",
+        "check that nothing else runs on this machine; if so, use the faster delivery in \
+         src/bin/xtask-vm/smoke/warm.rs",
     )
     .into())
 }
