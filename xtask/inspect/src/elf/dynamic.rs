@@ -4,9 +4,10 @@ use std::cell::Cell;
 use std::rc::Rc;
 
 use object::LittleEndian as LE;
-use object::elf::{self, Dyn64, DynamicTag, Rela64, Sym64, Verdaux, Verdef, Vernaux, Verneed};
+use object::elf::{self, Dyn64, DynamicTag, FileHeader64, Rela64, Sym64, Verdaux, Verdef, Vernaux, Verneed};
+use object::pod::Pod;
 use object::read::ReadRef as _;
-use object::read::elf::ProgramHeader as _;
+use object::read::elf::{GnuHashTable, ProgramHeader as _, SectionHeader as _};
 
 use super::{Elf, PT_DYNAMIC, string};
 
@@ -42,34 +43,33 @@ impl<'a> Dynamic<'a> {
     /// Reads it; empty where there is no `PT_DYNAMIC`.
     pub(super) fn read(elf: &Elf<'a>) -> Result<Self, String> {
         let Some(header) = elf.segment(PT_DYNAMIC) else { return Ok(Self::default()) };
-        let (offset, size) = (header.p_offset(LE), header.p_filesz(LE));
-        let beyond = || "its dynamic section lies beyond the end of the file".to_owned();
-        let bytes = elf.data.read_bytes_at(offset, size).map_err(|()| beyond())?;
-        let entries = bytes.read_slice_at::<Dyn64<LE>>(0, bytes.len() / size_of::<Dyn64<LE>>());
-        let entries = entries.map_err(|()| beyond())?;
+        let bytes = header.data(LE, elf.data);
+        let bytes = bytes.map_err(|()| "its dynamic section lies beyond the end of the file")?;
+        let entries: &[Dyn64<LE>] = array(bytes);
         let end = entries.iter().position(|entry| entry.d_tag.get(LE) == elf::DT_NULL);
         let entries = &entries[..end.unwrap_or(entries.len())];
         let mut dynamic = Self { entries, ..Self::default() };
         let at = |tag| dynamic.value(tag).map(|address| elf.bytes_at(address));
-        let strings = match at(elf::DT_STRTAB) {
-            Some(None) => return Err("its dynamic string table lies outside of what is loaded".to_owned()),
-            found => found.flatten().unwrap_or_default(),
+        let loaded = |tag, what: &str| match at(tag) {
+            Some(None) => Err(format!("its dynamic {what} outside of what is loaded")),
+            found => Ok(found.flatten().unwrap_or_default()),
         };
+        let strings = loaded(elf::DT_STRTAB, "string table lies")?;
         let limit = dynamic.value(elf::DT_STRSZ).and_then(|size| usize::try_from(size).ok());
         if limit.is_some_and(|limit| limit > strings.len()) {
             return Err("its dynamic string table is longer than what is loaded there".to_owned());
         }
         let strings = &strings[..limit.unwrap_or(strings.len())];
-        let symbols = match at(elf::DT_SYMTAB) {
-            Some(None) => return Err("its dynamic symbols lie outside of what is loaded".to_owned()),
-            found => found.flatten().unwrap_or_default(),
-        };
-        let count = dynamic.count_of_symbols(elf).min(symbols.len() / size_of::<Sym64<LE>>());
-        let symbols = symbols.read_slice_at::<Sym64<LE>>(0, count).unwrap_or_default();
+        let symbols: &[Sym64<LE>] = array(loaded(elf::DT_SYMTAB, "symbols lie")?);
+        let symbols = &symbols[..symbols.len().min(dynamic.count_of_symbols(elf))];
         let of = |tag| at(tag).flatten().unwrap_or_default();
         let (versions, verneed, verdef) = (of(elf::DT_VERSYM), of(elf::DT_VERNEED), of(elf::DT_VERDEF));
-        let relocations = table(of(elf::DT_RELA), dynamic.value(elf::DT_RELASZ));
-        let plt_relocations = table(of(elf::DT_JMPREL), dynamic.value(elf::DT_PLTRELSZ));
+        let table = |tag, size| {
+            let size = dynamic.value(size).and_then(|size| usize::try_from(size).ok()).unwrap_or(0);
+            array(&of(tag)[..size.min(of(tag).len())])
+        };
+        let relocations = table(elf::DT_RELA, elf::DT_RELASZ);
+        let plt_relocations = table(elf::DT_JMPREL, elf::DT_PLTRELSZ);
         dynamic = Self { entries, strings, symbols, versions, verneed, verdef, relocations, plt_relocations };
         for (tag, what) in [(elf::DT_NEEDED, "a needed library"), (elf::DT_SONAME, "its own name")] {
             if dynamic.values(tag).any(|start| dynamic.string_at(start).is_none()) {
@@ -81,39 +81,18 @@ impl<'a> Dynamic<'a> {
 
     /// `DT_HASH` tells the number of symbols; of `DT_GNU_HASH` the last chain's end does.
     fn count_of_symbols(&self, elf: &Elf<'a>) -> usize {
-        let word = |bytes: &[u8], at: usize| {
-            let four = bytes.get(at..at.checked_add(4)?)?;
-            Some(u32::from_le_bytes(four.try_into().ok()?))
-        };
-        let sections = elf.section_of_type(elf::SHT_DYNSYM);
-        if let Some(section) = sections {
-            use object::read::elf::SectionHeader as _;
+        if let Some(section) = elf.section_of_type(elf::SHT_DYNSYM) {
             return usize::try_from(section.sh_size(LE)).unwrap_or(0) / size_of::<Sym64<LE>>();
         }
-        if let Some(hash) = self.value(elf::DT_HASH).and_then(|address| elf.bytes_at(address)) {
-            return word(hash, 4).map_or(0, |chains| chains as usize);
+        let at = |tag| self.value(tag).and_then(|address| elf.bytes_at(address));
+        if let Some(hash) = at(elf::DT_HASH) {
+            let header = hash.read_at::<elf::HashHeader<LE>>(0);
+            return header.map_or(0, |header| header.chain_count.get(LE) as usize);
         }
-        let Some(hash) = self.value(elf::DT_GNU_HASH).and_then(|address| elf.bytes_at(address)) else {
-            return 0;
-        };
-        let (Some(buckets), Some(first), Some(bloom)) = (word(hash, 0), word(hash, 4), word(hash, 8)) else {
-            return 0;
-        };
-        let at_buckets = (bloom as usize).saturating_mul(8).saturating_add(16);
-        let bucket = |index: u32| word(hash, at_buckets.saturating_add((index as usize).saturating_mul(4)));
-        let last = (0..buckets).map_while(bucket).max().unwrap_or(0);
-        if last < first {
-            return first as usize;
-        }
-        let at_chains = at_buckets.saturating_add((buckets as usize).saturating_mul(4));
-        let mut index = last;
-        while word(hash, at_chains.saturating_add((index - first) as usize * 4))
-            .is_some_and(|hash| hash & 1 == 0)
-        {
-            let Some(next) = index.checked_add(1) else { return 0 };
-            index = next;
-        }
-        (index as usize).saturating_add(1)
+        let hash =
+            at(elf::DT_GNU_HASH).and_then(|hash| GnuHashTable::<FileHeader64<LE>>::parse(LE, hash).ok());
+        // Those before the first that it holds are there even where it holds none.
+        hash.map_or(0, |hash| hash.symbol_table_length(LE).unwrap_or(hash.symbol_base()) as usize)
     }
 
     fn values(&self, tag: DynamicTag) -> impl Iterator<Item = u64> + '_ {
@@ -166,25 +145,20 @@ impl<'a> Dynamic<'a> {
         let count = self.value(elf::DT_VERNEEDNUM).unwrap_or(0);
         // Lists that share their records would make of a small table a long one.
         let left = Rc::new(Cell::new(self.verneed.len() / size_of::<Vernaux<LE>>()));
-        let libraries = chain(self.verneed, 0, count, size_of::<Verneed<LE>>(), |bytes| {
-            bytes.read_at::<Verneed<LE>>(0).map_or(0, |need| need.vn_next.get(LE))
-        });
-        libraries.flat_map(move |(start, bytes)| {
-            let need = bytes.read_at::<Verneed<LE>>(0).ok();
-            let library = need.and_then(|need| self.string_at(u64::from(need.vn_file.get(LE))));
-            let first = need.map_or(usize::MAX, |need| start.saturating_add(need.vn_aux.get(LE) as usize));
-            let count = need.map_or(0, |need| u64::from(need.vn_cnt.get(LE)));
-            let versions = chain(self.verneed, first, count, size_of::<Vernaux<LE>>(), |bytes| {
-                bytes.read_at::<Vernaux<LE>>(0).map_or(0, |version| version.vna_next.get(LE))
-            });
+        let libraries = chain(self.verneed, 0, count, |need: &Verneed<LE>| need.vn_next.get(LE));
+        libraries.flat_map(move |(start, need)| {
+            let library = self.string_at(u64::from(need.vn_file.get(LE)));
+            let first = start.saturating_add(need.vn_aux.get(LE) as usize);
+            let count = u64::from(need.vn_cnt.get(LE));
+            let next = |version: &Vernaux<LE>| version.vna_next.get(LE);
             let left = Rc::clone(&left);
             let there_is_more = move || left.replace(left.get().saturating_sub(1)) > 0;
-            versions.take_while(move |_| there_is_more()).filter_map(move |(_, bytes)| {
-                let version = bytes.read_at::<Vernaux<LE>>(0).ok()?;
+            let versions = chain(self.verneed, first, count, next).take_while(move |_| there_is_more());
+            versions.filter_map(move |(_, version)| {
                 Some(Required {
                     library: library?,
                     version: self.string_at(u64::from(version.vna_name.get(LE)))?,
-                    weak: version.vna_flags.get(LE).0 & elf::VER_FLG_WEAK.0 != 0,
+                    weak: version.vna_flags.get(LE).contains(elf::VER_FLG_WEAK),
                     index: version.vna_other.get(LE).0,
                 })
             })
@@ -194,44 +168,36 @@ impl<'a> Dynamic<'a> {
     /// The versions that this library offers.
     pub fn offered(&self) -> impl Iterator<Item = &'a [u8]> + '_ {
         let count = self.value(elf::DT_VERDEFNUM).unwrap_or(0);
-        let definitions = chain(self.verdef, 0, count, size_of::<Verdef<LE>>(), |bytes| {
-            bytes.read_at::<Verdef<LE>>(0).map_or(0, |definition| definition.vd_next.get(LE))
-        });
-        definitions.filter_map(|(_, bytes)| {
-            let definition = bytes.read_at::<Verdef<LE>>(0).ok()?;
-            if definition.vd_flags.get(LE).0 & elf::VER_FLG_BASE.0 != 0 {
-                return None;
-            }
-            let name = bytes.read_at::<Verdaux<LE>>(u64::from(definition.vd_aux.get(LE))).ok()?;
+        let definitions = chain(self.verdef, 0, count, |definition: &Verdef<LE>| definition.vd_next.get(LE));
+        let named = definitions.filter(|(_, version)| !version.vd_flags.get(LE).contains(elf::VER_FLG_BASE));
+        named.filter_map(|(start, definition)| {
+            let at = (start as u64).checked_add(u64::from(definition.vd_aux.get(LE)))?;
+            let name = self.verdef.read_at::<Verdaux<LE>>(at).ok()?;
             self.string_at(u64::from(name.vda_name.get(LE)))
         })
     }
 }
 
-/// The records of a linked list within `table`: at most `count`, and no more than there is room for.
-fn chain<'a>(
-    table: &'a [u8],
+/// The records of a linked list within `table` and where they are: at most `count`, and no more than there is room for.
+fn chain<T: Pod>(
+    table: &[u8],
     first: usize,
     count: u64,
-    size: usize,
-    next: impl Fn(&'a [u8]) -> u32,
-) -> impl Iterator<Item = (usize, &'a [u8])> {
-    let most = usize::try_from(count).unwrap_or(usize::MAX).min(table.len() / size);
+    next: impl Fn(&T) -> u32,
+) -> impl Iterator<Item = (usize, &T)> {
+    let most = usize::try_from(count).unwrap_or(usize::MAX).min(table.len() / size_of::<T>());
     let mut at = Some(first);
     std::iter::from_fn(move || {
         let start = at?;
-        let bytes = table.get(start..)?;
-        if bytes.len() < size {
-            return None;
-        }
-        let step = next(bytes) as usize;
+        let record = table.read_at(start as u64).ok()?;
+        let step = next(record) as usize;
         at = if step == 0 { None } else { start.checked_add(step) };
-        Some((start, bytes))
+        Some((start, record))
     })
     .take(most)
 }
 
-fn table(bytes: &[u8], size: Option<u64>) -> &[Rela64<LE>] {
-    let size = size.and_then(|size| usize::try_from(size).ok()).unwrap_or(0).min(bytes.len());
-    bytes.read_slice_at::<Rela64<LE>>(0, size / size_of::<Rela64<LE>>()).unwrap_or_default()
+/// As many records as there are whole ones.
+pub(super) fn array<T: Pod>(bytes: &[u8]) -> &[T] {
+    bytes.read_slice_at(0, bytes.len() / size_of::<T>()).unwrap_or_default()
 }

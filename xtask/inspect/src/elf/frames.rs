@@ -1,7 +1,6 @@
 //! Where functions begin in a stripped file: `.eh_frame_hdr` has a sorted table of them for the unwinder (LSB 5.0, 10.6.2).
 
 use object::LittleEndian as LE;
-use object::read::ReadRef as _;
 use object::read::elf::ProgramHeader as _;
 
 use super::{Elf, PT_GNU_EH_FRAME};
@@ -15,8 +14,7 @@ impl Elf<'_> {
     pub(crate) fn unwind_starts(&self) -> impl Iterator<Item = u64> + '_ {
         let header = self.segment(PT_GNU_EH_FRAME);
         let base = header.map_or(0, |header| header.p_vaddr(LE));
-        let bytes =
-            header.and_then(|header| self.data.read_bytes_at(header.p_offset(LE), header.p_filesz(LE)).ok());
+        let bytes = header.and_then(|header| header.data(LE, self.data).ok());
         let table = bytes.filter(|bytes| {
             bytes.len() >= 12 && bytes[0] == 1 && bytes[2] == COUNT_ENCODING && bytes[3] == TABLE_ENCODING
         });

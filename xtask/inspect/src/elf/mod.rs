@@ -35,6 +35,7 @@ pub struct Elf<'a> {
     section_names: &'a [u8],
     /// What is loaded, by address; [`LARGEST_HEADERS`] bounds how many there are.
     loads: Vec<Load>,
+    /// Asked for at each access to memory in the code.
     relro: Option<(u64, u64)>,
     /// What the dynamic loader reads; empty in a static executable.
     pub dynamic: Dynamic<'a>,
@@ -188,18 +189,10 @@ impl<'a> Elf<'a> {
         let loads: Vec<Load> =
             segments.iter().filter(|header| header.p_type(LE) == PT_LOAD).map(Load::of).collect();
         check_loads(&loads, data.len() as u64)?;
-        let relro = segments.iter().find(|header| header.p_type(LE) == elf::PT_GNU_RELRO);
-        let relro = relro.map(|header| (header.p_vaddr(LE), header.p_memsz(LE)));
-        let mut elf = Self {
-            data,
-            header,
-            segments,
-            sections,
-            section_names: &[],
-            loads,
-            relro,
-            dynamic: Dynamic::default(),
-        };
+        let (section_names, dynamic) = (&[][..], Dynamic::default());
+        let mut elf = Self { data, header, segments, sections, section_names, loads, relro: None, dynamic };
+        let relro = elf.segment(elf::PT_GNU_RELRO);
+        elf.relro = relro.map(|header| (header.p_vaddr(LE), header.p_memsz(LE)));
         elf.section_names = elf.names_of_sections();
         elf.dynamic = Dynamic::read(&elf)?;
         Ok(elf)
@@ -268,9 +261,8 @@ impl<'a> Elf<'a> {
         if header.p_filesz(LE) > LONGEST_INTERPRETER {
             return Err("its interpreter's path is longer than 4096 bytes".to_owned());
         }
-        let bytes = self.data.read_bytes_at(header.p_offset(LE), header.p_filesz(LE));
-        let bytes =
-            bytes.map_err(|()| "its interpreter's path lies beyond the end of the file".to_owned())?;
+        let bytes = header.data(LE, self.data);
+        let bytes = bytes.map_err(|()| "its interpreter's path lies beyond the end of the file")?;
         match bytes.split_last() {
             Some((0, path)) if !path.is_empty() => {
                 Ok(Some(path.split(|byte| *byte == 0).next().unwrap_or(path)))

@@ -1,20 +1,17 @@
 //! Notes: build id, ABI, and the properties that say whether branches are protected (gABI, "Program Property").
 
 use object::LittleEndian as LE;
-use object::read::ReadRef as _;
-use object::read::elf::ProgramHeader as _;
+use object::elf::{
+    ELF_NOTE_GNU, FileHeader64, GNU_PROPERTY_AARCH64_FEATURE_1_AND, GNU_PROPERTY_X86_FEATURE_1_AND,
+    NT_GNU_BUILD_ID,
+};
+use object::read::elf::{Note, NoteIterator, ProgramHeader as _};
 
 use super::{Elf, PT_GNU_PROPERTY, PT_NOTE};
 
-/// `GNU_PROPERTY_AARCH64_FEATURE_1_AND` and its x86 twin.
-const FEATURE_1_AND: [u32; 2] = [0xc000_0000, 0xc000_0002];
-/// `NT_GNU_BUILD_ID`, `NT_GNU_PROPERTY_TYPE_0` and the note of Go's linker.
-const BUILD_ID: u32 = 3;
-const PROPERTY: u32 = 5;
-
 impl<'a> Elf<'a> {
-    /// Every note: owner, type, content.
-    pub fn notes(&self) -> impl Iterator<Item = (&'a [u8], u32, &'a [u8])> + '_ {
+    /// Every note.
+    pub fn notes(&self) -> impl Iterator<Item = Note<'a, FileHeader64<LE>>> + '_ {
         let headers = self.segments.iter();
         let holders = headers.filter(|header| [PT_NOTE, PT_GNU_PROPERTY].contains(&header.p_type(LE)));
         // Each byte of a sound file is in two of them at most.
@@ -25,44 +22,23 @@ impl<'a> Elf<'a> {
             enough
         });
         holders.flat_map(|header| {
-            let bytes = self.data.read_bytes_at(header.p_offset(LE), header.p_filesz(LE)).unwrap_or_default();
+            let bytes = header.data(LE, self.data).unwrap_or_default();
             let align = if header.p_align(LE) == 8 { 8 } else { 4 };
-            notes_in(bytes, align)
+            NoteIterator::new(LE, align, bytes).into_iter().flatten().flatten()
         })
     }
 
     /// `.note.gnu.build-id`.
     pub fn build_id(&self) -> Option<&'a [u8]> {
-        self.notes().find(|(owner, kind, _)| *owner == b"GNU" && *kind == BUILD_ID).map(|(_, _, id)| id)
+        let is_id = |note: &Note<'_, _>| note.name() == ELF_NOTE_GNU && note.n_type(LE) == NT_GNU_BUILD_ID;
+        self.notes().find(is_id).map(|note| note.desc())
     }
 
     /// The bits of the property that every object file of it agreed on; `None` where there is no such property.
     pub fn branch_protection(&self) -> Option<u32> {
-        let properties = self.notes().filter(|(owner, kind, _)| *owner == b"GNU" && *kind == PROPERTY);
-        properties.map(|(_, _, content)| content).find_map(|mut rest| {
-            loop {
-                let kind = u32::from_le_bytes(rest.get(0..4)?.try_into().ok()?);
-                let size = u32::from_le_bytes(rest.get(4..8)?.try_into().ok()?) as usize;
-                let value = rest.get(8..8usize.checked_add(size)?)?;
-                if FEATURE_1_AND.contains(&kind) {
-                    return Some(u32::from_le_bytes(value.get(..4)?.try_into().ok()?));
-                }
-                rest = rest.get(8 + size.next_multiple_of(8)..)?;
-            }
-        })
+        let kinds = [GNU_PROPERTY_AARCH64_FEATURE_1_AND, GNU_PROPERTY_X86_FEATURE_1_AND];
+        let properties = self.notes().filter_map(|note| note.gnu_properties(LE)).flatten().flatten();
+        let mut found = properties.filter(|property| kinds.contains(&property.pr_type()));
+        found.find_map(|property| property.data_u32(LE).ok())
     }
-}
-
-fn notes_in(mut rest: &[u8], align: usize) -> impl Iterator<Item = (&[u8], u32, &[u8])> {
-    std::iter::from_fn(move || {
-        let word = |at: usize| Some(u32::from_le_bytes(rest.get(at..at + 4)?.try_into().ok()?));
-        let (owner_size, size, kind) = (word(0)? as usize, word(4)? as usize, word(8)?);
-        let owner = rest.get(12..12usize.checked_add(owner_size)?)?;
-        let start = 12usize.checked_add(owner_size)?.checked_next_multiple_of(align)?;
-        let end = start.checked_add(size)?;
-        let content = rest.get(start..end)?;
-        rest = rest.get(end.checked_next_multiple_of(align)?..).unwrap_or_default();
-        let owner = owner.strip_suffix(b"\0").unwrap_or(owner);
-        Some((owner, kind, content))
-    })
 }

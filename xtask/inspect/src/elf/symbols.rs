@@ -2,9 +2,9 @@
 
 use object::LittleEndian as LE;
 use object::elf::{self, Sym64};
-use object::read::ReadRef as _;
 use object::read::elf::SectionHeader as _;
 
+use super::dynamic::array;
 use super::{Elf, string};
 
 /// A defined symbol.
@@ -29,8 +29,7 @@ impl<'a> Elf<'a> {
         let strings = self.sections.get(section.sh_link(LE) as usize);
         let strings = strings.and_then(|section| section.data(LE, self.data).ok()).unwrap_or_default();
         let bytes = section.data(LE, self.data).unwrap_or_default();
-        let symbols = bytes.read_slice_at::<Sym64<LE>>(0, bytes.len() / size_of::<Sym64<LE>>());
-        (symbols.unwrap_or_default(), strings)
+        (array(bytes), strings)
     }
 
     /// Whether the symbols are there.

@@ -73,7 +73,7 @@ impl Detection {
             found.how.push(format!("{} functions that the loader chooses (ifunc)", found.resolvers.len()));
         }
         found.go = elf.section_table().any(|(name, ..)| name == b".go.buildinfo" || name == b".gopclntab")
-            || elf.notes().any(|(owner, ..)| owner == b"Go");
+            || elf.notes().any(|note| note.name() == b"Go");
         if found.go {
             found.how.push("Go's runtime".to_owned());
         }
