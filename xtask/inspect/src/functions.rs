@@ -1,5 +1,7 @@
 //! The functions of one range of code, and which of them have instructions that the target's core lacks.
 
+use std::ops::Range;
+
 use crate::elf::{Code, Elf};
 use crate::isa::features::Set;
 use crate::isa::{Flow, Isa};
@@ -75,6 +77,15 @@ impl Functions {
     }
 }
 
+/// A range of code with its functions.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Section<'a, 'b> {
+    pub(crate) isa: Isa,
+    pub(crate) elf: &'b Elf<'a>,
+    pub(crate) code: &'b Code<'a>,
+    pub(crate) functions: &'b Functions,
+}
+
 /// A function with instructions that the core lacks.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Needy {
@@ -88,22 +99,22 @@ pub(crate) struct Needy {
     pub(crate) needs: Set,
 }
 
-/// Every function of `code` that needs one of `wanted`, in order. What does not fit into a share of the file's size is only
+/// Every function of a section that needs one of `wanted`, in order. What does not fit into a share of the file's size is only
 /// counted: the second value.
-pub(crate) fn needy(isa: Isa, code: &Code<'_>, functions: &Functions, wanted: Set) -> (Vec<Needy>, usize) {
+pub(crate) fn needy(section: &Section<'_, '_>, wanted: Set) -> (Vec<Needy>, usize) {
     const WORKERS: usize = 2;
     const SHARE: usize = 128;
     const WORTH_A_THREAD: usize = 1 << 19;
-    let most = (code.bytes.len() / SHARE).max(64);
-    let scan = Scan { isa, code, functions, wanted };
-    if code.bytes.len() < WORTH_A_THREAD {
-        return scan.part(0..code.bytes.len(), most);
+    let (functions, length) = (section.functions, section.code.bytes.len());
+    let most = (length / SHARE).max(64);
+    if length < WORTH_A_THREAD {
+        return part(section, wanted, 0..length, most);
     }
     // Cut where a function begins: an x86 instruction is read from its first byte.
     let middle = functions.range(functions.holding(functions.length / WORKERS as u32)).0;
     let (one, other) = std::thread::scope(|scope| {
-        let other = scope.spawn(|| scan.part(middle..code.bytes.len(), most / 2));
-        let one = scan.part(0..middle, most / 2);
+        let other = scope.spawn(|| part(section, wanted, middle..length, most / 2));
+        let one = part(section, wanted, 0..middle, most / 2);
         (one, other.join().expect("the scan does not panic"))
     });
     let (mut all, mut left) = one;
@@ -112,40 +123,31 @@ pub(crate) fn needy(isa: Isa, code: &Code<'_>, functions: &Functions, wanted: Se
     (all, left)
 }
 
-/// What is looked for, and where.
-struct Scan<'a> {
-    isa: Isa,
-    code: &'a Code<'a>,
-    functions: &'a Functions,
-    wanted: Set,
-}
-
-impl Scan<'_> {
-    fn part(&self, range: std::ops::Range<usize>, most: usize) -> (Vec<Needy>, usize) {
-        let mut found: Vec<Needy> = Vec::new();
-        let mut left = 0;
-        let mut current: Option<(usize, usize)> = None;
-        let start = range.start;
-        self.isa.scan(&self.code.bytes[range], self.wanted, |offset, needs| {
-            let offset = start + offset;
-            if let Some((_, end)) = current
-                && offset < end
-                && let Some(last) = found.last_mut()
-            {
-                last.count += 1;
-                last.needs = last.needs | needs;
-                return;
-            }
-            let function = self.functions.holding(offset as u32);
-            if found.len() >= most {
-                left += 1;
-                return;
-            }
-            current = Some(self.functions.range(function));
-            found.push(Needy { function: function as u32, count: 1, first: offset as u32, needs });
-        });
-        (found, left)
-    }
+fn part(section: &Section<'_, '_>, wanted: Set, range: Range<usize>, most: usize) -> (Vec<Needy>, usize) {
+    let functions = section.functions;
+    let mut found: Vec<Needy> = Vec::new();
+    let mut left = 0;
+    let mut current: Option<(usize, usize)> = None;
+    let start = range.start;
+    section.isa.scan(&section.code.bytes[range], wanted, |offset, needs| {
+        let offset = start + offset;
+        if let Some((_, end)) = current
+            && offset < end
+            && let Some(last) = found.last_mut()
+        {
+            last.count += 1;
+            last.needs = last.needs | needs;
+            return;
+        }
+        let function = functions.holding(offset as u32);
+        if found.len() >= most {
+            left += 1;
+            return;
+        }
+        current = Some(functions.range(function));
+        found.push(Needy { function: function as u32, count: 1, first: offset as u32, needs });
+    });
+    (found, left)
 }
 
 /// How control comes to the first instruction of a function that the core lacks.
@@ -159,10 +161,11 @@ pub(crate) enum Path {
     None,
 }
 
-/// The first instruction that needs one of `wanted` and that control reaches from the function's first, by falling through and
+/// The first instruction of a function that needs one of `wanted` and that control reaches from its first, by falling through and
 /// by direct branches. What lies behind a computed jump or between the instructions may be data.
-pub(crate) fn reached(isa: Isa, code: &Code<'_>, range: (usize, usize), wanted: Set) -> Path {
+pub(crate) fn reached(section: &Section<'_, '_>, function: usize, wanted: Set) -> Path {
     const LARGEST: usize = 1 << 20;
+    let (isa, code, range) = (section.isa, section.code, section.functions.range(function));
     let Some(bytes) = code.bytes.get(range.0..range.1.min(range.0 + LARGEST)) else { return Path::Computed };
     let mut computed = range.1 - range.0 > LARGEST;
     let base = code.address + range.0 as u64;

@@ -3,7 +3,7 @@
 use crate::Target;
 use crate::elf::{Code, Elf};
 use crate::finding::Finding;
-use crate::functions::{Functions, Starts};
+use crate::functions::{Functions, Section, Starts};
 use crate::guard::first_user;
 use crate::isa::Isa;
 
@@ -50,7 +50,8 @@ fn page_size(isa: Isa, elf: &Elf<'_>, place: u64) -> Option<u64> {
     let starts = Starts::of(elf);
     elf.code().iter().find_map(|code| {
         let functions = Functions::of(&starts, code)?;
-        let (start, end) = functions.range(first_user(isa, code, &functions, place)?);
+        let section = Section { isa, elf, code, functions: &functions };
+        let (start, end) = functions.range(first_user(&section, place)?);
         compared(isa, code, start, end)
     })
 }

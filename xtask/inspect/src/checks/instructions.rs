@@ -1,9 +1,9 @@
 //! `instructions`: does it use what the target's core lacks?
 
 use crate::Target;
-use crate::elf::{Code, Elf, shown};
+use crate::elf::{Elf, shown};
 use crate::finding::{Finding, Severity};
-use crate::functions::{Functions, Needy, Path, Starts, needy, reached};
+use crate::functions::{Functions, Needy, Path, Section, Starts, needy, reached};
 use crate::guard::{Detection, Graph, Use, chosen_for, go_level};
 use crate::isa::Isa;
 use crate::isa::features::{Feature, Set};
@@ -25,14 +25,14 @@ pub(super) fn check(elf: &Elf<'_>, target: &Target<'_>, findings: &mut Vec<Findi
     let starts = Starts::of(elf);
     for code in elf.code() {
         let Some(functions) = Functions::of(&starts, &code) else { continue };
-        let (found, more) = needy(target.device.isa, &code, &functions, lacks);
+        let section = Section { isa: target.device.isa, elf, code: &code, functions: &functions };
+        let (found, more) = needy(&section, lacks);
         left += more;
         if found.is_empty() {
             continue;
         }
         let detection = detection.get_or_insert_with(|| Detection::of(elf));
-        let section = Section { elf, target, code: &code, functions: &functions, detection };
-        if section.judge(&found, &mut judged) && detection.is_absent() {
+        if judge(&section, lacks, detection, &found, &mut judged) && detection.is_absent() {
             detection.how.push("by its identification registers".to_owned());
         }
     }
@@ -87,62 +87,57 @@ fn severity(used: &Use) -> Severity {
     }
 }
 
-/// One section of code, with what is known of it.
-struct Section<'a, 'b> {
-    elf: &'b Elf<'a>,
-    target: &'b Target<'b>,
-    code: &'b Code<'a>,
-    functions: &'b Functions,
-    detection: &'b Detection,
-}
-
-impl<'a> Section<'a, '_> {
-    /// Whether a function of it asks the processor itself, as far as that was looked for.
-    fn judge(&self, found: &[Needy], judged: &mut Vec<Judged<'a>>) -> bool {
-        let (isa, lacks) = (self.target.device.isa, !self.target.device.features);
-        let names = names(isa, self.elf, self.functions, found);
-        // It takes three walks over all of the code, and mostly the names say enough.
-        let mut graph = None;
-        for (needy, name) in found.iter().zip(names) {
-            let function = needy.function as usize;
-            let path = reached(isa, self.code, self.functions.range(function), lacks);
-            if path == Path::None && !isa.is_amid_code(self.code.bytes, needy.first as usize) {
-                continue;
-            }
-            let promised = name.map_or(Set::NONE, |name| chosen_for(isa, name));
-            let is_chosen = (needy.needs & lacks & !promised).is_empty();
-            let by_name = Use::Guarded("its name says that it is one of several to choose from");
-            let used = match path {
-                Path::Direct(_) if self.detection.go => Use::Guarded("Go tests what its runtime found"),
-                // A name alone does not choose: in a file in which nobody asks, nobody does.
-                Path::Direct(_) if is_chosen && !self.detection.is_absent() => by_name,
-                Path::Computed | Path::None if is_chosen => by_name,
-                // What no path leads to may be a table between functions.
-                Path::Computed | Path::None => Use::Unclear,
-                Path::Direct(_) => {
-                    let new = || Graph::of(isa, self.elf, self.code, self.functions, self.detection);
-                    let graph = graph.get_or_insert_with(new);
-                    let absent = graph.nobody_asks() && self.detection.is_absent();
-                    // A static executable without names may ask in a way that nobody knows, as musl's start does.
-                    let may_be_told = self.elf.dynamic.needed().next().is_none() && graph.tests(function);
-                    match (absent, is_chosen) {
-                        (true, _) if !may_be_told => Use::Plain,
-                        (_, true) => by_name,
-                        _ => graph.used(function),
-                    }
-                }
-            };
-            let first = if let Path::Direct(at) = path { at } else { needy.first as usize };
-            let mnemonic = isa.mnemonic(self.code.bytes.get(first..).unwrap_or_default());
-            let address = self.code.address.wrapping_add(first as u64);
-            judged.push(Judged { name, address, mnemonic, needs: needy.needs, count: needy.count, used });
+/// Whether a function of the section asks the processor itself, as far as that was looked for.
+fn judge<'a>(
+    section: &Section<'a, '_>,
+    lacks: Set,
+    detection: &Detection,
+    found: &[Needy],
+    judged: &mut Vec<Judged<'a>>,
+) -> bool {
+    let Section { isa, elf, code, .. } = *section;
+    let names = names(section, found);
+    // It takes three walks over all of the code, and mostly the names say enough.
+    let mut graph = None;
+    for (needy, name) in found.iter().zip(names) {
+        let function = needy.function as usize;
+        let path = reached(section, function, lacks);
+        if path == Path::None && !isa.is_amid_code(code.bytes, needy.first as usize) {
+            continue;
         }
-        graph.is_some_and(|graph| !graph.nobody_asks())
+        let promised = name.map_or(Set::NONE, |name| chosen_for(isa, name));
+        let is_chosen = (needy.needs & lacks & !promised).is_empty();
+        let by_name = Use::Guarded("its name says that it is one of several to choose from");
+        let used = match path {
+            Path::Direct(_) if detection.go => Use::Guarded("Go tests what its runtime found"),
+            // A name alone does not choose: in a file in which nobody asks, nobody does.
+            Path::Direct(_) if is_chosen && !detection.is_absent() => by_name,
+            Path::Computed | Path::None if is_chosen => by_name,
+            // What no path leads to may be a table between functions.
+            Path::Computed | Path::None => Use::Unclear,
+            Path::Direct(_) => {
+                let graph = graph.get_or_insert_with(|| Graph::of(section, detection));
+                let absent = graph.nobody_asks() && detection.is_absent();
+                // A static executable without names may ask in a way that nobody knows, as musl's start does.
+                let may_be_told = elf.dynamic.needed().next().is_none() && graph.tests(function);
+                match (absent, is_chosen) {
+                    (true, _) if !may_be_told => Use::Plain,
+                    (_, true) => by_name,
+                    _ => graph.used(function),
+                }
+            }
+        };
+        let first = if let Path::Direct(at) = path { at } else { needy.first as usize };
+        let mnemonic = isa.mnemonic(code.bytes.get(first..).unwrap_or_default());
+        let address = code.address.wrapping_add(first as u64);
+        judged.push(Judged { name, address, mnemonic, needs: needy.needs, count: needy.count, used });
     }
+    graph.is_some_and(|graph| !graph.nobody_asks())
 }
 
 /// The names of the functions, in one pass over the symbols.
-fn names<'a>(isa: Isa, elf: &Elf<'a>, functions: &Functions, found: &[Needy]) -> Vec<Option<&'a [u8]>> {
+fn names<'a>(section: &Section<'a, '_>, found: &[Needy]) -> Vec<Option<&'a [u8]>> {
+    let Section { isa, elf, functions, .. } = *section;
     let mut names: Vec<Option<&'a [u8]>> = vec![None; found.len()];
     for symbol in elf.symbols().filter(|symbol| symbol.function) {
         let Some(function) = functions.at(symbol.address) else { continue };

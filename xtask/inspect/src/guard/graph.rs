@@ -5,9 +5,8 @@ use std::collections::BTreeSet;
 use super::Use;
 use super::detection::{Detection, HWCAPS};
 use super::pointers::Pointers;
-use crate::elf::{Code, Elf};
-use crate::functions::Functions;
-use crate::isa::{Event, Isa};
+use crate::functions::Section;
+use crate::isa::Event;
 
 /// What one walk over the code has shown of each function.
 #[derive(Debug)]
@@ -23,38 +22,23 @@ pub(crate) struct Graph {
     complete: bool,
 }
 
-/// What is walked over.
-#[derive(Clone, Copy)]
-struct Program<'a> {
-    isa: Isa,
-    elf: &'a Elf<'a>,
-    code: &'a Code<'a>,
-    functions: &'a Functions,
-}
-
 impl Graph {
     /// Walks the code three times: who asks, who reads what they wrote, who calls whom.
-    pub(crate) fn of(
-        isa: Isa,
-        elf: &Elf<'_>,
-        code: &Code<'_>,
-        functions: &Functions,
-        detection: &Detection,
-    ) -> Self {
-        let count = functions.len();
+    pub(crate) fn of(section: &Section<'_, '_>, detection: &Detection) -> Self {
+        let count = section.functions.len();
         let mut asks = vec![false; count];
-        let stubs = stubs(isa, elf, detection);
+        let stubs = stubs(section, detection);
         let told = |to: u64, argument: Option<u32>| {
             let known = detection.sources.contains(&to) || stubs.contains(&to);
             let matters = detection.with_argument.contains(&to) || stubs.contains(&to);
             known && (!matters || argument.is_none_or(|argument| HWCAPS.contains(&argument)))
         };
         for resolver in &detection.resolvers {
-            if let Some(function) = functions.at(*resolver) {
+            if let Some(function) = section.functions.at(*resolver) {
                 asks[function] = true;
             }
         }
-        walk(isa, code, functions, |function, event| {
+        walk(section, |function, event| {
             asks[function] |= match event {
                 Event::Detects => true,
                 Event::Call { to, argument } | Event::Jump { to, argument } => told(to, argument),
@@ -68,29 +52,27 @@ impl Graph {
                 Event::Store(_) => false,
             };
         });
-        let pointers = Pointers::of(elf);
-        let program = Program { isa, elf, code, functions };
-        let (written, callers) = written(program, &asks, &pointers);
+        let pointers = Pointers::of(section.elf);
+        let (written, callers) = written(section, &asks, &pointers);
         let mut graph = Self {
             decides: asks,
             tests: vec![false; count],
-            callers: Vec::new(),
+            callers,
             reachable: vec![false; count],
             guarded: vec![false; count],
             complete: true,
         };
-        graph.callers = callers;
-        graph.connect(program, &written, &pointers);
+        graph.connect(section, &written, &pointers);
         graph
     }
 
     /// Who reads what was written, and who calls whom; then what is reached from where.
-    fn connect(&mut self, program: Program<'_>, written: &Written, pointers: &Pointers<'_, '_>) {
-        let Program { isa, elf, code, functions } = program;
+    fn connect(&mut self, section: &Section<'_, '_>, written: &Written, pointers: &Pointers<'_, '_>) {
+        let Section { elf, code, functions, .. } = *section;
         let most = code.bytes.len() / 8;
         let mut edges: Vec<(u32, u32)> = Vec::new();
         let (decides, tests, complete) = (&mut self.decides, &mut self.tests, &mut self.complete);
-        walk(isa, code, functions, |function, event| {
+        walk(section, |function, event| {
             let to = match event {
                 Event::Call { to, .. } | Event::Jump { to, .. } => to,
                 Event::Address(to) => {
@@ -122,10 +104,11 @@ impl Graph {
             }
         });
         edges.sort_unstable();
-        self.reach(elf, functions, &edges);
+        self.reach(section, &edges);
     }
 
-    fn reach(&mut self, elf: &Elf<'_>, functions: &Functions, edges: &[(u32, u32)]) {
+    fn reach(&mut self, section: &Section<'_, '_>, edges: &[(u32, u32)]) {
+        let Section { elf, functions, .. } = *section;
         let of = |function: u32| {
             let start = edges.partition_point(|edge| edge.0 < function);
             edges[start..].iter().take_while(move |edge| edge.0 == function).map(|edge| edge.1)
@@ -162,12 +145,8 @@ impl Graph {
         // A static executable has its C library in it, whose start reads what the kernel tells without a function of a known
         // name. Any test of a variable may be of what it found.
         let is_static = elf.dynamic.needed().next().is_none();
-        let ends: Vec<bool> = self
-            .callers
-            .iter()
-            .zip(&self.tests)
-            .map(|(calls, tests)| *calls || is_static && *tests)
-            .collect();
+        let ends = self.callers.iter().zip(&self.tests).map(|(calls, tests)| *calls || is_static && *tests);
+        let ends: Vec<bool> = ends.collect();
         flood(&mut self.reachable, roots, &decides, &ends);
         let deciding = (0..decides.len() as u32).filter(|function| decides[*function as usize]).collect();
         flood(&mut self.guarded, deciding, &self.reachable, &[]);
@@ -200,7 +179,8 @@ impl Graph {
 }
 
 /// Each event with the function that it happens in.
-fn walk(isa: Isa, code: &Code<'_>, functions: &Functions, mut each: impl FnMut(usize, Event)) {
+fn walk(section: &Section<'_, '_>, mut each: impl FnMut(usize, Event)) {
+    let Section { isa, code, functions, .. } = *section;
     for function in 0..functions.len() {
         let (start, end) = functions.range(function);
         let Some(body) = code.bytes.get(start..end) else { continue };
@@ -209,9 +189,9 @@ fn walk(isa: Isa, code: &Code<'_>, functions: &Functions, mut each: impl FnMut(u
 }
 
 /// The first function that makes an address.
-pub(crate) fn first_user(isa: Isa, code: &Code<'_>, functions: &Functions, address: u64) -> Option<usize> {
+pub(crate) fn first_user(section: &Section<'_, '_>, address: u64) -> Option<usize> {
     let mut user = None;
-    walk(isa, code, functions, |function, event| {
+    walk(section, |function, event| {
         if event == Event::Address(address) {
             user = user.or(Some(function));
         }
@@ -221,8 +201,8 @@ pub(crate) fn first_user(isa: Isa, code: &Code<'_>, functions: &Functions, addre
 
 /// Where functions that ask keep what they learned: variables that they write or whose address they make, and those that the
 /// functions write to whom it is returned; and who those are that call them directly.
-fn written(program: Program<'_>, asks: &[bool], pointers: &Pointers<'_, '_>) -> (Written, Vec<bool>) {
-    let Program { isa, elf, code, functions } = program;
+fn written(section: &Section<'_, '_>, asks: &[bool], pointers: &Pointers<'_, '_>) -> (Written, Vec<bool>) {
+    let Section { elf, functions, .. } = *section;
     const MOST: usize = 4096;
     // Rust's `std_detect` hands it up three times.
     const RETURNS: usize = 3;
@@ -231,7 +211,7 @@ fn written(program: Program<'_>, asks: &[bool], pointers: &Pointers<'_, '_>) -> 
     let mut direct = Vec::new();
     for level in 0..=RETURNS {
         let mut callers = vec![false; told.len()];
-        walk(isa, code, functions, |function, event| {
+        walk(section, |function, event| {
             let (place, whole) = match event {
                 Event::Call { to, .. } | Event::Jump { to, .. } => {
                     let callee = functions.at(to).filter(|_| functions.begins(to));
@@ -279,11 +259,11 @@ impl Written {
 
 /// The stubs through which functions of other libraries are called: those that load from one of the wanted places. A stub begins
 /// up to two instructions before that, with a landing pad or the page's address.
-fn stubs(isa: Isa, elf: &Elf<'_>, detection: &Detection) -> BTreeSet<u64> {
+fn stubs(section: &Section<'_, '_>, detection: &Detection) -> BTreeSet<u64> {
     let mut found = BTreeSet::new();
     for name in [&b".plt"[..], b".plt.sec", b".plt.got"] {
-        let Some(stubs) = elf.section(name) else { continue };
-        isa.events(stubs.bytes, stubs.address, |at, event| {
+        let Some(stubs) = section.elf.section(name) else { continue };
+        section.isa.events(stubs.bytes, stubs.address, |at, event| {
             let place = match event {
                 Event::Load(place) | Event::CallThrough { place, .. } => place,
                 _ => return,
