@@ -229,20 +229,25 @@ fn ctrl_c_ends_the_wait_for_a_daemon_that_says_nothing() {
     assert_eq!(child.wait().unwrap().code(), Some(130));
 }
 
+/// Waits until libvirt has written to its ssh: one that ends earlier ends in a broken pipe, and libvirt drops its words.
+const WRITTEN_TO: &str = "head -c 1 >/dev/null";
+
 #[test]
 fn what_ssh_says_is_passed_on_and_a_mute_ssh_is_ended() {
     let directory = tempfile::tempdir().unwrap();
     let by = |program: &Path| format!("qemu+ssh://me@far/system?command={}", program.display());
     let log = directory.path().join("arguments");
     let message = "ssh: connect to host far port 22: Connection refused";
-    let ssh =
-        script(directory.path(), &format!("echo \"$@\" >{}; echo '{message}' >&2; exit 255", log.display()));
+    let ssh = script(
+        directory.path(),
+        &format!("echo \"$@\" >{}; {WRITTEN_TO}; echo '{message}' >&2; exit 255", log.display()),
+    );
     assert_refused(&by(&ssh), "connect-ssh", "no sshd answers on that host", message, "ssh me@far true");
     let arguments = std::fs::read_to_string(log).unwrap();
     assert!(arguments.contains("BatchMode=yes"), "nobody is there to be asked: {arguments}");
 
     let message = "me@far: Permission denied (publickey).";
-    let ssh = script(directory.path(), &format!("echo '{message}' >&2; exit 255"));
+    let ssh = script(directory.path(), &format!("{WRITTEN_TO}; echo '{message}' >&2; exit 255"));
     assert_refused(&by(&ssh), "connect-ssh", "without a password", message, "ssh-copy-id me@far");
 
     // Under a name below the directory, by which it would be found afterwards.

@@ -46,6 +46,8 @@ const ANY: Known = Known {
     remedy: "{virsh}",
 };
 const SSH: Known = Known { transport: Some("ssh"), id: "connect-ssh", ..ANY };
+const NO_TUNNEL: Known =
+    Known { what: "ssh did not reach the host's libvirt", remedy: "check that this works: {ssh}", ..SSH };
 const DENIED: Known = Known { id: PERMISSION, remedy: "{let_in}", ..ANY };
 const HUNG_UP: Known = Known {
     what: "it accepted the connection and closed it",
@@ -123,12 +125,9 @@ const KNOWN: &[Known] = &[
         ..ANY
     },
     // Whatever ssh says ends with `Connection reset by peer`.
-    Known {
-        words: &["Cannot recv data: ", ": Connection reset by peer"],
-        what: "ssh did not reach the host's libvirt",
-        remedy: "check that this works: {ssh}",
-        ..SSH
-    },
+    Known { words: &["Cannot recv data: ", ": Connection reset by peer"], ..NO_TUNNEL },
+    // It ended before libvirt had written to it, and its words are lost.
+    Known { words: &["Cannot write data: Broken pipe"], ..NO_TUNNEL },
     Known { words: &["End of file while reading"], ..HUNG_UP },
     Known { words: &["Broken pipe"], ..HUNG_UP },
     Known { words: &["Connection reset by peer"], ..HUNG_UP },
