@@ -22,6 +22,4 @@ pub fn evaluate(facts: &Facts) -> Vec<Finding> {
 }
 
 #[cfg(test)]
-mod distributions;
-#[cfg(test)]
 pub(crate) mod tests;

@@ -1,5 +1,7 @@
 //! Each lack found under its own id, on a machine that lacks nothing else.
 
+mod distributions;
+
 use super::*;
 use crate::arch::VmArchitecture;
 use crate::build::linker::{Linker, Unfit};

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::tests::sound;
-use super::*;
+use super::super::*;
+use super::sound;
 use crate::arch::VmArchitecture;
 use crate::build::linker::Unfit;
 use crate::host::edk2::Edk2;
@@ -191,7 +191,7 @@ fn row(preflight: &Preflight) -> String {
 }
 
 fn distributions() -> Vec<Distribution> {
-    let text = include_str!("../../../test_data/hosts/distributions.toml");
+    let text = include_str!("../../../../test_data/hosts/distributions.toml");
     let Distributions { distribution } = toml::from_str(text).unwrap();
     distribution
 }
@@ -228,7 +228,7 @@ fn what_is_said_of_each_distribution() {
 #[test]
 fn the_runners_image_has_what_a_bare_debian_12_lacks() {
     const OF_THE_BASE: [&str; 2] = ["debian-archive-keyring", "mount"];
-    let listed: Vec<_> = include_str!("../../../../../ci/Containerfile").split_whitespace().collect();
+    let listed: Vec<_> = include_str!("../../../../../../ci/Containerfile").split_whitespace().collect();
     let debian = distributions().into_iter().find(|distribution| distribution.name == "debian-12").unwrap();
     let root = tempfile::tempdir().unwrap();
     for guest in VmArchitecture::ALL {
