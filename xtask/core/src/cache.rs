@@ -61,7 +61,6 @@ impl Cache {
         Self { root: root.to_owned() }
     }
 
-    /// The cache itself.
     pub fn root(&self) -> &Path {
         &self.root
     }

@@ -36,7 +36,6 @@ impl Algorithm {
         }
     }
 
-    /// The digest of these bytes.
     pub fn of(self, bytes: &[u8]) -> Digest {
         let mut hash = self.hasher();
         hash.update(bytes);
@@ -83,7 +82,6 @@ pub struct Digest {
 }
 
 impl Digest {
-    /// The hash function.
     pub fn algorithm(&self) -> Algorithm {
         self.algorithm
     }

@@ -22,7 +22,6 @@ use crate::image::{Image, inventory};
 /// What an executable is held against.
 #[derive(Debug)]
 pub struct Inspection {
-    /// The architecture.
     pub arch: VmArchitecture,
     /// The core and its page sizes.
     pub device: Device,

@@ -51,7 +51,6 @@ pub struct Ingredients {
     pub firmware_vars: Digest,
     /// The emulator's executable.
     pub emulator: Digest,
-    /// Its version.
     pub qemu: String,
     /// libvirt's version.
     pub libvirt: String,
@@ -101,9 +100,7 @@ impl Ingredients {
 pub struct SnapshotManifest {
     /// What it is made of.
     pub ingredients: Ingredients,
-    /// The image's name.
     pub image: String,
-    /// The architecture.
     pub arch: VmArchitecture,
     /// The machine's identity (SMBIOS), which its memory knows.
     pub uuid: String,

@@ -34,7 +34,6 @@ pub struct Facts {
     pub emulator: Option<Result<Emulator, (PathBuf, String)>>,
     /// Emulators of other machines, where that one is missing.
     pub other_emulators: Vec<String>,
-    /// The firmware pair.
     pub firmware: Result<AarchFirmware, Vec<Rejected>>,
     /// What the firmware says of its release.
     pub edk2: Option<Edk2>,

@@ -67,7 +67,6 @@ pub struct LocalHost {
     pub os: OsRelease,
     /// `uname -r`.
     pub kernel: String,
-    /// Processors.
     pub cpus: usize,
     /// Whether this process is root.
     pub root: bool,
@@ -95,7 +94,6 @@ pub struct LocalHost {
     pub libvirt_iohelper: bool,
     /// The account that a libvirt of this distribution insists on when it runs as root, where it is missing.
     pub missing_libvirt_user: Option<&'static str>,
-    /// The cache.
     pub cache: Result<PathBuf, Unusable>,
     /// Whether this user, who is QEMU's user too, may read, write and enter the cache.
     pub cache_access: Result<(), String>,

@@ -15,7 +15,6 @@ use crate::error::Failure;
 /// A full-system emulator.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Emulator {
-    /// The program.
     pub path: PathBuf,
     /// `7.2.22`.
     pub version: String,

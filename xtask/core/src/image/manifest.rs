@@ -17,7 +17,6 @@ use crate::os_release::{OsRelease, OsReleaseReport};
 pub struct Manifest {
     /// The image's name in the catalogue, or its file's.
     pub name: String,
-    /// Its architecture.
     pub arch: VmArchitecture,
     /// The disk's format, as QEMU found it.
     pub format: Format,

@@ -24,7 +24,6 @@ const FORMAT: u32 = 2;
 pub struct Image {
     /// Its name on the command line.
     pub name: String,
-    /// Its architecture.
     pub arch: VmArchitecture,
     /// Where it comes from.
     pub source: Source,

@@ -47,7 +47,6 @@ pub struct VmSpec {
     pub name: String,
     /// The guest's architecture.
     pub architecture: VmArchitecture,
-    /// Processors.
     pub vcpus: u32,
     /// Memory in MiB.
     pub memory_mib: u64,

@@ -25,7 +25,6 @@ pub struct ExpectedMachine {
     pub cpu_model: String,
     /// CPU properties (QEMU's, QOM) and what they must be.
     pub cpu_properties: Vec<(String, bool)>,
-    /// Processors.
     pub vcpus: usize,
     /// Whether each has a thread of its own even where it is emulated.
     pub own_threads: bool,

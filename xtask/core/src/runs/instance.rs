@@ -32,7 +32,6 @@ pub struct InstanceRecord {
     pub id: String,
     /// What people call it; the run's name where nobody said another.
     pub name: String,
-    /// Its architecture.
     pub arch: VmArchitecture,
     /// The image that it was made from.
     pub image: String,

@@ -48,7 +48,6 @@ pub struct RunDir {
 /// What a dead run left, and is gone now.
 #[derive(Debug)]
 pub struct Collected {
-    /// The run.
     pub id: String,
     /// How many processes it had left.
     pub processes: usize,
@@ -80,7 +79,6 @@ impl RunDir {
         Ok((Self { id, path, _lock: lock }, collected))
     }
 
-    /// Its name.
     pub fn id(&self) -> &str {
         &self.id
     }

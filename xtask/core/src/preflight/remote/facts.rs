@@ -11,7 +11,6 @@ pub const DEFAULT: &str = "default";
 /// What was seen of one libvirt.
 #[derive(Debug, Clone)]
 pub struct ConnectionFacts {
-    /// Its name.
     pub uri: ConnectUri,
     /// What it offers, or why it could not be asked.
     pub answer: Result<ConnectionOffer, Refusal>,
@@ -26,9 +25,7 @@ pub struct ConnectionOffer {
     pub hypervisor: Result<String, String>,
     /// libvirt's version there.
     pub libvirt: Result<String, String>,
-    /// The host's name.
     pub host_name: Result<String, String>,
-    /// The host.
     pub node: Result<Node, String>,
     /// Bytes that a new guest may have there without swapping.
     pub free_memory: Result<u64, String>,
@@ -52,12 +49,10 @@ pub enum Access {
     ReadOnly(String),
 }
 
-/// A host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Node {
     /// Its processors' architecture, as libvirt calls it.
     pub machine: String,
-    /// Processors.
     pub cpus: u32,
     /// Bytes of memory.
     pub memory: u64,
