@@ -167,14 +167,8 @@ fn other_binary(workspace: &Workspace, subcommand: &str, name: &str, feature: &s
     let mut command = workspace.cargo();
     // Paths among the arguments are relative to where the command was typed.
     command.current_dir(".");
-    command.args([subcommand, "--quiet", "--manifest-path"]).arg(workspace.root().join("Cargo.toml")).args([
-        "--package",
-        "xtask",
-        "--bin",
-        name,
-        "--features",
-        feature,
-    ]);
+    command.args([subcommand, "--quiet", "--package", "xtask", "--bin", name, "--features", feature]);
+    command.arg("--manifest-path").arg(workspace.root().join("Cargo.toml"));
     command
 }
 

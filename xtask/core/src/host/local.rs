@@ -122,6 +122,7 @@ impl LocalHost {
         let known = cache.as_ref().ok().cloned();
         let known = known.as_ref();
         let uname = rustix::system::uname();
+        let is_missing = |(name, ..): &&(&str, Need, When)| tools::find(name).is_none();
         thread::scope(|scope| {
             let nats = scope.spawn(|| tools::find("nats-server").map(|path| version(&path, "--version")));
             let libvirt = scope.spawn(libvirt_version);
@@ -135,11 +136,7 @@ impl LocalHost {
                 container: container(),
                 systemd: Path::new("/run/systemd/system").is_dir(),
                 package_manager: PackageManager::find(),
-                missing_programs: PROGRAMS
-                    .iter()
-                    .copied()
-                    .filter(|(name, ..)| tools::find(name).is_none())
-                    .collect(),
+                missing_programs: PROGRAMS.iter().filter(is_missing).copied().collect(),
                 pkg_config: tools::find("pkg-config").is_some(),
                 libvirt_header: Path::new("/usr/include/libvirt/libvirt.h").exists(),
                 libvirt_driver: libvirt_driver(),

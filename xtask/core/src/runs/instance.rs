@@ -138,9 +138,7 @@ pub fn all(cache: &Cache) -> Vec<Instance> {
         Some(Instance { machine, directory })
     };
     let mut instance: Vec<_> = directories(&cache.runs()).into_iter().filter_map(read).collect();
-    instance.sort_by(|one, other| {
-        (&one.machine.name, &one.machine.id).cmp(&(&other.machine.name, &other.machine.id))
-    });
+    instance.sort_by_cached_key(|one| (one.machine.name.clone(), one.machine.id.clone()));
     instance
 }
 

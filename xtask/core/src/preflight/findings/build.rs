@@ -46,27 +46,24 @@ fn check_rust(facts: &Facts, findings: &mut Vec<Finding>) {
 }
 
 fn linker(facts: &Facts, unfit: &Unfit) -> Finding {
-    let (arch, profile) = (facts.arch, facts.arch.profile());
+    let profile = facts.arch.profile();
     let triple = profile.triple;
-    let evidence = unfit.to_string();
-    match unfit {
+    let (id, sentence, remedy) = match unfit {
         Unfit::Missing(_) => {
-            let remedy = Remedy::Install(Need::CrossLinker, arch);
-            Finding::blocks("linker", format!("the linker for {triple} does not run"), evidence, remedy)
+            let install = Remedy::Install(Need::CrossLinker, facts.arch);
+            ("linker", format!("the linker for {triple} does not run"), install)
         }
-        Unfit::Foreign(_) => Finding::blocks(
-            "linker-foreign",
-            format!("the linker for {triple} links executables for another architecture"),
-            evidence,
-            format!("set target.{triple}.linker in .cargo/config.toml to {}", profile.gnu_compiler),
-        ),
-        Unfit::Configuration(_) => Finding::blocks(
-            "linker-configuration",
-            format!("cannot read the cargo configuration that sets the linker for {triple}"),
-            evidence,
-            "correct the syntax of that file",
-        ),
-    }
+        Unfit::Foreign(_) => {
+            let sentence = format!("the linker for {triple} links executables for another architecture");
+            let set = format!("set target.{triple}.linker in .cargo/config.toml to {}", profile.gnu_compiler);
+            ("linker-foreign", sentence, set.into())
+        }
+        Unfit::Configuration(_) => {
+            let sentence = format!("cannot read the cargo configuration that sets the linker for {triple}");
+            ("linker-configuration", sentence, "correct the syntax of that file".into())
+        }
+    };
+    Finding::blocks(id, sentence, unfit.to_string(), remedy)
 }
 
 /// The smoke's workload is a static executable, alone in its image.
@@ -89,15 +86,11 @@ fn libc(facts: &Facts) -> Option<Finding> {
         return None;
     }
     let choice = &facts.guest.choice;
-    let names: Vec<_> =
-        std::iter::once(&choice.image).chain(&choice.fallback).map(|image| image.name.as_str()).collect();
-    let name = names.join(" or ");
-    Some(Finding::degrades(
-        "libc-newer",
-        format!(
-            "the agent is linked against glibc {version}, but {name} has {image}: it may not start there"
-        ),
-        path.display().to_string(),
-        "link against an older C library (a sysroot of the image's own suite), or use a newer image",
-    ))
+    let names = std::iter::once(&choice.image).chain(&choice.fallback).map(|image| image.name.as_str());
+    let name = names.collect::<Vec<_>>().join(" or ");
+    let sentence = format!(
+        "the agent is linked against glibc {version}, but {name} has {image}: it may not start there"
+    );
+    let remedy = "link against an older C library (a sysroot of the image's own suite), or use a newer image";
+    Some(Finding::degrades("libc-newer", sentence, path.display().to_string(), remedy))
 }

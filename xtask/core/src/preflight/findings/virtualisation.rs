@@ -202,21 +202,15 @@ fn kvm(facts: &Facts) -> Option<Finding> {
 
 fn check_nats(facts: &Facts, findings: &mut Vec<Finding>) {
     match &facts.host.nats_server {
-        Some(Ok(version)) if release(version) < OLDEST_NATS => findings.push(Finding::blocks(
-            "nats-server-old",
-            format!(
-                "nats-server {version} is too old for JetStream's buckets; 2.9 is the oldest tested version"
-            ),
-            "nats-server --version",
-            "put a newer nats-server first on PATH",
-        )),
+        Some(Ok(version)) if release(version) < OLDEST_NATS => {
+            let old = "is too old for JetStream's buckets; 2.9 is the oldest tested version";
+            let sentence = format!("nats-server {version} {old}");
+            let remedy = "put a newer nats-server first on PATH";
+            findings.push(Finding::blocks("nats-server-old", sentence, "nats-server --version", remedy));
+        }
         Some(Err(error)) => {
-            findings.push(Finding::blocks(
-                "nats-server-broken",
-                "nats-server does not run",
-                error,
-                reinstall(facts, Need::NatsServer),
-            ));
+            let remedy = reinstall(facts, Need::NatsServer);
+            findings.push(Finding::blocks("nats-server-broken", "nats-server does not run", error, remedy));
         }
         // Its absence is a missing program's.
         Some(Ok(_)) | None => {}
