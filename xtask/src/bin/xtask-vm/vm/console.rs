@@ -1,20 +1,20 @@
 //! `vm console`: what a machine's serial console has said, and then this terminal on it.
 
-use std::io::{ErrorKind, IsTerminal as _, Read as _, Write as _};
+use std::io::{IsTerminal as _, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
 use rustix::termios::{OptionalActions, QueueSelector, Termios, tcflush, tcgetattr, tcsetattr};
+use xtask_core::bail_host;
 use xtask_core::cache::Cache;
 use xtask_core::cli::Verbosity;
-use xtask_core::error::{Failure, host_fault};
+use xtask_core::error::host_fault;
 use xtask_core::fs::try_lock;
 use xtask_core::limits;
 use xtask_core::machine::CONSOLE_SOCKET;
 use xtask_core::runs::instance::{self, ConsoleLog};
-
 use xtask_jobs::Ui;
 
 /// What leaves a terminal that is attached: Ctrl-], as telnet(1) and virsh(1) have it.
@@ -32,12 +32,12 @@ pub(crate) fn console(machine: Option<&str>, verbosity: Verbosity) -> Result<()>
         return Ok(());
     }
     // QEMU takes one at a time, and has others wait without a word.
-    let _lock = try_lock(&instance.work().join("console.lock"))?.ok_or_else(|| {
-        Failure::host(
-            format!("attach to the console of {name}: another terminal is attached"),
-            "detach that terminal with Ctrl-], or use --no-follow to see the output so far",
-        )
-    })?;
+    let Some(_lock) = try_lock(&instance.work().join("console.lock"))? else {
+        bail_host!(
+            "attach to the console of {name}: another terminal is attached";
+            "detach that terminal with Ctrl-], or use --no-follow to see the output so far"
+        );
+    };
     // First: who may not have the terminal is stopped here, and not while a guest talks to it.
     let terminal = RawTerminal::enter()?;
     let path = instance.work().join(CONSOLE_SOCKET);
@@ -59,11 +59,15 @@ pub(crate) fn console(machine: Option<&str>, verbosity: Verbosity) -> Result<()>
 fn attach(stream: &UnixStream, log: &mut ConsoleLog, keys: bool, ui: &Ui) -> Result<()> {
     let over = Arc::new(AtomicBool::new(false));
     let share = || stream.try_clone().context("duplicate the console's socket");
-    let (to_guest, from_guest) = (share()?, share()?);
+    let (to_guest, mut from_guest) = (share()?, share()?);
     let (left, ended) = (Arc::clone(&over), Arc::clone(&over));
     // Both may wait for a byte when this process ends. What the guest says is read from the log: a guest stops that talks to somebody
     // who does not listen, as a terminal that is held does not.
-    std::thread::spawn(move || drain(from_guest, &ended));
+    std::thread::spawn(move || {
+        // Both an end and an error mean that QEMU has ended.
+        let _ = std::io::copy(&mut from_guest, &mut std::io::sink());
+        ended.store(true, Ordering::Relaxed);
+    });
     log.show()?;
     if keys {
         // What the terminal itself answered to old questions of the guest's.
@@ -77,18 +81,6 @@ fn attach(stream: &UnixStream, log: &mut ConsoleLog, keys: bool, ui: &Ui) -> Res
         }
         ui.check()?;
         std::thread::sleep(limits::CONSOLE_ECHO_POLL);
-    }
-}
-
-/// Until QEMU has ended.
-fn drain(mut stream: UnixStream, over: &AtomicBool) {
-    let mut buffer = [0; 4096];
-    loop {
-        match stream.read(&mut buffer) {
-            Ok(1..) => {}
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Ok(0) | Err(_) => return over.store(true, Ordering::Relaxed),
-        }
     }
 }
 

@@ -3,22 +3,24 @@
 
 use std::io::Read as _;
 use std::net::TcpStream;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Error, Result, ensure};
+use anyhow::{Context, Error, Result, anyhow, ensure};
+use xtask_core::bail_host;
 use xtask_core::cache::Cache;
 use xtask_core::cli::{OneArgs, Verbosity};
 use xtask_core::error::{Failure, host_fault};
-use xtask_core::fs::make_private_dir;
+use xtask_core::fs::{make_private_dir, remove_tree};
 use xtask_core::host::tools;
 use xtask_core::limits;
 use xtask_core::readback::ExpectedMachine;
 use xtask_core::runs::instance::{self, Instance};
-
-use crate::guest::console::Console;
-use crate::libvirt::{Condition, Hypervisor, Machine, paused};
 use xtask_images::snapshots;
 use xtask_jobs::{Step, Ui, child};
+
+use crate::guest::console::Console;
+use crate::guest::watch::Watch;
+use crate::libvirt::{Condition, Hypervisor, Machine, paused};
 
 /// Starts it and waits for its ssh.
 pub(crate) fn start(args: &OneArgs, verbosity: Verbosity) -> Result<()> {
@@ -71,35 +73,37 @@ fn shut_down(cache: &Cache, instance: &Instance, ui: &Ui) -> Result<()> {
         return Ok(());
     };
     // The connection ends with the guest, which may be off already: an error says nothing, and is told where the guest goes on.
-    let ssh = tools::require("ssh")?;
-    let asked = instance.ssh().and_then(|mut arguments| {
-        arguments.extend(["--", "sudo", "-n", "systemctl", "poweroff"].map(Into::into));
-        child::read(&ssh, &arguments, limits::SHUTDOWN, ui)
-    });
-    let deadline = Instant::now() + limits::SHUTDOWN;
+    let asked = run_in_guest(instance, &["sudo", "-n", "systemctl", "poweroff"], limits::SHUTDOWN, ui);
+    let name = &instance.machine.name;
+    let hint = format!("cut its power: cargo xtask vm power-cut {name}");
+    let what = format!("{name} to be off");
+    let watch = Watch { ui, what: &what, limit: limits::SHUTDOWN, hint: &hint };
+    watch.until(&mut console_of_new_boot(instance)?, |_| match (machine.condition(), &asked) {
+        (Condition::Gone, _) => Ok(Some(())),
+        (_, Ok(_)) => Ok(None),
+        (_, Err(error)) => Err(anyhow!("{error:#}")),
+    })
+}
+
+/// The console of an instance, of which only what comes from now on counts.
+fn console_of_new_boot(instance: &Instance) -> Result<Console> {
     let mut console = Console::new(&instance.machine.console);
     console.new_boot()?;
-    while machine.condition() != Condition::Gone {
-        ui.tick(console.last())?;
-        if Instant::now() > deadline {
-            let name = &instance.machine.name;
-            let late = format!("{name} is not off after {} s", limits::SHUTDOWN.as_secs());
-            let late = Failure::guest(late, format!("cut its power: cargo xtask vm power-cut {name}"));
-            return Err(asked.err().map_or_else(|| late.clone().into(), |error| error.context(late.clone())));
-        }
-        console.read()?;
-        std::thread::sleep(limits::POLL);
-    }
-    Ok(())
+    Ok(console)
+}
+
+fn run_in_guest(instance: &Instance, command: &[&str], limit: Duration, ui: &Ui) -> Result<String> {
+    let mut arguments = instance.ssh()?;
+    arguments.extend(["--"].iter().chain(command).map(Into::into));
+    child::read(&tools::require("ssh")?, &arguments, limit, ui)
 }
 
 fn boot(cache: &Cache, instance: &mut Instance, ui: &Ui) -> Result<()> {
-    let mut console = Console::new(&instance.machine.console);
-    console.new_boot()?;
+    let mut console = console_of_new_boot(instance)?;
     let root = instance.work().join("v");
     if !instance.is_running() {
         // A QEMU that lost its power, or that went with this host, is still in libvirt's own books.
-        xtask_core::fs::remove_tree(&root)?;
+        remove_tree(&root)?;
         make_private_dir(&root)?;
     }
     let hypervisor = Hypervisor::open(&root, cache)?;
@@ -117,19 +121,18 @@ fn boot(cache: &Cache, instance: &mut Instance, ui: &Ui) -> Result<()> {
     }
     instance.machine.ssh_port = None;
     instance.save()?;
+    let name = instance.machine.name.clone();
     let (xml, expected) = asked_for(instance).map_err(|error| {
-        let name = &instance.machine.name;
         let hint = format!(
             "another version of cargo xtask made it: cargo xtask vm rm {name} removes it, and cargo xtask vm up makes another"
         );
         host_fault(error, format!("start {name}"), hint)
     })?;
     let lost = |error: Error| {
-        let (error, name) = (format!("{error:#}"), &instance.machine.name);
         let hint = format!(
             "its disk depends on it: remove it with cargo xtask vm rm {name} and make another with cargo xtask vm up"
         );
-        Failure::host(error, hint)
+        Failure::host(format!("{error:#}"), hint)
     };
     if let Some(snapshot) = snapshots::under(&instance.work()).map_err(lost)? {
         ui.tick("hashing the snapshot")?;
@@ -145,48 +148,32 @@ fn boot(cache: &Cache, instance: &mut Instance, ui: &Ui) -> Result<()> {
 
 /// Its domain, and what QEMU must make of it.
 fn asked_for(instance: &Instance) -> Result<(String, ExpectedMachine)> {
-    let read = |name: &str| {
-        let path = instance.work().join(name);
-        std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))
-    };
-    let expected = read(paused::EXPECTED)?;
-    let expected = serde_json::from_str(&expected).with_context(|| format!("parse {}", paused::EXPECTED))?;
-    Ok((read(paused::XML)?, expected))
+    let read = |name: &str| fs_err::read_to_string(instance.work().join(name));
+    let expected = serde_json::from_str(&read(paused::EXPECTED)?);
+    Ok((read(paused::XML)?, expected.with_context(|| format!("parse {}", paused::EXPECTED))?))
 }
 
 fn wait_for_ssh(instance: &Instance, machine: &Machine, console: &mut Console, ui: &Ui) -> Result<()> {
-    let deadline = Instant::now() + limits::BARE_BOOT;
     let port = instance.machine.ssh_port.context("a machine that was just started")?;
-    let ssh = tools::require("ssh")?;
+    let name = &instance.machine.name;
+    let hint = format!("see how far it got: cargo xtask vm console {name}");
     let mut looked: Option<Instant> = None;
-    loop {
-        ui.tick(console.last())?;
-        console.read()?;
-        if let Some(fault) = console.fault() {
-            return Err(Failure::guest(fault.what, fault.hint).into());
-        }
+    let watch = Watch { ui, what: "the machine's ssh server", limit: limits::BARE_BOOT, hint: &hint };
+    watch.until(console, |_| {
         if machine.condition() != Condition::Running {
-            let hint = format!("see its last output: cargo xtask vm console {}", instance.machine.name);
-            return Err(Failure::host("QEMU ended while the machine booted", hint).into());
+            bail_host!(
+                "QEMU ended while the machine booted";
+                "see its last output: cargo xtask vm console {name}"
+            );
         }
+        if looked.is_some_and(|last| last.elapsed() < limits::SSH_AGAIN) {
+            return Ok(None);
+        }
+        looked = Some(Instant::now());
         // Before the end of the boot sshd greets and lets nobody in (pam_nologin(8)).
-        let looks = looked.is_none_or(|last| last.elapsed() >= limits::SSH_AGAIN);
-        if looks && greets(port) {
-            let mut arguments = instance.ssh()?;
-            arguments.extend(["--", "true"].map(Into::into));
-            if child::read(&ssh, &arguments, limits::SERVER_START, ui).is_ok() {
-                return Ok(());
-            }
-        }
-        if looks {
-            looked = Some(Instant::now());
-        }
-        if Instant::now() > deadline {
-            let hint = format!("see how far it got: cargo xtask vm console {}", instance.machine.name);
-            return Err(Failure::guest("the machine's ssh server did not answer in time", hint).into());
-        }
-        std::thread::sleep(limits::POLL);
-    }
+        let enters = greets(port) && run_in_guest(instance, &["true"], limits::SERVER_START, ui).is_ok();
+        Ok(enters.then_some(()))
+    })
 }
 
 /// Whether an sshd greets whoever connects, as it does first (RFC 4253, 4.2). QEMU takes connections before there is one.
