@@ -1,12 +1,11 @@
 //! The guest's serial console: a file that QEMU writes from the first byte. Read as it grows, cleaned of a terminal's
 //! codes, and judged: a panic or an emergency shell ends a wait at once.
 
-use std::collections::VecDeque;
-use std::fs::File;
-use std::io::{Read as _, Seek as _, SeekFrom};
+use std::io::{ErrorKind, Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
+use fs_err::File;
 
 /// What a report shows of the console.
 const TAIL_LINES: usize = 30;
@@ -55,83 +54,54 @@ pub(crate) struct ConsoleFault {
 }
 
 /// The console of one machine, over all of its boots.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Console {
     path: PathBuf,
     offset: u64,
     partial: Vec<u8>,
-    tail: VecDeque<String>,
-    /// The lines of the present boot that some wait looks for.
-    seen: Vec<String>,
-    fault: Option<ConsoleFault>,
+    lines: Vec<String>,
+    /// How many of the lines are those of earlier boots.
+    earlier: usize,
 }
 
 impl Console {
     pub(crate) fn new(path: &Path) -> Self {
-        Self {
-            path: path.to_owned(),
-            offset: 0,
-            partial: Vec::new(),
-            tail: VecDeque::new(),
-            seen: Vec::new(),
-            fault: None,
-        }
+        Self { path: path.to_owned(), ..Self::default() }
     }
 
     /// Reads what has come since; returns the new lines.
     pub(crate) fn read(&mut self) -> Result<Vec<String>> {
-        let mut bytes = Vec::new();
-        match File::open(&self.path) {
-            Ok(mut file) => {
-                file.seek(SeekFrom::Start(self.offset))
-                    .and_then(|_| file.read_to_end(&mut bytes))
-                    .with_context(|| format!("read the console {}", self.path.display()))?;
-            }
+        let mut file = match File::open(&self.path) {
             // QEMU has not opened it yet.
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(error) => {
-                return Err(error).with_context(|| format!("open the console {}", self.path.display()));
-            }
-        }
-        self.offset += bytes.len() as u64;
-        self.partial.extend(bytes);
-        let Some(end) = self.partial.iter().rposition(|byte| *byte == b'\n') else { return Ok(Vec::new()) };
-        let complete: Vec<u8> = self.partial.drain(..=end).collect();
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+            file => file?,
+        };
+        file.seek(SeekFrom::Start(self.offset))?;
+        self.offset += file.read_to_end(&mut self.partial)? as u64;
+        let end = self.partial.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+        let complete: Vec<u8> = self.partial.drain(..end).collect();
         let text = String::from_utf8_lossy(&complete);
-        let lines: Vec<String> =
-            text.split(['\n', '\r']).map(clean).filter(|line| !line.is_empty()).collect();
-        for line in &lines {
-            self.take(line);
-        }
-        Ok(lines)
-    }
-
-    fn take(&mut self, line: &str) {
-        if self.fault.is_none() {
-            self.fault = FAULTS
-                .iter()
-                .find(|(needle, ..)| line.contains(needle))
-                .map(|(_, what, hint)| ConsoleFault { what, hint });
-        }
-        self.tail.push_back(line.to_owned());
-        if self.tail.len() > TAIL_LINES {
-            self.tail.pop_front();
-        }
-        self.seen.push(line.to_owned());
+        let lines = text.split(['\n', '\r']).map(clean).filter(|line| !line.is_empty());
+        let known = self.lines.len();
+        self.lines.extend(lines);
+        Ok(self.lines[known..].to_vec())
     }
 
     /// From here on a new boot is read; what the last one said is no sign of it.
     pub(crate) fn new_boot(&mut self) -> Result<()> {
         self.read()?;
         self.partial.clear();
-        self.seen.clear();
-        self.fault = None;
+        self.earlier = self.lines.len();
         Ok(())
+    }
+
+    fn of_this_boot(&self) -> impl Iterator<Item = &str> {
+        self.lines[self.earlier..].iter().map(String::as_str)
     }
 
     /// The first line of this boot that contains `needle`.
     pub(crate) fn line_with(&self, needle: &str) -> Option<&str> {
-        self.seen.iter().find(|line| line.contains(needle)).map(String::as_str)
+        self.of_this_boot().find(|line| line.contains(needle))
     }
 
     /// Whether the console waits behind `prompt`, which has no line end.
@@ -141,20 +111,21 @@ impl Console {
 
     /// What this boot died of.
     pub(crate) fn fault(&self) -> Option<ConsoleFault> {
-        // A prompt has no line end.
         let prompt = String::from_utf8_lossy(&self.partial);
-        let prompted = FAULTS.iter().find(|(needle, ..)| prompt.contains(needle));
-        self.fault.or(prompted.map(|(_, what, hint)| ConsoleFault { what, hint }))
+        self.of_this_boot().chain([&*prompt]).find_map(|line| {
+            let (_, what, hint) = FAULTS.iter().find(|(needle, ..)| line.contains(needle))?;
+            Some(ConsoleFault { what, hint })
+        })
     }
 
     /// The last line.
     pub(crate) fn last(&self) -> &str {
-        self.tail.back().map_or("", String::as_str)
+        self.lines.last().map_or("", String::as_str)
     }
 
     /// The last lines.
     pub(crate) fn tail(&self) -> Vec<String> {
-        self.tail.iter().cloned().collect()
+        self.lines[self.lines.len().saturating_sub(TAIL_LINES)..].to_vec()
     }
 }
 

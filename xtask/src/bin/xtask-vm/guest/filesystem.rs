@@ -2,16 +2,15 @@
 //! read. A disk that was read past one of its layers looks sound to the guest, and not here.
 
 use std::ffi::OsString;
-use std::fs::File;
-use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
+use fs_err::File;
+use fs_err::os::unix::fs::FileExt as _;
 use xtask_core::error::{Failure, host_fault};
 use xtask_core::fs::remove_file;
 use xtask_core::host::tools;
 use xtask_core::limits;
-
 use xtask_images::inventory::{Partition, partitions, unpack};
 use xtask_jobs::{Ui, child};
 
@@ -47,7 +46,7 @@ fn check_raw(raw: &Path, part: &Path, ui: &Ui) -> Result<usize> {
     let mut checked = 0;
     for Partition { start, bytes } in partitions(raw).context("read the disk's partitions")? {
         let mut magic = [0; MAGIC.len()];
-        let disk = File::open(raw).with_context(|| format!("open {}", raw.display()))?;
+        let disk = File::open(raw)?;
         // A partition that ends before that is none of these.
         if disk.read_exact_at(&mut magic, start + MAGIC_AT).is_ok() && magic == MAGIC {
             // e2fsck takes an offset too, and loses it once it has replayed a journal (1.47.0).
@@ -68,11 +67,10 @@ fn cut_out(raw: &Path, start: u64, bytes: u64, part: &Path, ui: &Ui) -> Result<(
         // In these options a comma ends a value, and two are one.
         raw.display().to_string().replace(',', ",,")
     );
-    let words = ["convert", "-O", "raw", "--image-opts", &options].map(Into::into);
-    let arguments: Vec<_> = words.into_iter().chain([part.into()]).collect();
-    child::read(&tools::require("qemu-img")?, &arguments, limits::INVENTORY, ui)
-        .context("copy a partition")?;
-    Ok(())
+    let mut arguments = ["convert", "-O", "raw", "--image-opts", &options].map(OsString::from).to_vec();
+    arguments.push(part.into());
+    let copied = child::read(&tools::require("qemu-img")?, &arguments, limits::INVENTORY, ui);
+    copied.map(drop).context("copy a partition")
 }
 
 /// First as a boot does it (the journal; then inodes that were deleted while they were open), then without any change: what is wrong
@@ -87,9 +85,7 @@ fn check_one(part: &Path, start: u64, ui: &Ui) -> Result<()> {
     };
     let has_errors = || -> Result<bool> {
         let mut state = [0];
-        File::open(part)
-            .and_then(|disk| disk.read_exact_at(&mut state, STATE_AT))
-            .context("read the file system's state")?;
+        File::open(part)?.read_exact_at(&mut state, STATE_AT).context("read the file system's state")?;
         Ok(state[0] & ERRORS_FOUND != 0)
     };
     // To repair is 1, and to find nothing at all 0.
@@ -98,17 +94,18 @@ fn check_one(part: &Path, start: u64, ui: &Ui) -> Result<()> {
         ensure!(!has_errors()?, damaged("the guest's kernel has recorded errors in it".to_owned()));
         let arguments: Vec<_> = flags.iter().map(OsString::from).chain([part.into()]).collect();
         let output = child::output(&tools::require(CHECKER)?, &arguments, limits::INVENTORY, ui)?;
-        let Some(code) =
-            output.status.code().filter(|code| (0..=most).contains(code) || code & UNCORRECTED != 0)
-        else {
-            let message = String::from_utf8_lossy(&output.stderr);
-            bail!("{CHECKER} {}: {}: {}", flags.join(" "), output.status, message.trim());
-        };
-        if code > most {
-            let message = String::from_utf8_lossy(&output.stdout);
-            let words: Vec<_> =
-                message.lines().map(str::trim).filter(|line| !line.is_empty()).take(6).collect();
-            return Err(damaged(format!("{CHECKER} {}: {}", flags.join(" "), words.join("; "))).into());
+        let call = format!("{CHECKER} {}", flags.join(" "));
+        match output.status.code() {
+            Some(code) if (0..=most).contains(&code) => {}
+            Some(code) if code & UNCORRECTED != 0 => {
+                let message = String::from_utf8_lossy(&output.stdout);
+                let words = message.lines().map(str::trim).filter(|line| !line.is_empty());
+                let words = words.take(6).collect::<Vec<_>>().join("; ");
+                return Err(damaged(format!("{call}: {words}")).into());
+            }
+            _ => {
+                bail!("{call}: {}: {}", output.status, String::from_utf8_lossy(&output.stderr).trim());
+            }
         }
     }
     Ok(())
@@ -138,7 +135,8 @@ mod tests {
         File::create(&raw).unwrap().set_len(80 << 20).unwrap();
         std::fs::write(&table, "label: gpt\nstart=2048, size=131072\n").unwrap();
         let sfdisk = tools::require("sfdisk").unwrap();
-        let wrote = Command::new(sfdisk).arg("--quiet").arg(&raw).stdin(File::open(&table).unwrap()).status();
+        let table = File::open(&table).unwrap().into_file();
+        let wrote = Command::new(sfdisk).arg("--quiet").arg(&raw).stdin(table).status();
         assert!(wrote.unwrap().success());
         if format {
             run("mke2fs", &["-q", "-t", "ext4", "-E", &format!("offset={START}"), &raw, "64M"]);

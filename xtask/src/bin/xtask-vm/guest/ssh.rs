@@ -47,20 +47,16 @@ impl Keys {
         let keygen = tools::require("ssh-keygen")?;
         let pair = |name: &str| -> Result<(String, String)> {
             let path = directory.join(name);
-            let mut arguments: Vec<OsString> =
-                ["-q", "-t", "ed25519", "-N", "", "-C", name, "-f"].map(Into::into).into();
-            arguments.push(path.clone().into());
+            let options = ["-q", "-t", "ed25519", "-N", "", "-C", name, "-f"].map(OsString::from);
+            let arguments = [&options[..], &[path.clone().into()]].concat();
             child::read(&keygen, &arguments, limits::SERVER_START, ui).context("make the run's ssh keys")?;
-            let read = |path: &Path| {
-                std::fs::read_to_string(path).with_context(|| format!("read the key {}", path.display()))
-            };
-            Ok((read(&path)?, read(&path.with_extension("pub"))?.trim().to_owned()))
+            let public = fs_err::read_to_string(path.with_extension("pub"))?;
+            Ok((fs_err::read_to_string(&path)?, public.trim().to_owned()))
         };
         let (_, user_public) = pair("user_key")?;
         let (host_private, host_public) = pair("host_key")?;
         write_private(&directory.join("known_hosts"), instance::known_host(&host_public))?;
-        let directory = directory.to_owned();
-        let login_user = login_user.to_owned();
+        let (directory, login_user) = (directory.to_owned(), login_user.to_owned());
         Ok(Self { directory, login_user, user_public, host_private, host_public, ui: ui.clone() })
     }
 
@@ -71,10 +67,10 @@ impl Keys {
 
     /// Runs a command in the guest as root.
     pub(crate) fn run_as_root(&self, port: u16, command: &str, limit: Duration) -> Result<String> {
-        let ssh = tools::require("ssh")?;
         let mut arguments = self.arguments(port);
         arguments.push(format!("sudo -n {command}").into());
-        child::read(&ssh, &arguments, limit, &self.ui).context("run a command in the guest")
+        child::read(&tools::require("ssh")?, &arguments, limit, &self.ui)
+            .context("run a command in the guest")
     }
 
     /// Asks systemd in the guest for the agent's unit.
@@ -115,25 +111,24 @@ impl UnitState {
     /// Why no status will ever come, where that is certain.
     pub(crate) fn hopeless(&self) -> Option<(String, &'static str)> {
         let booted = matches!(self.system.as_str(), "running" | "degraded");
-        match (self.active.as_str(), self.file.as_str()) {
-            ("inactive", "disabled" | "static" | "masked") if booted => Some((
+        let journal = "read the agent's journal in the report's directory";
+        let (what, hint) = match (self.active.as_str(), self.file.as_str()) {
+            ("inactive", "disabled" | "static" | "masked") if booted => (
                 format!("the guest is up, but iot-agent.service is not running: it is {} at boot", self.file),
                 "enable the unit when the agent is installed: systemctl enable iot-agent.service",
-            )),
-            ("inactive", "") if booted => Some((
+            ),
+            ("inactive", "") if booted => (
                 "the guest is up, but has no iot-agent.service".to_owned(),
                 "the installation did not survive the power cut: the installer must sync its files",
-            )),
-            ("failed", _) => Some((
-                "iot-agent.service has failed".to_owned(),
-                "read the agent's journal in the report's directory",
-            )),
-            _ if self.restarts >= 5 => Some((
-                format!("iot-agent.service keeps ending; systemd has started it {} times", self.restarts),
-                "read the agent's journal in the report's directory",
-            )),
-            _ => None,
-        }
+            ),
+            ("failed", _) => ("iot-agent.service has failed".to_owned(), journal),
+            _ if self.restarts >= 5 => {
+                let restarts = self.restarts;
+                (format!("iot-agent.service keeps ending; systemd has started it {restarts} times"), journal)
+            }
+            _ => return None,
+        };
+        Some((what, hint))
     }
 }
 

@@ -52,26 +52,22 @@ fn program(workspace: &Workspace, cache: &Cache, arch: VmArchitecture) -> Result
     let profile = arch.profile();
     let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
     let version = cmd!(shell, "{rustc} -vV").quiet().read().context("ask rustc for its version")?;
-    let source = workspace.root().join(SOURCE);
-    let text = std::fs::read(&source).with_context(|| format!("read {}", source.display()))?;
-    let mut arguments: Vec<OsString> = FLAGS.map(OsString::from).to_vec();
-    arguments.push(format!("--target={}", profile.triple).into());
-    arguments.push("-C".into());
-    let mut linker = OsString::from("linker=");
+    let text = fs_err::read(workspace.root().join(SOURCE))?;
+    let mut linker = OsString::from("-Clinker=");
     linker.push(Linker::resolve(profile.triple, workspace.root())?.program);
-    arguments.push(linker);
+    let mut arguments: Vec<OsString> = FLAGS.map(OsString::from).to_vec();
+    arguments.extend([format!("--target={}", profile.triple).into(), linker]);
 
     let mut key = Sha256::new();
-    key.update(Sha256::digest(&text));
-    key.update(Sha256::digest(&version));
-    arguments.iter().for_each(|word| key.update(Sha256::digest(word.as_encoded_bytes())));
+    let words = arguments.iter().map(|word| word.as_encoded_bytes());
+    [&*text, version.as_bytes()].into_iter().chain(words).for_each(|part| key.update(Sha256::digest(part)));
     let kept = cache.workloads().join(format!("{arch}-{}", &hex(&key.finalize())[..16]));
     if !kept.exists() {
         // From the root: the path of the source is in the executable.
         let _root = shell.push_dir(workspace.root());
         compile(&shell, &rustc, &arguments, &kept)?;
     }
-    let program = std::fs::read(&kept).with_context(|| format!("read {}", kept.display()))?;
+    let program = fs_err::read(&kept)?;
     inspect_target::check_header(&program, arch).with_context(|| format!("check {}", kept.display()))?;
     Ok(program)
 }
@@ -84,7 +80,7 @@ fn compile(shell: &Shell, rustc: &OsString, arguments: &[OsString], kept: &Path)
         .with_context(|| format!("make a directory in {}", directory.display()))?;
     let made = beside.path().join("workload");
     cmd!(shell, "{rustc} {arguments...} -o {made} {SOURCE}").quiet().run()?;
-    std::fs::rename(&made, kept).with_context(|| format!("rename {} to {}", made.display(), kept.display()))
+    Ok(fs_err::rename(&made, kept)?)
 }
 
 #[cfg(test)]
