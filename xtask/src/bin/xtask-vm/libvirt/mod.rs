@@ -5,6 +5,8 @@ pub(crate) mod paused;
 mod reaper;
 pub(crate) mod remote;
 
+pub(crate) use reaper::children;
+
 use std::ffi::CString;
 use std::path::Path;
 use std::sync::Once;
@@ -67,8 +69,7 @@ impl Hypervisor {
 
     /// libvirt's version.
     pub(crate) fn version(&self) -> Result<String> {
-        let number = self.connect.lib_version().context("ask libvirt for its version")?;
-        Ok(format!("{}.{}.{}", number / 1_000_000, number / 1_000 % 1_000, number % 1_000))
+        self.connect.lib_version().map(remote::version).context("ask libvirt for its version")
     }
 
     /// Starts a transient domain whose guest does not run yet.
@@ -189,15 +190,11 @@ impl Drop for Machine {
 /// The value in QEMU's reply, or its error.
 pub(crate) fn returned(answer: &str) -> Result<Value> {
     let mut answer: Value = serde_json::from_str(answer).context("parse QEMU's answer")?;
-    match answer.get_mut("return") {
-        Some(value) => Ok(value.take()),
-        None => {
-            bail!(
-                "{}",
-                answer["error"]["desc"].as_str().unwrap_or("QEMU's answer has neither a value nor an error")
-            )
-        }
+    if let Some(value) = answer.get_mut("return") {
+        return Ok(value.take());
     }
+    let described = answer["error"]["desc"].as_str();
+    bail!("{}", described.unwrap_or("QEMU's answer has neither a value nor an error"))
 }
 
 /// A root's `cache` leads to one directory for all of them. Probing QEMU takes 1 to 2 s, and what comes of it is valid as
@@ -206,11 +203,7 @@ pub(crate) fn returned(answer: &str) -> Result<Value> {
 fn keep_capabilities(root: &Path, kept: &Path) -> Result<()> {
     make_private_dir(kept)?;
     let link = root.join("cache");
-    if link.is_symlink() {
-        return Ok(());
-    }
-    std::os::unix::fs::symlink(kept, &link)
-        .with_context(|| format!("link {} to {}", link.display(), kept.display()))
+    if link.is_symlink() { Ok(()) } else { Ok(fs_err::os::unix::fs::symlink(kept, &link)?) }
 }
 
 /// Opening, libvirt asks the processor for its CPUID, and what it knows of an emulator with KVM is valid as long as that is
@@ -234,27 +227,22 @@ fn on_one_processor<T>(call: impl FnOnce() -> T) -> T {
 /// The row `TCP[HOST_FORWARD]  14  127.0.0.1 37787  10.0.2.15  22 …` of `info usernet`.
 pub(crate) fn forwarded_port(table: &str, guest_port: u16) -> Result<u16> {
     let wanted = guest_port.to_string();
-    for line in table.lines() {
-        let words: Vec<_> = line.split_whitespace().collect();
-        if let ["TCP[HOST_FORWARD]", _, "127.0.0.1", port, _, to, ..] = words.as_slice()
-            && *to == wanted
-        {
-            return port.parse().with_context(|| format!("read the port in {line:?}"));
-        }
-    }
-    bail!("QEMU forwards no port to the guest's port {guest_port}: {table:?}")
+    let port = table.lines().find_map(|line| match *line.split_whitespace().collect::<Vec<_>>() {
+        ["TCP[HOST_FORWARD]", _, "127.0.0.1", port, _, to, ..] if to == wanted => Some(port),
+        _ => None,
+    });
+    let port =
+        port.with_context(|| format!("QEMU forwards no port to the guest's port {guest_port}: {table:?}"));
+    port?.parse().with_context(|| format!("read the port in {table:?}"))
 }
 
 /// No virtlogd for the console's file; QEMU as this user, who owns the files; and nothing that a container lacks (mount
 /// namespaces, cgroups, extended attributes, a security driver's helpers), since the run's directory is private.
 fn qemu_conf() -> String {
-    let mut conf = "stdio_handler = \"file\"\nsecurity_driver = \"none\"\nnamespaces = []\n\
-                    cgroup_controllers = []\nremember_owner = 0\ndynamic_ownership = 0\n"
-        .to_owned();
-    if rustix::process::geteuid().is_root() {
-        conf.push_str("user = \"+0\"\ngroup = \"+0\"\n");
-    }
-    conf
+    let conf = "stdio_handler = \"file\"\nsecurity_driver = \"none\"\nnamespaces = []\n\
+                    cgroup_controllers = []\nremember_owner = 0\ndynamic_ownership = 0\n";
+    let of_root = "user = \"+0\"\ngroup = \"+0\"\n";
+    format!("{conf}{}", if rustix::process::geteuid().is_root() { of_root } else { "" })
 }
 
 /// libvirt's driver needs a loop for QEMU's monitor and its own timers; without it a start hangs.

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
-use xtask_core::error::Failure;
+use xtask_core::bail_host;
 use xtask_core::fs::write_private;
 use xtask_core::preflight::findings::{Finding, Severity};
 use xtask_core::readback::ExpectedMachine;
@@ -26,9 +26,8 @@ pub(crate) fn read(machine: &Machine, expected: &ExpectedMachine, work: &Path) -
     let mut transcript = Vec::new();
     let mut ask = |command: &str, arguments: &Value| {
         let answer = machine.qmp(command, arguments);
-        let described = answer
-            .as_ref()
-            .map_or_else(|error| json!({ "error": error.root_cause().to_string() }), Value::clone);
+        let told = |error: &anyhow::Error| json!({ "error": error.root_cause().to_string() });
+        let described = answer.as_ref().map_or_else(told, Value::clone);
         transcript.push(json!({ "execute": command, "arguments": arguments, "return": described }));
         answer
     };
@@ -56,18 +55,16 @@ pub(crate) fn start_sound(
 /// As [`start_sound`].
 pub(crate) fn sound(machine: Machine, expected: &ExpectedMachine, work: &Path) -> Result<Machine> {
     let findings = read(&machine, expected, work)?;
-    let blocking: Vec<_> = findings
-        .iter()
-        .filter(|finding| finding.severity == Severity::Blocks)
-        .map(|finding| format!("{} ({})", finding.sentence, finding.evidence))
-        .collect();
-    if blocking.is_empty() {
-        machine.resume()?;
-        return Ok(machine);
-    }
-    Err(Failure::host(format!("QEMU's machine does not match the requested domain: {}", blocking.join("; ")), format!(
+    let blocking = findings.iter().filter(|finding| finding.severity == Severity::Blocks);
+    let blocking: Vec<_> =
+        blocking.map(|finding| format!("{} ({})", finding.sentence, finding.evidence)).collect();
+    if !blocking.is_empty() {
+        bail_host!(
+            "QEMU's machine does not match the requested domain: {}", blocking.join("; ");
             "run cargo xtask preflight --arch {} --rehearse, which says what to do about each; no guest code has run",
             expected.architecture
-        ))
-    .into())
+        );
+    }
+    machine.resume()?;
+    Ok(machine)
 }

@@ -63,19 +63,24 @@ impl Drop for SetAtEnd<'_> {
     }
 }
 
-/// This process' children that are zombies and were QEMU daemons. A kernel without `children` (CONFIG_PROC_CHILDREN) has none:
-/// libvirt then waits for init, as it does without this.
+/// This process' children. A kernel without `children` (CONFIG_PROC_CHILDREN) has none: libvirt then waits for init, as it
+/// does without this.
+pub(crate) fn children() -> Vec<Pid> {
+    let threads = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
+    let lists = threads.filter_map(|thread| std::fs::read_to_string(thread.path().join("children")).ok());
+    let pids = lists.collect::<Vec<_>>().join(" ");
+    pids.split_whitespace().filter_map(|pid| Pid::from_raw(pid.parse().ok()?)).collect()
+}
+
+/// Those children that are zombies and were QEMU daemons.
 fn dead_emulators() -> Vec<Pid> {
     let Some(own_session) = stat("self").as_deref().and_then(|own| Some(named(own)?.session)) else {
         return Vec::new();
     };
-    let threads = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
-    let children = threads.filter_map(|thread| std::fs::read_to_string(thread.path().join("children")).ok());
-    let pids: Vec<_> = children
-        .flat_map(|list| list.split_whitespace().map(str::to_owned).collect::<Vec<_>>())
-        .filter(|pid| stat(pid).is_some_and(|stat| is_dead_daemon(&stat, own_session)))
-        .collect();
-    pids.iter().filter_map(|pid| Pid::from_raw(pid.parse().ok()?)).collect()
+    let is_dead = |pid: &Pid| {
+        stat(&pid.as_raw_nonzero().to_string()).is_some_and(|stat| is_dead_daemon(&stat, own_session))
+    };
+    children().into_iter().filter(is_dead).collect()
 }
 
 fn stat(pid: &str) -> Option<String> {

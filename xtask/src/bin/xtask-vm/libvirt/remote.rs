@@ -34,12 +34,12 @@ pub(crate) fn gather(
 /// Read-write where that is allowed, else read-only.
 fn open(uri: &ConnectUri) -> Result<(Connect, Access), Refusal> {
     let name = uri.for_libvirt();
-    let refused = match Connect::open(Some(&name)) {
+    let refused = match words(Connect::open(Some(&name))) {
         Ok(connect) => {
             let access = access(&connect);
             return Ok((connect, access));
         }
-        Err(error) => words(error),
+        Err(refused) => refused,
     };
     let refusal = Refusal::Message(refused.clone());
     if !refusal.is_permission(uri) {
@@ -74,30 +74,28 @@ fn offer(
     progress: OnQuestion<'_>,
 ) -> ConnectionOffer {
     progress("describe its host");
-    let node = connect
-        .node_info()
-        .map(|info| Node { machine: info.model, cpus: info.cpus, memory: info.memory * 1024 })
-        .map_err(words);
-    let (host_name, libvirt) =
-        (connect.hostname().map_err(words), connect.lib_version().map(version).map_err(words));
-    let hypervisor = connect
-        .driver_type()
-        .and_then(|driver| Ok(format!("{driver} {}", version(connect.hyp_version()?))))
-        .map_err(words);
-    let free_memory = free_memory(connect).map_err(words);
+    let node = words(connect.node_info()).map(|info| Node {
+        machine: info.model,
+        cpus: info.cpus,
+        memory: info.memory * 1024,
+    });
+    let (host_name, libvirt) = (words(connect.hostname()), words(connect.lib_version().map(version)));
+    let driver = connect.driver_type();
+    let hypervisor = driver.and_then(|driver| Ok(format!("{driver} {}", version(connect.hyp_version()?))));
+    let (hypervisor, free_memory) = (words(hypervisor), words(free_memory(connect)));
     progress("list the guests that it runs");
-    let guests = connect.capabilities().map_err(words).and_then(|xml| capabilities::guests(&xml));
+    let guests = words(connect.capabilities()).and_then(|xml| capabilities::guests(&xml));
     progress("describe what its guests can have");
     let known = guests.as_deref().unwrap_or_default();
     // No answer to whoever may only look (CVE-2019-10167).
     let asked = if access == Access::Full { architectures } else { &[] };
     let domains = asked.iter().filter_map(|arch| domain(connect, known, *arch, machine)).collect();
     progress("look up its network");
-    let network =
-        found(connect.lookup_network_by_name(DEFAULT), ErrorNumber::NoNetwork).and_then(described_network);
+    let network = connect.lookup_network_by_name(DEFAULT).and_then(described_network);
+    let network = words(unless(ErrorNumber::NoNetwork, network));
     progress("look up its storage pool");
-    let pool = found(connect.lookup_storage_pool_by_name(DEFAULT), ErrorNumber::NoStoragePool)
-        .and_then(described_pool);
+    let pool = connect.lookup_storage_pool_by_name(DEFAULT).and_then(described_pool);
+    let pool = words(unless(ErrorNumber::NoStoragePool, pool));
     ConnectionOffer {
         access,
         hypervisor,
@@ -125,52 +123,37 @@ fn domain(
         Accelerator::Kvm => "kvm",
         Accelerator::Tcg => "qemu",
     };
-    let asked =
-        connect.domain_capabilities(None, Some(profile.machine), Some(profile.machine_type), Some(kind), 0);
-    Some(DomainAnswer {
-        arch,
-        accelerator,
-        offer: asked.map_err(words).and_then(|xml| capabilities::domain(&xml)),
-    })
+    let (machine, machine_type) = (Some(profile.machine), Some(profile.machine_type));
+    let xml = words(connect.domain_capabilities(None, machine, machine_type, Some(kind), 0));
+    Some(DomainAnswer { arch, accelerator, offer: xml.and_then(|xml| capabilities::domain(&xml)) })
 }
 
-/// What was looked up by its name, `None` where `none` says that there is no such thing.
-fn found<T>(result: Result<T, Error>, none: ErrorNumber) -> Result<Option<T>, String> {
+/// What was looked up by its name, `None` where the error `none` says that there is no such thing.
+fn unless<T>(none: ErrorNumber, result: Result<T, Error>) -> Result<Option<T>, Error> {
     match result {
-        Ok(thing) => Ok(Some(thing)),
         Err(error) if error.code() == none.into() => Ok(None),
-        Err(error) => Err(words(error)),
+        result => result.map(Some),
     }
 }
 
-fn described_network(network: Option<VirtNetwork>) -> Result<Option<Network>, String> {
-    let Some(network) = network else { return Ok(None) };
-    let active = network.is_active().map_err(words)?;
+#[expect(clippy::needless_pass_by_value, reason = "what and_then hands over")]
+fn described_network(network: VirtNetwork) -> Result<Network, Error> {
     // A network without a definition on disk has no autostart, which is an error and the answer.
-    Ok(Some(Network { active, autostart: network.autostart().unwrap_or(false) }))
+    Ok(Network { active: network.is_active()?, autostart: network.autostart().unwrap_or(false) })
 }
 
-fn described_pool(pool: Option<StoragePool>) -> Result<Option<Pool>, String> {
-    let Some(pool) = pool else { return Ok(None) };
-    let active = pool.is_active().map_err(words)?;
-    let free = if active { pool.info().map_err(words)?.available } else { 0 };
-    Ok(Some(Pool { active, free }))
+#[expect(clippy::needless_pass_by_value, reason = "what and_then hands over")]
+fn described_pool(pool: StoragePool) -> Result<Pool, Error> {
+    let active = pool.is_active()?;
+    Ok(Pool { active, free: if active { pool.info()?.available } else { 0 } })
 }
 
 /// Bytes. virNodeGetFreeMemory leaves out the page cache, which on a host that has run for a day is most of what a new
 /// guest can have; the crate virt 0.5.0 does not have the call that tells it apart.
 fn free_memory(connect: &Connect) -> Result<u64, Error> {
-    memory_stats(connect).map_or_else(
-        || connect.free_memory(),
-        |stats| {
-            let counted = ["free", "buffers", "cached"];
-            Ok(stats
-                .iter()
-                .filter(|(name, _)| counted.contains(&name.as_str()))
-                .map(|(_, kib)| kib * 1024)
-                .sum())
-        },
-    )
+    let Some(stats) = memory_stats(connect) else { return connect.free_memory() };
+    let counted = stats.iter().filter(|(name, _)| ["free", "buffers", "cached"].contains(&name.as_str()));
+    Ok(counted.map(|(_, kib)| kib * 1024).sum())
 }
 
 /// What virNodeGetMemoryStats tells, in KiB; `None` where the driver has no such call.
@@ -194,11 +177,11 @@ fn memory_stats(connect: &Connect) -> Option<Vec<(String, u64)>> {
 }
 
 /// libvirt's numbers are major × 1 000 000 + minor × 1 000 + release.
-fn version(number: u32) -> String {
+pub(super) fn version(number: u32) -> String {
     format!("{}.{}.{}", number / 1_000_000, number / 1_000 % 1_000, number % 1_000)
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "what map_err hands over")]
-fn words(error: Error) -> String {
-    error.message().to_owned()
+/// An error of libvirt in its own words.
+fn words<T>(result: Result<T, Error>) -> Result<T, String> {
+    result.map_err(|error| error.message().to_owned())
 }

@@ -5,16 +5,16 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Instant;
 
 use anyhow::Result;
-use rustix::process::{Pid, Signal, getpid, kill_process};
+use rustix::process::{Signal, kill_process};
 use xtask_core::libvirt_uri::ConnectUri;
 use xtask_core::limits;
 use xtask_core::preflight::PreflightRequest;
 use xtask_core::preflight::findings::Finding;
 use xtask_core::preflight::remote::refusal::Refusal;
 use xtask_core::preflight::remote::{ConnectionFacts, evaluate};
-
-use crate::libvirt::remote;
 use xtask_jobs::Ui;
+
+use crate::libvirt::{children, remote};
 
 /// What the thread that asks has to say.
 enum Message {
@@ -62,18 +62,4 @@ fn gather(uri: &ConnectUri, asked: &PreflightRequest<'_>, ui: &Ui) -> Result<Con
         }
     };
     Ok(ConnectionFacts { uri: uri.clone(), answer: Err(refusal) })
-}
-
-/// The processes whose parent is this one (proc(5), the fourth field of `stat`, after the name in brackets).
-fn children() -> Vec<Pid> {
-    let own = getpid().as_raw_nonzero().get().to_string();
-    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-    entries
-        .filter_map(|entry| {
-            let pid = entry.file_name().to_str()?.parse().ok().and_then(Pid::from_raw)?;
-            let stat = std::fs::read_to_string(entry.path().join("stat")).ok()?;
-            let (_, fields) = stat.rsplit_once(") ")?;
-            (fields.split(' ').nth(1)? == own).then_some(pid)
-        })
-        .collect()
 }

@@ -20,12 +20,13 @@ use xtask_core::preflight::findings::{Finding, Severity};
 use xtask_core::readback::{ExpectedMachine, diff};
 use xtask_core::report::PhaseStatus;
 use xtask_core::runs::RunDir;
-
-use super::sabotage;
-use crate::libvirt::{Hypervisor, paused};
-use crate::smoke::make_writable_files;
 use xtask_images::{self, Base};
 use xtask_jobs::{Ui, child};
+
+use super::sabotage;
+use crate::guest::begin_run;
+use crate::libvirt::{Hypervisor, paused};
+use crate::smoke::make_writable_files;
 
 /// Bytes of the placeholders of the seed and the payload.
 const PLACEHOLDER_BYTES: usize = 1 << 20;
@@ -45,54 +46,40 @@ struct Stage<'a> {
 pub(super) fn findings(facts: &[Facts], args: &PreflightArgs, ui: &Ui) -> Result<Vec<Finding>> {
     let mut started = Instant::now();
     let cache = Cache::from_env()?;
-    let (run, collected) = RunDir::create(&cache)?;
-    for dead in collected {
-        ui.line(&dead.to_string());
-    }
+    let run = begin_run(&cache, ui)?;
     let hint = "see the causes; a smoke would fail in the same way";
     let hypervisor = Hypervisor::open(&run.libvirt_root(), &cache)
         .map_err(|error| error::host_fault(error, "open libvirt for the rehearsal", hint))?;
     let stage = Stage { cache, run, hypervisor, fault: args.sabotage, ui };
-    let mut rehearse = || -> Result<Vec<Finding>> {
-        let mut findings = Vec::new();
-        for facts in facts {
-            ui.check()?;
-            ui.start("rehearse", None);
-            let mut plan = Plan::resolve(facts, 1.0)?;
-            let found = stage.rehearse(&mut plan).map_err(|error| {
-                error::host_fault(error, format!("rehearse the {} machine", facts.arch), hint)
-            });
-            let (found, base) = found.inspect_err(|error| ui.end(PhaseStatus::Failed, &error.to_string()))?;
-            let blocked = found.iter().any(|finding| finding.severity == Severity::Blocks);
-            let described = describe(&plan, &base, started);
-            let status = if blocked { PhaseStatus::Failed } else { PhaseStatus::Passed };
-            ui.end(status, &described.sentence);
-            findings.extend(found);
-            findings.push(described);
-            started = Instant::now();
-        }
-        Ok(findings)
-    };
-    let findings = rehearse();
+    let findings = facts.iter().map(|facts| {
+        ui.check()?;
+        ui.start("rehearse", None);
+        let mut plan = Plan::resolve(facts, 1.0)?;
+        let rehearsed = stage.rehearse(&mut plan);
+        let (mut found, base) = rehearsed
+            .map_err(|error| error::host_fault(error, format!("rehearse the {} machine", facts.arch), hint))
+            .inspect_err(|error| ui.end(PhaseStatus::Failed, &error.to_string()))?;
+        let blocked = found.iter().any(|finding| finding.severity == Severity::Blocks);
+        let described = describe(&plan, &base, std::mem::replace(&mut started, Instant::now()));
+        ui.end(if blocked { PhaseStatus::Failed } else { PhaseStatus::Passed }, &described.sentence);
+        found.push(described);
+        Ok(found)
+    });
+    let findings = findings.collect::<Result<Vec<_>>>();
     stage.run.discard()?;
-    findings
+    Ok(findings?.concat())
 }
 
 /// That it took place, of what, and how long it took.
 fn describe(plan: &Plan, base: &str, started: Instant) -> Finding {
     let seconds = human_seconds(started.elapsed().as_secs_f64());
-    Finding {
-        id: "rehearsed",
-        severity: Severity::Informs,
-        sentence: format!("the {} machine was rehearsed in {seconds}", plan.spec.architecture),
-        evidence: format!(
-            "QEMU {}, {}, {base}, {}; started paused, read, destroyed",
-            plan.qemu_version,
-            plan.accelerator(),
-            plan.firmware.code.display()
-        ),
-        remedy: None,
-    }
+    let (qemu, accelerator, firmware) =
+        (&plan.qemu_version, plan.accelerator(), plan.firmware.code.display());
+    Finding::informs(
+        "rehearsed",
+        format!("the {} machine was rehearsed in {seconds}", plan.spec.architecture),
+        format!("QEMU {qemu}, {accelerator}, {base}, {firmware}; started paused, read, destroyed"),
+    )
 }
 
 impl Stage<'_> {
@@ -146,7 +133,7 @@ impl Stage<'_> {
         }
         let disk = work.join("empty.qcow2");
         let mut arguments = ["create", "-q", "-f", "qcow2"].map(Into::into).to_vec();
-        arguments.extend([disk.clone().into_os_string(), PLACEHOLDER_DISK_BYTES.to_string().into()]);
+        arguments.extend([disk.clone().into(), PLACEHOLDER_DISK_BYTES.to_string().into()]);
         child::read(&tools::require("qemu-img")?, &arguments, limits::SERVER_START, self.ui)
             .context("make an empty disk")?;
         let described = format!("an empty disk instead of {}, which is not in the cache", plan.image.name);
