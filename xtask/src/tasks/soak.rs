@@ -1,10 +1,9 @@
 //! `cargo xtask soak`: what is too long for every change. Plain smokes, pairs at once, and smokes that are killed, or their QEMU, at
 //! random moments, after which the next one must join; each followed by a look at what is left.
 
-use std::collections::BTreeMap;
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
@@ -28,43 +27,46 @@ mod kills;
 const FUZZ_TEST: &[&str] =
     &["test", "--quiet", "--package", "inspect", "--test", "fuzz", "--", "--nocapture", "whatever"];
 
-/// Rounds by kind: how many passed, what the others said.
-type Tally = BTreeMap<&'static str, (u32, Vec<String>)>;
+/// A kind of rounds: its name, how many there are, and one of them, which says how it passed.
+type Kind<'a> = (&'a str, u32, &'a dyn Fn(u32) -> Result<String>);
 
 pub(super) fn run(workspace: &Workspace, args: &SoakArgs) -> Result<()> {
     if args.smokes + args.pairs + args.kills > 0 {
         alone()?;
     }
-    let mut tally = Tally::new();
-    for round in 1..=args.smokes {
-        note(&mut tally, "smoke", round, args.smokes, tidy(smoke(args)));
+    let agent_tests: Vec<_> = ci::AGENT_TESTS.split(' ').collect();
+    let executions = args.fuzz.to_string();
+    let fuzz = || tests(workspace, FUZZ_TEST, ("INSPECT_FUZZ_EXECUTIONS", &executions));
+    let kinds: [Kind<'_>; 6] = [
+        ("smoke", args.smokes, &|_| tidy(smokes(args, 1))),
+        ("pair", args.pairs, &|_| tidy(smokes(args, 2))),
+        ("kill", args.kills, &|round| tidy(kills::kill_and_go_on(args, round))),
+        ("agent", args.agent.into(), &|_| tests(workspace, &agent_tests, ("IOT_AGENT_SOAK", "1"))),
+        ("fuzz", (args.fuzz > 0).into(), &|_| fuzz()),
+        ("all", args.all.into(), &|_| ci::run_tables(workspace)),
+    ];
+    let (mut failed, mut summary) = (0, Vec::new());
+    for (kind, rounds, soak) in kinds.into_iter().filter(|(_, rounds, _)| *rounds > 0) {
+        let passes = |round: &u32| {
+            let outcome = soak(*round);
+            let message = match &outcome {
+                Ok(message) => message.clone(),
+                Err(error) => format!("FAILED: {error:#}"),
+            };
+            eprintln!("soak {kind} {round} of {rounds}: {message}");
+            outcome.is_ok()
+        };
+        let passed = (1..=rounds).filter(passes).count();
+        let others = rounds as usize - passed;
+        failed += others;
+        summary.push(format!("soak {kind}: {passed} passed, {others} failed"));
     }
-    for round in 1..=args.pairs {
-        note(&mut tally, "pair", round, args.pairs, tidy(pair(args)));
-    }
-    for round in 1..=args.kills {
-        note(&mut tally, "kill", round, args.kills, tidy(kills::kill_and_go_on(args, round)));
-    }
-    if args.agent {
-        let agent_tests: Vec<_> = ci::AGENT_TESTS.split(' ').collect();
-        note(&mut tally, "agent", 1, 1, tests(workspace, &agent_tests, ("IOT_AGENT_SOAK", "1")));
-    }
-    if args.fuzz > 0 {
-        let executions = args.fuzz.to_string();
-        note(&mut tally, "fuzz", 1, 1, tests(workspace, FUZZ_TEST, ("INSPECT_FUZZ_EXECUTIONS", &executions)));
-    }
-    if args.all {
-        note(&mut tally, "all", 1, 1, ci::run_tables(workspace));
-    }
-    let mut failed = 0;
-    for (kind, (passed, failures)) in &tally {
-        println!("soak {kind}: {passed} passed, {} failed", failures.len());
-        failed += failures.len();
-    }
+    summary.sort();
+    summary.iter().for_each(|line| println!("{line}"));
     if failed == 0 { Ok(()) } else { Err(Failure::reported(1).into()) }
 }
 
-/// A soak deletes snapshots and counts what is left.
+/// Fails where the cache is somebody else's too: a soak deletes snapshots and counts what is left.
 fn alone() -> Result<()> {
     const OTHER: &str = "or use another IOT_XTASK_CACHE";
     let cache = Cache::from_env()?;
@@ -88,20 +90,6 @@ fn tidy(result: Result<String>) -> Result<String> {
     }
 }
 
-fn note(tally: &mut Tally, kind: &'static str, round: u32, rounds: u32, result: Result<String>) {
-    let (passed, failures) = tally.entry(kind).or_default();
-    match result {
-        Ok(message) => {
-            *passed += 1;
-            eprintln!("soak {kind} {round} of {rounds}: {message}");
-        }
-        Err(error) => {
-            eprintln!("soak {kind} {round} of {rounds}: FAILED: {error:#}");
-            failures.push(format!("{error:#}"));
-        }
-    }
-}
-
 /// This very program, also once cargo has put another in its place: a soak goes on for hours beside somebody who builds (proc(5)).
 const OWN: &str = "/proc/self/exe";
 
@@ -118,36 +106,29 @@ fn start(args: &SoakArgs, more: &[&str]) -> Result<Child> {
 }
 
 fn end(mut child: Child, started: Instant) -> Result<String> {
-    let status = child.wait().context("wait for a smoke")?;
+    passed(child.wait().context("wait for a smoke")?, started)
+}
+
+fn passed(status: ExitStatus, started: Instant) -> Result<String> {
     ensure!(status.success(), "{status}");
     Ok(format!("passed in {}", human_seconds(started.elapsed().as_secs_f64())))
 }
 
-fn smoke(args: &SoakArgs) -> Result<String> {
+/// So many smokes at once. All of them are awaited, also where one fails.
+fn smokes(args: &SoakArgs, count: usize) -> Result<String> {
     let started = Instant::now();
-    end(start(args, &["--fsck"])?, started)
+    let children = (0..count).map(|_| start(args, &["--fsck"])).collect::<Result<Vec<_>>>()?;
+    let ended: Vec<_> = children.into_iter().map(|child| end(child, started)).collect();
+    Ok(ended.into_iter().collect::<Result<Vec<_>>>()?.join(", "))
 }
 
 /// Tests that take more time where this variable is set.
 fn tests(workspace: &Workspace, arguments: &[&str], (name, value): (&str, &str)) -> Result<String> {
     let started = Instant::now();
-    let status = workspace
-        .cargo()
-        .args(arguments)
-        .env(name, value)
-        .stdin(Stdio::null())
-        .stdout(std::io::stderr())
-        .status()
-        .context("run the tests")?;
-    ensure!(status.success(), "{status}; see the failures above");
-    Ok(format!("passed in {}", human_seconds(started.elapsed().as_secs_f64())))
-}
-
-fn pair(args: &SoakArgs) -> Result<String> {
-    let started = Instant::now();
-    let (one, other) = (start(args, &["--fsck"])?, start(args, &["--fsck"])?);
-    let (one, other) = (end(one, started), end(other, started));
-    Ok(format!("{}, {}", one?, other?))
+    let mut command = workspace.cargo();
+    command.args(arguments).env(name, value).stdin(Stdio::null()).stdout(std::io::stderr());
+    let status = command.status().context("run the tests")?;
+    passed(status, started).context("see the failures above")
 }
 
 /// An error where anything is left: processes of any run, runs that still have their working files, snapshots that are no whole ones. A

@@ -6,15 +6,16 @@ use std::process::{Child, ExitStatus};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process_group};
-
-use super::{alone, end, start};
 use xtask_core::cache::Cache;
 use xtask_core::cli::SoakArgs;
 use xtask_core::fs::{directories, is_own, remove_tree};
 use xtask_core::limits;
 use xtask_core::processes::{Process, owned};
 use xtask_core::snapshot::RAM;
+
+use super::{alone, end, start};
 
 /// Who is killed at a random moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,51 +55,51 @@ pub(super) fn kill_and_go_on(args: &SoakArgs, round: u32) -> Result<String> {
 
 /// When somebody is killed.
 #[derive(Debug, Clone, Copy)]
-enum Moment {
-    /// So long after the smoke's start.
-    Begun(Duration),
-    /// So long after the machine's memory has begun to be written.
-    Saving(Duration),
+struct Moment {
+    after: Duration,
+    /// Counted from when the machine's memory begins to be written, and not from the smoke's start.
+    of_save: bool,
 }
 
 impl Moment {
     /// Half of those that make a snapshot are hit while it comes into being: of all the time that they take these are a few seconds.
     fn draw(round: u32, boots: bool, makes_a_snapshot: bool) -> Result<Self> {
-        let random = random()?;
-        Ok(match (makes_a_snapshot && round % 8 == 1, boots) {
-            (true, _) => Self::Saving(limits::SAVE_WINDOW.mul_f64(random)),
-            (false, true) => Self::Begun(limits::KILL_WINDOW.mul_f64(random)),
-            (false, false) => Self::Begun(limits::WARM_KILL_WINDOW.mul_f64(random)),
-        })
+        let of_save = makes_a_snapshot && round % 8 == 1;
+        let window = match (of_save, boots) {
+            (true, _) => limits::SAVE_WINDOW,
+            (false, true) => limits::KILL_WINDOW,
+            (false, false) => limits::WARM_KILL_WINDOW,
+        };
+        Ok(Self { after: window.mul_f64(random()?), of_save })
     }
 
     /// Returns when it has come, or the smoke has ended.
     fn awaited(self, child: &mut Child, cache: &Cache, before: &[PathBuf]) -> Result<()> {
-        let after = match self {
-            Self::Begun(after) => after,
-            Self::Saving(after) => {
-                let saves = |run: &PathBuf| run.join("w/snapshot").join(RAM).exists();
-                while !new_runs(cache, before).iter().any(saves) {
-                    if child.try_wait().context("check the state of the smoke")?.is_some() {
-                        return Ok(());
-                    }
-                    std::thread::sleep(limits::CHILD_POLL);
-                }
-                after
+        let saves = |run: &PathBuf| run.join("w/snapshot").join(RAM).exists();
+        while self.of_save && !new_runs(cache, before).iter().any(saves) {
+            if ended(child)?.is_some() {
+                return Ok(());
             }
-        };
-        std::thread::sleep(after);
+            std::thread::sleep(limits::CHILD_POLL);
+        }
+        std::thread::sleep(self.after);
         Ok(())
     }
 }
 
 impl fmt::Display for Moment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Begun(after) => write!(f, "at {:.1} s", after.as_secs_f64()),
-            Self::Saving(after) => write!(f, "{:.1} s after it began to save", after.as_secs_f64()),
+        let after = self.after.as_secs_f64();
+        if self.of_save {
+            write!(f, "{after:.1} s after it began to save")
+        } else {
+            write!(f, "at {after:.1} s")
         }
     }
+}
+
+fn ended(child: &mut Child) -> Result<Option<ExitStatus>> {
+    child.try_wait().context("check the state of the smoke")
 }
 
 /// `None` where there was nothing to kill.
@@ -123,19 +124,17 @@ fn kill_once(args: &SoakArgs, round: u32) -> Result<Option<String>> {
             let at = Instant::now();
             Ok((hit, awaited(&mut child, hit)?, at.elapsed()))
         });
-    let (hit, status, later) = match killed {
-        Ok(killed) => killed,
-        Err(error) => {
-            // The next round has the cache to itself all the same.
-            end_group(&child)?;
-            child.wait().context("wait for the smoke")?;
-            return Err(error);
-        }
-    };
+    if killed.is_err() {
+        // The next round has the cache to itself all the same.
+        end_group(&child)?;
+        child.wait().context("wait for the smoke")?;
+    }
+    let (hit, status, later) = killed?;
+    let seconds = later.as_secs_f64();
     ensure!(
-        hit.then_some(victim).map_or(status.success(), |victim| victim.may_end(status.code(), later)),
-        "{victim:?} {moment}, hit: {hit}: the smoke ended {:.1} s later with {status}; the limit without a verdict is {} s",
-        later.as_secs_f64(),
+        if hit { victim.may_end(status.code(), later) } else { status.success() },
+        "{victim:?} {moment}, hit: {hit}: the smoke ended {seconds:.1} s later with {status}; the limit without \
+         a verdict is {} s",
         limits::AFTER_KILL.as_secs()
     );
     if !hit {
@@ -148,8 +147,9 @@ fn kill_once(args: &SoakArgs, round: u32) -> Result<Option<String>> {
         Victim::Qemu => "QEMU killed",
     };
     let snapshot = if makes_a_snapshot { ", without a snapshot" } else { "" };
-    let later = later.as_secs_f64();
-    Ok(Some(format!("{what} {moment}{snapshot}, ended {later:.1} s later, {status}; the next smoke joined")))
+    let message =
+        format!("{what} {moment}{snapshot}, ended {seconds:.1} s later, {status}; the next smoke joined");
+    Ok(Some(message))
 }
 
 /// The runs that were not there before.
@@ -159,7 +159,7 @@ fn new_runs(cache: &Cache, before: &[PathBuf]) -> Vec<PathBuf> {
 
 /// Whether there was somebody to kill.
 fn kill(child: &mut Child, victim: Victim, cache: &Cache, before: &[PathBuf]) -> Result<bool> {
-    if child.try_wait().context("check the state of the smoke")?.is_some() {
+    if ended(child)?.is_some() {
         return Ok(false);
     }
     if victim == Victim::Workflow {
@@ -184,9 +184,9 @@ fn end_group(child: &Child) -> Result<bool> {
 
 /// How it ended: by itself. Where something of it was killed it cannot go on for ever.
 fn awaited(child: &mut Child, hit: bool) -> Result<ExitStatus> {
-    let deadline = Instant::now() + limits::AFTER_KILL_TO_VERDICT;
+    let (limit, killed) = (limits::AFTER_KILL_TO_VERDICT, Instant::now());
     loop {
-        if let Some(status) = child.try_wait().context("wait for the smoke")? {
+        if let Some(status) = ended(child)? {
             return Ok(status);
         }
         let late = hit && Instant::now() > deadline;
