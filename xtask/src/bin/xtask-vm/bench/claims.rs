@@ -118,8 +118,8 @@ pub(super) fn run(bench: &Bench<'_>) -> Result<()> {
 
 impl ClaimResult {
     fn describe(&self) -> String {
-        let most = self.limit.map_or_else(|| "anything".to_owned(), |limit| format!("at most {limit:.2}"));
-        format!("{}: {:.3}, limit {most}", self.what, self.median)
+        let most = self.limit.map(|limit| format!(", limit at most {limit:.2}")).unwrap_or_default();
+        format!("{}: {:.3}{most}", self.what, self.median)
     }
 }
 

@@ -34,27 +34,18 @@ const PLUGGED: &str = "/dev/vdd";
 /// This host, as the guest's user network has it (QEMU, "Network emulation").
 const HOST: &str = "10.0.2.2";
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Way {
-    /// What a warm smoke does.
-    Disk,
-    HotPlug,
-    Http,
-    Ssh,
+/// A way to deliver, by its name; the first one is what a warm smoke does.
+struct Way {
+    name: &'static str,
+    deliver: fn(&DeliveryGuest<'_>) -> Result<f64>,
 }
 
-const WAYS: [Way; 4] = [Way::Disk, Way::HotPlug, Way::Http, Way::Ssh];
-
-impl Way {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Disk => "disk that is there",
-            Self::HotPlug => "disk that is plugged in",
-            Self::Http => "HTTP over the user network",
-            Self::Ssh => "ssh",
-        }
-    }
-}
+const WAYS: [Way; 4] = [
+    Way { name: "disk that is there", deliver: |guest| guest.by_disk() },
+    Way { name: "disk that is plugged in", deliver: |guest| guest.by_plugging() },
+    Way { name: "HTTP over the user network", deliver: |guest| guest.by_http() },
+    Way { name: "ssh", deliver: |guest| guest.by_ssh() },
+];
 
 pub(super) fn run(bench: &Bench<'_>) -> Result<()> {
     let mut content = bench.agent()?.content;
@@ -74,13 +65,12 @@ pub(super) fn run(bench: &Bench<'_>) -> Result<()> {
 
 impl DeliveryGuest<'_> {
     /// Measures each way in turn, in each round; once before, so that no way pays for what is read the first time.
-    fn measure(&self, bench: &Bench<'_>) -> Result<Vec<(Way, Vec<f64>)>> {
-        let mut all: Vec<_> = WAYS.map(|way| (way, Vec::new())).into();
+    fn measure(&self, bench: &Bench<'_>) -> Result<Vec<(&'static str, Vec<f64>)>> {
+        let mut all = WAYS.map(|way| (way.name, Vec::new()));
         for number in 0..=bench.args.rounds {
-            for (way, seconds) in &mut all {
-                let name = way.name();
+            for (Way { name, deliver }, (_, seconds)) in WAYS.iter().zip(&mut all) {
                 let took = bench.step(&format!("delivery by {name}"), "deliver", || {
-                    let took = self.deliver(*way).with_context(|| format!("deliver by {name}"))?;
+                    let took = self.deliver(*deliver).with_context(|| format!("deliver by {name}"))?;
                     Ok((took, format!("round {number}: {name} {took:.2} s")))
                 })?;
                 if number > 0 {
@@ -88,16 +78,11 @@ impl DeliveryGuest<'_> {
                 }
             }
         }
-        Ok(all)
+        Ok(all.into())
     }
 
-    fn deliver(&self, way: Way) -> Result<f64> {
-        let seconds = match way {
-            Way::Disk => self.by_disk(),
-            Way::HotPlug => self.by_plugging(),
-            Way::Http => self.by_http(),
-            Way::Ssh => self.by_ssh(),
-        }?;
+    fn deliver(&self, by: fn(&Self) -> Result<f64>) -> Result<f64> {
+        let seconds = by(self)?;
         let output = self.root(&format!("sha256sum {DELIVERED}"))?;
         self.root(&format!("rm {DELIVERED}"))?;
         came(&output, self.content)?;
@@ -196,28 +181,30 @@ fn came(output: &str, content: &[u8]) -> Result<()> {
 }
 
 /// Prints the figures; an error where another way is so much faster that it should be taken.
-fn conclude(bench: &Bench<'_>, bytes: usize, seconds: &[(Way, Vec<f64>)]) -> Result<()> {
+fn conclude(bench: &Bench<'_>, bytes: usize, seconds: &[(&str, Vec<f64>)]) -> Result<()> {
     let (arch, rounds) = (bench.args.arch, bench.args.rounds);
     let medians: Vec<_> = seconds.iter().map(|(way, all)| (*way, median(all))).collect();
     let (_, ours) = *medians.first().context("a way")?;
-    let ways = seconds.iter().map(|(way, all)| json!({ "way": way.name(), "seconds": rounded(all) }));
+    let ways = seconds.iter().map(|(way, all)| json!({ "way": way, "seconds": rounded(all) }));
     let ways: Vec<_> = ways.collect();
     let figures = json!({ "schema": 1, "subject": "delivery", "arch": arch, "bytes": bytes, "ways": ways });
     let size = human_bytes(bytes as u64);
     let mut lines = vec![format!("{size} into a guest that is up, {arch}, {rounds} round(s)")];
-    lines.extend(seconds.iter().map(|(way, all)| {
-        format!("  {:<28} {} s, {:.1} times ours", way.name(), listed(all, 2), median(all) / ours)
-    }));
+    lines.extend(
+        seconds.iter().map(|(way, all)| {
+            format!("  {way:<28} {} s, {:.1} times ours", listed(all, 2), median(all) / ours)
+        }),
+    );
     bench.print(&figures, lines.join("\n"))?;
     ours_will_do(&medians)
 }
 
-fn ours_will_do(medians: &[(Way, f64)]) -> Result<()> {
+fn ours_will_do(medians: &[(&str, f64)]) -> Result<()> {
     let (_, ours) = *medians.first().context("a way")?;
     let worth = limits::WORTH_ANOTHER_DELIVERY.as_secs_f64();
     let Some((way, theirs)) = medians.iter().find(|(_, theirs)| ours - theirs > worth) else { return Ok(()) };
     Err(Failure::guest(
-        format!("{} takes {theirs:.2} s, and the delivery of a warm smoke {ours:.2} s", way.name()),
+        format!("{way} takes {theirs:.2} s, and the delivery of a warm smoke {ours:.2} s"),
         "check that nothing else runs on this machine; if so, use the faster delivery in \
          src/bin/xtask-vm/smoke/warm.rs",
     )
@@ -239,8 +226,9 @@ mod tests {
 
     #[test]
     fn a_way_that_is_much_faster_is_a_failure() {
-        ours_will_do(&[(Way::Disk, 0.25), (Way::HotPlug, 0.4), (Way::Http, 0.2), (Way::Ssh, 3.0)]).unwrap();
-        let error = ours_will_do(&[(Way::Disk, 0.5), (Way::HotPlug, 0.2), (Way::Ssh, 3.0)]).unwrap_err();
+        let [disk, plugged, http, ssh] = WAYS.map(|way| way.name);
+        ours_will_do(&[(disk, 0.25), (plugged, 0.4), (http, 0.2), (ssh, 3.0)]).unwrap();
+        let error = ours_will_do(&[(disk, 0.5), (plugged, 0.2), (ssh, 3.0)]).unwrap_err();
         assert!(error.to_string().contains("plugged in takes 0.20 s"), "{error:#}");
     }
 }
