@@ -69,7 +69,9 @@ fn with_values(command: clap::Command) -> clap::Command {
             (_, "image" | "names") | ("build" | "bump", "name") => {
                 arg.add(ArgValueCandidates::new(|| candidates(Catalogue::built_in().names())))
             }
-            (_, "device") => arg.add(ArgValueCandidates::new(devices)),
+            (_, "device") => arg.add(ArgValueCandidates::new(|| {
+                candidates(inspect::device::built_in().into_iter().map(|device| device.name))
+            })),
             _ => arg,
         })
         .mut_subcommands(with_values)
@@ -79,15 +81,10 @@ fn candidates(names: impl Iterator<Item = impl AsRef<str>>) -> Vec<CompletionCan
     names.map(|name| CompletionCandidate::new(name.as_ref())).collect()
 }
 
-fn devices() -> Vec<CompletionCandidate> {
-    candidates(inspect::device::built_in().into_iter().map(|device| device.name))
-}
-
 /// The kept ones. Nobody is told of an error at a press of Tab: the command itself tells it.
 fn machines() -> Vec<CompletionCandidate> {
     let kept = Cache::from_env().map(|cache| instance::all(&cache)).unwrap_or_default();
-    let about = |kept: instance::Instance| {
-        let machine = kept.machine;
+    let about = |instance::Instance { machine, .. }| {
         let help = format!("{} {}", machine.arch, machine.image);
         CompletionCandidate::new(machine.name).help(Some(help.into()))
     };
@@ -96,18 +93,16 @@ fn machines() -> Vec<CompletionCandidate> {
 
 /// clap's script for `cargo-xtask`, and ours, which leads `cargo xtask` there: in this workspace alone, since others have an xtask too.
 fn script(shell: Shell) -> Result<String> {
-    let value = shell.to_possible_value().expect("no shell is hidden");
+    let name = shell.to_possible_value().expect("no shell is hidden");
     let completer = std::env::current_exe().context("find this very program")?;
     let completer = plain(&completer, "this program")?;
-    let workspace = Workspace::find()?;
-    let root = workspace.root().canonicalize().context("follow the links to the workspace")?;
+    let root = Workspace::find()?.root().canonicalize().context("follow the links to the workspace")?;
     let root = plain(&root, "the workspace")?;
+    let shells = Shells::builtins();
+    let theirs = shells.completer(name.get_name()).expect("clap has a script for each of the three");
     let mut script = Vec::new();
-    let theirs = Shells::builtins();
-    let theirs = theirs.completer(value.get_name()).expect("clap has a script for each of the three");
-    theirs
-        .write_registration(ASKS, COMMAND, COMMAND, completer, &mut script)
-        .context("write clap's part of it")?;
+    let written = theirs.write_registration(ASKS, COMMAND, COMMAND, completer, &mut script);
+    written.context("write clap's part of it")?;
     let theirs = String::from_utf8(script).context("read clap's part of it")?;
     let ours = match shell {
         Shell::Bash => include_str!("cargo.bash"),
@@ -122,10 +117,8 @@ fn script(shell: Shell) -> Result<String> {
 fn plain<'a>(path: &'a Path, whose: &str) -> Result<&'a str> {
     let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+@".contains(c);
     path.to_str().filter(|path| path.chars().all(plain)).with_context(|| {
-        format!(
-            "{} holds {whose}, and a shell would have to quote that path; move it elsewhere",
-            path.display()
-        )
+        let path = path.display();
+        format!("{path} holds {whose}, and a shell would have to quote that path; move it elsewhere")
     })
 }
 
