@@ -56,7 +56,7 @@ impl Finding {
         offers: impl Into<String>,
         remedy: impl Into<String>,
     ) -> Self {
-        Self::new(id, Severity::Refused, found).offers(offers).remedy(remedy)
+        Self::refused_if(true, id, found, offers, remedy)
     }
 
     /// Something that may fail.
@@ -66,7 +66,19 @@ impl Finding {
         offers: impl Into<String>,
         remedy: impl Into<String>,
     ) -> Self {
-        Self::new(id, Severity::Warned, found).offers(offers).remedy(remedy)
+        Self::refused_if(false, id, found, offers, remedy)
+    }
+
+    /// Something that fails where it is certain to be met, and may fail where it may be met.
+    pub fn refused_if(
+        certain: bool,
+        id: &'static str,
+        found: impl Into<String>,
+        offers: impl Into<String>,
+        remedy: impl Into<String>,
+    ) -> Self {
+        let severity = if certain { Severity::Refused } else { Severity::Warned };
+        Self::new(id, severity, found).offers(offers).remedy(remedy)
     }
 
     /// Something good to know.
@@ -76,14 +88,8 @@ impl Finding {
 
     /// Without what the target offers and without a remedy.
     pub fn new(id: &'static str, severity: Severity, found: impl Into<String>) -> Self {
-        Self {
-            id,
-            severity,
-            found: found.into(),
-            offers: String::new(),
-            remedy: String::new(),
-            details: Vec::new(),
-        }
+        let (offers, remedy, details) = Default::default();
+        Self { id, severity, found: found.into(), offers, remedy, details }
     }
 
     /// With what the target offers.

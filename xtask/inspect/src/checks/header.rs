@@ -34,23 +34,16 @@ pub fn machine(ident: Ident, isa: Isa, arch: &str) -> Option<Finding> {
         kind if kind == ET_CORE.0 => "a core dump".to_owned(),
         kind => format!("of ELF type {kind}"),
     };
-    refused(
-        "elf-type",
-        format!("it is {kind}, not an executable"),
-        "an executable or a shared object".to_owned(),
-    )
+    let found = format!("it is {kind}, not an executable");
+    refused("elf-type", found, "an executable or a shared object".to_owned())
 }
 
 /// Neither architecture defines any (AAELF64, 5.1; x86-64 psABI, 4.1).
 fn flags(ident: Ident, arch: &str) -> Option<Finding> {
     (ident.flags != 0).then(|| {
         let found = format!("its ELF flags are {:#x}", ident.flags);
-        Finding::refused(
-            "elf-flags",
-            found,
-            format!("{arch} defines none"),
-            "link it with a toolchain of the target",
-        )
+        let (offers, remedy) = (format!("{arch} defines none"), "link it with a toolchain of the target");
+        Finding::refused("elf-flags", found, offers, remedy)
     })
 }
 
@@ -73,10 +66,8 @@ pub(crate) fn malformed(why: &str) -> Finding {
 /// A program begins in code.
 pub(super) fn entry(elf: &Elf<'_>, findings: &mut Vec<Finding>) {
     let entry = elf.entry();
-    let in_code = elf
-        .loads()
-        .filter(Load::executable)
-        .any(|load| entry >= load.address && entry - load.address < load.file_size);
+    let mut code = elf.loads().filter(Load::executable);
+    let in_code = code.any(|load| entry >= load.address && entry - load.address < load.file_size);
     let is_program = elf.kind() == ET_EXEC || elf.interpreter().is_ok_and(|path| path.is_some());
     if !in_code && (entry != 0 || is_program) {
         let found = format!("its entry point {entry:#x} is in no executable segment");

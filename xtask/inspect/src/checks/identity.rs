@@ -13,12 +13,11 @@ pub(super) fn check(elf: &Elf<'_>, findings: &mut Vec<Finding>) {
     if let Some(name) = elf.debug_link() {
         findings.push(Finding::informs("debug-link", shown(name)));
     }
-    let id =
-        elf.build_id().map(|id| id.iter().take(32).map(|byte| format!("{byte:02x}")).collect::<String>());
-    findings.push(Finding::informs(
-        "build-id",
-        id.unwrap_or_else(|| "none: a crash cannot be matched with its symbols".to_owned()),
-    ));
+    let id = elf.build_id().map_or_else(
+        || "none: a crash cannot be matched with its symbols".to_owned(),
+        |id| id.iter().take(32).map(|byte| format!("{byte:02x}")).collect(),
+    );
+    findings.push(Finding::informs("build-id", id));
     let loaded: u64 = elf.loads().map(|load| load.memory_size).fold(0, u64::saturating_add);
     let (segments, sections) = elf.counts();
     let found = format!(

@@ -18,10 +18,11 @@ pub(super) fn check(elf: &Elf<'_>, target: &Target<'_>, findings: &mut Vec<Findi
         Ok(Some(path)) => shown(path),
     };
     let (is_there, offers) = match target.offers {
-        Offers::Inventory(inventory) => (
-            inventory.interpreters.contains(&asked),
-            format!("{} has {}", target.place, list(&inventory.interpreters)),
-        ),
+        Offers::Inventory(inventory) => {
+            let has = &inventory.interpreters;
+            let list = if has.is_empty() { "none".to_owned() } else { has.join(", ") };
+            (has.contains(&asked), format!("{} has {list}", target.place))
+        }
         // Every glibc distribution has the psABI's, and no other is known to be there.
         Offers::Release { .. } | Offers::Nothing => {
             (asked == target.loader, format!("the distribution's loader is {}", target.loader))
@@ -38,8 +39,4 @@ pub(super) fn check(elf: &Elf<'_>, target: &Target<'_>, findings: &mut Vec<Findi
         format!("link it with the target's own toolchain, or with -Wl,--dynamic-linker={}", target.loader)
     };
     findings.push(Finding::refused("interpreter", found, offers, remedy));
-}
-
-fn list(paths: &[String]) -> String {
-    if paths.is_empty() { "none".to_owned() } else { paths.join(", ") }
 }

@@ -31,25 +31,25 @@ pub(super) fn check(elf: &Elf<'_>, target: &Target<'_>, findings: &mut Vec<Findi
     match target.offers {
         Offers::Inventory(inventory) => {
             let own = own_directories(elf);
-            findings.push(missing(elf, inventory, &needed, own.as_deref(), target));
-            versions(elf, own.as_deref(), target, findings, |required| {
+            let image = Image { elf, target, inventory, own: own.as_deref() };
+            findings.push(image.needed(&needed));
+            findings.extend(versions(elf, own.is_some(), target, |required| {
                 let name = shown(required.library);
-                let of_its_own = own.as_deref().and_then(|path| inventory.find_in(path, &name));
-                let library = of_its_own.or_else(|| inventory.find(&name, elf.machine()))?;
+                let library = image.of_its_own(&name).or_else(|| inventory.find(&name, elf.machine()))?;
                 let version = shown(required.version);
                 Some((library.versions.contains(&version), newest_of(library, &version)))
-            });
+            }));
         }
         Offers::Release { glibc, .. } => {
-            versions(elf, None, target, findings, |required| {
+            findings.extend(versions(elf, false, target, |required| {
                 let version = shown(required.version);
                 let release =
                     version.strip_prefix("GLIBC_").map(numbers).filter(|numbers| !numbers.is_empty())?;
                 Some((release <= numbers(glibc), format!("GLIBC_{glibc}")))
-            });
-            not_checked(&needed, target, findings);
+            }));
+            findings.push(not_checked(&needed, target));
         }
-        Offers::Nothing => not_checked(&needed, target, findings),
+        Offers::Nothing => findings.push(not_checked(&needed, target)),
     }
 }
 
@@ -65,60 +65,67 @@ fn own_directories(elf: &Elf<'_>) -> Option<String> {
     Some(shown(text)).filter(|path| !path.is_empty())
 }
 
-fn missing(
-    elf: &Elf<'_>,
-    inventory: &Inventory,
-    needed: &[String],
-    own: Option<&str>,
-    target: &Target<'_>,
-) -> Finding {
-    let mut pending: Vec<(String, String)> =
-        needed.iter().rev().map(|name| (name.clone(), String::new())).collect();
-    let mut seen = BTreeSet::new();
-    let (mut count, mut absent) = (0, Vec::new());
-    while let Some((name, by)) = pending.pop() {
-        if !seen.insert(name.clone()) {
-            continue;
-        }
-        count += 1;
-        // What a library needs may be where that one's own RUNPATH leads, which is not read: anywhere will do.
-        let anywhere = || {
-            let mut all = inventory.libraries.iter().filter(|_| !by.is_empty());
-            all.find(|library| library.name() == name && library.machine == elf.machine())
-        };
-        match inventory
-            .find(&name, elf.machine())
-            .or_else(|| own.and_then(|path| inventory.find_in(path, &name)))
-            .or_else(anywhere)
-        {
-            Some(library) => pending.extend(library.needed.iter().map(|next| (next.clone(), name.clone()))),
-            None => absent.push(if by.is_empty() { name } else { format!("{name}, which {by} needs") }),
-        }
+/// An image whose libraries are known, and an executable for it.
+struct Image<'a, 'b> {
+    elf: &'b Elf<'a>,
+    target: &'b Target<'b>,
+    inventory: &'b Inventory,
+    /// Where the executable says itself that its libraries are.
+    own: Option<&'b str>,
+}
+
+impl Image<'_, '_> {
+    /// The library in the executable's own directories.
+    fn of_its_own(&self, name: &str) -> Option<&Library> {
+        self.own.and_then(|path| self.inventory.find_in(path, name))
     }
-    if absent.is_empty() {
-        let found = format!("{} ({count} with what they need themselves)", needed.join(", "));
-        return Finding::informs("needed", shown(found.as_bytes())).offers("all of them are there");
-    }
-    let found = format!("it needs {}", absent.join(", "));
-    let offers = format!("{} has no such library in {}", target.place, inventory.search.join(", "));
-    let remedy = "install the package that has it in the image (packages of xtask/core/images.toml), or link it statically";
-    match own {
-        Some(path) => Finding::warned("needed", found, offers, remedy)
-            .details([format!("it also looks in {path}, which was not read")]),
-        // Whoever loads it may have loaded them.
-        None if elf.is_library() => Finding::warned("needed", found, offers, remedy),
-        None => Finding::refused("needed", found, offers, remedy),
+
+    /// Whether all libraries are there, and what these need themselves.
+    fn needed(&self, needed: &[String]) -> Finding {
+        let Self { elf, target, inventory, own } = self;
+        let mut pending: Vec<(String, String)> =
+            needed.iter().rev().map(|name| (name.clone(), String::new())).collect();
+        let mut seen = BTreeSet::new();
+        let (mut count, mut absent) = (0, Vec::new());
+        while let Some((name, by)) = pending.pop() {
+            if !seen.insert(name.clone()) {
+                continue;
+            }
+            count += 1;
+            // What a library needs may be where that one's own RUNPATH leads, which is not read: anywhere will do.
+            let anywhere = || {
+                let mut all = inventory.libraries.iter().filter(|_| !by.is_empty());
+                all.find(|library| library.name() == name && library.machine == elf.machine())
+            };
+            let found = inventory.find(&name, elf.machine()).or_else(|| self.of_its_own(&name));
+            match found.or_else(anywhere) {
+                Some(library) => {
+                    pending.extend(library.needed.iter().map(|next| (next.clone(), name.clone())))
+                }
+                None => absent.push(if by.is_empty() { name } else { format!("{name}, which {by} needs") }),
+            }
+        }
+        if absent.is_empty() {
+            let found = format!("{} ({count} with what they need themselves)", needed.join(", "));
+            return Finding::informs("needed", shown(found.as_bytes())).offers("all of them are there");
+        }
+        let found = format!("it needs {}", absent.join(", "));
+        let offers = format!("{} has no such library in {}", target.place, inventory.search.join(", "));
+        let remedy = "install the package that has it in the image (packages of xtask/core/images.toml), or link it statically";
+        // Whoever loads a library may have loaded them.
+        let certain = own.is_none() && !elf.is_library();
+        let finding = Finding::refused_if(certain, "needed", found, offers, remedy);
+        finding.details(own.map(|path| format!("it also looks in {path}, which was not read")))
     }
 }
 
 /// `offer` says whether a version is there, and what is the newest; `None` where nothing is known of the library.
 fn versions<'a>(
     elf: &Elf<'a>,
-    own: Option<&str>,
+    brings_its_own: bool,
     target: &Target<'_>,
-    findings: &mut Vec<Finding>,
     offer: impl Fn(&Required<'a>) -> Option<(bool, String)>,
-) {
+) -> Option<Finding> {
     let mut highest: Option<Required<'a>> = None;
     let (mut lacking, mut newest, mut judged) = (Vec::new(), String::new(), 0);
     for required in elf.dynamic.required() {
@@ -135,22 +142,15 @@ fn versions<'a>(
         }
     }
     if lacking.is_empty() {
-        if let Some(high) = highest.filter(|_| judged > 0) {
-            let found =
-                format!("{judged} versions of symbols, of glibc's the newest is {}", shown(high.version));
-            findings.push(
-                Finding::informs("symbol-version", found)
-                    .offers("all of them are there")
-                    .details(users(elf, &[high])),
-            );
-        }
-        return;
+        let high = highest.filter(|_| judged > 0)?;
+        let found = format!("{judged} versions of symbols, of glibc's the newest is {}", shown(high.version));
+        let finding = Finding::informs("symbol-version", found).offers("all of them are there");
+        return Some(finding.details(users(elf, &[high])));
     }
     let named = &lacking[..lacking.len().min(MOST_NAMED)];
-    let names: Vec<_> = named
-        .iter()
-        .map(|required| format!("{} of {}", shown(required.version), shown(required.library)))
-        .collect();
+    let name =
+        |required: &Required<'_>| format!("{} of {}", shown(required.version), shown(required.library));
+    let names: Vec<_> = named.iter().map(name).collect();
     let more = lacking.len() - named.len();
     let more = if more > 0 { format!(" and {more} more") } else { String::new() };
     let found = format!("it needs {}{more}", names.join(", "));
@@ -158,8 +158,8 @@ fn versions<'a>(
     let remedy = "build it against the older library: in a container of the target's distribution, with a sysroot of it, or \
                   link statically (musl); or move the image to a newer release";
     // A library that it brings itself may be the newer one.
-    let make = if own.is_some() { Finding::warned } else { Finding::refused };
-    findings.push(make("symbol-version", found, offers, remedy.to_owned()).details(users(elf, named)));
+    let finding = Finding::refused_if(!brings_its_own, "symbol-version", found, offers, remedy);
+    Some(finding.details(users(elf, named)))
 }
 
 fn later(one: &Required<'_>, other: &Required<'_>) -> bool {
@@ -186,15 +186,14 @@ fn newest_of(library: &Library, version: &str) -> String {
     of_family.max_by_key(rank).cloned().unwrap_or_else(|| "no such version".to_owned())
 }
 
-fn not_checked(needed: &[String], target: &Target<'_>, findings: &mut Vec<Finding>) {
+fn not_checked(needed: &[String], target: &Target<'_>) -> Finding {
     let by_release = matches!(target.offers, Offers::Release { .. });
     let others: Vec<_> =
         needed.iter().filter(|name| !by_release || !OF_GLIBC.contains(&name.as_str())).cloned().collect();
     if others.is_empty() {
-        findings.push(Finding::informs("needed", needed.join(", ")).offers("all of them are glibc's"));
-        return;
+        return Finding::informs("needed", needed.join(", ")).offers("all of them are glibc's");
     }
     let found = format!("not checked: whether {} are there, and in which version", others.join(", "));
     let offers = format!("{}; what else it has is not known", target.place);
-    findings.push(Finding::informs("needed", found).offers(offers).remedy(target.hint.clone()));
+    Finding::informs("needed", found).offers(offers).remedy(&*target.hint)
 }

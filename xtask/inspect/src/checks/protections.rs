@@ -34,17 +34,13 @@ fn stack(elf: &Elf<'_>) -> Finding {
 
 fn relro(elf: &Elf<'_>) -> Finding {
     let flag = |tag, bit: u64| elf.dynamic.value(tag).is_some_and(|flags| flags & bit != 0);
-    let now = flag(DT_FLAGS, DF_BIND_NOW.0)
-        || flag(DT_FLAGS_1, DF_1_NOW.0)
-        || elf.dynamic.value(DT_BIND_NOW).is_some();
-    Finding::informs(
-        "relro",
-        match (elf.relro().is_some(), now) {
-            (true, true) => "full: relocations are read-only once it runs",
-            (true, false) => "partial: the table of lazily bound functions stays writable",
-            (false, _) => "none",
-        },
-    )
+    let flagged = flag(DT_FLAGS, DF_BIND_NOW.0) || flag(DT_FLAGS_1, DF_1_NOW.0);
+    let found = match (elf.relro(), flagged || elf.dynamic.value(DT_BIND_NOW).is_some()) {
+        (Some(_), true) => "full: relocations are read-only once it runs",
+        (Some(_), false) => "partial: the table of lazily bound functions stays writable",
+        (None, _) => "none",
+    };
+    Finding::informs("relro", found)
 }
 
 /// Both are hints where the core has them not: they cost nothing there, and refuse nothing.
@@ -55,8 +51,6 @@ fn branches(elf: &Elf<'_>, target: &Target<'_>) -> Finding {
     };
     let bits = elf.branch_protection().unwrap_or(0);
     let found: Vec<_> = names.iter().filter(|(bit, _)| bits & bit != 0).map(|(_, name)| *name).collect();
-    Finding::informs(
-        "bti-pac",
-        if found.is_empty() { "no branch protection".to_owned() } else { found.join(", ") },
-    )
+    let found = if found.is_empty() { "no branch protection".to_owned() } else { found.join(", ") };
+    Finding::informs("bti-pac", found)
 }

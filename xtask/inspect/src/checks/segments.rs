@@ -15,13 +15,9 @@ pub(super) fn check(elf: &Elf<'_>, target: &Target<'_>, findings: &mut Vec<Findi
     }
     if loads.iter().any(|load| load.writable() && load.executable()) {
         let offers = "hardened kernels and services (MemoryDenyWriteExecute=) refuse it";
-        let remedy = "link without -N and without --omagic";
-        findings.push(Finding::warned(
-            "writable-code",
-            "a segment is writable and executable",
-            offers,
-            remedy,
-        ));
+        let (found, remedy) =
+            ("a segment is writable and executable", "link without -N and without --omagic");
+        findings.push(Finding::warned("writable-code", found, offers, remedy));
     }
     let smallest = loads.iter().map(|load| load.align).min().unwrap_or(0);
     let mut fits = Vec::new();
@@ -33,8 +29,7 @@ pub(super) fn check(elf: &Elf<'_>, target: &Target<'_>, findings: &mut Vec<Findi
                 let offers = format!("{} with pages of {} bytes", page.whose, page.bytes);
                 let remedy = "link with -Wl,-z,max-page-size=65536 (the default of GNU ld for aarch64; gold, mold and old lld \
                               take 4096)";
-                let make = if page.certain { Finding::refused } else { Finding::warned };
-                findings.push(make("segment-alignment", found, offers, remedy.to_owned()));
+                findings.push(Finding::refused_if(page.certain, "segment-alignment", found, offers, remedy));
             }
         }
     }

@@ -9,8 +9,29 @@ const SEGMENTS: usize = 9;
 /// Where the second segment, which is written to, lies above its place in the file.
 const GAP: u64 = 0x20000;
 
-/// A section: name, kind, flags, address, offset, size, link, size of an entry.
-type Section = (&'static str, u32, u64, u64, usize, usize, u32, u64);
+/// A section, as its header describes it.
+#[derive(Clone, Copy, Default)]
+struct Section {
+    name: &'static str,
+    kind: u32,
+    flags: u64,
+    address: u64,
+    offset: usize,
+    size: usize,
+    link: u32,
+    entry_size: u64,
+}
+
+fn section(name: &'static str, kind: u32, flags: u64) -> Section {
+    Section { name, kind, flags, ..Section::default() }
+}
+
+impl Section {
+    /// With the index of the section that it refers to, and the size of an entry.
+    fn linked(self, link: u32, entry_size: u64) -> Self {
+        Self { link, entry_size, ..self }
+    }
+}
 
 /// The parts, as they are laid one after the other.
 struct Maker {
@@ -20,23 +41,22 @@ struct Maker {
 
 impl Maker {
     /// Appends a part, aligned to 16; its offset.
-    fn add(
-        &mut self,
-        name: &'static str,
-        kind: u32,
-        flags: u64,
-        link: u32,
-        entry: u64,
-        content: &[u8],
-    ) -> usize {
-        while !self.bytes.len().is_multiple_of(16) {
-            self.bytes.push(0);
-        }
-        let at = self.bytes.len();
+    fn add(&mut self, section: Section, content: &[u8]) -> usize {
+        self.align(16);
+        let offset = self.bytes.len();
         self.bytes.extend_from_slice(content);
-        let address = if flags & 1 != 0 { GAP } else { 0 } + at as u64;
-        self.sections.push((name, kind, flags, address, at, content.len(), link, entry));
-        at
+        let address = if section.flags & 1 != 0 { GAP } else { 0 } + offset as u64;
+        self.sections.push(Section { address, offset, size: content.len(), ..section });
+        offset
+    }
+
+    fn align(&mut self, to: usize) {
+        self.bytes.resize(self.bytes.len().next_multiple_of(to), 0);
+    }
+
+    /// The index of the section that is added next.
+    fn next(&self) -> u32 {
+        self.sections.len() as u32
     }
 
     fn put(&mut self, at: usize, content: &[u8]) {
@@ -62,146 +82,26 @@ fn symbol(name: u32, info: u8, section: u16, value: u64, size: u64) -> Vec<u8> {
 
 /// A position-independent executable for `machine` with this code: functions of 16 bytes, the first is its entry point.
 pub(crate) fn executable(machine: u16, code: &[u8]) -> Vec<u8> {
-    let mut maker =
-        Maker { bytes: vec![0; EHDR + SEGMENTS * PHDR], sections: vec![("", 0, 0, 0, 0, 0, 0, 0)] };
+    let mut maker = Maker { bytes: vec![0; EHDR + SEGMENTS * PHDR], sections: vec![Section::default()] };
     let loader: &[u8] =
         if machine == 62 { b"/lib64/ld-linux-x86-64.so.2\0" } else { b"/lib/ld-linux-aarch64.so.1\0" };
-    // Offsets in .dynstr: 1 libc.so.6, 11 getauxval, 21 GLIBC_2.17, 32 $ORIGIN/lib, 44 GLIBC_2.34, 55 puts.
-    let strings = b"\0libc.so.6\0getauxval\0GLIBC_2.17\0$ORIGIN/lib\0GLIBC_2.34\0puts\0";
-    let interp = maker.add(".interp", 1, 2, 0, 0, loader);
-    let property = maker.add(".note.gnu.property", 7, 2, 0, 0, &{
-        let mut note = words(&[4, 16, 5]);
-        note.extend(b"GNU\0");
-        note.extend(words(&[0xc000_0000, 4, 3, 0]));
-        note
-    });
-    let build_id = maker.add(".note.gnu.build-id", 7, 2, 0, 0, &{
-        let mut note = words(&[4, 8, 3]);
-        note.extend(b"GNU\0\x01\x02\x03\x04\x05\x06\x07\x08");
-        note
-    });
-    let dynsym_index = maker.sections.len() as u32;
-    let dynsym = maker.add(".dynsym", 11, 2, dynsym_index + 1, 24, &{
-        let mut table = symbol(0, 0, 0, 0, 0);
-        table.extend(symbol(11, 0x12, 0, 0, 0));
-        table.extend(symbol(55, 0x12, 0, 0, 0));
-        table
-    });
-    let dynstr = maker.add(".dynstr", 3, 2, 0, 0, strings);
-    // One bucket of both symbols: the last one's hash is odd.
-    let hash = maker.add(".gnu.hash", 0x6fff_fff6, 2, dynsym_index, 0, &{
-        let mut table = words(&[1, 1, 1, 0]);
-        table.extend(longs(&[u64::MAX]));
-        table.extend(words(&[1, 2, 3]));
-        table
-    });
-    let versym = maker.add(".gnu.version", 0x6fff_ffff, 2, dynsym_index, 2, &[0, 0, 2, 0, 3, 0]);
-    let verneed = maker.add(".gnu.version_r", 0x6fff_fffe, 2, dynsym_index + 1, 0, &{
-        let mut table = vec![1, 0, 2, 0];
-        table.extend(words(&[1, 16, 0]));
-        for (version, name, next) in [(2u16, 21u32, 16u32), (3, 44, 0)] {
-            table.extend(words(&[0]));
-            table.extend([0, 0]);
-            table.extend(version.to_le_bytes());
-            table.extend(words(&[name, next]));
-        }
-        table
-    });
-    let jump_slot: u64 = if machine == 62 { 7 } else { 1026 };
-    let rela = maker.add(".rela.plt", 4, 2, dynsym_index, 24, &longs(&[0; 6]));
-    let text = maker.add(".text", 1, 6, 0, 0, code);
-    let frames = maker.add(".eh_frame_hdr", 1, 2, 0, 0, &{
-        let count = code.len() / 16;
-        let mut table = vec![1, 0x1b, 3, 0x3b];
-        table.extend(words(&[0, count as u32]));
-        table
-    });
-    let starts: Vec<u32> = (0..code.len() / 16).flat_map(|index| [(text + index * 16) as u32, 0]).collect();
-    let relative: Vec<u32> =
-        starts.chunks(2).flat_map(|pair| [pair[0].wrapping_sub(frames as u32), 0]).collect();
-    maker.bytes.extend(words(&relative));
-    if let Some(section) = maker.sections.last_mut() {
-        section.5 += relative.len() * 4;
-    }
+    let interp = maker.add(section(".interp", 1, 2), loader);
+    let property = [&words(&[4, 16, 5])[..], b"GNU\0", &words(&[0xc000_0000, 4, 3, 0])].concat();
+    let property = maker.add(section(".note.gnu.property", 7, 2), &property);
+    let build_id = [&words(&[4, 8, 3])[..], b"GNU\0\x01\x02\x03\x04\x05\x06\x07\x08"].concat();
+    let build_id = maker.add(section(".note.gnu.build-id", 7, 2), &build_id);
+    let tables = Tables::add(&mut maker);
+    let rela = maker.add(section(".rela.plt", 4, 2).linked(tables.index, 24), &longs(&[0; 6]));
+    let text = maker.add(section(".text", 1, 6), code);
+    let frames = add_frames(&mut maker, text, code.len() / 16);
     let end_of_first = maker.bytes.len();
-    let dynamic = maker.add(
-        ".dynamic",
-        6,
-        3,
-        dynsym_index + 1,
-        16,
-        &longs(&[
-            1,
-            1,
-            29,
-            32,
-            5,
-            dynstr as u64,
-            6,
-            dynsym as u64,
-            10,
-            strings.len() as u64,
-            11,
-            24,
-            0x6fff_fef5,
-            hash as u64,
-            0x6fff_fff0,
-            versym as u64,
-            0x6fff_fffe,
-            verneed as u64,
-            0x6fff_ffff,
-            1,
-            23,
-            rela as u64,
-            2,
-            48,
-            30,
-            8,
-            0x6fff_fffb,
-            1,
-            0,
-            0,
-        ]),
-    );
-    let got = maker.add(".got", 1, 3, 0, 8, &longs(&[0, 0, 0, 0]));
-    let place = GAP + got as u64;
+    let dynamic = tables.add_dynamic(&mut maker, rela);
+    let got = maker.add(section(".got", 1, 3).linked(0, 8), &longs(&[0, 0, 0, 0]));
+    let (place, jump_slot) = (GAP + got as u64, if machine == 62 { 7 } else { 1026 });
     maker.put(rela, &longs(&[place, 1 << 32 | jump_slot, 0, place + 8, 2 << 32 | jump_slot, 0]));
     let end_of_second = maker.bytes.len();
-    maker.add(".gnu_debuglink", 1, 0, 0, 0, b"made.debug\0\0\0\0\0\0");
-    let symtab_index = maker.sections.len() as u32;
-    maker.add(".symtab", 2, 0, symtab_index + 1, 24, &{
-        let mut table = symbol(0, 0, 0, 0, 0);
-        table.extend(symbol(1, 0x12, 9, text as u64, 16));
-        table.extend(symbol(6, 0x12, 9, text as u64 + 16, 16));
-        table
-    });
-    maker.add(".strtab", 3, 0, 0, 0, b"\0main\0work_sve\0");
-    let mut names = vec![0];
-    let offsets: Vec<u32> = maker
-        .sections
-        .iter()
-        .map(|section| section.0)
-        .chain([".shstrtab"])
-        .map(|name| {
-            let at = names.len() as u32;
-            names.extend(name.as_bytes());
-            names.push(0);
-            at
-        })
-        .collect();
-    maker.add(".shstrtab", 3, 0, 0, 0, &names);
-    while !maker.bytes.len().is_multiple_of(8) {
-        maker.bytes.push(0);
-    }
-    let headers = maker.bytes.len();
-    let sections = std::mem::take(&mut maker.sections);
-    for (section, name) in sections.iter().zip(offsets) {
-        maker.bytes.extend(words(&[name, section.1]));
-        maker.bytes.extend(longs(&[section.2, section.3, section.4 as u64, section.5 as u64]));
-        maker.bytes.extend(words(&[section.6, 0]));
-        maker.bytes.extend(longs(&[16, section.7]));
-    }
-    assert_eq!(maker.bytes.len(), headers + sections.len() * SHDR);
+    add_symbols(&mut maker, text as u64);
+    let headers = add_section_headers(&mut maker);
     segments(
         &mut maker,
         &[
@@ -221,10 +121,115 @@ pub(crate) fn executable(machine: u16, code: &[u8]) -> Vec<u8> {
     header.extend(words(&[1]));
     header.extend(longs(&[text as u64, EHDR as u64, headers as u64]));
     header.extend(words(&[0]));
-    let counts = [EHDR, PHDR, SEGMENTS, SHDR, sections.len(), sections.len() - 1];
+    let counts = [EHDR, PHDR, SEGMENTS, SHDR, maker.sections.len(), maker.sections.len() - 1];
     header.extend(counts.iter().flat_map(|count| (*count as u16).to_le_bytes()));
     maker.put(0, &header);
     maker.bytes
+}
+
+/// Where what the dynamic loader reads is, and the index of its symbols' section.
+struct Tables {
+    index: u32,
+    symbols: usize,
+    strings: usize,
+    hash: usize,
+    versions: usize,
+    needed: usize,
+}
+
+impl Tables {
+    /// Offsets: 1 libc.so.6, 11 getauxval, 21 GLIBC_2.17, 32 $ORIGIN/lib, 44 GLIBC_2.34, 55 puts.
+    const STRINGS: &[u8] = b"\0libc.so.6\0getauxval\0GLIBC_2.17\0$ORIGIN/lib\0GLIBC_2.34\0puts\0";
+
+    fn add(maker: &mut Maker) -> Self {
+        let index = maker.next();
+        let table = [symbol(0, 0, 0, 0, 0), symbol(11, 0x12, 0, 0, 0), symbol(55, 0x12, 0, 0, 0)].concat();
+        let symbols = maker.add(section(".dynsym", 11, 2).linked(index + 1, 24), &table);
+        let strings = maker.add(section(".dynstr", 3, 2), Self::STRINGS);
+        // One bucket of both symbols: the last one's hash is odd.
+        let table = [words(&[1, 1, 1, 0]), longs(&[u64::MAX]), words(&[1, 2, 3])].concat();
+        let hash = maker.add(section(".gnu.hash", 0x6fff_fff6, 2).linked(index, 0), &table);
+        let versions = section(".gnu.version", 0x6fff_ffff, 2).linked(index, 2);
+        let versions = maker.add(versions, &[0, 0, 2, 0, 3, 0]);
+        let mut table = vec![1, 0, 2, 0];
+        table.extend(words(&[1, 16, 0]));
+        for (version, name, next) in [(2u16, 21u32, 16u32), (3, 44, 0)] {
+            table.extend(words(&[0]));
+            table.extend([0, 0]);
+            table.extend(version.to_le_bytes());
+            table.extend(words(&[name, next]));
+        }
+        let needed = maker.add(section(".gnu.version_r", 0x6fff_fffe, 2).linked(index + 1, 0), &table);
+        Self { index, symbols, strings, hash, versions, needed }
+    }
+
+    fn add_dynamic(&self, maker: &mut Maker, rela: usize) -> usize {
+        let entries = [
+            (1, 1),
+            (29, 32),
+            (5, self.strings),
+            (6, self.symbols),
+            (10, Self::STRINGS.len()),
+            (11, 24),
+            (0x6fff_fef5, self.hash),
+            (0x6fff_fff0, self.versions),
+            (0x6fff_fffe, self.needed),
+            (0x6fff_ffff, 1),
+            (23, rela),
+            (2, 48),
+            (30, 8),
+            (0x6fff_fffb, 1),
+            (0, 0),
+        ];
+        let content: Vec<u64> = entries.into_iter().flat_map(|(tag, value)| [tag, value as u64]).collect();
+        maker.add(section(".dynamic", 6, 3).linked(self.index + 1, 16), &longs(&content))
+    }
+}
+
+/// The unwinder's table of functions of 16 bytes.
+fn add_frames(maker: &mut Maker, text: usize, count: usize) -> usize {
+    let head = [vec![1, 0x1b, 3, 0x3b], words(&[0, count as u32])].concat();
+    let frames = maker.add(section(".eh_frame_hdr", 1, 2), &head);
+    for index in 0..count {
+        let start = (text + index * 16).wrapping_sub(frames) as u32;
+        maker.bytes.extend(words(&[start, 0]));
+    }
+    if let Some(section) = maker.sections.last_mut() {
+        section.size += count * 8;
+    }
+    frames
+}
+
+/// What a stripped file lacks.
+fn add_symbols(maker: &mut Maker, text: u64) {
+    maker.add(section(".gnu_debuglink", 1, 0), b"made.debug\0\0\0\0\0\0");
+    let strings = maker.next() + 1;
+    let table = [symbol(0, 0, 0, 0, 0), symbol(1, 0x12, 9, text, 16), symbol(6, 0x12, 9, text + 16, 16)];
+    maker.add(section(".symtab", 2, 0).linked(strings, 24), &table.concat());
+    maker.add(section(".strtab", 3, 0), b"\0main\0work_sve\0");
+}
+
+/// The names of the sections and their headers; where these are.
+fn add_section_headers(maker: &mut Maker) -> usize {
+    let mut names = vec![0];
+    let mut offsets = Vec::new();
+    for name in maker.sections.iter().map(|section| section.name).chain([".shstrtab"]) {
+        offsets.push(names.len() as u32);
+        names.extend(name.as_bytes());
+        names.push(0);
+    }
+    maker.add(section(".shstrtab", 3, 0), &names);
+    maker.align(8);
+    let headers = maker.bytes.len();
+    for (section, name) in maker.sections.iter().zip(offsets) {
+        maker.bytes.extend(words(&[name, section.kind]));
+        maker.bytes.extend(longs(&[section.flags, section.address]));
+        maker.bytes.extend(longs(&[section.offset as u64, section.size as u64]));
+        maker.bytes.extend(words(&[section.link, 0]));
+        maker.bytes.extend(longs(&[16, section.entry_size]));
+    }
+    assert_eq!(maker.bytes.len(), headers + maker.sections.len() * SHDR);
+    headers
 }
 
 fn segments(maker: &mut Maker, list: &[(u32, u32, usize, u64, usize, u64)]) {
