@@ -1,7 +1,7 @@
 //! `allocator-page-size`: jemalloc is compiled for a page size and ends the process where the kernel's is larger.
 
 use crate::Target;
-use crate::elf::{Code, Elf};
+use crate::elf::{Code, Elf, Load};
 use crate::finding::Finding;
 use crate::functions::{Functions, Section, Starts};
 use crate::guard::first_user;
@@ -11,11 +11,8 @@ use crate::isa::Isa;
 const COMPLAINT: &[u8] = b"<jemalloc>: Unsupported system page size";
 
 pub(super) fn check(elf: &Elf<'_>, target: &Target<'_>, findings: &mut Vec<Finding>) {
-    let place = elf.loads().find_map(|load| {
-        let start = usize::try_from(load.offset).ok()?;
-        let bytes = elf.data.get(start..start.checked_add(usize::try_from(load.file_size).ok()?)?)?;
-        Some(load.address + crate::guard::find(bytes, COMPLAINT)? as u64)
-    });
+    let address = |load: Load| Some(crate::guard::find(elf.loaded(load)?, COMPLAINT)? as u64 + load.address);
+    let place = elf.loads().find_map(address);
     let Some(place) = place else { return };
     let Some(built) = page_size(target.device.isa, elf, place) else {
         if target.pages.iter().any(|page| page.bytes > SMALLEST) {
@@ -34,8 +31,7 @@ pub(super) fn check(elf: &Elf<'_>, target: &Target<'_>, findings: &mut Vec<Findi
             page.whose, page.bytes
         );
         let remedy = "build jemalloc for 64 KiB: JEMALLOC_SYS_WITH_LG_PAGE=16 (tikv-jemallocator), --with-lg-page=16 (configure)";
-        let make = if page.certain { Finding::refused } else { Finding::warned };
-        findings.push(make("allocator-page-size", found.clone(), offers, remedy.to_owned()));
+        findings.push(Finding::refused_if(page.certain, "allocator-page-size", &*found, offers, remedy));
     }
     if findings.len() == count {
         findings.push(Finding::informs("allocator-page-size", found));

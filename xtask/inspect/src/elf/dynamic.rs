@@ -198,6 +198,6 @@ fn chain<T: Pod>(
 }
 
 /// As many records as there are whole ones.
-pub(super) fn array<T: Pod>(bytes: &[u8]) -> &[T] {
+pub(crate) fn array<T: Pod>(bytes: &[u8]) -> &[T] {
     bytes.read_slice_at(0, bytes.len() / size_of::<T>()).unwrap_or_default()
 }

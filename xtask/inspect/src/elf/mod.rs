@@ -14,6 +14,7 @@ use object::elf::{
 use object::read::ReadRef as _;
 use object::read::elf::{FileHeader as _, ProgramHeader as _, SectionHeader as _};
 
+pub(crate) use dynamic::array;
 pub use dynamic::{Dynamic, Required};
 pub use symbols::Symbol;
 
@@ -285,6 +286,11 @@ impl<'a> Elf<'a> {
         self.data.read_bytes_at(load.offset + inside, load.file_size.checked_sub(inside)?).ok()
     }
 
+    /// What the file has of a segment.
+    pub fn loaded(&self, load: Load) -> Option<&'a [u8]> {
+        self.data.read_bytes_at(load.offset, load.file_size).ok()
+    }
+
     /// Whether what lies at `address` can change while the program runs.
     pub fn is_variable(&self, address: u64) -> bool {
         let inside = |start: u64, size: u64| address >= start && address - start < size;
@@ -294,35 +300,20 @@ impl<'a> Elf<'a> {
 
     /// Code: the executable sections, or where there are none, or more than any linker makes, the executable segments.
     pub fn code(&self) -> Vec<Code<'a>> {
-        let executable = elf::SHF_EXECINSTR.0;
-        let mut found: Vec<Code<'a>> = Vec::new();
-        let mut end = 0;
-        for section in self.sections {
-            if section.sh_flags(LE).0 & executable == 0 || section.sh_type(LE) != elf::SHT_PROGBITS {
-                continue;
-            }
-            let Ok(bytes) = section.data(LE, self.data) else { continue };
-            // Sections that overlap are read once.
-            let wraps = section.sh_addr(LE).checked_add(bytes.len() as u64).is_none();
-            if !bytes.is_empty() && !wraps && section.sh_offset(LE) >= end {
-                end = section.sh_offset(LE).saturating_add(section.sh_size(LE));
-                found.push(Code { address: section.sh_addr(LE), bytes });
-            }
+        let code = |section: &&SectionHeader64<LE>| {
+            section.sh_flags(LE).contains(elf::SHF_EXECINSTR) && section.sh_type(LE) == elf::SHT_PROGBITS
+        };
+        let sections = disjoint(self.sections.iter().filter(code).filter_map(|section| {
+            let (address, bytes) = (section.sh_addr(LE), section.data(LE, self.data).ok()?);
+            let wraps = address.checked_add(bytes.len() as u64).is_none();
+            (!wraps).then_some((section.sh_offset(LE), Code { address, bytes }))
+        }));
+        if (1..=MOST_CODE).contains(&sections.len()) {
+            return sections;
         }
-        if found.is_empty() || found.len() > MOST_CODE {
-            found.clear();
-            let mut end = 0;
-            for load in self.loads().filter(Load::executable) {
-                if load.offset < end {
-                    continue;
-                }
-                end = load.offset.saturating_add(load.file_size);
-                if let Ok(bytes) = self.data.read_bytes_at(load.offset, load.file_size) {
-                    found.push(Code { address: load.address, bytes });
-                }
-            }
-        }
-        found
+        disjoint(self.loads().filter(Load::executable).filter_map(|load| {
+            Some((load.offset, Code { address: load.address, bytes: self.loaded(load)? }))
+        }))
     }
 
     fn section_name(&self, section: &SectionHeader64<LE>) -> &'a [u8] {
@@ -353,6 +344,19 @@ impl<'a> Elf<'a> {
     pub fn debug_link(&self) -> Option<&'a [u8]> {
         string(self.section(b".gnu_debuglink")?.bytes, 0).filter(|name| !name.is_empty())
     }
+}
+
+/// Code with its place in the file: what overlaps is read once, what is empty never.
+fn disjoint<'a>(parts: impl Iterator<Item = (u64, Code<'a>)>) -> Vec<Code<'a>> {
+    let mut end = 0;
+    let fresh = parts.filter(|(offset, code)| {
+        let fresh = *offset >= end && !code.bytes.is_empty();
+        if fresh {
+            end = offset.saturating_add(code.bytes.len() as u64);
+        }
+        fresh
+    });
+    fresh.map(|(_, code)| code).collect()
 }
 
 /// A NUL-terminated string in a string table; none that is longer than any name is, since a table may be asked for the same long one

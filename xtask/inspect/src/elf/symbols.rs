@@ -4,8 +4,7 @@ use object::LittleEndian as LE;
 use object::elf::{self, Sym64};
 use object::read::elf::SectionHeader as _;
 
-use super::dynamic::array;
-use super::{Elf, string};
+use super::{Elf, array, string};
 
 /// A defined symbol.
 #[derive(Debug, Clone, Copy)]

@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 
 use object::LittleEndian as LE;
-use object::elf;
+use object::elf::{self, Rela64};
 
-use crate::elf::Elf;
+use crate::elf::{Elf, array};
 
 /// Functions of C libraries that tell what the processor has, and the arguments that ask for it (AT_HWCAP, AT_HWCAP2, 3, 4).
 const ASKING: [&[u8]; 3] = [b"getauxval", b"__getauxval", b"elf_aux_info"];
@@ -38,10 +38,10 @@ impl Detection {
     /// Looks for it in the file's tables and strings.
     pub(crate) fn of(elf: &Elf<'_>) -> Self {
         let mut found = Self::default();
-        let mut telling: Vec<usize> = Vec::new();
+        let mut telling: BTreeSet<u32> = BTreeSet::new();
         for (index, name) in elf.imports() {
             if ASKING.contains(&name) || tells(name) {
-                telling.push(index);
+                telling.extend(u32::try_from(index));
                 found.note(name);
             }
         }
@@ -59,11 +59,9 @@ impl Detection {
             }
         }
         for name in FILES {
-            let places = elf.loads().filter(|load| !load.writable()).filter_map(|load| {
-                let start = usize::try_from(load.offset).ok()?;
-                let bytes = elf.data.get(start..start.checked_add(usize::try_from(load.file_size).ok()?)?)?;
-                Some(load.address + find(bytes, name)? as u64)
-            });
+            let constants = elf.loads().filter(|load| !load.writable());
+            let places =
+                constants.filter_map(|load| Some(load.address + find(elf.loaded(load)?, name)? as u64));
             for place in places {
                 found.sources.insert(place);
                 found.note(&name[..name.len() - 1]);
@@ -89,29 +87,22 @@ impl Detection {
     }
 
     /// Where the functions of other libraries are called through, and which functions the loader asks.
-    fn follow_relocations(&mut self, elf: &Elf<'_>, telling: &[usize]) {
+    fn follow_relocations(&mut self, elf: &Elf<'_>, telling: &BTreeSet<u32>) {
         let irelative = match elf.machine() {
             183 => elf::R_AARCH64_IRELATIVE.0,
             _ => elf::R_X86_64_IRELATIVE.0,
         };
-        let telling: BTreeSet<u32> = telling.iter().filter_map(|index| u32::try_from(*index).ok()).collect();
         let tables = [elf.dynamic.relocations, elf.dynamic.plt_relocations];
-        for relocation in tables.into_iter().flatten() {
+        // A static executable's own, without a dynamic section.
+        let sections = [&b".rela.plt"[..], b".rela.iplt", b".rela.dyn"].into_iter();
+        let sections = sections.filter(|_| !elf.dynamic.is_there()).filter_map(|name| elf.section(name));
+        let own = sections.flat_map(|section| array::<Rela64<LE>>(section.bytes));
+        for relocation in tables.into_iter().flatten().chain(own) {
             let kind = relocation.r_type(LE, false);
             if kind.0 == irelative {
                 self.resolvers.insert(relocation.r_addend.get(LE) as u64);
             } else if telling.contains(&relocation.r_sym(LE, false)) {
                 self.through.insert(relocation.r_offset.get(LE));
-            }
-        }
-        // A static executable's own, without a dynamic section: .rela.plt, .rela.iplt.
-        for name in [&b".rela.plt"[..], b".rela.iplt", b".rela.dyn"] {
-            let Some(section) = elf.section(name).filter(|_| !elf.dynamic.is_there()) else { continue };
-            for entry in section.bytes.chunks_exact(24) {
-                let word = |at: usize| u64::from_le_bytes(entry[at..at + 8].try_into().unwrap_or_default());
-                if word(8) as u32 == irelative {
-                    self.resolvers.insert(word(16));
-                }
             }
         }
     }

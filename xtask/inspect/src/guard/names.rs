@@ -3,34 +3,18 @@
 use crate::isa::Isa;
 use crate::isa::features::{Feature, Set};
 
-/// Parts of the names of functions that are chosen at run time, and for what.
-const CHOSEN: [(&str, Family); 26] = [
-    ("_sve", Family::Sve),
-    ("_sve2", Family::Sve),
-    ("_sme", Family::Sme),
-    ("_mops", Family::Only(&["mops"])),
-    ("_neon", Family::Neon),
-    ("_lse", Family::Only(&["lse", "lse128"])),
-    ("_pauth", Family::Only(&["pauth", "pauth-lr"])),
-    ("_mte", Family::Only(&["mte"])),
-    ("_dotprod", Family::Neon),
-    ("_i8mm", Family::Neon),
-    ("_bf16", Family::Neon),
-    ("_sha3", Family::Neon),
-    ("_sha512", Family::Neon),
-    ("_ce", Family::Neon),
-    ("_armv8", Family::Neon),
-    ("_evex", Family::Avx512),
-    ("_avx", Family::Avx),
-    ("_avx2", Family::Avx),
-    ("_avx512", Family::Avx512),
-    ("_erms", Family::Avx),
-    ("_sse2", Family::Sse),
-    ("_sse4", Family::Sse),
-    ("_ssse3", Family::Sse),
-    ("_fma", Family::Avx),
-    ("_aesni", Family::Avx),
-    ("_vnni", Family::Avx512),
+/// What functions are chosen for at run time, and the parts of their names that say so.
+const CHOSEN: [(Family, &str); 10] = [
+    (Family::Sve, "_sve _sve2"),
+    (Family::Sme, "_sme"),
+    (Family::Only(&["mops"]), "_mops"),
+    (Family::Only(&["lse", "lse128"]), "_lse"),
+    (Family::Only(&["pauth", "pauth-lr"]), "_pauth"),
+    (Family::Only(&["mte"]), "_mte"),
+    (Family::Neon, "_neon _dotprod _i8mm _bf16 _sha3 _sha512 _ce _armv8"),
+    (Family::Sse, "_sse2 _sse4 _ssse3"),
+    (Family::Avx, "_avx _avx2 _erms _fma _aesni"),
+    (Family::Avx512, "_avx512 _evex _vnni"),
 ];
 
 /// What a name promises. Of one kind of registers everything: who asks for one of its features asks for what goes with it.
@@ -84,7 +68,8 @@ pub(crate) fn chosen_for(isa: Isa, name: &[u8]) -> Set {
     let outline = name.starts_with("__aarch64_")
         && ["_relax", "_acq", "_rel", "_sync"].iter().any(|end| name.ends_with(end));
     let outline = outline.then_some(Family::Only(&["lse"]));
-    let families = CHOSEN.iter().filter(|(word, _)| says(word)).map(|(_, family)| *family).chain(outline);
+    let named = CHOSEN.iter().filter(|(_, words)| words.split(' ').any(says));
+    let families = named.map(|(family, _)| *family).chain(outline);
     families.fold(Set::NONE, |all, family| all | set(isa, |feature| family.has(isa, feature)))
 }
 

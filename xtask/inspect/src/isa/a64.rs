@@ -96,9 +96,16 @@ pub(super) fn scan(code: &[u8], wanted: Set, mut hit: impl FnMut(usize, Set)) {
     }
 }
 
+/// The instruction that `code` begins with: its length, its needs, where control goes. `None` where there is none.
+pub(super) fn step(code: &[u8], address: u64) -> Option<(usize, Set, Flow)> {
+    let (_, word) = words(code).next()?;
+    Some((4, need(word), flow(word, address)))
+}
+
 /// The mnemonic, for a message.
-pub fn mnemonic(word: u32) -> &'static str {
-    decode(word).map_or("?", |instruction| instruction.mnemonic().name())
+pub(super) fn mnemonic(code: &[u8]) -> &'static str {
+    let instruction = words(code).next().and_then(|(_, word)| decode(word));
+    instruction.map_or("?", |instruction| instruction.mnemonic().name())
 }
 
 /// Sign-extended bits of a branch's offset, in words.
@@ -140,7 +147,7 @@ pub(super) fn comparisons(code: &[u8]) -> Vec<u64> {
 }
 
 /// Registers whose value is known on a straight path: pages of ADRP and what is added to them.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Tracker {
     known: [Option<u64>; 32],
     /// Loaded from a known address, and how many words ago.
@@ -149,8 +156,10 @@ struct Tracker {
 }
 
 impl Tracker {
-    fn new() -> Self {
-        Self { known: [None; 32], loaded: [None; 32], first_argument: None }
+    /// A register that is written, and with what if that is known.
+    fn write(&mut self, register: usize, value: Option<u64>) {
+        self.known[register] = value;
+        self.loaded[register] = None;
     }
 
     /// What the word at `address` does that matters to who guards what.
@@ -161,25 +170,22 @@ impl Tracker {
         }
         if word & 0x9f00_0000 == 0x9000_0000 || word & 0x9f00_0000 == 0x1000_0000 {
             let value = adr(word, address);
+            self.write(d, Some(value));
             let page = word >> 31 == 1;
-            self.known[d] = Some(value);
-            self.loaded[d] = None;
             if !page {
                 event(Event::Address(value));
             }
         } else if word & 0x7f80_0000 == 0x1100_0000 {
             let shift = if word >> 22 & 1 == 1 { 12 } else { 0 };
             let value = self.known[n].map(|page| page.wrapping_add(u64::from(word >> 10 & 0xfff) << shift));
-            self.known[d] = value;
-            self.loaded[d] = None;
+            self.write(d, value);
             if let Some(value) = value {
                 event(Event::Address(value));
             }
         } else if word & 0x3b00_0000 == 0x3900_0000 {
             self.load_or_store(word, d, n, &mut event);
         } else if word & 0xff80_0000 == 0x5280_0000 || word & 0xff80_0000 == 0xd280_0000 {
-            self.known[d] = None;
-            self.loaded[d] = None;
+            self.write(d, None);
             if d == 0 {
                 self.first_argument = Some(word >> 5 & 0xffff);
             }
@@ -224,10 +230,7 @@ impl Tracker {
             Flow::Call(to) => {
                 event(Event::Call { to, argument: self.first_argument });
                 // Calls keep x19 to x28 alone (AAPCS64, 6.1.1).
-                for register in (0..19).chain(29..32) {
-                    self.known[register] = None;
-                    self.loaded[register] = None;
-                }
+                (0..19).chain(29..32).for_each(|register| self.write(register, None));
                 self.first_argument = None;
             }
             Flow::Jump(to) => event(Event::Jump { to, argument: self.first_argument }),
@@ -247,7 +250,7 @@ impl Tracker {
 
 /// What each word of a function does that matters to who guards what.
 pub(super) fn events(code: &[u8], address: u64, mut event: impl FnMut(u64, Event)) {
-    let mut tracker = Tracker::new();
+    let mut tracker = Tracker::default();
     for (at, word) in words(code) {
         let at = address.wrapping_add(at as u64);
         tracker.step(word, at, |found| event(at, found));

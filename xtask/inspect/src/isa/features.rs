@@ -1,6 +1,7 @@
 //! The features that instructions are told apart by, and when they came. A set of them is a `u64`.
 
 use std::ops::{BitAnd, BitOr, Not};
+use std::sync::LazyLock;
 
 /// A feature: its name in `devices.toml`, and the level of the architecture that brought it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,121 +57,54 @@ impl Not for Set {
     }
 }
 
-const fn feature(name: &'static str, level: &'static str) -> Feature {
-    Feature { name, level }
+/// Features in order, by the level that brought them.
+fn table(levels: &[(&'static str, &'static str)]) -> Vec<Feature> {
+    let each = |(level, names): &(&'static str, &'static str)| {
+        let level = *level;
+        names.split_whitespace().map(move |name| Feature { name, level })
+    };
+    levels.iter().flat_map(each).collect()
 }
 
 /// A64.
-pub const A64: &[Feature] = &[
-    feature("crc32", "Armv8.0-A, optional"),
-    feature("aes", "Armv8.0-A, optional"),
-    feature("sha1", "Armv8.0-A, optional"),
-    feature("sha2", "Armv8.0-A, optional"),
-    feature("lse", "Armv8.1-A"),
-    feature("rdm", "Armv8.1-A"),
-    feature("lor", "Armv8.1-A"),
-    feature("fp16", "Armv8.2-A, optional"),
-    feature("dotprod", "Armv8.2-A, optional"),
-    feature("fhm", "Armv8.2-A, optional"),
-    feature("sha3", "Armv8.2-A, optional"),
-    feature("sha512", "Armv8.2-A, optional"),
-    feature("sm3", "Armv8.2-A, optional"),
-    feature("sm4", "Armv8.2-A, optional"),
-    feature("dpb", "Armv8.2-A"),
-    feature("bf16", "Armv8.2-A, optional"),
-    feature("i8mm", "Armv8.2-A, optional"),
-    feature("sve", "Armv8.2-A, optional"),
-    feature("rcpc", "Armv8.3-A"),
-    feature("pauth", "Armv8.3-A"),
-    feature("fcma", "Armv8.3-A"),
-    feature("jscvt", "Armv8.3-A"),
-    feature("flagm", "Armv8.4-A"),
-    feature("rcpc2", "Armv8.4-A"),
-    feature("dit", "Armv8.4-A"),
-    feature("flagm2", "Armv8.5-A"),
-    feature("frintts", "Armv8.5-A"),
-    feature("sb", "Armv8.5-A"),
-    feature("ssbs", "Armv8.5-A"),
-    feature("dpb2", "Armv8.5-A"),
-    feature("rng", "Armv8.5-A, optional"),
-    feature("mte", "Armv8.5-A, optional"),
-    feature("wfxt", "Armv8.7-A"),
-    feature("ls64", "Armv8.7-A, optional"),
-    feature("mops", "Armv8.8-A"),
-    feature("hbc", "Armv8.8-A"),
-    feature("cssc", "Armv8.9-A"),
-    feature("the", "Armv8.9-A, optional"),
-    feature("rcpc3", "Armv8.9-A, optional"),
-    feature("sve2", "Armv9.0-A"),
-    feature("tme", "Armv9.0-A, optional"),
-    feature("sme", "Armv9.2-A, optional"),
-    feature("gcs", "Armv9.4-A, optional"),
-    feature("lse128", "Armv9.4-A, optional"),
-    feature("d128", "Armv9.4-A, optional"),
-    feature("pauth-lr", "Armv9.5-A, optional"),
-    feature("cpa", "Armv9.5-A, optional"),
-    feature("cmpbr", "Armv9.6-A"),
-    feature("lsfe", "Armv9.6-A, optional"),
-];
+pub static A64: LazyLock<Vec<Feature>> = LazyLock::new(|| {
+    table(&[
+        ("Armv8.0-A, optional", "crc32 aes sha1 sha2"),
+        ("Armv8.1-A", "lse rdm lor"),
+        ("Armv8.2-A, optional", "fp16 dotprod fhm sha3 sha512 sm3 sm4"),
+        ("Armv8.2-A", "dpb"),
+        ("Armv8.2-A, optional", "bf16 i8mm sve"),
+        ("Armv8.3-A", "rcpc pauth fcma jscvt"),
+        ("Armv8.4-A", "flagm rcpc2 dit"),
+        ("Armv8.5-A", "flagm2 frintts sb ssbs dpb2"),
+        ("Armv8.5-A, optional", "rng mte"),
+        ("Armv8.7-A", "wfxt"),
+        ("Armv8.7-A, optional", "ls64"),
+        ("Armv8.8-A", "mops hbc"),
+        ("Armv8.9-A", "cssc"),
+        ("Armv8.9-A, optional", "the rcpc3"),
+        ("Armv9.0-A", "sve2"),
+        ("Armv9.0-A, optional", "tme"),
+        ("Armv9.2-A, optional", "sme"),
+        ("Armv9.4-A, optional", "gcs lse128 d128"),
+        ("Armv9.5-A, optional", "pauth-lr cpa"),
+        ("Armv9.6-A", "cmpbr"),
+        ("Armv9.6-A, optional", "lsfe"),
+    ])
+});
 
 /// x86-64: x86-64 psABI, 3.1.1 "Processor architecture"; v1 is no feature, every processor has it.
-pub const X86: &[Feature] = &[
-    feature("cmpxchg16b", "x86-64-v2"),
-    feature("popcnt", "x86-64-v2"),
-    feature("sse3", "x86-64-v2"),
-    feature("ssse3", "x86-64-v2"),
-    feature("sse4_1", "x86-64-v2"),
-    feature("sse4_2", "x86-64-v2"),
-    feature("avx", "x86-64-v3"),
-    feature("avx2", "x86-64-v3"),
-    feature("bmi1", "x86-64-v3"),
-    feature("bmi2", "x86-64-v3"),
-    feature("f16c", "x86-64-v3"),
-    feature("fma", "x86-64-v3"),
-    feature("lzcnt", "x86-64-v3"),
-    feature("movbe", "x86-64-v3"),
-    feature("avx512f", "x86-64-v4"),
-    feature("avx512bw", "x86-64-v4"),
-    feature("avx512cd", "x86-64-v4"),
-    feature("avx512dq", "x86-64-v4"),
-    feature("avx512vl", "x86-64-v4"),
-    feature("aes", "an extension"),
-    feature("pclmulqdq", "an extension"),
-    feature("sha", "an extension"),
-    feature("adx", "an extension"),
-    feature("rdrand", "an extension"),
-    feature("rdseed", "an extension"),
-    feature("gfni", "an extension"),
-    feature("vaes", "an extension"),
-    feature("vpclmulqdq", "an extension"),
-    feature("rtm", "an extension"),
-    feature("avx_vnni", "an extension"),
-    feature("avx512_bf16", "an extension"),
-    feature("avx512_fp16", "an extension"),
-    feature("avx512_vnni", "an extension"),
-    feature("avx512_vbmi", "an extension"),
-    feature("avx512_vbmi2", "an extension"),
-    feature("avx512_ifma", "an extension"),
-    feature("avx512_bitalg", "an extension"),
-    feature("avx512_vpopcntdq", "an extension"),
-    feature("avx512_vp2intersect", "an extension"),
-    feature("avx512er", "an extension"),
-    feature("amx_tile", "an extension"),
-    feature("amx_int8", "an extension"),
-    feature("amx_bf16", "an extension"),
-    feature("fma4", "an extension, AMD's"),
-    feature("xop", "an extension, AMD's"),
-    feature("tbm", "an extension, AMD's"),
-    feature("sse4a", "an extension, AMD's"),
-    feature("d3now", "an extension, AMD's"),
-    feature("movdir64b", "an extension"),
-    feature("serialize", "an extension"),
-    feature("waitpkg", "an extension"),
-    feature("sha512", "an extension"),
-    feature("sm3", "an extension"),
-    feature("sm4", "an extension"),
-    feature("avx_ifma", "an extension"),
-    feature("avx_vnni_int8", "an extension"),
-    feature("avx_ne_convert", "an extension"),
-    feature("cmpccxadd", "an extension"),
-];
+pub static X86: LazyLock<Vec<Feature>> = LazyLock::new(|| {
+    table(&[
+        ("x86-64-v2", "cmpxchg16b popcnt sse3 ssse3 sse4_1 sse4_2"),
+        ("x86-64-v3", "avx avx2 bmi1 bmi2 f16c fma lzcnt movbe"),
+        ("x86-64-v4", "avx512f avx512bw avx512cd avx512dq avx512vl"),
+        ("an extension", "aes pclmulqdq sha adx rdrand rdseed gfni vaes vpclmulqdq rtm avx_vnni"),
+        ("an extension", "avx512_bf16 avx512_fp16 avx512_vnni avx512_vbmi avx512_vbmi2 avx512_ifma"),
+        ("an extension", "avx512_bitalg avx512_vpopcntdq avx512_vp2intersect avx512er amx_tile amx_int8"),
+        ("an extension", "amx_bf16"),
+        ("an extension, AMD's", "fma4 xop tbm sse4a d3now"),
+        ("an extension", "movdir64b serialize waitpkg sha512 sm3 sm4 avx_ifma avx_vnni_int8"),
+        ("an extension", "avx_ne_convert cmpccxadd"),
+    ])
+});

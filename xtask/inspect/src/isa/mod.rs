@@ -64,8 +64,8 @@ impl Isa {
     /// Its features.
     pub fn features(self) -> &'static [Feature] {
         match self {
-            Self::Aarch64 => features::A64,
-            Self::X86_64 => features::X86,
+            Self::Aarch64 => &features::A64,
+            Self::X86_64 => &features::X86,
         }
     }
 
@@ -85,10 +85,7 @@ impl Isa {
     /// The instruction that `code` begins with.
     pub(crate) fn step(self, code: &[u8], address: u64) -> Option<(usize, Set, Flow)> {
         match self {
-            Self::Aarch64 => {
-                let word = u32::from_le_bytes(code.get(..4)?.try_into().ok()?);
-                Some((4, a64::need(word), a64::flow(word, address)))
-            }
+            Self::Aarch64 => a64::step(code, address),
             Self::X86_64 => x86::step(code, address),
         }
     }
@@ -105,11 +102,7 @@ impl Isa {
     /// The name of the instruction that `code` begins with.
     pub fn mnemonic(self, code: &[u8]) -> String {
         match self {
-            Self::Aarch64 => {
-                let word =
-                    code.get(..4).and_then(|bytes| bytes.try_into().ok()).map_or(0, u32::from_le_bytes);
-                a64::mnemonic(word).to_owned()
-            }
+            Self::Aarch64 => a64::mnemonic(code).to_owned(),
             Self::X86_64 => x86::mnemonic(code),
         }
     }
