@@ -12,7 +12,7 @@ mod preflight;
 use std::fmt::Display;
 use std::fs::File;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
@@ -24,14 +24,16 @@ use xtask_core::bail_host;
 use xtask_core::build::{self, Agent};
 use xtask_core::cache::{CACHE_VARIABLE, Cache};
 use xtask_core::cli::{BenchArgs, BenchSubject, BuildArgs, Verbosity};
-use xtask_core::error::host_fault;
+use xtask_core::error::{Verdict, host_fault};
 use xtask_core::format::round;
-use xtask_core::fs::{is_own, make_own_dir, make_private_dir, remove_file, try_lock};
+use xtask_core::fs::{is_own, make_own_dir, make_private_dir, try_lock};
 use xtask_core::processes::end_processes;
 use xtask_core::report::Report;
 use xtask_core::workspace::Workspace;
 use xtask_images::discard;
 use xtask_jobs::{Step, Ui};
+
+use crate::smoke::compare;
 
 /// Measures what was asked for.
 pub(crate) fn run(workspace: &Workspace, args: &BenchArgs, verbosity: Verbosity) -> Result<()> {
@@ -121,14 +123,15 @@ impl<'a> Bench<'a> {
         let directory = self.cache.history().join("bench");
         let mut command = self.cargo();
         command.args(["xtask", "smoke", "--quiet", "--arch", &self.args.arch.to_string()]).args(more);
-        command.arg("--report").arg(&directory).stdin(Stdio::null());
-        let path = directory.join("report.json");
-        remove_file(&path)?;
-        let (status, seconds) = timed(|| command.status().context("run cargo xtask smoke"))?;
+        let (report, seconds) = timed(|| compare::smoke(command, &directory))?;
         self.ui.check()?;
-        ensure!(status.success(), "the smoke ended with {status}; its report is {}", path.display());
-        let report = serde_json::from_slice(&fs_err::read(&path)?);
-        Ok((report.with_context(|| format!("parse {}", path.display()))?, seconds))
+        let (verdict, path) = (report.verdict, directory.join("report.json"));
+        ensure!(
+            verdict == Verdict::Verified,
+            "the smoke ended {verdict:?}; its report is {}",
+            path.display()
+        );
+        Ok((report, seconds))
     }
 
     fn cargo(&self) -> Command {

@@ -17,6 +17,7 @@ use xtask_jobs::Ui;
 /// This command twice, as [`lines`] has it; each with a report of its own below `compared/` in the cache.
 pub(super) fn run(args: &SmokeArgs, verbosity: Verbosity) -> Result<()> {
     let [warm, cold] = lines(std::env::args_os().skip(1), args)?;
+    let own = std::env::current_exe().context("find this very program")?;
     let ui = Ui::install(verbosity)?;
     let cache = Cache::from_env()?;
     let directory = cache.root().join("compared");
@@ -31,7 +32,9 @@ pub(super) fn run(args: &SmokeArgs, verbosity: Verbosity) -> Result<()> {
     for (name, line) in [("warm", warm), ("cold", cold)] {
         let report = directory.join(name);
         make_private_dir(&report)?;
-        let report = smoke(&report, &line)?;
+        let mut command = Command::new(&own);
+        command.args(&line);
+        let report = smoke(command, &report)?;
         ui.check()?;
         if report.verdict == Verdict::Unavailable {
             // It has said why; there is nothing to compare with.
@@ -98,10 +101,9 @@ fn lines(mut given: impl Iterator<Item = OsString>, args: &SmokeArgs) -> Result<
     Ok([warm, with(&[&["--cold"], planted].concat())])
 }
 
-fn smoke(directory: &Path, line: &[OsString]) -> Result<Report> {
-    let own = std::env::current_exe().context("find this very program")?;
-    let mut command = Command::new(own);
-    command.args(line).arg("--report").arg(directory).stdin(Stdio::null());
+/// Runs a smoke to its end, whatever that is, and reads the report that it writes into `directory`.
+pub(crate) fn smoke(mut command: Command, directory: &Path) -> Result<Report> {
+    command.arg("--report").arg(directory).stdin(Stdio::null());
     let path = directory.join("report.json");
     remove_file(&path)?;
     let status = command.status().context("run a smoke")?;

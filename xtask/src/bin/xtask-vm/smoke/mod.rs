@@ -2,7 +2,7 @@
 //! and records a phase. [`target`] is where a guest runs, [`fault`] what is done to it, [`proof`] whether it has converged.
 
 mod boot;
-mod compare;
+pub(crate) mod compare;
 mod deployed;
 mod fault;
 mod footprint;

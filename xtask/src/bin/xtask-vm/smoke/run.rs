@@ -13,7 +13,7 @@ use xtask_jobs::Ui;
 
 use super::options::RunOptions;
 use super::times::Times;
-use crate::guest::filesystem;
+use crate::guest::{begin_run, filesystem};
 use crate::libvirt::paused::{TRANSCRIPT, XML};
 
 /// In the run's directory: the disk of a guest whose file system is damaged.
@@ -35,10 +35,7 @@ impl<'a> Run<'a> {
     /// Collects dead runs, and makes this run's directory.
     pub(crate) fn begin(workspace: &'a Workspace, options: RunOptions<'a>, ui: Ui) -> Result<Self> {
         let cache = Cache::from_env()?;
-        let (dir, collected) = RunDir::create(&cache)?;
-        for dead in collected {
-            ui.line(&dead.to_string());
-        }
+        let dir = begin_run(&cache, &ui)?;
         let times = Times::new(&cache, options.sabotage.is_some());
         Ok(Self { workspace, options, cache, dir, ui, times })
     }
