@@ -1,7 +1,7 @@
 //! `cargo xtask bench image`: the tree of an image as this project builds it, against plain mmdebstrap with the same packages;
 //! and that both are the same, but for what `customize.sh` and `initramfs.sh` mean to change.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read};
 use std::path::Path;
 
@@ -111,17 +111,12 @@ fn plain(name: &str) -> String {
 
 /// The paths that differ and are not meant to.
 fn differences(plain: &Tree, ours: &Tree) -> Vec<String> {
-    let mut names: Vec<&String> = plain.keys().chain(ours.keys()).collect();
-    names.sort();
-    names.dedup();
-    let differ = |name: &&&String| plain.get(**name) != ours.get(**name);
-    let meant = |name: &&&String| {
-        MEANT.iter().any(|meant| {
-            name.as_str() == meant.trim_end_matches('/')
-                || meant.ends_with(['/', '-', '_']) && name.starts_with(meant)
-        })
+    let names: BTreeSet<&String> = plain.keys().chain(ours.keys()).collect();
+    let covers = |meant: &&str, name: &str| {
+        name == meant.trim_end_matches('/') || meant.ends_with(['/', '-', '_']) && name.starts_with(meant)
     };
-    names.iter().filter(differ).filter(|name| !meant(name)).map(|name| (*name).clone()).collect()
+    let differ = names.into_iter().filter(|name| plain.get(*name) != ours.get(*name));
+    differ.filter(|name| !MEANT.iter().any(|meant| covers(meant, name))).cloned().collect()
 }
 
 #[cfg(test)]

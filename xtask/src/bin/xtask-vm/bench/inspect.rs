@@ -48,22 +48,15 @@ fn large(bench: &Bench<'_>, source: &Path, arch: VmArchitecture) -> Result<PathB
     let mut file = vec![0; START];
     file[..20].copy_from_slice(&bytes[..20]);
     file[16] = 2;
-    let words = [
-        (24, START),
-        (32, 64),
-        (72, START),
-        (80, START),
-        (96, LARGE - START),
-        (104, LARGE - START),
-        (112, START),
-    ];
+    let rest = LARGE - START;
+    let words = [(24, START), (32, 64), (72, START), (80, START), (96, rest), (104, rest), (112, START)];
     for (at, value) in words {
         file[at..at + 8].copy_from_slice(&(value as u64).to_le_bytes());
     }
     for (at, value) in [(20, 1), (52, 64), (54, 56), (56, 1), (64, 1), (68, 5)] {
         file[at] = value;
     }
-    file.extend(code.bytes.iter().cycle().take(LARGE - START));
+    file.extend(code.bytes.iter().cycle().take(rest));
     let path = bench.scratch.join(format!("large-{arch}"));
     write_private(&path, file)?;
     Ok(path)

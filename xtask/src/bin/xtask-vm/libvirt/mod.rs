@@ -123,18 +123,18 @@ impl Machine {
     /// What QEMU answers to a command of its machine protocol (QEMU, qemu-qmp-ref).
     pub(crate) fn qmp(&self, command: &str, arguments: &Value) -> Result<Value> {
         let question = json!({ "execute": command, "arguments": arguments }).to_string();
-        let answer = self
-            .domain
-            .qemu_monitor_command(&question, virt::sys::VIR_DOMAIN_QEMU_MONITOR_COMMAND_DEFAULT)
-            .with_context(|| format!("ask QEMU: {question}"))?;
+        let answer = self.monitor(&question, virt::sys::VIR_DOMAIN_QEMU_MONITOR_COMMAND_DEFAULT)?;
         returned(&answer).with_context(|| format!("ask QEMU: {question}"))
     }
 
     /// What QEMU prints at a command of its human monitor, for what its machine protocol does not have.
     pub(crate) fn hmp(&self, command: &str) -> Result<String> {
-        self.domain
-            .qemu_monitor_command(command, virt::sys::VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP)
-            .with_context(|| format!("ask QEMU: {command}"))
+        self.monitor(command, virt::sys::VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP)
+    }
+
+    fn monitor(&self, command: &str, protocol: u32) -> Result<String> {
+        let answer = self.domain.qemu_monitor_command(command, protocol);
+        answer.with_context(|| format!("ask QEMU: {command}"))
     }
 
     /// Leaves it running when this value goes.
@@ -160,11 +160,8 @@ impl Machine {
     pub(crate) fn destroy(&mut self) -> Result<()> {
         // Whatever comes of it: the next machine of the run has the same name and identity.
         self.let_go = true;
-        match reaper::reaping(|| self.domain.destroy()) {
-            Ok(()) => Ok(()),
-            Err(_) if self.condition() == Condition::Gone => Ok(()),
-            Err(error) => Err(error).context("destroy the domain"),
-        }
+        let destroyed = reaper::reaping(|| self.domain.destroy()).context("destroy the domain");
+        if self.condition() == Condition::Gone { Ok(()) } else { destroyed }
     }
 
     /// The port on 127.0.0.1 that leads to the guest's ssh, as the kernel chose it.

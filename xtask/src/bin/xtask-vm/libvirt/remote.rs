@@ -2,7 +2,8 @@
 //! has the runs' own, the only file that names `virt::`.
 
 use virt::connect::Connect;
-use virt::error::{Error, ErrorNumber};
+use virt::error::Error;
+use virt::error::ErrorNumber::{self, AccessDenied, AuthFailed, AuthUnavailable, OperationDenied};
 use virt::network::Network as VirtNetwork;
 use virt::storage_pool::StoragePool;
 use xtask_core::arch::{Accelerator, VmArchitecture};
@@ -52,12 +53,7 @@ fn open(uri: &ConnectUri) -> Result<(Connect, Access), Refusal> {
 /// that can never be: a domain without a name, which libvirt refuses in either case, for one reason or the other.
 fn access(connect: &Connect) -> Access {
     const NO_DOMAIN: &str = "<domain/>";
-    let forbidden = [
-        ErrorNumber::OperationDenied,
-        ErrorNumber::AccessDenied,
-        ErrorNumber::AuthFailed,
-        ErrorNumber::AuthUnavailable,
-    ];
+    let forbidden = [OperationDenied, AccessDenied, AuthFailed, AuthUnavailable];
     match connect.create_domain_xml(NO_DOMAIN, 0) {
         Err(error) if forbidden.iter().any(|number| error.code() == (*number).into()) => {
             Access::ReadOnly(error.message().to_owned())

@@ -30,14 +30,15 @@ impl Qmp {
     /// What QEMU answers; events before the answer are passed over.
     pub(super) fn ask(&mut self, command: &str, arguments: &Value) -> Result<Value> {
         let question = json!({ "execute": command, "arguments": arguments }).to_string();
-        let asked = writeln!(self.stream.get_mut(), "{question}");
-        asked.with_context(|| format!("ask QEMU: {question}"))?;
-        loop {
-            let line = self.line()?;
-            if !line.contains("\"event\":") {
-                return returned(&line).with_context(|| format!("ask QEMU: {question}"));
+        let mut answer = || -> Result<Value> {
+            writeln!(self.stream.get_mut(), "{question}")?;
+            let mut line = self.line()?;
+            while line.contains("\"event\":") {
+                line = self.line()?;
             }
-        }
+            returned(&line)
+        };
+        answer().with_context(|| format!("ask QEMU: {question}"))
     }
 
     /// Waits for a line with this word in quotes: an event, the greeting.

@@ -3,8 +3,7 @@
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
-use sha2::{Digest as _, Sha256};
-use xtask_core::digest::hex;
+use xtask_core::digest::Algorithm;
 
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
@@ -44,7 +43,7 @@ pub(super) fn oci(reference: &str, architecture: &str, program: &[u8]) -> Result
 }
 
 fn digest(bytes: &[u8]) -> String {
-    format!("sha256:{}", hex(&Sha256::digest(bytes)))
+    Algorithm::Sha256.of(bytes).to_string()
 }
 
 fn blob_path(bytes: &[u8]) -> String {

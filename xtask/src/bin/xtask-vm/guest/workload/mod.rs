@@ -7,12 +7,11 @@ use std::ffi::OsString;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use sha2::{Digest as _, Sha256};
 use xshell::{Shell, cmd};
 use xtask_core::arch::VmArchitecture;
 use xtask_core::build::linker::Linker;
 use xtask_core::cache::Cache;
-use xtask_core::digest::hex;
+use xtask_core::digest::Algorithm;
 use xtask_core::fs::make_private_dir;
 use xtask_core::inspect_target;
 use xtask_core::workspace::Workspace;
@@ -58,10 +57,13 @@ fn program(workspace: &Workspace, cache: &Cache, arch: VmArchitecture) -> Result
     let mut arguments: Vec<OsString> = FLAGS.map(OsString::from).to_vec();
     arguments.extend([format!("--target={}", profile.triple).into(), linker]);
 
-    let mut key = Sha256::new();
+    let mut key = Algorithm::Sha256.hasher();
     let words = arguments.iter().map(|word| word.as_encoded_bytes());
-    [&*text, version.as_bytes()].into_iter().chain(words).for_each(|part| key.update(Sha256::digest(part)));
-    let kept = cache.workloads().join(format!("{arch}-{}", &hex(&key.finalize())[..16]));
+    [&*text, version.as_bytes()]
+        .into_iter()
+        .chain(words)
+        .for_each(|part| key.update(Algorithm::Sha256.of(part).hex().as_bytes()));
+    let kept = cache.workloads().join(format!("{arch}-{}", &key.finish().hex()[..16]));
     if !kept.exists() {
         // From the root: the path of the source is in the executable.
         let _root = shell.push_dir(workspace.root());
