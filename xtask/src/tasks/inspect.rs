@@ -53,11 +53,13 @@ fn as_json(
 ) -> serde_json::Value {
     let known = match &inspection.place {
         DeviceRoot::Image(image, None) => json!({
-            "from": image.name, "known": "release", "glibc": image.expected.as_ref().map(|expected| &expected.glibc),
+            "from": image.name, "known": "release",
+            "glibc": image.expected.as_ref().map(|expected| &expected.glibc),
         }),
-        DeviceRoot::Image(image, Some(inventory)) => {
-            json!({ "from": image.name, "known": "all", "source": inventory.source, "libraries": inventory.libraries.len() })
-        }
+        DeviceRoot::Image(image, Some(inventory)) => json!({
+            "from": image.name, "known": "all", "source": inventory.source,
+            "libraries": inventory.libraries.len(),
+        }),
         DeviceRoot::Sysroot(path, inventory) => {
             json!({ "from": path, "known": "all", "libraries": inventory.libraries.len() })
         }
@@ -66,8 +68,10 @@ fn as_json(
         "schema": SCHEMA,
         "verdict": if report.is_sound() { "sound" } else { "refused" },
         "file": { "path": path, "bytes": bytes },
-        "target": { "arch": inspection.arch, "device": inspection.device.name, "about": inspection.device.about,
-                    "libraries": known },
+        "target": {
+            "arch": inspection.arch, "device": inspection.device.name, "about": inspection.device.about,
+            "libraries": known,
+        },
         "findings": report.findings,
         "seconds": round(seconds),
     })

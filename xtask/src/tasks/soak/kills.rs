@@ -132,8 +132,8 @@ fn kill_once(args: &SoakArgs, round: u32) -> Result<Option<String>> {
     let seconds = later.as_secs_f64();
     ensure!(
         if hit { victim.may_end(status.code(), later) } else { status.success() },
-        "{victim:?} {moment}, hit: {hit}: the smoke ended {seconds:.1} s later with {status}; the limit without \
-         a verdict is {} s",
+        "{victim:?} {moment}, hit: {hit}: the smoke ended {seconds:.1} s later with {status}; the limit \
+         without a verdict is {} s",
         limits::AFTER_KILL.as_secs()
     );
     if !hit {

@@ -69,8 +69,8 @@ pub(super) fn run(bench: &Bench<'_>) -> Result<()> {
         ours.push(seconds);
         let differences = differences(&plain, &own).join(", ");
         let error = format!("the tree differs from one made by plain mmdebstrap in {differences}");
-        let hint = "either a build hook leaves files behind, or the difference is intended and belongs in this \
-                    bench's list";
+        let hint = "either a build hook leaves files behind, or the difference is intended and belongs in \
+                    this bench's list";
         ensure!(differences.is_empty(), Failure::guest(error, hint));
         bench.ui.note(&format!("{} files are identical, except for the intended differences", own.len()));
     }

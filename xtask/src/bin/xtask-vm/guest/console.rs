@@ -15,7 +15,8 @@ const FAULTS: &[(&str, &str, &str)] = &[
     (
         "Kernel panic - not syncing",
         "the guest's kernel panicked",
-        "read the lines before the panic in console.log; a guest with too little memory for its initramfs panics in the same way",
+        "read the lines before the panic in console.log; a guest with too little \
+         memory for its initramfs panics in the same way",
     ),
     (
         "You are in emergency mode",

@@ -61,7 +61,8 @@ pub(crate) fn sound(machine: Machine, expected: &ExpectedMachine, work: &Path) -
     if !blocking.is_empty() {
         bail_host!(
             "QEMU's machine does not match the requested domain: {}", blocking.join("; ");
-            "run cargo xtask preflight --arch {} --rehearse, which says what to do about each; no guest code has run",
+            "run cargo xtask preflight --arch {} --rehearse, which says what to do about each; no guest \
+             code has run",
             expected.architecture
         );
     }

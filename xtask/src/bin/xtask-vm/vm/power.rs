@@ -124,13 +124,15 @@ fn boot(cache: &Cache, instance: &mut Instance, ui: &Ui) -> Result<()> {
     let name = instance.machine.name.clone();
     let (xml, expected) = asked_for(instance).map_err(|error| {
         let hint = format!(
-            "another version of cargo xtask made it: cargo xtask vm rm {name} removes it, and cargo xtask vm up makes another"
+            "another version of cargo xtask made it: cargo xtask vm rm {name} removes it, \
+             and cargo xtask vm up makes another"
         );
         host_fault(error, format!("start {name}"), hint)
     })?;
     let lost = |error: Error| {
         let hint = format!(
-            "its disk depends on it: remove it with cargo xtask vm rm {name} and make another with cargo xtask vm up"
+            "its disk depends on it: remove it with cargo xtask vm rm {name} and make another with \
+             cargo xtask vm up"
         );
         Failure::host(format!("{error:#}"), hint)
     };
