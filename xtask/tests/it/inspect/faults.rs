@@ -17,6 +17,7 @@ pub(crate) struct Built {
     pub(crate) fails: bool,
 }
 
+#[expect(clippy::too_many_arguments, reason = "one for each column of the table of faults")]
 const fn built(
     name: &'static str,
     tool: Tool,

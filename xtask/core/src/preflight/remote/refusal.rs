@@ -207,6 +207,7 @@ mod tests {
     use crate::preflight::findings::{Remedy, Severity};
 
     /// libvirt 9.0's own words, as they were seen; ssh's are OpenSSH 9.2's.
+    #[expect(clippy::too_many_lines, reason = "a table with a row for each refusal")]
     #[test]
     fn each_refusal_is_told_apart() {
         const SYSTEM: &str = "qemu:///system";

@@ -100,6 +100,7 @@ impl Distribution {
         }
     }
 
+    #[expect(clippy::too_many_arguments, reason = "one for each column of the table of hosts")]
     fn facts(
         &self,
         root: &Path,
