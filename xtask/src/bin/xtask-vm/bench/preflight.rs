@@ -65,14 +65,11 @@ impl Bench<'_> {
         };
         let figures = json!({ "schema": 1, "subject": self.subject(), "measured": measured });
         self.print(&figures, measured.iter().map(line).collect::<Vec<_>>().join("\n"))?;
-        match measured.iter().find(|measured| measured.median > measured.limit) {
-            None => Ok(()),
-            Some(Measured { what, median, limit, .. }) => Err(Failure::guest(
-                format!("{what} takes {median:.3} s, and the limit is {limit} s"),
-                format!("check that nothing else runs on this machine; otherwise {hint}"),
-            )
-            .into()),
-        }
+        let late = measured.iter().find(|measured| measured.median > measured.limit);
+        let Some(Measured { what, median, limit, .. }) = late else { return Ok(()) };
+        let error = format!("{what} takes {median:.3} s, and the limit is {limit} s");
+        let hint = format!("check that nothing else runs on this machine; otherwise {hint}");
+        Err(Failure::guest(error, hint).into())
     }
 
     /// Runs it once to warm what is cached, then as often as asked.

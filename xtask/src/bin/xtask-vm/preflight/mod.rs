@@ -30,12 +30,8 @@ pub(crate) fn run(workspace: &Workspace, args: &PreflightArgs, verbosity: Verbos
         preflight.add(connection::findings(uri, &asked, &ui)?);
     }
     present(&preflight, args)?;
-    match args.sabotage {
-        None => Ok(()),
-        Some(fault) => Err(Failure::guest(
-            format!("the rehearsal did not find the planted fault {fault:?}"),
-            "a check of cargo xtask does not work; that is a bug of cargo xtask, not of this machine",
-        )
-        .into()),
-    }
+    let Some(fault) = args.sabotage else { return Ok(()) };
+    let error = format!("the rehearsal did not find the planted fault {fault:?}");
+    let hint = "a check of cargo xtask does not work; that is a bug of cargo xtask, not of this machine";
+    Err(Failure::guest(error, hint).into())
 }

@@ -203,12 +203,10 @@ fn ours_will_do(medians: &[(&str, f64)]) -> Result<()> {
     let (_, ours) = *medians.first().context("a way")?;
     let worth = limits::WORTH_ANOTHER_DELIVERY.as_secs_f64();
     let Some((way, theirs)) = medians.iter().find(|(_, theirs)| ours - theirs > worth) else { return Ok(()) };
-    Err(Failure::guest(
-        format!("{way} takes {theirs:.2} s, and the delivery of a warm smoke {ours:.2} s"),
-        "check that nothing else runs on this machine; if so, use the faster delivery in \
-         src/bin/xtask-vm/smoke/warm.rs",
-    )
-    .into())
+    let error = format!("{way} takes {theirs:.2} s, and the delivery of a warm smoke {ours:.2} s");
+    let hint = "check that nothing else runs on this machine; if so, use the faster delivery in \
+                src/bin/xtask-vm/smoke/warm.rs";
+    Err(Failure::guest(error, hint).into())
 }
 
 #[cfg(test)]
