@@ -78,7 +78,7 @@ fn confirm(word: u32, candidate: Option<usize>) -> Set {
     let newer = |name| Set::of(A64.iter().position(|feature| feature.name == name).unwrap_or(index));
     match instruction.code().feature() {
         Feature::Sme | Feature::Sme2 => newer("sme"),
-        Feature::Sve if SVE2.binary_search(&instruction.mnemonic().name()).is_err() => Set::of(index),
+        Feature::Sve if !SVE2.contains(instruction.mnemonic().name()) => Set::of(index),
         _ => newer("sve2"),
     }
 }
