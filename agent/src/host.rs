@@ -29,12 +29,7 @@ pub(crate) fn read_status(device_id: &str) -> Result<DeviceStatus> {
         os_release: parse_os_release(&read_text("/etc/os-release")?),
         kernel: uname.release().to_string_lossy().into_owned(),
         uptime_seconds: uptime_seconds()?,
-        sequence: 0,
-        desired_revision: 0,
-        deployments: Vec::new(),
-        deployments_omitted: 0,
-        events: Vec::new(),
-        footprint: None,
+        ..DeviceStatus::default()
     })
 }
 
@@ -54,22 +49,18 @@ pub(crate) fn footprint() -> Result<Footprint> {
 
 /// In proc_pid_stat(5), utime, stime and starttime are the fields 14, 15 and 22. The second one ends at the last `)`.
 fn parse_footprint(stat: &str, status: &str, uptime: &str, ticks: u64) -> Result<Footprint> {
-    let fields: Vec<&str> =
-        stat.rsplit_once(") ").context("/proc/self/stat has no name")?.1.split(' ').collect();
+    let (_, fields) = stat.rsplit_once(") ").context("/proc/self/stat has no name")?;
     let milliseconds = |number: usize| -> Result<u64> {
-        let text =
-            fields.get(number - 3).with_context(|| format!("/proc/self/stat has no field {number}"))?;
-        let count: u64 =
-            text.parse().with_context(|| format!("/proc/self/stat's field {number} is {text:?}"))?;
+        let field = fields.split(' ').nth(number - 3);
+        let text = field.with_context(|| format!("/proc/self/stat has no field {number}"))?;
+        let count = text.parse::<u64>();
+        let count = count.with_context(|| format!("/proc/self/stat's field {number} is {text:?}"))?;
         Ok(count * 1000 / ticks.max(1))
     };
     let uptime: f64 =
         uptime.split(' ').next().unwrap_or_default().parse().context("/proc/uptime has no number")?;
-    let resident = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:"))
-        .context("/proc/self/status has no VmRSS")?;
-    let resident = resident.trim().trim_end_matches("kB").trim();
+    let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let resident = resident.context("/proc/self/status has no VmRSS")?.trim().trim_end_matches("kB").trim();
     Ok(Footprint {
         age_milliseconds: ((uptime * 1000.0) as u64).saturating_sub(milliseconds(22)?),
         cpu_milliseconds: milliseconds(14)? + milliseconds(15)?,

@@ -27,19 +27,25 @@ pub(crate) enum Availability {
 }
 
 pub(crate) struct Images {
-    podman: Podman,
-    store: Store,
-    archives: PathBuf,
+    source: Source,
     markers: PathBuf,
     wake: Arc<Notify>,
     downloads: HashMap<String, JoinHandle<Result<()>>>,
+}
+
+/// What a download needs.
+#[derive(Clone)]
+struct Source {
+    podman: Podman,
+    store: Store,
+    archives: PathBuf,
 }
 
 impl Images {
     pub(crate) fn new(config: &Config, podman: Podman, store: Store, wake: Arc<Notify>) -> Self {
         let markers = config.agent.state_directory.join("fetching");
         let archives = config.podman.image_archives.clone();
-        Self { podman, store, archives, markers, wake, downloads: HashMap::new() }
+        Self { source: Source { podman, store, archives }, markers, wake, downloads: HashMap::new() }
     }
 
     /// Looks for the image and starts a download if it is missing.
@@ -56,21 +62,15 @@ impl Images {
         }
         let marker = self.markers.join(archive_name(reference));
         if marker.exists() {
-            self.podman.remove_image(reference).await?;
-        } else if let Some(image) = self.podman.image(reference).await? {
+            self.source.podman.remove_image(reference).await?;
+        } else if let Some(image) = self.source.podman.image(reference).await? {
             let own = go_architecture();
             if !image.architecture.is_empty() && image.architecture != own {
                 bail!("the image {reference} is made for {}, this device is {own}", image.architecture);
             }
             return Ok(Availability::Available);
         }
-        let download = download(
-            self.podman.clone(),
-            self.store.clone(),
-            self.archives.join(archive_name(reference)),
-            marker,
-            reference.to_owned(),
-        );
+        let download = self.source.clone().download(reference.to_owned(), marker);
         let wake = Arc::clone(&self.wake);
         let task = tokio::spawn(async move {
             let downloaded = download.await;
@@ -82,32 +82,29 @@ impl Images {
     }
 }
 
-async fn download(
-    podman: Podman,
-    store: Store,
-    archive: PathBuf,
-    marker: PathBuf,
-    reference: String,
-) -> Result<()> {
-    create_durably(&marker).with_context(|| format!("create the marker file {}", marker.display()))?;
-    let downloaded = load_or_pull(&podman, &archive, &reference).await;
-    if downloaded.is_ok() {
-        tokio::task::spawn_blocking(move || store.sync_file_system()).await??;
+impl Source {
+    async fn download(self, reference: String, marker: PathBuf) -> Result<()> {
+        create_durably(&marker).with_context(|| format!("create the marker file {}", marker.display()))?;
+        let downloaded = self.load_or_pull(&reference).await;
+        if downloaded.is_ok() {
+            tokio::task::spawn_blocking(move || self.store.sync_file_system()).await??;
+        }
+        // After a failure podman has deleted the partial image itself.
+        fs::remove_file(&marker).with_context(|| format!("delete the marker file {}", marker.display()))?;
+        downloaded
     }
-    // After a failure podman has deleted the partial image itself.
-    fs::remove_file(&marker).with_context(|| format!("delete the marker file {}", marker.display()))?;
-    downloaded
-}
 
-async fn load_or_pull(podman: &Podman, archive: &Path, reference: &str) -> Result<()> {
-    if !archive.exists() {
-        return podman.pull(reference).await;
+    async fn load_or_pull(&self, reference: &str) -> Result<()> {
+        let archive = self.archives.join(archive_name(reference));
+        if !archive.exists() {
+            return self.podman.pull(reference).await;
+        }
+        self.podman.load(&archive).await?;
+        if self.podman.image(reference).await?.is_none() {
+            bail!("the image archive {} does not contain {reference}", archive.display());
+        }
+        Ok(())
     }
-    podman.load(archive).await?;
-    if podman.image(reference).await?.is_none() {
-        bail!("the image archive {} does not contain {reference}", archive.display());
-    }
-    Ok(())
 }
 
 /// Creates an empty file and its directory; both are on disk when this returns.

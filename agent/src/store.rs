@@ -64,9 +64,9 @@ impl Store {
     /// Writes the cached data of the state's file system to disk (syncfs(2)), since podman does not sync the
     /// images that it unpacks. This takes long on a slow or busy card.
     pub(crate) fn sync_file_system(&self) -> Result<()> {
-        let directory =
-            File::open(&self.directory).with_context(|| format!("open {}", self.directory.display()))?;
-        rustix::fs::syncfs(directory).with_context(|| format!("sync {}", self.directory.display()))
+        let path = self.directory.display();
+        let directory = File::open(&self.directory).with_context(|| format!("open {path}"))?;
+        rustix::fs::syncfs(directory).with_context(|| format!("sync {path}"))
     }
 
     fn serialise(&self, desired: &Desired) -> Vec<u8> {

@@ -131,12 +131,6 @@ impl Limits {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal(pub String);
 
-impl std::fmt::Display for Refusal {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
 impl Document {
     pub fn of(deployment: Deployment) -> Self {
         Self { version: VERSION, deployment }
@@ -154,9 +148,8 @@ impl Document {
             Some(VERSION) => {}
             Some(other) => return Err(refuse(format!("version {other} is unknown; known: {VERSION}"))),
             None => {
-                return Err(refuse(format!(
-                    "the document has no \"version\": use the whole number {VERSION}"
-                )));
+                let error = format!("the document has no \"version\": use the whole number {VERSION}");
+                return Err(refuse(error));
             }
         }
         let kind = value.get("kind").and_then(Value::as_str).unwrap_or_default();
@@ -183,11 +176,10 @@ impl ContainerSpec {
     /// Checks the rules that serde does not enforce.
     fn check(&self) -> Result<(), String> {
         self.check_image()?;
-        let bad_env = self
-            .env
-            .iter()
-            .find(|(name, value)| name.is_empty() || name.contains(['=', '\0']) || value.contains('\0'));
-        if let Some((name, _)) = bad_env {
+        let is_bad = |(name, value): &(&String, &String)| {
+            name.is_empty() || name.contains(['=', '\0']) || value.contains('\0')
+        };
+        if let Some((name, _)) = self.env.iter().find(is_bad) {
             return Err(format!(
                 "env has {name:?}: a name must not be empty or contain '=', and neither name nor value may contain NUL"
             ));
@@ -205,25 +197,18 @@ impl ContainerSpec {
             }
         }
         let (mut names, mut mounts) = (BTreeSet::new(), BTreeSet::new());
-        for volume in &self.volumes {
-            if !is_name(&volume.name) {
+        for Volume { name, mount, .. } in &self.volumes {
+            if !is_name(name) {
                 return Err(format!(
-                    "volumes: {:?} is not a valid name: use letters, digits, '-' and '_'",
-                    volume.name
+                    "volumes: {name:?} is not a valid name: use letters, digits, '-' and '_'"
                 ));
             }
-            let plain = volume.mount.starts_with('/')
-                && volume.mount.len() > 1
-                && !volume.mount.contains(['\0', ':'])
-                && !volume.mount.split('/').any(|part| part == "..");
-            if !plain {
-                return Err(format!("volumes: {:?} is not an absolute path below /", volume.mount));
+            let below_root = mount.strip_prefix('/').is_some_and(|path| !path.is_empty());
+            if !below_root || mount.contains(['\0', ':']) || mount.split('/').any(|part| part == "..") {
+                return Err(format!("volumes: {mount:?} is not an absolute path below /"));
             }
-            if !names.insert(&volume.name) || !mounts.insert(&volume.mount) {
-                return Err(format!(
-                    "volumes: the name {} or the path {} is used twice",
-                    volume.name, volume.mount
-                ));
+            if !names.insert(name) || !mounts.insert(mount) {
+                return Err(format!("volumes: the name {name} or the path {mount} is used twice"));
             }
         }
         self.limits.check()
@@ -304,7 +289,7 @@ mod tests {
         ];
         for (text, expected) in table {
             let refusal = Document::parse(text.as_bytes()).unwrap_err();
-            assert!(refusal.0.contains(expected), "{text}: {refusal} does not contain {expected:?}");
+            assert!(refusal.0.contains(expected), "{text}: {refusal:?} does not contain {expected:?}");
         }
         let changes = [
             ("localhost/web:3", "web", "must name its registry"),
@@ -324,7 +309,7 @@ mod tests {
             let text = WHOLE.replacen(from, to, 1);
             assert_ne!(text, WHOLE, "{from}");
             let refusal = Document::parse(text.as_bytes()).unwrap_err();
-            assert!(refusal.0.contains(expected), "{to}: {refusal} does not contain {expected:?}");
+            assert!(refusal.0.contains(expected), "{to}: {refusal:?} does not contain {expected:?}");
         }
     }
 }

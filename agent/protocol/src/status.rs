@@ -8,7 +8,7 @@ pub const MAX_EVENTS: usize = 32;
 pub const MAX_TEXT: usize = 240;
 
 /// The status of a device. It is sent after each (re)connect, on each change, and at each heartbeat.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeviceStatus {
     /// [`super::STATUS_SCHEMA`].
     pub schema: u32,

@@ -23,20 +23,13 @@ const API: &str = "/v4.0.0/libpod";
 const MAX_RESPONSE_BYTES: usize = 64 << 20;
 
 /// An error that podman reports.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
 pub(super) struct ApiError {
     /// HTTP status.
     pub(super) status: u16,
     message: String,
 }
-
-impl std::fmt::Display for ApiError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.message)
-    }
-}
-
-impl std::error::Error for ApiError {}
 
 impl Podman {
     /// Sends a request and returns the complete body of the answer.

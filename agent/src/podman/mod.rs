@@ -62,19 +62,14 @@ impl Podman {
 
     /// Lists the containers with this label, including ended ones.
     pub(crate) async fn containers(&self, label: &str) -> Result<Vec<ListedContainer>> {
-        let filters = json!({ "label": [label] });
-        self.get(&format!("/containers/json?all=true&filters={}", encoded(&filters.to_string())))
-            .await
-            .context("list the containers")
+        let path = format!("/containers/json?all=true&{}", filters(&json!({ "label": [label] })));
+        self.get(&path).await.context("list the containers")
     }
 
     /// Lists the volumes with this label.
     pub(crate) async fn volumes(&self, label: &str) -> Result<Vec<ListedVolume>> {
-        let filters = json!({ "label": [label] });
-        let listed: Option<_> = self
-            .get(&format!("/volumes/json?filters={}", encoded(&filters.to_string())))
-            .await
-            .context("list the volumes")?;
+        let path = format!("/volumes/json?{}", filters(&json!({ "label": [label] })));
+        let listed: Option<_> = self.get(&path).await.context("list the volumes")?;
         Ok(listed.unwrap_or_default())
     }
 
@@ -94,10 +89,8 @@ impl Podman {
             Ok::<_, std::io::Error>((count > 0).then(|| (Frame::data(chunk.freeze()), file)))
         });
         let body = BodyExt::boxed(StreamBody::new(chunks));
-        self.call(Method::POST, "/images/load", body, LOAD_TIMEOUT)
-            .await
-            .map(drop)
-            .with_context(|| format!("load the image archive {}", archive.display()))
+        let loaded = self.call(Method::POST, "/images/load", body, LOAD_TIMEOUT).await;
+        loaded.map(drop).with_context(|| format!("load the image archive {}", archive.display()))
     }
 
     /// Pulls an image from its registry. Podman answers 200 at once; the result is in the lines of the body.
@@ -138,9 +131,8 @@ impl Podman {
     }
 
     pub(crate) async fn rename(&self, id: &str, name: &str) -> Result<()> {
-        self.command(id, &format!("rename?name={}", encoded(name)))
-            .await
-            .with_context(|| format!("rename the container to {name}"))
+        let renamed = self.command(id, &format!("rename?name={}", encoded(name))).await;
+        renamed.with_context(|| format!("rename the container to {name}"))
     }
 
     async fn command(&self, id: &str, what: &str) -> Result<()> {
@@ -165,11 +157,8 @@ impl Podman {
     }
 
     pub(crate) async fn create_volume(&self, name: &str, labels: &BTreeMap<String, String>) -> Result<()> {
-        let body = json!({ "Name": name, "Label": labels });
-        self.post::<Value>("/volumes/create", &body)
-            .await
-            .map(drop)
-            .with_context(|| format!("create the volume {name}"))
+        let created = self.post::<Value>("/volumes/create", &json!({ "Name": name, "Label": labels })).await;
+        created.map(drop).with_context(|| format!("create the volume {name}"))
     }
 
     /// Deletes an image and all of its names.
@@ -187,19 +176,16 @@ impl Podman {
     /// Returns the last lines of a container's output.
     pub(crate) async fn logs(&self, id: &str, lines: u32) -> Result<Vec<String>> {
         let path = format!("/containers/{id}/logs?stdout=true&stderr=true&tail={lines}");
-        let raw = self
-            .call(Method::GET, &path, empty(), REQUEST_TIMEOUT)
-            .await
-            .context("read the container's output")?;
-        Ok(log_lines(&raw))
+        let raw = self.call(Method::GET, &path, empty(), REQUEST_TIMEOUT).await;
+        Ok(log_lines(&raw.context("read the container's output")?))
     }
 
     /// Calls `on_event` for each event of a container with this label, until podman ends the stream. The open
     /// connection keeps podman's service running, which otherwise ends after a while and starts again for the
     /// next request.
     pub(crate) async fn events(&self, label: &str, mut on_event: impl FnMut()) -> Result<()> {
-        let filters = json!({ "type": ["container"], "label": [label] });
-        let path = format!("/events?stream=true&filters={}", encoded(&filters.to_string()));
+        let wanted = json!({ "type": ["container"], "label": [label] });
+        let path = format!("/events?stream=true&{}", filters(&wanted));
         let response = self.send(Method::GET, &path, empty()).await.context("follow podman's events")?;
         let mut body = response.into_body();
         while let Some(frame) = body.frame().await {
@@ -224,15 +210,17 @@ impl Podman {
     }
 }
 
+/// The part of a query that names the wanted objects.
+fn filters(wanted: &Value) -> String {
+    format!("filters={}", encoded(&wanted.to_string()))
+}
+
 /// Turns the status 404 into `None`.
 fn found<T>(answer: Result<T>) -> Result<Option<T>> {
-    match answer {
-        Ok(value) => Ok(Some(value)),
-        Err(error) if error.downcast_ref::<ApiError>().is_some_and(|refused| refused.status == 404) => {
-            Ok(None)
-        }
-        Err(error) => Err(error),
-    }
+    answer.map(Some).or_else(|error| match error.downcast_ref() {
+        Some(ApiError { status: 404, .. }) => Ok(None),
+        _ => Err(error),
+    })
 }
 
 /// Splits the output, which is in Docker's attach format: frames with the stream's number, three zeros, a

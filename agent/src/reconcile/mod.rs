@@ -80,14 +80,11 @@ impl Reconciler {
             Ok(None) => {}
             Ok(Some(desired)) => {
                 let (count, revision) = (desired.deployments.len(), desired.revision);
-                state
-                    .events
-                    .push(&format!("loaded {count} deployments from disk, up to revision {revision}"));
+                let event = format!("loaded {count} deployments from disk, up to revision {revision}");
+                state.events.push(&event);
                 (state.desired, state.known) = (desired, true);
             }
-            Err(problem) => {
-                state.events.push(&format!("{problem}; the desired state will be read from the bus"));
-            }
+            Err(why) => state.events.push(&format!("{why}; the desired state will be read from the bus")),
         }
         let wake = Arc::new(Notify::new());
         let podman = Podman::new(&config.podman.socket);
@@ -248,9 +245,8 @@ impl Reconciler {
     }
 
     async fn remove_orphan(&self, orphan: &ListedContainer) -> Result<()> {
-        let event =
-            format!("removing the container {}, which belongs to no deployment", short_id(&orphan.id));
-        self.state().events.push(&event);
+        let id = short_id(&orphan.id);
+        self.record(&format!("removing the container {id}, which belongs to no deployment"));
         self.podman.remove(orphan).await
     }
 

@@ -173,7 +173,7 @@ impl Reconciler {
         }
     }
 
-    fn record(&self, event: &str) {
+    pub(super) fn record(&self, event: &str) {
         self.state().events.push(event);
     }
 }
