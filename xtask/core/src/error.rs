@@ -132,11 +132,9 @@ macro_rules! bail_host {
     };
 }
 
-/// What an error says of itself: the outermost failure in it. An interrupt below it comes first, since it is why the
-/// others happened.
+/// What an error says of itself: the outermost failure in it.
 pub fn failure(error: &anyhow::Error) -> Option<&Failure> {
-    let root = error.root_cause().downcast_ref::<Failure>();
-    root.filter(|failure| failure.kind == Kind::Interrupted).or_else(|| error.downcast_ref())
+    error.downcast_ref()
 }
 
 /// Whose fault an error is.
@@ -209,13 +207,12 @@ mod tests {
     }
 
     #[test]
-    fn an_interrupt_is_one_whatever_is_said_about_it() {
-        let error =
-            anyhow::Error::new(Failure::interrupted()).context(Failure::host("start it", "see the causes"));
-        assert_eq!(code(&error), 130);
-        assert_eq!(lines(&error).len(), 2, "no remedy for it");
+    fn a_failure_keeps_its_kind_and_an_unreachable_host_its_remedy() {
+        let interrupted = host_fault(Failure::interrupted().into(), "start it", "see the causes");
+        assert_eq!((code(&interrupted), hint(&interrupted)), (130, None));
         let unreachable = anyhow::Error::new(Failure::unreachable("reach h", "ask its owner"));
-        assert_eq!(hint(&host_fault(unreachable, "fetch it", "check the network")), Some("ask its owner"));
+        let fault = host_fault(unreachable, "fetch it", "check the network");
+        assert_eq!((code(&fault), hint(&fault)), (69, Some("ask its owner")));
     }
 
     #[test]

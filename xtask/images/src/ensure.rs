@@ -22,12 +22,17 @@ use crate::store::{self, Base, DISK, ReadyImage, Store};
 use crate::{build, inventory, make};
 use xtask_jobs::Ui;
 
+/// Makes an image under a key.
+type Making<'a> = dyn Fn(&str) -> Result<ReadyImage> + 'a;
+
 /// The image from the cache, made or fetched where it is not there. The run of the store is said to use it before anybody
 /// else may have the lock.
 pub fn ensure(store: &Store<'_>, image: &Image, retry_policy: RetryPolicy) -> Result<ReadyImage> {
-    if let Source::File(file) = &image.source {
-        return own_file(store, image, file);
-    }
+    let make: Box<Making<'_>> = match &image.source {
+        Source::File(file) => return own_file(store, image, file),
+        Source::Packages(recipe) => Box::new(|key| make::build(store, image, recipe, key)),
+        Source::Download(download) => Box::new(|key| make::fetch(store, image, download, key, retry_policy)),
+    };
     let key = image.key(build::SCRIPTS);
     let _lock = store.lock(&key)?;
     let ready = match cached(store, &key)? {
@@ -36,11 +41,7 @@ pub fn ensure(store: &Store<'_>, image: &Image, retry_policy: RetryPolicy) -> Re
             "the image {} for {} is not in the cache, and --offline forbids the network", image.name, image.arch;
             "run once without --offline, or cargo xtask image fetch"
         ),
-        None => match &image.source {
-            Source::Packages(recipe) => make::build(store, image, recipe, &key)?,
-            Source::Download(download) => make::fetch(store, image, download, &key, retry_policy)?,
-            Source::File(_) => unreachable!("done above"),
-        },
+        None => make(&key)?,
     };
     inventory::keep(store, image, &store.directory(&key))?;
     if !image.is_verified() {

@@ -58,11 +58,7 @@ pub(super) fn build(limits: FetchLimits) -> Result<Client> {
     })
 }
 
-/// A redirect that is not followed, and why.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-struct Refused(String);
-
+/// Follows a redirect, or says why not.
 fn follow(attempt: Attempt<'_>) -> reqwest::redirect::Action {
     let to = shown(attempt.url().as_str());
     let previous = attempt.previous();
@@ -78,7 +74,7 @@ fn follow(attempt: Attempt<'_>) -> reqwest::redirect::Action {
         None
     };
     match refused {
-        Some(why) => attempt.error(Refused(why)),
+        Some(why) => attempt.error(why),
         None => attempt.follow(),
     }
 }
@@ -88,9 +84,9 @@ pub(super) fn trouble(error: reqwest::Error, address: &Address) -> Trouble {
     // Its own text would repeat the URL with all that is in it.
     let error = error.without_url();
     let cause = root_cause(&error);
-    if let Some(Refused(why)) = chain(&error).find_map(|cause| cause.downcast_ref()) {
-        let hint = "use the final URL of the file, or contact its publisher".to_owned();
-        return Trouble::Final(Failure::host(format!("download {address}: {why}"), hint).into());
+    if error.is_redirect() {
+        let hint = "use the final URL of the file, or contact its publisher";
+        return Trouble::Final(Failure::host(format!("download {address}: {cause}"), hint).into());
     }
     if !error.is_connect() {
         return passing(format!("download {address}: the connection broke: {cause}"));

@@ -6,7 +6,7 @@ use std::io::{BufRead as _, BufReader, ErrorKind, Read as _};
 use std::net::TcpStream;
 use std::time::Instant;
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, anyhow};
 use xtask_core::build::Agent;
 use xtask_core::error::Failure;
 use xtask_core::image::Image;
@@ -104,7 +104,7 @@ impl<'a> Proof<'a> {
     ) -> Result<WorkloadEvidence> {
         let limit = vm.plan.limits.workload();
         vm.wait(ui, &format!("the answer of the deployment {name}"), limit, |vm| {
-            let answer = answer_of(vm.target.port_to(port)?)?;
+            let answer = answer_of(vm.target.port_to(port)?).map_err(|none| none.error)?;
             Ok(wanted.check(&answer)?.map(|()| answer))
         })
     }
@@ -128,7 +128,7 @@ impl<'a> Proof<'a> {
                 return Err(failure.into());
             }
             let answer = answer_of(vm.target.port_to(port)?);
-            if matches!(judgement, Judgement::Proven) && answer.as_ref().is_err_and(is_refusal) {
+            if matches!(judgement, Judgement::Proven) && answer.as_ref().is_err_and(|none| !none.is_slow) {
                 return Ok(Some(()));
             }
             if Instant::now() < deadline {
@@ -166,7 +166,7 @@ impl<'a> Proof<'a> {
                     Some(()) => return Ok(Some(answer)),
                     None => anyhow!("the workload answers as generation {}", answer.generation),
                 },
-                Err(error) => error,
+                Err(none) => none.error,
             };
             vm.check_workload(name, &mut waited)?;
             Err(error)
@@ -198,23 +198,39 @@ pub(super) fn same_boot(answer: &WorkloadEvidence, status: &StatusEvidence) -> R
     .into())
 }
 
-/// Whether nobody listens; one who is slow may still be there.
-fn is_refusal(error: &anyhow::Error) -> bool {
-    let slow = |error: &std::io::Error| matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut);
-    !error.chain().filter_map(|cause| cause.downcast_ref()).any(slow)
+/// Nobody has answered behind a port.
+#[derive(Debug)]
+struct NoAnswer {
+    /// Whether somebody may be there all the same, and is slow.
+    is_slow: bool,
+    error: anyhow::Error,
+}
+
+impl NoAnswer {
+    fn new(port: u16, is_slow: bool, cause: impl Into<anyhow::Error>) -> Self {
+        Self { is_slow, error: cause.into().context(format!("ask the workload behind port {port}")) }
+    }
+
+    fn io(port: u16) -> impl Fn(std::io::Error) -> Self {
+        let is_slow = |kind| matches!(kind, ErrorKind::WouldBlock | ErrorKind::TimedOut);
+        move |error| Self::new(port, is_slow(error.kind()), error)
+    }
 }
 
 /// One line, from whoever listens behind a port of this host's loopback. QEMU takes each connection, and ends it where the
 /// guest does not.
-fn answer_of(port: u16) -> Result<WorkloadEvidence> {
-    let what = || format!("ask the workload behind port {port}");
+fn answer_of(port: u16) -> Result<WorkloadEvidence, NoAnswer> {
+    let failed = NoAnswer::io(port);
+    let wrong = |cause| NoAnswer::new(port, false, cause);
     let stream = TcpStream::connect_timeout(&([127, 0, 0, 1], port).into(), limits::WORKLOAD_ANSWER);
-    let stream = stream.with_context(what)?;
-    stream.set_read_timeout(Some(limits::WORKLOAD_ANSWER)).with_context(what)?;
+    let stream = stream.map_err(&failed)?;
+    stream.set_read_timeout(Some(limits::WORKLOAD_ANSWER)).map_err(&failed)?;
     let mut line = String::new();
-    BufReader::new(stream).take(MAX_ANSWER).read_line(&mut line).with_context(what)?;
-    ensure!(line.ends_with('\n'), "{}: no answer", what());
-    serde_json::from_str(&line).with_context(|| format!("{}: read {line:?}", what()))
+    BufReader::new(stream).take(MAX_ANSWER).read_line(&mut line).map_err(&failed)?;
+    if !line.ends_with('\n') {
+        return Err(wrong(anyhow!("no answer")));
+    }
+    serde_json::from_str(&line).with_context(|| format!("read {line:?}")).map_err(wrong)
 }
 
 #[cfg(test)]
@@ -237,10 +253,10 @@ mod tests {
         };
         let line = b"{\"machine\":\"aarch64\",\"boot_id\":\"b\",\"generation\":1,\"starts\":2}\n";
         assert_eq!(answered(line).unwrap().starts, 2);
-        assert!(is_refusal(&answered(b"").unwrap_err()), "as QEMU does where the guest does not listen");
+        assert!(!answered(b"").unwrap_err().is_slow, "as QEMU does where the guest does not listen");
         let slow = answer_of(port).unwrap_err();
-        assert!(!is_refusal(&slow), "{slow:#}");
+        assert!(slow.is_slow, "{slow:?}");
         drop(listener);
-        assert!(is_refusal(&answer_of(port).unwrap_err()));
+        assert!(!answer_of(port).unwrap_err().is_slow);
     }
 }
