@@ -14,10 +14,9 @@ use xtask_core::image::manifest::{Contents, Manifest, Stamp};
 use xtask_core::image::{DownloadSource, Format, Image, Recipe, shown};
 use xtask_core::processes::RECORD;
 
-use crate::build;
 use crate::fetch::{self, FetchRequest, RetryPolicy};
-use crate::probe;
 use crate::store::{self, DISK, ReadyImage, Store};
+use crate::{build, probe};
 
 /// What was made, and is not in its place yet.
 pub(crate) struct Made {

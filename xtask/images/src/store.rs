@@ -6,16 +6,15 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use fs_err as fs;
-use xtask_core::bail_host;
 use xtask_core::cache::Cache;
 use xtask_core::digest::{Algorithm, Digest};
 use xtask_core::format::human_bytes;
 use xtask_core::fs::{is_own, make_private_dir, try_lock, write_atomically, write_private};
 use xtask_core::image::Format;
 use xtask_core::image::manifest::{Manifest, Stamp};
-use xtask_core::limits;
 use xtask_core::processes::end_processes;
 use xtask_core::runs::{self, RunDir};
+use xtask_core::{bail_host, limits};
 
 use xtask_jobs::Ui;
 

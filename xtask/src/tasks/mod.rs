@@ -24,8 +24,7 @@ use xtask_core::fs::make_private_dir;
 use xtask_core::host::facts::Facts;
 use xtask_core::image::choice::Choice;
 use xtask_core::plan::Plan;
-use xtask_core::preflight::show;
-use xtask_core::preflight::{Preflight, PreflightRequest, fix};
+use xtask_core::preflight::{Preflight, PreflightRequest, fix, show};
 use xtask_core::workspace::Workspace;
 
 /// Does the task, or becomes the process that does it.

@@ -12,8 +12,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::arch::VmArchitecture;
-use crate::digest::Digest;
-use crate::digest::hex;
+use crate::digest::{Digest, hex};
 use crate::os_release::OsReleaseReport;
 
 /// Raised when the way an image is made changes, so that images made the old way are not taken for new ones.

@@ -11,12 +11,11 @@ use serde::{Deserialize, Serialize};
 
 use super::{KEPT, RunDir};
 use crate::arch::VmArchitecture;
-use crate::bail_host;
 use crate::cache::Cache;
 use crate::error::Failure;
 use crate::fs::{directories, lock, remove_tree, try_lock, write_atomically};
-use crate::limits;
 use crate::processes::{end_processes, owned};
+use crate::{bail_host, limits};
 
 /// The schema of `kept` and of `vm list --json`.
 pub const SCHEMA: u32 = 1;

@@ -6,10 +6,9 @@ use std::error::Error as _;
 use anyhow::{Context, Result, bail};
 use reqwest::{Client, Method, Response, StatusCode, Url};
 use tokio::runtime::Runtime;
-use xtask_core::bail_host;
 use xtask_core::error::Failure;
 use xtask_core::image::shown;
-use xtask_core::limits;
+use xtask_core::{bail_host, limits};
 
 use crate::fetch::client;
 use xtask_jobs::Ui;

@@ -6,11 +6,10 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
 use xtask_core::arch::VmArchitecture;
-use xtask_core::bail_host;
 use xtask_core::error::Failure;
 use xtask_core::host::packages::{Need, PackageManager};
 use xtask_core::host::tools;
-use xtask_core::limits;
+use xtask_core::{bail_host, limits};
 
 use xtask_jobs::{Ui, child};
 

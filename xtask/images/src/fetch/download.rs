@@ -4,11 +4,10 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use xtask_core::bail_host;
 use xtask_core::error::{Failure, Kind};
 use xtask_core::format::human_seconds;
 use xtask_core::image::DownloadSource;
-use xtask_core::limits;
+use xtask_core::{bail_host, limits};
 
 use super::address::Address;
 use super::client::{self, Trouble};

@@ -17,13 +17,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use fs_err as fs;
-use xtask_core::bail_host;
 use xtask_core::cache::Cache;
 use xtask_core::digest::{Algorithm, Digest};
 use xtask_core::fs::{is_own, make_private_dir, mark, try_lock, write_private};
-use xtask_core::limits;
-use xtask_core::runs;
 use xtask_core::snapshot::{BAD, FILES, Ingredients, MANIFEST, SavedFile, SnapshotManifest};
+use xtask_core::{bail_host, limits, runs};
 
 pub use check::Verification;
 

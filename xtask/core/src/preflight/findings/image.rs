@@ -1,8 +1,7 @@
 //! The programs of a run; and what an image is built with, where the image that was chosen is built.
 
 use super::finding::{CI_PROGRAM, Finding, Remedy};
-use crate::host::facts::Built;
-use crate::host::facts::Facts;
+use crate::host::facts::{Built, Facts};
 use crate::host::local::{DEBIAN_KEYRING, When};
 use crate::host::packages::Need;
 use crate::image::choice::Choice;

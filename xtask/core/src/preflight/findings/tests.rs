@@ -12,8 +12,7 @@ use crate::host::facts::{Built, Guest};
 use crate::host::firmware::{AarchFirmware, Rejected, Why};
 use crate::host::kvm::Kvm;
 use crate::host::local::{LocalHost, When};
-use crate::host::packages::Need;
-use crate::host::packages::PackageManager;
+use crate::host::packages::{Need, PackageManager};
 use crate::host::qemu::Emulator;
 use crate::os_release::OsRelease;
 

@@ -7,13 +7,12 @@ use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 use serde_json::json;
 use xtask_core::arch::Accelerator;
-use xtask_core::bail_host;
 use xtask_core::error::Failure;
 use xtask_core::format::round;
 use xtask_core::fs::{make_private_dir, write_private};
-use xtask_core::limits;
 use xtask_core::plan::Plan;
 use xtask_core::report::{Phase, Report};
+use xtask_core::{bail_host, limits};
 use xtask_images::ReadyImage;
 
 use super::bare::Bare;

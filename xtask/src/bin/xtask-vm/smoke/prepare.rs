@@ -12,8 +12,7 @@ use xtask_core::machine::RunFiles;
 use xtask_core::plan::Plan;
 use xtask_fleet::Broker;
 use xtask_images::Base;
-use xtask_jobs::Ui;
-use xtask_jobs::child;
+use xtask_jobs::{Ui, child};
 
 use super::options::RunOptions;
 use super::run::Run;

@@ -4,15 +4,14 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use xtask_core::bail_host;
 use xtask_core::error::{Failure, Kind};
 use xtask_core::format::now_rfc3339;
 use xtask_core::fs::write_private;
-use xtask_core::limits;
 use xtask_core::machine::RunFiles;
 use xtask_core::machine::seed::marker;
 use xtask_core::plan::Plan;
 use xtask_core::runs::instance::{self, InstanceRecord};
+use xtask_core::{bail_host, limits};
 use xtask_fleet::{Broker, ReceivedStatus};
 use xtask_jobs::Ui;
 

@@ -7,14 +7,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
 use rustix::termios::{OptionalActions, QueueSelector, Termios, tcflush, tcgetattr, tcsetattr};
-use xtask_core::bail_host;
 use xtask_core::cache::Cache;
 use xtask_core::cli::Verbosity;
 use xtask_core::error::host_fault;
 use xtask_core::fs::try_lock;
-use xtask_core::limits;
 use xtask_core::machine::CONSOLE_SOCKET;
 use xtask_core::runs::instance::{self, ConsoleLog};
+use xtask_core::{bail_host, limits};
 use xtask_jobs::Ui;
 
 /// What leaves a terminal that is attached: Ctrl-], as telnet(1) and virsh(1) have it.

@@ -6,15 +6,14 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Error, Result, anyhow, ensure};
-use xtask_core::bail_host;
 use xtask_core::cache::Cache;
 use xtask_core::cli::{OneArgs, Verbosity};
 use xtask_core::error::{Failure, host_fault};
 use xtask_core::fs::{make_private_dir, remove_tree};
 use xtask_core::host::tools;
-use xtask_core::limits;
 use xtask_core::readback::ExpectedMachine;
 use xtask_core::runs::instance::{self, Instance};
+use xtask_core::{bail_host, limits};
 use xtask_images::snapshots;
 use xtask_jobs::{Step, Ui, child};
 

@@ -14,10 +14,8 @@ use crate::host::edk2::Edk2;
 use crate::host::firmware;
 use crate::host::kvm::Kvm;
 use crate::host::local::PROGRAMS;
-use crate::host::packages::Need;
-use crate::host::packages::PackageManager;
-use crate::preflight::Preflight;
-use crate::preflight::fix;
+use crate::host::packages::{Need, PackageManager};
+use crate::preflight::{Preflight, fix};
 
 #[derive(Deserialize)]
 struct Distributions {
