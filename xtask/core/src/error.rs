@@ -132,6 +132,14 @@ macro_rules! bail_host {
     };
 }
 
+/// Returns a failure of the agent or the guest, likewise.
+#[macro_export]
+macro_rules! bail_guest {
+    ($message:literal $(, $argument:expr)*; $($hint:tt)+) => {
+        return Err($crate::error::Failure::guest(format!($message $(, $argument)*), format!($($hint)+)).into())
+    };
+}
+
 /// What an error says of itself: the outermost failure in it.
 pub fn failure(error: &anyhow::Error) -> Option<&Failure> {
     error.downcast_ref()

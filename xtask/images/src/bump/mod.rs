@@ -18,6 +18,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use reqwest::Url;
 use serde::Serialize;
+use xtask_core::bail_guest;
 use xtask_core::cli::{BumpArgs, Verbosity};
 use xtask_core::error::{Failure, host_fault};
 use xtask_core::image::shown;
@@ -173,16 +174,11 @@ impl Bump<'_> {
         let Some((pin, from)) = self.entry.pins.iter().find(|(_, from)| from > date) else {
             return Ok(());
         };
-        Err(Failure::guest(
-            format!(
-                "{}: {date}, the newest release in {}, is older than {from}, which is pinned for {}; nothing is changed",
-                self.entry.name,
-                shown(self.entry.index.as_str()),
-                pin.arch
-            ),
-            "a lagging mirror catches up later; to go back on purpose, edit the catalogue by hand",
+        bail_guest!(
+            "{}: {date}, the newest release in {}, is older than {from}, which is pinned for {}; \
+            nothing is changed", self.entry.name, shown(self.entry.index.as_str()), pin.arch;
+            "a lagging mirror catches up later; to go back on purpose, edit the catalogue by hand"
         )
-        .into())
     }
 
     fn signer(&self, date: &Date, name: &str, content: &[u8], verifier: &Verifier) -> Result<Signer> {

@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
+use xtask_core::bail_guest;
 use xtask_core::cache::Cache;
 use xtask_core::cli::{Sabotage, SmokeArgs, Verbosity};
 use xtask_core::error::{Failure, Verdict};
@@ -52,21 +53,17 @@ pub(super) fn run(args: &SmokeArgs, verbosity: Verbosity) -> Result<()> {
     }
     let differences = differences(&warm, &cold);
     if !differences.is_empty() {
-        return Err(Failure::guest(
-            format!("the warm run and the cold one differ in {}", differences.join("; ")),
-            format!(
-                "compare the reports in {}; run cargo xtask image prune and use --cold until the cause is found",
-                directory.display()
-            ),
-        )
-        .into());
+        bail_guest!(
+            "the warm run and the cold one differ in {}", differences.join("; ");
+            "compare the reports in {}; run cargo xtask image prune and use --cold until the cause is \
+            found", directory.display()
+        );
     }
     if let Some(fault) = args.sabotage {
-        return Err(Failure::guest(
-            format!("the comparison did not find the planted fault {}", fault.name()),
-            "a check of cargo xtask does not work; that is a bug of cargo xtask, not of the agent",
-        )
-        .into());
+        bail_guest!(
+            "the comparison did not find the planted fault {}", fault.name();
+            "a check of cargo xtask does not work; that is a bug of cargo xtask, not of the agent"
+        );
     }
     eprintln!("the warm run and the cold one agree: {}", directory.display());
     match warm.verdict {

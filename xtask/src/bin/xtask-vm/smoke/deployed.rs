@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use agent_protocol::{DeploymentStatus, Phase};
+use xtask_core::bail_guest;
 use xtask_core::error::Failure;
 use xtask_core::report::WorkloadEvidence;
 
@@ -97,22 +98,20 @@ impl ExpectedAnswer<'_> {
     /// `None` where it is another generation's, which may still run; else whether it is as it must be.
     pub(crate) fn check(&self, answer: &WorkloadEvidence) -> Result<Option<()>, Failure> {
         if answer.machine != self.machine {
-            return Err(Failure::guest(
-                format!("the workload runs on {}, expected {}", answer.machine, self.machine),
-                "something other than the container in the guest answers on the workload's port",
-            ));
+            bail_guest!(
+                "the workload runs on {}, expected {}", answer.machine, self.machine;
+                "something other than the container in the guest answers on the workload's port"
+            );
         }
         if answer.generation != self.generation {
             return Ok(None);
         }
         if let Some(before) = self.before.filter(|before| answer.starts <= before.starts) {
-            return Err(Failure::guest(
-                format!(
-                    "the workload has counted {} starts, {} before: it lost its volume",
-                    answer.starts, before.starts
-                ),
-                "a deployment's volumes must outlive its container and power cuts, until it is purged",
-            ));
+            bail_guest!(
+                "the workload has counted {} starts, {} before: it lost its volume",
+                answer.starts, before.starts;
+                "a deployment's volumes must outlive its container and power cuts, until it is purged"
+            );
         }
         Ok(Some(()))
     }

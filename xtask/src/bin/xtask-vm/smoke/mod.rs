@@ -27,6 +27,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use xshell::Shell;
 use xtask_core::arch::VmArchitecture;
+use xtask_core::bail_guest;
 use xtask_core::build::{self, Agent};
 use xtask_core::cli::{Sabotage, SmokeArgs, Until, UpArgs, Verbosity};
 use xtask_core::error::{self, Failure};
@@ -119,11 +120,12 @@ fn prove(
     recorder.phase(Phase::Rejoin, Some(limits.rejoin()), || rejoin(vm, ui, proof, &before))?;
     match run.options.sabotage {
         None => Ok(()),
-        Some(fault) => Err(Failure::guest(
-            format!("the smoke did not find the planted fault {}", fault.name()),
-            "a check of cargo xtask does not work; that is a bug of cargo xtask, not of the agent",
-        )
-        .into()),
+        Some(fault) => {
+            bail_guest!(
+                "the smoke did not find the planted fault {}", fault.name();
+                "a check of cargo xtask does not work; that is a bug of cargo xtask, not of the agent"
+            )
+        }
     }
 }
 

@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use agent_protocol::DeviceStatus;
 use anyhow::{Result, bail};
+use xtask_core::bail_guest;
 use xtask_core::error::Failure;
 use xtask_core::limits;
 
@@ -59,14 +60,11 @@ impl RunningVm {
         if !hopeless {
             bail!("{reason}");
         }
-        Err(Failure::guest(
-            format!(
-                "{} s after the guest was up its workload does not run, without a broker: {reason}",
-                up.as_secs()
-            ),
-            "the agent must start its deployments from its own disk, with or without the bus",
+        bail_guest!(
+            "{} s after the guest was up its workload does not run, without a broker: {reason}",
+            up.as_secs();
+            "the agent must start its deployments from its own disk, with or without the bus"
         )
-        .into())
     }
 }
 

@@ -7,8 +7,8 @@ use std::net::TcpStream;
 use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow};
+use xtask_core::bail_guest;
 use xtask_core::build::Agent;
-use xtask_core::error::Failure;
 use xtask_core::image::Image;
 use xtask_core::limits;
 use xtask_core::report::{Evidence, StatusEvidence, WorkloadEvidence};
@@ -136,14 +136,11 @@ impl<'a> Proof<'a> {
             }
             let port = if answer.is_ok() { "still answers" } else { "is silent" };
             let status = wanted.describe(seen.as_ref());
-            Err(Failure::guest(
-                format!(
-                    "the deployment {name} was deleted at revision {revision}; {} s later its port {port} and the status {status}",
-                    limit.as_secs()
-                ),
-                "the agent must stop and remove the container of a deleted deployment",
+            bail_guest!(
+                "the deployment {name} was deleted at revision {revision}; {} s later its port {port} \
+                and the status {status}", limit.as_secs();
+                "the agent must stop and remove the container of a deleted deployment"
             )
-            .into())
         })
     }
 
@@ -172,14 +169,11 @@ impl<'a> Proof<'a> {
             Err(error)
         })?;
         if answer.boot_id == before.boot_id {
-            return Err(Failure::guest(
-                format!(
-                    "after the power cut the workload still reports the boot id {} from before",
-                    answer.boot_id
-                ),
-                "something other than the container in the guest answers on the workload's port",
-            )
-            .into());
+            bail_guest!(
+                "after the power cut the workload still reports the boot id {} from before",
+                answer.boot_id;
+                "something other than the container in the guest answers on the workload's port"
+            );
         }
         self.evidence.workload_offline = Some(answer.clone());
         Ok(answer)
@@ -191,11 +185,10 @@ pub(super) fn same_boot(answer: &WorkloadEvidence, status: &StatusEvidence) -> R
     if answer.boot_id == status.boot_id {
         return Ok(());
     }
-    Err(Failure::guest(
-        format!("the workload runs in the boot {}, the agent in {}", answer.boot_id, status.boot_id),
-        "something other than the container in the guest answers on the workload's port",
+    bail_guest!(
+        "the workload runs in the boot {}, the agent in {}", answer.boot_id, status.boot_id;
+        "something other than the container in the guest answers on the workload's port"
     )
-    .into())
 }
 
 /// Nobody has answered behind a port.

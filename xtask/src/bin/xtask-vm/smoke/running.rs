@@ -11,7 +11,7 @@ use xtask_core::machine::RunFiles;
 use xtask_core::machine::seed::marker;
 use xtask_core::plan::Plan;
 use xtask_core::runs::instance::{self, InstanceRecord};
-use xtask_core::{bail_host, limits};
+use xtask_core::{bail_guest, bail_host, limits};
 use xtask_fleet::{Broker, ReceivedStatus};
 use xtask_jobs::Ui;
 
@@ -84,11 +84,11 @@ impl RunningVm {
             }
             // Twice: the first may be a connection that the power cut tore.
             if vm.broker.refusals() >= refusals_before + 2 {
-                return Err(Failure::guest(
-                    "the broker refuses the device's credentials",
-                    "compare [credentials] in the agent's configuration with the broker's users; nats.log lists the refusals",
-                )
-                .into());
+                bail_guest!(
+                    "the broker refuses the device's credentials";
+                    "compare [credentials] in the agent's configuration with the broker's users; \
+                    nats.log lists the refusals"
+                );
             }
             vm.check_unit(&mut asked)?;
             Ok(None)
@@ -248,11 +248,10 @@ impl Watched for RunningVm {
         }
         self.console.read()?;
         if condition == Condition::Gone {
-            return Err(Failure::guest(
-                format!("QEMU ended while waiting for {what}"),
-                "read qemu.log in the report's directory; it is empty if QEMU was killed",
-            )
-            .into());
+            bail_guest!(
+                "QEMU ended while waiting for {what}";
+                "read qemu.log in the report's directory; it is empty if QEMU was killed"
+            );
         }
         let overlay = self.files.overlay.display();
         bail_host!(

@@ -1,6 +1,7 @@
 //! What a status or an answer proves: pure.
 
 use agent_protocol::Reply;
+use xtask_core::bail_guest;
 use xtask_core::build::Agent;
 use xtask_core::error::Failure;
 use xtask_core::image::Image;
@@ -109,10 +110,12 @@ pub(crate) fn rejoin(
 pub(crate) fn pong(reply: &Reply, device: &str, joined: &StatusEvidence) -> Result<(), Failure> {
     match reply {
         Reply::Pong { device_id, boot_id, .. } if device_id == device && *boot_id == joined.boot_id => Ok(()),
-        other => Err(Failure::guest(
-            format!("the ping was answered by something other than the agent that joined: {other:?}"),
-            "check who else is subscribed to the device's commands",
-        )),
+        other => {
+            bail_guest!(
+                "the ping was answered by something other than the agent that joined: {other:?}";
+                "check who else is subscribed to the device's commands"
+            )
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Instant;
 use agent_protocol::deployment::{Limits, Port, Protocol, Volume};
 use agent_protocol::{ContainerSpec, Deployment, Document};
 use anyhow::Result;
-use xtask_core::error::Failure;
+use xtask_core::bail_guest;
 use xtask_core::machine::WORKLOAD_PORTS;
 use xtask_core::report::{StatusEvidence, WorkloadEvidence};
 use xtask_jobs::Ui;
@@ -60,14 +60,10 @@ pub(super) fn run(
     proof.is_gone(vm, ui, EPHEMERAL, deleted)?;
     let after = proof.answers(vm, ui, PERSISTENT, &wanted)?;
     if after != first {
-        return Err(Failure::guest(
-            format!(
-                "deleting {} changed {} too: {after:?}, before {first:?}",
-                EPHEMERAL.name, PERSISTENT.name
-            ),
-            "a change of one deployment must leave the others' containers alone",
-        )
-        .into());
+        bail_guest!(
+            "deleting {} changed {} too: {after:?}, before {first:?}", EPHEMERAL.name, PERSISTENT.name;
+            "a change of one deployment must leave the others' containers alone"
+        );
     }
     proof.evidence.workload = Some(first.clone());
     let detail = format!(
