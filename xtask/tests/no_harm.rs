@@ -1,5 +1,6 @@
 //! What the workflow may touch: its own directories and processes, and the checkout in which the command was typed.
 
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -33,7 +34,9 @@ fn collecting_spares_the_shell_that_calls_it_a_reader_and_directories_of_others(
     let (cache, dead) = cache();
     let file = dead.join("w/domain.xml");
     let mut reader =
-        Command::new("tail").arg("-f").arg(&file).stdout(std::process::Stdio::null()).spawn().unwrap();
+        Command::new("tail").arg("-f").arg(&file).stdout(std::process::Stdio::piped()).spawn().unwrap();
+    // What it prints says that it has the file open.
+    reader.stdout.as_mut().unwrap().read_exact(&mut [0; 9]).unwrap();
     // The shell names the file on its own command line, as one does who looks at it afterwards.
     let line = format!("{XTASK} vm gc; code=$?; ls {}; echo survived $code", file.display());
     let output =
@@ -92,5 +95,14 @@ fn a_program_that_another_checkout_left_in_a_shared_target_directory_is_refused(
     let output = build_in(copy.path(), shared);
     let message = message(&output);
     assert_eq!(output.status.code(), Some(69), "{message}");
-    assert!(message.contains("was compiled in") && message.contains("CARGO_TARGET_DIR=target"), "{message}");
+    assert!(message.contains("was compiled in") && message.contains("unset CARGO_TARGET_DIR"), "{message}");
+}
+
+#[test]
+fn machines_are_listed_outside_a_checkout() {
+    let elsewhere = tempfile::tempdir().unwrap();
+    let mut command = Command::new(XTASK);
+    command.args(["vm", "list", "--json"]).current_dir(elsewhere.path()).env_remove("CARGO_MANIFEST_DIR");
+    let output = command.env("IOT_XTASK_CACHE", elsewhere.path().join("cache")).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", message(&output));
 }

@@ -31,7 +31,7 @@ impl Verdict {
 /// The exit code for a flag or argument that cannot be.
 pub const EXIT_USAGE: u8 = 2;
 
-/// Whose fault an error is. An error without a [`Failure`] is the agent's or the guest's: exit code 1.
+/// The cause of a failure, which determines the exit code. An error without a [`Failure`] is the agent's or the guest's: exit code 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// A flag or argument that cannot be; exit code 2.

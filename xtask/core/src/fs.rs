@@ -75,7 +75,7 @@ pub fn is_own(directory: &Path) -> bool {
     directory.join(MARKER).symlink_metadata().is_ok_and(|meta| meta.is_file())
 }
 
-/// Deletes a directory of this workflow's in which nothing is but the marker. Any other stays as it is.
+/// Deletes a directory that contains only the marker; keeps any other.
 pub fn remove_if_empty(directory: &Path) {
     let entries: Vec<_> = entries(directory).collect();
     if matches!(&entries[..], [only] if only.ends_with(MARKER)) {
@@ -118,7 +118,7 @@ pub fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>> {
 }
 
 /// The paths in `parent`; none where that does not exist.
-pub fn entries(parent: &Path) -> impl Iterator<Item = PathBuf> {
+pub fn entries(parent: &Path) -> impl Iterator<Item = PathBuf> + use<> {
     parent.read_dir().into_iter().flatten().flatten().map(|entry| entry.path())
 }
 
@@ -135,11 +135,18 @@ pub fn remove_file(path: &Path) -> Result<()> {
     unless_gone(fs_err::remove_file(path))
 }
 
-/// Deletes a directory and all that is in it; one that is not there is gone already.
+/// Deletes a directory and all that is in it, the marker last: if this fails or is killed, the rest is still this
+/// workflow's own. A directory that is not there is gone already.
 ///
 /// # Errors
 /// Names the directory.
 pub fn remove_tree(path: &Path) -> Result<()> {
+    let is_directory = path.symlink_metadata().is_ok_and(|about| about.is_dir());
+    for entry in entries(path).filter(|entry| is_directory && !entry.ends_with(MARKER)) {
+        let entry_is_directory = entry.symlink_metadata().is_ok_and(|about| about.is_dir());
+        let remove = if entry_is_directory { fs_err::remove_dir_all } else { fs_err::remove_file };
+        unless_gone(remove(&entry))?;
+    }
     unless_gone(fs_err::remove_dir_all(path))
 }
 
@@ -147,5 +154,49 @@ fn unless_gone(removed: io::Result<()>) -> Result<()> {
     match removed {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
         removed => Ok(removed?),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::fs::inotify;
+
+    use super::*;
+
+    /// A directory without its marker is somebody else's: what a killed deletion leaves would stay for ever.
+    #[test]
+    fn the_marker_is_deleted_last() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("run");
+        make_own_dir(&path).unwrap();
+        for number in 0..20 {
+            std::fs::write(path.join(format!("{number}")), "").unwrap();
+        }
+        let inotify = inotify::init(inotify::CreateFlags::NONBLOCK).unwrap();
+        inotify::add_watch(&inotify, &path, inotify::WatchFlags::DELETE).unwrap();
+        remove_tree(&path).unwrap();
+        assert!(!path.exists());
+        let mut buffer = [std::mem::MaybeUninit::uninit(); 4096];
+        let mut events = inotify::Reader::new(&inotify, &mut buffer);
+        let mut deleted = Vec::new();
+        while let Ok(event) = events.next() {
+            deleted.extend(event.file_name().map(|name| name.to_string_lossy().into_owned()));
+        }
+        assert_eq!(deleted.len(), 21);
+        assert_eq!(deleted.last().map(String::as_str), Some(MARKER));
+    }
+
+    #[test]
+    fn a_link_to_a_directory_is_deleted_and_the_directory_is_not() {
+        let directory = tempfile::tempdir().unwrap();
+        let kept = directory.path().join("kept");
+        make_own_dir(&kept.join("inner")).unwrap();
+        let run = directory.path().join("run");
+        make_own_dir(&run).unwrap();
+        std::os::unix::fs::symlink(&kept, run.join("link")).unwrap();
+        remove_tree(&run).unwrap();
+        std::os::unix::fs::symlink(&kept, &run).unwrap();
+        remove_tree(&run).unwrap();
+        assert!(!run.is_symlink() && is_own(&kept.join("inner")));
     }
 }

@@ -84,8 +84,12 @@ impl Plan {
     /// As [`Plan::check_flags`].
     pub fn resolve(facts: &Facts, timeout_scale: f64) -> Result<Self> {
         let acceleration = Self::check_flags(facts)?;
-        let emulator = facts.working_emulator().cloned().context("preflight has seen the emulator")?;
-        let firmware = facts.firmware.clone().ok().context("preflight has seen the firmware")?;
+        let emulator = facts
+            .working_emulator()
+            .cloned()
+            .context("resolve the plan: preflight found no working emulator")?;
+        let firmware =
+            facts.firmware.clone().ok().context("resolve the plan: preflight found no firmware")?;
         let spec = VmSpec::from_args(facts.arch, &facts.guest.machine);
         let cpu = |accelerator| Cpu::resolve(spec.architecture, accelerator, spec.cpu.as_deref());
         let workaround = facts.known_bad().and_then(|bad| bad.global);

@@ -1,22 +1,22 @@
 //! The processes that a run starts. Each is written down in the run's own directory before its program executes, and only
 //! what is written down there is ever ended: nothing is found by a pattern in a command line.
 //!
-//! A line of the record names the host's boot, the pid and the start time of a process. The three together name one
-//! process for ever: a pid alone is given to another process later (pidfd_open(2)).
+//! A line of the record names the host's boot, the inode of the record, the pid and the start time of a process. A pid
+//! alone is given to another process later (pidfd_open(2)). The inode tells a record from a copy of it, whose processes
+//! belong to the original.
 
 use std::fs::File;
 use std::io::{self, Write as _};
 use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::process::CommandExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use rustix::fs::{Mode, OFlags, openat};
-use rustix::process::{
-    Flock, FlockType, Pid, PidfdFlags, Signal, fcntl_getlk, getpid, pidfd_open, pidfd_send_signal,
-};
+use rustix::process::{Pid, PidfdFlags, Signal, getpid, pidfd_open, pidfd_send_signal};
 
 use crate::fs::entries;
 use crate::limits;
@@ -27,8 +27,11 @@ pub const RECORD: &str = "processes";
 pub const VARIABLE: &str = "IOT_XTASK_PROCESSES";
 /// Below a run's working directory: the pid file that libvirt's embedded driver writes for the run's QEMU.
 const EMULATOR_PID_FILE: &str = "v/run/qemu/vm.pid";
+/// Below a run's working directory: libvirt asks each QEMU for its capabilities in a directory of its own there, with a
+/// `qmp.pid`. Such a QEMU is a daemon: it has left the process group and the environment of the run.
+const PROBES: &str = "v/lib/qemu";
 
-/// One process, now and for ever.
+/// A process, identified by pid and start time, because pids are reused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Process {
     /// Its pid in this PID namespace.
@@ -41,6 +44,7 @@ pub struct Process {
 #[derive(Debug)]
 struct Record {
     file: File,
+    inode: u64,
     boot: String,
 }
 
@@ -73,7 +77,8 @@ impl Record {
         use fs_err::os::unix::fs::OpenOptionsExt as _;
         let mut options = fs_err::OpenOptions::new();
         let file = options.create(true).append(true).mode(0o600).open(directory.join(RECORD))?;
-        Ok(Self { file: file.into_file(), boot: boot_id()? })
+        let file = file.into_file();
+        Ok(Self { inode: file.metadata()?.ino(), file, boot: boot_id()? })
     }
 
     /// Adds the calling process. Between fork and exec only async-signal-safe calls are allowed (signal-safety(7)): this
@@ -89,10 +94,10 @@ impl Record {
 
     /// One write of less than a page to a file opened for appending: two writers do not mix their lines.
     fn write(&self, pid: Pid, start: u64) -> io::Result<()> {
-        let mut line = [0; 96];
+        let mut line = [0; 128];
         let mut rest = &mut line[..];
-        writeln!(rest, "{} {} {start}", self.boot, pid.as_raw_nonzero())?;
-        let length = 96 - rest.len();
+        writeln!(rest, "{} {} {} {start}", self.boot, self.inode, pid.as_raw_nonzero())?;
+        let length = 128 - rest.len();
         (&self.file).write_all(&line[..length])
     }
 }
@@ -116,10 +121,11 @@ fn boot_id() -> Result<String> {
 }
 
 /// The processes of `directory` that are there: those in its record, the rest of the process groups that they lead, and
-/// the QEMU whose pid file libvirt has written below it.
+/// the QEMUs whose pid files are below it.
 pub fn owned(directory: &Path) -> Vec<Process> {
     let recorded = recorded(directory);
-    let mut owned: Vec<_> = emulator(directory).into_iter().collect();
+    let probes = entries(&directory.join(PROBES)).filter_map(|probe| holder(&probe.join("qmp.pid")));
+    let mut owned: Vec<_> = emulator(directory).into_iter().chain(probes).collect();
     owned.extend(recorded.iter().filter(|process| process.is_there()));
     if !recorded.is_empty() {
         owned.extend(every_process().filter(|process| is_left_of(process, &recorded, directory)));
@@ -131,32 +137,47 @@ pub fn owned(directory: &Path) -> Vec<Process> {
 
 /// The lines of the record that were written since this host was booted.
 fn recorded(directory: &Path) -> Vec<Process> {
-    let (Ok(text), Ok(boot)) = (std::fs::read_to_string(directory.join(RECORD)), boot_id()) else {
+    let path = directory.join(RECORD);
+    let (Ok(bytes), Ok(about), Ok(boot)) = (std::fs::read(&path), path.metadata(), boot_id()) else {
         return Vec::new();
     };
+    let own = [boot, about.ino().to_string()];
     let parse = |line: &str| {
         let mut words = line.split(' ');
-        if words.next()? != boot {
+        if own.iter().any(|expected| words.next() != Some(expected)) {
             return None;
         }
-        let pid = Pid::from_raw(words.next()?.parse().ok()?)?;
-        Some(Process { pid, start: words.next()?.parse().ok()? })
+        Some(Process { pid: parse_pid(words.next()?)?, start: words.next()?.parse().ok()? })
     };
-    text.lines().filter_map(parse).collect()
+    String::from_utf8_lossy(&bytes).lines().filter_map(parse).collect()
 }
 
-/// The QEMU of a run, by its working directory. libvirt writes and locks the pid file before QEMU executes, QEMU inherits
-/// the lock and holds it until it ends (virCommandSetPidFile), and the kernel names the holder (fcntl_locking(2)): the
-/// file may be old, and the answer is of now.
+/// The QEMU of a run, by its working directory.
 pub fn emulator(directory: &Path) -> Option<Process> {
-    let file = File::open(directory.join(EMULATOR_PID_FILE)).ok()?;
-    let pid = fcntl_getlk(&file, &Flock::from(FlockType::WriteLock)).ok()??.pid?;
-    Some(Process { pid, start: Stat::of(pid)?.start })
+    holder(&directory.join(EMULATOR_PID_FILE))
+}
+
+/// The process that a pid file names, if it has that file open. A QEMU keeps its pid file open and locked until it ends,
+/// whether libvirt (virCommandSetPidFile) or QEMU itself (`-pidfile`) wrote it. A later process with the pid, and any
+/// other process that opens or locks the file, is not its holder.
+fn holder(pid_file: &Path) -> Option<Process> {
+    let pid = parse_pid(std::fs::read_to_string(pid_file).ok()?.trim())?;
+    let start = Stat::of(pid)?.start;
+    let about = pid_file.metadata().ok()?;
+    let is_it = |descriptor: PathBuf| {
+        descriptor.metadata().is_ok_and(|open| (open.dev(), open.ino()) == (about.dev(), about.ino()))
+    };
+    let mut open = entries(Path::new(&format!("/proc/{}/fd", pid.as_raw_nonzero())));
+    open.any(is_it).then_some(Process { pid, start })
+}
+
+fn parse_pid(text: &str) -> Option<Pid> {
+    text.parse().ok().filter(|pid| *pid > 0).and_then(Pid::from_raw)
 }
 
 fn every_process() -> impl Iterator<Item = Process> {
     entries(Path::new("/proc")).filter_map(|path| {
-        let pid = Pid::from_raw(path.file_name()?.to_str()?.parse().ok()?)?;
+        let pid = parse_pid(path.file_name()?.to_str()?)?;
         Some(Process { pid, start: Stat::of(pid)?.start })
     })
 }
@@ -316,6 +337,49 @@ mod tests {
         Record::open(directory.path()).unwrap().write(pid, start).unwrap();
         assert_eq!(end_processes(directory.path()).unwrap(), 1);
         child.wait().unwrap();
+    }
+
+    #[test]
+    fn a_copy_of_a_record_and_its_damaged_lines_end_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut child = start(directory.path(), "exec sleep 600");
+        let copy = tempfile::tempdir().unwrap();
+        std::fs::copy(directory.path().join(RECORD), copy.path().join(RECORD)).unwrap();
+        assert_eq!(end_processes(copy.path()).unwrap(), 0);
+        assert!(child.try_wait().unwrap().is_none(), "a process of the original was killed");
+        let record = Record::open(directory.path()).unwrap();
+        let mut damaged = format!("{} {} -5 123\n", record.boot, record.inode).into_bytes();
+        damaged.extend(b"\xff\n");
+        (&record.file).write_all(&damaged).unwrap();
+        assert_eq!(end_processes(directory.path()).unwrap(), 1);
+        child.wait().unwrap();
+    }
+
+    /// libvirt's probe of a QEMU is a daemon, so neither its group nor its environment leads to it.
+    #[test]
+    fn the_holder_of_a_pid_file_is_ended_and_one_that_only_opens_or_locks_it_is_not() {
+        let directory = tempfile::tempdir().unwrap();
+        for file in [format!("{PROBES}/qmp-a/qmp.pid"), EMULATOR_PID_FILE.to_owned()] {
+            let file = directory.path().join(file);
+            std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+            std::fs::write(&file, "").unwrap();
+            let open = |line: &str| {
+                let mut command = Command::new("sleep");
+                command.arg(line).stdin(File::open(&file).unwrap()).spawn().unwrap()
+            };
+            let (mut daemon, mut reader) = (open("600"), open("601"));
+            std::fs::write(&file, format!("{}\n", daemon.id())).unwrap();
+            assert_eq!(end_processes(directory.path()).unwrap(), 1);
+            daemon.wait().unwrap();
+            assert!(reader.try_wait().unwrap().is_none(), "a reader of the pid file was killed");
+            reader.kill().unwrap();
+            reader.wait().unwrap();
+            let mut other = Command::new("sleep").arg("602").spawn().unwrap();
+            std::fs::write(&file, format!("{}\n", other.id())).unwrap();
+            assert_eq!(owned(directory.path()), [], "a later process with the pid");
+            other.kill().unwrap();
+            other.wait().unwrap();
+        }
     }
 
     #[test]

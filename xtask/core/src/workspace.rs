@@ -24,35 +24,42 @@ const COMPILED_IN: &str = env!("CARGO_MANIFEST_DIR");
 pub struct Workspace {
     root: PathBuf,
     target: PathBuf,
+    /// Cargo's intermediate files (build.build-dir); the target directory if nothing else is configured.
+    build: PathBuf,
 }
 
 impl Workspace {
-    /// The workspace in which the command was typed. `cargo run` says which one it found in CARGO_MANIFEST_DIR; whoever
-    /// starts the program without cargo stands in it. The workspace that the program was compiled in may be another
+    /// The workspace in which the command was typed. `cargo run` says which one it found in CARGO_MANIFEST_DIR; without
+    /// cargo, the current directory decides. The workspace that the program was compiled in may be another
     /// one, of which this one is a copy.
     ///
     /// # Errors
-    /// A usage error where no workspace with this package is found; A failure of the host where the program may be that of another
-    /// checkout which shares the target directory.
+    /// A usage error if no workspace with this package is found; a failure of the host if another checkout that shares
+    /// the target directory may have built the program.
     pub fn find() -> Result<Self> {
         let typed = std::env::current_dir().context("find the current directory")?;
         let named = std::env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from);
         let program = std::env::current_exe().context("find this program")?;
         let of_cargo = named.filter(|directory| directory.ends_with(PACKAGE));
-        let workspace = match of_cargo.map(|directory| Self::around(&directory)) {
+        let workspace = match of_cargo.map(|directory| Self::around(&typed, &directory)) {
             Some(Ok(workspace)) => workspace,
-            _ => Self::around(&typed)?,
+            _ => Self::around(&typed, &typed)?,
         };
+        let program = program.canonicalize().context("find this program")?;
         workspace.check_program(&program, Path::new(COMPILED_IN))?;
         Ok(workspace)
     }
 
-    /// The workspace that `directory` is in.
+    /// The workspace that `directory` is in. `typed` is the directory that cargo resolves a relative CARGO_TARGET_DIR in.
     ///
     /// # Errors
-    /// A usage error where cargo finds none there, or one without this package.
-    fn around(directory: &Path) -> Result<Self> {
-        let metadata = MetadataCommand::new().current_dir(directory).no_deps().exec();
+    /// A usage error if cargo finds none there, or one without this package.
+    fn around(typed: &Path, directory: &Path) -> Result<Self> {
+        let mut command = MetadataCommand::new();
+        if typed != directory {
+            command.manifest_path(directory.join("Cargo.toml"));
+        }
+        let metadata = command.current_dir(typed).no_deps().exec();
         let metadata = metadata.map_err(|error| {
             let usage =
                 format!("find the workspace of {}: {error}; change to a checkout", directory.display());
@@ -62,25 +69,28 @@ impl Workspace {
             let usage = format!("{} has no package {PACKAGE}; change to a checkout", metadata.workspace_root);
             return Err(Failure::usage(usage).into());
         }
+        let target = canonical(metadata.target_directory.into_std_path_buf());
         Ok(Self {
-            root: metadata.workspace_root.into_std_path_buf(),
-            target: metadata.target_directory.into_std_path_buf(),
+            root: canonical(metadata.workspace_root.into_std_path_buf()),
+            build: metadata.build_directory.map_or_else(|| target.clone(), |path| canonical(path.into())),
+            target,
         })
     }
 
-    /// Checkouts that share a target directory share file names in it, and cargo tells theirs apart by times of change
-    /// alone (rust-lang/cargo#2383): the program that runs may be the other one's.
+    /// Checkouts that share a target or build directory share file names in it, and cargo tells theirs apart by times of
+    /// change alone (rust-lang/cargo#2383): the program that runs may be the other one's.
     fn check_program(&self, program: &Path, compiled_in: &Path) -> Result<()> {
         let own = self.root.join(CRATE);
-        let is_copy = program.starts_with(&self.root) || !program.starts_with(&self.target);
-        if is_copy || same_directory(compiled_in, &own) {
+        let in_shared_target = program.starts_with(&self.target) && !self.target.starts_with(&self.root);
+        let is_shared = in_shared_target || !self.build_is_own();
+        if !is_shared || same_directory(compiled_in, &own) {
             return Ok(());
         }
         bail_host!(
-            "{} was compiled in {} and may be its program: both checkouts use the target directory {}",
-            program.display(), compiled_in.display(), self.target.display();
-            "give each checkout a target directory of its own: unset CARGO_TARGET_DIR, and build.target-dir in \
-             cargo's configuration, or set CARGO_TARGET_DIR=target"
+            "{} may be the program of another checkout: it was compiled in {}, and both use {}",
+            program.display(), compiled_in.display(), self.build.display();
+            "give each checkout its own directory: unset CARGO_TARGET_DIR and CARGO_BUILD_BUILD_DIR, and build.target-dir \
+             and build.build-dir in cargo's configuration, or set both to {}", self.root.join("target").display()
         )
     }
 
@@ -96,10 +106,19 @@ impl Workspace {
         if self.target.ends_with(&name) { self.target.clone() } else { self.target.join(name) }
     }
 
+    /// Whether no other checkout has its intermediate files in the build directory.
+    fn build_is_own(&self) -> bool {
+        self.build.starts_with(&self.root) || self.build.starts_with(&self.target)
+    }
+
     /// The cargo that runs this, in this workspace, without what it has set for this package.
     pub fn cargo(&self) -> Command {
         let mut command = Command::new(cargo());
-        command.current_dir(&self.root).env("CARGO_TARGET_DIR", self.target_dir());
+        let target = self.target_dir();
+        command.current_dir(&self.root).env("CARGO_TARGET_DIR", &target);
+        if !self.build_is_own() {
+            command.env("CARGO_BUILD_BUILD_DIR", target);
+        }
         for name in inherited_from_cargo() {
             command.env_remove(name);
         }
@@ -126,6 +145,11 @@ pub fn cargo() -> OsString {
     std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into())
 }
 
+/// Without symbolic links, so that two spellings of one path compare equal; unchanged if it does not exist yet.
+fn canonical(path: PathBuf) -> PathBuf {
+    path.canonicalize().unwrap_or(path)
+}
+
 fn same_directory(one: &Path, other: &Path) -> bool {
     one == other || one.canonicalize().is_ok_and(|one| other.canonicalize().is_ok_and(|other| one == other))
 }
@@ -135,7 +159,7 @@ mod tests {
     use super::*;
 
     fn workspace(root: &str, target: &str) -> Workspace {
-        Workspace { root: root.into(), target: target.into() }
+        Workspace { root: root.into(), target: target.into(), build: target.into() }
     }
 
     #[test]
@@ -154,6 +178,9 @@ mod tests {
         assert_eq!(crate::error::code(&refused), 69);
         assert!(crate::error::hint(&refused).unwrap().contains("CARGO_TARGET_DIR"));
         assert!(shared.check_program(Path::new("/t/debug/xtask"), Path::new("/b/xtask/core")).is_ok());
+        let build = Workspace { build: "/t".into(), ..workspace("/b", "/b/target") };
+        let refused = build.check_program(Path::new("/b/target/debug/xtask"), Path::new("/a/xtask/core"));
+        assert_eq!(crate::error::code(&refused.unwrap_err()), 69);
         let copy = workspace("/b", "/b/target");
         assert!(copy.check_program(Path::new("/b/target/debug/xtask"), Path::new("/a/xtask/core")).is_ok());
         assert!(shared.check_program(Path::new("/elsewhere/xtask"), Path::new("/a/xtask/core")).is_ok());
@@ -161,16 +188,17 @@ mod tests {
 
     #[test]
     fn the_workspace_is_that_of_the_directory() {
-        let here = Workspace::around(Path::new(COMPILED_IN)).unwrap();
+        let around = |directory: &Path| Workspace::around(directory, directory);
+        let here = around(Path::new(COMPILED_IN)).unwrap();
         assert!(same_directory(&here.root().join(CRATE), Path::new(COMPILED_IN)));
         let empty = tempfile::tempdir().unwrap();
-        let refused = Workspace::around(empty.path()).unwrap_err();
+        let refused = around(empty.path()).unwrap_err();
         assert_eq!(crate::error::code(&refused), 2, "{refused:#}");
         std::fs::create_dir(empty.path().join("src")).unwrap();
         std::fs::write(empty.path().join("src/lib.rs"), "").unwrap();
         let manifest = "[package]\nname = \"other\"\nversion = \"0.1.0\"\n";
         std::fs::write(empty.path().join("Cargo.toml"), manifest).unwrap();
-        let refused = Workspace::around(empty.path()).unwrap_err();
+        let refused = around(empty.path()).unwrap_err();
         assert!(refused.to_string().contains("no package xtask"), "{refused:#}");
     }
 }

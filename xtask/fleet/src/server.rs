@@ -8,6 +8,7 @@ use agent_protocol as protocol;
 use anyhow::{Context, Result, bail, ensure};
 use rustix::fd::OwnedFd;
 use rustix::net::{AddressFamily, SocketType, bind, ipproto, socket, sockopt};
+use xtask_core::bail_host;
 use xtask_core::fs::write_private;
 use xtask_core::host::tools;
 use xtask_core::limits;
@@ -48,13 +49,17 @@ impl Server {
         &self.log
     }
 
-    /// Fails where it has died.
+    /// # Errors
+    /// A failure of the host if the server has ended.
     pub(super) fn check(&self) -> Result<()> {
         let Ok(child) = &self.state else { return Ok(()) };
         match child.ended()? {
             None => Ok(()),
             Some(status) => {
-                bail!("the broker ended: {status}; its last output: {}", last_lines(&self.log, 3).join(" | "))
+                bail_host!(
+                    "the broker ended: {status}; its last output: {}", last_lines(&self.log, 3).join(" | ");
+                    "read {}; nothing is known about the agent", self.log.display()
+                )
             }
         }
     }

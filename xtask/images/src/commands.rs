@@ -285,7 +285,7 @@ fn path(store: &Store<'_>, name: &str, arch: VmArchitecture, json: bool) -> Resu
         Some(ready) => print_ready(&image, &ready, None, json),
         None => bail_host!(
             "the image {name} for {arch} is not in the cache";
-            "cargo xtask image fetch {name} --arch {arch}"
+            "run cargo xtask image fetch {name} --arch {arch}"
         ),
     }
 }

@@ -150,9 +150,12 @@ fn own_file(store: &Store<'_>, image: &Image, file: &LocalFile) -> Result<ReadyI
 
 #[cfg(all(test, feature = "real"))]
 mod tests {
-    use super::*;
     use xtask_core::fs::make_own_dir;
     use xtask_core::image::catalogue::Catalogue;
+
+    use super::*;
+
+    const KEY: &str = "debian-12-aarch64-0123456789abcdef";
 
     /// Raw, with partitions as far as anybody looks.
     fn disk_of(byte: u8) -> Vec<u8> {
@@ -164,7 +167,7 @@ mod tests {
     /// A cache with one image in it, and its key.
     fn made(directory: &tempfile::TempDir) -> (Cache, &'static str) {
         let cache = Cache::at(directory.path());
-        let beside = cache.images().join("x.building");
+        let beside = cache.images().join(format!("{KEY}.building"));
         std::fs::create_dir_all(&beside).unwrap();
         std::fs::write(beside.join(DISK), disk_of(7)).unwrap();
         let image = Image {
@@ -175,9 +178,9 @@ mod tests {
             let sha256 = store.digest(&beside.join(DISK), Algorithm::Sha256).unwrap();
             let disk = look_at(&beside.join(DISK), &image, store.ui).unwrap();
             let made = make::Made { disk, sha256, source: "a test".to_owned(), contents: None };
-            make::finish(store, &image, &beside, "x", made).unwrap();
+            make::finish(store, &image, &beside, KEY, made).unwrap();
         });
-        (cache, "x")
+        (cache, KEY)
     }
 
     fn with<T>(cache: &Cache, body: impl FnOnce(&Store<'_>) -> T) -> T {
@@ -195,6 +198,8 @@ mod tests {
             ("a test", xtask_core::image::Format::Raw, 4096)
         );
         assert!(image.disk.metadata().unwrap().permissions().readonly());
+        // A copy that somebody made is marked too, and its name is not a key.
+        make_own_dir(&cache.images().join("my-own-copy")).unwrap();
         assert_eq!(with(&cache, |store| store.kept()).len(), 1);
     }
 
@@ -225,7 +230,7 @@ mod tests {
         run.clean().unwrap();
         assert_eq!(prune().len(), 1);
         assert!(!cache.images().join(key).exists());
-        for left in ["y.building", "y.deleting", "y.fetching", "unreadable"] {
+        for left in ["y.building", "y.deleting", "y.fetching", "debian-12-x86_64-fedcba9876543210"] {
             make_own_dir(&cache.images().join(left)).unwrap();
         }
         // `images` is a name that other programs use too, and so are these endings.

@@ -158,7 +158,7 @@ impl Store<'_> {
             let used_by = runs::users_of(self.cache, &directory);
             let idle_seconds = idle_seconds(&directory);
             let manifest = read_manifest(&directory).ok();
-            if manifest.is_none() && !is_own(&directory) {
+            if !has_form_of_key(&key) || manifest.is_none() && !is_own(&directory) {
                 continue;
             }
             kept.push(CachedImage { manifest, key, directory, idle_seconds, used_by });
@@ -252,4 +252,11 @@ pub(crate) fn flush(paths: &[&Path]) -> Result<()> {
         fs::File::open(path)?.sync_all()?;
     }
     Ok(())
+}
+
+/// Whether a directory's name has the form of an image's key, `NAME-ARCH-0123456789abcdef`. A copy that somebody made
+/// beside it has our marker too, and another name.
+fn has_form_of_key(name: &str) -> bool {
+    let hash = name.rsplit_once('-').map_or("", |(_, hash)| hash);
+    hash.len() == 16 && hash.chars().all(|c| c.is_ascii_hexdigit())
 }

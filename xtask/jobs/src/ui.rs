@@ -39,7 +39,7 @@ impl Ui {
         Ok(Self::new(verbosity, Interrupt::install()?))
     }
 
-    /// For tests: it shows what even `--quiet` shows, and nobody interrupts it.
+    /// Shows only what `--quiet` shows, and cannot be interrupted.
     pub fn quiet() -> Self {
         Self::new(Verbosity::silent(), Interrupt::default())
     }

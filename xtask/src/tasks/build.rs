@@ -5,13 +5,11 @@ use xshell::Shell;
 
 use xtask_core::build;
 use xtask_core::cli::BuildArgs;
-use xtask_core::error::Failure;
 use xtask_core::inspect_target::check_agent;
 use xtask_core::workspace::Workspace;
 
 pub(super) fn run(workspace: &Workspace, args: &BuildArgs) -> Result<()> {
-    build::profile::check(workspace.root(), &args.profile)
-        .map_err(|error| Failure::usage(format!("{error:#}")))?;
+    build::profile::check(workspace.root(), &args.profile)?;
     let shell = Shell::new().context("start a shell of commands")?;
     let agent = build::build(&shell, workspace, args)?;
     check_agent(&agent)?;

@@ -53,7 +53,8 @@ const TESTS: &[Step<'_>] = &[
 pub(super) const AGENT_TESTS: &str =
     "test --package iot-agent --features real --test device -- --test-threads 3";
 
-/// The steps of a group run at once, in one cache: they must not meet. Two machines are what two processors carry.
+/// The steps of a group run at the same time in one cache, so they must not use the same files. Two processors carry two
+/// machines.
 const MACHINES: &[&[Step<'_>]] = &[
     &[
         ("smoke aarch64", "xtask smoke --cold --fsck --arch aarch64"),

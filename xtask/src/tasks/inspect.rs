@@ -37,8 +37,7 @@ pub(super) fn run(args: &InspectArgs, verbosity: Verbosity) -> Result<()> {
 /// The agent, built where that is not done yet.
 fn agent(args: &InspectArgs, inspection: &Inspection) -> Result<PathBuf> {
     let workspace = Workspace::find()?;
-    build::profile::check(workspace.root(), &args.profile)
-        .map_err(|error| Failure::usage(format!("{error:#}")))?;
+    build::profile::check(workspace.root(), &args.profile)?;
     let build = BuildArgs { arch: inspection.arch, profile: args.profile.clone() };
     let shell = Shell::new().context("start a shell of commands")?;
     Ok(build::build(&shell, &workspace, &build)?.path)

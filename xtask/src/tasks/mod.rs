@@ -42,19 +42,16 @@ pub(crate) fn run(cli: &Cli) -> Result<()> {
             prepare(&workspace, command, verbosity)?;
             exec_xtask_vm(&workspace)
         }
-        Command::Vm(command) => {
+        // These work anywhere: the cache alone says which machines there are.
+        Command::Vm(VmCommand::Light(command)) => vm::run(command),
+        Command::Vm(VmCommand::Heavy(HeavyVmCommand::Console { machine, no_follow: true })) => {
+            vm::show_console(machine.as_deref())
+        }
+        Command::Vm(VmCommand::Heavy(command)) => {
             let workspace = Workspace::find()?;
-            match command {
-                VmCommand::Light(command) => vm::run(command),
-                VmCommand::Heavy(HeavyVmCommand::Console { machine, no_follow: true }) => {
-                    vm::show_console(machine.as_deref())
-                }
-                VmCommand::Heavy(command) => {
-                    vm::prepare(&workspace, command)?;
-                    build_xtask_vm(&workspace, verbosity)?;
-                    exec_xtask_vm(&workspace)
-                }
-            }
+            vm::prepare(&workspace, command)?;
+            build_xtask_vm(&workspace, verbosity)?;
+            exec_xtask_vm(&workspace)
         }
     }
 }
@@ -89,8 +86,7 @@ fn prepare(workspace: &Workspace, command: &HeavyCommand, verbosity: Verbosity) 
 /// What can be known to be wrong before anything slow starts.
 fn check_smoke(workspace: &Workspace, args: &SmokeArgs) -> Result<()> {
     Choice::from_args(&args.machine.image, args.build.arch)?;
-    xtask_core::build::profile::check(workspace.root(), &args.build.profile)
-        .map_err(|error| Failure::usage(format!("{error:#}")))?;
+    xtask_core::build::profile::check(workspace.root(), &args.build.profile)?;
     if let Some(path) = &args.agent
         && !path.is_file()
     {
@@ -128,7 +124,7 @@ fn ready_for(
 ) -> Result<Facts> {
     let asked = PreflightRequest { architectures: &[arch], machine, for_ci: false };
     let facts = ready(workspace, &asked, args)?.facts;
-    facts.into_iter().next().context("one architecture was asked for")
+    facts.into_iter().next().context("preflight returned no facts")
 }
 
 fn look(workspace: &Workspace, asked: &PreflightRequest<'_>, args: FixArgs) -> Result<Preflight> {

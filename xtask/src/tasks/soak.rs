@@ -72,7 +72,7 @@ fn alone() -> Result<()> {
     let cache = Cache::from_env()?;
     let kept = instance::all(&cache).len();
     if kept > 0 {
-        bail_host!("soak in a cache that has {kept} machine(s)"; "cargo xtask vm list, vm rm; {OTHER}");
+        bail_host!("soak in a cache that has {kept} machine(s)"; "remove them with cargo xtask vm rm, {OTHER}");
     }
     if let Err(error) = nothing_left(&cache) {
         let hint = "wait for its runs, or run cargo xtask vm gc";

@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
+
+use crate::error::Failure;
 
 /// The profiles that cargo itself defines and that build an ordinary executable.
 const BUILT_IN: [&str; 2] = ["dev", "release"];
@@ -10,7 +12,7 @@ const BUILT_IN: [&str; 2] = ["dev", "release"];
 /// Refuses a profile that neither cargo nor the workspace's manifest defines.
 ///
 /// # Errors
-/// Names the profiles that there are.
+/// A usage error that names the profiles.
 pub fn check(workspace: &Path, profile: &str) -> Result<()> {
     let path = workspace.join("Cargo.toml");
     let text = fs_err::read_to_string(&path)?;
@@ -23,7 +25,11 @@ fn known(manifest: &toml::Table, profile: &str) -> Result<()> {
     let mut names: Vec<&str> = BUILT_IN.to_vec();
     names.extend(own.into_iter().flatten().map(|(name, _)| name.as_str()).filter(|n| !BUILT_IN.contains(n)));
     if !names.contains(&profile) {
-        bail!("--profile {profile}: no such cargo profile; there are: {}", names.join(", "));
+        let names = names.join(", ");
+        return Err(Failure::usage(format!(
+            "--profile {profile}: no such cargo profile; there are: {names}"
+        ))
+        .into());
     }
     Ok(())
 }

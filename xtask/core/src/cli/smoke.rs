@@ -6,7 +6,6 @@ use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 
 use super::args::{BuildArgs, FixArgs, MachineArgs, timeout_scale};
-use crate::arch::VmArchitecture;
 
 /// `smoke`.
 #[derive(Debug, Clone, Args)]
@@ -63,28 +62,6 @@ pub struct SmokeArgs {
     /// Plant one fault, which the smoke must find; never exits 0
     #[arg(long, value_enum, value_name = "FAULT")]
     pub sabotage: Option<Sabotage>,
-}
-
-impl SmokeArgs {
-    /// As a command line that names a machine and nothing else.
-    pub fn for_machine(arch: VmArchitecture, machine: &MachineArgs) -> Self {
-        Self {
-            build: BuildArgs { arch, ..BuildArgs::default() },
-            agent: None,
-            machine: machine.clone(),
-            rest: 0,
-            cold: false,
-            warm: false,
-            verify_cold: false,
-            until: Until::End,
-            fsck: false,
-            keep: false,
-            timeout_scale: 1.0,
-            report: None,
-            fix: FixArgs::default(),
-            sabotage: None,
-        }
-    }
 }
 
 /// How far a smoke goes.

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-use super::{KEPT, RunDir};
+use super::{KEPT, RunDir, has_form_of_id};
 use crate::arch::VmArchitecture;
 use crate::cache::Cache;
 use crate::error::Failure;
@@ -133,8 +133,10 @@ impl ConsoleLog {
 pub fn all(cache: &Cache) -> Vec<Instance> {
     let read = |directory: PathBuf| {
         let text = std::fs::read(directory.join(KEPT)).ok()?;
-        let machine = serde_json::from_slice(&text).ok()?;
-        Some(Instance { machine, directory })
+        let machine: InstanceRecord = serde_json::from_slice(&text).ok()?;
+        // A copy of an instance, and a directory of another program, is not one: `vm rm` deletes what is listed here.
+        let is_own = has_form_of_id(&machine.id) && directory.ends_with(&machine.id);
+        is_own.then_some(Instance { machine, directory })
     };
     let mut instance: Vec<_> = directories(&cache.runs()).into_iter().filter_map(read).collect();
     instance.sort_by_cached_key(|one| (one.machine.name.clone(), one.machine.id.clone()));
@@ -250,6 +252,13 @@ mod tests {
         assert!(find(&cache, None).unwrap_err().to_string().contains("vm up"));
         instance(&cache, "1124-100000-0001", "dev");
         assert_eq!(find(&cache, None).unwrap().machine.id, "1124-100000-0001");
+        // Copies of an instance's directory are not instances: `vm rm` would delete them.
+        for copy in ["backup", "1124-100000-0009"] {
+            let kept = cache.runs().join(copy).join(KEPT);
+            std::fs::create_dir_all(kept.parent().unwrap()).unwrap();
+            std::fs::copy(cache.runs().join("1124-100000-0001").join(KEPT), kept).unwrap();
+        }
+        assert_eq!(all(&cache).len(), 1);
         instance(&cache, "1124-100000-0002", "1124-100000-0002");
         assert!(find(&cache, None).unwrap_err().to_string().contains("1124-100000-0002, dev"));
         assert_eq!(find(&cache, Some("dev")).unwrap().machine.id, "1124-100000-0001");

@@ -27,9 +27,10 @@ use crate::processes::end_processes;
 
 pub mod instance;
 
-/// In a run's working directory: the image's directory, and the warm layer's.
+/// Files in a run's working directory: the path of the image's directory, and the path of the snapshot. Caches that
+/// exist call the second one `frozen`.
 const IMAGE: &str = "image";
-const LAYER: &str = "frozen";
+const SNAPSHOT: &str = "frozen";
 
 /// In the directory of a run whose machine somebody keeps; its content is [`instance`]'s.
 pub(crate) const KEPT: &str = "kept";
@@ -98,7 +99,7 @@ impl RunDir {
         self.work().join("v")
     }
 
-    /// Whoever deletes images asks for this first.
+    /// Records that the run uses the image, which is then not deleted.
     ///
     /// # Errors
     /// Names the file that cannot be written.
@@ -106,12 +107,12 @@ impl RunDir {
         self.uses(IMAGE, image)
     }
 
-    /// Whoever deletes warm layers asks for this first.
+    /// Records that the run uses the snapshot, which is then not deleted.
     ///
     /// # Errors
     /// Names the file that cannot be written.
-    pub fn uses_snapshot(&self, layer: &Path) -> Result<()> {
-        self.uses(LAYER, layer)
+    pub fn uses_snapshot(&self, snapshot: &Path) -> Result<()> {
+        self.uses(SNAPSHOT, snapshot)
     }
 
     fn uses(&self, what: &str, directory: &Path) -> Result<()> {
@@ -140,20 +141,20 @@ impl RunDir {
     }
 }
 
-/// The runs, alive or kept or not collected yet, whose machine's disk lies on what is in `directory`, an image's or a warm layer's.
+/// The runs (alive, kept or not collected yet) whose machine's disk depends on the image or snapshot in `directory`.
 pub fn users_of(cache: &Cache, directory: &Path) -> Vec<String> {
     let names =
         |file: PathBuf| fs::read(file).is_ok_and(|path| path == directory.as_os_str().as_encoded_bytes());
-    let uses = |run: &Path| [IMAGE, LAYER].iter().any(|what| names(run.join("w").join(what)));
+    let uses = |run: &Path| [IMAGE, SNAPSHOT].iter().any(|what| names(run.join("w").join(what)));
     directories(&cache.runs()).iter().filter(|run| uses(run)).filter_map(|run| id_of(run)).collect()
 }
 
-/// The warm layer that the machine of this working directory lies on.
+/// The snapshot that the machine of this working directory depends on.
 ///
 /// # Errors
 /// Names the file that cannot be read.
 pub fn snapshot_of(work: &Path) -> Result<Option<PathBuf>> {
-    Ok(read_if_there(&work.join(LAYER))?.map(|name| OsString::from_vec(name).into()))
+    Ok(read_if_there(&work.join(SNAPSHOT))?.map(|name| OsString::from_vec(name).into()))
 }
 
 /// Runs that died and are not collected yet: nobody holds their lock, nobody keeps them, and their working files are there.
@@ -229,7 +230,7 @@ fn is_run(path: &Path) -> bool {
 }
 
 /// Whether a name has the form that [`new_id`] gives: `1124-100000-00ab`.
-fn has_form_of_id(name: &str) -> bool {
+pub fn has_form_of_id(name: &str) -> bool {
     let parts: Vec<_> = name.split('-').collect();
     let digits =
         |part: &str, count: usize, radix| part.len() == count && part.chars().all(|c| c.is_digit(radix));

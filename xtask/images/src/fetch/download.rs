@@ -76,7 +76,7 @@ impl<'a> Download<'a> {
             self.ui.note(&format!("kept {} of the download: the next run resumes there", size(begun.length)));
         }
         ended.map_err(|error| self.after_an_answer(error))?;
-        self.finish(begun.as_ref().context("a download that ended well has a file")?, &retry)
+        self.finish(begun.as_ref().context("the server ended the download before its first byte")?, &retry)
     }
 
     /// Where there is a fallback, a host that was there is no host out of reach, whatever became of it.

@@ -115,8 +115,8 @@ impl Snapshot {
             let (path, name) = (image_path.display(), self.name());
             bail_host!(
                 "the image {path} of the snapshot {name} was changed: it has {found}, expected {image}";
-                "replace a cached image as cargo xtask image verify says; your own image gets another snapshot, \
-                 as it is now. The results of this run do not count"
+                "cached image: follow cargo xtask image verify; your own image: run again, which makes another \
+                 snapshot. The results of this run do not count"
             );
         }
         Ok(())

@@ -182,6 +182,7 @@ impl Found {
 pub fn all(cache: &Cache) -> Vec<Found> {
     let mut found: Vec<_> = xtask_core::fs::directories(&cache.snapshots())
         .into_iter()
+        .filter(|directory| has_form(&name_of(directory)))
         .filter(|directory| is_own(directory) || SnapshotManifest::read(directory).is_ok())
         .map(|directory| {
             let is_good = !name_of(&directory).ends_with(DELETING) && !directory.join(BAD).exists();
@@ -191,6 +192,12 @@ pub fn all(cache: &Cache) -> Vec<Found> {
         .collect();
     found.sort_by(|one, other| one.directory.cmp(&other.directory));
     found
+}
+
+/// Whether a directory's name has the form of a snapshot's, `KEY.RUN`. A copy that somebody made has another name.
+fn has_form(name: &str) -> bool {
+    let name = name.strip_suffix(DELETING).unwrap_or(name);
+    name.rsplit_once('.').is_some_and(|(_, run)| runs::has_form_of_id(run))
 }
 
 /// Aside first: a directory that is being deleted is no snapshot any more. Whoever calls holds its lock.

@@ -80,7 +80,7 @@ fn a_snapshot_is_found_until_it_is_bad_and_deleted_when_nothing_lies_on_it() {
     make_private_dir(&cache.snapshots().join(format!("{key}.y"))).unwrap();
     assert!(look(&ingredients(&cache)).is_none());
     let left: Vec<_> = all(&cache).iter().map(Found::name).collect();
-    assert_eq!(left, [other.name()]);
+    assert_eq!(left, [other.name()], "a name of another form is not listed, and not deleted");
     assert_eq!(all(&cache)[0].key(), "debian-12-aarch64-0123");
     // The same key's snapshot that says that it is another.
     let another = Ingredients { qemu: "10".to_owned(), ..ingredients(&cache) };

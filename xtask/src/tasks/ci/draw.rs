@@ -1,4 +1,4 @@
-//! The draw: which cases of a table a run tries. Like cases rarely fail alone.
+//! The draw: which cases of a table a run tries. Cases of one table usually fail together, so a third is enough.
 
 use std::process::Command;
 

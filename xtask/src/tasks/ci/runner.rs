@@ -122,6 +122,7 @@ impl<'a> Runner<'a> {
         let names: Vec<_> =
             listed.lines().filter_map(|line| line.strip_suffix(": test")).map(str::to_owned).collect();
         let (tried, skipped) = split_tests(self.third, &names);
+        ensure!(!tried.is_empty(), "cargo {list}: the draw has no test to try");
         note_skipped(name, skipped.iter().map(String::as_str));
         Ok(arguments.replace(filter, &format!("--exact {}", tried.join(" "))))
     }
@@ -129,7 +130,7 @@ impl<'a> Runner<'a> {
     /// Runs a step. Its output is passed on, and the tests in it are counted.
     fn run_cargo(&self, name: &str, arguments: &str, label: &str, tests: &mut Count) -> Result<()> {
         let arguments = match arguments.strip_prefix("test ") {
-            // One binary that fails hides no other.
+            // Run the other test binaries after a failure.
             Some(rest) => format!("test --no-fail-fast {rest}"),
             None => arguments.to_owned(),
         };
