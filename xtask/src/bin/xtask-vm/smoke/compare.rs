@@ -59,9 +59,9 @@ pub(super) fn run(args: &SmokeArgs, verbosity: Verbosity) -> Result<()> {
             found", directory.display()
         );
     }
-    if let Some(fault) = args.sabotage {
+    if let Some(sabotage) = args.sabotage {
         bail_guest!(
-            "the comparison did not find the planted fault {}", fault.name();
+            "the comparison did not find the planted fault {}", sabotage.name();
             "a check of cargo xtask does not work; that is a bug of cargo xtask, not of the agent"
         );
     }
@@ -89,7 +89,7 @@ fn lines(mut given: impl Iterator<Item = OsString>, args: &SmokeArgs) -> Result<
         match word.to_str() {
             Some("--verify-cold" | "--warm") => {}
             Some("--sabotage") => drop(given.next()),
-            Some(fault) if fault.starts_with("--sabotage=") => {}
+            Some(flag) if flag.starts_with("--sabotage=") => {}
             _ => both.push(word),
         }
     }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use agent_protocol::{DeploymentStatus, Phase};
+use agent_protocol::{DeploymentStatus, Phase as DeploymentPhase};
 use xtask_core::bail_guest;
 use xtask_core::error::Failure;
 use xtask_core::report::WorkloadEvidence;
@@ -18,19 +18,19 @@ const MOST_TROUBLED_STATUSES: usize = 4;
 pub(crate) struct ExpectedDeployment {
     name: &'static str,
     revision: u64,
-    phase: Phase,
+    phase: DeploymentPhase,
     troubled: BTreeSet<u64>,
 }
 
 impl ExpectedDeployment {
     /// That it runs, as desired at `revision`.
     pub(crate) fn running(name: &'static str, revision: u64) -> Self {
-        Self { name, revision, phase: Phase::Running, troubled: BTreeSet::new() }
+        Self { name, revision, phase: DeploymentPhase::Running, troubled: BTreeSet::new() }
     }
 
     /// That it is gone, as desired at `revision`.
     pub(crate) fn removed(name: &'static str, revision: u64) -> Self {
-        Self { name, revision, phase: Phase::Removed, troubled: BTreeSet::new() }
+        Self { name, revision, phase: DeploymentPhase::Removed, troubled: BTreeSet::new() }
     }
 
     /// Whether this status shows it.
@@ -45,8 +45,10 @@ impl ExpectedDeployment {
         let Some(error) = &line.last_error else { return Judgement::NotYet };
         self.troubled.insert(seen.revision);
         let hopeless = match line.phase {
-            Phase::Refused => true,
-            Phase::BackingOff | Phase::Removing => self.troubled.len() >= MOST_TROUBLED_STATUSES,
+            DeploymentPhase::Refused => true,
+            DeploymentPhase::BackingOff | DeploymentPhase::Removing => {
+                self.troubled.len() >= MOST_TROUBLED_STATUSES
+            }
             _ => false,
         };
         if !hopeless {
@@ -71,14 +73,14 @@ impl ExpectedDeployment {
 /// A phase and the container beside it.
 fn agrees(line: &DeploymentStatus) -> bool {
     match (line.phase, &line.container) {
-        (Phase::Running, Some(container)) => container.state == "running",
-        (Phase::Removed, None) => true,
+        (DeploymentPhase::Running, Some(container)) => container.state == "running",
+        (DeploymentPhase::Removed, None) => true,
         _ => false,
     }
 }
 
 /// The phase as it is written in the status.
-fn word(phase: Phase) -> String {
+fn word(phase: DeploymentPhase) -> String {
     let value = serde_json::to_value(phase).expect("a phase is plain data");
     value.as_str().unwrap_or_default().to_owned()
 }
@@ -126,7 +128,7 @@ mod tests {
     fn with(
         revision: u64,
         desired_revision: u64,
-        phase: Phase,
+        phase: DeploymentPhase,
         state: &str,
         error: Option<&str>,
     ) -> ReceivedStatus {
@@ -148,12 +150,12 @@ mod tests {
         let mut wanted = ExpectedDeployment::running("persistent", 7);
         let table = [
             (seen(1, "b1"), false),
-            (with(2, 6, Phase::Running, "running", None), false),
-            (with(3, 7, Phase::Pending, "running", None), false),
-            (with(4, 7, Phase::Running, "exited", None), false),
-            (with(5, 7, Phase::Running, "", None), false),
-            (with(6, 7, Phase::Running, "running", None), true),
-            (with(7, 8, Phase::Running, "running", Some("it had ended once")), true),
+            (with(2, 6, DeploymentPhase::Running, "running", None), false),
+            (with(3, 7, DeploymentPhase::Pending, "running", None), false),
+            (with(4, 7, DeploymentPhase::Running, "exited", None), false),
+            (with(5, 7, DeploymentPhase::Running, "", None), false),
+            (with(6, 7, DeploymentPhase::Running, "running", None), true),
+            (with(7, 8, DeploymentPhase::Running, "running", Some("it had ended once")), true),
         ];
         for (seen, proven) in table {
             let judgement = wanted.check(&seen);
@@ -165,29 +167,31 @@ mod tests {
     fn it_is_gone_once_there_is_no_container() {
         let mut wanted = ExpectedDeployment::removed("persistent", 7);
         for seen in [
-            with(1, 6, Phase::Running, "running", None),
-            with(2, 7, Phase::Removing, "running", None),
-            with(3, 7, Phase::Removed, "exited", None),
+            with(1, 6, DeploymentPhase::Running, "running", None),
+            with(2, 7, DeploymentPhase::Removing, "running", None),
+            with(3, 7, DeploymentPhase::Removed, "exited", None),
         ] {
             assert!(matches!(wanted.check(&seen), Judgement::NotYet), "{seen:?}");
         }
-        assert!(matches!(wanted.check(&with(4, 7, Phase::Removed, "", None)), Judgement::Proven));
-        let describe = wanted.describe(Some(&with(5, 7, Phase::Removing, "running", Some("podman is away"))));
+        assert!(matches!(wanted.check(&with(4, 7, DeploymentPhase::Removed, "", None)), Judgement::Proven));
+        let describe =
+            wanted.describe(Some(&with(5, 7, DeploymentPhase::Removing, "running", Some("podman is away"))));
         assert_eq!(describe, "says removing at revision 7 (podman is away)");
         assert_eq!(wanted.describe(None), "has no entry for it");
     }
 
     #[test]
     fn a_failure_that_stays_ends_the_wait_with_its_own_words() {
-        let refused = with(1, 7, Phase::Refused, "", Some("kind \"wasm\" is unknown"));
+        let refused = with(1, 7, DeploymentPhase::Refused, "", Some("kind \"wasm\" is unknown"));
         let Judgement::Refuted(diagnosis) = ExpectedDeployment::running("persistent", 7).check(&refused)
         else {
             panic!()
         };
         assert_eq!(diagnosis.to_string(), "the deployment persistent is refused: kind \"wasm\" is unknown");
         let mut wanted = ExpectedDeployment::running("persistent", 7);
-        let mut check =
-            |revision| wanted.check(&with(revision, 7, Phase::BackingOff, "", Some("no such image")));
+        let mut check = |revision| {
+            wanted.check(&with(revision, 7, DeploymentPhase::BackingOff, "", Some("no such image")))
+        };
         // The same status seen again and again is one.
         for revision in [1, 2, 2, 2, 2, 3] {
             assert!(matches!(check(revision), Judgement::NotYet), "{revision}");

@@ -94,7 +94,7 @@ fn smoke(
     let outcome = prove(run, args, recorder, vm, &mut proof);
     recorder.machine(vm, Some(&proof));
     // What was seen on a snapshot that is not what was saved counts for nothing, whatever it was.
-    vm.snapshot_is_sound(run).and(outcome)
+    vm.verify_snapshot(run).and(outcome)
 }
 
 /// The proof itself, on a machine that is up: one line a phase.
@@ -120,9 +120,9 @@ fn prove(
     recorder.phase(Phase::Rejoin, Some(limits.rejoin()), || rejoin(vm, ui, proof, &before))?;
     match run.options.sabotage {
         None => Ok(()),
-        Some(fault) => {
+        Some(sabotage) => {
             bail_guest!(
-                "the smoke did not find the planted fault {}", fault.name();
+                "the smoke did not find the planted fault {}", sabotage.name();
                 "a check of cargo xtask does not work; that is a bug of cargo xtask, not of the agent"
             )
         }
@@ -135,11 +135,11 @@ pub(crate) fn up(workspace: &Workspace, up: &UpArgs, verbosity: Verbosity) -> Re
     let mut recorder = Recorder::new(&run);
     let mut vm = None;
     let outcome = machine_alone(&run, &mut recorder, &mut vm);
-    let kept = recorder.hand_over(outcome, vm, up.name.as_deref())?;
+    let instance = recorder.hand_over(outcome, vm, up.name.as_deref())?;
     if up.json {
-        println!("{}", serde_json::to_string_pretty(&kept)?);
+        println!("{}", serde_json::to_string_pretty(&instance)?);
     } else {
-        println!("{}", kept.name);
+        println!("{}", instance.name);
     }
     Ok(())
 }
@@ -155,7 +155,7 @@ fn machine_alone(run: &Run<'_>, recorder: &mut Recorder<'_>, slot: &mut Option<R
         vm.wait(&run.ui, "the guest to take its keys", limit, |vm| vm.has_keys())?;
         Ok(((), format!("it can be entered{}", vm.clock_jumped()?)))
     });
-    vm.snapshot_is_sound(run).and(entered)
+    vm.verify_snapshot(run).and(entered)
 }
 
 /// The phase *preflight*: what was asked, resolved on what this machine has.

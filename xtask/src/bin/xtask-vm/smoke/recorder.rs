@@ -29,7 +29,7 @@ pub(super) struct Recorder<'a> {
 impl<'a> Recorder<'a> {
     pub(super) fn new(run: &'a Run<'a>) -> Self {
         let mut report = Report::begin(run.dir.id(), &now_rfc3339(), run.options.arch);
-        report.sabotage = run.options.sabotage.map(|fault| fault.name());
+        report.sabotage = run.options.sabotage.map(|sabotage| sabotage.name());
         Self { run, report, phase: Phase::Preflight, started: Instant::now() }
     }
 
@@ -84,8 +84,8 @@ impl<'a> Recorder<'a> {
     }
 
     /// Times only inform.
-    fn warn_of(&self, kept: Result<()>) {
-        if let Err(error) = kept {
+    fn warn_of(&self, recorded: Result<()>) {
+        if let Err(error) = recorded {
             self.run.ui.note(&format!("warning: cannot record the phases' times: {error:#}"));
         }
     }
@@ -110,7 +110,7 @@ impl<'a> Recorder<'a> {
         guest.vcpus = plan.spec.vcpus;
         guest.memory_mib = plan.spec.memory_mib;
         plan.spec.architecture.profile().machine_type.clone_into(&mut guest.machine_type);
-        self.run.times.are_of(plan.kind());
+        self.run.times.set_kind(plan.kind());
     }
 
     pub(super) fn agent(&mut self, agent: &Agent) {
@@ -202,11 +202,11 @@ impl<'a> Recorder<'a> {
             }
         };
         let error = match released {
-            Ok(kept) => {
+            Ok(instance) => {
                 self.warn_of(times.keep());
-                let (name, seconds) = (&kept.name, human_seconds(self.started.elapsed().as_secs_f64()));
+                let (name, seconds) = (&instance.name, human_seconds(self.started.elapsed().as_secs_f64()));
                 ui.note(&format!("{name} is up after {seconds}; cargo xtask vm ssh {name}, vm rm {name}"));
-                return Ok(kept);
+                return Ok(instance);
             }
             Err(error) => error,
         };

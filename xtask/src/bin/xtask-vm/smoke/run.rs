@@ -59,8 +59,8 @@ impl<'a> Run<'a> {
         self.ui.tick("checking the guest's file systems")?;
         let checked = filesystem::check(disk, &self.dir.work(), &self.ui);
         if checked.as_ref().is_err_and(|error| Kind::Guest.is(error)) {
-            let kept = self.dir.path().join(DAMAGED);
-            std::fs::rename(disk, &kept).with_context(|| format!("keep {}", kept.display()))?;
+            let damaged = self.dir.path().join(DAMAGED);
+            std::fs::rename(disk, &damaged).with_context(|| format!("keep {}", damaged.display()))?;
             self.copy_evidence(self.dir.path())?;
         }
         Ok(format!("; {} file system(s) of the guest checked, no damage", checked?))

@@ -139,13 +139,13 @@ impl RunningVm {
     }
 
     /// Waits until the snapshot's files are hashed, where the machine came out of one; an error where one has changed.
-    pub(super) fn snapshot_is_sound(&mut self, run: &Run<'_>) -> Result<()> {
-        self.snapshot.as_mut().map_or(Ok(()), |used| used.is_sound(run))
+    pub(super) fn verify_snapshot(&mut self, run: &Run<'_>) -> Result<()> {
+        self.snapshot.as_mut().map_or(Ok(()), |used| used.finish_verification(run))
     }
 
     /// Whether nothing speaks against leaving it to a person.
-    pub(super) fn is_sound(&self) -> bool {
-        self.snapshot.as_ref().is_none_or(|used| used.sound)
+    pub(super) fn may_be_kept(&self) -> bool {
+        self.snapshot.as_ref().is_none_or(|used| used.unchanged)
     }
 
     /// The power goes: no shutdown, no flush.
@@ -216,7 +216,7 @@ impl RunningVm {
                 "run again; if QEMU ends by itself, read the run's console.log and the host's kernel log"
             );
         }
-        let kept = InstanceRecord {
+        let instance = InstanceRecord {
             schema: instance::SCHEMA,
             id: run.dir.id().to_owned(),
             name: name.unwrap_or(run.dir.id()).to_owned(),
@@ -227,10 +227,10 @@ impl RunningVm {
             ssh_port: Some(self.target.ssh_port()?),
             console: self.files.console_log.clone(),
         };
-        instance::keep(&run.dir, &run.cache, kept.clone())?;
+        instance::keep(&run.dir, &run.cache, instance.clone())?;
         self.target.leave();
         self.broker.stop()?;
-        Ok(kept)
+        Ok(instance)
     }
 }
 

@@ -47,7 +47,7 @@ fn collect_evidence(
 /// Leaves the machine where `--keep` asks for it and it can be left; else ends all there is.
 fn release_or_stop(run: &Run<'_>, verdict: Verdict, vm: Option<RunningVm>) -> Result<String> {
     let stopped = match vm {
-        Some(vm) if run.options.keep && verdict != Verdict::Interrupted && vm.is_sound() => {
+        Some(vm) if run.options.keep && verdict != Verdict::Interrupted && vm.may_be_kept() => {
             vm.release(run, None).map(|InstanceRecord { name, .. }| {
                 run.ui.line(&format!(
                     "kept: {name}\n  enter:   cargo xtask vm ssh {name}\n  console: cargo xtask vm console {name}\n  \

@@ -42,7 +42,7 @@ impl Times {
     }
 
     /// The kind is known, or another one than was thought.
-    pub(super) fn are_of(&self, kind: String) {
+    pub(super) fn set_kind(&self, kind: String) {
         let mut state = self.state.borrow_mut();
         if state.kind != kind {
             state.history = Some(History::load(&self.cache, &kind));
@@ -70,12 +70,12 @@ impl Times {
     }
 
     /// Another accelerator, or the making of a snapshot, has another limit.
-    pub(super) fn limit_is(&self, limit: Duration) {
+    pub(super) fn set_limit(&self, limit: Duration) {
         self.state.borrow_mut().limit = Some(limit);
     }
 
     /// The phase has waited for another run, for so long.
-    pub(super) fn waited(&self, waited: Duration) {
+    pub(super) fn note_wait(&self, waited: Duration) {
         self.state.borrow_mut().has_waited = waited > limits::CACHE_HIT;
     }
 
@@ -89,7 +89,7 @@ impl Times {
     }
 
     /// Other times from here on, of machines out of a snapshot; those so far are of any run.
-    pub(super) fn are_warm(&self, made_snapshot: bool, installs: bool) -> Result<()> {
+    pub(super) fn switch_to_warm(&self, made_snapshot: bool, installs: bool) -> Result<()> {
         self.keep()?;
         let what = if installs { "warm" } else { "warm-machine" };
         let mut state = self.state.borrow_mut();
@@ -139,11 +139,11 @@ mod tests {
         let cache = Cache::at(directory.path());
         let boot = |seconds: u64, waited: u64, snapshot: Option<bool>, is_planted: bool| {
             let times = Times::new(&cache, is_planted);
-            times.are_of("k".to_owned());
+            times.set_kind("k".to_owned());
             times.begin(Phase::Boot, None);
-            times.waited(Duration::from_secs(waited));
+            times.note_wait(Duration::from_secs(waited));
             if let Some(made_snapshot) = snapshot {
-                times.are_warm(made_snapshot, true).unwrap();
+                times.switch_to_warm(made_snapshot, true).unwrap();
             }
             times.note(Phase::Boot, Duration::from_secs(seconds), Duration::ZERO).unwrap();
             times.keep().unwrap();
@@ -158,7 +158,7 @@ mod tests {
         boot(63, 0, Some(true), false);
         assert_eq!(all(), [Some(62.0), Some(2.0), Some(63.0)]);
         let times = Times::new(&cache, false);
-        times.are_of("k".to_owned());
+        times.set_kind("k".to_owned());
         times.begin(Phase::Boot, None);
         assert_eq!(times.usual_of_making().map(|usual| usual.median), Some(63.0));
     }
