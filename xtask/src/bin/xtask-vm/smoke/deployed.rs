@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 
 use agent_protocol::{DeploymentStatus, Phase as DeploymentPhase};
-use xtask_core::bail_guest;
 use xtask_core::error::Failure;
 use xtask_core::report::WorkloadEvidence;
 
@@ -97,32 +96,34 @@ pub(crate) struct ExpectedAnswer<'a> {
 }
 
 impl ExpectedAnswer<'_> {
-    /// `None` where it is another generation's, which may still run; else whether it is as it must be.
-    pub(crate) fn check(&self, answer: &WorkloadEvidence) -> Result<Option<()>, Failure> {
+    /// Judges an answer. One of another generation says nothing yet, as that generation may still run.
+    pub(crate) fn check(&self, answer: &WorkloadEvidence) -> Judgement {
         if answer.machine != self.machine {
-            bail_guest!(
-                "the workload runs on {}, expected {}", answer.machine, self.machine;
-                "something other than the container in the guest answers on the workload's port"
-            );
+            return Judgement::Refuted(Failure::guest(
+                format!("the workload runs on {}, expected {}", answer.machine, self.machine),
+                "something other than the container in the guest answers on the workload's port",
+            ));
         }
         if answer.generation != self.generation {
-            return Ok(None);
+            return Judgement::NotYet;
         }
         if let Some(before) = self.before.filter(|before| answer.starts <= before.starts) {
-            bail_guest!(
-                "the workload has counted {} starts, {} before: it lost its volume",
-                answer.starts, before.starts;
-                "a deployment's volumes must outlive its container and power cuts, until it is purged"
-            );
+            return Judgement::Refuted(Failure::guest(
+                format!(
+                    "the workload has counted {} starts, {} before: it lost its volume",
+                    answer.starts, before.starts
+                ),
+                "a deployment's volumes must outlive its container and power cuts, until it is purged",
+            ));
         }
-        Ok(Some(()))
+        Judgement::Proven
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::smoke::verify::tests::seen;
+    use crate::smoke::verify::tests::{refuted, seen};
     use agent_protocol::ObservedContainer;
 
     fn with(
@@ -210,11 +211,12 @@ mod tests {
         };
         let before = answer("aarch64", 1, 3);
         let wanted = ExpectedAnswer { machine: "aarch64", generation: 2, before: Some(&before) };
-        assert!(wanted.check(&answer("aarch64", 2, 4)).unwrap().is_some());
-        assert!(wanted.check(&answer("aarch64", 1, 3)).unwrap().is_none(), "still the one of before");
-        assert!(wanted.check(&answer("x86_64", 2, 4)).unwrap_err().to_string().contains("runs on x86_64"));
+        assert!(matches!(wanted.check(&answer("aarch64", 2, 4)), Judgement::Proven));
+        let old = wanted.check(&answer("aarch64", 1, 3));
+        assert!(matches!(old, Judgement::NotYet), "still the one of before: {old:?}");
+        assert!(refuted(wanted.check(&answer("x86_64", 2, 4))).contains("runs on x86_64"));
         for starts in [1, 3] {
-            let error = wanted.check(&answer("aarch64", 2, starts)).unwrap_err().to_string();
+            let error = refuted(wanted.check(&answer("aarch64", 2, starts)));
             assert!(error.contains("lost its volume"), "{error}");
         }
     }

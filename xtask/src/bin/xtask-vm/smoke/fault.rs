@@ -17,7 +17,7 @@ pub(super) enum Fault {
 pub(super) struct OngoingFault {
     fault: Fault,
     /// The last status from before it: what has a higher revision was stored since.
-    pub(super) last: ReceivedStatus,
+    last: ReceivedStatus,
 }
 
 impl Fault {

@@ -92,7 +92,7 @@ fn smoke(
     let vm = booted?;
     let mut proof = Proof::new(&agent, &plan.image);
     let outcome = prove(run, args, recorder, vm, &mut proof);
-    recorder.machine(vm, Some(&proof));
+    recorder.machine(vm, &proof);
     // What was seen on a snapshot that is not what was saved counts for nothing, whatever it was.
     vm.verify_snapshot(run).and(outcome)
 }
@@ -152,7 +152,7 @@ fn machine_alone(run: &Run<'_>, recorder: &mut Recorder<'_>, slot: &mut Option<R
         .phase(Phase::Boot, Some(limit), || boot::boot(run, &mut plan, &image, &Payload::Nothing, slot))?;
     let limit = vm.plan.limits.provision();
     let entered = recorder.phase(Phase::Provision, Some(limit), || {
-        vm.wait(&run.ui, "the guest to take its keys", limit, |vm| vm.has_keys())?;
+        vm.wait(&run.ui, "the guest to take its keys", limit, |vm| Ok(vm.has_keys()?.then_some(())))?;
         Ok(((), format!("it can be entered{}", vm.clock_jumped()?)))
     });
     vm.verify_snapshot(run).and(entered)
@@ -216,7 +216,7 @@ fn build(run: &Run<'_>, args: &SmokeArgs) -> Result<((Agent, Vec<u8>), String)> 
 /// The guest says itself how its installation ended.
 fn provision(vm: &mut RunningVm, ui: &Ui) -> Result<((), String)> {
     let limit = vm.plan.limits.provision();
-    vm.wait(ui, "the guest to install the agent", limit, |vm| vm.provisioned())?;
+    vm.wait(ui, "the guest to install the agent", limit, |vm| Ok(vm.provisioned()?.then_some(())))?;
     Ok(((), format!("agent/dist/install.sh succeeded in the guest{}", vm.clock_jumped()?)))
 }
 

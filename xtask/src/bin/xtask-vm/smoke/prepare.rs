@@ -97,9 +97,7 @@ const SMALLEST_DISK: u64 = 6 << 30;
 /// What the guest writes to, fresh: the overlay over the image, the NVRAM as the firmware's template has it.
 pub(crate) fn make_writable_files(plan: &Plan, files: &RunFiles, base: &Base, ui: &Ui) -> Result<()> {
     make_overlay(files, base, ui)?;
-    let template = &plan.firmware.vars_template;
-    let content = std::fs::read(template).with_context(|| format!("read {}", template.display()))?;
-    write_private(&files.nvram, content)
+    write_private(&files.nvram, fs_err::read(&plan.firmware.vars_template)?)
 }
 
 /// The overlay over an image, or over a snapshot's disk.

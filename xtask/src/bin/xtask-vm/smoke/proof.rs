@@ -105,7 +105,11 @@ impl<'a> Proof<'a> {
         let limit = vm.plan.limits.workload();
         vm.wait(ui, &format!("the answer of the deployment {name}"), limit, |vm| {
             let answer = answer_of(vm.target.port_to(port)?).map_err(|none| none.error)?;
-            Ok(wanted.check(&answer)?.map(|()| answer))
+            match wanted.check(&answer) {
+                Judgement::Proven => Ok(Some(answer)),
+                Judgement::NotYet => Ok(None),
+                Judgement::Refuted(failure) => Err(failure.into()),
+            }
         })
     }
 
@@ -159,9 +163,10 @@ impl<'a> Proof<'a> {
         let mut waited = OfflineRecovery::begin();
         let answer = vm.wait(ui, what, limit, |vm| {
             let error = match answer_of(vm.target.port_to(port)?) {
-                Ok(answer) => match wanted.check(&answer)? {
-                    Some(()) => return Ok(Some(answer)),
-                    None => anyhow!("the workload answers as generation {}", answer.generation),
+                Ok(answer) => match wanted.check(&answer) {
+                    Judgement::Proven => return Ok(Some(answer)),
+                    Judgement::NotYet => anyhow!("the workload answers as generation {}", answer.generation),
+                    Judgement::Refuted(failure) => return Err(failure.into()),
                 },
                 Err(none) => none.error,
             };

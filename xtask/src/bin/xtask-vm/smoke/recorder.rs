@@ -123,10 +123,9 @@ impl<'a> Recorder<'a> {
     }
 
     /// What the machine is, and what was proven on it.
-    pub(super) fn machine(&mut self, vm: &RunningVm, proof: Option<&Proof<'_>>) {
+    pub(super) fn machine(&mut self, vm: &RunningVm, proof: &Proof<'_>) {
         self.report.host.libvirt = Some(vm.libvirt_version.clone());
         self.report.snapshot = vm.snapshot.as_ref().map(|used| used.report.clone());
-        let Some(proof) = proof else { return };
         self.report.evidence = proof.evidence.clone();
         if let Some(joined) = &proof.joined {
             self.report.guest.kernel = Some(joined.status.kernel.clone());

@@ -97,7 +97,7 @@ impl RunningVm {
 
     /// Asks the guest's systemd now and then, and fails where the agent's unit will never be up. `asked` is when it was asked
     /// last.
-    pub(super) fn check_unit(&self, asked: &mut Instant) -> Result<()> {
+    fn check_unit(&self, asked: &mut Instant) -> Result<()> {
         if asked.elapsed() <= limits::GUEST_QUESTION || !self.can_be_entered() {
             return Ok(());
         }
@@ -114,20 +114,20 @@ impl RunningVm {
             || self.console.prompts(LOGIN_PROMPT)
     }
 
-    /// What the guest says of the agent's installation.
-    pub(super) fn provisioned(&self) -> Result<Option<()>> {
+    /// Whether the guest says that the agent is installed; an error if the installation failed.
+    pub(super) fn provisioned(&self) -> Result<bool> {
         if let Some(line) = self.console.line_with(marker::FAILED) {
             let (_, reason) = line.split_once(marker::FAILED).unwrap_or(("", line));
             let hint = "agent/dist/install.sh failed in the guest; run it there by hand after smoke --keep";
             return Err(Failure::guest(format!("the agent did not install:{reason}"), hint).into());
         }
-        Ok(self.console.line_with(marker::DONE).map(drop))
+        Ok(self.console.line_with(marker::DONE).is_some())
     }
 
     /// Whether it is provisioned and, restored, has this run's keys.
-    pub(super) fn has_keys(&self) -> Result<Option<()>> {
+    pub(super) fn has_keys(&self) -> Result<bool> {
         let taken = !self.is_restored() || self.console.line_with(marker::KEYS).is_some();
-        Ok(self.provisioned()?.filter(|()| taken))
+        Ok(self.provisioned()? && taken)
     }
 
     /// By how many seconds a restored guest's clock jumped, in words; an error where it was not set.

@@ -14,7 +14,7 @@ use crate::libvirt::{Condition, Hypervisor, Machine, paused};
 /// A domain as it was written, for each of its boots.
 pub(super) struct Domain {
     pub(super) xml: String,
-    pub(super) expected: ExpectedMachine,
+    expected: ExpectedMachine,
     work: PathBuf,
 }
 

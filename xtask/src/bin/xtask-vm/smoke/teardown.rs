@@ -8,7 +8,7 @@ use xtask_core::error::Verdict;
 use xtask_core::fs::make_private_dir;
 use xtask_core::runs::instance::InstanceRecord;
 
-use super::run::{Run, copy};
+use super::run::Run;
 use super::running::RunningVm;
 
 /// All of it; returns what is to be said.
@@ -33,7 +33,7 @@ fn collect_evidence(
     make_private_dir(directory)?;
     let own = run.dir.path().join("console.log");
     if own.exists() && directory != run.dir.path() {
-        copy(&own, &directory.join("console.log"))?;
+        fs_err::copy(&own, directory.join("console.log"))?;
     }
     if verdict == Verdict::Failed {
         run.copy_evidence(directory)?;

@@ -176,7 +176,7 @@ pub(crate) mod tests {
         }
     }
 
-    fn refuted(judgement: Judgement) -> String {
+    pub(crate) fn refuted(judgement: Judgement) -> String {
         match judgement {
             Judgement::Refuted(diagnosis) => diagnosis.to_string(),
             other => panic!("{other:?}"),

@@ -218,9 +218,7 @@ impl Warm<'_> {
         let virtual_bytes = image.virtual_bytes;
         let base = Base { disk: snapshot.file(DISK), format: Format::Qcow2, virtual_bytes };
         make_overlay(files, &base, &run.ui)?;
-        let nvram = snapshot.file(NVRAM);
-        let variables = std::fs::read(&nvram).with_context(|| format!("read {}", nvram.display()))?;
-        write_private(&files.nvram, variables)?;
+        write_private(&files.nvram, fs_err::read(snapshot.file(NVRAM))?)?;
         let domain = Domain::write(plan, files, &work)?;
         let mut xml = domain.xml.clone();
         if sabotage == Some(Sabotage::StaleChain) {
