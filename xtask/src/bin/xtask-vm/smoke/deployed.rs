@@ -12,6 +12,10 @@ use xtask_fleet::ReceivedStatus;
 /// A deployment that failed in so many statuses does not get right by itself. Once may be a podman that is just starting.
 const MOST_TROUBLED_STATUSES: usize = 4;
 
+/// The hint for an answer that is not from the workload's container.
+pub(super) const FIND_LISTENER: &str = "find out what listens on the workload's port in the guest: run again \
+    with --keep, then cargo xtask vm ssh";
+
 /// A wait for one deployment.
 #[derive(Debug)]
 pub(crate) struct ExpectedDeployment {
@@ -79,7 +83,7 @@ fn agrees(line: &DeploymentStatus) -> bool {
 }
 
 /// The phase as it is written in the status.
-fn word(phase: DeploymentPhase) -> String {
+pub(super) fn word(phase: DeploymentPhase) -> String {
     let value = serde_json::to_value(phase).expect("a phase is plain data");
     value.as_str().unwrap_or_default().to_owned()
 }
@@ -101,7 +105,7 @@ impl ExpectedAnswer<'_> {
         if answer.machine != self.machine {
             return Judgement::Refuted(Failure::guest(
                 format!("the workload runs on {}, expected {}", answer.machine, self.machine),
-                "something other than the container in the guest answers on the workload's port",
+                FIND_LISTENER,
             ));
         }
         if answer.generation != self.generation {

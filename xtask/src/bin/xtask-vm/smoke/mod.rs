@@ -174,7 +174,7 @@ fn preflight(run: &Run<'_>) -> Result<((Facts, Plan), String)> {
     if fsck && tools::find(CHECKER).is_none() {
         return Err(Failure::host(format!("--fsck: {CHECKER} is not on PATH"), "install e2fsprogs").into());
     }
-    let facts = preflight.facts.into_iter().next().context("one architecture was asked for")?;
+    let facts = preflight.facts.into_iter().next().context("preflight returned no facts")?;
     let plan = Plan::resolve(&facts, timeout_scale)?;
     check_flags(&run.options, &plan)?;
     let why = plan.accelerator_note().map_or(String::new(), |note| format!(" ({note})"));

@@ -15,7 +15,7 @@ use xtask_core::report::{Evidence, StatusEvidence, WorkloadEvidence};
 use xtask_fleet::ReceivedStatus;
 use xtask_jobs::Ui;
 
-use super::deployed::{ExpectedAnswer, ExpectedDeployment};
+use super::deployed::{ExpectedAnswer, ExpectedDeployment, FIND_LISTENER};
 use super::offline::OfflineRecovery;
 use super::running::RunningVm;
 use super::verify::{self, ExpectedStatus, Judgement};
@@ -177,7 +177,7 @@ impl<'a> Proof<'a> {
             bail_guest!(
                 "after the power cut the workload still reports the boot id {} from before",
                 answer.boot_id;
-                "something other than the container in the guest answers on the workload's port"
+                "{FIND_LISTENER}"
             );
         }
         self.evidence.workload_offline = Some(answer.clone());
@@ -192,7 +192,7 @@ pub(super) fn same_boot(answer: &WorkloadEvidence, status: &StatusEvidence) -> R
     }
     bail_guest!(
         "the workload runs in the boot {}, the agent in {}", answer.boot_id, status.boot_id;
-        "something other than the container in the guest answers on the workload's port"
+        "{FIND_LISTENER}"
     )
 }
 

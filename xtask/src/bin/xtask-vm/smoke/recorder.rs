@@ -204,7 +204,10 @@ impl<'a> Recorder<'a> {
             Ok(instance) => {
                 self.warn_of(times.keep());
                 let (name, seconds) = (&instance.name, human_seconds(self.started.elapsed().as_secs_f64()));
-                ui.note(&format!("{name} is up after {seconds}; cargo xtask vm ssh {name}, vm rm {name}"));
+                ui.note(&format!(
+                    "{name} is up after {seconds}. Enter it: cargo xtask vm ssh {name}. \
+                     Remove it: cargo xtask vm rm {name}"
+                ));
                 return Ok(instance);
             }
             Err(error) => error,

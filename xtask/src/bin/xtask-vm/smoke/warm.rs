@@ -210,7 +210,10 @@ impl Warm<'_> {
         let Self { run, plan, image, payload } = *self;
         let (work, sabotage) = (run.dir.work(), run.options.sabotage);
         let config = access.broker.agent_config();
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).context("this host's clock")?.as_secs();
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .context("this host's clock is before 1970")?
+            .as_secs();
         let restored = Restored { login_user: &plan.image.login_user, now };
         let restored = Some((snapshot.manifest.ingredients.payload_bytes, restored, access.keys));
         let disk = media::PayloadDisk { subject: payload.as_pair(), config: &config, sabotage, restored };

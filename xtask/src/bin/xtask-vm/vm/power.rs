@@ -155,7 +155,7 @@ fn asked_for(instance: &Instance) -> Result<(String, ExpectedMachine)> {
 }
 
 fn wait_for_ssh(instance: &Instance, machine: &Machine, console: &mut Console, ui: &Ui) -> Result<()> {
-    let port = instance.machine.ssh_port.context("a machine that was just started")?;
+    let port = instance.machine.ssh_port.context("the started machine has no port for ssh")?;
     let name = &instance.machine.name;
     let hint = format!("see how far it got: cargo xtask vm console {name}");
     let mut looked: Option<Instant> = None;
