@@ -72,8 +72,8 @@ pub(super) fn run(args: &SmokeArgs, verbosity: Verbosity) -> Result<()> {
     }
 }
 
-/// The command lines of the two runs. They have the words as typed, because each run is a process with its own
-/// report and locks.
+/// The command lines of the two runs. They have the words as typed, because each run is a process with its
+/// own report and locks.
 fn lines(mut given: impl Iterator<Item = OsString>, args: &SmokeArgs) -> Result<[Vec<OsString>; 2], Failure> {
     let planted: &[&str] = match args.sabotage {
         None => &[],

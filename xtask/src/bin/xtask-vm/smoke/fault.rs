@@ -1,4 +1,4 @@
-//! What is done to a running device: begun, and ended. What the device makes of it is the proof's to say.
+//! Faults of a running device, each with a begin and an end.
 
 use anyhow::{Context, Result};
 use xtask_core::limits;

@@ -27,8 +27,8 @@ impl OfflineRecovery {
 }
 
 impl RunningVm {
-    /// Asks the guest now and then why it has no workload yet, and fails where the answer is that it never will: its agent is
-    /// up and knows of none, or is not up long after the rest of the guest.
+    /// Now and then asks the guest why the workload does not run, and fails if it never will: its agent is up
+    /// and knows of none, or is not up long after the rest of the guest.
     pub(super) fn check_workload(&self, deployment: &str, waited: &mut OfflineRecovery) -> Result<()> {
         if !self.can_be_entered() {
             return Ok(());
@@ -68,8 +68,8 @@ impl RunningVm {
     }
 }
 
-/// What the agent's own status on the device (`/run/iot-agent/status.json`) says of a deployment, and whether that is the end
-/// of it: what it does not know of without a bus it has not kept.
+/// What the agent's own status on the device (`/run/iot-agent/status.json`) says of a deployment, and whether
+/// it is hopeless. A deployment that the agent does not know without a bus was not stored.
 fn local_reason(text: &str, deployment: &str) -> (String, bool) {
     #[derive(serde::Deserialize)]
     struct Local {

@@ -44,7 +44,7 @@ impl<'a> Recorder<'a> {
         self.timed(phase, limit, true, || ui.check().and_then(|()| body()))
     }
 
-    /// The same without a look at Ctrl-C first. The times of later runs learn from it only where it `teaches`.
+    /// As `phase`, but does not check Ctrl-C first. `teaches`: record the time for later runs.
     fn timed<T>(
         &mut self,
         phase: Phase,
@@ -65,7 +65,8 @@ impl<'a> Recorder<'a> {
         outcome.map(|(value, _)| value)
     }
 
-    /// A phase that is gone through again, as the inspection with the image's own libraries, is one: as it ended.
+    /// A phase that runs twice, such as *inspect*, is one entry: the times are added, the last outcome
+    /// counts.
     fn end(&mut self, phase: Phase, elapsed: Duration, outcome: Result<&str, &anyhow::Error>) {
         let (status, detail) = match outcome {
             Ok(detail) => (PhaseStatus::Passed, detail.to_owned()),
@@ -83,7 +84,7 @@ impl<'a> Recorder<'a> {
         });
     }
 
-    /// Times only inform.
+    /// Failing to record times does not fail the run.
     fn warn_of(&self, recorded: Result<()>) {
         if let Err(error) = recorded {
             self.run.ui.note(&format!("warning: cannot record the phases' times: {error:#}"));

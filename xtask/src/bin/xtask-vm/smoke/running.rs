@@ -138,12 +138,12 @@ impl RunningVm {
         Ok(format!("; its clock jumped by {step} s"))
     }
 
-    /// Waits until the snapshot's files are hashed, where the machine came out of one; an error where one has changed.
+    /// Waits until the snapshot's files are hashed, if the machine came out of one; fails if one was changed.
     pub(super) fn verify_snapshot(&mut self, run: &Run<'_>) -> Result<()> {
         self.snapshot.as_mut().map_or(Ok(()), |used| used.finish_verification(run))
     }
 
-    /// Whether nothing speaks against leaving it to a person.
+    /// Whether it may be left to a person: no file of its snapshot was found changed.
     pub(super) fn may_be_kept(&self) -> bool {
         self.snapshot.as_ref().is_none_or(|used| used.unchanged)
     }

@@ -11,7 +11,7 @@ use xtask_core::runs::instance::InstanceRecord;
 use super::run::Run;
 use super::running::RunningVm;
 
-/// All of it; returns what is to be said.
+/// Runs all steps; returns the phase's detail.
 pub(super) fn all(
     run: &Run<'_>,
     directory: &Path,
@@ -44,7 +44,7 @@ fn collect_evidence(
     Ok(())
 }
 
-/// Leaves the machine where `--keep` asks for it and it can be left; else ends all there is.
+/// Keeps the machine if `--keep` is given and it is usable; otherwise stops everything.
 fn release_or_stop(run: &Run<'_>, verdict: Verdict, vm: Option<RunningVm>) -> Result<String> {
     let stopped = match vm {
         Some(vm) if run.options.keep && verdict != Verdict::Interrupted && vm.may_be_kept() => {

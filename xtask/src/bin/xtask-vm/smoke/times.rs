@@ -41,7 +41,7 @@ impl Times {
         Self { cache: cache.clone(), is_planted, state: RefCell::new(state) }
     }
 
-    /// The kind is known, or another one than was thought.
+    /// Sets the kind of run, and loads its history if the kind is new.
     pub(super) fn set_kind(&self, kind: String) {
         let mut state = self.state.borrow_mut();
         if state.kind != kind {
@@ -69,12 +69,12 @@ impl Times {
         self.state.borrow().limit
     }
 
-    /// Another accelerator, or the making of a snapshot, has another limit.
+    /// Replaces the limit of the phase that runs: another accelerator, or making a snapshot, has another one.
     pub(super) fn set_limit(&self, limit: Duration) {
         self.state.borrow_mut().limit = Some(limit);
     }
 
-    /// The phase has waited for another run, for so long.
+    /// Notes how long the phase has waited for another run.
     pub(super) fn note_wait(&self, waited: Duration) {
         self.state.borrow_mut().has_waited = waited > limits::CACHE_HIT;
     }
@@ -88,7 +88,7 @@ impl Times {
         History::load(&self.cache, &format!("{}-snapshot", self.state.borrow().kind))
     }
 
-    /// Other times from here on, of machines out of a snapshot; those so far are of any run.
+    /// Use the history of warm runs from here on.
     pub(super) fn switch_to_warm(&self, made_snapshot: bool, installs: bool) -> Result<()> {
         self.keep()?;
         let what = if installs { "warm" } else { "warm-machine" };
@@ -98,8 +98,8 @@ impl Times {
         Ok(())
     }
 
-    /// Of a phase that passed. One that waited for another run says nothing of the next time, and what made a snapshot took a
-    /// boot, which no later run out of it takes.
+    /// Records a phase that passed. Skips one that waited for another run. A boot that made a snapshot goes
+    /// to a history of its own, because later runs from that snapshot do not boot.
     pub(super) fn note(&self, phase: Phase, elapsed: Duration, silent: Duration) -> Result<()> {
         let (title, seconds) = (phase.title(), elapsed.as_secs_f64());
         if self.state.borrow().has_waited {
@@ -116,7 +116,7 @@ impl Times {
         Ok(())
     }
 
-    /// For later runs.
+    /// Writes the times for later runs.
     pub(super) fn keep(&self) -> Result<()> {
         match &self.state.borrow().history {
             Some(history) if !self.is_planted => history.keep(&self.cache),

@@ -61,7 +61,7 @@ impl UsedSnapshot {
         Ok(Self { report, verification: Some(snapshot.verify()), unchanged: true })
     }
 
-    /// Waits until the files are hashed; an error where one is not what was saved.
+    /// Waits until the files are hashed; fails if one was changed.
     pub(super) fn finish_verification(&mut self, run: &Run<'_>) -> Result<()> {
         let Some(verification) = self.verification.take() else { return Ok(()) };
         let verified = if verification.is_finished() {
@@ -121,10 +121,10 @@ impl Warm<'_> {
         let prepared = Prepared::make(run, plan)?;
         let ingredients = self.ingredients(prepared.libvirt_version.clone())?;
         let key = ingredients.key(&plan.image.name, plan.spec.architecture);
-        // Its making, and the machine that is restored out of it under the same lock.
+        // Covers making the snapshot and restoring it under the same lock.
         let limit = plan.limits.boot() + 2 * plan.limits.provision();
         let asked = Instant::now();
-        // Until this run is said to use it.
+        // Held until the run has recorded that it uses the snapshot.
         let lock = snapshots::lock(&run.cache, &key, limit, &run.ui)?;
         run.times.note_wait(asked.elapsed());
         let found = snapshots::find(&run.cache, &key, &ingredients, &run.ui)?;
@@ -147,7 +147,8 @@ impl Warm<'_> {
             Ok(vm.console.line_with(marker::STARTED).map(drop))
         });
         if let Err(error) = reached {
-            // No guest's word, and a QEMU that ended: a broker that ended is another's fault.
+            // QEMU ended or the guest stayed silent: it did not restore. A broker that ended is another
+            // failure.
             let error = if Kind::Guest.is(&error) { snapshot.does_not_restore(error) } else { error };
             return vm.verify_snapshot(run).and(Err(error));
         }
@@ -296,7 +297,7 @@ impl Warm<'_> {
     }
 }
 
-/// What the agent needs and is not the agent is in a snapshot.
+/// Fails if the guest could not install the agent's prerequisites, which are part of a snapshot.
 fn lacks_nothing(console: &Console) -> Result<()> {
     let Some((_, reason)) = console.line_with(marker::LACKS).and_then(|line| line.split_once(marker::LACKS))
     else {
