@@ -63,9 +63,8 @@ fn execute(cli: &Cli) -> anyhow::Result<()> {
         Command::Light(_)
         | Command::Inspect(_)
         | Command::Preflight(_)
-        | Command::Vm(VmCommand::Light(_)) => Err(Failure::usage(
-            "this task is one of `cargo xtask` itself, which starts xtask-vm for the others",
-        )
-        .into()),
+        | Command::Vm(VmCommand::Light(_)) => {
+            Err(Failure::usage("xtask-vm does not run this task; run it as cargo xtask").into())
+        }
     }
 }

@@ -35,7 +35,7 @@ impl Bench<'_> {
         let asked = PreflightRequest { architectures: &[self.args.arch], machine: &machine, for_ci: false };
         let preflight = Preflight::check(self.workspace, &asked)?;
         preflight.verdict()?;
-        let facts = preflight.facts.first().context("one architecture was asked for")?;
+        let facts = preflight.facts.first().context("preflight returned no facts")?;
         let mut plan = Plan::resolve(facts, 1.0)?;
         self.ui.start("image", None);
         let user = begin_run(&self.cache, self.ui)?;

@@ -18,7 +18,7 @@ const LARGE: usize = 100_000_000;
 pub(super) fn run(bench: &Bench<'_>) -> Result<()> {
     let agent = bench.agent()?.path;
     let own = std::env::current_exe().context("find this program")?;
-    let of_host = VmArchitecture::of_host().context("this host's architecture")?;
+    let of_host = VmArchitecture::of_host().context("this host's architecture is not supported")?;
     let arch = bench.args.arch;
     let commands = [
         command("the agent", &agent, arch, limits::INSPECTION)?,
@@ -32,7 +32,7 @@ fn command(what: &str, path: &Path, arch: VmArchitecture, limit: Duration) -> Re
     let (what, name) = (format!("inspect {what} for {arch}"), arch.to_string());
     // Of every instruction, that it is none of a newer core.
     let device = arch.pick("x86-64-v4", "pi5");
-    let path = path.to_str().context("a path of this cache")?;
+    let path = path.to_str().context("a path in the cache is not UTF-8")?;
     let words = ["inspect", path, "--arch", &name, "--device", device].map(str::to_owned).into();
     Ok(TimedCommand { what, program: xtask_binary()?, words, limit })
 }

@@ -79,9 +79,8 @@ fn check_one(part: &Path, start: u64, ui: &Ui) -> Result<()> {
     let damaged = |how: String| {
         Failure::guest(
             format!("the guest's file system at byte {start} of its disk is damaged: {how}"),
-            "the disk is kept as damaged.qcow2 in the run's directory; run with --cold too: if the damage is there \
-             as well, suspect the guest's kernel or the image; otherwise the snapshot that cargo xtask image \
-             list names",
+            "the disk is kept as damaged.qcow2 in the run's directory; run again with --cold. If the damage \
+             returns, suspect the guest's kernel or the image; otherwise the snapshot",
         )
     };
     let has_errors = || -> Result<bool> {

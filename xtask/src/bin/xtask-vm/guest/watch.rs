@@ -1,4 +1,4 @@
-//! The one way to wait for a guest: look again and again, and end at once where it cannot come any more.
+//! The one wait for a guest. It polls, and ends early if the event can no longer happen.
 
 use std::time::{Duration, Instant};
 

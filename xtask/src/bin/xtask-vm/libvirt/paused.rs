@@ -40,20 +40,20 @@ pub(crate) fn read(machine: &Machine, expected: &ExpectedMachine, work: &Path) -
 ///
 /// # Errors
 /// A failure of the host where QEMU made something else of the domain than was asked for: nothing would be proven on it.
-pub(crate) fn start_sound(
+pub(crate) fn start_verified(
     hypervisor: &Hypervisor,
     xml: &str,
     expected: &ExpectedMachine,
     work: &Path,
 ) -> Result<Machine> {
-    sound(hypervisor.start_paused(xml)?, expected, work)
+    resume_verified(hypervisor.start_paused(xml)?, expected, work)
 }
 
 /// Reads a domain that is stopped, and lets the guest run where nothing speaks against it.
 ///
 /// # Errors
-/// As [`start_sound`].
-pub(crate) fn sound(machine: Machine, expected: &ExpectedMachine, work: &Path) -> Result<Machine> {
+/// As [`start_verified`].
+pub(crate) fn resume_verified(machine: Machine, expected: &ExpectedMachine, work: &Path) -> Result<Machine> {
     let findings = read(&machine, expected, work)?;
     let blocking = findings.iter().filter(|finding| finding.severity == Severity::Blocks);
     let blocking: Vec<_> =

@@ -130,8 +130,8 @@ fn without_kvm(run: &Run<'_>, plan: &Plan, reason: &str) -> Result<Plan> {
     }
     run.ui.line(&format!("{reason}: starting again under emulation"));
     let plan = plan.under_tcg(&reason);
-    run.times.are_of(plan.kind());
-    run.times.limit_is(plan.limits.boot());
+    run.times.set_kind(plan.kind());
+    run.times.set_limit(plan.limits.boot());
     Ok(plan)
 }
 

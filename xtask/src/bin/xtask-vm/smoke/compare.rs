@@ -59,9 +59,9 @@ pub(super) fn run(args: &SmokeArgs, verbosity: Verbosity) -> Result<()> {
             found", directory.display()
         );
     }
-    if let Some(fault) = args.sabotage {
+    if let Some(sabotage) = args.sabotage {
         bail_guest!(
-            "the comparison did not find the planted fault {}", fault.name();
+            "the comparison did not find the planted fault {}", sabotage.name();
             "a check of cargo xtask does not work; that is a bug of cargo xtask, not of the agent"
         );
     }
@@ -72,7 +72,8 @@ pub(super) fn run(args: &SmokeArgs, verbosity: Verbosity) -> Result<()> {
     }
 }
 
-/// The command lines of the two runs.
+/// The command lines of the two runs. They have the words as typed, because each run is a process with its
+/// own report and locks.
 fn lines(mut given: impl Iterator<Item = OsString>, args: &SmokeArgs) -> Result<[Vec<OsString>; 2], Failure> {
     let planted: &[&str] = match args.sabotage {
         None => &[],
@@ -89,7 +90,7 @@ fn lines(mut given: impl Iterator<Item = OsString>, args: &SmokeArgs) -> Result<
         match word.to_str() {
             Some("--verify-cold" | "--warm") => {}
             Some("--sabotage") => drop(given.next()),
-            Some(fault) if fault.starts_with("--sabotage=") => {}
+            Some(flag) if flag.starts_with("--sabotage=") => {}
             _ => both.push(word),
         }
     }
@@ -104,7 +105,7 @@ pub(crate) fn smoke(mut command: Command, directory: &Path) -> Result<Report> {
     let path = directory.join("report.json");
     remove_file(&path)?;
     let status = command.status().context("run a smoke")?;
-    let text = match std::fs::read(&path) {
+    let text = match fs_err::read(&path) {
         Ok(text) => text,
         // It has said itself why it did not begin.
         Err(_) if !status.success() => {
@@ -113,7 +114,7 @@ pub(crate) fn smoke(mut command: Command, directory: &Path) -> Result<Report> {
             )
             .into());
         }
-        Err(error) => return Err(error).with_context(|| format!("read {}", path.display())),
+        Err(error) => return Err(error.into()),
     };
     let report: Report =
         serde_json::from_slice(&text).with_context(|| format!("parse {}", path.display()))?;

@@ -2,8 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use agent_protocol::{DeploymentStatus, Phase};
-use xtask_core::bail_guest;
+use agent_protocol::{DeploymentStatus, Phase as DeploymentPhase};
 use xtask_core::error::Failure;
 use xtask_core::report::WorkloadEvidence;
 
@@ -13,24 +12,28 @@ use xtask_fleet::ReceivedStatus;
 /// A deployment that failed in so many statuses does not get right by itself. Once may be a podman that is just starting.
 const MOST_TROUBLED_STATUSES: usize = 4;
 
+/// The hint for an answer that is not from the workload's container.
+pub(super) const FIND_LISTENER: &str = "find out what listens on the workload's port in the guest: run again \
+    with --keep, then cargo xtask vm ssh";
+
 /// A wait for one deployment.
 #[derive(Debug)]
 pub(crate) struct ExpectedDeployment {
     name: &'static str,
     revision: u64,
-    phase: Phase,
+    phase: DeploymentPhase,
     troubled: BTreeSet<u64>,
 }
 
 impl ExpectedDeployment {
     /// That it runs, as desired at `revision`.
     pub(crate) fn running(name: &'static str, revision: u64) -> Self {
-        Self { name, revision, phase: Phase::Running, troubled: BTreeSet::new() }
+        Self { name, revision, phase: DeploymentPhase::Running, troubled: BTreeSet::new() }
     }
 
     /// That it is gone, as desired at `revision`.
     pub(crate) fn removed(name: &'static str, revision: u64) -> Self {
-        Self { name, revision, phase: Phase::Removed, troubled: BTreeSet::new() }
+        Self { name, revision, phase: DeploymentPhase::Removed, troubled: BTreeSet::new() }
     }
 
     /// Whether this status shows it.
@@ -45,8 +48,10 @@ impl ExpectedDeployment {
         let Some(error) = &line.last_error else { return Judgement::NotYet };
         self.troubled.insert(seen.revision);
         let hopeless = match line.phase {
-            Phase::Refused => true,
-            Phase::BackingOff | Phase::Removing => self.troubled.len() >= MOST_TROUBLED_STATUSES,
+            DeploymentPhase::Refused => true,
+            DeploymentPhase::BackingOff | DeploymentPhase::Removing => {
+                self.troubled.len() >= MOST_TROUBLED_STATUSES
+            }
             _ => false,
         };
         if !hopeless {
@@ -71,14 +76,14 @@ impl ExpectedDeployment {
 /// A phase and the container beside it.
 fn agrees(line: &DeploymentStatus) -> bool {
     match (line.phase, &line.container) {
-        (Phase::Running, Some(container)) => container.state == "running",
-        (Phase::Removed, None) => true,
+        (DeploymentPhase::Running, Some(container)) => container.state == "running",
+        (DeploymentPhase::Removed, None) => true,
         _ => false,
     }
 }
 
 /// The phase as it is written in the status.
-fn word(phase: Phase) -> String {
+pub(super) fn word(phase: DeploymentPhase) -> String {
     let value = serde_json::to_value(phase).expect("a phase is plain data");
     value.as_str().unwrap_or_default().to_owned()
 }
@@ -95,38 +100,40 @@ pub(crate) struct ExpectedAnswer<'a> {
 }
 
 impl ExpectedAnswer<'_> {
-    /// `None` where it is another generation's, which may still run; else whether it is as it must be.
-    pub(crate) fn check(&self, answer: &WorkloadEvidence) -> Result<Option<()>, Failure> {
+    /// Judges an answer. One of another generation says nothing yet, as that generation may still run.
+    pub(crate) fn check(&self, answer: &WorkloadEvidence) -> Judgement {
         if answer.machine != self.machine {
-            bail_guest!(
-                "the workload runs on {}, expected {}", answer.machine, self.machine;
-                "something other than the container in the guest answers on the workload's port"
-            );
+            return Judgement::Refuted(Failure::guest(
+                format!("the workload runs on {}, expected {}", answer.machine, self.machine),
+                FIND_LISTENER,
+            ));
         }
         if answer.generation != self.generation {
-            return Ok(None);
+            return Judgement::NotYet;
         }
         if let Some(before) = self.before.filter(|before| answer.starts <= before.starts) {
-            bail_guest!(
-                "the workload has counted {} starts, {} before: it lost its volume",
-                answer.starts, before.starts;
-                "a deployment's volumes must outlive its container and power cuts, until it is purged"
-            );
+            return Judgement::Refuted(Failure::guest(
+                format!(
+                    "the workload has counted {} starts, {} before: it lost its volume",
+                    answer.starts, before.starts
+                ),
+                "a deployment's volumes must outlive its container and power cuts, until it is purged",
+            ));
         }
-        Ok(Some(()))
+        Judgement::Proven
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::smoke::verify::tests::seen;
+    use crate::smoke::verify::tests::{refuted, seen};
     use agent_protocol::ObservedContainer;
 
     fn with(
         revision: u64,
         desired_revision: u64,
-        phase: Phase,
+        phase: DeploymentPhase,
         state: &str,
         error: Option<&str>,
     ) -> ReceivedStatus {
@@ -148,12 +155,12 @@ mod tests {
         let mut wanted = ExpectedDeployment::running("persistent", 7);
         let table = [
             (seen(1, "b1"), false),
-            (with(2, 6, Phase::Running, "running", None), false),
-            (with(3, 7, Phase::Pending, "running", None), false),
-            (with(4, 7, Phase::Running, "exited", None), false),
-            (with(5, 7, Phase::Running, "", None), false),
-            (with(6, 7, Phase::Running, "running", None), true),
-            (with(7, 8, Phase::Running, "running", Some("it had ended once")), true),
+            (with(2, 6, DeploymentPhase::Running, "running", None), false),
+            (with(3, 7, DeploymentPhase::Pending, "running", None), false),
+            (with(4, 7, DeploymentPhase::Running, "exited", None), false),
+            (with(5, 7, DeploymentPhase::Running, "", None), false),
+            (with(6, 7, DeploymentPhase::Running, "running", None), true),
+            (with(7, 8, DeploymentPhase::Running, "running", Some("it had ended once")), true),
         ];
         for (seen, proven) in table {
             let judgement = wanted.check(&seen);
@@ -165,29 +172,31 @@ mod tests {
     fn it_is_gone_once_there_is_no_container() {
         let mut wanted = ExpectedDeployment::removed("persistent", 7);
         for seen in [
-            with(1, 6, Phase::Running, "running", None),
-            with(2, 7, Phase::Removing, "running", None),
-            with(3, 7, Phase::Removed, "exited", None),
+            with(1, 6, DeploymentPhase::Running, "running", None),
+            with(2, 7, DeploymentPhase::Removing, "running", None),
+            with(3, 7, DeploymentPhase::Removed, "exited", None),
         ] {
             assert!(matches!(wanted.check(&seen), Judgement::NotYet), "{seen:?}");
         }
-        assert!(matches!(wanted.check(&with(4, 7, Phase::Removed, "", None)), Judgement::Proven));
-        let describe = wanted.describe(Some(&with(5, 7, Phase::Removing, "running", Some("podman is away"))));
+        assert!(matches!(wanted.check(&with(4, 7, DeploymentPhase::Removed, "", None)), Judgement::Proven));
+        let describe =
+            wanted.describe(Some(&with(5, 7, DeploymentPhase::Removing, "running", Some("podman is away"))));
         assert_eq!(describe, "says removing at revision 7 (podman is away)");
         assert_eq!(wanted.describe(None), "has no entry for it");
     }
 
     #[test]
     fn a_failure_that_stays_ends_the_wait_with_its_own_words() {
-        let refused = with(1, 7, Phase::Refused, "", Some("kind \"wasm\" is unknown"));
+        let refused = with(1, 7, DeploymentPhase::Refused, "", Some("kind \"wasm\" is unknown"));
         let Judgement::Refuted(diagnosis) = ExpectedDeployment::running("persistent", 7).check(&refused)
         else {
             panic!()
         };
         assert_eq!(diagnosis.to_string(), "the deployment persistent is refused: kind \"wasm\" is unknown");
         let mut wanted = ExpectedDeployment::running("persistent", 7);
-        let mut check =
-            |revision| wanted.check(&with(revision, 7, Phase::BackingOff, "", Some("no such image")));
+        let mut check = |revision| {
+            wanted.check(&with(revision, 7, DeploymentPhase::BackingOff, "", Some("no such image")))
+        };
         // The same status seen again and again is one.
         for revision in [1, 2, 2, 2, 2, 3] {
             assert!(matches!(check(revision), Judgement::NotYet), "{revision}");
@@ -206,11 +215,12 @@ mod tests {
         };
         let before = answer("aarch64", 1, 3);
         let wanted = ExpectedAnswer { machine: "aarch64", generation: 2, before: Some(&before) };
-        assert!(wanted.check(&answer("aarch64", 2, 4)).unwrap().is_some());
-        assert!(wanted.check(&answer("aarch64", 1, 3)).unwrap().is_none(), "still the one of before");
-        assert!(wanted.check(&answer("x86_64", 2, 4)).unwrap_err().to_string().contains("runs on x86_64"));
+        assert!(matches!(wanted.check(&answer("aarch64", 2, 4)), Judgement::Proven));
+        let old = wanted.check(&answer("aarch64", 1, 3));
+        assert!(matches!(old, Judgement::NotYet), "still the one of before: {old:?}");
+        assert!(refuted(wanted.check(&answer("x86_64", 2, 4))).contains("runs on x86_64"));
         for starts in [1, 3] {
-            let error = wanted.check(&answer("aarch64", 2, starts)).unwrap_err().to_string();
+            let error = refuted(wanted.check(&answer("aarch64", 2, starts)));
             assert!(error.contains("lost its volume"), "{error}");
         }
     }

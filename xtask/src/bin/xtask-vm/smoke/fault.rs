@@ -1,4 +1,4 @@
-//! What is done to a running device: begun, and ended. What the device makes of it is the proof's to say.
+//! Faults of a running device, each with a begin and an end.
 
 use anyhow::{Context, Result};
 use xtask_core::limits;
@@ -17,7 +17,7 @@ pub(super) enum Fault {
 pub(super) struct OngoingFault {
     fault: Fault,
     /// The last status from before it: what has a higher revision was stored since.
-    pub(super) last: ReceivedStatus,
+    last: ReceivedStatus,
 }
 
 impl Fault {

@@ -40,17 +40,18 @@ fn look(run: &Run<'_>, plan: &Plan) -> Inspection {
 fn check(run: &Run<'_>, inspection: &Inspection, agent: &Agent, libraries: &str) -> Result<String> {
     let report = inspection.look_at(&agent.content);
     for finding in report.of(Severity::Warned) {
-        run.ui.note(&format!("{}: {}; {}", finding.id, finding.found, finding.offers));
+        run.ui.note(&describe(finding));
     }
     let refused: Vec<&Finding> = report.refused().collect();
     if let Some(worst) = refused.first() {
-        let all: Vec<_> = refused
-            .iter()
-            .map(|finding| format!("{}: {}; {}", finding.id, finding.found, finding.offers))
-            .collect();
+        let all: Vec<_> = refused.iter().map(|finding| describe(finding)).collect();
         return Err(Failure::guest(all.join("; "), worst.remedy.clone()).into());
     }
     let warned = report.of(Severity::Warned).count();
     let warned = if warned == 0 { String::new() } else { format!(", {warned} warning(s)") };
     Ok(format!("sound on {} with {} ({libraries}){warned}", inspection.device.name, inspection.name()))
+}
+
+fn describe(finding: &Finding) -> String {
+    format!("{}: {}; {}", finding.id, finding.found, finding.offers)
 }

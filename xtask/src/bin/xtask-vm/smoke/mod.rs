@@ -69,7 +69,8 @@ pub(crate) fn run(workspace: &Workspace, args: &SmokeArgs, verbosity: Verbosity)
     }
 }
 
-/// The phases up to a machine that is up. The machine is in `slot` as soon as there is one, for the teardown.
+/// Runs the phases up to a machine that is up, and its proof. The machine is in `slot` as soon as there is
+/// one, for the teardown.
 fn smoke(
     run: &Run<'_>,
     args: &SmokeArgs,
@@ -92,12 +93,12 @@ fn smoke(
     let vm = booted?;
     let mut proof = Proof::new(&agent, &plan.image);
     let outcome = prove(run, args, recorder, vm, &mut proof);
-    recorder.machine(vm, Some(&proof));
-    // What was seen on a snapshot that is not what was saved counts for nothing, whatever it was.
-    vm.snapshot_is_sound(run).and(outcome)
+    recorder.machine(vm, &proof);
+    // If the snapshot was changed, the run's result does not count.
+    vm.verify_snapshot(run).and(outcome)
 }
 
-/// The proof itself, on a machine that is up: one line a phase.
+/// Runs the phases of the proof on a machine that is up: one line a phase.
 fn prove(
     run: &Run<'_>,
     args: &SmokeArgs,
@@ -120,9 +121,9 @@ fn prove(
     recorder.phase(Phase::Rejoin, Some(limits.rejoin()), || rejoin(vm, ui, proof, &before))?;
     match run.options.sabotage {
         None => Ok(()),
-        Some(fault) => {
+        Some(sabotage) => {
             bail_guest!(
-                "the smoke did not find the planted fault {}", fault.name();
+                "the smoke did not find the planted fault {}", sabotage.name();
                 "a check of cargo xtask does not work; that is a bug of cargo xtask, not of the agent"
             )
         }
@@ -135,11 +136,11 @@ pub(crate) fn up(workspace: &Workspace, up: &UpArgs, verbosity: Verbosity) -> Re
     let mut recorder = Recorder::new(&run);
     let mut vm = None;
     let outcome = machine_alone(&run, &mut recorder, &mut vm);
-    let kept = recorder.hand_over(outcome, vm, up.name.as_deref())?;
+    let instance = recorder.hand_over(outcome, vm, up.name.as_deref())?;
     if up.json {
-        println!("{}", serde_json::to_string_pretty(&kept)?);
+        println!("{}", serde_json::to_string_pretty(&instance)?);
     } else {
-        println!("{}", kept.name);
+        println!("{}", instance.name);
     }
     Ok(())
 }
@@ -152,10 +153,10 @@ fn machine_alone(run: &Run<'_>, recorder: &mut Recorder<'_>, slot: &mut Option<R
         .phase(Phase::Boot, Some(limit), || boot::boot(run, &mut plan, &image, &Payload::Nothing, slot))?;
     let limit = vm.plan.limits.provision();
     let entered = recorder.phase(Phase::Provision, Some(limit), || {
-        vm.wait(&run.ui, "the guest to take its keys", limit, |vm| vm.has_keys())?;
+        vm.wait(&run.ui, "the guest to take its keys", limit, |vm| Ok(vm.has_keys()?.then_some(())))?;
         Ok(((), format!("it can be entered{}", vm.clock_jumped()?)))
     });
-    vm.snapshot_is_sound(run).and(entered)
+    vm.verify_snapshot(run).and(entered)
 }
 
 /// The phase *preflight*: what was asked, resolved on what this machine has.
@@ -174,7 +175,7 @@ fn preflight(run: &Run<'_>) -> Result<((Facts, Plan), String)> {
     if fsck && tools::find(CHECKER).is_none() {
         return Err(Failure::host(format!("--fsck: {CHECKER} is not on PATH"), "install e2fsprogs").into());
     }
-    let facts = preflight.facts.into_iter().next().context("one architecture was asked for")?;
+    let facts = preflight.facts.into_iter().next().context("preflight returned no facts")?;
     let plan = Plan::resolve(&facts, timeout_scale)?;
     check_flags(&run.options, &plan)?;
     let why = plan.accelerator_note().map_or(String::new(), |note| format!(" ({note})"));
@@ -213,14 +214,14 @@ fn build(run: &Run<'_>, args: &SmokeArgs) -> Result<((Agent, Vec<u8>), String)> 
     Ok(((agent, workload), detail))
 }
 
-/// The guest says itself how its installation ended.
+/// Waits until the guest says how its installation ended.
 fn provision(vm: &mut RunningVm, ui: &Ui) -> Result<((), String)> {
     let limit = vm.plan.limits.provision();
-    vm.wait(ui, "the guest to install the agent", limit, |vm| vm.provisioned())?;
+    vm.wait(ui, "the guest to install the agent", limit, |vm| Ok(vm.provisioned()?.then_some(())))?;
     Ok(((), format!("agent/dist/install.sh succeeded in the guest{}", vm.clock_jumped()?)))
 }
 
-/// A status of the very executable that was built, on the very machine that was asked for.
+/// Waits for a status of the executable that was built, on the machine that was asked for.
 fn join(vm: &mut RunningVm, ui: &Ui, proof: &mut Proof<'_>) -> Result<(StatusEvidence, String)> {
     let evidence = proof.join(vm, ui)?;
     let kernel = proof.joined.as_ref().map(|seen| seen.status.kernel.clone()).unwrap_or_default();
@@ -228,7 +229,7 @@ fn join(vm: &mut RunningVm, ui: &Ui, proof: &mut Proof<'_>) -> Result<(StatusEvi
     Ok((evidence, detail))
 }
 
-/// The agent answers a command, and it is the one that joined.
+/// Sends a ping, and checks that the agent that joined answers it.
 fn ping(vm: &mut RunningVm, ui: &Ui, joined: &StatusEvidence) -> Result<((), String)> {
     let started = Instant::now();
     let limit = vm.plan.limits.ping();
@@ -237,14 +238,14 @@ fn ping(vm: &mut RunningVm, ui: &Ui, joined: &StatusEvidence) -> Result<((), Str
     Ok(((), format!("answered in {}", human_seconds(started.elapsed().as_secs_f64()))))
 }
 
-/// What a machine with power had proven.
+/// What was proven before the power cut.
 struct Before {
     joined: StatusEvidence,
     workload: WorkloadEvidence,
     cut: Cut,
 }
 
-/// What the bus had when the machine had no power.
+/// What the bus had while the machine had no power.
 struct Cut {
     /// The last status of before.
     last: ReceivedStatus,
@@ -252,7 +253,7 @@ struct Cut {
     changed: u64,
 }
 
-/// The power cut; then the same machine, without a broker and with something new desired.
+/// Cuts the power; then starts the same machine without a broker and with a changed desired state.
 fn power_cut(run: &Run<'_>, vm: &mut RunningVm) -> Result<(Cut, String)> {
     let ongoing = Fault::PowerCut.begin(vm)?;
     let changed = workload::change_while_off(vm)?;
@@ -265,8 +266,8 @@ fn power_cut(run: &Run<'_>, vm: &mut RunningVm) -> Result<(Cut, String)> {
     Ok((Cut { last, changed }, detail))
 }
 
-/// The workload before there is a broker; then a status that only a new boot of the same executable can have written; then
-/// the workload as it was changed meanwhile.
+/// Waits for the workload while there is no broker; then for a status that only a new boot of the same
+/// executable can have written; then for the workload as it was changed meanwhile.
 fn rejoin(vm: &mut RunningVm, ui: &Ui, proof: &mut Proof<'_>, before: &Before) -> Result<((), String)> {
     let Before { joined, workload, cut } = before;
     let started = Instant::now();

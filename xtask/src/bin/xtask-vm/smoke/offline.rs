@@ -27,8 +27,8 @@ impl OfflineRecovery {
 }
 
 impl RunningVm {
-    /// Asks the guest now and then why it has no workload yet, and fails where the answer is that it never will: its agent is
-    /// up and knows of none, or is not up long after the rest of the guest.
+    /// Now and then asks the guest why the workload does not run, and fails if it never will: its agent is up
+    /// and knows of none, or is not up long after the rest of the guest.
     pub(super) fn check_workload(&self, deployment: &str, waited: &mut OfflineRecovery) -> Result<()> {
         if !self.can_be_entered() {
             return Ok(());
@@ -61,15 +61,15 @@ impl RunningVm {
             bail!("{reason}");
         }
         bail_guest!(
-            "{} s after the guest was up its workload does not run, without a broker: {reason}",
+            "without a broker, the workload did not run within {} s after the guest was up: {reason}",
             up.as_secs();
             "the agent must start its deployments from its own disk, with or without the bus"
         )
     }
 }
 
-/// What the agent's own status on the device (`/run/iot-agent/status.json`) says of a deployment, and whether that is the end
-/// of it: what it does not know of without a bus it has not kept.
+/// What the agent's own status on the device (`/run/iot-agent/status.json`) says of a deployment, and whether
+/// it is hopeless. A deployment that the agent does not know without a bus was not stored.
 fn local_reason(text: &str, deployment: &str) -> (String, bool) {
     #[derive(serde::Deserialize)]
     struct Local {
@@ -82,7 +82,7 @@ fn local_reason(text: &str, deployment: &str) -> (String, bool) {
         let reason = "the desired state did not survive the power cut";
         return (format!("its agent knows of no deployment {deployment}: {reason}"), true);
     };
-    let phase = serde_json::to_string(&line.phase).expect("a phase is plain data");
+    let phase = super::deployed::word(line.phase);
     let error = line.last_error.as_ref().map_or(String::new(), |error| format!(", {error}"));
     (format!("its agent reports {deployment}: {phase}{error}"), false)
 }
@@ -105,7 +105,7 @@ mod tests {
         let table = [
             (String::new(), "no status on the device", false),
             (local(""), "knows of no deployment persistent", true),
-            (local(line), "reports persistent: \"backing-off\", podman is away", false),
+            (local(line), "reports persistent: backing-off, podman is away", false),
         ];
         for (text, words, hopeless) in table {
             let (reason, found) = local_reason(&text, "persistent");

@@ -39,7 +39,7 @@ impl Payload<'_> {
     }
 }
 
-/// What there is of a run's machine before there is the machine.
+/// The parts of a machine that exist before its domain starts.
 pub(super) struct Prepared {
     pub(super) hypervisor: Hypervisor,
     pub(super) libvirt_version: String,
@@ -73,7 +73,7 @@ pub(super) fn may_be_warm(options: &RunOptions<'_>, plan: &Plan) -> bool {
     !options.cold && !of_first_boot && plan.accelerator() == Accelerator::Tcg
 }
 
-/// What is asked of a warm run cannot be had of a cold one.
+/// Refuses flags that need a warm run if the run is cold.
 pub(super) fn check_flags(options: &RunOptions<'_>, plan: &Plan) -> Result<(), Failure> {
     let warm = may_be_warm(options, plan);
     let cannot = match options.sabotage {
@@ -97,9 +97,7 @@ const SMALLEST_DISK: u64 = 6 << 30;
 /// What the guest writes to, fresh: the overlay over the image, the NVRAM as the firmware's template has it.
 pub(crate) fn make_writable_files(plan: &Plan, files: &RunFiles, base: &Base, ui: &Ui) -> Result<()> {
     make_overlay(files, base, ui)?;
-    let template = &plan.firmware.vars_template;
-    let content = std::fs::read(template).with_context(|| format!("read {}", template.display()))?;
-    write_private(&files.nvram, content)
+    write_private(&files.nvram, fs_err::read(&plan.firmware.vars_template)?)
 }
 
 /// The overlay over an image, or over a snapshot's disk.

@@ -15,7 +15,7 @@ use xtask_core::report::{Evidence, StatusEvidence, WorkloadEvidence};
 use xtask_fleet::ReceivedStatus;
 use xtask_jobs::Ui;
 
-use super::deployed::{ExpectedAnswer, ExpectedDeployment};
+use super::deployed::{ExpectedAnswer, ExpectedDeployment, FIND_LISTENER};
 use super::offline::OfflineRecovery;
 use super::running::RunningVm;
 use super::verify::{self, ExpectedStatus, Judgement};
@@ -105,7 +105,11 @@ impl<'a> Proof<'a> {
         let limit = vm.plan.limits.workload();
         vm.wait(ui, &format!("the answer of the deployment {name}"), limit, |vm| {
             let answer = answer_of(vm.target.port_to(port)?).map_err(|none| none.error)?;
-            Ok(wanted.check(&answer)?.map(|()| answer))
+            match wanted.check(&answer) {
+                Judgement::Proven => Ok(Some(answer)),
+                Judgement::NotYet => Ok(None),
+                Judgement::Refuted(failure) => Err(failure.into()),
+            }
         })
     }
 
@@ -159,9 +163,10 @@ impl<'a> Proof<'a> {
         let mut waited = OfflineRecovery::begin();
         let answer = vm.wait(ui, what, limit, |vm| {
             let error = match answer_of(vm.target.port_to(port)?) {
-                Ok(answer) => match wanted.check(&answer)? {
-                    Some(()) => return Ok(Some(answer)),
-                    None => anyhow!("the workload answers as generation {}", answer.generation),
+                Ok(answer) => match wanted.check(&answer) {
+                    Judgement::Proven => return Ok(Some(answer)),
+                    Judgement::NotYet => anyhow!("the workload answers as generation {}", answer.generation),
+                    Judgement::Refuted(failure) => return Err(failure.into()),
                 },
                 Err(none) => none.error,
             };
@@ -172,7 +177,7 @@ impl<'a> Proof<'a> {
             bail_guest!(
                 "after the power cut the workload still reports the boot id {} from before",
                 answer.boot_id;
-                "something other than the container in the guest answers on the workload's port"
+                "{FIND_LISTENER}"
             );
         }
         self.evidence.workload_offline = Some(answer.clone());
@@ -187,7 +192,7 @@ pub(super) fn same_boot(answer: &WorkloadEvidence, status: &StatusEvidence) -> R
     }
     bail_guest!(
         "the workload runs in the boot {}, the agent in {}", answer.boot_id, status.boot_id;
-        "something other than the container in the guest answers on the workload's port"
+        "{FIND_LISTENER}"
     )
 }
 

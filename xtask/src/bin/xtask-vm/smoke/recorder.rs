@@ -29,7 +29,7 @@ pub(super) struct Recorder<'a> {
 impl<'a> Recorder<'a> {
     pub(super) fn new(run: &'a Run<'a>) -> Self {
         let mut report = Report::begin(run.dir.id(), &now_rfc3339(), run.options.arch);
-        report.sabotage = run.options.sabotage.map(|fault| fault.name());
+        report.sabotage = run.options.sabotage.map(|sabotage| sabotage.name());
         Self { run, report, phase: Phase::Preflight, started: Instant::now() }
     }
 
@@ -44,7 +44,7 @@ impl<'a> Recorder<'a> {
         self.timed(phase, limit, true, || ui.check().and_then(|()| body()))
     }
 
-    /// The same without a look at Ctrl-C first. The times of later runs learn from it only where it `teaches`.
+    /// As `phase`, but does not check Ctrl-C first. `teaches`: record the time for later runs.
     fn timed<T>(
         &mut self,
         phase: Phase,
@@ -65,7 +65,8 @@ impl<'a> Recorder<'a> {
         outcome.map(|(value, _)| value)
     }
 
-    /// A phase that is gone through again, as the inspection with the image's own libraries, is one: as it ended.
+    /// A phase that runs twice, such as *inspect*, is one entry: the times are added, the last outcome
+    /// counts.
     fn end(&mut self, phase: Phase, elapsed: Duration, outcome: Result<&str, &anyhow::Error>) {
         let (status, detail) = match outcome {
             Ok(detail) => (PhaseStatus::Passed, detail.to_owned()),
@@ -83,9 +84,9 @@ impl<'a> Recorder<'a> {
         });
     }
 
-    /// Times only inform.
-    fn warn_of(&self, kept: Result<()>) {
-        if let Err(error) = kept {
+    /// Failing to record times does not fail the run.
+    fn warn_of(&self, recorded: Result<()>) {
+        if let Err(error) = recorded {
             self.run.ui.note(&format!("warning: cannot record the phases' times: {error:#}"));
         }
     }
@@ -110,7 +111,7 @@ impl<'a> Recorder<'a> {
         guest.vcpus = plan.spec.vcpus;
         guest.memory_mib = plan.spec.memory_mib;
         plan.spec.architecture.profile().machine_type.clone_into(&mut guest.machine_type);
-        self.run.times.are_of(plan.kind());
+        self.run.times.set_kind(plan.kind());
     }
 
     pub(super) fn agent(&mut self, agent: &Agent) {
@@ -123,10 +124,9 @@ impl<'a> Recorder<'a> {
     }
 
     /// What the machine is, and what was proven on it.
-    pub(super) fn machine(&mut self, vm: &RunningVm, proof: Option<&Proof<'_>>) {
+    pub(super) fn machine(&mut self, vm: &RunningVm, proof: &Proof<'_>) {
         self.report.host.libvirt = Some(vm.libvirt_version.clone());
         self.report.snapshot = vm.snapshot.as_ref().map(|used| used.report.clone());
-        let Some(proof) = proof else { return };
         self.report.evidence = proof.evidence.clone();
         if let Some(joined) = &proof.joined {
             self.report.guest.kernel = Some(joined.status.kernel.clone());
@@ -202,11 +202,14 @@ impl<'a> Recorder<'a> {
             }
         };
         let error = match released {
-            Ok(kept) => {
+            Ok(instance) => {
                 self.warn_of(times.keep());
-                let (name, seconds) = (&kept.name, human_seconds(self.started.elapsed().as_secs_f64()));
-                ui.note(&format!("{name} is up after {seconds}; cargo xtask vm ssh {name}, vm rm {name}"));
-                return Ok(kept);
+                let (name, seconds) = (&instance.name, human_seconds(self.started.elapsed().as_secs_f64()));
+                ui.note(&format!(
+                    "{name} is up after {seconds}. Enter it: cargo xtask vm ssh {name}. \
+                     Remove it: cargo xtask vm rm {name}"
+                ));
+                return Ok(instance);
             }
             Err(error) => error,
         };

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use xtask_core::cache::Cache;
 use xtask_core::error::Kind;
 use xtask_core::runs::RunDir;
@@ -59,8 +59,8 @@ impl<'a> Run<'a> {
         self.ui.tick("checking the guest's file systems")?;
         let checked = filesystem::check(disk, &self.dir.work(), &self.ui);
         if checked.as_ref().is_err_and(|error| Kind::Guest.is(error)) {
-            let kept = self.dir.path().join(DAMAGED);
-            std::fs::rename(disk, &kept).with_context(|| format!("keep {}", kept.display()))?;
+            let damaged = self.dir.path().join(DAMAGED);
+            fs_err::rename(disk, &damaged)?;
             self.copy_evidence(self.dir.path())?;
         }
         Ok(format!("; {} file system(s) of the guest checked, no damage", checked?))
@@ -76,14 +76,9 @@ impl<'a> Run<'a> {
             (work.join("v/log/qemu/vm.log"), "qemu.log"),
         ] {
             if from.exists() {
-                copy(&from, &directory.join(to))?;
+                fs_err::copy(&from, directory.join(to))?;
             }
         }
         Ok(())
     }
-}
-
-pub(super) fn copy(from: &Path, to: &Path) -> Result<()> {
-    std::fs::copy(from, to).with_context(|| format!("copy {} to {}", from.display(), to.display()))?;
-    Ok(())
 }

@@ -97,7 +97,7 @@ impl RunningVm {
 
     /// Asks the guest's systemd now and then, and fails where the agent's unit will never be up. `asked` is when it was asked
     /// last.
-    pub(super) fn check_unit(&self, asked: &mut Instant) -> Result<()> {
+    fn check_unit(&self, asked: &mut Instant) -> Result<()> {
         if asked.elapsed() <= limits::GUEST_QUESTION || !self.can_be_entered() {
             return Ok(());
         }
@@ -114,20 +114,20 @@ impl RunningVm {
             || self.console.prompts(LOGIN_PROMPT)
     }
 
-    /// What the guest says of the agent's installation.
-    pub(super) fn provisioned(&self) -> Result<Option<()>> {
+    /// Whether the guest says that the agent is installed; an error if the installation failed.
+    pub(super) fn provisioned(&self) -> Result<bool> {
         if let Some(line) = self.console.line_with(marker::FAILED) {
             let (_, reason) = line.split_once(marker::FAILED).unwrap_or(("", line));
             let hint = "agent/dist/install.sh failed in the guest; run it there by hand after smoke --keep";
             return Err(Failure::guest(format!("the agent did not install:{reason}"), hint).into());
         }
-        Ok(self.console.line_with(marker::DONE).map(drop))
+        Ok(self.console.line_with(marker::DONE).is_some())
     }
 
     /// Whether it is provisioned and, restored, has this run's keys.
-    pub(super) fn has_keys(&self) -> Result<Option<()>> {
+    pub(super) fn has_keys(&self) -> Result<bool> {
         let taken = !self.is_restored() || self.console.line_with(marker::KEYS).is_some();
-        Ok(self.provisioned()?.filter(|()| taken))
+        Ok(self.provisioned()? && taken)
     }
 
     /// By how many seconds a restored guest's clock jumped, in words; an error where it was not set.
@@ -138,14 +138,14 @@ impl RunningVm {
         Ok(format!("; its clock jumped by {step} s"))
     }
 
-    /// Waits until the snapshot's files are hashed, where the machine came out of one; an error where one has changed.
-    pub(super) fn snapshot_is_sound(&mut self, run: &Run<'_>) -> Result<()> {
-        self.snapshot.as_mut().map_or(Ok(()), |used| used.is_sound(run))
+    /// Waits until the snapshot's files are hashed, if the machine came out of one; fails if one was changed.
+    pub(super) fn verify_snapshot(&mut self, run: &Run<'_>) -> Result<()> {
+        self.snapshot.as_mut().map_or(Ok(()), |used| used.finish_verification(run))
     }
 
-    /// Whether nothing speaks against leaving it to a person.
-    pub(super) fn is_sound(&self) -> bool {
-        self.snapshot.as_ref().is_none_or(|used| used.sound)
+    /// Whether it may be left to a person: no file of its snapshot was found changed.
+    pub(super) fn may_be_kept(&self) -> bool {
+        self.snapshot.as_ref().is_none_or(|used| used.unchanged)
     }
 
     /// The power goes: no shutdown, no flush.
@@ -216,7 +216,7 @@ impl RunningVm {
                 "run again; if QEMU ends by itself, read the run's console.log and the host's kernel log"
             );
         }
-        let kept = InstanceRecord {
+        let instance = InstanceRecord {
             schema: instance::SCHEMA,
             id: run.dir.id().to_owned(),
             name: name.unwrap_or(run.dir.id()).to_owned(),
@@ -227,10 +227,10 @@ impl RunningVm {
             ssh_port: Some(self.target.ssh_port()?),
             console: self.files.console_log.clone(),
         };
-        instance::keep(&run.dir, &run.cache, kept.clone())?;
+        instance::keep(&run.dir, &run.cache, instance.clone())?;
         self.target.leave();
         self.broker.stop()?;
-        Ok(kept)
+        Ok(instance)
     }
 }
 

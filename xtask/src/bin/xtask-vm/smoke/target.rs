@@ -14,7 +14,7 @@ use crate::libvirt::{Condition, Hypervisor, Machine, paused};
 /// A domain as it was written, for each of its boots.
 pub(super) struct Domain {
     pub(super) xml: String,
-    pub(super) expected: ExpectedMachine,
+    expected: ExpectedMachine,
     work: PathBuf,
 }
 
@@ -31,12 +31,12 @@ impl Domain {
 
     /// Starts it paused, reads back what QEMU made of it, and lets the guest run.
     pub(super) fn start(&self, hypervisor: &Hypervisor) -> Result<Machine> {
-        self.resume(hypervisor.start_paused(&self.xml)?)
+        paused::start_verified(hypervisor, &self.xml, &self.expected, &self.work)
     }
 
     /// Reads back a machine that is stopped, and lets its guest run.
     pub(super) fn resume(&self, stopped: Machine) -> Result<Machine> {
-        paused::sound(stopped, &self.expected, &self.work)
+        paused::resume_verified(stopped, &self.expected, &self.work)
     }
 }
 

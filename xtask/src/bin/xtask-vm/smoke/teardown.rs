@@ -8,10 +8,10 @@ use xtask_core::error::Verdict;
 use xtask_core::fs::make_private_dir;
 use xtask_core::runs::instance::InstanceRecord;
 
-use super::run::{Run, copy};
+use super::run::Run;
 use super::running::RunningVm;
 
-/// All of it; returns what is to be said.
+/// Runs all steps; returns the phase's detail.
 pub(super) fn all(
     run: &Run<'_>,
     directory: &Path,
@@ -33,7 +33,7 @@ fn collect_evidence(
     make_private_dir(directory)?;
     let own = run.dir.path().join("console.log");
     if own.exists() && directory != run.dir.path() {
-        copy(&own, &directory.join("console.log"))?;
+        fs_err::copy(&own, directory.join("console.log"))?;
     }
     if verdict == Verdict::Failed {
         run.copy_evidence(directory)?;
@@ -44,10 +44,10 @@ fn collect_evidence(
     Ok(())
 }
 
-/// Leaves the machine where `--keep` asks for it and it can be left; else ends all there is.
+/// Keeps the machine if `--keep` is given and it is usable; otherwise stops everything.
 fn release_or_stop(run: &Run<'_>, verdict: Verdict, vm: Option<RunningVm>) -> Result<String> {
     let stopped = match vm {
-        Some(vm) if run.options.keep && verdict != Verdict::Interrupted && vm.is_sound() => {
+        Some(vm) if run.options.keep && verdict != Verdict::Interrupted && vm.may_be_kept() => {
             vm.release(run, None).map(|InstanceRecord { name, .. }| {
                 run.ui.line(&format!(
                     "kept: {name}\n  enter:   cargo xtask vm ssh {name}\n  console: cargo xtask vm console {name}\n  \

@@ -41,8 +41,8 @@ impl Times {
         Self { cache: cache.clone(), is_planted, state: RefCell::new(state) }
     }
 
-    /// The kind is known, or another one than was thought.
-    pub(super) fn are_of(&self, kind: String) {
+    /// Sets the kind of run, and loads its history if the kind is new.
+    pub(super) fn set_kind(&self, kind: String) {
         let mut state = self.state.borrow_mut();
         if state.kind != kind {
             state.history = Some(History::load(&self.cache, &kind));
@@ -69,13 +69,13 @@ impl Times {
         self.state.borrow().limit
     }
 
-    /// Another accelerator, or the making of a snapshot, has another limit.
-    pub(super) fn limit_is(&self, limit: Duration) {
+    /// Replaces the limit of the phase that runs: another accelerator, or making a snapshot, has another one.
+    pub(super) fn set_limit(&self, limit: Duration) {
         self.state.borrow_mut().limit = Some(limit);
     }
 
-    /// The phase has waited for another run, for so long.
-    pub(super) fn waited(&self, waited: Duration) {
+    /// Notes how long the phase has waited for another run.
+    pub(super) fn note_wait(&self, waited: Duration) {
         self.state.borrow_mut().has_waited = waited > limits::CACHE_HIT;
     }
 
@@ -88,8 +88,8 @@ impl Times {
         History::load(&self.cache, &format!("{}-snapshot", self.state.borrow().kind))
     }
 
-    /// Other times from here on, of machines out of a snapshot; those so far are of any run.
-    pub(super) fn are_warm(&self, made_snapshot: bool, installs: bool) -> Result<()> {
+    /// Use the history of warm runs from here on.
+    pub(super) fn switch_to_warm(&self, made_snapshot: bool, installs: bool) -> Result<()> {
         self.keep()?;
         let what = if installs { "warm" } else { "warm-machine" };
         let mut state = self.state.borrow_mut();
@@ -98,8 +98,8 @@ impl Times {
         Ok(())
     }
 
-    /// Of a phase that passed. One that waited for another run says nothing of the next time, and what made a snapshot took a
-    /// boot, which no later run out of it takes.
+    /// Records a phase that passed. Skips one that waited for another run. A boot that made a snapshot goes
+    /// to a history of its own, because later runs from that snapshot do not boot.
     pub(super) fn note(&self, phase: Phase, elapsed: Duration, silent: Duration) -> Result<()> {
         let (title, seconds) = (phase.title(), elapsed.as_secs_f64());
         if self.state.borrow().has_waited {
@@ -116,7 +116,7 @@ impl Times {
         Ok(())
     }
 
-    /// For later runs.
+    /// Writes the times for later runs.
     pub(super) fn keep(&self) -> Result<()> {
         match &self.state.borrow().history {
             Some(history) if !self.is_planted => history.keep(&self.cache),
@@ -139,11 +139,11 @@ mod tests {
         let cache = Cache::at(directory.path());
         let boot = |seconds: u64, waited: u64, snapshot: Option<bool>, is_planted: bool| {
             let times = Times::new(&cache, is_planted);
-            times.are_of("k".to_owned());
+            times.set_kind("k".to_owned());
             times.begin(Phase::Boot, None);
-            times.waited(Duration::from_secs(waited));
+            times.note_wait(Duration::from_secs(waited));
             if let Some(made_snapshot) = snapshot {
-                times.are_warm(made_snapshot, true).unwrap();
+                times.switch_to_warm(made_snapshot, true).unwrap();
             }
             times.note(Phase::Boot, Duration::from_secs(seconds), Duration::ZERO).unwrap();
             times.keep().unwrap();
@@ -158,7 +158,7 @@ mod tests {
         boot(63, 0, Some(true), false);
         assert_eq!(all(), [Some(62.0), Some(2.0), Some(63.0)]);
         let times = Times::new(&cache, false);
-        times.are_of("k".to_owned());
+        times.set_kind("k".to_owned());
         times.begin(Phase::Boot, None);
         assert_eq!(times.usual_of_making().map(|usual| usual.median), Some(63.0));
     }

@@ -60,10 +60,11 @@ impl ExpectedStatus {
         } else if let Some(expected) = self.os_release.as_ref().filter(|expected| **expected != os) {
             Some(Failure::guest(
                 format!(
-                    "the guest runs {} {}, the image is {} {}",
+                    "the guest runs {} {}, expected {} {}",
                     os.id, os.version_id, expected.id, expected.version_id
                 ),
-                "the image does not match its name: delete it from the cache",
+                "the image does not match its name: delete its directory in images/ in the cache, and run \
+                 again",
             ))
         } else {
             None
@@ -176,7 +177,7 @@ pub(crate) mod tests {
         }
     }
 
-    fn refuted(judgement: Judgement) -> String {
+    pub(crate) fn refuted(judgement: Judgement) -> String {
         match judgement {
             Judgement::Refuted(diagnosis) => diagnosis.to_string(),
             other => panic!("{other:?}"),

@@ -38,33 +38,33 @@ pub(super) struct UsedSnapshot {
     pub(super) report: SnapshotReport,
     verification: Option<Verification>,
     /// Whether no file has been found changed.
-    pub(super) sound: bool,
+    pub(super) unchanged: bool,
 }
 
 impl UsedSnapshot {
     /// Says that the run uses it, and begins to hash its files.
-    fn begin(run: &Run<'_>, kept: &Snapshot, installs: bool) -> Result<Self> {
-        run.dir.uses_snapshot(&kept.directory)?;
-        let manifest = &kept.manifest;
+    fn begin(run: &Run<'_>, snapshot: &Snapshot, installs: bool) -> Result<Self> {
+        run.dir.uses_snapshot(&snapshot.directory)?;
+        let manifest = &snapshot.manifest;
         let made = manifest.made_by == run.dir.id();
-        run.times.are_warm(made, installs)?;
+        run.times.switch_to_warm(made, installs)?;
         if !made {
             run.ui.expect(run.times.usual());
         }
         let report = SnapshotReport {
-            key: kept.name(),
+            key: snapshot.name(),
             made_at: manifest.made_at.clone(),
             made_by: manifest.made_by.clone(),
             reused: manifest.files.keys().cloned().collect(),
             clock_step_seconds: None,
         };
-        Ok(Self { report, verification: Some(kept.verify()), sound: true })
+        Ok(Self { report, verification: Some(snapshot.verify()), unchanged: true })
     }
 
-    /// Waits until the files are hashed; an error where one is not what was saved.
-    pub(super) fn is_sound(&mut self, run: &Run<'_>) -> Result<()> {
+    /// Waits until the files are hashed; fails if one was changed.
+    pub(super) fn finish_verification(&mut self, run: &Run<'_>) -> Result<()> {
         let Some(verification) = self.verification.take() else { return Ok(()) };
-        let sound = if verification.is_finished() {
+        let verified = if verification.is_finished() {
             verification.conclude()
         } else {
             let step = Step { kind: "snapshot", what: "hash", title: "snapshot" };
@@ -76,8 +76,8 @@ impl UsedSnapshot {
                 verification.conclude().map(|()| ((), "is unchanged".to_owned()))
             })
         };
-        self.sound = sound.is_ok();
-        sound
+        self.unchanged = verified.is_ok();
+        verified
     }
 }
 
@@ -121,23 +121,23 @@ impl Warm<'_> {
         let prepared = Prepared::make(run, plan)?;
         let ingredients = self.ingredients(prepared.libvirt_version.clone())?;
         let key = ingredients.key(&plan.image.name, plan.spec.architecture);
-        // Its making, and the machine that is restored out of it under the same lock.
+        // Covers making the snapshot and restoring it under the same lock.
         let limit = plan.limits.boot() + 2 * plan.limits.provision();
         let asked = Instant::now();
-        // Until this run is said to use it.
+        // Held until the run has recorded that it uses the snapshot.
         let lock = snapshots::lock(&run.cache, &key, limit, &run.ui)?;
-        run.times.waited(asked.elapsed());
+        run.times.note_wait(asked.elapsed());
         let found = snapshots::find(&run.cache, &key, &ingredients, &run.ui)?;
         let started = Instant::now();
-        let (vm, kept) = match found {
-            Some(kept) => (slot.insert(self.restored(prepared, &kept)?), kept),
+        let (vm, snapshot) = match found {
+            Some(snapshot) => (slot.insert(self.restored(prepared, &snapshot)?), snapshot),
             None => {
                 run.ui.expect(run.times.usual_of_making());
                 let made = run.dir.work().join("snapshot");
                 let vm = slot.insert(self.first_boot(prepared, ingredients.payload_bytes, &made)?);
                 match self.save_and_restore(vm, &made, ingredients) {
-                    Ok(kept) => (vm, kept),
-                    Err(error) => return vm.snapshot_is_sound(run).and(Err(error)),
+                    Ok(snapshot) => (vm, snapshot),
+                    Err(error) => return vm.verify_snapshot(run).and(Err(error)),
                 }
             }
         };
@@ -147,12 +147,13 @@ impl Warm<'_> {
             Ok(vm.console.line_with(marker::STARTED).map(drop))
         });
         if let Err(error) = reached {
-            // No guest's word, and a QEMU that ended: a broker that ended is another's fault.
-            let error = if Kind::Guest.is(&error) { kept.does_not_restore(error) } else { error };
-            return vm.snapshot_is_sound(run).and(Err(error));
+            // QEMU ended or the guest stayed silent: it did not restore. A broker that ended is another
+            // failure.
+            let error = if Kind::Guest.is(&error) { snapshot.does_not_restore(error) } else { error };
+            return vm.verify_snapshot(run).and(Err(error));
         }
-        let how = if kept.manifest.made_by == run.dir.id() {
-            format!("made a snapshot of {}, and restored it", human_bytes(kept.manifest.bytes()))
+        let how = if snapshot.manifest.made_by == run.dir.id() {
+            format!("made a snapshot of {}, and restored it", human_bytes(snapshot.manifest.bytes()))
         } else {
             format!("restored in {}", human_seconds(started.elapsed().as_secs_f64()))
         };
@@ -174,55 +175,61 @@ impl Warm<'_> {
     }
 
     /// The machine out of a snapshot that is there.
-    fn restored(&self, prepared: Prepared, kept: &Snapshot) -> Result<RunningVm> {
+    fn restored(&self, prepared: Prepared, snapshot: &Snapshot) -> Result<RunningVm> {
         let run = self.run;
-        let mut used = UsedSnapshot::begin(run, kept, self.installs())?;
-        let files = self.own_files(kept)?;
+        let mut used = UsedSnapshot::begin(run, snapshot, self.installs())?;
+        let files = self.own_files(snapshot)?;
         let access =
             Access { hypervisor: &prepared.hypervisor, keys: &prepared.keys, broker: &prepared.broker };
-        match self.machine(&access, &files, kept) {
+        match self.machine(&access, &files, snapshot) {
             Ok((domain, machine)) => {
                 let vm = prepared.with(self.plan.clone(), files, domain, machine);
                 Ok(RunningVm { snapshot: Some(used), ..vm })
             }
-            Err(error) => used.is_sound(run).and(Err(error)),
+            Err(error) => used.finish_verification(run).and(Err(error)),
         }
     }
 
     /// The disks of a run on this snapshot.
-    fn own_files(&self, kept: &Snapshot) -> Result<RunFiles> {
+    fn own_files(&self, snapshot: &Snapshot) -> Result<RunFiles> {
         let dir = &self.run.dir;
         let mut files = RunFiles::of_run(&dir.work(), dir.path().join("console.log"))?;
-        files.backing = vec![kept.file(DISK), self.image.disk.clone()];
+        files.backing = vec![snapshot.file(DISK), self.image.disk.clone()];
         // Later boots read it too: the same instance, so that none of them is a first one.
-        files.seed = kept.file(SEED);
-        files.uuid.clone_from(&kept.manifest.uuid);
+        files.seed = snapshot.file(SEED);
+        files.uuid.clone_from(&snapshot.manifest.uuid);
         Ok(files)
     }
 
     /// A machine's disks, and the machine itself, read back before it runs.
-    fn machine(&self, access: &Access<'_>, files: &RunFiles, kept: &Snapshot) -> Result<(Domain, Machine)> {
+    fn machine(
+        &self,
+        access: &Access<'_>,
+        files: &RunFiles,
+        snapshot: &Snapshot,
+    ) -> Result<(Domain, Machine)> {
         let Self { run, plan, image, payload } = *self;
         let (work, sabotage) = (run.dir.work(), run.options.sabotage);
         let config = access.broker.agent_config();
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).context("this host's clock")?.as_secs();
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .context("this host's clock is before 1970")?
+            .as_secs();
         let restored = Restored { login_user: &plan.image.login_user, now };
-        let restored = Some((kept.manifest.ingredients.payload_bytes, restored, access.keys));
+        let restored = Some((snapshot.manifest.ingredients.payload_bytes, restored, access.keys));
         let disk = media::PayloadDisk { subject: payload.as_pair(), config: &config, sabotage, restored };
         media::make_payload(&files.payload, run.workspace, &disk, &work, &run.ui)?;
         let virtual_bytes = image.virtual_bytes;
-        let base = Base { disk: kept.file(DISK), format: Format::Qcow2, virtual_bytes };
+        let base = Base { disk: snapshot.file(DISK), format: Format::Qcow2, virtual_bytes };
         make_overlay(files, &base, &run.ui)?;
-        let nvram = kept.file(NVRAM);
-        let variables = std::fs::read(&nvram).with_context(|| format!("read {}", nvram.display()))?;
-        write_private(&files.nvram, variables)?;
+        write_private(&files.nvram, fs_err::read(snapshot.file(NVRAM))?)?;
         let domain = Domain::write(plan, files, &work)?;
         let mut xml = domain.xml.clone();
         if sabotage == Some(Sabotage::StaleChain) {
             xml = xml::with_stale_chain(&xml, &files.overlay, &image.disk);
         }
-        let restored = access.hypervisor.restore_paused(&kept.file(RAM), &xml);
-        let machine = domain.resume(restored.map_err(|error| kept.does_not_restore(error))?)?;
+        let restored = access.hypervisor.restore_paused(&snapshot.file(RAM), &xml);
+        let machine = domain.resume(restored.map_err(|error| snapshot.does_not_restore(error))?)?;
         Ok((domain, machine))
     }
 
@@ -260,7 +267,7 @@ impl Warm<'_> {
     ) -> Result<Snapshot> {
         let Self { run, plan, .. } = *self;
         let limit = plan.limits.boot() + plan.limits.provision();
-        run.times.limit_is(limit);
+        run.times.set_limit(limit);
         vm.wait(&run.ui, "the end of the guest's first boot", limit, |vm| {
             let ended = [marker::IDLE, marker::LACKS].iter().any(|sign| vm.console.line_with(sign).is_some());
             Ok(ended.then_some(()))
@@ -278,19 +285,19 @@ impl Warm<'_> {
             made_by: run.dir.id().to_owned(),
             files: BTreeMap::new(),
         };
-        let kept = snapshots::keep(&run.cache, &key, made, manifest)?;
-        vm.snapshot = Some(UsedSnapshot::begin(run, &kept, self.installs())?);
+        let snapshot = snapshots::keep(&run.cache, &key, made, manifest)?;
+        vm.snapshot = Some(UsedSnapshot::begin(run, &snapshot, self.installs())?);
         vm.console.new_boot()?;
-        let files = self.own_files(&kept)?;
+        let files = self.own_files(&snapshot)?;
         let access = Access { hypervisor: &vm.target.hypervisor, keys: &vm.keys, broker: &vm.broker };
-        let (domain, machine) = self.machine(&access, &files, &kept)?;
+        let (domain, machine) = self.machine(&access, &files, &snapshot)?;
         vm.files = files;
         vm.target.replace(domain, machine);
-        Ok(kept)
+        Ok(snapshot)
     }
 }
 
-/// What the agent needs and is not the agent is in a snapshot.
+/// Fails if the guest could not install the agent's prerequisites, which are part of a snapshot.
 fn lacks_nothing(console: &Console) -> Result<()> {
     let Some((_, reason)) = console.line_with(marker::LACKS).and_then(|line| line.split_once(marker::LACKS))
     else {

@@ -139,7 +139,7 @@ fn boot(cache: &Cache, instance: &mut Instance, ui: &Ui) -> Result<()> {
         ui.tick("hashing the snapshot")?;
         snapshot.check_what_boots().map_err(lost)?;
     }
-    let mut machine = paused::start_sound(&hypervisor, &xml, &expected, &instance.work())?;
+    let mut machine = paused::start_verified(&hypervisor, &xml, &expected, &instance.work())?;
     instance.machine.ssh_port = Some(machine.ssh_port()?);
     instance.save()?;
     wait_for_ssh(instance, &machine, &mut console, ui)?;
@@ -155,7 +155,7 @@ fn asked_for(instance: &Instance) -> Result<(String, ExpectedMachine)> {
 }
 
 fn wait_for_ssh(instance: &Instance, machine: &Machine, console: &mut Console, ui: &Ui) -> Result<()> {
-    let port = instance.machine.ssh_port.context("a machine that was just started")?;
+    let port = instance.machine.ssh_port.context("the started machine has no port for ssh")?;
     let name = &instance.machine.name;
     let hint = format!("see how far it got: cargo xtask vm console {name}");
     let mut looked: Option<Instant> = None;

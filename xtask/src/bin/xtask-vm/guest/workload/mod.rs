@@ -76,7 +76,7 @@ fn program(workspace: &Workspace, cache: &Cache, arch: VmArchitecture) -> Result
 
 /// Beside and renamed: another run may make the same.
 fn compile(shell: &Shell, rustc: &OsString, arguments: &[OsString], kept: &Path) -> Result<()> {
-    let directory = kept.parent().context("a file in the cache has a directory")?;
+    let directory = kept.parent().context("the program's path has no parent directory")?;
     make_private_dir(directory)?;
     let beside = tempfile::tempdir_in(directory)
         .with_context(|| format!("make a directory in {}", directory.display()))?;
