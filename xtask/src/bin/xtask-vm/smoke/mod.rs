@@ -87,13 +87,19 @@ fn smoke(
     }
     let payload = Payload::Agent(&agent, &workload);
     let limit = plan.limits.boot();
-    let booted =
-        recorder.phase(Phase::Boot, Some(limit), || boot::boot(run, &mut plan, &image, &payload, slot));
+    let booted = recorder.phase(Phase::Boot, Some(limit), || {
+        boot::boot(run, &mut plan, &image, &payload, slot).map(|(_, detail)| ((), detail))
+    });
     recorder.plan(&plan);
-    let vm = booted?;
+    if let Some(vm) = slot {
+        recorder.machine(vm);
+    }
+    booted?;
+    let vm = slot.as_mut().context("boot: there is no machine; this is a bug of cargo xtask")?;
     let mut proof = Proof::new(&agent, &plan.image);
     let outcome = prove(run, args, recorder, vm, &mut proof);
-    recorder.machine(vm, &proof);
+    recorder.machine(vm);
+    recorder.proof(&proof);
     // If the snapshot was changed, the run's result does not count.
     vm.verify_snapshot(run).and(outcome)
 }

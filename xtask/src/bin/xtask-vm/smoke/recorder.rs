@@ -123,10 +123,14 @@ impl<'a> Recorder<'a> {
         });
     }
 
-    /// What the machine is, and what was proven on it.
-    pub(super) fn machine(&mut self, vm: &RunningVm, proof: &Proof<'_>) {
+    /// What the machine is made from, whether its boot failed or not.
+    pub(super) fn machine(&mut self, vm: &RunningVm) {
         self.report.host.libvirt = Some(vm.libvirt_version.clone());
         self.report.snapshot = vm.snapshot.as_ref().map(|used| used.report.clone());
+    }
+
+    /// What was proven on the machine.
+    pub(super) fn proof(&mut self, proof: &Proof<'_>) {
         self.report.evidence = proof.evidence.clone();
         if let Some(joined) = &proof.joined {
             self.report.guest.kernel = Some(joined.status.kernel.clone());
