@@ -75,6 +75,26 @@ fn architectures_are_told_apart_in_one_table() {
     assert_eq!(offenders(branches), Vec::<String>::new());
 }
 
+/// A path in a document is one in backticks from the workspace's root.
+#[test]
+fn the_documents_name_paths_that_exist() {
+    let documents = ["README.md", "agent/README.md", "xtask/ARCHITECTURE.md", "xtask/CONTRIBUTING.md"];
+    let mut documents = documents.map(|name| root().join(name)).to_vec();
+    let pages = std::fs::read_dir(root().join("xtask/docs")).unwrap();
+    documents.extend(pages.map(|page| page.unwrap().path()));
+    let mut named = Vec::new();
+    for document in documents {
+        let text = std::fs::read_to_string(&document).unwrap();
+        let spans = text.split('`').skip(1).step_by(2).map(str::to_owned);
+        named.extend(spans.filter(|span| span.starts_with("xtask/") || span.starts_with("agent/")));
+    }
+    let is_path = |span: &String| !span.contains([' ', '*', '…', '<', '{']);
+    named.retain(is_path);
+    assert!(named.len() > 30, "{named:?}");
+    named.retain(|path| !root().join(path).exists());
+    assert_eq!(named, Vec::<String>::new());
+}
+
 /// The map names crates and folders, nothing finer: a file is found by its name.
 #[test]
 fn the_map_names_every_crate_and_folder() {
