@@ -45,7 +45,7 @@ impl Workspace {
             Some(Ok(workspace)) => workspace,
             _ => Self::around(&typed, &typed)?,
         };
-        let program = program.canonicalize().context("find this program")?;
+        let program = canonical(program);
         workspace.check_program(&program, Path::new(COMPILED_IN))?;
         Ok(workspace)
     }
