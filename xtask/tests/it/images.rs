@@ -9,7 +9,7 @@ use std::process::{Command, Output, Stdio};
 use xtask_core::error::Verdict;
 use xtask_core::report::{Phase, Report};
 
-use crate::scratch::{Scratch, XTASK_VM, assert_code, command, message};
+use crate::scratch::{Scratch, XTASK, XTASK_VM, assert_code, command, message};
 
 fn xtask_vm(arguments: &[&str]) -> Command {
     command(XTASK_VM, arguments)
@@ -121,7 +121,7 @@ struct Kept(String);
 
 impl Drop for Kept {
     fn drop(&mut self) {
-        let removed = xtask_vm(&["vm", "rm", &self.0]).output().unwrap();
+        let removed = command(XTASK, &["vm", "rm", &self.0]).output().unwrap();
         assert!(removed.status.success(), "{}", message(&removed));
     }
 }
@@ -138,10 +138,10 @@ fn a_built_system_is_as_a_plainly_installed_one() {
     let report: Report = serde_json::from_slice(&report).unwrap();
     let machine = Kept(report.run_id);
     assert!(output.status.success(), "{}", message(&output));
-    let ask = |command: &str| {
-        let words = ["vm", "exec", "--machine", &machine.0, "--", "sh", "-c", command];
-        let output = xtask_vm(&words).output().unwrap();
-        assert!(output.status.success(), "{command}: {}", message(&output));
+    let ask = |line: &str| {
+        let words = ["vm", "exec", "--machine", &machine.0, "--", "sh", "-c", line];
+        let output = command(XTASK, &words).output().unwrap();
+        assert!(output.status.success(), "{line}: {}", message(&output));
         String::from_utf8(output.stdout).unwrap()
     };
     let answers =
