@@ -8,7 +8,7 @@
 //! limits cpu report libvirt_uri
 //! cli processes
 //! image build runs
-//! host inspect_target
+//! host
 //! machine
 //! plan preflight
 //! snapshot readback
@@ -27,7 +27,6 @@ pub mod fs;
 mod golden;
 pub mod host;
 pub mod image;
-pub mod inspect_target;
 pub mod libvirt_uri;
 pub mod limits;
 pub mod machine;

@@ -14,9 +14,10 @@ use xtask_core::cache::Cache;
 use xtask_core::error::Kind;
 use xtask_core::fs::write_private;
 use xtask_core::host::tools;
+use xtask_core::image::Image;
 use xtask_core::image::manifest::Manifest;
-use xtask_core::image::{Image, inventory};
 use xtask_core::limits;
+use xtask_inspection::inventory;
 
 use crate::store::{self, DISK, Store};
 use xtask_jobs::{Ui, child};

@@ -5,8 +5,8 @@ use xshell::Shell;
 
 use xtask_core::build;
 use xtask_core::cli::BuildArgs;
-use xtask_core::inspect_target::check_agent;
 use xtask_core::workspace::Workspace;
+use xtask_inspection::check_agent;
 
 pub(super) fn run(workspace: &Workspace, args: &BuildArgs) -> Result<()> {
     build::profile::check(workspace.root(), &args.profile)?;

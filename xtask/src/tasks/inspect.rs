@@ -12,8 +12,8 @@ use xtask_core::build;
 use xtask_core::cli::{BuildArgs, InspectArgs, Verbosity};
 use xtask_core::error::Failure;
 use xtask_core::format::{print_json, round};
-use xtask_core::inspect_target::{DeviceRoot, Inspection};
 use xtask_core::workspace::Workspace;
+use xtask_inspection::{DeviceRoot, Inspection};
 
 /// Asks cargo nothing where a path is given: the whole of it takes milliseconds.
 pub(super) fn run(args: &InspectArgs, verbosity: Verbosity) -> Result<()> {

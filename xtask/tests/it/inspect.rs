@@ -17,7 +17,7 @@ use inspect::elf::Elf;
 use inspect::finding::{Report, Severity};
 use xtask_core::arch::VmArchitecture;
 use xtask_core::cli::InspectArgs;
-use xtask_core::inspect_target::Inspection;
+use xtask_inspection::Inspection;
 
 use self::agree::{bracketed, readelf};
 use self::build::{Tool, build, sysroot};

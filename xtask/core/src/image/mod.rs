@@ -1,9 +1,8 @@
 //! What can be booted: an image is a name, an architecture, a source and what is expected of it. [`catalogue`] has those
-//! with a name; a file or an address may be given instead. `xtask-vm`'s `image` module makes or fetches what is named here.
+//! with a name; a file or an address may be given instead. The crate `xtask-images` makes or fetches what is named here.
 
 pub mod catalogue;
 pub mod choice;
-pub mod inventory;
 pub mod manifest;
 
 use std::path::PathBuf;

@@ -5,8 +5,8 @@ use anyhow::Result;
 use inspect::finding::{Finding, Severity};
 use xtask_core::build::Agent;
 use xtask_core::error::Failure;
-use xtask_core::inspect_target::Inspection;
 use xtask_core::plan::Plan;
+use xtask_inspection::Inspection;
 
 use xtask_images::inventory;
 

@@ -34,12 +34,12 @@ use xtask_core::error::{self, Failure};
 use xtask_core::format::human_seconds;
 use xtask_core::host::facts::Facts;
 use xtask_core::host::tools;
-use xtask_core::inspect_target::check_agent;
 use xtask_core::plan::Plan;
 use xtask_core::preflight::{Preflight, PreflightRequest};
 use xtask_core::report::{Phase, StatusEvidence, WorkloadEvidence};
 use xtask_core::workspace::Workspace;
 use xtask_fleet::ReceivedStatus;
+use xtask_inspection::check_agent;
 use xtask_jobs::Ui;
 
 use crate::guest::filesystem::CHECKER;

@@ -13,8 +13,8 @@ use xtask_core::build::linker::Linker;
 use xtask_core::cache::Cache;
 use xtask_core::digest::Algorithm;
 use xtask_core::fs::make_private_dir;
-use xtask_core::inspect_target;
 use xtask_core::workspace::Workspace;
+use xtask_inspection::check_header;
 
 /// The image's reference.
 pub(crate) const IMAGE: &str = "localhost/iot-workload:1";
@@ -70,7 +70,7 @@ fn program(workspace: &Workspace, cache: &Cache, arch: VmArchitecture) -> Result
         compile(&shell, &rustc, &arguments, &kept)?;
     }
     let program = fs_err::read(&kept)?;
-    inspect_target::check_header(&program, arch).with_context(|| format!("check {}", kept.display()))?;
+    check_header(&program, arch).with_context(|| format!("check {}", kept.display()))?;
     Ok(program)
 }
 

@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 
 use inspect::inventory::Inventory;
 
-use super::Image;
-use super::manifest::Manifest;
-use crate::cache::Cache;
+use xtask_core::cache::Cache;
+use xtask_core::image::Image;
+use xtask_core::image::manifest::Manifest;
 
 /// Its name in an image's directory.
 pub const FILE: &str = "inventory.json";
@@ -21,7 +21,7 @@ pub fn read(directory: &Path, manifest: &Manifest) -> Option<Inventory> {
 
 /// That of a named image, where it is in the cache: of several of that name the newest.
 pub fn cached(cache: &Cache, image: &Image) -> Option<Inventory> {
-    let directories = crate::fs::directories(&cache.images());
+    let directories = xtask_core::fs::directories(&cache.images());
     let mut found: Vec<(PathBuf, Manifest)> = directories.into_iter().filter_map(manifest).collect();
     found.retain(|(_, manifest)| manifest.name == image.name && manifest.arch == image.arch);
     let (directory, manifest) = found.into_iter().max_by(|one, other| one.1.made_at.cmp(&other.1.made_at))?;

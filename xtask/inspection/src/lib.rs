@@ -1,5 +1,5 @@
-//! Will an executable run there? The crate `inspect` looks at its bytes; here is what it is held against: a device of
-//! `devices.toml`, and an image of the catalogue or a sysroot.
+//! What an executable is inspected against: a device of `devices.toml`, and the files of a cached image or of a sysroot. The
+//! crate `inspect` reads the bytes and decides.
 
 use std::path::{Path, PathBuf};
 
@@ -10,14 +10,16 @@ use inspect::inventory::{Inventory, Sysroot};
 use inspect::isa::Isa;
 use inspect::{Offers, Page, Target};
 
-use crate::arch::VmArchitecture;
-use crate::build::Agent;
-use crate::cache::Cache;
-use crate::cli::InspectArgs;
-use crate::error::Failure;
-use crate::image::catalogue::Catalogue;
-use crate::image::choice::Choice;
-use crate::image::{Image, inventory};
+use xtask_core::arch::VmArchitecture;
+use xtask_core::build::Agent;
+use xtask_core::cache::Cache;
+use xtask_core::cli::InspectArgs;
+use xtask_core::error::Failure;
+use xtask_core::image::Image;
+use xtask_core::image::catalogue::Catalogue;
+use xtask_core::image::choice::Choice;
+
+pub mod inventory;
 
 /// What an executable is held against.
 #[derive(Debug)]
@@ -40,11 +42,9 @@ pub enum DeviceRoot {
     Sysroot(PathBuf, Inventory),
 }
 
-impl VmArchitecture {
-    /// Its instruction set, as the crate `inspect` calls it.
-    pub fn isa(self) -> Isa {
-        self.pick(Isa::X86_64, Isa::Aarch64)
-    }
+/// The architecture, as the crate `inspect` calls it.
+fn isa(arch: VmArchitecture) -> Isa {
+    arch.pick(Isa::X86_64, Isa::Aarch64)
 }
 
 /// Refuses what is no 64-bit little-endian executable for `arch`, by its header alone.
@@ -52,7 +52,7 @@ impl VmArchitecture {
 /// # Errors
 /// Says what was found and what the target needs.
 pub fn check_header(bytes: &[u8], arch: VmArchitecture) -> Result<()> {
-    let device = device::default_of(arch.isa());
+    let device = device::default_of(isa(arch));
     let target = target(arch, &device);
     match inspect::header(bytes, &target) {
         None => Ok(()),
@@ -97,8 +97,8 @@ impl Inspection {
     pub fn from_args(args: &InspectArgs) -> Result<Self, Failure> {
         let arch = args.arch.or_else(|| args.device.as_deref().and_then(arch_of)).unwrap_or_default();
         let device = match &args.device {
-            None => device::default_of(arch.isa()),
-            Some(name) => device::find(arch.isa(), name).ok_or_else(|| unknown_device(arch, name))?,
+            None => device::default_of(isa(arch)),
+            Some(name) => device::find(isa(arch), name).ok_or_else(|| unknown_device(arch, name))?,
         };
         let place = match (&args.sysroot, &args.image) {
             (Some(directory), _) => sysroot(directory, arch)?,
@@ -115,7 +115,7 @@ impl Inspection {
     /// What a smoke holds the agent against: the core of `--cpu` where it is a known one, else the architecture's device; the
     /// image that it is going to boot, and that image's kernel.
     pub fn for_smoke(image: &Image, inventory: Option<Inventory>, cpu: Option<&str>) -> Self {
-        let isa = image.arch.isa();
+        let isa = isa(image.arch);
         let everything = || device::find(isa, "max").unwrap_or_else(|| device::default_of(isa));
         let device = match cpu {
             None => device::default_of(isa),
@@ -202,12 +202,12 @@ impl DeviceRoot {
 /// The one architecture that has a device of this name.
 fn arch_of(device: &str) -> Option<VmArchitecture> {
     let mut having =
-        VmArchitecture::ALL.into_iter().filter(|arch| device::find(arch.isa(), device).is_some());
+        VmArchitecture::ALL.into_iter().filter(|arch| device::find(isa(*arch), device).is_some());
     having.next().filter(|_| having.next().is_none())
 }
 
 fn unknown_device(arch: VmArchitecture, name: &str) -> Failure {
-    let devices = device::built_in().into_iter().filter(|device| device.isa == arch.isa());
+    let devices = device::built_in().into_iter().filter(|device| device.isa == isa(arch));
     let names: Vec<_> = devices.map(|device| device.name).collect();
     Failure::usage(format!("--device {name}: no such device for {arch}; there are: {}", names.join(", ")))
 }
