@@ -107,7 +107,7 @@ fn check_smoke(workspace: &Workspace, args: &SmokeArgs) -> Result<()> {
 fn ready(workspace: &Workspace, asked: &PreflightRequest<'_>, args: FixArgs) -> Result<Preflight> {
     let preflight = look(workspace, asked, args)?;
     if preflight.blocking().next().is_some() {
-        show::print(&preflight);
+        eprint!("{preflight}");
     } else {
         show::print_degradations(&preflight);
     }

@@ -245,9 +245,26 @@ mod tests {
             &["smoke", "--until", "tomorrow"],
             &["smoke", "--until", "join", "--sabotage", "kill-qemu"],
         ];
+        let mut screens = String::new();
         for line in table {
             let error = Cli::try_parse_from(std::iter::once(&"xtask").chain(*line)).unwrap_err();
             assert_eq!(error.exit_code(), i32::from(crate::error::EXIT_USAGE), "{line:?}");
+            screens += &format!("$ cargo xtask {}\n{error}\n", line.join(" "));
         }
+        crate::golden::compare("usage-errors.txt", screens);
+    }
+
+    #[test]
+    fn the_help_of_every_command() {
+        fn write(command: &mut clap::Command, screens: &mut String) {
+            let help = command.render_long_help();
+            *screens += &format!("$ {} --help\n{help}\n", command.get_bin_name().unwrap());
+            command.get_subcommands_mut().for_each(|command| write(command, screens));
+        }
+        let mut command = Cli::command().bin_name("cargo xtask").disable_help_subcommand(true);
+        command.build();
+        let mut screens = String::new();
+        write(&mut command, &mut screens);
+        crate::golden::compare("help.txt", screens);
     }
 }

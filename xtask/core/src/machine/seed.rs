@@ -261,13 +261,14 @@ mod tests {
     #[test]
     fn golden_seed() {
         for (name, content) in seed(None).files() {
-            crate::golden::compare(&format!("seed-{name}"), &content);
+            crate::golden::compare(&format!("seed-{name}"), content);
         }
-        crate::golden::compare("seed-provision.sh", &provision_script(None, None, true));
+        crate::golden::compare("seed-provision.sh", provision_script(None, None, true));
         let restored = Restored { login_user: "ubuntu", now: 1_800_000_000 };
-        crate::golden::compare("seed-provision-restored.sh", &provision_script(None, Some(restored), true));
+        crate::golden::compare("seed-provision-restored.sh", provision_script(None, Some(restored), true));
         let awaited = Seed { payload: PayloadTime::Awaited, ..seed(None) };
-        crate::golden::compare("seed-user-data-awaited", &awaited.files()[0].1);
+        let [(_, user_data), ..] = awaited.files();
+        crate::golden::compare("seed-user-data-awaited", user_data);
         assert!(!await_payload().contains("${"), "systemd-run would expand it");
     }
 

@@ -239,7 +239,7 @@ mod tests {
         assert_eq!(domain_xml(&base()), domain_xml(&base()));
     }
 
-    /// Compares with `test_data/<name>.xml`; `IOT_XTASK_BLESS=1 cargo test` writes it anew.
+    /// Compares with `test_data/<name>.xml`; `SNAPSHOTS=overwrite cargo test` writes it anew.
     #[test]
     fn golden_domains() {
         use Accelerator::{Kvm, Tcg};
@@ -252,7 +252,7 @@ mod tests {
             ("domain-x86_64-tcg", params(X86_64, Tcg, None, true)),
             ("domain-x86_64-tcg-bios", params(X86_64, Tcg, None, false)),
         ] {
-            crate::golden::compare(&format!("{name}.xml"), &domain_xml(&params));
+            crate::golden::compare(&format!("{name}.xml"), domain_xml(&params));
         }
     }
 }

@@ -1,5 +1,7 @@
 //! What preflight found, for people and as JSON.
 
+use std::fmt::{self, Display, Formatter};
+
 use anyhow::Result;
 use serde_json::json;
 
@@ -24,7 +26,7 @@ pub fn present(preflight: &Preflight, args: &PreflightArgs) -> Result<()> {
     if args.json {
         print_json(&as_json(preflight, verdict.is_ok()))?;
     } else {
-        print(preflight);
+        eprint!("{preflight}");
     }
     verdict
 }
@@ -56,37 +58,40 @@ fn commands(preflight: &Preflight, finding: &Finding) -> Vec<Vec<String>> {
     facts.map(|facts| fix::commands(facts, std::iter::once(finding))).unwrap_or_default()
 }
 
-/// One block a finding; a sentence where there is none.
-pub fn print(preflight: &Preflight) {
-    if let Some(Facts { host, .. }) = preflight.facts.first() {
-        let nats = host.nats_server.as_ref().and_then(|version| version.as_ref().ok());
-        let of = |known: Option<&String>| known.map_or("missing".to_owned(), Clone::clone);
-        let (libvirt, nats) = (of(host.libvirt.as_ref().ok()), of(nats));
-        eprintln!("{}, {}: libvirt {libvirt}, nats-server {nats}", host.os.name, host.describe());
-    }
-    for facts in &preflight.facts {
-        let emulator = facts.working_emulator().map_or("missing", |emulator| &emulator.version);
-        let firmware = match (&facts.firmware, &facts.edk2) {
-            (Ok(_), Some(edk2)) => format!("edk2 {edk2}"),
-            (Ok(_), None) => "firmware of unknown release".to_owned(),
-            (Err(_), _) => "no firmware".to_owned(),
-        };
-        eprintln!("{:<8} QEMU {emulator}, {firmware}", facts.arch.to_string());
-    }
-    for finding in &preflight.findings {
-        show(preflight, finding);
-    }
-    let plan = fix::plan(preflight);
-    if !plan.is_empty() {
-        let barred = "needs root; neither sudo nor doas is installed";
-        let how = if fix::wants_root(preflight) { barred } else { "--fix runs these" };
-        eprintln!("to install everything ({how}):");
-        for command in plan {
-            eprintln!("    {}", command.join(" "));
+/// The whole screen: the machine, a block for each finding, and the commands of `--fix`.
+impl Display for Preflight {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        if let Some(Facts { host, .. }) = self.facts.first() {
+            let nats = host.nats_server.as_ref().and_then(|version| version.as_ref().ok());
+            let of = |known: Option<&String>| known.map_or("missing".to_owned(), Clone::clone);
+            let (libvirt, nats) = (of(host.libvirt.as_ref().ok()), of(nats));
+            writeln!(f, "{}, {}: libvirt {libvirt}, nats-server {nats}", host.os.name, host.describe())?;
         }
-    }
-    if preflight.blocking().next().is_none() {
-        eprintln!("ready");
+        for facts in &self.facts {
+            let emulator = facts.working_emulator().map_or("missing", |emulator| &emulator.version);
+            let firmware = match (&facts.firmware, &facts.edk2) {
+                (Ok(_), Some(edk2)) => format!("edk2 {edk2}"),
+                (Ok(_), None) => "firmware of unknown release".to_owned(),
+                (Err(_), _) => "no firmware".to_owned(),
+            };
+            writeln!(f, "{:<8} QEMU {emulator}, {firmware}", facts.arch.to_string())?;
+        }
+        for finding in &self.findings {
+            write_finding(f, self, finding)?;
+        }
+        let plan = fix::plan(self);
+        if !plan.is_empty() {
+            let barred = "needs root; neither sudo nor doas is installed";
+            let how = if fix::wants_root(self) { barred } else { "--fix runs these" };
+            writeln!(f, "to install everything ({how}):")?;
+            for command in plan {
+                writeln!(f, "    {}", command.join(" "))?;
+            }
+        }
+        if self.blocking().next().is_none() {
+            writeln!(f, "ready")?;
+        }
+        Ok(())
     }
 }
 
@@ -97,27 +102,29 @@ pub fn print_degradations(preflight: &Preflight) {
     }
 }
 
-fn show(preflight: &Preflight, finding: &Finding) {
+fn write_finding(f: &mut Formatter<'_>, preflight: &Preflight, finding: &Finding) -> fmt::Result {
     let word = match finding.severity {
         Severity::Blocks => "blocks",
         Severity::Degrades => "degrades",
         Severity::Informs => "informs",
     };
-    eprintln!("{word:<9} {}", finding.sentence);
-    eprintln!("          seen: {}", finding.evidence);
+    writeln!(f, "{word:<9} {}", finding.sentence)?;
+    writeln!(f, "          seen: {}", finding.evidence)?;
     let commands = commands(preflight, finding);
     match &finding.remedy {
-        Some(Remedy::Manual(remedy)) => eprintln!("          to do: {remedy}"),
-        Some(Remedy::Install(..)) if commands.is_empty() => eprintln!(
+        Some(Remedy::Manual(remedy)) => writeln!(f, "          to do: {remedy}")?,
+        Some(Remedy::Install(..)) if commands.is_empty() => writeln!(
+            f,
             "          to do: no package of this distribution is known to provide it; install it by hand, or choose an image \
              that does not need it"
-        ),
+        )?,
         // The list of packages is brought up to date once, for all of them.
         Some(_) => {
             for command in commands.iter().filter(|command| !command.ends_with(&["update".to_owned()])) {
-                eprintln!("          to do: {}", command.join(" "));
+                writeln!(f, "          to do: {}", command.join(" "))?;
             }
         }
         None => {}
     }
+    Ok(())
 }

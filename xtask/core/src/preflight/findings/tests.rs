@@ -180,9 +180,14 @@ const ROOM: &[(&str, Change)] = &[
 
 #[test]
 fn each_lack_is_found_under_its_own_id() {
+    let mut screens = String::new();
     for (id, change) in VIRTUALISATION.iter().chain(BUILDING).chain(ROOM) {
         assert_eq!(ids(*change), [*id]);
+        let mut facts = sound();
+        change(&mut facts);
+        screens += &format!("== {id}\n{}", crate::preflight::Preflight::evaluate(vec![facts]));
     }
+    crate::golden::compare("hosts/findings.txt", screens);
 }
 
 #[test]

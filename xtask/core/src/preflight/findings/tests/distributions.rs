@@ -220,7 +220,7 @@ fn what_is_said_of_each_distribution() {
         }
     }
     assert!(rows >= 60, "{rows} rows");
-    crate::golden::compare("hosts/judgements.txt", &golden);
+    crate::golden::compare("hosts/judgements.txt", golden);
 }
 
 /// `ci/Containerfile` lists them by hand; those that its base image has are not among them.
