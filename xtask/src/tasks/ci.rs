@@ -51,7 +51,7 @@ const TESTS: &[Step<'_>] = &[
 
 /// The agent against a real nats-server and a real podman. Few at a time: each has both of its own.
 pub(super) const AGENT_TESTS: &str =
-    "test --package iot-agent --features real --test device -- --test-threads 3";
+    "test --workspace --features iot-agent/real --test device -- --test-threads 3";
 
 /// The steps of a group run at the same time in one cache, so they must not use the same files. Two processors carry two
 /// machines.
