@@ -1,5 +1,6 @@
 //! The tasks that `xtask` does itself, and the way into `xtask-vm` for the others.
 
+mod ahead;
 mod build;
 mod ci;
 mod inspect;
@@ -13,6 +14,7 @@ use std::process::Command as Process;
 use anyhow::{Context, Result};
 use clap::ValueEnum as _;
 
+use self::ahead::Ahead;
 use xtask_core::arch::VmArchitecture;
 use xtask_core::bail_host;
 use xtask_core::cli::{
@@ -50,7 +52,7 @@ pub(crate) fn run(cli: &Cli) -> Result<()> {
         Command::Vm(VmCommand::Heavy(command)) => {
             let workspace = Workspace::find()?;
             vm::prepare(&workspace, command)?;
-            build_xtask_vm(&workspace, verbosity)?;
+            build_xtask_vm(&workspace, verbosity, None)?;
             exec_xtask_vm(&workspace)
         }
     }
@@ -68,16 +70,17 @@ fn run_light(workspace: &Workspace, command: &LightCommand) -> Result<()> {
 /// Checks what can be checked without `xtask-vm`, and builds it.
 fn prepare(workspace: &Workspace, command: &HeavyCommand, verbosity: Verbosity) -> Result<()> {
     match command {
-        HeavyCommand::Image(_) => build_xtask_vm(workspace, verbosity),
+        HeavyCommand::Image(_) => build_xtask_vm(workspace, verbosity, None),
         HeavyCommand::Bench(args) => {
             ready_for(workspace, args.arch, &MachineArgs::default(), FixArgs::default())?;
-            build_xtask_vm(workspace, verbosity)
+            build_xtask_vm(workspace, verbosity, None)
         }
         HeavyCommand::Smoke(args) => {
             check_smoke(workspace, args)?;
+            let ahead = args.fix.fix.then(|| Ahead::start(workspace)).transpose()?;
             ready_for(workspace, args.build.arch, &args.machine, args.fix)
                 .and_then(|facts| Ok(Plan::check_flags(&facts)?))
-                .and_then(|_acceleration| build_xtask_vm(workspace, verbosity))
+                .and_then(|_acceleration| build_xtask_vm(workspace, verbosity, ahead))
                 .inspect_err(|error| preflight::report(args, error))
         }
     }
@@ -132,10 +135,11 @@ fn look(workspace: &Workspace, asked: &PreflightRequest<'_>, args: FixArgs) -> R
 }
 
 /// Compiles `xtask-vm`: two minutes the first time.
-fn build_xtask_vm(workspace: &Workspace, verbosity: Verbosity) -> Result<()> {
+fn build_xtask_vm(workspace: &Workspace, verbosity: Verbosity, ahead: Option<Ahead>) -> Result<()> {
     if !verbosity.quiet {
         eprintln!("building xtask-vm; about two minutes the first time, then a second");
     }
+    ahead.map_or(Ok(()), Ahead::wait)?;
     let status = xtask_vm(workspace, "build").status().context("run cargo for xtask-vm")?;
     if !status.success() {
         bail_host!(
