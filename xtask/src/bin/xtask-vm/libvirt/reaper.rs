@@ -6,7 +6,7 @@
 //! puts itself into the background). Those are in this process' session; a daemon has left it.
 
 use std::sync::Once;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
 
 use anyhow::{Context, Result};
 use rustix::process::{Pid, WaitOptions, getpid, set_child_subreaper, waitpid};
@@ -34,16 +34,14 @@ pub(crate) fn adopt_daemons() -> Result<()> {
 
 /// Calls libvirt, which may wait for a QEMU's end; meanwhile those that have ended are looked for all the time.
 pub(crate) fn reaping<T>(call: impl FnOnce() -> T) -> T {
-    let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        scope.spawn(|| {
-            while !done.load(Ordering::Relaxed) {
+        // Dropped where the call panics too: the scope waits for its thread.
+        let (_call, end) = mpsc::channel::<()>();
+        scope.spawn(move || {
+            while end.recv_timeout(limits::REAP) == Err(RecvTimeoutError::Timeout) {
                 reap();
-                std::thread::sleep(limits::REAP);
             }
         });
-        // Also where the call panics: the scope waits for its thread.
-        let _end = SetAtEnd(&done);
         call()
     })
 }
@@ -52,14 +50,6 @@ fn reap() {
     for pid in dead_emulators() {
         // Somebody else may have been faster.
         let _ = waitpid(Some(pid), WaitOptions::NOHANG);
-    }
-}
-
-struct SetAtEnd<'a>(&'a AtomicBool);
-
-impl Drop for SetAtEnd<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
     }
 }
 
