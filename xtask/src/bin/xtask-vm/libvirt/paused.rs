@@ -12,7 +12,7 @@ use xtask_core::readback::ExpectedMachine;
 use xtask_core::readback::diff::diff;
 use xtask_core::readback::observed::Observed;
 
-use crate::libvirt::{Hypervisor, Machine};
+use crate::libvirt::Machine;
 
 /// The domain's XML in the run's working directory.
 pub(crate) const XML: &str = "domain.xml";
@@ -36,23 +36,10 @@ pub(crate) fn read(machine: &Machine, expected: &ExpectedMachine, work: &Path) -
     Ok(diff(expected, &seen?))
 }
 
-/// Starts the domain, reads it, and lets the guest run where nothing speaks against it.
-///
-/// # Errors
-/// A failure of the host where QEMU made something else of the domain than was asked for: nothing would be proven on it.
-pub(crate) fn start_verified(
-    hypervisor: &Hypervisor,
-    xml: &str,
-    expected: &ExpectedMachine,
-    work: &Path,
-) -> Result<Machine> {
-    resume_verified(hypervisor.start_paused(xml)?, expected, work)
-}
-
 /// Reads a domain that is stopped, and lets the guest run where nothing speaks against it.
 ///
 /// # Errors
-/// As [`start_verified`].
+/// A failure of the host where QEMU made something else of the domain than was asked for: nothing would be proven on it.
 pub(crate) fn resume_verified(machine: Machine, expected: &ExpectedMachine, work: &Path) -> Result<Machine> {
     let findings = read(&machine, expected, work)?;
     let blocking = findings.iter().filter(|finding| finding.severity == Severity::Blocks);

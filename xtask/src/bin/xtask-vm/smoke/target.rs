@@ -31,7 +31,7 @@ impl Domain {
 
     /// Starts it paused, reads back what QEMU made of it, and lets the guest run.
     pub(super) fn start(&self, hypervisor: &Hypervisor) -> Result<Machine> {
-        paused::start_verified(hypervisor, &self.xml, &self.expected, &self.work)
+        self.resume(hypervisor.start_paused(&self.xml)?)
     }
 
     /// Reads back a machine that is stopped, and lets its guest run.

@@ -139,7 +139,8 @@ fn boot(cache: &Cache, instance: &mut Instance, ui: &Ui) -> Result<()> {
         ui.tick("hashing the snapshot")?;
         snapshot.check_what_boots().map_err(lost)?;
     }
-    let mut machine = paused::start_verified(&hypervisor, &xml, &expected, &instance.work())?;
+    let stopped = hypervisor.start_paused(&xml)?;
+    let mut machine = paused::resume_verified(stopped, &expected, &instance.work())?;
     instance.machine.ssh_port = Some(machine.ssh_port()?);
     instance.save()?;
     wait_for_ssh(instance, &machine, &mut console, ui)?;
