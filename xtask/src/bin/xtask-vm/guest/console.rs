@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use fs_err::File;
+use xtask_core::error::Failure;
 
 /// What a report shows of the console.
 const TAIL_LINES: usize = 30;
@@ -44,15 +45,6 @@ const FAULTS: &[(&str, &str, &str)] = &[
         "use another image: this one has no boot loader for this architecture on its ESP",
     ),
 ];
-
-/// A reason to stop waiting.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct ConsoleFault {
-    /// What happened.
-    pub(crate) what: &'static str,
-    /// What to do.
-    pub(crate) hint: &'static str,
-}
 
 /// The console of one machine, over all of its boots.
 #[derive(Debug, Default)]
@@ -110,12 +102,12 @@ impl Console {
         String::from_utf8_lossy(&self.partial).contains(prompt)
     }
 
-    /// What this boot died of.
-    pub(crate) fn fault(&self) -> Option<ConsoleFault> {
+    /// What this boot died of: a reason to stop waiting.
+    pub(crate) fn fault(&self) -> Option<Failure> {
         let prompt = String::from_utf8_lossy(&self.partial);
         self.of_this_boot().chain([&*prompt]).find_map(|line| {
             let (_, what, hint) = FAULTS.iter().find(|(needle, ..)| line.contains(needle))?;
-            Some(ConsoleFault { what, hint })
+            Some(Failure::guest(*what, *hint))
         })
     }
 
@@ -173,7 +165,7 @@ mod tests {
         append(&console, b" a line\n");
         assert_eq!(console.read().unwrap(), ["half a line"]);
         assert_eq!(console.line_with("a line"), Some("half a line"));
-        assert_eq!(console.fault(), None);
+        assert!(console.fault().is_none());
     }
 
     #[test]
@@ -181,9 +173,9 @@ mod tests {
         for (needle, what, _) in FAULTS {
             let (_directory, mut console) = console(format!("[    3.2] {needle}: x\n").as_bytes());
             console.read().unwrap();
-            assert_eq!(console.fault().unwrap().what, *what);
+            assert_eq!(console.fault().unwrap().to_string(), *what);
             console.new_boot().unwrap();
-            assert_eq!(console.fault(), None);
+            assert!(console.fault().is_none());
         }
     }
 
@@ -191,7 +183,7 @@ mod tests {
     fn a_shell_prompt_without_a_line_end_is_a_fault() {
         let (_directory, mut console) = console(b"BusyBox v1.35\n(initramfs) ");
         console.read().unwrap();
-        assert!(console.fault().unwrap().what.contains("initramfs"));
+        assert!(console.fault().unwrap().to_string().contains("initramfs"));
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use xtask_core::error::Failure;
 use xtask_core::fs::write_private;
 use xtask_core::host::tools;
 use xtask_core::limits;
@@ -108,8 +109,8 @@ fn parse_unit_state(text: &str) -> UnitState {
 }
 
 impl UnitState {
-    /// Why no status will ever come, where that is certain.
-    pub(crate) fn hopeless(&self) -> Option<(String, &'static str)> {
+    /// Fails where it is certain that no status will ever come.
+    pub(crate) fn check(&self) -> Result<(), Failure> {
         let booted = matches!(self.system.as_str(), "running" | "degraded");
         let journal = "read the agent's journal in the report's directory";
         let (what, hint) = match (self.active.as_str(), self.file.as_str()) {
@@ -126,9 +127,9 @@ impl UnitState {
                 let restarts = self.restarts;
                 (format!("iot-agent.service keeps ending; systemd has started it {restarts} times"), journal)
             }
-            _ => return None,
+            _ => return Ok(()),
         };
-        Some((what, hint))
+        Err(Failure::guest(what, hint))
     }
 }
 
@@ -156,7 +157,7 @@ mod tests {
             ),
         ];
         for (text, expected) in table {
-            let hopeless = parse_unit_state(text).hopeless().map(|(what, _)| what);
+            let hopeless = parse_unit_state(text).check().err().map(|failure| failure.to_string());
             match expected {
                 Some(words) => assert!(hopeless.as_ref().is_some_and(|what| what.contains(words)), "{text}"),
                 None => assert_eq!(hopeless, None, "{text}"),

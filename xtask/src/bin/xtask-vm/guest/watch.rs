@@ -57,7 +57,7 @@ impl Watch<'_> {
                 // The lines behind the first one say where it happened.
                 std::thread::sleep(limits::BROKER_SETTLE);
                 guest.console().read()?;
-                return Err(Failure::guest(fault.what, fault.hint).into());
+                return Err(fault.into());
             }
             match probe(guest) {
                 Ok(Some(value)) => return Ok(value),

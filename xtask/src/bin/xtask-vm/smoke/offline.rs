@@ -5,12 +5,12 @@ use std::time::Instant;
 use agent_protocol::DeviceStatus;
 use anyhow::{Result, bail};
 use xtask_core::bail_guest;
-use xtask_core::error::Failure;
 use xtask_core::limits;
 
 use super::running::RunningVm;
 
 /// What a wait for the workload after the power cut remembers.
+#[derive(Default)]
 pub(super) struct OfflineRecovery {
     /// When it was first seen to be up.
     up: Option<Instant>,
@@ -18,12 +18,6 @@ pub(super) struct OfflineRecovery {
     asked: Option<Instant>,
     /// How often in a row its agent knew of no deployment.
     unknown: u32,
-}
-
-impl OfflineRecovery {
-    pub(super) fn begin() -> Self {
-        Self { up: None, asked: None, unknown: 0 }
-    }
 }
 
 impl RunningVm {
@@ -44,9 +38,7 @@ impl RunningVm {
         let answer = self.keys.unit_and_status(self.target.ssh_port()?, self.plan.limits.guest_command());
         waited.asked = Some(Instant::now());
         let (unit, status) = answer?;
-        if let Some((error, hint)) = unit.hopeless() {
-            return Err(Failure::guest(error, hint).into());
-        }
+        unit.check()?;
         let late = up > self.plan.limits.agent_after_boot();
         let (reason, hopeless) = match unit.active.as_str() {
             "active" => {

@@ -160,7 +160,7 @@ impl<'a> Proof<'a> {
         let limit = vm.plan.limits.rejoin();
         let wanted =
             ExpectedAnswer { machine: &before.machine, generation: before.generation, before: Some(before) };
-        let mut waited = OfflineRecovery::begin();
+        let mut waited = OfflineRecovery::default();
         let answer = vm.wait(ui, what, limit, |vm| {
             let error = match answer_of(vm.target.port_to(port)?) {
                 Ok(answer) => match wanted.check(&answer) {

@@ -103,10 +103,7 @@ impl RunningVm {
         }
         let state = self.keys.unit_state(self.target.ssh_port()?, self.plan.limits.guest_command());
         *asked = Instant::now();
-        match state?.hopeless() {
-            Some((error, hint)) => Err(Failure::guest(error, hint).into()),
-            None => Ok(()),
-        }
+        Ok(state?.check()?)
     }
 
     pub(super) fn can_be_entered(&self) -> bool {
