@@ -37,7 +37,7 @@ impl OngoingFault {
     /// Ends it; returns the last status from before it began.
     pub(super) fn end(self, vm: &mut RunningVm) -> Result<ReceivedStatus> {
         match self.fault {
-            Fault::PowerCut => vm.power_on()?,
+            Fault::PowerCut => vm.target.power_on()?,
         }
         Ok(self.last)
     }

@@ -140,20 +140,10 @@ impl RunningVm {
         self.snapshot.as_mut().map_or(Ok(()), |used| used.finish_verification(run))
     }
 
-    /// Whether it may be left to a person: no file of its snapshot was found changed.
-    pub(super) fn may_be_kept(&self) -> bool {
-        self.snapshot.as_ref().is_none_or(|used| used.unchanged)
-    }
-
     /// The power goes: no shutdown, no flush.
     pub(super) fn cut_power(&mut self) -> Result<()> {
         self.target.power_off()?;
         self.console.new_boot()
-    }
-
-    /// The same machine again.
-    pub(super) fn power_on(&mut self) -> Result<()> {
-        self.target.power_on()
     }
 
     /// Writes the guest's journal to `path`, where it can still be had.

@@ -46,8 +46,9 @@ fn collect_evidence(
 
 /// Keeps the machine if `--keep` is given and it is usable; otherwise stops everything.
 fn release_or_stop(run: &Run<'_>, verdict: Verdict, vm: Option<RunningVm>) -> Result<String> {
+    let is_unchanged = |vm: &RunningVm| vm.snapshot.as_ref().is_none_or(|used| used.unchanged);
     let stopped = match vm {
-        Some(vm) if run.options.keep && verdict != Verdict::Interrupted && vm.may_be_kept() => {
+        Some(vm) if run.options.keep && verdict != Verdict::Interrupted && is_unchanged(&vm) => {
             vm.release(run, None).map(|InstanceRecord { name, .. }| {
                 run.ui.line(&format!(
                     "kept: {name}\n  enter:   cargo xtask vm ssh {name}\n  console: cargo xtask vm console {name}\n  \
