@@ -35,11 +35,13 @@ const INSTALLED: [&str; 12] = [
     "storage.conf",
 ];
 
+/// The executable under test and the archive of the image that the fleet will have it run; a machine to work in has neither.
+pub(crate) type Subject<'a> = Option<(&'a Agent, &'a [u8])>;
+
 /// What is installed in the guest.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct PayloadDisk<'a> {
-    /// The executable under test and the archive of the image that the fleet will have it run; a machine to work in has neither.
-    pub(crate) subject: Option<(&'a Agent, &'a [u8])>,
+    pub(crate) subject: Subject<'a>,
     /// Its configuration.
     pub(crate) config: &'a str,
     /// A fault to plant.

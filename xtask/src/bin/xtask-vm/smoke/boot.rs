@@ -11,12 +11,12 @@ use xtask_core::plan::Plan;
 use xtask_core::processes::emulator;
 use xtask_images::ReadyImage;
 
-use super::prepare::{Payload, Prepared, make_writable_files, may_be_warm};
+use super::prepare::{Prepared, make_writable_files, may_be_warm};
 use super::run::Run;
 use super::running::RunningVm;
 use super::target::Domain;
 use super::warm;
-use crate::guest::media;
+use crate::guest::media::{self, Subject};
 use crate::libvirt::Condition;
 
 /// A machine whose userspace runs cloud-init's last stage, or that came out of a snapshot and sees its payload. It is in
@@ -25,13 +25,13 @@ pub(super) fn boot<'slot>(
     run: &Run<'_>,
     plan: &mut Plan,
     image: &ReadyImage,
-    payload: &Payload<'_>,
+    subject: Subject<'_>,
     slot: &'slot mut Option<RunningVm>,
 ) -> Result<(&'slot mut RunningVm, String)> {
     if may_be_warm(&run.options, plan) {
-        return warm::restore(run, plan, image, payload, slot);
+        return warm::restore(run, plan, image, subject, slot);
     }
-    let started = start(run, plan, image, payload).map_err(|error| {
+    let started = start(run, plan, image, subject).map_err(|error| {
         let hint =
             "see the causes; nothing is known about the agent yet. Check this host with cargo xtask preflight";
         error::host_fault(error, "start the machine and its broker", hint)
@@ -43,7 +43,7 @@ pub(super) fn boot<'slot>(
 }
 
 /// Broker, keys, disks, NVRAM, domain.
-fn start(run: &Run<'_>, plan: &mut Plan, image: &ReadyImage, payload: &Payload<'_>) -> Result<RunningVm> {
+fn start(run: &Run<'_>, plan: &mut Plan, image: &ReadyImage, subject: Subject<'_>) -> Result<RunningVm> {
     let sabotage = run.options.sabotage;
     let work = run.dir.work();
     let prepared = Prepared::make(run, plan)?;
@@ -60,7 +60,7 @@ fn start(run: &Run<'_>, plan: &mut Plan, image: &ReadyImage, payload: &Payload<'
     };
     media::make_seed(&files.seed, &seed, &work, &run.ui)?;
     let config = prepared.broker.agent_config();
-    let disk = media::PayloadDisk { subject: payload.as_pair(), config: &config, sabotage, restored: None };
+    let disk = media::PayloadDisk { subject, config: &config, sabotage, restored: None };
     media::make_payload(&files.payload, run.workspace, &disk, &work, &run.ui)?;
     make_writable_files(plan, &files, &image.base(), &run.ui)?;
     let mut domain = Domain::write(plan, &files, &work)?;

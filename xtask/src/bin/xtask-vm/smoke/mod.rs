@@ -46,8 +46,8 @@ use crate::guest::filesystem::CHECKER;
 use fault::Fault;
 pub(crate) use image::ensure_or_fall_back;
 use options::RunOptions;
+use prepare::check_flags;
 pub(crate) use prepare::make_writable_files;
-use prepare::{Payload, check_flags};
 use proof::{Proof, same_boot};
 use recorder::Recorder;
 use run::Run;
@@ -85,10 +85,10 @@ fn smoke(
     if known != Some(image.digest.to_string()) {
         recorder.phase(Phase::Inspect, None, || inspect::with_image(run, &plan, &agent))?;
     }
-    let payload = Payload::Agent(&agent, &workload);
+    let subject = Some((&agent, &*workload));
     let limit = plan.limits.boot();
     let booted = recorder.phase(Phase::Boot, Some(limit), || {
-        boot::boot(run, &mut plan, &image, &payload, slot).map(|(_, detail)| ((), detail))
+        boot::boot(run, &mut plan, &image, subject, slot).map(|(_, detail)| ((), detail))
     });
     recorder.plan(&plan);
     if let Some(vm) = slot {
@@ -155,8 +155,7 @@ fn machine_alone(run: &Run<'_>, recorder: &mut Recorder<'_>, slot: &mut Option<R
     let mut plan = planned(run, recorder)?;
     let image = image::phase(run, recorder, &mut plan)?;
     let limit = plan.limits.boot();
-    let vm = recorder
-        .phase(Phase::Boot, Some(limit), || boot::boot(run, &mut plan, &image, &Payload::Nothing, slot))?;
+    let vm = recorder.phase(Phase::Boot, Some(limit), || boot::boot(run, &mut plan, &image, None, slot))?;
     let limit = vm.plan.limits.provision();
     let entered = recorder.phase(Phase::Provision, Some(limit), || {
         vm.wait(&run.ui, "the guest to take its keys", limit, |vm| Ok(vm.has_keys()?.then_some(())))?;

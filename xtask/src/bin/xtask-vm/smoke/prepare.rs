@@ -2,7 +2,6 @@
 
 use anyhow::{Context, Result};
 use xtask_core::arch::Accelerator;
-use xtask_core::build::Agent;
 use xtask_core::cli::Sabotage;
 use xtask_core::error::Failure;
 use xtask_core::fs::write_private;
@@ -21,23 +20,6 @@ use super::target::{Domain, Target};
 use crate::guest::console::Console;
 use crate::guest::ssh::Keys;
 use crate::libvirt::{Hypervisor, Machine};
-
-/// What is put into the guest.
-pub(super) enum Payload<'a> {
-    /// The executable under test, and the archive of the image that it is to run.
-    Agent(&'a Agent, &'a [u8]),
-    /// Nothing: a machine to work in.
-    Nothing,
-}
-
-impl Payload<'_> {
-    pub(super) fn as_pair(&self) -> Option<(&Agent, &[u8])> {
-        match *self {
-            Self::Agent(agent, workload) => Some((agent, workload)),
-            Self::Nothing => None,
-        }
-    }
-}
 
 /// The parts of a machine that exist before its domain starts.
 pub(super) struct Prepared {

@@ -23,12 +23,12 @@ use xtask_images::snapshots::{self, Snapshot, Verification};
 use xtask_images::{Base, ReadyImage};
 use xtask_jobs::Step;
 
-use super::prepare::{Payload, Prepared, make_overlay, make_writable_files};
+use super::prepare::{Prepared, make_overlay, make_writable_files};
 use super::run::Run;
 use super::running::RunningVm;
 use super::target::Domain;
 use crate::guest::console::Console;
-use crate::guest::media;
+use crate::guest::media::{self, Subject};
 use crate::guest::ssh::Keys;
 use crate::libvirt::{Hypervisor, Machine};
 
@@ -86,7 +86,7 @@ struct Warm<'a> {
     run: &'a Run<'a>,
     plan: &'a Plan,
     image: &'a ReadyImage,
-    payload: &'a Payload<'a>,
+    subject: Subject<'a>,
 }
 
 /// What a machine is restored with.
@@ -101,10 +101,10 @@ pub(super) fn restore<'slot>(
     run: &Run<'_>,
     plan: &Plan,
     image: &ReadyImage,
-    payload: &Payload<'_>,
+    subject: Subject<'_>,
     slot: &'slot mut Option<RunningVm>,
 ) -> Result<(&'slot mut RunningVm, String)> {
-    let warm = Warm { run, plan, image, payload };
+    let warm = Warm { run, plan, image, subject };
     warm.restore_or_make(slot).map_err(|error| {
         let hint =
             "see the causes; nothing is known about the agent yet. Use --cold to run without a snapshot";
@@ -161,14 +161,10 @@ impl Warm<'_> {
         Ok((vm, detail))
     }
 
-    fn installs(&self) -> bool {
-        self.payload.as_pair().is_some()
-    }
-
     /// What a snapshot for this plan is made of.
     fn ingredients(&self, libvirt: String) -> Result<Ingredients> {
-        let Self { run, plan, image, payload } = *self;
-        let content = payload.as_pair().map_or(0, |(agent, workload)| agent.content.len() + workload.len());
+        let Self { run, plan, image, subject } = *self;
+        let content = subject.map_or(0, |(agent, workload)| agent.content.len() + workload.len());
         let store = run.images();
         let digest_of = |path: &Path| store.remembered_digest(path, Algorithm::Sha256);
         Ingredients::of(plan, (&image.digest, &image.disk), libvirt, content as u64, digest_of)
@@ -177,7 +173,7 @@ impl Warm<'_> {
     /// The machine out of a snapshot that is there.
     fn restored(&self, prepared: Prepared, snapshot: &Snapshot) -> Result<RunningVm> {
         let run = self.run;
-        let mut used = UsedSnapshot::begin(run, snapshot, self.installs())?;
+        let mut used = UsedSnapshot::begin(run, snapshot, self.subject.is_some())?;
         let files = self.own_files(snapshot)?;
         let access =
             Access { hypervisor: &prepared.hypervisor, keys: &prepared.keys, broker: &prepared.broker };
@@ -208,7 +204,7 @@ impl Warm<'_> {
         files: &RunFiles,
         snapshot: &Snapshot,
     ) -> Result<(Domain, Machine)> {
-        let Self { run, plan, image, payload } = *self;
+        let Self { run, plan, image, subject } = *self;
         let (work, sabotage) = (run.dir.work(), run.options.sabotage);
         let config = access.broker.agent_config();
         let now = SystemTime::now()
@@ -217,7 +213,7 @@ impl Warm<'_> {
             .as_secs();
         let restored = Restored { login_user: &plan.image.login_user, now };
         let restored = Some((snapshot.manifest.ingredients.payload_bytes, restored, access.keys));
-        let disk = media::PayloadDisk { subject: payload.as_pair(), config: &config, sabotage, restored };
+        let disk = media::PayloadDisk { subject, config: &config, sabotage, restored };
         media::make_payload(&files.payload, run.workspace, &disk, &work, &run.ui)?;
         let virtual_bytes = image.virtual_bytes;
         let base = Base { disk: snapshot.file(DISK), format: Format::Qcow2, virtual_bytes };
@@ -286,7 +282,7 @@ impl Warm<'_> {
             files: BTreeMap::new(),
         };
         let snapshot = snapshots::keep(&run.cache, &key, made, manifest)?;
-        vm.snapshot = Some(UsedSnapshot::begin(run, &snapshot, self.installs())?);
+        vm.snapshot = Some(UsedSnapshot::begin(run, &snapshot, self.subject.is_some())?);
         vm.console.new_boot()?;
         let files = self.own_files(&snapshot)?;
         let access = Access { hypervisor: &vm.target.hypervisor, keys: &vm.keys, broker: &vm.broker };
