@@ -17,6 +17,7 @@ use xtask_core::plan::Plan;
 use xtask_core::preflight::{Preflight, PreflightRequest};
 use xtask_core::report::PhaseStatus;
 use xtask_core::runs::RunDir;
+use xtask_core::snapshot::neutral_seed;
 use xtask_images::{ReadyImage, Store};
 use xtask_jobs::child::{Child, Job};
 
@@ -95,16 +96,8 @@ impl Bare<'_> {
         let (plan, ui, work) = (self.plan, self.bench.ui, run.work());
         let keys = Keys::make(&work, &plan.image.login_user, ui)?;
         let files = RunFiles::of_run(&work, run.path().join("console.log"))?;
-        let seed = Seed {
-            instance_id: run.id(),
-            login_user: &plan.image.login_user,
-            authorized_key: &keys.user_public,
-            host_private_key: &keys.host_private,
-            host_public_key: &keys.host_public,
-            sabotage: None,
-            payload: PayloadTime::Never,
-        };
-        media::make_seed(&files.seed, &seed, &work, ui)?;
+        let seed = Seed { payload: PayloadTime::Never, ..neutral_seed(plan) };
+        media::make_seed(&files.seed, &keys.seed(run.id(), &seed), &work, ui)?;
         make_writable_files(plan, &files, &self.image.base(), ui)?;
         write_private(&files.console_log, "")?;
         let arguments = self.arguments(&files, network).iter().chain(more).map(OsString::from).collect();

@@ -10,6 +10,7 @@ use xtask_core::error::Failure;
 use xtask_core::fs::write_private;
 use xtask_core::host::tools;
 use xtask_core::limits;
+use xtask_core::machine::seed::Seed;
 use xtask_core::runs::instance;
 
 use xtask_jobs::{Ui, child};
@@ -59,6 +60,17 @@ impl Keys {
         write_private(&directory.join("known_hosts"), instance::known_host(&host_public))?;
         let (directory, login_user) = (directory.to_owned(), login_user.to_owned());
         Ok(Self { directory, login_user, user_public, host_private, host_public, ui: ui.clone() })
+    }
+
+    /// The seed of an instance that these keys enter; everything else is as in `neutral`.
+    pub(crate) fn seed<'a>(&'a self, instance_id: &'a str, neutral: &Seed<'a>) -> Seed<'a> {
+        Seed {
+            instance_id,
+            authorized_key: &self.user_public,
+            host_private_key: &self.host_private,
+            host_public_key: &self.host_public,
+            ..*neutral
+        }
     }
 
     /// The arguments that lead into the guest behind `port`.

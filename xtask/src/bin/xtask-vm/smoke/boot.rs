@@ -9,6 +9,7 @@ use xtask_core::machine::RunFiles;
 use xtask_core::machine::seed::{PayloadTime, Seed, marker};
 use xtask_core::plan::Plan;
 use xtask_core::processes::emulator;
+use xtask_core::snapshot::neutral_seed;
 use xtask_images::ReadyImage;
 
 use super::prepare::{Prepared, make_writable_files, may_be_warm};
@@ -49,16 +50,8 @@ fn start(run: &Run<'_>, plan: &mut Plan, image: &ReadyImage, subject: Subject<'_
     let prepared = Prepared::make(run, plan)?;
     let mut files = RunFiles::of_run(&work, run.dir.path().join("console.log"))?;
     files.backing = vec![image.disk.clone()];
-    let seed = Seed {
-        instance_id: run.dir.id(),
-        login_user: &plan.image.login_user,
-        authorized_key: &prepared.keys.user_public,
-        host_private_key: &prepared.keys.host_private,
-        host_public_key: &prepared.keys.host_public,
-        sabotage,
-        payload: PayloadTime::AtFirstBoot,
-    };
-    media::make_seed(&files.seed, &seed, &work, &run.ui)?;
+    let seed = Seed { sabotage, payload: PayloadTime::AtFirstBoot, ..neutral_seed(plan) };
+    media::make_seed(&files.seed, &prepared.keys.seed(run.dir.id(), &seed), &work, &run.ui)?;
     let config = prepared.broker.agent_config();
     let disk = media::PayloadDisk { subject, config: &config, sabotage, restored: None };
     media::make_payload(&files.payload, run.workspace, &disk, &work, &run.ui)?;

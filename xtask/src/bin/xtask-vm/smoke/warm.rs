@@ -12,7 +12,7 @@ use xtask_core::error::{self, Failure, Kind};
 use xtask_core::format::{human_bytes, human_seconds, now_rfc3339};
 use xtask_core::fs::{make_private_dir, write_private};
 use xtask_core::image::Format;
-use xtask_core::machine::seed::{Restored, Seed, marker};
+use xtask_core::machine::seed::{Restored, marker};
 use xtask_core::machine::{CONSOLE_SOCKET, RunFiles, xml};
 use xtask_core::plan::Plan;
 use xtask_core::report::SnapshotReport;
@@ -240,13 +240,7 @@ impl Warm<'_> {
         media::make_blank(&files.payload, payload_bytes)?;
         make_writable_files(plan, &files, &image.base(), &run.ui)?;
         // Each later run gives the machine keys of its own.
-        let seed = Seed {
-            instance_id: run.dir.id(),
-            authorized_key: &prepared.keys.user_public,
-            host_private_key: &prepared.keys.host_private,
-            host_public_key: &prepared.keys.host_public,
-            ..neutral_seed(plan)
-        };
+        let seed = prepared.keys.seed(run.dir.id(), &neutral_seed(plan));
         media::make_seed(&files.seed, &seed, made, &run.ui)?;
         let domain = Domain::write(plan, &files, &run.dir.work())?;
         let machine = domain.start(&prepared.hypervisor)?;
