@@ -11,7 +11,7 @@ pub(super) struct Ahead(Child);
 
 impl Ahead {
     pub(super) fn start(workspace: &Workspace) -> Result<Self> {
-        let mut command = super::xtask_vm(workspace, "build");
+        let mut command = super::other_binary(workspace, "build", "xtask-vm", "vm");
         command.arg("--keep-going").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         Ok(Self(command.spawn().context("run cargo for the crates of xtask-vm")?))
     }

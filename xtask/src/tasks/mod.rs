@@ -39,11 +39,7 @@ pub(crate) fn run(cli: &Cli) -> Result<()> {
         Command::Inspect(args) => inspect::run(args, verbosity),
         Command::Preflight(args) => preflight::run(&Workspace::find()?, args, verbosity),
         Command::Light(command) => run_light(&Workspace::find()?, command),
-        Command::Heavy(command) => {
-            let workspace = Workspace::find()?;
-            prepare(&workspace, command, verbosity)?;
-            exec_xtask_vm(&workspace)
-        }
+        Command::Heavy(command) => run_heavy(&Workspace::find()?, command, verbosity),
         // These work anywhere: the cache alone says which machines there are.
         Command::Vm(VmCommand::Light(command)) => vm::run(command),
         Command::Vm(VmCommand::Heavy(HeavyVmCommand::Console { machine, no_follow: true })) => {
@@ -52,8 +48,7 @@ pub(crate) fn run(cli: &Cli) -> Result<()> {
         Command::Vm(VmCommand::Heavy(command)) => {
             let workspace = Workspace::find()?;
             vm::prepare(&workspace, command)?;
-            build_xtask_vm(&workspace, verbosity, None)?;
-            exec_xtask_vm(&workspace)
+            become_xtask_vm(&workspace, verbosity, None)
         }
     }
 }
@@ -67,20 +62,20 @@ fn run_light(workspace: &Workspace, command: &LightCommand) -> Result<()> {
     }
 }
 
-/// Checks what can be checked without `xtask-vm`, and builds it.
-fn prepare(workspace: &Workspace, command: &HeavyCommand, verbosity: Verbosity) -> Result<()> {
+/// Checks what can be checked without `xtask-vm`, and becomes it.
+fn run_heavy(workspace: &Workspace, command: &HeavyCommand, verbosity: Verbosity) -> Result<()> {
     match command {
-        HeavyCommand::Image(_) => build_xtask_vm(workspace, verbosity, None),
+        HeavyCommand::Image(_) => become_xtask_vm(workspace, verbosity, None),
         HeavyCommand::Bench(args) => {
             ready_for(workspace, args.arch, &MachineArgs::default(), FixArgs::default())?;
-            build_xtask_vm(workspace, verbosity, None)
+            become_xtask_vm(workspace, verbosity, None)
         }
         HeavyCommand::Smoke(args) => {
             check_smoke(workspace, args)?;
             let ahead = args.fix.fix.then(|| Ahead::start(workspace)).transpose()?;
             ready_for(workspace, args.build.arch, &args.machine, args.fix)
                 .and_then(|facts| Ok(Plan::check_flags(&facts)?))
-                .and_then(|_acceleration| build_xtask_vm(workspace, verbosity, ahead))
+                .and_then(|_acceleration| become_xtask_vm(workspace, verbosity, ahead))
                 .inspect_err(|error| preflight::report(args, error))
         }
     }
@@ -134,24 +129,22 @@ fn look(workspace: &Workspace, asked: &PreflightRequest<'_>, args: FixArgs) -> R
     if args.fix { fix::fix(workspace, asked, args) } else { Ok(Preflight::check(workspace, asked)?) }
 }
 
-/// Compiles `xtask-vm`: two minutes the first time.
-fn build_xtask_vm(workspace: &Workspace, verbosity: Verbosity, ahead: Option<Ahead>) -> Result<()> {
+/// Compiles `xtask-vm`, which takes two minutes the first time, and becomes it, with the same arguments: one process, one
+/// Ctrl-C, one exit code.
+fn become_xtask_vm(workspace: &Workspace, verbosity: Verbosity, ahead: Option<Ahead>) -> Result<()> {
     if !verbosity.quiet {
         eprintln!("building xtask-vm; about two minutes the first time, then a second");
     }
     ahead.map_or(Ok(()), Ahead::wait)?;
-    let status = xtask_vm(workspace, "build").status().context("run cargo for xtask-vm")?;
+    let cargo = |subcommand| other_binary(workspace, subcommand, "xtask-vm", "vm");
+    let status = cargo("build").status().context("run cargo for xtask-vm")?;
     if !status.success() {
         bail_host!(
             "build xtask-vm: cargo {status}; see its messages above";
             "run cargo xtask preflight --fix; errors in this workspace's own code are shown above too"
         );
     }
-    Ok(())
-}
-
-fn xtask_vm(workspace: &Workspace, subcommand: &str) -> Process {
-    other_binary(workspace, subcommand, "xtask-vm", "vm")
+    Err(cargo("run").arg("--").args(std::env::args_os().skip(1)).exec()).context("run cargo for xtask-vm")
 }
 
 /// Becomes `xtask-complete`, which prints its script; a quarter of a minute where it has to be compiled.
@@ -169,10 +162,4 @@ fn other_binary(workspace: &Workspace, subcommand: &str, name: &str, feature: &s
     command.args([subcommand, "--quiet", "--package", "xtask", "--bin", name, "--features", feature]);
     command.arg("--manifest-path").arg(workspace.root().join("Cargo.toml"));
     command
-}
-
-/// Becomes `xtask-vm`, with the same arguments: one process, one Ctrl-C, one exit code.
-fn exec_xtask_vm(workspace: &Workspace) -> Result<()> {
-    Err(xtask_vm(workspace, "run").arg("--").args(std::env::args_os().skip(1)).exec())
-        .context("run cargo for xtask-vm")
 }

@@ -18,8 +18,7 @@ pub(super) fn run(workspace: &Workspace, args: &PreflightArgs, verbosity: Verbos
     let asks_libvirt = args.rehearse || args.connect.is_some();
     if asks_libvirt && preflight.verdict().is_ok() {
         // `xtask-vm` looks at everything again, and says it all at once.
-        super::build_xtask_vm(workspace, verbosity, None)?;
-        return super::exec_xtask_vm(workspace);
+        return super::become_xtask_vm(workspace, verbosity, None);
     }
     present(&preflight, args)
 }
