@@ -2,11 +2,11 @@
 //! later episode will. What it goes by, a broken agent cannot produce: revisions that the broker counts, digests and boot
 //! ids that must agree, and what the workload itself answers from inside its container.
 
-use std::io::{BufRead as _, BufReader, ErrorKind, Read as _};
+use std::io::{self, BufRead as _, BufReader, ErrorKind, Read as _};
 use std::net::TcpStream;
 use std::time::Instant;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Error, Result, anyhow, ensure};
 use xtask_core::bail_guest;
 use xtask_core::build::Agent;
 use xtask_core::image::Image;
@@ -104,7 +104,7 @@ impl<'a> Proof<'a> {
     ) -> Result<WorkloadEvidence> {
         let limit = vm.plan.limits.workload();
         vm.wait(ui, &format!("the answer of the deployment {name}"), limit, |vm| {
-            let answer = answer_of(vm.target.port_to(port)?).map_err(|none| none.error)?;
+            let answer = answer_of(vm.target.port_to(port)?)?;
             match wanted.check(&answer) {
                 Judgement::Proven => Ok(Some(answer)),
                 Judgement::NotYet => Ok(None),
@@ -132,7 +132,7 @@ impl<'a> Proof<'a> {
                 return Err(failure.into());
             }
             let answer = answer_of(vm.target.port_to(port)?);
-            if matches!(judgement, Judgement::Proven) && answer.as_ref().is_err_and(|none| !none.is_slow) {
+            if matches!(judgement, Judgement::Proven) && answer.as_ref().is_err_and(|error| !is_slow(error)) {
                 return Ok(Some(()));
             }
             if Instant::now() < deadline {
@@ -168,7 +168,7 @@ impl<'a> Proof<'a> {
                     Judgement::NotYet => anyhow!("the workload answers as generation {}", answer.generation),
                     Judgement::Refuted(failure) => return Err(failure.into()),
                 },
-                Err(none) => none.error,
+                Err(error) => error,
             };
             vm.check_workload(name, &mut waited)?;
             Err(error)
@@ -196,39 +196,25 @@ pub(super) fn same_boot(answer: &WorkloadEvidence, status: &StatusEvidence) -> R
     )
 }
 
-/// Nobody has answered behind a port.
-#[derive(Debug)]
-struct NoAnswer {
-    /// Whether somebody may be there all the same, and is slow.
-    is_slow: bool,
-    error: anyhow::Error,
-}
-
-impl NoAnswer {
-    fn new(port: u16, is_slow: bool, cause: impl Into<anyhow::Error>) -> Self {
-        Self { is_slow, error: cause.into().context(format!("ask the workload behind port {port}")) }
-    }
-
-    fn io(port: u16) -> impl Fn(std::io::Error) -> Self {
-        let is_slow = |kind| matches!(kind, ErrorKind::WouldBlock | ErrorKind::TimedOut);
-        move |error| Self::new(port, is_slow(error.kind()), error)
-    }
-}
-
 /// One line, from whoever listens behind a port of this host's loopback. QEMU takes each connection, and ends it where the
 /// guest does not.
-fn answer_of(port: u16) -> Result<WorkloadEvidence, NoAnswer> {
-    let failed = NoAnswer::io(port);
-    let wrong = |cause| NoAnswer::new(port, false, cause);
-    let stream = TcpStream::connect_timeout(&([127, 0, 0, 1], port).into(), limits::WORKLOAD_ANSWER);
-    let stream = stream.map_err(&failed)?;
-    stream.set_read_timeout(Some(limits::WORKLOAD_ANSWER)).map_err(&failed)?;
-    let mut line = String::new();
-    BufReader::new(stream).take(MAX_ANSWER).read_line(&mut line).map_err(&failed)?;
-    if !line.ends_with('\n') {
-        return Err(wrong(anyhow!("no answer")));
-    }
-    serde_json::from_str(&line).with_context(|| format!("read {line:?}")).map_err(wrong)
+fn answer_of(port: u16) -> Result<WorkloadEvidence> {
+    let limit = limits::WORKLOAD_ANSWER;
+    let ask = || -> Result<WorkloadEvidence> {
+        let stream = TcpStream::connect_timeout(&([127, 0, 0, 1], port).into(), limit)?;
+        stream.set_read_timeout(Some(limit))?;
+        let mut line = String::new();
+        BufReader::new(stream).take(MAX_ANSWER).read_line(&mut line)?;
+        ensure!(line.ends_with('\n'), "no answer");
+        serde_json::from_str(&line).with_context(|| format!("read {line:?}"))
+    };
+    ask().with_context(|| format!("ask the workload behind port {port}"))
+}
+
+/// Whether somebody may be behind a port all the same that has not answered, and is slow.
+fn is_slow(error: &Error) -> bool {
+    let cause = error.downcast_ref::<io::Error>();
+    cause.is_some_and(|cause| matches!(cause.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut))
 }
 
 #[cfg(test)]
@@ -251,10 +237,10 @@ mod tests {
         };
         let line = b"{\"machine\":\"aarch64\",\"boot_id\":\"b\",\"generation\":1,\"starts\":2}\n";
         assert_eq!(answered(line).unwrap().starts, 2);
-        assert!(!answered(b"").unwrap_err().is_slow, "as QEMU does where the guest does not listen");
+        assert!(!is_slow(&answered(b"").unwrap_err()), "as QEMU does where the guest does not listen");
         let slow = answer_of(port).unwrap_err();
-        assert!(slow.is_slow, "{slow:?}");
+        assert!(is_slow(&slow), "{slow:?}");
         drop(listener);
-        assert!(!answer_of(port).unwrap_err().is_slow);
+        assert!(!is_slow(&answer_of(port).unwrap_err()));
     }
 }
