@@ -12,32 +12,19 @@ use xtask_images::inventory;
 
 use super::run::Run;
 
-/// The digest of the image whose own libraries the executable was held against; `None` where only its release is known yet.
-pub(super) fn before_image(run: &Run<'_>, plan: &Plan, agent: &Agent) -> Result<(Option<String>, String)> {
-    let inspection = look(run, plan);
-    let known = inspection.source().map(str::to_owned);
-    let libraries =
-        if known.is_some() { "its libraries" } else { "the catalogue's data, as it is not in the cache yet" };
-    let detail = check(run, &inspection, agent, libraries)?;
-    Ok((known, detail))
-}
+/// What is said where the image's own libraries are not known, before the image is there and after.
+pub(super) const NOT_FETCHED: &str = "the catalogue's data, as it is not in the cache yet";
+pub(super) const NOT_READ: &str = "its libraries are unknown: your own images are not read";
 
-/// With the image that will be booted, where that is another one than before.
-pub(super) fn with_image(run: &Run<'_>, plan: &Plan, agent: &Agent) -> Result<((), String)> {
-    let inspection = look(run, plan);
-    let known = inspection.source().is_some();
-    let libraries =
-        if known { "its libraries" } else { "its libraries are unknown: your own images are not read" };
-    let detail = check(run, &inspection, agent, libraries)?;
-    Ok(((), detail))
-}
-
-fn look(run: &Run<'_>, plan: &Plan) -> Inspection {
+/// The digest of the image whose own libraries the executable was held against; `None` where they are not known.
+pub(super) fn check(
+    run: &Run<'_>,
+    plan: &Plan,
+    agent: &Agent,
+    unknown: &str,
+) -> Result<(Option<String>, String)> {
     let inventory = inventory::of_image(&run.cache, &plan.image);
-    Inspection::for_smoke(&plan.image, inventory, plan.spec.cpu.as_deref())
-}
-
-fn check(run: &Run<'_>, inspection: &Inspection, agent: &Agent, libraries: &str) -> Result<String> {
+    let inspection = Inspection::for_smoke(&plan.image, inventory, plan.spec.cpu.as_deref());
     let report = inspection.look_at(&agent.content);
     for finding in report.of(Severity::Warned) {
         run.ui.note(&describe(finding));
@@ -49,7 +36,10 @@ fn check(run: &Run<'_>, inspection: &Inspection, agent: &Agent, libraries: &str)
     }
     let warned = report.of(Severity::Warned).count();
     let warned = if warned == 0 { String::new() } else { format!(", {warned} warning(s)") };
-    Ok(format!("sound on {} with {} ({libraries}){warned}", inspection.device.name, inspection.name()))
+    let known = inspection.source().map(str::to_owned);
+    let libraries = if known.is_some() { "its libraries" } else { unknown };
+    let (device, name) = (&inspection.device.name, inspection.name());
+    Ok((known, format!("sound on {device} with {name} ({libraries}){warned}")))
 }
 
 fn describe(finding: &Finding) -> String {

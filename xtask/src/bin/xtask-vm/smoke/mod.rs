@@ -80,10 +80,11 @@ fn smoke(
     let mut plan = planned(run, recorder)?;
     let (agent, workload) = recorder.phase(Phase::Build, None, || build(run, args))?;
     recorder.agent(&agent);
-    let known = recorder.phase(Phase::Inspect, None, || inspect::before_image(run, &plan, &agent))?;
+    let known =
+        recorder.phase(Phase::Inspect, None, || inspect::check(run, &plan, &agent, inspect::NOT_FETCHED))?;
     let image = image::phase(run, recorder, &mut plan)?;
     if known != Some(image.digest.to_string()) {
-        recorder.phase(Phase::Inspect, None, || inspect::with_image(run, &plan, &agent))?;
+        recorder.phase(Phase::Inspect, None, || inspect::check(run, &plan, &agent, inspect::NOT_READ))?;
     }
     let subject = Some((&agent, &*workload));
     let limit = plan.limits.boot();
