@@ -3,10 +3,10 @@
 use std::collections::BTreeSet;
 
 use agent_protocol::{DeploymentStatus, Phase as DeploymentPhase};
+use xtask_core::bail_guest;
 use xtask_core::error::Failure;
 use xtask_core::report::WorkloadEvidence;
 
-use super::verify::Judgement;
 use xtask_fleet::ReceivedStatus;
 
 /// A deployment that failed in so many statuses does not get right by itself. Once may be a podman that is just starting.
@@ -36,16 +36,16 @@ impl ExpectedDeployment {
         Self { name, revision, phase: DeploymentPhase::Removed, troubled: BTreeSet::new() }
     }
 
-    /// Whether this status shows it.
-    pub(crate) fn check(&mut self, seen: &ReceivedStatus) -> Judgement {
+    /// Whether this status shows it; fails if it shows that it will not come.
+    pub(crate) fn check(&mut self, seen: &ReceivedStatus) -> Result<bool, Failure> {
         let line = seen.status.deployment(self.name);
         let Some(line) = line.filter(|line| line.desired_revision >= self.revision) else {
-            return Judgement::NotYet;
+            return Ok(false);
         };
         if line.phase == self.phase && agrees(line) {
-            return Judgement::Proven;
+            return Ok(true);
         }
-        let Some(error) = &line.last_error else { return Judgement::NotYet };
+        let Some(error) = &line.last_error else { return Ok(false) };
         self.troubled.insert(seen.revision);
         let hopeless = match line.phase {
             DeploymentPhase::Refused => true,
@@ -54,13 +54,13 @@ impl ExpectedDeployment {
             }
             _ => false,
         };
-        if !hopeless {
-            return Judgement::NotYet;
+        if hopeless {
+            bail_guest!(
+                "the deployment {} is {}: {error}", self.name, word(line.phase);
+                "read the journals of the agent and of podman in the report's directory"
+            );
         }
-        Judgement::Refuted(Failure::guest(
-            format!("the deployment {} is {}: {error}", self.name, word(line.phase)),
-            "read the journals of the agent and of podman in the report's directory",
-        ))
+        Ok(false)
     }
 
     /// What the status says of it, for a wait that ran out of time.
@@ -100,27 +100,25 @@ pub(crate) struct ExpectedAnswer<'a> {
 }
 
 impl ExpectedAnswer<'_> {
-    /// Judges an answer. One of another generation says nothing yet, as that generation may still run.
-    pub(crate) fn check(&self, answer: &WorkloadEvidence) -> Judgement {
+    /// Whether an answer is the expected one. One of another generation says nothing yet, as that generation may still run.
+    pub(crate) fn check(&self, answer: &WorkloadEvidence) -> Result<bool, Failure> {
         if answer.machine != self.machine {
-            return Judgement::Refuted(Failure::guest(
-                format!("the workload runs on {}, expected {}", answer.machine, self.machine),
-                FIND_LISTENER,
-            ));
+            bail_guest!(
+                "the workload runs on {}, expected {}", answer.machine, self.machine;
+                "{FIND_LISTENER}"
+            );
         }
         if answer.generation != self.generation {
-            return Judgement::NotYet;
+            return Ok(false);
         }
         if let Some(before) = self.before.filter(|before| answer.starts <= before.starts) {
-            return Judgement::Refuted(Failure::guest(
-                format!(
-                    "the workload has counted {} starts, {} before: it lost its volume",
-                    answer.starts, before.starts
-                ),
-                "a deployment's volumes must outlive its container and power cuts, until it is purged",
-            ));
+            bail_guest!(
+                "the workload has counted {} starts, {} before: it lost its volume",
+                answer.starts, before.starts;
+                "a deployment's volumes must outlive its container and power cuts, until it is purged"
+            );
         }
-        Judgement::Proven
+        Ok(true)
     }
 }
 
@@ -163,8 +161,7 @@ mod tests {
             (with(7, 8, DeploymentPhase::Running, "running", Some("it had ended once")), true),
         ];
         for (seen, proven) in table {
-            let judgement = wanted.check(&seen);
-            assert_eq!(matches!(judgement, Judgement::Proven), proven, "{judgement:?}: {seen:?}");
+            assert_eq!(wanted.check(&seen).unwrap(), proven, "{seen:?}");
         }
     }
 
@@ -176,9 +173,9 @@ mod tests {
             with(2, 7, DeploymentPhase::Removing, "running", None),
             with(3, 7, DeploymentPhase::Removed, "exited", None),
         ] {
-            assert!(matches!(wanted.check(&seen), Judgement::NotYet), "{seen:?}");
+            assert!(!wanted.check(&seen).unwrap(), "{seen:?}");
         }
-        assert!(matches!(wanted.check(&with(4, 7, DeploymentPhase::Removed, "", None)), Judgement::Proven));
+        assert!(wanted.check(&with(4, 7, DeploymentPhase::Removed, "", None)).unwrap());
         let describe =
             wanted.describe(Some(&with(5, 7, DeploymentPhase::Removing, "running", Some("podman is away"))));
         assert_eq!(describe, "says removing at revision 7 (podman is away)");
@@ -188,21 +185,17 @@ mod tests {
     #[test]
     fn a_failure_that_stays_ends_the_wait_with_its_own_words() {
         let refused = with(1, 7, DeploymentPhase::Refused, "", Some("kind \"wasm\" is unknown"));
-        let Judgement::Refuted(diagnosis) = ExpectedDeployment::running("persistent", 7).check(&refused)
-        else {
-            panic!()
-        };
-        assert_eq!(diagnosis.to_string(), "the deployment persistent is refused: kind \"wasm\" is unknown");
+        let diagnosis = refuted(ExpectedDeployment::running("persistent", 7).check(&refused));
+        assert_eq!(diagnosis, "the deployment persistent is refused: kind \"wasm\" is unknown");
         let mut wanted = ExpectedDeployment::running("persistent", 7);
         let mut check = |revision| {
             wanted.check(&with(revision, 7, DeploymentPhase::BackingOff, "", Some("no such image")))
         };
         // The same status seen again and again is one.
         for revision in [1, 2, 2, 2, 2, 3] {
-            assert!(matches!(check(revision), Judgement::NotYet), "{revision}");
+            assert!(!check(revision).unwrap(), "{revision}");
         }
-        let Judgement::Refuted(diagnosis) = check(4) else { panic!() };
-        assert_eq!(diagnosis.to_string(), "the deployment persistent is backing-off: no such image");
+        assert_eq!(refuted(check(4)), "the deployment persistent is backing-off: no such image");
     }
 
     #[test]
@@ -215,9 +208,8 @@ mod tests {
         };
         let before = answer("aarch64", 1, 3);
         let wanted = ExpectedAnswer { machine: "aarch64", generation: 2, before: Some(&before) };
-        assert!(matches!(wanted.check(&answer("aarch64", 2, 4)), Judgement::Proven));
-        let old = wanted.check(&answer("aarch64", 1, 3));
-        assert!(matches!(old, Judgement::NotYet), "still the one of before: {old:?}");
+        assert!(wanted.check(&answer("aarch64", 2, 4)).unwrap());
+        assert!(!wanted.check(&answer("aarch64", 1, 3)).unwrap(), "still the one of before");
         assert!(refuted(wanted.check(&answer("x86_64", 2, 4))).contains("runs on x86_64"));
         for starts in [1, 3] {
             let error = refuted(wanted.check(&answer("aarch64", 2, starts)));

@@ -12,7 +12,6 @@ use xtask_jobs::Ui;
 
 use super::proof::Proof;
 use super::running::RunningVm;
-use super::verify::Judgement;
 
 /// With the first status that was seen.
 pub(super) fn first(agent: &Agent, seen: &ReceivedStatus) -> Option<FootprintEvidence> {
@@ -38,14 +37,14 @@ pub(super) fn rest(vm: &mut RunningVm, ui: &Ui, seconds: u64, proof: &mut Proof<
     let mut begun: Option<Footprint> = None;
     let mut rested = None;
     vm.wait_for_status(ui, "a status after the agent was left alone", limit, |seen| {
-        let Some(now) = seen.status.footprint else { return Judgement::NotYet };
+        let Some(now) = seen.status.footprint else { return Ok(false) };
         let then = *begun.get_or_insert(now);
         let age = now.age_milliseconds.saturating_sub(then.age_milliseconds);
         if u128::from(age) < rest.as_millis() {
-            return Judgement::NotYet;
+            return Ok(false);
         }
         rested = Some((then, now));
-        Judgement::Proven
+        Ok(true)
     })?;
     if let (Some((then, now)), Some(footprint)) = (rested, &mut proof.evidence.footprint) {
         footprint.resident_kib = now.resident_kib;

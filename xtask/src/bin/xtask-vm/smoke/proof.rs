@@ -18,7 +18,7 @@ use xtask_jobs::Ui;
 use super::deployed::{ExpectedAnswer, ExpectedDeployment, FIND_LISTENER};
 use super::offline::OfflineRecovery;
 use super::running::RunningVm;
-use super::verify::{self, ExpectedStatus, Judgement};
+use super::verify::{self, ExpectedStatus};
 
 /// The most that is read of an answer, in bytes.
 const MAX_ANSWER: u64 = 4096;
@@ -105,11 +105,7 @@ impl<'a> Proof<'a> {
         let limit = vm.plan.limits.workload();
         vm.wait(ui, &format!("the answer of the deployment {name}"), limit, |vm| {
             let answer = answer_of(vm.target.port_to(port)?)?;
-            match wanted.check(&answer) {
-                Judgement::Proven => Ok(Some(answer)),
-                Judgement::NotYet => Ok(None),
-                Judgement::Refuted(failure) => Err(failure.into()),
-            }
+            Ok(wanted.check(&answer)?.then_some(answer))
         })
     }
 
@@ -127,12 +123,9 @@ impl<'a> Proof<'a> {
         // The broker's own limit is the later one.
         vm.wait(ui, &format!("the deployment {name} to be gone"), limit * 2, |vm| {
             let seen = vm.broker.latest()?;
-            let judgement = seen.as_ref().map_or(Judgement::NotYet, |seen| wanted.check(seen));
-            if let Judgement::Refuted(failure) = judgement {
-                return Err(failure.into());
-            }
+            let is_removed = seen.as_ref().map_or(Ok(false), |seen| wanted.check(seen))?;
             let answer = answer_of(vm.target.port_to(port)?);
-            if matches!(judgement, Judgement::Proven) && answer.as_ref().is_err_and(|error| !is_slow(error)) {
+            if is_removed && answer.as_ref().is_err_and(|error| !is_slow(error)) {
                 return Ok(Some(()));
             }
             if Instant::now() < deadline {
@@ -163,11 +156,8 @@ impl<'a> Proof<'a> {
         let mut waited = OfflineRecovery::default();
         let answer = vm.wait(ui, what, limit, |vm| {
             let error = match answer_of(vm.target.port_to(port)?) {
-                Ok(answer) => match wanted.check(&answer) {
-                    Judgement::Proven => return Ok(Some(answer)),
-                    Judgement::NotYet => anyhow!("the workload answers as generation {}", answer.generation),
-                    Judgement::Refuted(failure) => return Err(failure.into()),
-                },
+                Ok(answer) if wanted.check(&answer)? => return Ok(Some(answer)),
+                Ok(answer) => anyhow!("the workload answers as generation {}", answer.generation),
                 Err(error) => error,
             };
             vm.check_workload(name, &mut waited)?;

@@ -17,7 +17,6 @@ use xtask_jobs::Ui;
 
 use super::run::Run;
 use super::target::Target;
-use super::verify::Judgement;
 use super::warm::{self, UsedSnapshot};
 use crate::guest::console::Console;
 use crate::guest::ssh::Keys;
@@ -63,24 +62,22 @@ impl RunningVm {
         Watch { ui, what, limit, hint }.until(self, probe)
     }
 
-    /// [`RunningVm::wait`] for a status that `check` takes for proof. Meanwhile the broker's log and, now and then, the
+    /// [`RunningVm::wait`] for a status that `check` takes for proof, or that it fails on. Meanwhile the broker's log and, now and then, the
     /// guest's systemd are asked whether it can still come.
     pub(super) fn wait_for_status(
         &mut self,
         ui: &Ui,
         what: &str,
         limit: Duration,
-        mut check: impl FnMut(&ReceivedStatus) -> Judgement,
+        mut check: impl FnMut(&ReceivedStatus) -> Result<bool, Failure>,
     ) -> Result<ReceivedStatus> {
         let refusals_before = self.broker.refusals();
         let mut asked = Instant::now();
         self.wait(ui, what, limit, |vm| {
-            if let Some(seen) = vm.broker.latest()? {
-                match check(&seen) {
-                    Judgement::Proven => return Ok(Some(seen)),
-                    Judgement::Refuted(diagnosis) => return Err(diagnosis.into()),
-                    Judgement::NotYet => {}
-                }
+            if let Some(seen) = vm.broker.latest()?
+                && check(&seen)?
+            {
+                return Ok(Some(seen));
             }
             // Twice: the first may be a connection that the power cut tore.
             if vm.broker.refusals() >= refusals_before + 2 {

@@ -19,17 +19,6 @@ pub(crate) struct ExpectedStatus {
     os_release: Option<OsReleaseReport>,
 }
 
-/// What a status means for the wait that saw it.
-#[derive(Debug)]
-pub(crate) enum Judgement {
-    /// It proves what was waited for.
-    Proven,
-    /// It says nothing yet.
-    NotYet,
-    /// It proves the opposite.
-    Refuted(Failure),
-}
-
 impl ExpectedStatus {
     pub(crate) fn new(agent: &Agent, image: &Image) -> Self {
         Self {
@@ -39,72 +28,64 @@ impl ExpectedStatus {
         }
     }
 
-    /// The same machine, executable and distribution, or why not.
-    fn contradiction(&self, seen: &ReceivedStatus) -> Option<Failure> {
-        let status = &seen.status;
-        let os = os_release(seen);
+    /// Fails where the machine, the executable or the distribution is another one.
+    fn check(&self, seen: &ReceivedStatus) -> Result<(), Failure> {
+        let (status, os) = (&seen.status, os_release(seen));
         if status.machine != self.machine {
-            Some(Failure::guest(
-                format!("the agent runs on {}, expected {}", status.machine, self.machine),
-                "check that the right image was booted and that the agent reports uname -m",
-            ))
-        } else if status.exe_sha256 != self.exe_sha256 {
-            Some(Failure::guest(
-                format!(
-                    "the agent in the guest has the digest {}, the one under test {}",
-                    status.exe_sha256, self.exe_sha256
-                ),
-                "the guest runs another executable than the one that was built: check what the image or the \
-                 installer installs",
-            ))
-        } else if let Some(expected) = self.os_release.as_ref().filter(|expected| **expected != os) {
-            Some(Failure::guest(
-                format!(
-                    "the guest runs {} {}, expected {} {}",
-                    os.id, os.version_id, expected.id, expected.version_id
-                ),
-                "the image does not match its name: delete its directory in images/ in the cache, and run \
-                 again",
-            ))
-        } else {
-            None
+            bail_guest!(
+                "the agent runs on {}, expected {}", status.machine, self.machine;
+                "check that the right image was booted and that the agent reports uname -m"
+            );
         }
+        if status.exe_sha256 != self.exe_sha256 {
+            bail_guest!(
+                "the agent in the guest has the digest {}, the one under test {}",
+                status.exe_sha256, self.exe_sha256;
+                "the guest runs another executable than the one that was built: check what the image or the \
+                 installer installs"
+            );
+        }
+        if let Some(expected) = self.os_release.as_ref().filter(|expected| **expected != os) {
+            bail_guest!(
+                "the guest runs {} {}, expected {} {}",
+                os.id, os.version_id, expected.id, expected.version_id;
+                "the image does not match its name: delete its directory in images/ in the cache, and run \
+                 again"
+            );
+        }
+        Ok(())
     }
 }
 
-/// Whether the first status is that of the agent under test.
-pub(crate) fn join(seen: &ReceivedStatus, expected: &ExpectedStatus) -> Judgement {
-    expected.contradiction(seen).map_or(Judgement::Proven, Judgement::Refuted)
+/// Whether the first status is that of the agent under test; fails if it is not.
+pub(crate) fn join(seen: &ReceivedStatus, expected: &ExpectedStatus) -> Result<bool, Failure> {
+    expected.check(seen).and(Ok(true))
 }
 
 /// Whether a status was written after the power cut, by a new boot, by the same executable. `last` is the bucket's
-/// entry when the machine was off: what has a higher revision was stored since.
+/// entry when the machine was off: what has a higher revision was stored since. Fails if it proves the opposite.
 pub(crate) fn rejoin(
     seen: &ReceivedStatus,
     expected: &ExpectedStatus,
     joined: &StatusEvidence,
     last: &ReceivedStatus,
-) -> Judgement {
+) -> Result<bool, Failure> {
     if seen.revision <= last.revision {
-        return Judgement::NotYet;
+        return Ok(false);
     }
     // The old process counts on: a status that was under way when the power went. A new process begins at one.
     if seen.status.boot_id == joined.boot_id && seen.status.sequence > last.status.sequence {
-        return Judgement::NotYet;
+        return Ok(false);
     }
-    if let Some(contradiction) = expected.contradiction(seen) {
-        return Judgement::Refuted(contradiction);
-    }
+    expected.check(seen)?;
     if seen.status.boot_id == joined.boot_id {
-        return Judgement::Refuted(Failure::guest(
-            format!(
-                "after the power cut the agent still reports the boot id {} from before (revision {} after {})",
-                joined.boot_id, seen.revision, last.revision
-            ),
-            "the agent must read /proc/sys/kernel/random/boot_id at every start and keep no copy of it",
-        ));
+        bail_guest!(
+            "after the power cut the agent still reports the boot id {} from before (revision {} after {})",
+            joined.boot_id, seen.revision, last.revision;
+            "the agent must read /proc/sys/kernel/random/boot_id at every start and keep no copy of it"
+        );
     }
-    Judgement::Proven
+    Ok(true)
 }
 
 /// Whether the answer is that of the agent that joined.
@@ -177,16 +158,13 @@ pub(crate) mod tests {
         }
     }
 
-    pub(crate) fn refuted(judgement: Judgement) -> String {
-        match judgement {
-            Judgement::Refuted(diagnosis) => diagnosis.to_string(),
-            other => panic!("{other:?}"),
-        }
+    pub(crate) fn refuted(judgement: Result<bool, Failure>) -> String {
+        judgement.unwrap_err().to_string()
     }
 
     #[test]
     fn a_join_needs_the_machine_the_digest_and_the_distribution() {
-        assert!(matches!(join(&seen(1, "b1"), &expected()), Judgement::Proven));
+        assert!(join(&seen(1, "b1"), &expected()).unwrap());
         let mut wrong = seen(1, "b1");
         wrong.status.machine = "x86_64".into();
         assert!(refuted(join(&wrong, &expected())).contains("runs on x86_64"));
@@ -205,11 +183,11 @@ pub(crate) mod tests {
         let check = |revision, boot, sequence| {
             rejoin(&numbered(revision, boot, sequence), &expected(), &joined, &last)
         };
-        assert!(matches!(check(7, "b1", 5), Judgement::NotYet), "stored before the cut");
-        assert!(matches!(check(7, "b2", 1), Judgement::NotYet));
-        assert!(matches!(check(8, "b1", 6), Judgement::NotYet), "under way when the power went");
+        assert!(!check(7, "b1", 5).unwrap(), "stored before the cut");
+        assert!(!check(7, "b2", 1).unwrap());
+        assert!(!check(8, "b1", 6).unwrap(), "under way when the power went");
         assert!(refuted(check(8, "b1", 1)).contains("still reports the boot id b1"));
-        assert!(matches!(check(8, "b2", 1), Judgement::Proven));
+        assert!(check(8, "b2", 1).unwrap());
     }
 
     #[test]
