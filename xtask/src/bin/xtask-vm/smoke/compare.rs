@@ -6,12 +6,12 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use xtask_core::bail_guest;
 use xtask_core::cache::Cache;
 use xtask_core::cli::{Sabotage, SmokeArgs, Verbosity};
 use xtask_core::error::{Failure, Verdict};
 use xtask_core::fs::{make_private_dir, remove_file, try_lock};
 use xtask_core::report::Report;
+use xtask_core::{bail_guest, bail_host};
 
 use xtask_jobs::Ui;
 
@@ -23,33 +23,26 @@ pub(super) fn run(args: &SmokeArgs, verbosity: Verbosity) -> Result<()> {
     let cache = Cache::from_env()?;
     let directory = cache.root().join("compared");
     make_private_dir(&directory)?;
-    let _lock = try_lock(&directory.join("lock"))?.ok_or_else(|| {
-        Failure::host(
-            format!("compare in {}: another comparison is running", directory.display()),
-            "wait until it ends",
-        )
-    })?;
-    let mut reports = Vec::new();
-    for (name, line) in [("warm", warm), ("cold", cold)] {
+    let Some(_lock) = try_lock(&directory.join("lock"))? else {
+        bail_host!("compare in {}: another comparison is running", directory.display(); "wait until it ends");
+    };
+    let run_one = |name: &str, line: &[OsString]| -> Result<Report> {
         let report = directory.join(name);
         make_private_dir(&report)?;
         let mut command = Command::new(&own);
-        command.args(&line);
+        command.args(line);
         let report = smoke(command, &report)?;
         ui.check()?;
-        if report.verdict == Verdict::Unavailable {
-            // It has said why; there is nothing to compare with.
-            return Err(Failure::reported(report.exit_code).into());
-        }
-        reports.push(report);
-    }
-    let [warm, cold]: [Report; 2] = reports.try_into().expect("two were made");
+        // It has said why; there is nothing to compare with.
+        ensure!(report.verdict != Verdict::Unavailable, Failure::reported(report.exit_code));
+        Ok(report)
+    };
+    let (warm, cold) = (run_one("warm", &warm)?, run_one("cold", &cold)?);
     if warm.verdict == Verdict::Verified && (warm.snapshot.is_none() || cold.snapshot.is_some()) {
-        return Err(Failure::host(
-            "compare a warm run with a cold one: no run was warm",
-            "under KVM every run is cold; otherwise read the output of the runs above",
-        )
-        .into());
+        bail_host!(
+            "compare a warm run with a cold one: no run was warm";
+            "under KVM every run is cold; otherwise read the output of the runs above"
+        );
     }
     let differences = differences(&warm, &cold);
     if !differences.is_empty() {
@@ -109,10 +102,8 @@ pub(crate) fn smoke(mut command: Command, directory: &Path) -> Result<Report> {
         Ok(text) => text,
         // It has said itself why it did not begin.
         Err(_) if !status.success() => {
-            return Err(Failure::reported(
-                status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1),
-            )
-            .into());
+            let code = status.code().and_then(|code| u8::try_from(code).ok());
+            return Err(Failure::reported(code.unwrap_or(1)).into());
         }
         Err(error) => return Err(error.into()),
     };
@@ -150,24 +141,21 @@ const COMPARED: &[(&str, &[&str])] = &[
 const VOLATILE: [&str; 2] = ["boot_id", "kv_revision"];
 
 fn differences(warm: &Report, cold: &Report) -> Vec<String> {
-    let phases = |report: &Report| -> Vec<String> {
-        report.phases.iter().map(|phase| format!("{} {:?}", phase.name.title(), phase.status)).collect()
-    };
-    let [warm_facts, cold_facts] = [warm, cold].map(|report| {
-        let report = serde_json::to_value(report).expect("a report is plain data");
-        COMPARED
-            .iter()
-            .map(|(_, pointers)| pointers.iter().map(|at| stable(&report, at)).collect())
-            .collect::<Vec<Vec<Value>>>()
+    let reports = [warm, cold].map(|report| serde_json::to_value(report).expect("a report is plain data"));
+    let mut differences = Vec::new();
+    for (what, pointers) in COMPARED {
+        let facts = |report| pointers.iter().map(|at| stable(report, at)).collect::<Vec<_>>();
+        let [warm, cold] = reports.each_ref().map(facts);
+        if warm != cold {
+            differences.push(format!("{what}: warm {}, cold {}", words(&warm), words(&cold)));
+        }
+    }
+    let [warm, cold] = [warm, cold].map(|report| {
+        let phases = report.phases.iter().map(|phase| format!("{} {:?}", phase.name.title(), phase.status));
+        phases.collect::<Vec<_>>().join(", ")
     });
-    let facts = COMPARED.iter().zip(warm_facts.iter().zip(&cold_facts));
-    let differing = facts.filter(|(_, (warm, cold))| warm != cold);
-    let mut differences: Vec<_> = differing
-        .map(|((what, _), (warm, cold))| format!("{what}: warm {}, cold {}", words(warm), words(cold)))
-        .collect();
-    let (warm, cold) = (phases(warm), phases(cold));
     if warm != cold {
-        differences.push(format!("the phases: warm {}, cold {}", warm.join(", "), cold.join(", ")));
+        differences.push(format!("the phases: warm {warm}, cold {cold}"));
     }
     differences
 }
