@@ -123,8 +123,8 @@ fn prove(
     footprint::rest(vm, ui, args.rest, proof)?;
     let workload =
         recorder.phase(Phase::Workload, Some(limits.workload()), || workload::run(vm, ui, proof, &joined))?;
-    let cut = recorder.phase(Phase::PowerCut, None, || power_cut(run, vm))?;
-    let before = Before { joined, workload, cut };
+    let (last, changed) = recorder.phase(Phase::PowerCut, None, || power_cut(run, vm))?;
+    let before = Before { joined, workload, last, changed };
     recorder.phase(Phase::Rejoin, Some(limits.rejoin()), || rejoin(vm, ui, proof, &before))?;
     match run.options.sabotage {
         None => Ok(()),
@@ -244,23 +244,19 @@ fn ping(vm: &mut RunningVm, ui: &Ui, joined: &StatusEvidence) -> Result<((), Str
     Ok(((), format!("answered in {}", human_seconds(started.elapsed().as_secs_f64()))))
 }
 
-/// What was proven before the power cut.
+/// What was proven before the power cut, and what the bus had while the machine had no power.
 struct Before {
     joined: StatusEvidence,
     workload: WorkloadEvidence,
-    cut: Cut,
-}
-
-/// What the bus had while the machine had no power.
-struct Cut {
     /// The last status of before.
     last: ReceivedStatus,
     /// The revision of what the fleet desires since.
     changed: u64,
 }
 
-/// Cuts the power; then starts the same machine without a broker and with a changed desired state.
-fn power_cut(run: &Run<'_>, vm: &mut RunningVm) -> Result<(Cut, String)> {
+/// Cuts the power; then starts the same machine without a broker and with a changed desired state. Returns the last
+/// status of before, and the revision of the change.
+fn power_cut(run: &Run<'_>, vm: &mut RunningVm) -> Result<((ReceivedStatus, u64), String)> {
     let ongoing = Fault::PowerCut.begin(vm)?;
     let changed = workload::change_while_off(vm)?;
     // Before its next boot repairs what it may.
@@ -269,19 +265,18 @@ fn power_cut(run: &Run<'_>, vm: &mut RunningVm) -> Result<(Cut, String)> {
     run.ui.detail("the domain was destroyed and started again; the broker is away");
     let detail =
         format!("power cut after revision {}, started again without a broker{checked}", last.revision);
-    Ok((Cut { last, changed }, detail))
+    Ok(((last, changed), detail))
 }
 
 /// Waits for the workload while there is no broker; then for a status that only a new boot of the same
 /// executable can have written; then for the workload as it was changed meanwhile.
 fn rejoin(vm: &mut RunningVm, ui: &Ui, proof: &mut Proof<'_>, before: &Before) -> Result<((), String)> {
-    let Before { joined, workload, cut } = before;
     let started = Instant::now();
-    let offline = proof.runs_offline(vm, ui, workload::PERSISTENT, workload)?;
+    let offline = proof.runs_offline(vm, ui, workload::PERSISTENT, &before.workload)?;
     let alone = human_seconds(started.elapsed().as_secs_f64());
     vm.broker.come_back(ui)?;
-    let rejoined = proof.rejoin(vm, ui, joined, &cut.last)?;
-    let changed = workload::changed(vm, ui, proof, cut.changed, &offline)?;
+    let rejoined = proof.rejoin(vm, ui, &before.joined, &before.last)?;
+    let changed = workload::changed(vm, ui, proof, before.changed, &offline)?;
     same_boot(&changed, &rejoined)?;
     let detail = format!(
         "{}; the workload without a broker after {alone}, then generation {}, started {} times",
