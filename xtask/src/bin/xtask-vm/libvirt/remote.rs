@@ -4,8 +4,6 @@
 use virt::connect::Connect;
 use virt::error::Error;
 use virt::error::ErrorNumber::{self, AccessDenied, AuthFailed, AuthUnavailable, OperationDenied};
-use virt::network::Network as VirtNetwork;
-use virt::storage_pool::StoragePool;
 use xtask_core::arch::{Accelerator, VmArchitecture};
 use xtask_core::cli::MachineArgs;
 use xtask_core::libvirt_uri::ConnectUri;
@@ -87,10 +85,16 @@ fn offer(
     let asked = if access == Access::Full { architectures } else { &[] };
     let domains = asked.iter().filter_map(|arch| domain(connect, known, *arch, machine)).collect();
     progress("look up its network");
-    let network = connect.lookup_network_by_name(DEFAULT).and_then(described_network);
+    let network = connect.lookup_network_by_name(DEFAULT).and_then(|network| {
+        // A network without a definition on disk has no autostart, which is an error and the answer.
+        Ok(Network { active: network.is_active()?, autostart: network.autostart().unwrap_or(false) })
+    });
     let network = words(unless(ErrorNumber::NoNetwork, network));
     progress("look up its storage pool");
-    let pool = connect.lookup_storage_pool_by_name(DEFAULT).and_then(described_pool);
+    let pool = connect.lookup_storage_pool_by_name(DEFAULT).and_then(|pool| {
+        let active = pool.is_active()?;
+        Ok(Pool { active, free: if active { pool.info()?.available } else { 0 } })
+    });
     let pool = words(unless(ErrorNumber::NoStoragePool, pool));
     ConnectionOffer {
         access,
@@ -130,18 +134,6 @@ fn unless<T>(none: ErrorNumber, result: Result<T, Error>) -> Result<Option<T>, E
         Err(error) if error.code() == none.into() => Ok(None),
         result => result.map(Some),
     }
-}
-
-#[expect(clippy::needless_pass_by_value, reason = "what and_then hands over")]
-fn described_network(network: VirtNetwork) -> Result<Network, Error> {
-    // A network without a definition on disk has no autostart, which is an error and the answer.
-    Ok(Network { active: network.is_active()?, autostart: network.autostart().unwrap_or(false) })
-}
-
-#[expect(clippy::needless_pass_by_value, reason = "what and_then hands over")]
-fn described_pool(pool: StoragePool) -> Result<Pool, Error> {
-    let active = pool.is_active()?;
-    Ok(Pool { active, free: if active { pool.info()?.available } else { 0 } })
 }
 
 /// Bytes. virNodeGetFreeMemory leaves out the page cache, which on a host that has run for a day is most of what a new
