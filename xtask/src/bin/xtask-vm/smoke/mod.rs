@@ -126,15 +126,11 @@ fn prove(
     let (last, changed) = recorder.phase(Phase::PowerCut, None, || power_cut(run, vm))?;
     let before = Before { joined, workload, last, changed };
     recorder.phase(Phase::Rejoin, Some(limits.rejoin()), || rejoin(vm, ui, proof, &before))?;
-    match run.options.sabotage {
-        None => Ok(()),
-        Some(sabotage) => {
-            bail_guest!(
-                "the smoke did not find the planted fault {}", sabotage.name();
-                "a check of cargo xtask does not work; that is a bug of cargo xtask, not of the agent"
-            )
-        }
-    }
+    let Some(sabotage) = run.options.sabotage else { return Ok(()) };
+    bail_guest!(
+        "the smoke did not find the planted fault {}", sabotage.name();
+        "a check of cargo xtask does not work; that is a bug of cargo xtask, not of the agent"
+    )
 }
 
 /// `vm up`: the phases of a smoke up to a machine that can be entered, which is left under its name.
