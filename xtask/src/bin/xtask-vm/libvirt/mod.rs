@@ -19,7 +19,7 @@ use virt::domain::{Domain, DomainState, DomainStateEnum};
 use xtask_core::cache::Cache;
 use xtask_core::fs::{make_private_dir, write_private};
 use xtask_core::limits;
-use xtask_core::machine::{DOMAIN_NAME, SSH_PORT};
+use xtask_core::machine::DOMAIN_NAME;
 
 /// A domain is transient for libvirt, so that its end is the end of its definition; and it starts with its processors
 /// stopped, so that what QEMU made of it can be read before any of the guest's code runs.
@@ -164,12 +164,7 @@ impl Machine {
         if self.condition() == Condition::Gone { Ok(()) } else { destroyed }
     }
 
-    /// The port on 127.0.0.1 that leads to the guest's ssh, as the kernel chose it.
-    pub(crate) fn ssh_port(&self) -> Result<u16> {
-        self.port_to(SSH_PORT)
-    }
-
-    /// The one that leads to another of the ports that are forwarded.
+    /// The port on 127.0.0.1 that leads to one of the guest's ports that are forwarded, as the kernel chose it.
     pub(crate) fn port_to(&self, guest_port: u16) -> Result<u16> {
         forwarded_port(&self.hmp("info usernet")?, guest_port)
     }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use xtask_core::fs::write_private;
-use xtask_core::machine::{RunFiles, xml};
+use xtask_core::machine::{RunFiles, SSH_PORT, xml};
 use xtask_core::plan::Plan;
 use xtask_core::readback::ExpectedMachine;
 
@@ -67,7 +67,7 @@ impl Target {
     }
 
     pub(super) fn ssh_port(&self) -> Result<u16> {
-        self.machine.ssh_port()
+        self.machine.port_to(SSH_PORT)
     }
 
     /// Writes the machine's memory and ends it.

@@ -11,6 +11,7 @@ use xtask_core::cli::{OneArgs, Verbosity};
 use xtask_core::error::{Failure, host_fault};
 use xtask_core::fs::{make_private_dir, remove_tree};
 use xtask_core::host::tools;
+use xtask_core::machine::SSH_PORT;
 use xtask_core::readback::ExpectedMachine;
 use xtask_core::runs::instance::{self, Instance};
 use xtask_core::{bail_host, limits};
@@ -108,7 +109,7 @@ fn boot(cache: &Cache, instance: &mut Instance, ui: &Ui) -> Result<()> {
     let hypervisor = Hypervisor::open(&root, cache)?;
     if let Some(mut machine) = hypervisor.running() {
         // Asked first: the answer comes once libvirt has seen how the QEMU is that it has found.
-        let port = machine.ssh_port();
+        let port = machine.port_to(SSH_PORT);
         if let (Ok(port), Condition::Running) = (port, machine.condition()) {
             ui.tick("it is already running")?;
             instance.machine.ssh_port = Some(port);
@@ -141,7 +142,7 @@ fn boot(cache: &Cache, instance: &mut Instance, ui: &Ui) -> Result<()> {
     }
     let stopped = hypervisor.start_paused(&xml)?;
     let mut machine = paused::resume_verified(stopped, &expected, &instance.work())?;
-    instance.machine.ssh_port = Some(machine.ssh_port()?);
+    instance.machine.ssh_port = Some(machine.port_to(SSH_PORT)?);
     instance.save()?;
     wait_for_ssh(instance, &machine, &mut console, ui)?;
     machine.let_go();
