@@ -103,7 +103,7 @@ impl Hypervisor {
 impl Machine {
     /// How it is now.
     pub(crate) fn condition(&self) -> Condition {
-        // A transient domain whose QEMU has ended is unknown to libvirt, which is an error and the answer. PreflightRequest first,
+        // A transient domain whose QEMU has ended is unknown to libvirt, which is an error and the answer. Asked first,
         // since `state` of the crate virt 0.5.0 is no error then.
         if !self.domain.is_active().unwrap_or(false) {
             return Condition::Gone;

@@ -1,4 +1,4 @@
-//! The libvirt that `preflight --connect` names: asked for facts, and nothing of it changed. Beside `hypervisor.rs`, which
+//! The libvirt that `preflight --connect` names: asked for facts, and nothing of it changed. Beside `mod.rs`, which
 //! has the runs' own, the only file that names `virt::`.
 
 use virt::connect::Connect;

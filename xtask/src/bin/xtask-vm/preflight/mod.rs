@@ -1,4 +1,4 @@
-//! What preflight asks libvirt: [`readback`] starts the very domain of a smoke, paused ([`sabotage`] plants the faults that it must find); [`connection`] asks the libvirt
+//! What preflight asks libvirt: [`rehearsal`] starts the very domain of a smoke, paused ([`sabotage`] plants the faults that it must find); [`connection`] asks the libvirt
 //! that `--connect` names.
 
 mod connection;
