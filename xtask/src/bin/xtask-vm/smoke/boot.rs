@@ -77,7 +77,7 @@ impl RunningVm {
         let work = run.dir.work();
         let kill = run.options.sabotage == Some(Sabotage::KillQemu);
         let limit = self.plan.limits.boot();
-        self.wait(&run.ui, "the guest's userspace", limit, |vm| {
+        self.wait("the guest's userspace", limit, |vm| {
             if kill && vm.kernel_has_spoken() {
                 let qemu = emulator(&work).context("find the run's QEMU to plant the fault")?;
                 qemu.kill().context("plant the fault")?;
@@ -89,9 +89,8 @@ impl RunningVm {
     /// A KVM that never runs the kernel is written down and, where KVM was not asked for by name, replaced.
     fn see_kvm_work(&mut self, run: &Run<'_>, plan: &mut Plan, image: &ReadyImage) -> Result<()> {
         let limit = self.plan.limits.first_kernel_line();
-        let waited = self.wait(&run.ui, "the kernel's first line under KVM", limit, |vm| {
-            Ok(vm.kernel_has_spoken().then_some(()))
-        });
+        let waited = self
+            .wait("the kernel's first line under KVM", limit, |vm| Ok(vm.kernel_has_spoken().then_some(())));
         let Err(error) = waited else { return kvm::forget_failure(&run.cache) };
         // A firmware that says that the image does not boot has run, and would say so under emulation too. A dead QEMU
         // or broker is not KVM's fault either. What is left: silence, or a guest that KVM stopped.

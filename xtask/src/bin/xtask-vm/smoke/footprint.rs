@@ -8,7 +8,6 @@ use xtask_core::build::Agent;
 use xtask_core::report::FootprintEvidence;
 
 use xtask_fleet::ReceivedStatus;
-use xtask_jobs::Ui;
 
 use super::proof::Proof;
 use super::running::RunningVm;
@@ -27,16 +26,16 @@ pub(super) fn first(agent: &Agent, seen: &ReceivedStatus) -> Option<FootprintEvi
 }
 
 /// Waits until the agent has been left alone for as many seconds as were asked for.
-pub(super) fn rest(vm: &mut RunningVm, ui: &Ui, seconds: u64, proof: &mut Proof<'_>) -> Result<()> {
+pub(super) fn rest(vm: &mut RunningVm, seconds: u64, proof: &mut Proof<'_>) -> Result<()> {
     if seconds == 0 {
         return Ok(());
     }
     let rest = Duration::from_secs(seconds);
     let limit = rest + vm.plan.limits.join();
-    ui.detail(&format!("the agent is left alone for {seconds} s"));
+    vm.ui.detail(&format!("the agent is left alone for {seconds} s"));
     let mut begun: Option<Footprint> = None;
     let mut rested = None;
-    vm.wait_for_status(ui, "a status after the agent was left alone", limit, |seen| {
+    vm.wait_for_status("a status after the agent was left alone", limit, |seen| {
         let Some(now) = seen.status.footprint else { return Ok(false) };
         let then = *begun.get_or_insert(now);
         let age = now.age_milliseconds.saturating_sub(then.age_milliseconds);

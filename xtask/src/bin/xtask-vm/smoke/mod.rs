@@ -113,19 +113,19 @@ fn prove(
     vm: &mut RunningVm,
     proof: &mut Proof<'_>,
 ) -> Result<()> {
-    let (limits, ui) = (vm.plan.limits, &run.ui);
-    recorder.phase(Phase::Provision, Some(limits.provision()), || provision(vm, ui))?;
-    let joined = recorder.phase(Phase::Join, Some(limits.join()), || join(vm, ui, proof))?;
+    let limits = vm.plan.limits;
+    recorder.phase(Phase::Provision, Some(limits.provision()), || provision(vm))?;
+    let joined = recorder.phase(Phase::Join, Some(limits.join()), || join(vm, proof))?;
     if args.until == Until::Join {
         return Ok(());
     }
-    recorder.phase(Phase::Ping, Some(limits.ping()), || ping(vm, ui, &joined))?;
-    footprint::rest(vm, ui, args.rest, proof)?;
+    recorder.phase(Phase::Ping, Some(limits.ping()), || ping(run, vm, &joined))?;
+    footprint::rest(vm, args.rest, proof)?;
     let workload =
-        recorder.phase(Phase::Workload, Some(limits.workload()), || workload::run(vm, ui, proof, &joined))?;
+        recorder.phase(Phase::Workload, Some(limits.workload()), || workload::run(vm, proof, &joined))?;
     let (last, changed) = recorder.phase(Phase::PowerCut, None, || power_cut(run, vm))?;
     let before = Before { joined, workload, last, changed };
-    recorder.phase(Phase::Rejoin, Some(limits.rejoin()), || rejoin(vm, ui, proof, &before))?;
+    recorder.phase(Phase::Rejoin, Some(limits.rejoin()), || rejoin(vm, proof, &before))?;
     let Some(sabotage) = run.options.sabotage else { return Ok(()) };
     bail_guest!(
         "the smoke did not find the planted fault {}", sabotage.name();
@@ -155,7 +155,7 @@ fn machine_alone(run: &Run<'_>, recorder: &mut Recorder<'_>, slot: &mut Option<R
     let vm = recorder.phase(Phase::Boot, Some(limit), || boot::boot(run, &mut plan, &image, None, slot))?;
     let limit = vm.plan.limits.provision();
     let entered = recorder.phase(Phase::Provision, Some(limit), || {
-        vm.wait(&run.ui, "the guest to take its keys", limit, |vm| Ok(vm.has_keys()?.then_some(())))?;
+        vm.wait("the guest to take its keys", limit, |vm| Ok(vm.has_keys()?.then_some(())))?;
         Ok(((), format!("it can be entered{}", vm.clock_jumped()?)))
     });
     vm.verify_snapshot(run).and(entered)
@@ -217,26 +217,26 @@ fn build(run: &Run<'_>, args: &SmokeArgs) -> Result<((Agent, Vec<u8>), String)> 
 }
 
 /// Waits until the guest says how its installation ended.
-fn provision(vm: &mut RunningVm, ui: &Ui) -> Result<((), String)> {
+fn provision(vm: &mut RunningVm) -> Result<((), String)> {
     let limit = vm.plan.limits.provision();
-    vm.wait(ui, "the guest to install the agent", limit, |vm| Ok(vm.provisioned()?.then_some(())))?;
+    vm.wait("the guest to install the agent", limit, |vm| Ok(vm.provisioned()?.then_some(())))?;
     Ok(((), format!("agent/dist/install.sh succeeded in the guest{}", vm.clock_jumped()?)))
 }
 
 /// Waits for a status of the executable that was built, on the machine that was asked for.
-fn join(vm: &mut RunningVm, ui: &Ui, proof: &mut Proof<'_>) -> Result<(StatusEvidence, String)> {
-    let evidence = proof.join(vm, ui)?;
+fn join(vm: &mut RunningVm, proof: &mut Proof<'_>) -> Result<(StatusEvidence, String)> {
+    let evidence = proof.join(vm)?;
     let kernel = proof.joined.as_ref().map(|seen| seen.status.kernel.clone()).unwrap_or_default();
     let detail = format!("{} {}, {kernel}", evidence.machine, short(&evidence));
     Ok((evidence, detail))
 }
 
 /// Sends a ping, and checks that the agent that joined answers it.
-fn ping(vm: &mut RunningVm, ui: &Ui, joined: &StatusEvidence) -> Result<((), String)> {
+fn ping(run: &Run<'_>, vm: &mut RunningVm, joined: &StatusEvidence) -> Result<((), String)> {
     let started = Instant::now();
     let limit = vm.plan.limits.ping();
-    let reply = vm.wait(ui, "the agent's answer to a ping", limit, |vm| vm.broker.ping().map(Some))?;
-    verify::pong(&reply, &vm.device_id, joined)?;
+    let reply = vm.wait("the agent's answer to a ping", limit, |vm| vm.broker.ping().map(Some))?;
+    verify::pong(&reply, &run.device_id(), joined)?;
     Ok(((), format!("answered in {}", human_seconds(started.elapsed().as_secs_f64()))))
 }
 
@@ -266,13 +266,13 @@ fn power_cut(run: &Run<'_>, vm: &mut RunningVm) -> Result<((ReceivedStatus, u64)
 
 /// Waits for the workload while there is no broker; then for a status that only a new boot of the same
 /// executable can have written; then for the workload as it was changed meanwhile.
-fn rejoin(vm: &mut RunningVm, ui: &Ui, proof: &mut Proof<'_>, before: &Before) -> Result<((), String)> {
+fn rejoin(vm: &mut RunningVm, proof: &mut Proof<'_>, before: &Before) -> Result<((), String)> {
     let started = Instant::now();
-    let offline = proof.runs_offline(vm, ui, workload::PERSISTENT, &before.workload)?;
+    let offline = proof.runs_offline(vm, workload::PERSISTENT, &before.workload)?;
     let alone = human_seconds(started.elapsed().as_secs_f64());
-    vm.broker.come_back(ui)?;
-    let rejoined = proof.rejoin(vm, ui, &before.joined, &before.last)?;
-    let changed = workload::changed(vm, ui, proof, before.changed, &offline)?;
+    vm.broker.come_back(&vm.ui)?;
+    let rejoined = proof.rejoin(vm, &before.joined, &before.last)?;
+    let changed = workload::changed(vm, proof, before.changed, &offline)?;
     same_boot(&changed, &rejoined)?;
     let detail = format!(
         "{}; the workload without a broker after {alone}, then generation {}, started {} times",

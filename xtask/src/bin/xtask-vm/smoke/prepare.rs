@@ -23,9 +23,9 @@ use crate::libvirt::{Hypervisor, Machine};
 
 /// The parts of a machine that exist before its domain starts.
 pub(super) struct Prepared {
+    ui: Ui,
     pub(super) hypervisor: Hypervisor,
     pub(super) libvirt_version: String,
-    device_id: String,
     pub(super) broker: Broker,
     pub(super) keys: Keys,
 }
@@ -33,19 +33,18 @@ pub(super) struct Prepared {
 impl Prepared {
     pub(super) fn make(run: &Run<'_>, plan: &Plan) -> Result<Self> {
         let work = run.dir.work();
-        let device_id = format!("dev-{}", run.dir.id());
-        let broker = Broker::start(&work, &device_id, run.options.sabotage, &run.ui)?;
+        let broker = Broker::start(&work, &run.device_id(), run.options.sabotage, &run.ui)?;
         let keys = Keys::make(&work, &plan.image.login_user, &run.ui)?;
         let hypervisor = Hypervisor::open(&run.dir.libvirt_root(), &run.cache)?;
         let libvirt_version = hypervisor.version()?;
-        Ok(Self { hypervisor, libvirt_version, device_id, broker, keys })
+        Ok(Self { ui: run.ui.clone(), hypervisor, libvirt_version, broker, keys })
     }
 
     pub(super) fn with(self, plan: Plan, files: RunFiles, domain: Domain, machine: Machine) -> RunningVm {
-        let Self { hypervisor, libvirt_version, device_id, broker, keys } = self;
+        let Self { ui, hypervisor, libvirt_version, broker, keys } = self;
         let console = Console::new(&files.console_log);
         let target = Target::new(hypervisor, domain, machine);
-        RunningVm { plan, files, target, snapshot: None, libvirt_version, keys, device_id, console, broker }
+        RunningVm { ui, plan, files, target, snapshot: None, libvirt_version, keys, console, broker }
     }
 }
 

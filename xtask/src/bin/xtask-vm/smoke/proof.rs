@@ -13,7 +13,6 @@ use xtask_core::image::Image;
 use xtask_core::limits;
 use xtask_core::report::{Evidence, StatusEvidence, WorkloadEvidence};
 use xtask_fleet::ReceivedStatus;
-use xtask_jobs::Ui;
 
 use super::deployed::{ExpectedAnswer, ExpectedDeployment, FIND_LISTENER};
 use super::offline::OfflineRecovery;
@@ -49,11 +48,11 @@ impl<'a> Proof<'a> {
     }
 
     /// Waits for a status of the very executable under test, on the very machine that was asked for.
-    pub(super) fn join(&mut self, vm: &mut RunningVm, ui: &Ui) -> Result<StatusEvidence> {
+    pub(super) fn join(&mut self, vm: &mut RunningVm) -> Result<StatusEvidence> {
         let expected = &self.expected;
         let limit = vm.plan.limits.join();
         let seen =
-            vm.wait_for_status(ui, "the agent's first status", limit, |seen| verify::join(seen, expected))?;
+            vm.wait_for_status("the agent's first status", limit, |seen| verify::join(seen, expected))?;
         let evidence = verify::evidence(&seen);
         self.evidence.join = Some(evidence.clone());
         self.evidence.footprint = super::footprint::first(self.agent, &seen);
@@ -66,13 +65,12 @@ impl<'a> Proof<'a> {
     pub(super) fn rejoin(
         &mut self,
         vm: &mut RunningVm,
-        ui: &Ui,
         joined: &StatusEvidence,
         last: &ReceivedStatus,
     ) -> Result<StatusEvidence> {
         let expected = &self.expected;
         let limit = vm.plan.limits.rejoin();
-        let seen = vm.wait_for_status(ui, "a status of the new boot", limit, |seen| {
+        let seen = vm.wait_for_status("a status of the new boot", limit, |seen| {
             verify::rejoin(seen, expected, joined, last)
         })?;
         let evidence = verify::evidence(&seen);
@@ -84,26 +82,24 @@ impl<'a> Proof<'a> {
     pub(super) fn runs(
         &self,
         vm: &mut RunningVm,
-        ui: &Ui,
         Deployed { name, .. }: Deployed,
         revision: u64,
     ) -> Result<()> {
         let mut wanted = ExpectedDeployment::running(name, revision);
         let limit = vm.plan.limits.workload();
         let what = format!("a status with the deployment {name} running at revision {revision}");
-        vm.wait_for_status(ui, &what, limit, |seen| wanted.check(seen)).map(drop)
+        vm.wait_for_status(&what, limit, |seen| wanted.check(seen)).map(drop)
     }
 
     /// Waits for the answer of a deployment that runs, in the boot that `status` is of.
     pub(super) fn answers(
         &self,
         vm: &mut RunningVm,
-        ui: &Ui,
         Deployed { name, port }: Deployed,
         wanted: &ExpectedAnswer<'_>,
     ) -> Result<WorkloadEvidence> {
         let limit = vm.plan.limits.workload();
-        vm.wait(ui, &format!("the answer of the deployment {name}"), limit, |vm| {
+        vm.wait(&format!("the answer of the deployment {name}"), limit, |vm| {
             let answer = answer_of(vm.target.port_to(port)?)?;
             Ok(wanted.check(&answer)?.then_some(answer))
         })
@@ -113,7 +109,6 @@ impl<'a> Proof<'a> {
     pub(super) fn is_gone(
         &self,
         vm: &mut RunningVm,
-        ui: &Ui,
         Deployed { name, port }: Deployed,
         revision: u64,
     ) -> Result<()> {
@@ -121,7 +116,7 @@ impl<'a> Proof<'a> {
         let deadline = Instant::now() + limit;
         let mut wanted = ExpectedDeployment::removed(name, revision);
         // The broker's own limit is the later one.
-        vm.wait(ui, &format!("the deployment {name} to be gone"), limit * 2, |vm| {
+        vm.wait(&format!("the deployment {name} to be gone"), limit * 2, |vm| {
             let seen = vm.broker.latest()?;
             let is_removed = seen.as_ref().map_or(Ok(false), |seen| wanted.check(seen))?;
             let answer = answer_of(vm.target.port_to(port)?);
@@ -145,7 +140,6 @@ impl<'a> Proof<'a> {
     pub(super) fn runs_offline(
         &mut self,
         vm: &mut RunningVm,
-        ui: &Ui,
         Deployed { name, port }: Deployed,
         before: &WorkloadEvidence,
     ) -> Result<WorkloadEvidence> {
@@ -154,7 +148,7 @@ impl<'a> Proof<'a> {
         let wanted =
             ExpectedAnswer { machine: &before.machine, generation: before.generation, before: Some(before) };
         let mut waited = OfflineRecovery::default();
-        let answer = vm.wait(ui, what, limit, |vm| {
+        let answer = vm.wait(what, limit, |vm| {
             let error = match answer_of(vm.target.port_to(port)?) {
                 Ok(answer) if wanted.check(&answer)? => return Ok(Some(answer)),
                 Ok(answer) => anyhow!("the workload answers as generation {}", answer.generation),

@@ -40,6 +40,11 @@ impl<'a> Run<'a> {
         Ok(Self { workspace, options, cache, dir, ui, times })
     }
 
+    /// What this run's device is called on the bus.
+    pub(super) fn device_id(&self) -> String {
+        format!("dev-{}", self.dir.id())
+    }
+
     /// The cache's images, for this run.
     pub(super) fn images(&self) -> Store<'_> {
         Store {

@@ -26,6 +26,7 @@ use crate::vm::power::greets;
 
 /// Everything that lives while the guest does.
 pub(crate) struct RunningVm {
+    pub(super) ui: Ui,
     pub(super) plan: Plan,
     pub(super) files: RunFiles,
     pub(super) target: Target,
@@ -33,7 +34,6 @@ pub(crate) struct RunningVm {
     pub(super) snapshot: Option<UsedSnapshot>,
     pub(super) libvirt_version: String,
     pub(super) keys: Keys,
-    pub(super) device_id: String,
     /// The guest's console.
     pub(super) console: Console,
     /// The fleet bus.
@@ -53,27 +53,25 @@ impl RunningVm {
     /// Waits for something of the guest.
     pub(super) fn wait<T>(
         &mut self,
-        ui: &Ui,
         what: &str,
         limit: Duration,
         probe: impl FnMut(&mut Self) -> Result<Option<T>>,
     ) -> Result<T> {
         let hint = "on a slow host use --timeout-scale 2; otherwise read console.log";
-        Watch { ui, what, limit, hint }.until(self, probe)
+        Watch { ui: &self.ui.clone(), what, limit, hint }.until(self, probe)
     }
 
-    /// [`RunningVm::wait`] for a status that `check` takes for proof, or that it fails on. Meanwhile the broker's log and, now and then, the
-    /// guest's systemd are asked whether it can still come.
+    /// [`RunningVm::wait`] for a status that `check` takes for proof, or that it fails on. Meanwhile the broker's log and,
+    /// now and then, the guest's systemd are asked whether it can still come.
     pub(super) fn wait_for_status(
         &mut self,
-        ui: &Ui,
         what: &str,
         limit: Duration,
         mut check: impl FnMut(&ReceivedStatus) -> Result<bool, Failure>,
     ) -> Result<ReceivedStatus> {
         let refusals_before = self.broker.refusals();
         let mut asked = Instant::now();
-        self.wait(ui, what, limit, |vm| {
+        self.wait(what, limit, |vm| {
             if let Some(seen) = vm.broker.latest()?
                 && check(&seen)?
             {
@@ -144,17 +142,17 @@ impl RunningVm {
     }
 
     /// Writes the guest's journal to `path`, where it can still be had.
-    pub(super) fn fetch_journal(&mut self, path: &Path, ui: &Ui) {
+    pub(super) fn fetch_journal(&mut self, path: &Path) {
         if self.target.condition() != Condition::Running || !self.can_be_entered() {
             return;
         }
-        let fetched = self.wait_until_entered(ui).and_then(|()| self.target.ssh_port()).and_then(|port| {
+        let fetched = self.wait_until_entered().and_then(|()| self.target.ssh_port()).and_then(|port| {
             let command = "journalctl --boot --no-pager --output short-monotonic --lines 2000";
             self.keys.run_as_root(port, command, self.plan.limits.journal())
         });
         let written = fetched.and_then(|journal| write_private(path, journal));
         if let Err(error) = written {
-            ui.note(&format!("cannot read the guest's journal: {error:#}"));
+            self.ui.note(&format!("cannot read the guest's journal: {error:#}"));
         }
     }
 
@@ -167,12 +165,12 @@ impl RunningVm {
 
     /// Waits, where that takes a moment more, until ssh leads in: a restored machine takes its keys when its agent runs.
     /// No error where it never does, or QEMU ends: a machine that nobody enters can be left to a person too.
-    fn wait_until_entered(&mut self, ui: &Ui) -> Result<()> {
+    fn wait_until_entered(&mut self) -> Result<()> {
         let restored = self.is_restored();
         let keys = if restored { self.plan.limits.keys() } else { Duration::ZERO };
         let limit = keys + self.plan.limits.guest_command();
         let port = self.target.ssh_port()?;
-        let entered = self.wait(ui, "ssh", limit, |vm| {
+        let entered = self.wait("ssh", limit, |vm| {
             let output = |sign| vm.console.line_with(sign).is_some();
             let provisioned = output(marker::DONE) || output(marker::FAILED);
             let takes_keys = restored && provisioned && !output(marker::KEYS);
@@ -192,7 +190,7 @@ impl RunningVm {
     /// Leaves the machine running, under a name. Where that cannot be, it is destroyed.
     pub(super) fn release(mut self, run: &Run<'_>, name: Option<&str>) -> Result<InstanceRecord> {
         if self.target.condition() == Condition::Running {
-            self.wait_until_entered(&run.ui)?;
+            self.wait_until_entered()?;
         }
         if self.target.condition() != Condition::Running {
             bail_host!(

@@ -38,7 +38,7 @@ fn collect_evidence(
     if verdict == Verdict::Failed {
         run.copy_evidence(directory)?;
         if let Some(vm) = vm {
-            vm.fetch_journal(&directory.join("journal.log"), &run.ui);
+            vm.fetch_journal(&directory.join("journal.log"));
         }
     }
     Ok(())

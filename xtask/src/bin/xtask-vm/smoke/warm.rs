@@ -143,7 +143,7 @@ impl Warm<'_> {
         };
         drop(lock);
         let limit = plan.limits.provision();
-        let reached = vm.wait(&run.ui, "the restored guest to see its payload", limit, |vm| {
+        let reached = vm.wait("the restored guest to see its payload", limit, |vm| {
             Ok(vm.console.line_with(marker::STARTED).map(drop))
         });
         if let Err(error) = reached {
@@ -258,7 +258,7 @@ impl Warm<'_> {
         let Self { run, plan, .. } = *self;
         let limit = plan.limits.boot() + plan.limits.provision();
         run.times.set_limit(limit);
-        vm.wait(&run.ui, "the end of the guest's first boot", limit, |vm| {
+        vm.wait("the end of the guest's first boot", limit, |vm| {
             let ended = [marker::IDLE, marker::LACKS].iter().any(|sign| vm.console.line_with(sign).is_some());
             Ok(ended.then_some(()))
         })?;

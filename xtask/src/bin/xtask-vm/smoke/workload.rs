@@ -9,7 +9,6 @@ use anyhow::Result;
 use xtask_core::bail_guest;
 use xtask_core::machine::WORKLOAD_PORTS;
 use xtask_core::report::{StatusEvidence, WorkloadEvidence};
-use xtask_jobs::Ui;
 
 use super::deployed::ExpectedAnswer;
 use super::proof::{Deployed, Proof, same_boot};
@@ -38,7 +37,6 @@ fn document(generation: u64, port: u16) -> Document {
 /// Two deployments run and answer; the one that is deleted is gone, by the agent's word and from outside, and the other goes on.
 pub(super) fn run(
     vm: &mut RunningVm,
-    ui: &Ui,
     proof: &mut Proof<'_>,
     joined: &StatusEvidence,
 ) -> Result<(WorkloadEvidence, String)> {
@@ -48,17 +46,17 @@ pub(super) fn run(
         desired.push((deployed, vm.broker.desire(deployed.name, &document(1, deployed.port))?));
     }
     for (deployed, revision) in desired {
-        proof.runs(vm, ui, deployed, revision)?;
+        proof.runs(vm, deployed, revision)?;
     }
     // A port that has never answered would not prove a deletion by its silence.
     let wanted = ExpectedAnswer { machine: &joined.machine, generation: 1, before: None };
-    let first = proof.answers(vm, ui, PERSISTENT, &wanted)?;
-    proof.answers(vm, ui, EPHEMERAL, &wanted)?;
+    let first = proof.answers(vm, PERSISTENT, &wanted)?;
+    proof.answers(vm, EPHEMERAL, &wanted)?;
     same_boot(&first, joined)?;
     let running = started.elapsed();
     let deleted = vm.broker.desire_no_more(EPHEMERAL.name)?;
-    proof.is_gone(vm, ui, EPHEMERAL, deleted)?;
-    let after = proof.answers(vm, ui, PERSISTENT, &wanted)?;
+    proof.is_gone(vm, EPHEMERAL, deleted)?;
+    let after = proof.answers(vm, PERSISTENT, &wanted)?;
     if after != first {
         bail_guest!(
             "deleting {} changed {} too: {after:?}, before {first:?}", EPHEMERAL.name, PERSISTENT.name;
@@ -86,14 +84,13 @@ pub(super) fn change_while_off(vm: &mut RunningVm) -> Result<u64> {
 /// The workload runs as it was changed at `revision`, while the machine was off.
 pub(super) fn changed(
     vm: &mut RunningVm,
-    ui: &Ui,
     proof: &mut Proof<'_>,
     revision: u64,
     offline: &WorkloadEvidence,
 ) -> Result<WorkloadEvidence> {
-    proof.runs(vm, ui, PERSISTENT, revision)?;
+    proof.runs(vm, PERSISTENT, revision)?;
     let wanted = ExpectedAnswer { machine: &offline.machine, generation: 2, before: Some(offline) };
-    let answer = proof.answers(vm, ui, PERSISTENT, &wanted)?;
+    let answer = proof.answers(vm, PERSISTENT, &wanted)?;
     proof.evidence.workload_rejoin = Some(answer.clone());
     Ok(answer)
 }
