@@ -79,12 +79,8 @@ impl<'a> Proof<'a> {
     }
 
     /// Waits until a deployment runs as desired at `revision`, by the agent's word.
-    pub(super) fn runs(
-        &self,
-        vm: &mut RunningVm,
-        Deployed { name, .. }: Deployed,
-        revision: u64,
-    ) -> Result<()> {
+    pub(super) fn runs(&self, vm: &mut RunningVm, deployed: Deployed, revision: u64) -> Result<()> {
+        let name = deployed.name;
         let mut wanted = ExpectedDeployment::running(name, revision);
         let limit = vm.plan.limits.workload();
         let what = format!("a status with the deployment {name} running at revision {revision}");
@@ -106,12 +102,8 @@ impl<'a> Proof<'a> {
     }
 
     /// Waits until a deployment that was deleted at `revision` is gone, by the agent's word and from outside.
-    pub(super) fn is_gone(
-        &self,
-        vm: &mut RunningVm,
-        Deployed { name, port }: Deployed,
-        revision: u64,
-    ) -> Result<()> {
+    pub(super) fn is_gone(&self, vm: &mut RunningVm, deployed: Deployed, revision: u64) -> Result<()> {
+        let Deployed { name, port } = deployed;
         let limit = vm.plan.limits.removal();
         let deadline = Instant::now() + limit;
         let mut wanted = ExpectedDeployment::removed(name, revision);
