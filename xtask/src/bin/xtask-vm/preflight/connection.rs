@@ -16,12 +16,6 @@ use xtask_jobs::Ui;
 
 use crate::libvirt::{children, remote};
 
-/// What the thread that asks has to say.
-enum Message {
-    Asks(&'static str),
-    Knows(Box<ConnectionFacts>),
-}
-
 /// What the libvirt at `uri` offers for the guests asked for, judged.
 pub(super) fn findings(uri: &ConnectUri, asked: &PreflightRequest<'_>, ui: &Ui) -> Result<Vec<Finding>> {
     let before = children();
@@ -38,27 +32,29 @@ pub(super) fn findings(uri: &ConnectUri, asked: &PreflightRequest<'_>, ui: &Ui) 
 
 /// The thread is left where it hangs: it ends with this process, which has little more to do.
 fn gather(uri: &ConnectUri, asked: &PreflightRequest<'_>, ui: &Ui) -> Result<ConnectionFacts> {
-    let (sender, output) = mpsc::channel();
+    let (sender, questions) = mpsc::channel();
     let (name, architectures, machine) = (uri.clone(), asked.architectures.to_vec(), asked.machine.clone());
-    std::thread::spawn(move || {
-        let asks = |what| drop(sender.send(Message::Asks(what)));
-        let facts = remote::gather(&name, &architectures, &machine, &asks);
-        drop(sender.send(Message::Knows(Box::new(facts))));
+    let thread = std::thread::spawn(move || {
+        // Nobody receives any more where the answer took too long.
+        let asks = |what| _ = sender.send(what);
+        remote::gather(&name, &architectures, &machine, &asks)
     });
     let (mut what, mut since) = ("begin", Instant::now());
     let refusal = loop {
         ui.check()?;
-        match output.recv_timeout(limits::POLL) {
-            Ok(Message::Knows(facts)) => return Ok(*facts),
-            Ok(Message::Asks(next)) => (what, since) = (next, Instant::now()),
+        match questions.recv_timeout(limits::POLL) {
+            Ok(next) => (what, since) = (next, Instant::now()),
             Err(RecvTimeoutError::Timeout) if since.elapsed() < limits::CONNECTION => {}
             Err(RecvTimeoutError::Timeout) => {
                 break Refusal::Silent { asked: what, limit: limits::CONNECTION };
             }
-            // The crate virt panics where libvirt cannot even close a connection.
-            Err(RecvTimeoutError::Disconnected) => {
-                break Refusal::Message(format!("libvirt's connection broke at the request: {what}"));
-            }
+            Err(RecvTimeoutError::Disconnected) => match thread.join() {
+                Ok(facts) => return Ok(facts),
+                // The crate virt panics where libvirt cannot even close a connection.
+                Err(_) => {
+                    break Refusal::Message(format!("libvirt's connection broke at the request: {what}"));
+                }
+            },
         }
     };
     Ok(ConnectionFacts { uri: uri.clone(), answer: Err(refusal) })
