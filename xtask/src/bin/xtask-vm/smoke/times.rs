@@ -18,27 +18,21 @@ pub(super) struct Times {
     state: RefCell<State>,
 }
 
+#[derive(Default)]
 struct State {
     /// The kind of run, but for its snapshot.
     kind: String,
     history: Option<History>,
     made_snapshot: bool,
-    phase: Phase,
+    /// The title of the phase that runs.
+    title: &'static str,
     limit: Option<Duration>,
     has_waited: bool,
 }
 
 impl Times {
     pub(super) fn new(cache: &Cache, is_planted: bool) -> Self {
-        let state = State {
-            kind: String::new(),
-            history: None,
-            made_snapshot: false,
-            phase: Phase::Preflight,
-            limit: None,
-            has_waited: false,
-        };
-        Self { cache: cache.clone(), is_planted, state: RefCell::new(state) }
+        Self { cache: cache.clone(), is_planted, state: RefCell::default() }
     }
 
     /// Sets the kind of run, and loads its history if the kind is new.
@@ -53,7 +47,7 @@ impl Times {
     /// A phase begins, with this limit.
     pub(super) fn begin(&self, phase: Phase, limit: Option<Duration>) -> Option<Usual> {
         let mut state = self.state.borrow_mut();
-        (state.phase, state.limit, state.has_waited) = (phase, limit, false);
+        (state.title, state.limit, state.has_waited) = (phase.title(), limit, false);
         drop(state);
         self.usual()
     }
@@ -61,7 +55,7 @@ impl Times {
     /// What is usual of the phase that runs.
     pub(super) fn usual(&self) -> Option<Usual> {
         let state = self.state.borrow();
-        state.history.as_ref()?.of(state.phase.title())
+        state.history.as_ref()?.of(state.title)
     }
 
     /// The limit of the phase that runs.
@@ -81,7 +75,7 @@ impl Times {
 
     /// What is usual of the phase that runs, where it makes a snapshot.
     pub(super) fn usual_of_making(&self) -> Option<Usual> {
-        self.of_making().of(self.state.borrow().phase.title())
+        self.of_making().of(self.state.borrow().title)
     }
 
     fn of_making(&self) -> History {
