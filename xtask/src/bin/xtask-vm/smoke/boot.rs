@@ -16,7 +16,7 @@ use super::prepare::{Prepared, make_writable_files, may_be_warm};
 use super::run::Run;
 use super::running::RunningVm;
 use super::target::Domain;
-use super::warm;
+use super::warm::Warm;
 use crate::guest::media::{self, Subject};
 use crate::libvirt::Condition;
 
@@ -30,7 +30,7 @@ pub(super) fn boot<'slot>(
     slot: &'slot mut Option<RunningVm>,
 ) -> Result<(&'slot mut RunningVm, String)> {
     if may_be_warm(&run.options, plan) {
-        return warm::restore(run, plan, image, subject, slot);
+        return Warm { run, plan, image, subject }.restore(slot);
     }
     let started = start(run, plan, image, subject).map_err(|error| {
         let hint =

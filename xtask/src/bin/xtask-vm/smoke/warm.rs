@@ -82,11 +82,11 @@ impl UsedSnapshot {
 }
 
 /// What a warm run's machine is made of.
-struct Warm<'a> {
-    run: &'a Run<'a>,
-    plan: &'a Plan,
-    image: &'a ReadyImage,
-    subject: Subject<'a>,
+pub(super) struct Warm<'a> {
+    pub(super) run: &'a Run<'a>,
+    pub(super) plan: &'a Plan,
+    pub(super) image: &'a ReadyImage,
+    pub(super) subject: Subject<'a>,
 }
 
 /// What a machine is restored with.
@@ -96,23 +96,19 @@ struct Access<'a> {
     broker: &'a Broker,
 }
 
-/// From a snapshot, which is made where there is none, to a guest that installs its payload.
-pub(super) fn restore<'slot>(
-    run: &Run<'_>,
-    plan: &Plan,
-    image: &ReadyImage,
-    subject: Subject<'_>,
-    slot: &'slot mut Option<RunningVm>,
-) -> Result<(&'slot mut RunningVm, String)> {
-    let warm = Warm { run, plan, image, subject };
-    warm.restore_or_make(slot).map_err(|error| {
-        let hint =
-            "see the causes; nothing is known about the agent yet. Use --cold to run without a snapshot";
-        error::host_fault(error, "restore the machine from its snapshot", hint)
-    })
-}
-
 impl Warm<'_> {
+    /// From a snapshot, which is made where there is none, to a guest that installs its payload.
+    pub(super) fn restore<'slot>(
+        &self,
+        slot: &'slot mut Option<RunningVm>,
+    ) -> Result<(&'slot mut RunningVm, String)> {
+        self.restore_or_make(slot).map_err(|error| {
+            let hint =
+                "see the causes; nothing is known about the agent yet. Use --cold to run without a snapshot";
+            error::host_fault(error, "restore the machine from its snapshot", hint)
+        })
+    }
+
     fn restore_or_make<'slot>(
         &self,
         slot: &'slot mut Option<RunningVm>,
