@@ -141,15 +141,12 @@ impl<'a> Recorder<'a> {
         }
     }
 
-    fn failure(&self, error: &anyhow::Error, vm: Option<&RunningVm>) -> FailureReport {
-        FailureReport::new(self.phase, error, vm.map(|vm| vm.console.tail()).unwrap_or_default())
-    }
-
     /// Tears down, concludes, writes the report, shows the verdict; returns the exit code.
     pub(super) fn finish(mut self, outcome: Result<()>, vm: Option<RunningVm>) -> u8 {
         let mut verdict = Verdict::Verified;
         if let Err(error) = &outcome {
-            self.report.failure = Some(self.failure(error, vm.as_ref()));
+            let console = vm.as_ref().map(|vm| vm.console.tail()).unwrap_or_default();
+            self.report.failure = Some(FailureReport::new(self.phase, error, console));
             verdict = error::verdict(error);
         }
         let run = self.run;
