@@ -49,26 +49,26 @@ fn release_or_stop(run: &Run<'_>, verdict: Verdict, vm: Option<RunningVm>) -> Re
     let is_unchanged = |vm: &RunningVm| vm.snapshot.as_ref().is_none_or(|used| used.unchanged);
     let stopped = match vm {
         Some(vm) if run.options.keep && verdict != Verdict::Interrupted && is_unchanged(&vm) => {
-            vm.release(run, None).map(|InstanceRecord { name, .. }| {
-                run.ui.line(&format!(
-                    "kept: {name}\n  enter:   cargo xtask vm ssh {name}\n  console: cargo xtask vm console {name}\n  \
-                     remove:  cargo xtask vm rm {name}\n  the broker has ended: the agent in the machine is offline"
-                ));
-                None
-            })
+            match vm.release(run, None) {
+                Ok(InstanceRecord { name, .. }) => {
+                    run.ui.line(&format!(
+                        "kept: {name}\n  enter:   cargo xtask vm ssh {name}\n  console: cargo xtask vm console {name}\n  \
+                         remove:  cargo xtask vm rm {name}\n  the broker has ended: the agent in the machine is offline"
+                    ));
+                    return Ok("the machine is kept".to_owned());
+                }
+                Err(error) => Err(error),
+            }
         }
         Some(vm) => {
             let disk = vm.files.overlay.clone();
             let interrupted = verdict == Verdict::Interrupted;
             let stopped = vm.stop();
-            stopped.and_then(|()| if interrupted { Ok(String::new()) } else { run.check_disk(&disk) }).map(Some)
+            stopped.and_then(|()| if interrupted { Ok(String::new()) } else { run.check_disk(&disk) })
         }
-        None => Ok(Some(String::new())),
+        None => Ok(String::new()),
     };
-    if let Ok(None) = stopped {
-        return Ok("the machine is kept".to_owned());
-    }
     // Also where stopping failed: this ends what the run's directory owns.
     run.dir.clean()?;
-    stopped.map(|checked| format!("nothing is left running{}", checked.unwrap_or_default()))
+    stopped.map(|checked| format!("nothing is left running{checked}"))
 }
