@@ -97,6 +97,11 @@ impl Console {
         self.of_this_boot().find(|line| line.contains(needle))
     }
 
+    /// What follows `marker` in the first line of this boot that contains it.
+    pub(crate) fn after(&self, marker: &str) -> Option<&str> {
+        Some(self.line_with(marker)?.split_once(marker)?.1)
+    }
+
     /// Whether the console waits behind `prompt`, which has no line end.
     pub(crate) fn prompts(&self, prompt: &str) -> bool {
         String::from_utf8_lossy(&self.partial).contains(prompt)

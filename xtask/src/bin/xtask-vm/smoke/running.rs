@@ -108,8 +108,7 @@ impl RunningVm {
 
     /// Whether the guest says that the agent is installed; an error if the installation failed.
     pub(super) fn provisioned(&self) -> Result<bool> {
-        if let Some(line) = self.console.line_with(marker::FAILED) {
-            let (_, reason) = line.split_once(marker::FAILED).unwrap_or(("", line));
+        if let Some(reason) = self.console.after(marker::FAILED) {
             let hint = "agent/dist/install.sh failed in the guest; run it there by hand after smoke --keep";
             return Err(Failure::guest(format!("the agent did not install:{reason}"), hint).into());
         }

@@ -8,7 +8,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result};
 use xtask_core::cli::Sabotage;
 use xtask_core::digest::Algorithm;
-use xtask_core::error::{self, Failure, Kind};
+use xtask_core::error::{self, Kind};
 use xtask_core::format::{human_bytes, human_seconds, now_rfc3339};
 use xtask_core::fs::{make_private_dir, write_private};
 use xtask_core::image::Format;
@@ -285,10 +285,7 @@ impl Warm<'_> {
 
 /// Fails if the guest could not install the agent's prerequisites, which are part of a snapshot.
 fn lacks_nothing(console: &Console) -> Result<()> {
-    let Some((_, reason)) = console.line_with(marker::LACKS).and_then(|line| line.split_once(marker::LACKS))
-    else {
-        return Ok(());
-    };
+    let Some(reason) = console.after(marker::LACKS) else { return Ok(()) };
     bail_host!(
         "the guest could not install the agent's prerequisites:{reason}";
         "agent/dist/prerequisites.sh failed in the guest: run again if the distribution's mirror did not answer, or use \
@@ -298,15 +295,14 @@ fn lacks_nothing(console: &Console) -> Result<()> {
 
 /// By how many seconds the clock of a restored guest, which is provisioned, jumped to this host's.
 pub(super) fn clock_step(console: &Console) -> Result<i64> {
-    let output = console.line_with(marker::CLOCK).and_then(|line| line.split_once(marker::CLOCK));
-    let step = output.and_then(|(_, step)| step.split_whitespace().next()?.parse().ok());
-    step.ok_or_else(|| {
-        Failure::host(
-            "the restored guest did not set its clock, which still shows when the snapshot was saved",
-            "nothing is known about the agent yet: run again, or use --cold",
+    let step = console.after(marker::CLOCK).and_then(|step| step.split_whitespace().next()?.parse().ok());
+    let Some(step) = step else {
+        bail_host!(
+            "the restored guest did not set its clock, which still shows when the snapshot was saved";
+            "nothing is known about the agent yet: run again, or use --cold"
         )
-        .into()
-    })
+    };
+    Ok(step)
 }
 
 #[cfg(test)]
