@@ -7,4 +7,4 @@ mod screen;
 mod ui;
 pub mod usual;
 
-pub use ui::{Step, Ui};
+pub use ui::{Background, Step, Ui};

@@ -1,11 +1,13 @@
 //! The one handle by which a job speaks to whoever waits for it, and hears that he does not want to wait any longer.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use xtask_core::cache::Cache;
 use xtask_core::cli::Verbosity;
+use xtask_core::error::Failure;
 use xtask_core::limits;
 use xtask_core::report::PhaseStatus;
 
@@ -20,6 +22,26 @@ use crate::usual::Usual;
 pub struct Ui {
     screen: Arc<Mutex<Screen>>,
     interrupt: Interrupt,
+    background: Option<Arc<Background>>,
+}
+
+/// The state of a job that runs behind the one on the screen. Dropped early, it ends the job.
+#[derive(Debug, Default)]
+pub struct Background {
+    is_shown: AtomicBool,
+    is_cancelled: AtomicBool,
+}
+
+impl Background {
+    /// The screen is the job's from now on.
+    pub fn show(&self) {
+        self.is_shown.store(true, Ordering::Relaxed);
+    }
+
+    /// Lets the job fail at its next sign of life.
+    pub fn cancel(&self) {
+        self.is_cancelled.store(true, Ordering::Relaxed);
+    }
 }
 
 /// Something that may take over two seconds and is no phase of a smoke.
@@ -45,12 +67,17 @@ impl Ui {
     }
 
     fn new(verbosity: Verbosity, interrupt: Interrupt) -> Self {
-        Self { screen: Arc::new(Mutex::new(Screen::new(verbosity))), interrupt }
+        Self { screen: Arc::new(Mutex::new(Screen::new(verbosity))), interrupt, background: None }
     }
 
     /// The same screen for work that Ctrl-C must not end, such as tidying up after one.
     pub fn uninterruptible(&self) -> Self {
         Self { interrupt: Interrupt::default(), ..self.clone() }
+    }
+
+    /// The same screen for a job behind the one that is shown: its signs of life are dropped until it is shown itself.
+    pub fn behind(&self, background: &Arc<Background>) -> Self {
+        Self { background: Some(Arc::clone(background)), ..self.clone() }
     }
 
     /// A thread that panicked in the middle of a line leaves nothing behind that the next line depends on.
@@ -64,13 +91,19 @@ impl Ui {
     /// An interrupt, see [`Ui::check`].
     pub fn tick(&self, what: &str) -> Result<()> {
         self.check()?;
-        self.screen().alive(what);
+        if self.background.as_ref().is_none_or(|job| job.is_shown.load(Ordering::Relaxed)) {
+            self.screen().alive(what);
+        }
         Ok(())
     }
 
-    /// Fails with [`xtask_core::error::Kind::Interrupted`] once somebody has pressed Ctrl-C.
+    /// Fails with [`xtask_core::error::Kind::Interrupted`] once somebody has pressed Ctrl-C, or cancelled the job.
     pub fn check(&self) -> Result<()> {
-        self.interrupt.check()
+        self.interrupt.check()?;
+        match &self.background {
+            Some(job) if job.is_cancelled.load(Ordering::Relaxed) => Err(Failure::interrupted().into()),
+            _ => Ok(()),
+        }
     }
 
     /// Announces what runs from now on; `usual` is how long that usually takes.
@@ -148,7 +181,20 @@ impl Ui {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use xtask_core::error::{Failure, Kind};
+    use xtask_core::error::Kind;
+
+    #[test]
+    fn a_job_in_the_background_ends_when_it_is_cancelled() {
+        let ui = Ui::quiet();
+        let job = Arc::default();
+        let behind = ui.behind(&job);
+        behind.tick("a sign that nobody sees").unwrap();
+        job.show();
+        behind.tick("one that is seen").unwrap();
+        job.cancel();
+        assert!(Kind::Interrupted.is(&behind.tick("the last one").unwrap_err()));
+        ui.tick("the job on the screen goes on").unwrap();
+    }
 
     #[test]
     fn a_step_may_use_the_screen_and_only_its_success_is_kept() {

@@ -1,8 +1,11 @@
 //! The phase *image*: the disk that was asked for, or the fallback image, which the verdict names.
 
+use std::panic::resume_unwind;
 use std::path::Path;
+use std::sync::Arc;
+use std::thread::{Scope, ScopedJoinHandle};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use xtask_core::digest::Algorithm;
 use xtask_core::error::{self, Failure, Kind};
 use xtask_core::fs::write_private;
@@ -15,6 +18,7 @@ use super::recorder::Recorder;
 use super::run::Run;
 use xtask_images::fetch::RetryPolicy;
 use xtask_images::{self, ReadyImage, Store};
+use xtask_jobs::Background;
 
 /// The disk that will be booted, and what the report says of it and of its firmware.
 pub(super) struct TestedImage {
@@ -23,23 +27,59 @@ pub(super) struct TestedImage {
     pub(super) firmware: FirmwareReport,
 }
 
-/// Gets the image. The plan then names what is tested.
-pub(super) fn phase(run: &Run<'_>, recorder: &mut Recorder<'_>, plan: &mut Plan) -> Result<ReadyImage> {
-    let tested = recorder.phase(Phase::Image, None, || tested_image(run, plan))?;
-    recorder.plan(plan);
-    recorder.report.guest.image = Some(tested.report);
-    recorder.report.guest.firmware = Some(tested.firmware);
-    Ok(tested.ready)
+/// An image that is fetched or built while something else is on the screen. Dropped, it gives up.
+pub(super) struct ComingImage<'scope> {
+    job: Arc<Background>,
+    thread: Option<ScopedJoinHandle<'scope, Result<(Plan, TestedImage, String)>>>,
 }
 
-fn tested_image(run: &Run<'_>, plan: &mut Plan) -> Result<(TestedImage, String)> {
+impl<'scope> ComingImage<'scope> {
+    /// Begins to get the image of `plan`.
+    pub(super) fn start<'env>(scope: &'scope Scope<'scope, 'env>, run: &'env Run<'_>, plan: &Plan) -> Self {
+        let job = Arc::default();
+        let (cache, dir, ui) = (&run.cache, &run.dir, run.ui.behind(&job));
+        let (mut plan, options) = (plan.clone(), &run.options.machine.image);
+        let thread = scope.spawn(move || {
+            let store = Store { cache, ui: &ui, offline: options.offline, run: Some(dir) };
+            let (tested, detail) = tested_image(&store, &mut plan, options.image.as_deref())?;
+            Ok((plan, tested, detail))
+        });
+        Self { job, thread: Some(thread) }
+    }
+
+    /// The phase *image*: waits for it. The plan then names what is tested.
+    pub(super) fn phase(mut self, recorder: &mut Recorder<'_>, plan: &mut Plan) -> Result<ReadyImage> {
+        let thread = self.thread.take().context("the image comes once; this is a bug of cargo xtask")?;
+        let tested = recorder.phase(Phase::Image, None, || {
+            self.job.show();
+            let (tested_plan, tested, detail) = thread.join().unwrap_or_else(|panic| resume_unwind(panic))?;
+            *plan = tested_plan;
+            Ok((tested, detail))
+        })?;
+        recorder.plan(plan);
+        recorder.report.guest.image = Some(tested.report);
+        recorder.report.guest.firmware = Some(tested.firmware);
+        Ok(tested.ready)
+    }
+}
+
+impl Drop for ComingImage<'_> {
+    fn drop(&mut self) {
+        self.job.cancel();
+    }
+}
+
+fn tested_image(
+    store: &Store<'_>,
+    plan: &mut Plan,
+    requested: Option<&str>,
+) -> Result<(TestedImage, String)> {
     let wanted = plan.image.name.clone();
-    let store = run.images();
-    let (ready, fallback_reason) = ensure_or_fall_back(&store, plan)?;
+    let (ready, fallback_reason) = ensure_or_fall_back(store, plan)?;
     let code_sha256 = store.remembered_digest(&plan.firmware.code, Algorithm::Sha256)?.hex().to_owned();
     let report = ImageReport {
         name: plan.image.name.clone(),
-        requested: run.options.machine.image.image.as_deref().map(shown),
+        requested: requested.map(shown),
         wanted,
         source: ready.source.clone(),
         digest: ready.digest.clone(),

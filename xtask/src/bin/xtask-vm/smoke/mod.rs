@@ -44,6 +44,7 @@ use xtask_jobs::Ui;
 
 use crate::guest::filesystem::CHECKER;
 use fault::Fault;
+use image::ComingImage;
 pub(crate) use image::ensure_or_fall_back;
 use options::RunOptions;
 use prepare::check_flags;
@@ -78,11 +79,14 @@ fn smoke(
     slot: &mut Option<RunningVm>,
 ) -> Result<()> {
     let mut plan = planned(run, recorder)?;
-    let (agent, workload) = recorder.phase(Phase::Build, None, || build(run, args))?;
-    recorder.agent(&agent);
-    let known =
-        recorder.phase(Phase::Inspect, None, || inspect::check(run, &plan, &agent, inspect::NOT_FETCHED))?;
-    let image = image::phase(run, recorder, &mut plan)?;
+    let (agent, workload, known, image) = std::thread::scope(|scope| {
+        let image = ComingImage::start(scope, run, &plan);
+        let (agent, workload) = recorder.phase(Phase::Build, None, || build(run, args))?;
+        recorder.agent(&agent);
+        let look = || inspect::check(run, &plan, &agent, inspect::NOT_FETCHED);
+        let known = recorder.phase(Phase::Inspect, None, look)?;
+        anyhow::Ok((agent, workload, known, image.phase(recorder, &mut plan)?))
+    })?;
     if known != Some(image.digest.to_string()) {
         recorder.phase(Phase::Inspect, None, || inspect::check(run, &plan, &agent, inspect::NOT_READ))?;
     }
@@ -150,7 +154,7 @@ pub(crate) fn up(workspace: &Workspace, up: &UpArgs, verbosity: Verbosity) -> Re
 
 fn machine_alone(run: &Run<'_>, recorder: &mut Recorder<'_>, slot: &mut Option<RunningVm>) -> Result<()> {
     let mut plan = planned(run, recorder)?;
-    let image = image::phase(run, recorder, &mut plan)?;
+    let image = std::thread::scope(|scope| ComingImage::start(scope, run, &plan).phase(recorder, &mut plan))?;
     let limit = plan.limits.boot();
     let vm = recorder.phase(Phase::Boot, Some(limit), || boot::boot(run, &mut plan, &image, None, slot))?;
     let limit = vm.plan.limits.provision();
