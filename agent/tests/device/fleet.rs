@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use agent_protocol::{self as protocol, DeploymentStatus, DeviceStatus, Document, Phase, Reply};
 use async_nats::jetstream::kv;
 use async_nats::{Client, ConnectOptions};
-use xtask_fleet::bus::{Bus, FLEET_USER};
+use xtask_fleet::{FLEET_USER, Server};
+use xtask_jobs::Ui;
 
 /// The longest wait for anything, since the machine may be busy.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -37,13 +38,13 @@ pub(crate) fn password_login() -> ConnectOptions {
 
 /// The logins of a plain broker, as a part of its configuration.
 pub(crate) fn users(device: &str) -> String {
-    xtask_fleet::bus::users("fleet-s3cret", device, "device-s3cret")
+    xtask_fleet::users("fleet-s3cret", device, "device-s3cret")
 }
 
 /// A broker in a directory of its own.
 pub(crate) struct Broker {
     // The first field is dropped first: the server ends before its directory is deleted.
-    pub(crate) bus: Bus,
+    pub(crate) server: Server,
     _directory: tempfile::TempDir,
 }
 
@@ -51,21 +52,22 @@ impl Broker {
     /// Starts a broker with the logins `access`.
     pub(crate) fn start(access: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let bus = Bus::start(directory.path(), access)
+        let path = directory.path();
+        let server = Server::start(path, path, access.to_owned(), &Ui::quiet())
             .expect("start nats-server; cargo xtask ci --fix installs it");
-        Self { bus, _directory: directory }
+        Self { server, _directory: directory }
     }
 
     pub(crate) fn url(&self) -> String {
-        format!("nats://127.0.0.1:{}", self.bus.port())
+        format!("nats://127.0.0.1:{}", self.server.port)
     }
 
     pub(crate) fn down(&mut self) {
-        self.bus.go_away().unwrap();
+        self.server.go_away().unwrap();
     }
 
     pub(crate) fn up(&mut self) {
-        self.bus.come_back().unwrap();
+        self.server.come_back(&Ui::quiet()).unwrap();
     }
 }
 

@@ -22,7 +22,7 @@ fn two_urls(port: u16) -> String {
 }
 
 async fn joins(broker: &Broker, fleet: &Fleet, home: &Path, credentials: &str) {
-    configure(home, credentials, &two_urls(broker.bus.port()), "");
+    configure(home, credentials, &two_urls(broker.server.port), "");
     let agent = Agent::start(home);
     let status = fleet.status(credentials, |status| status.sequence > 1).await;
     assert_eq!(status.device_id, DEVICE);
@@ -51,7 +51,7 @@ async fn by_password_in_the_file_and_in_a_file_of_its_own() {
     joins(&broker, &fleet, home, &own).await;
     // The file changes while the agent runs: the broker refuses the agent until the password is correct.
     std::fs::write(&file, "wr0ng-s3cret").unwrap();
-    configure(home, &own, &two_urls(broker.bus.port()), "");
+    configure(home, &own, &two_urls(broker.server.port), "");
     let agent = Agent::start(home);
     logged(&agent, "authorization violation").await;
     std::fs::write(&file, "device-s3cret").unwrap();
@@ -174,7 +174,7 @@ async fn over_tls_and_with_a_clock_of_the_past() {
     let home = home.path();
     let shared = password_login(DEVICE);
     let mut broker = Broker::start(&certificates(directory, 2090));
-    let url = format!("tls://localhost:{}", broker.bus.port());
+    let url = format!("tls://localhost:{}", broker.server.port);
     let ca = format!("ca_file = \"{}/ca.pem\"", directory.display());
     configure(home, &shared, &url, &ca);
     let agent = Agent::start(home);
@@ -184,7 +184,7 @@ async fn over_tls_and_with_a_clock_of_the_past() {
     broker.up();
     // The CA has changed too, and the agent reads it again.
     let options = fleet::password_login().add_root_certificates(directory.join("ca.pem")).require_tls(true);
-    let fleet = Fleet::enter_at(&format!("tls://localhost:{}", broker.bus.port()), DEVICE, options).await;
+    let fleet = Fleet::enter_at(&format!("tls://localhost:{}", broker.server.port), DEVICE, options).await;
     fleet.status("a status over TLS", |status| status.sequence > 0).await;
     agent.stop();
     // Neither a wrong CA nor the system's CAs accept the broker's certificate.

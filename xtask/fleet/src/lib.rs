@@ -1,7 +1,6 @@
 //! The fleet bus of a run: a real nats-server with JetStream ([`server`]), on loopback, with credentials that live as long as
 //! the run; and what the fleet sees and desires there.
 
-pub mod bus;
 mod server;
 #[cfg(all(test, feature = "real"))]
 mod tests;
@@ -16,11 +15,10 @@ use tokio::runtime::Runtime;
 use tokio::time::timeout;
 use xtask_core::cli::Sabotage;
 use xtask_core::digest::hex;
-use xtask_core::fs::make_private_dir;
 use xtask_core::limits;
 use xtask_core::machine::HOST_FROM_GUEST;
 
-use server::{FLEET_USER, Server};
+pub use server::{FLEET_USER, Server, users};
 use xtask_jobs::Ui;
 
 /// A broker and the fleet's own connection to it.
@@ -52,21 +50,19 @@ pub struct ReceivedStatus {
 impl Broker {
     /// Starts the server with its store in `work` and makes the fleet's buckets.
     pub fn start(work: &Path, device_id: &str, sabotage: Option<Sabotage>, ui: &Ui) -> Result<Self> {
-        let directory = work.join("nats");
-        make_private_dir(&directory)?;
         let (fleet_password, device_password) = (random_password()?, random_password()?);
         let accepted = match sabotage {
             Some(Sabotage::BrokerRefuses) => random_password()?,
             _ => device_password.clone(),
         };
-        let users = server::users(&fleet_password, device_id, &accepted);
-        let server = Server::start(&directory, work, users, ui)?;
+        let users = users(&fleet_password, device_id, &accepted);
+        let server = Server::start(&work.join("nats"), work, users, ui)?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
             .build()
             .context("start the runtime of the fleet's connection")?;
-        let fleet = runtime.block_on(Fleet::connect(server.port(), &fleet_password))?;
+        let fleet = runtime.block_on(Fleet::connect(server.port, &fleet_password))?;
         let device_id = device_id.to_owned();
         Ok(Self { server, runtime, fleet, fleet_password, device_id, device_password })
     }
@@ -77,7 +73,7 @@ impl Broker {
             "[agent]\ndevice_id = \"{id}\"\nheartbeat_seconds = 3\n\n[credentials]\ntype = \"toml-shared\"\n\
              username = \"{id}\"\npassword = \"{}\"\n\n[nats]\nurls = [\"nats://{HOST_FROM_GUEST}:{}\"]\n",
             self.device_password,
-            self.server.port(),
+            self.server.port,
             id = self.device_id,
         )
     }
@@ -140,7 +136,7 @@ impl Broker {
     /// How often the broker has refused the device's login.
     pub fn refusals(&self) -> usize {
         // A log that cannot be read has no refusals in it; the wait then ends at its limit.
-        let text = std::fs::read_to_string(self.server.log()).unwrap_or_default();
+        let text = std::fs::read_to_string(&self.server.log).unwrap_or_default();
         text.lines().filter(|line| line.contains("authentication error")).count()
     }
 
@@ -157,7 +153,7 @@ impl Broker {
     /// The server again, on the same port and with all that it had stored.
     pub fn come_back(&mut self, ui: &Ui) -> Result<()> {
         self.server.come_back(ui)?;
-        self.fleet = self.runtime.block_on(Fleet::connect(self.server.port(), &self.fleet_password))?;
+        self.fleet = self.runtime.block_on(Fleet::connect(self.server.port, &self.fleet_password))?;
         Ok(())
     }
 

@@ -8,10 +8,9 @@ use agent_protocol as protocol;
 use anyhow::{Context, Result, bail, ensure};
 use rustix::fd::OwnedFd;
 use rustix::net::{AddressFamily, SocketType, bind, ipproto, socket, sockopt};
-use xtask_core::bail_host;
-use xtask_core::fs::write_private;
+use xtask_core::fs::{make_private_dir, write_private};
 use xtask_core::host::tools;
-use xtask_core::limits;
+use xtask_core::{bail_host, limits};
 
 use xtask_jobs::Ui;
 use xtask_jobs::child::{Child, Job, last_lines};
@@ -19,21 +18,27 @@ use xtask_jobs::child::{Child, Job, last_lines};
 /// The fleet's user on the bus; the device's is its id.
 pub const FLEET_USER: &str = "fleet";
 
-/// A nats-server of this run.
-pub(super) struct Server {
+/// A running nats-server with JetStream, which ends with this value. [`crate::Broker`] is one with the fleet's connection.
+pub struct Server {
     /// `Err`: it is away, and its port is kept from others.
     state: Result<Child, OwnedFd>,
-    port: u16,
+    /// The port on 127.0.0.1, also while the server is away.
+    pub port: u16,
     directory: PathBuf,
     owner: PathBuf,
     access: String,
-    log: PathBuf,
+    /// Everything that the server has printed.
+    pub(super) log: PathBuf,
 }
 
 impl Server {
     /// Starts it with its store in `directory`, on a port of its own choice. `access` is the part of its configuration that
-    /// says who may log in. `owner` is the directory that owns the process.
-    pub(super) fn start(directory: &Path, owner: &Path, access: String, ui: &Ui) -> Result<Self> {
+    /// says who may log in, such as [`users`]. `owner` is the directory that owns the process.
+    ///
+    /// # Errors
+    /// The server is missing, ends, or does not listen in time.
+    pub fn start(directory: &Path, owner: &Path, access: String, ui: &Ui) -> Result<Self> {
+        make_private_dir(directory)?;
         let log = directory.join("nats.log");
         let child = launch(directory, owner, None, &access, &log)?;
         let port = wait_for_port(&child, directory, &log, ui)?;
@@ -41,38 +46,35 @@ impl Server {
         Ok(Self { state: Ok(child), port, directory, owner, access, log })
     }
 
-    pub(super) fn port(&self) -> u16 {
-        self.port
-    }
-
-    pub(super) fn log(&self) -> &Path {
-        &self.log
-    }
-
     /// # Errors
     /// A failure of the host if the server has ended.
     pub(super) fn check(&self) -> Result<()> {
-        let Ok(child) = &self.state else { return Ok(()) };
-        match child.ended()? {
-            None => Ok(()),
-            Some(status) => {
-                bail_host!(
-                    "the broker ended: {status}; its last output: {}", last_lines(&self.log, 3).join(" | ");
-                    "read {}; nothing is known about the agent", self.log.display()
-                )
-            }
+        if let Ok(child) = &self.state
+            && let Some(status) = child.ended()?
+        {
+            bail_host!(
+                "the broker ended: {status}; its last output: {}", last_lines(&self.log, 3).join(" | ");
+                "read {}; nothing is known about the agent", self.log.display()
+            );
         }
+        Ok(())
     }
 
-    /// Ends it. Whoever connects meanwhile is refused.
-    pub(super) fn go_away(&mut self) -> Result<()> {
+    /// Ends it. Whoever connects before [`Self::come_back`] is refused.
+    ///
+    /// # Errors
+    /// The server does not end, or its port cannot be kept.
+    pub fn go_away(&mut self) -> Result<()> {
         self.stop()?;
         self.state = Err(keep_from_others(self.port).context("keep the broker's port while it is away")?);
         Ok(())
     }
 
-    /// Starts it again.
-    pub(super) fn come_back(&mut self, ui: &Ui) -> Result<()> {
+    /// Starts it again, on the same port and with the same store.
+    ///
+    /// # Errors
+    /// Those of [`Self::start`].
+    pub fn come_back(&mut self, ui: &Ui) -> Result<()> {
         let child = launch(&self.directory, &self.owner, Some(self.port), &self.access, &self.log)?;
         let port = wait_for_port(&child, &self.directory, &self.log, ui)?;
         ensure!(port == self.port, "start the broker again: it listens on {port} and not on {}", self.port);
@@ -98,7 +100,10 @@ fn keep_from_others(port: u16) -> Result<OwnedFd> {
 fn launch(directory: &Path, owner: &Path, port: Option<u16>, access: &str, log: &Path) -> Result<Child> {
     let config = directory.join("nats.conf");
     write_private(&config, server_config(directory, port, access))?;
-    remove_ports_files(directory)?;
+    // A server that was here before may have left one.
+    for path in ports_files(directory)? {
+        fs_err::remove_file(&path)?;
+    }
     let server = tools::require("nats-server")?;
     let job = Job {
         program: &server,
@@ -154,14 +159,6 @@ pub fn users(fleet_password: &str, device_id: &str, device_password: &str) -> St
          \x20   }} }}\n\
          \x20 ]\n}}\n"
     )
-}
-
-/// A server that was here before may have left one.
-fn remove_ports_files(directory: &Path) -> Result<()> {
-    for path in ports_files(directory)? {
-        fs_err::remove_file(&path)?;
-    }
-    Ok(())
 }
 
 fn ports_files(directory: &Path) -> Result<Vec<PathBuf>> {

@@ -35,7 +35,7 @@ fn a_real_broker_starts_is_asked_and_is_gone_afterwards() {
 fn what_is_desired_outlives_the_brokers_absence() {
     let directory = tempfile::tempdir().unwrap();
     let mut broker = started(directory.path());
-    let address = std::net::SocketAddr::from(([127, 0, 0, 1], broker.server.port()));
+    let address = std::net::SocketAddr::from(([127, 0, 0, 1], broker.server.port));
     let first = broker.desire("a", &document()).unwrap();
     broker.go_away().unwrap();
     broker.check().unwrap();
@@ -43,7 +43,7 @@ fn what_is_desired_outlives_the_brokers_absence() {
     assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
     assert!(xtask_core::processes::processes_naming(directory.path()).is_empty());
     broker.come_back(&Ui::quiet()).unwrap();
-    assert_eq!(broker.server.port(), address.port());
+    assert_eq!(broker.server.port, address.port());
     let deleted = broker.desire_no_more("a").unwrap();
     assert_eq!(deleted, first + 1);
     broker.stop().unwrap();
@@ -56,7 +56,7 @@ fn a_device_reads_its_own_desired_state_and_no_others() {
     let broker = started(directory.path());
     broker.desire("a", &document()).unwrap();
     broker.runtime.block_on(async {
-        let url = format!("nats://127.0.0.1:{}", broker.server.port());
+        let url = format!("nats://127.0.0.1:{}", broker.server.port);
         let device = ConnectOptions::with_user_and_password("dev-1".into(), broker.device_password.clone())
             .custom_inbox_prefix("_INBOX.dev-1")
             .connect(url)
