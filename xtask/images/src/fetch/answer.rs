@@ -38,30 +38,24 @@ pub(super) enum ResponseKind {
 /// Reads an answer's head; `asked` where a part was asked for.
 pub(super) fn read(status: StatusCode, headers: &HeaderMap, asked: Option<&PartRequest>) -> ResponseKind {
     let what = format!("the server answers {status}");
-    match (status.as_u16(), asked) {
+    let hint = match (status.as_u16(), asked) {
         (200, _) => {
-            ResponseKind::Whole { total: text(headers, &CONTENT_LENGTH).and_then(|text| text.parse().ok()) }
+            let total = text(headers, &CONTENT_LENGTH).and_then(|text| text.parse().ok());
+            return ResponseKind::Whole { total };
         }
-        (206, Some(asked)) => rest(headers, asked),
-        (416, Some(_)) => ResponseKind::StartOver(what),
-        (407, _) => ResponseKind::ProxyRefuses(format!("the proxy answers {status}")),
+        (206, Some(asked)) => return rest(headers, asked),
+        (416, Some(_)) => return ResponseKind::StartOver(what),
+        (407, _) => return ResponseKind::ProxyRefuses(format!("the proxy answers {status}")),
         (408 | 425 | 429 | 500 | 502 | 503 | 504, _) => {
-            ResponseKind::Passing { what, after: retry_after(headers) }
+            return ResponseKind::Passing { what, after: retry_after(headers) };
         }
-        (401 | 403, _) => {
-            let hint = "check whether the URL needs credentials: https://user:password@host/path";
-            ResponseKind::Final { what, hint }
-        }
+        (401 | 403, _) => "check whether the URL needs credentials: https://user:password@host/path",
         (404 | 410, _) => {
-            let hint =
-                "check the URL; publishers move old files away, and `cargo xtask image bump` pins newer ones";
-            ResponseKind::Final { what, hint }
+            "check the URL; publishers move old files away, and `cargo xtask image bump` pins newer ones"
         }
-        _ => {
-            let hint = "open the URL in a browser; if it works there, contact its publisher";
-            ResponseKind::Final { what, hint }
-        }
-    }
+        _ => "open the URL in a browser; if it works there, contact its publisher",
+    };
+    ResponseKind::Final { what, hint }
 }
 
 /// Whether a 206 brings what was asked for.

@@ -10,7 +10,7 @@ use xtask_core::error::Failure;
 use xtask_core::image::shown;
 
 use super::address::Address;
-use super::limits::FetchLimits;
+use super::limits::{CONNECT, FetchLimits};
 
 /// What a browser follows is twenty; what a mirror needs is three.
 const MOST_REDIRECTS: usize = 10;
@@ -45,7 +45,7 @@ pub fn builder() -> ClientBuilder {
 
 /// The downloader's own: a retry does not meet the connection that just failed.
 pub(super) fn build(limits: FetchLimits) -> Result<Client> {
-    let client = builder().connect_timeout(limits.connect()).pool_max_idle_per_host(0);
+    let client = builder().connect_timeout(limits.paced(CONNECT)).pool_max_idle_per_host(0);
     // The tests of this very process ask loopback alone; those with proxies are processes of their own.
     #[cfg(test)]
     let client = client.no_proxy();
@@ -63,20 +63,17 @@ fn follow(attempt: Attempt<'_>) -> reqwest::redirect::Action {
     let to = shown(attempt.url().as_str());
     let previous = attempt.previous();
     let refused = if previous.contains(attempt.url()) {
-        Some(format!("a redirect loop: {to} again"))
+        format!("a redirect loop: {to} again")
     } else if previous.len() > MOST_REDIRECTS {
-        Some(format!("more than {MOST_REDIRECTS} redirects, the next one to {to}"))
+        format!("more than {MOST_REDIRECTS} redirects, the next one to {to}")
     } else if previous.last().is_some_and(|from| from.scheme() == "https")
         && attempt.url().scheme() != "https"
     {
-        Some(format!("a redirect from https to {to}, which is not protected against changes on the way"))
+        format!("a redirect from https to {to}, which is not protected against changes on the way")
     } else {
-        None
+        return attempt.follow();
     };
-    match refused {
-        Some(why) => attempt.error(why),
-        None => attempt.follow(),
-    }
+    attempt.error(refused)
 }
 
 /// What a failed request means.
@@ -120,7 +117,7 @@ pub(super) fn proxy_refuses(attempted: &str, message: &str) -> Failure {
 
 /// Something that the network did.
 pub(super) fn passing(error: String) -> Trouble {
-    let hint = "run again: the download resumes where it stopped".to_owned();
+    let hint = "run again: the download resumes where it stopped";
     Trouble::Passing { error: Failure::host(error, hint).into(), after: None }
 }
 

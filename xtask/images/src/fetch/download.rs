@@ -11,7 +11,7 @@ use xtask_core::{bail_host, limits};
 
 use super::address::Address;
 use super::client::{self, Trouble};
-use super::limits::FetchLimits;
+use super::limits::{FetchLimits, PROBE_AGAIN};
 use super::partial::{Begun, DownloadPaths};
 use super::progress::size;
 use super::retry::{Retry, spread};
@@ -36,18 +36,7 @@ pub(super) struct Download<'a> {
     pub(super) resumed_from: u64,
 }
 
-impl<'a> Download<'a> {
-    pub(super) fn new(
-        limits: FetchLimits,
-        wanted: &'a FetchRequest<'a>,
-        address: &'a Address,
-        place: &'a DownloadPaths,
-        ui: &'a Ui,
-    ) -> Self {
-        let started = Instant::now();
-        Self { limits, wanted, address, place, ui, started, answered: false, resumed_from: 0 }
-    }
-
+impl Download<'_> {
     pub(super) fn run(mut self) -> Result<Fetched> {
         let mut begun = self.find()?;
         self.resumed_from = begun.as_ref().map_or(0, |begun| begun.length);
@@ -60,7 +49,7 @@ impl<'a> Download<'a> {
         let runtime = runtime.context("start the download's runtime")?;
         self.started = Instant::now();
         let ended = loop {
-            retry.begin();
+            retry.attempts += 1;
             let Err(trouble) = runtime.block_on(self.attempt(&client, &mut begun)) else { break Ok(()) };
             let length = begun.as_ref().map_or(0, |begun| begun.length);
             if let Err(error) = self.settle(trouble, length, &mut retry) {
@@ -124,9 +113,10 @@ impl<'a> Download<'a> {
         };
         if self.wanted.retry_policy != RetryPolicy::Full && !self.answered {
             // A name server may be up a second later than this run.
-            let again = (self.started + self.limits.probe_again()).saturating_duration_since(Instant::now());
-            let again =
-                |pause: &Duration| self.wanted.retry_policy == RetryPolicy::ProbeFirst && *pause < again;
+            let until = self.started + self.limits.paced(PROBE_AGAIN);
+            let again = |pause: &Duration| {
+                self.wanted.retry_policy == RetryPolicy::ProbeFirst && Instant::now() + *pause < until
+            };
             if let Some(pause) = retry.pause(length, after, spread()).filter(again) {
                 self.ui.note(&format!("{error}; trying once more"));
                 return self.wait(pause);
@@ -198,7 +188,7 @@ impl<'a> Download<'a> {
         if !matches!(kind, Some(io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)) {
             return error;
         }
-        let (path, directory) = (self.place.partial().display(), self.place.directory().display());
+        let (path, directory) = (self.place.partial.display(), self.place.directory().display());
         let error = match self.place.discard() {
             Ok(()) => error,
             Err(left) => error.context(format!("{left:#}")),

@@ -17,6 +17,7 @@ mod sink;
 mod transfer;
 
 use std::path::Path;
+use std::time::Instant;
 
 use anyhow::Result;
 use xtask_core::bail_host;
@@ -48,7 +49,7 @@ pub struct FetchRequest<'a> {
 pub enum RetryPolicy {
     /// A person asked for this very file: several attempts.
     Full,
-    /// There is a fallback: [`Kind::Unreachable`] where the host has not answered within [`FetchLimits::probe`]; once it has,
+    /// There is a fallback: [`Kind::Unreachable`] where the host has not answered within [`limits::PROBE`]; once it has,
     /// as [`RetryPolicy::Full`].
     ProbeFirst,
     /// As [`RetryPolicy::ProbeFirst`], and a connection that fails at once is tried no second time: it failed a while ago, too.
@@ -84,7 +85,10 @@ fn fetch_within(limits: FetchLimits, wanted: &FetchRequest<'_>, ui: &Ui) -> Resu
         if let Some(fetched) = already(wanted, &place, ui)? {
             return Ok(fetched);
         }
-        let fetched = Download::new(limits, wanted, &address, &place, ui).run();
+        let (address, place, started) = (&address, &place, Instant::now());
+        let download =
+            Download { limits, wanted, address, place, ui, started, answered: false, resumed_from: 0 };
+        let fetched = download.run();
         let tidied = place.discard_empty();
         fetched.and_then(|fetched| tidied.map(|()| fetched))
     });
@@ -125,7 +129,7 @@ mod tests {
     use super::*;
     use std::io::{Read as _, Write as _};
     use std::net::TcpListener;
-    use std::time::{Duration, Instant};
+    use std::time::Duration;
     use xtask_core::error::Kind;
 
     /// A tenth of the real pace: the probe's 8 s are 0.8.
@@ -146,7 +150,7 @@ mod tests {
         let source = DownloadSource { url: url.to_owned(), digest, bytes };
         let wanted = FetchRequest { source: &source, target: &target, retry_policy };
         let started = Instant::now();
-        let limits = FetchLimits::at_pace(0.1);
+        let limits = FetchLimits { pace: 0.1 };
         let error = fetch_within(limits, &wanted, &Ui::quiet()).unwrap_err();
         assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), files, "{error:#}");
         (error, started.elapsed())

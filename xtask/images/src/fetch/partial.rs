@@ -95,7 +95,7 @@ impl Begun {
 #[derive(Debug, Clone)]
 pub(super) struct DownloadPaths {
     target: PathBuf,
-    partial: PathBuf,
+    pub(super) partial: PathBuf,
     note: PathBuf,
 }
 
@@ -103,10 +103,6 @@ impl DownloadPaths {
     pub(super) fn new(target: &Path) -> Self {
         let beside = |ending: &str| PathBuf::from([target.as_os_str(), ending.as_ref()].join("".as_ref()));
         Self { target: target.to_owned(), partial: beside(".partial"), note: beside(".partial.json") }
-    }
-
-    pub(super) fn partial(&self) -> &Path {
-        &self.partial
     }
 
     /// The directory that everything stands in.
@@ -139,8 +135,7 @@ impl DownloadPaths {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             opened => opened?,
         };
-        let mut sums = Sums::new(digest);
-        let length = hash(&mut file, &mut sums, seen)?;
+        let (length, sums) = hash(&mut file, digest, seen)?;
         Ok(Some(Begun { file, length, sums, note }))
     }
 
@@ -177,20 +172,23 @@ impl DownloadPaths {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             opened => opened?,
         };
-        let mut sums = Sums::new(digest);
-        let length = hash(&mut file, &mut sums, seen)?;
-        Ok(Some((length, sums)))
+        Ok(Some(hash(&mut file, digest, seen)?))
     }
 }
 
-fn hash(file: &mut File, sums: &mut Sums, mut seen: impl FnMut(u64) -> Result<()>) -> Result<u64> {
+/// The length of a file and its digests, those that `wanted` needs.
+fn hash(
+    file: &mut File,
+    wanted: Option<&Digest>,
+    mut seen: impl FnMut(u64) -> Result<()>,
+) -> Result<(u64, Sums)> {
+    let (mut length, mut sums) = (0, Sums::new(wanted));
     let mut block = vec![0; BLOCK];
-    let mut length = 0;
     loop {
         seen(length)?;
         let count = file.read(&mut block)?;
         if count == 0 {
-            return Ok(length);
+            return Ok((length, sums));
         }
         sums.update(&block[..count]);
         length += count as u64;

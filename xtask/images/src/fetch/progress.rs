@@ -29,12 +29,9 @@ impl TransferRate {
             self.last = (now, bytes);
         }
         let rate = self.rate.unwrap_or_default();
-        let left = total
-            .filter(|_| rate >= 1.0)
-            .map(|total| {
-                format!(", {} left", human_seconds((total.saturating_sub(bytes) as f64 / rate).ceil()))
-            })
-            .unwrap_or_default();
+        let left = total.filter(|_| rate >= 1.0).map_or(String::new(), |total| {
+            format!(", {} left", human_seconds((total.saturating_sub(bytes) as f64 / rate).ceil()))
+        });
         format!("{}, {}/s{left}", of(bytes, total), size(rate as u64))
     }
 }

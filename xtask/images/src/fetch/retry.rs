@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::limits::FetchLimits;
+use super::limits::{FetchLimits, LONGEST_PAUSE};
 
 /// Attempts in a row that bring nothing new.
 const MOST_FRUITLESS: u32 = 5;
@@ -25,10 +25,6 @@ impl Retry {
         Self { limits, farthest: there, fruitless: 0, attempts: 0 }
     }
 
-    pub(super) fn begin(&mut self) {
-        self.attempts += 1;
-    }
-
     /// The pause before the next attempt, after one that got as far as `length`; `None` once it is enough. What comes
     /// again from the beginning is nothing new. `after` is the server's own wish, `spread` 0 to 1: all clients of a
     /// server that comes back shall not come at once.
@@ -39,7 +35,7 @@ impl Retry {
             return None;
         }
         let own = self.limits.pause(self.fruitless).mul_f64(0.75 + spread / 2.0);
-        Some(after.map_or(own, |wish| wish.min(self.limits.longest_pause()).max(own)))
+        Some(after.map_or(own, |wish| wish.min(self.limits.paced(LONGEST_PAUSE)).max(own)))
     }
 }
 
@@ -63,7 +59,7 @@ mod tests {
 
     #[test]
     fn fruitless_attempts_end_and_progress_begins_anew() {
-        let mut retry = Retry::new(FetchLimits::at_pace(1.0), 10);
+        let mut retry = Retry::new(FetchLimits { pace: 1.0 }, 10);
         // The second one starts over and gets less far than what was there: nothing new.
         let lengths = [10, 7, 20, 20, 20, 20, 20, 20];
         let pauses = lengths.map(|length| seconds(retry.pause(length, None, 0.5)));
@@ -72,9 +68,9 @@ mod tests {
 
     #[test]
     fn there_is_a_last_attempt_even_with_progress() {
-        let mut retry = Retry::new(FetchLimits::at_pace(1.0), 0);
+        let mut retry = Retry::new(FetchLimits { pace: 1.0 }, 0);
         let made = (1..).take_while(|length| {
-            retry.begin();
+            retry.attempts += 1;
             retry.pause(*length, None, 0.0).is_some()
         });
         assert_eq!(made.count(), 99);
@@ -83,7 +79,7 @@ mod tests {
     #[test]
     fn the_servers_wish_counts_up_to_a_cap() {
         let pause = |wish| {
-            let mut retry = Retry::new(FetchLimits::at_pace(1.0), 0);
+            let mut retry = Retry::new(FetchLimits { pace: 1.0 }, 0);
             seconds(retry.pause(0, Some(Duration::from_secs(wish)), 0.5))
         };
         assert_eq!([0, 7, 3600].map(pause), [Some(1), Some(7), Some(60)]);

@@ -1,12 +1,11 @@
 //! Hashing and writing, on a thread of their own: they take the time in which the network brings more.
 
 use std::io;
-use std::sync::mpsc::SyncSender;
+use std::sync::mpsc::sync_channel;
 use std::thread::JoinHandle;
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
-use fs_err::File;
 use tokio::sync::mpsc;
 
 use super::partial::Begun;
@@ -25,7 +24,11 @@ pub(super) struct Sink {
 
 impl Sink {
     pub(super) fn start(mut begun: Begun) -> Result<Self> {
-        let flusher = Flusher::start(begun.handle().context("duplicate the handle of the partial file")?);
+        let file = begun.handle().context("duplicate the handle of the partial file")?;
+        let (due, flushes) = sync_channel(1);
+        // Has the disk write while the network still brings. The kernel tells a failure to write once (fsync(2)): it must
+        // not be lost here.
+        let flusher = std::thread::spawn(move || flushes.into_iter().try_for_each(|()| file.sync_data()));
         let (pieces, mut queue) = mpsc::channel::<Bytes>(PIECES);
         let thread = std::thread::spawn(move || {
             let mut announced = begun.length;
@@ -36,11 +39,12 @@ impl Sink {
                 }
                 if begun.length - announced >= FLUSH_EVERY {
                     announced = begun.length;
-                    flusher.flush();
+                    // One that is under way is enough.
+                    let _under_way = due.try_send(());
                 }
             };
-            let flushed = flusher.stop();
-            (begun, written.and(flushed))
+            drop(due);
+            (begun, written.and(ended(flusher)))
         });
         Ok(Self { pieces, thread })
     }
@@ -48,34 +52,10 @@ impl Sink {
     /// Everything that was handed over is written; or why it is not.
     pub(super) fn finish(self) -> (Begun, io::Result<()>) {
         drop(self.pieces);
-        self.thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        ended(self.thread)
     }
 }
 
-/// Has the disk write while the network still brings.
-#[derive(Debug)]
-struct Flusher {
-    due: SyncSender<()>,
-    thread: JoinHandle<io::Result<()>>,
-}
-
-impl Flusher {
-    fn start(file: File) -> Self {
-        let (due, when) = std::sync::mpsc::sync_channel(1);
-        let thread = std::thread::spawn(move || {
-            // The kernel tells a failure to write once (fsync(2)): it must not be lost here.
-            when.into_iter().try_for_each(|()| file.sync_data())
-        });
-        Self { due, thread }
-    }
-
-    /// One that is under way is enough.
-    fn flush(&self) {
-        let _under_way = self.due.try_send(());
-    }
-
-    fn stop(self) -> io::Result<()> {
-        drop(self.due);
-        self.thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-    }
+fn ended<T>(thread: JoinHandle<T>) -> T {
+    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }

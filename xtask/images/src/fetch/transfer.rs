@@ -15,6 +15,7 @@ use super::RetryPolicy;
 use super::answer::{self, PartRequest, ResponseKind};
 use super::client::{Trouble, passing, proxy_refuses, trouble};
 use super::download::Download;
+use super::limits::{PROBE, STALL};
 use super::partial::{Begun, Note};
 use super::progress::{TransferRate, size};
 use super::sink::Sink;
@@ -46,13 +47,17 @@ impl Download<'_> {
             }
             ResponseKind::Final { what, hint } => return Err(self.failed(&what, hint).into()),
         };
-        self.check_total(total)?;
+        // What has another size cannot have the digest.
+        let known = self.wanted.source.bytes;
+        if let Some(total) = total.filter(|total| known.is_some_and(|known| known != *total)) {
+            return Err(self.wrong_size(&total.to_string()).into());
+        }
         // What the server begins anew frees what was there, before anybody asks for room.
         let anew = from == 0 && begun.take().is_some();
         if anew {
             self.place.discard()?;
         }
-        let expected = total.or(self.wanted.source.bytes);
+        let expected = total.or(known);
         if let Some(expected) = expected {
             self.check_space(expected.saturating_sub(from))?;
         }
@@ -75,9 +80,9 @@ impl Download<'_> {
         }
         let deadline = match self.wanted.retry_policy {
             RetryPolicy::ProbeFirst | RetryPolicy::Once if !self.answered => {
-                self.started + self.limits.probe()
+                self.started + self.limits.paced(PROBE)
             }
-            _ => Instant::now() + self.limits.stall(),
+            _ => Instant::now() + self.limits.paced(STALL),
         };
         let mut tick = ticks();
         let mut answer = std::pin::pin!(request.send());
@@ -105,14 +110,6 @@ impl Download<'_> {
     /// The network broke it off: another attempt resumes there.
     fn broken(&self, what: &str) -> Trouble {
         passing(format!("download {}: {what}", self.address))
-    }
-
-    /// What has another size cannot have the digest.
-    fn check_total(&self, total: Option<u64>) -> Result<()> {
-        match total.zip(self.wanted.source.bytes) {
-            Some((total, known)) if total != known => Err(self.wrong_size(&total.to_string())),
-            _ => Ok(()),
-        }
     }
 
     /// An empty partial file, and what its bytes will be of.
@@ -172,7 +169,7 @@ impl Download<'_> {
                 }
                 _ = tick.tick() => {
                     self.ui.tick(&progress.look(Instant::now(), came, expected))?;
-                    if last.elapsed() >= self.limits.stall() {
+                    if last.elapsed() >= self.limits.paced(STALL) {
                         let seconds = human_seconds(last.elapsed().as_secs_f64());
                         return Err(self.broken(&format!("received nothing for {seconds}")));
                     }
