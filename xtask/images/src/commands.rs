@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{Result, bail};
 use serde::Serialize;
-use serde_json::json;
+use serde_json::{Value, json};
 use xtask_core::arch::VmArchitecture;
 use xtask_core::bail_host;
 use xtask_core::cache::Cache;
@@ -25,7 +25,7 @@ use xtask_core::workspace::Workspace;
 
 use crate::fetch::{self, FetchRequest, RetryPolicy};
 use crate::snapshots::{self, Found};
-use crate::store::{CachedImage, ReadyImage, Store};
+use crate::store::{CachedImage, DISK, ReadyImage, Store};
 use crate::{build, bump, prune};
 use xtask_jobs::{Step, Ui};
 
@@ -49,51 +49,30 @@ pub fn run(command: &ImageCommand, verbosity: Verbosity) -> Result<()> {
     outcome.map_err(|error| error::host_fault(error, "work on the cache's images", "see the causes"))
 }
 
-/// One line of `image list`.
-#[derive(Debug, Serialize)]
-struct Listed {
-    #[serde(flatten)]
-    image: Image,
-    key: String,
-    cached: Option<Cached>,
+/// An image of the catalogue, its key, and what the cache has of it.
+type Listed = (Image, String, Option<CachedImage>);
+
+/// A cached image as `image list --json` writes it; `None` where its manifest cannot be read.
+fn cached_json(kept: &CachedImage) -> Option<Value> {
+    let manifest = kept.manifest.as_ref()?;
+    Some(json!({
+        "path": kept.directory.join(DISK), "digest": manifest.digest, "bytes": manifest.stamp.bytes,
+        "made_at": manifest.made_at, "idle_seconds": kept.idle_seconds, "verified": manifest.verified,
+        "used_by": kept.used_by,
+    }))
 }
 
-#[derive(Debug, Serialize)]
-struct Cached {
-    path: std::path::PathBuf,
-    digest: Digest,
-    bytes: u64,
-    made_at: String,
-    idle_seconds: u64,
-    verified: bool,
-    used_by: Vec<String>,
-}
-
-impl Cached {
-    /// `None` where its manifest cannot be read.
-    fn of(kept: &CachedImage) -> Option<Self> {
-        let manifest = kept.manifest.as_ref()?;
-        Some(Self {
-            path: kept.directory.join(crate::store::DISK),
-            digest: manifest.digest.clone(),
-            bytes: manifest.stamp.bytes,
-            made_at: manifest.made_at.clone(),
-            idle_seconds: kept.idle_seconds,
-            verified: manifest.verified,
-            used_by: kept.used_by.clone(),
-        })
-    }
-
-    fn describe(&self) -> String {
-        let used = used_by(&self.used_by);
-        let age = match self.idle_seconds / 86_400 {
-            0 => "used today".to_owned(),
-            days => format!("last used {days} days ago"),
-        };
-        let made = self.made_at.split('T').next().unwrap_or_default();
-        let unverified = if self.verified { "" } else { ", UNVERIFIED" };
-        format!("{}, {}{unverified}, made {made}, {age}{used}", human_bytes(self.bytes), self.digest.short())
-    }
+/// A cached image for people; `None` where its manifest cannot be read.
+fn describe_cached(kept: &CachedImage) -> Option<String> {
+    let manifest = kept.manifest.as_ref()?;
+    let age = match kept.idle_seconds / 86_400 {
+        0 => "used today".to_owned(),
+        days => format!("last used {days} days ago"),
+    };
+    let made = manifest.made_at.split('T').next().unwrap_or_default();
+    let unverified = if manifest.verified { "" } else { ", UNVERIFIED" };
+    let (bytes, digest) = (human_bytes(manifest.stamp.bytes), manifest.digest.short());
+    Some(format!("{bytes}, {digest}{unverified}, made {made}, {age}{}", used_by(&kept.used_by)))
 }
 
 /// Every image that has a name, for every architecture.
@@ -106,47 +85,47 @@ fn catalogue() -> Result<Vec<Image>> {
 
 fn list(store: &Store<'_>, json: bool) -> Result<()> {
     let mut others = store.kept();
-    let cached = |key: &str| others.iter().find(|kept| kept.key == key).and_then(Cached::of);
     let listed = catalogue()?.into_iter().map(|image| {
         let key = image.key(build::SCRIPTS);
-        Listed { cached: cached(&key), image, key }
+        let cached = others.iter().position(|kept| kept.key == key).map(|at| others.remove(at));
+        (image, key, cached)
     });
-    let listed: Vec<_> = listed.collect();
-    others.retain(|kept| !listed.iter().any(|one| one.key == kept.key));
+    let listed: Vec<Listed> = listed.collect();
     let snapshots = snapshots::all(store.cache);
     if json {
-        let other = |kept: &CachedImage| json!({ "key": kept.key, "manifest": kept.manifest, "cached": Cached::of(kept) });
+        let image = |(image, key, cached): &Listed| {
+            let mut image = json!(image);
+            image["key"] = json!(key);
+            image["cached"] = json!(cached.as_ref().and_then(cached_json));
+            image
+        };
+        let other = |kept: &CachedImage| json!({ "key": kept.key, "manifest": kept.manifest, "cached": cached_json(kept) });
         let snapshot = |found: &Found| {
             let (good, users) = (found.is_good, &found.users);
             json!({ "name": found.name(), "good": good, "snapshot": found.manifest, "used_by": users })
         };
         return print_json(&json!({
             "schema": 2,
-            "images": listed,
+            "images": listed.iter().map(image).collect::<Vec<_>>(),
             "not_in_catalogue": others.iter().map(other).collect::<Vec<_>>(),
             "snapshots": snapshots.iter().map(snapshot).collect::<Vec<_>>(),
         }));
     }
-    let lines = listed.iter().map(Listed::line);
+    let lines = listed.iter().map(line_of_listed);
     for line in lines.chain(others.iter().map(line_of_other)).chain(snapshots.iter().map(line_of_snapshot)) {
         println!("{line}");
     }
     Ok(())
 }
 
-impl Listed {
-    fn line(&self) -> String {
-        let Self { image, cached, .. } = self;
-        let pinned = match &image.source {
-            Source::Download(DownloadSource { digest: Some(digest), .. }) => {
-                format!("pinned {}", digest.short())
-            }
-            Source::Packages(recipe) => format!("built from {}", recipe.suite),
-            _ => String::new(),
-        };
-        let cached = cached.as_ref().map_or("not cached".to_owned(), Cached::describe);
-        format!("{:<21} {:<8} {pinned:<28} {cached}", image.name, image.arch.to_string())
-    }
+fn line_of_listed((image, _, cached): &Listed) -> String {
+    let pinned = match &image.source {
+        Source::Download(DownloadSource { digest: Some(digest), .. }) => format!("pinned {}", digest.short()),
+        Source::Packages(recipe) => format!("built from {}", recipe.suite),
+        _ => String::new(),
+    };
+    let cached = cached.as_ref().and_then(describe_cached).unwrap_or("not cached".to_owned());
+    format!("{:<21} {:<8} {pinned:<28} {cached}", image.name, image.arch.to_string())
 }
 
 fn line_of_other(kept: &CachedImage) -> String {
@@ -154,8 +133,7 @@ fn line_of_other(kept: &CachedImage) -> String {
         Some(manifest) => (manifest.name.as_str(), manifest.arch.to_string()),
         None => (kept.key.as_str(), String::new()),
     };
-    let cached =
-        Cached::of(kept).map_or("unreadable: image prune deletes it".to_owned(), |cached| cached.describe());
+    let cached = describe_cached(kept).unwrap_or("unreadable: image prune deletes it".to_owned());
     format!("{name:<21} {arch:<8} {:<28} {cached}", "not in the catalogue")
 }
 
@@ -242,12 +220,8 @@ fn build_image(store: &Store<'_>, args: &ImageBuildArgs) -> Result<()> {
         false => Ok((None, crate::ensure::ensure(store, &image, RetryPolicy::Full)?)),
     })?;
     if let Some(before) = &before {
-        let same = if *before == ready.digest {
-            "the digest is the same as before"
-        } else {
-            "the digest has changed"
-        };
-        store.ui.note(&format!("{same}: {before}"));
+        let change = if *before == ready.digest { "is the same as before" } else { "has changed" };
+        store.ui.note(&format!("the digest {change}: {before}"));
     }
     print_ready(&image, &ready, before.as_ref(), args.json)
 }
@@ -290,17 +264,6 @@ fn path(store: &Store<'_>, name: &str, arch: VmArchitecture, json: bool) -> Resu
     }
 }
 
-/// One image that was hashed again.
-#[derive(Debug, Serialize)]
-struct Verified {
-    key: String,
-    /// `None`: the manifest cannot be read.
-    expected: Option<Digest>,
-    /// `None`: the disk cannot be read.
-    found: Option<Digest>,
-    sound: bool,
-}
-
 fn verify(store: &Store<'_>, args: &ImageVerifyArgs) -> Result<()> {
     let kept = store.kept();
     let named = |kept: &CachedImage| {
@@ -313,11 +276,11 @@ fn verify(store: &Store<'_>, args: &ImageVerifyArgs) -> Result<()> {
         let error = format!("verify {names}: not in the cache; cargo xtask image list shows what is");
         bail!(Failure::usage(error));
     }
-    let mut verified = Vec::new();
+    let (mut verified, mut changed) = (Vec::new(), Vec::new());
     for CachedImage { key, directory, manifest, .. } in wanted {
         store.ui.start("verify", None);
         let expected = manifest.map(|manifest| manifest.digest);
-        let found = match store.digest(&directory.join(crate::store::DISK), Algorithm::Sha256) {
+        let found = match store.digest(&directory.join(DISK), Algorithm::Sha256) {
             Err(error) if Kind::Interrupted.is(&error) => return Err(error),
             found => found,
         };
@@ -325,12 +288,15 @@ fn verify(store: &Store<'_>, args: &ImageVerifyArgs) -> Result<()> {
         let status = if sound { PhaseStatus::Passed } else { PhaseStatus::Failed };
         let output = found.as_ref().map_or_else(|error| format!("{error:#}"), Digest::short);
         store.ui.end(status, &format!("{key} {output}"));
-        verified.push(Verified { key, expected, found: found.ok(), sound });
+        // Null: the manifest, or the disk, cannot be read.
+        verified.push(json!({ "key": key, "expected": expected, "found": found.ok(), "sound": sound }));
+        if !sound {
+            changed.push(key);
+        }
     }
     if args.json {
         print_json(&json!({ "schema": 2, "images": verified }))?;
     }
-    let changed: Vec<_> = verified.iter().filter(|one| !one.sound).map(|one| one.key.as_str()).collect();
     if !changed.is_empty() {
         let hint = format!("delete it from {} and fetch or build it again", store.images().display());
         bail!(Failure::guest(format!("changed since it was made: {}", changed.join(", ")), hint));

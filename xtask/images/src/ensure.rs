@@ -132,10 +132,7 @@ fn own_file(store: &Store<'_>, image: &Image, file: &LocalFile) -> Result<ReadyI
     let (format, virtual_bytes) = look_at(&file.path, image, store.ui)?;
     let sha256 = store.remembered_digest(&file.path, Algorithm::Sha256)?;
     if let Some(wanted) = &file.digest {
-        let found = match wanted.algorithm() {
-            Algorithm::Sha256 => sha256.clone(),
-            other => store.remembered_digest(&file.path, other)?,
-        };
+        let found = store.remembered_digest(&file.path, wanted.algorithm())?;
         if found != *wanted {
             bail_host!(
                 "the image {} has {found}, and --image-digest is {wanted}", file.path.display();

@@ -16,7 +16,7 @@ use xtask_core::runs::users_of;
 use xtask_core::snapshot::{FORMAT, Ingredients, SnapshotManifest};
 
 use crate::snapshots;
-use crate::store::{CachedImage, FETCHING, Store};
+use crate::store::{CachedImage, FETCHING, Store, name_of};
 
 /// Seconds of a day.
 const DAY: u64 = 24 * 60 * 60;
@@ -37,7 +37,7 @@ struct Candidate {
     idle_seconds: u64,
     used: bool,
     /// Why it goes whatever is asked.
-    against: Option<String>,
+    against: Option<&'static str>,
     /// What a snapshot locks while it is deleted, and the image that it lies on; `None` of an image.
     snapshot: Option<OfSnapshot>,
 }
@@ -78,12 +78,10 @@ pub(crate) fn prune(store: &Store<'_>, args: &PruneArgs, named: &[String]) -> Re
 
 impl Candidate {
     fn of_image(image: &CachedImage, named: &[String], args: &PruneArgs) -> Self {
-        let against = if image.manifest.is_none() {
-            Some("its manifest cannot be read".to_owned())
-        } else if unnamed_too(args) && !named.contains(&image.key) {
-            Some("it is not in the catalogue".to_owned())
-        } else {
-            None
+        let against = match &image.manifest {
+            None => Some("its manifest cannot be read"),
+            Some(_) if named.contains(&image.key) || !unnamed_too(args) => None,
+            Some(_) => Some("it is not in the catalogue"),
         };
         Self {
             key: image.key.clone(),
@@ -144,8 +142,12 @@ impl Candidate {
 
 /// Why a snapshot is deleted whatever is asked, if it is: of an image or a QEMU that is not there any more, or found changed. Each is
 /// made again in a minute.
-fn against(store: &Store<'_>, found: &snapshots::Found, all: &[snapshots::Found]) -> Result<Option<String>> {
-    let reason = match &found.manifest {
+fn against(
+    store: &Store<'_>,
+    found: &snapshots::Found,
+    all: &[snapshots::Found],
+) -> Result<Option<&'static str>> {
+    Ok(Some(match &found.manifest {
         _ if !found.users.is_empty() => return Ok(None),
         None => "a snapshot that cannot be read",
         Some(_) if !found.is_good => "a snapshot that was found changed, or is half deleted",
@@ -162,8 +164,7 @@ fn against(store: &Store<'_>, found: &snapshots::Found, all: &[snapshots::Found]
             "a snapshot that was replaced by a newer one of the same machine"
         }
         Some(_) => return Ok(None),
-    };
-    Ok(Some(reason.to_owned()))
+    }))
 }
 
 /// Whether a newer snapshot is of the same image and domain, and of another seed, firmware, QEMU or libvirt: those of now, as this one's
@@ -212,7 +213,7 @@ fn choose<'a>(candidates: &'a [Candidate], args: &PruneArgs) -> Vec<(&'a Candida
         let Candidate { against, idle_seconds, .. } = &candidates[*at];
         let is_old = args.older_than.is_some_and(|days| *idle_seconds >= days * DAY);
         let idle = is_old.then(|| format!("not used for {} days", idle_seconds / DAY));
-        to_delete.extend(against.clone().or(idle).map(|reason| (*at, reason)));
+        to_delete.extend(against.map(str::to_owned).or(idle).map(|reason| (*at, reason)));
     }
     add_snapshots_of_deleted_images(candidates, &mut to_delete);
     if let Some(limit) = args.keep {
@@ -242,7 +243,7 @@ fn add_snapshots_of_deleted_images(candidates: &[Candidate], to_delete: &mut BTr
 fn abandoned_downloads(store: &Store<'_>, dry_run: bool, named: &[String]) -> Result<Vec<Deletion>> {
     let mut found = Vec::new();
     for directory in directories(&store.images()).into_iter().filter(|directory| is_own(directory)) {
-        let name = directory.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let name = name_of(&directory);
         let Some(key) = name.strip_suffix(FETCHING).filter(|key| !named.iter().any(|name| name == key))
         else {
             continue;
@@ -279,8 +280,7 @@ mod tests {
     }
 
     fn chosen(args: &PruneArgs) -> Vec<String> {
-        let unnamed =
-            Candidate { against: Some("unnamed".to_owned()), ..candidate("unnamed", 500, 1, false) };
+        let unnamed = Candidate { against: Some("unnamed"), ..candidate("unnamed", 500, 1, false) };
         let candidates = [
             candidate("new", 500, 0, false),
             candidate("idle", 500, 40, false),

@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use fs_err as fs;
 use xtask_core::cache::Cache;
 use xtask_core::digest::{Algorithm, Digest};
 use xtask_core::format::human_bytes;
-use xtask_core::fs::{is_own, make_private_dir, try_lock, write_atomically, write_private};
+use xtask_core::fs::{directories, is_own, make_private_dir, try_lock, write_atomically, write_private};
 use xtask_core::image::Format;
 use xtask_core::image::manifest::{Manifest, Stamp};
 use xtask_core::processes::end_processes;
@@ -19,13 +20,12 @@ use xtask_core::{bail_host, limits};
 use xtask_jobs::Ui;
 
 /// The manifest's name in an image's directory.
-pub(crate) const MANIFEST: &str = "manifest.json";
+const MANIFEST: &str = "manifest.json";
 /// Endings of what is no image: being built, being deleted, being fetched.
-pub(crate) const BUILDING: &str = ".building";
+const BUILDING: &str = ".building";
 const DELETING: &str = ".deleting";
 pub(crate) const FETCHING: &str = ".fetching";
-const BESIDE: [&str; 3] = [BUILDING, DELETING, FETCHING];
-/// Its time is when the image was last used.
+/// Its time is when the image or the snapshot was last used.
 const USED: &str = "used";
 /// Digests of the users' own files.
 const REMEMBERED: &str = "own-files.json";
@@ -110,14 +110,8 @@ impl Store<'_> {
     /// Nobody else makes or deletes this image while it is held.
     pub fn lock(&self, key: &str) -> Result<File> {
         make_private_dir(&self.images())?;
-        loop {
-            self.ui.check()?;
-            match try_lock(&self.directory(&format!("{key}.lock")))? {
-                Some(lock) => return Ok(lock),
-                None => self.ui.tick("another run is making this image")?,
-            }
-            std::thread::sleep(limits::POLL);
-        }
+        let path = self.directory(&format!("{key}.lock"));
+        wait_for_lock(&path, self.ui, |_| self.ui.tick("another run is making this image"))
     }
 
     /// A file's digest, with a sign of life.
@@ -148,19 +142,14 @@ impl Store<'_> {
     /// Every image, by key. A directory that neither is one nor was made here is left alone.
     pub fn kept(&self) -> Vec<CachedImage> {
         let mut kept = Vec::new();
-        for directory in xtask_core::fs::directories(&self.images()) {
-            let Some(key) = directory.file_name().map(|name| name.to_string_lossy().into_owned()) else {
-                continue;
-            };
-            if BESIDE.iter().any(|ending| key.ends_with(ending)) {
-                continue;
-            }
-            let used_by = runs::users_of(self.cache, &directory);
-            let idle_seconds = idle_seconds(&directory);
+        for directory in directories(&self.images()) {
+            let key = name_of(&directory);
             let manifest = read_manifest(&directory).ok();
             if !has_form_of_key(&key) || manifest.is_none() && !is_own(&directory) {
                 continue;
             }
+            let used_by = runs::users_of(self.cache, &directory);
+            let idle_seconds = idle_seconds(&directory);
             kept.push(CachedImage { manifest, key, directory, idle_seconds, used_by });
         }
         kept.sort_by(|a, b| a.key.cmp(&b.key));
@@ -183,8 +172,8 @@ impl Store<'_> {
 
     /// Ends and deletes what builds that were killed left, that of `own`, whose lock the caller holds, too.
     pub(crate) fn collect_dead_builds(&self, own: &str) -> Result<()> {
-        for directory in xtask_core::fs::directories(&self.images()).into_iter().filter(|path| is_own(path)) {
-            let name = directory.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        for directory in directories(&self.images()).into_iter().filter(|path| is_own(path)) {
+            let name = name_of(&directory);
             let Some(key) = name.strip_suffix(BUILDING).or_else(|| name.strip_suffix(DELETING)) else {
                 continue;
             };
@@ -235,14 +224,32 @@ pub(crate) fn touch(directory: &Path) -> Result<()> {
     write_private(&directory.join(USED), "")
 }
 
+/// The name of an image's or a snapshot's directory.
+pub(crate) fn name_of(directory: &Path) -> String {
+    directory.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+/// Waits for a lock. `waiting` is told for how long so far, and may end it.
+pub(crate) fn wait_for_lock(path: &Path, ui: &Ui, waiting: impl Fn(Duration) -> Result<()>) -> Result<File> {
+    let started = Instant::now();
+    loop {
+        ui.check()?;
+        if let Some(lock) = try_lock(path)? {
+            return Ok(lock);
+        }
+        waiting(started.elapsed())?;
+        std::thread::sleep(limits::POLL);
+    }
+}
+
 /// Since it was used last. What is not known counts as just now: nothing is pruned for it.
-fn idle_seconds(directory: &Path) -> u64 {
+pub(crate) fn idle_seconds(directory: &Path) -> u64 {
     let since = |name| seconds_since_written(&directory.join(name));
     since(USED).or_else(|| since(MANIFEST)).unwrap_or(0)
 }
 
 /// `None` where the file does not exist, or was written in the future.
-pub(crate) fn seconds_since_written(path: &Path) -> Option<u64> {
+fn seconds_since_written(path: &Path) -> Option<u64> {
     Some(path.metadata().ok()?.modified().ok()?.elapsed().ok()?.as_secs())
 }
 
@@ -255,7 +262,7 @@ pub(crate) fn flush(paths: &[&Path]) -> Result<()> {
 }
 
 /// Whether a directory's name has the form of an image's key, `NAME-ARCH-0123456789abcdef`. A copy that somebody made
-/// beside it has our marker too, and another name.
+/// beside it has our marker too, and another name; so has what is being made or deleted.
 fn has_form_of_key(name: &str) -> bool {
     let hash = name.rsplit_once('-').map_or("", |(_, hash)| hash);
     hash.len() == 16 && hash.chars().all(|c| c.is_ascii_hexdigit())

@@ -5,9 +5,8 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use xtask_core::fs::try_lock;
-use xtask_core::limits;
 
+use crate::store::wait_for_lock;
 use xtask_jobs::Ui;
 
 /// Held while a file is downloaded.
@@ -22,14 +21,11 @@ impl Lock {
     pub(super) fn wait(target: &Path, ui: &Ui) -> Result<Self> {
         let path = PathBuf::from([target.as_os_str(), ".lock".as_ref()].join("".as_ref()));
         loop {
-            ui.check()?;
-            match try_lock(&path)? {
-                Some(file) if stands(&path, &file) => return Ok(Self { path, _file: file }),
-                // Its holder has deleted it meanwhile: this lock keeps nobody out.
-                Some(_stale) => continue,
-                None => ui.tick("another process is downloading this file")?,
+            let file = wait_for_lock(&path, ui, |_| ui.tick("another process is downloading this file"))?;
+            // Where its holder has deleted it meanwhile, this lock keeps nobody out.
+            if stands(&path, &file) {
+                return Ok(Self { path, _file: file });
             }
-            std::thread::sleep(limits::POLL);
         }
     }
 }
@@ -49,6 +45,7 @@ impl Drop for Lock {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use xtask_core::fs::try_lock;
 
     #[test]
     fn a_lock_file_that_was_deleted_keeps_nobody_out() {

@@ -13,25 +13,23 @@ use std::collections::BTreeMap;
 use std::fs::{File, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Result;
 use fs_err as fs;
 use xtask_core::cache::Cache;
 use xtask_core::digest::{Algorithm, Digest};
-use xtask_core::fs::{is_own, make_private_dir, mark, try_lock, write_private};
+use xtask_core::fs::{is_own, make_private_dir, mark, write_private};
 use xtask_core::snapshot::{BAD, FILES, Ingredients, MANIFEST, SavedFile, SnapshotManifest};
-use xtask_core::{bail_host, limits, runs};
+use xtask_core::{bail_host, runs};
 
 pub use check::Verification;
 
-use crate::store::seconds_since_written;
+use crate::store::{idle_seconds, name_of, touch, wait_for_lock};
 use xtask_jobs::Ui;
 
 mod check;
 
-/// Its time is when the snapshot was last used.
-const USED: &str = "used";
 /// The ending of what is being deleted.
 const DELETING: &str = ".deleting";
 
@@ -56,10 +54,6 @@ impl Snapshot {
     }
 }
 
-fn name_of(directory: &Path) -> String {
-    directory.file_name().unwrap_or_default().to_string_lossy().into_owned()
-}
-
 /// The snapshot that a run's machine lies on; `None` where it lies on its image alone.
 pub fn under(work: &Path) -> Result<Option<Snapshot>> {
     let Some(directory) = runs::snapshot_of(work)? else { return Ok(None) };
@@ -71,13 +65,7 @@ pub fn under(work: &Path) -> Result<Option<Snapshot>> {
 pub fn lock(cache: &Cache, key: &str, limit: Duration, ui: &Ui) -> Result<File> {
     make_private_dir(&cache.snapshots())?;
     let path = cache.snapshots().join(format!("{key}.lock"));
-    let started = Instant::now();
-    loop {
-        ui.check()?;
-        if let Some(lock) = try_lock(&path)? {
-            return Ok(lock);
-        }
-        let waited = started.elapsed();
+    wait_for_lock(&path, ui, |waited| {
         // The seconds are the sign of life: no guest of this run could give one yet.
         ui.tick(&format!(
             "another run is making this snapshot, or restoring from it, for {} s so far",
@@ -89,8 +77,8 @@ pub fn lock(cache: &Cache, key: &str, limit: Duration, ui: &Ui) -> Result<File> 
                 "wait for that run, or end it: it has the file open (see fuser); --cold needs no snapshot"
             );
         }
-        std::thread::sleep(limits::POLL);
-    }
+        Ok(())
+    })
 }
 
 /// The snapshot with this key. What is bad, or of another version, is deleted where nothing lies on it. Whoever calls holds its lock.
@@ -174,7 +162,7 @@ impl Found {
 
     /// Seconds since it was last used.
     pub fn idle_seconds(&self) -> u64 {
-        seconds_since_written(&self.directory.join(USED)).unwrap_or(0)
+        idle_seconds(&self.directory)
     }
 }
 
@@ -210,10 +198,6 @@ pub fn remove(directory: &Path) -> Result<()> {
         fs::rename(directory, &aside)?;
     }
     xtask_core::fs::remove_tree(&aside)
-}
-
-fn touch(directory: &Path) -> Result<()> {
-    write_private(&directory.join(USED), b"")
 }
 
 fn digest(path: &Path) -> Result<Digest> {

@@ -1,6 +1,7 @@
 //! A snapshot from its making to its deletion, of files that are none of a machine.
 
 use xtask_core::error::{Failure, Kind};
+use xtask_core::limits;
 use xtask_core::snapshot::{DISK, FORMAT, SEED};
 
 use super::*;
