@@ -12,11 +12,10 @@ use std::ffi::OsString;
 use std::path::Path;
 
 use anyhow::Result;
-use sha2::{Digest as _, Sha256};
-use xtask_core::digest::hex;
+use xtask_core::digest::Algorithm;
 use xtask_core::fs::write_private;
 use xtask_core::host::tools;
-use xtask_core::image::{Image, Recipe};
+use xtask_core::image::{Image, Layout, Recipe};
 
 use crate::store::Store;
 use bootstrap::Speed;
@@ -67,10 +66,9 @@ fn assemble(store: &Store<'_>, directory: &Path, image: &Image, recipe: &Recipe)
     let disk = directory.join("disk.raw");
     fs_err::File::create(&disk)?.set_len(recipe.disk_mib << 20)?;
     let profile = image.arch.profile();
-    let systemd_boot = format!("usr/lib/systemd/boot/efi/{}", profile.systemd_boot_file);
     let loader = match recipe.layout {
-        xtask_core::image::Layout::SystemdBoot => systemd_boot,
-        xtask_core::image::Layout::Grub => profile.grub_file.to_owned(),
+        Layout::SystemdBoot => format!("usr/lib/systemd/boot/efi/{}", profile.systemd_boot_file),
+        Layout::Grub => profile.grub_file.to_owned(),
     };
     // mkfs.vfat and sfdisk are called by name in the script, and an ordinary user's PATH does not hold them.
     let search = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
@@ -100,15 +98,9 @@ fn assemble(store: &Store<'_>, directory: &Path, image: &Image, recipe: &Recipe)
 
 /// The same for the same image (RFC 9562, version 8).
 fn uuid(key: &str) -> String {
-    let digits = hex(&Sha256::digest(key));
-    format!(
-        "{}-{}-8{}-8{}-{}",
-        &digits[..8],
-        &digits[8..12],
-        &digits[13..16],
-        &digits[17..20],
-        &digits[20..32]
-    )
+    let digest = Algorithm::Sha256.of(key.as_bytes());
+    let hex = digest.hex();
+    format!("{}-{}-8{}-8{}-{}", &hex[..8], &hex[8..12], &hex[13..16], &hex[17..20], &hex[20..32])
 }
 
 fn run(store: &Store<'_>, job: &Job<'_>) -> Result<()> {

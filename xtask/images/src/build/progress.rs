@@ -4,9 +4,12 @@ use std::fs::File;
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
 
-/// What a build's log has shown so far.
+/// Follows a log that grows: how far it is read, and what it has shown so far.
 #[derive(Debug, Default)]
-pub(super) struct BuildProgress {
+pub(super) struct Follower {
+    log: PathBuf,
+    read: u64,
+    rest: Vec<u8>,
     wanted: u32,
     unpacked: u32,
     configured: u32,
@@ -14,7 +17,11 @@ pub(super) struct BuildProgress {
     now: String,
 }
 
-impl BuildProgress {
+impl Follower {
+    pub(super) fn new(log: &Path) -> Self {
+        Self { log: log.to_owned(), ..Self::default() }
+    }
+
     /// One more line of the log.
     fn line(&mut self, line: &str) {
         let first = |text: &str| text.split_whitespace().next().unwrap_or_default().to_owned();
@@ -38,30 +45,6 @@ impl BuildProgress {
         }
     }
 
-    /// For a person.
-    fn describe(&self) -> String {
-        if self.unpacked == 0 {
-            return self.now.clone();
-        }
-        let total = self.wanted.max(self.unpacked);
-        format!("{} ({} of {total} packages unpacked, {} set up)", self.now, self.unpacked, self.configured)
-    }
-}
-
-/// Follows a log that grows.
-#[derive(Debug)]
-pub(super) struct Follower {
-    log: PathBuf,
-    read: u64,
-    rest: Vec<u8>,
-    progress: BuildProgress,
-}
-
-impl Follower {
-    pub(super) fn new(log: &Path) -> Self {
-        Self { log: log.to_owned(), read: 0, rest: Vec::new(), progress: BuildProgress::default() }
-    }
-
     /// Reads on, and says how far it is. It only informs: a log that cannot be read says nothing.
     pub(super) fn describe(&mut self) -> String {
         let read = File::open(&self.log).and_then(|mut file| {
@@ -71,9 +54,13 @@ impl Follower {
         self.read += read.unwrap_or(0) as u64;
         while let Some(end) = self.rest.iter().position(|byte| *byte == b'\n') {
             let line: Vec<u8> = self.rest.drain(..=end).collect();
-            self.progress.line(String::from_utf8_lossy(&line).trim());
+            self.line(String::from_utf8_lossy(&line).trim());
         }
-        self.progress.describe()
+        if self.unpacked == 0 {
+            return self.now.clone();
+        }
+        let total = self.wanted.max(self.unpacked);
+        format!("{} ({} of {total} packages unpacked, {} set up)", self.now, self.unpacked, self.configured)
     }
 }
 

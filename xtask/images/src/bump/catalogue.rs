@@ -18,8 +18,8 @@ use super::rewrite;
 /// A catalogue's text, and where it stands.
 #[derive(Debug)]
 pub(super) struct CatalogueText {
-    path: PathBuf,
-    text: String,
+    pub(super) path: PathBuf,
+    pub(super) text: String,
 }
 
 /// A downloaded image: where its publisher keeps releases, and what is pinned of them.
@@ -52,14 +52,6 @@ impl CatalogueText {
             .map_err(|error| Failure::usage(format!("read the catalogue {}: {error}", path.display())))?;
         let text = fs::read_to_string(&path)?;
         Ok(Self { path, text })
-    }
-
-    pub(super) fn path(&self) -> &Path {
-        &self.path
-    }
-
-    pub(super) fn text(&self) -> &str {
-        &self.text
     }
 
     /// The entry called `name`.

@@ -13,8 +13,6 @@ mod rewrite;
 mod signature;
 mod sums;
 
-use std::path::Path;
-
 use anyhow::{Context, Result, bail};
 use reqwest::Url;
 use serde::Serialize;
@@ -72,7 +70,7 @@ pub(crate) fn run(workspace: &Workspace, args: &BumpArgs, verbosity: Verbosity) 
     let bump = Bump { remote: &Http::new(&ui)?, entry: &entry, ui: &ui };
     let newest = bump.newest(&trust)?;
     let text = catalogue.with(&entry.name, &newest.pins)?;
-    let changed = text != catalogue.text();
+    let changed = text != catalogue.text;
     if changed && !args.dry_run {
         let hint = "check that this user may write there and that the disk is not full";
         catalogue.replace(&text).map_err(|error| host_fault(error, "rewrite the catalogue", hint))?;
@@ -80,16 +78,12 @@ pub(crate) fn run(workspace: &Workspace, args: &BumpArgs, verbosity: Verbosity) 
     if args.json {
         println!("{}", serde_json::to_string_pretty(&newest.outcome(&entry, changed))?);
     } else {
-        let name = name_for_people(catalogue.path(), workspace.root());
-        print!("{}", shown(&diff::unified(&name, catalogue.text(), &text)));
+        // As `git diff` names it where it is in the workspace.
+        let name = catalogue.path.strip_prefix(workspace.root()).unwrap_or(&catalogue.path);
+        print!("{}", shown(&diff::unified(&name.to_string_lossy(), &catalogue.text, &text)));
     }
     eprintln!("{}", newest.verdict(&entry, changed, args.dry_run));
     Ok(())
-}
-
-/// As `git diff` names it where it is in the workspace.
-fn name_for_people(path: &Path, root: &Path) -> String {
-    path.strip_prefix(root).unwrap_or(path).display().to_string()
 }
 
 impl<'a> Trust<'a> {

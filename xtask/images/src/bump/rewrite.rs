@@ -57,12 +57,8 @@ fn set(table: &mut dyn TableLike, key: &str, mut value: Value) {
         table.insert(key, Item::Value(value));
         return;
     };
-    let same = match (&*old, &value) {
-        (Value::String(old), Value::String(new)) => old.value() == new.value(),
-        (Value::Integer(old), Value::Integer(new)) => old.value() == new.value(),
-        _ => false,
-    };
-    if !same {
+    // The new one is a text or a number.
+    if (old.as_str(), old.as_integer()) != (value.as_str(), value.as_integer()) {
         *value.decor_mut() = old.decor().clone();
         *old = value;
     }

@@ -73,23 +73,18 @@ impl Verifier {
         for (path, bytes) in [(&signed, content), (&detached, signature)] {
             fs_err::write(path, bytes)?;
         }
-        let mut arguments: Vec<OsString> =
-            ["--status-fd", "1", "--keyring"].into_iter().map(OsString::from).collect();
-        arguments.extend([&self.keyring, &detached, &signed].map(|path| path.clone().into_os_string()));
+        let mut arguments = ["--status-fd", "1", "--keyring"].map(OsString::from).to_vec();
+        arguments.extend([&self.keyring, &detached, &signed].map(OsString::from));
         let output = child::read(&self.gpgv, &arguments, limits::SIGNATURE, ui);
         // Somebody who stops the command says nothing about the signature.
         ui.check()?;
-        output.and_then(|status| parse_status(&status)).with_context(|| self.refusal())
-    }
-
-    fn refusal(&self) -> Failure {
-        Failure::guest(
-            format!(
-                "the digests are not signed by a key of {}; the catalogue is left as it is",
-                self.keyring.display()
-            ),
-            "do not use them: try again later; if it persists, compare with the publisher's announcement of the key",
-        )
+        output.and_then(|status| parse_status(&status)).with_context(|| {
+            let keyring = self.keyring.display();
+            Failure::guest(
+                format!("the digests are not signed by a key of {keyring}; the catalogue is left as it is"),
+                "do not use them: try again later; if it persists, compare with the publisher's announcement of the key",
+            )
+        })
     }
 }
 
