@@ -4,7 +4,6 @@
 use std::path::Path;
 
 use anyhow::{Result, bail};
-use serde::Serialize;
 use serde_json::{Value, json};
 use xtask_core::arch::VmArchitecture;
 use xtask_core::bail_host;
@@ -15,7 +14,7 @@ use xtask_core::cli::{
 };
 use xtask_core::digest::{Algorithm, Digest};
 use xtask_core::error::{self, Failure, Kind};
-use xtask_core::format::human_bytes;
+use xtask_core::format::{human_bytes, print_json};
 use xtask_core::image::catalogue::Catalogue;
 use xtask_core::image::choice::Choice;
 use xtask_core::image::{DownloadSource, Image, Source};
@@ -104,12 +103,12 @@ fn list(store: &Store<'_>, json: bool) -> Result<()> {
             let (good, users) = (found.is_good, &found.users);
             json!({ "name": found.name(), "good": good, "snapshot": found.manifest, "used_by": users })
         };
-        return print_json(&json!({
+        return Ok(print_json(&json!({
             "schema": 2,
             "images": listed.iter().map(image).collect::<Vec<_>>(),
             "not_in_catalogue": others.iter().map(other).collect::<Vec<_>>(),
             "snapshots": snapshots.iter().map(snapshot).collect::<Vec<_>>(),
-        }));
+        }))?);
     }
     let lines = listed.iter().map(line_of_listed);
     for line in lines.chain(others.iter().map(line_of_other)).chain(snapshots.iter().map(line_of_snapshot)) {
@@ -153,11 +152,6 @@ fn line_of_snapshot(found: &Found) -> String {
 
 fn used_by(users: &[String]) -> String {
     if users.is_empty() { String::new() } else { format!(", used by {}", users.join(", ")) }
-}
-
-fn print_json(document: &impl Serialize) -> Result<()> {
-    println!("{}", serde_json::to_string_pretty(document)?);
-    Ok(())
 }
 
 fn fetch(store: &Store<'_>, args: &ImageFetchArgs) -> Result<()> {
@@ -244,10 +238,10 @@ fn make<T>(
 
 fn print_ready(image: &Image, ready: &ReadyImage, previous: Option<&Digest>, json: bool) -> Result<()> {
     if json {
-        return print_json(&json!({
+        return Ok(print_json(&json!({
             "schema": 1, "name": image.name, "arch": image.arch, "path": ready.disk, "digest": ready.digest,
             "previous_digest": previous, "source": ready.source, "how": ready.how, "verified": image.is_verified(),
-        }));
+        }))?);
     }
     println!("{}", ready.disk.display());
     Ok(())

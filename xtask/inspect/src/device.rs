@@ -11,21 +11,28 @@ const TEXT: &str = include_str!("../devices.toml");
 const SCHEMA: u32 = 1;
 
 /// A device.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Device {
     /// Its name on the command line.
     pub name: String,
     /// Its instruction set.
+    #[serde(rename = "arch")]
     pub isa: Isa,
     /// A line for people.
     pub about: String,
     /// The page sizes of the kernels that it may run, in bytes.
     pub page_sizes: Vec<u64>,
     /// What its core has.
+    #[serde(skip)]
     pub features: Set,
+    /// The names of `features`; `*` is all of them.
+    #[serde(rename = "features")]
+    named: Vec<String>,
     /// QEMU's name of the core.
     pub cpu: Option<String>,
     /// Whether it is its architecture's default.
+    #[serde(default)]
     pub default: bool,
 }
 
@@ -33,20 +40,7 @@ pub struct Device {
 #[serde(deny_unknown_fields)]
 struct File {
     schema: u32,
-    device: Vec<Entry>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Entry {
-    name: String,
-    arch: Isa,
-    about: String,
-    page_sizes: Vec<u64>,
-    features: Vec<String>,
-    cpu: Option<String>,
-    #[serde(default)]
-    default: bool,
+    device: Vec<Device>,
 }
 
 /// Every device of this build.
@@ -73,27 +67,20 @@ fn parse(text: &str) -> Result<Vec<Device>, String> {
     if file.schema != SCHEMA {
         return Err(format!("schema {} where {SCHEMA} is known", file.schema));
     }
-    file.device.into_iter().map(Entry::device).collect()
+    file.device.into_iter().map(Device::checked).collect()
 }
 
-impl Entry {
-    fn device(self) -> Result<Device, String> {
-        let mut features = Set::NONE;
-        for name in &self.features {
-            features = features
-                | match name.as_str() {
-                    "*" => Set(u64::MAX),
-                    name => self
-                        .arch
-                        .feature(name)
-                        .ok_or_else(|| format!("{}: no feature {name:?}", self.name))?,
-                };
+impl Device {
+    fn checked(mut self) -> Result<Self, String> {
+        for name in &self.named {
+            let feature = if name == "*" { Some(Set(u64::MAX)) } else { self.isa.feature(name) };
+            let feature = feature.ok_or_else(|| format!("{}: no feature {name:?}", self.name))?;
+            self.features = self.features | feature;
         }
         if self.page_sizes.is_empty() || self.page_sizes.iter().any(|size| !size.is_power_of_two()) {
             return Err(format!("{}: page sizes are powers of two", self.name));
         }
-        let Self { name, arch: isa, about, page_sizes, cpu, default, .. } = self;
-        Ok(Device { name, isa, about, page_sizes, features, cpu, default })
+        Ok(self)
     }
 }
 

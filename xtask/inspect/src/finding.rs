@@ -17,14 +17,10 @@ pub enum Severity {
     Refused,
 }
 
-impl Severity {
-    /// As the report writes it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Informs => "informs",
-            Self::Warned => "warned",
-            Self::Refused => "refused",
-        }
+/// As the report writes it.
+impl std::fmt::Display for Severity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.serialize(f)
     }
 }
 
@@ -50,33 +46,17 @@ pub struct Finding {
 
 impl Finding {
     /// Something that the target refuses.
-    pub fn refused(
-        id: &'static str,
-        found: impl Into<String>,
-        offers: impl Into<String>,
-        remedy: impl Into<String>,
-    ) -> Self {
+    pub fn refused(id: &'static str, found: &str, offers: &str, remedy: &str) -> Self {
         Self::refused_if(true, id, found, offers, remedy)
     }
 
     /// Something that may fail.
-    pub fn warned(
-        id: &'static str,
-        found: impl Into<String>,
-        offers: impl Into<String>,
-        remedy: impl Into<String>,
-    ) -> Self {
+    pub fn warned(id: &'static str, found: &str, offers: &str, remedy: &str) -> Self {
         Self::refused_if(false, id, found, offers, remedy)
     }
 
     /// Something that fails where it is certain to be met, and may fail where it may be met.
-    pub fn refused_if(
-        certain: bool,
-        id: &'static str,
-        found: impl Into<String>,
-        offers: impl Into<String>,
-        remedy: impl Into<String>,
-    ) -> Self {
+    pub fn refused_if(certain: bool, id: &'static str, found: &str, offers: &str, remedy: &str) -> Self {
         let severity = if certain { Severity::Refused } else { Severity::Warned };
         Self::new(id, severity, found).offers(offers).remedy(remedy)
     }

@@ -55,17 +55,9 @@ pub trait Tree {
 }
 
 impl Inventory {
-    /// One that was kept as JSON.
-    ///
-    /// # Errors
-    /// Where the text is none, or one of another schema.
-    pub fn from_json(text: &[u8]) -> Result<Self, String> {
-        let inventory: Self = serde_json::from_slice(text).map_err(|error| error.to_string())?;
-        if inventory.schema == SCHEMA {
-            Ok(inventory)
-        } else {
-            Err(format!("schema {} where {SCHEMA} is known", inventory.schema))
-        }
+    /// One that was kept as JSON; `None` where the text is none, or one of another schema.
+    pub fn from_json(text: &[u8]) -> Option<Self> {
+        serde_json::from_slice(text).ok().filter(|inventory: &Self| inventory.schema == SCHEMA)
     }
 
     /// Reads a tree, for executables of `machine` and a multiarch triplet.

@@ -15,7 +15,7 @@ pub const FILE: &str = "inventory.json";
 /// That of the directory of an image; `None` where there is none, or one of another disk or of an older format.
 pub fn read(directory: &Path, manifest: &Manifest) -> Option<Inventory> {
     let text = std::fs::read(directory.join(FILE)).ok()?;
-    let inventory = Inventory::from_json(&text).ok()?;
+    let inventory = Inventory::from_json(&text)?;
     (inventory.source == manifest.digest.to_string()).then_some(inventory)
 }
 

@@ -103,7 +103,7 @@ fn says_more(finding: &Finding) -> bool {
 
 /// One finding as lines.
 pub(super) fn lines(finding: &Finding) -> Vec<String> {
-    let mut lines = vec![format!("{:<8} {}: {}", finding.severity.name(), finding.id, finding.found)];
+    let mut lines = vec![format!("{:<8} {}: {}", finding.severity, finding.id, finding.found)];
     let rest = [("the target", &finding.offers), ("what to do", &finding.remedy)];
     lines.extend(
         rest.iter()

@@ -15,10 +15,11 @@ mod sums;
 
 use anyhow::{Context, Result, bail};
 use reqwest::Url;
-use serde::Serialize;
+use serde_json::{Value, json};
 use xtask_core::bail_guest;
 use xtask_core::cli::{BumpArgs, Verbosity};
 use xtask_core::error::{Failure, host_fault};
+use xtask_core::format::print_json;
 use xtask_core::image::shown;
 use xtask_core::workspace::Workspace;
 
@@ -49,17 +50,6 @@ struct Newest {
     signer: Option<Signer>,
 }
 
-/// What `--json` prints.
-#[derive(Serialize)]
-struct Outcome<'a> {
-    name: &'a str,
-    from: String,
-    to: String,
-    changed: bool,
-    signed_by: Option<&'a Signer>,
-    entries: Vec<Pin>,
-}
-
 pub(crate) fn run(workspace: &Workspace, args: &BumpArgs, verbosity: Verbosity) -> Result<()> {
     let ui = Ui::install(verbosity)?;
     let default = workspace.root().join("xtask/core/images.toml");
@@ -76,7 +66,7 @@ pub(crate) fn run(workspace: &Workspace, args: &BumpArgs, verbosity: Verbosity) 
         catalogue.replace(&text).map_err(|error| host_fault(error, "rewrite the catalogue", hint))?;
     }
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&newest.outcome(&entry, changed))?);
+        print_json(&newest.outcome(&entry, changed))?;
     } else {
         // As `git diff` names it where it is in the workspace.
         let name = catalogue.path.strip_prefix(workspace.root()).unwrap_or(&catalogue.path);
@@ -218,16 +208,13 @@ impl Newest {
         oldest.map_or_else(String::new, ToString::to_string)
     }
 
-    fn outcome<'a>(&'a self, entry: &'a BumpEntry, changed: bool) -> Outcome<'a> {
+    /// What `--json` prints.
+    fn outcome(&self, entry: &BumpEntry, changed: bool) -> Value {
         let clean = |pin: &Pin| Pin { url: shown(&pin.url), ..pin.clone() };
-        Outcome {
-            name: &entry.name,
-            from: Self::from(entry),
-            to: self.date.to_string(),
-            changed,
-            signed_by: self.signer.as_ref(),
-            entries: self.pins.iter().map(clean).collect(),
-        }
+        json!({
+            "name": entry.name, "from": Self::from(entry), "to": self.date.to_string(), "changed": changed,
+            "signed_by": self.signer, "entries": self.pins.iter().map(clean).collect::<Vec<_>>(),
+        })
     }
 
     fn verdict(&self, entry: &BumpEntry, changed: bool, dry_run: bool) -> String {

@@ -1,5 +1,7 @@
 //! `allocator-page-size`: jemalloc is compiled for a page size and ends the process where the kernel's is larger.
 
+use memchr::memmem::find;
+
 use crate::Target;
 use crate::elf::{Code, Elf, Load};
 use crate::finding::Finding;
@@ -11,14 +13,14 @@ use crate::isa::Isa;
 const COMPLAINT: &[u8] = b"<jemalloc>: Unsupported system page size";
 
 pub(super) fn check(elf: &Elf<'_>, target: &Target<'_>, findings: &mut Vec<Finding>) {
-    let address = |load: Load| Some(crate::guard::find(elf.loaded(load)?, COMPLAINT)? as u64 + load.address);
+    let address = |load: Load| Some(find(elf.loaded(load)?, COMPLAINT)? as u64 + load.address);
     let place = elf.loads().find_map(address);
     let Some(place) = place else { return };
     let Some(built) = page_size(target.device.isa, elf, place) else {
         if target.pages.iter().any(|page| page.bytes > SMALLEST) {
             let remedy = "see how it was built: JEMALLOC_SYS_WITH_LG_PAGE=16, or --with-lg-page=16, serves every page size";
             let found = "it has jemalloc, and it cannot be told for which page size";
-            findings.push(Finding::warned("allocator-page-size", found, target.describe_pages(), remedy));
+            findings.push(Finding::warned("allocator-page-size", found, &target.describe_pages(), remedy));
         }
         return;
     };
@@ -31,7 +33,7 @@ pub(super) fn check(elf: &Elf<'_>, target: &Target<'_>, findings: &mut Vec<Findi
             page.whose, page.bytes
         );
         let remedy = "build jemalloc for 64 KiB: JEMALLOC_SYS_WITH_LG_PAGE=16 (tikv-jemallocator), --with-lg-page=16 (configure)";
-        findings.push(Finding::refused_if(page.certain, "allocator-page-size", &*found, offers, remedy));
+        findings.push(Finding::refused_if(page.certain, "allocator-page-size", &found, &offers, remedy));
     }
     if findings.len() == count {
         findings.push(Finding::informs("allocator-page-size", found));

@@ -12,21 +12,20 @@ const REBUILD: &str = "build it for the device: cargo xtask build --arch";
 /// What the first bytes say. `None` where they fit.
 pub fn machine(ident: Ident, isa: Isa, arch: &str) -> Option<Finding> {
     let remedy = format!("{REBUILD} {arch}");
-    let refused =
-        |id, found: String, offers: String| Some(Finding::refused(id, found, offers, remedy.clone()));
+    let refused = |id, found: &str, offers: &str| Some(Finding::refused(id, found, offers, &remedy));
     if ident.class != 2 {
         let bits =
             if ident.class == 1 { "32-bit".to_owned() } else { format!("of ELF class {}", ident.class) };
         let found = format!("it is no 64-bit ELF file but {bits}, for {}", machine_name(ident.machine));
-        return refused("elf-class", found, format!("the target needs one for {arch}"));
+        return refused("elf-class", &found, &format!("the target needs one for {arch}"));
     }
     if ident.data != 1 {
-        let found = "it is big-endian".to_owned();
-        return refused("elf-endianness", found, format!("{arch} needs a little-endian executable"));
+        let offers = format!("{arch} needs a little-endian executable");
+        return refused("elf-endianness", "it is big-endian", &offers);
     }
     if ident.machine != isa.elf_machine() {
         let found = format!("it is built for {}, and the device is {arch}", machine_name(ident.machine));
-        return refused("elf-machine", found, arch.to_owned());
+        return refused("elf-machine", &found, arch);
     }
     let kind = match ident.kind {
         kind if [ET_EXEC.0, ET_DYN.0].contains(&kind) => return flags(ident, arch),
@@ -35,7 +34,7 @@ pub fn machine(ident: Ident, isa: Isa, arch: &str) -> Option<Finding> {
         kind => format!("of ELF type {kind}"),
     };
     let found = format!("it is {kind}, not an executable");
-    refused("elf-type", found, "an executable or a shared object".to_owned())
+    refused("elf-type", &found, "an executable or a shared object")
 }
 
 /// Neither architecture defines any (AAELF64, 5.1; x86-64 psABI, 4.1).
@@ -43,7 +42,7 @@ fn flags(ident: Ident, arch: &str) -> Option<Finding> {
     (ident.flags != 0).then(|| {
         let found = format!("its ELF flags are {:#x}", ident.flags);
         let (offers, remedy) = (format!("{arch} defines none"), "link it with a toolchain of the target");
-        Finding::refused("elf-flags", found, offers, remedy)
+        Finding::refused("elf-flags", &found, &offers, remedy)
     })
 }
 
@@ -71,6 +70,6 @@ pub(super) fn entry(elf: &Elf<'_>, findings: &mut Vec<Finding>) {
     let is_program = elf.kind() == ET_EXEC || elf.interpreter().is_ok_and(|path| path.is_some());
     if !in_code && (entry != 0 || is_program) {
         let found = format!("its entry point {entry:#x} is in no executable segment");
-        findings.push(Finding::refused("entry-point", found, "a program begins in code", "link it again"));
+        findings.push(Finding::refused("entry-point", &found, "a program begins in code", "link it again"));
     }
 }

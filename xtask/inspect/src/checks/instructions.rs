@@ -66,9 +66,9 @@ fn go(elf: &Elf<'_>, target: &Target<'_>) -> Option<Finding> {
     }
     Some(Finding::refused(
         "instructions",
-        format!("Go compiled it with {variable}={setting}: it uses {} without asking", lacking.join(", ")),
-        format!("{} lacks them", target.device.about),
-        format!("compile it with a lower {variable}; Go's own default runs everywhere"),
+        &format!("Go compiled it with {variable}={setting}: it uses {} without asking", lacking.join(", ")),
+        &format!("{} lacks them", target.device.about),
+        &format!("compile it with a lower {variable}; Go's own default runs everywhere"),
     ))
 }
 
@@ -194,8 +194,8 @@ fn finding(
 
 fn remedy(target: &Target<'_>) -> String {
     let level = match target.device.isa {
-        crate::isa::Isa::Aarch64 => format!("-mcpu={}", target.device.cpu.as_deref().unwrap_or("generic")),
-        crate::isa::Isa::X86_64 => format!("-march={}", target.device.name),
+        Isa::Aarch64 => format!("-mcpu={}", target.device.cpu.as_deref().unwrap_or("generic")),
+        Isa::X86_64 => format!("-march={}", target.device.name),
     };
     format!(
         "compile it, and what it links statically, for the device ({level}; Rust: -C target-cpu, never native), or choose at run time"

@@ -7,7 +7,7 @@ use crate::{Offers, Target};
 pub(super) fn check(elf: &Elf<'_>, target: &Target<'_>, findings: &mut Vec<Finding>) {
     let asked = match elf.interpreter() {
         Err(why) => {
-            findings.push(Finding::refused("interpreter", why, target.loader.clone(), "link it again"));
+            findings.push(Finding::refused("interpreter", &why, &target.loader, "link it again"));
             return;
         }
         Ok(None) => {
@@ -38,5 +38,5 @@ pub(super) fn check(elf: &Elf<'_>, target: &Target<'_>, findings: &mut Vec<Findi
     } else {
         format!("link it with the target's own toolchain, or with -Wl,--dynamic-linker={}", target.loader)
     };
-    findings.push(Finding::refused("interpreter", found, offers, remedy));
+    findings.push(Finding::refused("interpreter", &found, &offers, &remedy));
 }

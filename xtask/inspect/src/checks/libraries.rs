@@ -114,7 +114,7 @@ impl Image<'_, '_> {
         let remedy = "install the package that has it in the image (packages of xtask/core/images.toml), or link it statically";
         // Whoever loads a library may have loaded them.
         let certain = own.is_none() && !elf.is_library();
-        let finding = Finding::refused_if(certain, "needed", found, offers, remedy);
+        let finding = Finding::refused_if(certain, "needed", &found, &offers, remedy);
         finding.details(own.map(|path| format!("it also looks in {path}, which was not read")))
     }
 }
@@ -158,7 +158,7 @@ fn versions<'a>(
     let remedy = "build it against the older library: in a container of the target's distribution, with a sysroot of it, or \
                   link statically (musl); or move the image to a newer release";
     // A library that it brings itself may be the newer one.
-    let finding = Finding::refused_if(!brings_its_own, "symbol-version", found, offers, remedy);
+    let finding = Finding::refused_if(!brings_its_own, "symbol-version", &found, &offers, remedy);
     Some(finding.details(users(elf, named)))
 }
 

@@ -23,7 +23,7 @@ pub(super) fn check(elf: &Elf<'_>, findings: &mut Vec<Finding>) {
             Finding::informs("rpath", found)
         } else {
             let offers = "directories of a build machine, or relative to where it is started, are somebody else's on a device";
-            Finding::warned("rpath", found, offers, "link without -rpath, or with $ORIGIN").details(strange)
+            Finding::warned("rpath", &found, offers, "link without -rpath, or with $ORIGIN").details(strange)
         });
     }
 }

@@ -35,7 +35,7 @@ fn stack(elf: &Elf<'_>) -> Finding {
 fn relro(elf: &Elf<'_>) -> Finding {
     let flag = |tag, bit: u64| elf.dynamic.value(tag).is_some_and(|flags| flags & bit != 0);
     let flagged = flag(DT_FLAGS, DF_BIND_NOW.0) || flag(DT_FLAGS_1, DF_1_NOW.0);
-    let found = match (elf.relro(), flagged || elf.dynamic.value(DT_BIND_NOW).is_some()) {
+    let found = match (elf.relro, flagged || elf.dynamic.value(DT_BIND_NOW).is_some()) {
         (Some(_), true) => "full: relocations are read-only once it runs",
         (Some(_), false) => "partial: the table of lazily bound functions stays writable",
         (None, _) => "none",

@@ -9,7 +9,7 @@ pub(super) fn check(elf: &Elf<'_>, target: &Target<'_>, findings: &mut Vec<Findi
     for load in &loads {
         if load.align > 1 && !load.align.is_power_of_two() {
             let found = format!("a segment is aligned to {}, which is no power of two", load.align);
-            findings.push(Finding::refused("segment-alignment", found, "powers of two", "link it again"));
+            findings.push(Finding::refused("segment-alignment", &found, "powers of two", "link it again"));
             return;
         }
     }
@@ -29,7 +29,13 @@ pub(super) fn check(elf: &Elf<'_>, target: &Target<'_>, findings: &mut Vec<Findi
                 let offers = format!("{} with pages of {} bytes", page.whose, page.bytes);
                 let remedy = "link with -Wl,-z,max-page-size=65536 (the default of GNU ld for aarch64; gold, mold and old lld \
                               take 4096)";
-                findings.push(Finding::refused_if(page.certain, "segment-alignment", found, offers, remedy));
+                findings.push(Finding::refused_if(
+                    page.certain,
+                    "segment-alignment",
+                    &found,
+                    &offers,
+                    remedy,
+                ));
             }
         }
     }

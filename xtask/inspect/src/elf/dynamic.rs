@@ -16,7 +16,8 @@ use super::{Elf, PT_DYNAMIC, string};
 pub struct Dynamic<'a> {
     entries: &'a [Dyn64<LE>],
     strings: &'a [u8],
-    symbols: &'a [Sym64<LE>],
+    /// Every dynamic symbol, the empty first one too.
+    pub symbols: &'a [Sym64<LE>],
     versions: &'a [u8],
     verneed: &'a [u8],
     verdef: &'a [u8],
@@ -121,11 +122,6 @@ impl<'a> Dynamic<'a> {
     /// Whether there is such a section at all.
     pub fn is_there(&self) -> bool {
         !self.entries.is_empty()
-    }
-
-    /// Every dynamic symbol, the empty first one too.
-    pub fn symbols(&self) -> &'a [Sym64<LE>] {
-        self.symbols
     }
 
     /// A dynamic symbol's name.

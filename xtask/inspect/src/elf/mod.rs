@@ -36,8 +36,8 @@ pub struct Elf<'a> {
     section_names: &'a [u8],
     /// What is loaded, by address; [`LARGEST_HEADERS`] bounds how many there are.
     loads: Vec<Load>,
-    /// Asked for at each access to memory in the code.
-    relro: Option<(u64, u64)>,
+    /// Address and size of what is made read-only after relocation. Asked for at each access to memory in the code.
+    pub relro: Option<(u64, u64)>,
     /// What the dynamic loader reads; empty in a static executable.
     pub dynamic: Dynamic<'a>,
 }
@@ -248,11 +248,6 @@ impl<'a> Elf<'a> {
         self.segment(elf::PT_GNU_STACK).map(|header| header.p_flags(LE).0)
     }
 
-    /// Address and size of what is made read-only after relocation.
-    pub fn relro(&self) -> Option<(u64, u64)> {
-        self.relro
-    }
-
     /// `PT_INTERP`.
     ///
     /// # Errors
@@ -294,7 +289,7 @@ impl<'a> Elf<'a> {
     /// Whether what lies at `address` can change while the program runs.
     pub fn is_variable(&self, address: u64) -> bool {
         let inside = |start: u64, size: u64| address >= start && address - start < size;
-        let relro = self.relro().is_some_and(|(start, size)| inside(start, size));
+        let relro = self.relro.is_some_and(|(start, size)| inside(start, size));
         !relro && self.load_at(address).is_some_and(|load| load.writable())
     }
 
@@ -321,11 +316,9 @@ impl<'a> Elf<'a> {
         string(self.section_names, start).unwrap_or_default()
     }
 
-    /// Every section: name, offset, size.
-    pub fn section_table(&self) -> impl Iterator<Item = (&'a [u8], u64, u64)> + '_ {
-        self.sections
-            .iter()
-            .map(|section| (self.section_name(section), section.sh_offset(LE), section.sh_size(LE)))
+    /// Every section: name, size.
+    pub fn section_table(&self) -> impl Iterator<Item = (&'a [u8], u64)> + '_ {
+        self.sections.iter().map(|section| (self.section_name(section), section.sh_size(LE)))
     }
 
     /// A section's content and address, by its name.

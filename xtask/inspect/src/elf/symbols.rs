@@ -13,8 +13,6 @@ pub struct Symbol<'a> {
     pub name: &'a [u8],
     /// Its address.
     pub address: u64,
-    /// Its size.
-    pub size: u64,
     /// Whether it is code.
     pub function: bool,
     /// Whether the loader asks a resolver which function it is (`STT_GNU_IFUNC`).
@@ -38,7 +36,7 @@ impl<'a> Elf<'a> {
 
     /// Whether line numbers are there.
     pub fn has_debug_information(&self) -> bool {
-        self.section_table().any(|(name, _, size)| name == b".debug_info" && size > 0)
+        self.section_table().any(|(name, size)| name == b".debug_info" && size > 0)
     }
 
     /// Every defined symbol, of both tables.
@@ -47,13 +45,13 @@ impl<'a> Elf<'a> {
         let own = table.iter().filter_map(move |symbol| {
             defined(symbol, string(strings, symbol.st_name.get(LE) as usize).unwrap_or_default())
         });
-        let exported = self.dynamic.symbols().iter();
+        let exported = self.dynamic.symbols.iter();
         own.chain(exported.filter_map(|symbol| defined(symbol, self.dynamic.name(symbol))))
     }
 
     /// The names of what libraries must bring.
     pub fn imports(&self) -> impl Iterator<Item = (usize, &'a [u8])> + '_ {
-        let symbols = self.dynamic.symbols().iter().enumerate().skip(1);
+        let symbols = self.dynamic.symbols.iter().enumerate().skip(1);
         symbols
             .filter(|(_, symbol)| symbol.st_shndx.get(LE) == elf::SHN_UNDEF)
             .map(|(index, symbol)| (index, self.dynamic.name(symbol)))
@@ -67,11 +65,5 @@ fn defined<'a>(symbol: &Sym64<LE>, name: &'a [u8]) -> Option<Symbol<'a>> {
     if !known || symbol.st_shndx.get(LE) == elf::SHN_UNDEF || name.is_empty() {
         return None;
     }
-    Some(Symbol {
-        name,
-        address: symbol.st_value.get(LE),
-        size: symbol.st_size.get(LE),
-        function: ifunc || kind == elf::STT_FUNC.0,
-        ifunc,
-    })
+    Some(Symbol { name, address: symbol.st_value.get(LE), function: ifunc || kind == elf::STT_FUNC.0, ifunc })
 }

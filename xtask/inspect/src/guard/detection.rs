@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use memchr::memmem::find;
 use object::LittleEndian as LE;
 use object::elf::{self, Rela64};
 
@@ -70,7 +71,7 @@ impl Detection {
         if !found.resolvers.is_empty() {
             found.how.push(format!("{} functions that the loader chooses (ifunc)", found.resolvers.len()));
         }
-        found.go = elf.section_table().any(|(name, ..)| name == b".go.buildinfo" || name == b".gopclntab")
+        found.go = elf.section_table().any(|(name, _)| name == b".go.buildinfo" || name == b".gopclntab")
             || elf.notes().any(|note| note.name() == b"Go");
         if found.go {
             found.how.push("Go's runtime".to_owned());
@@ -124,9 +125,4 @@ fn tells(name: &[u8]) -> bool {
             let name = name.to_ascii_lowercase();
             TELLING.iter().any(|word| name.contains(word))
         })
-}
-
-/// Where `needle` is in `bytes`.
-pub(crate) fn find(bytes: &[u8], needle: &[u8]) -> Option<usize> {
-    memchr::memmem::find(bytes, needle)
 }

@@ -14,7 +14,7 @@ mod graph;
 mod names;
 mod pointers;
 
-pub(crate) use detection::{Detection, find};
+pub(crate) use detection::Detection;
 pub(crate) use graph::{Graph, first_user};
 pub(crate) use names::{chosen_for, go_level};
 

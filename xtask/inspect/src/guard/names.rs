@@ -81,7 +81,7 @@ pub(crate) fn go_level(isa: Isa, bytes: &[u8]) -> Option<(String, Set)> {
         Isa::Aarch64 => &b"build\tGOARM64="[..],
         Isa::X86_64 => b"build\tGOAMD64=",
     };
-    let start = super::find(bytes, key)? + key.len();
+    let start = memchr::memmem::find(bytes, key)? + key.len();
     let rest = bytes.get(start..)?;
     let end = rest.iter().take(LONGEST).position(|byte| *byte == b'\n')?;
     let setting = std::str::from_utf8(rest.get(..end)?).ok()?;

@@ -24,7 +24,7 @@ impl<'a, 'b> Pointers<'a, 'b> {
         let mut relocated = Vec::new();
         for relocation in elf.dynamic.relocations {
             let (kind, addend) = (relocation.r_type(LE, false).0, relocation.r_addend.get(LE) as u64);
-            let symbol = elf.dynamic.symbols().get(relocation.r_sym(LE, false) as usize);
+            let symbol = elf.dynamic.symbols.get(relocation.r_sym(LE, false) as usize);
             let value = symbol.map_or(0, |symbol| symbol.st_value.get(LE));
             if kind == relative {
                 relocated.push((relocation.r_offset.get(LE), addend));

@@ -1,6 +1,6 @@
 //! A64, word by word: the feature an instruction belongs to, where it branches to, which addresses it makes.
 
-use std::sync::OnceLock;
+use std::sync::LazyLock;
 
 use fARM64::{Decoder, DecoderOptions, Feature, Instruction, Mnemonic};
 
@@ -12,22 +12,19 @@ use super::{Event, Flow};
 type Indexed = (u32, u32, Option<usize>);
 
 /// The rows by the four bits that the manual's first table decodes (C4.1, op0).
-fn groups() -> &'static [Vec<Indexed>; 16] {
-    static GROUPS: OnceLock<[Vec<Indexed>; 16]> = OnceLock::new();
-    GROUPS.get_or_init(|| {
-        std::array::from_fn(|op0| {
-            let rows: &[Row] = match op0 {
-                0b1000 | 0b1001 | 0b1010 | 0b1011 | 0b0101 | 0b1101 => SCALAR,
-                0b0100 | 0b0110 | 0b1100 | 0b1110 => LOADS,
-                0b0111 | 0b1111 => SIMD,
-                _ => &[],
-            };
-            let op0 = (op0 as u32) << 25;
-            let fits = |(mask, value, _): &&Row| (value ^ op0) & mask & (0xf << 25) == 0;
-            rows.iter().filter(fits).map(|(mask, value, name)| (*mask, *value, index(name))).collect()
-        })
+static GROUPS: LazyLock<[Vec<Indexed>; 16]> = LazyLock::new(|| {
+    std::array::from_fn(|op0| {
+        let rows: &[Row] = match op0 {
+            0b1000 | 0b1001 | 0b1010 | 0b1011 | 0b0101 | 0b1101 => SCALAR,
+            0b0100 | 0b0110 | 0b1100 | 0b1110 => LOADS,
+            0b0111 | 0b1111 => SIMD,
+            _ => &[],
+        };
+        let op0 = (op0 as u32) << 25;
+        let fits = |(mask, value, _): &&Row| (value ^ op0) & mask & (0xf << 25) == 0;
+        rows.iter().filter(fits).map(|(mask, value, name)| (*mask, *value, index(name))).collect()
     })
-}
+});
 
 fn index(name: &str) -> Option<usize> {
     if name == BASE {
@@ -65,7 +62,7 @@ pub fn decode(word: u32) -> Option<Instruction> {
 
 /// The feature that a word needs beyond Armv8.0; nothing where the decoder knows no such instruction.
 pub fn need(word: u32) -> Set {
-    confirm(word, candidate(groups(), word))
+    confirm(word, candidate(&GROUPS, word))
 }
 
 #[inline]
@@ -85,7 +82,7 @@ fn confirm(word: u32, candidate: Option<usize>) -> Set {
 
 /// Calls `hit` with the offset and the needs of each instruction of `code` that needs one of `wanted`.
 pub(super) fn scan(code: &[u8], wanted: Set, mut hit: impl FnMut(usize, Set)) {
-    let groups = groups();
+    let groups = &*GROUPS;
     for (at, word) in words(code) {
         if let Some(index) = candidate(groups, word) {
             let need = confirm(word, Some(index)) & wanted;

@@ -1,6 +1,6 @@
 //! x86-64, instruction by instruction; the decoder knows the CPUID bits that each needs.
 
-use std::sync::OnceLock;
+use std::sync::LazyLock;
 
 use iced_x86::{Code, CpuidFeature, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind};
 
@@ -8,10 +8,7 @@ use super::features::{Set, X86};
 use super::{Event, Flow};
 
 /// The needs of each of the decoder's codes.
-fn needs() -> &'static [Set] {
-    static NEEDS: OnceLock<Vec<Set>> = OnceLock::new();
-    NEEDS.get_or_init(|| Code::values().map(of_code).collect())
-}
+static NEEDS: LazyLock<Vec<Set>> = LazyLock::new(|| Code::values().map(of_code).collect());
 
 fn of_code(code: Code) -> Set {
     // Written `rep bsf` by compilers for any processor: where there is no BMI1, the prefix means nothing.
@@ -35,12 +32,12 @@ fn decoder(code: &[u8], address: u64) -> Decoder<'_> {
 /// The needs of the instruction that `code` begins with.
 pub fn need(code: &[u8]) -> Set {
     let instruction = decoder(code, 0).decode();
-    if instruction.is_invalid() { Set::NONE } else { needs()[instruction.code() as usize] }
+    if instruction.is_invalid() { Set::NONE } else { NEEDS[instruction.code() as usize] }
 }
 
 /// Calls `hit` with the offset and the needs of each instruction of `code` that needs one of `wanted`.
 pub(super) fn scan(code: &[u8], wanted: Set, mut hit: impl FnMut(usize, Set)) {
-    let needs = needs();
+    let needs = &*NEEDS;
     let mut decoder = decoder(code, 0);
     let mut instruction = Instruction::default();
     while decoder.can_decode() {
@@ -74,7 +71,7 @@ pub(super) fn step(code: &[u8], address: u64) -> Option<(usize, Set, Flow)> {
         FlowControl::Return | FlowControl::Exception => Flow::End,
         FlowControl::Next | FlowControl::IndirectCall | FlowControl::Interrupt => Flow::Next,
     };
-    Some((instruction.len(), needs()[instruction.code() as usize], flow))
+    Some((instruction.len(), NEEDS[instruction.code() as usize], flow))
 }
 
 /// What each instruction of `code` does that matters to who guards what.
