@@ -74,11 +74,8 @@ fn read_text(path: &str) -> Result<String> {
 
 fn parse_os_release(text: &str) -> OsRelease {
     let field = |name: &str| {
-        text.lines()
-            .filter_map(|line| line.split_once('='))
-            .find(|(key, _)| *key == name)
-            .map(|(_, value)| value.trim_matches(['"', '\'']).to_owned())
-            .unwrap_or_default()
+        let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+        value.unwrap_or_default().trim_matches(['"', '\'']).to_owned()
     };
     OsRelease { id: field("ID"), version_id: field("VERSION_ID") }
 }

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use agent_protocol::deployment::{ContainerSpec, Limits, Protocol, Restart};
+use agent_protocol::deployment::{ContainerSpec, Limits, Port, Restart, Volume};
 use serde_json::{Map, Value, json};
 
 use crate::desired::{Applied, DesiredEntry, Target};
@@ -156,33 +156,25 @@ fn ids<'a>(containers: impl Iterator<Item = &'a ListedContainer>) -> Vec<String>
 pub(crate) fn spec_generator(device_id: &str, name: &str, digest: &str, spec: &ContainerSpec) -> Value {
     let mut labels = labels(device_id, name);
     labels.insert(DIGEST_LABEL.to_owned(), digest.to_owned());
-    let ports: Vec<_> = spec
-        .ports
-        .iter()
-        .map(|port| {
-            json!({
-                "host_ip": port.address.map(|address| address.to_string()).unwrap_or_default(),
-                "host_port": port.host,
-                "container_port": port.container,
-                "protocol": match port.protocol { Protocol::Tcp => "tcp", Protocol::Udp => "udp" },
-            })
+    let port = |port: &Port| {
+        json!({
+            "host_ip": port.address.map(|address| address.to_string()).unwrap_or_default(),
+            "host_port": port.host,
+            "container_port": port.container,
+            "protocol": port.protocol,
         })
-        .collect();
-    let volumes: Vec<_> = spec
-        .volumes
-        .iter()
-        .map(|volume| {
-            let options: &[&str] = if volume.read_only { &["ro"] } else { &[] };
-            json!({ "Name": volume_name(device_id, name, &volume.name), "Dest": volume.mount, "Options": options })
-        })
-        .collect();
+    };
+    let volume = |volume: &Volume| {
+        let options: &[&str] = if volume.read_only { &["ro"] } else { &[] };
+        json!({ "Name": volume_name(device_id, name, &volume.name), "Dest": volume.mount, "Options": options })
+    };
     let mut generator = json!({
         "name": container_name(device_id, name),
         "image": spec.image,
         "labels": labels,
         "env": spec.env,
-        "portmappings": ports,
-        "volumes": volumes,
+        "portmappings": spec.ports.iter().map(port).collect::<Vec<_>>(),
+        "volumes": spec.volumes.iter().map(volume).collect::<Vec<_>>(),
         "restart_policy": "no",
         "no_new_privileges": true,
         "log_configuration": { "driver": "k8s-file", "size": LOG_BYTES },
