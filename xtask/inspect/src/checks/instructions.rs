@@ -177,10 +177,7 @@ fn finding(
         how => format!("it asks the processor: {}", how.join(", ")),
     };
     let offers = format!("{} lacks them; {asks}", target.device.about);
-    let remedy = match severity {
-        Severity::Informs => String::new(),
-        _ => remedy(target),
-    };
+    let remedy = if severity == Severity::Informs { String::new() } else { remedy(target) };
     let details = judged.iter().map(|judged| {
         let name = judged.name.map_or_else(|| "a function without a name".to_owned(), shown);
         let why = match judged.used {

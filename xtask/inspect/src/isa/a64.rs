@@ -30,11 +30,8 @@ fn index(name: &str) -> Option<usize> {
     if name == BASE {
         return None;
     }
-    Some(
-        A64.iter()
-            .position(|feature| feature.name == name)
-            .expect("each row names a feature; a test sees to it"),
-    )
+    let at = A64.iter().position(|feature| feature.name == name);
+    Some(at.expect("each row names a feature; a test sees to it"))
 }
 
 /// What a word could need, by the table alone.

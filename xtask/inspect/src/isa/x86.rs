@@ -82,16 +82,15 @@ pub(super) fn events(code: &[u8], address: u64, mut event: impl FnMut(u64, Event
     while decoder.can_decode() {
         decoder.decode_out(&mut instruction);
         let at = instruction.ip();
-        let to = instruction.near_branch_target();
+        let (to, place) = (instruction.near_branch_target(), instruction.ip_rel_memory_address());
         match instruction.mnemonic() {
             Mnemonic::Cpuid | Mnemonic::Xgetbv => event(at, Event::Detects),
-            Mnemonic::Mov if instruction.op_kind(0) == OpKind::Register => {
-                let first =
-                    [iced_x86::Register::EDI, iced_x86::Register::RDI].contains(&instruction.op0_register());
-                if first {
-                    argument =
-                        (instruction.op_kind(1) == OpKind::Immediate32).then(|| instruction.immediate32());
-                }
+            Mnemonic::Mov
+                if instruction.op_kind(0) == OpKind::Register
+                    && [iced_x86::Register::EDI, iced_x86::Register::RDI]
+                        .contains(&instruction.op0_register()) =>
+            {
+                argument = (instruction.op_kind(1) == OpKind::Immediate32).then(|| instruction.immediate32());
             }
             _ => {}
         }
@@ -101,13 +100,9 @@ pub(super) fn events(code: &[u8], address: u64, mut event: impl FnMut(u64, Event
             FlowControl::IndirectCall | FlowControl::IndirectBranch
                 if instruction.is_ip_rel_memory_operand() =>
             {
-                let place = instruction.ip_rel_memory_address();
                 event(at, Event::CallThrough { place, argument: argument.take() });
             }
-            _ if instruction.is_ip_rel_memory_operand() => {
-                let place = instruction.ip_rel_memory_address();
-                event(at, of_memory(&instruction, place));
-            }
+            _ if instruction.is_ip_rel_memory_operand() => event(at, of_memory(&instruction, place)),
             _ => {}
         }
     }
