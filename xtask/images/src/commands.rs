@@ -292,7 +292,7 @@ fn verify(store: &Store<'_>, args: &ImageVerifyArgs) -> Result<()> {
         print_json(&json!({ "schema": 2, "images": verified }))?;
     }
     if !changed.is_empty() {
-        let hint = format!("delete it from {} and fetch or build it again", store.images().display());
+        let hint = format!("delete it from {} and fetch or build it again", store.cache.images().display());
         bail!(Failure::guest(format!("changed since it was made: {}", changed.join(", ")), hint));
     }
     Ok(())

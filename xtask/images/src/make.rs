@@ -132,6 +132,6 @@ pub(crate) fn finish(
     store::flush(&[&disk, beside])?;
     store.remove(key)?;
     fs::rename(beside, &directory)?;
-    store::flush(&[&store.images()])?;
+    store::flush(&[&store.cache.images()])?;
     Ok(ReadyImage::new(directory.join(DISK), manifest, "made"))
 }

@@ -242,7 +242,7 @@ fn add_snapshots_of_deleted_images(candidates: &[Candidate], to_delete: &mut BTr
 /// Parts of downloads that the catalogue does not name: nobody goes on with them.
 fn abandoned_downloads(store: &Store<'_>, dry_run: bool, named: &[String]) -> Result<Vec<Deletion>> {
     let mut found = Vec::new();
-    for directory in directories(&store.images()).into_iter().filter(|directory| is_own(directory)) {
+    for directory in directories(&store.cache.images()).into_iter().filter(|directory| is_own(directory)) {
         let name = name_of(&directory);
         let Some(key) = name.strip_suffix(FETCHING).filter(|key| !named.iter().any(|name| name == key))
         else {

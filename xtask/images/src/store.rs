@@ -97,19 +97,14 @@ pub struct CachedImage {
 }
 
 impl Store<'_> {
-    /// The directory of images.
-    pub fn images(&self) -> PathBuf {
-        self.cache.images()
-    }
-
     /// The directory of one image, or of one that is being made.
     pub fn directory(&self, name: &str) -> PathBuf {
-        self.images().join(name)
+        self.cache.images().join(name)
     }
 
     /// Nobody else makes or deletes this image while it is held.
     pub fn lock(&self, key: &str) -> Result<File> {
-        make_private_dir(&self.images())?;
+        make_private_dir(&self.cache.images())?;
         let path = self.directory(&format!("{key}.lock"));
         wait_for_lock(&path, self.ui, |_| self.ui.tick("another run is making this image"))
     }
@@ -124,7 +119,7 @@ impl Store<'_> {
     /// A digest that is taken again only where the file has been touched.
     pub fn remembered_digest(&self, path: &Path, algorithm: Algorithm) -> Result<Digest> {
         let memory = self.directory(REMEMBERED);
-        make_private_dir(&self.images())?;
+        make_private_dir(&self.cache.images())?;
         let known = fs::read(&memory).ok().and_then(|text| serde_json::from_slice(&text).ok());
         // Only a memory: where it cannot be read, the file is hashed again.
         let mut known: BTreeMap<String, (Stamp, Digest)> = known.unwrap_or_default();
@@ -142,7 +137,7 @@ impl Store<'_> {
     /// Every image, by key. A directory that neither is one nor was made here is left alone.
     pub fn kept(&self) -> Vec<CachedImage> {
         let mut kept = Vec::new();
-        for directory in directories(&self.images()) {
+        for directory in directories(&self.cache.images()) {
             let key = name_of(&directory);
             let manifest = read_manifest(&directory).ok();
             if !has_form_of_key(&key) || manifest.is_none() && !is_own(&directory) {
@@ -172,7 +167,7 @@ impl Store<'_> {
 
     /// Ends and deletes what builds that were killed left, that of `own`, whose lock the caller holds, too.
     pub(crate) fn collect_dead_builds(&self, own: &str) -> Result<()> {
-        for directory in directories(&self.images()).into_iter().filter(|path| is_own(path)) {
+        for directory in directories(&self.cache.images()).into_iter().filter(|path| is_own(path)) {
             let name = name_of(&directory);
             let Some(key) = name.strip_suffix(BUILDING).or_else(|| name.strip_suffix(DELETING)) else {
                 continue;
@@ -244,13 +239,9 @@ pub(crate) fn wait_for_lock(path: &Path, ui: &Ui, waiting: impl Fn(Duration) -> 
 
 /// Since it was used last. What is not known counts as just now: nothing is pruned for it.
 pub(crate) fn idle_seconds(directory: &Path) -> u64 {
-    let since = |name| seconds_since_written(&directory.join(name));
-    since(USED).or_else(|| since(MANIFEST)).unwrap_or(0)
-}
-
-/// `None` where the file does not exist, or was written in the future.
-fn seconds_since_written(path: &Path) -> Option<u64> {
-    Some(path.metadata().ok()?.modified().ok()?.elapsed().ok()?.as_secs())
+    // Nothing where the file does not exist, or was written in the future.
+    let since = |name: &str| directory.join(name).metadata().ok()?.modified().ok()?.elapsed().ok();
+    since(USED).or_else(|| since(MANIFEST)).map_or(0, |since| since.as_secs())
 }
 
 /// fsync(2), of directories too.

@@ -78,12 +78,10 @@ impl Download<'_> {
         if let Some(PartRequest { from, validator, .. }) = asked {
             request = request.header(RANGE, format!("bytes={from}-")).header(IF_RANGE, validator);
         }
-        let deadline = match self.wanted.retry_policy {
-            RetryPolicy::ProbeFirst | RetryPolicy::Once if !self.answered => {
-                self.started + self.limits.paced(PROBE)
-            }
-            _ => Instant::now() + self.limits.paced(STALL),
-        };
+        let probes = self.wanted.retry_policy != RetryPolicy::Full && !self.answered;
+        let now = Instant::now();
+        let deadline =
+            if probes { self.started + self.limits.paced(PROBE) } else { now + self.limits.paced(STALL) };
         let mut tick = ticks();
         let mut answer = std::pin::pin!(request.send());
         loop {

@@ -19,7 +19,7 @@ use anyhow::Result;
 use fs_err as fs;
 use xtask_core::cache::Cache;
 use xtask_core::digest::{Algorithm, Digest};
-use xtask_core::fs::{is_own, make_private_dir, mark, write_private};
+use xtask_core::fs::{directories, is_own, make_private_dir, mark, remove_tree, write_private};
 use xtask_core::snapshot::{BAD, FILES, Ingredients, MANIFEST, SavedFile, SnapshotManifest};
 use xtask_core::{bail_host, runs};
 
@@ -168,7 +168,7 @@ impl Found {
 
 /// Every snapshot, and who uses it; also what is none any more. What was not made here is left alone.
 pub fn all(cache: &Cache) -> Vec<Found> {
-    let mut found: Vec<_> = xtask_core::fs::directories(&cache.snapshots())
+    let mut found: Vec<_> = directories(&cache.snapshots())
         .into_iter()
         .filter(|directory| has_form(&name_of(directory)))
         .filter(|directory| is_own(directory) || SnapshotManifest::read(directory).is_ok())
@@ -190,14 +190,13 @@ fn has_form(name: &str) -> bool {
 
 /// Aside first: a directory that is being deleted is no snapshot any more. Whoever calls holds its lock.
 pub fn remove(directory: &Path) -> Result<()> {
-    let aside = match name_of(directory) {
-        name if name.ends_with(DELETING) => directory.to_owned(),
-        name => directory.with_file_name(format!("{name}{DELETING}")),
-    };
-    if aside != directory {
-        fs::rename(directory, &aside)?;
+    let name = name_of(directory);
+    if name.ends_with(DELETING) {
+        return remove_tree(directory);
     }
-    xtask_core::fs::remove_tree(&aside)
+    let aside = directory.with_file_name(format!("{name}{DELETING}"));
+    fs::rename(directory, &aside)?;
+    remove_tree(&aside)
 }
 
 fn digest(path: &Path) -> Result<Digest> {
