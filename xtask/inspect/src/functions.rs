@@ -7,18 +7,13 @@ use crate::isa::features::Set;
 use crate::isa::{Flow, Isa};
 
 /// Where functions begin in the whole file, by symbols, by the unwinder's table, and by the entry point: their addresses, in order.
-#[derive(Debug)]
-pub(crate) struct Starts(Vec<u64>);
-
-impl Starts {
-    pub(crate) fn of(elf: &Elf<'_>) -> Self {
-        let mut starts: Vec<u64> = elf.unwind_starts().collect();
-        starts.extend(elf.symbols().filter(|symbol| symbol.function).map(|symbol| symbol.address));
-        starts.push(elf.entry());
-        starts.sort_unstable();
-        starts.dedup();
-        Self(starts)
-    }
+pub(crate) fn starts(elf: &Elf<'_>) -> Vec<u64> {
+    let mut starts: Vec<u64> = elf.unwind_starts().collect();
+    starts.extend(elf.symbols().filter(|symbol| symbol.function).map(|symbol| symbol.address));
+    starts.push(elf.entry());
+    starts.sort_unstable();
+    starts.dedup();
+    starts
 }
 
 /// Where functions begin: one ends where the next begins. Four bytes each, less than any table that names one has.
@@ -30,11 +25,11 @@ pub(crate) struct Functions {
 }
 
 impl Functions {
-    /// Those of `code`.
-    pub(crate) fn of(starts: &Starts, code: &Code<'_>) -> Option<Self> {
+    /// Those of `code`, of all [`starts`].
+    pub(crate) fn of(starts: &[u64], code: &Code<'_>) -> Option<Self> {
         let length = u32::try_from(code.bytes.len()).ok()?;
-        let first = starts.0.partition_point(|start| *start <= code.address);
-        let inside = starts.0.get(first..)?.iter().map_while(|start| {
+        let first = starts.partition_point(|start| *start <= code.address);
+        let inside = starts.get(first..)?.iter().map_while(|start| {
             let offset = u32::try_from(start - code.address).ok();
             offset.filter(|offset| *offset < length)
         });

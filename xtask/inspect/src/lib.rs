@@ -2,9 +2,9 @@
 //! is trusted. Memory stays below the file's own size.
 //!
 //! Modules in reading order: [`finding`] (the report), [`device`] (what a core has), [`inventory`] (what an image has), [`elf`]
-//! (the file), [`isa`] (its instructions), `functions` and `guard` (where they are, and who decides over them), [`checks`].
+//! (the file), [`isa`] (its instructions), `functions` and `guard` (where they are, and who decides over them), `checks`.
 
-pub mod checks;
+mod checks;
 pub mod device;
 pub mod elf;
 pub mod finding;
@@ -76,7 +76,7 @@ pub fn inspect(bytes: &[u8], target: &Target<'_>) -> Report {
         Some(finding) => vec![finding],
         None => match Elf::parse(bytes) {
             Ok(elf) => checks::all(&elf, target),
-            Err(why) => vec![checks::malformed(&why)],
+            Err(why) => vec![checks::header::malformed(&why)],
         },
     };
     Report::new(findings)
@@ -85,7 +85,7 @@ pub fn inspect(bytes: &[u8], target: &Target<'_>) -> Report {
 /// Looks at the header alone.
 pub fn header(bytes: &[u8], target: &Target<'_>) -> Option<Finding> {
     match Ident::read(bytes) {
-        Err(why) => Some(checks::malformed(&format!("it is no 64-bit ELF file: {why}"))),
-        Ok(ident) => checks::machine(ident, target.device.isa, &target.arch),
+        Err(why) => Some(checks::header::malformed(&format!("it is no 64-bit ELF file: {why}"))),
+        Ok(ident) => checks::header::machine(ident, target.device.isa, &target.arch),
     }
 }

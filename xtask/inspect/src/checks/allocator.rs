@@ -5,7 +5,7 @@ use memchr::memmem::find;
 use crate::Target;
 use crate::elf::{Code, Elf, Load};
 use crate::finding::Finding;
-use crate::functions::{Functions, Section, Starts};
+use crate::functions::{Functions, Section, starts};
 use crate::guard::first_user;
 use crate::isa::Isa;
 
@@ -45,7 +45,7 @@ const SMALLEST: u64 = 4096;
 /// `if (os_page > PAGE) malloc_write(COMPLAINT)`: the one power of two that is compared with in the function that makes the
 /// complaint's address; where others are compared with too, as in what a compiler has inlined, it is not known.
 fn page_size(isa: Isa, elf: &Elf<'_>, place: u64) -> Option<u64> {
-    let starts = Starts::of(elf);
+    let starts = starts(elf);
     elf.code().iter().find_map(|code| {
         let functions = Functions::of(&starts, code)?;
         let section = Section { isa, elf, code, functions: &functions };

@@ -10,7 +10,7 @@ use crate::isa::Isa;
 const REBUILD: &str = "build it for the device: cargo xtask build --arch";
 
 /// What the first bytes say. `None` where they fit.
-pub fn machine(ident: Ident, isa: Isa, arch: &str) -> Option<Finding> {
+pub(crate) fn machine(ident: Ident, isa: Isa, arch: &str) -> Option<Finding> {
     let remedy = format!("{REBUILD} {arch}");
     let refused = |id, found: &str, offers: &str| Some(Finding::refused(id, found, offers, &remedy));
     if ident.class != 2 {

@@ -3,7 +3,7 @@
 use crate::Target;
 use crate::elf::{Elf, shown};
 use crate::finding::{Finding, Severity};
-use crate::functions::{Functions, Needy, Path, Section, Starts, needy, reached};
+use crate::functions::{Functions, Needy, Path, Section, needy, reached, starts};
 use crate::guard::{Detection, Graph, Use, chosen_for, go_level};
 use crate::isa::Isa;
 use crate::isa::features::{Feature, Set};
@@ -22,7 +22,7 @@ pub(super) fn check(elf: &Elf<'_>, target: &Target<'_>, findings: &mut Vec<Findi
     let lacks = !target.device.features;
     let mut judged: Vec<Judged<'_>> = Vec::new();
     let (mut detection, mut left) = (None, 0);
-    let starts = Starts::of(elf);
+    let starts = starts(elf);
     for code in elf.code() {
         let Some(functions) = Functions::of(&starts, &code) else { continue };
         let section = Section { isa: target.device.isa, elf, code: &code, functions: &functions };

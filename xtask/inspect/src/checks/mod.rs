@@ -2,7 +2,7 @@
 //! offers, and the remedy.
 
 mod allocator;
-mod header;
+pub(super) mod header;
 mod identity;
 mod instructions;
 mod interpreter;
@@ -10,9 +10,6 @@ mod libraries;
 mod paths;
 mod protections;
 mod segments;
-
-pub use header::machine;
-pub(crate) use header::malformed;
 
 use crate::Target;
 use crate::elf::Elf;
