@@ -171,8 +171,7 @@ fn fetch(store: &Store<'_>, args: &ImageFetchArgs) -> Result<()> {
             args.image
         )));
     }
-    let ready =
-        make(store, "fetch", &image, |store| crate::ensure::ensure(store, &image, RetryPolicy::Full))?;
+    let ready = make(store, "fetch", &image, || crate::ensure::ensure(store, &image, RetryPolicy::Full))?;
     print_ready(&image, &ready, None, args.json)
 }
 
@@ -188,7 +187,7 @@ fn fetch_to(store: &Store<'_>, image: &Image, to: &Path) -> Result<()> {
         );
     }
     let wanted = FetchRequest { source: download, target: to, retry_policy: RetryPolicy::Full };
-    let fetched = make(store, "fetch", image, |store| fetch::fetch(&wanted, store.ui))?;
+    let fetched = make(store, "fetch", image, || fetch::fetch(&wanted, store.ui))?;
     let how = match (fetched.already, fetched.resumed_from) {
         (true, _) => "it was already there".to_owned(),
         (false, 0) => format!("{} attempt(s)", fetched.attempts),
@@ -209,7 +208,7 @@ fn build_image(store: &Store<'_>, args: &ImageBuildArgs) -> Result<()> {
             args.name
         )));
     }
-    let (before, ready) = make(store, "build", &image, |store| match args.rebuild {
+    let (before, ready) = make(store, "build", &image, || match args.rebuild {
         true => crate::ensure::rebuild(store, &image),
         false => Ok((None, crate::ensure::ensure(store, &image, RetryPolicy::Full)?)),
     })?;
@@ -221,15 +220,10 @@ fn build_image(store: &Store<'_>, args: &ImageBuildArgs) -> Result<()> {
 }
 
 /// Runs something long with its name and its time on the screen; its failure is the host's.
-fn make<T>(
-    store: &Store<'_>,
-    doing: &'static str,
-    image: &Image,
-    body: impl FnOnce(&Store<'_>) -> Result<T>,
-) -> Result<T> {
+fn make<T>(store: &Store<'_>, doing: &str, image: &Image, body: impl FnOnce() -> Result<T>) -> Result<T> {
     let what = format!("{} {}", image.name, image.arch);
     let step = Step { kind: "images", what: &format!("{doing} {what}"), title: doing };
-    let outcome = store.ui.step(store.cache, step, || Ok((body(store)?, what.clone())));
+    let outcome = store.ui.step(store.cache, step, || Ok((body()?, what.clone())));
     outcome.map_err(|error| {
         let what = format!("{doing} the image {} for {}", image.name, image.arch);
         error::host_fault(error, what, "see the causes")

@@ -15,7 +15,7 @@ use xtask_core::limits;
 use xtask_core::runs::users_of;
 use xtask_core::snapshot::{FORMAT, Ingredients, SnapshotManifest};
 
-use crate::snapshots;
+use crate::snapshots::{self, Found};
 use crate::store::{CachedImage, FETCHING, Store, name_of};
 
 /// Seconds of a day.
@@ -93,12 +93,7 @@ impl Candidate {
         }
     }
 
-    fn of_snapshot(
-        store: &Store<'_>,
-        found: &snapshots::Found,
-        all: &[snapshots::Found],
-        kept: &[CachedImage],
-    ) -> Result<Self> {
+    fn of_snapshot(store: &Store<'_>, found: &Found, all: &[Found], kept: &[CachedImage]) -> Result<Self> {
         let path = found.manifest.as_ref().map(|manifest| &manifest.ingredients.image_path);
         let image = path.and_then(|path| kept.iter().find(|image| path.starts_with(&image.directory)));
         Ok(Self {
@@ -142,11 +137,7 @@ impl Candidate {
 
 /// Why a snapshot is deleted whatever is asked, if it is: of an image or a QEMU that is not there any more, or found changed. Each is
 /// made again in a minute.
-fn against(
-    store: &Store<'_>,
-    found: &snapshots::Found,
-    all: &[snapshots::Found],
-) -> Result<Option<&'static str>> {
+fn against(store: &Store<'_>, found: &Found, all: &[Found]) -> Result<Option<&'static str>> {
     Ok(Some(match &found.manifest {
         _ if !found.users.is_empty() => return Ok(None),
         None => "a snapshot that cannot be read",
@@ -169,7 +160,7 @@ fn against(
 
 /// Whether a newer snapshot is of the same image and domain, and of another seed, firmware, QEMU or libvirt: those of now, as this one's
 /// were those of then.
-fn is_replaced(snapshot: &SnapshotManifest, other: &snapshots::Found) -> bool {
+fn is_replaced(snapshot: &SnapshotManifest, other: &Found) -> bool {
     let Some(other) = &other.manifest else { return false };
     let machine = |snapshot: &SnapshotManifest| {
         let Ingredients { image, domain, payload_bytes, .. } = &snapshot.ingredients;
@@ -342,7 +333,7 @@ mod tests {
             made_by: String::new(),
             files: BTreeMap::new(),
         };
-        let found = |snapshot| snapshots::Found {
+        let found = |snapshot| Found {
             directory: "/snapshots/x.y".into(),
             manifest: Some(snapshot),
             is_good: true,

@@ -69,15 +69,12 @@ impl fmt::Display for Date {
 /// Where it links to none.
 pub(super) fn newest(listing: &str, index: &Url, pattern: &Pattern) -> Result<Date> {
     let names: Vec<_> = links(listing).iter().filter_map(|link| child(index, link)).collect();
-    let dates = names.iter().filter_map(|name| pattern.date_in(name));
-    let newest = dates.max();
+    let newest = names.iter().filter_map(|name| pattern.date_in(name)).max();
     let seen = names.iter().take(8).map(String::as_str).collect::<Vec<_>>().join(", ");
     ensure!(!names.is_empty(), "the page is not a directory listing: it has no link below itself");
     newest.with_context(|| {
-        format!(
-            "no dated release among {} links ({seen}, …): compare with the entry's `release`",
-            names.len()
-        )
+        let links = names.len();
+        format!("no dated release among {links} links ({seen}, …): compare with the entry's `release`")
     })
 }
 
