@@ -53,10 +53,10 @@ impl Functions {
         Some(self.holding(offset))
     }
 
-    /// Whether one begins at the address.
-    pub(crate) fn begins(&self, address: u64) -> bool {
-        let offset = address.checked_sub(self.base).and_then(|offset| u32::try_from(offset).ok());
-        offset.is_some_and(|offset| self.starts.binary_search(&offset).is_ok())
+    /// The one that begins at an address.
+    pub(crate) fn beginning_at(&self, address: u64) -> Option<usize> {
+        let offset = u32::try_from(address.checked_sub(self.base)?).ok()?;
+        self.starts.binary_search(&offset).ok()
     }
 
     /// Offsets of its first byte and of the byte behind it.
@@ -64,11 +64,6 @@ impl Functions {
         let start = self.starts.get(index).copied().unwrap_or(self.length);
         let end = self.starts.get(index + 1).copied().unwrap_or(self.length);
         (start as usize, end as usize)
-    }
-
-    /// Its address.
-    pub(crate) fn address(&self, index: usize) -> u64 {
-        self.base + self.range(index).0 as u64
     }
 }
 

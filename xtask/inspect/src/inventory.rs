@@ -48,7 +48,7 @@ impl Library {
 
 /// A tree of files: a directory, or a file system in an image.
 pub trait Tree {
-    /// The names in a directory; none where there is no such directory.
+    /// The names in a directory, sorted; none where there is no such directory.
     fn list(&self, directory: &str) -> Vec<String>;
     /// A file's content, through symbolic links within the tree.
     fn read(&self, path: &str) -> Option<Vec<u8>>;
@@ -134,11 +134,8 @@ fn library(path: &str, bytes: &[u8]) -> Option<Library> {
 fn configured(tree: &dyn Tree) -> Vec<String> {
     const INCLUDED: &str = "/etc/ld.so.conf.d";
     let mut files = vec!["/etc/ld.so.conf".to_owned()];
-    let mut names = tree.list(INCLUDED);
-    names.sort();
-    files.extend(
-        names.into_iter().filter(|name| name.ends_with(".conf")).map(|name| format!("{INCLUDED}/{name}")),
-    );
+    let names = tree.list(INCLUDED).into_iter().filter(|name| name.ends_with(".conf"));
+    files.extend(names.map(|name| format!("{INCLUDED}/{name}")));
     let texts = files.iter().filter_map(|file| tree.read(file));
     let texts: Vec<String> = texts.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).collect();
     let lines = texts.iter().flat_map(|text| text.lines()).map(str::trim);

@@ -140,10 +140,8 @@ fn names<'a>(section: &Section<'a, '_>, found: &[Needy]) -> Vec<Option<&'a [u8]>
     let Section { isa, elf, functions, .. } = *section;
     let mut names: Vec<Option<&'a [u8]>> = vec![None; found.len()];
     for symbol in elf.symbols().filter(|symbol| symbol.function) {
-        let Some(function) = functions.at(symbol.address) else { continue };
-        if let Ok(at) = found.binary_search_by_key(&(function as u32), |needy| needy.function)
-            && functions.address(function) == symbol.address
-        {
+        let Some(function) = functions.beginning_at(symbol.address) else { continue };
+        if let Ok(at) = found.binary_search_by_key(&(function as u32), |needy| needy.function) {
             // Of several names for one function, that which says most.
             let says = |name: &[u8]| chosen_for(isa, name) != Set::NONE;
             let says_more = names[at].is_none_or(|known| !says(known) && says(symbol.name));

@@ -92,7 +92,7 @@ impl Graph {
                 }
                 _ => return,
             };
-            let Some(callee) = functions.at(to).filter(|_| functions.begins(to)) else { return };
+            let Some(callee) = functions.beginning_at(to) else { return };
             let edge = (function as u32, callee as u32);
             if callee == function || edges.last() == Some(&edge) {
                 return;
@@ -214,7 +214,7 @@ fn written(section: &Section<'_, '_>, asks: &[bool], pointers: &Pointers<'_, '_>
         walk(section, |function, event| {
             let (place, whole) = match event {
                 Event::Call { to, .. } | Event::Jump { to, .. } => {
-                    let callee = functions.at(to).filter(|_| functions.begins(to));
+                    let callee = functions.beginning_at(to);
                     callers[function] |= callee.is_some_and(|callee| told[callee]);
                     return;
                 }

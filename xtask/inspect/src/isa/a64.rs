@@ -81,11 +81,9 @@ fn confirm(word: u32, candidate: Option<usize>) -> Set {
 pub(super) fn scan(code: &[u8], wanted: Set, mut hit: impl FnMut(usize, Set)) {
     let groups = &*GROUPS;
     for (at, word) in words(code) {
-        if let Some(index) = candidate(groups, word) {
-            let need = confirm(word, Some(index)) & wanted;
-            if !need.is_empty() {
-                hit(at, need);
-            }
+        let need = confirm(word, candidate(groups, word)) & wanted;
+        if !need.is_empty() {
+            hit(at, need);
         }
     }
 }

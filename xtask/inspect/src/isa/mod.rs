@@ -3,7 +3,7 @@
 pub mod a64;
 mod a64_table;
 pub mod features;
-pub mod x86;
+mod x86;
 
 use features::{Feature, Set};
 use serde::{Deserialize, Serialize};

@@ -29,12 +29,6 @@ fn decoder(code: &[u8], address: u64) -> Decoder<'_> {
     Decoder::with_ip(64, code, address, DecoderOptions::NONE)
 }
 
-/// The needs of the instruction that `code` begins with.
-pub fn need(code: &[u8]) -> Set {
-    let instruction = decoder(code, 0).decode();
-    if instruction.is_invalid() { Set::NONE } else { NEEDS[instruction.code() as usize] }
-}
-
 /// Calls `hit` with the offset and the needs of each instruction of `code` that needs one of `wanted`.
 pub(super) fn scan(code: &[u8], wanted: Set, mut hit: impl FnMut(usize, Set)) {
     let needs = &*NEEDS;
@@ -51,7 +45,7 @@ pub(super) fn scan(code: &[u8], wanted: Set, mut hit: impl FnMut(usize, Set)) {
 }
 
 /// The mnemonic, for a message.
-pub fn mnemonic(code: &[u8]) -> String {
+pub(super) fn mnemonic(code: &[u8]) -> String {
     format!("{:?}", decoder(code, 0).decode().mnemonic()).to_ascii_lowercase()
 }
 
