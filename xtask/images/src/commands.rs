@@ -202,14 +202,14 @@ fn fetch_to(store: &Store<'_>, image: &Image, to: &Path) -> Result<()> {
 
 fn build_image(store: &Store<'_>, args: &ImageBuildArgs) -> Result<()> {
     let image = Catalogue::built_in().find(&args.name, args.arch)?;
-    if !matches!(image.source, Source::Packages(_)) {
+    let Source::Packages(recipe) = &image.source else {
         bail!(Failure::usage(format!(
             "build {}: it is a download; run: cargo xtask image fetch {0}",
             args.name
         )));
-    }
+    };
     let (before, ready) = make(store, "build", &image, || match args.rebuild {
-        true => crate::ensure::rebuild(store, &image),
+        true => crate::ensure::rebuild(store, &image, recipe),
         false => Ok((None, crate::ensure::ensure(store, &image, RetryPolicy::Full)?)),
     })?;
     if let Some(before) = &before {

@@ -8,12 +8,12 @@
 //! images/<key>.lock           held by whoever makes or deletes it, or says that a run uses it
 //! ```
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use xtask_core::bail_host;
 use xtask_core::cache::Cache;
 use xtask_core::digest::{Algorithm, Digest};
 use xtask_core::image::manifest::{Manifest, Stamp};
-use xtask_core::image::{Image, LocalFile, Source};
+use xtask_core::image::{Image, LocalFile, Recipe, Source};
 use xtask_core::runs::RunDir;
 
 use crate::fetch::RetryPolicy;
@@ -84,10 +84,7 @@ pub fn glance(cache: &Cache, run: &RunDir, image: &Image, ui: &Ui) -> Result<Opt
 
 /// Builds it although it is there; returns the digest that was there, and the new image, which takes the place of the old
 /// one when it is whole.
-pub fn rebuild(store: &Store<'_>, image: &Image) -> Result<(Option<Digest>, ReadyImage)> {
-    let Source::Packages(recipe) = &image.source else {
-        bail!("build {}: this image is not built from packages", image.name)
-    };
+pub fn rebuild(store: &Store<'_>, image: &Image, recipe: &Recipe) -> Result<(Option<Digest>, ReadyImage)> {
     let key = image.key(build::SCRIPTS);
     let _lock = store.lock(&key)?;
     store.refuse_used(&key)?;
