@@ -2,7 +2,7 @@
 
 use super::capabilities::{DomainOffer, GuestOffer};
 use super::refusal::Refusal;
-use crate::arch::{Accelerator, VmArchitecture};
+use crate::arch::VmArchitecture;
 use crate::libvirt_uri::ConnectUri;
 
 /// The network and the storage pool that libvirt's tools use where none is named.
@@ -63,8 +63,6 @@ pub struct Node {
 pub struct DomainAnswer {
     /// The guest's architecture.
     pub arch: VmArchitecture,
-    /// How it would run.
-    pub accelerator: Accelerator,
     /// What it could have.
     pub offer: Result<DomainOffer, String>,
 }

@@ -118,14 +118,13 @@ fn domain(
 ) -> Option<DomainAnswer> {
     let profile = arch.profile();
     let guest = guests.iter().find(|guest| guest.machine == profile.machine)?;
-    let accelerator = accelerator(machine.accel, guest);
-    let kind = match accelerator {
+    let kind = match accelerator(machine.accel, guest) {
         Accelerator::Kvm => "kvm",
         Accelerator::Tcg => "qemu",
     };
     let (machine, machine_type) = (Some(profile.machine), Some(profile.machine_type));
     let xml = words(connect.domain_capabilities(None, machine, machine_type, Some(kind), 0));
-    Some(DomainAnswer { arch, accelerator, offer: xml.and_then(|xml| capabilities::domain(&xml)) })
+    Some(DomainAnswer { arch, offer: xml.and_then(|xml| capabilities::domain(&xml)) })
 }
 
 /// What was looked up by its name, `None` where the error `none` says that there is no such thing.

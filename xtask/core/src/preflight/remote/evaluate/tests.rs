@@ -19,17 +19,14 @@ fn sound() -> ConnectionOffer {
         node: Ok(Node { machine: "x86_64".into(), cpus: 8, memory: 16384 * MIB }),
         free_memory: Ok(8192 * MIB),
         guests: Ok(capabilities::guests(CAPABILITIES).unwrap()),
-        domains: vec![
-            answer(VmArchitecture::X86_64, Accelerator::Kvm, X86_64),
-            answer(VmArchitecture::Aarch64, Accelerator::Tcg, AARCH64),
-        ],
+        domains: vec![answer(VmArchitecture::X86_64, X86_64), answer(VmArchitecture::Aarch64, AARCH64)],
         network: Ok(Some(Network { active: true, autostart: true })),
         pool: Ok(Some(Pool { active: true, free: 65536 * MIB })),
     }
 }
 
-fn answer(arch: VmArchitecture, accelerator: Accelerator, xml: &str) -> DomainAnswer {
-    DomainAnswer { arch, accelerator, offer: Ok(capabilities::domain(xml).unwrap()) }
+fn answer(arch: VmArchitecture, xml: &str) -> DomainAnswer {
+    DomainAnswer { arch, offer: Ok(capabilities::domain(xml).unwrap()) }
 }
 
 fn findings(uri: &str, offer: ConnectionOffer, machine: &MachineArgs) -> Vec<Finding> {
