@@ -34,16 +34,30 @@ pub struct DomainOffer {
     pub cpu_models: Vec<(String, Option<bool>)>,
 }
 
-/// An element as it ends or is read: where it stands, its attributes, its text.
-struct Element<'a> {
-    path: &'a str,
-    attributes: &'a [(String, String)],
-    text: &'a str,
+/// An element with what is in it.
+#[derive(Default)]
+struct Element {
+    name: String,
+    attributes: Vec<(String, String)>,
+    text: String,
+    content: Vec<Element>,
 }
 
-impl Element<'_> {
+impl Element {
     fn attribute(&self, name: &str) -> Option<&str> {
         self.attributes.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+    }
+
+    /// The elements at a path below this one: `guest/arch`.
+    fn all<'a>(&'a self, path: &str) -> Vec<&'a Element> {
+        path.split('/').fold(vec![self], |outer, name| {
+            let content = outer.into_iter().flat_map(|element| &element.content);
+            content.filter(|element| element.name == name).collect()
+        })
+    }
+
+    fn texts(&self, path: &str) -> Vec<String> {
+        self.all(path).into_iter().map(|element| element.text.trim().to_owned()).collect()
     }
 }
 
@@ -52,20 +66,13 @@ impl Element<'_> {
 /// # Errors
 /// Where it is not that XML.
 pub fn guests(capabilities: &str) -> Result<Vec<GuestOffer>, String> {
-    let mut guests = Vec::new();
-    let mut guest = GuestOffer::default();
-    walk(capabilities, "capabilities", |element| match element.path {
-        // These are read at their end, so that the guest's own end comes last.
-        "capabilities/guest/arch/emulator" => guest.emulator = element.text.to_owned(),
-        "capabilities/guest/arch/machine" => guest.machine_types.push(element.text.to_owned()),
-        "capabilities/guest/arch/domain" => {
-            guest.domain_types.extend(element.attribute("type").map(str::to_owned))
-        }
-        "capabilities/guest/arch" => guest.machine = element.attribute("name").unwrap_or_default().to_owned(),
-        "capabilities/guest" => guests.push(std::mem::take(&mut guest)),
-        _ => {}
-    })?;
-    Ok(guests)
+    let read = |arch: &Element| GuestOffer {
+        machine: arch.attribute("name").unwrap_or_default().to_owned(),
+        emulator: arch.texts("emulator").concat(),
+        machine_types: arch.texts("machine"),
+        domain_types: names(&arch.all("domain"), "type"),
+    };
+    Ok(read_document(capabilities, "capabilities")?.all("guest/arch").into_iter().map(read).collect())
 }
 
 /// What a guest can have, from the XML of virConnectGetDomainCapabilities.
@@ -73,87 +80,66 @@ pub fn guests(capabilities: &str) -> Result<Vec<GuestOffer>, String> {
 /// # Errors
 /// Where it is not that XML.
 pub fn domain(capabilities: &str) -> Result<DomainOffer, String> {
-    let mut offer = DomainOffer::default();
-    // What an `enum` holds is known at its end alone, by its name.
-    let mut values = Vec::new();
-    walk(capabilities, "domainCapabilities", |element| match element.path {
-        "domainCapabilities/path" => offer.emulator = element.text.to_owned(),
-        "domainCapabilities/machine" => offer.machine_type = element.text.to_owned(),
-        "domainCapabilities/os/enum/value" => values.push(element.text.to_owned()),
-        "domainCapabilities/os/enum" => {
-            let values = std::mem::take(&mut values);
-            if element.attribute("name") == Some("firmware") {
-                offer.selects_uefi = values.iter().any(|value| value == "efi");
-            }
-        }
-        "domainCapabilities/os/loader/value" => offer.loaders.push(element.text.to_owned()),
-        "domainCapabilities/cpu/mode" if element.attribute("supported") == Some("yes") => {
-            offer.cpu_modes.extend(element.attribute("name").map(str::to_owned));
-        }
-        "domainCapabilities/cpu/mode/model" => {
-            let usable = match element.attribute("usable") {
-                Some("yes") => Some(true),
-                Some("no") => Some(false),
-                Some(_) => None,
-                // The mode host-model has a model too, which is no name to choose.
-                None => return,
-            };
-            offer.cpu_models.push((element.text.to_owned(), usable));
-        }
-        _ => {}
-    })?;
-    Ok(offer)
+    let root = read_document(capabilities, "domainCapabilities")?;
+    let mut firmware = root.all("os/enum");
+    firmware.retain(|values| values.attribute("name") == Some("firmware"));
+    let mut modes = root.all("cpu/mode");
+    modes.retain(|mode| mode.attribute("supported") == Some("yes"));
+    let model = |model: &Element| {
+        // The mode host-model has a model too, which is no name to choose.
+        let usable = match model.attribute("usable")? {
+            "yes" => Some(true),
+            "no" => Some(false),
+            _ => None,
+        };
+        Some((model.text.trim().to_owned(), usable))
+    };
+    Ok(DomainOffer {
+        emulator: root.texts("path").concat(),
+        machine_type: root.texts("machine").concat(),
+        selects_uefi: firmware.iter().any(|values| values.texts("value").iter().any(|value| value == "efi")),
+        loaders: root.texts("os/loader/value"),
+        cpu_modes: names(&modes, "name"),
+        cpu_models: root.all("cpu/mode/model").into_iter().filter_map(model).collect(),
+    })
 }
 
-/// Shows `visit` every element of a document at its end, with the text that stands directly before that.
-fn walk(xml: &str, root: &str, mut visit: impl FnMut(&Element<'_>)) -> Result<(), String> {
-    let wrong = |error: String| format!("libvirt's {root} cannot be read: {error}");
+fn names(elements: &[&Element], attribute: &str) -> Vec<String> {
+    elements.iter().filter_map(|element| element.attribute(attribute)).map(str::to_owned).collect()
+}
+
+/// The outermost element of a document, which must be a `root`.
+fn read_document(xml: &str, root: &str) -> Result<Element, String> {
     let mut reader = Reader::from_str(xml);
-    let mut open: Vec<(usize, Vec<(String, String)>)> = Vec::new();
-    let (mut path, mut text, mut seen) = (String::new(), String::new(), false);
+    reader.config_mut().expand_empty_elements = true;
+    let mut document = Element::default();
+    let read = fill(&mut document, &mut reader).and_then(|()| {
+        let found = document.content.into_iter().find(|element| element.name == root);
+        found.ok_or_else(|| "there is no such element".to_owned())
+    });
+    read.map_err(|error| format!("libvirt's {root} cannot be read: {error}"))
+}
+
+/// Reads what is in an element, to its end; the document itself has no name.
+fn fill(outer: &mut Element, reader: &mut Reader<&[u8]>) -> Result<(), String> {
     loop {
-        match reader.read_event().map_err(|error| wrong(error.to_string()))? {
+        match reader.read_event().map_err(|error| error.to_string())? {
             Event::Start(start) => {
-                open.push((path.len(), attributes(&start)));
-                enter(&mut path, &start);
-                seen |= path == root;
-                text.clear();
+                let mut inner = element(&start);
+                fill(&mut inner, reader)?;
+                outer.content.push(inner);
             }
-            Event::Empty(start) => {
-                let outer = path.len();
-                enter(&mut path, &start);
-                seen |= path == root;
-                visit(&Element { path: &path, attributes: &attributes(&start), text: "" });
-                path.truncate(outer);
-            }
-            Event::Text(part) => text.push_str(&part),
-            Event::End(_) => {
-                let (outer, attributes) =
-                    open.pop().ok_or_else(|| wrong("an end without a start".to_owned()))?;
-                visit(&Element { path: &path, attributes: &attributes, text: text.trim() });
-                path.truncate(outer);
-                text.clear();
-            }
-            Event::Eof if !open.is_empty() => return Err(wrong(format!("it ends inside {path}"))),
-            Event::Eof if !seen => return Err(wrong("there is no such element".to_owned())),
-            Event::Eof => return Ok(()),
+            Event::Text(part) => outer.text.push_str(&part),
+            Event::Eof if !outer.name.is_empty() => return Err(format!("it ends inside {}", outer.name)),
+            Event::End(_) | Event::Eof => return Ok(()),
             _ => {}
         }
     }
 }
 
-fn enter(path: &mut String, start: &BytesStart<'_>) {
-    if !path.is_empty() {
-        path.push('/');
-    }
-    path.push_str(start.name().as_ref());
-}
-
 /// Names and paths alone are read here; none of them is escaped.
-fn attributes(start: &BytesStart<'_>) -> Vec<(String, String)> {
-    start
-        .attributes()
-        .flatten()
-        .map(|attribute| (attribute.key.as_ref().to_owned(), attribute.value.into_owned()))
-        .collect()
+fn element(start: &BytesStart<'_>) -> Element {
+    let attributes = start.attributes().flatten();
+    let read = attributes.map(|one| (one.key.as_ref().to_owned(), one.value.into_owned()));
+    Element { name: start.name().as_ref().to_owned(), attributes: read.collect(), ..Element::default() }
 }
