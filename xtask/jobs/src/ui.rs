@@ -1,47 +1,39 @@
-//! The one handle by which a job speaks to whoever waits for it, and hears that he does not want to wait any longer.
+//! The one handle by which a job speaks to whoever waits for it, and hears that he does not want to wait any longer. A
+//! person sees on stderr a line for each phase, a status line on a terminal, plain heartbeats elsewhere.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::io::{IsTerminal as _, Write as _};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use indicatif::{ProgressBar, ProgressStyle};
 use xtask_core::cache::Cache;
-use xtask_core::cli::Verbosity;
+use xtask_core::cli::{Color, Verbosity};
 use xtask_core::error::Failure;
+use xtask_core::format::human_seconds;
 use xtask_core::limits;
 use xtask_core::report::PhaseStatus;
 
+use crate::background::Background;
 use crate::history::History;
 use crate::interrupt::Interrupt;
-use crate::screen::Screen;
 use crate::usual::Usual;
+
+/// To stderr, if it is still there: a terminal that was closed must not keep a run from tidying up, and `eprintln!` panics.
+macro_rules! write_line {
+    ($($words:tt)*) => { drop(writeln!(std::io::stderr(), $($words)*)) };
+}
 
 /// The screen of a command and its Ctrl-C. Clones share both. The screen is locked for one line at a time, and never while
 /// a caller's closure runs.
 #[derive(Debug, Clone)]
 pub struct Ui {
-    screen: Arc<Mutex<Screen>>,
+    verbosity: Verbosity,
+    coloured: bool,
+    terminal: bool,
+    status: Arc<Mutex<Option<PhaseLine>>>,
     interrupt: Interrupt,
     background: Option<Arc<Background>>,
-}
-
-/// The state of a job that runs behind the one on the screen. Dropped early, it ends the job.
-#[derive(Debug, Default)]
-pub struct Background {
-    is_shown: AtomicBool,
-    is_cancelled: AtomicBool,
-}
-
-impl Background {
-    /// The screen is the job's from now on.
-    pub fn show(&self) {
-        self.is_shown.store(true, Ordering::Relaxed);
-    }
-
-    /// Lets the job fail at its next sign of life.
-    pub fn cancel(&self) {
-        self.is_cancelled.store(true, Ordering::Relaxed);
-    }
 }
 
 /// Something that may take over two seconds and is no phase of a smoke.
@@ -53,6 +45,46 @@ pub struct Step<'a> {
     pub what: &'a str,
     /// The beginning of its line on the screen.
     pub title: &'a str,
+}
+
+/// What runs now.
+#[derive(Debug)]
+struct PhaseLine {
+    title: String,
+    started: Instant,
+    usual: Option<Usual>,
+    last_heartbeat: Instant,
+    signs: Signs,
+    bar: Option<ProgressBar>,
+}
+
+/// The signs of life of what runs now.
+#[derive(Debug)]
+struct Signs {
+    last: String,
+    since: Instant,
+    longest: Duration,
+    is_reported: bool,
+}
+
+impl Signs {
+    /// Takes the latest sign, which may be the one of before; a silence that is longer than this was ever, the first time.
+    fn take(&mut self, what: &str, usual: Option<Usual>) -> Option<Duration> {
+        let silent = self.since.elapsed();
+        self.longest = self.longest.max(silent);
+        if what != self.last {
+            (self.last, self.since, self.is_reported) = (what.to_owned(), Instant::now(), false);
+            return None;
+        }
+        let stuck = !self.is_reported && usual.is_some_and(|usual| is_stuck(silent, usual));
+        self.is_reported |= stuck;
+        stuck.then_some(silent)
+    }
+}
+
+/// Much longer than the longest silence of the runs that passed; a little one says nothing.
+fn is_stuck(silent: Duration, usual: Usual) -> bool {
+    silent > limits::SILENCE && silent.as_secs_f64() > 3.0 * usual.silent
 }
 
 impl Ui {
@@ -67,7 +99,13 @@ impl Ui {
     }
 
     fn new(verbosity: Verbosity, interrupt: Interrupt) -> Self {
-        Self { screen: Arc::new(Mutex::new(Screen::new(verbosity))), interrupt, background: None }
+        let terminal = std::io::stderr().is_terminal();
+        let coloured = match verbosity.color {
+            Color::Always => true,
+            Color::Never => false,
+            Color::Auto => terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()),
+        };
+        Self { verbosity, coloured, terminal, status: Arc::default(), interrupt, background: None }
     }
 
     /// The same screen for work that Ctrl-C must not end, such as tidying up after one.
@@ -81,8 +119,43 @@ impl Ui {
     }
 
     /// A thread that panicked in the middle of a line leaves nothing behind that the next line depends on.
-    fn screen(&self) -> MutexGuard<'_, Screen> {
-        self.screen.lock().unwrap_or_else(PoisonError::into_inner)
+    fn status(&self) -> MutexGuard<'_, Option<PhaseLine>> {
+        self.status.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Fails with [`xtask_core::error::Kind::Interrupted`] once somebody has pressed Ctrl-C, or cancelled the job.
+    pub fn check(&self) -> Result<()> {
+        self.interrupt.check()?;
+        match &self.background {
+            Some(job) if job.is_cancelled() => Err(Failure::interrupted().into()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Announces what runs from now on; `usual` is how long that usually takes.
+    pub fn start(&self, title: &str, usual: Option<Usual>) {
+        let now = Instant::now();
+        let expected = usual.map_or(String::new(), |usual| format!(" ({usual})"));
+        let bar = (self.terminal && !self.verbosity.quiet).then(|| {
+            let style = ProgressStyle::with_template("{spinner} {msg}").expect("a constant template");
+            let bar = ProgressBar::new_spinner().with_style(style);
+            bar.set_message(format!("{title:<10}{expected}"));
+            bar.enable_steady_tick(limits::SPINNER);
+            bar
+        });
+        if bar.is_none() && !self.verbosity.quiet {
+            write_line!("{title:<10} …{expected}");
+        }
+        let signs = Signs { last: String::new(), since: now, longest: Duration::ZERO, is_reported: false };
+        let title = title.to_owned();
+        *self.status() = Some(PhaseLine { title, started: now, usual, last_heartbeat: now, signs, bar });
+    }
+
+    /// Replaces what is usual of what runs now.
+    pub fn expect(&self, usual: Option<Usual>) {
+        if let Some(status) = &mut *self.status() {
+            status.usual = usual;
+        }
     }
 
     /// Shows the latest sign of life of what runs now.
@@ -91,64 +164,101 @@ impl Ui {
     /// An interrupt, see [`Ui::check`].
     pub fn tick(&self, what: &str) -> Result<()> {
         self.check()?;
-        if self.background.as_ref().is_none_or(|job| job.is_shown.load(Ordering::Relaxed)) {
-            self.screen().alive(what);
+        if self.background.as_ref().is_some_and(|job| !job.is_shown()) {
+            return Ok(());
+        }
+        let (quiet, width) = (self.verbosity.quiet, if self.terminal { 70 } else { 100 });
+        let mut status = self.status();
+        let Some(status) = &mut *status else { return Ok(()) };
+        let stuck = status.signs.take(what, status.usual);
+        let elapsed = status.started.elapsed().as_secs_f64();
+        let rest = status.usual.map_or(String::new(), |usual| format!(", {}", usual.rest(elapsed)));
+        let what: String = what.chars().take(width).collect();
+        let line = format!("{:<10} {}{rest}  {what}", status.title, human_seconds(elapsed));
+        if let Some(silent) = stuck {
+            let longest = status.usual.map_or(0.0, |usual| usual.silent);
+            let text = format!(
+                "{} may be stuck: no output for {}, and {} was the longest pause of earlier runs; the last output is above, \
+                 -v shows all of them, and the run's console.log keeps them",
+                status.title,
+                human_seconds(silent.as_secs_f64()),
+                human_seconds(longest)
+            );
+            match &status.bar {
+                Some(bar) => bar.suspend(|| write_line!("{line}\n{text}")),
+                None => write_line!("{line}\n{text}"),
+            }
+        }
+        match &status.bar {
+            Some(bar) => bar.set_message(line),
+            None if status.last_heartbeat.elapsed() >= limits::HEARTBEAT && !quiet => {
+                write_line!("{line}");
+                status.last_heartbeat = Instant::now();
+            }
+            None => {}
         }
         Ok(())
     }
 
-    /// Fails with [`xtask_core::error::Kind::Interrupted`] once somebody has pressed Ctrl-C, or cancelled the job.
-    pub fn check(&self) -> Result<()> {
-        self.interrupt.check()?;
-        match &self.background {
-            Some(job) if job.is_cancelled.load(Ordering::Relaxed) => Err(Failure::interrupted().into()),
-            _ => Ok(()),
-        }
-    }
-
-    /// Announces what runs from now on; `usual` is how long that usually takes.
-    pub fn start(&self, title: &str, usual: Option<Usual>) {
-        self.screen().start(title, usual);
-    }
-
-    /// Replaces what is usual of what runs now.
-    pub fn expect(&self, usual: Option<Usual>) {
-        self.screen().expect(usual);
-    }
-
     /// Takes the status line away while a child writes to the terminal itself.
     pub fn pause(&self) {
-        self.screen().pause();
+        if let Some(bar) = self.status().as_mut().and_then(|status| status.bar.take()) {
+            bar.finish_and_clear();
+        }
     }
 
     /// The longest time in which what runs now has given no new sign of life.
     pub fn longest_silence(&self) -> Duration {
-        self.screen().longest_silence()
+        self.status().as_ref().map_or(Duration::ZERO, |status| status.signs.longest)
     }
 
     /// Says how it ended.
     pub fn end(&self, outcome: PhaseStatus, detail: &str) {
-        self.screen().end(outcome, detail);
+        let Some(status) = self.status().take() else { return };
+        if let Some(bar) = status.bar {
+            bar.finish_and_clear();
+        }
+        if self.verbosity.quiet && outcome == PhaseStatus::Passed {
+            return;
+        }
+        let (word, colour) = match outcome {
+            PhaseStatus::Passed => ("ok", "32"),
+            PhaseStatus::Failed => ("FAILED", "31"),
+            PhaseStatus::Skipped => ("skipped", "33"),
+        };
+        let (word, seconds) = (format!("{word:<7}"), human_seconds(status.started.elapsed().as_secs_f64()));
+        write_line!("{:<10} {} {seconds:>8}  {detail}", status.title, self.paint(&word, colour));
     }
 
     /// Prints a line, unless the command is `--quiet`.
     pub fn note(&self, text: &str) {
-        self.screen().note(text);
+        if !self.verbosity.quiet {
+            self.line(text);
+        }
     }
 
     /// Prints a line that even `--quiet` shows.
     pub fn line(&self, text: &str) {
-        self.screen().line(text);
+        match self.status().as_ref().and_then(|status| status.bar.as_ref()) {
+            Some(bar) => bar.suspend(|| write_line!("{text}")),
+            None => write_line!("{text}"),
+        }
     }
 
     /// Prints a line that only `--verbose` shows.
     pub fn detail(&self, text: &str) {
-        self.screen().detail(text);
+        if self.verbosity.verbose {
+            self.line(text);
+        }
     }
 
     /// Prints the last line, green or red.
     pub fn verdict(&self, text: &str, good: bool) {
-        self.screen().verdict(text, good);
+        write_line!("{}", self.paint(text, if good { "1;32" } else { "1;31" }));
+    }
+
+    fn paint(&self, text: &str, colour: &str) -> String {
+        if self.coloured { format!("\x1b[{colour}m{text}\x1b[0m") } else { text.to_owned() }
     }
 
     /// Runs `body` with its name, what is usual of it and how it ended on the screen, and keeps how long it took where it
@@ -212,5 +322,25 @@ mod tests {
         assert!(!cache.history().exists(), "it was over at once");
         let failed = ui.step::<()>(&cache, step, || Err(Failure::interrupted().into()));
         assert!(Kind::Interrupted.is(&failed.unwrap_err()));
+    }
+
+    #[test]
+    fn a_silence_is_told_once_and_only_where_it_is_unusual() {
+        let usual = |silent| Usual { median: 60.0, spread: (50.0, 70.0), silent };
+        let table = [(20, 1.0, false), (61, 1.0, true), (61, 25.0, false), (90, 25.0, true)];
+        for (seconds, longest, stuck) in table {
+            assert_eq!(
+                is_stuck(std::time::Duration::from_secs(seconds), usual(longest)),
+                stuck,
+                "{seconds} s after {longest} s"
+            );
+        }
+        let since = Instant::now().checked_sub(std::time::Duration::from_secs(100)).unwrap();
+        let mut signs = Signs { last: "line".to_owned(), since, longest: Duration::ZERO, is_reported: false };
+        assert_eq!(signs.take("line", None), None, "nothing is known of what is usual");
+        assert!(signs.take("line", Some(usual(5.0))).is_some());
+        assert_eq!(signs.take("line", Some(usual(5.0))), None);
+        assert_eq!(signs.take("another", Some(usual(5.0))), None);
+        assert!(signs.longest >= std::time::Duration::from_secs(100));
     }
 }
