@@ -1,9 +1,10 @@
 //! How a command ends: the exit code, the verdict, and errors that know theirs.
 
+use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 /// How a run ended. The exit code follows from it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
     /// All of it was proven.
@@ -12,7 +13,8 @@ pub enum Verdict {
     Failed,
     /// The host is not ready; nothing is known about the agent.
     Unavailable,
-    /// Somebody stopped the run.
+    /// Somebody stopped the run; so a report ends whose run is killed.
+    #[default]
     Interrupted,
 }
 

@@ -2,6 +2,8 @@
 
 use std::io::{ErrorKind, Write as _};
 
+use clap::ValueEnum;
+
 /// Now, RFC 3339, UTC, whole seconds.
 pub fn now_rfc3339() -> String {
     jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
@@ -21,6 +23,11 @@ pub fn print_json(value: &serde_json::Value) -> std::io::Result<()> {
 /// Milliseconds are enough for a report.
 pub fn round(seconds: f64) -> f64 {
     (seconds * 1000.0).round() / 1000.0
+}
+
+/// A value's name, as on the command line.
+pub fn name_of(value: &impl ValueEnum) -> String {
+    value.to_possible_value().expect("no value is hidden").get_name().to_owned()
 }
 
 /// `17 KiB`, `589 MiB`, `2.1 GiB`.

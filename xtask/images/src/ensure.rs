@@ -12,6 +12,7 @@ use anyhow::{Context, Result, ensure};
 use xtask_core::bail_host;
 use xtask_core::cache::Cache;
 use xtask_core::digest::{Algorithm, Digest};
+use xtask_core::format::name_of;
 use xtask_core::image::manifest::{Manifest, Stamp};
 use xtask_core::image::{Image, LocalFile, Recipe, Source};
 use xtask_core::runs::RunDir;
@@ -138,7 +139,7 @@ fn own_file(store: &Store<'_>, image: &Image, file: &LocalFile) -> Result<ReadyI
         }
     }
     let source = file.path.display().to_string();
-    store.ui.detail(&format!("{} is {}", image.name, format.name()));
+    store.ui.detail(&format!("{} is {}", image.name, name_of(&format)));
     Ok(ReadyImage { disk: file.path.clone(), format, virtual_bytes, digest: sha256, source, how: "as it is" })
 }
 

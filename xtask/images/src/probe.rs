@@ -8,6 +8,7 @@ use std::path::Path;
 use anyhow::{Context, Result, anyhow};
 use serde::Deserialize;
 use xtask_core::error::Failure;
+use xtask_core::format::name_of;
 use xtask_core::host::tools;
 use xtask_core::image::{Format, Image};
 use xtask_core::limits;
@@ -74,7 +75,7 @@ fn check_format(info: &Info, promised: Option<Format>) -> Result<Format, String>
     };
     match promised {
         Some(promised) if promised != format => {
-            Err(format!("is {}, and the catalogue says {}", format.name(), promised.name()))
+            Err(format!("is {}, and the catalogue says {}", name_of(&format), name_of(&promised)))
         }
         _ => Ok(format),
     }

@@ -91,19 +91,19 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let cache = Cache::at(directory.path());
         let mut history = History::load(&cache, "kind");
-        assert_eq!(history.of(Phase::Boot.title()), None);
+        assert_eq!(history.of(&Phase::Boot.title()), None);
         for seconds in [900.0, 66.0, 60.0, 75.0] {
-            history.note(Phase::Boot.title(), seconds, Duration::from_secs(9));
+            history.note(&Phase::Boot.title(), seconds, Duration::from_secs(9));
         }
         for _ in 0..REMEMBERED - 3 {
-            history.note(Phase::Boot.title(), 66.0, Duration::from_secs(8));
+            history.note(&Phase::Boot.title(), 66.0, Duration::from_secs(8));
         }
         for seconds in [57.0, 0.1, 0.1] {
-            history.note(Phase::Image.title(), seconds, Duration::ZERO);
+            history.note(&Phase::Image.title(), seconds, Duration::ZERO);
         }
-        assert_eq!(history.of(Phase::Image.title()).unwrap().to_string(), "usually 57 s", "to be made");
+        assert_eq!(history.of(&Phase::Image.title()).unwrap().to_string(), "usually 57 s", "to be made");
         history.keep(&cache).unwrap();
-        let usual = History::load(&cache, "kind").of(Phase::Boot.title()).unwrap();
+        let usual = History::load(&cache, "kind").of(&Phase::Boot.title()).unwrap();
         assert_eq!(usual, Usual { median: 66.0, spread: (60.0, 75.0), silent: 9.0 });
         assert_eq!(usual.to_string(), "usually 66 s, 60 s to 75 s");
         assert_eq!(
@@ -118,6 +118,6 @@ mod tests {
         let cache = Cache::at(directory.path());
         make_private_dir(&of_host(&cache)).unwrap();
         write_private(&of_host(&cache).join("kind.json"), r#"{"boot": 66.0}"#).unwrap();
-        assert_eq!(History::load(&cache, "kind").of(Phase::Boot.title()), None);
+        assert_eq!(History::load(&cache, "kind").of(&Phase::Boot.title()), None);
     }
 }

@@ -74,13 +74,6 @@ pub enum Until {
     End,
 }
 
-impl Until {
-    /// The name on the command line.
-    pub fn name(self) -> String {
-        self.to_possible_value().expect("no variant is hidden").get_name().to_owned()
-    }
-}
-
 /// A fault for the smoke to find.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -109,11 +102,4 @@ pub enum Sabotage {
     StaleChain,
     /// With `--verify-cold`, make the guest's kernel panic in the cold run only
     ColdPanics,
-}
-
-impl Sabotage {
-    /// The name on the command line.
-    pub fn name(self) -> String {
-        self.to_possible_value().expect("no variant is hidden").get_name().to_owned()
-    }
 }

@@ -7,6 +7,7 @@ pub mod manifest;
 
 use std::path::PathBuf;
 
+use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
@@ -56,8 +57,8 @@ pub enum Source {
     File(LocalFile),
 }
 
-/// A disk file's format.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// A disk file's format; its names are QEMU's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Format {
     /// Nothing but the guest's bytes. The alias is in the records of machines kept by earlier versions, as below.
@@ -66,16 +67,6 @@ pub enum Format {
     /// QEMU's own.
     #[serde(alias = "Qcow2")]
     Qcow2,
-}
-
-impl Format {
-    /// As QEMU calls it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Raw => "raw",
-            Self::Qcow2 => "qcow2",
-        }
-    }
 }
 
 /// An address, and what must come from it.
@@ -112,23 +103,13 @@ pub struct Recipe {
 }
 
 /// How a disk is laid out and boots.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Layout {
     /// Kernel and systemd-boot on the ESP, one root partition.
     SystemdBoot,
     /// GRUB on the ESP, `/boot` on a partition of its own, as Ubuntu's cloud images have it.
     Grub,
-}
-
-impl Layout {
-    /// As the catalogue writes it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::SystemdBoot => "systemd-boot",
-            Self::Grub => "grub",
-        }
-    }
 }
 
 /// A text for messages and reports: each address in it without credentials, and without a query or a fragment, which may hold a

@@ -9,6 +9,7 @@ use quick_xml::events::BytesText;
 use super::{Disk, DomainXmlParams, FORWARDED_PORTS, GUEST_MAC};
 use crate::arch::Accelerator;
 use crate::cpu::CpuModel;
+use crate::format::name_of;
 use crate::host::firmware::AarchFirmware;
 
 type Xml = Writer<Vec<u8>>;
@@ -129,7 +130,8 @@ fn write_devices(xml: &mut Xml, params: &DomainXmlParams) -> io::Result<()> {
 
 fn write_disk(xml: &mut Xml, index: usize, disk: &Disk) -> io::Result<()> {
     let letter = char::from(b'a' + u8::try_from(index).expect("a handful of disks"));
-    let mut driver = vec![("name", "qemu"), ("type", disk.format.name())];
+    let format = name_of(&disk.format);
+    let mut driver = vec![("name", "qemu"), ("type", format.as_str())];
     if !disk.read_only {
         // A verifying run's power cut must not be softened by this host's page cache.
         driver.push(("cache", "none"));

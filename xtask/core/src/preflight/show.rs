@@ -9,7 +9,7 @@ use super::findings::{Finding, Remedy, Severity};
 use super::{Preflight, fix};
 use crate::arch::VmArchitecture;
 use crate::cli::PreflightArgs;
-use crate::format::print_json;
+use crate::format::{name_of, print_json};
 use crate::host::facts::Facts;
 
 /// The guests' architectures: every one where none was named.
@@ -103,12 +103,7 @@ pub fn print_degradations(preflight: &Preflight) {
 }
 
 fn write_finding(f: &mut Formatter<'_>, preflight: &Preflight, finding: &Finding) -> fmt::Result {
-    let word = match finding.severity {
-        Severity::Blocks => "blocks",
-        Severity::Degrades => "degrades",
-        Severity::Informs => "informs",
-    };
-    writeln!(f, "{word:<9} {}", finding.sentence)?;
+    writeln!(f, "{:<9} {}", name_of(&finding.severity), finding.sentence)?;
     writeln!(f, "          seen: {}", finding.evidence)?;
     let commands = commands(preflight, finding);
     match &finding.remedy {

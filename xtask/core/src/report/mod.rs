@@ -16,14 +16,14 @@ pub use schema::{
 
 use crate::arch::VmArchitecture;
 use crate::error::Verdict;
-use crate::format::{human_seconds, round};
+use crate::format::{human_seconds, name_of, round};
 use crate::fs::write_atomically;
 
 /// The schema number of `report.json`.
 pub const SCHEMA: u32 = 2;
 
 /// A run, whole.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Report {
     pub schema: u32,
     pub verdict: Verdict,
@@ -53,20 +53,11 @@ impl Report {
     pub fn begin(run_id: &str, started_at: &str, arch: VmArchitecture) -> Self {
         Self {
             schema: SCHEMA,
-            verdict: Verdict::Interrupted,
-            exit_code: Verdict::Interrupted.exit_code(),
+            exit_code: Verdict::default().exit_code(),
             run_id: run_id.to_owned(),
             started_at: started_at.to_owned(),
-            seconds: 0.0,
-            sabotage: None,
-            until: None,
-            snapshot: None,
-            host: HostReport::default(),
             guest: GuestReport { arch, ..GuestReport::default() },
-            agent: None,
-            phases: Vec::new(),
-            evidence: Evidence::default(),
-            failure: None,
+            ..Self::default()
         }
     }
 
@@ -109,12 +100,7 @@ impl Report {
 
     /// The verdict in one line.
     pub fn verdict_line(&self) -> String {
-        let what = match self.verdict {
-            Verdict::Verified => "VERIFIED",
-            Verdict::Failed => "FAILED",
-            Verdict::Unavailable => "UNAVAILABLE",
-            Verdict::Interrupted => "INTERRUPTED",
-        };
+        let what = name_of(&self.verdict).to_uppercase();
         let mut line = format!("{what}  iot-agent on {}", self.guest.arch);
         if let Some(image) = &self.guest.image {
             line.push_str(&format!(", {}", image.name));
@@ -196,7 +182,7 @@ mod tests {
 
         let read: Report = serde_json::from_str(&report.to_json()).unwrap();
         assert!(read.phases.iter().map(|phase| phase.name).eq(Phase::all()));
-        assert!(Phase::all().enumerate().all(|(at, phase)| phase as usize == at), "a title of another phase");
+        assert!(Phase::all().is_sorted() && Phase::PowerCut.title() == "power cut");
         assert_eq!(read.phases[2].status, PhaseStatus::Skipped);
         assert_eq!(read.exit_code, 1);
         let failure = read.failure.unwrap();

@@ -2,10 +2,12 @@
 
 use std::path::PathBuf;
 
+use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 use crate::arch::{Accelerator, VmArchitecture};
 use crate::digest::Digest;
+use crate::format::name_of;
 use crate::os_release::OsReleaseReport;
 
 /// The machine that ran it.
@@ -106,7 +108,7 @@ pub struct PhaseReport {
 }
 
 /// The phases of a smoke, in order.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum Phase {
     Preflight,
@@ -118,35 +120,21 @@ pub enum Phase {
     Join,
     Ping,
     Workload,
+    #[value(name = "power cut")]
     PowerCut,
     Rejoin,
     Teardown,
 }
 
 impl Phase {
-    /// Every phase, in order, as people read it.
-    const TITLES: [(Self, &'static str); 12] = [
-        (Self::Preflight, "preflight"),
-        (Self::Build, "build"),
-        (Self::Inspect, "inspect"),
-        (Self::Image, "image"),
-        (Self::Boot, "boot"),
-        (Self::Provision, "provision"),
-        (Self::Join, "join"),
-        (Self::Ping, "ping"),
-        (Self::Workload, "workload"),
-        (Self::PowerCut, "power cut"),
-        (Self::Rejoin, "rejoin"),
-        (Self::Teardown, "teardown"),
-    ];
-
     /// Every phase, in order.
     pub fn all() -> impl Iterator<Item = Self> {
-        Self::TITLES.into_iter().map(|(phase, _)| phase)
+        Self::value_variants().iter().copied()
     }
 
-    pub fn title(self) -> &'static str {
-        Self::TITLES[self as usize].1
+    /// As people read it.
+    pub fn title(self) -> String {
+        name_of(&self)
     }
 }
 

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use anyhow::Result;
 use xtask_core::arch::VmArchitecture;
+use xtask_core::format::name_of;
 use xtask_core::fs::write_private;
 use xtask_core::host::local::{DEBIAN_KEYRING, available_memory};
 use xtask_core::host::tools;
@@ -85,7 +86,7 @@ pub fn bootstrap(
     call.words.push(format!("--extract-hook={LATER}"));
     // The kernel's installation would make an initramfs that the last step makes again.
     call.environment.push(("INITRD", "No".to_owned()));
-    call.environment.push(("IOT_LAYOUT", recipe.layout.name().to_owned()));
+    call.environment.push(("IOT_LAYOUT", name_of(&recipe.layout)));
     call.environment.push(("IOT_LOGIN_USER", image.login_user.clone()));
     call.environment.push(("IOT_SUITE", recipe.suite.clone()));
     let foreign_host = VmArchitecture::of_host().filter(|host| *host != image.arch);

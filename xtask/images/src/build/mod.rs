@@ -13,6 +13,7 @@ use std::path::Path;
 
 use anyhow::Result;
 use xtask_core::digest::Algorithm;
+use xtask_core::format::name_of;
 use xtask_core::fs::write_private;
 use xtask_core::host::tools;
 use xtask_core::image::{Image, Layout, Recipe};
@@ -74,7 +75,7 @@ fn assemble(store: &Store<'_>, directory: &Path, image: &Image, recipe: &Recipe)
     let search = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
     let environment = [
         ("PATH", search),
-        ("IOT_LAYOUT", recipe.layout.name().to_owned()),
+        ("IOT_LAYOUT", name_of(&recipe.layout)),
         ("IOT_CONSOLE", profile.console.to_owned()),
         ("IOT_DISK_MIB", recipe.disk_mib.to_string()),
         ("IOT_EFI_FILE", profile.efi_boot_file.to_owned()),

@@ -1,5 +1,6 @@
 //! What is said of a machine: a finding, how bad it is, and what to do about it.
 
+use clap::ValueEnum;
 use serde::Serialize;
 
 use crate::arch::VmArchitecture;
@@ -9,7 +10,7 @@ use crate::host::packages::Need;
 pub const CI_PROGRAM: &str = "ci-program";
 
 /// How bad it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
     /// No run can succeed.

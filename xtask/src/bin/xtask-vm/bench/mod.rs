@@ -16,7 +16,6 @@ use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use clap::ValueEnum as _;
 use serde::Serialize;
 use serde_json::json;
 use xshell::Shell;
@@ -25,7 +24,7 @@ use xtask_core::build::{self, Agent};
 use xtask_core::cache::{CACHE_VARIABLE, Cache};
 use xtask_core::cli::{BenchArgs, BenchSubject, BuildArgs, Verbosity};
 use xtask_core::error::{Verdict, host_fault};
-use xtask_core::format::round;
+use xtask_core::format::{name_of, round};
 use xtask_core::fs::{is_own, make_own_dir, make_private_dir, try_lock};
 use xtask_core::processes::end_processes;
 use xtask_core::report::Report;
@@ -98,7 +97,7 @@ impl<'a> Bench<'a> {
     }
 
     fn subject(&self) -> String {
-        self.args.subject.to_possible_value().expect("no subject is hidden").get_name().to_owned()
+        name_of(&self.args.subject)
     }
 
     /// Runs one measurement with its line on the screen, which ends with the text that `body` returns.

@@ -9,6 +9,7 @@ use serde_json::Value;
 use xtask_core::cache::Cache;
 use xtask_core::cli::{Sabotage, SmokeArgs, Verbosity};
 use xtask_core::error::{Failure, Verdict};
+use xtask_core::format::name_of;
 use xtask_core::fs::{make_private_dir, remove_file, try_lock};
 use xtask_core::report::Report;
 use xtask_core::{bail_guest, bail_host};
@@ -54,7 +55,7 @@ pub(super) fn run(args: &SmokeArgs, verbosity: Verbosity) -> Result<()> {
     }
     if let Some(sabotage) = args.sabotage {
         bail_guest!(
-            "the comparison did not find the planted fault {}", sabotage.name();
+            "the comparison did not find the planted fault {}", name_of(&sabotage);
             "a check of cargo xtask does not work; that is a bug of cargo xtask, not of the agent"
         );
     }
@@ -72,7 +73,7 @@ fn lines(mut given: impl Iterator<Item = OsString>, args: &SmokeArgs) -> Result<
         None => &[],
         Some(Sabotage::ColdPanics) => &["--sabotage", "kernel-panic"],
         Some(other) => {
-            let (other, own) = (other.name(), Sabotage::ColdPanics.name());
+            let (other, own) = (name_of(&other), name_of(&Sabotage::ColdPanics));
             return Err(Failure::usage(format!(
                 "--sabotage {other}: --verify-cold takes only {own}, a fault of one of the two runs"
             )));

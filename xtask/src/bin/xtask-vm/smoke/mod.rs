@@ -31,7 +31,7 @@ use xtask_core::bail_guest;
 use xtask_core::build::{self, Agent};
 use xtask_core::cli::{Sabotage, SmokeArgs, Until, UpArgs, Verbosity};
 use xtask_core::error::{self, Failure};
-use xtask_core::format::human_seconds;
+use xtask_core::format::{human_seconds, name_of};
 use xtask_core::host::facts::Facts;
 use xtask_core::host::tools;
 use xtask_core::plan::Plan;
@@ -61,7 +61,7 @@ pub(crate) fn run(workspace: &Workspace, args: &SmokeArgs, verbosity: Verbosity)
     }
     let run = Run::begin(workspace, RunOptions::from(args), Ui::install(verbosity)?)?;
     let mut recorder = Recorder::new(&run);
-    recorder.report.until = (args.until != Until::End).then(|| args.until.name());
+    recorder.report.until = (args.until != Until::End).then(|| name_of(&args.until));
     let mut vm = None;
     let outcome = smoke(&run, args, &mut recorder, &mut vm);
     match recorder.finish(outcome, vm) {
@@ -132,7 +132,7 @@ fn prove(
     recorder.phase(Phase::Rejoin, Some(limits.rejoin()), || rejoin(vm, proof, &before))?;
     let Some(sabotage) = run.options.sabotage else { return Ok(()) };
     bail_guest!(
-        "the smoke did not find the planted fault {}", sabotage.name();
+        "the smoke did not find the planted fault {}", name_of(&sabotage);
         "a check of cargo xtask does not work; that is a bug of cargo xtask, not of the agent"
     )
 }

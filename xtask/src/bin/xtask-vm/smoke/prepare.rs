@@ -4,6 +4,7 @@ use anyhow::{Context, Result};
 use xtask_core::arch::Accelerator;
 use xtask_core::cli::Sabotage;
 use xtask_core::error::Failure;
+use xtask_core::format::name_of;
 use xtask_core::fs::write_private;
 use xtask_core::host::tools;
 use xtask_core::limits;
@@ -84,8 +85,8 @@ pub(crate) fn make_writable_files(plan: &Plan, files: &RunFiles, base: &Base, ui
 /// The overlay over an image, or over a snapshot's disk.
 pub(super) fn make_overlay(files: &RunFiles, base: &Base, ui: &Ui) -> Result<()> {
     let qemu_img = tools::require("qemu-img")?;
-    let mut arguments =
-        ["create", "-q", "-f", "qcow2", "-F", base.format.name(), "-b"].map(Into::into).to_vec();
+    let format = name_of(&base.format);
+    let mut arguments = ["create", "-q", "-f", "qcow2", "-F", &format, "-b"].map(Into::into).to_vec();
     arguments.extend([base.disk.clone().into_os_string(), files.overlay.clone().into_os_string()]);
     // A cloud image is made to be grown: its root file system takes what the disk has at the first boot.
     arguments.push(base.virtual_bytes.max(SMALLEST_DISK).to_string().into());

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 use xtask_core::build::Agent;
 use xtask_core::error::{self, Failure, Kind, Verdict};
-use xtask_core::format::{human_seconds, now_rfc3339, round};
+use xtask_core::format::{human_seconds, name_of, now_rfc3339, round};
 use xtask_core::host::facts::Facts;
 use xtask_core::plan::Plan;
 use xtask_core::report::{AgentReport, FailureReport, HostReport, Phase, PhaseReport, PhaseStatus, Report};
@@ -29,7 +29,7 @@ pub(super) struct Recorder<'a> {
 impl<'a> Recorder<'a> {
     pub(super) fn new(run: &'a Run<'a>) -> Self {
         let mut report = Report::begin(run.dir.id(), &now_rfc3339(), run.options.arch);
-        report.sabotage = run.options.sabotage.map(|sabotage| sabotage.name());
+        report.sabotage = run.options.sabotage.as_ref().map(name_of);
         Self { run, report, phase: Phase::Preflight, started: Instant::now() }
     }
 
@@ -54,7 +54,7 @@ impl<'a> Recorder<'a> {
     ) -> Result<T> {
         let run = self.run;
         self.phase = phase;
-        run.ui.start(phase.title(), run.times.begin(phase, limit));
+        run.ui.start(&phase.title(), run.times.begin(phase, limit));
         let started = Instant::now();
         let outcome = body();
         let silent = run.ui.longest_silence();

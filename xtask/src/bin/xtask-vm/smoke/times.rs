@@ -25,7 +25,7 @@ struct State {
     history: Option<History>,
     made_snapshot: bool,
     /// The title of the phase that runs.
-    title: &'static str,
+    title: String,
     limit: Option<Duration>,
     has_waited: bool,
 }
@@ -55,7 +55,7 @@ impl Times {
     /// What is usual of the phase that runs.
     pub(super) fn usual(&self) -> Option<Usual> {
         let state = self.state.borrow();
-        state.history.as_ref()?.of(state.title)
+        state.history.as_ref()?.of(&state.title)
     }
 
     /// The limit of the phase that runs.
@@ -75,7 +75,7 @@ impl Times {
 
     /// What is usual of the phase that runs, where it makes a snapshot.
     pub(super) fn usual_of_making(&self) -> Option<Usual> {
-        self.of_making().of(self.state.borrow().title)
+        self.of_making().of(&self.state.borrow().title)
     }
 
     fn of_making(&self) -> History {
@@ -101,11 +101,11 @@ impl Times {
         }
         if self.state.borrow().made_snapshot && phase == Phase::Boot {
             let mut making = self.of_making();
-            making.note(title, seconds, silent);
+            making.note(&title, seconds, silent);
             return if self.is_planted { Ok(()) } else { making.keep(&self.cache) };
         }
         if let Some(history) = &mut self.state.borrow_mut().history {
-            history.note(title, seconds, silent);
+            history.note(&title, seconds, silent);
         }
         Ok(())
     }
@@ -124,7 +124,7 @@ mod tests {
     use super::*;
 
     fn median(cache: &Cache, kind: &str) -> Option<f64> {
-        History::load(cache, kind).of(Phase::Boot.title()).map(|usual| usual.median)
+        History::load(cache, kind).of(&Phase::Boot.title()).map(|usual| usual.median)
     }
 
     #[test]
