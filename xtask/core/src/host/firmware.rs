@@ -2,7 +2,6 @@
 //! known paths. A pair is taken only where both files exist and have a size that the flash device takes.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::fs::File;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -30,7 +29,8 @@ pub struct AarchFirmware {
 }
 
 /// A pair that is not taken.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{} {why}", path.display())]
 pub struct Rejected {
     /// The descriptor or the file.
     pub path: PathBuf,
@@ -38,38 +38,31 @@ pub struct Rejected {
     pub why: Why,
 }
 
-/// What speaks against a pair.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+/// What speaks against a pair, as said behind the path.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
 pub enum Why {
     /// It has another size than the flash device takes, in bytes; `None` where that is any multiple of 4 KiB.
+    #[error("has {0} bytes, {wanted}", wanted = wanted_size(*.1))]
     Size(u64, Option<u64>),
     /// A descriptor names it, and it is not there.
+    #[error("names {}, which is missing", .0.display())]
     Dangling(PathBuf),
     /// It cannot be read; why.
+    #[error("cannot be read: {0}")]
     Unreadable(String),
     /// It enforces signatures, and an image of one's own has none.
+    #[error("describes firmware that requires signed boot loaders")]
     Enrolled,
     /// The descriptor is not QEMU's format; why.
+    #[error("is not a firmware descriptor: {0}")]
     Malformed(String),
     /// No descriptor names it, and it is not there.
+    #[error("is missing")]
     Absent,
 }
 
-impl fmt::Display for Rejected {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let path = self.path.display();
-        match &self.why {
-            Why::Size(bytes, Some(wanted)) => {
-                write!(f, "{path} has {bytes} bytes, but the flash device takes {wanted}")
-            }
-            Why::Size(bytes, None) => write!(f, "{path} has {bytes} bytes, not a multiple of 4096"),
-            Why::Dangling(file) => write!(f, "{path} names {}, which is missing", file.display()),
-            Why::Unreadable(error) => write!(f, "{path} cannot be read: {error}"),
-            Why::Enrolled => write!(f, "{path} describes firmware that requires signed boot loaders"),
-            Why::Malformed(error) => write!(f, "{path} is not a firmware descriptor: {error}"),
-            Why::Absent => write!(f, "{path} is missing"),
-        }
-    }
+fn wanted_size(bytes: Option<u64>) -> String {
+    bytes.map_or("not a multiple of 4096".to_owned(), |bytes| format!("but the flash device takes {bytes}"))
 }
 
 /// The first pair that fits, below `root` (`/` but in tests).
