@@ -45,18 +45,8 @@ pub struct BuildArgs {
     pub arch: VmArchitecture,
 
     /// The cargo profile
-    #[arg(long, default_value = PROFILE, value_name = "NAME")]
+    #[arg(long, default_value = "release", value_name = "NAME")]
     pub profile: String,
-}
-
-/// The profile that ships.
-const PROFILE: &str = "release";
-
-impl Default for BuildArgs {
-    /// As a command line without any of the flags.
-    fn default() -> Self {
-        Self { arch: VmArchitecture::default(), profile: PROFILE.to_owned() }
-    }
 }
 
 /// The default guest.

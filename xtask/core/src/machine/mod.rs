@@ -43,8 +43,6 @@ pub const FORWARDED_PORTS: [u16; 3] = [SSH_PORT, WORKLOAD_PORTS[0], WORKLOAD_POR
 /// The machine as it was asked for.
 #[derive(Debug, Clone)]
 pub struct VmSpec {
-    /// The domain's name.
-    pub name: String,
     /// The guest's architecture.
     pub architecture: VmArchitecture,
     pub vcpus: u32,
@@ -57,13 +55,7 @@ pub struct VmSpec {
 impl VmSpec {
     /// From the command line.
     pub fn from_args(architecture: VmArchitecture, args: &MachineArgs) -> Self {
-        Self {
-            name: DOMAIN_NAME.to_owned(),
-            architecture,
-            vcpus: args.vcpus,
-            memory_mib: args.memory,
-            cpu: args.cpu.clone(),
-        }
+        Self { architecture, vcpus: args.vcpus, memory_mib: args.memory, cpu: args.cpu.clone() }
     }
 }
 

@@ -6,7 +6,7 @@ use std::path::Path;
 use quick_xml::Writer;
 use quick_xml::events::BytesText;
 
-use super::{Disk, DomainXmlParams, FORWARDED_PORTS, GUEST_MAC};
+use super::{DOMAIN_NAME, Disk, DomainXmlParams, FORWARDED_PORTS, GUEST_MAC};
 use crate::arch::Accelerator;
 use crate::cpu::CpuModel;
 use crate::format::name_of;
@@ -63,7 +63,7 @@ fn write_domain(xml: &mut Xml, params: &DomainXmlParams) -> io::Result<()> {
     };
     let namespace = ("xmlns:qemu", "http://libvirt.org/schemas/domain/qemu/1.0");
     element(xml, "domain", &[("type", domain_type), namespace], |xml| {
-        text(xml, "name", &[], &params.spec.name)?;
+        text(xml, "name", &[], DOMAIN_NAME)?;
         text(xml, "uuid", &[], &params.files.uuid)?;
         text(xml, "memory", &[("unit", "MiB")], &params.spec.memory_mib.to_string())?;
         text(xml, "vcpu", &[], &params.spec.vcpus.to_string())?;
