@@ -64,14 +64,11 @@ impl Stamp {
 /// What is in an image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Contents {
-    /// os-release(5).
-    pub os_release: OsReleaseReport,
+    /// What the catalogue promises of an image.
+    #[serde(flatten)]
+    pub promised: ExpectedImage,
     /// The kernel's package and version.
     pub kernel: String,
-    /// glibc's upstream version.
-    pub glibc: String,
-    /// The kernel's page size in bytes.
-    pub page_size: u64,
     /// The suites that it was built from, with the dates of their indices.
     pub mirror: Vec<String>,
     /// `name version architecture` of every package, sorted.
@@ -100,11 +97,13 @@ impl Contents {
         ensure!(!id.is_empty(), "os-release has no ID");
         ensure!(!version_id.is_empty(), "os-release has no VERSION_ID");
         Ok(Self {
-            os_release: OsReleaseReport { id, version_id },
+            promised: ExpectedImage {
+                os_release: OsReleaseReport { id, version_id },
+                glibc: glibc.split(['-', '+']).next().unwrap_or_default().to_owned(),
+                page_size: page_size(&text("kernel-config")?)
+                    .context("the kernel's configuration has no page size")?,
+            },
             kernel: kernel.context("the tree has no kernel's package")?.clone(),
-            glibc: glibc.split(['-', '+']).next().unwrap_or_default().to_owned(),
-            page_size: page_size(&text("kernel-config")?)
-                .context("the kernel's configuration has no page size")?,
             mirror: mirror(&text("mirror")?),
             packages,
         })
@@ -116,13 +115,9 @@ impl Contents {
     /// Names what differs.
     pub fn check(&self, image: &Image) -> Result<()> {
         let Some(expected) = &image.expected else { return Ok(()) };
-        let found = ExpectedImage {
-            os_release: self.os_release.clone(),
-            glibc: self.glibc.clone(),
-            page_size: self.page_size,
-        };
+        let found = &self.promised;
         ensure!(
-            found == *expected,
+            found == expected,
             "the built image {} has {found:?}, but the catalogue says {expected:?}; correct xtask/core/images.toml",
             image.name
         );
@@ -189,8 +184,8 @@ mod tests {
     #[test]
     fn the_contents_are_read_out_of_the_tree() {
         let contents = Contents::read(tree().path()).unwrap();
-        assert_eq!(contents.glibc, "2.36");
-        assert_eq!(contents.page_size, 4096);
+        assert_eq!(contents.promised.glibc, "2.36");
+        assert_eq!(contents.promised.page_size, 4096);
         assert_eq!(contents.kernel, "linux-image-6.1.0-56-cloud-arm64 6.1.192-2 arm64");
         assert_eq!(contents.packages.len(), 3);
         assert_eq!(contents.mirror, ["bookworm, Sat, 11 Jul 2026 09:00:00 UTC"]);
@@ -204,7 +199,7 @@ mod tests {
         let mut contents = Contents::read(tree().path()).unwrap();
         let image = catalogue.find("debian-12", VmArchitecture::Aarch64).unwrap();
         contents.check(&image).unwrap();
-        contents.page_size = 65536;
+        contents.promised.page_size = 65536;
         let error = contents.check(&image).unwrap_err().to_string();
         assert!(error.contains("65536") && error.contains("images.toml"), "{error}");
     }

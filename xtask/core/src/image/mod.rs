@@ -35,7 +35,7 @@ pub struct Image {
 }
 
 /// What a catalogue entry promises.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExpectedImage {
     /// os-release(5); the guest's own word is checked against it.
     pub os_release: OsReleaseReport,
