@@ -28,8 +28,9 @@ impl Choice {
     /// called unverified.
     pub fn from_args(args: &ImageArgs, arch: VmArchitecture) -> Result<Self, Failure> {
         let catalogue = Catalogue::built_in();
+        let says_content = args.image_digest.is_some() || args.unverified;
         let Some(wanted) = &args.image else {
-            if args.image_digest.is_some() || args.unverified {
+            if says_content {
                 return Err(Failure::usage(
                     "--image-digest and --unverified need --image FILE or --image URL".to_owned(),
                 ));
@@ -40,15 +41,13 @@ impl Choice {
         };
         let image = match own_source(wanted, args)? {
             Some(source) => own_image(wanted, source, arch),
-            None => {
-                if args.image_digest.is_some() || args.unverified {
-                    return Err(Failure::usage(format!(
-                        "--image {wanted}: the catalogue pins its digest; --image-digest and --unverified are about a \
-                         file or an address (for a file in this directory write ./{wanted})"
-                    )));
-                }
-                catalogue.find(wanted, arch)?
+            None if says_content => {
+                return Err(Failure::usage(format!(
+                    "--image {wanted}: the catalogue pins its digest; --image-digest and --unverified are about a \
+                     file or an address (for a file in this directory write ./{wanted})"
+                )));
             }
+            None => catalogue.find(wanted, arch)?,
         };
         Ok(Self { image, fallback: None })
     }
