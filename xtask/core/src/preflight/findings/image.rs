@@ -25,23 +25,16 @@ pub(super) fn evaluate(facts: &Facts, findings: &mut Vec<Finding>) {
         }));
     }
     let to_build = |when: When, root: bool| when == When::Building || when == When::BuildingAsUser && !root;
-    match facts.guest.built {
-        Built::No => {}
-        Built::Chosen => {
+    let has_no_package = |(_, need, _): &&(&str, Need, When)| {
+        host.package_manager.is_none_or(|manager| manager.packages(*need, facts.arch).is_empty())
+    };
+    match (facts.guest.built, missing(to_build).find(has_no_package)) {
+        (Built::No, _) => {}
+        // Where the distribution has no package of it, the image that was chosen can still be run.
+        (Built::Fallback, Some((program, ..))) => findings.push(no_fallback(facts, program)),
+        (Built::Chosen | Built::Fallback, _) => {
             findings.extend(missing(to_build).map(block));
             check_build(facts, findings);
-        }
-        Built::Fallback => {
-            // Where the distribution has no package of it, the image that was chosen can still be run.
-            let has_no_package = |(_, need, _): &&(&str, Need, When)| {
-                host.package_manager.is_none_or(|manager| manager.packages(*need, facts.arch).is_empty())
-            };
-            if let Some((program, ..)) = missing(to_build).find(has_no_package) {
-                findings.push(no_fallback(facts, program));
-            } else {
-                findings.extend(missing(to_build).map(block));
-                check_build(facts, findings);
-            }
         }
     }
 }
