@@ -116,7 +116,11 @@ pub fn record_child(command: &mut Command, directory: &Path) -> Result<()> {
     Ok(())
 }
 
-fn boot_id() -> Result<String> {
+/// The id of this host's boot (random(4)).
+///
+/// # Errors
+/// Where the kernel has no such file.
+pub fn boot_id() -> Result<String> {
     Ok(fs_err::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
 }
 

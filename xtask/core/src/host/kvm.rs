@@ -13,6 +13,7 @@ use anyhow::Result;
 use crate::arch::VmArchitecture;
 use crate::cache::Cache;
 use crate::fs::{entries, make_private_dir, remove_file, write_private};
+use crate::processes::boot_id;
 
 /// What speaks for or against KVM. Each reason is in words, for the report.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -145,10 +146,9 @@ fn note_path(cache: &Cache) -> PathBuf {
     cache.history().join("kvm-unusable")
 }
 
+/// A kernel without the file has no boot to tell apart; the note then holds until it is deleted.
 fn host_boot_id() -> String {
-    // A kernel without the file has no boot to tell apart; the note then holds until it is deleted.
-    let text = std::fs::read_to_string(Path::new("/proc/sys/kernel/random/boot_id"));
-    text.map(|id| id.trim().to_owned()).unwrap_or_default()
+    boot_id().unwrap_or_default()
 }
 
 #[cfg(test)]
