@@ -16,6 +16,9 @@ use crate::fs::read_if_there;
 /// rustc's linker for every linux-gnu target that nobody configures.
 const DEFAULT: &str = "cc";
 
+/// Of the C library: an executable begins with it.
+const START_FILE: &str = "Scrt1.o";
+
 /// A linker and who chose it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Linker {
@@ -69,7 +72,7 @@ impl Linker {
     /// [`Unfit`]: names the linker, who chose it, what it said, and how to get one that fits.
     pub fn check(&self, shell: &Shell, machine: &MachineProfile) -> Result<(), Unfit> {
         let (program, arch) = (&self.program, machine.arch);
-        let output = cmd!(shell, "{program} -dumpmachine").quiet().ignore_stderr().read().map_err(|error| {
+        let output = self.ask(shell, "-dumpmachine").map_err(|error| {
             Unfit::Missing(format!(
                 "run the linker {} (from {}) for {}; install {} or run: cargo xtask preflight --arch {arch} --fix: {error}",
                 program.display(),
@@ -78,49 +81,40 @@ impl Linker {
                 machine.gnu_compiler
             ))
         })?;
-        if fits(&output, machine) {
-            return self.check_libc(shell, machine);
+        let link = format!("link for {}: {} (from {})", machine.triple, program.display(), self.origin);
+        if !fits(&output, machine) {
+            return Err(Unfit::Foreign(format!(
+                "{link} links executables for {:?}; set {} or .cargo/config.toml to {}",
+                output.trim(),
+                variable_name(machine.triple),
+                machine.gnu_compiler
+            )));
         }
-        Err(Unfit::Foreign(format!(
-            "link for {}: {} (from {}) links executables for {:?}; set {} or .cargo/config.toml to {}",
-            machine.triple,
-            program.display(),
-            self.origin,
-            output.trim(),
-            variable_name(machine.triple),
-            machine.gnu_compiler
-        )))
-    }
-
-    /// Without the C library's start-up file nothing is linked.
-    fn check_libc(&self, shell: &Shell, machine: &MachineProfile) -> Result<(), Unfit> {
-        const START: &str = "Scrt1.o";
-        if self.finds(shell, START) {
-            return Ok(());
+        // Without the C library's start-up file nothing is linked.
+        if !self.finds(shell, START_FILE) {
+            return Err(Unfit::Missing(format!(
+                "{link} has no C library to link with: -print-file-name={START_FILE} finds none; run: cargo xtask \
+                 preflight --arch {arch} --fix"
+            )));
         }
-        Err(Unfit::Missing(format!(
-            "link for {}: {} (from {}) has no C library to link with: -print-file-name={START} finds none; run: cargo xtask \
-             preflight --arch {} --fix",
-            machine.triple,
-            self.program.display(),
-            self.origin,
-            machine.arch
-        )))
+        Ok(())
     }
 
     /// Whether it finds a file of the C library's where it looks for them. A compiler names what it does not find as it was
     /// asked for it.
     pub fn finds(&self, shell: &Shell, file: &str) -> bool {
+        self.ask(shell, &format!("-print-file-name={file}")).is_ok_and(|path| path.trim() != file)
+    }
+
+    fn ask(&self, shell: &Shell, question: &str) -> xshell::Result<String> {
         let program = &self.program;
-        let output = cmd!(shell, "{program} -print-file-name={file}").quiet().ignore_stderr().read();
-        output.is_ok_and(|path| path.trim() != file)
+        cmd!(shell, "{program} {question}").quiet().ignore_stderr().read()
     }
 
     /// The C library that it links against and its version (`2.36`), as the library says itself. `None` where there is no
     /// glibc in the linker's own place for it: musl, or a linker without a C library.
     pub fn libc(&self, shell: &Shell) -> Option<(PathBuf, String)> {
-        let program = &self.program;
-        let path = cmd!(shell, "{program} -print-file-name=libc.so.6").quiet().ignore_stderr().read().ok()?;
+        let path = self.ask(shell, "-print-file-name=libc.so.6").ok()?;
         let path = PathBuf::from(path.trim());
         let version = glibc_version(&std::fs::read(&path).ok()?)?;
         Some((path, version))

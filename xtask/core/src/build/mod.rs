@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use sha2::{Digest, Sha256};
 use xshell::{Shell, cmd};
 
-use crate::arch::{MachineProfile, VmArchitecture};
+use crate::arch::VmArchitecture;
 use crate::cli::BuildArgs;
 use crate::digest::hex;
 use crate::workspace::{Workspace, inherited_from_cargo};
@@ -56,7 +56,11 @@ impl Agent {
 pub fn check(shell: &Shell, workspace: &Workspace, args: &BuildArgs) -> Result<linker::Linker> {
     profile::check(workspace.root(), &args.profile)?;
     let machine = args.arch.profile();
-    check_rust_target(shell, machine)?;
+    anyhow::ensure!(
+        rust_target_installed(shell, machine.triple)?,
+        "build for {triple}: Rust's standard library for it is not installed; run: rustup target add {triple}",
+        triple = machine.triple
+    );
     let linker = linker::Linker::resolve(machine.triple, workspace.root())?;
     linker.check(shell, machine)?;
     Ok(linker)
@@ -83,16 +87,6 @@ pub fn build(shell: &Shell, workspace: &Workspace, args: &BuildArgs) -> Result<A
         format!("build {AGENT_PACKAGE} for {triple}; the compiler's own messages are above")
     })?;
     Agent::read(&artifact::executable(&messages, AGENT_PACKAGE)?, args.arch)
-}
-
-fn check_rust_target(shell: &Shell, machine: &MachineProfile) -> Result<()> {
-    let installed = rust_target_installed(shell, machine.triple)?;
-    anyhow::ensure!(
-        installed,
-        "build for {triple}: Rust's standard library for it is not installed; run: rustup target add {triple}",
-        triple = machine.triple
-    );
-    Ok(())
 }
 
 /// Whether rustc has a standard library for the target; true of distribution compilers too, which know no rustup.

@@ -39,12 +39,8 @@ pub struct Facts {
     pub edk2: Option<Edk2>,
     /// Whether rustc has a standard library for the target.
     pub rust_target: Result<bool, String>,
-    /// The linker for the target.
-    pub linker: Result<Linker, Unfit>,
-    /// The C library that it links against, and its version.
-    pub libc: Option<(PathBuf, String)>,
-    /// Whether it finds that library's archive, which the smoke's workload is linked with.
-    pub static_libc: bool,
+    /// What the linker for the target links with.
+    pub linker: Result<Linking, Unfit>,
     /// What speaks for or against KVM.
     pub kvm: Kvm,
     /// Whether the kernel runs the guest's programs on this host, as building an image needs.
@@ -58,6 +54,15 @@ pub struct Facts {
     pub guest: Guest,
     /// Whether the test suite's own programs are wanted too.
     pub for_ci: bool,
+}
+
+/// What a linker finds.
+#[derive(Debug, Clone)]
+pub struct Linking {
+    /// The C library that it links against, and its version.
+    pub libc: Option<(PathBuf, String)>,
+    /// Whether it finds that library's archive, which the smoke's workload is linked with.
+    pub static_libc: bool,
 }
 
 /// The guest that was asked for.
@@ -120,10 +125,9 @@ impl Facts {
                 let shell = Shell::new().map_err(|error| error.to_string())?;
                 rust_target_installed(&shell, profile.triple).map_err(|error| format!("{error:#}"))
             });
-            let linker = scope.spawn(|| linker(workspace, arch));
+            let linker = scope.spawn(|| linking(workspace, arch));
             let firmware = firmware::discover(arch, Path::new("/"));
             let edk2 = firmware.as_ref().ok().and_then(|pair| Edk2::read(&pair.code));
-            let (linker, libc, static_libc) = linker.join().expect("a probe does not panic");
             let emulator = emulator.join().expect("a probe does not panic");
             let other_emulators =
                 if emulator.is_none() { tools::find_all("qemu-system-") } else { Vec::new() };
@@ -135,9 +139,7 @@ impl Facts {
                 firmware,
                 edk2,
                 rust_target: rust_target.join().expect("a probe does not panic"),
-                linker,
-                libc,
-                static_libc,
+                linker: linker.join().expect("a probe does not panic"),
                 kvm: kvm::look(arch, cache.as_ref()),
                 runs_guest_programs: runs_guest_programs(arch),
                 user_emulator: ["-static", ""]
@@ -163,21 +165,13 @@ impl Facts {
     }
 }
 
-type Linking = (Result<Linker, Unfit>, Option<(PathBuf, String)>, bool);
-
-fn linker(workspace: &Workspace, arch: VmArchitecture) -> Linking {
+fn linking(workspace: &Workspace, arch: VmArchitecture) -> Result<Linking, Unfit> {
     let profile = arch.profile();
     let configuration = |error: anyhow::Error| Unfit::Configuration(format!("{error:#}"));
-    let found = Shell::new().map_err(|error| configuration(error.into())).and_then(|shell| {
-        let linker = Linker::resolve(profile.triple, workspace.root()).map_err(configuration)?;
-        linker.check(&shell, profile)?;
-        let (libc, archive) = (linker.libc(&shell), linker.finds(&shell, "libc.a"));
-        Ok((linker, libc, archive))
-    });
-    match found {
-        Ok((linker, libc, archive)) => (Ok(linker), libc, archive),
-        Err(unfit) => (Err(unfit), None, false),
-    }
+    let shell = Shell::new().map_err(|error| configuration(error.into()))?;
+    let linker = Linker::resolve(profile.triple, workspace.root()).map_err(configuration)?;
+    linker.check(&shell, profile)?;
+    Ok(Linking { libc: linker.libc(&shell), static_libc: linker.finds(&shell, "libc.a") })
 }
 
 /// Debian 13's emulator is known to systemd's program alone (binfmt.d(5)); with the one file it leaves other formats as they are.

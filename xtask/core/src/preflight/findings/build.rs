@@ -3,7 +3,7 @@
 use super::finding::{Finding, Remedy};
 use crate::arch::VmArchitecture;
 use crate::build::linker::Unfit;
-use crate::host::facts::Facts;
+use crate::host::facts::{Facts, Linking};
 use crate::host::packages::Need;
 use crate::host::tools::release;
 
@@ -21,11 +21,13 @@ pub(super) fn evaluate(facts: &Facts, findings: &mut Vec<Finding>) {
         findings.push(Finding::blocks("libvirt-headers", "libvirt's headers are missing", error, remedy));
     }
     check_rust(facts, findings);
-    findings.extend(facts.linker.as_ref().err().map(|unfit| linker(facts, unfit)));
-    if facts.linker.is_ok() && !facts.static_libc {
-        findings.push(static_libc(facts.arch));
+    match &facts.linker {
+        Err(unfit) => findings.push(linker(facts, unfit)),
+        Ok(linking) => {
+            findings.extend((!linking.static_libc).then(|| static_libc(facts.arch)));
+            findings.extend(libc(facts, linking));
+        }
     }
-    findings.extend(libc(facts));
 }
 
 fn check_rust(facts: &Facts, findings: &mut Vec<Finding>) {
@@ -79,8 +81,8 @@ fn static_libc(arch: VmArchitecture) -> Finding {
 }
 
 /// Linked against a newer glibc than the image's, an executable may need symbols that the image has not.
-fn libc(facts: &Facts) -> Option<Finding> {
-    let (path, version) = facts.libc.as_ref()?;
+fn libc(facts: &Facts, linking: &Linking) -> Option<Finding> {
+    let (path, version) = linking.libc.as_ref()?;
     let image = facts.guest.glibc()?;
     if release(version) <= release(image) {
         return None;

@@ -4,11 +4,11 @@ mod distributions;
 
 use super::*;
 use crate::arch::VmArchitecture;
-use crate::build::linker::{Linker, Unfit};
+use crate::build::linker::Unfit;
 use crate::cache::Unusable;
 use crate::cli::MachineArgs;
 use crate::host::edk2::Edk2;
-use crate::host::facts::{Built, Guest};
+use crate::host::facts::{Built, Guest, Linking};
 use crate::host::firmware::{AarchFirmware, Rejected, Why};
 use crate::host::kvm::Kvm;
 use crate::host::local::{LocalHost, When};
@@ -28,9 +28,7 @@ pub(crate) fn sound() -> Facts {
         firmware: Ok(AarchFirmware { code: "/c".into(), vars_template: "/v".into() }),
         edk2: Some(Edk2::new(2025, 2)),
         rust_target: Ok(true),
-        linker: Ok(Linker { program: "cc".into(), origin: "test".into() }),
-        libc: Some(("/l".into(), "2.36".into())),
-        static_libc: true,
+        linker: linking("2.36", true),
         kvm: Kvm::Opens,
         runs_guest_programs: true,
         user_emulator: true,
@@ -40,6 +38,10 @@ pub(crate) fn sound() -> Facts {
         guest: Guest::from_args(&MachineArgs::default(), VmArchitecture::Aarch64).unwrap(),
         for_ci: false,
     }
+}
+
+fn linking(libc: &str, static_libc: bool) -> Result<Linking, Unfit> {
+    Ok(Linking { libc: Some(("/lib/libc.so.6".into(), libc.into())), static_libc })
 }
 
 fn emulator(version: &str) -> Emulator {
@@ -143,8 +145,8 @@ const BUILDING: &[(&str, Change)] = &[
     ("linker", |f| f.linker = Err(Unfit::Missing("x".into()))),
     ("linker-foreign", |f| f.linker = Err(Unfit::Foreign("x".into()))),
     ("linker-configuration", |f| f.linker = Err(Unfit::Configuration("x".into()))),
-    ("static-libc", |f| f.static_libc = false),
-    ("libc-newer", |f| f.libc = Some(("/l".into(), "2.41".into()))),
+    ("static-libc", |f| f.linker = linking("2.36", false)),
+    ("libc-newer", |f| f.linker = linking("2.41", true)),
     ("program", |f| f.host.missing_programs = vec![("mcopy", Need::Mtools, When::Always)]),
     ("program", |f| f.host.missing_programs = vec![("sfdisk", Need::Sfdisk, When::Building)]),
     ("no-stand-in", |f| {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use super::super::*;
-use super::sound;
+use super::{linking, sound};
 use crate::arch::VmArchitecture;
 use crate::build::linker::Unfit;
 use crate::host::edk2::Edk2;
@@ -119,7 +119,7 @@ impl Distribution {
         facts.host.libvirt = Ok(self.libvirt.clone());
         facts.host.libvirt_driver = Some(self.libvirt_driver.clone());
         facts.host.nats_server = Some(Ok(self.nats_server.clone()));
-        facts.libc = Some(("/lib/libc.so.6".into(), self.libc.clone()));
+        facts.linker = linking(&self.libc, true);
         facts.firmware = firmware::discover(guest, root);
         let (year, month) = self.edk2.split_once('.').unwrap();
         let described = guest.pick(false, true) && facts.firmware.is_ok();
@@ -159,7 +159,6 @@ impl Distribution {
             (self.package_manager == PackageManager::Apt).then_some("libvirt-qemu");
         facts.user_emulator = false;
         if !native {
-            facts.libc = None;
             facts.linker = Err(Unfit::Missing("run the linker: No such file or directory".into()));
             facts.rust_target = Ok(false);
         }
