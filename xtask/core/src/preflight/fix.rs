@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::io::{BufRead as _, IsTerminal as _, Write as _};
 use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 
 use super::findings::{Finding, Remedy};
 use super::{Preflight, PreflightRequest};
@@ -42,10 +42,10 @@ pub fn fix(workspace: &Workspace, asked: &PreflightRequest<'_>, args: FixArgs) -
             ask()?;
         }
         let before = enabled_units(&preflight)?;
-        let ran = commands.iter().try_for_each(|command| run_or_unavailable(command));
+        let ran = commands.iter().try_for_each(|command| run(command));
         // Also where a later command has failed: the packages are there.
         if let Some(command) = switch_off(&preflight, &before, &enabled_units(&preflight)?) {
-            run_or_unavailable(&command)?;
+            run(&command)?;
         }
         ran?;
         done = commands;
@@ -103,13 +103,8 @@ pub fn commands<'a>(facts: &Facts, findings: impl Iterator<Item = &'a Finding>) 
     root.into_iter().map(|command| escalate(facts, command)).chain(own).collect()
 }
 
-/// Whether root has a part in the plan, and this process can neither be root nor become it.
-pub fn wants_root(preflight: &Preflight) -> bool {
-    !beyond_reach(preflight).is_empty()
-}
-
-/// Root's part of the plan where nobody here can do it.
-fn beyond_reach(preflight: &Preflight) -> Vec<Vec<String>> {
+/// Root's part of the plan, where this process can neither be root nor become it.
+pub fn beyond_reach(preflight: &Preflight) -> Vec<Vec<String>> {
     let barred = preflight.facts.first().filter(|facts| !facts.host.root && facts.host.escalation.is_none());
     barred.map_or_else(Vec::new, |facts| steps(facts, preflight.blocking()).root)
 }
@@ -192,15 +187,8 @@ fn ask() -> Result<()> {
     }
 }
 
-/// A command that fails leaves a machine that is not ready, which is what the exit code says.
-fn run_or_unavailable(command: &[String]) -> Result<()> {
-    run(command).map_err(|error| {
-        let hint = format!("run it by hand to see why: {}", command.join(" "));
-        Failure::host(format!("{error:#}"), hint).into()
-    })
-}
-
-/// The command's own output is its progress; it goes to stderr, as everything that is no result.
+/// A command that fails leaves a machine that is not ready, which is what the exit code says. The command's own output is
+/// its progress; it goes to stderr, as everything that is no result.
 fn run(command: &[String]) -> Result<()> {
     let line = command.join(" ");
     eprintln!("$ {line}");
@@ -209,10 +197,13 @@ fn run(command: &[String]) -> Result<()> {
         .args(arguments)
         .envs(QUIET_APT.split_once('='))
         .stdout(std::io::stderr())
-        .status()
-        .with_context(|| format!("run {line}"))?;
-    ensure!(status.success(), "{line}: {status}; see its messages above");
-    Ok(())
+        .status();
+    let error = match status {
+        Ok(status) if status.success() => return Ok(()),
+        Ok(status) => format!("{line}: {status}; see its messages above"),
+        Err(error) => format!("run {line}: {error}"),
+    };
+    bail_host!("{error}"; "run it by hand to see why: {line}")
 }
 
 #[cfg(test)]
@@ -299,7 +290,7 @@ mod tests {
             lacks(facts);
             facts.host.root = false;
         });
-        assert!(wants_root(&barred));
+        assert!(!beyond_reach(&barred).is_empty());
         assert_eq!(lines(&runnable(&barred)), ["rustup target add aarch64-unknown-linux-gnu"]);
         let error = root_was_not_needed(&barred).unwrap_err();
         assert_eq!(crate::error::code(&error), 69);

@@ -5,7 +5,6 @@ pub mod findings;
 pub mod fix;
 pub mod remote;
 pub mod show;
-mod verdict;
 
 use std::thread;
 

@@ -1,4 +1,4 @@
-//! What preflight found, for people and as JSON.
+//! What preflight found, for people, as JSON, and in one error.
 
 use std::fmt::{self, Display, Formatter};
 
@@ -6,9 +6,10 @@ use anyhow::Result;
 use serde_json::json;
 
 use super::findings::{Finding, Remedy, Severity};
-use super::{Preflight, fix};
+use super::{Preflight, findings, fix};
 use crate::arch::VmArchitecture;
 use crate::cli::PreflightArgs;
+use crate::error::Failure;
 use crate::format::{name_of, print_json};
 use crate::host::facts::Facts;
 
@@ -29,6 +30,41 @@ pub fn present(preflight: &Preflight, args: &PreflightArgs) -> Result<()> {
         eprint!("{preflight}");
     }
     verdict
+}
+
+impl Preflight {
+    /// Nothing where this machine can do it.
+    ///
+    /// # Errors
+    /// A failure of the host, with every blocking finding named and the command that fixes what can be fixed.
+    pub fn verdict(&self) -> Result<()> {
+        let blocking: Vec<_> = self.blocking().collect();
+        if blocking.is_empty() {
+            return Ok(());
+        }
+        let sentences: Vec<_> = blocking.iter().map(|finding| finding.sentence.as_str()).collect();
+        let elsewhere = blocking.iter().all(|finding| finding.id.starts_with("connect-"));
+        let subject = if elsewhere { "the libvirt asked" } else { "this machine" };
+        let by_hand: Vec<_> = blocking.iter().filter_map(|finding| finding.by_hand()).collect();
+        let architectures: Vec<_> = self.facts.iter().map(|facts| facts.arch.to_string()).collect();
+        let arch = match architectures.as_slice() {
+            [one] => format!(" --arch {one}"),
+            _ => String::new(),
+        };
+        Err(Failure::host(
+            format!("{subject} is not ready for {}: {}", architectures.join(" and "), sentences.join("; ")),
+            if by_hand.len() == blocking.len() {
+                by_hand.join("; ")
+            } else if fix::plan(self).is_empty() {
+                "--fix knows no package for it on this distribution: install it by hand".to_owned()
+            } else if blocking.iter().any(|finding| finding.id == findings::CI_PROGRAM) {
+                "cargo xtask ci --fix".to_owned()
+            } else {
+                format!("cargo xtask preflight{arch} --fix")
+            },
+        )
+        .into())
+    }
 }
 
 fn as_json(preflight: &Preflight, ready: bool) -> serde_json::Value {
@@ -82,7 +118,7 @@ impl Display for Preflight {
         let plan = fix::plan(self);
         if !plan.is_empty() {
             let barred = "needs root; neither sudo nor doas is installed";
-            let how = if fix::wants_root(self) { barred } else { "--fix runs these" };
+            let how = if fix::beyond_reach(self).is_empty() { "--fix runs these" } else { barred };
             writeln!(f, "to install everything ({how}):")?;
             for command in plan {
                 writeln!(f, "    {}", command.join(" "))?;
@@ -122,4 +158,22 @@ fn write_finding(f: &mut Formatter<'_>, preflight: &Preflight, finding: &Finding
         None => {}
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_only_a_person_can_do_is_told_at_the_end() {
+        let refusal = crate::preflight::remote::refusal::Refusal::Message("Permission denied".to_owned());
+        let findings = vec![refusal.finding(&"qemu:///system".parse().unwrap())];
+        let preflight = Preflight { facts: vec![findings::tests::sound()], findings };
+        assert_eq!(fix::plan(&preflight), Vec::<Vec<String>>::new(), "nothing that --fix would run");
+        let error = preflight.verdict().unwrap_err();
+        assert!(
+            error.to_string().starts_with("the libvirt asked is not ready for aarch64: qemu:///system: ")
+        );
+        assert!(crate::error::hint(&error).unwrap().contains("usermod --append --groups libvirt"));
+    }
 }
