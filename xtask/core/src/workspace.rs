@@ -6,10 +6,9 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 use cargo_metadata::MetadataCommand;
-use sha2::{Digest as _, Sha256};
 
 use crate::bail_host;
-use crate::digest::hex;
+use crate::digest::Algorithm;
 use crate::error::Failure;
 
 /// The package of `cargo xtask`.
@@ -101,8 +100,8 @@ impl Workspace {
         if self.target.starts_with(&self.root) {
             return self.target.clone();
         }
-        let digest = Sha256::digest(self.root.as_os_str().as_encoded_bytes());
-        let name = format!("xtask-{}", hex(&digest[..8]));
+        let digest = Algorithm::Sha256.of(self.root.as_os_str().as_encoded_bytes());
+        let name = format!("xtask-{}", &digest.hex()[..16]);
         if self.target.ends_with(&name) { self.target.clone() } else { self.target.join(name) }
     }
 

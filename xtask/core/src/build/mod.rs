@@ -7,12 +7,11 @@ pub mod profile;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use sha2::{Digest, Sha256};
 use xshell::{Shell, cmd};
 
 use crate::arch::VmArchitecture;
 use crate::cli::BuildArgs;
-use crate::digest::hex;
+use crate::digest::Algorithm;
 use crate::workspace::{Workspace, inherited_from_cargo};
 
 /// The package that is built and tested.
@@ -38,7 +37,7 @@ impl Agent {
     /// Where it cannot be read.
     pub fn read(path: &Path, arch: VmArchitecture) -> Result<Self> {
         let bytes = fs_err::read(path)?;
-        let sha256 = hex(&Sha256::digest(&bytes));
+        let sha256 = Algorithm::Sha256.of(&bytes).hex().to_owned();
         Ok(Self { path: path.to_owned(), content: bytes, sha256, arch })
     }
 

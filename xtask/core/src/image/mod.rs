@@ -9,10 +9,9 @@ use std::path::PathBuf;
 
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
 
 use crate::arch::VmArchitecture;
-use crate::digest::{Digest, hex};
+use crate::digest::{Algorithm, Digest};
 use crate::os_release::OsReleaseReport;
 
 /// Raised when the way an image is made changes, so that images made the old way are not taken for new ones.
@@ -150,13 +149,13 @@ impl Image {
                 parts.extend(scripts.iter().map(|script| (*script).to_owned()));
             }
         }
-        let mut hash = Sha256::new();
+        let mut hash = Algorithm::Sha256.hasher();
         for part in &parts {
-            hash.update((part.len() as u64).to_le_bytes());
+            hash.update(&(part.len() as u64).to_le_bytes());
             hash.update(part.as_bytes());
         }
         let plain: String =
             self.name.chars().filter(|c| c.is_ascii_alphanumeric() || "-._".contains(*c)).collect();
-        format!("{}-{}-{}", plain.trim_start_matches('.'), self.arch, &hex(&hash.finalize())[..16])
+        format!("{}-{}-{}", plain.trim_start_matches('.'), self.arch, &hash.finish().hex()[..16])
     }
 }
