@@ -61,14 +61,10 @@ pub struct MachineProfile {
     pub systemd_boot_file: &'static str,
     /// GRUB's file in Debian's signed package, whose prefix is `/EFI/debian` on the disk it was loaded from.
     pub grub_file: &'static str,
-    /// Debian's package of that.
-    pub grub_package: &'static str,
     /// Its name in Debian's paths of libraries (multiarch).
     pub multiarch: &'static str,
     /// Where its executables expect the dynamic loader (psABI), as a directory at the root and a file name.
     pub loader: (&'static str, &'static str),
-    /// Debian's kernel package for virtual machines.
-    pub kernel_package: &'static str,
     /// How the best-emulated CPU is made; see `Cpu`.
     pub tcg_cpu: TcgCpu,
     /// CPU names that people use and QEMU does not, with QEMU's.
@@ -129,10 +125,8 @@ static X86_64: MachineProfile = MachineProfile {
     efi_boot_file: "BOOTX64.EFI",
     systemd_boot_file: "systemd-bootx64.efi",
     grub_file: "usr/lib/grub/x86_64-efi-signed/grubx64.efi.signed",
-    grub_package: "grub-efi-amd64-signed",
     multiarch: "x86_64-linux-gnu",
     loader: ("/lib64/", "ld-linux-x86-64.so.2"),
-    kernel_package: "linux-image-cloud-amd64",
     tcg_cpu: TcgCpu { disabled_features: &[], globals: &[] },
     cpu_aliases: &[],
     firmware_paths: &[
@@ -161,10 +155,8 @@ static AARCH64: MachineProfile = MachineProfile {
     efi_boot_file: "BOOTAA64.EFI",
     systemd_boot_file: "systemd-bootaa64.efi",
     grub_file: "usr/lib/grub/arm64-efi-signed/grubaa64.efi.signed",
-    grub_package: "grub-efi-arm64-signed",
     multiarch: "aarch64-linux-gnu",
     loader: ("/lib/", "ld-linux-aarch64.so.1"),
-    kernel_package: "linux-image-cloud-arm64",
     // Emulating the architected pointer authentication doubles a boot's time, even QEMU's cheap stand-in for it (pauth-impdef) adds a
     // tenth, and SVE a third. The Pi 5's core has neither.
     tcg_cpu: TcgCpu {

@@ -166,11 +166,11 @@ impl DownloadTable {
 
 impl PackagesTable {
     fn recipe(&self, arch: VmArchitecture) -> Recipe {
-        let profile = arch.profile();
+        let debian_arch = arch.profile().debian_arch;
         let mut packages = self.include.clone();
-        packages.push(profile.kernel_package.to_owned());
+        packages.push(format!("linux-image-cloud-{debian_arch}"));
         if self.layout == Layout::Grub {
-            packages.push(profile.grub_package.to_owned());
+            packages.push(format!("grub-efi-{debian_arch}-signed"));
         }
         Recipe { suite: self.suite.clone(), layout: self.layout, packages, disk_mib: self.disk_mib }
     }
