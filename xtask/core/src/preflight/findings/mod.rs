@@ -10,6 +10,7 @@ mod virtualisation;
 
 use crate::host::facts::Facts;
 pub use finding::{CI_PROGRAM, Finding, Remedy, Severity};
+pub(super) use room::{MEMORY_BESIDE, MIB};
 
 /// Everything that is to be said of a machine.
 pub fn evaluate(facts: &Facts) -> Vec<Finding> {

@@ -5,14 +5,14 @@ use crate::cache::{CACHE_VARIABLE, Unusable};
 use crate::format::gib;
 use crate::host::facts::{Built, Facts};
 
-const MIB: u64 = 1 << 20;
+pub(crate) const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 /// An image, a run's overlay, and what a build of an image has in hand.
 const DISK_TO_BUILD: u64 = 4 * GIB;
 /// An image and a run's overlay.
 const DISK_TO_RUN: u64 = 2 * GIB;
 /// QEMU itself, beside the guest's memory.
-const MEMORY_BESIDE: u64 = 512 * MIB;
+pub(crate) const MEMORY_BESIDE: u64 = 512 * MIB;
 /// So far a clock may be behind the moment at which this program was built: file systems round, and so do hosts.
 const CLOCK_SLACK: u64 = 3600;
 

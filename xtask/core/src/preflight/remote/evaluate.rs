@@ -9,11 +9,8 @@ use crate::cpu::{Cpu, CpuModel};
 use crate::format::gib;
 use crate::libvirt_uri::ConnectUri;
 use crate::preflight::PreflightRequest;
-use crate::preflight::findings::Finding;
+use crate::preflight::findings::{Finding, MEMORY_BESIDE, MIB};
 
-const MIB: u64 = 1 << 20;
-/// QEMU itself, beside the guest's memory.
-const QEMU_MEMORY: u64 = 512 * MIB;
 /// A pool with less has no room for an image and what a guest writes.
 const POOL_NEEDED: u64 = 4096 * MIB;
 
@@ -89,7 +86,7 @@ fn host(offer: &ConnectionOffer) -> Finding {
 }
 
 fn memory(offer: &ConnectionOffer, guest: u64) -> Option<Finding> {
-    let wanted = guest + QEMU_MEMORY;
+    let wanted = guest + MEMORY_BESIDE;
     let less = "use a smaller guest (--memory), or end other guests there";
     match (&offer.node, &offer.free_memory) {
         (Ok(node), _) if node.memory < wanted => {
