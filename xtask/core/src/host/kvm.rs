@@ -56,10 +56,8 @@ impl Kvm {
 /// What the processor and the kernel say of hardware virtualisation.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Processor {
-    /// The architecture has a flag for it: x86 has, Arm has none that the kernel shows.
-    has_flag: bool,
-    /// `vmx` or `svm` in /proc/cpuinfo.
-    virtualises: bool,
+    /// Neither `vmx` nor `svm` is in /proc/cpuinfo; never on Arm, which has no such flag that the kernel shows.
+    lacks_flag: bool,
     /// `hypervisor` in /proc/cpuinfo: this is a virtual machine.
     guest: bool,
     /// `/sys/module/kvm_*`.
@@ -73,29 +71,19 @@ pub fn look(guest: VmArchitecture, cache: Option<&Cache>) -> Kvm {
         return Kvm::Foreign(format!("the host is {}, the guest {guest}", std::env::consts::ARCH));
     }
     let opened = OpenOptions::new().read(true).write(true).open("/dev/kvm").map(drop);
-    let note =
-        cache.and_then(|cache| Some((note_path(cache), std::fs::read_to_string(note_path(cache)).ok()?)));
-    let failed = note.and_then(|(path, note)| match note.split_once('\n') {
-        Some((boot_id, reason)) if boot_id == host_boot_id() => {
-            Some(format!("{} (remembered in {})", reason.trim(), path.display()))
-        }
-        _ => None,
-    });
+    let failed = cache.and_then(remembered_failure);
     evaluate(opened.map_err(|error| (error.kind(), error.to_string())), &processor(guest), failed)
 }
 
 fn evaluate(opened: Result<(), (ErrorKind, String)>, processor: &Processor, failed: Option<String>) -> Kvm {
-    match opened {
-        Err((ErrorKind::PermissionDenied, error)) => {
-            return Kvm::Denied(format!("/dev/kvm does not open: {error}"));
-        }
-        Err((_, error)) => return Kvm::Absent(format!("/dev/kvm does not open: {error}")),
-        Ok(()) => {}
+    if let Err((kind, error)) = opened {
+        let why = format!("/dev/kvm does not open: {error}");
+        return if kind == ErrorKind::PermissionDenied { Kvm::Denied(why) } else { Kvm::Absent(why) };
     }
     if let Some(reason) = failed {
         return Kvm::Failed(reason);
     }
-    if processor.has_flag && !processor.virtualises {
+    if processor.lacks_flag {
         let modules = match processor.modules.as_slice() {
             [] => "no KVM module".to_owned(),
             modules => format!("the module {}", modules.join(" and ")),
@@ -118,11 +106,17 @@ fn processor(arch: VmArchitecture) -> Processor {
     modules.sort();
     let wanted = arch.profile().virtualisation_flags;
     Processor {
-        has_flag: !wanted.is_empty(),
-        virtualises: wanted.iter().any(|flag| has(flag)),
+        lacks_flag: !wanted.is_empty() && !wanted.iter().any(|flag| has(flag)),
         guest: has("hypervisor"),
         modules,
     }
+}
+
+fn remembered_failure(cache: &Cache) -> Option<String> {
+    let path = note_path(cache);
+    let note = std::fs::read_to_string(&path).ok()?;
+    let (_, reason) = note.split_once('\n').filter(|(boot_id, _)| *boot_id == host_boot_id())?;
+    Some(format!("{} (remembered in {})", reason.trim(), path.display()))
 }
 
 /// Forgets an earlier failure: KVM has been seen to work.
@@ -166,16 +160,15 @@ mod tests {
 
     #[test]
     fn a_kvm_that_lies_is_known_by_its_processor() {
-        let processor = |flags: [bool; 3], modules: &[&str]| Processor {
-            has_flag: flags[0],
-            virtualises: flags[1],
-            guest: flags[2],
+        let processor = |lacks_flag, guest, modules: &[&str]| Processor {
+            lacks_flag,
+            guest,
             modules: modules.iter().map(ToString::to_string).collect(),
         };
-        let hardware = processor([true, true, false], &["kvm_intel"]);
-        let nested = processor([true, true, true], &["kvm_intel"]);
-        let software = processor([true, false, true], &["kvm_pvm"]);
-        let arm = processor([false, false, false], &[]);
+        let hardware = processor(false, false, &["kvm_intel"]);
+        let nested = processor(false, true, &["kvm_intel"]);
+        let software = processor(true, true, &["kvm_pvm"]);
+        let arm = processor(false, false, &[]);
         assert_eq!(evaluate(Ok(()), &hardware, None), Kvm::Opens);
         assert_eq!(evaluate(Ok(()), &nested, None), Kvm::Nested);
         assert_eq!(evaluate(Ok(()), &arm, None), Kvm::Opens);
