@@ -199,12 +199,8 @@ fn collect(runs: &Path) -> Result<Vec<Collected>> {
         if is_kept() {
             continue;
         }
-        // The lock's handle is kept until the directory is dealt with.
-        let Some(_lock) = try_lock(&path.join("lock"))? else { continue };
-        // Its command may have ended meanwhile, and left it.
-        if is_kept() {
-            continue;
-        }
+        // The lock's handle is kept until the directory is dealt with. Its command may have ended meanwhile, and left it.
+        let Some(_lock) = try_lock(&path.join("lock"))?.filter(|_| !is_kept()) else { continue };
         let work = path.join("w");
         if work.exists() {
             let processes = end_processes(&work)?;
