@@ -1,18 +1,17 @@
 //! How long phases took on this machine, and how long they were silent, so that a wait can say what is usual, and what is not.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use xtask_core::cache::Cache;
-use xtask_core::format::round;
+use xtask_core::format::{human_seconds, round};
 use xtask_core::fs::{make_private_dir, write_atomically};
 use xtask_core::limits;
 use xtask_core::report::Phase;
-
-use crate::usual::Usual;
 
 /// Runs that are remembered of each phase.
 const REMEMBERED: usize = 20;
@@ -70,6 +69,38 @@ impl History {
     pub fn keep(&self, cache: &Cache) -> Result<()> {
         make_private_dir(&of_host(cache))?;
         write_atomically(&self.path, serde_json::to_string_pretty(&self.phases)?)
+    }
+}
+
+/// What is usual, in seconds.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Usual {
+    /// Half of the runs were faster.
+    pub median: f64,
+    /// The fastest and the slowest.
+    pub spread: (f64, f64),
+    /// The longest silence of all.
+    pub silent: f64,
+}
+
+impl fmt::Display for Usual {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (fastest, slowest) = (human_seconds(self.spread.0), human_seconds(self.spread.1));
+        write!(f, "usually {}", human_seconds(self.median))?;
+        if fastest == slowest { Ok(()) } else { write!(f, ", {fastest} to {slowest}") }
+    }
+}
+
+impl Usual {
+    /// What is to be expected of the rest.
+    pub fn rest(&self, elapsed: f64) -> String {
+        if elapsed < self.median {
+            format!("about {} to go", human_seconds(self.median - elapsed))
+        } else if elapsed > self.spread.1 {
+            "slower than any earlier run".to_owned()
+        } else {
+            "any moment".to_owned()
+        }
     }
 }
 

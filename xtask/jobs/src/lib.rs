@@ -5,7 +5,6 @@ pub mod child;
 pub mod history;
 mod interrupt;
 mod ui;
-pub mod usual;
 
 pub use background::Background;
 pub use ui::{Step, Ui};

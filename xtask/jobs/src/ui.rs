@@ -15,9 +15,8 @@ use xtask_core::limits;
 use xtask_core::report::PhaseStatus;
 
 use crate::background::Background;
-use crate::history::History;
+use crate::history::{History, Usual};
 use crate::interrupt::Interrupt;
-use crate::usual::Usual;
 
 /// To stderr, if it is still there: a terminal that was closed must not keep a run from tidying up, and `eprintln!` panics.
 macro_rules! write_line {

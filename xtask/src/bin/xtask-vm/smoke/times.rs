@@ -7,8 +7,7 @@ use anyhow::Result;
 use xtask_core::cache::Cache;
 use xtask_core::limits;
 use xtask_core::report::Phase;
-use xtask_jobs::history::History;
-use xtask_jobs::usual::Usual;
+use xtask_jobs::history::{History, Usual};
 
 /// The times of one run. Its phases share it: a boot finds out only on its way which kind of boot it is.
 pub(super) struct Times {
