@@ -157,11 +157,6 @@ pub fn code(error: &anyhow::Error) -> u8 {
     kind(error).exit_code()
 }
 
-/// The verdict of a run that ended in this error.
-pub fn verdict(error: &anyhow::Error) -> Verdict {
-    kind(error).verdict()
-}
-
 /// Makes an error the host's, unless it says itself whose it is: nothing is known about the agent then. An unreachable
 /// host keeps its own remedy.
 pub fn host_fault(

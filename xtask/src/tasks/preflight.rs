@@ -45,7 +45,7 @@ pub(super) fn report(args: &SmokeArgs, error: &anyhow::Error) {
         limit_seconds: None,
         detail: error.to_string(),
     });
-    let verdict = error::verdict(error);
+    let verdict = error::kind(error).verdict();
     report.failure = Some(FailureReport::new(Phase::Preflight, error, Vec::new()));
     report.conclude(verdict, 0.0);
     if let Err(error) = report.write(directory) {

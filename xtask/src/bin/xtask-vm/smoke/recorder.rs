@@ -147,7 +147,7 @@ impl<'a> Recorder<'a> {
         if let Err(error) = &outcome {
             let console = vm.as_ref().map(|vm| vm.console.tail()).unwrap_or_default();
             self.report.failure = Some(FailureReport::new(self.phase, error, console));
-            verdict = error::verdict(error);
+            verdict = error::kind(error).verdict();
         }
         let run = self.run;
         let directory = run.options.report.unwrap_or_else(|| run.dir.path());
@@ -155,7 +155,7 @@ impl<'a> Recorder<'a> {
         let torn_down =
             self.timed(Phase::Teardown, None, teaches, || teardown::all(run, directory, verdict, vm));
         if let Err(error) = torn_down {
-            verdict = if verdict == Verdict::Verified { error::verdict(&error) } else { verdict };
+            verdict = if verdict == Verdict::Verified { error::kind(&error).verdict() } else { verdict };
             let failure = FailureReport::new(Phase::Teardown, &error, Vec::new());
             self.report.failure.get_or_insert(failure);
         }
