@@ -2,9 +2,8 @@
 //! sources): one process of 40 ms tells its version, its CPU models and what `max` has. No machine is run.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use serde_json::Value;
 
 use super::tools;
@@ -39,17 +38,10 @@ impl Emulator {
     /// # Errors
     /// Names the program, and what it said in the place of an answer.
     pub fn ask(path: &Path, profile: &MachineProfile) -> Result<Self> {
-        let program = path.display();
-        let arguments =
-            ["-machine", profile.machine_type, "-accel", "tcg", "-nodefaults", "-display", "none", "-S"];
-        let mut command = Command::new(path);
-        let output = tools::answer(command.args(arguments).args(["-qmp", "stdio"]), QUESTIONS.into())?;
-        let complaint = String::from_utf8_lossy(&output.stderr);
-        if !output.status.success() {
-            bail!("{program} {}: {}: {}", arguments.join(" "), output.status, complaint.trim());
-        }
-        Self::from_answers(path, &String::from_utf8_lossy(&output.stdout))
-            .with_context(|| format!("read what {program} answers"))
+        let machine = ["-machine", profile.machine_type, "-accel", "tcg", "-nodefaults"];
+        let arguments = [&machine[..], &["-display", "none", "-S", "-qmp", "stdio"]].concat();
+        let answers = tools::ask(path, &arguments, QUESTIONS)?;
+        Self::from_answers(path, &answers).with_context(|| format!("read what {} answers", path.display()))
     }
 
     fn from_answers(path: &Path, answers: &str) -> Result<Self> {

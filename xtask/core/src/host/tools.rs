@@ -55,9 +55,17 @@ pub(super) fn is_executable(path: &Path) -> bool {
 /// # Errors
 /// Names the command, and what it said where it failed.
 pub fn read(program: &Path, arguments: &[&str]) -> Result<String> {
+    ask(program, arguments, "")
+}
+
+/// The same of one that is told something on its standard input.
+///
+/// # Errors
+/// Likewise.
+pub fn ask(program: &Path, arguments: &[&str], question: &str) -> Result<String> {
     let mut command = Command::new(program);
     command.args(arguments).env("LC_ALL", "C");
-    let output = answer(&mut command, Vec::new())?;
+    let output = answer(&mut command, question.into())?;
     if !output.status.success() {
         let message = String::from_utf8_lossy(&output.stderr);
         bail!("{} {}: {}: {}", program.display(), arguments.join(" "), output.status, message.trim());
