@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use indicatif::{ProgressBar, ProgressStyle};
 use xtask_core::cache::Cache;
-use xtask_core::cli::{Color, Verbosity};
+use xtask_core::cli::{ColorChoice, Verbosity};
 use xtask_core::error::Failure;
 use xtask_core::format::human_seconds;
 use xtask_core::limits;
@@ -100,9 +100,11 @@ impl Ui {
     fn new(verbosity: Verbosity, interrupt: Interrupt) -> Self {
         let terminal = std::io::stderr().is_terminal();
         let coloured = match verbosity.color {
-            Color::Always => true,
-            Color::Never => false,
-            Color::Auto => terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()),
+            ColorChoice::Always => true,
+            ColorChoice::Never => false,
+            ColorChoice::Auto => {
+                terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+            }
         };
         Self { verbosity, coloured, terminal, status: Arc::default(), interrupt, background: None }
     }

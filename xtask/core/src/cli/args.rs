@@ -1,6 +1,6 @@
 //! Flags that several tasks share.
 
-use clap::{Args, ValueEnum};
+use clap::{Args, ColorChoice, ValueEnum};
 
 use super::image::ImageArgs;
 use crate::arch::VmArchitecture;
@@ -18,23 +18,14 @@ pub struct Verbosity {
 
     /// When to use colour; auto: on a terminal, unless NO_COLOR is set
     #[arg(long, global = true, value_enum, default_value_t, value_name = "WHEN")]
-    pub color: Color,
+    pub color: ColorChoice,
 }
 
 impl Verbosity {
     /// Says nothing.
     pub fn silent() -> Self {
-        Self { verbose: false, quiet: true, color: Color::Never }
+        Self { verbose: false, quiet: true, color: ColorChoice::Never }
     }
-}
-
-/// When to use colour.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
-pub enum Color {
-    #[default]
-    Auto,
-    Always,
-    Never,
 }
 
 /// `build`.

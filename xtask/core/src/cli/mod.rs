@@ -7,10 +7,11 @@ mod preflight;
 mod smoke;
 mod vm;
 
+pub use clap::ColorChoice;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::arch::VmArchitecture;
-pub use args::{Accel, BuildArgs, Color, FixArgs, MachineArgs, Verbosity};
+pub use args::{Accel, BuildArgs, FixArgs, MachineArgs, Verbosity};
 pub use image::{
     BumpArgs, ImageArgs, ImageBuildArgs, ImageCommand, ImageFetchArgs, ImageVerifyArgs, PruneArgs,
     StoreCommand,
