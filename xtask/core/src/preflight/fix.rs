@@ -94,11 +94,15 @@ struct Steps {
 
 /// The commands, in order: packages in one transaction, or else what packages do not do; then what needs no root.
 pub fn plan(preflight: &Preflight) -> Vec<Vec<String>> {
-    preflight.facts.first().map_or_else(Vec::new, |facts| commands(facts, preflight.blocking()))
+    commands(preflight, preflight.blocking())
 }
 
 /// What does the remedies of `findings`, as commands for this machine.
-pub fn commands<'a>(facts: &Facts, findings: impl Iterator<Item = &'a Finding>) -> Vec<Vec<String>> {
+pub fn commands<'a>(
+    preflight: &Preflight,
+    findings: impl IntoIterator<Item = &'a Finding>,
+) -> Vec<Vec<String>> {
+    let Some(facts) = preflight.facts.first() else { return Vec::new() };
     let Steps { root, own } = steps(facts, findings);
     root.into_iter().map(|command| escalate(facts, command)).chain(own).collect()
 }
@@ -128,7 +132,7 @@ fn root_was_not_needed(preflight: &Preflight) -> Result<()> {
     )
 }
 
-fn steps<'a>(facts: &Facts, findings: impl Iterator<Item = &'a Finding>) -> Steps {
+fn steps<'a>(facts: &Facts, findings: impl IntoIterator<Item = &'a Finding>) -> Steps {
     let mut packages = BTreeSet::new();
     let mut steps = Steps::default();
     for finding in findings {

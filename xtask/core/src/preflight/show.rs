@@ -76,7 +76,7 @@ fn as_json(preflight: &Preflight, ready: bool) -> serde_json::Value {
     });
     let findings = preflight.findings.iter().map(|finding| {
         let mut value = serde_json::to_value(finding).expect("a finding is plain data");
-        value["commands"] = json!(commands(preflight, finding));
+        value["commands"] = json!(fix::commands(preflight, [finding]));
         value
     });
     json!({
@@ -86,12 +86,6 @@ fn as_json(preflight: &Preflight, ready: bool) -> serde_json::Value {
         "findings": findings.collect::<Vec<_>>(),
         "fix": fix::plan(preflight),
     })
-}
-
-/// What does one finding's remedy on this machine.
-fn commands(preflight: &Preflight, finding: &Finding) -> Vec<Vec<String>> {
-    let facts = preflight.facts.first();
-    facts.map(|facts| fix::commands(facts, std::iter::once(finding))).unwrap_or_default()
 }
 
 /// The whole screen: the machine, a block for each finding, and the commands of `--fix`.
@@ -141,7 +135,7 @@ pub fn print_degradations(preflight: &Preflight) {
 fn write_finding(f: &mut Formatter<'_>, preflight: &Preflight, finding: &Finding) -> fmt::Result {
     writeln!(f, "{:<9} {}", name_of(&finding.severity), finding.sentence)?;
     writeln!(f, "          seen: {}", finding.evidence)?;
-    let commands = commands(preflight, finding);
+    let commands = fix::commands(preflight, [finding]);
     match &finding.remedy {
         Some(Remedy::Manual(remedy)) => writeln!(f, "          to do: {remedy}")?,
         Some(Remedy::Install(..)) if commands.is_empty() => writeln!(
