@@ -59,15 +59,9 @@ fn serialize_need<S: serde::Serializer>(
     serializer.serialize_str(&format!("{need:?} for {arch}"))
 }
 
-impl From<&str> for Remedy {
-    fn from(words: &str) -> Self {
-        Self::Manual(words.to_owned())
-    }
-}
-
-impl From<String> for Remedy {
-    fn from(words: String) -> Self {
-        Self::Manual(words)
+impl<S: Into<String>> From<S> for Remedy {
+    fn from(words: S) -> Self {
+        Self::Manual(words.into())
     }
 }
 
