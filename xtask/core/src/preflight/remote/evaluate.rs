@@ -1,7 +1,7 @@
 //! What is said of a libvirt, from the facts of its connection.
 
 use super::capabilities::{DomainOffer, GuestOffer};
-use super::facts::{Access, ConnectionFacts, ConnectionOffer, DEFAULT, DomainAnswer, Network, Pool};
+use super::facts::{Access, ConnectionFacts, ConnectionOffer, DEFAULT, Network, Pool};
 use super::refusal::{PERMISSION, let_in};
 use crate::arch::{Accelerator, VmArchitecture};
 use crate::cli::{Accel, MachineArgs};
@@ -137,8 +137,8 @@ fn guest(
         ));
         return findings;
     }
-    match offer.domains.iter().find(|answer| answer.arch == arch) {
-        Some(DomainAnswer { offer: Ok(offer), .. }) => {
+    match offer.domains.iter().find(|(of, _)| *of == arch) {
+        Some((_, Ok(offer))) => {
             let cpu = Cpu::resolve(arch, accelerator, machine.cpu.as_deref());
             findings.extend(firmware(uri, arch, offer));
             findings.extend(has_cpu(offer, &cpu.model).err().map(|evidence| {
@@ -154,7 +154,7 @@ fn guest(
             let evidence = format!("{}, {}", offer.emulator, loaders(offer));
             findings.push(Finding::informs("connect-offer", sentence, evidence));
         }
-        Some(DomainAnswer { offer: Err(error), .. }) => {
+        Some((_, Err(error))) => {
             let what = format!("the capabilities of its {arch} guests are unknown");
             let ask = format!("domcapabilities --arch {arch} --machine {}", profile.machine_type);
             findings.push(Finding::degrades("connect-domain", what, error, uri.virsh(&ask)));

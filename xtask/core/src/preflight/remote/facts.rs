@@ -33,7 +33,7 @@ pub struct ConnectionOffer {
     pub guests: Result<Vec<GuestOffer>, String>,
     /// What a guest of each asked architecture could have there; those alone that it runs at all, and none
     /// where this user may only look.
-    pub domains: Vec<DomainAnswer>,
+    pub domains: Vec<(VmArchitecture, Result<DomainOffer, String>)>,
     /// The network [`DEFAULT`], `None` where there is none.
     pub network: Result<Option<Network>, String>,
     /// The storage pool [`DEFAULT`], `None` where there is none.
@@ -56,15 +56,6 @@ pub struct Node {
     pub cpus: u32,
     /// Bytes of memory.
     pub memory: u64,
-}
-
-/// What libvirt says of one kind of guest.
-#[derive(Debug, Clone)]
-pub struct DomainAnswer {
-    /// The guest's architecture.
-    pub arch: VmArchitecture,
-    /// What it could have.
-    pub offer: Result<DomainOffer, String>,
 }
 
 /// A virtual network.

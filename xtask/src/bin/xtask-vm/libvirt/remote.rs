@@ -7,10 +7,10 @@ use virt::error::ErrorNumber::{self, AccessDenied, AuthFailed, AuthUnavailable, 
 use xtask_core::arch::{Accelerator, VmArchitecture};
 use xtask_core::cli::MachineArgs;
 use xtask_core::libvirt_uri::ConnectUri;
-use xtask_core::preflight::remote::capabilities::{self, GuestOffer};
+use xtask_core::preflight::remote::capabilities::{self, DomainOffer, GuestOffer};
 use xtask_core::preflight::remote::refusal::Refusal;
 use xtask_core::preflight::remote::{
-    Access, ConnectionFacts, ConnectionOffer, DEFAULT, DomainAnswer, Network, Node, Pool, accelerator,
+    Access, ConnectionFacts, ConnectionOffer, DEFAULT, Network, Node, Pool, accelerator,
 };
 
 /// What is being asked now, for whoever waits.
@@ -115,7 +115,7 @@ fn domain(
     guests: &[GuestOffer],
     arch: VmArchitecture,
     machine: &MachineArgs,
-) -> Option<DomainAnswer> {
+) -> Option<(VmArchitecture, Result<DomainOffer, String>)> {
     let profile = arch.profile();
     let guest = guests.iter().find(|guest| guest.machine == profile.machine)?;
     let kind = match accelerator(machine.accel, guest) {
@@ -124,7 +124,7 @@ fn domain(
     };
     let (machine, machine_type) = (Some(profile.machine), Some(profile.machine_type));
     let xml = words(connect.domain_capabilities(None, machine, machine_type, Some(kind), 0));
-    Some(DomainAnswer { arch, offer: xml.and_then(|xml| capabilities::domain(&xml)) })
+    Some((arch, xml.and_then(|xml| capabilities::domain(&xml))))
 }
 
 /// What was looked up by its name, `None` where the error `none` says that there is no such thing.

@@ -25,8 +25,8 @@ fn sound() -> ConnectionOffer {
     }
 }
 
-fn answer(arch: VmArchitecture, xml: &str) -> DomainAnswer {
-    DomainAnswer { arch, offer: Ok(capabilities::domain(xml).unwrap()) }
+fn answer(arch: VmArchitecture, xml: &str) -> (VmArchitecture, Result<DomainOffer, String>) {
+    (arch, Ok(capabilities::domain(xml).unwrap()))
 }
 
 fn findings(uri: &str, offer: ConnectionOffer, machine: &MachineArgs) -> Vec<Finding> {
@@ -45,7 +45,7 @@ fn found(uri: &str, change: impl FnOnce(&mut ConnectionOffer, &mut MachineArgs))
 }
 
 fn domain(offer: &mut ConnectionOffer, index: usize) -> &mut DomainOffer {
-    offer.domains[index].offer.as_mut().unwrap()
+    offer.domains[index].1.as_mut().unwrap()
 }
 
 #[test]
@@ -90,7 +90,7 @@ fn each_lack_is_found_under_its_own_id() {
             o.guests.as_mut().unwrap()[1].machine_types.retain(|kind| kind != "q35");
         }),
         ("connect-domain", Degrades, "domcapabilities --arch aarch64 --machine virt", |o, _| {
-            o.domains[1].offer = Err("not supported".into());
+            o.domains[1].1 = Err("not supported".into());
         }),
         ("connect-firmware", Blocks, "ovmf", |o, _| domain(o, 0).loaders.clear()),
         ("connect-firmware", Blocks, "qemu-efi-aarch64", |o, _| domain(o, 1).loaders.clear()),
