@@ -4,7 +4,6 @@ use std::fmt;
 use std::fs::File;
 use std::io::Read as _;
 use std::path::Path;
-use std::process::Command;
 
 use super::tools;
 use crate::arch::Global;
@@ -47,7 +46,7 @@ impl Edk2 {
     pub fn read(code: &Path) -> Option<Self> {
         let mut bytes = Vec::new();
         File::open(code).ok()?.take(SEARCHED_BYTES).read_to_end(&mut bytes).ok()?;
-        Self::find(&bytes).or_else(|| Self::find(&unpacked(compressed(&bytes)?)?))
+        Self::find(&bytes).or_else(|| Self::find(unpacked(compressed(&bytes)?)?.as_bytes()))
     }
 
     /// The first release named in `bytes`: `edk2-2022.11/` of a build's path (Debian), `edk2-stable202505` (Arch, openSUSE),
@@ -76,11 +75,8 @@ fn compressed(bytes: &[u8]) -> Option<&[u8]> {
     bytes.get(at + GUIDED_HEADER..at + size)
 }
 
-fn unpacked(compressed: &[u8]) -> Option<Vec<u8>> {
-    let mut command = Command::new(tools::find("xz")?);
-    command.args(["--decompress", "--format=lzma", "--stdout"]);
-    let output = tools::answer(&mut command, compressed.to_vec()).ok()?;
-    output.status.success().then_some(output.stdout)
+fn unpacked(compressed: &[u8]) -> Option<String> {
+    tools::ask(&tools::find("xz")?, &["--decompress", "--format=lzma", "--stdout"], compressed).ok()
 }
 
 fn named_in(text: &str, name: &str) -> Option<Edk2> {

@@ -40,7 +40,7 @@ impl Emulator {
     pub fn ask(path: &Path, profile: &MachineProfile) -> Result<Self> {
         let machine = ["-machine", profile.machine_type, "-accel", "tcg", "-nodefaults"];
         let arguments = [&machine[..], &["-display", "none", "-S", "-qmp", "stdio"]].concat();
-        let answers = tools::ask(path, &arguments, QUESTIONS)?;
+        let answers = tools::ask(path, &arguments, QUESTIONS.as_bytes())?;
         Self::from_answers(path, &answers).with_context(|| format!("read what {} answers", path.display()))
     }
 

@@ -55,14 +55,14 @@ pub(super) fn is_executable(path: &Path) -> bool {
 /// # Errors
 /// Names the command, and what it said where it failed.
 pub fn read(program: &Path, arguments: &[&str]) -> Result<String> {
-    ask(program, arguments, "")
+    ask(program, arguments, b"")
 }
 
 /// The same of one that is told something on its standard input.
 ///
 /// # Errors
 /// Likewise.
-pub fn ask(program: &Path, arguments: &[&str], question: &str) -> Result<String> {
+pub fn ask(program: &Path, arguments: &[&str], question: &[u8]) -> Result<String> {
     let mut command = Command::new(program);
     command.args(arguments).env("LC_ALL", "C");
     let output = answer(&mut command, question.into())?;
@@ -80,7 +80,7 @@ const MOST_BYTES: u64 = 64 << 20;
 ///
 /// # Errors
 /// Where it cannot be run, and where it has not ended within [`limits::PROBE`]: it is killed then.
-pub fn answer(command: &mut Command, question: Vec<u8>) -> Result<Output> {
+fn answer(command: &mut Command, question: Vec<u8>) -> Result<Output> {
     let program = command.get_program().display().to_string();
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().with_context(|| format!("run {program}"))?;
