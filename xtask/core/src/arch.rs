@@ -61,7 +61,7 @@ pub struct MachineProfile {
     pub systemd_boot_file: &'static str,
     /// GRUB's file in Debian's signed package, whose prefix is `/EFI/debian` on the disk it was loaded from.
     pub grub_file: &'static str,
-    /// Its name in Debian's paths of libraries (multiarch).
+    /// Its name in Debian's paths of libraries (multiarch), and before the name of each of its GNU tools.
     pub multiarch: &'static str,
     /// Where its executables expect the dynamic loader (psABI), as a directory at the root and a file name.
     pub loader: (&'static str, &'static str),
@@ -79,8 +79,6 @@ pub struct MachineProfile {
     pub strong_memory_order: bool,
     /// A CPU feature that QEMU calls by this name and that every CPU of it has, for a planted fault.
     pub baseline_feature: &'static str,
-    /// The cross-compilers' package names are in `host::packages`; this is the GNU name of the compiler.
-    pub gnu_compiler: &'static str,
 }
 
 /// QEMU's `max` CPU under emulation, less what makes it slow.
@@ -140,7 +138,6 @@ static X86_64: MachineProfile = MachineProfile {
     virtualisation_flags: &["vmx", "svm"],
     strong_memory_order: true,
     baseline_feature: "fpu",
-    gnu_compiler: "x86_64-linux-gnu-gcc",
 };
 
 static AARCH64: MachineProfile = MachineProfile {
@@ -175,7 +172,6 @@ static AARCH64: MachineProfile = MachineProfile {
     virtualisation_flags: &[],
     strong_memory_order: false,
     baseline_feature: "aarch64",
-    gnu_compiler: "aarch64-linux-gnu-gcc",
 };
 
 impl VmArchitecture {

@@ -74,20 +74,20 @@ impl Linker {
         let (program, arch) = (&self.program, machine.arch);
         let output = self.ask(shell, "-dumpmachine").map_err(|error| {
             Unfit::Missing(format!(
-                "run the linker {} (from {}) for {}; install {} or run: cargo xtask preflight --arch {arch} --fix: {error}",
+                "run the linker {} (from {}) for {}; install {}-gcc or run: cargo xtask preflight --arch {arch} --fix: {error}",
                 program.display(),
                 self.origin,
                 machine.triple,
-                machine.gnu_compiler
+                machine.multiarch
             ))
         })?;
         let link = format!("link for {}: {} (from {})", machine.triple, program.display(), self.origin);
         if !fits(&output, machine) {
             return Err(Unfit::Foreign(format!(
-                "{link} links executables for {:?}; set {} or .cargo/config.toml to {}",
+                "{link} links executables for {:?}; set {} or .cargo/config.toml to {}-gcc",
                 output.trim(),
                 variable_name(machine.triple),
-                machine.gnu_compiler
+                machine.multiarch
             )));
         }
         // Without the C library's start-up file nothing is linked.

@@ -57,7 +57,8 @@ fn linker(facts: &Facts, unfit: &Unfit) -> Finding {
         }
         Unfit::Foreign(_) => {
             let sentence = format!("the linker for {triple} links executables for another architecture");
-            let set = format!("set target.{triple}.linker in .cargo/config.toml to {}", profile.gnu_compiler);
+            let set =
+                format!("set target.{triple}.linker in .cargo/config.toml to {}-gcc", profile.multiarch);
             ("linker-foreign", sentence, set.into())
         }
         Unfit::Configuration(_) => {
