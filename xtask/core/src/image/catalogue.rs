@@ -46,7 +46,7 @@ pub struct ImageEntry {
     glibc: String,
     page_size: u64,
     pub download: Option<DownloadTable>,
-    packages: Option<PackagesTable>,
+    packages: Option<Recipe>,
 }
 
 #[derive(Deserialize)]
@@ -73,15 +73,6 @@ pub struct CataloguePin {
     pub url: String,
     pub digest: Digest,
     pub bytes: Option<u64>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct PackagesTable {
-    suite: String,
-    layout: Layout,
-    disk_mib: u64,
-    include: Vec<String>,
 }
 
 impl Catalogue {
@@ -139,7 +130,7 @@ impl ImageEntry {
                     bytes: pin.bytes,
                 })
             }
-            (None, Some(packages)) => Source::Packages(packages.recipe(arch)),
+            (None, Some(packages)) => Source::Packages(packages.for_arch(arch)),
             _ => return Err(format!("{} needs either download or packages", self.name)),
         };
         Ok(Image {
@@ -164,15 +155,16 @@ impl DownloadTable {
     }
 }
 
-impl PackagesTable {
-    fn recipe(&self, arch: VmArchitecture) -> Recipe {
+impl Recipe {
+    /// With the packages whose names differ between architectures.
+    fn for_arch(&self, arch: VmArchitecture) -> Self {
         let debian_arch = arch.profile().debian_arch;
-        let mut packages = self.include.clone();
-        packages.push(format!("linux-image-cloud-{debian_arch}"));
-        if self.layout == Layout::Grub {
-            packages.push(format!("grub-efi-{debian_arch}-signed"));
+        let mut recipe = self.clone();
+        recipe.packages.push(format!("linux-image-cloud-{debian_arch}"));
+        if recipe.layout == Layout::Grub {
+            recipe.packages.push(format!("grub-efi-{debian_arch}-signed"));
         }
-        Recipe { suite: self.suite.clone(), layout: self.layout, packages, disk_mib: self.disk_mib }
+        recipe
     }
 }
 

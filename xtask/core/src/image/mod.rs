@@ -89,13 +89,15 @@ pub struct LocalFile {
 }
 
 /// A distribution to be built from its packages.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Recipe {
     /// The suite: `bookworm`.
     pub suite: String,
     /// How the disk is laid out and boots.
     pub layout: Layout,
     /// The packages beyond the essential ones.
+    #[serde(rename(deserialize = "include"))]
     pub packages: Vec<String>,
     /// The disk's size, in MiB; the file is sparse.
     pub disk_mib: u64,
