@@ -83,23 +83,18 @@ impl Contents {
     pub fn read(directory: &Path) -> Result<Self> {
         let text = |name: &str| fs_err::read_to_string(directory.join(name));
         let packages = packages(&text("status")?);
-        let version = |wanted: &dyn Fn(&str) -> bool| {
-            let found = packages.iter().find(|line| wanted(line.split(' ').next().unwrap_or_default()));
-            found.map(|line| line.split(' ').nth(1).unwrap_or_default().to_owned())
-        };
-        let glibc = version(&|name| name == "libc6").context("the tree has no package libc6")?;
-        let is_kernel = |name: &str| {
-            name.strip_prefix("linux-image-")
-                .is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
-        };
-        let kernel = packages.iter().find(|line| is_kernel(line.split(' ').next().unwrap_or_default()));
+        let glibc = packages.iter().find_map(|line| line.strip_prefix("libc6 "));
+        let glibc = glibc.context("the tree has no package libc6")?;
+        let begins_with_digit = |rest: &str| rest.starts_with(|c: char| c.is_ascii_digit());
+        let is_kernel = |line: &&String| line.strip_prefix("linux-image-").is_some_and(begins_with_digit);
+        let kernel = packages.iter().find(is_kernel);
         let OsRelease { id, version_id, .. } = OsRelease::parse(&text("os-release")?);
         ensure!(!id.is_empty(), "os-release has no ID");
         ensure!(!version_id.is_empty(), "os-release has no VERSION_ID");
         Ok(Self {
             promised: ExpectedImage {
                 os_release: OsReleaseReport { id, version_id },
-                glibc: glibc.split(['-', '+']).next().unwrap_or_default().to_owned(),
+                glibc: glibc.split(['-', '+', ' ']).next().unwrap_or_default().to_owned(),
                 page_size: page_size(&text("kernel-config")?)
                     .context("the kernel's configuration has no page size")?,
             },
