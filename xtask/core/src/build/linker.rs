@@ -150,11 +150,9 @@ fn variable_name(triple: &str) -> String {
 fn configured(text: &[u8], triple: &str) -> Result<Option<String>> {
     let table: toml::Table = toml::from_slice(text)?;
     let linker = table.get("target").and_then(|target| target.get(triple)).and_then(|t| t.get("linker"));
-    linker
-        .map(|value| {
-            value.as_str().map(str::to_owned).with_context(|| format!("linker is not a string: {value:?}"))
-        })
-        .transpose()
+    let Some(linker) = linker else { return Ok(None) };
+    let program = linker.as_str().with_context(|| format!("linker is not a string: {linker:?}"))?;
+    Ok(Some(program.to_owned()))
 }
 
 /// A path with a slash is relative to the directory that holds `.cargo`; a bare name is for PATH.
