@@ -57,22 +57,16 @@ pub fn refused(expected: &ExpectedMachine, error: &str) -> Finding {
         let remedy = "read its message; a smoke would fail in the same way";
         ("rehearsal-refused", "libvirt does not start the domain", remedy)
     };
-    finding(expected, id, what, error.trim(), remedy)
+    Finding::blocks(id, sentence(expected, what), error.trim(), remedy)
 }
 
-fn finding(
-    expected: &ExpectedMachine,
-    id: &'static str,
-    what: &str,
-    seen: impl Into<String>,
-    remedy: &str,
-) -> Finding {
-    Finding::blocks(id, format!("the {} machine: {what}", expected.architecture), seen, remedy)
+fn sentence(expected: &ExpectedMachine, what: &str) -> String {
+    format!("the {} machine: {what}", expected.architecture)
 }
 
 impl Findings<'_> {
     fn add(&mut self, id: &'static str, what: impl AsRef<str>, seen: impl Into<String>, remedy: &str) {
-        self.found.push(finding(self.expected, id, what.as_ref(), seen, remedy));
+        self.found.push(Finding::blocks(id, sentence(self.expected, what.as_ref()), seen, remedy));
     }
 
     /// Something is not as the domain's XML says.
