@@ -9,10 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
-pub use schema::{
-    AgentReport, Evidence, FailureReport, FirmwareReport, FootprintEvidence, GuestReport, HostReport,
-    ImageReport, Phase, PhaseReport, PhaseStatus, SnapshotReport, StatusEvidence, WorkloadEvidence,
-};
+pub use schema::*;
 
 use crate::arch::VmArchitecture;
 use crate::error::Verdict;
