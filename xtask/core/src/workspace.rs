@@ -132,7 +132,7 @@ impl Workspace {
 
 /// What the cargo that runs this has set for this package. An inner cargo must not see it: build scripts that read such
 /// variables would be run anew for it.
-pub fn inherited_from_cargo() -> impl Iterator<Item = OsString> {
+fn inherited_from_cargo() -> impl Iterator<Item = OsString> {
     const PREFIXES: [&str; 3] = ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_CFG_"];
     std::env::vars_os().map(|(name, _)| name).filter(|name| {
         name.to_str().is_some_and(|name| PREFIXES.iter().any(|prefix| name.starts_with(prefix)))
@@ -167,6 +167,23 @@ mod tests {
         assert_ne!(one.target_dir(), other.target_dir());
         assert!(one.target_dir().starts_with("/t"));
         assert_eq!(workspace("/a", "/a/target").target_dir(), Path::new("/a/target"));
+    }
+
+    #[test]
+    fn cargo_gets_directories_that_no_other_checkout_has() {
+        let directories = |workspace: &Workspace| {
+            let command = workspace.cargo();
+            let value = |name: &str| {
+                let mut set = command.get_envs().filter(|(key, _)| *key == name);
+                set.find_map(|(_, value)| value).map(PathBuf::from)
+            };
+            (value("CARGO_TARGET_DIR").unwrap(), value("CARGO_BUILD_BUILD_DIR"))
+        };
+        let build =
+            |root: &str| Workspace { build: "/t".into(), ..workspace(root, &format!("{root}/target")) };
+        assert_eq!(directories(&build("/a")), ("/a/target".into(), Some("/a/target".into())));
+        assert_ne!(directories(&build("/a")), directories(&build("/b")));
+        assert_eq!(directories(&workspace("/a", "/a/target")), ("/a/target".into(), None));
     }
 
     #[test]

@@ -5,14 +5,15 @@ pub mod linker;
 pub mod profile;
 
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use xshell::{Shell, cmd};
 
 use crate::arch::VmArchitecture;
 use crate::cli::BuildArgs;
 use crate::digest::Algorithm;
-use crate::workspace::{Workspace, inherited_from_cargo};
+use crate::workspace::Workspace;
 
 /// The package that is built and tested.
 pub const AGENT_PACKAGE: &str = "iot-agent";
@@ -71,20 +72,20 @@ pub fn check(shell: &Shell, workspace: &Workspace, args: &BuildArgs) -> Result<l
 /// As [`check`]; where cargo fails; where its messages do not name exactly one executable.
 pub fn build(shell: &Shell, workspace: &Workspace, args: &BuildArgs) -> Result<Agent> {
     check(shell, workspace, args)?;
-    let (triple, profile) = (args.arch.profile().triple, &args.profile);
-    let cargo = crate::workspace::cargo();
-    let target = workspace.target_dir();
-    let _dir = shell.push_dir(workspace.root());
-    let command = cmd!(
-        shell,
-        "{cargo} build --package {AGENT_PACKAGE} --bin {AGENT_PACKAGE} --target {triple} --profile {profile}
-         --target-dir {target}
-         --message-format json-render-diagnostics"
+    let triple = args.arch.profile().triple;
+    // Another checkout's intermediate files may be in the build directory: cargo gets this workspace's own.
+    let mut command = workspace.cargo();
+    command.args(["build", "--package", AGENT_PACKAGE, "--bin", AGENT_PACKAGE, "--target", triple]);
+    command.args(["--profile", &args.profile, "--message-format", "json-render-diagnostics"]);
+    let what = || format!("build {AGENT_PACKAGE} for {triple}");
+    let output = command.stderr(Stdio::inherit()).output().with_context(what)?;
+    ensure!(
+        output.status.success(),
+        "{}: cargo {}; the compiler's own messages are above",
+        what(),
+        output.status
     );
-    let command = inherited_from_cargo().fold(command, |command, name| command.env_remove(name));
-    let messages = command.quiet().read().with_context(|| {
-        format!("build {AGENT_PACKAGE} for {triple}; the compiler's own messages are above")
-    })?;
+    let messages = String::from_utf8(output.stdout).with_context(what)?;
     Agent::read(&artifact::executable(&messages, AGENT_PACKAGE)?, args.arch)
 }
 
