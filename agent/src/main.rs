@@ -54,12 +54,8 @@ fn execute(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::CheckConfig { file } => {
             let config = Config::load(&file)?;
-            println!(
-                "{}: device {}, {} bus address(es)",
-                file.display(),
-                config.agent.device_id,
-                config.nats.urls.len()
-            );
+            let (device, count) = (config.agent.device_id, config.nats.urls.len());
+            println!("{}: device {device}, {count} bus address(es)", file.display());
             Ok(ExitCode::SUCCESS)
         }
         Command::Status { file, json } => {

@@ -107,13 +107,9 @@ pub fn describe(path: &Path) -> Result<(String, bool)> {
     let status = &local.status;
     let alive = Path::new("/proc").join(local.pid.to_string()).exists();
     let age = uptime_seconds()?.saturating_sub(status.uptime_seconds);
-    let mut lines = vec![format!(
-        "{} {}, process {}{}, {age} s ago",
-        status.device_id,
-        status.agent_version,
-        local.pid,
-        if alive { "" } else { ", which has ended" },
-    )];
+    let (device_id, version, pid) = (&status.device_id, &status.agent_version, local.pid);
+    let ended = if alive { "" } else { ", which has ended" };
+    let mut lines = vec![format!("{device_id} {version}, process {pid}{ended}, {age} s ago")];
     lines.push(match (&local.bus.connected, &local.bus.error) {
         (true, _) => "bus: connected".to_owned(),
         (false, None) => "bus: not connected yet".to_owned(),
