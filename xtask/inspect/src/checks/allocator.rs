@@ -28,10 +28,8 @@ pub(super) fn check(elf: &Elf<'_>, target: &Target<'_>, findings: &mut Vec<Findi
     let small = target.pages.iter().filter(|page| page.bytes > built);
     let count = findings.len();
     for page in small {
-        let offers = format!(
-            "{} with pages of {} bytes; it ends at its first allocation there",
-            page.whose, page.bytes
-        );
+        let (whose, bytes) = (&page.whose, page.bytes);
+        let offers = format!("{whose} with pages of {bytes} bytes; it ends at its first allocation there");
         let remedy = "build jemalloc for 64 KiB: JEMALLOC_SYS_WITH_LG_PAGE=16 (tikv-jemallocator), --with-lg-page=16 (configure)";
         findings.push(Finding::refused_if(page.certain, "allocator-page-size", &found, &offers, remedy));
     }

@@ -20,9 +20,7 @@ pub(super) fn check(elf: &Elf<'_>, findings: &mut Vec<Finding>) {
     findings.push(Finding::informs("build-id", id));
     let loaded: u64 = elf.loads().map(|load| load.memory_size).fold(0, u64::saturating_add);
     let (segments, sections) = elf.counts();
-    let found = format!(
-        "{} bytes, {loaded} of them in memory; {segments} program headers, {sections} sections",
-        elf.data.len()
-    );
-    findings.push(Finding::informs("size", found));
+    let bytes = elf.data.len();
+    let headers = format!("{segments} program headers, {sections} sections");
+    findings.push(Finding::informs("size", format!("{bytes} bytes, {loaded} of them in memory; {headers}")));
 }

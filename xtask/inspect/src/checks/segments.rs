@@ -53,11 +53,8 @@ fn fault(loads: &[Load], page: u64, library: bool) -> Option<String> {
         return Some("the dynamic loader takes no smaller alignment than a page".to_owned());
     }
     let crooked = loads.iter().find(|load| load.offset % page != load.address % page && load.file_size > 0);
-    if let Some(load) = crooked {
-        return Some(format!(
-            "the one at {:#x} lies at another place in its page than in the file",
-            load.address
-        ));
+    if let Some(Load { address, .. }) = crooked {
+        return Some(format!("the one at {address:#x} lies at another place in its page than in the file"));
     }
     let shared = loads.windows(2).find(|pair| {
         let end = pair[0].address.saturating_add(pair[0].memory_size);
