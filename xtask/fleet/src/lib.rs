@@ -69,12 +69,11 @@ impl Broker {
 
     /// The agent's configuration for a guest of this run.
     pub fn agent_config(&self) -> String {
+        let (id, password, port) = (&self.device_id, &self.device_password, self.server.port);
         format!(
             "[agent]\ndevice_id = \"{id}\"\nheartbeat_seconds = 3\n\n[credentials]\ntype = \"toml-shared\"\n\
-             username = \"{id}\"\npassword = \"{}\"\n\n[nats]\nurls = [\"nats://{HOST_FROM_GUEST}:{}\"]\n",
-            self.device_password,
-            self.server.port,
-            id = self.device_id,
+             username = \"{id}\"\npassword = \"{password}\"\n\n\
+             [nats]\nurls = [\"nats://{HOST_FROM_GUEST}:{port}\"]\n"
         )
     }
 
@@ -99,12 +98,8 @@ impl Broker {
         let status: DeviceStatus = serde_json::from_slice(&entry.value).with_context(|| {
             format!("read the device's status {:?}", String::from_utf8_lossy(&entry.value))
         })?;
-        ensure!(
-            status.schema == protocol::STATUS_SCHEMA,
-            "the device's status has schema {}, this workflow reads {}",
-            status.schema,
-            protocol::STATUS_SCHEMA
-        );
+        let (schema, known) = (status.schema, protocol::STATUS_SCHEMA);
+        ensure!(schema == known, "the device's status has schema {schema}, this workflow reads {known}");
         Ok(Some(ReceivedStatus { revision: entry.revision, status }))
     }
 

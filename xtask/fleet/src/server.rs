@@ -170,13 +170,11 @@ fn ports_files(directory: &Path) -> Result<Vec<PathBuf>> {
 /// The server writes its ports to `<program>_<pid>.ports` once it listens.
 fn wait_for_port(child: &Child, directory: &Path, log: &Path, ui: &Ui) -> Result<u16> {
     let deadline = Instant::now() + limits::SERVER_START;
+    let output = || last_lines(log, 5).join(" | ");
     loop {
         ui.check()?;
         if let Some(status) = child.ended()? {
-            bail!(
-                "start the broker: it ended at once with {status}; its output: {}",
-                last_lines(log, 5).join(" | ")
-            );
+            bail!("start the broker: it ended at once with {status}; its output: {}", output());
         }
         // A file that is half written has no port yet.
         let text = ports_files(directory)?.first().and_then(|path| std::fs::read_to_string(path).ok());
@@ -187,7 +185,7 @@ fn wait_for_port(child: &Child, directory: &Path, log: &Path, ui: &Ui) -> Result
             Instant::now() < deadline,
             "start the broker: it does not listen after {} s; its output: {}",
             limits::SERVER_START.as_secs(),
-            last_lines(log, 5).join(" | ")
+            output()
         );
         std::thread::sleep(limits::RETRY);
     }
