@@ -138,13 +138,10 @@ fn line_of_other(kept: &CachedImage) -> String {
 
 fn line_of_snapshot(found: &Found) -> String {
     let used = used_by(&found.users);
-    let Some(SnapshotManifest { image, arch, made_at, .. }) =
-        found.manifest.as_ref().filter(|_| found.is_good)
-    else {
-        return format!(
-            "{}: a snapshot that will not be used again; image prune deletes it{used}",
-            found.name()
-        );
+    let manifest = found.manifest.as_ref().filter(|_| found.is_good);
+    let Some(SnapshotManifest { image, arch, made_at, .. }) = manifest else {
+        let name = found.name();
+        return format!("{name}: a snapshot that will not be used again; image prune deletes it{used}");
     };
     let (arch, bytes) = (arch.to_string(), human_bytes(found.bytes()));
     format!("{image:<21} {arch:<8} {:<28} {bytes}, made {made_at}{used}", "a snapshot")
@@ -166,10 +163,8 @@ fn fetch(store: &Store<'_>, args: &ImageFetchArgs) -> Result<()> {
         return fetch_to(store, &image, to);
     }
     if matches!(image.source, Source::File(_)) {
-        bail!(Failure::usage(format!(
-            "fetch {}: a local file needs no fetching, it is booted where it is",
-            args.image
-        )));
+        let error = format!("fetch {}: a local file needs no fetching, it is booted where it is", args.image);
+        bail!(Failure::usage(error));
     }
     let ready = make(store, "fetch", &image, || crate::ensure::ensure(store, &image, RetryPolicy::Full))?;
     print_ready(&image, &ready, None, args.json)
@@ -203,10 +198,8 @@ fn fetch_to(store: &Store<'_>, image: &Image, to: &Path) -> Result<()> {
 fn build_image(store: &Store<'_>, args: &ImageBuildArgs) -> Result<()> {
     let image = Catalogue::built_in().find(&args.name, args.arch)?;
     let Source::Packages(recipe) = &image.source else {
-        bail!(Failure::usage(format!(
-            "build {}: it is a download; run: cargo xtask image fetch {0}",
-            args.name
-        )));
+        let error = format!("build {}: it is a download; run: cargo xtask image fetch {0}", args.name);
+        bail!(Failure::usage(error));
     };
     let (before, ready) = make(store, "build", &image, || match args.rebuild {
         true => crate::ensure::rebuild(store, &image, recipe),

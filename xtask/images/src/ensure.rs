@@ -44,17 +44,14 @@ pub fn ensure(store: &Store<'_>, image: &Image, retry_policy: RetryPolicy) -> Re
         ),
         None => make(&key)?,
     };
-    inventory::keep(store, image, &store.directory(&key))?;
+    let directory = store.directory(&key);
+    inventory::keep(store, image, &directory)?;
     if !image.is_verified() {
-        store.ui.line(&format!(
-            "{} is UNVERIFIED, {}; to fetch it again, delete {}",
-            image.name,
-            ready.how,
-            store.directory(&key).display()
-        ));
+        let (name, how, directory) = (&image.name, ready.how, directory.display());
+        store.ui.line(&format!("{name} is UNVERIFIED, {how}; to fetch it again, delete {directory}"));
     }
     if let Some(run) = store.run {
-        run.uses_image(&store.directory(&key))?;
+        run.uses_image(&directory)?;
     }
     Ok(ready)
 }

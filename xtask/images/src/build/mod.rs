@@ -42,12 +42,9 @@ pub(crate) const SCRIPTS: &[&str] = &[
 
 /// Leaves `disk` and the manifest's raw facts in `directory`; returns where it came from.
 pub(crate) fn build(store: &Store<'_>, directory: &Path, image: &Image, recipe: &Recipe) -> Result<String> {
-    store.ui.note(&format!(
-        "building the image {} for {} from {} packages and their dependencies",
-        image.name,
-        image.arch,
-        recipe.packages.len()
-    ));
+    let (name, arch, count) = (&image.name, image.arch, recipe.packages.len());
+    let note = format!("building the image {name} for {arch} from {count} packages and their dependencies");
+    store.ui.note(&note);
     bootstrap::bootstrap(store, directory, image, recipe, Speed::Full)?;
     assemble(store, directory, image, recipe)?;
     let qemu_img = tools::require("qemu-img")?;

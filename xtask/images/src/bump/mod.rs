@@ -218,20 +218,15 @@ impl Newest {
     }
 
     fn verdict(&self, entry: &BumpEntry, changed: bool, dry_run: bool) -> String {
-        let (name, to) = (&entry.name, &self.date);
+        let (name, from, to) = (&entry.name, Self::from(entry), &self.date);
         let by = match &self.signer {
             Some(Signer { user, fingerprint }) => format!("signed by {user} ({fingerprint})"),
             None => "NOT SIGNED: protected by the TLS connection only".to_owned(),
         };
         match (changed, dry_run) {
             (false, _) => format!("{name}: up to date, release {to}, {by}"),
-            (true, false) => format!("{name}: from release {} to {to}, {by}", Self::from(entry)),
-            (true, true) => {
-                format!(
-                    "{name}: would go from release {} to {to}, {by}; nothing is written",
-                    Self::from(entry)
-                )
-            }
+            (true, false) => format!("{name}: from release {from} to {to}, {by}"),
+            (true, true) => format!("{name}: would go from release {from} to {to}, {by}; nothing is written"),
         }
     }
 }

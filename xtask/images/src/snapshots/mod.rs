@@ -67,9 +67,9 @@ pub fn lock(cache: &Cache, key: &str, limit: Duration, ui: &Ui) -> Result<File> 
     let path = cache.snapshots().join(format!("{key}.lock"));
     wait_for_lock(&path, ui, |waited| {
         // The seconds are the sign of life: no guest of this run could give one yet.
+        let seconds = waited.as_secs();
         ui.tick(&format!(
-            "another run is making this snapshot, or restoring from it, for {} s so far",
-            waited.as_secs()
+            "another run is making this snapshot, or restoring from it, for {seconds} s so far"
         ))?;
         if waited > limit {
             bail_host!(
