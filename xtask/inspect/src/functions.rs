@@ -25,7 +25,7 @@ pub(crate) struct Functions {
 }
 
 impl Functions {
-    /// Those of `code`, of all [`starts`].
+    /// Those of `code`, of all that [`starts`] has found.
     pub(crate) fn of(starts: &[u64], code: &Code<'_>) -> Option<Self> {
         let length = u32::try_from(code.bytes.len()).ok()?;
         let first = starts.partition_point(|start| *start <= code.address);

@@ -49,7 +49,7 @@ pub struct FetchRequest<'a> {
 pub enum RetryPolicy {
     /// A person asked for this very file: several attempts.
     Full,
-    /// There is a fallback: [`Kind::Unreachable`] where the host has not answered within [`limits::PROBE`]; once it has,
+    /// There is a fallback: [`Kind::Unreachable`] where the host has not answered within `limits::PROBE`; once it has,
     /// as [`RetryPolicy::Full`].
     ProbeFirst,
     /// As [`RetryPolicy::ProbeFirst`], and a connection that fails at once is tried no second time: it failed a while ago, too.
