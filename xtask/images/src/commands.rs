@@ -279,8 +279,12 @@ fn verify(store: &Store<'_>, args: &ImageVerifyArgs) -> Result<()> {
         print_json(&json!({ "schema": 2, "images": verified }))?;
     }
     if !changed.is_empty() {
-        let hint = format!("delete it from {} and fetch or build it again", store.cache.images().display());
-        bail!(Failure::guest(format!("changed since it was made: {}", changed.join(", ")), hint));
+        let hint =
+            format!("delete them from {}, and fetch or build them again", store.cache.images().display());
+        bail!(Failure::guest(
+            format!("changed since they were made, or cannot be read: {}", changed.join(", ")),
+            hint
+        ));
     }
     Ok(())
 }
