@@ -1,12 +1,13 @@
 //! Numbers and times as people read them, and results as programs do.
 
 use std::io::{ErrorKind, Write as _};
+use std::time::SystemTime;
 
 use clap::ValueEnum;
 
 /// Now, RFC 3339, UTC, whole seconds.
 pub fn now_rfc3339() -> String {
-    jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+    humantime::format_rfc3339_seconds(SystemTime::now()).to_string()
 }
 
 /// Prints JSON on stdout. A reader that has had enough of it (`| head`) is no error.

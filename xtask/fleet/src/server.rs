@@ -6,8 +6,7 @@ use std::time::Instant;
 
 use agent_protocol as protocol;
 use anyhow::{Context, Result, bail, ensure};
-use rustix::fd::OwnedFd;
-use rustix::net::{AddressFamily, SocketType, bind, ipproto, socket, sockopt};
+use socket2::{Domain, Socket, Type};
 use xtask_core::fs::{make_private_dir, write_private};
 use xtask_core::host::tools;
 use xtask_core::{bail_host, limits};
@@ -21,7 +20,7 @@ pub const FLEET_USER: &str = "fleet";
 /// A running nats-server with JetStream, which ends with this value. [`crate::Broker`] is one with the fleet's connection.
 pub struct Server {
     /// `Err`: it is away, and its port is kept from others.
-    state: Result<Child, OwnedFd>,
+    state: Result<Child, Socket>,
     /// The port on 127.0.0.1, also while the server is away.
     pub port: u16,
     directory: PathBuf,
@@ -90,10 +89,10 @@ impl Server {
 
 /// A bound socket that does not listen: the kernel gives its port to nobody who asks for any, and refuses who connects.
 /// nats-server's own socket may have it all the same, since both say SO_REUSEADDR and this one never listens.
-fn keep_from_others(port: u16) -> Result<OwnedFd> {
-    let socket = socket(AddressFamily::INET, SocketType::STREAM, Some(ipproto::TCP))?;
-    sockopt::set_socket_reuseaddr(&socket, true)?;
-    bind(&socket, &std::net::SocketAddr::from(([127, 0, 0, 1], port)))?;
+fn keep_from_others(port: u16) -> Result<Socket> {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&std::net::SocketAddr::from(([127, 0, 0, 1], port)).into())?;
     Ok(socket)
 }
 

@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 
 use crate::cache::Cache;
+use crate::format::now_rfc3339;
 use crate::fs::{
     directories, is_own, lock, make_own_dir, make_private_dir, read_if_there, remove_file, remove_tree,
     try_lock, write_atomically,
@@ -242,8 +243,8 @@ fn new_id() -> Result<String> {
     let mut random = [0; 2];
     rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())
         .context("ask the kernel for a random number")?;
-    let now = jiff::Timestamp::now().strftime("%m%d-%H%M%S");
-    Ok(format!("{now}-{:04x}", u16::from_le_bytes(random)))
+    let digits: String = now_rfc3339().chars().filter(char::is_ascii_digit).collect();
+    Ok(format!("{}-{}-{:04x}", &digits[4..8], &digits[8..14], u16::from_le_bytes(random)))
 }
 
 #[cfg(test)]

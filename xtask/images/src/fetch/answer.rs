@@ -1,6 +1,6 @@
 //! What an answer's head means for a download. Pure: status and headers in, what to do out.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use reqwest::StatusCode;
 use reqwest::header::{
@@ -104,8 +104,8 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     if let Ok(seconds) = text.parse::<u32>() {
         return Some(Duration::new(seconds.into(), 0));
     }
-    let then = jiff::fmt::rfc2822::parse(text).ok()?.timestamp();
-    Some(then.duration_since(jiff::Timestamp::now()).try_into().unwrap_or_default())
+    let then = httpdate::parse_http_date(text).ok()?;
+    Some(then.duration_since(SystemTime::now()).unwrap_or_default())
 }
 
 #[cfg(test)]

@@ -14,8 +14,8 @@ use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use rustix::net::{AddressFamily, SocketType, bind, ipproto, listen, socket};
 use serde_json::json;
+use socket2::{Domain, Socket, Type};
 use xtask_core::digest::Algorithm;
 use xtask_core::error::Failure;
 use xtask_core::format::human_bytes;
@@ -116,9 +116,9 @@ impl DeliveryGuest<'_> {
 
     fn by_http(&self) -> Result<f64> {
         // Who asks for it is refused until there is something: no connection outlives a save, so that a restored guest makes one, too.
-        let socket = socket(AddressFamily::INET, SocketType::STREAM, Some(ipproto::TCP))?;
-        bind(&socket, &SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0)).context("take a port of loopback")?;
-        let listener = TcpListener::from(socket);
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+        socket.bind(&SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0).into()).context("take a port of loopback")?;
+        let listener = TcpListener::from(socket.try_clone()?);
         let port = listener.local_addr().context("take a port of loopback")?.port();
         // bash reads the header's lines byte by byte, and leaves what follows to cat; no client of a distribution's starts faster.
         let waiting = self.waiting(&format!(
@@ -127,7 +127,7 @@ impl DeliveryGuest<'_> {
              while read -r line <&3 && [ ${{#line}} -gt 1 ]; do :; done; cat <&3"
         ))?;
         let started = Instant::now();
-        listen(&listener, 1).context("listen on loopback")?;
+        socket.listen(1).context("listen on loopback")?;
         listener.set_nonblocking(true).context("listen on loopback")?;
         let stream = loop {
             match listener.accept() {
