@@ -27,8 +27,9 @@ const LINTS: &[Step<'_>] = &[
         "clippy, every feature",
         "clippy --workspace --all-targets --features xtask/vm,iot-agent/real,xtask-fleet/real,xtask-images/real -- -D warnings",
     ),
-    // As `completions` builds it; all else has it among `xtask-vm`'s features.
+    // As `completions`, `build` and `inspect` build them; all else has them among `xtask-vm`'s features.
     ("clippy, completions", "clippy --package xtask --bin xtask-complete --features complete -- -D warnings"),
+    ("clippy, inspect", "clippy --package xtask --bin xtask-inspect --features inspect -- -D warnings"),
 ];
 
 const TESTS: &[Step<'_>] = &[

@@ -1,9 +1,7 @@
 //! The tasks that `xtask` does itself, and the way into `xtask-vm` for the others.
 
 mod ahead;
-mod build;
 mod ci;
-mod inspect;
 mod preflight;
 mod soak;
 mod vm;
@@ -17,6 +15,7 @@ use clap::ValueEnum as _;
 use self::ahead::Ahead;
 use xtask_core::arch::VmArchitecture;
 use xtask_core::bail_host;
+use xtask_core::build;
 use xtask_core::cli::{
     Cli, Command, FixArgs, HeavyCommand, HeavyVmCommand, LightCommand, MachineArgs, Shell, SmokeArgs,
     Verbosity, VmCommand,
@@ -36,7 +35,7 @@ use xtask_core::workspace::Workspace;
 pub(crate) fn run(cli: &Cli) -> Result<()> {
     let verbosity = cli.verbosity;
     match &cli.command {
-        Command::Inspect(args) => inspect::run(args, verbosity),
+        Command::Inspect(_) => become_xtask_inspect(&Workspace::find()?),
         Command::Preflight(args) => preflight::run(&Workspace::find()?, args, verbosity),
         Command::Light(command) => run_light(&Workspace::find()?, command),
         Command::Heavy(command) => run_heavy(&Workspace::find()?, command, verbosity),
@@ -55,7 +54,10 @@ pub(crate) fn run(cli: &Cli) -> Result<()> {
 
 fn run_light(workspace: &Workspace, command: &LightCommand) -> Result<()> {
     match command {
-        LightCommand::Build(args) => build::run(workspace, args),
+        LightCommand::Build(args) => {
+            build::profile::check(workspace.root(), &args.profile)?;
+            become_xtask_inspect(workspace)
+        }
         LightCommand::Ci(args) => ci::run(workspace, args),
         LightCommand::Soak(args) => soak::run(workspace, args),
         LightCommand::Completions { shell } => print_completions(workspace, *shell),
@@ -84,7 +86,7 @@ fn run_heavy(workspace: &Workspace, command: &HeavyCommand, verbosity: Verbosity
 /// What can be known to be wrong before anything slow starts.
 fn check_smoke(workspace: &Workspace, args: &SmokeArgs) -> Result<()> {
     Choice::from_args(&args.machine.image, args.build.arch)?;
-    xtask_core::build::profile::check(workspace.root(), &args.build.profile)?;
+    build::profile::check(workspace.root(), &args.build.profile)?;
     if let Some(path) = &args.agent
         && !path.is_file()
     {
@@ -145,6 +147,12 @@ fn become_xtask_vm(workspace: &Workspace, verbosity: Verbosity, ahead: Option<Ah
         );
     }
     Err(cargo("run").arg("--").args(std::env::args_os().skip(1)).exec()).context("run cargo for xtask-vm")
+}
+
+/// Becomes `xtask-inspect`, with the same arguments; half a minute where it has to be compiled.
+fn become_xtask_inspect(workspace: &Workspace) -> Result<()> {
+    let mut command = other_binary(workspace, "run", "xtask-inspect", "inspect");
+    Err(command.arg("--").args(std::env::args_os().skip(1)).exec()).context("run cargo for xtask-inspect")
 }
 
 /// Becomes `xtask-complete`, which prints its script; a quarter of a minute where it has to be compiled.

@@ -23,7 +23,7 @@ use self::agree::{bracketed, readelf};
 use self::build::{Tool, build, sysroot};
 use self::faults::{BUILT, PATCHED};
 use self::sound::SOUND;
-use crate::scratch::{Scratch, XTASK, message};
+use crate::scratch::{Scratch, XTASK_INSPECT, message};
 
 /// The corpus, built once.
 struct Corpus {
@@ -332,7 +332,7 @@ fn disassembly(path: &Path, address: u64, names: &str) -> String {
 fn xtask_says_it_in_json_with_an_exit_code() {
     let corpus = corpus();
     let inspect = |name: &str, more: &[&str]| {
-        let mut command = Command::new(XTASK);
+        let mut command = Command::new(XTASK_INSPECT);
         command
             .arg("inspect")
             .arg(corpus.directory.join(name))
@@ -355,7 +355,7 @@ fn xtask_says_it_in_json_with_an_exit_code() {
         (vec!["inspect", "/bin/sh", "--image", "ubuntu-95"], "there are"),
         (vec!["inspect", "/bin/sh", "--sysroot", "/nonexistent"], "not a directory"),
     ] {
-        let output = Command::new(XTASK).args(&arguments).output().unwrap();
+        let output = Command::new(XTASK_INSPECT).args(&arguments).output().unwrap();
         assert_eq!(output.status.code(), Some(2), "{arguments:?}");
         assert!(String::from_utf8_lossy(&output.stderr).contains(words), "{arguments:?}");
     }
@@ -369,7 +369,7 @@ fn without_the_image_the_release_is_known_and_the_rest_is_said() {
     let inspect = |name: &str| {
         let path = corpus.directory.join(name);
         let inspect = ["inspect", path.to_str().unwrap(), "--arch", "aarch64", "--image", "debian-12"];
-        let output = empty.run(XTASK, &inspect);
+        let output = empty.run(XTASK_INSPECT, &inspect);
         (output.status.code(), message(&output))
     };
     let (code, message) = inspect("patched-later-glibc");

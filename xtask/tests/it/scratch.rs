@@ -8,6 +8,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use xtask_core::cache::{CACHE_VARIABLE, Cache};
 
 pub(crate) const XTASK: &str = env!("CARGO_BIN_EXE_xtask");
+pub(crate) const XTASK_INSPECT: &str = env!("CARGO_BIN_EXE_xtask-inspect");
 pub(crate) const XTASK_VM: &str = env!("CARGO_BIN_EXE_xtask-vm");
 
 /// A private cache, which no other test uses. It is deleted with the value.

@@ -9,7 +9,7 @@ use xtask_core::processes::processes_naming;
 use xtask_core::report::Phase;
 
 use super::{assert_fails, skipped, smoke};
-use crate::scratch::{XTASK, XTASK_VM, assert_code, command, message};
+use crate::scratch::{XTASK, XTASK_INSPECT, XTASK_VM, assert_code, command, message};
 
 #[test]
 fn an_executable_for_another_machine_never_reaches_the_guest() {
@@ -69,7 +69,7 @@ fn a_broker_that_refuses_is_named_and_a_kept_machine_lives_until_it_is_removed()
             "--image",
             "debian-12",
         ];
-        assert_code(&command(XTASK, &inspect).output().unwrap(), i32::from(!runs));
+        assert_code(&command(XTASK_INSPECT, &inspect).output().unwrap(), i32::from(!runs));
         let (code, message) = in_guest(id, &file);
         assert_eq!(code == Some(0), *runs, "{name} in the guest: {code:?} {message}");
     }

@@ -8,8 +8,7 @@ use xtask_core::cli::BuildArgs;
 use xtask_core::workspace::Workspace;
 use xtask_inspection::check_agent;
 
-pub(super) fn run(workspace: &Workspace, args: &BuildArgs) -> Result<()> {
-    build::profile::check(workspace.root(), &args.profile)?;
+pub(crate) fn run(workspace: &Workspace, args: &BuildArgs) -> Result<()> {
     let shell = Shell::new().context("start a shell of commands")?;
     let agent = build::build(&shell, workspace, args)?;
     check_agent(&agent)?;

@@ -1,0 +1,32 @@
+//! `xtask-inspect` of `cargo xtask`: the tasks that read executables, `build` and `inspect`. It needs no package of the host. The
+//! disassemblers are not in `xtask`, which a bare machine compiles first: they take longer than the rest of it.
+
+mod build;
+mod inspect;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use xtask_core::cli::{Cli, Command, LightCommand};
+use xtask_core::error::{self, Failure};
+use xtask_core::workspace::Workspace;
+
+fn main() -> ExitCode {
+    match execute(&Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            for line in error::lines(&error) {
+                eprintln!("{line}");
+            }
+            ExitCode::from(error::code(&error))
+        }
+    }
+}
+
+fn execute(cli: &Cli) -> anyhow::Result<()> {
+    match &cli.command {
+        Command::Inspect(args) => inspect::run(args, cli.verbosity),
+        Command::Light(LightCommand::Build(args)) => build::run(&Workspace::find()?, args),
+        _ => Err(Failure::usage("xtask-inspect does not run this task; run it as cargo xtask").into()),
+    }
+}
