@@ -1,4 +1,4 @@
-//! `xtask` of `cargo xtask`: parses, does the light tasks itself and becomes `xtask-vm` for the others.
+//! The binary `xtask`: parses the command line, runs the light tasks, and replaces itself with another binary for the rest.
 
 use std::process::ExitCode;
 

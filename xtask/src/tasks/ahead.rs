@@ -1,12 +1,13 @@
-//! Compiling while the package manager works: the crates that `xtask-vm` uses and that need no package.
+//! Compiles crates of `xtask-vm` while the package manager installs packages: those crates that need no package.
 
 use std::process::{Child, Stdio};
 
 use anyhow::{Context, Result};
 use xtask_core::workspace::Workspace;
 
-/// A cargo that compiles what it can. Without libvirt's headers it goes on past the crate that needs them; what is wrong
-/// besides is reported by the build that follows. It ends with this value.
+/// A cargo process that compiles the dependencies of `xtask-vm`. Without libvirt's headers, `--keep-going` makes it continue
+/// with the crates that do not need them. Its output is discarded: the build that follows reports every error again.
+/// Dropping this value ends the process.
 pub(super) struct Ahead(Child);
 
 impl Ahead {
@@ -16,7 +17,7 @@ impl Ahead {
         Ok(Self(command.spawn().context("run cargo for the crates of xtask-vm")?))
     }
 
-    /// Waits until there is nothing more to compile without the packages.
+    /// Waits until cargo has compiled every crate that needs no package.
     pub(super) fn wait(mut self) -> Result<()> {
         let _without_headers_it_fails = self.0.wait().context("wait for cargo")?;
         Ok(())
@@ -24,7 +25,7 @@ impl Ahead {
 }
 
 impl Drop for Ahead {
-    /// Somebody said no, or pressed Ctrl-C: cargo, and with it its compilers.
+    /// Ends cargo if preflight failed, for example because the user declined the installation.
     fn drop(&mut self) {
         if let Err(error) = self.0.kill().and_then(|()| self.0.wait()) {
             eprintln!("warning: stop cargo: {error}");

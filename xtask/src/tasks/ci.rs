@@ -1,5 +1,5 @@
-//! `cargo xtask ci`: everything that must hold, and a last line that counts. Of tables of like cases a run tries a third, which
-//! the commit draws; `cargo xtask soak --all` tries all of them.
+//! `cargo xtask ci`: runs the test suite, and ends with a line that counts steps and tests. Of each table of like cases, a run
+//! tries a third, which depends on the commit. `cargo xtask soak --all` tries all cases.
 
 mod draw;
 mod runner;
@@ -27,14 +27,14 @@ const LINTS: &[Step<'_>] = &[
         "clippy, every feature",
         "clippy --workspace --all-targets --features xtask/vm,iot-agent/real,xtask-fleet/real,xtask-images/real -- -D warnings",
     ),
-    // As `completions`, `build` and `inspect` build them; all else has them among `xtask-vm`'s features.
+    // `completions`, `build` and `inspect` build these binaries with one feature each.
     ("clippy, completions", "clippy --package xtask --bin xtask-complete --features complete -- -D warnings"),
     ("clippy, inspect", "clippy --package xtask --bin xtask-inspect --features inspect -- -D warnings"),
 ];
 
 const TESTS: &[Step<'_>] = &[
     ("tests", "test --workspace"),
-    // With a real nats-server and a real qemu-img.
+    // These tests run a real nats-server and a real qemu-img.
     (
         "tests, real programs",
         "test --package xtask-fleet --package xtask-images --features xtask-fleet/real,xtask-images/real",
@@ -50,32 +50,32 @@ const TESTS: &[Step<'_>] = &[
     ("the agent", AGENT_TESTS),
 ];
 
-/// The agent against a real nats-server and a real podman. Few at a time: each has both of its own.
+/// Tests the agent with a real nats-server and a real podman. Few tests run at a time, because each starts its own two.
 pub(super) const AGENT_TESTS: &str =
     "test --workspace --features iot-agent/real --test device -- --test-threads 3";
 
-/// The steps of a group run at the same time in one cache, so they must not use the same files. Two processors carry two
-/// machines.
+/// The groups of steps that run machines. The steps of a group run at the same time in one cache, so they must not use the
+/// same files. Two processors are enough for two machines.
 const MACHINES: &[&[Step<'_>]] = &[
     &[
         ("smoke aarch64", "xtask smoke --cold --fsck --arch aarch64"),
         ("smoke x86_64", "xtask smoke --cold --fsck --arch x86_64"),
     ],
     &[("inspect", "IT inspect::"), ("fresh hosts", "IT fresh_host:: --test-threads 2")],
-    // The two that take longest: one builds, the other boots.
+    // These two take longest: the first one builds most of the time, the second one boots.
     &[("images", "IT images:: --test-threads 2"), ("warm", "IT warm:: --test-threads 2")],
-    // Most of them wait for a boot most of the time.
+    // Most of these tests wait for a boot most of the time.
     &[("the smoke can fail", "IT it_can_fail:: --test-threads 3")],
 ];
 
-/// A table whose cases are steps. debian-13's aarch64 twin is among the tests of images, which look into the guest too;
+/// A table whose cases are steps. The tests of images cover debian-13 for aarch64, and also look into the guest.
 /// ubuntu-shaped for x86_64 is built and booted by hand.
 const OTHER_IMAGES: &[Step<'_>] = &[
     ("smoke aarch64 ubuntu-shaped", "xtask smoke --cold --fsck --arch aarch64 --image ubuntu-shaped"),
     ("smoke x86_64 debian-13", "xtask smoke --cold --fsck --arch x86_64 --image debian-13"),
 ];
 
-/// The steps with tables in them.
+/// The names of the steps that contain tables.
 const DRAWN: [&str; 4] = ["broken hosts", "the rehearsal", "images", "the smoke can fail"];
 
 pub(super) fn run(workspace: &Workspace, args: &CiArgs) -> Result<()> {
@@ -107,7 +107,7 @@ fn steps() -> impl Iterator<Item = Step<'static>> {
     TESTS.iter().chain(MACHINES.iter().copied().flatten()).copied()
 }
 
-/// The steps of which [`run`] tries a third, whole.
+/// Runs the steps of which [`run`] tries a third, with all of their cases.
 pub(super) fn run_tables(workspace: &Workspace) -> Result<String> {
     let mut runner = Runner::new(workspace, None);
     let drawn = |(name, _): &Step<'_>| DRAWN.contains(name);
@@ -124,7 +124,7 @@ mod tests {
 
     use super::*;
 
-    /// A step that names no module, and a module that no step names, are found here and not by whoever misses them.
+    /// Fails if a step names a module that does not exist, or if no step names a module.
     #[test]
     fn every_module_of_the_integration_tests_is_a_step() {
         let main = include_str!("../../tests/it/main.rs");

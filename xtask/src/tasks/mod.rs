@@ -1,4 +1,4 @@
-//! The tasks that `xtask` does itself, and the way into `xtask-vm` for the others.
+//! Runs the light tasks in this process, and starts another binary for the others.
 
 mod ahead;
 mod ci;
@@ -28,10 +28,10 @@ use xtask_core::plan::Plan;
 use xtask_core::preflight::{Preflight, PreflightRequest, fix, show};
 use xtask_core::workspace::Workspace;
 
-/// Does the task, or becomes the process that does it.
+/// Runs the task, or replaces this process with the one that runs it.
 ///
 /// # Errors
-/// Whatever the task could not do; [`xtask_core::error::code`] has its exit code.
+/// Returns the task's error; [`xtask_core::error::code`] maps it to the exit code.
 pub(crate) fn run(cli: &Cli) -> Result<()> {
     let verbosity = cli.verbosity;
     match &cli.command {
@@ -39,7 +39,7 @@ pub(crate) fn run(cli: &Cli) -> Result<()> {
         Command::Preflight(args) => preflight::run(&Workspace::find()?, args, verbosity),
         Command::Light(command) => run_light(&Workspace::find()?, command),
         Command::Heavy(command) => run_heavy(&Workspace::find()?, command, verbosity),
-        // These work anywhere: the cache alone says which machines there are.
+        // These commands also work outside the workspace, because the instances are in the cache.
         Command::Vm(VmCommand::Light(command)) => vm::run(command),
         Command::Vm(VmCommand::Heavy(HeavyVmCommand::Console { machine, no_follow: true })) => {
             vm::show_console(machine.as_deref())
@@ -64,7 +64,7 @@ fn run_light(workspace: &Workspace, command: &LightCommand) -> Result<()> {
     }
 }
 
-/// Checks what can be checked without `xtask-vm`, and becomes it.
+/// Makes the checks that do not need `xtask-vm`, and then replaces this process with it.
 fn run_heavy(workspace: &Workspace, command: &HeavyCommand, verbosity: Verbosity) -> Result<()> {
     match command {
         HeavyCommand::Image(_) => become_xtask_vm(workspace, verbosity, None),
@@ -83,7 +83,7 @@ fn run_heavy(workspace: &Workspace, command: &HeavyCommand, verbosity: Verbosity
     }
 }
 
-/// What can be known to be wrong before anything slow starts.
+/// Checks the flags of a smoke whose errors can be found before anything slow starts.
 fn check_smoke(workspace: &Workspace, args: &SmokeArgs) -> Result<()> {
     Choice::from_args(&args.machine.image, args.build.arch)?;
     build::profile::check(workspace.root(), &args.build.profile)?;
@@ -103,7 +103,7 @@ fn check_smoke(workspace: &Workspace, args: &SmokeArgs) -> Result<()> {
     Ok(())
 }
 
-/// Preflight with `--fix`; quiet where nothing stands in the way.
+/// Runs preflight, with `--fix` if it is given. If no finding blocks, only the degradations are printed.
 fn ready(workspace: &Workspace, asked: &PreflightRequest<'_>, args: FixArgs) -> Result<Preflight> {
     let preflight = look(workspace, asked, args)?;
     if preflight.blocking().next().is_some() {
@@ -115,7 +115,7 @@ fn ready(workspace: &Workspace, asked: &PreflightRequest<'_>, args: FixArgs) -> 
     Ok(preflight)
 }
 
-/// [`ready`], for one guest.
+/// Runs [`ready`] for one guest architecture and returns the facts about it.
 fn ready_for(
     workspace: &Workspace,
     arch: VmArchitecture,
@@ -131,8 +131,8 @@ fn look(workspace: &Workspace, asked: &PreflightRequest<'_>, args: FixArgs) -> R
     if args.fix { fix::fix(workspace, asked, args) } else { Ok(Preflight::check(workspace, asked)?) }
 }
 
-/// Compiles `xtask-vm`, which takes two minutes the first time, and becomes it, with the same arguments: one process, one
-/// Ctrl-C, one exit code.
+/// Compiles `xtask-vm`, which takes two minutes the first time, and replaces this process with it. The arguments stay the
+/// same. So there is one process, one Ctrl-C and one exit code.
 fn become_xtask_vm(workspace: &Workspace, verbosity: Verbosity, ahead: Option<Ahead>) -> Result<()> {
     if !verbosity.quiet {
         eprintln!("building xtask-vm; about two minutes the first time, then a second");
@@ -149,23 +149,23 @@ fn become_xtask_vm(workspace: &Workspace, verbosity: Verbosity, ahead: Option<Ah
     Err(cargo("run").arg("--").args(std::env::args_os().skip(1)).exec()).context("run cargo for xtask-vm")
 }
 
-/// Becomes `xtask-inspect`, with the same arguments; half a minute where it has to be compiled.
+/// Replaces this process with `xtask-inspect`, with the same arguments. If it must be compiled first, this takes half a minute.
 fn become_xtask_inspect(workspace: &Workspace) -> Result<()> {
     let mut command = other_binary(workspace, "run", "xtask-inspect", "inspect");
     Err(command.arg("--").args(std::env::args_os().skip(1)).exec()).context("run cargo for xtask-inspect")
 }
 
-/// Becomes `xtask-complete`, which prints its script; a quarter of a minute where it has to be compiled.
+/// Replaces this process with `xtask-complete`, which prints the script. If it must be compiled first, this takes 15 s.
 fn print_completions(workspace: &Workspace, shell: Shell) -> Result<()> {
     let value = shell.to_possible_value().expect("no shell is hidden");
     let mut command = other_binary(workspace, "run", "xtask-complete", "complete");
     Err(command.args(["--", value.get_name()]).exec()).context("run cargo for the completions")
 }
 
-/// cargo for a binary of this package that `xtask` does not contain.
+/// Returns a cargo command for another binary of this package.
 fn other_binary(workspace: &Workspace, subcommand: &str, name: &str, feature: &str) -> Process {
     let mut command = workspace.cargo();
-    // Paths among the arguments are relative to where the command was typed.
+    // Relative paths in the arguments start at the directory in which the command was typed.
     command.current_dir(".");
     command.args([subcommand, "--quiet", "--package", "xtask", "--bin", name, "--features", feature]);
     command.arg("--manifest-path").arg(workspace.root().join("Cargo.toml"));

@@ -1,4 +1,4 @@
-//! `cargo xtask preflight`: can this machine do it, what exactly is missing, fix it.
+//! `cargo xtask preflight`: checks that this machine is ready; `--fix` installs what is missing.
 
 use anyhow::Result;
 use xtask_core::cli::{PreflightArgs, SmokeArgs, Verbosity};
@@ -17,14 +17,14 @@ pub(super) fn run(workspace: &Workspace, args: &PreflightArgs, verbosity: Verbos
     check_flags(&preflight.facts, args)?;
     let asks_libvirt = args.rehearse || args.connect.is_some();
     if asks_libvirt && preflight.verdict().is_ok() {
-        // `xtask-vm` looks at everything again, and says it all at once.
+        // `xtask-vm` repeats all checks, and prints their findings together with libvirt's.
         return super::become_xtask_vm(workspace, verbosity, None);
     }
     present(&preflight, args)
 }
 
-/// What the flags ask of the machine and it cannot do: an accelerator that is not there, a CPU model that no emulator has. Where
-/// no architecture was named, that one of them can do it is enough.
+/// Returns an error if this machine cannot do what the flags request, for example if the accelerator is missing or no
+/// emulator has the CPU model. Without `--arch`, it is enough if one architecture can do it.
 fn check_flags(facts: &[Facts], args: &PreflightArgs) -> Result<()> {
     let with_emulator = facts.iter().filter(|facts| facts.working_emulator().is_some());
     let checked: Vec<_> = with_emulator.map(|facts| Plan::check_flags(facts).map(drop)).collect();
@@ -34,7 +34,7 @@ fn check_flags(facts: &[Facts], args: &PreflightArgs) -> Result<()> {
     Ok(checked.into_iter().collect::<Result<_, _>>()?)
 }
 
-/// A smoke that does not get past preflight leaves its report too, where one was asked for.
+/// Writes the report of a smoke that failed before `xtask-vm` started, if `--report` is given.
 pub(super) fn report(args: &SmokeArgs, error: &anyhow::Error) {
     let Some(directory) = &args.report else { return };
     let mut report = Report::begin("none", &xtask_core::format::now_rfc3339(), args.build.arch);

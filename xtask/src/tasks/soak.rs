@@ -1,5 +1,5 @@
-//! `cargo xtask soak`: what is too long for every change. Plain smokes, pairs at once, and smokes that are killed, or their QEMU, at
-//! random moments, after which the next one must join; each followed by a look at what is left.
+//! `cargo xtask soak`: tests that take too long for every change. It repeats smokes, runs two at once, and kills smokes or
+//! their QEMU at random moments, after which the next smoke must join. After each round it checks for leftovers.
 
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
@@ -23,11 +23,11 @@ use super::ci;
 
 mod kills;
 
-/// Of the crate `inspect`, by executions in the place of its seconds.
+/// The arguments that run the fuzz test of the crate `inspect`. A variable limits it by executions instead of by time.
 const FUZZ_TEST: &[&str] =
     &["test", "--quiet", "--package", "inspect", "--test", "fuzz", "--", "--nocapture", "whatever"];
 
-/// A kind of rounds: its name, how many there are, and one of them, which says how it passed.
+/// A kind of round: its name, the number of rounds, and a function that runs one round and returns a line about it.
 type Kind<'a> = (&'a str, u32, &'a dyn Fn(u32) -> Result<String>);
 
 pub(super) fn run(workspace: &Workspace, args: &SoakArgs) -> Result<()> {
@@ -66,7 +66,7 @@ pub(super) fn run(workspace: &Workspace, args: &SoakArgs) -> Result<()> {
     if failed == 0 { Ok(()) } else { Err(Failure::reported(1).into()) }
 }
 
-/// Fails where the cache is somebody else's too: a soak deletes snapshots and counts what is left.
+/// Returns an error if the cache has instances or leftovers: a soak deletes snapshots, and reports all that is left.
 fn alone() -> Result<()> {
     const OTHER: &str = "or use another IOT_XTASK_CACHE";
     let cache = Cache::from_env()?;
@@ -81,7 +81,7 @@ fn alone() -> Result<()> {
     Ok(())
 }
 
-/// Whatever came of a round, nothing of it may be left.
+/// Adds an error to the result of a round if the round has left anything.
 fn tidy(result: Result<String>) -> Result<String> {
     let left = Cache::from_env().map_err(Into::into).and_then(|cache| nothing_left(&cache));
     match (result, left) {
@@ -90,10 +90,10 @@ fn tidy(result: Result<String>) -> Result<String> {
     }
 }
 
-/// This very program, also once cargo has put another in its place: a soak goes on for hours beside somebody who builds (proc(5)).
+/// The path of this program, even after a build has replaced its file, since a soak runs for hours (proc(5)).
 const OWN: &str = "/proc/self/exe";
 
-/// A smoke as a child, in a process group of its own so that it can be killed whole.
+/// Starts a smoke as a child in its own process group, so that the whole group can be killed.
 fn start(args: &SoakArgs, more: &[&str]) -> Result<Child> {
     Command::new(OWN)
         .args(["smoke", "--quiet", "--arch", &args.arch.to_string()])
@@ -114,7 +114,7 @@ fn passed(status: ExitStatus, started: Instant) -> Result<String> {
     Ok(format!("passed in {}", human_seconds(started.elapsed().as_secs_f64())))
 }
 
-/// So many smokes at once. All of them are awaited, also where one fails.
+/// Runs `count` smokes at once. Waits for all of them, even if one fails.
 fn smokes(args: &SoakArgs, count: usize) -> Result<String> {
     let started = Instant::now();
     let children = (0..count).map(|_| start(args, &["--fsck"])).collect::<Result<Vec<_>>>()?;
@@ -122,7 +122,7 @@ fn smokes(args: &SoakArgs, count: usize) -> Result<String> {
     Ok(ended.into_iter().collect::<Result<Vec<_>>>()?.join(", "))
 }
 
-/// Tests that take more time where this variable is set.
+/// Runs tests with an environment variable that makes them take longer.
 fn tests(workspace: &Workspace, arguments: &[&str], (name, value): (&str, &str)) -> Result<String> {
     let started = Instant::now();
     let mut command = workspace.cargo();
@@ -131,10 +131,10 @@ fn tests(workspace: &Workspace, arguments: &[&str], (name, value): (&str, &str))
     passed(status, started).context("see the failures above")
 }
 
-/// An error where anything is left: processes of any run, runs that still have their working files, snapshots that are no whole ones. A
-/// soak has the cache to itself.
+/// Returns an error if anything is left: processes of a run, working files of a run, or incomplete snapshots. A soak has the
+/// cache to itself.
 fn nothing_left(cache: &Cache) -> Result<()> {
-    // Also of a run whose directory is gone.
+    // This also finds processes of a run whose directory is gone.
     let processes = processes_naming(&cache.runs());
     let mut left: Vec<_> = processes.iter().map(|pid| format!("process {}", pid.as_raw_nonzero())).collect();
     let works = directories(&cache.runs()).into_iter().map(|run| run.join("w")).filter(|work| work.exists());
@@ -168,7 +168,7 @@ mod tests {
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        // Its command line can be read a moment after it was started only.
+        // The command line of the process can be read only a moment after its start.
         process.stdout.as_mut().unwrap().read_exact(&mut [0; 6]).unwrap();
         let left = nothing_left(&cache).unwrap_err().to_string();
         assert!(left.contains(&format!("process {}", process.id())), "{left}");

@@ -1,4 +1,4 @@
-//! `cargo xtask vm`, as far as it needs no libvirt: finding machines, entering them, taking their power away, removing them.
+//! `cargo xtask vm`, as far as it needs no libvirt: lists instances, enters them, cuts their power and removes them.
 
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
@@ -17,7 +17,7 @@ use xtask_core::runs;
 use xtask_core::runs::instance::{self, ConsoleLog, Instance, InstanceRecord};
 use xtask_core::workspace::Workspace;
 
-/// Checks what can be checked without `xtask-vm`.
+/// Makes the checks of a command that do not need `xtask-vm`.
 pub(super) fn prepare(workspace: &Workspace, command: &HeavyVmCommand) -> Result<()> {
     match command {
         HeavyVmCommand::Up(args) => {
@@ -36,7 +36,7 @@ pub(super) fn prepare(workspace: &Workspace, command: &HeavyVmCommand) -> Result
     }
 }
 
-/// Prints what a machine's serial console has said so far.
+/// Prints the output of an instance's serial console so far.
 pub(super) fn show_console(machine: Option<&str>) -> Result<()> {
     let instance = instance::find(&Cache::from_env()?, machine)?;
     ConsoleLog::open(&instance.machine.console)?.show().map(drop)
@@ -96,7 +96,8 @@ fn list(cache: &Cache, as_json: bool) -> Result<()> {
     Ok(())
 }
 
-/// Becomes ssh: its terminal, its signals and its exit code, which is the command's.
+/// Replaces this process with ssh, which then owns the terminal, the signals and the exit code. ssh exits with the
+/// command's exit code.
 fn enter(instance: &Instance, flags: &[&str], words: &[String]) -> Result<()> {
     let ssh = tools::require("ssh")?;
     let mut command = Command::new(&ssh);
@@ -105,7 +106,7 @@ fn enter(instance: &Instance, flags: &[&str], words: &[String]) -> Result<()> {
     }
     command.args(instance.ssh()?);
     if !words.is_empty() {
-        // ssh joins its words by spaces for the guest's shell: each is quoted to arrive as it is.
+        // ssh joins the words with spaces for the guest's shell, so each word is quoted to arrive unchanged.
         command.arg("--").arg(words.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" "));
     }
     Err(command.exec()).with_context(|| format!("run {}", ssh.display()))
@@ -115,7 +116,7 @@ fn quoted(word: &str) -> String {
     format!("'{}'", word.replace('\'', r"'\''"))
 }
 
-/// SIGKILL: QEMU flushes nothing and the guest hears nothing.
+/// Ends QEMU with SIGKILL: QEMU flushes nothing, and the guest is not notified.
 fn power_cut(instance: &Instance) -> Result<()> {
     let _lock = instance.lock()?;
     let processes = end_processes(&instance.work())?;

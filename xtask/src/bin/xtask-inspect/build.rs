@@ -1,4 +1,4 @@
-//! `cargo xtask build`: the agent's executable; its path, alone, on stdout.
+//! `cargo xtask build`: builds the agent and prints nothing but the executable's path on stdout.
 
 use anyhow::{Context, Result};
 use xshell::Shell;
@@ -9,7 +9,7 @@ use xtask_core::workspace::Workspace;
 use xtask_inspection::check_agent;
 
 pub(crate) fn run(workspace: &Workspace, args: &BuildArgs) -> Result<()> {
-    let shell = Shell::new().context("start a shell of commands")?;
+    let shell = Shell::new().context("create the shell that runs commands")?;
     let agent = build::build(&shell, workspace, args)?;
     check_agent(&agent)?;
     eprintln!("built {} for {}", agent.describe(), agent.arch);

@@ -1,4 +1,4 @@
-//! `cargo xtask inspect`: will this executable run on that device?
+//! `cargo xtask inspect`: checks without a boot whether an executable will run on a device.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -15,7 +15,7 @@ use xtask_core::format::{print_json, round};
 use xtask_core::workspace::Workspace;
 use xtask_inspection::{DeviceRoot, Inspection};
 
-/// Asks cargo nothing where a path is given: the whole of it takes milliseconds.
+/// Inspects the given executable, or else the agent. With a path, cargo is not called.
 pub(crate) fn run(args: &InspectArgs, verbosity: Verbosity) -> Result<()> {
     let inspection = Inspection::from_args(args)?;
     let path = match &args.path {
@@ -34,11 +34,11 @@ pub(crate) fn run(args: &InspectArgs, verbosity: Verbosity) -> Result<()> {
     if report.is_sound() { Ok(()) } else { Err(Failure::reported(1).into()) }
 }
 
-/// The agent, built where that is not done yet.
+/// Builds the agent, unless it is up to date, and returns the path of its executable.
 fn agent(args: &InspectArgs, inspection: &Inspection) -> Result<PathBuf> {
     let workspace = Workspace::find()?;
     let build = BuildArgs { arch: inspection.arch, profile: args.profile.clone() };
-    let shell = Shell::new().context("start a shell of commands")?;
+    let shell = Shell::new().context("create the shell that runs commands")?;
     Ok(build::build(&shell, &workspace, &build)?.path)
 }
 
@@ -95,12 +95,13 @@ fn print(path: &Path, inspection: &Inspection, report: &Report, verbosity: Verbo
     );
 }
 
-/// Of what merely informs: what was not checked, and what is behind a check.
+/// Whether an informing finding is shown without `-v`: if it has a remedy, or if it lists instructions that a check at run
+/// time guards.
 fn says_more(finding: &Finding) -> bool {
     !finding.remedy.is_empty() || (finding.id == "instructions" && !finding.details.is_empty())
 }
 
-/// One finding as lines.
+/// Formats one finding as lines.
 pub(super) fn lines(finding: &Finding) -> Vec<String> {
     let mut lines = vec![format!("{:<8} {}: {}", finding.severity, finding.id, finding.found)];
     let rest = [("the target", &finding.offers), ("what to do", &finding.remedy)];

@@ -1,16 +1,17 @@
-//! The draw: which cases of a table a run tries. Cases of one table usually fail together, so a third is enough.
+//! The draw: selects the cases of a table that a run tries. Cases of one table usually fail together, so a third is enough.
 
 use std::process::Command;
 
 use xtask_core::workspace::Workspace;
 
-/// Tables whose cases are tests: the beginnings of their names. Tables in one test read [`THIRD`] themselves.
+/// The tables whose cases are tests, each as the prefix of the tests' names. A test that contains a whole table reads
+/// [`THIRD`] itself.
 pub(super) const TABLES: [&str; 2] = ["images::", "it_can_fail::sabotage::"];
 
-/// Tells a test the third of its table, from 0 to 2. Without it all cases are tried.
+/// The environment variable that gives a test the third of its table, from 0 to 2. If it is not set, all cases are tried.
 pub(super) const THIRD: &str = "IOT_XTASK_THIRD";
 
-/// The third that the commit draws; `None` without git.
+/// Returns the third that follows from the commit's hash, or `None` without git.
 pub(super) fn of_commit(workspace: &Workspace) -> Option<usize> {
     let mut git = Command::new("git");
     let output = git.args(["rev-parse", "HEAD"]).current_dir(workspace.root()).output().ok()?;
@@ -23,7 +24,7 @@ fn third(commit: &str) -> Option<usize> {
     Some(usize::from_str_radix(commit.get(..7)?, 16).ok()? % 3)
 }
 
-/// The cases that are tried, and the others.
+/// Splits the cases into those that are tried and the others.
 pub(super) fn split<T: Clone>(third: Option<usize>, cases: &[T]) -> (Vec<T>, Vec<T>) {
     let (tried, skipped): (Vec<_>, Vec<_>) = cases
         .iter()
@@ -34,7 +35,7 @@ pub(super) fn split<T: Clone>(third: Option<usize>, cases: &[T]) -> (Vec<T>, Vec
     (cases(tried), cases(skipped))
 }
 
-/// The names of tests that are tried, and the others. Only those of a table are drawn.
+/// Splits the names of tests into those that are tried and the others. Tests outside of tables are always tried.
 pub(super) fn split_tests(third: Option<usize>, names: &[String]) -> (Vec<String>, Vec<String>) {
     let of_table = |name: &&String| TABLES.iter().any(|table| name.starts_with(table));
     let (drawn, always): (Vec<_>, Vec<_>) = names.iter().partition(of_table);

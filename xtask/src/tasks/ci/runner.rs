@@ -1,4 +1,4 @@
-//! Runs steps of cargo, one by one or several at once, and counts them and the tests in them.
+//! Runs the steps of the suite, one by one or several at once, and counts the steps and their tests.
 
 use std::collections::BTreeSet;
 use std::io::{BufRead as _, BufReader};
@@ -13,10 +13,10 @@ use xtask_core::workspace::Workspace;
 use super::draw::{TABLES, THIRD, note_skipped, split_tests};
 use super::{IT, Step};
 
-/// `xtask`'s dependencies may not be more than this; each one costs a bare machine time.
+/// The maximum number of crates in `xtask`. Each crate makes the first build on a fresh machine slower.
 const MOST_CRATES: usize = 66;
 
-/// Passed and failed, of steps and of tests.
+/// The numbers of steps and tests that passed and failed.
 #[derive(Debug, Default)]
 pub(super) struct Count {
     pub(super) passed: u64,
@@ -24,7 +24,7 @@ pub(super) struct Count {
     pub(super) failures: Vec<String>,
 }
 
-/// Runs steps and counts.
+/// Runs steps, and counts them and their tests.
 pub(super) struct Runner<'a> {
     workspace: &'a Workspace,
     pub(super) third: Option<usize>,
@@ -40,8 +40,8 @@ impl<'a> Runner<'a> {
         steps.iter().for_each(|step| self.at_once(&[*step]));
     }
 
-    /// Several at once, each line with its step's name before it: an emulated machine leaves much of two processors idle while it
-    /// waits.
+    /// Runs steps at the same time, and puts the step's name before each line of output. An emulated machine leaves much of two
+    /// processors idle while it waits.
     pub(super) fn at_once(&mut self, steps: &[Step<'_>]) {
         let alone = steps.len() == 1;
         let this = &*self;
@@ -82,7 +82,7 @@ impl<'a> Runner<'a> {
         }
     }
 
-    /// `xtask` stays light: few crates, and nothing that links libvirt.
+    /// Checks that `xtask` has few crates and does not link libvirt.
     pub(super) fn guard(&mut self) {
         let name = "dependencies of xtask";
         let tree = self
@@ -103,7 +103,7 @@ impl<'a> Runner<'a> {
         command
     }
 
-    /// The arguments of a step, with the names of the drawn tests in the place of its filter where those are a table's.
+    /// Returns the arguments of a step. If its filter selects a table, the names of the drawn tests replace the filter.
     fn chosen(&self, name: &str, arguments: &str) -> Result<String> {
         let filtered =
             arguments.strip_prefix(IT).map(|rest| rest.trim_start().split(' ').next().unwrap_or_default());
@@ -127,7 +127,7 @@ impl<'a> Runner<'a> {
         Ok(arguments.replace(filter, &format!("--exact {}", tried.join(" "))))
     }
 
-    /// Runs a step. Its output is passed on, and the tests in it are counted.
+    /// Runs a step, prints its output, and counts the tests in it.
     fn run_cargo(&self, name: &str, arguments: &str, label: &str, tests: &mut Count) -> Result<()> {
         let arguments = match arguments.strip_prefix("test ") {
             // Run the other test binaries after a failure.
@@ -155,7 +155,7 @@ impl<'a> Runner<'a> {
             })?;
             passing.map_or(Ok(()), |thread| thread.join().expect("reading lines does not panic"))
         })
-        .with_context(|| format!("read what {line} prints"))?;
+        .with_context(|| format!("read the output of {line}"))?;
         let status = child.wait().with_context(|| format!("wait for {line}"))?;
         ensure!(status.success(), "{status}");
         check_ran(&arguments, tests)
@@ -166,13 +166,13 @@ fn expand(arguments: &str) -> String {
     arguments.strip_prefix("IT ").map_or_else(|| arguments.to_owned(), |rest| format!("{IT} {rest}"))
 }
 
-/// A filter that matches no test is no proof.
+/// Returns an error if a test step ran no test, since a filter that matches no test proves nothing.
 fn check_ran(arguments: &str, tests: &Count) -> Result<()> {
     ensure!(!arguments.starts_with("test ") || tests.passed > 0, "no test was run");
     Ok(())
 }
 
-/// Prints each line behind `label`, once `look` has seen it.
+/// Calls `look` with each line, and then prints the line with `label` before it.
 fn pass_on(from: impl std::io::Read, label: &str, mut look: impl FnMut(&str)) -> Result<()> {
     for text in BufReader::new(from).lines() {
         let text = text.context("read a line")?;
@@ -182,7 +182,8 @@ fn pass_on(from: impl std::io::Read, label: &str, mut look: impl FnMut(&str)) ->
     Ok(())
 }
 
-/// How many crates `cargo tree --prefix none` names.
+/// Returns the number of crates in the output of `cargo tree --prefix none`, or an error if there are too many or one links
+/// libvirt.
 fn check_tree(tree: &str) -> Result<usize> {
     let crates: BTreeSet<&str> =
         tree.lines().map(|line| line.trim_end_matches(" (*)")).filter(|line| !line.is_empty()).collect();
@@ -194,7 +195,7 @@ fn check_tree(tree: &str) -> Result<usize> {
     Ok(count)
 }
 
-/// `test result: ok. 5 passed; 0 failed; …`
+/// Parses the numbers of passed and failed tests from a line like `test result: ok. 5 passed; 0 failed; …`.
 fn test_result(line: &str) -> Option<(u64, u64)> {
     let (_, counts) = line.strip_prefix("test result: ")?.split_once(". ")?;
     let mut numbers = counts.split("; ").map(|part| part.split(' ').next()?.parse().ok());

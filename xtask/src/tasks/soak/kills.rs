@@ -1,4 +1,4 @@
-//! SIGKILL at random moments, of the workflow or of its QEMU; the next smoke must join.
+//! Kills the workflow or its QEMU at random moments by SIGKILL; the next smoke must join.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -16,20 +16,20 @@ use xtask_core::snapshot::RAM;
 
 use super::{alone, end, start};
 
-/// Who is killed at a random moment.
+/// The target of a kill.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Victim {
-    /// The whole process group of the smoke: nobody is left to tidy up.
+    /// The whole process group of the smoke, so that no process is left to clean up.
     Workflow,
-    /// The machine alone: the smoke has to see it, and to end by itself.
+    /// QEMU alone: the smoke must notice it and end by itself.
     Qemu,
 }
 
 impl Victim {
-    /// Whether a smoke may end with `code` (`None`: by a signal) so much later than this was killed in it.
+    /// Whether a smoke may end with exit code `code` (`None`: by a signal) the time `later` after the kill.
     fn may_end(self, code: Option<i32>, later: Duration) -> bool {
         match (self, code) {
-            // All was said by then, or the machine was about to lose its power anyway.
+            // The verdict was already reached, or the smoke was about to cut the machine's power anyway.
             (_, Some(0)) => true,
             (Self::Workflow, code) => code.is_none(),
             (Self::Qemu, code) => matches!(code, Some(1 | 69)) && later < limits::AFTER_KILL,
@@ -37,11 +37,11 @@ impl Victim {
     }
 }
 
-/// So many moments are drawn at most until there is something to be killed.
+/// The number of moments that a round tries to find a process to kill.
 const DRAWS: u32 = 10;
 
-/// SIGKILL at a random moment, of the one or the other; then a smoke must join, on what was left, and nothing may be left of both.
-/// Every fourth round begins without a snapshot, so that its making is hit too.
+/// Kills the workflow or QEMU at a random moment. Then a smoke must join in the same cache. Every fourth round begins without
+/// a snapshot, so that the making of snapshots is hit too.
 pub(super) fn kill_and_go_on(args: &SoakArgs, round: u32) -> Result<String> {
     for _ in 0..DRAWS {
         if let Some(message) = kill_once(args, round)? {
@@ -52,16 +52,17 @@ pub(super) fn kill_and_go_on(args: &SoakArgs, round: u32) -> Result<String> {
     bail!("no process to kill at {DRAWS} moments: smokes are shorter here than the kill window")
 }
 
-/// When somebody is killed.
+/// The moment of a kill.
 #[derive(Debug, Clone, Copy)]
 struct Moment {
     after: Duration,
-    /// Counted from when the machine's memory begins to be written, and not from the smoke's start.
+    /// Whether `after` counts from the moment when QEMU begins to write the snapshot's memory, not from the smoke's start.
     of_save: bool,
 }
 
 impl Moment {
-    /// Half of those that make a snapshot are hit while it comes into being: of all the time that they take these are a few seconds.
+    /// Draws a moment. Half of the rounds that make a snapshot are killed while the snapshot is saved: saving takes only a few
+    /// seconds, so that a moment of the whole smoke would rarely hit it.
     fn draw(round: u32, boots: bool, makes_a_snapshot: bool) -> Result<Self> {
         let of_save = makes_a_snapshot && round % 8 == 1;
         let window = match (of_save, boots) {
@@ -72,7 +73,7 @@ impl Moment {
         Ok(Self { after: window.mul_f64(random()?), of_save })
     }
 
-    /// Returns when it has come, or the smoke has ended.
+    /// Waits for the moment. A wait for a snapshot also ends when the smoke ends.
     fn awaited(self, child: &mut Child, cache: &Cache, before: &[PathBuf]) -> Result<()> {
         let saves = |run: &PathBuf| run.join("w/snapshot").join(RAM).exists();
         while self.of_save && !new_runs(cache, before).iter().any(saves) {
@@ -101,12 +102,12 @@ fn ended(child: &mut Child) -> Result<Option<ExitStatus>> {
     child.try_wait().context("check the state of the smoke")
 }
 
-/// `None` where there was nothing to kill.
+/// Runs one round and returns a line about it, or `None` if no process could be killed.
 fn kill_once(args: &SoakArgs, round: u32) -> Result<Option<String>> {
     let cache = Cache::from_env()?;
     let makes_a_snapshot = !args.cold && round % 4 == 1;
     if makes_a_snapshot {
-        // Hours after it began somebody may have a machine on one of them.
+        // The soak may have begun hours ago, and since then somebody may have made an instance on a snapshot.
         alone()?;
         for snapshot in directories(&cache.snapshots()).iter().filter(|snapshot| is_own(snapshot)) {
             remove_tree(snapshot)?;
@@ -124,7 +125,7 @@ fn kill_once(args: &SoakArgs, round: u32) -> Result<Option<String>> {
             Ok((hit, awaited(&mut child, hit)?, at.elapsed()))
         });
     if killed.is_err() {
-        // The next round has the cache to itself all the same.
+        // End the smoke, so that the next round has the cache to itself.
         end_group(&child)?;
         child.wait().context("wait for the smoke")?;
     }
@@ -132,15 +133,15 @@ fn kill_once(args: &SoakArgs, round: u32) -> Result<Option<String>> {
     let seconds = later.as_secs_f64();
     ensure!(
         if hit { victim.may_end(status.code(), later) } else { status.success() },
-        "{victim:?} {moment}, hit: {hit}: the smoke ended {seconds:.1} s later with {status}; the limit \
-         without a verdict is {} s",
+        "kill {victim:?} {moment} (killed a process: {hit}): the smoke ended {seconds:.1} s later with \
+         {status}; if it is not verified, it must end within {} s",
         limits::AFTER_KILL.as_secs()
     );
     if !hit {
         return Ok(None);
     }
     let started = Instant::now();
-    end(start(args, &["--until", "join"])?, started).context("run the smoke after it")?;
+    end(start(args, &["--until", "join"])?, started).context("run the smoke after the kill")?;
     let what = match victim {
         Victim::Workflow => "the workflow killed",
         Victim::Qemu => "QEMU killed",
@@ -151,12 +152,12 @@ fn kill_once(args: &SoakArgs, round: u32) -> Result<Option<String>> {
     Ok(Some(message))
 }
 
-/// The runs that were not there before.
+/// Returns the directories of the runs that are not in `before`.
 fn new_runs(cache: &Cache, before: &[PathBuf]) -> Vec<PathBuf> {
     directories(&cache.runs()).into_iter().filter(|run| !before.contains(run)).collect()
 }
 
-/// Whether there was somebody to kill.
+/// Kills the victim. Returns `false` if there is no process to kill.
 fn kill(child: &mut Child, victim: Victim, cache: &Cache, before: &[PathBuf]) -> Result<bool> {
     if ended(child)?.is_some() {
         return Ok(false);
@@ -173,7 +174,7 @@ fn kill(child: &mut Child, victim: Victim, cache: &Cache, before: &[PathBuf]) ->
     qemu.map_or(Ok(false), |process| process.kill().context("kill QEMU"))
 }
 
-/// SIGKILL to all of a smoke; whether there was something. A smoke that has just ended by itself was not there.
+/// Sends SIGKILL to the process group of a smoke. Returns `false` if the group has already ended.
 fn end_group(child: &Child) -> Result<bool> {
     match kill_process_group(Pid::from_child(child), Signal::KILL) {
         Err(rustix::io::Errno::SRCH) => Ok(false),
@@ -181,7 +182,7 @@ fn end_group(child: &Child) -> Result<bool> {
     }
 }
 
-/// How it ended: by itself. Where something of it was killed it cannot go on for ever.
+/// Waits until the smoke has ended, and returns its exit status. After a kill (`hit`), the wait has a limit.
 fn awaited(child: &mut Child, hit: bool) -> Result<ExitStatus> {
     let (limit, killed) = (limits::AFTER_KILL_TO_VERDICT, Instant::now());
     loop {
@@ -189,15 +190,16 @@ fn awaited(child: &mut Child, hit: bool) -> Result<ExitStatus> {
             return Ok(status);
         }
         let late = hit && killed.elapsed() > limit;
-        ensure!(!late, "{} s after the kill the smoke has not ended", limit.as_secs());
+        ensure!(!late, "the smoke has not ended {} s after the kill", limit.as_secs());
         std::thread::sleep(limits::POLL);
     }
 }
 
-/// From 0 to 1.
+/// Returns a random number from 0 to 1.
 fn random() -> Result<f64> {
     let mut bytes = [0; 2];
-    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()).context("a random number")?;
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
+        .context("ask the kernel for a random number")?;
     Ok(f64::from(u16::from_le_bytes(bytes)) / 65_536.0)
 }
 
