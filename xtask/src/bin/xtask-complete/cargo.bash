@@ -1,11 +1,11 @@
 
-# cargo xtask, in this workspace; all else is for what completed cargo before.
+# Completes cargo xtask in this workspace. Everything else goes to the function that completed cargo before.
 _iot_xtask() {
     if [[ $COMP_CWORD -lt 2 || ${COMP_WORDS[1]} != xtask || ! -x @COMPLETER@ || $(pwd -P)/ != @ROOT@/* ]]; then
         [[ -z ${_iot_xtask_before-} ]] || "$_iot_xtask_before" "$@"
         return
     fi
-    # bash takes --flag=value for three words.
+    # bash splits --flag=value into three words.
     local -a words=(cargo-xtask)
     local word last=0 flag=
     for word in "${COMP_WORDS[@]:2:COMP_CWORD-1}"; do
@@ -16,14 +16,15 @@ _iot_xtask() {
         fi
     done
     [[ ${words[last]} != --*=* ]] || flag=${words[last]%%=*}=
-    # By way of another array: some versions of bash empty one that is made local out of itself.
+    # The copy goes through another array: some versions of bash empty an array that is made local from itself.
     local -a COMP_WORDS=("${words[@]}")
     local COMP_CWORD=$last
     _clap_complete_cargo_xtask cargo-xtask "${words[last]}" "${words[last - 1]}"
     COMPREPLY=("${COMPREPLY[@]#"$flag"}")
 }
 if ! complete -p cargo &>/dev/null; then
-    # bash-completion has its scripts loaded when they are first asked for: 2.12 by the one, older ones by the other.
+    # bash-completion loads the script of a command when it is first completed: with _comp_load since 2.12, with
+    # _completion_loader in older versions.
     if declare -F _comp_load >/dev/null; then
         _comp_load cargo
     elif declare -F _completion_loader >/dev/null; then

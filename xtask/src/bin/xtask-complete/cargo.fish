@@ -1,5 +1,5 @@
 
-# cargo xtask, in this workspace; all else is cargo's own.
+# Completes cargo xtask in this workspace. Everything else is left to cargo's own completion.
 function __iot_xtask_asked
     set --local words (commandline --current-process --tokenize --cut-at-cursor)
     test "$words[2]" = xtask -a -x @COMPLETER@; and string match --quiet -- '@ROOT@/*' (pwd -P)/

@@ -1,5 +1,6 @@
 
-# cargo xtask, in this workspace: cargo's own completion calls the function of this name for a subcommand that it does not know.
+# Completes cargo xtask in this workspace. For a subcommand that cargo's own completion does not know, it calls the function
+# _cargo-SUBCOMMAND.
 _cargo-xtask() {
     if [[ -x @COMPLETER@ && ${PWD:A}/ == @ROOT@/* ]]; then
         words[1]=cargo-xtask
@@ -8,7 +9,7 @@ _cargo-xtask() {
         _default
     fi
 }
-# zsh has none for cargo itself; rustup brings one, where nobody looks for it.
+# zsh has no completion for cargo itself. rustup installs one, but in a directory that zsh does not search.
 if (( ! $+_comps[cargo] )); then
     _iot_xtask() {
         if [[ $CURRENT -gt 2 && $words[2] == xtask ]]; then

@@ -1,5 +1,6 @@
-//! `xtask-complete`: what may follow on the command line. A shell asks it at each press of Tab, names of kept machines included; without
-//! that question it prints the script that has the shell ask. Apart from `xtask`: clap's engine would take that past its crates.
+//! `xtask-complete`: completes the command line, including the names of instances. A shell calls it at each press of Tab.
+//! Called in any other way, it prints the script that makes the shell do so. It is a binary of its own because clap's
+//! completion engine would take `xtask` past its limit of crates.
 
 use std::io::{ErrorKind, Write as _};
 use std::path::Path;
@@ -16,9 +17,9 @@ use xtask_core::image::catalogue::Catalogue;
 use xtask_core::runs::instance;
 use xtask_core::workspace::Workspace;
 
-/// The variable by which the scripts ask.
+/// The environment variable that the scripts set when they request candidates.
 const ASKS: &str = "COMPLETE";
-/// The command as far as clap's scripts are concerned; `cargo xtask` is two words.
+/// The name of the command in clap's scripts, which must be one word; `cargo xtask` is two.
 const COMMAND: &str = "cargo-xtask";
 
 const REMEDY: &str =
@@ -31,7 +32,7 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    // Ends the process where a shell asks.
+    // If a shell requests candidates, this call ends the process.
     CompleteEnv::with_factory(command).var(ASKS).complete();
     let arguments = Arguments::parse();
     let printed = script(arguments.shell)
@@ -48,7 +49,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// A reader that has had enough of it (`| head`) is no error.
+/// Prints the script. A reader that closes the pipe early (`| head`) is no error.
 fn print(script: &[u8]) -> Result<()> {
     match std::io::stdout().write_all(script) {
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
@@ -56,7 +57,7 @@ fn print(script: &[u8]) -> Result<()> {
     }
 }
 
-/// The command line, with the values that are known only when somebody asks.
+/// Returns the command line with the candidates that are known only at run time.
 fn command() -> clap::Command {
     with_values(Cli::command()).name(COMMAND).bin_name(COMMAND)
 }
@@ -81,7 +82,7 @@ fn candidates(names: impl Iterator<Item = impl AsRef<str>>) -> Vec<CompletionCan
     names.map(|name| CompletionCandidate::new(name.as_ref())).collect()
 }
 
-/// The kept ones. Nobody is told of an error at a press of Tab: the command itself tells it.
+/// Returns the names of the instances. Errors are not shown at a press of Tab: the command itself reports them.
 fn machines() -> Vec<CompletionCandidate> {
     let kept = Cache::from_env().map(|cache| instance::all(&cache)).unwrap_or_default();
     let about = |instance::Instance { machine, .. }| {
@@ -91,19 +92,20 @@ fn machines() -> Vec<CompletionCandidate> {
     kept.into_iter().map(about).collect()
 }
 
-/// clap's script for `cargo-xtask`, and ours, which leads `cargo xtask` there: in this workspace alone, since others have an xtask too.
+/// Returns clap's script for `cargo-xtask`, followed by our script, which passes `cargo xtask` on to it. Ours acts in this
+/// workspace alone, since other workspaces have an xtask too.
 fn script(shell: Shell) -> Result<String> {
     let name = shell.to_possible_value().expect("no shell is hidden");
-    let completer = std::env::current_exe().context("find this very program")?;
+    let completer = std::env::current_exe().context("find the path of this program")?;
     let completer = plain(&completer, "this program")?;
-    let root = Workspace::find()?.root().canonicalize().context("follow the links to the workspace")?;
+    let root = Workspace::find()?.root().canonicalize().context("resolve the path of the workspace")?;
     let root = plain(&root, "the workspace")?;
     let shells = Shells::builtins();
     let theirs = shells.completer(name.get_name()).expect("clap has a script for each of the three");
     let mut script = Vec::new();
     let written = theirs.write_registration(ASKS, COMMAND, COMMAND, completer, &mut script);
-    written.context("write clap's part of it")?;
-    let theirs = String::from_utf8(script).context("read clap's part of it")?;
+    written.context("generate clap's part of the script")?;
+    let theirs = String::from_utf8(script).context("read clap's part of the script")?;
     let ours = match shell {
         Shell::Bash => include_str!("cargo.bash"),
         Shell::Zsh => include_str!("cargo.zsh"),
@@ -113,12 +115,14 @@ fn script(shell: Shell) -> Result<String> {
     Ok(theirs + &ours)
 }
 
-/// A path that stands in a script as it is, also where clap's puts quotes around it.
+/// Returns the path as text, or an error if it cannot be written unquoted into a script. clap's script quotes some paths.
 fn plain<'a>(path: &'a Path, whose: &str) -> Result<&'a str> {
     let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+@".contains(c);
     path.to_str().filter(|path| path.chars().all(plain)).with_context(|| {
         let path = path.display();
-        format!("{path} holds {whose}, and a shell would have to quote that path; move it elsewhere")
+        format!(
+            "the path of {whose}, {path}, has characters that a shell would have to quote; move it elsewhere"
+        )
     })
 }
 
