@@ -1,6 +1,6 @@
-//! What a smoke is measured against: the same disk under bare QEMU until cloud-init has finished. Bare means: QEMU with the same
-//! CPU, disk, firmware and network, a seed without the agent, and nothing of this workflow but the stopwatch; so UEFI waits for a
-//! key there (on aarch64 5 s), which a smoke spares.
+//! The baseline of the claims: a boot of the same disk under bare QEMU, until cloud-init has finished. Bare QEMU has the CPU,
+//! disk, firmware and network of a smoke, and a seed without the agent; this workflow only measures the time. So UEFI waits
+//! for a key (on aarch64 5 s), which a smoke avoids.
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -29,8 +29,8 @@ use crate::guest::{begin_run, media};
 use crate::smoke::{ensure_or_fall_back, make_writable_files};
 
 impl Bench<'_> {
-    /// Calls `body` with the machine and the image of a smoke that nobody gave flags. A run that boots nothing uses the
-    /// image meanwhile, so that nobody deletes it.
+    /// Calls `body` with the plan and the image of a smoke with default flags. Meanwhile, a run that boots nothing is recorded
+    /// as a user of the image, so that the image is not deleted.
     pub(super) fn with_image<T>(&self, body: impl FnOnce(&Plan, &ReadyImage) -> Result<T>) -> Result<T> {
         let machine = MachineArgs::default();
         let asked = PreflightRequest { architectures: &[self.args.arch], machine: &machine, for_ci: false };
@@ -49,22 +49,22 @@ impl Bench<'_> {
     }
 }
 
-/// Deletes a run, whatever came of it. Its own error is told before that of the deletion.
+/// Deletes the directory of a run and returns `outcome`. An error in `outcome` takes precedence over one of the deletion.
 fn ended<T>(run: RunDir, outcome: Result<T>) -> Result<T> {
     let gone = run.discard();
     outcome.and_then(|outcome| gone.map(|()| outcome))
 }
 
-/// QEMU as anybody would call it.
+/// The settings of a QEMU that is started without libvirt.
 pub(super) struct Bare<'a> {
     pub(super) bench: &'a Bench<'a>,
     pub(super) plan: &'a Plan,
     pub(super) image: &'a ReadyImage,
-    /// As QEMU's `-cpu` takes it.
+    /// The value of QEMU's `-cpu`.
     pub(super) cpu: &'a str,
 }
 
-/// A bare QEMU that has started.
+/// A bare QEMU that runs.
 pub(super) struct Started {
     pub(super) qemu: Child,
     pub(super) keys: Keys,
@@ -73,7 +73,7 @@ pub(super) struct Started {
 }
 
 impl Bare<'_> {
-    /// Seconds from QEMU's start to cloud-init's last line.
+    /// Boots once and returns the seconds from QEMU's start to cloud-init's last line.
     pub(super) fn boot(&self) -> Result<f64> {
         self.in_a_run(|run| {
             let started = self.start(run, "user,id=net0,ipv6=off", &[])?;
@@ -83,15 +83,15 @@ impl Bare<'_> {
         })
     }
 
-    /// Calls `body` with a directory that the next run collects, if this one dies.
+    /// Calls `body` with a new run directory, which the next run collects if this process dies.
     pub(super) fn in_a_run<T>(&self, body: impl FnOnce(&RunDir) -> Result<T>) -> Result<T> {
         let run = begin_run(&self.bench.cache, self.bench.ui)?;
         let outcome = body(&run);
-        // What the console said of one that failed is of use.
+        // The console log of a failed boot is kept.
         if outcome.is_ok() { ended(run, outcome) } else { run.clean().and(outcome) }
     }
 
-    /// Begins the first boot, with this network (`-netdev`) and more arguments.
+    /// Starts QEMU for the first boot of the disk, with this network (`-netdev`) and more arguments.
     pub(super) fn start(&self, run: &RunDir, network: &str, more: &[String]) -> Result<Started> {
         let (plan, ui, work) = (self.plan, self.bench.ui, run.work());
         let keys = Keys::make(&work, &plan.image.login_user, ui)?;
@@ -129,7 +129,7 @@ impl Bare<'_> {
         options.into_iter().flat_map(|(option, value)| [option.to_owned(), value]).collect()
     }
 
-    /// Seconds from QEMU's start to cloud-init's last line.
+    /// Waits for cloud-init's last line and returns the seconds since QEMU's start.
     pub(super) fn until_finished(&self, started: &Started) -> Result<f64> {
         let log = &started.files.console_log;
         let hint = format!("read its console, {}", log.display());
@@ -144,6 +144,6 @@ impl Bare<'_> {
                 Some(_) => Err(Failure::host("QEMU ended", &*hint).into()),
             }
         });
-        finished.context("the bare boot")
+        finished.context("boot bare QEMU")
     }
 }

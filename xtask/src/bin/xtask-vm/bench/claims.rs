@@ -1,5 +1,5 @@
-//! `cargo xtask bench`: what is claimed of emulation, of snapshots and of `xtask`. All of it is measured in turn in each round;
-//! a claim is a ratio of two that were measured in the same one, or seconds where a limit in seconds was promised.
+//! `cargo xtask bench`: measures the claims about emulation, snapshots and `xtask`. Each round measures all of them in turn.
+//! A claim is the ratio of two times from the same round, or a time if a limit in seconds was promised.
 
 use std::process::{Command, Stdio};
 
@@ -19,36 +19,36 @@ use super::bare::Bare;
 use super::preflight::xtask_binary;
 use super::{Bench, listed, median, timed};
 
-/// From the beginning of the boot, with its broker and its disks, to the first status.
+/// The phases from the beginning of the boot, which also starts the broker and makes the disks, to the first status.
 const BOOT_TO_JOIN: &[Phase] = &[Phase::Boot, Phase::Provision, Phase::Join];
 const CUT_TO_REJOIN: &[Phase] = &[Phase::PowerCut, Phase::Rejoin];
 
-/// What was measured in one round, in seconds.
+/// The measurements of one round, in seconds.
 #[derive(Debug, Clone, Default, Serialize)]
 struct Round {
-    /// `xtask`, compiled from nothing.
+    /// The compilation of `xtask` from nothing.
     xtask_build: f64,
     xtask_start: f64,
-    /// Bare QEMU with plain `-cpu max`, until cloud-init has finished; `None` where that is what a smoke has too.
+    /// A boot under bare QEMU with plain `-cpu max`, until cloud-init has finished; `None` if a smoke has that CPU too.
     bare_max: Option<f64>,
-    /// The same with a smoke's CPU.
+    /// The same boot with the CPU of a smoke.
     bare: f64,
-    /// `cargo xtask smoke` from the command to its end; the agent is built already.
+    /// A cold smoke from the command to its end. The agent is already built.
     cold: f64,
     warm: f64,
     cold_until_join: f64,
     warm_until_join: f64,
-    /// Of the cold one, these phases.
+    /// The phases boot, provision and join of the cold smoke.
     boot_to_join: f64,
     cold_cut_to_rejoin: f64,
     warm_cut_to_rejoin: f64,
 }
 
-/// Something that is said in public.
+/// A published figure.
 struct Claim {
     what: &'static str,
     of: fn(&Round) -> Option<f64>,
-    /// What it may be; `None` where nothing was promised.
+    /// The largest permitted value; `None` if no limit was promised.
     limit: Option<f64>,
 }
 
@@ -85,7 +85,7 @@ const SHOWN: &[Claim] = &[
     unlimited("power cut to rejoin, warm", |r| Some(r.warm_cut_to_rejoin)),
 ];
 
-/// A claim over all rounds.
+/// The result of a claim over all rounds.
 #[derive(Debug, PartialEq, Serialize)]
 struct ClaimResult {
     what: &'static str,
@@ -129,7 +129,7 @@ fn rounds(bench: &Bench<'_>, plan: &Plan, image: &ReadyImage) -> Result<Vec<Roun
             "measure with --arch of the other architecture"
         );
     }
-    // What is built first, the agent and the snapshot among it, is in no figure.
+    // This smoke builds the agent and the snapshot, so that no figure includes them.
     smoke(bench, "snapshot", &["--until", "join"])?;
     (1..=bench.args.rounds).map(|number| round_of(bench, number, plan, image)).collect()
 }
@@ -151,7 +151,7 @@ fn round_of(bench: &Bench<'_>, number: u32, plan: &Plan, image: &ReadyImage) -> 
     (round.warm, round.warm_cut_to_rejoin) = (seconds, of(&warm, CUT_TO_REJOIN));
     round.cold_until_join = smoke(bench, "cold", &["--cold", "--until", "join"])?.1;
     round.warm_until_join = smoke(bench, "warm", &["--warm", "--until", "join"])?.1;
-    // Compiled into a directory of its own; what is started is the one that is there.
+    // The compilation goes into the scratch directory. The start is measured with the `xtask` beside this program.
     let mut build = bench.cargo();
     build.args(["build", "--quiet", "--package", "xtask", "--bin", "xtask", "--target-dir"]);
     build.arg(&bench.scratch);
@@ -168,7 +168,7 @@ fn smoke(bench: &Bench<'_>, title: &str, flags: &[&str]) -> Result<(Report, f64)
     bench.step(&what, title, || Ok((bench.smoke(flags)?, what.clone())))
 }
 
-/// What these phases of a run took.
+/// Returns the seconds that these phases of a run took together.
 fn of(report: &Report, phases: &[Phase]) -> f64 {
     let phases = report.phases.iter().filter(|phase| phases.contains(&phase.name));
     phases.map(|phase| phase.seconds).sum()
@@ -181,7 +181,7 @@ fn seconds_of(command: &mut Command) -> Result<f64> {
     Ok(seconds)
 }
 
-/// Each claim by the median of its rounds.
+/// Evaluates each claim by the median of its rounds.
 fn evaluate(rounds: &[Round]) -> Vec<ClaimResult> {
     let results = CLAIMS.iter().filter_map(|claim| {
         let values: Vec<f64> = rounds.iter().filter_map(claim.of).collect();
@@ -197,7 +197,7 @@ fn evaluate(rounds: &[Round]) -> Vec<ClaimResult> {
 
 fn table(bench: &Bench<'_>, claims: &[ClaimResult], rounds: &[Round]) -> String {
     let (arch, count) = (bench.args.arch, rounds.len());
-    let head = "round(s); the median, and from the least to the most";
+    let head = "round(s); median (minimum to maximum)";
     let mut lines = vec![format!("{arch} guests emulated, {count} {head}")];
     lines.extend(claims.iter().map(|ClaimResult { what, median, least, most, limit, holds }| {
         let limit = match (limit, holds) {
@@ -218,7 +218,7 @@ fn table(bench: &Bench<'_>, claims: &[ClaimResult], rounds: &[Round]) -> String 
 mod tests {
     use super::*;
 
-    /// A round in which every promise is kept.
+    /// Returns a round in which every claim holds.
     fn kept() -> Round {
         Round {
             xtask_build: 20.0,

@@ -1,4 +1,5 @@
-//! `cargo xtask bench fetch`: a download with its digest, against `curl | tee | sha256sum`, from one server on loopback.
+//! `cargo xtask bench fetch`: compares a download that checks the digest with `curl | tee | sha256sum`, from one server on
+//! loopback.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -35,10 +36,10 @@ pub(super) fn run(bench: &Bench<'_>) -> Result<()> {
     bench.compare("curl | tee | sha256sum", &theirs, &ours)
 }
 
-/// Fetches the URL to this path, and returns how many seconds that took. Fails where the digest is another one.
+/// A function that fetches the URL to this path and returns the seconds that it took. A wrong digest is an error.
 type Fetch = fn(&str, &Path, &Digest) -> Result<f64>;
 
-/// 1 GiB that no file system and no protocol makes smaller: the same random block again and again.
+/// Makes a file of 1 GiB that repeats one random block, so that neither a file system nor a protocol can compress it.
 fn subject(directory: &Path) -> Result<(PathBuf, Digest)> {
     let path = directory.join("subject");
     let mut block = vec![0; BLOCK];
@@ -53,13 +54,13 @@ fn subject(directory: &Path) -> Result<(PathBuf, Digest)> {
     Ok((path, hash.finish()))
 }
 
-/// Serves one file to whoever asks, until this process ends.
+/// Serves one file on a port of loopback until this process ends.
 fn serve(file: PathBuf) -> Result<SocketAddr> {
     let listener = TcpListener::bind("127.0.0.1:0").context("listen on loopback")?;
-    let address = listener.local_addr().context("learn the port")?;
+    let address = listener.local_addr().context("read the port of the listener")?;
     std::thread::spawn(move || {
         for connection in listener.incoming().flatten() {
-            // Whoever hangs up has what it wanted.
+            // A client that closes the connection early is no error.
             drop(answer(connection, &file));
         }
     });
@@ -90,7 +91,7 @@ fn by_curl(url: &str, target: &Path, digest: &Digest) -> Result<f64> {
 }
 
 fn by_ourselves(url: &str, target: &Path, digest: &Digest) -> Result<f64> {
-    let own = std::env::current_exe().context("find this very program")?;
+    let own = std::env::current_exe().context("find the path of this program")?;
     let digest = digest.to_string();
     let fetch = duct::cmd!(own, "image", "fetch", url, "--image-digest", digest, "--to", target, "--quiet");
     let fetch = fetch.env("NO_PROXY", "127.0.0.1").stdout_null();

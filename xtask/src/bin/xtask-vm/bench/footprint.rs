@@ -1,11 +1,12 @@
-//! `cargo xtask bench footprint`: what the agent takes of an emulated device, by one smoke that leaves it alone for a minute.
+//! `cargo xtask bench footprint`: measures the memory and processor time that the agent uses on an emulated device. One smoke
+//! leaves the agent alone for a minute.
 
 use anyhow::{Context, Result};
 use serde_json::json;
 
 use super::Bench;
 
-/// Seconds; long enough for a dozen heartbeats.
+/// The seconds for which the agent is left alone: long enough for a dozen heartbeats.
 const REST: &str = "60";
 
 pub(super) fn run(bench: &Bench<'_>) -> Result<()> {

@@ -1,5 +1,5 @@
-//! `cargo xtask bench image`: the tree of an image as this project builds it, against plain mmdebstrap with the same packages;
-//! and that both are the same, but for what `customize.sh` and `initramfs.sh` mean to change.
+//! `cargo xtask bench image`: compares the time in which this project builds the tree of an image with that of plain mmdebstrap
+//! and the same packages. Both trees must be the same, except for the intended changes of `customize.sh` and `initramfs.sh`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read};
@@ -14,8 +14,8 @@ use xtask_images::{Speed, Store, bootstrap};
 
 use super::{Bench, timed};
 
-/// What the two trees may differ in, since an image is given what mmdebstrap gives nobody: paths, and with a `/`, `-` or `_`
-/// at the end, beginnings of paths.
+/// The paths in which the two trees may differ, because plain mmdebstrap does not configure a bootable image. An entry that
+/// ends with `/`, `-` or `_` is the beginning of such paths.
 const MEANT: &[&str] = &[
     ".manifest/",
     "boot/initrd.img-",
@@ -77,7 +77,7 @@ pub(super) fn run(bench: &Bench<'_>) -> Result<()> {
     bench.compare("plain mmdebstrap", &theirs, &ours)
 }
 
-/// A path's kind, mode, owner, group, and what it holds or points to.
+/// For each path its kind, mode, owner, group, and the digest of its content or the target of its link.
 type Tree = BTreeMap<String, String>;
 
 fn read_tree(path: &Path) -> Result<Tree> {
@@ -85,7 +85,7 @@ fn read_tree(path: &Path) -> Result<Tree> {
     let entries = archive.entries().with_context(|| format!("read {}", path.display()))?;
     let described = entries.map(|entry| describe(entry?)).collect::<io::Result<Tree>>();
     let tree = described.with_context(|| format!("read the entries of {}", path.display()))?;
-    ensure!(tree.len() > 1000, "{} holds only {} files, which is not a system", path.display(), tree.len());
+    ensure!(tree.len() > 1000, "{} has only {} files; a system has over 1000", path.display(), tree.len());
     Ok(tree)
 }
 
@@ -104,12 +104,12 @@ fn describe<R: Read>(mut entry: tar::Entry<'_, R>) -> io::Result<(String, String
     Ok((name, format!("{kind:?} {mode:o} {user} {group} {content}")))
 }
 
-/// As the list above writes paths: an archive begins them with `./` and ends directories with a `/`.
+/// Returns a path as [`MEANT`] writes it. An archive begins paths with `./` and ends directories with `/`.
 fn plain(name: &str) -> String {
     name.trim_start_matches("./").trim_end_matches('/').to_owned()
 }
 
-/// The paths that differ and are not meant to.
+/// Returns the paths that differ and are not in [`MEANT`].
 fn differences(plain: &Tree, ours: &Tree) -> Vec<String> {
     let names: BTreeSet<&String> = plain.keys().chain(ours.keys()).collect();
     let covers = |meant: &&str, name: &str| {

@@ -1,4 +1,5 @@
-//! `cargo xtask bench inspect`: the whole command on the agent and on executables of 100 MB, against what it may take.
+//! `cargo xtask bench inspect`: measures the whole command on the agent and on executables of 100 MB, and compares the times
+//! with their limits.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -12,7 +13,7 @@ use xtask_core::limits;
 use super::Bench;
 use super::preflight::{TimedCommand, xtask_binary};
 
-/// The size of the large ones.
+/// The size of the large executables, in bytes.
 const LARGE: usize = 100_000_000;
 
 pub(super) fn run(bench: &Bench<'_>) -> Result<()> {
@@ -30,21 +31,25 @@ pub(super) fn run(bench: &Bench<'_>) -> Result<()> {
 
 fn command(what: &str, path: &Path, arch: VmArchitecture, limit: Duration) -> Result<TimedCommand> {
     let (what, name) = (format!("inspect {what} for {arch}"), arch.to_string());
-    // Of every instruction, that it is none of a newer core.
+    // With these devices, the inspection checks every instruction for features of newer cores.
     let device = arch.pick("x86-64-v4", "pi5");
     let path = path.to_str().context("a path in the cache is not UTF-8")?;
     let words = ["inspect", path, "--arch", &name, "--device", device].map(str::to_owned).into();
     Ok(TimedCommand { what, program: xtask_binary()?, words, limit })
 }
 
-/// An executable that repeats the code of `source`.
+/// Makes an executable that repeats the code of `source`.
 fn large(bench: &Bench<'_>, source: &Path, arch: VmArchitecture) -> Result<PathBuf> {
     const START: usize = 4096;
     let bytes = fs_err::read(source)?;
     let elf = Elf::parse(&bytes).map_err(anyhow::Error::msg)?;
-    let code = elf.code().into_iter().max_by_key(|code| code.bytes.len()).context("it has no code")?;
+    let code = elf
+        .code()
+        .into_iter()
+        .max_by_key(|code| code.bytes.len())
+        .with_context(|| format!("find code in {}", source.display()))?;
     ensure!(code.bytes.len() > START, "{} has hardly any code", source.display());
-    // A header, one segment that is read and executed, an entry point in it (gABI).
+    // The file has a header and one segment, which is readable and executable and contains the entry point (gABI).
     let mut file = vec![0; START];
     file[..20].copy_from_slice(&bytes[..20]);
     file[16] = 2;

@@ -1,4 +1,5 @@
-//! `cargo xtask bench`: what this project claims about speed, measured in turn in one run on this machine, as ratios.
+//! `cargo xtask bench`: measures what this project claims about speed. The things that are compared are measured in turn, in
+//! one run and on this machine.
 
 mod bare;
 mod claims;
@@ -34,7 +35,7 @@ use xtask_jobs::{Step, Ui};
 
 use crate::smoke::compare;
 
-/// Measures what was asked for.
+/// Measures the requested subject.
 pub(crate) fn run(workspace: &Workspace, args: &BenchArgs, verbosity: Verbosity) -> Result<()> {
     let ui = Ui::install(verbosity)?;
     let of_host = |error| host_fault(error, "measure", "see the causes");
@@ -48,20 +49,20 @@ pub(crate) fn run(workspace: &Workspace, args: &BenchArgs, verbosity: Verbosity)
         BenchSubject::Inspect => return inspect::run(&bench),
         BenchSubject::Preflight => return preflight::run(&bench),
     };
-    // What was measured may be a child that the Ctrl-C ended.
+    // If Ctrl-C ended a measured child, this returns the interruption instead of the child's failure.
     ui.check()?;
     measured.map_err(of_host)
 }
 
-/// What every subject needs to measure, to print and to compare.
+/// The context in which every subject measures, compares and prints.
 struct Bench<'a> {
     workspace: &'a Workspace,
     args: &'a BenchArgs,
     ui: &'a Ui,
     cache: Cache,
-    /// A directory in the cache, as large as what is measured. A bench that was killed leaves it to the next one.
+    /// A directory in the cache for the measured files. If a bench is killed, the next one deletes the directory.
     scratch: PathBuf,
-    /// No other bench measures meanwhile.
+    /// The lock that keeps other benches from measuring at the same time.
     _lock: File,
 }
 
@@ -109,14 +110,14 @@ impl<'a> Bench<'a> {
         self.ui.step(&self.cache, Step { kind: &format!("bench-{kind}"), what, title }, body)
     }
 
-    /// The agent as a smoke builds it.
+    /// Builds the agent as a smoke does.
     fn agent(&self) -> Result<Agent> {
-        let shell = Shell::new().context("start a shell of commands")?;
+        let shell = Shell::new().context("create the shell that runs commands")?;
         let build = BuildArgs { arch: self.args.arch, profile: "release".to_owned() };
         build::build(&shell, self.workspace, &build)
     }
 
-    /// Runs `cargo xtask smoke` as somebody types it, which must pass. Returns its report and the seconds from the command
+    /// Runs `cargo xtask smoke` as a user types it. The smoke must pass. Returns its report and the seconds from the command
     /// to its end.
     fn smoke(&self, more: &[&str]) -> Result<(Report, f64)> {
         let directory = self.cache.history().join("bench");
@@ -148,7 +149,7 @@ impl<'a> Bench<'a> {
         Ok(())
     }
 
-    /// Prints how two ways to do the same compare. The speedup is that of the means.
+    /// Prints a comparison of two ways to do the same thing. The speedup is the ratio of the mean times.
     fn compare(&self, name: &str, theirs: &[f64], ours: &[f64]) -> Result<()> {
         let mean = |seconds: &[f64]| seconds.iter().sum::<f64>() / seconds.len() as f64;
         let (subject, speedup) = (self.subject(), round(mean(theirs) / mean(ours)));
@@ -166,21 +167,21 @@ impl<'a> Bench<'a> {
 
 impl Drop for Bench<'_> {
     fn drop(&mut self) {
-        // After a Ctrl-C too, which is why nobody asks for another one.
+        // The directory is also deleted after a Ctrl-C, so this deletion does not react to the Ctrl-C.
         if let Err(error) = discard(&self.scratch, &self.ui.uninterruptible()) {
             eprintln!("warning: {error:#}");
         }
     }
 }
 
-/// What `body` returns, and the seconds that it took.
+/// Returns the value of `body`, and the seconds that it took.
 fn timed<T>(body: impl FnOnce() -> Result<T>) -> Result<(T, f64)> {
     let started = Instant::now();
     let value = body()?;
     Ok((value, started.elapsed().as_secs_f64()))
 }
 
-/// The median of at least one value.
+/// Returns the median. There must be at least one value.
 fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);

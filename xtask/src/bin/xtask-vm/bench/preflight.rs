@@ -1,5 +1,5 @@
-//! `cargo xtask bench preflight`: the whole command as a person calls it, for both architectures, and the rehearsal of each,
-//! against what they may take.
+//! `cargo xtask bench preflight`: measures the whole command for both architectures and the rehearsal of each, and compares the
+//! times with their limits.
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -15,7 +15,7 @@ use xtask_core::limits;
 
 use super::{Bench, listed, median, rounded, timed};
 
-/// A command that may take so long.
+/// A command with its time limit.
 pub(super) struct TimedCommand {
     pub(super) what: String,
     pub(super) program: PathBuf,
@@ -23,7 +23,7 @@ pub(super) struct TimedCommand {
     pub(super) limit: Duration,
 }
 
-/// What it took, as often as asked.
+/// The times of a command, one for each round.
 #[derive(Debug, Serialize)]
 struct Measured {
     what: String,
@@ -34,7 +34,7 @@ struct Measured {
 
 pub(super) fn run(bench: &Bench<'_>) -> Result<()> {
     let mut commands = vec![TimedCommand {
-        what: "preflight of both".to_owned(),
+        what: "preflight of both architectures".to_owned(),
         program: xtask_binary()?,
         words: vec!["preflight".to_owned()],
         limit: limits::PREFLIGHT,
@@ -49,7 +49,7 @@ pub(super) fn run(bench: &Bench<'_>) -> Result<()> {
     bench.check_times(&commands, "find the slow probe in xtask/core/src/host/")
 }
 
-/// `xtask`, beside this program.
+/// Returns the path of `xtask`, which is in the directory of this program.
 pub(super) fn xtask_binary() -> Result<PathBuf> {
     let path = std::env::current_exe().context("find this program")?.with_file_name("xtask");
     ensure!(path.exists(), "find {}: `cargo xtask --help` builds it", path.display());
@@ -57,7 +57,7 @@ pub(super) fn xtask_binary() -> Result<PathBuf> {
 }
 
 impl Bench<'_> {
-    /// Measures the commands, prints the figures, and fails where one took longer than it may.
+    /// Measures the commands and prints the figures. Returns an error if a command exceeds its limit.
     pub(super) fn check_times(&self, commands: &[TimedCommand], hint: &str) -> Result<()> {
         let measured = commands.iter().map(|command| self.measure(command)).collect::<Result<Vec<_>>>()?;
         let line = |Measured { what, seconds, median, limit }: &Measured| {
@@ -72,7 +72,7 @@ impl Bench<'_> {
         Err(Failure::guest(error, hint).into())
     }
 
-    /// Runs it once to warm what is cached, then as often as asked.
+    /// Runs the command once to fill the caches, and then once for each round.
     fn measure(&self, TimedCommand { what, program, words, limit }: &TimedCommand) -> Result<Measured> {
         let name = program.display();
         let mut all = Vec::new();

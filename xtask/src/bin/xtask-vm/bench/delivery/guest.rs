@@ -1,5 +1,5 @@
-//! The guest of `bench delivery`: bare QEMU with a disk that has nothing on it yet, a free slot for another one, and a monitor; and
-//! commands in it that wait for what they are to get.
+//! The guest of `bench delivery`: bare QEMU with a blank disk, a free slot for another disk, and a monitor. Commands in the guest
+//! wait for the content.
 
 use std::path::{Path, PathBuf};
 
@@ -18,18 +18,18 @@ use crate::guest::media;
 use crate::guest::ssh::Keys;
 use crate::libvirt::forwarded_port;
 
-/// Where the guest puts what it got.
+/// The file in the guest for the delivered content.
 pub(super) const DELIVERED: &str = "/run/delivered";
 
-/// A guest that is up, and what it is to get.
+/// A booted guest, and the content to deliver.
 pub(super) struct DeliveryGuest<'a> {
-    /// The content, in a file.
+    /// A file with the content.
     pub(super) full: PathBuf,
-    /// The disk that is there.
+    /// The disk that is attached from the start.
     pub(super) there: PathBuf,
     work: PathBuf,
     log: PathBuf,
-    /// Ends with this value.
+    /// QEMU, which ends when this value is dropped.
     _qemu: Child,
     pub(super) qmp: PathBuf,
     pub(super) keys: Keys,
@@ -58,7 +58,7 @@ impl<'a> DeliveryGuest<'a> {
         bare.until_finished(&started)?;
         let table = json!({ "command-line": "info usernet" });
         let table = Qmp::connect(&qmp)?.ask("human-monitor-command", &table)?;
-        let port = forwarded_port(table.as_str().context("QEMU prints its user network")?, 22)?;
+        let port = forwarded_port(table.as_str().context("read QEMU's table of its user network")?, 22)?;
         let Started { qemu, keys, .. } = started;
         Ok(Self { full, there, work, log, _qemu: qemu, qmp, keys, port, content, ui: bare.bench.ui })
     }
@@ -67,7 +67,7 @@ impl<'a> DeliveryGuest<'a> {
         self.keys.run_as_root(self.port, command, limits::DELIVERY)
     }
 
-    /// The guest runs `source`, whose output is what is delivered; returns when it has begun to.
+    /// Starts the command `source` in the guest. Its output is the delivered content. Returns when the command has started.
     pub(super) fn waiting(&self, source: &str) -> Result<Waiting<'_>> {
         write_private(&self.log, "")?;
         let mut arguments = self.keys.arguments(self.port);
@@ -83,11 +83,11 @@ impl<'a> DeliveryGuest<'a> {
     }
 }
 
-/// What such a command says before and after.
+/// The lines that a waiting command prints before and after the delivery.
 const READY: &str = "ready";
 const DONE: &str = "done";
 
-/// A command in the guest that waits for what it is to get.
+/// A command in the guest that waits for the content.
 pub(super) struct Waiting<'a> {
     child: Child,
     log: &'a Path,
@@ -95,7 +95,7 @@ pub(super) struct Waiting<'a> {
 }
 
 impl Waiting<'_> {
-    /// Waits until it says that it has it.
+    /// Waits until the command reports that it has the content.
     pub(super) fn delivered(&self) -> Result<()> {
         self.until(DONE)
     }
@@ -107,7 +107,7 @@ impl Waiting<'_> {
         Ok(())
     }
 
-    /// A pause, unless it has ended.
+    /// Sleeps for a moment. Returns an error if the command has ended without the content.
     pub(super) fn look(&self) -> Result<()> {
         self.ui.check()?;
         if self.child.ended()?.is_some() && !self.output()?.lines().any(|line| line == DONE) {

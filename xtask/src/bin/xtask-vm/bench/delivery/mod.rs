@@ -1,7 +1,8 @@
-//! `cargo xtask bench delivery`: how a new agent gets into a guest that is up already, which is what a warm smoke does first. Four
-//! ways in turn, under bare QEMU: ours, a disk that was there all the time and has content now; a disk that is plugged in; HTTP over
-//! the user network; ssh. A way's seconds are this host's, from when it could begin until the guest says that it has all of the
-//! executable in memory. The guest waits ready for each but for ssh, whose daemon does; what came is compared by its digest.
+//! `cargo xtask bench delivery`: measures four ways to deliver a new agent into a booted guest, as a warm smoke must. Under bare
+//! QEMU, it tries a disk that is attached from the start and gets its content now (our way), a hot-plugged disk, HTTP over the
+//! user network, and ssh. This host measures the time from the start of a delivery until the guest reports that the whole
+//! executable is in its memory. In the guest, a command already waits for the content; for ssh, sshd waits. The content that
+//! arrives is compared by its digest.
 
 mod guest;
 mod qmp;
@@ -27,29 +28,29 @@ use super::{Bench, listed, median, rounded, timed};
 use guest::{DELIVERED, DeliveryGuest};
 use qmp::Qmp;
 
-/// The disk that is there, behind the guest's own and its seed.
+/// The disk that is attached from the start, after the guest's own disk and its seed.
 const THERE: &str = "/dev/vdc";
-/// The one that is plugged in.
+/// The hot-plugged disk.
 const PLUGGED: &str = "/dev/vdd";
-/// This host, as the guest's user network has it (QEMU, "Network emulation").
+/// The address of this host in the guest's user network (QEMU, "Network emulation").
 const HOST: &str = "10.0.2.2";
 
-/// A way to deliver, by its name; the first one is what a warm smoke does.
+/// A way to deliver the content. A warm smoke uses the first one of [`WAYS`].
 struct Way {
     name: &'static str,
     deliver: fn(&DeliveryGuest<'_>) -> Result<f64>,
 }
 
 const WAYS: [Way; 4] = [
-    Way { name: "disk that is there", deliver: |guest| guest.by_disk() },
-    Way { name: "disk that is plugged in", deliver: |guest| guest.by_plugging() },
+    Way { name: "disk attached from the start", deliver: |guest| guest.by_disk() },
+    Way { name: "hot-plugged disk", deliver: |guest| guest.by_plugging() },
     Way { name: "HTTP over the user network", deliver: |guest| guest.by_http() },
     Way { name: "ssh", deliver: |guest| guest.by_ssh() },
 ];
 
 pub(super) fn run(bench: &Bench<'_>) -> Result<()> {
     let mut content = bench.agent()?.content;
-    // A disk is made of sectors.
+    // The size of a disk is a multiple of the sector size.
     content.resize(content.len().next_multiple_of(4096), 0);
     let seconds = bench.with_image(|plan, image| {
         let bare = Bare { bench, plan, image, cpu: &plan.cpu.describe() };
@@ -64,7 +65,8 @@ pub(super) fn run(bench: &Bench<'_>) -> Result<()> {
 }
 
 impl DeliveryGuest<'_> {
-    /// Measures each way in turn, in each round; once before, so that no way pays for what is read the first time.
+    /// Measures each way in turn, in each round. One more round comes first and is discarded, so that no figure includes the
+    /// first read of the programs and the content.
     fn measure(&self, bench: &Bench<'_>) -> Result<Vec<(&'static str, Vec<f64>)>> {
         let mut all = WAYS.map(|way| (way.name, Vec::new()));
         for number in 0..=bench.args.rounds {
@@ -90,7 +92,7 @@ impl DeliveryGuest<'_> {
     }
 
     fn by_disk(&self) -> Result<f64> {
-        // As in a snapshot's seed.
+        // The seed of a snapshot waits in the same way.
         let wait = format!("until {{ read -r first < {THERE}; [ -n \"$first\" ]; }}; do sleep 0.1; done");
         let waiting = self.waiting(&format!("{wait}; cat {THERE}"))?;
         let disk = File::options().write(true).open(&self.there).context("open the guest's disk")?;
@@ -115,12 +117,13 @@ impl DeliveryGuest<'_> {
     }
 
     fn by_http(&self) -> Result<f64> {
-        // Who asks for it is refused until there is something: no connection outlives a save, so that a restored guest makes one, too.
+        // The port refuses connections until the delivery begins, so that its time includes the guest's connection. A restored
+        // guest must connect too, since no connection survives the saving of a snapshot.
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
         socket.bind(&SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0).into()).context("take a port of loopback")?;
         let listener = TcpListener::from(socket.try_clone()?);
         let port = listener.local_addr().context("take a port of loopback")?.port();
-        // bash reads the header's lines byte by byte, and leaves what follows to cat; no client of a distribution's starts faster.
+        // bash reads the header's lines byte by byte, and leaves the body to cat. No HTTP client of a distribution starts faster.
         let waiting = self.waiting(&format!(
             "until {{ exec 3<>/dev/tcp/{HOST}/{port}; }} 2> /dev/null; do sleep 0.1; done; \
              printf \"GET / HTTP/1.0\\r\\n\\r\\n\" >&3; \
@@ -142,7 +145,7 @@ impl DeliveryGuest<'_> {
         Ok(started.elapsed().as_secs_f64())
     }
 
-    /// As a server of HTTP/1.0 does (RFC 1945): the end of the connection is that of the content.
+    /// Answers like a server of HTTP/1.0 (RFC 1945): the content ends with the connection.
     fn answer(&self, mut stream: &TcpStream) -> Result<()> {
         stream.set_nonblocking(false)?;
         stream.set_read_timeout(Some(limits::QMP_ANSWER))?;
@@ -171,7 +174,7 @@ impl DeliveryGuest<'_> {
     }
 }
 
-/// `sha256sum`'s line is that of the content.
+/// Returns an error if the output of `sha256sum` does not have the digest of the content.
 fn came(output: &str, content: &[u8]) -> Result<()> {
     let expected = Algorithm::Sha256.of(content);
     let expected = expected.hex();
@@ -180,16 +183,16 @@ fn came(output: &str, content: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// Prints the figures; an error where another way is so much faster that it should be taken.
+/// Prints the figures. Returns an error if another way is so much faster that a smoke should use it.
 fn conclude(bench: &Bench<'_>, bytes: usize, seconds: &[(&str, Vec<f64>)]) -> Result<()> {
     let (arch, rounds) = (bench.args.arch, bench.args.rounds);
     let medians: Vec<_> = seconds.iter().map(|(way, all)| (*way, median(all))).collect();
-    let (_, ours) = *medians.first().context("a way")?;
+    let (_, ours) = *medians.first().context("no way was measured")?;
     let ways = seconds.iter().map(|(way, all)| json!({ "way": way, "seconds": rounded(all) }));
     let ways: Vec<_> = ways.collect();
     let figures = json!({ "schema": 1, "subject": "delivery", "arch": arch, "bytes": bytes, "ways": ways });
     let size = human_bytes(bytes as u64);
-    let mut lines = vec![format!("{size} into a guest that is up, {arch}, {rounds} round(s)")];
+    let mut lines = vec![format!("{size} into a booted {arch} guest, {rounds} round(s)")];
     lines.extend(
         seconds.iter().map(|(way, all)| {
             format!("  {way:<28} {} s, {:.1} times ours", listed(all, 2), median(all) / ours)
@@ -200,10 +203,10 @@ fn conclude(bench: &Bench<'_>, bytes: usize, seconds: &[(&str, Vec<f64>)]) -> Re
 }
 
 fn ours_will_do(medians: &[(&str, f64)]) -> Result<()> {
-    let (_, ours) = *medians.first().context("a way")?;
+    let (_, ours) = *medians.first().context("no way was measured")?;
     let worth = limits::WORTH_ANOTHER_DELIVERY.as_secs_f64();
     let Some((way, theirs)) = medians.iter().find(|(_, theirs)| ours - theirs > worth) else { return Ok(()) };
-    let error = format!("{way} takes {theirs:.2} s, and the delivery of a warm smoke {ours:.2} s");
+    let error = format!("{way} takes {theirs:.2} s, but the delivery of a warm smoke takes {ours:.2} s");
     let hint = "check that nothing else runs on this machine; if so, use the faster delivery in \
                 src/bin/xtask-vm/smoke/warm.rs";
     Err(Failure::guest(error, hint).into())
@@ -227,6 +230,6 @@ mod tests {
         let [disk, plugged, http, ssh] = WAYS.map(|way| way.name);
         ours_will_do(&[(disk, 0.25), (plugged, 0.4), (http, 0.2), (ssh, 3.0)]).unwrap();
         let error = ours_will_do(&[(disk, 0.5), (plugged, 0.2), (ssh, 3.0)]).unwrap_err();
-        assert!(error.to_string().contains("plugged in takes 0.20 s"), "{error:#}");
+        assert!(error.to_string().contains("hot-plugged disk takes 0.20 s"), "{error:#}");
     }
 }

@@ -1,4 +1,4 @@
-//! QEMU's machine protocol (QEMU, qmp-spec) for the QEMU that a bench started without libvirt: one question at a time.
+//! QEMU's machine protocol (QEMU, qmp-spec) for a QEMU that a bench started without libvirt. It sends one command at a time.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::net::UnixStream;
@@ -10,24 +10,24 @@ use xtask_core::limits;
 
 use crate::libvirt::returned;
 
-/// A monitor that somebody listens to.
+/// A connection to the monitor of a QEMU.
 pub(super) struct Qmp {
     stream: BufReader<UnixStream>,
 }
 
 impl Qmp {
-    /// At the socket where QEMU listens.
+    /// Connects to the socket on which QEMU listens.
     pub(super) fn connect(socket: &Path) -> Result<Self> {
         let stream = UnixStream::connect(socket)
             .with_context(|| format!("connect to QEMU at {}", socket.display()))?;
-        stream.set_read_timeout(Some(limits::QMP_ANSWER)).context("set the limit of QEMU's answers")?;
+        stream.set_read_timeout(Some(limits::QMP_ANSWER)).context("set the time limit of QEMU's answers")?;
         let mut qmp = Self { stream: BufReader::new(stream) };
         qmp.until("QMP")?;
         qmp.ask("qmp_capabilities", &json!({}))?;
         Ok(qmp)
     }
 
-    /// What QEMU answers; events before the answer are passed over.
+    /// Sends a command and returns QEMU's answer. Events before the answer are skipped.
     pub(super) fn ask(&mut self, command: &str, arguments: &Value) -> Result<Value> {
         let question = json!({ "execute": command, "arguments": arguments }).to_string();
         let mut answer = || -> Result<Value> {
@@ -41,7 +41,7 @@ impl Qmp {
         answer().with_context(|| format!("ask QEMU: {question}"))
     }
 
-    /// Waits for a line with this word in quotes: an event, the greeting.
+    /// Waits for a line that contains this word in quotes, for example an event or the greeting.
     pub(super) fn until(&mut self, word: &str) -> Result<()> {
         let word = format!("\"{word}\"");
         while !self.line().with_context(|| format!("wait for {word} from QEMU"))?.contains(&word) {}
