@@ -1,9 +1,8 @@
-//! `xtask-vm` of `cargo xtask`: everything that links libvirt or opens a socket. It parses `xtask`'s own
-//! command line; `xtask` has seen to it that this machine is ready.
-//!
-//! Modules in reading order: [`smoke`] (the phases, as prose), [`libvirt`] (domains), [`guest`] (a guest from outside), [`vm`]
-//! (machines that somebody keeps), [`preflight`] (the rehearsal and another libvirt) and [`bench`]. Images, snapshots and the
-//! broker are crates of their own, as are children, Ctrl-C and the screen (`xtask-jobs`).
+//! The binary `xtask-vm`: every task that links libvirt or opens a socket. It parses the same command line as `xtask`, which
+//! has checked that this machine is ready. Read the modules in this order: [`smoke`] (the phases), [`libvirt`] (domains),
+//! [`guest`] (a guest from outside), [`vm`] (instances), [`preflight`] (the rehearsal, and another libvirt), [`bench`].
+//! Images and snapshots are in the crate `xtask-images`, the broker is in `xtask-fleet`, and child processes, Ctrl-C and the
+//! screen are in `xtask-jobs`.
 
 mod bench;
 mod guest;
@@ -33,19 +32,19 @@ fn main() -> ExitCode {
     }
 }
 
-/// The embedded driver logs to this process' stderr, in the middle of the screen; its errors come back as values. Whoever
-/// wants the log sets the variable (libvirt.org/logging.html).
+/// Disables the log of libvirt's embedded driver, which would go to stderr in the middle of the screen. Its errors are
+/// returned as values in any case. A user who wants the log sets the variable (libvirt.org/logging.html).
 fn silence_libvirt() {
     const VARIABLE: &str = "LIBVIRT_LOG_OUTPUTS";
     if std::env::var_os(VARIABLE).is_none() {
-        // SAFETY: this is the first statement of the process; there is no other thread that reads the environment.
+        // SAFETY: `main` calls this first, so no other thread exists that could read the environment.
         unsafe { std::env::set_var(VARIABLE, "4:file:/dev/null") };
     }
 }
 
 fn execute(cli: &Cli) -> anyhow::Result<()> {
     match &cli.command {
-        // The cache is all that it needs; `bump` alone asks for the workspace.
+        // These commands need only the cache; `image bump` finds the workspace itself.
         Command::Heavy(HeavyCommand::Image(command)) => xtask_images::commands::run(command, cli.verbosity),
         Command::Heavy(HeavyCommand::Smoke(args)) => smoke::run(&Workspace::find()?, args, cli.verbosity),
         Command::Heavy(HeavyCommand::Bench(args)) => bench::run(&Workspace::find()?, args, cli.verbosity),

@@ -1,5 +1,5 @@
-//! The guest's serial console: a file that QEMU writes from the first byte. Read as it grows, cleaned of a terminal's
-//! codes, and judged: a panic or an emergency shell ends a wait at once.
+//! The guest's serial console: a file that QEMU writes from the first byte. This module reads it as it grows, and removes
+//! the control codes of terminals. A line that shows a panic or an emergency shell ends a wait at once.
 
 use std::io::{ErrorKind, Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -8,10 +8,10 @@ use anyhow::Result;
 use fs_err::File;
 use xtask_core::error::Failure;
 
-/// What a report shows of the console.
+/// The number of console lines that a report shows.
 const TAIL_LINES: usize = 30;
 
-/// A console line that means that the guest will never be up, and what that says.
+/// Console lines that mean that the guest will never be up. Each row has the text to look for, the message and the remedy.
 const FAULTS: &[(&str, &str, &str)] = &[
     (
         "Kernel panic - not syncing",
@@ -53,7 +53,7 @@ pub(crate) struct Console {
     offset: u64,
     partial: Vec<u8>,
     lines: Vec<String>,
-    /// How many of the lines are those of earlier boots.
+    /// The number of lines from earlier boots.
     earlier: usize,
 }
 
@@ -62,10 +62,10 @@ impl Console {
         Self { path: path.to_owned(), ..Self::default() }
     }
 
-    /// Reads what has come since; returns the new lines.
+    /// Reads the new output and returns its complete lines.
     pub(crate) fn read(&mut self) -> Result<Vec<String>> {
         let mut file = match File::open(&self.path) {
-            // QEMU has not opened it yet.
+            // QEMU has not created the file yet.
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
             file => file?,
         };
@@ -80,7 +80,7 @@ impl Console {
         Ok(self.lines[known..].to_vec())
     }
 
-    /// From here on a new boot is read; what the last one said is no sign of it.
+    /// Begins a new boot: the lines so far count as lines of earlier boots.
     pub(crate) fn new_boot(&mut self) -> Result<()> {
         self.read()?;
         self.partial.clear();
@@ -92,22 +92,22 @@ impl Console {
         self.lines[self.earlier..].iter().map(String::as_str)
     }
 
-    /// The first line of this boot that contains `needle`.
+    /// Returns the first line of this boot that contains `needle`.
     pub(crate) fn line_with(&self, needle: &str) -> Option<&str> {
         self.of_this_boot().find(|line| line.contains(needle))
     }
 
-    /// What follows `marker` in the first line of this boot that contains it.
+    /// Returns the text after `marker` in the first line of this boot that contains it.
     pub(crate) fn after(&self, marker: &str) -> Option<&str> {
         Some(self.line_with(marker)?.split_once(marker)?.1)
     }
 
-    /// Whether the console waits behind `prompt`, which has no line end.
+    /// Whether the output ends with an incomplete line that contains `prompt`.
     pub(crate) fn prompts(&self, prompt: &str) -> bool {
         String::from_utf8_lossy(&self.partial).contains(prompt)
     }
 
-    /// What this boot died of: a reason to stop waiting.
+    /// Returns the fault that the console of this boot shows, if any. A wait for the guest ends on a fault.
     pub(crate) fn fault(&self) -> Option<Failure> {
         let prompt = String::from_utf8_lossy(&self.partial);
         self.of_this_boot().chain([&*prompt]).find_map(|line| {
@@ -116,18 +116,17 @@ impl Console {
         })
     }
 
-    /// The last line.
     pub(crate) fn last(&self) -> &str {
         self.lines.last().map_or("", String::as_str)
     }
 
-    /// The last lines.
+    /// Returns the last lines, for a report.
     pub(crate) fn tail(&self) -> Vec<String> {
         self.lines[self.lines.len().saturating_sub(TAIL_LINES)..].to_vec()
     }
 }
 
-/// Without escape sequences (ECMA-48 CSI and OSC) and other control characters.
+/// Removes escape sequences (ECMA-48 CSI and OSC) and other control characters.
 fn clean(line: &str) -> String {
     let mut text = String::with_capacity(line.len());
     let mut characters = line.chars().peekable();

@@ -1,5 +1,5 @@
-//! Whether the file systems of a guest that lost its power are whole: the journal replayed as its next boot would, and then all of it
-//! read. A disk that was read past one of its layers looks sound to the guest, and not here.
+//! Checks the file systems of a guest that lost its power: replays the journal as the next boot would, and then checks the whole
+//! file system. If QEMU reads a disk past one of its layers, the disk looks sound to the guest, but not to this check.
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -14,25 +14,26 @@ use xtask_core::limits;
 use xtask_images::inventory::{Partition, partitions, unpack};
 use xtask_jobs::{Ui, child};
 
-/// What checks; a run that will need it asks for it before it begins.
+/// The program that checks file systems. A run with `--fsck` looks for it before it begins.
 pub(crate) const CHECKER: &str = "e2fsck";
-/// The disk without its layers, while it is checked, and a partition of it. Both files are sparse.
+/// The files of a check: the disk as one raw file without layers, and one of its partitions. Both files are sparse.
 const RAW: &str = "checked.raw";
 const PART: &str = "checked.part";
-/// Of the superblock that each of ext2, ext3 and ext4 begins with: where its magic number is, that, where its state is, and the state's
-/// bit of a kernel that has found errors (linux, fs/ext4/ext4.h).
+/// The superblock at the beginning of ext2, ext3 and ext4 (linux, fs/ext4/ext4.h): the offset of its magic number, the magic
+/// number, the offset of its state, and the bit that a kernel sets in the state when it finds errors.
 const MAGIC_AT: u64 = 1024 + 56;
 const MAGIC: [u8; 2] = [0x53, 0xef];
 const STATE_AT: u64 = 1024 + 58;
 const ERRORS_FOUND: u8 = 2;
-/// A bit of the checker's exit code: there is damage that it may not repair by itself (e2fsck(8)).
+/// The bit of e2fsck's exit code for damage that it may not repair without a user (e2fsck(8)).
 const UNCORRECTED: i32 = 4;
 
-/// Checks every ext4 file system on a disk that nobody has open; how many there are. What is in `scratch` meanwhile takes at most twice
-/// the room of all that is on the disk.
+/// Checks every ext4 file system on a disk that no process has open, and returns their number. Meanwhile, the files in `scratch`
+/// take at most twice the space of the data on the disk.
 ///
 /// # Errors
-/// A failure of the guest with e2fsck's own words where one is damaged; and where there is none, since then nothing was checked.
+/// Returns a failure of the guest with e2fsck's output if a file system is damaged. It also returns a failure of the guest if
+/// the disk has no ext4 file system, since then nothing was checked. Any other error is a failure of the host.
 pub(crate) fn check(disk: &Path, scratch: &Path, ui: &Ui) -> Result<usize> {
     let (raw, part) = (scratch.join(RAW), scratch.join(PART));
     let checked = unpack(disk, &raw, ui).and_then(|()| check_raw(&raw, &part, ui));
@@ -47,9 +48,9 @@ fn check_raw(raw: &Path, part: &Path, ui: &Ui) -> Result<usize> {
     for Partition { start, bytes } in partitions(raw).context("read the disk's partitions")? {
         let mut magic = [0; MAGIC.len()];
         let disk = File::open(raw)?;
-        // A partition that ends before that is none of these.
+        // If this cannot be read, the partition is too small for these file systems.
         if disk.read_exact_at(&mut magic, start + MAGIC_AT).is_ok() && magic == MAGIC {
-            // e2fsck takes an offset too, and loses it once it has replayed a journal (1.47.0).
+            // The partition is copied because e2fsck 1.47.0 loses the offset of a file system after it has replayed its journal.
             cut_out(raw, start, bytes, part, ui)?;
             check_one(part, start, ui)?;
             checked += 1;
@@ -64,7 +65,7 @@ fn check_raw(raw: &Path, part: &Path, ui: &Ui) -> Result<usize> {
 fn cut_out(raw: &Path, start: u64, bytes: u64, part: &Path, ui: &Ui) -> Result<()> {
     let options = format!(
         "driver=raw,offset={start},size={bytes},file.driver=file,file.filename={}",
-        // In these options a comma ends a value, and two are one.
+        // In these options, a comma ends a value, and two commas stand for one.
         raw.display().to_string().replace(',', ",,")
     );
     let mut arguments = ["convert", "-O", "raw", "--image-opts", &options].map(OsString::from).to_vec();
@@ -73,8 +74,8 @@ fn cut_out(raw: &Path, start: u64, bytes: u64, part: &Path, ui: &Ui) -> Result<(
     copied.map(drop).context("copy a partition")
 }
 
-/// First as a boot does it (the journal; then inodes that were deleted while they were open), then without any change: what is wrong
-/// then was wrong before the power went.
+/// First repairs the file system as a boot does: the journal, then the inodes that were deleted while they were open. Then it
+/// checks without any change: damage that is still there existed before the power cut.
 fn check_one(part: &Path, start: u64, ui: &Ui) -> Result<()> {
     let damaged = |how: String| {
         Failure::guest(
@@ -88,9 +89,9 @@ fn check_one(part: &Path, start: u64, ui: &Ui) -> Result<()> {
         File::open(part)?.read_exact_at(&mut state, STATE_AT).context("read the file system's state")?;
         Ok(state[0] & ERRORS_FOUND != 0)
     };
-    // To repair is 1, and to find nothing at all 0.
+    // The second value is the highest permitted exit code: e2fsck returns 1 after a repair, and 0 if it has found no errors.
     for (flags, most) in [(&["-p", "-E", "journal_only"][..], 1), (&["-p"], 1), (&["-f", "-n"], 0)] {
-        // Before and behind the journal: the checker would repair what it may, and forget that there was something.
+        // The state is read before and after the journal is replayed, because e2fsck clears it when it repairs the file system.
         ensure!(!has_errors()?, damaged("the guest's kernel has recorded errors in it".to_owned()));
         let arguments: Vec<_> = flags.iter().map(OsString::from).chain([part.into()]).collect();
         let output = child::output(&tools::require(CHECKER)?, &arguments, limits::INVENTORY, ui)?;
@@ -118,7 +119,7 @@ mod tests {
     use super::*;
     use xtask_core::error::Kind;
 
-    /// Where the tests' partition begins.
+    /// The offset of the partition in the tests, in bytes.
     const START: u64 = 1 << 20;
 
     fn run(program: &str, arguments: &[&str]) {
@@ -127,7 +128,8 @@ mod tests {
         assert!(output.status.success(), "{}: {output:?}", program.display());
     }
 
-    /// A disk with a partition, a file system in it, and layers of qcow2 over it; `change` is made to the file system.
+    /// Makes a qcow2 disk with one partition, formats the partition if `format` is set, applies `change` to the file system,
+    /// and checks the disk.
     fn checked(format: bool, change: Option<&str>) -> Result<usize> {
         let directory = tempfile::tempdir().unwrap();
         let at = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
@@ -153,11 +155,11 @@ mod tests {
     #[test]
     fn what_is_whole_passes_and_what_is_damaged_is_told_in_the_checkers_words() {
         assert_eq!(checked(true, None).unwrap(), 1);
-        // As a power cut leaves it: there is a journal to replay.
+        // After a power cut there is a journal to replay.
         assert_eq!(checked(true, Some("feature needs_recovery")).unwrap(), 1);
         let changes = [
             ("clri lost+found", "lost+found"),
-            // A directory whose blocks are somebody else's, as a disk has them that was read past a layer.
+            // The directory has a block of another file, as on a disk that was read past a layer.
             ("sif lost+found block[5] 7", "damaged"),
             ("ssv state 3", "the guest's kernel has recorded errors"),
         ];
@@ -172,7 +174,7 @@ mod tests {
     fn where_nothing_can_be_checked_nothing_passes() {
         let error = checked(false, None).unwrap_err();
         assert!(format!("{error:#}").contains("no ext4 file system"), "{error:#}");
-        // What is no disk is this host's matter.
+        // If the file is not a disk, the failure is the host's.
         let directory = tempfile::tempdir().unwrap();
         let gone = directory.path().join("gone");
         let error = check(&gone, directory.path(), &Ui::quiet()).unwrap_err();

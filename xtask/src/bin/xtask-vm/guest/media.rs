@@ -1,4 +1,4 @@
-//! The small disks of a run: FAT volumes that cloud-init and the installer read, made without root.
+//! The small disks of a run: FAT volumes that cloud-init and the installer read. They are made without root.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -16,10 +16,10 @@ use xtask_jobs::{Ui, child};
 
 use crate::guest::ssh::Keys;
 
-/// Room for the FAT itself, the directory and the last clusters.
+/// The space for the FAT itself, the directory and the last clusters.
 const OVERHEAD_BYTES: u64 = 2 << 20;
 
-/// What of `agent/dist` the installer installs or runs, and itself.
+/// The files of `agent/dist` that the payload disk needs: the installer, and what it installs or runs.
 const INSTALLED: [&str; 12] = [
     "containers.conf",
     "install.sh",
@@ -35,18 +35,19 @@ const INSTALLED: [&str; 12] = [
     "storage.conf",
 ];
 
-/// The executable under test and the archive of the image that the fleet will have it run; a machine to work in has neither.
+/// The executable under test, and the archive of the container image that the fleet deploys on it. An instance has neither.
 pub(crate) type Subject<'a> = Option<(&'a Agent, &'a [u8])>;
 
-/// What is installed in the guest.
+/// The content of a payload disk, from which the guest is provisioned.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct PayloadDisk<'a> {
     pub(crate) subject: Subject<'a>,
-    /// Its configuration.
+    /// The agent's configuration.
     pub(crate) config: &'a str,
-    /// A fault to plant.
+    /// The fault to plant, if any.
     pub(crate) sabotage: Option<Sabotage>,
-    /// Where the machine comes from a snapshot: how large its disk is, and the run's keys.
+    /// For a machine that is restored from a snapshot: the size of its payload disk in bytes, what the run changes in it, and
+    /// the run's keys.
     pub(crate) restored: Option<(u64, Restored<'a>, &'a Keys)>,
 }
 
@@ -77,7 +78,7 @@ pub(crate) fn make_payload(
         add("user_key.pub", keys.user_public.as_bytes());
     }
     if let Some((agent, workload)) = subject {
-        // Behind the last section: the loader ignores it, the digest does not.
+        // A byte after the last section changes the digest, but the loader ignores it.
         let more: &[u8] = if sabotage == Some(Sabotage::OtherDigest) { b"\n" } else { b"" };
         add("iot-agent", &[&agent.content, more].concat());
         add(&crate::guest::workload::file_name(), workload);
@@ -91,7 +92,7 @@ pub(crate) fn make_payload(
         .context("make the agent's payload disk")
 }
 
-/// The paths of these files, which are now in `directory`.
+/// Writes these files to `directory` and returns their paths.
 fn written(directory: &Path, files: Vec<(String, Vec<u8>)>) -> Result<Vec<PathBuf>> {
     make_private_dir(directory)?;
     let write = |(name, content): (String, Vec<u8>)| {
@@ -101,19 +102,20 @@ fn written(directory: &Path, files: Vec<(String, Vec<u8>)>) -> Result<Vec<PathBu
     files.into_iter().map(write).collect()
 }
 
-/// A disk of so many bytes with nothing on it but an empty line: what will be a payload's, and is looked at by a shell until it is.
+/// Makes a disk of `bytes` bytes that is blank except for an empty first line. A shell in the guest reads this line until the
+/// payload has been written to the disk.
 pub(crate) fn make_blank(disk: &Path, bytes: u64) -> Result<()> {
     write_private(disk, b"\n")?;
     Ok(File::options().write(true).open(disk)?.set_len(bytes)?)
 }
 
-/// A FAT volume of at least so many bytes with `files` in its root.
+/// Makes a FAT volume of at least `least` bytes with `files` in its root directory.
 fn make_fat(disk: &Path, label: &str, files: &[PathBuf], least: u64, ui: &Ui) -> Result<()> {
     let mut bytes = OVERHEAD_BYTES;
     for file in files {
         bytes += fs_err::metadata(file)?.len().next_multiple_of(4096);
     }
-    // It may hold a password.
+    // The file must be private, because the volume may hold a password.
     make_blank(disk, bytes.next_multiple_of(1 << 20).max(least))?;
     let disk = disk.as_os_str();
     let format = ["-n".as_ref(), label.as_ref(), disk].map(OsStr::to_owned);

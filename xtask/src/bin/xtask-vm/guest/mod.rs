@@ -1,4 +1,4 @@
-//! The guest from outside: its console, ssh into it, the disks that it is given, what it runs.
+//! The guest from outside: its console, ssh into it, its disks, and the container image that it runs.
 
 use anyhow::Result;
 use xtask_core::cache::Cache;
@@ -12,7 +12,7 @@ pub(crate) mod ssh;
 pub(crate) mod watch;
 pub(crate) mod workload;
 
-/// Makes a run's directory, and says which dead runs were collected for that.
+/// Collects dead runs and prints a line about each of them. Makes the directory of a new run.
 pub(crate) fn begin_run(cache: &Cache, ui: &Ui) -> Result<RunDir> {
     let (run, collected) = RunDir::create(cache)?;
     collected.iter().for_each(|dead| ui.line(&dead.to_string()));

@@ -1,5 +1,5 @@
-//! Entering the guest: keys made for the run, and OpenSSH's own client. Used to ask how the agent is and to fetch the
-//! journal; what proves the agent comes over the fleet bus.
+//! Enters the guest with keys made for the run and with OpenSSH's client, to ask for the state of the agent and to fetch the
+//! journal. The evidence that proves the agent comes over the fleet bus instead.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -15,36 +15,36 @@ use xtask_core::runs::instance;
 
 use xtask_jobs::{Ui, child};
 
-/// The run's own keys.
+/// The ssh keys of a run.
 #[derive(Debug)]
 pub(crate) struct Keys {
     directory: PathBuf,
-    /// Whom ssh enters as.
+    /// The user that ssh logs in as.
     pub(crate) login_user: String,
-    /// Who may enter.
+    /// The public key that may log in.
     pub(crate) user_public: String,
-    /// What the guest presents.
+    /// The private half of the guest's host key.
     pub(crate) host_private: String,
-    /// Its public half.
+    /// The public half of the guest's host key.
     pub(crate) host_public: String,
     ui: Ui,
 }
 
-/// How the agent's unit is, as systemd says.
+/// The state of the agent's unit and of the whole system, as systemd reports it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct UnitState {
-    /// `active`, `failed`, `inactive`, `activating`.
+    /// The unit's state: `active`, `failed`, `inactive` or `activating`.
     pub(crate) active: String,
-    /// `enabled`, `disabled`.
+    /// The state of the unit's file, for example `enabled` or `disabled`; empty if there is no such unit.
     pub(crate) file: String,
-    /// How often systemd has started it again.
+    /// The number of times that systemd has restarted the unit.
     pub(crate) restarts: u32,
-    /// `running`, `starting`, `degraded`: the whole system.
+    /// The state of the whole system: `running`, `starting` or `degraded`.
     pub(crate) system: String,
 }
 
 impl Keys {
-    /// Makes two ed25519 pairs in `directory`.
+    /// Makes two pairs of ed25519 keys in `directory`: the user's and the guest's.
     pub(crate) fn make(directory: &Path, login_user: &str, ui: &Ui) -> Result<Self> {
         let keygen = tools::require("ssh-keygen")?;
         let pair = |name: &str| -> Result<(String, String)> {
@@ -62,7 +62,7 @@ impl Keys {
         Ok(Self { directory, login_user, user_public, host_private, host_public, ui: ui.clone() })
     }
 
-    /// The seed of an instance that these keys enter; everything else is as in `neutral`.
+    /// Returns a seed with this instance id and these keys. All other values are those of `neutral`.
     pub(crate) fn seed<'a>(&'a self, instance_id: &'a str, neutral: &Seed<'a>) -> Seed<'a> {
         Seed {
             instance_id,
@@ -73,7 +73,7 @@ impl Keys {
         }
     }
 
-    /// The arguments that lead into the guest behind `port`.
+    /// Returns ssh's arguments to enter the guest through `port` of this host.
     pub(crate) fn arguments(&self, port: u16) -> Vec<OsString> {
         instance::ssh_arguments(&self.directory, &self.login_user, port)
     }
@@ -91,7 +91,8 @@ impl Keys {
         Ok(parse_unit_state(&self.run_as_root(port, &format!("sh -c '{UNIT_STATE}'"), limit)?))
     }
 
-    /// The same, and what the agent says on the device itself; empty where it has said nothing.
+    /// Returns the state of the agent's unit, and the content of the status file that the agent writes on the device. The
+    /// content is empty if there is no such file.
     pub(crate) fn unit_and_status(&self, port: u16, limit: Duration) -> Result<(UnitState, String)> {
         let command = format!(
             "sh -c '{UNIT_STATE}; cd /run/iot-agent && if [ -e status.json ]; then cat status.json; fi'"
@@ -102,7 +103,7 @@ impl Keys {
     }
 }
 
-/// How the unit and the whole system are, in lines.
+/// The shell command that prints the state of the unit and of the whole system, one value in each line.
 const UNIT_STATE: &str = "systemctl show iot-agent.service -p ActiveState -p UnitFileState -p NRestarts; \
                           echo SystemState=$(systemctl is-system-running)";
 
@@ -114,14 +115,14 @@ fn parse_unit_state(text: &str) -> UnitState {
     UnitState {
         active: field("ActiveState"),
         file: field("UnitFileState"),
-        // No number means that systemd knows no such unit, which `file` says already.
+        // There is no number if systemd does not know the unit. In that case, `file` is empty.
         restarts: field("NRestarts").parse().unwrap_or(0),
         system: field("SystemState"),
     }
 }
 
 impl UnitState {
-    /// Fails where it is certain that no status will ever come.
+    /// Returns an error if it is certain that the agent will never send a status.
     pub(crate) fn check(&self) -> Result<(), Failure> {
         let booted = matches!(self.system.as_str(), "running" | "degraded");
         let journal = "read the agent's journal in the report's directory";

@@ -11,36 +11,38 @@ use super::console::Console;
 
 /// A guest that can be waited for.
 pub(crate) trait Watched {
-    /// Its console.
     fn console(&mut self) -> &mut Console;
 
-    /// Fails where what is waited for can never come: its QEMU or its broker has ended.
+    /// Returns an error if the awaited event can no longer happen, because QEMU or the broker has ended.
     fn check_alive(&mut self, _what: &str) -> Result<()> {
         Ok(())
     }
 }
 
-/// The console alone, of a guest whose QEMU the probe itself looks at.
+/// A console can be watched alone if the probe checks QEMU itself.
 impl Watched for Console {
     fn console(&mut self) -> &mut Console {
         self
     }
 }
 
-/// A wait.
+/// A wait for an event in a guest.
 pub(crate) struct Watch<'a> {
     pub(crate) ui: &'a Ui,
-    /// What is waited for, for messages: `the guest to take its keys`.
+    /// The awaited event, for messages: `the guest to take its keys`.
     pub(crate) what: &'a str,
     pub(crate) limit: Duration,
-    /// What to do where it does not come in time.
+    /// The remedy if the event does not happen in time.
     pub(crate) hint: &'a str,
 }
 
 impl Watch<'_> {
-    /// Looks until `probe` has something. Ends at once on Ctrl-C, on a guest that is not alive, on a console that says that
-    /// the guest will never be up, and on an error of the probe that says whose it is. Any other error of the probe is
-    /// told if time runs out, since a guest that is slow fails in many ways.
+    /// Calls `probe` until it returns a value.
+    ///
+    /// # Errors
+    /// Returns an error at once on Ctrl-C, if the guest is not alive, if the console shows that the guest will never be up, or
+    /// if the probe returns a [`Failure`]. Any other error of the probe is reported only when the time has run out, because a
+    /// slow guest causes many kinds of errors.
     pub(crate) fn until<G: Watched, T>(
         &self,
         guest: &mut G,
@@ -54,7 +56,7 @@ impl Watch<'_> {
                 self.ui.detail(&format!("    | {line}"));
             }
             if let Some(fault) = guest.console().fault() {
-                // The lines behind the first one say where it happened.
+                // The lines after the first one say where the fault happened.
                 std::thread::sleep(limits::BROKER_SETTLE);
                 guest.console().read()?;
                 return Err(fault.into());

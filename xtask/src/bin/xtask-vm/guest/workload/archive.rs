@@ -1,5 +1,5 @@
-//! An image of one file as an OCI archive (OCI image specification 1.0: image-layout, manifest, config), the same bytes each
-//! time.
+//! Packs a container image of one file as an OCI archive (OCI image specification 1.0: image-layout, manifest, config). The
+//! same input always gives the same bytes.
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
@@ -8,10 +8,11 @@ use xtask_core::digest::Algorithm;
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
-/// Where the program is in the image.
+/// The path of the program in the image, without the leading slash.
 const PROGRAM: &str = "workload";
 
-/// The archive of an image called `reference`, for `architecture` (Go's name, which is Debian's too), that runs `program`.
+/// Makes the archive of an image that runs `program`. `reference` is the image's name. `architecture` is in Go's names, which
+/// are the same as Debian's here.
 pub(super) fn oci(reference: &str, architecture: &str, program: &[u8]) -> Result<Vec<u8>> {
     let layer = tar_of(&[(PROGRAM.to_owned(), 0o755, program)])?;
     let config = json!({
@@ -54,17 +55,17 @@ fn descriptor(media_type: &str, bytes: &[u8]) -> Value {
     json!({ "mediaType": media_type, "digest": digest(bytes), "size": bytes.len() })
 }
 
-/// Of no time and no user: name, mode, content.
+/// Packs files, each with name, mode and content, as a tar archive without times and users.
 fn tar_of(files: &[(String, u32, &[u8])]) -> Result<Vec<u8>> {
     let mut archive = tar::Builder::new(Vec::new());
     for (name, mode, content) in files {
         let mut header = tar::Header::new_ustar();
         header.set_mode(*mode);
-        header.set_size(content.len().try_into().context("measure a file")?);
+        header.set_size(content.len().try_into().context("read the size of a file")?);
         header.set_mtime(0);
         header.set_uid(0);
         header.set_gid(0);
         archive.append_data(&mut header, name, *content).with_context(|| format!("pack {name}"))?;
     }
-    archive.into_inner().context("end an archive")
+    archive.into_inner().context("finish the archive")
 }

@@ -1,5 +1,5 @@
-//! The smoke's workload as an image: `xtask/workload/main.rs` compiled for the guest, and packed by [`archive`] as podman
-//! loads it. No registry has a part in it.
+//! The smoke's workload as a container image: `xtask/workload/main.rs`, compiled for the guest, and packed by [`archive`] in a
+//! form that podman loads. No registry is involved.
 
 mod archive;
 
@@ -16,12 +16,12 @@ use xtask_core::fs::make_private_dir;
 use xtask_core::workspace::Workspace;
 use xtask_inspection::check_header;
 
-/// The image's reference.
+/// The reference of the workload's image.
 pub(crate) const IMAGE: &str = "localhost/iot-workload:1";
 
-/// From the workspace's root.
+/// The path of the source, relative to the workspace's root.
 const SOURCE: &str = "xtask/workload/main.rs";
-/// Static, so that the image needs no other file, and small.
+/// rustc's flags. The program is static, so that the image needs no other file, and small.
 const FLAGS: [&str; 6] = [
     "--edition=2024",
     "--crate-name=workload",
@@ -31,23 +31,24 @@ const FLAGS: [&str; 6] = [
     "-Cstrip=symbols",
 ];
 
-/// The archive's name where the agent looks for images: its reference, as a file's name.
+/// Returns the name of the archive's file in the directory in which the agent looks for images. It is the image's reference
+/// in the form of a file name.
 pub(crate) fn file_name() -> String {
     format!("{}.tar", IMAGE.replace(['/', ':'], "_"))
 }
 
-/// The image's archive for `arch`.
+/// Returns the image's archive for `arch`.
 ///
 /// # Errors
-/// Where rustc fails, with its own words; where the linker makes something else than was asked for.
+/// Returns an error if rustc fails, or if the linker's output is not an executable for `arch`.
 pub(crate) fn image(workspace: &Workspace, cache: &Cache, arch: VmArchitecture) -> Result<Vec<u8>> {
     let program = program(workspace, cache, arch).context("compile the smoke's workload")?;
     archive::oci(IMAGE, arch.profile().debian_arch, &program).context("pack the workload's image")
 }
 
-/// The executable, kept by all that it is made of.
+/// Returns the executable. It is cached under a digest of its source, rustc's version and rustc's arguments.
 fn program(workspace: &Workspace, cache: &Cache, arch: VmArchitecture) -> Result<Vec<u8>> {
-    let shell = Shell::new().context("start a shell of commands")?;
+    let shell = Shell::new().context("create the shell that runs commands")?;
     let profile = arch.profile();
     let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
     let version = cmd!(shell, "{rustc} -vV").quiet().read().context("ask rustc for its version")?;
@@ -65,7 +66,7 @@ fn program(workspace: &Workspace, cache: &Cache, arch: VmArchitecture) -> Result
         .for_each(|part| key.update(Algorithm::Sha256.of(part).hex().as_bytes()));
     let kept = cache.workloads().join(format!("{arch}-{}", &key.finish().hex()[..16]));
     if !kept.exists() {
-        // From the root: the path of the source is in the executable.
+        // rustc runs in the workspace's root, because the executable contains the path of the source.
         let _root = shell.push_dir(workspace.root());
         compile(&shell, &rustc, &arguments, &kept)?;
     }
@@ -74,7 +75,7 @@ fn program(workspace: &Workspace, cache: &Cache, arch: VmArchitecture) -> Result
     Ok(program)
 }
 
-/// Beside and renamed: another run may make the same.
+/// Compiles beside the target file and then renames the result, because another run may make the same file.
 fn compile(shell: &Shell, rustc: &OsString, arguments: &[OsString], kept: &Path) -> Result<()> {
     let directory = kept.parent().context("the program's path has no parent directory")?;
     make_private_dir(directory)?;
@@ -91,8 +92,8 @@ mod tests {
 
     use super::*;
 
-    /// podman with a store of its own, as a build machine has it: no systemd, and with Debian 12 a crun that refuses the
-    /// cgroup layout (`cargo xtask ci --fix` installs both).
+    /// podman with a store of its own, for a build machine: it has no systemd, and crun of Debian 12 refuses its cgroup layout.
+    /// Therefore the tests use runc (`cargo xtask ci --fix` installs podman and runc).
     struct Podman {
         directory: tempfile::TempDir,
     }
