@@ -1,5 +1,5 @@
-//! libvirt, and with `remote.rs` the only file that names `virt::`: an embedded QEMU driver with a root per run, so that
-//! there is no daemon, no group and no network to set up, and two runs cannot collide.
+//! libvirt's embedded QEMU driver, with one root for each run. It needs no daemon, no group and no network, and two runs cannot
+//! collide. This file and `remote.rs` are the only ones that name `virt::`.
 
 pub(crate) mod paused;
 mod reaper;
@@ -21,8 +21,8 @@ use xtask_core::fs::{make_private_dir, write_private};
 use xtask_core::limits;
 use xtask_core::machine::DOMAIN_NAME;
 
-/// A domain is transient for libvirt, so that its end is the end of its definition; and it starts with its processors
-/// stopped, so that what QEMU made of it can be read before any of the guest's code runs.
+/// A domain is started with its processors stopped, so that QEMU's machine can be read before any guest code runs. It is also
+/// transient, so that its definition ends with it.
 const PAUSED: virt::sys::virDomainCreateFlags = virt::sys::VIR_DOMAIN_START_PAUSED;
 
 /// An open connection to the embedded driver.
@@ -30,19 +30,19 @@ pub(crate) struct Hypervisor {
     connect: Connect,
 }
 
-/// A domain that was started. Dropped, it is destroyed: whatever ends a run early leaves no QEMU.
+/// A started domain. Dropping it destroys it, so that no QEMU is left if a run ends early.
 pub(crate) struct Machine {
     domain: Domain,
-    /// Destroyed already, or left to a person.
+    /// Whether dropping this value leaves the domain alone: it is already destroyed, or it becomes an instance.
     let_go: bool,
 }
 
-/// How a domain is.
+/// The state of a domain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Condition {
-    /// QEMU is there and the guest's processors run.
+    /// QEMU runs, and so do the guest's processors.
     Running,
-    /// QEMU is there and has stopped the guest: its disk's file system is full, or KVM gave up.
+    /// QEMU runs but has stopped the guest, because the host's file system with its disk is full, or because KVM failed.
     Paused,
     /// The guest has shut itself down, and its QEMU waits for libvirt to end it.
     Off,
@@ -51,10 +51,10 @@ pub(crate) enum Condition {
 }
 
 impl Hypervisor {
-    /// Opens the embedded driver below `root`. One root per process: a libvirt that has one refuses another. What libvirt
-    /// learns of QEMU is kept in `cache` for the next root.
+    /// Opens the embedded driver below `root`. A process can open only one root: libvirt refuses a second one. libvirt's probe
+    /// results of QEMU are stored in `cache` for later roots.
     pub(crate) fn open(root: &Path, cache: &Cache) -> Result<Self> {
-        // Its errors come back as values; by default libvirt prints them as well.
+        // libvirt returns its errors as values. By default, it prints them as well.
         virt::error::clear_error_callback();
         start_event_loop()?;
         make_private_dir(&root.join("etc"))?;
@@ -67,25 +67,26 @@ impl Hypervisor {
         Ok(Self { connect })
     }
 
-    /// libvirt's version.
+    /// Returns libvirt's version.
     pub(crate) fn version(&self) -> Result<String> {
         self.connect.lib_version().map(remote::version).context("ask libvirt for its version")
     }
 
-    /// Starts a transient domain whose guest does not run yet.
+    /// Starts a transient domain whose processors are stopped.
     pub(crate) fn start_paused(&self, xml: &str) -> Result<Machine> {
         self.start(xml, PAUSED)
     }
 
-    /// The machine of this root that another process started and let go; `None` where there is none any more.
+    /// Returns the machine of this root that another process started and left running, or `None` if there is none.
     pub(crate) fn running(&self) -> Option<Machine> {
         let domain = self.connect.lookup_domain_by_name(DOMAIN_NAME).ok()?;
         Some(Machine { domain, let_go: true })
     }
 
-    /// The machine whose memory was saved to `memory`, with this domain's files in the place of its own, its processors stopped.
+    /// Restores the machine whose memory was saved to `memory`, with its processors stopped. The domain in `xml` names the files
+    /// that replace those of the saved machine.
     pub(crate) fn restore_paused(&self, memory: &Path, xml: &str) -> Result<Machine> {
-        let path = memory.to_str().context("encode a path of the cache")?;
+        let path = memory.to_str().context("a path in the cache is not UTF-8")?;
         let flags = virt::sys::VIR_DOMAIN_SAVE_PAUSED;
         reaper::reaping(|| self.connect.restore_domain_flags(path, Some(xml), flags))
             .with_context(|| format!("restore the machine whose memory is in {path}"))?;
@@ -101,10 +102,10 @@ impl Hypervisor {
 }
 
 impl Machine {
-    /// How it is now.
+    /// Returns the current state of the domain.
     pub(crate) fn condition(&self) -> Condition {
-        // A transient domain whose QEMU has ended is unknown to libvirt, which is an error and the answer. Asked first,
-        // since `state` of the crate virt 0.5.0 is no error then.
+        // libvirt does not know a transient domain whose QEMU has ended, so an error means that it is gone. `is_active` comes
+        // first, because `state` of the crate virt 0.5.0 returns no error in this case.
         if !self.domain.is_active().unwrap_or(false) {
             return Condition::Gone;
         }
@@ -115,19 +116,19 @@ impl Machine {
         }
     }
 
-    /// The guest's processors run from now on.
+    /// Starts the guest's processors.
     pub(crate) fn resume(&self) -> Result<()> {
-        self.domain.resume().context("let the guest's processors run")
+        self.domain.resume().context("start the guest's processors")
     }
 
-    /// What QEMU answers to a command of its machine protocol (QEMU, qemu-qmp-ref).
+    /// Sends a command of QEMU's machine protocol (QEMU, qemu-qmp-ref) and returns the answer.
     pub(crate) fn qmp(&self, command: &str, arguments: &Value) -> Result<Value> {
         let question = json!({ "execute": command, "arguments": arguments }).to_string();
         let answer = self.monitor(&question, virt::sys::VIR_DOMAIN_QEMU_MONITOR_COMMAND_DEFAULT)?;
         returned(&answer).with_context(|| format!("ask QEMU: {question}"))
     }
 
-    /// What QEMU prints at a command of its human monitor, for what its machine protocol does not have.
+    /// Sends a command to QEMU's human monitor and returns the output. This is for facts that the machine protocol does not have.
     pub(crate) fn hmp(&self, command: &str) -> Result<String> {
         self.monitor(command, virt::sys::VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP)
     }
@@ -137,15 +138,16 @@ impl Machine {
         answer.with_context(|| format!("ask QEMU: {command}"))
     }
 
-    /// Leaves it running when this value goes.
+    /// Leaves the domain running when this value is dropped.
     pub(crate) fn let_go(&mut self) {
         self.let_go = true;
     }
 
-    /// Stops it, writes its memory and its devices to `memory`, and ends it (virDomainSave).
+    /// Stops the domain, writes its memory and the state of its devices to `memory`, and ends it (virDomainSave).
     pub(crate) fn save(&mut self, memory: &Path) -> Result<()> {
-        let path = CString::new(memory.as_os_str().as_encoded_bytes()).context("encode the path")?;
-        // SAFETY: the domain lives as long as `self`, and libvirt copies the path; the crate virt 0.5 has no call of its own for it.
+        let path =
+            CString::new(memory.as_os_str().as_encoded_bytes()).context("the path contains a NUL byte")?;
+        // SAFETY: the domain lives as long as `self`, and libvirt copies the path. The crate virt 0.5 does not wrap this function.
         let saved =
             reaper::reaping(|| unsafe { virt::sys::virDomainSave(self.domain.as_ptr(), path.as_ptr()) });
         if saved < 0 {
@@ -156,15 +158,15 @@ impl Machine {
         Ok(())
     }
 
-    /// virDomainDestroy: QEMU gets SIGTERM, then SIGKILL, and the guest nothing.
+    /// Ends QEMU with SIGTERM and then SIGKILL, and does not notify the guest (virDomainDestroy).
     pub(crate) fn destroy(&mut self) -> Result<()> {
-        // Whatever comes of it: the next machine of the run has the same name and identity.
+        // Even after an error, dropping this value must not destroy the run's next machine, which has the same name and identity.
         self.let_go = true;
         let destroyed = reaper::reaping(|| self.domain.destroy()).context("destroy the domain");
         if self.condition() == Condition::Gone { Ok(()) } else { destroyed }
     }
 
-    /// The port on 127.0.0.1 that leads to one of the guest's ports that are forwarded, as the kernel chose it.
+    /// Returns the port on 127.0.0.1 that is forwarded to `guest_port`. The kernel chose it.
     pub(crate) fn port_to(&self, guest_port: u16) -> Result<u16> {
         forwarded_port(&self.hmp("info usernet")?, guest_port)
     }
@@ -173,13 +175,13 @@ impl Machine {
 impl Drop for Machine {
     fn drop(&mut self) {
         if !self.let_go {
-            // The run's directory is cleaned in any case, by the processes that name it.
+            // The error is ignored: the clean-up of the run's directory ends every process that names it.
             drop(self.destroy());
         }
     }
 }
 
-/// The value in QEMU's reply, or its error.
+/// Returns the value in QEMU's answer, or QEMU's description of its error.
 pub(crate) fn returned(answer: &str) -> Result<Value> {
     let mut answer: Value = serde_json::from_str(answer).context("parse QEMU's answer")?;
     if let Some(value) = answer.get_mut("return") {
@@ -189,24 +191,25 @@ pub(crate) fn returned(answer: &str) -> Result<Value> {
     bail!("{}", described.unwrap_or("QEMU's answer has neither a value nor an error"))
 }
 
-/// A root's `cache` leads to one directory for all of them. Probing QEMU takes 1 to 2 s, and what comes of it is valid as
-/// long as QEMU, libvirt's modules and the host are the same, which libvirt compares itself. It does not write atomically; a
-/// file that another run has not finished does not parse, and is then probed and written again.
+/// Links the `cache` of a root to one directory for all roots. Probing QEMU takes 1 to 2 s. The result is valid as long as QEMU,
+/// libvirt's modules and the host stay the same, which libvirt checks itself. libvirt does not write the files atomically. A
+/// file that another run has not finished does not parse; libvirt then probes again and writes the file anew.
 fn keep_capabilities(root: &Path, kept: &Path) -> Result<()> {
     make_private_dir(kept)?;
     let link = root.join("cache");
     if link.is_symlink() { Ok(()) } else { Ok(fs_err::os::unix::fs::symlink(kept, &link)?) }
 }
 
-/// Opening, libvirt asks the processor for its CPUID, and what it knows of an emulator with KVM is valid as long as that is
-/// the same. Parts of it (the APIC's id) are each processor's own, so that what is asked must be always the same one.
+/// Runs `call` on the first processor that this process may use. When libvirt opens a connection, it reads the processor's
+/// CPUID. Its probe results of an emulator with KVM are valid only for the same CPUID. Parts of the CPUID (the APIC's id)
+/// differ between processors, so libvirt must always ask the same processor.
 fn on_one_processor<T>(call: impl FnOnce() -> T) -> T {
     let allowed = sched_getaffinity(None).ok();
     let first = allowed.and_then(|set| (0..CpuSet::MAX_CPU).find(|cpu| set.is_set(*cpu)));
     if let Some(first) = first {
         let mut one = CpuSet::new();
         one.set(first);
-        // Where it is refused, libvirt probes once more than it had to.
+        // If the kernel refuses this, libvirt may probe once more than necessary.
         let _ = sched_setaffinity(None, &one);
     }
     let result = call();
@@ -216,7 +219,8 @@ fn on_one_processor<T>(call: impl FnOnce() -> T) -> T {
     result
 }
 
-/// The row `TCP[HOST_FORWARD]  14  127.0.0.1 37787  10.0.2.15  22 …` of `info usernet`.
+/// Returns the host's port that is forwarded to `guest_port`, from a row of `info usernet` like
+/// `TCP[HOST_FORWARD]  14  127.0.0.1 37787  10.0.2.15  22 …`.
 pub(crate) fn forwarded_port(table: &str, guest_port: u16) -> Result<u16> {
     let wanted = guest_port.to_string();
     let port = table.lines().find_map(|line| match *line.split_whitespace().collect::<Vec<_>>() {
@@ -228,8 +232,9 @@ pub(crate) fn forwarded_port(table: &str, guest_port: u16) -> Result<u16> {
     port?.parse().with_context(|| format!("read the port in {table:?}"))
 }
 
-/// No virtlogd for the console's file; QEMU as this user, who owns the files; and nothing that a container lacks (mount
-/// namespaces, cgroups, extended attributes, a security driver's helpers), since the run's directory is private.
+/// Returns libvirt's `qemu.conf`. libvirt writes the console's file without virtlogd, and QEMU runs as this user, who owns the
+/// files. libvirt uses nothing that a container lacks: mount namespaces, cgroups, extended attributes, a security driver's
+/// helpers. The run does not need them, since its directory is private.
 fn qemu_conf() -> String {
     let conf = "stdio_handler = \"file\"\nsecurity_driver = \"none\"\nnamespaces = []\n\
                     cgroup_controllers = []\nremember_owner = 0\ndynamic_ownership = 0\n";
@@ -237,7 +242,7 @@ fn qemu_conf() -> String {
     format!("{conf}{}", if rustix::process::geteuid().is_root() { of_root } else { "" })
 }
 
-/// libvirt's driver needs a loop for QEMU's monitor and its own timers; without it a start hangs.
+/// Starts libvirt's event loop. Its driver needs the loop for QEMU's monitor and for its timers: without it, a start hangs.
 fn start_event_loop() -> Result<()> {
     static STARTED: Once = Once::new();
     let mut result = Ok(());
@@ -288,10 +293,10 @@ mod tests {
             std::fs::write(root.join("cache/known"), "x").unwrap();
         }
         std::fs::remove_dir_all(directory.path().join("first")).unwrap();
-        assert!(kept.join("known").exists(), "the link is deleted, and not what it leads to");
+        assert!(kept.join("known").exists(), "the link is deleted, but not its target");
     }
 
-    /// libvirt's own mock driver: the connection's side of this file, on any host. It knows no start that is paused.
+    /// Tests the connection with libvirt's mock driver, which works on any host. That driver cannot start a domain paused.
     #[test]
     fn a_domain_of_libvirts_test_driver_lives_and_is_destroyed() {
         let connect = Connect::open(Some("test:///default")).unwrap();
@@ -307,7 +312,7 @@ mod tests {
         assert_eq!(machine.condition(), Condition::Gone);
         machine.destroy().unwrap();
         drop(hypervisor.start(xml, 0).unwrap());
-        assert!(hypervisor.connect.lookup_domain_by_name("x").is_err(), "dropped is destroyed");
+        assert!(hypervisor.connect.lookup_domain_by_name("x").is_err(), "a dropped machine is destroyed");
         assert!(hypervisor.start("<domain/>", 0).is_err());
     }
 }

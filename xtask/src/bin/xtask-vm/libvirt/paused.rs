@@ -1,5 +1,5 @@
-//! A domain that is read before it runs: started paused, asked over QMP what QEMU made of it, judged. The rehearsal ends it
-//! there; the smoke lets its guest go on.
+//! Reads a paused domain over QMP and compares QEMU's machine with the requested one. After that, the rehearsal destroys the
+//! domain, and the smoke lets the guest run.
 
 use std::path::Path;
 
@@ -14,14 +14,15 @@ use xtask_core::readback::observed::Observed;
 
 use crate::libvirt::Machine;
 
-/// The domain's XML in the run's working directory.
+/// The file with the domain's XML, in the run's working directory.
 pub(crate) const XML: &str = "domain.xml";
-/// What the domain must become: an [`ExpectedMachine`], beside the XML.
+/// The file with the [`ExpectedMachine`], beside the XML.
 pub(crate) const EXPECTED: &str = "expected.json";
-/// What was asked of QEMU and what it answered, beside the domain's XML.
+/// The file with the commands to QEMU and its answers, beside the XML.
 pub(crate) const TRANSCRIPT: &str = "qmp.json";
 
-/// What speaks against a domain that was started paused, and stays so. What QEMU answered is kept in `work`.
+/// Compares a paused domain with the expected machine and returns the differences. The domain stays paused. QEMU's answers are
+/// written to `work`.
 pub(crate) fn read(machine: &Machine, expected: &ExpectedMachine, work: &Path) -> Result<Vec<Finding>> {
     let mut transcript = Vec::new();
     let mut ask = |command: &str, arguments: &Value| {
@@ -36,10 +37,10 @@ pub(crate) fn read(machine: &Machine, expected: &ExpectedMachine, work: &Path) -
     Ok(diff(expected, &seen?))
 }
 
-/// Reads a domain that is stopped, and lets the guest run where nothing speaks against it.
+/// Compares a paused domain with the expected machine, and lets the guest run if no difference blocks.
 ///
 /// # Errors
-/// A failure of the host where QEMU made something else of the domain than was asked for: nothing would be proven on it.
+/// Returns a failure of the host if QEMU's machine does not match the requested domain, since a run on it would prove nothing.
 pub(crate) fn resume_verified(machine: Machine, expected: &ExpectedMachine, work: &Path) -> Result<Machine> {
     let findings = read(&machine, expected, work)?;
     let blocking = findings.iter().filter(|finding| finding.severity == Severity::Blocks);

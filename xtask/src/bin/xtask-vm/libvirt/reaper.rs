@@ -1,9 +1,8 @@
-//! Reaps QEMUs that have ended. libvirt's driver daemonizes them, so that they belong to the host's init, and where it has to see the
-//! end of one it asks until the process is gone, zombies included. An init that reaps now and then alone, as in many containers,
-//! makes each end of a QEMU last 1 to 2 s: two in a smoke, and one to three where libvirt probes an emulator.
-//!
-//! libvirt has children of its own that it waits for, QEMUs among them (a probed one first starts in the foreground, and
-//! puts itself into the background). Those are in this process' session; a daemon has left it.
+//! Reaps QEMUs that have ended. libvirt daemonizes them, so init is their parent. To wait for the end of a QEMU, libvirt polls
+//! until the process no longer exists, not even as a zombie. If init reaps only now and then, as in many containers, each end of
+//! a QEMU takes 1 to 2 s. A smoke has two such ends, and probing an emulator has one to three. libvirt waits for some children
+//! itself, for example for a QEMU that it probes, before that goes to the background. Those children are in the session of this
+//! process. A daemon has left the session, and only daemons are reaped here.
 
 use std::sync::Once;
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -12,12 +11,12 @@ use anyhow::{Context, Result};
 use rustix::process::{Pid, WaitOptions, getpid, set_child_subreaper, waitpid};
 use xtask_core::limits;
 
-/// The kernel keeps 15 bytes of a process' name, `qemu-system-aar`.
+/// The beginning of the process name of a QEMU. The kernel keeps 15 bytes of a name: `qemu-system-aar`.
 const NAME: &str = "qemu-system-";
 
-/// From now on what is daemonized below this process becomes its child, as long as it lives. A QEMU that ends by itself, or is killed,
-/// is reaped by a thread that looks now and then: libvirt waits for the end of that one too, and does not say meanwhile that it has
-/// ended (9.0: seen for 80 s).
+/// Makes this process the parent of all daemons that are started below it, for as long as it lives. Also starts a thread that
+/// periodically reaps QEMUs which ended by themselves or were killed. libvirt waits for the end of those too, and until then
+/// reports them as running (libvirt 9.0: seen for 80 s).
 pub(crate) fn adopt_daemons() -> Result<()> {
     static STARTED: Once = Once::new();
     set_child_subreaper(Some(getpid())).context("become the parent of libvirt's daemons")?;
@@ -32,10 +31,10 @@ pub(crate) fn adopt_daemons() -> Result<()> {
     Ok(())
 }
 
-/// Calls libvirt, which may wait for a QEMU's end; meanwhile those that have ended are looked for all the time.
+/// Calls libvirt, and frequently reaps ended QEMUs during the call, because the call may wait for the end of one.
 pub(crate) fn reaping<T>(call: impl FnOnce() -> T) -> T {
     std::thread::scope(|scope| {
-        // Dropped where the call panics too: the scope waits for its thread.
+        // The sender is dropped even if the call panics. This ends the thread, for which the scope waits.
         let (_call, end) = mpsc::channel::<()>();
         scope.spawn(move || {
             while end.recv_timeout(limits::REAP) == Err(RecvTimeoutError::Timeout) {
@@ -48,13 +47,13 @@ pub(crate) fn reaping<T>(call: impl FnOnce() -> T) -> T {
 
 fn reap() {
     for pid in dead_emulators() {
-        // Somebody else may have been faster.
+        // Another thread may already have reaped it.
         let _ = waitpid(Some(pid), WaitOptions::NOHANG);
     }
 }
 
-/// This process' children. A kernel without `children` (CONFIG_PROC_CHILDREN) has none: libvirt then waits for init, as it
-/// does without this.
+/// Returns the children of this process. On a kernel without `children` (CONFIG_PROC_CHILDREN) the list is empty, and libvirt
+/// waits for init, as it does without this module.
 pub(crate) fn children() -> Vec<Pid> {
     let threads = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
     let lists = threads.filter_map(|thread| std::fs::read_to_string(thread.path().join("children")).ok());
@@ -62,7 +61,7 @@ pub(crate) fn children() -> Vec<Pid> {
     pids.split_whitespace().filter_map(|pid| Pid::from_raw(pid.parse().ok()?)).collect()
 }
 
-/// Those children that are zombies and were QEMU daemons.
+/// Returns the children that are zombies of QEMU daemons.
 fn dead_emulators() -> Vec<Pid> {
     let Some(own_session) = stat("self").as_deref().and_then(|own| Some(named(own)?.session)) else {
         return Vec::new();
@@ -77,13 +76,13 @@ fn stat(pid: &str) -> Option<String> {
     std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()
 }
 
-/// What a line of `/proc/PID/stat` says: `25510 (qemu-system-aar) Z PARENT GROUP SESSION …` (proc(5)).
+/// The fields that are needed from a line of `/proc/PID/stat`: `25510 (qemu-system-aar) Z PARENT GROUP SESSION …` (proc(5)).
 #[derive(Debug, PartialEq)]
 struct Named<'a> {
     name: &'a str,
     state: &'a str,
-    /// 0 where the session began outside of this PID namespace, as that of a command run in a container does; rustix 1.1.6's
-    /// `getsid` panics there, so the line is read instead.
+    /// The session. It is 0 if it began outside of this PID namespace, as for a command that is run in a container. `getsid` of
+    /// rustix 1.1.6 panics in this case, so the line is read instead.
     session: u32,
 }
 
@@ -112,10 +111,10 @@ mod tests {
     fn only_a_daemon_that_has_ended_is_reaped() {
         let own = 100;
         assert!(is_dead_daemon("25510 (qemu-system-aar) Z 90 25510 25510 0 -1", own));
-        assert!(!is_dead_daemon("25510 (qemu-system-aar) S 90 25510 25510 0 -1", own), "it lives");
+        assert!(!is_dead_daemon("25510 (qemu-system-aar) S 90 25510 25510 0 -1", own), "the QEMU still runs");
         assert!(
             !is_dead_daemon("25510 (qemu-system-aar) Z 90 90 100 0 -1", own),
-            "somebody here waits for it"
+            "libvirt itself waits for a child in this session"
         );
         assert!(!is_dead_daemon("25510 (nats-server) Z 90 25510 25510 0 -1", own));
         assert!(!is_dead_daemon("", own));
@@ -130,14 +129,15 @@ mod tests {
         assert_eq!(named("7 (sh) S 0 0"), None);
     }
 
-    /// A program with the name of a QEMU.
+    /// Makes a program with the name of a QEMU.
     fn emulator(directory: &Path) -> PathBuf {
         let program = directory.join("qemu-system-none");
         std::fs::copy(xtask_core::host::tools::require("sleep").unwrap(), &program).unwrap();
         program
     }
 
-    /// One that has left this session, with its own parent, `sh`, gone, and that ends by itself; whether it is there.
+    /// Starts a daemon: a process outside of this session, whose parent `sh` has ended. It ends by itself after 0.2 s. Returns
+    /// a function that tells whether the process still exists.
     fn daemon(program: &Path) -> impl Fn() -> bool + use<> {
         let line = "setsid \"$0\" 0.2 & echo $!";
         let started = Command::new("sh").arg("-c").arg(line).arg(program).output().unwrap();
@@ -153,7 +153,7 @@ mod tests {
         over()
     }
 
-    /// One after the other: the second would be reaped by the first one's call, too.
+    /// Both cases are in one test. In parallel tests, the call of the first case would also reap the daemon of the second one.
     #[test]
     fn daemons_are_reaped_in_calls_and_outside_of_them_and_what_somebody_waits_for_is_left_to_them() {
         set_child_subreaper(Some(getpid())).unwrap();
@@ -166,6 +166,6 @@ mod tests {
 
         adopt_daemons().unwrap();
         let there = daemon(&program);
-        assert!(within_a_moment(|| !there()), "one that ends while nobody calls libvirt is still there");
+        assert!(within_a_moment(|| !there()), "a daemon that ended outside of a call was not reaped");
     }
 }

@@ -1,5 +1,5 @@
-//! The libvirt that `preflight --connect` names: asked for facts, and nothing of it changed. Beside `mod.rs`, which
-//! has the runs' own, the only file that names `virt::`.
+//! Asks the libvirt that `preflight --connect` names for facts, and changes nothing in it. This file and `mod.rs`, which has the
+//! embedded driver, are the only ones that name `virt::`.
 
 use virt::connect::Connect;
 use virt::error::Error;
@@ -13,24 +13,24 @@ use xtask_core::preflight::remote::{
     Access, ConnectionFacts, ConnectionOffer, DEFAULT, Network, Node, Pool, accelerator,
 };
 
-/// What is being asked now, for whoever waits.
+/// A function that is called before each question with a description of it.
 pub(crate) type OnQuestion<'a> = &'a dyn Fn(&'static str);
 
-/// Asks everything; as long as the other side takes.
+/// Asks all questions. This takes as long as the other libvirt needs: there is no time limit here.
 pub(crate) fn gather(
     uri: &ConnectUri,
     architectures: &[VmArchitecture],
     machine: &MachineArgs,
     progress: OnQuestion<'_>,
 ) -> ConnectionFacts {
-    // Its errors come back as values; by default libvirt prints them as well.
+    // libvirt returns its errors as values. By default, it prints them as well.
     virt::error::clear_error_callback();
     progress("open the connection");
     let answer = open(uri).map(|(connect, access)| offer(&connect, access, architectures, machine, progress));
     ConnectionFacts { uri: uri.clone(), answer }
 }
 
-/// Read-write where that is allowed, else read-only.
+/// Opens a read-write connection if this user may do so, or else a read-only one.
 fn open(uri: &ConnectUri) -> Result<(Connect, Access), Refusal> {
     let name = uri.for_libvirt();
     let refused = match words(Connect::open(Some(&name))) {
@@ -47,8 +47,9 @@ fn open(uri: &ConnectUri) -> Result<(Connect, Access), Refusal> {
     Connect::open_read_only(Some(&name)).map(|connect| (connect, Access::ReadOnly(refused))).or(Err(refusal))
 }
 
-/// A read-only socket takes a read-write connection and refuses what would change something. So something is asked for
-/// that can never be: a domain without a name, which libvirt refuses in either case, for one reason or the other.
+/// Finds out whether the connection permits changes. A read-only socket accepts a read-write connection and refuses only the
+/// changes. So this function requests a change that can never succeed: a domain without a name. libvirt refuses it because of
+/// the missing name, or because this user has no permission.
 fn access(connect: &Connect) -> Access {
     const NO_DOMAIN: &str = "<domain/>";
     let forbidden = [OperationDenied, AccessDenied, AuthFailed, AuthUnavailable];
@@ -81,12 +82,12 @@ fn offer(
     let guests = words(connect.capabilities()).and_then(|xml| capabilities::guests(&xml));
     progress("describe what its guests can have");
     let known = guests.as_deref().unwrap_or_default();
-    // No answer to whoever may only look (CVE-2019-10167).
+    // libvirt does not answer this question on a read-only connection (CVE-2019-10167).
     let asked = if access == Access::Full { architectures } else { &[] };
     let domains = asked.iter().filter_map(|arch| domain(connect, known, *arch, machine)).collect();
     progress("look up its network");
     let network = connect.lookup_network_by_name(DEFAULT).and_then(|network| {
-        // A network without a definition on disk has no autostart, which is an error and the answer.
+        // A network without a definition on disk has no autostart: libvirt returns an error for it.
         Ok(Network { active: network.is_active()?, autostart: network.autostart().unwrap_or(false) })
     });
     let network = words(unless(ErrorNumber::NoNetwork, network));
@@ -127,7 +128,7 @@ fn domain(
     Some((arch, xml.and_then(|xml| capabilities::domain(&xml))))
 }
 
-/// What was looked up by its name, `None` where the error `none` says that there is no such thing.
+/// Returns the object that was looked up, or `None` if the error is `none`, which says that there is no such object.
 fn unless<T>(none: ErrorNumber, result: Result<T, Error>) -> Result<Option<T>, Error> {
     match result {
         Err(error) if error.code() == none.into() => Ok(None),
@@ -135,19 +136,19 @@ fn unless<T>(none: ErrorNumber, result: Result<T, Error>) -> Result<Option<T>, E
     }
 }
 
-/// Bytes. virNodeGetFreeMemory leaves out the page cache, which on a host that has run for a day is most of what a new
-/// guest can have; the crate virt 0.5.0 does not have the call that tells it apart.
+/// Returns the memory that a new guest can get, in bytes. virNodeGetFreeMemory leaves out the page cache, which is most of that
+/// memory on a host that has run for a day. The crate virt 0.5.0 does not wrap virNodeGetMemoryStats, which includes the cache.
 fn free_memory(connect: &Connect) -> Result<u64, Error> {
     let Some(stats) = memory_stats(connect) else { return connect.free_memory() };
     let counted = stats.iter().filter(|(name, _)| ["free", "buffers", "cached"].contains(&name.as_str()));
     Ok(counted.map(|(_, kib)| kib * 1024).sum())
 }
 
-/// What virNodeGetMemoryStats tells, in KiB; `None` where the driver has no such call.
+/// Returns the values of virNodeGetMemoryStats in KiB, or `None` if the driver does not have this function.
 fn memory_stats(connect: &Connect) -> Option<Vec<(String, u64)>> {
     let mut count = 0;
     let ask = |stats: *mut virt::sys::virNodeMemoryStats, count: &mut _| {
-        // SAFETY: the connection lives as long as `connect`; `stats` is null, which asks for the count alone, or has room
+        // SAFETY: the connection lives as long as `connect`. `stats` is null, which requests only the count, or it has space
         // for `count` entries.
         let result = unsafe { virt::sys::virNodeGetMemoryStats(connect.as_ptr(), -1, stats, count, 0) };
         (result == 0).then_some(())
@@ -163,12 +164,12 @@ fn memory_stats(connect: &Connect) -> Option<Vec<(String, u64)>> {
     Some(stats.iter().map(|entry| (name(&entry.field), entry.value)).collect())
 }
 
-/// libvirt's numbers are major × 1 000 000 + minor × 1 000 + release.
+/// Formats a version number of libvirt, which is major × 1 000 000 + minor × 1 000 + release.
 pub(super) fn version(number: u32) -> String {
     format!("{}.{}.{}", number / 1_000_000, number / 1_000 % 1_000, number % 1_000)
 }
 
-/// An error of libvirt in its own words.
+/// Replaces an error of libvirt with its message.
 fn words<T>(result: Result<T, Error>) -> Result<T, String> {
     result.map_err(|error| error.message().to_owned())
 }

@@ -1,5 +1,5 @@
-//! The libvirt that `preflight --connect` names: its daemon, what this user may do there, its network and its host. Each of
-//! its answers has a limit, since libvirt's own calls have none.
+//! Checks the libvirt that `preflight --connect` names: its daemon, this user's permissions, its network and its host. Each
+//! answer has a time limit here, since libvirt's calls have none.
 
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Instant;
@@ -16,26 +16,27 @@ use xtask_jobs::Ui;
 
 use crate::libvirt::{children, remote};
 
-/// What the libvirt at `uri` offers for the guests asked for, judged.
+/// Returns the findings about the libvirt at `uri` for the requested guests.
 pub(super) fn findings(uri: &ConnectUri, asked: &PreflightRequest<'_>, ui: &Ui) -> Result<Vec<Finding>> {
     let before = children();
     let facts = gather(uri, asked, ui);
     if !matches!(&facts, Ok(ConnectionFacts { answer: Ok(_), .. })) {
-        // libvirt's ssh, which its hanging call would have ended.
+        // End libvirt's ssh. libvirt would have ended it if its call had returned.
         for child in children().into_iter().filter(|child| !before.contains(child)) {
-            // One that has ended by itself is as well.
+            // An error means that the process has already ended by itself.
             let _ = kill_process(child, Signal::TERM);
         }
     }
     Ok(evaluate(&facts?, asked))
 }
 
-/// The thread is left where it hangs: it ends with this process, which has little more to do.
+/// Asks the questions in a thread. If an answer takes too long, the thread is abandoned: it ends with this process, which ends
+/// soon after.
 fn gather(uri: &ConnectUri, asked: &PreflightRequest<'_>, ui: &Ui) -> Result<ConnectionFacts> {
     let (sender, questions) = mpsc::channel();
     let (name, architectures, machine) = (uri.clone(), asked.architectures.to_vec(), asked.machine.clone());
     let thread = std::thread::spawn(move || {
-        // Nobody receives any more where the answer took too long.
+        // After a timeout, the receiver no longer exists.
         let asks = |what| _ = sender.send(what);
         remote::gather(&name, &architectures, &machine, &asks)
     });
@@ -50,9 +51,9 @@ fn gather(uri: &ConnectUri, asked: &PreflightRequest<'_>, ui: &Ui) -> Result<Con
             }
             Err(RecvTimeoutError::Disconnected) => match thread.join() {
                 Ok(facts) => return Ok(facts),
-                // The crate virt panics where libvirt cannot even close a connection.
+                // The crate virt panics if libvirt cannot close a connection.
                 Err(_) => {
-                    break Refusal::Message(format!("libvirt's connection broke at the request: {what}"));
+                    break Refusal::Message(format!("libvirt's connection broke at the question: {what}"));
                 }
             },
         }

@@ -1,5 +1,5 @@
-//! What preflight asks libvirt: [`rehearsal`] starts the very domain of a smoke, paused ([`sabotage`] plants the faults that it must find); [`connection`] asks the libvirt
-//! that `--connect` names.
+//! The checks of preflight that need libvirt. [`rehearsal`] starts the domain of a smoke paused, and [`sabotage`] plants faults
+//! that it must find. [`connection`] asks the libvirt that `--connect` names.
 
 mod connection;
 mod rehearsal;
@@ -14,18 +14,18 @@ use xtask_core::workspace::Workspace;
 
 use xtask_jobs::Ui;
 
-/// Everything that `xtask` looks at, and what libvirt says to it.
+/// Runs all checks of `xtask`, and then the checks that need libvirt.
 pub(crate) fn run(workspace: &Workspace, args: &PreflightArgs, verbosity: Verbosity) -> Result<()> {
     let ui = Ui::install(verbosity)?;
     let architectures = architectures(args);
     let asked = PreflightRequest { architectures: &architectures, machine: &args.machine, for_ci: false };
     let mut preflight = Preflight::check(workspace, &asked)?;
-    // Without an emulator there is nothing to rehearse; what is missing is told below.
+    // The rehearsal needs a machine without blocking findings, for example with an emulator. The findings are shown below.
     if preflight.verdict().is_ok() && args.rehearse {
         let found = rehearsal::findings(&preflight.facts, args, &ui)?;
         preflight.add(found);
     }
-    // What this machine lacks is no matter of another libvirt's.
+    // The other libvirt is checked even if this machine is not ready.
     if let Some(uri) = &args.connect {
         preflight.add(connection::findings(uri, &asked, &ui)?);
     }

@@ -1,5 +1,5 @@
-//! The rehearsal: the domain of a smoke, started paused, looked at and destroyed. It boots nothing, so that an empty disk may
-//! stand in for an image, and two empty files for the seed and the agent.
+//! The rehearsal: starts the domain of a smoke paused, compares it with the requested one, and destroys it. It boots nothing, so
+//! an empty disk may replace the image, and two placeholder files replace the seed and the payload.
 
 use std::path::Path;
 use std::time::Instant;
@@ -27,12 +27,12 @@ use crate::guest::begin_run;
 use crate::libvirt::{Hypervisor, paused};
 use crate::smoke::make_writable_files;
 
-/// Bytes of the placeholders of the seed and the payload.
+/// The size of the placeholders for the seed and the payload.
 const PLACEHOLDER_BYTES: usize = 1 << 20;
-/// Bytes of the guest's disk where its image is not there.
+/// The size of the empty disk that replaces an image which is not in the cache.
 const PLACEHOLDER_DISK_BYTES: u64 = 1 << 30;
 
-/// Where domains are rehearsed, one after the other: a process may open one libvirt root only.
+/// The libvirt root in which the domains are rehearsed, one after the other. A process can open only one root.
 struct Stage<'a> {
     cache: Cache,
     run: RunDir,
@@ -41,7 +41,7 @@ struct Stage<'a> {
     ui: &'a Ui,
 }
 
-/// What QEMU made of the domain, for each of the architectures, judged. Nothing of it stays.
+/// Rehearses the machine of each architecture and returns the findings. All files of the rehearsal are deleted.
 pub(super) fn findings(facts: &[Facts], args: &PreflightArgs, ui: &Ui) -> Result<Vec<Finding>> {
     let mut started = Instant::now();
     let cache = Cache::from_env()?;
@@ -69,7 +69,7 @@ pub(super) fn findings(facts: &[Facts], args: &PreflightArgs, ui: &Ui) -> Result
     Ok(findings?.concat())
 }
 
-/// That it took place, of what, and how long it took.
+/// Returns the finding that says that the machine was rehearsed, with which parts, and how long it took.
 fn describe(plan: &Plan, base: &str, started: Instant) -> Finding {
     let seconds = human_seconds(started.elapsed().as_secs_f64());
     let (qemu, accelerator, firmware) =
@@ -82,8 +82,8 @@ fn describe(plan: &Plan, base: &str, started: Instant) -> Finding {
 }
 
 impl Stage<'_> {
-    /// What speaks against the domain of this plan, and its disk in words. Where KVM does not start it and nobody asked for
-    /// KVM by name, a smoke would be emulated: so is the rehearsal.
+    /// Rehearses the domain of this plan. Returns the findings and a description of its disk. If KVM refuses the domain, and
+    /// `--accel kvm` was not given, a smoke would use emulation, and so does a second rehearsal.
     fn rehearse(&self, plan: &mut Plan) -> Result<(Vec<Finding>, String)> {
         let work = self.run.work().join(plan.spec.architecture.to_string());
         make_private_dir(&work)?;
@@ -100,7 +100,7 @@ impl Stage<'_> {
         Ok((findings, base_told))
     }
 
-    /// Started, read, destroyed.
+    /// Starts the domain paused, reads its machine, and destroys it.
     fn perform(&self, plan: &Plan, base: &Base, work: &Path) -> Result<Vec<Finding>> {
         let files = RunFiles::of_run(work, work.join("console.log"))?;
         make_writable_files(plan, &files, base, self.ui)?;
@@ -123,7 +123,8 @@ impl Stage<'_> {
         findings
     }
 
-    /// The image that a smoke would take, where it is there; else an empty disk.
+    /// Returns the disk for the domain, and a description of it. The disk is the image that a smoke would use, if it is in the
+    /// cache, or else an empty disk.
     fn base(&self, plan: &Plan, work: &Path) -> Result<(Base, String)> {
         for image in std::iter::once(&plan.image).chain(&plan.fallback) {
             if let Some(base) = xtask_images::glance(&self.cache, &self.run, image, self.ui)? {

@@ -1,4 +1,5 @@
-//! Faults for the rehearsal to find, planted in the domain alone: what is expected of it stays as it was asked for.
+//! Plants faults that the rehearsal must find. A fault is planted in the domain. The expected machine changes only if the fault
+//! needs a value to be compared with.
 
 use std::path::Path;
 
@@ -9,7 +10,7 @@ use xtask_core::host::firmware::AarchFirmware;
 use xtask_core::machine::{DomainXmlParams, xml};
 use xtask_core::readback::ExpectedMachine;
 
-/// The domain's XML with the fault in it. Files that it needs are made in `work`; none of this host's is written to.
+/// Returns the domain's XML with the fault. Files that the fault needs are made in `work`; no file of this host is changed.
 pub(super) fn plant(
     fault: RehearsalFault,
     mut params: DomainXmlParams,
@@ -19,8 +20,8 @@ pub(super) fn plant(
 ) -> Result<String> {
     let flash = "find the domain's flash";
     match fault {
-        // QEMU takes the first -accel that works, libvirt's own, so that a second one with thread=single changes
-        // nothing. Counting instructions has the same effect.
+        // QEMU uses the first -accel that works, which is libvirt's, so a second one with thread=single changes nothing.
+        // Counting instructions has the same effect as thread=single.
         RehearsalFault::SingleThread => {
             let arguments = r#"<qemu:arg value="-icount"/><qemu:arg value="shift=0"/></qemu:commandline>"#;
             return edited(&params, "</qemu:commandline>", arguments);
@@ -40,7 +41,7 @@ pub(super) fn plant(
             params.firmware.as_mut().context(flash)?.code = longer;
         }
         RehearsalFault::NvramTemplate => {
-            // A template of its own: QEMU opens it for writing.
+            // The fault needs a copy of the template, because QEMU opens the file for writing.
             let template = work.join("template.fd");
             write_private(&template, fs_err::read(&firmware.vars_template)?)?;
             expected.flash.as_mut().context(flash)?.template.clone_from(&template);
