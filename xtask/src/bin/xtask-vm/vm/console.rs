@@ -1,4 +1,4 @@
-//! `vm console`: what a machine's serial console has said, and then this terminal on it.
+//! `vm console`: prints the output of an instance's serial console so far, and then attaches this terminal to the console.
 
 use std::io::{IsTerminal as _, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
@@ -16,10 +16,10 @@ use xtask_core::runs::instance::{self, ConsoleLog};
 use xtask_core::{bail_host, limits};
 use xtask_jobs::Ui;
 
-/// What leaves a terminal that is attached: Ctrl-], as telnet(1) and virsh(1) have it.
+/// The key that detaches the terminal: Ctrl-], as in telnet(1) and virsh(1).
 const DETACH: u8 = 0x1d;
 
-/// Until its end, Ctrl-], or, where stdin is no terminal, Ctrl-C.
+/// Shows the console until the machine ends or the user presses Ctrl-]. If stdin is no terminal, Ctrl-C ends it.
 pub(crate) fn console(machine: Option<&str>, verbosity: Verbosity) -> Result<()> {
     let ui = Ui::install(verbosity)?;
     let instance = instance::find(&Cache::from_env()?, machine)?;
@@ -30,14 +30,14 @@ pub(crate) fn console(machine: Option<&str>, verbosity: Verbosity) -> Result<()>
         eprintln!("{name} is off; boot it with cargo xtask vm start {name}");
         return Ok(());
     }
-    // QEMU takes one at a time, and has others wait without a word.
+    // QEMU accepts one connection at a time, and lets others wait without a message.
     let Some(_lock) = try_lock(&instance.work().join("console.lock"))? else {
         bail_host!(
             "attach to the console of {name}: another terminal is attached";
             "detach that terminal with Ctrl-], or use --no-follow to see the output so far"
         );
     };
-    // First: who may not have the terminal is stopped here, and not while a guest talks to it.
+    // Change the terminal first: a process that may not control it is stopped here, before it is connected to the guest.
     let terminal = RawTerminal::enter()?;
     let path = instance.work().join(CONSOLE_SOCKET);
     let stream = UnixStream::connect(&path).with_context(|| format!("connect to {}", path.display()));
@@ -54,14 +54,14 @@ pub(crate) fn console(machine: Option<&str>, verbosity: Verbosity) -> Result<()>
     attached
 }
 
-/// The log to stdout, and stdin to the guest.
+/// Copies the console's log to stdout, and stdin to the guest.
 fn attach(stream: &UnixStream, log: &mut ConsoleLog, keys: bool, ui: &Ui) -> Result<()> {
     let over = Arc::new(AtomicBool::new(false));
     let share = || stream.try_clone().context("duplicate the console's socket");
     let (to_guest, mut from_guest) = (share()?, share()?);
     let (left, ended) = (Arc::clone(&over), Arc::clone(&over));
-    // Both may wait for a byte when this process ends. What the guest says is read from the log: a guest stops that talks to somebody
-    // who does not listen, as a terminal that is held does not.
+    // Both threads may still wait for a byte when this process ends. The first one discards the guest's output, which is shown
+    // from the log instead: a guest blocks if its output is not read, for example while the terminal is stopped by Ctrl-S.
     std::thread::spawn(move || {
         // Both an end and an error mean that QEMU has ended.
         let _ = std::io::copy(&mut from_guest, &mut std::io::sink());
@@ -69,7 +69,7 @@ fn attach(stream: &UnixStream, log: &mut ConsoleLog, keys: bool, ui: &Ui) -> Res
     });
     log.show()?;
     if keys {
-        // What the terminal itself answered to old questions of the guest's.
+        // The log may contain queries to a terminal. Discard this terminal's answers to them.
         tcflush(std::io::stdin(), QueueSelector::IFlush).context("discard earlier input")?;
     }
     std::thread::spawn(move || type_in(to_guest, keys, &left));
@@ -83,7 +83,7 @@ fn attach(stream: &UnixStream, log: &mut ConsoleLog, keys: bool, ui: &Ui) -> Res
     }
 }
 
-/// What is typed, until the key that detaches; or all of a stdin that is no terminal. A guest that is gone ends it too.
+/// Copies stdin to the guest, until the key that detaches is typed, stdin ends or the guest is gone.
 fn type_in(mut stream: UnixStream, keys: bool, over: &AtomicBool) {
     let mut buffer = [0; 256];
     while let Ok(count @ 1..) = std::io::stdin().read(&mut buffer) {
@@ -98,7 +98,7 @@ fn type_in(mut stream: UnixStream, keys: bool, over: &AtomicBool) {
     }
 }
 
-/// Each key goes to the guest, Ctrl-C too; as it was before once this is dropped.
+/// A terminal in raw mode, which sends each key to the guest, also Ctrl-C. Dropping this value restores the terminal.
 struct RawTerminal(Termios);
 
 impl RawTerminal {

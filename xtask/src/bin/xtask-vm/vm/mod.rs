@@ -1,4 +1,4 @@
-//! `cargo xtask vm` for what needs libvirt: instances that somebody keeps.
+//! The commands of `cargo xtask vm` that need libvirt, except for `vm up`.
 
 pub(crate) mod console;
 pub(crate) mod power;

@@ -1,5 +1,4 @@
-//! `vm start` and `vm stop`: an instance that is off boots again, from its own disk, and can be entered when this ends; and one
-//! that runs shuts down.
+//! `vm start` boots an instance from its own disk, and returns when it can be entered. `vm stop` shuts an instance down.
 
 use std::io::Read as _;
 use std::net::TcpStream;
@@ -22,7 +21,7 @@ use crate::guest::console::Console;
 use crate::guest::watch::Watch;
 use crate::libvirt::{Condition, Hypervisor, Machine, paused};
 
-/// Starts it and waits for its ssh.
+/// Starts an instance and waits for its ssh server.
 pub(crate) fn start(args: &OneArgs, verbosity: Verbosity) -> Result<()> {
     let ui = Ui::install(verbosity)?;
     let cache = Cache::from_env()?;
@@ -38,13 +37,13 @@ pub(crate) fn start(args: &OneArgs, verbosity: Verbosity) -> Result<()> {
     })
 }
 
-/// Machines whose boots take about as long.
+/// Returns the name under which times are recorded. Instances with the same name take about the same time.
 fn kind(instance: &Instance) -> String {
     format!("machine-{}-{}", instance.machine.arch, instance.machine.image)
 }
 
-/// Has the guest shut down, and waits until its QEMU has ended. libvirt is there meanwhile: its QEMUs stay when their guest is off,
-/// until it ends them.
+/// Shuts the guest down, and waits until its QEMU has ended. libvirt is open during the wait, because its QEMU stays after the
+/// guest is off, until libvirt ends it.
 pub(crate) fn stop(args: &OneArgs, verbosity: Verbosity) -> Result<()> {
     let ui = Ui::install(verbosity)?;
     let cache = Cache::from_env()?;
@@ -68,11 +67,11 @@ pub(crate) fn stop(args: &OneArgs, verbosity: Verbosity) -> Result<()> {
 fn shut_down(cache: &Cache, instance: &Instance, ui: &Ui) -> Result<()> {
     let hypervisor = Hypervisor::open(&instance.work().join("v"), cache)?;
     let Some(machine) = hypervisor.running() else {
-        // A guest that is off already has a QEMU until libvirt looks.
+        // If the guest was already off, opening libvirt has just ended its QEMU.
         ensure!(!instance.is_running(), "QEMU runs, but libvirt does not know it");
         return Ok(());
     };
-    // The connection ends with the guest, which may be off already: an error says nothing, and is told where the guest goes on.
+    // ssh's connection ends with the guest, which may already be off. So an error is reported only if the guest continues to run.
     let asked = run_in_guest(instance, &["sudo", "-n", "systemctl", "poweroff"], limits::SHUTDOWN, ui);
     let name = &instance.machine.name;
     let hint = format!("cut its power: cargo xtask vm power-cut {name}");
@@ -85,7 +84,7 @@ fn shut_down(cache: &Cache, instance: &Instance, ui: &Ui) -> Result<()> {
     })
 }
 
-/// The console of an instance, of which only what comes from now on counts.
+/// Returns the console of an instance. Only output from now on counts.
 fn console_of_new_boot(instance: &Instance) -> Result<Console> {
     let mut console = Console::new(&instance.machine.console);
     console.new_boot()?;
@@ -102,13 +101,13 @@ fn boot(cache: &Cache, instance: &mut Instance, ui: &Ui) -> Result<()> {
     let mut console = console_of_new_boot(instance)?;
     let root = instance.work().join("v");
     if !instance.is_running() {
-        // A QEMU that lost its power, or that went with this host, is still in libvirt's own books.
+        // libvirt's files still name a QEMU that was killed or that ended when this host went down.
         remove_tree(&root)?;
         make_private_dir(&root)?;
     }
     let hypervisor = Hypervisor::open(&root, cache)?;
     if let Some(mut machine) = hypervisor.running() {
-        // Asked first: the answer comes once libvirt has seen how the QEMU is that it has found.
+        // Ask for the port first: the answer arrives after libvirt has learned the state of the QEMU that it has found.
         let port = machine.port_to(SSH_PORT);
         if let (Ok(port), Condition::Running) = (port, machine.condition()) {
             ui.tick("it is already running")?;
@@ -116,7 +115,7 @@ fn boot(cache: &Cache, instance: &mut Instance, ui: &Ui) -> Result<()> {
             instance.save()?;
             return wait_for_ssh(instance, &machine, &mut console, ui);
         }
-        // Its guest shut itself down, or whoever started it died before it ran.
+        // The guest has shut itself down, or the process that started it died before the guest ran.
         machine.destroy()?;
     }
     instance.machine.ssh_port = None;
@@ -131,8 +130,8 @@ fn boot(cache: &Cache, instance: &mut Instance, ui: &Ui) -> Result<()> {
     })?;
     let lost = |error: Error| {
         let hint = format!(
-            "its disk depends on it: remove it with cargo xtask vm rm {name} and make another with \
-             cargo xtask vm up"
+            "the disk of {name} depends on this snapshot: remove the machine with cargo xtask vm rm {name} \
+             and make another with cargo xtask vm up"
         );
         Failure::host(format!("{error:#}"), hint)
     };
@@ -149,7 +148,7 @@ fn boot(cache: &Cache, instance: &mut Instance, ui: &Ui) -> Result<()> {
     Ok(())
 }
 
-/// Its domain, and what QEMU must make of it.
+/// Returns the XML of the instance's domain, and the machine that QEMU must make of it.
 fn asked_for(instance: &Instance) -> Result<(String, ExpectedMachine)> {
     let read = |name: &str| fs_err::read_to_string(instance.work().join(name));
     let expected = serde_json::from_str(&read(paused::EXPECTED)?);
@@ -173,13 +172,14 @@ fn wait_for_ssh(instance: &Instance, machine: &Machine, console: &mut Console, u
             return Ok(None);
         }
         looked = Some(Instant::now());
-        // Before the end of the boot sshd greets and lets nobody in (pam_nologin(8)).
+        // Before the boot has ended, sshd greets clients but accepts no login (pam_nologin(8)).
         let enters = greets(port) && run_in_guest(instance, &["true"], limits::SERVER_START, ui).is_ok();
         Ok(enters.then_some(()))
     })
 }
 
-/// Whether an sshd greets whoever connects, as it does first (RFC 4253, 4.2). QEMU takes connections before there is one.
+/// Whether an sshd behind this port sends its greeting, which comes first (RFC 4253, 4.2). QEMU accepts connections even before
+/// an sshd runs.
 pub(crate) fn greets(port: u16) -> bool {
     let Ok(mut stream) = TcpStream::connect_timeout(&([127, 0, 0, 1], port).into(), limits::WORKLOAD_ANSWER)
     else {
