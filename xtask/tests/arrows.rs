@@ -1,18 +1,18 @@
-//! Imports point one way: no circle between the files of `core`, whose `lib.rs` lists them in their order, nor
-//! between the folders of `xtask-vm`. Between crates cargo forbids it.
+//! Checks that imports point one way. There is no circle between the files of `core`, which are listed in order in its
+//! `lib.rs`, or between the folders of `xtask-vm`. Between crates, cargo rejects circles.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-/// Module paths and what each file says: `["preflight", "fix"]`.
+/// The text of each file, by its module path: `["preflight", "fix"]`.
 type Files = BTreeMap<Vec<String>, String>;
-/// Which file names which.
+/// For each file, the other files that it names.
 type Arrows = BTreeMap<Vec<String>, BTreeSet<Vec<String>>>;
 
-/// The folders of `xtask-vm`; each uses only those before it. `main.rs` uses all.
+/// The folders of `xtask-vm`. Each folder uses only those before it, and `main.rs` uses all of them.
 const FOLDERS: [&str; 6] = ["guest", "libvirt", "vm", "smoke", "bench", "preflight"];
 
-/// The files below `root`, without the tests in them.
+/// Reads the files below `root`, without the tests in them.
 fn files(root: &Path) -> Files {
     let mut found = Files::new();
     let mut directories = vec![(root.to_owned(), Vec::new())];
@@ -36,7 +36,7 @@ fn files(root: &Path) -> Files {
     found
 }
 
-/// Each path of a `use` tree: `a::{b, c::{d, e}}` has three.
+/// Returns each path of a `use` tree: `a::{b, c::{d, e}}` has three.
 fn paths(tree: &str) -> Vec<String> {
     let Some((head, rest)) = tree.split_once('{') else { return vec![tree.trim().to_owned()] };
     let inner = rest.rsplit_once('}').map_or(rest, |(inner, _)| inner);
@@ -57,7 +57,7 @@ fn paths(tree: &str) -> Vec<String> {
     parts.iter().flat_map(|part| paths(part)).map(|path| format!("{head}{path}")).collect()
 }
 
-/// Every path that code names, in a `use` or where it stands.
+/// Returns every path that code names, in a `use` or in an expression.
 fn named(text: &str) -> Vec<String> {
     let code: Vec<_> = text.lines().filter(|line| !line.trim_start().starts_with("//")).collect();
     let code = code.join(" ");
@@ -70,7 +70,7 @@ fn named(text: &str) -> Vec<String> {
     named
 }
 
-/// The file that a path of `module` leads to: the longest part of it that is one.
+/// Returns the file to which a path in `module` leads: the longest beginning of the path that is a file.
 fn target(files: &Files, module: &[String], path: &str) -> Option<Vec<String>> {
     let mut words = path.split("::").map(str::trim).peekable();
     let mut at = match words.peek()? {
@@ -103,8 +103,8 @@ fn arrows(files: &Files) -> Arrows {
     files.iter().map(of).collect()
 }
 
-/// What is left when every file that names none of the others has been taken away, again and again: the circles, and
-/// what leads into them.
+/// Repeatedly removes every file that names none of the remaining files. The rest are the circles and the files that lead
+/// into them.
 fn circles(mut arrows: Arrows) -> Arrows {
     loop {
         let left: BTreeSet<_> = arrows.keys().cloned().collect();
@@ -119,7 +119,7 @@ fn circles(mut arrows: Arrows) -> Arrows {
     }
 }
 
-/// The names that point upward where each of `order` may use only those before it.
+/// Returns the imports that point upward, if each module of `order` may use only those before it.
 fn upward(arrows: &Arrows, order: &[String]) -> Vec<String> {
     let place = |module: &[String]| order.iter().position(|name| Some(name) == module.first());
     let mut upward = Vec::new();
@@ -163,9 +163,9 @@ fn the_files_of_core_form_no_circle_and_stand_in_order() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("core/src");
     let mut files = files(&root);
     let library = files.remove(&Vec::new()).unwrap();
-    assert!(files.len() > 30, "core is not where this test looks");
+    assert!(files.len() > 30, "core is not in the directory that this test reads");
     let arrows = arrows(&files);
-    assert!(arrows.values().map(BTreeSet::len).sum::<usize>() > 100, "its imports are not read");
+    assert!(arrows.values().map(BTreeSet::len).sum::<usize>() > 100, "the imports of core were not read");
     assert_eq!(circles(arrows.clone()), Arrows::new());
     let listed = library.split("```text").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
     let order: Vec<_> = listed.split_whitespace().filter(|word| *word != "//!").map(str::to_owned).collect();
@@ -179,6 +179,6 @@ fn the_folders_of_xtask_vm_form_no_circle() {
     let arrows = arrows(&files(&root));
     let order = FOLDERS.map(str::to_owned);
     let unknown = arrows.keys().find(|module| module.first().is_some_and(|folder| !order.contains(folder)));
-    assert_eq!(unknown, None, "a folder that has no place in the order");
+    assert_eq!(unknown, None, "add this folder to FOLDERS");
     assert_eq!(upward(&arrows, &order), Vec::<String>::new());
 }

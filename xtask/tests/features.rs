@@ -1,18 +1,19 @@
-//! cargo compiles a crate once for `xtask`, `xtask-vm` and the tests only if all of them ask it for the same features. A crate with
-//! other features is compiled again, with all that depends on it: half a minute of a first run, and more of the test suite.
+//! Checks that `xtask`, `xtask-vm` and the tests select the same features of each crate: only then does cargo compile it once.
+//! With other features, cargo compiles the crate again, and all crates that depend on it. That costs half a minute of a first
+//! run, and more of the test suite.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
 
-/// The selections that cargo is run with, as `xtask/src/tasks/` does.
+/// The packages and features with which `xtask/src/tasks/` runs cargo.
 const SELECTIONS: [&[&str]; 3] = [
     &["--package", "xtask", "--edges", "normal"],
     &["--package", "xtask", "--features", "vm", "--edges", "normal,dev"],
     &["--workspace", "--edges", "normal,dev"],
 ];
 
-/// The features that a selection has a crate of a registry compiled with. What only build scripts and macros use is left
-/// out: cargo resolves that apart.
+/// Returns the features of each registry crate in a selection. Crates that only build scripts and macros use are left out,
+/// because cargo resolves their features separately.
 fn features(selection: &[&str]) -> BTreeMap<String, String> {
     let output = Command::new(env!("CARGO"))
         .args(["tree", "--offline", "--prefix", "none", "--format", "{p}|{f}", "--edges", "no-proc-macro"])
@@ -28,7 +29,7 @@ fn features(selection: &[&str]) -> BTreeMap<String, String> {
         .collect()
 }
 
-/// The crates that two selections have compiled differently.
+/// Returns the crates that two selections compile with different features.
 fn differing(trees: &[BTreeMap<String, String>]) -> BTreeSet<&str> {
     let mut found = BTreeSet::new();
     for (tree, other) in trees.iter().flat_map(|tree| trees.iter().map(move |other| (tree, other))) {
@@ -50,7 +51,7 @@ fn each_crate_is_compiled_once() {
 
 #[test]
 fn another_feature_is_found() {
-    // The agent as it ships is compiled apart, with the features that it needs alone.
+    // The agent that ships is compiled separately, with only the features that it needs.
     let trees = [SELECTIONS[2], &["--package", "iot-agent", "--edges", "normal"]].map(features);
     let found = differing(&trees);
     assert!(found.iter().any(|name| name.starts_with("hyper-util ")), "{found:?}");

@@ -1,4 +1,5 @@
-//! What the workflow may touch: its own directories and processes, and the checkout in which the command was typed.
+//! Checks that the workflow changes only its own directories and processes, and uses the checkout in which the command was
+//! typed.
 
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
@@ -13,7 +14,7 @@ fn message(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
-/// A cache with a dead run and directories that other programs call `runs` too.
+/// Makes a cache with a dead run, and with directories of another program in `runs`. Returns the cache and the dead run.
 fn cache() -> (TempDir, PathBuf) {
     let cache = tempfile::tempdir().unwrap();
     let dead = cache.path().join("runs/0101-000000-0001");
@@ -35,9 +36,9 @@ fn collecting_spares_the_shell_that_calls_it_a_reader_and_directories_of_others(
     let file = dead.join("w/domain.xml");
     let mut reader =
         Command::new("tail").arg("-f").arg(&file).stdout(std::process::Stdio::piped()).spawn().unwrap();
-    // What it prints says that it has the file open.
+    // When the reader prints the content, it has the file open.
     reader.stdout.as_mut().unwrap().read_exact(&mut [0; 9]).unwrap();
-    // The shell names the file on its own command line, as one does who looks at it afterwards.
+    // The shell has the file's name on its own command line, like a user who looks at the file afterwards.
     let line = format!("{XTASK} vm gc; code=$?; ls {}; echo survived $code", file.display());
     let output =
         Command::new("bash").args(["-c", &line]).env("IOT_XTASK_CACHE", cache.path()).output().unwrap();
@@ -55,7 +56,7 @@ fn collecting_spares_the_shell_that_calls_it_a_reader_and_directories_of_others(
     }
 }
 
-/// A copy of this checkout with a profile of its own.
+/// Copies this checkout and adds a cargo profile to the copy.
 fn copied_checkout() -> TempDir {
     let here = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let copy = tempfile::tempdir().unwrap();
@@ -68,7 +69,7 @@ fn copied_checkout() -> TempDir {
     copy
 }
 
-/// `build` with a profile that no checkout has: its error lists those that the workspace has.
+/// Runs `build` with a profile that does not exist. The error lists the profiles of the workspace that was used.
 fn build_in(checkout: &Path, target: &Path) -> Output {
     let mut command = Command::new(XTASK);
     command.args(["build", "--profile", "nosuch"]).current_dir(checkout);

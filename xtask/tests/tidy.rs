@@ -1,4 +1,4 @@
-//! The house rules that a test can check, over every Rust file of the workspace.
+//! Checks the house rules in every Rust file of the workspace.
 
 use std::path::{Path, PathBuf};
 
@@ -6,7 +6,7 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
 }
 
-/// Every Rust file, as a path from the workspace's root, and its text.
+/// Returns the path of every Rust file, relative to the workspace's root, and its text.
 fn sources() -> Vec<(String, String)> {
     let mut found = Vec::new();
     let mut directories = ["agent", "xtask"].map(|name| root().join(name)).to_vec();
@@ -20,11 +20,11 @@ fn sources() -> Vec<(String, String)> {
             }
         }
     }
-    assert!(found.len() > 30, "the sources are not where this test looks");
+    assert!(found.len() > 30, "the sources are not in the directories that this test reads");
     found
 }
 
-/// The code of a file: without its tests and comments.
+/// Returns the lines of a file without its tests and comments.
 fn code(text: &str) -> impl Iterator<Item = &str> {
     let end =
         text.find("#[cfg(test)]\nmod tests").or_else(|| text.find("#[cfg(test)]\npub(crate) mod tests"));
@@ -75,7 +75,7 @@ fn architectures_are_told_apart_in_one_table() {
     assert_eq!(offenders(branches), Vec::<String>::new());
 }
 
-/// A path in a document is one in backticks from the workspace's root.
+/// Paths in the documents are in backticks and start at the workspace's root.
 #[test]
 fn the_documents_name_paths_that_exist() {
     let documents = ["README.md", "agent/README.md", "xtask/ARCHITECTURE.md", "xtask/CONTRIBUTING.md"];
@@ -95,7 +95,7 @@ fn the_documents_name_paths_that_exist() {
     assert_eq!(named, Vec::<String>::new());
 }
 
-/// The map names crates and folders, nothing finer: a file is found by its name.
+/// ARCHITECTURE.md names crates and folders only: a file in a folder is found by its name.
 #[test]
 fn the_map_names_every_crate_and_folder() {
     let map = std::fs::read_to_string(root().join("xtask/ARCHITECTURE.md")).unwrap();
