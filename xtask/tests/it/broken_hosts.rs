@@ -1,6 +1,6 @@
-//! Broken hosts, each made for real: `xtask` runs in a mount namespace of its own in which one thing is missing or
-//! wrong, and says that, under its own id, and nothing else that it does not say of the sound machine. Each takes a fraction of
-//! a second; `cargo xtask ci` runs these after a preflight, since the machine must be sound to begin with.
+//! Tests preflight on broken hosts. `xtask` runs in its own mount namespace, in which one thing is missing or wrong. It must
+//! report that fault under the right id, and no other finding that the sound machine does not have. Each case takes a fraction
+//! of a second. `cargo xtask ci` runs these tests after a preflight, because the machine must be sound at first.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -13,7 +13,7 @@ use xtask_core::runs::RunDir;
 use crate::draw::drawn;
 use crate::scratch::{XTASK, assert_code, command, message};
 
-/// A host: this one, after `script`, with `environment`.
+/// A broken host: this machine after `script`, with `environment`.
 struct Host {
     scratch: tempfile::TempDir,
     script: String,
@@ -22,7 +22,7 @@ struct Host {
     program: String,
 }
 
-/// What preflight said.
+/// The output of preflight.
 #[derive(Debug)]
 struct PreflightOutput {
     code: Option<i32>,
@@ -32,10 +32,10 @@ struct PreflightOutput {
 }
 
 impl Host {
-    /// With a cache of its own, for guests of aarch64.
+    /// Makes a host with its own cache, for guests of aarch64.
     fn new() -> Self {
         let scratch = tempfile::tempdir_in("/tmp").unwrap();
-        // Others than root may come in.
+        // Users other than root must be able to enter the directory.
         let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         std::fs::set_permissions(scratch.path(), open).unwrap();
         let cache = scratch.path().join("c");
@@ -49,7 +49,7 @@ impl Host {
         }
     }
 
-    /// Shell commands that break it; `$S` is a directory for them.
+    /// Adds shell commands that break the host. `$S` is a directory for their files.
     fn after(mut self, script: &str) -> Self {
         self.script.push_str(script);
         self.script.push('\n');
@@ -70,7 +70,7 @@ impl Host {
         self.scratch.path().join(name).display().to_string()
     }
 
-    /// An executable script of its own.
+    /// Writes an executable script and returns its path.
     fn program(&self, name: &str, text: &str) -> String {
         let path = self.file(name);
         std::fs::write(&path, text).unwrap();
@@ -80,7 +80,7 @@ impl Host {
     }
 
     fn command(&self) -> Command {
-        // Root without the right to pass over permissions: what is somebody else's is closed, as to any user.
+        // In this case, root runs without the capabilities that override permissions, so files of other users are closed to it.
         let run = if self.script.contains("UNPRIVILEGED") {
             "exec setpriv --bounding-set=-dac_override,-dac_read_search \"$@\""
         } else {
@@ -113,7 +113,8 @@ impl Host {
         }
     }
 
-    /// Says `id` and nothing else that the sound machine does not say; exit 69 where it blocks.
+    /// Checks that preflight reports `id`, and no other finding that the sound machine does not have. If the finding blocks, the
+    /// exit code must be 69.
     fn assert_finds(&self, id: &str, blocks: bool) {
         let (sound, broken) = (Self::new().asked(&self.arguments).preflight(), self.preflight());
         assert!(!sound.ids.contains(id), "the sound machine has {id} too: {:#}", sound.json);
@@ -128,22 +129,22 @@ impl Host {
     }
 }
 
-/// A broken host, the id of its finding, and whether that blocks.
+/// A broken host, the id of its finding, and whether the finding blocks.
 type Case = (Host, &'static str, bool);
 
-/// Each host of the table that the draw takes says what it lacks.
+/// Checks each host of the table that the draw selects.
 fn assert_each_finds(table: &str, cases: Vec<Case>) {
     for (host, id, blocks) in drawn(table, cases, |(_, id, _)| (*id).to_owned()) {
         host.assert_finds(id, blocks);
     }
 }
 
-/// Hides a program: a device is no executable file.
+/// Returns shell commands that hide programs by putting `/dev/null` in their place.
 fn hide(pattern: &str) -> String {
     format!("for program in {pattern}; do [ ! -f \"$program\" ] || mount --bind /dev/null \"$program\"; done")
 }
 
-/// A firmware directory of one's own in the place of the system's, which `$S/system` still shows.
+/// Shell commands that replace the system's firmware directory by an empty one, `$S/own`. `$S/system` still has the files.
 const OWN_FIRMWARE: &str = "mkdir $S/system $S/own; mount --bind /usr/share/AAVMF $S/system; mount --bind $S/own /usr/share/AAVMF
 mkdir $S/described; cp /usr/share/qemu/firmware/* $S/described; mount --bind $S/described /usr/share/qemu/firmware";
 
@@ -171,7 +172,7 @@ fn firmware() {
     assert_each_finds("firmware", cases);
 }
 
-/// A host whose emulator for aarch64 is this script.
+/// Makes a host whose emulator for aarch64 is this script.
 fn emulated_by(script: &str) -> Host {
     let host = Host::new();
     let emulator = host.program("q", script);
@@ -217,7 +218,7 @@ fn linker_and_target() {
     );
     let libdir = "$(rustc --print target-libdir --target aarch64-unknown-linux-gnu)";
     let hidden = |directory: &str| Host::new().after(&format!("mount -t tmpfs tmpfs {directory}"));
-    // The cross-compiler's own library, with a later version in its banner, first in the compiler's search.
+    // A copy of the cross-compiler's C library with a later version in its banner; the compiler finds it first.
     let later = Host::new();
     let linker = later.program("ld", "#!/bin/sh\nexec aarch64-linux-gnu-gcc -B\"$S/\" \"$@\"\n");
     let script = "sed 's/release version 2\\.[0-9]*/release version 2.99/' $(aarch64-linux-gnu-gcc -print-file-name=libc.so.6) > $S/libc.so.6";
@@ -232,7 +233,7 @@ fn linker_and_target() {
     assert_each_finds("linker and target", cases);
 }
 
-/// A `/dev` of its own in which `kvm` is what `make` makes, and a processor with `flags`.
+/// Makes a host with its own `/dev`, in which the command `make` may create `kvm`, and with a processor that has `flags`.
 fn kvm(make: &str, flags: &str) -> Host {
     let script = format!(
         "mkdir $S/dev; mount -t tmpfs -o mode=755 tmpfs $S/dev
@@ -250,8 +251,8 @@ fn host_arch() -> &'static str {
 
 #[test]
 fn kvm_absent_denied_and_lying() {
-    assert_eq!(host_arch(), "x86_64", "processor flags tell of x86 alone");
-    // What opens as this does is a device; whether it runs a kernel is what the flags are asked for.
+    assert_eq!(host_arch(), "x86_64", "preflight reads the processor's flags on x86 only");
+    // This copy of /dev/null opens like a real /dev/kvm. Preflight learns from the processor's flags whether KVM can run a kernel.
     let opens = "mknod -m 666 $S/dev/kvm c 1 3";
     let ids =
         |host: Host| host.preflight().ids.into_iter().filter(|id| id.starts_with("kvm")).collect::<Vec<_>>();
@@ -276,7 +277,7 @@ fn cache() {
         (Host::new().after(runs), "cache-access", true),
     ];
     assert_each_finds("cache", cases);
-    // A private directory of somebody else's: QEMU runs as who runs the smoke.
+    // The cache is a private directory of another user. QEMU runs as the user who runs the smoke, so it cannot read the files.
     let private = Host::new().after("chmod 700 $S/c; chown 65534 $S/c; : UNPRIVILEGED").preflight();
     assert!(private.blocking.contains("cache-access"), "{:#}", private.json);
     let own = Host::new().after("chmod 700 $S/c; : UNPRIVILEGED").preflight();
@@ -287,7 +288,7 @@ fn cache() {
 fn a_run_that_died() {
     let host = Host::new();
     let (run, _) = RunDir::create(&Cache::at(&host.scratch.path().join("c"))).unwrap();
-    assert!(!host.preflight().ids.contains("stale-run"), "it lives");
+    assert!(!host.preflight().ids.contains("stale-run"), "the run is alive");
     drop(run);
     host.assert_finds("stale-run", false);
 }

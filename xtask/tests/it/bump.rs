@@ -1,5 +1,5 @@
-//! `cargo xtask image bump` against publishers' hosts as they are, served from `test_data/bump/` on this machine. The
-//! signature there was made once, by a key that nobody has any more; gpgv judges it for real.
+//! Tests `cargo xtask image bump` with copies of the publishers' hosts, which this machine serves from `test_data/bump/`. A real
+//! gpgv checks the signature there. It was made once with a key that no longer exists.
 
 mod publisher;
 
@@ -14,7 +14,7 @@ use crate::scratch::{XTASK_VM, command};
 
 const SIGNED_BY: &str = "signed by iot-xtask test key, worthless (77236FDED351F7E9464F02E2BDB1DA86E438BF61)";
 
-/// A catalogue beside its keyring, and the hosts that it names.
+/// A catalogue with its keyring, and the publishers' hosts that it names.
 struct House {
     publisher: Publisher,
     directory: tempfile::TempDir,
@@ -22,7 +22,7 @@ struct House {
     text: String,
 }
 
-/// How a bump ended.
+/// The result of a bump.
 struct Ended {
     code: Option<i32>,
     out: String,
@@ -70,7 +70,8 @@ impl House {
         ended(self.command(arguments))
     }
 
-    /// Exit `code`, saying all of `words`, with nothing on stdout and the catalogue as it was.
+    /// Checks that a bump exited with `code` and a message with all of `words`, printed nothing on stdout, and did not change
+    /// the catalogue.
     fn assert_refused(&self, ended: &Ended, code: i32, words: &[&str]) {
         assert_eq!(ended.code, Some(code), "{}", ended.message);
         for words in words {
@@ -79,7 +80,7 @@ impl House {
         assert_eq!(ended.out, "");
         assert_eq!(self.now(), self.text);
         let beside = std::fs::read_dir(self.directory.path()).unwrap().count();
-        assert_eq!(beside, 2, "catalogue and keyring alone");
+        assert_eq!(beside, 2, "there is a file beside the catalogue and the keyring");
     }
 }
 
@@ -89,7 +90,7 @@ fn ended(mut command: Command) -> Ended {
     Ended { code: output.status.code(), out: text(output.stdout), message: text(output.stderr) }
 }
 
-/// The digest of `file` in the fixture `list`.
+/// Returns the digest of `file` in the fixture `list`.
 fn listed(list: &str, file: &str) -> String {
     let text = std::fs::read_to_string(data(list)).unwrap();
     let line =
@@ -97,7 +98,7 @@ fn listed(list: &str, file: &str) -> String {
     line.unwrap().split(' ').next().unwrap().to_owned()
 }
 
-/// The fixture's Ubuntu entry, bumped by hand.
+/// Returns the fixture's catalogue with the Ubuntu entry as a bump must change it.
 fn bumped_ubuntu(text: &str) -> String {
     let digest = |arch: &str| {
         let file = format!("ubuntu-24.04-server-cloudimg-{arch}.img");
@@ -229,7 +230,7 @@ fn what_the_judgement_needs_is_asked_for() {
     ]);
     house.assert_refused(&armoured, 69, &["armoured", "gpg --dearmor"]);
 
-    // The tools that cargo itself needs, and nothing more.
+    // This PATH has only the tools that cargo itself needs.
     let tools = tempfile::tempdir().unwrap();
     let beside = Path::new(env!("CARGO")).parent().unwrap();
     std::os::unix::fs::symlink(beside.join("rustc"), tools.path().join("rustc")).unwrap();
@@ -338,7 +339,7 @@ fn a_host_that_cannot_be_reached_is_no_verdict_and_tells_no_password() {
     assert_eq!(known.code, Some(0), "{}", known.message);
     assert!(!known.out.is_empty() && !format!("{}{}", known.out, known.message).contains("secret"));
 
-    // A port that was just given back: nobody listens there.
+    // The port was bound a moment ago and is free again, so no server listens on it.
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let text = house.text.replace(&house.publisher.address, &format!("u:secret@127.0.0.1:{port}"));
     house.write(&text);

@@ -1,4 +1,4 @@
-//! What a real bash offers at a press of Tab, with the script that `cargo xtask completions bash` prints.
+//! Checks the candidates that a real bash offers at a press of Tab, with the script of `cargo xtask completions bash`.
 
 use std::path::Path;
 use std::process::Command;
@@ -7,7 +7,7 @@ use tempfile::TempDir;
 
 const COMPLETER: &str = env!("CARGO_BIN_EXE_xtask-complete");
 
-/// A cache in which one machine is kept.
+/// Makes a cache with one instance.
 fn cache() -> TempDir {
     let cache = tempfile::tempdir().unwrap();
     let run = cache.path().join("runs/1124-120000-abcd");
@@ -18,13 +18,13 @@ fn cache() -> TempDir {
     cache
 }
 
-/// The candidates for the last word of a line, in a directory; `before` runs first. Sorted.
+/// Runs `before`, sources the script, and returns the sorted candidates for the last word of a line in a directory.
 fn offered(cache: &Path, directory: &Path, before: &str, line: &[&str]) -> Vec<String> {
     let source = format!(r#"source <("{COMPLETER}" bash) && source <("{COMPLETER}" bash) || exit 1"#);
     pressed(cache, directory, &format!("{before}\n{source}"), line)
 }
 
-/// The same once `set_up` has run, which has the script sourced.
+/// Runs `set_up`, which sources the script, and returns the sorted candidates for the last word of a line in a directory.
 fn pressed(cache: &Path, directory: &Path, set_up: &str, line: &[&str]) -> Vec<String> {
     let script = format!(
         r#"{set_up}
@@ -59,10 +59,10 @@ fn flags_values_and_names_are_offered() {
     assert!(offered(&["cargo", "xtask", "smoke", "--until", "="]).contains(&"join".to_owned()));
     assert_eq!(offered(&["cargo", "xtask", "vm", "ssh", "d"]), ["dev"]);
     assert_eq!(offered(&["cargo", "xtask", "vm", "exec", "-m", "d"]), ["dev"]);
-    assert_eq!(offered(&["cargo", "xtask", "vm", "ssh", "x"]), [""; 0], "no machine begins like that");
+    assert_eq!(offered(&["cargo", "xtask", "vm", "ssh", "x"]), [""; 0], "no machine's name begins with x");
     assert_eq!(offered(&["cargo", "xtask", "image", "build", "debian-13"]), ["debian-13"]);
     assert_eq!(offered(&["cargo", "xtask", "inspect", "--device", "pi5"]), ["pi5"]);
-    assert_eq!(offered(&["cargo", "build"]), [""; 0], "that is cargo's own");
+    assert_eq!(offered(&["cargo", "build"]), [""; 0], "cargo completes it itself");
 }
 
 #[test]

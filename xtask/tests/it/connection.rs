@@ -1,5 +1,5 @@
-//! `preflight --connect` against libvirts as they are: a real daemon in namespaces of its own, sockets with nobody or a
-//! mute behind them, an ssh that fails, and libvirt's mock driver.
+//! Tests `preflight --connect` with a real libvirtd in its own namespaces, with sockets on which no process listens or answers,
+//! with an ssh that fails, and with libvirt's mock driver.
 
 mod daemon;
 
@@ -16,7 +16,7 @@ use xtask_core::processes::processes_naming;
 use self::daemon::{Daemon, Network, root, script};
 use crate::scratch::{XTASK, XTASK_VM, command, message, signal, wait_until};
 
-/// What was said of one libvirt.
+/// The output of preflight about one libvirt.
 struct Described {
     code: Option<i32>,
     message: String,
@@ -33,7 +33,7 @@ impl Described {
         Self { code: output.status.code(), message, findings }
     }
 
-    /// Ids with the severities, of whatever is more than information.
+    /// Returns id and severity of each finding that degrades or blocks.
     fn faults(&self) -> Vec<(&str, &str)> {
         let word = |finding: &'_ Value, key| finding[key].as_str().map(str::to_owned).unwrap();
         let faults = self.findings.iter().filter(|finding| word(finding, "severity") != "informs");
@@ -42,7 +42,7 @@ impl Described {
             .collect()
     }
 
-    /// The one finding under `id`: sentence, evidence, remedy.
+    /// Returns sentence, evidence and remedy of the only finding with this `id`.
     fn one(&self, id: &str) -> [String; 3] {
         let found: Vec<_> = self.findings.iter().filter(|finding| finding["id"] == id).collect();
         let [finding] = found.as_slice() else { panic!("{id}: {:?}", self.findings) };
@@ -59,7 +59,8 @@ fn describe(uri: &str) -> Described {
     Described::of(&preflight(uri).output().unwrap())
 }
 
-/// The libvirt cannot be asked: exit 69, one finding, and nothing of it that `--fix` would run.
+/// Checks the output for a libvirt that cannot be asked: exit code 69, and one finding with these words in its sentence, evidence
+/// and manual remedy.
 fn assert_refused(uri: &str, id: &str, sentence: &str, evidence: &str, remedy: &str) {
     let described = describe(uri);
     assert_eq!(
@@ -133,7 +134,7 @@ fn what_is_asked_of_the_guest_is_held_against_the_host() {
     assert_eq!(with(&["--cpu", "pi5"]), Vec::<String>::new());
     assert_eq!(with(&["--cpu", "z80"]), ["connect-cpu blocks"]);
     assert_eq!(with(&["--memory", "65536"]), ["connect-memory blocks"], "on a host with less than 64 GiB");
-    // No host of this project's runs the other architecture's guests by KVM.
+    // No host of this project runs guests of the other architecture with KVM.
     let other = if cfg!(target_arch = "x86_64") { "aarch64" } else { "x86_64" };
     assert_eq!(asked(&["--arch", other, "--accel", "kvm"]), ["connect-accel blocks"]);
 }
@@ -154,10 +155,11 @@ fn a_socket_that_only_lets_one_look_is_found() {
         evidence.contains("read only access prevents") && remedy.contains("without -ro"),
         "{evidence}: {remedy}"
     );
-    assert_eq!(described.one("connect-host").len(), 3, "it is described all the same");
+    assert_eq!(described.one("connect-host").len(), 3, "the host is described in any case");
 }
 
-/// As root this takes another account, which reads everything (this test's own files may be root's) and writes nothing.
+/// If this test runs as root, preflight runs as another user, who may read every file (the test's files may belong to root) but
+/// write none.
 #[test]
 fn a_user_whom_the_socket_refuses_is_told_what_to_do() {
     let daemon = Daemon::start(Network::Absent, "0000");
@@ -219,17 +221,18 @@ fn ctrl_c_ends_the_wait_for_a_daemon_that_says_nothing() {
     let mut child = preflight(&uri).stderr(Stdio::null()).spawn().unwrap();
     listener.set_nonblocking(true).unwrap();
     let mut mute = None;
-    wait_until("it connects", Duration::from_secs(60), || {
-        assert_eq!(child.try_wait().unwrap(), None, "it ended before it connected");
+    wait_until("preflight connects", Duration::from_secs(60), || {
+        assert_eq!(child.try_wait().unwrap(), None, "preflight ended before it connected");
         mute = listener.accept().ok();
         mute.is_some()
     });
     signal(&child, Signal::INT);
-    // Without the signal it would wait for its limit and exit with 69.
+    // Without the signal, preflight would wait until its limit and exit with 69.
     assert_eq!(child.wait().unwrap().code(), Some(130));
 }
 
-/// Waits until libvirt has written to its ssh: one that ends earlier ends in a broken pipe, and libvirt drops its words.
+/// A shell command that waits until libvirt has written to its ssh. If the ssh ends earlier, libvirt gets a broken pipe and drops
+/// the ssh's message.
 const WRITTEN_TO: &str = "head -c 1 >/dev/null";
 
 #[test]
@@ -244,13 +247,13 @@ fn what_ssh_says_is_passed_on_and_a_mute_ssh_is_ended() {
     );
     assert_refused(&by(&ssh), "connect-ssh", "no sshd answers on that host", message, "ssh me@far true");
     let arguments = std::fs::read_to_string(log).unwrap();
-    assert!(arguments.contains("BatchMode=yes"), "nobody is there to be asked: {arguments}");
+    assert!(arguments.contains("BatchMode=yes"), "ssh must not prompt: {arguments}");
 
     let message = "me@far: Permission denied (publickey).";
     let ssh = script(directory.path(), &format!("{WRITTEN_TO}; echo '{message}' >&2; exit 255"));
     assert_refused(&by(&ssh), "connect-ssh", "without a password", message, "ssh-copy-id me@far");
 
-    // Under a name below the directory, by which it would be found afterwards.
+    // The process has a path in the directory, by which the wait below finds it.
     let sleep = directory.path().join("sleep");
     std::os::unix::fs::symlink(xtask_core::host::tools::find("sleep").unwrap(), &sleep).unwrap();
     let ssh = script(directory.path(), &format!("exec {} 1000", sleep.display()));

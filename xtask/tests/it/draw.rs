@@ -1,12 +1,12 @@
-//! Which cases of a table are tried. `cargo xtask ci` sets [`VARIABLE`] to a third that the commit draws, since like cases
-//! rarely fail alone; without it all are tried, as `cargo xtask soak --all` does.
+//! Selects the cases of a table that a run tries. `cargo xtask ci` sets [`VARIABLE`] to a third that depends on the commit,
+//! because like cases rarely fail alone. If it is not set, as in `cargo xtask soak --all`, all cases are tried.
 
 use std::io::Write as _;
 
-/// The number of the third: 0, 1 or 2.
+/// The environment variable with the number of the third: 0, 1 or 2.
 const VARIABLE: &str = "IOT_XTASK_THIRD";
 
-/// The cases that are tried, of the table `name`. The others are named on stderr.
+/// Returns the cases of the table `name` that are tried. The others are named on stderr.
 pub(crate) fn drawn<T>(name: &str, cases: Vec<T>, label: impl Fn(&T) -> String) -> Vec<T> {
     let third = std::env::var(VARIABLE).ok().map(|text| text.parse().unwrap());
     let (tried, skipped): (Vec<_>, Vec<_>) =
@@ -18,7 +18,10 @@ pub(crate) fn drawn<T>(name: &str, cases: Vec<T>, label: impl Fn(&T) -> String) 
     tried.into_iter().map(|(_, case)| case).collect()
 }
 
-#[expect(clippy::explicit_write, reason = "not captured, unlike eprintln: a test that passes is heard too")]
+#[expect(
+    clippy::explicit_write,
+    reason = "unlike eprintln, this is not captured, so a test that passes prints it too"
+)]
 fn note(line: &str) {
     writeln!(std::io::stderr(), "{line}").unwrap();
 }

@@ -1,5 +1,5 @@
-//! Downloads by the real `xtask-vm`, against a real server that misbehaves as it is told: whatever happens, under the final
-//! name stands the image or nothing.
+//! Tests downloads by the real `xtask-vm` from a real server, which misbehaves as each test tells it. In every case, the final
+//! name has the whole image, or does not exist.
 
 mod disks;
 mod processes;
@@ -23,7 +23,7 @@ fn a_whole_download() {
     assert_eq!((server.seen().len(), server.sent()), (1, image.len()));
     assert_eq!(server.seen()[0].range(), None);
 
-    // What is there is hashed and not asked for again; another digest is refused.
+    // An existing file is hashed, and not downloaded again. If the digest differs, the command fails.
     client.assert_whole(&client.fetch(&server.url(), &image.sha512()), &image);
     let other = Image::new(10, 2).sha256();
     let ended = client.fetch(&server.url(), &other);
@@ -55,7 +55,7 @@ fn a_cut_at_a_random_byte_is_resumed_there() {
         client.assert_whole(&client.fetch(&server.url(), &image.sha256()), &image);
         let seen = server.seen();
         assert_eq!(seen.len(), 2, "{seen:?}");
-        // Of a chunk that was cut the client may not have taken the end.
+        // If the connection was cut within a chunk, the client may have dropped the end of the chunk.
         let from = seen[1].range().unwrap();
         assert!(from == cut || chunked && from < cut, "{from} after {cut}");
         assert_eq!(seen[1].header("if-range"), Some(image.etag));
@@ -92,7 +92,7 @@ fn without_a_validator_nothing_is_resumed() {
 #[test]
 fn a_file_that_changes_meanwhile_starts_over() {
     let new = Image { etag: "\"two\"", ..Image::new(MIB + 5, 9) };
-    // A good server, one that ignores If-Range, one that has lost its marbles, and one that knows no such part.
+    // A correct server, one that ignores If-Range, one that sends another range than requested, and one that refuses the range.
     let table: [fn(&Image, usize) -> Reply; 4] = [
         |new, _| Reply::whole(new),
         |new, from| Reply::part(new, from, from),
@@ -136,7 +136,7 @@ fn a_wrong_digest_leaves_nothing() {
     let server = Server::start(move |_, request| Reply::file(&good, request));
     let wrong = Image::new(MIB, 12).sha256();
     client.assert_refused(&client.fetch(&server.url(), &wrong), 69, &[&wrong, &image.sha256()]);
-    assert_eq!(server.seen().len(), 1, "nothing would change by another attempt");
+    assert_eq!(server.seen().len(), 1, "another attempt would get the same bytes");
     client.assert_whole(&client.fetch(&server.url(), &image.sha256()), &image);
 }
 
@@ -148,7 +148,7 @@ fn a_partial_file_that_was_damaged_is_found_out() {
         0..6 => Reply::file(&good, request).cut(if number == 0 { MIB / 2 } else { 0 }),
         _ => Reply::file(&good, request),
     });
-    // One attempt brings the first half, five more bring nothing: that half is kept.
+    // One attempt receives the first half, and five more receive nothing. The half is kept.
     let ended = client.fetch(&server.url(), &image.sha256());
     assert_eq!(ended.code, Some(69), "{}", ended.message);
     assert_eq!(client.names(), ["image.partial", "image.partial.json"]);
@@ -183,7 +183,7 @@ fn what_is_of_another_download_is_not_used() {
         assert_eq!(server.seen()[before].range(), None, "{note}");
         std::fs::remove_file(client.target()).unwrap();
     }
-    // The same with a note that fits is used: the ones above were refused for what they say.
+    // The same file with a matching note is used, so the files above were refused because of their notes.
     std::fs::write(client.path("image.partial"), &image.bytes[..1000]).unwrap();
     let note = format!(r#"{{"url":"{url}","digest":"{right}","validator":"\"one\"","total":{MIB}}}"#);
     std::fs::write(client.path("image.partial.json"), note).unwrap();

@@ -1,9 +1,9 @@
-//! A fresh Debian with only Rust on it: preflight names all that is missing at once, and one `--fix` makes it ready. As root
-//! without systemd, and as an ordinary user for the part that needs no packages. `cargo xtask ci` runs these.
+//! Tests preflight on a fresh Debian that has only Rust. It must name everything that is missing at once, and one `--fix` must
+//! make the system ready: as root without systemd, and as an ordinary user for the part that needs no packages.
 //!
-//! "Rust" is rustc's sysroot with cargo, read-only, the crates (there is no network in what is built), and the `gcc` and
-//! `libc6-dev` that Rust itself asks for. A stand-in answers `rustup target add` with what was hidden before; everything
-//! else is real: the packages, the mirror, from Linux 6.7 on the kernel's empty table of executable formats.
+//! "Rust" means rustc's read-only sysroot with cargo, the crates (builds have no network), and the `gcc` and `libc6-dev` that
+//! Rust needs. A stand-in for `rustup target add` installs the standard library that was hidden. Everything else is real:
+//! the packages, the mirror, and from Linux 6.7 on the kernel's empty table of executable formats.
 
 mod debian;
 
@@ -15,7 +15,7 @@ use serde_json::Value;
 use self::debian::{As, Debian, fresh_target};
 use crate::scratch::message;
 
-/// What a minimal Debian lacks of any suite: the id, and a word of the sentence.
+/// The findings on a minimal Debian of any suite: the id, and a word of the sentence.
 const LACKS: &[(&str, &str)] = &[
     ("emulator", "qemu-system-x86_64"),
     ("emulator", "qemu-system-aarch64"),
@@ -36,11 +36,11 @@ const LACKS: &[(&str, &str)] = &[
     ("rust-target", "standard library"),
     ("linker", "linker"),
 ];
-/// What a kernel lacks that has run no foreign program yet.
+/// The finding with a kernel whose table of executable formats is empty.
 const KERNELS: &[(&str, &str)] = &[("user-emulation", "which building an image needs")];
-/// What libvirt wants of root alone.
+/// The finding that only root has, because of libvirt.
 const ROOTS: (&str, &str) = ("libvirt-user", "libvirt-qemu");
-/// What building an image in a user namespace wants.
+/// The findings that only an ordinary user has, because images are built in a user namespace.
 const USERS: &[(&str, &str)] = &[("program", "newgidmap"), ("program", "newuidmap")];
 
 fn kernels(debian: &Debian) -> &'static [(&'static str, &'static str)] {
@@ -49,11 +49,11 @@ fn kernels(debian: &Debian) -> &'static [(&'static str, &'static str)] {
 
 const PREFLIGHT: &[&str] = &["cargo", "--quiet", "xtask", "preflight"];
 
-/// What `preflight --json` says.
+/// The output of `preflight --json`.
 struct Look {
     output: Output,
     blocking: Vec<(String, String)>,
-    /// The commands that would fix it.
+    /// The commands that `--fix` would run.
     plan: Vec<String>,
 }
 
@@ -79,7 +79,7 @@ impl Look {
         self.blocking.iter().any(|(found, sentence)| found == id && sentence.contains(word))
     }
 
-    /// Exit 69, and the error names each finding.
+    /// Checks for exit code 69, for the expected findings, and that the error names each blocking finding.
     #[track_caller]
     fn assert_names_everything(&self, expected: &[(&str, &str)]) {
         let message = message(&self.output);
@@ -98,12 +98,12 @@ fn fix(debian: &Debian, who: As) -> Output {
     debian.run(who, &[PREFLIGHT, &["--fix", "--yes"]].concat())
 }
 
-/// The commands that a `--fix` ran.
+/// Returns the commands that `--fix` ran.
 fn ran(output: &Output) -> Vec<String> {
     message(output).lines().filter_map(|line| line.strip_prefix("$ ")).map(str::to_owned).collect()
 }
 
-/// The names that `apt-get install` is given.
+/// Returns the packages that `apt-get install` gets.
 fn packages(commands: &[String]) -> BTreeSet<&str> {
     let installs: Vec<_> =
         commands.iter().filter_map(|command| command.strip_prefix("apt-get install ")).collect();
@@ -135,7 +135,7 @@ fn gets_ready(suite: &str) {
     can_fail(&debian);
 }
 
-/// Before the fix, without sudo: what needs no root is done, what needs it is said.
+/// Runs `--fix` as a user without sudo. It must do the part that needs no root, and print the commands for root.
 fn without_root(debian: &Debian) {
     let before = Look::at(debian, As::Ordinary);
     before.assert_names_everything(&[LACKS, kernels(debian), USERS].concat());
@@ -149,14 +149,14 @@ fn without_root(debian: &Debian) {
     assert!(message(&fixed).contains("needs root"), "{}", message(&fixed));
 }
 
-/// One transaction installs everything, and what is left for root is what packages do not do.
+/// Runs `--fix` as root. One transaction must install all packages. Other commands may follow only for what packages do not do.
 fn as_root(debian: &Debian) {
     let (sources, processes) = (debian.package_sources(), debian.processes());
     let before = Look::at(debian, As::Root);
     let fixed = fix(debian, As::Root);
     assert_eq!(fixed.status.code(), Some(0), "{}", message(&fixed));
     let commands = ran(&fixed);
-    assert_eq!(commands[..before.plan.len()], before.plan, "the plan that was shown is what ran");
+    assert_eq!(commands[..before.plan.len()], before.plan, "the commands that ran differ from the plan");
     assert_eq!(packages(&commands), packages(&before.plan));
     let rest = &commands[before.plan.len()..];
     let registers =
@@ -172,11 +172,11 @@ fn as_root(debian: &Debian) {
     assert_eq!(again.status.code(), Some(0), "{}", message(&again));
     assert_eq!(ran(&again), Vec::<String>::new());
 
-    assert_eq!(debian.package_sources(), sources, "packages come from where they came from");
-    assert_eq!(debian.processes(), processes, "nothing permanent was started");
+    assert_eq!(debian.package_sources(), sources, "the sources of packages have changed");
+    assert_eq!(debian.processes(), processes, "a process was left running");
 }
 
-/// After root's fix an ordinary user lacks a user namespace's tools, and nothing else.
+/// Checks that after root's fix an ordinary user lacks only the tools for user namespaces.
 fn as_ordinary_user(debian: &Debian) {
     let before = Look::at(debian, As::Ordinary);
     before.assert_names_everything(USERS);
@@ -189,14 +189,14 @@ fn as_ordinary_user(debian: &Debian) {
     assert_eq!(after.status.code(), Some(0), "{}", message(&after));
 }
 
-/// The same checks on a machine that was spoiled.
+/// Checks that these checks can fail, on a system that was damaged on purpose.
 fn can_fail(debian: &Debian) {
     let (sources, processes) = (debian.package_sources(), debian.processes());
     debian.read(&["touch", "/etc/apt/sources.list.d/another.list"]);
     assert_ne!(debian.package_sources(), sources);
     debian.read(&["sh", "-c", "sleep 300 > /dev/null 2>&1 & true"]);
     assert_ne!(debian.processes(), processes);
-    // dpkg believes that it is there: no installation brings it back.
+    // dpkg's records still have mcopy, so an installation does not restore the file.
     debian.read(&["rm", "/usr/bin/mcopy"]);
     let lost = Look::at(debian, As::Root);
     lost.assert_names_everything(&[("program", "mcopy")]);

@@ -1,5 +1,5 @@
-//! Images, for real: what is built is the same each time, what stands in is named, what is not what it should be is not
-//! booted. Real packages and machines; `cargo xtask ci` runs these, after a preflight.
+//! Tests images with real packages and machines: builds are reproducible, a smoke names the fallback image, and an image with
+//! another digest is not booted. `cargo xtask ci` runs these tests after a preflight.
 
 use std::io::Write as _;
 use std::net::TcpListener;
@@ -15,13 +15,13 @@ fn xtask_vm(arguments: &[&str]) -> Command {
     command(XTASK_VM, arguments)
 }
 
-/// A cache with the built debian-12 alone, whose packages came into it by way of the user's own cache.
+/// Makes a cache with only debian-12, which is built in this user's own cache.
 fn with_debian_12() -> Scratch {
     Scratch::with_image(own_disk().0.parent().unwrap())
 }
 
 impl Scratch {
-    /// A smoke for which every way out of this machine is a proxy that takes connections and says nothing.
+    /// Runs a smoke that can reach other machines only through a proxy, which accepts connections and never answers.
     fn smoke_without_network(&self, arguments: &[&str]) -> (Output, Report) {
         let silent = TcpListener::bind("127.0.0.1:0").unwrap();
         let proxy = format!("http://{}", silent.local_addr().unwrap());
@@ -36,13 +36,13 @@ impl Scratch {
     }
 }
 
-/// What `image build --json` or `image path --json` prints.
+/// Parses the output of `image build --json` or `image path --json`.
 fn json(output: &Output) -> serde_json::Value {
     assert!(output.status.success(), "{}", message(output));
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
-/// What an image is made of, and what it is.
+/// Builds debian-12. Returns its packages and its digest.
 fn built(arch: &str, scratch: Option<&Scratch>) -> (serde_json::Value, String) {
     let build = ["image", "build", "debian-12", "--arch", arch, "--json", "-q"];
     let mut command = scratch.map_or_else(|| xtask_vm(&build), |scratch| scratch.xtask_vm(&build));
@@ -61,7 +61,7 @@ fn the_same_packages_make_the_same_bytes() {
         let mut first = built(arch, None);
         let mut again = built(arch, Some(&Scratch::new()));
         if first.0 != again.0 {
-            // The cached one is older than the mirror's newest package.
+            // The cached image is older than the mirror's newest package.
             first = again;
             again = built(arch, Some(&Scratch::new()));
         }
@@ -105,7 +105,7 @@ fn offline_nothing_is_fetched_nor_built() {
     let output = Scratch::new().run(XTASK_VM, &["smoke", "--arch", "aarch64", "--offline"]);
     assert_code(&output, 69);
     assert!(message(&output).contains("--offline forbids the network"), "{}", message(&output));
-    // What is in the cache stands in without any network.
+    // A cached image becomes the fallback image without any network.
     let (output, report) =
         with_debian_12().smoke_without_network(&["--offline", "--sabotage", "kernel-panic"]);
     assert_eq!(
@@ -116,7 +116,7 @@ fn offline_nothing_is_fetched_nor_built() {
     );
 }
 
-/// A machine that `--keep` left, until the test ends.
+/// An instance of `--keep`, which is removed when the test ends.
 struct Kept(String);
 
 impl Drop for Kept {
@@ -126,7 +126,7 @@ impl Drop for Kept {
     }
 }
 
-/// A system that was configured by another architecture's tools shows nothing of that.
+/// A build configures the system with tools of the host's architecture. The finished system must not show this.
 #[test]
 fn a_built_system_is_as_a_plainly_installed_one() {
     let directory = tempfile::tempdir().unwrap();
@@ -153,7 +153,7 @@ fn a_built_system_is_as_a_plainly_installed_one() {
     assert_eq!(diverted, "");
 }
 
-/// One of the scripts that a build runs in the tree, in `directory`.
+/// Runs one of the build's scripts in `directory`.
 fn build_script(name: &str, directory: &Path, arguments: &[&str]) -> Output {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("images/src/build").join(name);
     let mut command = Command::new("sh");
@@ -161,7 +161,7 @@ fn build_script(name: &str, directory: &Path, arguments: &[&str]) -> Output {
     command.output().unwrap()
 }
 
-/// What dpkg would unpack and record is the same, byte for byte, and nothing is left to decompress.
+/// The content that dpkg unpacks and records stays the same, byte for byte, but is no longer compressed.
 #[test]
 fn a_package_without_its_compression_is_the_same_package() {
     let directory = tempfile::tempdir().unwrap();
@@ -179,7 +179,7 @@ fn a_package_without_its_compression_is_the_same_package() {
     std::fs::write(path("tree/file"), "content\n".repeat(1 << 16)).unwrap();
     for compression in ["xz", "gzip"] {
         deb(&["--root-owner-group", &format!("-Z{compression}"), "--build", "tree", "x.deb"]);
-        // Asked for several times at once, each makes it whole.
+        // Several calls at once must each succeed.
         std::thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {
@@ -197,10 +197,10 @@ fn a_package_without_its_compression_is_the_same_package() {
     }
     std::fs::write(path("x.deb"), "no package").unwrap();
     let refused = build_script("store.sh", directory.path(), &["stored", "x.deb"]);
-    assert!(!refused.status.success(), "what cannot be read is not stored");
+    assert!(!refused.status.success(), "a file that is no package is not stored");
 }
 
-/// Work that maintainer scripts left to a job is waited for, and a job that fails, or is killed, fails the build.
+/// The build waits for jobs that maintainer scripts have left. If a job fails or is killed, the build fails.
 #[test]
 fn a_tree_is_not_finished_before_its_jobs_are() {
     for (job, passes) in
@@ -240,7 +240,7 @@ fn a_tree_is_not_finished_before_its_jobs_are() {
     }
 }
 
-/// The disk of a cached image, as a file of the user's own.
+/// Returns the path and the digest of a cached image's disk, for use as a user's own file.
 fn own_disk() -> (PathBuf, String) {
     let built = json(
         &xtask_vm(&["image", "build", "debian-12", "--arch", "aarch64", "--json", "-q"]).output().unwrap(),
@@ -312,10 +312,7 @@ fn a_cached_image_that_was_changed_is_not_booted() {
     assert!(sound.status.success(), "{}", message(&sound));
     let path = to.join("disk");
     let mut permissions = path.metadata().unwrap().permissions();
-    #[expect(
-        clippy::permissions_set_readonly_false,
-        reason = "to be changed by its owner, as this test does"
-    )]
+    #[expect(clippy::permissions_set_readonly_false, reason = "this test changes the file as its owner")]
     permissions.set_readonly(false);
     std::fs::set_permissions(&path, permissions).unwrap();
     std::fs::OpenOptions::new().append(true).open(&path).unwrap().write_all(b"x").unwrap();

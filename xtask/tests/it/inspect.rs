@@ -1,6 +1,7 @@
-//! `inspect` against a corpus that it has never seen: faults that compilers and a hex editor plant, each with its id; sound
-//! executables, none refused; readelf's opinion; and the Pi 5's core itself, emulated, which fails where we refuse and runs where
-//! we do not. `cargo xtask ci` runs these, after a preflight that asks for the compilers.
+//! Tests `inspect` with executables that are built for these tests. Faults that compilers or changed bytes plant must be found
+//! under their ids, and no sound executable may be refused. readelf must read the same. On an emulated core of the Pi 5, a refused
+//! executable must fail, and an accepted one must run. `cargo xtask ci` runs these tests after a preflight, which asks for the
+//! compilers.
 
 mod agree;
 mod build;
@@ -25,7 +26,7 @@ use self::faults::{BUILT, PATCHED};
 use self::sound::SOUND;
 use crate::scratch::{Scratch, XTASK_INSPECT, message};
 
-/// The corpus, built once.
+/// The directory with the executables, which are built once, and a sysroot for each architecture.
 struct Corpus {
     directory: PathBuf,
     roots: [PathBuf; 2],
@@ -53,7 +54,7 @@ impl Corpus {
         self.inspection(arch, device).look_at(&std::fs::read(path).unwrap())
     }
 
-    /// Runs it on the Pi 5's core, with 16 KiB pages, with the sysroot's libraries.
+    /// Runs an executable on an emulated core of the Pi 5, with 16 KiB pages and the sysroot's libraries.
     fn run(&self, path: &Path) -> ExitStatus {
         let emulator = ["qemu-aarch64-static", "qemu-aarch64"]
             .into_iter()
@@ -95,7 +96,7 @@ fn corpus() -> &'static Corpus {
     })
 }
 
-/// One library that the sysroot lacks, one that needs it, and one that the sysroot has in an older version.
+/// Builds a library that the sysroot lacks, a library that needs it, and a library that the sysroot has in an older version.
 fn libraries(directory: &Path, root: &Path) {
     let into = root.join("usr/lib/aarch64-linux-gnu");
     let text = "int nothing(void) { return 0; }\n";
@@ -126,7 +127,7 @@ fn libraries(directory: &Path, root: &Path) {
     build(directory, "libversioned.so", Tool::Arm, &format!("{flags}new.map"), both);
 }
 
-/// The ids that were refused.
+/// Returns the ids of the findings that refuse.
 fn refused(report: &Report) -> BTreeSet<&'static str> {
     report.refused().map(|finding| finding.id).collect()
 }
@@ -141,7 +142,7 @@ fn every_planted_fault_is_found_under_its_id() {
         let report = corpus.look(&corpus.directory.join(format!("fault-{}", fault.name)), arch, fault.device);
         let mut ids = refused(&report);
         if fault.id == "interpreter" {
-            // Another C library's loader and that library are missed together.
+            // With the loader of another C library, that library is missing too.
             ids.remove("needed");
         }
         if ids != BTreeSet::from([fault.id]) {
@@ -150,7 +151,11 @@ fn every_planted_fault_is_found_under_its_id() {
         let says = report.refused().all(|finding| {
             !finding.found.is_empty() && !finding.offers.is_empty() && !finding.remedy.is_empty()
         });
-        assert!(says, "{}: what was found, what the target offers, what to do: {report:#?}", fault.name);
+        assert!(
+            says,
+            "{}: a refusal must say what was found, what the target offers and what to do: {report:#?}",
+            fault.name
+        );
     }
     let sound = std::fs::read(corpus.directory.join("sound-dynamic")).unwrap();
     let inspection = corpus.inspection(VmArchitecture::Aarch64, "pi5");
@@ -220,7 +225,7 @@ fn readelf_reads_the_same() {
     assert!(compared >= SOUND.len(), "{compared}");
 }
 
-/// Needed libraries, versions, loader, build id, segments, functions: as readelf says.
+/// Checks that needed libraries, versions, loader, build id, segments and functions are those that readelf reads.
 fn agrees(elf: &Elf<'_>, path: &Path) {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let dynamic = readelf(path, "--dynamic");
@@ -260,7 +265,7 @@ fn agrees(elf: &Elf<'_>, path: &Path) {
     assert_eq!(ours, functions, "{}", path.display());
 }
 
-/// Of both Debian suites: no program that the image itself ships is refused, and readelf reads the same in a share of them.
+/// No program in the images of both Debian suites may be refused. For every 16th program, readelf must read the same.
 #[test]
 fn no_program_of_the_distribution_is_refused() {
     for image in ["debian-12", "debian-13"] {
@@ -299,7 +304,8 @@ fn objdump_disassembles_the_same_at_what_is_refused() {
     let corpus = corpus();
     let mut compared = 0;
     for fault in BUILT.iter().filter(|fault| fault.id == "instructions" && fault.tool.is_arm()) {
-        // The assembler of Debian 12 does not know its own words of these; what Go was told is no instruction.
+        // binutils of Debian 12 cannot name the instructions of `mops`. `go-level` is refused for a build setting, which is no
+        // instruction.
         if ["mops", "go-level"].contains(&fault.name) {
             continue;
         }
@@ -308,7 +314,7 @@ fn objdump_disassembles_the_same_at_what_is_refused() {
         let detail = &report.refused().next().unwrap().details[0];
         let words: Vec<_> = detail.split(' ').collect();
         let address = u64::from_str_radix(words[2].trim_start_matches("0x"), 16).unwrap();
-        // With its aliases and without: ours calls an instruction by one of both names.
+        // Disassemble with aliases and without them, because our decoder uses one of the two names.
         let message: String =
             ["aliases", "no-aliases"].iter().map(|names| disassembly(&path, address, names)).collect();
         assert!(message.contains(&format!("\t{}", words[0])), "{}: {detail}: {message}", fault.name);
@@ -361,7 +367,7 @@ fn xtask_says_it_in_json_with_an_exit_code() {
     }
 }
 
-/// Without the image in the cache the catalogue's facts are all there is; what could not be checked is said.
+/// If the image is not in the cache, only the catalogue's facts are known. The inspection says what it could not check.
 #[test]
 fn without_the_image_the_release_is_known_and_the_rest_is_said() {
     let corpus = corpus();

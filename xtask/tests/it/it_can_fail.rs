@@ -1,5 +1,5 @@
-//! Sabotage: every check of the smoke is seen to fail on a subject that deserves it, with the right phase, a cause and a
-//! remedy, and nothing left behind. Real machines; `cargo xtask ci` runs these, after a preflight.
+//! Tests that a smoke can fail, on real machines. Every check of the smoke must fail on a suitable fault, name the right phase,
+//! a cause and a remedy, and leave nothing behind. `cargo xtask ci` runs these tests after a preflight.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Output, Stdio};
@@ -16,7 +16,7 @@ use crate::scratch::{Scratch, XTASK, XTASK_VM, assert_code, command, message, si
 
 mod sabotage;
 
-/// A finished smoke: how it ended, what it said, what it wrote.
+/// A finished smoke: its output, its report, and the directory with the report.
 struct Ended {
     output: Output,
     report: Report,
@@ -31,12 +31,12 @@ impl Ended {
 
 const SMOKE: [&str; 5] = ["smoke", "--arch", "aarch64", "--image", "debian-12"];
 
-/// A smoke of the aarch64 guest with `arguments`, awaited. From a snapshot, but for faults of the first boot.
+/// Runs a smoke of the aarch64 guest with `arguments`. It starts from a snapshot, except with faults of the first boot.
 fn smoke(arguments: &[&str]) -> Ended {
     ended(command(XTASK_VM, &[&SMOKE, arguments].concat()).output().unwrap())
 }
 
-/// The report is where the last but one line says: in the run's own directory, which a pipeline keeps.
+/// Reads the report of a smoke. The line `report: ` of the output has its path, which is in the run's directory.
 fn ended(output: Output) -> Ended {
     let message = message(&output);
     let path =
@@ -45,7 +45,7 @@ fn ended(output: Output) -> Ended {
     Ended { output, report, directory: Path::new(path).parent().unwrap().to_owned() }
 }
 
-/// Exit 1 in `phase`, saying `words`, with a remedy; and nothing left of the run.
+/// Checks that a smoke exited with 1 in `phase`, with `words` and a remedy, and that nothing of the run is left.
 fn assert_fails(ended: &Ended, phase: Phase, words: &str) {
     let message = ended.message();
     assert_code(&ended.output, 1);
@@ -59,7 +59,7 @@ fn assert_fails(ended: &Ended, phase: Phase, words: &str) {
     assert_nothing_left(&Cache::from_env().unwrap(), &ended.report.run_id);
 }
 
-/// No QEMU, no nats-server, no working files: whatever names the run's directory is a leftover.
+/// Checks that no process, such as QEMU or nats-server, names the run's working directory, and that the directory is deleted.
 fn assert_nothing_left(cache: &Cache, run_id: &str) {
     let run = cache.runs().join(run_id);
     assert_eq!(processes_naming(&run.join("w")), Vec::<Pid>::new());
@@ -105,7 +105,7 @@ fn start(scratch: &Scratch) -> Child {
     scratch.xtask_vm(&SMOKE).stderr(Stdio::piped()).spawn().unwrap()
 }
 
-/// The directory of the only run, once its guest has printed `sign`.
+/// Waits until the guest of the only run has printed `sign`. Returns the run's directory.
 fn wait_for_console(scratch: &Scratch, child: &mut Child, sign: &str) -> PathBuf {
     let mut found = None;
     wait_until(&format!("{sign:?} on the console"), Duration::from_secs(600), || {
@@ -125,7 +125,7 @@ fn the_first_ctrl_c_tears_down_in_order() {
     let scratch = Scratch::with_images();
     let mut child = start(&scratch);
     let run = wait_for_console(&scratch, &mut child, "Linux version");
-    assert!(!processes_naming(&run.join("w")).is_empty(), "a machine and a broker");
+    assert!(!processes_naming(&run.join("w")).is_empty(), "neither QEMU nor the broker runs");
     signal(&child, Signal::INT);
     let ended = ended(child.wait_with_output().unwrap());
     assert_code(&ended.output, 130);

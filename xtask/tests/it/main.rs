@@ -1,7 +1,7 @@
-//! The tests that need libvirt's headers, as one binary, so that they are linked once. `cargo xtask ci` runs each module by
-//! its name, after a preflight: `cargo test -p xtask --features vm --test it -- warm:: --test-threads 2`.
+//! The tests that need libvirt's headers. They are one binary, so that they are linked once. After a preflight,
+//! `cargo xtask ci` runs each module by its name: `cargo test -p xtask --features vm --test it -- warm:: --test-threads 2`.
 //!
-//! No test may change this process: its directory, its environment, its signals.
+//! No test may change the directory, the environment or the signals of this process.
 
 mod broken_hosts;
 mod bump;

@@ -1,5 +1,5 @@
-//! The rehearsal against real QEMUs: sound machines pass in silence, and every planted fault is found under its own id, with
-//! nothing left running and nothing left lying. `cargo xtask ci` runs these, after a preflight.
+//! Tests the rehearsal with real QEMUs: sound machines pass, every planted fault is found under its own id, and no process or
+//! file is left. `cargo xtask ci` runs these tests after a preflight.
 
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -14,13 +14,13 @@ use crate::scratch::{Scratch, XTASK_VM, assert_code, message, wait_until};
 
 const ARCHITECTURES: [&str; 2] = ["aarch64", "x86_64"];
 
-/// Commands in a cache without images, in which an empty disk takes the image's place.
+/// These commands run in a cache without images, so that an empty disk replaces the image.
 impl Scratch {
     fn rehearsal(&self, arguments: &[&str]) -> Command {
         self.xtask_vm(&[&["preflight", "--rehearse", "--json"], arguments].concat())
     }
 
-    /// A rehearsal under emulation, which every host can do.
+    /// Runs a rehearsal under emulation, which works on every host.
     fn rehearse(&self, arguments: &[&str]) -> Rehearsed {
         let output = self.rehearsal(&["--accel", "tcg"]).args(arguments).output().unwrap();
         Rehearsed::of(&output)
@@ -98,7 +98,8 @@ fn each_planted_fault_is_found_under_its_own_id() {
     }
 }
 
-/// A QEMU that emulates all processors on one thread, whatever it is told: `-accel tcg` becomes `-accel tcg,thread=single`.
+/// Makes a QEMU that always emulates all processors on one thread: it changes `-accel tcg` to `-accel tcg,thread=single`.
+/// Returns a `PATH` with it.
 fn path_with_single_threaded_qemu(directory: &Path) -> std::ffi::OsString {
     use std::os::unix::fs::PermissionsExt as _;
     let name = "qemu-system-x86_64";
@@ -125,7 +126,7 @@ fn a_qemu_that_does_otherwise_is_found_by_the_rehearsal_and_by_the_smoke() {
     let rehearsed = Rehearsed::of(&scratch.rehearsal(&arguments).env("PATH", &path).output().unwrap());
     assert_eq!(rehearsed.blocking(), ["rehearsal-threads"], "{}", rehearsed.message);
 
-    // As far as anybody looks before it would boot: a disk with partitions, and an executable for x86_64.
+    // The checks before a boot accept this disk with a partition table, and this executable for x86_64.
     let disk = scratch.path().join("disk.raw");
     let mut bytes = vec![0; 1 << 20];
     bytes[510..512].copy_from_slice(&[0x55, 0xaa]);
@@ -149,7 +150,7 @@ fn a_qemu_that_does_otherwise_is_found_by_the_rehearsal_and_by_the_smoke() {
 #[test]
 fn a_fault_that_changes_nothing_is_told_as_not_found() {
     let scratch = Scratch::new();
-    // One processor has one thread in any case.
+    // A machine with one processor has one thread in any case.
     let rehearsed = scratch.rehearse(&["--arch", "aarch64", "--vcpus", "1", "--sabotage", "single-thread"]);
     assert_eq!(rehearsed.code, Some(1), "{}", rehearsed.message);
     assert!(rehearsed.message.contains("did not find the planted fault"), "{}", rehearsed.message);
@@ -168,8 +169,8 @@ fn what_libvirt_learned_of_qemu_is_kept_private_and_valid() {
     let written = || known.join(&name).metadata().unwrap().modified().unwrap();
     let first = written();
     scratch.rehearse(&["--arch", "aarch64"]);
-    assert_eq!(written(), first, "the second run took what the first one had learned");
-    // Half a file, as another run might be writing it.
+    assert_eq!(written(), first, "the second run used the probe result of the first one");
+    // Half of the file, as if another run were writing it.
     let whole = std::fs::read(known.join(&name)).unwrap();
     std::fs::write(known.join(&name), &whole[..whole.len() / 2]).unwrap();
     let rehearsed = scratch.rehearse(&["--arch", "aarch64"]);
@@ -177,7 +178,7 @@ fn what_libvirt_learned_of_qemu_is_kept_private_and_valid() {
     assert_eq!(
         std::fs::read(known.join(&name)).unwrap().len(),
         whole.len(),
-        "it was probed and written again"
+        "QEMU was probed again and the file written anew"
     );
 }
 
@@ -205,7 +206,7 @@ fn what_a_killed_rehearsal_left_is_collected_by_the_next_one() {
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    // The first process that names the cache is a QEMU that libvirt probes. It is there for a moment only.
+    // The first process that names the cache is a QEMU that libvirt probes. It exists only for a moment.
     wait_until("libvirt probes QEMU", Duration::from_secs(60), || {
         assert!(child.try_wait().unwrap().is_none(), "the rehearsal has ended");
         !processes_naming(&scratch.cache()).is_empty()

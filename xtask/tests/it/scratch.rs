@@ -1,4 +1,4 @@
-//! What many tests need: the binaries, a private cache, what a command printed, waiting.
+//! Helpers of many tests: the binaries, a private cache, a command's output, and waiting.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -11,20 +11,20 @@ pub(crate) const XTASK: &str = env!("CARGO_BIN_EXE_xtask");
 pub(crate) const XTASK_INSPECT: &str = env!("CARGO_BIN_EXE_xtask-inspect");
 pub(crate) const XTASK_VM: &str = env!("CARGO_BIN_EXE_xtask-vm");
 
-/// A private cache, which no other test uses. It is deleted with the value.
+/// A private cache, which no other test uses. Dropping this value deletes it.
 pub(crate) struct Scratch {
     directory: tempfile::TempDir,
 }
 
 impl Scratch {
-    /// An empty cache.
+    /// Makes an empty cache.
     pub(crate) fn new() -> Self {
         let scratch = Self { directory: tempfile::tempdir().unwrap() };
         std::fs::create_dir(scratch.cache()).unwrap();
         scratch
     }
 
-    /// A cache with this user's images.
+    /// Makes a cache with the images of this user's cache.
     pub(crate) fn with_images() -> Self {
         let scratch = Self::new();
         let images = Cache::from_env().unwrap().images();
@@ -32,7 +32,7 @@ impl Scratch {
         scratch
     }
 
-    /// A cache with one image, which is in this directory.
+    /// Makes a cache with one image, whose directory is `image`.
     pub(crate) fn with_image(image: &Path) -> Self {
         let scratch = Self::new();
         let images = scratch.cache().join("images");
@@ -41,9 +41,9 @@ impl Scratch {
         scratch
     }
 
-    /// The same, and it also goes with this process, as values in a `static` are never dropped.
+    /// Also deletes the cache when this process ends, because a value in a `static` is never dropped.
     pub(crate) fn until_exit(self) -> Self {
-        // The shell's stdin ends with this process, however that ends.
+        // The shell's stdin ends when this process ends, in any way.
         let mut shell = Command::new("sh");
         shell.args(["-c", "read -r line; exec rm -rf \"$0\""]).arg(self.path());
         let child = shell.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
@@ -51,7 +51,7 @@ impl Scratch {
         self
     }
 
-    /// A directory for the test's own files; the cache is in it.
+    /// Returns a directory for the test's files. The cache is in it.
     pub(crate) fn path(&self) -> &Path {
         self.directory.path()
     }
@@ -60,7 +60,7 @@ impl Scratch {
         self.path().join("c")
     }
 
-    /// A command that uses this cache.
+    /// Returns a command that uses this cache.
     pub(crate) fn command(&self, program: &str, arguments: &[&str]) -> Command {
         let mut command = command(program, arguments);
         command.env(CACHE_VARIABLE, self.cache());
@@ -82,7 +82,7 @@ pub(crate) fn command(program: &str, arguments: &[&str]) -> Command {
     command
 }
 
-/// What a command printed: stdout, then stderr.
+/// Returns a command's output: stdout, followed by stderr.
 pub(crate) fn message(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
@@ -96,7 +96,7 @@ pub(crate) fn signal(child: &Child, signal: Signal) {
     kill_process(Pid::from_child(child), signal).unwrap();
 }
 
-/// Waits until `holds`, at most `limit`.
+/// Waits until `holds` returns true, and panics after `limit`.
 #[track_caller]
 pub(crate) fn wait_until(what: &str, limit: Duration, mut holds: impl FnMut() -> bool) {
     let deadline = Instant::now() + limit;
@@ -106,7 +106,7 @@ pub(crate) fn wait_until(what: &str, limit: Duration, mut holds: impl FnMut() ->
     }
 }
 
-/// A random number, which is printed so that a failure can be repeated.
+/// Returns a random number, and prints it so that a failure can be repeated.
 pub(crate) fn random(name: &str) -> u64 {
     let mut bytes = [0; 8];
     rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()).unwrap();

@@ -1,6 +1,6 @@
-//! Snapshots and instances on real machines. The tests share one snapshot, whose making is a whole boot: the first of them
-//! makes it. They run one at a time, in any order, and each leaves the snapshot as it was. `cargo xtask ci` runs these, after a
-//! preflight.
+//! Tests snapshots and instances on real machines. The tests share one snapshot, because making it takes a whole boot. The first
+//! test makes it. The tests run one at a time and in any order, and each leaves the snapshot unchanged. `cargo xtask ci` runs
+//! them after a preflight.
 
 use std::io::{BufRead as _, BufReader};
 use std::ops::Deref;
@@ -23,14 +23,14 @@ use crate::scratch::{Scratch, XTASK, XTASK_VM, assert_code, message};
 
 mod instance;
 
-/// A cache with one snapshot, and what the smoke that made it said.
+/// A cache with one snapshot, and the output and report of the smoke that made it.
 struct Warm {
     scratch: Scratch,
     output: Output,
     made: Report,
 }
 
-/// The cache, for one test.
+/// The right of one test to use the shared cache.
 struct Turn {
     warm: &'static Warm,
     _alone: MutexGuard<'static, ()>,
@@ -44,11 +44,11 @@ impl Deref for Turn {
     }
 }
 
-/// Waits for this test's turn. The smoke is not repeated where it failed: each test fails with what it printed.
+/// Waits for this test's turn. If the smoke that makes the snapshot fails, it is not repeated: each test fails with its output.
 fn turn() -> Turn {
     static ALONE: Mutex<()> = Mutex::new(());
     static WARM: OnceLock<Result<Warm, String>> = OnceLock::new();
-    // A test that failed has put back what it had replaced.
+    // The lock may be poisoned: a failed test has still put back the files that it had replaced.
     let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let warm = WARM.get_or_init(Warm::make).as_ref();
     Turn { warm: warm.unwrap_or_else(|message| panic!("no snapshot was made: {message}")), _alone: alone }
@@ -64,7 +64,7 @@ impl Warm {
         }
     }
 
-    /// A smoke, and its report; nothing of it may be left.
+    /// Runs a smoke and reads its report. Checks that nothing of the run is left.
     fn smoke(&self, arguments: &[&str]) -> (Output, Report) {
         let output = self.scratch.run(XTASK_VM, &[&SMOKE, arguments].concat());
         let report = report(&output).unwrap_or_else(|| panic!("{}", message(&output)));
@@ -87,7 +87,7 @@ impl Warm {
         self.scratch.run(XTASK, &[&["vm"], arguments].concat())
     }
 
-    /// The directory of the only snapshot.
+    /// Returns the directory of the only snapshot.
     fn snapshot(&self) -> PathBuf {
         let [snapshot] = directories(&self.scratch.cache().join("snapshots")).try_into().unwrap();
         snapshot
@@ -111,7 +111,7 @@ fn report(output: &Output) -> Option<Report> {
     serde_json::from_slice(&std::fs::read(path).ok()?).ok()
 }
 
-/// A file of the snapshot that was replaced. It comes back with the end of this value, and the snapshot is not bad any more.
+/// A replaced file of the snapshot. Dropping this value puts the original back, and unmarks the snapshot as bad.
 struct Replaced {
     path: PathBuf,
     aside: PathBuf,
@@ -141,7 +141,7 @@ fn a_first_smoke_makes_a_snapshot() {
     assert_saved(&warm.snapshot());
 }
 
-/// As its manifest says, and read-only.
+/// Checks that the snapshot's files match its manifest and are read-only.
 fn assert_saved(directory: &Path) {
     let snapshot = SnapshotManifest::read(directory).unwrap();
     assert_eq!(snapshot.files.len(), FILES.len());
@@ -165,7 +165,7 @@ fn a_warm_run_and_a_cold_one_agree() {
     let compared = compare(&warm);
     let (made, restored) = (warm.made.snapshot.as_ref().unwrap(), compared.snapshot.as_ref().unwrap());
     assert_eq!(restored.made_by, warm.made.run_id, "restored, not made again");
-    // Each restore begins with the clock of when the snapshot was saved, and no time server is reached by the guest before it is set.
+    // Each restored guest begins with the time at which the snapshot was saved. It reaches no time server before its clock is set.
     let (first, later) = (made.clock_step_seconds.unwrap(), restored.clock_step_seconds.unwrap());
     assert!(first < later, "{first} s and, later, {later} s");
     assert!(compared.phases.iter().all(|phase| phase.status == PhaseStatus::Passed), "{:?}", compared.phases);
@@ -173,11 +173,11 @@ fn a_warm_run_and_a_cold_one_agree() {
     let (join, rejoin) = (evidence.join.as_ref().unwrap(), evidence.rejoin.as_ref().unwrap());
     assert!(join.boot_id != rejoin.boot_id && join.exe_sha256 == rejoin.exe_sha256);
     assert!(evidence.workload_offline.is_some() && evidence.workload_rejoin.is_some());
-    // What the runs wrote went into snapshots of their own.
+    // The runs wrote only to their own overlays, so the shared snapshot is unchanged.
     assert_saved(&warm.snapshot());
 }
 
-/// A warm run and a cold one say the same; and where the cold one is spoiled, not. The warm one's report.
+/// Checks that a warm run and a cold one agree, and that they do not agree if the cold one fails. Returns the warm run's report.
 fn compare(warm: &Warm) -> Report {
     let smoke = |arguments: &[&str]| {
         warm.scratch.run(XTASK_VM, &[&SMOKE, &["--verify-cold", "--warm"][..], arguments].concat())
@@ -195,7 +195,7 @@ fn compare(warm: &Warm) -> Report {
     };
     let cold = report("cold");
     assert_eq!(cold.failure.unwrap().phase, Phase::Boot);
-    assert!(cold.host.libvirt.is_some(), "a failed boot has a machine too");
+    assert!(cold.host.libvirt.is_some(), "the report of a failed boot has no libvirt");
     report("warm")
 }
 
@@ -235,7 +235,8 @@ fn a_snapshot_stays_as_long_as_its_image_and_its_qemu_and_there_is_room() {
     assert!(directory.exists() && !would().contains("snapshot"));
 }
 
-/// A snapshot that is unchanged, and of which no machine comes: the agent is not blamed, and the next run has another.
+/// If a snapshot is unchanged but cannot be restored, the failure is the host's and not the agent's, and no later run uses the
+/// snapshot.
 #[test]
 fn a_snapshot_of_which_no_machine_comes_is_not_used_again() {
     let warm = turn();
@@ -261,7 +262,7 @@ fn a_snapshot_that_was_changed_is_not_trusted() {
     let middle = memory.len() / 2;
     memory[middle] ^= 1;
     let _memory = warm.replace(RAM, &memory);
-    // With the mode and the time of before: these show nothing.
+    // Restore the old mode and time, so that only the content shows the change.
     let file = std::fs::File::options().write(true).open(directory.join(RAM)).unwrap();
     file.set_modified(metadata.modified().unwrap()).unwrap();
     file.set_permissions(metadata.permissions()).unwrap();
@@ -269,12 +270,13 @@ fn a_snapshot_that_was_changed_is_not_trusted() {
     assert_code(&output, 69);
     let failure = changed.failure.unwrap();
     assert!(failure.error.contains("was changed in ram.save"), "{failure:?}");
-    // Another run may still read it: it is deleted by the next one that looks, and used by none.
+    // Another run may still read the snapshot, so it is not deleted yet. No run uses it again, and a later run deletes it.
     assert_eq!(warm.snapshot(), directory);
     assert!(std::fs::read_to_string(directory.join(BAD)).unwrap().contains("expected sha256:"));
 }
 
-/// A guest that says nothing for much longer than ever is called stuck, and is none the worse for it: where it goes on, so does the run.
+/// If a guest prints nothing for much longer than ever, the screen says that it may be stuck. The run goes on, and passes if the
+/// guest continues.
 #[test]
 fn a_guest_that_is_silent_may_be_stuck_and_may_go_on() {
     let warm = turn();
@@ -301,7 +303,7 @@ fn a_guest_that_is_silent_may_be_stuck_and_may_go_on() {
     assert!(silent >= SILENCE, "after {silent:?}: {before}");
 }
 
-/// The QEMU of the one run that there is.
+/// Returns the QEMU of the only run.
 fn emulator(warm: &Warm) -> Pid {
     let named = processes_naming(&warm.scratch.cache().join("runs"));
     let is_emulator = |pid: &Pid| {

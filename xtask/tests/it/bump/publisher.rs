@@ -1,4 +1,4 @@
-//! Both publishers' hosts, on loopback: their listings, lists of digests and signature, from `test_data/bump/`.
+//! Serves the hosts of both publishers on loopback: listings, lists of digests and a signature, from `test_data/bump/`.
 
 use std::collections::HashMap;
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -12,18 +12,18 @@ pub(crate) const UBUNTU_INDEX: &str = "/releases/noble/";
 pub(crate) const DEBIAN_SUMS: &str = "/images/cloud/bookworm/20260712-2537/SHA512SUMS";
 pub(crate) const DEBIAN_FILE: &str =
     "/images/cloud/bookworm/20260712-2537/debian-12-genericcloud-arm64-20260712-2537.qcow2";
-/// What a host answers.
+/// The answer of a host.
 #[derive(Clone)]
 pub(crate) enum Answer {
     Content(Vec<u8>),
-    /// An image, of which the tests ask the length alone; `None` where the host does not tell.
+    /// The answer for an image, of which the tests request only the length; `None` if the host does not tell the length.
     Length(Option<u64>),
     Status(&'static str),
 }
 
 type Answers = Arc<Mutex<HashMap<String, Answer>>>;
 
-/// Both publishers' hosts, on a port of their own.
+/// A server for the hosts of both publishers.
 pub(crate) struct Publisher {
     pub(crate) address: String,
     answers: Answers,
@@ -48,7 +48,7 @@ impl Publisher {
         ]);
         let answers = Arc::new(Mutex::new(answers));
         let shared = Arc::clone(&answers);
-        // It ends with the test's process.
+        // The thread ends with the test's process.
         std::thread::spawn(move || {
             for stream in listener.incoming() {
                 answer(stream.unwrap(), &shared);
@@ -61,7 +61,7 @@ impl Publisher {
         self.answers.lock().unwrap().insert(path.to_owned(), answer);
     }
 
-    /// What is served at `path`, with one piece of it changed.
+    /// Replaces `from` by `to` in the content that is served at `path`.
     pub(crate) fn serve_changed(&self, path: &str, from: &str, to: &str) {
         let Some(Answer::Content(content)) = self.answers.lock().unwrap().get(path).cloned() else {
             panic!("no content is served at {path}");
@@ -72,7 +72,7 @@ impl Publisher {
     }
 }
 
-/// One request of a connection, which is closed then.
+/// Answers one request of a connection and closes it.
 fn answer(mut stream: TcpStream, answers: &Answers) {
     let mut head = BufReader::new(stream.try_clone().unwrap()).lines().map_while(Result::ok);
     let Some(request) = head.next() else { return };
@@ -88,7 +88,7 @@ fn answer(mut stream: TcpStream, answers: &Answers) {
     };
     let length = length.map_or_else(String::new, |length| format!("Content-Length: {length}\r\n"));
     let body = if method == "HEAD" { Vec::new() } else { body };
-    // Whoever has read enough hangs up.
+    // An error means that the client has read enough and closed the connection.
     _ = write!(stream, "HTTP/1.1 {status}\r\n{length}Connection: close\r\n\r\n")
         .and_then(|()| stream.write_all(&body));
 }

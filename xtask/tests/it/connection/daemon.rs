@@ -1,5 +1,5 @@
-//! A real libvirtd in namespaces of its own: no file, socket, network or process of this machine's has a part in it. It
-//! and all that it starts end with this value, by the end of its process namespace; also with the test's thread.
+//! Runs a real libvirtd in its own namespaces. It uses no file, socket, network or process of this machine. The daemon and all
+//! processes that it starts are in one process namespace, which ends when the value is dropped or the test's thread ends.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use xtask_core::processes::processes_naming;
 
-/// The network `default`, before the daemon starts. A bridge that somebody else makes: this kind needs neither dnsmasq nor a
-/// firewall, and is looked up, started and listed as every other.
+/// The state of the network `default` before the daemon starts. The network uses an existing bridge: this kind needs neither
+/// dnsmasq nor a firewall, and libvirt finds, starts and lists it like any other network.
 #[derive(Clone, Copy, PartialEq)]
 pub(crate) enum Network {
     Absent,
@@ -19,25 +19,25 @@ pub(crate) enum Network {
 const NETWORK: &str =
     "<network><name>default</name><forward mode='bridge'/><bridge name='virbr0'/></network>";
 
-/// What the account that it runs as lacks in a container.
+/// libvirt's settings for an account that lacks cgroups, mount namespaces and a security driver, as in a container.
 const QEMU_CONF: &str =
     "user = \"+0\"\ngroup = \"+0\"\nsecurity_driver = \"none\"\ncgroup_controllers = []\nnamespaces = []\n";
 
 pub(crate) struct Daemon {
-    /// unshare(1), whose end is its namespace's.
+    /// unshare(1). When it ends, its namespaces end too.
     child: Child,
     directory: tempfile::TempDir,
 }
 
 impl Daemon {
-    /// A daemon whose read-write socket has the permissions `rw`, octal.
+    /// Starts a daemon whose read-write socket has the octal permissions `rw`.
     pub(crate) fn start(network: Network, rw: &str) -> Self {
         let directory = tempfile::Builder::new().prefix("iot-xtask-libvirt-").tempdir().unwrap();
         write_house(directory.path(), network, rw);
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", "unshare"]);
         if !root() {
-            // As building an image does; with one account alone libvirt cannot start the emulators that it asks.
+            // Image builds do the same. With a single account in the namespace, libvirt cannot start emulators to probe them.
             command.args(["--map-root-user", "--map-auto"]);
         }
         command.args(["--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc", "sh"]);
@@ -81,7 +81,7 @@ impl Daemon {
         format!("qemu+unix:///system?socket={}", self.path().join("run").join(name).display())
     }
 
-    /// A program that takes ssh's arguments and does in the daemon's namespace what ssh would do on its host.
+    /// Writes a program that takes ssh's arguments, and runs the command in the daemon's namespace instead of on its host.
     pub(crate) fn fake_ssh(&self) -> PathBuf {
         let children = format!("/proc/{0}/task/{0}/children", self.child.id());
         let inside = std::fs::read_to_string(children).unwrap();
@@ -89,7 +89,7 @@ impl Daemon {
         script(
             self.path(),
             &format!(
-                // As sshd: what follows the host is one line for the user's shell.
+                // As in sshd, the words after the host are one line for the user's shell.
                 "while [ \"$1\" != -- ]; do shift; done\nshift 2\n\
                  exec nsenter {user} --mount --target {} sh -c \"$*\"",
                 inside.trim()
@@ -102,7 +102,7 @@ impl Drop for Daemon {
     fn drop(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
-        // The kernel kills the namespace's first process with the one outside; that is not at once.
+        // The kernel kills the first process of the namespace together with `child`, but with a delay.
         let started = Instant::now();
         while !processes_naming(self.path()).is_empty() && started.elapsed() < Duration::from_secs(10) {
             std::thread::sleep(Duration::from_millis(20));
@@ -116,7 +116,7 @@ fn write_house(directory: &Path, network: Network, rw: &str) {
         std::fs::create_dir_all(made).unwrap();
     }
     for name in ["passwd", "group", "nsswitch.conf"] {
-        // A host may do without the last one.
+        // A host may lack nsswitch.conf.
         if let Ok(text) = std::fs::read(Path::new("/etc").join(name)) {
             std::fs::write(directory.join("etc").join(name), text).unwrap();
         }
@@ -136,7 +136,7 @@ fn write_house(directory: &Path, network: Network, rw: &str) {
     std::fs::write(directory.join("libvirtd.conf"), conf).unwrap();
 }
 
-/// An executable shell script in `directory`.
+/// Writes the executable shell script `ssh` in `directory`.
 pub(crate) fn script(directory: &Path, text: &str) -> PathBuf {
     use std::os::unix::fs::PermissionsExt;
     let path = directory.join("ssh");

@@ -1,4 +1,4 @@
-//! Disks that are full or read-only: small ones of their own, in a mount namespace, as any user.
+//! Downloads to disks that are full or read-only: small file systems in a mount namespace, which any user can make.
 
 use std::process::Command;
 
@@ -8,7 +8,7 @@ use crate::scratch::XTASK_VM;
 
 const MIB: usize = 1 << 20;
 
-/// A download to a tmpfs that is gone with the child; what it leaves there is printed after "left:".
+/// Downloads to a tmpfs that ends with the child. Returns the result, and the names of the files that the download has left.
 fn fetch_to_tmpfs(
     client: &Client,
     options: &str,
@@ -34,7 +34,7 @@ fn fetch_to_tmpfs(
 fn what_would_not_fit_is_refused_before_it_comes() {
     let (client, image) = (Client::new(), Image::new(12 * MIB, 41));
     let good = image.clone();
-    // Slow, so that what was sent tells what was taken.
+    // The server is slow, so that the bytes that it sent show how much the client received.
     let server = Server::start(move |_, request| Reply::file(&good, request).rate(8 * MIB));
     let (ended, left) = fetch_to_tmpfs(&client, "size=24m", "true", &server.url(), &image.sha256());
     assert_says(&ended, 69, &["24 MiB free, 28 MiB needed", "free space in"]);

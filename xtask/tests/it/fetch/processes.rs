@@ -1,4 +1,4 @@
-//! The downloading process itself: two at once, killed, interrupted.
+//! Tests the downloading process: two at once, killed, and interrupted.
 
 use std::io::Read as _;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use super::server::{Image, Reply, Server};
 use crate::scratch::{random, signal, wait_until};
 
 const MIB: usize = 1 << 20;
-/// The machine may be busy.
+/// The limit of a wait; it is long because the machine may be busy.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 #[test]
@@ -40,7 +40,7 @@ fn killed_at_any_moment_the_next_run_goes_on() {
         assert!(partial == image.bytes[..partial.len()], "other bytes");
     }
     let there = client.path("image.partial").metadata().unwrap().len();
-    assert!(there > 0, "none of ten runs brought anything");
+    assert!(there > 0, "none of ten runs received anything");
     let before = server.seen().len();
     client.assert_whole(
         &ended(&client.start(&server.url(), &image.sha256()).wait_with_output().unwrap()),
@@ -59,7 +59,7 @@ fn ctrl_c_keeps_what_has_come() {
     });
     let mut child = client.start(&server.url(), &image.sha256());
     let length = || client.path("image.partial").metadata().map_or(0, |meta| meta.len());
-    wait_until("the first MiB comes", PATIENCE, || length() >= MIB as u64);
+    wait_until("the first MiB arrives", PATIENCE, || length() >= MIB as u64);
     signal(&child, Signal::INT);
     assert_eq!(child.wait().unwrap().code(), Some(130));
     let mut message = String::new();
@@ -78,7 +78,7 @@ fn ctrl_c_before_the_first_byte_leaves_nothing() {
     let (client, image) = (Client::new(), Image::new(MIB, 34));
     let server = Server::start(move |_, request| Reply::file(&image, request).hang(0));
     let child = client.start(&server.url(), &Image::new(1, 1).sha256());
-    wait_until("the request comes", PATIENCE, || !server.seen().is_empty());
+    wait_until("the request arrives", PATIENCE, || !server.seen().is_empty());
     std::thread::sleep(Duration::from_millis(200));
     signal(&child, Signal::TERM);
     let output = child.wait_with_output().unwrap();

@@ -1,4 +1,4 @@
-//! On the way to the server: TLS, redirects, proxies, credentials, and nobody there.
+//! Tests the way to the server: TLS, redirects, proxies, credentials, and a server that cannot be reached.
 
 use std::net::TcpListener;
 
@@ -7,12 +7,12 @@ use super::server::proxy::Proxy;
 use super::server::tls::Ca;
 use super::server::{Image, Reply, Server};
 
-/// A download with more in its environment.
+/// Downloads with additional environment variables.
 fn fetch(client: &Client, url: &str, digest: Option<&str>, environment: &[(&str, &str)]) -> Ended {
     ended(&client.command(url, digest).envs(environment.iter().copied()).output().unwrap())
 }
 
-/// A CA of this name, and a file with it.
+/// Makes a CA with this name, and a file with its certificate.
 fn trusted(name: &str) -> (Ca, tempfile::TempPath) {
     let (ca, file) = (Ca::new(name), tempfile::NamedTempFile::new().unwrap());
     std::fs::write(&file, ca.pem()).unwrap();
@@ -25,7 +25,7 @@ fn https_by_a_ca_of_its_own_and_by_nobody_elses() {
     let (ca, pem) = trusted("a test's own");
     let good = image.clone();
     let server = Server::start_tls(&ca, move |_, request| Reply::file(&good, request));
-    // This machine's own roots, or another CA: neither is this one.
+    // Neither another CA nor a missing file of root certificates verifies the server.
     let (_other, other_pem) = trusted("another");
     let ended = fetch(
         &client,
@@ -37,7 +37,7 @@ fn https_by_a_ca_of_its_own_and_by_nobody_elses() {
     let ended = fetch(&client, &server.url(), Some(&image.sha256()), &[("SSL_CERT_FILE", "/nonexistent")]);
     client.assert_refused(&ended, 69, &["TLS", "ca-certificates"]);
     assert_eq!(server.seen().len(), 0);
-    // Over https a person may insist on whatever comes.
+    // Over https, `--unverified` accepts any content.
     let ended = fetch(&client, &server.url(), None, &[("SSL_CERT_FILE", pem.to_str().unwrap())]);
     client.assert_whole(&ended, &image);
 }
@@ -137,7 +137,7 @@ fn a_proxy_that_refuses_is_named() {
     let plain = Server::start(|_, _| Reply::status(200));
     let table = [
         (407, tls.url(), "HTTPS_PROXY", 1),
-        // hyper tells no other status from a 503, which may pass.
+        // hyper does not distinguish other statuses from a 503, which may be temporary.
         (403, tls.url(), "HTTPS_PROXY", 5),
         (407, plain.url(), "HTTP_PROXY", 1),
     ];

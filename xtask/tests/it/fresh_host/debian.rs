@@ -1,5 +1,5 @@
-//! A Debian in memory with nothing but Rust, in namespaces of its own: its root is root there, its kernel (Linux 6.7
-//! or newer) runs no guest's programs yet, and it is gone when this process is.
+//! Makes a Debian in memory that has only Rust, in its own namespaces, with its own root. With Linux 6.7 or newer, its table of
+//! executable formats is empty. The Debian ends with this process.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -11,11 +11,11 @@ use xtask_core::arch::VmArchitecture;
 
 use crate::scratch::{message, wait_until};
 
-/// Until the namespace has its ids.
+/// A shell script that waits until the namespace has its ids, and then starts the Debian.
 const IDS: &str = r#"read -r go && exec unshare --mount --pid --fork --kill-child sh "$@""#;
-/// A namespace is there at once.
+/// The time in which a namespace must exist, which normally takes a moment.
 const NAMESPACE: Duration = Duration::from_secs(10);
-/// As root, this namespace's ids are this host's own: its files have to be read.
+/// The map of ids if this process is root. They are this host's own ids, so that the host's files can be read.
 const OWN_IDS: &str = "0 0 65536\n";
 
 const ENVIRONMENT: &[(&str, &str)] = &[
@@ -24,10 +24,10 @@ const ENVIRONMENT: &[(&str, &str)] = &[
     ("CARGO_TARGET_DIR", "/target"),
     ("CARGO_NET_OFFLINE", "true"),
 ];
-/// What this host reaches its mirror by, where apt's configuration does not say.
+/// The environment variables by which this host reaches its mirror, if apt's configuration names no proxy.
 const PROXIES: &[&str] = &["http_proxy", "https_proxy", "no_proxy"];
 
-/// Who runs a command.
+/// The user who runs a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum As {
     /// uid 0.
@@ -36,18 +36,18 @@ pub(crate) enum As {
     Ordinary,
 }
 
-/// The running system; its end is the end of all in it.
+/// The running system. Dropping it ends all of its processes.
 pub(crate) struct Debian {
     holder: Child,
-    /// Its first process, as this host numbers it.
+    /// The pid of its first process, as this host sees it.
     first: String,
-    /// Whether the kernel's table of executable formats is its own, and was empty.
+    /// Whether the system has its own table of executable formats, which was empty at first.
     pub(crate) fresh_kernel: bool,
     _directory: tempfile::TempDir,
 }
 
 impl Debian {
-    /// Makes one of `suite`.
+    /// Makes a Debian of `suite`.
     pub(crate) fn new(suite: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
@@ -70,7 +70,7 @@ impl Debian {
         let fresh_kernel = match line.as_str() {
             "fresh\n" => true,
             "used\n" => false,
-            _ => panic!("{suite} was not made, why is above; it says {line:?}"),
+            _ => panic!("make a Debian {suite}: see the messages above; the script printed {line:?}"),
         };
         let children = format!("/proc/{0}/task/{0}/children", holder.id());
         let first = std::fs::read_to_string(children).unwrap().trim().to_owned();
@@ -93,14 +93,14 @@ impl Debian {
         enter.args(["env", "--chdir", "/project"]).args(command).stdin(Stdio::null()).output().unwrap()
     }
 
-    /// What a command prints that has to succeed.
+    /// Runs a command as root and returns its stdout. Panics if the command fails.
     pub(crate) fn read(&self, command: &[&str]) -> String {
         let output = self.run(As::Root, command);
         assert!(output.status.success(), "{command:?}: {}", message(&output));
         String::from_utf8(output.stdout).unwrap()
     }
 
-    /// The digest of each of apt's files.
+    /// Returns the digest of each file of apt's configuration.
     pub(crate) fn package_sources(&self) -> String {
         let files = self.read(&["find", "/etc/apt", "-type", "f", "-exec", "sha256sum", "{}", "+"]);
         assert!(files.contains("/etc/apt/"), "apt has no sources: {files:?}");
@@ -109,7 +109,7 @@ impl Debian {
         lines.join("\n")
     }
 
-    /// How often each program runs. Those that ended and were not waited for do not count.
+    /// Returns the number of processes of each program, without zombies.
     pub(crate) fn processes(&self) -> BTreeMap<PathBuf, usize> {
         let namespace = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
         let own = namespace(&self.first);
@@ -137,7 +137,8 @@ impl Drop for Debian {
     }
 }
 
-/// A range of them is root's to give; `unshare` asks newuidmap, which wants it in /etc/subuid too.
+/// Writes the namespace's map of ids. Root can do this itself, while `unshare` would call newuidmap, which needs an entry in
+/// /etc/subuid.
 fn give_ids(pid: u32) {
     let namespace = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/user")).unwrap();
     wait_until("unshare --user makes a user namespace", NAMESPACE, || {
@@ -158,7 +159,7 @@ fn registry() -> PathBuf {
     home.unwrap_or_else(|| std::env::home_dir().unwrap().join(".cargo")).join("registry")
 }
 
-/// What `rustup` does not install by itself: the other architecture's standard library.
+/// Returns the target whose standard library `rustup` does not install by default: that of the other architecture.
 pub(crate) fn fresh_target() -> &'static str {
     let foreign = VmArchitecture::ALL.into_iter().find(|arch| Some(*arch) != VmArchitecture::of_host());
     foreign.unwrap().profile().triple

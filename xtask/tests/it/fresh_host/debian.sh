@@ -1,5 +1,6 @@
-# Makes a fresh Debian in memory and becomes its first process, which ends when its stdin does: everything here is in
-# namespaces of its own and ends with it. Its one line says whose table of executable formats it has: `fresh` or `used`.
+# Makes a fresh Debian in memory and becomes its first process, which ends when its stdin ends. Everything here is in its own
+# namespaces and ends with this process. The script prints one line about the table of executable formats: `fresh` if the Debian
+# has its own, or `used` if it has this host's.
 # $1 the suite, $2 an empty directory, $3 the workspace, $4 Rust (rustc's sysroot), $5 cargo's registry, $6 the target whose
 # standard library a fresh Rust lacks.
 set -eu
@@ -7,8 +8,8 @@ suite=$1 memory=$2 workspace=$3 rust=$4 registry=$5 target=$6
 keyring=/usr/share/keyrings/debian-archive-keyring.gpg
 
 mount -t tmpfs -o size=10g,mode=755 tmpfs "$memory"
-# From Linux 6.7 on a user namespace has a table of executable formats for itself, empty as a fresh kernel's. An older kernel
-# shows this host's, which is only to be read.
+# From Linux 6.7 on, a user namespace has its own table of executable formats, which is empty as after a boot. With an older
+# kernel the Debian sees this host's table, which must not be changed, so it is mounted read-only.
 formats=/proc/sys/fs/binfmt_misc kernel=fresh
 mkdir "$memory/formats"
 if ! mount -t binfmt_misc binfmt_misc "$memory/formats"; then
@@ -20,7 +21,7 @@ mount -t proc proc /proc
 mkdir "$memory/tmp" "$memory/root"
 root=$memory/root
 
-# This host's own mirror and proxies, for the new suite; in files, since their addresses may hold passwords.
+# Use this host's mirror and proxies for the new suite. They are passed in files, since their addresses may hold passwords.
 apt-get indextargets --format '$(REPO_URI) $(RELEASE)' 'Created-By: Packages' 'Origin: Debian' |
 while read -r uri release; do
     case $release in
@@ -34,11 +35,11 @@ set -- "$suite" "$root"
 [ ! -s "$memory/sources" ] || set -- "$@" "$memory/sources"
 [ ! -s "$memory/proxies" ] || set -- "--aptopt=$memory/proxies" "$@"
 
-# Rust itself asks for a linker and the C library's headers: `gcc` and `libc6-dev` come with "Rust copied in".
+# Rust needs a linker and the C library's headers, so `gcc` and `libc6-dev` count as part of Rust.
 TMPDIR=$memory/tmp mmdebstrap --mode=root --variant=minbase --include=gcc,libc6-dev,ca-certificates \
     --keyring="$keyring" "$@" < /dev/null > "$memory/log" 2>&1 || { tail -n 20 "$memory/log" >&2; exit 1; }
 
-# What a container has.
+# Mount the file systems that a container has.
 mount --bind "$root" "$root"
 mount -t proc proc "$root/proc"
 [ "$kernel" = fresh ] || mount --move "$memory/formats" "$root$formats"
@@ -55,7 +56,7 @@ ln -s pts/ptmx "$root/dev/ptmx"
 ln -s /proc/self/fd "$root/dev/fd"
 cp --remove-destination --dereference /etc/resolv.conf /etc/hosts "$root/etc/"
 
-# Rust, read-only and without the target's standard library, and the crates that a network would bring.
+# Add Rust, read-only and without the target's standard library, and the crates, which would otherwise need a network.
 mkdir "$root/rust" "$root/rust-std" "$root/registry" "$root/cargo" "$root/target" "$root/project"
 mount --bind -o ro "$rust" "$root/rust"
 mount --bind -o ro "$rust/lib/rustlib/$target" "$root/rust-std"
@@ -64,15 +65,15 @@ mount --bind -o ro "$registry" "$root/registry"
 ln -s /registry "$root/cargo/registry"
 cat > "$root/usr/local/bin/rustup" <<EOF
 #!/bin/sh
-# Stands in for rustup, which would download what was hidden.
+# Replaces rustup: installs the standard library that was hidden, instead of downloading it.
 [ "\$*" = "target add $target" ] && cp -r /rust-std/. "/rust/lib/rustlib/$target/"
 EOF
 chmod 755 "$root/usr/local/bin/rustup"
 
-# The workspace as it is, committed or not.
+# Copy the workspace, including uncommitted changes.
 tar --create --directory "$workspace" --exclude ./target --exclude ./.git . | tar --extract --no-same-owner --directory "$root/project"
 
-# An ordinary user, with subordinate ids out of those that exist here.
+# Add an ordinary user. The subordinate ids are among the ids of this namespace.
 chroot "$root" /usr/sbin/useradd --create-home --shell /bin/sh ordinary
 echo ordinary:10000:50000 | tee "$root/etc/subuid" > "$root/etc/subgid"
 

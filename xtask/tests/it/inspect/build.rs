@@ -1,22 +1,22 @@
-//! Compilers, and sysroots made of their own libraries.
+//! Runs compilers, and makes sysroots from their libraries.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use xtask_core::arch::VmArchitecture;
 
-/// What makes an executable.
+/// The compiler or assembler that makes an executable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Tool {
-    /// The cross-compiler, for C.
+    /// The cross-compiler for C.
     Arm,
-    /// The same, for C++.
+    /// The cross-compiler for C++.
     ArmCxx,
-    /// The same, for assembler: the body of `main`, between saving and restoring the link register.
+    /// The cross-assembler. The source is the body of `main`, between saving and restoring the link register.
     ArmAsm,
-    /// The host's, for C.
+    /// The host's compiler for C.
     X86,
-    /// The host's, with musl.
+    /// The host's compiler for C with musl.
     Musl,
     /// rustc for the cross target.
     Rust,
@@ -32,7 +32,7 @@ impl Tool {
         }
     }
 
-    /// Whether the Pi 5's core can try what it makes.
+    /// Whether the emulated core of the Pi 5 can run the executable.
     pub(crate) fn is_arm(self) -> bool {
         self.arch().pick(false, true)
     }
@@ -59,7 +59,7 @@ impl Tool {
     }
 }
 
-/// Builds `source` in `directory` as `name`.
+/// Builds `source` in `directory` and returns the path of the executable, which is called `name`.
 pub(crate) fn build(directory: &Path, name: &str, tool: Tool, flags: &str, source: &str) -> PathBuf {
     let (mut command, ending) = tool.command();
     let (text, output) = (directory.join(format!("{name}.{ending}")), directory.join(name));
@@ -80,7 +80,7 @@ pub(crate) fn build(directory: &Path, name: &str, tool: Tool, flags: &str, sourc
     output
 }
 
-/// A directory with what the compiler's programs need of libraries, as a device would have it.
+/// Makes a sysroot: a directory with the libraries that the compiler's programs need, laid out as on a device.
 pub(crate) fn sysroot(directory: &Path, arch: VmArchitecture) -> PathBuf {
     let compiler = arch.pick("cc", "aarch64-linux-gnu-gcc");
     let root = directory.join(format!("root-{arch}"));

@@ -1,12 +1,12 @@
-//! Programs that a distribution itself ships: those of the packages of its image, unpacked, never run.
+//! Unpacks the programs that a distribution ships in its image. They are never run.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-/// Where the root begins on a disk of our layout: behind the first MiB and an ESP of 128 MiB.
+/// The offset of the root file system in our disk layout, in MiB: it follows the first MiB and an ESP of 128 MiB.
 const ROOT: &str = "129";
 
-/// The programs of an image, which is built where it is not in the cache, in a directory.
+/// Unpacks the programs of an image into a directory. If the image is not in the cache, it is built.
 pub(crate) fn unpack(image: &str) -> tempfile::TempDir {
     let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let fetched = Command::new(env!("CARGO_BIN_EXE_xtask-vm"))
@@ -35,7 +35,7 @@ fn run(program: &str, arguments: &[&str]) {
     assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// Every ELF executable in these directories of a tree.
+/// Returns every ELF file in the directories for programs below `root`.
 pub(crate) fn programs(root: &Path) -> Vec<PathBuf> {
     let directories = ["usr/bin", "usr/sbin", "bin", "sbin"].map(|name| root.join(name));
     let entries = directories.iter().filter_map(|directory| std::fs::read_dir(directory).ok()).flatten();

@@ -1,8 +1,8 @@
-//! One planted fault each, and the id under which it must be found.
+//! The table of planted faults, each with the id under which it must be found.
 
 use super::build::Tool;
 
-/// What is done to a sound executable's bytes.
+/// A change of the bytes of a sound executable.
 pub(crate) type Patch = fn(&mut Vec<u8>);
 
 /// A fault that a compiler plants.
@@ -13,7 +13,7 @@ pub(crate) struct Built {
     pub(crate) source: &'static str,
     pub(crate) device: &'static str,
     pub(crate) id: &'static str,
-    /// Whether QEMU's user emulation of the Pi 5's core can show that it fails there.
+    /// Whether the executable also fails under QEMU's user emulation of the Pi 5's core.
     pub(crate) fails: bool,
 }
 
@@ -41,17 +41,17 @@ const MASK: &str = "#include <stdlib.h>\nint main(int c, char **v) { unsigned lo
 const ALLOCATOR: &str = "#include <unistd.h>\n#include <stdlib.h>\n#include <string.h>\nstatic const char s[] = \"<jemalloc>: Unsupported \
      system page size\\n\";\n__attribute__((noinline)) void boot(void) { long page = sysconf(_SC_PAGESIZE); if (page > PAGE) { \
      write(2, s, sizeof s); abort(); } }\nint main(void) { boot(); return 0; }\n";
-/// A name that promises a choice which nobody makes.
+/// A function whose name suggests that it is called only on a core with SVE, but it is always called.
 const NAMED: &str = "int counted_sve(void);\n__asm__(\".arch_extension sve\\n.text\\n.type counted_sve,%function\\ncounted_sve: cntb x0\\n ret\\n\
                      .size counted_sve,.-counted_sve\\n\");\nint main(void) { return counted_sve() == 0; }\n";
-/// A name that promises something else than what is used.
+/// A function whose name suggests another feature than the one that it uses.
 const MISNAMED: &str = "#include <sys/auxv.h>\nint counted_lse(void);\n__asm__(\".arch_extension sve\\n.text\\n.type counted_lse,%function\\n\
                         counted_lse: cntb x0\\n ret\\n.size counted_lse,.-counted_lse\\n\");\n\
                         __attribute__((noinline)) int asks(void) { return getauxval(AT_HWCAP) >> 8 & 1; }\nint other;\n\
                         __attribute__((constructor)) void look(void) { other = asks(); }\nint main(void) { return counted_lse() == 0; }\n";
 const NAMED_AVX: &str = "static int a[999];\n__attribute__((noinline, target(\"avx2\"))) int sum_avx2(int n) { int s = 0; \
                          for (int i = 0; i < 999; i++) s += a[i] * n; return s; }\nint main(int c, char **v) { for (int i = 0; i < 999; i++) a[i] = i ^ c; return sum_avx2(c); }\n";
-/// As Go writes down what it was told (debug/buildinfo).
+/// A program with a build setting in the form in which Go records it (debug/buildinfo).
 const GO: &str = "__attribute__((section(\".go.buildinfo\"), used)) static const char told[] = \"build\\tGOARM64=\" LEVEL \"\\n\";\n\
                   int main(void) { __asm__ volatile(\".arch armv8.4-a\\n cfinv\" ::: \"cc\"); return 0; }\n";
 const RUST: &str = "fn main() { let n = std::env::args().count(); let a: Vec<u32> = (0..n as u32 * 1000).collect(); \

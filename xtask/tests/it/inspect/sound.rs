@@ -1,4 +1,4 @@
-//! Executables that must not be refused.
+//! The table of sound executables, which must not be refused.
 
 use super::build::Tool;
 

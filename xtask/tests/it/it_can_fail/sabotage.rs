@@ -1,4 +1,4 @@
-//! The planted faults, each a test of its own. `cargo xtask ci` draws a third of this file's tests.
+//! Tests of planted faults, one for each fault. `cargo xtask ci` runs a third of this file's tests.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -39,8 +39,8 @@ fn another_executable_in_the_guest_is_found_at_join() {
     );
 }
 
-/// A broker that refuses the device is named; the machine, kept, is entered, and what `inspect` refuses fails in there, on the
-/// device's own core, and what it accepts runs.
+/// If the broker refuses the device, the smoke says so. `--keep` keeps the machine, which can be entered. On its core, that of the
+/// device, executables that `inspect` refuses must fail, and executables that it accepts must run.
 #[test]
 fn a_broker_that_refuses_is_named_and_a_kept_machine_lives_until_it_is_removed() {
     let ended = smoke(&["--cold", "--sabotage", "broker-refuses", "--keep", "--cpu", "pi5"]);
@@ -79,7 +79,7 @@ fn a_broker_that_refuses_is_named_and_a_kept_machine_lives_until_it_is_removed()
     assert!(!ended.directory.exists());
 }
 
-/// Name, flags of the compiler, source, whether it runs on a Pi 5 with Debian 12.
+/// Executables: the name, the compiler's flags, the source, and whether it runs on a Pi 5 with Debian 12.
 const GUESTS: &[(&str, &[&str], &str, bool)] = &[
     ("sound", &[], "#include <stdio.h>\nint main(void) { puts(\"here\"); return 0; }\n", true),
     (
@@ -110,7 +110,7 @@ fn compiled(directory: &Path, name: &str, flags: &[&str], source: &str) -> PathB
     directory.join(name)
 }
 
-/// Runs an executable in a kept machine; its exit code and its output.
+/// Runs an executable in an instance. Returns its exit code and its output.
 fn in_guest(id: &str, file: &Path) -> (Option<i32>, String) {
     let run = "f=$(mktemp) && cat > $f && chmod +x $f && $f; echo ended $?";
     let output = Command::new(XTASK)
@@ -171,7 +171,8 @@ fn a_kernel_panic_ends_the_wait_at_once() {
     let ended = smoke(&["--sabotage", "kernel-panic"]);
     let now = SystemTime::now();
     assert_fails(&ended, Phase::Boot, "kernel panicked");
-    // A kernel that has panicked writes no more, so the file's time is the panic's. The phase's own limit is minutes.
+    // After a panic the kernel writes nothing more, so the time of the file is the time of the panic. The limit of the phase is
+    // several minutes.
     let console = ended.directory.join("console.log");
     let since = now.duration_since(console.metadata().unwrap().modified().unwrap()).unwrap();
     assert!(since < Duration::from_secs(60), "the panic was reported {since:?} later");

@@ -1,4 +1,4 @@
-//! An instance, from `vm up` to `vm rm`.
+//! Tests an instance from `vm up` to `vm rm`.
 
 use std::io::Write as _;
 use std::process::Stdio;
@@ -12,7 +12,7 @@ use xtask_core::limits;
 use super::{Warm, turn};
 use crate::scratch::{XTASK_VM, assert_code, message, signal, wait_until};
 
-/// Up in seconds, entered, cut off, booted from its own disk, shut down, removed.
+/// The instance is made, entered, cut off from power, booted from its own disk, shut down and removed.
 #[test]
 fn an_instance_is_made_in_seconds_and_worked_in() {
     let warm = turn();
@@ -23,7 +23,11 @@ fn an_instance_is_made_in_seconds_and_worked_in() {
     let machine: serde_json::Value = serde_json::from_slice(&up.stdout).unwrap();
     assert_eq!(machine["name"], "dev");
     let users = xtask_core::runs::users_of(&Cache::at(&warm.scratch.cache()), &warm.snapshot());
-    assert_eq!(users, [machine["id"].as_str().unwrap()], "nobody deletes what it lies on");
+    assert_eq!(
+        users,
+        [machine["id"].as_str().unwrap()],
+        "the snapshot is not recorded as used by the instance"
+    );
     let again = warm.vm(&["up", "dev", "--arch", "aarch64"]);
     assert!(message(&again).contains("a machine of this name exists"), "{}", message(&again));
 
@@ -42,16 +46,16 @@ fn an_instance_is_made_in_seconds_and_worked_in() {
     assert_eq!(String::from_utf8_lossy(&asked.stdout), "kept\n", "{}", message(&asked));
     assert!(message(&warm.vm(&["console", "dev", "--no-follow"])).contains("Linux version"));
     attached(&warm);
-    // Its guest shuts itself down with nobody there to see it; then it boots all the same.
+    // The guest shuts itself down while no command watches it. `vm start` must boot it even so.
     let boot_id = || warm.vm(&["exec", "--", "cat", "/proc/sys/kernel/random/boot_id"]).stdout;
     let before = boot_id();
     warm.vm(&["exec", "--", "sudo", "systemctl", "poweroff"]);
-    wait_until("it shuts down", limits::SHUTDOWN, || {
+    wait_until("the guest shuts down", limits::SHUTDOWN, || {
         message(&warm.vm(&["console", "dev", "--no-follow"])).contains("reboot: Power down")
     });
     assert_code(&warm.vm(&["start", "dev"]), 0);
     let after = boot_id();
-    assert!(!before.is_empty() && !after.is_empty() && before != after, "it has booted");
+    assert!(!before.is_empty() && !after.is_empty() && before != after, "the guest has not booted again");
     assert_code(&warm.vm(&["exec", "--", "cat", "here"]), 0);
     assert_code(&warm.vm(&["stop", "dev"]), 0);
     let listed = warm.vm(&["list"]);
@@ -61,7 +65,7 @@ fn an_instance_is_made_in_seconds_and_worked_in() {
     assert_eq!(message(&warm.vm(&["list"])), "");
 }
 
-/// What is said of it and by it; and a dead run beside it, which is collected while it is not.
+/// Checks the commands that enter and list the instance. Also checks that `vm gc` collects a dead run but not the instance.
 fn looked_at(warm: &Warm) {
     let json = |arguments: &[&str]| {
         let output = warm.vm(arguments);
@@ -95,7 +99,8 @@ fn looked_at(warm: &Warm) {
     assert!(running("dev"));
 }
 
-/// Who attaches to the console sees what was said, types, and is answered; only one at a time.
+/// Checks that an attached terminal shows the earlier output, sends input and shows the answer, and that a second terminal cannot
+/// attach.
 fn attached(warm: &Warm) {
     let path = warm.scratch.path().join("attached");
     let mut child = warm
@@ -121,5 +126,8 @@ fn attached(warm: &Warm) {
     signal(&child, Signal::INT);
     assert_eq!(child.wait().unwrap().code(), Some(130));
     let log = warm.vm(&["console", "dev", "--no-follow"]);
-    assert!(message(&log).contains("nobody-of-this-name"), "the log has what was said to somebody else");
+    assert!(
+        message(&log).contains("nobody-of-this-name"),
+        "the log lacks the output that went to another terminal"
+    );
 }

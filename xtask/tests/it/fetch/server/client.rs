@@ -1,4 +1,4 @@
-//! The real `xtask-vm` as a child in a directory of its own, and what it must leave there.
+//! Runs the real `xtask-vm` as a child that downloads into its own directory, and checks the files that it leaves there.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
@@ -9,15 +9,15 @@ use xtask_images::fetch::limits::FETCH_PACE_VARIABLE;
 use super::Image;
 use crate::scratch::XTASK_VM;
 
-/// A twentieth: a stall is 1.5 s.
+/// A pace that shortens all waits to a twentieth, so that a stall takes 1.5 s.
 const PACE: &str = "0.05";
 
-/// Where one test downloads to.
+/// The directory into which one test downloads.
 pub(crate) struct Client {
     directory: tempfile::TempDir,
 }
 
-/// How a download ended.
+/// The result of a download.
 pub(crate) struct Ended {
     pub(crate) code: Option<i32>,
     pub(crate) message: String,
@@ -29,7 +29,7 @@ impl Client {
         Self { directory: tempfile::tempdir().unwrap() }
     }
 
-    /// The final name.
+    /// Returns the path of the finished download.
     pub(crate) fn target(&self) -> PathBuf {
         self.path("image")
     }
@@ -38,7 +38,7 @@ impl Client {
         self.directory.path().join(name)
     }
 
-    /// Everything that is there.
+    /// Returns the names of all files in the directory.
     pub(crate) fn names(&self) -> Vec<String> {
         let entries = std::fs::read_dir(self.directory.path()).unwrap();
         let mut names: Vec<_> =
@@ -47,7 +47,7 @@ impl Client {
         names
     }
 
-    /// The flags of a download.
+    /// Returns the arguments of a download.
     pub(crate) fn arguments(&self, url: &str, digest: Option<&str>) -> Vec<String> {
         let mut arguments: Vec<String> = ["image", "fetch", url].map(str::to_owned).into();
         match digest {
@@ -65,7 +65,7 @@ impl Client {
         command
     }
 
-    /// A download, awaited.
+    /// Downloads and waits for the end.
     pub(crate) fn fetch(&self, url: &str, digest: &str) -> Ended {
         ended(&self.command(url, Some(digest)).output().unwrap())
     }
@@ -74,7 +74,7 @@ impl Client {
         self.command(url, Some(digest)).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
     }
 
-    /// The image under its final name, printed, read-only; and nothing else.
+    /// Checks that the download succeeded: the path was printed, and the directory has only the image, which is read-only.
     pub(crate) fn assert_whole(&self, ended: &Ended, image: &Image) {
         assert_eq!(ended.code, Some(0), "{}", ended.message);
         assert_eq!(ended.printed, format!("{}\n", self.target().display()), "{}", ended.message);
@@ -83,14 +83,14 @@ impl Client {
         assert_eq!(self.names(), ["image"], "{}", ended.message);
     }
 
-    /// This code, these words, and nothing left.
+    /// Checks that the download failed with this exit code and these words, and has left no file.
     pub(crate) fn assert_refused(&self, ended: &Ended, code: i32, words: &[&str]) {
         assert_says(ended, code, words);
         assert_eq!(self.names(), Vec::<String>::new(), "{}", ended.message);
     }
 }
 
-/// This code, these words, and nothing on stdout.
+/// Checks the exit code, and that the message has these words and a remedy. stdout must be empty.
 pub(crate) fn assert_says(ended: &Ended, code: i32, words: &[&str]) {
     assert_eq!(ended.code, Some(code), "{}", ended.message);
     for words in words {
@@ -100,7 +100,7 @@ pub(crate) fn assert_says(ended: &Ended, code: i32, words: &[&str]) {
     assert_eq!(ended.printed, "", "{}", ended.message);
 }
 
-/// Nothing of this machine's own network settings, and short waits.
+/// Removes this machine's network settings from the environment, and shortens the waits.
 pub(crate) fn clean(command: &mut Command) {
     for name in ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "SSL_CERT_DIR"] {
         command.env_remove(name).env_remove(name.to_lowercase());

@@ -1,4 +1,4 @@
-//! A real HTTP server on loopback that misbehaves as it is told: what a download may meet, at will.
+//! A real HTTP server on loopback, which misbehaves as a test tells it, to imitate the faults that a download may meet.
 
 pub(crate) mod client;
 pub(crate) mod proxy;
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use sha2::{Digest as _, Sha256, Sha512};
 
-/// What is downloaded.
+/// The content of a download.
 #[derive(Clone)]
 pub(crate) struct Image {
     pub(crate) bytes: Arc<Vec<u8>>,
@@ -20,7 +20,7 @@ pub(crate) struct Image {
 }
 
 impl Image {
-    /// Bytes that no two seeds have in common.
+    /// Makes pseudorandom bytes. They differ between seeds.
     pub(crate) fn new(length: usize, seed: u64) -> Self {
         let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
         let mut bytes = Vec::with_capacity(length + 8);
@@ -38,7 +38,7 @@ impl Image {
         self.bytes.len() as u64
     }
 
-    /// Not by the code under test.
+    /// Returns the digest, which is not computed by the code under test.
     pub(crate) fn sha256(&self) -> String {
         format!("sha256:{}", hex(&Sha256::digest(&*self.bytes)))
     }
@@ -52,7 +52,7 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// A request as it came; `sent` is how much of a body it got.
+/// A request that the server received; `sent` is the number of body bytes in the answer.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Request {
     pub(crate) target: String,
@@ -65,25 +65,25 @@ impl Request {
         self.headers.get(name).map(String::as_str)
     }
 
-    /// The first byte of the range that was asked for.
+    /// Returns the first byte of the requested range.
     pub(crate) fn range(&self) -> Option<usize> {
         self.header("range")?.strip_prefix("bytes=")?.strip_suffix('-')?.parse().ok()
     }
 }
 
-/// What is answered, and how it goes wrong.
+/// An answer, and how it goes wrong.
 #[derive(Clone)]
 pub(crate) struct Reply {
     pub(crate) status: u16,
     pub(crate) headers: Vec<(&'static str, String)>,
     pub(crate) body: Vec<u8>,
-    /// So much of the body goes out.
+    /// The number of body bytes that are sent, if the answer is cut.
     pub(crate) cut: Option<usize>,
-    /// Then nothing, for ever, instead of the end.
+    /// Whether the server then sends nothing more but keeps the connection open.
     pub(crate) hang: bool,
-    /// In chunks, without a length.
+    /// Whether the body is sent in chunks, without a length.
     pub(crate) chunked: bool,
-    /// Bytes per second.
+    /// The limit in bytes per second.
     pub(crate) rate: Option<usize>,
 }
 
@@ -98,13 +98,13 @@ impl Reply {
         self
     }
 
-    /// All of it, whatever was asked for.
+    /// Answers with the whole image, even if a range was requested.
     pub(crate) fn whole(image: &Image) -> Self {
         let body = image.bytes.to_vec();
         Self { body, ..Self::status(200) }.header("etag", image.etag)
     }
 
-    /// As a good server does it: the range where the version is still the same.
+    /// Answers like a correct server: with the range if the version is still the same, or else with the whole image.
     pub(crate) fn file(image: &Image, request: &Request) -> Self {
         match request.range() {
             Some(from) if request.header("if-range") == Some(image.etag) => Self::part(image, from, from),
@@ -112,7 +112,7 @@ impl Reply {
         }
     }
 
-    /// From `from`, said to be from `said`.
+    /// Answers with the bytes from `from` on; the header says that they begin at `message`.
     pub(crate) fn part(image: &Image, from: usize, message: usize) -> Self {
         let range = format!("bytes {message}-{}/{}", image.len() - 1, image.len());
         let body = image.bytes[from..].to_vec();
@@ -142,7 +142,7 @@ impl Reply {
 
 type Script = dyn Fn(usize, &Request) -> Reply + Send + Sync;
 
-/// Listens until the test ends.
+/// A server that listens until the test's process ends.
 pub(crate) struct Server {
     pub(crate) address: SocketAddr,
     scheme: &'static str,
@@ -150,7 +150,7 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// `script` gets the request and its number, from 0.
+    /// Starts a server. `script` gets each request and its number, counted from 0.
     pub(crate) fn start(script: impl Fn(usize, &Request) -> Reply + Send + Sync + 'static) -> Self {
         Self::listen("http", script, |stream| Box::new(stream))
     }
@@ -175,7 +175,7 @@ impl Server {
         std::thread::spawn(move || {
             for stream in listener.incoming() {
                 let (all, script, wrap) = (Arc::clone(&all), Arc::clone(&script), Arc::clone(&wrap));
-                // A client that goes away ends its thread: that is what many tests are about.
+                // In many tests the client closes the connection early. That ends the thread of the connection.
                 std::thread::spawn(move || serve(wrap(stream.unwrap()), &all, &*script));
             }
         });
@@ -186,12 +186,12 @@ impl Server {
         format!("{}://{}/image", self.scheme, self.address)
     }
 
-    /// Every request so far.
+    /// Returns every request so far.
     pub(crate) fn seen(&self) -> Vec<Request> {
         self.seen.lock().unwrap().clone()
     }
 
-    /// Body bytes that went out in all.
+    /// Returns the number of body bytes of all answers.
     pub(crate) fn sent(&self) -> u64 {
         self.seen().iter().map(|request| request.sent).sum()
     }
@@ -200,7 +200,7 @@ impl Server {
 pub(crate) trait Stream: Read + Write + Send {}
 impl<T: Read + Write + Send> Stream for T {}
 
-/// The request's line and headers; `None` where the connection ends before.
+/// Reads the first line and the headers of a request. Returns `None` if the connection ends before the first line.
 pub(crate) fn read_head(stream: &mut dyn BufRead) -> Option<(String, BTreeMap<String, String>)> {
     let mut lines = stream.lines().map_while(|line| line.ok().filter(|line| !line.is_empty()));
     let first = lines.next()?;

@@ -1,4 +1,4 @@
-//! A proxy: absolute-form requests for http, CONNECT for https, or a refusal.
+//! An HTTP proxy. It relays absolute-form requests for http and CONNECT for https, or refuses every request.
 
 use std::io::{BufReader, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -12,7 +12,7 @@ pub(crate) struct Proxy {
 }
 
 impl Proxy {
-    /// `refusal` is the status that everything gets.
+    /// Starts a proxy. With `refusal`, it answers every request with that status.
     pub(crate) fn start(refusal: Option<u16>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
@@ -31,7 +31,7 @@ impl Proxy {
         format!("http://{}", self.address)
     }
 
-    /// The first line of every request.
+    /// Returns the first line of every request.
     pub(crate) fn lines(&self) -> Vec<String> {
         self.lines.lock().unwrap().clone()
     }

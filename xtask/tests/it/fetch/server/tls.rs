@@ -1,4 +1,4 @@
-//! TLS for the test server: a CA that nobody else trusts.
+//! TLS for the test server, with a CA that only the tests trust.
 
 use std::net::TcpStream;
 use std::sync::Arc;
@@ -9,11 +9,11 @@ use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
 use super::Stream;
 
-/// An authority.
+/// A certificate authority.
 pub(crate) struct Ca(CertifiedIssuer<'static, KeyPair>);
 
 impl Ca {
-    /// Of this name: two of one name cannot be told apart.
+    /// Makes a CA with this name. A client cannot tell two CAs with the same name apart.
     pub(crate) fn new(name: &str) -> Self {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.distinguished_name.push(DnType::CommonName, name);
@@ -25,7 +25,7 @@ impl Ca {
         self.0.pem()
     }
 
-    /// For 127.0.0.1.
+    /// Returns the configuration of a server whose certificate is for 127.0.0.1.
     pub(crate) fn server_config(&self) -> Arc<ServerConfig> {
         let key = KeyPair::generate().unwrap();
         let params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
