@@ -1,9 +1,8 @@
-//! Tests preflight on a fresh Debian that has only Rust. It must name everything that is missing at once, and one `--fix` must
-//! make the system ready: as root without systemd, and as an ordinary user for the part that needs no packages.
-//!
-//! "Rust" means rustc's read-only sysroot with cargo, the crates (builds have no network), and the `gcc` and `libc6-dev` that
-//! Rust needs. A stand-in for `rustup target add` installs the standard library that was hidden. Everything else is real:
-//! the packages, the mirror, and from Linux 6.7 on the kernel's empty table of executable formats.
+//! Tests preflight on a fresh Debian that has only Rust: rustc's read-only sysroot with cargo, the crates (builds have no
+//! network), and the `gcc` and `libc6-dev` that Rust needs. Preflight must name everything that is missing at once. One `--fix`
+//! must make the system ready: as root without systemd, and as an ordinary user for the part that needs no packages. A stand-in
+//! for `rustup target add` installs the standard library that was hidden. Everything else is real: the packages, the mirror, and
+//! from Linux 6.7 on the kernel's empty table of executable formats.
 
 mod debian;
 
@@ -36,7 +35,7 @@ const LACKS: &[(&str, &str)] = &[
     ("rust-target", "standard library"),
     ("linker", "linker"),
 ];
-/// The finding with a kernel whose table of executable formats is empty.
+/// The finding on a kernel whose table of executable formats is empty.
 const KERNELS: &[(&str, &str)] = &[("user-emulation", "which building an image needs")];
 /// The finding that only root has, because of libvirt.
 const ROOTS: (&str, &str) = ("libvirt-user", "libvirt-qemu");

@@ -27,7 +27,7 @@ const REMEDY: &str =
 
 #[derive(Debug, Parser)]
 struct Arguments {
-    /// The shell whose script is wanted
+    /// The shell to print the script for
     shell: Shell,
 }
 

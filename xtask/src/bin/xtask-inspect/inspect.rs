@@ -95,8 +95,8 @@ fn print(path: &Path, inspection: &Inspection, report: &Report, verbosity: Verbo
     );
 }
 
-/// Whether an informing finding is shown without `-v`: if it has a remedy, or if it lists instructions that a check at run
-/// time guards.
+/// Whether a finding of severity `informs` is shown without `-v`. It is shown if it has a remedy, or if it lists instructions
+/// that a check at run time guards.
 fn says_more(finding: &Finding) -> bool {
     !finding.remedy.is_empty() || (finding.id == "instructions" && !finding.details.is_empty())
 }

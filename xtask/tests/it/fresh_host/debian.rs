@@ -30,7 +30,6 @@ const PROXIES: &[&str] = &["http_proxy", "https_proxy", "no_proxy"];
 /// The user who runs a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum As {
-    /// uid 0.
     Root,
     /// An account without sudo.
     Ordinary,

@@ -2,7 +2,7 @@
 
 use super::build::Tool;
 
-/// Name, tool, flags, source, device.
+/// A row of the table: name, tool, flags, source and device.
 pub(crate) type Sound = (&'static str, Tool, &'static str, &'static str, &'static str);
 
 const PLAIN: &str = "#include <stdio.h>\n#include <math.h>\nint main(int c, char **v) { printf(\"%f\\n\", sqrt(c)); return 0; }\n";

@@ -270,6 +270,9 @@ mod tests {
         assert_eq!(of(&[round(90.0), round(36.0), round(45.0)]), (0.5, 0.4, 1.0, true));
         assert_eq!(of(&[round(90.0), round(36.0)]), (0.7, 0.4, 1.0, false));
         let same = evaluate(&[Round { bare_max: None, ..kept() }]);
-        assert!(same.iter().all(|claim| !claim.what.contains("CPU")), "where there is nothing to compare");
+        assert!(
+            same.iter().all(|claim| !claim.what.contains("CPU")),
+            "a smoke's CPU is max, so there is nothing to compare"
+        );
     }
 }

@@ -1,5 +1,6 @@
-//! `cargo xtask bench image`: compares the time in which this project builds the tree of an image with that of plain mmdebstrap
-//! and the same packages. Both trees must be the same, except for the intended changes of `customize.sh` and `initramfs.sh`.
+//! `cargo xtask bench image`: measures how long this project takes to build the tree of an image, and how long plain mmdebstrap
+//! takes with the same packages. Both trees must be the same, except for the intended changes of `customize.sh` and
+//! `initramfs.sh`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read};

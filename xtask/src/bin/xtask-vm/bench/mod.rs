@@ -101,7 +101,7 @@ impl<'a> Bench<'a> {
         name_of(&self.args.subject)
     }
 
-    /// Runs one measurement with its line on the screen, which ends with the text that `body` returns.
+    /// Runs one measurement and shows it as a line on the screen. The line ends with the text that `body` returns.
     fn step<T>(&self, what: &str, title: &str, body: impl FnOnce() -> Result<(T, String)>) -> Result<T> {
         let kind = match self.args.subject {
             BenchSubject::Claims | BenchSubject::Delivery => self.args.arch.to_string(),

@@ -1,5 +1,5 @@
 //! Checks the file systems of a guest that lost its power: replays the journal as the next boot would, and then checks the whole
-//! file system. If QEMU reads a disk past one of its layers, the disk looks sound to the guest, but not to this check.
+//! file system. If QEMU reads a disk without one of its layers, the disk looks sound to the guest, but not to this check.
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -159,7 +159,7 @@ mod tests {
         assert_eq!(checked(true, Some("feature needs_recovery")).unwrap(), 1);
         let changes = [
             ("clri lost+found", "lost+found"),
-            // The directory has a block of another file, as on a disk that was read past a layer.
+            // The directory has a block of another file, as on a disk that was read without one of its layers.
             ("sif lost+found block[5] 7", "damaged"),
             ("ssv state 3", "the guest's kernel has recorded errors"),
         ];

@@ -86,7 +86,7 @@ impl Keys {
             .context("run a command in the guest")
     }
 
-    /// Asks systemd in the guest for the agent's unit.
+    /// Asks systemd in the guest for the state of the agent's unit.
     pub(crate) fn unit_state(&self, port: u16, limit: Duration) -> Result<UnitState> {
         Ok(parse_unit_state(&self.run_as_root(port, &format!("sh -c '{UNIT_STATE}'"), limit)?))
     }

@@ -1,4 +1,4 @@
-//! The one wait for a guest. It polls, and ends early if the event can no longer happen.
+//! The wait for an event in a guest. It polls, and ends early if the event can no longer happen.
 
 use std::time::{Duration, Instant};
 

@@ -1,7 +1,7 @@
 //! Reaps QEMUs that have ended. libvirt daemonizes them, so init is their parent. To wait for the end of a QEMU, libvirt polls
 //! until the process no longer exists, not even as a zombie. If init reaps only now and then, as in many containers, each end of
 //! a QEMU takes 1 to 2 s. A smoke has two such ends, and probing an emulator has one to three. libvirt waits for some children
-//! itself, for example for a QEMU that it probes, before that goes to the background. Those children are in the session of this
+//! itself, for example for a QEMU that it probes, until that QEMU goes to the background. Those children are in the session of this
 //! process. A daemon has left the session, and only daemons are reaped here.
 
 use std::sync::Once;

@@ -42,8 +42,8 @@ fn kind(instance: &Instance) -> String {
     format!("machine-{}-{}", instance.machine.arch, instance.machine.image)
 }
 
-/// Shuts the guest down, and waits until its QEMU has ended. libvirt is open during the wait, because its QEMU stays after the
-/// guest is off, until libvirt ends it.
+/// Shuts the guest down, and waits until its QEMU has ended. libvirt stays open during the wait: when the guest is off, QEMU
+/// runs until libvirt ends it.
 pub(crate) fn stop(args: &OneArgs, verbosity: Verbosity) -> Result<()> {
     let ui = Ui::install(verbosity)?;
     let cache = Cache::from_env()?;
