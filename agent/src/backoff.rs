@@ -19,24 +19,24 @@ pub(crate) struct Backoff {
     /// The next attempt is not before this time.
     until: Option<Instant>,
     started: Option<Instant>,
-    /// How often the agent has restarted the container.
+    /// The number of restarts of the container by the agent.
     pub(crate) restarts: u32,
-    /// Since when podman is stopping or removing the container.
+    /// The time since which podman has been stopping or removing the container.
     waiting: Option<Instant>,
     pub(crate) last_error: Option<String>,
-    /// Starting or renaming the container has failed, so that a new one is needed.
+    /// Whether starting or renaming the container has failed, so that a new container is needed.
     pub(crate) needs_new_container: bool,
 }
 
 impl Backoff {
-    /// Starts again from zero if the document is not the one of the earlier attempts.
+    /// Resets the backoff if the document is not that of the earlier attempts.
     pub(crate) fn begin(&mut self, digest: &str) {
         if self.digest != digest {
             *self = Self { digest: digest.to_owned(), ..Self::default() };
         }
     }
 
-    /// The time until the next attempt is allowed.
+    /// Returns the time until the next attempt is allowed; `None` if it is allowed now.
     pub(crate) fn remaining(&self, now: Instant) -> Option<Duration> {
         self.until.and_then(|until| until.checked_duration_since(now)).filter(|wait| !wait.is_zero())
     }
@@ -63,7 +63,8 @@ impl Backoff {
 
     /// Notes that the container was seen running.
     pub(crate) fn running(&mut self, now: Instant) {
-        // Without a start by this process, the container ran before the process or somebody else started it.
+        // If this process did not start the container, it ran before the process, or another program started
+        // it.
         let stable = self.started.is_none_or(|started| now - started >= STABLE_AFTER);
         if stable {
             self.reset();
@@ -85,7 +86,7 @@ impl Backoff {
     }
 }
 
-/// 1 s after the first failure, then doubled up to [`MAX_PAUSE`].
+/// Returns the pause: 1 s after the first failure, then doubled up to [`MAX_PAUSE`].
 fn pause(failures: u32) -> Duration {
     Duration::from_secs(1 << failures.saturating_sub(1).min(6)).min(MAX_PAUSE)
 }

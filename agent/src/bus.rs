@@ -33,12 +33,12 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const CONNECT_ALL_TIMEOUT: Duration = Duration::from_secs(120);
 /// After a connection of this length, the pauses start from the shortest one again.
 const STABLE_AFTER: Duration = Duration::from_secs(10);
-/// Interval of pings to the broker; two without an answer end the connection. With async-nats' default of 60
-/// s, a device whose mobile link has dropped the flow would be deaf for three minutes.
+/// Interval of pings to the broker. Two pings without an answer end the connection. With async-nats' default
+/// of 60 s, a device whose mobile link has dropped the flow would get no messages for three minutes.
 const PING_INTERVAL: Duration = Duration::from_secs(10);
-/// Consecutive statuses whose storing timed out, after which the connection is given up too.
+/// Consecutive statuses whose storing may time out. After that, the connection is given up too.
 const MAX_LOST_PUTS: u32 = 3;
-/// Upper bound for one iteration of the report loop, whatever the heartbeat.
+/// Upper bound for one iteration of the report loop, regardless of the heartbeat.
 const LOOP_INTERVAL: Duration = Duration::from_secs(30);
 /// Time for storing one status; the bus may be behind a slow mobile link.
 const PUT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -55,10 +55,10 @@ pub(crate) struct Bus {
     pub(crate) config: Config,
     pub(crate) reporter: StatusReporter,
     pub(crate) device_state: watch::Receiver<DeviceState>,
-    /// Receives the changes of the desired state.
+    /// The queue of changes of the desired state, which the reconciler reads.
     pub(crate) changes: mpsc::Sender<Change>,
     pub(crate) command_handler: Arc<CommandHandler>,
-    /// Receives the state of the connection.
+    /// The state of the connection, which the local status shows.
     pub(crate) connection: watch::Sender<Connection>,
     pub(crate) progress: Arc<Progress>,
     /// Limits the statuses of all connections together.
@@ -138,7 +138,8 @@ impl Bus {
                 match events.recv().await {
                     Some(Event::Connected) => {}
                     Some(event @ (Event::Disconnected | Event::Closed)) => return event.to_string(),
-                    // For example a missing permission or a slow consumer, which do not end the connection.
+                    // Examples are a missing permission and a slow consumer. These events do not end the
+                    // connection.
                     Some(event) => warn!("bus: {event}"),
                     None => return "the client ended".to_owned(),
                 }
@@ -156,7 +157,8 @@ impl Bus {
         reason
     }
 
-    /// Reports a status at once, on every change, and on the heartbeat. Returns why it cannot go on.
+    /// Reports a status at once, on every change, and on each heartbeat. Returns the reason if it cannot go
+    /// on.
     async fn report(&self, client: &Client, limiter: &mut RateLimiter) -> String {
         let mut device_state = self.device_state.clone();
         device_state.mark_changed();
@@ -220,7 +222,7 @@ impl Bus {
     }
 
     /// Passes the desired state to the reconciler: a snapshot, then each change. Begins again with a snapshot
-    /// at each [`RESYNC_INTERVAL`] and after each error. Returns why it cannot go on.
+    /// at each [`RESYNC_INTERVAL`] and after each error. Returns the reason if it cannot go on.
     async fn watch_desired(&self, client: &Client) -> String {
         let prefix = format!("$KV.{DESIRED_BUCKET}.{}", desired_key(&self.config.agent.device_id, ""));
         loop {
@@ -235,7 +237,7 @@ impl Bus {
         }
     }
 
-    /// Returns `Ok` if the reconciler has ended.
+    /// Passes a snapshot and then each change. Returns `Ok` if the reconciler has ended.
     async fn watch_desired_once(&self, client: &Client, prefix: &str) -> Result<()> {
         let consumer = timeout(JETSTREAM_TIMEOUT, consume(client, prefix)).await;
         let consumer = consumer.context("create the consumer: JetStream does not answer")??;
@@ -268,7 +270,7 @@ impl Bus {
         bail!("the broker ended the consumer")
     }
 
-    /// Answers commands. Returns why it cannot go on.
+    /// Answers commands. Returns the reason if it cannot go on.
     async fn answer(&self, client: &Client) -> String {
         let subject = command_wildcard(&self.config.agent.device_id);
         let mut commands = match client.subscribe(subject.clone()).await {
@@ -300,7 +302,7 @@ async fn consume(client: &Client, prefix: &str) -> Result<Consumer<push::Ordered
         .context("create the consumer")
 }
 
-/// The operation of a KV entry: a header names it, unless it is a Put (NATS ADR-8).
+/// Returns the operation of a KV entry. A header names it, unless it is a Put (NATS ADR-8).
 fn kv_operation(headers: Option<&HeaderMap>, payload: &[u8]) -> Operation {
     match headers.and_then(|headers| headers.get("KV-Operation")).map(|operation| operation.as_str()) {
         Some("DEL") => Operation::Delete,
@@ -309,7 +311,8 @@ fn kv_operation(headers: Option<&HeaderMap>, payload: &[u8]) -> Operation {
     }
 }
 
-/// Explains a failed attempt to connect. The clock of a device without a battery is in the past after a boot.
+/// Describes a failed attempt to connect. The clock of a device without a battery is in the past after a
+/// boot.
 fn describe_connect_error(error: &anyhow::Error) -> String {
     // The messages of async-nats' errors contain their causes, and rustls' causes appear twice.
     let text = error.chain().take(2).map(ToString::to_string).collect::<Vec<_>>().join(": ");
@@ -321,14 +324,15 @@ fn describe_connect_error(error: &anyhow::Error) -> String {
     text
 }
 
-/// Doubles from a quarter of a second up to [`MAX_RECONNECT_PAUSE`], minus up to half at random, so that a
-/// fleet does not reconnect all at once after a restart of the broker.
+/// Returns the pause before the next attempt: half a second after the first one, then doubled up to
+/// [`MAX_RECONNECT_PAUSE`], minus up to half at random. The random part keeps a fleet from reconnecting all
+/// at once after a restart of the broker.
 fn reconnect_pause(attempts: u32) -> Duration {
     let full = Duration::from_millis(250 << attempts.min(6)).min(MAX_RECONNECT_PAUSE);
     full - jitter(full / 2)
 }
 
-/// A random duration up to `max`. The standard library keys each RandomState at random.
+/// Returns a random duration up to `max`. The standard library gives each `RandomState` random keys.
 fn jitter(max: Duration) -> Duration {
     let random = RandomState::new().hash_one(()) as u32;
     max.mul_f64(f64::from(random) / f64::from(u32::MAX))

@@ -15,7 +15,7 @@ use crate::plan;
 use crate::podman::Podman;
 use crate::status_report::StatusReporter;
 
-/// Commands that are answered at the same time.
+/// Upper bound for the commands that are answered at the same time.
 const MAX_CONCURRENT: usize = 8;
 
 pub(crate) struct CommandHandler {
@@ -36,7 +36,7 @@ impl CommandHandler {
         Self { device, reporter, device_state, podman, free: Semaphore::new(MAX_CONCURRENT) }
     }
 
-    /// Answers in the background.
+    /// Answers a command in a task in the background.
     pub(crate) fn serve(handler: &Arc<Self>, client: &Client, message: Message) {
         let (handler, client) = (Arc::clone(handler), client.clone());
         tokio::spawn(async move {
@@ -106,13 +106,13 @@ fn error(code: ErrorCode, message: String) -> Reply {
     Reply::Error { code, message }
 }
 
-/// The last lines, as many as fit into a reply.
+/// Builds the reply from the last lines, as many as fit.
 fn logs_reply(deployment: String, lines: Vec<String>, max_lines: usize) -> Reply {
     let mut free_bytes = MAX_REPLY_BYTES;
     let mut fitting: Vec<String> = Vec::new();
     let count = lines.len();
     for line in lines.into_iter().rev().take(max_lines) {
-        // The size in JSON counts, where a control character takes six bytes.
+        // The limit is for the JSON, in which a control character takes six bytes.
         let bytes = serde_json::to_string(&line).map_or(usize::MAX, |text| text.len() + 1);
         let Some(rest) = free_bytes.checked_sub(bytes) else { break };
         free_bytes = rest;

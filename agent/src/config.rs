@@ -52,7 +52,7 @@ pub(crate) struct PodmanConfig {
     pub(crate) image_archives: PathBuf,
 }
 
-/// The file name of an image's archive: the image's reference with `_` for `/`, `:` and `@`.
+/// Returns the file name of an image's archive: the image's reference with `_` for `/`, `:` and `@`.
 pub(crate) fn archive_name(reference: &str) -> String {
     format!("{}.tar", reference.replace(['/', ':', '@'], "_"))
 }
@@ -70,12 +70,12 @@ fn default_heartbeat() -> u64 {
     5
 }
 
-/// The default of `[agent] status_file` and of `iot-agent status --file`.
+/// Returns the default of `[agent] status_file` and of `iot-agent status --file`.
 pub fn default_status_file() -> PathBuf {
     "/run/iot-agent/status.json".into()
 }
 
-/// systemd sets STATE_DIRECTORY from the unit's StateDirectory=.
+/// Returns STATE_DIRECTORY, which systemd sets from the unit's StateDirectory=, or the usual directory.
 fn default_state_directory() -> PathBuf {
     std::env::var_os("STATE_DIRECTORY").map_or_else(|| "/var/lib/iot-agent".into(), PathBuf::from)
 }
@@ -84,7 +84,7 @@ impl Config {
     /// Reads and checks the file at `path`, and checks that only their owner can read its secrets.
     ///
     /// # Errors
-    /// Names the file and the first table or key that is wrong.
+    /// Returns an error that names the file and the first table or key that is wrong.
     pub fn load(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path)
             .with_context(|| format!("read the configuration {}", path.display()))?;
@@ -106,7 +106,7 @@ impl Config {
     /// Parses and checks the text of a configuration file.
     ///
     /// # Errors
-    /// Names the first table or key that is wrong, and a correct value.
+    /// Returns an error that names the first table or key that is wrong, and a correct value.
     pub fn parse(text: &str) -> Result<Self> {
         let config: Self = toml::from_str(text).map_err(|error| without_content(&error, text))?;
         let AgentConfig { device_id, heartbeat_seconds, .. } = &config.agent;
@@ -141,7 +141,8 @@ fn without_login(url: &str) -> String {
     }
 }
 
-/// Leaves out the text of the wrong line, which toml would show, since it may contain the password.
+/// Builds an error without the text of the wrong line, since that may contain the password. toml would show
+/// it.
 fn without_content(error: &toml::de::Error, text: &str) -> anyhow::Error {
     let line = error.span().map_or(1, |span| text[..span.start].lines().count().max(1));
     anyhow!("near line {line}: {}", error.message())

@@ -45,7 +45,7 @@ impl std::fmt::Debug for Password {
 }
 
 impl Credentials {
-    /// The file with the secret; `config` is the configuration file.
+    /// Returns the file with the secret. `config` is the configuration file.
     fn file<'a>(&'a self, config: &'a Path) -> &'a Path {
         match self {
             Self::TomlShared { .. } => config,
@@ -59,7 +59,7 @@ impl Credentials {
     /// Checks that the secret can be used and that only its owner can read it.
     ///
     /// # Errors
-    /// Names the file and never shows its content.
+    /// Returns an error that names the file and never shows its content.
     pub(crate) fn check(&self, config: &Path) -> Result<()> {
         check_mode(self.file(config))?;
         self.login().map(drop)
@@ -104,8 +104,9 @@ fn secret(path: &Path) -> Result<String> {
     Ok(text.to_owned())
 }
 
-/// Only the owner may read a secret. A credential that systemd passes in is in a protected directory; its
-/// mode may show group permissions that stand for an access control list (systemd.exec(5), LoadCredential=).
+/// Checks that only the owner can read a secret. A credential that systemd passes in is in a protected
+/// directory. Its mode may show group permissions that stand for an access control list (systemd.exec(5),
+/// LoadCredential=).
 fn check_mode(path: &Path) -> Result<()> {
     let from_systemd = std::env::var_os("CREDENTIALS_DIRECTORY").is_some_and(|own| path.starts_with(own));
     let metadata =

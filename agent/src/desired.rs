@@ -1,5 +1,5 @@
-//! The desired state of this device as far as the agent knows it: pure. [`crate::store`] keeps it on disk, so
-//! that a device that boots without a bus knows what to run.
+//! The desired state of this device as far as the agent knows it. This module does no I/O: [`crate::store`]
+//! keeps the state on disk, so that a device that boots without a bus knows what to run.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -25,7 +25,8 @@ pub(crate) struct DesiredEntry {
     /// The state file calls it `wish`.
     #[serde(rename = "wish")]
     pub(crate) operation: Operation,
-    /// Follows from the name and the operation. It is not stored, but computed again when the state is read.
+    /// The goal, which follows from the name and the operation. It is not stored but computed again when the
+    /// state is read.
     #[serde(skip)]
     pub(crate) target: Target,
     pub(crate) applied: Option<Applied>,
@@ -43,7 +44,7 @@ pub(crate) enum Operation {
     Purge,
 }
 
-/// What the agent has started for a deployment.
+/// The container that the agent has made and started for a deployment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Applied {
@@ -53,12 +54,13 @@ pub(crate) struct Applied {
     pub(crate) container: String,
     /// The boot in which the container was started last.
     pub(crate) boot_id: String,
-    /// The container was seen to have ended as its restart policy allows. If it ran in an earlier boot and
-    /// this is false, a power cut ended it, whatever exit code podman shows (5.x: 0).
+    /// Whether the container was seen to have ended as its restart policy allows. If this is false and the
+    /// container ran in an earlier boot, a power cut ended it, regardless of the exit code that podman shows
+    /// (5.x: 0).
     pub(crate) completed: bool,
 }
 
-/// A message of the bus about the desired state.
+/// A change of the desired state, as the bus reports it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Change {
     /// All entries of the bucket for this device, including deletion markers.
@@ -69,7 +71,7 @@ pub(crate) enum Change {
 /// The newest entry of one key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Update {
-    /// The deployment: the key without the device.
+    /// The deployment's name: the key without the device.
     pub(crate) name: String,
     pub(crate) revision: u64,
     pub(crate) operation: Operation,
@@ -140,7 +142,8 @@ impl Desired {
         true
     }
 
-    /// A snapshot replaces the state even if its revisions are lower, since the bucket may be a new one.
+    /// Replaces the state with a snapshot, even if its revisions are lower, since the bucket may be a new
+    /// one.
     fn replace(&mut self, updates: Vec<Update>) -> bool {
         let before = self.clone();
         self.revision = updates.iter().map(|update| update.revision).max().unwrap_or(0);
@@ -172,7 +175,7 @@ impl Desired {
         self.deployments.insert(name, DesiredEntry { revision, operation, target, applied });
     }
 
-    /// Sets what has been applied of a deployment and returns whether that is new.
+    /// Sets the applied container of a deployment. Returns whether this changed the state.
     pub(crate) fn note_applied(&mut self, name: &str, applied: Option<Applied>) -> bool {
         match self.deployments.get_mut(name) {
             Some(entry) if entry.applied != applied => {
@@ -183,13 +186,13 @@ impl Desired {
         }
     }
 
-    /// Notes that a container was started; returns whether that is new.
+    /// Notes that a container was started. Returns whether this changed the state.
     pub(crate) fn started(&mut self, name: &str, digest: &str, container: &str, boot_id: &str) -> bool {
         let (digest, container, boot_id) = (digest.to_owned(), container.to_owned(), boot_id.to_owned());
         self.note_applied(name, Some(Applied { digest, container, boot_id, completed: false }))
     }
 
-    /// Notes that a container has ended as its restart policy allows; returns whether that is new.
+    /// Notes that a container has ended as its restart policy allows. Returns whether this changed the state.
     pub(crate) fn completed(&mut self, name: &str, container: Option<&str>) -> bool {
         let applied = self.deployments.get(name).and_then(|entry| entry.applied.clone());
         applied
@@ -197,7 +200,7 @@ impl Desired {
             .is_some_and(|applied| self.note_applied(name, Some(Applied { completed: true, ..applied })))
     }
 
-    /// Removes a purged deployment of which nothing is left.
+    /// Removes the entry of a purged deployment, of which nothing is left.
     pub(crate) fn forget(&mut self, name: &str) {
         self.deployments.remove(name);
     }
@@ -292,7 +295,7 @@ mod tests {
         assert!(matches!(target("web", "{}"), Target::Refused(_)));
     }
 
-    /// Agents of earlier versions wrote such files.
+    /// Earlier versions of the agent wrote such files.
     #[test]
     fn the_form_on_disk_has_no_target_and_gets_it_back() {
         let text = r#"{"kind":"podman-container","version":1,"spec":{"image":"localhost/a:1"}}"#;

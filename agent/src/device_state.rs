@@ -1,4 +1,4 @@
-//! What the agent reports about its deployments: the lines of the status and the latest events.
+//! The agent's report about its deployments: the lines of the status and the latest events.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -11,7 +11,7 @@ use crate::desired::{Desired, Target};
 use crate::host::uptime_seconds;
 use crate::plan::{self, ManagedDeployment};
 
-/// The part of the status that the reconciler knows. The fields are those of
+/// The part of the status that the reconciler provides. The fields are those of
 /// [`agent_protocol::DeviceStatus`].
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct DeviceState {
@@ -24,11 +24,11 @@ pub(crate) struct DeviceState {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Connection {
     pub(crate) connected: bool,
-    /// Why the agent is not connected.
+    /// The reason why the agent is not connected.
     pub(crate) error: Option<String>,
 }
 
-/// A deployment's line of the status.
+/// Builds a deployment's line of the status.
 pub(crate) fn status_line(
     deployment: &ManagedDeployment,
     phase: Phase,
@@ -67,12 +67,12 @@ pub(crate) fn add_missing_lines(lines: &mut BTreeMap<String, DeploymentStatus>, 
     }
 }
 
-/// The first 12 characters of an id, as podman prints it.
+/// Returns the first 12 characters of an id, as podman prints them.
 pub(crate) fn short_id(id: &str) -> String {
     id.chars().take(12).collect()
 }
 
-/// The latest events and their number.
+/// The latest events, and the count of all events.
 #[derive(Debug, Default)]
 pub(crate) struct Events {
     ring: VecDeque<Event>,
@@ -80,8 +80,8 @@ pub(crate) struct Events {
 }
 
 impl Events {
-    /// Adds an event and logs it. A repeated event replaces its earlier occurrence, and is logged once if
-    /// nothing came between.
+    /// Adds an event and logs it. A repeated event replaces its earlier occurrence. It is not logged again if
+    /// no other event came in between.
     pub(crate) fn push(&mut self, what: &str) {
         self.count += 1;
         let repeats = self.ring.back().is_some_and(|last| last.what == shortened(what));
@@ -98,7 +98,7 @@ impl Events {
         self.ring.push_back(Event { uptime_seconds, number: self.count, what });
     }
 
-    /// The events, oldest first.
+    /// Returns the events, oldest first.
     pub(crate) fn list(&self) -> Vec<Event> {
         self.ring.iter().cloned().collect()
     }

@@ -33,7 +33,8 @@ pub(crate) fn read_status(device_id: &str) -> Result<DeviceStatus> {
     })
 }
 
-/// Seconds since the kernel started. A device without a battery has no other clock that is correct at boot.
+/// Returns the seconds since the kernel started. A device without a battery has no other clock that is
+/// correct at boot.
 pub(crate) fn uptime_seconds() -> Result<u64> {
     parse_uptime(&read_text("/proc/uptime")?)
 }
@@ -47,7 +48,8 @@ pub(crate) fn footprint() -> Result<Footprint> {
     )
 }
 
-/// In proc_pid_stat(5), utime, stime and starttime are the fields 14, 15 and 22. The second one ends at the last `)`.
+/// Parses the documents of procfs. In proc_pid_stat(5), utime, stime and starttime are the fields 14, 15 and
+/// 22. Field 2 ends at the last `)`.
 fn parse_footprint(stat: &str, status: &str, uptime: &str, ticks: u64) -> Result<Footprint> {
     let (_, fields) = stat.rsplit_once(") ").context("/proc/self/stat has no name")?;
     let milliseconds = |number: usize| -> Result<u64> {

@@ -33,7 +33,7 @@ pub(crate) struct Images {
     downloads: HashMap<String, JoinHandle<Result<()>>>,
 }
 
-/// What a download needs.
+/// The sources of a download, and the store that syncs it.
 #[derive(Clone)]
 struct Source {
     podman: Podman,
@@ -51,7 +51,8 @@ impl Images {
     /// Looks for the image and starts a download if it is missing.
     ///
     /// # Errors
-    /// If the last download failed, or the image is built for another architecture.
+    /// Returns an error if the last download failed, if podman cannot be asked, or if the image is built for
+    /// another architecture.
     pub(crate) async fn ensure(&mut self, reference: &str) -> Result<Availability> {
         let ended = match self.downloads.get(reference) {
             Some(task) if !task.is_finished() => return Ok(Availability::Downloading),
@@ -89,7 +90,7 @@ impl Source {
         if downloaded.is_ok() {
             tokio::task::spawn_blocking(move || self.store.sync_file_system()).await??;
         }
-        // After a failure podman has deleted the partial image itself.
+        // After a failure, podman has deleted the partial image itself.
         fs::remove_file(&marker).with_context(|| format!("delete the marker file {}", marker.display()))?;
         downloaded
     }
@@ -116,7 +117,7 @@ fn create_durably(path: &Path) -> std::io::Result<()> {
     files::sync_parent(directory)
 }
 
-/// The name of this architecture in images (OCI image specification, `architecture`: Go's GOARCH).
+/// Returns the name of this architecture in images (OCI image specification, `architecture`: Go's GOARCH).
 fn go_architecture() -> &'static str {
     match std::env::consts::ARCH {
         "aarch64" => "arm64",

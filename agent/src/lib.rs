@@ -8,8 +8,8 @@
 //!
 //! - [`config`], `credentials`: the configuration file and the logins to the bus
 //! - `host`: facts about the device
-//! - `desired`: the desired state (pure); [`store`]: the desired state on disk, with `files` and `digest`
-//! - `plan`: the next step for a deployment (pure)
+//! - `desired`: the desired state (no I/O); [`store`]: the desired state on disk, with `files` and `digest`
+//! - `plan`: the next step for a deployment (no I/O)
 //! - `podman`: podman's REST API; `images`: image downloads; `backoff`: pauses between attempts
 //! - `reconcile`: observe, compare, act
 //! - `device_state`, [`status_report`]: the state that the device reports

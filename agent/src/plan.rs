@@ -1,5 +1,5 @@
-//! The next step for one deployment, computed from the desired state and from podman's containers: pure.
-//! There is one step at a time, and it may start from any state.
+//! Computes the next step for one deployment from the desired state and from podman's containers, without
+//! I/O. A step may start from any state of the containers.
 
 use std::collections::BTreeMap;
 
@@ -10,18 +10,19 @@ use crate::desired::{Applied, DesiredEntry, Target};
 use crate::host::DeviceIdentity;
 use crate::podman::ListedContainer;
 
-/// Label with the device id on everything that this agent creates. It never touches other objects.
+/// Label with the device id on everything that this agent creates. The agent never touches objects without
+/// it.
 pub(crate) const DEVICE_LABEL: &str = "io.iot-agent.device";
 pub(crate) const DEPLOYMENT_LABEL: &str = "io.iot-agent.deployment";
 /// Label with the digest of the document.
 pub(crate) const DIGEST_LABEL: &str = "io.iot-agent.digest";
 
-/// Upper bound for a container's log file.
+/// Upper bound for a container's log file, in bytes.
 const LOG_BYTES: u64 = 1 << 20;
 /// The period of the scheduler's CPU quotas, in microseconds (the kernel's cgroup-v2 document, cpu.max).
 const CPU_PERIOD: u64 = 100_000;
 
-/// A deployment as the reconciler works on it: what is desired, and the containers that podman has for it.
+/// A deployment as the reconciler processes it: its target, and podman's containers for it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ManagedDeployment {
     pub(crate) name: String,
@@ -32,7 +33,7 @@ pub(crate) struct ManagedDeployment {
 }
 
 impl ManagedDeployment {
-    /// A deployment whose containers are not known yet.
+    /// Returns a deployment without its containers, which are not known yet.
     pub(crate) fn new(name: &str, entry: &DesiredEntry) -> Self {
         let (revision, target) = (entry.revision, entry.target.clone());
         Self { name: name.to_owned(), revision, target, containers: Vec::new() }
@@ -41,9 +42,9 @@ impl ManagedDeployment {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Step {
-    /// Nothing: the deployment is as desired.
+    /// Do nothing: the deployment is as desired.
     Keep,
-    /// Nothing: the container has ended as its restart policy allows.
+    /// Do nothing: the container has ended as its restart policy allows.
     Complete,
     /// Wait for podman, which is stopping or removing the container.
     Wait,
@@ -60,12 +61,12 @@ pub(crate) enum Step {
     Rename(String),
     /// Remove surplus containers.
     Remove(Vec<String>),
-    /// There is no container, as desired.
+    /// Finish the deployment: there is no container, as desired.
     Gone,
 }
 
-/// The name of a deployment's container. No part contains a `.`. The device id avoids conflicts with the
-/// containers on a card from another device, or from before the device was renamed.
+/// Returns the name of a deployment's container. No part contains a `.`. The device id avoids conflicts with
+/// the containers on a card from another device, or from before the device was renamed.
 pub(crate) fn container_name(device_id: &str, deployment: &str) -> String {
     format!("iot-{device_id}.{deployment}")
 }
@@ -74,12 +75,12 @@ pub(crate) fn volume_name(device_id: &str, deployment: &str, volume: &str) -> St
     format!("iot-{device_id}.{deployment}.{volume}")
 }
 
-/// The label filter for everything that belongs to this device.
+/// Returns the label filter for everything that belongs to this device.
 pub(crate) fn device_filter(device_id: &str) -> String {
     format!("{DEVICE_LABEL}={device_id}")
 }
 
-/// The labels of a deployment's containers and volumes.
+/// Returns the labels of a deployment's containers and volumes.
 pub(crate) fn labels(device_id: &str, deployment: &str) -> BTreeMap<String, String> {
     [(DEVICE_LABEL, device_id), (DEPLOYMENT_LABEL, deployment)]
         .map(|(name, value)| (name.to_owned(), value.to_owned()))
@@ -132,7 +133,7 @@ pub(crate) fn next(
     }
 }
 
-/// Podman shows `stopped` for an exited container until it has cleaned up.
+/// Whether the container has ended. Podman shows `stopped` for an exited container until it has cleaned up.
 pub(crate) fn has_ended(container: &ListedContainer) -> bool {
     ["exited", "stopped"].contains(&container.state.as_str())
 }
@@ -151,8 +152,8 @@ fn ids<'a>(containers: impl Iterator<Item = &'a ListedContainer>) -> Vec<String>
     containers.map(|container| container.id.clone()).collect()
 }
 
-/// libpod's SpecGenerator for a deployment's container. The agent restarts it, since podman's own restarts
-/// have no pause.
+/// Builds libpod's SpecGenerator for a deployment's container. The agent restarts the container itself, since
+/// podman's own restarts have no pause.
 pub(crate) fn spec_generator(device_id: &str, name: &str, digest: &str, spec: &ContainerSpec) -> Value {
     let mut labels = labels(device_id, name);
     labels.insert(DIGEST_LABEL.to_owned(), digest.to_owned());

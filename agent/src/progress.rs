@@ -10,7 +10,7 @@ use tokio::time::Instant;
 /// a slow line.
 const MAX_LOOP_TIME: Duration = Duration::from_secs(180);
 
-/// The time of each loop's last iteration.
+/// The time of the latest iteration of each loop.
 #[derive(Debug)]
 pub(crate) struct Progress {
     last: Mutex<[Instant; 2]>,

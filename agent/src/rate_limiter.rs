@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Statuses that may be sent without a pause.
+/// The number of statuses that may be sent without a pause.
 const BURST: u32 = 6;
 /// The long-term interval between statuses. Together with the burst, it allows 30 in any minute.
 const INTERVAL: Duration = Duration::from_millis(2500);
@@ -17,7 +17,7 @@ pub(crate) struct RateLimiter {
 }
 
 impl RateLimiter {
-    /// The earliest time for the next status; `None` means now.
+    /// Returns the earliest time for the next status; `None` means now.
     pub(crate) fn next(&self) -> Option<Instant> {
         self.arrival?.checked_sub(INTERVAL * (BURST - 1))
     }
@@ -31,7 +31,7 @@ impl RateLimiter {
 mod tests {
     use super::*;
 
-    /// The send times, in seconds from the first, of a sender that always has another status to send.
+    /// Returns the send times, in seconds from the first, of a sender that always has another status to send.
     fn sent_within(seconds: u64) -> Vec<f64> {
         let begun = Instant::now();
         let (mut now, mut limiter, mut sent) = (begun, RateLimiter::default(), Vec::new());

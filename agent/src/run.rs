@@ -21,14 +21,16 @@ use crate::rate_limiter::RateLimiter;
 use crate::reconcile::Reconciler;
 use crate::status_report::StatusReporter;
 
-/// Changes of the desired state that may wait for the reconciler; more than that wait on the bus.
+/// Upper bound for the changes of the desired state that wait for the reconciler. Further changes wait on the
+/// bus.
 const CHANGE_QUEUE_LENGTH: usize = 256;
 
 /// Runs until SIGTERM or SIGINT.
 ///
 /// # Errors
-/// Only for failures that no retry can repair: the host cannot be read, or systemd cannot be notified. If the
-/// bus or podman is away, slow or refuses a request, the agent logs that and keeps trying.
+/// Returns an error only for failures that no retry can repair: the host cannot be read, systemd cannot be
+/// notified, or a task has panicked. If the bus or podman is away, slow or refuses a request, the agent logs
+/// that and keeps trying.
 pub async fn run(config: Config) -> Result<()> {
     let status = host::read_status(&config.agent.device_id).context("read the facts about this device")?;
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
@@ -62,7 +64,8 @@ pub async fn run(config: Config) -> Result<()> {
     let serving = tokio::spawn(bus.run());
     sd_notify::notify(&[sd_notify::NotifyState::Ready]).context("notify systemd that the agent is ready")?;
     tokio::select! {
-        // The tasks end only by a panic. Restarting the process is then better than running with half of it.
+        // The tasks end only by a panic. Then it is better to restart the process than to continue with some
+        // of the tasks.
         ended = reconciling => bail!("the reconciler ended: {ended:?}"),
         ended = serving => bail!("the bus client ended: {ended:?}"),
         () = write_local(&config, &reporter, state, connection) => bail!("the device state is no longer updated"),
@@ -88,7 +91,7 @@ async fn write_local(
         let (current, bus) = (state.borrow_and_update().clone(), connection.borrow_and_update().clone());
         match reporter.write_local(&current, &bus, &config.agent.status_file) {
             Ok(()) => failed = false,
-            // Logged once, since the same line at each heartbeat would flood the journal.
+            // The error is logged once, since the same line at each heartbeat would flood the journal.
             Err(error) if !failed => {
                 failed = true;
                 warn!("{error:#}");

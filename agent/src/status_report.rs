@@ -26,7 +26,7 @@ pub(crate) struct StatusReporter {
 pub(crate) struct LocalStatus {
     pub(crate) pid: u32,
     pub(crate) bus: Connection,
-    /// The status as the bus gets it. Its uptime says when it was written.
+    /// The status as the bus gets it. Its uptime tells when it was written.
     pub(crate) status: DeviceStatus,
 }
 
@@ -48,13 +48,14 @@ impl StatusReporter {
         })
     }
 
-    /// The current status in at most `max_bytes`, with the number of the latest one that was written.
+    /// Builds the current status in at most `max_bytes`, with the number of the latest status that was
+    /// written.
     pub(crate) fn current(&self, device_state: &DeviceState, max_bytes: usize) -> Result<DeviceStatus> {
         fit(self.status(device_state, self.sequence.load(Ordering::Relaxed))?, max_bytes)
             .map(|(status, _)| status)
     }
 
-    /// The next status in at most `max_bytes`. Deployments that do not fit are omitted and counted.
+    /// Builds the next status in at most `max_bytes`. Deployments that do not fit are omitted and counted.
     pub(crate) fn write(&self, device_state: &DeviceState, max_bytes: usize) -> Result<Vec<u8>> {
         let status = self.status(device_state, self.sequence.fetch_add(1, Ordering::Relaxed) + 1)?;
         fit(status, max_bytes).map(|(_, document)| document)
@@ -94,7 +95,7 @@ fn fit(mut status: DeviceStatus, max_bytes: usize) -> Result<(DeviceStatus, Vec<
 /// Returns the text that `iot-agent status` prints, and whether the agent is running and connected.
 ///
 /// # Errors
-/// If the file at `path` is missing or is no local status.
+/// Returns an error if the file at `path` is missing or is no local status.
 pub fn describe(path: &Path) -> Result<(String, bool)> {
     let text = fs::read(path).with_context(|| {
         format!(

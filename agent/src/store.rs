@@ -22,7 +22,7 @@ pub struct Store {
 }
 
 impl Store {
-    /// `directory` must exist.
+    /// Creates the store of a device in `directory`, which must exist.
     pub fn new(directory: &Path, device_id: &str) -> Self {
         Self { directory: directory.to_owned(), magic: format!("{FORMAT} {device_id} sha256:") }
     }
@@ -36,7 +36,7 @@ impl Store {
     /// [`Store::save`] replaces it.
     ///
     /// # Errors
-    /// Why the file was not usable, and its new path.
+    /// Returns the reason why the file is not usable, and its new path.
     pub fn load(&self) -> Result<Option<Desired>, String> {
         let path = self.path();
         let parsed = match fs::read(&path) {
@@ -54,7 +54,7 @@ impl Store {
         })
     }
 
-    /// Writes the state, which is on disk when this returns. On an error, the previous state is still there.
+    /// Writes the state to disk and syncs it. If this fails, the previous state is still there.
     pub(crate) fn save(&self, desired: &Desired) -> Result<()> {
         let path = self.path();
         files::replace_durably(&path, &self.serialise(desired))
@@ -146,7 +146,7 @@ mod tests {
     fn an_unreadable_state_is_reported_and_can_be_replaced() {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::new(directory.path(), "pi-7");
-        // Root can read any file, but nobody can read a directory as a file.
+        // Root can read any file, but not even root can read a directory as a file.
         fs::create_dir(store.path()).unwrap();
         assert!(store.load().unwrap_err().contains("is not usable"));
         store.save(&small()).unwrap();

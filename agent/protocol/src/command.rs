@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::status::DeviceStatus;
 
-/// The commands that this version of the agent knows.
+/// The commands that this version of the agent can answer.
 pub const COMMANDS: [&str; 3] = ["ping", "status", "logs"];
 
 /// Upper bound for the lines in a reply to `logs`.
@@ -13,12 +13,12 @@ pub const MAX_LOG_LINES: u32 = 500;
 /// default, nats-server allows 1 MiB).
 pub const MAX_REPLY_BYTES: usize = 256 << 10;
 
-/// The subject of a command, for example `device-commands.pi-7.ping`.
+/// Returns the subject of a command, for example `device-commands.pi-7.ping`.
 pub fn command_subject(device_id: &str, command: &str) -> String {
     format!("device-commands.{device_id}.{command}")
 }
 
-/// The subject of all commands for a device.
+/// Returns the subject of all commands for a device.
 pub fn command_wildcard(device_id: &str) -> String {
     command_subject(device_id, ">")
 }
@@ -41,19 +41,19 @@ fn default_lines() -> u32 {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum Reply {
-    /// To `ping`.
+    /// The reply to `ping`.
     Pong {
         device_id: String,
         /// See [`DeviceStatus::boot_id`].
         boot_id: String,
         agent_version: String,
     },
-    /// To `status`.
+    /// The reply to `status`.
     Status {
         /// The current status, which may be newer than the one in the bucket.
         status: Box<DeviceStatus>,
     },
-    /// To `logs`.
+    /// The reply to `logs`.
     Logs {
         deployment: String,
         /// The last lines, oldest first, of stdout and stderr.
@@ -71,7 +71,7 @@ pub enum Reply {
     },
 }
 
-/// Why a command could not be carried out.
+/// The reason why a command failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ErrorCode {

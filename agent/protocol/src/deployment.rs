@@ -64,7 +64,7 @@ pub struct Port {
     pub host: u16,
     /// The port in the container.
     pub container: u16,
-    /// The address on the device; by default, all.
+    /// The address on the device; by default, all addresses.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<IpAddr>,
     #[serde(default)]
@@ -107,7 +107,7 @@ pub enum Restart {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Limits {
-    /// At least 4.
+    /// Memory in MiB, at least 4.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_mib: Option<u32>,
     /// CPU time in thousandths of one processor, at least 10.
@@ -127,7 +127,8 @@ impl Limits {
     }
 }
 
-/// Why a document cannot be run. Only the fleet can correct that, so there is no other attempt.
+/// The reason why a document cannot be run. Only the fleet can correct the document, so the agent does not
+/// try again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal(pub String);
 
@@ -139,7 +140,7 @@ impl Document {
     /// Parses and checks a document.
     ///
     /// # Errors
-    /// If the agent does not know the version or the kind, or if the spec is invalid.
+    /// Returns an error if the agent does not know the version or the kind, or if the spec is invalid.
     pub fn parse(bytes: &[u8]) -> Result<Self, Refusal> {
         let refuse = |text: String| Refusal(super::status::shortened(&text));
         let value: Value = serde_json::from_slice(bytes)
@@ -168,7 +169,7 @@ impl Document {
 }
 
 impl ContainerSpec {
-    /// A container of `image` with defaults for all other fields.
+    /// Returns a container of `image` with defaults for all other fields.
     pub fn of(image: &str) -> Self {
         Self { image: image.to_owned(), ..Self::default() }
     }
@@ -214,7 +215,8 @@ impl ContainerSpec {
         self.limits.check()
     }
 
-    /// Podman would look for an image without a registry in the registries of the device's configuration.
+    /// Checks the image's reference. Without a registry, podman would look for the image in the registries of
+    /// the device's configuration.
     fn check_image(&self) -> Result<(), String> {
         let image = &self.image;
         let plain = image.len() <= 512 && image.chars().all(|c| c.is_ascii_graphic());

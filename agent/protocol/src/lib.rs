@@ -24,12 +24,12 @@ pub const DESIRED_BUCKET: &str = "desired-state";
 /// The schema number of [`DeviceStatus`]. A reader refuses an unknown number. New fields do not change it.
 pub const STATUS_SCHEMA: u32 = 1;
 
-/// The key of a deployment in [`DESIRED_BUCKET`].
+/// Returns the key of a deployment in [`DESIRED_BUCKET`].
 pub fn desired_key(device_id: &str, deployment: &str) -> String {
     format!("{device_id}.{deployment}")
 }
 
-/// The keys of one device in [`DESIRED_BUCKET`].
+/// Returns the keys of one device in [`DESIRED_BUCKET`], as a wildcard.
 pub fn desired_wildcard(device_id: &str) -> String {
     desired_key(device_id, ">")
 }

@@ -10,7 +10,7 @@ pub const MAX_TEXT: usize = 240;
 /// The status of a device. It is sent after each (re)connect, on each change, and at each heartbeat.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeviceStatus {
-    /// [`super::STATUS_SCHEMA`].
+    /// The value of [`super::STATUS_SCHEMA`].
     pub schema: u32,
     /// The device's name in the fleet; also the KV key.
     pub device_id: String,
@@ -78,7 +78,7 @@ pub struct DeploymentStatus {
     pub container: Option<ObservedContainer>,
     /// The latest error; cleared once the deployment is as desired.
     pub last_error: Option<String>,
-    /// How often the agent has restarted the container since the document's change or the agent's start.
+    /// The number of restarts of the container by the agent since the document's change or the agent's start.
     pub restarts: u32,
 }
 
@@ -101,7 +101,7 @@ pub enum Phase {
     Removed,
 }
 
-/// Writes the phase as JSON does.
+/// Writes the phase as it is in JSON.
 impl std::fmt::Display for Phase {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         self.serialize(f)

@@ -13,7 +13,7 @@ pub(crate) struct ListedContainer {
     pub(crate) names: Vec<String>,
     /// `created`, `running`, `exited`, …
     pub(crate) state: String,
-    /// Valid if the container has ended.
+    /// The exit code, which is valid only if the container has ended.
     pub(crate) exit_code: i32,
     #[serde(deserialize_with = "or_default")]
     pub(crate) labels: BTreeMap<String, String>,
@@ -30,12 +30,12 @@ pub(crate) struct ListedVolume {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub(crate) struct Image {
-    /// Go's name of it: `arm64`, `amd64`.
+    /// Go's name of the architecture: `arm64`, `amd64`.
     #[serde(default)]
     pub(crate) architecture: String,
 }
 
-/// Go writes an empty list or map as null.
+/// Deserializes null as the default, since Go writes an empty list or map as null.
 fn or_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
 where
     D: serde::Deserializer<'de>,

@@ -26,7 +26,7 @@ const MAX_RESPONSE_BYTES: usize = 64 << 20;
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
 pub(super) struct ApiError {
-    /// HTTP status.
+    /// The HTTP status.
     pub(super) status: u16,
     message: String,
 }
@@ -111,7 +111,7 @@ fn api_error(status: StatusCode, text: &[u8]) -> ApiError {
     ApiError { status: status.as_u16(), message }
 }
 
-/// All characters but the unreserved ones (RFC 3986, 2.3).
+/// All characters except the unreserved ones (RFC 3986, 2.3).
 const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 pub(super) fn encoded(text: &str) -> String {

@@ -1,9 +1,9 @@
 //! A client of podman's own REST API (libpod's) on a Unix socket. Containers outlive the agent, and the agent
 //! needs no permission to create containers itself.
 //!
-//! The client is written by hand. bollard implements Docker's API, whose closed lists of states do not
-//! contain all of podman's, so that one container can make a whole listing unreadable; podman-api has had no
-//! release since 2022. [`http`] sends the requests, and [`documents`] has the fields that the agent reads.
+//! The client is written by hand. bollard implements Docker's API, whose closed lists of states lack some of
+//! podman's, so that one container can make a whole listing unreadable. podman-api has had no release since
+//! 2022. [`http`] sends the requests, and [`documents`] has the fields that the agent reads.
 
 mod documents;
 mod http;
@@ -37,8 +37,8 @@ const SOCKET_POLL_INTERVAL: Duration = Duration::from_millis(100);
 const STOP_SECONDS: u64 = 10;
 const CHUNK: usize = 256 << 10;
 
-/// Each call uses a connection of its own. It fails if podman cannot be reached, does not answer in time, or
-/// refuses the request ([`ApiError`]).
+/// A client of podman. Each call uses a connection of its own, and fails if podman cannot be reached, does
+/// not answer in time, or refuses the request ([`ApiError`]).
 #[derive(Debug, Clone)]
 pub(crate) struct Podman {
     socket: PathBuf,
@@ -181,8 +181,8 @@ impl Podman {
     }
 
     /// Calls `on_event` for each event of a container with this label, until podman ends the stream. The open
-    /// connection keeps podman's service running, which otherwise ends after a while and starts again for the
-    /// next request.
+    /// connection keeps podman's service running. Without requests, the service would end after a while and
+    /// start again for the next one.
     pub(crate) async fn events(&self, label: &str, mut on_event: impl FnMut()) -> Result<()> {
         let wanted = json!({ "type": ["container"], "label": [label] });
         let path = format!("/events?stream=true&{}", filters(&wanted));
@@ -210,12 +210,12 @@ impl Podman {
     }
 }
 
-/// The part of a query that names the wanted objects.
+/// Builds the part of a query that selects the wanted objects.
 fn filters(wanted: &Value) -> String {
     format!("filters={}", encoded(&wanted.to_string()))
 }
 
-/// Turns the status 404 into `None`.
+/// Turns an error with the status 404 into `None`.
 fn found<T>(answer: Result<T>) -> Result<Option<T>> {
     answer.map(Some).or_else(|error| match error.downcast_ref() {
         Some(ApiError { status: 404, .. }) => Ok(None),

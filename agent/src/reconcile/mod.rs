@@ -1,7 +1,7 @@
 //! The reconciler: a loop that observes podman's containers, compares them with the desired state, and acts.
-//! It runs on every change, on every event of podman, and at least every [`POLL_INTERVAL`]. It keeps no
-//! picture of the containers: each pass begins with podman's own listing. `steps` carries out the steps for
-//! one deployment, `state` is the state between two steps.
+//! It runs on every change, on every event of podman, and at least every [`POLL_INTERVAL`]. It remembers no
+//! states of containers: each pass begins with podman's own listing. `steps` carries out the steps for one
+//! deployment, and `state` is the state between two steps.
 
 mod state;
 mod steps;
@@ -29,17 +29,18 @@ use crate::progress::{Loop, Progress};
 use crate::store::Store;
 use state::State;
 
-/// Time between passes without any sign of a change.
+/// Time between two passes if nothing indicates a change.
 const POLL_INTERVAL: Duration = Duration::from_secs(30);
 /// The longest pause after podman could not be reached.
 const MAX_PODMAN_PAUSE: Duration = Duration::from_secs(5);
 /// The first pause after podman could not be reached. If there is no socket yet, its appearance ends the
 /// pause.
 const MIN_PODMAN_PAUSE: Duration = Duration::from_millis(500);
-/// Steps for one deployment in one pass; more than the longest sensible sequence.
+/// Upper bound for the steps for one deployment in one pass. The longest sensible sequence is shorter.
 const MAX_STEPS: usize = 6;
-/// Deployments that are processed in parallel: one per processor, since starting a container keeps one busy,
-/// and at least two, so that a container that is slow to stop does not delay all others.
+/// The number of deployments that are processed in parallel. It is one per processor, since starting a
+/// container keeps one busy, and at least two, so that a container that is slow to stop does not delay all
+/// others.
 const PARALLEL_DEPLOYMENTS: std::ops::RangeInclusive<usize> = 2..=4;
 /// Removals start this much earlier than the other deployments, which may need their ports.
 const REMOVAL_HEAD_START: Duration = Duration::from_secs(2);
@@ -67,7 +68,7 @@ pub(crate) struct Reconciler {
 }
 
 impl Reconciler {
-    /// A reconciler that begins with the desired state on disk.
+    /// Creates a reconciler that begins with the desired state on disk.
     pub(crate) fn new(
         config: &Config,
         device: DeviceIdentity,
@@ -140,13 +141,13 @@ impl Reconciler {
         watching.abort();
     }
 
-    /// The guard must not be held across an await.
+    /// Locks the state. The guard must not be held across an await.
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes this change and those that wait behind it, and saves them before the agent acts on them. If the
-    /// disk cannot be written, an event says so, and the agent acts on them nevertheless.
+    /// Takes this change and the changes that are queued behind it, and saves them before the agent acts on
+    /// them. If the disk cannot be written, the agent records an event and acts on the changes nevertheless.
     async fn take(&self, change: Change, changes: &mut mpsc::Receiver<Change>) {
         let mut next = Some(change);
         while let Some(change) = next {
@@ -181,11 +182,12 @@ impl Reconciler {
         state.events.push(&error);
     }
 
-    /// Brings each deployment as far as possible, several in parallel and removals first.
+    /// Takes each deployment as close to its target as possible. Several deployments are processed in
+    /// parallel, removals first.
     async fn pass(&self) -> Result<()> {
         let listed = self.podman.containers(&plan::device_filter(&self.device.device_id)).await;
         let listed = listed.inspect_err(|_| {
-            // Without podman, new deployments are reported all the same.
+            // New deployments are reported even if podman cannot be reached.
             let State { lines, desired, .. } = &mut *self.state();
             device_state::add_missing_lines(lines, desired);
         })?;
@@ -306,7 +308,7 @@ impl Reconciler {
     }
 }
 
-/// The pause after podman could not be reached: doubled with each earlier failure, up to
+/// Returns the pause after podman could not be reached: doubled with each earlier failure, up to
 /// [`MAX_PODMAN_PAUSE`].
 fn podman_pause(earlier_failures: u32) -> Duration {
     MIN_PODMAN_PAUSE.saturating_mul(1 << earlier_failures.min(8)).min(MAX_PODMAN_PAUSE)
@@ -322,7 +324,7 @@ async fn watch_podman(podman: Podman, label: String, wake: Arc<Notify>) {
         }
         failures = if began.elapsed() > MAX_PODMAN_PAUSE { 0 } else { failures + 1 };
         sleep(podman_pause(failures.saturating_sub(1))).await;
-        // Events of the meantime are lost.
+        // Events between two connections are lost, so a pass must look at the containers.
         wake.notify_one();
     }
 }

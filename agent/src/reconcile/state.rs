@@ -1,5 +1,5 @@
 //! The reconciler's state between two steps. It is behind a lock, since several deployments are processed in
-//! parallel. Nobody holds that lock while waiting.
+//! parallel. The lock is never held across an await.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
@@ -17,12 +17,13 @@ use crate::plan::{self, ManagedDeployment, Step};
 #[derive(Default)]
 pub(super) struct State {
     pub(super) desired: Desired,
-    /// `desired` has changes that are not on disk yet.
+    /// Whether `desired` has changes that are not on disk yet.
     pub(super) unsaved: bool,
-    /// The desired state has been read from disk or bus. Until then no container counts as an orphan.
+    /// Whether the desired state has been read from disk or from the bus. Until then, no container counts as
+    /// an orphan.
     pub(super) known: bool,
     pub(super) events: Events,
-    /// The status of each deployment after the last look at it.
+    /// The status of each deployment after its last pass.
     pub(super) lines: BTreeMap<String, DeploymentStatus>,
     /// The time of the next pass, if a deployment needs one.
     pub(super) due: Option<Instant>,
@@ -41,8 +42,8 @@ impl State {
         backoffs.retain(|name, _| desired.deployments.contains_key(name));
     }
 
-    /// The deployments without their containers: first those to remove, since others may need their ports and
-    /// names, then those to run.
+    /// Returns the deployments without their containers: first the ones to remove, since others may need
+    /// their ports and names, then the ones to run.
     pub(super) fn deployments(&self) -> [Vec<ManagedDeployment>; 2] {
         let all = self.desired.deployments.iter().map(|(name, entry)| ManagedDeployment::new(name, entry));
         let (to_run, to_remove) = all.partition(|deployment| matches!(deployment.target, Target::Run { .. }));
@@ -58,7 +59,7 @@ impl State {
         self.backoff(&deployment.name).begin(&digest);
     }
 
-    /// The next step, or the pause before it.
+    /// Returns the next step, or as an error the pause before it.
     pub(super) fn next(
         &mut self,
         device: &DeviceIdentity,
@@ -74,7 +75,7 @@ impl State {
         }
         let acts = match step {
             Step::Keep | Step::Complete | Step::Wait => false,
-            // Purging deletes volumes.
+            // A purge still has to delete volumes.
             Step::Gone => deployment.target == Target::Purged,
             _ => true,
         };

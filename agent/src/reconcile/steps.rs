@@ -80,8 +80,8 @@ impl Reconciler {
         let generator = plan::spec_generator(&self.device.device_id, name, digest, spec);
         let id = self.podman.create(&generator).await?;
         self.note_started(deployment, &id);
-        // On disk before the start: after a power cut, the container's state can be interpreted only with
-        // this note.
+        // The note must be on disk before the start: after a power cut, the container's state can be
+        // interpreted only with this note.
         self.save().await;
         self.start(deployment, &id, false).await?;
         self.record(&format!("{name}: started revision {}", deployment.revision));

@@ -50,7 +50,7 @@ pub(crate) fn write_config(home: &Path, device: &str, credentials: &str, nats: &
     secret(home, "config.toml", &text);
 }
 
-/// The contents of `[credentials]` for a device of [`users`].
+/// Returns the contents of `[credentials]` for a device of [`users`].
 pub(crate) fn password_login(device: &str) -> String {
     format!("type = \"toml-shared\"\nusername = \"{device}\"\npassword = \"device-s3cret\"")
 }
@@ -73,7 +73,7 @@ pub(crate) fn document(spec: ContainerSpec) -> Document {
     Document::of(Deployment::PodmanContainer(spec))
 }
 
-/// A container that prints its generation.
+/// Returns the document of a container that prints its generation.
 pub(crate) fn generation(number: u32) -> Document {
     let mut spec = spec(&[]);
     spec.env.insert("GENERATION".into(), number.to_string());

@@ -68,7 +68,7 @@ async fn the_broker_restarts_repeatedly() {
     assert_eq!(device.pod.containers().len(), 1);
 }
 
-/// The number of repetitions; `cargo xtask soak --agent` takes more time than a gate has.
+/// Returns the number of repetitions: `soak` if `cargo xtask soak --agent` runs the tests, otherwise `gate`.
 fn repetitions(gate: u32, soak: u32) -> u32 {
     if std::env::var_os("IOT_AGENT_SOAK").is_some() { soak } else { gate }
 }
@@ -96,8 +96,8 @@ async fn a_thousand_deployments_are_reported() {
     fleet.line("web", last, Phase::Running).await;
 }
 
-/// The agent reports readiness, life and its end to systemd. A podman that hangs does not count as a hanging
-/// agent.
+/// The agent notifies systemd that it is ready, alive and stopping. A podman that hangs does not count as a
+/// hanging agent.
 #[tokio::test(flavor = "multi_thread")]
 async fn systemd_is_notified() {
     let mut device = Device::start("notify").await;
@@ -181,7 +181,7 @@ fn rand_seed() -> u64 {
     seed
 }
 
-/// xorshift64 is sufficient for random delays.
+/// Returns the next number of xorshift64, which is sufficient for random delays.
 fn next(state: &mut u64) -> u64 {
     *state ^= *state << 13;
     *state ^= *state >> 7;

@@ -11,7 +11,7 @@ use async_nats::{Client, ConnectOptions};
 use xtask_fleet::{FLEET_USER, Server};
 use xtask_jobs::Ui;
 
-/// The longest wait for anything, since the machine may be busy.
+/// The longest wait for an event. It is long, since the machine may be busy.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Waits until `holds` is true.
@@ -23,7 +23,7 @@ pub(crate) async fn wait_until(what: &str, holds: impl Fn() -> bool) {
     }
 }
 
-/// The fleet's connection.
+/// The fleet's connection to the bus.
 pub(crate) struct Fleet {
     pub(crate) client: Client,
     pub(crate) desired: kv::Store,
@@ -31,12 +31,12 @@ pub(crate) struct Fleet {
     pub(crate) device: String,
 }
 
-/// The fleet's login to a broker with [`users`].
+/// Returns the fleet's login to a broker with [`users`].
 pub(crate) fn password_login() -> ConnectOptions {
     ConnectOptions::with_user_and_password(FLEET_USER.into(), "fleet-s3cret".into())
 }
 
-/// The logins of a plain broker, as a part of its configuration.
+/// Returns the logins of a plain broker, as a part of its configuration.
 pub(crate) fn users(device: &str) -> String {
     xtask_fleet::users("fleet-s3cret", device, "device-s3cret")
 }
@@ -102,7 +102,7 @@ impl Fleet {
         self.desired.purge(protocol::desired_key(&self.device, deployment)).await.unwrap();
     }
 
-    /// The latest status and its revision.
+    /// Returns the latest status and its revision.
     pub(crate) async fn latest(&self) -> Option<(u64, DeviceStatus)> {
         let entry = self.statuses.entry(&self.device).await.ok()??;
         if entry.operation != kv::Operation::Put {
@@ -147,7 +147,7 @@ impl Fleet {
     }
 }
 
-/// The agent as a process.
+/// A process of the agent.
 pub(crate) struct Agent {
     process: Child,
     pub(crate) directory: PathBuf,

@@ -25,7 +25,7 @@ async fn create_change_delete_and_purge() {
     let second = fleet.put("web", &with_data(&["read"])).await;
     fleet.line("web", second, Phase::Running).await;
     let after = pod.running("web");
-    assert!(after.len() == 1 && after != before, "another document, another container");
+    assert!(after.len() == 1 && after != before, "a changed document gets a new container");
     assert!(pod.podman(&["logs", &after[0]]).contains("by the first"), "its volume stayed");
 
     fleet.delete("web").await;
@@ -36,7 +36,7 @@ async fn create_change_delete_and_purge() {
 
     fleet.purge("web").await;
     fleet.status("purged", |status| status.deployment("web").is_none()).await;
-    assert_eq!(pod.podman(&["volume", "ls", "--quiet"]).trim(), "", "a purge does not");
+    assert_eq!(pod.podman(&["volume", "ls", "--quiet"]).trim(), "", "a purge deletes volumes");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -93,7 +93,7 @@ async fn changes_by_others_are_reverted() {
         "--input",
         pod::archives().join("localhost_iot-agent-test_1.tar").to_str().unwrap(),
     ]);
-    // podman(1), too, would request the highest limits.
+    // Without these options, podman(1) would request the highest limits too.
     let run = ["run", "--detach", "--ulimit", "nofile=64:64", "--ulimit", "nproc=64:64"];
     let foreign = pod.podman(&[&run[..], &["--name", "foreign", IMAGE]].concat());
     let revision = fleet.put("web", &generation(1)).await;
@@ -147,7 +147,7 @@ async fn without_a_bus_the_state_on_disk_is_run() {
     device.fleet.line("web", revision, Phase::Running).await;
     device.kill();
     device.broker.down();
-    // Like a power cut, and the containers are gone as well.
+    // This is like a power cut after which the containers are gone as well.
     device.pod.podman(&["rm", "--force", "--all", "--time", "0"]);
     device.up();
     wait_until("the deployment on disk", || device.pod.running("web").len() == 1).await;
@@ -267,8 +267,7 @@ async fn commands_are_answered_with_typed_errors() {
     };
     assert_eq!(code, ErrorCode::Podman);
     device.pod.start_service();
-    // Without a subscriber, the broker answers at once, which distinguishes an offline device from a slow
-    // one.
+    // Without a subscriber, the broker answers at once. This distinguishes an offline device from a slow one.
     device.agent.take().unwrap().stop();
     let error = fleet.ask("ping", "").await.unwrap_err();
     assert_eq!(error.kind(), async_nats::client::RequestErrorKind::NoResponders);

@@ -16,7 +16,8 @@ fn configure(home: &Path, credentials: &str, url: &str, more: &str) {
     write_config(home, DEVICE, credentials, &nats, &format!("socket = \"{}/no-podman\"", home.display()));
 }
 
-/// Two URLs. No server listens at the first one, so that the agent must use the second one.
+/// Returns two URLs for the configuration. No server listens at the first one, so that the agent must use the
+/// second one.
 fn two_urls(port: u16) -> String {
     format!("nats://127.0.0.1:9\", \"nats://127.0.0.1:{port}")
 }
@@ -86,7 +87,7 @@ async fn by_nkey() {
         .await;
 }
 
-/// A signed claim as nsc writes it (JWT with the algorithm `ed25519-nkey`).
+/// Returns a signed claim as nsc writes it (JWT with the algorithm `ed25519-nkey`).
 fn jwt(issuer: &KeyPair, subject: &str, nats: &serde_json::Value) -> String {
     use data_encoding::BASE64URL_NOPAD;
     let part = |value: &serde_json::Value| BASE64URL_NOPAD.encode(value.to_string().as_bytes());
@@ -164,8 +165,8 @@ async fn logged(agent: &Agent, words: &str) {
     wait_until(words, || agent.log().contains(words)).await;
 }
 
-/// To a device whose clock is in the past, the certificate is not valid yet. Once it is valid, the device
-/// connects.
+/// To a device whose clock is in the past, the certificate is not valid yet. The device connects once the
+/// certificate is valid.
 #[tokio::test(flavor = "multi_thread")]
 async fn over_tls_and_with_a_clock_of_the_past() {
     let directory = tempfile::tempdir().unwrap();

@@ -68,9 +68,9 @@ impl Pod {
         run(self.directory.path(), arguments)
     }
 
-    /// Changes something behind the agent's back. podman(1) ends a container, releases its lock, and cleans
-    /// up. If the agent has restarted the container before the clean-up, podman 4.3 reports an error, which
-    /// is not a failure of the test.
+    /// Changes a container without the agent. podman(1) ends a container, releases its lock, and cleans up.
+    /// If the agent has restarted the container before the clean-up, podman 4.3 reports an error, which is
+    /// not a failure of the test.
     pub(crate) fn meddle(&self, arguments: &[&str]) {
         let output = podman(self.directory.path()).args(arguments).output().expect("start podman");
         let stderr = String::from_utf8_lossy(&output.stderr);
@@ -78,13 +78,13 @@ impl Pod {
         assert!(output.status.success() || restarted, "podman {arguments:?}: {stderr}");
     }
 
-    /// All containers, including ended ones, as podman lists them.
+    /// Lists all containers, including ended ones, as podman does.
     pub(crate) fn containers(&self) -> Vec<Value> {
         let listed = self.podman(&["ps", "--all", "--format", "json"]);
         serde_json::from_str::<Option<Vec<Value>>>(&listed).unwrap().unwrap_or_default()
     }
 
-    /// The ids of a deployment's running containers.
+    /// Returns the ids of a deployment's running containers.
     pub(crate) fn running(&self, deployment: &str) -> Vec<String> {
         let own = |container: &&Value| {
             container["Labels"]["io.iot-agent.deployment"] == deployment && container["State"] == "running"
@@ -99,7 +99,8 @@ impl Pod {
         std::fs::remove_file(self.socket()).unwrap();
     }
 
-    /// Stops the service's process, which then accepts requests but does not answer them, or continues it.
+    /// Stops the service's process or continues it. A stopped process accepts requests but does not answer
+    /// them.
     pub(crate) fn hang(&self, hangs: bool) {
         let signal = if hangs { Signal::STOP } else { Signal::CONT };
         kill_process(Pid::from_child(&self.service), signal).unwrap();
@@ -120,7 +121,7 @@ impl Drop for Pod {
     }
 }
 
-/// A directory with the image's archive, which podman creates once.
+/// Returns a directory with the image's archive, which podman creates once.
 pub(crate) fn archives() -> &'static Path {
     static ARCHIVES: OnceLock<PathBuf> = OnceLock::new();
     ARCHIVES.get_or_init(|| {
@@ -161,8 +162,8 @@ done
 exec runc "$@"
 "#;
 
-/// Debian 12's crun refuses the hybrid cgroups of some containers, but runc accepts them. Locks are in files,
-/// since locks in shared memory belong to the user and not to the storage.
+/// Writes podman's configuration. Debian 12's crun refuses the hybrid cgroups of some containers, but runc
+/// accepts them. Locks are in files, since locks in shared memory belong to the user and not to the storage.
 fn write_configuration(directory: &Path) {
     let runtime = directory.join("runtime");
     std::fs::write(&runtime, RUNTIME).unwrap();
