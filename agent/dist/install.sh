@@ -1,7 +1,8 @@
 #!/bin/sh
-# Installs the agent from the directory of this script, which also holds: prerequisites.sh and what that needs, iot-agent,
-# iot-agent.service, iot-readahead.service, readahead.sh, config.toml, and perhaps archives of images (*.tar). As root. Ends with the agent
-# and its podman enabled, running, and on disk: what a power cut may follow at once is synced.
+# Installs the agent. Run it as root. The directory of this script must also hold prerequisites.sh and the files that
+# prerequisites.sh needs, iot-agent, iot-agent.service, iot-readahead.service, readahead.sh and config.toml. It may hold
+# image archives (*.tar). At the end, the agent and its podman are enabled, running and synced to disk, because a power
+# cut may follow at once.
 set -eu
 here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
 user=iot-agent
@@ -26,13 +27,13 @@ for archive in "$here"/*.tar; do
     fi
 done
 
-# systemd reads a unit that it has never seen when it is first asked for it; only an upgrade's has to be read again, which takes
-# longer than all the rest of this.
+# When systemd is asked for a new unit for the first time, it reads the unit file. Only an upgrade needs daemon-reload,
+# which takes longer than the rest of this script.
 systemctl --no-reload enable iot-agent.service iot-readahead.service
 if [ -n "$upgrade" ]; then
     systemctl daemon-reload
 fi
-# restart: an upgrade must not leave the old executable running.
+# Restart instead of start: an upgrade must not leave the old executable running.
 systemctl restart iot-agent.service
 
 uid=$(id -u "$user")

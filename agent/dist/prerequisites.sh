@@ -1,20 +1,21 @@
 #!/bin/sh
-# What the agent needs and is not the agent: the distribution's podman, a user of its own, and podman at work for that user. From the
-# directory of this script, which also holds: iot-agent.sysusers, iot-agent.tmpfiles, iot-podman.socket, iot-podman.service,
-# iot-user.conf, containers.conf, storage.conf. As root; install.sh runs it, and whoever prepares a device without the agent may. What is
-# as it should be stays.
+# Prepares a device for the agent: installs the distribution's podman, makes a user for the agent, and starts podman for
+# that user. Run it as root. install.sh runs it. It may also run on its own, to prepare a device without the agent. The
+# directory of this script must also hold iot-agent.sysusers, iot-agent.tmpfiles, iot-podman.socket, iot-podman.service,
+# iot-user.conf, containers.conf and storage.conf. Parts that are already right are left alone.
 set -eu
 here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
 user=iot-agent
 home=/var/lib/iot-agent
-# What iot-user.conf names.
+# The directories that iot-user.conf names.
 units=/usr/local/lib/iot-agent/user-units
 generators=/usr/local/lib/iot-agent/environment-generators
 
-# podman and, for a user's own, newuidmap. Ubuntu's cloud image has neither.
+# podman, and newuidmap, which podman needs for an ordinary user. Ubuntu's cloud image has neither.
 if ! command -v podman || ! command -v newuidmap; then
     export DEBIAN_FRONTEND=noninteractive
-    # The distribution's own updater may have apt's locks soon after a boot; only dpkg's can be waited for by an option.
+    # Soon after a boot, the distribution's own updater may hold apt's locks. An option makes apt-get wait for dpkg's
+    # locks only, so this loop repeats `apt-get update`.
     tries=24
     until apt-get update; do
         tries=$((tries - 1))
@@ -24,7 +25,7 @@ if ! command -v podman || ! command -v newuidmap; then
     apt-get -o DPkg::Lock::Timeout=120 install --yes podman uidmap dbus-user-session
 fi
 
-# What the user's own systemd and podman need comes first, since they take longest to start.
+# The files for the user's systemd and podman come first, since these take longest to start.
 systemd-sysusers "$here/iot-agent.sysusers"
 systemd-tmpfiles --create "$here/iot-agent.tmpfiles"
 changed=
@@ -35,8 +36,8 @@ for unit in iot-podman.socket iot-podman.service; do
     fi
 done
 install -m 0644 "$here/containers.conf" "$here/storage.conf" "$home/.config/containers/"
-# Users of containers: 65536 ids behind the last that somebody has (subuid(5)); useradd gives none to a system user. Without a program
-# started for it: each takes a tenth of a second where the processor is emulated.
+# Subordinate ids for the users of containers: 65536 ids behind the last range in use (subuid(5)). useradd gives none to
+# a system user. The loop starts no programs, since each would take a tenth of a second on an emulated processor.
 for file in /etc/subuid /etc/subgid; do
     if [ ! -e "$file" ]; then
         : > "$file"
@@ -55,15 +56,15 @@ for file in /etc/subuid /etc/subgid; do
     fi
 done
 
-# The user's own systemd runs from boot on, and in it podman's socket. By a link, since there is no session to ask. It starts while the
-# agent is installed.
+# The user's own systemd runs from boot on, and podman's socket is in it. A link enables the socket, since there is no
+# session to ask. This systemd starts while the agent is installed.
 uid=$(id -u "$user")
 install -d "$units/sockets.target.wants" "$generators"
 ln -sf /usr/lib/systemd/user-environment-generators/30-systemd-environment-d-generator "$generators/"
 ln -sf ../iot-podman.socket "$units/sockets.target.wants/"
 install -D -m 0644 "$here/iot-user.conf" "/etc/systemd/system/user@$uid.service.d/iot-agent.conf"
 if [ -n "$changed" ] && [ -S "/run/user/$uid/systemd/private" ]; then
-    # An upgrade: it runs, and has not seen the units of now.
+    # In an upgrade, the user's systemd runs already and has not read the new units.
     of_user="runuser -u $user -- env XDG_RUNTIME_DIR=/run/user/$uid systemctl --user"
     $of_user daemon-reload
     $of_user start iot-podman.socket
