@@ -1,12 +1,13 @@
-# Runs by mmdebstrap's extract hook with the new tree as $1: its essential packages are there and none is configured, and
-# beside the loader's new place is a tree of this host's architecture. Puts its build of the tools that maintainer scripts
-# call (the shell, coreutils, perl, python, dpkg) in the place of the guest's, so that they run without emulation, which costs
-# 26 to 45 ms for each process. dpkg keeps the guest's files beside them, under the names that these diversions give;
-# restore.sh puts them back. Same suite, same versions: what the scripts write is what the guest's own would have written.
+# mmdebstrap's extract hook runs this with the new tree as $1. The tree's essential packages are unpacked, and none is
+# configured. A tree of this host's architecture is beside the new place of the loader. This script replaces the guest's
+# build of the tools that maintainer scripts call (the shell, coreutils, perl, python, dpkg) with this host's build. The
+# tools then run without emulation, which costs 26 to 45 ms for each process. dpkg keeps the guest's files beside them,
+# under the names that these diversions give, and restore.sh puts them back. Suite and versions are the same, so the
+# scripts write the same files as with the guest's own tools.
 #
-# IOT_HOST_ARCH and IOT_GUEST_ARCH as dpkg names them; IOT_LOADER and IOT_LIBRARIES, where this host's programs expect their
-# loader and libraries; IOT_OTHER_LOADER and IOT_OTHER_LIBRARIES, where they are, paths of the same lengths: nothing of this
-# is below /usr, where scripts look around.
+# IOT_HOST_ARCH and IOT_GUEST_ARCH are dpkg's names of the architectures. This host's programs expect their loader at
+# IOT_LOADER and their libraries at IOT_LIBRARIES. In the tree, these are at IOT_OTHER_LOADER and IOT_OTHER_LIBRARIES,
+# which are paths of the same lengths. The new paths are not below /usr, which scripts search.
 set -eu
 export LC_ALL=C
 root=$1
@@ -19,7 +20,8 @@ relocate() {
 }
 mkdir -p "$root$IOT_OTHER_LIBRARIES" "$root/var/lib/dpkg"
 rm -rf "$tools$IOT_LIBRARIES/gconv"
-# Not by the path that programs know it by: that is a link, in some suites an absolute one, and leads to this host's own.
+# The loader is not copied from the path that programs know. That path is a link, in some suites an absolute one, and
+# would lead to this host's own loader.
 relocate "$tools$IOT_LIBRARIES/${IOT_LOADER##*/}" "$root$IOT_OTHER_LOADER" ''
 cp -a "$tools$IOT_LIBRARIES/." "$root$IOT_OTHER_LIBRARIES/"
 
@@ -32,12 +34,12 @@ for directory in usr/bin usr/sbin; do
         name=${file##*/}
         change=
         case $name in
-        # What tells the machine, or handles the guest's libraries, must be the guest's.
+        # Programs that report the machine or handle the guest's libraries must be the guest's.
         arch | chroot | getconf | hwclock | iconv | ldconfig | lscpu | setarch | uname) continue ;;
-        # Of ssh's programs the one that makes keys is called; its agent is given a group of its own.
+        # Of ssh's programs, maintainer scripts call only ssh-keygen. They give ssh-agent a group of its own.
         ssh-keygen) ;;
         scp | sftp | ssh | ssh-*) continue ;;
-        # dpkg's own architecture is a constant in it.
+        # dpkg contains its own architecture as a constant.
         dpkg* | update-alternatives) change="s/$IOT_HOST_ARCH/$IOT_GUEST_ARCH/g" ;;
         esac
         echo "$directory/$name" >> "$root$own/list"
@@ -50,4 +52,4 @@ for directory in usr/bin usr/sbin; do
 done
 rm -r "$tools"
 found=$(chroot "$root" dpkg --print-architecture)
-[ "$found" = "$IOT_GUEST_ARCH" ] || { echo "dpkg takes itself for $found, not $IOT_GUEST_ARCH" >&2; exit 1; }
+[ "$found" = "$IOT_GUEST_ARCH" ] || { echo "dpkg reports the architecture $found, expected $IOT_GUEST_ARCH" >&2; exit 1; }

@@ -1,19 +1,22 @@
-# Runs by mmdebstrap's setup hook with the new tree as $1, which has apt's configuration and no package yet; only where the tree
-# is in memory. mmdebstrap and dpkg do one thing after the other; from here on, in .ahead, the other processors have work too:
-# - what is not essential is downloaded while dpkg installs what is;
-# - store.sh (IOT_STORE) takes the compression off packages that apt has verified, while it downloads more of them, and they
-#   replace the others just before dpkg runs: else one process at a time decompresses, the essential packages twice.
-# Nothing relies on the first: what is missing then is downloaded by mmdebstrap's own apt, which says why it cannot.
+# mmdebstrap's setup hook runs this with the new tree as $1, which has apt's configuration and no package yet. The hook
+# is used only if the tree is in memory. mmdebstrap and dpkg do one thing after the other. From here on, jobs in .ahead
+# use the other processors:
+# - While dpkg installs the essential packages, the other packages are downloaded.
+# - While apt downloads packages, store.sh (IOT_STORE) decompresses the ones that apt has verified. Just before dpkg
+#   runs, these copies replace the packages. Otherwise one process at a time would decompress packages, the essential
+#   ones twice.
+# Nothing depends on the download ahead: mmdebstrap's own apt downloads packages that are missing, or reports why it
+# cannot.
 #
-# finish.sh takes .ahead away; apt's configuration is mmdebstrap's own to delete.
+# finish.sh deletes .ahead. mmdebstrap itself deletes apt's configuration.
 set -eu
 root=$1
 ahead=$root/.ahead
 mkdir -p "$ahead/archives" "$ahead/essential/stored" "$ahead/others"
 printf '%s' "$IOT_STORE" > "$ahead/store.sh"
 
-# apt runs this outside of the tree for the essential packages, then once inside for the others (DPkg::Chroot-Directory).
-# Packages below this size are decompressed sooner than their copy is made.
+# apt runs this outside of the tree for the essential packages, then once inside for the others
+# (DPkg::Chroot-Directory).
 cat > "$ahead/take.sh" <<'END'
 set -eu
 cat > /dev/null
@@ -29,8 +32,9 @@ find "$stored" -name '*.deb' -exec mv -t ../var/cache/apt/archives {} +
 END
 printf 'DPkg::Pre-Install-Pkgs { "cd %s 2> /dev/null || cd /.ahead; exec sh take.sh"; };\n' "$ahead" >> "$MMDEBSTRAP_APT_CONFIG"
 
-# The packages in $1 that no second link shows to be known are linked to $2, and those that are worth it printed. apt has verified
-# them; what it has not is in a directory of its own.
+# Links each new package in $1, which has no second link yet, to $2. Prints the ones that are worth a decompressed copy:
+# smaller packages are decompressed faster than a copy is made. apt has verified these packages. It keeps unverified
+# packages in a directory of its own.
 fresh() {
     find "$1" -maxdepth 1 -name '*.deb' -links 1 -exec ln -t "$2" {} + -size +100k -print0
 }
@@ -44,12 +48,12 @@ download() {
         '?and(?priority(required),?not(?essential))'
 }
 cd "$ahead"
-# Locked as long as somebody works: nobody waits for a worker that was killed.
+# The file is locked while the worker runs, so that no process waits for a worker that was killed.
 exec 9> worker
 flock 9
 (
     until [ -e go ]; do
-        # mmdebstrap, which may end without having come that far.
+        # The parent is mmdebstrap, which may end before it gets this far.
         kill -0 "$PPID" 2> /dev/null || exit 0
         sleep 0.05
         [ ! -d ../var/cache/apt/archives ] || fresh ../var/cache/apt/archives essential

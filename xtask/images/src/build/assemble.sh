@@ -1,8 +1,10 @@
-# Makes disk.raw out of root.tar, both in directory $1: a GPT with an ESP and ext4 root, and with IOT_LAYOUT=grub a /boot.
-# Leaves what the manifest is made of in manifest/. The same tree gives the same bytes, on one version of e2fsprogs.
+# Makes disk.raw from root.tar, both in the directory $1. The disk has a GPT with an ESP and an ext4 root, and with
+# IOT_LAYOUT=grub also a /boot. Leaves the facts for the manifest in manifest/. The same tree gives the same bytes with
+# the same version of e2fsprogs.
 #
-# IOT_LAYOUT, IOT_CONSOLE (the kernel's), IOT_DISK_MIB, IOT_EFI_FILE (the loader's name on the ESP), IOT_LOADER_FILE (its path
-# in the tree), IOT_UUID (36 characters, of which the first is replaced), IOT_TMPFS (its size, or empty to use the disk).
+# Variables: IOT_LAYOUT, IOT_CONSOLE (the kernel's console), IOT_DISK_MIB, IOT_EFI_FILE (the loader's name on the ESP),
+# IOT_LOADER_FILE (the loader's path in the tree), IOT_UUID (36 characters, of which the first is replaced), IOT_TMPFS
+# (the size of the tmpfs, or empty to use the disk).
 set -eu
 export LC_ALL=C MTOOLS_SKIP_CHECK=1 TZ=UTC
 cd "$1"
@@ -11,13 +13,13 @@ boot_mib=0
 [ "$IOT_LAYOUT" != grub ] || boot_mib=512
 root_mib=$((IOT_DISK_MIB - esp_mib - boot_mib - 2))
 
-# In memory where there is enough: sooner there, and no more.
+# If there is enough memory, the tree is unpacked there, which is faster.
 mkdir tree
 [ -z "$IOT_TMPFS" ] || mount -t tmpfs -o "size=$IOT_TMPFS,mode=755" tmpfs tree
-# Without the device nodes, which no user namespace may make: the kernel mounts its own /dev over them.
+# Device nodes are left out, since no user namespace may make them. The kernel mounts its own /dev over them.
 echo "I: unpacking the tree"
 tar --extract --file root.tar --directory tree --numeric-owner --same-owner --xattrs --xattrs-include='*' --exclude='./dev/*'
-# apt's own, which it gives to root where the build was root's and to _apt where it was not.
+# These directories are apt's own. They belong to root if root built the image, and to _apt otherwise.
 chown 0:0 tree/var/cache/apt/archives/partial tree/var/lib/apt/lists/partial
 mv tree/.manifest manifest
 cp tree/var/lib/dpkg/status tree/usr/lib/os-release manifest/
@@ -26,19 +28,20 @@ epoch=$(cat manifest/epoch)
 export SOURCE_DATE_EPOCH="$epoch" E2FSPROGS_FAKE_TIME="$epoch"
 find tree -newermt "@$epoch" -exec touch --no-dereference --date "@$epoch" {} +
 
-# An ext4 of $3 MiB in file $1 with label $2, the number $4 in its UUID, and what is in directory $5.
+# Makes an ext4 of $3 MiB in the file $1, with the label $2, the number $4 in its UUID, and the content of the directory
+# $5.
 ext4() {
     truncate --size "${3}M" "$1"
     uuid=$4${IOT_UUID#?}
     mke2fs -q -F -t ext4 -L "$2" -U "$uuid" -E "hash_seed=$uuid" -d "$5" "$1"
-    # mke2fs 1.47.0 copies the times of access and change, which nobody can set, into the image; 1.47.1 would not.
+    # mke2fs 1.47.0 copies the times of access and change into the image, and nobody can set these. 1.47.1 would not.
     (cd "$5" && find . -mindepth 1 -printf '%P\n') | awk -v e="@$epoch" '{
         for (n = split("ctime atime crtime", f, " "); n > 0; n--) {
             print "sif \"/" $0 "\" " f[n] " " e; print "sif \"/" $0 "\" " f[n] "_extra 0"
         }
     }' > times
     debugfs -w -f times "$1" > /dev/null 2> times.log
-    # It reports on stderr, beside its own name and version, and ends with 0.
+    # debugfs reports errors on stderr, after its own name and version, and still ends with 0.
     if grep -v '^debugfs ' times.log; then exit 1; fi
     rm times times.log
 }
@@ -74,7 +77,7 @@ else
 fi
 find esp -exec touch --date "@$epoch" {} +
 
-# Ubuntu's order: the root partition has the first number and the last place.
+# This is Ubuntu's order: the root partition has the first number and is the last on the disk.
 {
     printf 'label: gpt\nlabel-id: %s\n' "9${IOT_UUID#?}"
     printf '%s : start=1MiB, size=%sMiB, type=uefi, name=esp, uuid=%s\n' \
@@ -92,7 +95,7 @@ place() {
 }
 truncate --size "${esp_mib}M" esp.img
 mkfs.vfat --invariant -n "$label" esp.img
-# In an order of its own: `mcopy -s` takes the directories' files as the file system lists them.
+# The order is sorted: `mcopy -s` takes the files of a directory in the order in which the file system lists them.
 (cd esp && find . -mindepth 1 -type d -printf '%P\n' | sort) > list
 while read -r path; do mmd -i esp.img "::$path"; done < list
 (cd esp && find . -type f -printf '%P\n' | sort) > list

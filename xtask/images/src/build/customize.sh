@@ -1,9 +1,9 @@
-# Runs by mmdebstrap's customize hook with the new tree as $1, when every package is configured. IOT_LAYOUT,
+# mmdebstrap's customize hook runs this with the new tree as $1 after every package is configured. IOT_LAYOUT,
 # IOT_LOGIN_USER and IOT_SUITE are the image's own.
 set -eu
 root=$1
 
-# The newest of the packages' own dates stands for the image's: the same packages, the same image.
+# The newest date in the packages stands for the image's date, so that the same packages give the same image.
 epoch=$(find "$root/usr/share/doc" -name 'changelog*' -type f -printf '%T@\n' | sort -n | tail -n 1 | cut -d . -f 1)
 mkdir "$root/.manifest"
 echo "$epoch" > "$root/.manifest/epoch"
@@ -21,7 +21,8 @@ if [ "$IOT_LAYOUT" = grub ]; then
     printf 'LABEL=BOOT /boot ext4 defaults 0 2\nLABEL=UEFI /boot/efi vfat umask=0077 0 1\n' >> "$root/etc/fstab"
     mkdir -p "$root/boot/efi"
     printf 'system_info: { network: { renderers: [ netplan ] } }\n' > "$root/etc/cloud/cloud.cfg.d/91_netplan.cfg"
-    # cloud-init waits for snapd's seeding on Ubuntu (cloud-config.service, After=snapd.seeded.service), at the first boot.
+    # On Ubuntu, cloud-init waits for snapd's seeding (cloud-config.service, After=snapd.seeded.service) at the first
+    # boot.
     cat > "$root/etc/systemd/system/first-boot-seed.service" <<'UNIT'
 [Unit]
 Description=A slow first boot, as snapd's seeding makes it
@@ -41,15 +42,15 @@ fi
 
 chroot "$root" systemctl enable systemd-networkd systemd-resolved ssh
 
-# Whose mirror it came from is this host's affair, and so are its resolvers: on another host the image is the same.
+# The mirror and the resolvers are those of this host. Without them, the image is the same on another host.
 printf '# %s main: no mirror is named, since a device has its own.\n' "$IOT_SUITE" > "$root/etc/apt/sources.list"
 rm -f "$root"/etc/apt/sources.list.d/* "$root/etc/.resolv.conf.systemd-resolved.bak"
 
-# What must differ between two machines is made at the first boot.
+# Files that must differ between two machines are made at the first boot.
 rm -f "$root"/etc/ssh/ssh_host_*
 : > "$root/etc/machine-id"
 rm -f "$root/var/lib/dbus/machine-id"
-# What tells the day of the build: passwords' last change, and what backups and caches remember.
+# These files show the day of the build: the last change of passwords, and dates in backups and caches.
 for file in shadow shadow-; do
     awk -F : -v OFS=: -v day="$((epoch / 86400))" '{ $3 = day; print }' "$root/etc/$file" > "$root/.manifest/shadow"
     cat "$root/.manifest/shadow" > "$root/etc/$file"

@@ -1,10 +1,11 @@
-# Makes the initramfs of the tree $1, once, when everything else is in its place. IOT_ELF_MACHINE is the guest's e_machine;
-# IOT_OTHER_LOADER is set where accelerate.sh ran.
+# Makes the initramfs of the tree $1 once, after everything else is in place. IOT_ELF_MACHINE is the guest's e_machine.
+# IOT_OTHER_LOADER is set if accelerate.sh has run.
 set -eu
 export LC_ALL=C
 root=$1
 
-# An initramfs takes copies of programs, and those must be the guest's: of the natives only the tools of shell scripts stay.
+# An initramfs contains copies of programs, which must be the guest's. Of the native tools, only those of shell scripts
+# stay.
 if [ -n "${IOT_OTHER_LOADER:-}" ]; then
     list=$root${IOT_OTHER_LOADER%/*}/list
     while read -r path; do
@@ -21,14 +22,14 @@ if [ -n "${IOT_OTHER_LOADER:-}" ]; then
     mv "$list-new" "$list"
 fi
 
-# What a virtual machine's root file system needs, not every driver there is.
+# The initramfs contains the drivers for the root file system of a virtual machine, and no others.
 printf 'virtio_pci\nvirtio_blk\nvirtio_net\next4\n' >> "$root/etc/initramfs-tools/modules"
 mkdir -p "$root/etc/initramfs-tools/conf.d"
-# Level 19, zstd's usual one here, takes longer than all the rest and saves a tenth of a few MB.
+# zstd's usual level here is 19. It takes longer than everything else together, and saves a tenth of a few MB.
 printf 'MODULES=list\nCOMPRESSLEVEL=3\n' > "$root/etc/initramfs-tools/conf.d/modules"
 SOURCE_DATE_EPOCH=$(cat "$root/.manifest/epoch") chroot "$root" update-initramfs -c -k all
 
-# As the kernel's own installation links them, where it makes the initramfs (linux-update-symlinks).
+# The links are those that the kernel's own installation makes if it makes the initramfs (linux-update-symlinks).
 for kernel in vmlinuz vmlinuz.old; do
     [ -L "$root/$kernel" ] || continue
     target=$(readlink "$root/$kernel")
@@ -37,7 +38,7 @@ done
 
 mkdir "$root/.initramfs"
 chroot "$root" sh -c 'unmkinitramfs /boot/initrd.img-* /.initramfs'
-# e_machine (elf(5)) of each, in one process; perl is mmdebstrap's own.
+# One process checks the e_machine (elf(5)) of each file. perl is there, since mmdebstrap needs it.
 find "$root/.initramfs" -type f -print0 | perl -0 -ne '
     chomp;
     open(my $file, "<", $_) or die "open $_: $!\n";

@@ -1,9 +1,10 @@
-# Runs by mmdebstrap's extract hook with the new tree as $1: none of its packages is configured. What maintainer scripts have made
-# and never look at is made beside them, on another processor, one thing at a time: a script in the place of the tool leaves
-# the work to a job and ends. The tool itself is beside it, under the name that dpkg's diversion gives. finish.sh waits for
-# the jobs and puts the tools back.
+# mmdebstrap's extract hook runs this with the new tree as $1, in which no package is configured. Maintainer scripts
+# start some work whose results they never read. This work runs beside them, on another processor and one job at a time:
+# a script in the place of the tool starts a job and ends. The tool itself is beside the script, under the name that
+# dpkg's diversion gives. finish.sh waits for the jobs and puts the tools back.
 #
-# Compiled Python tells the source's time and size, and the bundle of certificates lists them sorted: the same whenever made.
+# The results do not depend on the time: compiled Python contains the time and the size of its source, and the bundle of
+# certificates is sorted.
 set -eu
 root=$1
 later=$root/.later
@@ -11,12 +12,12 @@ mkdir -p "$later/jobs" "$root/etc/ssh"
 for tool in usr/bin/py3compile usr/sbin/update-ca-certificates; do
     echo "$tool" >> "$later/list"
     printf '/%s\n/%s.later\n:\n' "$tool" "$tool" >> "$root/var/lib/dpkg/diversions"
-    # A job's file is locked as long as it runs, and empty until it is done.
+    # A job's file is locked while the job runs, and empty until the job has succeeded.
     cat > "$root/$tool" <<'END'
 #!/bin/sh
 exec 8> "$(mktemp "/.later/jobs/${0##*/}.XXXXXX")"
 flock 8
-# debconf and dpkg read other scripts' outputs to their ends.
+# debconf and dpkg read the output of scripts until all processes have closed it, so the job must not keep it open.
 (
     flock 9
     if "$0.later" "$@"; then echo done >&8; fi
@@ -25,5 +26,6 @@ END
     chmod 755 "$root/$tool"
 done
 
-# The server's package makes no key where there is one, and customize.sh deletes them: each device makes its own.
+# The package of the ssh server makes no key if one exists, and customize.sh deletes these. Each device makes its own
+# keys.
 for kind in rsa ecdsa ed25519; do : > "$root/etc/ssh/ssh_host_${kind}_key"; done

@@ -1,9 +1,9 @@
-# Undoes accelerate.sh in the tree $1, when every package is configured, and fails where something is left of it.
+# Undoes accelerate.sh in the tree $1 after every package is configured. Fails if anything is left of it.
 set -eu
 root=$1
 own=${IOT_OTHER_LOADER%/*}
 while read -r path; do
-    # A script that gave the file another mode or owner meant the guest's.
+    # If a script gave the file another mode or owner, that was meant for the guest's file.
     found=$(stat --format '%a %u %g' "$root/$path")
     [ "$found" = '755 0 0' ] || { echo "$path was given the mode, owner and group $found: leave it out of accelerate.sh" >&2; exit 1; }
     rm "$root/$path"
@@ -11,10 +11,10 @@ while read -r path; do
 done < "$root$own/list"
 rm -r "$root$own"
 
-# Three lines each: the file, where it went, whose diversion it is. Those of packages stay.
+# A diversion has three lines: the file, its new place, and the package that made it. Diversions of packages stay.
 diversions=$root/var/lib/dpkg/diversions
 awk 'NR % 3 == 1 { from = $0 } NR % 3 == 2 { to = $0 } NR % 3 == 0 && to !~ /\.guest$/ { print from "\n" to "\n" $0 }' \
     "$diversions" > "$diversions-new"
 mv "$diversions-new" "$diversions"
 left=$(find "$root/usr" "$root/etc" -name '*.guest' -print -quit)
-[ -z "$left" ] || { echo "$left is left of the acceleration" >&2; exit 1; }
+[ -z "$left" ] || { echo "accelerate.sh has left $left in the tree" >&2; exit 1; }
