@@ -1,5 +1,5 @@
-//! `cargo xtask image …`: what is pinned, what is cached, and what to do about either. Results go to stdout, one line or
-//! one JSON document; progress and refusals to stderr.
+//! `cargo xtask image …`: shows pinned and cached images, and fetches, builds, verifies and deletes them. Results go to
+//! stdout, as one line or one JSON document. Progress and errors go to stderr.
 
 use std::path::Path;
 
@@ -28,7 +28,7 @@ use crate::store::{CachedImage, DISK, ReadyImage, Store};
 use crate::{build, bump, prune};
 use xtask_jobs::{Step, Ui};
 
-/// Does what the command says.
+/// Runs a command of `cargo xtask image`.
 pub fn run(command: &ImageCommand, verbosity: Verbosity) -> Result<()> {
     let command = match command {
         ImageCommand::Bump(args) => return bump::run(&Workspace::find()?, args, verbosity),
@@ -48,10 +48,10 @@ pub fn run(command: &ImageCommand, verbosity: Verbosity) -> Result<()> {
     outcome.map_err(|error| error::host_fault(error, "work on the cache's images", "see the causes"))
 }
 
-/// An image of the catalogue, its key, and what the cache has of it.
+/// An image of the catalogue, its key, and its copy in the cache.
 type Listed = (Image, String, Option<CachedImage>);
 
-/// A cached image as `image list --json` writes it; `None` where its manifest cannot be read.
+/// Returns a cached image as `image list --json` writes it; `None` if its manifest cannot be read.
 fn cached_json(kept: &CachedImage) -> Option<Value> {
     let manifest = kept.manifest.as_ref()?;
     Some(json!({
@@ -61,7 +61,7 @@ fn cached_json(kept: &CachedImage) -> Option<Value> {
     }))
 }
 
-/// A cached image for people; `None` where its manifest cannot be read.
+/// Describes a cached image for people; `None` if its manifest cannot be read.
 fn describe_cached(kept: &CachedImage) -> Option<String> {
     let manifest = kept.manifest.as_ref()?;
     let age = match kept.idle_seconds / 86_400 {
@@ -74,7 +74,7 @@ fn describe_cached(kept: &CachedImage) -> Option<String> {
     Some(format!("{bytes}, {digest}{unverified}, made {made}, {age}{}", used_by(&kept.used_by)))
 }
 
-/// Every image that has a name, for every architecture.
+/// Returns every image of the catalogue for every architecture.
 fn catalogue() -> Result<Vec<Image>> {
     let catalogue = Catalogue::built_in();
     let names: Vec<_> = catalogue.names().collect();
@@ -163,14 +163,15 @@ fn fetch(store: &Store<'_>, args: &ImageFetchArgs) -> Result<()> {
         return fetch_to(store, &image, to);
     }
     if matches!(image.source, Source::File(_)) {
-        let error = format!("fetch {}: a local file needs no fetching, it is booted where it is", args.image);
+        let error =
+            format!("fetch {}: a local file is not fetched; runs boot it from its own path", args.image);
         bail!(Failure::usage(error));
     }
     let ready = make(store, "fetch", &image, || crate::ensure::ensure(store, &image, RetryPolicy::Full))?;
     print_ready(&image, &ready, None, args.json)
 }
 
-/// The file itself, under a name of the user's; the cache has no part in it.
+/// Fetches the file under a name of the user's, without the cache.
 fn fetch_to(store: &Store<'_>, image: &Image, to: &Path) -> Result<()> {
     let Source::Download(download) = &image.source else {
         bail!(Failure::usage(format!("--to {}: {} is not a download", to.display(), image.name)));
@@ -212,7 +213,7 @@ fn build_image(store: &Store<'_>, args: &ImageBuildArgs) -> Result<()> {
     print_ready(&image, &ready, before.as_ref(), args.json)
 }
 
-/// Runs something long with its name and its time on the screen; its failure is the host's.
+/// Runs a long operation with its name and its time on the screen. A failure counts as the host's.
 fn make<T>(store: &Store<'_>, doing: &str, image: &Image, body: impl FnOnce() -> Result<T>) -> Result<T> {
     let what = format!("{} {}", image.name, image.arch);
     let step = Step { kind: "images", what: &format!("{doing} {what}"), title: doing };
@@ -269,7 +270,7 @@ fn verify(store: &Store<'_>, args: &ImageVerifyArgs) -> Result<()> {
         let status = if sound { PhaseStatus::Passed } else { PhaseStatus::Failed };
         let output = found.as_ref().map_or_else(|error| format!("{error:#}"), Digest::short);
         store.ui.end(status, &format!("{key} {output}"));
-        // Null: the manifest, or the disk, cannot be read.
+        // A digest is null if the manifest or the disk cannot be read.
         verified.push(json!({ "key": key, "expected": expected, "found": found.ok(), "sound": sound }));
         if !sound {
             changed.push(key);
@@ -282,7 +283,10 @@ fn verify(store: &Store<'_>, args: &ImageVerifyArgs) -> Result<()> {
         let hint =
             format!("delete them from {}, and fetch or build them again", store.cache.images().display());
         bail!(Failure::guest(
-            format!("changed since they were made, or cannot be read: {}", changed.join(", ")),
+            format!(
+                "these cached images have changed since they were made, or cannot be read: {}",
+                changed.join(", ")
+            ),
             hint
         ));
     }

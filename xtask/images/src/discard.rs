@@ -1,4 +1,4 @@
-//! Deleting what a build left.
+//! Deletes the directory of a build.
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -10,8 +10,8 @@ use xtask_core::host::tools;
 use xtask_core::limits;
 use xtask_jobs::{Ui, child};
 
-/// Deletes what a build left. An ordinary user's tree has files of subordinate ids, which only their namespace may
-/// delete.
+/// Deletes the directory of a build. An ordinary user's tree contains files of subordinate ids, which only a process in
+/// a user namespace can delete.
 pub fn discard(directory: &Path, ui: &Ui) -> Result<()> {
     let mounts = fs_err::read_to_string("/proc/self/mountinfo")?;
     if let Some(mount) = mount_below(&mounts, directory) {
@@ -23,7 +23,7 @@ pub fn discard(directory: &Path, ui: &Ui) -> Result<()> {
         let arguments: Vec<_> = words.into_iter().chain([tree.into()]).collect();
         child::read(&tools::require("unshare")?, &arguments, limits::SERVER_START, ui)?;
     }
-    // Killed processes take a moment to be gone, and what still runs in the tree writes to it until then.
+    // Killed processes need a moment to end, and until then they may write into the tree.
     let deadline = Instant::now() + limits::CHILD_STOP;
     loop {
         match remove_tree(directory) {
@@ -33,8 +33,8 @@ pub fn discard(directory: &Path, ui: &Ui) -> Result<()> {
     }
 }
 
-/// The first mount point below `directory` (proc(5), mountinfo: the fifth field). To delete through one would be to
-/// delete what is mounted.
+/// Returns the first mount point below `directory` (proc(5), mountinfo: the fifth field). Deleting through a mount
+/// point would delete the mounted files.
 fn mount_below<'a>(mountinfo: &'a str, directory: &Path) -> Option<&'a str> {
     let points = mountinfo.lines().filter_map(|line| line.split(' ').nth(4));
     points.into_iter().find(|point| Path::new(point).starts_with(directory))

@@ -1,12 +1,5 @@
-//! Images in the cache: one directory per content key, made behind a lock, beside, and renamed when whole. [`build`] makes
-//! them from packages, `fetch` brings them from their publisher, and a user's own file stays where it is.
-//!
-//! ```text
-//! images/<key>/disk           read-only, and manifest.json
-//! images/<key>.building/      what is being built, or deleted; of a dead run the next build deletes it
-//! images/<key>.fetching/      what is being fetched; of a dead run the next one goes on with it
-//! images/<key>.lock           held by whoever makes or deletes it, or says that a run uses it
-//! ```
+//! Provides images: from the cache, built by [`build`], fetched from their publisher by `fetch`, or a user's own file
+//! in its place. The crate's documentation lists the directories.
 
 use anyhow::{Context, Result, ensure};
 use xtask_core::bail_host;
@@ -23,11 +16,11 @@ use crate::store::{self, Base, DISK, ReadyImage, Store};
 use crate::{build, inventory, make};
 use xtask_jobs::Ui;
 
-/// Makes an image under a key.
+/// A function that makes an image under a key.
 type Making<'a> = dyn Fn(&str) -> Result<ReadyImage> + 'a;
 
-/// The image from the cache, made or fetched where it is not there. The run of the store is said to use it before anybody
-/// else may have the lock.
+/// Returns the image from the cache, or makes or fetches it. The store's run is recorded as a user of the image before
+/// another process can get the lock.
 pub fn ensure(store: &Store<'_>, image: &Image, retry_policy: RetryPolicy) -> Result<ReadyImage> {
     let make: Box<Making<'_>> = match &image.source {
         Source::File(file) => return own_file(store, image, file),
@@ -56,15 +49,15 @@ pub fn ensure(store: &Store<'_>, image: &Image, retry_policy: RetryPolicy) -> Re
     Ok(ready)
 }
 
-/// The image, only if it is in the cache already.
+/// Returns the image if it is in the cache.
 pub fn find(store: &Store<'_>, image: &Image) -> Result<Option<ReadyImage>> {
     let key = image.key(build::SCRIPTS);
     let _lock = store.lock(&key)?;
     cached(store, &key)
 }
 
-/// The image's disk as it lies there, unlocked and unhashed: enough for a domain that is only looked at. `None` where it is
-/// not there yet. The run is said to use it.
+/// Returns the image's disk without locking or hashing it, which is enough for a domain that is only examined. Returns
+/// `None` if the disk is not in the cache yet. The run is recorded as a user of the image.
 pub fn glance(cache: &Cache, run: &RunDir, image: &Image, ui: &Ui) -> Result<Option<Base>> {
     if let Source::File(file) = &image.source {
         let (format, virtual_bytes) = look_at(&file.path, image, ui)?;
@@ -80,8 +73,8 @@ pub fn glance(cache: &Cache, run: &RunDir, image: &Image, ui: &Ui) -> Result<Opt
     Ok(Some(Base { disk, format, virtual_bytes }))
 }
 
-/// Builds it although it is there; returns the digest that was there, and the new image, which takes the place of the old
-/// one when it is whole.
+/// Builds the image even if it is in the cache. Returns the digest of the old image, and the new image, which replaces
+/// the old one when it is complete.
 pub fn rebuild(store: &Store<'_>, image: &Image, recipe: &Recipe) -> Result<(Option<Digest>, ReadyImage)> {
     let key = image.key(build::SCRIPTS);
     let _lock = store.lock(&key)?;
@@ -95,7 +88,8 @@ pub fn rebuild(store: &Store<'_>, image: &Image, recipe: &Recipe) -> Result<(Opt
     Ok((before.map(|image| image.digest), ready))
 }
 
-/// What an earlier run made; hashed again only where the file has been touched.
+/// Returns the image that an earlier run made. It is hashed again only if the file's size, inode or modification time
+/// has changed.
 fn cached(store: &Store<'_>, key: &str) -> Result<Option<ReadyImage>> {
     let directory = store.directory(key);
     if !directory.exists() {
@@ -114,7 +108,7 @@ fn cached(store: &Store<'_>, key: &str) -> Result<Option<ReadyImage>> {
             manifest.digest,
             remedy()
         );
-        // Copied or restored: the same bytes in another file.
+        // The file was copied or restored: another file with the same bytes.
         manifest.stamp = stamp;
         store::write_manifest(&directory, &manifest)?;
     }
@@ -122,7 +116,8 @@ fn cached(store: &Store<'_>, key: &str) -> Result<Option<ReadyImage>> {
     Ok(Some(ReadyImage::new(disk, manifest, "cached")))
 }
 
-/// A file of the user's: hashed once, then only where it has been touched.
+/// Returns the image in a user's own file. It is hashed once, and again only if the file's size, inode or modification
+/// time has changed.
 fn own_file(store: &Store<'_>, image: &Image, file: &LocalFile) -> Result<ReadyImage> {
     let (format, virtual_bytes) = look_at(&file.path, image, store.ui)?;
     let sha256 = store.remembered_digest(&file.path, Algorithm::Sha256)?;
@@ -149,14 +144,14 @@ mod tests {
 
     const KEY: &str = "debian-12-aarch64-0123456789abcdef";
 
-    /// Raw, with partitions as far as anybody looks.
+    /// Returns a raw disk with the signature of a partition table, and no partitions.
     fn disk_of(byte: u8) -> Vec<u8> {
         let mut disk = vec![byte; 4096];
         disk[510..512].copy_from_slice(&[0x55, 0xaa]);
         disk
     }
 
-    /// A cache with one image in it, and its key.
+    /// Returns a cache with one image in it, and the image's key.
     fn made(directory: &tempfile::TempDir) -> (Cache, &'static str) {
         let cache = Cache::at(directory.path());
         let beside = cache.images().join(format!("{KEY}.building"));
@@ -190,7 +185,7 @@ mod tests {
             ("a test", xtask_core::image::Format::Raw, 4096)
         );
         assert!(image.disk.metadata().unwrap().permissions().readonly());
-        // A copy that somebody made is marked too, and its name is not a key.
+        // A user's copy is marked too, but its name is not a key.
         make_own_dir(&cache.images().join("my-own-copy")).unwrap();
         assert_eq!(with(&cache, |store| store.kept()).len(), 1);
     }
@@ -225,12 +220,12 @@ mod tests {
         for left in ["y.building", "y.deleting", "y.fetching", "debian-12-x86_64-fedcba9876543210"] {
             make_own_dir(&cache.images().join(left)).unwrap();
         }
-        // `images` is a name that other programs use too, and so are these endings.
+        // Other programs use the name `images` too, and also these endings.
         let foreign = ["holiday", "x.building", "x.fetching"].map(|name| cache.images().join(name));
         for directory in &foreign {
             std::fs::create_dir(directory).unwrap();
         }
-        // A program that another test starts meanwhile has this process' locks until it runs.
+        // If another test starts a program meanwhile, that program has this process' locks until its exec.
         let left = || {
             prune();
             let mut left = xtask_core::fs::directories(&cache.images());
@@ -241,7 +236,7 @@ mod tests {
         assert!(emptied, "{:?}", left());
         assert!(
             foreign.iter().all(|directory| directory.exists()),
-            "a directory of somebody else's was deleted"
+            "a directory of another program was deleted"
         );
     }
 

@@ -1,5 +1,6 @@
-//! What an image offers an executable, read out of its file system and kept beside its disk, for `inspect` and the smoke:
-//! without booting it, without root, once for each digest.
+//! The inventory of an image, which says what the image offers an executable. It is read from the image's file system
+//! and stored beside the disk, for `inspect` and the smoke. This happens once for each digest, without a boot and
+//! without root.
 
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::path::Path;
@@ -22,13 +23,14 @@ use xtask_inspection::inventory;
 use crate::store::{self, DISK, Store};
 use xtask_jobs::{Ui, child};
 
-/// The unpacked disk's name, while it is read. The file is sparse.
+/// The name of the unpacked disk while it is read. The file is sparse.
 const RAW: &str = "inventory.raw";
 
-/// Writes it, where it is not there. What cannot be read is said: the image can be booted all the same.
+/// Writes the inventory if it is missing. If the libraries cannot be read, this is only reported, since the image can
+/// be booted all the same.
 ///
 /// # Errors
-/// Only for a Ctrl-C.
+/// Returns an error only after Ctrl-C.
 pub(crate) fn keep(store: &Store<'_>, image: &Image, directory: &Path) -> Result<()> {
     let made = store::read_manifest(directory).and_then(|manifest| {
         if inventory::read(directory, &manifest).is_none() {
@@ -46,7 +48,8 @@ pub(crate) fn keep(store: &Store<'_>, image: &Image, directory: &Path) -> Result
     }
 }
 
-/// That of the image that a run would boot, where it is in the cache; not of another one of its name.
+/// Returns the inventory of the image that a run would boot, if it is in the cache. Another image of the same name does
+/// not count.
 pub fn of_image(cache: &Cache, image: &Image) -> Option<Inventory> {
     let directory = cache.images().join(image.key(crate::build::SCRIPTS));
     inventory::read(&directory, &store::read_manifest(&directory).ok()?)
@@ -63,7 +66,7 @@ fn make(store: &Store<'_>, image: &Image, directory: &Path, manifest: &Manifest)
     write_private(&directory.join(inventory::FILE), serde_json::to_string(&inventory)?)
 }
 
-/// A disk and what it lies on as one sparse file of nothing but the guest's bytes.
+/// Writes a disk and its backing files to one sparse file, which contains only the guest's bytes.
 pub fn unpack(disk: &Path, raw: &Path, ui: &Ui) -> Result<()> {
     File::create(raw)?;
     let words = ["convert", "-O", "raw"].map(Into::into);
@@ -73,11 +76,11 @@ pub fn unpack(disk: &Path, raw: &Path, ui: &Ui) -> Result<()> {
     Ok(())
 }
 
-/// The partition that has an os-release(5) is the root.
+/// Reads the inventory from the root partition, which is the one with an os-release(5).
 fn of_disk(raw: &Path, source: &str, image: &Image) -> Result<Inventory> {
     for Partition { start, .. } in partitions(raw).context("read its partitions")? {
         let disk = File::open(raw)?;
-        // What is no ext4 (an ESP) is another partition's business.
+        // A partition without an ext4 (an ESP) is not the root.
         let Ok(tree) = Ext4::load(Box::new(From { disk, start })).map(Files) else { continue };
         if tree.read("/etc/os-release").is_some() || tree.read("/usr/lib/os-release").is_some() {
             let inventory = Inventory::of_tree(&tree, source, image.arch.profile().multiarch);
@@ -88,13 +91,13 @@ fn of_disk(raw: &Path, source: &str, image: &Image) -> Result<Inventory> {
     anyhow::bail!("none of its partitions is an ext4 file system with an os-release")
 }
 
-/// Where a partition begins and how long it is, in bytes.
+/// The start and the length of a partition, in bytes.
 pub struct Partition {
     pub start: u64,
     pub bytes: u64,
 }
 
-/// The partitions of a raw disk with a GPT.
+/// Returns the partitions of a raw disk with a GPT.
 pub fn partitions(raw: &Path) -> Result<Vec<Partition>> {
     let sector = LogicalBlockSize::Lb512;
     let disk = GptConfig::new().logical_block_size(sector).open(raw)?;
@@ -104,7 +107,7 @@ pub fn partitions(raw: &Path) -> Result<Vec<Partition>> {
         .collect()
 }
 
-/// A raw disk from some byte on.
+/// A raw disk from the byte `start` on.
 struct From {
     disk: File,
     start: u64,

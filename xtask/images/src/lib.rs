@@ -1,11 +1,13 @@
-//! Images and snapshots in the cache. Images: one directory per content key, made behind a lock, beside, and renamed when whole. [`build`] makes
-//! them from packages, `fetch` brings them from their publisher, and a user's own file stays where it is.
+//! Images and snapshots in the cache. There is one directory for each content key. An image is made beside it, behind
+//! a lock, and renamed when it is complete. [`build`] makes images from packages, `fetch` downloads them from their
+//! publisher, and a user's own file stays in its place.
 //!
 //! ```text
-//! images/<key>/disk           read-only, and manifest.json
-//! images/<key>.building/      what is being built, or deleted; of a dead run the next build deletes it
-//! images/<key>.fetching/      what is being fetched; of a dead run the next one goes on with it
-//! images/<key>.lock           held by whoever makes or deletes it, or says that a run uses it
+//! images/<key>/disk           the disk, read-only; manifest.json is beside it
+//! images/<key>.building/      an image that is being built; if its run died, the next build deletes it
+//! images/<key>.deleting/      an image that is being deleted; if its run died, the next build deletes it
+//! images/<key>.fetching/      an image that is being fetched; if its run died, the next fetch resumes it
+//! images/<key>.lock           held while a process makes or deletes the image, or records that a run uses it
 //! ```
 
 pub mod build;

@@ -1,5 +1,5 @@
-//! An image that is not in the cache: built or fetched beside its place, looked at, and renamed when whole. Whoever calls
-//! holds its lock.
+//! Makes an image that is not in the cache. It is built or fetched beside its place, examined, and renamed when it is
+//! complete. The caller holds the image's lock.
 
 use std::path::Path;
 
@@ -18,7 +18,7 @@ use crate::fetch::{self, FetchRequest, RetryPolicy};
 use crate::store::{self, DISK, ReadyImage, Store};
 use crate::{build, probe};
 
-/// What was made, and is not in its place yet.
+/// An image that was made and is not in its place yet.
 pub(crate) struct Made {
     /// The disk's format, and the size of the guest's disk.
     pub(crate) disk: (Format, u64),
@@ -27,7 +27,7 @@ pub(crate) struct Made {
     pub(crate) contents: Option<Contents>,
 }
 
-/// From packages.
+/// Builds an image from packages.
 pub(crate) fn build(store: &Store<'_>, image: &Image, recipe: &Recipe, key: &str) -> Result<ReadyImage> {
     store.collect_dead_builds(key)?;
     let beside = store.directory(&format!("{key}.building"));
@@ -60,7 +60,7 @@ fn build_in(
     finish(store, image, beside, key, Made { disk, sha256, source, contents: Some(contents) })
 }
 
-/// The log of the step that failed, for whoever wants all of it.
+/// Keeps the log of the step that failed. Returns a sentence that names it.
 fn keep_log(store: &Store<'_>, key: &str, beside: &Path) -> String {
     let kept = store.directory(&format!("{key}.failed.log"));
     let logs = ["convert.log", "assemble.log", "root.tar.log", "tools.tar.log"];
@@ -71,7 +71,7 @@ fn keep_log(store: &Store<'_>, key: &str, beside: &Path) -> String {
     }
 }
 
-/// From its publisher. What has come stays for the next attempt.
+/// Fetches an image from its publisher. Bytes that have arrived stay for the next attempt.
 pub(crate) fn fetch(
     store: &Store<'_>,
     image: &Image,
@@ -79,20 +79,20 @@ pub(crate) fn fetch(
     key: &str,
     retry_policy: RetryPolicy,
 ) -> Result<ReadyImage> {
-    // Asked for now, since it is needed when hundreds of megabytes have come.
+    // A missing qemu-img is reported now, and not after hundreds of megabytes were downloaded.
     tools::require("qemu-img")?;
     let beside = store.directory(&format!("{key}.fetching"));
     make_own_dir(&beside)?;
     let target = beside.join(DISK);
     let wanted = FetchRequest { source: download, target: &target, retry_policy };
     let fetched = fetch::fetch(&wanted, store.ui).inspect_err(|_| {
-        // Where nothing has come nothing is kept; where something has, this fails, as it should.
+        // This deletes an empty directory only: bytes that have arrived stay.
         remove_if_empty(&beside);
     })?;
     let disk = match probe::examine(&target, image, store.ui)? {
         Ok(disk) => disk,
         Err(no_disk) => {
-            // It has the digest that was asked for, and is no disk all the same: nothing to go on with.
+            // The file has the requested digest and still is no disk, so there is nothing to resume.
             crate::discard::discard(&beside, store.ui)?;
             return Err(no_disk);
         }
@@ -101,7 +101,7 @@ pub(crate) fn fetch(
     Ok(ReadyImage { how: "fetched", ..finish(store, image, &beside, key, made)? })
 }
 
-/// Makes it read-only, writes its manifest, flushes both to the disk, and renames the directory.
+/// Makes the disk read-only, writes the manifest, syncs both, and renames the directory.
 pub(crate) fn finish(
     store: &Store<'_>,
     image: &Image,

@@ -1,4 +1,4 @@
-//! What a disk image is, asked of qemu-img before anything boots from it.
+//! Asks qemu-img about a disk image before anything boots from it.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -15,7 +15,7 @@ use xtask_core::limits;
 
 use xtask_jobs::{Ui, child};
 
-/// What `qemu-img info` says of a file (qemu-img(1)).
+/// The output of `qemu-img info` (qemu-img(1)).
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 struct Info {
@@ -27,16 +27,17 @@ struct Info {
     format_specific: serde_json::Value,
 }
 
-/// The format of a disk that stands alone, and its size.
+/// Returns the format and the size of a disk that needs no other file.
 ///
 /// # Errors
-/// Where it cannot be read, or is no such disk.
+/// Returns an error if the disk cannot be read, or is no such disk.
 pub(crate) fn look_at(disk: &Path, image: &Image, ui: &Ui) -> Result<(Format, u64)> {
     examine(disk, image, ui)?
 }
 
-/// As [`look_at`]; the inner error is that of a file that is no disk to boot from, whatever its digest. A qcow2 file can name
-/// others of this host as its backing or its data, and to qemu-img whatever is nothing else is a raw disk: a login page too.
+/// Does the same as [`look_at`]. The inner error is for a file that is no bootable disk, regardless of its digest. A
+/// qcow2 file can name other files of this host as its backing file or its data file. qemu-img takes every file of
+/// unknown format for a raw disk, even a login page.
 pub(crate) fn examine(disk: &Path, image: &Image, ui: &Ui) -> Result<Result<(Format, u64)>> {
     let words = ["info", "--output=json", "-U"].map(OsString::from);
     let arguments: Vec<_> = words.into_iter().chain([disk.as_os_str().to_owned()]).collect();
@@ -54,7 +55,8 @@ pub(crate) fn examine(disk: &Path, image: &Image, ui: &Ui) -> Result<Result<(For
     }))
 }
 
-/// The last two bytes of the first sector, which an MBR has, and a GPT's protective one (UEFI 2.10, 5.2).
+/// Checks the last two bytes of the first sector for the signature of an MBR. A GPT has a protective MBR (UEFI 2.10,
+/// 5.2).
 fn has_partitions(disk: &Path) -> bool {
     let mut sector = [0; 512];
     let read = File::open(disk).and_then(|mut file| file.read_exact(&mut sector));

@@ -1,4 +1,5 @@
-//! `cargo xtask image prune`: what nobody needs any more. Never what a run uses.
+//! `cargo xtask image prune` deletes images and snapshots that are not needed any more. It never deletes what a run
+//! uses.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -18,10 +19,10 @@ use xtask_core::snapshot::{FORMAT, Ingredients, SnapshotManifest};
 use crate::snapshots::{self, Found};
 use crate::store::{CachedImage, FETCHING, Store, name_of};
 
-/// Seconds of a day.
+/// The number of seconds in a day.
 const DAY: u64 = 24 * 60 * 60;
 
-/// Something to delete, and why.
+/// A deletion, and the reason for it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct Deletion {
     key: String,
@@ -29,29 +30,29 @@ pub(crate) struct Deletion {
     reason: String,
 }
 
-/// What the choice looks at: an image, or a snapshot.
+/// An image or a snapshot that may be deleted.
 #[derive(Debug, Clone)]
 struct Candidate {
     key: String,
     bytes: u64,
     idle_seconds: u64,
     used: bool,
-    /// Why it goes whatever is asked.
+    /// The reason to delete it regardless of the arguments, if there is one.
     against: Option<&'static str>,
-    /// What a snapshot locks while it is deleted, and the image that it lies on; `None` of an image.
+    /// The additional facts about a snapshot; `None` for an image.
     snapshot: Option<OfSnapshot>,
 }
 
-/// What tells a snapshot from an image.
+/// The facts that only a snapshot has. `lock` is the key that is locked while the snapshot is deleted.
 #[derive(Debug, Clone, Default)]
 struct OfSnapshot {
     directory: PathBuf,
     lock: String,
-    /// The key of its image, where that is in the cache.
+    /// The key of the image below the snapshot, if that is in the cache.
     image: Option<String>,
 }
 
-/// Deletes what the arguments say; returns what was deleted, or would be.
+/// Deletes what the arguments select. Returns what was deleted, or would be.
 pub(crate) fn prune(store: &Store<'_>, args: &PruneArgs, named: &[String]) -> Result<Vec<Deletion>> {
     if !args.dry_run {
         store.collect_dead_builds("")?;
@@ -110,7 +111,8 @@ impl Candidate {
         })
     }
 
-    /// Whether it is gone: between the listing and the lock a run may have taken it.
+    /// Deletes the candidate. Returns whether this call deleted it, since a run may have taken it between the listing
+    /// and the lock.
     fn delete(&self, store: &Store<'_>) -> Result<bool> {
         let Some(OfSnapshot { directory, lock, .. }) = &self.snapshot else {
             let _lock = store.lock(&self.key)?;
@@ -135,8 +137,8 @@ impl Candidate {
     }
 }
 
-/// Why a snapshot is deleted whatever is asked, if it is: of an image or a QEMU that is not there any more, or found changed. Each is
-/// made again in a minute.
+/// Returns the reason to delete a snapshot regardless of the arguments, if there is one: it is damaged or of another
+/// version, its image or its QEMU is gone, or a newer snapshot replaces it. A snapshot can be made again in a minute.
 fn against(store: &Store<'_>, found: &Found, all: &[Found]) -> Result<Option<&'static str>> {
     Ok(Some(match &found.manifest {
         _ if !found.users.is_empty() => return Ok(None),
@@ -158,19 +160,19 @@ fn against(store: &Store<'_>, found: &Found, all: &[Found]) -> Result<Option<&'s
     }))
 }
 
-/// Whether a newer snapshot is of the same image and domain, and of another seed, firmware, QEMU or libvirt: those of now, as this one's
-/// were those of then.
+/// Whether `other` is a newer snapshot of the same image and domain. The two differ in the seed, the firmware, QEMU or
+/// libvirt, and the newer one has the current ones.
 fn is_replaced(snapshot: &SnapshotManifest, other: &Found) -> bool {
     let Some(other) = &other.manifest else { return false };
     let machine = |snapshot: &SnapshotManifest| {
         let Ingredients { image, domain, payload_bytes, .. } = &snapshot.ingredients;
         (image.clone(), domain.clone(), *payload_bytes)
     };
-    // RFC 3339 in UTC: in the order of time.
+    // Times in RFC 3339 and in UTC sort in the order of time.
     machine(snapshot) == machine(other) && snapshot.made_at < other.made_at
 }
 
-/// Whether the image that a snapshot lies on is still where it was, and the same.
+/// Whether the image below a snapshot is still in its place and unchanged.
 fn has_image(store: &Store<'_>, made_of: &Ingredients) -> Result<bool> {
     let path = &made_of.image_path;
     if !path.exists() {
@@ -184,19 +186,21 @@ fn has_image(store: &Store<'_>, made_of: &Ingredients) -> Result<bool> {
     Ok(digest.is_some_and(|digest| digest == made_of.image))
 }
 
-/// Whether the QEMU that saved it is the one that is found. Where none is, it may come back.
+/// Whether the QEMU that saved the snapshot is the installed one. If none is installed, the answer is yes, since it may
+/// come back.
 fn has_emulator(store: &Store<'_>, snapshot: &SnapshotManifest) -> Result<bool> {
     let Some(emulator) = tools::find(snapshot.arch.profile().emulator) else { return Ok(true) };
     Ok(store.remembered_digest(&emulator, Algorithm::Sha256)? == snapshot.ingredients.emulator)
 }
 
-/// Asked for, or nothing else was.
+/// Whether to delete images that the catalogue does not name: the user asked for it, or gave no other criterion.
 fn unnamed_too(args: &PruneArgs) -> bool {
     args.unnamed || args.older_than.is_none() && args.keep.is_none()
 }
 
-/// What goes, images first, and why: what something speaks against, what was not used for long, and then, until the rest fits, the
-/// longest unused; a snapshot before the image that it lies on, and never without it.
+/// Chooses what to delete, with the reasons: first, everything with a reason of its own and everything that was not
+/// used for long; then, until the rest fits, the longest unused. A snapshot is deleted before its image, and an image
+/// never without its snapshots. The result lists images first.
 fn choose<'a>(candidates: &'a [Candidate], args: &PruneArgs) -> Vec<(&'a Candidate, String)> {
     let mut to_delete: BTreeMap<usize, String> = BTreeMap::new();
     let mut free: Vec<usize> = (0..candidates.len()).filter(|at| !candidates[*at].used).collect();
@@ -230,7 +234,7 @@ fn add_snapshots_of_deleted_images(candidates: &[Candidate], to_delete: &mut BTr
     }
 }
 
-/// Parts of downloads that the catalogue does not name: nobody goes on with them.
+/// Deletes partial downloads that the catalogue does not name, since no run will resume them.
 fn abandoned_downloads(store: &Store<'_>, dry_run: bool, named: &[String]) -> Result<Vec<Deletion>> {
     let mut found = Vec::new();
     for directory in directories(&store.cache.images()).into_iter().filter(|directory| is_own(directory)) {
@@ -293,7 +297,7 @@ mod tests {
         assert_eq!(chosen(&none), always);
         let old = PruneArgs { older_than: Some(30), ..none.clone() };
         assert_eq!(chosen(&old), ["idle", "unnamed", "idle snapshot", "snapshot of unnamed"]);
-        // 2700 MiB are left by then: three images and three snapshots.
+        // After the unnamed ones, 2700 MiB are left: three images and three snapshots.
         assert_eq!(chosen(&keep(2700)), always);
         assert_eq!(
             chosen(&keep(2600)),

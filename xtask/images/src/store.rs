@@ -1,4 +1,4 @@
-//! The cache's directory of images: locks, manifests, digests, and which image a run uses.
+//! The cache's directory of images: locks, manifests, digests, and the runs that use an image.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -21,13 +21,13 @@ use xtask_jobs::Ui;
 
 /// The manifest's name in an image's directory.
 const MANIFEST: &str = "manifest.json";
-/// Endings of what is no image: being built, being deleted, being fetched.
+/// The endings of directories that are no images: an image is being built, deleted or fetched in them.
 const BUILDING: &str = ".building";
 const DELETING: &str = ".deleting";
 pub(crate) const FETCHING: &str = ".fetching";
-/// Its time is when the image or the snapshot was last used.
+/// A file whose modification time is the time of the last use of the image or the snapshot.
 const USED: &str = "used";
-/// Digests of the users' own files.
+/// The file with the digests of the users' own files.
 const REMEMBERED: &str = "own-files.json";
 
 /// The disk's name in its directory.
@@ -36,33 +36,30 @@ pub(crate) const DISK: &str = "disk";
 /// An image that can be booted.
 #[derive(Debug, Clone)]
 pub struct ReadyImage {
-    /// The file, read-only.
+    /// The image's file, which is read-only.
     pub disk: PathBuf,
-    /// Its format.
     pub format: Format,
     /// The size of the guest's disk.
     pub virtual_bytes: u64,
     /// SHA-256 of the file.
     pub digest: Digest,
-    /// Where it came from, for the report.
+    /// The source of the image, for the report.
     pub source: String,
-    /// For a person: cached, built, fetched.
+    /// How the image was obtained, for messages: cached, built, fetched.
     pub how: &'static str,
 }
 
-/// What an overlay lies on.
+/// The disk below an overlay.
 #[derive(Debug, Clone)]
 pub struct Base {
-    /// The file.
     pub disk: PathBuf,
-    /// Its format.
     pub format: Format,
     /// The size of the guest's disk.
     pub virtual_bytes: u64,
 }
 
 impl ReadyImage {
-    /// As an overlay sees it.
+    /// Returns the disk, as the base of an overlay.
     pub fn base(&self) -> Base {
         Base { disk: self.disk.clone(), format: self.format, virtual_bytes: self.virtual_bytes }
     }
@@ -73,13 +70,13 @@ impl ReadyImage {
     }
 }
 
-/// The images of one cache, and how one speaks to whoever waits for them.
+/// The images of one cache, and the screen that shows waits.
 pub struct Store<'a> {
     pub cache: &'a Cache,
     pub ui: &'a Ui,
-    /// Use no network.
+    /// Whether the network is forbidden.
     pub offline: bool,
-    /// Who uses the images that are asked for.
+    /// The run that uses the requested images.
     pub run: Option<&'a RunDir>,
 }
 
@@ -88,7 +85,7 @@ pub struct Store<'a> {
 pub struct CachedImage {
     pub key: String,
     pub directory: PathBuf,
-    /// `None` where it cannot be read: of an older version, or damaged.
+    /// `None` if the manifest cannot be read: it is of an older version, or damaged.
     pub manifest: Option<Manifest>,
     /// Seconds since it was last used.
     pub idle_seconds: u64,
@@ -97,31 +94,32 @@ pub struct CachedImage {
 }
 
 impl Store<'_> {
-    /// The directory of one image, or of one that is being made.
+    /// Returns the directory of an image, or of an image that is being made.
     pub fn directory(&self, name: &str) -> PathBuf {
         self.cache.images().join(name)
     }
 
-    /// Nobody else makes or deletes this image while it is held.
+    /// Locks an image. While the lock is held, no other process makes or deletes the image.
     pub fn lock(&self, key: &str) -> Result<File> {
         make_private_dir(&self.cache.images())?;
         let path = self.directory(&format!("{key}.lock"));
         wait_for_lock(&path, self.ui, |_| self.ui.tick("another run is making this image"))
     }
 
-    /// A file's digest, with a sign of life.
+    /// Returns a file's digest, and shows the progress.
     pub fn digest(&self, path: &Path, algorithm: Algorithm) -> Result<Digest> {
         algorithm.of_file(path, |read, total| {
             self.ui.tick(&format!("hashing, {} of {}", human_bytes(read), human_bytes(total)))
         })
     }
 
-    /// A digest that is taken again only where the file has been touched.
+    /// Returns a file's digest, which is remembered. The file is hashed again only if its size, inode or modification
+    /// time has changed.
     pub fn remembered_digest(&self, path: &Path, algorithm: Algorithm) -> Result<Digest> {
         let memory = self.directory(REMEMBERED);
         make_private_dir(&self.cache.images())?;
         let known = fs::read(&memory).ok().and_then(|text| serde_json::from_slice(&text).ok());
-        // Only a memory: where it cannot be read, the file is hashed again.
+        // If the remembered digests cannot be read, the file is hashed again.
         let mut known: BTreeMap<String, (Stamp, Digest)> = known.unwrap_or_default();
         let name = format!("{} {}", algorithm.name(), path.display());
         let stamp = Stamp::of(path)?;
@@ -134,7 +132,7 @@ impl Store<'_> {
         Ok(digest)
     }
 
-    /// Every image, by key. A directory that neither is one nor was made here is left alone.
+    /// Returns every image, sorted by key. A directory that is no image and was not made here is left out.
     pub fn kept(&self) -> Vec<CachedImage> {
         let mut kept = Vec::new();
         for directory in directories(&self.cache.images()) {
@@ -151,8 +149,8 @@ impl Store<'_> {
         kept
     }
 
-    /// Deletes the image, if it is there. Aside first: a directory that is being deleted is no image any more. Whoever
-    /// calls holds its lock.
+    /// Deletes the image if it exists. The directory is renamed first: a directory that is being deleted is no image
+    /// any more. The caller holds the image's lock.
     pub(crate) fn remove(&self, key: &str) -> Result<()> {
         let (directory, aside) = (self.directory(key), self.directory(&format!("{key}{DELETING}")));
         if aside.exists() {
@@ -165,7 +163,8 @@ impl Store<'_> {
         Ok(())
     }
 
-    /// Ends and deletes what builds that were killed left, that of `own`, whose lock the caller holds, too.
+    /// Ends the processes of builds that were killed, and deletes their directories. This includes the build of `own`,
+    /// whose lock the caller holds.
     pub(crate) fn collect_dead_builds(&self, own: &str) -> Result<()> {
         for directory in directories(&self.cache.images()).into_iter().filter(|path| is_own(path)) {
             let name = name_of(&directory);
@@ -176,7 +175,7 @@ impl Store<'_> {
             if lock.is_none() && key != own {
                 continue;
             }
-            // The kernel tells mmdebstrap, which may take its time.
+            // The kernel sends SIGTERM to mmdebstrap when its run dies, but mmdebstrap may need some time to end.
             let processes = end_processes(&directory)?;
             self.ui.line(&format!("collected {name}, whose run died: {processes} process(es) ended"));
             crate::discard::discard(&directory, self.ui)?;
@@ -184,7 +183,7 @@ impl Store<'_> {
         Ok(())
     }
 
-    /// An error where a run uses the image.
+    /// Returns an error if a run uses the image.
     pub fn refuse_used(&self, key: &str) -> Result<()> {
         let users = runs::users_of(self.cache, &self.directory(key));
         if !users.is_empty() {
@@ -198,7 +197,7 @@ impl Store<'_> {
     }
 }
 
-/// Writes it beside and renames it.
+/// Writes the manifest to a file beside it, which is renamed.
 pub(crate) fn write_manifest(directory: &Path, manifest: &Manifest) -> Result<()> {
     let (path, beside) = (directory.join(MANIFEST), directory.join("manifest.json.new"));
     write_private(&beside, serde_json::to_string_pretty(manifest)?)?;
@@ -206,7 +205,7 @@ pub(crate) fn write_manifest(directory: &Path, manifest: &Manifest) -> Result<()
     Ok(fs::rename(&beside, &path)?)
 }
 
-/// What stands beside the disk.
+/// Reads the manifest, which is beside the disk.
 pub fn read_manifest(directory: &Path) -> Result<Manifest> {
     let path = directory.join(MANIFEST);
     let remedy = || format!("delete {} and run again", directory.display());
@@ -214,17 +213,17 @@ pub fn read_manifest(directory: &Path) -> Result<Manifest> {
     serde_json::from_slice(&text).with_context(|| format!("parse {}", path.display())).with_context(remedy)
 }
 
-/// It was used now.
+/// Records that the image or the snapshot was used now.
 pub(crate) fn touch(directory: &Path) -> Result<()> {
     write_private(&directory.join(USED), "")
 }
 
-/// The name of an image's or a snapshot's directory.
+/// Returns the name of an image's or a snapshot's directory.
 pub(crate) fn name_of(directory: &Path) -> String {
     directory.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
-/// Waits for a lock. `waiting` is told for how long so far, and may end it.
+/// Waits for a lock. `waiting` gets the time so far, and may end the wait with an error.
 pub(crate) fn wait_for_lock(path: &Path, ui: &Ui, waiting: impl Fn(Duration) -> Result<()>) -> Result<File> {
     let started = Instant::now();
     loop {
@@ -237,14 +236,14 @@ pub(crate) fn wait_for_lock(path: &Path, ui: &Ui, waiting: impl Fn(Duration) -> 
     }
 }
 
-/// Since it was used last. What is not known counts as just now: nothing is pruned for it.
+/// Returns the seconds since the last use. An unknown time counts as now, so that nothing is pruned because of it.
 pub(crate) fn idle_seconds(directory: &Path) -> u64 {
-    // Nothing where the file does not exist, or was written in the future.
+    // `None` if the file does not exist, or if its time is in the future.
     let since = |name: &str| directory.join(name).metadata().ok()?.modified().ok()?.elapsed().ok();
     since(USED).or_else(|| since(MANIFEST)).map_or(0, |since| since.as_secs())
 }
 
-/// fsync(2), of directories too.
+/// Syncs files and directories (fsync(2)).
 pub(crate) fn flush(paths: &[&Path]) -> Result<()> {
     for path in paths {
         fs::File::open(path)?.sync_all()?;
@@ -252,8 +251,8 @@ pub(crate) fn flush(paths: &[&Path]) -> Result<()> {
     Ok(())
 }
 
-/// Whether a directory's name has the form of an image's key, `NAME-ARCH-0123456789abcdef`. A copy that somebody made
-/// beside it has our marker too, and another name; so has what is being made or deleted.
+/// Whether a directory's name has the form of an image's key, `NAME-ARCH-0123456789abcdef`. A user's copy beside the
+/// image has our marker too, but another name. The same holds for an image that is being made or deleted.
 fn has_form_of_key(name: &str) -> bool {
     let hash = name.rsplit_once('-').map_or("", |(_, hash)| hash);
     hash.len() == 16 && hash.chars().all(|c| c.is_ascii_hexdigit())

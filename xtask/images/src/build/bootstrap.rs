@@ -1,5 +1,6 @@
-//! mmdebstrap: a distribution's tree out of its packages, as a tar file. In memory where there is enough of it, and where
-//! the guest's programs would be emulated, with this host's own tools in their place while packages are configured.
+//! Runs mmdebstrap, which makes a distribution's tree from its packages, as a tar file. The tree is in memory if there
+//! is enough of it. If the guest's programs would be emulated, this host's own tools replace them while packages are
+//! configured.
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -16,50 +17,54 @@ use super::{run, sources};
 use crate::store::Store;
 use xtask_jobs::child::Job;
 
-/// Downloads, and takes compression off, beside what mmdebstrap does.
+/// Downloads and decompresses packages while mmdebstrap runs.
 pub(super) const AHEAD: &str = include_str!("ahead.sh");
-/// Takes the compression off packages.
+/// Decompresses packages.
 pub(super) const STORE: &str = include_str!("store.sh");
-/// Leaves what maintainer scripts have made to jobs beside them.
+/// Runs work of maintainer scripts in background jobs, if the scripts do not read its results.
 pub(super) const LATER: &str = include_str!("later.sh");
-/// Waits for the jobs, and takes away what the two above made.
+/// Waits for the jobs, and deletes what [`AHEAD`] and [`LATER`] made.
 pub(super) const FINISH: &str = include_str!("finish.sh");
-/// Puts native tools in the place of emulated ones, in the tree that has not been configured yet.
+/// Replaces emulated tools with native ones, in the tree that is not configured yet.
 pub(super) const ACCELERATE: &str = include_str!("accelerate.sh");
-/// Runs in the new tree, before it is packed.
+/// Runs in the new tree before it is packed.
 pub(super) const CUSTOMIZE: &str = include_str!("customize.sh");
-/// Makes the initramfs, out of the guest's own programs.
+/// Makes the initramfs from the guest's own programs.
 pub(super) const INITRAMFS: &str = include_str!("initramfs.sh");
 /// Puts the guest's own tools back.
 pub(super) const RESTORE: &str = include_str!("restore.sh");
-/// What maintainer scripts call, and the initramfs' making, with what these packages need.
+/// The packages with the tools that maintainer scripts and update-initramfs call, and their dependencies.
 pub(super) const TOOLS: &str = "bash,coreutils,cpio,dash,debianutils,diffutils,dpkg,findutils,grep,gzip,hostname,init-system-helpers,kmod,\
                      libc-bin,mawk,openssh-client,openssl,passwd,perl-base,python3-minimal,sed,tar,util-linux,xz-utils,zstd";
 
-/// Memory for a tree and its packages, and what must be available for that: the rest of the machine wants some too.
+/// The size of the tmpfs for a tree and its packages.
 const TMPFS: &str = "3g";
+/// Bytes of memory that must be available for the tmpfs. The rest of the machine needs some memory too.
 const MEMORY_FOR_TMPFS: u64 = 5 << 30;
 
-/// Mounts memory for mmdebstrap's tree, in the mount namespace that was made for it. $1 where, $2 how much, then the command.
+/// Mounts a tmpfs for mmdebstrap's tree, in the mount namespace that was made for it. $1 is the mount point, $2 the
+/// size, and the rest is the command.
 const IN_MEMORY: &str = r#"mount -t tmpfs -o "size=$2,mode=755" tmpfs "$1" && TMPDIR=$1 && export TMPDIR && shift 2 && exec "$@""#;
-/// The same from within mmdebstrap's user namespace: its setup hook, with the tree of a few files as $1.
+/// Does the same within mmdebstrap's user namespace, as its setup hook. $1 is the tree, which has only a few files yet.
 const IN_MEMORY_AS_USER: &str = r#"mount --no-mtab -t tmpfs -o "size=$IOT_TMPFS,mode=755" tmpfs /mnt && cp -a "$1/." /mnt/ && mount --no-mtab --move /mnt "$1""#;
 
-/// mmdebstrap's own hooks for a /usr that holds /bin and /lib. The second one calls apt once more, for one package.
+/// The directory with mmdebstrap's own hooks for a /usr that contains /bin and /lib. The second hook calls apt once
+/// more, for one package.
 const MERGED_USR: &str = "/usr/share/mmdebstrap/hooks/merged-usr";
-/// The essential hook before apt installs the rest: what is downloaded ahead is there, or will not be.
+/// The essential hook that runs before apt installs the rest. It waits until the download ahead is complete or has
+/// failed.
 const DOWNLOADED: &str = r#"while [ -e "$1/.ahead/go" ] && [ ! -e "$1/.ahead/linked" ] && ! flock -n "$1/.ahead/worker" true; do sleep 0.02; done"#;
 
-/// How a build runs.
+/// The speed of a build.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Speed {
-    /// As fast as this host allows.
+    /// The build is as fast as this host allows.
     Full,
-    /// mmdebstrap as anybody would call it: what the bench compares with.
+    /// The build runs plain mmdebstrap, with which the bench compares.
     Plain,
 }
 
-/// Packs the tree as `root.tar` in `directory`.
+/// Makes the image's tree and packs it as `root.tar` in `directory`.
 pub fn bootstrap(
     store: &Store<'_>,
     directory: &Path,
@@ -74,7 +79,7 @@ pub fn bootstrap(
         call.words.push(format!("--hook-dir={MERGED_USR}"));
         return call.make(store, directory);
     }
-    // What the directory's other hook installs.
+    // The directory's other hook would install this package.
     call.words.push("--include=usr-is-merged".to_owned());
     call.words.push(format!("--setup-hook={MERGED_USR}/setup00.sh"));
     call.memory = in_memory(store);
@@ -84,7 +89,7 @@ pub fn bootstrap(
         call.words.push(format!("--essential-hook={DOWNLOADED}"));
     }
     call.words.push(format!("--extract-hook={LATER}"));
-    // The kernel's installation would make an initramfs that the last step makes again.
+    // The kernel's installation would make an initramfs, which the last step makes again.
     call.environment.push(("INITRD", "No".to_owned()));
     call.environment.push(("IOT_LAYOUT", name_of(&recipe.layout)));
     call.environment.push(("IOT_LOGIN_USER", image.login_user.clone()));
@@ -110,8 +115,8 @@ pub fn bootstrap(
     call.make(store, directory)
 }
 
-/// Whether this process can have mounts that nobody else sees. Not in a chroot whose root is no mount of its own: unshare(1)
-/// makes `/` private first, and there is no such mount to change (mount(2), EINVAL).
+/// Whether this process can have mounts that no other process sees. In a chroot whose root is not a mount point, it
+/// cannot: unshare(1) makes `/` private first, and there is no such mount to change (mount(2), EINVAL).
 pub(super) fn can_have_own_mounts() -> bool {
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     root_is_a_mount(&mounts)
@@ -121,7 +126,8 @@ fn root_is_a_mount(mountinfo: &str) -> bool {
     mountinfo.lines().any(|line| line.split(' ').nth(4) == Some("/"))
 }
 
-/// How much of this host's memory the tree may have; `None` where there is too little, or where it cannot be mounted.
+/// Returns how much of this host's memory the tree may use; `None` if there is too little, or if memory cannot be
+/// mounted.
 pub(super) fn in_memory(store: &Store<'_>) -> Option<&'static str> {
     if !can_have_own_mounts() {
         store.ui.note("building on the disk, which is slower: / is not a mount point here");
@@ -134,10 +140,10 @@ pub(super) fn in_memory(store: &Store<'_>) -> Option<&'static str> {
     enough.then_some(TMPFS)
 }
 
-/// Where Debian keeps libraries, each architecture's in a directory of its own.
+/// Debian's directory of libraries, which has a subdirectory for each architecture.
 const LIBRARIES: &str = "/usr/lib/";
 
-/// A directory in `own` whose path is as long as [`LIBRARIES`].
+/// Returns a directory in `own` whose path is as long as [`LIBRARIES`].
 fn same_length(own: &str) -> String {
     let name = "l".repeat(LIBRARIES.len() - own.len() - 1);
     format!("{own}{name}/")
@@ -147,11 +153,11 @@ fn same_length(own: &str) -> String {
 struct Call<'a> {
     arch: VmArchitecture,
     suite: &'a str,
-    /// The tar file's name in the directory.
+    /// The name of the tar file in the directory.
     output: &'static str,
     words: Vec<String>,
     environment: Vec<(&'static str, String)>,
-    /// How much memory the tree may have.
+    /// The size of the tmpfs for the tree; `None` if the tree is on the disk.
     memory: Option<&'static str>,
 }
 
@@ -160,7 +166,7 @@ impl<'a> Call<'a> {
         Self { arch, suite, output, words: Vec::new(), environment: Vec::new(), memory: None }
     }
 
-    /// Hooks that put the tools of `host` in the place of the guest's.
+    /// Adds the hooks that replace the guest's tools with those of `host`.
     fn accelerate(&mut self, host: VmArchitecture, guest: VmArchitecture, tools: &Path) {
         let (directory, file) = host.profile().loader;
         let other = directory.replace("lib", "acc");
@@ -178,7 +184,7 @@ impl<'a> Call<'a> {
         ]);
     }
 
-    /// Runs it; its log is beside its output.
+    /// Runs mmdebstrap. The log is beside the output.
     fn make(self, store: &Store<'_>, directory: &Path) -> Result<()> {
         let root = rustix::process::geteuid().is_root();
         let mut environment = sources::proxies(store.ui)?;
@@ -188,7 +194,7 @@ impl<'a> Call<'a> {
         arguments.extend([OsString::from(self.suite), directory.join(self.output).into()]);
         let sources = sources::debian_sources(self.suite, store.ui)?;
         if !sources.is_empty() {
-            // In a file: a mirror's address may hold a password too.
+            // The list is in a file, since a mirror's address may contain a password too.
             let list = directory.join("sources.list");
             write_private(&list, sources.join("\n") + "\n")?;
             arguments.push(list.into());
@@ -200,8 +206,8 @@ impl<'a> Call<'a> {
         if root && !can_have_own_mounts() {
             environment.push(("TMPDIR", directory.into()));
         } else if root {
-            // mmdebstrap 1.3 mounts the host's /proc and /sys into the tree, and killed leaves them there. In a mount
-            // namespace of its own they go with its last process, and so does the memory.
+            // mmdebstrap 1.3 mounts the host's /proc and /sys into the tree, and leaves them there if it is killed. In
+            // a mount namespace of its own, they disappear with its last process, and so does the memory.
             let mut words: Vec<OsString> = vec!["--mount".into()];
             if let Some(size) = self.memory {
                 let tree = directory.join("memory");
@@ -209,7 +215,8 @@ impl<'a> Call<'a> {
                 words.extend(["sh", "-c", IN_MEMORY, "sh"].map(OsString::from));
                 words.extend([tree.into(), size.into()]);
             } else {
-                // An ordinary user's tree belongs to ids that may not enter a private directory: there it stays in /tmp.
+                // This is for root only. An ordinary user's tree belongs to ids that may not enter a private directory,
+                // so it stays in /tmp.
                 environment.push(("TMPDIR", directory.into()));
             }
             words.push(program.into());

@@ -1,8 +1,8 @@
-//! A distribution's disk, built from its packages: mmdebstrap makes the tree, the rest makes a disk of it without
-//! loop devices. As root directly, as an ordinary user in a user namespace.
+//! Builds a distribution's disk from its packages: mmdebstrap makes the tree, and the rest makes a disk of it without
+//! loop devices. Root builds directly, an ordinary user in a user namespace.
 //!
-//! [`bootstrap`] calls mmdebstrap, [`sources`] finds the mirror, [`progress`] reads mmdebstrap's log; what runs in the tree are the shell scripts beside this
-//! file, each of which says what it is for.
+//! [`bootstrap`] calls mmdebstrap, [`sources`] finds the mirror, and [`progress`] reads mmdebstrap's log. The shell
+//! scripts beside this file run in the tree. Each says what it is for.
 
 pub mod bootstrap;
 mod progress;
@@ -23,10 +23,10 @@ use bootstrap::Speed;
 use progress::Follower;
 use xtask_jobs::child::{self, Job};
 
-/// Makes the disk out of the packed tree.
+/// Makes the disk from the packed tree.
 const ASSEMBLE: &str = include_str!("assemble.sh");
 
-/// The texts that decide what an image contains: part of its key.
+/// The texts that decide what an image contains. They are a part of its key.
 pub(crate) const SCRIPTS: &[&str] = &[
     bootstrap::AHEAD,
     bootstrap::STORE,
@@ -40,7 +40,7 @@ pub(crate) const SCRIPTS: &[&str] = &[
     ASSEMBLE,
 ];
 
-/// Leaves `disk` and the manifest's raw facts in `directory`; returns where it came from.
+/// Leaves `disk` and the raw facts for the manifest in `directory`. Returns the image's source.
 pub(crate) fn build(store: &Store<'_>, directory: &Path, image: &Image, recipe: &Recipe) -> Result<String> {
     let (name, arch, count) = (&image.name, image.arch, recipe.packages.len());
     let note = format!("building the image {name} for {arch} from {count} packages and their dependencies");
@@ -68,7 +68,7 @@ fn assemble(store: &Store<'_>, directory: &Path, image: &Image, recipe: &Recipe)
         Layout::SystemdBoot => format!("usr/lib/systemd/boot/efi/{}", profile.systemd_boot_file),
         Layout::Grub => profile.grub_file.to_owned(),
     };
-    // mkfs.vfat and sfdisk are called by name in the script, and an ordinary user's PATH does not hold them.
+    // The script calls mkfs.vfat and sfdisk by name, and an ordinary user's PATH does not contain their directories.
     let search = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
     let environment = [
         ("PATH", search),
@@ -86,7 +86,8 @@ fn assemble(store: &Store<'_>, directory: &Path, image: &Image, recipe: &Recipe)
         arguments.push("--mount".into());
     }
     if !rustix::process::geteuid().is_root() {
-        // Root's files become this user's own, the others' subordinate ids: what mke2fs reads is what the guest gets.
+        // Files of root belong to this user, and files of others to subordinate ids. mke2fs then reads the owners that
+        // the guest gets.
         arguments.extend(["--map-root-user", "--map-auto"].map(OsString::from));
     }
     arguments.extend([OsString::from("sh"), script.into(), directory.into()]);
@@ -94,7 +95,7 @@ fn assemble(store: &Store<'_>, directory: &Path, image: &Image, recipe: &Recipe)
     run(store, &Job { program: &unshare, owner: directory, arguments, log, environment })
 }
 
-/// The same for the same image (RFC 9562, version 8).
+/// Returns a UUID that is the same for the same image (RFC 9562, version 8).
 fn uuid(key: &str) -> String {
     let digest = Algorithm::Sha256.of(key.as_bytes());
     let hex = digest.hex();

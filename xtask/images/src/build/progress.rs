@@ -1,10 +1,10 @@
-//! How far a build is, package by package, read out of what mmdebstrap and dpkg say.
+//! Reads the progress of a build, package by package, from the output of mmdebstrap and dpkg.
 
 use std::fs::File;
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
 
-/// Follows a log that grows: how far it is read, and what it has shown so far.
+/// Follows a log that grows: the position up to which it was read, and the progress that it has shown.
 #[derive(Debug, Default)]
 pub(super) struct Follower {
     log: PathBuf,
@@ -22,12 +22,12 @@ impl Follower {
         Self { log: log.to_owned(), ..Self::default() }
     }
 
-    /// One more line of the log.
+    /// Takes one more line of the log.
     fn line(&mut self, line: &str) {
         let first = |text: &str| text.split_whitespace().next().unwrap_or_default().to_owned();
         if let Some((_, rest)) = line.split_once(" upgraded, ") {
-            // Once for the essential packages, once for the others; and once more by each hook that apt 2.6 forks with it
-            // in its buffer.
+            // apt prints this line once for the essential packages and once for the others. Each hook that apt 2.6
+            // forks with the line in its buffer prints it once more.
             if self.plan != line {
                 line.clone_into(&mut self.plan);
                 self.wanted += first(rest).parse().unwrap_or(0);
@@ -45,7 +45,7 @@ impl Follower {
         }
     }
 
-    /// Reads on, and says how far it is. It only informs: a log that cannot be read says nothing.
+    /// Reads the new lines and describes the progress. The text only informs: a log that cannot be read is no error.
     pub(super) fn describe(&mut self) -> String {
         let read = File::open(&self.log).and_then(|mut file| {
             file.seek(SeekFrom::Start(self.read))?;

@@ -1,4 +1,4 @@
-//! Where packages come from: this host's own mirror and proxies, asked of apt.
+//! Finds the sources of packages: this host's own mirror and proxies, as apt reports them.
 
 use std::ffi::OsString;
 
@@ -8,8 +8,8 @@ use xtask_core::limits;
 
 use xtask_jobs::{Ui, child};
 
-/// Debian's mirror as this host itself uses it, for another suite or architecture too. None where the host has none
-/// (Ubuntu, Fedora): mmdebstrap then has a default of its own.
+/// Returns Debian's mirror as this host itself uses it, also for another suite or architecture. The list is empty if
+/// the host has no such mirror (Ubuntu, Fedora). mmdebstrap then uses its own default.
 pub(super) fn debian_sources(suite: &str, ui: &Ui) -> Result<Vec<String>> {
     let Some(apt) = tools::find("apt-get") else { return Ok(Vec::new()) };
     let format = "$(REPO_URI)|$(RELEASE)|$(ORIGIN)|$(CREATED_BY)";
@@ -24,7 +24,7 @@ fn sources_for(index_targets: &str, suite: &str) -> Vec<String> {
     let mirror = |security: bool| {
         let fits = |row: &&Vec<&str>| match row.as_slice() {
             [_, release, origin, "Packages"] => {
-                // Before the first `apt-get update` apt knows no origin; a third party's suite may have the same name.
+                // Before the first `apt-get update`, apt knows no origin. A third party's suite may have the same name.
                 let debians = match *origin {
                     "" => release.split('-').next() == Some(suite),
                     origin => origin == "Debian",
@@ -47,8 +47,8 @@ fn sources_for(index_targets: &str, suite: &str) -> Vec<String> {
     sources
 }
 
-/// This host's own way to the mirror; mmdebstrap's apt reads no configuration of the host's. By the environment, since a
-/// proxy's address may hold a password and a command line is everybody's to read.
+/// Returns this host's proxies for the mirror, since mmdebstrap's apt reads no configuration of the host. They are
+/// passed in the environment, since a proxy's address may contain a password and every user can read a command line.
 pub(super) fn proxies(ui: &Ui) -> Result<Vec<(&'static str, OsString)>> {
     let Some(apt_config) = tools::find("apt-config") else { return Ok(Vec::new()) };
     let arguments = ["dump", "--no-empty", "Acquire"].map(OsString::from);

@@ -1,4 +1,4 @@
-//! The catalogue as `image bump` sees it: one entry read, and the file replaced whole.
+//! The catalogue for `image bump`: reads one entry, and replaces the file in one step.
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -15,38 +15,40 @@ use super::index::{Date, Pattern};
 use super::pin::Pin;
 use super::rewrite;
 
-/// A catalogue's text, and where it stands.
+/// The text of a catalogue, and the path of its file.
 #[derive(Debug)]
 pub(super) struct CatalogueText {
     pub(super) path: PathBuf,
     pub(super) text: String,
 }
 
-/// A downloaded image: where its publisher keeps releases, and what is pinned of them.
+/// A downloaded image: the place of its publisher's releases, and the current pins.
 #[derive(Debug)]
 pub(super) struct BumpEntry {
-    /// Its name in the catalogue.
+    /// The image's name in the catalogue.
     pub(super) name: String,
-    /// The listing of releases; ends in a slash.
+    /// The URL of the listing of releases, which ends in a slash.
     pub(super) index: Url,
     index_text: String,
-    /// How a release's directory is named.
+    /// The pattern of the name of a release's directory.
     pub(super) release: Pattern,
-    /// The list of digests in that directory.
+    /// The name of the list of digests in that directory.
     pub(super) sums: String,
-    /// Its detached signature; `None` where the publisher signs nothing.
+    /// The name of the list's detached signature; `None` if the publisher signs nothing.
     pub(super) signature: Option<String>,
-    /// The publisher's keys; beside the catalogue where the path is relative.
+    /// The file of the publisher's keys. A relative path in the catalogue starts at the catalogue's directory.
     pub(super) keyring: Option<PathBuf>,
-    /// What is pinned now, at least one.
+    /// The current pins, at least one.
     pub(super) pins: Vec<(Pin, Date)>,
 }
 
 impl CatalogueText {
+    /// Reads the catalogue at `path`.
+    ///
     /// # Errors
-    /// A usage error where there is no such file.
+    /// Returns a usage error if there is no such file.
     pub(super) fn load(path: &Path) -> Result<Self> {
-        // What is renamed later is the file, not a link to it.
+        // The rename at the end must replace the file, not a link to it.
         let path = path
             .canonicalize()
             .map_err(|error| Failure::usage(format!("read the catalogue {}: {error}", path.display())))?;
@@ -54,10 +56,11 @@ impl CatalogueText {
         Ok(Self { path, text })
     }
 
-    /// The entry called `name`.
+    /// Returns the entry called `name`.
     ///
     /// # Errors
-    /// A usage error where there is none, with the names that there are, and where it is not downloaded.
+    /// Returns a usage error if there is no such entry, with the names of all entries, or if the image is not
+    /// downloaded. Returns another error if the catalogue or the entry is not valid.
     pub(super) fn entry(&self, name: &str) -> Result<BumpEntry> {
         let images = CatalogueFile::parse(&self.text).map_err(Error::msg);
         let mut images =
@@ -82,21 +85,21 @@ impl CatalogueText {
             .with_context(|| format!("read the entry {name} of {}", self.path.display()))
     }
 
-    /// The text with `pins` in the entry called `name`.
+    /// Returns the text with `pins` in the entry called `name`.
     pub(super) fn with(&self, name: &str, pins: &[Pin]) -> Result<String> {
         rewrite::pins(&self.text, name, pins)
             .with_context(|| format!("rewrite the entry {name} of {}", self.path.display()))
     }
 
-    /// Puts `text` in the file's place, whole or not at all.
+    /// Replaces the file with `text`, completely or not at all.
     ///
     /// # Errors
-    /// Where somebody else wrote the file meanwhile.
+    /// Returns an error if another process wrote the file meanwhile, or if the file cannot be written.
     pub(super) fn replace(&self, text: &str) -> Result<()> {
         let write = || format!("write the catalogue {}", self.path.display());
         ensure!(
             fs::read_to_string(&self.path)? == self.text,
-            "{}: the file changed meanwhile; run again",
+            "{}: another process changed the file meanwhile; run again",
             write()
         );
         let beside = self.path.parent().with_context(write)?;
@@ -137,7 +140,7 @@ fn entry(name: &str, download: &DownloadTable, beside: &Path) -> Result<BumpEntr
 }
 
 impl BumpEntry {
-    /// A pinned file's release, and its name there.
+    /// Returns the release of a pinned file, and the file's name there.
     fn dated<'a>(&self, url: &'a str) -> Result<(Date, &'a str)> {
         let parts = url.strip_prefix(&self.index_text).and_then(|below| below.split_once('/'));
         let (directory, file) =
@@ -151,12 +154,12 @@ impl BumpEntry {
         Ok((date, file))
     }
 
-    /// The address of `file` in the release of `date`.
+    /// Returns the address of `file` in the release of `date`.
     pub(super) fn url(&self, date: &Date, file: &str) -> String {
         format!("{}{}/{file}", self.index_text, self.release.directory(date))
     }
 
-    /// The name that `pin`'s file has in the release of `to`.
+    /// Returns the name of `pin`'s file in the release of `to`.
     pub(super) fn file(&self, pin: &Pin, to: &Date) -> Result<String> {
         let (from, file) = self.dated(&pin.url)?;
         Ok(file.replace(&from.to_string(), &to.to_string()))

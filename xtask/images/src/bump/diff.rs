@@ -1,8 +1,8 @@
-//! What changed between two texts, as `diff -U0` prints it.
+//! Shows the difference between two texts as `diff -U0` does.
 
 use similar::TextDiff;
 
-/// The hunks that make `new` of `old`, below a header that names the file; empty where they are equal.
+/// Returns the hunks that turn `old` into `new`, below a header that names the file; empty if both are equal.
 pub(super) fn unified(name: &str, old: &str, new: &str) -> String {
     TextDiff::from_lines(old, new).unified_diff().context_radius(0).header(name, name).to_string()
 }

@@ -1,4 +1,4 @@
-//! What a publisher's directory listing links to, and which of its dated releases is the newest.
+//! Reads the links of a publisher's directory listing, and finds the newest of its dated releases.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -7,14 +7,14 @@ use anyhow::{Context, Result, ensure};
 use html5gum::{Token, Tokenizer};
 use reqwest::Url;
 
-/// How a dated directory is named: `release-{date}`.
+/// The pattern of the name of a dated directory: `release-{date}`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Pattern {
     before: String,
     after: String,
 }
 
-/// A date as publishers write it, `20260705` or `20260712-2537`; its parts are compared as numbers.
+/// A date as publishers write it, `20260705` or `20260712-2537`. Its parts are compared as numbers.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Date {
     parts: Vec<u64>,
@@ -22,8 +22,10 @@ pub(super) struct Date {
 }
 
 impl Pattern {
+    /// Parses a pattern.
+    ///
     /// # Errors
-    /// Where it is not one name with one `{date}`.
+    /// Returns an error if the text is not one name with one `{date}`.
     pub(super) fn parse(text: &str) -> Result<Self> {
         let parts = text.split_once("{date}").filter(|(_, after)| !after.contains("{date}"));
         let (before, after) = parts.filter(|_| !text.contains('/')).with_context(|| {
@@ -32,19 +34,19 @@ impl Pattern {
         Ok(Self { before: before.to_owned(), after: after.to_owned() })
     }
 
-    /// The date in a directory's name; `None` where it is another directory.
+    /// Returns the date in a directory's name; `None` if the name does not match.
     pub(super) fn date_in(&self, name: &str) -> Option<Date> {
         Date::parse(name.strip_prefix(&self.before)?.strip_suffix(&self.after)?)
     }
 
-    /// The directory of `date`.
+    /// Returns the name of the directory of `date`.
     pub(super) fn directory(&self, date: &Date) -> String {
         format!("{}{date}{}", self.before, self.after)
     }
 }
 
 impl Date {
-    /// Eight digits that can be a day, then what tells one day's releases apart.
+    /// Parses eight digits that can be a day, and the numbers that distinguish the releases of that day.
     fn parse(text: &str) -> Option<Self> {
         let digits = |part: &str| (1..=9).contains(&part.len()) && part.bytes().all(|b| b.is_ascii_digit());
         let parts: Vec<&str> = text.split(['-', '.']).collect();
@@ -63,10 +65,10 @@ impl fmt::Display for Date {
     }
 }
 
-/// The newest release that the listing at `index` links to.
+/// Returns the newest release that the listing at `index` links to.
 ///
 /// # Errors
-/// Where it links to none.
+/// Returns an error if it links to none.
 pub(super) fn newest(listing: &str, index: &Url, pattern: &Pattern) -> Result<Date> {
     let names: Vec<_> = links(listing).iter().filter_map(|link| child(index, link)).collect();
     let newest = names.iter().filter_map(|name| pattern.date_in(name)).max();
@@ -78,8 +80,8 @@ pub(super) fn newest(listing: &str, index: &Url, pattern: &Pattern) -> Result<Da
     })
 }
 
-/// The name of what `link` points to, where that lies directly in `index`: neither the parent, nor the page itself in
-/// another order, nor another host.
+/// Returns the name of the target of `link` if it lies directly in `index`. The parent, the page itself in another
+/// order, and other hosts do not count.
 fn child(index: &Url, link: &str) -> Option<String> {
     let target = index.join(link.trim()).ok()?;
     let path = target.path().strip_prefix(index.path())?;
@@ -88,7 +90,7 @@ fn child(index: &Url, link: &str) -> Option<String> {
     (inside && !name.is_empty() && !name.contains('/')).then(|| name.to_owned())
 }
 
-/// The `href` of each `<a>`, comments left out.
+/// Returns the `href` of each `<a>` outside of comments.
 fn links(html: &str) -> Vec<String> {
     let Ok(tokens) = Tokenizer::new(html).collect::<Result<Vec<_>, Infallible>>();
     let tags = tokens.iter().filter_map(|token| match token {

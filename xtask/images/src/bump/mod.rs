@@ -1,8 +1,8 @@
-//! `cargo xtask image bump`: the newest release of an image, pinned. Publishers keep dated releases for some months; a
-//! pin moves by this command and by nothing else.
+//! `cargo xtask image bump` pins the newest release of an image. Publishers keep dated releases for some months. Only
+//! this command moves a pin.
 //!
-//! Digests come from the publisher's own list, and the list is believed for its signature. Where a publisher signs
-//! nothing, whoever bumps must say `--unsigned`, and is told what that is worth.
+//! Digests come from the publisher's own list, which is trusted because of its signature. If a publisher signs nothing,
+//! the user must pass `--unsigned`, and the output says that only the TLS connection protects the digests.
 
 mod catalogue;
 mod diff;
@@ -30,16 +30,16 @@ use self::remote::Http;
 use self::signature::{Signer, Verifier};
 use xtask_jobs::Ui;
 
-/// Ubuntu's listings have some 100 KiB, Debian's less.
+/// Limits in bytes. Ubuntu's listings have some 100 KiB, Debian's less.
 const MOST_LISTING: u64 = 4 << 20;
 const MOST_SUMS: u64 = 4 << 20;
 const MOST_SIGNATURE: u64 = 1 << 20;
 
-/// Why a list of digests is believed.
+/// The reason to trust a list of digests.
 enum Trust<'a> {
-    /// The signature's name beside the list, and who judges it.
+    /// The name of the signature beside the list, and its verifier.
     Signed(&'a str, Verifier),
-    /// The connection that it came over.
+    /// Only the connection protects the list.
     Connection,
 }
 
@@ -68,7 +68,7 @@ pub(crate) fn run(workspace: &Workspace, args: &BumpArgs, verbosity: Verbosity) 
     if args.json {
         print_json(&newest.outcome(&entry, changed))?;
     } else {
-        // As `git diff` names it where it is in the workspace.
+        // The path is as `git diff` shows it, if the catalogue is in the workspace.
         let name = catalogue.path.strip_prefix(workspace.root()).unwrap_or(&catalogue.path);
         print!("{}", shown(&diff::unified(&name.to_string_lossy(), &catalogue.text, &text)));
     }
@@ -77,7 +77,7 @@ pub(crate) fn run(workspace: &Workspace, args: &BumpArgs, verbosity: Verbosity) 
 }
 
 impl<'a> Trust<'a> {
-    /// Decided, and its tools found, before anything is fetched.
+    /// Decides why the list can be trusted, and finds the tools for that, before anything is fetched.
     fn in_entry(entry: &'a BumpEntry, args: &BumpArgs) -> Result<Self> {
         let name = &entry.name;
         let Some(signature) = &entry.signature else {
@@ -113,13 +113,13 @@ impl<'a> Trust<'a> {
     }
 }
 
-/// There is nobody on the way to this host's own servers.
+/// Whether the server is on this host. Nobody can change the answers of such a server on their way.
 fn is_loopback(url: &Url) -> bool {
     let address = url.host_str().and_then(|host| host.parse::<std::net::Ipv4Addr>().ok());
     address.is_some_and(|address| address.is_loopback())
 }
 
-/// One look at one publisher.
+/// A search for the newest release of one publisher.
 struct Bump<'a> {
     remote: &'a Http<'a>,
     entry: &'a BumpEntry,
@@ -153,7 +153,8 @@ impl Bump<'_> {
             .with_context(|| format!("find the newest release in {}", shown(index.as_str())))
     }
 
-    /// Publishers delete old releases and keep new ones: a listing that ends before the pin is not theirs as it is now.
+    /// Returns an error if the newest release is older than a pin. Publishers delete old releases and keep new ones, so
+    /// a listing that ends before the pin is not current.
     fn refuse_to_go_back(&self, date: &Date) -> Result<()> {
         let Some((pin, from)) = self.entry.pins.iter().find(|(_, from)| from > date) else {
             return Ok(());
@@ -178,7 +179,7 @@ impl Bump<'_> {
             .with_context(|| format!("verify {} by {}", self.entry.sums, shown(&url)))
     }
 
-    /// The same architecture's file in the release of `to`.
+    /// Returns the pin of the same architecture's file in the release of `to`.
     fn pin(&self, old: &Pin, from: &Date, to: &Date, sums: &str) -> Result<Pin> {
         let file = self.entry.file(old, to)?;
         let digest = sums::digest(&self.entry.sums, sums, &file)
@@ -187,16 +188,16 @@ impl Bump<'_> {
         let same = url == old.url && digest == old.digest;
         if from == to && !same {
             eprintln!(
-                "WARNING: release {to} is pinned already for {}, with the digest {}, and its publisher says {digest}",
+                "WARNING: release {to} is already pinned for {} with the digest {}, but its publisher now lists {digest}",
                 old.arch, old.digest
             );
         }
-        // What the same digest is over has the same length.
+        // Files with the same digest have the same length.
         let known = old.bytes.filter(|_| same);
         let bytes = self
             .remote
             .length(&url)
-            .with_context(|| format!("check that {} has the {file} that it lists", self.entry.sums))?
+            .with_context(|| format!("check that the file {file} exists, which {} lists", self.entry.sums))?
             .or(known);
         Ok(Pin { arch: old.arch, url, digest, bytes })
     }
@@ -208,7 +209,7 @@ impl Newest {
         oldest.map_or_else(String::new, ToString::to_string)
     }
 
-    /// What `--json` prints.
+    /// Returns the JSON that `--json` prints.
     fn outcome(&self, entry: &BumpEntry, changed: bool) -> Value {
         let clean = |pin: &Pin| Pin { url: shown(&pin.url), ..pin.clone() };
         json!({

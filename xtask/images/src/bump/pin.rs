@@ -1,4 +1,4 @@
-//! One architecture's file, as it is pinned or is to be.
+//! The current or new pin of one architecture's file.
 
 use serde::Serialize;
 use xtask_core::arch::VmArchitecture;

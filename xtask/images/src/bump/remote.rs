@@ -1,4 +1,4 @@
-//! A publisher's host over HTTPS: small files and the lengths of large ones. What is read has a limit in bytes and in
+//! A publisher's host over HTTPS: small files, and the lengths of large ones. Each read has a limit in bytes and in
 //! time, and Ctrl-C ends it.
 
 use std::error::Error as _;
@@ -13,18 +13,20 @@ use xtask_core::{bail_host, limits};
 use crate::fetch::client;
 use xtask_jobs::Ui;
 
-/// The network.
+/// An HTTPS client, and the runtime that drives it.
 #[derive(Debug)]
 pub(super) struct Http<'a> {
     client: Client,
-    /// Taken when it ends.
+    /// `None` only while the client is being dropped.
     runtime: Option<Runtime>,
     ui: &'a Ui,
 }
 
 impl<'a> Http<'a> {
+    /// Creates the client.
+    ///
     /// # Errors
-    /// A failure of the host where this host trusts no certificate authority.
+    /// Returns a failure of the host if this host trusts no certificate authority.
     pub(super) fn new(ui: &'a Ui) -> Result<Self> {
         let client = client::builder()
             .connect_timeout(limits::PUBLISHER_CONNECT)
@@ -41,7 +43,7 @@ impl<'a> Http<'a> {
         Ok(Self { client, runtime: Some(runtime), ui })
     }
 
-    /// Runs `work` to its end or to Ctrl-C.
+    /// Runs `work` until it ends, or until Ctrl-C.
     fn wait<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
         let runtime = self.runtime.as_ref().context("the network's runtime has ended")?;
         runtime.block_on(async {
@@ -66,7 +68,7 @@ impl<'a> Http<'a> {
         Ok(response)
     }
 
-    /// What is at `url`, at most `limit_bytes`.
+    /// Returns the content at `url`, at most `limit_bytes`.
     pub(super) fn get(&self, url: &str, limit_bytes: u64) -> Result<Vec<u8>> {
         self.wait(async {
             let mut response = self.ask(Method::GET, url).await?;
@@ -84,7 +86,7 @@ impl<'a> Http<'a> {
         })
     }
 
-    /// The length of what is there, where the host tells it.
+    /// Returns the length of the file at `url`, if the host reports it.
     pub(super) fn length(&self, url: &str) -> Result<Option<u64>> {
         self.wait(async {
             let response = self.ask(Method::HEAD, url).await?;
@@ -92,7 +94,8 @@ impl<'a> Http<'a> {
             if matches!(status, StatusCode::NOT_FOUND | StatusCode::GONE) {
                 bail!("look for {}: the host answers {status}", shown(url));
             }
-            // A host need not answer this question; and a body's length, which reqwest tells, is 0 here.
+            // A host need not answer HEAD. The length of the body, which reqwest reports, is 0 here, so the header is
+            // read.
             let header = response.headers().get(reqwest::header::CONTENT_LENGTH);
             let length = header.and_then(|value| value.to_str().ok()?.parse().ok());
             Ok(length.filter(|length| status.is_success() && *length > 0))
@@ -102,12 +105,12 @@ impl<'a> Http<'a> {
 
 impl Drop for Http<'_> {
     fn drop(&mut self) {
-        // A resolver that hangs in its own thread is not waited for.
+        // This does not wait for a resolver that hangs in its own thread.
         self.runtime.take().into_iter().for_each(Runtime::shutdown_background);
     }
 }
 
-/// What came in the way, without the address that reqwest would print whole.
+/// Describes a failed request, without the address, which reqwest would print completely.
 fn unreachable(url: &str, error: reqwest::Error) -> anyhow::Error {
     let redirected = error.is_redirect();
     let error = error.without_url();

@@ -1,4 +1,4 @@
-//! Pins put into a catalogue's text: comments, order and spaces stay, and every other entry byte for byte.
+//! Writes pins into a catalogue's text. Comments, order and spaces stay, and so does every other entry, byte for byte.
 
 use anyhow::{Context, Result, bail, ensure};
 use toml_edit::{DocumentMut, Item, TableLike, Value};
@@ -6,10 +6,10 @@ use xtask_core::arch::VmArchitecture;
 
 use super::pin::Pin;
 
-/// `text` with `pins` in the entry called `name`.
+/// Returns `text` with `pins` in the entry called `name`.
 ///
 /// # Errors
-/// Where the entry has no table for a pin, or the file's line ends would not survive.
+/// Returns an error if the entry has no table for a pin, or if the file's line endings would change.
 pub(super) fn pins(text: &str, name: &str, pins: &[Pin]) -> Result<String> {
     let mut document: DocumentMut = text.parse()?;
     ensure!(document.to_string() == text, "the file's line endings would change: write them as \\n");
@@ -28,7 +28,7 @@ pub(super) fn pins(text: &str, name: &str, pins: &[Pin]) -> Result<String> {
     Ok(document.to_string())
 }
 
-/// `download.<arch>` of the entry called `name`, however the tables are written.
+/// Returns the table `download.<arch>` of the entry called `name`, in any of TOML's notations.
 fn file_table<'a>(
     document: &'a mut DocumentMut,
     name: &str,
@@ -37,13 +37,13 @@ fn file_table<'a>(
     let named = |table: &dyn TableLike| table.get("name").and_then(Item::as_str) == Some(name);
     let image: &mut dyn TableLike = match document.get_mut("image") {
         Some(Item::ArrayOfTables(images)) => {
-            images.iter_mut().find(|table| named(*table)).context("find it")?
+            images.iter_mut().find(|table| named(*table)).context("find the entry")?
         }
         Some(Item::Value(Value::Array(images))) => images
             .iter_mut()
             .filter_map(Value::as_inline_table_mut)
             .find(|table| named(*table))
-            .context("find it")?,
+            .context("find the entry")?,
         _ => bail!("find the array `image`"),
     };
     let download = image.get_mut("download").and_then(Item::as_table_like_mut);
@@ -51,13 +51,13 @@ fn file_table<'a>(
     file.and_then(Item::as_table_like_mut).with_context(|| format!("find the table download.{arch}"))
 }
 
-/// A new value, with the old one's spaces and comment; left alone where it is the same.
+/// Sets a value, and keeps the spaces and the comment of the old one. An equal value is left alone.
 fn set(table: &mut dyn TableLike, key: &str, mut value: Value) {
     let Some(old) = table.get_mut(key).and_then(Item::as_value_mut) else {
         table.insert(key, Item::Value(value));
         return;
     };
-    // The new one is a text or a number.
+    // The new value is a text or a number.
     if (old.as_str(), old.as_integer()) != (value.as_str(), value.as_integer()) {
         *value.decor_mut() = old.decor().clone();
         *old = value;
@@ -69,7 +69,7 @@ pub(crate) mod tests {
     use super::*;
     use xtask_core::digest::Algorithm;
 
-    /// The fixture's digest, in TEXT as 64 zeros.
+    /// The fixture's digest, which is 64 zeros in TEXT.
     const OLD: &str = "sha256:0000000000000000000000000000000000000000000000000000000000000000";
 
     pub(crate) const TEXT: &str = r#"# The catalogue.

@@ -1,4 +1,4 @@
-//! Who signed a list of digests: gpgv's judgement, read from its status lines (doc/DETAILS of GnuPG).
+//! Finds out who signed a list of digests, from gpgv's status lines (doc/DETAILS of GnuPG).
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -13,18 +13,18 @@ use xtask_core::{bail_host, limits};
 
 use xtask_jobs::{Ui, child};
 
-/// What stands in a status line behind this is no good signature: changed content, no key, expired, revoked.
+/// Words of status lines about a signature that is not good: changed content, no key, expired, revoked.
 const BAD: [&str; 5] = ["BADSIG", "ERRSIG", "EXPSIG", "EXPKEYSIG", "REVKEYSIG"];
-/// MD5, SHA-1, RIPEMD-160 (RFC 9580, 9.5): two texts with one such digest can be made.
+/// The numbers of MD5, SHA-1 and RIPEMD-160 (RFC 9580, 9.5). Two texts with the same such digest can be made.
 const BROKEN_HASHES: [&str; 3] = ["1", "2", "3"];
-/// A keyring of Ubuntu's, and who brings it.
+/// The file name of Ubuntu's keyring, and the packages that contain it.
 const UBUNTU: (&str, &str) = (
     "ubuntu-cloudimage-keyring.gpg",
     "install ubuntu-cloudimage-keyring on Ubuntu, ubuntu-keyring on Debian (Debian 12 has none: copy the file from an \
      Ubuntu machine and name it by --keyring FILE)",
 );
 
-/// The key behind a good signature.
+/// The key of a good signature.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(super) struct Signer {
     /// The key's first user id, as its owner wrote it.
@@ -33,7 +33,7 @@ pub(super) struct Signer {
     pub(super) fingerprint: String,
 }
 
-/// A keyring, and the program that judges by it.
+/// A keyring, and gpgv, which verifies signatures with it.
 #[derive(Debug)]
 pub(super) struct Verifier {
     gpgv: PathBuf,
@@ -41,10 +41,12 @@ pub(super) struct Verifier {
 }
 
 impl Verifier {
+    /// Finds gpgv and the keyring.
+    ///
     /// # Errors
-    /// A failure of the host where gpgv or the keyring is missing.
+    /// Returns a failure of the host if gpgv or the keyring is missing.
     pub(super) fn find(keyring: &Path) -> Result<Self> {
-        // gpgv looks for a name without a slash in its own home.
+        // gpgv looks for a name without a slash in its own home directory.
         let keyring = std::path::absolute(keyring)
             .with_context(|| format!("make the keyring's path {} absolute", keyring.display()))?;
         let content = std::fs::read(&keyring).map_err(|error| {
@@ -63,10 +65,10 @@ impl Verifier {
         Ok(Self { gpgv, keyring })
     }
 
-    /// Who signed `content`.
+    /// Returns the signer of `content`.
     ///
     /// # Errors
-    /// Where the signature is not a good one by a key of the keyring.
+    /// Returns an error if the signature is not a good one by a key of the keyring.
     pub(super) fn verify(&self, content: &[u8], signature: &[u8], ui: &Ui) -> Result<Signer> {
         let directory = tempfile::tempdir().context("make a directory for gpgv's input")?;
         let (signed, detached) = (directory.path().join("signed"), directory.path().join("signature"));
@@ -76,7 +78,7 @@ impl Verifier {
         let mut arguments = ["--status-fd", "1", "--keyring"].map(OsString::from).to_vec();
         arguments.extend([&self.keyring, &detached, &signed].map(OsString::from));
         let output = child::read(&self.gpgv, &arguments, limits::SIGNATURE, ui);
-        // Somebody who stops the command says nothing about the signature.
+        // An interrupted command says nothing about the signature.
         ui.check()?;
         output.and_then(|status| parse_status(&status)).with_context(|| {
             let keyring = self.keyring.display();
@@ -105,7 +107,7 @@ fn gpgv_hint() -> String {
     commands.join(" && ")
 }
 
-/// Every signature must be good: one that gpgv objects to is a question, whatever the others say.
+/// Reads gpgv's status lines. Every signature must be good: a bad one casts doubt on the list, even if others are good.
 fn parse_status(status: &str) -> Result<Signer> {
     let lines = status.lines().filter_map(|line| line.strip_prefix("[GNUPG:] "));
     let lines: Vec<_> = lines.map(|line| line.split_once(' ').unwrap_or((line, ""))).collect();

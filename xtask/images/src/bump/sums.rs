@@ -1,12 +1,13 @@
-//! The digests that a publisher lists: lines of `HASH *FILE` or `HASH  FILE`, as sha256sum prints them.
+//! Reads the digests that a publisher lists: lines of `HASH *FILE` or `HASH  FILE`, as sha256sum prints them.
 
 use anyhow::{Context, Result, ensure};
 use xtask_core::digest::{Algorithm, Digest};
 
-/// The digest of `file` in the text of the list called `name`.
+/// Returns the digest of `file` in the text of the list called `name`.
 ///
 /// # Errors
-/// Where `file` is not listed, is listed twice with two digests, or has a digest of another kind than the list's name says.
+/// Returns an error if `file` is not listed, is listed with two digests, or has a digest of another kind than the
+/// list's name says.
 pub(super) fn digest(name: &str, text: &str, file: &str) -> Result<Digest> {
     let listed: Vec<_> = text.lines().filter_map(line).collect();
     let mut own = listed.iter().filter(|(_, listed)| *listed == file).map(|(hash, _)| *hash);
@@ -25,13 +26,14 @@ pub(super) fn digest(name: &str, text: &str, file: &str) -> Result<Digest> {
     digest.parse().map_err(anyhow::Error::msg).with_context(|| format!("read the line of {file} in {name}"))
 }
 
-/// The algorithm that a list's name speaks of: `SHA256SUMS`.
+/// Returns the algorithm that a list's name contains: `SHA256SUMS`.
 fn named(name: &str) -> Option<Algorithm> {
     let name = name.to_ascii_lowercase();
     Algorithm::ALL.into_iter().find(|algorithm| name.contains(algorithm.name()))
 }
 
-/// The hash, and the file's name behind a space and a mark: another space for text, an asterisk for binary.
+/// Splits a line into the hash and the file's name. Between them are a space and a mark: another space for text, an
+/// asterisk for binary.
 fn line(line: &str) -> Option<(&str, &str)> {
     let (hash, rest) = line.trim_end().split_once(' ')?;
     let file = rest.strip_prefix([' ', '*'])?;

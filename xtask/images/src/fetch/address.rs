@@ -1,21 +1,22 @@
-//! Where a download comes from: what may be asked for, and how it is shown: a URL may hold a password or a token.
+//! The address of a download. Not every URL is allowed, and a URL may contain a password or a token, which is never
+//! shown.
 
 use reqwest::Url;
 use xtask_core::error::Failure;
 use xtask_core::image::shown;
 
-/// An address that may be asked for.
+/// An address that a download may request.
 #[derive(Debug, Clone)]
 pub(super) struct Address(Url);
 
 impl Address {
-    /// http is for what a digest proves.
+    /// Parses a URL. Plain http is allowed only if a digest will prove the content.
     pub(super) fn parse(text: &str, has_digest: bool) -> Result<Self, Failure> {
         let url = Url::parse(text).map_err(|error| {
-            // The text may be anything, a password too.
+            // The text may be anything, even a password, so it is not shown.
             Failure::usage(format!("cannot parse the URL: {error}; write https://host/path"))
         })?;
-        // `user:password@host` without a scheme is read as a URL too.
+        // `user:password@host` without a scheme can be parsed as a URL too.
         let shown = if url.has_host() { shown(text) } else { format!("{}:…", url.scheme()) };
         match url.scheme() {
             "https" => Ok(Self(url)),
@@ -33,10 +34,10 @@ impl Address {
         self.0.clone()
     }
 
-    /// What a partial file is known by: everything but the credentials.
+    /// Returns the URL without its credentials, which identifies a partial file.
     pub(super) fn identity(&self) -> String {
         let mut url = self.url();
-        // Fails on a URL without a host, which has no credentials either.
+        // This fails on a URL without a host, which has no credentials either.
         let _no_host = url.set_username("").and_then(|()| url.set_password(None));
         url.to_string()
     }

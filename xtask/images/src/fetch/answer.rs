@@ -1,4 +1,5 @@
-//! What an answer's head means for a download. Pure: status and headers in, what to do out.
+//! Decides from the head of an answer how a download goes on. This module does no I/O: status and headers go in, and
+//! the next step comes out.
 
 use std::time::{Duration, SystemTime};
 
@@ -7,35 +8,35 @@ use reqwest::header::{
     CONTENT_LENGTH, CONTENT_RANGE, ETAG, HeaderMap, HeaderName, LAST_MODIFIED, RETRY_AFTER,
 };
 
-/// The part that was asked for.
+/// A request for a part of a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct PartRequest {
-    /// How many bytes are there.
+    /// The number of bytes that are on disk.
     pub(super) from: u64,
-    /// The whole file's size, where the answer that those bytes came with said it.
+    /// The size of the whole file, if the answer that brought those bytes said it.
     pub(super) total: Option<u64>,
-    /// For If-Range: the bytes are of this version.
+    /// The value of If-Range, which names the version of those bytes.
     pub(super) validator: String,
 }
 
-/// What to do.
+/// The next step after the head of an answer.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum ResponseKind {
-    /// The file from its beginning follows.
+    /// The body is the file from its beginning.
     Whole { total: Option<u64> },
-    /// What is missing follows.
+    /// The body is the missing rest of the file.
     Rest { total: u64 },
-    /// This part cannot be had: ask for the whole.
+    /// The server cannot send this part: request the whole file.
     StartOver(String),
-    /// Another attempt may go better, not before this time.
+    /// Another attempt may succeed, but not before this time.
     Passing { what: String, after: Option<Duration> },
-    /// A proxy wants to know who asks.
+    /// The proxy requires credentials.
     ProxyRefuses(String),
-    /// Another attempt would get the same.
+    /// Another attempt would get the same answer.
     Final { what: String, hint: &'static str },
 }
 
-/// Reads an answer's head; `asked` where a part was asked for.
+/// Reads the head of an answer. `asked` is the part that was requested, if any.
 pub(super) fn read(status: StatusCode, headers: &HeaderMap, asked: Option<&PartRequest>) -> ResponseKind {
     let what = format!("the server answers {status}");
     let hint = match (status.as_u16(), asked) {
@@ -58,7 +59,7 @@ pub(super) fn read(status: StatusCode, headers: &HeaderMap, asked: Option<&PartR
     ResponseKind::Final { what, hint }
 }
 
-/// Whether a 206 brings what was asked for.
+/// Checks that a 206 brings the part that was requested.
 fn rest(headers: &HeaderMap, asked: &PartRequest) -> ResponseKind {
     let is_other = |etag: &str| asked.validator.starts_with('"') && etag != asked.validator;
     ResponseKind::StartOver(match text(headers, &CONTENT_RANGE).and_then(content_range) {
@@ -76,7 +77,7 @@ fn rest(headers: &HeaderMap, asked: &PartRequest) -> ResponseKind {
     })
 }
 
-/// `bytes 100-199/200`: the first number and the last.
+/// Parses `bytes 100-199/200` into the first byte and the total: 100 and 200.
 fn content_range(text: &str) -> Option<(u64, u64)> {
     let (range, total) = text.strip_prefix("bytes ")?.split_once('/')?;
     let (from, to) = range.split_once('-')?;
@@ -84,8 +85,8 @@ fn content_range(text: &str) -> Option<(u64, u64)> {
     (from <= to && to < total).then_some((from, total))
 }
 
-/// What may stand in If-Range: a strong ETag, else, where a digest will tell, the time of the last change, which has no
-/// more than a second's precision.
+/// Returns the value for If-Range: a strong ETag, or otherwise, if a digest will be checked, the time of the last
+/// change. That time is precise only to the second.
 pub(super) fn validator(headers: &HeaderMap, has_digest: bool) -> Option<String> {
     strong_etag(headers).or_else(|| text(headers, &LAST_MODIFIED).filter(|_| has_digest)).map(str::to_owned)
 }
@@ -98,7 +99,7 @@ fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
     headers.get(name)?.to_str().ok()
 }
 
-/// Seconds, or a date.
+/// Parses Retry-After, which is a number of seconds or a date.
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let text = text(headers, &RETRY_AFTER)?;
     if let Ok(seconds) = text.parse::<u32>() {

@@ -1,4 +1,4 @@
-//! The HTTP client, and whose fault it is when it fails.
+//! The HTTP client, and the causes of its failures.
 
 use std::error::Error as StdError;
 use std::time::Duration;
@@ -12,15 +12,15 @@ use xtask_core::image::shown;
 use super::address::Address;
 use super::limits::{CONNECT, FetchLimits};
 
-/// What a browser follows is twenty; what a mirror needs is three.
+/// Browsers follow twenty redirects, and a mirror needs three.
 const MOST_REDIRECTS: usize = 10;
 
-/// Why an attempt ended without the file.
+/// The reason why an attempt ended without the file.
 #[derive(Debug)]
 pub(super) enum Trouble {
-    /// The next attempt may go better, not before this time.
+    /// The next attempt may succeed, but not before this time.
     Passing { error: anyhow::Error, after: Option<Duration> },
-    /// What is there cannot be completed; the whole may come at once.
+    /// The partial file cannot be completed. The whole file may be requested at once.
     StartOver(String),
     /// Another attempt would end the same way.
     Final(anyhow::Error),
@@ -32,10 +32,10 @@ impl From<anyhow::Error> for Trouble {
     }
 }
 
-/// What every client of this program is: proxies come from the environment, the roots of trust from SSL_CERT_FILE or the
-/// system, and no redirect leads from https to http.
+/// Returns the builder of every client of this program. Proxies come from the environment, and trusted roots from
+/// SSL_CERT_FILE or the system. No redirect leads from https to http.
 pub fn builder() -> ClientBuilder {
-    // The first provider stays: another download of this process may have installed it, and it is the same one.
+    // The first provider stays. Another download of this process may have installed it, and it is the same one.
     let _installed = rustls::crypto::ring::default_provider().install_default();
     Client::builder()
         .user_agent(concat!("iot-xtask/", env!("CARGO_PKG_VERSION")))
@@ -43,10 +43,11 @@ pub fn builder() -> ClientBuilder {
         .redirect(Policy::custom(follow))
 }
 
-/// The downloader's own: a retry does not meet the connection that just failed.
+/// Builds the downloader's own client. It keeps no idle connections, so that a retry does not use the connection that
+/// just failed.
 pub(super) fn build(limits: FetchLimits) -> Result<Client> {
     let client = builder().connect_timeout(limits.paced(CONNECT)).pool_max_idle_per_host(0);
-    // The tests of this very process ask loopback alone; those with proxies are processes of their own.
+    // The unit tests of this crate request only loopback. Tests with proxies are processes of their own.
     #[cfg(test)]
     let client = client.no_proxy();
     let client = client.build();
@@ -58,7 +59,7 @@ pub(super) fn build(limits: FetchLimits) -> Result<Client> {
     })
 }
 
-/// Follows a redirect, or says why not.
+/// Follows a redirect, or refuses it with a reason.
 fn follow(attempt: Attempt<'_>) -> reqwest::redirect::Action {
     let to = shown(attempt.url().as_str());
     let previous = attempt.previous();
@@ -76,9 +77,9 @@ fn follow(attempt: Attempt<'_>) -> reqwest::redirect::Action {
     attempt.error(refused)
 }
 
-/// What a failed request means.
+/// Classifies a failed request.
 pub(super) fn trouble(error: reqwest::Error, address: &Address) -> Trouble {
-    // Its own text would repeat the URL with all that is in it.
+    // The error's own text would repeat the complete URL.
     let error = error.without_url();
     let cause = root_cause(&error);
     if error.is_redirect() {
@@ -93,7 +94,8 @@ pub(super) fn trouble(error: reqwest::Error, address: &Address) -> Trouble {
         let hint = "behind a proxy with its own CA, point SSL_CERT_FILE at a PEM file with that CA; check this machine's clock too";
         return Trouble::Final(unreachable(hint).into());
     }
-    // hyper-util keeps its type to itself; its words are a 407, and every other refusal (a 503 may pass).
+    // hyper-util does not export its error type. These texts stand for a 407 and for every other refusal (a 503 may
+    // pass).
     let refused = |message: &str| proxy_refuses(&format!("reach {address}"), message);
     if cause.contains("proxy authorization required") {
         return Trouble::Final(refused("the proxy requires credentials").into());
@@ -109,19 +111,19 @@ pub(super) fn trouble(error: reqwest::Error, address: &Address) -> Trouble {
     Trouble::Passing { error: unreachable(hint).into(), after: None }
 }
 
-/// A proxy said no.
+/// Returns the failure for a proxy that refuses a request.
 pub(super) fn proxy_refuses(attempted: &str, message: &str) -> Failure {
     let hint = "check HTTPS_PROXY and HTTP_PROXY (http://user:password@host:port), and NO_PROXY";
     Failure::unreachable(format!("{attempted}: {message}"), hint)
 }
 
-/// Something that the network did.
+/// Returns the trouble for a failure of the network, which may pass.
 pub(super) fn passing(error: String) -> Trouble {
     let hint = "run again: the download resumes where it stopped";
     Trouble::Passing { error: Failure::host(error, hint).into(), after: None }
 }
 
-/// Every cause, those that an I/O error wraps too: its own `source` skips the wrapped one.
+/// Iterates over all causes, including those that an I/O error wraps: its own `source` skips the wrapped one.
 fn chain<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
     std::iter::successors(Some(error), |&error| {
         let wrapped = error.downcast_ref::<std::io::Error>().and_then(|error| error.get_ref());

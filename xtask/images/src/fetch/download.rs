@@ -1,4 +1,4 @@
-//! One download: what is there, its attempts, its end.
+//! One download: uses earlier bytes, makes attempts, and verifies the file.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -18,7 +18,7 @@ use super::retry::{Retry, spread};
 use super::{FetchRequest, Fetched, RetryPolicy, seen};
 use xtask_jobs::Ui;
 
-/// What stays free beside the file.
+/// Bytes that must stay free beside the file.
 const SPARE_BYTES: u64 = 16 << 20;
 
 /// One download, with all its attempts.
@@ -28,11 +28,11 @@ pub(super) struct Download<'a> {
     pub(super) address: &'a Address,
     pub(super) place: &'a DownloadPaths,
     pub(super) ui: &'a Ui,
-    /// When the first attempt began.
+    /// The start of the first attempt.
     pub(super) started: Instant,
     /// Whether the host has answered at all.
     pub(super) answered: bool,
-    /// What an earlier run left, while it is still good for something.
+    /// The number of bytes that an earlier run left, as long as they are used.
     pub(super) resumed_from: u64,
 }
 
@@ -56,7 +56,7 @@ impl Download<'_> {
                 break Err(error);
             }
         };
-        // A resolver that hangs in its own thread is not waited for.
+        // This does not wait for a resolver that hangs in its own thread.
         runtime.shutdown_background();
         let resumable = begun.as_ref().filter(|begun| begun.rest().is_some());
         if let (Err(error), Some(begun)) = (&ended, resumable)
@@ -68,7 +68,8 @@ impl Download<'_> {
         self.finish(begun.as_ref().context("the server ended the download before its first byte")?, &retry)
     }
 
-    /// Where there is a fallback, a host that was there is no host out of reach, whatever became of it.
+    /// Turns "unreachable" into a failure of this host if the host has answered and there is a fallback. The fallback
+    /// is only for hosts that never answer.
     fn after_an_answer(&self, error: anyhow::Error) -> anyhow::Error {
         let was_there = self.wanted.retry_policy != RetryPolicy::Full && self.answered;
         if was_there && Kind::Unreachable.is(&error) {
@@ -78,7 +79,7 @@ impl Download<'_> {
         error
     }
 
-    /// What an earlier run left and can be used.
+    /// Returns the usable bytes that an earlier run left.
     fn find(&mut self) -> Result<Option<Begun>> {
         let DownloadSource { digest, bytes, .. } = self.wanted.source;
         let looking = seen("reading", self.ui);
@@ -95,12 +96,12 @@ impl Download<'_> {
         Ok(found)
     }
 
-    /// A run may die between the last byte and the final name.
+    /// Whether the file is complete. A run may die between the last byte and the final name.
     fn is_whole(&self, begun: &Begun) -> bool {
         self.wanted.source.digest.as_ref().is_some_and(|digest| begun.sums.clone().finish().1 == *digest)
     }
 
-    /// After an attempt that got as far as `length`: waits for the next one, or gives up.
+    /// Handles an attempt that got as far as `length`: waits for the next one, or gives up.
     fn settle(&mut self, trouble: Trouble, length: u64, retry: &mut Retry) -> Result<()> {
         let (error, after) = match trouble {
             Trouble::Final(error) => return Err(error),
@@ -112,7 +113,7 @@ impl Download<'_> {
             Trouble::Passing { error, after } => (error, after),
         };
         if self.wanted.retry_policy != RetryPolicy::Full && !self.answered {
-            // A name server may be up a second later than this run.
+            // A name server may start a second later than this run.
             let until = self.started + self.limits.paced(PROBE_AGAIN);
             let again = |pause: &Duration| {
                 self.wanted.retry_policy == RetryPolicy::ProbeFirst && Instant::now() + *pause < until
@@ -121,7 +122,7 @@ impl Download<'_> {
                 self.ui.note(&format!("{error}; trying once more"));
                 return self.wait(pause);
             }
-            // Where nobody waits longer, a host that does not answer counts as out of reach.
+            // If there is a fallback, a host that does not answer in time counts as unreachable.
             let unreachable = || Failure::unreachable(error.to_string(), "check the network").into();
             return Err(if Kind::Unreachable.is(&error) { error } else { unreachable() });
         }
@@ -147,7 +148,7 @@ impl Download<'_> {
         }
     }
 
-    /// The digest decides.
+    /// Compares the digest, and gives the file its final name.
     fn finish(self, begun: &Begun, retry: &Retry) -> Result<Fetched> {
         self.ui.uninterruptible().tick("writing the rest to the disk")?;
         let (sha256, found) = begun.sums.clone().finish();
@@ -165,7 +166,7 @@ impl Download<'_> {
         Ok(Fetched { sha256, bytes, resumed_from, attempts, already: false })
     }
 
-    /// Refuses a file that would not fit; `missing` is what is not there yet.
+    /// Refuses a file that would not fit. `missing` is the number of bytes that are not on disk yet.
     pub(super) fn check_space(&self, missing: u64) -> Result<()> {
         let directory = self.place.directory();
         let space = rustix::fs::statvfs(directory)
@@ -182,7 +183,7 @@ impl Download<'_> {
         Ok(())
     }
 
-    /// A disk that got full is not left full.
+    /// Deletes the partial file if the disk is full, so that the disk does not stay full.
     pub(super) fn disk_error(&self, error: anyhow::Error) -> anyhow::Error {
         let kind = error.downcast_ref::<io::Error>().map(io::Error::kind);
         if !matches!(kind, Some(io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)) {

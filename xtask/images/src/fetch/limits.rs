@@ -1,35 +1,35 @@
-//! The limits of a download's waits, scaled by one variable.
+//! The time limits of a download, scaled by one variable.
 
 use std::time::Duration;
 
 use xtask_core::error::Failure;
 
-/// The variable that multiplies the downloader's waits; its tests set it.
+/// The variable that multiplies the downloader's waits. The downloader's tests set it.
 pub const FETCH_PACE_VARIABLE: &str = "IOT_XTASK_FETCH_PACE";
 
-/// The limits of a download's waits.
+/// The scale of a download's time limits.
 #[derive(Debug, Clone, Copy)]
 pub struct FetchLimits {
-    /// Multiplies every wait.
+    /// The factor for every wait.
     pub pace: f64,
 }
 
-/// Until a host has taken a connection, TLS and a proxy's tunnel included.
+/// Time for connecting to a host, including TLS and a proxy's tunnel.
 pub(super) const CONNECT: Duration = Duration::from_secs(15);
-/// Without a byte an attempt is over.
+/// Time without a byte after which an attempt ends.
 pub(super) const STALL: Duration = Duration::from_secs(30);
-/// Where there is a fallback: until the host has answered at all.
+/// If there is a fallback: time until the host must have answered.
 pub(super) const PROBE: Duration = Duration::from_secs(8);
-/// Where there is a fallback: for so long a connection that fails at once is tried again.
+/// If there is a fallback: time during which a connection that fails at once is tried again.
 pub(super) const PROBE_AGAIN: Duration = Duration::from_secs(3);
-/// What a server may ask for by Retry-After; longer is this long.
+/// Upper bound for a pause that a server asks for by Retry-After.
 pub(super) const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 impl FetchLimits {
-    /// At the pace of `IOT_XTASK_FETCH_PACE`, 1 by default.
+    /// Reads the pace from `IOT_XTASK_FETCH_PACE`, 1 by default.
     ///
     /// # Errors
-    /// A usage error where that is no positive number.
+    /// Returns a usage error if the value is not a number from 0.001 to 100.
     pub fn from_env() -> Result<Self, Failure> {
         let Some(text) = std::env::var_os(FETCH_PACE_VARIABLE) else { return Ok(Self { pace: 1.0 }) };
         let pace =
@@ -39,12 +39,12 @@ impl FetchLimits {
         })
     }
 
-    /// One of this module's limits at this pace.
+    /// Returns one of this module's limits at this pace.
     pub fn paced(self, limit: Duration) -> Duration {
         limit.mul_f64(self.pace)
     }
 
-    /// The pause after an attempt that brought nothing, by how many of them there were in a row: 1 s, doubled each time.
+    /// Returns the pause after `fruitless` attempts in a row that brought nothing: 1 s, doubled each time up to 32 s.
     pub fn pause(self, fruitless: u32) -> Duration {
         self.paced(Duration::from_secs(1 << fruitless.saturating_sub(1).min(5)))
     }

@@ -1,4 +1,4 @@
-//! One download at a time of one file: `<name>.lock`, gone with its holder.
+//! Allows one download of a file at a time, by the lock file `<name>.lock`, which its holder deletes.
 
 use std::fs::File;
 use std::os::unix::fs::MetadataExt as _;
@@ -9,7 +9,7 @@ use anyhow::Result;
 use crate::store::wait_for_lock;
 use xtask_jobs::Ui;
 
-/// Held while a file is downloaded.
+/// The lock that is held while a file is downloaded.
 #[derive(Debug)]
 pub(super) struct Lock {
     path: PathBuf,
@@ -17,12 +17,12 @@ pub(super) struct Lock {
 }
 
 impl Lock {
-    /// Waits for whoever downloads the same file.
+    /// Waits until no other process downloads the same file.
     pub(super) fn wait(target: &Path, ui: &Ui) -> Result<Self> {
         let path = PathBuf::from([target.as_os_str(), ".lock".as_ref()].join("".as_ref()));
         loop {
             let file = wait_for_lock(&path, ui, |_| ui.tick("another process is downloading this file"))?;
-            // Where its holder has deleted it meanwhile, this lock keeps nobody out.
+            // If the last holder has deleted the lock file meanwhile, this lock does not exclude other processes.
             if stands(&path, &file) {
                 return Ok(Self { path, _file: file });
             }
@@ -37,7 +37,7 @@ fn stands(path: &Path, file: &File) -> bool {
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        // Where it cannot be deleted it stays as an empty file that the next download takes.
+        // If the file cannot be deleted, an empty file stays, which the next download uses.
         drop(std::fs::remove_file(&self.path));
     }
 }

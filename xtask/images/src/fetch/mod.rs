@@ -1,8 +1,9 @@
-//! Downloads: resumed where the server lets them be, retried where that may help, hashed while they come, and under the
-//! final name only once whole and verified.
+//! Downloads files. A download is resumed if the server supports that, retried if that may help, and hashed while it
+//! arrives. A file gets its final name only when it is complete and verified.
 //!
-//! Modules in reading order: [`download`] (its attempts), [`transfer`] (one of them), [`answer`] (what a head means), [`client`] (whose fault a failure
-//! is), [`partial`] (what is on disk), [`sink`], [`retry`], [`lock`], [`address`], [`progress`].
+//! Modules in reading order: [`download`] (all attempts), [`transfer`] (one attempt), [`answer`] (the head of an
+//! answer), [`client`] (the causes of failures), [`partial`] (the files on disk), [`sink`], [`retry`], [`lock`],
+//! [`address`], [`progress`].
 
 mod address;
 mod answer;
@@ -33,47 +34,49 @@ use self::partial::DownloadPaths;
 use self::progress::size;
 use xtask_jobs::Ui;
 
-/// What to fetch.
+/// A request for a download.
 #[derive(Debug, Clone, Copy)]
 pub struct FetchRequest<'a> {
-    /// https, or http where there is a digest. Without a digest whatever comes is taken, because somebody insisted.
+    /// The source: https, or http if there is a digest. Without a digest, any content is accepted, because the user
+    /// insisted.
     pub source: &'a DownloadSource,
-    /// The final name. While it comes, `.partial`, `.partial.json` and `.lock` stand beside it.
+    /// The final path. During the download, `.partial`, `.partial.json` and `.lock` files are beside it.
     pub target: &'a Path,
-    /// How eager.
+    /// The policy for repeated attempts.
     pub retry_policy: RetryPolicy,
 }
 
-/// How eager a download is.
+/// The policy for repeating the attempts of a download.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RetryPolicy {
-    /// A person asked for this very file: several attempts.
+    /// The user asked for this very file: there are several attempts.
     Full,
-    /// There is a fallback: [`Kind::Unreachable`] where the host has not answered within `limits::PROBE`; once it has,
-    /// as [`RetryPolicy::Full`].
+    /// There is a fallback. The result is [`Kind::Unreachable`] if the host has not answered within `limits::PROBE`.
+    /// Once it has answered, the policy is that of [`RetryPolicy::Full`].
     ProbeFirst,
-    /// As [`RetryPolicy::ProbeFirst`], and a connection that fails at once is tried no second time: it failed a while ago, too.
+    /// The policy is that of [`RetryPolicy::ProbeFirst`], but a connection that fails at once is not tried again, since
+    /// it failed a while ago too.
     Once,
 }
 
-/// What was fetched.
+/// The result of a download.
 #[derive(Debug, Clone)]
 pub struct Fetched {
-    /// Of the whole file.
+    /// The digest of the whole file.
     pub sha256: Digest,
     pub bytes: u64,
-    /// What an earlier run had brought, and this one did not bring again.
+    /// The number of bytes that an earlier run downloaded and this one did not repeat.
     pub resumed_from: u64,
     pub attempts: u32,
-    /// Another process brought it, or it was there all the time: nothing was asked for.
+    /// Whether nothing was requested, because the file was already there or another process downloaded it.
     pub already: bool,
 }
 
-/// Brings the file under its final name, verified.
+/// Downloads the file to its final path and verifies it.
 ///
 /// # Errors
-/// [`Kind::Usage`] for a URL that is not asked, [`Kind::Unreachable`], [`Kind::Interrupted`], and [`Kind::Host`] for
-/// everything else.
+/// Returns an error of [`Kind::Usage`] if the URL is not allowed, of [`Kind::Unreachable`] if the host cannot be
+/// reached, of [`Kind::Interrupted`] after Ctrl-C, and of [`Kind::Host`] for everything else.
 pub fn fetch(wanted: &FetchRequest<'_>, ui: &Ui) -> Result<Fetched> {
     fetch_within(FetchLimits::from_env()?, wanted, ui)
 }
@@ -102,12 +105,12 @@ fn fetch_within(limits: FetchLimits, wanted: &FetchRequest<'_>, ui: &Ui) -> Resu
     })
 }
 
-/// What stands under the final name, verified.
+/// Verifies the file that already has the final name, if there is one.
 fn already(wanted: &FetchRequest<'_>, place: &DownloadPaths, ui: &Ui) -> Result<Option<Fetched>> {
     let Some((bytes, sums)) = place.finished(wanted.source.digest.as_ref(), seen("verifying", ui))? else {
         return Ok(None);
     };
-    // Of a run that was killed between renaming and tidying up.
+    // These files are left if a run was killed between the rename and the clean-up.
     place.discard()?;
     let (sha256, found) = sums.finish();
     match wanted.source.digest.as_ref().filter(|digest| **digest != found) {
@@ -119,9 +122,9 @@ fn already(wanted: &FetchRequest<'_>, place: &DownloadPaths, ui: &Ui) -> Result<
     }
 }
 
-/// Tells the screen how far a file on disk has been read, and hears Ctrl-C.
+/// Returns a function that shows how far a file on disk has been read, and stops after Ctrl-C.
 fn seen<'a>(doing: &'a str, ui: &'a Ui) -> impl FnMut(u64) -> Result<()> + 'a {
-    move |length| ui.tick(&format!("{doing} what is there: {}", size(length)))
+    move |length| ui.tick(&format!("{doing} the file on disk: {}", size(length)))
 }
 
 #[cfg(test)]
@@ -132,12 +135,12 @@ mod tests {
     use std::time::Duration;
     use xtask_core::error::Kind;
 
-    /// A tenth of the real pace: the probe's 8 s are 0.8.
+    /// Fetches at a tenth of the real pace: the probe's 8 s become 0.8 s.
     fn try_fetch(url: &str, retry_policy: RetryPolicy, bytes: Option<u64>) -> (anyhow::Error, Duration) {
         try_fetch_leaving(url, retry_policy, bytes, 0)
     }
 
-    /// `files` are left for the next attempt.
+    /// Does the same. The attempt must leave `files` files for the next one.
     fn try_fetch_leaving(
         url: &str,
         retry_policy: RetryPolicy,
@@ -164,7 +167,7 @@ mod tests {
         for address in [nobody, silent.1] {
             let (error, took) = try_fetch(&format!("http://{address}/file"), RetryPolicy::ProbeFirst, None);
             assert!(Kind::Unreachable.is(&error), "{error:#}");
-            // A silent host costs an attempt 3 s otherwise.
+            // Without the probe, a silent host would cost an attempt 3 s.
             assert!(took < Duration::from_millis(2500), "{took:?}: {error:#}");
         }
         let (error, took) = try_fetch(&format!("http://{nobody}/file"), RetryPolicy::Full, None);
@@ -208,7 +211,7 @@ mod tests {
                 let mut stream = server.accept().unwrap().0;
                 assert!(stream.read(&mut [0; 4096]).unwrap() > 0);
                 write!(stream, "HTTP/1.1 200 OK\r\n{answer}").unwrap();
-                // Nothing more comes: who waits for it runs into its limit.
+                // Nothing more comes: a client that waits for more reaches its time limit.
                 stream.read(&mut [0]).map(drop)
             });
             let (error, took) = try_fetch(&url, RetryPolicy::ProbeFirst, Some(4));

@@ -1,5 +1,5 @@
-//! What of a download is on disk: `<name>.partial`, whose length is the truth, and `<name>.partial.json`, which says what
-//! the bytes are of. Killed at any moment, the next run goes on from there or starts over.
+//! The files of an incomplete download: `<name>.partial`, whose length counts, and `<name>.partial.json`, which says
+//! what file the bytes are from. After a kill at any moment, the next run resumes there or starts over.
 
 use std::fs::Permissions;
 use std::io::{self, ErrorKind, Read as _, Write as _};
@@ -16,19 +16,19 @@ use xtask_core::fs::{remove_file, write_private};
 use super::answer::PartRequest;
 use crate::store::flush;
 
-/// How much is read at once of what is there already.
+/// Bytes that are read at once from a file on disk.
 const BLOCK: usize = 1 << 20;
 
-/// `<name>.partial.json`.
+/// The content of `<name>.partial.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Note {
-    /// Without credentials.
+    /// The URL without its credentials.
     pub(super) url: String,
-    /// The digest that the whole must have.
+    /// The digest that the whole file must have.
     pub(super) digest: Option<Digest>,
-    /// What tells this version from another; without it nothing is resumed.
+    /// The value that distinguishes this version of the file from others. Without it, nothing is resumed.
     pub(super) validator: Option<String>,
-    /// The whole file's size as the server told it.
+    /// The size of the whole file, as the server reported it.
     pub(super) total: Option<u64>,
 }
 
@@ -40,7 +40,7 @@ pub(super) struct Sums {
 }
 
 impl Sums {
-    /// sha256, and what else `wanted` needs.
+    /// Starts the hashes: SHA-256, and the algorithm of `wanted` if that is another one.
     pub(super) fn new(wanted: Option<&Digest>) -> Self {
         let other = wanted.map(Digest::algorithm).filter(|algorithm| *algorithm != Algorithm::Sha256);
         Self { sha256: Algorithm::Sha256.hasher(), wanted: other.map(Algorithm::hasher) }
@@ -53,7 +53,7 @@ impl Sums {
         }
     }
 
-    /// The sha256, and the digest to compare with the wanted one.
+    /// Returns the SHA-256, and the digest to compare with the wanted one.
     pub(super) fn finish(self) -> (Digest, Digest) {
         let sha256 = self.sha256.finish();
         let compared = self.wanted.map_or_else(|| sha256.clone(), Hasher::finish);
@@ -71,13 +71,13 @@ pub(super) struct Begun {
 }
 
 impl Begun {
-    /// What to ask for; `None` where nothing is there or nothing tells the versions apart.
+    /// Returns the part to request; `None` if there are no bytes, or if nothing distinguishes the versions.
     pub(super) fn rest(&self) -> Option<PartRequest> {
         let validator = self.note.validator.clone().filter(|_| self.length > 0)?;
         Some(PartRequest { from: self.length, total: self.note.total, validator })
     }
 
-    /// More of it.
+    /// Appends bytes to the file and to the hashes.
     pub(super) fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.file.write_all(bytes)?;
         self.length += bytes.len() as u64;
@@ -85,13 +85,13 @@ impl Begun {
         Ok(())
     }
 
-    /// Another handle of the file, to flush it meanwhile.
+    /// Returns another handle of the file, for flushing it while bytes arrive.
     pub(super) fn handle(&self) -> io::Result<File> {
         self.file.try_clone()
     }
 }
 
-/// The names of one download's files.
+/// The paths of the files of one download.
 #[derive(Debug, Clone)]
 pub(super) struct DownloadPaths {
     target: PathBuf,
@@ -105,13 +105,13 @@ impl DownloadPaths {
         Self { target: target.to_owned(), partial: beside(".partial"), note: beside(".partial.json") }
     }
 
-    /// The directory that everything stands in.
+    /// Returns the directory that contains all of these files.
     pub(super) fn directory(&self) -> &Path {
         self.target.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
     }
 
-    /// An empty file of this user's own, then its note; what was there is gone. In this order: bytes never stand beside
-    /// another download's note.
+    /// Deletes earlier files, and creates an empty private file, then its note. In this order, bytes are never beside
+    /// the note of another download.
     pub(super) fn begin(&self, note: Note) -> Result<Begun> {
         self.discard()?;
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&self.partial)?;
@@ -120,7 +120,8 @@ impl DownloadPaths {
         Ok(Begun { file, length: 0, sums, note })
     }
 
-    /// What an earlier run left of the same download, hashed again; `seen` is told the bytes so far and may stop it.
+    /// Opens the file that an earlier run left of the same download, and hashes it again. `seen` gets the number of
+    /// bytes so far and may stop this.
     pub(super) fn find(
         &self,
         url: &str,
@@ -139,13 +140,13 @@ impl DownloadPaths {
         Ok(Some(Begun { file, length, sums, note }))
     }
 
-    /// Nothing but what stands under the final name stays.
+    /// Deletes the partial file and its note.
     pub(super) fn discard(&self) -> Result<()> {
         remove_file(&self.partial)?;
         remove_file(&self.note)
     }
 
-    /// A download that has brought nothing leaves nothing.
+    /// Deletes the files of a download that has brought no bytes.
     pub(super) fn discard_empty(&self) -> Result<()> {
         match self.partial.metadata() {
             Ok(meta) if meta.len() > 0 => Ok(()),
@@ -153,7 +154,7 @@ impl DownloadPaths {
         }
     }
 
-    /// On disk, read-only, under its final name.
+    /// Syncs the file, makes it read-only, and gives it its final name.
     pub(super) fn finish(&self, begun: &Begun) -> Result<()> {
         begun.file.sync_all()?;
         begun.file.set_permissions(Permissions::from_mode(0o400))?;
@@ -162,7 +163,7 @@ impl DownloadPaths {
         flush(&[self.directory()])
     }
 
-    /// Hashes what stands under the final name already.
+    /// Hashes the file that already has the final name, if there is one.
     pub(super) fn finished(
         &self,
         digest: Option<&Digest>,
@@ -176,7 +177,7 @@ impl DownloadPaths {
     }
 }
 
-/// The length of a file and its digests, those that `wanted` needs.
+/// Returns the length of a file, and the digests that `wanted` needs.
 fn hash(
     file: &mut File,
     wanted: Option<&Digest>,

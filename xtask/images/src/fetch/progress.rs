@@ -1,13 +1,13 @@
-//! How a download stands, in words: `123 of 600 MiB, 45 MiB/s, 11 s left`.
+//! Describes the progress of a download in words: `123 of 600 MiB, 45 MiB/s, 11 s left`.
 
 use std::time::Instant;
 
 use xtask_core::format::human_seconds;
 
-/// The share of the latest look in the rate: a rate over about ten looks neither jumps nor lies about a stall.
+/// The weight of the latest sample in the rate. A rate over about ten samples does not jump, and still shows a stall.
 const SMOOTHING: f64 = 0.2;
 
-/// Bytes over time.
+/// The rate of a transfer, smoothed over time.
 #[derive(Debug)]
 pub(super) struct TransferRate {
     last: (Instant, u64),
@@ -19,7 +19,7 @@ impl TransferRate {
         Self { last: (now, bytes), rate: None }
     }
 
-    /// The words for `bytes` of `total` at `now`; to be called at a steady pace.
+    /// Describes `bytes` of `total` at `now`. This must be called at a steady pace.
     pub(super) fn look(&mut self, now: Instant, bytes: u64, total: Option<u64>) -> String {
         let (then, before) = self.last;
         let seconds = now.duration_since(then).as_secs_f64();
@@ -42,13 +42,13 @@ fn of(bytes: u64, total: Option<u64>) -> String {
     format!("{} of {} {name}", bytes / unit, total / unit)
 }
 
-/// `600 MiB`.
+/// Formats a size: `600 MiB`.
 pub(super) fn size(bytes: u64) -> String {
     let (unit, name) = unit(bytes);
     format!("{} {name}", bytes / unit)
 }
 
-/// Four digits at most; no one reads a download's third decimal place.
+/// Returns the largest unit in which a number of bytes is shown without decimal places.
 fn unit(bytes: u64) -> (u64, &'static str) {
     match bytes {
         0..10_240 => (1, "bytes"),

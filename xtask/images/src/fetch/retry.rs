@@ -1,12 +1,12 @@
-//! Whether and when there is another attempt.
+//! Decides whether and when there is another attempt.
 
 use std::time::Duration;
 
 use super::limits::{FetchLimits, LONGEST_PAUSE};
 
-/// Attempts in a row that bring nothing new.
+/// Upper bound for the attempts in a row that bring no new bytes.
 const MOST_FRUITLESS: u32 = 5;
-/// Attempts in all: a line that breaks each minute may still bring an image, but not forever.
+/// Upper bound for all attempts. A line that breaks each minute may still bring an image, but not forever.
 const MOST_ATTEMPTS: u32 = 100;
 
 /// The attempts so far.
@@ -15,19 +15,20 @@ pub(super) struct Retry {
     limits: FetchLimits,
     farthest: u64,
     fruitless: u32,
-    /// How many were begun.
+    /// The number of attempts that were begun.
     pub(super) attempts: u32,
 }
 
 impl Retry {
-    /// `there` is what an earlier run left.
+    /// Starts the count of attempts. `there` is the number of bytes that an earlier run left.
     pub(super) fn new(limits: FetchLimits, there: u64) -> Self {
         Self { limits, farthest: there, fruitless: 0, attempts: 0 }
     }
 
-    /// The pause before the next attempt, after one that got as far as `length`; `None` once it is enough. What comes
-    /// again from the beginning is nothing new. `after` is the server's own wish, `spread` 0 to 1: all clients of a
-    /// server that comes back shall not come at once.
+    /// Returns the pause before the next attempt, after one that got as far as `length`; `None` if there were enough
+    /// attempts. Bytes that come again from the beginning do not count as new. `after` is the pause that the server
+    /// asked for. `spread` (0 to 1) varies the pause, so that the clients of a server that comes back do not all come
+    /// at once.
     pub(super) fn pause(&mut self, length: u64, after: Option<Duration>, spread: f64) -> Option<Duration> {
         self.fruitless = if length > self.farthest { 0 } else { self.fruitless + 1 };
         self.farthest = self.farthest.max(length);
@@ -39,7 +40,7 @@ impl Retry {
     }
 }
 
-/// 0 to 1, from the kernel.
+/// Returns a random number from 0 to 1, which comes from the kernel.
 pub(super) fn spread() -> f64 {
     let mut random = [0; 2];
     // Without randomness the pause is its mean.
@@ -60,7 +61,7 @@ mod tests {
     #[test]
     fn fruitless_attempts_end_and_progress_begins_anew() {
         let mut retry = Retry::new(FetchLimits { pace: 1.0 }, 10);
-        // The second one starts over and gets less far than what was there: nothing new.
+        // The second attempt starts over and gets less far than the earlier bytes, so it brings nothing new.
         let lengths = [10, 7, 20, 20, 20, 20, 20, 20];
         let pauses = lengths.map(|length| seconds(retry.pause(length, None, 0.5)));
         assert_eq!(pauses, [Some(1), Some(2), Some(1), Some(1), Some(2), Some(4), Some(8), None]);

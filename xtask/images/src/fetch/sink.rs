@@ -1,4 +1,4 @@
-//! Hashing and writing, on a thread of their own: they take the time in which the network brings more.
+//! Hashes and writes the bytes on a thread of its own, while the network brings more.
 
 use std::io;
 use std::sync::mpsc::sync_channel;
@@ -10,12 +10,13 @@ use tokio::sync::mpsc;
 
 use super::partial::Begun;
 
-/// Pieces in hand between network and disk; each is what one read brought, at most 400 KiB.
+/// Upper bound for the pieces between network and disk. Each is the result of one read, at most 400 KiB.
 const PIECES: usize = 32;
-/// After so many bytes the disk is told to begin: flushing all of them at the end would take its time twice.
+/// Bytes after which the disk is told to begin writing. If all bytes were flushed at the end, the download would take
+/// longer.
 const FLUSH_EVERY: u64 = 64 << 20;
 
-/// Takes pieces until it is told that they end.
+/// Takes pieces until [`Sink::finish`] is called.
 #[derive(Debug)]
 pub(super) struct Sink {
     pub(super) pieces: mpsc::Sender<Bytes>,
@@ -26,8 +27,8 @@ impl Sink {
     pub(super) fn start(mut begun: Begun) -> Result<Self> {
         let file = begun.handle().context("duplicate the handle of the partial file")?;
         let (due, flushes) = sync_channel(1);
-        // Has the disk write while the network still brings. The kernel tells a failure to write once (fsync(2)): it must
-        // not be lost here.
+        // This makes the disk write while the network still brings bytes. The kernel reports a failed write only once
+        // (fsync(2)), so the error must not be lost here.
         let flusher = std::thread::spawn(move || flushes.into_iter().try_for_each(|()| file.sync_data()));
         let (pieces, mut queue) = mpsc::channel::<Bytes>(PIECES);
         let thread = std::thread::spawn(move || {
@@ -39,7 +40,7 @@ impl Sink {
                 }
                 if begun.length - announced >= FLUSH_EVERY {
                     announced = begun.length;
-                    // One that is under way is enough.
+                    // One flush in progress is enough.
                     let _under_way = due.try_send(());
                 }
             };
@@ -49,7 +50,7 @@ impl Sink {
         Ok(Self { pieces, thread })
     }
 
-    /// Everything that was handed over is written; or why it is not.
+    /// Waits until all pieces are written. Returns the download, and an error if they could not be written.
     pub(super) fn finish(self) -> (Begun, io::Result<()>) {
         drop(self.pieces);
         ended(self.thread)

@@ -1,4 +1,4 @@
-//! One attempt: ask, read the head, take the body.
+//! One attempt: sends the request, reads the head of the answer, and takes the body.
 
 use std::time::Instant;
 
@@ -21,7 +21,7 @@ use super::progress::{TransferRate, size};
 use super::sink::Sink;
 
 impl Download<'_> {
-    /// Leaves in `begun` what has come, however it ends.
+    /// Makes one attempt. Afterwards, `begun` has the bytes that have arrived, regardless of the outcome.
     pub(super) async fn attempt(
         &mut self,
         client: &Client,
@@ -47,12 +47,12 @@ impl Download<'_> {
             }
             ResponseKind::Final { what, hint } => return Err(self.failed(&what, hint).into()),
         };
-        // What has another size cannot have the digest.
+        // A file of another size cannot have the digest.
         let known = self.wanted.source.bytes;
         if let Some(total) = total.filter(|total| known.is_some_and(|known| known != *total)) {
             return Err(self.wrong_size(&total.to_string()).into());
         }
-        // What the server begins anew frees what was there, before anybody asks for room.
+        // If the server starts from the beginning, the old bytes are deleted before the free space is checked.
         let anew = from == 0 && begun.take().is_some();
         if anew {
             self.place.discard()?;
@@ -72,7 +72,7 @@ impl Download<'_> {
         self.check_end(begun.as_ref().map_or(0, |begun| begun.length), expected)
     }
 
-    /// Sends the request; the answer's head, or why there is none.
+    /// Sends the request. Returns the head of the answer, or the reason why there is none.
     async fn ask(&mut self, client: &Client, asked: Option<&PartRequest>) -> Result<Response, Trouble> {
         let mut request = client.get(self.address.url()).header(ACCEPT_ENCODING, "identity");
         if let Some(PartRequest { from, validator, .. }) = asked {
@@ -105,12 +105,12 @@ impl Download<'_> {
         Failure::host(format!("download {}: {what}", self.address), hint).into()
     }
 
-    /// The network broke it off: another attempt resumes there.
+    /// Returns the trouble for a transfer that the network broke off. Another attempt resumes it.
     fn broken(&self, what: &str) -> Trouble {
         passing(format!("download {}: {what}", self.address))
     }
 
-    /// An empty partial file, and what its bytes will be of.
+    /// Creates an empty partial file and its note.
     fn begin(&mut self, again: bool, headers: &HeaderMap, total: Option<u64>) -> Result<Begun> {
         if again {
             self.ui.note("the server sends the whole file: it has changed or the server cannot resume");
@@ -122,7 +122,7 @@ impl Download<'_> {
         self.place.begin(note).map_err(|error| self.disk_error(error))
     }
 
-    /// The body into the sink; what has come is in `begun` afterwards.
+    /// Writes the body through the sink. Afterwards, `begun` has the bytes that have arrived.
     async fn pour(
         &mut self,
         mut response: Response,
@@ -139,7 +139,7 @@ impl Download<'_> {
         ended
     }
 
-    /// Until the body ends, or something else does it.
+    /// Takes the body until it ends, or until the transfer fails.
     async fn take(
         &mut self,
         response: &mut Response,
@@ -160,7 +160,7 @@ impl Download<'_> {
                         return Err(self.wrong_size(&format!("more than {}", expected.unwrap_or_default())).into());
                     }
                     if !self.hand_over(sink, piece, &mut tick).await? {
-                        // Its own error comes with its end.
+                        // `Sink::finish` returns the sink's own error.
                         return Ok(());
                     }
                     last = Instant::now();
@@ -176,7 +176,8 @@ impl Download<'_> {
         }
     }
 
-    /// Waits for a disk that is slower than the network; false where the sink is broken.
+    /// Hands a piece to the sink, and waits for a disk that is slower than the network. Returns false if the sink has
+    /// failed.
     async fn hand_over(&mut self, sink: &Sink, piece: Bytes, tick: &mut Interval) -> Result<bool> {
         loop {
             tokio::select! {
@@ -192,7 +193,7 @@ impl Download<'_> {
         }
     }
 
-    /// A body may end early without anybody's complaint: in HTTP/1.0 the connection's end is the file's.
+    /// Checks the length. A body may end early without an error: in HTTP/1.0, the file ends with the connection.
     fn check_end(&self, length: u64, expected: Option<u64>) -> Result<(), Trouble> {
         match expected {
             Some(expected) if length < expected => {

@@ -1,4 +1,5 @@
-//! Whether a snapshot, and the image that it lies on, are what was saved: hashed beside the run, untouched since, and of use.
+//! Checks that a snapshot and the image below it are as they were saved. They are hashed in parallel with the run, and
+//! must not be touched until it ends. A snapshot that cannot be restored is not used again.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -12,12 +13,12 @@ use xtask_core::snapshot::{BAD, DISK, FILES, Ingredients, SEED};
 
 use super::{Snapshot, digest};
 
-/// What is said of a snapshot that nobody uses from now on.
+/// The hint about a snapshot that is not used any more.
 const NEXT: &str = "the next run makes another snapshot, and deletes this one once no machine uses it";
 
 const HASH_AGAIN: &str = "run again; --cold needs no snapshot";
 
-/// A check that runs beside a run.
+/// A check that runs in parallel with a run.
 pub struct Verification {
     kept: Snapshot,
     before: Vec<(PathBuf, Option<InodeStamp>)>,
@@ -25,13 +26,13 @@ pub struct Verification {
 }
 
 impl Verification {
-    /// Whether its conclusion is not waited for.
+    /// Whether [`Self::conclude`] would return at once.
     pub fn is_finished(&self) -> bool {
         self.hashed.is_finished()
     }
 
-    /// An error where a file is not what was saved, or was touched since the check began: what was read by then is not what a boot
-    /// has read later.
+    /// Waits for the end of the check. Returns an error if a file is not as it was saved, or was touched since the
+    /// check began. In that case, the check may have read other bytes than the guest.
     pub fn conclude(self) -> Result<()> {
         self.hashed.join().unwrap_or_else(|_| bail!("the check of the snapshot panicked"))?;
         let touched =
@@ -49,7 +50,8 @@ impl Verification {
     }
 }
 
-/// Of a file: whoever writes to it changes that, also who gives it back its time of modification (inode(7), ctime).
+/// The identity of a file's content. Every write changes it, even if the modification time is set back (inode(7),
+/// ctime).
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct InodeStamp {
     inode: (u64, u64),
@@ -66,14 +68,14 @@ impl InodeStamp {
 }
 
 impl Snapshot {
-    /// Hashes its files beside what the run does, for a verdict that waits for it.
+    /// Starts hashing the snapshot's files in parallel with the run. The verdict waits for the result.
     pub fn verify(&self) -> Verification {
         let image = self.manifest.ingredients.image_path.clone();
         let paths = FILES.iter().map(|name| self.file(name)).chain([image]);
         let before = paths.map(|path| (path.clone(), InodeStamp::of(&path))).collect();
         let kept = self.clone();
         let hashed = std::thread::spawn(move || {
-            // The guest goes first; on Linux this is the thread's own (setpriority(2)).
+            // The guest has priority. On Linux, the priority is that of this thread alone (setpriority(2)).
             rustix::process::setpriority_process(None, 19)
                 .context("lower the priority of the snapshot's check")?;
             kept.check()
@@ -81,12 +83,12 @@ impl Snapshot {
         Verification { kept: self.clone(), before, hashed }
     }
 
-    /// An error where a file is not what was saved; nobody uses the snapshot from then on.
+    /// Returns an error if a file is not as it was saved. No run uses the snapshot from then on.
     pub(super) fn check(&self) -> Result<()> {
         self.check_files(|_| true)
     }
 
-    /// The same of what a machine that has been restored boots from later.
+    /// Checks only the files that a restored machine boots from later.
     pub fn check_what_boots(&self) -> Result<()> {
         self.check_files(|name| [DISK, SEED].contains(&name))
     }
@@ -106,7 +108,7 @@ impl Snapshot {
         self.check_image()
     }
 
-    /// The snapshot's disk is the image and what was written since.
+    /// Checks the image, since the snapshot's disk contains only the changes to it.
     fn check_image(&self) -> Result<()> {
         let Ingredients { image, image_path, .. } = &self.manifest.ingredients;
         let hash = |error| host_fault(error, "hash the image of the snapshot", HASH_AGAIN);
@@ -130,8 +132,9 @@ impl Snapshot {
         .into()
     }
 
-    /// The error of a machine that did not come out of it, although it is unchanged: saved in a bad moment, or by something
-    /// that its key does not know. Nobody uses the snapshot from now on, so that the next run is not the same again.
+    /// Returns the error for a machine that could not be restored although the snapshot is unchanged: it was saved in a
+    /// bad moment, or depends on something that its key does not contain. The snapshot is not used any more, so that
+    /// the next run does not fail in the same way.
     pub fn does_not_restore(&self, error: Error) -> Error {
         if Kind::Interrupted.is(&error) {
             return error;
@@ -143,7 +146,7 @@ impl Snapshot {
         ))
     }
 
-    /// What comes of it.
+    /// Marks the snapshot as bad. Returns what happens to it next.
     fn give_up(&self, why: &str) -> String {
         match write_private(&self.file(BAD), why) {
             Ok(()) => NEXT.to_owned(),

@@ -1,13 +1,13 @@
-//! Snapshots in the cache: found by their key, made beside in the run's own directory and renamed, read-only, and hashed again
-//! by every run that uses one.
+//! Snapshots in the cache. A snapshot is found by its key. It is made in the run's own directory, renamed, and
+//! read-only. Every run that uses it hashes it again.
 //!
 //! ```text
-//! snapshots/<key>.<run>/          snapshot.json, disk.qcow2, ram.save, nvram.fd, seed.img; `bad` in one that was found changed
-//! snapshots/<key>.<run>.deleting/ what is being deleted
-//! snapshots/<key>.lock            held by whoever looks for it, makes it or deletes it
+//! snapshots/<key>.<run>/          snapshot.json, disk.qcow2, ram.save, nvram.fd, seed.img; `bad` if it was found changed
+//! snapshots/<key>.<run>.deleting/ a snapshot that is being deleted
+//! snapshots/<key>.lock            held while a process looks for, makes or deletes the snapshot
 //! ```
 //!
-//! The run that made it is part of the name: what lies on a snapshot names its path, which is never another one's.
+//! The name contains the run that made the snapshot, so that no other snapshot ever has its path, which overlays name.
 
 use std::collections::BTreeMap;
 use std::fs::{File, Permissions};
@@ -30,43 +30,42 @@ use xtask_jobs::Ui;
 
 mod check;
 
-/// The ending of what is being deleted.
+/// The ending of the name of a directory that is being deleted.
 const DELETING: &str = ".deleting";
 
 /// A snapshot in the cache.
 #[derive(Debug, Clone)]
 pub struct Snapshot {
-    /// Its directory.
     pub directory: PathBuf,
-    /// What it says of itself.
     pub manifest: SnapshotManifest,
 }
 
 impl Snapshot {
-    /// One of its files.
+    /// Returns the path of one of the snapshot's files.
     pub fn file(&self, name: &str) -> PathBuf {
         self.directory.join(name)
     }
 
-    /// Its directory's name.
+    /// Returns the name of the snapshot's directory.
     pub fn name(&self) -> String {
         name_of(&self.directory)
     }
 }
 
-/// The snapshot that a run's machine lies on; `None` where it lies on its image alone.
+/// Returns the snapshot below a run's machine; `None` if only the image is below it.
 pub fn under(work: &Path) -> Result<Option<Snapshot>> {
     let Some(directory) = runs::snapshot_of(work)? else { return Ok(None) };
     let manifest = SnapshotManifest::read(&directory)?;
     Ok(Some(Snapshot { directory, manifest }))
 }
 
-/// Nobody else makes or deletes this snapshot while it is held. Another run may take `limit` to make it.
+/// Locks a snapshot. While the lock is held, no other process makes or deletes the snapshot. Another run may take
+/// `limit` to make it.
 pub fn lock(cache: &Cache, key: &str, limit: Duration, ui: &Ui) -> Result<File> {
     make_private_dir(&cache.snapshots())?;
     let path = cache.snapshots().join(format!("{key}.lock"));
     wait_for_lock(&path, ui, |waited| {
-        // The seconds are the sign of life: no guest of this run could give one yet.
+        // The seconds show that the wait goes on, since no guest of this run can show anything yet.
         let seconds = waited.as_secs();
         ui.tick(&format!(
             "another run is making this snapshot, or restoring from it, for {seconds} s so far"
@@ -81,7 +80,8 @@ pub fn lock(cache: &Cache, key: &str, limit: Duration, ui: &Ui) -> Result<File> 
     })
 }
 
-/// The snapshot with this key. What is bad, or of another version, is deleted where nothing lies on it. Whoever calls holds its lock.
+/// Returns the snapshot with this key. A snapshot that is bad or of another version is deleted if nothing uses it. The
+/// caller holds the key's lock.
 pub fn find(cache: &Cache, key: &str, wanted: &Ingredients, ui: &Ui) -> Result<Option<Snapshot>> {
     let prefix = format!("{key}.");
     let own = all(cache).into_iter().filter(|found| name_of(&found.directory).starts_with(&prefix));
@@ -104,9 +104,10 @@ pub fn find(cache: &Cache, key: &str, wanted: &Ingredients, ui: &Ui) -> Result<O
     Ok(usable)
 }
 
-/// Saves what is in `made` and gives it its name. Whoever calls holds the lock of its key.
+/// Saves the files in `made` as a snapshot under this key. The caller holds the key's lock.
 pub fn keep(cache: &Cache, key: &str, made: &Path, mut manifest: SnapshotManifest) -> Result<Snapshot> {
-    // The seed's files, an empty disk; and whatever else the making of it may come to leave there.
+    // Only the snapshot's files stay. The others are the seed's files, an empty disk, and anything else that a later
+    // version may leave.
     for entry in fs::read_dir(made)? {
         let path = entry?.path();
         if !FILES.iter().any(|name| path.ends_with(name)) {
@@ -131,42 +132,43 @@ pub fn keep(cache: &Cache, key: &str, made: &Path, mut manifest: SnapshotManifes
     Ok(Snapshot { directory, manifest })
 }
 
-/// What is in the directory of snapshots.
+/// A directory among the snapshots.
 pub struct Found {
     pub directory: PathBuf,
-    /// `None` where its manifest cannot be read: of another version, damaged, or half deleted.
+    /// `None` if the manifest cannot be read: it is of another version, damaged, or half deleted.
     pub manifest: Option<SnapshotManifest>,
-    /// Whether nobody has found it changed, and nobody deletes it.
+    /// Whether no run has found it changed and no process deletes it.
     pub is_good: bool,
-    /// The runs and kept machines that lie on it.
+    /// The runs and instances that use it.
     pub users: Vec<String>,
 }
 
 impl Found {
-    /// Its directory's name.
+    /// Returns the name of the directory.
     pub fn name(&self) -> String {
         name_of(&self.directory)
     }
 
-    /// Under which others lock it.
+    /// Returns the key, under which other processes lock the snapshot.
     pub fn key(&self) -> String {
         let name = self.name();
         let name = name.strip_suffix(DELETING).unwrap_or(&name);
         name.rsplit_once('.').map_or(name, |(key, _)| key).to_owned()
     }
 
-    /// Bytes on disk, as far as that is known.
+    /// Returns the size on disk in bytes; 0 if it is unknown.
     pub fn bytes(&self) -> u64 {
         self.manifest.as_ref().map_or(0, SnapshotManifest::bytes)
     }
 
-    /// Seconds since it was last used.
+    /// Returns the seconds since the snapshot was last used.
     pub fn idle_seconds(&self) -> u64 {
         idle_seconds(&self.directory)
     }
 }
 
-/// Every snapshot, and who uses it; also what is none any more. What was not made here is left alone.
+/// Returns every snapshot with its users, including damaged and half-deleted ones. A directory that was not made here
+/// is left out.
 pub fn all(cache: &Cache) -> Vec<Found> {
     let mut found: Vec<_> = directories(&cache.snapshots())
         .into_iter()
@@ -182,13 +184,14 @@ pub fn all(cache: &Cache) -> Vec<Found> {
     found
 }
 
-/// Whether a directory's name has the form of a snapshot's, `KEY.RUN`. A copy that somebody made has another name.
+/// Whether a directory's name has the form of a snapshot's, `KEY.RUN`. A user's copy has another name.
 fn has_form(name: &str) -> bool {
     let name = name.strip_suffix(DELETING).unwrap_or(name);
     name.rsplit_once('.').is_some_and(|(_, run)| runs::has_form_of_id(run))
 }
 
-/// Aside first: a directory that is being deleted is no snapshot any more. Whoever calls holds its lock.
+/// Deletes a snapshot. It is renamed first: a directory that is being deleted is no snapshot any more. The caller holds
+/// the key's lock.
 pub fn remove(directory: &Path) -> Result<()> {
     let name = name_of(directory);
     if name.ends_with(DELETING) {

@@ -1,4 +1,4 @@
-//! A snapshot from its making to its deletion, of files that are none of a machine.
+//! The life of a snapshot from its creation to its deletion, with files that no machine made.
 
 use xtask_core::error::{Failure, Kind};
 use xtask_core::limits;
@@ -23,7 +23,7 @@ fn ingredients(cache: &Cache) -> Ingredients {
     }
 }
 
-/// A snapshot of files that hold their own names.
+/// Makes a snapshot whose files contain their own names.
 fn made(cache: &Cache, key: &str, run: &str) -> Snapshot {
     let beside = cache.root().join("made");
     make_private_dir(&beside).unwrap();
@@ -49,7 +49,7 @@ fn a_snapshot_is_found_until_it_is_bad_and_deleted_when_nothing_lies_on_it() {
     let directory = tempfile::tempdir().unwrap();
     let cache = Cache::at(directory.path());
     let ui = Ui::quiet();
-    // A key with a dot, as ubuntu-24.04 has.
+    // The key contains a dot, like that of ubuntu-24.04.
     let key = "ubuntu-24.04-aarch64-0123";
     let look = |wanted: &Ingredients| find(&cache, key, wanted, &ui).unwrap();
     assert!(look(&ingredients(&cache)).is_none());
@@ -59,7 +59,7 @@ fn a_snapshot_is_found_until_it_is_bad_and_deleted_when_nothing_lies_on_it() {
     assert_eq!(look(&ingredients(&cache)).unwrap().directory, first.directory);
     first.check().unwrap();
 
-    // A machine that somebody keeps lies on it.
+    // An instance uses the snapshot.
     let work = cache.runs().join("1124-100000-0003/w");
     std::fs::create_dir_all(&work).unwrap();
     std::fs::write(work.join("frozen"), first.directory.as_os_str().as_encoded_bytes()).unwrap();
@@ -75,7 +75,7 @@ fn a_snapshot_is_found_until_it_is_bad_and_deleted_when_nothing_lies_on_it() {
     std::fs::remove_dir_all(work).unwrap();
     assert_eq!(look(&ingredients(&cache)).unwrap().directory, second.directory);
     assert!(!first.directory.exists(), "nothing lies on it any more");
-    // What a killed deletion left, and what another version made.
+    // These are the remains of a killed deletion, and a snapshot of another version.
     std::fs::rename(&second.directory, second.directory.with_file_name(format!("{key}.x{DELETING}")))
         .unwrap();
     make_private_dir(&cache.snapshots().join(format!("{key}.y"))).unwrap();
@@ -83,7 +83,7 @@ fn a_snapshot_is_found_until_it_is_bad_and_deleted_when_nothing_lies_on_it() {
     let left: Vec<_> = all(&cache).iter().map(Found::name).collect();
     assert_eq!(left, [other.name()], "a name of another form is not listed, and not deleted");
     assert_eq!(all(&cache)[0].key(), "debian-12-aarch64-0123");
-    // The same key's snapshot that says that it is another.
+    // This snapshot has the same key and other ingredients.
     let another = Ingredients { qemu: "10".to_owned(), ..ingredients(&cache) };
     assert!(find(&cache, "debian-12-aarch64-0123", &another, &ui).unwrap().is_none());
     assert!(all(&cache).is_empty());
@@ -97,7 +97,7 @@ fn a_file_that_is_gone_is_this_hosts_fault() {
     std::fs::remove_file(kept.file("nvram.fd")).unwrap();
     let error = kept.check().unwrap_err();
     assert!(Kind::Host.is(&error), "{error:#}");
-    // A kept machine boots from its own variables, and from the snapshot's disk.
+    // An instance boots with its own UEFI variables, and from the snapshot's disk.
     kept.check_what_boots().unwrap();
     std::fs::set_permissions(kept.file(DISK), Permissions::from_mode(0o600)).unwrap();
     std::fs::write(kept.file(DISK), "another").unwrap();
@@ -119,7 +119,7 @@ fn what_is_touched_while_a_run_uses_it_is_noticed_after_it_was_hashed() {
         verification.conclude()
     };
     verified(&|| ()).unwrap();
-    // The same content again, and the time that it had.
+    // Writes the same content again, and sets the modification time back.
     let rewrite = |path: &Path| {
         let modified = path.metadata().unwrap().modified().unwrap();
         let content = std::fs::read(path).unwrap();
