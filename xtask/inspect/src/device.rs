@@ -1,4 +1,4 @@
-//! What a device offers: its core's features and its kernels' page sizes, out of `xtask/inspect/devices.toml`.
+//! The devices: the features of their cores and the page sizes of their kernels, from `xtask/inspect/devices.toml`.
 
 use serde::Deserialize;
 
@@ -10,28 +10,27 @@ const TEXT: &str = include_str!("../devices.toml");
 /// The schema that this code reads.
 const SCHEMA: u32 = 1;
 
-/// A device.
+/// A device that an executable may run on.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Device {
-    /// Its name on the command line.
+    /// The name of the device on the command line.
     pub name: String,
-    /// Its instruction set.
     #[serde(rename = "arch")]
     pub isa: Isa,
-    /// A line for people.
+    /// A description for messages.
     pub about: String,
     /// The page sizes of the kernels that it may run, in bytes.
     pub page_sizes: Vec<u64>,
-    /// What its core has.
+    /// The features of the core.
     #[serde(skip)]
     pub features: Set,
-    /// The names of `features`; `*` is all of them.
+    /// The names of `features`; `*` stands for all of them.
     #[serde(rename = "features")]
     named: Vec<String>,
-    /// QEMU's name of the core.
+    /// QEMU's name of the core, if it has one.
     pub cpu: Option<String>,
-    /// Whether it is its architecture's default.
+    /// Whether this is the default device of its architecture.
     #[serde(default)]
     pub default: bool,
 }
@@ -43,18 +42,18 @@ struct File {
     device: Vec<Device>,
 }
 
-/// Every device of this build.
+/// Returns every device of this build.
 pub fn built_in() -> Vec<Device> {
     parse(TEXT).expect("a test parses the devices that are built in")
 }
 
-/// The device that an architecture has where none is named.
+/// Returns the device that an architecture uses if none is named.
 pub fn default_of(isa: Isa) -> Device {
     let found = built_in().into_iter().find(|device| device.isa == isa && device.default);
     found.expect("a test sees that each architecture has a default")
 }
 
-/// The device of this name, or with this core of QEMU's.
+/// Returns the device with this name, or the one whose core has this name in QEMU.
 pub fn find(isa: Isa, name: &str) -> Option<Device> {
     let of_isa = || built_in().into_iter().filter(move |device| device.isa == isa);
     of_isa()
@@ -65,7 +64,7 @@ pub fn find(isa: Isa, name: &str) -> Option<Device> {
 fn parse(text: &str) -> Result<Vec<Device>, String> {
     let file: File = toml::from_str(text).map_err(|error| error.to_string())?;
     if file.schema != SCHEMA {
-        return Err(format!("schema {} where {SCHEMA} is known", file.schema));
+        return Err(format!("schema {} is unknown; known: {SCHEMA}", file.schema));
     }
     file.device.into_iter().map(Device::checked).collect()
 }
@@ -74,11 +73,11 @@ impl Device {
     fn checked(mut self) -> Result<Self, String> {
         for name in &self.named {
             let feature = if name == "*" { Some(Set(u64::MAX)) } else { self.isa.feature(name) };
-            let feature = feature.ok_or_else(|| format!("{}: no feature {name:?}", self.name))?;
+            let feature = feature.ok_or_else(|| format!("{}: the feature {name:?} is unknown", self.name))?;
             self.features = self.features | feature;
         }
         if self.page_sizes.is_empty() || self.page_sizes.iter().any(|size| !size.is_power_of_two()) {
-            return Err(format!("{}: page sizes are powers of two", self.name));
+            return Err(format!("{}: page sizes must be powers of two", self.name));
         }
         Ok(self)
     }

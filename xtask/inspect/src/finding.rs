@@ -1,92 +1,91 @@
-//! What was found, what the target offers, what to do: the report and its parts.
+//! The report of an inspection. A finding says what is in the file, what the target offers, and what to do.
 
 use serde::Serialize;
 
 /// The schema number of the report as JSON.
 pub const SCHEMA: u32 = 1;
 
-/// How bad it is.
+/// The severity of a finding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
-    /// It is as it is.
+    /// A fact.
     Informs,
-    /// It may fail there, and cannot be told from here.
+    /// The executable may fail on the target, which cannot be decided from the file.
     Warned,
-    /// It fails there.
+    /// The executable fails on the target.
     Refused,
 }
 
-/// As the report writes it.
+/// Writes the severity as in the report.
 impl std::fmt::Display for Severity {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         self.serialize(f)
     }
 }
 
-/// One finding. Ids are an interface: they are never given another meaning.
+/// A finding. Ids are an interface: an id never gets another meaning.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// Which check.
+    /// The id of the check.
     pub id: &'static str,
-    /// How bad it is.
     pub severity: Severity,
-    /// What is in the file.
+    /// The fact in the file.
     pub found: String,
-    /// What the target has to it.
+    /// What the target offers instead.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub offers: String,
-    /// What to do.
+    /// The action that repairs it.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub remedy: String,
-    /// Symbols, functions, libraries: at most a few.
+    /// The first few of the symbols, functions or libraries.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub details: Vec<String>,
 }
 
 impl Finding {
-    /// Something that the target refuses.
+    /// Creates a finding about something that the target refuses.
     pub fn refused(id: &'static str, found: &str, offers: &str, remedy: &str) -> Self {
         Self::refused_if(true, id, found, offers, remedy)
     }
 
-    /// Something that may fail.
+    /// Creates a finding about something that may fail.
     pub fn warned(id: &'static str, found: &str, offers: &str, remedy: &str) -> Self {
         Self::refused_if(false, id, found, offers, remedy)
     }
 
-    /// Something that fails where it is certain to be met, and may fail where it may be met.
+    /// Creates a finding about something that fails on the target if `certain`, and may fail otherwise.
     pub fn refused_if(certain: bool, id: &'static str, found: &str, offers: &str, remedy: &str) -> Self {
         let severity = if certain { Severity::Refused } else { Severity::Warned };
         Self::new(id, severity, found).offers(offers).remedy(remedy)
     }
 
-    /// Something good to know.
+    /// Creates a finding about a fact.
     pub fn informs(id: &'static str, found: impl Into<String>) -> Self {
         Self::new(id, Severity::Informs, found)
     }
 
-    /// Without what the target offers and without a remedy.
+    /// Creates a finding without the target's offer and without a remedy.
     pub fn new(id: &'static str, severity: Severity, found: impl Into<String>) -> Self {
         let (offers, remedy, details) = Default::default();
         Self { id, severity, found: found.into(), offers, remedy, details }
     }
 
-    /// With what the target offers.
+    /// Adds what the target offers.
     #[must_use]
     pub fn offers(mut self, offers: impl Into<String>) -> Self {
         self.offers = offers.into();
         self
     }
 
-    /// With what to do.
+    /// Adds the remedy.
     #[must_use]
     pub fn remedy(mut self, remedy: impl Into<String>) -> Self {
         self.remedy = remedy.into();
         self
     }
 
-    /// With names; of many the first few.
+    /// Adds the details; if there are many, the first few.
     #[must_use]
     pub fn details(mut self, all: impl IntoIterator<Item = String>) -> Self {
         const MOST: usize = 8;
@@ -100,7 +99,7 @@ impl Finding {
     }
 }
 
-/// Everything that was found in one file.
+/// All findings about one file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Report {
     /// The findings, the worst first.
@@ -108,18 +107,18 @@ pub struct Report {
 }
 
 impl Report {
-    /// Sorted: the worst first, else as the checks run.
+    /// Sorts the findings: the worst first, otherwise in the order of the checks.
     pub fn new(mut findings: Vec<Finding>) -> Self {
         findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
         Self { findings }
     }
 
-    /// Those that the target refuses.
+    /// Returns the findings that the target refuses.
     pub fn refused(&self) -> impl Iterator<Item = &Finding> {
         self.of(Severity::Refused)
     }
 
-    /// Those of a severity.
+    /// Returns the findings of a severity.
     pub fn of(&self, severity: Severity) -> impl Iterator<Item = &Finding> {
         self.findings.iter().filter(move |finding| finding.severity == severity)
     }

@@ -6,7 +6,8 @@ use crate::elf::{Code, Elf};
 use crate::isa::features::Set;
 use crate::isa::{Flow, Isa};
 
-/// Where functions begin in the whole file, by symbols, by the unwinder's table, and by the entry point: their addresses, in order.
+/// Returns the addresses at which functions begin in the whole file, in order. They come from symbols, from the
+/// unwinder's table, and from the entry point.
 pub(crate) fn starts(elf: &Elf<'_>) -> Vec<u64> {
     let mut starts: Vec<u64> = elf.unwind_starts().collect();
     starts.extend(elf.symbols().filter(|symbol| symbol.function).map(|symbol| symbol.address));
@@ -16,7 +17,8 @@ pub(crate) fn starts(elf: &Elf<'_>) -> Vec<u64> {
     starts
 }
 
-/// Where functions begin: one ends where the next begins. Four bytes each, less than any table that names one has.
+/// The starts of functions. A function ends where the next one begins. Each start takes four bytes, which is less than
+/// in any table that names a function.
 #[derive(Debug)]
 pub(crate) struct Functions {
     base: u64,
@@ -25,7 +27,7 @@ pub(crate) struct Functions {
 }
 
 impl Functions {
-    /// Those of `code`, of all that [`starts`] has found.
+    /// Selects the functions of `code` from the result of [`starts`].
     pub(crate) fn of(starts: &[u64], code: &Code<'_>) -> Option<Self> {
         let length = u32::try_from(code.bytes.len()).ok()?;
         let first = starts.partition_point(|start| *start <= code.address);
@@ -41,25 +43,25 @@ impl Functions {
         self.starts.len()
     }
 
-    /// The one that holds an offset.
+    /// Returns the function that contains an offset.
     pub(crate) fn holding(&self, offset: u32) -> usize {
         self.starts.partition_point(|start| *start <= offset).saturating_sub(1)
     }
 
-    /// The one that holds an address.
+    /// Returns the function that contains an address.
     pub(crate) fn at(&self, address: u64) -> Option<usize> {
         let offset = address.checked_sub(self.base)?;
         let offset = u32::try_from(offset).ok().filter(|offset| *offset < self.length)?;
         Some(self.holding(offset))
     }
 
-    /// The one that begins at an address.
+    /// Returns the function that begins at an address.
     pub(crate) fn beginning_at(&self, address: u64) -> Option<usize> {
         let offset = u32::try_from(address.checked_sub(self.base)?).ok()?;
         self.starts.binary_search(&offset).ok()
     }
 
-    /// Offsets of its first byte and of the byte behind it.
+    /// Returns the offsets of a function's first byte and of the byte behind its last one.
     pub(crate) fn range(&self, index: usize) -> (usize, usize) {
         let start = self.starts.get(index).copied().unwrap_or(self.length);
         let end = self.starts.get(index + 1).copied().unwrap_or(self.length);
@@ -79,18 +81,18 @@ pub(crate) struct Section<'a, 'b> {
 /// A function with instructions that the core lacks.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Needy {
-    /// Its index among the functions.
+    /// The function's index.
     pub(crate) function: u32,
-    /// How many such instructions.
+    /// The number of such instructions.
     pub(crate) count: u32,
-    /// The first one's offset in the code.
+    /// The offset of the first such instruction in the code.
     pub(crate) first: u32,
-    /// What they need.
+    /// The features that the instructions need.
     pub(crate) needs: Set,
 }
 
-/// Every function of a section that needs one of `wanted`, in order. What does not fit into a share of the file's size is only
-/// counted: the second value.
+/// Returns every function of a section that needs one of `wanted`, in order. The list is limited to a share of the
+/// file's size. The second value counts the instructions of the functions that did not fit.
 pub(crate) fn needy(section: &Section<'_, '_>, wanted: Set) -> (Vec<Needy>, usize) {
     const WORKERS: usize = 2;
     const SHARE: usize = 128;
@@ -100,7 +102,7 @@ pub(crate) fn needy(section: &Section<'_, '_>, wanted: Set) -> (Vec<Needy>, usiz
     if length < WORTH_A_THREAD {
         return part(section, wanted, 0..length, most);
     }
-    // Cut where a function begins: an x86 instruction is read from its first byte.
+    // The code is cut where a function begins, since x86 instructions must be read from their first byte.
     let middle = functions.range(functions.holding(functions.length / WORKERS as u32)).0;
     let (one, other) = std::thread::scope(|scope| {
         let other = scope.spawn(|| part(section, wanted, middle..length, most / 2));
@@ -140,19 +142,21 @@ fn part(section: &Section<'_, '_>, wanted: Set, range: Range<usize>, most: usize
     (found, left)
 }
 
-/// How control comes to the first instruction of a function that the core lacks.
+/// The way in which control reaches the first instruction of a function that the core lacks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Path {
-    /// From the function's first instruction to the one at this offset, by falling through and by direct branches.
+    /// Control goes from the function's first instruction to the one at this offset, by falling through and by direct
+    /// branches.
     Direct(usize),
-    /// Not so; but the function has computed jumps.
+    /// There is no such path, but the function has computed jumps.
     Computed,
-    /// By nothing in this function.
+    /// No path in this function leads there.
     None,
 }
 
-/// The first instruction of a function that needs one of `wanted` and that control reaches from its first, by falling through and
-/// by direct branches. What lies behind a computed jump or between the instructions may be data.
+/// Finds the first instruction of a function that needs one of `wanted` and that control reaches from the start of the
+/// function, by falling through and by direct branches. Bytes behind a computed jump or between the instructions may be
+/// data.
 pub(crate) fn reached(section: &Section<'_, '_>, function: usize, wanted: Set) -> Path {
     const LARGEST: usize = 1 << 20;
     let (isa, code, range) = (section.isa, section.code, section.functions.range(function));

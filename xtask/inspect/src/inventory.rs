@@ -1,46 +1,45 @@
-//! What an image or a sysroot offers an executable: its libraries with the versions that they define, and its dynamic
-//! loaders. Read out of a tree of files, once; nothing of it runs.
+//! The inventory of an image or a sysroot: its libraries with the versions that they define, and its dynamic loaders.
+//! It is read once from a tree of files. Nothing in the tree is executed.
 
 use serde::{Deserialize, Serialize};
 
 use crate::elf::{Elf, Ident, shown};
 
-/// The schema of an inventory that is kept.
+/// The schema of a stored inventory.
 pub const SCHEMA: u32 = 2;
 
-/// Where the loader looks without being told (ld.so(8)), before the distribution's own directories.
+/// The directories that the loader always searches (ld.so(8)). They come after the distribution's own directories.
 const PLAIN: [&str; 4] = ["/lib", "/usr/lib", "/lib64", "/usr/lib64"];
 
-/// What a tree offers.
+/// The libraries and the loaders of a tree.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Inventory {
-    /// The schema.
     pub schema: u32,
-    /// What it was read out of: an image's digest, or a directory.
+    /// The source of the inventory: an image's digest, or a directory.
     pub source: String,
-    /// Where the loader looks, in order.
+    /// The directories that the loader searches, in order.
     pub search: Vec<String>,
     /// The loaders' paths.
     pub interpreters: Vec<String>,
-    /// Every shared library in those directories, and one below.
+    /// Every shared library in those directories and one level below.
     pub libraries: Vec<Library>,
 }
 
-/// One shared library.
+/// A shared library.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Library {
-    /// Its path in the tree.
+    /// The library's path in the tree.
     pub path: String,
-    /// Its ELF machine.
+    /// The library's `e_machine`.
     pub machine: u16,
-    /// The versions that it defines, in its order.
+    /// The versions that it defines, in the library's own order.
     pub versions: Vec<String>,
     /// The libraries that it needs.
     pub needed: Vec<String>,
 }
 
 impl Library {
-    /// The name under which the loader finds it.
+    /// Returns the name under which the loader finds it.
     pub fn name(&self) -> &str {
         self.path.rsplit('/').next().unwrap_or_default()
     }
@@ -48,19 +47,19 @@ impl Library {
 
 /// A tree of files: a directory, or a file system in an image.
 pub trait Tree {
-    /// The names in a directory, sorted; none where there is no such directory.
+    /// Returns the names in a directory, sorted; none if there is no such directory.
     fn list(&self, directory: &str) -> Vec<String>;
-    /// A file's content, through symbolic links within the tree.
+    /// Returns a file's content. Symbolic links are followed within the tree.
     fn read(&self, path: &str) -> Option<Vec<u8>>;
 }
 
 impl Inventory {
-    /// One that was kept as JSON; `None` where the text is none, or one of another schema.
+    /// Parses a stored inventory; `None` if the text is no inventory, or has another schema.
     pub fn from_json(text: &[u8]) -> Option<Self> {
         serde_json::from_slice(text).ok().filter(|inventory: &Self| inventory.schema == SCHEMA)
     }
 
-    /// Reads a tree, for executables of `machine` and a multiarch triplet.
+    /// Reads a tree with the directories of a multiarch triplet. `source` is recorded in the inventory.
     pub fn of_tree(tree: &dyn Tree, source: &str, multiarch: &str) -> Self {
         let mut search = configured(tree);
         search.extend([format!("/lib/{multiarch}"), format!("/usr/lib/{multiarch}")]);
@@ -74,7 +73,7 @@ impl Inventory {
                 names.iter().filter(|name| is_loader(name)).map(|name| format!("{directory}/{name}")),
             );
             inventory.take(tree, directory, &names);
-            // What an RPATH names is mostly one below: /usr/lib/aarch64-linux-gnu/systemd.
+            // The directories in RPATHs are mostly one level below: /usr/lib/aarch64-linux-gnu/systemd.
             for name in names
                 .iter()
                 .filter(|name| !name.contains('.') && !search.contains(&format!("{directory}/{name}")))
@@ -93,14 +92,14 @@ impl Inventory {
             .extend(paths.filter_map(|path| tree.read(&path).and_then(|bytes| library(&path, &bytes))));
     }
 
-    /// The library of this name in the directories of an RPATH.
+    /// Returns the library of this name in the directories of an RPATH.
     pub fn find_in(&self, rpath: &str, name: &str) -> Option<&Library> {
         let paths: Vec<_> =
             rpath.split(':').map(|directory| format!("{}/{name}", directory.trim_end_matches('/'))).collect();
         self.libraries.iter().find(|library| paths.contains(&library.path))
     }
 
-    /// The library that the loader takes for `name`: the first of the right machine in its directories.
+    /// Returns the library that the loader takes for `name`: the first one for the right machine in its directories.
     pub fn find(&self, name: &str, machine: u16) -> Option<&Library> {
         let places = self.search.iter().map(|directory| format!("{directory}/{name}"));
         places.into_iter().find_map(|path| {
@@ -109,7 +108,7 @@ impl Inventory {
     }
 }
 
-/// `ld-linux-aarch64.so.1`, `ld-musl-x86_64.so.1`, `ld.so.1`.
+/// Whether a file name is that of a loader: `ld-linux-aarch64.so.1`, `ld-musl-x86_64.so.1`, `ld.so.1`.
 fn is_loader(name: &str) -> bool {
     (name.starts_with("ld-") || name.starts_with("ld.") || name.starts_with("ld64.")) && name.contains(".so")
 }
@@ -119,7 +118,7 @@ fn is_library(name: &str) -> bool {
 }
 
 fn library(path: &str, bytes: &[u8]) -> Option<Library> {
-    // A linker script of that name is no library.
+    // A linker script may have such a name, but is no library.
     Ident::read(bytes).ok().filter(|ident| ident.class == 2 && ident.data == 1)?;
     let elf = Elf::parse(bytes).ok()?;
     Some(Library {
@@ -130,7 +129,7 @@ fn library(path: &str, bytes: &[u8]) -> Option<Library> {
     })
 }
 
-/// The directories of `/etc/ld.so.conf` and of what it includes (ldconfig(8)).
+/// Returns the directories in `/etc/ld.so.conf` and in the files that it includes (ldconfig(8)).
 fn configured(tree: &dyn Tree) -> Vec<String> {
     const INCLUDED: &str = "/etc/ld.so.conf.d";
     let mut files = vec!["/etc/ld.so.conf".to_owned()];
@@ -142,12 +141,12 @@ fn configured(tree: &dyn Tree) -> Vec<String> {
     lines.filter(|line| line.starts_with('/')).map(|line| line.trim_end_matches('/').to_owned()).collect()
 }
 
-/// A directory on this host, as the root of a tree: symbolic links stay within it.
+/// A directory on this host that is the root of a tree. Symbolic links stay within it.
 #[derive(Debug)]
 pub struct Sysroot(pub std::path::PathBuf);
 
 impl Sysroot {
-    /// Where a path of the tree is on this host, its links followed within the tree.
+    /// Returns the path on this host for a path of the tree. Links are followed within the tree.
     pub fn resolve(&self, path: &str) -> Option<std::path::PathBuf> {
         const MOST_LINKS: usize = 40;
         let mut rest: Vec<String> =

@@ -1,8 +1,9 @@
-//! Will this executable run on that device? Bytes in, findings out: no file is opened, no process started, nothing of the file
-//! is trusted. Memory stays below the file's own size.
+//! Decides from an executable's bytes whether it will run on a device. The crate opens no file, starts no process, and
+//! trusts nothing in the file. It needs less memory than the file has bytes.
 //!
-//! Modules in reading order: [`finding`] (the report), [`device`] (what a core has), [`inventory`] (what an image has), [`elf`]
-//! (the file), [`isa`] (its instructions), `functions` and `guard` (where they are, and who decides over them), `checks`.
+//! Modules in reading order: [`finding`] (the report), [`device`] (the features of a core), [`inventory`] (the
+//! libraries of an image), [`elf`] (the file), [`isa`] (its instructions), `functions` and `guard` (its functions, and
+//! what decides whether they run), `checks`.
 
 mod checks;
 pub mod device;
@@ -18,47 +19,44 @@ use elf::{Elf, Ident};
 use finding::{Finding, Report};
 use inventory::Inventory;
 
-/// What the executable is to run on.
+/// The target on which the executable is to run.
 #[derive(Debug)]
 pub struct Target<'a> {
-    /// Its architecture's name, for messages.
+    /// The name of the architecture, for messages.
     pub arch: String,
     /// The psABI's dynamic loader.
     pub loader: String,
-    /// The device.
     pub device: &'a Device,
     /// The page sizes, the certain ones first.
     pub pages: Vec<Page>,
-    /// What the image or the sysroot has.
+    /// The libraries and loaders of the image or the sysroot, as far as they are known.
     pub offers: Offers<'a>,
-    /// Whose libraries those are, for messages: `debian-12`.
+    /// The name of the image or the sysroot, for messages: `debian-12`.
     pub place: String,
-    /// How more of it becomes known.
+    /// The hint how to make more of the target known.
     pub hint: String,
 }
 
-/// A page size that the executable meets.
+/// A page size that the executable may meet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Page {
-    /// In bytes.
     pub bytes: u64,
-    /// Whose kernel has it.
+    /// The kernel with this page size, for messages.
     pub whose: String,
-    /// Whether it meets it in any case; else it may.
+    /// Whether the executable meets this page size in any case. Otherwise, it may.
     pub certain: bool,
 }
 
-/// What is known of the target's files.
+/// The knowledge about the target's files.
 #[derive(Debug, Clone, Copy)]
 pub enum Offers<'a> {
-    /// Everything that matters.
+    /// Everything that matters is known.
     Inventory(&'a Inventory),
-    /// The release of glibc alone.
+    /// Only the release of glibc is known.
     Release {
-        /// `2.36`.
+        /// The release, for example `2.36`.
         glibc: &'a str,
     },
-    /// Nothing.
     Nothing,
 }
 
@@ -70,7 +68,7 @@ impl Target<'_> {
     }
 }
 
-/// Looks at a whole file.
+/// Inspects a whole file.
 pub fn inspect(bytes: &[u8], target: &Target<'_>) -> Report {
     let findings = match header(bytes, target) {
         Some(finding) => vec![finding],
@@ -82,7 +80,7 @@ pub fn inspect(bytes: &[u8], target: &Target<'_>) -> Report {
     Report::new(findings)
 }
 
-/// Looks at the header alone.
+/// Inspects only the header. Returns `None` if it fits the target.
 pub fn header(bytes: &[u8], target: &Target<'_>) -> Option<Finding> {
     match Ident::read(bytes) {
         Err(why) => Some(checks::header::malformed(&format!("it is no 64-bit ELF file: {why}"))),

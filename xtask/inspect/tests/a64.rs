@@ -1,4 +1,4 @@
-//! The table of A64 features, compared word by word with a second decoder, whose tables come from binutils.
+//! Compares the table of A64 features, word by word, with a second decoder, whose tables come from binutils.
 
 use std::collections::BTreeMap;
 
@@ -6,8 +6,8 @@ use disarm64::InsnOpcode as _;
 use inspect::isa::a64::{decode, need};
 use inspect::isa::features::A64;
 
-/// Our name of what binutils calls a feature set; `None` where every core has it, `Some("?")` where we have no row: features
-/// that no compiler writes yet.
+/// Returns our name of one of binutils' feature sets. `None` stands for a feature that every core has, and `Some("?")`
+/// for a feature that has no row in our table, since no compiler uses it yet.
 fn named(set: &str) -> Option<&'static str> {
     Some(match set {
         "V8" | "FP" | "SIMD" => return None,
@@ -70,14 +70,15 @@ fn every_kind_of_word_has_the_feature_that_binutils_gives_it() {
         if theirs == Some("?") {
             continue;
         }
-        // Reserved sizes and shifts, which the other takes for instructions.
+        // These words have reserved sizes and shifts. The other decoder accepts them as instructions.
         if decode(word).is_none() {
             unknown += 1;
             continue;
         }
         compared += 1;
         let ours = need(word).iter().next().map(|index| A64[index].name);
-        // One row of theirs holds single, double and half precision; of system registers theirs does not tell which is newer.
+        // One row of the other table has single, double and half precision. For system registers, the other table does
+        // not say which ones are newer.
         let broad =
             ["fcvtzs", "fcvtzu", "scvtf", "ucvtf", "mrs", "msr", "sys", "dc"].contains(&definition.mnemonic);
         let same = match (ours, theirs) {

@@ -1,5 +1,6 @@
-//! Malformed input: whatever the bytes are, the inspection ends soon, without a panic, without more memory than the file has
-//! bytes, and with a reason where it refuses. 20 s of it in the gate; `cargo xtask soak --fuzz N` for as long as wanted.
+//! Malformed input. Whatever the bytes are, the inspection ends soon, without a panic, takes no more memory than the
+//! file has bytes (and 1 MiB), and gives a reason if it refuses. The gate runs this for 20 s, and `cargo xtask soak
+//! --fuzz N` for N executions.
 
 mod support;
 
@@ -13,17 +14,17 @@ use inspect::inventory::{Inventory, Library};
 use inspect::isa::Isa;
 use inspect::{Offers, Page, Target};
 
-/// How many executions; without it the gate's seconds.
+/// The number of executions. Without it, the test runs for [`GATE`].
 const EXECUTIONS: &str = "INSPECT_FUZZ_EXECUTIONS";
-/// A directory of seeds beside those that are made here.
+/// A directory of seeds, in addition to those that are made here.
 const SEEDS: &str = "INSPECT_FUZZ_SEEDS";
-/// Where an input is written that should not have done what it did.
+/// The directory for an input on which the inspection misbehaved.
 const KEPT: &str = "INSPECT_FUZZ_KEPT";
 
 const GATE: Duration = Duration::from_secs(20);
-/// One execution.
+/// Upper bound for one execution.
 const LONGEST: Duration = Duration::from_secs(2);
-/// What a report, the decoders' tables and the threads' stacks may take whatever the file's size.
+/// Memory for a report, the decoders' tables and the threads' stacks, regardless of the file's size.
 const FIXED: usize = 1 << 20;
 
 struct Counting;
@@ -32,18 +33,18 @@ static LIVE: AtomicUsize = AtomicUsize::new(0);
 static PEAK: AtomicUsize = AtomicUsize::new(0);
 static STARTED: AtomicU64 = AtomicU64::new(0);
 
-// SAFETY: every call is the system allocator's own; the counters are beside it.
+// SAFETY: every call goes to the system allocator. The counters do not touch its memory.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         let live = LIVE.fetch_add(layout.size(), Ordering::Relaxed) + layout.size();
         PEAK.fetch_max(live, Ordering::Relaxed);
-        // SAFETY: the caller's promise is passed on.
+        // SAFETY: the caller keeps the contract of `alloc`, which is that of the system allocator.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
         LIVE.fetch_sub(layout.size(), Ordering::Relaxed);
-        // SAFETY: the caller's promise is passed on.
+        // SAFETY: the caller keeps the contract of `dealloc`, which is that of the system allocator.
         unsafe { System.dealloc(pointer, layout) }
     }
 }
@@ -67,7 +68,7 @@ impl Random {
     }
 }
 
-/// SVE, LSE, PAC and calls; AVX, CPUID and jumps.
+/// Returns the seeds. Their code has SVE, LSE, PAC and calls; AVX, CPUID and jumps.
 fn seeds() -> Vec<(Isa, Vec<u8>)> {
     let a64: Vec<u8> = [
         0x9400_0004u32,
@@ -98,7 +99,7 @@ fn seeds() -> Vec<(Isa, Vec<u8>)> {
                 \0\0\x74\x02\x62\xf1\x7c\x48\x58\xc1\xc3\xf3\x0f\xb8\xc1\xeb\xf0\xff\x25\x10\0\0\0\x48\x8d\x05\x20\0\0\0\xc3\x90";
     let mut seeds =
         vec![(Isa::Aarch64, support::executable(183, &a64)), (Isa::X86_64, support::executable(62, x86))];
-    // Without sections: symbols are counted by their hash table, code is what may be executed.
+    // Without sections, the hash table gives the number of symbols, and all executable segments are code.
     for at in 0..seeds.len() {
         let (isa, mut bytes) = seeds[at].clone();
         bytes[40..48].fill(0);
@@ -115,14 +116,15 @@ fn seeds() -> Vec<(Isa, Vec<u8>)> {
     seeds
 }
 
-/// One to eight changes: bits, numbers in headers and tables, pieces moved, an end cut off.
+/// Makes one to eight changes: bits, numbers in headers and tables, moved pieces, a cut end.
 fn mutate(bytes: &mut Vec<u8>, random: &mut Random) {
     for _ in 0..=random.below(8) {
         let length = bytes.len();
         if length == 0 {
             return;
         }
-        // Headers and tables are what absurdity is made of: half of the changes are in the first KiB or in the last.
+        // Faults in headers and tables matter most. Half of the changes are therefore in the first KiB or in the last
+        // 1.5 KiB.
         let at = match random.below(4) {
             0 => random.below(length.min(1024)),
             1 => length - 1 - random.below(length.min(1536)),
@@ -203,7 +205,7 @@ fn inventory() -> Inventory {
     Inventory { search, interpreters, libraries: vec![libc], ..Inventory::default() }
 }
 
-/// Panics, with the input kept, where an execution does what it may not.
+/// Inspects an input. Keeps the input and panics if the inspection does what it must not.
 fn execute(bytes: &[u8], target: &Target<'_>) -> Duration {
     PEAK.store(LIVE.load(Ordering::Relaxed), Ordering::Relaxed);
     let before = LIVE.load(Ordering::Relaxed);
@@ -231,7 +233,7 @@ fn execute(bytes: &[u8], target: &Target<'_>) -> Duration {
     taken
 }
 
-/// Ends the process where an execution does not end: a test that hangs tells nobody what on.
+/// Ends the process if an execution does not end, since a test that hangs does not show its input.
 fn watch() {
     std::thread::spawn(|| {
         let mut seen = (0, Instant::now());
@@ -276,7 +278,7 @@ fn whatever_the_bytes_are_the_inspection_ends_with_a_reason() {
         longest = longest.max(execute(&input, &targets[usize::from(*isa == Isa::X86_64)]));
     }
     println!("{count} executions from seed {first:#x}, the longest took {longest:?}");
-    assert!(count > 1000, "{count} executions are none");
+    assert!(count > 1000, "only {count} executions");
 }
 
 #[test]

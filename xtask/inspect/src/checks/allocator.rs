@@ -1,4 +1,4 @@
-//! `allocator-page-size`: jemalloc is compiled for a page size and ends the process where the kernel's is larger.
+//! `allocator-page-size`: jemalloc is compiled for a page size, and ends the process if the kernel's pages are larger.
 
 use memchr::memmem::find;
 
@@ -9,7 +9,7 @@ use crate::functions::{Functions, Section, starts};
 use crate::guard::first_user;
 use crate::isa::Isa;
 
-/// What every jemalloc since 4.0 says before it gives up (src/pages.c, `pages_boot`).
+/// The message that every jemalloc since 4.0 prints before it gives up (src/pages.c, `pages_boot`).
 const COMPLAINT: &[u8] = b"<jemalloc>: Unsupported system page size";
 
 pub(super) fn check(elf: &Elf<'_>, target: &Target<'_>, findings: &mut Vec<Finding>) {
@@ -19,7 +19,7 @@ pub(super) fn check(elf: &Elf<'_>, target: &Target<'_>, findings: &mut Vec<Findi
     let Some(built) = page_size(target.device.isa, elf, place) else {
         if target.pages.iter().any(|page| page.bytes > SMALLEST) {
             let remedy = "see how it was built: JEMALLOC_SYS_WITH_LG_PAGE=16, or --with-lg-page=16, serves every page size";
-            let found = "it has jemalloc, and it cannot be told for which page size";
+            let found = "it has jemalloc, and the page size that it was built for is unknown";
             findings.push(Finding::warned("allocator-page-size", found, &target.describe_pages(), remedy));
         }
         return;
@@ -40,8 +40,9 @@ pub(super) fn check(elf: &Elf<'_>, target: &Target<'_>, findings: &mut Vec<Findi
 
 const SMALLEST: u64 = 4096;
 
-/// `if (os_page > PAGE) malloc_write(COMPLAINT)`: the one power of two that is compared with in the function that makes the
-/// complaint's address; where others are compared with too, as in what a compiler has inlined, it is not known.
+/// Returns the page size that jemalloc was compiled for, from `if (os_page > PAGE) malloc_write(COMPLAINT)`. It is the
+/// only power of two with which something is compared in the function that makes the message's address. If other powers
+/// occur too, for example in code that a compiler has inlined, the page size is not known.
 fn page_size(isa: Isa, elf: &Elf<'_>, place: u64) -> Option<u64> {
     let starts = starts(elf);
     elf.code().iter().find_map(|code| {
@@ -56,7 +57,7 @@ fn compared(isa: Isa, code: &Code<'_>, start: usize, end: usize) -> Option<u64> 
     const PAGES: [u64; 5] = [4096, 8192, 16384, 32768, 65536];
     let body = code.bytes.get(start..end)?;
     let found: Vec<u64> = isa.comparisons(body);
-    // `> 4095` and `>= 4096` are `> PAGE` too, as compilers write it.
+    // Compilers also write `> PAGE` as `>= PAGE + 1`.
     let page = |value: u64| PAGES.into_iter().find(|page| [*page, page + 1].contains(&value));
     let mut pages = found.into_iter().filter_map(page);
     let first = pages.next()?;

@@ -1,5 +1,5 @@
-//! `elf-class`, `elf-endianness`, `elf-machine`, `elf-type`, `elf-flags`, `malformed`, `entry-point`: is it an executable for
-//! this architecture at all?
+//! `elf-class`, `elf-endianness`, `elf-machine`, `elf-type`, `elf-flags`, `malformed`, `entry-point`: checks that the
+//! file is an executable for this architecture.
 
 use object::elf::{ET_CORE, ET_DYN, ET_EXEC, ET_REL};
 
@@ -9,7 +9,7 @@ use crate::isa::Isa;
 
 const REBUILD: &str = "build it for the device: cargo xtask build --arch";
 
-/// What the first bytes say. `None` where they fit.
+/// Checks the first bytes. Returns `None` if they fit.
 pub(crate) fn machine(ident: Ident, isa: Isa, arch: &str) -> Option<Finding> {
     let remedy = format!("{REBUILD} {arch}");
     let refused = |id, found: &str, offers: &str| Some(Finding::refused(id, found, offers, &remedy));
@@ -37,7 +37,7 @@ pub(crate) fn machine(ident: Ident, isa: Isa, arch: &str) -> Option<Finding> {
     refused("elf-type", &found, "an executable or a shared object")
 }
 
-/// Neither architecture defines any (AAELF64, 5.1; x86-64 psABI, 4.1).
+/// Checks the flags. Neither architecture defines any (AAELF64, 5.1; x86-64 psABI, 4.1).
 fn flags(ident: Ident, arch: &str) -> Option<Finding> {
     (ident.flags != 0).then(|| {
         let found = format!("its ELF flags are {:#x}", ident.flags);
@@ -56,13 +56,13 @@ fn machine_name(machine: u16) -> String {
     }
 }
 
-/// Headers that do not hold.
+/// Returns the finding for headers that are not valid.
 pub(crate) fn malformed(why: &str) -> Finding {
     let remedy = "build or copy it again, and compare its size and digest with the original's";
-    Finding::refused("malformed", why, "an ELF file whose headers hold", remedy)
+    Finding::refused("malformed", why, "an ELF file with valid headers", remedy)
 }
 
-/// A program begins in code.
+/// Checks that the entry point is in an executable segment.
 pub(super) fn entry(elf: &Elf<'_>, findings: &mut Vec<Finding>) {
     let entry = elf.entry();
     let mut code = elf.loads().filter(Load::executable);

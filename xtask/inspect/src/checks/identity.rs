@@ -1,4 +1,4 @@
-//! `stripped`, `debug-link`, `build-id`, `size`: what it is.
+//! `stripped`, `debug-link`, `build-id`, `size`: facts about the file.
 
 use crate::elf::{Elf, shown};
 use crate::finding::Finding;

@@ -1,4 +1,4 @@
-//! `instructions`: does it use what the target's core lacks?
+//! `instructions`: finds instructions that the target's core lacks.
 
 use crate::Target;
 use crate::elf::{Elf, shown};
@@ -8,7 +8,7 @@ use crate::guard::{Detection, Graph, Use, chosen_for, go_level};
 use crate::isa::Isa;
 use crate::isa::features::{Feature, Set};
 
-/// One function, judged.
+/// A function with such instructions, and how it is used.
 struct Judged<'a> {
     name: Option<&'a [u8]>,
     address: u64,
@@ -52,7 +52,7 @@ pub(super) fn check(elf: &Elf<'_>, target: &Target<'_>, findings: &mut Vec<Findi
     }
 }
 
-/// What Go's compiler was told that every processor has.
+/// Compares the features that Go's compiler used without a check with the device's.
 fn go(elf: &Elf<'_>, target: &Target<'_>) -> Option<Finding> {
     let isa = target.device.isa;
     let variable = match isa {
@@ -87,7 +87,8 @@ fn severity(used: &Use) -> Severity {
     }
 }
 
-/// Whether a function of the section asks the processor itself, as far as that was looked for.
+/// Judges each function. Returns whether a function of the section asks the processor itself, as far as that was
+/// examined.
 fn judge<'a>(
     section: &Section<'a, '_>,
     lacks: Set,
@@ -97,7 +98,8 @@ fn judge<'a>(
 ) -> bool {
     let Section { isa, elf, code, .. } = *section;
     let names = names(section, found);
-    // It takes three walks over all of the code, and mostly the names say enough.
+    // The graph is made only if it is needed: it takes several walks over all of the code, and mostly the names are
+    // sufficient.
     let mut graph = None;
     for (needy, name) in found.iter().zip(names) {
         let function = needy.function as usize;
@@ -110,15 +112,16 @@ fn judge<'a>(
         let by_name = Use::Guarded("its name says that it is one of several to choose from");
         let used = match path {
             Path::Direct(_) if detection.go => Use::Guarded("Go tests what its runtime found"),
-            // A name alone does not choose: in a file in which nobody asks, nobody does.
+            // A name alone chooses nothing: if nothing in the file asks the processor, nothing chooses between
+            // functions.
             Path::Direct(_) if is_chosen && !detection.is_absent() => by_name,
             Path::Computed | Path::None if is_chosen => by_name,
-            // What no path leads to may be a table between functions.
+            // Bytes that no path leads to may be a table between functions.
             Path::Computed | Path::None => Use::Unclear,
             Path::Direct(_) => {
                 let graph = graph.get_or_insert_with(|| Graph::of(section, detection));
                 let absent = graph.nobody_asks() && detection.is_absent();
-                // A static executable without names may ask in a way that nobody knows, as musl's start does.
+                // A static executable without names may ask in an unknown way, as musl's start code does.
                 let may_be_told = elf.dynamic.needed().next().is_none() && graph.tests(function);
                 match (absent, is_chosen) {
                     (true, _) if !may_be_told => Use::Plain,
@@ -135,14 +138,14 @@ fn judge<'a>(
     graph.is_some_and(|graph| !graph.nobody_asks())
 }
 
-/// The names of the functions, in one pass over the symbols.
+/// Returns the names of the functions, in one pass over the symbols.
 fn names<'a>(section: &Section<'a, '_>, found: &[Needy]) -> Vec<Option<&'a [u8]>> {
     let Section { isa, elf, functions, .. } = *section;
     let mut names: Vec<Option<&'a [u8]>> = vec![None; found.len()];
     for symbol in elf.symbols().filter(|symbol| symbol.function) {
         let Some(function) = functions.beginning_at(symbol.address) else { continue };
         if let Ok(at) = found.binary_search_by_key(&(function as u32), |needy| needy.function) {
-            // Of several names for one function, that which says most.
+            // If a function has several names, the one that names features is used.
             let says = |name: &[u8]| chosen_for(isa, name) != Set::NONE;
             let says_more = names[at].is_none_or(|known| !says(known) && says(symbol.name));
             if says_more {
@@ -163,10 +166,10 @@ fn finding(
     let needs = judged.iter().fold(Set::NONE, |set, judged| set | judged.needs);
     let named = named(target.device.isa, needs & !target.device.features);
     let (count, functions) = (judged.iter().map(|judged| u64::from(judged.count)).sum::<u64>(), judged.len());
-    let more = if left > 0 { format!(", and {left} instructions more") } else { String::new() };
+    let more = if left > 0 { format!(", and {left} more instructions") } else { String::new() };
     let used = match severity {
         Severity::Refused => "used without a check",
-        Severity::Warned => "and it cannot be told whether something checks before they are used",
+        Severity::Warned => "and it is not known whether something checks before they are used",
         Severity::Informs => "behind a check at run time, as far as can be told",
     };
     let found = format!("{}: {count} instructions in {functions} functions{more}, {used}", named.join(", "));

@@ -1,4 +1,4 @@
-//! `interpreter`: is the dynamic loader that it asks for there?
+//! `interpreter`: checks that the target has the dynamic loader that the file asks for.
 
 use crate::elf::{Elf, shown};
 use crate::finding::Finding;
@@ -23,7 +23,7 @@ pub(super) fn check(elf: &Elf<'_>, target: &Target<'_>, findings: &mut Vec<Findi
             let list = if has.is_empty() { "none".to_owned() } else { has.join(", ") };
             (has.contains(&asked), format!("{} has {list}", target.place))
         }
-        // Every glibc distribution has the psABI's, and no other is known to be there.
+        // Every glibc distribution has the psABI's loader, and nothing is known about other loaders.
         Offers::Release { .. } | Offers::Nothing => {
             (asked == target.loader, format!("the distribution's loader is {}", target.loader))
         }

@@ -1,4 +1,4 @@
-//! `needed` and `symbol-version`: does the image have the libraries, and are they new enough?
+//! `needed` and `symbol-version`: checks that the image has the libraries, and that they are new enough.
 
 use std::collections::BTreeSet;
 
@@ -7,7 +7,7 @@ use crate::finding::Finding;
 use crate::inventory::{Inventory, Library};
 use crate::{Offers, Target};
 
-/// What glibc itself brings: of a release of it all of these are there.
+/// The libraries of glibc itself. Every release of it has all of them.
 const OF_GLIBC: [&str; 9] = [
     "libc.so.6",
     "libm.so.6",
@@ -20,7 +20,7 @@ const OF_GLIBC: [&str; 9] = [
     "libmvec.so.1",
 ];
 
-/// So many versions are named in a finding; what a sound executable lacks is fewer.
+/// Upper bound for the versions that a finding names. A sound executable lacks fewer.
 const MOST_NAMED: usize = 64;
 
 pub(super) fn check(elf: &Elf<'_>, target: &Target<'_>, findings: &mut Vec<Finding>) {
@@ -53,12 +53,13 @@ pub(super) fn check(elf: &Elf<'_>, target: &Target<'_>, findings: &mut Vec<Findi
     }
 }
 
-/// `2.39` as numbers.
+/// Parses `2.39` into numbers.
 fn numbers(text: &str) -> Vec<u32> {
     text.split('.').map_while(|part| part.parse().ok()).collect()
 }
 
-/// Where it says itself that its libraries are; they may be there although the image does not have them.
+/// Returns the directories in which the executable itself looks for libraries. These may contain libraries that the
+/// image lacks.
 fn own_directories(elf: &Elf<'_>) -> Option<String> {
     let text =
         elf.dynamic.text(object::elf::DT_RUNPATH).or_else(|| elf.dynamic.text(object::elf::DT_RPATH))?;
@@ -70,17 +71,17 @@ struct Image<'a, 'b> {
     elf: &'b Elf<'a>,
     target: &'b Target<'b>,
     inventory: &'b Inventory,
-    /// Where the executable says itself that its libraries are.
+    /// The directories in which the executable itself looks for libraries.
     own: Option<&'b str>,
 }
 
 impl Image<'_, '_> {
-    /// The library in the executable's own directories.
+    /// Returns the library in the executable's own directories.
     fn of_its_own(&self, name: &str) -> Option<&Library> {
         self.own.and_then(|path| self.inventory.find_in(path, name))
     }
 
-    /// Whether all libraries are there, and what these need themselves.
+    /// Checks that all libraries are there, and also those that these need themselves.
     fn needed(&self, needed: &[String]) -> Finding {
         let Self { elf, target, inventory, own } = self;
         let mut pending: Vec<(String, String)> =
@@ -92,7 +93,7 @@ impl Image<'_, '_> {
                 continue;
             }
             count += 1;
-            // What a library needs may be where that one's own RUNPATH leads, which is not read: anywhere will do.
+            // A library's own RUNPATH is not read. The libraries that it needs may therefore be in any directory.
             let anywhere = || {
                 let mut all = inventory.libraries.iter().filter(|_| !by.is_empty());
                 all.find(|library| library.name() == name && library.machine == elf.machine())
@@ -112,14 +113,15 @@ impl Image<'_, '_> {
         let found = format!("it needs {}", absent.join(", "));
         let offers = format!("{} has no such library in {}", target.place, inventory.search.join(", "));
         let remedy = "install the package that has it in the image (packages of xtask/core/images.toml), or link it statically";
-        // Whoever loads a library may have loaded them.
+        // A program that loads this library may have loaded the others already.
         let certain = own.is_none() && !elf.is_library();
         let finding = Finding::refused_if(certain, "needed", &found, &offers, remedy);
         finding.details(own.map(|path| format!("it also looks in {path}, which was not read")))
     }
 }
 
-/// `offer` says whether a version is there, and what is the newest; `None` where nothing is known of the library.
+/// Checks the versions of symbols. `offer` returns whether a version is there, and the newest one; `None` if nothing is
+/// known about the library.
 fn versions<'a>(
     elf: &Elf<'a>,
     brings_its_own: bool,
@@ -143,7 +145,7 @@ fn versions<'a>(
     }
     if lacking.is_empty() {
         let high = highest.filter(|_| judged > 0)?;
-        let found = format!("{judged} versions of symbols, of glibc's the newest is {}", shown(high.version));
+        let found = format!("{judged} versions of symbols; the newest of glibc is {}", shown(high.version));
         let finding = Finding::informs("symbol-version", found).offers("all of them are there");
         return Some(finding.details(users(elf, &[high])));
     }
@@ -157,7 +159,7 @@ fn versions<'a>(
     let offers = format!("{} offers {newest} at most", target.place);
     let remedy = "build it against the older library: in a container of the target's distribution, with a sysroot of it, or \
                   link statically (musl); or move the image to a newer release";
-    // A library that it brings itself may be the newer one.
+    // A library that the executable brings itself may be newer.
     let finding = Finding::refused_if(!brings_its_own, "symbol-version", &found, &offers, remedy);
     Some(finding.details(users(elf, named)))
 }
@@ -168,7 +170,7 @@ fn later(one: &Required<'_>, other: &Required<'_>) -> bool {
     of(one) > of(other)
 }
 
-/// The symbols that need these versions.
+/// Returns the symbols that need these versions.
 fn users<'a>(elf: &Elf<'a>, versions: &[Required<'a>]) -> Vec<String> {
     let symbols = elf.imports().filter_map(|(index, name)| {
         let version = elf.dynamic.version_of(index)?;
@@ -178,7 +180,7 @@ fn users<'a>(elf: &Elf<'a>, versions: &[Required<'a>]) -> Vec<String> {
     symbols.collect()
 }
 
-/// The newest version that a library offers of the family that is asked for.
+/// Returns the newest version that a library offers of the family of `version`.
 fn newest_of(library: &Library, version: &str) -> String {
     let family = version.split('_').next().unwrap_or_default();
     let of_family = library.versions.iter().filter(|offered| offered.split('_').next() == Some(family));

@@ -1,5 +1,5 @@
-//! The checks, in the order in which a loader would stumble. Each has a stable id and says what was found, what the target
-//! offers, and the remedy.
+//! The checks, in the order in which a loader would fail. Each has a stable id, and reports the fact in the file, what
+//! the target offers, and the remedy.
 
 mod allocator;
 pub(super) mod header;
@@ -15,7 +15,7 @@ use crate::Target;
 use crate::elf::Elf;
 use crate::finding::Finding;
 
-/// Every check of a file whose headers hold.
+/// Runs every check on a file with valid headers.
 pub(crate) fn all(elf: &Elf<'_>, target: &Target<'_>) -> Vec<Finding> {
     let mut findings = Vec::new();
     header::entry(elf, &mut findings);

@@ -1,4 +1,4 @@
-//! `rpath`: where it looks for libraries before the distribution's own directories.
+//! `rpath`: reports the directories in which libraries are searched before the distribution's own directories.
 
 use object::elf::{DT_RPATH, DT_RUNPATH};
 
@@ -22,7 +22,7 @@ pub(super) fn check(elf: &Elf<'_>, findings: &mut Vec<Finding>) {
         findings.push(if strange.is_empty() {
             Finding::informs("rpath", found)
         } else {
-            let offers = "directories of a build machine, or relative to where it is started, are somebody else's on a device";
+            let offers = "on a device, directories of a build machine or relative to the working directory may belong to somebody else";
             Finding::warned("rpath", &found, offers, "link without -rpath, or with $ORIGIN").details(strange)
         });
     }

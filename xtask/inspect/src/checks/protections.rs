@@ -1,4 +1,4 @@
-//! `exec-stack`, `relro`, `pie`, `bti-pac`: how it is protected, which is its builder's choice.
+//! `exec-stack`, `relro`, `pie`, `bti-pac`: reports the protections, which the file's builder chooses.
 
 use object::elf::{DF_1_NOW, DF_BIND_NOW, DT_BIND_NOW, DT_FLAGS, DT_FLAGS_1, ET_DYN, PF_X};
 
@@ -26,9 +26,10 @@ fn stack(elf: &Elf<'_>) -> Finding {
     match elf.stack_flags() {
         Some(flags) if flags & PF_X.0 == 0 => Finding::informs("exec-stack", "no"),
         Some(_) => Finding::warned("exec-stack", "its stack is executable", hardened, remedy),
-        None => {
-            Finding::informs("exec-stack", "it does not say; the kernel's default for the architecture holds")
-        }
+        None => Finding::informs(
+            "exec-stack",
+            "the file does not say; the kernel's default for the architecture applies",
+        ),
     }
 }
 
@@ -43,7 +44,8 @@ fn relro(elf: &Elf<'_>) -> Finding {
     Finding::informs("relro", found)
 }
 
-/// Both are hints where the core has them not: they cost nothing there, and refuse nothing.
+/// Reports the protection of branches. On a core without these features, the instructions are hints: they cost nothing
+/// and do not fail.
 fn branches(elf: &Elf<'_>, target: &Target<'_>) -> Finding {
     let names: &[(u32, &str)] = match target.device.isa {
         Isa::Aarch64 => &[(1, "BTI"), (2, "PAC"), (4, "GCS")],

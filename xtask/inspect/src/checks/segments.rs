@@ -1,4 +1,4 @@
-//! `segment-alignment`, `writable-code`: can the kernel map it with the target's page size?
+//! `segment-alignment`, `writable-code`: checks that the kernel can map the file with the target's page size.
 
 use crate::Target;
 use crate::elf::{Elf, Load};
@@ -45,10 +45,11 @@ pub(super) fn check(elf: &Elf<'_>, target: &Target<'_>, findings: &mut Vec<Findi
     }
 }
 
-/// Why segments cannot be mapped with such pages: fs/binfmt_elf.c maps whole pages, at an address that has the file offset's
-/// place in its page; and of two segments in one page the later one's access rights hold for both.
+/// Returns the reason why segments cannot be mapped with such pages. fs/binfmt_elf.c maps whole pages, and the address
+/// must have the same place in its page as the file offset. If two segments share a page, the access rights of the
+/// later one apply to both.
 fn fault(loads: &[Load], page: u64, library: bool) -> Option<String> {
-    // glibc's elf/dl-load.c, of what the loader and not the kernel maps.
+    // This rule is in glibc's elf/dl-load.c, since the loader and not the kernel maps a library.
     if library && loads.iter().any(|load| load.align % page != 0) {
         return Some("the dynamic loader takes no smaller alignment than a page".to_owned());
     }
@@ -69,7 +70,7 @@ fn fault(loads: &[Load], page: u64, library: bool) -> Option<String> {
     })
 }
 
-/// Whether mapping the second again shows the first's bytes too.
+/// Whether mapping the second segment also shows the first one's bytes.
 fn contiguous(one: &Load, other: &Load) -> bool {
     other.address.wrapping_sub(one.address) == other.offset.wrapping_sub(one.offset)
 }

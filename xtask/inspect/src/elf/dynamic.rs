@@ -1,4 +1,4 @@
-//! What the dynamic loader reads: `PT_DYNAMIC`, its strings, symbols, versions and relocations.
+//! The data that the dynamic loader reads: `PT_DYNAMIC`, its strings, symbols, versions and relocations.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -11,19 +11,19 @@ use object::read::elf::{GnuHashTable, ProgramHeader as _, SectionHeader as _};
 
 use super::{Elf, PT_DYNAMIC, string};
 
-/// The dynamic section's part of an ELF file.
+/// The dynamic section of an ELF file, and the tables that it names.
 #[derive(Debug, Default)]
 pub struct Dynamic<'a> {
     entries: &'a [Dyn64<LE>],
     strings: &'a [u8],
-    /// Every dynamic symbol, the empty first one too.
+    /// All dynamic symbols, including the empty first one.
     pub symbols: &'a [Sym64<LE>],
     versions: &'a [u8],
     verneed: &'a [u8],
     verdef: &'a [u8],
     /// Relocations with addends.
     pub relocations: &'a [Rela64<LE>],
-    /// Those of the procedure linkage table.
+    /// The relocations of the procedure linkage table.
     pub plt_relocations: &'a [Rela64<LE>],
 }
 
@@ -32,16 +32,16 @@ pub struct Dynamic<'a> {
 pub struct Required<'a> {
     /// The library's SONAME.
     pub library: &'a [u8],
-    /// `GLIBC_2.39`.
+    /// The name of the version, such as `GLIBC_2.39`.
     pub version: &'a [u8],
-    /// Whether the loader goes on without it.
+    /// Whether the loader continues without it.
     pub weak: bool,
-    /// As symbols name it.
+    /// The number by which symbols refer to it.
     pub index: u16,
 }
 
 impl<'a> Dynamic<'a> {
-    /// Reads it; empty where there is no `PT_DYNAMIC`.
+    /// Reads the dynamic section. The result is empty if there is no `PT_DYNAMIC`.
     pub(super) fn read(elf: &Elf<'a>) -> Result<Self, String> {
         let Some(header) = elf.segment(PT_DYNAMIC) else { return Ok(Self::default()) };
         let bytes = header.data(LE, elf.data);
@@ -80,7 +80,8 @@ impl<'a> Dynamic<'a> {
         Ok(dynamic)
     }
 
-    /// `DT_HASH` tells the number of symbols; of `DT_GNU_HASH` the last chain's end does.
+    /// Returns the number of symbols. It is in the section header or in `DT_HASH`; for `DT_GNU_HASH`, the end of the
+    /// last chain gives it.
     fn count_of_symbols(&self, elf: &Elf<'a>) -> usize {
         if let Some(section) = elf.section_of_type(elf::SHT_DYNSYM) {
             return usize::try_from(section.sh_size(LE)).unwrap_or(0) / size_of::<Sym64<LE>>();
@@ -92,7 +93,7 @@ impl<'a> Dynamic<'a> {
         }
         let hash =
             at(elf::DT_GNU_HASH).and_then(|hash| GnuHashTable::<FileHeader64<LE>>::parse(LE, hash).ok());
-        // Those before the first that it holds are there even where it holds none.
+        // The symbols before the first one of the table exist even if the table is empty.
         hash.map_or(0, |hash| hash.symbol_table_length(LE).unwrap_or(hash.symbol_base()) as usize)
     }
 
@@ -100,7 +101,7 @@ impl<'a> Dynamic<'a> {
         self.entries.iter().filter(move |entry| entry.d_tag.get(LE) == tag).map(|entry| entry.d_val.get(LE))
     }
 
-    /// The first value of a tag.
+    /// Returns the first value of a tag.
     pub fn value(&self, tag: DynamicTag) -> Option<u64> {
         self.values(tag).next()
     }
@@ -109,37 +110,37 @@ impl<'a> Dynamic<'a> {
         string(self.strings, usize::try_from(start).ok()?)
     }
 
-    /// `DT_NEEDED`, in order.
+    /// Returns the names of `DT_NEEDED`, in order.
     pub fn needed(&self) -> impl Iterator<Item = &'a [u8]> + '_ {
         self.values(elf::DT_NEEDED).filter_map(|start| self.string_at(start))
     }
 
-    /// The string that a tag names.
+    /// Returns the string that a tag names.
     pub fn text(&self, tag: DynamicTag) -> Option<&'a [u8]> {
         self.value(tag).and_then(|start| self.string_at(start))
     }
 
-    /// Whether there is such a section at all.
+    /// Whether the file has a dynamic section.
     pub fn is_there(&self) -> bool {
         !self.entries.is_empty()
     }
 
-    /// A dynamic symbol's name.
+    /// Returns a dynamic symbol's name.
     pub fn name(&self, symbol: &Sym64<LE>) -> &'a [u8] {
         self.string_at(u64::from(symbol.st_name.get(LE))).unwrap_or_default()
     }
 
-    /// A symbol's version, as [`Required::index`].
+    /// Returns a symbol's version, as in [`Required::index`].
     pub fn version_of(&self, symbol: usize) -> Option<u16> {
         let at = symbol.checked_mul(2)?;
         let two = self.versions.get(at..at + 2)?;
         Some(u16::from_le_bytes(two.try_into().ok()?) & 0x7fff)
     }
 
-    /// What libraries must offer. A table whose links lead astray ends there.
+    /// Returns the versions that libraries must offer. A table with an invalid link ends there.
     pub fn required(&self) -> impl Iterator<Item = Required<'a>> + '_ {
         let count = self.value(elf::DT_VERNEEDNUM).unwrap_or(0);
-        // Lists that share their records would make of a small table a long one.
+        // The number of records is limited, since lists that share records could make a small table long.
         let left = Rc::new(Cell::new(self.verneed.len() / size_of::<Vernaux<LE>>()));
         let libraries = chain(self.verneed, 0, count, |need: &Verneed<LE>| need.vn_next.get(LE));
         libraries.flat_map(move |(start, need)| {
@@ -161,7 +162,7 @@ impl<'a> Dynamic<'a> {
         })
     }
 
-    /// The versions that this library offers.
+    /// Returns the versions that this library offers.
     pub fn offered(&self) -> impl Iterator<Item = &'a [u8]> + '_ {
         let count = self.value(elf::DT_VERDEFNUM).unwrap_or(0);
         let definitions = chain(self.verdef, 0, count, |definition: &Verdef<LE>| definition.vd_next.get(LE));
@@ -174,7 +175,8 @@ impl<'a> Dynamic<'a> {
     }
 }
 
-/// The records of a linked list within `table` and where they are: at most `count`, and no more than there is room for.
+/// Returns the records of a linked list within `table`, with their offsets. These are at most `count` records, and no
+/// more than fit into the table.
 fn chain<T: Pod>(
     table: &[u8],
     first: usize,
@@ -193,7 +195,7 @@ fn chain<T: Pod>(
     .take(most)
 }
 
-/// As many records as there are whole ones.
+/// Reads as many complete records as there are.
 pub(crate) fn array<T: Pod>(bytes: &[u8]) -> &[T] {
     bytes.read_slice_at(0, bytes.len() / size_of::<T>()).unwrap_or_default()
 }

@@ -1,16 +1,17 @@
-//! Where functions begin in a stripped file: `.eh_frame_hdr` has a sorted table of them for the unwinder (LSB 5.0, 10.6.2).
+//! The starts of functions in a stripped file: `.eh_frame_hdr` has a sorted table of them for the unwinder (LSB 5.0,
+//! 10.6.2).
 
 use object::LittleEndian as LE;
 use object::read::elf::ProgramHeader as _;
 
 use super::{Elf, PT_GNU_EH_FRAME};
 
-/// `DW_EH_PE_udata4`, and `DW_EH_PE_datarel | DW_EH_PE_sdata4`: what every linker writes.
+/// The encodings that every linker writes: `DW_EH_PE_udata4`, and `DW_EH_PE_datarel | DW_EH_PE_sdata4`.
 const COUNT_ENCODING: u8 = 0x03;
 const TABLE_ENCODING: u8 = 0x3b;
 
 impl Elf<'_> {
-    /// The starts that the unwinder's table has.
+    /// Returns the starts of functions in the unwinder's table.
     pub(crate) fn unwind_starts(&self) -> impl Iterator<Item = u64> + '_ {
         let header = self.segment(PT_GNU_EH_FRAME);
         let base = header.map_or(0, |header| header.p_vaddr(LE));

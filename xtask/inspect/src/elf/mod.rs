@@ -1,5 +1,6 @@
-//! An ELF file as the kernel and the dynamic loader read it: by its program headers. Sections are read where there are some;
-//! nothing depends on them. Nothing here copies or allocates what a header claims: every table is a slice of the file.
+//! An ELF file as the kernel and the dynamic loader read it, by its program headers. Sections are read if there are
+//! any, but nothing depends on them. No code here copies or allocates the sizes that a header claims: every table is a
+//! slice of the file.
 
 mod dynamic;
 mod frames;
@@ -18,31 +19,32 @@ pub(crate) use dynamic::array;
 pub use dynamic::{Dynamic, Required};
 pub use symbols::Symbol;
 
-/// The longest interpreter that Linux reads (fs/binfmt_elf.c: PATH_MAX).
+/// The longest path of an interpreter that Linux reads (fs/binfmt_elf.c: PATH_MAX).
 const LONGEST_INTERPRETER: u64 = 4096;
-/// Bytes of program headers that Linux reads (fs/binfmt_elf.c, load_elf_phdrs).
+/// Upper bound for the bytes of program headers that Linux reads (fs/binfmt_elf.c, load_elf_phdrs).
 const LARGEST_HEADERS: usize = 65536;
-/// Ranges of code that are looked at one by one. Linkers make a handful; each costs a pass over all symbols.
+/// Upper bound for the ranges of code. Linkers make a handful, and each costs a pass over all symbols.
 const MOST_CODE: usize = 64;
 
-/// A 64-bit little-endian ELF file whose headers hold.
+/// A 64-bit little-endian ELF file with valid headers.
 #[derive(Debug)]
 pub struct Elf<'a> {
-    /// The file.
+    /// The content of the file.
     pub data: &'a [u8],
     header: &'a FileHeader64<LE>,
     segments: &'a [ProgramHeader64<LE>],
     sections: &'a [SectionHeader64<LE>],
     section_names: &'a [u8],
-    /// What is loaded, by address; [`LARGEST_HEADERS`] bounds how many there are.
+    /// The segments to load, by address. [`LARGEST_HEADERS`] limits their number.
     loads: Vec<Load>,
-    /// Address and size of what is made read-only after relocation. Asked for at each access to memory in the code.
+    /// Address and size of the memory that is read-only after relocation. It is stored here since each access to memory
+    /// in the code asks for it.
     pub relro: Option<(u64, u64)>,
-    /// What the dynamic loader reads; empty in a static executable.
+    /// The dynamic section; empty in a static executable.
     pub dynamic: Dynamic<'a>,
 }
 
-/// One `PT_LOAD`.
+/// A `PT_LOAD` segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Load {
     pub offset: u64,
@@ -65,27 +67,24 @@ impl Load {
         }
     }
 
-    /// Whether it may be executed.
     pub fn executable(&self) -> bool {
         self.flags & elf::PF_X.0 != 0
     }
 
-    /// Whether it may be written.
     pub fn writable(&self) -> bool {
         self.flags & elf::PF_W.0 != 0
     }
 }
 
-/// A range of code: where it is in the file and in memory.
+/// A range of code: its bytes, and its address in memory.
 #[derive(Debug, Clone, Copy)]
 pub struct Code<'a> {
     /// The address of its first byte.
     pub address: u64,
-    /// The bytes.
     pub bytes: &'a [u8],
 }
 
-/// What the first 64 bytes say, for a file of any class.
+/// The fields of the first 64 bytes, for a file of any class.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ident {
     pub class: u8,
@@ -96,10 +95,10 @@ pub struct Ident {
 }
 
 impl Ident {
-    /// Reads it.
+    /// Reads the fields.
     ///
     /// # Errors
-    /// Where the file has no ELF header.
+    /// Returns an error if the file has no ELF header.
     pub fn read(data: &[u8]) -> Result<Self, String> {
         if !data.starts_with(b"\x7fELF") {
             let what = match data {
@@ -124,7 +123,8 @@ impl Ident {
     }
 }
 
-/// As fs/binfmt_elf.c would refuse it, or fail in the middle; and more code than can be looked at.
+/// Refuses segments that fs/binfmt_elf.c would refuse, or with which it would fail half-way, and more code than can be
+/// examined.
 fn check_loads(loads: &[Load], length: u64) -> Result<(), String> {
     let mut end_before: Option<u64> = None;
     for (index, load) in loads.iter().enumerate() {
@@ -157,10 +157,10 @@ fn check_loads(loads: &[Load], length: u64) -> Result<(), String> {
 }
 
 impl<'a> Elf<'a> {
-    /// Reads the headers, and what the dynamic loader would.
+    /// Reads the headers and the dynamic section.
     ///
     /// # Errors
-    /// Says which header does not hold.
+    /// Returns an error that says which header is not valid.
     pub fn parse(data: &'a [u8]) -> Result<Self, String> {
         let header = FileHeader64::<LE>::parse(data).map_err(|error| format!("its header: {error}"))?;
         if usize::from(header.e_phentsize(LE)) != size_of::<ProgramHeader64<LE>>() && header.e_phnum(LE) != 0
@@ -205,53 +205,53 @@ impl<'a> Elf<'a> {
         strings.and_then(|section| section.data(LE, self.data).ok()).unwrap_or_default()
     }
 
-    /// `e_machine`.
+    /// Returns `e_machine`.
     pub fn machine(&self) -> u16 {
         self.header.e_machine(LE).0
     }
 
-    /// `e_type`.
+    /// Returns `e_type`.
     pub fn kind(&self) -> elf::FileType {
         self.header.e_type(LE)
     }
 
-    /// `e_entry`.
+    /// Returns `e_entry`.
     pub fn entry(&self) -> u64 {
         self.header.e_entry(LE)
     }
 
-    /// How many program and section headers there are.
+    /// Returns the number of program headers and of section headers.
     pub fn counts(&self) -> (usize, usize) {
         (self.segments.len(), self.sections.len())
     }
 
-    /// The segments that are loaded, by address.
+    /// Returns the segments to load, by address.
     pub fn loads(&self) -> impl Iterator<Item = Load> + '_ {
         self.loads.iter().copied()
     }
 
-    /// The one whose memory holds an address.
+    /// Returns the segment whose memory contains an address.
     fn load_at(&self, address: u64) -> Option<Load> {
         let behind = self.loads.partition_point(|load| load.address <= address);
-        // Of several that begin at one address all but the last are empty.
+        // If several segments begin at one address, all but the last are empty.
         let load = *self.loads.get(behind.checked_sub(1)?)?;
         (address - load.address < load.memory_size).then_some(load)
     }
 
-    /// A program header's file content.
+    /// Returns the first program header of a type.
     fn segment(&self, kind: elf::ProgramType) -> Option<&'a ProgramHeader64<LE>> {
         self.segments.iter().find(|header| header.p_type(LE) == kind)
     }
 
-    /// The flags of `PT_GNU_STACK`; `None` where there is none.
+    /// Returns the flags of `PT_GNU_STACK`; `None` if there is no such header.
     pub fn stack_flags(&self) -> Option<u32> {
         self.segment(elf::PT_GNU_STACK).map(|header| header.p_flags(LE).0)
     }
 
-    /// `PT_INTERP`.
+    /// Returns the path in `PT_INTERP`, if there is such a header.
     ///
     /// # Errors
-    /// Where it is there and is no path.
+    /// Returns an error if its content is no path.
     pub fn interpreter(&self) -> Result<Option<&'a [u8]>, String> {
         let Some(header) = self.segment(PT_INTERP) else { return Ok(None) };
         if header.p_filesz(LE) > LONGEST_INTERPRETER {
@@ -267,33 +267,34 @@ impl<'a> Elf<'a> {
         }
     }
 
-    /// Whether others load it: it has a name of its own, or neither an interpreter nor a place at which to begin.
+    /// Whether other files load this one: it has a SONAME, or neither an interpreter nor an entry point.
     pub fn is_library(&self) -> bool {
         let named = self.dynamic.text(elf::DT_SONAME).is_some();
         let begins = self.interpreter().is_ok_and(|path| path.is_some()) || self.entry() != 0;
         named || !begins
     }
 
-    /// The file's bytes from `address` to the end of what is loaded there.
+    /// Returns the file's bytes from `address` to the end of the loaded segment.
     pub fn bytes_at(&self, address: u64) -> Option<&'a [u8]> {
         let load = self.load_at(address)?;
         let inside = address - load.address;
         self.data.read_bytes_at(load.offset + inside, load.file_size.checked_sub(inside)?).ok()
     }
 
-    /// What the file has of a segment.
+    /// Returns the file's bytes of a segment.
     pub fn loaded(&self, load: Load) -> Option<&'a [u8]> {
         self.data.read_bytes_at(load.offset, load.file_size).ok()
     }
 
-    /// Whether what lies at `address` can change while the program runs.
+    /// Whether the memory at `address` can change while the program runs.
     pub fn is_variable(&self, address: u64) -> bool {
         let inside = |start: u64, size: u64| address >= start && address - start < size;
         let relro = self.relro.is_some_and(|(start, size)| inside(start, size));
         !relro && self.load_at(address).is_some_and(|load| load.writable())
     }
 
-    /// Code: the executable sections, or where there are none, or more than any linker makes, the executable segments.
+    /// Returns the code: the executable sections. If there are none, or more than any linker makes, these are the
+    /// executable segments.
     pub fn code(&self) -> Vec<Code<'a>> {
         let code = |section: &&SectionHeader64<LE>| {
             section.sh_flags(LE).contains(elf::SHF_EXECINSTR) && section.sh_type(LE) == elf::SHT_PROGBITS
@@ -316,12 +317,12 @@ impl<'a> Elf<'a> {
         string(self.section_names, start).unwrap_or_default()
     }
 
-    /// Every section: name, size.
+    /// Returns the name and the size of every section.
     pub fn section_table(&self) -> impl Iterator<Item = (&'a [u8], u64)> + '_ {
         self.sections.iter().map(|section| (self.section_name(section), section.sh_size(LE)))
     }
 
-    /// A section's content and address, by its name.
+    /// Returns a section's content and address, by its name.
     pub fn section(&self, name: &[u8]) -> Option<Code<'a>> {
         let found = self.sections.iter().find(|section| self.section_name(section) == name)?;
         let bytes = found.data(LE, self.data).ok()?;
@@ -333,13 +334,13 @@ impl<'a> Elf<'a> {
         self.sections.iter().find(|section| section.sh_type(LE) == kind)
     }
 
-    /// The file name of a separate file of symbols.
+    /// Returns the name of the separate file with the symbols.
     pub fn debug_link(&self) -> Option<&'a [u8]> {
         string(self.section(b".gnu_debuglink")?.bytes, 0).filter(|name| !name.is_empty())
     }
 }
 
-/// Code with its place in the file: what overlaps is read once, what is empty never.
+/// Returns the ranges of code, without empty ranges and without those that overlap an earlier one in the file.
 fn disjoint<'a>(parts: impl Iterator<Item = (u64, Code<'a>)>) -> Vec<Code<'a>> {
     let mut end = 0;
     let fresh = parts.filter(|(offset, code)| {
@@ -352,8 +353,8 @@ fn disjoint<'a>(parts: impl Iterator<Item = (u64, Code<'a>)>) -> Vec<Code<'a>> {
     fresh.map(|(_, code)| code).collect()
 }
 
-/// A NUL-terminated string in a string table; none that is longer than any name is, since a table may be asked for the same long one
-/// again and again.
+/// Returns a NUL-terminated string of a string table. A string that is longer than any real name is refused, since a
+/// table may refer to the same long one again and again.
 pub(crate) fn string(table: &[u8], start: usize) -> Option<&[u8]> {
     const LONGEST: usize = 16 << 10;
     let rest = table.get(start..)?;
@@ -361,7 +362,7 @@ pub(crate) fn string(table: &[u8], start: usize) -> Option<&[u8]> {
     Some(&rest[..end])
 }
 
-/// Bytes of the file for a message: what is no letter is escaped, what is long is cut.
+/// Formats bytes of the file for a message. Bytes that cannot be printed are escaped, and a long text is cut.
 pub fn shown(bytes: &[u8]) -> String {
     const LONGEST: usize = 120;
     let cut = &bytes[..bytes.len().min(LONGEST)];

@@ -1,4 +1,4 @@
-//! Notes: build id, ABI, and the properties that say whether branches are protected (gABI, "Program Property").
+//! Notes: the build id, the ABI, and the properties about the protection of branches (gABI, "Program Property").
 
 use object::LittleEndian as LE;
 use object::elf::{
@@ -10,11 +10,11 @@ use object::read::elf::{Note, NoteIterator, ProgramHeader as _};
 use super::{Elf, PT_GNU_PROPERTY, PT_NOTE};
 
 impl<'a> Elf<'a> {
-    /// Every note.
+    /// Returns all notes.
     pub fn notes(&self) -> impl Iterator<Item = Note<'a, FileHeader64<LE>>> + '_ {
         let headers = self.segments.iter();
         let holders = headers.filter(|header| [PT_NOTE, PT_GNU_PROPERTY].contains(&header.p_type(LE)));
-        // Each byte of a sound file is in two of them at most.
+        // In a sound file, at most two of these headers contain the same byte.
         let mut left = self.data.len().saturating_mul(2) as u64;
         let holders = holders.take_while(move |header| {
             let enough = header.p_filesz(LE) <= left;
@@ -28,13 +28,13 @@ impl<'a> Elf<'a> {
         })
     }
 
-    /// `.note.gnu.build-id`.
+    /// Returns the content of `.note.gnu.build-id`.
     pub fn build_id(&self) -> Option<&'a [u8]> {
         let is_id = |note: &Note<'_, _>| note.name() == ELF_NOTE_GNU && note.n_type(LE) == NT_GNU_BUILD_ID;
         self.notes().find(is_id).map(|note| note.desc())
     }
 
-    /// The bits of the property that every object file of it agreed on; `None` where there is no such property.
+    /// Returns the bits on which all object files of the file agree; `None` if there is no such property.
     pub fn branch_protection(&self) -> Option<u32> {
         let kinds = [GNU_PROPERTY_AARCH64_FEATURE_1_AND, GNU_PROPERTY_X86_FEATURE_1_AND];
         let properties = self.notes().filter_map(|note| note.gnu_properties(LE)).flatten().flatten();

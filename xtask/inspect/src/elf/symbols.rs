@@ -1,4 +1,4 @@
-//! Symbols, and where functions begin.
+//! Symbols, and the starts of functions.
 
 use object::LittleEndian as LE;
 use object::elf::{self, Sym64};
@@ -9,18 +9,16 @@ use super::{Elf, array, string};
 /// A defined symbol.
 #[derive(Debug, Clone, Copy)]
 pub struct Symbol<'a> {
-    /// Its name.
     pub name: &'a [u8],
-    /// Its address.
     pub address: u64,
-    /// Whether it is code.
+    /// Whether the symbol is code.
     pub function: bool,
-    /// Whether the loader asks a resolver which function it is (`STT_GNU_IFUNC`).
+    /// Whether the loader calls a resolver to choose the function (`STT_GNU_IFUNC`).
     pub ifunc: bool,
 }
 
 impl<'a> Elf<'a> {
-    /// The symbol table, where the file is not stripped, and its strings.
+    /// Returns the symbol table and its strings; both are empty if the file is stripped.
     fn symbol_table(&self) -> (&'a [Sym64<LE>], &'a [u8]) {
         let Some(section) = self.section_of_type(elf::SHT_SYMTAB) else { return (&[], &[]) };
         let strings = self.sections.get(section.sh_link(LE) as usize);
@@ -29,17 +27,17 @@ impl<'a> Elf<'a> {
         (array(bytes), strings)
     }
 
-    /// Whether the symbols are there.
+    /// Whether the file has a symbol table.
     pub fn has_symbols(&self) -> bool {
         self.symbol_table().0.len() > 1
     }
 
-    /// Whether line numbers are there.
+    /// Whether the file has line numbers.
     pub fn has_debug_information(&self) -> bool {
         self.section_table().any(|(name, size)| name == b".debug_info" && size > 0)
     }
 
-    /// Every defined symbol, of both tables.
+    /// Returns the defined symbols of both tables.
     pub fn symbols(&self) -> impl Iterator<Item = Symbol<'a>> + '_ {
         let (table, strings) = self.symbol_table();
         let own = table.iter().filter_map(move |symbol| {
@@ -49,7 +47,7 @@ impl<'a> Elf<'a> {
         own.chain(exported.filter_map(|symbol| defined(symbol, self.dynamic.name(symbol))))
     }
 
-    /// The names of what libraries must bring.
+    /// Returns the symbols that libraries must provide: index and name.
     pub fn imports(&self) -> impl Iterator<Item = (usize, &'a [u8])> + '_ {
         let symbols = self.dynamic.symbols.iter().enumerate().skip(1);
         symbols

@@ -1,4 +1,4 @@
-//! What in a file asks the processor: imports, symbols, strings, relocations.
+//! Finds out what in a file asks the processor: imports, symbols, strings, relocations.
 
 use std::collections::BTreeSet;
 
@@ -8,35 +8,36 @@ use object::elf::{self, Rela64};
 
 use crate::elf::{Elf, array};
 
-/// Functions of C libraries that tell what the processor has, and the arguments that ask for it (AT_HWCAP, AT_HWCAP2, 3, 4).
+/// Functions of C libraries that return the processor's features.
 const ASKING: [&[u8]; 3] = [b"getauxval", b"__getauxval", b"elf_aux_info"];
+/// The arguments with which these functions return features (AT_HWCAP, AT_HWCAP2, 3, 4).
 pub(super) const HWCAPS: [u32; 4] = [16, 26, 29, 30];
 
-/// Words in the names of other libraries' functions and variables that tell the same.
+/// Words in the names of functions and variables of other libraries that give the processor's features.
 const TELLING: [&str; 8] =
     ["hwcap", "cpu_feature", "cpu_model", "cpu_indicator", "have_lse_atomics", "armcap", "ia32cap", "cpuid"];
-/// Files that tell it; whoever makes their names' addresses asks.
+/// Files that contain the processor's features. A function that makes the address of such a name asks the processor.
 const FILES: [&[u8]; 3] = [b"/proc/cpuinfo\0", b"/proc/self/auxv\0", b"/sys/devices/system/cpu\0"];
 
-/// Whether anything in the file asks the processor, and what.
+/// The ways in which a file asks the processor.
 #[derive(Debug, Default)]
 pub(crate) struct Detection {
-    /// For people; empty where nothing does.
+    /// A description for messages; empty if nothing in the file asks.
     pub(crate) how: Vec<String>,
-    /// Addresses of functions and places that tell.
+    /// The addresses of functions, variables and file names that give the processor's features.
     pub(super) sources: BTreeSet<u64>,
-    /// Of [`Self::sources`], those whose first argument matters.
+    /// The functions among [`Self::sources`] whose first argument matters.
     pub(super) with_argument: BTreeSet<u64>,
-    /// Places in the global offset table through which such functions are called.
+    /// The entries of the global offset table through which such functions are called.
     pub(super) through: BTreeSet<u64>,
-    /// Functions that the loader asks.
+    /// The functions that the loader calls to choose between implementations.
     pub(super) resolvers: BTreeSet<u64>,
-    /// Written by the Go compiler, whose runtime asks, and whose code tests what it found.
+    /// Whether the Go compiler made the file. Go's runtime asks the processor, and Go's code tests the result.
     pub(crate) go: bool,
 }
 
 impl Detection {
-    /// Looks for it in the file's tables and strings.
+    /// Searches the file's tables and strings.
     pub(crate) fn of(elf: &Elf<'_>) -> Self {
         let mut found = Self::default();
         let mut telling: BTreeSet<u32> = BTreeSet::new();
@@ -87,14 +88,15 @@ impl Detection {
         }
     }
 
-    /// Where the functions of other libraries are called through, and which functions the loader asks.
+    /// Finds the entries through which functions of other libraries are called, and the functions that the loader
+    /// calls.
     fn follow_relocations(&mut self, elf: &Elf<'_>, telling: &BTreeSet<u32>) {
         let irelative = match elf.machine() {
             183 => elf::R_AARCH64_IRELATIVE.0,
             _ => elf::R_X86_64_IRELATIVE.0,
         };
         let tables = [elf.dynamic.relocations, elf.dynamic.plt_relocations];
-        // A static executable's own, without a dynamic section.
+        // A static executable without a dynamic section has relocations in sections of its own.
         let sections = [&b".rela.plt"[..], b".rela.iplt", b".rela.dyn"].into_iter();
         let sections = sections.filter(|_| !elf.dynamic.is_there()).filter_map(|name| elf.section(name));
         let own = sections.flat_map(|section| array::<Rela64<LE>>(section.bytes));
@@ -115,7 +117,7 @@ impl Detection {
 }
 
 fn tells(name: &[u8]) -> bool {
-    // Each of the words holds one of these; most names hold none, and there are tens of thousands.
+    // Each of the words contains one of these. There are tens of thousands of names, and most contain none.
     let may = |part: &[u8]| {
         let lower = [part[0] | 0x20, part[1] | 0x20, part[2] | 0x20];
         [*b"cpu", *b"cap", *b"lse"].contains(&lower)

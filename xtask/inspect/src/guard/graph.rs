@@ -1,4 +1,5 @@
-//! Who asks, who reads what they wrote, who calls whom: three walks over the code.
+//! Walks over the code to find the functions that ask the processor, those that read the answers, and the calls between
+//! functions.
 
 use std::collections::BTreeSet;
 
@@ -8,14 +9,14 @@ use super::pointers::Pointers;
 use crate::functions::Section;
 use crate::isa::Event;
 
-/// What one walk over the code has shown of each function.
+/// The result of the walks over the code, for each function.
 #[derive(Debug)]
 pub(crate) struct Graph {
-    /// Whether it decides.
+    /// Whether the function asks the processor, or reads the answer.
     decides: Vec<bool>,
-    /// Whether a test of a variable at a fixed place decides over a part of it.
+    /// Whether the function branches on a variable at a fixed address.
     tests: Vec<bool>,
-    /// Whether it calls a function that asks, and may act on the answer.
+    /// Whether the function calls one that asks, so that it may act on the answer.
     callers: Vec<bool>,
     reachable: Vec<bool>,
     guarded: Vec<bool>,
@@ -23,7 +24,8 @@ pub(crate) struct Graph {
 }
 
 impl Graph {
-    /// Walks the code three times: who asks, who reads what they wrote, who calls whom.
+    /// Walks over the code to find the functions that ask, the variables that hold the answers, and the functions that
+    /// read these.
     pub(crate) fn of(section: &Section<'_, '_>, detection: &Detection) -> Self {
         let count = section.functions.len();
         let mut asks = vec![false; count];
@@ -66,7 +68,8 @@ impl Graph {
         graph
     }
 
-    /// Who reads what was written, and who calls whom; then what is reached from where.
+    /// Finds the functions that read the answers, and the calls between functions; then computes what is reached from
+    /// where.
     fn connect(&mut self, section: &Section<'_, '_>, written: &Written, pointers: &Pointers<'_, '_>) {
         let Section { elf, code, functions, .. } = *section;
         let most = code.bytes.len() / 8;
@@ -134,7 +137,7 @@ impl Graph {
                 roots.push(function as u32);
             }
         };
-        // A library is entered by whoever loads it, which may have asked first.
+        // A library is entered by the program that loads it, which may have asked first.
         if !elf.is_library() {
             root(elf.entry(), &mut self.reachable);
             for symbol in elf.symbols().filter(|symbol| symbol.name == b"main") {
@@ -142,8 +145,8 @@ impl Graph {
             }
         }
         let decides = std::mem::take(&mut self.decides);
-        // A static executable has its C library in it, whose start reads what the kernel tells without a function of a known
-        // name. Any test of a variable may be of what it found.
+        // A static executable contains its C library. The start code of that library reads what the kernel passes,
+        // without a function of a known name. Any test of a variable may therefore test the answer.
         let is_static = elf.dynamic.needed().next().is_none();
         let ends = self.callers.iter().zip(&self.tests).map(|(calls, tests)| *calls || is_static && *tests);
         let ends: Vec<bool> = ends.collect();
@@ -153,7 +156,7 @@ impl Graph {
         self.decides = decides;
     }
 
-    /// Whether a test of a variable at a fixed place decides over a part of it.
+    /// Whether the function branches on a variable at a fixed address.
     pub(crate) fn tests(&self, function: usize) -> bool {
         self.tests[function]
     }
@@ -163,7 +166,7 @@ impl Graph {
         !self.decides.contains(&true)
     }
 
-    /// What is known of one function.
+    /// Returns the use of a function, as far as it is known.
     pub(crate) fn used(&self, function: usize) -> Use {
         if self.decides[function] {
             Use::Guarded("it asks the processor, or reads what was found")
@@ -178,7 +181,7 @@ impl Graph {
     }
 }
 
-/// Each event with the function that it happens in.
+/// Calls `each` for every event, with the function in which it happens.
 fn walk(section: &Section<'_, '_>, mut each: impl FnMut(usize, Event)) {
     let Section { isa, code, functions, .. } = *section;
     for function in 0..functions.len() {
@@ -188,7 +191,7 @@ fn walk(section: &Section<'_, '_>, mut each: impl FnMut(usize, Event)) {
     }
 }
 
-/// The first function that makes an address.
+/// Returns the first function that makes an address.
 pub(crate) fn first_user(section: &Section<'_, '_>, address: u64) -> Option<usize> {
     let mut user = None;
     walk(section, |function, event| {
@@ -199,12 +202,13 @@ pub(crate) fn first_user(section: &Section<'_, '_>, address: u64) -> Option<usiz
     user
 }
 
-/// Where functions that ask keep what they learned: variables that they write or whose address they make, and those that the
-/// functions write to whom it is returned; and who those are that call them directly.
+/// Returns the places in which answers of the processor are stored, and the direct callers of functions that ask. The
+/// places are the variables that such functions write or whose address they make, and the variables that their callers
+/// write with the returned answer.
 fn written(section: &Section<'_, '_>, asks: &[bool], pointers: &Pointers<'_, '_>) -> (Written, Vec<bool>) {
     let Section { elf, functions, .. } = *section;
     const MOST: usize = 4096;
-    // Rust's `std_detect` hands it up three times.
+    // In Rust's `std_detect`, the answer is returned three times, from function to function.
     const RETURNS: usize = 3;
     let mut written = Written::default();
     let mut told = asks.to_vec();
@@ -239,17 +243,17 @@ fn written(section: &Section<'_, '_>, asks: &[bool], pointers: &Pointers<'_, '_>
     (written, direct)
 }
 
-/// Where it is kept what the processor has.
+/// The places in which the processor's features are stored.
 #[derive(Debug, Default)]
 struct Written {
-    /// Written at a known place.
+    /// Variables that are written at a known address.
     variables: BTreeSet<u64>,
-    /// Written through their address.
+    /// Structures that are written through their address.
     structures: BTreeSet<u64>,
 }
 
 impl Written {
-    /// Whether a place is in something that is written; of a structure only the address is known, and not the size.
+    /// Whether a place is in one of these variables. Of a structure, only the address is known, and not the size.
     fn holds(&self, place: u64) -> bool {
         const LARGEST: u64 = 32;
         let near = place.saturating_sub(LARGEST)..=place;
@@ -257,8 +261,8 @@ impl Written {
     }
 }
 
-/// The stubs through which functions of other libraries are called: those that load from one of the wanted places. A stub begins
-/// up to two instructions before that, with a landing pad or the page's address.
+/// Returns the stubs through which functions of other libraries are called: those that load from one of the wanted
+/// places. A stub begins up to two instructions before the load, with a landing pad or the page's address.
 fn stubs(section: &Section<'_, '_>, detection: &Detection) -> BTreeSet<u64> {
     let mut found = BTreeSet::new();
     for name in [&b".plt"[..], b".plt.sec", b".plt.got"] {

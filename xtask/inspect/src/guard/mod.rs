@@ -1,13 +1,14 @@
-//! Who decides whether an instruction that the core lacks is ever executed. Without running it that can be told so far:
+//! Decides whether something checks the processor before an instruction that the core lacks is executed. Without a run,
+//! the code shows this much:
 //!
-//! - a function that asks the processor (`getauxval(AT_HWCAP)`, an identification register, CPUID, `/proc/cpuinfo`), that an
-//!   `IRELATIVE` relocation or an ifunc symbol names, or that reads what such a function wrote down, decides for whatever it
-//!   calls or takes the address of: *guarded*;
-//! - a function that calls lead to from the entry point, none of which passes through one that decides, is executed whatever
-//!   the core has: *plain*;
-//! - a function whose name says that it is one of several to choose from, and for which features, is *guarded* as to those;
-//! - in a file in which nothing asks the processor, everything that calls lead to is *plain*;
-//! - the rest, called through tables of pointers or from a library, is *unclear*.
+//! - A function *decides* if it asks the processor (`getauxval(AT_HWCAP)`, an identification register, CPUID,
+//!   `/proc/cpuinfo`), if an `IRELATIVE` relocation or an ifunc symbol names it, or if it reads what such a function wrote.
+//!   Everything that it calls or takes the address of is *guarded*.
+//! - A function is *plain* if calls lead to it from the entry point without passing through a function that decides. It is
+//!   executed on any core.
+//! - A function whose name says that it is one of several to choose from is *guarded* for the features in its name.
+//! - If nothing in a file asks the processor, every function that calls lead to is *plain*.
+//! - All other functions are *unclear*. They are called through tables of pointers or from a library.
 
 mod detection;
 mod graph;
@@ -18,13 +19,13 @@ pub(crate) use detection::Detection;
 pub(crate) use graph::{Graph, first_user};
 pub(crate) use names::{chosen_for, go_level};
 
-/// How much is known of a function's callers.
+/// The use of a function, as far as its callers show it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Use {
-    /// It is executed whatever the core has.
+    /// It is executed on any core.
     Plain,
-    /// Something decides over it, for this reason.
+    /// Something decides whether it is executed, for this reason.
     Guarded(&'static str),
-    /// It cannot be told.
+    /// The callers of the function do not show it.
     Unclear,
 }

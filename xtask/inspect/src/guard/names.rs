@@ -1,9 +1,10 @@
-//! What the names of functions say: that one is chosen at run time, and for which features; and what Go's compiler wrote down.
+//! Reads the names of functions, which may say that one is chosen at run time and for which features, and the settings
+//! that Go's compiler has written into the file.
 
 use crate::isa::Isa;
 use crate::isa::features::{Feature, Set};
 
-/// What functions are chosen for at run time, and the parts of their names that say so.
+/// The families of features for which functions are chosen at run time, and the parts of names that stand for them.
 const CHOSEN: [(Family, &str); 10] = [
     (Family::Sve, "_sve _sve2"),
     (Family::Sme, "_sme"),
@@ -17,7 +18,8 @@ const CHOSEN: [(Family, &str); 10] = [
     (Family::Avx512, "_avx512 _evex _vnni"),
 ];
 
-/// What a name promises. Of one kind of registers everything: who asks for one of its features asks for what goes with it.
+/// The features that a name stands for. A family has all features of one kind of registers: code that checks for one of
+/// them also checks for those that go with it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Family {
     Sse,
@@ -29,7 +31,7 @@ enum Family {
     Only(&'static [&'static str]),
 }
 
-/// A64's features that work on the registers of Advanced SIMD, and CRC32, which goes with them.
+/// A64's features that use the registers of Advanced SIMD, and CRC32, which goes with them.
 const NEON: [&str; 14] = [
     "crc32", "aes", "sha1", "sha2", "sha3", "sha512", "sm3", "sm4", "rdm", "fp16", "dotprod", "fhm", "bf16",
     "i8mm",
@@ -59,12 +61,12 @@ impl Family {
     }
 }
 
-/// The features that a function's name says it is chosen for; none where the name says nothing.
+/// Returns the features for which a function is chosen according to its name; none if the name does not say it.
 pub(crate) fn chosen_for(isa: Isa, name: &[u8]) -> Set {
     let name = String::from_utf8_lossy(name).to_ascii_lowercase();
     let word_ends = |at: usize| name[at..].chars().next().is_none_or(|next| !next.is_ascii_alphanumeric());
     let says = |word: &str| name.match_indices(word).any(|(at, _)| word_ends(at + word.len()));
-    // libgcc's outline atomics, which test a variable of their own.
+    // These are libgcc's outline atomics, which test a variable of their own.
     let outline = name.starts_with("__aarch64_")
         && ["_relax", "_acq", "_rel", "_sync"].iter().any(|end| name.ends_with(end));
     let outline = outline.then_some(Family::Only(&["lse"]));
@@ -73,8 +75,8 @@ pub(crate) fn chosen_for(isa: Isa, name: &[u8]) -> Set {
     families.fold(Set::NONE, |all, family| all | set(isa, |feature| family.has(isa, feature)))
 }
 
-/// What Go's compiler was told to use without asking: the setting, and its features. Go has written it into its programs since
-/// 1.18 (GOAMD64) and 1.23 (GOARM64), go.dev/wiki/MinimumRequirements.
+/// Returns the setting that lets Go's compiler use features without a check, and these features. Go writes the setting
+/// into its programs since 1.18 (GOAMD64) and 1.23 (GOARM64), see go.dev/wiki/MinimumRequirements.
 pub(crate) fn go_level(isa: Isa, bytes: &[u8]) -> Option<(String, Set)> {
     const LONGEST: usize = 40;
     let key = match isa {
@@ -105,7 +107,7 @@ pub(crate) fn go_level(isa: Isa, bytes: &[u8]) -> Option<(String, Set)> {
     Some((setting.to_owned(), needs))
 }
 
-/// The minor of Armv8 that a level of Go's stands for: v9.N has what v8.(N+5) has.
+/// Returns the minor version of Armv8 that one of Go's levels stands for: v9.N has what v8.(N+5) has.
 fn armv8(level: &str) -> Option<u32> {
     match level.split_once('.') {
         Some(("v8", minor)) => minor.parse().ok(),
@@ -114,7 +116,8 @@ fn armv8(level: &str) -> Option<u32> {
     }
 }
 
-/// Of what every core since Armv8.N has; what is optional no level asks for.
+/// Returns N if every core since Armv8.N has the feature. Optional features have no such N, since no level requires
+/// them.
 fn minor(level: &str) -> Option<u32> {
     level.strip_prefix("Armv8.")?.strip_suffix("-A")?.parse().ok()
 }

@@ -1,11 +1,11 @@
-//! What stands in the file's tables of pointers once the loader has relocated them.
+//! The content of the file's tables of pointers after the loader has relocated them.
 
 use object::LittleEndian as LE;
 use object::elf;
 
 use crate::elf::Elf;
 
-/// Places and the addresses that the loader writes there, in order.
+/// The relocated places, in order, and the addresses that the loader writes there.
 #[derive(Debug)]
 pub(super) struct Pointers<'a, 'b> {
     elf: &'b Elf<'a>,
@@ -36,7 +36,7 @@ impl<'a, 'b> Pointers<'a, 'b> {
         Self { elf, relocated }
     }
 
-    /// The address that stands at a place; what is not relocated stands in the file itself.
+    /// Returns the address at a place. If the place is not relocated, the address is in the file itself.
     pub(super) fn at(&self, place: u64) -> Option<u64> {
         if let Ok(found) = self.relocated.binary_search_by_key(&place, |(at, _)| *at) {
             return self.relocated.get(found).map(|(_, value)| *value);

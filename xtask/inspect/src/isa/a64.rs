@@ -1,4 +1,4 @@
-//! A64, word by word: the feature an instruction belongs to, where it branches to, which addresses it makes.
+//! A64, word by word: the feature that an instruction belongs to, the target of a branch, the addresses that are made.
 
 use std::sync::LazyLock;
 
@@ -8,10 +8,10 @@ use super::a64_table::{BASE, LOADS, Row, SCALAR, SIMD, SVE2};
 use super::features::{A64, Set};
 use super::{Event, Flow};
 
-/// A row with the feature's index; `None` is Armv8.0.
+/// A row with the feature's index; `None` stands for Armv8.0.
 type Indexed = (u32, u32, Option<usize>);
 
-/// The rows by the four bits that the manual's first table decodes (C4.1, op0).
+/// The rows, grouped by the four bits that the manual's first table decodes (C4.1, op0).
 static GROUPS: LazyLock<[Vec<Indexed>; 16]> = LazyLock::new(|| {
     std::array::from_fn(|op0| {
         let rows: &[Row] = match op0 {
@@ -31,15 +31,16 @@ fn index(name: &str) -> Option<usize> {
         return None;
     }
     let at = A64.iter().position(|feature| feature.name == name);
-    Some(at.expect("each row names a feature; a test sees to it"))
+    Some(at.expect("each row names a known feature; a test checks that"))
 }
 
-/// What a word could need, by the table alone.
+/// Returns the feature that a word may need, by the table alone.
 #[inline]
 fn candidate(groups: &[Vec<Indexed>; 16], word: u32) -> Option<usize> {
     const SVE: usize = 17;
     const SME: usize = 41;
-    // CNTD: libgcc's unwinder asks for the vector's length where a frame's description names it, which only SVE's code does.
+    // CNTD: libgcc's unwinder executes it only for frames whose description names the vector length, and only SVE code
+    // has such frames.
     const UNWINDER: (u32, u32) = (0xffff_ffe0, 0x04e0_e3e0);
     let op0 = (word >> 25 & 0xf) as usize;
     match op0 {
@@ -50,14 +51,14 @@ fn candidate(groups: &[Vec<Indexed>; 16], word: u32) -> Option<usize> {
     }
 }
 
-/// One decoded word.
+/// Decodes one word; `None` if the decoder knows no such instruction.
 pub fn decode(word: u32) -> Option<Instruction> {
     let bytes = word.to_le_bytes();
     let instruction = Decoder::new(&bytes, 0, DecoderOptions::default()).decode();
     (instruction.mnemonic() != Mnemonic::Invalid).then_some(instruction)
 }
 
-/// The feature that a word needs beyond Armv8.0; nothing where the decoder knows no such instruction.
+/// Returns the feature that a word needs beyond Armv8.0; nothing if the decoder knows no such instruction.
 pub fn need(word: u32) -> Set {
     confirm(word, candidate(&GROUPS, word))
 }
@@ -88,26 +89,27 @@ pub(super) fn scan(code: &[u8], wanted: Set, mut hit: impl FnMut(usize, Set)) {
     }
 }
 
-/// The instruction that `code` begins with: its length, its needs, where control goes. `None` where there is none.
+/// Decodes the instruction that `code` begins with: its length, its needs, and where control goes. Returns `None` if
+/// there is no instruction.
 pub(super) fn step(code: &[u8], address: u64) -> Option<(usize, Set, Flow)> {
     let (_, word) = words(code).next()?;
     Some((4, need(word), flow(word, address)))
 }
 
-/// The mnemonic, for a message.
+/// Returns the mnemonic, for a message.
 pub(super) fn mnemonic(code: &[u8]) -> &'static str {
     let instruction = words(code).next().and_then(|(_, word)| decode(word));
     instruction.map_or("?", |instruction| instruction.mnemonic().name())
 }
 
-/// Sign-extended bits of a branch's offset, in words.
+/// Returns a branch's offset in bytes. The field is signed and counts words.
 fn offset(word: u32, low: u32, width: u32) -> i64 {
     let field = word >> low & ((1 << width) - 1);
     let shift = 64 - width;
     (i64::from(field) << shift) >> shift << 2
 }
 
-/// Where control goes after the word at `address`.
+/// Returns where control goes after the word at `address`.
 pub(super) fn flow(word: u32, address: u64) -> Flow {
     let to = |low, width| address.wrapping_add_signed(offset(word, low, width));
     if word & 0xfc00_0000 == 0x1400_0000 {
@@ -119,7 +121,7 @@ pub(super) fn flow(word: u32, address: u64) -> Flow {
     } else if word & 0x7e00_0000 == 0x3600_0000 {
         Flow::Branch(to(5, 14))
     } else if word & 0xfe00_0000 == 0xd600_0000 {
-        // BLR and its kin come back; BR, RET and theirs do not.
+        // BLR and its variants return here. BR, RET and their variants do not.
         match word >> 21 & 3 {
             1 => Flow::Next,
             0 => Flow::Computed,
@@ -132,29 +134,29 @@ pub(super) fn flow(word: u32, address: u64) -> Flow {
     }
 }
 
-/// The constants of CMP (SUBS to the zero register, immediate).
+/// Returns the constants of CMP (SUBS to the zero register, immediate).
 pub(super) fn comparisons(code: &[u8]) -> Vec<u64> {
     let compares = words(code).map(|(_, word)| word).filter(|word| word & 0x7f80_001f == 0x7100_001f);
     compares.map(|word| u64::from(word >> 10 & 0xfff) << if word >> 22 & 1 == 1 { 12 } else { 0 }).collect()
 }
 
-/// Registers whose value is known on a straight path: pages of ADRP and what is added to them.
+/// The registers whose value is known on a straight path: pages of ADRP, and sums with them.
 #[derive(Debug, Default)]
 struct Tracker {
     known: [Option<u64>; 32],
-    /// Loaded from a known address, and how many words ago.
+    /// The known address from which the register was loaded, and the number of words since then.
     loaded: [Option<(u64, u8)>; 32],
     first_argument: Option<u32>,
 }
 
 impl Tracker {
-    /// A register that is written, and with what if that is known.
+    /// Notes that a register is written, and the value if it is known.
     fn write(&mut self, register: usize, value: Option<u64>) {
         self.known[register] = value;
         self.loaded[register] = None;
     }
 
-    /// What the word at `address` does that matters to who guards what.
+    /// Reports the events of the word at `address` that the guard analysis needs.
     fn step(&mut self, word: u32, address: u64, mut event: impl FnMut(Event)) {
         let (d, n) = ((word & 31) as usize, (word >> 5 & 31) as usize);
         for (_, age) in self.loaded.iter_mut().flatten() {
@@ -182,7 +184,7 @@ impl Tracker {
                 self.first_argument = Some(word >> 5 & 0xffff);
             }
         } else if word & 0xfff0_0000 == 0xd530_0000 {
-            // MRS of an identification register: S3_0_C0_Cm_op2.
+            // MRS reads an identification register: S3_0_C0_Cm_op2.
             if word & 0x000f_f000 == 0x0008_0000 {
                 event(Event::Detects);
             }
@@ -192,7 +194,7 @@ impl Tracker {
         }
     }
 
-    /// Load or store of a register at a base and an unsigned offset.
+    /// Handles a load or a store of a register at a base with an unsigned offset.
     fn load_or_store(&mut self, word: u32, d: usize, n: usize, event: &mut impl FnMut(Event)) {
         let vector = word >> 26 & 1 == 1;
         let scale = word >> 30;
@@ -221,13 +223,13 @@ impl Tracker {
         match flow(word, address) {
             Flow::Call(to) => {
                 event(Event::Call { to, argument: self.first_argument });
-                // Calls keep x19 to x28 alone (AAPCS64, 6.1.1).
+                // Calls preserve only x19 to x28 (AAPCS64, 6.1.1).
                 (0..19).chain(29..32).for_each(|register| self.write(register, None));
                 self.first_argument = None;
             }
             Flow::Jump(to) => event(Event::Jump { to, argument: self.first_argument }),
             Flow::Next => {
-                // Whatever else is written to a register: its value is not known any more.
+                // Any other instruction may write the register, whose value is then unknown.
                 if word & 0x7c00_0000 != 0x3400_0000 {
                     self.known[d] = None;
                     if d == 0 {
@@ -240,7 +242,7 @@ impl Tracker {
     }
 }
 
-/// What each word of a function does that matters to who guards what.
+/// Reports the events of each word of a function that the guard analysis needs.
 pub(super) fn events(code: &[u8], address: u64, mut event: impl FnMut(u64, Event)) {
     let mut tracker = Tracker::default();
     for (at, word) in words(code) {
@@ -249,7 +251,8 @@ pub(super) fn events(code: &[u8], address: u64, mut event: impl FnMut(u64, Event
     }
 }
 
-/// Whether the words around an offset are instructions too. A table of numbers or a text among the code is not.
+/// Whether the words around an offset are instructions too. Around a table of numbers or a text among the code, they
+/// are not.
 pub(super) fn is_amid_code(code: &[u8], offset: usize) -> bool {
     const AROUND: usize = 16;
     let start = offset.saturating_sub(AROUND);

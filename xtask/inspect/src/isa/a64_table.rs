@@ -1,15 +1,16 @@
-//! Which architecture feature an A64 encoding belongs to: mask, value, feature. Source: Arm Architecture Reference Manual for
-//! A-profile (DDI 0487), C4.1 "A64 instruction set encoding" and A2 "Armv8-A architecture extensions"; the tests compare it
-//! with a decoder whose tables come from binutils. Hints (BTI, PACIASP and their kin) execute as NOP on every core and are no
-//! rows. Of a group's rows the first that fits counts; [`BASE`] marks encodings of Armv8.0 inside a newer feature's space.
+//! The architecture feature of each A64 encoding: mask, value, feature. Source: Arm Architecture Reference Manual for
+//! A-profile (DDI 0487), C4.1 "A64 instruction set encoding" and A2 "Armv8-A architecture extensions". The tests
+//! compare the table with a decoder whose tables come from binutils. Hints (BTI, PACIASP and similar ones) execute as
+//! NOP on every core and have no rows. In a group, the first row that fits counts. [`BASE`] marks encodings of Armv8.0
+//! inside a newer feature's space.
 
 use std::collections::HashSet;
 use std::sync::LazyLock;
 
-/// No feature: every core has it.
+/// The feature of encodings that every core has.
 pub(super) const BASE: &str = "";
 
-/// One row.
+/// A row: mask, value, feature.
 pub(super) type Row = (u32, u32, &'static str);
 
 /// Data processing with immediates and registers, branches, exceptions, system: C4.1.86 to C4.1.95.
@@ -59,7 +60,7 @@ pub(super) const SCALAR: &[Row] = &[
     (0xffe0_001f, 0xd460_0000, "tme"),
     (0xffd0_0000, 0xd550_0000, "d128"),
     (0xfff8_0000, 0xd548_0000, "d128"),
-    // MSR and MRS of what user space may write or read: DIT, SSBS, TCO, random numbers.
+    // MSR and MRS of registers that user space may write or read: DIT, SSBS, TCO, random numbers.
     (0xffff_f0ff, 0xd503_405f, "dit"),
     (0xffdf_ffe0, 0xd51b_42a0, "dit"),
     (0xffff_f0ff, 0xd503_403f, "ssbs"),
@@ -167,7 +168,7 @@ pub(super) const SIMD: &[Row] = &[
     (0xbf60_fc00, 0x2e20_cc00, "fhm"),
     (0xbfc0_b400, 0x0f80_0000, "fhm"),
     (0xbfc0_b400, 0x2f80_8000, "fhm"),
-    // Half precision. To and from it is Armv8.0.
+    // Half precision. Conversions to and from it are in Armv8.0.
     (0xffff_7c00, 0x1ee2_4000, BASE),
     (0x7fe0_0000, 0x1ee0_0000, "fp16"),
     (0x7fe0_0000, 0x1ec0_0000, "fp16"),
@@ -191,7 +192,7 @@ pub(super) const SIMD: &[Row] = &[
     (0xdff0_fc00, 0x5f10_fc00, "fp16"),
 ];
 
-/// Mnemonics that SVE2 brought; its other encodings share a mnemonic with SVE, and count as SVE.
+/// Mnemonics that are new in SVE2. Its other encodings share a mnemonic with SVE, and count as SVE.
 pub(super) static SVE2: LazyLock<HashSet<&str>> = LazyLock::new(|| {
     let names = "
         adclb adclt addhnb addhnt bcax bdep bext bgrp bsl bsl1n bsl2n cadd cdot cmla eor3 eorbt eortb fcvtlt

@@ -1,4 +1,4 @@
-//! The features that instructions are told apart by, and when they came. A set of them is a `u64`.
+//! The features that distinguish instructions, and the level that introduced each. A set of features is a `u64`.
 
 use std::ops::{BitAnd, BitOr, Not};
 use std::sync::LazyLock;
@@ -6,9 +6,9 @@ use std::sync::LazyLock;
 /// A feature: its name in `devices.toml`, and the level of the architecture that brought it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Feature {
-    /// As Linux' HWCAPs or CPUID call it.
+    /// The name in Linux' HWCAPs or in CPUID.
     pub name: &'static str,
-    /// `Armv8.1-A`, `x86-64-v3`; what no level asks for is an extension.
+    /// `Armv8.1-A`, `x86-64-v3`. A feature that no level requires is an extension.
     pub level: &'static str,
 }
 
@@ -17,20 +17,19 @@ pub struct Feature {
 pub struct Set(pub u64);
 
 impl Set {
-    /// None.
+    /// The empty set.
     pub const NONE: Self = Self(0);
 
-    /// The one at `index` of its table.
+    /// Returns the set with the feature at `index` of its table.
     pub const fn of(index: usize) -> Self {
         Self(1 << index)
     }
 
-    /// Whether there is none.
     pub fn is_empty(self) -> bool {
         self.0 == 0
     }
 
-    /// The indices.
+    /// Returns the indices of the features.
     pub fn iter(self) -> impl Iterator<Item = usize> {
         (0..64).filter(move |index| self.0 >> index & 1 == 1)
     }
@@ -57,7 +56,7 @@ impl Not for Set {
     }
 }
 
-/// Features in order, by the level that brought them.
+/// Returns the features in the order of the levels that introduced them.
 fn table(levels: &[(&'static str, &'static str)]) -> Vec<Feature> {
     let each = |(level, names): &(&'static str, &'static str)| {
         let level = *level;
@@ -66,7 +65,7 @@ fn table(levels: &[(&'static str, &'static str)]) -> Vec<Feature> {
     levels.iter().flat_map(each).collect()
 }
 
-/// A64.
+/// The features of A64.
 pub static A64: LazyLock<Vec<Feature>> = LazyLock::new(|| {
     table(&[
         ("Armv8.0-A, optional", "crc32 aes sha1 sha2"),
@@ -93,7 +92,8 @@ pub static A64: LazyLock<Vec<Feature>> = LazyLock::new(|| {
     ])
 });
 
-/// x86-64: x86-64 psABI, 3.1.1 "Processor architecture"; v1 is no feature, every processor has it.
+/// The features of x86-64 (x86-64 psABI, 3.1.1 "Processor architecture"). v1 has no entry, since every processor has
+/// it.
 pub static X86: LazyLock<Vec<Feature>> = LazyLock::new(|| {
     table(&[
         ("x86-64-v2", "cmpxchg16b popcnt sse3 ssse3 sse4_1 sse4_2"),

@@ -1,4 +1,4 @@
-//! The two instruction sets behind one face.
+//! The two instruction sets behind one interface.
 
 pub mod a64;
 mod a64_table;
@@ -19,41 +19,41 @@ pub enum Isa {
     X86_64,
 }
 
-/// Where control goes after an instruction.
+/// The flow of control after an instruction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Flow {
     Next,
     Jump(u64),
     Branch(u64),
     Call(u64),
-    /// To an address in a register: a table of places, or another function.
+    /// Control goes to an address in a register: a table of jump targets, or another function.
     Computed,
     End,
 }
 
-/// What an instruction does that matters to who guards what.
+/// An event in the code that the guard analysis needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Event {
-    /// A direct call, with the first argument where it is a constant.
+    /// A direct call, with the first argument if that is a constant.
     Call { to: u64, argument: Option<u32> },
-    /// A direct jump; out of its function, it is a call.
+    /// A direct jump. If it leaves its function, it is a call.
     Jump { to: u64, argument: Option<u32> },
     /// A call through a pointer at a known place.
     CallThrough { place: u64, argument: Option<u32> },
-    /// An address is made.
+    /// The code makes an address.
     Address(u64),
-    /// A value at a known place is read.
+    /// The code reads a value at a known place.
     Load(u64),
-    /// A value at a known place is written.
+    /// The code writes a value at a known place.
     Store(u64),
-    /// A value at a known place decides over a branch.
+    /// A branch depends on a value at a known place.
     Tests(u64),
-    /// The processor is asked what it is.
+    /// The code asks the processor for its features.
     Detects,
 }
 
 impl Isa {
-    /// The ELF `e_machine` (gABI).
+    /// Returns the ELF `e_machine` (gABI).
     pub fn elf_machine(self) -> u16 {
         match self {
             Self::Aarch64 => 183,
@@ -61,7 +61,7 @@ impl Isa {
         }
     }
 
-    /// Its features.
+    /// Returns the features of this instruction set.
     pub fn features(self) -> &'static [Feature] {
         match self {
             Self::Aarch64 => &features::A64,
@@ -69,12 +69,12 @@ impl Isa {
         }
     }
 
-    /// The feature of this name.
+    /// Returns the set with the feature of this name.
     pub fn feature(self, name: &str) -> Option<Set> {
         self.features().iter().position(|feature| feature.name == name).map(Set::of)
     }
 
-    /// Every instruction of `code` that needs one of `wanted`: offset and needs.
+    /// Calls `hit` with the offset and the needs of each instruction of `code` that needs one of `wanted`.
     pub(crate) fn scan(self, code: &[u8], wanted: Set, hit: impl FnMut(usize, Set)) {
         match self {
             Self::Aarch64 => a64::scan(code, wanted, hit),
@@ -82,7 +82,7 @@ impl Isa {
         }
     }
 
-    /// The instruction that `code` begins with.
+    /// Decodes the instruction that `code` begins with: its length, its needs, and where control goes.
     pub(crate) fn step(self, code: &[u8], address: u64) -> Option<(usize, Set, Flow)> {
         match self {
             Self::Aarch64 => a64::step(code, address),
@@ -90,16 +90,16 @@ impl Isa {
         }
     }
 
-    /// Whether what surrounds an offset of `code` is code too, and no table or text among it.
+    /// Whether the bytes around an offset of `code` are code too, and no table or text.
     pub(crate) fn is_amid_code(self, code: &[u8], offset: usize) -> bool {
         match self {
             Self::Aarch64 => a64::is_amid_code(code, offset),
-            // Any bytes are instructions of some kind.
+            // On x86, any bytes can be decoded as instructions of some kind.
             Self::X86_64 => true,
         }
     }
 
-    /// The name of the instruction that `code` begins with.
+    /// Returns the name of the instruction that `code` begins with.
     pub fn mnemonic(self, code: &[u8]) -> String {
         match self {
             Self::Aarch64 => a64::mnemonic(code).to_owned(),
@@ -107,7 +107,7 @@ impl Isa {
         }
     }
 
-    /// The constants that `code` compares registers with, in order.
+    /// Returns the constants with which `code` compares registers, in order.
     pub(crate) fn comparisons(self, code: &[u8]) -> Vec<u64> {
         match self {
             Self::Aarch64 => a64::comparisons(code),
@@ -115,7 +115,7 @@ impl Isa {
         }
     }
 
-    /// What each instruction of a function does that matters to who guards what.
+    /// Reports the events of a function's instructions that the guard analysis needs.
     pub(crate) fn events(self, code: &[u8], address: u64, event: impl FnMut(u64, Event)) {
         match self {
             Self::Aarch64 => a64::events(code, address, event),

@@ -1,4 +1,4 @@
-//! x86-64, instruction by instruction; the decoder knows the CPUID bits that each needs.
+//! x86-64, instruction by instruction. The decoder knows the CPUID bits that each instruction needs.
 
 use std::sync::LazyLock;
 
@@ -7,18 +7,18 @@ use iced_x86::{Code, CpuidFeature, Decoder, DecoderOptions, FlowControl, Instruc
 use super::features::{Set, X86};
 use super::{Event, Flow};
 
-/// The needs of each of the decoder's codes.
+/// The features that each of the decoder's codes needs.
 static NEEDS: LazyLock<Vec<Set>> = LazyLock::new(|| Code::values().map(of_code).collect());
 
 fn of_code(code: Code) -> Set {
-    // Written `rep bsf` by compilers for any processor: where there is no BMI1, the prefix means nothing.
+    // Compilers write `rep bsf` for any processor. Without BMI1, the prefix means nothing.
     if code.mnemonic() == Mnemonic::Tzcnt {
         return Set::NONE;
     }
     code.cpuid_features().iter().fold(Set::NONE, |set, feature| set | of_feature(*feature))
 }
 
-/// The decoder's names are the table's in upper case.
+/// Returns the set for one of the decoder's features. Its names are those of the table in upper case.
 fn of_feature(feature: CpuidFeature) -> Set {
     let name = format!("{feature:?}").to_ascii_lowercase();
     let name = if name == "d3nowext" { "d3now" } else { &name };
@@ -44,12 +44,13 @@ pub(super) fn scan(code: &[u8], wanted: Set, mut hit: impl FnMut(usize, Set)) {
     }
 }
 
-/// The mnemonic, for a message.
+/// Returns the mnemonic, for a message.
 pub(super) fn mnemonic(code: &[u8]) -> String {
     format!("{:?}", decoder(code, 0).decode().mnemonic()).to_ascii_lowercase()
 }
 
-/// The instruction that `code` begins with: its length, its needs, where control goes. `None` where there is none.
+/// Decodes the instruction that `code` begins with: its length, its needs, and where control goes. Returns `None` if
+/// there is no instruction.
 pub(super) fn step(code: &[u8], address: u64) -> Option<(usize, Set, Flow)> {
     let instruction = decoder(code, address).decode();
     if instruction.is_invalid() {
@@ -68,7 +69,7 @@ pub(super) fn step(code: &[u8], address: u64) -> Option<(usize, Set, Flow)> {
     Some((instruction.len(), NEEDS[instruction.code() as usize], flow))
 }
 
-/// What each instruction of `code` does that matters to who guards what.
+/// Reports the events of each instruction of `code` that the guard analysis needs.
 pub(super) fn events(code: &[u8], address: u64, mut event: impl FnMut(u64, Event)) {
     let mut decoder = decoder(code, address);
     let mut instruction = Instruction::default();
@@ -111,7 +112,7 @@ fn of_memory(instruction: &Instruction, place: u64) -> Event {
     }
 }
 
-/// The constants of CMP.
+/// Returns the constants of CMP.
 pub(super) fn comparisons(code: &[u8]) -> Vec<u64> {
     let decoded = decoder(code, 0).into_iter();
     let compares =

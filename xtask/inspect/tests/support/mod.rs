@@ -1,15 +1,15 @@
-//! An executable made by hand, without a toolchain: it has one of everything that the checks read.
+//! An executable that is made by hand, without a toolchain. It has one of everything that the checks read.
 
-/// Header, program header and section header sizes (gABI).
+/// The sizes of the header, a program header and a section header (gABI).
 const EHDR: usize = 64;
 const PHDR: usize = 56;
 const SHDR: usize = 64;
 const SEGMENTS: usize = 9;
 
-/// Where the second segment, which is written to, lies above its place in the file.
+/// The distance between the address and the file offset of the second segment, which is writable.
 const GAP: u64 = 0x20000;
 
-/// A section, as its header describes it.
+/// A section as its header describes it.
 #[derive(Clone, Copy, Default)]
 struct Section {
     name: &'static str,
@@ -27,20 +27,20 @@ fn section(name: &'static str, kind: u32, flags: u64) -> Section {
 }
 
 impl Section {
-    /// With the index of the section that it refers to, and the size of an entry.
+    /// Sets the index of the section that this one refers to, and the size of an entry.
     fn linked(self, link: u32, entry_size: u64) -> Self {
         Self { link, entry_size, ..self }
     }
 }
 
-/// The parts, as they are laid one after the other.
+/// The parts of the file, in their order.
 struct Maker {
     bytes: Vec<u8>,
     sections: Vec<Section>,
 }
 
 impl Maker {
-    /// Appends a part, aligned to 16; its offset.
+    /// Appends a part, aligned to 16, and returns its offset.
     fn add(&mut self, section: Section, content: &[u8]) -> usize {
         self.align(16);
         let offset = self.bytes.len();
@@ -54,7 +54,7 @@ impl Maker {
         self.bytes.resize(self.bytes.len().next_multiple_of(to), 0);
     }
 
-    /// The index of the section that is added next.
+    /// Returns the index of the section that is added next.
     fn next(&self) -> u32 {
         self.sections.len() as u32
     }
@@ -80,7 +80,8 @@ fn symbol(name: u32, info: u8, section: u16, value: u64, size: u64) -> Vec<u8> {
     bytes
 }
 
-/// A position-independent executable for `machine` with this code: functions of 16 bytes, the first is its entry point.
+/// Returns a position-independent executable for `machine` with this code. Its functions have 16 bytes, and the first
+/// one is the entry point.
 pub(crate) fn executable(machine: u16, code: &[u8]) -> Vec<u8> {
     let mut maker = Maker { bytes: vec![0; EHDR + SEGMENTS * PHDR], sections: vec![Section::default()] };
     let loader: &[u8] =
@@ -127,7 +128,7 @@ pub(crate) fn executable(machine: u16, code: &[u8]) -> Vec<u8> {
     maker.bytes
 }
 
-/// Where what the dynamic loader reads is, and the index of its symbols' section.
+/// The offsets of the tables for the dynamic loader, and the index of the section with its symbols.
 struct Tables {
     index: u32,
     symbols: usize,
@@ -138,7 +139,7 @@ struct Tables {
 }
 
 impl Tables {
-    /// Offsets: 1 libc.so.6, 11 getauxval, 21 GLIBC_2.17, 32 $ORIGIN/lib, 44 GLIBC_2.34, 55 puts.
+    /// The offsets are 1 libc.so.6, 11 getauxval, 21 GLIBC_2.17, 32 $ORIGIN/lib, 44 GLIBC_2.34, 55 puts.
     const STRINGS: &[u8] = b"\0libc.so.6\0getauxval\0GLIBC_2.17\0$ORIGIN/lib\0GLIBC_2.34\0puts\0";
 
     fn add(maker: &mut Maker) -> Self {
@@ -146,7 +147,7 @@ impl Tables {
         let table = [symbol(0, 0, 0, 0, 0), symbol(11, 0x12, 0, 0, 0), symbol(55, 0x12, 0, 0, 0)].concat();
         let symbols = maker.add(section(".dynsym", 11, 2).linked(index + 1, 24), &table);
         let strings = maker.add(section(".dynstr", 3, 2), Self::STRINGS);
-        // One bucket of both symbols: the last one's hash is odd.
+        // One bucket contains both symbols. The hash of the last one is odd, which marks the end.
         let table = [words(&[1, 1, 1, 0]), longs(&[u64::MAX]), words(&[1, 2, 3])].concat();
         let hash = maker.add(section(".gnu.hash", 0x6fff_fff6, 2).linked(index, 0), &table);
         let versions = section(".gnu.version", 0x6fff_ffff, 2).linked(index, 2);
@@ -186,7 +187,7 @@ impl Tables {
     }
 }
 
-/// The unwinder's table of functions of 16 bytes.
+/// Adds the unwinder's table of functions of 16 bytes.
 fn add_frames(maker: &mut Maker, text: usize, count: usize) -> usize {
     let head = [vec![1, 0x1b, 3, 0x3b], words(&[0, count as u32])].concat();
     let frames = maker.add(section(".eh_frame_hdr", 1, 2), &head);
@@ -200,7 +201,7 @@ fn add_frames(maker: &mut Maker, text: usize, count: usize) -> usize {
     frames
 }
 
-/// What a stripped file lacks.
+/// Adds the sections that a stripped file lacks.
 fn add_symbols(maker: &mut Maker, text: u64) {
     maker.add(section(".gnu_debuglink", 1, 0), b"made.debug\0\0\0\0\0\0");
     let strings = maker.next() + 1;
@@ -209,7 +210,7 @@ fn add_symbols(maker: &mut Maker, text: u64) {
     maker.add(section(".strtab", 3, 0), b"\0main\0work_sve\0");
 }
 
-/// The names of the sections and their headers; where these are.
+/// Adds the names of the sections and their headers. Returns the offset of the headers.
 fn add_section_headers(maker: &mut Maker) -> usize {
     let mut names = vec![0];
     let mut offsets = Vec::new();
