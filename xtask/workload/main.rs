@@ -1,5 +1,6 @@
-//! The smoke's workload, alone in a container: tells whoever connects where it runs, as what, and for which time. The
-//! standard library and one file, so that `rustc` makes a static executable of it without a crate.
+//! The smoke's workload, which is the only program in its container. It tells each client its machine, its boot, its
+//! generation and its number of starts. It uses only the standard library and is one file, so that `rustc` makes a
+//! static executable of it without a crate.
 
 use std::ffi::{CStr, c_char, c_int};
 use std::fs::{self, File};
@@ -7,16 +8,16 @@ use std::io::{self, Write as _};
 use std::net::TcpListener;
 use std::path::Path;
 
-/// Where it listens, in the container.
+/// The port in the container.
 const PORT: u16 = 8080;
-/// The volume that counts its starts.
+/// The volume with the number of starts.
 const VOLUME: &str = "/data";
-/// signal(7), on every Linux.
+/// The number of SIGTERM on every Linux (signal(7)).
 const SIGTERM: c_int = 15;
 
-/// utsname(2) of Linux: six fields of so many bytes, each with its final zero.
+/// The size of each of the six fields in Linux' utsname(2), including the final zero.
 const FIELD: usize = 65;
-/// The fifth of them is the machine.
+/// The index of the field with the machine.
 const MACHINE: usize = 4;
 
 unsafe extern "C" {
@@ -26,7 +27,7 @@ unsafe extern "C" {
 }
 
 fn main() -> io::Result<()> {
-    // The kernel drops a signal that its first process has no handler for, and in a container that is this one.
+    // The kernel drops a signal for which the first process of a container has no handler, and this is that process.
     // SAFETY: the handler has the signature that signal(2) wants, and does nothing that is not async-signal-safe.
     unsafe { signal(SIGTERM, end) };
     let starts = count_start(Path::new(VOLUME))?;
@@ -41,20 +42,20 @@ fn main() -> io::Result<()> {
     let listener = TcpListener::bind(("0.0.0.0", PORT))?;
     print!("{answer}");
     loop {
-        // One who has gone again is no reason to end.
+        // A client that has gone is no reason to end.
         let sent = listener.accept().and_then(|(mut stream, _)| stream.write_all(answer.as_bytes()));
         if let Err(error) = sent {
-            eprintln!("an answer was not sent: {error}");
+            eprintln!("cannot send an answer: {error}");
         }
     }
 }
 
 extern "C" fn end(_signal: c_int) {
-    // SAFETY: _exit(2) is async-signal-safe; nothing here waits to be flushed.
+    // SAFETY: _exit(2) is async-signal-safe, and nothing here has to be flushed.
     unsafe { _exit(0) }
 }
 
-/// `uname -m`: what the kernel says, not what this was compiled for.
+/// Returns what `uname -m` prints: the machine that the kernel reports, not the one that this program was compiled for.
 fn machine() -> io::Result<String> {
     let mut fields = [[0; FIELD]; 6];
     // SAFETY: the buffer has the size and the layout of Linux's struct utsname.
@@ -66,7 +67,8 @@ fn machine() -> io::Result<String> {
     Ok(unsafe { CStr::from_ptr(machine.as_ptr()) }.to_string_lossy().into_owned())
 }
 
-/// How often it has been started with this volume, this time included, on disk before anybody is told.
+/// Counts this start, and returns the number of starts with this volume. The number is on disk before any client gets
+/// it.
 fn count_start(volume: &Path) -> io::Result<u64> {
     let (path, beside) = (volume.join("starts"), volume.join("starts.new"));
     let before = match fs::read_to_string(&path) {
