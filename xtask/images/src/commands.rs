@@ -179,7 +179,7 @@ fn fetch_to(store: &Store<'_>, image: &Image, to: &Path) -> Result<()> {
     if download.digest.is_none() && to.exists() {
         bail_host!(
             "fetch to {}: it exists, and cannot be checked without a digest", to.display();
-            "delete it, or choose another name or a digest"
+            "delete it, choose another name, or pass --image-digest"
         );
     }
     let wanted = FetchRequest { source: download, target: to, retry_policy: RetryPolicy::Full };
@@ -255,7 +255,7 @@ fn verify(store: &Store<'_>, args: &ImageVerifyArgs) -> Result<()> {
     let wanted: Vec<_> = kept.into_iter().filter(named).collect();
     if wanted.is_empty() && !args.names.is_empty() {
         let names = args.names.join(", ");
-        let error = format!("verify {names}: not in the cache; cargo xtask image list shows what is");
+        let error = format!("verify {names}: not in the cache; see cargo xtask image list");
         bail!(Failure::usage(error));
     }
     let (mut verified, mut changed) = (Vec::new(), Vec::new());

@@ -53,7 +53,7 @@ fn build_in(
 ) -> Result<ReadyImage> {
     let source = build::build(store, beside, image, recipe)?;
     let contents =
-        Contents::read(&beside.join("manifest")).context("read what is in the image that was built")?;
+        Contents::read(&beside.join("manifest")).context("read the contents of the built image")?;
     contents.check(image)?;
     let sha256 = store.digest(&beside.join(DISK), Algorithm::Sha256)?;
     let disk = probe::look_at(&beside.join(DISK), image, store.ui)?;

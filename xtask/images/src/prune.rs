@@ -218,7 +218,7 @@ fn choose<'a>(candidates: &'a [Candidate], args: &PruneArgs) -> Vec<(&'a Candida
             if left.map(|at| candidates[at].bytes).sum::<u64>() <= limit {
                 break;
             }
-            to_delete.entry(at).or_insert_with(|| format!("more than {} are kept", human_bytes(limit)));
+            to_delete.entry(at).or_insert_with(|| format!("more than {} are cached", human_bytes(limit)));
             add_snapshots_of_deleted_images(candidates, &mut to_delete);
         }
     }

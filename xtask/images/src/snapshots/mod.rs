@@ -68,7 +68,7 @@ pub fn lock(cache: &Cache, key: &str, limit: Duration, ui: &Ui) -> Result<File> 
         // The seconds show that the wait goes on, since no guest of this run can show anything yet.
         let seconds = waited.as_secs();
         ui.tick(&format!(
-            "another run is making this snapshot, or restoring from it, for {seconds} s so far"
+            "waiting {seconds} s so far for another run, which makes this snapshot or restores from it"
         ))?;
         if waited > limit {
             bail_host!(

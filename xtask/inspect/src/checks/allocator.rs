@@ -18,7 +18,7 @@ pub(super) fn check(elf: &Elf<'_>, target: &Target<'_>, findings: &mut Vec<Findi
     let Some(place) = place else { return };
     let Some(built) = page_size(target.device.isa, elf, place) else {
         if target.pages.iter().any(|page| page.bytes > SMALLEST) {
-            let remedy = "see how it was built: JEMALLOC_SYS_WITH_LG_PAGE=16, or --with-lg-page=16, serves every page size";
+            let remedy = "check how it was built: JEMALLOC_SYS_WITH_LG_PAGE=16, or --with-lg-page=16, supports every page size";
             let found = "it has jemalloc, and the page size that it was built for is unknown";
             findings.push(Finding::warned("allocator-page-size", found, &target.describe_pages(), remedy));
         }
@@ -29,7 +29,7 @@ pub(super) fn check(elf: &Elf<'_>, target: &Target<'_>, findings: &mut Vec<Findi
     let count = findings.len();
     for page in small {
         let (whose, bytes) = (&page.whose, page.bytes);
-        let offers = format!("{whose} with pages of {bytes} bytes; it ends at its first allocation there");
+        let offers = format!("{whose} with pages of {bytes} bytes; the process ends at its first allocation");
         let remedy = "build jemalloc for 64 KiB: JEMALLOC_SYS_WITH_LG_PAGE=16 (tikv-jemallocator), --with-lg-page=16 (configure)";
         findings.push(Finding::refused_if(page.certain, "allocator-page-size", &found, &offers, remedy));
     }

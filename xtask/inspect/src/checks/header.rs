@@ -70,6 +70,6 @@ pub(super) fn entry(elf: &Elf<'_>, findings: &mut Vec<Finding>) {
     let is_program = elf.kind() == ET_EXEC || elf.interpreter().is_ok_and(|path| path.is_some());
     if !in_code && (entry != 0 || is_program) {
         let found = format!("its entry point {entry:#x} is in no executable segment");
-        findings.push(Finding::refused("entry-point", &found, "a program begins in code", "link it again"));
+        findings.push(Finding::refused("entry-point", &found, "an entry point in code", "link it again"));
     }
 }

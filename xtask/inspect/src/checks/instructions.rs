@@ -41,7 +41,7 @@ pub(super) fn check(elf: &Elf<'_>, target: &Target<'_>, findings: &mut Vec<Findi
         findings.extend(go(elf, target));
     }
     if judged.is_empty() {
-        let found = format!("none beyond what {} has", target.device.about);
+        let found = format!("no instruction that this device lacks: {}", target.device.about);
         findings.push(Finding::informs("instructions", found));
     }
     for severity in [Severity::Refused, Severity::Warned, Severity::Informs] {
@@ -66,7 +66,7 @@ fn go(elf: &Elf<'_>, target: &Target<'_>) -> Option<Finding> {
     }
     Some(Finding::refused(
         "instructions",
-        &format!("Go compiled it with {variable}={setting}: it uses {} without asking", lacking.join(", ")),
+        &format!("Go compiled it with {variable}={setting}: it uses {} without a check", lacking.join(", ")),
         &format!("{} lacks them", target.device.about),
         &format!("compile it with a lower {variable}; Go's own default runs everywhere"),
     ))
@@ -109,9 +109,9 @@ fn judge<'a>(
         }
         let promised = name.map_or(Set::NONE, |name| chosen_for(isa, name));
         let is_chosen = (needy.needs & lacks & !promised).is_empty();
-        let by_name = Use::Guarded("its name says that it is one of several to choose from");
+        let by_name = Use::Guarded("its name says that it is chosen for these features at run time");
         let used = match path {
-            Path::Direct(_) if detection.go => Use::Guarded("Go tests what its runtime found"),
+            Path::Direct(_) if detection.go => Use::Guarded("Go tests the features that its runtime found"),
             // A name alone chooses nothing: if nothing in the file asks the processor, nothing chooses between
             // functions.
             Path::Direct(_) if is_chosen && !detection.is_absent() => by_name,
@@ -170,7 +170,7 @@ fn finding(
     let used = match severity {
         Severity::Refused => "used without a check",
         Severity::Warned => "and it is not known whether something checks before they are used",
-        Severity::Informs => "behind a check at run time, as far as can be told",
+        Severity::Informs => "behind a check at run time, as far as is known",
     };
     let found = format!("{}: {count} instructions in {functions} functions{more}, {used}", named.join(", "));
     let asks = match detection.how.as_slice() {
@@ -196,6 +196,6 @@ fn remedy(target: &Target<'_>) -> String {
         Isa::X86_64 => format!("-march={}", target.device.name),
     };
     format!(
-        "compile it, and what it links statically, for the device ({level}; Rust: -C target-cpu, never native), or choose at run time"
+        "compile it and its static libraries for the device ({level}; Rust: -C target-cpu, never native), or choose between functions at run time"
     )
 }

@@ -196,6 +196,6 @@ fn not_checked(needed: &[String], target: &Target<'_>) -> Finding {
         return Finding::informs("needed", needed.join(", ")).offers("all of them are glibc's");
     }
     let found = format!("not checked: whether {} are there, and in which version", others.join(", "));
-    let offers = format!("{}; what else it has is not known", target.place);
+    let offers = format!("{}; its other libraries are not known", target.place);
     Finding::informs("needed", found).offers(offers).remedy(&*target.hint)
 }

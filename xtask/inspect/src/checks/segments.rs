@@ -40,7 +40,7 @@ pub(super) fn check(elf: &Elf<'_>, target: &Target<'_>, findings: &mut Vec<Findi
         }
     }
     if !fits.is_empty() {
-        let found = format!("aligned to {smallest}; pages of {} bytes will do", fits.join(", "));
+        let found = format!("aligned to {smallest}; pages of {} bytes are possible", fits.join(", "));
         findings.push(Finding::informs("segment-alignment", found));
     }
 }
@@ -51,11 +51,11 @@ pub(super) fn check(elf: &Elf<'_>, target: &Target<'_>, findings: &mut Vec<Findi
 fn fault(loads: &[Load], page: u64, library: bool) -> Option<String> {
     // This rule is in glibc's elf/dl-load.c, since the loader and not the kernel maps a library.
     if library && loads.iter().any(|load| load.align % page != 0) {
-        return Some("the dynamic loader takes no smaller alignment than a page".to_owned());
+        return Some("the dynamic loader refuses an alignment that is smaller than a page".to_owned());
     }
     let crooked = loads.iter().find(|load| load.offset % page != load.address % page && load.file_size > 0);
     if let Some(Load { address, .. }) = crooked {
-        return Some(format!("the one at {address:#x} lies at another place in its page than in the file"));
+        return Some(format!("the one at {address:#x} has another offset in its page than in the file"));
     }
     let shared = loads.windows(2).find(|pair| {
         let end = pair[0].address.saturating_add(pair[0].memory_size);
@@ -64,7 +64,7 @@ fn fault(loads: &[Load], page: u64, library: bool) -> Option<String> {
     });
     shared.map(|pair| {
         format!(
-            "those at {:#x} and {:#x} share a page, and have different rights or content",
+            "those at {:#x} and {:#x} share a page, but have different access rights or content",
             pair[0].address, pair[1].address
         )
     })

@@ -52,13 +52,13 @@ impl<'a> Dynamic<'a> {
         let mut dynamic = Self { entries, ..Self::default() };
         let at = |tag| dynamic.value(tag).map(|address| elf.bytes_at(address));
         let loaded = |tag, what: &str| match at(tag) {
-            Some(None) => Err(format!("its dynamic {what} outside of what is loaded")),
+            Some(None) => Err(format!("its dynamic {what} outside of the loaded segments")),
             found => Ok(found.flatten().unwrap_or_default()),
         };
         let strings = loaded(elf::DT_STRTAB, "string table lies")?;
         let limit = dynamic.value(elf::DT_STRSZ).and_then(|size| usize::try_from(size).ok());
         if limit.is_some_and(|limit| limit > strings.len()) {
-            return Err("its dynamic string table is longer than what is loaded there".to_owned());
+            return Err("its dynamic string table is longer than the loaded segment".to_owned());
         }
         let strings = &strings[..limit.unwrap_or(strings.len())];
         let symbols: &[Sym64<LE>] = array(loaded(elf::DT_SYMTAB, "symbols lie")?);

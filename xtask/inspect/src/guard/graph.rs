@@ -169,7 +169,7 @@ impl Graph {
     /// Returns the use of a function, as far as it is known.
     pub(crate) fn used(&self, function: usize) -> Use {
         if self.decides[function] {
-            Use::Guarded("it asks the processor, or reads what was found")
+            Use::Guarded("it asks the processor, or reads the answer")
         } else if self.reachable[function] {
             let may_be_told = self.tests[function] || self.callers[function];
             if may_be_told || !self.complete { Use::Unclear } else { Use::Plain }
