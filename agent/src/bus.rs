@@ -36,7 +36,7 @@ const STABLE_AFTER: Duration = Duration::from_secs(10);
 /// Interval of pings to the broker. Two pings without an answer end the connection. With async-nats' default
 /// of 60 s, a device whose mobile link has dropped the flow would get no messages for three minutes.
 const PING_INTERVAL: Duration = Duration::from_secs(10);
-/// Consecutive statuses whose storing may time out. After that, the connection is given up too.
+/// The connection is also given up if storing this many consecutive statuses has timed out.
 const MAX_LOST_PUTS: u32 = 3;
 /// Upper bound for one iteration of the report loop, regardless of the heartbeat.
 const LOOP_INTERVAL: Duration = Duration::from_secs(30);

@@ -45,7 +45,7 @@ pub struct ReadyImage {
     pub digest: Digest,
     /// The source of the image, for the report.
     pub source: String,
-    /// How the image was obtained, for messages: cached, built, fetched.
+    /// The way in which the image was obtained, for messages: cached, built, fetched.
     pub how: &'static str,
 }
 

@@ -30,12 +30,12 @@ pub struct Finding {
     /// The id of the check.
     pub id: &'static str,
     pub severity: Severity,
-    /// The fact in the file.
+    /// The fact about the file.
     pub found: String,
-    /// What the target offers instead.
+    /// The matching facts about the target.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub offers: String,
-    /// The action that repairs it.
+    /// The action that solves the problem.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub remedy: String,
     /// The first few of the symbols, functions or libraries.

@@ -33,7 +33,7 @@ pub struct Target<'a> {
     pub offers: Offers<'a>,
     /// The name of the image or the sysroot, for messages: `debian-12`.
     pub place: String,
-    /// The hint how to make more of the target known.
+    /// A hint on how to learn more about the target's files.
     pub hint: String,
 }
 

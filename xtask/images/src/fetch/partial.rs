@@ -1,5 +1,6 @@
-//! The files of an incomplete download: `<name>.partial`, whose length counts, and `<name>.partial.json`, which says
-//! what file the bytes are from. After a kill at any moment, the next run resumes there or starts over.
+//! The files of an incomplete download: `<name>.partial`, whose length tells how far the download is, and
+//! `<name>.partial.json`, which names the source of the bytes. After a kill at any moment, the next run resumes there
+//! or starts over.
 
 use std::fs::Permissions;
 use std::io::{self, ErrorKind, Read as _, Write as _};

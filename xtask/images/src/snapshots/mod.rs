@@ -1,13 +1,14 @@
-//! Snapshots in the cache. A snapshot is found by its key. It is made in the run's own directory, renamed, and
-//! read-only. Every run that uses it hashes it again.
+//! Snapshots in the cache. A snapshot is found by its key. It is made in the run's own directory, made read-only, and
+//! renamed. Every run that uses it hashes it again.
 //!
 //! ```text
-//! snapshots/<key>.<run>/          snapshot.json, disk.qcow2, ram.save, nvram.fd, seed.img; `bad` if it was found changed
+//! snapshots/<key>.<run>/          snapshot.json, disk.qcow2, ram.save, nvram.fd, seed.img; `bad` if it was changed
 //! snapshots/<key>.<run>.deleting/ a snapshot that is being deleted
 //! snapshots/<key>.lock            held while a process looks for, makes or deletes the snapshot
 //! ```
 //!
-//! The name contains the run that made the snapshot, so that no other snapshot ever has its path, which overlays name.
+//! The name contains the run that made the snapshot. Overlays name the path of their snapshot, and no other snapshot
+//! ever gets that path.
 
 use std::collections::BTreeMap;
 use std::fs::{File, Permissions};

@@ -41,8 +41,9 @@ pub(super) fn check(elf: &Elf<'_>, target: &Target<'_>, findings: &mut Vec<Findi
 const SMALLEST: u64 = 4096;
 
 /// Returns the page size that jemalloc was compiled for, from `if (os_page > PAGE) malloc_write(COMPLAINT)`. It is the
-/// only power of two with which something is compared in the function that makes the message's address. If other powers
-/// occur too, for example in code that a compiler has inlined, the page size is not known.
+/// only power of two that is a constant of a comparison in the function that computes the message's address. If that
+/// function compares with other powers too, for example in code that the compiler has inlined, the page size is not
+/// known.
 fn page_size(isa: Isa, elf: &Elf<'_>, place: u64) -> Option<u64> {
     let starts = starts(elf);
     elf.code().iter().find_map(|code| {

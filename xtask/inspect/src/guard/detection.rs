@@ -16,7 +16,7 @@ pub(super) const HWCAPS: [u32; 4] = [16, 26, 29, 30];
 /// Words in the names of functions and variables of other libraries that give the processor's features.
 const TELLING: [&str; 8] =
     ["hwcap", "cpu_feature", "cpu_model", "cpu_indicator", "have_lse_atomics", "armcap", "ia32cap", "cpuid"];
-/// Files that contain the processor's features. A function that makes the address of such a name asks the processor.
+/// Files that contain the processor's features. A function that computes the address of such a name asks the processor.
 const FILES: [&[u8]; 3] = [b"/proc/cpuinfo\0", b"/proc/self/auxv\0", b"/sys/devices/system/cpu\0"];
 
 /// The ways in which a file asks the processor.

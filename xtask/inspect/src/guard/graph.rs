@@ -191,7 +191,7 @@ fn walk(section: &Section<'_, '_>, mut each: impl FnMut(usize, Event)) {
     }
 }
 
-/// Returns the first function that makes an address.
+/// Returns the first function that computes an address.
 pub(crate) fn first_user(section: &Section<'_, '_>, address: u64) -> Option<usize> {
     let mut user = None;
     walk(section, |function, event| {
@@ -203,8 +203,8 @@ pub(crate) fn first_user(section: &Section<'_, '_>, address: u64) -> Option<usiz
 }
 
 /// Returns the places in which answers of the processor are stored, and the direct callers of functions that ask. The
-/// places are the variables that such functions write or whose address they make, and the variables that their callers
-/// write with the returned answer.
+/// places are the variables that such functions write or whose address they compute, and the variables that their
+/// callers write with the returned answer.
 fn written(section: &Section<'_, '_>, asks: &[bool], pointers: &Pointers<'_, '_>) -> (Written, Vec<bool>) {
     let Section { elf, functions, .. } = *section;
     const MOST: usize = 4096;

@@ -2,10 +2,10 @@
 //! the code shows this much:
 //!
 //! - A function *decides* if it asks the processor (`getauxval(AT_HWCAP)`, an identification register, CPUID,
-//!   `/proc/cpuinfo`), if an `IRELATIVE` relocation or an ifunc symbol names it, or if it reads what such a function wrote.
-//!   Everything that it calls or takes the address of is *guarded*.
-//! - A function is *plain* if calls lead to it from the entry point without passing through a function that decides. It is
-//!   executed on any core.
+//!   `/proc/cpuinfo`), if an `IRELATIVE` relocation or an ifunc symbol names it, or if it reads what such a function
+//!   wrote. Everything that it calls or takes the address of is *guarded*.
+//! - A function is *plain* if calls lead to it from the entry point without passing through a function that decides. It
+//!   is executed on any core.
 //! - A function whose name says that it is one of several to choose from is *guarded* for the features in its name.
 //! - If nothing in a file asks the processor, every function that calls lead to is *plain*.
 //! - All other functions are *unclear*. They are called through tables of pointers or from a library.

@@ -1,4 +1,5 @@
-//! A64, word by word: the feature that an instruction belongs to, the target of a branch, the addresses that are made.
+//! A64, word by word: the feature that an instruction belongs to, the target of a branch, and the addresses that the
+//! code computes.
 
 use std::sync::LazyLock;
 

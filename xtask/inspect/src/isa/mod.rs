@@ -40,7 +40,7 @@ pub(crate) enum Event {
     Jump { to: u64, argument: Option<u32> },
     /// A call through a pointer at a known place.
     CallThrough { place: u64, argument: Option<u32> },
-    /// The code makes an address.
+    /// The code computes an address.
     Address(u64),
     /// The code reads a value at a known place.
     Load(u64),
