@@ -1,5 +1,5 @@
 #!/bin/sh
-# Runs in the guest, once: installs the agent and says on the console how that ended.
+# Runs once in the guest: installs the agent and prints the outcome on the console.
 here=${0%/*}
 read -r began _ < /proc/uptime
 own_keys() {
@@ -11,11 +11,11 @@ sync
 systemctl restart ssh.service
 echo 'iot-xtask: keys taken' > /dev/console
 }
-# Later boots are not first ones, and need not wait until cloud-init has seen that (cloud-init, "how to disable").
+# A later boot is no first boot, so it need not wait for cloud-init (cloud-init, "how to disable").
 true > /etc/cloud/cloud-init.disabled
 
 if output=$(sh "$here/install.sh" 2>&1); then
-  # Nor until podman has looked for containers of root's to restart and to update: it has none. Asked for, it still starts.
+  # Root has no containers to restart or update, so a boot need not wait for these units. They still start on request.
   wants=/etc/systemd/system/default.target.wants
   rm -f $wants/podman.service $wants/podman-restart.service $wants/podman-auto-update.service
   sync

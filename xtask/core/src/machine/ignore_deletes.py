@@ -1,4 +1,5 @@
-# A podman that takes every request to stop or remove a container, and does nothing: the fault ignores-deletes.
+# A proxy in front of podman that answers each request to stop or remove a container with success, but does not pass it
+# on. It is the planted fault ignores-deletes.
 import re
 import socket
 import threading
@@ -29,7 +30,7 @@ def serve(client):
         return
     podman = socket.socket(socket.AF_UNIX)
     podman.connect(REAL)
-    # One request to a connection, so that none passes unread.
+    # Allow one request per connection, so that the proxy reads every request.
     podman.sendall(head.replace(b"\r\n", b"\r\nConnection: close\r\n", 1))
     threading.Thread(target=pipe, args=(client, podman), daemon=True).start()
     pipe(podman, client)

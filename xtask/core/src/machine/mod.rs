@@ -1,5 +1,5 @@
-//! The machine, from what was asked ([`VmSpec`]) over what was resolved ([`DomainXmlParams`]) to the domain XML and
-//! the cloud-init seed. Pure: golden files for both architectures are tested on any host.
+//! The machine in three stages: the request ([`VmSpec`]), the resolved parameters ([`DomainXmlParams`]), and the domain
+//! XML with the cloud-init seed. This module is pure: golden files test both architectures on any host.
 
 mod sabotage;
 pub mod seed;
@@ -16,50 +16,49 @@ use crate::cpu::Cpu;
 use crate::host::firmware::AarchFirmware;
 use crate::image::Format;
 
-/// The domain's name in its own libvirt root; short, because it is part of socket paths of at most 107 bytes.
+/// The name of the domain in its own libvirt root. It is short because it is part of socket paths of at most 107 bytes.
 pub const DOMAIN_NAME: &str = "vm";
 
-/// The guest's network card, so that cloud-init can name it.
+/// The MAC address of the guest's network card, by which cloud-init finds the card.
 pub const GUEST_MAC: &str = "52:54:00:69:6f:74";
 
-/// Where a guest of QEMU's user-mode network reaches this host's loopback (QEMU, -netdev user).
+/// The address at which a guest of QEMU's user-mode network reaches this host's loopback (QEMU, -netdev user).
 pub const HOST_FROM_GUEST: &str = "10.0.2.2";
 
-/// Where the guest's ssh listens.
+/// The port of the guest's sshd.
 pub const SSH_PORT: u16 = 22;
 
-/// Where the guest publishes its workloads: the one that is kept, and the one that is deleted.
+/// The guest's ports of its two workloads: the persistent one and the ephemeral one, which is deleted.
 pub const WORKLOAD_PORTS: [u16; 2] = [8080, 8081];
 
-/// The payload's disk in the guest: the third one. A guest that has booted without its content does not find it by its label.
+/// The disk of the payload in the guest: the third one. A guest that was booted without the payload cannot find it by
+/// its label.
 pub const PAYLOAD_DEVICE: &str = "/dev/vdc";
 
-/// The serial console's socket, in the directory of the machine's own files.
+/// The file name of the serial console's socket, in the directory of the machine's own files.
 pub const CONSOLE_SOCKET: &str = "console.sock";
 
-/// The guest's ports that this host's loopback leads to, each from a port of the kernel's choice.
+/// The guest's ports that are forwarded from this host's loopback. The kernel chooses the port of the host.
 pub const FORWARDED_PORTS: [u16; 3] = [SSH_PORT, WORKLOAD_PORTS[0], WORKLOAD_PORTS[1]];
 
-/// The machine as it was asked for.
+/// A machine as requested on the command line.
 #[derive(Debug, Clone)]
 pub struct VmSpec {
-    /// The guest's architecture.
     pub architecture: VmArchitecture,
     pub vcpus: u32,
     /// Memory in MiB.
     pub memory_mib: u64,
-    /// `--cpu`, `None` for the fastest.
+    /// The value of `--cpu`; `None` stands for the fastest CPU.
     pub cpu: Option<String>,
 }
 
 impl VmSpec {
-    /// From the command line.
     pub fn from_args(architecture: VmArchitecture, args: &MachineArgs) -> Self {
         Self { architecture, vcpus: args.vcpus, memory_mib: args.memory, cpu: args.cpu.clone() }
     }
 }
 
-/// The machine with everything resolved; [`xml::domain_xml`] needs nothing else.
+/// A machine with all parameters resolved. [`xml::domain_xml`] needs nothing else.
 #[derive(Debug, Clone)]
 pub struct DomainXmlParams {
     pub spec: VmSpec,
@@ -67,13 +66,13 @@ pub struct DomainXmlParams {
     pub cpu: Cpu,
     /// The full-system emulator.
     pub emulator: PathBuf,
-    /// UEFI; `None` boots by BIOS.
+    /// The UEFI firmware. If it is `None`, the machine boots by BIOS.
     pub firmware: Option<AarchFirmware>,
     pub files: RunFiles,
 }
 
 impl DomainXmlParams {
-    /// The block devices in the guest's order; the first one boots.
+    /// Returns the block devices in the order in which the guest sees them; it boots from the first one.
     pub fn disks(&self) -> [Disk; 3] {
         let RunFiles { overlay, backing, seed, payload, .. } = &self.files;
         let disk = |path: &PathBuf, format, read_only, backing: &[PathBuf]| Disk {
@@ -90,44 +89,42 @@ impl DomainXmlParams {
     }
 }
 
-/// A block device.
+/// A block device of the guest.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Disk {
-    /// The file.
     pub path: PathBuf,
     pub format: Format,
-    /// Whether the guest may write.
     pub read_only: bool,
-    /// What it lies on, from the next layer down; empty where it lies on nothing, or that is not known.
+    /// The backing files below this one, the next layer first. It is empty if there are none or they are not known.
     pub backing: Vec<PathBuf>,
 }
 
-/// The files of one run that its domain uses.
+/// The files of a run that its domain uses.
 #[derive(Debug, Clone)]
 pub struct RunFiles {
-    /// The qcow2 layer over the image; all that the guest writes.
+    /// The qcow2 layer over the image. All writes of the guest go into it.
     pub overlay: PathBuf,
-    /// What that lies on, from the next layer down: the image, and between them a snapshot's disk.
+    /// The backing files of the overlay, the next layer first: the disk of the snapshot, if one is used, and the image.
     pub backing: Vec<PathBuf>,
     /// The cloud-init NoCloud seed.
     pub seed: PathBuf,
     /// The agent and its installer.
     pub payload: PathBuf,
-    /// The domain's variable store.
+    /// The domain's store of UEFI variables.
     pub nvram: PathBuf,
-    /// What the serial console says.
+    /// The log of the serial console.
     pub console_log: PathBuf,
-    /// Where somebody may attach to it.
+    /// The socket by which a user can attach to the serial console.
     pub console_socket: PathBuf,
-    /// The machine's identity.
+    /// The UUID of the domain.
     pub uuid: String,
 }
 
 impl RunFiles {
-    /// The files of a run with the working directory `work` and its console in `console_log`.
+    /// Returns the files of a run with the working directory `work` and the console log `console_log`.
     ///
     /// # Errors
-    /// Where the kernel gives no random identity.
+    /// Returns an error if the kernel's file with a random UUID cannot be read.
     pub fn of_run(work: &Path, console_log: PathBuf) -> Result<Self> {
         const UUID: &str = "/proc/sys/kernel/random/uuid";
         Ok(Self {

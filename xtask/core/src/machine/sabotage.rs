@@ -1,9 +1,9 @@
-//! Faults that are planted in the guest around the agent and never in it: drop-ins of its unit, a proxy before its podman.
-//! Shell, which [`super::seed::provision_script`] runs before or after the installer.
+//! Faults that are planted in the guest around the agent and never in it: drop-ins of its unit, and a proxy in front of
+//! its podman. They are shell scripts, which [`super::seed::provision_script`] runs before or after the installer.
 
 use crate::cli::Sabotage;
 
-/// What is planted before the installer runs, and after it.
+/// Returns the script that runs before the installer, and the script that runs after it.
 pub(super) fn scripts(fault: Option<Sabotage>) -> (&'static str, &'static str) {
     match fault {
         Some(Sabotage::UnitNotEnabled) => ("", "systemctl disable iot-agent.service; sync"),
@@ -15,7 +15,7 @@ pub(super) fn scripts(fault: Option<Sabotage>) -> (&'static str, &'static str) {
     }
 }
 
-/// The agent's service sees a file with the first boot's id in the place of the kernel's.
+/// The agent's service sees a file with the id of the first boot in place of the kernel's boot id.
 const STALE_BOOT_ID: &str = "\
 mkdir -p /etc/systemd/system/iot-agent.service.d /var/lib/sabotage
 cat /proc/sys/kernel/random/boot_id > /var/lib/sabotage/boot_id
@@ -31,7 +31,7 @@ ExecStartPre=/bin/sh -c 'rm -f /var/lib/iot-agent/state*'
 END
 sync";
 
-/// As an agent that connects first and looks at its disk later.
+/// This imitates an agent that connects to the bus before it reads its disk.
 const WAITS_FOR_BUS: &str = "\
 mkdir -p /etc/systemd/system/iot-agent.service.d
 bus=$(sed -n 's|.*nats://\\([^:]*\\):\\([0-9]*\\)\".*|/dev/tcp/\\1/\\2|p' \"$here/config.toml\")
@@ -42,7 +42,7 @@ ExecStartPre=/bin/bash -c 'until (exec 3<>$bus) 2>/dev/null; do sleep 1; done'
 END
 sync";
 
-/// Podman's own socket moves aside, and a proxy listens in its place. Nothing of it outlives a boot.
+/// Podman's own socket moves aside, and a proxy listens in its place. The proxy does not start again at the next boot.
 const IGNORES_DELETES: &str = concat!(
     "\
 mkdir -p /etc/systemd/user/iot-podman.socket.d /var/lib/sabotage

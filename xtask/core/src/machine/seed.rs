@@ -1,69 +1,69 @@
-//! The cloud-init NoCloud seed and the script that provisions the guest. Pure text.
+//! The cloud-init NoCloud seed and the script that provisions the guest, as pure text.
 //!
-//! JSON is YAML, so cloud-init's documents are written by a serialiser and nothing needs quoting by hand.
+//! JSON is valid YAML, so a JSON serialiser writes cloud-init's documents and no value needs quoting by hand.
 
 use serde_json::json;
 
 use super::{GUEST_MAC, PAYLOAD_DEVICE, sabotage};
 use crate::cli::Sabotage;
 
-/// The seed's volume label (cloud-init, NoCloud).
+/// The volume label of the seed (cloud-init, NoCloud).
 pub const SEED_LABEL: &str = "CIDATA";
-/// The payload's volume label.
+/// The volume label of the payload.
 pub const PAYLOAD_LABEL: &str = "IOTAGENT";
 
-/// What the guest prints on its console, each on a line of its own, so that progress is seen without a network.
+/// The lines that the guest prints on its console, so that progress is visible without a network.
 pub mod marker {
-    /// Userspace is up and cloud-init's last stage runs.
+    /// Userspace is up, and cloud-init's last stage runs.
     pub const STARTED: &str = "iot-xtask: provision started";
     /// The agent is installed.
     pub const DONE: &str = "iot-xtask: provision done";
-    /// It is not; the reason follows.
+    /// The installation of the agent failed; the reason follows.
     pub const FAILED: &str = "iot-xtask: provision failed:";
-    /// A snapshot's machine has not got what the agent needs; the reason follows.
+    /// A machine that is to become a snapshot lacks a prerequisite of the agent; the reason follows.
     pub const LACKS: &str = "iot-xtask: prerequisites failed:";
-    /// A restored machine's clock is this host's; by how many seconds it was behind follows.
+    /// The clock of a restored machine was set to this host's time; the number of seconds by which it was behind
+    /// follows.
     pub const CLOCK: &str = "iot-xtask: clock was behind by";
-    /// A restored machine has this run's keys.
+    /// A restored machine has installed the keys of this run.
     pub const KEYS: &str = "iot-xtask: keys taken";
     /// The first boot is over, and the machine waits for its payload.
     pub const IDLE: &str = "iot-xtask: first boot done";
-    /// cloud-init's own last line begins so, behind a time stamp.
+    /// A part of the last line that cloud-init itself prints.
     pub const CLOUD_INIT_FINISHED: &str = " finished at ";
 }
 
-/// What a seed says about one run.
+/// The values of one run in the seed.
 #[derive(Debug)]
 pub struct Seed<'a> {
-    /// cloud-init's instance id: a new one is a first boot.
+    /// The instance id of cloud-init. cloud-init treats a boot with a new id as a first boot.
     pub instance_id: &'a str,
-    /// Whom ssh enters as: the image's own user, which cloud-init makes.
+    /// The user that ssh logs in as: the image's own user, which cloud-init creates.
     pub login_user: &'a str,
-    /// The public key that may enter.
+    /// The public key that is accepted for that user.
     pub authorized_key: &'a str,
-    /// The guest's host key, made for this run, so that ssh can check it.
+    /// The private host key of the guest. It is made for this run, so that ssh can check it.
     pub host_private_key: &'a str,
-    /// Its public half.
+    /// The public host key of the guest.
     pub host_public_key: &'a str,
-    /// A fault to plant.
+    /// The fault to plant.
     pub sabotage: Option<Sabotage>,
-    /// When there is a payload to install.
     pub payload: PayloadTime,
 }
 
-/// When the guest has a payload to install.
+/// The time at which the guest gets a payload to install.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PayloadTime {
-    /// Never: a bare boot of a bench.
+    /// There is no payload. A bare boot of a bench uses this.
     Never,
-    /// When cloud-init's last stage runs.
+    /// The payload is there when cloud-init's last stage runs.
     AtFirstBoot,
-    /// When its first boot is over and the disk's content has come: in a snapshot's machine.
+    /// The payload comes after the first boot, as the new content of its disk. The machine of a snapshot uses this.
     Awaited,
 }
 
 impl Seed<'_> {
-    /// The seed's files: name and content.
+    /// Returns the name and the content of each file of the seed.
     pub fn files(&self) -> [(&'static str, String); 3] {
         [
             ("user-data", format!("#cloud-config\n{:#}\n", self.user_data())),
@@ -88,7 +88,7 @@ impl Seed<'_> {
                 "ed25519_private": self.host_private_key,
                 "ed25519_public": self.host_public_key,
             },
-            // The host keys are known to whoever made them; printing them costs an emulated guest a second.
+            // This host made the host keys and knows them; printing them costs an emulated guest one second.
             "ssh": { "emit_keys_to_console": false },
             "no_ssh_fingerprints": true,
         });
@@ -98,7 +98,7 @@ impl Seed<'_> {
                 let device = format!("LABEL={PAYLOAD_LABEL}");
                 document["runcmd"] = json!([["sh", "-c", mount_and_provision(&device)]]);
             }
-            // In memory alone: nothing of it outlives the power cut, and cloud-init does not wait for it.
+            // The unit is transient, so it does not survive the power cut, and cloud-init does not wait for it.
             PayloadTime::Awaited => {
                 let file = |(name, content): &(&str, &str)| json!({ "path": format!("{PREREQUISITES_DIRECTORY}/{name}"), "content": content });
                 document["write_files"] = PREREQUISITES.iter().map(file).collect();
@@ -113,7 +113,8 @@ impl Seed<'_> {
     }
 }
 
-/// DHCP on the one card. By address: cloud-init 22.4 renders a match by name for netplan alone.
+/// Configures DHCP on the only network card. The card is matched by its address because cloud-init 22.4 supports a
+/// match by name only with netplan.
 fn network_config() -> serde_json::Value {
     json!({
         "version": 2,
@@ -121,8 +122,9 @@ fn network_config() -> serde_json::Value {
     })
 }
 
-/// What the agent's installer asks for first, with the files that it needs: done in a snapshot once, so that no restored machine fetches
-/// packages with the clock of then, or waits for podman's first start.
+/// The script that checks and installs the prerequisites of the agent, and the files that it needs. It runs once before
+/// the snapshot is saved. A restored machine therefore does not fetch packages with an old clock, nor wait for podman's
+/// first start.
 const PREREQUISITES: [(&str, &str); 9] = [
     ("prerequisites.sh", include_str!("../../../../agent/dist/prerequisites.sh")),
     ("iot-agent.sysusers", include_str!("../../../../agent/dist/iot-agent.sysusers")),
@@ -134,12 +136,14 @@ const PREREQUISITES: [(&str, &str); 9] = [
     ("storage.conf", include_str!("../../../../agent/dist/storage.conf")),
     ("readahead.sh", include_str!("../../../../agent/dist/readahead.sh")),
 ];
-/// Where they are, while the machine is up.
+/// The directory of these files in the guest. It is in memory, so a power cut deletes it.
 const PREREQUISITES_DIRECTORY: &str = "/run/iot-prerequisites";
 
-/// The first boot to its end, and what the agent needs: podman answers, and is in memory. Then the disk is looked at again and again, which
-/// costs nobody anything: the machine is saved in this loop, and restored with the content there. Who opens a disk that nobody has open reads
-/// it anew. The first line of the disk that is there for now is empty, and that of a FAT volume is not.
+/// Returns the script that finishes the first boot, installs the agent's prerequisites and then waits for the payload.
+/// It checks that podman answers, and reads podman into memory. The machine is saved while the script polls the disk,
+/// and is restored with the payload as the disk's content. Each attempt reads the disk anew: opening a block device
+/// that no other process has open drops its page cache. The first line of the empty disk is empty; the first line of a
+/// FAT volume is not.
 fn await_payload() -> String {
     format!(
         "systemctl is-system-running --wait > /dev/null; cloud-init status --wait > /dev/null; \
@@ -165,28 +169,28 @@ fn mount_and_provision(device: &str) -> String {
     )
 }
 
-/// What runs in the guest, from the payload: the agent's own installer, its outcome said on the console.
-/// Without an installation it has the run's own keys put in place, and no more.
+/// Returns the script on the payload that runs in the guest. It runs the agent's own installer and prints the outcome
+/// on the console. If `installs` is false, it only installs the keys of the run.
 pub fn provision_script(
     sabotage: Option<Sabotage>,
     restored: Option<Restored<'_>>,
     installs: bool,
 ) -> String {
     let (before, planted) = sabotage::scripts(sabotage);
-    // A restored machine's own keys: where the installation fails somebody has to enter it, too.
+    // A restored machine gets the keys of this run also if the installation fails, so that a user can still log in.
     let keys = restored.map_or_else(|| "true".to_owned(), |restored| restored.keys());
     let began = if restored.is_some() { "\nread -r began _ < /proc/uptime" } else { "" };
     let clock = restored.map_or_else(|| "true".to_owned(), |restored| restored.clock());
     format!(
         "#!/bin/sh\n\
-         # Runs in the guest, once: installs the agent and says on the console how that ended.\n\
+         # Runs once in the guest: installs the agent and prints the outcome on the console.\n\
          here=${{0%/*}}{began}\n\
          own_keys() {{\n{keys}\n}}\n\
-         # Later boots are not first ones, and need not wait until cloud-init has seen that (cloud-init, \"how to disable\").\n\
+         # A later boot is no first boot, so it need not wait for cloud-init (cloud-init, \"how to disable\").\n\
          true > /etc/cloud/cloud-init.disabled\n\
          {before}\n\
          if output=$({install} 2>&1); then\n\
-         \x20 # Nor until podman has looked for containers of root's to restart and to update: it has none. Asked for, it still starts.\n\
+         \x20 # Root has no containers to restart or update, so a boot need not wait for these units. They still start on request.\n\
          \x20 wants=/etc/systemd/system/default.target.wants\n\
          \x20 rm -f $wants/podman.service $wants/podman-restart.service $wants/podman-auto-update.service\n\
          \x20 sync\n\
@@ -204,17 +208,17 @@ pub fn provision_script(
     )
 }
 
-/// A machine that was saved after its first boot: what this run gives it of its own.
+/// The values of a run for a machine that was saved after its first boot.
 #[derive(Debug, Clone, Copy)]
 pub struct Restored<'a> {
-    /// Whom ssh enters as.
+    /// The user that ssh logs in as.
     pub login_user: &'a str,
-    /// Seconds since the epoch, as this host has them.
+    /// Seconds since the epoch by this host's clock.
     pub now: u64,
 }
 
 impl Restored<'_> {
-    /// The run's own keys in the place of those that the snapshot's machine was made with.
+    /// Returns the script that replaces the keys of the run that made the snapshot by the keys of this run.
     fn keys(self) -> String {
         format!(
             "install -m 0600 \"$here/host_key\" /etc/ssh/ssh_host_ed25519_key\n\
@@ -229,8 +233,9 @@ impl Restored<'_> {
         )
     }
 
-    /// The guest goes on where it was saved: its clock jumps once its agent runs, as a device's without a battery does, to this host's but
-    /// for the second or two that the restore took.
+    /// Returns the script that sets the clock. The guest's clock continues at the time at which the machine was saved.
+    /// Once the agent runs, the script sets the clock to this host's time; the clock of a device without a battery
+    /// jumps in the same way. An error of one or two seconds remains: the duration of the restore.
     fn clock(self) -> String {
         format!(
             "read -r uptime _ < /proc/uptime\n\

@@ -1,4 +1,4 @@
-//! The domain XML (libvirt.org/formatdomain.html), from resolved parameters alone.
+//! The domain XML (libvirt.org/formatdomain.html), written from resolved parameters only.
 
 use std::io;
 use std::path::Path;
@@ -14,8 +14,8 @@ use crate::host::firmware::AarchFirmware;
 
 type Xml = Writer<Vec<u8>>;
 
-/// The same domain with a fault: what libvirt is told of the first disk's layers leaves one out, as the XML in a saved machine's
-/// own file does. QEMU would read past that layer.
+/// Plants a fault: the XML describes the first disk's backing files and leaves one out, as the XML in the file of a
+/// saved machine does. QEMU would read past that layer.
 pub fn with_stale_chain(xml: &str, overlay: &Path, below: &Path) -> String {
     let source = format!("<source file=\"{}\"/>", overlay.display());
     let described = format!(
@@ -25,7 +25,7 @@ pub fn with_stale_chain(xml: &str, overlay: &Path, below: &Path) -> String {
     xml.replacen(&source, &described, 1)
 }
 
-/// The domain's XML, two spaces to a level.
+/// Returns the domain's XML, indented by two spaces per level.
 pub fn domain_xml(params: &DomainXmlParams) -> String {
     let mut xml = Writer::new_with_indent(Vec::new(), b' ', 2);
     write_domain(&mut xml, params).expect("writing to memory does not fail");
@@ -34,18 +34,18 @@ pub fn domain_xml(params: &DomainXmlParams) -> String {
     text
 }
 
-/// An element with nothing in it.
+/// Writes an element without content.
 fn empty(xml: &mut Xml, name: &str, attributes: &[(&str, &str)]) -> io::Result<()> {
     xml.create_element(name).with_attributes(attributes.iter().copied()).write_empty().map(drop)
 }
 
-/// An element with a text in it.
+/// Writes an element that contains a text.
 fn text(xml: &mut Xml, name: &str, attributes: &[(&str, &str)], content: &str) -> io::Result<()> {
     let element = xml.create_element(name).with_attributes(attributes.iter().copied());
     element.write_text_content(BytesText::new(content)).map(drop)
 }
 
-/// An element with others in it.
+/// Writes an element that contains other elements.
 fn element(
     xml: &mut Xml,
     name: &str,
@@ -85,8 +85,9 @@ fn write_os(xml: &mut Xml, params: &DomainXmlParams) -> io::Result<()> {
     if let Some(AarchFirmware { code, .. }) = &params.firmware {
         text(xml, "loader", &[("readonly", "yes"), ("type", "pflash")], &code.to_string_lossy())?;
         text(xml, "nvram", &[], &params.files.nvram.to_string_lossy())?;
-        // Arm's UEFI waits 5 s for a key (seen with 2022.11) unless QEMU's fw_cfg has `etc/boot-menu-wait`, which QEMU
-        // writes for a boot menu with a time; without one, `enable='no'` too, it waits for its own.
+        // Arm's UEFI (seen with 2022.11) waits 5 s for a key unless QEMU's fw_cfg has `etc/boot-menu-wait`. QEMU writes
+        // that file only for a boot menu with a timeout. Without one, and also with `enable='no'`, the firmware uses
+        // its own 5 s.
         empty(xml, "bootmenu", &[("enable", "yes"), ("timeout", "0")])?;
     }
     Ok(())
@@ -114,11 +115,11 @@ fn write_devices(xml: &mut Xml, params: &DomainXmlParams) -> io::Result<()> {
     }
     // Without this element libvirt adds a USB controller, which the device does not have and the firmware enumerates.
     empty(xml, "controller", &[("type", "usb"), ("model", "none")])?;
-    // The log gets the guest's output whether or not somebody is attached to the socket.
+    // The log gets the guest's output whether or not a user is attached to the socket.
     element(xml, "serial", &[("type", "unix")], |xml| {
         let socket = params.files.console_socket.to_string_lossy();
         empty(xml, "source", &[("mode", "bind"), ("path", &socket)])?;
-        // append: the second boot continues the file that holds the first.
+        // `append` is on because the second boot continues the file of the first boot.
         empty(xml, "log", &[("file", &params.files.console_log.to_string_lossy()), ("append", "on")])?;
         empty(xml, "target", &[("port", "0")])
     })?;
@@ -133,7 +134,7 @@ fn write_disk(xml: &mut Xml, index: usize, disk: &Disk) -> io::Result<()> {
     let format = name_of(&disk.format);
     let mut driver = vec![("name", "qemu"), ("type", format.as_str())];
     if !disk.read_only {
-        // A verifying run's power cut must not be softened by this host's page cache.
+        // This host's page cache must not keep data that a real power cut would lose.
         driver.push(("cache", "none"));
     }
     element(xml, "disk", &[("type", "file"), ("device", "disk")], |xml| {
@@ -150,9 +151,10 @@ fn write_disk(xml: &mut Xml, index: usize, disk: &Disk) -> io::Result<()> {
     })
 }
 
-/// What libvirt's own XML cannot say. User-mode port forwarding: libvirt has it for passt alone, which Debian 12's
-/// build lacks and Ubuntu 24.04's AppArmor blocks. `romfile=`: without a PXE ROM the firmware does not try to
-/// boot from the network. Host port 0: the kernel picks a free one, which QEMU tells by `info usernet`.
+/// Writes the QEMU arguments that libvirt's own XML cannot express. User-mode port forwarding: libvirt offers it only
+/// with passt, which Debian 12's build lacks and Ubuntu 24.04's AppArmor blocks. `romfile=`: without a PXE ROM the
+/// firmware does not try to boot from the network. Host port 0: the kernel picks a free port, which QEMU's `info
+/// usernet` shows.
 fn write_qemu_arguments(xml: &mut Xml, params: &DomainXmlParams) -> io::Result<()> {
     let device = format!("virtio-net-pci,netdev=net0,mac={GUEST_MAC},bus=pcie.0,addr=0x10,romfile=");
     let forwards = FORWARDED_PORTS.map(|port| format!(",hostfwd=tcp:127.0.0.1:0-:{port}")).concat();
@@ -204,7 +206,7 @@ mod tests {
         }
     }
 
-    /// A snapshot's key has the domain in it: what makes another machine makes another snapshot.
+    /// The domain is a part of a snapshot's key, so a changed machine must give a changed domain.
     #[test]
     fn another_machine_is_another_domain() {
         use Accelerator::{Kvm, Tcg};
@@ -241,7 +243,7 @@ mod tests {
         assert_eq!(domain_xml(&base()), domain_xml(&base()));
     }
 
-    /// Compares with `test_data/<name>.xml`; `SNAPSHOTS=overwrite cargo test` writes it anew.
+    /// Compares with `test_data/<name>.xml`; `SNAPSHOTS=overwrite cargo test` rewrites the file.
     #[test]
     fn golden_domains() {
         use Accelerator::{Kvm, Tcg};
