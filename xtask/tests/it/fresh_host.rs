@@ -35,9 +35,9 @@ const LACKS: &[(&str, &str)] = &[
     ("rust-target", "standard library"),
     ("linker", "linker"),
 ];
-/// The finding on a kernel whose table of executable formats is empty.
-const KERNELS: &[(&str, &str)] = &[("user-emulation", "which building an image needs")];
-/// The finding that only root has, because of libvirt.
+/// What a kernel lacks that has run no foreign program yet.
+const KERNELS: &[(&str, &str)] = &[("user-emulation", "image builds need them")];
+/// What libvirt wants of root alone.
 const ROOTS: (&str, &str) = ("libvirt-user", "libvirt-qemu");
 /// The findings that only an ordinary user has, because images are built in a user namespace.
 const USERS: &[(&str, &str)] = &[("program", "newgidmap"), ("program", "newuidmap")];

@@ -1,4 +1,5 @@
-//! Doing what the findings' remedies say: shown first, asked on a terminal, one transaction of the package manager.
+//! The commands that repair findings. They are shown first, and run after a question on the terminal. All packages are
+//! installed in one transaction of the package manager.
 
 use std::collections::BTreeSet;
 use std::io::{BufRead as _, IsTerminal as _, Write as _};
@@ -15,25 +16,26 @@ use crate::host::facts::Facts;
 use crate::host::tools;
 use crate::workspace::Workspace;
 
-/// debconf(7).
+/// The variable that keeps apt from asking questions (debconf(7)).
 const QUIET_APT: &str = "DEBIAN_FRONTEND=noninteractive";
-/// What lets the kernel run the guest's programs after a boot too; it runs for a moment and leaves no process.
+/// The unit that registers the emulators with the kernel at each boot. It exits at once, so it may stay enabled.
 const MAY_STAY_ENABLED: &str = "binfmt-support.service";
 
-/// One change uncovers another: what a package brings must still be registered, and a package manager that replaces a
-/// newer `qemu-utils` by removing it leaves `qemu-img` for the next round.
+/// The limit of rounds. One repair makes another possible: the emulator of an installed package must still be
+/// registered. A package manager may also replace a newer `qemu-utils` by removing it, so `qemu-img` is missing in the
+/// next round.
 const ROUNDS: usize = 3;
 
-/// Fixes what can be fixed and looks again; the result says what is left.
+/// Repairs what can be repaired, checks the machine again, and returns the result of that check.
 ///
 /// # Errors
-/// Where a command fails, or the person says no; where root is needed and this process cannot become root.
+/// Returns an error if a command fails, if the user declines, or if root is needed and this process cannot become root.
 pub fn fix(workspace: &Workspace, asked: &PreflightRequest<'_>, args: FixArgs) -> Result<Preflight> {
     let mut preflight = Preflight::check(workspace, asked)?;
     let mut done = Vec::new();
     for _ in 0..ROUNDS {
         let commands = runnable(&preflight);
-        // What changed nothing changes nothing the second time.
+        // Commands that did not help in the previous round would not help now.
         if commands.is_empty() || commands == done {
             break;
         }
@@ -43,7 +45,7 @@ pub fn fix(workspace: &Workspace, asked: &PreflightRequest<'_>, args: FixArgs) -
         }
         let before = enabled_units(&preflight)?;
         let ran = commands.iter().try_for_each(|command| run(command));
-        // Also where a later command has failed: the packages are there.
+        // Do this even if a later command failed, because the packages may be installed already.
         if let Some(command) = switch_off(&preflight, &before, &enabled_units(&preflight)?) {
             run(&command)?;
         }
@@ -55,7 +57,7 @@ pub fn fix(workspace: &Workspace, asked: &PreflightRequest<'_>, args: FixArgs) -
     Ok(preflight)
 }
 
-/// The units that systemd starts at boot; none where it does not run.
+/// Returns the units that systemd starts at boot; none if systemd does not run.
 fn enabled_units(preflight: &Preflight) -> Result<BTreeSet<String>> {
     match preflight.facts.first() {
         Some(facts) if facts.host.systemd => {
@@ -66,14 +68,14 @@ fn enabled_units(preflight: &Preflight) -> Result<BTreeSet<String>> {
     }
 }
 
-/// The first column of systemctl's list.
+/// Returns the first column of systemctl's list.
 fn units_in(list: &str) -> BTreeSet<String> {
     let units = list.lines().filter_map(|line| line.split_whitespace().next());
     units.filter(|unit| *unit != MAY_STAY_ENABLED).map(str::to_owned).collect()
 }
 
-/// Ends and disables what packages have enabled by themselves: Debian's nats-server is a broker for the whole machine, its
-/// libvirt brings sockets. Nothing here uses them.
+/// Returns the command that stops and disables the units that packages have enabled. Debian's nats-server starts a
+/// broker for the whole machine, and its libvirt enables sockets. This workflow uses neither.
 fn switch_off(
     preflight: &Preflight,
     before: &BTreeSet<String>,
@@ -85,19 +87,20 @@ fn switch_off(
     (command.len() > 3).then(|| escalate(facts, command))
 }
 
-/// What a round does, in order: root's part, then one's own.
+/// The commands of one round: those for root run first, then those for the user.
 #[derive(Debug, Default)]
 struct Steps {
     root: Vec<Vec<String>>,
     own: Vec<Vec<String>>,
 }
 
-/// The commands, in order: packages in one transaction, or else what packages do not do; then what needs no root.
+/// Returns the commands that repair the blocking findings, in order. If packages are missing, the commands for root
+/// only install them; other commands for root wait for the next round.
 pub fn plan(preflight: &Preflight) -> Vec<Vec<String>> {
     commands(preflight, preflight.blocking())
 }
 
-/// What does the remedies of `findings`, as commands for this machine.
+/// Returns the commands that carry out the remedies of `findings` on this machine.
 pub fn commands<'a>(
     preflight: &Preflight,
     findings: impl IntoIterator<Item = &'a Finding>,
@@ -107,19 +110,19 @@ pub fn commands<'a>(
     root.into_iter().map(|command| escalate(facts, command)).chain(own).collect()
 }
 
-/// Root's part of the plan, where this process can neither be root nor become it.
+/// Returns the commands for root if this process is not root and cannot become root; otherwise nothing.
 pub fn beyond_reach(preflight: &Preflight) -> Vec<Vec<String>> {
     let barred = preflight.facts.first().filter(|facts| !facts.host.root && facts.host.escalation.is_none());
     barred.map_or_else(Vec::new, |facts| steps(facts, preflight.blocking()).root)
 }
 
-/// The plan without what is beyond reach.
+/// Returns the commands of the plan that this process can run.
 fn runnable(preflight: &Preflight) -> Vec<Vec<String>> {
     let beyond = beyond_reach(preflight).len();
     plan(preflight).split_off(beyond)
 }
 
-/// Says what root is to run, in a line to paste.
+/// Fails if blocking findings need root and this process cannot become root. The hint is a line for root to paste.
 fn root_was_not_needed(preflight: &Preflight) -> Result<()> {
     let commands: Vec<_> = beyond_reach(preflight).iter().map(|command| command.join(" ")).collect();
     if commands.is_empty() {
@@ -146,12 +149,13 @@ fn steps<'a>(facts: &Facts, findings: impl IntoIterator<Item = &'a Finding>) -> 
         }
     }
     if let Some(manager) = facts.host.package_manager.filter(|_| !packages.is_empty()) {
-        // Packages may do the rest themselves: libvirt's driver makes its account on Debian 13 and not on 12, and where
-        // systemd runs, an emulator is registered as it is installed. Doing it again fails, so it waits for the next look.
+        // Packages may make the other commands unnecessary. libvirt's driver creates its account on Debian 13 but not
+        // on Debian 12, and if systemd runs, the installation of an emulator also registers it. Those commands would
+        // then fail, so they wait for the next check.
         let names: Vec<_> = packages.into_iter().collect();
         steps.root = manager.install(&names);
     }
-    // `mount` of something that two architectures both want is wanted once.
+    // Two architectures may need the same command, such as `mount`; it runs once.
     let mut seen = BTreeSet::new();
     steps.root.retain(|command| seen.insert(command.clone()));
     steps
@@ -160,7 +164,8 @@ fn steps<'a>(facts: &Facts, findings: impl IntoIterator<Item = &'a Finding>) -> 
 fn escalate(facts: &Facts, command: Vec<String>) -> Vec<String> {
     match &facts.host.escalation {
         Some(program) if !facts.host.root => {
-            // Neither sudo nor doas hands the variable on, and a package's question would wait for an answer.
+            // Neither sudo nor doas passes the variable on. Without it, a package could ask a question and wait for an
+            // answer.
             let quiet = command.first().is_some_and(|first| first == "apt-get");
             let variable = quiet.then(|| ["env", QUIET_APT].map(str::to_owned)).into_iter().flatten();
             std::iter::once(program.display().to_string()).chain(variable).chain(command).collect()
@@ -184,15 +189,15 @@ fn ask() -> Result<()> {
     std::io::stderr().flush().context("ask on the terminal")?;
     let mut answer = String::new();
     let read = std::io::stdin().lock().read_line(&mut answer).context("read the answer from the terminal")?;
-    // The end of the input is no consent.
+    // The end of the input does not count as consent.
     match answer.trim().to_lowercase().as_str() {
         "" | "y" | "yes" if read > 0 => Ok(()),
         _ => Err(Failure::interrupted().into()),
     }
 }
 
-/// A command that fails leaves a machine that is not ready, which is what the exit code says. The command's own output is
-/// its progress; it goes to stderr, as everything that is no result.
+/// Runs a command. If it fails, the machine is not ready, so the error has the exit code for that. The command's output
+/// shows its progress and is no result, so it goes to stderr.
 fn run(command: &[String]) -> Result<()> {
     let line = command.join(" ");
     eprintln!("$ {line}");
@@ -337,7 +342,7 @@ mod tests {
         assert_eq!(
             planned(|facts| facts.host.free_memory = Some(1)),
             Vec::<String>::new(),
-            "a degradation is only told"
+            "a finding that only degrades is not repaired"
         );
     }
 

@@ -1,5 +1,5 @@
-//! What this machine has and lacks: facts (gathered by [`crate::host`]) → [`findings`] (pure) → remedies ([`fix`]).
-//! [`remote`] is about another libvirt.
+//! The check of this machine. [`crate::host`] gathers facts, [`findings`] evaluates them without side effects, and
+//! [`fix`] carries out the remedies. [`remote`] checks another libvirt.
 
 pub mod findings;
 pub mod fix;
@@ -16,31 +16,31 @@ use crate::host::local::LocalHost;
 use crate::workspace::Workspace;
 use findings::{Finding, Severity};
 
-/// What a machine is looked at for.
+/// The guests for which a machine is checked.
 #[derive(Debug, Clone, Copy)]
 pub struct PreflightRequest<'a> {
     /// The guests' architectures.
     pub architectures: &'a [VmArchitecture],
-    /// The guest, with its image.
+    /// The machine of the guest, with its image.
     pub machine: &'a MachineArgs,
-    /// Whether the test suite's own programs are wanted too.
+    /// Whether the programs of the test suite are needed too.
     pub for_ci: bool,
 }
 
-/// What preflight found for some architectures.
+/// The result of a check.
 #[derive(Debug)]
 pub struct Preflight {
-    /// This machine, per architecture asked.
+    /// The facts of this machine, once per requested architecture.
     pub facts: Vec<Facts>,
-    /// What was judged of it, worst first, each once.
+    /// The findings without duplicates, the most severe first.
     pub findings: Vec<Finding>,
 }
 
 impl Preflight {
-    /// Gathers and judges; about a quarter of a second.
+    /// Gathers the facts and evaluates them. This takes about a quarter of a second.
     ///
     /// # Errors
-    /// A usage error where the image that was asked for cannot be one.
+    /// Returns a usage error if the requested image is not valid.
     pub fn check(workspace: &Workspace, asked: &PreflightRequest<'_>) -> Result<Self, Failure> {
         let guests =
             asked.architectures.iter().map(|arch| Ok((*arch, Guest::from_args(asked.machine, *arch)?)));
@@ -58,7 +58,7 @@ impl Preflight {
         Ok(Self::evaluate(facts))
     }
 
-    /// Judges what was gathered.
+    /// Evaluates facts.
     pub fn evaluate(facts: Vec<Facts>) -> Self {
         let found: Vec<_> = facts.iter().flat_map(findings::evaluate).collect();
         let mut preflight = Self { facts, findings: Vec::new() };
@@ -66,7 +66,7 @@ impl Preflight {
         preflight
     }
 
-    /// Adds what was found elsewhere: what both architectures lack is one lack; worst first.
+    /// Adds findings, the most severe first. A finding that both architectures share is added once.
     pub fn add(&mut self, findings: Vec<Finding>) {
         for finding in findings {
             let same = |known: &&Finding| (known.id, &known.sentence) == (finding.id, &finding.sentence);
@@ -77,7 +77,7 @@ impl Preflight {
         self.findings.sort_by_key(|finding| finding.severity);
     }
 
-    /// What stands in the way.
+    /// Returns the findings that block.
     pub fn blocking(&self) -> impl Iterator<Item = &Finding> {
         self.findings.iter().filter(|finding| finding.severity == Severity::Blocks)
     }

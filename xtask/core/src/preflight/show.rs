@@ -1,4 +1,4 @@
-//! What preflight found, for people, as JSON, and in one error.
+//! The result of a check, formatted as text for people, as JSON, and as one error.
 
 use std::fmt::{self, Display, Formatter};
 
@@ -13,15 +13,15 @@ use crate::error::Failure;
 use crate::format::{name_of, print_json};
 use crate::host::facts::Facts;
 
-/// The guests' architectures: every one where none was named.
+/// Returns the requested architecture, or all of them if none was named.
 pub fn architectures(args: &PreflightArgs) -> Vec<VmArchitecture> {
     args.arch.map_or(VmArchitecture::ALL.to_vec(), |arch| vec![arch])
 }
 
-/// Shows what was found, as asked.
+/// Prints the result as text or as JSON, and returns the verdict.
 ///
 /// # Errors
-/// The verdict, where something stands in the way.
+/// Returns the error of [`Preflight::verdict`] if a finding blocks.
 pub fn present(preflight: &Preflight, args: &PreflightArgs) -> Result<()> {
     let verdict = preflight.verdict();
     if args.json {
@@ -33,10 +33,10 @@ pub fn present(preflight: &Preflight, args: &PreflightArgs) -> Result<()> {
 }
 
 impl Preflight {
-    /// Nothing where this machine can do it.
+    /// Returns success if no finding blocks.
     ///
     /// # Errors
-    /// A failure of the host, with every blocking finding named and the command that fixes what can be fixed.
+    /// Returns a failure of the host that names every blocking finding and the command that repairs them.
     pub fn verdict(&self) -> Result<()> {
         let blocking: Vec<_> = self.blocking().collect();
         if blocking.is_empty() {
@@ -44,7 +44,7 @@ impl Preflight {
         }
         let sentences: Vec<_> = blocking.iter().map(|finding| finding.sentence.as_str()).collect();
         let elsewhere = blocking.iter().all(|finding| finding.id.starts_with("connect-"));
-        let subject = if elsewhere { "the libvirt asked" } else { "this machine" };
+        let subject = if elsewhere { "the libvirt of --connect" } else { "this machine" };
         let by_hand: Vec<_> = blocking.iter().filter_map(|finding| finding.by_hand()).collect();
         let architectures: Vec<_> = self.facts.iter().map(|facts| facts.arch.to_string()).collect();
         let arch = match architectures.as_slice() {
@@ -88,7 +88,7 @@ fn as_json(preflight: &Preflight, ready: bool) -> serde_json::Value {
     })
 }
 
-/// The whole screen: the machine, a block for each finding, and the commands of `--fix`.
+/// Formats the whole screen: the machine, a block for each finding, and the commands of `--fix`.
 impl Display for Preflight {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         if let Some(Facts { host, .. }) = self.facts.first() {
@@ -125,7 +125,7 @@ impl Display for Preflight {
     }
 }
 
-/// A line for each thing that may explain what a run does.
+/// Prints a line for each finding that degrades, because it may explain the result of a run.
 pub fn print_degradations(preflight: &Preflight) {
     for finding in preflight.findings.iter().filter(|finding| finding.severity == Severity::Degrades) {
         eprintln!("note: {}", finding.sentence);
@@ -143,7 +143,7 @@ fn write_finding(f: &mut Formatter<'_>, preflight: &Preflight, finding: &Finding
             "          to do: no package of this distribution is known to provide it; install it by hand, or choose an image \
              that does not need it"
         )?,
-        // The list of packages is brought up to date once, for all of them.
+        // The command that updates the list of packages is left out here. It runs once for all findings.
         Some(_) => {
             for command in commands.iter().filter(|command| !command.ends_with(&["update".to_owned()])) {
                 writeln!(f, "          to do: {}", command.join(" "))?;
@@ -166,7 +166,9 @@ mod tests {
         assert_eq!(fix::plan(&preflight), Vec::<Vec<String>>::new(), "nothing that --fix would run");
         let error = preflight.verdict().unwrap_err();
         assert!(
-            error.to_string().starts_with("the libvirt asked is not ready for aarch64: qemu:///system: ")
+            error
+                .to_string()
+                .starts_with("the libvirt of --connect is not ready for aarch64: qemu:///system: ")
         );
         assert!(crate::error::hint(&error).unwrap().contains("usermod --append --groups libvirt"));
     }

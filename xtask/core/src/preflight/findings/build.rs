@@ -1,4 +1,4 @@
-//! What builds the agent for the device, and `xtask-vm` for this host.
+//! The requirements for building the agent for the device, and `xtask-vm` for this host.
 
 use super::finding::{Finding, Remedy};
 use crate::arch::VmArchitecture;
@@ -13,7 +13,7 @@ pub(super) fn evaluate(facts: &Facts, findings: &mut Vec<Finding>) {
         let remedy = Remedy::Install(Need::PkgConfig, arch);
         findings.push(Finding::blocks("pkg-config", "pkg-config is missing", "not on PATH", remedy));
     }
-    // Without pkg-config nobody can be asked, and the file is looked for.
+    // Without pkg-config the version is unknown, so the header file decides.
     if let Err(error) = &host.libvirt
         && (host.pkg_config || !host.libvirt_header)
     {
@@ -69,19 +69,19 @@ fn linker(facts: &Facts, unfit: &Unfit) -> Finding {
     Finding::blocks(id, sentence, unfit.to_string(), remedy)
 }
 
-/// The smoke's workload is a static executable, alone in its image.
+/// The smoke's workload is a static executable, the only file of its image.
 fn static_libc(arch: VmArchitecture) -> Finding {
     let own = VmArchitecture::of_host() == Some(arch);
     let need = if own { Need::StaticLibc } else { Need::CrossLinker };
     Finding::blocks(
         "static-libc",
-        format!("the static C library for {arch} is missing, which the smoke's workload is linked with"),
+        format!("the static C library for {arch} is missing; the smoke's workload is linked with it"),
         "the linker's -print-file-name=libc.a finds none",
         Remedy::Install(need, arch),
     )
 }
 
-/// Linked against a newer glibc than the image's, an executable may need symbols that the image has not.
+/// An executable that was linked against a newer glibc than the image's may need symbols that the image lacks.
 fn libc(facts: &Facts, linking: &Linking) -> Option<Finding> {
     let (path, version) = linking.libc.as_ref()?;
     let image = facts.guest.glibc()?;

@@ -1,4 +1,4 @@
-//! What is said of a machine: a finding, how bad it is, and what to do about it.
+//! A finding about a machine, with its severity and its remedy.
 
 use clap::ValueEnum;
 use serde::Serialize;
@@ -6,48 +6,47 @@ use serde::Serialize;
 use crate::arch::VmArchitecture;
 use crate::host::packages::Need;
 
-/// The id of what the test suite alone lacks.
+/// The id of a missing program that only the test suite needs.
 pub const CI_PROGRAM: &str = "ci-program";
 
-/// How bad it is.
+/// The severity of a finding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
     /// No run can succeed.
     Blocks,
-    /// It works, worse than it could.
+    /// A run works, but worse than it could.
     Degrades,
-    /// Good to know.
+    /// A fact that explains what a run does.
     Informs,
 }
 
-/// One thing that was found.
+/// A fact about a machine that the user should know.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// Stable, for machines.
+    /// The stable id, for programs that read the JSON.
     pub id: &'static str,
-    /// How bad it is.
     pub severity: Severity,
-    /// What is so, in a few words.
+    /// The finding in a few words.
     pub sentence: String,
-    /// What was looked at: a path, a version, a command's output.
+    /// The evidence: a path, a version, or a command's output.
     pub evidence: String,
-    /// What to do.
+    /// The action that repairs the finding.
     pub remedy: Option<Remedy>,
 }
 
-/// What to do about a finding.
+/// An action that repairs a finding.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Remedy {
-    /// Install what brings it.
+    /// Install the packages that provide it.
     #[serde(serialize_with = "serialize_need")]
     Install(Need, VmArchitecture),
-    /// Run this as root.
+    /// Run these commands as root.
     RunAsRoot(Vec<Vec<String>>),
-    /// Run this as oneself.
+    /// Run this command as the user.
     Run(Vec<String>),
-    /// Something that only a person can do.
+    /// Do this by hand; no command is known.
     Manual(String),
 }
 
@@ -66,7 +65,7 @@ impl<S: Into<String>> From<S> for Remedy {
 }
 
 impl Finding {
-    /// No run can succeed, until that is done.
+    /// Makes a finding that blocks: no run can succeed until the remedy is carried out.
     pub fn blocks(
         id: &'static str,
         sentence: impl Into<String>,
@@ -76,7 +75,7 @@ impl Finding {
         Self { severity: Severity::Blocks, ..Self::informs(id, sentence, evidence).with(remedy) }
     }
 
-    /// It works, worse than it could.
+    /// Makes a finding that degrades: a run works, but worse than it could.
     pub fn degrades(
         id: &'static str,
         sentence: impl Into<String>,
@@ -86,13 +85,13 @@ impl Finding {
         Self { severity: Severity::Degrades, ..Self::informs(id, sentence, evidence).with(remedy) }
     }
 
-    /// Good to know.
+    /// Makes a finding that only informs.
     pub fn informs(id: &'static str, sentence: impl Into<String>, evidence: impl Into<String>) -> Self {
         let (sentence, evidence) = (sentence.into(), evidence.into());
         Self { id, severity: Severity::Informs, sentence, evidence, remedy: None }
     }
 
-    /// What only a person can do about it.
+    /// Returns the remedy if it must be carried out by hand.
     pub fn by_hand(&self) -> Option<&str> {
         match &self.remedy {
             Some(Remedy::Manual(text)) => Some(text),
@@ -100,7 +99,7 @@ impl Finding {
         }
     }
 
-    /// With something to do about it.
+    /// Adds a remedy.
     pub fn with(self, remedy: impl Into<Remedy>) -> Self {
         Self { remedy: Some(remedy.into()), ..self }
     }

@@ -1,4 +1,4 @@
-//! The programs of a run; and what an image is built with, where the image that was chosen is built.
+//! The programs that every run needs, and the requirements of an image build if an image is to be built.
 
 use super::finding::{CI_PROGRAM, Finding, Remedy};
 use crate::host::facts::{Built, Facts};
@@ -18,9 +18,9 @@ pub(super) fn evaluate(facts: &Facts, findings: &mut Vec<Finding>) {
     };
     findings.extend(missing(|when, _| when == When::Always).map(block));
     if facts.for_ci {
-        // No guest has a part in this.
+        // These programs do not depend on the architecture of the guest.
         findings.extend(missing(|when, _| when == When::Testing).map(|(program, need, _)| {
-            let sentence = format!("{program}, which the test suite starts, is missing");
+            let sentence = format!("{program} is missing; the test suite starts it");
             Finding::blocks(CI_PROGRAM, sentence, "not on PATH", Remedy::Install(*need, facts.arch))
         }));
     }
@@ -30,7 +30,8 @@ pub(super) fn evaluate(facts: &Facts, findings: &mut Vec<Finding>) {
     };
     match (facts.guest.built, missing(to_build).find(has_no_package)) {
         (Built::No, _) => {}
-        // Where the distribution has no package of it, the image that was chosen can still be run.
+        // If the distribution has no package of the program, the chosen image can still be run; only the fallback
+        // cannot be built.
         (Built::Fallback, Some((program, ..))) => findings.push(no_fallback(facts, program)),
         (Built::Chosen | Built::Fallback, _) => {
             findings.extend(missing(to_build).map(block));
@@ -53,7 +54,7 @@ fn no_fallback(facts: &Facts, program: &str) -> Finding {
     )
 }
 
-/// What a build needs beside programs.
+/// Checks the requirements of an image build other than programs.
 fn check_build(facts: &Facts, findings: &mut Vec<Finding>) {
     let host = &facts.host;
     if !host.debian_keyring {
@@ -62,7 +63,7 @@ fn check_build(facts: &Facts, findings: &mut Vec<Finding>) {
         findings.push(Finding::blocks("keyring", sentence, DEBIAN_KEYRING, remedy));
     }
     if let Some(error) = &host.no_user_namespace {
-        // An image that only stands in for another is no reason not to run the other.
+        // A fallback image that cannot be built does not prevent a run of the chosen image.
         let how = if facts.guest.built == Built::Chosen { Finding::blocks } else { Finding::degrades };
         findings.push(how(
             "user-namespace",
@@ -82,10 +83,10 @@ fn guest_programs(facts: &Facts) -> Finding {
     let (arch, host) = (facts.arch, &facts.host);
     let handler = format!("qemu-{}", arch.profile().machine);
     let why = format!("/proc/sys/fs/binfmt_misc/{handler} is missing or disabled");
-    let sentence = format!("this kernel does not run {arch} programs, which building an image needs");
+    let sentence = format!("this kernel does not run {arch} programs; image builds need them");
     match &facts.registers_handler {
         Some(register) if facts.user_emulator => {
-            // Where there is no systemd to do it, installing the package registers nothing.
+            // Without systemd, the installation of the package does not register the emulator.
             let mount = "mount -t binfmt_misc binfmt_misc /proc/sys/fs/binfmt_misc".split(' ');
             let mount = (!host.binfmt_mounted).then(|| mount.map(str::to_owned).collect());
             let commands = mount.into_iter().chain([register.clone()]).collect();

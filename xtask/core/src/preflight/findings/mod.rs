@@ -1,6 +1,6 @@
-//! Facts judged: pure, so that every finding can be tested without the machine that has it. [`virtualisation`] is about
-//! QEMU, firmware, libvirt and KVM, [`build`] about building the agent and `xtask-vm`, [`image`] about what an image is
-//! built with, [`room`] about the cache, disk, memory, clock and what dead runs left.
+//! The evaluation of facts. It is pure, so each finding can be tested on any machine. [`virtualisation`] is about QEMU,
+//! firmware, libvirt and KVM, [`build`] about building the agent and `xtask-vm`, [`image`] about the programs of a run
+//! and of an image build, and [`room`] about the cache, disk, memory, clock and dead runs.
 
 mod build;
 pub mod finding;
@@ -12,7 +12,7 @@ use crate::host::facts::Facts;
 pub use finding::{CI_PROGRAM, Finding, Remedy, Severity};
 pub(super) use room::{MEMORY_BESIDE, MIB};
 
-/// Everything that is to be said of a machine.
+/// Returns all findings of a machine.
 pub fn evaluate(facts: &Facts) -> Vec<Finding> {
     let mut findings = Vec::new();
     virtualisation::evaluate(facts, &mut findings);

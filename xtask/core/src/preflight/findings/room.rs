@@ -1,4 +1,4 @@
-//! Where things are kept, how much room there is, the clock, and what dead runs left.
+//! The cache, the free disk space and memory, the clock, and the files of dead runs.
 
 use super::finding::Finding;
 use crate::cache::{CACHE_VARIABLE, Unusable};
@@ -7,13 +7,14 @@ use crate::host::facts::{Built, Facts};
 
 pub(crate) const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
-/// An image, a run's overlay, and what a build of an image has in hand.
+/// Disk space for an image, a run's overlay, and the temporary files of an image build.
 const DISK_TO_BUILD: u64 = 4 * GIB;
-/// An image and a run's overlay.
+/// Disk space for an image and a run's overlay.
 const DISK_TO_RUN: u64 = 2 * GIB;
-/// QEMU itself, beside the guest's memory.
+/// Memory of QEMU itself, in addition to the guest's memory.
 pub(crate) const MEMORY_BESIDE: u64 = 512 * MIB;
-/// So far a clock may be behind the moment at which this program was built: file systems round, and so do hosts.
+/// The number of seconds by which the clock may be behind the build time of this program. File systems and hosts round
+/// times.
 const CLOCK_SLACK: u64 = 3600;
 
 pub(super) fn evaluate(facts: &Facts, findings: &mut Vec<Finding>) {
@@ -72,7 +73,7 @@ fn memory(facts: &Facts) -> Option<Finding> {
     })
 }
 
-/// A clock that is behind makes every certificate and every package index one of the future.
+/// If the clock is behind, certificates and package indexes appear to be from the future and are rejected.
 fn clock(facts: &Facts) -> Option<Finding> {
     let (now, built) = (facts.host.now, facts.host.built);
     (now + CLOCK_SLACK < built).then(|| {

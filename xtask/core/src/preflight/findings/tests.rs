@@ -1,4 +1,4 @@
-//! Each lack found under its own id, on a machine that lacks nothing else.
+//! Tests that each missing requirement is found under its own id, on a machine that lacks nothing else.
 
 mod distributions;
 
@@ -18,7 +18,7 @@ use crate::os_release::OsRelease;
 
 const GIB: u64 = 1 << 30;
 
-/// A machine that lacks nothing, for aarch64 guests.
+/// Returns the facts of a machine that lacks nothing, for aarch64 guests.
 pub(crate) fn sound() -> Facts {
     Facts {
         arch: VmArchitecture::Aarch64,
@@ -139,7 +139,7 @@ const VIRTUALISATION: &[(&str, Change)] = &[
 const BUILDING: &[(&str, Change)] = &[
     ("libvirt-headers", |f| f.host.libvirt = Err("none".into())),
     ("pkg-config", |f| f.host.pkg_config = false),
-    ("pkg-config", |f| (f.host.pkg_config, f.host.libvirt) = (false, Err("nobody to ask".into()))),
+    ("pkg-config", |f| (f.host.pkg_config, f.host.libvirt) = (false, Err("pkg-config is missing".into()))),
     ("rust-target", |f| f.rust_target = Ok(false)),
     ("rust", |f| f.rust_target = Err("no rustc".into())),
     ("linker", |f| f.linker = Err(Unfit::Missing("x".into()))),
@@ -212,7 +212,7 @@ fn whatever_blocks_or_degrades_has_a_remedy_and_evidence() {
     for (id, change) in VIRTUALISATION.iter().chain(BUILDING).chain(ROOM) {
         for finding in evaluated(*change) {
             assert!(!finding.evidence.is_empty() && !finding.sentence.is_empty(), "{finding:?}");
-            // A rolling distribution has the newest QEMU already.
+            // A finding that only informs needs no remedy.
             let described = finding.remedy.is_some() || finding.severity == Severity::Informs;
             assert!(described, "{id}: {finding:?}");
         }

@@ -1,4 +1,4 @@
-//! QEMU, its firmware, libvirt, KVM, and the programs of a run.
+//! QEMU, its firmware, libvirt, KVM and nats-server.
 
 use super::finding::{Finding, Remedy, Severity};
 use crate::host::edk2::Edk2;
@@ -11,9 +11,9 @@ use crate::host::qemu::Emulator;
 use crate::host::tools::release;
 use crate::os_release::OsRelease;
 
-/// From here on emulation is some 8 % faster.
+/// The first QEMU release that emulates some 8 % faster.
 const FASTER_QEMU: (u32, u32) = (9, 1);
-/// JetStream's key-value buckets as the agent uses them; older ones were not tried.
+/// The oldest tested release that supports JetStream's key-value buckets as the agent uses them.
 const OLDEST_NATS: (u32, u32) = (2, 9);
 
 pub(super) fn evaluate(facts: &Facts, findings: &mut Vec<Finding>) {
@@ -58,7 +58,8 @@ fn old(facts: &Facts, emulator: &Emulator) -> Option<Finding> {
     (emulator.release() < FASTER_QEMU).then_some(Finding { severity: Severity::Degrades, remedy, ..finding })
 }
 
-/// Where a newer QEMU is one package source away. Package sources are a person's to change.
+/// Returns how to install a newer QEMU if one more package source provides it. `--fix` does not do this, because it
+/// never changes package sources.
 fn newer_qemu(os: &OsRelease) -> Option<&'static str> {
     match (os.id.as_str(), os.version_id.as_str()) {
         ("debian", "12") => Some(
@@ -73,7 +74,8 @@ fn newer_qemu(os: &OsRelease) -> Option<&'static str> {
     }
 }
 
-/// An emulated `max` without these switches computes pointer authentication, which doubles a boot's time, and SVE.
+/// Without these properties, an emulated `max` computes pointer authentication, which doubles the time of a boot, and
+/// SVE.
 fn untuned(facts: &Facts, emulator: &Emulator) -> Option<Finding> {
     let tuned = &facts.arch.profile().tcg_cpu;
     let wanted = tuned.globals.iter().map(|global| global.property);
@@ -91,8 +93,8 @@ fn untuned(facts: &Facts, emulator: &Emulator) -> Option<Finding> {
     Some(Finding::degrades("emulator-cpu", sentence, evidence, "install QEMU 6.0 or newer"))
 }
 
-/// The reason that a person can do most about comes first: a file of the wrong size before a descriptor's missing one,
-/// that before firmware for signed systems alone.
+/// Reports the reason about which the user can do most: a file of the wrong size before a missing file that a
+/// descriptor names, and that before firmware that requires signed boot loaders.
 fn no_firmware(facts: &Facts, rejected: &[Rejected]) -> Finding {
     let arch = facts.arch;
     let worst = rejected.iter().min_by_key(|rejected| &rejected.why).map(|rejected| &rejected.why);
@@ -107,7 +109,7 @@ fn no_firmware(facts: &Facts, rejected: &[Rejected]) -> Finding {
     };
     let described: Vec<_> = rejected.iter().map(ToString::to_string).collect();
     let sentence = format!("UEFI firmware for {arch} {what}");
-    // Where its package is here and a file of it is not as it should be, installing changes nothing.
+    // If the package is installed but one of its files is wrong, another installation changes nothing.
     let remedy = match worst {
         Some(Why::Size(..) | Why::Dangling(_) | Why::Unreadable(_)) => reinstall(facts, Need::Firmware),
         _ => Remedy::Install(Need::Firmware, arch),
@@ -115,7 +117,7 @@ fn no_firmware(facts: &Facts, rejected: &[Rejected]) -> Finding {
     Finding::blocks(id, sentence, described.join("; "), remedy)
 }
 
-/// For what is here and broken.
+/// Returns the remedy for an installed package that does not work.
 fn reinstall(facts: &Facts, need: Need) -> Remedy {
     let manager = facts.host.package_manager;
     let packages = manager.map(|manager| manager.packages(need, facts.arch)).unwrap_or_default();
@@ -128,9 +130,9 @@ fn reinstall(facts: &Facts, need: Need) -> Remedy {
     }
 }
 
-/// Firmware and emulator each work, and not with each other.
+/// Reports firmware and an emulator that each work, but not with each other.
 fn firmware_with_emulator(facts: &Facts) -> Option<Finding> {
-    // A guest under KVM does not show the fault.
+    // A guest under KVM does not have the fault.
     facts.kvm.against()?;
     let (emulator, bad) = (facts.working_emulator()?, facts.known_bad()?);
     let path = facts.firmware.as_ref().map(|pair| pair.code.display().to_string()).unwrap_or_default();
@@ -157,7 +159,7 @@ fn check_libvirt(facts: &Facts, findings: &mut Vec<Finding>) {
     if !facts.host.libvirt_iohelper {
         findings.push(Finding::blocks(
             "libvirt-iohelper",
-            "libvirt's libvirt_iohelper is missing, which saves a machine's memory",
+            "libvirt's libvirt_iohelper is missing; it saves a machine's memory",
             format!("none of {}", LIBVIRT_IOHELPERS.join(", ")),
             Remedy::Install(Need::LibvirtIohelper, facts.arch),
         ));
@@ -182,7 +184,7 @@ fn kvm(facts: &Facts) -> Option<Finding> {
         Kvm::Opens => return None,
         Kvm::Nested => Finding::informs(
             "kvm-nested",
-            "this host is itself a virtual machine: if its KVM does not run the guest's kernel, the run continues emulated",
+            "this host is itself a virtual machine: if its KVM does not run the guest's kernel, the run continues under emulation",
             "the hypervisor flag in /proc/cpuinfo",
         ),
         Kvm::Foreign(why) => emulated("kvm-foreign", why),
@@ -212,7 +214,7 @@ fn check_nats(facts: &Facts, findings: &mut Vec<Finding>) {
             let remedy = reinstall(facts, Need::NatsServer);
             findings.push(Finding::blocks("nats-server-broken", "nats-server does not run", error, remedy));
         }
-        // Its absence is a missing program's.
+        // If nats-server is missing, it is reported as a missing program.
         Some(Ok(_)) | None => {}
     }
 }

@@ -1,5 +1,5 @@
-//! libvirt's two descriptions of what it can run: the host's kinds of guests (virConnectGetCapabilities), and what one
-//! kind can have (virConnectGetDomainCapabilities).
+//! libvirt's two descriptions of its capabilities: the host's kinds of guests (virConnectGetCapabilities), and the
+//! features of one kind of guest (virConnectGetDomainCapabilities).
 
 use quick_xml::Reader;
 use quick_xml::events::{BytesStart, Event};
@@ -7,34 +7,34 @@ use quick_xml::events::{BytesStart, Event};
 /// One kind of guest that a libvirt runs.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct GuestOffer {
-    /// Its architecture, as libvirt calls it.
+    /// The architecture of the guest, in libvirt's notation.
     pub machine: String,
-    /// The emulator's path there.
+    /// The path of the emulator on that host.
     pub emulator: String,
-    /// Machine types, aliases among them (`q35`).
+    /// The machine types, including aliases (`q35`).
     pub machine_types: Vec<String>,
-    /// `qemu`, `kvm`, `test` …
+    /// The domain types: `qemu`, `kvm`, `test` …
     pub domain_types: Vec<String>,
 }
 
-/// What a guest of one kind can have.
+/// The features that a guest of one kind can have.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct DomainOffer {
-    /// The emulator's path there.
+    /// The path of the emulator on that host.
     pub emulator: String,
     /// The machine type with its version.
     pub machine_type: String,
-    /// Whether `<os firmware='efi'>` is taken.
+    /// Whether `<os firmware='efi'>` is supported.
     pub selects_uefi: bool,
-    /// Firmware files that libvirt knows there.
+    /// The firmware files that libvirt knows on that host.
     pub loaders: Vec<String>,
-    /// `host-passthrough`, `maximum`, `custom` …: those supported.
+    /// The supported CPU modes: `host-passthrough`, `maximum`, `custom` …
     pub cpu_modes: Vec<String>,
-    /// CPU models by their names, and whether they can be used: `None` where libvirt does not know.
+    /// The names of the CPU models and whether each can be used; `None` if libvirt does not know.
     pub cpu_models: Vec<(String, Option<bool>)>,
 }
 
-/// An element with what is in it.
+/// An element with its content.
 #[derive(Default)]
 struct Element {
     name: String,
@@ -48,7 +48,7 @@ impl Element {
         self.attributes.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
     }
 
-    /// The elements at a path below this one: `guest/arch`.
+    /// Returns the elements at a path below this one: `guest/arch`.
     fn all<'a>(&'a self, path: &str) -> Vec<&'a Element> {
         path.split('/').fold(vec![self], |outer, name| {
             let content = outer.into_iter().flat_map(|element| &element.content);
@@ -61,10 +61,10 @@ impl Element {
     }
 }
 
-/// The kinds of guests in `capabilities`, the XML of virConnectGetCapabilities.
+/// Returns the kinds of guests in `capabilities`, the XML of virConnectGetCapabilities.
 ///
 /// # Errors
-/// Where it is not that XML.
+/// Returns an error if the text is not that XML.
 pub fn guests(capabilities: &str) -> Result<Vec<GuestOffer>, String> {
     let read = |arch: &Element| GuestOffer {
         machine: arch.attribute("name").unwrap_or_default().to_owned(),
@@ -75,10 +75,10 @@ pub fn guests(capabilities: &str) -> Result<Vec<GuestOffer>, String> {
     Ok(read_document(capabilities, "capabilities")?.all("guest/arch").into_iter().map(read).collect())
 }
 
-/// What a guest can have, from the XML of virConnectGetDomainCapabilities.
+/// Returns the features of a guest, from the XML of virConnectGetDomainCapabilities.
 ///
 /// # Errors
-/// Where it is not that XML.
+/// Returns an error if the text is not that XML.
 pub fn domain(capabilities: &str) -> Result<DomainOffer, String> {
     let root = read_document(capabilities, "domainCapabilities")?;
     let mut firmware = root.all("os/enum");
@@ -86,7 +86,7 @@ pub fn domain(capabilities: &str) -> Result<DomainOffer, String> {
     let mut modes = root.all("cpu/mode");
     modes.retain(|mode| mode.attribute("supported") == Some("yes"));
     let model = |model: &Element| {
-        // The mode host-model has a model too, which is no name to choose.
+        // The mode host-model also contains a model, but that is not a name to choose. It has no attribute `usable`.
         let usable = match model.attribute("usable")? {
             "yes" => Some(true),
             "no" => Some(false),
@@ -108,7 +108,7 @@ fn names(elements: &[&Element], attribute: &str) -> Vec<String> {
     elements.iter().filter_map(|element| element.attribute(attribute)).map(str::to_owned).collect()
 }
 
-/// The outermost element of a document, which must be a `root`.
+/// Returns the outermost element of a document, which must be a `root`.
 fn read_document(xml: &str, root: &str) -> Result<Element, String> {
     let mut reader = Reader::from_str(xml);
     reader.config_mut().expand_empty_elements = true;
@@ -120,7 +120,7 @@ fn read_document(xml: &str, root: &str) -> Result<Element, String> {
     read.map_err(|error| format!("libvirt's {root} cannot be read: {error}"))
 }
 
-/// Reads what is in an element, to its end; the document itself has no name.
+/// Reads the content of an element up to its end. The document itself has no name.
 fn fill(outer: &mut Element, reader: &mut Reader<&[u8]>) -> Result<(), String> {
     loop {
         match reader.read_event().map_err(|error| error.to_string())? {
@@ -137,7 +137,7 @@ fn fill(outer: &mut Element, reader: &mut Reader<&[u8]>) -> Result<(), String> {
     }
 }
 
-/// Names and paths alone are read here; none of them is escaped.
+/// Attributes are not unescaped, because only names and paths are read, and none of them is escaped.
 fn element(start: &BytesStart<'_>) -> Element {
     let attributes = start.attributes().flatten();
     let read = attributes.map(|one| (one.key.as_ref().to_owned(), one.value.into_owned()));

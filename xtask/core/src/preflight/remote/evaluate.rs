@@ -1,4 +1,4 @@
-//! What is said of a libvirt, from the facts of its connection.
+//! The findings about a libvirt, from the facts of its connection.
 
 use super::capabilities::{DomainOffer, GuestOffer};
 use super::facts::{Access, ConnectionFacts, ConnectionOffer, DEFAULT, Network, Pool};
@@ -11,10 +11,11 @@ use crate::libvirt_uri::ConnectUri;
 use crate::preflight::PreflightRequest;
 use crate::preflight::findings::{Finding, MEMORY_BESIDE, MIB};
 
-/// A pool with less has no room for an image and what a guest writes.
+/// The free space that a pool needs for an image and the writes of a guest.
 const POOL_NEEDED: u64 = 4096 * MIB;
 
-/// How libvirt would run a guest of this kind: as `--accel` says, else by KVM where it is offered.
+/// Returns the accelerator with which libvirt would run a guest of this kind: that of `--accel`, else KVM if it is
+/// offered.
 pub fn accelerator(accel: Accel, guest: &GuestOffer) -> Accelerator {
     let offered = guest.domain_types.iter().any(|kind| kind == "kvm");
     match accel {
@@ -24,8 +25,8 @@ pub fn accelerator(accel: Accel, guest: &GuestOffer) -> Accelerator {
     }
 }
 
-/// Everything that is to be said of a libvirt, for the guests that are asked for. `--fix` runs none of the remedies: the
-/// host, or its daemon, is somebody else's.
+/// Returns all findings about a libvirt for the requested guests. `--fix` runs none of the remedies, because the host
+/// or its daemon belongs to someone else.
 pub fn evaluate(facts: &ConnectionFacts, asked: &PreflightRequest<'_>) -> Vec<Finding> {
     let uri = &facts.uri;
     let offer = match &facts.answer {
@@ -112,7 +113,7 @@ fn guest(
     let Some(guest) = guests.iter().find(|guest| guest.machine == profile.machine) else {
         let mut runs: Vec<_> = guests.iter().map(|guest| guest.machine.as_str()).collect();
         runs.dedup();
-        let what = format!("it runs no guests of {arch}");
+        let what = format!("it runs no {arch} guests");
         let remedy = format!("{there}install {} and restart the daemon", profile.emulator);
         return vec![Finding::blocks("connect-arch", what, format!("it runs {}", list(&runs)), remedy)];
     };
@@ -120,7 +121,7 @@ fn guest(
     if !guest.machine_types.iter().any(|kind| kind == profile.machine_type) {
         findings.push(Finding::blocks(
             "connect-machine",
-            format!("its {arch} guests cannot be of the machine type {}", profile.machine_type),
+            format!("the machine type {} is not available for its {arch} guests", profile.machine_type),
             format!("{} has {}", guest.emulator, list(&guest.machine_types)),
             format!("{there}install a QEMU that supports it"),
         ));
@@ -129,7 +130,7 @@ fn guest(
     if accelerator == Accelerator::Kvm && !guest.domain_types.iter().any(|kind| kind == "kvm") {
         findings.push(Finding::blocks(
             "connect-accel",
-            format!("its {arch} guests cannot have KVM"),
+            format!("KVM is not available for its {arch} guests"),
             format!("domain types: {}", list(&guest.domain_types)),
             format!(
                 "{there}check /dev/kvm and the virtualisation setting of the firmware; or use --accel tcg"
@@ -142,7 +143,7 @@ fn guest(
             let cpu = Cpu::resolve(arch, accelerator, machine.cpu.as_deref());
             findings.extend(firmware(uri, arch, offer));
             findings.extend(has_cpu(offer, &cpu.model).err().map(|evidence| {
-                let what = format!("its {arch} guests cannot have the CPU {}", cpu.describe());
+                let what = format!("the CPU {} is not available for its {arch} guests", cpu.describe());
                 let ask = format!("domcapabilities --arch {arch} lists the models; choose one with --cpu");
                 Finding::blocks("connect-cpu", what, evidence, uri.virsh(&ask))
             }));
@@ -189,7 +190,7 @@ fn network(uri: &ConnectUri, network: Option<&Network>) -> Option<Finding> {
     let start = uri.virsh(&format!("net-start {DEFAULT}"));
     let autostart = uri.virsh(&format!("net-autostart {DEFAULT}"));
     Some(match network {
-        // A user's own daemon cannot make a network of this kind.
+        // The daemon of a user cannot create a network of this kind.
         None if uri.session => Finding::informs(
             "connect-network-missing",
             format!("no network {DEFAULT}, as in every session; guests have user-mode networking"),
@@ -250,7 +251,7 @@ fn pool(uri: &ConnectUri, pool: Option<&Pool>) -> Finding {
     }
 }
 
-/// Whether a guest can have this CPU; the reason why not.
+/// Checks that a guest can have this CPU. The error is the evidence that it cannot.
 fn has_cpu(offer: &DomainOffer, model: &CpuModel) -> Result<(), String> {
     let (mode, name) = match model {
         CpuModel::Maximum => ("maximum", None),

@@ -1,60 +1,59 @@
-//! What was seen of another libvirt.
+//! The facts about another libvirt.
 
 use super::capabilities::{DomainOffer, GuestOffer};
 use super::refusal::Refusal;
 use crate::arch::VmArchitecture;
 use crate::libvirt_uri::ConnectUri;
 
-/// The network and the storage pool that libvirt's tools use where none is named.
+/// The name of the network and of the storage pool that libvirt's tools use by default.
 pub const DEFAULT: &str = "default";
 
-/// What was seen of one libvirt.
+/// The facts about one libvirt.
 #[derive(Debug, Clone)]
 pub struct ConnectionFacts {
     pub uri: ConnectUri,
-    /// What it offers, or why it could not be asked.
+    /// The capabilities of this libvirt, or the reason why it could not be asked.
     pub answer: Result<ConnectionOffer, Refusal>,
 }
 
-/// What a libvirt that answers offers. `Err` holds the reason in libvirt's words.
+/// The capabilities of a libvirt that answers. `Err` holds the reason in libvirt's words.
 #[derive(Debug, Clone)]
 pub struct ConnectionOffer {
-    /// What this user may do.
+    /// The rights of this user.
     pub access: Access,
-    /// Its driver and the version of that driver's hypervisor: `QEMU 7.2.22`.
+    /// The driver and the version of the driver's hypervisor: `QEMU 7.2.22`.
     pub hypervisor: Result<String, String>,
-    /// libvirt's version there.
     pub libvirt: Result<String, String>,
     pub host_name: Result<String, String>,
     pub node: Result<Node, String>,
-    /// Bytes that a new guest may have there without swapping.
+    /// The memory in bytes that a new guest can have there without swapping.
     pub free_memory: Result<u64, String>,
-    /// What kinds of guests it runs.
+    /// The kinds of guests that it runs.
     pub guests: Result<Vec<GuestOffer>, String>,
-    /// What a guest of each asked architecture could have there; those alone that it runs at all, and none
-    /// where this user may only look.
+    /// The capabilities of a guest of each requested architecture. Architectures that this libvirt does not run are
+    /// left out. The list is empty if this user has read-only access.
     pub domains: Vec<(VmArchitecture, Result<DomainOffer, String>)>,
-    /// The network [`DEFAULT`], `None` where there is none.
+    /// The network [`DEFAULT`], or `None` if it does not exist.
     pub network: Result<Option<Network>, String>,
-    /// The storage pool [`DEFAULT`], `None` where there is none.
+    /// The storage pool [`DEFAULT`], or `None` if it does not exist.
     pub pool: Result<Option<Pool>, String>,
 }
 
-/// What a user may do.
+/// The rights of a user.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Access {
-    /// Start guests.
+    /// The user may start guests.
     Full,
-    /// Look; the reason why not more.
+    /// The user may only read; the reason follows.
     ReadOnly(String),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Node {
-    /// Its processors' architecture, as libvirt calls it.
+    /// The architecture of the processors, in libvirt's notation.
     pub machine: String,
     pub cpus: u32,
-    /// Bytes of memory.
+    /// The memory in bytes.
     pub memory: u64,
 }
 
@@ -63,7 +62,7 @@ pub struct Node {
 pub struct Network {
     /// Whether guests can use it now.
     pub active: bool,
-    /// Whether it starts with the host.
+    /// Whether the network starts with the host.
     pub autostart: bool,
 }
 
@@ -72,6 +71,6 @@ pub struct Network {
 pub struct Pool {
     /// Whether guests can use it now.
     pub active: bool,
-    /// Free bytes; 0 where it is not active.
+    /// The free space in bytes; 0 if the pool is not active.
     pub free: u64,
 }

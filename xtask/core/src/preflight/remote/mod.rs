@@ -1,6 +1,6 @@
-//! Another libvirt than the one inside the runs: what was seen of it ([`ConnectionFacts`], gathered by `xtask-vm`),
-//! and what is to be said of that ([`evaluate`], pure). [`capabilities`] reads libvirt's XML, [`refusal`]
-//! its errors.
+//! The check of a libvirt other than the embedded one of the runs. `xtask-vm` gathers [`ConnectionFacts`], and
+//! [`evaluate`] turns them into findings without side effects. [`capabilities`] reads libvirt's XML, [`refusal`] its
+//! errors.
 
 pub mod capabilities;
 mod evaluate;

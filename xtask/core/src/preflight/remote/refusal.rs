@@ -1,39 +1,38 @@
-//! Why a libvirt could not be asked, from its own words: a table, in the order in which it is searched.
+//! The reasons why a libvirt could not be asked, derived from its error message by a table that is searched in order.
 
 use std::time::Duration;
 
 use crate::libvirt_uri::ConnectUri;
 use crate::preflight::findings::Finding;
 
-/// Why a libvirt could not be asked.
+/// The reason why a libvirt could not be asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Refusal {
-    /// libvirt's error, English: this process sets no locale.
+    /// libvirt's error message. It is in English because this process sets no locale.
     Message(String),
-    /// No answer within the limit.
+    /// There was no answer within the limit.
     Silent {
-        /// What it was asked: `open the connection`.
+        /// The request: `open the connection`.
         asked: &'static str,
-        /// The limit.
         limit: Duration,
     },
 }
 
-/// The id of what a daemon does not allow.
+/// The id of a finding about missing rights.
 pub(super) const PERMISSION: &str = "connect-permission";
 
-/// One known reason.
+/// A known error message.
 struct Known {
-    /// Where this holds: the transport, or any.
+    /// The transport for which this entry holds; `None` for all transports.
     transport: Option<&'static str>,
-    /// Of a user's own daemon alone.
+    /// Whether this entry holds only for the daemon of a user (a session).
     session: bool,
-    /// All of these are in libvirt's words.
+    /// Words that the message must all contain.
     words: &'static [&'static str],
     id: &'static str,
-    /// After `URI: `.
+    /// The sentence of the finding, after `URI: `.
     what: &'static str,
-    /// [`remedy`] fills it in.
+    /// The template of the remedy, which [`remedy`] fills in.
     remedy: &'static str,
 }
 
@@ -54,8 +53,8 @@ const HUNG_UP: Known = Known {
     remedy: "{there}read its journal: journalctl --unit libvirtd --unit virtqemud",
     ..ANY
 };
-const START: &str = "{there}sudo systemctl enable --now libvirtd.socket (virtqemud.socket where libvirt's daemons are \
-                     apart); where there is no such unit, install libvirt first (Debian: libvirt-daemon-system)";
+const START: &str = "{there}sudo systemctl enable --now libvirtd.socket (virtqemud.socket if libvirt's daemons are \
+                     separate); if there is no such unit, install libvirt first (Debian: libvirt-daemon-system)";
 
 const KNOWN: &[Known] = &[
     Known {
@@ -124,9 +123,9 @@ const KNOWN: &[Known] = &[
         remedy: START,
         ..ANY
     },
-    // Whatever ssh says ends with `Connection reset by peer`.
+    // A message about a failure of ssh always ends with `Connection reset by peer`.
     Known { words: &["Cannot recv data: ", ": Connection reset by peer"], ..NO_TUNNEL },
-    // It ended before libvirt had written to it, and its words are lost.
+    // ssh ended before libvirt had written to it, so the message of ssh is lost.
     Known { words: &["Cannot write data: Broken pipe"], ..NO_TUNNEL },
     Known { words: &["End of file while reading"], ..HUNG_UP },
     Known { words: &["Broken pipe"], ..HUNG_UP },
@@ -141,12 +140,12 @@ const KNOWN: &[Known] = &[
 ];
 
 impl Refusal {
-    /// Whether a daemon is there and does not let this user in.
+    /// Returns whether a daemon answers but does not grant this user the right.
     pub fn is_permission(&self, uri: &ConnectUri) -> bool {
         self.finding(uri).id == PERMISSION
     }
 
-    /// What is to be said of it.
+    /// Returns the finding for this reason.
     pub fn finding(&self, uri: &ConnectUri) -> Finding {
         let (id, what, evidence, remedy) = match self {
             Self::Silent { asked, limit } => (
@@ -172,7 +171,7 @@ impl Known {
     }
 }
 
-/// What to do where this user may look and not start guests, or not even look.
+/// Returns the remedy for a user who has read-only access or no access.
 pub(super) fn let_in(uri: &ConnectUri) -> String {
     if uri.socket.as_ref().is_some_and(|path| path.ends_with("-ro")) {
         return "this socket is read-only: use the one without -ro".to_owned();
@@ -183,13 +182,13 @@ pub(super) fn let_in(uri: &ConnectUri) -> String {
         ""
     };
     format!(
-        "{}sudo usermod --append --groups libvirt \"$USER\" and log in again (the socket's group, where it is another), or \
-         allow org.libvirt.unix.manage by a rule of polkit{own}",
+        "{}sudo usermod --append --groups libvirt \"$USER\" (or the group of its socket) and log in again; or allow \
+         org.libvirt.unix.manage by a polkit rule{own}",
         uri.there()
     )
 }
 
-/// Fills in a template.
+/// Fills in the template of a remedy.
 fn remedy(template: &str, uri: &ConnectUri) -> String {
     let login = uri.destination.as_deref().unwrap_or("localhost");
     template
@@ -206,7 +205,7 @@ mod tests {
     use super::*;
     use crate::preflight::findings::{Remedy, Severity};
 
-    /// libvirt 9.0's own words, as they were seen; ssh's are OpenSSH 9.2's.
+    /// The messages of libvirt 9.0 as it printed them; those of ssh are from OpenSSH 9.2.
     #[expect(clippy::too_many_lines, reason = "a table with a row for each refusal")]
     #[test]
     fn each_refusal_is_told_apart() {

@@ -1,5 +1,5 @@
-//! Six distributions, judged: as hosts of either architecture, for guests of either, with KVM and without, complete and with
-//! only Rust on them. What is said of each is in a golden file, a line a row.
+//! Evaluates six distributions: as hosts of either architecture, for guests of either, with KVM and without, complete
+//! and with only Rust installed. A golden file has one row for the findings of each combination.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -61,16 +61,16 @@ struct Descriptor {
     features: Vec<String>,
 }
 
-/// How a machine is.
+/// The state of a machine.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum State {
     Complete,
-    /// Rust is there, and pkg-config and a linker for the host as Rust's own documentation asks for.
+    /// Only Rust is installed, with pkg-config and a linker for the host, as Rust's own documentation requires.
     Bare,
 }
 
 impl Distribution {
-    /// Its firmware packages, below `root`.
+    /// Writes the files of the distribution's firmware packages below `root`.
     fn install_firmware(&self, root: &Path) {
         let below = |path: &str| root.join(path.trim_start_matches('/'));
         for file in &self.files {
@@ -134,7 +134,7 @@ impl Distribution {
             (true, false) => Kvm::Absent("/dev/kvm does not open: No such file or directory".into()),
         };
         facts.runs_guest_programs = host == guest || state == State::Complete;
-        // What has no package cannot have been installed.
+        // A program without a package cannot be installed, so it is missing on a complete machine too.
         let installable = |need: Need| !self.package_manager.packages(need, guest).is_empty();
         let programs = PROGRAMS.iter().copied();
         facts.host.missing_programs =
@@ -165,7 +165,7 @@ impl Distribution {
     }
 }
 
-/// The ids of what blocks, of what degrades, of what informs, and the commands that mend it.
+/// Formats the ids of the findings that block, degrade and inform, and the commands that repair them.
 fn row(preflight: &Preflight) -> String {
     let mut text = String::new();
     for (word, severity) in
@@ -222,7 +222,7 @@ fn what_is_said_of_each_distribution() {
     crate::golden::compare("hosts/judgements.txt", golden);
 }
 
-/// `ci/Containerfile` lists them by hand; those that its base image has are not among them.
+/// `ci/Containerfile` lists the packages by hand. It does not list the packages of its base image.
 #[test]
 fn the_runners_image_has_what_a_bare_debian_12_lacks() {
     const OF_THE_BASE: [&str; 2] = ["debian-archive-keyring", "mount"];

@@ -1,4 +1,4 @@
-//! The judge's table, over what a real libvirt 9.0 said.
+//! Tests of the findings, with the XML of a real libvirt 9.0.
 
 use super::*;
 use crate::preflight::findings::{Remedy, Severity};
@@ -9,7 +9,7 @@ const AARCH64: &str = include_str!("../../../../test_data/libvirt-domain-aarch64
 const X86_64: &str = include_str!("../../../../test_data/libvirt-domain-x86_64.xml");
 const URI: &str = "qemu+ssh://me@far/system";
 
-/// A libvirt that lacks nothing: emulated aarch64, x86_64 by KVM.
+/// Returns the facts of a libvirt that lacks nothing: it emulates aarch64, and runs x86_64 with KVM.
 fn sound() -> ConnectionOffer {
     ConnectionOffer {
         access: Access::Full,
@@ -34,7 +34,7 @@ fn findings(uri: &str, offer: ConnectionOffer, machine: &MachineArgs) -> Vec<Fin
     evaluate(&facts, &PreflightRequest { architectures: &VmArchitecture::ALL, machine, for_ci: false })
 }
 
-/// What is said beside what is said of a libvirt that lacks nothing.
+/// Returns the findings without those that a libvirt that lacks nothing has, too.
 fn found(uri: &str, change: impl FnOnce(&mut ConnectionOffer, &mut MachineArgs)) -> Vec<Finding> {
     let (mut offer, mut machine) = (sound(), MachineArgs::default());
     change(&mut offer, &mut machine);
@@ -130,7 +130,7 @@ fn each_lack_is_found_under_its_own_id() {
         assert!(described.contains(remedy), "{id}: {described}");
         assert!(!finding.evidence.is_empty(), "{id}");
     }
-    // What is not known is said in the line about the host.
+    // Unknown facts are named in the finding about the host.
     let mut dumb = sound();
     (dumb.host_name, dumb.hypervisor, dumb.libvirt) = (Err(no()), Err(no()), Err(no()));
     (dumb.node, dumb.free_memory) = (Err("no node".into()), Err(no()));
@@ -150,9 +150,10 @@ fn the_accelerator_and_the_cpu_are_those_that_a_smoke_would_take() {
             .map(|finding| (finding.id, finding.sentence.replace(&format!("{URI}: "), "")))
             .collect::<Vec<_>>()
     };
-    let cpu =
-        |arch: &str, name: &str| ("connect-cpu", format!("its {arch} guests cannot have the CPU {name}"));
-    let no_kvm = ("connect-accel", "its aarch64 guests cannot have KVM".to_owned());
+    let cpu = |arch: &str, name: &str| {
+        ("connect-cpu", format!("the CPU {name} is not available for its {arch} guests"))
+    };
+    let no_kvm = ("connect-accel", "KVM is not available for its aarch64 guests".to_owned());
     assert_eq!(named("max", Accel::Auto), []);
     assert_eq!(named("pi5", Accel::Tcg), [cpu("x86_64", "pi5")]);
     assert_eq!(
