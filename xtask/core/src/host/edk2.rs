@@ -1,4 +1,4 @@
-//! The version of a UEFI firmware, read out of its binary, and the versions that are known to fail with a QEMU.
+//! The release of a UEFI firmware, read from its file, and the releases that are known to fail with a QEMU.
 
 use std::fmt;
 use std::fs::File;
@@ -8,19 +8,20 @@ use std::path::Path;
 use super::tools;
 use crate::arch::Global;
 
-/// So much of a firmware's file is read: an OVMF is smaller, and what is not compressed in a build for Arm is in its first
-/// megabyte.
+/// The number of bytes that are read of a firmware's file. An OVMF is smaller, and in a build for Arm the uncompressed
+/// part is in the first megabyte.
 const SEARCHED_BYTES: u64 = 4 << 20;
 
-/// The GUID of sections compressed by LZMA (edk2, MdeModulePkg/Include/Guid/LzmaDecompress.h), as it is stored.
+/// The GUID of LZMA-compressed sections (edk2, MdeModulePkg/Include/Guid/LzmaDecompress.h), in the byte order of the
+/// file.
 const LZMA: [u8; 16] =
     [0x98, 0x58, 0x4e, 0xee, 0x14, 0x39, 0x59, 0x42, 0x9d, 0x6e, 0xdc, 0x7b, 0xd7, 0x94, 0x03, 0xcf];
-/// The type of a section that a GUID defines (PI specification, volume 3, EFI_SECTION_GUID_DEFINED), and the bytes before
-/// what it holds: size and type, GUID, offset and attributes.
+/// The type of a section that is defined by a GUID (PI specification, volume 3, EFI_SECTION_GUID_DEFINED), and the
+/// length of its header: size and type, GUID, offset and attributes.
 const GUIDED: u8 = 2;
 const GUIDED_HEADER: usize = 24;
 
-/// An edk2 release: they are named by year and month.
+/// An edk2 release. Releases are named by year and month.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Edk2 {
     /// 2022 in edk2-stable202211.
@@ -36,23 +37,23 @@ impl fmt::Display for Edk2 {
 }
 
 impl Edk2 {
-    /// A release of that month.
     pub const fn new(year: u16, month: u8) -> Self {
         Self { year, month }
     }
 
-    /// What the firmware's file says, in plain or, as OVMF's do, in what xz(1) takes out of it. `None` where it says nothing, as
-    /// Debian 12's OVMF, or where there is no xz.
+    /// Returns the release that the firmware's file states, either in plain text or, as in OVMF, in a compressed
+    /// section that xz(1) unpacks. Returns `None` if the file states no release, such as Debian 12's OVMF, or if xz is
+    /// missing.
     pub fn read(code: &Path) -> Option<Self> {
         let mut bytes = Vec::new();
         File::open(code).ok()?.take(SEARCHED_BYTES).read_to_end(&mut bytes).ok()?;
         Self::find(&bytes).or_else(|| Self::find(unpacked(compressed(&bytes)?)?.as_bytes()))
     }
 
-    /// The first release named in `bytes`: `edk2-2022.11/` of a build's path (Debian), `edk2-stable202505` (Arch, openSUSE),
-    /// `edk2-20250523-` (Fedora), in ASCII or in UEFI's own 16-bit characters.
+    /// Returns the first release that `bytes` name: `edk2-2022.11/` in a build path (Debian), `edk2-stable202505`
+    /// (Arch, openSUSE) or `edk2-20250523-` (Fedora), in ASCII or in UEFI's 16-bit characters.
     fn find(bytes: &[u8]) -> Option<Self> {
-        // What is neither becomes a replacement character, which is part of no name.
+        // Other bytes become replacement characters, which occur in no name.
         let text = String::from_utf8_lossy(bytes);
         named_in(&text, "edk2-")
             .or_else(|| named_in(&text, "e\0d\0k\x002\0-\0"))
@@ -60,14 +61,14 @@ impl Edk2 {
     }
 }
 
-/// `2025.02` in 16-bit characters: Debian's way to fill PcdFirmwareVersionString.
+/// Parses `2025.02` in 16-bit characters, which is how Debian fills PcdFirmwareVersionString.
 fn dotted(text: &str) -> Option<Edk2> {
     let start: String = text.chars().take(2 * "2025.02".len()).filter(|c| *c != '\0').collect();
     let (year, month) = start.split_once('.')?;
     (year.len() == 4 && month.len() == 2).then(|| release(&format!("{year}{month}")))?
 }
 
-/// What the first section of compressed volumes holds.
+/// Returns the content of the first compressed section.
 fn compressed(bytes: &[u8]) -> Option<&[u8]> {
     let at = bytes.windows(LZMA.len()).position(|window| window == LZMA)?.checked_sub(4)?;
     let [low, middle, high, GUIDED] = bytes[at..at + 4] else { return None };
@@ -88,32 +89,32 @@ fn named_in(text: &str, name: &str) -> Option<Edk2> {
     })
 }
 
-/// `202211` or `20221115`.
+/// Parses `202211` or `20221115`.
 fn release(digits: &str) -> Option<Edk2> {
     let (year, month) = (digits.get(..4)?.parse().ok()?, digits.get(4..6)?.parse().ok()?);
     ((2010..2100).contains(&year) && (1..=12).contains(&month)).then_some(Edk2 { year, month })
 }
 
-/// A QEMU, an edk2 and a CPU model that do not go together.
+/// A QEMU, an edk2 and a CPU model that fail in combination.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KnownBad {
-    /// The first edk2 release that has the fault, and the first that has not.
+    /// The first edk2 release with the fault, and the first release without it.
     pub edk2: (Edk2, Edk2),
-    /// The first QEMU that shows it, major and minor.
+    /// The first QEMU with the fault, major and minor version.
     pub qemu: (u32, u32),
-    /// QEMU's machine that shows it (`uname -m`).
+    /// The name of QEMU's machine with the fault (`uname -m`).
     pub machine: &'static str,
-    /// QEMU's CPU model that shows it.
+    /// QEMU's name of the CPU model with the fault.
     pub cpu: &'static str,
-    /// What happens, and where it is told.
+    /// The effect of the fault, and the report about it.
     pub what: &'static str,
-    /// The `-global` property that steers around it; `None` where none is known.
+    /// The `-global` property that avoids the fault; `None` if none is known.
     pub global: Option<Global>,
 }
 
-/// What is known.
+/// The known combinations.
 pub const KNOWN_BAD: &[KnownBad] = &[
-    // The Debian bug's reporter found `lpa2` to be the difference. 2026.08 with QEMU 7.2 was seen to boot.
+    // The reporter of the Debian bug found that `lpa2` makes the difference. 2026.08 with QEMU 7.2 booted in a test.
     KnownBad {
         edk2: (Edk2::new(2025, 11), Edk2::new(2026, 8)),
         qemu: (7, 0),
@@ -122,7 +123,7 @@ pub const KNOWN_BAD: &[KnownBad] = &[
         what: "hangs before its first line (github.com/tianocore/edk2/issues/11962)",
         global: Some(Global { driver: "max-arm-cpu", property: "lpa2", value: false }),
     },
-    // Reported; QEMU 10.0 with Debian 12's 2022.11 was seen to boot nevertheless.
+    // This fault was reported, but QEMU 10.0 with Debian 12's 2022.11 booted in a test.
     KnownBad {
         edk2: (Edk2::new(2010, 1), Edk2::new(2023, 11)),
         qemu: (9, 0),
@@ -133,7 +134,7 @@ pub const KNOWN_BAD: &[KnownBad] = &[
     },
 ];
 
-/// The entry that fits, for `cpu` as QEMU calls it.
+/// Returns the known fault of a combination; `cpu` is QEMU's name of the model.
 pub fn known_bad(
     machine: &str,
     qemu: (u32, u32),
@@ -175,13 +176,13 @@ mod tests {
 
     #[test]
     fn a_release_in_a_compressed_volume_is_found() {
-        // `edk2-stable202505` in 16-bit characters, by xz --format=lzma.
+        // This is `edk2-stable202505` in 16-bit characters, packed by xz --format=lzma.
         let packed: [u8; 52] = [
             93, 0, 0, 128, 0, 255, 255, 255, 255, 255, 255, 255, 255, 0, 50, 128, 8, 173, 155, 75, 126, 132,
             33, 13, 139, 19, 175, 69, 234, 47, 104, 140, 237, 154, 234, 191, 195, 53, 207, 185, 46, 76, 114,
             194, 228, 84, 23, 255, 254, 230, 104, 0,
         ];
-        // A machine with nothing but Rust may have no xz, and then nobody can say.
+        // A machine with only Rust installed may have no xz. The release is then unknown.
         let described = tools::find("xz").map(|_| Edk2::new(2025, 5));
         let size = u32::try_from(GUIDED_HEADER + packed.len()).unwrap().to_le_bytes();
         let header = [&[size[0], size[1], size[2], GUIDED], LZMA.as_slice(), &[24, 0, 1, 0]].concat();

@@ -1,5 +1,5 @@
-//! What this machine has for guests of one architecture: gathered side by side, judged elsewhere. What does not depend on
-//! the guest is in [`Host`].
+//! The facts about this machine for guests of one architecture. They are gathered in parallel here and evaluated
+//! elsewhere. [`LocalHost`] has the facts that do not depend on the guest.
 
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -23,72 +23,73 @@ use crate::image::choice::Choice;
 use crate::image::{Image, Source};
 use crate::workspace::Workspace;
 
-/// One machine, seen from one guest. `Err` holds the reason in words.
+/// The facts about this machine for one guest. `Err` holds the reason in words.
 #[derive(Debug, Clone)]
 pub struct Facts {
-    /// The guest's architecture.
     pub arch: VmArchitecture,
-    /// What any guest would find.
+    /// The facts that do not depend on the guest.
     pub host: LocalHost,
-    /// The full-system emulator and what it says of itself.
+    /// The full-system emulator, or its path with the reason why it does not work. `None` if it is missing.
     pub emulator: Option<Result<Emulator, (PathBuf, String)>>,
-    /// Emulators of other machines, where that one is missing.
+    /// The emulators for other architectures, if the required one is missing.
     pub other_emulators: Vec<String>,
     pub firmware: Result<AarchFirmware, Vec<Rejected>>,
-    /// What the firmware says of its release.
+    /// The release of the firmware, as its file states it.
     pub edk2: Option<Edk2>,
     /// Whether rustc has a standard library for the target.
     pub rust_target: Result<bool, String>,
-    /// What the linker for the target links with.
+    /// The libraries that the linker for the target finds.
     pub linker: Result<Linking, Unfit>,
-    /// What speaks for or against KVM.
+    /// The state of KVM.
     pub kvm: Kvm,
-    /// Whether the kernel runs the guest's programs on this host, as building an image needs.
+    /// Whether this host's kernel runs programs of the guest, which an image build needs.
     pub runs_guest_programs: bool,
-    /// Whether QEMU's emulator of the guest's programs is there, registered or not.
+    /// Whether QEMU's user emulator for the guest's programs is installed, registered or not.
     pub user_emulator: bool,
-    /// The command that registers it: Debian 12's and Ubuntu's `update-binfmts`, else systemd's own program, which needs no
-    /// systemd.
+    /// The command that registers the emulator: `update-binfmts` on Debian 12 and Ubuntu, otherwise systemd's program,
+    /// which works without a running systemd.
     pub registers_handler: Option<Vec<String>>,
-    /// The guest that was asked for.
+    /// The requested guest.
     pub guest: Guest,
-    /// Whether the test suite's own programs are wanted too.
+    /// Whether the programs of the test suite are needed too.
     pub for_ci: bool,
 }
 
-/// What a linker finds.
+/// The libraries that a linker finds.
 #[derive(Debug, Clone)]
 pub struct Linking {
-    /// The C library that it links against, and its version.
+    /// The C library and its version.
     pub libc: Option<(PathBuf, String)>,
-    /// Whether it finds that library's archive, which the smoke's workload is linked with.
+    /// Whether the static C library is found, with which the smoke's workload is linked.
     pub static_libc: bool,
 }
 
-/// The guest that was asked for.
+/// The requested guest.
 #[derive(Debug, Clone)]
 pub struct Guest {
     pub machine: MachineArgs,
-    /// Its image, resolved.
+    /// The image and its fallback.
     pub choice: Choice,
-    /// Whether an image is, or may have to be, built from packages.
+    /// Whether an image is built from packages, or may have to be.
     pub built: Built,
 }
 
 /// Whether an image is built from packages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Built {
-    /// None is.
+    /// No image is built.
     No,
-    /// The fallback image where the chosen image's host cannot be reached.
+    /// The fallback image is built if the host of the chosen image cannot be reached.
     Fallback,
-    /// The chosen one.
+    /// The chosen image is built.
     Chosen,
 }
 
 impl Guest {
+    /// Resolves the guest that the command line requests.
+    ///
     /// # Errors
-    /// A usage error where the image that was asked for cannot be one.
+    /// Returns a usage error if the requested image is not valid.
     pub fn from_args(machine: &MachineArgs, arch: VmArchitecture) -> Result<Self, Failure> {
         let choice = Choice::from_args(&machine.image, arch)?;
         let built = match (is_built(&choice.image), choice.fallback.as_ref().is_some_and(is_built)) {
@@ -99,7 +100,7 @@ impl Guest {
         Ok(Self { machine: machine.clone(), choice, built })
     }
 
-    /// The older glibc of the image and its fallback, where the catalogue has it.
+    /// Returns the older glibc version of the image and its fallback, as far as the catalogue states them.
     pub fn glibc(&self) -> Option<&str> {
         let images = std::iter::once(&self.choice.image).chain(&self.choice.fallback);
         let glibc = images.filter_map(|image| Some(image.expected.as_ref()?.glibc.as_str()));
@@ -112,7 +113,7 @@ fn is_built(image: &Image) -> bool {
 }
 
 impl Facts {
-    /// Gathers everything for guests of `arch`.
+    /// Gathers the facts for guests of `arch`.
     pub fn gather(workspace: &Workspace, host: LocalHost, arch: VmArchitecture, guest: Guest) -> Self {
         let profile = arch.profile();
         let cache = Cache::from_env().ok();
@@ -152,14 +153,14 @@ impl Facts {
         })
     }
 
-    /// The known fault of this firmware with this emulator and the CPU that an emulated guest would have.
+    /// Returns the known fault of this firmware with this emulator and the CPU of an emulated guest.
     pub fn known_bad(&self) -> Option<&'static KnownBad> {
         let cpu = self.guest.machine.cpu.as_deref();
         let model = CpuModel::requested(self.arch, Accelerator::Tcg, cpu);
         known_bad(self.arch.profile().machine, self.working_emulator()?.release(), self.edk2, model.name())
     }
 
-    /// The emulator, where it is there and answers.
+    /// Returns the emulator if it is installed and works.
     pub fn working_emulator(&self) -> Option<&Emulator> {
         self.emulator.as_ref()?.as_ref().ok()
     }
@@ -174,7 +175,8 @@ fn linking(workspace: &Workspace, arch: VmArchitecture) -> Result<Linking, Unfit
     Ok(Linking { libc: linker.libc(&shell), static_libc: linker.finds(&shell, "libc.a") })
 }
 
-/// Debian 13's emulator is known to systemd's program alone (binfmt.d(5)); with the one file it leaves other formats as they are.
+/// Returns the command that registers the emulator with the kernel. Only systemd's program (binfmt.d(5)) knows the
+/// emulator of Debian 13. With one file as its argument, that program does not change other formats.
 fn registers_handler(arch: VmArchitecture) -> Option<Vec<String>> {
     let handler = format!("qemu-{}", arch.profile().machine);
     if let Some(program) = tools::find("update-binfmts")
@@ -193,8 +195,8 @@ fn runs_guest_programs(arch: VmArchitecture) -> bool {
         return true;
     }
     let handler = format!("/proc/sys/fs/binfmt_misc/qemu-{}", arch.profile().machine);
-    // F: the interpreter is opened when it is registered, and needs not be in the tree whose programs it runs
-    // (Linux, Documentation/admin-guide/binfmt-misc.rst).
+    // With the flag F, the kernel opens the interpreter when it is registered, so the interpreter need not be in the
+    // file tree of the program (Linux, Documentation/admin-guide/binfmt-misc.rst).
     let fixed = |text: &str| text.lines().any(|line| line.starts_with("flags:") && line.contains('F'));
     std::fs::read_to_string(handler).is_ok_and(|text| text.starts_with("enabled") && fixed(&text))
 }

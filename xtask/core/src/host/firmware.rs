@@ -1,5 +1,5 @@
-//! UEFI firmware pairs: QEMU's JSON descriptors first (docs/interop/firmware.json in QEMU's sources), then the
-//! known paths. A pair is taken only where both files exist and have a size that the flash device takes.
+//! UEFI firmware pairs, from QEMU's JSON descriptors (docs/interop/firmware.json in QEMU's sources) or else from the
+//! known paths. A pair is used only if both files exist and their sizes fit the flash device.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -11,52 +11,53 @@ use serde::Deserialize;
 use crate::arch::{MachineProfile, VmArchitecture};
 use crate::fs::entries;
 
-/// The directories of QEMU's descriptors; a file masks one of the same name in an earlier directory.
+/// The directories of QEMU's descriptors. A file masks a file of the same name in an earlier directory.
 const DESCRIPTOR_DIRECTORIES: &[&str] = &["usr/share/qemu/firmware", "etc/qemu/firmware"];
 
-/// Firmware that enforces signatures does not boot an unsigned image. (`amd-sev` says that it could serve such a guest
-/// too, not that it serves no other.)
+/// The features of firmware that enforces signatures and therefore does not boot an unsigned image. (`amd-sev` is not
+/// among them: it only says that the firmware can also serve such guests.)
 const UNWANTED_FEATURES: &[&str] = &["enrolled-keys", "secure-boot", "requires-smm"];
 
-/// UEFI firmware code, shared and read-only, and the template of its variable store. Named after the architecture that has no other way to
-/// boot a distribution; an x86_64 guest gets the same kind of pair.
+/// UEFI firmware: the code, which is shared and read-only, and the template of the variable store. The type is named
+/// after the architecture that needs it to boot a distribution; an x86_64 guest gets a pair of the same kind.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AarchFirmware {
-    /// Goes into flash unit 0.
+    /// The file for flash unit 0.
     pub code: PathBuf,
-    /// Copied once per domain, the copy goes into flash unit 1.
+    /// The file that is copied for each domain. The copy goes into flash unit 1.
     pub vars_template: PathBuf,
 }
 
-/// A pair that is not taken.
+/// A firmware pair that is not used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{} {why}", path.display())]
 pub struct Rejected {
     /// The descriptor or the file.
     pub path: PathBuf,
-    /// What speaks against it.
+    /// The reason.
     pub why: Why,
 }
 
-/// What speaks against a pair, as said behind the path.
+/// The reason why a pair is not used. The text follows the path in a message.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
 pub enum Why {
-    /// It has another size than the flash device takes, in bytes; `None` where that is any multiple of 4 KiB.
+    /// The size in bytes does not fit the flash device. The second number is the required size; `None` stands for any
+    /// multiple of 4 KiB.
     #[error("has {0} bytes, {wanted}", wanted = wanted_size(*.1))]
     Size(u64, Option<u64>),
-    /// A descriptor names it, and it is not there.
+    /// A descriptor names a file that does not exist.
     #[error("names {}, which is missing", .0.display())]
     Dangling(PathBuf),
-    /// It cannot be read; why.
+    /// The file cannot be read; the reason follows.
     #[error("cannot be read: {0}")]
     Unreadable(String),
-    /// It enforces signatures, and an image of one's own has none.
+    /// The firmware enforces signatures, and a user's own image has none.
     #[error("describes firmware that requires signed boot loaders")]
     Enrolled,
-    /// The descriptor is not QEMU's format; why.
+    /// The descriptor is not in QEMU's format; the reason follows.
     #[error("is not a firmware descriptor: {0}")]
     Malformed(String),
-    /// No descriptor names it, and it is not there.
+    /// The file does not exist, and no descriptor names it.
     #[error("is missing")]
     Absent,
 }
@@ -65,10 +66,10 @@ fn wanted_size(bytes: Option<u64>) -> String {
     bytes.map_or("not a multiple of 4096".to_owned(), |bytes| format!("but the flash device takes {bytes}"))
 }
 
-/// The first pair that fits, below `root` (`/` but in tests).
+/// Returns the first suitable pair below `root`, which is `/` except in tests.
 ///
 /// # Errors
-/// Every candidate with what speaks against it.
+/// Returns every candidate with the reason why it is not used.
 pub fn discover(arch: VmArchitecture, root: &Path) -> Result<AarchFirmware, Vec<Rejected>> {
     let profile = arch.profile();
     let mut rejected = Vec::new();
@@ -93,7 +94,7 @@ pub fn discover(arch: VmArchitecture, root: &Path) -> Result<AarchFirmware, Vec<
     Err(rejected)
 }
 
-/// Every descriptor by name, later directories masking earlier ones.
+/// Returns every descriptor, sorted by name. Later directories mask earlier ones.
 fn descriptors(root: &Path) -> Vec<(PathBuf, String)> {
     let mut by_name = BTreeMap::new();
     for directory in DESCRIPTOR_DIRECTORIES {
@@ -137,7 +138,7 @@ struct Target {
     machines: Vec<String>,
 }
 
-/// The pair that a descriptor offers for the machine, `None` where it is about something else.
+/// Returns the pair that a descriptor offers for the machine, or `None` if the descriptor is for something else.
 fn from_descriptor(text: &str, profile: &MachineProfile) -> Result<Option<AarchFirmware>, Why> {
     let descriptor: Descriptor =
         serde_json::from_str(text).map_err(|error| Why::Malformed(error.to_string()))?;
@@ -220,7 +221,7 @@ mod tests {
             file(root, path, FLASH);
         }
         descriptor(root, "40-enrolled.json", "/a/ms.fd", "/a/vars.fd", r#""enrolled-keys""#);
-        // Debian 12 ships such a descriptor without the file.
+        // Debian 12 ships a descriptor like this one without the file.
         descriptor(root, "50-absent.json", "/a/absent.fd", "/a/vars.fd", "");
         descriptor(root, "60-plain.json", "/a/code.fd", "/a/vars.fd", r#""amd-sev", "verbose-static""#);
         std::fs::write(root.join("usr/share/qemu/firmware/10-broken.json"), "{").unwrap();
@@ -243,7 +244,7 @@ mod tests {
         );
         file(root, "/usr/share/edk2/aarch64/QEMU_CODE.fd", FLASH);
         file(root, "/usr/share/edk2/aarch64/QEMU_VARS.fd", FLASH);
-        assert!(discover(VmArchitecture::Aarch64, root).is_ok(), "the next known pair is taken");
+        assert!(discover(VmArchitecture::Aarch64, root).is_ok(), "the next known pair is used");
         assert!(discover(VmArchitecture::X86_64, root).is_err());
     }
 

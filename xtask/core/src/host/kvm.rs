@@ -1,8 +1,8 @@
-//! Whether KVM may be tried here, by evidence, and what an earlier run learned of it.
+//! The check whether KVM may be tried on this host, and the record of an earlier failure.
 //!
-//! A `/dev/kvm` that opens is no proof: nested and software KVM exist that run a BIOS and never a stock kernel. What tells
-//! them apart without starting anything is the processor: hardware virtualisation shows as `vmx` or `svm` among its flags,
-//! and as one of the kernel's modules for it. A run that has seen KVM fail writes that down for as long as the host stays up.
+//! A `/dev/kvm` that opens proves little: nested and software KVM exist that run a BIOS but no stock kernel. The
+//! processor distinguishes them without a guest: hardware virtualisation shows as `vmx` or `svm` among its flags, and
+//! as one of the kernel's modules for it. A run in which KVM fails records this until the host boots again.
 
 use std::fs::OpenOptions;
 use std::io::ErrorKind;
@@ -15,27 +15,27 @@ use crate::cache::Cache;
 use crate::fs::{entries, make_private_dir, remove_file, write_private};
 use crate::processes::boot_id;
 
-/// What speaks for or against KVM. Each reason is in words, for the report.
+/// The state of KVM. Each reason is a text for the report.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Kvm {
-    /// It opens, and the processor's own virtualisation stands behind it.
+    /// `/dev/kvm` opens, and the processor has hardware virtualisation.
     Opens,
-    /// The same, and this host is itself a virtual machine.
+    /// As `Opens`, but this host is itself a virtual machine.
     Nested,
-    /// It opens, and nothing in the processor stands behind it: it may run a BIOS, and no stock kernel.
+    /// `/dev/kvm` opens, but the processor has no hardware virtualisation. It may run a BIOS but no stock kernel.
     Software(String),
-    /// An earlier run of this host's boot saw it fail; why.
+    /// KVM failed in an earlier run since this host's boot; the reason follows.
     Failed(String),
     /// The guest's architecture is not the host's.
     Foreign(String),
-    /// There is no `/dev/kvm`; why.
+    /// `/dev/kvm` does not exist or cannot be opened; the reason follows.
     Absent(String),
-    /// There is one that this user may not open; why.
+    /// This user may not open `/dev/kvm`; the reason follows.
     Denied(String),
 }
 
 impl Kvm {
-    /// Why an automatic choice does not take it; `None` where it may be tried.
+    /// Returns the reason why KVM is not chosen automatically; `None` if it may be tried.
     pub fn against(&self) -> Option<&str> {
         match self {
             Self::Opens | Self::Nested => None,
@@ -47,24 +47,24 @@ impl Kvm {
         }
     }
 
-    /// Whether it can be tried at all, by whoever asks for it by name.
+    /// Returns whether KVM can be tried if the user requests it explicitly.
     pub fn opens(&self) -> bool {
         matches!(self, Self::Opens | Self::Nested | Self::Software(_) | Self::Failed(_))
     }
 }
 
-/// What the processor and the kernel say of hardware virtualisation.
+/// The signs of hardware virtualisation in the processor and the kernel.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Processor {
-    /// Neither `vmx` nor `svm` is in /proc/cpuinfo; never on Arm, which has no such flag that the kernel shows.
+    /// Neither `vmx` nor `svm` is in /proc/cpuinfo. This is never set on Arm, for which the kernel shows no such flag.
     lacks_flag: bool,
-    /// `hypervisor` in /proc/cpuinfo: this is a virtual machine.
+    /// `hypervisor` is in /proc/cpuinfo: this host is a virtual machine.
     guest: bool,
-    /// `/sys/module/kvm_*`.
+    /// The names of `/sys/module/kvm_*`.
     modules: Vec<String>,
 }
 
-/// Looks, without starting anything.
+/// Returns the state of KVM without starting a guest.
 pub fn look(guest: VmArchitecture, cache: Option<&Cache>) -> Kvm {
     let host = VmArchitecture::of_host();
     if host != Some(guest) {
@@ -116,21 +116,21 @@ fn remembered_failure(cache: &Cache) -> Option<String> {
     let path = note_path(cache);
     let note = std::fs::read_to_string(&path).ok()?;
     let (_, reason) = note.split_once('\n').filter(|(boot_id, _)| *boot_id == host_boot_id())?;
-    Some(format!("{} (remembered in {})", reason.trim(), path.display()))
+    Some(format!("{} (recorded in {})", reason.trim(), path.display()))
 }
 
-/// Forgets an earlier failure: KVM has been seen to work.
+/// Deletes the record of an earlier failure, because KVM has worked.
 ///
 /// # Errors
-/// Where the note cannot be deleted.
+/// Returns an error if the record cannot be deleted.
 pub fn forget_failure(cache: &Cache) -> Result<()> {
     remove_file(&note_path(cache))
 }
 
-/// Writes down that KVM was tried and did not run a kernel, until this host boots again.
+/// Records that KVM was tried and did not run a kernel. The record holds until this host boots again.
 ///
 /// # Errors
-/// Where the cache cannot be written.
+/// Returns an error if the cache cannot be written.
 pub fn remember_failure(cache: &Cache, reason: &str) -> Result<()> {
     make_private_dir(&cache.history())?;
     write_private(&note_path(cache), format!("{}\n{reason}\n", host_boot_id()))
@@ -140,7 +140,8 @@ fn note_path(cache: &Cache) -> PathBuf {
     cache.history().join("kvm-unusable")
 }
 
-/// A kernel without the file has no boot to tell apart; the note then holds until it is deleted.
+/// Returns the id of this boot. If the kernel does not provide it, the id is empty, and the record holds until it is
+/// deleted.
 fn host_boot_id() -> String {
     boot_id().unwrap_or_default()
 }
@@ -176,7 +177,7 @@ mod tests {
         assert!(
             matches!(&lies, Kvm::Software(why) if why.contains("kvm_pvm") && why.contains("neither vmx nor svm"))
         );
-        assert!(lies.opens() && lies.against().is_some(), "who asks for it by name may try it");
+        assert!(lies.opens() && lies.against().is_some(), "an explicit request may try it");
         assert_eq!(evaluate(Ok(()), &hardware, Some("x".into())), Kvm::Failed("x".into()));
         let denied = evaluate(Err((ErrorKind::PermissionDenied, "no".into())), &hardware, None);
         assert!(matches!(denied, Kvm::Denied(_)) && !denied.opens());

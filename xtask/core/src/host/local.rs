@@ -1,4 +1,4 @@
-//! What this machine has for any guest: distribution, user, programs, libvirt, room, clock.
+//! The facts about this machine for any guest: distribution, user, programs, libvirt, disk, memory and clock.
 
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -13,20 +13,21 @@ use crate::cache::{Cache, Unusable};
 use crate::os_release::OsRelease;
 use crate::runs;
 
-/// When a program is needed.
+/// The purpose for which a program is needed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum When {
-    /// By every run.
+    /// Every run needs it.
     Always,
-    /// To build an image from packages.
+    /// The build of an image from packages needs it.
     Building,
-    /// The same, by who is not root: in a user namespace.
+    /// The build of an image in a user namespace needs it, that is, by a user other than root.
     BuildingAsUser,
-    /// By the test suite.
+    /// The test suite needs it.
     Testing,
 }
 
-/// Programs that a run starts, with what brings them.
+/// The programs that this workflow starts, each with its entry in the table of packages and the purpose for which it is
+/// needed.
 pub const PROGRAMS: &[(&str, Need, When)] = &[
     ("qemu-img", Need::QemuImg, When::Always),
     ("ssh", Need::Ssh, When::Always),
@@ -50,17 +51,18 @@ pub const PROGRAMS: &[(&str, Need, When)] = &[
     ("e2fsck", Need::E2fsprogs, When::Testing),
 ];
 
-/// libvirt's own executables are where its build says: Debian, Ubuntu and Arch; Fedora and openSUSE; older openSUSE.
+/// The possible paths of the program with which libvirt writes a machine's memory to a file. libvirt's build determines
+/// the directory: that of Debian, Ubuntu and Arch; that of Fedora and openSUSE; that of older openSUSE.
 pub const LIBVIRT_IOHELPERS: [&str; 3] = [
     "/usr/lib/libvirt/libvirt_iohelper",
     "/usr/libexec/libvirt_iohelper",
     "/usr/lib64/libvirt/libvirt_iohelper",
 ];
 
-/// Where Debian keeps the keys of its archive.
+/// The keyring of Debian's archive, where Debian installs it.
 pub const DEBIAN_KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
-/// A machine. `Err` holds the reason in words.
+/// The facts about this machine. `Err` holds the reason in words.
 #[derive(Debug, Clone)]
 pub struct LocalHost {
     /// os-release(5).
@@ -70,53 +72,52 @@ pub struct LocalHost {
     pub cpus: usize,
     /// Whether this process is root.
     pub root: bool,
-    /// `sudo` or `doas`, for those who are not.
+    /// The path of `sudo` or `doas`, for users other than root.
     pub escalation: Option<PathBuf>,
-    /// What says that this is a container.
+    /// The file that shows that this is a container.
     pub container: Option<String>,
     /// Whether systemd runs here (sd_booted(3)).
     pub systemd: bool,
-    /// What installs packages.
     pub package_manager: Option<PackageManager>,
-    /// Programs of [`PROGRAMS`] that are not there.
+    /// The programs of [`PROGRAMS`] that are missing.
     pub missing_programs: Vec<(&'static str, Need, When)>,
-    /// `nats-server`'s version, where it is there.
+    /// The version of `nats-server`; `None` if it is missing.
     pub nats_server: Option<Result<String, String>>,
-    /// Whether there is a pkg-config.
+    /// Whether pkg-config is installed.
     pub pkg_config: bool,
-    /// libvirt's version, by the probe that the build makes.
+    /// The version of libvirt, by the same query as the build's.
     pub libvirt: Result<String, String>,
-    /// Whether libvirt's headers are in the system's own place, for whom pkg-config cannot ask.
+    /// Whether libvirt's headers are in the system's include directory. This is used if pkg-config is missing.
     pub libvirt_header: bool,
-    /// libvirt's QEMU driver, which the embedded connection loads.
+    /// The path of libvirt's QEMU driver, which the embedded connection loads.
     pub libvirt_driver: Option<PathBuf>,
-    /// Whether libvirt has the program by way of which it writes a machine's memory to a file.
+    /// Whether the program is installed with which libvirt writes a machine's memory to a file.
     pub libvirt_iohelper: bool,
-    /// The account that a libvirt of this distribution insists on when it runs as root, where it is missing.
+    /// The account that this distribution's libvirt requires when it runs as root, if it is missing.
     pub missing_libvirt_user: Option<&'static str>,
     pub cache: Result<PathBuf, Unusable>,
-    /// Whether this user, who is QEMU's user too, may read, write and enter the cache.
+    /// Whether this user may read, write and enter the cache. QEMU runs as the same user.
     pub cache_access: Result<(), String>,
-    /// Free bytes where the cache is.
+    /// The free space in bytes on the file system of the cache.
     pub free_disk: Option<u64>,
-    /// `MemAvailable`, bytes.
+    /// `MemAvailable` in bytes.
     pub free_memory: Option<u64>,
-    /// Why an ordinary user cannot build an image in a user namespace here.
+    /// The reason why a user other than root cannot build an image in a user namespace here.
     pub no_user_namespace: Option<String>,
     /// Whether `binfmt_misc` is mounted.
     pub binfmt_mounted: bool,
-    /// Whether Debian's archive keyring is there.
+    /// Whether Debian's archive keyring is installed.
     pub debian_keyring: bool,
-    /// This machine's clock, in seconds since 1970.
+    /// The time of this machine's clock, in seconds since 1970.
     pub now: u64,
-    /// What it must have passed: the time at which this program was built.
+    /// The time at which this program was built. The clock must be later.
     pub built: u64,
-    /// Runs that died and are not collected yet.
+    /// The ids of dead runs that are not collected yet.
     pub dead_runs: Vec<String>,
 }
 
 impl LocalHost {
-    /// Looks around.
+    /// Gathers the facts.
     pub fn gather() -> Self {
         let cache = Cache::from_env();
         let known = cache.as_ref().ok().cloned();
@@ -162,7 +163,7 @@ impl LocalHost {
         })
     }
 
-    /// As whom, and where: `root in a container without systemd`.
+    /// Describes the user and the system: `root in a container without systemd`.
     pub fn describe(&self) -> String {
         let who = if self.root { "root" } else { "an ordinary user" };
         let container = if self.container.is_some() { " in a container" } else { "" };
@@ -176,7 +177,8 @@ fn version(program: &Path, flag: &str) -> Result<String, String> {
     tools::version_in(&output).ok_or_else(|| format!("{} printed no version: {output:?}", program.display()))
 }
 
-/// As virt-sys' build script asks: `libvirt` and, for QEMU's monitor, `libvirt-qemu`.
+/// Returns the version of libvirt. The query is that of virt-sys' build script: `libvirt` and, for QEMU's monitor,
+/// `libvirt-qemu`.
 fn libvirt_version() -> Result<String, String> {
     let pkg_config = tools::find("pkg-config").ok_or("pkg-config is missing")?;
     let ask = |library| tools::read(&pkg_config, &["--modversion", library]);
@@ -186,7 +188,7 @@ fn libvirt_version() -> Result<String, String> {
         .map_err(|error| format!("{error:#}"))
 }
 
-/// libvirt looks in its own library directory, whose place is the distribution's choice.
+/// Searches libvirt's own library directory, whose place depends on the distribution.
 fn libvirt_driver() -> Option<PathBuf> {
     let triplets = VmArchitecture::ALL.map(|arch| format!("/usr/lib/{}", arch.profile().multiarch));
     ["/usr/lib64", "/usr/lib"]
@@ -197,9 +199,10 @@ fn libvirt_driver() -> Option<PathBuf> {
         .find(|path| path.exists())
 }
 
-/// A libvirt that runs as root looks up the account it was built with before it reads its configuration (9.0 and
-/// later), even where that says `user = "+0"`. On Debian and Ubuntu the account comes with the daemon, which nothing
-/// here needs; elsewhere with the driver.
+/// Returns the account that libvirt needs if it is missing. A libvirt that runs as root looks up the account of its
+/// build before it reads its configuration (9.0 and later), even if the configuration says `user = "+0"`. On Debian and
+/// Ubuntu the daemon's package creates the account, and this workflow does not need the daemon. On other distributions
+/// the driver's package creates it.
 fn missing_libvirt_user() -> Option<&'static str> {
     const DEBIANS: &str = "libvirt-qemu";
     let concerned = rustix::process::geteuid().is_root() && Path::new("/etc/debian_version").exists();
@@ -207,13 +210,14 @@ fn missing_libvirt_user() -> Option<&'static str> {
     (concerned && !(known("passwd") && known("group"))).then_some(DEBIANS)
 }
 
-/// What container engines leave for those inside (systemd.io/CONTAINER_INTERFACE; podman and docker each a file).
+/// Returns the file by which a container is recognised (systemd.io/CONTAINER_INTERFACE; podman and docker each have a
+/// file).
 fn container() -> Option<String> {
     let files = ["/run/.containerenv", "/.dockerenv", "/run/systemd/container"];
     files.into_iter().find(|path| Path::new(path).exists()).map(str::to_owned)
 }
 
-/// Its nearest directory that exists must be this user's to use.
+/// Checks that this user may use the nearest existing directory of a path.
 fn may_use(cache: &Path) -> Result<(), String> {
     let everything = Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK;
     for path in cache.ancestors() {
@@ -228,21 +232,21 @@ fn may_use(cache: &Path) -> Result<(), String> {
     Ok(())
 }
 
-/// Of the file system that will hold the cache: of its nearest directory that exists.
+/// Returns the free space of the file system that will hold the cache, by its nearest existing directory.
 fn free_disk(cache: &Path) -> Option<u64> {
     let existing = cache.ancestors().find(|path| path.exists())?;
     let stat = rustix::fs::statvfs(existing).ok()?;
     Some(stat.f_bavail * stat.f_frsize)
 }
 
-/// Bytes that a new process may have without swapping (proc(5), `MemAvailable`).
+/// Returns the number of bytes that a new process can have without swapping (proc(5), `MemAvailable`).
 pub fn available_memory() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let kib = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     kib.trim().trim_end_matches(" kB").trim().parse::<u64>().ok().map(|kib| kib * 1024)
 }
 
-/// Tried, not looked up: subordinate ids, sysctls and AppArmor (Ubuntu 24.04) each may forbid it.
+/// Tries a user namespace, because subordinate ids, sysctls and AppArmor (Ubuntu 24.04) can each forbid it.
 fn no_user_namespace() -> Option<String> {
     if rustix::process::geteuid().is_root() {
         return None;
@@ -256,7 +260,7 @@ fn seconds(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
-/// When this program was built; 0 where nobody can say, which no clock is behind.
+/// Returns the time at which this program was built. If it is unknown, the result is 0, which is before every clock.
 fn built() -> u64 {
     let own = std::env::current_exe().and_then(|path| path.metadata()?.modified());
     own.map_or(0, seconds)

@@ -1,4 +1,5 @@
-//! What this machine has: programs, QEMU, firmware, KVM, packages; gathered, and judged elsewhere.
+//! The facts about this machine: programs, QEMU, firmware, KVM and packages. They are gathered here and evaluated
+//! elsewhere.
 
 pub mod edk2;
 pub mod facts;

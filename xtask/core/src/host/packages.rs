@@ -1,11 +1,10 @@
-//! Which package brings what, for each package manager: a table.
+//! The table of the packages of each package manager.
 
 use serde::Deserialize;
 
 use crate::arch::VmArchitecture;
 use crate::host::tools;
 
-/// A package manager.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PackageManager {
@@ -15,7 +14,7 @@ pub enum PackageManager {
     Zypper,
 }
 
-/// What a package can bring.
+/// A program or a file that a package provides.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Need {
     Emulator,
@@ -46,8 +45,8 @@ pub enum Need {
 }
 
 impl PackageManager {
-    /// The one of this machine's distribution, as os-release(5) names it: some package others' managers too. Else the
-    /// first that is there.
+    /// Returns the package manager of this machine's distribution by os-release(5), because some distributions also
+    /// package other managers. If the distribution is unknown, returns the first manager that is installed.
     pub fn find() -> Option<Self> {
         let os_release = std::fs::read_to_string("/etc/os-release").unwrap_or_default();
         Self::for_ids(&os_release, |program| tools::find(program).is_some())
@@ -70,7 +69,7 @@ impl PackageManager {
         own.or_else(|| there().next()).map(|(_, manager, _)| *manager)
     }
 
-    /// The commands that install `packages`, without recommendations and without a question.
+    /// Returns the commands that install `packages` without recommended packages and without a question.
     pub fn install(self, packages: &[&str]) -> Vec<Vec<String>> {
         let words = |line: &str| line.split(' ').map(str::to_owned).collect::<Vec<_>>();
         let with =
@@ -85,14 +84,14 @@ impl PackageManager {
         }
     }
 
-    /// The packages that bring `need` for guests of `arch`; none where the distribution has no such package.
+    /// Returns the packages that provide `need` for guests of `arch`; none if the distribution has no such package.
     pub fn packages(self, need: Need, arch: VmArchitecture) -> Vec<&'static str> {
         let column = row(need, arch).split('|').nth(self as usize);
         column.unwrap_or_default().split_whitespace().collect()
     }
 }
 
-/// Columns: apt | dnf | pacman | zypper.
+/// Returns a row of the table. The columns are apt | dnf | pacman | zypper.
 fn row(need: Need, arch: VmArchitecture) -> &'static str {
     use Need as N;
     use VmArchitecture::{Aarch64, X86_64};
@@ -108,15 +107,16 @@ fn row(need: Need, arch: VmArchitecture) -> &'static str {
         (N::LibvirtDriver, _) => {
             "libvirt-daemon-driver-qemu | libvirt-daemon-driver-qemu | libvirt | libvirt-daemon-driver-qemu"
         }
-        // It comes with the driver but for Debian and its kin, which have it in Debian 12's daemon and in what 13's needs.
+        // On Debian and its derivatives, the driver's package does not contain this program: Debian 12 has it in the
+        // daemon's package, and Debian 13 in a package on which the daemon depends.
         (N::LibvirtIohelper, _) => "libvirt-daemon | libvirt-daemon-common | libvirt | libvirt-daemon-common",
-        // Debian 12's has the network driver in it.
+        // On Debian 12 this package contains the network driver.
         (N::LibvirtDaemon, _) => {
             "libvirt-daemon | libvirt-daemon libvirt-daemon-driver-network | libvirt \
              | libvirt-daemon libvirt-daemon-driver-network"
         }
         (N::PkgConfig, _) => "pkg-config | pkgconf-pkg-config | pkgconf | pkgconf-pkg-config",
-        // openSUSE's compilers go by another name, and have no C library.
+        // openSUSE's cross-compilers have other names, and no C library.
         (N::CrossLinker, Aarch64) => {
             "gcc-aarch64-linux-gnu libc6-dev-arm64-cross | gcc-aarch64-linux-gnu sysroot-aarch64-fc41-glibc \
              | aarch64-linux-gnu-gcc |"
@@ -124,27 +124,27 @@ fn row(need: Need, arch: VmArchitecture) -> &'static str {
         (N::CrossLinker, X86_64) => {
             "gcc-x86-64-linux-gnu libc6-dev-amd64-cross | gcc-x86_64-linux-gnu | x86_64-linux-gnu-gcc |"
         }
-        // The host's own; a cross-compiler's comes with it.
+        // This row is for the host's own compiler. The package of a cross-compiler brings its own static library.
         (N::StaticLibc, _) => "libc6-dev | glibc-static | glibc | glibc-devel-static",
         (N::NatsServer, _) => "nats-server | nats-server | nats-server | nats-server",
         (N::Ssh, _) => "openssh-client | openssh-clients | openssh | openssh-clients",
-        // Arch Linux has it among its users' packages alone, which pacman does not install.
+        // Arch Linux has it only in the user repository, from which pacman does not install.
         (N::Mmdebstrap, _) => "mmdebstrap arch-test | mmdebstrap | |",
         (N::Keyring, _) => "debian-archive-keyring | debian-keyring | debian-archive-keyring |",
         (N::Mtools, _) => "mtools | mtools | mtools | mtools",
         (N::Dosfstools, _) => "dosfstools | dosfstools | dosfstools | dosfstools",
         (N::E2fsprogs, _) => "e2fsprogs | e2fsprogs | e2fsprogs | e2fsprogs",
         (N::Sfdisk, _) => "fdisk | util-linux | util-linux | util-linux",
-        // mount(8) is a package of its own on Debian, and a minimal container lacks it.
+        // On Debian, mount(8) has a package of its own, which a minimal container lacks.
         (N::UserEmulation, _) => {
             "qemu-user-static binfmt-support mount | qemu-user-static \
              | qemu-user-static qemu-user-static-binfmt | qemu-linux-user"
         }
         (N::Uidmap, _) => "uidmap | shadow-utils | shadow | shadow",
         (N::Gpgv, _) => "gpgv | gnupg2 | gnupg | gpg2",
-        // With runc: Debian 12's crun refuses the hybrid cgroup layout of some build machines.
+        // runc is added because Debian 12's crun refuses the hybrid cgroup layout of some build machines.
         (N::Podman, _) => "podman runc | podman | podman | podman",
-        // What the tests of `inspect` compile their corpus with.
+        // The tests of `inspect` compile their samples with this compiler.
         (N::CrossCxx, _) => "g++-aarch64-linux-gnu | gcc-c++-aarch64-linux-gnu | aarch64-linux-gnu-gcc |",
         (N::Musl, _) => "musl-tools | musl-gcc | musl |",
         (N::Binutils, _) => "binutils | binutils | binutils | binutils",

@@ -1,5 +1,5 @@
-//! The emulator on this machine, asked by its own protocol on its standard input (QMP, docs/interop/qmp-spec.rst in QEMU's
-//! sources): one process of 40 ms tells its version, its CPU models and what `max` has. No machine is run.
+//! The emulator on this machine. It is queried over QMP on its standard input (docs/interop/qmp-spec.rst in QEMU's
+//! sources): one process of 40 ms reports its version, its CPU models and the properties of `max`. No machine is run.
 
 use std::path::{Path, PathBuf};
 
@@ -15,15 +15,15 @@ use crate::error::Failure;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Emulator {
     pub path: PathBuf,
-    /// `7.2.22`.
+    /// The version, such as `7.2.22`.
     pub version: String,
-    /// The CPU models it has for the machine.
+    /// The CPU models for the machine.
     pub cpu_models: Vec<String>,
-    /// The properties that its `max` CPU says it has.
+    /// The properties that the emulator reports for its `max` CPU.
     pub max_properties: Vec<String>,
 }
 
-/// What the emulator is asked.
+/// The QMP commands for the emulator.
 const QUESTIONS: &str = concat!(
     r#"{"execute":"qmp_capabilities"}"#,
     r#"{"execute":"query-version","id":"version"}"#,
@@ -33,15 +33,15 @@ const QUESTIONS: &str = concat!(
 );
 
 impl Emulator {
-    /// The emulator for `profile`'s machine.
+    /// Queries the emulator for `profile`'s machine.
     ///
     /// # Errors
-    /// Names the program, and what it said in the place of an answer.
+    /// Returns an error that names the program and includes its output if it does not answer.
     pub fn ask(path: &Path, profile: &MachineProfile) -> Result<Self> {
         let machine = ["-machine", profile.machine_type, "-accel", "tcg", "-nodefaults"];
         let arguments = [&machine[..], &["-display", "none", "-S", "-qmp", "stdio"]].concat();
         let answers = tools::ask(path, &arguments, QUESTIONS.as_bytes())?;
-        Self::from_answers(path, &answers).with_context(|| format!("read what {} answers", path.display()))
+        Self::from_answers(path, &answers).with_context(|| format!("read the answers of {}", path.display()))
     }
 
     fn from_answers(path: &Path, answers: &str) -> Result<Self> {
@@ -55,7 +55,7 @@ impl Emulator {
         let models =
             answer("models").and_then(Value::as_array).context("its output contains no CPU models")?;
         let names = models.iter().filter_map(|model| model["name"].as_str());
-        // An emulator without this question has no such CPU properties either.
+        // An emulator that does not know this command has no such CPU properties either.
         let properties = answer("max").and_then(|max| max["model"]["props"].as_object());
         Ok(Self {
             path: path.to_owned(),
@@ -65,15 +65,15 @@ impl Emulator {
         })
     }
 
-    /// Major and minor.
+    /// Returns the major and the minor version.
     pub fn release(&self) -> (u32, u32) {
         tools::release(&self.version)
     }
 
-    /// Refuses a CPU model that this emulator does not have.
+    /// Checks that this emulator has a CPU model.
     ///
     /// # Errors
-    /// A usage error, with the models there are.
+    /// Returns a usage error that lists the models if it has not.
     pub fn check_cpu(
         &self,
         arch: VmArchitecture,

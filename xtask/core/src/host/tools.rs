@@ -1,4 +1,4 @@
-//! Finding and asking other programs.
+//! Functions that find other programs and run short commands.
 
 use std::collections::BTreeSet;
 use std::io::{self, Read, Write as _};
@@ -13,10 +13,10 @@ use anyhow::{Context, Result, bail};
 use crate::fs::entries;
 use crate::limits;
 
-/// Where an ordinary user's PATH does not look, and Debian keeps `mkfs.vfat`, `sfdisk` and `nats-server`.
+/// Directories that are not on an ordinary user's PATH. Debian keeps `mkfs.vfat`, `sfdisk` and `nats-server` there.
 const SYSTEM_DIRECTORIES: &[&str] = &["/usr/local/sbin", "/usr/sbin", "/sbin"];
 
-/// The program's path, on PATH or in the system directories.
+/// Returns the path of a program on PATH or in the system directories.
 pub fn find(name: &str) -> Option<PathBuf> {
     directories().map(|directory| directory.join(name)).find(|candidate| is_executable(candidate))
 }
@@ -27,7 +27,7 @@ fn directories() -> impl Iterator<Item = PathBuf> {
     own.into_iter().chain(SYSTEM_DIRECTORIES.iter().map(PathBuf::from))
 }
 
-/// The names of all programs that begin with `start`, sorted.
+/// Returns the names of all programs that begin with `start`, sorted.
 pub fn find_all(start: &str) -> Vec<String> {
     let programs = directories().flat_map(|directory| entries(&directory).collect::<Vec<_>>());
     let names = programs.filter(|path| is_executable(path)).filter_map(|path| {
@@ -37,10 +37,10 @@ pub fn find_all(start: &str) -> Vec<String> {
     names.collect::<BTreeSet<_>>().into_iter().collect()
 }
 
-/// [`find`], with an error that says what to do.
+/// Returns the path of a program like [`find`].
 ///
 /// # Errors
-/// Where it is not there.
+/// Returns an error with a remedy if the program is missing.
 pub fn require(name: &str) -> Result<PathBuf> {
     find(name).with_context(|| format!("find {name} on PATH: run `cargo xtask preflight --fix`"))
 }
@@ -50,18 +50,18 @@ pub(super) fn is_executable(path: &Path) -> bool {
     path.metadata().is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
 }
 
-/// What a quick command prints, in the C locale.
+/// Returns the output of a short command, which runs in the C locale.
 ///
 /// # Errors
-/// Names the command, and what it said where it failed.
+/// Returns an error with the command and its error output if the command fails.
 pub fn read(program: &Path, arguments: &[&str]) -> Result<String> {
     ask(program, arguments, b"")
 }
 
-/// The same of one that is told something on its standard input.
+/// Returns the output of a short command that reads `question` on its standard input.
 ///
 /// # Errors
-/// Likewise.
+/// Returns the errors of [`read`].
 pub fn ask(program: &Path, arguments: &[&str], question: &[u8]) -> Result<String> {
     let mut command = Command::new(program);
     command.args(arguments).env("LC_ALL", "C");
@@ -73,19 +73,20 @@ pub fn ask(program: &Path, arguments: &[&str], question: &[u8]) -> Result<String
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// So much of what a program says is kept.
+/// The number of bytes that are kept of each output of a program.
 const MOST_BYTES: u64 = 64 << 20;
 
-/// Runs a command that ends soon, with `question` on its standard input, and returns what it says.
+/// Runs a short command with `question` on its standard input, and returns its output.
 ///
 /// # Errors
-/// Where it cannot be run, and where it has not ended within [`limits::PROBE`]: it is killed then.
+/// Returns an error if the command cannot be run, or if it has not ended within [`limits::PROBE`]. In that case it is
+/// killed.
 fn answer(command: &mut Command, question: Vec<u8>) -> Result<Output> {
     let program = command.get_program().display().to_string();
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().with_context(|| format!("run {program}"))?;
     let mut stdin = child.stdin.take();
-    // Threads of their own, which end with the pipes: what the program leaves behind may hold those open.
+    // These threads end with their pipes, because descendants of the program may keep the pipes open.
     thread::spawn(move || stdin.as_mut().map(|pipe| pipe.write_all(&question)));
     let pipes = [child.stdout.take().map(read_aside), child.stderr.take().map(read_aside)];
     let deadline = Instant::now() + limits::PROBE;
@@ -95,7 +96,7 @@ fn answer(command: &mut Command, question: Vec<u8>) -> Result<Output> {
             child.kill().and_then(|()| child.wait()).with_context(|| format!("end {program}"))?;
             bail!("{program} has not answered within {} s", limits::PROBE.as_secs());
         };
-        texts.push(text.with_context(|| format!("read what {program} prints"))?);
+        texts.push(text.with_context(|| format!("read the output of {program}"))?);
     }
     let status = child.wait().with_context(|| format!("wait for {program}"))?;
     let (stderr, stdout) = (texts.pop().unwrap_or_default(), texts.pop().unwrap_or_default());
@@ -111,7 +112,7 @@ fn read_aside(pipe: impl Read + Send + 'static) -> Receiver<io::Result<Vec<u8>>>
     receiver
 }
 
-/// The first version number (`9.0.0`, `2.9.10`) in what a program says.
+/// Returns the first version number (`9.0.0`, `2.9.10`) in a program's output.
 pub fn version_in(text: &str) -> Option<String> {
     text.split(|c: char| c.is_whitespace() || matches!(c, '(' | ')' | ',' | ':'))
         .map(|word| word.trim_start_matches('v'))
@@ -119,7 +120,7 @@ pub fn version_in(text: &str) -> Option<String> {
         .map(str::to_owned)
 }
 
-/// The first two numbers of a version; what is no number counts as none.
+/// Returns the first two numbers of a version. A part that is not a number counts as 0.
 pub fn release(version: &str) -> (u32, u32) {
     let mut parts = version.split('.').map(|part| part.parse().unwrap_or(0));
     (parts.next().unwrap_or(0), parts.next().unwrap_or(0))
