@@ -5,7 +5,7 @@ use clap::{Args, ColorChoice, ValueEnum};
 use super::image::ImageArgs;
 use crate::arch::VmArchitecture;
 
-/// How much is said, and in which colours.
+/// The amount and the colours of the output.
 #[derive(Debug, Clone, Copy, Args)]
 pub struct Verbosity {
     /// Print the commands that run and the guest's console
@@ -22,13 +22,13 @@ pub struct Verbosity {
 }
 
 impl Verbosity {
-    /// Says nothing.
+    /// Prints nothing but the verdict and errors, without colours.
     pub fn silent() -> Self {
         Self { verbose: false, quiet: true, color: ColorChoice::Never }
     }
 }
 
-/// `build`.
+/// The flags of `build`.
 #[derive(Debug, Clone, Args)]
 pub struct BuildArgs {
     /// The device's architecture
@@ -40,11 +40,11 @@ pub struct BuildArgs {
     pub profile: String,
 }
 
-/// The default guest.
+/// The memory of the default guest.
 const MEMORY_MIB: u64 = 2048;
 const VCPUS: u32 = 2;
 
-/// The machine to test on.
+/// The machine of the guest.
 #[derive(Debug, Clone, Args)]
 pub struct MachineArgs {
     #[command(flatten)]
@@ -68,7 +68,7 @@ pub struct MachineArgs {
 }
 
 impl Default for MachineArgs {
-    /// As a command line without any of the flags.
+    /// Returns the values of a command line without any of the flags.
     fn default() -> Self {
         Self { image: ImageArgs::default(), cpu: None, accel: Accel::Auto, memory: MEMORY_MIB, vcpus: VCPUS }
     }
@@ -79,7 +79,7 @@ pub(super) fn timeout_scale(text: &str) -> Result<f64, String> {
     if (0.1..=100.0).contains(&scale) { Ok(scale) } else { Err("must be 0.1 to 100".to_owned()) }
 }
 
-/// `--accel`.
+/// The values of `--accel`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub enum Accel {
     /// KVM if the architectures match and it works, otherwise TCG
@@ -91,7 +91,7 @@ pub enum Accel {
     Tcg,
 }
 
-/// What to do about what is missing.
+/// The flags for installing what is missing.
 #[derive(Debug, Clone, Copy, Default, Args)]
 pub struct FixArgs {
     /// Install what is missing, after showing the commands and asking

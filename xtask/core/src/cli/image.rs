@@ -1,4 +1,4 @@
-//! The flags about images: which one a smoke boots, and `cargo xtask image`.
+//! The flags that choose the image of a smoke, and those of `cargo xtask image`.
 
 use std::path::PathBuf;
 
@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 use crate::arch::VmArchitecture;
 use crate::digest::Digest;
 
-/// Which image.
+/// The flags that choose an image.
 #[derive(Debug, Clone, Default, Args)]
 pub struct ImageArgs {
     /// A name of `image list`, ./FILE or https://… [default: ubuntu-24.04, or debian-12 if its host cannot be reached]
@@ -31,7 +31,7 @@ pub struct ImageArgs {
     pub offline: bool,
 }
 
-/// `image`.
+/// The commands of `image`.
 #[derive(Debug, Clone, Subcommand)]
 pub enum ImageCommand {
     #[command(flatten)]
@@ -40,7 +40,7 @@ pub enum ImageCommand {
     Bump(BumpArgs),
 }
 
-/// The commands that work on the cache.
+/// The commands that use the cache.
 #[derive(Debug, Clone, Subcommand)]
 pub enum StoreCommand {
     /// List the images: pinned and cached versions, size, age, users
@@ -72,7 +72,7 @@ pub enum StoreCommand {
     Prune(PruneArgs),
 }
 
-/// `image fetch`.
+/// The flags of `image fetch`.
 #[derive(Debug, Clone, Args)]
 pub struct ImageFetchArgs {
     /// A name of the catalogue, or a URL: https, or http with a digest
@@ -99,7 +99,7 @@ pub struct ImageFetchArgs {
     pub json: bool,
 }
 
-/// `image build`.
+/// The flags of `image build`.
 #[derive(Debug, Clone, Args)]
 pub struct ImageBuildArgs {
     /// The image, as the catalogue names it
@@ -118,7 +118,7 @@ pub struct ImageBuildArgs {
     pub json: bool,
 }
 
-/// `image verify`.
+/// The flags of `image verify`.
 #[derive(Debug, Clone, Args)]
 pub struct ImageVerifyArgs {
     /// Names of images [default: every cached one]
@@ -129,18 +129,18 @@ pub struct ImageVerifyArgs {
     pub json: bool,
 }
 
-/// `image prune`.
+/// The flags of `image prune`.
 #[derive(Debug, Clone, Default, Args)]
 pub struct PruneArgs {
-    /// Delete those that were not used for this many days
+    /// Delete images and snapshots that were not used for this many days
     #[arg(long, value_name = "DAYS")]
     pub older_than: Option<u64>,
 
-    /// Delete the longest unused, including snapshots, until the rest fits into this size: 500M, 20G
+    /// Delete the longest unused images and snapshots until the rest fits into this size: 500M, 20G
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub keep: Option<u64>,
 
-    /// Delete those that are not in the catalogue; the default without a criterion
+    /// Delete images that are not in the catalogue; the default without a criterion
     #[arg(long)]
     pub unnamed: bool,
 
@@ -153,7 +153,7 @@ pub struct PruneArgs {
     pub json: bool,
 }
 
-/// Bytes, with K, M, G or T for powers of 1024.
+/// Parses a size in bytes, or a number with K, M, G or T for powers of 1024.
 fn size(text: &str) -> Result<u64, String> {
     let wanted = || format!("{text:?} is not a size: write bytes, or a number with K, M, G or T");
     let (digits, shift) = match text.char_indices().last() {
@@ -167,13 +167,13 @@ fn size(text: &str) -> Result<u64, String> {
     number.checked_shl(shift).filter(|bytes| bytes >> shift == number).ok_or_else(wanted)
 }
 
-/// `image bump`.
+/// The flags of `image bump`.
 #[derive(Debug, Clone, Args)]
 pub struct BumpArgs {
     /// The image, as the catalogue names it
     pub name: String,
 
-    /// The publisher's public keys, binary as gpgv reads them [default: what the catalogue names]
+    /// The publisher's public keys, binary as gpgv reads them [default: the keyring that the catalogue names]
     #[arg(long, value_name = "FILE", conflicts_with = "unsigned")]
     pub keyring: Option<PathBuf>,
 

@@ -6,9 +6,9 @@ use clap::Args;
 
 use crate::arch::VmArchitecture;
 
-/// `inspect`.
+/// The flags of `inspect`.
 #[derive(Debug, Clone, Args)]
-#[command(after_help = "Exit codes: 0 no reason found why it would not run there, 1 refused, 2 usage.\n\
+#[command(after_help = "Exit codes: 0 nothing was refused, 1 refused, 2 usage.\n\
                         --json prints the report on stdout; its ids are stable.")]
 pub struct InspectArgs {
     /// The executable or shared library [default: the agent of `cargo xtask build`, built if it is missing]

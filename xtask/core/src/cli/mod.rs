@@ -1,4 +1,4 @@
-//! Every flag and help text. The binaries parse this same [`Cli`], so that `smoke --help` never needs libvirt.
+//! All flags and help texts. All binaries parse this [`Cli`], so `smoke --help` does not need libvirt.
 
 mod args;
 mod image;
@@ -27,16 +27,14 @@ pub use vm::{GuestArgs, HeavyVmCommand, LightVmCommand, OneArgs, UpArgs, VmComma
     name = "cargo xtask",
     bin_name = "cargo xtask",
     version,
-    about = "Proves the IoT agent on the hardware it will really meet",
+    about = "Test the IoT agent in an emulated machine like the device that it ships to",
     after_help = "Exit codes: 0 verified, 1 the agent or the guest failed, 2 usage, 69 this host is not ready, 130 interrupted.\n\
                   stdout carries results only (a path, JSON); progress and logs go to stderr."
 )]
 pub struct Cli {
-    /// The task.
     #[command(subcommand)]
     pub command: Command,
 
-    /// How much is said.
     #[command(flatten)]
     pub verbosity: Verbosity,
 }
@@ -93,7 +91,7 @@ pub enum HeavyCommand {
     Bench(BenchArgs),
 }
 
-/// Where `cargo xtask` is completed.
+/// The shells for which `cargo xtask completions` prints a script.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Shell {
     Bash,
@@ -101,7 +99,7 @@ pub enum Shell {
     Fish,
 }
 
-/// What a bench measures.
+/// The subjects of `bench`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub enum BenchSubject {
     /// Under emulation: a smoke's boot against bare QEMU's, our CPU flags against plain `max`, warm smokes against cold ones, power cut to
@@ -122,7 +120,7 @@ pub enum BenchSubject {
     Footprint,
 }
 
-/// `bench`.
+/// The flags of `bench`.
 #[derive(Debug, Clone, Args)]
 pub struct BenchArgs {
     /// What to measure
@@ -146,7 +144,7 @@ pub struct BenchArgs {
     pub json: bool,
 }
 
-/// `soak`.
+/// The flags of `soak`.
 #[derive(Debug, Clone, Args)]
 pub struct SoakArgs {
     /// The guest's architecture
@@ -182,7 +180,7 @@ pub struct SoakArgs {
     pub fuzz: u64,
 }
 
-/// `ci`.
+/// The flags of `ci`.
 #[derive(Debug, Clone, Args)]
 pub struct CiArgs {
     #[command(flatten)]

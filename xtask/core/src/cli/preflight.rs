@@ -1,4 +1,4 @@
-//! The flags of `cargo xtask preflight`, and `--fix`, which other tasks have too.
+//! The flags of `cargo xtask preflight`.
 
 use clap::{Args, ValueEnum};
 
@@ -6,7 +6,7 @@ use super::args::{FixArgs, MachineArgs};
 use crate::arch::VmArchitecture;
 use crate::libvirt_uri::ConnectUri;
 
-/// `preflight`.
+/// The flags of `preflight`.
 #[derive(Debug, Clone, Args)]
 pub struct PreflightArgs {
     /// The guest's architecture [default: all]
@@ -36,7 +36,7 @@ pub struct PreflightArgs {
     pub json: bool,
 }
 
-/// A fault for the rehearsal to find.
+/// The faults that can be planted for the rehearsal to find.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum RehearsalFault {
     /// Run all processors of the guest on one thread of this host

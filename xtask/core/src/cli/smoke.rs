@@ -1,4 +1,4 @@
-//! `cargo xtask smoke`: how far it goes, from what, and with which planted fault.
+//! The flags of `cargo xtask smoke`.
 
 use std::path::PathBuf;
 
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::args::{BuildArgs, FixArgs, MachineArgs, timeout_scale};
 
-/// `smoke`.
+/// The flags of `smoke`.
 #[derive(Debug, Clone, Args)]
 pub struct SmokeArgs {
     #[command(flatten)]
@@ -28,7 +28,7 @@ pub struct SmokeArgs {
     #[arg(long)]
     pub cold: bool,
 
-    /// Require a snapshot (made if there is none); fail where snapshots are not possible, such as under KVM
+    /// Require a snapshot (made if there is none); fail if snapshots are not possible, such as under KVM
     #[arg(long, conflicts_with = "cold")]
     pub warm: bool,
 
@@ -64,7 +64,7 @@ pub struct SmokeArgs {
     pub sabotage: Option<Sabotage>,
 }
 
-/// How far a smoke goes.
+/// The last phase of a smoke.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub enum Until {
     /// The agent's first status
@@ -74,7 +74,7 @@ pub enum Until {
     End,
 }
 
-/// A fault for the smoke to find.
+/// The faults that can be planted for the smoke to find.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Sabotage {

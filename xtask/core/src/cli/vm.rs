@@ -1,11 +1,11 @@
-//! `cargo xtask vm`: machines to work in.
+//! The flags of `cargo xtask vm`.
 
 use clap::{Args, Subcommand};
 
 use super::args::{FixArgs, MachineArgs};
 use crate::arch::VmArchitecture;
 
-/// `vm`. `display_order` keeps the order of the help.
+/// The commands of `vm`. `display_order` keeps the order of the help.
 #[derive(Debug, Clone, Subcommand)]
 pub enum VmCommand {
     #[command(flatten)]
@@ -47,14 +47,14 @@ pub enum LightVmCommand {
     /// Stop a machine and delete its disk
     #[command(display_order = 9)]
     Rm(OneArgs),
-    /// Collect what dead runs left: processes, disks, sockets
+    /// Delete the remains of dead runs: processes, disks, sockets
     #[command(display_order = 10)]
     Gc {
-        /// Print what would be collected, and collect nothing
+        /// Print what would be deleted, and delete nothing
         #[arg(long)]
         dry_run: bool,
 
-        /// Print it as JSON
+        /// Print JSON
         #[arg(long)]
         json: bool,
     },
@@ -84,14 +84,14 @@ pub enum HeavyVmCommand {
     Start(OneArgs),
 }
 
-/// `vm up`.
+/// The flags of `vm up`.
 #[derive(Debug, Clone, Args)]
 pub struct UpArgs {
-    /// The machine's name [default: the run's name, as printed]
+    /// The machine's name [default: the id of its run]
     #[arg(value_parser = name)]
     pub name: Option<String>,
 
-    /// Its architecture
+    /// The guest's architecture
     #[arg(long, value_enum, default_value_t)]
     pub arch: VmArchitecture,
 
@@ -101,22 +101,22 @@ pub struct UpArgs {
     #[command(flatten)]
     pub fix: FixArgs,
 
-    /// Print its record as JSON instead of its name
+    /// Print the machine's record as JSON instead of its name
     #[arg(long)]
     pub json: bool,
 }
 
-/// One machine.
+/// The machine of a command.
 #[derive(Debug, Clone, Args)]
 pub struct OneArgs {
-    /// The machine's name or its run's [default: the only machine]
+    /// The machine's name or the id of its run [default: the only machine]
     pub machine: Option<String>,
 }
 
-/// One machine, and what is for a command in it.
+/// The machine of a command, and the arguments for that command.
 #[derive(Debug, Clone, Args)]
 pub struct GuestArgs {
-    /// The machine's name or its run's [default: the only machine]
+    /// The machine's name or the id of its run [default: the only machine]
     pub machine: Option<String>,
 
     /// Arguments to pass on, after `--`
