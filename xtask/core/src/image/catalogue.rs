@@ -1,4 +1,4 @@
-//! `images.toml`: the images that have a name. The file documents its own schema.
+//! The images that have a name, from `images.toml`. That file documents its own schema.
 
 use std::path::PathBuf;
 
@@ -10,24 +10,24 @@ use crate::digest::Digest;
 use crate::error::Failure;
 use crate::os_release::OsReleaseReport;
 
-/// The catalogue as it was when this was built.
+/// The text of the catalogue at the time of this build.
 const TEXT: &str = include_str!("../../images.toml");
 
 /// The schema that this code reads.
 const SCHEMA: u32 = 1;
 
-/// Every named image.
+/// The named images.
 #[derive(Debug)]
 pub struct Catalogue {
-    /// The image of a run that names none.
+    /// The image of a run without `--image`.
     pub default: String,
-    /// The fallback image where the default's host cannot be reached.
+    /// The image that replaces the default image if the host of that one cannot be reached.
     pub fallback: String,
-    /// In the file's order, each for every architecture.
+    /// The images in the order of the file, each for every architecture.
     images: Vec<Image>,
 }
 
-/// The catalogue as it is written; `image bump` reads a file that may have changed since this was built.
+/// The catalogue file. `image bump` reads a file that may have changed since this build.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CatalogueFile {
@@ -59,9 +59,9 @@ pub struct DownloadTable {
     pub release: String,
     /// The name of the list of digests in that directory.
     pub sums: String,
-    /// The name of that list's detached signature; `None` where the publisher signs nothing.
+    /// The name of the detached signature of that list; `None` if the publisher signs nothing.
     pub signature: Option<String>,
-    /// The publisher's keys; a relative path begins at the catalogue's directory.
+    /// The file with the publisher's keys. A relative path is resolved in the catalogue's directory.
     pub keyring: Option<PathBuf>,
     x86_64: Option<CataloguePin>,
     aarch64: Option<CataloguePin>,
@@ -76,7 +76,7 @@ pub struct CataloguePin {
 }
 
 impl Catalogue {
-    /// The catalogue of this build.
+    /// Returns the catalogue of this build.
     pub fn built_in() -> Self {
         Self::parse(TEXT).expect("a test parses the catalogue that is built in")
     }
@@ -87,16 +87,16 @@ impl Catalogue {
         Ok(Self { images: images.collect::<Result<_, _>>()?, default: file.default, fallback: file.fallback })
     }
 
-    /// Every name, in the catalogue's order.
+    /// Returns every name in the order of the catalogue.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         let once = self.images.iter().step_by(VmArchitecture::ALL.len());
         once.map(|image| image.name.as_str())
     }
 
-    /// The image `name` for `arch`.
+    /// Returns the image `name` for `arch`.
     ///
     /// # Errors
-    /// A usage error, with the names that there are.
+    /// Returns a usage error that lists the existing names.
     pub fn find(&self, name: &str, arch: VmArchitecture) -> Result<Image, Failure> {
         let image = self.images.iter().find(|image| image.name == name && image.arch == arch);
         image.cloned().ok_or_else(|| {
@@ -107,8 +107,10 @@ impl Catalogue {
 }
 
 impl CatalogueFile {
+    /// Parses the text of a catalogue file.
+    ///
     /// # Errors
-    /// Says where the text does not follow the schema.
+    /// Returns the place at which the text violates the schema.
     pub fn parse(text: &str) -> Result<Self, String> {
         let file: Self = toml::from_str(text).map_err(|error| error.to_string())?;
         if file.schema != SCHEMA {
@@ -149,14 +151,14 @@ impl ImageEntry {
 }
 
 impl DownloadTable {
-    /// The file that is pinned for `arch`.
+    /// Returns the file that is pinned for `arch`.
     pub fn pin(&self, arch: VmArchitecture) -> Option<&CataloguePin> {
         arch.pick(&self.x86_64, &self.aarch64).as_ref()
     }
 }
 
 impl Recipe {
-    /// With the packages whose names differ between architectures.
+    /// Returns the recipe with the packages whose names depend on the architecture.
     fn for_arch(&self, arch: VmArchitecture) -> Self {
         let debian_arch = arch.profile().debian_arch;
         let mut recipe = self.clone();
@@ -191,7 +193,7 @@ mod tests {
         assert!(matches!(fallback.source, Source::Packages(_)), "the fallback needs no host of its own");
         catalogue.find(&catalogue.default, VmArchitecture::Aarch64).unwrap();
         let names: std::collections::BTreeSet<_> = catalogue.names().collect();
-        assert_eq!(names.len() * 2, catalogue.images.len(), "a name twice");
+        assert_eq!(names.len() * 2, catalogue.images.len(), "a name occurs twice");
     }
 
     #[test]

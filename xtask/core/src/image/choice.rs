@@ -1,4 +1,4 @@
-//! Which image a run boots, from the command line.
+//! The choice of a run's image from the command line.
 
 use std::path::Path;
 
@@ -8,24 +8,25 @@ use crate::arch::VmArchitecture;
 use crate::cli::ImageArgs;
 use crate::error::Failure;
 
-/// An image that somebody brought is entered as this user, which cloud-init makes.
+/// The login user for an image that is not in the catalogue. cloud-init creates this user.
 const OWN_LOGIN_USER: &str = "tester";
 
-/// The image of a run, and its fallback image.
+/// The image of a run and its fallback image.
 #[derive(Debug, Clone)]
 pub struct Choice {
-    /// What is to be tested.
+    /// The image to be tested.
     pub image: Image,
-    /// What is tested where the host of `image` cannot be reached. Never for an image that was asked for.
+    /// The image that is tested if the host of `image` cannot be reached. An image that was requested by `--image` has
+    /// no fallback.
     pub fallback: Option<Image>,
 }
 
 impl Choice {
-    /// From the command line.
+    /// Returns the image that the command line requests.
     ///
     /// # Errors
-    /// A usage error for a name that does not exist, a file that is not there, and an image without a digest that nobody
-    /// called unverified.
+    /// Returns a usage error for an unknown name, for a file that does not exist, and for a file or an address without
+    /// a digest if `--unverified` is not given.
     pub fn from_args(args: &ImageArgs, arch: VmArchitecture) -> Result<Self, Failure> {
         let catalogue = Catalogue::built_in();
         let says_content = args.image_digest.is_some() || args.unverified;
@@ -53,7 +54,7 @@ impl Choice {
     }
 }
 
-/// A file or an address; `None` for a name.
+/// Returns the file or the address in `wanted`, or `None` if it is a name.
 fn own_source(wanted: &str, args: &ImageArgs) -> Result<Option<Source>, Failure> {
     if !wanted.contains('/') {
         return Ok(None);
@@ -90,7 +91,8 @@ fn own_source(wanted: &str, args: &ImageArgs) -> Result<Option<Source>, Failure>
     Ok(Some(Source::File(LocalFile { path, digest })))
 }
 
-/// The format is what its name says, or qcow2; the file itself is looked at before it is booted.
+/// Returns the description of an image that is not in the catalogue. The suffix `.raw` gives the format; otherwise it
+/// is qcow2. The file itself is checked before it is booted.
 fn own_image(wanted: &str, source: Source, arch: VmArchitecture) -> Image {
     let raw = wanted.ends_with(".raw");
     let plain = shown(wanted);

@@ -1,5 +1,5 @@
-//! What stands beside an image in the cache: which file it is, where it came from, and what is in it. [`Contents`] is read
-//! out of the tree that was packed, so that whoever asks for a library's version need not boot.
+//! The manifest beside an image in the cache: the file, its source and its contents. [`Contents`] is read from the tree
+//! that was packed, so the version of a library is known without a boot.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
@@ -12,31 +12,31 @@ use crate::arch::VmArchitecture;
 use crate::digest::Digest;
 use crate::os_release::{OsRelease, OsReleaseReport};
 
-/// `manifest.json`.
+/// The contents of `manifest.json`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Manifest {
-    /// The image's name in the catalogue, or its file's.
+    /// The name in the catalogue, or the name of the file.
     pub name: String,
     pub arch: VmArchitecture,
-    /// The disk's format, as QEMU found it.
+    /// The format of the disk, as QEMU detected it.
     pub format: Format,
-    /// The size of the guest's disk.
+    /// The size of the guest's disk in bytes.
     pub virtual_bytes: u64,
-    /// SHA-256 of the file.
+    /// The SHA-256 digest of the file.
     pub digest: Digest,
-    /// Where it came from.
+    /// The origin of the image, for messages.
     pub source: String,
-    /// Whether its content was checked against a digest that somebody vouches for.
+    /// Whether a digest or the package archive vouches for the content.
     pub verified: bool,
-    /// When it was made, RFC 3339, UTC.
+    /// The time at which the image was made, in RFC 3339, UTC.
     pub made_at: String,
-    /// Spares hashing a file that nobody touched.
+    /// The state of the file when it was hashed. An unchanged file need not be hashed again.
     pub stamp: Stamp,
-    /// What is in it, where this host made it.
+    /// The contents, if the image was built on this host.
     pub contents: Option<Contents>,
 }
 
-/// What changes when a file does.
+/// The attributes of a file that change when the file is replaced or written.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stamp {
     pub bytes: u64,
@@ -46,10 +46,10 @@ pub struct Stamp {
 }
 
 impl Stamp {
-    /// The file's.
+    /// Returns the stamp of a file.
     ///
     /// # Errors
-    /// Names the file.
+    /// Returns an error that names the file if it cannot be read.
     pub fn of(path: &Path) -> Result<Self> {
         let meta = fs_err::metadata(path)?;
         Ok(Self {
@@ -61,25 +61,25 @@ impl Stamp {
     }
 }
 
-/// What is in an image.
+/// The contents of an image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Contents {
-    /// What the catalogue promises of an image.
+    /// The values that the catalogue also states.
     #[serde(flatten)]
     pub promised: ExpectedImage,
-    /// The kernel's package and version.
+    /// The package of the kernel, with its version.
     pub kernel: String,
-    /// The suites that it was built from, with the dates of their indices.
+    /// The suites from which the image was built, with the dates of their indices.
     pub mirror: Vec<String>,
-    /// `name version architecture` of every package, sorted.
+    /// The packages as `name version architecture`, sorted.
     pub packages: Vec<String>,
 }
 
 impl Contents {
-    /// Reads what `assemble.sh` left in `directory`.
+    /// Reads the files that `assemble.sh` has written into `directory`.
     ///
     /// # Errors
-    /// Names the file that does not say what it should.
+    /// Returns an error that names the file or the missing value.
     pub fn read(directory: &Path) -> Result<Self> {
         let text = |name: &str| fs_err::read_to_string(directory.join(name));
         let packages = packages(&text("status")?);
@@ -104,10 +104,10 @@ impl Contents {
         })
     }
 
-    /// Nothing where it is what the catalogue promises.
+    /// Checks that the contents are those that the catalogue states.
     ///
     /// # Errors
-    /// Names what differs.
+    /// Returns an error with both values if they differ.
     pub fn check(&self, image: &Image) -> Result<()> {
         let Some(expected) = &image.expected else { return Ok(()) };
         let found = &self.promised;
@@ -120,7 +120,7 @@ impl Contents {
     }
 }
 
-/// dpkg's status file (dpkg(1)): every package that is installed.
+/// Returns the installed packages from the text of dpkg's status file (dpkg(1)).
 fn packages(status: &str) -> Vec<String> {
     let mut found: Vec<_> = status
         .split("\n\n")
@@ -135,7 +135,8 @@ fn packages(status: &str) -> Vec<String> {
     found
 }
 
-/// From the kernel's configuration; `CONFIG_PAGE_SHIFT` is there since 6.9, x86-64 has 4 KiB alone.
+/// Returns the page size from the kernel's configuration. `CONFIG_PAGE_SHIFT` exists since Linux 6.9; x86-64 has only
+/// pages of 4 KiB.
 fn page_size(config: &str) -> Option<u64> {
     let set = |name: &str| config.lines().any(|line| line.strip_prefix(name) == Some("=y"));
     let shift = config.lines().find_map(|line| line.strip_prefix("CONFIG_PAGE_SHIFT=")?.parse::<u32>().ok());
@@ -150,7 +151,7 @@ fn page_size(config: &str) -> Option<u64> {
     })
 }
 
-/// `Suite`, `Codename` and `Date` of each Release file, a line each.
+/// Returns codename and date of each Release file. The text has lines of `Suite`, `Codename` and `Date` for each.
 fn mirror(text: &str) -> Vec<String> {
     let of = |name: &'static str| text.lines().filter_map(move |line| line.strip_prefix(name));
     of("Codename: ").zip(of("Date: ")).map(|(codename, date)| format!("{codename}, {date}")).collect()

@@ -1,5 +1,5 @@
-//! What can be booted: an image is a name, an architecture, a source and what is expected of it. [`catalogue`] has those
-//! with a name; a file or an address may be given instead. The crate `xtask-images` makes or fetches what is named here.
+//! The images that can be booted. An image has a name, an architecture, a source and expected properties. [`catalogue`]
+//! has the named images; a file or an address may be given instead. The crate `xtask-images` builds or fetches them.
 
 pub mod catalogue;
 pub mod choice;
@@ -14,107 +14,106 @@ use crate::arch::VmArchitecture;
 use crate::digest::{Algorithm, Digest};
 use crate::os_release::OsReleaseReport;
 
-/// Raised when the way an image is made changes, so that images made the old way are not taken for new ones.
+/// The version of the method by which images are built. It is raised when the method changes, so that older images are
+/// not used.
 const FORMAT: u32 = 2;
 
-/// One image, for one architecture.
+/// An image for one architecture.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Image {
-    /// Its name on the command line.
+    /// The name on the command line.
     pub name: String,
     pub arch: VmArchitecture,
-    /// Where it comes from.
     pub source: Source,
-    /// The disk's format.
     pub format: Format,
-    /// Whom ssh enters as.
+    /// The user that ssh logs in as.
     pub login_user: String,
-    /// What it must be; `None` where nobody said.
+    /// The expected properties; `None` if the image is not in the catalogue.
     pub expected: Option<ExpectedImage>,
 }
 
-/// What a catalogue entry promises.
+/// The properties that a catalogue entry states.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExpectedImage {
-    /// os-release(5); the guest's own word is checked against it.
+    /// The os-release(5) values. They are compared with those that the guest reports.
     pub os_release: OsReleaseReport,
-    /// The version of glibc; a built image's is checked against it.
+    /// The version of glibc. It is compared with that of a built image.
     pub glibc: String,
-    /// The kernel's page size in bytes; a built image's is checked against it.
+    /// The kernel's page size in bytes. It is compared with that of a built image.
     pub page_size: u64,
 }
 
-/// Where an image comes from.
+/// The source of an image.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Source {
-    /// Built on this host from a distribution's packages. Its digest is taken when it is built, and kept beside it.
+    /// The image is built on this host from a distribution's packages. Its digest is calculated after the build and
+    /// stored beside it.
     Packages(Recipe),
-    /// Fetched, and kept in the cache.
+    /// The image is downloaded into the cache.
     Download(DownloadSource),
-    /// A file of the user's, booted where it is; never written to.
+    /// The image is a file of the user. It is used in place and never written to.
     File(LocalFile),
 }
 
-/// A disk file's format; its names are QEMU's.
+/// The format of a disk file, by QEMU's names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Format {
-    /// Nothing but the guest's bytes. The alias is in the records of machines kept by earlier versions, as below.
+    /// The guest's bytes without metadata. Earlier versions wrote the names of both formats with a capital letter into
+    /// their records of instances, hence the aliases.
     #[serde(alias = "Raw")]
     Raw,
-    /// QEMU's own.
+    /// QEMU's own format.
     #[serde(alias = "Qcow2")]
     Qcow2,
 }
 
-/// An address, and what must come from it.
+/// The address and the expected file of a download.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct DownloadSource {
-    /// http or https.
+    /// An http or https address.
     pub url: String,
-    /// `None`: `--unverified`.
+    /// The digest of the file; `None` with `--unverified`.
     pub digest: Option<Digest>,
-    /// The file's size, where it is known.
+    /// The size of the file in bytes, if it is known.
     pub bytes: Option<u64>,
 }
 
-/// A file, and what it must be.
+/// A file and its expected digest.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct LocalFile {
-    /// Where it is.
     pub path: PathBuf,
-    /// `None`: `--unverified`.
+    /// The digest of the file; `None` with `--unverified`.
     pub digest: Option<Digest>,
 }
 
-/// A distribution to be built from its packages.
+/// The recipe of an image that is built from a distribution's packages.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Recipe {
-    /// The suite: `bookworm`.
+    /// The suite, such as `bookworm`.
     pub suite: String,
-    /// How the disk is laid out and boots.
     pub layout: Layout,
-    /// The packages beyond the essential ones.
+    /// The packages to install in addition to the essential ones.
     #[serde(rename(deserialize = "include"))]
     pub packages: Vec<String>,
-    /// The disk's size, in MiB; the file is sparse.
+    /// The size of the disk in MiB; the file is sparse.
     pub disk_mib: u64,
 }
 
-/// How a disk is laid out and boots.
+/// The layout and the boot loader of a disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Layout {
-    /// Kernel and systemd-boot on the ESP, one root partition.
+    /// The kernel and systemd-boot are on the ESP, and there is one root partition.
     SystemdBoot,
-    /// GRUB on the ESP, `/boot` on a partition of its own, as Ubuntu's cloud images have it.
+    /// GRUB is on the ESP, and `/boot` is a separate partition, as on Ubuntu's cloud images.
     Grub,
 }
 
-/// A text for messages and reports: each address in it without credentials, and without a query or a fragment, which may hold a
-/// token.
+/// Prepares a text for messages and reports: credentials, queries and fragments are removed from each address in it. A
+/// query may contain a token.
 pub fn shown(text: &str) -> String {
     let Some((before, after)) = text.split_once("://") else { return text.to_owned() };
     let ends = |c: char| c.is_whitespace() || "\"'".contains(c);
@@ -127,7 +126,7 @@ pub fn shown(text: &str) -> String {
 }
 
 impl Image {
-    /// Whether somebody vouches for its content.
+    /// Returns whether a digest or the package archive vouches for the content.
     pub fn is_verified(&self) -> bool {
         match &self.source {
             Source::Packages(_) => true,
@@ -136,12 +135,12 @@ impl Image {
         }
     }
 
-    /// The name of its directory in the cache: a digest over everything that decides what it contains, among that
-    /// `scripts`, the texts that a build runs.
+    /// Returns the name of the image's directory in the cache. It contains a digest of everything that determines the
+    /// content, including `scripts`, the texts of the build scripts.
     pub fn key(&self, scripts: &[&str]) -> String {
         let mut parts = vec![FORMAT.to_string()];
         match &self.source {
-            // Whatever else the catalogue says about it, the digest is the content.
+            // The digest alone determines the content, whatever else the catalogue states.
             Source::Download(DownloadSource { digest: Some(digest), .. }) => parts.push(digest.to_string()),
             Source::Download(download) => parts.push(download.url.clone()),
             Source::File(file) => parts.push(file.path.display().to_string()),
