@@ -1,14 +1,15 @@
-//! Which file cargo made, out of cargo's own JSON messages: no guess at `target/<triple>/release`.
+//! The path of an executable that cargo has built, taken from cargo's JSON messages and not guessed as
+//! `target/<triple>/release`.
 
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use cargo_metadata::Message;
 
-/// The one executable of the binary `name` in the messages of one `cargo build --message-format json…`.
+/// Returns the only executable of the binary `name` in the messages of one `cargo build --message-format json…`.
 ///
 /// # Errors
-/// Where the messages cannot be read, or name no such executable, or more than one.
+/// Returns an error if the messages cannot be read, or if they do not name exactly one such executable.
 pub fn executable(messages: &str, name: &str) -> Result<PathBuf> {
     let mut found = Vec::new();
     for message in Message::parse_stream(messages.as_bytes()) {

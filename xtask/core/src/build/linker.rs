@@ -1,8 +1,8 @@
-//! The linker that cargo will use for a target, found as cargo finds it, and checked before anything compiles.
+//! The linker that cargo will use for a target. It is found by cargo's own rules, and checked before anything is
+//! compiled.
 //!
-//! The Cargo Book, Configuration: the environment variable wins, then `.cargo/config.toml` (or the older
-//! `.cargo/config`, which cargo prefers where both exist) from the workspace upwards, then `$CARGO_HOME`, then
-//! rustc's default.
+//! The Cargo Book, Configuration: the environment variable has precedence, then `.cargo/config.toml` from the workspace
+//! upwards, then `$CARGO_HOME`, then rustc's default. If the older `.cargo/config` exists too, cargo prefers it.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -13,26 +13,26 @@ use xshell::{Shell, cmd};
 use crate::arch::MachineProfile;
 use crate::fs::read_if_there;
 
-/// rustc's linker for every linux-gnu target that nobody configures.
+/// The linker that rustc uses for every linux-gnu target without a configured linker.
 const DEFAULT: &str = "cc";
 
-/// Of the C library: an executable begins with it.
+/// The C library's start-up file, which is linked into every executable.
 const START_FILE: &str = "Scrt1.o";
 
-/// A linker and who chose it.
+/// A linker and the place where it is configured.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Linker {
-    /// A name for PATH, or a path.
+    /// A program name to be found on PATH, or a path.
     pub program: PathBuf,
-    /// The variable, the file, or rustc.
+    /// The place of the configuration: an environment variable, a file, or rustc's default.
     pub origin: String,
 }
 
 impl Linker {
-    /// Finds the linker for `triple` as cargo would from `workspace`.
+    /// Finds the linker that cargo would use for `triple` in `workspace`.
     ///
     /// # Errors
-    /// Where a configuration file cannot be read or is no TOML.
+    /// Returns an error if a configuration file cannot be read or is not valid TOML.
     pub fn resolve(triple: &str, workspace: &Path) -> Result<Self> {
         let home = std::env::var_os("CARGO_HOME")
             .map(PathBuf::from)
@@ -66,15 +66,15 @@ impl Linker {
         Ok(Self { program: DEFAULT.into(), origin: "rustc's default".to_owned() })
     }
 
-    /// Runs `-dumpmachine` and refuses a linker that is not there or makes executables for another machine.
+    /// Runs the linker with `-dumpmachine`, and checks that it links executables for `machine` and finds the C library.
     ///
     /// # Errors
-    /// [`Unfit`]: names the linker, who chose it, what it said, and how to get one that fits.
+    /// Returns [`Unfit`] with the linker, the place of its configuration, its output, and how to get a suitable one.
     pub fn check(&self, shell: &Shell, machine: &MachineProfile) -> Result<(), Unfit> {
         let (program, arch) = (&self.program, machine.arch);
         let output = self.ask(shell, "-dumpmachine").map_err(|error| {
             Unfit::Missing(format!(
-                "run the linker {} (from {}) for {}; install {}-gcc or run: cargo xtask preflight --arch {arch} --fix: {error}",
+                "run the linker {} (from {}) for {}: {error}; install {}-gcc, or run: cargo xtask preflight --arch {arch} --fix",
                 program.display(),
                 self.origin,
                 machine.triple,
@@ -90,7 +90,7 @@ impl Linker {
                 machine.multiarch
             )));
         }
-        // Without the C library's start-up file nothing is linked.
+        // Without this file of the C library, no executable can be linked.
         if !self.finds(shell, START_FILE) {
             return Err(Unfit::Missing(format!(
                 "{link} has no C library to link with: -print-file-name={START_FILE} finds none; run: cargo xtask \
@@ -100,8 +100,8 @@ impl Linker {
         Ok(())
     }
 
-    /// Whether it finds a file of the C library's where it looks for them. A compiler names what it does not find as it was
-    /// asked for it.
+    /// Returns whether the linker finds a file of the C library. The compiler prints the bare name of a file that it
+    /// does not find.
     pub fn finds(&self, shell: &Shell, file: &str) -> bool {
         self.ask(shell, &format!("-print-file-name={file}")).is_ok_and(|path| path.trim() != file)
     }
@@ -111,8 +111,8 @@ impl Linker {
         cmd!(shell, "{program} {question}").quiet().ignore_stderr().read()
     }
 
-    /// The C library that it links against and its version (`2.36`), as the library says itself. `None` where there is no
-    /// glibc in the linker's own place for it: musl, or a linker without a C library.
+    /// Returns the path and the version (`2.36`) of the C library, as the library itself states it. Returns `None` if
+    /// the linker finds no glibc: it uses musl, or has no C library.
     pub fn libc(&self, shell: &Shell) -> Option<(PathBuf, String)> {
         let path = self.ask(shell, "-print-file-name=libc.so.6").ok()?;
         let path = PathBuf::from(path.trim());
@@ -121,7 +121,7 @@ impl Linker {
     }
 }
 
-/// glibc's banner: `GNU C Library (…) stable release version 2.36.`
+/// Returns the version in glibc's banner: `GNU C Library (…) stable release version 2.36.`
 fn glibc_version(library: &[u8]) -> Option<String> {
     let text = String::from_utf8_lossy(library);
     let (_, rest) = text.split_once(" release version ")?;
@@ -129,24 +129,24 @@ fn glibc_version(library: &[u8]) -> Option<String> {
     Some(version.trim_end_matches('.').to_owned()).filter(|version| version.contains('.'))
 }
 
-/// Why a linker cannot be used.
+/// The reason why a linker cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub enum Unfit {
-    /// It does not run.
+    /// The linker or its C library is missing.
     Missing(String),
-    /// It links executables for another machine.
+    /// The linker links executables for another machine.
     Foreign(String),
-    /// The configuration that chooses it cannot be read.
+    /// The configuration of the linker cannot be read.
     Configuration(String),
 }
 
-/// `CARGO_TARGET_<TRIPLE>_LINKER`.
+/// Returns `CARGO_TARGET_<TRIPLE>_LINKER`.
 fn variable_name(triple: &str) -> String {
     format!("CARGO_TARGET_{}_LINKER", triple.to_uppercase().replace('-', "_"))
 }
 
-/// `target.<triple>.linker` of one configuration file.
+/// Returns `target.<triple>.linker` of one configuration file.
 fn configured(text: &[u8], triple: &str) -> Result<Option<String>> {
     let table: toml::Table = toml::from_slice(text)?;
     let linker = table.get("target").and_then(|target| target.get(triple)).and_then(|t| t.get("linker"));
@@ -155,7 +155,7 @@ fn configured(text: &[u8], triple: &str) -> Result<Option<String>> {
     Ok(Some(program.to_owned()))
 }
 
-/// A path with a slash is relative to the directory that holds `.cargo`; a bare name is for PATH.
+/// Resolves a path with a slash relative to the directory that contains `.cargo`. A bare name is left for PATH.
 fn relative_to_config(program: &str, config_directory: &Path) -> PathBuf {
     match config_directory.parent() {
         Some(parent) if program.contains('/') => parent.join(program),
@@ -163,7 +163,8 @@ fn relative_to_config(program: &str, config_directory: &Path) -> PathBuf {
     }
 }
 
-/// gcc says `aarch64-linux-gnu`, Fedora's `aarch64-redhat-linux`, clang `x86_64-pc-linux-gnu`.
+/// Returns whether `-dumpmachine` names this machine: gcc prints `aarch64-linux-gnu`, Fedora's gcc
+/// `aarch64-redhat-linux`, clang `x86_64-pc-linux-gnu`.
 fn fits(dumpmachine: &str, machine: &MachineProfile) -> bool {
     let mut parts = dumpmachine.trim().split('-');
     parts.next() == Some(machine.machine) && parts.any(|part| part == "linux")

@@ -1,4 +1,4 @@
-//! From the agent's sources to an executable that fits the device: linker, build, artifact, a look at its header.
+//! The build of the agent: checks of the requirements, the build itself, and the executable that it makes.
 
 pub mod artifact;
 pub mod linker;
@@ -18,16 +18,15 @@ use crate::workspace::Workspace;
 /// The package that is built and tested.
 pub const AGENT_PACKAGE: &str = "iot-agent";
 
-/// An executable that has been looked at.
+/// An executable that was read into memory.
 #[derive(Debug, Clone)]
 pub struct Agent {
-    /// Where it is.
     pub path: PathBuf,
-    /// What was looked at, so that what is tested is this and not what the path holds later.
+    /// The content of the file. It is tested even if another file has this path later.
     pub content: Vec<u8>,
-    /// SHA-256, lower-case hex.
+    /// The SHA-256 digest in lower-case hex.
     pub sha256: String,
-    /// What it was built for.
+    /// The architecture for which it was built.
     pub arch: VmArchitecture,
 }
 
@@ -35,24 +34,24 @@ impl Agent {
     /// Reads the executable at `path`.
     ///
     /// # Errors
-    /// Where it cannot be read.
+    /// Returns an error if the file cannot be read.
     pub fn read(path: &Path, arch: VmArchitecture) -> Result<Self> {
         let bytes = fs_err::read(path)?;
         let sha256 = Algorithm::Sha256.of(&bytes).hex().to_owned();
         Ok(Self { path: path.to_owned(), content: bytes, sha256, arch })
     }
 
-    /// For a person: path, size, digest.
+    /// Formats the path, the size and the digest for a message.
     pub fn describe(&self) -> String {
         let mib = self.content.len() as f64 / f64::from(1 << 20);
         format!("{} ({mib:.1} MiB, sha256 {}…)", self.path.display(), &self.sha256[..12])
     }
 }
 
-/// Checks what the build needs (the profile, the Rust target, the linker), in milliseconds.
+/// Checks the requirements of the build (the profile, the Rust target, the linker) within milliseconds.
 ///
 /// # Errors
-/// Each names what is missing and how to get it.
+/// Returns an error that names what is missing and how to get it.
 pub fn check(shell: &Shell, workspace: &Workspace, args: &BuildArgs) -> Result<linker::Linker> {
     profile::check(workspace.root(), &args.profile)?;
     let machine = args.arch.profile();
@@ -66,14 +65,15 @@ pub fn check(shell: &Shell, workspace: &Workspace, args: &BuildArgs) -> Result<l
     Ok(linker)
 }
 
-/// Builds the agent and inspects what came out.
+/// Builds the agent and reads the executable.
 ///
 /// # Errors
-/// As [`check`]; where cargo fails; where its messages do not name exactly one executable.
+/// Returns the errors of [`check`], and an error if cargo fails or its messages do not name exactly one executable.
 pub fn build(shell: &Shell, workspace: &Workspace, args: &BuildArgs) -> Result<Agent> {
     check(shell, workspace, args)?;
     let triple = args.arch.profile().triple;
-    // Another checkout's intermediate files may be in the build directory: cargo gets this workspace's own.
+    // The build directory may contain intermediate files of another checkout, so cargo is run with the directories of
+    // this workspace.
     let mut command = workspace.cargo();
     command.args(["build", "--package", AGENT_PACKAGE, "--bin", AGENT_PACKAGE, "--target", triple]);
     command.args(["--profile", &args.profile, "--message-format", "json-render-diagnostics"]);
@@ -89,10 +89,11 @@ pub fn build(shell: &Shell, workspace: &Workspace, args: &BuildArgs) -> Result<A
     Agent::read(&artifact::executable(&messages, AGENT_PACKAGE)?, args.arch)
 }
 
-/// Whether rustc has a standard library for the target; true of distribution compilers too, which know no rustup.
+/// Returns whether rustc has a standard library for the target. This also works with a distribution's compiler, for
+/// which there is no rustup.
 ///
 /// # Errors
-/// Where rustc does not run or does not know the target.
+/// Returns an error if rustc does not run or does not know the target.
 pub fn rust_target_installed(shell: &Shell, triple: &str) -> Result<bool> {
     let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
     let directory = cmd!(shell, "{rustc} --print target-libdir --target {triple}")

@@ -1,4 +1,4 @@
-//! Whether a cargo profile exists, before cargo is asked to build with it.
+//! The check that a cargo profile exists, before cargo builds with it.
 
 use std::path::Path;
 
@@ -9,10 +9,10 @@ use crate::error::Failure;
 /// The profiles that cargo itself defines and that build an ordinary executable.
 const BUILT_IN: [&str; 2] = ["dev", "release"];
 
-/// Refuses a profile that neither cargo nor the workspace's manifest defines.
+/// Checks that cargo or the workspace's manifest defines a profile.
 ///
 /// # Errors
-/// A usage error that names the profiles.
+/// Returns a usage error that names the defined profiles, or an error if the manifest cannot be read.
 pub fn check(workspace: &Path, profile: &str) -> Result<()> {
     let path = workspace.join("Cargo.toml");
     let text = fs_err::read_to_string(&path)?;

@@ -1,4 +1,4 @@
-//! The difference between a domain as it was asked for and as QEMU made it, in findings.
+//! The difference between the requested domain and QEMU's machine, as findings.
 
 use std::collections::BTreeSet;
 
@@ -9,17 +9,17 @@ use crate::preflight::findings::Finding;
 use super::observed::{CacheMode, Flash, ImageInfo, Layer, Observed};
 use super::{ExpectedFlash, ExpectedMachine};
 
-/// What to do where QEMU or libvirt made something else of the domain than what it was told.
+/// The remedy if QEMU's or libvirt's machine differs from the domain's XML.
 const NOT_AS_TOLD: &str = "this QEMU or libvirt does not do what the domain's XML says: compare with other \
                            versions of them; a smoke on this machine would prove nothing";
 
-/// Findings about one domain.
+/// The findings about one domain.
 struct Findings<'a> {
     expected: &'a ExpectedMachine,
     found: Vec<Finding>,
 }
 
-/// Everything about the domain that is not as it was asked for. Nothing where it is.
+/// Returns a finding for every difference between the requested domain and QEMU's machine; none if they match.
 pub fn diff(expected: &ExpectedMachine, seen: &Observed) -> Vec<Finding> {
     let mut findings = Findings { expected, found: Vec::new() };
     findings.check_guest_is_stopped(seen);
@@ -37,8 +37,8 @@ pub fn diff(expected: &ExpectedMachine, seen: &Observed) -> Vec<Finding> {
     findings.found
 }
 
-/// A domain that libvirt or QEMU refused to start, in their words. Those are prose, so that they choose the finding's id and
-/// no more than that.
+/// Returns the finding for a domain that libvirt or QEMU refused to start. Their message is prose, so it selects only
+/// the id, the sentence and the remedy of the finding.
 pub fn refused(expected: &ExpectedMachine, error: &str) -> Finding {
     let words = error.to_lowercase();
     let says = |signs: &[&str]| signs.iter().any(|sign| words.contains(sign));
@@ -69,12 +69,13 @@ impl Findings<'_> {
         self.found.push(Finding::blocks(id, sentence(self.expected, what.as_ref()), seen, remedy));
     }
 
-    /// Something is not as the domain's XML says.
+    /// Adds a finding for a property that differs from the domain's XML.
     fn wrong(&mut self, id: &'static str, what: impl AsRef<str>, seen: impl Into<String>) {
         self.add(id, what, seen, NOT_AS_TOLD);
     }
 
-    /// A guest that has run may have written; and the rehearsal promises that none does.
+    /// Checks that the guest is stopped. A guest that has run may have written to its disks, and the rehearsal promises
+    /// that no guest code runs.
     fn check_guest_is_stopped(&mut self, seen: &Observed) {
         let status = &seen.status.status;
         if seen.status.running || !["prelaunch", "paused"].contains(&status.as_str()) {
@@ -86,7 +87,7 @@ impl Findings<'_> {
     fn check_machine(&mut self, seen: &Observed) {
         let ExpectedMachine { accelerator, architecture, memory_bytes, .. } = *self.expected;
         if seen.kvm.enabled != (accelerator == Accelerator::Kvm) {
-            let what = format!("it does not run under {accelerator}, which was requested");
+            let what = format!("it does not run under the requested accelerator {accelerator}");
             self.wrong("rehearsal-accelerator", what, format!("query-kvm: enabled {}", seen.kvm.enabled));
         }
         let wanted = architecture.profile().machine_type;
@@ -127,7 +128,7 @@ impl Findings<'_> {
         for ((name, wanted), (_, found)) in self.expected.cpu_properties.iter().zip(&seen.cpu_properties) {
             let found = match found {
                 Ok(found) if found == wanted => continue,
-                // What the CPU does not have is off.
+                // A property that the CPU does not have counts as off.
                 Err(_) if !wanted => continue,
                 Ok(found) => word(*found),
                 Err(error) => error,
@@ -179,7 +180,8 @@ impl Findings<'_> {
         }
     }
 
-    /// A file's own node is opened for writing only where one above it is (`auto-read-only`): one of the two says so.
+    /// Checks that the backing files are read-only. QEMU opens a file's own node for writing only if a node above it is
+    /// writable (`auto-read-only`), so it is enough that one node of a file is read-only.
     fn check_layers_below(&mut self, disk: &Disk, seen: &Observed) {
         for path in &disk.backing {
             let mut nodes = seen.layers.iter().filter(|layer| layer.is_of(path)).peekable();
@@ -218,7 +220,8 @@ impl Findings<'_> {
         self.check_cache(disk, seen, found);
     }
 
-    /// The format's layer and the file's: either one softens a power cut.
+    /// Checks the cache mode of the format's node and of the file's node. A power cut proves nothing if either one uses
+    /// the host's page cache.
     fn check_cache(&mut self, disk: &Disk, seen: &Observed, found: &Layer) {
         let soft = |layer: &&Layer| layer.is_of(&disk.path) && (layer.cache.no_flush || !layer.cache.direct);
         let Some(layer) = seen.layers.iter().chain([found]).find(soft) else { return };
@@ -232,7 +235,8 @@ impl Findings<'_> {
         self.add("rehearsal-disk-cache", what, evidence, remedy);
     }
 
-    /// QEMU's table has a row for each forwarded port: `TCP[HOST_FORWARD] 11 127.0.0.1 43105 10.0.2.15 22 0 0`.
+    /// Checks QEMU's table, which has a row for each forwarded port: `TCP[HOST_FORWARD] 11 127.0.0.1 43105 10.0.2.15 22
+    /// 0 0`.
     fn check_network(&mut self, seen: &Observed) {
         const ID: &str = "rehearsal-network";
         let rows: Vec<_> = seen.forwarding.lines().filter(|line| line.contains("HOST_FORWARD")).collect();

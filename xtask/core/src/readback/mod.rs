@@ -1,5 +1,6 @@
-//! The rehearsal, as far as it is pure: what a domain should become ([`ExpectedMachine`]), what QEMU says that it became
-//! ([`observed`]), and the difference ([`diff`]). `xtask-vm` starts the domain paused and asks QEMU; no guest code runs.
+//! The pure part of the rehearsal: the expected machine ([`ExpectedMachine`]), the machine that QEMU reports
+//! ([`observed`]), and the difference ([`diff`]). `xtask-vm` starts the domain paused and queries QEMU; no guest code
+//! runs.
 
 pub mod diff;
 pub mod observed;
@@ -14,53 +15,52 @@ use serde::{Deserialize, Serialize};
 use crate::arch::{Accelerator, VmArchitecture};
 use crate::machine::{Disk, DomainXmlParams, VmSpec};
 
-/// What a domain should become, from the parameters that its XML is written from.
+/// The machine that a domain should become, from the parameters of its XML.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ExpectedMachine {
-    /// The guest's architecture.
     pub architecture: VmArchitecture,
-    /// How its instructions run.
     pub accelerator: Accelerator,
     /// QEMU's name of the CPU model, such as `max`.
     pub cpu_model: String,
-    /// CPU properties (QEMU's, QOM) and what they must be.
+    /// The CPU properties (QOM names) and their expected values.
     pub cpu_properties: Vec<(String, bool)>,
     pub vcpus: usize,
-    /// Whether each has a thread of its own even where it is emulated.
+    /// Whether each processor must have its own thread, even under emulation.
     pub own_threads: bool,
-    /// Memory in bytes.
+    /// The memory in bytes.
     pub memory_bytes: u64,
-    /// UEFI; `None` boots by BIOS.
+    /// The flash of the UEFI firmware. If it is `None`, the machine boots by BIOS.
     pub flash: Option<ExpectedFlash>,
-    /// The disks in the guest's order.
+    /// The disks in the order in which the guest sees them.
     pub disks: Vec<Disk>,
 }
 
-/// The flash with the firmware's code and the one with the domain's variables.
+/// The flash with the firmware's code and the flash with the domain's variables.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ExpectedFlash {
-    /// The code's file, shared and so read-only.
+    /// The file of the firmware's code. It is shared by all domains and therefore read-only.
     pub code: PathBuf,
-    /// The size that the code's flash must have, in bytes.
+    /// The required size of the code's flash in bytes.
     pub code_bytes: u64,
-    /// This domain's variables, which it writes.
+    /// The file of this domain's variables, which the domain writes.
     pub nvram: PathBuf,
-    /// What those were copied from, which no domain may write.
+    /// The template of the variables, which no domain may write.
     pub template: PathBuf,
-    /// The size of both, in bytes.
+    /// The required size of the variables' flash in bytes.
     pub vars_bytes: u64,
 }
 
 impl ExpectedMachine {
-    /// What the domain with these parameters should become.
+    /// Returns the machine that the domain with these parameters should become.
     ///
     /// # Errors
-    /// Names the firmware's file whose size cannot be had.
+    /// Returns an error that names the firmware file whose size cannot be read.
     pub fn of(params: &DomainXmlParams) -> Result<Self> {
         Self::with_sizes(params, |path| Ok(fs_err::metadata(path)?.len()))
     }
 
-    /// `size_of` has the bytes of a firmware file, where the flash device takes files of many sizes.
+    /// As [`Self::of`]. `size_of` returns the size of a firmware file; it is called only if the flash device accepts
+    /// several sizes.
     fn with_sizes(params: &DomainXmlParams, size_of: impl Fn(&Path) -> Result<u64>) -> Result<Self> {
         let VmSpec { architecture, vcpus, memory_mib, .. } = params.spec;
         let profile = architecture.profile();
@@ -74,8 +74,8 @@ impl ExpectedMachine {
                 vars_bytes: size(&pair.vars_template)?,
             })
         });
-        // QEMU itself gives up on threads where the guest relies on an order of memory accesses that the host does not
-        // keep (QEMU, docs/devel/multi-thread-tcg.rst).
+        // QEMU uses a single thread if the guest relies on an order of memory accesses that the host does not guarantee
+        // (QEMU, docs/devel/multi-thread-tcg.rst).
         let host_is_strong = VmArchitecture::of_host().is_some_and(|host| host.profile().strong_memory_order);
         Ok(Self {
             architecture,
@@ -91,7 +91,7 @@ impl ExpectedMachine {
     }
 }
 
-/// What was switched off, and what `-global TYPE.PROPERTY=VALUE` says.
+/// Returns the disabled features and the properties that `-global TYPE.PROPERTY=VALUE` sets.
 fn cpu_properties(params: &DomainXmlParams) -> Vec<(String, bool)> {
     let off = params.cpu.disabled_features.iter().map(|feature| (feature.clone(), false));
     off.chain(params.cpu.globals.iter().map(|global| (global.property.to_owned(), global.value))).collect()

@@ -1,5 +1,5 @@
-//! What QEMU says of a domain, over its machine protocol (QEMU, qemu-qmp-ref). Whoever reads hands in how to ask, so that
-//! the tests read what was recorded of real ones.
+//! The machine as QEMU reports it over QMP (QEMU, qemu-qmp-ref). The caller passes the function that sends a query, so
+//! that the tests can use recorded responses of real QEMUs.
 
 use std::path::Path;
 
@@ -10,47 +10,47 @@ use serde_json::{Value, json};
 
 use super::ExpectedMachine;
 
-/// A domain as QEMU describes it.
+/// A machine as QEMU describes it.
 #[derive(Debug, Clone)]
 pub struct Observed {
-    /// `query-status`.
+    /// The response to `query-status`.
     pub status: RunStatus,
-    /// `query-kvm`.
+    /// The response to `query-kvm`.
     pub kvm: KvmInUse,
-    /// The machine's QOM type, such as `virt-7.2-machine`.
+    /// The QOM type of the machine, such as `virt-7.2-machine`.
     pub machine: String,
-    /// `query-memory-size-summary`, in bytes.
+    /// The memory in bytes, from `query-memory-size-summary`.
     pub memory_bytes: u64,
-    /// `query-cpus-fast`.
+    /// The response to `query-cpus-fast`.
     pub vcpus: Vec<Vcpu>,
-    /// The first processor's QOM type, such as `max-arm-cpu`.
+    /// The QOM type of the first processor, such as `max-arm-cpu`.
     pub cpu_type: String,
-    /// Of each property that was asked for, what the first processor that is not as asked has, else the first one; `Err` where
-    /// QEMU has no such property, in its words.
+    /// The value of each requested property: that of the first processor that differs from the request, or the
+    /// requested value if none does. `Err` holds QEMU's message if QEMU has no such property.
     pub cpu_properties: Vec<(String, Result<bool, String>)>,
-    /// The flash devices: code, variables.
+    /// The flash devices: first the code, then the variables.
     pub flashes: Vec<Flash>,
-    /// `query-block`: what the guest's devices have.
+    /// The response to `query-block`: the guest's devices.
     pub devices: Vec<BlockDevice>,
-    /// `query-named-block-nodes`: every layer of every disk.
+    /// The response to `query-named-block-nodes`: every layer of every disk.
     pub layers: Vec<Layer>,
-    /// `info usernet`, which the machine protocol does not have.
+    /// The output of `info usernet`, for which QMP has no command.
     pub forwarding: String,
 }
 
-/// Whether the guest runs.
+/// The state of the guest.
 #[derive(Debug, Clone, Deserialize)]
 pub struct RunStatus {
-    /// Whether its processors do.
+    /// Whether the guest's processors run.
     pub running: bool,
-    /// `prelaunch`, `paused` and so on.
+    /// The state's name, such as `prelaunch` or `paused`.
     pub status: String,
 }
 
-/// KVM, as far as this domain goes.
+/// The use of KVM by this domain.
 #[derive(Debug, Clone, Copy, Deserialize)]
 pub struct KvmInUse {
-    /// Whether it runs the guest.
+    /// Whether KVM runs the guest.
     pub enabled: bool,
 }
 
@@ -58,43 +58,43 @@ pub struct KvmInUse {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Vcpu {
-    /// The thread of this host that runs it.
+    /// The id of the thread of this host that runs the processor.
     pub thread_id: u64,
-    /// Where it is in QEMU's tree of objects.
+    /// The path in QEMU's object tree.
     pub qom_path: String,
 }
 
 /// A flash device.
 #[derive(Debug, Clone)]
 pub struct Flash {
-    /// Where it is in QEMU's tree of objects.
+    /// The path in QEMU's object tree.
     pub qom_path: String,
-    /// Its size, in bytes.
+    /// The size in bytes.
     pub bytes: u64,
-    /// What is in it.
+    /// The medium in the device.
     pub layer: Layer,
 }
 
-/// A device of the guest that has, or takes, a medium.
+/// A device of the guest that has a medium or can take one.
 #[derive(Debug, Clone, Deserialize)]
 pub struct BlockDevice {
-    /// Where it is in QEMU's tree of objects.
+    /// The path in QEMU's object tree.
     #[serde(default)]
     pub qdev: String,
-    /// What is in it.
+    /// The medium in the device.
     pub inserted: Option<Layer>,
 }
 
 /// A node of QEMU's block layer.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Layer {
-    /// The file that it ends in.
+    /// The file below the node.
     pub file: String,
-    /// Whether it refuses writes.
+    /// Whether the node refuses writes.
     pub ro: bool,
-    /// How it treats this host's page cache.
+    /// The use of this host's page cache.
     pub cache: CacheMode,
-    /// The image that is in it, with what that lies on.
+    /// The image in the file, with its backing images.
     pub image: Option<ImageInfo>,
 }
 
@@ -102,14 +102,13 @@ pub struct Layer {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct ImageInfo {
-    /// Its file.
     pub filename: String,
-    /// What it reads where it has nothing itself.
+    /// The image from which QEMU reads the data that this image does not contain.
     pub backing_image: Option<Box<ImageInfo>>,
 }
 
 impl ImageInfo {
-    /// The files that it lies on, from the next layer down.
+    /// Returns the backing files, the next layer first.
     pub fn backing(&self) -> Vec<&str> {
         let mut files = Vec::new();
         let mut below = self.backing_image.as_deref();
@@ -121,18 +120,18 @@ impl ImageInfo {
     }
 }
 
-/// How a block node treats this host's page cache.
+/// The use of this host's page cache by a block node.
 #[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct CacheMode {
-    /// Past it (O_DIRECT).
+    /// The node bypasses the page cache (O_DIRECT).
     pub direct: bool,
-    /// The guest's flushes are ignored.
+    /// The node ignores the guest's flushes.
     pub no_flush: bool,
 }
 
 impl Layer {
-    /// Whether it is about `path`. Where QEMU cannot say a node as a file name it says it as `json:{…}`.
+    /// Returns whether the layer's file is `path`. A node that QEMU cannot name by a file is named by `json:{…}`.
     pub fn is_of(&self, path: &Path) -> bool {
         let path = path.to_string_lossy();
         self.file == path || (self.file.starts_with("json:") && self.file.contains(&format!("\"{path}\"")))
@@ -146,14 +145,14 @@ struct Memory {
     plugged_memory: Option<u64>,
 }
 
-/// Asks QEMU a command with its arguments.
+/// A function that sends a QMP command with its arguments and returns the response.
 pub type Ask<'a> = dyn FnMut(&str, &Value) -> Result<Value> + 'a;
 
 impl Observed {
-    /// Everything that can be compared with `expected`.
+    /// Reads all values that can be compared with `expected`.
     ///
     /// # Errors
-    /// Where QEMU refuses a command, or answers what cannot be read; both name the command.
+    /// Returns an error that names the command if QEMU refuses it, or if the response cannot be parsed.
     pub fn read(expected: &ExpectedMachine, ask: &mut Ask<'_>) -> Result<Self> {
         let memory: Memory = get(ask, "query-memory-size-summary", &json!({}))?;
         let vcpus: Vec<Vcpu> = get(ask, "query-cpus-fast", &json!({}))?;
@@ -165,7 +164,7 @@ impl Observed {
         let devices: Vec<BlockDevice> = get(ask, "query-block", &json!({}))?;
         let mut flashes = Vec::new();
         for unit in ["flash0", "flash1"] {
-            // `/machine/virt.flash0`, `/machine/system.flash0`.
+            // The device is `/machine/virt.flash0` on Arm and `/machine/system.flash0` on x86.
             let device = devices.iter().find(|device| device.qdev.ends_with(unit));
             if let Some((device, layer)) = device.and_then(|device| Some((device, device.inserted.clone()?)))
             {
@@ -190,7 +189,8 @@ impl Observed {
     }
 }
 
-/// A property that QEMU does not have is an answer, and not the end of the reading.
+/// Returns the value of a CPU property. If QEMU does not have the property, its message is the `Err` of this property
+/// and does not end the reading.
 fn cpu_property(ask: &mut Ask<'_>, vcpus: &[Vcpu], name: &str, wanted: bool) -> Result<bool, String> {
     for vcpu in vcpus {
         let value: bool =

@@ -1,5 +1,5 @@
-//! The judgement over what real QEMUs answered (`test_data/qmp-*.json`: QEMU 7.2 under libvirt 9.0, with the paths of its files
-//! shortened), sound and with each fault in it.
+//! Tests of the difference with the responses of real QEMUs (`test_data/qmp-*.json`: QEMU 7.2 under libvirt 9.0, with
+//! shortened paths): without a fault and with each fault.
 
 use std::path::Path;
 
@@ -13,7 +13,7 @@ use crate::cpu::Cpu;
 use crate::host::firmware::AarchFirmware;
 use crate::machine::RunFiles;
 
-/// As recorded: questions and answers.
+/// Returns the recorded queries and responses.
 fn recorded(arch: VmArchitecture) -> Vec<Value> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("test_data/qmp-{arch}.json"));
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
@@ -49,7 +49,7 @@ fn expected(arch: VmArchitecture) -> ExpectedMachine {
     ExpectedMachine { own_threads: true, ..ExpectedMachine::with_sizes(&params, size).unwrap() }
 }
 
-/// What is read where these are QEMU's answers.
+/// Reads a machine from these responses.
 fn read(expected: &ExpectedMachine, answers: &[Value]) -> Result<Observed> {
     let mut ask = |command: &str, arguments: &Value| {
         let asked =
@@ -112,7 +112,7 @@ fn each_fault_is_found_under_its_own_id() {
                 .for_each(|layer| layer.ro = false);
         }),
         ("rehearsal-disk-cache", |seen| disk(seen).for_each(|layer| layer.cache.no_flush = true)),
-        // Either layer alone.
+        // A fault in either layer must be found.
         ("rehearsal-disk-cache", |seen| disk(seen).next().unwrap().cache.direct = false),
         ("rehearsal-disk-cache", |seen| disk(seen).nth(1).unwrap().cache.direct = false),
         ("rehearsal-network", |seen| seen.forwarding.clear()),
@@ -126,13 +126,13 @@ fn each_fault_is_found_under_its_own_id() {
             fault(&mut seen);
             let found = ids(&expected, &seen);
             assert!(found.contains(id), "{arch}: {found:?} are not {id}");
-            // Without the code's flash there is none for the variables either.
+            // Without the flash of the code there is no flash of the variables either.
             assert!(found.len() == 1 || seen.flashes.is_empty(), "{arch} {id}: {found:?}");
         }
     }
 }
 
-/// What a QEMU answered that was started by hand with `-accel tcg,thread=single`.
+/// Uses the responses of a QEMU that was started by hand with `-accel tcg,thread=single`.
 #[test]
 fn one_thread_for_all_processors_is_found_as_qemu_tells_it() {
     let expected = expected(VmArchitecture::X86_64);
@@ -171,7 +171,7 @@ fn a_cpu_property_that_is_not_as_asked_is_found_on_any_processor() {
         let seen = read(&expected, &answers).unwrap();
         assert_eq!(ids(&expected, &seen), ["rehearsal-cpu-feature"], "{name}");
     }
-    // A CPU without the property at all: what was to be off is off, what was to be on is not there.
+    // The CPU does not have the property at all. This is right if it should be off, and a fault if it should be on.
     let mut answers = recorded(arch);
     answers
         .retain(|answer| !["sve", "pauth"].contains(&answer["arguments"]["property"].as_str().unwrap_or("")));
@@ -205,7 +205,7 @@ fn a_refusal_is_told_by_what_it_is_about_in_its_own_words() {
         assert_eq!((finding.id, finding.evidence.as_str()), (id, words));
     }
     let words = "Could not access KVM kernel module: Permission denied";
-    assert_eq!(refused(&expected, words).id, "rehearsal-refused", "it was not asked for");
+    assert_eq!(refused(&expected, words).id, "rehearsal-refused", "KVM was not requested");
     let kvm = ExpectedMachine { accelerator: Accelerator::Kvm, ..expected };
     assert_eq!(refused(&kvm, words).id, "rehearsal-kvm");
 }

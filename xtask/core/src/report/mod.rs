@@ -1,6 +1,6 @@
-//! The Report: one value, of which the screen's last lines, `report.json` and the exit code are views.
+//! The report of a run. The last lines of the screen, `report.json` and the exit code all come from this one value.
 //!
-//! `report.json` is an interface, schema 2; `xtask/docs/smoke.md` documents it.
+//! `report.json` is an interface with schema number 2; `xtask/docs/smoke.md` documents it.
 
 mod schema;
 
@@ -19,7 +19,7 @@ use crate::fs::write_atomically;
 /// The schema number of `report.json`.
 pub const SCHEMA: u32 = 2;
 
-/// A run, whole.
+/// The report of one run.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Report {
     pub schema: u32,
@@ -31,10 +31,10 @@ pub struct Report {
     pub seconds: f64,
     /// The fault that `--sabotage` planted, if one was.
     pub sabotage: Option<String>,
-    /// The phase after which it was to stop; `None` where all of it was asked for.
+    /// The phase after which the run was to stop; `None` if all phases were requested.
     #[serde(default)]
     pub until: Option<String>,
-    /// `None` for a cold run.
+    /// The snapshot of a warm run; `None` for a cold run.
     #[serde(default)]
     pub snapshot: Option<SnapshotReport>,
     pub host: HostReport,
@@ -46,7 +46,7 @@ pub struct Report {
 }
 
 impl Report {
-    /// A run that has just begun and knows nothing yet.
+    /// Returns the report of a run that has just started.
     pub fn begin(run_id: &str, started_at: &str, arch: VmArchitecture) -> Self {
         Self {
             schema: SCHEMA,
@@ -58,7 +58,7 @@ impl Report {
         }
     }
 
-    /// Sets the verdict and lists the phases that were never reached as skipped.
+    /// Sets the verdict, and lists the phases that were not reached as skipped.
     pub fn conclude(&mut self, verdict: Verdict, seconds: f64) {
         self.verdict = verdict;
         self.exit_code = verdict.exit_code();
@@ -77,17 +77,17 @@ impl Report {
         self.phases.sort_by_key(|phase| phase.name);
     }
 
-    /// `report.json`'s text.
+    /// Returns the text of `report.json`.
     pub fn to_json(&self) -> String {
         let mut text = serde_json::to_string_pretty(self).expect("a report is plain data");
         text.push('\n');
         text
     }
 
-    /// Writes `report.json` into `directory`, beside and renamed.
+    /// Writes `report.json` into `directory` atomically.
     ///
     /// # Errors
-    /// Names the file.
+    /// Returns an error that names the path if the directory cannot be made or the file cannot be written.
     pub fn write(&self, directory: &Path) -> Result<PathBuf> {
         let path = directory.join("report.json");
         fs_err::create_dir_all(directory)?;
@@ -95,7 +95,7 @@ impl Report {
         Ok(path)
     }
 
-    /// The verdict in one line.
+    /// Returns the verdict as one line.
     pub fn verdict_line(&self) -> String {
         let what = name_of(&self.verdict).to_uppercase();
         let mut line = format!("{what}  iot-agent on {}", self.guest.arch);
@@ -127,7 +127,7 @@ impl Report {
 }
 
 impl FailureReport {
-    /// Splits an error chain into what was attempted and its causes, told once each.
+    /// Splits an error chain into the outer error and its causes.
     pub fn new(phase: Phase, error: &anyhow::Error, console_tail: Vec<String>) -> Self {
         Self {
             phase,
@@ -138,7 +138,7 @@ impl FailureReport {
         }
     }
 
-    /// The failure for a person: what, why, what to do, and the last of the console.
+    /// Returns the failure as lines for the screen: what failed, why, what to do, and the end of the console.
     pub fn lines(&self) -> Vec<String> {
         let mut lines = vec![format!("error: {}: {}", self.phase.title(), self.error)];
         lines.extend(self.causes.iter().map(|cause| format!("  caused by: {cause}")));

@@ -1,4 +1,4 @@
-//! The parts of `report.json`, as plain data. `xtask/docs/smoke.md` documents the fields.
+//! The parts of `report.json` as plain data. `xtask/docs/smoke.md` documents the fields.
 
 use std::path::PathBuf;
 
@@ -10,7 +10,7 @@ use crate::digest::Digest;
 use crate::format::name_of;
 use crate::os_release::OsReleaseReport;
 
-/// The machine that ran it.
+/// The machine on which the smoke ran.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct HostReport {
     pub os: String,
@@ -19,11 +19,11 @@ pub struct HostReport {
     pub qemu: Option<String>,
     pub libvirt: Option<String>,
     pub accelerator: Option<Accelerator>,
-    /// Why not the other one.
+    /// The reason why the other accelerator was not used.
     pub accelerator_note: Option<String>,
 }
 
-/// The machine that was tested.
+/// The emulated machine that was tested.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct GuestReport {
     pub arch: VmArchitecture,
@@ -31,31 +31,31 @@ pub struct GuestReport {
     pub machine_type: String,
     pub vcpus: u32,
     pub memory_mib: u64,
-    /// As the guest itself said.
+    /// The os-release of the guest, as the agent reported it.
     pub os_release: Option<OsReleaseReport>,
     pub kernel: Option<String>,
     pub image: Option<ImageReport>,
     pub firmware: Option<FirmwareReport>,
 }
 
-/// Which image was booted.
+/// The image that was booted.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ImageReport {
     pub name: String,
-    /// What `--image` said, `None` for the default.
+    /// The value of `--image`; `None` for the default.
     pub requested: Option<String>,
-    /// The image that would have been tested without a fallback.
+    /// The image that was to be tested. It differs from `name` if the fallback image was used.
     pub wanted: String,
     pub source: String,
-    /// `sha256:…` of the disk as booted.
+    /// The digest of the disk as booted: `sha256:…`.
     pub digest: Digest,
-    /// Whether its content was checked against a digest that somebody vouches for.
+    /// Whether a digest from the catalogue, the command line or the package archive vouches for the content.
     pub verified: bool,
-    /// Why it is not the image that was wanted.
+    /// The reason why the fallback image was used.
     pub fallback_reason: Option<String>,
 }
 
-/// Which firmware ran.
+/// The firmware that ran.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct FirmwareReport {
     pub code: PathBuf,
@@ -63,32 +63,32 @@ pub struct FirmwareReport {
     pub code_sha256: String,
 }
 
-/// The snapshot that the machine came out of.
+/// The snapshot from which the machine was restored.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct SnapshotReport {
     pub key: String,
-    /// RFC 3339, UTC.
+    /// The time in RFC 3339, UTC.
     pub made_at: String,
-    /// The run that made it: this one, or an earlier one.
+    /// The run that made the snapshot: this run or an earlier one.
     pub made_by: String,
-    /// Its files.
+    /// The names of the snapshot's files.
     pub reused: Vec<String>,
-    /// By how many seconds the guest's clock jumped once its agent ran: what has passed since the snapshot was saved.
+    /// The number of seconds by which the guest's clock jumped once its agent ran. This is the time since the snapshot
+    /// was saved.
     #[serde(default)]
     pub clock_step_seconds: Option<i64>,
 }
 
-/// The subject.
+/// The agent under test.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct AgentReport {
     pub path: PathBuf,
     pub sha256: String,
-    /// As the agent itself said, once it joined.
+    /// The version that the agent reported when it joined.
     pub version: Option<String>,
     pub target: String,
 }
 
-/// How a phase ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PhaseStatus {
@@ -97,7 +97,6 @@ pub enum PhaseStatus {
     Skipped,
 }
 
-/// One phase.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct PhaseReport {
     pub name: Phase,
@@ -127,61 +126,61 @@ pub enum Phase {
 }
 
 impl Phase {
-    /// Every phase, in order.
     pub fn all() -> impl Iterator<Item = Self> {
         Self::value_variants().iter().copied()
     }
 
-    /// As people read it.
+    /// Returns the name of the phase on the screen.
     pub fn title(self) -> String {
         name_of(&self)
     }
 }
 
-/// What the fleet bus showed.
+/// The evidence of a smoke, from the fleet bus and from the workload.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Evidence {
     pub join: Option<StatusEvidence>,
     pub rejoin: Option<StatusEvidence>,
-    /// Before the power cut.
+    /// The workload before the power cut.
     #[serde(default)]
     pub workload: Option<WorkloadEvidence>,
-    /// After it, while there was no broker.
+    /// The workload after the power cut, while there was no broker.
     #[serde(default)]
     pub workload_offline: Option<WorkloadEvidence>,
-    /// As it was changed while the machine was off.
+    /// The workload after its document was changed while the machine was off.
     #[serde(default)]
     pub workload_rejoin: Option<WorkloadEvidence>,
-    /// What the agent takes of the device, by its own word.
+    /// The resources that the agent uses, as it reported them.
     #[serde(default)]
     pub footprint: Option<FootprintEvidence>,
 }
 
-/// What the agent's process takes, its containers not included.
+/// The resources that the agent's process uses, without its containers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FootprintEvidence {
     pub executable_bytes: u64,
     pub resident_kib: u64,
-    /// From the process' start to its first status, where that was seen.
+    /// The time from the start of the process to its first status; `None` if that status was not received.
     pub first_status_milliseconds: Option<u64>,
-    /// How long it was left alone (`--rest`), and the processor time that it used meanwhile.
+    /// The time for which the agent was left alone (`--rest`). `rest_cpu_milliseconds` is the processor time that it
+    /// used meanwhile.
     pub rest_milliseconds: u64,
     pub rest_cpu_milliseconds: u64,
 }
 
-/// What the workload said from inside its container.
+/// The answer of the workload, from inside its container.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WorkloadEvidence {
-    /// `uname -m`.
+    /// The output of `uname -m`.
     pub machine: String,
     pub boot_id: String,
-    /// Of what the fleet desires: 1, and 2 after the change.
+    /// The generation of the deployment document: 1, and 2 after the change.
     pub generation: u64,
-    /// Counted in its volume.
+    /// The number of starts, counted in the workload's volume.
     pub starts: u64,
 }
 
-/// The parts of one status that prove something.
+/// The parts of one status that are evidence.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StatusEvidence {
     pub boot_id: String,
@@ -191,7 +190,7 @@ pub struct StatusEvidence {
     pub agent_version: String,
 }
 
-/// Why it was not verified.
+/// The reason why the run was not verified.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct FailureReport {
     pub phase: Phase,

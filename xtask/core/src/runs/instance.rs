@@ -1,5 +1,6 @@
-//! Machines that outlive the command that made them: `vm up` and `smoke --keep` leave one, `cargo xtask vm` works with them. A run's
-//! directory with a file `kept` is one; nobody collects it, whatever became of its QEMU, until somebody removes it.
+//! Instances: machines that outlive the command that made them. `vm up` and `smoke --keep` make one, and `cargo xtask
+//! vm` works with them. A run's directory with a file `kept` is an instance. It is not collected, even if its QEMU has
+//! ended; only `vm rm` removes it.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -19,55 +20,53 @@ use crate::{bail_host, limits};
 
 /// The schema of `kept` and of `vm list --json`.
 pub const SCHEMA: u32 = 1;
-/// The name that stands for the guest in known_hosts: its port changes with every start.
+/// The name of the guest in known_hosts. A fixed name is needed because the guest's port changes with every start.
 const HOST_ALIAS: &str = "iot-device";
 
-/// What is known of an instance.
+/// The contents of the file `kept`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct InstanceRecord {
-    /// [`SCHEMA`].
+    /// The schema number, [`SCHEMA`].
     pub schema: u32,
-    /// The run that made it, and its directory's name.
+    /// The run that made the instance, which is also the name of its directory.
     pub id: String,
-    /// What people call it; the run's name where nobody said another.
+    /// The name on the command line; the id of the run if none was given.
     pub name: String,
     pub arch: VmArchitecture,
-    /// The image that it was made from.
+    /// The name of the image from which the instance was made.
     pub image: String,
-    /// When it was made, RFC 3339, UTC.
+    /// The time at which it was made, in RFC 3339, UTC.
     pub made_at: String,
-    /// Whom ssh enters as.
+    /// The user that ssh logs in as.
     pub login_user: String,
-    /// The port of this host's loopback that leads to its ssh, since it was started last.
+    /// The port on this host's loopback that is forwarded to the guest's sshd since the last start.
     pub ssh_port: Option<u16>,
-    /// What its serial console has said.
+    /// The log of the serial console.
     pub console: PathBuf,
 }
 
-/// An instance and where it is.
+/// An instance and its directory.
 #[derive(Debug, Clone)]
 pub struct Instance {
-    /// What is known of it.
     pub machine: InstanceRecord,
-    /// The run's directory.
     pub directory: PathBuf,
 }
 
 impl Instance {
-    /// The run's working directory.
+    /// Returns the run's working directory.
     pub fn work(&self) -> PathBuf {
         self.directory.join("w")
     }
 
-    /// Whether its QEMU is there.
+    /// Returns whether the instance's QEMU is running.
     pub fn is_running(&self) -> bool {
         !owned(&self.work()).is_empty()
     }
 
-    /// ssh's arguments that lead into it.
+    /// Returns the arguments with which ssh enters the guest.
     ///
     /// # Errors
-    /// A failure of the host where it does not run.
+    /// Returns a failure of the host if the instance does not run.
     pub fn ssh(&self) -> Result<Vec<OsString>> {
         let name = &self.machine.name;
         match self.machine.ssh_port.filter(|_| self.is_running()) {
@@ -76,10 +75,10 @@ impl Instance {
         }
     }
 
-    /// Nobody else starts, stops or removes it while the lock is held.
+    /// Takes the lock of the instance. While it is held, no other command starts, stops or removes the instance.
     ///
     /// # Errors
-    /// A failure of the host where another command has it.
+    /// Returns a failure of the host if another command holds the lock.
     pub fn lock(&self) -> Result<File> {
         let name = &self.machine.name;
         match try_lock(&self.directory.join("lock"))? {
@@ -91,50 +90,51 @@ impl Instance {
         }
     }
 
-    /// Writes down what changed.
+    /// Writes the record to the instance's directory.
     ///
     /// # Errors
-    /// Names the file.
+    /// Returns an error that names the file if it cannot be written.
     pub fn save(&self) -> Result<()> {
         write_atomically(&self.directory.join(KEPT), serde_json::to_string_pretty(&self.machine)?)
     }
 }
 
-/// What a guest has said on its serial console, from QEMU's log of it.
+/// The output of a guest on its serial console, as QEMU has logged it.
 #[derive(Debug)]
 pub struct ConsoleLog(fs_err::File);
 
 impl ConsoleLog {
-    /// From its beginning.
+    /// Opens the log at its beginning.
     ///
     /// # Errors
-    /// Names the file.
+    /// Returns an error that names the file if it cannot be opened.
     pub fn open(path: &Path) -> Result<Self> {
         Ok(Self(fs_err::File::open(path)?))
     }
 
-    /// To stdout all that it has not shown yet; whether anybody still reads that.
+    /// Writes all new output to stdout, and returns whether stdout still has a reader.
     ///
     /// # Errors
-    /// Where the one cannot be read or the other not be written.
+    /// Returns an error if the log cannot be read or stdout cannot be written.
     pub fn show(&mut self) -> Result<bool> {
         let mut output = Vec::new();
         self.0.read_to_end(&mut output)?;
         let mut out = std::io::stdout().lock();
         match out.write_all(&output).and_then(|()| out.flush()) {
-            // Whoever reads may have read enough.
+            // The reader may close the pipe when it has read enough.
             Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),
             written => written.context("write to stdout").map(|()| true),
         }
     }
 }
 
-/// Every instance, by name.
+/// Returns all instances, sorted by name.
 pub fn all(cache: &Cache) -> Vec<Instance> {
     let read = |directory: PathBuf| {
         let text = std::fs::read(directory.join(KEPT)).ok()?;
         let machine: InstanceRecord = serde_json::from_slice(&text).ok()?;
-        // A copy of an instance, and a directory of another program, is not one: `vm rm` deletes what is listed here.
+        // A copy of an instance or a directory of another program does not count, because `vm rm` deletes what is
+        // listed here.
         let is_own = has_form_of_id(&machine.id) && directory.ends_with(&machine.id);
         is_own.then_some(Instance { machine, directory })
     };
@@ -143,10 +143,10 @@ pub fn all(cache: &Cache) -> Vec<Instance> {
     instance
 }
 
-/// The one with this name or of this run; without a name the only one there is.
+/// Returns the instance with this name or run id. Without a name, returns the only instance.
 ///
 /// # Errors
-/// A usage error, with the names that there are.
+/// Returns a usage error that lists the existing names.
 pub fn find(cache: &Cache, name: Option<&str>) -> Result<Instance, Failure> {
     let mut instance = all(cache);
     let names: Vec<_> = instance.iter().map(|instance| instance.machine.name.clone()).collect();
@@ -162,10 +162,10 @@ pub fn find(cache: &Cache, name: Option<&str>) -> Result<Instance, Failure> {
     }
 }
 
-/// An error where another machine has this name already.
+/// Checks that no instance has this name yet.
 ///
 /// # Errors
-/// A failure of the host, with what to do.
+/// Returns a failure of the host with a remedy if one has.
 pub fn check_name(cache: &Cache, name: &str) -> Result<(), Failure> {
     match all(cache).iter().find(|instance| instance.machine.name == name || instance.machine.id == name) {
         None => Ok(()),
@@ -176,30 +176,30 @@ pub fn check_name(cache: &Cache, name: &str) -> Result<(), Failure> {
     }
 }
 
-/// Leaves a run's machine to the person who asked for it.
+/// Makes an instance of a run's machine.
 ///
 /// # Errors
-/// Names the file that cannot be written.
+/// Returns an error if the name is taken, or if a file cannot be written.
 pub fn keep(run: &RunDir, cache: &Cache, machine: InstanceRecord) -> Result<()> {
     let _guard = lock(&cache.runs().join(".lock"))?;
     check_name(cache, &machine.name)?;
     Instance { machine, directory: run.path().to_owned() }.save()
 }
 
-/// Stops a kept machine and deletes its directory; how many processes it had.
+/// Stops an instance, deletes its directory, and returns the number of processes that it had.
 ///
 /// # Errors
-/// Where its run has not ended, a process cannot be ended or a file not deleted.
+/// Returns an error if its run has not ended, or if a process cannot be ended or a file cannot be deleted.
 pub fn remove(kept: &Instance) -> Result<usize> {
     let _lock = kept.lock()?;
-    // Nobody looks at the directories while one of them goes.
+    // No other command may read the directories while one of them is deleted.
     let _guard = kept.directory.parent().map(|runs| lock(&runs.join(".lock"))).transpose()?;
     let processes = end_processes(&kept.work())?;
     remove_tree(&kept.directory)?;
     Ok(processes)
 }
 
-/// What leads into the guest behind `port`, with the keys in `keys`.
+/// Returns the arguments with which ssh enters the guest behind `port`, with the keys in the directory `keys`.
 pub fn ssh_arguments(keys: &Path, login_user: &str, port: u16) -> Vec<OsString> {
     let option = |name: &str, value: &Path| OsString::from(format!("-o{name}={}", value.display()));
     vec![
@@ -217,7 +217,7 @@ pub fn ssh_arguments(keys: &Path, login_user: &str, port: u16) -> Vec<OsString> 
     ]
 }
 
-/// The line of known_hosts for a guest with this host key.
+/// Returns the line of known_hosts for a guest with this host key.
 pub fn known_host(public_key: &str) -> String {
     format!("{HOST_ALIAS} {public_key}\n")
 }
@@ -252,7 +252,7 @@ mod tests {
         assert!(find(&cache, None).unwrap_err().to_string().contains("vm up"));
         instance(&cache, "1124-100000-0001", "dev");
         assert_eq!(find(&cache, None).unwrap().machine.id, "1124-100000-0001");
-        // Copies of an instance's directory are not instances: `vm rm` would delete them.
+        // `vm rm` must not delete a copy of an instance's directory.
         for copy in ["backup", "1124-100000-0009"] {
             let kept = cache.runs().join(copy).join(KEPT);
             std::fs::create_dir_all(kept.parent().unwrap()).unwrap();

@@ -1,13 +1,14 @@
-//! A run's directory is its ownership record: whoever holds its lock owns what is in it, and a directory whose lock is
-//! free belongs to a dead run, which the next one collects.
+//! The directory of a run records what the run owns. The process that holds the directory's lock owns its content. If
+//! the lock is free but working files exist, the run is dead, and the next run collects it: it ends the processes and
+//! deletes the files.
 //!
 //! ```text
-//! runs/<id>/.iot-xtask     the marker without which nobody collects the directory
+//! runs/<id>/.iot-xtask     the marker; a directory without it is never collected
 //! runs/<id>/lock           held while the run lives
-//! runs/<id>/kept           of a machine that somebody keeps: what `cargo xtask vm` knows of it
-//! runs/<id>/report.json    and console.log …: what stays
-//! runs/<id>/w/             what does not: disks, NVRAM, keys, the broker's store
-//! runs/<id>/w/processes    the run's processes, which whoever collects it ends
+//! runs/<id>/kept           the record of an instance, for `cargo xtask vm`
+//! runs/<id>/report.json    and console.log …: the files that remain
+//! runs/<id>/w/             the files that are deleted: disks, NVRAM, keys, the broker's store
+//! runs/<id>/w/processes    the record of the run's processes, which a collection ends
 //! runs/<id>/w/v/           libvirt's embedded root
 //! ```
 
@@ -28,18 +29,18 @@ use crate::processes::end_processes;
 
 pub mod instance;
 
-/// Files in a run's working directory: the path of the image's directory, and the path of the snapshot. Caches that
-/// exist call the second one `frozen`.
+/// The names of two files in a run's working directory. They contain the path of the image's directory and the path of
+/// the snapshot. Existing caches use the name `frozen` for the second one.
 const IMAGE: &str = "image";
 const SNAPSHOT: &str = "frozen";
 
-/// In the directory of a run whose machine somebody keeps; its content is [`instance`]'s.
+/// The file in the directory of an instance; [`instance`] defines its content.
 pub(crate) const KEPT: &str = "kept";
 
-/// Finished runs whose reports are kept.
+/// The number of finished runs whose reports are kept.
 const FINISHED_RUNS_KEPT: usize = 20;
 
-/// A live run's directory.
+/// The directory of a live run.
 #[derive(Debug)]
 pub struct RunDir {
     id: String,
@@ -47,11 +48,11 @@ pub struct RunDir {
     _lock: File,
 }
 
-/// What a dead run left, and is gone now.
+/// A dead run whose processes were ended and whose files were deleted.
 #[derive(Debug)]
 pub struct Collected {
     pub id: String,
-    /// How many processes it had left.
+    /// The number of processes that were ended.
     pub processes: usize,
 }
 
@@ -63,14 +64,16 @@ impl std::fmt::Display for Collected {
 }
 
 impl RunDir {
-    /// Collects what dead runs left, then makes a directory of its own.
+    /// Collects dead runs, then makes the directory of a new run.
     ///
     /// # Errors
-    /// Where the cache cannot be written, or what a dead run left cannot be ended or deleted.
+    /// Returns an error if the cache cannot be written, or if a dead run's processes cannot be ended or its files
+    /// cannot be deleted.
     pub fn create(cache: &Cache) -> Result<(Self, Vec<Collected>)> {
         let runs = cache.runs();
         make_private_dir(&runs)?;
-        // Held while directories appear and disappear, so that nobody collects one that is just being made.
+        // This lock is held while directories are made and deleted, so that no other run collects a directory before it
+        // is complete.
         let _guard = lock(&runs.join(".lock"))?;
         let collected = collect(&runs)?;
         let id = new_id()?;
@@ -85,33 +88,33 @@ impl RunDir {
         &self.id
     }
 
-    /// Where the report goes.
+    /// Returns the directory of the report.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Where everything goes that ends with the run.
+    /// Returns the working directory, which is deleted at the end of the run.
     pub fn work(&self) -> PathBuf {
         self.path.join("w")
     }
 
-    /// libvirt's embedded root.
+    /// Returns libvirt's embedded root.
     pub fn libvirt_root(&self) -> PathBuf {
         self.work().join("v")
     }
 
-    /// Records that the run uses the image, which is then not deleted.
+    /// Records that the run uses the image, so that the image is not deleted.
     ///
     /// # Errors
-    /// Names the file that cannot be written.
+    /// Returns an error that names the file if it cannot be written.
     pub fn uses_image(&self, image: &Path) -> Result<()> {
         self.uses(IMAGE, image)
     }
 
-    /// Records that the run uses the snapshot, which is then not deleted.
+    /// Records that the run uses the snapshot, so that the snapshot is not deleted.
     ///
     /// # Errors
-    /// Names the file that cannot be written.
+    /// Returns an error that names the file if it cannot be written.
     pub fn uses_snapshot(&self, snapshot: &Path) -> Result<()> {
         self.uses(SNAPSHOT, snapshot)
     }
@@ -120,29 +123,30 @@ impl RunDir {
         write_atomically(&self.work().join(what), directory.as_os_str().as_encoded_bytes())
     }
 
-    /// Ends what processes are left and deletes the working files.
+    /// Ends the remaining processes and deletes the working files.
     ///
     /// # Errors
-    /// Where a process cannot be ended or a file not deleted.
+    /// Returns an error if a process cannot be ended or a file cannot be deleted.
     pub fn clean(&self) -> Result<()> {
         end_processes(&self.work())?;
         remove_file(&self.path.join(KEPT))?;
         remove_tree(&self.work())
     }
 
-    /// Leaves nothing at all: of a run that has no report.
+    /// Deletes the whole directory of a run that has no report.
     ///
     /// # Errors
-    /// Where a process cannot be ended or a file not deleted.
+    /// Returns an error if a process cannot be ended or a file cannot be deleted.
     pub fn discard(self) -> Result<()> {
         self.clean()?;
-        // Nobody looks at the directories while one of them goes.
+        // No other command may read the directories while one of them is deleted.
         let _guard = self.path.parent().map(|runs| lock(&runs.join(".lock"))).transpose()?;
         remove_tree(&self.path)
     }
 }
 
-/// The runs (alive, kept or not collected yet) whose machine's disk depends on the image or snapshot in `directory`.
+/// Returns the ids of the runs whose machine's disk depends on the image or snapshot in `directory`: live runs,
+/// instances, and dead runs that are not collected yet.
 pub fn users_of(cache: &Cache, directory: &Path) -> Vec<String> {
     let names =
         |file: PathBuf| fs::read(file).is_ok_and(|path| path == directory.as_os_str().as_encoded_bytes());
@@ -150,37 +154,38 @@ pub fn users_of(cache: &Cache, directory: &Path) -> Vec<String> {
     directories(&cache.runs()).iter().filter(|run| uses(run)).filter_map(|run| id_of(run)).collect()
 }
 
-/// The snapshot that the machine of this working directory depends on.
+/// Returns the snapshot on which the machine in this working directory depends.
 ///
 /// # Errors
-/// Names the file that cannot be read.
+/// Returns an error that names the file if it exists and cannot be read.
 pub fn snapshot_of(work: &Path) -> Result<Option<PathBuf>> {
     Ok(read_if_there(&work.join(SNAPSHOT))?.map(|name| OsString::from_vec(name).into()))
 }
 
-/// Runs that died and are not collected yet: nobody holds their lock, nobody keeps them, and their working files are there.
+/// Returns the ids of dead runs that are not collected yet: their lock is free, they are no instances, and their
+/// working files exist.
 pub fn dead(cache: &Cache) -> Vec<String> {
-    // A run that is just being made has a directory before it has its lock, and holds this one for a moment.
+    // A new run has a directory before it has its lock. It holds this lock during that moment.
     let guard = File::open(cache.runs().join(".lock"));
     let Ok(_guard) = guard.and_then(|file| file.lock().map(|()| file)) else {
-        // Without it there was no run yet.
+        // If this file does not exist, there has been no run yet.
         return Vec::new();
     };
     let is_dead = |path: &Path| {
         is_run(path)
             && path.join("w").exists()
             && !path.join(KEPT).exists()
-            // Without its file there is no lock, and one that cannot be asked is not called free.
+            // A run without a lock file, or whose lock cannot be queried, does not count as dead.
             && File::open(path.join("lock"))
                 .is_ok_and(|file| file.try_lock().is_ok())
     };
     directories(&cache.runs()).iter().filter(|path| is_dead(path)).filter_map(|path| id_of(path)).collect()
 }
 
-/// Collects what dead runs left.
+/// Collects dead runs.
 ///
 /// # Errors
-/// As [`RunDir::create`].
+/// Returns the errors of [`RunDir::create`].
 pub fn gc(cache: &Cache) -> Result<Vec<Collected>> {
     let runs = cache.runs();
     make_private_dir(&runs)?;
@@ -188,19 +193,20 @@ pub fn gc(cache: &Cache) -> Result<Vec<Collected>> {
     collect(&runs)
 }
 
-/// Every run whose lock is free and that nobody keeps. `runs` is a name that other programs use too: a directory that
-/// this workflow did not make is left alone.
+/// Collects the dead runs and deletes the oldest finished ones. Instances are kept. Other programs use directories
+/// named `runs` too, so a directory that this workflow did not make is left alone.
 fn collect(runs: &Path) -> Result<Vec<Collected>> {
     let mut collected = Vec::new();
     let mut finished = Vec::new();
     for path in directories(runs) {
         let Some(id) = id_of(&path).filter(|_| is_run(&path)) else { continue };
         let is_kept = || path.join(KEPT).exists();
-        // Nobody's command on a kept machine finds its lock taken by this look.
+        // An instance is skipped before its lock is taken, so that a command on it never finds the lock taken.
         if is_kept() {
             continue;
         }
-        // The lock's handle is kept until the directory is dealt with. Its command may have ended meanwhile, and left it.
+        // The lock is held until the directory has been dealt with. The run may have become an instance before the lock
+        // was taken, so this is checked again.
         let Some(_lock) = try_lock(&path.join("lock"))?.filter(|_| !is_kept()) else { continue };
         let work = path.join("w");
         if work.exists() {
@@ -208,11 +214,11 @@ fn collect(runs: &Path) -> Result<Vec<Collected>> {
             remove_tree(&path)?;
             collected.push(Collected { id, processes });
         } else {
-            // The lock is made when the run begins and never written.
+            // The lock file is made at the start of the run and never written, so its time is that of the start.
             finished.push((fs_err::metadata(path.join("lock"))?.modified()?, path));
         }
     }
-    // By age, not by name: a name has no year.
+    // Sort by age and not by name, because a name contains no year.
     finished.sort();
     let old = finished.len().saturating_sub(FINISHED_RUNS_KEPT);
     for (_, path) in &finished[..old] {
@@ -221,12 +227,12 @@ fn collect(runs: &Path) -> Result<Vec<Collected>> {
     Ok(collected)
 }
 
-/// Whether a directory is a run's: by its marker and by the form of its name.
+/// Returns whether a directory belongs to a run, by its marker and the form of its name.
 fn is_run(path: &Path) -> bool {
     is_own(path) && id_of(path).is_some_and(|id| has_form_of_id(&id))
 }
 
-/// Whether a name has the form that [`new_id`] gives: `1124-100000-00ab`.
+/// Returns whether a name has the form that [`new_id`] gives it: `1124-100000-00ab`.
 pub fn has_form_of_id(name: &str) -> bool {
     let parts: Vec<_> = name.split('-').collect();
     let digits =
@@ -238,7 +244,8 @@ fn id_of(path: &Path) -> Option<String> {
     Some(path.file_name()?.to_str()?.to_owned())
 }
 
-/// The time of day in the name sorts the runs; the random part keeps two of one second apart.
+/// Returns the id of a new run. It begins with the date and the time, by which runs sort; the random part distinguishes
+/// two runs of the same second.
 fn new_id() -> Result<String> {
     let mut random = [0; 2];
     rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())
@@ -263,7 +270,8 @@ mod tests {
         path
     }
 
-    /// Training programs call their outputs `runs` too, and somebody may point the cache at their directory.
+    /// Machine-learning programs name their output directories `runs` too, and a user may point the cache at such a
+    /// directory.
     #[test]
     fn a_directory_that_is_not_a_runs_is_left_alone() {
         let directory = tempfile::tempdir().unwrap();
@@ -274,7 +282,7 @@ mod tests {
             fs::create_dir_all(path.join("weights")).unwrap();
             foreign.push(path);
         }
-        // Our marker and not our name's form, and the other way round.
+        // One directory has the marker but not the form of the name, the other one the form but not the marker.
         let renamed = dead_run(runs, "my-own-copy");
         let unmarked = runs.join("0101-000000-000a");
         fs::create_dir_all(unmarked.join("w")).unwrap();
@@ -318,7 +326,8 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let begin = std::time::SystemTime::now() - limits::BARE_BOOT;
         for number in 0..FINISHED_RUNS_KEPT + 3 {
-            // By name the other way round: New Year's runs sort before last year's.
+            // The order of the names is the reverse of the order in time: runs of the new year sort before those of the
+            // old year.
             let path = directory.path().join(format!("0101-0000{:02}-0000", 99 - number));
             fs::create_dir(&path).unwrap();
             mark(&path).unwrap();
@@ -331,7 +340,7 @@ mod tests {
         assert!(!directory.path().join("0101-000099-0000").exists(), "the oldest go first");
     }
 
-    /// It is somebody's, and has a disk that can be booted again.
+    /// An instance belongs to the user, and its disk can be booted again.
     #[test]
     fn a_kept_machine_is_collected_by_nobody_even_when_its_qemu_is_gone() {
         let directory = tempfile::tempdir().unwrap();
