@@ -1,12 +1,12 @@
-//! The one table from an architecture to everything that follows from it. No other module asks which
-//! architecture it has; it reads a [`MachineProfile`].
+//! The table of everything that depends on an architecture. Other modules do not distinguish architectures; they read a
+//! [`MachineProfile`].
 
 use std::fmt;
 
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-/// The architecture of a guest, or of this host.
+/// The architecture of a guest or of this host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum VmArchitecture {
@@ -15,18 +15,18 @@ pub enum VmArchitecture {
     #[value(name = "x86_64", alias = "amd64")]
     #[serde(rename = "x86_64")]
     X86_64,
-    /// 64-bit Arm: the Raspberry Pi 5 and its kin.
+    /// 64-bit Arm, such as the Raspberry Pi 5.
     #[value(name = "aarch64", alias = "arm64")]
     Aarch64,
 }
 
-/// How the guest's instructions run.
+/// The accelerator that runs the guest's instructions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Accelerator {
-    /// The host's own processor, through `/dev/kvm`.
+    /// The host's own processor, by way of `/dev/kvm`.
     Kvm,
-    /// QEMU's emulation.
+    /// The emulation of QEMU.
     Tcg,
 }
 
@@ -36,61 +36,65 @@ impl fmt::Display for Accelerator {
     }
 }
 
-/// Everything that follows from an architecture.
+/// The properties of an architecture.
 #[derive(Debug)]
 pub struct MachineProfile {
-    /// The architecture this row is about.
+    /// The architecture that this row describes.
     pub arch: VmArchitecture,
-    /// What `uname -m`, libvirt and QEMU call it.
+    /// The name that `uname -m`, libvirt and QEMU use.
     pub machine: &'static str,
     /// Rust's target triple.
     pub triple: &'static str,
     /// Debian's name for the architecture.
     pub debian_arch: &'static str,
-    /// The full-system emulator's file name.
+    /// The file name of the full-system emulator.
     pub emulator: &'static str,
     /// QEMU's machine type.
     pub machine_type: &'static str,
-    /// The kernel's name of the first serial port, with its speed.
+    /// The kernel's name for the first serial port, with its speed.
     pub console: &'static str,
-    /// The ELF `e_machine` of its executables (gABI).
+    /// The ELF `e_machine` of the architecture's executables (gABI).
     pub elf_machine: u16,
-    /// Where UEFI looks on an ESP without boot entries (UEFI 2.10, 3.5.1.1).
+    /// The file name that UEFI looks for on an ESP without boot entries (UEFI 2.10, 3.5.1.1).
     pub efi_boot_file: &'static str,
-    /// systemd-boot's file name in Debian's package.
+    /// The file name of systemd-boot in Debian's package.
     pub systemd_boot_file: &'static str,
-    /// GRUB's file in Debian's signed package, whose prefix is `/EFI/debian` on the disk it was loaded from.
+    /// The path of GRUB in Debian's signed package. This GRUB has the prefix `/EFI/debian` on the disk from which it is
+    /// loaded.
     pub grub_file: &'static str,
-    /// Its name in Debian's paths of libraries (multiarch), and before the name of each of its GNU tools.
+    /// The name in Debian's library paths (multiarch). It is also the prefix of the names of the GNU tools.
     pub multiarch: &'static str,
-    /// Where its executables expect the dynamic loader (psABI), as a directory at the root and a file name.
+    /// The path of the dynamic loader that executables name (psABI): a directory at the root and a file name.
     pub loader: (&'static str, &'static str),
-    /// How the best-emulated CPU is made; see `Cpu`.
+    /// The settings of the fastest emulated CPU; see `Cpu`.
     pub tcg_cpu: TcgCpu,
-    /// CPU names that people use and QEMU does not, with QEMU's.
+    /// The CPU names of the command line that QEMU does not know, each with QEMU's name.
     pub cpu_aliases: &'static [(&'static str, &'static str)],
-    /// Known firmware pairs (code, variable-store template), where no descriptor names one.
+    /// The known firmware pairs (code, variable-store template), for hosts on which no descriptor names one.
     pub firmware_paths: &'static [(&'static str, &'static str)],
-    /// The exact size of the flash device that takes the firmware's code; `None` where any multiple of 4 KiB will do.
+    /// The exact size in bytes of the flash device for the firmware's code. If it is `None`, any multiple of 4 KiB
+    /// fits.
     pub flash_bytes: Option<u64>,
-    /// The flags in /proc/cpuinfo that tell hardware virtualisation; none where the kernel shows none.
+    /// The flags in /proc/cpuinfo that indicate hardware virtualisation. The list is empty if the kernel shows no such
+    /// flags.
     pub virtualisation_flags: &'static [&'static str],
-    /// Whether its programs rely on stores being seen in their order, as x86's do (QEMU, `TCG_GUEST_DEFAULT_MO`).
+    /// Whether programs rely on stores becoming visible in order, as x86 programs do (QEMU, `TCG_GUEST_DEFAULT_MO`).
     pub strong_memory_order: bool,
-    /// A CPU feature that QEMU calls by this name and that every CPU of it has, for a planted fault.
+    /// QEMU's name of a CPU feature that every CPU of the architecture has. A planted fault uses it.
     pub baseline_feature: &'static str,
 }
 
-/// QEMU's `max` CPU under emulation, less what makes it slow.
+/// The changes that make QEMU's emulated `max` CPU fast.
 #[derive(Debug)]
 pub struct TcgCpu {
-    /// Features switched off in libvirt's `<cpu>`.
+    /// The features that libvirt's `<cpu>` disables.
     pub disabled_features: &'static [&'static str],
-    /// `-global` properties: libvirt 9.0 to 11 refuses `pauth` as a CPU feature, at start, not at define.
+    /// The `-global` properties. libvirt 9.0 to 11 refuses `pauth` as a CPU feature when the domain is started, not
+    /// when it is defined.
     pub globals: &'static [Global],
 }
 
-/// A property of every device of one type, as QEMU's `-global` sets it: `max-arm-cpu.pauth=off`.
+/// A property of every device of a type, as QEMU's `-global` sets it: `max-arm-cpu.pauth=off`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Global {
     pub driver: &'static str,
@@ -99,7 +103,7 @@ pub struct Global {
 }
 
 impl Global {
-    /// Without the driver, as `-cpu` takes it.
+    /// Formats the property without the driver, as `-cpu` expects it.
     pub fn assignment(&self) -> String {
         format!("{}={}", self.property, if self.value { "on" } else { "off" })
     }
@@ -154,8 +158,9 @@ static AARCH64: MachineProfile = MachineProfile {
     grub_file: "usr/lib/grub/arm64-efi-signed/grubaa64.efi.signed",
     multiarch: "aarch64-linux-gnu",
     loader: ("/lib/", "ld-linux-aarch64.so.1"),
-    // Emulating the architected pointer authentication doubles a boot's time, even QEMU's cheap stand-in for it (pauth-impdef) adds a
-    // tenth, and SVE a third. The Pi 5's core has neither.
+    // The emulation of architected pointer authentication doubles the time of a boot. QEMU's cheaper replacement
+    // (pauth-impdef) adds a tenth, and SVE adds a third. The core of the Pi 5 has neither pointer authentication nor
+    // SVE.
     tcg_cpu: TcgCpu {
         disabled_features: &["sve"],
         globals: &[Global { driver: "max-arm-cpu", property: "pauth", value: false }],
@@ -175,15 +180,14 @@ static AARCH64: MachineProfile = MachineProfile {
 };
 
 impl VmArchitecture {
-    /// The CPU model that QEMU knows under a name of the command line: `pi5` is `cortex-a76`.
+    /// Returns QEMU's name for a CPU name of the command line: `cortex-a76` for `pi5`.
     pub fn qemu_cpu(self, name: &str) -> &str {
         self.profile().cpu_aliases.iter().find(|(alias, _)| *alias == name).map_or(name, |(_, qemu)| qemu)
     }
 
-    /// Every architecture.
     pub const ALL: [Self; 2] = [Self::X86_64, Self::Aarch64];
 
-    /// The row of the table.
+    /// Returns the row of the table for this architecture.
     pub fn profile(self) -> &'static MachineProfile {
         match self {
             Self::X86_64 => &X86_64,
@@ -191,7 +195,7 @@ impl VmArchitecture {
         }
     }
 
-    /// The one of two values that is this architecture's.
+    /// Returns the value that belongs to this architecture.
     pub fn pick<T>(self, x86_64: T, aarch64: T) -> T {
         match self {
             Self::X86_64 => x86_64,
@@ -199,7 +203,7 @@ impl VmArchitecture {
         }
     }
 
-    /// This host's architecture, `None` where it is neither.
+    /// Returns this host's architecture, or `None` if it is neither of the two.
     pub fn of_host() -> Option<Self> {
         Self::ALL.into_iter().find(|arch| arch.profile().machine == std::env::consts::ARCH)
     }

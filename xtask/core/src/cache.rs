@@ -1,25 +1,26 @@
-//! Where things are kept, outside `target/` so that a `cargo clean` costs no image.
+//! The directories of the cache. They are outside `target/`, so `cargo clean` deletes no image.
 //!
 //! ```text
 //! <cache>/images/<key>/        a disk image and its manifest
 //! <cache>/runs/<id>/           one run: report.json, console.log; w/ while it lives
 //! <cache>/snapshots/<key>.<run>/  a machine after its first boot: disk, memory, NVRAM, seed
-//! <cache>/compared/            what `smoke --verify-cold` compares
-//! <cache>/history/             how long phases took on this machine
-//! <cache>/workload/            the smoke's workload as an executable, by what it is made of
-//! <cache>/libvirt/             what libvirt has learned of QEMU, for every run's embedded root
+//! <cache>/compared/            the reports that `smoke --verify-cold` compares
+//! <cache>/history/             the durations of phases on this machine
+//! <cache>/workload/            the smoke's workload, compiled, by a digest of its inputs
+//! <cache>/libvirt/             libvirt's record of QEMU's capabilities, for every run's embedded root
 //! ```
 
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
-/// The variable that moves the cache.
+/// The environment variable that sets the cache's directory.
 pub const CACHE_VARIABLE: &str = "IOT_XTASK_CACHE";
 
 /// The length of `sockaddr_un.sun_path` with its final zero (unix(7)).
 const SOCKET_PATH_BYTES: usize = 108;
-/// What libvirt appends to an embedded root for QEMU's monitor socket, with a two-digit domain number to spare.
+/// The path that libvirt appends to an embedded root for QEMU's monitor socket. A domain number of two digits is more
+/// than a run needs.
 const MONITOR_SOCKET: &str = "/lib/qemu/domain-99-vm/monitor.sock";
 
 /// The cache's directories.
@@ -29,10 +30,11 @@ pub struct Cache {
 }
 
 impl Cache {
-    /// From `IOT_XTASK_CACHE`, else `XDG_CACHE_HOME/iot-xtask`, else `~/.cache/iot-xtask`.
+    /// Takes `IOT_XTASK_CACHE`, else `XDG_CACHE_HOME/iot-xtask`, else `~/.cache/iot-xtask`.
     ///
     /// # Errors
-    /// Where none of the three is set, where the path is relative or so long that the run's sockets would not fit.
+    /// Returns an error if none of the three variables is set, or if the path is relative, has characters that a tool
+    /// does not allow, or is too long for the sockets of a run.
     pub fn from_env() -> Result<Self, Unusable> {
         Self::locate(|name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from))
     }
@@ -56,7 +58,7 @@ impl Cache {
         if socket < SOCKET_PATH_BYTES { Ok(cache) } else { Err(Unusable::TooLong(cache.root, socket)) }
     }
 
-    /// A cache in this very directory.
+    /// Returns a cache with `root` as its directory.
     pub fn at(root: &Path) -> Self {
         Self { root: root.to_owned() }
     }
@@ -65,38 +67,39 @@ impl Cache {
         &self.root
     }
 
-    /// Disk images by content key.
+    /// The disk images, by content key.
     pub fn images(&self) -> PathBuf {
         self.root.join("images")
     }
 
-    /// One directory per run.
+    /// The directories of the runs.
     pub fn runs(&self) -> PathBuf {
         self.root.join("runs")
     }
 
-    /// Machines after their first boot, by content key.
+    /// The snapshots: machines after their first boot, by content key.
     pub fn snapshots(&self) -> PathBuf {
         self.root.join("snapshots")
     }
 
-    /// What earlier runs learned of this machine.
+    /// The durations of phases in earlier runs on this machine.
     pub fn history(&self) -> PathBuf {
         self.root.join("history")
     }
 
-    /// The smoke's workload, compiled.
+    /// The compiled workload of the smoke.
     pub fn workloads(&self) -> PathBuf {
         self.root.join("workload")
     }
 
-    /// What libvirt has learned of the emulators here. It may be deleted at any time: the next run probes them again.
+    /// The capabilities of the emulators, as libvirt has probed them. It may be deleted at any time: the next run
+    /// probes them again.
     pub fn libvirt(&self) -> PathBuf {
         self.root.join("libvirt")
     }
 }
 
-/// Why the cache cannot be used.
+/// The reason why the cache cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Unusable {
     #[error("find the cache: set {CACHE_VARIABLE}, XDG_CACHE_HOME or HOME to a directory")]
@@ -108,7 +111,7 @@ pub enum Unusable {
          set {CACHE_VARIABLE} to such a directory", .0.display()
     )]
     Characters(PathBuf),
-    /// The number is the bytes in a socket's path below it.
+    /// The number is the length in bytes of the path of a socket in the cache.
     #[error(
         "use the cache {}: sockets below it would have paths of {} bytes, and {} is the system's limit; \
          set {CACHE_VARIABLE} to a shorter directory", .0.display(), .1, SOCKET_PATH_BYTES - 1

@@ -1,32 +1,32 @@
-//! Which CPU the guest sees, in libvirt's words and QEMU's.
+//! The CPU of the guest, in libvirt's notation and in QEMU's.
 
 use crate::arch::{Accelerator, Global, VmArchitecture};
 
-/// A resolved CPU.
+/// A CPU with all settings resolved.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cpu {
-    /// libvirt's mode and model.
+    /// The mode and model for libvirt.
     pub model: CpuModel,
-    /// Features switched off.
+    /// The features that are disabled.
     pub disabled_features: Vec<String>,
-    /// QEMU `-global` properties, for what libvirt refuses in `<cpu>`.
+    /// The QEMU `-global` properties for settings that libvirt refuses in `<cpu>`.
     pub globals: Vec<Global>,
 }
 
-/// libvirt's `<cpu mode>`.
+/// The mode of libvirt's `<cpu>`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CpuModel {
-    /// `maximum`: everything that the emulator has.
+    /// `maximum`: every feature that the emulator supports.
     Maximum,
-    /// `host-passthrough`.
+    /// `host-passthrough`: the host's CPU.
     HostPassthrough,
-    /// `custom`, with QEMU's name.
+    /// `custom`, with QEMU's name of the model.
     Named(String),
 }
 
 impl CpuModel {
-    /// What `--cpu` means; without it, the fastest model that the accelerator has. `host` without KVM is no model, and
-    /// stays a name that no emulator has.
+    /// Returns the model for the value of `--cpu`; without `--cpu`, the fastest model of the accelerator. Without KVM,
+    /// `host` is treated as the name of a model, which no emulator has.
     pub fn requested(arch: VmArchitecture, accelerator: Accelerator, requested: Option<&str>) -> Self {
         match (requested, accelerator) {
             (None | Some("host"), Accelerator::Kvm) => Self::HostPassthrough,
@@ -35,7 +35,7 @@ impl CpuModel {
         }
     }
 
-    /// As QEMU calls it.
+    /// Returns QEMU's name of the model.
     pub fn name(&self) -> &str {
         match self {
             Self::Maximum => "max",
@@ -46,7 +46,7 @@ impl CpuModel {
 }
 
 impl Cpu {
-    /// The CPU that `--cpu` requests. The emulated `max` lacks what makes it slow.
+    /// Returns the CPU for the value of `--cpu`. The emulated `max` is returned without the features that make it slow.
     pub fn resolve(arch: VmArchitecture, accelerator: Accelerator, requested: Option<&str>) -> Self {
         let model = CpuModel::requested(arch, accelerator, requested);
         let tuned = &arch.profile().tcg_cpu;
@@ -58,8 +58,8 @@ impl Cpu {
         Self { model, disabled_features, globals: globals.to_vec() }
     }
 
-    /// The emulated `max` without the properties that this emulator does not know, which it would refuse, and with what steers
-    /// around a fault of its firmware.
+    /// Adjusts the emulated `max` to an emulator. Properties that the emulator does not know are removed, because it
+    /// would refuse them. `workaround` avoids a known fault of the firmware.
     pub fn adjusted(mut self, known: &[String], workaround: Option<Global>) -> Self {
         if self.model == CpuModel::Maximum {
             let is_known = |name: &str| known.iter().any(|known| known == name);
@@ -70,7 +70,7 @@ impl Cpu {
         self
     }
 
-    /// As one would write it for QEMU's `-cpu`, for the report.
+    /// Formats the CPU as an argument of QEMU's `-cpu`, for the report.
     pub fn describe(&self) -> String {
         let globals = self.globals.iter().map(|global| format!(",{}", global.assignment()));
         let features = self.disabled_features.iter().map(|feature| format!(",{feature}=off"));

@@ -1,4 +1,4 @@
-//! A digest as people write it: `sha256:…` or `sha512:…`.
+//! A digest in its usual notation: `sha256:…` or `sha512:…`.
 
 use std::fmt;
 use std::io::Read as _;
@@ -17,10 +17,9 @@ pub enum Algorithm {
 }
 
 impl Algorithm {
-    /// Every algorithm.
     pub const ALL: [Self; 2] = [Self::Sha256, Self::Sha512];
 
-    /// As it is written before the colon.
+    /// The name before the colon of a digest.
     pub fn name(self) -> &'static str {
         match self {
             Self::Sha256 => "sha256",
@@ -28,7 +27,7 @@ impl Algorithm {
         }
     }
 
-    /// How many hexadecimal digits it has.
+    /// The length of a digest in hexadecimal digits.
     pub fn hex_digits(self) -> usize {
         match self {
             Self::Sha256 => 64,
@@ -42,11 +41,11 @@ impl Algorithm {
         hash.finish()
     }
 
-    /// The digest of a file's content. `read` is called between its pieces with how many bytes there are by then, and of how many; an
-    /// error of its ends it.
+    /// Returns the digest of a file's content. `read` is called before each piece with the number of bytes read so far
+    /// and the size of the file. An error of `read` ends the calculation.
     ///
     /// # Errors
-    /// Names the file, or is what `read` said.
+    /// Returns an error if the file cannot be read, or the error that `read` returned. An error of the file names it.
     pub fn of_file(self, path: &Path, mut read: impl FnMut(u64, u64) -> Result<()>) -> Result<Digest> {
         let mut file = fs_err::File::open(path)?;
         let total = file.metadata()?.len();
@@ -64,7 +63,7 @@ impl Algorithm {
         }
     }
 
-    /// A hash of this kind, empty yet.
+    /// Returns an empty hash of this algorithm.
     pub fn hasher(self) -> Hasher {
         match self {
             Self::Sha256 => Hasher::Sha256(Box::default()),
@@ -73,7 +72,7 @@ impl Algorithm {
     }
 }
 
-/// `algorithm:hex`, the hex in lower case.
+/// A digest, written as `algorithm:hex` with the hex digits in lower case.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Digest {
@@ -86,12 +85,12 @@ impl Digest {
         self.algorithm
     }
 
-    /// Its digits, without the algorithm.
+    /// The hexadecimal digits without the algorithm.
     pub fn hex(&self) -> &str {
         &self.hex
     }
 
-    /// Enough of it for a person: `sha256:0123456789ab…`.
+    /// The first digits, for messages: `sha256:0123456789ab…`.
     pub fn short(&self) -> String {
         format!("{}:{}…", self.algorithm.name(), &self.hex[..12])
     }
@@ -130,7 +129,7 @@ impl From<Digest> for String {
     }
 }
 
-/// A hash being taken.
+/// A hash under calculation.
 #[derive(Debug, Clone)]
 pub enum Hasher {
     Sha256(Box<Sha256>),
@@ -138,7 +137,6 @@ pub enum Hasher {
 }
 
 impl Hasher {
-    /// More bytes.
     pub fn update(&mut self, bytes: &[u8]) {
         match self {
             Self::Sha256(hash) => hash.update(bytes),
@@ -146,7 +144,7 @@ impl Hasher {
         }
     }
 
-    /// The digest of all of them.
+    /// Returns the digest of all bytes so far.
     pub fn finish(self) -> Digest {
         match self {
             Self::Sha256(hash) => Digest { algorithm: Algorithm::Sha256, hex: hex(&hash.finalize()) },
@@ -155,7 +153,7 @@ impl Hasher {
     }
 }
 
-/// Lower-case hex.
+/// Formats bytes as lower-case hex.
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -1,25 +1,25 @@
-//! How a command ends: the exit code, the verdict, and errors that know theirs.
+//! The outcome of a command: the exit code, the verdict, and errors that know their exit code.
 
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-/// How a run ended. The exit code follows from it.
+/// The outcome of a run, which determines the exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
-    /// All of it was proven.
+    /// Every claim was proven.
     Verified,
     /// The agent or the guest failed verification.
     Failed,
     /// The host is not ready; nothing is known about the agent.
     Unavailable,
-    /// Somebody stopped the run; so a report ends whose run is killed.
+    /// The user stopped the run. This is also the verdict in the report of a run that was killed.
     #[default]
     Interrupted,
 }
 
 impl Verdict {
-    /// 0, 1, 69 (sysexits.h's EX_UNAVAILABLE), 130 (128 + SIGINT).
+    /// Returns 0, 1, 69 (EX_UNAVAILABLE of sysexits.h) or 130 (128 + SIGINT).
     pub fn exit_code(self) -> u8 {
         match self {
             Self::Verified => 0,
@@ -30,13 +30,14 @@ impl Verdict {
     }
 }
 
-/// The exit code for a flag or argument that cannot be.
+/// The exit code for a flag or argument that is not valid.
 pub const EXIT_USAGE: u8 = 2;
 
-/// The cause of a failure, which determines the exit code. An error without a [`Failure`] is the agent's or the guest's: exit code 1.
+/// The cause of a failure, which determines the exit code. An error without a [`Failure`] counts as the agent's or the
+/// guest's: exit code 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// A flag or argument that cannot be; exit code 2.
+    /// A flag or an argument is not valid; exit code 2.
     Usage,
     /// The host is not ready; exit code 69.
     Host,
@@ -44,19 +45,19 @@ pub enum Kind {
     Unreachable,
     /// The agent or the guest failed; exit code 1.
     Guest,
-    /// Ctrl-C or SIGTERM; exit code 130.
+    /// Ctrl-C or SIGTERM ended the command; exit code 130.
     Interrupted,
-    /// The run has said everything itself; only this exit code is left.
+    /// The run has printed all messages itself; only this exit code is left.
     Reported(u8),
 }
 
 impl Kind {
-    /// Whether an error says itself that it is of this kind.
+    /// Returns whether the outermost failure of an error is of this kind.
     pub fn is(self, error: &anyhow::Error) -> bool {
         failure(error).is_some_and(|failure| failure.kind == self)
     }
 
-    /// The verdict of a run that ended so.
+    /// Returns the verdict of a run that ended with this kind.
     pub fn verdict(self) -> Verdict {
         match self {
             Self::Usage | Self::Host | Self::Unreachable => Verdict::Unavailable,
@@ -65,7 +66,7 @@ impl Kind {
         }
     }
 
-    /// The exit code of a command that ended so.
+    /// Returns the exit code of a command that ended with this kind.
     pub fn exit_code(self) -> u8 {
         match self {
             Self::Usage => EXIT_USAGE,
@@ -75,11 +76,11 @@ impl Kind {
     }
 }
 
-/// An error that knows its exit code and, where there is one, its remedy. It may be the error itself or its context.
+/// An error that knows its exit code and, if there is one, its remedy. It may be an error of its own or the context of
+/// another error.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{message}")]
 pub struct Failure {
-    /// Whose fault it is.
     pub kind: Kind,
     message: String,
     hint: Option<String>,
@@ -90,43 +91,44 @@ impl Failure {
         Self { kind, message: message.into(), hint }
     }
 
-    /// A flag or argument that cannot be.
+    /// Makes a failure for a flag or an argument that is not valid.
     pub fn usage(message: impl Into<String>) -> Self {
         Self::new(Kind::Usage, message, None)
     }
 
-    /// The host is not ready; `hint` says what to run.
+    /// Makes a failure of the host; `hint` says what to run.
     pub fn host(message: impl Into<String>, hint: impl Into<String>) -> Self {
         Self::new(Kind::Host, message, Some(hint.into()))
     }
 
-    /// A host on the network cannot be reached: no name, no connection, no TLS, a proxy that refuses.
+    /// Makes a failure for a host on the network that cannot be reached: no name, no connection, no TLS, or a proxy
+    /// that refuses.
     pub fn unreachable(message: impl Into<String>, hint: impl Into<String>) -> Self {
         Self::new(Kind::Unreachable, message, Some(hint.into()))
     }
 
-    /// The agent or the guest failed; `hint` says what to do.
+    /// Makes a failure of the agent or the guest; `hint` says what to do.
     pub fn guest(message: impl Into<String>, hint: impl Into<String>) -> Self {
         Self::new(Kind::Guest, message, Some(hint.into()))
     }
 
-    /// Ctrl-C or SIGTERM.
+    /// Makes a failure for Ctrl-C or SIGTERM.
     pub fn interrupted() -> Self {
         Self::new(Kind::Interrupted, "interrupted", None)
     }
 
-    /// The run has said everything itself.
+    /// Makes a failure for a run that has printed all messages itself.
     pub fn reported(code: u8) -> Self {
         Self::new(Kind::Reported(code), format!("exit code {code}"), None)
     }
 
-    /// What to do about it, where that is known.
+    /// Returns the remedy, if one is known.
     pub fn hint(&self) -> Option<&str> {
         self.hint.as_deref()
     }
 }
 
-/// Returns a failure of the host: `bail_host!("use {path}: it is a file"; "delete it")`.
+/// Returns from the function with a failure of the host: `bail_host!("use {path}: it is a file"; "delete it")`.
 #[macro_export]
 macro_rules! bail_host {
     ($message:literal $(, $argument:expr)*; $($hint:tt)+) => {
@@ -134,7 +136,7 @@ macro_rules! bail_host {
     };
 }
 
-/// Returns a failure of the agent or the guest, likewise.
+/// Returns from the function with a failure of the agent or the guest; the syntax is that of [`bail_host!`].
 #[macro_export]
 macro_rules! bail_guest {
     ($message:literal $(, $argument:expr)*; $($hint:tt)+) => {
@@ -142,23 +144,24 @@ macro_rules! bail_guest {
     };
 }
 
-/// What an error says of itself: the outermost failure in it.
+/// Returns the outermost failure in an error.
 pub fn failure(error: &anyhow::Error) -> Option<&Failure> {
     error.downcast_ref()
 }
 
-/// Whose fault an error is.
+/// Returns the kind of an error.
 pub fn kind(error: &anyhow::Error) -> Kind {
     failure(error).map_or(Kind::Guest, |failure| failure.kind)
 }
 
-/// The exit code for an error.
+/// Returns the exit code of an error.
 pub fn code(error: &anyhow::Error) -> u8 {
     kind(error).exit_code()
 }
 
-/// Makes an error the host's, unless it says itself whose it is: nothing is known about the agent then. An unreachable
-/// host keeps its own remedy.
+/// Turns an error into a failure of the host, which means that nothing is known about the agent. An error that already
+/// contains a failure keeps its kind, except that an unreachable host becomes a failure of the host and keeps its own
+/// remedy.
 pub fn host_fault(
     error: anyhow::Error,
     attempted: impl Into<String>,
@@ -172,7 +175,7 @@ pub fn host_fault(
     error.context(Failure::host(attempted, hint))
 }
 
-/// What a task's error says on stderr; empty where the run has said everything itself.
+/// Returns the lines of an error on stderr. They are empty if the run has printed all messages itself.
 pub fn lines(error: &anyhow::Error) -> Vec<String> {
     if matches!(kind(error), Kind::Reported(_)) {
         return Vec::new();
@@ -183,7 +186,7 @@ pub fn lines(error: &anyhow::Error) -> Vec<String> {
     lines
 }
 
-/// What to do about an error, where that is known.
+/// Returns the remedy of an error, if one is known.
 pub fn hint(error: &anyhow::Error) -> Option<&str> {
     failure(error)?.hint()
 }

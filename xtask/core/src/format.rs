@@ -1,19 +1,19 @@
-//! Numbers and times as people read them, and results as programs do.
+//! Numbers and times in a form for people, and results in a form for programs.
 
 use std::io::{ErrorKind, Write as _};
 use std::time::SystemTime;
 
 use clap::ValueEnum;
 
-/// Now, RFC 3339, UTC, whole seconds.
+/// Returns the current time in whole seconds, as RFC 3339 in UTC.
 pub fn now_rfc3339() -> String {
     humantime::format_rfc3339_seconds(SystemTime::now()).to_string()
 }
 
-/// Prints JSON on stdout. A reader that has had enough of it (`| head`) is no error.
+/// Prints JSON on stdout. It is no error if the reader closes the pipe early (`| head`).
 ///
 /// # Errors
-/// Where stdout cannot be written.
+/// Returns an error if stdout cannot be written.
 pub fn print_json(value: &serde_json::Value) -> std::io::Result<()> {
     match writeln!(std::io::stdout(), "{value:#}") {
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
@@ -21,17 +21,17 @@ pub fn print_json(value: &serde_json::Value) -> std::io::Result<()> {
     }
 }
 
-/// Milliseconds are enough for a report.
+/// Rounds to milliseconds, which are precise enough for a report.
 pub fn round(seconds: f64) -> f64 {
     (seconds * 1000.0).round() / 1000.0
 }
 
-/// A value's name, as on the command line.
+/// Returns the name of a value on the command line.
 pub fn name_of(value: &impl ValueEnum) -> String {
     value.to_possible_value().expect("no value is hidden").get_name().to_owned()
 }
 
-/// `17 KiB`, `589 MiB`, `2.1 GiB`.
+/// Formats a size as `17 KiB`, `589 MiB` or `2.1 GiB`.
 pub fn human_bytes(bytes: u64) -> String {
     match bytes {
         0..0x10_0000 => format!("{} KiB", bytes.div_ceil(1 << 10)),
@@ -40,12 +40,12 @@ pub fn human_bytes(bytes: u64) -> String {
     }
 }
 
-/// `2.1 GiB`, whatever the size.
+/// Formats a size of any magnitude as `2.1 GiB`.
 pub fn gib(bytes: u64) -> String {
     format!("{:.1} GiB", bytes as f64 / (1_u64 << 30) as f64)
 }
 
-/// `0.3 s`, `61 s`, `12 min 5 s`.
+/// Formats a duration as `0.3 s`, `61 s` or `12 min 5 s`.
 pub fn human_seconds(seconds: f64) -> String {
     if seconds < 10.0 {
         format!("{seconds:.1} s")

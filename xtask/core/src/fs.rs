@@ -1,4 +1,5 @@
-//! Files and directories: locks, private and atomic writing, deleting; and which directories are this workflow's own.
+//! Files and directories: locks, private and atomic writing, deletion, and the marker of the directories that this
+//! workflow may delete.
 
 use std::fs::{File, TryLockError};
 use std::io::{self, ErrorKind, Write as _};
@@ -7,20 +8,20 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use fs_err::os::unix::fs::OpenOptionsExt as _;
 
-/// Waits for a lock that lives in a file and ends with its process, however it ends (flock(2)).
+/// Waits for the lock of a file. The kernel releases it when the process ends, however it ends (flock(2)).
 ///
 /// # Errors
-/// Names the file.
+/// Returns an error that names the file if it cannot be opened or locked.
 pub fn lock(path: &Path) -> Result<File> {
     let file = open_lock(path)?;
     file.lock()?;
     Ok(file.into_file())
 }
 
-/// The lock, or `None` where another process holds it.
+/// Takes the lock of a file; returns `None` if another process holds it.
 ///
 /// # Errors
-/// Names the file.
+/// Returns an error that names the file if it cannot be opened or locked.
 pub fn try_lock(path: &Path) -> Result<Option<File>> {
     let file = open_lock(path)?;
     match file.try_lock() {
@@ -34,10 +35,10 @@ fn open_lock(path: &Path) -> io::Result<fs_err::File> {
     fs_err::OpenOptions::new().create(true).truncate(false).write(true).open(path)
 }
 
-/// Makes `path` and its parents; the last one for this user alone.
+/// Makes the directory `path` and its missing parents, with access for this user only.
 ///
 /// # Errors
-/// Names the directory.
+/// Returns an error that names the directory if it cannot be made.
 pub fn make_private_dir(path: &Path) -> Result<()> {
     use std::os::unix::fs::DirBuilderExt as _;
     std::fs::DirBuilder::new()
@@ -47,13 +48,14 @@ pub fn make_private_dir(path: &Path) -> Result<()> {
         .with_context(|| format!("make the directory {}", path.display()))
 }
 
-/// In each directory that this workflow may delete as a whole; a directory without it is somebody else's.
+/// The name of the marker file. This workflow may delete a directory with the marker as a whole; a directory without it
+/// belongs to someone else.
 pub const MARKER: &str = ".iot-xtask";
 
 /// Makes `path` as [`make_private_dir`] does, and marks it as one that this workflow may delete.
 ///
 /// # Errors
-/// Names the directory, or its marker.
+/// Returns an error that names the directory or its marker if one of them cannot be made.
 pub fn make_own_dir(path: &Path) -> Result<()> {
     make_private_dir(path)?;
     mark(path)
@@ -62,7 +64,7 @@ pub fn make_own_dir(path: &Path) -> Result<()> {
 /// Marks a directory as one that this workflow may delete.
 ///
 /// # Errors
-/// Names the marker.
+/// Returns an error that names the marker if it cannot be written.
 pub fn mark(directory: &Path) -> Result<()> {
     write_private(
         &directory.join(MARKER),
@@ -70,7 +72,7 @@ pub fn mark(directory: &Path) -> Result<()> {
     )
 }
 
-/// Whether this workflow made the directory, and may delete it.
+/// Returns whether this workflow made the directory and may delete it.
 pub fn is_own(directory: &Path) -> bool {
     directory.join(MARKER).symlink_metadata().is_ok_and(|meta| meta.is_file())
 }
@@ -79,7 +81,7 @@ pub fn is_own(directory: &Path) -> bool {
 pub fn remove_if_empty(directory: &Path) {
     let entries: Vec<_> = entries(directory).collect();
     if matches!(&entries[..], [only] if only.ends_with(MARKER)) {
-        // What cannot be deleted now is deleted by `image prune`.
+        // If this fails now, `image prune` deletes the directory later.
         drop(std::fs::remove_dir_all(directory));
     }
 }
@@ -87,18 +89,18 @@ pub fn remove_if_empty(directory: &Path) {
 /// Writes a file that only this user may read.
 ///
 /// # Errors
-/// Names the file.
+/// Returns an error that names the file if it cannot be written.
 pub fn write_private(path: &Path, content: impl AsRef<[u8]>) -> Result<()> {
     let mut options = fs_err::OpenOptions::new();
     options.write(true).create(true).truncate(true).mode(0o600);
     Ok(options.open(path)?.write_all(content.as_ref())?)
 }
 
-/// Writes a private file beside `path` and renames it: whoever reads `path` sees the old content or the new one. Nothing
-/// is flushed to the disk.
+/// Writes a private file beside `path` and renames it, so that a reader of `path` sees either the old or the new
+/// content. It does not flush the file to the disk.
 ///
 /// # Errors
-/// Names the file.
+/// Returns an error that names the file if it cannot be written or renamed.
 pub fn write_atomically(path: &Path, content: impl AsRef<[u8]>) -> Result<()> {
     let mut beside = path.as_os_str().to_owned();
     beside.push(".new");
@@ -106,10 +108,10 @@ pub fn write_atomically(path: &Path, content: impl AsRef<[u8]>) -> Result<()> {
     Ok(fs_err::rename(beside, path)?)
 }
 
-/// The content of a file; `None` where it does not exist.
+/// Returns the content of a file, or `None` if the file does not exist.
 ///
 /// # Errors
-/// Names the file.
+/// Returns an error that names the file if it exists and cannot be read.
 pub fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>> {
     match fs_err::read(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
@@ -117,29 +119,29 @@ pub fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>> {
     }
 }
 
-/// The paths in `parent`; none where that does not exist.
+/// Returns the paths in `parent`; none if `parent` does not exist or cannot be read.
 pub fn entries(parent: &Path) -> impl Iterator<Item = PathBuf> + use<> {
     parent.read_dir().into_iter().flatten().flatten().map(|entry| entry.path())
 }
 
-/// The directories in `parent`; none where that does not exist.
+/// Returns the directories in `parent`; none if `parent` does not exist or cannot be read.
 pub fn directories(parent: &Path) -> Vec<PathBuf> {
     entries(parent).filter(|path| path.is_dir()).collect()
 }
 
-/// Deletes a file; one that is not there is gone already.
+/// Deletes a file. It is no error if the file does not exist.
 ///
 /// # Errors
-/// Names the file.
+/// Returns an error that names the file if it exists and cannot be deleted.
 pub fn remove_file(path: &Path) -> Result<()> {
     unless_gone(fs_err::remove_file(path))
 }
 
-/// Deletes a directory and all that is in it, the marker last: if this fails or is killed, the rest is still this
-/// workflow's own. A directory that is not there is gone already.
+/// Deletes a directory with its content, the marker last. If this fails or is killed, the rest still has the marker and
+/// can be deleted later. It is no error if the directory does not exist.
 ///
 /// # Errors
-/// Names the directory.
+/// Returns an error that names the path that cannot be deleted.
 pub fn remove_tree(path: &Path) -> Result<()> {
     let is_directory = path.symlink_metadata().is_ok_and(|about| about.is_dir());
     for entry in entries(path).filter(|entry| is_directory && !entry.ends_with(MARKER)) {
@@ -163,7 +165,7 @@ mod tests {
 
     use super::*;
 
-    /// A directory without its marker is somebody else's: what a killed deletion leaves would stay for ever.
+    /// If a killed deletion left a directory without its marker, no later run would delete it.
     #[test]
     fn the_marker_is_deleted_last() {
         let directory = tempfile::tempdir().unwrap();

@@ -5,7 +5,7 @@ use std::path::Path;
 use snapbox::data::DataFormat;
 use snapbox::{Assert, Data};
 
-/// Compares `actual` with `test_data/<name>`, and shows the difference; `SNAPSHOTS=overwrite` writes the file anew.
+/// Compares `actual` with `test_data/<name>` and shows the difference; `SNAPSHOTS=overwrite` rewrites the file.
 #[track_caller]
 pub(crate) fn compare(name: &str, actual: String) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("test_data").join(name);

@@ -1,7 +1,8 @@
-//! The light library of `cargo xtask`: flags, plan, pure domain logic, the host's checks, the agent's build. It opens no
-//! socket and links no C library: it runs on a bare machine and tells what that lacks.
+//! The light library of `cargo xtask`: flags, plan, pure domain logic, the checks of the host and the build of the
+//! agent. It opens no socket and links no C library, so it runs on a machine on which nothing is installed yet and can
+//! report what is missing.
 //!
-//! Each module uses only those that stand before it here; `xtask/tests/arrows.rs` checks that.
+//! A module uses only modules that stand before it in this list; `xtask/tests/arrows.rs` checks that.
 //!
 //! ```text
 //! arch error digest format fs os_release cache workspace

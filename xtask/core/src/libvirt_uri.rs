@@ -1,34 +1,34 @@
-//! The name of a libvirt (libvirt.org/uri.html), refused while nothing slow has begun where it cannot be one.
+//! A libvirt URI (libvirt.org/uri.html), checked before anything slow begins.
 
 use std::fmt;
 use std::str::FromStr;
 
 use crate::error::Failure;
 
-/// libvirt's transports of its remote driver.
+/// The transports of libvirt's remote driver.
 const TRANSPORTS: &[&str] = &["unix", "ssh", "libssh", "libssh2", "tcp", "tls", "ext"];
-/// Those that go to another host, which the URI must name.
+/// The transports that connect to another host, which the URI must name.
 const TO_A_HOST: &[&str] = &["ssh", "libssh", "libssh2", "tcp", "tls"];
 
-/// A libvirt's name.
+/// A checked libvirt URI.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConnectUri {
     text: String,
-    /// How it is reached: one of libvirt's transports; `unix` where the URI names neither host nor transport, `tls` where
-    /// it names a host alone.
+    /// The transport. It is `unix` if the URI names neither a host nor a transport, and `tls` if it names only a host.
     pub transport: String,
-    /// The host, with its user where the URI names one: what ssh takes. `None` for this host.
+    /// The host in ssh's notation, with the user if the URI names one; `None` for this host.
     pub destination: Option<String>,
-    /// Whether it is a user's own daemon, not the system's.
+    /// Whether the URI names a user's own daemon instead of the system's.
     pub session: bool,
-    /// Whether it is libvirt's mock driver, which has no daemon.
+    /// Whether the URI names libvirt's mock driver, which has no daemon.
     pub mock: bool,
-    /// The socket, where the URI names it.
+    /// The path of the socket, if the URI names one.
     pub socket: Option<String>,
 }
 
 impl ConnectUri {
-    /// What libvirt is given. Its ssh must not ask a terminal for a password or a fingerprint: nobody may be there.
+    /// Returns the URI for libvirt. Its ssh must not ask for a password or a fingerprint on a terminal, because no user
+    /// may be there to answer.
     pub fn for_libvirt(&self) -> String {
         if self.transport != "ssh" || self.text.contains("no_tty=") {
             return self.text.clone();
@@ -37,12 +37,12 @@ impl ConnectUri {
         format!("{}{separator}no_tty=1", self.text)
     }
 
-    /// A virsh command on it, to be pasted into a shell.
+    /// Returns a virsh command for this libvirt that can be pasted into a shell.
     pub fn virsh(&self, arguments: &str) -> String {
         format!("virsh --connect '{}' {arguments}", self.text)
     }
 
-    /// `on HOST: `, or nothing for this host.
+    /// Returns `on HOST: `, or an empty text for this host.
     pub fn there(&self) -> String {
         self.destination.as_ref().map_or(String::new(), |host| format!("on {host}: "))
     }
@@ -63,11 +63,11 @@ impl FromStr for ConnectUri {
                 "{why}; libvirt's URIs look like qemu:///system, qemu:///session, qemu+ssh://HOST/system"
             ))
         };
-        // A quote would end the one around it in a command to be pasted.
+        // A quote would end the quoted URI in a command to be pasted.
         if text.contains(|c: char| c.is_whitespace() || c.is_control() || matches!(c, '\'' | '#')) {
             return Err(no("a URI has no space, quote, control character or fragment"));
         }
-        percent_decoded(text).ok_or_else(|| no("a % stands before two hexadecimal digits"))?;
+        percent_decoded(text).ok_or_else(|| no("a % must be followed by two hexadecimal digits"))?;
         let (scheme, rest) = text.split_once("://").ok_or_else(|| no("this is not SCHEME://…"))?;
         let (driver, named) =
             scheme.split_once('+').map_or((scheme, None), |(driver, rest)| (driver, Some(rest)));
@@ -79,10 +79,10 @@ impl FromStr for ConnectUri {
         let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
         let (authority, path) = rest.split_once('/').ok_or_else(|| no("there is no path after the host"))?;
         let host =
-            host_of(authority).ok_or_else(|| no(&format!("{authority:?} is no [USER@]HOST[:PORT]")))?;
+            host_of(authority).ok_or_else(|| no(&format!("{authority:?} is not [USER@]HOST[:PORT]")))?;
         let transport = named.unwrap_or(if authority.is_empty() { "unix" } else { "tls" });
         if !TRANSPORTS.contains(&transport) {
-            return Err(no(&format!("{transport:?} is none of the transports {}", TRANSPORTS.join(", "))));
+            return Err(no(&format!("{transport:?} is not one of the transports {}", TRANSPORTS.join(", "))));
         }
         match (TO_A_HOST.contains(&transport), host.is_some()) {
             (true, false) => return Err(no(&format!("the transport {transport} needs a host"))),
@@ -105,12 +105,12 @@ impl FromStr for ConnectUri {
             destination: host,
             session: path == "session",
             mock,
-            socket: parameter(query, "socket").map_err(|()| no("the part after ? is NAME=VALUE&…"))?,
+            socket: parameter(query, "socket").map_err(|()| no("the part after ? must be NAME=VALUE&…"))?,
         })
     }
 }
 
-/// The host with its user, without the port; the outer `None` where it is neither that nor nothing.
+/// Returns the host with its user and without the port. The outer `None` means that the authority is not valid.
 fn host_of(authority: &str) -> Option<Option<String>> {
     if authority.is_empty() {
         return Some(None);
@@ -121,7 +121,7 @@ fn host_of(authority: &str) -> Option<Option<String>> {
         Some((address, port)) => (address, port.strip_prefix(':').or(port.is_empty().then_some("0"))?),
         None => place.split_once(':').unwrap_or((place, "0")),
     };
-    // libvirt takes no password from here, and a word that begins with a dash would be an option of ssh's.
+    // libvirt accepts no password here. A word that begins with a dash would be an option of ssh.
     let plain = |word: &str| !word.is_empty() && !word.starts_with('-');
     let sound = plain(host)
         && user.is_none_or(|user| plain(user) && !user.contains(':'))

@@ -1,20 +1,20 @@
-//! os-release(5): which distribution a system is.
+//! The distribution of a system, as os-release(5) names it.
 
 use serde::{Deserialize, Serialize};
 
-/// What a system says of itself.
+/// The contents of an os-release file.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct OsRelease {
     /// `PRETTY_NAME`.
     pub name: String,
     /// `ID`.
     pub id: String,
-    /// `VERSION_ID`; a rolling distribution has none.
+    /// `VERSION_ID`. It is empty for a rolling distribution.
     pub version_id: String,
 }
 
 impl OsRelease {
-    /// Reads the text of the file; a name that is not there is empty.
+    /// Parses the text of the file. A missing `ID` or `VERSION_ID` is empty.
     pub fn parse(text: &str) -> Self {
         let of = |name: &str| {
             let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
@@ -26,7 +26,7 @@ impl OsRelease {
     }
 }
 
-/// os-release(5) of the guest.
+/// The os-release(5) values of the guest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OsReleaseReport {
     pub id: String,

@@ -1,4 +1,4 @@
-//! What was asked, resolved: everything a run needs to know is known here, before anything slow starts.
+//! The plan of a run: all flags and facts are resolved before anything slow starts.
 
 use std::path::PathBuf;
 
@@ -15,41 +15,41 @@ use crate::limits::Limits;
 use crate::machine::{DomainXmlParams, RunFiles, VmSpec};
 use anyhow::{Context, Result};
 
-/// A run, resolved. It never changes: another accelerator or image makes another plan.
+/// A resolved run. A plan is never changed: another accelerator or image makes another plan.
 #[derive(Debug, Clone)]
 pub struct Plan {
-    /// The machine as it was asked for.
+    /// The machine as requested.
     pub spec: VmSpec,
     pub acceleration: Acceleration,
-    /// The CPU under the accelerator in use.
+    /// The CPU for the accelerator in use.
     pub cpu: Cpu,
-    /// The CPU that the same machine has if it is emulated.
+    /// The CPU of the same machine under emulation.
     pub emulated_cpu: Cpu,
-    /// The limits of the accelerator in use, with `--timeout-scale`.
+    /// The limits for the accelerator in use, scaled by `--timeout-scale`.
     pub limits: Limits,
-    /// The full-system emulator.
     pub emulator: PathBuf,
     pub qemu_version: String,
     pub firmware: AarchFirmware,
     pub image: Image,
-    /// What is tested where the image's host cannot be reached.
+    /// The image that is tested if the host of `image` cannot be reached.
     pub fallback: Option<Image>,
 }
 
-/// The accelerator, and what speaks for or against the other one.
+/// The accelerator of a run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Acceleration {
-    /// `may_fall_back`: a KVM that turns out not to run the kernel gives way to emulation.
+    /// `may_fall_back`: if KVM turns out not to run the guest's kernel, the run continues under emulation.
     Kvm { may_fall_back: bool },
-    /// `why` says why it is not KVM.
+    /// `why`: the reason why KVM is not used.
     Tcg { why: String },
 }
 
 impl Acceleration {
-    /// Chooses as `--accel` says; without it, KVM if the host's runs this guest's kernel.
+    /// Returns the accelerator that `--accel` requests; by default KVM, if the host's KVM runs this guest's kernel.
     ///
     /// # Errors
-    /// A usage error for KVM and a guest of another architecture; a failure of the host where there is no KVM.
+    /// Returns a usage error for KVM and a guest of another architecture, and a failure of the host if KVM is not
+    /// available.
     pub fn choose(asked: Accel, arch: VmArchitecture, kvm: &Kvm) -> Result<Self, Failure> {
         let tcg = |why: &str| Ok(Self::Tcg { why: why.to_owned() });
         match (asked, kvm.against()) {
@@ -60,11 +60,11 @@ impl Acceleration {
                 "--accel kvm: the host is {} and the guest {arch}; leave --accel out",
                 std::env::consts::ARCH
             ))),
-            // KVM that is asked for by name is tried again even if it has failed before.
+            // A KVM that is requested explicitly is tried again even if it failed before.
             (Accel::Kvm, _) if kvm.opens() => Ok(Self::Kvm { may_fall_back: false }),
             (Accel::Kvm, reason) => Err(Failure::host(
                 format!("--accel kvm: {}", reason.unwrap_or_default()),
-                "leave out --accel to have the guest emulated",
+                "leave out --accel to emulate the guest",
             )),
         }
     }
@@ -78,10 +78,10 @@ impl Acceleration {
 }
 
 impl Plan {
-    /// Resolves the machine that was asked for on the host that `facts` describe.
+    /// Resolves the requested machine for the host that `facts` describe.
     ///
     /// # Errors
-    /// As [`Plan::check_flags`].
+    /// Returns the errors of [`Plan::check_flags`], and an error if preflight found no working emulator or no firmware.
     pub fn resolve(facts: &Facts, timeout_scale: f64) -> Result<Self> {
         let acceleration = Self::check_flags(facts)?;
         let emulator = facts
@@ -113,10 +113,11 @@ impl Plan {
         })
     }
 
-    /// Refuses an accelerator or a CPU model that this host does not have; else the accelerator.
+    /// Checks that this host has the requested accelerator and CPU model, and returns the accelerator.
     ///
     /// # Errors
-    /// A usage error for flags that contradict each other, a failure of the host for what it lacks.
+    /// Returns a usage error for flags that contradict each other, and a failure of the host if it lacks the
+    /// accelerator or the CPU model.
     pub fn check_flags(facts: &Facts) -> Result<Acceleration, Failure> {
         let machine = &facts.guest.machine;
         let acceleration = Acceleration::choose(machine.accel, facts.arch, &facts.kvm)?;
@@ -126,7 +127,7 @@ impl Plan {
         Ok(acceleration)
     }
 
-    /// The same run, emulated for this reason.
+    /// Returns the plan of the same run under emulation; `why` is the reason.
     pub fn under_tcg(&self, why: &str) -> Self {
         Self {
             acceleration: Acceleration::Tcg { why: why.to_owned() },
@@ -136,7 +137,7 @@ impl Plan {
         }
     }
 
-    /// The same run with another image, which has no fallback.
+    /// Returns the plan of the same run with another image and without a fallback.
     pub fn with_image(&self, image: Image) -> Self {
         Self { image, fallback: None, ..self.clone() }
     }
@@ -145,7 +146,7 @@ impl Plan {
         self.acceleration.accelerator()
     }
 
-    /// Why the guest is emulated, where it is.
+    /// Returns the reason why the guest is emulated, or `None` under KVM.
     pub fn accelerator_note(&self) -> Option<&str> {
         match &self.acceleration {
             Acceleration::Kvm { .. } => None,
@@ -153,12 +154,12 @@ impl Plan {
         }
     }
 
-    /// Whether it runs under KVM that gives way to emulation where it fails.
+    /// Returns whether the run uses KVM and may continue under emulation if KVM fails.
     pub fn may_fall_back(&self) -> bool {
         self.acceleration == Acceleration::Kvm { may_fall_back: true }
     }
 
-    /// The domain of this plan, with these files.
+    /// Returns the domain of this plan with these files.
     pub fn domain(&self, files: &RunFiles) -> DomainXmlParams {
         DomainXmlParams {
             spec: self.spec.clone(),
@@ -170,7 +171,7 @@ impl Plan {
         }
     }
 
-    /// What makes the times of two runs comparable.
+    /// Returns a name for runs whose durations are comparable.
     pub fn kind(&self) -> String {
         let spec = &self.spec;
         let cpu = spec.cpu.as_deref().unwrap_or("default");
@@ -201,7 +202,7 @@ mod tests {
         assert_eq!(is(Accel::Auto, host, &lies).unwrap(), tcg("neither vmx nor svm"));
         assert_eq!(is(Accel::Kvm, host, &lies).unwrap(), kvm(false));
         assert_eq!(is(Accel::Kvm, host, &failed).unwrap(), kvm(false));
-        assert_eq!(is(Accel::Kvm, host, &Kvm::Opens).unwrap(), kvm(false), "what was asked for stays");
+        assert_eq!(is(Accel::Kvm, host, &Kvm::Opens).unwrap(), kvm(false), "an explicit choice is kept");
     }
 
     #[test]

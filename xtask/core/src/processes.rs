@@ -1,9 +1,6 @@
-//! The processes that a run starts. Each is written down in the run's own directory before its program executes, and only
-//! what is written down there is ever ended: nothing is found by a pattern in a command line.
-//!
-//! A line of the record names the host's boot, the inode of the record, the pid and the start time of a process. A pid
-//! alone is given to another process later (pidfd_open(2)). The inode tells a record from a copy of it, whose processes
-//! belong to the original.
+//! The processes that a run starts. Each child adds itself to a record in the run's own directory before its program
+//! executes. Only recorded processes, the rest of their process groups and the QEMUs of the run's pid files are ended;
+//! no process is chosen by a pattern in a command line.
 
 use std::fs::File;
 use std::io::{self, Write as _};
@@ -21,22 +18,25 @@ use rustix::process::{Pid, PidfdFlags, Signal, getpid, pidfd_open, pidfd_send_si
 use crate::fs::entries;
 use crate::limits;
 
-/// The record's name in a directory.
+/// The name of the record in a run's directory. Each line names the host's boot, the inode of the record, the pid and
+/// the start time of a process. A pid alone is not enough, because the kernel reuses pids (pidfd_open(2)). The inode
+/// distinguishes a record from a copy of it: the processes belong to the original.
 pub const RECORD: &str = "processes";
-/// In the environment of each recorded process: the path of its record. Its children inherit it.
+/// The environment variable that holds the path of the record in each recorded process. Its children inherit it.
 pub const VARIABLE: &str = "IOT_XTASK_PROCESSES";
-/// Below a run's working directory: the pid file that libvirt's embedded driver writes for the run's QEMU.
+/// The pid file that libvirt's embedded driver writes for the run's QEMU, below the run's working directory.
 const EMULATOR_PID_FILE: &str = "v/run/qemu/vm.pid";
-/// Below a run's working directory: libvirt asks each QEMU for its capabilities in a directory of its own there, with a
-/// `qmp.pid`. Such a QEMU is a daemon: it has left the process group and the environment of the run.
+/// The directory in which libvirt probes QEMU's capabilities, below the run's working directory. Each probe has a
+/// directory of its own there, with a `qmp.pid`. A probe's QEMU is a daemon, so it has left the process group and the
+/// environment of the run.
 const PROBES: &str = "v/lib/qemu";
 
-/// A process, identified by pid and start time, because pids are reused.
+/// A process, identified by its pid and its start time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Process {
-    /// Its pid in this PID namespace.
+    /// The pid in this process's PID namespace.
     pub pid: Pid,
-    /// Clock ticks from the host's boot to its start (proc_pid_stat(5), field 22).
+    /// Clock ticks from the host's boot to the start of the process (proc_pid_stat(5), field 22).
     start: u64,
 }
 
@@ -48,7 +48,7 @@ struct Record {
     boot: String,
 }
 
-/// What is needed of a line of `/proc/PID/stat`.
+/// The fields of `/proc/PID/stat` that are used here.
 struct Stat {
     is_dead: bool,
     group: i32,
@@ -60,7 +60,8 @@ impl Stat {
         Self::parse(&std::fs::read(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok()?)
     }
 
-    /// The name, the second field, is in parentheses and may hold any byte; the last parenthesis ends it.
+    /// The second field is the name of the program in parentheses. It may contain any byte, so the last parenthesis of
+    /// the line ends it.
     fn parse(line: &[u8]) -> Option<Self> {
         let end = line.iter().rposition(|byte| *byte == b')')?;
         let mut fields = std::str::from_utf8(&line[end + 1..]).ok()?.split_ascii_whitespace();
@@ -72,7 +73,7 @@ impl Stat {
 }
 
 impl Record {
-    /// Opens the record of `directory`, and makes it where there is none.
+    /// Opens the record of `directory`, and creates it if it does not exist.
     fn open(directory: &Path) -> Result<Self> {
         use fs_err::os::unix::fs::OpenOptionsExt as _;
         let mut options = fs_err::OpenOptions::new();
@@ -81,8 +82,8 @@ impl Record {
         Ok(Self { inode: file.metadata()?.ino(), file, boot: boot_id()? })
     }
 
-    /// Adds the calling process. Between fork and exec only async-signal-safe calls are allowed (signal-safety(7)): this
-    /// makes system calls alone and allocates nothing.
+    /// Adds the calling process. Between fork and exec only async-signal-safe calls are allowed (signal-safety(7)), so
+    /// this function makes only system calls and allocates nothing.
     fn add_this_process(&self) -> io::Result<()> {
         let mut line = [0; 1024];
         let stat =
@@ -92,7 +93,8 @@ impl Record {
         self.write(getpid(), stat.start)
     }
 
-    /// One write of less than a page to a file opened for appending: two writers do not mix their lines.
+    /// Writes a line. It is one write of less than a page to a file opened for appending, so the lines of two writers
+    /// do not mix.
     fn write(&self, pid: Pid, start: u64) -> io::Result<()> {
         let mut line = [0; 128];
         let mut rest = &mut line[..];
@@ -102,30 +104,30 @@ impl Record {
     }
 }
 
-/// Has the child that `command` starts write itself down in the record of `directory` before its program executes.
+/// Makes the child that `command` starts add itself to the record of `directory` before its program executes.
 ///
 /// # Errors
-/// Where the record cannot be opened. A child that cannot write itself down does not execute.
+/// Returns an error if the record cannot be opened. A child that cannot add itself does not execute its program.
 pub fn record_child(command: &mut Command, directory: &Path) -> Result<()> {
     let record = Record::open(directory)?;
     command.env(VARIABLE, directory.join(RECORD));
-    // SAFETY: the closure runs between fork and exec and makes system calls alone, which are async-signal-safe.
+    // SAFETY: the closure runs between fork and exec and makes only system calls, which are async-signal-safe.
     unsafe {
         command.pre_exec(move || record.add_this_process());
     }
     Ok(())
 }
 
-/// The id of this host's boot (random(4)).
+/// Returns the id of this host's boot (random(4)).
 ///
 /// # Errors
-/// Where the kernel has no such file.
+/// Returns an error if the kernel's file with the id cannot be read.
 pub fn boot_id() -> Result<String> {
     Ok(fs_err::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
 }
 
-/// The processes of `directory` that are there: those in its record, the rest of the process groups that they lead, and
-/// the QEMUs whose pid files are below it.
+/// Returns the live processes of `directory`: those in its record, the other members of the process groups that they
+/// lead, and the QEMUs whose pid files are below it.
 pub fn owned(directory: &Path) -> Vec<Process> {
     let recorded = recorded(directory);
     let probes = entries(&directory.join(PROBES)).filter_map(|probe| holder(&probe.join("qmp.pid")));
@@ -139,7 +141,7 @@ pub fn owned(directory: &Path) -> Vec<Process> {
     owned
 }
 
-/// The lines of the record that were written since this host was booted.
+/// Returns the processes in the record that were added since this host's boot.
 fn recorded(directory: &Path) -> Vec<Process> {
     let path = directory.join(RECORD);
     let (Ok(bytes), Ok(about), Ok(boot)) = (std::fs::read(&path), path.metadata(), boot_id()) else {
@@ -156,14 +158,14 @@ fn recorded(directory: &Path) -> Vec<Process> {
     String::from_utf8_lossy(&bytes).lines().filter_map(parse).collect()
 }
 
-/// The QEMU of a run, by its working directory.
+/// Returns the QEMU of a run; `directory` is the run's working directory.
 pub fn emulator(directory: &Path) -> Option<Process> {
     holder(&directory.join(EMULATOR_PID_FILE))
 }
 
-/// The process that a pid file names, if it has that file open. A QEMU keeps its pid file open and locked until it ends,
-/// whether libvirt (virCommandSetPidFile) or QEMU itself (`-pidfile`) wrote it. A later process with the pid, and any
-/// other process that opens or locks the file, is not its holder.
+/// Returns the process that a pid file names, if that process has the file open. A QEMU keeps its pid file open and
+/// locked until it ends, whether libvirt (virCommandSetPidFile) or QEMU itself (`-pidfile`) wrote it. A later process
+/// with the same pid does not have the file open, and a process that only opens or locks the file is not named in it.
 fn holder(pid_file: &Path) -> Option<Process> {
     let pid = parse_pid(std::fs::read_to_string(pid_file).ok()?.trim())?;
     let start = Stat::of(pid)?.start;
@@ -186,8 +188,8 @@ fn every_process() -> impl Iterator<Item = Process> {
     })
 }
 
-/// Whether a process is in the group of a recorded one. Where that one has ended, its pid may have led another group
-/// since, and the environment must name this record too.
+/// Returns whether a process is in the group of a recorded process. If that process has ended, its pid may have been
+/// reused for another group. The environment of the member must then name this record too.
 fn is_left_of(process: &Process, recorded: &[Process], directory: &Path) -> bool {
     let Some(stat) = Stat::of(process.pid).filter(|stat| stat.start == process.start && !stat.is_dead) else {
         return false;
@@ -212,11 +214,11 @@ impl Process {
         Stat::of(self.pid).is_some_and(|stat| stat.start == self.start && !stat.is_dead)
     }
 
-    /// Sends SIGKILL; whether the process was there. The descriptor is opened before the start time is compared, so that
-    /// the signal goes to the process that was compared and to no later one.
+    /// Sends SIGKILL, and returns whether the process still existed. The descriptor is opened before the start time is
+    /// compared, so the signal cannot reach a later process with the same pid.
     ///
     /// # Errors
-    /// Where the process cannot be killed.
+    /// Returns an error if the process cannot be killed.
     pub fn kill(&self) -> Result<bool> {
         let pid = self.pid.as_raw_nonzero();
         let opened = match pidfd_open(self.pid, PidfdFlags::empty()) {
@@ -233,10 +235,10 @@ impl Process {
     }
 }
 
-/// Kills every process that `directory` owns and waits until they are gone; how many there were.
+/// Kills every process that `directory` owns, waits until all of them have ended, and returns their number.
 ///
 /// # Errors
-/// Where one cannot be killed or outlives that.
+/// Returns an error if a process cannot be killed or is still alive after [`limits::QEMU_STOP`].
 pub fn end_processes(directory: &Path) -> Result<usize> {
     let attempt = || format!("end the processes of {}", directory.display());
     let deadline = Instant::now() + limits::QEMU_STOP;
@@ -247,7 +249,7 @@ pub fn end_processes(directory: &Path) -> Result<usize> {
             return Ok(ended.len());
         }
         for process in owned {
-            // A process that was killed a moment ago is killed again: it may take its time to go.
+            // A process that was killed in an earlier round may take a while to end, and is killed again.
             if process.kill().with_context(attempt)? && !ended.contains(&process) {
                 ended.push(process);
             }
@@ -259,13 +261,13 @@ pub fn end_processes(directory: &Path) -> Result<usize> {
     }
 }
 
-/// Every process whose command line names something below `directory`. For looking alone: an editor or a pager names
-/// files too, and nothing that is found here is ever ended.
+/// Returns every process whose command line names a path below `directory`. The result is for display only, because an
+/// editor or a pager names such paths too; never end these processes.
 pub fn processes_naming(directory: &Path) -> Vec<Pid> {
     let needle = [directory.as_os_str().as_bytes(), b"/"].concat();
     let own = getpid();
     let names = |process: &Process| {
-        // A process that ends meanwhile has no command line any more, and neither has a zombie.
+        // A zombie has an empty command line, and so has a process that has just ended.
         let path = format!("/proc/{}/cmdline", process.pid.as_raw_nonzero());
         let line = std::fs::read(path).unwrap_or_default();
         line.windows(needle.len()).any(|window| window == needle)
@@ -282,7 +284,7 @@ mod tests {
 
     use super::*;
 
-    /// A shell line as a job runs one: in a group of its own, recorded before it executes.
+    /// Starts a shell line as a job does: in a process group of its own, and recorded before it executes.
     fn start(directory: &Path, line: &str) -> Child {
         let mut command = Command::new("sh");
         command.args(["-c", line, "sh"]).arg(directory.join("names-the-directory"));
@@ -317,7 +319,8 @@ mod tests {
         assert!(child.wait().unwrap().success());
         let left = owned(directory.path());
         assert_eq!(left.len(), 1, "{left:?}");
-        // The group of another record's process: the same pids, and an environment that names neither.
+        // These processes belong to the group of another record: the pids are the same, but their environment does not
+        // name this record.
         let other = tempfile::tempdir().unwrap();
         std::fs::copy(directory.path().join(RECORD), other.path().join(RECORD)).unwrap();
         assert_eq!(owned(other.path()), []);
@@ -359,7 +362,7 @@ mod tests {
         child.wait().unwrap();
     }
 
-    /// libvirt's probe of a QEMU is a daemon, so neither its group nor its environment leads to it.
+    /// The QEMU of a libvirt probe is a daemon, so it is found neither by its process group nor by its environment.
     #[test]
     fn the_holder_of_a_pid_file_is_ended_and_one_that_only_opens_or_locks_it_is_not() {
         let directory = tempfile::tempdir().unwrap();

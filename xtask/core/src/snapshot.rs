@@ -1,5 +1,6 @@
-//! Snapshots: a machine that has been through its first boot, kept as a disk and as its memory. Everything that could make it
-//! another machine is part of its key, so that a snapshot is the right one or is made anew; nothing is ever adapted.
+//! Snapshots: a machine after its first boot, saved as a disk and as its memory. The key of a snapshot contains
+//! everything that determines the machine. A snapshot therefore either matches a run or is made anew; it is never
+//! adapted.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -13,56 +14,57 @@ use crate::machine::seed::{PayloadTime, Seed};
 use crate::machine::{RunFiles, xml};
 use crate::plan::Plan;
 
-/// Of what a snapshot is and of how it is made; whoever changes either makes it one more.
+/// The version of the snapshot's format and of the way it is made. Raise it when either changes.
 pub const FORMAT: u32 = 5;
 
-/// The manifest's name in a snapshot's directory.
+/// The file name of the manifest in a snapshot's directory.
 pub const MANIFEST: &str = "snapshot.json";
-/// The saved overlay over the image.
+/// The overlay over the image, as saved.
 pub const DISK: &str = "disk.qcow2";
-/// The machine's memory and devices, as libvirt saves them.
+/// The memory and the devices of the machine, in libvirt's format of saved machines.
 pub const RAM: &str = "ram.save";
-/// The variable store as the first boot left it.
+/// The UEFI variables after the first boot.
 pub const NVRAM: &str = "nvram.fd";
-/// The cloud-init seed of the first boot, which later boots read too.
+/// The cloud-init seed of the first boot. Later boots read it too.
 pub const SEED: &str = "seed.img";
-/// In a snapshot that was found changed: how. Nobody uses it from then on.
+/// The marker of a snapshot whose files were found changed; it contains the difference. Such a snapshot is never used
+/// again.
 pub const BAD: &str = "bad";
-/// All that a snapshot is.
+/// The files of a snapshot.
 pub const FILES: [&str; 4] = [DISK, RAM, NVRAM, SEED];
 
-/// What a snapshot is made of. Each field is part of its key.
+/// The inputs of a snapshot. Each field is part of the key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ingredients {
-    /// [`FORMAT`].
+    /// The format version, [`FORMAT`].
     pub format: u32,
-    /// The image's disk.
+    /// The digest of the image's disk.
     pub image: Digest,
-    /// Where that is: the saved disk names it.
+    /// The path of the image's disk, which the saved disk names as its backing file.
     pub image_path: PathBuf,
-    /// The cloud-init seed, without what is each run's own: keys and identity.
+    /// The digest of the cloud-init seed without the values of a run, which are the keys and the instance id.
     pub seed: Digest,
-    /// The domain's XML, with no path of a run in it: the machine type, the CPU and its flags, the accelerator, memory, processors and
-    /// devices.
+    /// The digest of the domain XML without the paths of a run. It covers the machine type, the CPU and its flags, the
+    /// accelerator, memory, processors and devices.
     pub domain: Digest,
-    /// The firmware's code.
+    /// The digest of the firmware's code.
     pub firmware_code: Digest,
-    /// The template of its variables.
+    /// The digest of the template of the firmware's variables.
     pub firmware_vars: Digest,
-    /// The emulator's executable.
+    /// The digest of the emulator's executable.
     pub emulator: Digest,
     pub qemu: String,
-    /// libvirt's version.
     pub libvirt: String,
-    /// Bytes of the disk that the agent comes on.
+    /// The size in bytes of the payload's disk.
     pub payload_bytes: u64,
 }
 
 impl Ingredients {
-    /// What a snapshot of this plan's machine is made of, with the image's disk, for a payload with this much content.
+    /// Returns the inputs of a snapshot of this plan's machine, with the image's disk, for a payload of
+    /// `content_bytes`.
     ///
     /// # Errors
-    /// Those of `digest_of`, which takes the SHA-256 of a file of this host.
+    /// Returns the errors of `digest_of`, which calculates the SHA-256 digest of a file.
     pub fn of(
         plan: &Plan,
         image: (&Digest, &Path),
@@ -87,7 +89,8 @@ impl Ingredients {
         })
     }
 
-    /// The key, as a directory's name: for people the image and the architecture, then what tells it apart.
+    /// Returns the key, which is the name of the snapshot's directory: the image and the architecture for people, then
+    /// a digest.
     pub fn key(&self, image: &str, arch: VmArchitecture) -> String {
         let text = serde_json::to_string(self).expect("ingredients are plain data");
         let digest = Algorithm::Sha256.of(text.as_bytes());
@@ -95,50 +98,47 @@ impl Ingredients {
     }
 }
 
-/// `snapshot.json`.
+/// The contents of `snapshot.json`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct SnapshotManifest {
-    /// What it is made of.
+    /// The inputs of the snapshot.
     pub ingredients: Ingredients,
     pub image: String,
     pub arch: VmArchitecture,
-    /// The machine's identity (SMBIOS), which its memory knows.
+    /// The UUID of the machine (SMBIOS), which is in its memory.
     pub uuid: String,
-    /// When it was made, RFC 3339, UTC.
+    /// The time at which the snapshot was made, in RFC 3339, UTC.
     pub made_at: String,
-    /// The run that made it.
     pub made_by: String,
-    /// Its files, and what they were when they were saved.
+    /// The files with their digests and sizes at the time of the save.
     pub files: BTreeMap<String, SavedFile>,
 }
 
-/// A file of a snapshot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SavedFile {
-    /// SHA-256 of its content.
+    /// The SHA-256 digest of the content.
     pub digest: Digest,
-    /// How long it is.
     pub bytes: u64,
 }
 
 impl SnapshotManifest {
-    /// The snapshot in a directory.
+    /// Reads the manifest of the snapshot in a directory.
     ///
     /// # Errors
-    /// Where there is no manifest that can be read. Whether the files are what was saved is for whoever hashes them.
+    /// Returns an error if the manifest cannot be read or parsed. The caller checks whether the files are unchanged.
     pub fn read(directory: &Path) -> Result<Self> {
         let path = directory.join(MANIFEST);
         let text = fs_err::read(&path)?;
         serde_json::from_slice(&text).with_context(|| format!("parse {}", path.display()))
     }
 
-    /// Bytes on disk.
+    /// Returns the size of all files in bytes.
     pub fn bytes(&self) -> u64 {
         self.files.values().map(|file| file.bytes).sum()
     }
 }
 
-/// The seed of a snapshot's machine, without what is each run's own.
+/// Returns the seed of a snapshot's machine without the values of a run.
 pub fn neutral_seed(plan: &Plan) -> Seed<'_> {
     Seed {
         instance_id: "",
@@ -151,7 +151,7 @@ pub fn neutral_seed(plan: &Plan) -> Seed<'_> {
     }
 }
 
-/// In place of a run's own files, so that its domain says nothing of the run.
+/// Returns placeholders for the files of a run, so that the domain XML does not depend on the run.
 fn files_of_nobody() -> RunFiles {
     let nowhere = |name: &str| Path::new("/").join(name);
     RunFiles {
@@ -166,7 +166,8 @@ fn files_of_nobody() -> RunFiles {
     }
 }
 
-/// The payload disk's size for this much content: so large that another build of the agent is no other snapshot.
+/// Returns the size of the payload's disk for this much content. It is rounded up so far that another build of the
+/// agent usually needs no other snapshot.
 fn payload_bytes(content: u64) -> u64 {
     const LEAST: u64 = 64 << 20;
     (content + content / 8 + (4 << 20)).next_power_of_two().max(LEAST)
@@ -228,7 +229,7 @@ mod tests {
                 changed.key("debian-12", arch)
             })
             .collect();
-        // A field that is added without a row here is found by its count.
+        // The count fails if a field is added to the inputs without a row in this table.
         let fields = serde_json::to_value(ingredients()).unwrap().as_object().unwrap().len();
         assert_eq!(fields, changes.len());
         keys.push(key);
@@ -237,7 +238,7 @@ mod tests {
         assert_eq!(keys.len(), changes.len() + 1);
     }
 
-    /// What this host is to a snapshot: a plan, an image, libvirt and a payload; and the files that they name.
+    /// The inputs of a snapshot on a host (a plan, an image, libvirt and a payload), and the files that they name.
     struct Host<'a> {
         files: &'a Path,
         facts: Facts,
@@ -266,7 +267,7 @@ mod tests {
             Self { facts, plan, image, disk, libvirt: "9.0.0", content: 9 << 20, files }
         }
 
-        /// Resolves the plan again on another host or for another machine.
+        /// Resolves the plan again after a change of the host or the machine.
         fn resolve(&mut self, change: impl FnOnce(&mut Facts)) {
             change(&mut self.facts);
             self.plan = Plan::resolve(&self.facts, 1.0).unwrap();
@@ -330,7 +331,7 @@ mod tests {
         for (what, change) in changes {
             let mut host = Host::new(files.path());
             change(&mut host);
-            assert_ne!(host.key(), usual, "{what} is changed, and the snapshot is the same");
+            assert_ne!(host.key(), usual, "{what} changed, but the key did not");
         }
     }
 
@@ -339,17 +340,17 @@ mod tests {
         type Same = (&'static str, fn(&mut Host<'_>));
         let same: [Same; 5] = [
             ("the agent", |host| host.content += 12_345),
-            ("patience", |host| host.plan = Plan::resolve(&host.facts, 7.0).unwrap()),
-            ("why it is emulated", |host| host.plan = host.plan.under_tcg("it hangs")),
-            ("what would stand in for its image", |host| host.plan.fallback = Some(host.plan.image.clone())),
-            ("what its image is checked against", |host| host.plan.image.expected = None),
+            ("the timeout scale", |host| host.plan = Plan::resolve(&host.facts, 7.0).unwrap()),
+            ("the reason for emulation", |host| host.plan = host.plan.under_tcg("it hangs")),
+            ("the fallback image", |host| host.plan.fallback = Some(host.plan.image.clone())),
+            ("the expected properties of the image", |host| host.plan.image.expected = None),
         ];
         let files = tempfile::tempdir().unwrap();
         let usual = Host::new(files.path()).key();
         for (what, change) in same {
             let mut host = Host::new(files.path());
             change(&mut host);
-            assert_eq!(host.key(), usual, "{what} is changed, and the snapshot is another one");
+            assert_eq!(host.key(), usual, "{what} must not change the key");
         }
     }
 

@@ -11,14 +11,14 @@ use crate::bail_host;
 use crate::digest::Algorithm;
 use crate::error::Failure;
 
-/// The package of `cargo xtask`.
+/// The package that provides `cargo xtask`.
 const PACKAGE: &str = "xtask";
-/// This crate's directory in the workspace.
+/// The directory of this crate in the workspace.
 const CRATE: &str = "xtask/core";
-/// Where this program was compiled: of use for comparing alone.
+/// The directory in which this program was compiled. It is used only for comparison.
 const COMPILED_IN: &str = env!("CARGO_MANIFEST_DIR");
 
-/// The workspace that is worked on.
+/// The workspace of the command.
 #[derive(Debug, Clone)]
 pub struct Workspace {
     root: PathBuf,
@@ -28,13 +28,13 @@ pub struct Workspace {
 }
 
 impl Workspace {
-    /// The workspace in which the command was typed. `cargo run` says which one it found in CARGO_MANIFEST_DIR; without
-    /// cargo, the current directory decides. The workspace that the program was compiled in may be another
-    /// one, of which this one is a copy.
+    /// Finds the workspace in which the command was typed. `cargo run` passes the directory of the package in
+    /// CARGO_MANIFEST_DIR; without cargo, the current directory decides. The workspace in which the program was
+    /// compiled may differ, if this one is a copy of it.
     ///
     /// # Errors
-    /// A usage error if no workspace with this package is found; a failure of the host if another checkout that shares
-    /// the target directory may have built the program.
+    /// Returns a usage error if no workspace with this package is found. Returns a failure of the host if the program
+    /// may have been built by another checkout that shares the target directory.
     pub fn find() -> Result<Self> {
         let typed = std::env::current_dir().context("find the current directory")?;
         let named = std::env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from);
@@ -49,10 +49,11 @@ impl Workspace {
         Ok(workspace)
     }
 
-    /// The workspace that `directory` is in. `typed` is the directory that cargo resolves a relative CARGO_TARGET_DIR in.
+    /// Returns the workspace that contains `directory`. Cargo resolves a relative CARGO_TARGET_DIR in the directory
+    /// `typed`.
     ///
     /// # Errors
-    /// A usage error if cargo finds none there, or one without this package.
+    /// Returns a usage error if cargo finds no workspace there, or one without this package.
     fn around(typed: &Path, directory: &Path) -> Result<Self> {
         let mut command = MetadataCommand::new();
         if typed != directory {
@@ -76,8 +77,8 @@ impl Workspace {
         })
     }
 
-    /// Checkouts that share a target or build directory share file names in it, and cargo tells theirs apart by times of
-    /// change alone (rust-lang/cargo#2383): the program that runs may be the other one's.
+    /// Fails if the program may belong to another checkout. Checkouts that share a target or build directory use the
+    /// same file names there, and cargo distinguishes their files only by modification times (rust-lang/cargo#2383).
     fn check_program(&self, program: &Path, compiled_in: &Path) -> Result<()> {
         let own = self.root.join(CRATE);
         let in_shared_target = program.starts_with(&self.target) && !self.target.starts_with(&self.root);
@@ -93,9 +94,9 @@ impl Workspace {
         )
     }
 
-    /// Where cargo puts what this program has it build. A target directory outside the workspace may be another
-    /// checkout's too, whose executables would be taken for this one's: a directory in it, named by this checkout's
-    /// path, is no other's.
+    /// Returns the target directory for builds that this program starts. A target directory outside the workspace may
+    /// be shared with another checkout, whose executables could be mistaken for those of this one. In that case the
+    /// result is a directory in it that is named by this checkout's path.
     pub fn target_dir(&self) -> PathBuf {
         if self.target.starts_with(&self.root) {
             return self.target.clone();
@@ -105,12 +106,13 @@ impl Workspace {
         if self.target.ends_with(&name) { self.target.clone() } else { self.target.join(name) }
     }
 
-    /// Whether no other checkout has its intermediate files in the build directory.
+    /// Returns whether no other checkout uses the build directory.
     fn build_is_own(&self) -> bool {
         self.build.starts_with(&self.root) || self.build.starts_with(&self.target)
     }
 
-    /// The cargo that runs this, in this workspace, without what it has set for this package.
+    /// Returns a command that runs the current cargo in this workspace, without the variables that cargo has set for
+    /// this package.
     pub fn cargo(&self) -> Command {
         let mut command = Command::new(cargo());
         let target = self.target_dir();
@@ -130,8 +132,8 @@ impl Workspace {
     }
 }
 
-/// What the cargo that runs this has set for this package. An inner cargo must not see it: build scripts that read such
-/// variables would be run anew for it.
+/// Returns the variables that the outer cargo has set for this package. An inner cargo must not see them, because build
+/// scripts that read them would run again.
 fn inherited_from_cargo() -> impl Iterator<Item = OsString> {
     const PREFIXES: [&str; 3] = ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_CFG_"];
     std::env::vars_os().map(|(name, _)| name).filter(|name| {
@@ -139,12 +141,13 @@ fn inherited_from_cargo() -> impl Iterator<Item = OsString> {
     })
 }
 
-/// The cargo that runs this.
+/// Returns the cargo that started this program, or `cargo` on PATH.
 pub fn cargo() -> OsString {
     std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into())
 }
 
-/// Without symbolic links, so that two spellings of one path compare equal; unchanged if it does not exist yet.
+/// Resolves symbolic links, so that two spellings of one path compare equal. The path is unchanged if it does not exist
+/// yet.
 fn canonical(path: PathBuf) -> PathBuf {
     path.canonicalize().unwrap_or(path)
 }
