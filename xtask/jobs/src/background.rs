@@ -1,8 +1,8 @@
-//! A job behind the one that the screen shows.
+//! A job that runs in the background while the screen shows another one.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Whether the job is on the screen, and whether anybody still wants it.
+/// Whether the screen shows the job, and whether the job was cancelled.
 #[derive(Debug, Default)]
 pub struct Background {
     is_shown: AtomicBool,
@@ -10,12 +10,12 @@ pub struct Background {
 }
 
 impl Background {
-    /// The screen is the job's from now on.
+    /// Shows the job on the screen from now on.
     pub fn show(&self) {
         self.is_shown.store(true, Ordering::Relaxed);
     }
 
-    /// Lets the job fail at its next sign of life.
+    /// Makes the job fail at its next sign of life.
     pub fn cancel(&self) {
         self.is_cancelled.store(true, Ordering::Relaxed);
     }

@@ -1,5 +1,5 @@
-//! Children of this run: each in a process group of its own (a terminal's Ctrl-C reaches this process alone, which
-//! then ends them in order), each told by the kernel when this process dies.
+//! The child processes of a run. Each has its own process group, so a terminal's Ctrl-C reaches only this process,
+//! which then ends its children in order. The kernel signals each child when this process dies.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -17,36 +17,33 @@ use xtask_core::processes::record_child;
 
 use crate::Ui;
 
-/// A child that a dropped handle ends: duct's own handle would let it live.
+/// A child process. It is ended when this value is dropped; a dropped handle of duct would let it live.
 pub struct Child {
     handle: Handle,
     line: String,
 }
 
-/// How a command is to run.
+/// A command to run, with its owner and its log.
 pub struct Job<'a> {
-    /// The program.
     pub program: &'a Path,
-    /// Its arguments.
     pub arguments: Vec<OsString>,
-    /// The directory that owns it: whoever collects that ends what the job has left.
+    /// The directory that owns the process. If the run dies, the collection of this directory ends the process.
     pub owner: &'a Path,
-    /// Both its outputs go here.
+    /// The file for stdout and stderr.
     pub log: PathBuf,
-    /// Added to the environment.
+    /// The variables to add to the environment.
     pub environment: Vec<(&'static str, OsString)>,
 }
 
 impl Child {
-    /// Starts the job.
     pub fn start(job: &Job<'_>) -> Result<Self> {
         let line = format!("{} …", job.program.display());
-        // A program that is started again goes on where it was.
+        // A program that is started again appends to its earlier log.
         let log = File::options().create(true).append(true).open(&job.log);
         let log = log.with_context(|| format!("open {}", job.log.display()))?;
         let mut expression = duct::cmd(job.program, &job.arguments)
             .stdin_null()
-            // duct applies the outer redirection first: the log is what stderr then goes to.
+            // duct applies the outer redirection first, so stderr goes to the log too.
             .stderr_to_stdout()
             .stdout_file(log)
             .env("LC_ALL", "C.UTF-8");
@@ -60,13 +57,14 @@ impl Child {
         Ok(Self { handle, line })
     }
 
-    /// Its exit, where it has ended.
+    /// Returns the exit status, or `None` while the child runs.
     pub fn ended(&self) -> Result<Option<std::process::ExitStatus>> {
-        let output = self.handle.try_wait().with_context(|| format!("look at {}", self.line))?;
+        let output =
+            self.handle.try_wait().with_context(|| format!("check whether {} has ended", self.line))?;
         Ok(output.map(|output| output.status))
     }
 
-    /// SIGTERM to its group, and SIGKILL to what of the group is left.
+    /// Sends SIGTERM to the child's group and, after a limit, SIGKILL to the rest of the group.
     pub fn stop(&self) -> Result<()> {
         let Some(group) = self.handle.pids().first().and_then(|pid| Pid::from_raw(i32::try_from(*pid).ok()?))
         else {
@@ -89,7 +87,7 @@ impl Child {
     }
 }
 
-/// A group that is gone already is what was wanted.
+/// Sends a signal to a group. It is no error if the group does not exist any more.
 fn signal_group(group: Pid, signal: Signal) -> Result<()> {
     match kill_process_group(group, signal) {
         Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
@@ -105,8 +103,9 @@ impl Drop for Child {
     }
 }
 
-/// In a group of its own, and sent SIGTERM when this process dies (prctl(2), PR_SET_PDEATHSIG: when the thread that
-/// started it ends, so every child is started from the main thread).
+/// Puts the command into its own process group. It gets SIGTERM when this process dies (prctl(2), PR_SET_PDEATHSIG).
+/// The kernel sends the signal when the thread that started the command ends, so every child is started from the main
+/// thread.
 fn own(expression: &Expression) -> Expression {
     expression.before_spawn(|command| {
         command.process_group(0);
@@ -118,7 +117,7 @@ fn own(expression: &Expression) -> Expression {
     })
 }
 
-/// Runs a job to its end; `sign` is asked again and again for its latest sign of life.
+/// Runs a job to its end. `sign` is called repeatedly and returns the latest sign of life.
 pub fn run(job: &Job<'_>, ui: &Ui, mut sign: impl FnMut() -> String) -> Result<()> {
     let child = Child::start(job)?;
     let status = loop {
@@ -128,17 +127,18 @@ pub fn run(job: &Job<'_>, ui: &Ui, mut sign: impl FnMut() -> String) -> Result<(
         ui.tick(&sign())?;
         std::thread::sleep(limits::CHILD_POLL);
     };
-    // A child that died of the Ctrl-C is no failure of its own.
+    // If Ctrl-C ended the child, report the interrupt and not a failure of the child.
     ui.check()?;
     if !status.success() {
         let message = last_lines(&job.log, 8).join("\n    ");
-        // Not its arguments: they may be long, and a mirror's address may hold a password.
+        // The message omits the arguments, because they may be long, and a mirror's address may contain a password.
         bail!("{}: {status}; its last output:\n    {message}", job.program.display());
     }
     Ok(())
 }
 
-/// What a quick command prints, or its failure with its own words. Ends it at the limit and at Ctrl-C.
+/// Returns the output of a short command, or an error with its error output. The command is killed at the limit and
+/// after Ctrl-C.
 pub fn read(program: &Path, arguments: &[OsString], limit: Duration, ui: &Ui) -> Result<String> {
     let output = output(program, arguments, limit, ui)?;
     let message = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
@@ -153,7 +153,7 @@ pub fn read(program: &Path, arguments: &[OsString], limit: Duration, ui: &Ui) ->
     Ok(message(&output.stdout))
 }
 
-/// The same of one whose exit code is an answer.
+/// Returns the output and the exit status of a short command like [`read`], but accepts any exit status.
 pub fn output(program: &Path, arguments: &[OsString], limit: Duration, ui: &Ui) -> Result<Output> {
     let line = format!("{} {}", program.display(), words(arguments));
     let expression = duct::cmd(program, arguments).stdin_null().stdout_capture().stderr_capture().unchecked();
@@ -178,7 +178,7 @@ fn words(arguments: &[OsString]) -> String {
     arguments.iter().map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
 }
 
-/// The last lines of a text file that may still grow; empty where there is none yet.
+/// Returns the last lines of a text file that may still grow. The result is empty if the file does not exist yet.
 pub fn last_lines(path: &Path, count: usize) -> Vec<String> {
     const ENOUGH: u64 = 1 << 14;
     let tail = || -> std::io::Result<Vec<u8>> {

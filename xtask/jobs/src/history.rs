@@ -1,4 +1,5 @@
-//! How long phases took on this machine, and how long they were silent, so that a wait can say what is usual, and what is not.
+//! The durations of phases on this machine and their longest silences. With them, a wait can show how long it usually
+//! takes and whether it may be stuck.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -13,34 +14,36 @@ use xtask_core::fs::{make_private_dir, write_atomically};
 use xtask_core::limits;
 use xtask_core::report::Phase;
 
-/// Runs that are remembered of each phase.
+/// The number of runs that are recorded for each phase.
 const REMEMBERED: usize = 20;
-/// Phases that mostly find what they make; what is usual of them is how long the making takes.
+/// The phases that are usually cache hits. Only the runs that build something are recorded for them.
 const FINDS: [Phase; 2] = [Phase::Build, Phase::Image];
 
-/// The times of one kind of run on this host: an architecture, an accelerator, a CPU, processors and memory, an image, warm or cold.
+/// The durations of one kind of run on this host: the same architecture, accelerator, CPU, processors, memory and
+/// image, and warm or cold.
 pub struct History {
     path: PathBuf,
     phases: BTreeMap<String, Past>,
 }
 
-/// What is known of one phase: of its last runs, the newest last.
+/// The last runs of a phase, the newest last.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 struct Past {
     seconds: Vec<f64>,
-    /// The longest that the guest's console said nothing.
+    /// The longest silences of the guest's console, in seconds.
     silent: Vec<f64>,
 }
 
 impl History {
-    /// What is known; a file that cannot be read, or is of an older version, is as good as none, since it only informs.
+    /// Loads the history. A file that cannot be read or has an older format counts as empty, because the history is
+    /// only informative.
     pub fn load(cache: &Cache, kind: &str) -> Self {
         let path = of_host(cache).join(format!("{kind}.json"));
         let phases = std::fs::read(&path).ok().and_then(|text| serde_json::from_slice(&text).ok());
         Self { path, phases: phases.unwrap_or_default() }
     }
 
-    /// What is usual of a phase, by its title.
+    /// Returns the usual durations of a phase, by its title.
     pub fn of(&self, phase: &str) -> Option<Usual> {
         let past = self.phases.get(phase)?;
         let mut sorted = past.seconds.clone();
@@ -52,7 +55,7 @@ impl History {
         })
     }
 
-    /// Notes a phase that passed, and was no mere look for what is there.
+    /// Records a phase that passed, unless it was a cache hit.
     pub fn note(&mut self, phase: &str, seconds: f64, silent: Duration) {
         if FINDS.iter().any(|finds| finds.title() == phase) && seconds < limits::CACHE_HIT.as_secs_f64() {
             return;
@@ -65,21 +68,21 @@ impl History {
         }
     }
 
-    /// Keeps what was noted.
+    /// Writes the history to the cache.
     pub fn keep(&self, cache: &Cache) -> Result<()> {
         make_private_dir(&of_host(cache))?;
         write_atomically(&self.path, serde_json::to_string_pretty(&self.phases)?)
     }
 }
 
-/// What is usual, in seconds.
+/// The usual durations of a phase, in seconds.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Usual {
-    /// Half of the runs were faster.
+    /// The median duration.
     pub median: f64,
-    /// The fastest and the slowest.
+    /// The shortest and the longest duration.
     pub spread: (f64, f64),
-    /// The longest silence of all.
+    /// The longest silence of all runs.
     pub silent: f64,
 }
 
@@ -92,7 +95,7 @@ impl fmt::Display for Usual {
 }
 
 impl Usual {
-    /// What is to be expected of the rest.
+    /// Describes the remaining time.
     pub fn rest(&self, elapsed: f64) -> String {
         if elapsed < self.median {
             format!("about {} to go", human_seconds(self.median - elapsed))
@@ -104,7 +107,8 @@ impl Usual {
     }
 }
 
-/// A home that several hosts share is as slow as none of them (uname(2), nodename).
+/// Returns the directory of this host's history. Several hosts of different speed may share a home directory (uname(2),
+/// nodename).
 fn of_host(cache: &Cache) -> PathBuf {
     let name = rustix::system::uname();
     let is_plain = |character: char| character.is_ascii_alphanumeric() || "-_".contains(character);
@@ -132,7 +136,11 @@ mod tests {
         for seconds in [57.0, 0.1, 0.1] {
             history.note(&Phase::Image.title(), seconds, Duration::ZERO);
         }
-        assert_eq!(history.of(&Phase::Image.title()).unwrap().to_string(), "usually 57 s", "to be made");
+        assert_eq!(
+            history.of(&Phase::Image.title()).unwrap().to_string(),
+            "usually 57 s",
+            "only the build is recorded"
+        );
         history.keep(&cache).unwrap();
         let usual = History::load(&cache, "kind").of(&Phase::Boot.title()).unwrap();
         assert_eq!(usual, Usual { median: 66.0, spread: (60.0, 75.0), silent: 9.0 });

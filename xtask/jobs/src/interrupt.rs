@@ -1,5 +1,5 @@
-//! The first Ctrl-C (or SIGTERM, SIGHUP) is a flag that every wait looks at, so that the run tidies up in order; a later
-//! one ends the process at once, and the next run collects.
+//! Ctrl-C. The first SIGINT, SIGTERM or SIGHUP sets a flag, which every wait checks so that the run tears down in
+//! order. A later signal ends the process at once, and the next run collects its files.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,14 +11,14 @@ use signal_hook::iterator::Signals;
 use xtask_core::error::{Failure, Verdict};
 use xtask_core::limits;
 
-/// Whether somebody asked to stop.
+/// The flag that is set after a request to stop.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Interrupt {
     asked: Arc<AtomicBool>,
 }
 
 impl Interrupt {
-    /// Listens from now on.
+    /// Listens for the signals from now on.
     pub(crate) fn install() -> Result<Self> {
         let interrupt = Self::default();
         let asked = Arc::clone(&interrupt.asked);
@@ -27,7 +27,7 @@ impl Interrupt {
             let mut first = None;
             for _ in signals.forever() {
                 asked.store(true, Ordering::Relaxed);
-                // timeout(1) and CI runners signal the process and then its group: those are one.
+                // timeout(1) and CI runners signal first the process and then its group. These signals count as one.
                 if first.get_or_insert_with(Instant::now).elapsed() > limits::INTERRUPT_DEBOUNCE {
                     signal_hook::low_level::exit(Verdict::Interrupted.exit_code().into());
                 }
@@ -36,7 +36,7 @@ impl Interrupt {
         Ok(interrupt)
     }
 
-    /// Fails once somebody asked.
+    /// Fails if a stop was requested.
     pub(crate) fn check(&self) -> Result<()> {
         if self.asked.load(Ordering::Relaxed) { Err(Failure::interrupted().into()) } else { Ok(()) }
     }

@@ -1,4 +1,4 @@
-//! What a long job needs of this process: children, Ctrl-C, the screen, and the times of earlier runs.
+//! The services for a long job: child processes, Ctrl-C, the screen, and the durations of earlier runs.
 
 mod background;
 pub mod child;

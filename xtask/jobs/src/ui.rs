@@ -1,5 +1,5 @@
-//! The one handle by which a job speaks to whoever waits for it, and hears that he does not want to wait any longer. A
-//! person sees on stderr a line for each phase, a status line on a terminal, plain heartbeats elsewhere.
+//! The user interface of a job: its output on stderr, and its Ctrl-C. The output has a line for each phase, and while a
+//! phase runs a status line on a terminal or plain heartbeats elsewhere.
 
 use std::io::{IsTerminal as _, Write as _};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,13 +18,14 @@ use crate::background::Background;
 use crate::history::{History, Usual};
 use crate::interrupt::Interrupt;
 
-/// To stderr, if it is still there: a terminal that was closed must not keep a run from tidying up, and `eprintln!` panics.
+/// Writes to stderr and ignores errors. A closed terminal must not prevent a run from tearing down, and `eprintln!`
+/// would panic.
 macro_rules! write_line {
     ($($words:tt)*) => { drop(writeln!(std::io::stderr(), $($words)*)) };
 }
 
-/// The screen of a command and its Ctrl-C. Clones share both. The screen is locked for one line at a time, and never while
-/// a caller's closure runs.
+/// The screen and the Ctrl-C of a command. Clones share both. The screen is locked for one line at a time, and never
+/// while a caller's closure runs.
 #[derive(Debug, Clone)]
 pub struct Ui {
     verbosity: Verbosity,
@@ -35,18 +36,18 @@ pub struct Ui {
     background: Option<Arc<Background>>,
 }
 
-/// Something that may take over two seconds and is no phase of a smoke.
+/// A step that may take over two seconds and is not a phase of a smoke.
 #[derive(Debug, Clone, Copy)]
 pub struct Step<'a> {
-    /// The history that its times are kept in.
+    /// The name of the history file for its durations.
     pub kind: &'a str,
-    /// Tells it apart from other steps of its kind.
+    /// The name that distinguishes it from other steps of the same kind.
     pub what: &'a str,
-    /// The beginning of its line on the screen.
+    /// The first word of its line on the screen.
     pub title: &'a str,
 }
 
-/// What runs now.
+/// The phase or step that runs now.
 #[derive(Debug)]
 struct PhaseLine {
     title: String,
@@ -57,7 +58,7 @@ struct PhaseLine {
     bar: Option<ProgressBar>,
 }
 
-/// The signs of life of what runs now.
+/// The signs of life of the phase or step that runs now.
 #[derive(Debug)]
 struct Signs {
     last: String,
@@ -67,7 +68,8 @@ struct Signs {
 }
 
 impl Signs {
-    /// Takes the latest sign, which may be the one of before; a silence that is longer than this was ever, the first time.
+    /// Records the latest sign, which may equal the previous one. Returns the duration of the silence when it first
+    /// becomes unusually long.
     fn take(&mut self, what: &str, usual: Option<Usual>) -> Option<Duration> {
         let silent = self.since.elapsed();
         self.longest = self.longest.max(silent);
@@ -81,18 +83,19 @@ impl Signs {
     }
 }
 
-/// Much longer than the longest silence of the runs that passed; a little one says nothing.
+/// Returns whether a silence is much longer than the longest silence of the earlier runs. A slightly longer silence is
+/// no sign of a fault.
 fn is_stuck(silent: Duration, usual: Usual) -> bool {
     silent > limits::SILENCE && silent.as_secs_f64() > 3.0 * usual.silent
 }
 
 impl Ui {
-    /// The screen of this command, which listens for Ctrl-C from now on.
+    /// Makes the screen of this command, and listens for Ctrl-C from now on.
     pub fn install(verbosity: Verbosity) -> Result<Self> {
         Ok(Self::new(verbosity, Interrupt::install()?))
     }
 
-    /// Shows only what `--quiet` shows, and cannot be interrupted.
+    /// Makes a screen that shows only the output of `--quiet` and cannot be interrupted.
     pub fn quiet() -> Self {
         Self::new(Verbosity::silent(), Interrupt::default())
     }
@@ -109,22 +112,22 @@ impl Ui {
         Self { verbosity, coloured, terminal, status: Arc::default(), interrupt, background: None }
     }
 
-    /// The same screen for work that Ctrl-C must not end, such as tidying up after one.
+    /// Returns the same screen for work that Ctrl-C must not end, such as the teardown after a Ctrl-C.
     pub fn uninterruptible(&self) -> Self {
         Self { interrupt: Interrupt::default(), ..self.clone() }
     }
 
-    /// The same screen for a job behind the one that is shown: its signs of life are dropped until it is shown itself.
+    /// Returns the same screen for a background job. Its signs of life are dropped until the job is shown.
     pub fn behind(&self, background: &Arc<Background>) -> Self {
         Self { background: Some(Arc::clone(background)), ..self.clone() }
     }
 
-    /// A thread that panicked in the middle of a line leaves nothing behind that the next line depends on.
+    /// Locks the status. The status is usable even if a thread panicked while it held the lock.
     fn status(&self) -> MutexGuard<'_, Option<PhaseLine>> {
         self.status.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Fails with [`xtask_core::error::Kind::Interrupted`] once somebody has pressed Ctrl-C, or cancelled the job.
+    /// Fails with [`xtask_core::error::Kind::Interrupted`] after Ctrl-C, or if the job was cancelled.
     pub fn check(&self) -> Result<()> {
         self.interrupt.check()?;
         match &self.background {
@@ -133,7 +136,7 @@ impl Ui {
         }
     }
 
-    /// Announces what runs from now on; `usual` is how long that usually takes.
+    /// Shows that a phase or step starts; `usual` is its usual duration.
     pub fn start(&self, title: &str, usual: Option<Usual>) {
         let now = Instant::now();
         let expected = usual.map_or(String::new(), |usual| format!(" ({usual})"));
@@ -152,17 +155,17 @@ impl Ui {
         *self.status() = Some(PhaseLine { title, started: now, usual, last_heartbeat: now, signs, bar });
     }
 
-    /// Replaces what is usual of what runs now.
+    /// Replaces the usual duration of the phase or step that runs now.
     pub fn expect(&self, usual: Option<Usual>) {
         if let Some(status) = &mut *self.status() {
             status.usual = usual;
         }
     }
 
-    /// Shows the latest sign of life of what runs now.
+    /// Shows the latest sign of life of the phase or step that runs now.
     ///
     /// # Errors
-    /// An interrupt, see [`Ui::check`].
+    /// Returns the error of [`Ui::check`] after an interrupt.
     pub fn tick(&self, what: &str) -> Result<()> {
         self.check()?;
         if self.background.as_ref().is_some_and(|job| !job.is_shown()) {
@@ -180,7 +183,7 @@ impl Ui {
             let longest = status.usual.map_or(0.0, |usual| usual.silent);
             let text = format!(
                 "{} may be stuck: no output for {}, and {} was the longest pause of earlier runs; the last output is above, \
-                 -v shows all of them, and the run's console.log keeps them",
+                 -v shows all output, and the run's console.log keeps it",
                 status.title,
                 human_seconds(silent.as_secs_f64()),
                 human_seconds(longest)
@@ -201,19 +204,19 @@ impl Ui {
         Ok(())
     }
 
-    /// Takes the status line away while a child writes to the terminal itself.
+    /// Removes the status line while a child writes to the terminal itself.
     pub fn pause(&self) {
         if let Some(bar) = self.status().as_mut().and_then(|status| status.bar.take()) {
             bar.finish_and_clear();
         }
     }
 
-    /// The longest time in which what runs now has given no new sign of life.
+    /// Returns the longest time without a new sign of life of the phase or step that runs now.
     pub fn longest_silence(&self) -> Duration {
         self.status().as_ref().map_or(Duration::ZERO, |status| status.signs.longest)
     }
 
-    /// Says how it ended.
+    /// Shows how the phase or step ended.
     pub fn end(&self, outcome: PhaseStatus, detail: &str) {
         let Some(status) = self.status().take() else { return };
         if let Some(bar) = status.bar {
@@ -262,9 +265,9 @@ impl Ui {
         if self.coloured { format!("\x1b[{colour}m{text}\x1b[0m") } else { text.to_owned() }
     }
 
-    /// Runs `body` with its name, what is usual of it and how it ended on the screen, and keeps how long it took where it
-    /// succeeded. The text that `body` returns is its line's end. What is over at once, as the boot of a machine that ran
-    /// already, is no measure of what has to be waited for.
+    /// Runs `body` as a step: shows its title, its usual duration and its outcome, and records its duration if it
+    /// succeeds. The text that `body` returns ends the step's line. A step that ends at once is not recorded, because
+    /// it had nothing to do, such as the boot of a machine that already runs.
     pub fn step<T>(
         &self,
         cache: &Cache,
@@ -299,9 +302,9 @@ mod tests {
         let ui = Ui::quiet();
         let job = Arc::default();
         let behind = ui.behind(&job);
-        behind.tick("a sign that nobody sees").unwrap();
+        behind.tick("a sign that is not shown").unwrap();
         job.show();
-        behind.tick("one that is seen").unwrap();
+        behind.tick("a sign that is shown").unwrap();
         job.cancel();
         assert!(Kind::Interrupted.is(&behind.tick("the last one").unwrap_err()));
         ui.tick("the job on the screen goes on").unwrap();
@@ -320,7 +323,7 @@ mod tests {
             Ok((7, "done".to_owned()))
         });
         assert_eq!(value.unwrap(), 7);
-        assert!(!cache.history().exists(), "it was over at once");
+        assert!(!cache.history().exists(), "the step ended at once");
         let failed = ui.step::<()>(&cache, step, || Err(Failure::interrupted().into()));
         assert!(Kind::Interrupted.is(&failed.unwrap_err()));
     }
@@ -338,7 +341,7 @@ mod tests {
         }
         let since = Instant::now().checked_sub(std::time::Duration::from_secs(100)).unwrap();
         let mut signs = Signs { last: "line".to_owned(), since, longest: Duration::ZERO, is_reported: false };
-        assert_eq!(signs.take("line", None), None, "nothing is known of what is usual");
+        assert_eq!(signs.take("line", None), None, "no usual durations are known");
         assert!(signs.take("line", Some(usual(5.0))).is_some());
         assert_eq!(signs.take("line", Some(usual(5.0))), None);
         assert_eq!(signs.take("another", Some(usual(5.0))), None);
