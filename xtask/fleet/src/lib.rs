@@ -1,5 +1,5 @@
-//! The fleet bus of a run: a real nats-server with JetStream ([`server`]), on loopback, with credentials that live as long as
-//! the run; and what the fleet sees and desires there.
+//! The fleet bus of a run: a real nats-server with JetStream ([`server`]) on loopback. Its credentials are valid only
+//! during the run. The fleet's connection reads statuses there and writes desired states.
 
 mod server;
 #[cfg(all(test, feature = "real"))]
@@ -21,7 +21,7 @@ use xtask_core::machine::HOST_FROM_GUEST;
 pub use server::{FLEET_USER, Server, users};
 use xtask_jobs::Ui;
 
-/// A broker and the fleet's own connection to it.
+/// A broker with the fleet's connection to it.
 pub struct Broker {
     server: Server,
     runtime: Runtime,
@@ -38,17 +38,17 @@ pub struct Fleet {
     pub desired: kv::Store,
 }
 
-/// A status and the bucket's revision of it.
+/// A status with its revision in the bucket.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReceivedStatus {
-    /// JetStream's own number; the guest's clock plays no part.
+    /// The revision, which JetStream assigns; it does not depend on the guest's clock.
     pub revision: u64,
-    /// What the device said.
+    /// The status that the device published.
     pub status: DeviceStatus,
 }
 
 impl Broker {
-    /// Starts the server with its store in `work` and makes the fleet's buckets.
+    /// Starts the server with its store in `work`, and creates the fleet's buckets.
     pub fn start(work: &Path, device_id: &str, sabotage: Option<Sabotage>, ui: &Ui) -> Result<Self> {
         let (fleet_password, device_password) = (random_password()?, random_password()?);
         let accepted = match sabotage {
@@ -67,7 +67,7 @@ impl Broker {
         Ok(Self { server, runtime, fleet, fleet_password, device_id, device_password })
     }
 
-    /// The agent's configuration for a guest of this run.
+    /// Returns the agent's configuration for a guest of this run.
     pub fn agent_config(&self) -> String {
         let (id, password, port) = (&self.device_id, &self.device_password, self.server.port);
         format!(
@@ -77,7 +77,7 @@ impl Broker {
         )
     }
 
-    /// What becomes of `question`, which `what` names.
+    /// Waits for the response to `question`; `what` names it in errors.
     fn ask<T, E>(&self, what: &str, question: impl Future<Output = Result<T, E>>) -> Result<T>
     where
         E: std::error::Error + Send + Sync + 'static,
@@ -88,13 +88,17 @@ impl Broker {
             .with_context(|| what.to_owned())
     }
 
-    /// The latest status, if there is one.
+    /// Returns the latest status, if there is one.
     pub fn latest(&self) -> Result<Option<ReceivedStatus>> {
         let what = "ask the broker for the device's status";
         let Some(entry) = self.ask(what, self.fleet.statuses.entry(&self.device_id))? else {
             return Ok(None);
         };
-        ensure!(entry.operation == kv::Operation::Put, "the device's status was {:?}", entry.operation);
+        ensure!(
+            entry.operation == kv::Operation::Put,
+            "the bucket's entry for the device is {:?}, not a status",
+            entry.operation
+        );
         let status: DeviceStatus = serde_json::from_slice(&entry.value).with_context(|| {
             format!("read the device's status {:?}", String::from_utf8_lossy(&entry.value))
         })?;
@@ -103,23 +107,23 @@ impl Broker {
         Ok(Some(ReceivedStatus { revision: entry.revision, status }))
     }
 
-    /// Desires the deployment of this name; the revision of that.
+    /// Writes a deployment to the desired state, and returns the revision.
     pub fn desire(&self, deployment: &str, document: &Document) -> Result<u64> {
         let key = protocol::desired_key(&self.device_id, deployment);
         let put = self.fleet.desired.put(&key, document.to_bytes().into());
-        self.ask(&format!("desire {key}"), put)
+        self.ask(&format!("write the deployment {key}"), put)
     }
 
-    /// Desires it no more; the revision of that.
+    /// Deletes a deployment from the desired state, and returns the revision of the deletion.
     pub fn desire_no_more(&self, deployment: &str) -> Result<u64> {
         let key = protocol::desired_key(&self.device_id, deployment);
         self.ask(&format!("delete {key}"), self.fleet.desired.delete(&key))?;
-        // A deletion is an entry of its own, with a revision that `delete` does not tell.
+        // A deletion is an entry with its own revision, which `delete` does not return.
         let entry = self.ask(&format!("read {key} back"), self.fleet.desired.entry(&key))?;
         entry.map(|entry| entry.revision).with_context(|| format!("the deletion of {key} left no entry"))
     }
 
-    /// One ping; what the device answered.
+    /// Sends one ping, and returns the device's reply.
     pub fn ping(&self) -> Result<Reply> {
         let subject = protocol::command_subject(&self.device_id, "ping");
         let request = self.fleet.client.request(subject.clone(), Vec::new().into());
@@ -128,31 +132,30 @@ impl Broker {
             .with_context(|| format!("read the reply {:?}", String::from_utf8_lossy(&message.payload)))
     }
 
-    /// How often the broker has refused the device's login.
+    /// Returns how many times the broker has refused the device's login.
     pub fn refusals(&self) -> usize {
-        // A log that cannot be read has no refusals in it; the wait then ends at its limit.
+        // If the log cannot be read, the result is 0, and the caller's wait ends at its limit.
         let text = std::fs::read_to_string(&self.server.log).unwrap_or_default();
         text.lines().filter(|line| line.contains("authentication error")).count()
     }
 
-    /// Fails where the server has died.
+    /// Fails if the server has ended.
     pub fn check(&self) -> Result<()> {
         self.server.check()
     }
 
-    /// Ends the server for a while: whoever connects is refused.
+    /// Stops the server for a while. Connections are refused during that time.
     pub fn go_away(&mut self) -> Result<()> {
         self.server.go_away()
     }
 
-    /// The server again, on the same port and with all that it had stored.
+    /// Starts the server again on the same port and with its store.
     pub fn come_back(&mut self, ui: &Ui) -> Result<()> {
         self.server.come_back(ui)?;
         self.fleet = self.runtime.block_on(Fleet::connect(self.server.port, &self.fleet_password))?;
         Ok(())
     }
 
-    /// Ends it.
     pub fn stop(self) -> Result<()> {
         self.server.stop()
     }
@@ -171,10 +174,10 @@ impl Fleet {
         Self::enter(&format!("nats://127.0.0.1:{port}"), options).await
     }
 
-    /// Connects, and makes the buckets that are not there yet.
+    /// Connects, and creates the buckets that do not exist yet.
     ///
     /// # Errors
-    /// The broker does not answer in time, or refuses.
+    /// Returns an error if the broker does not answer in time or refuses.
     pub async fn enter(url: &str, options: ConnectOptions) -> Result<Self> {
         let client = timeout(limits::SERVER_START, options.connect(url))
             .await
@@ -196,8 +199,9 @@ impl Fleet {
     }
 }
 
-/// A KV bucket is a stream of this form (NATS ADR-8). Written out, because `create_key_value` of async-nats 0.51 asks
-/// first for account information that nats-server before 2.10 answers without fields that it needs.
+/// Returns the configuration of a KV bucket as a stream (NATS ADR-8). It is written out because `create_key_value` of
+/// async-nats 0.51 first requests account information. The response of a nats-server before 2.10 lacks fields that it
+/// needs.
 fn bucket(name: &str) -> stream::Config {
     stream::Config {
         name: format!("KV_{name}"),

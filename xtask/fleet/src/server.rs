@@ -1,5 +1,5 @@
-//! nats-server itself: its configuration, its port, its start and end. It may go away for a while and come back on the same
-//! port with the same store, as a broker does that is restarted.
+//! The nats-server: its configuration, its port, its start and its end. It may be stopped for a while and started again
+//! on the same port with the same store, like a broker that is restarted.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -14,28 +14,28 @@ use xtask_core::{bail_host, limits};
 use xtask_jobs::Ui;
 use xtask_jobs::child::{Child, Job, last_lines};
 
-/// The fleet's user on the bus; the device's is its id.
+/// The user name of the fleet on the bus. The user name of a device is its id.
 pub const FLEET_USER: &str = "fleet";
 
-/// A running nats-server with JetStream, which ends with this value. [`crate::Broker`] is one with the fleet's connection.
+/// A nats-server with JetStream, which ends when this value is dropped. [`crate::Broker`] adds the fleet's connection.
 pub struct Server {
-    /// `Err`: it is away, and its port is kept from others.
-    state: Result<Child, Socket>,
-    /// The port on 127.0.0.1, also while the server is away.
+    /// The running server. `Err` holds the socket that reserves the port while the server is stopped.
+    state: Result<Child, OwnedFd>,
+    /// The port on 127.0.0.1. It stays the same while the server is stopped.
     pub port: u16,
     directory: PathBuf,
     owner: PathBuf,
     access: String,
-    /// Everything that the server has printed.
+    /// The log with all output of the server.
     pub(super) log: PathBuf,
 }
 
 impl Server {
-    /// Starts it with its store in `directory`, on a port of its own choice. `access` is the part of its configuration that
-    /// says who may log in, such as [`users`]. `owner` is the directory that owns the process.
+    /// Starts the server with its store in `directory`, on a port that it chooses. `access` is the part of its
+    /// configuration that says who may log in, such as [`users`]. `owner` is the directory that owns the process.
     ///
     /// # Errors
-    /// The server is missing, ends, or does not listen in time.
+    /// Returns an error if the server is missing, ends, or does not listen in time.
     pub fn start(directory: &Path, owner: &Path, access: String, ui: &Ui) -> Result<Self> {
         make_private_dir(directory)?;
         let log = directory.join("nats.log");
@@ -45,8 +45,10 @@ impl Server {
         Ok(Self { state: Ok(child), port, directory, owner, access, log })
     }
 
+    /// Checks that the server runs, unless it was stopped by [`Self::go_away`].
+    ///
     /// # Errors
-    /// A failure of the host if the server has ended.
+    /// Returns a failure of the host if the server has ended.
     pub(super) fn check(&self) -> Result<()> {
         if let Ok(child) = &self.state
             && let Some(status) = child.ended()?
@@ -59,20 +61,21 @@ impl Server {
         Ok(())
     }
 
-    /// Ends it. Whoever connects before [`Self::come_back`] is refused.
+    /// Stops the server. Connections are refused until [`Self::come_back`].
     ///
     /// # Errors
-    /// The server does not end, or its port cannot be kept.
+    /// Returns an error if the server does not end, or if its port cannot be reserved.
     pub fn go_away(&mut self) -> Result<()> {
         self.stop()?;
-        self.state = Err(keep_from_others(self.port).context("keep the broker's port while it is away")?);
+        self.state =
+            Err(keep_from_others(self.port).context("reserve the broker's port while it is stopped")?);
         Ok(())
     }
 
-    /// Starts it again, on the same port and with the same store.
+    /// Starts the server again on the same port and with the same store.
     ///
     /// # Errors
-    /// Those of [`Self::start`].
+    /// Returns the errors of [`Self::start`], and an error if the server listens on another port.
     pub fn come_back(&mut self, ui: &Ui) -> Result<()> {
         let child = launch(&self.directory, &self.owner, Some(self.port), &self.access, &self.log)?;
         let port = wait_for_port(&child, &self.directory, &self.log, ui)?;
@@ -81,25 +84,26 @@ impl Server {
         Ok(())
     }
 
-    /// Ends it, where it is there.
+    /// Ends the server if it runs.
     pub(super) fn stop(&self) -> Result<()> {
         self.state.as_ref().map_or(Ok(()), Child::stop)
     }
 }
 
-/// A bound socket that does not listen: the kernel gives its port to nobody who asks for any, and refuses who connects.
-/// nats-server's own socket may have it all the same, since both say SO_REUSEADDR and this one never listens.
-fn keep_from_others(port: u16) -> Result<Socket> {
-    let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
-    socket.set_reuse_address(true)?;
-    socket.bind(&std::net::SocketAddr::from(([127, 0, 0, 1], port)).into())?;
+/// Returns a bound socket that does not listen. While it exists, the kernel assigns its port to no other process that
+/// asks for a free port, and refuses connections to it. nats-server can still bind the port, because both sockets set
+/// SO_REUSEADDR and this one never listens.
+fn keep_from_others(port: u16) -> Result<OwnedFd> {
+    let socket = socket(AddressFamily::INET, SocketType::STREAM, Some(ipproto::TCP))?;
+    sockopt::set_socket_reuseaddr(&socket, true)?;
+    bind(&socket, &std::net::SocketAddr::from(([127, 0, 0, 1], port)))?;
     Ok(socket)
 }
 
 fn launch(directory: &Path, owner: &Path, port: Option<u16>, access: &str, log: &Path) -> Result<Child> {
     let config = directory.join("nats.conf");
     write_private(&config, server_config(directory, port, access))?;
-    // A server that was here before may have left one.
+    // An earlier server may have left such a file.
     for path in ports_files(directory)? {
         fs_err::remove_file(&path)?;
     }
@@ -125,13 +129,14 @@ fn server_config(directory: &Path, port: Option<u16>, access: &str) -> String {
     )
 }
 
-/// The logins of the fleet and of one device, as a part of the server's configuration. The device may say its own status,
-/// answer its own commands and read its own desired state, and nothing else.
+/// Returns the logins of the fleet and of one device, as a part of the server's configuration. The device may only
+/// publish its own status, answer its own commands and read its own desired state.
 ///
-/// A consumer is made by a subject that ends in what it delivers, and the server refuses one whose request says another
-/// filter; what is delivered goes to the device's own inboxes. So it reads no other device's desired state. It answers
-/// whoever asks it (`allow_responses`), and nobody else. What subjects cannot say is whose a consumer is that is asked about or
-/// deleted: its name is random, and nobody lists them to a device.
+/// The subject of a request that creates a consumer ends in the filter, and the server refuses a request whose body
+/// names another filter. Messages are delivered only to the device's own inboxes. The device therefore cannot read the
+/// desired state of another device. It can reply to requests (`allow_responses`), but cannot publish to other inboxes.
+/// Subjects cannot restrict which consumers a device may query or delete. However, the names of consumers are random,
+/// and a device cannot list them.
 pub fn users(fleet_password: &str, device_id: &str, device_password: &str) -> String {
     let (status, desired) = (protocol::STATUS_BUCKET, protocol::DESIRED_BUCKET);
     let commands = protocol::command_wildcard(device_id);
@@ -166,7 +171,7 @@ fn ports_files(directory: &Path) -> Result<Vec<PathBuf>> {
     Ok(paths.filter(|path| path.extension().is_some_and(|ending| ending == "ports")).collect())
 }
 
-/// The server writes its ports to `<program>_<pid>.ports` once it listens.
+/// Waits for the server's port. The server writes its ports to `<program>_<pid>.ports` once it listens.
 fn wait_for_port(child: &Child, directory: &Path, log: &Path, ui: &Ui) -> Result<u16> {
     let deadline = Instant::now() + limits::SERVER_START;
     let output = || last_lines(log, 5).join(" | ");
@@ -175,7 +180,7 @@ fn wait_for_port(child: &Child, directory: &Path, log: &Path, ui: &Ui) -> Result
         if let Some(status) = child.ended()? {
             bail!("start the broker: it ended at once with {status}; its output: {}", output());
         }
-        // A file that is half written has no port yet.
+        // A file that is not completely written contains no port yet.
         let text = ports_files(directory)?.first().and_then(|path| std::fs::read_to_string(path).ok());
         if let Some(port) = text.and_then(|text| client_port(&text)) {
             return Ok(port);
@@ -190,7 +195,7 @@ fn wait_for_port(child: &Child, directory: &Path, log: &Path, ui: &Ui) -> Result
     }
 }
 
-/// `{"nats":["nats://127.0.0.1:40123"], …}`
+/// Returns the client port from a text such as `{"nats":["nats://127.0.0.1:40123"], …}`.
 fn client_port(text: &str) -> Option<u16> {
     let ports: serde_json::Value = serde_json::from_str(text).ok()?;
     ports["nats"][0].as_str()?.rsplit(':').next()?.parse().ok()
@@ -214,6 +219,6 @@ mod tests {
         let _kept = keep_from_others(address.port()).unwrap();
         let refused = std::net::TcpStream::connect(address).unwrap_err();
         assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
-        std::net::TcpListener::bind(address).expect("who says SO_REUSEADDR, as a server does, may listen");
+        std::net::TcpListener::bind(address).expect("a server with SO_REUSEADDR can listen");
     }
 }

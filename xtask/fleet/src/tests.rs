@@ -1,4 +1,4 @@
-//! Against a real nats-server: what outlives its absence, and what a device may do.
+//! Tests with a real nats-server: the data that survive a restart, and the rights of a device.
 
 use agent_protocol::{ContainerSpec, Deployment};
 use async_nats::jetstream::consumer::push::OrderedConfig;
@@ -22,7 +22,7 @@ fn a_real_broker_starts_is_asked_and_is_gone_afterwards() {
     broker.check().unwrap();
     assert_eq!(broker.latest().unwrap(), None);
     let unheard = format!("{:#}", broker.ping().unwrap_err());
-    assert!(unheard.contains("device-commands.dev-1.ping"), "nobody is there: {unheard}");
+    assert!(unheard.contains("device-commands.dev-1.ping"), "no agent is there: {unheard}");
     let config = iot_agent::config::Config::parse(&broker.agent_config()).unwrap();
     assert_eq!(config.agent.device_id, "dev-1");
     assert_eq!(xtask_core::processes::processes_naming(directory.path()).len(), 1);
@@ -49,7 +49,7 @@ fn what_is_desired_outlives_the_brokers_absence() {
     broker.stop().unwrap();
 }
 
-/// Each attempt of the device `dev-1`, and whether the broker lets it.
+/// Makes each attempt of the device `dev-1`, and checks whether the broker allows it.
 #[test]
 fn a_device_reads_its_own_desired_state_and_no_others() {
     let directory = tempfile::tempdir().unwrap();
@@ -84,7 +84,7 @@ fn a_device_reads_its_own_desired_state_and_no_others() {
             let made = timeout(limits::POLL, stream.create_consumer(consumer(name, filter))).await;
             assert!(made.is_err(), "{name:?} {filter:?}: {made:?}");
         }
-        // The subject says its own, the request another's.
+        // The subject names the device's own filter, but the body of the request names the filter of another device.
         let config = json!({ "name": "n", "deliver_subject": device.new_inbox(), "filter_subject": "$KV.desired-state.>" });
         let request = json!({ "stream_name": "KV_desired-state", "config": config }).to_string();
         let subject = format!("$JS.API.CONSUMER.CREATE.KV_desired-state.n.{own}");
@@ -95,7 +95,7 @@ fn a_device_reads_its_own_desired_state_and_no_others() {
         let mut others = device.subscribe("_INBOX.>").await.unwrap();
         device.flush().await.unwrap();
         broker.fleet.client.publish("_INBOX.dev-2.x", "secret".into()).await.unwrap();
-        assert!(timeout(limits::POLL, others.next()).await.is_err(), "another's answer");
+        assert!(timeout(limits::POLL, others.next()).await.is_err(), "the answer to another device");
         for subject in ["$KV.agent-status.dev-2", "$KV.desired-state.dev-1.a", "device-commands.dev-2.ping"] {
             let mut heard = broker.fleet.client.subscribe(subject).await.unwrap();
             broker.fleet.client.flush().await.unwrap();
