@@ -1,5 +1,5 @@
-//! What a cached image offers an executable, as `xtask-vm` wrote it down beside the disk: once for each digest, since it
-//! takes seconds to read out of a file system.
+//! The inventory of a cached image: the libraries that it offers an executable. `xtask-vm` writes it beside the disk,
+//! once for each digest, because reading it from a file system takes seconds.
 
 use std::path::{Path, PathBuf};
 
@@ -9,17 +9,19 @@ use xtask_core::cache::Cache;
 use xtask_core::image::Image;
 use xtask_core::image::manifest::Manifest;
 
-/// Its name in an image's directory.
+/// The file name in an image's directory.
 pub const FILE: &str = "inventory.json";
 
-/// That of the directory of an image; `None` where there is none, or one of another disk or of an older format.
+/// Returns the inventory in an image's directory. Returns `None` if there is none, or if it belongs to another disk or
+/// has an older format.
 pub fn read(directory: &Path, manifest: &Manifest) -> Option<Inventory> {
     let text = std::fs::read(directory.join(FILE)).ok()?;
     let inventory = Inventory::from_json(&text)?;
     (inventory.source == manifest.digest.to_string()).then_some(inventory)
 }
 
-/// That of a named image, where it is in the cache: of several of that name the newest.
+/// Returns the inventory of a named image if the image is in the cache. If several images have that name, the newest
+/// one is used.
 pub fn cached(cache: &Cache, image: &Image) -> Option<Inventory> {
     let directories = xtask_core::fs::directories(&cache.images());
     let mut found: Vec<(PathBuf, Manifest)> = directories.into_iter().filter_map(manifest).collect();
@@ -28,11 +30,11 @@ pub fn cached(cache: &Cache, image: &Image) -> Option<Inventory> {
     read(&directory, &manifest)
 }
 
-/// What is no image, or is being made, has no manifest.
+/// Returns the directory with its manifest. A directory without a manifest is no image or is incomplete.
 fn manifest(directory: PathBuf) -> Option<(PathBuf, Manifest)> {
     let text = std::fs::read(directory.join("manifest.json")).ok()?;
     let manifest = serde_json::from_slice(&text).ok()?;
-    // `<key>.building` and its kin have a dot behind the digest.
+    // The directory of an incomplete image is named `<key>.building`, `<key>.deleting` or `<key>.fetching`.
     let beside = ["building", "deleting", "fetching"];
     let whole = directory
         .extension()

@@ -1,5 +1,5 @@
-//! What an executable is inspected against: a device of `devices.toml`, and the files of a cached image or of a sysroot. The
-//! crate `inspect` reads the bytes and decides.
+//! The targets of an inspection: a device of `devices.toml`, and the files of a cached image or of a sysroot. The crate
+//! `inspect` reads the executable and evaluates it.
 
 use std::path::{Path, PathBuf};
 
@@ -21,36 +21,36 @@ use xtask_core::image::choice::Choice;
 
 pub mod inventory;
 
-/// What an executable is held against.
+/// The target with which an executable is compared.
 #[derive(Debug)]
 pub struct Inspection {
     pub arch: VmArchitecture,
-    /// The core and its page sizes.
+    /// The device: its core and its page sizes.
     pub device: Device,
-    /// The files and, of an image, the kernel that it meets.
+    /// The files on the device and, for an image, its kernel.
     pub place: DeviceRoot,
-    /// Whether the kernel is the image's; else it is any of the device's.
+    /// Whether the kernel is the image's. Otherwise it may be any kernel of the device.
     kernel_is_known: bool,
 }
 
-/// Whose files the executable meets.
+/// The source of the files on the device.
 #[derive(Debug)]
 pub enum DeviceRoot {
-    /// An image of the catalogue. Without an inventory only the catalogue's own facts are known.
+    /// An image of the catalogue. Without an inventory, only the values of the catalogue are known.
     Image(Box<Image>, Option<Inventory>),
-    /// A directory.
+    /// A directory with the file system of a device.
     Sysroot(PathBuf, Inventory),
 }
 
-/// The architecture, as the crate `inspect` calls it.
+/// Returns the architecture in the notation of the crate `inspect`.
 fn isa(arch: VmArchitecture) -> Isa {
     arch.pick(Isa::X86_64, Isa::Aarch64)
 }
 
-/// Refuses what is no 64-bit little-endian executable for `arch`, by its header alone.
+/// Checks by the header that the bytes are a 64-bit little-endian executable for `arch`.
 ///
 /// # Errors
-/// Says what was found and what the target needs.
+/// Returns an error with the header's value and the required value.
 pub fn check_header(bytes: &[u8], arch: VmArchitecture) -> Result<()> {
     let device = device::default_of(isa(arch));
     let target = target(arch, &device);
@@ -60,10 +60,10 @@ pub fn check_header(bytes: &[u8], arch: VmArchitecture) -> Result<()> {
     }
 }
 
-/// Refuses an agent whose header is not that of an executable for its architecture.
+/// Checks that the header of an agent is that of an executable for its architecture.
 ///
 /// # Errors
-/// As [`check_header`], with the agent's path.
+/// Returns the errors of [`check_header`] with the agent's path.
 pub fn check_agent(agent: &Agent) -> Result<()> {
     check_header(&agent.content, agent.arch)
         .with_context(|| format!("check the agent {}", agent.path.display()))
@@ -71,7 +71,7 @@ pub fn check_agent(agent: &Agent) -> Result<()> {
 
 fn diagnosis(finding: &Finding) -> Failure {
     let offers = if finding.offers.is_empty() { String::new() } else { format!("; {}", finding.offers) };
-    // The architecture's name alone is in the first part already.
+    // For this finding, the offer is only the architecture's name, which the first part already contains.
     let offers = if finding.id == "elf-machine" { String::new() } else { offers };
     Failure::guest(format!("{}{offers}", finding.found), finding.remedy.clone())
 }
@@ -90,10 +90,10 @@ fn target(arch: VmArchitecture, device: &Device) -> Target<'_> {
 }
 
 impl Inspection {
-    /// What the flags ask for.
+    /// Returns the target that the flags request.
     ///
     /// # Errors
-    /// A usage error for a device, an image or a directory that does not exist.
+    /// Returns a usage error for a device, an image or a directory that does not exist.
     pub fn from_args(args: &InspectArgs) -> Result<Self, Failure> {
         let arch = args.arch.or_else(|| args.device.as_deref().and_then(arch_of)).unwrap_or_default();
         let device = match &args.device {
@@ -112,8 +112,9 @@ impl Inspection {
         Ok(Self { arch, device, place, kernel_is_known: args.image.is_some() })
     }
 
-    /// What a smoke holds the agent against: the core of `--cpu` where it is a known one, else the architecture's device; the
-    /// image that it is going to boot, and that image's kernel.
+    /// Returns the target for the agent in a smoke: the image to boot with its kernel, and the core of `--cpu`. An
+    /// unknown core counts as one that has everything. Without `--cpu`, the target is the default device of the
+    /// architecture.
     pub fn for_smoke(image: &Image, inventory: Option<Inventory>, cpu: Option<&str>) -> Self {
         let isa = isa(image.arch);
         let everything = || device::find(isa, "max").unwrap_or_else(|| device::default_of(isa));
@@ -125,7 +126,8 @@ impl Inspection {
         Self { arch: image.arch, device, place, kernel_is_known: true }
     }
 
-    /// What the libraries are whose own content was looked at, and not only a release's number: an image's digest, a path.
+    /// Returns the source of the libraries if they were read: the digest of an image, or a path. Returns `None` if only
+    /// the release of glibc is known.
     pub fn source(&self) -> Option<&str> {
         match &self.place {
             DeviceRoot::Image(_, inventory) => inventory.as_ref().map(|inventory| inventory.source.as_str()),
@@ -133,7 +135,7 @@ impl Inspection {
         }
     }
 
-    /// Whose libraries they are.
+    /// Returns the name of the image or the path of the directory.
     pub fn name(&self) -> String {
         match &self.place {
             DeviceRoot::Image(image, _) => image.name.clone(),
@@ -141,7 +143,7 @@ impl Inspection {
         }
     }
 
-    /// Looks at an executable.
+    /// Inspects an executable.
     pub fn look_at(&self, bytes: &[u8]) -> Report {
         let mut target = target(self.arch, &self.device);
         target.pages = self.pages();
@@ -186,7 +188,8 @@ impl Inspection {
 }
 
 impl DeviceRoot {
-    /// The smoke's own choice: the default image, or the fallback image where only that is in the cache.
+    /// Returns the image of a smoke: the default image, or the fallback image if only the inventory of that one is in
+    /// the cache.
     fn of_choice(choice: Choice) -> Self {
         let cache = Cache::from_env().ok();
         let kept = |image: &Image| cache.as_ref().and_then(|cache| inventory::cached(cache, image));
@@ -199,7 +202,7 @@ impl DeviceRoot {
     }
 }
 
-/// The one architecture that has a device of this name.
+/// Returns the architecture that has a device of this name, if there is exactly one.
 fn arch_of(device: &str) -> Option<VmArchitecture> {
     let mut having =
         VmArchitecture::ALL.into_iter().filter(|arch| device::find(isa(*arch), device).is_some());
