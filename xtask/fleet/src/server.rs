@@ -20,7 +20,7 @@ pub const FLEET_USER: &str = "fleet";
 /// A nats-server with JetStream, which ends when this value is dropped. [`crate::Broker`] adds the fleet's connection.
 pub struct Server {
     /// The running server. `Err` holds the socket that reserves the port while the server is stopped.
-    state: Result<Child, OwnedFd>,
+    state: Result<Child, Socket>,
     /// The port on 127.0.0.1. It stays the same while the server is stopped.
     pub port: u16,
     directory: PathBuf,
@@ -93,10 +93,10 @@ impl Server {
 /// Returns a bound socket that does not listen. While it exists, the kernel assigns its port to no other process that
 /// asks for a free port, and refuses connections to it. nats-server can still bind the port, because both sockets set
 /// SO_REUSEADDR and this one never listens.
-fn keep_from_others(port: u16) -> Result<OwnedFd> {
-    let socket = socket(AddressFamily::INET, SocketType::STREAM, Some(ipproto::TCP))?;
-    sockopt::set_socket_reuseaddr(&socket, true)?;
-    bind(&socket, &std::net::SocketAddr::from(([127, 0, 0, 1], port)))?;
+fn keep_from_others(port: u16) -> Result<Socket> {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&std::net::SocketAddr::from(([127, 0, 0, 1], port)).into())?;
     Ok(socket)
 }
 
