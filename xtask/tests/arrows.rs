@@ -1,5 +1,6 @@
 //! Checks that imports point one way. There is no circle between the files of `core`, which are listed in order in its
-//! `lib.rs`, or between the folders of `xtask-vm`. Between crates, cargo rejects circles.
+//! `lib.rs`, or between the folders of `xtask-vm`. Between crates, cargo
+//! rejects circles of normal dependencies; the last test finds those that a dev-dependency closes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -181,4 +182,32 @@ fn the_folders_of_xtask_vm_form_no_circle() {
     let unknown = arrows.keys().find(|module| module.first().is_some_and(|folder| !order.contains(folder)));
     assert_eq!(unknown, None, "add this folder to FOLDERS");
     assert_eq!(upward(&arrows, &order), Vec::<String>::new());
+}
+
+/// Returns which crate of the workspace depends on which, for tests too.
+fn crates(metadata: &serde_json::Value) -> Arrows {
+    let name = |value: &serde_json::Value| vec![value["name"].as_str().unwrap().to_owned()];
+    let packages = metadata["packages"].as_array().unwrap().iter();
+    packages
+        .map(|package| {
+            let dependencies = package["dependencies"].as_array().unwrap().iter();
+            (name(package), dependencies.filter(|one| one["path"].is_string()).map(name).collect())
+        })
+        .collect()
+}
+
+#[test]
+fn the_crates_form_no_circle_in_their_tests_either() {
+    let arguments = ["metadata", "--no-deps", "--format-version", "1", "--offline"];
+    let output = std::process::Command::new(env!("CARGO")).args(arguments).output().unwrap();
+    let mut metadata: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let found = crates(&metadata);
+    assert!(found.len() > 8, "{found:?}");
+    assert_eq!(circles(found), Arrows::new());
+    // A dev-dependency of the lowest crate on the highest one.
+    let packages = metadata["packages"].as_array_mut().unwrap();
+    let core = packages.iter_mut().find(|package| package["name"] == "xtask-core").unwrap();
+    let dev = serde_json::json!({ "name": "xtask-images", "kind": "dev", "path": "/w/xtask/images" });
+    core["dependencies"].as_array_mut().unwrap().push(dev);
+    assert!(circles(crates(&metadata)).contains_key(&vec!["xtask-core".to_owned()]));
 }

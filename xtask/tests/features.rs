@@ -5,7 +5,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
 
-/// The packages and features with which `xtask/src/tasks/` runs cargo.
+/// The selections of the binaries and of most tests. The features that only one step uses (`inspect`, `complete`, `real`) select
+/// features of this workspace alone, or a part of those of `vm`.
 const SELECTIONS: [&[&str]; 3] = [
     &["--package", "xtask", "--edges", "normal"],
     &["--package", "xtask", "--features", "vm", "--edges", "normal,dev"],

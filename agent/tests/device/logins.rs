@@ -199,3 +199,14 @@ async fn over_tls_and_with_a_clock_of_the_past() {
         agent.stop();
     }
 }
+
+/// The configuration that the smoke writes for the agent.
+#[test]
+fn the_configuration_of_a_run_is_one_that_the_agent_reads() {
+    let directory = tempfile::tempdir().unwrap();
+    let broker =
+        xtask_fleet::Broker::start(directory.path(), "dev-1", None, &xtask_jobs::Ui::quiet()).unwrap();
+    let config = iot_agent::config::Config::parse(&broker.agent_config()).unwrap();
+    assert_eq!(config.agent.device_id, "dev-1");
+    broker.stop().unwrap();
+}

@@ -112,9 +112,9 @@ impl Ui {
         Self { verbosity, coloured, terminal, status: Arc::default(), interrupt, background: None }
     }
 
-    /// Returns the same screen for work that Ctrl-C must not end, such as the teardown after a Ctrl-C.
+    /// Returns the same screen for work that neither Ctrl-C nor a cancelled job must end, such as the teardown after it.
     pub fn uninterruptible(&self) -> Self {
-        Self { interrupt: Interrupt::default(), ..self.clone() }
+        Self { interrupt: Interrupt::default(), background: None, ..self.clone() }
     }
 
     /// Returns the same screen for a background job. Its signs of life are dropped until the job is shown.
@@ -307,6 +307,7 @@ mod tests {
         behind.tick("a sign that is shown").unwrap();
         job.cancel();
         assert!(Kind::Interrupted.is(&behind.tick("the last one").unwrap_err()));
+        behind.uninterruptible().tick("the job tidies up").unwrap();
         ui.tick("the job on the screen goes on").unwrap();
     }
 

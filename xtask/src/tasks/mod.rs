@@ -35,9 +35,9 @@ use xtask_core::workspace::Workspace;
 pub(crate) fn run(cli: &Cli) -> Result<()> {
     let verbosity = cli.verbosity;
     match &cli.command {
-        Command::Inspect(_) => become_xtask_inspect(&Workspace::find()?),
+        Command::Inspect(_) => become_xtask_inspect(verbosity),
         Command::Preflight(args) => preflight::run(&Workspace::find()?, args, verbosity),
-        Command::Light(command) => run_light(&Workspace::find()?, command),
+        Command::Light(command) => run_light(&Workspace::find()?, command, verbosity),
         Command::Heavy(command) => run_heavy(&Workspace::find()?, command, verbosity),
         // These commands also work outside the workspace, because the instances are in the cache.
         Command::Vm(VmCommand::Light(command)) => vm::run(command),
@@ -52,11 +52,11 @@ pub(crate) fn run(cli: &Cli) -> Result<()> {
     }
 }
 
-fn run_light(workspace: &Workspace, command: &LightCommand) -> Result<()> {
+fn run_light(workspace: &Workspace, command: &LightCommand, verbosity: Verbosity) -> Result<()> {
     match command {
         LightCommand::Build(args) => {
             build::profile::check(workspace.root(), &args.profile)?;
-            become_xtask_inspect(workspace)
+            become_xtask_inspect(verbosity)
         }
         LightCommand::Ci(args) => ci::run(workspace, args),
         LightCommand::Soak(args) => soak::run(workspace, args),
@@ -131,28 +131,46 @@ fn look(workspace: &Workspace, asked: &PreflightRequest<'_>, args: FixArgs) -> R
     if args.fix { fix::fix(workspace, asked, args) } else { Ok(Preflight::check(workspace, asked)?) }
 }
 
-/// Compiles `xtask-vm`, which takes two minutes the first time, and replaces this process with it. The arguments stay the
-/// same. So there is one process, one Ctrl-C and one exit code.
+/// Compiles `xtask-vm`, which takes two minutes the first time, and replaces this process with it.
 fn become_xtask_vm(workspace: &Workspace, verbosity: Verbosity, ahead: Option<Ahead>) -> Result<()> {
     if !verbosity.quiet {
         eprintln!("building xtask-vm; about two minutes the first time, then a second");
     }
     ahead.map_or(Ok(()), Ahead::wait)?;
-    let cargo = |subcommand| other_binary(workspace, subcommand, "xtask-vm", "vm");
-    let status = cargo("build").status().context("run cargo for xtask-vm")?;
+    become_binary(workspace, "xtask-vm", "vm")
+}
+
+/// Compiles `xtask-inspect`, which takes half a minute the first time, and replaces this process with it. Outside a checkout, the
+/// binary beside this one is used.
+fn become_xtask_inspect(verbosity: Verbosity) -> Result<()> {
+    let beside = std::env::current_exe().context("find this program")?.with_file_name("xtask-inspect");
+    match Workspace::find() {
+        Err(_) if beside.exists() => {
+            Err(Process::new(&beside).args(std::env::args_os().skip(1)).exec()).context("run xtask-inspect")
+        }
+        Err(error) => Err(error),
+        Ok(workspace) => {
+            if !verbosity.quiet && !beside.exists() {
+                eprintln!("building xtask-inspect; about half a minute the first time");
+            }
+            become_binary(&workspace, "xtask-inspect", "inspect")
+        }
+    }
+}
+
+/// Compiles another binary, and replaces this process with it. The arguments stay the same. So there is one process, one Ctrl-C
+/// and one exit code.
+fn become_binary(workspace: &Workspace, name: &str, feature: &str) -> Result<()> {
+    let cargo = |subcommand| other_binary(workspace, subcommand, name, feature);
+    let status = cargo("build").status().with_context(|| format!("run cargo for {name}"))?;
     if !status.success() {
         bail_host!(
-            "build xtask-vm: cargo {status}; see its messages above";
+            "build {name}: cargo {status}; see its messages above";
             "run cargo xtask preflight --fix; errors in this workspace's own code are shown above too"
         );
     }
-    Err(cargo("run").arg("--").args(std::env::args_os().skip(1)).exec()).context("run cargo for xtask-vm")
-}
-
-/// Replaces this process with `xtask-inspect`, with the same arguments. If it must be compiled first, this takes half a minute.
-fn become_xtask_inspect(workspace: &Workspace) -> Result<()> {
-    let mut command = other_binary(workspace, "run", "xtask-inspect", "inspect");
-    Err(command.arg("--").args(std::env::args_os().skip(1)).exec()).context("run cargo for xtask-inspect")
+    Err(cargo("run").arg("--").args(std::env::args_os().skip(1)).exec())
+        .with_context(|| format!("run cargo for {name}"))
 }
 
 /// Replaces this process with `xtask-complete`, which prints the script. If it must be compiled first, this takes 15 s.

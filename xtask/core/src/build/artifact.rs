@@ -1,7 +1,7 @@
 //! The path of an executable that cargo has built, taken from cargo's JSON messages and not guessed as
 //! `target/<triple>/release`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use cargo_metadata::Message;
@@ -29,9 +29,39 @@ pub fn executable(messages: &str, name: &str) -> Result<PathBuf> {
     }
 }
 
+/// Returns whether an executable was compiled from the sources of the workspace at `root`, by the list of sources that cargo
+/// writes beside it. A list of relative paths (cargo's `build.dep-info-basedir`) says nothing, and counts as yes.
+///
+/// # Errors
+/// Returns an error if the list cannot be read.
+pub fn is_built_in(executable: &Path, root: &Path) -> Result<bool> {
+    let list = fs_err::read_to_string(executable.with_extension("d"))?;
+    let escaped = |path: &Path| path.display().to_string().replace(' ', "\\ ");
+    let main = "/agent/src/main.rs";
+    let is_relative = !list.split_whitespace().any(|path| path.starts_with('/') && path.ends_with(main));
+    Ok(is_relative || list.contains(&format!(" {}{main}", escaped(root))))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_sources_of_an_executable_are_in_the_list_beside_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let executable = directory.path().join("iot-agent");
+        let built_in = |list: &str, root: &str| {
+            std::fs::write(directory.path().join("iot-agent.d"), list).unwrap();
+            is_built_in(&executable, Path::new(root)).unwrap()
+        };
+        let list = "/a/target/iot-agent: /a/agent/src/lib.rs /a/agent/src/main.rs\n";
+        assert!(built_in(list, "/a"));
+        assert!(!built_in(list, "/b"), "it is another checkout's");
+        assert!(built_in("/t/iot-agent: /a\\ b/agent/src/main.rs\n", "/a b"));
+        assert!(built_in("iot-agent: agent/src/main.rs\n", "/b"), "relative paths say nothing");
+        std::fs::remove_file(directory.path().join("iot-agent.d")).unwrap();
+        assert!(is_built_in(&executable, Path::new("/a")).is_err());
+    }
 
     fn message(name: &str, executable: &str) -> String {
         format!(

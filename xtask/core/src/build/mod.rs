@@ -18,6 +18,9 @@ use crate::workspace::Workspace;
 /// The package that is built and tested.
 pub const AGENT_PACKAGE: &str = "iot-agent";
 
+/// That package and the one in this workspace that it uses.
+const AGENT_PACKAGES: [&str; 2] = [AGENT_PACKAGE, "agent-protocol"];
+
 /// An executable that was read into memory.
 #[derive(Debug, Clone)]
 pub struct Agent {
@@ -67,10 +70,35 @@ pub fn check(shell: &Shell, workspace: &Workspace, args: &BuildArgs) -> Result<l
 
 /// Builds the agent and reads the executable.
 ///
+/// Another checkout whose builds use this checkout's target directory leaves its executable there, and cargo takes it for up to
+/// date, because it compares times only (rust-lang/cargo#2383). Such an executable is deleted and built again.
+///
 /// # Errors
 /// Returns the errors of [`check`], and an error if cargo fails or its messages do not name exactly one executable.
 pub fn build(shell: &Shell, workspace: &Workspace, args: &BuildArgs) -> Result<Agent> {
     check(shell, workspace, args)?;
+    let mut executable = compile(workspace, args)?;
+    if !artifact::is_built_in(&executable, workspace.root())? {
+        delete_build(workspace, args)?;
+        executable = compile(workspace, args)?;
+    }
+    Agent::read(&executable, args.arch)
+}
+
+/// Deletes what cargo has compiled of the agent's own packages.
+fn delete_build(workspace: &Workspace, args: &BuildArgs) -> Result<()> {
+    let mut command = workspace.cargo();
+    command.args(["clean", "--quiet", "--target", args.arch.profile().triple, "--profile", &args.profile]);
+    for package in AGENT_PACKAGES {
+        command.args(["--package", package]);
+    }
+    let status = command.status().context("run cargo to delete the agent of another checkout")?;
+    ensure!(status.success(), "delete the agent of another checkout: cargo {status}; see its messages above");
+    Ok(())
+}
+
+/// Runs cargo, and returns the path of the executable.
+fn compile(workspace: &Workspace, args: &BuildArgs) -> Result<PathBuf> {
     let triple = args.arch.profile().triple;
     // The build directory may contain intermediate files of another checkout, so cargo is run with the directories of
     // this workspace.
@@ -86,7 +114,7 @@ pub fn build(shell: &Shell, workspace: &Workspace, args: &BuildArgs) -> Result<A
         output.status
     );
     let messages = String::from_utf8(output.stdout).with_context(what)?;
-    Agent::read(&artifact::executable(&messages, AGENT_PACKAGE)?, args.arch)
+    artifact::executable(&messages, AGENT_PACKAGE)
 }
 
 /// Returns whether rustc has a standard library for the target. This also works with a distribution's compiler, for

@@ -15,7 +15,7 @@ use xtask_core::format::{print_json, round};
 use xtask_core::workspace::Workspace;
 use xtask_inspection::{DeviceRoot, Inspection};
 
-/// Inspects the given executable, or else the agent. With a path, cargo is not called.
+/// Inspects the given executable, or else the agent.
 pub(crate) fn run(args: &InspectArgs, verbosity: Verbosity) -> Result<()> {
     let inspection = Inspection::from_args(args)?;
     let path = match &args.path {

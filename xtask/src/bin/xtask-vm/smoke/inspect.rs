@@ -1,5 +1,5 @@
-//! The phase *inspect*: an executable that cannot run there never reaches the guest. Before the image is fetched or built, so
-//! that nobody waits for it in vain; and again with the image's own libraries, where they were not known by then.
+//! The phase *inspect*: an executable that cannot run on the device never reaches the guest. The phase runs as soon as the
+//! executable is built, and once more with the image's own libraries if they were not known by then.
 
 use anyhow::Result;
 use inspect::finding::{Finding, Severity};
