@@ -29,6 +29,12 @@ pub const CHILD_STOP: Duration = Duration::from_secs(10);
 pub const QEMU_STOP: Duration = Duration::from_secs(20);
 /// The limit of one request to the broker.
 pub const BROKER_REQUEST: Duration = Duration::from_secs(5);
+/// The pause between two looks for the acknowledgement that the power cut follows.
+pub const ACKNOWLEDGEMENT_POLL: Duration = Duration::from_millis(2);
+/// How long a device is watched at rest at the end of a warm smoke: two heartbeats of its agent.
+pub const OBSERVED: Duration = Duration::from_secs(6);
+/// How long a device is watched at rest at the end of a cold smoke.
+pub const OBSERVED_COLD: Duration = Duration::from_secs(40);
 /// The pause after a fault. In this time, the broker stores the messages that it has received from the guest, and the
 /// console receives the rest of the guest's output.
 pub const BROKER_SETTLE: Duration = Duration::from_millis(300);

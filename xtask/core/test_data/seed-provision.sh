@@ -6,6 +6,7 @@ true
 }
 # A later boot is no first boot, so it need not wait for cloud-init (cloud-init, "how to disable").
 true > /etc/cloud/cloud-init.disabled
+systemctl list-units --state=failed --plain --no-legend --no-pager | cut -d ' ' -f 1 > /var/lib/iot-xtask.failed-units
 
 if output=$(sh "$here/install.sh" 2>&1); then
   # Root has no containers to restart or update, so a boot need not wait for these units. They still start on request.

@@ -24,6 +24,10 @@ pub struct SmokeArgs {
     #[arg(long, value_name = "SECONDS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..=3600))]
     pub rest: u64,
 
+    /// Watch the device at rest for this many seconds at the end, 0 to 3600 [default: 6, and 40 with `--cold`]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(0..=3600))]
+    pub observe: Option<u64>,
+
     /// Boot cold: use no snapshot and make none
     #[arg(long)]
     pub cold: bool,
@@ -98,6 +102,22 @@ pub enum Sabotage {
     WaitsForBus,
     /// Use a workload image for the other architecture
     ForeignImage,
+    /// Have systemd end the agent every 8 seconds
+    CrashLoop,
+    /// Bring back the agent's state from before a deletion at its next boot
+    ForgetsDeletions,
+    /// Turn the agent's fsync calls into calls that do nothing
+    NoFsync,
+    /// Make the containers anew every half minute
+    Recreates,
+    /// Mount the root file system read-only after the power cut
+    ReadOnlyRoot,
+    /// Reboot the guest once after the power cut
+    RebootsItself,
+    /// Power the guest off after its workload has started
+    PowersOff,
+    /// Delete the workload's volume when the guest boots
+    LosesVolume,
     /// Open a restored machine's disk without the snapshot's layer
     StaleChain,
     /// With `--verify-cold`, make the guest's kernel panic in the cold run only

@@ -28,8 +28,8 @@ pub const HOST_FROM_GUEST: &str = "10.0.2.2";
 /// The port of the guest's sshd.
 pub const SSH_PORT: u16 = 22;
 
-/// The guest's ports of its two workloads: the persistent one and the ephemeral one, which is deleted.
-pub const WORKLOAD_PORTS: [u16; 2] = [8080, 8081];
+/// The guest's ports of its three workloads: one stays, one is deleted and desired again, one is deleted at the power cut.
+pub const WORKLOAD_PORTS: [u16; 3] = [8080, 8081, 8082];
 
 /// The disk of the payload in the guest: the third one. A guest that was booted without the payload cannot find it by
 /// its label.
@@ -39,7 +39,7 @@ pub const PAYLOAD_DEVICE: &str = "/dev/vdc";
 pub const CONSOLE_SOCKET: &str = "console.sock";
 
 /// The guest's ports that are forwarded from this host's loopback. The kernel chooses the port of the host.
-pub const FORWARDED_PORTS: [u16; 3] = [SSH_PORT, WORKLOAD_PORTS[0], WORKLOAD_PORTS[1]];
+pub const FORWARDED_PORTS: [u16; 4] = [SSH_PORT, WORKLOAD_PORTS[0], WORKLOAD_PORTS[1], WORKLOAD_PORTS[2]];
 
 /// A machine as requested on the command line.
 #[derive(Debug, Clone)]

@@ -11,6 +11,14 @@ pub(super) fn scripts(fault: Option<Sabotage>) -> (&'static str, &'static str) {
         Some(Sabotage::LosesState) => (LOSES_STATE, ""),
         Some(Sabotage::WaitsForBus) => (WAITS_FOR_BUS, ""),
         Some(Sabotage::IgnoresDeletes) => ("", IGNORES_DELETES),
+        Some(Sabotage::CrashLoop) => (CRASH_LOOP, ""),
+        Some(Sabotage::ForgetsDeletions) => (FORGETS_DELETIONS, ""),
+        Some(Sabotage::NoFsync) => (NO_FSYNC, ""),
+        Some(Sabotage::Recreates) => ("", RECREATES),
+        Some(Sabotage::ReadOnlyRoot) => ("", READ_ONLY_ROOT),
+        Some(Sabotage::RebootsItself) => ("", REBOOTS_ITSELF),
+        Some(Sabotage::PowersOff) => ("", POWERS_OFF),
+        Some(Sabotage::LosesVolume) => ("", LOSES_VOLUME),
         _ => ("", ""),
     }
 }
@@ -28,6 +36,80 @@ mkdir -p /etc/systemd/system/iot-agent.service.d
 cat > /etc/systemd/system/iot-agent.service.d/sabotage.conf <<'END'
 [Service]
 ExecStartPre=/bin/sh -c 'rm -f /var/lib/iot-agent/state*'
+END
+sync";
+
+/// systemd ends the service again and again, and starts it again.
+const CRASH_LOOP: &str = "\
+mkdir -p /etc/systemd/system/iot-agent.service.d
+printf '[Service]\\nRuntimeMaxSec=8\\n' > /etc/systemd/system/iot-agent.service.d/sabotage.conf
+sync";
+
+/// The last state in which the deployment was still desired is kept aside, and comes back at the next boot.
+const FORGETS_DELETIONS: &str = "\
+mkdir -p /etc/systemd/system/iot-agent.service.d /var/lib/sabotage
+cat > /var/lib/sabotage/keep.sh <<'END'
+cd /var/lib/sabotage
+while sleep 0.1; do
+    if grep -q '\"retired\":{[^}]*\"put\"' /var/lib/iot-agent/state; then
+        cp -p /var/lib/iot-agent/state state.new && sync state.new && mv state.new state && sync .
+    fi
+done
+END
+cat > /etc/systemd/system/iot-agent.service.d/sabotage.conf <<'END'
+[Service]
+ExecStartPre=+/bin/sh -c 'if [ -e /var/lib/sabotage/state ]; then cp -p /var/lib/sabotage/state /var/lib/iot-agent/state; fi'
+END
+systemd-run --quiet --unit sabotage sh /var/lib/sabotage/keep.sh
+sync";
+
+/// fsync(2) and its kin return 0 at once, by the service's own filter of system calls (systemd.exec(5)).
+const NO_FSYNC: &str = "\
+mkdir -p /etc/systemd/system/iot-agent.service.d
+printf '[Service]\\nSystemCallFilter=\\nSystemCallFilter=~fsync:0 fdatasync:0 syncfs:0 sync:0\\n' \
+> /etc/systemd/system/iot-agent.service.d/sabotage.conf
+sync";
+
+/// Each container is removed every half minute; the agent makes it anew.
+const RECREATES: &str = "\
+cat > /etc/systemd/system/sabotage.service <<'END'
+[Service]
+ExecStart=/bin/sh -c 'while sleep 30; do podman --url unix:///run/iot-agent/podman.sock rm --all --force --time 0; done'
+[Install]
+WantedBy=multi-user.target
+END
+systemctl enable --now sabotage.service; sync";
+
+/// At later boots, as soon as both containers run.
+const READ_ONLY_ROOT: &str = "\
+cat > /etc/systemd/system/sabotage.service <<'END'
+[Service]
+ExecStart=/bin/bash -c 'until (exec 3<>/dev/tcp/127.0.0.1/8081) 2>/dev/null; do sleep 1; done; sync; echo u > /proc/sysrq-trigger'
+[Install]
+WantedBy=multi-user.target
+END
+systemctl enable sabotage.service; sync";
+
+/// At later boots: once, after the workload has run.
+const REBOOTS_ITSELF: &str = "\
+cat > /etc/systemd/system/sabotage.service <<'END'
+[Unit]
+ConditionPathExists=!/var/lib/sabotage.done
+[Service]
+ExecStart=/bin/sh -c 'sleep 12; touch /var/lib/sabotage.done; sync; echo b > /proc/sysrq-trigger'
+[Install]
+WantedBy=multi-user.target
+END
+systemctl enable sabotage.service; sync";
+
+const POWERS_OFF: &str = "systemd-run --quiet --on-active=4 systemctl poweroff --force";
+
+/// At later boots, before the agent.
+const LOSES_VOLUME: &str = "\
+mkdir -p /etc/systemd/system/iot-agent.service.d
+cat > /etc/systemd/system/iot-agent.service.d/sabotage.conf <<'END'
+[Service]
+ExecStartPre=+/bin/sh -c 'find /var/lib/iot-agent -path \"*/_data/starts\" -delete'
 END
 sync";
 

@@ -12,6 +12,9 @@ pub const SEED_LABEL: &str = "CIDATA";
 /// The volume label of the payload.
 pub const PAYLOAD_LABEL: &str = "IOTAGENT";
 
+/// The file in the guest that lists the units that had failed before the agent was installed, one a line.
+pub const FAILED_UNITS: &str = "/var/lib/iot-xtask.failed-units";
+
 /// The lines that the guest prints on its console, so that progress is visible without a network.
 pub mod marker {
     /// Userspace is up, and cloud-init's last stage runs.
@@ -188,6 +191,7 @@ pub fn provision_script(
          own_keys() {{\n{keys}\n}}\n\
          # A later boot is no first boot, so it need not wait for cloud-init (cloud-init, \"how to disable\").\n\
          true > /etc/cloud/cloud-init.disabled\n\
+         systemctl list-units --state=failed --plain --no-legend --no-pager | cut -d ' ' -f 1 > {FAILED_UNITS}\n\
          {before}\n\
          if output=$({install} 2>&1); then\n\
          \x20 # Root has no containers to restart or update, so a boot need not wait for these units. They still start on request.\n\

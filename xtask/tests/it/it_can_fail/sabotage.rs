@@ -185,3 +185,56 @@ fn a_qemu_that_dies_ends_the_wait_at_once() {
     let ended = smoke(&["--sabotage", "kill-qemu"]);
     assert_fails(&ended, Phase::Boot, "QEMU ended");
 }
+
+#[test]
+fn an_agent_that_systemd_restarts_is_found_by_roots_look() {
+    let ended = smoke(&["--sabotage", "crash-loop"]);
+    assert_code(&ended.output, 1);
+    let failure = ended.report.failure.as_ref().unwrap();
+    assert!([Phase::PowerCut, Phase::Rejoin].contains(&failure.phase), "{}", ended.message());
+    assert!(failure.error.contains("systemd has restarted the agent"), "{}", ended.message());
+}
+
+#[test]
+fn a_deletion_that_is_forgotten_is_found_while_there_is_no_broker() {
+    let ended = smoke(&["--sabotage", "forgets-deletions"]);
+    assert_fails(&ended, Phase::Rejoin, "the deployment retired was deleted");
+}
+
+#[test]
+fn a_state_that_was_not_synced_is_found_while_there_is_no_broker() {
+    let ended = smoke(&["--sabotage", "no-fsync"]);
+    assert_fails(&ended, Phase::Rejoin, "the deployment");
+    assert!(ended.report.evidence.workload.is_some(), "it did run before: {}", ended.message());
+}
+
+#[test]
+fn containers_that_are_made_anew_are_found_at_rest() {
+    let ended = smoke(&["--sabotage", "recreates", "--observe", "40"]);
+    assert_code(&ended.output, 1);
+    assert!(ended.report.failure.is_some(), "{}", ended.message());
+}
+
+#[test]
+fn a_file_system_that_cannot_be_written_is_found() {
+    let ended = smoke(&["--sabotage", "read-only-root"]);
+    assert_fails(&ended, Phase::Rejoin, "");
+}
+
+#[test]
+fn a_guest_that_reboots_itself_is_found() {
+    let ended = smoke(&["--sabotage", "reboots-itself"]);
+    assert_fails(&ended, Phase::Rejoin, "");
+}
+
+#[test]
+fn a_guest_that_is_off_already_is_no_power_cut() {
+    let ended = smoke(&["--sabotage", "powers-off"]);
+    assert_code(&ended.output, 1);
+}
+
+#[test]
+fn a_volume_that_is_lost_is_found_after_the_power_cut() {
+    let ended = smoke(&["--sabotage", "loses-volume"]);
+    assert_fails(&ended, Phase::Rejoin, "it lost its volume");
+}

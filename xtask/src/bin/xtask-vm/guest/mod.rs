@@ -8,6 +8,7 @@ use xtask_jobs::Ui;
 pub(crate) mod console;
 pub(crate) mod filesystem;
 pub(crate) mod media;
+pub(crate) mod root;
 pub(crate) mod ssh;
 pub(crate) mod watch;
 pub(crate) mod workload;

@@ -31,7 +31,7 @@ pub(crate) struct Keys {
 }
 
 /// The state of the agent's unit and of the whole system, as systemd reports it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct UnitState {
     /// The unit's state: `active`, `failed`, `inactive` or `activating`.
     pub(crate) active: String,
@@ -95,7 +95,7 @@ impl Keys {
     /// content is empty if there is no such file.
     pub(crate) fn unit_and_status(&self, port: u16, limit: Duration) -> Result<(UnitState, String)> {
         let command = format!(
-            "sh -c '{UNIT_STATE}; cd /run/iot-agent && if [ -e status.json ]; then cat status.json; fi'"
+            "sh -c '{UNIT_STATE}; if [ -e /run/iot-agent/status.json ]; then cat /run/iot-agent/status.json; fi'"
         );
         let output = self.run_as_root(port, &command, limit)?;
         let status = output.find('{').map_or("", |at| &output[at..]);
@@ -107,7 +107,7 @@ impl Keys {
 const UNIT_STATE: &str = "systemctl show iot-agent.service -p ActiveState -p UnitFileState -p NRestarts; \
                           echo SystemState=$(systemctl is-system-running)";
 
-fn parse_unit_state(text: &str) -> UnitState {
+pub(super) fn parse_unit_state(text: &str) -> UnitState {
     let field = |name: &str| {
         let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
         line.unwrap_or_default().trim().to_owned()

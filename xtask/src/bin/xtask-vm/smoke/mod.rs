@@ -8,6 +8,7 @@ mod fault;
 mod footprint;
 mod image;
 mod inspect;
+mod observed;
 mod offline;
 mod options;
 mod prepare;
@@ -53,6 +54,7 @@ use proof::{Proof, same_boot};
 use recorder::Recorder;
 use run::Run;
 use running::RunningVm;
+use workload::{Changes, EPHEMERAL, PERSISTENT, RETIRED};
 
 /// Runs the smoke; the verdict is on the screen and in the report when this returns.
 pub(crate) fn run(workspace: &Workspace, args: &SmokeArgs, verbosity: Verbosity) -> Result<()> {
@@ -101,7 +103,7 @@ fn smoke(
     }
     booted?;
     let vm = slot.as_mut().context("boot: there is no machine; this is a bug of cargo xtask")?;
-    let mut proof = Proof::new(&agent, &plan.image);
+    let mut proof = Proof::new(&agent, &plan.image, run.device_id());
     let outcome = prove(run, args, recorder, vm, &mut proof);
     recorder.machine(vm);
     recorder.proof(&proof);
@@ -127,9 +129,9 @@ fn prove(
     footprint::rest(vm, args.rest, proof)?;
     let workload =
         recorder.phase(Phase::Workload, Some(limits.workload()), || workload::run(vm, proof, &joined))?;
-    let (last, changed) = recorder.phase(Phase::PowerCut, None, || power_cut(run, vm))?;
-    let before = Before { joined, workload, last, changed };
-    recorder.phase(Phase::Rejoin, Some(limits.rejoin()), || rejoin(vm, proof, &before))?;
+    let (last, changes) = recorder.phase(Phase::PowerCut, None, || power_cut(run, vm, proof, &joined))?;
+    let before = Before { joined, workload, last, changes };
+    recorder.phase(Phase::Rejoin, Some(limits.rejoin()), || rejoin(run, vm, proof, &before))?;
     let Some(sabotage) = run.options.sabotage else { return Ok(()) };
     bail_guest!(
         "the smoke did not find the planted fault {}", name_of(&sabotage);
@@ -250,39 +252,57 @@ struct Before {
     workload: WorkloadEvidence,
     /// The last status of before.
     last: ReceivedStatus,
-    /// The revision of what the fleet desires since.
-    changed: u64,
+    changes: Changes,
 }
 
-/// Cuts the power; then starts the same machine without a broker and with a changed desired state. Returns the last
-/// status of before, and the revision of the change.
-fn power_cut(run: &Run<'_>, vm: &mut RunningVm) -> Result<((ReceivedStatus, u64), String)> {
+/// Cuts the power as soon as the agent has acknowledged a change; then starts the same machine without a broker and with
+/// a desired state that was changed once more. Returns the last status of before, and the changes.
+fn power_cut(
+    run: &Run<'_>,
+    vm: &mut RunningVm,
+    proof: &Proof<'_>,
+    joined: &StatusEvidence,
+) -> Result<((ReceivedStatus, Changes), String)> {
+    proof.agrees(vm, &joined.boot_id, &[PERSISTENT, RETIRED], &[EPHEMERAL])?;
+    let deleted = workload::change_before_cut(vm, proof)?;
     let ongoing = Fault::PowerCut.begin(vm)?;
-    let changed = workload::change_while_off(vm)?;
+    let changes = Changes { deleted, updated: workload::change_while_off(vm)? };
     // Before its next boot repairs what it may.
     let checked = run.check_disk(&vm.files.overlay)?;
     let last = ongoing.end(vm)?;
     run.ui.detail("the domain was destroyed and started again; the broker is away");
     let detail =
         format!("power cut after revision {}, started again without a broker{checked}", last.revision);
-    Ok(((last, changed), detail))
+    Ok(((last, changes), detail))
 }
 
 /// Waits for the workload while there is no broker; then for a status that only a new boot of the same
-/// executable can have written; then for the workload as it was changed meanwhile.
-fn rejoin(vm: &mut RunningVm, proof: &mut Proof<'_>, before: &Before) -> Result<((), String)> {
+/// executable can have written; then for the workload as it was changed meanwhile; and watches the device at rest.
+fn rejoin(run: &Run<'_>, vm: &mut RunningVm, proof: &mut Proof<'_>, before: &Before) -> Result<((), String)> {
     let started = Instant::now();
-    let offline = proof.runs_offline(vm, workload::PERSISTENT, &before.workload)?;
+    let offline = workload::recovered(vm, proof, &before.workload)?;
     let alone = human_seconds(started.elapsed().as_secs_f64());
     vm.broker.come_back(&vm.ui)?;
     let rejoined = proof.rejoin(vm, &before.joined, &before.last)?;
-    let changed = workload::changed(vm, proof, before.changed, &offline)?;
+    if rejoined.boot_id != offline.boot_id {
+        bail_guest!(
+            "the guest has rebooted by itself: without a broker it was in the boot {}, and it rejoined in the boot {}",
+            offline.boot_id, rejoined.boot_id;
+            "read console.log for why it rebooted"
+        );
+    }
+    let changed = workload::changed(vm, proof, before.changes, &offline)?;
     same_boot(&changed, &rejoined)?;
+    ping(run, vm, &rejoined)?;
+    let (running, observed) = (&[PERSISTENT, EPHEMERAL], run.options.observed());
+    let view = proof.stays(vm, &rejoined.boot_id, (running, &[RETIRED]), observed)?;
     let detail = format!(
-        "{}; the workload without a broker after {alone}, then generation {}, started {} times",
+        "{}; the workload without a broker after {alone}, then generation {}, started {} times; the process {} for {} at rest",
         short(&rejoined),
         changed.generation,
-        changed.starts
+        changed.starts,
+        view.main_pid,
+        human_seconds(observed.as_secs_f64())
     );
     Ok(((), detail))
 }

@@ -39,6 +39,7 @@ impl RunningVm {
         waited.asked = Some(Instant::now());
         let (unit, status) = answer?;
         unit.check()?;
+        super::observed::check_system(&self.look()?)?;
         let late = up > self.plan.limits.agent_after_boot();
         let (reason, hopeless) = match unit.active.as_str() {
             "active" => {

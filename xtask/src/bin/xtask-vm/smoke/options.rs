@@ -1,9 +1,11 @@
 //! What is asked of a run: by `smoke`, or by `vm up`, which makes a machine as a smoke does and leaves it.
 
 use std::path::Path;
+use std::time::Duration;
 
 use xtask_core::arch::VmArchitecture;
 use xtask_core::cli::{MachineArgs, Sabotage, SmokeArgs, UpArgs};
+use xtask_core::limits::{OBSERVED, OBSERVED_COLD};
 
 /// The options that a smoke and `vm up` have in common. `vm up` has no flag for most of them.
 #[derive(Clone, Copy)]
@@ -21,6 +23,8 @@ pub(crate) struct RunOptions<'a> {
     /// Leave the machine after a smoke.
     pub(crate) keep: bool,
     pub(crate) sabotage: Option<Sabotage>,
+    /// How long the device is watched at rest, in seconds.
+    pub(crate) observe: Option<u64>,
     /// The directory for the report; `None`: the run's own.
     pub(crate) report: Option<&'a Path>,
 }
@@ -36,6 +40,7 @@ impl<'a> From<&'a SmokeArgs> for RunOptions<'a> {
             fsck: args.fsck,
             keep: args.keep,
             sabotage: args.sabotage,
+            observe: args.observe,
             report: args.report.as_deref(),
         }
     }
@@ -52,7 +57,15 @@ impl<'a> From<&'a UpArgs> for RunOptions<'a> {
             fsck: false,
             keep: false,
             sabotage: None,
+            observe: None,
             report: None,
         }
+    }
+}
+
+impl RunOptions<'_> {
+    /// How long the device is watched at rest at the end. A cold run takes the time to find what happens now and then.
+    pub(super) fn observed(&self) -> Duration {
+        self.observe.map_or(if self.cold { OBSERVED_COLD } else { OBSERVED }, Duration::from_secs)
     }
 }

@@ -4,7 +4,7 @@
 
 use std::io::{self, BufRead as _, BufReader, ErrorKind, Read as _};
 use std::net::TcpStream;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Error, Result, anyhow, ensure};
 use xtask_core::bail_guest;
@@ -15,9 +15,11 @@ use xtask_core::report::{Evidence, StatusEvidence, WorkloadEvidence};
 use xtask_fleet::ReceivedStatus;
 
 use super::deployed::{ExpectedAnswer, ExpectedDeployment, FIND_LISTENER};
+use super::observed::{ExpectedView, check_unchanged};
 use super::offline::OfflineRecovery;
 use super::running::RunningVm;
 use super::verify::{self, ExpectedStatus};
+use crate::guest::root::RootView;
 
 /// The most that is read of an answer, in bytes.
 const MAX_ANSWER: u64 = 4096;
@@ -33,6 +35,7 @@ pub(super) struct Deployed {
 /// What has been proven of a device so far.
 pub(super) struct Proof<'a> {
     agent: &'a Agent,
+    device_id: String,
     expected: ExpectedStatus,
     /// What the report keeps of it.
     pub(super) evidence: Evidence,
@@ -42,9 +45,9 @@ pub(super) struct Proof<'a> {
 
 impl<'a> Proof<'a> {
     /// Of this agent on this image.
-    pub(super) fn new(agent: &'a Agent, image: &Image) -> Self {
+    pub(super) fn new(agent: &'a Agent, image: &Image, device_id: String) -> Self {
         let expected = ExpectedStatus::new(agent, image);
-        Self { agent, expected, evidence: Evidence::default(), joined: None }
+        Self { agent, device_id, expected, evidence: Evidence::default(), joined: None }
     }
 
     /// Waits for a status of the very executable under test, on the very machine that was asked for.
@@ -85,6 +88,59 @@ impl<'a> Proof<'a> {
         let limit = vm.plan.limits.workload();
         let what = format!("a status with the deployment {name} running at revision {revision}");
         vm.wait_for_status(&what, limit, |seen| wanted.check(seen)).map(drop)
+    }
+
+    /// Waits until a status says that the agent has stored what the fleet desires at `revision`. Returns within milliseconds
+    /// of that status, before podman has done what the agent asks of it next.
+    pub(super) fn acknowledges(&self, vm: &mut RunningVm, revision: u64) -> Result<()> {
+        let what = format!("the agent to acknowledge the revision {revision}");
+        let limit = vm.plan.limits.join();
+        vm.wait(&what, limit, |vm| {
+            let until = Instant::now() + limits::POLL;
+            while Instant::now() < until {
+                if vm.broker.latest()?.is_some_and(|seen| seen.status.desired_revision >= revision) {
+                    return Ok(Some(()));
+                }
+                std::thread::sleep(limits::ACKNOWLEDGEMENT_POLL);
+            }
+            Ok(None)
+        })
+    }
+
+    /// Waits until root sees in the guest what the agent says: its process, its boot, its executable, the containers of
+    /// `running` and none of `deleted`.
+    pub(super) fn agrees(
+        &self,
+        vm: &mut RunningVm,
+        boot_id: &str,
+        running: &[Deployed],
+        deleted: &[Deployed],
+    ) -> Result<RootView> {
+        let (device_id, exe_sha256) = (self.device_id.as_str(), self.agent.sha256.as_str());
+        let expected = ExpectedView { device_id, boot_id, exe_sha256, running, deleted };
+        let limit = vm.plan.limits.removal();
+        vm.wait("root to see in the guest what the agent says", limit, |vm| {
+            let view = vm.look()?;
+            expected.check(&view)?.map_err(Error::msg)?;
+            Ok(Some(view))
+        })
+    }
+
+    /// Looks twice, `observed` apart: the same process and the same containers, while nothing is changed.
+    pub(super) fn stays(
+        &self,
+        vm: &mut RunningVm,
+        boot_id: &str,
+        (running, deleted): (&[Deployed], &[Deployed]),
+        observed: Duration,
+    ) -> Result<RootView> {
+        let first = self.agrees(vm, boot_id, running, deleted)?;
+        let until = Instant::now() + observed;
+        let what = "the end of the observation";
+        vm.wait(what, observed * 2, |_| Ok((Instant::now() >= until).then_some(())))?;
+        let second = self.agrees(vm, boot_id, running, deleted)?;
+        check_unchanged(&self.device_id, running, &first, &second)?;
+        Ok(second)
     }
 
     /// Waits for the answer of a deployment that runs, in the boot that `status` is of.
@@ -132,23 +188,12 @@ impl<'a> Proof<'a> {
     pub(super) fn runs_offline(
         &mut self,
         vm: &mut RunningVm,
-        Deployed { name, port }: Deployed,
+        deployed: Deployed,
         before: &WorkloadEvidence,
     ) -> Result<WorkloadEvidence> {
-        let what = "the workload's answer after the power cut, with no broker in reach";
-        let limit = vm.plan.limits.rejoin();
         let wanted =
             ExpectedAnswer { machine: &before.machine, generation: before.generation, before: Some(before) };
-        let mut waited = OfflineRecovery::default();
-        let answer = vm.wait(what, limit, |vm| {
-            let error = match answer_of(vm.target.port_to(port)?) {
-                Ok(answer) if wanted.check(&answer)? => return Ok(Some(answer)),
-                Ok(answer) => anyhow!("the workload answers as generation {}", answer.generation),
-                Err(error) => error,
-            };
-            vm.check_workload(name, &mut waited)?;
-            Err(error)
-        })?;
+        let answer = self.answers_offline(vm, deployed, &wanted)?;
         if answer.boot_id == before.boot_id {
             bail_guest!(
                 "after the power cut the workload still reports the boot id {} from before",
@@ -158,6 +203,28 @@ impl<'a> Proof<'a> {
         }
         self.evidence.workload_offline = Some(answer.clone());
         Ok(answer)
+    }
+
+    /// Waits for the answer of a deployment that the device must start out of what it has on its disk.
+    pub(super) fn answers_offline(
+        &self,
+        vm: &mut RunningVm,
+        Deployed { name, port }: Deployed,
+        wanted: &ExpectedAnswer<'_>,
+    ) -> Result<WorkloadEvidence> {
+        let what =
+            format!("the answer of the deployment {name} after the power cut, with no broker in reach");
+        let limit = vm.plan.limits.rejoin();
+        let mut waited = OfflineRecovery::default();
+        vm.wait(&what, limit, |vm| {
+            let error = match answer_of(vm.target.port_to(port)?) {
+                Ok(answer) if wanted.check(&answer)? => return Ok(Some(answer)),
+                Ok(answer) => anyhow!("the workload answers as generation {}", answer.generation),
+                Err(error) => error,
+            };
+            vm.check_workload(name, &mut waited)?;
+            Err(error)
+        })
     }
 }
 

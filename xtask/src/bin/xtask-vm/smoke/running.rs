@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use xtask_core::error::{Failure, Kind};
 use xtask_core::format::now_rfc3339;
 use xtask_core::fs::write_private;
@@ -19,6 +19,7 @@ use super::run::Run;
 use super::target::Target;
 use super::warm::{self, UsedSnapshot};
 use crate::guest::console::Console;
+use crate::guest::root::RootView;
 use crate::guest::ssh::Keys;
 use crate::guest::watch::{Watch, Watched};
 use crate::libvirt::Condition;
@@ -136,8 +137,14 @@ impl RunningVm {
 
     /// The power goes: no shutdown, no flush.
     pub(super) fn cut_power(&mut self) -> Result<()> {
-        self.target.power_off()?;
+        self.target.cut_power()?;
         self.console.new_boot()
+    }
+
+    /// One look at the guest as root; an error while it cannot be entered.
+    pub(super) fn look(&self) -> Result<RootView> {
+        ensure!(self.can_be_entered(), "the guest cannot be entered yet");
+        RootView::look(&self.keys, self.target.ssh_port()?, self.plan.limits.guest_command())
     }
 
     /// Writes the guest's journal to `path`, where it can still be had.

@@ -3,10 +3,12 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
+use xtask_core::bail_guest;
 use xtask_core::fs::write_private;
 use xtask_core::machine::{RunFiles, SSH_PORT, xml};
 use xtask_core::plan::Plan;
+use xtask_core::processes::emulator;
 use xtask_core::readback::ExpectedMachine;
 
 use crate::libvirt::{Condition, Hypervisor, Machine, paused};
@@ -75,7 +77,25 @@ impl Target {
         self.machine.save(memory)
     }
 
-    /// Takes its power away: no shutdown.
+    /// Cuts the power of a guest that runs: SIGKILL to its QEMU, then libvirt's destroy. virDomainDestroy alone sends SIGTERM
+    /// first, on which QEMU flushes its disks, so that nothing that the guest has written would be lost.
+    ///
+    /// # Errors
+    /// A failure of the guest if it does not run: a guest that was off already loses nothing.
+    pub(super) fn cut_power(&mut self) -> Result<()> {
+        let condition = self.machine.condition();
+        if condition != Condition::Running {
+            bail_guest!(
+                "the guest was not running when its power was to be cut: its machine is {condition:?}";
+                "read console.log for why it stopped"
+            );
+        }
+        let qemu = emulator(&self.domain.work).context("find the run's QEMU to cut its power")?;
+        qemu.kill().context("cut the power")?;
+        self.power_off()
+    }
+
+    /// Ends it: no shutdown of the guest.
     pub(super) fn power_off(&mut self) -> Result<()> {
         self.machine.destroy()
     }

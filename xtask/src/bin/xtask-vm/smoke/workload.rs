@@ -17,8 +17,10 @@ use crate::guest::workload::IMAGE;
 
 /// It stays, and is changed while the machine is off.
 pub(super) const PERSISTENT: Deployed = Deployed { name: "persistent", port: WORKLOAD_PORTS[0] };
-/// It is deleted.
-const EPHEMERAL: Deployed = Deployed { name: "ephemeral", port: WORKLOAD_PORTS[1] };
+/// It is deleted, and desired again straight before the power cut.
+pub(super) const EPHEMERAL: Deployed = Deployed { name: "ephemeral", port: WORKLOAD_PORTS[1] };
+/// It is deleted straight before the power cut.
+pub(super) const RETIRED: Deployed = Deployed { name: "retired", port: WORKLOAD_PORTS[2] };
 /// Where the program listens in its container.
 const CONTAINER_PORT: u16 = 8080;
 
@@ -34,7 +36,7 @@ fn document(generation: u64, port: u16) -> Document {
     Document::of(Deployment::PodmanContainer(container))
 }
 
-/// Two deployments run and answer; the one that is deleted is gone, by the agent's word and from outside, and the other goes on.
+/// Three deployments run and answer; the one that is deleted is gone, by the agent's word and from outside, and another goes on.
 pub(super) fn run(
     vm: &mut RunningVm,
     proof: &mut Proof<'_>,
@@ -42,7 +44,7 @@ pub(super) fn run(
 ) -> Result<(WorkloadEvidence, String)> {
     let started = Instant::now();
     let mut desired = Vec::new();
-    for deployed in [PERSISTENT, EPHEMERAL] {
+    for deployed in [PERSISTENT, EPHEMERAL, RETIRED] {
         desired.push((deployed, vm.broker.desire(deployed.name, &document(1, deployed.port))?));
     }
     for (deployed, revision) in desired {
@@ -52,6 +54,7 @@ pub(super) fn run(
     let wanted = ExpectedAnswer { machine: &joined.machine, generation: 1, before: None };
     let first = proof.answers(vm, PERSISTENT, &wanted)?;
     proof.answers(vm, EPHEMERAL, &wanted)?;
+    proof.answers(vm, RETIRED, &wanted)?;
     same_boot(&first, joined)?;
     let running = started.elapsed();
     let deleted = vm.broker.desire_no_more(EPHEMERAL.name)?;
@@ -74,6 +77,29 @@ pub(super) fn run(
     Ok((first, detail))
 }
 
+/// Straight before the power cut the fleet desires [`EPHEMERAL`] again, and [`RETIRED`] no more. Returns the revision of the deletion,
+/// once the agent has acknowledged both. The power goes before podman has started the one container or stopped the other.
+pub(super) fn change_before_cut(vm: &mut RunningVm, proof: &Proof<'_>) -> Result<u64> {
+    let put = vm.broker.desire(EPHEMERAL.name, &document(2, EPHEMERAL.port))?;
+    proof.acknowledges(vm, put)?;
+    let deleted = vm.broker.desire_no_more(RETIRED.name)?;
+    proof.acknowledges(vm, deleted)?;
+    Ok(deleted)
+}
+
+/// While there is no broker, the device starts what it had acknowledged, and not what was deleted.
+pub(super) fn recovered(
+    vm: &mut RunningVm,
+    proof: &mut Proof<'_>,
+    before: &WorkloadEvidence,
+) -> Result<WorkloadEvidence> {
+    let offline = proof.runs_offline(vm, PERSISTENT, before)?;
+    let wanted = ExpectedAnswer { machine: &before.machine, generation: 2, before: None };
+    proof.answers_offline(vm, EPHEMERAL, &wanted)?;
+    proof.agrees(vm, &offline.boot_id, &[PERSISTENT, EPHEMERAL], &[RETIRED])?;
+    Ok(offline)
+}
+
 /// While the machine is off the fleet changes its mind, and then the broker goes. Returns the revision of the change.
 pub(super) fn change_while_off(vm: &mut RunningVm) -> Result<u64> {
     let revision = vm.broker.desire(PERSISTENT.name, &document(2, PERSISTENT.port))?;
@@ -81,14 +107,24 @@ pub(super) fn change_while_off(vm: &mut RunningVm) -> Result<u64> {
     Ok(revision)
 }
 
-/// The workload runs as it was changed at `revision`, while the machine was off.
+/// The revisions of what the fleet changed around the power cut.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Changes {
+    /// Of the deletion of [`RETIRED`], straight before it.
+    pub(super) deleted: u64,
+    /// Of the new generation of [`PERSISTENT`], while the machine was off.
+    pub(super) updated: u64,
+}
+
+/// The workload runs as it was changed while the machine was off, and what was deleted before is gone.
 pub(super) fn changed(
     vm: &mut RunningVm,
     proof: &mut Proof<'_>,
-    revision: u64,
+    changes: Changes,
     offline: &WorkloadEvidence,
 ) -> Result<WorkloadEvidence> {
-    proof.runs(vm, PERSISTENT, revision)?;
+    proof.runs(vm, PERSISTENT, changes.updated)?;
+    proof.is_gone(vm, RETIRED, changes.deleted)?;
     let wanted = ExpectedAnswer { machine: &offline.machine, generation: 2, before: Some(offline) };
     let answer = proof.answers(vm, PERSISTENT, &wanted)?;
     proof.evidence.workload_rejoin = Some(answer.clone());

@@ -1,0 +1,236 @@
+//! What root must see in the guest if the agent's word is true: pure.
+
+use xtask_core::bail_guest;
+use xtask_core::error::Failure;
+
+use super::proof::Deployed;
+use crate::guest::root::RootView;
+
+/// What root must see.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct ExpectedView<'a> {
+    pub(super) device_id: &'a str,
+    /// The boot id that the agent or the workload has reported.
+    pub(super) boot_id: &'a str,
+    /// SHA-256 of the executable under test.
+    pub(super) exe_sha256: &'a str,
+    pub(super) running: &'a [Deployed],
+    pub(super) deleted: &'a [Deployed],
+}
+
+impl ExpectedView<'_> {
+    /// Whether a look shows what it must; if not, what may still become right. A look that shows what no time repairs is a
+    /// failure.
+    ///
+    /// # Errors
+    /// A failure of the guest, with its cause.
+    pub(super) fn check(&self, view: &RootView) -> Result<Result<(), String>, Failure> {
+        check_system(view)?;
+        self.check_agent(view)?;
+        let missing = self.running.iter().find_map(|deployed| self.not_running(view, *deployed));
+        let left = self.deleted.iter().find_map(|deployed| self.not_deleted(view, *deployed));
+        Ok(missing.or(left).map_or(Ok(()), Err))
+    }
+
+    fn check_agent(&self, view: &RootView) -> Result<(), Failure> {
+        view.unit.check()?;
+        let journal = "read the agent's journal in the report's directory";
+        let (what, hint) = if view.unit.restarts > 0 {
+            let restarts = view.unit.restarts;
+            let what = format!(
+                "systemd has restarted the agent {restarts} time(s) in this boot; the smoke did not end it"
+            );
+            (what, journal)
+        } else if view.unit.active == "active" && view.boot_id != self.boot_id {
+            let what = format!(
+                "the agent reports the boot {}, and the guest is in the boot {}",
+                self.boot_id, view.boot_id
+            );
+            (what, "the guest has rebooted, or the status is not that of its agent")
+        } else if view.main_pid != 0 && view.exe_sha256 != self.exe_sha256 {
+            let what = format!(
+                "the agent's process {} runs an executable with the digest {}, the one under test has {}",
+                view.main_pid, view.exe_sha256, self.exe_sha256
+            );
+            (what, "check what the unit starts")
+        } else if let Some(unit) = view.failed_units.first() {
+            (
+                format!("{unit} has failed since the agent was installed"),
+                "read its journal in the report's directory",
+            )
+        } else {
+            return Ok(());
+        };
+        Err(Failure::guest(what, hint))
+    }
+
+    fn not_running(&self, view: &RootView, deployed: Deployed) -> Option<String> {
+        let name = deployed.name;
+        match view.containers.get(&container_of(self.device_id, deployed)) {
+            None => Some(format!("podman has no container of the deployment {name}")),
+            Some(container) if container.state != "running" => Some(format!(
+                "podman says that the container of the deployment {name} is {}",
+                container.state
+            )),
+            Some(_) if !view.open_ports.contains(&deployed.port) => {
+                Some(format!("nothing listens on the port {} of the deployment {name}", deployed.port))
+            }
+            Some(_) => None,
+        }
+    }
+
+    fn not_deleted(&self, view: &RootView, deployed: Deployed) -> Option<String> {
+        let Deployed { name, port } = deployed;
+        if let Some(container) = view.containers.get(&container_of(self.device_id, deployed)) {
+            return Some(format!(
+                "the deployment {name} was deleted, and podman has a container of it, {}",
+                container.state
+            ));
+        }
+        view.open_ports
+            .contains(&port)
+            .then(|| format!("the deployment {name} was deleted, and its port {port} is open"))
+    }
+}
+
+/// Checks what the agent needs of its device.
+///
+/// # Errors
+/// A failure of the guest if its file system cannot be written, or if its kernel has logged a fault.
+pub(super) fn check_system(view: &RootView) -> Result<(), Failure> {
+    if !view.is_writable {
+        bail_guest!(
+            "root cannot write to /var/lib/iot-agent in the guest";
+            "a root file system that is mounted read-only has met an error: read console.log"
+        );
+    }
+    if let Some(fault) = view.kernel_faults.first() {
+        bail_guest!("the guest's kernel reports a fault: {fault}"; "read console.log");
+    }
+    Ok(())
+}
+
+/// The container that the agent makes for a deployment.
+fn container_of(device_id: &str, deployed: Deployed) -> String {
+    format!("iot-{device_id}.{}", deployed.name)
+}
+
+/// Compares two looks of one boot, between which nothing was changed.
+///
+/// # Errors
+/// A failure of the guest if the agent's process or a container is another one in the second look.
+pub(super) fn check_unchanged(
+    device_id: &str,
+    running: &[Deployed],
+    first: &RootView,
+    second: &RootView,
+) -> Result<(), Failure> {
+    if first.main_pid != second.main_pid {
+        return Err(Failure::guest(
+            format!("the agent's process is {}, a moment ago it was {}", second.main_pid, first.main_pid),
+            "read the agent's journal in the report's directory for why it ended",
+        ));
+    }
+    for deployed in running {
+        let container = |view: &RootView| view.containers.get(&container_of(device_id, *deployed)).cloned();
+        if container(first) != container(second) {
+            let name = deployed.name;
+            return Err(Failure::guest(
+                format!(
+                    "the container of the deployment {name} was started or made again while nothing was changed"
+                ),
+                "an agent must leave a container alone that is as it is desired",
+            ));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::guest::root::Container;
+    use crate::guest::ssh::UnitState;
+
+    const RUNNING: Deployed = Deployed { name: "runs", port: 8080 };
+    const DELETED: Deployed = Deployed { name: "went", port: 8081 };
+    const EXPECTED: ExpectedView<'_> = ExpectedView {
+        device_id: "d",
+        boot_id: "b1",
+        exe_sha256: "aa",
+        running: &[RUNNING],
+        deleted: &[DELETED],
+    };
+
+    fn sound() -> RootView {
+        RootView {
+            unit: UnitState {
+                active: "active".into(),
+                file: "enabled".into(),
+                restarts: 0,
+                system: "running".into(),
+            },
+            main_pid: 412,
+            boot_id: "b1".into(),
+            exe_sha256: "aa".into(),
+            is_writable: true,
+            containers: [("iot-d.runs".to_owned(), Container::of_test("running"))].into(),
+            open_ports: [8080].into(),
+            ..RootView::default()
+        }
+    }
+
+    /// A change of a sound look, and the words that it is found by; `true`: no time repairs it.
+    type Row = (fn(&mut RootView), &'static str, bool);
+
+    #[test]
+    fn each_thing_that_root_sees_is_compared() {
+        assert_eq!(EXPECTED.check(&sound()).unwrap(), Ok(()));
+        let table: &[Row] = &[
+            (|view| view.unit.restarts = 1, "restarted the agent 1 time", true),
+            (|view| view.boot_id = "b2".into(), "is in the boot b2", true),
+            (|view| view.exe_sha256 = "bb".into(), "the digest bb", true),
+            (|view| view.is_writable = false, "cannot write", true),
+            (|view| view.kernel_faults.push("Oops".into()), "a fault: Oops", true),
+            (|view| view.failed_units.push("x.service".into()), "x.service has failed", true),
+            (|view| view.unit.active = "failed".into(), "has failed", true),
+            (|view| view.containers.clear(), "no container of the deployment runs", false),
+            (|view| view.open_ports.clear(), "nothing listens on the port 8080", false),
+            (|view| view.open_ports.extend([8081]), "its port 8081 is open", false),
+            (
+                |view| drop(view.containers.insert("iot-d.runs".into(), Container::of_test("exited"))),
+                "of the deployment runs is exited",
+                false,
+            ),
+            (
+                |view| drop(view.containers.insert("iot-d.went".into(), Container::of_test("created"))),
+                "went was deleted, and podman has a container of it, created",
+                false,
+            ),
+        ];
+        for (change, words, is_final) in table {
+            let mut view = sound();
+            change(&mut view);
+            let found = match EXPECTED.check(&view) {
+                Err(failure) => (failure.to_string(), true),
+                Ok(Err(reason)) => (reason, false),
+                Ok(Ok(())) => panic!("{words}: nothing was found"),
+            };
+            assert!(found.0.contains(words) && found.1 == *is_final, "{words}: {found:?}");
+        }
+    }
+
+    #[test]
+    fn another_process_or_container_is_a_change() {
+        let mut other = sound();
+        assert!(check_unchanged("d", &[RUNNING], &sound(), &other).is_ok());
+        other.main_pid = 500;
+        assert!(
+            check_unchanged("d", &[RUNNING], &sound(), &other).unwrap_err().to_string().contains("is 500")
+        );
+        let mut other = sound();
+        other.containers.get_mut("iot-d.runs").unwrap().id = "c2".into();
+        let found = check_unchanged("d", &[RUNNING], &sound(), &other).unwrap_err().to_string();
+        assert!(found.contains("of the deployment runs was started or made again"), "{found}");
+    }
+}
