@@ -159,9 +159,29 @@ pub fn code(error: &anyhow::Error) -> u8 {
     kind(error).exit_code()
 }
 
-/// Turns an error into a failure of the host, which means that nothing is known about the agent. An error that already
-/// contains a failure keeps its kind, except that an unreachable host becomes a failure of the host and keeps its own
-/// remedy.
+/// What a host runs out of, in the words of the kernel (strerror(3)), which QEMU and libvirt pass on; and the remedy.
+const SHORTAGES: &[(&str, &str)] = &[
+    (
+        "Cannot allocate memory",
+        "free memory on this host, raise its limits (ulimit -v), or give the guest less with --memory 1024",
+    ),
+    (
+        "No space left on device",
+        "free space on the file system that the causes name: cargo xtask image prune deletes unused images; or set \
+         IOT_XTASK_CACHE to a larger one",
+    ),
+    ("Disk quota exceeded", "free space within the quota, or set IOT_XTASK_CACHE to another file system"),
+    ("Too many open files", "raise the limit of open files: ulimit -n 4096"),
+];
+
+/// The remedy if an error or a cause of it says that this host has run out of memory, space or files.
+pub fn shortage(error: &anyhow::Error) -> Option<&'static str> {
+    let text = format!("{error:#}");
+    SHORTAGES.iter().find(|(words, _)| text.contains(words)).map(|(_, remedy)| *remedy)
+}
+
+/// Makes an error the host's, unless it says itself whose it is: nothing is known about the agent then. An unreachable
+/// host keeps its own remedy, and a shortage has one that replaces `hint`.
 pub fn host_fault(
     error: anyhow::Error,
     attempted: impl Into<String>,
@@ -170,7 +190,7 @@ pub fn host_fault(
     let hint = match failure(&error) {
         Some(Failure { kind: Kind::Unreachable, hint: Some(own), .. }) => own.clone(),
         Some(_) => return error,
-        None => hint.into(),
+        None => shortage(&error).map_or_else(|| hint.into(), str::to_owned),
     };
     error.context(Failure::host(attempted, hint))
 }
@@ -221,6 +241,22 @@ mod tests {
         let unreachable = anyhow::Error::new(Failure::unreachable("reach h", "ask its owner"));
         let fault = host_fault(unreachable, "fetch it", "check the network");
         assert_eq!((code(&fault), hint(&fault)), (69, Some("ask its owner")));
+    }
+
+    #[test]
+    fn a_shortage_of_the_host_has_its_own_remedy() {
+        let table = [
+            ("cannot set up guest memory 'pc.ram': Cannot allocate memory", "--memory"),
+            ("write /c/x: No space left on device (os error 28)", "image prune"),
+            ("open /c/x: Too many open files (os error 24)", "ulimit -n"),
+            ("internal error: no such machine", "see the causes"),
+        ];
+        for (cause, remedy) in table {
+            let error = anyhow::anyhow!(cause).context("start the domain");
+            let fault = host_fault(error, "start the machine", "see the causes");
+            assert_eq!(code(&fault), 69);
+            assert!(hint(&fault).unwrap().contains(remedy), "{cause}: {:?}", hint(&fault));
+        }
     }
 
     #[test]

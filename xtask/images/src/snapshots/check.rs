@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 
 use anyhow::{Context, Error, Result, bail};
 use xtask_core::bail_host;
-use xtask_core::error::{Failure, Kind, host_fault};
+use xtask_core::error::{Failure, Kind, host_fault, shortage};
 use xtask_core::fs::write_private;
 use xtask_core::snapshot::{BAD, DISK, FILES, Ingredients, SEED};
 
@@ -34,7 +34,8 @@ impl Verification {
     /// Waits for the end of the check. Returns an error if a file is not as it was saved, or was touched since the
     /// check began. In that case, the check may have read other bytes than the guest.
     pub fn conclude(self) -> Result<()> {
-        self.hashed.join().unwrap_or_else(|_| bail!("the check of the snapshot panicked"))?;
+        let hashed = self.hashed.join().unwrap_or_else(|_| bail!("the check of the snapshot panicked"));
+        hashed.map_err(|error| host_fault(error, "check the snapshot", HASH_AGAIN))?;
         let touched =
             self.before.iter().find(|(path, before)| before.is_none() || InodeStamp::of(path) != *before);
         let Some((path, _)) = touched else { return Ok(()) };
@@ -132,12 +133,16 @@ impl Snapshot {
         .into()
     }
 
-    /// Returns the error for a machine that could not be restored although the snapshot is unchanged: it was saved in a
-    /// bad moment, or depends on something that its key does not contain. The snapshot is not used any more, so that
-    /// the next run does not fail in the same way.
+    /// The error of a machine that did not come out of it, although it is unchanged: saved in a bad moment, or by something
+    /// that its key does not know. Nobody uses the snapshot from now on, so that the next run is not the same again. If the
+    /// host lacks memory, space or files, the snapshot stays: another one would not restore either.
     pub fn does_not_restore(&self, error: Error) -> Error {
         if Kind::Interrupted.is(&error) {
             return error;
+        }
+        if let Some(remedy) = shortage(&error) {
+            let what = format!("restore the machine from the snapshot {}, which is kept", self.name());
+            return error.context(Failure::host(what, remedy));
         }
         let next = self.give_up(&format!("{error:#}"));
         error.context(Failure::host(

@@ -145,6 +145,14 @@ fn a_snapshot_that_does_not_restore_is_not_used_again() {
     let is_there = || find(&cache, key, &ingredients(&cache), &ui).unwrap().is_some();
     let error = kept.does_not_restore(Failure::interrupted().into());
     assert!(Kind::Interrupted.is(&error) && is_there(), "{error:#}");
+    let no_memory = "cannot set up guest memory 'pc.ram': Cannot allocate memory";
+    let error = kept.does_not_restore(anyhow::anyhow!(no_memory).context("restore the machine"));
+    assert_eq!(xtask_core::error::code(&error), 69, "{error:#}");
+    let remedy = xtask_core::error::hint(&error).unwrap();
+    assert!(
+        remedy.contains("--memory") && is_there(),
+        "the host lacks memory, and the snapshot stays: {remedy}"
+    );
     let error = kept.does_not_restore(Failure::guest("no sign of the restored guest", "a slow host").into());
     assert_eq!(xtask_core::error::code(&error), 69, "it says nothing about the agent: {error:#}");
     assert!(!is_there() && !kept.directory.exists());

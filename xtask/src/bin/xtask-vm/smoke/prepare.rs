@@ -3,7 +3,7 @@
 use anyhow::{Context, Result};
 use xtask_core::arch::Accelerator;
 use xtask_core::cli::Sabotage;
-use xtask_core::error::Failure;
+use xtask_core::error::{self, Failure};
 use xtask_core::format::name_of;
 use xtask_core::fs::write_private;
 use xtask_core::host::tools;
@@ -47,6 +47,13 @@ impl Prepared {
         let target = Target::new(hypervisor, domain, machine);
         RunningVm { ui, plan, files, target, snapshot: None, libvirt_version, keys, console, broker }
     }
+}
+
+/// Attributes the start of a machine that failed to the host, unless the error says otherwise: no guest code has run.
+pub(super) fn not_started(error: anyhow::Error) -> anyhow::Error {
+    let hint =
+        "see the causes; nothing is known about the agent yet. Check this host with cargo xtask preflight";
+    error::host_fault(error, "start the machine", hint)
 }
 
 /// Whether this run may come from a snapshot. KVM boots in seconds; and two faults are planted in the first boot itself.

@@ -23,7 +23,7 @@ use xtask_images::snapshots::{self, Snapshot, Verification};
 use xtask_images::{Base, ReadyImage};
 use xtask_jobs::Step;
 
-use super::prepare::{Prepared, make_overlay, make_writable_files};
+use super::prepare::{Prepared, make_overlay, make_writable_files, not_started};
 use super::run::Run;
 use super::running::RunningVm;
 use super::target::Domain;
@@ -114,7 +114,7 @@ impl Warm<'_> {
         slot: &'slot mut Option<RunningVm>,
     ) -> Result<(&'slot mut RunningVm, String)> {
         let Self { run, plan, .. } = *self;
-        let prepared = Prepared::make(run, plan)?;
+        let prepared = Prepared::make(run, plan).map_err(not_started)?;
         let ingredients = self.ingredients(prepared.libvirt_version.clone())?;
         let key = ingredients.key(&plan.image.name, plan.spec.architecture);
         // Covers making the snapshot and restoring it under the same lock.
@@ -130,7 +130,8 @@ impl Warm<'_> {
             None => {
                 run.ui.expect(run.times.usual_of_making());
                 let made = run.dir.work().join("snapshot");
-                let vm = slot.insert(self.first_boot(prepared, ingredients.payload_bytes, &made)?);
+                let booted = self.first_boot(prepared, ingredients.payload_bytes, &made);
+                let vm = slot.insert(booted.map_err(not_started)?);
                 match self.save_and_restore(vm, &made, ingredients) {
                     Ok(snapshot) => (vm, snapshot),
                     Err(error) => return vm.verify_snapshot(run).and(Err(error)),
@@ -260,6 +261,26 @@ impl Warm<'_> {
         })?;
         lacks_nothing(&vm.console)?;
         run.ui.tick("saving it")?;
+        let snapshot = self.save(vm, made, ingredients).map_err(|error| {
+            error::host_fault(
+                error,
+                "save the machine as a snapshot",
+                "see the causes; --cold makes no snapshot",
+            )
+        })?;
+        vm.snapshot = Some(UsedSnapshot::begin(run, &snapshot, self.subject.is_some())?);
+        vm.console.new_boot()?;
+        let files = self.own_files(&snapshot)?;
+        let access = Access { hypervisor: &vm.target.hypervisor, keys: &vm.keys, broker: &vm.broker };
+        let (domain, machine) = self.machine(&access, &files, &snapshot)?;
+        vm.files = files;
+        vm.target.replace(domain, machine);
+        Ok(snapshot)
+    }
+
+    /// Writes the machine's memory, ends the machine, and keeps its files in the cache.
+    fn save(&self, vm: &mut RunningVm, made: &Path, ingredients: Ingredients) -> Result<Snapshot> {
+        let Self { run, plan, .. } = *self;
         vm.target.save(&made.join(RAM))?;
         let key = ingredients.key(&plan.image.name, plan.spec.architecture);
         let manifest = SnapshotManifest {
@@ -271,15 +292,7 @@ impl Warm<'_> {
             made_by: run.dir.id().to_owned(),
             files: BTreeMap::new(),
         };
-        let snapshot = snapshots::keep(&run.cache, &key, made, manifest)?;
-        vm.snapshot = Some(UsedSnapshot::begin(run, &snapshot, self.subject.is_some())?);
-        vm.console.new_boot()?;
-        let files = self.own_files(&snapshot)?;
-        let access = Access { hypervisor: &vm.target.hypervisor, keys: &vm.keys, broker: &vm.broker };
-        let (domain, machine) = self.machine(&access, &files, &snapshot)?;
-        vm.files = files;
-        vm.target.replace(domain, machine);
-        Ok(snapshot)
+        snapshots::keep(&run.cache, &key, made, manifest)
     }
 }
 
