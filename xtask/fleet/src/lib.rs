@@ -15,6 +15,7 @@ use tokio::runtime::Runtime;
 use tokio::time::timeout;
 use xtask_core::cli::Sabotage;
 use xtask_core::digest::hex;
+use xtask_core::error;
 use xtask_core::limits;
 use xtask_core::machine::HOST_FROM_GUEST;
 
@@ -77,28 +78,32 @@ impl Broker {
         )
     }
 
-    /// Waits for the response to `question`; `what` names it in errors.
+    /// Returns the broker's answer to `question`, which `what` names.
+    ///
+    /// # Errors
+    /// A failure of the host: the broker runs on this host, and its silence says nothing about the agent.
     fn ask<T, E>(&self, what: &str, question: impl Future<Output = Result<T, E>>) -> Result<T>
+    where
+        E: std::error::Error + Send + Sync + 'static,
+    {
+        self.unattributed(what, question).map_err(|error| of_host(error, "use the broker on this host"))
+    }
+
+    /// As [`Self::ask`], but with an error that does not say whose fault it is.
+    fn unattributed<T, E>(&self, what: &str, question: impl Future<Output = Result<T, E>>) -> Result<T>
     where
         E: std::error::Error + Send + Sync + 'static,
     {
         self.runtime
             .block_on(async { timeout(limits::BROKER_REQUEST, question).await })
-            .with_context(|| format!("{what}: no answer in time"))?
+            .with_context(|| format!("{what}: no answer within {} s", limits::BROKER_REQUEST.as_secs()))?
             .with_context(|| what.to_owned())
     }
 
     /// Returns the latest status, if there is one.
     pub fn latest(&self) -> Result<Option<ReceivedStatus>> {
-        let what = "ask the broker for the device's status";
-        let Some(entry) = self.ask(what, self.fleet.statuses.entry(&self.device_id))? else {
-            return Ok(None);
-        };
-        ensure!(
-            entry.operation == kv::Operation::Put,
-            "the bucket's entry for the device is {:?}, not a status",
-            entry.operation
-        );
+        let Some(entry) = self.status_entry()? else { return Ok(None) };
+        ensure!(entry.operation == kv::Operation::Put, "the device's status was {:?}", entry.operation);
         let status: DeviceStatus = serde_json::from_slice(&entry.value).with_context(|| {
             format!("read the device's status {:?}", String::from_utf8_lossy(&entry.value))
         })?;
@@ -107,7 +112,11 @@ impl Broker {
         Ok(Some(ReceivedStatus { revision: entry.revision, status }))
     }
 
-    /// Writes a deployment to the desired state, and returns the revision.
+    fn status_entry(&self) -> Result<Option<kv::Entry>> {
+        self.ask("ask the broker for the device's status", self.fleet.statuses.entry(&self.device_id))
+    }
+
+    /// Desires the deployment of this name; the revision of that.
     pub fn desire(&self, deployment: &str, document: &Document) -> Result<u64> {
         let key = protocol::desired_key(&self.device_id, deployment);
         let put = self.fleet.desired.put(&key, document.to_bytes().into());
@@ -123,11 +132,15 @@ impl Broker {
         entry.map(|entry| entry.revision).with_context(|| format!("the deletion of {key} left no entry"))
     }
 
-    /// Sends one ping, and returns the device's reply.
+    /// One ping; what the device answered.
+    ///
+    /// # Errors
+    /// The device does not answer. A failure of the host if the broker does not answer either.
     pub fn ping(&self) -> Result<Reply> {
         let subject = protocol::command_subject(&self.device_id, "ping");
         let request = self.fleet.client.request(subject.clone(), Vec::new().into());
-        let message = self.ask(&format!("request {subject}"), request)?;
+        let answer = self.unattributed(&format!("request {subject}"), request);
+        let message = answer.or_else(|unheard| self.status_entry().and(Err(unheard)))?;
         serde_json::from_slice(&message.payload)
             .with_context(|| format!("read the reply {:?}", String::from_utf8_lossy(&message.payload)))
     }
@@ -146,19 +159,29 @@ impl Broker {
 
     /// Stops the server for a while. Connections are refused during that time.
     pub fn go_away(&mut self) -> Result<()> {
-        self.server.go_away()
+        self.server.go_away().map_err(|error| of_host(error, "stop the broker for a while"))
     }
 
     /// Starts the server again on the same port and with its store.
     pub fn come_back(&mut self, ui: &Ui) -> Result<()> {
-        self.server.come_back(ui)?;
-        self.fleet = self.runtime.block_on(Fleet::connect(self.server.port, &self.fleet_password))?;
-        Ok(())
+        let port = self.server.port;
+        let connected = self.server.come_back(ui).and_then(|()| {
+            self.fleet = self.runtime.block_on(Fleet::connect(port, &self.fleet_password))?;
+            Ok(())
+        });
+        connected.map_err(|error| of_host(error, &format!("start the broker again on 127.0.0.1:{port}")))
     }
 
     pub fn stop(self) -> Result<()> {
         self.server.stop()
     }
+}
+
+/// Makes an error the host's, on which the broker runs, unless the error says itself whose it is.
+fn of_host(error: anyhow::Error, attempted: &str) -> anyhow::Error {
+    let hint = "see the causes: the host is overloaded, nats-server was stopped, or another process has taken its port; \
+                run again. Nothing is known about the agent";
+    error::host_fault(error, attempted, hint)
 }
 
 fn random_password() -> Result<String> {

@@ -7,6 +7,7 @@ use std::time::Instant;
 use agent_protocol as protocol;
 use anyhow::{Context, Result, bail, ensure};
 use socket2::{Domain, Socket, Type};
+use xtask_core::error::host_fault;
 use xtask_core::fs::{make_private_dir, write_private};
 use xtask_core::host::tools;
 use xtask_core::{bail_host, limits};
@@ -50,12 +51,15 @@ impl Server {
     /// # Errors
     /// Returns a failure of the host if the server has ended.
     pub(super) fn check(&self) -> Result<()> {
-        if let Ok(child) = &self.state
-            && let Some(status) = child.ended()?
-        {
+        let Ok(child) = &self.state else { return Ok(()) };
+        let ended = child.ended().map_err(|error| {
+            host_fault(error, "look whether the broker runs", "run again; nothing is known about the agent")
+        })?;
+        if let Some(status) = ended {
             bail_host!(
                 "the broker ended: {status}; its last output: {}", last_lines(&self.log, 3).join(" | ");
-                "read {}; nothing is known about the agent", self.log.display()
+                "read {}, and the host's kernel log if it was killed; nothing is known about the agent",
+                self.log.display()
             );
         }
         Ok(())

@@ -3,7 +3,9 @@
 use agent_protocol::{ContainerSpec, Deployment};
 use async_nats::jetstream::consumer::push::OrderedConfig;
 use futures_util::StreamExt as _;
+use rustix::process::Signal;
 use serde_json::json;
+use xtask_core::error::Kind;
 
 use super::*;
 
@@ -47,7 +49,57 @@ fn what_is_desired_outlives_the_brokers_absence() {
     broker.stop().unwrap();
 }
 
-/// Makes each attempt of the device `dev-1`, and checks whether the broker allows it.
+/// Whether the error is the host's, and says `words`.
+fn is_of_host(error: &anyhow::Error, words: &str) -> bool {
+    Kind::Host.is(error) && error::hint(error).is_some() && format!("{error:#}").contains(words)
+}
+
+#[test]
+fn a_broker_that_does_not_answer_is_the_hosts_fault_and_a_silent_device_is_not() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut broker = started(directory.path());
+    let unheard = broker.ping().unwrap_err();
+    assert_eq!(error::code(&unheard), 1, "the broker answers, and no device does: {unheard:#}");
+
+    signal_server(directory.path(), Signal::STOP);
+    for error in [
+        broker.latest().unwrap_err(),
+        broker.desire("a", &document()).unwrap_err(),
+        broker.ping().unwrap_err(),
+    ] {
+        assert!(is_of_host(&error, "use the broker on this host"), "{error:#}");
+    }
+    signal_server(directory.path(), Signal::CONT);
+
+    broker.go_away().unwrap();
+    let taken = std::net::TcpListener::bind(("127.0.0.1", broker.server.port)).unwrap();
+    let error = broker.come_back(&Ui::quiet()).unwrap_err();
+    assert!(is_of_host(&error, "address already in use"), "{error:#}");
+    drop(taken);
+    broker.come_back(&Ui::quiet()).unwrap();
+    signal_server(directory.path(), Signal::KILL);
+    let error = wait_for_error(|| broker.check());
+    assert!(is_of_host(&error, "the broker ended: signal: 9"), "{error:#}");
+}
+
+fn signal_server(directory: &Path, signal: Signal) {
+    for server in xtask_core::processes::owned(directory) {
+        rustix::process::kill_process(server.pid, signal).unwrap();
+    }
+}
+
+fn wait_for_error(check: impl Fn() -> Result<()>) -> anyhow::Error {
+    let deadline = std::time::Instant::now() + limits::CHILD_STOP;
+    loop {
+        if let Err(error) = check() {
+            return error;
+        }
+        assert!(std::time::Instant::now() < deadline, "no error within {:?}", limits::CHILD_STOP);
+        std::thread::sleep(limits::CHILD_POLL);
+    }
+}
+
+/// Each attempt of the device `dev-1`, and whether the broker lets it.
 #[test]
 fn a_device_reads_its_own_desired_state_and_no_others() {
     let directory = tempfile::tempdir().unwrap();

@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
-use xtask_core::error::{self, Failure};
+use anyhow::{Error, Result};
+use xtask_core::error::{self, Failure, Kind};
 use xtask_core::limits;
 use xtask_jobs::Ui;
 
@@ -41,8 +41,9 @@ impl Watch<'_> {
     ///
     /// # Errors
     /// Returns an error at once on Ctrl-C, if the guest is not alive, if the console shows that the guest will never be up, or
-    /// if the probe returns a [`Failure`]. Any other error of the probe is reported only when the time has run out, because a
-    /// slow guest causes many kinds of errors.
+    /// if the probe returns a [`Failure`] of the guest. Any other error of the probe is reported only when the time has run
+    /// out, because a slow guest or host causes many kinds of errors. If the last one is the host's, so is the error of the
+    /// wait: a broker that does not answer says nothing about the guest.
     pub(crate) fn until<G: Watched, T>(
         &self,
         guest: &mut G,
@@ -52,35 +53,87 @@ impl Watch<'_> {
         let mut last_error = None;
         loop {
             self.ui.check()?;
-            for line in guest.console().read()? {
+            for line in guest.console().read().map_err(unreadable)? {
                 self.ui.detail(&format!("    | {line}"));
             }
             if let Some(fault) = guest.console().fault() {
                 // The lines after the first one say where the fault happened.
                 std::thread::sleep(limits::BROKER_SETTLE);
-                guest.console().read()?;
+                guest.console().read().map_err(unreadable)?;
                 return Err(fault.into());
             }
             match probe(guest) {
                 Ok(Some(value)) => return Ok(value),
                 Ok(None) => {}
-                Err(error) if error::failure(&error).is_some() => return Err(error),
+                Err(error) if error::failure(&error).is_some() && !Kind::Host.is(&error) => {
+                    return Err(error);
+                }
                 Err(error) => last_error = Some(error),
             }
             guest.check_alive(self.what)?;
             if Instant::now() > deadline {
-                let seconds = self.limit.as_secs();
-                let late = Failure::guest(
-                    format!("timed out waiting for {} after {seconds} s", self.what),
-                    self.hint,
-                );
-                return Err(match last_error {
-                    Some(error) => error.context(late),
-                    None => late.into(),
-                });
+                return Err(self.late(last_error));
             }
             self.ui.tick(guest.console().last())?;
             std::thread::sleep(limits::POLL);
         }
+    }
+
+    /// Returns the error of a wait that has run out of time, given the last error of its probe.
+    fn late(&self, last_error: Option<Error>) -> Error {
+        let message = format!("timed out waiting for {} after {} s", self.what, self.limit.as_secs());
+        match last_error {
+            Some(error) if Kind::Host.is(&error) => error.context(message),
+            Some(error) => error.context(Failure::guest(message, self.hint)),
+            None => Failure::guest(message, self.hint).into(),
+        }
+    }
+}
+
+/// QEMU writes the console to a file of this host.
+fn unreadable(error: Error) -> Error {
+    error::host_fault(error, "read the guest's console", "see the causes; nothing is known about the agent")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn waited(limit: Duration, mut probe: impl FnMut() -> Result<Option<u32>>) -> Result<u32> {
+        let ui = Ui::quiet();
+        let watch = Watch { ui: &ui, what: "a status", limit, hint: "read console.log" };
+        watch.until(&mut Console::default(), |_| probe())
+    }
+
+    #[test]
+    fn an_error_of_the_host_is_retried_and_stays_the_hosts() {
+        let silent = || Err(Failure::host("ask the broker", "run again").into());
+        let error = waited(Duration::ZERO, silent).unwrap_err();
+        assert_eq!((error::code(&error), error::hint(&error)), (69, Some("run again")));
+        assert!(error.to_string().starts_with("timed out waiting for a status"), "{error:#}");
+
+        let mut asked = 0;
+        let late = waited(limits::CHILD_STOP, || {
+            asked += 1;
+            if asked == 1 { silent() } else { Ok(Some(asked)) }
+        });
+        assert_eq!(late.unwrap(), 2);
+    }
+
+    #[test]
+    fn an_error_of_the_guest_ends_a_wait_and_an_unattributed_one_counts_as_the_guests() {
+        let error = waited(limits::CHILD_STOP, || Err(Failure::guest("no such unit", "enable it").into()));
+        assert_eq!(error.unwrap_err().to_string(), "no such unit");
+        let error = waited(Duration::ZERO, || Err(anyhow::anyhow!("connection refused"))).unwrap_err();
+        assert_eq!((error::code(&error), error::hint(&error)), (1, Some("read console.log")));
+    }
+
+    #[test]
+    fn a_console_that_cannot_be_read_is_the_hosts_fault() {
+        let directory = tempfile::tempdir().unwrap();
+        let ui = Ui::quiet();
+        let watch = Watch { ui: &ui, what: "a status", limit: Duration::ZERO, hint: "" };
+        let error = watch.until(&mut Console::new(directory.path()), |_| Ok(Some(()))).unwrap_err();
+        assert_eq!(error::code(&error), 69, "a directory is no console: {error:#}");
     }
 }
