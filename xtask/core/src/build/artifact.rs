@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use cargo_metadata::Message;
+use cargo_metadata::diagnostic::{Diagnostic, DiagnosticLevel};
 
 /// Returns the only executable of the binary `name` in the messages of one `cargo build --message-format json…`.
 ///
@@ -29,17 +30,18 @@ pub fn executable(messages: &str, name: &str) -> Result<PathBuf> {
     }
 }
 
-/// Returns whether an executable was compiled from the sources of the workspace at `root`, by the list of sources that cargo
-/// writes beside it. A list of relative paths (cargo's `build.dep-info-basedir`) says nothing, and counts as yes.
-///
-/// # Errors
-/// Returns an error if the list cannot be read.
-pub fn is_built_in(executable: &Path, root: &Path) -> Result<bool> {
-    let list = fs_err::read_to_string(executable.with_extension("d"))?;
-    let escaped = |path: &Path| path.display().to_string().replace(' ', "\\ ");
-    let main = "/agent/src/main.rs";
-    let is_relative = !list.split_whitespace().any(|path| path.starts_with('/') && path.ends_with(main));
-    Ok(is_relative || list.contains(&format!(" {}{main}", escaped(root))))
+/// The compiler's diagnostic in one line of such messages.
+pub(super) fn diagnostic(line: &str) -> Option<Diagnostic> {
+    match serde_json::from_str(line).ok()? {
+        Message::CompilerMessage(message) => Some(message.message),
+        _ => None,
+    }
+}
+
+/// Whether the compiler rejects source code. A linker that fails and a full disk are errors too, but have no place in the
+/// source code.
+pub(super) fn rejects_source(diagnostic: &Diagnostic) -> bool {
+    diagnostic.level == DiagnosticLevel::Error && !diagnostic.spans.is_empty()
 }
 
 #[cfg(test)]

@@ -4,16 +4,19 @@ pub mod artifact;
 pub mod linker;
 pub mod profile;
 
+use std::io::{BufRead as _, BufReader, IsTerminal as _};
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use xshell::{Shell, cmd};
 
-use crate::arch::VmArchitecture;
+use crate::arch::{MachineProfile, VmArchitecture};
 use crate::cli::BuildArgs;
 use crate::digest::Algorithm;
+use crate::error::host_fault;
 use crate::workspace::Workspace;
+use crate::{bail_guest, bail_host};
 
 /// The package that is built and tested.
 pub const AGENT_PACKAGE: &str = "iot-agent";
@@ -54,16 +57,21 @@ impl Agent {
 /// Checks the requirements of the build (the profile, the Rust target, the linker) within milliseconds.
 ///
 /// # Errors
-/// Returns an error that names what is missing and how to get it.
+/// A usage error or a failure of the host. Each names what is missing and how to get it.
 pub fn check(shell: &Shell, workspace: &Workspace, args: &BuildArgs) -> Result<linker::Linker> {
     profile::check(workspace.root(), &args.profile)?;
     let machine = args.arch.profile();
-    anyhow::ensure!(
-        rust_target_installed(shell, machine.triple)?,
-        "build for {triple}: Rust's standard library for it is not installed; run: rustup target add {triple}",
-        triple = machine.triple
-    );
-    let linker = linker::Linker::resolve(machine.triple, workspace.root())?;
+    let checked = check_tools(shell, workspace, machine);
+    let what = format!("check the build tools for {}", machine.triple);
+    checked.map_err(|error| host_fault(error, what, "cargo xtask preflight --fix installs what is missing"))
+}
+
+fn check_tools(shell: &Shell, workspace: &Workspace, machine: &MachineProfile) -> Result<linker::Linker> {
+    let triple = machine.triple;
+    if !rust_target_installed(shell, triple)? {
+        bail_host!("build for {triple}: Rust's standard library for it is not installed"; "rustup target add {triple}");
+    }
+    let linker = linker::Linker::resolve(triple, workspace.root())?;
     linker.check(shell, machine)?;
     Ok(linker)
 }
@@ -74,7 +82,8 @@ pub fn check(shell: &Shell, workspace: &Workspace, args: &BuildArgs) -> Result<l
 /// date, because it compares times only (rust-lang/cargo#2383). Such an executable is deleted and built again.
 ///
 /// # Errors
-/// Returns the errors of [`check`], and an error if cargo fails or its messages do not name exactly one executable.
+/// As [`check`]; a failure of the guest's side if the compiler rejects source code; otherwise a failure of the host, for
+/// example if cargo fails, or if its messages do not name exactly one executable.
 pub fn build(shell: &Shell, workspace: &Workspace, args: &BuildArgs) -> Result<Agent> {
     check(shell, workspace, args)?;
     let mut executable = compile(workspace, args)?;
@@ -104,17 +113,46 @@ fn compile(workspace: &Workspace, args: &BuildArgs) -> Result<PathBuf> {
     // this workspace.
     let mut command = workspace.cargo();
     command.args(["build", "--package", AGENT_PACKAGE, "--bin", AGENT_PACKAGE, "--target", triple]);
-    command.args(["--profile", &args.profile, "--message-format", "json-render-diagnostics"]);
-    let what = || format!("build {AGENT_PACKAGE} for {triple}");
-    let output = command.stderr(Stdio::inherit()).output().with_context(what)?;
-    ensure!(
-        output.status.success(),
-        "{}: cargo {}; the compiler's own messages are above",
-        what(),
-        output.status
-    );
-    let messages = String::from_utf8(output.stdout).with_context(what)?;
-    artifact::executable(&messages, AGENT_PACKAGE)
+    command.args(["--profile", &args.profile]);
+    let what = format!("build {AGENT_PACKAGE} for {triple}");
+    let built = run_cargo(command, &what).and_then(|messages| {
+        let path = artifact::executable(&messages, AGENT_PACKAGE)?;
+        Agent::read(&path, args.arch)
+    });
+    built.map_err(|error| host_fault(error, what, "see the causes and cargo's messages above"))
+}
+
+/// Runs a `cargo build`, prints the compiler's diagnostics, and returns cargo's JSON messages.
+fn run_cargo(mut command: Command, what: &str) -> Result<String> {
+    let on_terminal = std::io::stderr().is_terminal();
+    let format = if on_terminal { "json-diagnostic-rendered-ansi" } else { "json" };
+    command.args(["--message-format", format]).stdout(Stdio::piped()).stderr(Stdio::inherit());
+    let mut cargo = command.spawn().context("run cargo")?;
+    let mut messages = String::new();
+    let mut is_rejected = false;
+    for line in BufReader::new(cargo.stdout.take().context("read cargo's messages")?).lines() {
+        let line = line.context("read cargo's messages")?;
+        if let Some(diagnostic) = artifact::diagnostic(&line) {
+            // Cargo's progress may be on the terminal's last line.
+            let clear = if on_terminal { "\r\x1b[K" } else { "" };
+            eprint!("{clear}{}", diagnostic.rendered.as_deref().unwrap_or_default());
+            is_rejected |= artifact::rejects_source(&diagnostic);
+        }
+        messages.push_str(&line);
+        messages.push('\n');
+    }
+    let status = cargo.wait().context("wait for cargo")?;
+    if status.success() {
+        return Ok(messages);
+    }
+    if is_rejected {
+        bail_guest!("{what}: the compiler rejects the source code"; "correct the errors above");
+    }
+    bail_host!(
+        "{what}: cargo {status}, and no error in the source code; its messages are above";
+        "nothing is known about the agent. A compiler that was killed (signal: 9) lacked memory: build with \
+         CARGO_BUILD_JOBS=1. If the crate registry cannot be reached, check the network. If target/ is full, free space"
+    )
 }
 
 /// Returns whether rustc has a standard library for the target. This also works with a distribution's compiler, for
@@ -135,4 +173,55 @@ pub fn rust_target_installed(shell: &Shell, triple: &str) -> Result<bool> {
 
 fn is_std(name: &std::ffi::OsStr) -> bool {
     name.to_str().is_some_and(|name| name.starts_with("libstd-") && name.ends_with(".rlib"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error;
+
+    /// A line with a diagnostic, as cargo prints it.
+    fn diagnostic(level: &str, text: &str, has_place: bool) -> String {
+        let place = serde_json::json!({
+            "file_name": "src/main.rs", "byte_start": 0, "byte_end": 1, "line_start": 1, "line_end": 1, "column_start": 1,
+            "column_end": 2, "is_primary": true, "text": [], "label": null, "suggested_replacement": null,
+            "suggestion_applicability": null, "expansion": null,
+        });
+        let spans: Vec<_> = has_place.then_some(place).into_iter().collect();
+        serde_json::json!({
+            "reason": "compiler-message", "package_id": "path+file:///w#iot-agent@0.1.0", "manifest_path": "/w/Cargo.toml",
+            "target": {"kind": ["bin"], "crate_types": ["bin"], "name": "iot-agent", "src_path": "/w/main.rs",
+                "edition": "2024", "doc": true, "doctest": false, "test": true},
+            "message": {"message": text, "code": null, "level": level, "spans": spans, "children": [], "rendered": text},
+        })
+        .to_string()
+    }
+
+    /// A cargo that prints these messages and ends with this code.
+    fn cargo(messages: &str, end: &str) -> Command {
+        let mut command = Command::new("sh");
+        command.args(["-c", &format!("printf '%s\\n' \"$0\"; {end}"), messages]);
+        command
+    }
+
+    #[test]
+    fn only_a_diagnostic_of_source_code_is_the_agents_fault() {
+        let source = diagnostic("error", "mismatched types", true);
+        let linker = diagnostic("error", "linking with `cc` failed: exit status: 1", false);
+        let warning = diagnostic("warning", "unused variable", true);
+        let table = [
+            (source.as_str(), "exit 101", 1),
+            (&linker, "exit 101", 69),
+            // rustc was killed, or the registry cannot be reached: cargo says so on stderr alone.
+            (&warning, "exit 101", 69),
+            ("", "exit 101", 69),
+            ("", "kill -9 $$", 69),
+        ];
+        for (messages, end, code) in table {
+            let error = run_cargo(cargo(messages, end), "build iot-agent").unwrap_err();
+            assert_eq!(error::code(&error), code, "{messages} {end}: {error:#}");
+            assert!(error::hint(&error).is_some(), "{error:#}");
+        }
+        assert!(run_cargo(cargo(&warning, "exit 0"), "build iot-agent").unwrap().contains("unused variable"));
+    }
 }
