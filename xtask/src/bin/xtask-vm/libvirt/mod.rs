@@ -7,19 +7,23 @@ pub(crate) mod remote;
 
 pub(crate) use reaper::children;
 
+use std::cell::Cell;
 use std::ffi::CString;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Once;
 
 use anyhow::{Context, Result, bail};
+use rustix::process::{Pid, Signal};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use serde_json::{Value, json};
 use virt::connect::Connect;
 use virt::domain::{Domain, DomainState, DomainStateEnum};
 use xtask_core::cache::Cache;
+use xtask_core::error::Failure;
 use xtask_core::fs::{make_private_dir, write_private};
 use xtask_core::limits;
 use xtask_core::machine::DOMAIN_NAME;
+use xtask_core::processes::emulator;
 
 /// A domain is started with its processors stopped, so that QEMU's machine can be read before any guest code runs. It is also
 /// transient, so that its definition ends with it.
@@ -28,6 +32,10 @@ const PAUSED: virt::sys::virDomainCreateFlags = virt::sys::VIR_DOMAIN_START_PAUS
 /// An open connection to the embedded driver.
 pub(crate) struct Hypervisor {
     connect: Connect,
+    /// The directory that owns the QEMUs of the root.
+    owner: PathBuf,
+    /// The QEMU that was started last.
+    qemu: Cell<Option<Pid>>,
 }
 
 /// A started domain. Dropping it destroys it, so that no QEMU is left if a run ends early.
@@ -64,7 +72,21 @@ impl Hypervisor {
         reaper::adopt_daemons()?;
         let connect = on_one_processor(|| Connect::open(Some(&uri)))
             .with_context(|| format!("open libvirt's embedded driver {uri}"))?;
-        Ok(Self { connect })
+        let owner = root.parent().unwrap_or(root).to_owned();
+        Ok(Self { connect, owner, qemu: Cell::new(None) })
+    }
+
+    /// Checks that no signal ended the QEMU that was started last, during a wait for `what`.
+    ///
+    /// # Errors
+    /// A failure of the host. A QEMU that ended by itself, for example because the guest shut down, is no error here.
+    pub(crate) fn check_signal(&self, what: &str) -> Result<(), Failure> {
+        self.qemu.get().and_then(reaper::signal_that_ended).map_or(Ok(()), |signal| Err(killed(signal, what)))
+    }
+
+    fn started(&self, domain: Domain) -> Machine {
+        self.qemu.set(emulator(&self.owner).map(|process| process.pid));
+        Machine { domain, let_go: false }
     }
 
     /// Returns libvirt's version.
@@ -91,14 +113,30 @@ impl Hypervisor {
         reaper::reaping(|| self.connect.restore_domain_flags(path, Some(xml), flags))
             .with_context(|| format!("restore the machine whose memory is in {path}"))?;
         let domain = self.connect.lookup_domain_by_name(DOMAIN_NAME).context("find the restored domain")?;
-        Ok(Machine { domain, let_go: false })
+        Ok(self.started(domain))
     }
 
     fn start(&self, xml: &str, flags: virt::sys::virDomainCreateFlags) -> Result<Machine> {
         let started = reaper::reaping(|| self.connect.create_domain_xml(xml, flags));
-        let domain = started.context("start the domain")?;
-        Ok(Machine { domain, let_go: false })
+        Ok(self.started(started.context("start the domain")?))
     }
+}
+
+/// The guest cannot send signals to its QEMU, so the host is at fault.
+fn killed(signal: i32, what: &str) -> Failure {
+    if signal == Signal::KILL.as_raw() {
+        return Failure::host(
+            format!(
+                "QEMU was killed (signal 9) while waiting for {what}; the kernel's out-of-memory killer does that"
+            ),
+            "read the host's kernel log (dmesg); close programs, or give the guest less memory with --memory 1024; \
+             nothing is known about the agent",
+        );
+    }
+    Failure::host(
+        format!("QEMU was ended by signal {signal} while waiting for {what}"),
+        "read qemu.log in the report's directory and the host's kernel log (dmesg); nothing is known about the agent",
+    )
 }
 
 impl Machine {
@@ -262,6 +300,8 @@ fn start_event_loop() -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use xtask_core::error::Kind;
+
     use super::*;
 
     #[test]
@@ -284,6 +324,15 @@ mod tests {
     }
 
     #[test]
+    fn a_qemu_that_a_signal_ended_is_the_hosts_fault() {
+        for (signal, words) in [(9, "out-of-memory killer"), (11, "ended by signal 11")] {
+            let failure = killed(signal, "the agent's first status");
+            assert_eq!(failure.kind, Kind::Host);
+            assert!(failure.to_string().contains(words) && failure.hint().is_some(), "{failure}");
+        }
+    }
+
+    #[test]
     fn what_is_learned_of_qemu_outlives_a_root() {
         let directory = tempfile::tempdir().unwrap();
         let kept = directory.path().join("libvirt");
@@ -300,7 +349,7 @@ mod tests {
     #[test]
     fn a_domain_of_libvirts_test_driver_lives_and_is_destroyed() {
         let connect = Connect::open(Some("test:///default")).unwrap();
-        let hypervisor = Hypervisor { connect };
+        let hypervisor = Hypervisor { connect, owner: PathBuf::new(), qemu: Cell::new(None) };
         assert!(hypervisor.version().unwrap().split('.').count() == 3);
         let xml = "<domain type='test'><name>x</name><memory>8192</memory><os><type>hvm</type></os></domain>";
         let mut machine = hypervisor.start(xml, 0).unwrap();

@@ -4,8 +4,8 @@
 //! itself, for example for a QEMU that it probes, until that QEMU goes to the background. Those children are in the session of this
 //! process. A daemon has left the session, and only daemons are reaped here.
 
-use std::sync::Once;
 use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Mutex, Once, PoisonError};
 
 use anyhow::{Context, Result};
 use rustix::process::{Pid, WaitOptions, getpid, set_child_subreaper, waitpid};
@@ -48,8 +48,26 @@ pub(crate) fn reaping<T>(call: impl FnOnce() -> T) -> T {
 fn reap() {
     for pid in dead_emulators() {
         // Another thread may already have reaped it.
-        let _ = waitpid(Some(pid), WaitOptions::NOHANG);
+        if let Ok(Some((pid, status))) = waitpid(Some(pid), WaitOptions::NOHANG) {
+            note(pid, status.terminating_signal());
+        }
     }
+}
+
+/// The reaped QEMUs that a signal ended, with the signal.
+static KILLED: Mutex<Vec<(Pid, i32)>> = Mutex::new(Vec::new());
+
+fn note(pid: Pid, signal: Option<i32>) {
+    let mut killed = KILLED.lock().unwrap_or_else(PoisonError::into_inner);
+    // The kernel gives the pid of an ended process to a later one.
+    killed.retain(|(earlier, _)| *earlier != pid);
+    killed.extend(signal.map(|signal| (pid, signal)));
+}
+
+/// Returns the signal that ended a reaped QEMU; `None` if it ended by itself, or has not been reaped.
+pub(crate) fn signal_that_ended(qemu: Pid) -> Option<i32> {
+    let killed = KILLED.lock().unwrap_or_else(PoisonError::into_inner);
+    killed.iter().find(|(pid, _)| *pid == qemu).map(|(_, signal)| *signal)
 }
 
 /// Returns the children of this process. On a kernel without `children` (CONFIG_PROC_CHILDREN) the list is empty, and libvirt
@@ -105,6 +123,8 @@ mod tests {
     use std::process::Command;
     use std::time::Instant;
 
+    use rustix::process::{Signal, kill_process};
+
     use super::*;
 
     #[test]
@@ -136,13 +156,14 @@ mod tests {
         program
     }
 
-    /// Starts a daemon: a process outside of this session, whose parent `sh` has ended. It ends by itself after 0.2 s. Returns
-    /// a function that tells whether the process still exists.
-    fn daemon(program: &Path) -> impl Fn() -> bool + use<> {
-        let line = "setsid \"$0\" 0.2 & echo $!";
+    /// Starts a daemon: a process outside of this session, whose parent `sh` has ended. It ends by itself after 1 s. Returns
+    /// its pid, and a function that tells whether the process still exists.
+    fn daemon(program: &Path) -> (Pid, impl Fn() -> bool + use<>) {
+        // `output` waits for every process that has one of its pipes.
+        let line = "setsid \"$0\" 1 > /dev/null 2>&1 & echo $!";
         let started = Command::new("sh").arg("-c").arg(line).arg(program).output().unwrap();
         let pid = String::from_utf8(started.stdout).unwrap().trim().to_owned();
-        move || Path::new("/proc").join(&pid).exists()
+        (Pid::from_raw(pid.parse().unwrap()).unwrap(), move || Path::new("/proc").join(&pid).exists())
     }
 
     fn within_a_moment(over: impl Fn() -> bool) -> bool {
@@ -160,12 +181,16 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let program = emulator(directory.path());
         let mut awaited = Command::new(&program).arg("0").spawn().unwrap();
-        let there = daemon(&program);
+        let (by_itself, there) = daemon(&program);
         assert!(reaping(|| within_a_moment(|| !there())), "the daemon was not reaped");
         assert!(awaited.wait().unwrap().success(), "the awaited child was reaped by another");
 
         adopt_daemons().unwrap();
-        let there = daemon(&program);
+        let (killed, there) = daemon(&program);
+        // Before its exec it has another name, by which it is not reaped.
+        assert!(within_a_moment(|| stat(&killed.as_raw_nonzero().to_string()).unwrap().contains(NAME)));
+        kill_process(killed, Signal::KILL).unwrap();
         assert!(within_a_moment(|| !there()), "a daemon that ended outside of a call was not reaped");
+        assert_eq!((signal_that_ended(by_itself), signal_that_ended(killed)), (None, Some(9)));
     }
 }

@@ -1,9 +1,9 @@
 //! From nothing to a guest whose userspace is up; and KVM that does not work.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Error, Result};
 use xtask_core::arch::Accelerator;
 use xtask_core::cli::Sabotage;
-use xtask_core::error::{self, Failure, Kind};
+use xtask_core::error::{Failure, Kind};
 use xtask_core::host::kvm;
 use xtask_core::machine::RunFiles;
 use xtask_core::machine::seed::{PayloadTime, Seed, marker};
@@ -12,7 +12,7 @@ use xtask_core::processes::emulator;
 use xtask_core::snapshot::neutral_seed;
 use xtask_images::ReadyImage;
 
-use super::prepare::{Prepared, make_writable_files, may_be_warm};
+use super::prepare::{Prepared, make_writable_files, may_be_warm, not_started};
 use super::run::Run;
 use super::running::RunningVm;
 use super::target::Domain;
@@ -32,11 +32,7 @@ pub(super) fn boot<'slot>(
     if may_be_warm(&run.options, plan) {
         return Warm { run, plan, image, subject }.restore(slot);
     }
-    let started = start(run, plan, image, subject).map_err(|error| {
-        let hint =
-            "see the causes; nothing is known about the agent yet. Check this host with cargo xtask preflight";
-        error::host_fault(error, "start the machine and its broker", hint)
-    })?;
+    let started = start(run, plan, image, subject).map_err(not_started)?;
     let vm = slot.insert(started);
     vm.reach_userspace(run, plan, image)?;
     let detail = format!("{}, {}", vm.plan.accelerator(), vm.plan.cpu.describe());
@@ -77,13 +73,16 @@ impl RunningVm {
         let work = run.dir.work();
         let kill = run.options.sabotage == Some(Sabotage::KillQemu);
         let limit = self.plan.limits.boot();
-        self.wait("the guest's userspace", limit, |vm| {
-            if kill && vm.kernel_has_spoken() {
+        let mut is_planted = false;
+        let waited = self.wait("the guest's userspace", limit, |vm| {
+            if kill && !is_planted && vm.kernel_has_spoken() {
                 let qemu = emulator(&work).context("find the run's QEMU to plant the fault")?;
                 qemu.kill().context("plant the fault")?;
+                is_planted = true;
             }
             Ok(vm.console.line_with(marker::STARTED).map(drop))
-        })
+        });
+        waited.map_err(|error| if is_planted { planted(error) } else { error })
     }
 
     /// A KVM that never runs the kernel is written down and, where KVM was not asked for by name, replaced.
@@ -110,6 +109,17 @@ impl RunningVm {
         self.target.replace(domain, machine);
         Ok(())
     }
+}
+
+/// The end of a QEMU that this run killed itself is the planted fault that the smoke must find, and not the host's fault.
+fn planted(error: Error) -> Error {
+    if !Kind::Host.is(&error) {
+        return error;
+    }
+    error.context(Failure::guest(
+        "QEMU ended while the guest booted",
+        "no action is needed: --sabotage kill-qemu killed it",
+    ))
 }
 
 /// Writes down that KVM does not work here. Returns the emulated plan, where KVM was not asked for by name.

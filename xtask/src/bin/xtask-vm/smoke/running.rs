@@ -236,9 +236,10 @@ impl Watched for RunningVm {
         }
         self.console.read()?;
         if condition == Condition::Gone {
+            self.target.hypervisor.check_signal(what)?;
             bail_guest!(
                 "QEMU ended while waiting for {what}";
-                "read qemu.log in the report's directory; it is empty if QEMU was killed"
+                "read qemu.log in the report's directory; a guest that shuts down ends its QEMU too"
             );
         }
         let overlay = self.files.overlay.display();
