@@ -20,7 +20,7 @@ use xtask_core::cli::{
     Cli, Command, FixArgs, HeavyCommand, HeavyVmCommand, LightCommand, MachineArgs, Shell, SmokeArgs,
     Verbosity, VmCommand,
 };
-use xtask_core::error::Failure;
+use xtask_core::error::{Failure, host_fault};
 use xtask_core::fs::make_private_dir;
 use xtask_core::host::facts::Facts;
 use xtask_core::image::choice::Choice;
@@ -72,15 +72,20 @@ fn run_heavy(workspace: &Workspace, command: &HeavyCommand, verbosity: Verbosity
             ready_for(workspace, args.arch, &MachineArgs::default(), FixArgs::default())?;
             become_xtask_vm(workspace, verbosity, None)
         }
-        HeavyCommand::Smoke(args) => {
-            check_smoke(workspace, args)?;
-            let ahead = args.fix.fix.then(|| Ahead::start(workspace)).transpose()?;
-            ready_for(workspace, args.build.arch, &args.machine, args.fix)
-                .and_then(|facts| Ok(Plan::check_flags(&facts)?))
-                .and_then(|_acceleration| become_xtask_vm(workspace, verbosity, ahead))
-                .inspect_err(|error| preflight::report(args, error))
-        }
+        HeavyCommand::Smoke(args) => smoke(workspace, args, verbosity)
+            .map_err(|error| {
+                host_fault(error, "prepare the smoke", "see the causes; nothing is known about the agent")
+            })
+            .inspect_err(|error| preflight::report(args, error)),
     }
+}
+
+fn smoke(workspace: &Workspace, args: &SmokeArgs, verbosity: Verbosity) -> Result<()> {
+    check_smoke(workspace, args)?;
+    let ahead = args.fix.fix.then(|| Ahead::start(workspace)).transpose()?;
+    let facts = ready_for(workspace, args.build.arch, &args.machine, args.fix)?;
+    Plan::check_flags(&facts)?;
+    become_xtask_vm(workspace, verbosity, ahead)
 }
 
 /// Checks the flags of a smoke whose errors can be found before anything slow starts.

@@ -101,6 +101,23 @@ fn a_wrong_value_is_a_usage_error_before_anything_starts() {
     }
 }
 
+#[test]
+fn a_cache_that_cannot_be_used_is_the_hosts_fault_and_leaves_a_report() {
+    let directory = tempfile::tempdir().unwrap();
+    let (file, reports) = (directory.path().join("file"), directory.path().join("reports"));
+    std::fs::write(&file, "").unwrap();
+    for cache in [file.as_path(), Path::new("relative")] {
+        let arguments = [&SMOKE[..], &["--report", reports.to_str().unwrap()]].concat();
+        let output = command(XTASK_VM, &arguments).env("IOT_XTASK_CACHE", cache).output().unwrap();
+        assert_code(&output, 69);
+        assert!(message(&output).contains("what to do: "), "{}", message(&output));
+        let path = reports.join("report.json");
+        let report: Report = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        assert_eq!((report.exit_code, report.verdict), (69, Verdict::Unavailable));
+        std::fs::remove_file(path).unwrap();
+    }
+}
+
 fn start(scratch: &Scratch) -> Child {
     scratch.xtask_vm(&SMOKE).stderr(Stdio::piped()).spawn().unwrap()
 }

@@ -12,8 +12,8 @@ use serde::{Deserialize, Serialize};
 pub use schema::*;
 
 use crate::arch::VmArchitecture;
-use crate::error::Verdict;
-use crate::format::{human_seconds, name_of, round};
+use crate::error::{self, Verdict};
+use crate::format::{human_seconds, name_of, now_rfc3339, round};
 use crate::fs::write_atomically;
 
 /// The schema number of `report.json`.
@@ -43,6 +43,9 @@ pub struct Report {
     pub phases: Vec<PhaseReport>,
     pub evidence: Evidence,
     pub failure: Option<FailureReport>,
+    /// What the run could not do, but what does not change the verdict: copying evidence, ending the machine.
+    #[serde(default)]
+    pub warnings: Vec<String>,
 }
 
 impl Report {
@@ -58,7 +61,23 @@ impl Report {
         }
     }
 
-    /// Sets the verdict, and lists the phases that were not reached as skipped.
+    /// A smoke that failed before its run began, and therefore has no directory of its own.
+    pub fn before_run(arch: VmArchitecture, error: &anyhow::Error) -> Self {
+        let mut report = Self::begin("none", &now_rfc3339(), arch);
+        report.phases.push(PhaseReport {
+            name: Phase::Preflight,
+            status: PhaseStatus::Failed,
+            seconds: 0.0,
+            limit_seconds: None,
+            detail: error.to_string(),
+        });
+        report.failure = Some(FailureReport::new(Phase::Preflight, error, Vec::new()));
+        report.conclude(error::kind(error).verdict(), 0.0);
+        report.exit_code = error::code(error);
+        report
+    }
+
+    /// Sets the verdict and lists the phases that were never reached as skipped.
     pub fn conclude(&mut self, verdict: Verdict, seconds: f64) {
         self.verdict = verdict;
         self.exit_code = verdict.exit_code();
@@ -133,7 +152,7 @@ impl FailureReport {
             phase,
             error: error.to_string(),
             causes: error.chain().skip(1).map(ToString::to_string).collect(),
-            hint: crate::error::hint(error).map(str::to_owned),
+            hint: error::hint(error).map(str::to_owned),
             console_tail,
         }
     }
@@ -188,6 +207,23 @@ mod tests {
             failure.lines(),
             ["error: build: read the agent", "  caused by: no such file", "  what to do: build it"]
         );
+    }
+
+    #[test]
+    fn a_failure_before_the_run_has_a_report_with_its_exit_code() {
+        let table = [
+            (error::Failure::host("the cache cannot be written", "set IOT_XTASK_CACHE"), 69),
+            (error::Failure::usage("--agent /x: no such file"), 2),
+            (error::Failure::interrupted(), 130),
+        ];
+        for (failure, code) in table {
+            let directory = tempfile::tempdir().unwrap();
+            let report = Report::before_run(VmArchitecture::Aarch64, &failure.clone().into());
+            let path = report.write(&directory.path().join("new")).unwrap();
+            let read: Report = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+            assert_eq!((read.exit_code, read.verdict), (code, failure.kind.verdict()));
+            assert_eq!(read.failure.unwrap().error, failure.to_string());
+        }
     }
 
     #[test]

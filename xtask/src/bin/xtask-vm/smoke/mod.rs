@@ -25,7 +25,7 @@ mod workload;
 
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Error, Result};
 use xshell::Shell;
 use xtask_core::arch::VmArchitecture;
 use xtask_core::bail_guest;
@@ -37,7 +37,7 @@ use xtask_core::host::facts::Facts;
 use xtask_core::host::tools;
 use xtask_core::plan::Plan;
 use xtask_core::preflight::{Preflight, PreflightRequest};
-use xtask_core::report::{Phase, StatusEvidence, WorkloadEvidence};
+use xtask_core::report::{Phase, Report, StatusEvidence, WorkloadEvidence};
 use xtask_core::workspace::Workspace;
 use xtask_fleet::ReceivedStatus;
 use xtask_inspection::check_agent;
@@ -59,9 +59,11 @@ use workload::{Changes, EPHEMERAL, PERSISTENT, RETIRED};
 /// Runs the smoke; the verdict is on the screen and in the report when this returns.
 pub(crate) fn run(workspace: &Workspace, args: &SmokeArgs, verbosity: Verbosity) -> Result<()> {
     if args.verify_cold {
-        return compare::run(args, verbosity);
+        return compare::run(args, verbosity)
+            .map_err(|error| error::host_fault(error, "compare a warm and a cold smoke", "see the causes"));
     }
-    let run = Run::begin(workspace, RunOptions::from(args), Ui::install(verbosity)?)?;
+    let begun = Ui::install(verbosity).and_then(|ui| Run::begin(workspace, RunOptions::from(args), ui));
+    let run = begun.inspect_err(|error| report_before_run(args, error))?;
     let mut recorder = Recorder::new(&run);
     recorder.report.until = (args.until != Until::End).then(|| name_of(&args.until));
     let mut vm = None;
@@ -69,6 +71,14 @@ pub(crate) fn run(workspace: &Workspace, args: &SmokeArgs, verbosity: Verbosity)
     match recorder.finish(outcome, vm) {
         0 => Ok(()),
         code => Err(Failure::reported(code).into()),
+    }
+}
+
+/// Writes the report of a smoke that has no directory in the cache, if `--report` is given.
+fn report_before_run(args: &SmokeArgs, error: &Error) {
+    let Some(directory) = &args.report else { return };
+    if let Err(error) = Report::before_run(args.build.arch, error).write(directory) {
+        eprintln!("warning: {error:#}");
     }
 }
 
@@ -199,7 +209,7 @@ fn build(run: &Run<'_>, args: &SmokeArgs) -> Result<((Agent, Vec<u8>), String)> 
             let path = path
                 .canonicalize()
                 .map_err(|error| Failure::usage(format!("--agent {}: {error}", path.display())))?;
-            Agent::read(&path, arch)?
+            Agent::read(&path, arch).map_err(|error| Failure::usage(format!("--agent: {error:#}")))?
         }
         None => {
             let shell = Shell::new().context("start a shell of commands")?;

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::{Error, Result, bail};
 use xtask_core::build::Agent;
 use xtask_core::error::{self, Failure, Kind, Verdict};
 use xtask_core::format::{human_seconds, name_of, now_rfc3339, round};
@@ -56,7 +56,7 @@ impl<'a> Recorder<'a> {
         self.phase = phase;
         run.ui.start(&phase.title(), run.times.begin(phase, limit));
         let started = Instant::now();
-        let outcome = body();
+        let outcome = body().map_err(|error| attributed(phase, error));
         let silent = run.ui.longest_silence();
         self.end(phase, started.elapsed(), outcome.as_ref().map(|(_, detail)| detail.as_str()));
         if outcome.is_ok() && teaches {
@@ -154,6 +154,7 @@ impl<'a> Recorder<'a> {
         let teaches = verdict == Verdict::Verified && !run.options.keep;
         let torn_down =
             self.timed(Phase::Teardown, None, teaches, || teardown::all(run, directory, verdict, vm));
+        // Only the check of the guest's file systems, which is part of the proof, changes a verdict here.
         if let Err(error) = torn_down {
             verdict = if verdict == Verdict::Verified { error::kind(&error).verdict() } else { verdict };
             let failure = FailureReport::new(Phase::Teardown, &error, Vec::new());
@@ -170,13 +171,15 @@ impl<'a> Recorder<'a> {
     }
 
     /// The failure first, whatever becomes of the report's file.
-    fn show(&self, directory: &Path, verdict: Verdict) {
+    fn show(&mut self, directory: &Path, verdict: Verdict) {
         let Run { ui, dir, .. } = self.run;
+        self.report.warnings = self.run.take_warnings();
         for line in self.report.failure.iter().flat_map(FailureReport::lines) {
             ui.line(&line);
         }
         let written = self.report.write(directory).or_else(|error| {
-            ui.line(&format!("warning: {error:#}"));
+            self.run.warn(&format!("the report is in the run's directory: {error:#}"));
+            self.report.warnings.extend(self.run.take_warnings());
             self.report.write(dir.path())
         });
         match written {
@@ -196,10 +199,14 @@ impl<'a> Recorder<'a> {
         let Run { ui, dir, times, .. } = self.run;
         let console = vm.as_ref().map(|vm| vm.console.tail()).unwrap_or_default();
         let released = match (outcome, vm) {
-            (Ok(()), Some(vm)) => vm.release(self.run, name),
+            (Ok(()), Some(vm)) => vm
+                .release(self.run, name)
+                .map_err(|error| error::host_fault(error, "leave the machine running", "see the causes")),
             (outcome, vm) => {
-                let stopped = vm.map_or(Ok(()), RunningVm::stop);
-                outcome.and(stopped).and_then(|()| bail!("no machine was started"))
+                if let Some(Err(error)) = vm.map(RunningVm::stop) {
+                    ui.line(&format!("warning: the machine or the broker did not end: {error:#}"));
+                }
+                outcome.and_then(|()| bail!("no machine was started"))
             }
         };
         let error = match released {
@@ -217,7 +224,84 @@ impl<'a> Recorder<'a> {
         for line in FailureReport::new(self.phase, &error, console).lines() {
             ui.line(&line);
         }
-        dir.clean()?;
+        if let Err(error) = dir.clean() {
+            ui.line(&format!("warning: a process or a file of the run is left: {error:#}"));
+        }
         Err(Failure::reported(error::code(&error)).into())
+    }
+}
+
+/// Attributes an error that does not say whose it is. Until the guest runs, and while its power is cut, only the host acts:
+/// the errors of such a phase that are the agent's or the guest's say so.
+fn attributed(phase: Phase, error: Error) -> Error {
+    if phase > Phase::Boot && !matches!(phase, Phase::PowerCut | Phase::Teardown) {
+        return error;
+    }
+    let hint = "see the causes; nothing is known about the agent. Check this host with cargo xtask preflight";
+    error::host_fault(error, format!("complete the phase {} on this host", phase.title()), hint)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use clap::Parser as _;
+    use xtask_core::cache::Cache;
+    use xtask_core::cli::{Cli, Command, HeavyCommand};
+    use xtask_core::runs::RunDir;
+    use xtask_core::workspace::Workspace;
+    use xtask_jobs::Ui;
+
+    use super::*;
+
+    /// Ends a run without a machine and with this console, and returns its exit code and its report.
+    fn finished(outcome: Result<()>, report: &Path, written_to: impl Fn(&RunDir) -> PathBuf) -> (u8, Report) {
+        let line = ["xtask", "smoke", "--arch", "aarch64", "--report", report.to_str().unwrap()];
+        let Command::Heavy(HeavyCommand::Smoke(args)) = Cli::try_parse_from(line).unwrap().command else {
+            unreachable!("it is a smoke")
+        };
+        let directory = tempfile::tempdir().unwrap();
+        let (cache, workspace) = (Cache::at(directory.path()), Workspace::find().unwrap());
+        let run = Run::in_cache(cache, &workspace, (&args).into(), Ui::quiet()).unwrap();
+        std::fs::write(run.dir.path().join("console.log"), "Linux version").unwrap();
+        let code = Recorder::new(&run).finish(outcome, None);
+        let report = std::fs::read(written_to(&run.dir).join("report.json")).unwrap();
+        (code, serde_json::from_slice(&report).unwrap())
+    }
+
+    #[test]
+    fn evidence_that_cannot_be_copied_does_not_change_a_verdict() {
+        let directory = tempfile::tempdir().unwrap();
+        let report = directory.path().join("report");
+        std::fs::create_dir_all(report.join("console.log/in-the-way")).unwrap();
+        let of_guest = || Err(Failure::guest("no status", "read its journal").into());
+        for (outcome, code, verdict) in [(Ok(()), 0, Verdict::Verified), (of_guest(), 1, Verdict::Failed)] {
+            let (ended, written) = finished(outcome, &report, |_| report.clone());
+            assert_eq!((ended, written.exit_code, written.verdict), (code, code, verdict));
+            assert!(written.warnings[0].contains("console.log"), "{:?}", written.warnings);
+            assert_eq!(written.failure.is_some(), code == 1);
+        }
+    }
+
+    #[test]
+    fn a_report_whose_directory_is_lost_is_in_the_runs_directory() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        let (code, written) = finished(Ok(()), &file.join("report"), |dir| dir.path().to_owned());
+        assert_eq!((code, written.verdict), (0, Verdict::Verified));
+        assert_eq!(written.warnings.len(), 2, "{:?}", written.warnings);
+    }
+
+    #[test]
+    fn an_error_of_a_phase_in_which_only_the_host_acts_is_the_hosts() {
+        for phase in Phase::all() {
+            let plain = anyhow::anyhow!("open /c/x: permission denied");
+            let code = error::code(&attributed(phase, plain));
+            let of_guest = [Phase::Provision, Phase::Join, Phase::Ping, Phase::Workload, Phase::Rejoin];
+            assert_eq!(code, if of_guest.contains(&phase) { 1 } else { 69 }, "{phase:?}");
+            let judged = attributed(phase, Failure::guest("the kernel panicked", "read console.log").into());
+            assert_eq!(error::code(&judged), 1, "{phase:?}");
+        }
     }
 }

@@ -1,11 +1,13 @@
 //! What every phase of a run uses and none changes: the workspace, the options, the cache, the run's directory, the
 //! screen.
 
+use std::cell::RefCell;
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Error, Result};
 use xtask_core::cache::Cache;
-use xtask_core::error::Kind;
+use xtask_core::error::{self, Kind};
+use xtask_core::fs::remove_file;
 use xtask_core::runs::RunDir;
 use xtask_core::workspace::Workspace;
 use xtask_images::Store;
@@ -29,15 +31,46 @@ pub(crate) struct Run<'a> {
     pub(crate) ui: Ui,
     /// How long its phases usually take.
     pub(super) times: Times,
+    /// What the run could not do, but what does not change its verdict.
+    warnings: RefCell<Vec<String>>,
 }
 
 impl<'a> Run<'a> {
     /// Collects dead runs, and makes this run's directory.
+    ///
+    /// # Errors
+    /// A failure of the host if the cache cannot be used.
     pub(crate) fn begin(workspace: &'a Workspace, options: RunOptions<'a>, ui: Ui) -> Result<Self> {
-        let cache = Cache::from_env()?;
+        let begun = Cache::from_env()
+            .map_err(Error::from)
+            .and_then(|cache| Self::in_cache(cache, workspace, options, ui));
+        begun.map_err(|error| {
+            let hint =
+                "see the causes; set IOT_XTASK_CACHE to a directory of this user with a short absolute path";
+            error::host_fault(error, "make the run's directory in the cache", hint)
+        })
+    }
+
+    pub(super) fn in_cache(
+        cache: Cache,
+        workspace: &'a Workspace,
+        options: RunOptions<'a>,
+        ui: Ui,
+    ) -> Result<Self> {
         let dir = begin_run(&cache, &ui)?;
         let times = Times::new(&cache, options.sabotage.is_some());
-        Ok(Self { workspace, options, cache, dir, ui, times })
+        Ok(Self { workspace, options, cache, dir, ui, times, warnings: RefCell::default() })
+    }
+
+    /// Shows a warning, and keeps it for the report.
+    pub(super) fn warn(&self, text: &str) {
+        self.ui.line(&format!("warning: {text}"));
+        self.warnings.borrow_mut().push(text.to_owned());
+    }
+
+    /// The warnings so far, for the report.
+    pub(super) fn take_warnings(&self) -> Vec<String> {
+        self.warnings.take()
     }
 
     /// What this run's device is called on the bus.
@@ -65,14 +98,16 @@ impl<'a> Run<'a> {
         let checked = filesystem::check(disk, &self.dir.work(), &self.ui);
         if checked.as_ref().is_err_and(|error| Kind::Guest.is(error)) {
             let damaged = self.dir.path().join(DAMAGED);
-            fs_err::rename(disk, &damaged)?;
-            self.copy_evidence(self.dir.path())?;
+            if let Err(error) = fs_err::rename(disk, &damaged) {
+                self.warn(&format!("the damaged disk is not kept: {error:#}"));
+            }
+            self.copy_evidence(self.dir.path());
         }
         Ok(format!("; {} file system(s) of the guest checked, no damage", checked?))
     }
 
     /// Copies the domain, QEMU's answers and the logs of the broker and of QEMU.
-    pub(super) fn copy_evidence(&self, directory: &Path) -> Result<()> {
+    pub(super) fn copy_evidence(&self, directory: &Path) {
         let work = self.dir.work();
         for (from, to) in [
             (work.join(XML), XML),
@@ -80,10 +115,48 @@ impl<'a> Run<'a> {
             (work.join("nats/nats.log"), "nats.log"),
             (work.join("v/log/qemu/vm.log"), "qemu.log"),
         ] {
-            if from.exists() {
-                fs_err::copy(&from, directory.join(to))?;
-            }
+            self.copy(&from, &directory.join(to));
         }
-        Ok(())
+    }
+
+    /// Copies a file of the run, if there is one, into the report's directory. A copy that fails is a warning.
+    pub(super) fn copy(&self, from: &Path, to: &Path) {
+        if let Err(error) = copy_whole(from, to) {
+            self.warn(&format!(
+                "the evidence is incomplete: {error:#}; make room, or give --report another directory"
+            ));
+        }
+    }
+}
+
+/// Copies a file if it exists. A part of a copy is deleted: on a full disk, the report needs the room.
+fn copy_whole(from: &Path, to: &Path) -> Result<()> {
+    if !from.exists() {
+        return Ok(());
+    }
+    let Err(error) = fs_err::copy(from, to) else { return Ok(()) };
+    let error = Error::from(error);
+    Err(match remove_file(to) {
+        Ok(()) => error,
+        Err(left) => error.context(format!("a part of the copy is left: {left:#}")),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_copy_that_fails_leaves_no_part_of_a_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let (from, to) = (directory.path().join("from"), directory.path().join("to"));
+        copy_whole(&from, &to).unwrap();
+        assert!(!to.exists(), "there was nothing to copy");
+        std::fs::write(&from, "console").unwrap();
+        copy_whole(&from, &to).unwrap();
+        assert_eq!(std::fs::read_to_string(&to).unwrap(), "console");
+        // It opens, and its first bytes cannot be read.
+        copy_whole(Path::new("/proc/self/mem"), &to).unwrap_err();
+        assert!(!to.exists(), "a part of the copy is left");
     }
 }

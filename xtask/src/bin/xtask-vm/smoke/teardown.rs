@@ -1,10 +1,11 @@
 //! The end of a smoke's machine, in order: the journal while the guest lives, the machine, the broker, the files. Every
-//! step is made, whatever became of the one before.
+//! step is made, whatever became of the one before. A step that fails is a warning: it does not change the verdict. Only the
+//! check of the file systems does, because it is part of the proof.
 
 use std::path::Path;
 
 use anyhow::Result;
-use xtask_core::error::Verdict;
+use xtask_core::error::{Verdict, host_fault};
 use xtask_core::fs::make_private_dir;
 use xtask_core::runs::instance::InstanceRecord;
 
@@ -12,42 +13,40 @@ use super::run::Run;
 use super::running::RunningVm;
 
 /// Runs all steps; returns the phase's detail.
+///
+/// # Errors
+/// Those of the check of the file systems. All other errors are warnings of the run.
 pub(super) fn all(
     run: &Run<'_>,
     directory: &Path,
     verdict: Verdict,
     mut vm: Option<RunningVm>,
 ) -> Result<((), String)> {
-    let evidence = collect_evidence(run, directory, verdict, vm.as_mut());
-    let detail = release_or_stop(run, verdict, vm)?;
-    evidence.map(|()| ((), detail))
+    collect_evidence(run, directory, verdict, vm.as_mut());
+    release_or_stop(run, verdict, vm).map(|detail| ((), detail))
 }
 
 /// Into the report's directory: the console always, the rest where something failed.
-fn collect_evidence(
-    run: &Run<'_>,
-    directory: &Path,
-    verdict: Verdict,
-    vm: Option<&mut RunningVm>,
-) -> Result<()> {
-    make_private_dir(directory)?;
-    let own = run.dir.path().join("console.log");
-    if own.exists() && directory != run.dir.path() {
-        fs_err::copy(&own, directory.join("console.log"))?;
+fn collect_evidence(run: &Run<'_>, directory: &Path, verdict: Verdict, vm: Option<&mut RunningVm>) {
+    if let Err(error) = make_private_dir(directory) {
+        run.warn(&format!("the console and the logs are not copied: {error:#}"));
+        return;
     }
-    if verdict == Verdict::Failed {
-        run.copy_evidence(directory)?;
-        if let Some(vm) = vm {
-            vm.fetch_journal(&directory.join("journal.log"));
-        }
+    if directory != run.dir.path() {
+        run.copy(&run.dir.path().join("console.log"), &directory.join("console.log"));
     }
-    Ok(())
+    if matches!(verdict, Verdict::Failed | Verdict::Unavailable) {
+        run.copy_evidence(directory);
+    }
+    if let (Verdict::Failed, Some(vm)) = (verdict, vm) {
+        vm.fetch_journal(&directory.join("journal.log"));
+    }
 }
 
 /// Keeps the machine if `--keep` is given and it is usable; otherwise stops everything.
 fn release_or_stop(run: &Run<'_>, verdict: Verdict, vm: Option<RunningVm>) -> Result<String> {
     let is_unchanged = |vm: &RunningVm| vm.snapshot.as_ref().is_none_or(|used| used.unchanged);
-    let stopped = match vm {
+    let (ended, checked) = match vm {
         Some(vm) if run.options.keep && verdict != Verdict::Interrupted && is_unchanged(&vm) => {
             match vm.release(run, None) {
                 Ok(InstanceRecord { name, .. }) => {
@@ -57,18 +56,38 @@ fn release_or_stop(run: &Run<'_>, verdict: Verdict, vm: Option<RunningVm>) -> Re
                     ));
                     return Ok("the machine is kept".to_owned());
                 }
-                Err(error) => Err(error),
+                Err(error) => {
+                    run.warn(&format!("the machine is not kept: {error:#}"));
+                    (true, Ok(String::new()))
+                }
             }
         }
-        Some(vm) => {
-            let disk = vm.files.overlay.clone();
-            let interrupted = verdict == Verdict::Interrupted;
-            let stopped = vm.stop();
-            stopped.and_then(|()| if interrupted { Ok(String::new()) } else { run.check_disk(&disk) })
-        }
-        None => Ok(String::new()),
+        Some(vm) => stop(run, verdict, vm),
+        None => (true, Ok(String::new())),
     };
     // Also where stopping failed: this ends what the run's directory owns.
-    run.dir.clean()?;
-    stopped.map(|checked| format!("nothing is left running{checked}"))
+    let cleaned = run.dir.clean();
+    if let Err(error) = &cleaned {
+        run.warn(&format!("a process or a file of the run is left: {error:#}"));
+    }
+    let left = if ended && cleaned.is_ok() { "nothing is left running" } else { "see the warnings" };
+    checked.map(|checked| format!("{left}{checked}"))
+}
+
+/// Stops the machine. Returns whether it ended without an error, and the result of the check of its file systems.
+fn stop(run: &Run<'_>, verdict: Verdict, vm: RunningVm) -> (bool, Result<String>) {
+    let disk = vm.files.overlay.clone();
+    let is_checked = run.options.fsck && verdict != Verdict::Interrupted;
+    match vm.stop() {
+        Ok(()) if is_checked => (true, run.check_disk(&disk)),
+        Ok(()) => (true, Ok(String::new())),
+        Err(error) if is_checked => {
+            let hint = "the file systems are not checked while QEMU may use them; run again";
+            (false, Err(host_fault(error, "stop the machine", hint)))
+        }
+        Err(error) => {
+            run.warn(&format!("the machine or the broker did not end: {error:#}"));
+            (false, Ok(String::new()))
+        }
+    }
 }
