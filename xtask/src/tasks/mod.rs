@@ -90,13 +90,7 @@ fn smoke(workspace: &Workspace, args: &SmokeArgs, verbosity: Verbosity) -> Resul
 
 /// Checks the flags of a smoke whose errors can be found before anything slow starts.
 fn check_smoke(workspace: &Workspace, args: &SmokeArgs) -> Result<()> {
-    Choice::from_args(&args.machine.image, args.build.arch)?;
-    build::profile::check(workspace.root(), &args.build.profile)?;
-    if let Some(path) = &args.agent
-        && !path.is_file()
-    {
-        return Err(Failure::usage(format!("--agent {}: no such file", path.display())).into());
-    }
+    // First, so that the report of every later error has a directory.
     if let Some(path) = &args.report {
         let made = make_private_dir(path).and_then(|()| {
             Ok(rustix::fs::access(path, rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK)?)
@@ -104,6 +98,13 @@ fn check_smoke(workspace: &Workspace, args: &SmokeArgs) -> Result<()> {
         made.map_err(|error| {
             Failure::usage(format!("--report {}: cannot write to the directory: {error:#}", path.display()))
         })?;
+    }
+    Choice::from_args(&args.machine.image, args.build.arch)?;
+    build::profile::check(workspace.root(), &args.build.profile)?;
+    if let Some(path) = &args.agent
+        && !path.is_file()
+    {
+        return Err(Failure::usage(format!("--agent {}: no such file", path.display())).into());
     }
     Ok(())
 }

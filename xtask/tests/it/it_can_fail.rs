@@ -102,6 +102,18 @@ fn a_wrong_value_is_a_usage_error_before_anything_starts() {
 }
 
 #[test]
+fn a_usage_error_leaves_a_report_too() {
+    let directory = tempfile::tempdir().unwrap();
+    let reports = directory.path().join("reports");
+    let arguments =
+        [&SMOKE[..], &["--agent", "/nonexistent", "--report", reports.to_str().unwrap()]].concat();
+    assert_code(&command(XTASK, &arguments).output().unwrap(), 2);
+    let report: Report =
+        serde_json::from_slice(&std::fs::read(reports.join("report.json")).unwrap()).unwrap();
+    assert_eq!(report.exit_code, 2);
+}
+
+#[test]
 fn a_cache_that_cannot_be_used_is_the_hosts_fault_and_leaves_a_report() {
     let directory = tempfile::tempdir().unwrap();
     let (file, reports) = (directory.path().join("file"), directory.path().join("reports"));
