@@ -44,6 +44,19 @@ pub(super) fn rejects_source(diagnostic: &Diagnostic) -> bool {
     diagnostic.level == DiagnosticLevel::Error && !diagnostic.spans.is_empty()
 }
 
+/// Returns whether an executable was compiled from the sources of the workspace at `root`, by the list of sources that cargo
+/// writes beside it. A list of relative paths (cargo's `build.dep-info-basedir`) says nothing, and counts as yes.
+///
+/// # Errors
+/// Returns an error if the list cannot be read.
+pub fn is_built_in(executable: &Path, root: &Path) -> Result<bool> {
+    let list = fs_err::read_to_string(executable.with_extension("d"))?;
+    let escaped = |path: &Path| path.display().to_string().replace(' ', "\\ ");
+    let main = "/agent/src/main.rs";
+    let is_relative = !list.split_whitespace().any(|path| path.starts_with('/') && path.ends_with(main));
+    Ok(is_relative || list.contains(&format!(" {}{main}", escaped(root))))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -8,7 +8,7 @@ use std::io::{BufRead as _, BufReader, IsTerminal as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use xshell::{Shell, cmd};
 
 use crate::arch::{MachineProfile, VmArchitecture};
@@ -86,12 +86,15 @@ fn check_tools(shell: &Shell, workspace: &Workspace, machine: &MachineProfile) -
 /// example if cargo fails, or if its messages do not name exactly one executable.
 pub fn build(shell: &Shell, workspace: &Workspace, args: &BuildArgs) -> Result<Agent> {
     check(shell, workspace, args)?;
-    let mut executable = compile(workspace, args)?;
-    if !artifact::is_built_in(&executable, workspace.root())? {
+    let what = format!("build {AGENT_PACKAGE} for {}", args.arch.profile().triple);
+    let built = compile(workspace, args, &what).and_then(|executable| {
+        if artifact::is_built_in(&executable, workspace.root())? {
+            return Agent::read(&executable, args.arch);
+        }
         delete_build(workspace, args)?;
-        executable = compile(workspace, args)?;
-    }
-    Agent::read(&executable, args.arch)
+        Agent::read(&compile(workspace, args, &what)?, args.arch)
+    });
+    built.map_err(|error| host_fault(error, what.as_str(), "see the causes and cargo's messages above"))
 }
 
 /// Deletes what cargo has compiled of the agent's own packages.
@@ -107,19 +110,14 @@ fn delete_build(workspace: &Workspace, args: &BuildArgs) -> Result<()> {
 }
 
 /// Runs cargo, and returns the path of the executable.
-fn compile(workspace: &Workspace, args: &BuildArgs) -> Result<PathBuf> {
+fn compile(workspace: &Workspace, args: &BuildArgs, what: &str) -> Result<PathBuf> {
     let triple = args.arch.profile().triple;
     // The build directory may contain intermediate files of another checkout, so cargo is run with the directories of
     // this workspace.
     let mut command = workspace.cargo();
     command.args(["build", "--package", AGENT_PACKAGE, "--bin", AGENT_PACKAGE, "--target", triple]);
     command.args(["--profile", &args.profile]);
-    let what = format!("build {AGENT_PACKAGE} for {triple}");
-    let built = run_cargo(command, &what).and_then(|messages| {
-        let path = artifact::executable(&messages, AGENT_PACKAGE)?;
-        Agent::read(&path, args.arch)
-    });
-    built.map_err(|error| host_fault(error, what, "see the causes and cargo's messages above"))
+    artifact::executable(&run_cargo(command, what)?, AGENT_PACKAGE)
 }
 
 /// Runs a `cargo build`, prints the compiler's diagnostics, and returns cargo's JSON messages.
