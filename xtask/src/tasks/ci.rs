@@ -1,14 +1,16 @@
 //! `cargo xtask ci`: runs the test suite, and ends with a line that counts steps and tests. Of each table of like cases, a run
-//! tries a third, which depends on the commit. `cargo xtask soak --all` tries all cases.
+//! tries a third, which depends on the commit. `cargo xtask soak --all` tries all cases. The lines above the last one name the
+//! distributions that were not tested.
 
 mod draw;
 mod runner;
+mod tested;
 
 use anyhow::{Result, ensure};
 
 use xtask_core::arch::VmArchitecture;
 use xtask_core::cli::{CiArgs, MachineArgs};
-use xtask_core::error::Failure;
+use xtask_core::error::{Failure, Verdict};
 use xtask_core::preflight::PreflightRequest;
 use xtask_core::workspace::Workspace;
 
@@ -85,7 +87,7 @@ pub(super) fn run(workspace: &Workspace, args: &CiArgs) -> Result<()> {
         for_ci: true,
     };
     super::ready(workspace, &asked, args.fix)?;
-    let mut runner = Runner::new(workspace, draw::of_commit(workspace));
+    let mut runner = Runner::new(workspace, draw::of_commit(workspace), args.strict_image);
     runner.one_by_one(LINTS);
     runner.guard();
     runner.one_by_one(TESTS);
@@ -99,8 +101,29 @@ pub(super) fn run(workspace: &Workspace, args: &CiArgs) -> Result<()> {
     for failure in &count.failures {
         eprintln!("failed: {failure}");
     }
-    println!("ci: {} passed, {} failed", count.passed, count.failed);
-    if count.failed == 0 { Ok(()) } else { Err(Failure::reported(1).into()) }
+    for line in last_lines(&count) {
+        println!("{line}");
+    }
+    match code(&count, args.strict_image) {
+        0 => Ok(()),
+        code => Err(Failure::reported(code).into()),
+    }
+}
+
+fn last_lines(count: &Count) -> Vec<String> {
+    let not_tested = count.not_tested.iter().map(|distribution| format!("not tested: {distribution}"));
+    not_tested.chain([format!("ci: {} passed, {} failed", count.passed, count.failed)]).collect()
+}
+
+/// Returns the exit code. If only this host is at fault, nothing is known about the agent.
+fn code(count: &Count, strict_image: bool) -> u8 {
+    let verdict = match count.failed {
+        0 if strict_image && !count.not_tested.is_empty() => Verdict::Unavailable,
+        0 => Verdict::Verified,
+        failed if failed == count.unavailable => Verdict::Unavailable,
+        _ => Verdict::Failed,
+    };
+    verdict.exit_code()
 }
 
 fn steps() -> impl Iterator<Item = Step<'static>> {
@@ -109,11 +132,11 @@ fn steps() -> impl Iterator<Item = Step<'static>> {
 
 /// Runs the steps of which [`run`] tries a third, with all of their cases.
 pub(super) fn run_tables(workspace: &Workspace) -> Result<String> {
-    let mut runner = Runner::new(workspace, None);
+    let mut runner = Runner::new(workspace, None, false);
     let drawn = |(name, _): &Step<'_>| DRAWN.contains(name);
     runner.one_by_one(&steps().filter(drawn).collect::<Vec<_>>());
     runner.one_by_one(OTHER_IMAGES);
-    let Count { passed, failed, failures } = runner.count;
+    let Count { passed, failed, failures, .. } = runner.count;
     ensure!(failed == 0, "{failed} failed: {}", failures.join("; "));
     Ok(format!("{passed} passed"))
 }
@@ -123,6 +146,37 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
+
+    #[test]
+    fn the_shipped_pipelines_do_not_accept_the_fallback_image() {
+        let pipelines =
+            [include_str!("../../../ci/verify.yaml"), include_str!("../../../ci/Containerfile")].join("\n");
+        let lines: Vec<_> = pipelines.lines().filter(|line| line.contains("cargo xtask ci")).collect();
+        assert!(lines.len() > 1, "{lines:?}");
+        for line in lines {
+            assert!(line.contains("--strict-image"), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_distribution_that_was_not_tested_is_named_and_fails_a_strict_run() {
+        let tested = Count { passed: 7, ..Count::default() };
+        assert_eq!((last_lines(&tested), code(&tested, true)), (vec!["ci: 7 passed, 0 failed".into()], 0));
+        let ubuntu = "ubuntu-24.04 for aarch64 (cloud-images.ubuntu.com cannot be reached)".to_owned();
+        let fallback = Count { not_tested: vec![ubuntu], ..tested };
+        let lines = last_lines(&fallback);
+        assert_eq!(
+            lines,
+            [
+                "not tested: ubuntu-24.04 for aarch64 (cloud-images.ubuntu.com cannot be reached)",
+                "ci: 7 passed, 0 failed"
+            ]
+        );
+        assert_eq!((code(&fallback, false), code(&fallback, true)), (0, 69));
+        let strict = Count { failed: 1, unavailable: 1, ..fallback };
+        assert_eq!(code(&strict, true), 69);
+        assert_eq!(code(&Count { failed: 2, ..strict }, true), 1);
+    }
 
     /// Fails if a step names a module that does not exist, or if no step names a module.
     #[test]

@@ -189,6 +189,10 @@ pub struct CiArgs {
     /// Skip everything that boots a machine: a quick check before a commit, not a verdict
     #[arg(long)]
     pub fast: bool,
+
+    /// Fail if a distribution cannot be tested, instead of testing the fallback image
+    #[arg(long, conflicts_with = "fast")]
+    pub strict_image: bool,
 }
 
 #[cfg(test)]
@@ -237,6 +241,7 @@ mod tests {
             &["image", "bump"],
             &["image", "bump", "debian-12", "--unsigned", "--keyring", "keys.gpg"],
             &["bench", "--rounds", "0"],
+            &["ci", "--fast", "--strict-image"],
             &["completions", "csh"],
             &["vm", "up", "-x"],
             &["vm", "up", "../x"],

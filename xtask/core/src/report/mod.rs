@@ -6,7 +6,7 @@ mod schema;
 
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 pub use schema::*;
@@ -15,6 +15,9 @@ use crate::arch::VmArchitecture;
 use crate::error::{self, Verdict};
 use crate::format::{human_seconds, name_of, now_rfc3339, round};
 use crate::fs::write_atomically;
+
+/// The name of the file.
+pub const REPORT: &str = "report.json";
 
 /// The schema number of `report.json`.
 pub const SCHEMA: u32 = 2;
@@ -108,21 +111,30 @@ impl Report {
     /// # Errors
     /// Returns an error that names the path if the directory cannot be made or the file cannot be written.
     pub fn write(&self, directory: &Path) -> Result<PathBuf> {
-        let path = directory.join("report.json");
+        let path = directory.join(REPORT);
         fs_err::create_dir_all(directory)?;
         write_atomically(&path, self.to_json())?;
         Ok(path)
     }
 
-    /// Returns the verdict as one line.
+    /// Reads `report.json` in `directory`.
+    ///
+    /// # Errors
+    /// Names the file that cannot be read or is no report.
+    pub fn read(directory: &Path) -> Result<Self> {
+        let path = directory.join(REPORT);
+        let text = fs_err::read(&path)?;
+        serde_json::from_slice(&text).with_context(|| format!("parse {}", path.display()))
+    }
+
+    /// The verdict in one line.
     pub fn verdict_line(&self) -> String {
         let what = name_of(&self.verdict).to_uppercase();
         let mut line = format!("{what}  iot-agent on {}", self.guest.arch);
         if let Some(image) = &self.guest.image {
             line.push_str(&format!(", {}", image.name));
-            if let Some(reason) = &image.fallback_reason {
-                let briefly = reason.split(": ").next().unwrap_or(reason);
-                line.push_str(&format!(" instead of {}, because {briefly}", image.wanted));
+            if let Some(reason) = image.fallback_briefly() {
+                line.push_str(&format!(" instead of {}, because {reason}", image.wanted));
             }
             if !image.verified {
                 line.push_str(" (UNVERIFIED IMAGE: its content was not checked)");
@@ -142,6 +154,14 @@ impl Report {
         }
         line.push_str(&format!(", in {}", human_seconds(self.seconds)));
         line
+    }
+}
+
+impl ImageReport {
+    /// Why the fallback image was used, in a few words; `None` if it is the image that was wanted.
+    pub fn fallback_briefly(&self) -> Option<&str> {
+        let reason = self.fallback_reason.as_deref()?;
+        Some(reason.split(": ").next().unwrap_or(reason))
     }
 }
 

@@ -2,15 +2,17 @@
 
 use std::collections::BTreeSet;
 use std::io::{BufRead as _, BufReader};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::time::Instant;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
+use xtask_core::error::{Failure, Kind, Verdict};
 use xtask_core::format::human_seconds;
 use xtask_core::workspace::Workspace;
 
 use super::draw::{TABLES, THIRD, note_skipped, split_tests};
+use super::tested::Smoke;
 use super::{IT, Step};
 
 /// The maximum number of crates in `xtask`. Each crate makes the first build on a fresh machine slower.
@@ -22,18 +24,24 @@ pub(super) struct Count {
     pub(super) passed: u64,
     pub(super) failed: u64,
     pub(super) failures: Vec<String>,
+    /// The number of failed steps that ended with 69, because this host is not ready for them.
+    pub(super) unavailable: u64,
+    /// The distributions that were not tested, each with the reason.
+    pub(super) not_tested: Vec<String>,
 }
 
 /// Runs steps, and counts them and their tests.
 pub(super) struct Runner<'a> {
     workspace: &'a Workspace,
     pub(super) third: Option<usize>,
+    /// Whether a smoke must fail instead of testing the fallback image.
+    strict_image: bool,
     pub(super) count: Count,
 }
 
 impl<'a> Runner<'a> {
-    pub(super) fn new(workspace: &'a Workspace, third: Option<usize>) -> Self {
-        Self { workspace, third, count: Count::default() }
+    pub(super) fn new(workspace: &'a Workspace, third: Option<usize>, strict_image: bool) -> Self {
+        Self { workspace, third, strict_image, count: Count::default() }
     }
 
     pub(super) fn one_by_one(&mut self, steps: &[Step<'_>]) {
@@ -64,6 +72,7 @@ impl<'a> Runner<'a> {
         for ((name, _), (tests, result, elapsed)) in steps.iter().zip(ends) {
             self.count.passed += tests.passed;
             self.count.failed += tests.failed;
+            self.count.not_tested.extend(tests.not_tested);
             self.close(name, &human_seconds(elapsed.as_secs_f64()), result);
         }
     }
@@ -76,6 +85,7 @@ impl<'a> Runner<'a> {
             }
             Err(error) => {
                 self.count.failed += 1;
+                self.count.unavailable += u64::from(Kind::Host.is(&error));
                 eprintln!("== {name}: FAILED in {seconds}: {error:#}");
                 self.count.failures.push(format!("{name}: {error:#}"));
             }
@@ -127,18 +137,22 @@ impl<'a> Runner<'a> {
         Ok(arguments.replace(filter, &format!("--exact {}", tried.join(" "))))
     }
 
-    /// Runs a step, prints its output, and counts the tests in it.
+    /// Runs a step, prints its output, and counts the tests in it and the distributions that it did not test.
     fn run_cargo(&self, name: &str, arguments: &str, label: &str, tests: &mut Count) -> Result<()> {
         let arguments = match arguments.strip_prefix("test ") {
             // Run the other test binaries after a failure.
             Some(rest) => format!("test --no-fail-fast {rest}"),
             None => arguments.to_owned(),
         };
+        let smoke = Smoke::of(self.workspace, name, &arguments);
+        let more =
+            smoke.as_ref().map(|smoke| smoke.begin(self.strict_image)).transpose()?.unwrap_or_default();
         let line = format!("cargo {arguments}");
         eprintln!("== {name}: {line}");
         let stderr = if label.is_empty() { Stdio::inherit() } else { Stdio::piped() };
         let mut child = self
             .cargo(&arguments)
+            .args(more)
             .stdout(Stdio::piped())
             .stderr(stderr)
             .spawn()
@@ -157,13 +171,25 @@ impl<'a> Runner<'a> {
         })
         .with_context(|| format!("read the output of {line}"))?;
         let status = child.wait().with_context(|| format!("wait for {line}"))?;
-        ensure!(status.success(), "{status}");
+        if let Some(smoke) = smoke {
+            tests.not_tested.extend(smoke.not_tested(status.success())?);
+        }
+        check_status(status)?;
         check_ran(&arguments, tests)
     }
 }
 
 fn expand(arguments: &str) -> String {
     arguments.strip_prefix("IT ").map_or_else(|| arguments.to_owned(), |rest| format!("{IT} {rest}"))
+}
+
+/// Returns an error that says whether this host is at fault.
+fn check_status(status: ExitStatus) -> Result<()> {
+    if status.code() == Some(Verdict::Unavailable.exit_code().into()) {
+        bail!(Failure::host(format!("{status}: this host is not ready for it"), "see its messages above"));
+    }
+    ensure!(status.success(), "{status}");
+    Ok(())
 }
 
 /// Returns an error if a test step ran no test, since a filter that matches no test proves nothing.
@@ -211,6 +237,14 @@ mod tests {
         let line = "test result: FAILED. 5 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.1s";
         assert_eq!(test_result(line), Some((5, 2)));
         assert_eq!(test_result("test agent::tests::works ... ok"), None);
+    }
+
+    #[test]
+    fn a_step_knows_whether_the_host_is_at_fault() {
+        use std::os::unix::process::ExitStatusExt as _;
+        let kind = |code: i32| Kind::Host.is(&check_status(ExitStatus::from_raw(code << 8)).unwrap_err());
+        assert!(kind(69) && !kind(1) && !kind(101));
+        assert!(check_status(ExitStatus::from_raw(0)).is_ok());
     }
 
     #[test]
