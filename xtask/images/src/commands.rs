@@ -56,7 +56,7 @@ fn cached_json(kept: &CachedImage) -> Option<Value> {
     let manifest = kept.manifest.as_ref()?;
     Some(json!({
         "path": kept.directory.join(DISK), "digest": manifest.digest, "bytes": manifest.stamp.bytes,
-        "made_at": manifest.made_at, "idle_seconds": kept.idle_seconds, "verified": manifest.verified,
+        "made_at": manifest.made_at, "idle_seconds": kept.idle_seconds, "verified": manifest.is_verified(),
         "used_by": kept.used_by,
     }))
 }
@@ -69,7 +69,7 @@ fn describe_cached(kept: &CachedImage) -> Option<String> {
         days => format!("last used {days} days ago"),
     };
     let made = manifest.made_at.split('T').next().unwrap_or_default();
-    let unverified = if manifest.verified { "" } else { ", UNVERIFIED" };
+    let unverified = if manifest.is_verified() || manifest.is_built() { "" } else { ", UNVERIFIED" };
     let (bytes, digest) = (human_bytes(manifest.stamp.bytes), manifest.digest.short());
     Some(format!("{bytes}, {digest}{unverified}, made {made}, {age}{}", used_by(&kept.used_by)))
 }
@@ -258,11 +258,16 @@ fn verify(store: &Store<'_>, args: &ImageVerifyArgs) -> Result<()> {
         let error = format!("verify {names}: not in the cache; see cargo xtask image list");
         bail!(Failure::usage(error));
     }
+    // The writer of a disk can write its manifest too. The pin is not in the cache.
+    let pin = |image: &Image| Some((image.key(build::SCRIPTS), image.pin()?.clone()));
+    let pins: Vec<_> = catalogue()?.iter().filter_map(pin).collect();
     let (mut verified, mut changed) = (Vec::new(), Vec::new());
     for CachedImage { key, directory, manifest, .. } in wanted {
         store.ui.start("verify", None);
-        let expected = manifest.map(|manifest| manifest.digest);
-        let found = match store.digest(&directory.join(DISK), Algorithm::Sha256) {
+        let pin = pins.iter().find(|(pinned, _)| *pinned == key).map(|(_, pin)| pin.clone());
+        let expected = manifest.map(|manifest| pin.unwrap_or(manifest.digest));
+        let algorithm = expected.as_ref().map_or(Algorithm::Sha256, Digest::algorithm);
+        let found = match store.digest(&directory.join(DISK), algorithm) {
             Err(error) if Kind::Interrupted.is(&error) => return Err(error),
             found => found,
         };

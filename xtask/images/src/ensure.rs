@@ -1,6 +1,8 @@
 //! Provides images: from the cache, built by [`build`], fetched from their publisher by `fetch`, or a user's own file
 //! in its place. The crate's documentation lists the directories.
 
+use std::path::Path;
+
 use anyhow::{Context, Result, ensure};
 use xtask_core::bail_host;
 use xtask_core::cache::Cache;
@@ -29,7 +31,7 @@ pub fn ensure(store: &Store<'_>, image: &Image, retry_policy: RetryPolicy) -> Re
     };
     let key = image.key(build::SCRIPTS);
     let _lock = store.lock(&key)?;
-    let ready = match cached(store, &key)? {
+    let ready = match cached(store, image, &key)? {
         Some(ready) => ready,
         None if store.offline => bail_host!(
             "the image {} for {} is not in the cache, and --offline forbids the network", image.name, image.arch;
@@ -39,7 +41,7 @@ pub fn ensure(store: &Store<'_>, image: &Image, retry_policy: RetryPolicy) -> Re
     };
     let directory = store.directory(&key);
     inventory::keep(store, image, &directory)?;
-    if !image.is_verified() {
+    if !image.is_verified() && !image.is_built() {
         let (name, how, directory) = (&image.name, ready.how, directory.display());
         store.ui.line(&format!("{name} is UNVERIFIED, {how}; to fetch it again, delete {directory}"));
     }
@@ -53,7 +55,7 @@ pub fn ensure(store: &Store<'_>, image: &Image, retry_policy: RetryPolicy) -> Re
 pub fn find(store: &Store<'_>, image: &Image) -> Result<Option<ReadyImage>> {
     let key = image.key(build::SCRIPTS);
     let _lock = store.lock(&key)?;
-    cached(store, &key)
+    cached(store, image, &key)
 }
 
 /// Returns the image's disk without locking or hashing it, which is enough for a domain that is only examined. Returns
@@ -79,7 +81,7 @@ pub fn rebuild(store: &Store<'_>, image: &Image, recipe: &Recipe) -> Result<(Opt
     let key = image.key(build::SCRIPTS);
     let _lock = store.lock(&key)?;
     store.refuse_used(&key)?;
-    let before = cached(store, &key).unwrap_or_else(|error| {
+    let before = cached(store, image, &key).unwrap_or_else(|error| {
         store.ui.line(&format!("{error:#}"));
         None
     });
@@ -88,9 +90,8 @@ pub fn rebuild(store: &Store<'_>, image: &Image, recipe: &Recipe) -> Result<(Opt
     Ok((before.map(|image| image.digest), ready))
 }
 
-/// Returns the image that an earlier run made. It is hashed again only if the file's size, inode or modification time
-/// has changed.
-fn cached(store: &Store<'_>, key: &str) -> Result<Option<ReadyImage>> {
+/// What an earlier run made; hashed again only where the file has been touched. It must have the pinned digest.
+fn cached(store: &Store<'_>, image: &Image, key: &str) -> Result<Option<ReadyImage>> {
     let directory = store.directory(key);
     if !directory.exists() {
         return Ok(None);
@@ -112,12 +113,29 @@ fn cached(store: &Store<'_>, key: &str) -> Result<Option<ReadyImage>> {
         manifest.stamp = stamp;
         store::write_manifest(&directory, &manifest)?;
     }
+    check_pin(store, image, &disk, &manifest.digest)?;
     store::touch(&directory)?;
     Ok(Some(ReadyImage::new(disk, manifest, "cached")))
 }
 
-/// Returns the image in a user's own file. It is hashed once, and again only if the file's size, inode or modification
-/// time has changed.
+/// Compares a cached disk, whose SHA-256 is `recorded`, with the pin. Whoever can write the disk can write its manifest
+/// too, as a restored cache does.
+fn check_pin(store: &Store<'_>, image: &Image, disk: &Path, recorded: &Digest) -> Result<()> {
+    let Some(pinned) = image.pin() else { return Ok(()) };
+    let found = match pinned.algorithm() {
+        Algorithm::Sha256 => recorded.clone(),
+        other => store.remembered_digest(disk, other)?,
+    };
+    if found != *pinned {
+        bail_host!(
+            "the cached image {} of {} has {found}, but its pinned digest is {pinned}", disk.display(), image.name;
+            "delete {} and run again, which fetches it anew", disk.parent().unwrap_or(disk).display()
+        );
+    }
+    Ok(())
+}
+
+/// A file of the user's: hashed once, then only where it has been touched.
 fn own_file(store: &Store<'_>, image: &Image, file: &LocalFile) -> Result<ReadyImage> {
     let (format, virtual_bytes) = look_at(&file.path, image, store.ui)?;
     let sha256 = store.remembered_digest(&file.path, Algorithm::Sha256)?;
@@ -138,6 +156,7 @@ fn own_file(store: &Store<'_>, image: &Image, file: &LocalFile) -> Result<ReadyI
 #[cfg(all(test, feature = "real"))]
 mod tests {
     use xtask_core::fs::make_own_dir;
+    use xtask_core::image::DownloadSource;
     use xtask_core::image::catalogue::Catalogue;
 
     use super::*;
@@ -151,16 +170,18 @@ mod tests {
         disk
     }
 
-    /// Returns a cache with one image in it, and the image's key.
+    fn image() -> Image {
+        let arch = xtask_core::arch::VmArchitecture::Aarch64;
+        Image { expected: None, ..Catalogue::built_in().find("debian-12", arch).unwrap() }
+    }
+
+    /// A cache with one image in it, and its key.
     fn made(directory: &tempfile::TempDir) -> (Cache, &'static str) {
         let cache = Cache::at(directory.path());
         let beside = cache.images().join(format!("{KEY}.building"));
         std::fs::create_dir_all(&beside).unwrap();
         std::fs::write(beside.join(DISK), disk_of(7)).unwrap();
-        let image = Image {
-            expected: None,
-            ..Catalogue::built_in().find("debian-12", xtask_core::arch::VmArchitecture::Aarch64).unwrap()
-        };
+        let image = image();
         with(&cache, |store| {
             let sha256 = store.digest(&beside.join(DISK), Algorithm::Sha256).unwrap();
             let disk = look_at(&beside.join(DISK), &image, store.ui).unwrap();
@@ -179,7 +200,7 @@ mod tests {
     fn what_was_finished_is_found_again() {
         let directory = tempfile::tempdir().unwrap();
         let (cache, key) = made(&directory);
-        let image = with(&cache, |store| cached(store, key)).unwrap().unwrap();
+        let image = with(&cache, |store| cached(store, &image(), key)).unwrap().unwrap();
         assert_eq!(
             (image.source.as_str(), image.format, image.virtual_bytes),
             ("a test", xtask_core::image::Format::Raw, 4096)
@@ -197,11 +218,70 @@ mod tests {
         let disk = cache.images().join(key).join(DISK);
         std::fs::remove_file(&disk).unwrap();
         std::fs::write(&disk, disk_of(7)).unwrap();
-        with(&cache, |store| cached(store, key)).unwrap();
+        with(&cache, |store| cached(store, &image(), key)).unwrap();
         std::fs::write(&disk, disk_of(8)).unwrap();
-        let error = with(&cache, |store| cached(store, key)).unwrap_err().to_string();
+        let error = with(&cache, |store| cached(store, &image(), key)).unwrap_err().to_string();
         assert!(error.contains("was changed") && error.contains("delete"), "{error}");
         assert!(with(&cache, |store| store.refuse_used(key)).is_ok());
+    }
+
+    /// Writes another content of the same size into the same file, and gives the file its modification time back.
+    fn change_and_hide(disk: &Path) {
+        use std::os::unix::fs::PermissionsExt as _;
+        let modified = disk.metadata().unwrap().modified().unwrap();
+        std::fs::set_permissions(disk, std::fs::Permissions::from_mode(0o600)).unwrap();
+        std::fs::write(disk, disk_of(8)).unwrap();
+        std::fs::File::options().write(true).open(disk).unwrap().set_modified(modified).unwrap();
+    }
+
+    #[test]
+    fn a_change_is_found_although_the_modification_time_was_set_back() {
+        let directory = tempfile::tempdir().unwrap();
+        let (cache, key) = made(&directory);
+        change_and_hide(&cache.images().join(key).join(DISK));
+        let error = with(&cache, |store| cached(store, &image(), key)).unwrap_err().to_string();
+        assert!(error.contains("was changed"), "{error}");
+    }
+
+    #[test]
+    fn an_image_of_an_earlier_version_is_hashed_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let (cache, key) = made(&directory);
+        let place = cache.images().join(key);
+        let forget = || {
+            let path = place.join("manifest.json");
+            let mut manifest: serde_json::Value =
+                serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+            manifest["stamp"].as_object_mut().unwrap().remove("changed").unwrap();
+            std::fs::write(&path, manifest.to_string()).unwrap();
+        };
+        forget();
+        with(&cache, |store| cached(store, &image(), key)).unwrap().unwrap();
+        assert_eq!(store::read_manifest(&place).unwrap().stamp, Stamp::of(&place.join(DISK)).unwrap());
+        change_and_hide(&place.join(DISK));
+        forget();
+        let error = with(&cache, |store| cached(store, &image(), key)).unwrap_err().to_string();
+        assert!(error.contains("was changed"), "{error}");
+    }
+
+    /// The manifest and the disk of a poisoned cache agree.
+    #[test]
+    fn a_cached_image_has_its_pinned_digest() {
+        let directory = tempfile::tempdir().unwrap();
+        let (cache, key) = made(&directory);
+        for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
+            let with_pin = |digest: Digest| {
+                let url = "https://host/disk".to_owned();
+                let source = Source::Download(DownloadSource { url, digest: Some(digest), bytes: None });
+                let pinned = Image { source, ..image() };
+                with(&cache, |store| cached(store, &pinned, key))
+            };
+            with_pin(algorithm.of(&disk_of(7))).unwrap().unwrap();
+            let error = with_pin(algorithm.of(&disk_of(8))).unwrap_err();
+            assert_eq!(xtask_core::error::code(&error), 69, "{error:#}");
+            assert!(error.to_string().contains("pinned digest"), "{error:#}");
+            assert!(xtask_core::error::hint(&error).unwrap().starts_with("delete "));
+        }
     }
 
     #[test]

@@ -150,6 +150,8 @@ mod tests {
         assert!(choose(&["--image", file]).unwrap_err().to_string().contains("--unverified"));
         assert!(!choose(&["--image", file, "--unverified"]).unwrap().image.is_verified());
         let own = choose(&["--image", file, "--image-digest", &digest]).unwrap().image;
+        let built = choose(&["--image", "debian-12"]).unwrap().image;
+        assert!(built.is_built() && !built.is_verified(), "nobody vouches for the digest of a built image");
         assert!(own.is_verified() && own.name == "d.qcow2" && own.expected.is_none());
         let table: &[(&[&str], &str)] = &[
             (&["--image", "./not-there.qcow2", "--unverified"], "No such file"),

@@ -36,13 +36,30 @@ pub struct Manifest {
     pub contents: Option<Contents>,
 }
 
-/// The attributes of a file that change when the file is replaced or written.
+impl Manifest {
+    /// Whether this host built the image from packages.
+    pub fn is_built(&self) -> bool {
+        self.contents.is_some()
+    }
+
+    /// Whether the content was checked against a pinned or given digest. Earlier versions recorded that of a built image,
+    /// for which there is none.
+    pub fn is_verified(&self) -> bool {
+        self.verified && !self.is_built()
+    }
+}
+
+/// What changes when a file does.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stamp {
     pub bytes: u64,
     pub inode: u64,
     pub modified_seconds: i64,
     pub modified_nanoseconds: i64,
+    /// Seconds and nanoseconds of the inode's last change (inode(7), ctime), which no program can set back. `None` in the
+    /// stamps of earlier versions: such a file is hashed again once.
+    #[serde(default)]
+    pub changed: Option<(i64, i64)>,
 }
 
 impl Stamp {
@@ -57,6 +74,7 @@ impl Stamp {
             inode: meta.ino(),
             modified_seconds: meta.mtime(),
             modified_nanoseconds: meta.mtime_nsec(),
+            changed: Some((meta.ctime(), meta.ctime_nsec())),
         })
     }
 }

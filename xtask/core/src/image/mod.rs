@@ -126,17 +126,28 @@ pub fn shown(text: &str) -> String {
 }
 
 impl Image {
-    /// Returns whether a digest or the package archive vouches for the content.
+    /// Whether the content is checked against a pinned or given digest. Nobody vouches for the digest of a built image: the
+    /// packages are signed, but the disk is made here.
     pub fn is_verified(&self) -> bool {
+        self.pin().is_some()
+    }
+
+    /// The digest that the catalogue or the command line names.
+    pub fn pin(&self) -> Option<&Digest> {
         match &self.source {
-            Source::Packages(_) => true,
-            Source::Download(download) => download.digest.is_some(),
-            Source::File(file) => file.digest.is_some(),
+            Source::Packages(_) => None,
+            Source::Download(download) => download.digest.as_ref(),
+            Source::File(file) => file.digest.as_ref(),
         }
     }
 
-    /// Returns the name of the image's directory in the cache. It contains a digest of everything that determines the
-    /// content, including `scripts`, the texts of the build scripts.
+    /// Whether it is built on this host from packages.
+    pub fn is_built(&self) -> bool {
+        matches!(self.source, Source::Packages(_))
+    }
+
+    /// The name of its directory in the cache: a digest over everything that decides what it contains, among that
+    /// `scripts`, the texts that a build runs.
     pub fn key(&self, scripts: &[&str]) -> String {
         let mut parts = vec![FORMAT.to_string()];
         match &self.source {

@@ -136,9 +136,11 @@ impl Report {
             if let Some(reason) = image.fallback_briefly() {
                 line.push_str(&format!(" instead of {}, because {reason}", image.wanted));
             }
-            if !image.verified {
-                line.push_str(" (UNVERIFIED IMAGE: its content was not checked)");
-            }
+            line.push_str(match (image.verified, image.built) {
+                (true, _) => "",
+                (false, true) => " (built from packages, no pinned digest)",
+                (false, false) => " (UNVERIFIED IMAGE: its content was not checked)",
+            });
         }
         if let Some(accelerator) = self.host.accelerator {
             line.push_str(&format!(", {accelerator}"));
@@ -256,6 +258,7 @@ mod tests {
             source: "packages".to_owned(),
             digest: format!("sha256:{}", "0".repeat(64)).parse().unwrap(),
             verified: true,
+            built: false,
             fallback_reason: Some("cloud-images.ubuntu.com cannot be reached: no such name".to_owned()),
         });
         report.conclude(Verdict::Verified, 99.0);
@@ -267,5 +270,8 @@ mod tests {
         let image = report.guest.image.as_mut().unwrap();
         (image.fallback_reason, image.verified) = (None, false);
         assert!(report.verdict_line().contains("debian-12 (UNVERIFIED IMAGE"), "{}", report.verdict_line());
+        report.guest.image.as_mut().unwrap().built = true;
+        let line = report.verdict_line();
+        assert!(line.contains("debian-12 (built from packages, no pinned digest), in"), "{line}");
     }
 }

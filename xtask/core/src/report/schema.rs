@@ -49,9 +49,12 @@ pub struct ImageReport {
     pub source: String,
     /// The digest of the disk as booted: `sha256:…`.
     pub digest: Digest,
-    /// Whether a digest from the catalogue, the command line or the package archive vouches for the content.
+    /// Whether its content was checked against a pinned or given digest; false for a built image.
     pub verified: bool,
-    /// The reason why the fallback image was used.
+    /// Whether this host built it from packages.
+    #[serde(default)]
+    pub built: bool,
+    /// Why it is not the image that was wanted.
     pub fallback_reason: Option<String>,
 }
 

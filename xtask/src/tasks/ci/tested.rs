@@ -99,7 +99,8 @@ mod tests {
             wanted: "ubuntu-24.04".to_owned(),
             source: "packages of bookworm".to_owned(),
             digest: format!("sha256:{}", "0".repeat(64)).parse().unwrap(),
-            verified: true,
+            verified: false,
+            built: true,
             fallback_reason: fallback_reason.map(str::to_owned),
         });
         report

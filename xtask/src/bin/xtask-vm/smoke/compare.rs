@@ -209,7 +209,8 @@ mod tests {
             wanted: "debian-12".to_owned(),
             source: "built".to_owned(),
             digest: Algorithm::Sha256.of(b"disk"),
-            verified: true,
+            verified: false,
+            built: true,
             fallback_reason: None,
         });
         report.guest.firmware = Some(FirmwareReport {

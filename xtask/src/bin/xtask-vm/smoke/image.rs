@@ -84,6 +84,7 @@ fn tested_image(
         source: ready.source.clone(),
         digest: ready.digest.clone(),
         verified: plan.image.is_verified(),
+        built: plan.image.is_built(),
         fallback_reason,
     };
     let firmware = FirmwareReport {
@@ -91,7 +92,8 @@ fn tested_image(
         vars_template: plan.firmware.vars_template.clone(),
         code_sha256,
     };
-    let unverified = if plan.image.is_verified() { "" } else { ", UNVERIFIED" };
+    let is_known = plan.image.is_verified() || plan.image.is_built();
+    let unverified = if is_known { "" } else { ", UNVERIFIED" };
     let detail = format!(
         "{} {}, {}, {}{unverified}",
         plan.image.name,
