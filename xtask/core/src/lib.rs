@@ -5,7 +5,7 @@
 //! A module uses only modules that stand before it in this list; `xtask/tests/arrows.rs` checks that.
 //!
 //! ```text
-//! arch error digest format fs os_release cache workspace
+//! arch error digest format fs git os_release cache workspace
 //! limits cpu report libvirt_uri
 //! cli processes
 //! image build runs
@@ -24,6 +24,7 @@ pub mod digest;
 pub mod error;
 pub mod format;
 pub mod fs;
+pub mod git;
 #[cfg(test)]
 mod golden;
 pub mod host;

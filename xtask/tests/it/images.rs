@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use xtask_core::error::Verdict;
+use xtask_core::git::Commit;
 use xtask_core::report::{Phase, Report};
 
 use crate::scratch::{Scratch, XTASK, XTASK_VM, assert_code, command, message};
@@ -114,6 +115,21 @@ fn offline_nothing_is_fetched_nor_built() {
         "{}",
         message(&output)
     );
+}
+
+/// The run ends without an image, after the agent was read and inspected.
+#[test]
+fn a_report_says_which_agent_and_which_commit_were_tested() {
+    let scratch = Scratch::new();
+    let directory = scratch.path().join("report");
+    let arguments = ["smoke", "--offline", "--agent", XTASK, "--report", directory.to_str().unwrap()];
+    let output = scratch.run(XTASK_VM, &arguments);
+    let report = Report::read(&directory).unwrap_or_else(|error| panic!("{error:#}: {}", message(&output)));
+    assert_eq!(report.workspace, Commit::of(&Path::new(env!("CARGO_MANIFEST_DIR")).join("..")));
+    let agent = report.agent.unwrap();
+    assert_eq!((agent.given_as, agent.profile), (Some(XTASK.into()), None));
+    let verdict = message(&output).lines().last().unwrap().to_owned();
+    assert!(verdict.contains(&format!(", agent given as {XTASK}")), "{verdict}");
 }
 
 /// An instance of `--keep`, which is removed when the test ends.

@@ -2,6 +2,7 @@
 
 pub mod artifact;
 pub mod linker;
+pub mod origin;
 pub mod profile;
 
 use std::io::{BufRead as _, BufReader, IsTerminal as _};
@@ -16,7 +17,7 @@ use crate::cli::BuildArgs;
 use crate::digest::Algorithm;
 use crate::error::host_fault;
 use crate::workspace::Workspace;
-use crate::{bail_guest, bail_host};
+use origin::Origin;
 
 /// The package that is built and tested.
 pub const AGENT_PACKAGE: &str = "iot-agent";
@@ -34,17 +35,19 @@ pub struct Agent {
     pub sha256: String,
     /// The architecture for which it was built.
     pub arch: VmArchitecture,
+    /// Where it came from.
+    pub origin: Origin,
 }
 
 impl Agent {
     /// Reads the executable at `path`.
     ///
     /// # Errors
-    /// Returns an error if the file cannot be read.
-    pub fn read(path: &Path, arch: VmArchitecture) -> Result<Self> {
+    /// Where it cannot be read.
+    pub fn read(path: &Path, arch: VmArchitecture, origin: Origin) -> Result<Self> {
         let bytes = fs_err::read(path)?;
         let sha256 = Algorithm::Sha256.of(&bytes).hex().to_owned();
-        Ok(Self { path: path.to_owned(), content: bytes, sha256, arch })
+        Ok(Self { path: path.to_owned(), content: bytes, sha256, arch, origin })
     }
 
     /// Formats the path, the size and the digest for a message.
@@ -86,15 +89,22 @@ fn check_tools(shell: &Shell, workspace: &Workspace, machine: &MachineProfile) -
 /// example if cargo fails, or if its messages do not name exactly one executable.
 pub fn build(shell: &Shell, workspace: &Workspace, args: &BuildArgs) -> Result<Agent> {
     check(shell, workspace, args)?;
-    let what = format!("build {AGENT_PACKAGE} for {}", args.arch.profile().triple);
-    let built = compile(workspace, args, &what).and_then(|executable| {
-        if artifact::is_built_in(&executable, workspace.root())? {
-            return Agent::read(&executable, args.arch);
-        }
-        delete_build(workspace, args)?;
-        Agent::read(&compile(workspace, args, &what)?, args.arch)
-    });
-    built.map_err(|error| host_fault(error, what.as_str(), "see the causes and cargo's messages above"))
+    let triple = args.arch.profile().triple;
+    // Another checkout's intermediate files may be in the build directory: cargo gets this workspace's own.
+    let mut command = workspace.cargo();
+    command.args(["build", "--package", AGENT_PACKAGE, "--bin", AGENT_PACKAGE, "--target", triple]);
+    command.args(["--profile", &args.profile, "--message-format", "json-render-diagnostics"]);
+    let what = || format!("build {AGENT_PACKAGE} for {triple}");
+    let output = command.stderr(Stdio::inherit()).output().with_context(what)?;
+    ensure!(
+        output.status.success(),
+        "{}: cargo {}; the compiler's own messages are above",
+        what(),
+        output.status
+    );
+    let messages = String::from_utf8(output.stdout).with_context(what)?;
+    let executable = artifact::executable(&messages, AGENT_PACKAGE)?;
+    Agent::read(&executable, args.arch, Origin::built(&args.profile, triple))
 }
 
 /// Deletes what cargo has compiled of the agent's own packages.

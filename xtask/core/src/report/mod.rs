@@ -15,6 +15,7 @@ use crate::arch::VmArchitecture;
 use crate::error::{self, Verdict};
 use crate::format::{human_seconds, name_of, now_rfc3339, round};
 use crate::fs::write_atomically;
+use crate::git::Commit;
 
 /// The name of the file.
 pub const REPORT: &str = "report.json";
@@ -40,6 +41,9 @@ pub struct Report {
     /// The snapshot of a warm run; `None` for a cold run.
     #[serde(default)]
     pub snapshot: Option<SnapshotReport>,
+    /// `None` if git does not know the workspace.
+    #[serde(default)]
+    pub workspace: Option<Commit>,
     pub host: HostReport,
     pub guest: GuestReport,
     pub agent: Option<AgentReport>,
@@ -131,6 +135,7 @@ impl Report {
     pub fn verdict_line(&self) -> String {
         let what = name_of(&self.verdict).to_uppercase();
         let mut line = format!("{what}  iot-agent on {}", self.guest.arch);
+        line.extend(self.agent.iter().flat_map(AgentReport::remarks));
         if let Some(image) = &self.guest.image {
             line.push_str(&format!(", {}", image.name));
             if let Some(reason) = image.fallback_briefly() {
@@ -148,6 +153,9 @@ impl Report {
         if self.snapshot.is_some() {
             line.push_str(", warm");
         }
+        if let Some(workspace) = &self.workspace {
+            line.push_str(&format!(", {}", workspace.describe()));
+        }
         if let Some(phase) = &self.until {
             line.push_str(&format!(", only until {phase}"));
         }
@@ -156,6 +164,20 @@ impl Report {
         }
         line.push_str(&format!(", in {}", human_seconds(self.seconds)));
         line
+    }
+}
+
+impl AgentReport {
+    /// What the verdict line says of an agent that is not simply the release build of this workspace, or that inspect is
+    /// not sure of.
+    fn remarks(&self) -> impl Iterator<Item = String> {
+        let given = self.given_as.as_ref().map(|path| format!(", agent given as {}", path.display()));
+        let other_profile = self.profile.as_ref().filter(|profile| *profile != "release");
+        let profile = other_profile.map(|profile| format!(", profile {profile}"));
+        let rustflags = self.rustflags.as_ref().map(|flags| format!(", RUSTFLAGS {flags}"));
+        let warned = self.inspect_warnings.len();
+        let warned = (warned > 0).then(|| format!(", {warned} warning(s) of inspect"));
+        [given, profile, rustflags, warned].into_iter().flatten()
     }
 }
 
@@ -229,6 +251,58 @@ mod tests {
             failure.lines(),
             ["error: build: read the agent", "  caused by: no such file", "  what to do: build it"]
         );
+    }
+
+    fn agent() -> AgentReport {
+        AgentReport {
+            path: "/t/iot-agent".into(),
+            sha256: "0".repeat(64),
+            version: None,
+            target: "aarch64-unknown-linux-gnu".to_owned(),
+            given_as: None,
+            profile: Some("release".to_owned()),
+            rustflags: None,
+            inspect_warnings: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn the_verdict_says_what_makes_an_agent_another_than_the_released_one() {
+        let mut report = Report::begin("1122-101500-0a0b", "2026-11-22T10:15:00Z", VmArchitecture::Aarch64);
+        report.conclude(Verdict::Verified, 99.0);
+        report.agent = Some(agent());
+        assert_eq!(report.verdict_line(), "VERIFIED  iot-agent on aarch64, in 99 s");
+        report.workspace = Some(Commit { commit: "0123456789abcdef".repeat(3), dirty: true });
+        report.agent = Some(AgentReport {
+            profile: Some("dev".to_owned()),
+            rustflags: Some("-Ctarget-cpu=native".to_owned()),
+            inspect_warnings: vec!["instructions".to_owned(), "allocator".to_owned()],
+            ..agent()
+        });
+        assert_eq!(
+            report.verdict_line(),
+            "VERIFIED  iot-agent on aarch64, profile dev, RUSTFLAGS -Ctarget-cpu=native, 2 warning(s) of inspect, \
+             commit 0123456789ab (dirty), in 99 s"
+        );
+        let given_as = Some("./iot-agent".into());
+        report.agent = Some(AgentReport { given_as, profile: None, ..agent() });
+        report.workspace.as_mut().unwrap().dirty = false;
+        let line = "VERIFIED  iot-agent on aarch64, agent given as ./iot-agent, commit 0123456789ab, in 99 s";
+        assert_eq!(report.verdict_line(), line);
+    }
+
+    #[test]
+    fn a_report_of_an_earlier_version_is_read() {
+        let mut report = Report::begin("1122-101500-0a0b", "2026-11-22T10:15:00Z", VmArchitecture::Aarch64);
+        report.agent = Some(agent());
+        let mut json = serde_json::to_value(&report).unwrap();
+        assert!(json.as_object_mut().unwrap().remove("workspace").is_some());
+        let fields = json["agent"].as_object_mut().unwrap();
+        for name in ["given_as", "profile", "rustflags", "inspect_warnings"] {
+            assert!(fields.remove(name).is_some(), "{name}");
+        }
+        let read: Report = serde_json::from_value(json).unwrap();
+        assert!(read.workspace.is_none() && read.agent.unwrap().inspect_warnings.is_empty());
     }
 
     #[test]

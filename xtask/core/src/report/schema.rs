@@ -90,6 +90,18 @@ pub struct AgentReport {
     /// The version that the agent reported when it joined.
     pub version: Option<String>,
     pub target: String,
+    /// `--agent FILE` as it was typed; `None` for an agent that the run built.
+    #[serde(default)]
+    pub given_as: Option<PathBuf>,
+    /// The cargo profile of the build; `None` for a given agent.
+    #[serde(default)]
+    pub profile: Option<String>,
+    /// The compiler flags of the environment, such as `RUSTFLAGS`, with which it was built.
+    #[serde(default)]
+    pub rustflags: Option<String>,
+    /// The ids of inspect's warnings.
+    #[serde(default)]
+    pub inspect_warnings: Vec<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,7 +1,6 @@
 //! The draw: selects the cases of a table that a run tries. Cases of one table usually fail together, so a third is enough.
 
-use std::process::Command;
-
+use xtask_core::git;
 use xtask_core::workspace::Workspace;
 
 /// The tables whose cases are tests, each as the prefix of the tests' names. A test that contains a whole table reads
@@ -13,9 +12,7 @@ pub(super) const THIRD: &str = "IOT_XTASK_THIRD";
 
 /// Returns the third that follows from the commit's hash, or `None` without git.
 pub(super) fn of_commit(workspace: &Workspace) -> Option<usize> {
-    let mut git = Command::new("git");
-    let output = git.args(["rev-parse", "HEAD"]).current_dir(workspace.root()).output().ok()?;
-    let third = third(&String::from_utf8(output.stdout).ok()?)?;
+    let third = third(&git::head(workspace.root())?)?;
     eprintln!("== of each table, the commit draws {THIRD}={third}; cargo xtask soak --all tries all cases");
     Some(third)
 }

@@ -6,23 +6,42 @@ use inspect::finding::{Finding, Severity};
 use xtask_core::build::Agent;
 use xtask_core::error::Failure;
 use xtask_core::plan::Plan;
+use xtask_core::report::Phase;
 use xtask_inspection::Inspection;
 
 use xtask_images::inventory;
 
+use super::recorder::Recorder;
 use super::run::Run;
 
 /// What is said where the image's own libraries are not known, before the image is there and after.
 pub(super) const NOT_FETCHED: &str = "the catalogue's data, as it is not in the cache yet";
 pub(super) const NOT_READ: &str = "its libraries are unknown: your own images are not read";
 
-/// The digest of the image whose own libraries the executable was held against; `None` where they are not known.
-pub(super) fn check(
+/// What one inspection found out.
+struct Inspected {
+    /// The digest of the image whose own libraries the executable was held against; `None` where they are not known.
+    known: Option<String>,
+    /// The ids of the warnings.
+    warnings: Vec<String>,
+}
+
+/// Runs the phase, and records its warnings. Returns the digest of the image whose own libraries the executable was held
+/// against; `None` where they are not known.
+pub(super) fn phase(
     run: &Run<'_>,
+    recorder: &mut Recorder<'_>,
     plan: &Plan,
     agent: &Agent,
     unknown: &str,
-) -> Result<(Option<String>, String)> {
+) -> Result<Option<String>> {
+    let Inspected { known, warnings } =
+        recorder.phase(Phase::Inspect, None, || check(run, plan, agent, unknown))?;
+    recorder.warned(warnings);
+    Ok(known)
+}
+
+fn check(run: &Run<'_>, plan: &Plan, agent: &Agent, unknown: &str) -> Result<(Inspected, String)> {
     let inventory = inventory::of_image(&run.cache, &plan.image);
     let inspection = Inspection::for_smoke(&plan.image, inventory, plan.spec.cpu.as_deref());
     let report = inspection.look_at(&agent.content);
@@ -34,12 +53,13 @@ pub(super) fn check(
         let all: Vec<_> = refused.iter().map(|finding| describe(finding)).collect();
         return Err(Failure::guest(all.join("; "), worst.remedy.clone()).into());
     }
-    let warned = report.of(Severity::Warned).count();
-    let warned = if warned == 0 { String::new() } else { format!(", {warned} warning(s)") };
+    let warnings: Vec<_> = report.of(Severity::Warned).map(|finding| finding.id.to_owned()).collect();
+    let warned = if warnings.is_empty() { String::new() } else { format!(", {} warning(s)", warnings.len()) };
     let known = inspection.source().map(str::to_owned);
     let libraries = if known.is_some() { "its libraries" } else { unknown };
     let (device, name) = (&inspection.device.name, inspection.name());
-    Ok((known, format!("sound on {device} with {name} ({libraries}){warned}")))
+    let detail = format!("sound on {device} with {name} ({libraries}){warned}");
+    Ok((Inspected { known, warnings }, detail))
 }
 
 fn describe(finding: &Finding) -> String {

@@ -29,6 +29,7 @@ use anyhow::{Context, Error, Result};
 use xshell::Shell;
 use xtask_core::arch::VmArchitecture;
 use xtask_core::bail_guest;
+use xtask_core::build::origin::Origin;
 use xtask_core::build::{self, Agent};
 use xtask_core::cli::{Sabotage, SmokeArgs, Until, UpArgs, Verbosity};
 use xtask_core::error::{self, Failure};
@@ -95,12 +96,11 @@ fn smoke(
         let image = ComingImage::start(scope, run, &plan);
         let (agent, workload) = recorder.phase(Phase::Build, None, || build(run, args))?;
         recorder.agent(&agent);
-        let look = || inspect::check(run, &plan, &agent, inspect::NOT_FETCHED);
-        let known = recorder.phase(Phase::Inspect, None, look)?;
+        let known = inspect::phase(run, recorder, &plan, &agent, inspect::NOT_FETCHED)?;
         anyhow::Ok((agent, workload, known, image.phase(recorder, &mut plan)?))
     })?;
     if known != Some(image.digest.to_string()) {
-        recorder.phase(Phase::Inspect, None, || inspect::check(run, &plan, &agent, inspect::NOT_READ))?;
+        inspect::phase(run, recorder, &plan, &agent, inspect::NOT_READ)?;
     }
     let subject = Some((&agent, &*workload));
     let limit = plan.limits.boot();
@@ -205,11 +205,11 @@ fn preflight(run: &Run<'_>) -> Result<((Facts, Plan), String)> {
 fn build(run: &Run<'_>, args: &SmokeArgs) -> Result<((Agent, Vec<u8>), String)> {
     let arch = args.build.arch;
     let agent = match &args.agent {
-        Some(path) => {
-            let path = path
+        Some(given) => {
+            let path = given
                 .canonicalize()
-                .map_err(|error| Failure::usage(format!("--agent {}: {error}", path.display())))?;
-            Agent::read(&path, arch).map_err(|error| Failure::usage(format!("--agent: {error:#}")))?
+                .map_err(|error| Failure::usage(format!("--agent {}: {error}", given.display())))?;
+            Agent::read(&path, arch, Origin::Given(given.clone()))?
         }
         None => {
             let shell = Shell::new().context("start a shell of commands")?;

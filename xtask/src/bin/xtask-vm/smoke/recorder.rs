@@ -5,8 +5,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Error, Result, bail};
 use xtask_core::build::Agent;
+use xtask_core::build::origin::Origin;
 use xtask_core::error::{self, Failure, Kind, Verdict};
 use xtask_core::format::{human_seconds, name_of, now_rfc3339, round};
+use xtask_core::git::Commit;
 use xtask_core::host::facts::Facts;
 use xtask_core::plan::Plan;
 use xtask_core::report::{AgentReport, FailureReport, HostReport, Phase, PhaseReport, PhaseStatus, Report};
@@ -29,6 +31,7 @@ pub(super) struct Recorder<'a> {
 impl<'a> Recorder<'a> {
     pub(super) fn new(run: &'a Run<'a>) -> Self {
         let mut report = Report::begin(run.dir.id(), &now_rfc3339(), run.options.arch);
+        report.workspace = Commit::of(run.workspace.root());
         report.sabotage = run.options.sabotage.as_ref().map(name_of);
         Self { run, report, phase: Phase::Preflight, started: Instant::now() }
     }
@@ -115,12 +118,27 @@ impl<'a> Recorder<'a> {
     }
 
     pub(super) fn agent(&mut self, agent: &Agent) {
+        let (given_as, profile, rustflags) = match agent.origin.clone() {
+            Origin::Given(path) => (Some(path), None, None),
+            Origin::Built { profile, rustflags } => (None, Some(profile), rustflags),
+        };
         self.report.agent = Some(AgentReport {
             path: agent.path.clone(),
             sha256: agent.sha256.clone(),
             version: None,
             target: agent.arch.profile().triple.to_owned(),
+            given_as,
+            profile,
+            rustflags,
+            inspect_warnings: Vec::new(),
         });
+    }
+
+    /// Records the ids of inspect's warnings.
+    pub(super) fn warned(&mut self, ids: Vec<String>) {
+        if let Some(agent) = &mut self.report.agent {
+            agent.inspect_warnings = ids;
+        }
     }
 
     /// What the machine is made from, whether its boot failed or not.
