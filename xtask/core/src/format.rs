@@ -10,7 +10,14 @@ pub fn now_rfc3339() -> String {
     humantime::format_rfc3339_seconds(SystemTime::now()).to_string()
 }
 
-/// Prints JSON on stdout. It is no error if the reader closes the pipe early (`| head`).
+/// The whole seconds from an RFC 3339 time to `now`; `None` if the text is no such time, or if it is later than `now`
+/// because the clock was set back.
+pub fn seconds_since(rfc3339: &str, now: SystemTime) -> Option<u64> {
+    let then = humantime::parse_rfc3339(rfc3339).ok()?;
+    Some(now.duration_since(then).ok()?.as_secs())
+}
+
+/// Prints JSON on stdout. A reader that has had enough of it (`| head`) is no error.
 ///
 /// # Errors
 /// Returns an error if stdout cannot be written.
@@ -60,6 +67,16 @@ pub fn human_seconds(seconds: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_age_is_counted_from_a_written_time() {
+        let now = humantime::parse_rfc3339("2026-11-24T10:00:00Z").unwrap();
+        assert_eq!(seconds_since("2026-11-23T09:59:00Z", now), Some(86_460));
+        assert_eq!(seconds_since("2026-11-24T10:00:00Z", now), Some(0));
+        assert_eq!(seconds_since("2026-11-24T10:00:01Z", now), None, "the clock was set back");
+        assert_eq!(seconds_since("yesterday", now), None);
+        assert_eq!(seconds_since(&now_rfc3339(), SystemTime::now()).unwrap() / 60, 0);
+    }
 
     #[test]
     fn bytes_are_readable() {

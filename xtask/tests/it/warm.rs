@@ -164,6 +164,7 @@ fn a_warm_run_and_a_cold_one_agree() {
     let warm = turn();
     let compared = compare(&warm);
     let (made, restored) = (warm.made.snapshot.as_ref().unwrap(), compared.snapshot.as_ref().unwrap());
+    assert!(made.age_seconds < restored.age_seconds, "{:?} {:?}", made.age_seconds, restored.age_seconds);
     assert_eq!(restored.made_by, warm.made.run_id, "restored, not made again");
     // Each restored guest begins with the time at which the snapshot was saved. It reaches no time server before its clock is set.
     let (first, later) = (made.clock_step_seconds.unwrap(), restored.clock_step_seconds.unwrap());

@@ -295,13 +295,24 @@ mod tests {
     fn a_report_of_an_earlier_version_is_read() {
         let mut report = Report::begin("1122-101500-0a0b", "2026-11-22T10:15:00Z", VmArchitecture::Aarch64);
         report.agent = Some(agent());
+        report.snapshot = Some(SnapshotReport {
+            key: "debian-12-aarch64-0".to_owned(),
+            made_at: "2026-11-22T10:15:00Z".to_owned(),
+            age_seconds: Some(86_400),
+            made_by: "1121-101500-0a0b".to_owned(),
+            reused: Vec::new(),
+            clock_step_seconds: None,
+        });
         let mut json = serde_json::to_value(&report).unwrap();
         assert!(json.as_object_mut().unwrap().remove("workspace").is_some());
+        let snapshot = json["snapshot"].as_object_mut().unwrap();
+        assert_eq!(snapshot.remove("age_seconds"), Some(86_400.into()));
         let fields = json["agent"].as_object_mut().unwrap();
         for name in ["given_as", "profile", "rustflags", "inspect_warnings"] {
             assert!(fields.remove(name).is_some(), "{name}");
         }
         let read: Report = serde_json::from_value(json).unwrap();
+        assert_eq!(read.snapshot.unwrap().age_seconds, None);
         assert!(read.workspace.is_none() && read.agent.unwrap().inspect_warnings.is_empty());
     }
 

@@ -72,7 +72,10 @@ pub struct SnapshotReport {
     pub key: String,
     /// The time in RFC 3339, UTC.
     pub made_at: String,
-    /// The run that made the snapshot: this run or an earlier one.
+    /// How old it was when the run began to use it. `None` if the clock was set back meanwhile.
+    #[serde(default)]
+    pub age_seconds: Option<u64>,
+    /// The run that made it: this one, or an earlier one.
     pub made_by: String,
     /// The names of the snapshot's files.
     pub reused: Vec<String>,

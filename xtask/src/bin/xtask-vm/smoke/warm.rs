@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use xtask_core::cli::Sabotage;
 use xtask_core::digest::Algorithm;
 use xtask_core::error::{self, Kind};
-use xtask_core::format::{human_bytes, human_seconds, now_rfc3339};
+use xtask_core::format::{human_bytes, human_seconds, now_rfc3339, seconds_since};
 use xtask_core::fs::{make_private_dir, write_private};
 use xtask_core::image::Format;
 use xtask_core::machine::seed::{Restored, marker};
@@ -54,11 +54,20 @@ impl UsedSnapshot {
         let report = SnapshotReport {
             key: snapshot.name(),
             made_at: manifest.made_at.clone(),
+            age_seconds: seconds_since(&manifest.made_at, SystemTime::now()),
             made_by: manifest.made_by.clone(),
             reused: manifest.files.keys().cloned().collect(),
             clock_step_seconds: None,
         };
         Ok(Self { report, verification: Some(snapshot.verify()), unchanged: true })
+    }
+
+    /// What the phase says of a snapshot that is older than a day: the image's mirror may have changed since.
+    fn days(&self) -> String {
+        match self.report.age_seconds.map_or(0, |seconds| seconds / 86_400) {
+            0 => String::new(),
+            days => format!(", {days} day(s) old"),
+        }
     }
 
     /// Waits until the files are hashed; fails if one was changed.
@@ -152,7 +161,8 @@ impl Warm<'_> {
         let how = if snapshot.manifest.made_by == run.dir.id() {
             format!("made a snapshot of {}, and restored it", human_bytes(snapshot.manifest.bytes()))
         } else {
-            format!("restored in {}", human_seconds(started.elapsed().as_secs_f64()))
+            let seconds = human_seconds(started.elapsed().as_secs_f64());
+            format!("restored in {seconds}{}", vm.snapshot.as_ref().map_or(String::new(), UsedSnapshot::days))
         };
         let detail = format!("{}, {how}", plan.cpu.describe());
         Ok((vm, detail))
