@@ -72,14 +72,11 @@ fn run_heavy(workspace: &Workspace, command: &HeavyCommand, verbosity: Verbosity
             ready_for(workspace, args.arch, &MachineArgs::default(), FixArgs::default())?;
             become_xtask_vm(workspace, verbosity, None)
         }
-        HeavyCommand::Smoke(args) => {
-            check_smoke(workspace, args)?;
-            let ahead = args.fix.fix.then(|| Ahead::start(workspace)).transpose()?;
-            ready_for(workspace, args.build.arch, &args.machine, args.fix)
-                .and_then(|facts| Ok(Plan::check_flags(&facts)?))
-                .and_then(|_acceleration| become_xtask_vm(workspace, verbosity, ahead))
-                .inspect_err(|error| preflight::report(workspace, args, error))
-        }
+        HeavyCommand::Smoke(args) => smoke(workspace, args, verbosity)
+            .map_err(|error| {
+                host_fault(error, "prepare the smoke", "see the causes; nothing is known about the agent")
+            })
+            .inspect_err(|error| preflight::report(args, error)),
     }
 }
 

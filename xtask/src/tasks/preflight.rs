@@ -2,8 +2,7 @@
 
 use anyhow::Result;
 use xtask_core::cli::{PreflightArgs, SmokeArgs, Verbosity};
-use xtask_core::error;
-use xtask_core::git::Commit;
+use xtask_core::error::Kind;
 use xtask_core::host::facts::Facts;
 use xtask_core::plan::Plan;
 use xtask_core::preflight::PreflightRequest;
@@ -36,21 +35,13 @@ fn check_flags(facts: &[Facts], args: &PreflightArgs) -> Result<()> {
 }
 
 /// Writes the report of a smoke that failed before `xtask-vm` started, if `--report` is given.
-pub(super) fn report(workspace: &Workspace, args: &SmokeArgs, error: &anyhow::Error) {
+pub(super) fn report(args: &SmokeArgs, error: &anyhow::Error) {
     let Some(directory) = &args.report else { return };
-    let mut report = Report::begin("none", &xtask_core::format::now_rfc3339(), args.build.arch);
-    report.workspace = Commit::of(workspace.root());
-    report.phases.push(PhaseReport {
-        name: Phase::Preflight,
-        status: PhaseStatus::Failed,
-        seconds: 0.0,
-        limit_seconds: None,
-        detail: error.to_string(),
-    });
-    let verdict = error::kind(error).verdict();
-    report.failure = Some(FailureReport::new(Phase::Preflight, error, Vec::new()));
-    report.conclude(verdict, 0.0);
-    if let Err(error) = report.write(directory) {
+    if Kind::Usage.is(error) && !directory.is_dir() {
+        // `--report` itself may be the wrong value.
+        return;
+    }
+    if let Err(error) = Report::before_run(args.build.arch, error).write(directory) {
         eprintln!("warning: {error:#}");
     }
 }

@@ -17,6 +17,7 @@ use crate::cli::BuildArgs;
 use crate::digest::Algorithm;
 use crate::error::host_fault;
 use crate::workspace::Workspace;
+use crate::{bail_guest, bail_host};
 use origin::Origin;
 
 /// The package that is built and tested.
@@ -43,7 +44,7 @@ impl Agent {
     /// Reads the executable at `path`.
     ///
     /// # Errors
-    /// Where it cannot be read.
+    /// Returns an error if the file cannot be read.
     pub fn read(path: &Path, arch: VmArchitecture, origin: Origin) -> Result<Self> {
         let bytes = fs_err::read(path)?;
         let sha256 = Algorithm::Sha256.of(&bytes).hex().to_owned();
@@ -90,21 +91,15 @@ fn check_tools(shell: &Shell, workspace: &Workspace, machine: &MachineProfile) -
 pub fn build(shell: &Shell, workspace: &Workspace, args: &BuildArgs) -> Result<Agent> {
     check(shell, workspace, args)?;
     let triple = args.arch.profile().triple;
-    // Another checkout's intermediate files may be in the build directory: cargo gets this workspace's own.
-    let mut command = workspace.cargo();
-    command.args(["build", "--package", AGENT_PACKAGE, "--bin", AGENT_PACKAGE, "--target", triple]);
-    command.args(["--profile", &args.profile, "--message-format", "json-render-diagnostics"]);
-    let what = || format!("build {AGENT_PACKAGE} for {triple}");
-    let output = command.stderr(Stdio::inherit()).output().with_context(what)?;
-    ensure!(
-        output.status.success(),
-        "{}: cargo {}; the compiler's own messages are above",
-        what(),
-        output.status
-    );
-    let messages = String::from_utf8(output.stdout).with_context(what)?;
-    let executable = artifact::executable(&messages, AGENT_PACKAGE)?;
-    Agent::read(&executable, args.arch, Origin::built(&args.profile, triple))
+    let what = format!("build {AGENT_PACKAGE} for {triple}");
+    let built = compile(workspace, args, &what).and_then(|mut executable| {
+        if !artifact::is_built_in(&executable, workspace.root())? {
+            delete_build(workspace, args)?;
+            executable = compile(workspace, args, &what)?;
+        }
+        Agent::read(&executable, args.arch, Origin::built(&args.profile, triple))
+    });
+    built.map_err(|error| host_fault(error, what.as_str(), "see the causes and cargo's messages above"))
 }
 
 /// Deletes what cargo has compiled of the agent's own packages.

@@ -209,7 +209,8 @@ fn build(run: &Run<'_>, args: &SmokeArgs) -> Result<((Agent, Vec<u8>), String)> 
             let path = given
                 .canonicalize()
                 .map_err(|error| Failure::usage(format!("--agent {}: {error}", given.display())))?;
-            Agent::read(&path, arch, Origin::Given(given.clone()))?
+            Agent::read(&path, arch, Origin::Given(given.clone()))
+                .map_err(|error| Failure::usage(format!("--agent: {error:#}")))?
         }
         None => {
             let shell = Shell::new().context("start a shell of commands")?;
