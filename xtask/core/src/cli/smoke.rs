@@ -106,8 +106,6 @@ pub enum Sabotage {
     CrashLoop,
     /// Bring back the agent's state from before a deletion at its next boot
     ForgetsDeletions,
-    /// Turn the agent's fsync calls into calls that do nothing
-    NoFsync,
     /// Make the containers anew every half minute
     Recreates,
     /// Mount the root file system read-only after the power cut

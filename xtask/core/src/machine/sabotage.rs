@@ -13,7 +13,6 @@ pub(super) fn scripts(fault: Option<Sabotage>) -> (&'static str, &'static str) {
         Some(Sabotage::IgnoresDeletes) => ("", IGNORES_DELETES),
         Some(Sabotage::CrashLoop) => (CRASH_LOOP, ""),
         Some(Sabotage::ForgetsDeletions) => (FORGETS_DELETIONS, ""),
-        Some(Sabotage::NoFsync) => (NO_FSYNC, ""),
         Some(Sabotage::Recreates) => ("", RECREATES),
         Some(Sabotage::ReadOnlyRoot) => ("", READ_ONLY_ROOT),
         Some(Sabotage::RebootsItself) => ("", REBOOTS_ITSELF),
@@ -61,13 +60,6 @@ cat > /etc/systemd/system/iot-agent.service.d/sabotage.conf <<'END'
 ExecStartPre=+/bin/sh -c 'if [ -e /var/lib/sabotage/state ]; then cp -p /var/lib/sabotage/state /var/lib/iot-agent/state; fi'
 END
 systemd-run --quiet --unit sabotage sh /var/lib/sabotage/keep.sh
-sync";
-
-/// fsync(2) and its kin return 0 at once, by the service's own filter of system calls (systemd.exec(5)).
-const NO_FSYNC: &str = "\
-mkdir -p /etc/systemd/system/iot-agent.service.d
-printf '[Service]\\nSystemCallFilter=\\nSystemCallFilter=~fsync:0 fdatasync:0 syncfs:0 sync:0\\n' \
-> /etc/systemd/system/iot-agent.service.d/sabotage.conf
 sync";
 
 /// Each container is removed every half minute; the agent makes it anew.
