@@ -24,6 +24,8 @@ pub(crate) struct RootView {
     pub(crate) is_writable: bool,
     /// The agent's containers, by name.
     pub(crate) containers: BTreeMap<String, Container>,
+    /// Why podman did not list the containers.
+    pub(crate) podman_error: Option<String>,
     /// Those of the workload's ports on which something listens.
     pub(crate) open_ports: BTreeSet<u16>,
     /// Units that have failed and had not failed before the agent was installed.
@@ -50,10 +52,10 @@ impl RootView {
     /// Looks.
     pub(crate) fn look(keys: &Keys, port: u16, limit: Duration) -> Result<Self> {
         let output = keys.run_as_root(port, &format!("bash -c '{}'", script()), limit)?;
-        Self::parse(&output)
+        Ok(Self::parse(&output))
     }
 
-    fn parse(text: &str) -> Result<Self> {
+    fn parse(text: &str) -> Self {
         let mut view = Self { unit: parse_unit_state(text), ..Self::default() };
         for (name, value) in text.lines().filter_map(|line| line.trim().split_once('=')) {
             let value = value.trim().to_owned();
@@ -65,11 +67,14 @@ impl RootView {
                 "Listens" => view.open_ports.extend(value.parse::<u16>().ok()),
                 "Failed" => view.failed_units.push(value),
                 "Kernel" => view.kernel_faults.push(value),
-                "Containers" => view.containers = containers(&value)?,
+                "Containers" => match containers(&value) {
+                    Ok(containers) => view.containers = containers,
+                    Err(error) => view.podman_error = Some(format!("{error:#}")),
+                },
                 _ => {}
             }
         }
-        Ok(view)
+        view
     }
 }
 
@@ -118,8 +123,7 @@ mod tests {
              BootId=b1\nExecutable=aa\nWritable=yes\nFailed=x.service\nKernel=[ 3.1] EXT4-fs error (device vda2): y=z\n\
              Listens=8080\n\
              Containers=[{\"Names\":[\"iot-d.a\"],\"State\":\"running\",\"Id\":\"5f\",\"StartedAt\":17,\"Pod\":\"\"}]\n",
-        )
-        .unwrap();
+        );
         assert_eq!((view.unit.restarts, view.main_pid, view.is_writable), (2, 412, true));
         assert_eq!((view.boot_id.as_str(), view.exe_sha256.as_str()), ("b1", "aa"));
         assert_eq!(view.failed_units, ["x.service"]);
@@ -129,8 +133,8 @@ mod tests {
             (view.containers["iot-d.a"].state.as_str(), view.containers["iot-d.a"].started_at),
             ("running", 17)
         );
-        assert!(RootView::parse("Containers=null").unwrap().containers.is_empty());
-        assert!(RootView::parse("Containers=").is_err(), "podman has not answered");
+        assert_eq!(RootView::parse("Containers=null").podman_error, None);
+        assert!(RootView::parse("Containers=").podman_error.is_some(), "podman has not answered");
         assert!(!script().contains('\''), "it is quoted by them");
     }
 }

@@ -27,6 +27,9 @@ impl ExpectedView<'_> {
     pub(super) fn check(&self, view: &RootView) -> Result<Result<(), String>, Failure> {
         check_system(view)?;
         self.check_agent(view)?;
+        if let Some(error) = &view.podman_error {
+            return Ok(Err(error.clone()));
+        }
         let missing = self.running.iter().find_map(|deployed| self.not_running(view, *deployed));
         let left = self.deleted.iter().find_map(|deployed| self.not_deleted(view, *deployed));
         Ok(missing.or(left).map_or(Ok(()), Err))
@@ -194,6 +197,7 @@ mod tests {
             (|view| view.kernel_faults.push("Oops".into()), "a fault: Oops", true),
             (|view| view.failed_units.push("x.service".into()), "x.service has failed", true),
             (|view| view.unit.active = "failed".into(), "has failed", true),
+            (|view| view.podman_error = Some("no podman".into()), "no podman", false),
             (|view| view.containers.clear(), "no container of the deployment runs", false),
             (|view| view.open_ports.clear(), "nothing listens on the port 8080", false),
             (|view| view.open_ports.extend([8081]), "its port 8081 is open", false),
