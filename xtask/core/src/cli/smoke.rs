@@ -106,10 +106,6 @@ pub enum Sabotage {
     CrashLoop,
     /// Bring back the agent's state from before a deletion at its next boot
     ForgetsDeletions,
-    /// Make the containers anew every half minute
-    Recreates,
-    /// Mount the root file system read-only after the power cut
-    ReadOnlyRoot,
     /// Reboot the guest once after the power cut
     RebootsItself,
     /// Power the guest off after its workload has started

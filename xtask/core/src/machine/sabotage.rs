@@ -13,8 +13,6 @@ pub(super) fn scripts(fault: Option<Sabotage>) -> (&'static str, &'static str) {
         Some(Sabotage::IgnoresDeletes) => ("", IGNORES_DELETES),
         Some(Sabotage::CrashLoop) => (CRASH_LOOP, ""),
         Some(Sabotage::ForgetsDeletions) => (FORGETS_DELETIONS, ""),
-        Some(Sabotage::Recreates) => ("", RECREATES),
-        Some(Sabotage::ReadOnlyRoot) => ("", READ_ONLY_ROOT),
         Some(Sabotage::RebootsItself) => ("", REBOOTS_ITSELF),
         Some(Sabotage::PowersOff) => ("", POWERS_OFF),
         Some(Sabotage::LosesVolume) => ("", LOSES_VOLUME),
@@ -61,26 +59,6 @@ ExecStartPre=+/bin/sh -c 'if [ -e /var/lib/sabotage/state ]; then cp -p /var/lib
 END
 systemd-run --quiet --unit sabotage sh /var/lib/sabotage/keep.sh
 sync";
-
-/// Each container is removed every half minute; the agent makes it anew.
-const RECREATES: &str = "\
-cat > /etc/systemd/system/sabotage.service <<'END'
-[Service]
-ExecStart=/bin/sh -c 'while sleep 30; do podman --url unix:///run/iot-agent/podman.sock rm --all --force --time 0; done'
-[Install]
-WantedBy=multi-user.target
-END
-systemctl enable --now sabotage.service; sync";
-
-/// At later boots, as soon as both containers run.
-const READ_ONLY_ROOT: &str = "\
-cat > /etc/systemd/system/sabotage.service <<'END'
-[Service]
-ExecStart=/bin/bash -c 'until (exec 3<>/dev/tcp/127.0.0.1/8081) 2>/dev/null; do sleep 1; done; sync; echo u > /proc/sysrq-trigger'
-[Install]
-WantedBy=multi-user.target
-END
-systemctl enable sabotage.service; sync";
 
 /// At later boots: once, after the workload has run.
 const REBOOTS_ITSELF: &str = "\

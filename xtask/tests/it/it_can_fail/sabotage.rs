@@ -202,20 +202,6 @@ fn a_deletion_that_is_forgotten_is_found_while_there_is_no_broker() {
 }
 
 #[test]
-fn containers_that_are_made_anew_are_found_at_rest() {
-    let ended = smoke(&["--sabotage", "recreates", "--observe", "40"]);
-    assert_code(&ended.output, 1);
-    let failure = ended.report.failure.as_ref().unwrap();
-    assert!([Phase::PowerCut, Phase::Rejoin].contains(&failure.phase), "{}", ended.message());
-}
-
-#[test]
-fn a_file_system_that_cannot_be_written_is_found() {
-    let ended = smoke(&["--sabotage", "read-only-root"]);
-    assert_fails(&ended, Phase::Rejoin, "root cannot write");
-}
-
-#[test]
 fn a_guest_that_reboots_itself_is_found() {
     let ended = smoke(&["--sabotage", "reboots-itself"]);
     assert_fails(&ended, Phase::Rejoin, "boot");
