@@ -18,7 +18,7 @@ pub use image::{
 };
 pub use inspect::InspectArgs;
 pub use preflight::{PreflightArgs, RehearsalFault};
-pub use smoke::{Sabotage, SmokeArgs, Until};
+pub use smoke::{Half, Sabotage, SmokeArgs, Until};
 pub use vm::{GuestArgs, HeavyVmCommand, LightVmCommand, OneArgs, UpArgs, VmCommand};
 
 /// The command line.

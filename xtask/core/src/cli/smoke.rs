@@ -37,8 +37,12 @@ pub struct SmokeArgs {
     pub warm: bool,
 
     /// Run twice, warm from the snapshot and cold, and compare the reports
-    #[arg(long, conflicts_with_all = ["cold", "keep", "report"])]
+    #[arg(long, conflicts_with_all = ["cold", "keep"])]
     pub verify_cold: bool,
+
+    /// Be one of the two runs of `--verify-cold`
+    #[arg(long, hide = true, requires = "verify_cold")]
+    pub half: Option<Half>,
 
     /// Stop after this phase; the verdict's line says so
     #[arg(long, value_enum, default_value_t, value_name = "PHASE", conflicts_with = "sabotage")]
@@ -76,6 +80,13 @@ pub enum Until {
     /// The whole smoke
     #[default]
     End,
+}
+
+/// One of the two runs of `--verify-cold`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Half {
+    Warm,
+    Cold,
 }
 
 /// The faults that can be planted for the smoke to find.

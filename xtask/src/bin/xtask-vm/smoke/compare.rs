@@ -1,13 +1,12 @@
 //! `smoke --verify-cold`: the same smoke from its snapshot and from nothing, and whether they say the same.
 
-use std::ffi::OsString;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use xtask_core::cache::Cache;
-use xtask_core::cli::{Sabotage, SmokeArgs, Verbosity};
+use xtask_core::cli::{Half, Sabotage, SmokeArgs, Verbosity};
 use xtask_core::error::{Failure, Verdict};
 use xtask_core::format::name_of;
 use xtask_core::fs::{make_private_dir, remove_file, try_lock};
@@ -16,9 +15,10 @@ use xtask_core::{bail_guest, bail_host};
 
 use xtask_jobs::Ui;
 
-/// This command twice, as [`lines`] has it; each with a report of its own below `compared/` in the cache.
+/// Runs this command once for each half, each with a report of its own below `compared/` in the cache. Each half is a process,
+/// because libvirt's embedded driver has one root per process.
 pub(super) fn run(args: &SmokeArgs, verbosity: Verbosity) -> Result<()> {
-    let [warm, cold] = lines(std::env::args_os().skip(1), args)?;
+    check_flags(args)?;
     let own = std::env::current_exe().context("find this very program")?;
     let ui = Ui::install(verbosity)?;
     let cache = Cache::from_env()?;
@@ -27,18 +27,19 @@ pub(super) fn run(args: &SmokeArgs, verbosity: Verbosity) -> Result<()> {
     let Some(_lock) = try_lock(&directory.join("lock"))? else {
         bail_host!("compare in {}: another comparison is running", directory.display(); "wait until it ends");
     };
-    let run_one = |name: &str, line: &[OsString]| -> Result<Report> {
-        let report = directory.join(name);
+    let run_half = |half: Half| -> Result<Report> {
+        let name = name_of(&half);
+        let report = directory.join(&name);
         make_private_dir(&report)?;
         let mut command = Command::new(&own);
-        command.args(line);
+        command.args(std::env::args_os().skip(1)).args(["--half", &name]);
         let report = smoke(command, &report)?;
         ui.check()?;
         // It has said why; there is nothing to compare with.
         ensure!(report.verdict != Verdict::Unavailable, Failure::reported(report.exit_code));
         Ok(report)
     };
-    let (warm, cold) = (run_one("warm", &warm)?, run_one("cold", &cold)?);
+    let (warm, cold) = (run_half(Half::Warm)?, run_half(Half::Cold)?);
     if warm.verdict == Verdict::Verified && (warm.snapshot.is_none() || cold.snapshot.is_some()) {
         bail_host!(
             "compare a warm run with a cold one: no run was warm";
@@ -66,31 +67,20 @@ pub(super) fn run(args: &SmokeArgs, verbosity: Verbosity) -> Result<()> {
     }
 }
 
-/// The command lines of the two runs. They have the words as typed, because each run is a process with its
-/// own report and locks.
-fn lines(mut given: impl Iterator<Item = OsString>, args: &SmokeArgs) -> Result<[Vec<OsString>; 2], Failure> {
-    let planted: &[&str] = match args.sabotage {
-        None => &[],
-        Some(Sabotage::ColdPanics) => &["--sabotage", "kernel-panic"],
-        Some(other) => {
-            let (other, own) = (name_of(&other), name_of(&Sabotage::ColdPanics));
-            return Err(Failure::usage(format!(
-                "--sabotage {other}: --verify-cold takes only {own}, a fault of one of the two runs"
-            )));
-        }
-    };
-    let mut both = Vec::new();
-    while let Some(word) = given.next() {
-        match word.to_str() {
-            Some("--verify-cold" | "--warm") => {}
-            Some("--sabotage") => drop(given.next()),
-            Some(flag) if flag.starts_with("--sabotage=") => {}
-            _ => both.push(word),
-        }
+/// Refuses what only a single run can have.
+fn check_flags(args: &SmokeArgs) -> Result<(), Failure> {
+    if let Some(other) = args.sabotage.filter(|sabotage| *sabotage != Sabotage::ColdPanics) {
+        let (other, own) = (name_of(&other), name_of(&Sabotage::ColdPanics));
+        return Err(Failure::usage(format!(
+            "--sabotage {other}: --verify-cold takes only {own}, a fault of one of the two runs"
+        )));
     }
-    let with = |more: &[&str]| both.iter().cloned().chain(more.iter().map(OsString::from)).collect();
-    let warm = with(if args.warm { &["--warm"] } else { &[] });
-    Ok([warm, with(&[&["--cold"], planted].concat())])
+    if args.report.is_some() {
+        return Err(Failure::usage(
+            "--report: --verify-cold keeps its two reports in compared/ in the cache",
+        ));
+    }
+    Ok(())
 }
 
 /// Runs a smoke to its end, whatever that is, and reads the report that it writes into `directory`.
@@ -181,6 +171,7 @@ fn words(values: &[Value]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use clap::Parser as _;
     use xtask_core::arch::{Accelerator, VmArchitecture};
     use xtask_core::cli::{Cli, Command as Subcommand, HeavyCommand};
     use xtask_core::digest::Algorithm;
@@ -222,26 +213,29 @@ mod tests {
         report
     }
 
-    fn lines_of(line: &str) -> Result<[String; 2], Failure> {
-        let words: Vec<String> = line.split(' ').map(str::to_owned).collect();
-        let parsed = <Cli as clap::Parser>::parse_from([&["xtask".to_owned()], words.as_slice()].concat());
-        let Subcommand::Heavy(HeavyCommand::Smoke(args)) = parsed.command else { panic!("{line}") };
-        let lines = lines(words.into_iter().map(OsString::from), &args)?;
-        Ok(lines.map(|line| line.join(" ".as_ref()).into_string().unwrap()))
+    fn parsed(line: &str) -> SmokeArgs {
+        let line = format!("xtask smoke --verify-cold {line}");
+        let Subcommand::Heavy(HeavyCommand::Smoke(args)) = Cli::parse_from(line.split(' ')).command else {
+            panic!("smoke")
+        };
+        args
     }
 
     #[test]
-    fn each_run_has_the_flags_that_were_given() {
-        let lines = lines_of("smoke --verify-cold --arch aarch64 -v").unwrap();
-        assert_eq!(lines, ["smoke --arch aarch64 -v", "smoke --arch aarch64 -v --cold"]);
-        let lines = lines_of("smoke --warm --verify-cold --until join").unwrap();
-        assert_eq!(lines, ["smoke --until join --warm", "smoke --until join --cold"]);
-        for planted in ["--sabotage cold-panics", "--sabotage=cold-panics"] {
-            let lines = lines_of(&format!("smoke {planted} --verify-cold")).unwrap();
-            assert_eq!(lines, ["smoke", "smoke --cold --sabotage kernel-panic"]);
-        }
-        let error = lines_of("smoke --verify-cold --sabotage stale-boot-id").unwrap_err().to_string();
-        assert!(error.contains("cold-panics"), "{error}");
+    fn each_half_has_the_flags_that_were_given_and_its_own() {
+        let of = |line: &str| {
+            let args = parsed(line);
+            let options = crate::smoke::options::RunOptions::from(&args);
+            (options.warm, options.cold, options.sabotage)
+        };
+        assert_eq!(of("--half warm"), (false, false, None));
+        assert_eq!(of("--warm --half warm"), (true, false, None));
+        assert_eq!(of("--warm --half cold"), (false, true, None));
+        assert_eq!(of("--sabotage cold-panics --half warm"), (false, false, None));
+        assert_eq!(of("--sabotage cold-panics --half cold"), (false, true, Some(Sabotage::KernelPanic)));
+        let refused = |line: &str| check_flags(&parsed(line)).unwrap_err().to_string();
+        assert!(refused("--sabotage stale-boot-id").contains("cold-panics"));
+        assert!(refused("--report /tmp").contains("compared/"));
     }
 
     /// A pointer that names no field would compare nothing with nothing.

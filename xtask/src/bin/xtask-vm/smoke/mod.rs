@@ -59,7 +59,7 @@ use workload::{Changes, EPHEMERAL, PERSISTENT, RETIRED};
 
 /// Runs the smoke; the verdict is on the screen and in the report when this returns.
 pub(crate) fn run(workspace: &Workspace, args: &SmokeArgs, verbosity: Verbosity) -> Result<()> {
-    if args.verify_cold {
+    if args.verify_cold && args.half.is_none() {
         return compare::run(args, verbosity)
             .map_err(|error| error::host_fault(error, "compare a warm and a cold smoke", "see the causes"));
     }

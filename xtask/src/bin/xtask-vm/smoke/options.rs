@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use xtask_core::arch::VmArchitecture;
-use xtask_core::cli::{MachineArgs, Sabotage, SmokeArgs, UpArgs};
+use xtask_core::cli::{Half, MachineArgs, Sabotage, SmokeArgs, UpArgs};
 use xtask_core::limits::{OBSERVED, OBSERVED_COLD};
 
 /// The options that a smoke and `vm up` have in common. `vm up` has no flag for most of them.
@@ -35,14 +35,23 @@ impl<'a> From<&'a SmokeArgs> for RunOptions<'a> {
             arch: args.build.arch,
             machine: &args.machine,
             timeout_scale: args.timeout_scale,
-            cold: args.cold,
-            warm: args.warm,
+            cold: args.cold || args.half == Some(Half::Cold),
+            warm: args.warm && args.half != Some(Half::Cold),
             fsck: args.fsck,
             keep: args.keep,
-            sabotage: args.sabotage,
+            sabotage: planted(args),
             observe: args.observe,
             report: args.report.as_deref(),
         }
+    }
+}
+
+/// Returns the fault of this run: `cold-panics` is one of the cold run alone.
+fn planted(args: &SmokeArgs) -> Option<Sabotage> {
+    match (args.half, args.sabotage) {
+        (Some(Half::Warm), Some(Sabotage::ColdPanics)) => None,
+        (Some(Half::Cold), Some(Sabotage::ColdPanics)) => Some(Sabotage::KernelPanic),
+        (_, sabotage) => sabotage,
     }
 }
 
