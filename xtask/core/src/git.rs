@@ -5,34 +5,34 @@ use std::process::Command;
 
 use serde::{Deserialize, Serialize};
 
-/// A commit, and whether the files were those of the commit.
+/// The commit of a workspace, and whether its files differ from it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Commit {
     /// The full hash.
     pub commit: String,
-    /// Whether a file was changed, added or deleted since; ignored files do not count.
+    /// True if a file was changed, added or deleted since the commit. Ignored files do not count.
     pub dirty: bool,
 }
 
 impl Commit {
-    /// The commit of the workspace at `root`. `None` if git is missing, refuses the directory, or does not track the
-    /// workspace, such as in an unpacked archive that lies in another repository.
+    /// Returns the commit of the workspace at `root`. Returns `None` if git is missing, refuses the directory, or does
+    /// not track the workspace. An example of the last case is an unpacked archive inside another repository.
     pub fn of(root: &Path) -> Option<Self> {
         let commit = head(root)?;
         git(root, &["ls-files", "--error-unmatch", "--", "Cargo.toml"])?;
-        // Without optional locks, a commit that somebody makes meanwhile does not fail.
+        // Without optional locks, this command cannot cause a simultaneous commit to fail.
         let status = git(root, &["--no-optional-locks", "status", "--porcelain", "--", "."])?;
         Some(Self { commit, dirty: !status.is_empty() })
     }
 
-    /// For a person: the first digits of the hash, and whether the tree was dirty.
+    /// Formats the first digits of the hash, and whether the tree was dirty, for a message.
     pub fn describe(&self) -> String {
         let dirty = if self.dirty { " (dirty)" } else { "" };
         format!("commit {}{dirty}", self.commit.get(..12).unwrap_or(&self.commit))
     }
 }
 
-/// The hash of the commit that is checked out at `root`; `None` without git.
+/// Returns the hash of the commit that is checked out at `root`, or `None` if git fails.
 pub fn head(root: &Path) -> Option<String> {
     Some(git(root, &["rev-parse", "HEAD"])?.trim().to_owned())
 }

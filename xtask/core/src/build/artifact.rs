@@ -1,5 +1,5 @@
-//! The path of an executable that cargo has built, taken from cargo's JSON messages and not guessed as
-//! `target/<triple>/release`.
+//! The path of an executable that cargo has built. It is taken from cargo's JSON messages, because
+//! `target/<triple>/release` would be only a guess.
 
 use std::path::{Path, PathBuf};
 
@@ -30,7 +30,7 @@ pub fn executable(messages: &str, name: &str) -> Result<PathBuf> {
     }
 }
 
-/// The compiler's diagnostic in one line of such messages.
+/// Returns the compiler's diagnostic in one line of cargo's JSON messages.
 pub(super) fn diagnostic(line: &str) -> Option<Diagnostic> {
     match serde_json::from_str(line).ok()? {
         Message::CompilerMessage(message) => Some(message.message),
@@ -38,14 +38,15 @@ pub(super) fn diagnostic(line: &str) -> Option<Diagnostic> {
     }
 }
 
-/// Whether the compiler rejects source code. A linker that fails and a full disk are errors too, but have no place in the
+/// Returns whether a diagnostic rejects source code. The errors of a linker or of a full disk have no place in the
 /// source code.
 pub(super) fn rejects_source(diagnostic: &Diagnostic) -> bool {
     diagnostic.level == DiagnosticLevel::Error && !diagnostic.spans.is_empty()
 }
 
-/// Returns whether an executable was compiled from the sources of the workspace at `root`, by the list of sources that cargo
-/// writes beside it. A list of relative paths (cargo's `build.dep-info-basedir`) says nothing, and counts as yes.
+/// Returns whether an executable was compiled from the sources of the workspace at `root`. Cargo writes a list of the
+/// sources beside it. If the list has relative paths (cargo's `build.dep-info-basedir`), the answer is unknown, and
+/// the function returns true.
 ///
 /// # Errors
 /// Returns an error if the list cannot be read.

@@ -1,8 +1,8 @@
-//! The linker that cargo will use for a target. It is found by cargo's own rules, and checked before anything is
-//! compiled.
+//! The linker that cargo will use for a target. It is found by cargo's own rules and checked before the build.
 //!
-//! The Cargo Book, Configuration: the environment variable has precedence, then `.cargo/config.toml` from the workspace
-//! upwards, then `$CARGO_HOME`, then rustc's default. If the older `.cargo/config` exists too, cargo prefers it.
+//! The order is that of the Cargo Book, Configuration: the environment variable, then `.cargo/config.toml` in the
+//! workspace and its parent directories, then `$CARGO_HOME`, then rustc's default. If the older file `.cargo/config`
+//! also exists, cargo prefers it.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -16,13 +16,13 @@ use crate::fs::read_if_there;
 /// The linker that rustc uses for every linux-gnu target without a configured linker.
 const DEFAULT: &str = "cc";
 
-/// The C library's start-up file, which is linked into every executable.
+/// The start-up file of the C library. It is linked into every executable.
 const START_FILE: &str = "Scrt1.o";
 
 /// A linker and the place where it is configured.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Linker {
-    /// A program name to be found on PATH, or a path.
+    /// The name of a program on PATH, or a path.
     pub program: PathBuf,
     /// The place of the configuration: an environment variable, a file, or rustc's default.
     pub origin: String,
@@ -100,8 +100,8 @@ impl Linker {
         Ok(())
     }
 
-    /// Returns whether the linker finds a file of the C library. The compiler prints the bare name of a file that it
-    /// does not find.
+    /// Returns whether the linker finds a file of the C library. For a file that it does not find, the compiler prints
+    /// only the given name.
     pub fn finds(&self, shell: &Shell, file: &str) -> bool {
         self.ask(shell, &format!("-print-file-name={file}")).is_ok_and(|path| path.trim() != file)
     }
@@ -112,7 +112,7 @@ impl Linker {
     }
 
     /// Returns the path and the version (`2.36`) of the C library, as the library itself states it. Returns `None` if
-    /// the linker finds no glibc: it uses musl, or has no C library.
+    /// the linker finds no glibc. It then uses musl, or it has no C library.
     pub fn libc(&self, shell: &Shell) -> Option<(PathBuf, String)> {
         let path = self.ask(shell, "-print-file-name=libc.so.6").ok()?;
         let path = PathBuf::from(path.trim());
@@ -155,7 +155,8 @@ fn configured(text: &[u8], triple: &str) -> Result<Option<String>> {
     Ok(Some(program.to_owned()))
 }
 
-/// Resolves a path with a slash relative to the directory that contains `.cargo`. A bare name is left for PATH.
+/// Resolves a path with a slash relative to the directory that contains `.cargo`. A bare name is not changed, because
+/// it is searched on PATH.
 fn relative_to_config(program: &str, config_directory: &Path) -> PathBuf {
     match config_directory.parent() {
         Some(parent) if program.contains('/') => parent.join(program),
@@ -163,8 +164,8 @@ fn relative_to_config(program: &str, config_directory: &Path) -> PathBuf {
     }
 }
 
-/// Returns whether `-dumpmachine` names this machine: gcc prints `aarch64-linux-gnu`, Fedora's gcc
-/// `aarch64-redhat-linux`, clang `x86_64-pc-linux-gnu`.
+/// Returns whether the output of `-dumpmachine` names this machine. gcc prints `aarch64-linux-gnu`, Fedora's gcc
+/// `aarch64-redhat-linux`, and clang `x86_64-pc-linux-gnu`.
 fn fits(dumpmachine: &str, machine: &MachineProfile) -> bool {
     let mut parts = dumpmachine.trim().split('-');
     parts.next() == Some(machine.machine) && parts.any(|part| part == "linux")

@@ -1,4 +1,4 @@
-//! The build of the agent: checks of the requirements, the build itself, and the executable that it makes.
+//! The build of the agent: the checks of its requirements, the build itself, and the executable that it produces.
 
 pub mod artifact;
 pub mod linker;
@@ -23,20 +23,20 @@ use origin::Origin;
 /// The package that is built and tested.
 pub const AGENT_PACKAGE: &str = "iot-agent";
 
-/// That package and the one in this workspace that it uses.
+/// The package of the agent, and the other package of this workspace that it uses.
 const AGENT_PACKAGES: [&str; 2] = [AGENT_PACKAGE, "agent-protocol"];
 
 /// An executable that was read into memory.
 #[derive(Debug, Clone)]
 pub struct Agent {
     pub path: PathBuf,
-    /// The content of the file. It is tested even if another file has this path later.
+    /// The content of the file. This content is tested, even if the path later leads to another file.
     pub content: Vec<u8>,
     /// The SHA-256 digest in lower-case hex.
     pub sha256: String,
     /// The architecture for which it was built.
     pub arch: VmArchitecture,
-    /// Where it came from.
+    /// The origin of the executable.
     pub origin: Origin,
 }
 
@@ -61,7 +61,7 @@ impl Agent {
 /// Checks the requirements of the build (the profile, the Rust target, the linker) within milliseconds.
 ///
 /// # Errors
-/// A usage error or a failure of the host. Each names what is missing and how to get it.
+/// Returns a usage error or a failure of the host if a requirement is missing. The error names it and how to get it.
 pub fn check(shell: &Shell, workspace: &Workspace, args: &BuildArgs) -> Result<linker::Linker> {
     profile::check(workspace.root(), &args.profile)?;
     let machine = args.arch.profile();
@@ -82,12 +82,13 @@ fn check_tools(shell: &Shell, workspace: &Workspace, machine: &MachineProfile) -
 
 /// Builds the agent and reads the executable.
 ///
-/// Another checkout whose builds use this checkout's target directory leaves its executable there, and cargo takes it for up to
-/// date, because it compares times only (rust-lang/cargo#2383). Such an executable is deleted and built again.
+/// Another checkout may build into this checkout's target directory. Cargo then treats the other checkout's executable
+/// as up to date, because it compares only times (rust-lang/cargo#2383). Such an executable is deleted and built
+/// again.
 ///
 /// # Errors
-/// As [`check`]; a failure of the guest's side if the compiler rejects source code; otherwise a failure of the host, for
-/// example if cargo fails, or if its messages do not name exactly one executable.
+/// Returns the errors of [`check`], and a failure of the guest if the compiler rejects source code. Every other error
+/// is a failure of the host, for example if cargo fails or if its messages do not name exactly one executable.
 pub fn build(shell: &Shell, workspace: &Workspace, args: &BuildArgs) -> Result<Agent> {
     check(shell, workspace, args)?;
     let triple = args.arch.profile().triple;
@@ -102,7 +103,7 @@ pub fn build(shell: &Shell, workspace: &Workspace, args: &BuildArgs) -> Result<A
     built.map_err(|error| host_fault(error, what.as_str(), "see the causes and cargo's messages above"))
 }
 
-/// Deletes what cargo has compiled of the agent's own packages.
+/// Deletes the build of the agent's own packages.
 fn delete_build(workspace: &Workspace, args: &BuildArgs) -> Result<()> {
     let mut command = workspace.cargo();
     command.args(["clean", "--quiet", "--target", args.arch.profile().triple, "--profile", &args.profile]);
@@ -117,8 +118,8 @@ fn delete_build(workspace: &Workspace, args: &BuildArgs) -> Result<()> {
 /// Runs cargo, and returns the path of the executable.
 fn compile(workspace: &Workspace, args: &BuildArgs, what: &str) -> Result<PathBuf> {
     let triple = args.arch.profile().triple;
-    // The build directory may contain intermediate files of another checkout, so cargo is run with the directories of
-    // this workspace.
+    // The target directory may contain intermediate files of another checkout. Cargo is therefore run with the
+    // directories of this workspace.
     let mut command = workspace.cargo();
     command.args(["build", "--package", AGENT_PACKAGE, "--bin", AGENT_PACKAGE, "--target", triple]);
     command.args(["--profile", &args.profile]);
@@ -136,7 +137,7 @@ fn run_cargo(mut command: Command, what: &str) -> Result<String> {
     for line in BufReader::new(cargo.stdout.take().context("read cargo's messages")?).lines() {
         let line = line.context("read cargo's messages")?;
         if let Some(diagnostic) = artifact::diagnostic(&line) {
-            // Cargo's progress may be on the terminal's last line.
+            // The last line of the terminal may show cargo's progress.
             let clear = if on_terminal { "\r\x1b[K" } else { "" };
             eprint!("{clear}{}", diagnostic.rendered.as_deref().unwrap_or_default());
             is_rejected |= artifact::rejects_source(&diagnostic);
@@ -158,11 +159,8 @@ fn run_cargo(mut command: Command, what: &str) -> Result<String> {
     )
 }
 
-/// Returns whether rustc has a standard library for the target. This also works with a distribution's compiler, for
-/// which there is no rustup.
-///
-/// # Errors
-/// Returns an error if rustc does not run or does not know the target.
+/// Returns whether rustc has a standard library for the target. rustup is not used, because a distribution's compiler
+/// comes without it.
 pub fn rust_target_installed(shell: &Shell, triple: &str) -> Result<bool> {
     let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
     let directory = cmd!(shell, "{rustc} --print target-libdir --target {triple}")
@@ -183,7 +181,7 @@ mod tests {
     use super::*;
     use crate::error;
 
-    /// A line with a diagnostic, as cargo prints it.
+    /// Returns a line with a diagnostic, as cargo prints it.
     fn diagnostic(level: &str, text: &str, has_place: bool) -> String {
         let place = serde_json::json!({
             "file_name": "src/main.rs", "byte_start": 0, "byte_end": 1, "line_start": 1, "line_end": 1, "column_start": 1,
@@ -200,7 +198,7 @@ mod tests {
         .to_string()
     }
 
-    /// A cargo that prints these messages and ends with this code.
+    /// Returns a command in place of cargo that prints these messages and ends with this code.
     fn cargo(messages: &str, end: &str) -> Command {
         let mut command = Command::new("sh");
         command.args(["-c", &format!("printf '%s\\n' \"$0\"; {end}"), messages]);
@@ -215,7 +213,7 @@ mod tests {
         let table = [
             (source.as_str(), "exit 101", 1),
             (&linker, "exit 101", 69),
-            // rustc was killed, or the registry cannot be reached: cargo says so on stderr alone.
+            // If rustc was killed or the registry cannot be reached, cargo reports it only on stderr.
             (&warning, "exit 101", 69),
             ("", "exit 101", 69),
             ("", "kill -9 $$", 69),

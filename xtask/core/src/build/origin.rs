@@ -1,8 +1,8 @@
-//! Where an executable came from: built here, with what profile and compiler flags, or given.
+//! The origin of an executable: built here with a profile and compiler flags, or given by the user.
 
 use std::path::PathBuf;
 
-/// Where an executable came from.
+/// The origin of an executable.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Origin {
     /// `cargo xtask` built it.
@@ -11,24 +11,25 @@ pub enum Origin {
         /// The compiler flags of the environment.
         rustflags: Option<String>,
     },
-    /// `--agent FILE`, as it was typed.
+    /// The value of `--agent FILE`, as it was typed.
     Given(PathBuf),
 }
 
 impl Origin {
-    /// What a build in this process' environment is made with.
+    /// Returns the origin of an executable that is built in the environment of this process.
     pub fn built(profile: &str, triple: &str) -> Self {
         let variable = |name: &str| Some(std::env::var_os(name)?.to_string_lossy().into_owned());
         Self::Built { profile: profile.to_owned(), rustflags: rustflags(variable, triple) }
     }
 }
 
-/// The flags that cargo passes to rustc because of the environment. Cargo reads the first of these variables that is set.
+/// Returns the flags that cargo passes to rustc because of the environment. Cargo reads only the first of these
+/// variables that is set.
 fn rustflags(variable: impl Fn(&str) -> Option<String>, triple: &str) -> Option<String> {
     let of_target = format!("CARGO_TARGET_{}_RUSTFLAGS", triple.to_uppercase().replace('-', "_"));
     let names = ["CARGO_ENCODED_RUSTFLAGS", "RUSTFLAGS", &of_target, "CARGO_BUILD_RUSTFLAGS"];
     let flags = names.into_iter().find_map(variable)?;
-    // The encoded form separates flags by this character.
+    // In the encoded form, this character separates the flags.
     let flags = flags.replace('\x1f', " ");
     let flags = flags.trim();
     (!flags.is_empty()).then(|| flags.to_owned())

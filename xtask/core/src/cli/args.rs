@@ -22,7 +22,7 @@ pub struct Verbosity {
 }
 
 impl Verbosity {
-    /// Prints nothing but the verdict and errors, without colours.
+    /// Returns the verbosity that prints only the verdict and errors, without colours.
     pub fn silent() -> Self {
         Self { verbose: false, quiet: true, color: ColorChoice::Never }
     }
@@ -40,7 +40,7 @@ pub struct BuildArgs {
     pub profile: String,
 }
 
-/// The memory of the default guest.
+/// The memory of the default guest, in MiB.
 const MEMORY_MIB: u64 = 2048;
 const VCPUS: u32 = 2;
 

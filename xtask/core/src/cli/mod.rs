@@ -1,4 +1,5 @@
-//! All flags and help texts. All binaries parse this [`Cli`], so `smoke --help` does not need libvirt.
+//! The flags and help texts of all binaries. Each of them parses this [`Cli`], so `smoke --help` does not need
+//! libvirt.
 
 mod args;
 mod image;

@@ -1,5 +1,6 @@
-//! The machine in three stages: the request ([`VmSpec`]), the resolved parameters ([`DomainXmlParams`]), and the domain
-//! XML with the cloud-init seed. This module is pure: golden files test both architectures on any host.
+//! The machine in three stages: the request ([`VmSpec`]), the resolved parameters ([`DomainXmlParams`]), and the
+//! domain XML with the cloud-init seed. The functions compute text only, so golden files test both architectures on
+//! any host.
 
 mod sabotage;
 pub mod seed;
@@ -19,20 +20,21 @@ use crate::image::Format;
 /// The name of the domain in its own libvirt root. It is short because it is part of socket paths of at most 107 bytes.
 pub const DOMAIN_NAME: &str = "vm";
 
-/// The MAC address of the guest's network card, by which cloud-init finds the card.
+/// The MAC address of the guest's network card. cloud-init finds the card by it.
 pub const GUEST_MAC: &str = "52:54:00:69:6f:74";
 
-/// The address at which a guest of QEMU's user-mode network reaches this host's loopback (QEMU, -netdev user).
+/// The address of this host's loopback in a guest with QEMU's user-mode network (QEMU, -netdev user).
 pub const HOST_FROM_GUEST: &str = "10.0.2.2";
 
 /// The port of the guest's sshd.
 pub const SSH_PORT: u16 = 22;
 
-/// The guest's ports of its three workloads: one stays, one is deleted and desired again, one is deleted at the power cut.
+/// The guest's ports of its three workloads. One workload stays, one is deleted and desired again, and one is deleted
+/// straight before the power cut.
 pub const WORKLOAD_PORTS: [u16; 3] = [8080, 8081, 8082];
 
-/// The disk of the payload in the guest: the third one. A guest that was booted without the payload cannot find it by
-/// its label.
+/// The device of the payload's disk in the guest. It is the third disk. A guest that was booted without the payload
+/// cannot find the disk by its label.
 pub const PAYLOAD_DEVICE: &str = "/dev/vdc";
 
 /// The file name of the serial console's socket, in the directory of the machine's own files.
@@ -48,7 +50,7 @@ pub struct VmSpec {
     pub vcpus: u32,
     /// Memory in MiB.
     pub memory_mib: u64,
-    /// The value of `--cpu`; `None` stands for the fastest CPU.
+    /// The value of `--cpu`; `None` means the fastest CPU.
     pub cpu: Option<String>,
 }
 
@@ -66,13 +68,13 @@ pub struct DomainXmlParams {
     pub cpu: Cpu,
     /// The full-system emulator.
     pub emulator: PathBuf,
-    /// The UEFI firmware. If it is `None`, the machine boots by BIOS.
+    /// The UEFI firmware; `None` if the machine boots by BIOS.
     pub firmware: Option<AarchFirmware>,
     pub files: RunFiles,
 }
 
 impl DomainXmlParams {
-    /// Returns the block devices in the order in which the guest sees them; it boots from the first one.
+    /// Returns the block devices in the guest's order. The guest boots from the first one.
     pub fn disks(&self) -> [Disk; 3] {
         let RunFiles { overlay, backing, seed, payload, .. } = &self.files;
         let disk = |path: &PathBuf, format, read_only, backing: &[PathBuf]| Disk {
@@ -95,7 +97,8 @@ pub struct Disk {
     pub path: PathBuf,
     pub format: Format,
     pub read_only: bool,
-    /// The backing files below this one, the next layer first. It is empty if there are none or they are not known.
+    /// The backing files below this device, the next layer first. The list is empty if there are none or if they are
+    /// not known.
     pub backing: Vec<PathBuf>,
 }
 

@@ -1,5 +1,6 @@
-//! Faults that are planted in the guest around the agent and never in it: drop-ins of its unit, and a proxy in front of
-//! its podman. They are shell scripts, which [`super::seed::provision_script`] runs before or after the installer.
+//! The faults that are planted in the guest. They change the agent's surroundings and never the agent: drop-ins of its
+//! unit, other units, and a proxy in front of its podman. They are shell scripts, which
+//! [`super::seed::provision_script`] runs before or after the installer.
 
 use crate::cli::Sabotage;
 
@@ -20,7 +21,7 @@ pub(super) fn scripts(fault: Option<Sabotage>) -> (&'static str, &'static str) {
     }
 }
 
-/// The agent's service sees a file with the id of the first boot in place of the kernel's boot id.
+/// This script shows the agent's service a file with the id of the first boot in place of the kernel's boot id.
 const STALE_BOOT_ID: &str = "\
 mkdir -p /etc/systemd/system/iot-agent.service.d /var/lib/sabotage
 cat /proc/sys/kernel/random/boot_id > /var/lib/sabotage/boot_id
@@ -36,13 +37,14 @@ ExecStartPre=/bin/sh -c 'rm -f /var/lib/iot-agent/state*'
 END
 sync";
 
-/// systemd ends the service again and again, and starts it again.
+/// This script makes systemd end the service 8 s after each start, and then start it again.
 const CRASH_LOOP: &str = "\
 mkdir -p /etc/systemd/system/iot-agent.service.d
 printf '[Service]\\nRuntimeMaxSec=8\\n' > /etc/systemd/system/iot-agent.service.d/sabotage.conf
 sync";
 
-/// The last state in which the deployment was still desired is kept aside, and comes back at the next boot.
+/// This script keeps a copy of the agent's last state in which the deployment `retired` was desired. The copy replaces
+/// the state before the next start of the agent.
 const FORGETS_DELETIONS: &str = "\
 mkdir -p /etc/systemd/system/iot-agent.service.d /var/lib/sabotage
 cat > /var/lib/sabotage/keep.sh <<'END'
@@ -60,7 +62,8 @@ END
 systemd-run --quiet --unit sabotage sh /var/lib/sabotage/keep.sh
 sync";
 
-/// At later boots: once, after the workload has run.
+/// This script adds a unit that reboots the guest once. The unit first starts at the next boot, and reboots 12 s
+/// later, when the workload has run.
 const REBOOTS_ITSELF: &str = "\
 cat > /etc/systemd/system/sabotage.service <<'END'
 [Unit]
@@ -74,7 +77,8 @@ systemctl enable sabotage.service; sync";
 
 const POWERS_OFF: &str = "systemd-run --quiet --on-active=4 systemctl poweroff --force";
 
-/// At later boots, before the agent.
+/// This script makes the agent's unit delete the start counter in the workload's volume before each start of the
+/// agent. The first start finds no counter.
 const LOSES_VOLUME: &str = "\
 mkdir -p /etc/systemd/system/iot-agent.service.d
 cat > /etc/systemd/system/iot-agent.service.d/sabotage.conf <<'END'
@@ -83,7 +87,7 @@ ExecStartPre=+/bin/sh -c 'find /var/lib/iot-agent -path \"*/_data/starts\" -dele
 END
 sync";
 
-/// This imitates an agent that connects to the bus before it reads its disk.
+/// This script imitates an agent that connects to the bus before it reads its disk.
 const WAITS_FOR_BUS: &str = "\
 mkdir -p /etc/systemd/system/iot-agent.service.d
 bus=$(sed -n 's|.*nats://\\([^:]*\\):\\([0-9]*\\)\".*|/dev/tcp/\\1/\\2|p' \"$here/config.toml\")
@@ -94,7 +98,8 @@ ExecStartPre=/bin/bash -c 'until (exec 3<>$bus) 2>/dev/null; do sleep 1; done'
 END
 sync";
 
-/// Podman's own socket moves aside, and a proxy listens in its place. The proxy does not start again at the next boot.
+/// This script moves podman's own socket, and starts a proxy that listens in its place. The proxy does not start again
+/// at the next boot.
 const IGNORES_DELETES: &str = concat!(
     "\
 mkdir -p /etc/systemd/user/iot-podman.socket.d /var/lib/sabotage

@@ -1,6 +1,7 @@
-//! The cloud-init NoCloud seed and the script that provisions the guest, as pure text.
+//! The cloud-init NoCloud seed and the script that provisions the guest, as text.
 //!
-//! JSON is valid YAML, so a JSON serialiser writes cloud-init's documents and no value needs quoting by hand.
+//! JSON is valid YAML. cloud-init's documents are therefore written by a JSON serialiser, and no value needs manual
+//! quoting.
 
 use serde_json::json;
 
@@ -41,11 +42,11 @@ pub mod marker {
 pub struct Seed<'a> {
     /// The instance id of cloud-init. cloud-init treats a boot with a new id as a first boot.
     pub instance_id: &'a str,
-    /// The user that ssh logs in as: the image's own user, which cloud-init creates.
+    /// The login user of ssh. It is the image's own user, which cloud-init creates.
     pub login_user: &'a str,
     /// The public key that is accepted for that user.
     pub authorized_key: &'a str,
-    /// The private host key of the guest. It is made for this run, so that ssh can check it.
+    /// The private host key of the guest. It is made for this run, so that ssh can verify the guest.
     pub host_private_key: &'a str,
     /// The public host key of the guest.
     pub host_public_key: &'a str,
@@ -57,11 +58,11 @@ pub struct Seed<'a> {
 /// The time at which the guest gets a payload to install.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PayloadTime {
-    /// There is no payload. A bare boot of a bench uses this.
+    /// There is no payload, as in a bare boot of a benchmark.
     Never,
-    /// The payload is there when cloud-init's last stage runs.
+    /// The payload is present when cloud-init's last stage runs.
     AtFirstBoot,
-    /// The payload comes after the first boot, as the new content of its disk. The machine of a snapshot uses this.
+    /// The payload comes after the first boot, as the new content of its disk. This is so in a machine of a snapshot.
     Awaited,
 }
 
@@ -91,7 +92,8 @@ impl Seed<'_> {
                 "ed25519_private": self.host_private_key,
                 "ed25519_public": self.host_public_key,
             },
-            // This host made the host keys and knows them; printing them costs an emulated guest one second.
+            // This host knows the host keys because it made them. Their output would cost an emulated guest one
+            // second.
             "ssh": { "emit_keys_to_console": false },
             "no_ssh_fingerprints": true,
         });
@@ -116,8 +118,8 @@ impl Seed<'_> {
     }
 }
 
-/// Configures DHCP on the only network card. The card is matched by its address because cloud-init 22.4 supports a
-/// match by name only with netplan.
+/// Returns the network configuration: DHCP on the only network card. The card is matched by its address, because
+/// cloud-init 22.4 supports a match by name only with netplan.
 fn network_config() -> serde_json::Value {
     json!({
         "version": 2,
@@ -125,9 +127,9 @@ fn network_config() -> serde_json::Value {
     })
 }
 
-/// The script that checks and installs the prerequisites of the agent, and the files that it needs. It runs once before
-/// the snapshot is saved. A restored machine therefore does not fetch packages with an old clock, nor wait for podman's
-/// first start.
+/// The script that checks and installs the prerequisites of the agent, and the files that the script needs. It runs
+/// once before the snapshot is saved. A restored machine therefore does not fetch packages with a wrong clock, and
+/// does not wait for podman's first start.
 const PREREQUISITES: [(&str, &str); 9] = [
     ("prerequisites.sh", include_str!("../../../../agent/dist/prerequisites.sh")),
     ("iot-agent.sysusers", include_str!("../../../../agent/dist/iot-agent.sysusers")),
@@ -143,10 +145,11 @@ const PREREQUISITES: [(&str, &str); 9] = [
 const PREREQUISITES_DIRECTORY: &str = "/run/iot-prerequisites";
 
 /// Returns the script that finishes the first boot, installs the agent's prerequisites and then waits for the payload.
-/// It checks that podman answers, and reads podman into memory. The machine is saved while the script polls the disk,
-/// and is restored with the payload as the disk's content. Each attempt reads the disk anew: opening a block device
-/// that no other process has open drops its page cache. The first line of the empty disk is empty; the first line of a
-/// FAT volume is not.
+/// The script checks that podman answers, and reads podman's files into memory.
+///
+/// The machine is saved while the script polls the payload's disk. It is later restored with the payload on that disk.
+/// Each poll reads the disk again: opening a block device drops its page cache if no other process has it open. The
+/// first line of the empty disk is empty, and the first line of a FAT volume is not.
 fn await_payload() -> String {
     format!(
         "systemctl is-system-running --wait > /dev/null; cloud-init status --wait > /dev/null; \
@@ -173,14 +176,14 @@ fn mount_and_provision(device: &str) -> String {
 }
 
 /// Returns the script on the payload that runs in the guest. It runs the agent's own installer and prints the outcome
-/// on the console. If `installs` is false, it only installs the keys of the run.
+/// on the console. If `installs` is false, it runs no installer, but still installs the keys of the run.
 pub fn provision_script(
     sabotage: Option<Sabotage>,
     restored: Option<Restored<'_>>,
     installs: bool,
 ) -> String {
     let (before, planted) = sabotage::scripts(sabotage);
-    // A restored machine gets the keys of this run also if the installation fails, so that a user can still log in.
+    // A restored machine gets the keys of this run even if the installation fails, so that a user can still log in.
     let keys = restored.map_or_else(|| "true".to_owned(), |restored| restored.keys());
     let began = if restored.is_some() { "\nread -r began _ < /proc/uptime" } else { "" };
     let clock = restored.map_or_else(|| "true".to_owned(), |restored| restored.clock());
@@ -215,9 +218,9 @@ pub fn provision_script(
 /// The values of a run for a machine that was saved after its first boot.
 #[derive(Debug, Clone, Copy)]
 pub struct Restored<'a> {
-    /// The user that ssh logs in as.
+    /// The login user of ssh.
     pub login_user: &'a str,
-    /// Seconds since the epoch by this host's clock.
+    /// The time by this host's clock, in seconds since the epoch.
     pub now: u64,
 }
 
@@ -237,9 +240,9 @@ impl Restored<'_> {
         )
     }
 
-    /// Returns the script that sets the clock. The guest's clock continues at the time at which the machine was saved.
-    /// Once the agent runs, the script sets the clock to this host's time; the clock of a device without a battery
-    /// jumps in the same way. An error of one or two seconds remains: the duration of the restore.
+    /// Returns the script that sets the clock. After a restore, the guest's clock shows the time at which the machine
+    /// was saved. Once the agent runs, the script sets the clock to this host's time. The clock of a device without a
+    /// battery jumps in the same way. The clock is then wrong by the duration of the restore, one or two seconds.
     fn clock(self) -> String {
         format!(
             "read -r uptime _ < /proc/uptime\n\

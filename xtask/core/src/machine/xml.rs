@@ -1,4 +1,4 @@
-//! The domain XML (libvirt.org/formatdomain.html), written from resolved parameters only.
+//! The domain XML (libvirt.org/formatdomain.html), which is written only from resolved parameters.
 
 use std::io;
 use std::path::Path;
@@ -14,8 +14,8 @@ use crate::host::firmware::AarchFirmware;
 
 type Xml = Writer<Vec<u8>>;
 
-/// Plants a fault: the XML describes the first disk's backing files and leaves one out, as the XML in the file of a
-/// saved machine does. QEMU would read past that layer.
+/// Plants a fault: describes the backing files of the first disk in the XML and leaves one out, as in the XML inside
+/// the file of a saved machine. QEMU would then not read that layer.
 pub fn with_stale_chain(xml: &str, overlay: &Path, below: &Path) -> String {
     let source = format!("<source file=\"{}\"/>", overlay.display());
     let described = format!(
@@ -85,9 +85,9 @@ fn write_os(xml: &mut Xml, params: &DomainXmlParams) -> io::Result<()> {
     if let Some(AarchFirmware { code, .. }) = &params.firmware {
         text(xml, "loader", &[("readonly", "yes"), ("type", "pflash")], &code.to_string_lossy())?;
         text(xml, "nvram", &[], &params.files.nvram.to_string_lossy())?;
-        // Arm's UEFI (seen with 2022.11) waits 5 s for a key unless QEMU's fw_cfg has `etc/boot-menu-wait`. QEMU writes
-        // that file only for a boot menu with a timeout. Without one, and also with `enable='no'`, the firmware uses
-        // its own 5 s.
+        // Arm's UEFI (seen with version 2022.11) waits 5 s for a key unless QEMU's fw_cfg has `etc/boot-menu-wait`.
+        // QEMU writes that file only for a boot menu with a timeout. Without a boot menu, and also with `enable='no'`,
+        // the firmware uses its own 5 s.
         empty(xml, "bootmenu", &[("enable", "yes"), ("timeout", "0")])?;
     }
     Ok(())
@@ -113,7 +113,8 @@ fn write_devices(xml: &mut Xml, params: &DomainXmlParams) -> io::Result<()> {
     for (index, disk) in params.disks().iter().enumerate() {
         write_disk(xml, index, disk)?;
     }
-    // Without this element libvirt adds a USB controller, which the device does not have and the firmware enumerates.
+    // Without this element, libvirt adds a USB controller. The real device does not have one, and the firmware would
+    // spend time on it.
     empty(xml, "controller", &[("type", "usb"), ("model", "none")])?;
     // The log gets the guest's output whether or not a user is attached to the socket.
     element(xml, "serial", &[("type", "unix")], |xml| {
@@ -134,7 +135,7 @@ fn write_disk(xml: &mut Xml, index: usize, disk: &Disk) -> io::Result<()> {
     let format = name_of(&disk.format);
     let mut driver = vec![("name", "qemu"), ("type", format.as_str())];
     if !disk.read_only {
-        // This host's page cache must not keep data that a real power cut would lose.
+        // Without this setting, this host's page cache could keep data that a real power cut would lose.
         driver.push(("cache", "none"));
     }
     element(xml, "disk", &[("type", "file"), ("device", "disk")], |xml| {
@@ -151,10 +152,12 @@ fn write_disk(xml: &mut Xml, index: usize, disk: &Disk) -> io::Result<()> {
     })
 }
 
-/// Writes the QEMU arguments that libvirt's own XML cannot express. User-mode port forwarding: libvirt offers it only
-/// with passt, which Debian 12's build lacks and Ubuntu 24.04's AppArmor blocks. `romfile=`: without a PXE ROM the
-/// firmware does not try to boot from the network. Host port 0: the kernel picks a free port, which QEMU's `info
-/// usernet` shows.
+/// Writes the QEMU arguments that libvirt's own XML cannot express:
+///
+/// - User-mode port forwarding. libvirt offers it only with passt, which Debian 12's build lacks and Ubuntu 24.04's
+///   AppArmor blocks.
+/// - `romfile=`. Without a PXE ROM, the firmware does not try to boot from the network.
+/// - Host port 0. The kernel then picks a free port, which QEMU's `info usernet` shows.
 fn write_qemu_arguments(xml: &mut Xml, params: &DomainXmlParams) -> io::Result<()> {
     let device = format!("virtio-net-pci,netdev=net0,mac={GUEST_MAC},bus=pcie.0,addr=0x10,romfile=");
     let forwards = FORWARDED_PORTS.map(|port| format!(",hostfwd=tcp:127.0.0.1:0-:{port}")).concat();
@@ -206,7 +209,7 @@ mod tests {
         }
     }
 
-    /// The domain is a part of a snapshot's key, so a changed machine must give a changed domain.
+    /// The domain is a part of a snapshot's key. A changed machine must therefore give a changed domain.
     #[test]
     fn another_machine_is_another_domain() {
         use Accelerator::{Kvm, Tcg};

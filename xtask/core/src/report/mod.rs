@@ -1,4 +1,4 @@
-//! The report of a run. The last lines of the screen, `report.json` and the exit code all come from this one value.
+//! The report of a run. It determines the last lines on the screen, `report.json` and the exit code.
 //!
 //! `report.json` is an interface with schema number 2; `xtask/docs/smoke.md` documents it.
 
@@ -17,7 +17,7 @@ use crate::format::{human_seconds, name_of, now_rfc3339, round};
 use crate::fs::write_atomically;
 use crate::git::Commit;
 
-/// The name of the file.
+/// The file name of the report.
 pub const REPORT: &str = "report.json";
 
 /// The schema number of `report.json`.
@@ -30,10 +30,10 @@ pub struct Report {
     pub verdict: Verdict,
     pub exit_code: u8,
     pub run_id: String,
-    /// RFC 3339, UTC.
+    /// The start time in RFC 3339, UTC.
     pub started_at: String,
     pub seconds: f64,
-    /// The fault that `--sabotage` planted, if one was.
+    /// The fault that `--sabotage` planted; `None` without `--sabotage`.
     pub sabotage: Option<String>,
     /// The phase after which the run was to stop; `None` if all phases were requested.
     #[serde(default)]
@@ -41,7 +41,7 @@ pub struct Report {
     /// The snapshot of a warm run; `None` for a cold run.
     #[serde(default)]
     pub snapshot: Option<SnapshotReport>,
-    /// `None` if git does not know the workspace.
+    /// The commit of the workspace; `None` if git does not know the workspace.
     #[serde(default)]
     pub workspace: Option<Commit>,
     pub host: HostReport,
@@ -50,7 +50,7 @@ pub struct Report {
     pub phases: Vec<PhaseReport>,
     pub evidence: Evidence,
     pub failure: Option<FailureReport>,
-    /// What the run could not do, but what does not change the verdict: copying evidence, ending the machine.
+    /// The errors that do not change the verdict, for example while copying evidence or ending the machine.
     #[serde(default)]
     pub warnings: Vec<String>,
 }
@@ -68,7 +68,7 @@ impl Report {
         }
     }
 
-    /// A smoke that failed before its run began, and therefore has no directory of its own.
+    /// Returns the report of a smoke that failed before its run began. Such a smoke has no directory in the cache.
     pub fn before_run(arch: VmArchitecture, error: &anyhow::Error) -> Self {
         let mut report = Self::begin("none", &now_rfc3339(), arch);
         report.phases.push(PhaseReport {
@@ -84,7 +84,7 @@ impl Report {
         report
     }
 
-    /// Sets the verdict and lists the phases that were never reached as skipped.
+    /// Sets the verdict, and adds the phases that were never reached as skipped ones.
     pub fn conclude(&mut self, verdict: Verdict, seconds: f64) {
         self.verdict = verdict;
         self.exit_code = verdict.exit_code();
@@ -124,14 +124,14 @@ impl Report {
     /// Reads `report.json` in `directory`.
     ///
     /// # Errors
-    /// Names the file that cannot be read or is no report.
+    /// Returns an error that names the file if it cannot be read or is not a report.
     pub fn read(directory: &Path) -> Result<Self> {
         let path = directory.join(REPORT);
         let text = fs_err::read(&path)?;
         serde_json::from_slice(&text).with_context(|| format!("parse {}", path.display()))
     }
 
-    /// The verdict in one line.
+    /// Returns the verdict in one line.
     pub fn verdict_line(&self) -> String {
         let what = name_of(&self.verdict).to_uppercase();
         let mut line = format!("{what}  iot-agent on {}", self.guest.arch);
@@ -168,8 +168,8 @@ impl Report {
 }
 
 impl AgentReport {
-    /// What the verdict line says of an agent that is not simply the release build of this workspace, or that inspect is
-    /// not sure of.
+    /// Returns the remarks of the verdict line about the agent. There are remarks if it is not the release build of
+    /// this workspace, if it was built with compiler flags of the environment, or if inspect has warnings.
     fn remarks(&self) -> impl Iterator<Item = String> {
         let given = self.given_as.as_ref().map(|path| format!(", agent given as {}", path.display()));
         let other_profile = self.profile.as_ref().filter(|profile| *profile != "release");
@@ -182,7 +182,7 @@ impl AgentReport {
 }
 
 impl ImageReport {
-    /// Why the fallback image was used, in a few words; `None` if it is the image that was wanted.
+    /// Returns the short reason why the fallback image was used, or `None` if the wanted image was used.
     pub fn fallback_briefly(&self) -> Option<&str> {
         let reason = self.fallback_reason.as_deref()?;
         Some(reason.split(": ").next().unwrap_or(reason))

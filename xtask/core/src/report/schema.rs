@@ -49,12 +49,12 @@ pub struct ImageReport {
     pub source: String,
     /// The digest of the disk as booted: `sha256:…`.
     pub digest: Digest,
-    /// Whether its content was checked against a pinned or given digest; false for a built image.
+    /// True if the content of the image was checked against a pinned or given digest. It is false for a built image.
     pub verified: bool,
-    /// Whether this host built it from packages.
+    /// True if this host built the image from packages.
     #[serde(default)]
     pub built: bool,
-    /// Why it is not the image that was wanted.
+    /// The reason why the fallback image was used; `None` if the wanted image was used.
     pub fallback_reason: Option<String>,
 }
 
@@ -70,14 +70,14 @@ pub struct FirmwareReport {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct SnapshotReport {
     pub key: String,
-    /// The time in RFC 3339, UTC.
+    /// The time at which the snapshot was made, in RFC 3339, UTC.
     pub made_at: String,
-    /// How old it was when the run began to use it. `None` if the clock was set back meanwhile.
+    /// The age of the snapshot when the run began to use it; `None` if the clock was set back meanwhile.
     #[serde(default)]
     pub age_seconds: Option<u64>,
-    /// The run that made it: this one, or an earlier one.
+    /// The id of the run that made the snapshot: this run or an earlier one.
     pub made_by: String,
-    /// The names of the snapshot's files.
+    /// The names of the files of the snapshot.
     pub reused: Vec<String>,
     /// The number of seconds by which the guest's clock jumped once its agent ran. This is the time since the snapshot
     /// was saved.
@@ -93,16 +93,17 @@ pub struct AgentReport {
     /// The version that the agent reported when it joined.
     pub version: Option<String>,
     pub target: String,
-    /// `--agent FILE` as it was typed; `None` for an agent that the run built.
+    /// The value of `--agent FILE` as it was typed; `None` for an agent that the run built.
     #[serde(default)]
     pub given_as: Option<PathBuf>,
     /// The cargo profile of the build; `None` for a given agent.
     #[serde(default)]
     pub profile: Option<String>,
-    /// The compiler flags of the environment, such as `RUSTFLAGS`, with which it was built.
+    /// The compiler flags of the build from the environment, such as `RUSTFLAGS`; `None` if there were none or if the
+    /// agent was given.
     #[serde(default)]
     pub rustflags: Option<String>,
-    /// The ids of inspect's warnings.
+    /// The ids of the warnings of inspect.
     #[serde(default)]
     pub inspect_warnings: Vec<String>,
 }
@@ -180,13 +181,13 @@ pub struct FootprintEvidence {
     pub resident_kib: u64,
     /// The time from the start of the process to its first status; `None` if that status was not received.
     pub first_status_milliseconds: Option<u64>,
-    /// The time for which the agent was left alone (`--rest`). `rest_cpu_milliseconds` is the processor time that it
-    /// used meanwhile.
+    /// The time for which the agent was left idle (`--rest`); 0 without `--rest`.
     pub rest_milliseconds: u64,
+    /// The processor time that the agent used while it was left idle.
     pub rest_cpu_milliseconds: u64,
 }
 
-/// The answer of the workload, from inside its container.
+/// The answer of the workload from inside its container.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WorkloadEvidence {
     /// The output of `uname -m`.

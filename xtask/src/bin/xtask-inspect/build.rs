@@ -1,4 +1,4 @@
-//! `cargo xtask build`: builds the agent and prints nothing but the executable's path on stdout.
+//! `cargo xtask build`: builds the agent, and prints only the path of the executable on stdout.
 
 use anyhow::{Context, Result};
 use xshell::Shell;

@@ -15,7 +15,7 @@ use xtask_core::format::{print_json, round};
 use xtask_core::workspace::Workspace;
 use xtask_inspection::{DeviceRoot, Inspection};
 
-/// Inspects the given executable, or else the agent.
+/// Inspects the given executable, or the agent if none is given.
 pub(crate) fn run(args: &InspectArgs, verbosity: Verbosity) -> Result<()> {
     let inspection = Inspection::from_args(args)?;
     let path = match &args.path {
@@ -34,7 +34,7 @@ pub(crate) fn run(args: &InspectArgs, verbosity: Verbosity) -> Result<()> {
     if report.is_sound() { Ok(()) } else { Err(Failure::reported(1).into()) }
 }
 
-/// Builds the agent, unless it is up to date, and returns the path of its executable.
+/// Builds the agent unless it is up to date. Returns the path of its executable.
 fn agent(args: &InspectArgs, inspection: &Inspection) -> Result<PathBuf> {
     let workspace = Workspace::find()?;
     let build = BuildArgs { arch: inspection.arch, profile: args.profile.clone() };
@@ -95,8 +95,8 @@ fn print(path: &Path, inspection: &Inspection, report: &Report, verbosity: Verbo
     );
 }
 
-/// Whether a finding of severity `informs` is shown without `-v`. It is shown if it has a remedy, or if it lists instructions
-/// that a check at run time guards.
+/// Returns whether a finding of severity `informs` is shown without `-v`. It is shown if it has a remedy, or if it
+/// lists instructions that are guarded by a check at run time.
 fn says_more(finding: &Finding) -> bool {
     !finding.remedy.is_empty() || (finding.id == "instructions" && !finding.details.is_empty())
 }

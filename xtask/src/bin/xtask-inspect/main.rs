@@ -1,5 +1,6 @@
-//! `xtask-inspect` of `cargo xtask`: the tasks that read executables, `build` and `inspect`. It needs no package of the host. The
-//! disassemblers are not in `xtask`, which a bare machine compiles first: they take longer than the rest of it.
+//! The binary `xtask-inspect` of `cargo xtask`. It runs the tasks that read executables, `build` and `inspect`, and
+//! needs no package of the host. The disassemblers are here and not in `xtask`, which is compiled first on a bare
+//! machine, because they take longer to compile than the rest of it.
 
 mod build;
 mod inspect;

@@ -1,13 +1,15 @@
-//! The draw: selects the cases of a table that a run tries. Cases of one table usually fail together, so a third is enough.
+//! The selection of the cases of a table that a run of the suite tries. The cases of one table usually fail together,
+//! so a third of them is enough.
 
 use xtask_core::git;
 use xtask_core::workspace::Workspace;
 
-/// The tables whose cases are tests, each as the prefix of the tests' names. A test that contains a whole table reads
-/// [`THIRD`] itself.
+/// The tables whose cases are tests, each as the prefix of the tests' names. A test that contains a whole table itself
+/// reads the variable [`THIRD`].
 pub(super) const TABLES: [&str; 2] = ["images::", "it_can_fail::sabotage::"];
 
-/// The environment variable that gives a test the third of its table, from 0 to 2. If it is not set, all cases are tried.
+/// The environment variable that tells a test which third of its table to try, from 0 to 2. If it is not set, all
+/// cases are tried.
 pub(super) const THIRD: &str = "IOT_XTASK_THIRD";
 
 /// Returns the third that follows from the commit's hash, or `None` without git.

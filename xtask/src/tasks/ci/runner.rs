@@ -24,7 +24,7 @@ pub(super) struct Count {
     pub(super) passed: u64,
     pub(super) failed: u64,
     pub(super) failures: Vec<String>,
-    /// The number of failed steps that ended with 69, because this host is not ready for them.
+    /// The number of failed steps that ended with exit code 69, because this host is not ready for them.
     pub(super) unavailable: u64,
     /// The distributions that were not tested, each with the reason.
     pub(super) not_tested: Vec<String>,
@@ -34,7 +34,7 @@ pub(super) struct Count {
 pub(super) struct Runner<'a> {
     workspace: &'a Workspace,
     pub(super) third: Option<usize>,
-    /// Whether a smoke must fail instead of testing the fallback image.
+    /// True if a smoke must fail instead of testing the fallback image.
     strict_image: bool,
     pub(super) count: Count,
 }
@@ -48,8 +48,8 @@ impl<'a> Runner<'a> {
         steps.iter().for_each(|step| self.at_once(&[*step]));
     }
 
-    /// Runs steps at the same time, and puts the step's name before each line of output. An emulated machine leaves much of two
-    /// processors idle while it waits.
+    /// Runs steps at the same time, and prefixes each line of output with the step's name. This saves time, because an
+    /// emulated machine leaves much of two processors idle while it waits.
     pub(super) fn at_once(&mut self, steps: &[Step<'_>]) {
         let alone = steps.len() == 1;
         let this = &*self;
@@ -137,10 +137,10 @@ impl<'a> Runner<'a> {
         Ok(arguments.replace(filter, &format!("--exact {}", tried.join(" "))))
     }
 
-    /// Runs a step, prints its output, and counts the tests in it and the distributions that it did not test.
+    /// Runs a step and prints its output. Counts its tests, and the distributions that it did not test.
     fn run_cargo(&self, name: &str, arguments: &str, label: &str, tests: &mut Count) -> Result<()> {
         let arguments = match arguments.strip_prefix("test ") {
-            // Run the other test binaries after a failure.
+            // With this flag, cargo runs the other test binaries after a failure.
             Some(rest) => format!("test --no-fail-fast {rest}"),
             None => arguments.to_owned(),
         };
@@ -183,7 +183,7 @@ fn expand(arguments: &str) -> String {
     arguments.strip_prefix("IT ").map_or_else(|| arguments.to_owned(), |rest| format!("{IT} {rest}"))
 }
 
-/// Returns an error that says whether this host is at fault.
+/// Returns an error if the step failed. Exit code 69 gives a failure of the host.
 fn check_status(status: ExitStatus) -> Result<()> {
     if status.code() == Some(Verdict::Unavailable.exit_code().into()) {
         bail!(Failure::host(format!("{status}: this host is not ready for it"), "see its messages above"));
@@ -198,7 +198,7 @@ fn check_ran(arguments: &str, tests: &Count) -> Result<()> {
     Ok(())
 }
 
-/// Calls `look` with each line, and then prints the line with `label` before it.
+/// Calls `look` with each line, and then prints the line after `label`.
 fn pass_on(from: impl std::io::Read, label: &str, mut look: impl FnMut(&str)) -> Result<()> {
     for text in BufReader::new(from).lines() {
         let text = text.context("read a line")?;

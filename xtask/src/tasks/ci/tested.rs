@@ -1,5 +1,5 @@
-//! Finds out from the reports of the suite's smokes which distributions were not tested. A smoke without `--image` may have
-//! tested the fallback image.
+//! The distributions that the suite's smokes did not test, as found in their reports. A smoke without `--image` may
+//! have tested the fallback image.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -17,14 +17,14 @@ pub(super) struct Smoke {
     /// The image that the smoke must test.
     wanted: String,
     arch: String,
-    /// Whether the image is the default, in whose place the smoke may test the fallback image.
+    /// True if the image is the default one. The smoke may then test the fallback image instead.
     is_default: bool,
     /// The directory for the smoke's report.
     directory: PathBuf,
 }
 
 impl Smoke {
-    /// Returns the smoke that the step `name` runs with these arguments of cargo, or `None` for another step.
+    /// Returns the smoke that the step `name` runs with these arguments of cargo, or `None` if the step runs no smoke.
     pub(super) fn of(workspace: &Workspace, name: &str, arguments: &str) -> Option<Self> {
         let words: Vec<_> = arguments.strip_prefix("xtask smoke ")?.split(' ').collect();
         let value = |flag: &str| words.iter().skip_while(|word| **word != flag).nth(1);
@@ -37,7 +37,7 @@ impl Smoke {
         })
     }
 
-    /// Deletes the report of an earlier run, and returns further arguments for the smoke.
+    /// Deletes the report of an earlier run. Returns additional arguments for the smoke.
     pub(super) fn begin(&self, strict_image: bool) -> Result<Vec<OsString>> {
         remove_file(&self.directory.join(REPORT))?;
         let mut arguments = vec!["--report".into(), self.directory.clone().into()];
@@ -47,10 +47,7 @@ impl Smoke {
         Ok(arguments)
     }
 
-    /// Returns a line about the distribution if the smoke, which has ended, did not test it.
-    ///
-    /// # Errors
-    /// Returns an error if the smoke passed, but its report cannot be read.
+    /// Returns a line about the distribution if the smoke did not test it. The smoke must have ended.
     pub(super) fn not_tested(&self, passed: bool) -> Result<Option<String>> {
         match Report::read(&self.directory) {
             Ok(report) => Ok(self.not_tested_in(&report)),
@@ -73,7 +70,7 @@ impl Smoke {
     }
 }
 
-/// The innermost cause, which says more than what was attempted.
+/// Returns the innermost cause of a failure, which is more specific than the failed action.
 fn root_cause(failure: &FailureReport) -> &str {
     failure.causes.last().unwrap_or(&failure.error)
 }

@@ -1,4 +1,4 @@
-//! What root sees in the guest: one look, over ssh. A proof compares it with what the agent says of itself.
+//! Root's view of the guest, taken over ssh. A proof compares it with the agent's reports.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -10,27 +10,27 @@ use xtask_core::machine::seed::FAILED_UNITS;
 
 use super::ssh::{Keys, UnitState, parse_unit_state};
 
-/// One look at the guest as root.
+/// The state of the guest at one time, as root sees it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct RootView {
     pub(crate) unit: UnitState,
-    /// The pid of the agent's main process; 0 if there is none.
+    /// The process id of the agent's main process; 0 if there is none.
     pub(crate) main_pid: u32,
-    /// `/proc/sys/kernel/random/boot_id`.
+    /// The content of `/proc/sys/kernel/random/boot_id`.
     pub(crate) boot_id: String,
-    /// SHA-256 of the executable of the agent's main process.
+    /// The SHA-256 digest of the executable of the agent's main process.
     pub(crate) exe_sha256: String,
-    /// Whether a file can be made where the agent's state is.
+    /// True if a file can be made in the directory of the agent's state.
     pub(crate) is_writable: bool,
     /// The agent's containers, by name.
     pub(crate) containers: BTreeMap<String, Container>,
-    /// Why podman did not list the containers.
+    /// The reason why podman did not list the containers; `None` if it did.
     pub(crate) podman_error: Option<String>,
-    /// Those of the workload's ports on which something listens.
+    /// The ports of the workloads on which a process listens.
     pub(crate) open_ports: BTreeSet<u16>,
-    /// Units that have failed and had not failed before the agent was installed.
+    /// The units that have failed since the agent was installed.
     pub(crate) failed_units: Vec<String>,
-    /// Lines of the kernel's log that say that something is wrong with the machine.
+    /// The lines of the kernel's log that report a fault of the machine.
     pub(crate) kernel_faults: Vec<String>,
 }
 
@@ -41,15 +41,15 @@ pub(crate) struct Container {
     names: Vec<String>,
     pub(crate) state: String,
     pub(crate) id: String,
-    /// Its start, in seconds since the epoch as the guest's clock had them.
+    /// The start of the container in seconds since the epoch, by the guest's clock.
     pub(crate) started_at: i64,
 }
 
-/// The kernel's words for an oops, a process that was killed for want of memory, and a file system or disk that failed.
+/// The kernel's messages about an oops, a process killed for lack of memory, and a failure of a file system or a disk.
 const KERNEL_FAULTS: &str = "Oops|BUG:|Out of memory|oom-kill|EXT4-fs error|Remounting filesystem|I/O error";
 
 impl RootView {
-    /// Looks.
+    /// Runs the script in the guest, and parses its output.
     pub(crate) fn look(keys: &Keys, port: u16, limit: Duration) -> Result<Self> {
         let output = keys.run_as_root(port, &format!("bash -c '{}'", script()), limit)?;
         Ok(Self::parse(&output))
@@ -85,7 +85,7 @@ impl Container {
     }
 }
 
-/// By name.
+/// Parses podman's list of containers. Returns them by name.
 fn containers(json: &str) -> Result<BTreeMap<String, Container>> {
     let containers: Option<Vec<Container>> =
         serde_json::from_str(json).with_context(|| format!("read podman's containers {json:?}"))?;
@@ -93,7 +93,8 @@ fn containers(json: &str) -> Result<BTreeMap<String, Container>> {
     Ok(named.collect())
 }
 
-/// Lines `NAME=VALUE`. It has no single quote, since it is quoted by two of them.
+/// Returns the script that prints lines `NAME=VALUE`. It must not contain a single quote, because it is passed in
+/// single quotes.
 fn script() -> String {
     let ports: Vec<_> = WORKLOAD_PORTS.iter().map(ToString::to_string).collect();
     format!(

@@ -1,4 +1,4 @@
-//! From nothing to a guest whose userspace is up; and KVM that does not work.
+//! The boot phase up to a running userspace of the guest, and the fallback to emulation if KVM does not work.
 
 use anyhow::{Context, Error, Result};
 use xtask_core::arch::Accelerator;
@@ -20,8 +20,8 @@ use super::warm::Warm;
 use crate::guest::media::{self, Subject};
 use crate::libvirt::Condition;
 
-/// A machine whose userspace runs cloud-init's last stage, or that came out of a snapshot and sees its payload. It is in
-/// `slot` as soon as there is one: teardown wants it, whatever becomes of the boot.
+/// Boots or restores a machine. Returns once the guest runs cloud-init's last stage or, in a restored guest, sees its
+/// payload. The machine is in `slot` as soon as it exists, because the teardown needs it even if the boot fails.
 pub(super) fn boot<'slot>(
     run: &Run<'_>,
     plan: &mut Plan,
@@ -39,7 +39,7 @@ pub(super) fn boot<'slot>(
     Ok((vm, detail))
 }
 
-/// Broker, keys, disks, NVRAM, domain.
+/// Makes the broker, keys, disks and NVRAM, and starts the domain.
 fn start(run: &Run<'_>, plan: &mut Plan, image: &ReadyImage, subject: Subject<'_>) -> Result<RunningVm> {
     let sabotage = run.options.sabotage;
     let work = run.dir.work();
@@ -54,7 +54,7 @@ fn start(run: &Run<'_>, plan: &mut Plan, image: &ReadyImage, subject: Subject<'_
     make_writable_files(plan, &files, &image.base(), &run.ui)?;
     let mut domain = Domain::write(plan, &files, &work)?;
     let machine = match domain.start(&prepared.hypervisor) {
-        // Another error (no memory, a CPU model that KVM lacks) is not KVM's fault, and emulation would not help.
+        // Other errors (no memory, a CPU model that KVM lacks) are not KVM's fault, and emulation would not help.
         Err(error) if plan.accelerator() == Accelerator::Kvm && blames_kvm(&error) => {
             *plan = without_kvm(run, plan, &format!("KVM does not start the machine: {error:#}"))?;
             domain = Domain::write(plan, &files, &work)?;
@@ -85,14 +85,16 @@ impl RunningVm {
         waited.map_err(|error| if is_planted { planted(error) } else { error })
     }
 
-    /// A KVM that never runs the kernel is written down and, where KVM was not asked for by name, replaced.
+    /// Waits for the kernel's first line under KVM. If it does not come, records that KVM does not work, and starts
+    /// the machine again under emulation unless KVM was requested by name.
     fn see_kvm_work(&mut self, run: &Run<'_>, plan: &mut Plan, image: &ReadyImage) -> Result<()> {
         let limit = self.plan.limits.first_kernel_line();
         let waited = self
             .wait("the kernel's first line under KVM", limit, |vm| Ok(vm.kernel_has_spoken().then_some(())));
         let Err(error) = waited else { return kvm::forget_failure(&run.cache) };
-        // A firmware that says that the image does not boot has run, and would say so under emulation too. A dead QEMU
-        // or broker is not KVM's fault either. What is left: silence, or a guest that KVM stopped.
+        // An interrupt, a fault on the console, and the end of QEMU or of the broker are not KVM's fault. A firmware
+        // that reports that the image does not boot has run, and it would report the same under emulation. The
+        // remaining cases are a guest without output and a guest that KVM stopped.
         let gone = self.target.condition() == Condition::Gone;
         if Kind::Interrupted.is(&error) || self.console.fault().is_some() || gone {
             return Err(error);
@@ -111,7 +113,8 @@ impl RunningVm {
     }
 }
 
-/// The end of a QEMU that this run killed itself is the planted fault that the smoke must find, and not the host's fault.
+/// Turns the end of the QEMU that this run killed into the planted fault that the smoke must find. Otherwise it would
+/// count as the host's fault.
 fn planted(error: Error) -> Error {
     if !Kind::Host.is(&error) {
         return error;
@@ -122,9 +125,10 @@ fn planted(error: Error) -> Error {
     ))
 }
 
-/// Writes down that KVM does not work here. Returns the emulated plan, where KVM was not asked for by name.
+/// Records that KVM does not work on this host. Returns the plan for emulation, or an error if KVM was requested by
+/// name.
 fn without_kvm(run: &Run<'_>, plan: &Plan, reason: &str) -> Result<Plan> {
-    // libvirt passes on all that QEMU said; its first line says why.
+    // libvirt passes on all output of QEMU; the first line has the reason.
     let reason = reason.lines().next().unwrap_or(reason).to_owned();
     kvm::remember_failure(&run.cache, &reason)?;
     if !plan.may_fall_back() {
@@ -137,7 +141,7 @@ fn without_kvm(run: &Run<'_>, plan: &Plan, reason: &str) -> Result<Plan> {
     Ok(plan)
 }
 
-/// QEMU and libvirt name KVM where it is KVM that fails.
+/// Returns whether an error names KVM. QEMU and libvirt name it if KVM itself fails.
 fn blames_kvm(error: &anyhow::Error) -> bool {
     format!("{error:#}").to_lowercase().contains("kvm")
 }

@@ -1,4 +1,4 @@
-//! `smoke --verify-cold`: the same smoke from its snapshot and from nothing, and whether they say the same.
+//! `smoke --verify-cold`: runs the same smoke warm from its snapshot and cold, and compares the two reports.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -15,8 +15,8 @@ use xtask_core::{bail_guest, bail_host};
 
 use xtask_jobs::Ui;
 
-/// Runs this command once for each half, each with a report of its own below `compared/` in the cache. Each half is a process,
-/// because libvirt's embedded driver has one root per process.
+/// Runs this command once for each half. Each half has a report of its own below `compared/` in the cache, and is a
+/// process of its own, because libvirt's embedded driver has one root per process.
 pub(super) fn run(args: &SmokeArgs, verbosity: Verbosity) -> Result<()> {
     check_flags(args)?;
     let own = std::env::current_exe().context("find this very program")?;
@@ -35,7 +35,7 @@ pub(super) fn run(args: &SmokeArgs, verbosity: Verbosity) -> Result<()> {
         command.args(std::env::args_os().skip(1)).args(["--half", &name]);
         let report = smoke(command, &report)?;
         ui.check()?;
-        // It has said why; there is nothing to compare with.
+        // The half has printed the reason, and there is no result to compare.
         ensure!(report.verdict != Verdict::Unavailable, Failure::reported(report.exit_code));
         Ok(report)
     };
@@ -67,7 +67,7 @@ pub(super) fn run(args: &SmokeArgs, verbosity: Verbosity) -> Result<()> {
     }
 }
 
-/// Refuses what only a single run can have.
+/// Returns a usage error for a flag that only a single run can have.
 fn check_flags(args: &SmokeArgs) -> Result<(), Failure> {
     if let Some(other) = args.sabotage.filter(|sabotage| *sabotage != Sabotage::ColdPanics) {
         let (other, own) = (name_of(&other), name_of(&Sabotage::ColdPanics));
@@ -83,7 +83,7 @@ fn check_flags(args: &SmokeArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Runs a smoke to its end, whatever that is, and reads the report that it writes into `directory`.
+/// Runs a smoke to its end, with any verdict, and reads the report that it writes into `directory`.
 pub(crate) fn smoke(mut command: Command, directory: &Path) -> Result<Report> {
     command.arg("--report").arg(directory).stdin(Stdio::null());
     let path = directory.join("report.json");
@@ -91,7 +91,7 @@ pub(crate) fn smoke(mut command: Command, directory: &Path) -> Result<Report> {
     let status = command.status().context("run a smoke")?;
     let text = match fs_err::read(&path) {
         Ok(text) => text,
-        // It has said itself why it did not begin.
+        // The smoke has printed why it did not begin.
         Err(_) if !status.success() => {
             let code = status.code().and_then(|code| u8::try_from(code).ok());
             return Err(Failure::reported(code.unwrap_or(1)).into());
@@ -108,8 +108,8 @@ pub(crate) fn smoke(mut command: Command, directory: &Path) -> Result<Report> {
     Ok(report)
 }
 
-/// What must not depend on how the machine came to be, as JSON pointers into the report (RFC 6901). Boot ids, revisions
-/// and times may.
+/// The parts of the report that must be the same in a warm run and a cold run, as JSON pointers (RFC 6901). Boot ids,
+/// revisions and times may differ.
 const COMPARED: &[(&str, &[&str])] = &[
     ("the verdict", &["/verdict"]),
     ("what was built", &["/agent/sha256"]),
@@ -128,7 +128,7 @@ const COMPARED: &[(&str, &[&str])] = &[
     ("the workload without a broker", &["/evidence/workload_offline"]),
     ("the changed workload", &["/evidence/workload_rejoin"]),
 ];
-/// In the evidence: what differs from boot to boot.
+/// The fields of the evidence that differ from boot to boot.
 const VOLATILE: [&str; 2] = ["boot_id", "kv_revision"];
 
 fn differences(warm: &Report, cold: &Report) -> Vec<String> {
@@ -238,7 +238,7 @@ mod tests {
         assert!(refused("--report /tmp").contains("compared/"));
     }
 
-    /// A pointer that names no field would compare nothing with nothing.
+    /// If a pointer named no field, nothing would be compared.
     #[test]
     fn every_pointer_leads_to_a_field() {
         let report = serde_json::to_value(report()).unwrap();

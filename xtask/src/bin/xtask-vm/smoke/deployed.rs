@@ -1,4 +1,4 @@
-//! What a status says of a deployment, and what a workload says of itself: pure.
+//! Checks of a deployment in a status and of a workload's answer, as pure functions.
 
 use std::collections::BTreeSet;
 
@@ -9,14 +9,15 @@ use xtask_core::report::WorkloadEvidence;
 
 use xtask_fleet::ReceivedStatus;
 
-/// A deployment that failed in so many statuses does not get right by itself. Once may be a podman that is just starting.
+/// The number of different statuses with an error after which a deployment is considered hopeless. A single error may
+/// come from a podman that is just starting.
 const MOST_TROUBLED_STATUSES: usize = 4;
 
 /// The hint for an answer that is not from the workload's container.
 pub(super) const FIND_LISTENER: &str = "find out what listens on the workload's port in the guest: run again \
     with --keep, then cargo xtask vm ssh";
 
-/// A wait for one deployment.
+/// The expected state of one deployment, and the statuses that reported an error while it was awaited.
 #[derive(Debug)]
 pub(crate) struct ExpectedDeployment {
     name: &'static str,
@@ -26,17 +27,18 @@ pub(crate) struct ExpectedDeployment {
 }
 
 impl ExpectedDeployment {
-    /// That it runs, as desired at `revision`.
+    /// Expects that the deployment runs as desired at `revision`.
     pub(crate) fn running(name: &'static str, revision: u64) -> Self {
         Self { name, revision, phase: DeploymentPhase::Running, troubled: BTreeSet::new() }
     }
 
-    /// That it is gone, as desired at `revision`.
+    /// Expects that the deployment is gone, as desired at `revision`.
     pub(crate) fn removed(name: &'static str, revision: u64) -> Self {
         Self { name, revision, phase: DeploymentPhase::Removed, troubled: BTreeSet::new() }
     }
 
-    /// Whether this status shows it; fails if it shows that it will not come.
+    /// Returns whether this status shows the expected state. Returns an error if it shows that the state will not be
+    /// reached.
     pub(crate) fn check(&mut self, seen: &ReceivedStatus) -> Result<bool, Failure> {
         let line = seen.status.deployment(self.name);
         let Some(line) = line.filter(|line| line.desired_revision >= self.revision) else {
@@ -63,7 +65,7 @@ impl ExpectedDeployment {
         Ok(false)
     }
 
-    /// What the status says of it, for a wait that ran out of time.
+    /// Describes the status of the deployment, for the message of a wait that ran out of time.
     pub(crate) fn describe(&self, seen: Option<&ReceivedStatus>) -> String {
         let line = seen.and_then(|seen| seen.status.deployment(self.name));
         line.map_or("has no entry for it".to_owned(), |line| {
@@ -73,7 +75,8 @@ impl ExpectedDeployment {
     }
 }
 
-/// A phase and the container beside it.
+/// Returns whether the container in a status agrees with the phase beside it. Only the phases running and removed can
+/// agree.
 fn agrees(line: &DeploymentStatus) -> bool {
     match (line.phase, &line.container) {
         (DeploymentPhase::Running, Some(container)) => container.state == "running",
@@ -82,25 +85,26 @@ fn agrees(line: &DeploymentStatus) -> bool {
     }
 }
 
-/// The phase as it is written in the status.
+/// Returns the phase as it is written in the status.
 pub(super) fn word(phase: DeploymentPhase) -> String {
     let value = serde_json::to_value(phase).expect("a phase is plain data");
     value.as_str().unwrap_or_default().to_owned()
 }
 
-/// What the workload must say.
+/// The expected answer of the workload.
 #[derive(Debug)]
 pub(crate) struct ExpectedAnswer<'a> {
-    /// `uname -m` of the machine that was asked for.
+    /// The output of `uname -m` on the requested machine.
     pub(crate) machine: &'a str,
     /// The generation that the fleet desires.
     pub(crate) generation: u64,
-    /// What it said last.
+    /// The last answer from before; `None` if the starts are not compared.
     pub(crate) before: Option<&'a WorkloadEvidence>,
 }
 
 impl ExpectedAnswer<'_> {
-    /// Whether an answer is the expected one. One of another generation says nothing yet, as that generation may still run.
+    /// Returns whether an answer is the expected one. An answer of another generation is no error, because that
+    /// generation may still run for a while.
     pub(crate) fn check(&self, answer: &WorkloadEvidence) -> Result<bool, Failure> {
         if answer.machine != self.machine {
             bail_guest!(
@@ -191,7 +195,7 @@ mod tests {
         let mut check = |revision| {
             wanted.check(&with(revision, 7, DeploymentPhase::BackingOff, "", Some("no such image")))
         };
-        // The same status seen again and again is one.
+        // A status that is seen several times counts once.
         for revision in [1, 2, 2, 2, 2, 3] {
             assert!(!check(revision).unwrap(), "{revision}");
         }

@@ -1,4 +1,4 @@
-//! Faults of a running device, each with a begin and an end.
+//! Faults of a running device. Each fault has a beginning and an end.
 
 use anyhow::{Context, Result};
 use xtask_core::limits;
@@ -6,27 +6,27 @@ use xtask_fleet::ReceivedStatus;
 
 use super::running::RunningVm;
 
-/// Something that devices meet.
+/// A fault that occurs on real devices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fault {
-    /// The power goes: no shutdown, and nothing of the guest's memory is written.
+    /// A power cut: the guest does not shut down, and nothing of its memory is written.
     PowerCut,
 }
 
 /// A fault that has begun.
 pub(super) struct OngoingFault {
     fault: Fault,
-    /// The last status from before it: what has a higher revision was stored since.
+    /// The last status from before the fault. A status with a higher revision was stored later.
     last: ReceivedStatus,
 }
 
 impl Fault {
-    /// Begins it.
+    /// Starts the fault.
     pub(super) fn begin(self, vm: &mut RunningVm) -> Result<OngoingFault> {
         match self {
             Self::PowerCut => vm.cut_power()?,
         }
-        // What the guest had sent before is stored by now.
+        // After this pause, the broker has stored what the guest had sent before the fault.
         std::thread::sleep(limits::BROKER_SETTLE);
         let last = vm.broker.latest()?.context("the status from before the fault is gone")?;
         Ok(OngoingFault { fault: self, last })
@@ -34,7 +34,7 @@ impl Fault {
 }
 
 impl OngoingFault {
-    /// Ends it; returns the last status from before it began.
+    /// Ends the fault. Returns the last status from before it began.
     pub(super) fn end(self, vm: &mut RunningVm) -> Result<ReceivedStatus> {
         match self.fault {
             Fault::PowerCut => vm.target.power_on()?,

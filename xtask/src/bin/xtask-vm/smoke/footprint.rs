@@ -1,4 +1,5 @@
-//! What the agent takes of the device, by its own word: told in each report, and with `--rest` over a while without anything to do.
+//! The resources that the agent uses, as it reports them. They are part of each report; with `--rest`, the report also
+//! has the processor time of an idle agent.
 
 use std::time::Duration;
 
@@ -12,20 +13,21 @@ use xtask_fleet::ReceivedStatus;
 use super::proof::Proof;
 use super::running::RunningVm;
 
-/// With the first status that was seen.
+/// Returns the footprint in the first status that was received.
 pub(super) fn first(agent: &Agent, seen: &ReceivedStatus) -> Option<FootprintEvidence> {
     let footprint = seen.status.footprint?;
     Some(FootprintEvidence {
         executable_bytes: agent.content.len() as u64,
         resident_kib: footprint.resident_kib,
-        // A later status says nothing of the first one.
+        // Only the first status shows the time to the first status.
         first_status_milliseconds: (seen.status.sequence == 1).then_some(footprint.age_milliseconds),
         rest_milliseconds: 0,
         rest_cpu_milliseconds: 0,
     })
 }
 
-/// Waits until the agent has been left alone for as many seconds as were asked for.
+/// Leaves the agent idle for the given number of seconds, and adds the processor time that it used meanwhile to the
+/// evidence. Returns at once if `seconds` is 0.
 pub(super) fn rest(vm: &mut RunningVm, seconds: u64, proof: &mut Proof<'_>) -> Result<()> {
     if seconds == 0 {
         return Ok(());

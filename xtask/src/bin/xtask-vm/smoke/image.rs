@@ -1,4 +1,4 @@
-//! The phase *image*: the disk that was asked for, or the fallback image, which the verdict names.
+//! The phase *image*: gets the requested image, or else the fallback image, which the verdict then names.
 
 use std::panic::resume_unwind;
 use std::path::Path;
@@ -20,21 +20,21 @@ use xtask_images::fetch::RetryPolicy;
 use xtask_images::{self, ReadyImage, Store};
 use xtask_jobs::Background;
 
-/// The disk that will be booted, and what the report says of it and of its firmware.
+/// The disk that will be booted, with the report's entries about it and its firmware.
 pub(super) struct TestedImage {
     pub(super) ready: ReadyImage,
     pub(super) report: ImageReport,
     pub(super) firmware: FirmwareReport,
 }
 
-/// An image that is fetched or built while something else is on the screen. Dropped, it gives up.
+/// An image that is fetched or built in the background of other phases. Dropping this value cancels the work.
 pub(super) struct ComingImage<'scope> {
     job: Arc<Background>,
     thread: Option<ScopedJoinHandle<'scope, Result<(Plan, TestedImage, String)>>>,
 }
 
 impl<'scope> ComingImage<'scope> {
-    /// Begins to get the image of `plan`.
+    /// Starts to get the image of `plan`.
     pub(super) fn start<'env>(scope: &'scope Scope<'scope, 'env>, run: &'env Run<'_>, plan: &Plan) -> Self {
         let job = Arc::default();
         let (cache, dir, ui) = (&run.cache, &run.dir, run.ui.behind(&job));
@@ -47,7 +47,7 @@ impl<'scope> ComingImage<'scope> {
         Self { job, thread: Some(thread) }
     }
 
-    /// The phase *image*: waits for it. The plan then names what is tested.
+    /// Runs the phase *image*: waits for the image, and sets the plan to the image that is tested.
     pub(super) fn phase(mut self, recorder: &mut Recorder<'_>, plan: &mut Plan) -> Result<ReadyImage> {
         let thread = self.thread.take().context("the image comes once; this is a bug of cargo xtask")?;
         let tested = recorder.phase(Phase::Image, None, || {
@@ -104,7 +104,8 @@ fn tested_image(
     Ok((TestedImage { ready, report, firmware }, detail))
 }
 
-/// The image; where its host cannot be reached and there is a fallback image, that one and why.
+/// Gets the image. If its host cannot be reached or `--offline` excludes the download, and there is a fallback image,
+/// gets that one and also returns the reason.
 pub(crate) fn ensure_or_fall_back(
     store: &Store<'_>,
     plan: &mut Plan,
@@ -141,16 +142,18 @@ pub(crate) fn ensure_or_fall_back(
     Ok((ready, Some(reason)))
 }
 
-/// The time of this file is when the fallback image was used last.
+/// The ending of the name of a file. The file's modification time is the last time at which the image's host could not
+/// be reached.
 const FALLBACK_MARK: &str = "fallback";
 
-/// Whether that was a short while ago: the host is asked all the same, and not twice.
+/// Returns whether the image's host could not be reached a short while ago. There is then only one attempt to reach
+/// it.
 fn is_fresh(fallback_mark: &Path) -> bool {
     let written = fallback_mark.metadata().and_then(|meta| meta.modified());
     written.is_ok_and(|written| written.elapsed().is_ok_and(|age| age < limits::FALLBACK_MEMORY))
 }
 
-/// `HOST cannot be reached: CAUSE`. What comes before the colon is enough for a verdict's line.
+/// Returns `HOST cannot be reached: CAUSE`. The verdict's line needs only the part before the colon.
 fn cannot_be_reached(image: &Image, unreachable: &Failure) -> String {
     let host = match &image.source {
         Source::Download(download) => shown(&download.url).split('/').nth(2).unwrap_or_default().to_owned(),
@@ -165,7 +168,7 @@ fn unreachable(error: &anyhow::Error) -> Option<&Failure> {
     error::failure(error).filter(|failure| failure.kind == Kind::Unreachable)
 }
 
-/// Nothing is known about the agent where there is no image to test it on.
+/// Attributes an error to the host. Without an image to test the agent on, nothing is known about the agent.
 fn host_fault(error: anyhow::Error, plan: &Plan) -> anyhow::Error {
     if Kind::Interrupted.is(&error) {
         return error;

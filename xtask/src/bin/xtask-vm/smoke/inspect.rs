@@ -1,5 +1,5 @@
-//! The phase *inspect*: an executable that cannot run on the device never reaches the guest. The phase runs as soon as the
-//! executable is built, and once more with the image's own libraries if they were not known by then.
+//! The phase *inspect*: stops an executable that cannot run on the device before it reaches the guest. The phase runs
+//! as soon as the executable is built. It runs again if the libraries of the image were not known at that time.
 
 use anyhow::Result;
 use inspect::finding::{Finding, Severity};
@@ -14,20 +14,21 @@ use xtask_images::inventory;
 use super::recorder::Recorder;
 use super::run::Run;
 
-/// What is said where the image's own libraries are not known, before the image is there and after.
+/// The text for unknown libraries before the image is in the cache.
 pub(super) const NOT_FETCHED: &str = "the catalogue's data, as it is not in the cache yet";
+/// The text for unknown libraries once the image is in the cache.
 pub(super) const NOT_READ: &str = "its libraries are unknown: your own images are not read";
 
-/// What one inspection found out.
+/// The result of one inspection.
 struct Inspected {
-    /// The digest of the image whose own libraries the executable was held against; `None` where they are not known.
+    /// The digest of the image whose libraries were used for the check; `None` if its libraries are not known.
     known: Option<String>,
     /// The ids of the warnings.
     warnings: Vec<String>,
 }
 
-/// Runs the phase, and records its warnings. Returns the digest of the image whose own libraries the executable was held
-/// against; `None` where they are not known.
+/// Runs the phase, and records its warnings. Returns the digest of the image whose libraries were used for the check,
+/// or `None` if its libraries are not known.
 pub(super) fn phase(
     run: &Run<'_>,
     recorder: &mut Recorder<'_>,

@@ -1,5 +1,6 @@
-//! `cargo xtask smoke`: the phases, readable as prose, and `vm up`, which goes through the first of them. [`recorder`] times
-//! and records a phase. [`target`] is where a guest runs, [`fault`] what is done to it, [`proof`] whether it has converged.
+//! `cargo xtask smoke` and `cargo xtask vm up`. This module contains the phases in order; `vm up` runs only the first
+//! ones. [`recorder`] times and records a phase. [`target`] is the place where a guest runs, [`fault`] has the faults
+//! of a running device, and [`proof`] has the checks that it has converged.
 
 mod boot;
 pub(crate) mod compare;
@@ -57,7 +58,7 @@ use run::Run;
 use running::RunningVm;
 use workload::{Changes, EPHEMERAL, PERSISTENT, RETIRED};
 
-/// Runs the smoke; the verdict is on the screen and in the report when this returns.
+/// Runs the smoke. When this function returns, the verdict is on the screen and in the report.
 pub(crate) fn run(workspace: &Workspace, args: &SmokeArgs, verbosity: Verbosity) -> Result<()> {
     if args.verify_cold && args.half.is_none() {
         return compare::run(args, verbosity)
@@ -75,7 +76,7 @@ pub(crate) fn run(workspace: &Workspace, args: &SmokeArgs, verbosity: Verbosity)
     }
 }
 
-/// Writes the report of a smoke that has no directory in the cache, if `--report` is given.
+/// Writes the report of a smoke that failed before it had a directory in the cache, if `--report` is given.
 fn report_before_run(args: &SmokeArgs, error: &Error) {
     let Some(directory) = &args.report else { return };
     if let Err(error) = Report::before_run(args.build.arch, error).write(directory) {
@@ -83,8 +84,8 @@ fn report_before_run(args: &SmokeArgs, error: &Error) {
     }
 }
 
-/// Runs the phases up to a machine that is up, and its proof. The machine is in `slot` as soon as there is
-/// one, for the teardown.
+/// Runs the phases up to a booted machine, and then the proof. The machine is in `slot` as soon as it exists, for the
+/// teardown.
 fn smoke(
     run: &Run<'_>,
     args: &SmokeArgs,
@@ -117,11 +118,11 @@ fn smoke(
     let outcome = prove(run, args, recorder, vm, &mut proof);
     recorder.machine(vm);
     recorder.proof(&proof);
-    // If the snapshot was changed, the run's result does not count.
+    // If the snapshot was changed, the result of the run does not count.
     vm.verify_snapshot(run).and(outcome)
 }
 
-/// Runs the phases of the proof on a machine that is up: one line a phase.
+/// Runs the phases of the proof on a booted machine.
 fn prove(
     run: &Run<'_>,
     args: &SmokeArgs,
@@ -149,7 +150,8 @@ fn prove(
     )
 }
 
-/// `vm up`: the phases of a smoke up to a machine that can be entered, which is left under its name.
+/// Runs `vm up`: the phases of a smoke up to a machine that can be entered. The machine is left running under its
+/// name.
 pub(crate) fn up(workspace: &Workspace, up: &UpArgs, verbosity: Verbosity) -> Result<()> {
     let run = Run::begin(workspace, RunOptions::from(up), Ui::install(verbosity)?)?;
     let mut recorder = Recorder::new(&run);
@@ -177,7 +179,7 @@ fn machine_alone(run: &Run<'_>, recorder: &mut Recorder<'_>, slot: &mut Option<R
     vm.verify_snapshot(run).and(entered)
 }
 
-/// The phase *preflight*: what was asked, resolved on what this machine has.
+/// Runs the phase *preflight*. Returns the plan: the requested options, resolved for this host.
 fn planned(run: &Run<'_>, recorder: &mut Recorder<'_>) -> Result<Plan> {
     let (facts, plan) = recorder.phase(Phase::Preflight, None, || preflight(run))?;
     recorder.host(&facts);
@@ -201,7 +203,7 @@ fn preflight(run: &Run<'_>) -> Result<((Facts, Plan), String)> {
     Ok(((facts, plan), detail))
 }
 
-/// The executable under test, built or as given, and what the fleet will have the device run.
+/// Builds or reads the executable under test. Returns it together with the container image of the workload.
 fn build(run: &Run<'_>, args: &SmokeArgs) -> Result<((Agent, Vec<u8>), String)> {
     let arch = args.build.arch;
     let agent = match &args.agent {
@@ -216,7 +218,7 @@ fn build(run: &Run<'_>, args: &SmokeArgs) -> Result<((Agent, Vec<u8>), String)> 
             let shell = Shell::new().context("start a shell of commands")?;
             run.ui.pause();
             let built = build::build(&shell, run.workspace, &args.build);
-            // A compiler that the Ctrl-C ended is no failure of its own.
+            // If Ctrl-C ended the compiler, the run was interrupted and the build did not fail.
             run.ui.check()?;
             built?
         }
@@ -233,14 +235,14 @@ fn build(run: &Run<'_>, args: &SmokeArgs) -> Result<((Agent, Vec<u8>), String)> 
     Ok(((agent, workload), detail))
 }
 
-/// Waits until the guest says how its installation ended.
+/// Waits until the guest reports the outcome of its installation.
 fn provision(vm: &mut RunningVm) -> Result<((), String)> {
     let limit = vm.plan.limits.provision();
     vm.wait("the guest to install the agent", limit, |vm| Ok(vm.provisioned()?.then_some(())))?;
     Ok(((), format!("agent/dist/install.sh succeeded in the guest{}", vm.clock_jumped()?)))
 }
 
-/// Waits for a status of the executable that was built, on the machine that was asked for.
+/// Waits for a status of the executable under test on the requested machine.
 fn join(vm: &mut RunningVm, proof: &mut Proof<'_>) -> Result<(StatusEvidence, String)> {
     let evidence = proof.join(vm)?;
     let kernel = proof.joined.as_ref().map(|seen| seen.status.kernel.clone()).unwrap_or_default();
@@ -257,17 +259,17 @@ fn ping(run: &Run<'_>, vm: &mut RunningVm, joined: &StatusEvidence) -> Result<((
     Ok(((), format!("answered in {}", human_seconds(started.elapsed().as_secs_f64()))))
 }
 
-/// What was proven before the power cut, and what the bus had while the machine had no power.
+/// The evidence from before the power cut, and the changes around it.
 struct Before {
     joined: StatusEvidence,
     workload: WorkloadEvidence,
-    /// The last status of before.
+    /// The last status that was written before the power cut.
     last: ReceivedStatus,
     changes: Changes,
 }
 
-/// Cuts the power as soon as the agent has acknowledged a change; then starts the same machine without a broker and with
-/// a desired state that was changed once more. Returns the last status of before, and the changes.
+/// Cuts the power as soon as the agent has acknowledged a change. Then starts the same machine without a broker, after
+/// one more change of the desired state. Returns the last status from before the power cut, and the changes.
 fn power_cut(
     run: &Run<'_>,
     vm: &mut RunningVm,
@@ -278,7 +280,7 @@ fn power_cut(
     let deleted = workload::change_before_cut(vm, proof)?;
     let ongoing = Fault::PowerCut.begin(vm)?;
     let changes = Changes { deleted, updated: workload::change_while_off(vm)? };
-    // Before its next boot repairs what it may.
+    // The check is made before the next boot, because a boot may repair the file systems.
     let checked = run.check_disk(&vm.files.overlay)?;
     let last = ongoing.end(vm)?;
     run.ui.detail("the domain was destroyed and started again; the broker is away");
@@ -287,8 +289,8 @@ fn power_cut(
     Ok(((last, changes), detail))
 }
 
-/// Waits for the workload while there is no broker; then for a status that only a new boot of the same
-/// executable can have written; then for the workload as it was changed meanwhile; and watches the device at rest.
+/// Waits for the workload while there is no broker. Then starts the broker and waits for a status that only a new boot
+/// of the same executable can have written, and for the changed workload. At the end, watches the device at rest.
 fn rejoin(run: &Run<'_>, vm: &mut RunningVm, proof: &mut Proof<'_>, before: &Before) -> Result<((), String)> {
     let started = Instant::now();
     let offline = workload::recovered(vm, proof, &before.workload)?;

@@ -1,4 +1,4 @@
-//! What root must see in the guest if the agent's word is true: pure.
+//! The comparison of root's view of the guest with the agent's reports, as pure functions.
 
 use xtask_core::bail_guest;
 use xtask_core::error::Failure;
@@ -6,24 +6,23 @@ use xtask_core::error::Failure;
 use super::proof::Deployed;
 use crate::guest::root::RootView;
 
-/// What root must see.
+/// The view that root must have of the guest.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct ExpectedView<'a> {
     pub(super) device_id: &'a str,
     /// The boot id that the agent or the workload has reported.
     pub(super) boot_id: &'a str,
-    /// SHA-256 of the executable under test.
+    /// The SHA-256 digest of the executable under test.
     pub(super) exe_sha256: &'a str,
     pub(super) running: &'a [Deployed],
     pub(super) deleted: &'a [Deployed],
 }
 
 impl ExpectedView<'_> {
-    /// Whether a look shows what it must; if not, what may still become right. A look that shows what no time repairs is a
-    /// failure.
+    /// Compares a view with the expected one. The inner error is a difference that may still disappear with time.
     ///
     /// # Errors
-    /// A failure of the guest, with its cause.
+    /// Returns a failure of the guest with its cause for a difference that no time repairs.
     pub(super) fn check(&self, view: &RootView) -> Result<Result<(), String>, Failure> {
         check_system(view)?;
         self.check_agent(view)?;
@@ -96,10 +95,10 @@ impl ExpectedView<'_> {
     }
 }
 
-/// Checks what the agent needs of its device.
+/// Checks that the guest provides the system that the agent needs.
 ///
 /// # Errors
-/// A failure of the guest if its file system cannot be written, or if its kernel has logged a fault.
+/// Returns a failure of the guest if its file system cannot be written, or if its kernel has logged a fault.
 pub(super) fn check_system(view: &RootView) -> Result<(), Failure> {
     if !view.is_writable {
         bail_guest!(
@@ -113,15 +112,15 @@ pub(super) fn check_system(view: &RootView) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The container that the agent makes for a deployment.
+/// Returns the name of the container that the agent makes for a deployment.
 fn container_of(device_id: &str, deployed: Deployed) -> String {
     format!("iot-{device_id}.{}", deployed.name)
 }
 
-/// Compares two looks of one boot, between which nothing was changed.
+/// Compares two views of one boot, between which nothing was changed.
 ///
 /// # Errors
-/// A failure of the guest if the agent's process or a container is another one in the second look.
+/// Returns a failure of the guest if the agent's process or a container is another one in the second view.
 pub(super) fn check_unchanged(
     device_id: &str,
     running: &[Deployed],
@@ -183,7 +182,7 @@ mod tests {
         }
     }
 
-    /// A change of a sound look, and the words that it is found by; `true`: no time repairs it.
+    /// A change of a sound view, words of the message about it, and true if no time repairs it.
     type Row = (fn(&mut RootView), &'static str, bool);
 
     #[test]

@@ -1,4 +1,5 @@
-//! A workload that does not come back after the power cut: the guest is asked why, and whether it still can.
+//! The diagnosis of a workload that does not come back after the power cut. The guest is asked for the reason, and
+//! whether the workload can still start.
 
 use std::time::Instant;
 
@@ -9,26 +10,28 @@ use xtask_core::limits;
 
 use super::running::RunningVm;
 
-/// What a wait for the workload after the power cut remembers.
+/// The state of a wait for the workload after the power cut.
 #[derive(Default)]
 pub(super) struct OfflineRecovery {
-    /// When it was first seen to be up.
+    /// The time at which the guest was first seen to be up.
     up: Option<Instant>,
-    /// When the guest was asked last.
+    /// The time at which the guest was last asked.
     asked: Option<Instant>,
-    /// How often in a row its agent knew of no deployment.
+    /// The number of consecutive answers in which the agent knew of no such deployment.
     unknown: u32,
 }
 
 impl RunningVm {
-    /// Now and then asks the guest why the workload does not run, and fails if it never will: its agent is up
-    /// and knows of none, or is not up long after the rest of the guest.
+    /// Asks the guest at intervals why the workload does not run. Returns a failure of the guest if the workload never
+    /// will: the agent runs and does not know the deployment, or the agent does not run long after the rest of the
+    /// guest is up.
     pub(super) fn check_workload(&self, deployment: &str, waited: &mut OfflineRecovery) -> Result<()> {
         if !self.can_be_entered() {
             return Ok(());
         }
         let up = waited.up.get_or_insert_with(Instant::now).elapsed();
-        // Seconds in which the guest answers and starts nothing: a workload that only takes its time is not held up.
+        // Each question costs an emulated guest seconds in which it starts nothing else. Pauses between the questions
+        // therefore keep them from delaying a workload that is only slow.
         if waited
             .asked
             .map_or(up <= limits::OFFLINE_RECOVERY, |asked| asked.elapsed() <= limits::GUEST_QUESTION)
@@ -45,7 +48,7 @@ impl RunningVm {
             "active" => {
                 let (reason, unknown) = local_reason(&status, deployment);
                 waited.unknown = if unknown { waited.unknown + 1 } else { 0 };
-                // Its first status may be older than its first look at the disk.
+                // The agent may write its first status before it first reads its disk.
                 (reason, waited.unknown > 1)
             }
             other => (format!("iot-agent.service is {other}: it waits for something before it starts"), late),
@@ -61,8 +64,8 @@ impl RunningVm {
     }
 }
 
-/// What the agent's own status on the device (`/run/iot-agent/status.json`) says of a deployment, and whether
-/// it is hopeless. A deployment that the agent does not know without a bus was not stored.
+/// Returns what the agent's status on the device (`/run/iot-agent/status.json`) says of a deployment, and whether the
+/// deployment is hopeless. If the agent does not know a deployment without a bus, it has not stored it.
 fn local_reason(text: &str, deployment: &str) -> (String, bool) {
     #[derive(serde::Deserialize)]
     struct Local {

@@ -1,4 +1,5 @@
-//! What is asked of a run: by `smoke`, or by `vm up`, which makes a machine as a smoke does and leaves it.
+//! The options of a run. `smoke` and `vm up` share them, because `vm up` makes a machine in the same way and leaves it
+//! running.
 
 use std::path::Path;
 use std::time::Duration;
@@ -14,18 +15,18 @@ pub(crate) struct RunOptions<'a> {
     pub(crate) machine: &'a MachineArgs,
     /// Multiplies the guest's limits.
     pub(crate) timeout_scale: f64,
-    /// Use no snapshot.
+    /// True if the run uses no snapshot.
     pub(crate) cold: bool,
-    /// Fail where no snapshot can be used.
+    /// True if the run must fail if snapshots are not possible.
     pub(crate) warm: bool,
-    /// Check the guest's file systems at the end.
+    /// True if the guest's file systems are checked at the end.
     pub(crate) fsck: bool,
-    /// Leave the machine after a smoke.
+    /// True if the machine is left running after a smoke.
     pub(crate) keep: bool,
     pub(crate) sabotage: Option<Sabotage>,
-    /// How long the device is watched at rest, in seconds.
+    /// The number of seconds for which the device is watched at rest; `None` for the default.
     pub(crate) observe: Option<u64>,
-    /// The directory for the report; `None`: the run's own.
+    /// The directory for the report; `None` for the run's own directory.
     pub(crate) report: Option<&'a Path>,
 }
 
@@ -46,7 +47,7 @@ impl<'a> From<&'a SmokeArgs> for RunOptions<'a> {
     }
 }
 
-/// Returns the fault of this run: `cold-panics` is one of the cold run alone.
+/// Returns the fault to plant in this run. `cold-panics` is planted only in the cold run of `--verify-cold`.
 fn planted(args: &SmokeArgs) -> Option<Sabotage> {
     match (args.half, args.sabotage) {
         (Some(Half::Warm), Some(Sabotage::ColdPanics)) => None,
@@ -73,7 +74,8 @@ impl<'a> From<&'a UpArgs> for RunOptions<'a> {
 }
 
 impl RunOptions<'_> {
-    /// How long the device is watched at rest at the end. A cold run takes the time to find what happens now and then.
+    /// Returns the duration for which the device is watched at rest at the end. A cold run watches longer, to find
+    /// rare events.
     pub(super) fn observed(&self) -> Duration {
         self.observe.map_or(if self.cold { OBSERVED_COLD } else { OBSERVED }, Duration::from_secs)
     }

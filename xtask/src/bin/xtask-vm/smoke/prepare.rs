@@ -1,4 +1,4 @@
-//! What a machine is made from, cold or out of a snapshot: broker, keys, disks, and which runs may be warm.
+//! The parts of a machine for a cold run or a warm run (broker, keys, disks), and the decision which runs may be warm.
 
 use anyhow::{Context, Result};
 use xtask_core::arch::Accelerator;
@@ -49,20 +49,23 @@ impl Prepared {
     }
 }
 
-/// Attributes the start of a machine that failed to the host, unless the error says otherwise: no guest code has run.
+/// Attributes a failed start of a machine to the host, unless the error says otherwise. No code of the guest has run
+/// yet.
 pub(super) fn not_started(error: anyhow::Error) -> anyhow::Error {
     let hint =
         "see the causes; nothing is known about the agent yet. Check this host with cargo xtask preflight";
     error::host_fault(error, "start the machine", hint)
 }
 
-/// Whether this run may come from a snapshot. KVM boots in seconds; and two faults are planted in the first boot itself.
+/// Returns whether this run may use a snapshot. A boot under KVM takes only seconds, so it needs no snapshot. Two
+/// faults are planted in the first boot itself, which a snapshot would skip.
 pub(super) fn may_be_warm(options: &RunOptions<'_>, plan: &Plan) -> bool {
     let of_first_boot = matches!(options.sabotage, Some(Sabotage::KernelPanic | Sabotage::KillQemu));
     !options.cold && !of_first_boot && plan.accelerator() == Accelerator::Tcg
 }
 
-/// Refuses flags that need a warm run if the run is cold.
+/// Returns a usage error for a flag that needs a warm run if the run is cold, and for `cold-panics` without
+/// `--verify-cold`.
 pub(super) fn check_flags(options: &RunOptions<'_>, plan: &Plan) -> Result<(), Failure> {
     let warm = may_be_warm(options, plan);
     let cannot = match options.sabotage {
@@ -80,22 +83,23 @@ pub(super) fn check_flags(options: &RunOptions<'_>, plan: &Plan) -> Result<(), F
     Err(Failure::usage(cannot))
 }
 
-/// Bytes of a guest's disk at least: a cloud image, a workload or two, and room for both.
+/// The minimum size of a guest's disk in bytes: room for a cloud image and a few workloads.
 const SMALLEST_DISK: u64 = 6 << 30;
 
-/// What the guest writes to, fresh: the overlay over the image, the NVRAM as the firmware's template has it.
+/// Makes the files to which the guest writes: an empty overlay over the image, and the NVRAM as a copy of the
+/// firmware's template.
 pub(crate) fn make_writable_files(plan: &Plan, files: &RunFiles, base: &Base, ui: &Ui) -> Result<()> {
     make_overlay(files, base, ui)?;
     write_private(&files.nvram, fs_err::read(&plan.firmware.vars_template)?)
 }
 
-/// The overlay over an image, or over a snapshot's disk.
+/// Makes the overlay over an image or over the disk of a snapshot.
 pub(super) fn make_overlay(files: &RunFiles, base: &Base, ui: &Ui) -> Result<()> {
     let qemu_img = tools::require("qemu-img")?;
     let format = name_of(&base.format);
     let mut arguments = ["create", "-q", "-f", "qcow2", "-F", &format, "-b"].map(Into::into).to_vec();
     arguments.extend([base.disk.clone().into_os_string(), files.overlay.clone().into_os_string()]);
-    // A cloud image is made to be grown: its root file system takes what the disk has at the first boot.
+    // A cloud image extends its root file system to the size of the disk at the first boot.
     arguments.push(base.virtual_bytes.max(SMALLEST_DISK).to_string().into());
     child::read(&qemu_img, &arguments, limits::SERVER_START, ui).context("make the disk's overlay")?;
     Ok(())

@@ -1,6 +1,6 @@
-//! Whether a device has converged to what the fleet desires: the one place that says so. Join and rejoin ask it, and each
-//! later episode will. What it goes by, a broken agent cannot produce: revisions that the broker counts, digests and boot
-//! ids that must agree, and what the workload itself answers from inside its container.
+//! The checks that a device has converged to the desired state of the fleet. The phases of the smoke share them. A
+//! broken agent cannot forge the evidence: revisions that the broker counts, digests and boot ids that must agree, and
+//! the answer of the workload from inside its container.
 
 use std::io::{self, BufRead as _, BufReader, ErrorKind, Read as _};
 use std::net::TcpStream;
@@ -21,36 +21,36 @@ use super::running::RunningVm;
 use super::verify::{self, ExpectedStatus};
 use crate::guest::root::RootView;
 
-/// The most that is read of an answer, in bytes.
+/// The maximum number of bytes that are read of an answer.
 const MAX_ANSWER: u64 = 4096;
 
-/// A deployment that the fleet desires, or did.
+/// A deployment that the fleet desires or has desired.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Deployed {
     pub(super) name: &'static str,
-    /// The guest's port that it is published on.
+    /// The port of the guest on which the deployment is published.
     pub(super) port: u16,
 }
 
-/// What has been proven of a device so far.
+/// The expectations for one device, and the evidence that was collected so far.
 pub(super) struct Proof<'a> {
     agent: &'a Agent,
     device_id: String,
     expected: ExpectedStatus,
-    /// What the report keeps of it.
+    /// The evidence for the report.
     pub(super) evidence: Evidence,
-    /// The status that it joined with.
+    /// The status with which the device joined; `None` before it joined.
     pub(super) joined: Option<ReceivedStatus>,
 }
 
 impl<'a> Proof<'a> {
-    /// Of this agent on this image.
+    /// Returns a proof without evidence, for this agent on this image.
     pub(super) fn new(agent: &'a Agent, image: &Image, device_id: String) -> Self {
         let expected = ExpectedStatus::new(agent, image);
         Self { agent, device_id, expected, evidence: Evidence::default(), joined: None }
     }
 
-    /// Waits for a status of the very executable under test, on the very machine that was asked for.
+    /// Waits for a status of the executable under test on the requested machine.
     pub(super) fn join(&mut self, vm: &mut RunningVm) -> Result<StatusEvidence> {
         let expected = &self.expected;
         let limit = vm.plan.limits.join();
@@ -63,8 +63,8 @@ impl<'a> Proof<'a> {
         Ok(evidence)
     }
 
-    /// Waits for a status that only a new boot of the same executable can have written, after `last`. The guest's clock
-    /// plays no part.
+    /// Waits for a status that only a new boot of the same executable can have written after `last`. The check does
+    /// not use the guest's clock.
     pub(super) fn rejoin(
         &mut self,
         vm: &mut RunningVm,
@@ -81,7 +81,7 @@ impl<'a> Proof<'a> {
         Ok(evidence)
     }
 
-    /// Waits until a deployment runs as desired at `revision`, by the agent's word.
+    /// Waits until the agent reports that a deployment runs as desired at `revision`.
     pub(super) fn runs(&self, vm: &mut RunningVm, deployed: Deployed, revision: u64) -> Result<()> {
         let name = deployed.name;
         let mut wanted = ExpectedDeployment::running(name, revision);
@@ -90,8 +90,8 @@ impl<'a> Proof<'a> {
         vm.wait_for_status(&what, limit, |seen| wanted.check(seen)).map(drop)
     }
 
-    /// Waits until a status says that the agent has stored what the fleet desires at `revision`. Returns within milliseconds
-    /// of that status, before podman has done what the agent asks of it next.
+    /// Waits until a status says that the agent has stored the desired state of `revision`. Returns within
+    /// milliseconds of that status, before podman has completed the agent's next request.
     pub(super) fn acknowledges(&self, vm: &mut RunningVm, revision: u64) -> Result<()> {
         let what = format!("the agent to acknowledge the revision {revision}");
         let limit = vm.plan.limits.join();
@@ -107,8 +107,8 @@ impl<'a> Proof<'a> {
         })
     }
 
-    /// Waits until root sees in the guest what the agent says: its process, its boot, its executable, the containers of
-    /// `running` and none of `deleted`.
+    /// Waits until root's view of the guest agrees with the agent's reports: its process, its boot, its executable,
+    /// all containers of `running` and no container of `deleted`.
     pub(super) fn agrees(
         &self,
         vm: &mut RunningVm,
@@ -126,7 +126,8 @@ impl<'a> Proof<'a> {
         })
     }
 
-    /// Looks twice, `observed` apart: the same process and the same containers, while nothing is changed.
+    /// Looks at the guest as root twice, at an interval of `observed`, and checks that the agent's process and the
+    /// containers are the same.
     pub(super) fn stays(
         &self,
         vm: &mut RunningVm,
@@ -143,7 +144,7 @@ impl<'a> Proof<'a> {
         Ok(second)
     }
 
-    /// Waits for the answer of a deployment that runs, in the boot that `status` is of.
+    /// Waits for the expected answer of a deployment that runs.
     pub(super) fn answers(
         &self,
         vm: &mut RunningVm,
@@ -157,13 +158,14 @@ impl<'a> Proof<'a> {
         })
     }
 
-    /// Waits until a deployment that was deleted at `revision` is gone, by the agent's word and from outside.
+    /// Waits until a deployment that was deleted at `revision` is gone: the agent reports it as removed, and its port
+    /// no longer answers.
     pub(super) fn is_gone(&self, vm: &mut RunningVm, deployed: Deployed, revision: u64) -> Result<()> {
         let Deployed { name, port } = deployed;
         let limit = vm.plan.limits.removal();
         let deadline = Instant::now() + limit;
         let mut wanted = ExpectedDeployment::removed(name, revision);
-        // The broker's own limit is the later one.
+        // This wait has twice the limit, so that the message below is reached before the wait itself ends.
         vm.wait(&format!("the deployment {name} to be gone"), limit * 2, |vm| {
             let seen = vm.broker.latest()?;
             let is_removed = seen.as_ref().map_or(Ok(false), |seen| wanted.check(seen))?;
@@ -184,7 +186,8 @@ impl<'a> Proof<'a> {
         })
     }
 
-    /// Waits for the workload as it was before the power cut, out of what the device has on its disk: there is no broker.
+    /// Waits until the workload runs again after the power cut, in a new boot and with its volume. There is no broker,
+    /// so the device must start it from its own disk.
     pub(super) fn runs_offline(
         &mut self,
         vm: &mut RunningVm,
@@ -205,7 +208,7 @@ impl<'a> Proof<'a> {
         Ok(answer)
     }
 
-    /// Waits for the answer of a deployment that the device must start out of what it has on its disk.
+    /// Waits for the answer of a deployment that the device must start from its own disk.
     pub(super) fn answers_offline(
         &self,
         vm: &mut RunningVm,
@@ -228,7 +231,7 @@ impl<'a> Proof<'a> {
     }
 }
 
-/// The same kernel in the container as under the agent.
+/// Checks that the container of the workload and the agent run in the same boot of the kernel.
 pub(super) fn same_boot(answer: &WorkloadEvidence, status: &StatusEvidence) -> Result<()> {
     if answer.boot_id == status.boot_id {
         return Ok(());
@@ -239,8 +242,8 @@ pub(super) fn same_boot(answer: &WorkloadEvidence, status: &StatusEvidence) -> R
     )
 }
 
-/// One line, from whoever listens behind a port of this host's loopback. QEMU takes each connection, and ends it where the
-/// guest does not.
+/// Connects to a port of this host's loopback and reads an answer of one line. QEMU accepts each connection, and
+/// closes it if nothing listens on the guest's port.
 fn answer_of(port: u16) -> Result<WorkloadEvidence> {
     let limit = limits::WORKLOAD_ANSWER;
     let ask = || -> Result<WorkloadEvidence> {
@@ -254,7 +257,7 @@ fn answer_of(port: u16) -> Result<WorkloadEvidence> {
     ask().with_context(|| format!("ask the workload behind port {port}"))
 }
 
-/// Whether somebody may be behind a port all the same that has not answered, and is slow.
+/// Returns whether the error is a timeout. Something may then still listen on the port.
 fn is_slow(error: &Error) -> bool {
     let cause = error.downcast_ref::<io::Error>();
     cause.is_some_and(|cause| matches!(cause.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut))

@@ -1,4 +1,5 @@
-//! The record of a run: its phases, timed; its report; and at the end the teardown and the verdict.
+//! The record of a run: the times of its phases and its report. At the end of the run, it does the teardown and
+//! determines the verdict.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -22,7 +23,7 @@ use super::teardown;
 /// Records one run.
 pub(super) struct Recorder<'a> {
     run: &'a Run<'a>,
-    /// What will be in report.json.
+    /// The content of report.json.
     pub(super) report: Report,
     phase: Phase,
     started: Instant,
@@ -36,7 +37,7 @@ impl<'a> Recorder<'a> {
         Self { run, report, phase: Phase::Preflight, started: Instant::now() }
     }
 
-    /// Runs one phase: its name first, then its time, its outcome and its detail.
+    /// Runs one phase. Shows its name at the start, and records its time, its outcome and its detail at the end.
     pub(super) fn phase<T>(
         &mut self,
         phase: Phase,
@@ -47,7 +48,8 @@ impl<'a> Recorder<'a> {
         self.timed(phase, limit, true, || ui.check().and_then(|()| body()))
     }
 
-    /// As `phase`, but does not check Ctrl-C first. `teaches`: record the time for later runs.
+    /// Runs a phase like `phase`, but does not check for Ctrl-C first. If `teaches` is true and the phase passes, its
+    /// time is recorded for later runs.
     fn timed<T>(
         &mut self,
         phase: Phase,
@@ -68,8 +70,8 @@ impl<'a> Recorder<'a> {
         outcome.map(|(value, _)| value)
     }
 
-    /// A phase that runs twice, such as *inspect*, is one entry: the times are added, the last outcome
-    /// counts.
+    /// Records the end of a phase. A phase that runs twice, such as *inspect*, has one entry with the sum of the times
+    /// and the last outcome.
     fn end(&mut self, phase: Phase, elapsed: Duration, outcome: Result<&str, &anyhow::Error>) {
         let (status, detail) = match outcome {
             Ok(detail) => (PhaseStatus::Passed, detail.to_owned()),
@@ -87,7 +89,7 @@ impl<'a> Recorder<'a> {
         });
     }
 
-    /// Failing to record times does not fail the run.
+    /// Shows a warning if the times could not be recorded. This error does not fail the run.
     fn warn_of(&self, recorded: Result<()>) {
         if let Err(error) = recorded {
             self.run.ui.note(&format!("warning: cannot record the phases' times: {error:#}"));
@@ -104,7 +106,7 @@ impl<'a> Recorder<'a> {
         };
     }
 
-    /// The plan, as it is now: another image or another accelerator makes another one.
+    /// Records the current plan. Another image or another accelerator leads to another plan.
     pub(super) fn plan(&mut self, plan: &Plan) {
         let (host, guest) = (&mut self.report.host, &mut self.report.guest);
         host.qemu = Some(plan.qemu_version.clone());
@@ -141,13 +143,13 @@ impl<'a> Recorder<'a> {
         }
     }
 
-    /// What the machine is made from, whether its boot failed or not.
+    /// Records the libvirt version and the snapshot of a machine, also if its boot failed.
     pub(super) fn machine(&mut self, vm: &RunningVm) {
         self.report.host.libvirt = Some(vm.libvirt_version.clone());
         self.report.snapshot = vm.snapshot.as_ref().map(|used| used.report.clone());
     }
 
-    /// What was proven on the machine.
+    /// Records the evidence from the machine.
     pub(super) fn proof(&mut self, proof: &Proof<'_>) {
         self.report.evidence = proof.evidence.clone();
         if let Some(joined) = &proof.joined {
@@ -159,7 +161,7 @@ impl<'a> Recorder<'a> {
         }
     }
 
-    /// Tears down, concludes, writes the report, shows the verdict; returns the exit code.
+    /// Does the teardown, sets the verdict, writes the report and shows the verdict. Returns the exit code.
     pub(super) fn finish(mut self, outcome: Result<()>, vm: Option<RunningVm>) -> u8 {
         let mut verdict = Verdict::Verified;
         if let Err(error) = &outcome {
@@ -179,7 +181,7 @@ impl<'a> Recorder<'a> {
             self.report.failure.get_or_insert(failure);
         }
         self.report.conclude(verdict, self.started.elapsed().as_secs_f64());
-        // A flag that could only be judged here is a usage error for whoever called.
+        // Some flags can be checked only during the run. The exit code is then that of a usage error.
         if let Some(error) = outcome.err().filter(|error| Kind::Usage.is(error)) {
             self.report.exit_code = error::code(&error);
         }
@@ -188,7 +190,8 @@ impl<'a> Recorder<'a> {
         self.report.exit_code
     }
 
-    /// The failure first, whatever becomes of the report's file.
+    /// Shows the failure, the path of the written report and the verdict. If the report cannot be written into
+    /// `directory`, it is written into the run's directory.
     fn show(&mut self, directory: &Path, verdict: Verdict) {
         let Run { ui, dir, .. } = self.run;
         self.report.warnings = self.run.take_warnings();
@@ -207,7 +210,8 @@ impl<'a> Recorder<'a> {
         ui.verdict(&self.report.verdict_line(), verdict == Verdict::Verified);
     }
 
-    /// Leaves a machine under its name to whoever asked for it; ends all of it where it did not come up.
+    /// Leaves a machine running for the user, under its name. If an error occurred before, stops the machine and the
+    /// broker.
     pub(super) fn hand_over(
         self,
         outcome: Result<()>,

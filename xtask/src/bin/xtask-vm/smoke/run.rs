@@ -1,5 +1,4 @@
-//! What every phase of a run uses and none changes: the workspace, the options, the cache, the run's directory, the
-//! screen.
+//! The values that all phases of a run share: the workspace, the options, the cache, the run's directory, the screen.
 
 use std::cell::RefCell;
 use std::path::Path;
@@ -18,7 +17,7 @@ use super::times::Times;
 use crate::guest::{begin_run, filesystem};
 use crate::libvirt::paused::{TRANSCRIPT, XML};
 
-/// In the run's directory: the disk of a guest whose file system is damaged.
+/// The file name, in the run's directory, of the disk of a guest with a damaged file system.
 const DAMAGED: &str = "damaged.qcow2";
 
 /// One run, shared by its phases.
@@ -29,17 +28,17 @@ pub(crate) struct Run<'a> {
     pub(crate) cache: Cache,
     pub(crate) dir: RunDir,
     pub(crate) ui: Ui,
-    /// How long its phases usually take.
+    /// The usual times of the phases of this run.
     pub(super) times: Times,
-    /// What the run could not do, but what does not change its verdict.
+    /// The errors that do not change the verdict of the run.
     warnings: RefCell<Vec<String>>,
 }
 
 impl<'a> Run<'a> {
-    /// Collects dead runs, and makes this run's directory.
+    /// Deletes the remains of dead runs, and makes this run's directory.
     ///
     /// # Errors
-    /// A failure of the host if the cache cannot be used.
+    /// Returns a failure of the host if the cache cannot be used.
     pub(crate) fn begin(workspace: &'a Workspace, options: RunOptions<'a>, ui: Ui) -> Result<Self> {
         let begun = Cache::from_env()
             .map_err(Error::from)
@@ -68,17 +67,17 @@ impl<'a> Run<'a> {
         self.warnings.borrow_mut().push(text.to_owned());
     }
 
-    /// The warnings so far, for the report.
+    /// Returns the warnings since the last call, for the report.
     pub(super) fn take_warnings(&self) -> Vec<String> {
         self.warnings.take()
     }
 
-    /// What this run's device is called on the bus.
+    /// Returns the id of this run's device on the bus.
     pub(super) fn device_id(&self) -> String {
         format!("dev-{}", self.dir.id())
     }
 
-    /// The cache's images, for this run.
+    /// Returns the store of images, for use by this run.
     pub(super) fn images(&self) -> Store<'_> {
         Store {
             cache: &self.cache,
@@ -88,8 +87,9 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Checks, with `--fsck`, the file systems of a machine without power; returns what a phase adds to its detail. A
-    /// damaged disk is moved into the run's directory, with the domain that it belonged to.
+    /// Checks the file systems of a machine without power if `--fsck` is given. Returns the text that a phase adds to
+    /// its detail. A damaged disk is moved into the run's directory, and the domain to which it belonged is copied
+    /// there.
     pub(super) fn check_disk(&self, disk: &Path) -> Result<String> {
         if !self.options.fsck {
             return Ok(String::new());
@@ -106,7 +106,7 @@ impl<'a> Run<'a> {
         Ok(format!("; {} file system(s) of the guest checked, no damage", checked?))
     }
 
-    /// Copies the domain, QEMU's answers and the logs of the broker and of QEMU.
+    /// Copies the domain, QEMU's answers, and the logs of the broker and of QEMU into `directory`.
     pub(super) fn copy_evidence(&self, directory: &Path) {
         let work = self.dir.work();
         for (from, to) in [
@@ -119,7 +119,7 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Copies a file of the run, if there is one, into the report's directory. A copy that fails is a warning.
+    /// Copies a file of the run, if it exists. If the copy fails, adds a warning.
     pub(super) fn copy(&self, from: &Path, to: &Path) {
         if let Err(error) = copy_whole(from, to) {
             self.warn(&format!(
@@ -129,7 +129,8 @@ impl<'a> Run<'a> {
     }
 }
 
-/// Copies a file if it exists. A part of a copy is deleted: on a full disk, the report needs the room.
+/// Copies a file if it exists. If the copy fails, deletes the incomplete copy, because the report needs the space on a
+/// full disk.
 fn copy_whole(from: &Path, to: &Path) -> Result<()> {
     if !from.exists() {
         return Ok(());
@@ -155,7 +156,7 @@ mod tests {
         std::fs::write(&from, "console").unwrap();
         copy_whole(&from, &to).unwrap();
         assert_eq!(std::fs::read_to_string(&to).unwrap(), "console");
-        // It opens, and its first bytes cannot be read.
+        // This file can be opened, but its first bytes cannot be read.
         copy_whole(Path::new("/proc/self/mem"), &to).unwrap_err();
         assert!(!to.exists(), "a part of the copy is left");
     }

@@ -1,4 +1,4 @@
-//! The machine while it runs, with its broker: watched by every wait, cut off, entered, stopped.
+//! A running machine and its broker: the waits that watch it, the power cut, the access as root, and its end.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -25,25 +25,23 @@ use crate::guest::watch::{Watch, Watched};
 use crate::libvirt::Condition;
 use crate::vm::power::greets;
 
-/// Everything that lives while the guest does.
+/// A running machine with everything that it needs.
 pub(crate) struct RunningVm {
     pub(super) ui: Ui,
     pub(super) plan: Plan,
     pub(super) files: RunFiles,
     pub(super) target: Target,
-    /// The snapshot that it came out of.
+    /// The snapshot from which the machine was restored; `None` for a cold run.
     pub(super) snapshot: Option<UsedSnapshot>,
     pub(super) libvirt_version: String,
     pub(super) keys: Keys,
-    /// The guest's console.
     pub(super) console: Console,
-    /// The fleet bus.
     pub(super) broker: Broker,
 }
 
-/// The kernel's first line, and one of a kernel whose log level hides that.
+/// The kernel's first line, and a line of a kernel whose log level hides the first one.
 const FIRST_KERNEL_LINES: [&str; 2] = ["Linux version", "] Booting Linux"];
-/// A getty on the console: the guest can be entered.
+/// The prompt of a getty on the console. It shows that the guest can be entered.
 const LOGIN_PROMPT: &str = " login:";
 
 impl RunningVm {
@@ -51,7 +49,7 @@ impl RunningVm {
         FIRST_KERNEL_LINES.iter().any(|line| self.console.line_with(line).is_some())
     }
 
-    /// Waits for something of the guest.
+    /// Waits until `probe` returns a value, and meanwhile watches the machine.
     pub(super) fn wait<T>(
         &mut self,
         what: &str,
@@ -62,8 +60,8 @@ impl RunningVm {
         Watch { ui: &self.ui.clone(), what, limit, hint }.until(self, probe)
     }
 
-    /// [`RunningVm::wait`] for a status that `check` takes for proof, or that it fails on. Meanwhile the broker's log and,
-    /// now and then, the guest's systemd are asked whether it can still come.
+    /// Waits for a status that `check` accepts. Returns an error if `check` fails, if the broker refuses the device's
+    /// credentials, or if the guest's systemd says that the agent's unit will never be up.
     pub(super) fn wait_for_status(
         &mut self,
         what: &str,
@@ -78,7 +76,7 @@ impl RunningVm {
             {
                 return Ok(Some(seen));
             }
-            // Twice: the first may be a connection that the power cut tore.
+            // One refusal is ignored, because it may come from a connection that the power cut interrupted.
             if vm.broker.refusals() >= refusals_before + 2 {
                 bail_guest!(
                     "the broker refuses the device's credentials";
@@ -91,8 +89,8 @@ impl RunningVm {
         })
     }
 
-    /// Asks the guest's systemd now and then, and fails where the agent's unit will never be up. `asked` is when it was asked
-    /// last.
+    /// Asks the guest's systemd at intervals about the agent's unit. Returns an error if the unit will never be up.
+    /// `asked` is the time of the last question.
     fn check_unit(&self, asked: &mut Instant) -> Result<()> {
         if asked.elapsed() <= limits::GUEST_QUESTION || !self.can_be_entered() {
             return Ok(());
@@ -107,7 +105,7 @@ impl RunningVm {
             || self.console.prompts(LOGIN_PROMPT)
     }
 
-    /// Whether the guest says that the agent is installed; an error if the installation failed.
+    /// Returns whether the guest says that the agent is installed, and an error if the installation failed.
     pub(super) fn provisioned(&self) -> Result<bool> {
         if let Some(reason) = self.console.after(marker::FAILED) {
             let hint = "agent/dist/install.sh failed in the guest; run it there by hand after smoke --keep";
@@ -116,13 +114,14 @@ impl RunningVm {
         Ok(self.console.line_with(marker::DONE).is_some())
     }
 
-    /// Whether it is provisioned and, restored, has this run's keys.
+    /// Returns whether the guest is provisioned. A restored guest must also have installed the keys of this run.
     pub(super) fn has_keys(&self) -> Result<bool> {
         let taken = !self.is_restored() || self.console.line_with(marker::KEYS).is_some();
         Ok(self.provisioned()? && taken)
     }
 
-    /// By how many seconds a restored guest's clock jumped, in words; an error where it was not set.
+    /// Returns a text about the number of seconds by which a restored guest's clock jumped. The text is empty without
+    /// a snapshot. Returns an error if the clock was not set.
     pub(super) fn clock_jumped(&mut self) -> Result<String> {
         let Some(used) = &mut self.snapshot else { return Ok(String::new()) };
         let step = warm::clock_step(&self.console)?;
@@ -130,24 +129,25 @@ impl RunningVm {
         Ok(format!("; its clock jumped by {step} s"))
     }
 
-    /// Waits until the snapshot's files are hashed, if the machine came out of one; fails if one was changed.
+    /// Waits until the files of the machine's snapshot are hashed, and returns an error if one was changed. Without a
+    /// snapshot, it returns at once.
     pub(super) fn verify_snapshot(&mut self, run: &Run<'_>) -> Result<()> {
         self.snapshot.as_mut().map_or(Ok(()), |used| used.finish_verification(run))
     }
 
-    /// The power goes: no shutdown, no flush.
+    /// Cuts the power: the guest does not shut down, and nothing is flushed.
     pub(super) fn cut_power(&mut self) -> Result<()> {
         self.target.cut_power()?;
         self.console.new_boot()
     }
 
-    /// One look at the guest as root; an error while it cannot be entered.
+    /// Looks at the guest as root. Returns an error if the guest cannot be entered yet.
     pub(super) fn look(&self) -> Result<RootView> {
         ensure!(self.can_be_entered(), "the guest cannot be entered yet");
         RootView::look(&self.keys, self.target.ssh_port()?, self.plan.limits.guest_command())
     }
 
-    /// Writes the guest's journal to `path`, where it can still be had.
+    /// Writes the guest's journal to `path` if the guest can be entered.
     pub(super) fn fetch_journal(&mut self, path: &Path) {
         if self.target.condition() != Condition::Running || !self.can_be_entered() {
             return;
@@ -162,15 +162,16 @@ impl RunningVm {
         }
     }
 
-    /// The machine, then the broker.
+    /// Stops the machine and then the broker.
     pub(super) fn stop(mut self) -> Result<()> {
         let destroyed = self.target.power_off();
         self.broker.stop()?;
         destroyed
     }
 
-    /// Waits, where that takes a moment more, until ssh leads in: a restored machine takes its keys when its agent runs.
-    /// No error where it never does, or QEMU ends: a machine that nobody enters can be left to a person too.
+    /// Waits until the guest's sshd answers. A restored guest must also have installed the keys of this run, which it
+    /// does once its agent runs. A timeout and the end of QEMU are no errors, because a machine that cannot be entered
+    /// can still be kept for the user.
     fn wait_until_entered(&mut self) -> Result<()> {
         let restored = self.is_restored();
         let keys = if restored { self.plan.limits.keys() } else { Duration::ZERO };
@@ -188,12 +189,13 @@ impl RunningVm {
         }
     }
 
-    /// Whether it came out of a snapshot: there is then one more disk between its own and the image's.
+    /// Returns whether the machine was restored from a snapshot. There is then one more disk between its own and the
+    /// image's.
     fn is_restored(&self) -> bool {
         self.files.backing.len() > 1
     }
 
-    /// Leaves the machine running, under a name. Where that cannot be, it is destroyed.
+    /// Leaves the machine running under a name. Returns an error if its QEMU has ended.
     pub(super) fn release(mut self, run: &Run<'_>, name: Option<&str>) -> Result<InstanceRecord> {
         if self.target.condition() == Condition::Running {
             self.wait_until_entered()?;
@@ -230,7 +232,7 @@ impl Watched for RunningVm {
     fn check_alive(&mut self, what: &str) -> Result<()> {
         self.broker.check()?;
         let condition = self.target.condition();
-        // One that is off is gone in a moment.
+        // A machine that is off will be gone in a moment, which a later check reports.
         if matches!(condition, Condition::Running | Condition::Off) {
             return Ok(());
         }

@@ -1,5 +1,5 @@
-//! Where a guest runs: libvirt's embedded driver on this host. What a phase does with a running machine goes through this
-//! type, so that another place needs this file alone.
+//! The place where a guest runs: libvirt's embedded driver on this host. The phases use a running machine only through
+//! this type, so another place would change only this file.
 
 use std::path::{Path, PathBuf};
 
@@ -13,7 +13,7 @@ use xtask_core::readback::ExpectedMachine;
 
 use crate::libvirt::{Condition, Hypervisor, Machine, paused};
 
-/// A domain as it was written, for each of its boots.
+/// The definition of a domain, which is used for each of its boots.
 pub(super) struct Domain {
     pub(super) xml: String,
     expected: ExpectedMachine,
@@ -21,7 +21,8 @@ pub(super) struct Domain {
 }
 
 impl Domain {
-    /// From the plan. The XML, and what QEMU must make of it, are in the run's working directory, for `vm start` too.
+    /// Makes the domain of a plan. Its XML and the machine that is expected from QEMU are written into the run's
+    /// working directory, where `vm start` also reads them.
     pub(super) fn write(plan: &Plan, files: &RunFiles, work: &Path) -> Result<Self> {
         let params = plan.domain(files);
         let xml = xml::domain_xml(&params);
@@ -31,18 +32,18 @@ impl Domain {
         Ok(Self { xml, expected, work: work.to_owned() })
     }
 
-    /// Starts it paused, reads back what QEMU made of it, and lets the guest run.
+    /// Starts the domain paused, compares QEMU's machine with the expected one, and lets the guest run.
     pub(super) fn start(&self, hypervisor: &Hypervisor) -> Result<Machine> {
         self.resume(hypervisor.start_paused(&self.xml)?)
     }
 
-    /// Reads back a machine that is stopped, and lets its guest run.
+    /// Compares the machine of a stopped guest with the expected one, and lets the guest run.
     pub(super) fn resume(&self, stopped: Machine) -> Result<Machine> {
         paused::resume_verified(stopped, &self.expected, &self.work)
     }
 }
 
-/// A machine on its target.
+/// A machine in the place where it runs.
 pub(super) struct Target {
     pub(super) hypervisor: Hypervisor,
     domain: Domain,
@@ -54,7 +55,7 @@ impl Target {
         Self { hypervisor, domain, machine }
     }
 
-    /// Another domain and its machine take the place of those that ended.
+    /// Replaces a domain and its machine, which have ended, by new ones.
     pub(super) fn replace(&mut self, domain: Domain, machine: Machine) {
         (self.domain, self.machine) = (domain, machine);
     }
@@ -63,7 +64,7 @@ impl Target {
         self.machine.condition()
     }
 
-    /// The port on 127.0.0.1 that leads to a port of the guest.
+    /// Returns the port on 127.0.0.1 that is forwarded to a port of the guest.
     pub(super) fn port_to(&self, guest_port: u16) -> Result<u16> {
         self.machine.port_to(guest_port)
     }
@@ -72,16 +73,16 @@ impl Target {
         self.machine.port_to(SSH_PORT)
     }
 
-    /// Writes the machine's memory and ends it.
+    /// Writes the machine's memory to a file, and ends the machine.
     pub(super) fn save(&mut self, memory: &Path) -> Result<()> {
         self.machine.save(memory)
     }
 
-    /// Cuts the power of a guest that runs: SIGKILL to its QEMU, then libvirt's destroy. virDomainDestroy alone sends SIGTERM
-    /// first, on which QEMU flushes its disks, so that nothing that the guest has written would be lost.
+    /// Cuts the power of a running guest: sends SIGKILL to its QEMU, then calls libvirt's destroy. virDomainDestroy
+    /// alone first sends SIGTERM, on which QEMU flushes its disks. The guest would then lose none of its writes.
     ///
     /// # Errors
-    /// A failure of the guest if it does not run: a guest that was off already loses nothing.
+    /// Returns a failure of the guest if it does not run, because a guest that is already off loses nothing.
     pub(super) fn cut_power(&mut self) -> Result<()> {
         let condition = self.machine.condition();
         if condition != Condition::Running {
@@ -95,18 +96,18 @@ impl Target {
         self.power_off()
     }
 
-    /// Ends it: no shutdown of the guest.
+    /// Ends the machine without a shutdown of the guest.
     pub(super) fn power_off(&mut self) -> Result<()> {
         self.machine.destroy()
     }
 
-    /// Starts the same domain again; it is read back before it runs.
+    /// Starts the same domain again. QEMU's machine is compared with the expected one before the guest runs.
     pub(super) fn power_on(&mut self) -> Result<()> {
         self.machine = self.domain.start(&self.hypervisor)?;
         Ok(())
     }
 
-    /// Leaves the machine running when this value goes.
+    /// Lets the machine run on after this value is dropped.
     pub(super) fn leave(&mut self) {
         self.machine.let_go();
     }

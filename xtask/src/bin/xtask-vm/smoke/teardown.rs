@@ -1,6 +1,6 @@
-//! The end of a smoke's machine, in order: the journal while the guest lives, the machine, the broker, the files. Every
-//! step is made, whatever became of the one before. A step that fails is a warning: it does not change the verdict. Only the
-//! check of the file systems does, because it is part of the proof.
+//! The end of a smoke's machine. The steps are: fetch the journal while the guest runs, stop the machine, stop the
+//! broker, delete the files. Every step is made even if an earlier one failed. A failed step is a warning and does not
+//! change the verdict. The exception is the check of the file systems, because it is part of the proof.
 
 use std::path::Path;
 
@@ -12,10 +12,11 @@ use xtask_core::runs::instance::InstanceRecord;
 use super::run::Run;
 use super::running::RunningVm;
 
-/// Runs all steps; returns the phase's detail.
+/// Runs all steps. Returns the detail of the phase.
 ///
 /// # Errors
-/// Those of the check of the file systems. All other errors are warnings of the run.
+/// Returns an error if the check of the file systems fails or is not possible. All other errors are warnings of the
+/// run.
 pub(super) fn all(
     run: &Run<'_>,
     directory: &Path,
@@ -26,7 +27,8 @@ pub(super) fn all(
     release_or_stop(run, verdict, vm).map(|detail| ((), detail))
 }
 
-/// Into the report's directory: the console always, the rest where something failed.
+/// Copies the console into the report's directory, and after a failure also the domain, the logs and the guest's
+/// journal.
 fn collect_evidence(run: &Run<'_>, directory: &Path, verdict: Verdict, vm: Option<&mut RunningVm>) {
     if let Err(error) = make_private_dir(directory) {
         run.warn(&format!("the console and the logs are not copied: {error:#}"));
@@ -43,7 +45,7 @@ fn collect_evidence(run: &Run<'_>, directory: &Path, verdict: Verdict, vm: Optio
     }
 }
 
-/// Keeps the machine if `--keep` is given and it is usable; otherwise stops everything.
+/// Keeps the machine running if `--keep` is given and it is usable. Otherwise stops the machine and the broker.
 fn release_or_stop(run: &Run<'_>, verdict: Verdict, vm: Option<RunningVm>) -> Result<String> {
     let is_unchanged = |vm: &RunningVm| vm.snapshot.as_ref().is_none_or(|used| used.unchanged);
     let (ended, checked) = match vm {
@@ -65,7 +67,7 @@ fn release_or_stop(run: &Run<'_>, verdict: Verdict, vm: Option<RunningVm>) -> Re
         Some(vm) => stop(run, verdict, vm),
         None => (true, Ok(String::new())),
     };
-    // Also where stopping failed: this ends what the run's directory owns.
+    // This also runs if the stop failed, because it ends all processes of the run's directory.
     let cleaned = run.dir.clean();
     if let Err(error) = &cleaned {
         run.warn(&format!("a process or a file of the run is left: {error:#}"));

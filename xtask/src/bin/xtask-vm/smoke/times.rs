@@ -1,4 +1,5 @@
-//! How long this run's phases usually take, and what later runs learn of them: the times of its own kind of run.
+//! The usual times of this run's phases, and their recording for later runs. Each kind of run has a history of its
+//! own.
 
 use std::cell::RefCell;
 use std::time::Duration;
@@ -9,21 +10,21 @@ use xtask_core::limits;
 use xtask_core::report::Phase;
 use xtask_jobs::history::{History, Usual};
 
-/// The times of one run. Its phases share it: a boot finds out only on its way which kind of boot it is.
+/// The times of one run. The phases share this value, because the kind of a boot is known only during the boot.
 pub(super) struct Times {
     cache: Cache,
-    /// A run with a planted fault teaches nothing.
+    /// True if a fault is planted. The times of such a run are not recorded.
     is_planted: bool,
     state: RefCell<State>,
 }
 
 #[derive(Default)]
 struct State {
-    /// The kind of run, but for its snapshot.
+    /// The kind of the run, without regard to its snapshot.
     kind: String,
     history: Option<History>,
     made_snapshot: bool,
-    /// The title of the phase that runs.
+    /// The title of the current phase.
     title: String,
     limit: Option<Duration>,
     has_waited: bool,
@@ -34,7 +35,7 @@ impl Times {
         Self { cache: cache.clone(), is_planted, state: RefCell::default() }
     }
 
-    /// Sets the kind of run, and loads its history if the kind is new.
+    /// Sets the kind of the run, and loads its history if the kind has changed.
     pub(super) fn set_kind(&self, kind: String) {
         let mut state = self.state.borrow_mut();
         if state.kind != kind {
@@ -43,7 +44,7 @@ impl Times {
         }
     }
 
-    /// A phase begins, with this limit.
+    /// Notes that a phase begins with this limit. Returns its usual time.
     pub(super) fn begin(&self, phase: Phase, limit: Option<Duration>) -> Option<Usual> {
         let mut state = self.state.borrow_mut();
         (state.title, state.limit, state.has_waited) = (phase.title(), limit, false);
@@ -51,18 +52,19 @@ impl Times {
         self.usual()
     }
 
-    /// What is usual of the phase that runs.
+    /// Returns the usual time of the current phase.
     pub(super) fn usual(&self) -> Option<Usual> {
         let state = self.state.borrow();
         state.history.as_ref()?.of(&state.title)
     }
 
-    /// The limit of the phase that runs.
+    /// Returns the limit of the current phase.
     pub(super) fn limit(&self) -> Option<Duration> {
         self.state.borrow().limit
     }
 
-    /// Replaces the limit of the phase that runs: another accelerator, or making a snapshot, has another one.
+    /// Replaces the limit of the current phase, because another accelerator or the making of a snapshot needs another
+    /// limit.
     pub(super) fn set_limit(&self, limit: Duration) {
         self.state.borrow_mut().limit = Some(limit);
     }
@@ -72,7 +74,7 @@ impl Times {
         self.state.borrow_mut().has_waited = waited > limits::CACHE_HIT;
     }
 
-    /// What is usual of the phase that runs, where it makes a snapshot.
+    /// Returns the usual time of the current phase in a run that makes a snapshot.
     pub(super) fn usual_of_making(&self) -> Option<Usual> {
         self.of_making().of(&self.state.borrow().title)
     }
@@ -81,7 +83,7 @@ impl Times {
         History::load(&self.cache, &format!("{}-snapshot", self.state.borrow().kind))
     }
 
-    /// Use the history of warm runs from here on.
+    /// Writes the times so far, and uses the history of warm runs from then on.
     pub(super) fn switch_to_warm(&self, made_snapshot: bool, installs: bool) -> Result<()> {
         self.keep()?;
         let what = if installs { "warm" } else { "warm-machine" };
@@ -91,8 +93,8 @@ impl Times {
         Ok(())
     }
 
-    /// Records a phase that passed. Skips one that waited for another run. A boot that made a snapshot goes
-    /// to a history of its own, because later runs from that snapshot do not boot.
+    /// Records the time of a phase that passed, unless the phase waited for another run. A boot that made a snapshot
+    /// has a history of its own, because later runs from that snapshot do not boot.
     pub(super) fn note(&self, phase: Phase, elapsed: Duration, silent: Duration) -> Result<()> {
         let (title, seconds) = (phase.title(), elapsed.as_secs_f64());
         if self.state.borrow().has_waited {
@@ -109,7 +111,7 @@ impl Times {
         Ok(())
     }
 
-    /// Writes the times for later runs.
+    /// Writes the times for later runs, unless a fault is planted.
     pub(super) fn keep(&self) -> Result<()> {
         match &self.state.borrow().history {
             Some(history) if !self.is_planted => history.keep(&self.cache),

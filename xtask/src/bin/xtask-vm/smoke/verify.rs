@@ -1,4 +1,4 @@
-//! What a status or an answer proves: pure.
+//! Checks of a status or an answer, as pure functions.
 
 use agent_protocol::Reply;
 use xtask_core::bail_guest;
@@ -10,12 +10,12 @@ use xtask_core::report::StatusEvidence;
 
 use xtask_fleet::ReceivedStatus;
 
-/// What the status of the agent under test must say.
+/// The expected content of a status of the agent under test.
 #[derive(Debug)]
 pub(crate) struct ExpectedStatus {
     machine: &'static str,
     exe_sha256: String,
-    /// `None`: an image of the user's own, of which nobody said what it is.
+    /// The expected distribution; `None` for a user's own image, whose distribution is not known.
     os_release: Option<OsReleaseReport>,
 }
 
@@ -28,7 +28,7 @@ impl ExpectedStatus {
         }
     }
 
-    /// Fails where the machine, the executable or the distribution is another one.
+    /// Returns an error if the machine, the executable or the distribution is not the expected one.
     fn check(&self, seen: &ReceivedStatus) -> Result<(), Failure> {
         let (status, os) = (&seen.status, os_release(seen));
         if status.machine != self.machine {
@@ -57,13 +57,14 @@ impl ExpectedStatus {
     }
 }
 
-/// Whether the first status is that of the agent under test; fails if it is not.
+/// Returns true if the first status is that of the agent under test, and an error otherwise.
 pub(crate) fn join(seen: &ReceivedStatus, expected: &ExpectedStatus) -> Result<bool, Failure> {
     expected.check(seen).and(Ok(true))
 }
 
-/// Whether a status was written after the power cut, by a new boot, by the same executable. `last` is the bucket's
-/// entry when the machine was off: what has a higher revision was stored since. Fails if it proves the opposite.
+/// Returns whether the same executable wrote a status after the power cut, in a new boot. `last` is the entry of the
+/// bucket while the machine was off: a status with a higher revision was stored later. Returns an error if the status
+/// proves the opposite.
 pub(crate) fn rejoin(
     seen: &ReceivedStatus,
     expected: &ExpectedStatus,
@@ -73,7 +74,8 @@ pub(crate) fn rejoin(
     if seen.revision <= last.revision {
         return Ok(false);
     }
-    // The old process counts on: a status that was under way when the power went. A new process begins at one.
+    // This status was still on its way at the time of the power cut: the old process continues its sequence numbers,
+    // and a new process begins at 1.
     if seen.status.boot_id == joined.boot_id && seen.status.sequence > last.status.sequence {
         return Ok(false);
     }
@@ -88,7 +90,7 @@ pub(crate) fn rejoin(
     Ok(true)
 }
 
-/// Whether the answer is that of the agent that joined.
+/// Returns an error unless the answer is that of the agent that joined.
 pub(crate) fn pong(reply: &Reply, device: &str, joined: &StatusEvidence) -> Result<(), Failure> {
     match reply {
         Reply::Pong { device_id, boot_id, .. } if device_id == device && *boot_id == joined.boot_id => Ok(()),
@@ -101,13 +103,13 @@ pub(crate) fn pong(reply: &Reply, device: &str, joined: &StatusEvidence) -> Resu
     }
 }
 
-/// The distribution that a status names.
+/// Returns the distribution that a status names.
 pub(crate) fn os_release(seen: &ReceivedStatus) -> OsReleaseReport {
     let agent_protocol::OsRelease { id, version_id, .. } = &seen.status.os_release;
     OsReleaseReport { id: id.clone(), version_id: version_id.clone() }
 }
 
-/// The parts of a status that the report keeps.
+/// Returns the parts of a status that the report keeps.
 pub(crate) fn evidence(seen: &ReceivedStatus) -> StatusEvidence {
     StatusEvidence {
         boot_id: seen.status.boot_id.clone(),

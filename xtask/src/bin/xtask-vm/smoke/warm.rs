@@ -1,5 +1,5 @@
-//! Warm machines: a snapshot of a booted guest, restored in a moment; and its making, where there is none yet. What the
-//! guest does meanwhile is the provisioning script's, `xtask_core::machine::seed`.
+//! Warm machines: a booted guest is restored from a snapshot, which is made first if there is none. The provisioning
+//! script in `xtask_core::machine::seed` is the guest's part.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -32,17 +32,17 @@ use crate::guest::media::{self, Subject};
 use crate::guest::ssh::Keys;
 use crate::libvirt::{Hypervisor, Machine};
 
-/// The snapshot that a run's machine comes out of. Its files are hashed beside the run.
+/// The snapshot from which a run's machine is restored. Its files are hashed while the run continues.
 pub(super) struct UsedSnapshot {
-    /// For report.json.
+    /// The entry for report.json.
     pub(super) report: SnapshotReport,
     verification: Option<Verification>,
-    /// Whether no file has been found changed.
+    /// True unless a file was found to be changed.
     pub(super) unchanged: bool,
 }
 
 impl UsedSnapshot {
-    /// Says that the run uses it, and begins to hash its files.
+    /// Records that the run uses the snapshot, and starts to hash its files.
     fn begin(run: &Run<'_>, snapshot: &Snapshot, installs: bool) -> Result<Self> {
         run.dir.uses_snapshot(&snapshot.directory)?;
         let manifest = &snapshot.manifest;
@@ -62,7 +62,8 @@ impl UsedSnapshot {
         Ok(Self { report, verification: Some(snapshot.verify()), unchanged: true })
     }
 
-    /// What the phase says of a snapshot that is older than a day: the image's mirror may have changed since.
+    /// Returns a text with the age of a snapshot that is older than a day, because the image's mirror may have changed
+    /// since. The text is empty for a newer snapshot.
     fn days(&self) -> String {
         match self.report.age_seconds.map_or(0, |seconds| seconds / 86_400) {
             0 => String::new(),
@@ -70,7 +71,7 @@ impl UsedSnapshot {
         }
     }
 
-    /// Waits until the files are hashed; fails if one was changed.
+    /// Waits until the files are hashed, and returns an error if one was changed.
     pub(super) fn finish_verification(&mut self, run: &Run<'_>) -> Result<()> {
         let Some(verification) = self.verification.take() else { return Ok(()) };
         let verified = if verification.is_finished() {
@@ -90,7 +91,7 @@ impl UsedSnapshot {
     }
 }
 
-/// What a warm run's machine is made of.
+/// The inputs for the machine of a warm run.
 pub(super) struct Warm<'a> {
     pub(super) run: &'a Run<'a>,
     pub(super) plan: &'a Plan,
@@ -98,7 +99,7 @@ pub(super) struct Warm<'a> {
     pub(super) subject: Subject<'a>,
 }
 
-/// What a machine is restored with.
+/// The parts of a run that the restore of a machine uses.
 struct Access<'a> {
     hypervisor: &'a Hypervisor,
     keys: &'a Keys,
@@ -106,7 +107,8 @@ struct Access<'a> {
 }
 
 impl Warm<'_> {
-    /// From a snapshot, which is made where there is none, to a guest that installs its payload.
+    /// Restores the machine from its snapshot, which is made first if there is none. Returns when the guest sees its
+    /// payload.
     pub(super) fn restore<'slot>(
         &self,
         slot: &'slot mut Option<RunningVm>,
@@ -126,10 +128,10 @@ impl Warm<'_> {
         let prepared = Prepared::make(run, plan).map_err(not_started)?;
         let ingredients = self.ingredients(prepared.libvirt_version.clone())?;
         let key = ingredients.key(&plan.image.name, plan.spec.architecture);
-        // Covers making the snapshot and restoring it under the same lock.
+        // The limit covers a run that makes the snapshot and restores it under the same lock.
         let limit = plan.limits.boot() + 2 * plan.limits.provision();
         let asked = Instant::now();
-        // Held until the run has recorded that it uses the snapshot.
+        // The lock is held until the run has recorded that it uses the snapshot.
         let lock = snapshots::lock(&run.cache, &key, limit, &run.ui)?;
         run.times.note_wait(asked.elapsed());
         let found = snapshots::find(&run.cache, &key, &ingredients, &run.ui)?;
@@ -153,8 +155,8 @@ impl Warm<'_> {
             Ok(vm.console.line_with(marker::STARTED).map(drop))
         });
         if let Err(error) = reached {
-            // QEMU ended or the guest stayed silent: it did not restore. A broker that ended is another
-            // failure.
+            // If QEMU ended or the guest printed nothing, the snapshot does not restore. The end of the broker is
+            // another failure.
             let error = if Kind::Guest.is(&error) { snapshot.does_not_restore(error) } else { error };
             return vm.verify_snapshot(run).and(Err(error));
         }
@@ -168,7 +170,7 @@ impl Warm<'_> {
         Ok((vm, detail))
     }
 
-    /// What a snapshot for this plan is made of.
+    /// Returns the ingredients of a snapshot for this plan.
     fn ingredients(&self, libvirt: String) -> Result<Ingredients> {
         let Self { run, plan, image, subject } = *self;
         let content = subject.map_or(0, |(agent, workload)| agent.content.len() + workload.len());
@@ -177,7 +179,7 @@ impl Warm<'_> {
         Ingredients::of(plan, (&image.digest, &image.disk), libvirt, content as u64, digest_of)
     }
 
-    /// The machine out of a snapshot that is there.
+    /// Restores the machine from an existing snapshot.
     fn restored(&self, prepared: Prepared, snapshot: &Snapshot) -> Result<RunningVm> {
         let run = self.run;
         let mut used = UsedSnapshot::begin(run, snapshot, self.subject.is_some())?;
@@ -193,18 +195,20 @@ impl Warm<'_> {
         }
     }
 
-    /// The disks of a run on this snapshot.
+    /// Returns the files of a run that uses this snapshot.
     fn own_files(&self, snapshot: &Snapshot) -> Result<RunFiles> {
         let dir = &self.run.dir;
         let mut files = RunFiles::of_run(&dir.work(), dir.path().join("console.log"))?;
         files.backing = vec![snapshot.file(DISK), self.image.disk.clone()];
-        // Later boots read it too: the same instance, so that none of them is a first one.
+        // Later boots read the seed too. It has the same instance id, so cloud-init does not treat them as first
+        // boots.
         files.seed = snapshot.file(SEED);
         files.uuid.clone_from(&snapshot.manifest.uuid);
         Ok(files)
     }
 
-    /// A machine's disks, and the machine itself, read back before it runs.
+    /// Makes the disks of a machine, and restores it. QEMU's machine is compared with the domain before the guest
+    /// runs.
     fn machine(
         &self,
         access: &Access<'_>,
@@ -236,7 +240,7 @@ impl Warm<'_> {
         Ok((domain, machine))
     }
 
-    /// The machine on a payload's disk that has nothing on it.
+    /// Starts the machine for a snapshot, with an empty payload disk.
     fn first_boot(&self, prepared: Prepared, payload_bytes: u64, made: &Path) -> Result<RunningVm> {
         let Self { run, plan, image, .. } = *self;
         run.ui.note("no snapshot of this machine yet: it boots once and is saved after its first boot");
@@ -246,7 +250,7 @@ impl Warm<'_> {
         files.console_socket = run.dir.work().join(CONSOLE_SOCKET);
         media::make_blank(&files.payload, payload_bytes)?;
         make_writable_files(plan, &files, &image.base(), &run.ui)?;
-        // Each later run gives the machine keys of its own.
+        // Each later run installs its own keys in the machine.
         let seed = prepared.keys.seed(run.dir.id(), &neutral_seed(plan));
         media::make_seed(&files.seed, &seed, made, &run.ui)?;
         let domain = Domain::write(plan, &files, &run.dir.work())?;
@@ -254,8 +258,8 @@ impl Warm<'_> {
         Ok(prepared.with(plan.clone(), files, domain, machine))
     }
 
-    /// The first boot to its end; the snapshot out of it, in the cache; and the machine out of the snapshot, as the next
-    /// run has it.
+    /// Waits until the first boot ends, saves the machine as a snapshot in the cache, and restores the machine from it
+    /// as a later run does.
     fn save_and_restore(
         &self,
         vm: &mut RunningVm,
@@ -288,7 +292,7 @@ impl Warm<'_> {
         Ok(snapshot)
     }
 
-    /// Writes the machine's memory, ends the machine, and keeps its files in the cache.
+    /// Writes the machine's memory to a file, ends the machine, and keeps its files in the cache.
     fn save(&self, vm: &mut RunningVm, made: &Path, ingredients: Ingredients) -> Result<Snapshot> {
         let Self { run, plan, .. } = *self;
         vm.target.save(&made.join(RAM))?;
@@ -306,7 +310,7 @@ impl Warm<'_> {
     }
 }
 
-/// Fails if the guest could not install the agent's prerequisites, which are part of a snapshot.
+/// Returns an error if the guest could not install the agent's prerequisites, which are part of a snapshot.
 fn lacks_nothing(console: &Console) -> Result<()> {
     let Some(reason) = console.after(marker::LACKS) else { return Ok(()) };
     bail_host!(
@@ -316,7 +320,7 @@ fn lacks_nothing(console: &Console) -> Result<()> {
     )
 }
 
-/// By how many seconds the clock of a restored guest, which is provisioned, jumped to this host's.
+/// Returns the number of seconds by which the clock of a restored and provisioned guest jumped to this host's time.
 pub(super) fn clock_step(console: &Console) -> Result<i64> {
     let step = console.after(marker::CLOCK).and_then(|step| step.split_whitespace().next()?.parse().ok());
     let Some(step) = step else {

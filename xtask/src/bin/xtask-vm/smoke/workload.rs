@@ -1,4 +1,5 @@
-//! The phase *workload* and what follows from it: what the fleet desires while the device has power, and while it has none.
+//! The phase *workload* and its continuation in later phases: the changes of the desired state before the power cut
+//! and while the machine is off, and the checks that the device follows them.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -15,16 +16,16 @@ use super::proof::{Deployed, Proof, same_boot};
 use super::running::RunningVm;
 use crate::guest::workload::IMAGE;
 
-/// It stays, and is changed while the machine is off.
+/// A deployment that is never deleted. It is changed while the machine is off.
 pub(super) const PERSISTENT: Deployed = Deployed { name: "persistent", port: WORKLOAD_PORTS[0] };
-/// It is deleted, and desired again straight before the power cut.
+/// A deployment that is deleted, and desired again straight before the power cut.
 pub(super) const EPHEMERAL: Deployed = Deployed { name: "ephemeral", port: WORKLOAD_PORTS[1] };
-/// It is deleted straight before the power cut.
+/// A deployment that is deleted straight before the power cut.
 pub(super) const RETIRED: Deployed = Deployed { name: "retired", port: WORKLOAD_PORTS[2] };
-/// Where the program listens in its container.
+/// The port on which the program listens in its container.
 const CONTAINER_PORT: u16 = 8080;
 
-/// What the fleet desires: the workload of this generation, with a port, a volume and limits.
+/// Returns the document of a deployment: the workload of this generation, with a port, a volume and limits.
 fn document(generation: u64, port: u16) -> Document {
     let container = ContainerSpec {
         env: BTreeMap::from([("GENERATION".to_owned(), generation.to_string())]),
@@ -36,7 +37,8 @@ fn document(generation: u64, port: u16) -> Document {
     Document::of(Deployment::PodmanContainer(container))
 }
 
-/// Three deployments run and answer; the one that is deleted is gone, by the agent's word and from outside, and another goes on.
+/// Waits until three deployments run and answer. Deletes one of them, and waits until it is gone by the agent's status
+/// and from outside. Checks that another one runs on unchanged.
 pub(super) fn run(
     vm: &mut RunningVm,
     proof: &mut Proof<'_>,
@@ -50,7 +52,7 @@ pub(super) fn run(
     for (deployed, revision) in desired {
         proof.runs(vm, deployed, revision)?;
     }
-    // A port that has never answered would not prove a deletion by its silence.
+    // A silent port proves a deletion only if it has answered before.
     let wanted = ExpectedAnswer { machine: &joined.machine, generation: 1, before: None };
     let first = proof.answers(vm, PERSISTENT, &wanted)?;
     proof.answers(vm, EPHEMERAL, &wanted)?;
@@ -77,8 +79,8 @@ pub(super) fn run(
     Ok((first, detail))
 }
 
-/// Straight before the power cut the fleet desires [`EPHEMERAL`] again, and [`RETIRED`] no more. Returns the revision of the deletion,
-/// once the agent has acknowledged both. The power goes before podman has started the one container or stopped the other.
+/// Makes [`EPHEMERAL`] desired again and deletes [`RETIRED`]. Returns the revision of the deletion once the agent has
+/// acknowledged both changes. The power cut follows before podman has started the one container or stopped the other.
 pub(super) fn change_before_cut(vm: &mut RunningVm, proof: &Proof<'_>) -> Result<u64> {
     let put = vm.broker.desire(EPHEMERAL.name, &document(2, EPHEMERAL.port))?;
     proof.acknowledges(vm, put)?;
@@ -87,7 +89,8 @@ pub(super) fn change_before_cut(vm: &mut RunningVm, proof: &Proof<'_>) -> Result
     Ok(deleted)
 }
 
-/// While there is no broker, the device starts what it had acknowledged, and not what was deleted.
+/// Checks, while there is no broker, that the device has started the deployments that it had acknowledged and not the
+/// deleted one.
 pub(super) fn recovered(
     vm: &mut RunningVm,
     proof: &mut Proof<'_>,
@@ -100,23 +103,24 @@ pub(super) fn recovered(
     Ok(offline)
 }
 
-/// While the machine is off the fleet changes its mind, and then the broker goes. Returns the revision of the change.
+/// Changes [`PERSISTENT`] while the machine is off, and then stops the broker. Returns the revision of the change.
 pub(super) fn change_while_off(vm: &mut RunningVm) -> Result<u64> {
     let revision = vm.broker.desire(PERSISTENT.name, &document(2, PERSISTENT.port))?;
     vm.broker.go_away()?;
     Ok(revision)
 }
 
-/// The revisions of what the fleet changed around the power cut.
+/// The revisions of the fleet's changes around the power cut.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Changes {
-    /// Of the deletion of [`RETIRED`], straight before it.
+    /// The revision of the deletion of [`RETIRED`], straight before the power cut.
     pub(super) deleted: u64,
-    /// Of the new generation of [`PERSISTENT`], while the machine was off.
+    /// The revision of the new generation of [`PERSISTENT`], while the machine was off.
     pub(super) updated: u64,
 }
 
-/// The workload runs as it was changed while the machine was off, and what was deleted before is gone.
+/// Waits until the workload runs as it was changed while the machine was off, and until the deployment that was
+/// deleted before is gone.
 pub(super) fn changed(
     vm: &mut RunningVm,
     proof: &mut Proof<'_>,
