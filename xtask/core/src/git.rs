@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 /// The commit of a workspace, and whether its files differ from it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Commit {
-    /// The full hash.
+    /// The full hash of the commit.
     pub commit: String,
     /// True if a file was changed, added or deleted since the commit. Ignored files do not count.
     pub dirty: bool,

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 /// The origin of an executable.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Origin {
-    /// `cargo xtask` built it.
+    /// `cargo xtask` built the executable.
     Built {
         profile: String,
         /// The compiler flags of the environment.

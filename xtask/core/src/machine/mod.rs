@@ -48,7 +48,7 @@ pub const FORWARDED_PORTS: [u16; 4] = [SSH_PORT, WORKLOAD_PORTS[0], WORKLOAD_POR
 pub struct VmSpec {
     pub architecture: VmArchitecture,
     pub vcpus: u32,
-    /// Memory in MiB.
+    /// The memory in MiB.
     pub memory_mib: u64,
     /// The value of `--cpu`; `None` means the fastest CPU.
     pub cpu: Option<String>,
@@ -111,7 +111,7 @@ pub struct RunFiles {
     pub backing: Vec<PathBuf>,
     /// The cloud-init NoCloud seed.
     pub seed: PathBuf,
-    /// The agent and its installer.
+    /// The disk with the agent and its installer.
     pub payload: PathBuf,
     /// The domain's store of UEFI variables.
     pub nvram: PathBuf,

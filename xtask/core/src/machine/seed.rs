@@ -13,7 +13,7 @@ pub const SEED_LABEL: &str = "CIDATA";
 /// The volume label of the payload.
 pub const PAYLOAD_LABEL: &str = "IOTAGENT";
 
-/// The file in the guest that lists the units that had failed before the agent was installed, one a line.
+/// The file in the guest that lists the units that had failed before the agent was installed, one unit per line.
 pub const FAILED_UNITS: &str = "/var/lib/iot-xtask.failed-units";
 
 /// The lines that the guest prints on its console, so that progress is visible without a network.

@@ -12,7 +12,7 @@ pub(super) const TABLES: [&str; 2] = ["images::", "it_can_fail::sabotage::"];
 /// cases are tried.
 pub(super) const THIRD: &str = "IOT_XTASK_THIRD";
 
-/// Returns the third that follows from the commit's hash, or `None` without git.
+/// Returns the third of each table that the commit's hash selects, or `None` without git.
 pub(super) fn of_commit(workspace: &Workspace) -> Option<usize> {
     let third = third(&git::head(workspace.root())?)?;
     eprintln!("== of each table, the commit draws {THIRD}={third}; cargo xtask soak --all tries all cases");

@@ -27,12 +27,12 @@ pub(crate) struct ExpectedDeployment {
 }
 
 impl ExpectedDeployment {
-    /// Expects that the deployment runs as desired at `revision`.
+    /// Returns the expectation that the deployment runs as desired at `revision`.
     pub(crate) fn running(name: &'static str, revision: u64) -> Self {
         Self { name, revision, phase: DeploymentPhase::Running, troubled: BTreeSet::new() }
     }
 
-    /// Expects that the deployment is gone, as desired at `revision`.
+    /// Returns the expectation that the deployment is gone as desired at `revision`.
     pub(crate) fn removed(name: &'static str, revision: u64) -> Self {
         Self { name, revision, phase: DeploymentPhase::Removed, troubled: BTreeSet::new() }
     }
@@ -75,8 +75,7 @@ impl ExpectedDeployment {
     }
 }
 
-/// Returns whether the container in a status agrees with the phase beside it. Only the phases running and removed can
-/// agree.
+/// Returns whether the phase is running or removed and the container in the status agrees with it.
 fn agrees(line: &DeploymentStatus) -> bool {
     match (line.phase, &line.container) {
         (DeploymentPhase::Running, Some(container)) => container.state == "running",
@@ -98,7 +97,7 @@ pub(crate) struct ExpectedAnswer<'a> {
     pub(crate) machine: &'a str,
     /// The generation that the fleet desires.
     pub(crate) generation: u64,
-    /// The last answer from before; `None` if the starts are not compared.
+    /// An earlier answer, which must have counted fewer starts; `None` if the starts are not compared.
     pub(crate) before: Option<&'a WorkloadEvidence>,
 }
 

@@ -142,8 +142,8 @@ pub(crate) fn ensure_or_fall_back(
     Ok((ready, Some(reason)))
 }
 
-/// The ending of the name of a file. The file's modification time is the last time at which the image's host could not
-/// be reached.
+/// The file name extension of the fallback mark. The mark's modification time is the last time at which the image's
+/// host could not be reached.
 const FALLBACK_MARK: &str = "fallback";
 
 /// Returns whether the image's host could not be reached a short while ago. There is then only one attempt to reach
@@ -168,7 +168,8 @@ fn unreachable(error: &anyhow::Error) -> Option<&Failure> {
     error::failure(error).filter(|failure| failure.kind == Kind::Unreachable)
 }
 
-/// Attributes an error to the host. Without an image to test the agent on, nothing is known about the agent.
+/// Attributes an error to the host, unless the user interrupted the run. Without an image to test the agent on,
+/// nothing is known about the agent.
 fn host_fault(error: anyhow::Error, plan: &Plan) -> anyhow::Error {
     if Kind::Interrupted.is(&error) {
         return error;

@@ -13,7 +13,7 @@ use xtask_core::limits::{OBSERVED, OBSERVED_COLD};
 pub(crate) struct RunOptions<'a> {
     pub(crate) arch: VmArchitecture,
     pub(crate) machine: &'a MachineArgs,
-    /// Multiplies the guest's limits.
+    /// The factor for the guest's time limits.
     pub(crate) timeout_scale: f64,
     /// True if the run uses no snapshot.
     pub(crate) cold: bool,

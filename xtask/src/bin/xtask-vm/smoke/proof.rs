@@ -165,7 +165,7 @@ impl<'a> Proof<'a> {
         let limit = vm.plan.limits.removal();
         let deadline = Instant::now() + limit;
         let mut wanted = ExpectedDeployment::removed(name, revision);
-        // This wait has twice the limit, so that the message below is reached before the wait itself ends.
+        // The wait has twice the limit, so that it does not time out before the check of `deadline` below.
         vm.wait(&format!("the deployment {name} to be gone"), limit * 2, |vm| {
             let seen = vm.broker.latest()?;
             let is_removed = seen.as_ref().map_or(Ok(false), |seen| wanted.check(seen))?;

@@ -20,7 +20,7 @@ use super::run::Run;
 use super::running::RunningVm;
 use super::teardown;
 
-/// Records one run.
+/// The recorder of one run.
 pub(super) struct Recorder<'a> {
     run: &'a Run<'a>,
     /// The content of report.json.
@@ -253,8 +253,9 @@ impl<'a> Recorder<'a> {
     }
 }
 
-/// Attributes an error that does not say whose it is. Until the guest runs, and while its power is cut, only the host acts:
-/// the errors of such a phase that are the agent's or the guest's say so.
+/// Attributes an error of a phase that has no attribution yet. Until the guest runs, and while its power is cut, only
+/// the host acts, so the error is the host's. Errors of such a phase that are the agent's or the guest's already carry
+/// that attribution.
 fn attributed(phase: Phase, error: Error) -> Error {
     if phase > Phase::Boot && !matches!(phase, Phase::PowerCut | Phase::Teardown) {
         return error;

@@ -20,7 +20,7 @@ use crate::libvirt::paused::{TRANSCRIPT, XML};
 /// The file name, in the run's directory, of the disk of a guest with a damaged file system.
 const DAMAGED: &str = "damaged.qcow2";
 
-/// One run, shared by its phases.
+/// A run. Its phases share this value.
 pub(crate) struct Run<'a> {
     /// The workspace under test.
     pub(crate) workspace: &'a Workspace,
