@@ -24,7 +24,7 @@ pub(crate) struct Backoff {
     /// The time since which podman has been stopping or removing the container.
     waiting: Option<Instant>,
     pub(crate) last_error: Option<String>,
-    /// Whether starting or renaming the container has failed, so that a new container is needed.
+    /// True if starting or renaming the container has failed, so that a new container is needed.
     pub(crate) needs_new_container: bool,
 }
 

@@ -54,7 +54,7 @@ pub(crate) struct Applied {
     pub(crate) container: String,
     /// The boot in which the container was started last.
     pub(crate) boot_id: String,
-    /// Whether the container was seen to have ended as its restart policy allows. If this is false and the
+    /// True if the container was seen to have ended as its restart policy allows. If this is false and the
     /// container ran in an earlier boot, a power cut ended it, regardless of the exit code that podman shows
     /// (5.x: 0).
     pub(crate) completed: bool,

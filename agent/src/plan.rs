@@ -133,7 +133,8 @@ pub(crate) fn next(
     }
 }
 
-/// Whether the container has ended. Podman shows `stopped` for an exited container until it has cleaned up.
+/// Returns whether the container has ended. Podman shows `stopped` for an exited container until it has
+/// cleaned up.
 pub(crate) fn has_ended(container: &ListedContainer) -> bool {
     ["exited", "stopped"].contains(&container.state.as_str())
 }

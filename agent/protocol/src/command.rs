@@ -58,7 +58,7 @@ pub enum Reply {
         deployment: String,
         /// The last lines, oldest first, of stdout and stderr.
         lines: Vec<String>,
-        /// Whether lines were omitted to keep the reply small.
+        /// True if lines were omitted to keep the reply small.
         truncated: bool,
     },
     UnknownCommand {

@@ -34,8 +34,8 @@ pub fn desired_wildcard(device_id: &str) -> String {
     desired_key(device_id, ">")
 }
 
-/// Whether `name` is valid for a device, a deployment or a volume. It becomes a part of KV keys, subjects and
-/// container names.
+/// Returns whether `name` is valid for a device, a deployment or a volume. It becomes a part of KV keys,
+/// subjects and container names.
 pub fn is_name(name: &str) -> bool {
     let allowed = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
     (1..=63).contains(&name.len()) && name.chars().all(allowed) && !name.starts_with('-')

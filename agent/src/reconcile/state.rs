@@ -17,9 +17,9 @@ use crate::plan::{self, ManagedDeployment, Step};
 #[derive(Default)]
 pub(super) struct State {
     pub(super) desired: Desired,
-    /// Whether `desired` has changes that are not on disk yet.
+    /// True if `desired` has changes that are not on disk yet.
     pub(super) unsaved: bool,
-    /// Whether the desired state has been read from disk or from the bus. Until then, no container counts as
+    /// True if the desired state has been read from disk or from the bus. Until then, no container counts as
     /// an orphan.
     pub(super) known: bool,
     pub(super) events: Events,

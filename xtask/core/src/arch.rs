@@ -78,7 +78,7 @@ pub struct MachineProfile {
     /// The flags in /proc/cpuinfo that indicate hardware virtualisation. The list is empty if the kernel shows no such
     /// flags.
     pub virtualisation_flags: &'static [&'static str],
-    /// Whether programs rely on stores becoming visible in order, as x86 programs do (QEMU, `TCG_GUEST_DEFAULT_MO`).
+    /// True if programs rely on stores becoming visible in order, as x86 programs do (QEMU, `TCG_GUEST_DEFAULT_MO`).
     pub strong_memory_order: bool,
     /// QEMU's name of a CPU feature that every CPU of the architecture has. A planted fault uses it.
     pub baseline_feature: &'static str,

@@ -18,9 +18,9 @@ pub struct ConnectUri {
     pub transport: String,
     /// The host in ssh's notation, with the user if the URI names one; `None` for this host.
     pub destination: Option<String>,
-    /// Whether the URI names a user's own daemon instead of the system's.
+    /// True if the URI names a user's own daemon instead of the system's.
     pub session: bool,
-    /// Whether the URI names libvirt's mock driver, which has no daemon.
+    /// True if the URI names libvirt's mock driver, which has no daemon.
     pub mock: bool,
     /// The path of the socket, if the URI names one.
     pub socket: Option<String>,

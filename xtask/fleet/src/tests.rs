@@ -49,7 +49,7 @@ fn what_is_desired_outlives_the_brokers_absence() {
     broker.stop().unwrap();
 }
 
-/// Whether the error is the host's, and says `words`.
+/// Returns whether the error is the host's, and says `words`.
 fn is_of_host(error: &anyhow::Error, words: &str) -> bool {
     Kind::Host.is(error) && error::hint(error).is_some() && format!("{error:#}").contains(words)
 }

@@ -160,8 +160,8 @@ fn against(store: &Store<'_>, found: &Found, all: &[Found]) -> Result<Option<&'s
     }))
 }
 
-/// Whether `other` is a newer snapshot of the same image and domain. The two differ in the seed, the firmware, QEMU or
-/// libvirt, and the newer one has the current ones.
+/// Returns whether `other` is a newer snapshot of the same image and domain. The two differ in the seed, the firmware,
+/// QEMU or libvirt, and the newer one has the current ones.
 fn is_replaced(snapshot: &SnapshotManifest, other: &Found) -> bool {
     let Some(other) = &other.manifest else { return false };
     let machine = |snapshot: &SnapshotManifest| {
@@ -172,7 +172,7 @@ fn is_replaced(snapshot: &SnapshotManifest, other: &Found) -> bool {
     machine(snapshot) == machine(other) && snapshot.made_at < other.made_at
 }
 
-/// Whether the image below a snapshot is still in its place and unchanged.
+/// Returns whether the image below a snapshot is still in its place and unchanged.
 fn has_image(store: &Store<'_>, made_of: &Ingredients) -> Result<bool> {
     let path = &made_of.image_path;
     if !path.exists() {
@@ -186,14 +186,15 @@ fn has_image(store: &Store<'_>, made_of: &Ingredients) -> Result<bool> {
     Ok(digest.is_some_and(|digest| digest == made_of.image))
 }
 
-/// Whether the QEMU that saved the snapshot is the installed one. If none is installed, the answer is yes, since it may
-/// come back.
+/// Returns whether the QEMU that saved the snapshot is the installed one. If none is installed, the answer is yes,
+/// since it may come back.
 fn has_emulator(store: &Store<'_>, snapshot: &SnapshotManifest) -> Result<bool> {
     let Some(emulator) = tools::find(snapshot.arch.profile().emulator) else { return Ok(true) };
     Ok(store.remembered_digest(&emulator, Algorithm::Sha256)? == snapshot.ingredients.emulator)
 }
 
-/// Whether to delete images that the catalogue does not name: the user asked for it, or gave no other criterion.
+/// Returns whether to delete images that the catalogue does not name: the user asked for it, or gave no other
+/// criterion.
 fn unnamed_too(args: &PruneArgs) -> bool {
     args.unnamed || args.older_than.is_none() && args.keep.is_none()
 }

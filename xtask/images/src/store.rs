@@ -74,7 +74,7 @@ impl ReadyImage {
 pub struct Store<'a> {
     pub cache: &'a Cache,
     pub ui: &'a Ui,
-    /// Whether the network is forbidden.
+    /// True if the network is forbidden.
     pub offline: bool,
     /// The run that uses the requested images.
     pub run: Option<&'a RunDir>,
@@ -251,8 +251,8 @@ pub(crate) fn flush(paths: &[&Path]) -> Result<()> {
     Ok(())
 }
 
-/// Whether a directory's name has the form of an image's key, `NAME-ARCH-0123456789abcdef`. A user's copy beside the
-/// image has our marker too, but another name. The same holds for an image that is being made or deleted.
+/// Returns whether a directory's name has the form of an image's key, `NAME-ARCH-0123456789abcdef`. A user's copy
+/// beside the image has our marker too, but another name. The same holds for an image that is being made or deleted.
 fn has_form_of_key(name: &str) -> bool {
     let hash = name.rsplit_once('-').map_or("", |(_, hash)| hash);
     hash.len() == 16 && hash.chars().all(|c| c.is_ascii_hexdigit())

@@ -30,7 +30,7 @@ pub struct Device {
     named: Vec<String>,
     /// QEMU's name of the core, if it has one.
     pub cpu: Option<String>,
-    /// Whether this is the default device of its architecture.
+    /// True if this is the default device of its architecture.
     #[serde(default)]
     pub default: bool,
 }

@@ -108,7 +108,7 @@ impl Inventory {
     }
 }
 
-/// Whether a file name is that of a loader: `ld-linux-aarch64.so.1`, `ld-musl-x86_64.so.1`, `ld.so.1`.
+/// Returns whether a file name is that of a loader: `ld-linux-aarch64.so.1`, `ld-musl-x86_64.so.1`, `ld.so.1`.
 fn is_loader(name: &str) -> bool {
     (name.starts_with("ld-") || name.starts_with("ld.") || name.starts_with("ld64.")) && name.contains(".so")
 }

@@ -42,16 +42,16 @@ pub struct Facts {
     pub linker: Result<Linking, Unfit>,
     /// The state of KVM.
     pub kvm: Kvm,
-    /// Whether this host's kernel runs programs of the guest, which an image build needs.
+    /// True if this host's kernel runs programs of the guest, which an image build needs.
     pub runs_guest_programs: bool,
-    /// Whether QEMU's user emulator for the guest's programs is installed, registered or not.
+    /// True if QEMU's user emulator for the guest's programs is installed, registered or not.
     pub user_emulator: bool,
     /// The command that registers the emulator: `update-binfmts` on Debian 12 and Ubuntu, otherwise systemd's program,
     /// which works without a running systemd.
     pub registers_handler: Option<Vec<String>>,
     /// The requested guest.
     pub guest: Guest,
-    /// Whether the programs of the test suite are needed too.
+    /// True if the programs of the test suite are needed too.
     pub for_ci: bool,
 }
 
@@ -60,7 +60,7 @@ pub struct Facts {
 pub struct Linking {
     /// The C library and its version.
     pub libc: Option<(PathBuf, String)>,
-    /// Whether the static C library is found, with which the smoke's workload is linked.
+    /// True if the static C library is found, with which the smoke's workload is linked.
     pub static_libc: bool,
 }
 

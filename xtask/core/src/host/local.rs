@@ -70,28 +70,28 @@ pub struct LocalHost {
     /// `uname -r`.
     pub kernel: String,
     pub cpus: usize,
-    /// Whether this process is root.
+    /// True if this process is root.
     pub root: bool,
     /// The path of `sudo` or `doas`, for users other than root.
     pub escalation: Option<PathBuf>,
     /// The file that shows that this is a container.
     pub container: Option<String>,
-    /// Whether systemd runs here (sd_booted(3)).
+    /// True if systemd runs here (sd_booted(3)).
     pub systemd: bool,
     pub package_manager: Option<PackageManager>,
     /// The programs of [`PROGRAMS`] that are missing.
     pub missing_programs: Vec<(&'static str, Need, When)>,
     /// The version of `nats-server`; `None` if it is missing.
     pub nats_server: Option<Result<String, String>>,
-    /// Whether pkg-config is installed.
+    /// True if pkg-config is installed.
     pub pkg_config: bool,
     /// The version of libvirt, by the same query as the build's.
     pub libvirt: Result<String, String>,
-    /// Whether libvirt's headers are in the system's include directory. This is used if pkg-config is missing.
+    /// True if libvirt's headers are in the system's include directory. This is used if pkg-config is missing.
     pub libvirt_header: bool,
     /// The path of libvirt's QEMU driver, which the embedded connection loads.
     pub libvirt_driver: Option<PathBuf>,
-    /// Whether the program is installed with which libvirt writes a machine's memory to a file.
+    /// True if the program is installed with which libvirt writes a machine's memory to a file.
     pub libvirt_iohelper: bool,
     /// The account that this distribution's libvirt requires when it runs as root, if it is missing.
     pub missing_libvirt_user: Option<&'static str>,
@@ -104,9 +104,9 @@ pub struct LocalHost {
     pub free_memory: Option<u64>,
     /// The reason why a user other than root cannot build an image in a user namespace here.
     pub no_user_namespace: Option<String>,
-    /// Whether `binfmt_misc` is mounted.
+    /// True if `binfmt_misc` is mounted.
     pub binfmt_mounted: bool,
-    /// Whether Debian's archive keyring is installed.
+    /// True if Debian's archive keyring is installed.
     pub debian_keyring: bool,
     /// The time of this machine's clock, in seconds since 1970.
     pub now: u64,

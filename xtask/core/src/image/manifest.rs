@@ -26,7 +26,7 @@ pub struct Manifest {
     pub digest: Digest,
     /// The origin of the image, for messages.
     pub source: String,
-    /// Whether a digest or the package archive vouches for the content.
+    /// True if a digest or the package archive vouches for the content.
     pub verified: bool,
     /// The time at which the image was made, in RFC 3339, UTC.
     pub made_at: String,
@@ -37,13 +37,13 @@ pub struct Manifest {
 }
 
 impl Manifest {
-    /// Whether this host built the image from packages.
+    /// Returns whether this host built the image from packages.
     pub fn is_built(&self) -> bool {
         self.contents.is_some()
     }
 
-    /// Whether the content was checked against a pinned or given digest. Earlier versions recorded that of a built image,
-    /// for which there is none.
+    /// Returns whether the content was checked against a pinned or given digest. Earlier versions recorded that of a
+    /// built image, for which there is none.
     pub fn is_verified(&self) -> bool {
         self.verified && !self.is_built()
     }

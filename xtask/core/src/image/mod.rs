@@ -126,8 +126,8 @@ pub fn shown(text: &str) -> String {
 }
 
 impl Image {
-    /// Whether the content is checked against a pinned or given digest. Nobody vouches for the digest of a built image: the
-    /// packages are signed, but the disk is made here.
+    /// Returns whether the content is checked against a pinned or given digest. Nobody vouches for the digest of a
+    /// built image: the packages are signed, but the disk is made here.
     pub fn is_verified(&self) -> bool {
         self.pin().is_some()
     }
@@ -141,7 +141,7 @@ impl Image {
         }
     }
 
-    /// Whether it is built on this host from packages.
+    /// Returns whether it is built on this host from packages.
     pub fn is_built(&self) -> bool {
         matches!(self.source, Source::Packages(_))
     }

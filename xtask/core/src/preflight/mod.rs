@@ -23,7 +23,7 @@ pub struct PreflightRequest<'a> {
     pub architectures: &'a [VmArchitecture],
     /// The machine of the guest, with its image.
     pub machine: &'a MachineArgs,
-    /// Whether the programs of the test suite are needed too.
+    /// True if the programs of the test suite are needed too.
     pub for_ci: bool,
 }
 

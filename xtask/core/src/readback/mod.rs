@@ -25,7 +25,7 @@ pub struct ExpectedMachine {
     /// The CPU properties (QOM names) and their expected values.
     pub cpu_properties: Vec<(String, bool)>,
     pub vcpus: usize,
-    /// Whether each processor must have its own thread, even under emulation.
+    /// True if each processor must have its own thread, even under emulation.
     pub own_threads: bool,
     /// The memory in bytes.
     pub memory_bytes: u64,

@@ -41,7 +41,7 @@ pub struct Observed {
 /// The state of the guest.
 #[derive(Debug, Clone, Deserialize)]
 pub struct RunStatus {
-    /// Whether the guest's processors run.
+    /// True if the guest's processors run.
     pub running: bool,
     /// The state's name, such as `prelaunch` or `paused`.
     pub status: String,
@@ -50,7 +50,7 @@ pub struct RunStatus {
 /// The use of KVM by this domain.
 #[derive(Debug, Clone, Copy, Deserialize)]
 pub struct KvmInUse {
-    /// Whether KVM runs the guest.
+    /// True if KVM runs the guest.
     pub enabled: bool,
 }
 
@@ -90,7 +90,7 @@ pub struct BlockDevice {
 pub struct Layer {
     /// The file below the node.
     pub file: String,
-    /// Whether the node refuses writes.
+    /// True if the node refuses writes.
     pub ro: bool,
     /// The use of this host's page cache.
     pub cache: CacheMode,

@@ -115,8 +115,8 @@ pub fn bootstrap(
     call.make(store, directory)
 }
 
-/// Whether this process can have mounts that no other process sees. In a chroot whose root is not a mount point, it
-/// cannot: unshare(1) makes `/` private first, and there is no such mount to change (mount(2), EINVAL).
+/// Returns whether this process can have mounts that no other process sees. In a chroot whose root is not a mount
+/// point, it cannot: unshare(1) makes `/` private first, and there is no such mount to change (mount(2), EINVAL).
 pub(super) fn can_have_own_mounts() -> bool {
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     root_is_a_mount(&mounts)

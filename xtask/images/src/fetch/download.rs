@@ -30,7 +30,7 @@ pub(super) struct Download<'a> {
     pub(super) ui: &'a Ui,
     /// The start of the first attempt.
     pub(super) started: Instant,
-    /// Whether the host has answered at all.
+    /// True if the host has answered at all.
     pub(super) answered: bool,
     /// The number of bytes that an earlier run left, as long as they are used.
     pub(super) resumed_from: u64,
@@ -96,7 +96,7 @@ impl Download<'_> {
         Ok(found)
     }
 
-    /// Whether the file is complete. A run may die between the last byte and the final name.
+    /// Returns whether the file is complete. A run may die between the last byte and the final name.
     fn is_whole(&self, begun: &Begun) -> bool {
         self.wanted.source.digest.as_ref().is_some_and(|digest| begun.sums.clone().finish().1 == *digest)
     }

@@ -68,7 +68,7 @@ pub struct Fetched {
     /// The number of bytes that an earlier run downloaded and this one did not repeat.
     pub resumed_from: u64,
     pub attempts: u32,
-    /// Whether nothing was requested, because the file was already there or another process downloaded it.
+    /// True if nothing was requested, because the file was already there or another process downloaded it.
     pub already: bool,
 }
 

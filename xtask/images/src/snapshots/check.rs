@@ -26,7 +26,7 @@ pub struct Verification {
 }
 
 impl Verification {
-    /// Whether [`Self::conclude`] would return at once.
+    /// Returns whether [`Self::conclude`] would return at once.
     pub fn is_finished(&self) -> bool {
         self.hashed.is_finished()
     }

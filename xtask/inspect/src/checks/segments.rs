@@ -70,7 +70,7 @@ fn fault(loads: &[Load], page: u64, library: bool) -> Option<String> {
     })
 }
 
-/// Whether mapping the second segment also shows the first one's bytes.
+/// Returns whether mapping the second segment also shows the first one's bytes.
 fn contiguous(one: &Load, other: &Load) -> bool {
     other.address.wrapping_sub(one.address) == other.offset.wrapping_sub(one.offset)
 }

@@ -34,7 +34,7 @@ pub struct Required<'a> {
     pub library: &'a [u8],
     /// The name of the version, such as `GLIBC_2.39`.
     pub version: &'a [u8],
-    /// Whether the loader continues without it.
+    /// True if the loader continues without it.
     pub weak: bool,
     /// The number by which symbols refer to it.
     pub index: u16,
@@ -120,7 +120,7 @@ impl<'a> Dynamic<'a> {
         self.value(tag).and_then(|start| self.string_at(start))
     }
 
-    /// Whether the file has a dynamic section.
+    /// Returns whether the file has a dynamic section.
     pub fn is_there(&self) -> bool {
         !self.entries.is_empty()
     }

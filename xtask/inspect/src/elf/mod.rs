@@ -267,7 +267,7 @@ impl<'a> Elf<'a> {
         }
     }
 
-    /// Whether other files load this one: it has a SONAME, or neither an interpreter nor an entry point.
+    /// Returns whether other files load this one: it has a SONAME, or neither an interpreter nor an entry point.
     pub fn is_library(&self) -> bool {
         let named = self.dynamic.text(elf::DT_SONAME).is_some();
         let begins = self.interpreter().is_ok_and(|path| path.is_some()) || self.entry() != 0;
@@ -286,7 +286,7 @@ impl<'a> Elf<'a> {
         self.data.read_bytes_at(load.offset, load.file_size).ok()
     }
 
-    /// Whether the memory at `address` can change while the program runs.
+    /// Returns whether the memory at `address` can change while the program runs.
     pub fn is_variable(&self, address: u64) -> bool {
         let inside = |start: u64, size: u64| address >= start && address - start < size;
         let relro = self.relro.is_some_and(|(start, size)| inside(start, size));

@@ -11,9 +11,9 @@ use super::{Elf, array, string};
 pub struct Symbol<'a> {
     pub name: &'a [u8],
     pub address: u64,
-    /// Whether the symbol is code.
+    /// True if the symbol is code.
     pub function: bool,
-    /// Whether the loader calls a resolver to choose the function (`STT_GNU_IFUNC`).
+    /// True if the loader calls a resolver to choose the function (`STT_GNU_IFUNC`).
     pub ifunc: bool,
 }
 
@@ -27,12 +27,12 @@ impl<'a> Elf<'a> {
         (array(bytes), strings)
     }
 
-    /// Whether the file has a symbol table.
+    /// Returns whether the file has a symbol table.
     pub fn has_symbols(&self) -> bool {
         self.symbol_table().0.len() > 1
     }
 
-    /// Whether the file has line numbers.
+    /// Returns whether the file has line numbers.
     pub fn has_debug_information(&self) -> bool {
         self.section_table().any(|(name, size)| name == b".debug_info" && size > 0)
     }

@@ -32,7 +32,7 @@ pub(crate) struct Detection {
     pub(super) through: BTreeSet<u64>,
     /// The functions that the loader calls to choose between implementations.
     pub(super) resolvers: BTreeSet<u64>,
-    /// Whether the Go compiler made the file. Go's runtime asks the processor, and Go's code tests the result.
+    /// True if the Go compiler made the file. Go's runtime asks the processor, and Go's code tests the result.
     pub(crate) go: bool,
 }
 
@@ -110,7 +110,7 @@ impl Detection {
         }
     }
 
-    /// Whether nothing in the file asks the processor.
+    /// Returns whether nothing in the file asks the processor.
     pub(crate) fn is_absent(&self) -> bool {
         self.how.is_empty()
     }

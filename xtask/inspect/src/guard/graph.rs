@@ -12,11 +12,11 @@ use crate::isa::Event;
 /// The result of the walks over the code, for each function.
 #[derive(Debug)]
 pub(crate) struct Graph {
-    /// Whether the function asks the processor, or reads the answer.
+    /// True if the function asks the processor, or reads the answer.
     decides: Vec<bool>,
-    /// Whether the function branches on a variable at a fixed address.
+    /// True if the function branches on a variable at a fixed address.
     tests: Vec<bool>,
-    /// Whether the function calls one that asks, so that it may act on the answer.
+    /// True if the function calls one that asks, so that it may act on the answer.
     callers: Vec<bool>,
     reachable: Vec<bool>,
     guarded: Vec<bool>,
@@ -156,12 +156,12 @@ impl Graph {
         self.decides = decides;
     }
 
-    /// Whether the function branches on a variable at a fixed address.
+    /// Returns whether the function branches on a variable at a fixed address.
     pub(crate) fn tests(&self, function: usize) -> bool {
         self.tests[function]
     }
 
-    /// Whether no function asks the processor.
+    /// Returns whether no function asks the processor.
     pub(crate) fn nobody_asks(&self) -> bool {
         !self.decides.contains(&true)
     }
@@ -253,7 +253,8 @@ struct Written {
 }
 
 impl Written {
-    /// Whether a place is in one of these variables. Of a structure, only the address is known, and not the size.
+    /// Returns whether a place is in one of these variables. Of a structure, only the address is known, and not the
+    /// size.
     fn holds(&self, place: u64) -> bool {
         const LARGEST: u64 = 32;
         let near = place.saturating_sub(LARGEST)..=place;

@@ -252,8 +252,8 @@ pub(super) fn events(code: &[u8], address: u64, mut event: impl FnMut(u64, Event
     }
 }
 
-/// Whether the words around an offset are instructions too. Around a table of numbers or a text among the code, they
-/// are not.
+/// Returns whether the words around an offset are instructions too. Around a table of numbers or a text among the code,
+/// they are not.
 pub(super) fn is_amid_code(code: &[u8], offset: usize) -> bool {
     const AROUND: usize = 16;
     let start = offset.saturating_sub(AROUND);

@@ -24,7 +24,7 @@ pub struct DomainOffer {
     pub emulator: String,
     /// The machine type with its version.
     pub machine_type: String,
-    /// Whether `<os firmware='efi'>` is supported.
+    /// True if `<os firmware='efi'>` is supported.
     pub selects_uefi: bool,
     /// The firmware files that libvirt knows on that host.
     pub loaders: Vec<String>,

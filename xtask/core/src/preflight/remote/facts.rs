@@ -60,16 +60,16 @@ pub struct Node {
 /// A virtual network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Network {
-    /// Whether guests can use it now.
+    /// True if guests can use it now.
     pub active: bool,
-    /// Whether the network starts with the host.
+    /// True if the network starts with the host.
     pub autostart: bool,
 }
 
 /// A storage pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Pool {
-    /// Whether guests can use it now.
+    /// True if guests can use it now.
     pub active: bool,
     /// The free space in bytes; 0 if the pool is not active.
     pub free: u64,

@@ -25,7 +25,7 @@ pub(super) const PERMISSION: &str = "connect-permission";
 struct Known {
     /// The transport for which this entry holds; `None` for all transports.
     transport: Option<&'static str>,
-    /// Whether this entry holds only for the daemon of a user (a session).
+    /// True if this entry holds only for the daemon of a user (a session).
     session: bool,
     /// Words that the message must all contain.
     words: &'static [&'static str],
