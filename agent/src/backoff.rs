@@ -5,18 +5,19 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 const MAX_PAUSE: Duration = Duration::from_secs(60);
-/// A container that has run for this long counts as recovered.
+/// The time after which a running container counts as recovered.
 const STABLE_AFTER: Duration = Duration::from_secs(60);
-/// After this long, `stopping` is stale: podman was killed half-way and never updates the state.
+/// The time after which the state `stopping` is stale: podman was killed during the stop and never updates
+/// the state.
 const MAX_TRANSITION: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Backoff {
     /// The digest of the document that the attempts were for.
     digest: String,
-    /// Consecutive failures.
+    /// The number of consecutive failures.
     failures: u32,
-    /// The next attempt is not before this time.
+    /// The earliest time of the next attempt, if there must be a pause before it.
     until: Option<Instant>,
     started: Option<Instant>,
     /// The number of restarts of the container by the agent.

@@ -22,7 +22,7 @@ pub struct Desired {
 pub(crate) struct DesiredEntry {
     /// The bucket's revision of the operation.
     pub(crate) revision: u64,
-    /// The state file calls it `wish`.
+    /// The operation, which the state file calls `wish`.
     #[serde(rename = "wish")]
     pub(crate) operation: Operation,
     /// The goal, which follows from the name and the operation. It is not stored but computed again when the
@@ -295,7 +295,7 @@ mod tests {
         assert!(matches!(target("web", "{}"), Target::Refused(_)));
     }
 
-    /// Earlier versions of the agent wrote such files.
+    /// Checks that the form on disk is the one that earlier versions of the agent wrote.
     #[test]
     fn the_form_on_disk_has_no_target_and_gets_it_back() {
         let text = r#"{"kind":"podman-container","version":1,"spec":{"image":"localhost/a:1"}}"#;

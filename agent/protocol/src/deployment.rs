@@ -20,7 +20,7 @@ pub const KINDS: [&str; 1] = ["podman-container"];
 /// A document of [`super::DESIRED_BUCKET`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Document {
-    /// Must be [`VERSION`].
+    /// The version of the document, which must be [`VERSION`].
     pub version: u64,
     #[serde(flatten)]
     pub deployment: Deployment,
@@ -39,7 +39,7 @@ pub enum Deployment {
 pub struct ContainerSpec {
     /// A reference with a registry or `localhost/`, and with a tag or a digest.
     pub image: String,
-    /// Replaces the image's command, unless it is empty.
+    /// The command that replaces the image's command. If it is empty, the image's own command is used.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub command: Vec<String>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -95,10 +95,10 @@ pub struct Volume {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Restart {
-    /// Restart it after a pause, which grows with each restart.
+    /// The container is restarted after a pause, which grows with each restart.
     #[default]
     Always,
-    /// Restart it if its exit code is not 0.
+    /// The container is restarted if its exit code is not 0.
     OnFailure,
     Never,
 }

@@ -19,14 +19,14 @@ pub struct DeviceStatus {
     pub exe_sha256: String,
     /// The kernel's random id of this boot (`/proc/sys/kernel/random/boot_id`, random(4)).
     pub boot_id: String,
-    /// `uname -m`: `aarch64`, `x86_64`.
+    /// The machine type as `uname -m` prints it: `aarch64`, `x86_64`.
     pub machine: String,
     pub os_release: OsRelease,
-    /// `uname -r`.
+    /// The kernel's release as `uname -r` prints it.
     pub kernel: String,
     /// Seconds since the kernel started.
     pub uptime_seconds: u64,
-    /// Counts the statuses of this agent process, from 1.
+    /// The number of this status, counted from 1 for each agent process.
     pub sequence: u64,
     /// The highest revision of the desired state that this device knows; 0 before it knows any.
     #[serde(default)]
@@ -63,9 +63,9 @@ impl DeviceStatus {
 /// The distribution: two fields of os-release(5).
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OsRelease {
-    /// `ID`: `debian`, `ubuntu`.
+    /// The value of `ID`: `debian`, `ubuntu`.
     pub id: String,
-    /// `VERSION_ID`: `12`, `24.04`; empty on rolling distributions.
+    /// The value of `VERSION_ID`: `12`, `24.04`. It is empty on rolling distributions.
     pub version_id: String,
 }
 
@@ -86,7 +86,7 @@ pub struct DeploymentStatus {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Phase {
-    /// Nothing has been done for it yet, or its image is being downloaded.
+    /// Nothing has been done for the deployment yet, or its image is being downloaded.
     Pending,
     Running,
     /// The container has ended as its restart policy allows.
@@ -114,7 +114,7 @@ pub struct ObservedContainer {
     pub id: String,
     /// Podman's name of the state: `running`, `exited`, `created`.
     pub state: String,
-    /// Present if the container has ended.
+    /// The exit code, if the container has ended.
     pub exit_code: Option<i32>,
 }
 
@@ -122,7 +122,7 @@ pub struct ObservedContainer {
 pub struct Event {
     /// Seconds since the kernel started, since a device's clock may be wrong at boot.
     pub uptime_seconds: u64,
-    /// Counts the events of this agent process, from 1. Gaps show events that were dropped.
+    /// The number of this event, counted from 1 for each agent process. Gaps show events that were dropped.
     pub number: u64,
     pub what: String,
 }

@@ -8,10 +8,10 @@ use serde::Deserialize;
 #[serde(rename_all = "PascalCase", default)]
 pub(crate) struct ListedContainer {
     pub(crate) id: String,
-    /// The first name is the container's own.
+    /// The names. The first one is the container's own name.
     #[serde(deserialize_with = "or_default")]
     pub(crate) names: Vec<String>,
-    /// `created`, `running`, `exited`, …
+    /// The state, such as `created`, `running` or `exited`.
     pub(crate) state: String,
     /// The exit code, which is valid only if the container has ended.
     pub(crate) exit_code: i32,

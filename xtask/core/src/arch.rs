@@ -24,7 +24,7 @@ pub enum VmArchitecture {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Accelerator {
-    /// The host's own processor, by way of `/dev/kvm`.
+    /// The host's own processor, through `/dev/kvm`.
     Kvm,
     /// The emulation of QEMU.
     Tcg,

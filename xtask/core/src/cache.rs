@@ -30,7 +30,8 @@ pub struct Cache {
 }
 
 impl Cache {
-    /// Takes `IOT_XTASK_CACHE`, else `XDG_CACHE_HOME/iot-xtask`, else `~/.cache/iot-xtask`.
+    /// Returns the cache in `IOT_XTASK_CACHE`. Without this variable it is in `XDG_CACHE_HOME/iot-xtask`, and without
+    /// that one in `~/.cache/iot-xtask`.
     ///
     /// # Errors
     /// Returns an error if none of the three variables is set, or if the path is relative, has characters that a tool
@@ -67,33 +68,33 @@ impl Cache {
         &self.root
     }
 
-    /// The disk images, by content key.
+    /// Returns the directory of the disk images. Each image is in a directory that is named by its content key.
     pub fn images(&self) -> PathBuf {
         self.root.join("images")
     }
 
-    /// The directories of the runs.
+    /// Returns the directory that contains the directories of the runs.
     pub fn runs(&self) -> PathBuf {
         self.root.join("runs")
     }
 
-    /// The snapshots: machines after their first boot, by content key.
+    /// Returns the directory of the snapshots, which are machines after their first boot.
     pub fn snapshots(&self) -> PathBuf {
         self.root.join("snapshots")
     }
 
-    /// The durations of phases in earlier runs on this machine.
+    /// Returns the directory with the durations of phases in earlier runs on this machine.
     pub fn history(&self) -> PathBuf {
         self.root.join("history")
     }
 
-    /// The compiled workload of the smoke.
+    /// Returns the directory with the compiled workload of the smoke.
     pub fn workloads(&self) -> PathBuf {
         self.root.join("workload")
     }
 
-    /// The capabilities of the emulators, as libvirt has probed them. It may be deleted at any time: the next run
-    /// probes them again.
+    /// Returns the directory with the capabilities of the emulators, as libvirt has probed them. It may be deleted at
+    /// any time, because the next run probes them again.
     pub fn libvirt(&self) -> PathBuf {
         self.root.join("libvirt")
     }

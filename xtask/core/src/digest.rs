@@ -19,7 +19,7 @@ pub enum Algorithm {
 impl Algorithm {
     pub const ALL: [Self; 2] = [Self::Sha256, Self::Sha512];
 
-    /// The name before the colon of a digest.
+    /// Returns the name that stands before the colon of a digest.
     pub fn name(self) -> &'static str {
         match self {
             Self::Sha256 => "sha256",
@@ -27,7 +27,7 @@ impl Algorithm {
         }
     }
 
-    /// The length of a digest in hexadecimal digits.
+    /// Returns the length of a digest in hexadecimal digits.
     pub fn hex_digits(self) -> usize {
         match self {
             Self::Sha256 => 64,
@@ -45,7 +45,7 @@ impl Algorithm {
     /// and the size of the file. An error of `read` ends the calculation.
     ///
     /// # Errors
-    /// Returns an error if the file cannot be read, or the error that `read` returned. An error of the file names it.
+    /// Returns an error that names the file if it cannot be read, or the error that `read` returned.
     pub fn of_file(self, path: &Path, mut read: impl FnMut(u64, u64) -> Result<()>) -> Result<Digest> {
         let mut file = fs_err::File::open(path)?;
         let total = file.metadata()?.len();
@@ -85,12 +85,12 @@ impl Digest {
         self.algorithm
     }
 
-    /// The hexadecimal digits without the algorithm.
+    /// Returns the hexadecimal digits without the algorithm.
     pub fn hex(&self) -> &str {
         &self.hex
     }
 
-    /// The first digits, for messages: `sha256:0123456789ab…`.
+    /// Returns the digest with only its first digits, for messages: `sha256:0123456789ab…`.
     pub fn short(&self) -> String {
         format!("{}:{}…", self.algorithm.name(), &self.hex[..12])
     }

@@ -159,7 +159,7 @@ pub fn code(error: &anyhow::Error) -> u8 {
     kind(error).exit_code()
 }
 
-/// What a host runs out of, in the words of the kernel (strerror(3)), which QEMU and libvirt pass on; and the remedy.
+/// The kernel's messages about exhausted resources (strerror(3)), which QEMU and libvirt pass on, each with its remedy.
 const SHORTAGES: &[(&str, &str)] = &[
     (
         "Cannot allocate memory",
@@ -174,14 +174,16 @@ const SHORTAGES: &[(&str, &str)] = &[
     ("Too many open files", "raise the limit of open files: ulimit -n 4096"),
 ];
 
-/// The remedy if an error or a cause of it says that this host has run out of memory, space or files.
+/// Returns the remedy if an error or one of its causes says that this host has run out of memory, space or open files.
 pub fn shortage(error: &anyhow::Error) -> Option<&'static str> {
     let text = format!("{error:#}");
     SHORTAGES.iter().find(|(words, _)| text.contains(words)).map(|(_, remedy)| *remedy)
 }
 
-/// Makes an error the host's, unless it says itself whose it is: nothing is known about the agent then. An unreachable
-/// host keeps its own remedy, and a shortage has one that replaces `hint`.
+/// Turns an error without a [`Failure`] into a failure of the host, after which nothing is known about the agent. If
+/// the error says that the host has run out of a resource, the remedy for that replaces `hint`. An error that already
+/// is a failure is returned unchanged, except that a failure of an unreachable host also becomes a failure of this host
+/// and keeps its own remedy.
 pub fn host_fault(
     error: anyhow::Error,
     attempted: impl Into<String>,

@@ -10,14 +10,14 @@ pub fn now_rfc3339() -> String {
     humantime::format_rfc3339_seconds(SystemTime::now()).to_string()
 }
 
-/// The whole seconds from an RFC 3339 time to `now`; `None` if the text is no such time, or if it is later than `now`
-/// because the clock was set back.
+/// Returns the whole seconds from an RFC 3339 time to `now`. Returns `None` if the text is no such time, or if the time
+/// is later than `now` because the clock was set back.
 pub fn seconds_since(rfc3339: &str, now: SystemTime) -> Option<u64> {
     let then = humantime::parse_rfc3339(rfc3339).ok()?;
     Some(now.duration_since(then).ok()?.as_secs())
 }
 
-/// Prints JSON on stdout. A reader that has had enough of it (`| head`) is no error.
+/// Prints JSON on stdout. It is no error if the reader closes the pipe early, as `head` does.
 ///
 /// # Errors
 /// Returns an error if stdout cannot be written.

@@ -17,9 +17,9 @@ pub const GUEST_QUESTION: Duration = Duration::from_secs(12);
 /// The time after a guest is up again before it is asked about its workload. In an emulated guest the workload starts
 /// some 10 s after the login prompt.
 pub const OFFLINE_RECOVERY: Duration = Duration::from_secs(20);
-/// Phases shorter than this hit the cache and are not recorded.
+/// The duration below which a phase counts as a cache hit and is not recorded.
 pub const CACHE_HIT: Duration = Duration::from_secs(2);
-/// A silence shorter than this never counts as a sign of a hang, whatever is usual.
+/// The shortest silence that can count as a sign of a hang, whatever the usual silences are.
 pub const SILENCE: Duration = Duration::from_secs(30);
 /// The limit for a local server to listen.
 pub const SERVER_START: Duration = Duration::from_secs(20);
@@ -31,9 +31,9 @@ pub const QEMU_STOP: Duration = Duration::from_secs(20);
 pub const BROKER_REQUEST: Duration = Duration::from_secs(5);
 /// The pause between two looks for the acknowledgement that the power cut follows.
 pub const ACKNOWLEDGEMENT_POLL: Duration = Duration::from_millis(2);
-/// How long a device is watched at rest at the end of a warm smoke: two heartbeats of its agent.
+/// The time for which a device is watched at rest at the end of a warm smoke: two heartbeats of its agent.
 pub const OBSERVED: Duration = Duration::from_secs(6);
-/// How long a device is watched at rest at the end of a cold smoke.
+/// The time for which a device is watched at rest at the end of a cold smoke.
 pub const OBSERVED_COLD: Duration = Duration::from_secs(40);
 /// The pause after a fault. In this time, the broker stores the messages that it has received from the guest, and the
 /// console receives the rest of the guest's output.
@@ -103,12 +103,14 @@ pub const PUBLISHER_ANSWER: Duration = Duration::from_secs(60);
 /// The limit of one response of the libvirt that `preflight --connect` names. A daemon that is started by the request
 /// first probes the capabilities of every emulator of its host, which takes about 1 s each.
 pub const CONNECTION: Duration = Duration::from_secs(20);
-/// For this time after the fallback image was used, a run tries the host of the default image once instead of twice.
+/// The time after the use of the fallback image in which a run tries the host of the default image once instead of
+/// twice.
 pub const FALLBACK_MEMORY: Duration = Duration::from_secs(3600);
 /// The limit for the verification of one signature.
 pub const SIGNATURE: Duration = Duration::from_secs(20);
 
-/// The limit for unpacking a disk, to read its libraries or to check it, and the limit of that check.
+/// The limit for unpacking a disk, whose libraries or file system are then read. The check of the file system has the
+/// same limit.
 pub const INVENTORY: Duration = Duration::from_secs(300);
 
 /// The limits of a run's waits for its guest.

@@ -5,11 +5,11 @@ use serde::{Deserialize, Serialize};
 /// The contents of an os-release file.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct OsRelease {
-    /// `PRETTY_NAME`.
+    /// The value of `PRETTY_NAME`.
     pub name: String,
-    /// `ID`.
+    /// The value of `ID`.
     pub id: String,
-    /// `VERSION_ID`. It is empty for a rolling distribution.
+    /// The value of `VERSION_ID`, which is empty for a rolling distribution.
     pub version_id: String,
 }
 

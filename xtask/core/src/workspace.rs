@@ -126,7 +126,7 @@ impl Workspace {
         command
     }
 
-    /// The directory of the workspace's Cargo.toml.
+    /// Returns the directory of the workspace's Cargo.toml.
     pub fn root(&self) -> &Path {
         &self.root
     }

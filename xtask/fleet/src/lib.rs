@@ -81,7 +81,8 @@ impl Broker {
     /// Returns the broker's answer to `question`, which `what` names.
     ///
     /// # Errors
-    /// A failure of the host: the broker runs on this host, and its silence says nothing about the agent.
+    /// Returns a failure of the host if the broker does not answer or refuses. The broker runs on this host, and its
+    /// silence says nothing about the agent.
     fn ask<T, E>(&self, what: &str, question: impl Future<Output = Result<T, E>>) -> Result<T>
     where
         E: std::error::Error + Send + Sync + 'static,
@@ -89,7 +90,7 @@ impl Broker {
         self.unattributed(what, question).map_err(|error| of_host(error, "use the broker on this host"))
     }
 
-    /// As [`Self::ask`], but with an error that does not say whose fault it is.
+    /// Returns the broker's answer like [`Self::ask`]. The error is not marked as a failure of the host.
     fn unattributed<T, E>(&self, what: &str, question: impl Future<Output = Result<T, E>>) -> Result<T>
     where
         E: std::error::Error + Send + Sync + 'static,
@@ -116,7 +117,7 @@ impl Broker {
         self.ask("ask the broker for the device's status", self.fleet.statuses.entry(&self.device_id))
     }
 
-    /// Desires the deployment of this name; the revision of that.
+    /// Writes a deployment of this name to the desired state, and returns the revision of the entry.
     pub fn desire(&self, deployment: &str, document: &Document) -> Result<u64> {
         let key = protocol::desired_key(&self.device_id, deployment);
         let put = self.fleet.desired.put(&key, document.to_bytes().into());
@@ -132,10 +133,11 @@ impl Broker {
         entry.map(|entry| entry.revision).with_context(|| format!("the deletion of {key} left no entry"))
     }
 
-    /// One ping; what the device answered.
+    /// Sends one ping and returns the reply of the device.
     ///
     /// # Errors
-    /// The device does not answer. A failure of the host if the broker does not answer either.
+    /// Returns an error if the device does not answer or the reply cannot be parsed, and a failure of the host if the
+    /// broker does not answer either.
     pub fn ping(&self) -> Result<Reply> {
         let subject = protocol::command_subject(&self.device_id, "ping");
         let request = self.fleet.client.request(subject.clone(), Vec::new().into());
@@ -177,7 +179,8 @@ impl Broker {
     }
 }
 
-/// Makes an error the host's, on which the broker runs, unless the error says itself whose it is.
+/// Turns an error of the broker into a failure of the host, on which the broker runs. A failure of another kind is
+/// returned unchanged.
 fn of_host(error: anyhow::Error, attempted: &str) -> anyhow::Error {
     let hint = "see the causes: the host is overloaded, nats-server was stopped, or another process has taken its port; \
                 run again. Nothing is known about the agent";

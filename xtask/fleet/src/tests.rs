@@ -49,7 +49,7 @@ fn what_is_desired_outlives_the_brokers_absence() {
     broker.stop().unwrap();
 }
 
-/// Returns whether the error is the host's, and says `words`.
+/// Returns whether the error is a failure of the host with a remedy and contains `words`.
 fn is_of_host(error: &anyhow::Error, words: &str) -> bool {
     Kind::Host.is(error) && error::hint(error).is_some() && format!("{error:#}").contains(words)
 }
@@ -99,7 +99,7 @@ fn wait_for_error(check: impl Fn() -> Result<()>) -> anyhow::Error {
     }
 }
 
-/// Each attempt of the device `dev-1`, and whether the broker lets it.
+/// Checks the requests of the device `dev-1` that the broker must allow and those that it must refuse.
 #[test]
 fn a_device_reads_its_own_desired_state_and_no_others() {
     let directory = tempfile::tempdir().unwrap();

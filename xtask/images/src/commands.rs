@@ -171,7 +171,7 @@ fn fetch(store: &Store<'_>, args: &ImageFetchArgs) -> Result<()> {
     print_ready(&image, &ready, None, args.json)
 }
 
-/// Fetches the file under a name of the user's, without the cache.
+/// Fetches the file to the path `to` that the user chose, without the cache.
 fn fetch_to(store: &Store<'_>, image: &Image, to: &Path) -> Result<()> {
     let Source::Download(download) = &image.source else {
         bail!(Failure::usage(format!("--to {}: {} is not a download", to.display(), image.name)));

@@ -90,7 +90,8 @@ pub fn rebuild(store: &Store<'_>, image: &Image, recipe: &Recipe) -> Result<(Opt
     Ok((before.map(|image| image.digest), ready))
 }
 
-/// What an earlier run made; hashed again only where the file has been touched. It must have the pinned digest.
+/// Returns the image that an earlier run put into the cache, if there is one. The file is hashed again only if it has
+/// been touched. It is an error if the file does not have the recorded digest or the pinned digest.
 fn cached(store: &Store<'_>, image: &Image, key: &str) -> Result<Option<ReadyImage>> {
     let directory = store.directory(key);
     if !directory.exists() {
@@ -109,7 +110,7 @@ fn cached(store: &Store<'_>, image: &Image, key: &str) -> Result<Option<ReadyIma
             manifest.digest,
             remedy()
         );
-        // The file was copied or restored: another file with the same bytes.
+        // The file was copied or restored. It is another file with the same bytes.
         manifest.stamp = stamp;
         store::write_manifest(&directory, &manifest)?;
     }
@@ -118,8 +119,8 @@ fn cached(store: &Store<'_>, image: &Image, key: &str) -> Result<Option<ReadyIma
     Ok(Some(ReadyImage::new(disk, manifest, "cached")))
 }
 
-/// Compares a cached disk, whose SHA-256 is `recorded`, with the pin. Whoever can write the disk can write its manifest
-/// too, as a restored cache does.
+/// Compares a cached disk, whose SHA-256 is `recorded`, with the pin. The digest in the manifest alone proves nothing,
+/// because a program that replaces the disk can replace the manifest too, for example when it restores a cache.
 fn check_pin(store: &Store<'_>, image: &Image, disk: &Path, recorded: &Digest) -> Result<()> {
     let Some(pinned) = image.pin() else { return Ok(()) };
     let found = match pinned.algorithm() {
@@ -135,7 +136,7 @@ fn check_pin(store: &Store<'_>, image: &Image, disk: &Path, recorded: &Digest) -
     Ok(())
 }
 
-/// A file of the user's: hashed once, then only where it has been touched.
+/// Returns the user's own file as an image. The file is hashed once, and again only if it has been touched.
 fn own_file(store: &Store<'_>, image: &Image, file: &LocalFile) -> Result<ReadyImage> {
     let (format, virtual_bytes) = look_at(&file.path, image, store.ui)?;
     let sha256 = store.remembered_digest(&file.path, Algorithm::Sha256)?;
@@ -175,7 +176,7 @@ mod tests {
         Image { expected: None, ..Catalogue::built_in().find("debian-12", arch).unwrap() }
     }
 
-    /// A cache with one image in it, and its key.
+    /// Returns a cache with one image, and the key of that image.
     fn made(directory: &tempfile::TempDir) -> (Cache, &'static str) {
         let cache = Cache::at(directory.path());
         let beside = cache.images().join(format!("{KEY}.building"));

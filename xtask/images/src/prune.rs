@@ -52,7 +52,8 @@ struct OfSnapshot {
     image: Option<String>,
 }
 
-/// Deletes what the arguments select. Returns what was deleted, or would be.
+/// Deletes the images, snapshots and partial downloads that the arguments select. Returns the deletions, which a dry
+/// run only lists.
 pub(crate) fn prune(store: &Store<'_>, args: &PruneArgs, named: &[String]) -> Result<Vec<Deletion>> {
     if !args.dry_run {
         store.collect_dead_builds("")?;
@@ -186,22 +187,23 @@ fn has_image(store: &Store<'_>, made_of: &Ingredients) -> Result<bool> {
     Ok(digest.is_some_and(|digest| digest == made_of.image))
 }
 
-/// Returns whether the QEMU that saved the snapshot is the installed one. If none is installed, the answer is yes,
-/// since it may come back.
+/// Returns whether the QEMU that saved the snapshot is the installed one. If no QEMU is installed, the result is true,
+/// since the same QEMU may be installed again.
 fn has_emulator(store: &Store<'_>, snapshot: &SnapshotManifest) -> Result<bool> {
     let Some(emulator) = tools::find(snapshot.arch.profile().emulator) else { return Ok(true) };
     Ok(store.remembered_digest(&emulator, Algorithm::Sha256)? == snapshot.ingredients.emulator)
 }
 
-/// Returns whether to delete images that the catalogue does not name: the user asked for it, or gave no other
-/// criterion.
+/// Returns whether images that the catalogue does not name are to be deleted. This is so if the user asked for it or
+/// gave no other criterion.
 fn unnamed_too(args: &PruneArgs) -> bool {
     args.unnamed || args.older_than.is_none() && args.keep.is_none()
 }
 
-/// Chooses what to delete, with the reasons: first, everything with a reason of its own and everything that was not
-/// used for long; then, until the rest fits, the longest unused. A snapshot is deleted before its image, and an image
-/// never without its snapshots. The result lists images first.
+/// Chooses the candidates to delete, each with the reason. First it chooses every candidate that has a reason of its
+/// own, and every one that was not used for the requested number of days. Then it chooses the longest unused ones until
+/// the rest fits into the requested size. A snapshot is chosen before its image, and an image never without its
+/// snapshots. The result lists images first.
 fn choose<'a>(candidates: &'a [Candidate], args: &PruneArgs) -> Vec<(&'a Candidate, String)> {
     let mut to_delete: BTreeMap<usize, String> = BTreeMap::new();
     let mut free: Vec<usize> = (0..candidates.len()).filter(|at| !candidates[*at].used).collect();

@@ -132,7 +132,8 @@ impl Store<'_> {
         Ok(digest)
     }
 
-    /// Returns every image, sorted by key. A directory that is no image and was not made here is left out.
+    /// Returns every image, sorted by key. A directory is left out if its name is no key, or if it has neither the
+    /// marker nor a readable manifest.
     pub fn kept(&self) -> Vec<CachedImage> {
         let mut kept = Vec::new();
         for directory in directories(&self.cache.images()) {
@@ -251,8 +252,8 @@ pub(crate) fn flush(paths: &[&Path]) -> Result<()> {
     Ok(())
 }
 
-/// Returns whether a directory's name has the form of an image's key, `NAME-ARCH-0123456789abcdef`. A user's copy
-/// beside the image has our marker too, but another name. The same holds for an image that is being made or deleted.
+/// Returns whether a directory's name has the form of an image's key, `NAME-ARCH-0123456789abcdef`. A user's copy of an
+/// image and an image that is being made or deleted have the marker too, but names of another form.
 fn has_form_of_key(name: &str) -> bool {
     let hash = name.rsplit_once('-').map_or("", |(_, hash)| hash);
     hash.len() == 16 && hash.chars().all(|c| c.is_ascii_hexdigit())

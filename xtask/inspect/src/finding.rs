@@ -123,7 +123,7 @@ impl Report {
         self.findings.iter().filter(move |finding| finding.severity == severity)
     }
 
-    /// Returns whether nothing is refused.
+    /// Returns whether no finding is a refusal.
     pub fn is_sound(&self) -> bool {
         self.refused().next().is_none()
     }

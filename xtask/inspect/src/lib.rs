@@ -43,7 +43,7 @@ pub struct Page {
     pub bytes: u64,
     /// The kernel with this page size, for messages.
     pub whose: String,
-    /// True if the executable meets this page size in any case. Otherwise, it may.
+    /// True if the executable meets this page size in any case. If false, it may meet it.
     pub certain: bool,
 }
 

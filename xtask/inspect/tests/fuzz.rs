@@ -14,11 +14,11 @@ use inspect::inventory::{Inventory, Library};
 use inspect::isa::Isa;
 use inspect::{Offers, Page, Target};
 
-/// The number of executions. Without it, the test runs for [`GATE`].
+/// The environment variable with the number of executions. Without it, the test runs for [`GATE`].
 const EXECUTIONS: &str = "INSPECT_FUZZ_EXECUTIONS";
-/// A directory of seeds, in addition to those that are made here.
+/// The environment variable with a directory of seeds, which are used in addition to those of this file.
 const SEEDS: &str = "INSPECT_FUZZ_SEEDS";
-/// The directory for an input on which the inspection misbehaved.
+/// The environment variable with the directory for an input on which the inspection misbehaved.
 const KEPT: &str = "INSPECT_FUZZ_KEPT";
 
 const GATE: Duration = Duration::from_secs(20);
@@ -52,7 +52,7 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// xorshift64*: the same seed gives the same inputs.
+/// The random number generator xorshift64*. The same seed gives the same inputs.
 struct Random(u64);
 
 impl Random {

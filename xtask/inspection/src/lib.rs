@@ -29,7 +29,7 @@ pub struct Inspection {
     pub device: Device,
     /// The files on the device and, for an image, its kernel.
     pub place: DeviceRoot,
-    /// True if the kernel is the image's. Otherwise it may be any kernel of the device.
+    /// True if the kernel is that of the image. Otherwise it may be any kernel of the device.
     kernel_is_known: bool,
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Whether the screen shows the job, and whether the job was cancelled.
+/// The state of a background job: whether the screen shows it, and whether it was cancelled.
 #[derive(Debug, Default)]
 pub struct Background {
     is_shown: AtomicBool,

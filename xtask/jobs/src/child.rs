@@ -104,8 +104,8 @@ impl Drop for Child {
 }
 
 /// Puts the command into its own process group. It gets SIGTERM when this process dies (prctl(2), PR_SET_PDEATHSIG).
-/// The kernel sends the signal when the thread that started the command ends, so a thread that starts a command also waits
-/// for its end.
+/// The kernel sends the signal when the thread that started the command ends. A thread that starts a command therefore
+/// also waits for its end.
 fn own(expression: &Expression) -> Expression {
     expression.before_spawn(|command| {
         command.process_group(0);

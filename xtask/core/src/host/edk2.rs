@@ -24,9 +24,9 @@ const GUIDED_HEADER: usize = 24;
 /// An edk2 release. Releases are named by year and month.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Edk2 {
-    /// 2022 in edk2-stable202211.
+    /// The year of the release, such as 2022 in edk2-stable202211.
     pub year: u16,
-    /// 11 in edk2-stable202211.
+    /// The month of the release, such as 11 in edk2-stable202211.
     pub month: u8,
 }
 

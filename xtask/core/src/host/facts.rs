@@ -36,15 +36,15 @@ pub struct Facts {
     pub firmware: Result<AarchFirmware, Vec<Rejected>>,
     /// The release of the firmware, as its file states it.
     pub edk2: Option<Edk2>,
-    /// Whether rustc has a standard library for the target.
+    /// `Ok(true)` if rustc has a standard library for the target.
     pub rust_target: Result<bool, String>,
     /// The libraries that the linker for the target finds.
     pub linker: Result<Linking, Unfit>,
     /// The state of KVM.
     pub kvm: Kvm,
-    /// True if this host's kernel runs programs of the guest, which an image build needs.
+    /// True if this host's kernel can run programs of the guest. An image build needs that.
     pub runs_guest_programs: bool,
-    /// True if QEMU's user emulator for the guest's programs is installed, registered or not.
+    /// True if QEMU's user emulator for the guest's programs is installed, whether it is registered or not.
     pub user_emulator: bool,
     /// The command that registers the emulator: `update-binfmts` on Debian 12 and Ubuntu, otherwise systemd's program,
     /// which works without a running systemd.
@@ -60,7 +60,7 @@ pub struct Facts {
 pub struct Linking {
     /// The C library and its version.
     pub libc: Option<(PathBuf, String)>,
-    /// True if the static C library is found, with which the smoke's workload is linked.
+    /// True if the linker finds the static C library, which the smoke's workload needs.
     pub static_libc: bool,
 }
 
@@ -70,11 +70,11 @@ pub struct Guest {
     pub machine: MachineArgs,
     /// The image and its fallback.
     pub choice: Choice,
-    /// Whether an image is built from packages, or may have to be.
+    /// The image that is built from packages or may have to be built.
     pub built: Built,
 }
 
-/// Whether an image is built from packages.
+/// The image that a run builds from packages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Built {
     /// No image is built.

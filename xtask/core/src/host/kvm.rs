@@ -20,7 +20,7 @@ use crate::processes::boot_id;
 pub enum Kvm {
     /// `/dev/kvm` opens, and the processor has hardware virtualisation.
     Opens,
-    /// As `Opens`, but this host is itself a virtual machine.
+    /// `/dev/kvm` opens, and the processor has hardware virtualisation, but this host is itself a virtual machine.
     Nested,
     /// `/dev/kvm` opens, but the processor has no hardware virtualisation. It may run a BIOS but no stock kernel.
     Software(String),

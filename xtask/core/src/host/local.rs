@@ -52,7 +52,8 @@ pub const PROGRAMS: &[(&str, Need, When)] = &[
 ];
 
 /// The possible paths of the program with which libvirt writes a machine's memory to a file. libvirt's build determines
-/// the directory: that of Debian, Ubuntu and Arch; that of Fedora and openSUSE; that of older openSUSE.
+/// the directory. The first path is used by Debian, Ubuntu and Arch, the second one by Fedora and openSUSE, and the
+/// third one by older openSUSE.
 pub const LIBVIRT_IOHELPERS: [&str; 3] = [
     "/usr/lib/libvirt/libvirt_iohelper",
     "/usr/libexec/libvirt_iohelper",
@@ -65,9 +66,9 @@ pub const DEBIAN_KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg
 /// The facts about this machine. `Err` holds the reason in words.
 #[derive(Debug, Clone)]
 pub struct LocalHost {
-    /// os-release(5).
+    /// The distribution, from os-release(5).
     pub os: OsRelease,
-    /// `uname -r`.
+    /// The kernel's release, as `uname -r` prints it.
     pub kernel: String,
     pub cpus: usize,
     /// True if this process is root.
@@ -87,16 +88,16 @@ pub struct LocalHost {
     pub pkg_config: bool,
     /// The version of libvirt, by the same query as the build's.
     pub libvirt: Result<String, String>,
-    /// True if libvirt's headers are in the system's include directory. This is used if pkg-config is missing.
+    /// True if libvirt's headers are in the system's include directory. This value is used if pkg-config is missing.
     pub libvirt_header: bool,
     /// The path of libvirt's QEMU driver, which the embedded connection loads.
     pub libvirt_driver: Option<PathBuf>,
-    /// True if the program is installed with which libvirt writes a machine's memory to a file.
+    /// True if one of [`LIBVIRT_IOHELPERS`] is installed.
     pub libvirt_iohelper: bool,
     /// The account that this distribution's libvirt requires when it runs as root, if it is missing.
     pub missing_libvirt_user: Option<&'static str>,
     pub cache: Result<PathBuf, Unusable>,
-    /// Whether this user may read, write and enter the cache. QEMU runs as the same user.
+    /// `Ok` if this user may read, write and enter the cache. QEMU runs as the same user.
     pub cache_access: Result<(), String>,
     /// The free space in bytes on the file system of the cache.
     pub free_disk: Option<u64>,

@@ -26,7 +26,7 @@ pub struct Manifest {
     pub digest: Digest,
     /// The origin of the image, for messages.
     pub source: String,
-    /// True if a digest or the package archive vouches for the content.
+    /// True if the content was checked against a pinned or given digest. Earlier versions also set it for built images.
     pub verified: bool,
     /// The time at which the image was made, in RFC 3339, UTC.
     pub made_at: String,
@@ -42,22 +42,22 @@ impl Manifest {
         self.contents.is_some()
     }
 
-    /// Returns whether the content was checked against a pinned or given digest. Earlier versions recorded that of a
-    /// built image, for which there is none.
+    /// Returns whether the content was checked against a pinned or given digest. A built image has no such digest, but
+    /// earlier versions recorded it as verified.
     pub fn is_verified(&self) -> bool {
         self.verified && !self.is_built()
     }
 }
 
-/// What changes when a file does.
+/// The metadata of a file by which a change of its content is noticed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stamp {
     pub bytes: u64,
     pub inode: u64,
     pub modified_seconds: i64,
     pub modified_nanoseconds: i64,
-    /// Seconds and nanoseconds of the inode's last change (inode(7), ctime), which no program can set back. `None` in the
-    /// stamps of earlier versions: such a file is hashed again once.
+    /// The seconds and nanoseconds of the inode's last change (inode(7), ctime), which no program can set back. It is
+    /// `None` in the stamps of earlier versions, whose files are hashed again once.
     #[serde(default)]
     pub changed: Option<(i64, i64)>,
 }

@@ -126,13 +126,13 @@ pub fn shown(text: &str) -> String {
 }
 
 impl Image {
-    /// Returns whether the content is checked against a pinned or given digest. Nobody vouches for the digest of a
-    /// built image: the packages are signed, but the disk is made here.
+    /// Returns whether the content is checked against a pinned or given digest. A built image has no such digest: its
+    /// packages are signed, but its disk is made on this host.
     pub fn is_verified(&self) -> bool {
         self.pin().is_some()
     }
 
-    /// The digest that the catalogue or the command line names.
+    /// Returns the digest that the catalogue or the command line names.
     pub fn pin(&self) -> Option<&Digest> {
         match &self.source {
             Source::Packages(_) => None,
@@ -141,13 +141,14 @@ impl Image {
         }
     }
 
-    /// Returns whether it is built on this host from packages.
+    /// Returns whether the image is built on this host from packages.
     pub fn is_built(&self) -> bool {
         matches!(self.source, Source::Packages(_))
     }
 
-    /// The name of its directory in the cache: a digest over everything that decides what it contains, among that
-    /// `scripts`, the texts that a build runs.
+    /// Returns the name of the image's directory in the cache. It consists of the image's name, the architecture and a
+    /// digest of everything that determines the content. For a built image this includes `scripts`, the scripts that a
+    /// build runs.
     pub fn key(&self, scripts: &[&str]) -> String {
         let mut parts = vec![FORMAT.to_string()];
         match &self.source {

@@ -59,8 +59,8 @@ impl ExpectedMachine {
         Self::with_sizes(params, |path| Ok(fs_err::metadata(path)?.len()))
     }
 
-    /// As [`Self::of`]. `size_of` returns the size of a firmware file; it is called only if the flash device accepts
-    /// several sizes.
+    /// Returns the same machine as [`Self::of`]. `size_of` returns the size of a firmware file; it is called only if
+    /// the flash device accepts several sizes.
     fn with_sizes(params: &DomainXmlParams, size_of: impl Fn(&Path) -> Result<u64>) -> Result<Self> {
         let VmSpec { architecture, vcpus, memory_mib, .. } = params.spec;
         let profile = architecture.profile();

@@ -45,7 +45,8 @@ const MEMORY_FOR_TMPFS: u64 = 5 << 30;
 /// Mounts a tmpfs for mmdebstrap's tree, in the mount namespace that was made for it. $1 is the mount point, $2 the
 /// size, and the rest is the command.
 const IN_MEMORY: &str = r#"mount -t tmpfs -o "size=$2,mode=755" tmpfs "$1" && TMPDIR=$1 && export TMPDIR && shift 2 && exec "$@""#;
-/// Does the same within mmdebstrap's user namespace, as its setup hook. $1 is the tree, which has only a few files yet.
+/// Mounts such a tmpfs within mmdebstrap's user namespace, as the setup hook. $1 is the tree, which has only a few
+/// files yet.
 const IN_MEMORY_AS_USER: &str = r#"mount --no-mtab -t tmpfs -o "size=$IOT_TMPFS,mode=755" tmpfs /mnt && cp -a "$1/." /mnt/ && mount --no-mtab --move /mnt "$1""#;
 
 /// The directory with mmdebstrap's own hooks for a /usr that contains /bin and /lib. The second hook calls apt once
@@ -115,8 +116,9 @@ pub fn bootstrap(
     call.make(store, directory)
 }
 
-/// Returns whether this process can have mounts that no other process sees. In a chroot whose root is not a mount
-/// point, it cannot: unshare(1) makes `/` private first, and there is no such mount to change (mount(2), EINVAL).
+/// Returns whether this process can have mounts that no other process sees. This is impossible in a chroot whose root
+/// is not a mount point: unshare(1) first makes the mount at `/` private, and there is no such mount (mount(2),
+/// EINVAL).
 pub(super) fn can_have_own_mounts() -> bool {
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     root_is_a_mount(&mounts)

@@ -113,7 +113,7 @@ impl<'a> Trust<'a> {
     }
 }
 
-/// Returns whether the server is on this host. Nobody can change the answers of such a server on their way.
+/// Returns whether the server is on this host. The answers of such a server cannot be changed on a network.
 fn is_loopback(url: &Url) -> bool {
     let address = url.host_str().and_then(|host| host.parse::<std::net::Ipv4Addr>().ok());
     address.is_some_and(|address| address.is_loopback())

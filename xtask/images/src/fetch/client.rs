@@ -12,7 +12,7 @@ use xtask_core::image::shown;
 use super::address::Address;
 use super::limits::{CONNECT, FetchLimits};
 
-/// Browsers follow twenty redirects, and a mirror needs three.
+/// Upper bound for the redirects of one request. Browsers follow twenty redirects, and a mirror needs three.
 const MOST_REDIRECTS: usize = 10;
 
 /// The reason why an attempt ended without the file.

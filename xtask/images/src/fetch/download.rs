@@ -96,7 +96,8 @@ impl Download<'_> {
         Ok(found)
     }
 
-    /// Returns whether the file is complete. A run may die between the last byte and the final name.
+    /// Returns whether an earlier run has left the complete file. A run may die after the last byte and before the
+    /// renaming.
     fn is_whole(&self, begun: &Begun) -> bool {
         self.wanted.source.digest.as_ref().is_some_and(|digest| begun.sums.clone().finish().1 == *digest)
     }

@@ -18,9 +18,9 @@ pub struct FetchLimits {
 pub(super) const CONNECT: Duration = Duration::from_secs(15);
 /// Time without a byte after which an attempt ends.
 pub(super) const STALL: Duration = Duration::from_secs(30);
-/// If there is a fallback: time until the host must have answered.
+/// Time within which the host must have answered if there is a fallback image.
 pub(super) const PROBE: Duration = Duration::from_secs(8);
-/// If there is a fallback: time during which a connection that fails at once is tried again.
+/// Time during which a connection that fails at once is tried again if there is a fallback image.
 pub(super) const PROBE_AGAIN: Duration = Duration::from_secs(3);
 /// Upper bound for a pause that a server asks for by Retry-After.
 pub(super) const LONGEST_PAUSE: Duration = Duration::from_secs(60);

@@ -37,8 +37,8 @@ use xtask_jobs::Ui;
 /// A request for a download.
 #[derive(Debug, Clone, Copy)]
 pub struct FetchRequest<'a> {
-    /// The source: https, or http if there is a digest. Without a digest, any content is accepted, because the user
-    /// insisted.
+    /// The source: https, or http if there is a digest. Without a digest, any content is accepted, because the user has
+    /// passed `--unverified`.
     pub source: &'a DownloadSource,
     /// The final path. During the download, `.partial`, `.partial.json` and `.lock` files are beside it.
     pub target: &'a Path,
@@ -49,10 +49,10 @@ pub struct FetchRequest<'a> {
 /// The policy for repeating the attempts of a download.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RetryPolicy {
-    /// The user asked for this very file: there are several attempts.
+    /// Several attempts are made, because the user asked for this very file.
     Full,
-    /// There is a fallback. The result is [`Kind::Unreachable`] if the host has not answered within `limits::PROBE`.
-    /// Once it has answered, the policy is that of [`RetryPolicy::Full`].
+    /// There is a fallback image. The result is [`Kind::Unreachable`] if the host has not answered within
+    /// `limits::PROBE`. Once it has answered, the policy is that of [`RetryPolicy::Full`].
     ProbeFirst,
     /// The policy is that of [`RetryPolicy::ProbeFirst`], but a connection that fails at once is not tried again, since
     /// it failed a while ago too.
@@ -140,7 +140,7 @@ mod tests {
         try_fetch_leaving(url, retry_policy, bytes, 0)
     }
 
-    /// Does the same. The attempt must leave `files` files for the next one.
+    /// Fetches like [`try_fetch`]. The attempt must leave `files` files for the next one.
     fn try_fetch_leaving(
         url: &str,
         retry_policy: RetryPolicy,
@@ -211,7 +211,7 @@ mod tests {
                 let mut stream = server.accept().unwrap().0;
                 assert!(stream.read(&mut [0; 4096]).unwrap() > 0);
                 write!(stream, "HTTP/1.1 200 OK\r\n{answer}").unwrap();
-                // Nothing more comes: a client that waits for more reaches its time limit.
+                // The server sends nothing more. A client that waits for more reaches its time limit.
                 stream.read(&mut [0]).map(drop)
             });
             let (error, took) = try_fetch(&url, RetryPolicy::ProbeFirst, Some(4));

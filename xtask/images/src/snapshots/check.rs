@@ -84,7 +84,8 @@ impl Snapshot {
         Verification { kept: self.clone(), before, hashed }
     }
 
-    /// Returns an error if a file is not as it was saved. No run uses the snapshot from then on.
+    /// Returns an error if a file is not as it was saved. If it is a file of the snapshot, no run uses the snapshot
+    /// from then on.
     pub(super) fn check(&self) -> Result<()> {
         self.check_files(|_| true)
     }
@@ -133,9 +134,10 @@ impl Snapshot {
         .into()
     }
 
-    /// The error of a machine that did not come out of it, although it is unchanged: saved in a bad moment, or by something
-    /// that its key does not know. Nobody uses the snapshot from now on, so that the next run is not the same again. If the
-    /// host lacks memory, space or files, the snapshot stays: another one would not restore either.
+    /// Returns the error for a snapshot that could not be restored although its files are unchanged. Either the machine
+    /// was saved at a bad moment, or something that the key does not cover was different at the save. The snapshot is
+    /// marked as bad, so that the next run does not fail in the same way. If the host lacks memory, space or open
+    /// files, the snapshot is kept, because another one could not be restored either.
     pub fn does_not_restore(&self, error: Error) -> Error {
         if Kind::Interrupted.is(&error) {
             return error;

@@ -138,7 +138,7 @@ pub struct Found {
     pub directory: PathBuf,
     /// `None` if the manifest cannot be read: it is of another version, damaged, or half deleted.
     pub manifest: Option<SnapshotManifest>,
-    /// True if no run has found it changed and no process deletes it.
+    /// True if no run has found the snapshot changed and no process is deleting it.
     pub is_good: bool,
     /// The runs and instances that use it.
     pub users: Vec<String>,
@@ -168,8 +168,8 @@ impl Found {
     }
 }
 
-/// Returns every snapshot with its users, including damaged and half-deleted ones. A directory that was not made here
-/// is left out.
+/// Returns every snapshot with its users, including damaged and half-deleted ones. A directory is left out if its name
+/// has another form, or if it has neither the marker nor a readable manifest.
 pub fn all(cache: &Cache) -> Vec<Found> {
     let mut found: Vec<_> = directories(&cache.snapshots())
         .into_iter()
@@ -185,7 +185,7 @@ pub fn all(cache: &Cache) -> Vec<Found> {
     found
 }
 
-/// Returns whether a directory's name has the form of a snapshot's, `KEY.RUN`. A user's copy has another name.
+/// Returns whether a directory's name has the form of a snapshot's name, `KEY.RUN`. A user's copy has another name.
 fn has_form(name: &str) -> bool {
     let name = name.strip_suffix(DELETING).unwrap_or(name);
     name.rsplit_once('.').is_some_and(|(_, run)| runs::has_form_of_id(run))

@@ -70,7 +70,8 @@ fn fault(loads: &[Load], page: u64, library: bool) -> Option<String> {
     })
 }
 
-/// Returns whether mapping the second segment also shows the first one's bytes.
+/// Returns whether two segments have the same distance in memory as in the file. The pages of the second segment then
+/// also contain the right bytes of the first one.
 fn contiguous(one: &Load, other: &Load) -> bool {
     other.address.wrapping_sub(one.address) == other.offset.wrapping_sub(one.offset)
 }

@@ -34,9 +34,9 @@ pub struct Required<'a> {
     pub library: &'a [u8],
     /// The name of the version, such as `GLIBC_2.39`.
     pub version: &'a [u8],
-    /// True if the loader continues without it.
+    /// True if the loader continues when the library lacks the version.
     pub weak: bool,
-    /// The number by which symbols refer to it.
+    /// The number by which symbols refer to the version.
     pub index: u16,
 }
 

@@ -16,7 +16,7 @@ pub(crate) struct Graph {
     decides: Vec<bool>,
     /// True if the function branches on a variable at a fixed address.
     tests: Vec<bool>,
-    /// True if the function calls one that asks, so that it may act on the answer.
+    /// True if the function calls a function that asks, so that it may act on the answer.
     callers: Vec<bool>,
     reachable: Vec<bool>,
     guarded: Vec<bool>,
@@ -253,8 +253,7 @@ struct Written {
 }
 
 impl Written {
-    /// Returns whether a place is in one of these variables. Of a structure, only the address is known, and not the
-    /// size.
+    /// Returns whether a place is in one of these variables. The size of a structure is not known, only its address.
     fn holds(&self, place: u64) -> bool {
         const LARGEST: u64 = 32;
         let near = place.saturating_sub(LARGEST)..=place;

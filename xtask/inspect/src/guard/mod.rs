@@ -1,5 +1,5 @@
-//! Decides whether something checks the processor before an instruction that the core lacks is executed. Without a run,
-//! the code shows this much:
+//! Decides whether something checks the processor before an instruction that the core lacks is executed. The code is
+//! only read and not run. The functions are classified as follows:
 //!
 //! - A function *decides* if it asks the processor (`getauxval(AT_HWCAP)`, an identification register, CPUID,
 //!   `/proc/cpuinfo`), if an `IRELATIVE` relocation or an ifunc symbol names it, or if it reads what such a function
@@ -22,10 +22,10 @@ pub(crate) use names::{chosen_for, go_level};
 /// The use of a function, as far as its callers show it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Use {
-    /// It is executed on any core.
+    /// The function is executed on any core.
     Plain,
-    /// Something decides whether it is executed, for this reason.
+    /// A check of the processor decides whether the function is executed. The text is the reason for this conclusion.
     Guarded(&'static str),
-    /// The callers of the function do not show it.
+    /// The callers of the function do not show whether a check decides about it.
     Unclear,
 }

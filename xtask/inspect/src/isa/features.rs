@@ -8,7 +8,7 @@ use std::sync::LazyLock;
 pub struct Feature {
     /// The name in Linux' HWCAPs or in CPUID.
     pub name: &'static str,
-    /// `Armv8.1-A`, `x86-64-v3`. A feature that no level requires is an extension.
+    /// The level, such as `Armv8.1-A` or `x86-64-v3`. A feature that no level requires is an extension.
     pub level: &'static str,
 }
 

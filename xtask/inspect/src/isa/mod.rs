@@ -90,7 +90,7 @@ impl Isa {
         }
     }
 
-    /// Returns whether the bytes around an offset of `code` are code too, and no table or text.
+    /// Returns whether the bytes around an offset of `code` are instructions too, and not a table or a text.
     pub(crate) fn is_amid_code(self, code: &[u8], offset: usize) -> bool {
         match self {
             Self::Aarch64 => a64::is_amid_code(code, offset),

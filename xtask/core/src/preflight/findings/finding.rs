@@ -39,7 +39,7 @@ pub struct Finding {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Remedy {
-    /// Install the packages that provide it.
+    /// Install the packages that provide the program or file for guests of the architecture.
     #[serde(serialize_with = "serialize_need")]
     Install(Need, VmArchitecture),
     /// Run these commands as root.

@@ -14,8 +14,8 @@ use crate::preflight::findings::{Finding, MEMORY_BESIDE, MIB};
 /// The free space that a pool needs for an image and the writes of a guest.
 const POOL_NEEDED: u64 = 4096 * MIB;
 
-/// Returns the accelerator with which libvirt would run a guest of this kind: that of `--accel`, else KVM if it is
-/// offered.
+/// Returns the accelerator with which libvirt would run a guest of this kind. It is the one that `--accel` names. If
+/// `--accel` names none, it is KVM if libvirt offers KVM, and otherwise TCG.
 pub fn accelerator(accel: Accel, guest: &GuestOffer) -> Accelerator {
     let offered = guest.domain_types.iter().any(|kind| kind == "kvm");
     match accel {
