@@ -50,7 +50,7 @@ pub(crate) enum Operation {
 pub(crate) struct Applied {
     /// The digest of the document.
     pub(crate) digest: String,
-    /// The id of the container that was made for it.
+    /// The id of the container that was made for the document.
     pub(crate) container: String,
     /// The boot in which the container was started last.
     pub(crate) boot_id: String,

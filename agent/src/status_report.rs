@@ -13,7 +13,7 @@ use crate::device_state::{Connection, DeviceState};
 use crate::files;
 use crate::host::{footprint, uptime_seconds};
 
-/// Writes this process' statuses and numbers them.
+/// The writer of this process' statuses, which it numbers.
 #[derive(Debug, Clone)]
 pub(crate) struct StatusReporter {
     /// The parts of the status that do not change while the process runs.
@@ -26,7 +26,7 @@ pub(crate) struct StatusReporter {
 pub(crate) struct LocalStatus {
     pub(crate) pid: u32,
     pub(crate) bus: Connection,
-    /// The status as the bus gets it. Its uptime tells when it was written.
+    /// The status as the bus gets it. The uptime in it is the time at which it was written.
     pub(crate) status: DeviceStatus,
 }
 

@@ -42,7 +42,8 @@ const MAX_STEPS: usize = 6;
 /// container keeps one busy, and at least two, so that a container that is slow to stop does not delay all
 /// others.
 const PARALLEL_DEPLOYMENTS: std::ops::RangeInclusive<usize> = 2..=4;
-/// Removals start this much earlier than the other deployments, which may need their ports.
+/// The time by which removals start earlier than the other deployments, which may need the ports of the
+/// removed ones.
 const REMOVAL_HEAD_START: Duration = Duration::from_secs(2);
 
 enum Job {
@@ -55,11 +56,11 @@ pub(crate) struct Reconciler {
     device: DeviceIdentity,
     podman: Podman,
     store: Store,
-    /// Held while the store writes, so that an older state never overwrites a newer one.
+    /// The lock that is held while the store writes, so that an older state never overwrites a newer one.
     saving: tokio::sync::Mutex<()>,
     images: tokio::sync::Mutex<Images>,
-    /// Held from listing volumes to creating or deleting one, since podman's listing fails if a volume
-    /// disappears meanwhile.
+    /// The lock that is held from listing volumes to creating or deleting one, since podman's listing fails
+    /// if a volume disappears meanwhile.
     volumes: tokio::sync::Mutex<()>,
     state: Mutex<State>,
     device_state: watch::Sender<DeviceState>,

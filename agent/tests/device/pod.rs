@@ -11,7 +11,7 @@ use serde_json::Value;
 
 pub(crate) const IMAGE: &str = "localhost/iot-agent-test:1";
 
-/// The program in the image: prints its arguments and waits, or exits as the arguments say.
+/// The program in the image. It prints its arguments and waits, or exits as the arguments say.
 const PROGRAM: &str = r#"
 extern "C" {
     fn signal(number: i32, handler: extern "C" fn(i32)) -> usize;

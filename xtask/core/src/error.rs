@@ -1,4 +1,4 @@
-//! The outcome of a command: the exit code, the verdict, and errors that know their exit code.
+//! The outcome of a command: the exit code, the verdict, and errors with an exit code.
 
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
@@ -76,8 +76,8 @@ impl Kind {
     }
 }
 
-/// An error that knows its exit code and, if there is one, its remedy. It may be an error of its own or the context of
-/// another error.
+/// An error with an exit code and, if one is known, a remedy. It may be an error of its own or the context of another
+/// error.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{message}")]
 pub struct Failure {

@@ -25,7 +25,7 @@ pub const SILENCE: Duration = Duration::from_secs(30);
 pub const SERVER_START: Duration = Duration::from_secs(20);
 /// The time that a child gets to end after SIGTERM, before SIGKILL.
 pub const CHILD_STOP: Duration = Duration::from_secs(10);
-/// The limit for QEMU to end after it was told to.
+/// The limit for QEMU to end after it was asked to end.
 pub const QEMU_STOP: Duration = Duration::from_secs(20);
 /// The limit of one request to the broker.
 pub const BROKER_REQUEST: Duration = Duration::from_secs(5);

@@ -213,7 +213,7 @@ fn build_image(store: &Store<'_>, args: &ImageBuildArgs) -> Result<()> {
     print_ready(&image, &ready, before.as_ref(), args.json)
 }
 
-/// Runs a long operation with its name and its time on the screen. A failure counts as the host's.
+/// Runs a long operation with its name and its time on the screen. An error counts as a failure of the host.
 fn make<T>(store: &Store<'_>, doing: &str, image: &Image, body: impl FnOnce() -> Result<T>) -> Result<T> {
     let what = format!("{} {}", image.name, image.arch);
     let step = Step { kind: "images", what: &format!("{doing} {what}"), title: doing };
@@ -258,7 +258,8 @@ fn verify(store: &Store<'_>, args: &ImageVerifyArgs) -> Result<()> {
         let error = format!("verify {names}: not in the cache; see cargo xtask image list");
         bail!(Failure::usage(error));
     }
-    // The writer of a disk can write its manifest too. The pin is not in the cache.
+    // A program that can write the disk can write its manifest too, so the disk is compared with the pin, which is not
+    // in the cache.
     let pin = |image: &Image| Some((image.key(build::SCRIPTS), image.pin()?.clone()));
     let pins: Vec<_> = catalogue()?.iter().filter_map(pin).collect();
     let (mut verified, mut changed) = (Vec::new(), Vec::new());

@@ -35,9 +35,9 @@ pub(crate) fn look_at(disk: &Path, image: &Image, ui: &Ui) -> Result<(Format, u6
     examine(disk, image, ui)?
 }
 
-/// Does the same as [`look_at`]. The inner error is for a file that is no bootable disk, regardless of its digest. A
-/// qcow2 file can name other files of this host as its backing file or its data file. qemu-img takes every file of
-/// unknown format for a raw disk, even a login page.
+/// Returns the format and the size like [`look_at`]. The outer error is for a disk that cannot be examined, the inner
+/// one for a file that is no bootable disk, regardless of its digest. A qcow2 file can name other files of this host as
+/// its backing file or its data file. qemu-img takes every file of unknown format for a raw disk, even a login page.
 pub(crate) fn examine(disk: &Path, image: &Image, ui: &Ui) -> Result<Result<(Format, u64)>> {
     let words = ["info", "--output=json", "-U"].map(OsString::from);
     let arguments: Vec<_> = words.into_iter().chain([disk.as_os_str().to_owned()]).collect();

@@ -37,7 +37,7 @@ struct Candidate {
     bytes: u64,
     idle_seconds: u64,
     used: bool,
-    /// The reason to delete it regardless of the arguments, if there is one.
+    /// The reason to delete the candidate regardless of the arguments, if there is one.
     against: Option<&'static str>,
     /// The additional facts about a snapshot; `None` for an image.
     snapshot: Option<OfSnapshot>,

@@ -21,7 +21,8 @@ use xtask_jobs::Ui;
 
 /// The manifest's name in an image's directory.
 const MANIFEST: &str = "manifest.json";
-/// The endings of directories that are no images: an image is being built, deleted or fetched in them.
+/// The endings of the names of directories in which an image is being built, deleted or fetched. Such a directory is no
+/// image.
 const BUILDING: &str = ".building";
 const DELETING: &str = ".deleting";
 pub(crate) const FETCHING: &str = ".fetching";
@@ -85,11 +86,11 @@ pub struct Store<'a> {
 pub struct CachedImage {
     pub key: String,
     pub directory: PathBuf,
-    /// `None` if the manifest cannot be read: it is of an older version, or damaged.
+    /// The manifest, or `None` if it cannot be read. It is then of an older version or damaged.
     pub manifest: Option<Manifest>,
-    /// Seconds since it was last used.
+    /// The seconds since the image was last used.
     pub idle_seconds: u64,
-    /// The runs that use it.
+    /// The runs that use the image.
     pub used_by: Vec<String>,
 }
 
@@ -113,8 +114,8 @@ impl Store<'_> {
         })
     }
 
-    /// Returns a file's digest, which is remembered. The file is hashed again only if its size, inode or modification
-    /// time has changed.
+    /// Returns a file's digest and stores it. The file is hashed again only if its size, inode or modification time has
+    /// changed.
     pub fn remembered_digest(&self, path: &Path, algorithm: Algorithm) -> Result<Digest> {
         let memory = self.directory(REMEMBERED);
         make_private_dir(&self.cache.images())?;
@@ -239,7 +240,7 @@ pub(crate) fn wait_for_lock(path: &Path, ui: &Ui, waiting: impl Fn(Duration) -> 
 
 /// Returns the seconds since the last use. An unknown time counts as now, so that nothing is pruned because of it.
 pub(crate) fn idle_seconds(directory: &Path) -> u64 {
-    // `None` if the file does not exist, or if its time is in the future.
+    // This is `None` if the file does not exist, or if its time is in the future.
     let since = |name: &str| directory.join(name).metadata().ok()?.modified().ok()?.elapsed().ok();
     since(USED).or_else(|| since(MANIFEST)).map_or(0, |since| since.as_secs())
 }

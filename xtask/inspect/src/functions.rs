@@ -83,9 +83,9 @@ pub(crate) struct Section<'a, 'b> {
 pub(crate) struct Needy {
     /// The function's index.
     pub(crate) function: u32,
-    /// The number of such instructions.
+    /// The number of instructions that the core lacks.
     pub(crate) count: u32,
-    /// The offset of the first such instruction in the code.
+    /// The offset in the code of the first instruction that the core lacks.
     pub(crate) first: u32,
     /// The features that the instructions need.
     pub(crate) needs: Set,
@@ -142,21 +142,20 @@ fn part(section: &Section<'_, '_>, wanted: Set, range: Range<usize>, most: usize
     (found, left)
 }
 
-/// The way in which control reaches the first instruction of a function that the core lacks.
+/// The path on which control reaches an instruction that the core lacks, from the start of its function.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Path {
     /// Control goes from the function's first instruction to the one at this offset, by falling through and by direct
     /// branches.
     Direct(usize),
-    /// There is no such path, but the function has computed jumps.
+    /// There is no direct path, but the function has computed jumps.
     Computed,
-    /// No path in this function leads there.
+    /// No path in this function leads to such an instruction.
     None,
 }
 
-/// Finds the first instruction of a function that needs one of `wanted` and that control reaches from the start of the
-/// function, by falling through and by direct branches. Bytes behind a computed jump or between the instructions may be
-/// data.
+/// Finds the first instruction that needs one of `wanted` and that control reaches from the start of its function, by
+/// falling through and by direct branches. Bytes behind a computed jump or between the instructions may be data.
 pub(crate) fn reached(section: &Section<'_, '_>, function: usize, wanted: Set) -> Path {
     const LARGEST: usize = 1 << 20;
     let (isa, code, range) = (section.isa, section.code, section.functions.range(function));

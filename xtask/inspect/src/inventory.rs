@@ -32,14 +32,14 @@ pub struct Library {
     pub path: String,
     /// The library's `e_machine`.
     pub machine: u16,
-    /// The versions that it defines, in the library's own order.
+    /// The versions that the library defines, in the library's own order.
     pub versions: Vec<String>,
-    /// The libraries that it needs.
+    /// The libraries that this library needs.
     pub needed: Vec<String>,
 }
 
 impl Library {
-    /// Returns the name under which the loader finds it.
+    /// Returns the name under which the loader finds the library.
     pub fn name(&self) -> &str {
         self.path.rsplit('/').next().unwrap_or_default()
     }
@@ -118,7 +118,7 @@ fn is_library(name: &str) -> bool {
 }
 
 fn library(path: &str, bytes: &[u8]) -> Option<Library> {
-    // A linker script may have such a name, but is no library.
+    // A linker script may have the name of a library, but it is no library.
     Ident::read(bytes).ok().filter(|ident| ident.class == 2 && ident.data == 1)?;
     let elf = Elf::parse(bytes).ok()?;
     Some(Library {

@@ -113,7 +113,7 @@ impl Inspection {
     }
 
     /// Returns the target for the agent in a smoke: the image to boot with its kernel, and the core of `--cpu`. An
-    /// unknown core counts as one that has everything. Without `--cpu`, the target is the default device of the
+    /// unknown core counts as one that has all features. Without `--cpu`, the target is the default device of the
     /// architecture.
     pub fn for_smoke(image: &Image, inventory: Option<Inventory>, cpu: Option<&str>) -> Self {
         let isa = isa(image.arch);

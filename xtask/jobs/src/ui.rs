@@ -1,5 +1,5 @@
-//! The user interface of a job: its output on stderr, and its Ctrl-C. The output has a line for each phase, and while a
-//! phase runs a status line on a terminal or plain heartbeats elsewhere.
+//! The user interface of a job: its output on stderr, and its Ctrl-C. The output has a line for each phase. While a
+//! phase runs, a terminal shows a status line, and any other output gets plain heartbeats.
 
 use std::io::{IsTerminal as _, Write as _};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -39,11 +39,11 @@ pub struct Ui {
 /// A step that may take over two seconds and is not a phase of a smoke.
 #[derive(Debug, Clone, Copy)]
 pub struct Step<'a> {
-    /// The name of the history file for its durations.
+    /// The name of the history file for the step's durations.
     pub kind: &'a str,
-    /// The name that distinguishes it from other steps of the same kind.
+    /// The name that distinguishes the step from other steps of the same kind.
     pub what: &'a str,
-    /// The first word of its line on the screen.
+    /// The first word of the step's line on the screen.
     pub title: &'a str,
 }
 

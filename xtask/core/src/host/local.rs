@@ -16,13 +16,13 @@ use crate::runs;
 /// The purpose for which a program is needed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum When {
-    /// Every run needs it.
+    /// Every run needs the program.
     Always,
-    /// The build of an image from packages needs it.
+    /// The build of an image from packages needs the program.
     Building,
-    /// The build of an image in a user namespace needs it, that is, by a user other than root.
+    /// The build of an image in a user namespace needs the program. Only root builds without a user namespace.
     BuildingAsUser,
-    /// The test suite needs it.
+    /// The test suite needs the program.
     Testing,
 }
 
@@ -94,7 +94,8 @@ pub struct LocalHost {
     pub libvirt_driver: Option<PathBuf>,
     /// True if one of [`LIBVIRT_IOHELPERS`] is installed.
     pub libvirt_iohelper: bool,
-    /// The account that this distribution's libvirt requires when it runs as root, if it is missing.
+    /// The account that this distribution's libvirt requires when it runs as root; `None` if the account exists or is
+    /// not needed.
     pub missing_libvirt_user: Option<&'static str>,
     pub cache: Result<PathBuf, Unusable>,
     /// `Ok` if this user may read, write and enter the cache. QEMU runs as the same user.
@@ -200,10 +201,10 @@ fn libvirt_driver() -> Option<PathBuf> {
         .find(|path| path.exists())
 }
 
-/// Returns the account that libvirt needs if it is missing. A libvirt that runs as root looks up the account of its
-/// build before it reads its configuration (9.0 and later), even if the configuration says `user = "+0"`. On Debian and
-/// Ubuntu the daemon's package creates the account, and this workflow does not need the daemon. On other distributions
-/// the driver's package creates it.
+/// Returns the account that libvirt needs, or `None` if the account exists or is not needed. A libvirt that runs as
+/// root looks up the account of its build before it reads its configuration (9.0 and later), even if the configuration
+/// says `user = "+0"`. On Debian and Ubuntu the daemon's package creates the account, and this workflow does not need
+/// the daemon. On other distributions the driver's package creates it.
 fn missing_libvirt_user() -> Option<&'static str> {
     const DEBIANS: &str = "libvirt-qemu";
     let concerned = rustix::process::geteuid().is_root() && Path::new("/etc/debian_version").exists();

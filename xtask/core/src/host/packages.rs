@@ -45,8 +45,9 @@ pub enum Need {
 }
 
 impl PackageManager {
-    /// Returns the package manager of this machine's distribution by os-release(5), because some distributions also
-    /// package other managers. If the distribution is unknown, returns the first manager that is installed.
+    /// Returns the package manager of the distribution that os-release(5) names. An installed manager is no proof,
+    /// because some distributions also package other managers. If the distribution is unknown, returns the first
+    /// manager that is installed.
     pub fn find() -> Option<Self> {
         let os_release = std::fs::read_to_string("/etc/os-release").unwrap_or_default();
         Self::for_ids(&os_release, |program| tools::find(program).is_some())

@@ -36,7 +36,7 @@ impl Emulator {
     /// Queries the emulator for `profile`'s machine.
     ///
     /// # Errors
-    /// Returns an error that names the program and includes its output if it does not answer.
+    /// Returns an error that names the program and includes its output if the program does not answer.
     pub fn ask(path: &Path, profile: &MachineProfile) -> Result<Self> {
         let machine = ["-machine", profile.machine_type, "-accel", "tcg", "-nodefaults"];
         let arguments = [&machine[..], &["-display", "none", "-S", "-qmp", "stdio"]].concat();
@@ -73,7 +73,7 @@ impl Emulator {
     /// Checks that this emulator has a CPU model.
     ///
     /// # Errors
-    /// Returns a usage error that lists the models if it has not.
+    /// Returns a usage error that lists the emulator's models if the model is not among them.
     pub fn check_cpu(
         &self,
         arch: VmArchitecture,

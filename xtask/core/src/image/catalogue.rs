@@ -21,7 +21,7 @@ const SCHEMA: u32 = 1;
 pub struct Catalogue {
     /// The image of a run without `--image`.
     pub default: String,
-    /// The image that replaces the default image if the host of that one cannot be reached.
+    /// The image that replaces the default image if the default image's host cannot be reached.
     pub fallback: String,
     /// The images in the order of the file, each for every architecture.
     images: Vec<Image>,

@@ -35,7 +35,7 @@ pub struct InstanceRecord {
     pub arch: VmArchitecture,
     /// The name of the image from which the instance was made.
     pub image: String,
-    /// The time at which it was made, in RFC 3339, UTC.
+    /// The time at which the instance was made, in RFC 3339, UTC.
     pub made_at: String,
     /// The user that ssh logs in as.
     pub login_user: String,
@@ -165,7 +165,7 @@ pub fn find(cache: &Cache, name: Option<&str>) -> Result<Instance, Failure> {
 /// Checks that no instance has this name yet.
 ///
 /// # Errors
-/// Returns a failure of the host with a remedy if one has.
+/// Returns a failure of the host with a remedy if an instance has this name.
 pub fn check_name(cache: &Cache, name: &str) -> Result<(), Failure> {
     match all(cache).iter().find(|instance| instance.machine.name == name || instance.machine.id == name) {
         None => Ok(()),

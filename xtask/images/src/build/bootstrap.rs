@@ -17,21 +17,22 @@ use super::{run, sources};
 use crate::store::Store;
 use xtask_jobs::child::Job;
 
-/// Downloads and decompresses packages while mmdebstrap runs.
+/// The script that downloads and decompresses packages while mmdebstrap runs.
 pub(super) const AHEAD: &str = include_str!("ahead.sh");
-/// Decompresses packages.
+/// The script that decompresses packages.
 pub(super) const STORE: &str = include_str!("store.sh");
-/// Runs work of maintainer scripts in background jobs, if the scripts do not read its results.
+/// The script that runs work of maintainer scripts in background jobs, if the maintainer scripts do not read the
+/// results.
 pub(super) const LATER: &str = include_str!("later.sh");
-/// Waits for the jobs, and deletes what [`AHEAD`] and [`LATER`] made.
+/// The script that waits for the jobs, and deletes the files that [`AHEAD`] and [`LATER`] made.
 pub(super) const FINISH: &str = include_str!("finish.sh");
-/// Replaces emulated tools with native ones, in the tree that is not configured yet.
+/// The script that replaces emulated tools with native ones, in the tree that is not configured yet.
 pub(super) const ACCELERATE: &str = include_str!("accelerate.sh");
-/// Runs in the new tree before it is packed.
+/// The script that runs in the new tree before the tree is packed.
 pub(super) const CUSTOMIZE: &str = include_str!("customize.sh");
-/// Makes the initramfs from the guest's own programs.
+/// The script that makes the initramfs from the guest's own programs.
 pub(super) const INITRAMFS: &str = include_str!("initramfs.sh");
-/// Puts the guest's own tools back.
+/// The script that puts the guest's own tools back.
 pub(super) const RESTORE: &str = include_str!("restore.sh");
 /// The packages with the tools that maintainer scripts and update-initramfs call, and their dependencies.
 pub(super) const TOOLS: &str = "bash,coreutils,cpio,dash,debianutils,diffutils,dpkg,findutils,grep,gzip,hostname,init-system-helpers,kmod,\
@@ -208,8 +209,9 @@ impl<'a> Call<'a> {
         if root && !can_have_own_mounts() {
             environment.push(("TMPDIR", directory.into()));
         } else if root {
-            // mmdebstrap 1.3 mounts the host's /proc and /sys into the tree, and leaves them there if it is killed. In
-            // a mount namespace of its own, they disappear with its last process, and so does the memory.
+            // mmdebstrap 1.3 mounts the host's /proc and /sys into the tree, and leaves them there if it is killed. If
+            // it has a mount namespace of its own, these mounts and the memory of the tmpfs disappear with the last
+            // process of that namespace.
             let mut words: Vec<OsString> = vec!["--mount".into()];
             if let Some(size) = self.memory {
                 let tree = directory.join("memory");

@@ -2,7 +2,7 @@
 //! loop devices. Root builds directly, an ordinary user in a user namespace.
 //!
 //! [`bootstrap`] calls mmdebstrap, [`sources`] finds the mirror, and [`progress`] reads mmdebstrap's log. The shell
-//! scripts beside this file run in the tree. Each says what it is for.
+//! scripts beside this file run in the tree. Each script begins with its purpose.
 
 pub mod bootstrap;
 mod progress;
@@ -23,10 +23,10 @@ use bootstrap::Speed;
 use progress::Follower;
 use xtask_jobs::child::{self, Job};
 
-/// Makes the disk from the packed tree.
+/// The script that makes the disk from the packed tree.
 const ASSEMBLE: &str = include_str!("assemble.sh");
 
-/// The texts that decide what an image contains. They are a part of its key.
+/// The texts that determine the content of an image. They are a part of the image's key.
 pub(crate) const SCRIPTS: &[&str] = &[
     bootstrap::AHEAD,
     bootstrap::STORE,

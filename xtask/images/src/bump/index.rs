@@ -68,7 +68,7 @@ impl fmt::Display for Date {
 /// Returns the newest release that the listing at `index` links to.
 ///
 /// # Errors
-/// Returns an error if it links to none.
+/// Returns an error if the listing links to no dated release.
 pub(super) fn newest(listing: &str, index: &Url, pattern: &Pattern) -> Result<Date> {
     let names: Vec<_> = links(listing).iter().filter_map(|link| child(index, link)).collect();
     let newest = names.iter().filter_map(|name| pattern.date_in(name)).max();
@@ -80,8 +80,8 @@ pub(super) fn newest(listing: &str, index: &Url, pattern: &Pattern) -> Result<Da
     })
 }
 
-/// Returns the name of the target of `link` if it lies directly in `index`. The parent, the page itself in another
-/// order, and other hosts do not count.
+/// Returns the name of the target of `link` if the target lies directly in `index`. Links to the parent, to other
+/// hosts, and to the listing in another order do not count.
 fn child(index: &Url, link: &str) -> Option<String> {
     let target = index.join(link.trim()).ok()?;
     let path = target.path().strip_prefix(index.path())?;

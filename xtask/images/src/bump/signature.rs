@@ -15,7 +15,8 @@ use xtask_jobs::{Ui, child};
 
 /// Words of status lines about a signature that is not good: changed content, no key, expired, revoked.
 const BAD: [&str; 5] = ["BADSIG", "ERRSIG", "EXPSIG", "EXPKEYSIG", "REVKEYSIG"];
-/// The numbers of MD5, SHA-1 and RIPEMD-160 (RFC 9580, 9.5). Two texts with the same such digest can be made.
+/// The numbers of MD5, SHA-1 and RIPEMD-160 (RFC 9580, 9.5). For these hash functions, two texts with the same digest
+/// can be made.
 const BROKEN_HASHES: [&str; 3] = ["1", "2", "3"];
 /// The file name of Ubuntu's keyring, and the packages that contain it.
 const UBUNTU: (&str, &str) = (

@@ -13,7 +13,7 @@ use reqwest::header::{
 pub(super) struct PartRequest {
     /// The number of bytes that are on disk.
     pub(super) from: u64,
-    /// The size of the whole file, if the answer that brought those bytes said it.
+    /// The size of the whole file, if the answer that brought those bytes contained it.
     pub(super) total: Option<u64>,
     /// The value of If-Range, which names the version of those bytes.
     pub(super) validator: String,

@@ -35,7 +35,7 @@ impl From<anyhow::Error> for Trouble {
 /// Returns the builder of every client of this program. Proxies come from the environment, and trusted roots from
 /// SSL_CERT_FILE or the system. No redirect leads from https to http.
 pub fn builder() -> ClientBuilder {
-    // The first provider stays. Another download of this process may have installed it, and it is the same one.
+    // An error means that another download of this process has already installed the same provider.
     let _installed = rustls::crypto::ring::default_provider().install_default();
     Client::builder()
         .user_agent(concat!("iot-xtask/", env!("CARGO_PKG_VERSION")))
@@ -123,7 +123,7 @@ pub(super) fn passing(error: String) -> Trouble {
     Trouble::Passing { error: Failure::host(error, hint).into(), after: None }
 }
 
-/// Iterates over all causes, including those that an I/O error wraps: its own `source` skips the wrapped one.
+/// Iterates over all causes. An I/O error's own `source` skips the error that it wraps, so that one is added here.
 fn chain<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
     std::iter::successors(Some(error), |&error| {
         let wrapped = error.downcast_ref::<std::io::Error>().and_then(|error| error.get_ref());

@@ -41,7 +41,7 @@ pub(super) struct Sums {
 }
 
 impl Sums {
-    /// Starts the hashes: SHA-256, and the algorithm of `wanted` if that is another one.
+    /// Starts the hashes: SHA-256, and the algorithm of `wanted` if it is not SHA-256.
     pub(super) fn new(wanted: Option<&Digest>) -> Self {
         let other = wanted.map(Digest::algorithm).filter(|algorithm| *algorithm != Algorithm::Sha256);
         Self { sha256: Algorithm::Sha256.hasher(), wanted: other.map(Algorithm::hasher) }
@@ -54,7 +54,7 @@ impl Sums {
         }
     }
 
-    /// Returns the SHA-256, and the digest to compare with the wanted one.
+    /// Returns the SHA-256 digest, and the digest to compare with the wanted one.
     pub(super) fn finish(self) -> (Digest, Digest) {
         let sha256 = self.sha256.finish();
         let compared = self.wanted.map_or_else(|| sha256.clone(), Hasher::finish);

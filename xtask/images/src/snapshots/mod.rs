@@ -81,8 +81,8 @@ pub fn lock(cache: &Cache, key: &str, limit: Duration, ui: &Ui) -> Result<File> 
     })
 }
 
-/// Returns the snapshot with this key. A snapshot that is bad or of another version is deleted if nothing uses it. The
-/// caller holds the key's lock.
+/// Returns the snapshot that has this key and these inputs. Another snapshot with this key is deleted if no run or
+/// instance uses it: it was found changed, cannot be read, or has other inputs. The caller holds the key's lock.
 pub fn find(cache: &Cache, key: &str, wanted: &Ingredients, ui: &Ui) -> Result<Option<Snapshot>> {
     let prefix = format!("{key}.");
     let own = all(cache).into_iter().filter(|found| name_of(&found.directory).starts_with(&prefix));
@@ -136,11 +136,11 @@ pub fn keep(cache: &Cache, key: &str, made: &Path, mut manifest: SnapshotManifes
 /// A directory among the snapshots.
 pub struct Found {
     pub directory: PathBuf,
-    /// `None` if the manifest cannot be read: it is of another version, damaged, or half deleted.
+    /// The manifest, or `None` if it cannot be read. It is then of another version, damaged, or half deleted.
     pub manifest: Option<SnapshotManifest>,
     /// True if no run has found the snapshot changed and no process is deleting it.
     pub is_good: bool,
-    /// The runs and instances that use it.
+    /// The runs and instances that use the snapshot.
     pub users: Vec<String>,
 }
 

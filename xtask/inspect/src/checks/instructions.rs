@@ -8,7 +8,7 @@ use crate::guard::{Detection, Graph, Use, chosen_for, go_level};
 use crate::isa::Isa;
 use crate::isa::features::{Feature, Set};
 
-/// A function with such instructions, and how it is used.
+/// A function with instructions that the core lacks, and the use of the function.
 struct Judged<'a> {
     name: Option<&'a [u8]>,
     address: u64,
@@ -98,7 +98,7 @@ fn judge<'a>(
 ) -> bool {
     let Section { isa, elf, code, .. } = *section;
     let names = names(section, found);
-    // The graph is made only if it is needed: it takes several walks over all of the code, and mostly the names are
+    // The graph is made only if it is needed, because it takes several walks over all of the code. Mostly the names are
     // sufficient.
     let mut graph = None;
     for (needy, name) in found.iter().zip(names) {
@@ -112,8 +112,8 @@ fn judge<'a>(
         let by_name = Use::Guarded("its name says that it is chosen for these features at run time");
         let used = match path {
             Path::Direct(_) if detection.go => Use::Guarded("Go tests the features that its runtime found"),
-            // A name alone chooses nothing: if nothing in the file asks the processor, nothing chooses between
-            // functions.
+            // The name is evidence only if something in the file asks the processor. Otherwise no code can choose
+            // between functions.
             Path::Direct(_) if is_chosen && !detection.is_absent() => by_name,
             Path::Computed | Path::None if is_chosen => by_name,
             // Bytes that no path leads to may be a table between functions.

@@ -81,7 +81,7 @@ impl Image<'_, '_> {
         self.own.and_then(|path| self.inventory.find_in(path, name))
     }
 
-    /// Checks that all libraries are there, and also those that these need themselves.
+    /// Checks that the image has all libraries, including those that the libraries need themselves.
     fn needed(&self, needed: &[String]) -> Finding {
         let Self { elf, target, inventory, own } = self;
         let mut pending: Vec<(String, String)> =
@@ -120,8 +120,8 @@ impl Image<'_, '_> {
     }
 }
 
-/// Checks the versions of symbols. `offer` returns whether a version is there, and the newest one; `None` if nothing is
-/// known about the library.
+/// Checks the versions of symbols. `offer` returns whether the library has a version, and the newest version that it
+/// has. It returns `None` if nothing is known about the library.
 fn versions<'a>(
     elf: &Elf<'a>,
     brings_its_own: bool,

@@ -1,4 +1,4 @@
-//! Finds out what in a file asks the processor: imports, symbols, strings, relocations.
+//! Finds the imports, symbols, strings and relocations by which a file asks the processor for its features.
 
 use std::collections::BTreeSet;
 

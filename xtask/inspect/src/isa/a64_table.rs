@@ -192,7 +192,7 @@ pub(super) const SIMD: &[Row] = &[
     (0xdff0_fc00, 0x5f10_fc00, "fp16"),
 ];
 
-/// Mnemonics that are new in SVE2. Its other encodings share a mnemonic with SVE, and count as SVE.
+/// The mnemonics that are new in SVE2. The other encodings of SVE2 share a mnemonic with SVE, and count as SVE.
 pub(super) static SVE2: LazyLock<HashSet<&str>> = LazyLock::new(|| {
     let names = "
         adclb adclt addhnb addhnt bcax bdep bext bgrp bsl bsl1n bsl2n cadd cdot cmla eor3 eorbt eortb fcvtlt

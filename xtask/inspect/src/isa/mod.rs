@@ -36,7 +36,7 @@ pub(crate) enum Flow {
 pub(crate) enum Event {
     /// A direct call, with the first argument if that is a constant.
     Call { to: u64, argument: Option<u32> },
-    /// A direct jump. If it leaves its function, it is a call.
+    /// A direct jump. A jump that leaves its function is a call.
     Jump { to: u64, argument: Option<u32> },
     /// A call through a pointer at a known place.
     CallThrough { place: u64, argument: Option<u32> },

@@ -1,4 +1,4 @@
-//! x86-64, instruction by instruction. The decoder knows the CPUID bits that each instruction needs.
+//! x86-64, instruction by instruction. The decoder has a table of the CPUID bits that each instruction needs.
 
 use std::sync::LazyLock;
 
@@ -18,7 +18,7 @@ fn of_code(code: Code) -> Set {
     code.cpuid_features().iter().fold(Set::NONE, |set, feature| set | of_feature(*feature))
 }
 
-/// Returns the set for one of the decoder's features. Its names are those of the table in upper case.
+/// Returns the set for one of the decoder's features. The decoder's names are the names of the table in upper case.
 fn of_feature(feature: CpuidFeature) -> Set {
     let name = format!("{feature:?}").to_ascii_lowercase();
     let name = if name == "d3nowext" { "d3now" } else { &name };

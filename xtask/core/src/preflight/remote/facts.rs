@@ -26,9 +26,9 @@ pub struct ConnectionOffer {
     pub libvirt: Result<String, String>,
     pub host_name: Result<String, String>,
     pub node: Result<Node, String>,
-    /// The memory in bytes that a new guest can have there without swapping.
+    /// The memory in bytes that a new guest can have on that host without swapping.
     pub free_memory: Result<u64, String>,
-    /// The kinds of guests that it runs.
+    /// The kinds of guests that this libvirt runs.
     pub guests: Result<Vec<GuestOffer>, String>,
     /// The capabilities of a guest of each requested architecture. Architectures that this libvirt does not run are
     /// left out. The list is empty if this user has read-only access.

@@ -34,7 +34,7 @@ fn findings(uri: &str, offer: ConnectionOffer, machine: &MachineArgs) -> Vec<Fin
     evaluate(&facts, &PreflightRequest { architectures: &VmArchitecture::ALL, machine, for_ci: false })
 }
 
-/// Returns the findings without those that a libvirt that lacks nothing has, too.
+/// Returns the findings about a changed libvirt, except those that [`sound`] has too.
 fn found(uri: &str, change: impl FnOnce(&mut ConnectionOffer, &mut MachineArgs)) -> Vec<Finding> {
     let (mut offer, mut machine) = (sound(), MachineArgs::default());
     change(&mut offer, &mut machine);
