@@ -38,12 +38,12 @@ const MAX_PODMAN_PAUSE: Duration = Duration::from_secs(5);
 const MIN_PODMAN_PAUSE: Duration = Duration::from_millis(500);
 /// Upper bound for the steps for one deployment in one pass. The longest sensible sequence is shorter.
 const MAX_STEPS: usize = 6;
-/// The number of deployments that are processed in parallel. It is one per processor, since starting a
-/// container keeps one busy, and at least two, so that a container that is slow to stop does not delay all
-/// others.
+/// The limits for the number of deployments that are processed in parallel. The number is that of the
+/// processors, since starting a container keeps one processor busy. It is at least two, so that a container
+/// that is slow to stop does not delay all others.
 const PARALLEL_DEPLOYMENTS: std::ops::RangeInclusive<usize> = 2..=4;
-/// The time by which removals start earlier than the other deployments, which may need the ports of the
-/// removed ones.
+/// The time by which the removals start before the other deployments, because those may need ports that the
+/// removals free.
 const REMOVAL_HEAD_START: Duration = Duration::from_secs(2);
 
 enum Job {

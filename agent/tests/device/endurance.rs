@@ -1,5 +1,5 @@
-//! Long or large scenarios: crash loops, an unreliable broker, a thousand deployments, kills at random
-//! moments; and the watchdog.
+//! Tests of long or large scenarios (crash loops, an unreliable broker, a thousand deployments, kills at
+//! random moments), and of the watchdog.
 
 use std::time::{Duration, Instant};
 

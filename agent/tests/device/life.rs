@@ -1,4 +1,5 @@
-//! The life of a deployment: created, changed, deleted, purged, disturbed, refused; with a bus and without.
+//! Tests of the life of a deployment, which is created, changed, deleted, purged, disturbed and refused, with
+//! a bus and without.
 
 use std::path::PathBuf;
 

@@ -1,5 +1,5 @@
-//! Each login to the bus against a real nats-server; TLS with a certificate authority of the fleet, and with
-//! a certificate that is not valid yet.
+//! Tests of each login to the bus, against a real nats-server. They also test TLS with a certificate
+//! authority of the fleet, and with a certificate that is not valid yet.
 
 use std::path::Path;
 

@@ -1,5 +1,5 @@
-//! The agent against a real nats-server and a real podman: it always reaches the desired state in the end.
-//! `cargo xtask ci` runs these tests after a preflight.
+//! Tests of the agent against a real nats-server and a real podman. The agent always reaches the desired
+//! state in the end. `cargo xtask ci` runs these tests after a preflight.
 
 mod device;
 mod endurance;

@@ -138,8 +138,9 @@ impl Candidate {
     }
 }
 
-/// Returns the reason to delete a snapshot regardless of the arguments, if there is one: it is damaged or of another
-/// version, its image or its QEMU is gone, or a newer snapshot replaces it. A snapshot can be made again in a minute.
+/// Returns the reason to delete a snapshot regardless of the arguments, or `None`. A snapshot is deleted if it is
+/// damaged or of another version, if its image or its QEMU is gone, or if a newer snapshot replaces it. A snapshot in
+/// use is never deleted. A snapshot can be made again in a minute.
 fn against(store: &Store<'_>, found: &Found, all: &[Found]) -> Result<Option<&'static str>> {
     Ok(Some(match &found.manifest {
         _ if !found.users.is_empty() => return Ok(None),

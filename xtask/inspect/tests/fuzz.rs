@@ -1,6 +1,6 @@
-//! Malformed input. Whatever the bytes are, the inspection ends soon, without a panic, takes no more memory than the
-//! file has bytes (and 1 MiB), and gives a reason if it refuses. The gate runs this for 20 s, and `cargo xtask soak
-//! --fuzz N` for N executions.
+//! Tests with malformed input. For any bytes, the inspection ends soon and without a panic, takes no more memory than
+//! the file has bytes (and 1 MiB), and gives a reason if it refuses the file. The gate runs this for 20 s, and `cargo
+//! xtask soak --fuzz N` for N executions.
 
 mod support;
 

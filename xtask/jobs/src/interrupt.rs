@@ -1,5 +1,5 @@
-//! Ctrl-C. The first SIGINT, SIGTERM or SIGHUP sets a flag, which every wait checks so that the run tears down in
-//! order. A later signal ends the process at once, and the next run collects its files.
+//! The handling of Ctrl-C. The first SIGINT, SIGTERM or SIGHUP sets a flag, which every wait checks so that the run
+//! tears down in order. A later signal ends the process at once, and the next run collects its files.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

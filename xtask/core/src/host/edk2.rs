@@ -16,8 +16,8 @@ const SEARCHED_BYTES: u64 = 4 << 20;
 /// file.
 const LZMA: [u8; 16] =
     [0x98, 0x58, 0x4e, 0xee, 0x14, 0x39, 0x59, 0x42, 0x9d, 0x6e, 0xdc, 0x7b, 0xd7, 0x94, 0x03, 0xcf];
-/// The type of a section that is defined by a GUID (PI specification, volume 3, EFI_SECTION_GUID_DEFINED), and the
-/// length of its header: size and type, GUID, offset and attributes.
+/// The type of a section that is defined by a GUID (PI specification, volume 3, EFI_SECTION_GUID_DEFINED). The next
+/// constant is the length of the section's header, which contains size and type, GUID, offset and attributes.
 const GUIDED: u8 = 2;
 const GUIDED_HEADER: usize = 24;
 

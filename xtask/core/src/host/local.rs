@@ -248,7 +248,8 @@ pub fn available_memory() -> Option<u64> {
     kib.trim().trim_end_matches(" kB").trim().parse::<u64>().ok().map(|kib| kib * 1024)
 }
 
-/// Tries a user namespace, because subordinate ids, sysctls and AppArmor (Ubuntu 24.04) can each forbid it.
+/// Returns the reason why this user cannot make a user namespace. The function tries to make one, because subordinate
+/// ids, sysctls and AppArmor (Ubuntu 24.04) can each forbid it.
 fn no_user_namespace() -> Option<String> {
     if rustix::process::geteuid().is_root() {
         return None;

@@ -25,9 +25,9 @@ pub struct Observed {
     pub vcpus: Vec<Vcpu>,
     /// The QOM type of the first processor, such as `max-arm-cpu`.
     pub cpu_type: String,
-    /// The requested properties with their values. If the value of a processor differs from the request, it is the
-    /// value of the first such processor; otherwise it is the requested value. `Err` holds QEMU's message if QEMU has
-    /// no such property.
+    /// The requested properties with their values. Each value is that of the first processor whose value differs from
+    /// the request, or the requested value if no processor differs. `Err` holds QEMU's message if QEMU has no such
+    /// property.
     pub cpu_properties: Vec<(String, Result<bool, String>)>,
     /// The flash devices: first the code, then the variables.
     pub flashes: Vec<Flash>,

@@ -1,5 +1,5 @@
-//! Tests of the difference with the responses of real QEMUs (`test_data/qmp-*.json`: QEMU 7.2 under libvirt 9.0, with
-//! shortened paths): without a fault and with each fault.
+//! Tests of [`diff`] without a fault and with each fault. They use the recorded responses of real QEMUs
+//! (`test_data/qmp-*.json`: QEMU 7.2 under libvirt 9.0, with shortened paths).
 
 use std::path::Path;
 

@@ -4,7 +4,8 @@ use std::fs::File;
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
 
-/// Follows a log that grows: the position up to which it was read, and the progress that it has shown.
+/// The reader of a log that grows, with the position up to which it has read the log and the progress that the log has
+/// shown.
 #[derive(Debug, Default)]
 pub(super) struct Follower {
     log: PathBuf,

@@ -108,7 +108,8 @@ fn gpgv_hint() -> String {
     commands.join(" && ")
 }
 
-/// Reads gpgv's status lines. Every signature must be good: a bad one casts doubt on the list, even if others are good.
+/// Returns the signer from gpgv's status lines. Every signature must be good. A bad signature makes the list doubtful,
+/// even if other signatures are good.
 fn parse_status(status: &str) -> Result<Signer> {
     let lines = status.lines().filter_map(|line| line.strip_prefix("[GNUPG:] "));
     let lines: Vec<_> = lines.map(|line| line.split_once(' ').unwrap_or((line, ""))).collect();
@@ -118,7 +119,8 @@ fn parse_status(status: &str) -> Result<Signer> {
     let value = |wanted: &str| lines.iter().find(|(word, _)| *word == wanted).map(|(_, rest)| *rest);
     let good = value("GOODSIG").context("gpgv reports no good signature (GOODSIG)")?;
     let valid = value("VALIDSIG").context("gpgv reports no valid signature (VALIDSIG)")?;
-    // Fingerprint, date, time, expiry, version, reserved, key algorithm, hash algorithm, class, primary key.
+    // The fields are: fingerprint, date, time, expiry, version, reserved, key algorithm, hash algorithm, class, primary
+    // key.
     let fields: Vec<_> = valid.split(' ').collect();
     let hash = fields.get(7).with_context(|| format!("read gpgv's line VALIDSIG {valid}"))?;
     ensure!(!BROKEN_HASHES.contains(hash), "the signature uses a broken hash (OpenPGP's number {hash})");

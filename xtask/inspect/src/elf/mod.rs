@@ -123,8 +123,8 @@ impl Ident {
     }
 }
 
-/// Refuses segments that fs/binfmt_elf.c would refuse, or with which it would fail half-way, and more code than can be
-/// examined.
+/// Returns an error for segments that Linux (fs/binfmt_elf.c) refuses or cannot load completely, and for more code than
+/// can be examined.
 fn check_loads(loads: &[Load], length: u64) -> Result<(), String> {
     let mut end_before: Option<u64> = None;
     for (index, load) in loads.iter().enumerate() {

@@ -25,7 +25,7 @@ pub(crate) struct Graph {
 
 impl Graph {
     /// Walks over the code to find the functions that ask, the variables that hold the answers, and the functions that
-    /// read these.
+    /// read these variables.
     pub(crate) fn of(section: &Section<'_, '_>, detection: &Detection) -> Self {
         let count = section.functions.len();
         let mut asks = vec![false; count];
@@ -68,8 +68,8 @@ impl Graph {
         graph
     }
 
-    /// Finds the functions that read the answers, and the calls between functions; then computes what is reached from
-    /// where.
+    /// Finds the functions that read the answers, and the calls between functions; then computes the functions that
+    /// calls reach.
     fn connect(&mut self, section: &Section<'_, '_>, written: &Written, pointers: &Pointers<'_, '_>) {
         let Section { elf, code, functions, .. } = *section;
         let most = code.bytes.len() / 8;

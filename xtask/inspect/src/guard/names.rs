@@ -1,5 +1,5 @@
-//! Reads the names of functions, which may say that one is chosen at run time and for which features, and the settings
-//! that Go's compiler has written into the file.
+//! Reads the names of functions and the settings that Go's compiler has written into the file. The name of a function
+//! may contain the features for which the function is chosen at run time.
 
 use crate::isa::Isa;
 use crate::isa::features::{Feature, Set};
@@ -18,8 +18,8 @@ const CHOSEN: [(Family, &str); 10] = [
     (Family::Avx512, "_avx512 _evex _vnni"),
 ];
 
-/// The features that a name stands for. A family has all features of one kind of registers: code that checks for one of
-/// them also checks for those that go with it.
+/// The features that a name stands for. A family has all features of one kind of registers, because code that checks
+/// for one of these features also checks for the related ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Family {
     Sse,

@@ -69,7 +69,8 @@ fn linker(facts: &Facts, unfit: &Unfit) -> Finding {
     Finding::blocks(id, sentence, unfit.to_string(), remedy)
 }
 
-/// The smoke's workload is a static executable, the only file of its image.
+/// Returns the finding for a missing static C library. The smoke's workload is linked statically, because it is the
+/// only file of its image.
 fn static_libc(arch: VmArchitecture) -> Finding {
     let own = VmArchitecture::of_host() == Some(arch);
     let need = if own { Need::StaticLibc } else { Need::CrossLinker };
@@ -81,7 +82,8 @@ fn static_libc(arch: VmArchitecture) -> Finding {
     )
 }
 
-/// An executable that was linked against a newer glibc than the image's may need symbols that the image lacks.
+/// Returns a finding if the linker's glibc is newer than the image's. The linked agent may then need symbols that the
+/// image lacks.
 fn libc(facts: &Facts, linking: &Linking) -> Option<Finding> {
     let (path, version) = linking.libc.as_ref()?;
     let image = facts.guest.glibc()?;

@@ -73,7 +73,8 @@ fn memory(facts: &Facts) -> Option<Finding> {
     })
 }
 
-/// If the clock is behind, certificates and package indexes appear to be from the future and are rejected.
+/// Returns a finding if the clock is behind. Certificates and package indexes then appear to be from the future and are
+/// rejected.
 fn clock(facts: &Facts) -> Option<Finding> {
     let (now, built) = (facts.host.now, facts.host.built);
     (now + CLOCK_SLACK < built).then(|| {

@@ -74,8 +74,8 @@ fn newer_qemu(os: &OsRelease) -> Option<&'static str> {
     }
 }
 
-/// Without these properties, an emulated `max` computes pointer authentication, which doubles the time of a boot, and
-/// SVE.
+/// Returns a finding if the emulator lacks the properties that make `max` fast. Without them, an emulated `max` has SVE
+/// and pointer authentication, and pointer authentication doubles the time of a boot.
 fn untuned(facts: &Facts, emulator: &Emulator) -> Option<Finding> {
     let tuned = &facts.arch.profile().tcg_cpu;
     let wanted = tuned.globals.iter().map(|global| global.property);
@@ -93,8 +93,9 @@ fn untuned(facts: &Facts, emulator: &Emulator) -> Option<Finding> {
     Some(Finding::degrades("emulator-cpu", sentence, evidence, "install QEMU 6.0 or newer"))
 }
 
-/// Reports the reason about which the user can do most: a file of the wrong size before a missing file that a
-/// descriptor names, and that before firmware that requires signed boot loaders.
+/// Returns the finding for a machine without usable firmware. If pairs were rejected for several reasons, the finding
+/// names the reason about which the user can do most. The order is: a file of the wrong size, a missing file that a
+/// descriptor names, an unreadable file, and firmware that requires signed boot loaders.
 fn no_firmware(facts: &Facts, rejected: &[Rejected]) -> Finding {
     let arch = facts.arch;
     let worst = rejected.iter().min_by_key(|rejected| &rejected.why).map(|rejected| &rejected.why);

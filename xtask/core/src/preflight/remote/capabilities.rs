@@ -137,7 +137,8 @@ fn fill(outer: &mut Element, reader: &mut Reader<&[u8]>) -> Result<(), String> {
     }
 }
 
-/// Attributes are not unescaped, because only names and paths are read, and none of them is escaped.
+/// Returns an empty element with the name and the attributes of a start tag. The attributes are not unescaped, because
+/// only names and paths are read, and none of them is escaped.
 fn element(start: &BytesStart<'_>) -> Element {
     let attributes = start.attributes().flatten();
     let read = attributes.map(|one| (one.key.as_ref().to_owned(), one.value.into_owned()));

@@ -1,5 +1,6 @@
-//! Evaluates six distributions: as hosts of either architecture, for guests of either, with KVM and without, complete
-//! and with only Rust installed. A golden file has one row for the findings of each combination.
+//! Evaluates the facts of six distributions. Each is evaluated as a host of either architecture, for guests of either
+//! architecture, with KVM and without, and both complete and with only Rust installed. A golden file has one row for
+//! the findings of each combination.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
