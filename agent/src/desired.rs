@@ -1,5 +1,6 @@
-//! The desired state of this device as far as the agent knows it. This module does no I/O: [`crate::store`]
-//! keeps the state on disk, so that a device that boots without a bus knows what to run.
+//! The latest desired state of this device that the agent has received. This module does no I/O:
+//! [`crate::store`] keeps the state on disk, so that a device that boots without a bus can run its
+//! deployments.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Upper bound for one iteration of a loop. The slowest ones stop a stubborn container or send a status over
-/// a slow line.
+/// Upper bound for one iteration of a loop. The slowest iterations stop a container that ignores SIGTERM, or
+/// send a status over a slow line.
 const MAX_LOOP_TIME: Duration = Duration::from_secs(180);
 
 /// The time of the latest iteration of each loop.

@@ -164,7 +164,8 @@ impl Limits {
         self.scaled(60)
     }
 
-    /// Returns the limit until a deleted deployment is gone. Its program ends at once.
+    /// Returns the limit until a deleted deployment has been removed. The program of the smoke's deployment ends at
+    /// once.
     pub fn removal(self) -> Duration {
         self.scaled(20)
     }

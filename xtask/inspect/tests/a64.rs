@@ -6,8 +6,8 @@ use disarm64::InsnOpcode as _;
 use inspect::isa::a64::{decode, need};
 use inspect::isa::features::A64;
 
-/// Returns our name of one of binutils' feature sets. `None` stands for a feature that every core has, and `Some("?")`
-/// for a feature that has no row in our table, since no compiler uses it yet.
+/// Returns the name in the crate's table for one of binutils' feature sets. `None` stands for a feature that every core
+/// has. `Some("?")` stands for a feature without a row in the crate's table, since no compiler uses it yet.
 fn named(set: &str) -> Option<&'static str> {
     Some(match set {
         "V8" | "FP" | "SIMD" => return None,

@@ -17,7 +17,8 @@ use xtask_core::processes::record_child;
 
 use crate::Ui;
 
-/// A child process. It is ended when this value is dropped; a dropped handle of duct would let it live.
+/// A child process. It is ended when this value is dropped. Without that, a child would continue to run after its duct
+/// handle is dropped.
 pub struct Child {
     handle: Handle,
     line: String,

@@ -175,8 +175,8 @@ fn linking(workspace: &Workspace, arch: VmArchitecture) -> Result<Linking, Unfit
     Ok(Linking { libc: linker.libc(&shell), static_libc: linker.finds(&shell, "libc.a") })
 }
 
-/// Returns the command that registers the emulator with the kernel. Only systemd's program (binfmt.d(5)) knows the
-/// emulator of Debian 13. With one file as its argument, that program does not change other formats.
+/// Returns the command that registers the emulator with the kernel. Only systemd's program (binfmt.d(5)) can register
+/// the emulator of Debian 13. With one file as its argument, that program does not change other formats.
 fn registers_handler(arch: VmArchitecture) -> Option<Vec<String>> {
     let handler = format!("qemu-{}", arch.profile().machine);
     if let Some(program) = tools::find("update-binfmts")

@@ -125,7 +125,8 @@ fn row(need: Need, arch: VmArchitecture) -> &'static str {
         (N::CrossLinker, X86_64) => {
             "gcc-x86-64-linux-gnu libc6-dev-amd64-cross | gcc-x86_64-linux-gnu | x86_64-linux-gnu-gcc |"
         }
-        // This row is for the host's own compiler. The package of a cross-compiler brings its own static library.
+        // This row is for the host's own compiler. The package of a cross-compiler contains a static library of its
+        // own.
         (N::StaticLibc, _) => "libc6-dev | glibc-static | glibc | glibc-devel-static",
         (N::NatsServer, _) => "nats-server | nats-server | nats-server | nats-server",
         (N::Ssh, _) => "openssh-client | openssh-clients | openssh | openssh-clients",

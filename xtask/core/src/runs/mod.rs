@@ -145,8 +145,8 @@ impl RunDir {
     }
 }
 
-/// Returns the ids of the runs whose machine's disk depends on the image or snapshot in `directory`: live runs,
-/// instances, and dead runs that are not collected yet.
+/// Returns the ids of the runs with a machine whose disk depends on the image or snapshot in `directory`. These are
+/// live runs, instances, and dead runs that are not collected yet.
 pub fn users_of(cache: &Cache, directory: &Path) -> Vec<String> {
     let names =
         |file: PathBuf| fs::read(file).is_ok_and(|path| path == directory.as_os_str().as_encoded_bytes());

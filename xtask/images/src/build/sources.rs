@@ -24,7 +24,8 @@ fn sources_for(index_targets: &str, suite: &str) -> Vec<String> {
     let mirror = |security: bool| {
         let fits = |row: &&Vec<&str>| match row.as_slice() {
             [_, release, origin, "Packages"] => {
-                // Before the first `apt-get update`, apt knows no origin. A third party's suite may have the same name.
+                // Before the first `apt-get update`, apt reports no origin. A third party's suite may have the same
+                // name.
                 let debians = match *origin {
                     "" => release.split('-').next() == Some(suite),
                     origin => origin == "Debian",

@@ -59,7 +59,7 @@ pub(super) fn read(status: StatusCode, headers: &HeaderMap, asked: Option<&PartR
     ResponseKind::Final { what, hint }
 }
 
-/// Checks that a 206 brings the part that was requested.
+/// Checks that an answer with the status 206 contains the part that was requested.
 fn rest(headers: &HeaderMap, asked: &PartRequest) -> ResponseKind {
     let is_other = |etag: &str| asked.validator.starts_with('"') && etag != asked.validator;
     ResponseKind::StartOver(match text(headers, &CONTENT_RANGE).and_then(content_range) {

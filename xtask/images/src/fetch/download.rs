@@ -102,7 +102,8 @@ impl Download<'_> {
         self.wanted.source.digest.as_ref().is_some_and(|digest| begun.sums.clone().finish().1 == *digest)
     }
 
-    /// Handles an attempt that got as far as `length`: waits for the next one, or gives up.
+    /// Handles a failed attempt after which the file has `length` bytes: waits for the next attempt, or returns the
+    /// error.
     fn settle(&mut self, trouble: Trouble, length: u64, retry: &mut Retry) -> Result<()> {
         let (error, after) = match trouble {
             Trouble::Final(error) => return Err(error),

@@ -44,7 +44,7 @@ impl FetchLimits {
         limit.mul_f64(self.pace)
     }
 
-    /// Returns the pause after `fruitless` attempts in a row that brought nothing: 1 s, doubled each time up to 32 s.
+    /// Returns the pause after `fruitless` consecutive attempts without new bytes: 1 s, doubled each time up to 32 s.
     pub fn pause(self, fruitless: u32) -> Duration {
         self.paced(Duration::from_secs(1 << fruitless.saturating_sub(1).min(5)))
     }

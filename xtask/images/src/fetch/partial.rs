@@ -1,6 +1,6 @@
-//! The files of an incomplete download: `<name>.partial`, whose length tells how far the download is, and
-//! `<name>.partial.json`, which names the source of the bytes. After a kill at any moment, the next run resumes there
-//! or starts over.
+//! The files of an incomplete download: `<name>.partial`, which has the bytes that have arrived, and
+//! `<name>.partial.json`, which names their source. After a kill at any moment, the next run resumes the download or
+//! starts over.
 
 use std::fs::Permissions;
 use std::io::{self, ErrorKind, Read as _, Write as _};
@@ -147,7 +147,7 @@ impl DownloadPaths {
         remove_file(&self.note)
     }
 
-    /// Deletes the files of a download that has brought no bytes.
+    /// Deletes the files of a download if no bytes have arrived.
     pub(super) fn discard_empty(&self) -> Result<()> {
         match self.partial.metadata() {
             Ok(meta) if meta.len() > 0 => Ok(()),

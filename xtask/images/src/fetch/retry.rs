@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use super::limits::{FetchLimits, LONGEST_PAUSE};
 
-/// Upper bound for the attempts in a row that bring no new bytes.
+/// Upper bound for consecutive attempts without new bytes.
 const MOST_FRUITLESS: u32 = 5;
-/// Upper bound for all attempts. A line that breaks each minute may still bring an image, but not forever.
+/// Upper bound for all attempts. An image can be downloaded over a line that breaks each minute, but the attempts must
+/// end some time.
 const MOST_ATTEMPTS: u32 = 100;
 
 /// The attempts so far.
@@ -25,10 +26,10 @@ impl Retry {
         Self { limits, farthest: there, fruitless: 0, attempts: 0 }
     }
 
-    /// Returns the pause before the next attempt, after one that got as far as `length`; `None` if there were enough
-    /// attempts. Bytes that come again from the beginning do not count as new. `after` is the pause that the server
-    /// asked for. `spread` (0 to 1) varies the pause, so that the clients of a server that comes back do not all come
-    /// at once.
+    /// Returns the pause before the next attempt, or `None` if there were enough attempts. `length` is the number of
+    /// bytes that the file has after the latest attempt. Bytes that come again from the beginning do not count as new.
+    /// `after` is the pause that the server asked for. `spread` (0 to 1) varies the pause, so that the clients of a
+    /// server that comes back do not all come at once.
     pub(super) fn pause(&mut self, length: u64, after: Option<Duration>, spread: f64) -> Option<Duration> {
         self.fruitless = if length > self.farthest { 0 } else { self.fruitless + 1 };
         self.farthest = self.farthest.max(length);
@@ -61,7 +62,7 @@ mod tests {
     #[test]
     fn fruitless_attempts_end_and_progress_begins_anew() {
         let mut retry = Retry::new(FetchLimits { pace: 1.0 }, 10);
-        // The second attempt starts over and gets less far than the earlier bytes, so it brings nothing new.
+        // The second attempt starts over and gets fewer bytes than an earlier run left, so none is new.
         let lengths = [10, 7, 20, 20, 20, 20, 20, 20];
         let pauses = lengths.map(|length| seconds(retry.pause(length, None, 0.5)));
         assert_eq!(pauses, [Some(1), Some(2), Some(1), Some(1), Some(2), Some(4), Some(8), None]);

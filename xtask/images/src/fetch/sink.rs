@@ -1,4 +1,4 @@
-//! Hashes and writes the bytes on a thread of its own, while the network brings more.
+//! Hashes and writes the bytes on a thread of its own, while more bytes arrive from the network.
 
 use std::io;
 use std::sync::mpsc::sync_channel;
@@ -27,8 +27,8 @@ impl Sink {
     pub(super) fn start(mut begun: Begun) -> Result<Self> {
         let file = begun.handle().context("duplicate the handle of the partial file")?;
         let (due, flushes) = sync_channel(1);
-        // This makes the disk write while the network still brings bytes. The kernel reports a failed write only once
-        // (fsync(2)), so the error must not be lost here.
+        // This makes the disk write while bytes still arrive. The kernel reports a failed write only once (fsync(2)),
+        // so the error must not be lost here.
         let flusher = std::thread::spawn(move || flushes.into_iter().try_for_each(|()| file.sync_data()));
         let (pieces, mut queue) = mpsc::channel::<Bytes>(PIECES);
         let thread = std::thread::spawn(move || {

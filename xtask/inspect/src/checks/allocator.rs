@@ -9,7 +9,7 @@ use crate::functions::{Functions, Section, starts};
 use crate::guard::first_user;
 use crate::isa::Isa;
 
-/// The message that every jemalloc since 4.0 prints before it gives up (src/pages.c, `pages_boot`).
+/// The message that every jemalloc since 4.0 prints before it ends the process (src/pages.c, `pages_boot`).
 const COMPLAINT: &[u8] = b"<jemalloc>: Unsupported system page size";
 
 pub(super) fn check(elf: &Elf<'_>, target: &Target<'_>, findings: &mut Vec<Finding>) {

@@ -159,7 +159,7 @@ fn versions<'a>(
     let offers = format!("{} offers {newest} at most", target.place);
     let remedy = "build it against the older library: in a container of the target's distribution, with a sysroot of it, or \
                   link statically (musl); or move the image to a newer release";
-    // A library that the executable brings itself may be newer.
+    // A library that is delivered with the executable may be newer.
     let finding = Finding::refused_if(!brings_its_own, "symbol-version", &found, &offers, remedy);
     Some(finding.details(users(elf, named)))
 }

@@ -3,7 +3,7 @@
 use std::ops::{BitAnd, BitOr, Not};
 use std::sync::LazyLock;
 
-/// A feature: its name in `devices.toml`, and the level of the architecture that brought it.
+/// A feature, with its name in `devices.toml` and the level of the architecture that introduced it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Feature {
     /// The name in Linux' HWCAPs or in CPUID.
@@ -92,8 +92,8 @@ pub static A64: LazyLock<Vec<Feature>> = LazyLock::new(|| {
     ])
 });
 
-/// The features of x86-64 (x86-64 psABI, 3.1.1 "Processor architecture"). v1 has no entry, since every processor has
-/// it.
+/// The features of x86-64 (x86-64 psABI, 3.1.1 "Processor architecture"). The level v1 has no entry, since every
+/// processor has it.
 pub static X86: LazyLock<Vec<Feature>> = LazyLock::new(|| {
     table(&[
         ("x86-64-v2", "cmpxchg16b popcnt sse3 ssse3 sse4_1 sse4_2"),
