@@ -247,7 +247,7 @@ mod tests {
             !desired.take(Change::Snapshot(vec![put("a", 10, "x"), put("b", 11, "y")])),
             "the same again"
         );
-        // A bucket that was created again begins at 1 and has no b.
+        // A bucket that was created again begins at revision 1, and this one has no key `b`.
         assert!(desired.take(Change::Snapshot(vec![put("a", 1, "z")])));
         assert_eq!((desired.revision, operation_of(&desired, "a")), (1, &Operation::Put("z".into())));
         assert_eq!(operation_of(&desired, "b"), &Operation::Delete);

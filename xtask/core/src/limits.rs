@@ -14,8 +14,8 @@ pub const CONSOLE_ECHO_POLL: Duration = Duration::from_millis(30);
 pub const HEARTBEAT: Duration = Duration::from_secs(15);
 /// The pause between two queries over ssh about the agent's state. Each query costs an emulated guest seconds.
 pub const GUEST_QUESTION: Duration = Duration::from_secs(12);
-/// The time after a guest is up again before it is asked about its workload. In an emulated guest the workload starts
-/// some 10 s after the login prompt.
+/// The pause between the time at which a guest is up again and the first query about its workload. In an emulated guest
+/// the workload starts some 10 s after the login prompt.
 pub const OFFLINE_RECOVERY: Duration = Duration::from_secs(20);
 /// The duration below which a phase counts as a cache hit and is not recorded.
 pub const CACHE_HIT: Duration = Duration::from_secs(2);

@@ -9,7 +9,7 @@ pub const SCHEMA: u32 = 1;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
-    /// A fact.
+    /// A fact about the file, which needs no action.
     Informs,
     /// The executable may fail on the target, which cannot be decided from the file.
     Warned,

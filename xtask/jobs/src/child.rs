@@ -138,8 +138,8 @@ pub fn run(job: &Job<'_>, ui: &Ui, mut sign: impl FnMut() -> String) -> Result<(
     Ok(())
 }
 
-/// Returns the output of a short command, or an error with its error output. The command is killed at the limit and
-/// after Ctrl-C.
+/// Returns the output of a short command, or an error that contains the command's error output. The command is killed
+/// at the limit and after Ctrl-C.
 pub fn read(program: &Path, arguments: &[OsString], limit: Duration, ui: &Ui) -> Result<String> {
     let output = output(program, arguments, limit, ui)?;
     let message = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();

@@ -35,11 +35,11 @@ pub struct Image {
 /// The properties that a catalogue entry states.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExpectedImage {
-    /// The os-release(5) values. They are compared with those that the guest reports.
+    /// The expected os-release(5) values. The values that the guest reports are compared with them.
     pub os_release: OsReleaseReport,
-    /// The version of glibc. It is compared with that of a built image.
+    /// The expected version of glibc. The version in a built image is compared with it.
     pub glibc: String,
-    /// The kernel's page size in bytes. It is compared with that of a built image.
+    /// The expected page size of the kernel in bytes. The page size of a built image's kernel is compared with it.
     pub page_size: u64,
 }
 

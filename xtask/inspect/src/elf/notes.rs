@@ -34,7 +34,8 @@ impl<'a> Elf<'a> {
         self.notes().find(is_id).map(|note| note.desc())
     }
 
-    /// Returns the bits on which all object files of the file agree; `None` if there is no such property.
+    /// Returns the property about the protection of branches; `None` if there is no such property. A bit is set if all
+    /// object files from which the file was linked have the protection.
     pub fn branch_protection(&self) -> Option<u32> {
         let kinds = [GNU_PROPERTY_AARCH64_FEATURE_1_AND, GNU_PROPERTY_X86_FEATURE_1_AND];
         let properties = self.notes().filter_map(|note| note.gnu_properties(LE)).flatten().flatten();

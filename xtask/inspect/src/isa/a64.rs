@@ -90,8 +90,8 @@ pub(super) fn scan(code: &[u8], wanted: Set, mut hit: impl FnMut(usize, Set)) {
     }
 }
 
-/// Decodes the instruction that `code` begins with: its length, its needs, and where control goes. Returns `None` if
-/// there is no instruction.
+/// Decodes the instruction that `code` begins with. Returns its length, the features that it needs, and the flow of
+/// control after it. Returns `None` if there is no instruction.
 pub(super) fn step(code: &[u8], address: u64) -> Option<(usize, Set, Flow)> {
     let (_, word) = words(code).next()?;
     Some((4, need(word), flow(word, address)))

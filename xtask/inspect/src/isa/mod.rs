@@ -82,7 +82,8 @@ impl Isa {
         }
     }
 
-    /// Decodes the instruction that `code` begins with: its length, its needs, and where control goes.
+    /// Decodes the instruction that `code` begins with. Returns its length, the features that it needs, and the flow of
+    /// control after it.
     pub(crate) fn step(self, code: &[u8], address: u64) -> Option<(usize, Set, Flow)> {
         match self {
             Self::Aarch64 => a64::step(code, address),

@@ -49,8 +49,8 @@ pub(super) fn mnemonic(code: &[u8]) -> String {
     format!("{:?}", decoder(code, 0).decode().mnemonic()).to_ascii_lowercase()
 }
 
-/// Decodes the instruction that `code` begins with: its length, its needs, and where control goes. Returns `None` if
-/// there is no instruction.
+/// Decodes the instruction that `code` begins with. Returns its length, the features that it needs, and the flow of
+/// control after it. Returns `None` if there is no instruction.
 pub(super) fn step(code: &[u8], address: u64) -> Option<(usize, Set, Flow)> {
     let instruction = decoder(code, address).decode();
     if instruction.is_invalid() {

@@ -1,4 +1,4 @@
-//! The requirements for building the agent for the device, and `xtask-vm` for this host.
+//! The findings about the requirements for building the agent for the device and `xtask-vm` for this host.
 
 use super::finding::{Finding, Remedy};
 use crate::arch::VmArchitecture;

@@ -1,4 +1,5 @@
-//! The programs that every run needs, and the requirements of an image build if an image is to be built.
+//! The findings about the programs that every run needs, and about the requirements of an image build if an image is to
+//! be built.
 
 use super::finding::{CI_PROGRAM, Finding, Remedy};
 use crate::host::facts::{Built, Facts};

@@ -1,4 +1,4 @@
-//! The cache, the free disk space and memory, the clock, and the files of dead runs.
+//! The findings about the cache, the free disk space and memory, the clock, and the files of dead runs.
 
 use super::finding::Finding;
 use crate::cache::{CACHE_VARIABLE, Unusable};

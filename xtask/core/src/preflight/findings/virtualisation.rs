@@ -1,4 +1,4 @@
-//! QEMU, its firmware, libvirt, KVM and nats-server.
+//! The findings about QEMU, its firmware, libvirt, KVM and nats-server.
 
 use super::finding::{Finding, Remedy, Severity};
 use crate::host::edk2::Edk2;

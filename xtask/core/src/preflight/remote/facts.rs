@@ -1,4 +1,4 @@
-//! The facts about another libvirt.
+//! The facts about a libvirt other than the embedded one of the runs.
 
 use super::capabilities::{DomainOffer, GuestOffer};
 use super::refusal::Refusal;
