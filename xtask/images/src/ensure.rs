@@ -60,7 +60,7 @@ pub fn find(store: &Store<'_>, image: &Image) -> Result<Option<ReadyImage>> {
 
 /// Returns the image's disk without locking or hashing it, which is enough for a domain that is only examined. Returns
 /// `None` if the disk is not in the cache yet. The run is recorded as a user of the image.
-pub fn glance(cache: &Cache, run: &RunDir, image: &Image, ui: &Ui) -> Result<Option<Base>> {
+pub fn locate(cache: &Cache, run: &RunDir, image: &Image, ui: &Ui) -> Result<Option<Base>> {
     if let Source::File(file) = &image.source {
         let (format, virtual_bytes) = look_at(&file.path, image, ui)?;
         return Ok(Some(Base { disk: file.path.clone(), format, virtual_bytes }));

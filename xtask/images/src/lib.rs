@@ -25,5 +25,5 @@ pub mod store;
 
 pub use build::bootstrap::{Speed, bootstrap};
 pub use discard::discard;
-pub use ensure::{ensure, find, glance};
+pub use ensure::{ensure, find, locate};
 pub use store::{Base, CachedImage, ReadyImage, Store};

@@ -148,7 +148,7 @@ pub struct Sysroot(pub std::path::PathBuf);
 impl Sysroot {
     /// Returns the path on this host for a path of the tree. Links are followed within the tree.
     pub fn resolve(&self, path: &str) -> Option<std::path::PathBuf> {
-        const MOST_LINKS: usize = 40;
+        const MAX_LINKS: usize = 40;
         let mut rest: Vec<String> =
             path.split('/').rev().filter(|part| !part.is_empty()).map(str::to_owned).collect();
         let mut done: Vec<String> = Vec::new();
@@ -165,7 +165,7 @@ impl Sysroot {
             let here = self.0.join(done.join("/"));
             let Ok(target) = std::fs::read_link(&here) else { continue };
             links += 1;
-            if links > MOST_LINKS {
+            if links > MAX_LINKS {
                 return None;
             }
             done.pop();

@@ -74,7 +74,7 @@ pub fn ask(program: &Path, arguments: &[&str], question: &[u8]) -> Result<String
 }
 
 /// The number of bytes that are kept of each output of a program.
-const MOST_BYTES: u64 = 64 << 20;
+const MAX_BYTES: u64 = 64 << 20;
 
 /// Runs a short command with `question` on its standard input, and returns its output.
 ///
@@ -107,7 +107,7 @@ fn read_aside(pipe: impl Read + Send + 'static) -> Receiver<io::Result<Vec<u8>>>
     let (sender, receiver) = mpsc::channel();
     thread::spawn(move || {
         let mut text = Vec::new();
-        sender.send(pipe.take(MOST_BYTES).read_to_end(&mut text).map(|_bytes| text))
+        sender.send(pipe.take(MAX_BYTES).read_to_end(&mut text).map(|_bytes| text))
     });
     receiver
 }

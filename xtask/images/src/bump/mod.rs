@@ -31,9 +31,9 @@ use self::signature::{Signer, Verifier};
 use xtask_jobs::Ui;
 
 /// Limits in bytes. Ubuntu's listings have some 100 KiB, Debian's less.
-const MOST_LISTING: u64 = 4 << 20;
-const MOST_SUMS: u64 = 4 << 20;
-const MOST_SIGNATURE: u64 = 1 << 20;
+const MAX_LISTING: u64 = 4 << 20;
+const MAX_SUMS: u64 = 4 << 20;
+const MAX_SIGNATURE: u64 = 1 << 20;
 
 /// The reason to trust a list of digests.
 enum Trust<'a> {
@@ -131,7 +131,7 @@ impl Bump<'_> {
         let date = self.newest_date()?;
         self.refuse_to_go_back(&date)?;
         let sums_url = self.entry.url(&date, &self.entry.sums);
-        let content = self.fetch(&sums_url, MOST_SUMS)?;
+        let content = self.fetch(&sums_url, MAX_SUMS)?;
         let signer = match trust {
             Trust::Signed(name, verifier) => Some(self.signer(&date, name, &content, verifier)?),
             Trust::Connection => None,
@@ -148,7 +148,7 @@ impl Bump<'_> {
 
     fn newest_date(&self) -> Result<Date> {
         let index = &self.entry.index;
-        let listing = self.fetch(index.as_str(), MOST_LISTING)?;
+        let listing = self.fetch(index.as_str(), MAX_LISTING)?;
         index::newest(&String::from_utf8_lossy(&listing), index, &self.entry.release)
             .with_context(|| format!("find the newest release in {}", shown(index.as_str())))
     }
@@ -168,7 +168,7 @@ impl Bump<'_> {
 
     fn signer(&self, date: &Date, name: &str, content: &[u8], verifier: &Verifier) -> Result<Signer> {
         let url = self.entry.url(date, name);
-        let signature = self.fetch(&url, MOST_SIGNATURE).with_context(|| {
+        let signature = self.fetch(&url, MAX_SIGNATURE).with_context(|| {
             Failure::guest(
                 format!("fetch the signature of {} {date}; the catalogue is left as it is", self.entry.name),
                 "the catalogue says that this publisher signs, so the signature is required",

@@ -13,7 +13,7 @@ use super::address::Address;
 use super::limits::{CONNECT, FetchLimits};
 
 /// Upper bound for the redirects of one request. Browsers follow twenty redirects, and a mirror needs three.
-const MOST_REDIRECTS: usize = 10;
+const MAX_REDIRECTS: usize = 10;
 
 /// The reason why an attempt ended without the file.
 #[derive(Debug)]
@@ -65,8 +65,8 @@ fn follow(attempt: Attempt<'_>) -> reqwest::redirect::Action {
     let previous = attempt.previous();
     let refused = if previous.contains(attempt.url()) {
         format!("a redirect loop: {to} again")
-    } else if previous.len() > MOST_REDIRECTS {
-        format!("more than {MOST_REDIRECTS} redirects, the next one to {to}")
+    } else if previous.len() > MAX_REDIRECTS {
+        format!("more than {MAX_REDIRECTS} redirects, the next one to {to}")
     } else if previous.last().is_some_and(|from| from.scheme() == "https")
         && attempt.url().scheme() != "https"
     {

@@ -5,10 +5,10 @@ use std::time::Duration;
 use super::limits::{FetchLimits, LONGEST_PAUSE};
 
 /// Upper bound for consecutive attempts without new bytes.
-const MOST_FRUITLESS: u32 = 5;
+const MAX_FRUITLESS: u32 = 5;
 /// Upper bound for all attempts. An image can be downloaded over a line that breaks each minute, but the attempts must
 /// end some time.
-const MOST_ATTEMPTS: u32 = 100;
+const MAX_ATTEMPTS: u32 = 100;
 
 /// The attempts so far.
 #[derive(Debug)]
@@ -33,7 +33,7 @@ impl Retry {
     pub(super) fn pause(&mut self, length: u64, after: Option<Duration>, spread: f64) -> Option<Duration> {
         self.fruitless = if length > self.farthest { 0 } else { self.fruitless + 1 };
         self.farthest = self.farthest.max(length);
-        if self.fruitless >= MOST_FRUITLESS || self.attempts >= MOST_ATTEMPTS {
+        if self.fruitless >= MAX_FRUITLESS || self.attempts >= MAX_ATTEMPTS {
             return None;
         }
         let own = self.limits.pause(self.fruitless).mul_f64(0.75 + spread / 2.0);

@@ -21,7 +21,7 @@ const OF_GLIBC: [&str; 9] = [
 ];
 
 /// Upper bound for the versions that a finding names. A sound executable lacks fewer.
-const MOST_NAMED: usize = 64;
+const MAX_NAMED: usize = 64;
 
 pub(super) fn check(elf: &Elf<'_>, target: &Target<'_>, findings: &mut Vec<Finding>) {
     let needed: Vec<String> = elf.dynamic.needed().map(shown).collect();
@@ -149,7 +149,7 @@ fn versions<'a>(
         let finding = Finding::informs("symbol-version", found).offers("all of them are there");
         return Some(finding.details(users(elf, &[high])));
     }
-    let named = &lacking[..lacking.len().min(MOST_NAMED)];
+    let named = &lacking[..lacking.len().min(MAX_NAMED)];
     let name =
         |required: &Required<'_>| format!("{} of {}", shown(required.version), shown(required.library));
     let names: Vec<_> = named.iter().map(name).collect();

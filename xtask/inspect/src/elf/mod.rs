@@ -24,7 +24,7 @@ const LONGEST_INTERPRETER: u64 = 4096;
 /// Upper bound for the bytes of program headers that Linux reads (fs/binfmt_elf.c, load_elf_phdrs).
 const LARGEST_HEADERS: usize = 65536;
 /// Upper bound for the ranges of code. Linkers make a handful, and each costs a pass over all symbols.
-const MOST_CODE: usize = 64;
+const MAX_CODE: usize = 64;
 
 /// A 64-bit little-endian ELF file with valid headers.
 #[derive(Debug)]
@@ -147,7 +147,7 @@ fn check_loads(loads: &[Load], length: u64) -> Result<(), String> {
         end_before = Some(end);
     }
     let executable = loads.iter().filter(|load| load.executable()).count();
-    if executable > MOST_CODE {
+    if executable > MAX_CODE {
         return Err(format!("it has {executable} segments of code: no linker makes more than a few"));
     }
     match end_before {
@@ -304,7 +304,7 @@ impl<'a> Elf<'a> {
             let wraps = address.checked_add(bytes.len() as u64).is_none();
             (!wraps).then_some((section.sh_offset(LE), Code { address, bytes }))
         }));
-        if (1..=MOST_CODE).contains(&sections.len()) {
+        if (1..=MAX_CODE).contains(&sections.len()) {
             return sections;
         }
         disjoint(self.loads().filter(Load::executable).filter_map(|load| {

@@ -16,7 +16,7 @@ use super::tested::Smoke;
 use super::{IT, Step};
 
 /// The maximum number of crates in `xtask`. Each crate makes the first build on a fresh machine slower.
-const MOST_CRATES: usize = 66;
+const MAX_CRATES: usize = 66;
 
 /// The numbers of steps and tests that passed and failed.
 #[derive(Debug, Default)]
@@ -101,7 +101,7 @@ impl<'a> Runner<'a> {
             .context("run cargo tree");
         let checked = tree.and_then(|output| check_tree(&String::from_utf8_lossy(&output.stdout)));
         if let Ok(crates) = &checked {
-            eprintln!("== {name}: {crates} crates (limit {MOST_CRATES}), no virt-sys");
+            eprintln!("== {name}: {crates} crates (limit {MAX_CRATES}), no virt-sys");
         }
         self.close(name, "no time", checked.map(drop));
     }
@@ -217,7 +217,7 @@ fn check_tree(tree: &str) -> Result<usize> {
     let linked = crates.iter().find(|name| name.starts_with("virt-sys"));
     ensure!(linked.is_none(), "xtask links {linked:?}: it must build without libvirt");
     let count = crates.len();
-    ensure!(count <= MOST_CRATES, "{count} crates, the limit is {MOST_CRATES}");
+    ensure!(count <= MAX_CRATES, "{count} crates, the limit is {MAX_CRATES}");
     Ok(count)
 }
 
@@ -251,7 +251,7 @@ mod tests {
     fn the_guard_can_fail() {
         assert_eq!(check_tree("xtask v0.1.0\nanyhow v1.0\nanyhow v1.0 (*)\n").unwrap(), 2);
         assert!(check_tree("xtask v0.1.0\nvirt-sys v0.3.2\n").unwrap_err().to_string().contains("virt-sys"));
-        let many: String = (0..=MOST_CRATES).map(|i| format!("crate{i} v1.0\n")).collect();
+        let many: String = (0..=MAX_CRATES).map(|i| format!("crate{i} v1.0\n")).collect();
         assert!(check_tree(&many).unwrap_err().to_string().contains("67 crates"));
         assert!(check_tree("").is_err());
     }

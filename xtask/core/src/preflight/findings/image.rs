@@ -46,7 +46,7 @@ fn no_fallback(facts: &Facts, program: &str) -> Finding {
     let image = &image.name;
     let fallback = fallback.as_ref().map_or("any other", |image| &image.name);
     Finding::degrades(
-        "no-stand-in",
+        "no-fallback",
         format!(
             "the fallback image {fallback} cannot be built; it is needed only if the host of {image} cannot be reached"
         ),

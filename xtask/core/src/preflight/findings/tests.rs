@@ -149,7 +149,7 @@ const BUILDING: &[(&str, Change)] = &[
     ("libc-newer", |f| f.linker = linking("2.41", true)),
     ("program", |f| f.host.missing_programs = vec![("mcopy", Need::Mtools, When::Always)]),
     ("program", |f| f.host.missing_programs = vec![("sfdisk", Need::Sfdisk, When::Building)]),
-    ("no-stand-in", |f| {
+    ("no-fallback", |f| {
         f.host.package_manager = Some(PackageManager::Zypper);
         f.host.missing_programs = vec![("mmdebstrap", Need::Mmdebstrap, When::Building)];
     }),

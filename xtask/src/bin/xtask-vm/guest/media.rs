@@ -36,12 +36,12 @@ const INSTALLED: [&str; 12] = [
 ];
 
 /// The executable under test, and the archive of the container image that the fleet deploys on it. An instance has neither.
-pub(crate) type Subject<'a> = Option<(&'a Agent, &'a [u8])>;
+pub(crate) type Delivered<'a> = Option<(&'a Agent, &'a [u8])>;
 
 /// The content of a payload disk, from which the guest is provisioned.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct PayloadDisk<'a> {
-    pub(crate) subject: Subject<'a>,
+    pub(crate) subject: Delivered<'a>,
     /// The agent's configuration.
     pub(crate) config: &'a str,
     /// The fault to plant, if any.

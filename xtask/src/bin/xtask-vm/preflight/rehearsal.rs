@@ -127,7 +127,7 @@ impl Stage<'_> {
     /// cache, or else an empty disk.
     fn base(&self, plan: &Plan, work: &Path) -> Result<(Base, String)> {
         for image in std::iter::once(&plan.image).chain(&plan.fallback) {
-            if let Some(base) = xtask_images::glance(&self.cache, &self.run, image, self.ui)? {
+            if let Some(base) = xtask_images::locate(&self.cache, &self.run, image, self.ui)? {
                 return Ok((base, format!("the image {}", image.name)));
             }
         }

@@ -17,7 +17,7 @@ use super::run::Run;
 use super::running::RunningVm;
 use super::target::Domain;
 use super::warm::Warm;
-use crate::guest::media::{self, Subject};
+use crate::guest::media::{self, Delivered};
 use crate::libvirt::Condition;
 
 /// Boots or restores a machine. Returns once the guest runs cloud-init's last stage or, in a restored guest, sees its
@@ -26,7 +26,7 @@ pub(super) fn boot<'slot>(
     run: &Run<'_>,
     plan: &mut Plan,
     image: &ReadyImage,
-    subject: Subject<'_>,
+    subject: Delivered<'_>,
     slot: &'slot mut Option<RunningVm>,
 ) -> Result<(&'slot mut RunningVm, String)> {
     if may_be_warm(&run.options, plan) {
@@ -40,7 +40,7 @@ pub(super) fn boot<'slot>(
 }
 
 /// Makes the broker, keys, disks and NVRAM, and starts the domain.
-fn start(run: &Run<'_>, plan: &mut Plan, image: &ReadyImage, subject: Subject<'_>) -> Result<RunningVm> {
+fn start(run: &Run<'_>, plan: &mut Plan, image: &ReadyImage, subject: Delivered<'_>) -> Result<RunningVm> {
     let sabotage = run.options.sabotage;
     let work = run.dir.work();
     let prepared = Prepared::make(run, plan)?;

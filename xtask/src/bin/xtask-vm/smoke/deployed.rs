@@ -11,7 +11,7 @@ use xtask_fleet::ReceivedStatus;
 
 /// The number of different statuses with an error after which a deployment is considered hopeless. A single error may
 /// come from a podman that is just starting.
-const MOST_TROUBLED_STATUSES: usize = 4;
+const MAX_TROUBLED_STATUSES: usize = 4;
 
 /// The hint for an answer that is not from the workload's container.
 pub(super) const FIND_LISTENER: &str = "find out what listens on the workload's port in the guest: run again \
@@ -52,7 +52,7 @@ impl ExpectedDeployment {
         let hopeless = match line.phase {
             DeploymentPhase::Refused => true,
             DeploymentPhase::BackingOff | DeploymentPhase::Removing => {
-                self.troubled.len() >= MOST_TROUBLED_STATUSES
+                self.troubled.len() >= MAX_TROUBLED_STATUSES
             }
             _ => false,
         };

@@ -28,7 +28,7 @@ use super::run::Run;
 use super::running::RunningVm;
 use super::target::Domain;
 use crate::guest::console::Console;
-use crate::guest::media::{self, Subject};
+use crate::guest::media::{self, Delivered};
 use crate::guest::ssh::Keys;
 use crate::libvirt::{Hypervisor, Machine};
 
@@ -96,7 +96,7 @@ pub(super) struct Warm<'a> {
     pub(super) run: &'a Run<'a>,
     pub(super) plan: &'a Plan,
     pub(super) image: &'a ReadyImage,
-    pub(super) subject: Subject<'a>,
+    pub(super) subject: Delivered<'a>,
 }
 
 /// The parts of a run that the restore of a machine uses.
