@@ -137,7 +137,7 @@ fn a_first_smoke_makes_a_snapshot() {
         (Verdict::Verified, warm.made.run_id.as_str())
     );
     let message = message(&warm.output);
-    assert!(message.contains("warm, only until join"), "{message}");
+    assert!(message.contains(", warm, ") && message.contains(", only until join"), "{message}");
     assert_saved(&warm.snapshot());
 }
 
