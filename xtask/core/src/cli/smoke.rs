@@ -117,8 +117,6 @@ pub enum Sabotage {
     CrashLoop,
     /// Bring back the agent's state from before a deletion at its next boot
     ForgetsDeletions,
-    /// Reboot the guest once after the power cut
-    RebootsItself,
     /// Power the guest off after its workload has started
     PowersOff,
     /// Delete the workload's volume when the guest boots

@@ -14,7 +14,6 @@ pub(super) fn scripts(fault: Option<Sabotage>) -> (&'static str, &'static str) {
         Some(Sabotage::IgnoresDeletes) => ("", IGNORES_DELETES),
         Some(Sabotage::CrashLoop) => (CRASH_LOOP, ""),
         Some(Sabotage::ForgetsDeletions) => (FORGETS_DELETIONS, ""),
-        Some(Sabotage::RebootsItself) => ("", REBOOTS_ITSELF),
         Some(Sabotage::PowersOff) => ("", POWERS_OFF),
         Some(Sabotage::LosesVolume) => ("", LOSES_VOLUME),
         _ => ("", ""),
@@ -61,19 +60,6 @@ ExecStartPre=+/bin/sh -c 'if [ -e /var/lib/sabotage/state ]; then cp -p /var/lib
 END
 systemd-run --quiet --unit sabotage sh /var/lib/sabotage/keep.sh
 sync";
-
-/// This script adds a unit that reboots the guest once. The unit first starts at the next boot, and reboots 12 s
-/// later, when the workload has run.
-const REBOOTS_ITSELF: &str = "\
-cat > /etc/systemd/system/sabotage.service <<'END'
-[Unit]
-ConditionPathExists=!/var/lib/sabotage.done
-[Service]
-ExecStart=/bin/sh -c 'sleep 12; touch /var/lib/sabotage.done; sync; echo b > /proc/sysrq-trigger'
-[Install]
-WantedBy=multi-user.target
-END
-systemctl enable sabotage.service; sync";
 
 const POWERS_OFF: &str = "systemd-run --quiet --on-active=4 systemctl poweroff --force";
 

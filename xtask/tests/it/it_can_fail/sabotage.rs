@@ -202,12 +202,6 @@ fn a_deletion_that_is_forgotten_is_found_while_there_is_no_broker() {
 }
 
 #[test]
-fn a_guest_that_reboots_itself_is_found() {
-    let ended = smoke(&["--sabotage", "reboots-itself"]);
-    assert_fails(&ended, Phase::Rejoin, "boot");
-}
-
-#[test]
 fn a_guest_that_is_off_already_is_no_power_cut() {
     let ended = smoke(&["--sabotage", "powers-off"]);
     assert_code(&ended.output, 1);
