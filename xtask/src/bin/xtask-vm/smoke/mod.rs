@@ -283,7 +283,7 @@ fn power_cut(
     // The check is made before the next boot, because a boot may repair the file systems.
     let checked = run.check_disk(&vm.files.overlay)?;
     let last = ongoing.end(vm)?;
-    run.ui.detail("the domain was destroyed and started again; the broker is away");
+    run.ui.detail("QEMU was killed and the domain started again; the broker is away");
     let detail =
         format!("power cut after revision {}, started again without a broker{checked}", last.revision);
     Ok(((last, changes), detail))
