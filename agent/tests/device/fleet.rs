@@ -80,7 +80,7 @@ impl Fleet {
     pub(crate) async fn enter_at(url: &str, device: &str, login: ConnectOptions) -> Self {
         let options = login.retry_on_initial_connect();
         let xtask_fleet::Fleet { client, statuses, desired } =
-            xtask_fleet::Fleet::enter(url, options).await.unwrap();
+            xtask_fleet::Fleet::enter(url, options, &Ui::quiet()).await.unwrap();
         Self { client, desired, statuses, device: device.to_owned() }
     }
 

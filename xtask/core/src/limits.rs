@@ -12,7 +12,7 @@ pub const POLL: Duration = Duration::from_millis(100);
 pub const CONSOLE_ECHO_POLL: Duration = Duration::from_millis(30);
 /// The pause between two progress lines of a wait whose output is not a terminal.
 pub const HEARTBEAT: Duration = Duration::from_secs(15);
-/// The pause between two queries over ssh about the agent's state. Each query costs an emulated guest seconds.
+/// The pause between two queries about the agent's state. Each query costs an emulated guest seconds.
 pub const GUEST_QUESTION: Duration = Duration::from_secs(12);
 /// The pause between the time at which a guest is up again and the first query about its workload. In an emulated guest
 /// the workload starts some 10 s after the login prompt.
@@ -159,9 +159,10 @@ impl Limits {
         self.scaled(10)
     }
 
-    /// Returns the limit until a deployment runs: the image is loaded, and the containers are created and started.
+    /// Returns the limit of the phase with the workload: the image is loaded, containers are created and started, and one
+    /// of them is removed.
     pub fn workload(self) -> Duration {
-        self.scaled(60)
+        self.scaled(100)
     }
 
     /// Returns the limit until a deleted deployment has been removed. The program of the smoke's deployment ends at
@@ -170,23 +171,41 @@ impl Limits {
         self.scaled(20)
     }
 
+    /// Returns the limit of the phase in which the power is cut: root's look at the guest, two acknowledged changes, and
+    /// the check of the disk.
+    pub fn power_cut(self) -> Duration {
+        self.scaled(100)
+    }
+
+    /// Returns the time for which the disk's writes are held while the desired state changes. An agent that does not wait
+    /// for its disk reports the change within this time.
+    pub fn held_writes(self) -> Duration {
+        self.scaled(1)
+    }
+
+    /// Returns the limit from the power-on until the guest's login prompt, if the console shows one.
+    pub fn login_prompt(self) -> Duration {
+        self.scaled(50)
+    }
+
     /// Returns the limit from the guest's login prompt until the agent's unit is up. The unit starts at about the same
     /// time as the prompt.
     pub fn agent_after_boot(self) -> Duration {
         self.scaled(25)
     }
 
-    /// Returns the limit until the first status after the power cut.
+    /// Returns the limit of the phase after the power cut: the boot, the workload without a broker, the first status, and
+    /// the changed workload. The time for which the device is watched at rest comes on top.
     pub fn rejoin(self) -> Duration {
         self.scaled(300)
     }
 
-    /// Returns the limit of one command in the guest over ssh. During the command, only Ctrl-C is watched.
+    /// Returns the limit of one command in the guest.
     pub fn guest_command(self) -> Duration {
-        self.scaled(5)
+        self.scaled(10)
     }
 
-    /// Returns the limit for reading the guest's journal over ssh after a failure: thousands of lines, from a guest
+    /// Returns the limit for reading the guest's journal after a failure: thousands of lines, from a guest
     /// that may be busy.
     pub fn journal(self) -> Duration {
         self.scaled(20)

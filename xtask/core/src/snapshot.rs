@@ -162,6 +162,8 @@ fn files_of_nobody() -> RunFiles {
         nvram: nowhere("nvram"),
         console_log: nowhere("console"),
         console_socket: nowhere("console.sock"),
+        markers_log: nowhere("markers"),
+        root_socket: nowhere("root.sock"),
         uuid: "00000000-0000-0000-0000-000000000000".to_owned(),
     }
 }

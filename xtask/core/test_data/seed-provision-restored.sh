@@ -1,5 +1,6 @@
 #!/bin/sh
 # Runs once in the guest: installs the agent and prints the outcome on the console.
+say() { if [ -c /dev/virtio-ports/iot-xtask.markers ]; then echo "$1" > /dev/virtio-ports/iot-xtask.markers; fi; echo "$1" > /dev/console; }
 here=${0%/*}
 read -r began _ < /proc/uptime
 own_keys() {
@@ -9,7 +10,7 @@ home=$(getent passwd ubuntu | cut -d: -f6)
 install -o ubuntu -m 0600 "$here/user_key.pub" "$home/.ssh/authorized_keys"
 sync
 systemctl restart ssh.service
-echo 'iot-xtask: keys taken' > /dev/console
+say 'iot-xtask: keys taken'
 }
 # A later boot is no first boot, so it need not wait for cloud-init (cloud-init, "how to disable").
 true > /etc/cloud/cloud-init.disabled
@@ -23,10 +24,10 @@ if output=$(sh "$here/install.sh" 2>&1); then
   
   read -r uptime _ < /proc/uptime
   now=$((1800000000 + ${uptime%.*} - ${began%.*})); behind=$((now - $(date +%s)))
-  date --utc --set=@$now > /dev/null && echo "iot-xtask: clock was behind by $behind s" > /dev/console
-  echo 'iot-xtask: provision done' > /dev/console
+  date --utc --set=@$now > /dev/null && say "iot-xtask: clock was behind by $behind s"
+  say 'iot-xtask: provision done'
   own_keys
 else
   own_keys
-  echo "iot-xtask: provision failed: $(echo "$output" | tail -n 3 | tr '\n' ' ')" > /dev/console
+  say "iot-xtask: provision failed: $(echo "$output" | tail -n 3 | tr '\n' ' ')"
 fi

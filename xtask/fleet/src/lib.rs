@@ -25,6 +25,7 @@ use xtask_jobs::Ui;
 /// A broker with the fleet's connection to it.
 pub struct Broker {
     server: Server,
+    ui: Ui,
     runtime: Runtime,
     fleet: Fleet,
     fleet_password: String,
@@ -63,9 +64,10 @@ impl Broker {
             .enable_all()
             .build()
             .context("start the runtime of the fleet's connection")?;
-        let fleet = runtime.block_on(Fleet::connect(server.port, &fleet_password))?;
+        let fleet = runtime.block_on(Fleet::connect(server.port, &fleet_password, ui))?;
+        let ui = ui.clone();
         let device_id = device_id.to_owned();
-        Ok(Self { server, runtime, fleet, fleet_password, device_id, device_password })
+        Ok(Self { server, ui, runtime, fleet, fleet_password, device_id, device_password })
     }
 
     /// Returns the agent's configuration for a guest of this run.
@@ -95,9 +97,10 @@ impl Broker {
     where
         E: std::error::Error + Send + Sync + 'static,
     {
+        let limit = self.ui.scaled(limits::BROKER_REQUEST);
         self.runtime
-            .block_on(async { timeout(limits::BROKER_REQUEST, question).await })
-            .with_context(|| format!("{what}: no answer within {} s", limits::BROKER_REQUEST.as_secs()))?
+            .block_on(async { timeout(limit, question).await })
+            .with_context(|| format!("{what}: no answer within {} s", limit.as_secs()))?
             .with_context(|| what.to_owned())
     }
 
@@ -133,14 +136,14 @@ impl Broker {
         entry.map(|entry| entry.revision).with_context(|| format!("the deletion of {key} left no entry"))
     }
 
-    /// Sends one ping and returns the reply of the device.
+    /// Sends one command, such as `ping`, and returns the reply of the device.
     ///
     /// # Errors
     /// Returns an error if the device does not answer or the reply cannot be parsed, and a failure of the host if the
     /// broker does not answer either.
-    pub fn ping(&self) -> Result<Reply> {
-        let subject = protocol::command_subject(&self.device_id, "ping");
-        let request = self.fleet.client.request(subject.clone(), Vec::new().into());
+    pub fn command(&self, command: &str, payload: Vec<u8>) -> Result<Reply> {
+        let subject = protocol::command_subject(&self.device_id, command);
+        let request = self.fleet.client.request(subject.clone(), payload.into());
         let answer = self.unattributed(&format!("request {subject}"), request);
         let message = answer.or_else(|unheard| self.status_entry().and(Err(unheard)))?;
         serde_json::from_slice(&message.payload)
@@ -165,10 +168,10 @@ impl Broker {
     }
 
     /// Starts the server again on the same port and with its store.
-    pub fn come_back(&mut self, ui: &Ui) -> Result<()> {
+    pub fn come_back(&mut self) -> Result<()> {
         let port = self.server.port;
-        let connected = self.server.come_back(ui).and_then(|()| {
-            self.fleet = self.runtime.block_on(Fleet::connect(port, &self.fleet_password))?;
+        let connected = self.server.come_back(&self.ui).and_then(|()| {
+            self.fleet = self.runtime.block_on(Fleet::connect(port, &self.fleet_password, &self.ui))?;
             Ok(())
         });
         connected.map_err(|error| of_host(error, &format!("start the broker again on 127.0.0.1:{port}")))
@@ -195,17 +198,17 @@ fn random_password() -> Result<String> {
 }
 
 impl Fleet {
-    async fn connect(port: u16, password: &str) -> Result<Self> {
+    async fn connect(port: u16, password: &str, ui: &Ui) -> Result<Self> {
         let options = ConnectOptions::with_user_and_password(FLEET_USER.to_owned(), password.to_owned());
-        Self::enter(&format!("nats://127.0.0.1:{port}"), options).await
+        Self::enter(&format!("nats://127.0.0.1:{port}"), options, ui).await
     }
 
     /// Connects, and creates the buckets that do not exist yet.
     ///
     /// # Errors
     /// Returns an error if the broker does not answer in time or refuses.
-    pub async fn enter(url: &str, options: ConnectOptions) -> Result<Self> {
-        let client = timeout(limits::SERVER_START, options.connect(url))
+    pub async fn enter(url: &str, options: ConnectOptions, ui: &Ui) -> Result<Self> {
+        let client = timeout(ui.scaled(limits::SERVER_START), options.connect(url))
             .await
             .with_context(|| format!("connect to the broker {url}: no answer in time"))?
             .with_context(|| format!("connect to the broker {url}"))?;
@@ -218,7 +221,7 @@ impl Fleet {
         let buckets = async {
             anyhow::Ok((open(protocol::STATUS_BUCKET).await?, open(protocol::DESIRED_BUCKET).await?))
         };
-        let (statuses, desired) = timeout(limits::BROKER_REQUEST, buckets)
+        let (statuses, desired) = timeout(ui.scaled(limits::BROKER_REQUEST), buckets)
             .await
             .context("make the fleet's buckets: no answer in time")??;
         Ok(Self { client, statuses, desired })

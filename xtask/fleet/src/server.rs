@@ -177,7 +177,8 @@ fn ports_files(directory: &Path) -> Result<Vec<PathBuf>> {
 
 /// Waits for the server's port. The server writes its ports to `<program>_<pid>.ports` once it listens.
 fn wait_for_port(child: &Child, directory: &Path, log: &Path, ui: &Ui) -> Result<u16> {
-    let deadline = Instant::now() + limits::SERVER_START;
+    let limit = ui.scaled(limits::SERVER_START);
+    let deadline = Instant::now() + limit;
     let output = || last_lines(log, 5).join(" | ");
     loop {
         ui.check()?;
@@ -192,7 +193,7 @@ fn wait_for_port(child: &Child, directory: &Path, log: &Path, ui: &Ui) -> Result
         ensure!(
             Instant::now() < deadline,
             "start the broker: it does not listen after {} s; its output: {}",
-            limits::SERVER_START.as_secs(),
+            limit.as_secs(),
             output()
         );
         std::thread::sleep(limits::RETRY);

@@ -23,7 +23,7 @@ fn a_real_broker_starts_is_asked_and_is_gone_afterwards() {
     let broker = started(directory.path());
     broker.check().unwrap();
     assert_eq!(broker.latest().unwrap(), None);
-    let unheard = format!("{:#}", broker.ping().unwrap_err());
+    let unheard = format!("{:#}", broker.command("ping", Vec::new()).unwrap_err());
     assert!(unheard.contains("device-commands.dev-1.ping"), "no agent is there: {unheard}");
     assert_eq!(xtask_core::processes::processes_naming(directory.path()).len(), 1);
     assert_eq!(xtask_core::processes::owned(directory.path()).len(), 1, "it is recorded");
@@ -42,7 +42,7 @@ fn what_is_desired_outlives_the_brokers_absence() {
     let refused = std::net::TcpStream::connect(address).unwrap_err();
     assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
     assert!(xtask_core::processes::processes_naming(directory.path()).is_empty());
-    broker.come_back(&Ui::quiet()).unwrap();
+    broker.come_back().unwrap();
     assert_eq!(broker.server.port, address.port());
     let deleted = broker.desire_no_more("a").unwrap();
     assert_eq!(deleted, first + 1);
@@ -58,14 +58,14 @@ fn is_of_host(error: &anyhow::Error, words: &str) -> bool {
 fn a_broker_that_does_not_answer_is_the_hosts_fault_and_a_silent_device_is_not() {
     let directory = tempfile::tempdir().unwrap();
     let mut broker = started(directory.path());
-    let unheard = broker.ping().unwrap_err();
+    let unheard = broker.command("ping", Vec::new()).unwrap_err();
     assert_eq!(error::code(&unheard), 1, "the broker answers, and no device does: {unheard:#}");
 
     signal_server(directory.path(), Signal::STOP);
     for error in [
         broker.latest().unwrap_err(),
         broker.desire("a", &document()).unwrap_err(),
-        broker.ping().unwrap_err(),
+        broker.command("ping", Vec::new()).unwrap_err(),
     ] {
         assert!(is_of_host(&error, "use the broker on this host"), "{error:#}");
     }
@@ -73,10 +73,10 @@ fn a_broker_that_does_not_answer_is_the_hosts_fault_and_a_silent_device_is_not()
 
     broker.go_away().unwrap();
     let taken = std::net::TcpListener::bind(("127.0.0.1", broker.server.port)).unwrap();
-    let error = broker.come_back(&Ui::quiet()).unwrap_err();
+    let error = broker.come_back().unwrap_err();
     assert!(is_of_host(&error, "address already in use"), "{error:#}");
     drop(taken);
-    broker.come_back(&Ui::quiet()).unwrap();
+    broker.come_back().unwrap();
     signal_server(directory.path(), Signal::KILL);
     let error = wait_for_error(|| broker.check());
     assert!(is_of_host(&error, "the broker ended: signal: 9"), "{error:#}");

@@ -139,7 +139,7 @@ pub fn run(job: &Job<'_>, ui: &Ui, mut sign: impl FnMut() -> String) -> Result<(
 }
 
 /// Returns the output of a short command, or an error that contains the command's error output. The command is killed
-/// at the limit and after Ctrl-C.
+/// at the limit, which scales with `--timeout-scale`, and after Ctrl-C.
 pub fn read(program: &Path, arguments: &[OsString], limit: Duration, ui: &Ui) -> Result<String> {
     let output = output(program, arguments, limit, ui)?;
     let message = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
@@ -159,6 +159,7 @@ pub fn output(program: &Path, arguments: &[OsString], limit: Duration, ui: &Ui) 
     let line = format!("{} {}", program.display(), words(arguments));
     let expression = duct::cmd(program, arguments).stdin_null().stdout_capture().stderr_capture().unchecked();
     let handle = own(&expression).start().with_context(|| format!("run {line}"))?;
+    let limit = ui.scaled(limit);
     let deadline = Instant::now() + limit;
     loop {
         if let Some(output) = handle.try_wait().with_context(|| format!("wait for {line}"))? {

@@ -34,6 +34,8 @@ pub struct Ui {
     status: Arc<Mutex<Option<PhaseLine>>>,
     interrupt: Interrupt,
     background: Option<Arc<Background>>,
+    /// The factor for the limits of commands and servers on this host.
+    timeout_scale: f64,
 }
 
 /// A step that may take over two seconds and is not a phase of a smoke.
@@ -109,7 +111,25 @@ impl Ui {
                 terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
             }
         };
-        Self { verbosity, coloured, terminal, status: Arc::default(), interrupt, background: None }
+        Self {
+            verbosity,
+            coloured,
+            terminal,
+            status: Arc::default(),
+            interrupt,
+            background: None,
+            timeout_scale: 1.0,
+        }
+    }
+
+    /// Returns the same screen with `--timeout-scale`.
+    pub fn with_timeout_scale(self, timeout_scale: f64) -> Self {
+        Self { timeout_scale, ..self }
+    }
+
+    /// Returns a limit of a command or a server on this host, multiplied by `--timeout-scale`.
+    pub fn scaled(&self, limit: Duration) -> Duration {
+        limit.mul_f64(self.timeout_scale)
     }
 
     /// Returns the same screen for work that neither Ctrl-C nor a cancelled job must end, such as the teardown after it.

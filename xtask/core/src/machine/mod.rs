@@ -40,6 +40,16 @@ pub const PAYLOAD_DEVICE: &str = "/dev/vdc";
 /// The file name of the serial console's socket, in the directory of the machine's own files.
 pub const CONSOLE_SOCKET: &str = "console.sock";
 
+/// The name of the virtio-serial port to which the guest writes its markers ([`seed::marker`]). No other output goes to
+/// it. The kernel can write between the letters of a marker on the serial console.
+pub const MARKER_PORT: &str = "iot-xtask.markers";
+
+/// The name of the virtio-serial port on which the guest runs the commands of the smoke as root.
+pub const ROOT_PORT: &str = "iot-xtask.root";
+
+/// The file name of the socket of [`ROOT_PORT`], in the directory of the machine's own files.
+pub const ROOT_SOCKET: &str = "root.sock";
+
 /// The guest's ports that are forwarded from this host's loopback. The kernel chooses the port of the host.
 pub const FORWARDED_PORTS: [u16; 4] = [SSH_PORT, WORKLOAD_PORTS[0], WORKLOAD_PORTS[1], WORKLOAD_PORTS[2]];
 
@@ -119,6 +129,10 @@ pub struct RunFiles {
     pub console_log: PathBuf,
     /// The socket by which a user can attach to the serial console.
     pub console_socket: PathBuf,
+    /// The log of [`MARKER_PORT`].
+    pub markers_log: PathBuf,
+    /// The socket of [`ROOT_PORT`].
+    pub root_socket: PathBuf,
     /// The UUID of the domain.
     pub uuid: String,
 }
@@ -136,8 +150,10 @@ impl RunFiles {
             seed: work.join("seed.img"),
             payload: work.join("payload.img"),
             nvram: work.join("nvram.fd"),
-            console_log,
             console_socket: work.join(CONSOLE_SOCKET),
+            markers_log: console_log.with_file_name("markers.log"),
+            root_socket: work.join(ROOT_SOCKET),
+            console_log,
             uuid: fs_err::read_to_string(UUID)?.trim().to_owned(),
         })
     }

@@ -16,7 +16,14 @@ pub const PAYLOAD_LABEL: &str = "IOTAGENT";
 /// The file in the guest that lists the units that had failed before the agent was installed, one unit per line.
 pub const FAILED_UNITS: &str = "/var/lib/iot-xtask.failed-units";
 
-/// The lines that the guest prints on its console, so that progress is visible without a network.
+/// The files of the service that runs the commands of the smoke as root: its unit and its script. Unlike ssh, the service
+/// needs neither the network nor a login, and it works while the root file system is read-only.
+const ROOT_SERVICE: [(&str, &str); 2] = [
+    ("/etc/systemd/system/iot-xtask-root.service", include_str!("iot-xtask-root.service")),
+    ("/usr/local/sbin/iot-xtask-root", include_str!("iot-xtask-root.sh")),
+];
+
+/// The lines that the guest prints on [`MARKER_PORT`] and on its console, so that progress is visible without a network.
 pub mod marker {
     /// Userspace is up, and cloud-init's last stage runs.
     pub const STARTED: &str = "iot-xtask: provision started";
@@ -97,19 +104,29 @@ impl Seed<'_> {
             "ssh": { "emit_keys_to_console": false },
             "no_ssh_fingerprints": true,
         });
+        let file = |(path, content): (&str, &str)| json!({ "path": path, "content": content });
+        let mut files: Vec<_> = ROOT_SERVICE.map(file).into();
+        let root_service = json!(["systemctl", "enable", "--now", "--quiet", "iot-xtask-root.service"]);
         match self.payload {
-            PayloadTime::Never => {}
+            PayloadTime::Never => files.clear(),
             PayloadTime::AtFirstBoot => {
                 let device = format!("LABEL={PAYLOAD_LABEL}");
-                document["runcmd"] = json!([["sh", "-c", mount_and_provision(&device)]]);
+                document["runcmd"] = json!([root_service, ["sh", "-c", mount_and_provision(&device)]]);
             }
             // The unit is transient, so it does not survive the power cut, and cloud-init does not wait for it.
             PayloadTime::Awaited => {
-                let file = |(name, content): &(&str, &str)| json!({ "path": format!("{PREREQUISITES_DIRECTORY}/{name}"), "content": content });
-                document["write_files"] = PREREQUISITES.iter().map(file).collect();
-                document["runcmd"] =
-                    json!([["systemd-run", "--quiet", "--unit=iot-payload", "sh", "-c", await_payload()]]);
+                let in_directory = |(name, content): (&str, _)| {
+                    file((&format!("{PREREQUISITES_DIRECTORY}/{name}"), content))
+                };
+                files.extend(PREREQUISITES.map(in_directory));
+                document["runcmd"] = json!([
+                    root_service,
+                    ["systemd-run", "--quiet", "--unit=iot-payload", "sh", "-c", await_payload()]
+                ]);
             }
+        }
+        if !files.is_empty() {
+            document["write_files"] = json!(files);
         }
         if self.sabotage == Some(Sabotage::KernelPanic) {
             document["bootcmd"] = json!([["sh", "-c", "echo c > /proc/sysrq-trigger"]]);
@@ -152,11 +169,11 @@ const PREREQUISITES_DIRECTORY: &str = "/run/iot-prerequisites";
 /// first line of the empty disk is empty, and the first line of a FAT volume is not.
 fn await_payload() -> String {
     format!(
-        "systemctl is-system-running --wait > /dev/null; cloud-init status --wait > /dev/null; \
+        "{SAY}; systemctl is-system-running --wait > /dev/null; cloud-init status --wait > /dev/null; \
          said=$({{ sh {directory}/prerequisites.sh && systemctl start user@$(id -u iot-agent).service \
          && podman --url unix:///run/iot-agent/podman.sock version && sh {directory}/readahead.sh; }} 2>&1) \
-         || {{ echo \"{lacks} $(echo \"$said\" | tail -n 3 | tr '\\n' ' ')\" > /dev/console; exit 1; }}; \
-         sync; echo '{idle}' > /dev/console; \
+         || {{ say \"{lacks} $(echo \"$said\" | tail -n 3 | tr '\\n' ' ')\"; exit 1; }}; \
+         sync; say '{idle}'; \
          until {{ read -r first < {PAYLOAD_DEVICE}; [ -n \"$first\" ]; }}; do sleep 0.1; done; {then}",
         directory = PREREQUISITES_DIRECTORY,
         idle = marker::IDLE,
@@ -165,11 +182,16 @@ fn await_payload() -> String {
     )
 }
 
+/// Defines the shell function that prints a marker. The serial console is the second way, for a kernel without
+/// virtio-serial. The function contains no `${`, which systemd-run would expand.
+const SAY: &str = "say() { if [ -c /dev/virtio-ports/iot-xtask.markers ]; then echo \"$1\" > /dev/virtio-ports/iot-xtask.markers; fi; \
+                   echo \"$1\" > /dev/console; }";
+
 fn mount_and_provision(device: &str) -> String {
     format!(
-        "echo '{started}' > /dev/console; mkdir -p /run/iot-payload; \
+        "{SAY}; say '{started}'; mkdir -p /run/iot-payload; \
          mount -o ro {device} /run/iot-payload && sh /run/iot-payload/provision.sh \
-         || echo '{failed} the payload disk does not mount' > /dev/console",
+         || say '{failed} the payload disk does not mount'",
         started = marker::STARTED,
         failed = marker::FAILED,
     )
@@ -190,6 +212,7 @@ pub fn provision_script(
     format!(
         "#!/bin/sh\n\
          # Runs once in the guest: installs the agent and prints the outcome on the console.\n\
+         {SAY}\n\
          here=${{0%/*}}{began}\n\
          own_keys() {{\n{keys}\n}}\n\
          # A later boot is no first boot, so it need not wait for cloud-init (cloud-init, \"how to disable\").\n\
@@ -203,11 +226,11 @@ pub fn provision_script(
          \x20 sync\n\
          \x20 {planted}\n\
          \x20 {clock}\n\
-         \x20 echo '{done}' > /dev/console\n\
+         \x20 say '{done}'\n\
          \x20 own_keys\n\
          else\n\
          \x20 own_keys\n\
-         \x20 echo \"{failed} $(echo \"$output\" | tail -n 3 | tr '\\n' ' ')\" > /dev/console\n\
+         \x20 say \"{failed} $(echo \"$output\" | tail -n 3 | tr '\\n' ' ')\"\n\
          fi\n",
         install = if installs { "sh \"$here/install.sh\"" } else { "true" },
         done = marker::DONE,
@@ -234,7 +257,7 @@ impl Restored<'_> {
              install -o {user} -m 0600 \"$here/user_key.pub\" \"$home/.ssh/authorized_keys\"\n\
              sync\n\
              systemctl restart ssh.service\n\
-             echo '{keys}' > /dev/console",
+             say '{keys}'",
             user = self.login_user,
             keys = marker::KEYS,
         )
@@ -247,7 +270,7 @@ impl Restored<'_> {
         format!(
             "read -r uptime _ < /proc/uptime\n\
              \x20 now=$(({now} + ${{uptime%.*}} - ${{began%.*}})); behind=$((now - $(date +%s)))\n\
-             \x20 date --utc --set=@$now > /dev/null && echo \"{clock} $behind s\" > /dev/console",
+             \x20 date --utc --set=@$now > /dev/null && say \"{clock} $behind s\"",
             now = self.now,
             clock = marker::CLOCK,
         )
@@ -257,6 +280,7 @@ impl Restored<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::machine::{MARKER_PORT, ROOT_PORT};
 
     fn seed(sabotage: Option<Sabotage>) -> Seed<'static> {
         Seed {
@@ -282,6 +306,7 @@ mod tests {
         let [(_, user_data), ..] = awaited.files();
         crate::golden::compare("seed-user-data-awaited", user_data);
         assert!(!await_payload().contains("${"), "systemd-run would expand it");
+        assert!(SAY.contains(MARKER_PORT) && ROOT_SERVICE[1].1.contains(ROOT_PORT));
     }
 
     #[test]

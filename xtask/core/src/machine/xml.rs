@@ -6,7 +6,7 @@ use std::path::Path;
 use quick_xml::Writer;
 use quick_xml::events::BytesText;
 
-use super::{DOMAIN_NAME, Disk, DomainXmlParams, FORWARDED_PORTS, GUEST_MAC};
+use super::{DOMAIN_NAME, Disk, DomainXmlParams, FORWARDED_PORTS, GUEST_MAC, MARKER_PORT, ROOT_PORT};
 use crate::arch::Accelerator;
 use crate::cpu::CpuModel;
 use crate::format::name_of;
@@ -124,6 +124,14 @@ fn write_devices(xml: &mut Xml, params: &DomainXmlParams) -> io::Result<()> {
         empty(xml, "log", &[("file", &params.files.console_log.to_string_lossy()), ("append", "on")])?;
         empty(xml, "target", &[("port", "0")])
     })?;
+    element(xml, "channel", &[("type", "file")], |xml| {
+        empty(xml, "source", &[("path", &params.files.markers_log.to_string_lossy()), ("append", "on")])?;
+        empty(xml, "target", &[("type", "virtio"), ("name", MARKER_PORT)])
+    })?;
+    element(xml, "channel", &[("type", "unix")], |xml| {
+        empty(xml, "source", &[("mode", "bind"), ("path", &params.files.root_socket.to_string_lossy())])?;
+        empty(xml, "target", &[("type", "virtio"), ("name", ROOT_PORT)])
+    })?;
     element(xml, "rng", &[("model", "virtio")], |xml| {
         text(xml, "backend", &[("model", "random")], "/dev/urandom")
     })?;
@@ -196,6 +204,8 @@ mod tests {
             nvram: "/run dir/<1>/nvram.fd".into(),
             console_log: "/run dir/<1>/console.log".into(),
             console_socket: "/run dir/<1>/console.sock".into(),
+            markers_log: "/run dir/<1>/markers.log".into(),
+            root_socket: "/run dir/<1>/root.sock".into(),
             uuid: "6a7e489a-24e7-440d-b2b9-310110de50b9".into(),
         };
         let emulator = Path::new("/usr/bin").join(arch.profile().emulator);

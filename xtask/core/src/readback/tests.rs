@@ -30,6 +30,8 @@ fn params(arch: VmArchitecture) -> DomainXmlParams {
         nvram: "/run/w/nvram.fd".into(),
         console_log: "/run/console.log".into(),
         console_socket: "/run/console.sock".into(),
+        markers_log: "/run/markers.log".into(),
+        root_socket: "/run/root.sock".into(),
         uuid: "6a7e489a-24e7-440d-b2b9-310110de50b9".into(),
     };
     DomainXmlParams {

@@ -24,7 +24,7 @@ use xtask_jobs::child::{Child, Job};
 use super::Bench;
 use crate::guest::console::Console;
 use crate::guest::ssh::Keys;
-use crate::guest::watch::Watch;
+use crate::guest::watch::{Deadline, Watch};
 use crate::guest::{begin_run, media};
 use crate::smoke::{ensure_or_fall_back, make_writable_files};
 
@@ -134,7 +134,8 @@ impl Bare<'_> {
         let log = &started.files.console_log;
         let hint = format!("read its console, {}", log.display());
         let what = "cloud-init to finish";
-        let watch = Watch { ui: self.bench.ui, what, limit: limits::BARE_BOOT, hint: &hint };
+        let watch =
+            Watch { ui: self.bench.ui, what, deadline: Deadline::after(limits::BARE_BOOT), hint: &hint };
         let finished = watch.until(&mut Console::new(log), |console| {
             if console.line_with(marker::CLOUD_INIT_FINISHED).is_some() {
                 return Ok(Some(started.at.elapsed().as_secs_f64()));

@@ -1,5 +1,6 @@
-//! The guest's serial console: a file that QEMU writes from the first byte. This module reads it as it grows, and removes
-//! the control codes of terminals. A line that shows a panic or an emergency shell ends a wait at once.
+//! The guest's serial console and the markers that the guest prints. QEMU writes both to files from the first byte. This
+//! module reads the files as they grow, and removes the control codes of terminals. A line that shows a panic or an
+//! emergency shell ends a wait at once.
 
 use std::io::{ErrorKind, Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -44,11 +45,24 @@ const FAULTS: &[(&str, &str, &str)] = &[
         "the firmware could not load the image's boot entry",
         "use another image: this one has no boot loader for this architecture on its ESP",
     ),
+    (
+        "Remounting filesystem read-only",
+        "the guest's kernel has remounted a file system read-only",
+        "read the lines before it in console.log: the disk or the file system has met an error",
+    ),
 ];
 
 /// The console of one machine, over all of its boots.
 #[derive(Debug, Default)]
 pub(crate) struct Console {
+    serial: Output,
+    /// The output of the virtio-serial port that only markers go to.
+    markers: Output,
+}
+
+/// A file that grows.
+#[derive(Debug, Default)]
+struct Output {
     path: PathBuf,
     offset: u64,
     partial: Vec<u8>,
@@ -57,13 +71,8 @@ pub(crate) struct Console {
     earlier: usize,
 }
 
-impl Console {
-    pub(crate) fn new(path: &Path) -> Self {
-        Self { path: path.to_owned(), ..Self::default() }
-    }
-
-    /// Reads the new output and returns its complete lines.
-    pub(crate) fn read(&mut self) -> Result<Vec<String>> {
+impl Output {
+    fn read(&mut self) -> Result<Vec<String>> {
         let mut file = match File::open(&self.path) {
             // QEMU has not created the file yet.
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
@@ -80,8 +89,7 @@ impl Console {
         Ok(self.lines[known..].to_vec())
     }
 
-    /// Begins a new boot: the lines so far count as lines of earlier boots.
-    pub(crate) fn new_boot(&mut self) -> Result<()> {
+    fn new_boot(&mut self) -> Result<()> {
         self.read()?;
         self.partial.clear();
         self.earlier = self.lines.len();
@@ -91,10 +99,41 @@ impl Console {
     fn of_this_boot(&self) -> impl Iterator<Item = &str> {
         self.lines[self.earlier..].iter().map(String::as_str)
     }
+}
 
-    /// Returns the first line of this boot that contains `needle`.
+impl Console {
+    /// Returns a console without markers of its own.
+    pub(crate) fn new(path: &Path) -> Self {
+        Self { serial: Output { path: path.to_owned(), ..Output::default() }, ..Self::default() }
+    }
+
+    /// Returns the same console with the file of the markers.
+    pub(crate) fn with_markers(mut self, path: &Path) -> Self {
+        path.clone_into(&mut self.markers.path);
+        self
+    }
+
+    /// Reads the new output and returns the complete lines of the serial console.
+    pub(crate) fn read(&mut self) -> Result<Vec<String>> {
+        self.markers.read()?;
+        self.serial.read()
+    }
+
+    /// Begins a new boot: the lines so far count as lines of earlier boots.
+    pub(crate) fn new_boot(&mut self) -> Result<()> {
+        self.markers.new_boot()?;
+        self.serial.new_boot()
+    }
+
+    /// Returns the first line of this boot that contains `needle`. Markers come first, because the kernel can write into
+    /// the line of a marker on the serial console.
     pub(crate) fn line_with(&self, needle: &str) -> Option<&str> {
-        self.of_this_boot().find(|line| line.contains(needle))
+        self.markers.of_this_boot().chain(self.serial.of_this_boot()).find(|line| line.contains(needle))
+    }
+
+    /// Returns how many lines of the serial console of this boot contain `needle`.
+    pub(crate) fn count(&self, needle: &str) -> usize {
+        self.serial.of_this_boot().filter(|line| line.contains(needle)).count()
     }
 
     /// Returns the text after `marker` in the first line of this boot that contains it.
@@ -104,25 +143,26 @@ impl Console {
 
     /// Whether the output ends with an incomplete line that contains `prompt`.
     pub(crate) fn prompts(&self, prompt: &str) -> bool {
-        String::from_utf8_lossy(&self.partial).contains(prompt)
+        String::from_utf8_lossy(&self.serial.partial).contains(prompt)
     }
 
     /// Returns the fault that the console of this boot shows, if any. A wait for the guest ends on a fault.
     pub(crate) fn fault(&self) -> Option<Failure> {
-        let prompt = String::from_utf8_lossy(&self.partial);
-        self.of_this_boot().chain([&*prompt]).find_map(|line| {
+        let prompt = String::from_utf8_lossy(&self.serial.partial);
+        self.serial.of_this_boot().chain([&*prompt]).find_map(|line| {
             let (_, what, hint) = FAULTS.iter().find(|(needle, ..)| line.contains(needle))?;
             Some(Failure::guest(*what, *hint))
         })
     }
 
     pub(crate) fn last(&self) -> &str {
-        self.lines.last().map_or("", String::as_str)
+        self.serial.lines.last().map_or("", String::as_str)
     }
 
     /// Returns the last lines, for a report.
     pub(crate) fn tail(&self) -> Vec<String> {
-        self.lines[self.lines.len().saturating_sub(TAIL_LINES)..].to_vec()
+        let lines = &self.serial.lines;
+        lines[lines.len().saturating_sub(TAIL_LINES)..].to_vec()
     }
 }
 
@@ -159,7 +199,12 @@ mod tests {
     }
 
     fn append(console: &Console, content: &[u8]) {
-        std::fs::OpenOptions::new().append(true).open(&console.path).unwrap().write_all(content).unwrap();
+        std::fs::OpenOptions::new()
+            .append(true)
+            .open(&console.serial.path)
+            .unwrap()
+            .write_all(content)
+            .unwrap();
     }
 
     #[test]
@@ -188,6 +233,20 @@ mod tests {
         let (_directory, mut console) = console(b"BusyBox v1.35\n(initramfs) ");
         console.read().unwrap();
         assert!(console.fault().unwrap().to_string().contains("initramfs"));
+    }
+
+    #[test]
+    fn a_marker_is_seen_though_the_kernel_wrote_into_it() {
+        let (directory, console) = console(b"iot-xtask: prov[   41.2] eth0: link up\nision done\n");
+        let markers = directory.path().join("markers.log");
+        let mut console = console.with_markers(&markers);
+        console.read().unwrap();
+        assert_eq!(console.line_with("provision done"), None);
+        std::fs::write(&markers, "iot-xtask: provision done\n").unwrap();
+        console.read().unwrap();
+        assert_eq!(console.after("provision"), Some(" done"));
+        console.new_boot().unwrap();
+        assert_eq!(console.line_with("provision done"), None, "a marker of an earlier boot");
     }
 
     #[test]

@@ -9,7 +9,9 @@ pub(crate) mod console;
 pub(crate) mod filesystem;
 pub(crate) mod media;
 pub(crate) mod root;
+pub(crate) mod root_port;
 pub(crate) mod ssh;
+pub(crate) mod unit;
 pub(crate) mod watch;
 pub(crate) mod workload;
 

@@ -1,14 +1,15 @@
-//! Root's view of the guest, taken over ssh. A proof compares it with the agent's reports.
+//! Root's view of the guest, taken through the virtio-serial port of root. A proof compares it with the agent's reports.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 use xtask_core::machine::WORKLOAD_PORTS;
 use xtask_core::machine::seed::FAILED_UNITS;
 
-use super::ssh::{Keys, UnitState, parse_unit_state};
+use super::root_port::RootPort;
+use super::unit::{self, UnitState};
 
 /// The state of the guest at one time, as root sees it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -32,6 +33,8 @@ pub(crate) struct RootView {
     pub(crate) failed_units: Vec<String>,
     /// The lines of the kernel's log that report a fault of the machine.
     pub(crate) kernel_faults: Vec<String>,
+    /// The content of the status file that the agent writes on the device; empty if there is no such file.
+    pub(crate) local_status: String,
 }
 
 /// A container, as `podman ps --format json` shows it.
@@ -49,14 +52,22 @@ pub(crate) struct Container {
 const KERNEL_FAULTS: &str = "Oops|BUG:|Out of memory|oom-kill|EXT4-fs error|Remounting filesystem|I/O error";
 
 impl RootView {
-    /// Runs the script in the guest, and parses its output.
-    pub(crate) fn look(keys: &Keys, port: u16, limit: Duration) -> Result<Self> {
-        let output = keys.run_as_root(port, &format!("bash -c '{}'", script()), limit)?;
-        Ok(Self::parse(&output))
+    /// Runs the script in the guest, and parses its output. Returns `None` if the guest has not answered yet.
+    ///
+    /// # Errors
+    /// Returns an error if the port cannot be used, or if the guest ended the script at `limit`.
+    pub(crate) fn look(port: &mut RootPort, limit: Duration) -> Result<Option<Self>> {
+        let Some(output) = port.ask(&script(), limit)? else { return Ok(None) };
+        ensure!(
+            output.ends_with(COMPLETE),
+            "root's look at the guest took longer than {} s",
+            limit.as_secs()
+        );
+        Ok(Some(Self::parse(&output)))
     }
 
     fn parse(text: &str) -> Self {
-        let mut view = Self { unit: parse_unit_state(text), ..Self::default() };
+        let mut view = Self { unit: UnitState::parse(text), ..Self::default() };
         for (name, value) in text.lines().filter_map(|line| line.trim().split_once('=')) {
             let value = value.trim().to_owned();
             match name {
@@ -66,6 +77,7 @@ impl RootView {
                 "Writable" => view.is_writable = value == "yes",
                 "Listens" => view.open_ports.extend(value.parse::<u16>().ok()),
                 "Failed" => view.failed_units.push(value),
+                "Status" => view.local_status = value,
                 "Kernel" => view.kernel_faults.push(value),
                 "Containers" => match containers(&value) {
                     Ok(containers) => view.containers = containers,
@@ -93,14 +105,14 @@ fn containers(json: &str) -> Result<BTreeMap<String, Container>> {
     Ok(named.collect())
 }
 
-/// Returns the script that prints lines `NAME=VALUE`. It must not contain a single quote, because it is passed in
-/// single quotes.
+/// The last line of the script's output.
+const COMPLETE: &str = "Complete=yes\n";
+
+/// Returns the script that prints lines `NAME=VALUE`. It is one line.
 fn script() -> String {
     let ports: Vec<_> = WORKLOAD_PORTS.iter().map(ToString::to_string).collect();
     format!(
-        "systemctl show iot-agent.service -p ActiveState -p UnitFileState -p NRestarts -p MainPID; \
-         echo SystemState=$(systemctl is-system-running); \
-         echo BootId=$(cat /proc/sys/kernel/random/boot_id); \
+        "{}; echo BootId=$(cat /proc/sys/kernel/random/boot_id); \
          echo Executable=$(sha256sum /proc/$(systemctl show -P MainPID iot-agent.service)/exe | cut -c 1-64); \
          probe=/var/lib/iot-agent/.iot-xtask-probe; \
          if : > $probe && rm $probe; then echo Writable=yes; fi; \
@@ -108,7 +120,10 @@ fn script() -> String {
          grep -qxF $unit {FAILED_UNITS} || echo Failed=$unit; done; \
          dmesg | grep -E \"{KERNEL_FAULTS}\" | while read -r line; do echo \"Kernel=$line\"; done; \
          for port in {}; do if (exec 3<> /dev/tcp/127.0.0.1/$port) 2> /dev/null; then echo Listens=$port; fi; done; \
-         echo Containers=$(podman --url unix:///run/iot-agent/podman.sock ps --all --no-trunc --format json)",
+         echo Containers=$(podman --url unix:///run/iot-agent/podman.sock ps --all --no-trunc --format json); \
+         echo Status=$(cat /run/iot-agent/status.json | tr -d \"\\n\"); \
+         echo Complete=yes",
+        unit::QUERY,
         ports.join(" ")
     )
 }
@@ -136,6 +151,6 @@ mod tests {
         );
         assert_eq!(RootView::parse("Containers=null").podman_error, None);
         assert!(RootView::parse("Containers=").podman_error.is_some(), "podman has not answered");
-        assert!(!script().contains('\''), "it is quoted by them");
+        assert!(!script().contains('\n'), "a request is one line");
     }
 }

@@ -9,6 +9,35 @@ use xtask_jobs::Ui;
 
 use super::console::Console;
 
+/// The end of a limit, which several waits can share.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Deadline {
+    at: Instant,
+    limit: Duration,
+}
+
+impl Deadline {
+    /// Returns the deadline of a limit that began at `begun`.
+    pub(crate) fn since(begun: Instant, limit: Duration) -> Self {
+        Self { at: begun + limit, limit }
+    }
+
+    /// Returns the deadline of a limit that begins now.
+    pub(crate) fn after(limit: Duration) -> Self {
+        Self::since(Instant::now(), limit)
+    }
+
+    /// Returns the earlier one of this deadline and the deadline of a limit that begins now.
+    pub(crate) fn within(self, limit: Duration) -> Self {
+        let inner = Self::after(limit);
+        if inner.at < self.at { inner } else { self }
+    }
+
+    pub(crate) fn is_over(self) -> bool {
+        Instant::now() > self.at
+    }
+}
+
 /// A guest that can be waited for.
 pub(crate) trait Watched {
     fn console(&mut self) -> &mut Console;
@@ -31,7 +60,7 @@ pub(crate) struct Watch<'a> {
     pub(crate) ui: &'a Ui,
     /// The awaited event, for messages: `the guest to take its keys`.
     pub(crate) what: &'a str,
-    pub(crate) limit: Duration,
+    pub(crate) deadline: Deadline,
     /// The remedy if the event does not happen in time.
     pub(crate) hint: &'a str,
 }
@@ -49,7 +78,6 @@ impl Watch<'_> {
         guest: &mut G,
         mut probe: impl FnMut(&mut G) -> Result<Option<T>>,
     ) -> Result<T> {
-        let deadline = Instant::now() + self.limit;
         let mut last_error = None;
         loop {
             self.ui.check()?;
@@ -71,7 +99,7 @@ impl Watch<'_> {
                 Err(error) => last_error = Some(error),
             }
             guest.check_alive(self.what)?;
-            if Instant::now() > deadline {
+            if self.deadline.is_over() {
                 return Err(self.late(last_error));
             }
             self.ui.tick(guest.console().last())?;
@@ -81,7 +109,11 @@ impl Watch<'_> {
 
     /// Returns the error of a wait that has run out of time, given the last error of its probe.
     fn late(&self, last_error: Option<Error>) -> Error {
-        let message = format!("timed out waiting for {} after {} s", self.what, self.limit.as_secs());
+        let message = format!(
+            "timed out waiting for {}: its limit of {} s has passed",
+            self.what,
+            self.deadline.limit.as_secs()
+        );
         match last_error {
             Some(error) if Kind::Host.is(&error) => error.context(message),
             Some(error) => error.context(Failure::guest(message, self.hint)),
@@ -101,7 +133,8 @@ mod tests {
 
     fn waited(limit: Duration, mut probe: impl FnMut() -> Result<Option<u32>>) -> Result<u32> {
         let ui = Ui::quiet();
-        let watch = Watch { ui: &ui, what: "a status", limit, hint: "read console.log" };
+        let watch =
+            Watch { ui: &ui, what: "a status", deadline: Deadline::after(limit), hint: "read console.log" };
         watch.until(&mut Console::default(), |_| probe())
     }
 
@@ -110,7 +143,7 @@ mod tests {
         let silent = || Err(Failure::host("ask the broker", "run again").into());
         let error = waited(Duration::ZERO, silent).unwrap_err();
         assert_eq!((error::code(&error), error::hint(&error)), (69, Some("run again")));
-        assert!(error.to_string().starts_with("timed out waiting for a status"), "{error:#}");
+        assert_eq!(error.to_string(), "timed out waiting for a status: its limit of 0 s has passed");
 
         let mut asked = 0;
         let late = waited(limits::CHILD_STOP, || {
@@ -129,10 +162,20 @@ mod tests {
     }
 
     #[test]
+    fn waits_that_share_a_deadline_share_its_limit() {
+        let limit = Duration::from_secs(5);
+        let over = Deadline::since(Instant::now() - limit, Duration::ZERO);
+        assert!(over.is_over() && over.within(limit).is_over(), "an inner limit does not extend a deadline");
+        let inner = Deadline::after(limit).within(Duration::ZERO);
+        assert_eq!(inner.limit, Duration::ZERO, "the message names the limit that has passed");
+        assert!(!Deadline::after(limit).within(limit * 2).is_over());
+    }
+
+    #[test]
     fn a_console_that_cannot_be_read_is_the_hosts_fault() {
         let directory = tempfile::tempdir().unwrap();
         let ui = Ui::quiet();
-        let watch = Watch { ui: &ui, what: "a status", limit: Duration::ZERO, hint: "" };
+        let watch = Watch { ui: &ui, what: "a status", deadline: Deadline::after(Duration::ZERO), hint: "" };
         let error = watch.until(&mut Console::new(directory.path()), |_| Ok(Some(()))).unwrap_err();
         assert_eq!(error::code(&error), 69, "a directory is no console: {error:#}");
     }

@@ -18,6 +18,7 @@ use super::running::RunningVm;
 use super::target::Domain;
 use super::warm::Warm;
 use crate::guest::media::{self, Delivered};
+use crate::guest::watch::Deadline;
 use crate::libvirt::Condition;
 
 /// Boots or restores a machine. Returns once the guest runs cloud-init's last stage or, in a restored guest, sees its
@@ -72,9 +73,8 @@ impl RunningVm {
         }
         let work = run.dir.work();
         let kill = run.options.sabotage == Some(Sabotage::KillQemu);
-        let limit = self.plan.limits.boot();
         let mut is_planted = false;
-        let waited = self.wait("the guest's userspace", limit, |vm| {
+        let waited = self.wait("the guest's userspace", |vm| {
             if kill && !is_planted && vm.kernel_has_spoken() {
                 let qemu = emulator(&work).context("find the run's QEMU to plant the fault")?;
                 qemu.kill().context("plant the fault")?;
@@ -88,9 +88,10 @@ impl RunningVm {
     /// Waits for the kernel's first line under KVM. If it does not come, records that KVM does not work, and starts
     /// the machine again under emulation unless KVM was requested by name.
     fn see_kvm_work(&mut self, run: &Run<'_>, plan: &mut Plan, image: &ReadyImage) -> Result<()> {
-        let limit = self.plan.limits.first_kernel_line();
-        let waited = self
-            .wait("the kernel's first line under KVM", limit, |vm| Ok(vm.kernel_has_spoken().then_some(())));
+        let deadline = Deadline::after(self.plan.limits.first_kernel_line());
+        let waited = self.wait_until(deadline, "the kernel's first line under KVM", |vm| {
+            Ok(vm.kernel_has_spoken().then_some(()))
+        });
         let Err(error) = waited else { return kvm::forget_failure(&run.cache) };
         // An interrupt, a fault on the console, and the end of QEMU or of the broker are not KVM's fault. A firmware
         // that reports that the image does not boot has run, and it would report the same under emulation. The
@@ -104,6 +105,8 @@ impl RunningVm {
         self.target.power_off()?;
         *plan = without_kvm(run, plan, &reason)?;
         self.plan = plan.clone();
+        self.deadline = run.times.deadline();
+        self.root.close();
         make_writable_files(plan, &self.files, &image.base(), &run.ui)?;
         let domain = Domain::write(plan, &self.files, &run.dir.work())?;
         self.console.new_boot()?;

@@ -11,6 +11,10 @@ use super::running::RunningVm;
 pub(super) enum Fault {
     /// A power cut: the guest does not shut down, and nothing of its memory is written.
     PowerCut,
+    /// The disk completes no more writes. Each writer in the guest waits for it.
+    HeldWrites,
+    /// The broker is stopped. It refuses connections until the end of the fault.
+    NoBroker,
 }
 
 /// A fault that has begun.
@@ -23,12 +27,24 @@ pub(super) struct OngoingFault {
 impl Fault {
     /// Starts the fault.
     pub(super) fn begin(self, vm: &mut RunningVm) -> Result<OngoingFault> {
-        match self {
-            Self::PowerCut => vm.cut_power()?,
-        }
-        // After this pause, the broker has stored what the guest had sent before the fault.
-        std::thread::sleep(limits::BROKER_SETTLE);
-        let last = vm.broker.latest()?.context("the status from before the fault is gone")?;
+        let status = |vm: &RunningVm| vm.broker.latest()?.context("the status from before the fault is gone");
+        let last = match self {
+            Self::PowerCut => {
+                vm.cut_power()?;
+                // After this pause, the broker has stored the statuses that the guest had sent before the fault.
+                std::thread::sleep(limits::BROKER_SETTLE);
+                status(vm)?
+            }
+            Self::HeldWrites => {
+                vm.target.limit_writes(1, 1)?;
+                status(vm)?
+            }
+            Self::NoBroker => {
+                let last = status(vm)?;
+                vm.broker.go_away()?;
+                last
+            }
+        };
         Ok(OngoingFault { fault: self, last })
     }
 }
@@ -38,6 +54,8 @@ impl OngoingFault {
     pub(super) fn end(self, vm: &mut RunningVm) -> Result<ReceivedStatus> {
         match self.fault {
             Fault::PowerCut => vm.target.power_on()?,
+            Fault::HeldWrites => vm.target.limit_writes(0, 0)?,
+            Fault::NoBroker => vm.broker.come_back()?,
         }
         Ok(self.last)
     }

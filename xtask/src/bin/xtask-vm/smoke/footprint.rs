@@ -12,6 +12,7 @@ use xtask_fleet::ReceivedStatus;
 
 use super::proof::Proof;
 use super::running::RunningVm;
+use crate::guest::watch::Deadline;
 
 /// Returns the footprint in the first status that was received.
 pub(super) fn first(agent: &Agent, seen: &ReceivedStatus) -> Option<FootprintEvidence> {
@@ -33,11 +34,11 @@ pub(super) fn rest(vm: &mut RunningVm, seconds: u64, proof: &mut Proof<'_>) -> R
         return Ok(());
     }
     let rest = Duration::from_secs(seconds);
-    let limit = rest + vm.plan.limits.join();
+    vm.deadline = Deadline::after(rest + vm.plan.limits.join());
     vm.ui.detail(&format!("the agent is left alone for {seconds} s"));
     let mut begun: Option<Footprint> = None;
     let mut rested = None;
-    vm.wait_for_status("a status after the agent was left alone", limit, |seen| {
+    vm.wait_for_status("a status after the agent was left alone", |seen| {
         let Some(now) = seen.status.footprint else { return Ok(false) };
         let then = *begun.get_or_insert(now);
         let age = now.age_milliseconds.saturating_sub(then.age_milliseconds);

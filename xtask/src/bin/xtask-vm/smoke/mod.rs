@@ -130,19 +130,21 @@ fn prove(
     vm: &mut RunningVm,
     proof: &mut Proof<'_>,
 ) -> Result<()> {
-    let limits = vm.plan.limits;
-    recorder.phase(Phase::Provision, Some(limits.provision()), || provision(vm))?;
-    let joined = recorder.phase(Phase::Join, Some(limits.join()), || join(vm, proof))?;
+    let (limits, observed) = (vm.plan.limits, run.options.observed());
+    recorder.on_machine(vm, Phase::Provision, limits.provision(), provision)?;
+    let joined = recorder.on_machine(vm, Phase::Join, limits.join(), |vm| join(vm, proof))?;
     if args.until == Until::Join {
         return Ok(());
     }
-    recorder.phase(Phase::Ping, Some(limits.ping()), || ping(run, vm, &joined))?;
+    recorder.on_machine(vm, Phase::Ping, limits.ping(), |vm| ping(run, vm, &joined))?;
     footprint::rest(vm, args.rest, proof)?;
-    let workload =
-        recorder.phase(Phase::Workload, Some(limits.workload()), || workload::run(vm, proof, &joined))?;
-    let (last, changes) = recorder.phase(Phase::PowerCut, None, || power_cut(run, vm, proof, &joined))?;
+    let workload = recorder
+        .on_machine(vm, Phase::Workload, limits.workload(), |vm| workload::run(vm, proof, &joined))?;
+    let (last, changes) = recorder
+        .on_machine(vm, Phase::PowerCut, limits.power_cut(), |vm| power_cut(run, vm, proof, &joined))?;
     let before = Before { joined, workload, last, changes };
-    recorder.phase(Phase::Rejoin, Some(limits.rejoin()), || rejoin(run, vm, proof, &before))?;
+    recorder
+        .on_machine(vm, Phase::Rejoin, limits.rejoin() + observed, |vm| rejoin(run, vm, proof, &before))?;
     let Some(sabotage) = run.options.sabotage else { return Ok(()) };
     bail_guest!(
         "the smoke did not find the planted fault {}", name_of(&sabotage);
@@ -172,8 +174,8 @@ fn machine_alone(run: &Run<'_>, recorder: &mut Recorder<'_>, slot: &mut Option<R
     let limit = plan.limits.boot();
     let vm = recorder.phase(Phase::Boot, Some(limit), || boot::boot(run, &mut plan, &image, None, slot))?;
     let limit = vm.plan.limits.provision();
-    let entered = recorder.phase(Phase::Provision, Some(limit), || {
-        vm.wait("the guest to take its keys", limit, |vm| Ok(vm.has_keys()?.then_some(())))?;
+    let entered = recorder.on_machine(vm, Phase::Provision, limit, |vm| {
+        vm.wait("the guest to take its keys", |vm| Ok(vm.has_keys()?.then_some(())))?;
         Ok(((), format!("it can be entered{}", vm.clock_jumped()?)))
     });
     vm.verify_snapshot(run).and(entered)
@@ -237,14 +239,15 @@ fn build(run: &Run<'_>, args: &SmokeArgs) -> Result<((Agent, Vec<u8>), String)> 
 
 /// Waits until the guest reports the outcome of its installation.
 fn provision(vm: &mut RunningVm) -> Result<((), String)> {
-    let limit = vm.plan.limits.provision();
-    vm.wait("the guest to install the agent", limit, |vm| Ok(vm.provisioned()?.then_some(())))?;
+    vm.wait("the guest to install the agent", |vm| Ok(vm.provisioned()?.then_some(())))?;
     Ok(((), format!("agent/dist/install.sh succeeded in the guest{}", vm.clock_jumped()?)))
 }
 
-/// Waits for a status of the executable under test on the requested machine.
+/// Waits for a status of the executable under test on the requested machine, and checks that the unit's process has
+/// written it.
 fn join(vm: &mut RunningVm, proof: &mut Proof<'_>) -> Result<(StatusEvidence, String)> {
     let evidence = proof.join(vm)?;
+    proof.agrees(vm, &evidence.boot_id, &[], &[])?;
     let kernel = proof.joined.as_ref().map(|seen| seen.status.kernel.clone()).unwrap_or_default();
     let detail = format!("{} {}, {kernel}", evidence.machine, short(&evidence));
     Ok((evidence, detail))
@@ -253,8 +256,8 @@ fn join(vm: &mut RunningVm, proof: &mut Proof<'_>) -> Result<(StatusEvidence, St
 /// Sends a ping, and checks that the agent that joined answers it.
 fn ping(run: &Run<'_>, vm: &mut RunningVm, joined: &StatusEvidence) -> Result<((), String)> {
     let started = Instant::now();
-    let limit = vm.plan.limits.ping();
-    let reply = vm.wait("the agent's answer to a ping", limit, |vm| vm.broker.ping().map(Some))?;
+    let reply =
+        vm.wait("the agent's answer to a ping", |vm| vm.broker.command("ping", Vec::new()).map(Some))?;
     verify::pong(&reply, &run.device_id(), joined)?;
     Ok(((), format!("answered in {}", human_seconds(started.elapsed().as_secs_f64()))))
 }
@@ -290,12 +293,13 @@ fn power_cut(
 }
 
 /// Waits for the workload while there is no broker. Then starts the broker and waits for a status that only a new boot
-/// of the same executable can have written, and for the changed workload. At the end, watches the device at rest.
+/// of the same executable can have written, and for the changed workload. Checks that the agent answers commands. At
+/// the end, watches the device at rest.
 fn rejoin(run: &Run<'_>, vm: &mut RunningVm, proof: &mut Proof<'_>, before: &Before) -> Result<((), String)> {
     let started = Instant::now();
     let offline = workload::recovered(vm, proof, &before.workload)?;
     let alone = human_seconds(started.elapsed().as_secs_f64());
-    vm.broker.come_back(&vm.ui)?;
+    vm.broker.come_back()?;
     let rejoined = proof.rejoin(vm, &before.joined, &before.last)?;
     if rejoined.boot_id != offline.boot_id {
         bail_guest!(
@@ -307,8 +311,10 @@ fn rejoin(run: &Run<'_>, vm: &mut RunningVm, proof: &mut Proof<'_>, before: &Bef
     let changed = workload::changed(vm, proof, before.changes, &offline)?;
     same_boot(&changed, &rejoined)?;
     ping(run, vm, &rejoined)?;
+    proof.answers_commands(vm, &rejoined, PERSISTENT)?;
     let (running, observed) = (&[PERSISTENT, EPHEMERAL], run.options.observed());
     let view = proof.stays(vm, &rejoined.boot_id, (running, &[RETIRED]), observed)?;
+    vm.booted_once()?;
     let detail = format!(
         "{}; the workload without a broker after {alone}, then generation {}, started {} times; the process {} for {} at rest",
         short(&rejoined),

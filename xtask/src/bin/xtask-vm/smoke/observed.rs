@@ -35,6 +35,13 @@ impl ExpectedView<'_> {
     }
 
     fn check_agent(&self, view: &RootView) -> Result<(), Failure> {
+        // The unit must be checked after this: without a process, its state does not tell who wrote the status.
+        if view.main_pid == 0 && view.unit.active == "inactive" {
+            bail_guest!(
+                "iot-agent.service has no process: it has ended, or another client of the bus has written the device's status";
+                "read the agent's journal in the report's directory; if there is none, find out which program in the guest has the device's credentials"
+            );
+        }
         view.unit.check()?;
         let journal = "read the agent's journal in the report's directory";
         let (what, hint) = if view.unit.restarts > 0 {
@@ -152,7 +159,7 @@ pub(super) fn check_unchanged(
 mod tests {
     use super::*;
     use crate::guest::root::Container;
-    use crate::guest::ssh::UnitState;
+    use crate::guest::unit::UnitState;
 
     const RUNNING: Deployed = Deployed { name: "runs", port: 8080 };
     const DELETED: Deployed = Deployed { name: "went", port: 8081 };
@@ -196,6 +203,11 @@ mod tests {
             (|view| view.kernel_faults.push("Oops".into()), "a fault: Oops", true),
             (|view| view.failed_units.push("x.service".into()), "x.service has failed", true),
             (|view| view.unit.active = "failed".into(), "has failed", true),
+            (
+                |view| (view.unit.active, view.main_pid) = ("inactive".into(), 0),
+                "another client of the bus has written",
+                true,
+            ),
             (|view| view.podman_error = Some("no podman".into()), "no podman", false),
             (|view| view.containers.clear(), "no container of the deployment runs", false),
             (|view| view.open_ports.clear(), "nothing listens on the port 8080", false),

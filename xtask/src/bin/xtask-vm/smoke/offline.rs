@@ -13,6 +13,8 @@ use super::running::RunningVm;
 /// The state of a wait for the workload after the power cut.
 #[derive(Default)]
 pub(super) struct OfflineRecovery {
+    /// The time at which the wait began.
+    begun: Option<Instant>,
     /// The time at which the guest was first seen to be up.
     up: Option<Instant>,
     /// The time at which the guest was last asked.
@@ -25,8 +27,10 @@ impl RunningVm {
     /// Asks the guest at intervals why the workload does not run. Returns a failure of the guest if the workload never
     /// will: the agent runs and does not know the deployment, or the agent does not run long after the rest of the
     /// guest is up.
-    pub(super) fn check_workload(&self, deployment: &str, waited: &mut OfflineRecovery) -> Result<()> {
-        if !self.can_be_entered() {
+    pub(super) fn check_workload(&mut self, deployment: &str, waited: &mut OfflineRecovery) -> Result<()> {
+        // A guest whose console has no prompt may be up all the same.
+        let begun = waited.begun.get_or_insert_with(Instant::now).elapsed();
+        if !self.can_be_entered() && begun <= self.plan.limits.login_prompt() {
             return Ok(());
         }
         let up = waited.up.get_or_insert_with(Instant::now).elapsed();
@@ -38,15 +42,14 @@ impl RunningVm {
         {
             return Ok(());
         }
-        let answer = self.keys.unit_and_status(self.target.ssh_port()?, self.plan.limits.guest_command());
+        let Some(view) = self.look()? else { return Ok(()) };
         waited.asked = Some(Instant::now());
-        let (unit, status) = answer?;
-        unit.check()?;
-        super::observed::check_system(&self.look()?)?;
+        view.unit.check()?;
+        super::observed::check_system(&view)?;
         let late = up > self.plan.limits.agent_after_boot();
-        let (reason, hopeless) = match unit.active.as_str() {
+        let (reason, hopeless) = match view.unit.active.as_str() {
             "active" => {
-                let (reason, unknown) = local_reason(&status, deployment);
+                let (reason, unknown) = local_reason(&view.local_status, deployment);
                 waited.unknown = if unknown { waited.unknown + 1 } else { 0 };
                 // The agent may write its first status before it first reads its disk.
                 (reason, waited.unknown > 1)

@@ -19,12 +19,15 @@ use super::run::Run;
 use super::running::RunningVm;
 use super::target::{Domain, Target};
 use crate::guest::console::Console;
+use crate::guest::root_port::RootPort;
 use crate::guest::ssh::Keys;
+use crate::guest::watch::Deadline;
 use crate::libvirt::{Hypervisor, Machine};
 
 /// The parts of a machine that exist before its domain starts.
 pub(super) struct Prepared {
     ui: Ui,
+    deadline: Deadline,
     pub(super) hypervisor: Hypervisor,
     pub(super) libvirt_version: String,
     pub(super) broker: Broker,
@@ -38,14 +41,29 @@ impl Prepared {
         let keys = Keys::make(&work, &plan.image.login_user, &run.ui)?;
         let hypervisor = Hypervisor::open(&run.dir.libvirt_root(), &run.cache)?;
         let libvirt_version = hypervisor.version()?;
-        Ok(Self { ui: run.ui.clone(), hypervisor, libvirt_version, broker, keys })
+        let deadline = run.times.deadline();
+        Ok(Self { ui: run.ui.clone(), deadline, hypervisor, libvirt_version, broker, keys })
     }
 
     pub(super) fn with(self, plan: Plan, files: RunFiles, domain: Domain, machine: Machine) -> RunningVm {
-        let Self { ui, hypervisor, libvirt_version, broker, keys } = self;
-        let console = Console::new(&files.console_log);
+        let Self { ui, deadline, hypervisor, libvirt_version, broker, keys } = self;
+        let console = Console::new(&files.console_log).with_markers(&files.markers_log);
+        let root = RootPort::new(&files.root_socket);
         let target = Target::new(hypervisor, domain, machine);
-        RunningVm { ui, plan, files, target, snapshot: None, libvirt_version, keys, console, broker }
+        let snapshot = None;
+        RunningVm {
+            ui,
+            plan,
+            files,
+            target,
+            snapshot,
+            libvirt_version,
+            keys,
+            console,
+            root,
+            broker,
+            deadline,
+        }
     }
 }
 

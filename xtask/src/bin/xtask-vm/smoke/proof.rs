@@ -6,6 +6,7 @@ use std::io::{self, BufRead as _, BufReader, ErrorKind, Read as _};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
+use agent_protocol::LogsRequest;
 use anyhow::{Context, Error, Result, anyhow, ensure};
 use xtask_core::bail_guest;
 use xtask_core::build::Agent;
@@ -20,6 +21,7 @@ use super::offline::OfflineRecovery;
 use super::running::RunningVm;
 use super::verify::{self, ExpectedStatus};
 use crate::guest::root::RootView;
+use crate::guest::watch::Deadline;
 
 /// The maximum number of bytes that are read of an answer.
 const MAX_ANSWER: u64 = 4096;
@@ -53,9 +55,7 @@ impl<'a> Proof<'a> {
     /// Waits for a status of the executable under test on the requested machine.
     pub(super) fn join(&mut self, vm: &mut RunningVm) -> Result<StatusEvidence> {
         let expected = &self.expected;
-        let limit = vm.plan.limits.join();
-        let seen =
-            vm.wait_for_status("the agent's first status", limit, |seen| verify::join(seen, expected))?;
+        let seen = vm.wait_for_status("the agent's first status", |seen| verify::join(seen, expected))?;
         let evidence = verify::evidence(&seen);
         self.evidence.join = Some(evidence.clone());
         self.evidence.footprint = super::footprint::first(self.agent, &seen);
@@ -72,8 +72,7 @@ impl<'a> Proof<'a> {
         last: &ReceivedStatus,
     ) -> Result<StatusEvidence> {
         let expected = &self.expected;
-        let limit = vm.plan.limits.rejoin();
-        let seen = vm.wait_for_status("a status of the new boot", limit, |seen| {
+        let seen = vm.wait_for_status("a status of the new boot", |seen| {
             verify::rejoin(seen, expected, joined, last)
         })?;
         let evidence = verify::evidence(&seen);
@@ -85,17 +84,43 @@ impl<'a> Proof<'a> {
     pub(super) fn runs(&self, vm: &mut RunningVm, deployed: Deployed, revision: u64) -> Result<()> {
         let name = deployed.name;
         let mut wanted = ExpectedDeployment::running(name, revision);
-        let limit = vm.plan.limits.workload();
         let what = format!("a status with the deployment {name} running at revision {revision}");
-        vm.wait_for_status(&what, limit, |seen| wanted.check(seen)).map(drop)
+        vm.wait_for_status(&what, |seen| wanted.check(seen)).map(drop)
+    }
+
+    /// Waits for a status that was stored after `last`, without a restart of the agent. [`Self::agrees`] checks later that
+    /// systemd has not restarted it.
+    pub(super) fn reconnects(&self, vm: &mut RunningVm, last: &ReceivedStatus) -> Result<()> {
+        vm.wait_for_status("a status after the restart of the broker", |seen| {
+            Ok(seen.revision > last.revision)
+        })
+        .map(drop)
+    }
+
+    /// Checks for some seconds that no status acknowledges the desired state of `revision`. Meanwhile, the disk completes
+    /// no writes.
+    pub(super) fn acknowledges_nothing(&self, vm: &mut RunningVm, revision: u64) -> Result<()> {
+        let held = vm.plan.limits.held_writes();
+        let until = Instant::now() + held;
+        vm.wait_until(Deadline::after(held * 2), "the end of the hold of the disk's writes", |vm| {
+            if let Some(seen) = vm.broker.latest()?
+                && seen.status.desired_revision >= revision
+            {
+                bail_guest!(
+                    "the agent acknowledged the revision {} before the desired state was on its disk, which had \
+                     completed no write since the revision {revision}", seen.status.desired_revision;
+                    "the agent must sync its state and the directory of its state (fsync) before it reports the revision"
+                );
+            }
+            Ok((Instant::now() >= until).then_some(()))
+        })
     }
 
     /// Waits until a status says that the agent has stored the desired state of `revision`. Returns within
     /// milliseconds of that status, before podman has completed the agent's next request.
     pub(super) fn acknowledges(&self, vm: &mut RunningVm, revision: u64) -> Result<()> {
         let what = format!("the agent to acknowledge the revision {revision}");
-        let limit = vm.plan.limits.join();
-        vm.wait(&what, limit, |vm| {
+        vm.wait(&what, |vm| {
             let until = Instant::now() + limits::POLL;
             while Instant::now() < until {
                 if vm.broker.latest()?.is_some_and(|seen| seen.status.desired_revision >= revision) {
@@ -118,11 +143,33 @@ impl<'a> Proof<'a> {
     ) -> Result<RootView> {
         let (device_id, exe_sha256) = (self.device_id.as_str(), self.agent.sha256.as_str());
         let expected = ExpectedView { device_id, boot_id, exe_sha256, running, deleted };
-        let limit = vm.plan.limits.removal();
-        vm.wait("root to see in the guest what the agent says", limit, |vm| {
-            let view = vm.look()?;
+        vm.root.forget();
+        let deadline = vm.deadline.within(vm.plan.limits.removal());
+        vm.wait_until(deadline, "root to see in the guest what the agent says", |vm| {
+            let Some(view) = vm.look()? else { return Ok(None) };
             expected.check(&view)?.map_err(Error::msg)?;
             Ok(Some(view))
+        })
+    }
+
+    /// Checks that the agent answers the commands `status` and `logs`. The logs of `deployed` must have the line that its
+    /// program prints.
+    pub(super) fn answers_commands(
+        &self,
+        vm: &mut RunningVm,
+        joined: &StatusEvidence,
+        deployed: Deployed,
+    ) -> Result<()> {
+        let request = LogsRequest { deployment: deployed.name.to_owned(), lines: 10 };
+        let request = serde_json::to_vec(&request).context("write the request for logs")?;
+        vm.wait("the agent's status as the answer to a command", |vm| {
+            let reply = vm.broker.command("status", Vec::new())?;
+            verify::replied_status(&reply, &self.device_id, joined)?;
+            Ok(Some(()))
+        })?;
+        vm.wait(&format!("the logs of the deployment {}", deployed.name), |vm| {
+            verify::replied_logs(&vm.broker.command("logs", request.clone())?, deployed.name)?;
+            Ok(Some(()))
         })
     }
 
@@ -138,7 +185,8 @@ impl<'a> Proof<'a> {
         let first = self.agrees(vm, boot_id, running, deleted)?;
         let until = Instant::now() + observed;
         let what = "the end of the observation";
-        vm.wait(what, observed * 2, |_| Ok((Instant::now() >= until).then_some(())))?;
+        let deadline = Deadline::after(observed * 2);
+        vm.wait_until(deadline, what, |_| Ok((Instant::now() >= until).then_some(())))?;
         let second = self.agrees(vm, boot_id, running, deleted)?;
         check_unchanged(&self.device_id, running, &first, &second)?;
         Ok(second)
@@ -151,9 +199,8 @@ impl<'a> Proof<'a> {
         Deployed { name, port }: Deployed,
         wanted: &ExpectedAnswer<'_>,
     ) -> Result<WorkloadEvidence> {
-        let limit = vm.plan.limits.workload();
-        vm.wait(&format!("the answer of the deployment {name}"), limit, |vm| {
-            let answer = answer_of(vm.target.port_to(port)?)?;
+        vm.wait(&format!("the answer of the deployment {name}"), |vm| {
+            let answer = vm.answer_of(port)?;
             Ok(wanted.check(&answer)?.then_some(answer))
         })
     }
@@ -163,17 +210,17 @@ impl<'a> Proof<'a> {
     pub(super) fn is_gone(&self, vm: &mut RunningVm, deployed: Deployed, revision: u64) -> Result<()> {
         let Deployed { name, port } = deployed;
         let limit = vm.plan.limits.removal();
-        let deadline = Instant::now() + limit;
+        let deadline = vm.deadline.within(limit);
         let mut wanted = ExpectedDeployment::removed(name, revision);
         // The wait has twice the limit, so that it does not time out before the check of `deadline` below.
-        vm.wait(&format!("the deployment {name} to be gone"), limit * 2, |vm| {
+        vm.wait_until(Deadline::after(limit * 2), &format!("the deployment {name} to be gone"), |vm| {
             let seen = vm.broker.latest()?;
             let is_removed = seen.as_ref().map_or(Ok(false), |seen| wanted.check(seen))?;
-            let answer = answer_of(vm.target.port_to(port)?);
+            let answer = vm.answer_of(port);
             if is_removed && answer.as_ref().is_err_and(|error| !is_slow(error)) {
                 return Ok(Some(()));
             }
-            if Instant::now() < deadline {
+            if !deadline.is_over() {
                 return Ok(None);
             }
             let port = if answer.is_ok() { "still answers" } else { "is silent" };
@@ -217,10 +264,9 @@ impl<'a> Proof<'a> {
     ) -> Result<WorkloadEvidence> {
         let what =
             format!("the answer of the deployment {name} after the power cut, with no broker in reach");
-        let limit = vm.plan.limits.rejoin();
         let mut waited = OfflineRecovery::default();
-        vm.wait(&what, limit, |vm| {
-            let error = match answer_of(vm.target.port_to(port)?) {
+        vm.wait(&what, |vm| {
+            let error = match vm.answer_of(port) {
                 Ok(answer) if wanted.check(&answer)? => return Ok(Some(answer)),
                 Ok(answer) => anyhow!("the workload answers as generation {}", answer.generation),
                 Err(error) => error,
@@ -242,10 +288,15 @@ pub(super) fn same_boot(answer: &WorkloadEvidence, status: &StatusEvidence) -> R
     )
 }
 
+impl RunningVm {
+    fn answer_of(&self, guest_port: u16) -> Result<WorkloadEvidence> {
+        answer_of(self.target.port_to(guest_port)?, self.ui.scaled(limits::WORKLOAD_ANSWER))
+    }
+}
+
 /// Connects to a port of this host's loopback and reads an answer of one line. QEMU accepts each connection, and
 /// closes it if nothing listens on the guest's port.
-fn answer_of(port: u16) -> Result<WorkloadEvidence> {
-    let limit = limits::WORKLOAD_ANSWER;
+fn answer_of(port: u16, limit: Duration) -> Result<WorkloadEvidence> {
     let ask = || -> Result<WorkloadEvidence> {
         let stream = TcpStream::connect_timeout(&([127, 0, 0, 1], port).into(), limit)?;
         stream.set_read_timeout(Some(limit))?;
@@ -277,16 +328,16 @@ mod tests {
         let answered = |answer: &'static [u8]| {
             let listener = listener.try_clone().unwrap();
             let thread = std::thread::spawn(move || listener.accept().unwrap().0.write_all(answer).unwrap());
-            let answer = answer_of(port);
+            let answer = answer_of(port, limits::WORKLOAD_ANSWER);
             thread.join().unwrap();
             answer
         };
         let line = b"{\"machine\":\"aarch64\",\"boot_id\":\"b\",\"generation\":1,\"starts\":2}\n";
         assert_eq!(answered(line).unwrap().starts, 2);
         assert!(!is_slow(&answered(b"").unwrap_err()), "as QEMU does where the guest does not listen");
-        let slow = answer_of(port).unwrap_err();
+        let slow = answer_of(port, limits::WORKLOAD_ANSWER).unwrap_err();
         assert!(is_slow(&slow), "{slow:?}");
         drop(listener);
-        assert!(!is_slow(&answer_of(port).unwrap_err()));
+        assert!(!is_slow(&answer_of(port, limits::WORKLOAD_ANSWER).unwrap_err()));
     }
 }

@@ -48,6 +48,21 @@ impl<'a> Recorder<'a> {
         self.timed(phase, limit, true, || ui.check().and_then(|()| body()))
     }
 
+    /// Runs a phase on a machine. Its limit holds for all waits of the phase together.
+    pub(super) fn on_machine<T>(
+        &mut self,
+        vm: &mut RunningVm,
+        phase: Phase,
+        limit: Duration,
+        body: impl FnOnce(&mut RunningVm) -> Result<(T, String)>,
+    ) -> Result<T> {
+        let times = &self.run.times;
+        self.phase(phase, Some(limit), || {
+            vm.deadline = times.deadline();
+            body(vm)
+        })
+    }
+
     /// Runs a phase like `phase`, but does not check for Ctrl-C first. If `teaches` is true and the phase passes, its
     /// time is recorded for later runs.
     fn timed<T>(

@@ -56,6 +56,7 @@ impl<'a> Run<'a> {
         options: RunOptions<'a>,
         ui: Ui,
     ) -> Result<Self> {
+        let ui = ui.with_timeout_scale(options.timeout_scale);
         let dir = begin_run(&cache, &ui)?;
         let times = Times::new(&cache, options.sabotage.is_some());
         Ok(Self { workspace, options, cache, dir, ui, times, warnings: RefCell::default() })

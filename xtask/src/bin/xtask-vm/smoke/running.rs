@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, anyhow};
 use xtask_core::error::{Failure, Kind};
 use xtask_core::format::now_rfc3339;
 use xtask_core::fs::write_private;
@@ -20,8 +20,10 @@ use super::target::Target;
 use super::warm::{self, UsedSnapshot};
 use crate::guest::console::Console;
 use crate::guest::root::RootView;
+use crate::guest::root_port::RootPort;
 use crate::guest::ssh::Keys;
-use crate::guest::watch::{Watch, Watched};
+use crate::guest::unit::{self, UnitState};
+use crate::guest::watch::{Deadline, Watch, Watched};
 use crate::libvirt::Condition;
 use crate::vm::power::greets;
 
@@ -36,7 +38,10 @@ pub(crate) struct RunningVm {
     pub(super) libvirt_version: String,
     pub(super) keys: Keys,
     pub(super) console: Console,
+    pub(super) root: RootPort,
     pub(super) broker: Broker,
+    /// The time at which the current phase must have ended.
+    pub(super) deadline: Deadline,
 }
 
 /// The kernel's first line, and a line of a kernel whose log level hides the first one.
@@ -45,19 +50,42 @@ const FIRST_KERNEL_LINES: [&str; 2] = ["Linux version", "] Booting Linux"];
 const LOGIN_PROMPT: &str = " login:";
 
 impl RunningVm {
+    /// Checks that the guest has booted once since its power was last switched on, by the kernel's first lines on the
+    /// console. A kernel that does not print them cannot be counted.
+    pub(super) fn booted_once(&mut self) -> Result<()> {
+        self.console.read()?;
+        let boots = FIRST_KERNEL_LINES.map(|line| self.console.count(line)).into_iter().max().unwrap_or(0);
+        if boots > 1 {
+            bail_guest!(
+                "the guest has booted {boots} times since its power was switched on";
+                "read console.log for why it rebooted"
+            );
+        }
+        Ok(())
+    }
+
     pub(super) fn kernel_has_spoken(&self) -> bool {
         FIRST_KERNEL_LINES.iter().any(|line| self.console.line_with(line).is_some())
     }
 
-    /// Waits until `probe` returns a value, and meanwhile watches the machine.
+    /// Waits until `probe` returns a value, at most until the end of the phase. Meanwhile watches the machine.
     pub(super) fn wait<T>(
         &mut self,
         what: &str,
-        limit: Duration,
+        probe: impl FnMut(&mut Self) -> Result<Option<T>>,
+    ) -> Result<T> {
+        self.wait_until(self.deadline, what, probe)
+    }
+
+    /// Waits like [`Self::wait`], but at most until `deadline`.
+    pub(super) fn wait_until<T>(
+        &mut self,
+        deadline: Deadline,
+        what: &str,
         probe: impl FnMut(&mut Self) -> Result<Option<T>>,
     ) -> Result<T> {
         let hint = "on a slow host use --timeout-scale 2; otherwise read console.log";
-        Watch { ui: &self.ui.clone(), what, limit, hint }.until(self, probe)
+        Watch { ui: &self.ui.clone(), what, deadline, hint }.until(self, probe)
     }
 
     /// Waits for a status that `check` accepts. Returns an error if `check` fails, if the broker refuses the device's
@@ -65,12 +93,11 @@ impl RunningVm {
     pub(super) fn wait_for_status(
         &mut self,
         what: &str,
-        limit: Duration,
         mut check: impl FnMut(&ReceivedStatus) -> Result<bool, Failure>,
     ) -> Result<ReceivedStatus> {
         let refusals_before = self.broker.refusals();
         let mut asked = Instant::now();
-        self.wait(what, limit, |vm| {
+        self.wait(what, |vm| {
             if let Some(seen) = vm.broker.latest()?
                 && check(&seen)?
             {
@@ -91,13 +118,18 @@ impl RunningVm {
 
     /// Asks the guest's systemd at intervals about the agent's unit. Returns an error if the unit will never be up.
     /// `asked` is the time of the last question.
-    fn check_unit(&self, asked: &mut Instant) -> Result<()> {
-        if asked.elapsed() <= limits::GUEST_QUESTION || !self.can_be_entered() {
+    fn check_unit(&mut self, asked: &mut Instant) -> Result<()> {
+        if asked.elapsed() <= limits::GUEST_QUESTION {
             return Ok(());
         }
-        let state = self.keys.unit_state(self.target.ssh_port()?, self.plan.limits.guest_command());
+        let Some(state) = self.ask_root(unit::QUERY)? else { return Ok(()) };
         *asked = Instant::now();
-        Ok(state?.check()?)
+        Ok(UnitState::parse(&state).check()?)
+    }
+
+    /// Runs a command in the guest as root. Returns `None` if the guest has not answered yet.
+    pub(super) fn ask_root(&mut self, command: &str) -> Result<Option<String>> {
+        self.root.ask(command, self.plan.limits.guest_command())
     }
 
     pub(super) fn can_be_entered(&self) -> bool {
@@ -138,13 +170,13 @@ impl RunningVm {
     /// Cuts the power: the guest does not shut down, and nothing is flushed.
     pub(super) fn cut_power(&mut self) -> Result<()> {
         self.target.cut_power()?;
+        self.root.close();
         self.console.new_boot()
     }
 
-    /// Looks at the guest as root. Returns an error if the guest cannot be entered yet.
-    pub(super) fn look(&self) -> Result<RootView> {
-        ensure!(self.can_be_entered(), "the guest cannot be entered yet");
-        RootView::look(&self.keys, self.target.ssh_port()?, self.plan.limits.guest_command())
+    /// Looks at the guest as root. Returns `None` if the guest has not answered yet.
+    pub(super) fn look(&mut self) -> Result<Option<RootView>> {
+        RootView::look(&mut self.root, self.plan.limits.guest_command())
     }
 
     /// Writes the guest's journal to `path` if the guest can be entered.
@@ -152,10 +184,17 @@ impl RunningVm {
         if self.target.condition() != Condition::Running || !self.can_be_entered() {
             return;
         }
-        let fetched = self.wait_until_entered().and_then(|()| self.target.ssh_port()).and_then(|port| {
-            let command = "journalctl --boot --no-pager --output short-monotonic --lines 2000";
-            self.keys.run_as_root(port, command, self.plan.limits.journal())
-        });
+        let limit = self.plan.limits.journal();
+        let command = "journalctl --boot --no-pager --output short-monotonic --lines 2000";
+        self.root.forget();
+        let deadline = Deadline::after(limit);
+        let fetched = loop {
+            match self.root.ask(command, limit).transpose() {
+                Some(journal) => break journal,
+                None if deadline.is_over() => break Err(anyhow!("no answer within {} s", limit.as_secs())),
+                None => std::thread::sleep(limits::POLL),
+            }
+        };
         let written = fetched.and_then(|journal| write_private(path, journal));
         if let Err(error) = written {
             self.ui.note(&format!("cannot read the guest's journal: {error:#}"));
@@ -177,7 +216,7 @@ impl RunningVm {
         let keys = if restored { self.plan.limits.keys() } else { Duration::ZERO };
         let limit = keys + self.plan.limits.guest_command();
         let port = self.target.ssh_port()?;
-        let entered = self.wait("ssh", limit, |vm| {
+        let entered = self.wait_until(Deadline::after(limit), "ssh", |vm| {
             let output = |sign| vm.console.line_with(sign).is_some();
             let provisioned = output(marker::DONE) || output(marker::FAILED);
             let takes_keys = restored && provisioned && !output(marker::KEYS);

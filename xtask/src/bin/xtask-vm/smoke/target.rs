@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use serde_json::json;
 use xtask_core::bail_guest;
 use xtask_core::fs::write_private;
 use xtask_core::machine::{RunFiles, SSH_PORT, xml};
@@ -94,6 +95,19 @@ impl Target {
         let qemu = emulator(&self.domain.work).context("find the run's QEMU to cut its power")?;
         qemu.kill().context("cut the power")?;
         self.power_off()
+    }
+
+    /// Limits the writes to the guest's disk, in bytes and in requests per second. 0 means no limit. QEMU lets one more
+    /// request through before a limit takes effect (QEMU, docs/throttle.txt).
+    pub(super) fn limit_writes(&self, bytes: u64, requests: u64) -> Result<()> {
+        let limits = json!({
+            "id": "/machine/peripheral/virtio-disk0/virtio-backend",
+            "bps": 0, "bps_rd": 0, "bps_wr": bytes, "iops": 0, "iops_rd": 0, "iops_wr": requests,
+        });
+        self.machine
+            .qmp("block_set_io_throttle", &limits)
+            .map(drop)
+            .context("limit the writes to the guest's disk")
     }
 
     /// Ends the machine without a shutdown of the guest.

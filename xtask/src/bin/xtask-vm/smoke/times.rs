@@ -2,13 +2,15 @@
 //! own.
 
 use std::cell::RefCell;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use xtask_core::cache::Cache;
 use xtask_core::limits;
 use xtask_core::report::Phase;
 use xtask_jobs::history::{History, Usual};
+
+use crate::guest::watch::Deadline;
 
 /// The times of one run. The phases share this value, because the kind of a boot is known only during the boot.
 pub(super) struct Times {
@@ -27,6 +29,8 @@ struct State {
     /// The title of the current phase.
     title: String,
     limit: Option<Duration>,
+    /// The time at which the current phase began.
+    begun: Option<Instant>,
     has_waited: bool,
 }
 
@@ -48,6 +52,7 @@ impl Times {
     pub(super) fn begin(&self, phase: Phase, limit: Option<Duration>) -> Option<Usual> {
         let mut state = self.state.borrow_mut();
         (state.title, state.limit, state.has_waited) = (phase.title(), limit, false);
+        state.begun = Some(Instant::now());
         drop(state);
         self.usual()
     }
@@ -61,6 +66,12 @@ impl Times {
     /// Returns the limit of the current phase.
     pub(super) fn limit(&self) -> Option<Duration> {
         self.state.borrow().limit
+    }
+
+    /// Returns the deadline of the current phase. A phase without a limit has no time left.
+    pub(super) fn deadline(&self) -> Deadline {
+        let state = self.state.borrow();
+        Deadline::since(state.begun.unwrap_or_else(Instant::now), state.limit.unwrap_or_default())
     }
 
     /// Replaces the limit of the current phase, because another accelerator or the making of a snapshot needs another

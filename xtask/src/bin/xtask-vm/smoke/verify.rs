@@ -103,6 +103,38 @@ pub(crate) fn pong(reply: &Reply, device: &str, joined: &StatusEvidence) -> Resu
     }
 }
 
+/// Returns an error unless the answer is the current status of the agent that joined.
+pub(crate) fn replied_status(reply: &Reply, device: &str, joined: &StatusEvidence) -> Result<(), Failure> {
+    match reply {
+        Reply::Status { status }
+            if status.device_id == device
+                && status.boot_id == joined.boot_id
+                && status.exe_sha256 == joined.exe_sha256 =>
+        {
+            Ok(())
+        }
+        other => bail_guest!(
+            "the command status was answered by something other than the agent that joined: {other:?}";
+            "check who else is subscribed to the device's commands"
+        ),
+    }
+}
+
+/// Returns an error unless the answer has the line that the workload of the deployment prints when it starts.
+pub(crate) fn replied_logs(reply: &Reply, name: &str) -> Result<(), Failure> {
+    match reply {
+        Reply::Logs { deployment, lines, .. }
+            if deployment == name && lines.iter().any(|line| line.contains("\"generation\":")) =>
+        {
+            Ok(())
+        }
+        other => bail_guest!(
+            "the command logs of the deployment {name} was answered without the output of its program: {other:?}";
+            "the agent must return the last lines of the container of the deployment"
+        ),
+    }
+}
+
 /// Returns the distribution that a status names.
 pub(crate) fn os_release(seen: &ReceivedStatus) -> OsReleaseReport {
     let agent_protocol::OsRelease { id, version_id, .. } = &seen.status.os_release;
@@ -160,7 +192,7 @@ pub(crate) mod tests {
         }
     }
 
-    pub(crate) fn refuted(judgement: Result<bool, Failure>) -> String {
+    pub(crate) fn refuted<T: std::fmt::Debug>(judgement: Result<T, Failure>) -> String {
         judgement.unwrap_err().to_string()
     }
 
@@ -190,6 +222,29 @@ pub(crate) mod tests {
         assert!(!check(8, "b1", 6).unwrap(), "under way when the power went");
         assert!(refuted(check(8, "b1", 1)).contains("still reports the boot id b1"));
         assert!(check(8, "b2", 1).unwrap());
+    }
+
+    #[test]
+    fn a_reply_is_of_the_agent_that_joined_and_of_the_deployment() {
+        let (joined, status) = (evidence(&seen(3, "b1")), seen(4, "b1").status);
+        let reply = |status: DeviceStatus| Reply::Status { status: Box::new(status) };
+        assert!(replied_status(&reply(status.clone()), "dev", &joined).is_ok());
+        for changed in [
+            DeviceStatus { device_id: "other".into(), ..status.clone() },
+            DeviceStatus { boot_id: "b0".into(), ..status.clone() },
+            DeviceStatus { exe_sha256: "bb".into(), ..status },
+        ] {
+            assert!(refuted(replied_status(&reply(changed), "dev", &joined)).contains("command status"));
+        }
+        let logs = |deployment: &str, line: &str| Reply::Logs {
+            deployment: deployment.into(),
+            lines: vec![line.into()],
+            truncated: false,
+        };
+        let line = "{\"machine\":\"aarch64\",\"boot_id\":\"b1\",\"generation\":2,\"starts\":3}";
+        assert!(replied_logs(&logs("a", line), "a").is_ok());
+        assert!(refuted(replied_logs(&logs("b", line), "a")).contains("command logs"));
+        assert!(replied_logs(&logs("a", "exec format error"), "a").is_err());
     }
 
     #[test]

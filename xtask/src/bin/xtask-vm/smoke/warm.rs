@@ -13,7 +13,7 @@ use xtask_core::format::{human_bytes, human_seconds, now_rfc3339, seconds_since}
 use xtask_core::fs::{make_private_dir, write_private};
 use xtask_core::image::Format;
 use xtask_core::machine::seed::{Restored, marker};
-use xtask_core::machine::{CONSOLE_SOCKET, RunFiles, xml};
+use xtask_core::machine::{CONSOLE_SOCKET, ROOT_SOCKET, RunFiles, xml};
 use xtask_core::plan::Plan;
 use xtask_core::report::SnapshotReport;
 use xtask_core::snapshot::{DISK, Ingredients, NVRAM, RAM, SEED, SnapshotManifest, neutral_seed};
@@ -30,6 +30,7 @@ use super::target::Domain;
 use crate::guest::console::Console;
 use crate::guest::media::{self, Delivered};
 use crate::guest::ssh::Keys;
+use crate::guest::watch::Deadline;
 use crate::libvirt::{Hypervisor, Machine};
 
 /// The snapshot from which a run's machine is restored. Its files are hashed while the run continues.
@@ -150,8 +151,8 @@ impl Warm<'_> {
             }
         };
         drop(lock);
-        let limit = plan.limits.provision();
-        let reached = vm.wait("the restored guest to see its payload", limit, |vm| {
+        let deadline = vm.deadline.within(plan.limits.provision());
+        let reached = vm.wait_until(deadline, "the restored guest to see its payload", |vm| {
             Ok(vm.console.line_with(marker::STARTED).map(drop))
         });
         if let Err(error) = reached {
@@ -248,6 +249,7 @@ impl Warm<'_> {
         let mut files = RunFiles::of_run(made, run.dir.path().join("console.log"))?;
         files.backing = vec![image.disk.clone()];
         files.console_socket = run.dir.work().join(CONSOLE_SOCKET);
+        files.root_socket = run.dir.work().join(ROOT_SOCKET);
         media::make_blank(&files.payload, payload_bytes)?;
         make_writable_files(plan, &files, &image.base(), &run.ui)?;
         // Each later run installs its own keys in the machine.
@@ -268,8 +270,11 @@ impl Warm<'_> {
     ) -> Result<Snapshot> {
         let Self { run, plan, .. } = *self;
         let limit = plan.limits.boot() + plan.limits.provision();
-        run.times.set_limit(limit);
-        vm.wait("the end of the guest's first boot", limit, |vm| {
+        // The limit of the restore that follows comes on top.
+        run.times.set_limit(limit + plan.limits.provision());
+        vm.deadline = run.times.deadline();
+        let deadline = Deadline::after(limit);
+        vm.wait_until(deadline, "the end of the guest's first boot", |vm| {
             let ended = [marker::IDLE, marker::LACKS].iter().any(|sign| vm.console.line_with(sign).is_some());
             Ok(ended.then_some(()))
         })?;

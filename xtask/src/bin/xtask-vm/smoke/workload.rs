@@ -12,6 +12,7 @@ use xtask_core::machine::WORKLOAD_PORTS;
 use xtask_core::report::{StatusEvidence, WorkloadEvidence};
 
 use super::deployed::ExpectedAnswer;
+use super::fault::Fault;
 use super::proof::{Deployed, Proof, same_boot};
 use super::running::RunningVm;
 use crate::guest::workload::IMAGE;
@@ -37,7 +38,8 @@ fn document(generation: u64, port: u16) -> Document {
     Document::of(Deployment::PodmanContainer(container))
 }
 
-/// Waits until three deployments run and answer. Deletes one of them, and waits until it is gone by the agent's status
+/// Restarts the broker and desires three deployments. Waits until the agent has found the broker again, and until the
+/// deployments run and answer. Deletes one of them, and waits until it is gone by the agent's status
 /// and from outside. Checks that another one runs on unchanged.
 pub(super) fn run(
     vm: &mut RunningVm,
@@ -45,10 +47,12 @@ pub(super) fn run(
     joined: &StatusEvidence,
 ) -> Result<(WorkloadEvidence, String)> {
     let started = Instant::now();
+    let last = Fault::NoBroker.begin(vm)?.end(vm)?;
     let mut desired = Vec::new();
     for deployed in [PERSISTENT, EPHEMERAL, RETIRED] {
         desired.push((deployed, vm.broker.desire(deployed.name, &document(1, deployed.port))?));
     }
+    proof.reconnects(vm, &last)?;
     for (deployed, revision) in desired {
         proof.runs(vm, deployed, revision)?;
     }
@@ -79,12 +83,16 @@ pub(super) fn run(
     Ok((first, detail))
 }
 
-/// Makes [`EPHEMERAL`] desired again and deletes [`RETIRED`]. Returns the revision of the deletion once the agent has
-/// acknowledged both changes. The power cut follows before podman has started the one container or stopped the other.
+/// Makes [`EPHEMERAL`] desired again and deletes [`RETIRED`], while the disk completes no writes. The agent must not
+/// acknowledge a change that is not on its disk. Then lets the disk go on, and returns the revision of the deletion once
+/// the agent has acknowledged both changes. The power cut follows before podman has started the one container or stopped
+/// the other.
 pub(super) fn change_before_cut(vm: &mut RunningVm, proof: &Proof<'_>) -> Result<u64> {
+    let held = Fault::HeldWrites.begin(vm)?;
     let put = vm.broker.desire(EPHEMERAL.name, &document(2, EPHEMERAL.port))?;
-    proof.acknowledges(vm, put)?;
     let deleted = vm.broker.desire_no_more(RETIRED.name)?;
+    proof.acknowledges_nothing(vm, put)?;
+    held.end(vm)?;
     proof.acknowledges(vm, deleted)?;
     Ok(deleted)
 }

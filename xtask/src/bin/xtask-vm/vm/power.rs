@@ -18,7 +18,7 @@ use xtask_images::snapshots;
 use xtask_jobs::{Step, Ui, child};
 
 use crate::guest::console::Console;
-use crate::guest::watch::Watch;
+use crate::guest::watch::{Deadline, Watch};
 use crate::libvirt::{Condition, Hypervisor, Machine, paused};
 
 /// Starts an instance and waits for its ssh server.
@@ -76,7 +76,7 @@ fn shut_down(cache: &Cache, instance: &Instance, ui: &Ui) -> Result<()> {
     let name = &instance.machine.name;
     let hint = format!("cut its power: cargo xtask vm power-cut {name}");
     let what = format!("{name} to be off");
-    let watch = Watch { ui, what: &what, limit: limits::SHUTDOWN, hint: &hint };
+    let watch = Watch { ui, what: &what, deadline: Deadline::after(limits::SHUTDOWN), hint: &hint };
     watch.until(&mut console_of_new_boot(instance)?, |_| match (machine.condition(), &asked) {
         (Condition::Gone, _) => Ok(Some(())),
         (_, Ok(_)) => Ok(None),
@@ -160,7 +160,12 @@ fn wait_for_ssh(instance: &Instance, machine: &Machine, console: &mut Console, u
     let name = &instance.machine.name;
     let hint = format!("see how far it got: cargo xtask vm console {name}");
     let mut looked: Option<Instant> = None;
-    let watch = Watch { ui, what: "the machine's ssh server", limit: limits::BARE_BOOT, hint: &hint };
+    let watch = Watch {
+        ui,
+        what: "the machine's ssh server",
+        deadline: Deadline::after(limits::BARE_BOOT),
+        hint: &hint,
+    };
     watch.until(console, |_| {
         if machine.condition() != Condition::Running {
             bail_host!(
