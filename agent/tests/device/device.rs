@@ -1,4 +1,4 @@
-//! A device with a bus and a podman of its own, and documents for it.
+//! A device under test with its own bus and its own podman, and documents of deployments.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
