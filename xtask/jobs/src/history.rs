@@ -1,5 +1,5 @@
-//! The durations of phases on this machine and their longest silences. With them, a wait can show how long it usually
-//! takes and whether it may be stuck.
+//! The durations of phases on this machine, and the longest times for which the guest's console was silent. From
+//! these, the screen shows how long a phase usually takes and whether it may be stuck.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -16,7 +16,8 @@ use xtask_core::report::Phase;
 
 /// The number of runs that are recorded for each phase.
 const REMEMBERED: usize = 20;
-/// The phases that are usually cache hits. Only the runs that build something are recorded for them.
+/// The phases whose result is usually in the cache. A run is recorded for such a phase only if the phase built
+/// something.
 const FINDS: [Phase; 2] = [Phase::Build, Phase::Image];
 
 /// The durations of one kind of run on this host: the same architecture, accelerator, CPU, processors, memory and
@@ -82,7 +83,7 @@ pub struct Usual {
     pub median: f64,
     /// The shortest and the longest duration.
     pub spread: (f64, f64),
-    /// The longest silence of all runs.
+    /// The longest silence of the guest's console in all runs.
     pub silent: f64,
 }
 

@@ -1,4 +1,4 @@
-//! The two instruction sets behind one interface.
+//! One interface for the two instruction sets.
 
 pub mod a64;
 mod a64_table;
@@ -74,7 +74,8 @@ impl Isa {
         self.features().iter().position(|feature| feature.name == name).map(Set::of)
     }
 
-    /// Calls `hit` with the offset and the needs of each instruction of `code` that needs one of `wanted`.
+    /// Calls `hit` for each instruction of `code` that needs one of `wanted`, with its offset and all features that it
+    /// needs.
     pub(crate) fn scan(self, code: &[u8], wanted: Set, hit: impl FnMut(usize, Set)) {
         match self {
             Self::Aarch64 => a64::scan(code, wanted, hit),
@@ -91,7 +92,7 @@ impl Isa {
         }
     }
 
-    /// Returns whether the bytes around an offset of `code` are instructions too, and not a table or a text.
+    /// Returns whether the bytes around an offset of `code` are instructions, and not a table or a text.
     pub(crate) fn is_amid_code(self, code: &[u8], offset: usize) -> bool {
         match self {
             Self::Aarch64 => a64::is_amid_code(code, offset),

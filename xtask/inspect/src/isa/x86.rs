@@ -29,7 +29,8 @@ fn decoder(code: &[u8], address: u64) -> Decoder<'_> {
     Decoder::with_ip(64, code, address, DecoderOptions::NONE)
 }
 
-/// Calls `hit` with the offset and the needs of each instruction of `code` that needs one of `wanted`.
+/// Calls `hit` for each instruction of `code` that needs one of `wanted`, with its offset and all features that it
+/// needs.
 pub(super) fn scan(code: &[u8], wanted: Set, mut hit: impl FnMut(usize, Set)) {
     let needs = &*NEEDS;
     let mut decoder = decoder(code, 0);
@@ -112,7 +113,7 @@ fn of_memory(instruction: &Instruction, place: u64) -> Event {
     }
 }
 
-/// Returns the constants of CMP.
+/// Returns the constants of all CMP instructions.
 pub(super) fn comparisons(code: &[u8]) -> Vec<u64> {
     let decoded = decoder(code, 0).into_iter();
     let compares =
