@@ -1,5 +1,5 @@
-//! `cargo xtask bench fetch`: compares a download that checks the digest with `curl | tee | sha256sum`, from one server on
-//! loopback.
+//! `cargo xtask bench fetch`: compares a download that checks the digest with `curl | tee | sha256sum`, from one
+//! server on loopback.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
