@@ -1,5 +1,5 @@
-//! Tests downloads by the real `xtask-vm` from a real server, which misbehaves as each test tells it. In every case, the final
-//! name has the whole image, or does not exist.
+//! Tests downloads by the real `xtask-vm` from a real server, which misbehaves as each test requests. In every case,
+//! the file with the final name is the whole image, or there is no such file.
 
 mod disks;
 mod processes;
@@ -92,7 +92,8 @@ fn without_a_validator_nothing_is_resumed() {
 #[test]
 fn a_file_that_changes_meanwhile_starts_over() {
     let new = Image { etag: "\"two\"", ..Image::new(MIB + 5, 9) };
-    // A correct server, one that ignores If-Range, one that sends another range than requested, and one that refuses the range.
+    // The replies of a correct server, of one that ignores If-Range, of one that sends another range than requested,
+    // and of one that refuses the range.
     let table: [fn(&Image, usize) -> Reply; 4] = [
         |new, _| Reply::whole(new),
         |new, from| Reply::part(new, from, from),

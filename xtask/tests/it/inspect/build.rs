@@ -32,7 +32,7 @@ impl Tool {
         }
     }
 
-    /// Whether the emulated core of the Pi 5 can run the executable.
+    /// Returns whether the emulated core of the Pi 5 can run the executable.
     pub(crate) fn is_arm(self) -> bool {
         self.arch().pick(false, true)
     }

@@ -29,8 +29,8 @@ use crate::guest::{begin_run, media};
 use crate::smoke::{ensure_or_fall_back, make_writable_files};
 
 impl Bench<'_> {
-    /// Calls `body` with the plan and the image of a smoke with default flags. The image cannot be deleted meanwhile,
-    /// because a run without a machine is recorded as its user.
+    /// Calls `body` with the plan and the image of a smoke with default flags. Meanwhile, a run directory is recorded
+    /// as a user of the image, so that no other process deletes the image.
     pub(super) fn with_image<T>(&self, body: impl FnOnce(&Plan, &ReadyImage) -> Result<T>) -> Result<T> {
         let machine = MachineArgs::default();
         let asked = PreflightRequest { architectures: &[self.args.arch], machine: &machine, for_ci: false };
