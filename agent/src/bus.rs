@@ -37,7 +37,7 @@ const STABLE_AFTER: Duration = Duration::from_secs(10);
 /// of 60 s, a device would get no messages for three minutes after a mobile network has dropped the
 /// connection.
 const PING_INTERVAL: Duration = Duration::from_secs(10);
-/// After this many statuses in a row could not be stored in time, the client gives the connection up.
+/// If this many statuses in a row could not be stored in time, the client gives the connection up.
 const MAX_LOST_PUTS: u32 = 3;
 /// Upper bound for one iteration of the report loop, regardless of the heartbeat.
 const LOOP_INTERVAL: Duration = Duration::from_secs(30);

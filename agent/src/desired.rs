@@ -12,7 +12,7 @@ use crate::digest;
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Desired {
-    /// The highest revision of the bucket in this state.
+    /// The highest revision of the bucket that this state contains.
     pub(crate) revision: u64,
     #[serde(deserialize_with = "entries_with_targets")]
     pub(crate) deployments: BTreeMap<String, DesiredEntry>,

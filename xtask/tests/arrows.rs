@@ -1,6 +1,6 @@
 //! Checks that imports point one way. The files of `core` must not import each other in a circle, and neither must the
-//! folders of `xtask-vm`. `lib.rs` of `core` lists its modules in order. Between crates, cargo rejects circles of
-//! normal dependencies. The last test finds circles that a dev-dependency closes.
+//! folders of `xtask-vm`. In `core`, `lib.rs` lists the modules in their order. Between crates, cargo rejects circles
+//! of normal dependencies. The last test finds circles that a dev-dependency closes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;

@@ -50,7 +50,7 @@ pub(crate) fn write_config(home: &Path, device: &str, credentials: &str, nats: &
     secret(home, "config.toml", &text);
 }
 
-/// Returns the contents of `[credentials]` for a device of [`users`].
+/// Returns the contents of `[credentials]` for a device whose login is in [`users`].
 pub(crate) fn password_login(device: &str) -> String {
     format!("type = \"toml-shared\"\nusername = \"{device}\"\npassword = \"device-s3cret\"")
 }

@@ -31,7 +31,7 @@ pub(crate) struct Fleet {
     pub(crate) device: String,
 }
 
-/// Returns the fleet's login to a broker with [`users`].
+/// Returns the fleet's login to a broker with the logins of [`users`].
 pub(crate) fn password_login() -> ConnectOptions {
     ConnectOptions::with_user_and_password(FLEET_USER.into(), "fleet-s3cret".into())
 }

@@ -165,7 +165,7 @@ async fn logged(agent: &Agent, words: &str) {
     wait_until(words, || agent.log().contains(words)).await;
 }
 
-/// To a device whose clock is in the past, the certificate is not valid yet. The device connects once the
+/// The certificate is not valid yet for a device whose clock is in the past. The device connects once the
 /// certificate is valid.
 #[tokio::test(flavor = "multi_thread")]
 async fn over_tls_and_with_a_clock_of_the_past() {

@@ -1,6 +1,6 @@
-//! Makes the inventory of an image: the list of the libraries and loaders that the image offers an executable.
-//! `inspect` and the smoke use it. It is read from the image's file system once for each digest, without a boot or
-//! root's rights, and is stored beside the disk.
+//! Makes the inventory of an image: the list of the libraries and loaders that the image offers an executable. The
+//! inventory is read from the image's file system once for each digest, without a boot or root's rights. It is stored
+//! beside the disk, for `inspect` and the smoke.
 
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::path::Path;

@@ -48,7 +48,7 @@ struct Candidate {
 struct OfSnapshot {
     directory: PathBuf,
     lock: String,
-    /// The key of the image below the snapshot, if that is in the cache.
+    /// The key of the image below the snapshot, if the image is in the cache.
     image: Option<String>,
 }
 

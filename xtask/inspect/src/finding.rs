@@ -38,7 +38,7 @@ pub struct Finding {
     /// The action that solves the problem.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub remedy: String,
-    /// The symbols, functions or libraries that the finding is about, at most the first few.
+    /// The first few of the symbols, functions or libraries that the finding is about.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub details: Vec<String>,
 }

@@ -142,7 +142,7 @@ fn part(section: &Section<'_, '_>, wanted: Set, range: Range<usize>, most: usize
     (found, left)
 }
 
-/// The path on which control reaches an instruction that the core lacks, from the start of its function.
+/// The path on which control gets from the start of a function to an instruction that the core lacks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Path {
     /// Control goes from the function's first instruction to the one at this offset, by falling through and by direct

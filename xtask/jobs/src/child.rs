@@ -105,8 +105,8 @@ impl Drop for Child {
 }
 
 /// Puts the command into its own process group. The kernel sends SIGTERM to the command when this process dies
-/// (prctl(2), PR_SET_PDEATHSIG). The kernel also sends the signal if only the thread ends that started the command.
-/// That thread must therefore wait for the end of the command.
+/// (prctl(2), PR_SET_PDEATHSIG). It also does so when the thread that started the command ends. That thread must
+/// therefore wait for the end of the command.
 fn own(expression: &Expression) -> Expression {
     expression.before_spawn(|command| {
         command.process_group(0);

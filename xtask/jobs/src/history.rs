@@ -31,7 +31,7 @@ pub struct History {
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 struct Past {
     seconds: Vec<f64>,
-    /// The longest silences of the guest's console, in seconds.
+    /// The longest silence of the guest's console in each of these runs, in seconds.
     silent: Vec<f64>,
 }
 
@@ -44,7 +44,7 @@ impl History {
         Self { path, phases: phases.unwrap_or_default() }
     }
 
-    /// Returns the usual durations of a phase, by its title.
+    /// Returns the usual durations of the phase with this title.
     pub fn of(&self, phase: &str) -> Option<Usual> {
         let past = self.phases.get(phase)?;
         let mut sorted = past.seconds.clone();
@@ -108,8 +108,8 @@ impl Usual {
     }
 }
 
-/// Returns the directory of this host's history. Several hosts of different speed may share a home directory (uname(2),
-/// nodename).
+/// Returns the directory of this host's history. Each host (uname(2), nodename) has its own, because several hosts of
+/// different speed may share a home directory.
 fn of_host(cache: &Cache) -> PathBuf {
     let name = rustix::system::uname();
     let is_plain = |character: char| character.is_ascii_alphanumeric() || "-_".contains(character);

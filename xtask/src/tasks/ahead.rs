@@ -1,4 +1,4 @@
-//! Compiles crates of `xtask-vm` while the package manager installs packages: those crates that need no package.
+//! Compiles the crates of `xtask-vm` that need no package, while the package manager installs packages.
 
 use std::process::{Child, Stdio};
 

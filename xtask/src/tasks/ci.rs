@@ -65,9 +65,9 @@ const MACHINES: &[&[Step<'_>]] = &[
         ("smoke x86_64", "xtask smoke --cold --fsck --arch x86_64"),
     ],
     &[("inspect", "IT inspect::"), ("fresh hosts", "IT fresh_host:: --test-threads 2")],
-    // These two take longest: the first one builds most of the time, the second one boots.
+    // These two steps take longest. The first one mostly builds, and the second one mostly boots.
     &[("images", "IT images:: --test-threads 2"), ("warm", "IT warm:: --test-threads 2")],
-    // Most of these tests wait for a boot most of the time.
+    // Most of the time, most of these tests wait for a boot.
     &[("the smoke can fail", "IT it_can_fail:: --test-threads 3")],
 ];
 

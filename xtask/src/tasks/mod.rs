@@ -64,7 +64,7 @@ fn run_light(workspace: &Workspace, command: &LightCommand, verbosity: Verbosity
     }
 }
 
-/// Makes the checks that do not need `xtask-vm`, and then replaces this process with it.
+/// Makes the checks that do not need `xtask-vm`, and then replaces this process with `xtask-vm`.
 fn run_heavy(workspace: &Workspace, command: &HeavyCommand, verbosity: Verbosity) -> Result<()> {
     match command {
         HeavyCommand::Image(_) => become_xtask_vm(workspace, verbosity, None),

@@ -237,8 +237,8 @@ fn linker_and_target() {
     assert_each_finds("linker and target", cases);
 }
 
-/// Makes a host with its own `/dev`, in which the command `make` may create `kvm`, and with a processor that has
-/// `flags`.
+/// Makes a host with its own `/dev` and with a processor that has `flags`. The command `make` may create `$S/dev/kvm`,
+/// which becomes `/dev/kvm`.
 fn kvm(make: &str, flags: &str) -> Host {
     let script = format!(
         "mkdir $S/dev; mount -t tmpfs -o mode=755 tmpfs $S/dev

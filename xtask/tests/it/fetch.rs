@@ -184,7 +184,7 @@ fn what_is_of_another_download_is_not_used() {
         assert_eq!(server.seen()[before].range(), None, "{note}");
         std::fs::remove_file(client.target()).unwrap();
     }
-    // The same file with a matching note is used, so the files above were refused because of their notes.
+    // The same file is used if its note matches, so the files above were refused because of their notes.
     std::fs::write(client.path("image.partial"), &image.bytes[..1000]).unwrap();
     let note = format!(r#"{{"url":"{url}","digest":"{right}","validator":"\"one\"","total":{MIB}}}"#);
     std::fs::write(client.path("image.partial.json"), note).unwrap();

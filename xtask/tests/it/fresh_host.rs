@@ -79,7 +79,7 @@ impl Look {
         self.blocking.iter().any(|(found, sentence)| found == id && sentence.contains(word))
     }
 
-    /// Checks for exit code 69, for the expected findings, and that the error names each blocking finding.
+    /// Checks the exit code (69), the expected findings, and that the error names each blocking finding.
     #[track_caller]
     fn assert_names_everything(&self, expected: &[(&str, &str)]) {
         let message = message(&self.output);
@@ -177,7 +177,7 @@ fn as_root(debian: &Debian) {
     assert_eq!(debian.processes(), processes, "a process was left running");
 }
 
-/// Checks that after root's fix an ordinary user lacks only the tools for user namespaces.
+/// Checks that an ordinary user lacks only the tools for user namespaces after root's fix.
 fn as_ordinary_user(debian: &Debian) {
     let before = Look::at(debian, As::Ordinary);
     before.assert_names_everything(USERS);

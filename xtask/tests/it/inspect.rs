@@ -1,7 +1,7 @@
-//! Tests `inspect` with executables that are built for these tests. Some have a fault that a compiler or a change of
-//! bytes has planted, which must be found under its id. Sound executables must not be refused. readelf must read the
-//! same as `inspect`. On an emulated core of the Pi 5, a refused executable must fail, and an accepted one must run.
-//! `cargo xtask ci` runs these tests after a preflight, which asks for the compilers.
+//! Tests `inspect` with executables that are built for these tests. A compiler or a change of bytes plants a fault in
+//! some of them, and `inspect` must find each fault under its id. Sound executables must not be refused. readelf must
+//! read the same as `inspect`. On an emulated core of the Pi 5, a refused executable must fail, and an accepted one
+//! must run. `cargo xtask ci` runs these tests after a preflight, which asks for the compilers.
 
 mod agree;
 mod build;

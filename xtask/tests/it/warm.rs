@@ -49,7 +49,7 @@ impl Deref for Turn {
 fn turn() -> Turn {
     static ALONE: Mutex<()> = Mutex::new(());
     static WARM: OnceLock<Result<Warm, String>> = OnceLock::new();
-    // The lock may be poisoned: a failed test has still put back the files that it had replaced.
+    // The lock may be poisoned by a test that failed. That test has still put back the files that it had replaced.
     let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let warm = WARM.get_or_init(Warm::make).as_ref();
     Turn { warm: warm.unwrap_or_else(|message| panic!("no snapshot was made: {message}")), _alone: alone }
@@ -112,7 +112,8 @@ fn report(output: &Output) -> Option<Report> {
     serde_json::from_slice(&std::fs::read(path).ok()?).ok()
 }
 
-/// A replaced file of the snapshot. Dropping this value puts the original back, and unmarks the snapshot as bad.
+/// A replaced file of the snapshot. Dropping this value puts the original back and removes the mark `bad` of the
+/// snapshot.
 struct Replaced {
     path: PathBuf,
     aside: PathBuf,

@@ -146,7 +146,8 @@ pub(super) fn in_memory(store: &Store<'_>) -> Option<&'static str> {
 /// Debian's directory of libraries, which has a subdirectory for each architecture.
 const LIBRARIES: &str = "/usr/lib/";
 
-/// Returns a directory in `own` whose path is as long as [`LIBRARIES`], so that it can replace that path in a program.
+/// Returns the path of a directory in `own`. The path is as long as [`LIBRARIES`], so that it can replace
+/// [`LIBRARIES`] in a program.
 fn same_length(own: &str) -> String {
     let name = "l".repeat(LIBRARIES.len() - own.len() - 1);
     format!("{own}{name}/")

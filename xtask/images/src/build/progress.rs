@@ -5,7 +5,7 @@ use std::io::{Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
 
 /// The reader of a log that is still being written: the position up to which the log was read, and the progress that
-/// it has shown.
+/// the log has shown.
 #[derive(Debug, Default)]
 pub(super) struct Follower {
     log: PathBuf,

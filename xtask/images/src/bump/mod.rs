@@ -154,7 +154,7 @@ impl Bump<'_> {
     }
 
     /// Returns an error if the newest release is older than a pin. Publishers delete old releases and keep new ones,
-    /// so a listing without the pinned release or a newer one is out of date.
+    /// so a listing that has neither the pinned release nor a newer one is out of date.
     fn refuse_to_go_back(&self, date: &Date) -> Result<()> {
         let Some((pin, from)) = self.entry.pins.iter().find(|(_, from)| from > date) else {
             return Ok(());
@@ -179,7 +179,7 @@ impl Bump<'_> {
             .with_context(|| format!("verify {} by {}", self.entry.sums, shown(&url)))
     }
 
-    /// Returns the new pin in the place of `old`: the file for the same architecture in the release of `to`.
+    /// Returns the new pin that replaces `old`: the file for the same architecture in the release of `to`.
     fn pin(&self, old: &Pin, from: &Date, to: &Date, sums: &str) -> Result<Pin> {
         let file = self.entry.file(old, to)?;
         let digest = sums::digest(&self.entry.sums, sums, &file)

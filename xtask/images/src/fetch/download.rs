@@ -115,7 +115,7 @@ impl Download<'_> {
             Trouble::Passing { error, after } => (error, after),
         };
         if self.wanted.retry_policy != RetryPolicy::Full && !self.answered {
-            // Wait a little: the name server may have started a second later than this run.
+            // The name server may start a second later than this run, so the first failures are not final.
             let until = self.started + self.limits.paced(PROBE_AGAIN);
             let again = |pause: &Duration| {
                 self.wanted.retry_policy == RetryPolicy::ProbeFirst && Instant::now() + *pause < until

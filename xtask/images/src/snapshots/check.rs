@@ -51,8 +51,8 @@ impl Verification {
     }
 }
 
-/// The identity of a file's content. Every write changes it, even if the modification time is set back (inode(7),
-/// ctime).
+/// The identity of a file's content. Every write changes this identity, even if the modification time is set back
+/// (inode(7), ctime).
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct InodeStamp {
     inode: (u64, u64),

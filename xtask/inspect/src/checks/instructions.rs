@@ -52,7 +52,7 @@ pub(super) fn check(elf: &Elf<'_>, target: &Target<'_>, findings: &mut Vec<Findi
     }
 }
 
-/// Returns a finding if Go's compiler used features that the device lacks without a check at run time.
+/// Returns a finding if Go's compiler used, without a check at run time, features that the device lacks.
 fn go(elf: &Elf<'_>, target: &Target<'_>) -> Option<Finding> {
     let isa = target.device.isa;
     let variable = match isa {

@@ -76,7 +76,7 @@ struct Image<'a, 'b> {
 }
 
 impl Image<'_, '_> {
-    /// Returns the library in the executable's own directories.
+    /// Returns the library called `name` from the executable's own directories.
     fn of_its_own(&self, name: &str) -> Option<&Library> {
         self.own.and_then(|path| self.inventory.find_in(path, name))
     }
@@ -181,7 +181,8 @@ fn users<'a>(elf: &Elf<'a>, versions: &[Required<'a>]) -> Vec<String> {
     symbols.collect()
 }
 
-/// Returns the newest version of a library in the same family as `version`, for example `GLIBC`.
+/// Returns the newest version that the library offers in the family of `version`. `GLIBC_2.39` is of the family
+/// `GLIBC`.
 fn newest_of(library: &Library, version: &str) -> String {
     let family = version.split('_').next().unwrap_or_default();
     let of_family = library.versions.iter().filter(|offered| offered.split('_').next() == Some(family));

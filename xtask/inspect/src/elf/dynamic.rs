@@ -80,8 +80,8 @@ impl<'a> Dynamic<'a> {
         Ok(dynamic)
     }
 
-    /// Returns the number of symbols. The section header or `DT_HASH` contains it. If there is only `DT_GNU_HASH`, it
-    /// follows from the end of the last chain.
+    /// Returns the number of symbols. The section header or `DT_HASH` contains it. If there is only `DT_GNU_HASH`, the
+    /// number follows from the end of the last chain.
     fn count_of_symbols(&self, elf: &Elf<'a>) -> usize {
         if let Some(section) = elf.section_of_type(elf::SHT_DYNSYM) {
             return usize::try_from(section.sh_size(LE)).unwrap_or(0) / size_of::<Sym64<LE>>();

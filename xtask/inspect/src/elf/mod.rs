@@ -37,8 +37,8 @@ pub struct Elf<'a> {
     section_names: &'a [u8],
     /// The segments to load, by address. [`LARGEST_HEADERS`] limits their number.
     loads: Vec<Load>,
-    /// Address and size of the memory that is read-only after relocation. They are stored here, because they are
-    /// needed at each memory access in the code.
+    /// Address and size of the memory that is read-only after relocation. Both are stored here, because the analysis
+    /// needs them for each memory access in the code.
     pub relro: Option<(u64, u64)>,
     /// The dynamic section; empty in a static executable.
     pub dynamic: Dynamic<'a>,

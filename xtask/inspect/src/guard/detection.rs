@@ -25,11 +25,11 @@ const FILES: [&[u8]; 3] = [b"/proc/cpuinfo\0", b"/proc/self/auxv\0", b"/sys/devi
 pub(crate) struct Detection {
     /// A description for messages; empty if nothing in the file asks.
     pub(crate) how: Vec<String>,
-    /// The addresses of functions, variables and file names that give the processor's features.
+    /// The addresses of functions and variables that give the processor's features, and of the names of such files.
     pub(super) sources: BTreeSet<u64>,
     /// The functions among [`Self::sources`] that return features only for certain values of their first argument.
     pub(super) with_argument: BTreeSet<u64>,
-    /// The entries of the global offset table through which functions are called that give the processor's features.
+    /// The entries of the global offset table for functions that give the processor's features.
     pub(super) through: BTreeSet<u64>,
     /// The functions that the loader calls to choose between implementations.
     pub(super) resolvers: BTreeSet<u64>,

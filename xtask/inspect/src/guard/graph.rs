@@ -16,7 +16,7 @@ pub(crate) struct Graph {
     decides: Vec<bool>,
     /// True if the function branches on a variable at a fixed address.
     tests: Vec<bool>,
-    /// True if the function calls a function that asks the processor, so that it may act on the answer.
+    /// True if the function calls a function that asks the processor. It may then act on the answer.
     callers: Vec<bool>,
     reachable: Vec<bool>,
     guarded: Vec<bool>,
@@ -162,7 +162,7 @@ impl Graph {
         self.tests[function]
     }
 
-    /// Returns whether no function asks the processor.
+    /// Returns whether there is no function that asks the processor or reads its answer.
     pub(crate) fn nobody_asks(&self) -> bool {
         !self.decides.contains(&true)
     }

@@ -29,6 +29,6 @@ pub(crate) enum Use {
     Plain,
     /// A check of the processor decides whether the function is executed. The text is the reason for this conclusion.
     Guarded(&'static str),
-    /// The callers of the function do not show whether a check decides that it is executed.
+    /// The callers of the function do not show whether a check of the processor comes before it.
     Unclear,
 }

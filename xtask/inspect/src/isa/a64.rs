@@ -158,7 +158,7 @@ impl Tracker {
         self.loaded[register] = None;
     }
 
-    /// Reports the events of the word at `address` that the guard analysis needs.
+    /// Reports the events of the word at `address` to `event`, for the guard analysis.
     fn step(&mut self, word: u32, address: u64, mut event: impl FnMut(Event)) {
         let (d, n) = ((word & 31) as usize, (word >> 5 & 31) as usize);
         for (_, age) in self.loaded.iter_mut().flatten() {
@@ -244,7 +244,7 @@ impl Tracker {
     }
 }
 
-/// Reports the events of each word of a function that the guard analysis needs.
+/// Reports the events of each word of a function to `event`, for the guard analysis.
 pub(super) fn events(code: &[u8], address: u64, mut event: impl FnMut(u64, Event)) {
     let mut tracker = Tracker::default();
     for (at, word) in words(code) {

@@ -31,7 +31,7 @@ pub(crate) enum Flow {
     End,
 }
 
-/// An event in the code that the guard analysis needs.
+/// An event in the code, for the guard analysis.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Event {
     /// A direct call, with the first argument if that is a constant.
@@ -117,7 +117,7 @@ impl Isa {
         }
     }
 
-    /// Reports the events of a function's instructions that the guard analysis needs.
+    /// Reports the events of a function's instructions to `event`, for the guard analysis.
     pub(crate) fn events(self, code: &[u8], address: u64, event: impl FnMut(u64, Event)) {
         match self {
             Self::Aarch64 => a64::events(code, address, event),

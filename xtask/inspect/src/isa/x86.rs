@@ -70,7 +70,7 @@ pub(super) fn step(code: &[u8], address: u64) -> Option<(usize, Set, Flow)> {
     Some((instruction.len(), NEEDS[instruction.code() as usize], flow))
 }
 
-/// Reports the events of each instruction of `code` that the guard analysis needs.
+/// Reports the events of each instruction of `code` to `event`, for the guard analysis.
 pub(super) fn events(code: &[u8], address: u64, mut event: impl FnMut(u64, Event)) {
     let mut decoder = decoder(code, address);
     let mut instruction = Instruction::default();

@@ -21,7 +21,7 @@ use super::{alone, end, start};
 enum Victim {
     /// The whole process group of the smoke, so that no process is left to clean up.
     Workflow,
-    /// QEMU alone: the smoke must notice it and end by itself.
+    /// QEMU alone: the smoke must notice the kill and end by itself.
     Qemu,
 }
 
@@ -64,7 +64,7 @@ struct Moment {
 
 impl Moment {
     /// Draws a moment. Half of the rounds that make a snapshot are killed while the snapshot is saved. Saving takes
-    /// only a few seconds, so a moment that is drawn from the whole smoke would rarely hit it.
+    /// only a few seconds, so a moment that is drawn from the whole smoke would rarely fall into this time.
     fn draw(round: u32, boots: bool, makes_a_snapshot: bool) -> Result<Self> {
         let of_save = makes_a_snapshot && round % 8 == 1;
         let window = match (of_save, boots) {

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use xtask_core::processes::processes_naming;
 
-/// The state of the network `default` before the daemon starts. The network uses an existing bridge: this kind needs
-/// neither dnsmasq nor a firewall, and libvirt finds, starts and lists it like any other network.
+/// The state of the network `default` before the daemon starts. The network uses an existing bridge. Such a network
+/// needs neither dnsmasq nor a firewall, and libvirt finds, starts and lists it like any other.
 #[derive(Clone, Copy, PartialEq)]
 pub(crate) enum Network {
     Absent,
@@ -25,7 +25,7 @@ const QEMU_CONF: &str =
     "user = \"+0\"\ngroup = \"+0\"\nsecurity_driver = \"none\"\ncgroup_controllers = []\nnamespaces = []\n";
 
 pub(crate) struct Daemon {
-    /// unshare(1). When it ends, its namespaces end too.
+    /// The process of unshare(1). When it ends, its namespaces end too.
     child: Child,
     directory: tempfile::TempDir,
 }

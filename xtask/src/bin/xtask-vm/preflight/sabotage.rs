@@ -1,5 +1,5 @@
-//! Plants faults that the rehearsal must find. Each fault is in the domain. For some faults, the expected machine gets
-//! a value, too, with which QEMU's value is compared.
+//! Plants faults that the rehearsal must find. Each fault is in the domain. For some faults, the expected machine must
+//! get one more value, with which QEMU's value is compared.
 
 use std::path::Path;
 

@@ -86,7 +86,7 @@ fn shut_down(cache: &Cache, instance: &Instance, ui: &Ui) -> Result<()> {
     })
 }
 
-/// Returns the console of an instance, from which only output from now on is read.
+/// Returns the console of an instance. Only output from now on is read from it.
 fn console_of_new_boot(instance: &Instance) -> Result<Console> {
     let mut console = Console::new(&instance.machine.console);
     console.new_boot()?;
