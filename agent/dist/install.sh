@@ -1,8 +1,8 @@
 #!/bin/sh
-# Installs the agent. Run it as root. The directory of this script must also hold prerequisites.sh and the files that
-# prerequisites.sh needs, iot-agent, iot-agent.service, iot-readahead.service, readahead.sh and config.toml. It may hold
-# image archives (*.tar). At the end, the agent and its podman are enabled, running and synced to disk, because a power
-# cut may follow at once.
+# Installs the agent. Run it as root. The directory of this script must also hold iot-agent, iot-agent.service,
+# iot-readahead.service, readahead.sh, config.toml, prerequisites.sh and the files that prerequisites.sh needs. It may
+# hold image archives (*.tar). At the end, the agent and its podman are enabled, running and synced to disk, because a
+# power cut may follow at once.
 set -eu
 here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
 user=iot-agent
@@ -27,8 +27,8 @@ for archive in "$here"/*.tar; do
     fi
 done
 
-# When systemd is asked for a new unit for the first time, it reads the unit file. Only an upgrade needs daemon-reload,
-# which takes longer than the rest of this script.
+# systemd reads a unit file when the unit is used for the first time. Only an upgrade needs a daemon-reload, which
+# takes longer than the rest of this script.
 systemctl --no-reload enable iot-agent.service iot-readahead.service
 if [ -n "$upgrade" ]; then
     systemctl daemon-reload

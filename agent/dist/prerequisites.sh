@@ -1,8 +1,9 @@
 #!/bin/sh
-# Prepares a device for the agent: installs the distribution's podman, makes a user for the agent, and starts podman for
-# that user. Run it as root. install.sh runs it. It may also run on its own, to prepare a device without the agent. The
-# directory of this script must also hold iot-agent.sysusers, iot-agent.tmpfiles, iot-podman.socket, iot-podman.service,
-# iot-user.conf, containers.conf and storage.conf. Parts that are already right are left alone.
+# Prepares a device for the agent: installs the distribution's podman, makes a user for the agent, and starts podman
+# for that user. Run it as root. install.sh runs it. It may also run on its own, to prepare a device without the agent.
+# The directory of this script must also hold iot-agent.sysusers, iot-agent.tmpfiles, iot-podman.socket,
+# iot-podman.service, iot-user.conf, containers.conf and storage.conf. The script leaves parts alone that are already
+# as they must be.
 set -eu
 here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
 user=iot-agent
@@ -14,8 +15,8 @@ generators=/usr/local/lib/iot-agent/environment-generators
 # podman, and newuidmap, which podman needs for an ordinary user. Ubuntu's cloud image has neither.
 if ! command -v podman || ! command -v newuidmap; then
     export DEBIAN_FRONTEND=noninteractive
-    # Soon after a boot, the distribution's own updater may hold apt's locks. An option makes apt-get wait for dpkg's
-    # locks only, so this loop repeats `apt-get update`.
+    # Soon after a boot, the distribution's own updater may hold apt's locks. apt-get can wait for dpkg's locks
+    # (DPkg::Lock::Timeout), but not for the lock that `update` takes. Therefore this loop repeats `apt-get update`.
     tries=24
     until apt-get update; do
         tries=$((tries - 1))
@@ -56,8 +57,8 @@ for file in /etc/subuid /etc/subgid; do
     fi
 done
 
-# The user's own systemd runs from boot on, and podman's socket is in it. A link enables the socket, since there is no
-# session to ask. This systemd starts while the agent is installed.
+# The user's own systemd runs from boot on, and podman's socket is one of its units. A link enables the socket, so that
+# this systemd need not run yet. It starts while the agent is installed.
 uid=$(id -u "$user")
 install -d "$units/sockets.target.wants" "$generators"
 ln -sf /usr/lib/systemd/user-environment-generators/30-systemd-environment-d-generator "$generators/"

@@ -7,13 +7,13 @@ use tokio::time::Instant;
 const MAX_PAUSE: Duration = Duration::from_secs(60);
 /// The time after which a running container counts as recovered.
 const STABLE_AFTER: Duration = Duration::from_secs(60);
-/// The time after which the state `stopping` is stale: podman was killed during the stop and never updates
-/// the state.
+/// The time after which the state `stopping` counts as stale. If podman is killed while it stops a container,
+/// the state stays `stopping`.
 const MAX_TRANSITION: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Backoff {
-    /// The digest of the document that the attempts were for.
+    /// The digest of the document that the attempts are for, or the revision of its deletion.
     digest: String,
     /// The number of consecutive failures.
     failures: u32,
@@ -22,7 +22,7 @@ pub(crate) struct Backoff {
     started: Option<Instant>,
     /// The number of restarts of the container by the agent.
     pub(crate) restarts: u32,
-    /// The time since which podman has been stopping or removing the container.
+    /// The time at which podman was first seen to be stopping or removing the container.
     waiting: Option<Instant>,
     pub(crate) last_error: Option<String>,
     /// True if starting or renaming the container has failed, so that a new container is needed.
@@ -30,7 +30,7 @@ pub(crate) struct Backoff {
 }
 
 impl Backoff {
-    /// Resets the backoff if the document is not that of the earlier attempts.
+    /// Resets the backoff if the earlier attempts were for another document.
     pub(crate) fn begin(&mut self, digest: &str) {
         if self.digest != digest {
             *self = Self { digest: digest.to_owned(), ..Self::default() };
@@ -42,7 +42,8 @@ impl Backoff {
         self.until.and_then(|until| until.checked_duration_since(now)).filter(|wait| !wait.is_zero())
     }
 
-    /// Notes whether podman is stopping or removing the container. Returns whether that has taken too long.
+    /// Records whether podman is stopping or removing the container. Returns whether this has taken longer
+    /// than [`MAX_TRANSITION`].
     pub(crate) fn transition_is_stale(&mut self, waiting: bool, now: Instant) -> bool {
         self.waiting = waiting.then(|| self.waiting.unwrap_or(now));
         self.waiting.is_some_and(|since| now - since >= MAX_TRANSITION)
@@ -53,7 +54,7 @@ impl Backoff {
         self.pause_after_attempt(now);
     }
 
-    /// Notes a start of the container. The pause before the next start counts from here, so that a container
+    /// Records a start of the container. The pause before the next start counts from now, so that a container
     /// that runs longer than the pause is restarted at once.
     pub(crate) fn started(&mut self, now: Instant, restart: bool) {
         self.restarts += u32::from(restart);
@@ -62,10 +63,10 @@ impl Backoff {
         self.needs_new_container = false;
     }
 
-    /// Notes that the container was seen running.
+    /// Records that the container was seen running.
     pub(crate) fn running(&mut self, now: Instant) {
-        // If this process did not start the container, it ran before the process, or another program started
-        // it.
+        // If `started` is empty, this process did not start the container: an earlier process or another
+        // program did.
         let stable = self.started.is_none_or(|started| now - started >= STABLE_AFTER);
         if stable {
             self.reset();
@@ -74,7 +75,7 @@ impl Backoff {
         }
     }
 
-    /// Notes that the deployment is as desired.
+    /// Records that the deployment is as desired.
     pub(crate) fn reset(&mut self) {
         self.last_error = None;
         self.failures = 0;

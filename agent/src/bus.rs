@@ -24,8 +24,8 @@ use crate::progress::{Loop, Progress};
 use crate::rate_limiter::RateLimiter;
 use crate::status_report::StatusReporter;
 
-/// The longest pause between two attempts to connect. It is short, since a broker that restarts refuses
-/// connections meanwhile.
+/// The longest pause between two attempts to connect. A broker refuses connections while it restarts, and
+/// devices must be back soon afterwards.
 const MAX_RECONNECT_PAUSE: Duration = Duration::from_secs(2);
 /// Time for TCP, TLS and login with one server.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -34,9 +34,10 @@ const CONNECT_ALL_TIMEOUT: Duration = Duration::from_secs(120);
 /// After a connection of this length, the pauses start from the shortest one again.
 const STABLE_AFTER: Duration = Duration::from_secs(10);
 /// Interval of pings to the broker. Two pings without an answer end the connection. With async-nats' default
-/// of 60 s, a device whose mobile link has dropped the flow would get no messages for three minutes.
+/// of 60 s, a device would get no messages for three minutes after a mobile network has dropped the
+/// connection.
 const PING_INTERVAL: Duration = Duration::from_secs(10);
-/// The connection is also given up if storing this many consecutive statuses has timed out.
+/// If this many statuses in a row could not be stored in time, the client gives the connection up.
 const MAX_LOST_PUTS: u32 = 3;
 /// Upper bound for one iteration of the report loop, regardless of the heartbeat.
 const LOOP_INTERVAL: Duration = Duration::from_secs(30);
@@ -46,9 +47,9 @@ const PUT_TIMEOUT: Duration = Duration::from_secs(10);
 const JETSTREAM_TIMEOUT: Duration = Duration::from_secs(15);
 /// The desired state is read completely at this interval, in case a message was lost.
 const RESYNC_INTERVAL: Duration = Duration::from_secs(600);
-/// The shortest pause after watching the desired state has failed.
+/// The shortest pause before the desired state is watched again after an error.
 const WATCH_RETRY_PAUSE: Duration = Duration::from_secs(3);
-/// Bytes of a message that its headers and subject need.
+/// Bytes of a message that are left for its headers and subject.
 const MESSAGE_OVERHEAD: usize = 4096;
 
 pub(crate) struct Bus {
@@ -61,7 +62,7 @@ pub(crate) struct Bus {
     /// The state of the connection, which the local status shows.
     pub(crate) connection: watch::Sender<Connection>,
     pub(crate) progress: Arc<Progress>,
-    /// Limits the statuses of all connections together.
+    /// Limits how often a status is sent, across all connections.
     pub(crate) limiter: RateLimiter,
 }
 
@@ -131,7 +132,7 @@ impl Bus {
         Ok((client, events))
     }
 
-    /// Uses the connection until it ends, and returns the reason.
+    /// Uses the connection until it ends, and returns the reason for the end.
     async fn serve(&mut self, client: &Client, mut events: mpsc::UnboundedReceiver<Event>) -> String {
         let ended = async {
             loop {
@@ -157,8 +158,8 @@ impl Bus {
         reason
     }
 
-    /// Reports a status at once, on every change, and on each heartbeat. Returns the reason if it cannot go
-    /// on.
+    /// Reports a status at once, on every change, and on each heartbeat. Returns only if it cannot go on,
+    /// with the reason.
     async fn report(&self, client: &Client, limiter: &mut RateLimiter) -> String {
         let mut device_state = self.device_state.clone();
         device_state.mark_changed();
@@ -222,7 +223,7 @@ impl Bus {
     }
 
     /// Passes the desired state to the reconciler: a snapshot, then each change. Begins again with a snapshot
-    /// at each [`RESYNC_INTERVAL`] and after each error. Returns the reason if it cannot go on.
+    /// at each [`RESYNC_INTERVAL`] and after each error. Returns only if it cannot go on, with the reason.
     async fn watch_desired(&self, client: &Client) -> String {
         let prefix = format!("$KV.{DESIRED_BUCKET}.{}", desired_key(&self.config.agent.device_id, ""));
         loop {
@@ -270,7 +271,7 @@ impl Bus {
         bail!("the broker ended the consumer")
     }
 
-    /// Answers commands. Returns the reason if it cannot go on.
+    /// Answers commands. Returns only if it cannot go on, with the reason.
     async fn answer(&self, client: &Client) -> String {
         let subject = command_wildcard(&self.config.agent.device_id);
         let mut commands = match client.subscribe(subject.clone()).await {
@@ -291,7 +292,8 @@ async fn consume(client: &Client, prefix: &str) -> Result<Consumer<push::Ordered
         .await
         .with_context(|| format!("open the bucket {DESIRED_BUCKET}"))?
         .create_consumer(push::OrderedConfig {
-            // The request for a named consumer has the filter in its subject, which a broker can check.
+            // If a consumer has a name, the subject of the request that creates it contains the filter. A
+            // broker can therefore check the filter.
             name: Some(format!("{:016x}", RandomState::new().hash_one(()))),
             deliver_subject: client.new_inbox(),
             filter_subject: format!("{prefix}>"),
@@ -302,7 +304,8 @@ async fn consume(client: &Client, prefix: &str) -> Result<Consumer<push::Ordered
         .context("create the consumer")
 }
 
-/// Returns the operation of a KV entry. A header names it, unless it is a Put (NATS ADR-8).
+/// Returns the operation of a KV entry. A header names the operation; an entry without this header is a Put
+/// (NATS ADR-8).
 fn kv_operation(headers: Option<&HeaderMap>, payload: &[u8]) -> Operation {
     match headers.and_then(|headers| headers.get("KV-Operation")).map(|operation| operation.as_str()) {
         Some("DEL") => Operation::Delete,
@@ -311,10 +314,10 @@ fn kv_operation(headers: Option<&HeaderMap>, payload: &[u8]) -> Operation {
     }
 }
 
-/// Describes a failed attempt to connect. The clock of a device without a battery is in the past after a
-/// boot.
+/// Describes a failed attempt to connect. After a boot, the clock of a device without a battery is in the
+/// past, so a certificate that is not valid yet gets an explanation.
 fn describe_connect_error(error: &anyhow::Error) -> String {
-    // The messages of async-nats' errors contain their causes, and rustls' causes appear twice.
+    // The message of an async-nats error contains its causes, so further causes would repeat it.
     let text = error.chain().take(2).map(ToString::to_string).collect::<Vec<_>>().join(": ");
     if ["NotValidYet", "not valid yet"].iter().any(|words| text.contains(words)) {
         return format!(

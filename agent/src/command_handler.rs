@@ -106,7 +106,7 @@ fn error(code: ErrorCode, message: String) -> Reply {
     Reply::Error { code, message }
 }
 
-/// Builds the reply from the last lines, as many as fit.
+/// Builds the reply to `logs`. It contains as many of the last lines as fit.
 fn logs_reply(deployment: String, lines: Vec<String>, max_lines: usize) -> Reply {
     let mut free_bytes = MAX_REPLY_BYTES;
     let mut fitting: Vec<String> = Vec::new();

@@ -40,7 +40,8 @@ pub struct AgentConfig {
 pub struct NatsConfig {
     /// Servers of the bus, `nats://HOST:PORT` or `tls://HOST:PORT`, tried in random order.
     pub urls: Vec<String>,
-    /// PEM file of the certificate authorities that may sign the bus' certificate; by default, the system's.
+    /// PEM file of the certificate authorities that the agent trusts; by default, it trusts those of the
+    /// system.
     pub(crate) ca_file: Option<PathBuf>,
 }
 
@@ -75,13 +76,14 @@ pub fn default_status_file() -> PathBuf {
     "/run/iot-agent/status.json".into()
 }
 
-/// Returns STATE_DIRECTORY, which systemd sets from the unit's StateDirectory=, or the usual directory.
+/// Returns STATE_DIRECTORY, which systemd sets from the unit's StateDirectory=, or else `/var/lib/iot-agent`.
 fn default_state_directory() -> PathBuf {
     std::env::var_os("STATE_DIRECTORY").map_or_else(|| "/var/lib/iot-agent".into(), PathBuf::from)
 }
 
 impl Config {
-    /// Reads and checks the file at `path`, and checks that only their owner can read its secrets.
+    /// Reads and checks the file at `path`. The file that contains the secret must be readable by its owner
+    /// alone.
     ///
     /// # Errors
     /// Returns an error that names the file and the first table or key that is wrong.
@@ -106,7 +108,7 @@ impl Config {
     /// Parses and checks the text of a configuration file.
     ///
     /// # Errors
-    /// Returns an error that names the first table or key that is wrong, and a correct value.
+    /// Returns an error that names the first wrong table or key and says which values are valid.
     pub fn parse(text: &str) -> Result<Self> {
         let config: Self = toml::from_str(text).map_err(|error| without_content(&error, text))?;
         let AgentConfig { device_id, heartbeat_seconds, .. } = &config.agent;
@@ -133,7 +135,7 @@ impl Config {
     }
 }
 
-/// Removes the login of a URL, since it may contain a password and errors are logged.
+/// Removes the login from a URL. Errors show the URL, and the agent logs its errors.
 fn without_login(url: &str) -> String {
     match url.rsplit_once('@') {
         Some((_, host)) => format!("…@{host}"),
@@ -141,8 +143,8 @@ fn without_login(url: &str) -> String {
     }
 }
 
-/// Builds an error without the text of the wrong line, since that may contain the password. toml would show
-/// it.
+/// Builds an error from the error of toml, without the text of the wrong line. toml would show this line,
+/// which may contain the password.
 fn without_content(error: &toml::de::Error, text: &str) -> anyhow::Error {
     let line = error.span().map_or(1, |span| text[..span.start].lines().count().max(1));
     anyhow!("near line {line}: {}", error.message())

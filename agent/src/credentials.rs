@@ -105,8 +105,8 @@ fn secret(path: &Path) -> Result<String> {
 }
 
 /// Checks that only the owner can read a secret. A credential that systemd passes in is in a protected
-/// directory. Its mode may show group permissions that stand for an access control list (systemd.exec(5),
-/// LoadCredential=).
+/// directory. Its mode may show group permissions, which then stand for an access control list
+/// (systemd.exec(5), LoadCredential=), so they are accepted.
 fn check_mode(path: &Path) -> Result<()> {
     let from_systemd = std::env::var_os("CREDENTIALS_DIRECTORY").is_some_and(|own| path.starts_with(own));
     let metadata =

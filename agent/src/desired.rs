@@ -1,6 +1,6 @@
 //! The latest desired state of this device that the agent has received. This module does no I/O:
-//! [`crate::store`] keeps the state on disk, so that a device that boots without a bus can run its
-//! deployments.
+//! [`crate::store`] keeps the state on disk, so that a device can run its deployments if it boots while the
+//! bus is away.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,7 +12,7 @@ use crate::digest;
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Desired {
-    /// The highest revision of the bucket in this state.
+    /// The highest revision of the bucket that this state contains.
     pub(crate) revision: u64,
     #[serde(deserialize_with = "entries_with_targets")]
     pub(crate) deployments: BTreeMap<String, DesiredEntry>,
@@ -21,7 +21,7 @@ pub struct Desired {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct DesiredEntry {
-    /// The bucket's revision of the operation.
+    /// The revision of the operation in the bucket.
     pub(crate) revision: u64,
     /// The operation, which the state file calls `wish`.
     #[serde(rename = "wish")]
@@ -53,11 +53,11 @@ pub(crate) struct Applied {
     pub(crate) digest: String,
     /// The id of the container that was made for the document.
     pub(crate) container: String,
-    /// The boot in which the container was started last.
+    /// The id of the boot in which the container was started last.
     pub(crate) boot_id: String,
-    /// True if the container was seen to have ended as its restart policy allows. If this is false and the
-    /// container ran in an earlier boot, a power cut ended it, regardless of the exit code that podman shows
-    /// (5.x: 0).
+    /// True if the agent has seen that the container ended as its restart policy allows. If this is false and
+    /// the container ran in an earlier boot, a power cut ended the container. podman's exit code is then
+    /// meaningless (podman 5.x shows 0).
     pub(crate) completed: bool,
 }
 
@@ -126,7 +126,7 @@ fn entries_with_targets<'de, D: Deserializer<'de>>(
 }
 
 impl Desired {
-    /// Applies a change and returns whether anything is new. Documents are parsed and hashed only here.
+    /// Applies a change. Returns whether anything is new. Documents are parsed and hashed only here.
     pub(crate) fn take(&mut self, change: Change) -> bool {
         match change {
             Change::Update(update) => self.update(update),
@@ -143,8 +143,8 @@ impl Desired {
         true
     }
 
-    /// Replaces the state with a snapshot, even if its revisions are lower, since the bucket may be a new
-    /// one.
+    /// Replaces the state with a snapshot, even if the snapshot's revisions are lower, since the bucket may
+    /// be a new one.
     fn replace(&mut self, updates: Vec<Update>) -> bool {
         let before = self.clone();
         self.revision = updates.iter().map(|update| update.revision).max().unwrap_or(0);
@@ -176,7 +176,7 @@ impl Desired {
         self.deployments.insert(name, DesiredEntry { revision, operation, target, applied });
     }
 
-    /// Sets the applied container of a deployment. Returns whether this changed the state.
+    /// Records the applied container of a deployment. Returns whether this changed the state.
     pub(crate) fn note_applied(&mut self, name: &str, applied: Option<Applied>) -> bool {
         match self.deployments.get_mut(name) {
             Some(entry) if entry.applied != applied => {
@@ -187,13 +187,14 @@ impl Desired {
         }
     }
 
-    /// Notes that a container was started. Returns whether this changed the state.
+    /// Records that a container was started. Returns whether this changed the state.
     pub(crate) fn started(&mut self, name: &str, digest: &str, container: &str, boot_id: &str) -> bool {
         let (digest, container, boot_id) = (digest.to_owned(), container.to_owned(), boot_id.to_owned());
         self.note_applied(name, Some(Applied { digest, container, boot_id, completed: false }))
     }
 
-    /// Notes that a container has ended as its restart policy allows. Returns whether this changed the state.
+    /// Records that a container has ended as its restart policy allows. Returns whether this changed the
+    /// state.
     pub(crate) fn completed(&mut self, name: &str, container: Option<&str>) -> bool {
         let applied = self.deployments.get(name).and_then(|entry| entry.applied.clone());
         applied
@@ -201,7 +202,7 @@ impl Desired {
             .is_some_and(|applied| self.note_applied(name, Some(Applied { completed: true, ..applied })))
     }
 
-    /// Removes the entry of a purged deployment, of which nothing is left.
+    /// Removes the entry of a purged deployment, whose container and volumes no longer exist.
     pub(crate) fn forget(&mut self, name: &str) {
         self.deployments.remove(name);
     }
@@ -247,7 +248,7 @@ mod tests {
             !desired.take(Change::Snapshot(vec![put("a", 10, "x"), put("b", 11, "y")])),
             "the same again"
         );
-        // A bucket that was created again begins at revision 1, and this one has no key `b`.
+        // A bucket that was created again begins at revision 1. The new bucket has no key `b`.
         assert!(desired.take(Change::Snapshot(vec![put("a", 1, "z")])));
         assert_eq!((desired.revision, operation_of(&desired, "a")), (1, &Operation::Put("z".into())));
         assert_eq!(operation_of(&desired, "b"), &Operation::Delete);

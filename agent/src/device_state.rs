@@ -80,8 +80,8 @@ pub(crate) struct Events {
 }
 
 impl Events {
-    /// Adds an event and logs it. A repeated event replaces its earlier occurrence. It is not logged again if
-    /// no other event came in between.
+    /// Adds an event. If the list already has an event with the same text, the older one is removed. The
+    /// event is logged unless its text equals that of the latest event.
     pub(crate) fn push(&mut self, what: &str) {
         self.count += 1;
         let repeats = self.ring.back().is_some_and(|last| last.what == shortened(what));

@@ -12,8 +12,8 @@ pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     fs::rename(beside, path)
 }
 
-/// Does the same as [`replace`], and syncs: the new content is on disk when this returns. A power cut leaves
-/// the old content or the new one.
+/// Replaces `path` like [`replace`], and syncs the new content before it returns. A power cut leaves the old
+/// content or the new one.
 pub(crate) fn replace_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let (beside, file) = write_beside(path, bytes)?;
     file.sync_all()?;
@@ -28,7 +28,7 @@ fn write_beside(path: &Path, bytes: &[u8]) -> io::Result<(PathBuf, File)> {
     Ok((beside, file))
 }
 
-/// Syncs the directory that contains `path`. Without this, a power cut may lose a new file (fsync(2)).
+/// Syncs the directory that contains `path`. Without this sync, a power cut may lose a new file (fsync(2)).
 pub(crate) fn sync_parent(path: &Path) -> io::Result<()> {
     path.parent().map_or(Ok(()), |directory| File::open(directory)?.sync_all())
 }

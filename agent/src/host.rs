@@ -15,7 +15,7 @@ pub(crate) struct DeviceIdentity {
     pub(crate) boot_id: String,
 }
 
-/// Reads procfs, uname(2) and os-release(5) for a status without deployments, events and a footprint.
+/// Reads procfs, uname(2) and os-release(5) for a status that has no deployments, events or footprint yet.
 pub(crate) fn read_status(device_id: &str) -> Result<DeviceStatus> {
     let uname = rustix::system::uname();
     Ok(DeviceStatus {

@@ -22,7 +22,7 @@ use crate::store::Store;
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Availability {
     Available,
-    /// A download runs in the background and wakes the reconciler at its end.
+    /// A download runs in the background and wakes the reconciler when it ends.
     Downloading,
 }
 
@@ -33,7 +33,7 @@ pub(crate) struct Images {
     downloads: HashMap<String, JoinHandle<Result<()>>>,
 }
 
-/// The sources of a download, and the store that syncs it.
+/// The sources of a download, and the store that syncs the downloaded image to disk.
 #[derive(Clone)]
 struct Source {
     podman: Podman,

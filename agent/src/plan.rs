@@ -10,8 +10,8 @@ use crate::desired::{Applied, DesiredEntry, Target};
 use crate::host::DeviceIdentity;
 use crate::podman::ListedContainer;
 
-/// Label with the device id on everything that this agent creates. The agent never touches objects without
-/// it.
+/// The label with the device id. Everything that this agent creates has this label, and the agent never
+/// touches objects without it.
 pub(crate) const DEVICE_LABEL: &str = "io.iot-agent.device";
 pub(crate) const DEPLOYMENT_LABEL: &str = "io.iot-agent.deployment";
 /// Label with the digest of the document.
@@ -26,7 +26,7 @@ const CPU_PERIOD: u64 = 100_000;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ManagedDeployment {
     pub(crate) name: String,
-    /// The bucket's revision of the operation behind `target`.
+    /// The revision, in the bucket, of the operation that gives `target`.
     pub(crate) revision: u64,
     pub(crate) target: Target,
     pub(crate) containers: Vec<ListedContainer>,
@@ -65,8 +65,8 @@ pub(crate) enum Step {
     Gone,
 }
 
-/// Returns the name of a deployment's container. No part contains a `.`. The device id avoids conflicts with
-/// the containers on a card from another device, or from before the device was renamed.
+/// Returns the name of a deployment's container. Neither part contains a `.`. The device id avoids conflicts
+/// with containers that another device, or this device under an earlier name, has left on the card.
 pub(crate) fn container_name(device_id: &str, deployment: &str) -> String {
     format!("iot-{device_id}.{deployment}")
 }
@@ -153,8 +153,8 @@ fn ids<'a>(containers: impl Iterator<Item = &'a ListedContainer>) -> Vec<String>
     containers.map(|container| container.id.clone()).collect()
 }
 
-/// Builds libpod's SpecGenerator for a deployment's container. The agent restarts the container itself, since
-/// podman's own restarts have no pause.
+/// Builds libpod's SpecGenerator for a deployment's container. The agent and not podman restarts the
+/// container, since podman would restart it without a pause.
 pub(crate) fn spec_generator(device_id: &str, name: &str, digest: &str, spec: &ContainerSpec) -> Value {
     let mut labels = labels(device_id, name);
     labels.insert(DIGEST_LABEL.to_owned(), digest.to_owned());

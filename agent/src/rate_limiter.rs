@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 /// The number of statuses that may be sent without a pause.
 const BURST: u32 = 6;
-/// The long-term interval between statuses. Together with the burst, it allows 30 in any minute.
+/// The long-term interval between statuses. Together with the burst, it allows 30 statuses in any minute.
 const INTERVAL: Duration = Duration::from_millis(2500);
 
 #[derive(Debug, Clone, Copy, Default)]

@@ -64,8 +64,8 @@ pub async fn run(config: Config) -> Result<()> {
     let serving = tokio::spawn(bus.run());
     sd_notify::notify(&[sd_notify::NotifyState::Ready]).context("notify systemd that the agent is ready")?;
     tokio::select! {
-        // The tasks end only by a panic. Then it is better to restart the process than to continue with some
-        // of the tasks.
+        // These tasks end only by a panic. The process then ends too, and systemd starts it again with all
+        // tasks.
         ended = reconciling => bail!("the reconciler ended: {ended:?}"),
         ended = serving => bail!("the bus client ended: {ended:?}"),
         () = write_local(&config, &reporter, state, connection) => bail!("the device state is no longer updated"),

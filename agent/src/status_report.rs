@@ -13,7 +13,7 @@ use crate::device_state::{Connection, DeviceState};
 use crate::files;
 use crate::host::{footprint, uptime_seconds};
 
-/// The writer of this process' statuses, which it numbers.
+/// Writes the statuses of this process and numbers them.
 #[derive(Debug, Clone)]
 pub(crate) struct StatusReporter {
     /// The parts of the status that do not change while the process runs.
@@ -26,7 +26,7 @@ pub(crate) struct StatusReporter {
 pub(crate) struct LocalStatus {
     pub(crate) pid: u32,
     pub(crate) bus: Connection,
-    /// The status as the bus gets it. The uptime in it is the time at which it was written.
+    /// The status in the form that the bus gets. Its `uptime_seconds` tells when this document was written.
     pub(crate) status: DeviceStatus,
 }
 
@@ -48,8 +48,7 @@ impl StatusReporter {
         })
     }
 
-    /// Builds the current status in at most `max_bytes`, with the number of the latest status that was
-    /// written.
+    /// Builds the current status in at most `max_bytes`. Its number is that of the last written status.
     pub(crate) fn current(&self, device_state: &DeviceState, max_bytes: usize) -> Result<DeviceStatus> {
         fit(self.status(device_state, self.sequence.load(Ordering::Relaxed))?, max_bytes)
             .map(|(status, _)| status)

@@ -32,8 +32,8 @@ impl Store {
     }
 
     /// Reads the state. A file that is truncated, corrupt, of another format or unreadable is renamed to
-    /// `state.corrupt`, which replaces an earlier one. If the renaming fails, the file stays until the next
-    /// [`Store::save`] replaces it.
+    /// `state.corrupt`, and replaces an earlier file of that name. If the renaming fails, the file stays
+    /// until the next [`Store::save`] replaces it.
     ///
     /// # Errors
     /// Returns the reason why the file is not usable, and its new path.

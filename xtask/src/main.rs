@@ -1,4 +1,5 @@
-//! The binary `xtask`: parses the command line, runs the light tasks, and replaces itself with another binary for the rest.
+//! The binary `xtask`: parses the command line, runs the light tasks, and replaces itself with another binary for the
+//! rest.
 
 use std::process::ExitCode;
 

@@ -1,6 +1,6 @@
-//! Checks that imports point one way. There is no circle between the files of `core`, which are listed in order in its
-//! `lib.rs`, or between the folders of `xtask-vm`. Between crates, cargo
-//! rejects circles of normal dependencies; the last test finds those that a dev-dependency closes.
+//! Checks that imports point one way. The files of `core` must not import each other in a circle, and neither must the
+//! folders of `xtask-vm`. In `core`, `lib.rs` lists the modules in their order. Between crates, cargo rejects circles
+//! of normal dependencies. The last test finds circles that a dev-dependency closes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -71,7 +71,7 @@ fn named(text: &str) -> Vec<String> {
     named
 }
 
-/// Returns the file to which a path in `module` leads: the longest beginning of the path that is a file.
+/// Returns the file to which a path in `module` leads: the longest beginning of the path that names a file.
 fn target(files: &Files, module: &[String], path: &str) -> Option<Vec<String>> {
     let mut words = path.split("::").map(str::trim).peekable();
     let mut at = match words.peek()? {
@@ -104,8 +104,8 @@ fn arrows(files: &Files) -> Arrows {
     files.iter().map(of).collect()
 }
 
-/// Repeatedly removes every file that names none of the remaining files. The rest are the circles and the files that lead
-/// into them.
+/// Repeatedly removes every file that names none of the remaining files. The rest are the circles and the files that
+/// lead into them.
 fn circles(mut arrows: Arrows) -> Arrows {
     loop {
         let left: BTreeSet<_> = arrows.keys().cloned().collect();
@@ -184,7 +184,7 @@ fn the_folders_of_xtask_vm_form_no_circle() {
     assert_eq!(upward(&arrows, &order), Vec::<String>::new());
 }
 
-/// Returns which crate of the workspace depends on which, for tests too.
+/// Returns the dependencies between the crates of the workspace, including dev-dependencies.
 fn crates(metadata: &serde_json::Value) -> Arrows {
     let name = |value: &serde_json::Value| vec![value["name"].as_str().unwrap().to_owned()];
     let packages = metadata["packages"].as_array().unwrap().iter();
@@ -204,7 +204,7 @@ fn the_crates_form_no_circle_in_their_tests_either() {
     let found = crates(&metadata);
     assert!(found.len() > 8, "{found:?}");
     assert_eq!(circles(found), Arrows::new());
-    // A dev-dependency of the lowest crate on the highest one.
+    // Add a dev-dependency of the lowest crate on the highest one.
     let packages = metadata["packages"].as_array_mut().unwrap();
     let core = packages.iter_mut().find(|package| package["name"] == "xtask-core").unwrap();
     let dev = serde_json::json!({ "name": "xtask-images", "kind": "dev", "path": "/w/xtask/images" });

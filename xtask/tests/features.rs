@@ -1,20 +1,20 @@
-//! Checks that `xtask`, `xtask-vm` and the tests select the same features of each crate: only then does cargo compile it once.
-//! With other features, cargo compiles the crate again, and all crates that depend on it. That costs half a minute of a first
-//! run, and more of the test suite.
+//! Checks that `xtask`, `xtask-vm` and the tests select the same features of each crate. Only then does cargo compile
+//! the crate once. With other features, cargo compiles the crate again, and all crates that depend on it. This would
+//! make a first run half a minute longer, and the test suite still longer.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
 
-/// The selections of the binaries and of most tests. The features that only one step uses (`inspect`, `complete`, `real`) select
-/// features of this workspace alone, or a part of those of `vm`.
+/// The selections of the binaries and of most tests. The features that only one step uses (`inspect`, `complete`,
+/// `real`) select features of this workspace alone, or a part of those of `vm`.
 const SELECTIONS: [&[&str]; 3] = [
     &["--package", "xtask", "--edges", "normal"],
     &["--package", "xtask", "--features", "vm", "--edges", "normal,dev"],
     &["--workspace", "--edges", "normal,dev"],
 ];
 
-/// Returns the features of each registry crate in a selection. Crates that only build scripts and macros use are left out,
-/// because cargo resolves their features separately.
+/// Returns the features of each registry crate in a selection. Crates that only build scripts and macros use are left
+/// out, because cargo resolves their features separately.
 fn features(selection: &[&str]) -> BTreeMap<String, String> {
     let output = Command::new(env!("CARGO"))
         .args(["tree", "--offline", "--prefix", "none", "--format", "{p}|{f}", "--edges", "no-proc-macro"])

@@ -1,5 +1,5 @@
-//! Checks that the workflow changes only its own directories and processes, and uses the checkout in which the command was
-//! typed.
+//! Checks that `cargo xtask` changes only its own directories and processes, and works on the checkout in which the
+//! command was typed.
 
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,8 @@ fn message(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
-/// Makes a cache with a dead run, and with directories of another program in `runs`. Returns the cache and the dead run.
+/// Makes a cache with a dead run, and with directories of another program in `runs`. Returns the cache and the dead
+/// run.
 fn cache() -> (TempDir, PathBuf) {
     let cache = tempfile::tempdir().unwrap();
     let dead = cache.path().join("runs/0101-000000-0001");
@@ -36,7 +37,7 @@ fn collecting_spares_the_shell_that_calls_it_a_reader_and_directories_of_others(
     let file = dead.join("w/domain.xml");
     let mut reader =
         Command::new("tail").arg("-f").arg(&file).stdout(std::process::Stdio::piped()).spawn().unwrap();
-    // When the reader prints the content, it has the file open.
+    // The reader prints the content only after it has opened the file.
     reader.stdout.as_mut().unwrap().read_exact(&mut [0; 9]).unwrap();
     // The shell has the file's name on its own command line, like a user who looks at the file afterwards.
     let line = format!("{XTASK} vm gc; code=$?; ls {}; echo survived $code", file.display());

@@ -75,7 +75,7 @@ fn architectures_are_told_apart_in_one_table() {
     assert_eq!(offenders(branches), Vec::<String>::new());
 }
 
-/// Paths in the documents are in backticks and start at the workspace's root.
+/// Checks the paths in the documents: they are in backticks and start at the workspace's root.
 #[test]
 fn the_documents_name_paths_that_exist() {
     let documents = ["README.md", "agent/README.md", "xtask/ARCHITECTURE.md", "xtask/CONTRIBUTING.md"];
@@ -95,7 +95,8 @@ fn the_documents_name_paths_that_exist() {
     assert_eq!(named, Vec::<String>::new());
 }
 
-/// ARCHITECTURE.md names crates and folders only: a file in a folder is found by its name.
+/// Checks that ARCHITECTURE.md names every crate and folder. It names no files: a file in a folder is found by its
+/// name.
 #[test]
 fn the_map_names_every_crate_and_folder() {
     let map = std::fs::read_to_string(root().join("xtask/ARCHITECTURE.md")).unwrap();

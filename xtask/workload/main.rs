@@ -1,6 +1,6 @@
-//! The smoke's workload, which is the only program in its container. It tells each client its machine, its boot, its
-//! generation and its number of starts. It uses only the standard library and is one file, so that `rustc` makes a
-//! static executable of it without a crate.
+//! The workload of the smoke test: the only program in its container. It tells each client the machine type, the boot
+//! id, its generation and its number of starts. It is one file and uses only the standard library, so that `rustc`
+//! makes a static executable of it without any crate.
 
 use std::ffi::{CStr, c_char, c_int};
 use std::fs::{self, File};

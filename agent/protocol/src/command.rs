@@ -1,4 +1,5 @@
-//! Requests to a device and their replies, on `device-commands.<device_id>.<command>`.
+//! Commands to a device and their replies. A command is a request on the subject
+//! `device-commands.<device_id>.<command>`.
 
 use serde::{Deserialize, Serialize};
 
@@ -9,8 +10,8 @@ pub const COMMANDS: [&str; 3] = ["ping", "status", "logs"];
 
 /// Upper bound for the lines in a reply to `logs`.
 pub const MAX_LOG_LINES: u32 = 500;
-/// Upper bound for the JSON of log lines or of a status in a reply, so that it fits into a message (by
-/// default, nats-server allows 1 MiB).
+/// Upper bound, in bytes, for the JSON of the log lines or of the status in a reply. A reply of this size
+/// fits into a message of nats-server, which allows 1 MiB by default.
 pub const MAX_REPLY_BYTES: usize = 256 << 10;
 
 /// Returns the subject of a command, for example `device-commands.pi-7.ping`.
@@ -28,7 +29,7 @@ pub fn command_wildcard(device_id: &str) -> String {
 #[serde(deny_unknown_fields)]
 pub struct LogsRequest {
     pub deployment: String,
-    /// The number of lines from the end, at most [`MAX_LOG_LINES`].
+    /// The number of lines to return, counted from the end of the output; at most [`MAX_LOG_LINES`].
     #[serde(default = "default_lines")]
     pub lines: u32,
 }
@@ -50,7 +51,7 @@ pub enum Reply {
     },
     /// The reply to `status`.
     Status {
-        /// The current status, which may be newer than the one in the bucket.
+        /// The current status, which may be newer than the status in the bucket.
         status: Box<DeviceStatus>,
     },
     /// The reply to `logs`.
@@ -83,7 +84,7 @@ pub enum ErrorCode {
     Podman,
     /// The agent failed.
     Internal,
-    /// The agent is already answering as many commands as it can.
+    /// The agent is answering as many other commands as it can.
     Busy,
 }
 

@@ -1,4 +1,4 @@
-//! The desired state of one deployment: a versioned document, whose `kind` determines the form of its `spec`.
+//! The desired state of one deployment: a versioned document. Its `kind` determines the form of its `spec`.
 //!
 //! ```json
 //! {"version": 1, "kind": "podman-container", "spec": {"image": "localhost/web:3", "restart": "always"}}
@@ -26,7 +26,7 @@ pub struct Document {
     pub deployment: Deployment,
 }
 
-/// The fields `kind` and `spec` (adjacently tagged).
+/// The fields `kind` and `spec` of a document (serde's adjacently tagged form).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", content = "spec", rename_all = "kebab-case")]
 pub enum Deployment {
@@ -37,7 +37,8 @@ pub enum Deployment {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ContainerSpec {
-    /// A reference with a registry or `localhost/`, and with a tag or a digest.
+    /// The reference of the image. It names a registry or begins with `localhost/`, and it has a tag or a
+    /// digest.
     pub image: String,
     /// The command that replaces the image's command. If it is empty, the image's own command is used.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -83,7 +84,7 @@ pub enum Protocol {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Volume {
-    /// The name within the deployment.
+    /// The volume's name within the deployment.
     pub name: String,
     /// An absolute path in the container.
     pub mount: String,
@@ -91,7 +92,7 @@ pub struct Volume {
     pub read_only: bool,
 }
 
-/// The restart policy of a container that ends.
+/// What the agent does after a container has ended.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Restart {

@@ -1,5 +1,5 @@
 //! The protocol between the agent and the fleet: names of buckets and subjects, and the documents. The crate
-//! is pure data, so that a verifier can read a status without linking the agent. [`deployment`] is the
+//! is pure data, so that another program can read a status without linking the agent. [`deployment`] is the
 //! desired state, [`status`] the reported state, and [`command`] the requests and replies.
 
 pub mod command;
@@ -15,13 +15,14 @@ pub const STATUS_BUCKET: &str = "agent-status";
 
 /// The JetStream KV bucket of the desired state: one [`Document`] per deployment, under [`desired_key`].
 ///
-/// A *Put* is a deployment to run. A *Delete* stops and removes its container. Its volumes and its line in
-/// the status stay, so that a later Put finds its data again. A *Purge* removes container, volumes and line.
-/// If a key is missing from a snapshot of the bucket, its entry was deleted without a marker, which counts as
-/// a Delete.
+/// A *Put* stores the document of a deployment that the device must run. A *Delete* stops and removes the
+/// deployment's container. The volumes and the deployment's line in the status stay, so that a later Put
+/// finds the data again. A *Purge* removes the container, the volumes and the line. An entry can also be
+/// deleted without a marker. Its key is then missing from a snapshot of the bucket, and this counts as a
+/// Delete.
 pub const DESIRED_BUCKET: &str = "desired-state";
 
-/// The schema number of [`DeviceStatus`]. A reader refuses an unknown number. New fields do not change it.
+/// The schema number of [`DeviceStatus`]. A reader refuses an unknown number. New fields need no new number.
 pub const STATUS_SCHEMA: u32 = 1;
 
 /// Returns the key of a deployment in [`DESIRED_BUCKET`].
@@ -34,8 +35,8 @@ pub fn desired_wildcard(device_id: &str) -> String {
     desired_key(device_id, ">")
 }
 
-/// Returns whether `name` is valid for a device, a deployment or a volume. It becomes a part of KV keys,
-/// subjects and container names.
+/// Returns whether `name` is valid for a device, a deployment or a volume. The name becomes a part of KV
+/// keys, subjects and container names.
 pub fn is_name(name: &str) -> bool {
     let allowed = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
     (1..=63).contains(&name.len()) && name.chars().all(allowed) && !name.starts_with('-')

@@ -4,7 +4,8 @@ use serde::{Deserialize, Serialize};
 
 /// Upper bound for the events in a status; the oldest are dropped first.
 pub const MAX_EVENTS: usize = 32;
-/// Upper bound for the bytes of an error or an event, so that a thousand deployments fit into one message.
+/// Upper bound for the bytes of an error or an event. It makes a status with a thousand deployments fit into
+/// one message.
 pub const MAX_TEXT: usize = 240;
 
 /// The status of a device. It is sent after each (re)connect, on each change, and at each heartbeat.
@@ -78,7 +79,8 @@ pub struct DeploymentStatus {
     pub container: Option<ObservedContainer>,
     /// The latest error; cleared once the deployment is as desired.
     pub last_error: Option<String>,
-    /// The number of restarts of the container by the agent since the document's change or the agent's start.
+    /// How often the agent has restarted the container since the document changed or, if that was later,
+    /// since the agent started.
     pub restarts: u32,
 }
 
@@ -101,7 +103,7 @@ pub enum Phase {
     Removed,
 }
 
-/// Writes the phase as it is in JSON.
+/// Writes the phase as in JSON, for example `backing-off`.
 impl std::fmt::Display for Phase {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         self.serialize(f)
@@ -120,9 +122,9 @@ pub struct ObservedContainer {
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Event {
-    /// Seconds since the kernel started, since a device's clock may be wrong at boot.
+    /// The time of the event, in seconds since the kernel started. The device's clock may be wrong at boot.
     pub uptime_seconds: u64,
-    /// The number of this event, counted from 1 for each agent process. Gaps show events that were dropped.
+    /// The number of this event, counted from 1 for each agent process. A gap means that events were dropped.
     pub number: u64,
     pub what: String,
 }

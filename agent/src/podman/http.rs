@@ -17,7 +17,7 @@ use tokio::time::timeout;
 
 use super::Podman;
 
-/// libpod's API, in the oldest version that has all of the requests (Debian 12 has podman 4.3).
+/// libpod's API, in the oldest version that has all requests of this client (Debian 12 has podman 4.3).
 const API: &str = "/v4.0.0/libpod";
 /// Upper bound for an answer; enough for a listing of thousands of containers.
 const MAX_RESPONSE_BYTES: usize = 64 << 20;
@@ -67,7 +67,7 @@ impl Podman {
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
             .with_context(|| format!("open an HTTP connection to podman at {}", self.socket.display()))?;
-        // The task ends with the request, or with the body of the answer.
+        // This task drives the connection. It ends with the request, or with the body of the answer.
         tokio::spawn(async move {
             if let Err(error) = connection.await {
                 tracing::debug!("a connection to podman ended: {error}");

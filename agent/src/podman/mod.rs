@@ -1,9 +1,9 @@
-//! A client of podman's own REST API (libpod's) on a Unix socket. Containers outlive the agent, and the agent
-//! needs no permission to create containers itself.
+//! A client of podman's own REST API (libpod's) on a Unix socket. Because podman is another process,
+//! containers outlive the agent, and the agent needs no permission to create containers itself.
 //!
-//! The client is written by hand. bollard implements Docker's API, whose closed lists of states lack some of
-//! podman's, so that one container can make a whole listing unreadable. podman-api has had no release since
-//! 2022. [`http`] sends the requests, and [`documents`] has the fields that the agent reads.
+//! The client is written by hand. bollard implements Docker's API. Its closed lists of states lack some of
+//! podman's, so one container can make a whole listing unreadable. podman-api has had no release since 2022.
+//! [`http`] sends the requests, and [`documents`] has the fields that the agent reads.
 
 mod documents;
 mod http;
@@ -144,8 +144,9 @@ impl Podman {
     pub(crate) async fn remove(&self, container: &ListedContainer) -> Result<()> {
         let (id, limit) = (&container.id, REQUEST_TIMEOUT + Duration::from_secs(STOP_SECONDS));
         // If podman ends while it stops a container, the container keeps running in the state `stopping`.
-        // Before 4.4, podman deletes such a container without ending its process (podman#17040). So it is
-        // stopped first, and is not deleted if that fails, since nothing would refer to its process any more.
+        // Before 4.4, podman deletes such a container without ending its process (podman#17040). So the
+        // container is stopped first. If that fails, it is not deleted, since nothing would refer to its
+        // process any more.
         if container.state == "stopping" {
             let stop = format!("/containers/{id}/stop?timeout={STOP_SECONDS}");
             let stopped = self.call(Method::POST, &stop, empty(), limit).await;
@@ -181,8 +182,8 @@ impl Podman {
     }
 
     /// Calls `on_event` for each event of a container with this label, until podman ends the stream. The open
-    /// connection keeps podman's service running. Without requests, the service would end after a while and
-    /// start again for the next one.
+    /// connection keeps podman's service running. Without it, the service would end some time after the last
+    /// request, and would have to start again for the next one.
     pub(crate) async fn events(&self, label: &str, mut on_event: impl FnMut()) -> Result<()> {
         let wanted = json!({ "type": ["container"], "label": [label] });
         let path = format!("/events?stream=true&{}", filters(&wanted));
@@ -223,8 +224,8 @@ fn found<T>(answer: Result<T>) -> Result<Option<T>> {
     })
 }
 
-/// Splits the output, which is in Docker's attach format: frames with the stream's number, three zeros, a
-/// big-endian length and that many bytes.
+/// Splits the output of a container into lines. The output has Docker's attach format: frames with the
+/// stream's number, three zeros, a big-endian length and that many bytes.
 fn log_lines(mut raw: &[u8]) -> Vec<String> {
     let mut text = HashMap::<u8, Vec<u8>>::new();
     let mut lines = Vec::new();

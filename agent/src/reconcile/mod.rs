@@ -1,7 +1,7 @@
 //! The reconciler: a loop that observes podman's containers, compares them with the desired state, and acts.
-//! It runs on every change, on every event of podman, and at least every [`POLL_INTERVAL`]. It remembers no
-//! states of containers: each pass begins with podman's own listing. `steps` carries out the steps for one
-//! deployment, and `state` is the state between two steps.
+//! It makes a pass on every change, on every event of podman, and at least every [`POLL_INTERVAL`]. No state
+//! of a container is kept between two passes: each pass begins with podman's own listing. `steps` carries out
+//! the steps for one deployment, and `state` holds the data that is kept between two steps.
 
 mod state;
 mod steps;
@@ -31,19 +31,19 @@ use state::State;
 
 /// Time between two passes if nothing indicates a change.
 const POLL_INTERVAL: Duration = Duration::from_secs(30);
-/// The longest pause after podman could not be reached.
+/// The longest pause after a failure to reach podman.
 const MAX_PODMAN_PAUSE: Duration = Duration::from_secs(5);
-/// The first pause after podman could not be reached. If there is no socket yet, its appearance ends the
-/// pause.
+/// The first pause after a failure to reach podman. If the socket does not exist yet, the pause ends when the
+/// socket appears.
 const MIN_PODMAN_PAUSE: Duration = Duration::from_millis(500);
 /// Upper bound for the steps for one deployment in one pass. The longest sensible sequence is shorter.
 const MAX_STEPS: usize = 6;
-/// The limits for the number of deployments that are processed in parallel. The number is that of the
-/// processors, since starting a container keeps one processor busy. It is at least two, so that a container
-/// that is slow to stop does not delay all others.
+/// The smallest and the largest number of deployments that are processed in parallel. Between these limits,
+/// the number is that of the processors, since starting a container keeps one processor busy. It is at least
+/// two, so that a container that is slow to stop does not delay all others.
 const PARALLEL_DEPLOYMENTS: std::ops::RangeInclusive<usize> = 2..=4;
-/// The time by which the removals start before the other deployments, because those may need ports that the
-/// removals free.
+/// Removals start this much earlier than the other deployments, which may need the ports that the removals
+/// free.
 const REMOVAL_HEAD_START: Duration = Duration::from_secs(2);
 
 enum Job {
@@ -59,8 +59,8 @@ pub(crate) struct Reconciler {
     /// The lock that is held while the store writes, so that an older state never overwrites a newer one.
     saving: tokio::sync::Mutex<()>,
     images: tokio::sync::Mutex<Images>,
-    /// The lock that is held from listing volumes to creating or deleting one, since podman's listing fails
-    /// if a volume disappears meanwhile.
+    /// The lock that is held while volumes are listed and then created or deleted. podman's listing fails if
+    /// a volume disappears meanwhile.
     volumes: tokio::sync::Mutex<()>,
     state: Mutex<State>,
     device_state: watch::Sender<DeviceState>,
@@ -183,7 +183,7 @@ impl Reconciler {
         state.events.push(&error);
     }
 
-    /// Takes each deployment as close to its target as possible. Several deployments are processed in
+    /// Brings each deployment as close to its target as possible. Several deployments are processed in
     /// parallel, removals first.
     async fn pass(&self) -> Result<()> {
         let listed = self.podman.containers(&plan::device_filter(&self.device.device_id)).await;
@@ -309,7 +309,7 @@ impl Reconciler {
     }
 }
 
-/// Returns the pause after podman could not be reached: doubled with each earlier failure, up to
+/// Returns the pause after a failure to reach podman. It doubles with each earlier failure, up to
 /// [`MAX_PODMAN_PAUSE`].
 fn podman_pause(earlier_failures: u32) -> Duration {
     MIN_PODMAN_PAUSE.saturating_mul(1 << earlier_failures.min(8)).min(MAX_PODMAN_PAUSE)

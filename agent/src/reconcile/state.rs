@@ -42,15 +42,15 @@ impl State {
         backoffs.retain(|name, _| desired.deployments.contains_key(name));
     }
 
-    /// Returns the deployments without their containers: first the ones to remove, since others may need
-    /// their ports and names, then the ones to run.
+    /// Returns the deployments without their containers: first the deployments to remove, whose ports and
+    /// names others may need, and then the deployments to run.
     pub(super) fn deployments(&self) -> [Vec<ManagedDeployment>; 2] {
         let all = self.desired.deployments.iter().map(|(name, entry)| ManagedDeployment::new(name, entry));
         let (to_run, to_remove) = all.partition(|deployment| matches!(deployment.target, Target::Run { .. }));
         [to_remove, to_run]
     }
 
-    /// Resets the deployment's backoff if its target is not the one of the last pass.
+    /// Resets the deployment's backoff if its target has changed since the last pass.
     pub(super) fn begin(&mut self, deployment: &ManagedDeployment) {
         let digest = match &deployment.target {
             Target::Run { digest, .. } => digest.clone(),
@@ -59,7 +59,7 @@ impl State {
         self.backoff(&deployment.name).begin(&digest);
     }
 
-    /// Returns the next step, or as an error the pause before it.
+    /// Returns the next step. If the step must wait, the error is the remaining pause.
     pub(super) fn next(
         &mut self,
         device: &DeviceIdentity,
@@ -85,7 +85,7 @@ impl State {
         }
     }
 
-    /// Notes a failed step and plans the next attempt.
+    /// Records a failed step and plans the next attempt.
     pub(super) fn step_failed(&mut self, name: &str, error: &anyhow::Error) {
         let now = Instant::now();
         let backoff = self.backoff(name);

@@ -24,7 +24,8 @@ impl Reconciler {
             Step::Keep => {
                 self.state().backoff(name).running(Instant::now());
                 if let Some(id) = id {
-                    // An earlier process may have started the container and ended before it noted that.
+                    // An earlier process of the agent may have started the container and ended before it
+                    // recorded the start.
                     self.note_started(deployment, id);
                 }
                 return Ok(Some(Phase::Running));
@@ -80,8 +81,8 @@ impl Reconciler {
         let generator = plan::spec_generator(&self.device.device_id, name, digest, spec);
         let id = self.podman.create(&generator).await?;
         self.note_started(deployment, &id);
-        // The note must be on disk before the start: after a power cut, the container's state can be
-        // interpreted only with this note.
+        // The record must be on disk before the start. Without it, the agent cannot interpret the container's
+        // state after a power cut.
         self.save().await;
         self.start(deployment, &id, false).await?;
         self.record(&format!("{name}: started revision {}", deployment.revision));
@@ -146,8 +147,8 @@ impl Reconciler {
         }
     }
 
-    /// Finishes a deployment that has no container any more: deletes the volumes of a purged one and forgets
-    /// it.
+    /// Finishes a deployment that has no container any more. If it was purged, deletes its volumes and
+    /// forgets it.
     async fn without_container(&self, deployment: &ManagedDeployment) -> Result<Phase> {
         let name = &deployment.name;
         {

@@ -1,4 +1,4 @@
-//! A device with a bus and a podman of its own, and documents for it.
+//! A device under test with its own bus and its own podman, and documents of deployments.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -50,7 +50,7 @@ pub(crate) fn write_config(home: &Path, device: &str, credentials: &str, nats: &
     secret(home, "config.toml", &text);
 }
 
-/// Returns the contents of `[credentials]` for a device of [`users`].
+/// Returns the contents of `[credentials]` for a device whose login is in [`users`].
 pub(crate) fn password_login(device: &str) -> String {
     format!("type = \"toml-shared\"\nusername = \"{device}\"\npassword = \"device-s3cret\"")
 }

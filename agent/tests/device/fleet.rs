@@ -31,12 +31,12 @@ pub(crate) struct Fleet {
     pub(crate) device: String,
 }
 
-/// Returns the fleet's login to a broker with [`users`].
+/// Returns the fleet's login to a broker with the logins of [`users`].
 pub(crate) fn password_login() -> ConnectOptions {
     ConnectOptions::with_user_and_password(FLEET_USER.into(), "fleet-s3cret".into())
 }
 
-/// Returns the logins of a plain broker, as a part of its configuration.
+/// Returns the logins of the fleet and of `device`, as a part of the broker's configuration.
 pub(crate) fn users(device: &str) -> String {
     xtask_fleet::users("fleet-s3cret", device, "device-s3cret")
 }
@@ -49,7 +49,7 @@ pub(crate) struct Broker {
 }
 
 impl Broker {
-    /// Starts a broker with the logins `access`.
+    /// Starts a broker. `access` is the part of its configuration with the logins.
     pub(crate) fn start(access: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path();
@@ -124,7 +124,7 @@ impl Fleet {
         }
     }
 
-    /// Waits for a deployment's line at this revision and in this phase.
+    /// Waits until the deployment's line of the status has this revision and this phase.
     pub(crate) async fn line(&self, deployment: &str, revision: u64, phase: Phase) -> DeploymentStatus {
         let holds = |status: &DeviceStatus| {
             status

@@ -1,5 +1,5 @@
-//! Tests of the life of a deployment, which is created, changed, deleted, purged, disturbed and refused, with
-//! a bus and without.
+//! Tests of the life of a deployment: it is created, changed, deleted, purged, disturbed and refused, with a
+//! bus and without one.
 
 use std::path::PathBuf;
 
@@ -57,7 +57,8 @@ async fn a_container_that_does_not_stop_delays_no_other() {
     let (fleet, pod) = (&device.fleet, &device.pod);
     fleet.line("a-stays", stays, Phase::Running).await;
     fleet.line("quick", quick, Phase::Running).await;
-    // podman waits 10 s before it kills the old a-stays, whose name the new one takes.
+    // podman waits 10 s before it kills the old container of a-stays. The new one takes its name, so it is
+    // created only after that.
     let containers = pod.containers();
     let created = |name: &str| {
         let own = |container: &&Value| container["Labels"]["io.iot-agent.deployment"] == name;
@@ -94,7 +95,8 @@ async fn changes_by_others_are_reverted() {
         "--input",
         pod::archives().join("localhost_iot-agent-test_1.tar").to_str().unwrap(),
     ]);
-    // Without these options, podman(1) would request the highest limits too.
+    // Without the `--ulimit` options, podman(1) would request the highest possible limits, as podman's
+    // service does.
     let run = ["run", "--detach", "--ulimit", "nofile=64:64", "--ulimit", "nproc=64:64"];
     let foreign = pod.podman(&[&run[..], &["--name", "foreign", IMAGE]].concat());
     let revision = fleet.put("web", &generation(1)).await;

@@ -16,7 +16,7 @@ fn configure(home: &Path, credentials: &str, url: &str, more: &str) {
     write_config(home, DEVICE, credentials, &nats, &format!("socket = \"{}/no-podman\"", home.display()));
 }
 
-/// Returns two URLs for the configuration. No server listens at the first one, so that the agent must use the
+/// Returns two URLs for the configuration. No server listens at the first one, so the agent must use the
 /// second one.
 fn two_urls(port: u16) -> String {
     format!("nats://127.0.0.1:9\", \"nats://127.0.0.1:{port}")
@@ -27,7 +27,7 @@ async fn joins(broker: &Broker, fleet: &Fleet, home: &Path, credentials: &str) {
     let agent = Agent::start(home);
     let status = fleet.status(credentials, |status| status.sequence > 1).await;
     assert_eq!(status.device_id, DEVICE);
-    // There is no podman, and the agent reports that.
+    // There is no podman in this test. The agent must report that.
     assert!(status.events.iter().any(|event| event.what.contains("no-podman")), "{:?}", status.events);
     let log = agent.log();
     // A user's seed is a word of 58 letters that begins with SU (NKeys).
@@ -165,7 +165,7 @@ async fn logged(agent: &Agent, words: &str) {
     wait_until(words, || agent.log().contains(words)).await;
 }
 
-/// To a device whose clock is in the past, the certificate is not valid yet. The device connects once the
+/// The certificate is not valid yet for a device whose clock is in the past. The device connects once the
 /// certificate is valid.
 #[tokio::test(flavor = "multi_thread")]
 async fn over_tls_and_with_a_clock_of_the_past() {
@@ -200,7 +200,7 @@ async fn over_tls_and_with_a_clock_of_the_past() {
     }
 }
 
-/// The configuration that the smoke writes for the agent.
+/// Checks that the agent can read the configuration that the smoke test writes.
 #[test]
 fn the_configuration_of_a_run_is_one_that_the_agent_reads() {
     let directory = tempfile::tempdir().unwrap();

@@ -150,8 +150,9 @@ pub(crate) fn archives() -> &'static Path {
     })
 }
 
-/// A wrapper of runc that removes the limits: root in a container cannot raise limits, and podman's service
-/// requests the highest possible ones, whatever containers.conf says (4.3).
+/// A wrapper of runc that removes the resource limits from the container's configuration. podman's service
+/// (4.3) requests the highest possible limits, whatever containers.conf says. If this test runs in a
+/// container, not even root can raise limits.
 const RUNTIME: &str = r#"#!/bin/sh
 bundle=
 for word; do

@@ -32,8 +32,9 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts the server with its store in `directory`, on a port that it chooses. `access` is the part of its
-    /// configuration that says who may log in, such as [`users`]. `owner` is the directory that owns the process.
+    /// Starts the server with its store in `directory`, on a free port that the server chooses. `access` is the part
+    /// of the configuration that says who may log in, such as the result of [`users`]. The process is recorded in the
+    /// directory `owner`, so that a later run can end it.
     ///
     /// # Errors
     /// Returns an error if the server is missing, ends, or does not listen in time.
@@ -94,9 +95,9 @@ impl Server {
     }
 }
 
-/// Returns a bound socket that does not listen. While it exists, the kernel assigns its port to no other process that
-/// asks for a free port, and refuses connections to it. nats-server can still bind the port, because both sockets set
-/// SO_REUSEADDR and this one never listens.
+/// Returns a bound socket that does not listen. While the socket exists, the kernel assigns its port to no other
+/// process that asks for a free port, and refuses connections to the port. nats-server can still bind the port,
+/// because both sockets set SO_REUSEADDR and this one never listens.
 fn keep_from_others(port: u16) -> Result<Socket> {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
     socket.set_reuse_address(true)?;
@@ -107,7 +108,7 @@ fn keep_from_others(port: u16) -> Result<Socket> {
 fn launch(directory: &Path, owner: &Path, port: Option<u16>, access: &str, log: &Path) -> Result<Child> {
     let config = directory.join("nats.conf");
     write_private(&config, server_config(directory, port, access))?;
-    // An earlier server may have left such a file.
+    // An earlier server may have left such a file, which would name the wrong port.
     for path in ports_files(directory)? {
         fs_err::remove_file(&path)?;
     }
@@ -136,11 +137,11 @@ fn server_config(directory: &Path, port: Option<u16>, access: &str) -> String {
 /// Returns the logins of the fleet and of one device, as a part of the server's configuration. The device may only
 /// publish its own status, answer its own commands and read its own desired state.
 ///
-/// The subject of a request that creates a consumer ends in the filter, and the server refuses a request whose body
-/// names another filter. Messages are delivered only to the device's own inboxes. The device therefore cannot read the
-/// desired state of another device. It can reply to requests (`allow_responses`), but cannot publish to other inboxes.
-/// Subjects cannot restrict which consumers a device may query or delete. However, the names of consumers are random,
-/// and a device cannot list them.
+/// A device creates a consumer to read its desired state. The subject of that request ends in the filter, and the
+/// server refuses a request whose body names another filter. Messages are delivered only to the device's own inboxes.
+/// The device therefore cannot read the desired state of another device. It can reply to requests (`allow_responses`),
+/// but cannot publish to other inboxes. Subjects cannot restrict which consumers a device may query or delete.
+/// However, the names of consumers are random, and a device cannot list them.
 pub fn users(fleet_password: &str, device_id: &str, device_password: &str) -> String {
     let (status, desired) = (protocol::STATUS_BUCKET, protocol::DESIRED_BUCKET);
     let commands = protocol::command_wildcard(device_id);
@@ -175,7 +176,8 @@ fn ports_files(directory: &Path) -> Result<Vec<PathBuf>> {
     Ok(paths.filter(|path| path.extension().is_some_and(|ending| ending == "ports")).collect())
 }
 
-/// Waits for the server's port. The server writes its ports to `<program>_<pid>.ports` once it listens.
+/// Waits until the server listens, and returns its port. The server writes its ports to `<program>_<pid>.ports` as soon
+/// as it listens.
 fn wait_for_port(child: &Child, directory: &Path, log: &Path, ui: &Ui) -> Result<u16> {
     let limit = ui.scaled(limits::SERVER_START);
     let deadline = Instant::now() + limit;

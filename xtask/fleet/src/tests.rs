@@ -1,4 +1,4 @@
-//! Tests with a real nats-server: the data that survive a restart, and the rights of a device.
+//! Tests with a real nats-server: the data that survive a restart of the server, and the rights of a device.
 
 use agent_protocol::{ContainerSpec, Deployment};
 use async_nats::jetstream::consumer::push::OrderedConfig;

@@ -51,7 +51,7 @@ pub fn run(command: &ImageCommand, verbosity: Verbosity) -> Result<()> {
 /// An image of the catalogue, its key, and its copy in the cache.
 type Listed = (Image, String, Option<CachedImage>);
 
-/// Returns a cached image as `image list --json` writes it; `None` if its manifest cannot be read.
+/// Returns a cached image in the form of `image list --json`; `None` if its manifest cannot be read.
 fn cached_json(kept: &CachedImage) -> Option<Value> {
     let manifest = kept.manifest.as_ref()?;
     Some(json!({
@@ -171,7 +171,7 @@ fn fetch(store: &Store<'_>, args: &ImageFetchArgs) -> Result<()> {
     print_ready(&image, &ready, None, args.json)
 }
 
-/// Fetches the file to the path `to` that the user chose, without the cache.
+/// Fetches the file to `to`, a path that the user chose, without using the cache.
 fn fetch_to(store: &Store<'_>, image: &Image, to: &Path) -> Result<()> {
     let Source::Download(download) = &image.source else {
         bail!(Failure::usage(format!("--to {}: {} is not a download", to.display(), image.name)));
@@ -258,8 +258,8 @@ fn verify(store: &Store<'_>, args: &ImageVerifyArgs) -> Result<()> {
         let error = format!("verify {names}: not in the cache; see cargo xtask image list");
         bail!(Failure::usage(error));
     }
-    // A program that can write the disk can write its manifest too, so the disk is compared with the pin, which is not
-    // in the cache.
+    // A program that can write the disk can write its manifest too. The disk is therefore compared with the pin, which
+    // is not in the cache.
     let pin = |image: &Image| Some((image.key(build::SCRIPTS), image.pin()?.clone()));
     let pins: Vec<_> = catalogue()?.iter().filter_map(pin).collect();
     let (mut verified, mut changed) = (Vec::new(), Vec::new());

@@ -1,5 +1,5 @@
-//! Provides images: from the cache, built by [`build`], fetched from their publisher by `fetch`, or a user's own file
-//! in its place. The crate's documentation lists the directories.
+//! Provides images. An image comes from the cache, or [`build`] builds it, or `fetch` gets it from its publisher. A
+//! user's own file is used in its place. The crate's documentation lists the directories.
 
 use std::path::Path;
 
@@ -21,8 +21,8 @@ use xtask_jobs::Ui;
 /// A function that makes an image under a key.
 type Making<'a> = dyn Fn(&str) -> Result<ReadyImage> + 'a;
 
-/// Returns the image from the cache, or makes or fetches it. The store's run is recorded as a user of the image before
-/// another process can get the lock.
+/// Returns the image from the cache, or makes or fetches it. The lock is held until the store's run is recorded as a
+/// user of the image, so that no other process deletes the image before that.
 pub fn ensure(store: &Store<'_>, image: &Image, retry_policy: RetryPolicy) -> Result<ReadyImage> {
     let make: Box<Making<'_>> = match &image.source {
         Source::File(file) => return own_file(store, image, file),
@@ -58,8 +58,8 @@ pub fn find(store: &Store<'_>, image: &Image) -> Result<Option<ReadyImage>> {
     cached(store, image, &key)
 }
 
-/// Returns the image's disk without locking or hashing it, which is enough for a domain that is only examined. Returns
-/// `None` if the disk is not in the cache yet. The run is recorded as a user of the image.
+/// Returns the image's disk, but does not lock or hash it. This is enough for a domain that is only examined and never
+/// boots. Returns `None` if the disk is not in the cache yet. The run is recorded as a user of the image.
 pub fn locate(cache: &Cache, run: &RunDir, image: &Image, ui: &Ui) -> Result<Option<Base>> {
     if let Source::File(file) = &image.source {
         let (format, virtual_bytes) = look_at(&file.path, image, ui)?;
@@ -75,8 +75,8 @@ pub fn locate(cache: &Cache, run: &RunDir, image: &Image, ui: &Ui) -> Result<Opt
     Ok(Some(Base { disk, format, virtual_bytes }))
 }
 
-/// Builds the image even if it is in the cache. Returns the digest of the old image, and the new image, which replaces
-/// the old one when it is complete.
+/// Builds the image even if it is in the cache. The new image replaces the old one when it is complete. Returns the
+/// digest of the old image, if there was one, and the new image.
 pub fn rebuild(store: &Store<'_>, image: &Image, recipe: &Recipe) -> Result<(Option<Digest>, ReadyImage)> {
     let key = image.key(build::SCRIPTS);
     let _lock = store.lock(&key)?;
@@ -90,8 +90,8 @@ pub fn rebuild(store: &Store<'_>, image: &Image, recipe: &Recipe) -> Result<(Opt
     Ok((before.map(|image| image.digest), ready))
 }
 
-/// Returns the image that an earlier run put into the cache, if there is one. The file is hashed again only if it has
-/// been touched. It is an error if the file does not have the recorded digest or the pinned digest.
+/// Returns the image that an earlier run put into the cache, if there is one. The file is hashed again only if it was
+/// replaced or modified. Returns an error if its digest differs from the recorded digest or from the pin.
 fn cached(store: &Store<'_>, image: &Image, key: &str) -> Result<Option<ReadyImage>> {
     let directory = store.directory(key);
     if !directory.exists() {
@@ -110,7 +110,7 @@ fn cached(store: &Store<'_>, image: &Image, key: &str) -> Result<Option<ReadyIma
             manifest.digest,
             remedy()
         );
-        // The file was copied or restored. It is another file with the same bytes.
+        // The file was copied or restored: it is another file with the same bytes.
         manifest.stamp = stamp;
         store::write_manifest(&directory, &manifest)?;
     }
@@ -136,7 +136,7 @@ fn check_pin(store: &Store<'_>, image: &Image, disk: &Path, recorded: &Digest) -
     Ok(())
 }
 
-/// Returns the user's own file as an image. The file is hashed once, and again only if it has been touched.
+/// Returns the user's own file as an image. The file is hashed once, and again only if it was replaced or modified.
 fn own_file(store: &Store<'_>, image: &Image, file: &LocalFile) -> Result<ReadyImage> {
     let (format, virtual_bytes) = look_at(&file.path, image, store.ui)?;
     let sha256 = store.remembered_digest(&file.path, Algorithm::Sha256)?;
@@ -164,7 +164,7 @@ mod tests {
 
     const KEY: &str = "debian-12-aarch64-0123456789abcdef";
 
-    /// Returns a raw disk with the signature of a partition table, and no partitions.
+    /// Returns a raw disk that has the signature of a partition table but no partitions.
     fn disk_of(byte: u8) -> Vec<u8> {
         let mut disk = vec![byte; 4096];
         disk[510..512].copy_from_slice(&[0x55, 0xaa]);
@@ -207,7 +207,7 @@ mod tests {
             ("a test", xtask_core::image::Format::Raw, 4096)
         );
         assert!(image.disk.metadata().unwrap().permissions().readonly());
-        // A user's copy is marked too, but its name is not a key.
+        // A user's copy of an image contains the marker too, but the name of its directory is not a key.
         make_own_dir(&cache.images().join("my-own-copy")).unwrap();
         assert_eq!(with(&cache, |store| store.kept()).len(), 1);
     }
@@ -226,7 +226,7 @@ mod tests {
         assert!(with(&cache, |store| store.refuse_used(key)).is_ok());
     }
 
-    /// Writes another content of the same size into the same file, and gives the file its modification time back.
+    /// Writes other content of the same size into the file, and sets its modification time back.
     fn change_and_hide(disk: &Path) {
         use std::os::unix::fs::PermissionsExt as _;
         let modified = disk.metadata().unwrap().modified().unwrap();
@@ -265,7 +265,7 @@ mod tests {
         assert!(error.contains("was changed"), "{error}");
     }
 
-    /// The manifest and the disk of a poisoned cache agree.
+    /// Another program has replaced both the disk and its manifest, and the two agree.
     #[test]
     fn a_cached_image_has_its_pinned_digest() {
         let directory = tempfile::tempdir().unwrap();
@@ -301,12 +301,13 @@ mod tests {
         for left in ["y.building", "y.deleting", "y.fetching", "debian-12-x86_64-fedcba9876543210"] {
             make_own_dir(&cache.images().join(left)).unwrap();
         }
-        // Other programs use the name `images` too, and also these endings.
+        // Other programs use a directory called `images` too, and these endings.
         let foreign = ["holiday", "x.building", "x.fetching"].map(|name| cache.images().join(name));
         for directory in &foreign {
             std::fs::create_dir(directory).unwrap();
         }
-        // If another test starts a program meanwhile, that program has this process' locks until its exec.
+        // If another test starts a program meanwhile, that program holds the locks of this process until it calls
+        // exec.
         let left = || {
             prune();
             let mut left = xtask_core::fs::directories(&cache.images());

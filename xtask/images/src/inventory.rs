@@ -1,6 +1,6 @@
-//! The inventory of an image, which says what the image offers an executable. It is read from the image's file system
-//! and stored beside the disk, for `inspect` and the smoke. This happens once for each digest, without a boot and
-//! without root.
+//! Makes the inventory of an image: the list of the libraries and loaders that the image offers an executable. The
+//! inventory is read from the image's file system once for each digest, without a boot or root's rights. It is stored
+//! beside the disk, for `inspect` and the smoke.
 
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::path::Path;
@@ -26,8 +26,8 @@ use xtask_jobs::{Ui, child};
 /// The name of the unpacked disk while it is read. The file is sparse.
 const RAW: &str = "inventory.raw";
 
-/// Writes the inventory if it is missing. If the libraries cannot be read, this is only reported, since the image can
-/// be booted all the same.
+/// Writes the inventory if it is missing. If the libraries cannot be read, a message says so, but this is no error:
+/// the image can be booted even so.
 ///
 /// # Errors
 /// Returns an error only after Ctrl-C.
@@ -66,7 +66,7 @@ fn make(store: &Store<'_>, image: &Image, directory: &Path, manifest: &Manifest)
     write_private(&directory.join(inventory::FILE), serde_json::to_string(&inventory)?)
 }
 
-/// Writes a disk and its backing files to one sparse file, which contains only the guest's bytes.
+/// Writes the content of a disk and its backing files to one sparse raw file.
 pub fn unpack(disk: &Path, raw: &Path, ui: &Ui) -> Result<()> {
     File::create(raw)?;
     let words = ["convert", "-O", "raw"].map(Into::into);
@@ -76,11 +76,11 @@ pub fn unpack(disk: &Path, raw: &Path, ui: &Ui) -> Result<()> {
     Ok(())
 }
 
-/// Reads the inventory from the root partition, which is the one with an os-release(5).
+/// Reads the inventory from the root partition: the first one that has an os-release(5).
 fn of_disk(raw: &Path, source: &str, image: &Image) -> Result<Inventory> {
     for Partition { start, .. } in partitions(raw).context("read its partitions")? {
         let disk = File::open(raw)?;
-        // A partition without an ext4 (an ESP) is not the root.
+        // A partition without an ext4, such as an ESP, is not the root.
         let Ok(tree) = Ext4::load(Box::new(From { disk, start })).map(Files) else { continue };
         if tree.read("/etc/os-release").is_some() || tree.read("/usr/lib/os-release").is_some() {
             let inventory = Inventory::of_tree(&tree, source, image.arch.profile().multiarch);

@@ -1,6 +1,7 @@
-//! Images and snapshots in the cache. There is one directory for each content key. An image is made beside it, behind
-//! a lock, and renamed when it is complete. [`build`] makes images from packages, `fetch` downloads them from their
-//! publisher, and a user's own file stays in its place.
+//! Images and snapshots in the cache. Each of them has a key, which stands for its content and names its directory. An
+//! image is made in a directory beside its final one while a lock is held, and is renamed when it is complete.
+//! [`build`] makes images from packages, `fetch` downloads them from their publisher, and a user's own file stays
+//! where it is.
 //!
 //! ```text
 //! images/<key>/disk           the disk, read-only; manifest.json is beside it

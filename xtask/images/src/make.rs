@@ -1,5 +1,5 @@
-//! Makes an image that is not in the cache. It is built or fetched beside its place, examined, and renamed when it is
-//! complete. The caller holds the image's lock.
+//! Makes an image that is not in the cache. The image is built or fetched in a directory beside its final one,
+//! examined, and renamed when it is complete. The caller holds the image's lock.
 
 use std::path::Path;
 
@@ -18,7 +18,7 @@ use crate::fetch::{self, FetchRequest, RetryPolicy};
 use crate::store::{self, DISK, ReadyImage, Store};
 use crate::{build, probe};
 
-/// An image that was made and is not in its place yet.
+/// An image that is complete but not yet in its final directory.
 pub(crate) struct Made {
     /// The disk's format, and the size of the guest's disk.
     pub(crate) disk: (Format, u64),
@@ -60,7 +60,7 @@ fn build_in(
     finish(store, image, beside, key, Made { disk, sha256, source, contents: Some(contents) })
 }
 
-/// Keeps the log of the step that failed. Returns a sentence that names it.
+/// Keeps the log of the step that failed. Returns a sentence that names the log.
 fn keep_log(store: &Store<'_>, key: &str, beside: &Path) -> String {
     let kept = store.directory(&format!("{key}.failed.log"));
     let logs = ["convert.log", "assemble.log", "root.tar.log", "tools.tar.log"];

@@ -27,17 +27,19 @@ struct Info {
     format_specific: serde_json::Value,
 }
 
-/// Returns the format and the size of a disk that needs no other file.
+/// Returns the format and the size of a bootable disk.
 ///
 /// # Errors
-/// Returns an error if the disk cannot be read, or is no such disk.
+/// Returns an error if the disk cannot be examined, is not bootable, or needs another file.
 pub(crate) fn look_at(disk: &Path, image: &Image, ui: &Ui) -> Result<(Format, u64)> {
     examine(disk, image, ui)?
 }
 
-/// Returns the format and the size like [`look_at`]. The outer error is for a disk that cannot be examined, the inner
-/// one for a file that is no bootable disk, regardless of its digest. A qcow2 file can name other files of this host as
-/// its backing file or its data file. qemu-img takes every file of unknown format for a raw disk, even a login page.
+/// Returns the format and the size like [`look_at`], but distinguishes two errors. The outer one means that the disk
+/// could not be examined. The inner one means that the file is no bootable disk, even if it has the right digest. Two
+/// kinds of files are refused although qemu-img accepts them: a qcow2 file that names other files of this host as its
+/// backing file or its data file, and a file of unknown format, such as a login page, which qemu-img takes for a raw
+/// disk.
 pub(crate) fn examine(disk: &Path, image: &Image, ui: &Ui) -> Result<Result<(Format, u64)>> {
     let words = ["info", "--output=json", "-U"].map(OsString::from);
     let arguments: Vec<_> = words.into_iter().chain([disk.as_os_str().to_owned()]).collect();

@@ -1,5 +1,5 @@
-//! `cargo xtask image prune` deletes images and snapshots that are not needed any more. It never deletes what a run
-//! uses.
+//! `cargo xtask image prune` deletes images and snapshots that are not needed any more. It never deletes an image or a
+//! snapshot that a run uses.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -48,7 +48,7 @@ struct Candidate {
 struct OfSnapshot {
     directory: PathBuf,
     lock: String,
-    /// The key of the image below the snapshot, if that is in the cache.
+    /// The key of the image below the snapshot, if the image is in the cache.
     image: Option<String>,
 }
 
@@ -112,8 +112,8 @@ impl Candidate {
         })
     }
 
-    /// Deletes the candidate. Returns whether this call deleted it, since a run may have taken it between the listing
-    /// and the lock.
+    /// Deletes the candidate. Returns false if it was not deleted, because a run has begun to use it or another
+    /// process has deleted it since the candidates were listed.
     fn delete(&self, store: &Store<'_>) -> Result<bool> {
         let Some(OfSnapshot { directory, lock, .. }) = &self.snapshot else {
             let _lock = store.lock(&self.key)?;
@@ -138,9 +138,9 @@ impl Candidate {
     }
 }
 
-/// Returns the reason to delete a snapshot regardless of the arguments, or `None`. A snapshot is deleted if it is
-/// damaged or of another version, if its image or its QEMU is gone, or if a newer snapshot replaces it. A snapshot in
-/// use is never deleted. A snapshot can be made again in a minute.
+/// Returns the reason to delete a snapshot regardless of the arguments; `None` if there is no reason. A snapshot is
+/// deleted if it is damaged or of another version, if its image or its QEMU is gone, or if a newer snapshot replaces
+/// it. A snapshot in use is never deleted. A deleted snapshot can be made again in a minute.
 fn against(store: &Store<'_>, found: &Found, all: &[Found]) -> Result<Option<&'static str>> {
     Ok(Some(match &found.manifest {
         _ if !found.users.is_empty() => return Ok(None),
@@ -162,15 +162,15 @@ fn against(store: &Store<'_>, found: &Found, all: &[Found]) -> Result<Option<&'s
     }))
 }
 
-/// Returns whether `other` is a newer snapshot of the same image and domain. The two differ in the seed, the firmware,
-/// QEMU or libvirt, and the newer one has the current ones.
+/// Returns whether `other` is a newer snapshot of the same image and domain. The two can differ only in the seed, the
+/// firmware, QEMU or libvirt, and the newer one has the current ones.
 fn is_replaced(snapshot: &SnapshotManifest, other: &Found) -> bool {
     let Some(other) = &other.manifest else { return false };
     let machine = |snapshot: &SnapshotManifest| {
         let Ingredients { image, domain, payload_bytes, .. } = &snapshot.ingredients;
         (image.clone(), domain.clone(), *payload_bytes)
     };
-    // Times in RFC 3339 and in UTC sort in the order of time.
+    // Times of RFC 3339, if all of them are in UTC, sort in the order of time.
     machine(snapshot) == machine(other) && snapshot.made_at < other.made_at
 }
 
@@ -188,23 +188,23 @@ fn has_image(store: &Store<'_>, made_of: &Ingredients) -> Result<bool> {
     Ok(digest.is_some_and(|digest| digest == made_of.image))
 }
 
-/// Returns whether the QEMU that saved the snapshot is the installed one. If no QEMU is installed, the result is true,
+/// Returns whether the installed QEMU is the one that saved the snapshot. If no QEMU is installed, the result is true,
 /// since the same QEMU may be installed again.
 fn has_emulator(store: &Store<'_>, snapshot: &SnapshotManifest) -> Result<bool> {
     let Some(emulator) = tools::find(snapshot.arch.profile().emulator) else { return Ok(true) };
     Ok(store.remembered_digest(&emulator, Algorithm::Sha256)? == snapshot.ingredients.emulator)
 }
 
-/// Returns whether images that the catalogue does not name are to be deleted. This is so if the user asked for it or
+/// Returns whether to delete images that the catalogue does not name. They are deleted if the user requested it or
 /// gave no other criterion.
 fn unnamed_too(args: &PruneArgs) -> bool {
     args.unnamed || args.older_than.is_none() && args.keep.is_none()
 }
 
 /// Chooses the candidates to delete, each with the reason. First it chooses every candidate that has a reason of its
-/// own, and every one that was not used for the requested number of days. Then it chooses the longest unused ones until
-/// the rest fits into the requested size. A snapshot is chosen before its image, and an image never without its
-/// snapshots. The result lists images first.
+/// own, and every candidate that was not used for the requested number of days. Then it chooses the candidates that
+/// were unused for the longest time, until the others fit into the requested size. A snapshot is chosen before its
+/// image, and an image is never chosen without its snapshots. The result lists images first.
 fn choose<'a>(candidates: &'a [Candidate], args: &PruneArgs) -> Vec<(&'a Candidate, String)> {
     let mut to_delete: BTreeMap<usize, String> = BTreeMap::new();
     let mut free: Vec<usize> = (0..candidates.len()).filter(|at| !candidates[*at].used).collect();
@@ -301,7 +301,7 @@ mod tests {
         assert_eq!(chosen(&none), always);
         let old = PruneArgs { older_than: Some(30), ..none.clone() };
         assert_eq!(chosen(&old), ["idle", "unnamed", "idle snapshot", "snapshot of unnamed"]);
-        // After the unnamed ones, 2700 MiB are left: three images and three snapshots.
+        // After the unnamed images are deleted, 2700 MiB are left: three images and three snapshots.
         assert_eq!(chosen(&keep(2700)), always);
         assert_eq!(
             chosen(&keep(2600)),

@@ -46,11 +46,11 @@ pub struct ReadyImage {
     pub digest: Digest,
     /// The source of the image, for the report.
     pub source: String,
-    /// The way in which the image was obtained, for messages: cached, built, fetched.
+    /// How the image was obtained, for messages: cached, built, fetched.
     pub how: &'static str,
 }
 
-/// The disk below an overlay.
+/// The disk on which an overlay is based.
 #[derive(Debug, Clone)]
 pub struct Base {
     pub disk: PathBuf,
@@ -71,7 +71,7 @@ impl ReadyImage {
     }
 }
 
-/// The images of one cache, and the screen that shows waits.
+/// The images of one cache, and the screen on which waits are shown.
 pub struct Store<'a> {
     pub cache: &'a Cache,
     pub ui: &'a Ui,
@@ -151,8 +151,8 @@ impl Store<'_> {
         kept
     }
 
-    /// Deletes the image if it exists. The directory is renamed first: a directory that is being deleted is no image
-    /// any more. The caller holds the image's lock.
+    /// Deletes the image if it exists. The directory is renamed first, so that no process takes the half-deleted
+    /// directory for an image. The caller holds the image's lock.
     pub(crate) fn remove(&self, key: &str) -> Result<()> {
         let (directory, aside) = (self.directory(key), self.directory(&format!("{key}{DELETING}")));
         if aside.exists() {
@@ -225,7 +225,7 @@ pub(crate) fn name_of(directory: &Path) -> String {
     directory.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
-/// Waits for a lock. `waiting` gets the time so far, and may end the wait with an error.
+/// Waits for a lock. `waiting` gets the time that has passed so far, and may end the wait with an error.
 pub(crate) fn wait_for_lock(path: &Path, ui: &Ui, waiting: impl Fn(Duration) -> Result<()>) -> Result<File> {
     let started = Instant::now();
     loop {

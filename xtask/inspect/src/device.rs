@@ -20,7 +20,7 @@ pub struct Device {
     pub isa: Isa,
     /// A description for messages.
     pub about: String,
-    /// The page sizes of the kernels that it may run, in bytes.
+    /// The page sizes of the kernels that the device may run, in bytes.
     pub page_sizes: Vec<u64>,
     /// The features of the core.
     #[serde(skip)]

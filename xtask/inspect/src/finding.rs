@@ -11,7 +11,7 @@ pub const SCHEMA: u32 = 1;
 pub enum Severity {
     /// A fact about the file, which needs no action.
     Informs,
-    /// The executable may fail on the target, which cannot be decided from the file.
+    /// The executable may fail on the target. The file does not show whether it does.
     Warned,
     /// The executable fails on the target.
     Refused,
@@ -38,40 +38,40 @@ pub struct Finding {
     /// The action that solves the problem.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub remedy: String,
-    /// The first few of the symbols, functions or libraries.
+    /// The first few of the symbols, functions or libraries that the finding is about.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub details: Vec<String>,
 }
 
 impl Finding {
-    /// Creates a finding about something that the target refuses.
+    /// Creates a finding about something that fails on the target.
     pub fn refused(id: &'static str, found: &str, offers: &str, remedy: &str) -> Self {
         Self::refused_if(true, id, found, offers, remedy)
     }
 
-    /// Creates a finding about something that may fail.
+    /// Creates a finding about something that may fail on the target.
     pub fn warned(id: &'static str, found: &str, offers: &str, remedy: &str) -> Self {
         Self::refused_if(false, id, found, offers, remedy)
     }
 
-    /// Creates a finding about something that fails on the target if `certain`, and may fail otherwise.
+    /// Creates a finding about something that fails on the target if `certain` is true, and that may fail otherwise.
     pub fn refused_if(certain: bool, id: &'static str, found: &str, offers: &str, remedy: &str) -> Self {
         let severity = if certain { Severity::Refused } else { Severity::Warned };
         Self::new(id, severity, found).offers(offers).remedy(remedy)
     }
 
-    /// Creates a finding about a fact.
+    /// Creates a finding about a fact that needs no action.
     pub fn informs(id: &'static str, found: impl Into<String>) -> Self {
         Self::new(id, Severity::Informs, found)
     }
 
-    /// Creates a finding without the target's offer and without a remedy.
+    /// Creates a finding without the target's facts and without a remedy.
     pub fn new(id: &'static str, severity: Severity, found: impl Into<String>) -> Self {
         let (offers, remedy, details) = Default::default();
         Self { id, severity, found: found.into(), offers, remedy, details }
     }
 
-    /// Adds what the target offers.
+    /// Adds the matching facts about the target.
     #[must_use]
     pub fn offers(mut self, offers: impl Into<String>) -> Self {
         self.offers = offers.into();
@@ -85,7 +85,7 @@ impl Finding {
         self
     }
 
-    /// Adds the details; if there are many, the first few.
+    /// Adds the details. If there are many, only the first few are added.
     #[must_use]
     pub fn details(mut self, all: impl IntoIterator<Item = String>) -> Self {
         const MOST: usize = 8;
@@ -107,13 +107,13 @@ pub struct Report {
 }
 
 impl Report {
-    /// Sorts the findings: the worst first, otherwise in the order of the checks.
+    /// Sorts the findings by their severity, the worst first, and then in the order of the checks.
     pub fn new(mut findings: Vec<Finding>) -> Self {
         findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
         Self { findings }
     }
 
-    /// Returns the findings that the target refuses.
+    /// Returns the findings about things that fail on the target.
     pub fn refused(&self) -> impl Iterator<Item = &Finding> {
         self.of(Severity::Refused)
     }

@@ -17,8 +17,8 @@ pub(crate) fn starts(elf: &Elf<'_>) -> Vec<u64> {
     starts
 }
 
-/// The starts of functions. A function ends where the next one begins. Each start takes four bytes, which is less than
-/// in any table that names a function.
+/// The starts of functions. A function ends where the next one begins. A start takes four bytes here, and more in any
+/// table of the file that names a function, so this list is smaller than the file.
 #[derive(Debug)]
 pub(crate) struct Functions {
     base: u64,
@@ -92,7 +92,7 @@ pub(crate) struct Needy {
 }
 
 /// Returns every function of a section that needs one of `wanted`, in order. The list is limited to a share of the
-/// file's size. The second value counts the instructions of the functions that did not fit.
+/// file's size. The second value is the number of instructions in functions that did not fit into the list.
 pub(crate) fn needy(section: &Section<'_, '_>, wanted: Set) -> (Vec<Needy>, usize) {
     const WORKERS: usize = 2;
     const SHARE: usize = 128;
@@ -102,7 +102,7 @@ pub(crate) fn needy(section: &Section<'_, '_>, wanted: Set) -> (Vec<Needy>, usiz
     if length < WORTH_A_THREAD {
         return part(section, wanted, 0..length, most);
     }
-    // The code is cut where a function begins, since x86 instructions must be read from their first byte.
+    // Cut the code where a function begins, because x86 instructions must be read from their first byte.
     let middle = functions.range(functions.holding(functions.length / WORKERS as u32)).0;
     let (one, other) = std::thread::scope(|scope| {
         let other = scope.spawn(|| part(section, wanted, middle..length, most / 2));
@@ -142,7 +142,7 @@ fn part(section: &Section<'_, '_>, wanted: Set, range: Range<usize>, most: usize
     (found, left)
 }
 
-/// The path on which control reaches an instruction that the core lacks, from the start of its function.
+/// The path on which control gets from the start of a function to an instruction that the core lacks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Path {
     /// Control goes from the function's first instruction to the one at this offset, by falling through and by direct
@@ -154,8 +154,9 @@ pub(crate) enum Path {
     None,
 }
 
-/// Finds the first instruction that needs one of `wanted` and that control reaches from the start of its function, by
-/// falling through and by direct branches. Bytes behind a computed jump or between the instructions may be data.
+/// Finds the first instruction that needs one of `wanted` among the instructions that control reaches from the start
+/// of the function by falling through and by direct branches. Bytes behind a computed jump or between functions may be
+/// data.
 pub(crate) fn reached(section: &Section<'_, '_>, function: usize, wanted: Set) -> Path {
     const LARGEST: usize = 1 << 20;
     let (isa, code, range) = (section.isa, section.code, section.functions.range(function));

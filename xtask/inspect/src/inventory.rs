@@ -1,5 +1,5 @@
 //! The inventory of an image or a sysroot: its libraries with the versions that they define, and its dynamic loaders.
-//! It is read once from a tree of files. Nothing in the tree is executed.
+//! An inventory is read once from a tree of files. Nothing in the tree is executed.
 
 use serde::{Deserialize, Serialize};
 
@@ -21,7 +21,7 @@ pub struct Inventory {
     pub search: Vec<String>,
     /// The loaders' paths.
     pub interpreters: Vec<String>,
-    /// Every shared library in those directories and one level below.
+    /// Every shared library in the directories of `search` and one level below.
     pub libraries: Vec<Library>,
 }
 
@@ -59,7 +59,8 @@ impl Inventory {
         serde_json::from_slice(text).ok().filter(|inventory: &Self| inventory.schema == SCHEMA)
     }
 
-    /// Reads a tree with the directories of a multiarch triplet. `source` is recorded in the inventory.
+    /// Reads the inventory of a tree. `multiarch` is the triplet in the names of its library directories. `source` is
+    /// recorded in the inventory.
     pub fn of_tree(tree: &dyn Tree, source: &str, multiarch: &str) -> Self {
         let mut search = configured(tree);
         search.extend([format!("/lib/{multiarch}"), format!("/usr/lib/{multiarch}")]);
@@ -73,7 +74,7 @@ impl Inventory {
                 names.iter().filter(|name| is_loader(name)).map(|name| format!("{directory}/{name}")),
             );
             inventory.take(tree, directory, &names);
-            // The directories in RPATHs are mostly one level below: /usr/lib/aarch64-linux-gnu/systemd.
+            // The directories that RPATHs name are mostly one level below: /usr/lib/aarch64-linux-gnu/systemd.
             for name in names
                 .iter()
                 .filter(|name| !name.contains('.') && !search.contains(&format!("{directory}/{name}")))
@@ -99,7 +100,8 @@ impl Inventory {
         self.libraries.iter().find(|library| paths.contains(&library.path))
     }
 
-    /// Returns the library that the loader takes for `name`: the first one for the right machine in its directories.
+    /// Returns the library that the loader takes for `name`: the first one for the right machine in the directories
+    /// that the loader searches.
     pub fn find(&self, name: &str, machine: u16) -> Option<&Library> {
         let places = self.search.iter().map(|directory| format!("{directory}/{name}"));
         places.into_iter().find_map(|path| {

@@ -2,8 +2,8 @@
 //! trusts nothing in the file. It needs less memory than the file has bytes.
 //!
 //! Modules in reading order: [`finding`] (the report), [`device`] (the features of a core), [`inventory`] (the
-//! libraries of an image), [`elf`] (the file), [`isa`] (its instructions), `functions` and `guard` (its functions, and
-//! what decides whether they run), `checks`.
+//! libraries of an image), [`elf`] (the file), [`isa`] (its instructions), `functions` (its functions), `guard`
+//! (whether a check at run time decides that a function is executed), `checks`.
 
 mod checks;
 pub mod device;
@@ -27,7 +27,7 @@ pub struct Target<'a> {
     /// The psABI's dynamic loader.
     pub loader: String,
     pub device: &'a Device,
-    /// The page sizes, the certain ones first.
+    /// The page sizes that the kernel may have, the certain ones first.
     pub pages: Vec<Page>,
     /// The libraries and loaders of the image or the sysroot, as far as they are known.
     pub offers: Offers<'a>,
@@ -37,20 +37,20 @@ pub struct Target<'a> {
     pub hint: String,
 }
 
-/// A page size that the executable may meet.
+/// A page size that the kernel of the target may have.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Page {
     pub bytes: u64,
     /// The kernel with this page size, for messages.
     pub whose: String,
-    /// True if the executable meets this page size in any case. If false, it may meet it.
+    /// True if the kernel certainly has this page size; false if it may have it.
     pub certain: bool,
 }
 
 /// The knowledge about the target's files.
 #[derive(Debug, Clone, Copy)]
 pub enum Offers<'a> {
-    /// Everything that matters is known.
+    /// The libraries and the loaders are known.
     Inventory(&'a Inventory),
     /// Only the release of glibc is known.
     Release {

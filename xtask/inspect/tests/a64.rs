@@ -77,8 +77,8 @@ fn every_kind_of_word_has_the_feature_that_binutils_gives_it() {
         }
         compared += 1;
         let ours = need(word).iter().next().map(|index| A64[index].name);
-        // One row of the other table has single, double and half precision. For system registers, the other table does
-        // not say which ones are newer.
+        // One row of the other table covers single, double and half precision. For system registers, the other table
+        // does not say which ones are newer.
         let broad =
             ["fcvtzs", "fcvtzu", "scvtf", "ucvtf", "mrs", "msr", "sys", "dc"].contains(&definition.mnemonic);
         let same = match (ours, theirs) {

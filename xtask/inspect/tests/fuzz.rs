@@ -1,6 +1,6 @@
 //! Tests with malformed input. For any bytes, the inspection ends soon and without a panic, takes no more memory than
-//! the file has bytes (and 1 MiB), and gives a reason if it refuses the file. The gate runs this for 20 s, and `cargo
-//! xtask soak --fuzz N` for N executions.
+//! the file has bytes (and 1 MiB), and gives a reason if it refuses the file. The gate runs this test for 20 s, and
+//! `cargo xtask soak --fuzz N` runs it for N executions.
 
 mod support;
 
@@ -33,7 +33,7 @@ static LIVE: AtomicUsize = AtomicUsize::new(0);
 static PEAK: AtomicUsize = AtomicUsize::new(0);
 static STARTED: AtomicU64 = AtomicU64::new(0);
 
-// SAFETY: every call goes to the system allocator. The counters do not touch its memory.
+// SAFETY: every call goes to the system allocator. The counters do not touch the memory that it returns.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         let live = LIVE.fetch_add(layout.size(), Ordering::Relaxed) + layout.size();
@@ -68,7 +68,7 @@ impl Random {
     }
 }
 
-/// Returns the seeds. Their code has SVE, LSE, PAC and calls; AVX, CPUID and jumps.
+/// Returns the seeds. The code for A64 has SVE, LSE, PAC and calls. The code for x86-64 has AVX, CPUID and jumps.
 fn seeds() -> Vec<(Isa, Vec<u8>)> {
     let a64: Vec<u8> = [
         0x9400_0004u32,
@@ -99,7 +99,8 @@ fn seeds() -> Vec<(Isa, Vec<u8>)> {
                 \0\0\x74\x02\x62\xf1\x7c\x48\x58\xc1\xc3\xf3\x0f\xb8\xc1\xeb\xf0\xff\x25\x10\0\0\0\x48\x8d\x05\x20\0\0\0\xc3\x90";
     let mut seeds =
         vec![(Isa::Aarch64, support::executable(183, &a64)), (Isa::X86_64, support::executable(62, x86))];
-    // Without sections, the hash table gives the number of symbols, and all executable segments are code.
+    // Add each seed without its section headers. The inspection then takes the number of symbols from the hash table,
+    // and all executable segments as code.
     for at in 0..seeds.len() {
         let (isa, mut bytes) = seeds[at].clone();
         bytes[40..48].fill(0);
@@ -205,7 +206,8 @@ fn inventory() -> Inventory {
     Inventory { search, interpreters, libraries: vec![libc], ..Inventory::default() }
 }
 
-/// Inspects an input. Keeps the input and panics if the inspection does what it must not.
+/// Inspects an input. If the inspection panics, takes too much time or memory, or refuses the input without a reason,
+/// keeps the input and panics.
 fn execute(bytes: &[u8], target: &Target<'_>) -> Duration {
     PEAK.store(LIVE.load(Ordering::Relaxed), Ordering::Relaxed);
     let before = LIVE.load(Ordering::Relaxed);
@@ -233,7 +235,7 @@ fn execute(bytes: &[u8], target: &Target<'_>) -> Duration {
     taken
 }
 
-/// Ends the process if an execution does not end, since a test that hangs does not show its input.
+/// Ends the process if an execution hangs. A test that hangs would not show which execution it is.
 fn watch() {
     std::thread::spawn(|| {
         let mut seen = (0, Instant::now());

@@ -1,5 +1,5 @@
-//! The inventory of a cached image: the libraries that it offers an executable. `xtask-vm` writes it beside the disk,
-//! once for each digest, because reading it from a file system takes seconds.
+//! The inventory of a cached image: the libraries that the image offers an executable. `xtask-vm` writes it beside the
+//! disk, once for each digest, because reading the libraries from a file system takes seconds.
 
 use std::path::{Path, PathBuf};
 

@@ -60,7 +60,7 @@ pub fn check_header(bytes: &[u8], arch: VmArchitecture) -> Result<()> {
     }
 }
 
-/// Checks that the header of an agent is that of an executable for its architecture.
+/// Checks by the header that the agent is an executable for its architecture.
 ///
 /// # Errors
 /// Returns the errors of [`check_header`] with the agent's path.
@@ -71,7 +71,7 @@ pub fn check_agent(agent: &Agent) -> Result<()> {
 
 fn diagnosis(finding: &Finding) -> Failure {
     let offers = if finding.offers.is_empty() { String::new() } else { format!("; {}", finding.offers) };
-    // For this finding, the offer is only the architecture's name, which the first part already contains.
+    // The offer of this finding is only the architecture's name, which `found` already contains.
     let offers = if finding.id == "elf-machine" { String::new() } else { offers };
     Failure::guest(format!("{}{offers}", finding.found), finding.remedy.clone())
 }
@@ -112,9 +112,9 @@ impl Inspection {
         Ok(Self { arch, device, place, kernel_is_known: args.image.is_some() })
     }
 
-    /// Returns the target for the agent in a smoke: the image to boot with its kernel, and the core of `--cpu`. An
-    /// unknown core counts as one that has all features. Without `--cpu`, the target is the default device of the
-    /// architecture.
+    /// Returns the target for the agent in a smoke: the image to boot with its kernel, and the core that `--cpu`
+    /// names. An unknown core counts as one that has all features. Without `--cpu`, the target is the default device
+    /// of the architecture.
     pub fn for_smoke(image: &Image, inventory: Option<Inventory>, cpu: Option<&str>) -> Self {
         let isa = isa(image.arch);
         let everything = || device::find(isa, "max").unwrap_or_else(|| device::default_of(isa));
@@ -188,8 +188,8 @@ impl Inspection {
 }
 
 impl DeviceRoot {
-    /// Returns the image of a smoke: the default image, or the fallback image if only the inventory of that one is in
-    /// the cache.
+    /// Returns the image of a smoke. This is the default image, or the fallback image if only the fallback image's
+    /// inventory is in the cache.
     fn of_choice(choice: Choice) -> Self {
         let cache = Cache::from_env().ok();
         let kept = |image: &Image| cache.as_ref().and_then(|cache| inventory::cached(cache, image));

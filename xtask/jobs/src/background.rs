@@ -15,7 +15,7 @@ impl Background {
         self.is_shown.store(true, Ordering::Relaxed);
     }
 
-    /// Makes the job fail at its next sign of life.
+    /// Makes the job fail when it reports its progress the next time.
     pub fn cancel(&self) {
         self.is_cancelled.store(true, Ordering::Relaxed);
     }

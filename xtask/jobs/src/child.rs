@@ -1,5 +1,5 @@
-//! The child processes of a run. Each has its own process group, so a terminal's Ctrl-C reaches only this process,
-//! which then ends its children in order. The kernel signals each child when this process dies.
+//! The child processes of a run. Each child has its own process group, so that Ctrl-C in a terminal reaches only this
+//! process, which then ends its children in order. The kernel signals each child when this process dies.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -17,8 +17,8 @@ use xtask_core::processes::record_child;
 
 use crate::Ui;
 
-/// A child process. It is ended when this value is dropped. Without that, a child would continue to run after its duct
-/// handle is dropped.
+/// A child process, which ends when this value is dropped. duct's own handle does not end a process when it is
+/// dropped.
 pub struct Child {
     handle: Handle,
     line: String,
@@ -28,7 +28,7 @@ pub struct Child {
 pub struct Job<'a> {
     pub program: &'a Path,
     pub arguments: Vec<OsString>,
-    /// The directory that owns the process. If the run dies, the collection of this directory ends the process.
+    /// The directory that owns the process. If the run dies, a later run ends the processes of this directory.
     pub owner: &'a Path,
     /// The file for stdout and stderr.
     pub log: PathBuf,
@@ -104,9 +104,9 @@ impl Drop for Child {
     }
 }
 
-/// Puts the command into its own process group. It gets SIGTERM when this process dies (prctl(2), PR_SET_PDEATHSIG).
-/// The kernel sends the signal when the thread that started the command ends. A thread that starts a command therefore
-/// also waits for its end.
+/// Puts the command into its own process group. The kernel sends SIGTERM to the command when this process dies
+/// (prctl(2), PR_SET_PDEATHSIG). It also does so when the thread that started the command ends. That thread must
+/// therefore wait for the end of the command.
 fn own(expression: &Expression) -> Expression {
     expression.before_spawn(|command| {
         command.process_group(0);
@@ -118,7 +118,7 @@ fn own(expression: &Expression) -> Expression {
     })
 }
 
-/// Runs a job to its end. `sign` is called repeatedly and returns the latest sign of life.
+/// Runs a job to its end. `sign` is called repeatedly and returns a text about the job's progress.
 pub fn run(job: &Job<'_>, ui: &Ui, mut sign: impl FnMut() -> String) -> Result<()> {
     let child = Child::start(job)?;
     let status = loop {

@@ -1,5 +1,5 @@
-//! The durations of phases on this machine and their longest silences. With them, a wait can show how long it usually
-//! takes and whether it may be stuck.
+//! The durations of phases on this machine, and the longest times for which the guest's console was silent. From
+//! these, the screen shows how long a phase usually takes and whether it may be stuck.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -16,7 +16,8 @@ use xtask_core::report::Phase;
 
 /// The number of runs that are recorded for each phase.
 const REMEMBERED: usize = 20;
-/// The phases that are usually cache hits. Only the runs that build something are recorded for them.
+/// The phases whose result is usually in the cache. A run is recorded for such a phase only if the phase built
+/// something.
 const FINDS: [Phase; 2] = [Phase::Build, Phase::Image];
 
 /// The durations of one kind of run on this host: the same architecture, accelerator, CPU, processors, memory and
@@ -30,7 +31,7 @@ pub struct History {
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 struct Past {
     seconds: Vec<f64>,
-    /// The longest silences of the guest's console, in seconds.
+    /// The longest silence of the guest's console in each of these runs, in seconds.
     silent: Vec<f64>,
 }
 
@@ -43,7 +44,7 @@ impl History {
         Self { path, phases: phases.unwrap_or_default() }
     }
 
-    /// Returns the usual durations of a phase, by its title.
+    /// Returns the usual durations of the phase with this title.
     pub fn of(&self, phase: &str) -> Option<Usual> {
         let past = self.phases.get(phase)?;
         let mut sorted = past.seconds.clone();
@@ -82,7 +83,7 @@ pub struct Usual {
     pub median: f64,
     /// The shortest and the longest duration.
     pub spread: (f64, f64),
-    /// The longest silence of all runs.
+    /// The longest silence of the guest's console in all runs.
     pub silent: f64,
 }
 
@@ -107,8 +108,8 @@ impl Usual {
     }
 }
 
-/// Returns the directory of this host's history. Several hosts of different speed may share a home directory (uname(2),
-/// nodename).
+/// Returns the directory of this host's history. Each host (uname(2), nodename) has its own, because several hosts of
+/// different speed may share a home directory.
 fn of_host(cache: &Cache) -> PathBuf {
     let name = rustix::system::uname();
     let is_plain = |character: char| character.is_ascii_alphanumeric() || "-_".contains(character);

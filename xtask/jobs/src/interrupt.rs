@@ -1,5 +1,5 @@
-//! The handling of Ctrl-C. The first SIGINT, SIGTERM or SIGHUP sets a flag, which every wait checks so that the run
-//! tears down in order. A later signal ends the process at once, and the next run collects its files.
+//! The handling of Ctrl-C. The first SIGINT, SIGTERM or SIGHUP sets a flag. Every wait checks this flag, so that the
+//! run ends in order. A later signal ends the process at once, and a later run deletes the files that are left.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -27,7 +27,8 @@ impl Interrupt {
             let mut first = None;
             for _ in signals.forever() {
                 asked.store(true, Ordering::Relaxed);
-                // timeout(1) and CI runners signal first the process and then its group. These signals count as one.
+                // timeout(1) and CI runners signal first the process and then its group. Count these two signals as
+                // one.
                 if first.get_or_insert_with(Instant::now).elapsed() > limits::INTERRUPT_DEBOUNCE {
                     signal_hook::low_level::exit(Verdict::Interrupted.exit_code().into());
                 }

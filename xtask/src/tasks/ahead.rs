@@ -1,13 +1,13 @@
-//! Compiles crates of `xtask-vm` while the package manager installs packages: those crates that need no package.
+//! Compiles the crates of `xtask-vm` that need no package, while the package manager installs packages.
 
 use std::process::{Child, Stdio};
 
 use anyhow::{Context, Result};
 use xtask_core::workspace::Workspace;
 
-/// A cargo process that compiles the dependencies of `xtask-vm`. Without libvirt's headers, `--keep-going` makes it continue
-/// with the crates that do not need them. Its output is discarded: the build that follows reports every error again.
-/// Dropping this value ends the process.
+/// A cargo process that compiles the dependencies of `xtask-vm`. If libvirt's headers are missing, `--keep-going`
+/// makes cargo continue with the crates that do not need them. cargo's output is discarded, because the build that
+/// follows reports every error again. Dropping this value ends the process.
 pub(super) struct Ahead(Child);
 
 impl Ahead {

@@ -1,6 +1,6 @@
-//! `cargo xtask ci`: runs the test suite, and ends with a line that counts steps and tests. Of each table of like cases, a run
-//! tries a third, which depends on the commit. `cargo xtask soak --all` tries all cases. The lines above the last one name the
-//! distributions that were not tested.
+//! `cargo xtask ci`: runs the test suite, and ends with a line that counts steps and tests. The lines before it name
+//! the distributions that were not tested. In each table of similar cases, a run tries a third, which depends on the
+//! commit. `cargo xtask soak --all` tries all cases.
 
 mod draw;
 mod runner;
@@ -52,26 +52,27 @@ const TESTS: &[Step<'_>] = &[
     ("the agent", AGENT_TESTS),
 ];
 
-/// Tests the agent with a real nats-server and a real podman. Few tests run at a time, because each starts its own two.
+/// Tests the agent with a real nats-server and a real podman. Few tests run at a time, because each starts both of
+/// them.
 pub(super) const AGENT_TESTS: &str =
     "test --workspace --features iot-agent/real --test device -- --test-threads 3";
 
-/// The groups of steps that run machines. The steps of a group run at the same time in one cache, so they must not use the
-/// same files. Two processors are enough for two machines.
+/// The groups of steps that run machines. The steps of a group run at the same time in one cache, so they must not use
+/// the same files. Two processors are enough for two machines.
 const MACHINES: &[&[Step<'_>]] = &[
     &[
         ("smoke aarch64", "xtask smoke --cold --fsck --arch aarch64"),
         ("smoke x86_64", "xtask smoke --cold --fsck --arch x86_64"),
     ],
     &[("inspect", "IT inspect::"), ("fresh hosts", "IT fresh_host:: --test-threads 2")],
-    // These two take longest: the first one builds most of the time, the second one boots.
+    // These two steps take longest. The first one mostly builds, and the second one mostly boots.
     &[("images", "IT images:: --test-threads 2"), ("warm", "IT warm:: --test-threads 2")],
-    // Most of these tests wait for a boot most of the time.
+    // Most of the time, most of these tests wait for a boot.
     &[("the smoke can fail", "IT it_can_fail:: --test-threads 3")],
 ];
 
-/// A table whose cases are steps. The tests of images cover debian-13 for aarch64, and also look into the guest.
-/// ubuntu-shaped for x86_64 is built and booted by hand.
+/// A table whose cases are steps. debian-13 for aarch64 is not in it, because the tests of images boot that image and
+/// also look into the guest. ubuntu-shaped for x86_64 is in no step, and is built and booted by hand.
 const OTHER_IMAGES: &[Step<'_>] = &[
     ("smoke aarch64 ubuntu-shaped", "xtask smoke --cold --fsck --arch aarch64 --image ubuntu-shaped"),
     ("smoke x86_64 debian-13", "xtask smoke --cold --fsck --arch x86_64 --image debian-13"),
@@ -130,7 +131,7 @@ fn steps() -> impl Iterator<Item = Step<'static>> {
     TESTS.iter().chain(MACHINES.iter().copied().flatten()).copied()
 }
 
-/// Runs the steps of which [`run`] tries a third, with all of their cases.
+/// Runs all cases of the tables of which [`run`] tries a third.
 pub(super) fn run_tables(workspace: &Workspace) -> Result<String> {
     let mut runner = Runner::new(workspace, None, false);
     let drawn = |(name, _): &Step<'_>| DRAWN.contains(name);

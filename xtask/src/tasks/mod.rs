@@ -28,7 +28,7 @@ use xtask_core::plan::Plan;
 use xtask_core::preflight::{Preflight, PreflightRequest, fix, show};
 use xtask_core::workspace::Workspace;
 
-/// Runs the task, or replaces this process with the one that runs it.
+/// Runs the task, or replaces this process with the binary that runs it.
 ///
 /// # Errors
 /// Returns the task's error; [`xtask_core::error::code`] maps it to the exit code.
@@ -64,7 +64,7 @@ fn run_light(workspace: &Workspace, command: &LightCommand, verbosity: Verbosity
     }
 }
 
-/// Makes the checks that do not need `xtask-vm`, and then replaces this process with it.
+/// Makes the checks that do not need `xtask-vm`, and then replaces this process with `xtask-vm`.
 fn run_heavy(workspace: &Workspace, command: &HeavyCommand, verbosity: Verbosity) -> Result<()> {
     match command {
         HeavyCommand::Image(_) => become_xtask_vm(workspace, verbosity, None),
@@ -90,7 +90,7 @@ fn smoke(workspace: &Workspace, args: &SmokeArgs, verbosity: Verbosity) -> Resul
 
 /// Checks the flags of a smoke whose errors can be found before anything slow starts.
 fn check_smoke(workspace: &Workspace, args: &SmokeArgs) -> Result<()> {
-    // First, so that the report of every later error has a directory.
+    // Make the directory first, so that the report of every later error has a place.
     if let Some(path) = &args.report {
         let made = make_private_dir(path).and_then(|()| {
             Ok(rustix::fs::access(path, rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK)?)
@@ -146,8 +146,8 @@ fn become_xtask_vm(workspace: &Workspace, verbosity: Verbosity, ahead: Option<Ah
     become_binary(workspace, "xtask-vm", "vm")
 }
 
-/// Compiles `xtask-inspect`, which takes half a minute the first time, and replaces this process with it. Outside a checkout, the
-/// binary beside this one is used.
+/// Compiles `xtask-inspect`, which takes half a minute the first time, and replaces this process with it. Outside a
+/// checkout, the binary beside this one is used.
 fn become_xtask_inspect(verbosity: Verbosity) -> Result<()> {
     let beside = std::env::current_exe().context("find this program")?.with_file_name("xtask-inspect");
     match Workspace::find() {
@@ -164,8 +164,8 @@ fn become_xtask_inspect(verbosity: Verbosity) -> Result<()> {
     }
 }
 
-/// Compiles another binary, and replaces this process with it. The arguments stay the same. So there is one process, one Ctrl-C
-/// and one exit code.
+/// Compiles another binary, and replaces this process with it. The arguments stay the same. No parent process remains
+/// that would have to pass Ctrl-C and the exit code on.
 fn become_binary(workspace: &Workspace, name: &str, feature: &str) -> Result<()> {
     let cargo = |subcommand| other_binary(workspace, subcommand, name, feature);
     let status = cargo("build").status().with_context(|| format!("run cargo for {name}"))?;

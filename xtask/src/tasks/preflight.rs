@@ -24,7 +24,7 @@ pub(super) fn run(workspace: &Workspace, args: &PreflightArgs, verbosity: Verbos
 }
 
 /// Returns an error if this machine cannot do what the flags request, for example if the accelerator is missing or no
-/// emulator has the CPU model. Without `--arch`, it is enough if one architecture can do it.
+/// emulator has the CPU model. Without `--arch`, one architecture that can do it is enough.
 fn check_flags(facts: &[Facts], args: &PreflightArgs) -> Result<()> {
     let with_emulator = facts.iter().filter(|facts| facts.working_emulator().is_some());
     let checked: Vec<_> = with_emulator.map(|facts| Plan::check_flags(facts).map(drop)).collect();

@@ -1,5 +1,6 @@
-//! `cargo xtask soak`: tests that take too long for every change. It repeats smokes, runs two at once, and kills smokes or
-//! their QEMU at random moments, after which the next smoke must join. After each round it checks for leftovers.
+//! `cargo xtask soak`: tests that take too long for every change. It repeats smokes, runs two at once, and kills
+//! smokes or their QEMU at random moments. After a kill, the next smoke must reach the phase `join`. After each round,
+//! the soak checks for leftovers.
 
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
@@ -23,7 +24,8 @@ use super::ci;
 
 mod kills;
 
-/// The arguments that run the fuzz test of the crate `inspect`. A variable limits it by executions instead of by time.
+/// The arguments that run the fuzz test of the crate `inspect`. An environment variable sets the number of executions,
+/// which is otherwise limited by time.
 const FUZZ_TEST: &[&str] =
     &["test", "--quiet", "--package", "inspect", "--test", "fuzz", "--", "--nocapture", "whatever"];
 
@@ -66,7 +68,8 @@ pub(super) fn run(workspace: &Workspace, args: &SoakArgs) -> Result<()> {
     if failed == 0 { Ok(()) } else { Err(Failure::reported(1).into()) }
 }
 
-/// Returns an error if the cache has instances or leftovers: a soak deletes snapshots, and reports all that is left.
+/// Returns an error if the cache has instances (machines that were kept) or leftovers. A soak deletes snapshots, and
+/// reports everything that is left.
 fn alone() -> Result<()> {
     const OTHER: &str = "or use another IOT_XTASK_CACHE";
     let cache = Cache::from_env()?;
@@ -90,7 +93,8 @@ fn tidy(result: Result<String>) -> Result<String> {
     }
 }
 
-/// The path of this program, even after a build has replaced its file, since a soak runs for hours (proc(5)).
+/// The path by which this program starts itself (proc(5)). A soak runs for hours, and a build may replace the
+/// program's file meanwhile, but this path still leads to the same program.
 const OWN: &str = "/proc/self/exe";
 
 /// Starts a smoke as a child in its own process group, so that the whole group can be killed.
@@ -131,8 +135,8 @@ fn tests(workspace: &Workspace, arguments: &[&str], (name, value): (&str, &str))
     passed(status, started).context("see the failures above")
 }
 
-/// Returns an error if anything is left: processes of a run, working files of a run, or incomplete snapshots. A soak has the
-/// cache to itself.
+/// Returns an error if anything is left: processes of a run, working files of a run, or incomplete snapshots. A soak
+/// has the cache to itself.
 fn nothing_left(cache: &Cache) -> Result<()> {
     // This also finds processes of a run whose directory is gone.
     let processes = processes_naming(&cache.runs());

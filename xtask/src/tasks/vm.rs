@@ -1,4 +1,5 @@
-//! `cargo xtask vm`, as far as it needs no libvirt: lists instances, enters them, cuts their power and removes them.
+//! The part of `cargo xtask vm` that needs no libvirt: lists instances, enters them, cuts their power and removes
+//! them.
 
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;

@@ -1,6 +1,7 @@
-//! Tests preflight on broken hosts. `xtask` runs in its own mount namespace, in which one thing is missing or wrong. It must
-//! report that fault under the right id, and no other finding that the sound machine does not have. Each case takes a fraction
-//! of a second. `cargo xtask ci` runs these tests after a preflight, because the machine must be sound at first.
+//! Tests preflight on broken hosts. `xtask` runs in its own mount namespace, in which one thing is missing or wrong.
+//! It must report that fault under the right id, and no other finding that the sound machine does not have. Each case
+//! takes a fraction of a second. `cargo xtask ci` runs these tests after a preflight, because the machine itself must
+//! be sound.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -80,7 +81,8 @@ impl Host {
     }
 
     fn command(&self) -> Command {
-        // In this case, root runs without the capabilities that override permissions, so files of other users are closed to it.
+        // With UNPRIVILEGED, root has no capability that overrides permissions, so it cannot read private files of
+        // other users.
         let run = if self.script.contains("UNPRIVILEGED") {
             "exec setpriv --bounding-set=-dac_override,-dac_read_search \"$@\""
         } else {
@@ -113,8 +115,8 @@ impl Host {
         }
     }
 
-    /// Checks that preflight reports `id`, and no other finding that the sound machine does not have. If the finding blocks, the
-    /// exit code must be 69.
+    /// Checks that preflight reports `id`, and no other finding that the sound machine does not have. If the finding
+    /// blocks, the exit code must be 69.
     fn assert_finds(&self, id: &str, blocks: bool) {
         let (sound, broken) = (Self::new().asked(&self.arguments).preflight(), self.preflight());
         assert!(!sound.ids.contains(id), "the sound machine has {id} too: {:#}", sound.json);
@@ -144,7 +146,8 @@ fn hide(pattern: &str) -> String {
     format!("for program in {pattern}; do [ ! -f \"$program\" ] || mount --bind /dev/null \"$program\"; done")
 }
 
-/// Shell commands that replace the system's firmware directory by an empty one, `$S/own`. `$S/system` still has the files.
+/// Shell commands that replace the system's firmware directory by an empty one, `$S/own`. `$S/system` still has the
+/// files.
 const OWN_FIRMWARE: &str = "mkdir $S/system $S/own; mount --bind /usr/share/AAVMF $S/system; mount --bind $S/own /usr/share/AAVMF
 mkdir $S/described; cp /usr/share/qemu/firmware/* $S/described; mount --bind $S/described /usr/share/qemu/firmware";
 
@@ -218,7 +221,8 @@ fn linker_and_target() {
     );
     let libdir = "$(rustc --print target-libdir --target aarch64-unknown-linux-gnu)";
     let hidden = |directory: &str| Host::new().after(&format!("mount -t tmpfs tmpfs {directory}"));
-    // A copy of the cross-compiler's C library with a later version in its banner; the compiler finds it first.
+    // Make a copy of the cross-compiler's C library with a later version in its banner. The compiler finds the copy
+    // first.
     let later = Host::new();
     let linker = later.program("ld", "#!/bin/sh\nexec aarch64-linux-gnu-gcc -B\"$S/\" \"$@\"\n");
     let script = "sed 's/release version 2\\.[0-9]*/release version 2.99/' $(aarch64-linux-gnu-gcc -print-file-name=libc.so.6) > $S/libc.so.6";
@@ -233,7 +237,8 @@ fn linker_and_target() {
     assert_each_finds("linker and target", cases);
 }
 
-/// Makes a host with its own `/dev`, in which the command `make` may create `kvm`, and with a processor that has `flags`.
+/// Makes a host with its own `/dev` and with a processor that has `flags`. The command `make` may create `$S/dev/kvm`,
+/// which becomes `/dev/kvm`.
 fn kvm(make: &str, flags: &str) -> Host {
     let script = format!(
         "mkdir $S/dev; mount -t tmpfs -o mode=755 tmpfs $S/dev
@@ -252,7 +257,8 @@ fn host_arch() -> &'static str {
 #[test]
 fn kvm_absent_denied_and_lying() {
     assert_eq!(host_arch(), "x86_64", "preflight reads the processor's flags on x86 only");
-    // This copy of /dev/null opens like a real /dev/kvm. Preflight learns from the processor's flags whether KVM can run a kernel.
+    // This copy of /dev/null opens like a real /dev/kvm. Preflight learns from the processor's flags whether KVM can
+    // run a kernel.
     let opens = "mknod -m 666 $S/dev/kvm c 1 3";
     let ids =
         |host: Host| host.preflight().ids.into_iter().filter(|id| id.starts_with("kvm")).collect::<Vec<_>>();
@@ -277,7 +283,8 @@ fn cache() {
         (Host::new().after(runs), "cache-access", true),
     ];
     assert_each_finds("cache", cases);
-    // The cache is a private directory of another user. QEMU runs as the user who runs the smoke, so it cannot read the files.
+    // The cache is a private directory of another user. QEMU runs as the user who runs the smoke, so it cannot read
+    // files in this directory.
     let private = Host::new().after("chmod 700 $S/c; chown 65534 $S/c; : UNPRIVILEGED").preflight();
     assert!(private.blocking.contains("cache-access"), "{:#}", private.json);
     let own = Host::new().after("chmod 700 $S/c; : UNPRIVILEGED").preflight();

@@ -1,5 +1,6 @@
-//! Tests `cargo xtask image bump` with copies of the publishers' hosts, which this machine serves from `test_data/bump/`. A real
-//! gpgv checks the signature there. It was made once with a key that no longer exists.
+//! Tests `cargo xtask image bump` with copies of the publishers' hosts, which this machine serves from
+//! `test_data/bump/`. A real gpgv checks the signature in that folder. The key that made the signature no longer
+//! exists.
 
 mod publisher;
 
@@ -70,8 +71,8 @@ impl House {
         ended(self.command(arguments))
     }
 
-    /// Checks that a bump exited with `code` and a message with all of `words`, printed nothing on stdout, and did not change
-    /// the catalogue.
+    /// Checks that a bump exited with `code` and a message with all of `words`, printed nothing on stdout, and did not
+    /// change the catalogue.
     fn assert_refused(&self, ended: &Ended, code: i32, words: &[&str]) {
         assert_eq!(ended.code, Some(code), "{}", ended.message);
         for words in words {
@@ -90,7 +91,7 @@ fn ended(mut command: Command) -> Ended {
     Ended { code: output.status.code(), out: text(output.stdout), message: text(output.stderr) }
 }
 
-/// Returns the digest of `file` in the fixture `list`.
+/// Returns the digest of `file` in the list of digests called `list`.
 fn listed(list: &str, file: &str) -> String {
     let text = std::fs::read_to_string(data(list)).unwrap();
     let line =
@@ -98,7 +99,7 @@ fn listed(list: &str, file: &str) -> String {
     line.unwrap().split(' ').next().unwrap().to_owned()
 }
 
-/// Returns the fixture's catalogue with the Ubuntu entry as a bump must change it.
+/// Returns the fixture's catalogue after the change that a bump must make to the Ubuntu entry.
 fn bumped_ubuntu(text: &str) -> String {
     let digest = |arch: &str| {
         let file = format!("ubuntu-24.04-server-cloudimg-{arch}.img");
@@ -230,7 +231,7 @@ fn what_the_judgement_needs_is_asked_for() {
     ]);
     house.assert_refused(&armoured, 69, &["armoured", "gpg --dearmor"]);
 
-    // This PATH has only the tools that cargo itself needs.
+    // This PATH has only the tools that cargo itself needs, and so no gpgv.
     let tools = tempfile::tempdir().unwrap();
     let beside = Path::new(env!("CARGO")).parent().unwrap();
     std::os::unix::fs::symlink(beside.join("rustc"), tools.path().join("rustc")).unwrap();

@@ -18,13 +18,13 @@ fn cache() -> TempDir {
     cache
 }
 
-/// Runs `before`, sources the script, and returns the sorted candidates for the last word of a line in a directory.
+/// Runs `before` and sources the script. Returns the sorted candidates for the last word of `line` in `directory`.
 fn offered(cache: &Path, directory: &Path, before: &str, line: &[&str]) -> Vec<String> {
     let source = format!(r#"source <("{COMPLETER}" bash) && source <("{COMPLETER}" bash) || exit 1"#);
     pressed(cache, directory, &format!("{before}\n{source}"), line)
 }
 
-/// Runs `set_up`, which sources the script, and returns the sorted candidates for the last word of a line in a directory.
+/// Runs `set_up`, which sources the script. Returns the sorted candidates for the last word of `line` in `directory`.
 fn pressed(cache: &Path, directory: &Path, set_up: &str, line: &[&str]) -> Vec<String> {
     let script = format!(
         r#"{set_up}

@@ -1,5 +1,5 @@
-//! Tests `preflight --connect` with a real libvirtd in its own namespaces, with sockets on which no process listens or answers,
-//! with an ssh that fails, and with libvirt's mock driver.
+//! Tests `preflight --connect` with a real libvirtd in its own namespaces, with sockets on which no process listens or
+//! answers, with an ssh that fails, and with libvirt's mock driver.
 
 mod daemon;
 
@@ -59,8 +59,8 @@ fn describe(uri: &str) -> Described {
     Described::of(&preflight(uri).output().unwrap())
 }
 
-/// Checks the output for a libvirt that cannot be asked: exit code 69, and one finding with these words in its sentence, evidence
-/// and manual remedy.
+/// Checks the output for a libvirt that cannot be asked. The exit code must be 69. There must be one finding, with
+/// these words in its sentence, in its evidence, and in a remedy that the user carries out.
 fn assert_refused(uri: &str, id: &str, sentence: &str, evidence: &str, remedy: &str) {
     let described = describe(uri);
     assert_eq!(
@@ -158,8 +158,8 @@ fn a_socket_that_only_lets_one_look_is_found() {
     assert_eq!(described.one("connect-host").len(), 3, "the host is described in any case");
 }
 
-/// If this test runs as root, preflight runs as another user, who may read every file (the test's files may belong to root) but
-/// write none.
+/// If this test runs as root, preflight runs as another user. This user may read every file, because the test's files
+/// may belong to root, but may write none.
 #[test]
 fn a_user_whom_the_socket_refuses_is_told_what_to_do() {
     let daemon = Daemon::start(Network::Absent, "0000");
@@ -231,8 +231,8 @@ fn ctrl_c_ends_the_wait_for_a_daemon_that_says_nothing() {
     assert_eq!(child.wait().unwrap().code(), Some(130));
 }
 
-/// A shell command that waits until libvirt has written to its ssh. If the ssh ends earlier, libvirt gets a broken pipe and drops
-/// the ssh's message.
+/// A shell command that waits until libvirt has written to its ssh. If ssh ends before that, libvirt gets a broken
+/// pipe and drops the message of ssh.
 const WRITTEN_TO: &str = "head -c 1 >/dev/null";
 
 #[test]
@@ -253,7 +253,7 @@ fn what_ssh_says_is_passed_on_and_a_mute_ssh_is_ended() {
     let ssh = script(directory.path(), &format!("{WRITTEN_TO}; echo '{message}' >&2; exit 255"));
     assert_refused(&by(&ssh), "connect-ssh", "without a password", message, "ssh-copy-id me@far");
 
-    // The process has a path in the directory, by which the wait below finds it.
+    // The wait below finds the process by its path in this directory.
     let sleep = directory.path().join("sleep");
     std::os::unix::fs::symlink(xtask_core::host::tools::find("sleep").unwrap(), &sleep).unwrap();
     let ssh = script(directory.path(), &format!("exec {} 1000", sleep.display()));

@@ -1,5 +1,6 @@
-//! Selects the cases of a table that a run tries. `cargo xtask ci` sets [`VARIABLE`] to a third that depends on the commit,
-//! because like cases rarely fail alone. If it is not set, as in `cargo xtask soak --all`, all cases are tried.
+//! Selects the cases of a table that a run tries. `cargo xtask ci` sets [`VARIABLE`] to a third that depends on the
+//! commit. A third is enough, because similar cases rarely fail alone. If the variable is not set, as in
+//! `cargo xtask soak --all`, all cases are tried.
 
 use std::io::Write as _;
 

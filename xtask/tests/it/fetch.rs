@@ -1,5 +1,5 @@
-//! Tests downloads by the real `xtask-vm` from a real server, which misbehaves as each test tells it. In every case, the final
-//! name has the whole image, or does not exist.
+//! Tests downloads by the real `xtask-vm` from a real server, which misbehaves as each test requests. In every case,
+//! the file with the final name is the whole image, or there is no such file.
 
 mod disks;
 mod processes;
@@ -92,7 +92,8 @@ fn without_a_validator_nothing_is_resumed() {
 #[test]
 fn a_file_that_changes_meanwhile_starts_over() {
     let new = Image { etag: "\"two\"", ..Image::new(MIB + 5, 9) };
-    // A correct server, one that ignores If-Range, one that sends another range than requested, and one that refuses the range.
+    // The replies of a correct server, of one that ignores If-Range, of one that sends another range than requested,
+    // and of one that refuses the range.
     let table: [fn(&Image, usize) -> Reply; 4] = [
         |new, _| Reply::whole(new),
         |new, from| Reply::part(new, from, from),
@@ -183,7 +184,7 @@ fn what_is_of_another_download_is_not_used() {
         assert_eq!(server.seen()[before].range(), None, "{note}");
         std::fs::remove_file(client.target()).unwrap();
     }
-    // The same file with a matching note is used, so the files above were refused because of their notes.
+    // The same file is used if its note matches, so the files above were refused because of their notes.
     std::fs::write(client.path("image.partial"), &image.bytes[..1000]).unwrap();
     let note = format!(r#"{{"url":"{url}","digest":"{right}","validator":"\"one\"","total":{MIB}}}"#);
     std::fs::write(client.path("image.partial.json"), note).unwrap();

@@ -1,8 +1,9 @@
-//! Tests preflight on a fresh Debian that has only Rust: rustc's read-only sysroot with cargo, the crates (builds have no
-//! network), and the `gcc` and `libc6-dev` that Rust needs. Preflight must name everything that is missing at once. One `--fix`
-//! must make the system ready: as root without systemd, and as an ordinary user for the part that needs no packages. A stand-in
-//! for `rustup target add` installs the standard library that was hidden. Everything else is real: the packages, the mirror, and
-//! from Linux 6.7 on the kernel's empty table of executable formats.
+//! Tests preflight on a fresh Debian that has only Rust. Rust consists of rustc's read-only sysroot with cargo, the
+//! crates (builds have no network), and the packages `gcc` and `libc6-dev`, which Rust needs. Preflight must name
+//! everything that is missing at once. One `--fix` must make the system ready: as root without systemd, and as an
+//! ordinary user for the part that needs no packages. `rustup target add` is replaced by a script, which installs the
+//! standard library that was hidden. Everything else is real: the packages, the mirror, and, from Linux 6.7 on, the
+//! kernel's empty table of executable formats.
 
 mod debian;
 
@@ -35,9 +36,9 @@ const LACKS: &[(&str, &str)] = &[
     ("rust-target", "standard library"),
     ("linker", "linker"),
 ];
-/// What a kernel lacks that has run no foreign program yet.
+/// The finding on a kernel whose table of executable formats is still empty.
 const KERNELS: &[(&str, &str)] = &[("user-emulation", "image builds need them")];
-/// What libvirt wants of root alone.
+/// The finding that only root gets: without this account, libvirt does not start as root.
 const ROOTS: (&str, &str) = ("libvirt-user", "libvirt-qemu");
 /// The findings that only an ordinary user has, because images are built in a user namespace.
 const USERS: &[(&str, &str)] = &[("program", "newgidmap"), ("program", "newuidmap")];
@@ -78,7 +79,7 @@ impl Look {
         self.blocking.iter().any(|(found, sentence)| found == id && sentence.contains(word))
     }
 
-    /// Checks for exit code 69, for the expected findings, and that the error names each blocking finding.
+    /// Checks the exit code (69), the expected findings, and that the error names each blocking finding.
     #[track_caller]
     fn assert_names_everything(&self, expected: &[(&str, &str)]) {
         let message = message(&self.output);
@@ -102,7 +103,7 @@ fn ran(output: &Output) -> Vec<String> {
     message(output).lines().filter_map(|line| line.strip_prefix("$ ")).map(str::to_owned).collect()
 }
 
-/// Returns the packages that `apt-get install` gets.
+/// Returns the packages in the command `apt-get install`.
 fn packages(commands: &[String]) -> BTreeSet<&str> {
     let installs: Vec<_> =
         commands.iter().filter_map(|command| command.strip_prefix("apt-get install ")).collect();
@@ -148,7 +149,8 @@ fn without_root(debian: &Debian) {
     assert!(message(&fixed).contains("needs root"), "{}", message(&fixed));
 }
 
-/// Runs `--fix` as root. One transaction must install all packages. Other commands may follow only for what packages do not do.
+/// Runs `--fix` as root. One transaction must install all packages. Other commands may follow only for changes that
+/// packages do not make.
 fn as_root(debian: &Debian) {
     let (sources, processes) = (debian.package_sources(), debian.processes());
     let before = Look::at(debian, As::Root);
@@ -175,7 +177,7 @@ fn as_root(debian: &Debian) {
     assert_eq!(debian.processes(), processes, "a process was left running");
 }
 
-/// Checks that after root's fix an ordinary user lacks only the tools for user namespaces.
+/// Checks that an ordinary user lacks only the tools for user namespaces after root's fix.
 fn as_ordinary_user(debian: &Debian) {
     let before = Look::at(debian, As::Ordinary);
     before.assert_names_everything(USERS);
@@ -188,7 +190,7 @@ fn as_ordinary_user(debian: &Debian) {
     assert_eq!(after.status.code(), Some(0), "{}", message(&after));
 }
 
-/// Checks that these checks can fail, on a system that was damaged on purpose.
+/// Checks that these checks can fail: this system is damaged on purpose.
 fn can_fail(debian: &Debian) {
     let (sources, processes) = (debian.package_sources(), debian.processes());
     debian.read(&["touch", "/etc/apt/sources.list.d/another.list"]);

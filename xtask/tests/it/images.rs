@@ -1,5 +1,5 @@
-//! Tests images with real packages and machines: builds are reproducible, a smoke names the fallback image, and an image with
-//! another digest is not booted. `cargo xtask ci` runs these tests after a preflight.
+//! Tests images with real packages and machines: builds are reproducible, a smoke names the fallback image, and a
+//! smoke does not boot an image with another digest. `cargo xtask ci` runs these tests after a preflight.
 
 use std::io::Write as _;
 use std::net::TcpListener;
@@ -16,13 +16,14 @@ fn xtask_vm(arguments: &[&str]) -> Command {
     command(XTASK_VM, arguments)
 }
 
-/// Makes a cache with only debian-12, which is built in this user's own cache.
+/// Builds debian-12 in this user's own cache, and makes another cache with only this image.
 fn with_debian_12() -> Scratch {
     Scratch::with_image(own_disk().0.parent().unwrap())
 }
 
 impl Scratch {
-    /// Runs a smoke that can reach other machines only through a proxy, which accepts connections and never answers.
+    /// Runs a smoke that can reach other machines only through a proxy. The proxy accepts connections and never
+    /// answers.
     fn smoke_without_network(&self, arguments: &[&str]) -> (Output, Report) {
         let silent = TcpListener::bind("127.0.0.1:0").unwrap();
         let proxy = format!("http://{}", silent.local_addr().unwrap());
@@ -117,7 +118,7 @@ fn offline_nothing_is_fetched_nor_built() {
     );
 }
 
-/// The run ends without an image, after the agent was read and inspected.
+/// In this test, the run ends without an image, after the agent was read and inspected.
 #[test]
 fn a_report_says_which_agent_and_which_commit_were_tested() {
     let scratch = Scratch::new();
@@ -177,7 +178,7 @@ fn build_script(name: &str, directory: &Path, arguments: &[&str]) -> Output {
     command.output().unwrap()
 }
 
-/// The content that dpkg unpacks and records stays the same, byte for byte, but is no longer compressed.
+/// dpkg must unpack and record the same content, byte for byte, although the package is no longer compressed.
 #[test]
 fn a_package_without_its_compression_is_the_same_package() {
     let directory = tempfile::tempdir().unwrap();
@@ -216,7 +217,8 @@ fn a_package_without_its_compression_is_the_same_package() {
     assert!(!refused.status.success(), "a file that is no package is not stored");
 }
 
-/// The build waits for jobs that maintainer scripts have left. If a job fails or is killed, the build fails.
+/// The build must wait for jobs that maintainer scripts have started. If a job fails or is killed, the build must
+/// fail.
 #[test]
 fn a_tree_is_not_finished_before_its_jobs_are() {
     for (job, passes) in

@@ -1,7 +1,7 @@
-//! Tests `inspect` with executables that are built for these tests. Faults that compilers or changed bytes plant must be found
-//! under their ids, and no sound executable may be refused. readelf must read the same. On an emulated core of the Pi 5, a refused
-//! executable must fail, and an accepted one must run. `cargo xtask ci` runs these tests after a preflight, which asks for the
-//! compilers.
+//! Tests `inspect` with executables that are built for these tests. A compiler or a change of bytes plants a fault in
+//! some of them, and `inspect` must find each fault under its id. Sound executables must not be refused. readelf must
+//! read the same as `inspect`. On an emulated core of the Pi 5, a refused executable must fail, and an accepted one
+//! must run. `cargo xtask ci` runs these tests after a preflight, which asks for the compilers.
 
 mod agree;
 mod build;
@@ -96,7 +96,8 @@ fn corpus() -> &'static Corpus {
     })
 }
 
-/// Builds a library that the sysroot lacks, a library that needs it, and a library that the sysroot has in an older version.
+/// Builds a library that the sysroot lacks, a library that needs the first one, and a newer version of a library that
+/// the sysroot has.
 fn libraries(directory: &Path, root: &Path) {
     let into = root.join("usr/lib/aarch64-linux-gnu");
     let text = "int nothing(void) { return 0; }\n";
@@ -142,7 +143,7 @@ fn every_planted_fault_is_found_under_its_id() {
         let report = corpus.look(&corpus.directory.join(format!("fault-{}", fault.name)), arch, fault.device);
         let mut ids = refused(&report);
         if fault.id == "interpreter" {
-            // With the loader of another C library, that library is missing too.
+            // With the loader of another C library, the image also lacks that library.
             ids.remove("needed");
         }
         if ids != BTreeSet::from([fault.id]) {
@@ -225,7 +226,8 @@ fn readelf_reads_the_same() {
     assert!(compared >= SOUND.len(), "{compared}");
 }
 
-/// Checks that needed libraries, versions, loader, build id, segments and functions are those that readelf reads.
+/// Checks that `inspect` and readelf read the same needed libraries, versions, loader, build id, segments and
+/// functions.
 fn agrees(elf: &Elf<'_>, path: &Path) {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let dynamic = readelf(path, "--dynamic");
@@ -265,7 +267,8 @@ fn agrees(elf: &Elf<'_>, path: &Path) {
     assert_eq!(ours, functions, "{}", path.display());
 }
 
-/// No program in the images of both Debian suites may be refused. For every 16th program, readelf must read the same.
+/// `inspect` must not refuse any program in the images of both Debian suites. For every 16th program, readelf must
+/// read the same.
 #[test]
 fn no_program_of_the_distribution_is_refused() {
     for image in ["debian-12", "debian-13"] {
@@ -304,8 +307,8 @@ fn objdump_disassembles_the_same_at_what_is_refused() {
     let corpus = corpus();
     let mut compared = 0;
     for fault in BUILT.iter().filter(|fault| fault.id == "instructions" && fault.tool.is_arm()) {
-        // binutils of Debian 12 cannot name the instructions of `mops`. `go-level` is refused for a build setting, which is no
-        // instruction.
+        // binutils of Debian 12 cannot name the instructions of `mops`. `go-level` is refused for a build setting, not
+        // for an instruction.
         if ["mops", "go-level"].contains(&fault.name) {
             continue;
         }

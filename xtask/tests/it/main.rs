@@ -1,5 +1,6 @@
 //! The tests that need libvirt's headers. They are one binary, so that they are linked once. After a preflight,
-//! `cargo xtask ci` runs each module by its name: `cargo test -p xtask --features vm --test it -- warm:: --test-threads 2`.
+//! `cargo xtask ci` runs each module by its name, for example:
+//! `cargo test -p xtask --features vm --test it -- warm:: --test-threads 2`.
 //!
 //! No test may change the directory, the environment or the signals of this process.
 

@@ -1,5 +1,5 @@
-//! Tests the rehearsal with real QEMUs: sound machines pass, every planted fault is found under its own id, and no process or
-//! file is left. `cargo xtask ci` runs these tests after a preflight.
+//! Tests the rehearsal, the start of a paused domain, with real QEMUs: sound machines pass, every planted fault is
+//! found under its own id, and no process or file is left. `cargo xtask ci` runs these tests after a preflight.
 
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -98,8 +98,8 @@ fn each_planted_fault_is_found_under_its_own_id() {
     }
 }
 
-/// Makes a QEMU that always emulates all processors on one thread: it changes `-accel tcg` to `-accel tcg,thread=single`.
-/// Returns a `PATH` with it.
+/// Makes a QEMU that always emulates all processors on one thread: it changes `-accel tcg` to
+/// `-accel tcg,thread=single`. Returns a `PATH` with it.
 fn path_with_single_threaded_qemu(directory: &Path) -> std::ffi::OsString {
     use std::os::unix::fs::PermissionsExt as _;
     let name = "qemu-system-x86_64";
@@ -150,7 +150,7 @@ fn a_qemu_that_does_otherwise_is_found_by_the_rehearsal_and_by_the_smoke() {
 #[test]
 fn a_fault_that_changes_nothing_is_told_as_not_found() {
     let scratch = Scratch::new();
-    // A machine with one processor has one thread in any case.
+    // With one processor, QEMU uses one thread for the processors in any case, so this fault changes nothing.
     let rehearsed = scratch.rehearse(&["--arch", "aarch64", "--vcpus", "1", "--sabotage", "single-thread"]);
     assert_eq!(rehearsed.code, Some(1), "{}", rehearsed.message);
     assert!(rehearsed.message.contains("did not find the planted fault"), "{}", rehearsed.message);
@@ -170,7 +170,7 @@ fn what_libvirt_learned_of_qemu_is_kept_private_and_valid() {
     let first = written();
     scratch.rehearse(&["--arch", "aarch64"]);
     assert_eq!(written(), first, "the second run used the probe result of the first one");
-    // Half of the file, as if another run were writing it.
+    // Write half of the file, as if another run were still writing it.
     let whole = std::fs::read(known.join(&name)).unwrap();
     std::fs::write(known.join(&name), &whole[..whole.len() / 2]).unwrap();
     let rehearsed = scratch.rehearse(&["--arch", "aarch64"]);

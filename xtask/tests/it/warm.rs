@@ -1,6 +1,6 @@
-//! Tests snapshots and instances on real machines. The tests share one snapshot, because making it takes a whole boot. The first
-//! test makes it. The tests run one at a time and in any order, and each leaves the snapshot unchanged. `cargo xtask ci` runs
-//! them after a preflight.
+//! Tests snapshots and instances (machines that were kept) on real machines. The tests share one snapshot, because
+//! making it takes a whole boot. The first test makes it. The tests run one at a time and in any order, and each
+//! leaves the snapshot unchanged. `cargo xtask ci` runs them after a preflight.
 
 use std::io::{BufRead as _, BufReader};
 use std::ops::Deref;
@@ -30,7 +30,7 @@ struct Warm {
     made: Report,
 }
 
-/// The right of one test to use the shared cache.
+/// The right of one test to use the shared cache, which no other test has at the same time.
 struct Turn {
     warm: &'static Warm,
     _alone: MutexGuard<'static, ()>,
@@ -44,11 +44,12 @@ impl Deref for Turn {
     }
 }
 
-/// Waits for this test's turn. If the smoke that makes the snapshot fails, it is not repeated: each test fails with its output.
+/// Waits for this test's turn. If the smoke that makes the snapshot fails, it is not repeated. Each test then fails
+/// with the output of that smoke.
 fn turn() -> Turn {
     static ALONE: Mutex<()> = Mutex::new(());
     static WARM: OnceLock<Result<Warm, String>> = OnceLock::new();
-    // The lock may be poisoned: a failed test has still put back the files that it had replaced.
+    // The lock may be poisoned by a test that failed. That test has still put back the files that it had replaced.
     let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let warm = WARM.get_or_init(Warm::make).as_ref();
     Turn { warm: warm.unwrap_or_else(|message| panic!("no snapshot was made: {message}")), _alone: alone }
@@ -111,7 +112,8 @@ fn report(output: &Output) -> Option<Report> {
     serde_json::from_slice(&std::fs::read(path).ok()?).ok()
 }
 
-/// A replaced file of the snapshot. Dropping this value puts the original back, and unmarks the snapshot as bad.
+/// A replaced file of the snapshot. Dropping this value puts the original back and removes the mark `bad` of the
+/// snapshot.
 struct Replaced {
     path: PathBuf,
     aside: PathBuf,
@@ -166,7 +168,8 @@ fn a_warm_run_and_a_cold_one_agree() {
     let (made, restored) = (warm.made.snapshot.as_ref().unwrap(), compared.snapshot.as_ref().unwrap());
     assert!(made.age_seconds < restored.age_seconds, "{:?} {:?}", made.age_seconds, restored.age_seconds);
     assert_eq!(restored.made_by, warm.made.run_id, "restored, not made again");
-    // Each restored guest begins with the time at which the snapshot was saved. It reaches no time server before its clock is set.
+    // Each restored guest begins with the time at which the snapshot was saved. The guest reaches no time server
+    // before its clock is set.
     let (first, later) = (made.clock_step_seconds.unwrap(), restored.clock_step_seconds.unwrap());
     assert!(first < later, "{first} s and, later, {later} s");
     assert!(compared.phases.iter().all(|phase| phase.status == PhaseStatus::Passed), "{:?}", compared.phases);
@@ -178,7 +181,8 @@ fn a_warm_run_and_a_cold_one_agree() {
     assert_saved(&warm.snapshot());
 }
 
-/// Checks that a warm run and a cold one agree, and that they do not agree if the cold one fails. Returns the warm run's report.
+/// Checks that a warm run and a cold run agree, and that the comparison fails if the cold run fails. Returns the warm
+/// run's report.
 fn compare(warm: &Warm) -> Report {
     let smoke = |arguments: &[&str]| {
         warm.scratch.run(XTASK_VM, &[&SMOKE, &["--verify-cold", "--warm"][..], arguments].concat())
@@ -236,8 +240,8 @@ fn a_snapshot_stays_as_long_as_its_image_and_its_qemu_and_there_is_room() {
     assert!(directory.exists() && !would().contains("snapshot"));
 }
 
-/// If a snapshot is unchanged but cannot be restored, the failure is the host's and not the agent's, and no later run uses the
-/// snapshot.
+/// If a snapshot is unchanged but cannot be restored, the host is at fault and not the agent, and no later run uses
+/// the snapshot.
 #[test]
 fn a_snapshot_of_which_no_machine_comes_is_not_used_again() {
     let warm = turn();
@@ -271,13 +275,14 @@ fn a_snapshot_that_was_changed_is_not_trusted() {
     assert_code(&output, 69);
     let failure = changed.failure.unwrap();
     assert!(failure.error.contains("was changed in ram.save"), "{failure:?}");
-    // Another run may still read the snapshot, so it is not deleted yet. No run uses it again, and a later run deletes it.
+    // Another run may still read the snapshot, so it is not deleted yet. No run uses it again, and a later run deletes
+    // it.
     assert_eq!(warm.snapshot(), directory);
     assert!(std::fs::read_to_string(directory.join(BAD)).unwrap().contains("expected sha256:"));
 }
 
-/// If a guest prints nothing for much longer than ever, the screen says that it may be stuck. The run goes on, and passes if the
-/// guest continues.
+/// If a guest prints nothing for much longer than in earlier runs, the screen says that it may be stuck. The run goes
+/// on, and passes if the guest continues.
 #[test]
 fn a_guest_that_is_silent_may_be_stuck_and_may_go_on() {
     let warm = turn();

@@ -1,13 +1,13 @@
-# mmdebstrap's extract hook runs this with the new tree as $1. The tree's essential packages are unpacked, and none is
-# configured. A tree of this host's architecture is beside the new place of the loader. This script replaces the guest's
-# build of the tools that maintainer scripts call (the shell, coreutils, perl, python, dpkg) with this host's build. The
-# tools then run without emulation, which costs 26 to 45 ms for each process. dpkg keeps the guest's files beside them,
-# under the names that these diversions give, and restore.sh puts them back. Suite and versions are the same, so the
-# scripts write the same files as with the guest's own tools.
+# mmdebstrap's extract hook runs this with the new tree as $1, after the essential packages are unpacked and before one
+# is configured. Maintainer scripts call the shell, coreutils, perl, python and dpkg. This script replaces the guest's
+# builds of these tools with this host's builds, which run without emulation. Emulation costs 26 to 45 ms for each
+# process. This host's builds come from a tree of its architecture, which was unpacked beside IOT_OTHER_LOADER. The
+# diversions that this script makes let dpkg keep the guest's files under other names. restore.sh puts them back. The
+# suite and the versions are the same, so the maintainer scripts write the same files as with the guest's own tools.
 #
 # IOT_HOST_ARCH and IOT_GUEST_ARCH are dpkg's names of the architectures. This host's programs expect their loader at
-# IOT_LOADER and their libraries at IOT_LIBRARIES. In the tree, these are at IOT_OTHER_LOADER and IOT_OTHER_LIBRARIES,
-# which are paths of the same lengths. The new paths are not below /usr, which scripts search.
+# IOT_LOADER and their libraries at IOT_LIBRARIES. In the tree, these are at IOT_OTHER_LOADER and IOT_OTHER_LIBRARIES.
+# Those paths have the same lengths, and are not below /usr, which maintainer scripts search.
 set -eu
 export LC_ALL=C
 root=$1
@@ -20,8 +20,8 @@ relocate() {
 }
 mkdir -p "$root$IOT_OTHER_LIBRARIES" "$root/var/lib/dpkg"
 rm -rf "$tools$IOT_LIBRARIES/gconv"
-# The loader is not copied from the path that programs know. That path is a link, in some suites an absolute one, and
-# would lead to this host's own loader.
+# The loader is copied from its place among the libraries. The path that programs know is a link. In some suites the
+# link is absolute, and would lead to this host's own loader.
 relocate "$tools$IOT_LIBRARIES/${IOT_LOADER##*/}" "$root$IOT_OTHER_LOADER" ''
 cp -a "$tools$IOT_LIBRARIES/." "$root$IOT_OTHER_LIBRARIES/"
 
@@ -36,10 +36,10 @@ for directory in usr/bin usr/sbin; do
         case $name in
         # Programs that report the machine or handle the guest's libraries must be the guest's.
         arch | chroot | getconf | hwclock | iconv | ldconfig | lscpu | setarch | uname) continue ;;
-        # Of ssh's programs, maintainer scripts call only ssh-keygen. They give ssh-agent a group of its own.
+        # Of ssh's programs, maintainer scripts call only ssh-keygen, and they change the group of ssh-agent.
         ssh-keygen) ;;
         scp | sftp | ssh | ssh-*) continue ;;
-        # dpkg contains its own architecture as a constant.
+        # Each of these programs contains the name of its own architecture.
         dpkg* | update-alternatives) change="s/$IOT_HOST_ARCH/$IOT_GUEST_ARCH/g" ;;
         esac
         echo "$directory/$name" >> "$root$own/list"

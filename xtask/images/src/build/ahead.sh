@@ -1,12 +1,11 @@
 # mmdebstrap's setup hook runs this with the new tree as $1, which has apt's configuration and no package yet. The hook
-# is used only if the tree is in memory. mmdebstrap and dpkg do one thing after the other. From here on, jobs in .ahead
-# use the other processors:
-# - While dpkg installs the essential packages, the other packages are downloaded.
-# - While apt downloads packages, store.sh (IOT_STORE) decompresses the ones that apt has verified. Just before dpkg
-#   runs, these copies replace the packages. Otherwise one process at a time would decompress packages, the essential
-#   ones twice.
-# Nothing depends on the download ahead: mmdebstrap's own apt downloads packages that are missing, or reports why it
-# cannot.
+# is used only if the tree is in memory. mmdebstrap and dpkg do one thing after the other. This script starts jobs in
+# .ahead, which use the other processors at the same time:
+# - While dpkg installs the essential packages, the jobs download the other packages.
+# - While apt downloads packages, the jobs run store.sh (IOT_STORE), which decompresses the packages that apt has
+#   verified. Just before dpkg runs, the decompressed packages replace the others. Otherwise dpkg would decompress one
+#   package at a time, and the essential packages twice.
+# If a download ahead fails, mmdebstrap's own apt downloads the missing packages, or reports why it cannot.
 #
 # finish.sh deletes .ahead. mmdebstrap itself deletes apt's configuration.
 set -eu
@@ -15,7 +14,7 @@ ahead=$root/.ahead
 mkdir -p "$ahead/archives" "$ahead/essential/stored" "$ahead/others"
 printf '%s' "$IOT_STORE" > "$ahead/store.sh"
 
-# apt runs this outside of the tree for the essential packages, then once inside for the others
+# apt runs take.sh before dpkg: outside of the tree for the essential packages, and then once inside for the others
 # (DPkg::Chroot-Directory).
 cat > "$ahead/take.sh" <<'END'
 set -eu
@@ -32,9 +31,9 @@ find "$stored" -name '*.deb' -exec mv -t ../var/cache/apt/archives {} +
 END
 printf 'DPkg::Pre-Install-Pkgs { "cd %s 2> /dev/null || cd /.ahead; exec sh take.sh"; };\n' "$ahead" >> "$MMDEBSTRAP_APT_CONFIG"
 
-# Links each new package in $1, which has no second link yet, to $2. Prints the ones that are worth a decompressed copy:
-# smaller packages are decompressed faster than a copy is made. apt has verified these packages. It keeps unverified
-# packages in a directory of its own.
+# Links each new package in $1 to $2. A package with a second link is not new. Prints the packages that are worth a
+# decompressed copy: decompressing a smaller package takes less time than making a copy. apt has verified these
+# packages: it keeps unverified packages in a directory of its own.
 fresh() {
     find "$1" -maxdepth 1 -name '*.deb' -links 1 -exec ln -t "$2" {} + -size +100k -print0
 }
@@ -48,12 +47,12 @@ download() {
         '?and(?priority(required),?not(?essential))'
 }
 cd "$ahead"
-# The file is locked while the worker runs, so that no process waits for a worker that was killed.
+# The worker holds a lock on this file. If the worker is killed, the lock is free, and no process waits any more.
 exec 9> worker
 flock 9
 (
     until [ -e go ]; do
-        # The parent is mmdebstrap, which may end before it gets this far.
+        # The parent is mmdebstrap. It may end before dpkg runs.
         kill -0 "$PPID" 2> /dev/null || exit 0
         sleep 0.05
         [ ! -d ../var/cache/apt/archives ] || fresh ../var/cache/apt/archives essential

@@ -1,10 +1,10 @@
-# Makes disk.raw from root.tar, both in the directory $1. The disk has a GPT with an ESP and an ext4 root, and with
-# IOT_LAYOUT=grub also a /boot. Leaves the facts for the manifest in manifest/. The same tree gives the same bytes with
-# the same version of e2fsprogs.
+# Makes disk.raw from root.tar. Both are in the directory $1. The disk has a GPT with an ESP and an ext4 root, and with
+# IOT_LAYOUT=grub also a /boot. The facts for the manifest are left in manifest/. The same tree gives the same bytes
+# with the same version of e2fsprogs.
 #
 # Variables: IOT_LAYOUT, IOT_CONSOLE (the kernel's console), IOT_DISK_MIB, IOT_EFI_FILE (the loader's name on the ESP),
-# IOT_LOADER_FILE (the loader's path in the tree), IOT_UUID (36 characters, of which the first is replaced), IOT_TMPFS
-# (the size of the tmpfs, or empty to use the disk).
+# IOT_LOADER_FILE (the loader's path in the tree), IOT_UUID (36 characters; the first one is replaced), IOT_TMPFS (the
+# size of the tmpfs, or empty to use the disk).
 set -eu
 export LC_ALL=C MTOOLS_SKIP_CHECK=1 TZ=UTC
 cd "$1"
@@ -13,13 +13,13 @@ boot_mib=0
 [ "$IOT_LAYOUT" != grub ] || boot_mib=512
 root_mib=$((IOT_DISK_MIB - esp_mib - boot_mib - 2))
 
-# If there is enough memory, the tree is unpacked there, which is faster.
+# If there is enough memory, the tree is unpacked in a tmpfs, which is faster.
 mkdir tree
 [ -z "$IOT_TMPFS" ] || mount -t tmpfs -o "size=$IOT_TMPFS,mode=755" tmpfs tree
 # Device nodes are left out, since no user namespace may make them. The kernel mounts its own /dev over them.
 echo "I: unpacking the tree"
 tar --extract --file root.tar --directory tree --numeric-owner --same-owner --xattrs --xattrs-include='*' --exclude='./dev/*'
-# These directories are apt's own. They belong to root if root built the image, and to _apt otherwise.
+# These two directories belong to root if root has built the image, and to _apt otherwise.
 chown 0:0 tree/var/cache/apt/archives/partial tree/var/lib/apt/lists/partial
 mv tree/.manifest manifest
 cp tree/var/lib/dpkg/status tree/usr/lib/os-release manifest/
@@ -34,7 +34,8 @@ ext4() {
     truncate --size "${3}M" "$1"
     uuid=$4${IOT_UUID#?}
     mke2fs -q -F -t ext4 -L "$2" -U "$uuid" -E "hash_seed=$uuid" -d "$5" "$1"
-    # mke2fs 1.47.0 copies the times of access and change into the image, and nobody can set these. 1.47.1 would not.
+    # mke2fs 1.47.0 copies the times of access and of change into the image, and the latter cannot be set on the files.
+    # mke2fs 1.47.1 does not copy them.
     (cd "$5" && find . -mindepth 1 -printf '%P\n') | awk -v e="@$epoch" '{
         for (n = split("ctime atime crtime", f, " "); n > 0; n--) {
             print "sif \"/" $0 "\" " f[n] " " e; print "sif \"/" $0 "\" " f[n] "_extra 0"
@@ -95,7 +96,7 @@ place() {
 }
 truncate --size "${esp_mib}M" esp.img
 mkfs.vfat --invariant -n "$label" esp.img
-# The order is sorted: `mcopy -s` takes the files of a directory in the order in which the file system lists them.
+# Sort the paths: `mcopy -s` takes the files of a directory in the order in which the file system lists them.
 (cd esp && find . -mindepth 1 -type d -printf '%P\n' | sort) > list
 while read -r path; do mmd -i esp.img "::$path"; done < list
 (cd esp && find . -type f -printf '%P\n' | sort) > list

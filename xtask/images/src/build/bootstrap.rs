@@ -1,6 +1,6 @@
-//! Runs mmdebstrap, which makes a distribution's tree from its packages, as a tar file. The tree is in memory if there
-//! is enough of it. If the guest's programs would be emulated, this host's own tools replace them while packages are
-//! configured.
+//! Runs mmdebstrap, which makes a distribution's directory tree from its packages and packs the tree as a tar file. If
+//! there is enough memory, the tree is in a tmpfs. If this host can run the guest's programs only under emulation, its
+//! own tools replace them while packages are configured.
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -21,12 +21,12 @@ use xtask_jobs::child::Job;
 pub(super) const AHEAD: &str = include_str!("ahead.sh");
 /// The script that decompresses packages.
 pub(super) const STORE: &str = include_str!("store.sh");
-/// The script that runs work of maintainer scripts in background jobs, if the maintainer scripts do not read the
-/// results.
+/// The script that moves work of maintainer scripts into background jobs. It moves only work whose results maintainer
+/// scripts do not read.
 pub(super) const LATER: &str = include_str!("later.sh");
 /// The script that waits for the jobs, and deletes the files that [`AHEAD`] and [`LATER`] made.
 pub(super) const FINISH: &str = include_str!("finish.sh");
-/// The script that replaces emulated tools with native ones, in the tree that is not configured yet.
+/// The script that replaces emulated tools with native ones before the packages of the tree are configured.
 pub(super) const ACCELERATE: &str = include_str!("accelerate.sh");
 /// The script that runs in the new tree before the tree is packed.
 pub(super) const CUSTOMIZE: &str = include_str!("customize.sh");
@@ -34,7 +34,8 @@ pub(super) const CUSTOMIZE: &str = include_str!("customize.sh");
 pub(super) const INITRAMFS: &str = include_str!("initramfs.sh");
 /// The script that puts the guest's own tools back.
 pub(super) const RESTORE: &str = include_str!("restore.sh");
-/// The packages with the tools that maintainer scripts and update-initramfs call, and their dependencies.
+/// The packages with the tools that maintainer scripts and update-initramfs call, and the packages on which these
+/// depend.
 pub(super) const TOOLS: &str = "bash,coreutils,cpio,dash,debianutils,diffutils,dpkg,findutils,grep,gzip,hostname,init-system-helpers,kmod,\
                      libc-bin,mawk,openssh-client,openssl,passwd,perl-base,python3-minimal,sed,tar,util-linux,xz-utils,zstd";
 
@@ -43,18 +44,18 @@ const TMPFS: &str = "3g";
 /// Bytes of memory that must be available for the tmpfs. The rest of the machine needs some memory too.
 const MEMORY_FOR_TMPFS: u64 = 5 << 30;
 
-/// Mounts a tmpfs for mmdebstrap's tree, in the mount namespace that was made for it. $1 is the mount point, $2 the
-/// size, and the rest is the command.
+/// Mounts a tmpfs for mmdebstrap's tree, in a mount namespace that unshare(1) has made. $1 is the mount point, $2 the
+/// size, and the other arguments are the command to run afterwards.
 const IN_MEMORY: &str = r#"mount -t tmpfs -o "size=$2,mode=755" tmpfs "$1" && TMPDIR=$1 && export TMPDIR && shift 2 && exec "$@""#;
-/// Mounts such a tmpfs within mmdebstrap's user namespace, as the setup hook. $1 is the tree, which has only a few
-/// files yet.
+/// The setup hook that mounts such a tmpfs if mmdebstrap runs as an ordinary user, in a user namespace. $1 is the
+/// tree, whose few files are copied into the tmpfs.
 const IN_MEMORY_AS_USER: &str = r#"mount --no-mtab -t tmpfs -o "size=$IOT_TMPFS,mode=755" tmpfs /mnt && cp -a "$1/." /mnt/ && mount --no-mtab --move /mnt "$1""#;
 
-/// The directory with mmdebstrap's own hooks for a /usr that contains /bin and /lib. The second hook calls apt once
-/// more, for one package.
+/// The directory with the hooks by which mmdebstrap merges /bin and /lib into /usr. The second of them would call apt
+/// once more, for one package.
 const MERGED_USR: &str = "/usr/share/mmdebstrap/hooks/merged-usr";
-/// The essential hook that runs before apt installs the rest. It waits until the download ahead is complete or has
-/// failed.
+/// The essential hook that waits until the download ahead ([`AHEAD`]) is complete or has failed. apt installs the
+/// other packages after this hook.
 const DOWNLOADED: &str = r#"while [ -e "$1/.ahead/go" ] && [ ! -e "$1/.ahead/linked" ] && ! flock -n "$1/.ahead/worker" true; do sleep 0.02; done"#;
 
 /// The speed of a build.
@@ -62,7 +63,7 @@ const DOWNLOADED: &str = r#"while [ -e "$1/.ahead/go" ] && [ ! -e "$1/.ahead/lin
 pub enum Speed {
     /// The build is as fast as this host allows.
     Full,
-    /// The build runs plain mmdebstrap, with which the bench compares.
+    /// The build runs mmdebstrap without any acceleration. `bench image` compares both.
     Plain,
 }
 
@@ -81,7 +82,7 @@ pub fn bootstrap(
         call.words.push(format!("--hook-dir={MERGED_USR}"));
         return call.make(store, directory);
     }
-    // The directory's other hook would install this package.
+    // The second hook in the directory would install this package.
     call.words.push("--include=usr-is-merged".to_owned());
     call.words.push(format!("--setup-hook={MERGED_USR}/setup00.sh"));
     call.memory = in_memory(store);
@@ -91,7 +92,7 @@ pub fn bootstrap(
         call.words.push(format!("--essential-hook={DOWNLOADED}"));
     }
     call.words.push(format!("--extract-hook={LATER}"));
-    // The kernel's installation would make an initramfs, which the last step makes again.
+    // Without this, the installation of the kernel would make an initramfs, and the last step would make it again.
     call.environment.push(("INITRD", "No".to_owned()));
     call.environment.push(("IOT_LAYOUT", name_of(&recipe.layout)));
     call.environment.push(("IOT_LOGIN_USER", image.login_user.clone()));
@@ -118,8 +119,7 @@ pub fn bootstrap(
 }
 
 /// Returns whether this process can have mounts that no other process sees. This is impossible in a chroot whose root
-/// is not a mount point: unshare(1) first makes the mount at `/` private, and there is no such mount (mount(2),
-/// EINVAL).
+/// is not a mount point. There, unshare(1) fails (mount(2), EINVAL), because it first makes the mount at `/` private.
 pub(super) fn can_have_own_mounts() -> bool {
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     root_is_a_mount(&mounts)
@@ -129,8 +129,8 @@ fn root_is_a_mount(mountinfo: &str) -> bool {
     mountinfo.lines().any(|line| line.split(' ').nth(4) == Some("/"))
 }
 
-/// Returns how much of this host's memory the tree may use; `None` if there is too little, or if memory cannot be
-/// mounted.
+/// Returns the size of the tmpfs for the tree. Returns `None` if this host has too little memory, or if this process
+/// cannot have its own mounts.
 pub(super) fn in_memory(store: &Store<'_>) -> Option<&'static str> {
     if !can_have_own_mounts() {
         store.ui.note("building on the disk, which is slower: / is not a mount point here");
@@ -146,7 +146,8 @@ pub(super) fn in_memory(store: &Store<'_>) -> Option<&'static str> {
 /// Debian's directory of libraries, which has a subdirectory for each architecture.
 const LIBRARIES: &str = "/usr/lib/";
 
-/// Returns a directory in `own` whose path is as long as [`LIBRARIES`].
+/// Returns the path of a directory in `own`. The path is as long as [`LIBRARIES`], so that it can replace
+/// [`LIBRARIES`] in a program.
 fn same_length(own: &str) -> String {
     let name = "l".repeat(LIBRARIES.len() - own.len() - 1);
     format!("{own}{name}/")
@@ -187,7 +188,7 @@ impl<'a> Call<'a> {
         ]);
     }
 
-    /// Runs mmdebstrap. The log is beside the output.
+    /// Runs mmdebstrap, and writes its log beside the output.
     fn make(self, store: &Store<'_>, directory: &Path) -> Result<()> {
         let root = rustix::process::geteuid().is_root();
         let mut environment = sources::proxies(store.ui)?;
@@ -197,7 +198,8 @@ impl<'a> Call<'a> {
         arguments.extend([OsString::from(self.suite), directory.join(self.output).into()]);
         let sources = sources::debian_sources(self.suite, store.ui)?;
         if !sources.is_empty() {
-            // The list is in a file, since a mirror's address may contain a password too.
+            // Pass the list as a file: every user can read a command line, and a mirror's address may contain a
+            // password.
             let list = directory.join("sources.list");
             write_private(&list, sources.join("\n") + "\n")?;
             arguments.push(list.into());
@@ -219,8 +221,8 @@ impl<'a> Call<'a> {
                 words.extend(["sh", "-c", IN_MEMORY, "sh"].map(OsString::from));
                 words.extend([tree.into(), size.into()]);
             } else {
-                // This is for root only. An ordinary user's tree belongs to ids that may not enter a private directory,
-                // so it stays in /tmp.
+                // This is for root only. The tree of an ordinary user belongs to subordinate ids. They may not enter a
+                // private directory, so that tree stays in /tmp.
                 environment.push(("TMPDIR", directory.into()));
             }
             words.push(program.into());

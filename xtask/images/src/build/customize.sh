@@ -1,9 +1,9 @@
 # mmdebstrap's customize hook runs this with the new tree as $1 after every package is configured. IOT_LAYOUT,
-# IOT_LOGIN_USER and IOT_SUITE are the image's own.
+# IOT_LOGIN_USER and IOT_SUITE describe the image.
 set -eu
 root=$1
 
-# The newest date in the packages stands for the image's date, so that the same packages give the same image.
+# The newest date in the packages is the image's date, so that the same packages give the same image.
 epoch=$(find "$root/usr/share/doc" -name 'changelog*' -type f -printf '%T@\n' | sort -n | tail -n 1 | cut -d . -f 1)
 mkdir "$root/.manifest"
 echo "$epoch" > "$root/.manifest/epoch"
@@ -42,7 +42,7 @@ fi
 
 chroot "$root" systemctl enable systemd-networkd systemd-resolved ssh
 
-# The mirror and the resolvers are those of this host. Without them, the image is the same on another host.
+# The mirror and the resolvers are those of this host. They are removed, so that the image is the same on another host.
 printf '# %s main: no mirror is named, since a device has its own.\n' "$IOT_SUITE" > "$root/etc/apt/sources.list"
 rm -f "$root"/etc/apt/sources.list.d/* "$root/etc/.resolv.conf.systemd-resolved.bak"
 
@@ -50,7 +50,7 @@ rm -f "$root"/etc/apt/sources.list.d/* "$root/etc/.resolv.conf.systemd-resolved.
 rm -f "$root"/etc/ssh/ssh_host_*
 : > "$root/etc/machine-id"
 rm -f "$root/var/lib/dbus/machine-id"
-# These files show the day of the build: the last change of passwords, and dates in backups and caches.
+# These files contain the day of the build: the last change of passwords, and dates in backups and caches.
 for file in shadow shadow-; do
     awk -F : -v OFS=: -v day="$((epoch / 86400))" '{ $3 = day; print }' "$root/etc/$file" > "$root/.manifest/shadow"
     cat "$root/.manifest/shadow" > "$root/etc/$file"

@@ -9,7 +9,7 @@ while read -r tool; do
     mv "$root/$tool.later" "$root/$tool"
 done < "$later/list"
 
-# A diversion has three lines: the file, its new place, and the package that made it.
+# A diversion has three lines: the path of the file, its new path, and the package that made the diversion.
 diversions=$root/var/lib/dpkg/diversions
 awk 'NR % 3 == 1 { from = $0 } NR % 3 == 2 { to = $0 } NR % 3 == 0 && to !~ /\.later$/ { print from "\n" to "\n" $0 }' \
     "$diversions" > "$diversions-new"

@@ -4,8 +4,8 @@ set -eu
 export LC_ALL=C
 root=$1
 
-# An initramfs contains copies of programs, which must be the guest's. Of the native tools, only those of shell scripts
-# stay.
+# An initramfs contains copies of programs, and these must be the guest's. Of the native tools, only those stay that
+# shell scripts call.
 if [ -n "${IOT_OTHER_LOADER:-}" ]; then
     list=$root${IOT_OTHER_LOADER%/*}/list
     while read -r path; do
@@ -22,14 +22,15 @@ if [ -n "${IOT_OTHER_LOADER:-}" ]; then
     mv "$list-new" "$list"
 fi
 
-# The initramfs contains the drivers for the root file system of a virtual machine, and no others.
+# The initramfs contains only the drivers for the root file system of a virtual machine.
 printf 'virtio_pci\nvirtio_blk\nvirtio_net\next4\n' >> "$root/etc/initramfs-tools/modules"
 mkdir -p "$root/etc/initramfs-tools/conf.d"
-# zstd's usual level here is 19. It takes longer than everything else together, and saves a tenth of a few MB.
+# The usual level of zstd here is 19. It takes longer than everything else together, and makes a file of a few MB only
+# a tenth smaller.
 printf 'MODULES=list\nCOMPRESSLEVEL=3\n' > "$root/etc/initramfs-tools/conf.d/modules"
 SOURCE_DATE_EPOCH=$(cat "$root/.manifest/epoch") chroot "$root" update-initramfs -c -k all
 
-# The links are those that the kernel's own installation makes if it makes the initramfs (linux-update-symlinks).
+# The installation of the kernel makes these links if it makes the initramfs (linux-update-symlinks).
 for kernel in vmlinuz vmlinuz.old; do
     [ -L "$root/$kernel" ] || continue
     target=$(readlink "$root/$kernel")
@@ -38,7 +39,7 @@ done
 
 mkdir "$root/.initramfs"
 chroot "$root" sh -c 'unmkinitramfs /boot/initrd.img-* /.initramfs'
-# One process checks the e_machine (elf(5)) of each file. perl is there, since mmdebstrap needs it.
+# One process checks the e_machine (elf(5)) of all files. perl exists, since mmdebstrap needs it.
 find "$root/.initramfs" -type f -print0 | perl -0 -ne '
     chomp;
     open(my $file, "<", $_) or die "open $_: $!\n";

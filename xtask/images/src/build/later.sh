@@ -1,10 +1,11 @@
 # mmdebstrap's extract hook runs this with the new tree as $1, in which no package is configured. Maintainer scripts
-# start some work whose results they never read. This work runs beside them, on another processor and one job at a time:
-# a script in the place of the tool starts a job and ends. The tool itself is beside the script, under the name that
-# dpkg's diversion gives. finish.sh waits for the jobs and puts the tools back.
+# call some tools whose results they never read. A script replaces each of these tools. It starts a job, which runs the
+# tool, and ends at once. The jobs run beside the maintainer scripts on another processor, one job at a time. The tool
+# itself is beside the script, under the name that dpkg's diversion gives. finish.sh waits for the jobs and puts the
+# tools back.
 #
-# The results do not depend on the time: compiled Python contains the time and the size of its source, and the bundle of
-# certificates is sorted.
+# The results do not depend on the time of the job: compiled Python contains the time and the size of its source, and
+# the bundle of certificates is sorted.
 set -eu
 root=$1
 later=$root/.later
@@ -26,6 +27,6 @@ END
     chmod 755 "$root/$tool"
 done
 
-# The package of the ssh server makes no key if one exists, and customize.sh deletes these. Each device makes its own
-# keys.
+# The package of the ssh server makes no key if a key exists. customize.sh deletes these empty files. Each device makes
+# its own keys.
 for kind in rsa ecdsa ed25519; do : > "$root/etc/ssh/ssh_host_${kind}_key"; done

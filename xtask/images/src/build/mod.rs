@@ -1,5 +1,5 @@
-//! Builds a distribution's disk from its packages: mmdebstrap makes the tree, and the rest makes a disk of it without
-//! loop devices. Root builds directly, an ordinary user in a user namespace.
+//! Builds a distribution's disk from its packages. mmdebstrap makes a directory tree, and a script makes a disk of the
+//! tree without loop devices. If the user is not root, both run in a user namespace.
 //!
 //! [`bootstrap`] calls mmdebstrap, [`sources`] finds the mirror, and [`progress`] reads mmdebstrap's log. The shell
 //! scripts beside this file run in the tree. Each script begins with its purpose.
@@ -26,7 +26,7 @@ use xtask_jobs::child::{self, Job};
 /// The script that makes the disk from the packed tree.
 const ASSEMBLE: &str = include_str!("assemble.sh");
 
-/// The texts that determine the content of an image. They are a part of the image's key.
+/// The scripts that determine the content of an image. They are a part of the image's key.
 pub(crate) const SCRIPTS: &[&str] = &[
     bootstrap::AHEAD,
     bootstrap::STORE,
@@ -40,7 +40,8 @@ pub(crate) const SCRIPTS: &[&str] = &[
     ASSEMBLE,
 ];
 
-/// Leaves `disk` and the raw facts for the manifest in `directory`. Returns the image's source.
+/// Builds the image's `disk` in `directory`, beside the files from which the manifest is made. Returns a description
+/// of the image's source.
 pub(crate) fn build(store: &Store<'_>, directory: &Path, image: &Image, recipe: &Recipe) -> Result<String> {
     let (name, arch, count) = (&image.name, image.arch, recipe.packages.len());
     let note = format!("building the image {name} for {arch} from {count} packages and their dependencies");
@@ -86,8 +87,8 @@ fn assemble(store: &Store<'_>, directory: &Path, image: &Image, recipe: &Recipe)
         arguments.push("--mount".into());
     }
     if !rustix::process::geteuid().is_root() {
-        // Files of root belong to this user, and files of others to subordinate ids. mke2fs then reads the owners that
-        // the guest gets.
+        // In this namespace, root's files belong to this user, and the files of others to the user's subordinate ids.
+        // mke2fs then reads the owners that the guest must see.
         arguments.extend(["--map-root-user", "--map-auto"].map(OsString::from));
     }
     arguments.extend([OsString::from("sh"), script.into(), directory.into()]);
@@ -95,7 +96,7 @@ fn assemble(store: &Store<'_>, directory: &Path, image: &Image, recipe: &Recipe)
     run(store, &Job { program: &unshare, owner: directory, arguments, log, environment })
 }
 
-/// Returns a UUID that is the same for the same image (RFC 9562, version 8).
+/// Returns a UUID that depends only on the image's key (RFC 9562, version 8).
 fn uuid(key: &str) -> String {
     let digest = Algorithm::Sha256.of(key.as_bytes());
     let hex = digest.hex();

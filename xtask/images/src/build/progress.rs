@@ -4,8 +4,8 @@ use std::fs::File;
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
 
-/// The reader of a log that grows, with the position up to which it has read the log and the progress that the log has
-/// shown.
+/// The reader of a log that is still being written: the position up to which the log was read, and the progress that
+/// the log has shown.
 #[derive(Debug, Default)]
 pub(super) struct Follower {
     log: PathBuf,
@@ -23,12 +23,12 @@ impl Follower {
         Self { log: log.to_owned(), ..Self::default() }
     }
 
-    /// Takes one more line of the log.
+    /// Processes the next line of the log.
     fn line(&mut self, line: &str) {
         let first = |text: &str| text.split_whitespace().next().unwrap_or_default().to_owned();
         if let Some((_, rest)) = line.split_once(" upgraded, ") {
-            // apt prints this line once for the essential packages and once for the others. Each hook that apt 2.6
-            // forks with the line in its buffer prints it once more.
+            // apt prints this line once for the essential packages and once for the others. If apt 2.6 forks a hook
+            // while the line is in its output buffer, the hook prints the line once more.
             if self.plan != line {
                 line.clone_into(&mut self.plan);
                 self.wanted += first(rest).parse().unwrap_or(0);
@@ -46,7 +46,8 @@ impl Follower {
         }
     }
 
-    /// Reads the new lines and describes the progress. The text only informs: a log that cannot be read is no error.
+    /// Reads the new lines and describes the progress. The description is only for people, so a log that cannot be
+    /// read is no error.
     pub(super) fn describe(&mut self) -> String {
         let read = File::open(&self.log).and_then(|mut file| {
             file.seek(SeekFrom::Start(self.read))?;

@@ -3,7 +3,7 @@ set -eu
 root=$1
 own=${IOT_OTHER_LOADER%/*}
 while read -r path; do
-    # If a script gave the file another mode or owner, that was meant for the guest's file.
+    # If a maintainer script has changed the mode or the owner, the guest's file should have got this change.
     found=$(stat --format '%a %u %g' "$root/$path")
     [ "$found" = '755 0 0' ] || { echo "$path was given the mode, owner and group $found: leave it out of accelerate.sh" >&2; exit 1; }
     rm "$root/$path"
@@ -11,7 +11,8 @@ while read -r path; do
 done < "$root$own/list"
 rm -r "$root$own"
 
-# A diversion has three lines: the file, its new place, and the package that made it. Diversions of packages stay.
+# A diversion has three lines: the path of the file, its new path, and the package that made the diversion. Diversions
+# of packages stay.
 diversions=$root/var/lib/dpkg/diversions
 awk 'NR % 3 == 1 { from = $0 } NR % 3 == 2 { to = $0 } NR % 3 == 0 && to !~ /\.guest$/ { print from "\n" to "\n" $0 }' \
     "$diversions" > "$diversions-new"

@@ -8,8 +8,9 @@ use xtask_core::limits;
 
 use xtask_jobs::{Ui, child};
 
-/// Returns Debian's mirror as this host itself uses it, also for another suite or architecture. The list is empty if
-/// the host has no such mirror (Ubuntu, Fedora). mmdebstrap then uses its own default.
+/// Returns apt's source lines for `suite`, with the Debian mirror that this host itself uses. The host may have
+/// another suite or architecture. The list is empty if the host has no such mirror (Ubuntu, Fedora). mmdebstrap then
+/// uses its own default.
 pub(super) fn debian_sources(suite: &str, ui: &Ui) -> Result<Vec<String>> {
     let Some(apt) = tools::find("apt-get") else { return Ok(Vec::new()) };
     let format = "$(REPO_URI)|$(RELEASE)|$(ORIGIN)|$(CREATED_BY)";
@@ -24,8 +25,8 @@ fn sources_for(index_targets: &str, suite: &str) -> Vec<String> {
     let mirror = |security: bool| {
         let fits = |row: &&Vec<&str>| match row.as_slice() {
             [_, release, origin, "Packages"] => {
-                // Before the first `apt-get update`, apt reports no origin. A third party's suite may have the same
-                // name.
+                // Before the first `apt-get update`, apt reports no origin. Then only the name of the suite is left to
+                // compare, although a third party's suite may have the same name.
                 let debians = match *origin {
                     "" => release.split('-').next() == Some(suite),
                     origin => origin == "Debian",
@@ -48,8 +49,8 @@ fn sources_for(index_targets: &str, suite: &str) -> Vec<String> {
     sources
 }
 
-/// Returns this host's proxies for the mirror, since mmdebstrap's apt reads no configuration of the host. They are
-/// passed in the environment, since a proxy's address may contain a password and every user can read a command line.
+/// Returns this host's proxies for the mirror, since mmdebstrap's apt does not read the host's configuration. They are
+/// passed in the environment: every user can read a command line, and a proxy's address may contain a password.
 pub(super) fn proxies(ui: &Ui) -> Result<Vec<(&'static str, OsString)>> {
     let Some(apt_config) = tools::find("apt-config") else { return Ok(Vec::new()) };
     let arguments = ["dump", "--no-empty", "Acquire"].map(OsString::from);

@@ -1,11 +1,11 @@
-# Writes each package (deb(5): an ar(5) archive of three members) again in the directory $1, with uncompressed parts.
+# Writes each package (deb(5): an ar(5) archive of three members) to the directory $1, with uncompressed members.
 set -eu
 directory=$1
 shift
 entry='%-16s%-12s%-6s%-6s%-8s%-10s`\n'
 for deb; do
     new=$directory/${deb##*/}
-    # The directory belongs to this process alone, since one package may be asked for twice.
+    # No other process uses this directory, since two processes may write the same package.
     parts=$(mktemp -d "$directory/parts.XXXXXX")
     dpkg-deb --ctrl-tarfile "$deb" > "$parts/control"
     dpkg-deb --fsys-tarfile "$deb" > "$parts/data"

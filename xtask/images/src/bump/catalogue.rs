@@ -22,7 +22,7 @@ pub(super) struct CatalogueText {
     pub(super) text: String,
 }
 
-/// A downloaded image: the place of its publisher's releases, and the current pins.
+/// The catalogue's entry of a downloaded image: where the publisher's releases are, and the current pins.
 #[derive(Debug)]
 pub(super) struct BumpEntry {
     /// The image's name in the catalogue.
@@ -59,8 +59,8 @@ impl CatalogueText {
     /// Returns the entry called `name`.
     ///
     /// # Errors
-    /// Returns a usage error if there is no such entry, with the names of all entries, or if the image is not
-    /// downloaded. Returns another error if the catalogue or the entry is not valid.
+    /// Returns a usage error if there is no such entry or if its image is not downloaded. If there is no such entry,
+    /// the error lists the names of all entries. Returns another error if the catalogue or the entry is not valid.
     pub(super) fn entry(&self, name: &str) -> Result<BumpEntry> {
         let images = CatalogueFile::parse(&self.text).map_err(Error::msg);
         let mut images =
@@ -140,7 +140,7 @@ fn entry(name: &str, download: &DownloadTable, beside: &Path) -> Result<BumpEntr
 }
 
 impl BumpEntry {
-    /// Returns the release of a pinned file, and the file's name there.
+    /// Returns the date of the release that contains a pinned file, and the file's name in that release.
     fn dated<'a>(&self, url: &'a str) -> Result<(Date, &'a str)> {
         let parts = url.strip_prefix(&self.index_text).and_then(|below| below.split_once('/'));
         let (directory, file) =
@@ -154,12 +154,12 @@ impl BumpEntry {
         Ok((date, file))
     }
 
-    /// Returns the address of `file` in the release of `date`.
+    /// Returns the URL of `file` in the release of `date`.
     pub(super) fn url(&self, date: &Date, file: &str) -> String {
         format!("{}{}/{file}", self.index_text, self.release.directory(date))
     }
 
-    /// Returns the name of `pin`'s file in the release of `to`.
+    /// Returns the name that the file of `pin` has in the release of `to`. The name may contain the release's date.
     pub(super) fn file(&self, pin: &Pin, to: &Date) -> Result<String> {
         let (from, file) = self.dated(&pin.url)?;
         Ok(file.replace(&from.to_string(), &to.to_string()))

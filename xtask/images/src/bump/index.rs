@@ -46,7 +46,7 @@ impl Pattern {
 }
 
 impl Date {
-    /// Parses eight digits that can be a day, and the numbers that distinguish the releases of that day.
+    /// Parses a day of eight digits, and the numbers behind it that distinguish several releases of one day.
     fn parse(text: &str) -> Option<Self> {
         let digits = |part: &str| (1..=9).contains(&part.len()) && part.bytes().all(|b| b.is_ascii_digit());
         let parts: Vec<&str> = text.split(['-', '.']).collect();

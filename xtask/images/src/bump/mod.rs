@@ -1,8 +1,8 @@
-//! `cargo xtask image bump` pins the newest release of an image. Publishers keep dated releases for some months. Only
-//! this command moves a pin.
+//! `cargo xtask image bump` pins the newest release of an image. A pin is the URL and the digest of a file in the
+//! catalogue. Publishers keep dated releases for some months. Only this command changes a pin.
 //!
-//! Digests come from the publisher's own list, which is trusted because of its signature. If a publisher signs nothing,
-//! the user must pass `--unsigned`, and the output says that only the TLS connection protects the digests.
+//! The digests come from the publisher's own list, which is trusted because of its signature. If a publisher signs
+//! nothing, the user must pass `--unsigned`, and the output says that only the TLS connection protects the digests.
 
 mod catalogue;
 mod diff;
@@ -77,7 +77,7 @@ pub(crate) fn run(workspace: &Workspace, args: &BumpArgs, verbosity: Verbosity) 
 }
 
 impl<'a> Trust<'a> {
-    /// Decides why the list can be trusted, and finds the tools for that, before anything is fetched.
+    /// Decides why the list of digests can be trusted, and finds the tools to verify it. Nothing has been fetched yet.
     fn in_entry(entry: &'a BumpEntry, args: &BumpArgs) -> Result<Self> {
         let name = &entry.name;
         let Some(signature) = &entry.signature else {
@@ -153,8 +153,8 @@ impl Bump<'_> {
             .with_context(|| format!("find the newest release in {}", shown(index.as_str())))
     }
 
-    /// Returns an error if the newest release is older than a pin. Publishers delete old releases and keep new ones, so
-    /// a listing that ends before the pin is not current.
+    /// Returns an error if the newest release is older than a pin. Publishers delete old releases and keep new ones,
+    /// so a listing that has neither the pinned release nor a newer one is out of date.
     fn refuse_to_go_back(&self, date: &Date) -> Result<()> {
         let Some((pin, from)) = self.entry.pins.iter().find(|(_, from)| from > date) else {
             return Ok(());
@@ -179,7 +179,7 @@ impl Bump<'_> {
             .with_context(|| format!("verify {} by {}", self.entry.sums, shown(&url)))
     }
 
-    /// Returns the pin of the same architecture's file in the release of `to`.
+    /// Returns the new pin that replaces `old`: the file for the same architecture in the release of `to`.
     fn pin(&self, old: &Pin, from: &Date, to: &Date, sums: &str) -> Result<Pin> {
         let file = self.entry.file(old, to)?;
         let digest = sums::digest(&self.entry.sums, sums, &file)

@@ -1,4 +1,4 @@
-//! The current or new pin of one architecture's file.
+//! A pin: the file of an image for one architecture, with its URL and its digest.
 
 use serde::Serialize;
 use xtask_core::arch::VmArchitecture;

@@ -94,8 +94,8 @@ impl<'a> Http<'a> {
             if matches!(status, StatusCode::NOT_FOUND | StatusCode::GONE) {
                 bail!("look for {}: the host answers {status}", shown(url));
             }
-            // A host need not answer HEAD. The length of the body, which reqwest reports, is 0 here, so the header is
-            // read.
+            // A host need not answer HEAD. Read the header: reqwest reports the length of the body, and an answer to
+            // HEAD has no body.
             let header = response.headers().get(reqwest::header::CONTENT_LENGTH);
             let length = header.and_then(|value| value.to_str().ok()?.parse().ok());
             Ok(length.filter(|length| status.is_success() && *length > 0))
@@ -105,12 +105,12 @@ impl<'a> Http<'a> {
 
 impl Drop for Http<'_> {
     fn drop(&mut self) {
-        // This does not wait for a resolver that hangs in its own thread.
+        // Dropping the runtime would wait for a resolver that hangs in its own thread. This does not wait.
         self.runtime.take().into_iter().for_each(Runtime::shutdown_background);
     }
 }
 
-/// Describes a failed request, without the address, which reqwest would print completely.
+/// Describes a failed request. The address is shown without its login, while reqwest's text would contain all of it.
 fn unreachable(url: &str, error: reqwest::Error) -> anyhow::Error {
     let redirected = error.is_redirect();
     let error = error.without_url();

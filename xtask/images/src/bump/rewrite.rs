@@ -1,4 +1,5 @@
-//! Writes pins into a catalogue's text. Comments, order and spaces stay, and so does every other entry, byte for byte.
+//! Writes pins into a catalogue's text. Comments, order and spaces are kept. All other entries stay the same, byte for
+//! byte.
 
 use anyhow::{Context, Result, bail, ensure};
 use toml_edit::{DocumentMut, Item, TableLike, Value};
@@ -57,7 +58,7 @@ fn set(table: &mut dyn TableLike, key: &str, mut value: Value) {
         table.insert(key, Item::Value(value));
         return;
     };
-    // The new value is a text or a number.
+    // A new value is always a text or a number, so these two comparisons are enough.
     if (old.as_str(), old.as_integer()) != (value.as_str(), value.as_integer()) {
         *value.decor_mut() = old.decor().clone();
         *old = value;
@@ -69,7 +70,7 @@ pub(crate) mod tests {
     use super::*;
     use xtask_core::digest::Algorithm;
 
-    /// The fixture's digest, which is 64 zeros in TEXT.
+    /// The digest in TEXT that the tests replace: 64 zeros.
     const OLD: &str = "sha256:0000000000000000000000000000000000000000000000000000000000000000";
 
     pub(crate) const TEXT: &str = r#"# The catalogue.

@@ -15,8 +15,8 @@ use xtask_jobs::{Ui, child};
 
 /// Words of status lines about a signature that is not good: changed content, no key, expired, revoked.
 const BAD: [&str; 5] = ["BADSIG", "ERRSIG", "EXPSIG", "EXPKEYSIG", "REVKEYSIG"];
-/// The numbers of MD5, SHA-1 and RIPEMD-160 (RFC 9580, 9.5). For these hash functions, two texts with the same digest
-/// can be made.
+/// The numbers of MD5, SHA-1 and RIPEMD-160 (RFC 9580, 9.5). An attacker can make two texts with the same digest for
+/// these hash functions.
 const BROKEN_HASHES: [&str; 3] = ["1", "2", "3"];
 /// The file name of Ubuntu's keyring, and the packages that contain it.
 const UBUNTU: (&str, &str) = (
@@ -69,7 +69,7 @@ impl Verifier {
     /// Returns the signer of `content`.
     ///
     /// # Errors
-    /// Returns an error if the signature is not a good one by a key of the keyring.
+    /// Returns an error if the signature is not good, or if its key is not in the keyring.
     pub(super) fn verify(&self, content: &[u8], signature: &[u8], ui: &Ui) -> Result<Signer> {
         let directory = tempfile::tempdir().context("make a directory for gpgv's input")?;
         let (signed, detached) = (directory.path().join("signed"), directory.path().join("signature"));

@@ -6,8 +6,8 @@ use xtask_core::digest::{Algorithm, Digest};
 /// Returns the digest of `file` in the text of the list called `name`.
 ///
 /// # Errors
-/// Returns an error if `file` is not listed, is listed with two digests, or has a digest of another kind than the
-/// list's name says.
+/// Returns an error if `file` is not listed or is listed with two digests, or if the length of its digest does not fit
+/// the algorithm in the list's name.
 pub(super) fn digest(name: &str, text: &str, file: &str) -> Result<Digest> {
     let listed: Vec<_> = text.lines().filter_map(line).collect();
     let mut own = listed.iter().filter(|(_, listed)| *listed == file).map(|(hash, _)| *hash);
@@ -26,7 +26,7 @@ pub(super) fn digest(name: &str, text: &str, file: &str) -> Result<Digest> {
     digest.parse().map_err(anyhow::Error::msg).with_context(|| format!("read the line of {file} in {name}"))
 }
 
-/// Returns the algorithm that a list's name contains: `SHA256SUMS`.
+/// Returns the algorithm that a list's name contains, for example SHA-256 for `SHA256SUMS`.
 fn named(name: &str) -> Option<Algorithm> {
     let name = name.to_ascii_lowercase();
     Algorithm::ALL.into_iter().find(|algorithm| name.contains(algorithm.name()))

@@ -34,7 +34,7 @@ impl Address {
         self.0.clone()
     }
 
-    /// Returns the URL without its credentials, which identifies a partial file.
+    /// Returns the URL without its credentials. Partial files are identified by it.
     pub(super) fn identity(&self) -> String {
         let mut url = self.url();
         // This fails on a URL without a host, which has no credentials either.

@@ -1,5 +1,4 @@
-//! Decides from the head of an answer how a download goes on. This module does no I/O: status and headers go in, and
-//! the next step comes out.
+//! Decides from the status and the headers of an answer how a download goes on. This module does no I/O.
 
 use std::time::{Duration, SystemTime};
 
@@ -13,9 +12,9 @@ use reqwest::header::{
 pub(super) struct PartRequest {
     /// The number of bytes that are on disk.
     pub(super) from: u64,
-    /// The size of the whole file, if the answer that brought those bytes contained it.
+    /// The size of the whole file, if the server reported it when it sent those bytes.
     pub(super) total: Option<u64>,
-    /// The value of If-Range, which names the version of those bytes.
+    /// The value for If-Range. It names the version of the file to which those bytes belong.
     pub(super) validator: String,
 }
 
@@ -28,7 +27,7 @@ pub(super) enum ResponseKind {
     Rest { total: u64 },
     /// The server cannot send this part: request the whole file.
     StartOver(String),
-    /// Another attempt may succeed, but not before this time.
+    /// Another attempt may succeed, but not before the pause `after`.
     Passing { what: String, after: Option<Duration> },
     /// The proxy requires credentials.
     ProxyRefuses(String),
@@ -85,8 +84,8 @@ fn content_range(text: &str) -> Option<(u64, u64)> {
     (from <= to && to < total).then_some((from, total))
 }
 
-/// Returns the value for If-Range: a strong ETag, or otherwise, if a digest will be checked, the time of the last
-/// change. That time is precise only to the second.
+/// Returns the value for If-Range: a strong ETag if there is one. Otherwise, the value is the time of the last change,
+/// but only if a digest will be checked, because that time is precise only to the second.
 pub(super) fn validator(headers: &HeaderMap, has_digest: bool) -> Option<String> {
     strong_etag(headers).or_else(|| text(headers, &LAST_MODIFIED).filter(|_| has_digest)).map(str::to_owned)
 }

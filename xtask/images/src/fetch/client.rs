@@ -18,7 +18,7 @@ const MAX_REDIRECTS: usize = 10;
 /// The reason why an attempt ended without the file.
 #[derive(Debug)]
 pub(super) enum Trouble {
-    /// The next attempt may succeed, but not before this time.
+    /// The next attempt may succeed, but not before the pause `after`.
     Passing { error: anyhow::Error, after: Option<Duration> },
     /// The partial file cannot be completed. The whole file may be requested at once.
     StartOver(String),
@@ -94,8 +94,8 @@ pub(super) fn trouble(error: reqwest::Error, address: &Address) -> Trouble {
         let hint = "behind a proxy with its own CA, point SSL_CERT_FILE at a PEM file with that CA; check this machine's clock too";
         return Trouble::Final(unreachable(hint).into());
     }
-    // hyper-util does not export its error type. These texts stand for a 407 and for every other refusal (a 503 may
-    // pass).
+    // hyper-util does not export its error type, so its messages are compared. The first one stands for a 407. The
+    // second one stands for every other refusal, and some of those are temporary (503).
     let refused = |message: &str| proxy_refuses(&format!("reach {address}"), message);
     if cause.contains("proxy authorization required") {
         return Trouble::Final(refused("the proxy requires credentials").into());
@@ -123,7 +123,8 @@ pub(super) fn passing(error: String) -> Trouble {
     Trouble::Passing { error: Failure::host(error, hint).into(), after: None }
 }
 
-/// Iterates over all causes. An I/O error's own `source` skips the error that it wraps, so that one is added here.
+/// Iterates over all causes. The `source` of an I/O error skips the error that it wraps. This function includes the
+/// wrapped error.
 fn chain<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
     std::iter::successors(Some(error), |&error| {
         let wrapped = error.downcast_ref::<std::io::Error>().and_then(|error| error.get_ref());

@@ -1,4 +1,4 @@
-//! One download: uses earlier bytes, makes attempts, and verifies the file.
+//! Makes one download: uses the bytes of an earlier run, makes attempts, and verifies the file.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -32,7 +32,7 @@ pub(super) struct Download<'a> {
     pub(super) started: Instant,
     /// True if the host has answered at all.
     pub(super) answered: bool,
-    /// The number of bytes that an earlier run left, as long as they are used.
+    /// The number of bytes that are taken from an earlier run; 0 if the download has started over.
     pub(super) resumed_from: u64,
 }
 
@@ -56,7 +56,7 @@ impl Download<'_> {
                 break Err(error);
             }
         };
-        // This does not wait for a resolver that hangs in its own thread.
+        // Dropping the runtime would wait for a resolver that hangs in its own thread. This does not wait.
         runtime.shutdown_background();
         let resumable = begun.as_ref().filter(|begun| begun.rest().is_some());
         if let (Err(error), Some(begun)) = (&ended, resumable)
@@ -68,8 +68,8 @@ impl Download<'_> {
         self.finish(begun.as_ref().context("the server ended the download before its first byte")?, &retry)
     }
 
-    /// Turns "unreachable" into a failure of this host if the host has answered and there is a fallback. The fallback
-    /// is only for hosts that never answer.
+    /// Turns [`Kind::Unreachable`] into [`Kind::Host`] if there is a fallback image and the server has answered at
+    /// least once. The fallback image is used only if the server has never answered.
     fn after_an_answer(&self, error: anyhow::Error) -> anyhow::Error {
         let was_there = self.wanted.retry_policy != RetryPolicy::Full && self.answered;
         if was_there && Kind::Unreachable.is(&error) {
@@ -96,13 +96,13 @@ impl Download<'_> {
         Ok(found)
     }
 
-    /// Returns whether an earlier run has left the complete file. A run may die after the last byte and before the
-    /// renaming.
+    /// Returns whether an earlier run has left the complete file. A run may have died after the last byte and before
+    /// the file was renamed.
     fn is_whole(&self, begun: &Begun) -> bool {
         self.wanted.source.digest.as_ref().is_some_and(|digest| begun.sums.clone().finish().1 == *digest)
     }
 
-    /// Handles a failed attempt after which the file has `length` bytes: waits for the next attempt, or returns the
+    /// Handles a failed attempt, after which the file has `length` bytes. Waits for the next attempt, or returns the
     /// error.
     fn settle(&mut self, trouble: Trouble, length: u64, retry: &mut Retry) -> Result<()> {
         let (error, after) = match trouble {
@@ -115,7 +115,7 @@ impl Download<'_> {
             Trouble::Passing { error, after } => (error, after),
         };
         if self.wanted.retry_policy != RetryPolicy::Full && !self.answered {
-            // A name server may start a second later than this run.
+            // The name server may start a second later than this run, so the first failures are not final.
             let until = self.started + self.limits.paced(PROBE_AGAIN);
             let again = |pause: &Duration| {
                 self.wanted.retry_policy == RetryPolicy::ProbeFirst && Instant::now() + *pause < until
@@ -185,7 +185,7 @@ impl Download<'_> {
         Ok(())
     }
 
-    /// Deletes the partial file if the disk is full, so that the disk does not stay full.
+    /// Deletes the partial file if `error` says that the disk is full, so that the disk does not stay full.
     pub(super) fn disk_error(&self, error: anyhow::Error) -> anyhow::Error {
         let kind = error.downcast_ref::<io::Error>().map(io::Error::kind);
         if !matches!(kind, Some(io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)) {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use xtask_core::error::Failure;
 
-/// The variable that multiplies the downloader's waits. The downloader's tests set it.
+/// The environment variable whose value multiplies the downloader's waits. The downloader's tests set it.
 pub const FETCH_PACE_VARIABLE: &str = "IOT_XTASK_FETCH_PACE";
 
 /// The scale of a download's time limits.
@@ -16,11 +16,11 @@ pub struct FetchLimits {
 
 /// Time for connecting to a host, including TLS and a proxy's tunnel.
 pub(super) const CONNECT: Duration = Duration::from_secs(15);
-/// Time without a byte after which an attempt ends.
+/// An attempt ends if no byte arrives for this time.
 pub(super) const STALL: Duration = Duration::from_secs(30);
-/// Time within which the host must have answered if there is a fallback image.
+/// If there is a fallback image, the host must have answered within this time.
 pub(super) const PROBE: Duration = Duration::from_secs(8);
-/// Time during which a connection that fails at once is tried again if there is a fallback image.
+/// If there is a fallback image, a connection that fails at once is tried again for this time.
 pub(super) const PROBE_AGAIN: Duration = Duration::from_secs(3);
 /// Upper bound for a pause that a server asks for by Retry-After.
 pub(super) const LONGEST_PAUSE: Duration = Duration::from_secs(60);
@@ -44,7 +44,8 @@ impl FetchLimits {
         limit.mul_f64(self.pace)
     }
 
-    /// Returns the pause after `fruitless` consecutive attempts without new bytes: 1 s, doubled each time up to 32 s.
+    /// Returns the pause after `fruitless` consecutive attempts without new bytes: 1 s after the first, doubled each
+    /// time up to 32 s.
     pub fn pause(self, fruitless: u32) -> Duration {
         self.paced(Duration::from_secs(1 << fruitless.saturating_sub(1).min(5)))
     }

@@ -54,8 +54,8 @@ pub enum RetryPolicy {
     /// There is a fallback image. The result is [`Kind::Unreachable`] if the host has not answered within
     /// `limits::PROBE`. Once it has answered, the policy is that of [`RetryPolicy::Full`].
     ProbeFirst,
-    /// The policy is that of [`RetryPolicy::ProbeFirst`], but a connection that fails at once is not tried again, since
-    /// it failed a while ago too.
+    /// Like [`RetryPolicy::ProbeFirst`], but a connection that fails at once is not tried again, because the same host
+    /// could not be reached a short while ago.
     Once,
 }
 
@@ -65,7 +65,7 @@ pub struct Fetched {
     /// The digest of the whole file.
     pub sha256: Digest,
     pub bytes: u64,
-    /// The number of bytes that an earlier run downloaded and this one did not repeat.
+    /// The number of bytes that were taken from an earlier run.
     pub resumed_from: u64,
     pub attempts: u32,
     /// True if nothing was requested, because the file was already there or another process downloaded it.
@@ -110,7 +110,7 @@ fn already(wanted: &FetchRequest<'_>, place: &DownloadPaths, ui: &Ui) -> Result<
     let Some((bytes, sums)) = place.finished(wanted.source.digest.as_ref(), seen("verifying", ui))? else {
         return Ok(None);
     };
-    // These files are left if a run was killed between the rename and the clean-up.
+    // These files are left if a run was killed after the file was renamed and before the clean-up.
     place.discard()?;
     let (sha256, found) = sums.finish();
     match wanted.source.digest.as_ref().filter(|digest| **digest != found) {
@@ -122,7 +122,7 @@ fn already(wanted: &FetchRequest<'_>, place: &DownloadPaths, ui: &Ui) -> Result<
     }
 }
 
-/// Returns a function that shows how far a file on disk has been read, and stops after Ctrl-C.
+/// Returns a function that shows how far a file on disk has been read. The function returns an error after Ctrl-C.
 fn seen<'a>(doing: &'a str, ui: &'a Ui) -> impl FnMut(u64) -> Result<()> + 'a {
     move |length| ui.tick(&format!("{doing} the file on disk: {}", size(length)))
 }
@@ -140,7 +140,7 @@ mod tests {
         try_fetch_leaving(url, retry_policy, bytes, 0)
     }
 
-    /// Fetches like [`try_fetch`]. The attempt must leave `files` files for the next one.
+    /// Fetches like [`try_fetch`]. Checks that the attempt leaves `files` files for the next one.
     fn try_fetch_leaving(
         url: &str,
         retry_policy: RetryPolicy,
@@ -167,7 +167,7 @@ mod tests {
         for address in [nobody, silent.1] {
             let (error, took) = try_fetch(&format!("http://{address}/file"), RetryPolicy::ProbeFirst, None);
             assert!(Kind::Unreachable.is(&error), "{error:#}");
-            // Without the probe, a silent host would cost an attempt 3 s.
+            // Without the probe, an attempt would wait 3 s for a silent host.
             assert!(took < Duration::from_millis(2500), "{took:?}: {error:#}");
         }
         let (error, took) = try_fetch(&format!("http://{nobody}/file"), RetryPolicy::Full, None);

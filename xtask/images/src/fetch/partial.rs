@@ -27,13 +27,13 @@ pub(super) struct Note {
     pub(super) url: String,
     /// The digest that the whole file must have.
     pub(super) digest: Option<Digest>,
-    /// The value that distinguishes this version of the file from others. Without it, nothing is resumed.
+    /// The value that distinguishes this version of the file from others. Without it, the download starts over.
     pub(super) validator: Option<String>,
     /// The size of the whole file, as the server reported it.
     pub(super) total: Option<u64>,
 }
 
-/// The digests of the bytes so far.
+/// The running hashes of the partial file's bytes.
 #[derive(Debug, Clone)]
 pub(super) struct Sums {
     sha256: Hasher,
@@ -72,7 +72,8 @@ pub(super) struct Begun {
 }
 
 impl Begun {
-    /// Returns the part to request; `None` if there are no bytes, or if nothing distinguishes the versions.
+    /// Returns the part to request. Returns `None` if there are no bytes yet, or if the server sent no value that
+    /// distinguishes the versions of the file.
     pub(super) fn rest(&self) -> Option<PartRequest> {
         let validator = self.note.validator.clone().filter(|_| self.length > 0)?;
         Some(PartRequest { from: self.length, total: self.note.total, validator })
@@ -111,8 +112,8 @@ impl DownloadPaths {
         self.target.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
     }
 
-    /// Deletes earlier files, and creates an empty private file, then its note. In this order, bytes are never beside
-    /// the note of another download.
+    /// Deletes earlier files, then creates an empty private file, and then its note. In this order, the bytes of one
+    /// download are never beside the note of another.
     pub(super) fn begin(&self, note: Note) -> Result<Begun> {
         self.discard()?;
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&self.partial)?;
@@ -121,8 +122,8 @@ impl DownloadPaths {
         Ok(Begun { file, length: 0, sums, note })
     }
 
-    /// Opens the file that an earlier run left of the same download, and hashes it again. `seen` gets the number of
-    /// bytes so far and may stop this.
+    /// Opens the partial file that an earlier run of the same download left, and hashes it again. `seen` is called
+    /// with the number of bytes so far. If it returns an error, the hashing ends.
     pub(super) fn find(
         &self,
         url: &str,

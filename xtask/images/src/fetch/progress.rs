@@ -19,7 +19,7 @@ impl TransferRate {
         Self { last: (now, bytes), rate: None }
     }
 
-    /// Describes `bytes` of `total` at `now`. This must be called at a steady pace.
+    /// Describes `bytes` of `total` at `now`. This function must be called at a steady pace.
     pub(super) fn look(&mut self, now: Instant, bytes: u64, total: Option<u64>) -> String {
         let (then, before) = self.last;
         let seconds = now.duration_since(then).as_secs_f64();

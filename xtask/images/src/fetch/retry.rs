@@ -27,9 +27,9 @@ impl Retry {
     }
 
     /// Returns the pause before the next attempt, or `None` if there were enough attempts. `length` is the number of
-    /// bytes that the file has after the latest attempt. Bytes that come again from the beginning do not count as new.
-    /// `after` is the pause that the server asked for. `spread` (0 to 1) varies the pause, so that the clients of a
-    /// server that comes back do not all come at once.
+    /// bytes in the file after the latest attempt. Bytes that an earlier attempt had already received do not count as
+    /// new. `after` is the pause that the server asked for. `spread` (0 to 1) varies the pause, so that the clients of
+    /// a server that was away do not all come back at the same moment.
     pub(super) fn pause(&mut self, length: u64, after: Option<Duration>, spread: f64) -> Option<Duration> {
         self.fruitless = if length > self.farthest { 0 } else { self.fruitless + 1 };
         self.farthest = self.farthest.max(length);
@@ -41,10 +41,10 @@ impl Retry {
     }
 }
 
-/// Returns a random number from 0 to 1, which comes from the kernel.
+/// Returns a random number from 0 to 1 from the kernel.
 pub(super) fn spread() -> f64 {
     let mut random = [0; 2];
-    // Without randomness the pause is its mean.
+    // If the kernel gives no random number, the pause is the mean one.
     match rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty()) {
         Ok(_) => f64::from(u16::from_le_bytes(random)) / f64::from(u16::MAX),
         Err(_no_randomness) => 0.5,
@@ -62,7 +62,7 @@ mod tests {
     #[test]
     fn fruitless_attempts_end_and_progress_begins_anew() {
         let mut retry = Retry::new(FetchLimits { pace: 1.0 }, 10);
-        // The second attempt starts over and gets fewer bytes than an earlier run left, so none is new.
+        // The second attempt starts over. It receives fewer bytes than the earlier run left, so none of them is new.
         let lengths = [10, 7, 20, 20, 20, 20, 20, 20];
         let pauses = lengths.map(|length| seconds(retry.pause(length, None, 0.5)));
         assert_eq!(pauses, [Some(1), Some(2), Some(1), Some(1), Some(2), Some(4), Some(8), None]);

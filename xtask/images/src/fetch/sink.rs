@@ -1,4 +1,4 @@
-//! Hashes and writes the bytes on a thread of its own, while more bytes arrive from the network.
+//! Hashes and writes the bytes in a separate thread, while more bytes arrive from the network.
 
 use std::io;
 use std::sync::mpsc::sync_channel;
@@ -12,8 +12,8 @@ use super::partial::Begun;
 
 /// Upper bound for the pieces between network and disk. Each is the result of one read, at most 400 KiB.
 const PIECES: usize = 32;
-/// Bytes after which the disk is told to begin writing. If all bytes were flushed at the end, the download would take
-/// longer.
+/// Bytes after which the file is flushed to disk, while more bytes arrive. If all bytes were flushed at the end, the
+/// download would take longer.
 const FLUSH_EVERY: u64 = 64 << 20;
 
 /// Takes pieces until [`Sink::finish`] is called.
@@ -40,7 +40,7 @@ impl Sink {
                 }
                 if begun.length - announced >= FLUSH_EVERY {
                     announced = begun.length;
-                    // One flush in progress is enough.
+                    // If a flush is already under way, do not wait for it.
                     let _under_way = due.try_send(());
                 }
             };

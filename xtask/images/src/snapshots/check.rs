@@ -1,5 +1,5 @@
-//! Checks that a snapshot and the image below it are as they were saved. They are hashed in parallel with the run, and
-//! must not be touched until it ends. A snapshot that cannot be restored is not used again.
+//! Checks that a snapshot and the image below it are as they were saved. They are hashed while the run goes on, and
+//! must not be modified until the run ends. A snapshot that cannot be restored is not used again.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -31,8 +31,8 @@ impl Verification {
         self.hashed.is_finished()
     }
 
-    /// Waits for the end of the check. Returns an error if a file is not as it was saved, or was touched since the
-    /// check began. In that case, the check may have read other bytes than the guest.
+    /// Waits for the end of the check. Returns an error if a file is not as it was saved, or was modified since the
+    /// check began. In the second case, the check may have read other bytes than the guest.
     pub fn conclude(self) -> Result<()> {
         let hashed = self.hashed.join().unwrap_or_else(|_| bail!("the check of the snapshot panicked"));
         hashed.map_err(|error| host_fault(error, "check the snapshot", HASH_AGAIN))?;
@@ -51,8 +51,8 @@ impl Verification {
     }
 }
 
-/// The identity of a file's content. Every write changes it, even if the modification time is set back (inode(7),
-/// ctime).
+/// The identity of a file's content. Every write changes this identity, even if the modification time is set back
+/// (inode(7), ctime).
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct InodeStamp {
     inode: (u64, u64),
@@ -76,7 +76,8 @@ impl Snapshot {
         let before = paths.map(|path| (path.clone(), InodeStamp::of(&path))).collect();
         let kept = self.clone();
         let hashed = std::thread::spawn(move || {
-            // The guest has priority. On Linux, the priority is that of this thread alone (setpriority(2)).
+            // The guest has priority over this check. On Linux, setpriority(2) changes the priority of this thread
+            // alone.
             rustix::process::setpriority_process(None, 19)
                 .context("lower the priority of the snapshot's check")?;
             kept.check()
@@ -84,13 +85,13 @@ impl Snapshot {
         Verification { kept: self.clone(), before, hashed }
     }
 
-    /// Returns an error if a file is not as it was saved. If it is a file of the snapshot, no run uses the snapshot
-    /// from then on.
+    /// Returns an error if a file is not as it was saved. If the file belongs to the snapshot and not to the image, no
+    /// later run uses the snapshot.
     pub(super) fn check(&self) -> Result<()> {
         self.check_files(|_| true)
     }
 
-    /// Checks only the files that a restored machine boots from later.
+    /// Checks only the image and the files of the snapshot from which a restored machine boots again later.
     pub fn check_what_boots(&self) -> Result<()> {
         self.check_files(|name| [DISK, SEED].contains(&name))
     }
@@ -110,7 +111,7 @@ impl Snapshot {
         self.check_image()
     }
 
-    /// Checks the image, since the snapshot's disk contains only the changes to it.
+    /// Checks the image. The snapshot's disk contains only the changes to the image, so both must be unchanged.
     fn check_image(&self) -> Result<()> {
         let Ingredients { image, image_path, .. } = &self.manifest.ingredients;
         let hash = |error| host_fault(error, "hash the image of the snapshot", HASH_AGAIN);
@@ -134,10 +135,10 @@ impl Snapshot {
         .into()
     }
 
-    /// Returns the error for a snapshot that could not be restored although its files are unchanged. Either the machine
-    /// was saved at a bad moment, or something that the key does not cover was different at the save. The snapshot is
-    /// marked as bad, so that the next run does not fail in the same way. If the host lacks memory, space or open
-    /// files, the snapshot is kept, because another one could not be restored either.
+    /// Returns the error for a snapshot that could not be restored although its files are unchanged. Either the
+    /// machine was saved at a bad moment, or it depends on something that the snapshot's key does not cover. The
+    /// snapshot is marked as bad, so that the next run does not fail in the same way. If the host lacks memory, space
+    /// or open files, the snapshot is kept, because another one could not be restored either.
     pub fn does_not_restore(&self, error: Error) -> Error {
         if Kind::Interrupted.is(&error) {
             return error;
@@ -153,7 +154,7 @@ impl Snapshot {
         ))
     }
 
-    /// Marks the snapshot as bad. Returns what happens to it next.
+    /// Marks the snapshot as bad. Returns a sentence about what will happen to the snapshot.
     fn give_up(&self, why: &str) -> String {
         match write_private(&self.file(BAD), why) {
             Ok(()) => NEXT.to_owned(),

@@ -1,5 +1,5 @@
 //! Snapshots in the cache. A snapshot is found by its key. It is made in the run's own directory, made read-only, and
-//! renamed. Every run that uses it hashes it again.
+//! renamed. Every run that uses a snapshot hashes it again.
 //!
 //! ```text
 //! snapshots/<key>.<run>/          snapshot.json, disk.qcow2, ram.save, nvram.fd, seed.img; `bad` if it was changed
@@ -7,8 +7,8 @@
 //! snapshots/<key>.lock            held while a process looks for, makes or deletes the snapshot
 //! ```
 //!
-//! The name contains the run that made the snapshot. Overlays name the path of their snapshot, and no other snapshot
-//! ever gets that path.
+//! The name of a snapshot's directory contains the run that made the snapshot, so no other snapshot ever gets this
+//! path. The overlays of machines refer to their snapshot by its path.
 
 use std::collections::BTreeMap;
 use std::fs::{File, Permissions};
@@ -53,20 +53,20 @@ impl Snapshot {
     }
 }
 
-/// Returns the snapshot below a run's machine; `None` if only the image is below it.
+/// Returns the snapshot below the machine of a run; `None` if the machine was not restored from a snapshot.
 pub fn under(work: &Path) -> Result<Option<Snapshot>> {
     let Some(directory) = runs::snapshot_of(work)? else { return Ok(None) };
     let manifest = SnapshotManifest::read(&directory)?;
     Ok(Some(Snapshot { directory, manifest }))
 }
 
-/// Locks a snapshot. While the lock is held, no other process makes or deletes the snapshot. Another run may take
-/// `limit` to make it.
+/// Locks a snapshot. While the lock is held, no other process makes or deletes the snapshot. If another run is making
+/// it, the wait ends with an error after `limit`.
 pub fn lock(cache: &Cache, key: &str, limit: Duration, ui: &Ui) -> Result<File> {
     make_private_dir(&cache.snapshots())?;
     let path = cache.snapshots().join(format!("{key}.lock"));
     wait_for_lock(&path, ui, |waited| {
-        // The seconds show that the wait goes on, since no guest of this run can show anything yet.
+        // Show the seconds, because no guest of this run can show a sign of life yet.
         let seconds = waited.as_secs();
         ui.tick(&format!(
             "waiting {seconds} s so far for another run, which makes this snapshot or restores from it"
@@ -81,8 +81,9 @@ pub fn lock(cache: &Cache, key: &str, limit: Duration, ui: &Ui) -> Result<File> 
     })
 }
 
-/// Returns the snapshot that has this key and these inputs. Another snapshot with this key is deleted if no run or
-/// instance uses it: it was found changed, cannot be read, or has other inputs. The caller holds the key's lock.
+/// Returns the snapshot that has this key and these ingredients. Any other snapshot with this key was found to be
+/// changed, cannot be read, or has other ingredients. It is deleted, unless a run or an instance (a machine that was
+/// kept) uses it. The caller holds the key's lock.
 pub fn find(cache: &Cache, key: &str, wanted: &Ingredients, ui: &Ui) -> Result<Option<Snapshot>> {
     let prefix = format!("{key}.");
     let own = all(cache).into_iter().filter(|found| name_of(&found.directory).starts_with(&prefix));
@@ -105,10 +106,10 @@ pub fn find(cache: &Cache, key: &str, wanted: &Ingredients, ui: &Ui) -> Result<O
     Ok(usable)
 }
 
-/// Saves the files in `made` as a snapshot under this key. The caller holds the key's lock.
+/// Makes the files in `made` a snapshot under this key. The caller holds the key's lock.
 pub fn keep(cache: &Cache, key: &str, made: &Path, mut manifest: SnapshotManifest) -> Result<Snapshot> {
-    // Only the snapshot's files stay. The others are the seed's files, an empty disk, and anything else that a later
-    // version may leave.
+    // Delete all other files: those of the seed, an empty disk, and any that a later version of this program may
+    // leave.
     for entry in fs::read_dir(made)? {
         let path = entry?.path();
         if !FILES.iter().any(|name| path.ends_with(name)) {
@@ -191,8 +192,8 @@ fn has_form(name: &str) -> bool {
     name.rsplit_once('.').is_some_and(|(_, run)| runs::has_form_of_id(run))
 }
 
-/// Deletes a snapshot. It is renamed first: a directory that is being deleted is no snapshot any more. The caller holds
-/// the key's lock.
+/// Deletes a snapshot. Its directory is renamed first, so that no process takes the half-deleted directory for a
+/// snapshot. The caller holds the key's lock.
 pub fn remove(directory: &Path) -> Result<()> {
     let name = name_of(directory);
     if name.ends_with(DELETING) {

@@ -59,7 +59,7 @@ fn a_snapshot_is_found_until_it_is_bad_and_deleted_when_nothing_lies_on_it() {
     assert_eq!(look(&ingredients(&cache)).unwrap().directory, first.directory);
     first.check().unwrap();
 
-    // An instance uses the snapshot.
+    // An instance (a machine that was kept) uses the snapshot.
     let work = cache.runs().join("1124-100000-0003/w");
     std::fs::create_dir_all(&work).unwrap();
     std::fs::write(work.join("frozen"), first.directory.as_os_str().as_encoded_bytes()).unwrap();
@@ -75,7 +75,7 @@ fn a_snapshot_is_found_until_it_is_bad_and_deleted_when_nothing_lies_on_it() {
     std::fs::remove_dir_all(work).unwrap();
     assert_eq!(look(&ingredients(&cache)).unwrap().directory, second.directory);
     assert!(!first.directory.exists(), "nothing lies on it any more");
-    // These are the remains of a killed deletion, and a snapshot of another version.
+    // Make what a killed deletion leaves, and a snapshot of another version.
     std::fs::rename(&second.directory, second.directory.with_file_name(format!("{key}.x{DELETING}")))
         .unwrap();
     make_private_dir(&cache.snapshots().join(format!("{key}.y"))).unwrap();
@@ -83,7 +83,7 @@ fn a_snapshot_is_found_until_it_is_bad_and_deleted_when_nothing_lies_on_it() {
     let left: Vec<_> = all(&cache).iter().map(Found::name).collect();
     assert_eq!(left, [other.name()], "a name of another form is not listed, and not deleted");
     assert_eq!(all(&cache)[0].key(), "debian-12-aarch64-0123");
-    // This snapshot has the same key and other ingredients.
+    // This snapshot has the same key, but other ingredients.
     let another = Ingredients { qemu: "10".to_owned(), ..ingredients(&cache) };
     assert!(find(&cache, "debian-12-aarch64-0123", &another, &ui).unwrap().is_none());
     assert!(all(&cache).is_empty());

@@ -40,10 +40,10 @@ pub(super) fn check(elf: &Elf<'_>, target: &Target<'_>, findings: &mut Vec<Findi
 
 const SMALLEST: u64 = 4096;
 
-/// Returns the page size that jemalloc was compiled for, from `if (os_page > PAGE) malloc_write(COMPLAINT)`. It is the
-/// only power of two that is a constant of a comparison in the function that computes the message's address. If that
-/// function compares with other powers too, for example in code that the compiler has inlined, the page size is not
-/// known.
+/// Returns the page size that jemalloc was compiled for, from `if (os_page > PAGE) malloc_write(COMPLAINT)`. The
+/// function with this code is found because it computes the address of the message. If it compares values with exactly
+/// one possible page size, that is the result. If it compares with several of them, for example in code that the
+/// compiler has inlined, the page size is not known.
 fn page_size(isa: Isa, elf: &Elf<'_>, place: u64) -> Option<u64> {
     let starts = starts(elf);
     elf.code().iter().find_map(|code| {

@@ -9,7 +9,7 @@ use crate::isa::Isa;
 
 const REBUILD: &str = "build it for the device: cargo xtask build --arch";
 
-/// Checks the first bytes. Returns `None` if they fit.
+/// Checks the fields of the header. Returns `None` if they fit.
 pub(crate) fn machine(ident: Ident, isa: Isa, arch: &str) -> Option<Finding> {
     let remedy = format!("{REBUILD} {arch}");
     let refused = |id, found: &str, offers: &str| Some(Finding::refused(id, found, offers, &remedy));

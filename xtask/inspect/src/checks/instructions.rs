@@ -8,7 +8,7 @@ use crate::guard::{Detection, Graph, Use, chosen_for, go_level};
 use crate::isa::Isa;
 use crate::isa::features::{Feature, Set};
 
-/// A function with instructions that the core lacks, and the use of the function.
+/// A function with instructions that the core lacks, and how the function is used.
 struct Judged<'a> {
     name: Option<&'a [u8]>,
     address: u64,
@@ -52,7 +52,7 @@ pub(super) fn check(elf: &Elf<'_>, target: &Target<'_>, findings: &mut Vec<Findi
     }
 }
 
-/// Compares the features that Go's compiler used without a check with the device's.
+/// Returns a finding if Go's compiler used, without a check at run time, features that the device lacks.
 fn go(elf: &Elf<'_>, target: &Target<'_>) -> Option<Finding> {
     let isa = target.device.isa;
     let variable = match isa {
@@ -87,8 +87,8 @@ fn severity(used: &Use) -> Severity {
     }
 }
 
-/// Judges each function. Returns whether a function of the section asks the processor itself, as far as that was
-/// examined.
+/// Decides for each function how it is used. Returns whether code of the section asks the processor for its features
+/// directly. If no function needed a walk over the code, the result is false.
 fn judge<'a>(
     section: &Section<'a, '_>,
     lacks: Set,
@@ -98,8 +98,8 @@ fn judge<'a>(
 ) -> bool {
     let Section { isa, elf, code, .. } = *section;
     let names = names(section, found);
-    // The graph is made only if it is needed, because it takes several walks over all of the code. Mostly the names are
-    // sufficient.
+    // The graph is made only if it is needed, because it takes several walks over all of the code. Usually the names
+    // are sufficient.
     let mut graph = None;
     for (needy, name) in found.iter().zip(names) {
         let function = needy.function as usize;
@@ -112,16 +112,17 @@ fn judge<'a>(
         let by_name = Use::Guarded("its name says that it is chosen for these features at run time");
         let used = match path {
             Path::Direct(_) if detection.go => Use::Guarded("Go tests the features that its runtime found"),
-            // The name is evidence only if something in the file asks the processor. Otherwise no code can choose
-            // between functions.
+            // A name is evidence only if something in the file asks the processor for its features. Otherwise no code
+            // can choose between functions.
             Path::Direct(_) if is_chosen && !detection.is_absent() => by_name,
             Path::Computed | Path::None if is_chosen => by_name,
-            // Bytes that no path leads to may be a table between functions.
+            // If no path leads to these bytes, they may be a table between functions.
             Path::Computed | Path::None => Use::Unclear,
             Path::Direct(_) => {
                 let graph = graph.get_or_insert_with(|| Graph::of(section, detection));
                 let absent = graph.nobody_asks() && detection.is_absent();
-                // A static executable without names may ask in an unknown way, as musl's start code does.
+                // A static executable without names may ask the processor in an unknown way, as musl's start code
+                // does.
                 let may_be_told = elf.dynamic.needed().next().is_none() && graph.tests(function);
                 match (absent, is_chosen) {
                     (true, _) if !may_be_told => Use::Plain,

@@ -76,7 +76,7 @@ struct Image<'a, 'b> {
 }
 
 impl Image<'_, '_> {
-    /// Returns the library in the executable's own directories.
+    /// Returns the library called `name` from the executable's own directories.
     fn of_its_own(&self, name: &str) -> Option<&Library> {
         self.own.and_then(|path| self.inventory.find_in(path, name))
     }
@@ -93,7 +93,8 @@ impl Image<'_, '_> {
                 continue;
             }
             count += 1;
-            // A library's own RUNPATH is not read. The libraries that it needs may therefore be in any directory.
+            // A library's own RUNPATH is not read. The libraries that such a library needs may therefore be in any
+            // directory.
             let anywhere = || {
                 let mut all = inventory.libraries.iter().filter(|_| !by.is_empty());
                 all.find(|library| library.name() == name && library.machine == elf.machine())
@@ -113,15 +114,15 @@ impl Image<'_, '_> {
         let found = format!("it needs {}", absent.join(", "));
         let offers = format!("{} has no such library in {}", target.place, inventory.search.join(", "));
         let remedy = "install the package that has it in the image (packages of xtask/core/images.toml), or link it statically";
-        // A program that loads this library may have loaded the others already.
+        // If the file is a library, the program that loads it may have loaded the missing libraries already.
         let certain = own.is_none() && !elf.is_library();
         let finding = Finding::refused_if(certain, "needed", &found, &offers, remedy);
         finding.details(own.map(|path| format!("it also looks in {path}, which was not read")))
     }
 }
 
-/// Checks the versions of symbols. `offer` returns whether the library has a version, and the newest version that it
-/// has. It returns `None` if nothing is known about the library.
+/// Checks the versions of symbols. `offer` returns whether a library has a version, and the newest version that the
+/// library has. It returns `None` if nothing is known about the library.
 fn versions<'a>(
     elf: &Elf<'a>,
     brings_its_own: bool,
@@ -180,7 +181,8 @@ fn users<'a>(elf: &Elf<'a>, versions: &[Required<'a>]) -> Vec<String> {
     symbols.collect()
 }
 
-/// Returns the newest version that a library offers of the family of `version`.
+/// Returns the newest version that the library offers in the family of `version`. `GLIBC_2.39` is of the family
+/// `GLIBC`.
 fn newest_of(library: &Library, version: &str) -> String {
     let family = version.split('_').next().unwrap_or_default();
     let of_family = library.versions.iter().filter(|offered| offered.split('_').next() == Some(family));

@@ -1,5 +1,5 @@
-//! The checks, in the order in which a loader would fail. Each has a stable id, and reports the fact in the file, what
-//! the target offers, and the remedy.
+//! The checks, in the order in which a loader would fail. Each check has a stable id. It reports the fact in the file,
+//! what the target offers, and the remedy.
 
 mod allocator;
 pub(super) mod header;

@@ -1,4 +1,4 @@
-//! `exec-stack`, `relro`, `pie`, `bti-pac`: reports the protections, which the file's builder chooses.
+//! `exec-stack`, `relro`, `pie`, `bti-pac`: reports which protections the builder of the file has chosen.
 
 use object::elf::{DF_1_NOW, DF_BIND_NOW, DT_BIND_NOW, DT_FLAGS, DT_FLAGS_1, ET_DYN, PF_X};
 
@@ -44,8 +44,8 @@ fn relro(elf: &Elf<'_>) -> Finding {
     Finding::informs("relro", found)
 }
 
-/// Reports the protection of branches. On a core without these features, the instructions are hints: they cost nothing
-/// and do not fail.
+/// Reports the protection of branches. A core without these features treats their instructions as hints, which cost
+/// nothing and do not fail.
 fn branches(elf: &Elf<'_>, target: &Target<'_>) -> Finding {
     let names: &[(u32, &str)] = match target.device.isa {
         Isa::Aarch64 => &[(1, "BTI"), (2, "PAC"), (4, "GCS")],

@@ -45,11 +45,11 @@ pub(super) fn check(elf: &Elf<'_>, target: &Target<'_>, findings: &mut Vec<Findi
     }
 }
 
-/// Returns the reason why segments cannot be mapped with such pages. fs/binfmt_elf.c maps whole pages, and the address
-/// must have the same place in its page as the file offset. If two segments share a page, the access rights of the
-/// later one apply to both.
+/// Returns the reason why the segments cannot be mapped with pages of this size, if there is one. Linux maps whole
+/// pages (fs/binfmt_elf.c), so the address and the file offset of a segment must have the same place in a page. If two
+/// segments share a page, the access rights of the later one apply to both.
 fn fault(loads: &[Load], page: u64, library: bool) -> Option<String> {
-    // This rule is in glibc's elf/dl-load.c, since the loader and not the kernel maps a library.
+    // This rule is in glibc's elf/dl-load.c, because the loader maps a library, and not the kernel.
     if library && loads.iter().any(|load| load.align % page != 0) {
         return Some("the dynamic loader refuses an alignment that is smaller than a page".to_owned());
     }

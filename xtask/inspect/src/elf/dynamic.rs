@@ -80,8 +80,8 @@ impl<'a> Dynamic<'a> {
         Ok(dynamic)
     }
 
-    /// Returns the number of symbols. It is in the section header or in `DT_HASH`; for `DT_GNU_HASH`, the end of the
-    /// last chain gives it.
+    /// Returns the number of symbols. The section header or `DT_HASH` contains it. If there is only `DT_GNU_HASH`, the
+    /// number follows from the end of the last chain.
     fn count_of_symbols(&self, elf: &Elf<'a>) -> usize {
         if let Some(section) = elf.section_of_type(elf::SHT_DYNSYM) {
             return usize::try_from(section.sh_size(LE)).unwrap_or(0) / size_of::<Sym64<LE>>();
@@ -93,7 +93,7 @@ impl<'a> Dynamic<'a> {
         }
         let hash =
             at(elf::DT_GNU_HASH).and_then(|hash| GnuHashTable::<FileHeader64<LE>>::parse(LE, hash).ok());
-        // The symbols before the first one of the table exist even if the table is empty.
+        // Symbols that are not in the hash table come before the others. They exist even if the table is empty.
         hash.map_or(0, |hash| hash.symbol_table_length(LE).unwrap_or(hash.symbol_base()) as usize)
     }
 
@@ -130,17 +130,18 @@ impl<'a> Dynamic<'a> {
         self.string_at(u64::from(symbol.st_name.get(LE))).unwrap_or_default()
     }
 
-    /// Returns a symbol's version, as in [`Required::index`].
+    /// Returns the number of a symbol's version, as in [`Required::index`].
     pub fn version_of(&self, symbol: usize) -> Option<u16> {
         let at = symbol.checked_mul(2)?;
         let two = self.versions.get(at..at + 2)?;
         Some(u16::from_le_bytes(two.try_into().ok()?) & 0x7fff)
     }
 
-    /// Returns the versions that libraries must offer. A table with an invalid link ends there.
+    /// Returns the versions that libraries must offer. An invalid link ends the table.
     pub fn required(&self) -> impl Iterator<Item = Required<'a>> + '_ {
         let count = self.value(elf::DT_VERNEEDNUM).unwrap_or(0);
-        // The number of records is limited, since lists that share records could make a small table long.
+        // The number of records is limited. Otherwise a small table could give very many of them, because lists can
+        // share records.
         let left = Rc::new(Cell::new(self.verneed.len() / size_of::<Vernaux<LE>>()));
         let libraries = chain(self.verneed, 0, count, |need: &Verneed<LE>| need.vn_next.get(LE));
         libraries.flat_map(move |(start, need)| {
@@ -195,7 +196,7 @@ fn chain<T: Pod>(
     .take(most)
 }
 
-/// Reads as many complete records as there are.
+/// Returns the bytes as records, without an incomplete record at the end.
 pub(crate) fn array<T: Pod>(bytes: &[u8]) -> &[T] {
     bytes.read_slice_at(0, bytes.len() / size_of::<T>()).unwrap_or_default()
 }

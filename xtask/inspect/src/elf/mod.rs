@@ -1,6 +1,6 @@
 //! An ELF file as the kernel and the dynamic loader read it, by its program headers. Sections are read if there are
-//! any, but nothing depends on them. No code here copies or allocates the sizes that a header claims: every table is a
-//! slice of the file.
+//! any, but nothing depends on them. The sizes in headers are not trusted: every table is a slice of the file, and no
+//! memory of such a size is allocated.
 
 mod dynamic;
 mod frames;
@@ -23,7 +23,7 @@ pub use symbols::Symbol;
 const LONGEST_INTERPRETER: u64 = 4096;
 /// Upper bound for the bytes of program headers that Linux reads (fs/binfmt_elf.c, load_elf_phdrs).
 const LARGEST_HEADERS: usize = 65536;
-/// Upper bound for the ranges of code. Linkers make a handful, and each costs a pass over all symbols.
+/// Upper bound for the ranges of code. Linkers make a handful. Each range costs a pass over all symbols.
 const MAX_CODE: usize = 64;
 
 /// A 64-bit little-endian ELF file with valid headers.
@@ -37,8 +37,8 @@ pub struct Elf<'a> {
     section_names: &'a [u8],
     /// The segments to load, by address. [`LARGEST_HEADERS`] limits their number.
     loads: Vec<Load>,
-    /// Address and size of the memory that is read-only after relocation. It is stored here since each access to memory
-    /// in the code asks for it.
+    /// Address and size of the memory that is read-only after relocation. Both are stored here, because the analysis
+    /// needs them for each memory access in the code.
     pub relro: Option<(u64, u64)>,
     /// The dynamic section; empty in a static executable.
     pub dynamic: Dynamic<'a>,
@@ -79,7 +79,7 @@ impl Load {
 /// A range of code: its bytes, and its address in memory.
 #[derive(Debug, Clone, Copy)]
 pub struct Code<'a> {
-    /// The address of its first byte.
+    /// The address of the first byte.
     pub address: u64,
     pub bytes: &'a [u8],
 }
@@ -123,8 +123,8 @@ impl Ident {
     }
 }
 
-/// Returns an error for segments that Linux (fs/binfmt_elf.c) refuses or cannot load completely, and for more code than
-/// can be examined.
+/// Returns an error if Linux (fs/binfmt_elf.c) refuses the segments or cannot load them completely, or if there is
+/// more code than can be examined.
 fn check_loads(loads: &[Load], length: u64) -> Result<(), String> {
     let mut end_before: Option<u64> = None;
     for (index, load) in loads.iter().enumerate() {
@@ -251,7 +251,7 @@ impl<'a> Elf<'a> {
     /// Returns the path in `PT_INTERP`, if there is such a header.
     ///
     /// # Errors
-    /// Returns an error if its content is no path.
+    /// Returns an error if the header's content is no path.
     pub fn interpreter(&self) -> Result<Option<&'a [u8]>, String> {
         let Some(header) = self.segment(PT_INTERP) else { return Ok(None) };
         if header.p_filesz(LE) > LONGEST_INTERPRETER {
@@ -293,8 +293,8 @@ impl<'a> Elf<'a> {
         !relro && self.load_at(address).is_some_and(|load| load.writable())
     }
 
-    /// Returns the code: the executable sections. If there are none, or more than any linker makes, these are the
-    /// executable segments.
+    /// Returns the ranges of code. These are the executable sections. If there are no such sections, or more than any
+    /// linker makes, they are the executable segments.
     pub fn code(&self) -> Vec<Code<'a>> {
         let code = |section: &&SectionHeader64<LE>| {
             section.sh_flags(LE).contains(elf::SHF_EXECINSTR) && section.sh_type(LE) == elf::SHT_PROGBITS
@@ -334,13 +334,13 @@ impl<'a> Elf<'a> {
         self.sections.iter().find(|section| section.sh_type(LE) == kind)
     }
 
-    /// Returns the name of the separate file with the symbols.
+    /// Returns the name of the separate file that contains the debug symbols.
     pub fn debug_link(&self) -> Option<&'a [u8]> {
         string(self.section(b".gnu_debuglink")?.bytes, 0).filter(|name| !name.is_empty())
     }
 }
 
-/// Returns the ranges of code, without empty ranges and without those that overlap an earlier one in the file.
+/// Returns the ranges of code without the empty ones and without those that overlap an earlier range in the file.
 fn disjoint<'a>(parts: impl Iterator<Item = (u64, Code<'a>)>) -> Vec<Code<'a>> {
     let mut end = 0;
     let fresh = parts.filter(|(offset, code)| {
@@ -353,8 +353,8 @@ fn disjoint<'a>(parts: impl Iterator<Item = (u64, Code<'a>)>) -> Vec<Code<'a>> {
     fresh.map(|(_, code)| code).collect()
 }
 
-/// Returns a NUL-terminated string of a string table. A string that is longer than any real name is refused, since a
-/// table may refer to the same long one again and again.
+/// Returns a NUL-terminated string of a string table. A string that is longer than any real name is refused, since
+/// many entries of a table may refer to the same long string.
 pub(crate) fn string(table: &[u8], start: usize) -> Option<&[u8]> {
     const LONGEST: usize = 16 << 10;
     let rest = table.get(start..)?;

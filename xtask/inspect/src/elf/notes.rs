@@ -14,7 +14,7 @@ impl<'a> Elf<'a> {
     pub fn notes(&self) -> impl Iterator<Item = Note<'a, FileHeader64<LE>>> + '_ {
         let headers = self.segments.iter();
         let holders = headers.filter(|header| [PT_NOTE, PT_GNU_PROPERTY].contains(&header.p_type(LE)));
-        // In a sound file, at most two of these headers contain the same byte.
+        // In a sound file, at most two of these headers cover the same byte. In other files, this limits the work.
         let mut left = self.data.len().saturating_mul(2) as u64;
         let holders = holders.take_while(move |header| {
             let enough = header.p_filesz(LE) <= left;

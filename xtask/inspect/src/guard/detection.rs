@@ -13,10 +13,11 @@ const ASKING: [&[u8]; 3] = [b"getauxval", b"__getauxval", b"elf_aux_info"];
 /// The arguments with which these functions return features (AT_HWCAP, AT_HWCAP2, 3, 4).
 pub(super) const HWCAPS: [u32; 4] = [16, 26, 29, 30];
 
-/// Words in the names of functions and variables of other libraries that give the processor's features.
+/// Words in the names of the functions and variables by which other libraries report the processor's features.
 const TELLING: [&str; 8] =
     ["hwcap", "cpu_feature", "cpu_model", "cpu_indicator", "have_lse_atomics", "armcap", "ia32cap", "cpuid"];
-/// Files that contain the processor's features. A function that computes the address of such a name asks the processor.
+/// Files that contain the processor's features. A function that computes the address of such a file's name asks the
+/// processor.
 const FILES: [&[u8]; 3] = [b"/proc/cpuinfo\0", b"/proc/self/auxv\0", b"/sys/devices/system/cpu\0"];
 
 /// The ways in which a file asks the processor.
@@ -24,11 +25,11 @@ const FILES: [&[u8]; 3] = [b"/proc/cpuinfo\0", b"/proc/self/auxv\0", b"/sys/devi
 pub(crate) struct Detection {
     /// A description for messages; empty if nothing in the file asks.
     pub(crate) how: Vec<String>,
-    /// The addresses of functions, variables and file names that give the processor's features.
+    /// The addresses of functions and variables that give the processor's features, and of the names of such files.
     pub(super) sources: BTreeSet<u64>,
-    /// The functions among [`Self::sources`] whose first argument matters.
+    /// The functions among [`Self::sources`] that return features only for certain values of their first argument.
     pub(super) with_argument: BTreeSet<u64>,
-    /// The entries of the global offset table through which such functions are called.
+    /// The entries of the global offset table for functions that give the processor's features.
     pub(super) through: BTreeSet<u64>,
     /// The functions that the loader calls to choose between implementations.
     pub(super) resolvers: BTreeSet<u64>,
@@ -88,8 +89,8 @@ impl Detection {
         }
     }
 
-    /// Finds the entries through which functions of other libraries are called, and the functions that the loader
-    /// calls.
+    /// Finds the entries of the global offset table through which functions of other libraries are called, and the
+    /// functions that the loader calls.
     fn follow_relocations(&mut self, elf: &Elf<'_>, telling: &BTreeSet<u32>) {
         let irelative = match elf.machine() {
             183 => elf::R_AARCH64_IRELATIVE.0,
@@ -117,7 +118,8 @@ impl Detection {
 }
 
 fn tells(name: &[u8]) -> bool {
-    // Each of the words contains one of these. There are tens of thousands of names, and most contain none.
+    // Each of [`TELLING`] contains one of these three-letter parts. This test is fast, and most of the tens of
+    // thousands of names contain none of them.
     let may = |part: &[u8]| {
         let lower = [part[0] | 0x20, part[1] | 0x20, part[2] | 0x20];
         [*b"cpu", *b"cap", *b"lse"].contains(&lower)

@@ -16,7 +16,7 @@ pub(crate) struct Graph {
     decides: Vec<bool>,
     /// True if the function branches on a variable at a fixed address.
     tests: Vec<bool>,
-    /// True if the function calls a function that asks, so that it may act on the answer.
+    /// True if the function calls a function that asks the processor. It may then act on the answer.
     callers: Vec<bool>,
     reachable: Vec<bool>,
     guarded: Vec<bool>,
@@ -24,8 +24,8 @@ pub(crate) struct Graph {
 }
 
 impl Graph {
-    /// Walks over the code to find the functions that ask, the variables that hold the answers, and the functions that
-    /// read these variables.
+    /// Walks over the code to find the functions that ask the processor, the variables that hold the answers, and the
+    /// functions that read these variables.
     pub(crate) fn of(section: &Section<'_, '_>, detection: &Detection) -> Self {
         let count = section.functions.len();
         let mut asks = vec![false; count];
@@ -137,7 +137,7 @@ impl Graph {
                 roots.push(function as u32);
             }
         };
-        // A library is entered by the program that loads it, which may have asked first.
+        // A library is entered by the program that loads it. That program may have asked the processor before.
         if !elf.is_library() {
             root(elf.entry(), &mut self.reachable);
             for symbol in elf.symbols().filter(|symbol| symbol.name == b"main") {
@@ -145,8 +145,9 @@ impl Graph {
             }
         }
         let decides = std::mem::take(&mut self.decides);
-        // A static executable contains its C library. The start code of that library reads what the kernel passes,
-        // without a function of a known name. Any test of a variable may therefore test the answer.
+        // A static executable contains its C library. The start code of that library reads the features that the
+        // kernel passes, but calls no function of a known name for that. Any test of a variable may therefore be a
+        // test of the answer.
         let is_static = elf.dynamic.needed().next().is_none();
         let ends = self.callers.iter().zip(&self.tests).map(|(calls, tests)| *calls || is_static && *tests);
         let ends: Vec<bool> = ends.collect();
@@ -161,7 +162,7 @@ impl Graph {
         self.tests[function]
     }
 
-    /// Returns whether no function asks the processor.
+    /// Returns whether there is no function that asks the processor or reads its answer.
     pub(crate) fn nobody_asks(&self) -> bool {
         !self.decides.contains(&true)
     }
@@ -202,13 +203,13 @@ pub(crate) fn first_user(section: &Section<'_, '_>, address: u64) -> Option<usiz
     user
 }
 
-/// Returns the places in which answers of the processor are stored, and the direct callers of functions that ask. The
-/// places are the variables that such functions write or whose address they compute, and the variables that their
-/// callers write with the returned answer.
+/// Returns the places in which answers of the processor are stored, and the direct callers of functions that ask. A
+/// function that asks may write the answer to a variable, or to a structure whose address it computes. It may also
+/// return the answer, which its caller then writes to a variable.
 fn written(section: &Section<'_, '_>, asks: &[bool], pointers: &Pointers<'_, '_>) -> (Written, Vec<bool>) {
     let Section { elf, functions, .. } = *section;
     const MOST: usize = 4096;
-    // In Rust's `std_detect`, the answer is returned three times, from function to function.
+    // In Rust's `std_detect`, three functions in a row return the answer to their callers.
     const RETURNS: usize = 3;
     let mut written = Written::default();
     let mut told = asks.to_vec();
@@ -253,7 +254,7 @@ struct Written {
 }
 
 impl Written {
-    /// Returns whether a place is in one of these variables. The size of a structure is not known, only its address.
+    /// Returns whether a place is in one of these variables or structures. The size of a structure is not known.
     fn holds(&self, place: u64) -> bool {
         const LARGEST: u64 = 32;
         let near = place.saturating_sub(LARGEST)..=place;
@@ -261,8 +262,9 @@ impl Written {
     }
 }
 
-/// Returns the stubs through which functions of other libraries are called: those that load from one of the wanted
-/// places. A stub begins up to two instructions before the load, with a landing pad or the page's address.
+/// Returns the stubs that load from one of the wanted places. Functions of other libraries are called through stubs. A
+/// stub begins up to two instructions before the load, with a landing pad or with the computation of the page's
+/// address.
 fn stubs(section: &Section<'_, '_>, detection: &Detection) -> BTreeSet<u64> {
     let mut found = BTreeSet::new();
     for name in [&b".plt"[..], b".plt.sec", b".plt.got"] {

@@ -61,7 +61,8 @@ impl Family {
     }
 }
 
-/// Returns the features for which a function is chosen according to its name; none if the name does not say it.
+/// Returns the features for which a function is chosen according to its name. The set is empty if the name says
+/// nothing about features.
 pub(crate) fn chosen_for(isa: Isa, name: &[u8]) -> Set {
     let name = String::from_utf8_lossy(name).to_ascii_lowercase();
     let word_ends = |at: usize| name[at..].chars().next().is_none_or(|next| !next.is_ascii_alphanumeric());
@@ -75,8 +76,8 @@ pub(crate) fn chosen_for(isa: Isa, name: &[u8]) -> Set {
     families.fold(Set::NONE, |all, family| all | set(isa, |feature| family.has(isa, feature)))
 }
 
-/// Returns the setting that lets Go's compiler use features without a check, and these features. Go writes the setting
-/// into its programs since 1.18 (GOAMD64) and 1.23 (GOARM64), see go.dev/wiki/MinimumRequirements.
+/// Returns the setting by which Go's compiler was allowed to use features without a check, and these features. Go
+/// writes the setting into its programs since 1.18 (GOAMD64) and 1.23 (GOARM64), see go.dev/wiki/MinimumRequirements.
 pub(crate) fn go_level(isa: Isa, bytes: &[u8]) -> Option<(String, Set)> {
     const LONGEST: usize = 40;
     let key = match isa {
@@ -107,7 +108,7 @@ pub(crate) fn go_level(isa: Isa, bytes: &[u8]) -> Option<(String, Set)> {
     Some((setting.to_owned(), needs))
 }
 
-/// Returns the minor version of Armv8 that one of Go's levels stands for: v9.N has what v8.(N+5) has.
+/// Returns the minor version of Armv8 that corresponds to one of Go's levels: v9.N has the features of v8.(N+5).
 fn armv8(level: &str) -> Option<u32> {
     match level.split_once('.') {
         Some(("v8", minor)) => minor.parse().ok(),

@@ -5,7 +5,7 @@ use object::elf;
 
 use crate::elf::Elf;
 
-/// The relocated places, in order, and the addresses that the loader writes there.
+/// The relocated places in order, with the addresses that the loader writes there.
 #[derive(Debug)]
 pub(super) struct Pointers<'a, 'b> {
     elf: &'b Elf<'a>,

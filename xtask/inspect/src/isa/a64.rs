@@ -9,7 +9,7 @@ use super::a64_table::{BASE, LOADS, Row, SCALAR, SIMD, SVE2};
 use super::features::{A64, Set};
 use super::{Event, Flow};
 
-/// A row with the feature's index; `None` stands for Armv8.0.
+/// A row of the table: mask, value, and the feature's index. `None` stands for Armv8.0.
 type Indexed = (u32, u32, Option<usize>);
 
 /// The rows, grouped by the four bits that the manual's first table decodes (C4.1, op0).
@@ -40,8 +40,8 @@ fn index(name: &str) -> Option<usize> {
 fn candidate(groups: &[Vec<Indexed>; 16], word: u32) -> Option<usize> {
     const SVE: usize = 17;
     const SME: usize = 41;
-    // CNTD: libgcc's unwinder executes it only for frames whose description names the vector length, and only SVE code
-    // has such frames.
+    // CNTD is not counted. libgcc's unwinder executes it only for frames whose description names the vector length,
+    // and only SVE code has such frames.
     const UNWINDER: (u32, u32) = (0xffff_ffe0, 0x04e0_e3e0);
     let op0 = (word >> 25 & 0xf) as usize;
     match op0 {
@@ -79,7 +79,8 @@ fn confirm(word: u32, candidate: Option<usize>) -> Set {
     }
 }
 
-/// Calls `hit` with the offset and the needs of each instruction of `code` that needs one of `wanted`.
+/// Calls `hit` for each instruction of `code` that needs one of `wanted`, with its offset and all features that it
+/// needs.
 pub(super) fn scan(code: &[u8], wanted: Set, mut hit: impl FnMut(usize, Set)) {
     let groups = &*GROUPS;
     for (at, word) in words(code) {
@@ -122,7 +123,7 @@ pub(super) fn flow(word: u32, address: u64) -> Flow {
     } else if word & 0x7e00_0000 == 0x3600_0000 {
         Flow::Branch(to(5, 14))
     } else if word & 0xfe00_0000 == 0xd600_0000 {
-        // BLR and its variants return here. BR, RET and their variants do not.
+        // Control returns here after BLR and its variants, but not after BR, RET and their variants.
         match word >> 21 & 3 {
             1 => Flow::Next,
             0 => Flow::Computed,
@@ -135,13 +136,13 @@ pub(super) fn flow(word: u32, address: u64) -> Flow {
     }
 }
 
-/// Returns the constants of CMP (SUBS to the zero register, immediate).
+/// Returns the constants of all CMP instructions (SUBS with an immediate and the zero register).
 pub(super) fn comparisons(code: &[u8]) -> Vec<u64> {
     let compares = words(code).map(|(_, word)| word).filter(|word| word & 0x7f80_001f == 0x7100_001f);
     compares.map(|word| u64::from(word >> 10 & 0xfff) << if word >> 22 & 1 == 1 { 12 } else { 0 }).collect()
 }
 
-/// The registers whose value is known on a straight path: pages of ADRP, and sums with them.
+/// The registers whose value is known on a straight path: pages that ADRP computes, and sums with them.
 #[derive(Debug, Default)]
 struct Tracker {
     known: [Option<u64>; 32],
@@ -151,13 +152,13 @@ struct Tracker {
 }
 
 impl Tracker {
-    /// Notes that a register is written, and the value if it is known.
+    /// Records that a register is written, and the value if it is known.
     fn write(&mut self, register: usize, value: Option<u64>) {
         self.known[register] = value;
         self.loaded[register] = None;
     }
 
-    /// Reports the events of the word at `address` that the guard analysis needs.
+    /// Reports the events of the word at `address` to `event`, for the guard analysis.
     fn step(&mut self, word: u32, address: u64, mut event: impl FnMut(Event)) {
         let (d, n) = ((word & 31) as usize, (word >> 5 & 31) as usize);
         for (_, age) in self.loaded.iter_mut().flatten() {
@@ -195,7 +196,7 @@ impl Tracker {
         }
     }
 
-    /// Handles a load or a store of a register at a base with an unsigned offset.
+    /// Handles a load or a store of a register at a base register plus an unsigned offset.
     fn load_or_store(&mut self, word: u32, d: usize, n: usize, event: &mut impl FnMut(Event)) {
         let vector = word >> 26 & 1 == 1;
         let scale = word >> 30;
@@ -243,7 +244,7 @@ impl Tracker {
     }
 }
 
-/// Reports the events of each word of a function that the guard analysis needs.
+/// Reports the events of each word of a function to `event`, for the guard analysis.
 pub(super) fn events(code: &[u8], address: u64, mut event: impl FnMut(u64, Event)) {
     let mut tracker = Tracker::default();
     for (at, word) in words(code) {
@@ -252,8 +253,8 @@ pub(super) fn events(code: &[u8], address: u64, mut event: impl FnMut(u64, Event
     }
 }
 
-/// Returns whether the words around an offset are instructions too. Around a table of numbers or a text among the code,
-/// they are not.
+/// Returns whether the words around an offset are instructions. They are not if the offset is in a table of numbers or
+/// in a text between functions.
 pub(super) fn is_amid_code(code: &[u8], offset: usize) -> bool {
     const AROUND: usize = 16;
     let start = offset.saturating_sub(AROUND);

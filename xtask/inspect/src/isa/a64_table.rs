@@ -1,8 +1,8 @@
 //! The architecture feature of each A64 encoding: mask, value, feature. Source: Arm Architecture Reference Manual for
 //! A-profile (DDI 0487), C4.1 "A64 instruction set encoding" and A2 "Armv8-A architecture extensions". The tests
 //! compare the table with a decoder whose tables come from binutils. Hints (BTI, PACIASP and similar ones) execute as
-//! NOP on every core and have no rows. In a group, the first row that fits counts. [`BASE`] marks encodings of Armv8.0
-//! inside a newer feature's space.
+//! NOP on every core and have no rows. If several rows of a group fit, the first one counts. [`BASE`] marks encodings
+//! of Armv8.0 inside a newer feature's space.
 
 use std::collections::HashSet;
 use std::sync::LazyLock;

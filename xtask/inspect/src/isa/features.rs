@@ -1,4 +1,5 @@
-//! The features that distinguish instructions, and the level that introduced each. A set of features is a `u64`.
+//! The features that distinguish instructions, and the level that introduced each feature. A set of features is a
+//! `u64`.
 
 use std::ops::{BitAnd, BitOr, Not};
 use std::sync::LazyLock;

@@ -1,4 +1,4 @@
-//! The two instruction sets behind one interface.
+//! One interface for the two instruction sets.
 
 pub mod a64;
 mod a64_table;
@@ -31,7 +31,7 @@ pub(crate) enum Flow {
     End,
 }
 
-/// An event in the code that the guard analysis needs.
+/// An event in the code, for the guard analysis.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Event {
     /// A direct call, with the first argument if that is a constant.
@@ -74,7 +74,8 @@ impl Isa {
         self.features().iter().position(|feature| feature.name == name).map(Set::of)
     }
 
-    /// Calls `hit` with the offset and the needs of each instruction of `code` that needs one of `wanted`.
+    /// Calls `hit` for each instruction of `code` that needs one of `wanted`, with its offset and all features that it
+    /// needs.
     pub(crate) fn scan(self, code: &[u8], wanted: Set, hit: impl FnMut(usize, Set)) {
         match self {
             Self::Aarch64 => a64::scan(code, wanted, hit),
@@ -91,7 +92,7 @@ impl Isa {
         }
     }
 
-    /// Returns whether the bytes around an offset of `code` are instructions too, and not a table or a text.
+    /// Returns whether the bytes around an offset of `code` are instructions, and not a table or a text.
     pub(crate) fn is_amid_code(self, code: &[u8], offset: usize) -> bool {
         match self {
             Self::Aarch64 => a64::is_amid_code(code, offset),
@@ -116,7 +117,7 @@ impl Isa {
         }
     }
 
-    /// Reports the events of a function's instructions that the guard analysis needs.
+    /// Reports the events of a function's instructions to `event`, for the guard analysis.
     pub(crate) fn events(self, code: &[u8], address: u64, event: impl FnMut(u64, Event)) {
         match self {
             Self::Aarch64 => a64::events(code, address, event),

@@ -29,7 +29,8 @@ fn decoder(code: &[u8], address: u64) -> Decoder<'_> {
     Decoder::with_ip(64, code, address, DecoderOptions::NONE)
 }
 
-/// Calls `hit` with the offset and the needs of each instruction of `code` that needs one of `wanted`.
+/// Calls `hit` for each instruction of `code` that needs one of `wanted`, with its offset and all features that it
+/// needs.
 pub(super) fn scan(code: &[u8], wanted: Set, mut hit: impl FnMut(usize, Set)) {
     let needs = &*NEEDS;
     let mut decoder = decoder(code, 0);
@@ -69,7 +70,7 @@ pub(super) fn step(code: &[u8], address: u64) -> Option<(usize, Set, Flow)> {
     Some((instruction.len(), NEEDS[instruction.code() as usize], flow))
 }
 
-/// Reports the events of each instruction of `code` that the guard analysis needs.
+/// Reports the events of each instruction of `code` to `event`, for the guard analysis.
 pub(super) fn events(code: &[u8], address: u64, mut event: impl FnMut(u64, Event)) {
     let mut decoder = decoder(code, address);
     let mut instruction = Instruction::default();
@@ -112,7 +113,7 @@ fn of_memory(instruction: &Instruction, place: u64) -> Event {
     }
 }
 
-/// Returns the constants of CMP.
+/// Returns the constants of all CMP instructions.
 pub(super) fn comparisons(code: &[u8]) -> Vec<u64> {
     let decoded = decoder(code, 0).into_iter();
     let compares =

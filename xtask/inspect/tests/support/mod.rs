@@ -27,7 +27,7 @@ fn section(name: &'static str, kind: u32, flags: u64) -> Section {
 }
 
 impl Section {
-    /// Sets the index of the section that this one refers to, and the size of an entry.
+    /// Sets the index of the section to which this one refers, and the size of an entry.
     fn linked(self, link: u32, entry_size: u64) -> Self {
         Self { link, entry_size, ..self }
     }

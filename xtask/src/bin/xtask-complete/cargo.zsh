@@ -1,6 +1,6 @@
 
-# Completes cargo xtask in this workspace. For a subcommand that cargo's own completion does not know, it calls the function
-# _cargo-SUBCOMMAND.
+# Completes cargo xtask in this workspace. For a subcommand that cargo's own completion does not know, it calls the
+# function _cargo-SUBCOMMAND.
 _cargo-xtask() {
     if [[ -x @COMPLETER@ && ${PWD:A}/ == @ROOT@/* ]]; then
         words[1]=cargo-xtask

@@ -1,6 +1,6 @@
-//! `xtask-complete`: completes the command line, including the names of instances. A shell calls it at each press of Tab.
-//! Called in any other way, it prints the script that makes the shell do so. It is a binary of its own because clap's
-//! completion engine would take `xtask` past its limit of crates.
+//! `xtask-complete`: completes the command line, including the names of instances (machines that were kept). A shell
+//! calls it at each press of Tab. If it is called in any other way, it prints the script that makes the shell call it.
+//! It is a binary of its own because clap's completion engine would take `xtask` past its limit of crates.
 
 use std::io::{ErrorKind, Write as _};
 use std::path::Path;
@@ -82,7 +82,7 @@ fn candidates(names: impl Iterator<Item = impl AsRef<str>>) -> Vec<CompletionCan
     names.map(|name| CompletionCandidate::new(name.as_ref())).collect()
 }
 
-/// Returns the names of the instances. Errors are not shown at a press of Tab: the command itself reports them.
+/// Returns the names of the instances. Errors are not shown here: the command that uses the name reports them.
 fn machines() -> Vec<CompletionCandidate> {
     let kept = Cache::from_env().map(|cache| instance::all(&cache)).unwrap_or_default();
     let about = |instance::Instance { machine, .. }| {
@@ -92,8 +92,8 @@ fn machines() -> Vec<CompletionCandidate> {
     kept.into_iter().map(about).collect()
 }
 
-/// Returns clap's script for `cargo-xtask`, followed by our script, which passes `cargo xtask` on to it. Ours acts in this
-/// workspace alone, since other workspaces have an xtask too.
+/// Returns clap's script for `cargo-xtask`, followed by our own script. Ours passes the words after `cargo xtask` on
+/// to clap's. It acts only in this workspace, since other workspaces have an xtask too.
 fn script(shell: Shell) -> Result<String> {
     let name = shell.to_possible_value().expect("no shell is hidden");
     let completer = std::env::current_exe().context("find the path of this program")?;
@@ -115,7 +115,8 @@ fn script(shell: Shell) -> Result<String> {
     Ok(theirs + &ours)
 }
 
-/// Returns the path as text, or an error if it cannot be written unquoted into a script. clap's script quotes some paths.
+/// Returns the path as text, or an error if the path cannot be written unquoted into a script. clap quotes only some
+/// of the paths in its scripts.
 fn plain<'a>(path: &'a Path, whose: &str) -> Result<&'a str> {
     let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+@".contains(c);
     path.to_str().filter(|path| path.chars().all(plain)).with_context(|| {

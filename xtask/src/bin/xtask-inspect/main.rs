@@ -1,6 +1,6 @@
 //! The binary `xtask-inspect` of `cargo xtask`. It runs the tasks that read executables, `build` and `inspect`, and
-//! needs no package of the host. The disassemblers are here and not in `xtask`, which is compiled first on a bare
-//! machine, because they take longer to compile than the rest of it.
+//! needs no package of the host. Its disassemblers take longer to compile than all of `xtask`. They are not in
+//! `xtask`, because a fresh machine must compile that first.
 
 mod build;
 mod inspect;

@@ -1,8 +1,8 @@
-//! The binary `xtask-vm`: every task that links libvirt or opens a socket. It parses the same command line as `xtask`, which
-//! has checked that this machine is ready. Read the modules in this order: [`smoke`] (the phases), [`libvirt`] (domains),
-//! [`guest`] (a guest from outside), [`vm`] (instances), [`preflight`] (the rehearsal, and another libvirt), [`bench`].
-//! Images and snapshots are in the crate `xtask-images`, the broker is in `xtask-fleet`, and child processes, Ctrl-C and the
-//! screen are in `xtask-jobs`.
+//! The binary `xtask-vm`: every task that links libvirt or opens a socket. It parses the same command line as `xtask`,
+//! which has checked that this machine is ready. Read the modules in this order: [`smoke`] (the phases), [`libvirt`]
+//! (domains), [`guest`] (access to a guest from this host), [`vm`] (instances: machines that were kept), [`preflight`]
+//! (the rehearsal, and another libvirt), [`bench`]. Images and snapshots are in the crate `xtask-images`, the broker
+//! is in `xtask-fleet`, and child processes, Ctrl-C and the screen are in `xtask-jobs`.
 
 mod bench;
 mod guest;
@@ -32,12 +32,12 @@ fn main() -> ExitCode {
     }
 }
 
-/// Disables the log of libvirt's embedded driver, which would go to stderr in the middle of the screen. Its errors are
-/// returned as values in any case. A user who wants the log sets the variable (libvirt.org/logging.html).
+/// Disables the log of libvirt's embedded driver, which would go to stderr in the middle of the screen. libvirt also
+/// returns its errors as values. A user who wants the log sets LIBVIRT_LOG_OUTPUTS (libvirt.org/logging.html).
 fn silence_libvirt() {
     const VARIABLE: &str = "LIBVIRT_LOG_OUTPUTS";
     if std::env::var_os(VARIABLE).is_none() {
-        // SAFETY: `main` calls this first, so no other thread exists that could read the environment.
+        // SAFETY: `main` calls this function first, so no other thread exists that could read the environment.
         unsafe { std::env::set_var(VARIABLE, "4:file:/dev/null") };
     }
 }

@@ -1,11 +1,11 @@
-//! The selection of the cases of a table that a run of the suite tries. The cases of one table usually fail together,
-//! so a third of them is enough.
+//! Selects the cases of a table that a run of the suite tries. The cases of one table usually fail together, so a
+//! third of them is enough.
 
 use xtask_core::git;
 use xtask_core::workspace::Workspace;
 
-/// The tables whose cases are tests, each as the prefix of the tests' names. A test that contains a whole table itself
-/// reads the variable [`THIRD`].
+/// The tables whose cases are tests, each as the prefix of the tests' names. A test that contains a whole table reads
+/// the variable [`THIRD`] and selects the cases itself.
 pub(super) const TABLES: [&str; 2] = ["images::", "it_can_fail::sabotage::"];
 
 /// The environment variable that tells a test which third of its table to try, from 0 to 2. If it is not set, all

@@ -48,8 +48,8 @@ impl<'a> Runner<'a> {
         steps.iter().for_each(|step| self.at_once(&[*step]));
     }
 
-    /// Runs steps at the same time, and prefixes each line of output with the step's name. This saves time, because an
-    /// emulated machine leaves much of two processors idle while it waits.
+    /// Runs steps at the same time, and prefixes each line of output with the step's name. This saves time, because
+    /// two processors are mostly idle while an emulated machine waits.
     pub(super) fn at_once(&mut self, steps: &[Step<'_>]) {
         let alone = steps.len() == 1;
         let this = &*self;
@@ -113,7 +113,8 @@ impl<'a> Runner<'a> {
         command
     }
 
-    /// Returns the arguments of a step. If its filter selects a table, the names of the drawn tests replace the filter.
+    /// Returns the arguments of a step. If its filter selects a table, the filter is replaced by the names of the
+    /// tests that this run tries.
     fn chosen(&self, name: &str, arguments: &str) -> Result<String> {
         let filtered =
             arguments.strip_prefix(IT).map(|rest| rest.trim_start().split(' ').next().unwrap_or_default());
@@ -208,8 +209,8 @@ fn pass_on(from: impl std::io::Read, label: &str, mut look: impl FnMut(&str)) ->
     Ok(())
 }
 
-/// Returns the number of crates in the output of `cargo tree --prefix none`, or an error if there are too many or one links
-/// libvirt.
+/// Returns the number of crates in the output of `cargo tree --prefix none`, or an error if there are too many or one
+/// links libvirt.
 fn check_tree(tree: &str) -> Result<usize> {
     let crates: BTreeSet<&str> =
         tree.lines().map(|line| line.trim_end_matches(" (*)")).filter(|line| !line.is_empty()).collect();

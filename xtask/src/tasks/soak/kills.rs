@@ -1,4 +1,4 @@
-//! Kills the workflow or its QEMU at random moments by SIGKILL; the next smoke must join.
+//! Kills a smoke or its QEMU by SIGKILL at random moments. The next smoke must reach the phase `join`.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -21,12 +21,13 @@ use super::{alone, end, start};
 enum Victim {
     /// The whole process group of the smoke, so that no process is left to clean up.
     Workflow,
-    /// QEMU alone: the smoke must notice it and end by itself.
+    /// QEMU alone: the smoke must notice the kill and end by itself.
     Qemu,
 }
 
 impl Victim {
-    /// Whether a smoke may end with exit code `code` (`None`: by a signal) the time `later` after the kill.
+    /// Returns whether a smoke may end with this exit code (`None`: by a signal) when the time `later` has passed
+    /// since the kill.
     fn may_end(self, code: Option<i32>, later: Duration) -> bool {
         match (self, code) {
             // The verdict was already reached, or the smoke was about to cut the machine's power anyway.
@@ -37,11 +38,11 @@ impl Victim {
     }
 }
 
-/// The number of moments that a round tries to find a process to kill.
+/// How many moments a round tries if there is no process to kill.
 const DRAWS: u32 = 10;
 
-/// Kills the workflow or QEMU at a random moment. Then a smoke must join in the same cache. Every fourth round begins without
-/// a snapshot, so that the making of snapshots is hit too.
+/// Kills the smoke or QEMU at a random moment. Then a smoke in the same cache must reach the phase `join`. Every
+/// fourth round begins without a snapshot, so that the making of snapshots is hit too.
 pub(super) fn kill_and_go_on(args: &SoakArgs, round: u32) -> Result<String> {
     for _ in 0..DRAWS {
         if let Some(message) = kill_once(args, round)? {
@@ -56,13 +57,14 @@ pub(super) fn kill_and_go_on(args: &SoakArgs, round: u32) -> Result<String> {
 #[derive(Debug, Clone, Copy)]
 struct Moment {
     after: Duration,
-    /// Whether `after` counts from the moment when QEMU begins to write the snapshot's memory, not from the smoke's start.
+    /// True if `after` counts from the moment when QEMU begins to write the snapshot's memory; false if it counts from
+    /// the smoke's start.
     of_save: bool,
 }
 
 impl Moment {
-    /// Draws a moment. Half of the rounds that make a snapshot are killed while the snapshot is saved: saving takes only a few
-    /// seconds, so that a moment of the whole smoke would rarely hit it.
+    /// Draws a moment. Half of the rounds that make a snapshot are killed while the snapshot is saved. Saving takes
+    /// only a few seconds, so a moment that is drawn from the whole smoke would rarely fall into this time.
     fn draw(round: u32, boots: bool, makes_a_snapshot: bool) -> Result<Self> {
         let of_save = makes_a_snapshot && round % 8 == 1;
         let window = match (of_save, boots) {
@@ -73,7 +75,8 @@ impl Moment {
         Ok(Self { after: window.mul_f64(random()?), of_save })
     }
 
-    /// Waits for the moment. A wait for a snapshot also ends when the smoke ends.
+    /// Waits for the moment. If the moment counts from the saving of a snapshot, the wait also ends when the smoke
+    /// ends.
     fn awaited(self, child: &mut Child, cache: &Cache, before: &[PathBuf]) -> Result<()> {
         let saves = |run: &PathBuf| run.join("w/snapshot").join(RAM).exists();
         while self.of_save && !new_runs(cache, before).iter().any(saves) {
@@ -107,7 +110,7 @@ fn kill_once(args: &SoakArgs, round: u32) -> Result<Option<String>> {
     let cache = Cache::from_env()?;
     let makes_a_snapshot = !args.cold && round % 4 == 1;
     if makes_a_snapshot {
-        // The soak may have begun hours ago, and since then somebody may have made an instance on a snapshot.
+        // The soak may have begun hours ago. Since then, a user may have made an instance on a snapshot.
         alone()?;
         for snapshot in directories(&cache.snapshots()).iter().filter(|snapshot| is_own(snapshot)) {
             remove_tree(snapshot)?;

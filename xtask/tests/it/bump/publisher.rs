@@ -16,7 +16,8 @@ pub(crate) const DEBIAN_FILE: &str =
 #[derive(Clone)]
 pub(crate) enum Answer {
     Content(Vec<u8>),
-    /// The answer for an image, of which the tests request only the length; `None` if the host does not tell the length.
+    /// The answer for an image. The tests request only its length. `None` means that the host does not tell the
+    /// length.
     Length(Option<u64>),
     Status(&'static str),
 }

@@ -1,5 +1,6 @@
-//! Runs a real libvirtd in its own namespaces. It uses no file, socket, network or process of this machine. The daemon and all
-//! processes that it starts are in one process namespace, which ends when the value is dropped or the test's thread ends.
+//! Runs a real libvirtd in its own namespaces. It uses no file, socket, network or process of this machine. The daemon
+//! and all processes that it starts are in one process namespace. The namespace ends when the value is dropped or the
+//! test's thread ends.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -7,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use xtask_core::processes::processes_naming;
 
-/// The state of the network `default` before the daemon starts. The network uses an existing bridge: this kind needs neither
-/// dnsmasq nor a firewall, and libvirt finds, starts and lists it like any other network.
+/// The state of the network `default` before the daemon starts. The network uses an existing bridge. Such a network
+/// needs neither dnsmasq nor a firewall, and libvirt finds, starts and lists it like any other.
 #[derive(Clone, Copy, PartialEq)]
 pub(crate) enum Network {
     Absent,
@@ -19,12 +20,12 @@ pub(crate) enum Network {
 const NETWORK: &str =
     "<network><name>default</name><forward mode='bridge'/><bridge name='virbr0'/></network>";
 
-/// libvirt's settings for an account that lacks cgroups, mount namespaces and a security driver, as in a container.
+/// libvirt's settings for an account that has no cgroups, mount namespaces or security driver, as in a container.
 const QEMU_CONF: &str =
     "user = \"+0\"\ngroup = \"+0\"\nsecurity_driver = \"none\"\ncgroup_controllers = []\nnamespaces = []\n";
 
 pub(crate) struct Daemon {
-    /// unshare(1). When it ends, its namespaces end too.
+    /// The process of unshare(1). When it ends, its namespaces end too.
     child: Child,
     directory: tempfile::TempDir,
 }
@@ -37,7 +38,8 @@ impl Daemon {
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", "unshare"]);
         if !root() {
-            // Image builds do the same. With a single account in the namespace, libvirt cannot start emulators to probe them.
+            // Image builds do the same. With a single account in the namespace, libvirt cannot start emulators to
+            // probe them.
             command.args(["--map-root-user", "--map-auto"]);
         }
         command.args(["--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc", "sh"]);
@@ -81,7 +83,7 @@ impl Daemon {
         format!("qemu+unix:///system?socket={}", self.path().join("run").join(name).display())
     }
 
-    /// Writes a program that takes ssh's arguments, and runs the command in the daemon's namespace instead of on its host.
+    /// Writes a program that takes ssh's arguments, but runs the command in the daemon's namespace.
     pub(crate) fn fake_ssh(&self) -> PathBuf {
         let children = format!("/proc/{0}/task/{0}/children", self.child.id());
         let inside = std::fs::read_to_string(children).unwrap();

@@ -8,7 +8,8 @@ use crate::scratch::XTASK_VM;
 
 const MIB: usize = 1 << 20;
 
-/// Downloads to a tmpfs that ends with the child. Returns the result, and the names of the files that the download has left.
+/// Downloads to a tmpfs that ends with the child. Returns the result, and the names of the files that the download has
+/// left.
 fn fetch_to_tmpfs(
     client: &Client,
     options: &str,

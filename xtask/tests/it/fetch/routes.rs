@@ -137,7 +137,7 @@ fn a_proxy_that_refuses_is_named() {
     let plain = Server::start(|_, _| Reply::status(200));
     let table = [
         (407, tls.url(), "HTTPS_PROXY", 1),
-        // hyper does not distinguish other statuses from a 503, which may be temporary.
+        // hyper reports every other status in the same way as a 503, which may be temporary.
         (403, tls.url(), "HTTPS_PROXY", 5),
         (407, plain.url(), "HTTP_PROXY", 1),
     ];

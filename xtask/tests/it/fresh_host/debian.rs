@@ -1,5 +1,5 @@
-//! Makes a Debian in memory that has only Rust, in its own namespaces, with its own root. With Linux 6.7 or newer, its table of
-//! executable formats is empty. The Debian ends with this process.
+//! Makes a Debian in memory that has only Rust. It has its own root directory and its own namespaces. With Linux 6.7
+//! or newer, its table of executable formats is empty. The Debian ends with this process.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -38,9 +38,9 @@ pub(crate) enum As {
 /// The running system. Dropping it ends all of its processes.
 pub(crate) struct Debian {
     holder: Child,
-    /// The pid of its first process, as this host sees it.
+    /// The pid of the system's first process, as this host sees it.
     first: String,
-    /// Whether the system has its own table of executable formats, which was empty at first.
+    /// True if the system has its own table of executable formats, which was empty at first.
     pub(crate) fresh_kernel: bool,
     _directory: tempfile::TempDir,
 }
@@ -136,7 +136,7 @@ impl Drop for Debian {
     }
 }
 
-/// Writes the namespace's map of ids. Root can do this itself, while `unshare` would call newuidmap, which needs an entry in
+/// Writes the namespace's map of ids. Root can do this itself. `unshare` would call newuidmap, which needs an entry in
 /// /etc/subuid.
 fn give_ids(pid: u32) {
     let namespace = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/user")).unwrap();
@@ -158,7 +158,7 @@ fn registry() -> PathBuf {
     home.unwrap_or_else(|| std::env::home_dir().unwrap().join(".cargo")).join("registry")
 }
 
-/// Returns the target whose standard library `rustup` does not install by default: that of the other architecture.
+/// Returns the other architecture's target, whose standard library `rustup` does not install by default.
 pub(crate) fn fresh_target() -> &'static str {
     let foreign = VmArchitecture::ALL.into_iter().find(|arch| Some(*arch) != VmArchitecture::of_host());
     foreign.unwrap().profile().triple

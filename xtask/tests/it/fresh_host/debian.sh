@@ -1,15 +1,15 @@
-# Makes a fresh Debian in memory and becomes its first process, which ends when its stdin ends. Everything here is in its own
-# namespaces and ends with this process. The script prints one line about the table of executable formats: `fresh` if the Debian
-# has its own, or `used` if it has this host's.
-# $1 the suite, $2 an empty directory, $3 the workspace, $4 Rust (rustc's sysroot), $5 cargo's registry, $6 the target whose
-# standard library a fresh Rust lacks.
+# Makes a fresh Debian in memory and becomes its first process, which ends when its stdin ends. Everything here is in
+# its own namespaces and ends with this process. The script prints one line about the table of executable formats:
+# `fresh` if the Debian has a table of its own, or `used` if it has this host's. $1 is the suite, $2 an empty
+# directory, $3 the workspace, $4 Rust (rustc's sysroot), $5 cargo's registry, and $6 the target whose standard library
+# a fresh Rust lacks.
 set -eu
 suite=$1 memory=$2 workspace=$3 rust=$4 registry=$5 target=$6
 keyring=/usr/share/keyrings/debian-archive-keyring.gpg
 
 mount -t tmpfs -o size=10g,mode=755 tmpfs "$memory"
-# From Linux 6.7 on, a user namespace has its own table of executable formats, which is empty as after a boot. With an older
-# kernel the Debian sees this host's table, which must not be changed, so it is mounted read-only.
+# From Linux 6.7 on, a user namespace has its own table of executable formats, which is empty as after a boot. With an
+# older kernel, the Debian sees this host's table. It is mounted read-only, because it must not be changed.
 formats=/proc/sys/fs/binfmt_misc kernel=fresh
 mkdir "$memory/formats"
 if ! mount -t binfmt_misc binfmt_misc "$memory/formats"; then
@@ -21,7 +21,8 @@ mount -t proc proc /proc
 mkdir "$memory/tmp" "$memory/root"
 root=$memory/root
 
-# Use this host's mirror and proxies for the new suite. They are passed in files, since their addresses may hold passwords.
+# Use this host's mirror and proxies for the new suite. Pass them in files, since their addresses may contain
+# passwords.
 apt-get indextargets --format '$(REPO_URI) $(RELEASE)' 'Created-By: Packages' 'Origin: Debian' |
 while read -r uri release; do
     case $release in
@@ -56,7 +57,7 @@ ln -s pts/ptmx "$root/dev/ptmx"
 ln -s /proc/self/fd "$root/dev/fd"
 cp --remove-destination --dereference /etc/resolv.conf /etc/hosts "$root/etc/"
 
-# Add Rust, read-only and without the target's standard library, and the crates, which would otherwise need a network.
+# Add Rust, read-only and without the target's standard library. Add the crates too, because there is no network later.
 mkdir "$root/rust" "$root/rust-std" "$root/registry" "$root/cargo" "$root/target" "$root/project"
 mount --bind -o ro "$rust" "$root/rust"
 mount --bind -o ro "$rust/lib/rustlib/$target" "$root/rust-std"

@@ -32,7 +32,7 @@ impl Tool {
         }
     }
 
-    /// Whether the emulated core of the Pi 5 can run the executable.
+    /// Returns whether the emulated core of the Pi 5 can run the executable.
     pub(crate) fn is_arm(self) -> bool {
         self.arch().pick(false, true)
     }
@@ -80,7 +80,7 @@ pub(crate) fn build(directory: &Path, name: &str, tool: Tool, flags: &str, sourc
     output
 }
 
-/// Makes a sysroot: a directory with the libraries that the compiler's programs need, laid out as on a device.
+/// Makes a sysroot: a directory with the libraries that programs of this compiler need, laid out as on a device.
 pub(crate) fn sysroot(directory: &Path, arch: VmArchitecture) -> PathBuf {
     let compiler = arch.pick("cc", "aarch64-linux-gnu-gcc");
     let root = directory.join(format!("root-{arch}"));

@@ -13,7 +13,7 @@ pub(crate) struct Built {
     pub(crate) source: &'static str,
     pub(crate) device: &'static str,
     pub(crate) id: &'static str,
-    /// Whether the executable also fails under QEMU's user emulation of the Pi 5's core.
+    /// True if the executable also fails under QEMU's user emulation of the Pi 5's core.
     pub(crate) fails: bool,
 }
 
@@ -41,10 +41,10 @@ const MASK: &str = "#include <stdlib.h>\nint main(int c, char **v) { unsigned lo
 const ALLOCATOR: &str = "#include <unistd.h>\n#include <stdlib.h>\n#include <string.h>\nstatic const char s[] = \"<jemalloc>: Unsupported \
      system page size\\n\";\n__attribute__((noinline)) void boot(void) { long page = sysconf(_SC_PAGESIZE); if (page > PAGE) { \
      write(2, s, sizeof s); abort(); } }\nint main(void) { boot(); return 0; }\n";
-/// A function whose name suggests that it is called only on a core with SVE, but it is always called.
+/// A program with a function whose name suggests that it is called only on a core with SVE. It is always called.
 const NAMED: &str = "int counted_sve(void);\n__asm__(\".arch_extension sve\\n.text\\n.type counted_sve,%function\\ncounted_sve: cntb x0\\n ret\\n\
                      .size counted_sve,.-counted_sve\\n\");\nint main(void) { return counted_sve() == 0; }\n";
-/// A function whose name suggests another feature than the one that it uses.
+/// A program with a function whose name suggests another feature than the one that it uses.
 const MISNAMED: &str = "#include <sys/auxv.h>\nint counted_lse(void);\n__asm__(\".arch_extension sve\\n.text\\n.type counted_lse,%function\\n\
                         counted_lse: cntb x0\\n ret\\n.size counted_lse,.-counted_lse\\n\");\n\
                         __attribute__((noinline)) int asks(void) { return getauxval(AT_HWCAP) >> 8 & 1; }\nint other;\n\

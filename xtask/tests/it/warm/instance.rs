@@ -1,4 +1,4 @@
-//! Tests an instance from `vm up` to `vm rm`.
+//! Tests an instance, a machine that is kept, from `vm up` to `vm rm`.
 
 use std::io::Write as _;
 use std::process::Stdio;
@@ -12,7 +12,7 @@ use xtask_core::limits;
 use super::{Warm, turn};
 use crate::scratch::{XTASK_VM, assert_code, message, signal, wait_until};
 
-/// The instance is made, entered, cut off from power, booted from its own disk, shut down and removed.
+/// In this test, an instance is made, entered, cut off from power, booted from its own disk, shut down and removed.
 #[test]
 fn an_instance_is_made_in_seconds_and_worked_in() {
     let warm = turn();
@@ -65,7 +65,8 @@ fn an_instance_is_made_in_seconds_and_worked_in() {
     assert_eq!(message(&warm.vm(&["list"])), "");
 }
 
-/// Checks the commands that enter and list the instance. Also checks that `vm gc` collects a dead run but not the instance.
+/// Checks the commands that enter and list the instance. Also checks that `vm gc` collects a dead run but not the
+/// instance.
 fn looked_at(warm: &Warm) {
     let json = |arguments: &[&str]| {
         let output = warm.vm(arguments);
@@ -99,8 +100,8 @@ fn looked_at(warm: &Warm) {
     assert!(running("dev"));
 }
 
-/// Checks that an attached terminal shows the earlier output, sends input and shows the answer, and that a second terminal cannot
-/// attach.
+/// Checks that an attached terminal shows the earlier output, sends input and shows the answer. Also checks that a
+/// second terminal cannot attach.
 fn attached(warm: &Warm) {
     let path = warm.scratch.path().join("attached");
     let mut child = warm

@@ -1,6 +1,6 @@
-//! The baseline of the claims: a boot of the same disk under bare QEMU, until cloud-init has finished. Bare QEMU has the CPU,
-//! disk, firmware and network of a smoke, and a seed without the agent; this workflow only measures the time. So UEFI waits
-//! for a key (on aarch64 5 s), which a smoke avoids.
+//! The baseline of the claims: a boot until cloud-init has finished, under bare QEMU, which is started without
+//! libvirt. Bare QEMU has the disk, CPU, firmware and network of a smoke, and a seed without the agent. Nothing else
+//! is done to make this boot faster. UEFI therefore waits for a key (5 s on aarch64), which a smoke avoids.
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -29,8 +29,8 @@ use crate::guest::{begin_run, media};
 use crate::smoke::{ensure_or_fall_back, make_writable_files};
 
 impl Bench<'_> {
-    /// Calls `body` with the plan and the image of a smoke with default flags. Meanwhile, a run that boots nothing is recorded
-    /// as a user of the image, so that the image is not deleted.
+    /// Calls `body` with the plan and the image of a smoke with default flags. Meanwhile, a run directory is recorded
+    /// as a user of the image, so that no other process deletes the image.
     pub(super) fn with_image<T>(&self, body: impl FnOnce(&Plan, &ReadyImage) -> Result<T>) -> Result<T> {
         let machine = MachineArgs::default();
         let asked = PreflightRequest { architectures: &[self.args.arch], machine: &machine, for_ci: false };
@@ -49,7 +49,7 @@ impl Bench<'_> {
     }
 }
 
-/// Deletes the directory of a run and returns `outcome`. An error in `outcome` takes precedence over one of the deletion.
+/// Deletes the directory of a run and returns `outcome`. If both fail, the error of `outcome` is returned.
 fn ended<T>(run: RunDir, outcome: Result<T>) -> Result<T> {
     let gone = run.discard();
     outcome.and_then(|outcome| gone.map(|()| outcome))
@@ -83,7 +83,7 @@ impl Bare<'_> {
         })
     }
 
-    /// Calls `body` with a new run directory, which the next run collects if this process dies.
+    /// Calls `body` with a new run directory. If this process dies, a later run deletes that directory.
     pub(super) fn in_a_run<T>(&self, body: impl FnOnce(&RunDir) -> Result<T>) -> Result<T> {
         let run = begin_run(&self.bench.cache, self.bench.ui)?;
         let outcome = body(&run);
@@ -91,7 +91,8 @@ impl Bare<'_> {
         if outcome.is_ok() { ended(run, outcome) } else { run.clean().and(outcome) }
     }
 
-    /// Starts QEMU for the first boot of the disk, with this network (`-netdev`) and more arguments.
+    /// Starts QEMU for the first boot of the disk. `network` is the value of `-netdev`, and `more` are further
+    /// arguments.
     pub(super) fn start(&self, run: &RunDir, network: &str, more: &[String]) -> Result<Started> {
         let (plan, ui, work) = (self.plan, self.bench.ui, run.work());
         let keys = Keys::make(&work, &plan.image.login_user, ui)?;

@@ -1,5 +1,5 @@
-//! `cargo xtask bench`: measures the claims about emulation, snapshots and `xtask`. Each round measures all of them in turn.
-//! A claim is the ratio of two times from the same round, or a time if a limit in seconds was promised.
+//! `cargo xtask bench`: measures the claims about emulation, snapshots and `xtask`. Each round measures all of them in
+//! turn. A claim is a figure that this project publishes: the ratio of two times from the same round, or a time.
 
 use std::process::{Command, Stdio};
 
@@ -19,7 +19,7 @@ use super::bare::Bare;
 use super::preflight::xtask_binary;
 use super::{Bench, listed, median, timed};
 
-/// The phases from the beginning of the boot, which also starts the broker and makes the disks, to the first status.
+/// The phases from the boot to the first status. The phase `boot` also starts the broker and makes the disks.
 const BOOT_TO_JOIN: &[Phase] = &[Phase::Boot, Phase::Provision, Phase::Join];
 const CUT_TO_REJOIN: &[Phase] = &[Phase::PowerCut, Phase::Rejoin];
 
@@ -151,7 +151,8 @@ fn round_of(bench: &Bench<'_>, number: u32, plan: &Plan, image: &ReadyImage) -> 
     (round.warm, round.warm_cut_to_rejoin) = (seconds, of(&warm, CUT_TO_REJOIN));
     round.cold_until_join = smoke(bench, "cold", &["--cold", "--until", "join"])?.1;
     round.warm_until_join = smoke(bench, "warm", &["--warm", "--until", "join"])?.1;
-    // The compilation goes into the scratch directory. The start is measured with the `xtask` beside this program.
+    // The compilation goes into the scratch directory. The start is measured with the `xtask` beside this program, not
+    // with the one that is compiled here.
     let mut build = bench.cargo();
     build.args(["build", "--quiet", "--package", "xtask", "--bin", "xtask", "--target-dir"]);
     build.arg(&bench.scratch);

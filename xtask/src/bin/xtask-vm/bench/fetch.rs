@@ -1,5 +1,5 @@
-//! `cargo xtask bench fetch`: compares a download that checks the digest with `curl | tee | sha256sum`, from one server on
-//! loopback.
+//! `cargo xtask bench fetch`: compares a download that checks the digest with `curl | tee | sha256sum`, from one
+//! server on loopback.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -36,7 +36,8 @@ pub(super) fn run(bench: &Bench<'_>) -> Result<()> {
     bench.compare("curl | tee | sha256sum", &theirs, &ours)
 }
 
-/// A function that fetches the URL to this path and returns the seconds that it took. A wrong digest is an error.
+/// A function that fetches the URL to this path and returns the seconds that the download took. A wrong digest is an
+/// error.
 type Fetch = fn(&str, &Path, &Digest) -> Result<f64>;
 
 /// Makes a file of 1 GiB that repeats one random block, so that neither a file system nor a protocol can compress it.

@@ -1,5 +1,5 @@
-//! `cargo xtask bench footprint`: measures the memory and processor time that the agent uses on an emulated device. One smoke
-//! leaves the agent alone for a minute.
+//! `cargo xtask bench footprint`: measures the memory and processor time that the agent uses on an emulated device.
+//! One smoke leaves the agent alone for a minute.
 
 use anyhow::{Context, Result};
 use serde_json::json;

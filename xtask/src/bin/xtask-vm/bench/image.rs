@@ -1,6 +1,6 @@
-//! `cargo xtask bench image`: measures how long this project takes to build the tree of an image, and how long plain mmdebstrap
-//! takes with the same packages. Both trees must be the same, except for the intended changes of `customize.sh` and
-//! `initramfs.sh`.
+//! `cargo xtask bench image`: measures how long this project takes to build the tree of an image, and how long plain
+//! mmdebstrap takes with the same packages. Apart from the intended changes of `customize.sh` and `initramfs.sh`, both
+//! trees must be the same.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read};
@@ -15,8 +15,8 @@ use xtask_images::{Speed, Store, bootstrap};
 
 use super::{Bench, timed};
 
-/// The paths in which the two trees may differ, because plain mmdebstrap does not configure a bootable image. An entry that
-/// ends with `/`, `-` or `_` is the beginning of such paths.
+/// The paths in which the two trees may differ, because plain mmdebstrap does not configure a bootable image. An entry
+/// that ends with `/`, `-` or `_` is the beginning of such paths.
 const MEANT: &[&str] = &[
     ".manifest/",
     "boot/initrd.img-",
@@ -78,7 +78,8 @@ pub(super) fn run(bench: &Bench<'_>) -> Result<()> {
     bench.compare("plain mmdebstrap", &theirs, &ours)
 }
 
-/// For each path its kind, mode, owner, group, and the digest of its content or the target of its link.
+/// The files of a tree by their paths. The value has the kind, mode, owner and group, and the digest of the content or
+/// the target of the link.
 type Tree = BTreeMap<String, String>;
 
 fn read_tree(path: &Path) -> Result<Tree> {

@@ -1,5 +1,5 @@
-//! `cargo xtask bench inspect`: measures the whole command on the agent and on executables of 100 MB, and compares the times
-//! with their limits.
+//! `cargo xtask bench inspect`: measures the whole command on the agent and on executables of 100 MB, and compares the
+//! times with their limits.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -31,7 +31,7 @@ pub(super) fn run(bench: &Bench<'_>) -> Result<()> {
 
 fn command(what: &str, path: &Path, arch: VmArchitecture, limit: Duration) -> Result<TimedCommand> {
     let (what, name) = (format!("inspect {what} for {arch}"), arch.to_string());
-    // With these devices, the inspection checks every instruction for features of newer cores.
+    // With these devices, the inspection looks at every instruction for features of newer cores.
     let device = arch.pick("x86-64-v4", "pi5");
     let path = path.to_str().context("a path in the cache is not UTF-8")?;
     let words = ["inspect", path, "--arch", &name, "--device", device].map(str::to_owned).into();

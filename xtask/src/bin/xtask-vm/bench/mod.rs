@@ -1,5 +1,5 @@
-//! `cargo xtask bench`: measures what this project claims about speed. The things that are compared are measured in turn, in
-//! one run and on this machine.
+//! `cargo xtask bench`: measures what this project claims about speed. Things that are compared are measured in turn,
+//! in the same run and on the same machine.
 
 mod bare;
 mod claims;
@@ -117,8 +117,8 @@ impl<'a> Bench<'a> {
         build::build(&shell, self.workspace, &build)
     }
 
-    /// Runs `cargo xtask smoke` as a user types it. The smoke must pass. Returns its report and the seconds from the command
-    /// to its end.
+    /// Runs `cargo xtask smoke` as a user types it. The smoke must pass. Returns its report and the seconds from the
+    /// command to its end.
     fn smoke(&self, more: &[&str]) -> Result<(Report, f64)> {
         let directory = self.cache.history().join("bench");
         let mut command = self.cargo();

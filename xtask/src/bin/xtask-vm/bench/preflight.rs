@@ -1,5 +1,5 @@
-//! `cargo xtask bench preflight`: measures the whole command for both architectures and the rehearsal of each, and compares the
-//! times with their limits.
+//! `cargo xtask bench preflight`: measures the whole command for both architectures, and the rehearsal (the start of a
+//! paused domain) for each. Compares the times with their limits.
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};

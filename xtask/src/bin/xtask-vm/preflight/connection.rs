@@ -1,5 +1,5 @@
-//! Checks the libvirt that `preflight --connect` names: its daemon, this user's permissions, its network and its host. Each
-//! answer has a time limit here, since libvirt's calls have none.
+//! Checks the libvirt that `preflight --connect` names: its daemon, this user's permissions, its network and its host.
+//! Each answer has a time limit here, since libvirt's calls have none.
 
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Instant;
@@ -30,8 +30,8 @@ pub(super) fn findings(uri: &ConnectUri, asked: &PreflightRequest<'_>, ui: &Ui) 
     Ok(evaluate(&facts?, asked))
 }
 
-/// Asks the questions in a thread. If an answer takes too long, the thread is abandoned: it ends with this process, which ends
-/// soon after.
+/// Asks the questions in a thread. If an answer takes too long, the thread is abandoned. It ends together with this
+/// process, soon afterwards.
 fn gather(uri: &ConnectUri, asked: &PreflightRequest<'_>, ui: &Ui) -> Result<ConnectionFacts> {
     let (sender, questions) = mpsc::channel();
     let (name, architectures, machine) = (uri.clone(), asked.architectures.to_vec(), asked.machine.clone());

@@ -1,5 +1,5 @@
-//! The checks of preflight that need libvirt. [`rehearsal`] starts the domain of a smoke paused, and [`sabotage`] plants faults
-//! that it must find. [`connection`] asks the libvirt that `--connect` names.
+//! The checks of preflight that need libvirt. [`rehearsal`] starts the domain of a smoke paused and examines it.
+//! [`sabotage`] plants faults that the rehearsal must find. [`connection`] asks the libvirt that `--connect` names.
 
 mod connection;
 mod rehearsal;
@@ -20,7 +20,8 @@ pub(crate) fn run(workspace: &Workspace, args: &PreflightArgs, verbosity: Verbos
     let architectures = architectures(args);
     let asked = PreflightRequest { architectures: &architectures, machine: &args.machine, for_ci: false };
     let mut preflight = Preflight::check(workspace, &asked)?;
-    // The rehearsal needs a machine without blocking findings, for example with an emulator. The findings are shown below.
+    // A rehearsal needs, for example, an emulator, so it takes place only if no finding blocks. The findings are shown
+    // below.
     if preflight.verdict().is_ok() && args.rehearse {
         let found = rehearsal::findings(&preflight.facts, args, &ui)?;
         preflight.add(found);

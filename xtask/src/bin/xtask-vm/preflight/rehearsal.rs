@@ -1,5 +1,6 @@
-//! The rehearsal: starts the domain of a smoke paused, compares it with the requested one, and destroys it. It boots nothing, so
-//! an empty disk may replace the image, and two placeholder files replace the seed and the payload.
+//! The rehearsal: starts the domain of a smoke paused, compares QEMU's machine with the requested one, and destroys
+//! the domain. The guest never boots, so an empty disk may replace the image, and two placeholder files replace the
+//! seed and the payload.
 
 use std::path::Path;
 use std::time::Instant;
@@ -69,7 +70,7 @@ pub(super) fn findings(facts: &[Facts], args: &PreflightArgs, ui: &Ui) -> Result
     Ok(findings?.concat())
 }
 
-/// Returns the finding that says that the machine was rehearsed, with which parts, and how long it took.
+/// Returns the finding about a machine that was rehearsed: its parts, and how long the rehearsal took.
 fn describe(plan: &Plan, base: &str, started: Instant) -> Finding {
     let seconds = human_seconds(started.elapsed().as_secs_f64());
     let (qemu, accelerator, firmware) =
@@ -82,8 +83,9 @@ fn describe(plan: &Plan, base: &str, started: Instant) -> Finding {
 }
 
 impl Stage<'_> {
-    /// Rehearses the domain of this plan. Returns the findings and a description of its disk. If KVM refuses the domain, and
-    /// `--accel kvm` was not given, a smoke would use emulation, and so does a second rehearsal.
+    /// Rehearses the domain of this plan. Returns the findings and a description of its disk. If KVM refuses the
+    /// domain and `--accel kvm` was not given, the domain is rehearsed again under emulation, because a smoke would
+    /// also use emulation then.
     fn rehearse(&self, plan: &mut Plan) -> Result<(Vec<Finding>, String)> {
         let work = self.run.work().join(plan.spec.architecture.to_string());
         make_private_dir(&work)?;
@@ -123,8 +125,8 @@ impl Stage<'_> {
         findings
     }
 
-    /// Returns the disk for the domain, and a description of it. The disk is the image that a smoke would use, if it is in the
-    /// cache, or else an empty disk.
+    /// Returns the disk for the domain, and a description of it. The disk is the image that a smoke would use, if it
+    /// is in the cache, or else an empty disk.
     fn base(&self, plan: &Plan, work: &Path) -> Result<(Base, String)> {
         for image in std::iter::once(&plan.image).chain(&plan.fallback) {
             if let Some(base) = xtask_images::locate(&self.cache, &self.run, image, self.ui)? {

@@ -1,5 +1,5 @@
-//! Plants faults that the rehearsal must find. A fault is planted in the domain. The expected machine changes only if the fault
-//! needs a value to be compared with.
+//! Plants faults that the rehearsal must find. Each fault is in the domain. For some faults, the expected machine must
+//! get one more value, with which QEMU's value is compared.
 
 use std::path::Path;
 
@@ -10,7 +10,8 @@ use xtask_core::host::firmware::AarchFirmware;
 use xtask_core::machine::{DomainXmlParams, xml};
 use xtask_core::readback::ExpectedMachine;
 
-/// Returns the domain's XML with the fault. Files that the fault needs are made in `work`; no file of this host is changed.
+/// Returns the domain's XML with the fault. Files that the fault needs are made in `work`; no file of this host is
+/// changed.
 pub(super) fn plant(
     fault: RehearsalFault,
     mut params: DomainXmlParams,
@@ -20,8 +21,8 @@ pub(super) fn plant(
 ) -> Result<String> {
     let flash = "find the domain's flash";
     match fault {
-        // QEMU uses the first -accel that works, which is libvirt's, so a second one with thread=single changes nothing.
-        // Counting instructions has the same effect as thread=single.
+        // QEMU uses the first `-accel` that works, and that is libvirt's. A second one with `thread=single` would
+        // change nothing. Counting instructions has the same effect as `thread=single`.
         RehearsalFault::SingleThread => {
             let arguments = r#"<qemu:arg value="-icount"/><qemu:arg value="shift=0"/></qemu:commandline>"#;
             return edited(&params, "</qemu:commandline>", arguments);

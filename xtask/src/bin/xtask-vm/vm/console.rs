@@ -1,4 +1,5 @@
-//! `vm console`: prints the output of an instance's serial console so far, and then attaches this terminal to the console.
+//! `vm console`: prints the output of an instance's serial console so far, and then attaches this terminal to the
+//! console.
 
 use std::io::{IsTerminal as _, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
@@ -19,7 +20,8 @@ use xtask_jobs::Ui;
 /// The key that detaches the terminal: Ctrl-], as in telnet(1) and virsh(1).
 const DETACH: u8 = 0x1d;
 
-/// Shows the console until the machine ends or the user presses Ctrl-]. If stdin is no terminal, Ctrl-C ends it.
+/// Shows the console until the machine ends or the user presses Ctrl-]. If stdin is no terminal, Ctrl-C ends the
+/// command.
 pub(crate) fn console(machine: Option<&str>, verbosity: Verbosity) -> Result<()> {
     let ui = Ui::install(verbosity)?;
     let instance = instance::find(&Cache::from_env()?, machine)?;
@@ -37,7 +39,8 @@ pub(crate) fn console(machine: Option<&str>, verbosity: Verbosity) -> Result<()>
             "detach that terminal with Ctrl-], or use --no-follow to see the output so far"
         );
     };
-    // Change the terminal first: a process that may not control it is stopped here, before it is connected to the guest.
+    // Change the terminal first: a process that may not control it is stopped here, before it is connected to the
+    // guest.
     let terminal = RawTerminal::enter()?;
     let path = instance.work().join(CONSOLE_SOCKET);
     let stream = UnixStream::connect(&path).with_context(|| format!("connect to {}", path.display()));
@@ -60,8 +63,9 @@ fn attach(stream: &UnixStream, log: &mut ConsoleLog, keys: bool, ui: &Ui) -> Res
     let share = || stream.try_clone().context("duplicate the console's socket");
     let (to_guest, mut from_guest) = (share()?, share()?);
     let (left, ended) = (Arc::clone(&over), Arc::clone(&over));
-    // Both threads may still wait for a byte when this process ends. The first one discards the guest's output, which is shown
-    // from the log instead: a guest blocks if its output is not read, for example while the terminal is stopped by Ctrl-S.
+    // Both threads may still wait for a byte when this process ends. The first thread discards the guest's output,
+    // because a guest blocks if its output is not read, for example while Ctrl-S stops the terminal. The output is
+    // shown from the log instead.
     std::thread::spawn(move || {
         // Both an end and an error mean that QEMU has ended.
         let _ = std::io::copy(&mut from_guest, &mut std::io::sink());

@@ -1,4 +1,5 @@
-//! `vm start` boots an instance from its own disk, and returns when it can be entered. `vm stop` shuts an instance down.
+//! `vm start` boots an instance from its own disk, and returns when it can be entered. `vm stop` shuts an instance
+//! down.
 
 use std::io::Read as _;
 use std::net::TcpStream;
@@ -42,8 +43,8 @@ fn kind(instance: &Instance) -> String {
     format!("machine-{}-{}", instance.machine.arch, instance.machine.image)
 }
 
-/// Shuts the guest down, and waits until its QEMU has ended. libvirt stays open during the wait: when the guest is off, QEMU
-/// runs until libvirt ends it.
+/// Shuts the guest down, and waits until its QEMU has ended. libvirt stays open during the wait: when the guest is
+/// off, QEMU runs until libvirt ends it.
 pub(crate) fn stop(args: &OneArgs, verbosity: Verbosity) -> Result<()> {
     let ui = Ui::install(verbosity)?;
     let cache = Cache::from_env()?;
@@ -71,7 +72,8 @@ fn shut_down(cache: &Cache, instance: &Instance, ui: &Ui) -> Result<()> {
         ensure!(!instance.is_running(), "QEMU runs, but libvirt does not know it");
         return Ok(());
     };
-    // ssh's connection ends with the guest, which may already be off. So an error is reported only if the guest continues to run.
+    // ssh's connection ends with the guest, which may already be off. So an error is reported only if the guest
+    // continues to run.
     let asked = run_in_guest(instance, &["sudo", "-n", "systemctl", "poweroff"], limits::SHUTDOWN, ui);
     let name = &instance.machine.name;
     let hint = format!("cut its power: cargo xtask vm power-cut {name}");
@@ -84,7 +86,7 @@ fn shut_down(cache: &Cache, instance: &Instance, ui: &Ui) -> Result<()> {
     })
 }
 
-/// Returns the console of an instance. Only output from now on counts.
+/// Returns the console of an instance. Only output from now on is read from it.
 fn console_of_new_boot(instance: &Instance) -> Result<Console> {
     let mut console = Console::new(&instance.machine.console);
     console.new_boot()?;
@@ -183,8 +185,8 @@ fn wait_for_ssh(instance: &Instance, machine: &Machine, console: &mut Console, u
     })
 }
 
-/// Whether an sshd behind this port sends its greeting, which comes first (RFC 4253, 4.2). QEMU accepts connections even before
-/// an sshd runs.
+/// Returns whether an sshd behind this port sends its greeting, with which each connection begins (RFC 4253, 4.2).
+/// QEMU accepts connections even before an sshd runs.
 pub(crate) fn greets(port: u16) -> bool {
     let Ok(mut stream) = TcpStream::connect_timeout(&([127, 0, 0, 1], port).into(), limits::WORKLOAD_ANSWER)
     else {

@@ -1,4 +1,5 @@
-//! Runs the real `xtask-vm` as a child that downloads into its own directory, and checks the files that it leaves there.
+//! Runs the real `xtask-vm` as a child that downloads into its own directory, and checks the files that it leaves
+//! there.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
@@ -74,7 +75,8 @@ impl Client {
         self.command(url, Some(digest)).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
     }
 
-    /// Checks that the download succeeded: the path was printed, and the directory has only the image, which is read-only.
+    /// Checks that the download succeeded: the path was printed, and the directory has only the image, which is
+    /// read-only.
     pub(crate) fn assert_whole(&self, ended: &Ended, image: &Image) {
         assert_eq!(ended.code, Some(0), "{}", ended.message);
         assert_eq!(ended.printed, format!("{}\n", self.target().display()), "{}", ended.message);

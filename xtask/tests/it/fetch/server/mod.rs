@@ -1,4 +1,4 @@
-//! A real HTTP server on loopback, which misbehaves as a test tells it, to imitate the faults that a download may meet.
+//! A real HTTP server on loopback. It misbehaves as a test requests, to imitate the faults that a download may meet.
 
 pub(crate) mod client;
 pub(crate) mod proxy;
@@ -71,17 +71,17 @@ impl Request {
     }
 }
 
-/// An answer, and how it goes wrong.
+/// An answer, and the way in which it goes wrong.
 #[derive(Clone)]
 pub(crate) struct Reply {
     pub(crate) status: u16,
     pub(crate) headers: Vec<(&'static str, String)>,
     pub(crate) body: Vec<u8>,
-    /// The number of body bytes that are sent, if the answer is cut.
+    /// The number of body bytes after which the answer is cut, if it is cut.
     pub(crate) cut: Option<usize>,
-    /// Whether the server then sends nothing more but keeps the connection open.
+    /// True if the server then sends nothing more but keeps the connection open.
     pub(crate) hang: bool,
-    /// Whether the body is sent in chunks, without a length.
+    /// True if the body is sent in chunks, without a length.
     pub(crate) chunked: bool,
     /// The limit in bytes per second.
     pub(crate) rate: Option<usize>,
@@ -112,7 +112,7 @@ impl Reply {
         }
     }
 
-    /// Answers with the bytes from `from` on; the header says that they begin at `message`.
+    /// Answers with the bytes from `from` on. The header says that they begin at `message`, which may be wrong.
     pub(crate) fn part(image: &Image, from: usize, message: usize) -> Self {
         let range = format!("bytes {message}-{}/{}", image.len() - 1, image.len());
         let body = image.bytes[from..].to_vec();

@@ -1,5 +1,5 @@
-//! The guest of `bench delivery`: bare QEMU with a blank disk, a free slot for another disk, and a monitor. Commands in the guest
-//! wait for the content.
+//! The guest of `bench delivery`: bare QEMU with a blank disk, a free slot for another disk, and a monitor. Commands
+//! in the guest wait for the content that is delivered.
 
 use std::path::{Path, PathBuf};
 
@@ -67,7 +67,8 @@ impl<'a> DeliveryGuest<'a> {
         self.keys.run_as_root(self.port, command, limits::DELIVERY)
     }
 
-    /// Starts the command `source` in the guest. Its output is the delivered content. Returns when the command has started.
+    /// Starts the command `source` in the guest, which must print the delivered content. Returns when the command has
+    /// started.
     pub(super) fn waiting(&self, source: &str) -> Result<Waiting<'_>> {
         write_private(&self.log, "")?;
         let mut arguments = self.keys.arguments(self.port);

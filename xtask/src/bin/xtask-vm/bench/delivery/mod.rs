@@ -1,7 +1,8 @@
-//! `cargo xtask bench delivery`: measures four ways to deliver a new agent into a booted guest, as a warm smoke must. Under bare
-//! QEMU, it tries a disk that is attached from the start and gets its content now (our way), a hot-plugged disk, HTTP over the
-//! user network, and ssh. This host measures the time from the start of a delivery until the guest reports that the whole
-//! executable is in its memory. In the guest, a command already waits for the content; for ssh, sshd waits. The content that
+//! `cargo xtask bench delivery`: measures four ways to deliver a new agent into a booted guest, as a warm smoke must.
+//! The guest runs under bare QEMU. The ways are a disk that is attached from the start and filled at the delivery, a
+//! disk that is plugged in at the delivery, HTTP over the user network, and ssh. A warm smoke uses the first one. The
+//! measured time begins with the delivery and ends when the guest reports that the whole executable is in its memory.
+//! A command in the guest waits for the content before the delivery begins; for ssh, sshd waits. The content that
 //! arrives is compared by its digest.
 
 mod guest;
@@ -65,8 +66,8 @@ pub(super) fn run(bench: &Bench<'_>) -> Result<()> {
 }
 
 impl DeliveryGuest<'_> {
-    /// Measures each way in turn, in each round. One more round comes first and is discarded, so that no figure includes the
-    /// first read of the programs and the content.
+    /// Measures each way in turn, in each round. One more round comes first and is discarded, so that no figure
+    /// includes the first read of the programs and the content.
     fn measure(&self, bench: &Bench<'_>) -> Result<Vec<(&'static str, Vec<f64>)>> {
         let mut all = WAYS.map(|way| (way.name, Vec::new()));
         for number in 0..=bench.args.rounds {
@@ -117,13 +118,14 @@ impl DeliveryGuest<'_> {
     }
 
     fn by_http(&self) -> Result<f64> {
-        // The port refuses connections until the delivery begins, so that its time includes the guest's connection. A restored
-        // guest must connect too, since no connection survives the saving of a snapshot.
+        // The port refuses connections until the delivery begins, so that the measured time includes the guest's
+        // connection. A restored guest must connect too, since no connection survives the saving of a snapshot.
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
         socket.bind(&SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0).into()).context("take a port of loopback")?;
         let listener = TcpListener::from(socket.try_clone()?);
         let port = listener.local_addr().context("take a port of loopback")?.port();
-        // bash reads the header's lines byte by byte, and leaves the body to cat. No HTTP client of a distribution starts faster.
+        // bash reads the header's lines byte by byte, and leaves the body to cat. No HTTP client of a distribution
+        // starts faster.
         let waiting = self.waiting(&format!(
             "until {{ exec 3<>/dev/tcp/{HOST}/{port}; }} 2> /dev/null; do sleep 0.1; done; \
              printf \"GET / HTTP/1.0\\r\\n\\r\\n\" >&3; \
@@ -183,7 +185,7 @@ fn came(output: &str, content: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// Prints the figures. Returns an error if another way is so much faster that a smoke should use it.
+/// Prints the figures. Returns an error if another way is so much faster that a smoke should use it instead.
 fn conclude(bench: &Bench<'_>, bytes: usize, seconds: &[(&str, Vec<f64>)]) -> Result<()> {
     let (arch, rounds) = (bench.args.arch, bench.args.rounds);
     let medians: Vec<_> = seconds.iter().map(|(way, all)| (*way, median(all))).collect();

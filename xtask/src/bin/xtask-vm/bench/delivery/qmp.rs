@@ -1,4 +1,5 @@
-//! QEMU's machine protocol (QEMU, qmp-spec) for a QEMU that a bench started without libvirt. It sends one command at a time.
+//! QEMU's machine protocol (QEMU, qmp-spec) for a QEMU that a bench started without libvirt. It sends one command at a
+//! time.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::net::UnixStream;
