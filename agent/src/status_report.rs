@@ -60,7 +60,7 @@ impl StatusReporter {
         fit(status, max_bytes).map(|(_, document)| document)
     }
 
-    /// Replaces the local status, which only its owner can read.
+    /// Writes the current status for `iot-agent status` to the file `path`, which only its owner can read.
     pub(crate) fn write_local(
         &self,
         device_state: &DeviceState,

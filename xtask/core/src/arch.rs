@@ -1,5 +1,5 @@
-//! The table of everything that depends on an architecture. Other modules do not distinguish architectures; they read a
-//! [`MachineProfile`].
+//! The table of all values that depend on an architecture. Other modules do not distinguish architectures. They read
+//! the values from a [`MachineProfile`].
 
 use std::fmt;
 
@@ -26,7 +26,7 @@ pub enum VmArchitecture {
 pub enum Accelerator {
     /// The host's own processor, through `/dev/kvm`.
     Kvm,
-    /// The emulation of QEMU.
+    /// QEMU's emulation.
     Tcg,
 }
 
@@ -55,32 +55,35 @@ pub struct MachineProfile {
     pub console: &'static str,
     /// The ELF `e_machine` of the architecture's executables (gABI).
     pub elf_machine: u16,
-    /// The file name that UEFI looks for on an ESP without boot entries (UEFI 2.10, 3.5.1.1).
+    /// The file name of the boot loader that UEFI starts from an ESP if there are no boot entries (UEFI 2.10, 3.5.1.1).
     pub efi_boot_file: &'static str,
     /// The file name of systemd-boot in Debian's package.
     pub systemd_boot_file: &'static str,
-    /// The path of GRUB in Debian's signed package. This GRUB has the prefix `/EFI/debian` on the disk from which it is
-    /// loaded.
+    /// The path of GRUB in Debian's signed package. This GRUB reads its files from `/EFI/debian` on the disk from which
+    /// GRUB was loaded.
     pub grub_file: &'static str,
-    /// The name in Debian's library paths (multiarch). It is also the prefix of the names of the GNU tools.
+    /// The name of the architecture in Debian's library paths (multiarch) and at the start of the names of GNU tools:
+    /// `aarch64-linux-gnu`.
     pub multiarch: &'static str,
     /// The path of the dynamic loader that executables name (psABI): a directory at the root and a file name.
     pub loader: (&'static str, &'static str),
-    /// The settings of the fastest emulated CPU; see `Cpu`.
+    /// The settings that make the emulated CPU fast.
     pub tcg_cpu: TcgCpu,
-    /// The CPU names of the command line that QEMU does not know, each with QEMU's name.
+    /// The CPU names that `--cpu` accepts and QEMU does not know, each with QEMU's name for the CPU.
     pub cpu_aliases: &'static [(&'static str, &'static str)],
-    /// The known firmware pairs (code, variable-store template), for hosts on which no descriptor names one.
+    /// The known paths of firmware, as pairs of the code and the template of the variable store. They are used if no
+    /// descriptor on the host names firmware.
     pub firmware_paths: &'static [(&'static str, &'static str)],
-    /// The exact size in bytes of the flash device for the firmware's code. If it is `None`, any multiple of 4 KiB
-    /// fits.
+    /// The size in bytes that the flash with the firmware's code must have. `None` means that any multiple of 4 KiB is
+    /// allowed.
     pub flash_bytes: Option<u64>,
     /// The flags in /proc/cpuinfo that indicate hardware virtualisation. The list is empty if the kernel shows no such
-    /// flags.
+    /// flags for the architecture.
     pub virtualisation_flags: &'static [&'static str],
-    /// True if programs rely on stores becoming visible in order, as x86 programs do (QEMU, `TCG_GUEST_DEFAULT_MO`).
+    /// True if programs may rely on a strong memory order, such as that of x86 (QEMU, `TCG_GUEST_DEFAULT_MO`).
     pub strong_memory_order: bool,
-    /// QEMU's name of a CPU feature that every CPU of the architecture has. A planted fault uses it.
+    /// QEMU's name of a CPU feature that every CPU of the architecture has. The planted fault `cpu-feature` uses this
+    /// feature.
     pub baseline_feature: &'static str,
 }
 
@@ -89,12 +92,12 @@ pub struct MachineProfile {
 pub struct TcgCpu {
     /// The features that libvirt's `<cpu>` disables.
     pub disabled_features: &'static [&'static str],
-    /// The `-global` properties. libvirt 9.0 to 11 refuses `pauth` as a CPU feature when the domain is started, not
-    /// when it is defined.
+    /// The `-global` properties. `pauth` is one of them, because libvirt 9.0 to 11 does not start a domain that
+    /// disables the CPU feature `pauth`.
     pub globals: &'static [Global],
 }
 
-/// A property of every device of a type, as QEMU's `-global` sets it: `max-arm-cpu.pauth=off`.
+/// A value for a property of all devices of one type. QEMU's `-global` sets it: `max-arm-cpu.pauth=off`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Global {
     pub driver: &'static str,
@@ -103,7 +106,7 @@ pub struct Global {
 }
 
 impl Global {
-    /// Formats the property without the driver, as `-cpu` expects it.
+    /// Formats the property and its value without the driver, as `-cpu` expects them.
     pub fn assignment(&self) -> String {
         format!("{}={}", self.property, if self.value { "on" } else { "off" })
     }
@@ -158,9 +161,9 @@ static AARCH64: MachineProfile = MachineProfile {
     grub_file: "usr/lib/grub/arm64-efi-signed/grubaa64.efi.signed",
     multiarch: "aarch64-linux-gnu",
     loader: ("/lib/", "ld-linux-aarch64.so.1"),
-    // The emulation of architected pointer authentication doubles the time of a boot. QEMU's cheaper replacement
-    // (pauth-impdef) adds a tenth, and SVE adds a third. The core of the Pi 5 has neither pointer authentication nor
-    // SVE.
+    // The emulation of pointer authentication and of SVE slows down a boot. QEMU's cheaper algorithm for pointer
+    // authentication (pauth-impdef) still costs time; xtask/docs/benchmarks.md has the figures. The core of the Pi 5
+    // has neither pointer authentication nor SVE.
     tcg_cpu: TcgCpu {
         disabled_features: &["sve"],
         globals: &[Global { driver: "max-arm-cpu", property: "pauth", value: false }],
@@ -180,7 +183,7 @@ static AARCH64: MachineProfile = MachineProfile {
 };
 
 impl VmArchitecture {
-    /// Returns QEMU's name for a CPU name of the command line: `cortex-a76` for `pi5`.
+    /// Returns QEMU's name of the CPU that the command line calls `name`: `cortex-a76` for `pi5`.
     pub fn qemu_cpu(self, name: &str) -> &str {
         self.profile().cpu_aliases.iter().find(|(alias, _)| *alias == name).map_or(name, |(_, qemu)| qemu)
     }
@@ -195,7 +198,7 @@ impl VmArchitecture {
         }
     }
 
-    /// Returns the value that belongs to this architecture.
+    /// Returns the argument for this architecture.
     pub fn pick<T>(self, x86_64: T, aarch64: T) -> T {
         match self {
             Self::X86_64 => x86_64,

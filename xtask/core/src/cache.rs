@@ -19,8 +19,8 @@ pub const CACHE_VARIABLE: &str = "IOT_XTASK_CACHE";
 
 /// The length of `sockaddr_un.sun_path` with its final zero (unix(7)).
 const SOCKET_PATH_BYTES: usize = 108;
-/// The path that libvirt appends to an embedded root for QEMU's monitor socket. A domain number of two digits is more
-/// than a run needs.
+/// The path that libvirt appends to an embedded root for QEMU's monitor socket. The number of the domain is assumed to
+/// have two digits, which is enough for the domains of one run.
 const MONITOR_SOCKET: &str = "/lib/qemu/domain-99-vm/monitor.sock";
 
 /// The cache's directories.
@@ -30,8 +30,8 @@ pub struct Cache {
 }
 
 impl Cache {
-    /// Returns the cache in `IOT_XTASK_CACHE`. Without this variable it is in `XDG_CACHE_HOME/iot-xtask`, and without
-    /// that one in `~/.cache/iot-xtask`.
+    /// Returns the cache in the directory that `IOT_XTASK_CACHE` names. If this variable is not set, the cache is in
+    /// `XDG_CACHE_HOME/iot-xtask`. If that variable is not set either, the cache is in `~/.cache/iot-xtask`.
     ///
     /// # Errors
     /// Returns an error if none of the three variables is set, or if the path is relative, has characters that a tool
@@ -68,7 +68,7 @@ impl Cache {
         &self.root
     }
 
-    /// Returns the directory of the disk images. Each image is in a directory that is named by its content key.
+    /// Returns the directory of the disk images. Each image has a directory there, whose name is the key of the image.
     pub fn images(&self) -> PathBuf {
         self.root.join("images")
     }
@@ -93,8 +93,8 @@ impl Cache {
         self.root.join("workload")
     }
 
-    /// Returns the directory with the capabilities of the emulators, as libvirt has probed them. It may be deleted at
-    /// any time, because the next run probes them again.
+    /// Returns the directory in which libvirt records the capabilities of the emulators. It may be deleted at any time,
+    /// because libvirt then probes the emulators again.
     pub fn libvirt(&self) -> PathBuf {
         self.root.join("libvirt")
     }
@@ -112,7 +112,7 @@ pub enum Unusable {
          set {CACHE_VARIABLE} to such a directory", .0.display()
     )]
     Characters(PathBuf),
-    /// The number is the length in bytes of the path of a socket in the cache.
+    /// The number is the length in bytes of the longest path of a socket in the cache.
     #[error(
         "use the cache {}: sockets below it would have paths of {} bytes, and {} is the system's limit; \
          set {CACHE_VARIABLE} to a shorter directory", .0.display(), .1, SOCKET_PATH_BYTES - 1

@@ -25,8 +25,9 @@ pub enum CpuModel {
 }
 
 impl CpuModel {
-    /// Returns the model for the value of `--cpu`; without `--cpu`, the fastest model of the accelerator. Without KVM,
-    /// `host` is treated as the name of a model, which no emulator has.
+    /// Returns the model that `--cpu` requests. If `--cpu` is not given, the result is the model that is fastest under
+    /// the accelerator. The value `host` means the host's CPU only under KVM. Under emulation, `host` is returned as
+    /// the name of a model. No emulator has such a model, so a later check refuses the name.
     pub fn requested(arch: VmArchitecture, accelerator: Accelerator, requested: Option<&str>) -> Self {
         match (requested, accelerator) {
             (None | Some("host"), Accelerator::Kvm) => Self::HostPassthrough,
@@ -46,7 +47,7 @@ impl CpuModel {
 }
 
 impl Cpu {
-    /// Returns the CPU for the value of `--cpu`. The emulated `max` is returned without the features that make it slow.
+    /// Returns the CPU that `--cpu` requests. In the emulated `max`, the features that make it slow are disabled.
     pub fn resolve(arch: VmArchitecture, accelerator: Accelerator, requested: Option<&str>) -> Self {
         let model = CpuModel::requested(arch, accelerator, requested);
         let tuned = &arch.profile().tcg_cpu;
@@ -58,8 +59,9 @@ impl Cpu {
         Self { model, disabled_features, globals: globals.to_vec() }
     }
 
-    /// Adjusts the emulated `max` to an emulator. Properties that the emulator does not know are removed, because it
-    /// would refuse them. `workaround` avoids a known fault of the firmware.
+    /// Adjusts the emulated `max` to an emulator that has the properties `known`. Settings of other properties are
+    /// removed, because the emulator would refuse them. `workaround` is a setting that avoids a known fault of the
+    /// firmware; it is added.
     pub fn adjusted(mut self, known: &[String], workaround: Option<Global>) -> Self {
         if self.model == CpuModel::Maximum {
             let is_known = |name: &str| known.iter().any(|known| known == name);

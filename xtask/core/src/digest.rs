@@ -1,4 +1,4 @@
-//! A digest in its usual notation: `sha256:…` or `sha512:…`.
+//! Calculates and parses digests in their usual notation: `sha256:…` or `sha512:…`.
 
 use std::fmt;
 use std::io::Read as _;
@@ -19,7 +19,7 @@ pub enum Algorithm {
 impl Algorithm {
     pub const ALL: [Self; 2] = [Self::Sha256, Self::Sha512];
 
-    /// Returns the name that stands before the colon of a digest.
+    /// Returns the name of the algorithm, which stands before the colon in a digest.
     pub fn name(self) -> &'static str {
         match self {
             Self::Sha256 => "sha256",
@@ -27,7 +27,7 @@ impl Algorithm {
         }
     }
 
-    /// Returns the length of a digest in hexadecimal digits.
+    /// Returns the number of hexadecimal digits in a digest of this algorithm.
     pub fn hex_digits(self) -> usize {
         match self {
             Self::Sha256 => 64,
@@ -41,8 +41,8 @@ impl Algorithm {
         hash.finish()
     }
 
-    /// Returns the digest of a file's content. `read` is called before each piece with the number of bytes read so far
-    /// and the size of the file. An error of `read` ends the calculation.
+    /// Returns the digest of a file's content. Before each piece of the file, `read` is called with two numbers: the
+    /// bytes that were read before, and the size of the file. An error of `read` ends the calculation.
     ///
     /// # Errors
     /// Returns an error that names the file if it cannot be read, or the error that `read` returned.
@@ -144,7 +144,7 @@ impl Hasher {
         }
     }
 
-    /// Returns the digest of all bytes so far.
+    /// Returns the digest of all bytes that were added.
     pub fn finish(self) -> Digest {
         match self {
             Self::Sha256(hash) => Digest { algorithm: Algorithm::Sha256, hex: hex(&hash.finalize()) },

@@ -3,11 +3,11 @@
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-/// The outcome of a run, which determines the exit code.
+/// The outcome of a run. It determines the exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
-    /// Every claim was proven.
+    /// All requested phases passed.
     Verified,
     /// The agent or the guest failed verification.
     Failed,
@@ -33,8 +33,8 @@ impl Verdict {
 /// The exit code for a flag or argument that is not valid.
 pub const EXIT_USAGE: u8 = 2;
 
-/// The cause of a failure, which determines the exit code. An error without a [`Failure`] counts as the agent's or the
-/// guest's: exit code 1.
+/// The cause of a failure. It determines the exit code. An error without a [`Failure`] counts as a failure of the agent
+/// or the guest (exit code 1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// A flag or an argument is not valid; exit code 2.
@@ -47,7 +47,7 @@ pub enum Kind {
     Guest,
     /// Ctrl-C or SIGTERM ended the command; exit code 130.
     Interrupted,
-    /// The run has printed all messages itself; only this exit code is left.
+    /// The run has already printed all messages. The command must still end with this exit code.
     Reported(u8),
 }
 
@@ -76,8 +76,7 @@ impl Kind {
     }
 }
 
-/// An error with an exit code and, if one is known, a remedy. It may be an error of its own or the context of another
-/// error.
+/// An error with an exit code and, if one is known, a remedy. It can be used alone or as the context of another error.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{message}")]
 pub struct Failure {
@@ -101,8 +100,8 @@ impl Failure {
         Self::new(Kind::Host, message, Some(hint.into()))
     }
 
-    /// Makes a failure for a host on the network that cannot be reached: no name, no connection, no TLS, or a proxy
-    /// that refuses.
+    /// Makes a failure for a host on the network that cannot be reached: its name cannot be resolved, no connection or
+    /// TLS session can be made, or a proxy refuses.
     pub fn unreachable(message: impl Into<String>, hint: impl Into<String>) -> Self {
         Self::new(Kind::Unreachable, message, Some(hint.into()))
     }
@@ -117,7 +116,7 @@ impl Failure {
         Self::new(Kind::Interrupted, "interrupted", None)
     }
 
-    /// Makes a failure for a run that has printed all messages itself.
+    /// Makes a failure for a run that has already printed all messages.
     pub fn reported(code: u8) -> Self {
         Self::new(Kind::Reported(code), format!("exit code {code}"), None)
     }
@@ -159,7 +158,8 @@ pub fn code(error: &anyhow::Error) -> u8 {
     kind(error).exit_code()
 }
 
-/// The kernel's messages about exhausted resources (strerror(3)), which QEMU and libvirt pass on, each with its remedy.
+/// The kernel's messages about exhausted resources (strerror(3)), each with a remedy. QEMU and libvirt include them in
+/// their own messages.
 const SHORTAGES: &[(&str, &str)] = &[
     (
         "Cannot allocate memory",
@@ -180,10 +180,11 @@ pub fn shortage(error: &anyhow::Error) -> Option<&'static str> {
     SHORTAGES.iter().find(|(words, _)| text.contains(words)).map(|(_, remedy)| *remedy)
 }
 
-/// Turns an error without a [`Failure`] into a failure of the host, after which nothing is known about the agent. If
-/// the error says that the host has run out of a resource, the remedy for that replaces `hint`. An error that already
-/// is a failure is returned unchanged, except that a failure of an unreachable host also becomes a failure of this host
-/// and keeps its own remedy.
+/// Turns an error without a [`Failure`] into a failure of the host: nothing is then known about the agent. If the error
+/// says that the host has run out of a resource, the remedy for this shortage replaces `hint`.
+///
+/// An error that already has a [`Failure`] is returned unchanged. The exception is [`Kind::Unreachable`]: such an error
+/// becomes a failure of the host with the same remedy.
 pub fn host_fault(
     error: anyhow::Error,
     attempted: impl Into<String>,
@@ -197,7 +198,7 @@ pub fn host_fault(
     error.context(Failure::host(attempted, hint))
 }
 
-/// Returns the lines of an error on stderr. They are empty if the run has printed all messages itself.
+/// Returns the lines to print on stderr for an error. There are none if the run has already printed all messages.
 pub fn lines(error: &anyhow::Error) -> Vec<String> {
     if matches!(kind(error), Kind::Reported(_)) {
         return Vec::new();

@@ -1,4 +1,4 @@
-//! Numbers and times in a form for people, and results in a form for programs.
+//! Formats numbers and times for people, and results for programs.
 
 use std::io::{ErrorKind, Write as _};
 use std::time::SystemTime;
@@ -10,14 +10,14 @@ pub fn now_rfc3339() -> String {
     humantime::format_rfc3339_seconds(SystemTime::now()).to_string()
 }
 
-/// Returns the whole seconds from an RFC 3339 time to `now`. Returns `None` if the text is no such time, or if the time
-/// is later than `now` because the clock was set back.
+/// Returns the whole seconds from an RFC 3339 time to `now`. Returns `None` if the text is not an RFC 3339 time. Also
+/// returns `None` if the time is later than `now`, which happens if the clock was set back.
 pub fn seconds_since(rfc3339: &str, now: SystemTime) -> Option<u64> {
     let then = humantime::parse_rfc3339(rfc3339).ok()?;
     Some(now.duration_since(then).ok()?.as_secs())
 }
 
-/// Prints JSON on stdout. It is no error if the reader closes the pipe early, as `head` does.
+/// Prints JSON on stdout. If the reader closes the pipe early, as `head` does, this is not an error.
 ///
 /// # Errors
 /// Returns an error if stdout cannot be written.
@@ -33,7 +33,7 @@ pub fn round(seconds: f64) -> f64 {
     (seconds * 1000.0).round() / 1000.0
 }
 
-/// Returns the name of a value on the command line.
+/// Returns the name by which the command line calls a value.
 pub fn name_of(value: &impl ValueEnum) -> String {
     value.to_possible_value().expect("no value is hidden").get_name().to_owned()
 }
@@ -47,7 +47,7 @@ pub fn human_bytes(bytes: u64) -> String {
     }
 }
 
-/// Formats a size of any magnitude as `2.1 GiB`.
+/// Formats a size in GiB, whatever its magnitude: `2.1 GiB`.
 pub fn gib(bytes: u64) -> String {
     format!("{:.1} GiB", bytes as f64 / (1_u64 << 30) as f64)
 }

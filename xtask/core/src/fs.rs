@@ -1,5 +1,5 @@
-//! Files and directories: locks, private and atomic writing, deletion, and the marker of the directories that this
-//! workflow may delete.
+//! Files and directories: locks, private and atomic writing, deletion, and the marker of the directories that
+//! `cargo xtask` may delete.
 
 use std::fs::{File, TryLockError};
 use std::io::{self, ErrorKind, Write as _};
@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use fs_err::os::unix::fs::OpenOptionsExt as _;
 
-/// Waits for the lock of a file. The kernel releases it when the process ends, however it ends (flock(2)).
+/// Waits for the lock of a file, and takes it. The kernel releases the lock when the process ends in any way
+/// (flock(2)).
 ///
 /// # Errors
 /// Returns an error that names the file if it cannot be opened or locked.
@@ -48,11 +49,10 @@ pub fn make_private_dir(path: &Path) -> Result<()> {
         .with_context(|| format!("make the directory {}", path.display()))
 }
 
-/// The name of the marker file. This workflow may delete a directory with the marker as a whole; a directory without it
-/// belongs to someone else.
+/// The name of the marker file. `cargo xtask` may delete a whole directory only if the directory contains this file.
 pub const MARKER: &str = ".iot-xtask";
 
-/// Makes `path` as [`make_private_dir`] does, and marks it as one that this workflow may delete.
+/// Makes the directory `path` as [`make_private_dir`] does, and puts the marker into it.
 ///
 /// # Errors
 /// Returns an error that names the directory or its marker if one of them cannot be made.
@@ -61,7 +61,7 @@ pub fn make_own_dir(path: &Path) -> Result<()> {
     mark(path)
 }
 
-/// Marks a directory as one that this workflow may delete.
+/// Puts the marker into a directory. `cargo xtask` may then delete the directory.
 ///
 /// # Errors
 /// Returns an error that names the marker if it cannot be written.
@@ -72,16 +72,16 @@ pub fn mark(directory: &Path) -> Result<()> {
     )
 }
 
-/// Returns whether this workflow made the directory and may delete it.
+/// Returns whether the directory has the marker, which means that `cargo xtask` may delete the directory.
 pub fn is_own(directory: &Path) -> bool {
     directory.join(MARKER).symlink_metadata().is_ok_and(|meta| meta.is_file())
 }
 
-/// Deletes a directory that contains only the marker; keeps any other.
+/// Deletes a directory if it contains only the marker.
 pub fn remove_if_empty(directory: &Path) {
     let entries: Vec<_> = entries(directory).collect();
     if matches!(&entries[..], [only] if only.ends_with(MARKER)) {
-        // If this fails now, `image prune` deletes the directory later.
+        // If the deletion fails, a later `image prune` deletes the directory.
         drop(std::fs::remove_dir_all(directory));
     }
 }
@@ -96,8 +96,8 @@ pub fn write_private(path: &Path, content: impl AsRef<[u8]>) -> Result<()> {
     Ok(options.open(path)?.write_all(content.as_ref())?)
 }
 
-/// Writes a private file beside `path` and renames it, so that a reader of `path` sees either the old or the new
-/// content. It does not flush the file to the disk.
+/// Writes a private file beside `path` and renames it to `path`, so that a reader of `path` sees either the old or the
+/// new content. The file is not flushed to the disk.
 ///
 /// # Errors
 /// Returns an error that names the file if it cannot be written or renamed.
@@ -129,7 +129,7 @@ pub fn directories(parent: &Path) -> Vec<PathBuf> {
     entries(parent).filter(|path| path.is_dir()).collect()
 }
 
-/// Deletes a file. It is no error if the file does not exist.
+/// Deletes a file. If the file does not exist, this is not an error.
 ///
 /// # Errors
 /// Returns an error that names the file if it exists and cannot be deleted.
@@ -137,8 +137,8 @@ pub fn remove_file(path: &Path) -> Result<()> {
     unless_gone(fs_err::remove_file(path))
 }
 
-/// Deletes a directory with its content, the marker last. If this fails or is killed, the rest still has the marker and
-/// can be deleted later. It is no error if the directory does not exist.
+/// Deletes a directory with its content, the marker last. If the deletion fails or the process is killed, the rest of
+/// the directory still has the marker and can be deleted later. If the directory does not exist, this is not an error.
 ///
 /// # Errors
 /// Returns an error that names the path that cannot be deleted.

@@ -16,16 +16,16 @@ pub struct Commit {
 
 impl Commit {
     /// Returns the commit of the workspace at `root`. Returns `None` if git is missing, refuses the directory, or does
-    /// not track the workspace. An example of the last case is an unpacked archive inside another repository.
+    /// not track the workspace. git does not track an archive that was unpacked inside another repository.
     pub fn of(root: &Path) -> Option<Self> {
         let commit = head(root)?;
         git(root, &["ls-files", "--error-unmatch", "--", "Cargo.toml"])?;
-        // Without optional locks, this command cannot cause a simultaneous commit to fail.
+        // With `--no-optional-locks`, this command cannot make a simultaneous commit of the user fail.
         let status = git(root, &["--no-optional-locks", "status", "--porcelain", "--", "."])?;
         Some(Self { commit, dirty: !status.is_empty() })
     }
 
-    /// Formats the first digits of the hash, and whether the tree was dirty, for a message.
+    /// Formats the commit for a message: the first digits of the hash, and `(dirty)` if files differ from the commit.
     pub fn describe(&self) -> String {
         let dirty = if self.dirty { " (dirty)" } else { "" };
         format!("commit {}{dirty}", self.commit.get(..12).unwrap_or(&self.commit))

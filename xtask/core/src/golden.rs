@@ -1,11 +1,12 @@
-//! Golden files of the tests, in `test_data/`.
+//! Compares results of tests with golden files in `test_data/`.
 
 use std::path::Path;
 
 use snapbox::data::DataFormat;
 use snapbox::{Assert, Data};
 
-/// Compares `actual` with `test_data/<name>` and shows the difference; `SNAPSHOTS=overwrite` rewrites the file.
+/// Compares `actual` with `test_data/<name>`, and shows the difference if they differ. With `SNAPSHOTS=overwrite`,
+/// rewrites the file instead.
 #[track_caller]
 pub(crate) fn compare(name: &str, actual: String) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("test_data").join(name);

@@ -1,8 +1,9 @@
-//! The light library of `cargo xtask`: flags, plan, pure domain logic, the checks of the host and the build of the
-//! agent. It opens no socket and links no C library, so it runs on a machine on which nothing is installed yet and can
-//! report what is missing.
+//! The library that all binaries of `cargo xtask` use: flags, plan, domain XML, the checks of the host, and the build
+//! of the agent. It opens no socket and links no C library. Therefore it runs on a machine on which nothing is
+//! installed yet, and can report what is missing.
 //!
-//! A module uses only modules that stand before it in this list; `xtask/tests/arrows.rs` checks that.
+//! The following list has all modules, from left to right and from top to bottom. A module uses only modules that come
+//! before it. `xtask/tests/arrows.rs` checks this.
 //!
 //! ```text
 //! arch error digest format fs git os_release cache workspace

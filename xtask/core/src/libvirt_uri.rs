@@ -1,4 +1,4 @@
-//! A libvirt URI (libvirt.org/uri.html), checked before anything slow begins.
+//! The libvirt URI of `preflight --connect` (libvirt.org/uri.html). It is checked before anything slow starts.
 
 use std::fmt;
 use std::str::FromStr;
@@ -14,11 +14,12 @@ const TO_A_HOST: &[&str] = &["ssh", "libssh", "libssh2", "tcp", "tls"];
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConnectUri {
     text: String,
-    /// The transport. It is `unix` if the URI names neither a host nor a transport, and `tls` if it names only a host.
+    /// The transport. If the URI names neither a host nor a transport, the transport is `unix`. If it names only a
+    /// host, the transport is `tls`.
     pub transport: String,
     /// The host in ssh's notation, with the user if the URI names one; `None` for this host.
     pub destination: Option<String>,
-    /// True if the URI names a user's own daemon instead of the system's.
+    /// True if the URI names the daemon of a user (a session) and not the system's daemon.
     pub session: bool,
     /// True if the URI names libvirt's mock driver, which has no daemon.
     pub mock: bool,
@@ -27,8 +28,8 @@ pub struct ConnectUri {
 }
 
 impl ConnectUri {
-    /// Returns the URI for libvirt. Its ssh must not ask for a password or a fingerprint on a terminal, because no user
-    /// may be there to answer.
+    /// Returns the URI to pass to libvirt. With the transport ssh, a parameter is added that forbids ssh to ask for a
+    /// password or a fingerprint, because possibly no user is there to answer.
     pub fn for_libvirt(&self) -> String {
         if self.transport != "ssh" || self.text.contains("no_tty=") {
             return self.text.clone();
@@ -37,7 +38,7 @@ impl ConnectUri {
         format!("{}{separator}no_tty=1", self.text)
     }
 
-    /// Returns a virsh command for this libvirt that can be pasted into a shell.
+    /// Returns a virsh command for this libvirt. The command can be pasted into a shell.
     pub fn virsh(&self, arguments: &str) -> String {
         format!("virsh --connect '{}' {arguments}", self.text)
     }
@@ -63,7 +64,7 @@ impl FromStr for ConnectUri {
                 "{why}; libvirt's URIs look like qemu:///system, qemu:///session, qemu+ssh://HOST/system"
             ))
         };
-        // A quote would end the quoted URI in a command to be pasted.
+        // [`ConnectUri::virsh`] writes the URI in single quotes, so the URI must not contain one.
         if text.contains(|c: char| c.is_whitespace() || c.is_control() || matches!(c, '\'' | '#')) {
             return Err(no("a URI has no space, quote, control character or fragment"));
         }
@@ -121,7 +122,7 @@ fn host_of(authority: &str) -> Option<Option<String>> {
         Some((address, port)) => (address, port.strip_prefix(':').or(port.is_empty().then_some("0"))?),
         None => place.split_once(':').unwrap_or((place, "0")),
     };
-    // libvirt accepts no password here. A word that begins with a dash would be an option of ssh.
+    // libvirt accepts no password in a URI. ssh would read a user or host that begins with a dash as an option.
     let plain = |word: &str| !word.is_empty() && !word.starts_with('-');
     let sound = plain(host)
         && user.is_none_or(|user| plain(user) && !user.contains(':'))

@@ -14,7 +14,7 @@ pub struct OsRelease {
 }
 
 impl OsRelease {
-    /// Parses the text of the file. A missing `ID` or `VERSION_ID` is empty.
+    /// Parses the text of an os-release file. If `ID` or `VERSION_ID` is missing, the field is empty.
     pub fn parse(text: &str) -> Self {
         let of = |name: &str| {
             let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
@@ -26,7 +26,7 @@ impl OsRelease {
     }
 }
 
-/// The os-release(5) values of the guest.
+/// The os-release(5) values of a guest, for reports.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OsReleaseReport {
     pub id: String,

@@ -1,4 +1,4 @@
-//! The plan of a run: all flags and facts are resolved before anything slow starts.
+//! The plan of a run. It is made from the flags and the facts about the host, before anything slow starts.
 
 use std::path::PathBuf;
 
@@ -15,7 +15,8 @@ use crate::limits::Limits;
 use crate::machine::{DomainXmlParams, RunFiles, VmSpec};
 use anyhow::{Context, Result};
 
-/// A resolved run. A plan is never changed: another accelerator or image makes another plan.
+/// The resolved options of a run. A plan is never changed. If the run needs another accelerator or image, it makes
+/// another plan.
 #[derive(Debug, Clone)]
 pub struct Plan {
     /// The machine as requested.
@@ -38,18 +39,19 @@ pub struct Plan {
 /// The accelerator of a run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Acceleration {
-    /// `may_fall_back`: if KVM turns out not to run the guest's kernel, the run continues under emulation.
+    /// KVM. If `may_fall_back` is true and KVM does not run the guest's kernel, the run continues under emulation.
     Kvm { may_fall_back: bool },
-    /// `why`: the reason why KVM is not used.
+    /// Emulation; `why` is the reason why KVM is not used.
     Tcg { why: String },
 }
 
 impl Acceleration {
-    /// Returns the accelerator that `--accel` requests; by default KVM, if the host's KVM runs this guest's kernel.
+    /// Returns the accelerator that `--accel` requests. With `--accel auto`, the result is KVM, unless `kvm` has a
+    /// reason against KVM.
     ///
     /// # Errors
-    /// Returns a usage error for KVM and a guest of another architecture, and a failure of the host if KVM is not
-    /// available.
+    /// Returns a usage error if KVM is requested for a guest of another architecture. Returns a failure of the host if
+    /// KVM is requested and not available.
     pub fn choose(asked: Accel, arch: VmArchitecture, kvm: &Kvm) -> Result<Self, Failure> {
         let tcg = |why: &str| Ok(Self::Tcg { why: why.to_owned() });
         match (asked, kvm.against()) {
@@ -60,7 +62,7 @@ impl Acceleration {
                 "--accel kvm: the host is {} and the guest {arch}; leave --accel out",
                 std::env::consts::ARCH
             ))),
-            // A KVM that is requested explicitly is tried again even if it failed before.
+            // `--accel kvm` tries KVM even if an earlier run has recorded a failure of KVM.
             (Accel::Kvm, _) if kvm.opens() => Ok(Self::Kvm { may_fall_back: false }),
             (Accel::Kvm, reason) => Err(Failure::host(
                 format!("--accel kvm: {}", reason.unwrap_or_default()),
@@ -78,10 +80,11 @@ impl Acceleration {
 }
 
 impl Plan {
-    /// Resolves the requested machine for the host that `facts` describe.
+    /// Returns the plan for the guest and the host that `facts` describe.
     ///
     /// # Errors
-    /// Returns the errors of [`Plan::check_flags`], and an error if preflight found no working emulator or no firmware.
+    /// Returns the errors of [`Plan::check_flags`]. Also returns an error if the facts contain no working emulator or
+    /// no firmware.
     pub fn resolve(facts: &Facts, timeout_scale: f64) -> Result<Self> {
         let acceleration = Self::check_flags(facts)?;
         let emulator = facts
@@ -116,8 +119,8 @@ impl Plan {
     /// Checks that this host has the requested accelerator and CPU model, and returns the accelerator.
     ///
     /// # Errors
-    /// Returns a usage error for flags that contradict each other, and a failure of the host if it lacks the
-    /// accelerator or the CPU model.
+    /// Returns a usage error if KVM is requested for a guest of another architecture, or if the emulator lacks the
+    /// requested CPU model. Returns a failure of the host if KVM is requested and not available.
     pub fn check_flags(facts: &Facts) -> Result<Acceleration, Failure> {
         let machine = &facts.guest.machine;
         let acceleration = Acceleration::choose(machine.accel, facts.arch, &facts.kvm)?;
@@ -171,7 +174,7 @@ impl Plan {
         }
     }
 
-    /// Returns a name for runs whose durations are comparable.
+    /// Returns a name that is the same for all runs whose durations are comparable.
     pub fn kind(&self) -> String {
         let spec = &self.spec;
         let cpu = spec.cpu.as_deref().unwrap_or("default");

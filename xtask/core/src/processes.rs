@@ -1,6 +1,7 @@
-//! The processes that a run starts. Each child adds itself to a record in the run's own directory before its program
-//! executes. Only recorded processes, the rest of their process groups and the QEMUs of the run's pid files are ended;
-//! no process is chosen by a pattern in a command line.
+//! Records and ends the processes of a run. Each child adds itself to a record in the run's directory before it
+//! executes its program. Only these processes are ended: those in the record, the other members of their process
+//! groups, and the QEMUs that pid files in the run's directory name. No process is chosen by a pattern in its command
+//! line.
 
 use std::fs::File;
 use std::io::{self, Write as _};
@@ -18,17 +19,18 @@ use rustix::process::{Pid, PidfdFlags, Signal, getpid, pidfd_open, pidfd_send_si
 use crate::fs::entries;
 use crate::limits;
 
-/// The name of the record in a run's directory. Each line names the host's boot, the inode of the record, the pid and
-/// the start time of a process. A pid alone is not enough, because the kernel reuses pids (pidfd_open(2)). The inode
-/// distinguishes a record from a copy of it: the processes belong to the original.
+/// The name of the record in a run's directory. Each line describes a process: the id of the host's boot, the inode of
+/// the record, and the pid and the start time of the process. A pid alone is not enough, because the kernel reuses pids
+/// (pidfd_open(2)). The inode distinguishes the record from a copy of it, which owns no processes.
 pub const RECORD: &str = "processes";
-/// The environment variable that holds the path of the record in each recorded process. Its children inherit it.
+/// The environment variable with the path of the record. It is set in each recorded process, and the children of the
+/// process inherit it.
 pub const VARIABLE: &str = "IOT_XTASK_PROCESSES";
 /// The pid file that libvirt's embedded driver writes for the run's QEMU, below the run's working directory.
 const EMULATOR_PID_FILE: &str = "v/run/qemu/vm.pid";
 /// The directory in which libvirt probes QEMU's capabilities, below the run's working directory. Each probe has a
-/// directory of its own there, with a `qmp.pid`. A probe's QEMU is a daemon, so it has left the process group and the
-/// environment of the run.
+/// directory of its own there, with the pid file `qmp.pid`. The QEMU of a probe is a daemon. It has left the run's
+/// process groups, and its environment lacks the run's variables, so only this pid file identifies it.
 const PROBES: &str = "v/lib/qemu";
 
 /// A process, identified by its pid and its start time.
@@ -40,7 +42,7 @@ pub struct Process {
     start: u64,
 }
 
-/// A record that is open, so that a child can add itself between fork and exec.
+/// An open record. A child can add itself to it between fork and exec.
 #[derive(Debug)]
 struct Record {
     file: File,
@@ -60,8 +62,8 @@ impl Stat {
         Self::parse(&std::fs::read(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok()?)
     }
 
-    /// The second field is the name of the program in parentheses. It may contain any byte, so the last parenthesis of
-    /// the line ends it.
+    /// The second field of the line is the name of the program in parentheses. The name may contain any byte. Therefore
+    /// the field ends at the last parenthesis of the line.
     fn parse(line: &[u8]) -> Option<Self> {
         let end = line.iter().rposition(|byte| *byte == b')')?;
         let mut fields = std::str::from_utf8(&line[end + 1..]).ok()?.split_ascii_whitespace();
@@ -82,8 +84,8 @@ impl Record {
         Ok(Self { inode: file.metadata()?.ino(), file, boot: boot_id()? })
     }
 
-    /// Adds the calling process. Between fork and exec only async-signal-safe calls are allowed (signal-safety(7)), so
-    /// this function makes only system calls and allocates nothing.
+    /// Adds the calling process to the record. Between fork and exec, only async-signal-safe functions are allowed
+    /// (signal-safety(7)). Therefore this function makes only system calls and allocates no memory.
     fn add_this_process(&self) -> io::Result<()> {
         let mut line = [0; 1024];
         let stat =
@@ -93,8 +95,8 @@ impl Record {
         self.write(getpid(), stat.start)
     }
 
-    /// Writes a line. It is one write of less than a page to a file opened for appending, so the lines of two writers
-    /// do not mix.
+    /// Writes a line to the record. The record is open for appending and a line is one write of less than a page, so
+    /// the lines of two writers do not mix.
     fn write(&self, pid: Pid, start: u64) -> io::Result<()> {
         let mut line = [0; 128];
         let mut rest = &mut line[..];
@@ -104,10 +106,10 @@ impl Record {
     }
 }
 
-/// Makes the child that `command` starts add itself to the record of `directory` before its program executes.
+/// Changes `command` so that the child adds itself to the record of `directory` before it executes its program.
 ///
 /// # Errors
-/// Returns an error if the record cannot be opened. A child that cannot add itself does not execute its program.
+/// Returns an error if the record cannot be opened. If the child cannot add itself, it does not execute its program.
 pub fn record_child(command: &mut Command, directory: &Path) -> Result<()> {
     let record = Record::open(directory)?;
     command.env(VARIABLE, directory.join(RECORD));
@@ -126,8 +128,8 @@ pub fn boot_id() -> Result<String> {
     Ok(fs_err::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
 }
 
-/// Returns the live processes of `directory`: those in its record, the other members of the process groups that they
-/// lead, and the QEMUs whose pid files are below it.
+/// Returns the live processes that belong to the working directory `directory` of a run: those in its record, the other
+/// members of the process groups that they lead, and the QEMUs that pid files in the directory name.
 pub fn owned(directory: &Path) -> Vec<Process> {
     let recorded = recorded(directory);
     let probes = entries(&directory.join(PROBES)).filter_map(|probe| holder(&probe.join("qmp.pid")));
@@ -141,7 +143,7 @@ pub fn owned(directory: &Path) -> Vec<Process> {
     owned
 }
 
-/// Returns the processes in the record that were added since this host's boot.
+/// Returns the processes that were added to the record since this host's boot, whether they are alive or not.
 fn recorded(directory: &Path) -> Vec<Process> {
     let path = directory.join(RECORD);
     let (Ok(bytes), Ok(about), Ok(boot)) = (std::fs::read(&path), path.metadata(), boot_id()) else {
@@ -163,9 +165,10 @@ pub fn emulator(directory: &Path) -> Option<Process> {
     holder(&directory.join(EMULATOR_PID_FILE))
 }
 
-/// Returns the process that a pid file names, if that process has the file open. A QEMU keeps its pid file open and
-/// locked until it ends, whether libvirt (virCommandSetPidFile) or QEMU itself (`-pidfile`) wrote it. A later process
-/// with the same pid does not have the file open, and a process that only opens or locks the file is not named in it.
+/// Returns the process that a pid file names, if this process has the file open. QEMU keeps its pid file open and
+/// locked until it ends, whether libvirt (virCommandSetPidFile) or QEMU itself (`-pidfile`) has written the file. Both
+/// conditions are needed: a later process with the same pid does not have the file open, and the file does not name a
+/// process that merely opened it.
 fn holder(pid_file: &Path) -> Option<Process> {
     let pid = parse_pid(std::fs::read_to_string(pid_file).ok()?.trim())?;
     let start = Stat::of(pid)?.start;
@@ -188,8 +191,8 @@ fn every_process() -> impl Iterator<Item = Process> {
     })
 }
 
-/// Returns whether a process is in the group of a recorded process. If that process has ended, its pid may have been
-/// reused for another group. The environment of the member must then name this record too.
+/// Returns whether `process` is in the process group of a recorded process, its leader. If the leader has ended, its
+/// pid may now be the number of another group. In that case, the environment of `process` must also name this record.
 fn is_left_of(process: &Process, recorded: &[Process], directory: &Path) -> bool {
     let Some(stat) = Stat::of(process.pid).filter(|stat| stat.start == process.start && !stat.is_dead) else {
         return false;
@@ -214,8 +217,8 @@ impl Process {
         Stat::of(self.pid).is_some_and(|stat| stat.start == self.start && !stat.is_dead)
     }
 
-    /// Sends SIGKILL, and returns whether the process still existed. The descriptor is opened before the start time is
-    /// compared, so the signal cannot reach a later process with the same pid.
+    /// Sends SIGKILL, and returns whether the process still existed. First a pidfd is opened, and then the start time
+    /// is compared. Therefore the signal cannot reach a later process with the same pid.
     ///
     /// # Errors
     /// Returns an error if the process cannot be killed.
@@ -235,7 +238,7 @@ impl Process {
     }
 }
 
-/// Kills every process that `directory` owns, waits until all of them have ended, and returns their number.
+/// Kills the processes that belong to `directory`, waits until all of them have ended, and returns their number.
 ///
 /// # Errors
 /// Returns an error if a process cannot be killed or is still alive after [`limits::QEMU_STOP`].
@@ -249,7 +252,8 @@ pub fn end_processes(directory: &Path) -> Result<usize> {
             return Ok(ended.len());
         }
         for process in owned {
-            // A process that was killed in an earlier round may take a while to end, and is killed again.
+            // A process that was killed in an earlier round may not have ended yet. It is killed again, but counted
+            // once.
             if process.kill().with_context(attempt)? && !ended.contains(&process) {
                 ended.push(process);
             }
@@ -261,13 +265,13 @@ pub fn end_processes(directory: &Path) -> Result<usize> {
     }
 }
 
-/// Returns every process whose command line names a path below `directory`. The result is for display only, because an
-/// editor or a pager names such paths too; never end these processes.
+/// Returns every process whose command line names a path below `directory`. The result is for messages only. Never end
+/// these processes: they may be an editor or a pager of the user.
 pub fn processes_naming(directory: &Path) -> Vec<Pid> {
     let needle = [directory.as_os_str().as_bytes(), b"/"].concat();
     let own = getpid();
     let names = |process: &Process| {
-        // A zombie has an empty command line, and so has a process that has just ended.
+        // If the process is a zombie or has just ended, its command line is empty.
         let path = format!("/proc/{}/cmdline", process.pid.as_raw_nonzero());
         let line = std::fs::read(path).unwrap_or_default();
         line.windows(needle.len()).any(|window| window == needle)
@@ -319,8 +323,8 @@ mod tests {
         assert!(child.wait().unwrap().success());
         let left = owned(directory.path());
         assert_eq!(left.len(), 1, "{left:?}");
-        // These processes belong to the group of another record: the pids are the same, but their environment does not
-        // name this record.
+        // The copy of the record names the same pids, but the processes do not belong to it: their environment names
+        // the original record.
         let other = tempfile::tempdir().unwrap();
         std::fs::copy(directory.path().join(RECORD), other.path().join(RECORD)).unwrap();
         assert_eq!(owned(other.path()), []);
@@ -362,7 +366,7 @@ mod tests {
         child.wait().unwrap();
     }
 
-    /// The QEMU of a libvirt probe is a daemon, so it is found neither by its process group nor by its environment.
+    /// The QEMU of a libvirt probe is a daemon. It cannot be found by its process group or its environment.
     #[test]
     fn the_holder_of_a_pid_file_is_ended_and_one_that_only_opens_or_locks_it_is_not() {
         let directory = tempfile::tempdir().unwrap();

@@ -1,6 +1,6 @@
-//! Snapshots: a machine after its first boot, saved as a disk and as its memory. The key of a snapshot contains
-//! everything that determines the machine. A snapshot therefore either matches a run or is made anew; it is never
-//! adapted.
+//! Snapshots. A snapshot is a machine after its first boot, saved as its disk and its memory. The key of a snapshot is
+//! a digest of all inputs that determine the machine. If a run has the same key, it uses the snapshot; otherwise it
+//! makes another one.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -14,12 +14,13 @@ use crate::machine::seed::{PayloadTime, Seed};
 use crate::machine::{RunFiles, xml};
 use crate::plan::Plan;
 
-/// The version of the snapshot's format and of the way it is made. Raise it when either changes.
+/// The version of the format of snapshots and of the way in which they are made. Raise this number if one of the two
+/// changes.
 pub const FORMAT: u32 = 5;
 
 /// The file name of the manifest in a snapshot's directory.
 pub const MANIFEST: &str = "snapshot.json";
-/// The overlay over the image, as saved.
+/// The machine's disk, an overlay over the image.
 pub const DISK: &str = "disk.qcow2";
 /// The memory and the devices of the machine, in libvirt's format of saved machines.
 pub const RAM: &str = "ram.save";
@@ -27,8 +28,8 @@ pub const RAM: &str = "ram.save";
 pub const NVRAM: &str = "nvram.fd";
 /// The cloud-init seed of the first boot. Later boots read it too.
 pub const SEED: &str = "seed.img";
-/// The marker of a snapshot whose files were found changed; it contains the difference. Such a snapshot is never used
-/// again.
+/// The file that marks a snapshot as unusable, because a file of the snapshot was changed or the snapshot does not
+/// restore. It contains the reason.
 pub const BAD: &str = "bad";
 /// The files of a snapshot.
 pub const FILES: [&str; 4] = [DISK, RAM, NVRAM, SEED];
@@ -40,12 +41,13 @@ pub struct Ingredients {
     pub format: u32,
     /// The digest of the image's disk.
     pub image: Digest,
-    /// The path of the image's disk, which the saved disk names as its backing file.
+    /// The path of the image's disk. It is an input because the saved disk names this path as its backing file.
     pub image_path: PathBuf,
-    /// The digest of the cloud-init seed without the values of a run, which are the keys and the instance id.
+    /// The digest of the cloud-init seed. The keys and the instance id, which differ in each run, are left out of the
+    /// seed.
     pub seed: Digest,
-    /// The digest of the domain XML without the paths of a run. It covers the machine type, the CPU and its flags, the
-    /// accelerator, memory, processors and devices.
+    /// The digest of the domain XML, in which placeholders replace the paths of a run. It covers the machine type, the
+    /// CPU and its flags, the accelerator, memory, processors and devices.
     pub domain: Digest,
     /// The digest of the firmware's code.
     pub firmware_code: Digest,
@@ -60,11 +62,11 @@ pub struct Ingredients {
 }
 
 impl Ingredients {
-    /// Returns the inputs of a snapshot of this plan's machine, with the image's disk, for a payload of
-    /// `content_bytes`.
+    /// Returns the inputs of a snapshot of this plan's machine. `image` is the digest and the path of the image's disk.
+    /// `content_bytes` is the size of the files on the payload's disk.
     ///
     /// # Errors
-    /// Returns the errors of `digest_of`, which calculates the SHA-256 digest of a file.
+    /// Returns the errors of `digest_of`, a function that returns the SHA-256 digest of a file.
     pub fn of(
         plan: &Plan,
         image: (&Digest, &Path),
@@ -89,8 +91,8 @@ impl Ingredients {
         })
     }
 
-    /// Returns the key, which is the name of the snapshot's directory: the image and the architecture for people, then
-    /// a digest.
+    /// Returns the key, with which the name of the snapshot's directory begins: the image and the architecture, which
+    /// are for people, and a digest.
     pub fn key(&self, image: &str, arch: VmArchitecture) -> String {
         let text = serde_json::to_string(self).expect("ingredients are plain data");
         let digest = Algorithm::Sha256.of(text.as_bytes());
@@ -105,12 +107,12 @@ pub struct SnapshotManifest {
     pub ingredients: Ingredients,
     pub image: String,
     pub arch: VmArchitecture,
-    /// The UUID of the machine (SMBIOS), which is in its memory.
+    /// The UUID of the machine (SMBIOS). A restored machine must have the same UUID, because it is in the saved memory.
     pub uuid: String,
     /// The time at which the snapshot was made, in RFC 3339, UTC.
     pub made_at: String,
     pub made_by: String,
-    /// The files with their digests and sizes at the time of the save.
+    /// The files of the snapshot, with their digests and sizes when they were saved.
     pub files: BTreeMap<String, SavedFile>,
 }
 
@@ -125,7 +127,8 @@ impl SnapshotManifest {
     /// Reads the manifest of the snapshot in a directory.
     ///
     /// # Errors
-    /// Returns an error if the manifest cannot be read or parsed. The caller checks whether the files are unchanged.
+    /// Returns an error if the manifest cannot be read or parsed. This function does not check whether the files are
+    /// unchanged.
     pub fn read(directory: &Path) -> Result<Self> {
         let path = directory.join(MANIFEST);
         let text = fs_err::read(&path)?;
@@ -138,7 +141,7 @@ impl SnapshotManifest {
     }
 }
 
-/// Returns the seed of a snapshot's machine without the values of a run.
+/// Returns the seed for the machine of a snapshot. The values that differ in each run are empty.
 pub fn neutral_seed(plan: &Plan) -> Seed<'_> {
     Seed {
         instance_id: "",
@@ -168,8 +171,8 @@ fn files_of_nobody() -> RunFiles {
     }
 }
 
-/// Returns the size of the payload's disk for this much content. It is rounded up so far that another build of the
-/// agent usually needs no other snapshot.
+/// Returns the size of the payload's disk, given the size of the files on it. The size is rounded up generously, so
+/// that another build of the agent usually fits into the same snapshot.
 fn payload_bytes(content: u64) -> u64 {
     const LEAST: u64 = 64 << 20;
     (content + content / 8 + (4 << 20)).next_power_of_two().max(LEAST)
@@ -231,7 +234,7 @@ mod tests {
                 changed.key("debian-12", arch)
             })
             .collect();
-        // The count fails if a field is added to the inputs without a row in this table.
+        // This comparison fails if a field was added to `Ingredients` and this table has no row for it.
         let fields = serde_json::to_value(ingredients()).unwrap().as_object().unwrap().len();
         assert_eq!(fields, changes.len());
         keys.push(key);
@@ -240,7 +243,8 @@ mod tests {
         assert_eq!(keys.len(), changes.len() + 1);
     }
 
-    /// The inputs of a snapshot on a host (a plan, an image, libvirt and a payload), and the files that they name.
+    /// A test host: the inputs of a snapshot (a plan, an image, libvirt's version and a payload), and the files that
+    /// they name.
     struct Host<'a> {
         files: &'a Path,
         facts: Facts,
@@ -269,7 +273,7 @@ mod tests {
             Self { facts, plan, image, disk, libvirt: "9.0.0", content: 9 << 20, files }
         }
 
-        /// Resolves the plan again after a change of the host or the machine.
+        /// Changes the facts, and resolves the plan again.
         fn resolve(&mut self, change: impl FnOnce(&mut Facts)) {
             change(&mut self.facts);
             self.plan = Plan::resolve(&self.facts, 1.0).unwrap();

@@ -1,4 +1,4 @@
-//! This workspace, as cargo describes it.
+//! The cargo workspace on which a command works.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -13,9 +13,9 @@ use crate::error::Failure;
 
 /// The package that provides `cargo xtask`.
 const PACKAGE: &str = "xtask";
-/// The directory of this crate in the workspace.
+/// The directory of this crate, relative to the workspace.
 const CRATE: &str = "xtask/core";
-/// The directory in which this program was compiled. It is used only for comparison.
+/// The directory in which this crate was compiled. It is used only to detect the program of another checkout.
 const COMPILED_IN: &str = env!("CARGO_MANIFEST_DIR");
 
 /// The workspace of the command.
@@ -23,18 +23,18 @@ const COMPILED_IN: &str = env!("CARGO_MANIFEST_DIR");
 pub struct Workspace {
     root: PathBuf,
     target: PathBuf,
-    /// Cargo's intermediate files (build.build-dir); the target directory if nothing else is configured.
+    /// The directory of cargo's intermediate files (build.build-dir). By default, it is the target directory.
     build: PathBuf,
 }
 
 impl Workspace {
     /// Finds the workspace in which the command was typed. `cargo run` passes the directory of the package in
-    /// CARGO_MANIFEST_DIR; without cargo, the current directory decides. The workspace in which the program was
-    /// compiled may differ, if this one is a copy of it.
+    /// CARGO_MANIFEST_DIR. If this variable is not set, the current directory decides. The path at which the program
+    /// was compiled is not used, because the workspace may have been copied since then.
     ///
     /// # Errors
-    /// Returns a usage error if no workspace with this package is found. Returns a failure of the host if the program
-    /// may have been built by another checkout that shares the target directory.
+    /// Returns a usage error if no workspace with the package `xtask` is found. Returns a failure of the host if
+    /// another checkout shares the target directory and may have built this program.
     pub fn find() -> Result<Self> {
         let typed = std::env::current_dir().context("find the current directory")?;
         let named = std::env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from);
@@ -49,11 +49,11 @@ impl Workspace {
         Ok(workspace)
     }
 
-    /// Returns the workspace that contains `directory`. Cargo resolves a relative CARGO_TARGET_DIR in the directory
-    /// `typed`.
+    /// Returns the workspace that contains `directory`. Cargo runs in the directory `typed`, to which a relative
+    /// CARGO_TARGET_DIR refers.
     ///
     /// # Errors
-    /// Returns a usage error if cargo finds no workspace there, or one without this package.
+    /// Returns a usage error if cargo finds no workspace there, or if the workspace has no package `xtask`.
     fn around(typed: &Path, directory: &Path) -> Result<Self> {
         let mut command = MetadataCommand::new();
         if typed != directory {
@@ -77,8 +77,9 @@ impl Workspace {
         })
     }
 
-    /// Fails if the program may belong to another checkout. Checkouts that share a target or build directory use the
-    /// same file names there, and cargo distinguishes their files only by modification times (rust-lang/cargo#2383).
+    /// Returns an error if `program` may belong to another checkout. If checkouts share a target or build directory,
+    /// they use the same file names there, and cargo does not notice that a file is from another checkout
+    /// (rust-lang/cargo#2383).
     fn check_program(&self, program: &Path, compiled_in: &Path) -> Result<()> {
         let own = self.root.join(CRATE);
         let in_shared_target = program.starts_with(&self.target) && !self.target.starts_with(&self.root);
@@ -94,9 +95,9 @@ impl Workspace {
         )
     }
 
-    /// Returns the target directory for builds that this program starts. A target directory outside the workspace may
-    /// be shared with another checkout, whose executables could be mistaken for those of this one. In that case the
-    /// result is a directory in it that is named by this checkout's path.
+    /// Returns the target directory for builds that this program starts. If the configured target directory is outside
+    /// the workspace, other checkouts may share it, and their executables could be mistaken for those of this checkout.
+    /// In that case, the result is a subdirectory whose name is a digest of this checkout's path.
     pub fn target_dir(&self) -> PathBuf {
         if self.target.starts_with(&self.root) {
             return self.target.clone();
@@ -106,13 +107,14 @@ impl Workspace {
         if self.target.ends_with(&name) { self.target.clone() } else { self.target.join(name) }
     }
 
-    /// Returns whether no other checkout uses the build directory.
+    /// Returns whether the build directory belongs to this checkout alone: it is in the workspace or in the target
+    /// directory.
     fn build_is_own(&self) -> bool {
         self.build.starts_with(&self.root) || self.build.starts_with(&self.target)
     }
 
-    /// Returns a command that runs the current cargo in this workspace, without the variables that cargo has set for
-    /// this package.
+    /// Returns a command that runs cargo in this workspace. The variables that the outer cargo has set for this package
+    /// are removed.
     pub fn cargo(&self) -> Command {
         let mut command = Command::new(cargo());
         let target = self.target_dir();
@@ -132,8 +134,8 @@ impl Workspace {
     }
 }
 
-/// Returns the variables that the outer cargo has set for this package. An inner cargo must not see them, because build
-/// scripts that read them would run again.
+/// Returns the names of the variables that the outer cargo has set for this package. An inner cargo must not see them:
+/// their values would differ, and the build scripts that read them would run again.
 fn inherited_from_cargo() -> impl Iterator<Item = OsString> {
     const PREFIXES: [&str; 3] = ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_CFG_"];
     std::env::vars_os().map(|(name, _)| name).filter(|name| {
@@ -141,13 +143,13 @@ fn inherited_from_cargo() -> impl Iterator<Item = OsString> {
     })
 }
 
-/// Returns the cargo that started this program, or `cargo` on PATH.
+/// Returns the path of the cargo that started this program; otherwise `cargo`, which is searched on PATH.
 pub fn cargo() -> OsString {
     std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into())
 }
 
-/// Resolves symbolic links, so that two spellings of one path compare equal. The path is unchanged if it does not exist
-/// yet.
+/// Resolves symbolic links, so that two spellings of one path compare equal. If the path does not exist yet, it is
+/// returned unchanged.
 fn canonical(path: PathBuf) -> PathBuf {
     path.canonicalize().unwrap_or(path)
 }

@@ -1,5 +1,5 @@
-//! The path of an executable that cargo has built. It is taken from cargo's JSON messages, because
-//! `target/<triple>/release` would be only a guess.
+//! Finds the path of an executable that cargo has built. The path is read from cargo's JSON messages, because the
+//! directory depends on cargo's configuration.
 
 use std::path::{Path, PathBuf};
 
@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use cargo_metadata::Message;
 use cargo_metadata::diagnostic::{Diagnostic, DiagnosticLevel};
 
-/// Returns the only executable of the binary `name` in the messages of one `cargo build --message-format json…`.
+/// Returns the path of the executable `name` from the JSON messages of one `cargo build`.
 ///
 /// # Errors
 /// Returns an error if the messages cannot be read, or if they do not name exactly one such executable.
@@ -30,7 +30,7 @@ pub fn executable(messages: &str, name: &str) -> Result<PathBuf> {
     }
 }
 
-/// Returns the compiler's diagnostic in one line of cargo's JSON messages.
+/// Returns the compiler's diagnostic if this line of cargo's JSON messages contains one.
 pub(super) fn diagnostic(line: &str) -> Option<Diagnostic> {
     match serde_json::from_str(line).ok()? {
         Message::CompilerMessage(message) => Some(message.message),
@@ -38,15 +38,15 @@ pub(super) fn diagnostic(line: &str) -> Option<Diagnostic> {
     }
 }
 
-/// Returns whether a diagnostic rejects source code. The errors of a linker or of a full disk have no place in the
-/// source code.
+/// Returns whether a diagnostic is an error in source code. Other errors, such as those of a linker or of a full disk,
+/// name no place in the source code.
 pub(super) fn rejects_source(diagnostic: &Diagnostic) -> bool {
     diagnostic.level == DiagnosticLevel::Error && !diagnostic.spans.is_empty()
 }
 
 /// Returns whether an executable was compiled from the sources of the workspace at `root`. Cargo writes a list of the
-/// sources beside it. If the list has relative paths (cargo's `build.dep-info-basedir`), the answer is unknown, and
-/// the function returns true.
+/// sources beside the executable. If the paths in this list are relative (cargo's `build.dep-info-basedir`), the
+/// workspace is unknown, and the function returns true.
 ///
 /// # Errors
 /// Returns an error if the list cannot be read.

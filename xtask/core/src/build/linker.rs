@@ -1,8 +1,8 @@
-//! The linker that cargo will use for a target. It is found by cargo's own rules and checked before the build.
+//! Finds the linker that cargo will use for a target, by cargo's own rules, and checks this linker before the build.
 //!
-//! The order is that of the Cargo Book, Configuration: the environment variable, then `.cargo/config.toml` in the
-//! workspace and its parent directories, then `$CARGO_HOME`, then rustc's default. If the older file `.cargo/config`
-//! also exists, cargo prefers it.
+//! The first of these places that names a linker decides (The Cargo Book, Configuration): the environment variable,
+//! `.cargo/config.toml` in the workspace and its parent directories, the configuration in `$CARGO_HOME`, and rustc's
+//! default. In a directory that also has the older file `.cargo/config`, cargo reads the older file.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -13,18 +13,18 @@ use xshell::{Shell, cmd};
 use crate::arch::MachineProfile;
 use crate::fs::read_if_there;
 
-/// The linker that rustc uses for every linux-gnu target without a configured linker.
+/// The linker that rustc uses for a linux-gnu target if no linker is configured.
 const DEFAULT: &str = "cc";
 
-/// The start-up file of the C library. It is linked into every executable.
+/// The start-up file of the C library, which is linked into every executable.
 const START_FILE: &str = "Scrt1.o";
 
 /// A linker and the place where it is configured.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Linker {
-    /// The name of a program on PATH, or a path.
+    /// The name of the linker on PATH, or its path.
     pub program: PathBuf,
-    /// The place of the configuration: an environment variable, a file, or rustc's default.
+    /// The place that names the linker: an environment variable, a file, or rustc's default.
     pub origin: String,
 }
 
@@ -69,7 +69,8 @@ impl Linker {
     /// Runs the linker with `-dumpmachine`, and checks that it links executables for `machine` and finds the C library.
     ///
     /// # Errors
-    /// Returns [`Unfit`] with the linker, the place of its configuration, its output, and how to get a suitable one.
+    /// Returns [`Unfit`]. Its text has the linker, the place that names the linker, the linker's output or error, and a
+    /// remedy.
     pub fn check(&self, shell: &Shell, machine: &MachineProfile) -> Result<(), Unfit> {
         let (program, arch) = (&self.program, machine.arch);
         let output = self.ask(shell, "-dumpmachine").map_err(|error| {
@@ -90,7 +91,7 @@ impl Linker {
                 machine.multiarch
             )));
         }
-        // Without this file of the C library, no executable can be linked.
+        // If the linker does not find this file, it cannot link any executable.
         if !self.finds(shell, START_FILE) {
             return Err(Unfit::Missing(format!(
                 "{link} has no C library to link with: -print-file-name={START_FILE} finds none; run: cargo xtask \
@@ -100,8 +101,8 @@ impl Linker {
         Ok(())
     }
 
-    /// Returns whether the linker finds a file of the C library. For a file that it does not find, the compiler prints
-    /// only the given name.
+    /// Returns whether the linker finds a file of the C library. A linker that finds the file prints its path, and
+    /// otherwise only the given name.
     pub fn finds(&self, shell: &Shell, file: &str) -> bool {
         self.ask(shell, &format!("-print-file-name={file}")).is_ok_and(|path| path.trim() != file)
     }
@@ -111,8 +112,8 @@ impl Linker {
         cmd!(shell, "{program} {question}").quiet().ignore_stderr().read()
     }
 
-    /// Returns the path and the version (`2.36`) of the C library, as the library itself states it. Returns `None` if
-    /// the linker finds no glibc. It then uses musl, or it has no C library.
+    /// Returns the path and the version (`2.36`) of glibc. The version is read from the library itself. Returns `None`
+    /// if the linker finds no glibc, for example because it uses musl.
     pub fn libc(&self, shell: &Shell) -> Option<(PathBuf, String)> {
         let path = self.ask(shell, "-print-file-name=libc.so.6").ok()?;
         let path = PathBuf::from(path.trim());
@@ -121,7 +122,7 @@ impl Linker {
     }
 }
 
-/// Returns the version in glibc's banner: `GNU C Library (…) stable release version 2.36.`
+/// Returns the version from glibc's banner: `GNU C Library (…) stable release version 2.36.`
 fn glibc_version(library: &[u8]) -> Option<String> {
     let text = String::from_utf8_lossy(library);
     let (_, rest) = text.split_once(" release version ")?;
@@ -141,12 +142,12 @@ pub enum Unfit {
     Configuration(String),
 }
 
-/// Returns `CARGO_TARGET_<TRIPLE>_LINKER`.
+/// Returns the name of cargo's variable for the linker of a target: `CARGO_TARGET_<TRIPLE>_LINKER`.
 fn variable_name(triple: &str) -> String {
     format!("CARGO_TARGET_{}_LINKER", triple.to_uppercase().replace('-', "_"))
 }
 
-/// Returns `target.<triple>.linker` of one configuration file.
+/// Returns the value of `target.<triple>.linker` in one configuration file.
 fn configured(text: &[u8], triple: &str) -> Result<Option<String>> {
     let table: toml::Table = toml::from_slice(text)?;
     let linker = table.get("target").and_then(|target| target.get(triple)).and_then(|t| t.get("linker"));
@@ -155,8 +156,8 @@ fn configured(text: &[u8], triple: &str) -> Result<Option<String>> {
     Ok(Some(program.to_owned()))
 }
 
-/// Resolves a path with a slash relative to the directory that contains `.cargo`. A bare name is not changed, because
-/// it is searched on PATH.
+/// Resolves a program that a configuration file names. A path is relative to the directory that contains `.cargo`. A
+/// name without a slash stays as it is, because cargo searches it on PATH.
 fn relative_to_config(program: &str, config_directory: &Path) -> PathBuf {
     match config_directory.parent() {
         Some(parent) if program.contains('/') => parent.join(program),

@@ -20,23 +20,22 @@ use crate::workspace::Workspace;
 use crate::{bail_guest, bail_host};
 use origin::Origin;
 
-/// The package that is built and tested.
+/// The package of the agent.
 pub const AGENT_PACKAGE: &str = "iot-agent";
 
-/// The package of the agent, and the other package of this workspace that it uses.
+/// The packages of this workspace from which the agent is built.
 const AGENT_PACKAGES: [&str; 2] = [AGENT_PACKAGE, "agent-protocol"];
 
-/// An executable that was read into memory.
+/// An executable of the agent that was read into memory.
 #[derive(Debug, Clone)]
 pub struct Agent {
     pub path: PathBuf,
-    /// The content of the file. This content is tested, even if the path later leads to another file.
+    /// The content of the file. A smoke tests this content, even if the file is replaced later.
     pub content: Vec<u8>,
     /// The SHA-256 digest in lower-case hex.
     pub sha256: String,
-    /// The architecture for which it was built.
+    /// The architecture for which the executable is meant.
     pub arch: VmArchitecture,
-    /// The origin of the executable.
     pub origin: Origin,
 }
 
@@ -58,10 +57,11 @@ impl Agent {
     }
 }
 
-/// Checks the requirements of the build (the profile, the Rust target, the linker) within milliseconds.
+/// Checks the requirements of the build: the profile, the Rust target and the linker. This takes milliseconds.
 ///
 /// # Errors
-/// Returns a usage error or a failure of the host if a requirement is missing. The error names it and how to get it.
+/// Returns a usage error if the profile does not exist, and a failure of the host if another requirement is missing.
+/// The error says what is missing and how to get it.
 pub fn check(shell: &Shell, workspace: &Workspace, args: &BuildArgs) -> Result<linker::Linker> {
     profile::check(workspace.root(), &args.profile)?;
     let machine = args.arch.profile();
@@ -82,13 +82,13 @@ fn check_tools(shell: &Shell, workspace: &Workspace, machine: &MachineProfile) -
 
 /// Builds the agent and reads the executable.
 ///
-/// Another checkout may build into this checkout's target directory. Cargo then treats the other checkout's executable
-/// as up to date, because it compares only times (rust-lang/cargo#2383). Such an executable is deleted and built
-/// again.
+/// Another checkout may have built its agent into this checkout's target directory. Cargo then treats that executable
+/// as up to date, because it compares only modification times (rust-lang/cargo#2383). This function deletes such an
+/// executable and builds it again.
 ///
 /// # Errors
-/// Returns the errors of [`check`], and a failure of the guest if the compiler rejects source code. Every other error
-/// is a failure of the host, for example if cargo fails or if its messages do not name exactly one executable.
+/// Returns the errors of [`check`]. If the compiler finds an error in the source code, returns a failure of the guest.
+/// In every other case, for example if cargo cannot reach the registry, returns a failure of the host.
 pub fn build(shell: &Shell, workspace: &Workspace, args: &BuildArgs) -> Result<Agent> {
     check(shell, workspace, args)?;
     let triple = args.arch.profile().triple;
@@ -103,7 +103,7 @@ pub fn build(shell: &Shell, workspace: &Workspace, args: &BuildArgs) -> Result<A
     built.map_err(|error| host_fault(error, what.as_str(), "see the causes and cargo's messages above"))
 }
 
-/// Deletes the build of the agent's own packages.
+/// Deletes the files that cargo has built for the packages of the agent.
 fn delete_build(workspace: &Workspace, args: &BuildArgs) -> Result<()> {
     let mut command = workspace.cargo();
     command.args(["clean", "--quiet", "--target", args.arch.profile().triple, "--profile", &args.profile]);
@@ -115,18 +115,17 @@ fn delete_build(workspace: &Workspace, args: &BuildArgs) -> Result<()> {
     Ok(())
 }
 
-/// Runs cargo, and returns the path of the executable.
+/// Builds the agent with cargo, and returns the path of the executable.
 fn compile(workspace: &Workspace, args: &BuildArgs, what: &str) -> Result<PathBuf> {
     let triple = args.arch.profile().triple;
-    // The target directory may contain intermediate files of another checkout. Cargo is therefore run with the
-    // directories of this workspace.
+    // If the target directory is shared with another checkout, `Workspace::cargo` selects a directory of this checkout.
     let mut command = workspace.cargo();
     command.args(["build", "--package", AGENT_PACKAGE, "--bin", AGENT_PACKAGE, "--target", triple]);
     command.args(["--profile", &args.profile]);
     artifact::executable(&run_cargo(command, what)?, AGENT_PACKAGE)
 }
 
-/// Runs a `cargo build`, prints the compiler's diagnostics, and returns cargo's JSON messages.
+/// Runs a `cargo build` that prints JSON messages. Prints the compiler's diagnostics in them, and returns all messages.
 fn run_cargo(mut command: Command, what: &str) -> Result<String> {
     let on_terminal = std::io::stderr().is_terminal();
     let format = if on_terminal { "json-diagnostic-rendered-ansi" } else { "json" };
@@ -137,7 +136,7 @@ fn run_cargo(mut command: Command, what: &str) -> Result<String> {
     for line in BufReader::new(cargo.stdout.take().context("read cargo's messages")?).lines() {
         let line = line.context("read cargo's messages")?;
         if let Some(diagnostic) = artifact::diagnostic(&line) {
-            // The last line of the terminal may show cargo's progress.
+            // Cargo may show its progress in the last line of the terminal. Clear this line first.
             let clear = if on_terminal { "\r\x1b[K" } else { "" };
             eprint!("{clear}{}", diagnostic.rendered.as_deref().unwrap_or_default());
             is_rejected |= artifact::rejects_source(&diagnostic);
@@ -159,8 +158,8 @@ fn run_cargo(mut command: Command, what: &str) -> Result<String> {
     )
 }
 
-/// Returns whether rustc has a standard library for the target. rustup is not used, because a distribution's compiler
-/// comes without it.
+/// Returns whether rustc has a standard library for the target. rustup is not asked, because the Rust of a distribution
+/// comes without rustup.
 pub fn rust_target_installed(shell: &Shell, triple: &str) -> Result<bool> {
     let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
     let directory = cmd!(shell, "{rustc} --print target-libdir --target {triple}")
@@ -181,7 +180,7 @@ mod tests {
     use super::*;
     use crate::error;
 
-    /// Returns a line with a diagnostic, as cargo prints it.
+    /// Returns a diagnostic as a line of cargo's JSON messages.
     fn diagnostic(level: &str, text: &str, has_place: bool) -> String {
         let place = serde_json::json!({
             "file_name": "src/main.rs", "byte_start": 0, "byte_end": 1, "line_start": 1, "line_end": 1, "column_start": 1,
@@ -198,7 +197,7 @@ mod tests {
         .to_string()
     }
 
-    /// Returns a command in place of cargo that prints these messages and ends with this code.
+    /// Returns a command that replaces cargo: it prints `messages` and then runs the shell command `end`.
     fn cargo(messages: &str, end: &str) -> Command {
         let mut command = Command::new("sh");
         command.args(["-c", &format!("printf '%s\\n' \"$0\"; {end}"), messages]);
@@ -213,7 +212,8 @@ mod tests {
         let table = [
             (source.as_str(), "exit 101", 1),
             (&linker, "exit 101", 69),
-            // If rustc was killed or the registry cannot be reached, cargo reports it only on stderr.
+            // If rustc was killed or the registry cannot be reached, the JSON messages contain no error. Cargo reports
+            // it only on stderr.
             (&warning, "exit 101", 69),
             ("", "exit 101", 69),
             ("", "kill -9 $$", 69),

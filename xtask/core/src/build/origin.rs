@@ -8,7 +8,7 @@ pub enum Origin {
     /// `cargo xtask` built the executable.
     Built {
         profile: String,
-        /// The compiler flags of the environment.
+        /// The compiler flags from environment variables, such as `RUSTFLAGS`.
         rustflags: Option<String>,
     },
     /// The value of `--agent FILE`, as it was typed.
@@ -16,20 +16,20 @@ pub enum Origin {
 }
 
 impl Origin {
-    /// Returns the origin of an executable that is built in the environment of this process.
+    /// Returns the origin of an executable that this process builds, with the compiler flags from its environment.
     pub fn built(profile: &str, triple: &str) -> Self {
         let variable = |name: &str| Some(std::env::var_os(name)?.to_string_lossy().into_owned());
         Self::Built { profile: profile.to_owned(), rustflags: rustflags(variable, triple) }
     }
 }
 
-/// Returns the flags that cargo passes to rustc because of the environment. Cargo reads only the first of these
-/// variables that is set.
+/// Returns the compiler flags from the environment. If several of these variables are set, cargo reads only the first
+/// one.
 fn rustflags(variable: impl Fn(&str) -> Option<String>, triple: &str) -> Option<String> {
     let of_target = format!("CARGO_TARGET_{}_RUSTFLAGS", triple.to_uppercase().replace('-', "_"));
     let names = ["CARGO_ENCODED_RUSTFLAGS", "RUSTFLAGS", &of_target, "CARGO_BUILD_RUSTFLAGS"];
     let flags = names.into_iter().find_map(variable)?;
-    // In the encoded form, this character separates the flags.
+    // In `CARGO_ENCODED_RUSTFLAGS`, this character separates the flags.
     let flags = flags.replace('\x1f', " ");
     let flags = flags.trim();
     (!flags.is_empty()).then(|| flags.to_owned())

@@ -1,4 +1,4 @@
-//! The check that a cargo profile exists, before cargo builds with it.
+//! Checks that a cargo profile exists, before cargo builds with it.
 
 use std::path::Path;
 
@@ -6,13 +6,14 @@ use anyhow::{Context, Result};
 
 use crate::error::Failure;
 
-/// The profiles that cargo itself defines and that build an ordinary executable.
+/// The profiles for ordinary executables that cargo itself defines.
 const BUILT_IN: [&str; 2] = ["dev", "release"];
 
-/// Checks that cargo or the workspace's manifest defines a profile.
+/// Checks that a profile is defined by cargo or by the workspace's manifest.
 ///
 /// # Errors
-/// Returns a usage error that names the defined profiles, or an error if the manifest cannot be read.
+/// If the profile is not defined, returns a usage error that lists the defined profiles. Also returns an error if the
+/// manifest cannot be read.
 pub fn check(workspace: &Path, profile: &str) -> Result<()> {
     let path = workspace.join("Cargo.toml");
     let text = fs_err::read_to_string(&path)?;

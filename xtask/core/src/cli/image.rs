@@ -140,7 +140,7 @@ pub struct PruneArgs {
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub keep: Option<u64>,
 
-    /// Delete images that are not in the catalogue; the default without a criterion
+    /// Delete images that are not in the catalogue [default without --older-than and --keep]
     #[arg(long)]
     pub unnamed: bool,
 

@@ -1,4 +1,5 @@
-//! The release of a UEFI firmware, read from its file, and the releases that are known to fail with a QEMU.
+//! Reads the release of a UEFI firmware from its file, and lists the releases that are known to fail with a version of
+//! QEMU.
 
 use std::fmt;
 use std::fs::File;
@@ -8,8 +9,8 @@ use std::path::Path;
 use super::tools;
 use crate::arch::Global;
 
-/// The number of bytes that are read of a firmware's file. An OVMF is smaller, and in a build for Arm the uncompressed
-/// part is in the first megabyte.
+/// The number of bytes of a firmware's file that are searched. An OVMF file is smaller than this. A file for Arm is
+/// larger, but its uncompressed part is in the first megabyte.
 const SEARCHED_BYTES: u64 = 4 << 20;
 
 /// The GUID of LZMA-compressed sections (edk2, MdeModulePkg/Include/Guid/LzmaDecompress.h), in the byte order of the
@@ -17,7 +18,7 @@ const SEARCHED_BYTES: u64 = 4 << 20;
 const LZMA: [u8; 16] =
     [0x98, 0x58, 0x4e, 0xee, 0x14, 0x39, 0x59, 0x42, 0x9d, 0x6e, 0xdc, 0x7b, 0xd7, 0x94, 0x03, 0xcf];
 /// The type of a section that is defined by a GUID (PI specification, volume 3, EFI_SECTION_GUID_DEFINED). The next
-/// constant is the length of the section's header, which contains size and type, GUID, offset and attributes.
+/// constant is the length of such a section's header, with the size and type, the GUID, the offset and the attributes.
 const GUIDED: u8 = 2;
 const GUIDED_HEADER: usize = 24;
 
@@ -41,9 +42,9 @@ impl Edk2 {
         Self { year, month }
     }
 
-    /// Returns the release that the firmware's file states, either in plain text or, as in OVMF, in a compressed
-    /// section that xz(1) unpacks. Returns `None` if the file states no release, such as Debian 12's OVMF, or if xz is
-    /// missing.
+    /// Returns the release that the firmware's file names. The name may be in plain text or, as in OVMF, in a
+    /// compressed section. Returns `None` if the file names no release, such as Debian 12's OVMF. Also returns `None`
+    /// if the section cannot be unpacked because xz(1) is missing.
     pub fn read(code: &Path) -> Option<Self> {
         let mut bytes = Vec::new();
         File::open(code).ok()?.take(SEARCHED_BYTES).read_to_end(&mut bytes).ok()?;
@@ -53,7 +54,7 @@ impl Edk2 {
     /// Returns the first release that `bytes` name: `edk2-2022.11/` in a build path (Debian), `edk2-stable202505`
     /// (Arch, openSUSE) or `edk2-20250523-` (Fedora), in ASCII or in UEFI's 16-bit characters.
     fn find(bytes: &[u8]) -> Option<Self> {
-        // Other bytes become replacement characters, which occur in no name.
+        // Bytes that are not UTF-8 become replacement characters, which occur in no name.
         let text = String::from_utf8_lossy(bytes);
         named_in(&text, "edk2-")
             .or_else(|| named_in(&text, "e\0d\0k\x002\0-\0"))
@@ -61,7 +62,8 @@ impl Edk2 {
     }
 }
 
-/// Parses `2025.02` in 16-bit characters, which is how Debian fills PcdFirmwareVersionString.
+/// Parses a release such as `2025.02` in 16-bit characters. Debian writes it into PcdFirmwareVersionString in this
+/// form.
 fn dotted(text: &str) -> Option<Edk2> {
     let start: String = text.chars().take(2 * "2025.02".len()).filter(|c| *c != '\0').collect();
     let (year, month) = start.split_once('.')?;
@@ -95,26 +97,27 @@ fn release(digits: &str) -> Option<Edk2> {
     ((2010..2100).contains(&year) && (1..=12).contains(&month)).then_some(Edk2 { year, month })
 }
 
-/// A QEMU, an edk2 and a CPU model that fail in combination.
+/// A combination of QEMU, edk2 and CPU model that is known to fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KnownBad {
     /// The first edk2 release with the fault, and the first release without it.
     pub edk2: (Edk2, Edk2),
     /// The first QEMU with the fault, major and minor version.
     pub qemu: (u32, u32),
-    /// The name of QEMU's machine with the fault (`uname -m`).
+    /// The architecture of the guests that have the fault, as `uname -m` names it.
     pub machine: &'static str,
     /// QEMU's name of the CPU model with the fault.
     pub cpu: &'static str,
-    /// The effect of the fault, and the report about it.
+    /// The effect of the fault, and the address of the report about it.
     pub what: &'static str,
     /// The `-global` property that avoids the fault; `None` if none is known.
     pub global: Option<Global>,
 }
 
-/// The known combinations.
+/// The combinations that are known to fail.
 pub const KNOWN_BAD: &[KnownBad] = &[
-    // The reporter of the Debian bug found that `lpa2` makes the difference. 2026.08 with QEMU 7.2 booted in a test.
+    // The reporter of the Debian bug found that the fault disappears without `lpa2`. In a test, 2026.08 booted with
+    // QEMU 7.2.
     KnownBad {
         edk2: (Edk2::new(2025, 11), Edk2::new(2026, 8)),
         qemu: (7, 0),
@@ -123,7 +126,7 @@ pub const KNOWN_BAD: &[KnownBad] = &[
         what: "hangs before its first line (github.com/tianocore/edk2/issues/11962)",
         global: Some(Global { driver: "max-arm-cpu", property: "lpa2", value: false }),
     },
-    // This fault was reported, but QEMU 10.0 with Debian 12's 2022.11 booted in a test.
+    // This fault was reported. In a test, however, Debian 12's 2022.11 booted with QEMU 10.0.
     KnownBad {
         edk2: (Edk2::new(2010, 1), Edk2::new(2023, 11)),
         qemu: (9, 0),
@@ -134,7 +137,7 @@ pub const KNOWN_BAD: &[KnownBad] = &[
     },
 ];
 
-/// Returns the known fault of a combination; `cpu` is QEMU's name of the model.
+/// Returns the known fault of this combination, if there is one. `cpu` is QEMU's name of the model.
 pub fn known_bad(
     machine: &str,
     qemu: (u32, u32),
@@ -176,13 +179,13 @@ mod tests {
 
     #[test]
     fn a_release_in_a_compressed_volume_is_found() {
-        // This is `edk2-stable202505` in 16-bit characters, packed by xz --format=lzma.
+        // The text `edk2-stable202505` in 16-bit characters, packed by xz --format=lzma.
         let packed: [u8; 52] = [
             93, 0, 0, 128, 0, 255, 255, 255, 255, 255, 255, 255, 255, 0, 50, 128, 8, 173, 155, 75, 126, 132,
             33, 13, 139, 19, 175, 69, 234, 47, 104, 140, 237, 154, 234, 191, 195, 53, 207, 185, 46, 76, 114,
             194, 228, 84, 23, 255, 254, 230, 104, 0,
         ];
-        // A machine with only Rust installed may have no xz. The release is then unknown.
+        // This test must also pass on a machine without xz. There, the release is unknown.
         let described = tools::find("xz").map(|_| Edk2::new(2025, 5));
         let size = u32::try_from(GUIDED_HEADER + packed.len()).unwrap().to_le_bytes();
         let header = [&[size[0], size[1], size[2], GUIDED], LZMA.as_slice(), &[24, 0, 1, 0]].concat();

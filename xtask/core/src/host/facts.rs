@@ -1,5 +1,5 @@
-//! The facts about this machine for guests of one architecture. They are gathered in parallel here and evaluated
-//! elsewhere. [`LocalHost`] has the facts that do not depend on the guest.
+//! Gathers the facts about this machine that depend on the guest, in parallel. [`LocalHost`] has the facts that do not
+//! depend on the guest. The facts are evaluated in `preflight::findings`.
 
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -23,31 +23,31 @@ use crate::image::choice::Choice;
 use crate::image::{Image, Source};
 use crate::workspace::Workspace;
 
-/// The facts about this machine for one guest. `Err` holds the reason in words.
+/// The facts about this machine for one guest. An `Err` contains the reason in words.
 #[derive(Debug, Clone)]
 pub struct Facts {
     pub arch: VmArchitecture,
     /// The facts that do not depend on the guest.
     pub host: LocalHost,
-    /// The full-system emulator, or its path with the reason why it does not work. `None` if it is missing.
+    /// The full-system emulator; `None` if it is missing. If it does not work, `Err` has its path and the reason.
     pub emulator: Option<Result<Emulator, (PathBuf, String)>>,
-    /// The emulators for other architectures, if the required one is missing.
+    /// The installed emulators for other architectures. They are searched only if the required emulator is missing.
     pub other_emulators: Vec<String>,
     pub firmware: Result<AarchFirmware, Vec<Rejected>>,
-    /// The release of the firmware, as its file states it.
+    /// The release of the firmware; `None` if its file does not name one.
     pub edk2: Option<Edk2>,
     /// `Ok(true)` if rustc has a standard library for the target.
     pub rust_target: Result<bool, String>,
     /// The libraries that the linker for the target finds.
     pub linker: Result<Linking, Unfit>,
-    /// The state of KVM.
     pub kvm: Kvm,
-    /// True if this host's kernel can run programs of the guest. An image build needs that.
+    /// True if this host's kernel can run programs of the guest's architecture, which an image build needs.
     pub runs_guest_programs: bool,
-    /// True if QEMU's user emulator for the guest's programs is installed, whether it is registered or not.
+    /// True if QEMU's user emulator for the guest's architecture is installed, even if it is not registered with the
+    /// kernel.
     pub user_emulator: bool,
-    /// The command that registers the emulator: `update-binfmts` on Debian 12 and Ubuntu, otherwise systemd's program,
-    /// which works without a running systemd.
+    /// The command that registers the user emulator with the kernel. It is `update-binfmts` on Debian 12 and Ubuntu,
+    /// and `systemd-binfmt` elsewhere, which works without a running systemd. `None` if neither is possible.
     pub registers_handler: Option<Vec<String>>,
     /// The requested guest.
     pub guest: Guest,
@@ -70,7 +70,7 @@ pub struct Guest {
     pub machine: MachineArgs,
     /// The image and its fallback.
     pub choice: Choice,
-    /// The image that is built from packages or may have to be built.
+    /// Which image is built from packages.
     pub built: Built,
 }
 
@@ -100,7 +100,8 @@ impl Guest {
         Ok(Self { machine: machine.clone(), choice, built })
     }
 
-    /// Returns the older glibc version of the image and its fallback, as far as the catalogue states them.
+    /// Returns the glibc version of the image or of its fallback image, whichever is older. Returns `None` if the
+    /// catalogue states neither.
     pub fn glibc(&self) -> Option<&str> {
         let images = std::iter::once(&self.choice.image).chain(&self.choice.fallback);
         let glibc = images.filter_map(|image| Some(image.expected.as_ref()?.glibc.as_str()));
@@ -153,7 +154,8 @@ impl Facts {
         })
     }
 
-    /// Returns the known fault of this firmware with this emulator and the CPU of an emulated guest.
+    /// Returns the known fault that an emulated guest would have with this firmware, this emulator and the requested
+    /// CPU.
     pub fn known_bad(&self) -> Option<&'static KnownBad> {
         let cpu = self.guest.machine.cpu.as_deref();
         let model = CpuModel::requested(self.arch, Accelerator::Tcg, cpu);
@@ -175,8 +177,8 @@ fn linking(workspace: &Workspace, arch: VmArchitecture) -> Result<Linking, Unfit
     Ok(Linking { libc: linker.libc(&shell), static_libc: linker.finds(&shell, "libc.a") })
 }
 
-/// Returns the command that registers the emulator with the kernel. Only systemd's program (binfmt.d(5)) can register
-/// the emulator of Debian 13. With one file as its argument, that program does not change other formats.
+/// Returns the command that registers the user emulator with the kernel. Debian 13's emulator can be registered only by
+/// `systemd-binfmt` (binfmt.d(5)). If its argument is one file, this program does not change other formats.
 fn registers_handler(arch: VmArchitecture) -> Option<Vec<String>> {
     let handler = format!("qemu-{}", arch.profile().machine);
     if let Some(program) = tools::find("update-binfmts")
@@ -195,8 +197,8 @@ fn runs_guest_programs(arch: VmArchitecture) -> bool {
         return true;
     }
     let handler = format!("/proc/sys/fs/binfmt_misc/qemu-{}", arch.profile().machine);
-    // With the flag F, the kernel opens the interpreter when it is registered, so the interpreter need not be in the
-    // file tree of the program (Linux, Documentation/admin-guide/binfmt-misc.rst).
+    // The flag F is needed, because the file tree of a new image does not contain the emulator. With F, the kernel
+    // opens the emulator when it is registered (Linux, Documentation/admin-guide/binfmt-misc.rst).
     let fixed = |text: &str| text.lines().any(|line| line.starts_with("flags:") && line.contains('F'));
     std::fs::read_to_string(handler).is_ok_and(|text| text.starts_with("enabled") && fixed(&text))
 }

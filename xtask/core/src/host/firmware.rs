@@ -1,5 +1,6 @@
-//! UEFI firmware pairs, from QEMU's JSON descriptors (docs/interop/firmware.json in QEMU's sources) or else from the
-//! known paths. A pair is used only if both files exist and their sizes fit the flash device.
+//! Finds UEFI firmware: a pair of the code and the template of the variable store. QEMU's JSON descriptors
+//! (docs/interop/firmware.json in QEMU's sources) name such pairs. If no descriptor names a suitable pair, known paths
+//! are tried. A pair is suitable only if both files exist and have sizes that fit the flash device.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -11,20 +12,21 @@ use serde::Deserialize;
 use crate::arch::{MachineProfile, VmArchitecture};
 use crate::fs::entries;
 
-/// The directories of QEMU's descriptors. A file masks a file of the same name in an earlier directory.
+/// The directories of QEMU's descriptors. A file in a later directory replaces a file of the same name in an earlier
+/// one.
 const DESCRIPTOR_DIRECTORIES: &[&str] = &["usr/share/qemu/firmware", "etc/qemu/firmware"];
 
-/// The features of firmware that enforces signatures and therefore does not boot an unsigned image. (`amd-sev` is not
-/// among them: it only says that the firmware can also serve such guests.)
+/// The features of firmware that boots only signed images. (`amd-sev` is not one of them: firmware with this feature
+/// also boots ordinary guests.)
 const UNWANTED_FEATURES: &[&str] = &["enrolled-keys", "secure-boot", "requires-smm"];
 
 /// UEFI firmware: the code, which is shared and read-only, and the template of the variable store. The type is named
-/// after the architecture that needs it to boot a distribution; an x86_64 guest gets a pair of the same kind.
+/// after aarch64, because distributions for aarch64 boot only with UEFI. x86_64 guests use the same type.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AarchFirmware {
     /// The file for flash unit 0.
     pub code: PathBuf,
-    /// The file that is copied for each domain. The copy goes into flash unit 1.
+    /// The file that is copied for each domain. The copy is the content of flash unit 1.
     pub vars_template: PathBuf,
 }
 
@@ -32,17 +34,16 @@ pub struct AarchFirmware {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{} {why}", path.display())]
 pub struct Rejected {
-    /// The descriptor or the file.
+    /// The path of the descriptor, or of the file that does not fit.
     pub path: PathBuf,
-    /// The reason.
     pub why: Why,
 }
 
-/// The reason why a pair is not used. The text follows the path in a message.
+/// The reason why a pair is not used. In a message, this text follows the path.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
 pub enum Why {
-    /// The size in bytes does not fit the flash device. The second number is the required size; `None` stands for any
-    /// multiple of 4 KiB.
+    /// The file's size does not fit the flash device. The first number is the size in bytes, the second one is the
+    /// required size. `None` means that any multiple of 4 KiB fits.
     #[error("has {0} bytes, {wanted}", wanted = wanted_size(*.1))]
     Size(u64, Option<u64>),
     /// A descriptor names a file that does not exist.
@@ -51,7 +52,7 @@ pub enum Why {
     /// The file cannot be read; the reason follows.
     #[error("cannot be read: {0}")]
     Unreadable(String),
-    /// The firmware enforces signatures, and a user's own image has none.
+    /// The firmware boots only signed images, and a user's own image is not signed.
     #[error("describes firmware that requires signed boot loaders")]
     Enrolled,
     /// The descriptor is not in QEMU's format; the reason follows.
@@ -69,7 +70,7 @@ fn wanted_size(bytes: Option<u64>) -> String {
 /// Returns the first suitable pair below `root`, which is `/` except in tests.
 ///
 /// # Errors
-/// Returns every candidate with the reason why it is not used.
+/// If no pair is suitable, returns all candidates, each with the reason why it is not used.
 pub fn discover(arch: VmArchitecture, root: &Path) -> Result<AarchFirmware, Vec<Rejected>> {
     let profile = arch.profile();
     let mut rejected = Vec::new();
@@ -94,7 +95,7 @@ pub fn discover(arch: VmArchitecture, root: &Path) -> Result<AarchFirmware, Vec<
     Err(rejected)
 }
 
-/// Returns every descriptor, sorted by name. Later directories mask earlier ones.
+/// Returns the path and the text of every descriptor, sorted by file name.
 fn descriptors(root: &Path) -> Vec<(PathBuf, String)> {
     let mut by_name = BTreeMap::new();
     for directory in DESCRIPTOR_DIRECTORIES {
@@ -138,7 +139,8 @@ struct Target {
     machines: Vec<String>,
 }
 
-/// Returns the pair that a descriptor offers for the machine, or `None` if the descriptor is for something else.
+/// Returns the pair that a descriptor offers for the machine. Returns `None` if the descriptor is for other machines or
+/// other firmware.
 fn from_descriptor(text: &str, profile: &MachineProfile) -> Result<Option<AarchFirmware>, Why> {
     let descriptor: Descriptor =
         serde_json::from_str(text).map_err(|error| Why::Malformed(error.to_string()))?;
@@ -221,7 +223,7 @@ mod tests {
             file(root, path, FLASH);
         }
         descriptor(root, "40-enrolled.json", "/a/ms.fd", "/a/vars.fd", r#""enrolled-keys""#);
-        // Debian 12 ships a descriptor like this one without the file.
+        // Debian 12 ships a descriptor like this one, whose file does not exist.
         descriptor(root, "50-absent.json", "/a/absent.fd", "/a/vars.fd", "");
         descriptor(root, "60-plain.json", "/a/code.fd", "/a/vars.fd", r#""amd-sev", "verbose-static""#);
         std::fs::write(root.join("usr/share/qemu/firmware/10-broken.json"), "{").unwrap();

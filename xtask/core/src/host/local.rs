@@ -1,4 +1,5 @@
-//! The facts about this machine for any guest: distribution, user, programs, libvirt, disk, memory and clock.
+//! Gathers the facts about this machine that do not depend on the guest: distribution, user, programs, libvirt, disk,
+//! memory and clock.
 
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -20,13 +21,13 @@ pub enum When {
     Always,
     /// The build of an image from packages needs the program.
     Building,
-    /// The build of an image in a user namespace needs the program. Only root builds without a user namespace.
+    /// The build of an image by a user other than root needs the program, because such a build uses a user namespace.
     BuildingAsUser,
     /// The test suite needs the program.
     Testing,
 }
 
-/// The programs that this workflow starts, each with its entry in the table of packages and the purpose for which it is
+/// The programs that `cargo xtask` starts. Each has its row in the table of packages and the purpose for which it is
 /// needed.
 pub const PROGRAMS: &[(&str, Need, When)] = &[
     ("qemu-img", Need::QemuImg, When::Always),
@@ -51,19 +52,18 @@ pub const PROGRAMS: &[(&str, Need, When)] = &[
     ("e2fsck", Need::E2fsprogs, When::Testing),
 ];
 
-/// The possible paths of the program with which libvirt writes a machine's memory to a file. libvirt's build determines
-/// the directory. The first path is used by Debian, Ubuntu and Arch, the second one by Fedora and openSUSE, and the
-/// third one by older openSUSE.
+/// The possible paths of the program with which libvirt writes a machine's memory to a file. Debian, Ubuntu and Arch
+/// use the first path, Fedora and openSUSE the second one, and older versions of openSUSE the third one.
 pub const LIBVIRT_IOHELPERS: [&str; 3] = [
     "/usr/lib/libvirt/libvirt_iohelper",
     "/usr/libexec/libvirt_iohelper",
     "/usr/lib64/libvirt/libvirt_iohelper",
 ];
 
-/// The keyring of Debian's archive, where Debian installs it.
+/// The path at which Debian installs the keyring of its archive.
 pub const DEBIAN_KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
-/// The facts about this machine. `Err` holds the reason in words.
+/// The facts about this machine. An `Err` contains the reason in words.
 #[derive(Debug, Clone)]
 pub struct LocalHost {
     /// The distribution, from os-release(5).
@@ -71,40 +71,38 @@ pub struct LocalHost {
     /// The kernel's release, as `uname -r` prints it.
     pub kernel: String,
     pub cpus: usize,
-    /// True if this process is root.
     pub root: bool,
     /// The path of `sudo` or `doas`, for users other than root.
     pub escalation: Option<PathBuf>,
-    /// The file that shows that this is a container.
+    /// The file that shows that this is a container; `None` if it is not a container.
     pub container: Option<String>,
     /// True if systemd runs here (sd_booted(3)).
     pub systemd: bool,
     pub package_manager: Option<PackageManager>,
     /// The programs of [`PROGRAMS`] that are missing.
     pub missing_programs: Vec<(&'static str, Need, When)>,
-    /// The version of `nats-server`; `None` if it is missing.
+    /// The version of `nats-server`; `None` if the program is missing.
     pub nats_server: Option<Result<String, String>>,
-    /// True if pkg-config is installed.
     pub pkg_config: bool,
-    /// The version of libvirt, by the same query as the build's.
+    /// The version of libvirt, by the same query that the build of `xtask-vm` makes.
     pub libvirt: Result<String, String>,
-    /// True if libvirt's headers are in the system's include directory. This value is used if pkg-config is missing.
+    /// True if libvirt's headers are in the system's include directory. This value is used only if pkg-config is
+    /// missing.
     pub libvirt_header: bool,
-    /// The path of libvirt's QEMU driver, which the embedded connection loads.
+    /// The path of libvirt's QEMU driver, which libvirt loads for the embedded connection.
     pub libvirt_driver: Option<PathBuf>,
     /// True if one of [`LIBVIRT_IOHELPERS`] is installed.
     pub libvirt_iohelper: bool,
-    /// The account that this distribution's libvirt requires when it runs as root; `None` if the account exists or is
-    /// not needed.
+    /// The missing account without which libvirt does not run as root; `None` if the account exists or is not needed.
     pub missing_libvirt_user: Option<&'static str>,
     pub cache: Result<PathBuf, Unusable>,
-    /// `Ok` if this user may read, write and enter the cache. QEMU runs as the same user.
+    /// `Ok` if this user, as which QEMU runs too, may read, write and enter the cache.
     pub cache_access: Result<(), String>,
     /// The free space in bytes on the file system of the cache.
     pub free_disk: Option<u64>,
     /// `MemAvailable` in bytes.
     pub free_memory: Option<u64>,
-    /// The reason why a user other than root cannot build an image in a user namespace here.
+    /// The reason why this user cannot build an image in a user namespace; `None` if this user can, or is root.
     pub no_user_namespace: Option<String>,
     /// True if `binfmt_misc` is mounted.
     pub binfmt_mounted: bool,
@@ -112,14 +110,13 @@ pub struct LocalHost {
     pub debian_keyring: bool,
     /// The time of this machine's clock, in seconds since 1970.
     pub now: u64,
-    /// The time at which this program was built. The clock must be later.
+    /// The time at which this program was built, in seconds since 1970. A correct clock shows a later time.
     pub built: u64,
-    /// The ids of dead runs that are not collected yet.
+    /// The ids of the dead runs that were not collected yet.
     pub dead_runs: Vec<String>,
 }
 
 impl LocalHost {
-    /// Gathers the facts.
     pub fn gather() -> Self {
         let cache = Cache::from_env();
         let known = cache.as_ref().ok().cloned();
@@ -179,8 +176,8 @@ fn version(program: &Path, flag: &str) -> Result<String, String> {
     tools::version_in(&output).ok_or_else(|| format!("{} printed no version: {output:?}", program.display()))
 }
 
-/// Returns the version of libvirt. The query is that of virt-sys' build script: `libvirt` and, for QEMU's monitor,
-/// `libvirt-qemu`.
+/// Returns the version of libvirt. Like the build script of virt-sys, this asks pkg-config for `libvirt` and for
+/// `libvirt-qemu`, which provides access to QEMU's monitor.
 fn libvirt_version() -> Result<String, String> {
     let pkg_config = tools::find("pkg-config").ok_or("pkg-config is missing")?;
     let ask = |library| tools::read(&pkg_config, &["--modversion", library]);
@@ -190,7 +187,7 @@ fn libvirt_version() -> Result<String, String> {
         .map_err(|error| format!("{error:#}"))
 }
 
-/// Searches libvirt's own library directory, whose place depends on the distribution.
+/// Returns the path of libvirt's QEMU driver. Its directory depends on the distribution.
 fn libvirt_driver() -> Option<PathBuf> {
     let triplets = VmArchitecture::ALL.map(|arch| format!("/usr/lib/{}", arch.profile().multiarch));
     ["/usr/lib64", "/usr/lib"]
@@ -201,10 +198,10 @@ fn libvirt_driver() -> Option<PathBuf> {
         .find(|path| path.exists())
 }
 
-/// Returns the account that libvirt needs, or `None` if the account exists or is not needed. A libvirt that runs as
-/// root looks up the account of its build before it reads its configuration (9.0 and later), even if the configuration
-/// says `user = "+0"`. On Debian and Ubuntu the daemon's package creates the account, and this workflow does not need
-/// the daemon. On other distributions the driver's package creates it.
+/// Returns the account that libvirt needs, or `None` if the account exists or is not needed. If libvirt 9.0 or later
+/// runs as root, it looks up an account before it reads its configuration, even if the configuration says
+/// `user = "+0"`. On Debian and Ubuntu, the package of libvirt's daemon creates this account, and `cargo xtask` does
+/// not need the daemon. On other distributions, the package of the driver creates it.
 fn missing_libvirt_user() -> Option<&'static str> {
     const DEBIANS: &str = "libvirt-qemu";
     let concerned = rustix::process::geteuid().is_root() && Path::new("/etc/debian_version").exists();
@@ -212,14 +209,15 @@ fn missing_libvirt_user() -> Option<&'static str> {
     (concerned && !(known("passwd") && known("group"))).then_some(DEBIANS)
 }
 
-/// Returns the file by which a container is recognised (systemd.io/CONTAINER_INTERFACE; podman and docker each have a
-/// file).
+/// Returns the file that shows that this is a container: the file of podman, of docker, or of
+/// systemd.io/CONTAINER_INTERFACE.
 fn container() -> Option<String> {
     let files = ["/run/.containerenv", "/.dockerenv", "/run/systemd/container"];
     files.into_iter().find(|path| Path::new(path).exists()).map(str::to_owned)
 }
 
-/// Checks that this user may use the nearest existing directory of a path.
+/// Checks that this user may read, write and enter the cache. If the cache does not exist yet, checks its nearest
+/// existing parent directory.
 fn may_use(cache: &Path) -> Result<(), String> {
     let everything = Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK;
     for path in cache.ancestors() {
@@ -234,7 +232,8 @@ fn may_use(cache: &Path) -> Result<(), String> {
     Ok(())
 }
 
-/// Returns the free space of the file system that will hold the cache, by its nearest existing directory.
+/// Returns the free bytes on the file system of the cache. If the cache does not exist yet, this is the file system of
+/// its nearest existing parent directory.
 fn free_disk(cache: &Path) -> Option<u64> {
     let existing = cache.ancestors().find(|path| path.exists())?;
     let stat = rustix::fs::statvfs(existing).ok()?;
@@ -248,8 +247,8 @@ pub fn available_memory() -> Option<u64> {
     kib.trim().trim_end_matches(" kB").trim().parse::<u64>().ok().map(|kib| kib * 1024)
 }
 
-/// Returns the reason why this user cannot make a user namespace. The function tries to make one, because subordinate
-/// ids, sysctls and AppArmor (Ubuntu 24.04) can each forbid it.
+/// Returns the reason why this user cannot make a user namespace. The function tries to make one, because it may fail
+/// for several reasons: missing subordinate ids, sysctls, or AppArmor (Ubuntu 24.04).
 fn no_user_namespace() -> Option<String> {
     if rustix::process::geteuid().is_root() {
         return None;
@@ -263,7 +262,7 @@ fn seconds(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
-/// Returns the time at which this program was built. If it is unknown, the result is 0, which is before every clock.
+/// Returns the time at which this program was built, in seconds since 1970; 0 if the time is unknown.
 fn built() -> u64 {
     let own = std::env::current_exe().and_then(|path| path.metadata()?.modified());
     own.map_or(0, seconds)

@@ -1,5 +1,5 @@
-//! The facts about this machine: programs, QEMU, firmware, KVM and packages. They are gathered here and evaluated
-//! elsewhere.
+//! Gathers the facts about this machine: programs, QEMU, firmware, KVM and packages. The facts are evaluated in
+//! `preflight::findings`.
 
 pub mod edk2;
 pub mod facts;

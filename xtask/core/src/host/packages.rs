@@ -1,4 +1,4 @@
-//! The table of the packages of each package manager.
+//! The table of the packages that provide a program or a file, for each package manager.
 
 use serde::Deserialize;
 
@@ -45,9 +45,9 @@ pub enum Need {
 }
 
 impl PackageManager {
-    /// Returns the package manager of the distribution that os-release(5) names. An installed manager is no proof,
-    /// because some distributions also package other managers. If the distribution is unknown, returns the first
-    /// manager that is installed.
+    /// Returns the package manager of the distribution that os-release(5) names. It is not enough that a manager is
+    /// installed, because some distributions also package the managers of others. If the distribution is unknown,
+    /// returns the first manager that is installed.
     pub fn find() -> Option<Self> {
         let os_release = std::fs::read_to_string("/etc/os-release").unwrap_or_default();
         Self::for_ids(&os_release, |program| tools::find(program).is_some())
@@ -70,7 +70,7 @@ impl PackageManager {
         own.or_else(|| there().next()).map(|(_, manager, _)| *manager)
     }
 
-    /// Returns the commands that install `packages` without recommended packages and without a question.
+    /// Returns the commands that install `packages`. They install no recommended packages and ask no question.
     pub fn install(self, packages: &[&str]) -> Vec<Vec<String>> {
         let words = |line: &str| line.split(' ').map(str::to_owned).collect::<Vec<_>>();
         let with =
@@ -92,7 +92,7 @@ impl PackageManager {
     }
 }
 
-/// Returns a row of the table. The columns are apt | dnf | pacman | zypper.
+/// Returns a row of the table: the names of the packages, in the columns apt | dnf | pacman | zypper.
 fn row(need: Need, arch: VmArchitecture) -> &'static str {
     use Need as N;
     use VmArchitecture::{Aarch64, X86_64};
@@ -108,16 +108,16 @@ fn row(need: Need, arch: VmArchitecture) -> &'static str {
         (N::LibvirtDriver, _) => {
             "libvirt-daemon-driver-qemu | libvirt-daemon-driver-qemu | libvirt | libvirt-daemon-driver-qemu"
         }
-        // On Debian and its derivatives, the driver's package does not contain this program: Debian 12 has it in the
-        // daemon's package, and Debian 13 in a package on which the daemon depends.
+        // On Debian and its derivatives, the package of libvirt's driver does not contain this program. On Debian 12 it
+        // is in the package of the daemon, and on Debian 13 in a package on which that package depends.
         (N::LibvirtIohelper, _) => "libvirt-daemon | libvirt-daemon-common | libvirt | libvirt-daemon-common",
-        // On Debian 12 this package contains the network driver.
+        // On Debian 12, the package `libvirt-daemon` contains the network driver.
         (N::LibvirtDaemon, _) => {
             "libvirt-daemon | libvirt-daemon libvirt-daemon-driver-network | libvirt \
              | libvirt-daemon libvirt-daemon-driver-network"
         }
         (N::PkgConfig, _) => "pkg-config | pkgconf-pkg-config | pkgconf | pkgconf-pkg-config",
-        // openSUSE's cross-compilers have other names, and no C library.
+        // There is no package for openSUSE, whose cross-compilers have no C library.
         (N::CrossLinker, Aarch64) => {
             "gcc-aarch64-linux-gnu libc6-dev-arm64-cross | gcc-aarch64-linux-gnu sysroot-aarch64-fc41-glibc \
              | aarch64-linux-gnu-gcc |"
@@ -125,19 +125,19 @@ fn row(need: Need, arch: VmArchitecture) -> &'static str {
         (N::CrossLinker, X86_64) => {
             "gcc-x86-64-linux-gnu libc6-dev-amd64-cross | gcc-x86_64-linux-gnu | x86_64-linux-gnu-gcc |"
         }
-        // This row is for the host's own compiler. The package of a cross-compiler contains a static library of its
-        // own.
+        // This row is for guests of the host's own architecture. The C library of a cross-compiler already contains the
+        // static library.
         (N::StaticLibc, _) => "libc6-dev | glibc-static | glibc | glibc-devel-static",
         (N::NatsServer, _) => "nats-server | nats-server | nats-server | nats-server",
         (N::Ssh, _) => "openssh-client | openssh-clients | openssh | openssh-clients",
-        // Arch Linux has it only in the user repository, from which pacman does not install.
+        // Arch Linux has mmdebstrap only in the user repository, from which pacman does not install.
         (N::Mmdebstrap, _) => "mmdebstrap arch-test | mmdebstrap | |",
         (N::Keyring, _) => "debian-archive-keyring | debian-keyring | debian-archive-keyring |",
         (N::Mtools, _) => "mtools | mtools | mtools | mtools",
         (N::Dosfstools, _) => "dosfstools | dosfstools | dosfstools | dosfstools",
         (N::E2fsprogs, _) => "e2fsprogs | e2fsprogs | e2fsprogs | e2fsprogs",
         (N::Sfdisk, _) => "fdisk | util-linux | util-linux | util-linux",
-        // On Debian, mount(8) has a package of its own, which a minimal container lacks.
+        // On Debian, mount(8) is in a separate package, which a minimal container lacks.
         (N::UserEmulation, _) => {
             "qemu-user-static binfmt-support mount | qemu-user-static \
              | qemu-user-static qemu-user-static-binfmt | qemu-linux-user"
@@ -146,7 +146,7 @@ fn row(need: Need, arch: VmArchitecture) -> &'static str {
         (N::Gpgv, _) => "gpgv | gnupg2 | gnupg | gpg2",
         // runc is added because Debian 12's crun refuses the hybrid cgroup layout of some build machines.
         (N::Podman, _) => "podman runc | podman | podman | podman",
-        // The tests of `inspect` compile their samples with this compiler.
+        // The tests of `inspect` compile their sample programs with this compiler.
         (N::CrossCxx, _) => "g++-aarch64-linux-gnu | gcc-c++-aarch64-linux-gnu | aarch64-linux-gnu-gcc |",
         (N::Musl, _) => "musl-tools | musl-gcc | musl |",
         (N::Binutils, _) => "binutils | binutils | binutils | binutils",

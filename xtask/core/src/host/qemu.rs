@@ -1,5 +1,6 @@
-//! The emulator on this machine. It is queried over QMP on its standard input (docs/interop/qmp-spec.rst in QEMU's
-//! sources): one process of 40 ms reports its version, its CPU models and the properties of `max`. No machine is run.
+//! Queries the emulator on this machine for its version, its CPU models and the properties of its `max` CPU. The
+//! queries are QMP commands on the emulator's standard input (docs/interop/qmp-spec.rst in QEMU's sources). No machine
+//! runs.
 
 use std::path::{Path, PathBuf};
 
@@ -17,13 +18,13 @@ pub struct Emulator {
     pub path: PathBuf,
     /// The version, such as `7.2.22`.
     pub version: String,
-    /// The CPU models for the machine.
+    /// The names of the CPU models.
     pub cpu_models: Vec<String>,
-    /// The properties that the emulator reports for its `max` CPU.
+    /// The names of the properties of the `max` CPU.
     pub max_properties: Vec<String>,
 }
 
-/// The QMP commands for the emulator.
+/// The QMP commands that are sent to the emulator.
 const QUESTIONS: &str = concat!(
     r#"{"execute":"qmp_capabilities"}"#,
     r#"{"execute":"query-version","id":"version"}"#,
@@ -36,7 +37,7 @@ impl Emulator {
     /// Queries the emulator for `profile`'s machine.
     ///
     /// # Errors
-    /// Returns an error that names the program and includes its output if the program does not answer.
+    /// If the program does not answer, returns an error with the program's name and output.
     pub fn ask(path: &Path, profile: &MachineProfile) -> Result<Self> {
         let machine = ["-machine", profile.machine_type, "-accel", "tcg", "-nodefaults"];
         let arguments = [&machine[..], &["-display", "none", "-S", "-qmp", "stdio"]].concat();
@@ -55,7 +56,8 @@ impl Emulator {
         let models =
             answer("models").and_then(Value::as_array).context("its output contains no CPU models")?;
         let names = models.iter().filter_map(|model| model["name"].as_str());
-        // An emulator that does not know this command has no such CPU properties either.
+        // An emulator that does not know the command `query-cpu-model-expansion` has none of the properties that are
+        // set.
         let properties = answer("max").and_then(|max| max["model"]["props"].as_object());
         Ok(Self {
             path: path.to_owned(),
@@ -65,7 +67,7 @@ impl Emulator {
         })
     }
 
-    /// Returns the major and the minor version.
+    /// Returns the major and the minor version number.
     pub fn release(&self) -> (u32, u32) {
         tools::release(&self.version)
     }
@@ -73,7 +75,7 @@ impl Emulator {
     /// Checks that this emulator has a CPU model.
     ///
     /// # Errors
-    /// Returns a usage error that lists the emulator's models if the model is not among them.
+    /// If the emulator does not have the model, returns a usage error that lists its models.
     pub fn check_cpu(
         &self,
         arch: VmArchitecture,

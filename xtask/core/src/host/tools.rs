@@ -13,7 +13,8 @@ use anyhow::{Context, Result, bail};
 use crate::fs::entries;
 use crate::limits;
 
-/// Directories that are not on an ordinary user's PATH. Debian keeps `mkfs.vfat`, `sfdisk` and `nats-server` there.
+/// Directories that are searched in addition to PATH. Debian has `mkfs.vfat`, `sfdisk` and `nats-server` there, and
+/// these directories are not on an ordinary user's PATH.
 const SYSTEM_DIRECTORIES: &[&str] = &["/usr/local/sbin", "/usr/sbin", "/sbin"];
 
 /// Returns the path of a program on PATH or in the system directories.
@@ -27,7 +28,7 @@ fn directories() -> impl Iterator<Item = PathBuf> {
     own.into_iter().chain(SYSTEM_DIRECTORIES.iter().map(PathBuf::from))
 }
 
-/// Returns the names of all programs that begin with `start`, sorted.
+/// Returns the sorted names of all programs whose names begin with `start`.
 pub fn find_all(start: &str) -> Vec<String> {
     let programs = directories().flat_map(|directory| entries(&directory).collect::<Vec<_>>());
     let names = programs.filter(|path| is_executable(path)).filter_map(|path| {
@@ -37,7 +38,7 @@ pub fn find_all(start: &str) -> Vec<String> {
     names.collect::<BTreeSet<_>>().into_iter().collect()
 }
 
-/// Returns the path of a program like [`find`].
+/// Returns the path of a program, as [`find`] does.
 ///
 /// # Errors
 /// Returns an error with a remedy if the program is missing.
@@ -53,7 +54,7 @@ pub(super) fn is_executable(path: &Path) -> bool {
 /// Returns the output of a short command, which runs in the C locale.
 ///
 /// # Errors
-/// Returns an error with the command and its error output if the command fails.
+/// If the command fails, returns an error with the command and its error output.
 pub fn read(program: &Path, arguments: &[&str]) -> Result<String> {
     ask(program, arguments, b"")
 }
@@ -73,20 +74,21 @@ pub fn ask(program: &Path, arguments: &[&str], question: &[u8]) -> Result<String
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// The number of bytes that are kept of each output of a program.
+/// The maximum number of bytes that are read from each output of a program.
 const MAX_BYTES: u64 = 64 << 20;
 
 /// Runs a short command with `question` on its standard input, and returns its output.
 ///
 /// # Errors
-/// Returns an error if the command cannot be run, or if it has not ended within [`limits::PROBE`]. In that case it is
-/// killed.
+/// Returns an error if the command cannot be run. If the command has not ended within [`limits::PROBE`], kills it and
+/// returns an error.
 fn answer(command: &mut Command, question: Vec<u8>) -> Result<Output> {
     let program = command.get_program().display().to_string();
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().with_context(|| format!("run {program}"))?;
     let mut stdin = child.stdin.take();
-    // These threads end with their pipes, because descendants of the program may keep the pipes open.
+    // These threads are not joined. They end when their pipes are closed, and descendants of the program may keep the
+    // pipes open.
     thread::spawn(move || stdin.as_mut().map(|pipe| pipe.write_all(&question)));
     let pipes = [child.stdout.take().map(read_aside), child.stderr.take().map(read_aside)];
     let deadline = Instant::now() + limits::PROBE;

@@ -1,4 +1,4 @@
-//! The images that have a name, from `images.toml`. That file documents its own schema.
+//! The catalogue of images that have a name. It is read from `images.toml`, which documents its schema.
 
 use std::path::PathBuf;
 
@@ -10,10 +10,10 @@ use crate::digest::Digest;
 use crate::error::Failure;
 use crate::os_release::OsReleaseReport;
 
-/// The text of the catalogue at the time of this build.
+/// The text of the catalogue when this program was compiled.
 const TEXT: &str = include_str!("../../images.toml");
 
-/// The schema that this code reads.
+/// The schema number that this code can read.
 const SCHEMA: u32 = 1;
 
 /// The named images.
@@ -21,13 +21,14 @@ const SCHEMA: u32 = 1;
 pub struct Catalogue {
     /// The image of a run without `--image`.
     pub default: String,
-    /// The image that replaces the default image if the default image's host cannot be reached.
+    /// The image that is tested if the host of the default image cannot be reached.
     pub fallback: String,
-    /// The images in the order of the file, each for every architecture.
+    /// The images in the order of the file. Each image is in the list once for each architecture.
     images: Vec<Image>,
 }
 
-/// The catalogue file. `image bump` reads a file that may have changed since this build.
+/// The contents of `images.toml`. `image bump` reads the file of the workspace, which may differ from the built-in
+/// text.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CatalogueFile {
@@ -53,15 +54,15 @@ pub struct ImageEntry {
 #[serde(deny_unknown_fields)]
 pub struct DownloadTable {
     format: Format,
-    /// The address of the listing of dated releases.
+    /// The address of the page that lists the dated releases.
     pub index: String,
-    /// The name of a release's directory, with one `{date}`.
+    /// The name of a release's directory on that page, with one placeholder `{date}`.
     pub release: String,
-    /// The name of the list of digests in that directory.
+    /// The name of the file with the digests, in the release's directory.
     pub sums: String,
-    /// The name of the detached signature of that list; `None` if the publisher signs nothing.
+    /// The name of the file with the detached signature of the digests; `None` if the publisher does not sign them.
     pub signature: Option<String>,
-    /// The file with the publisher's keys. A relative path is resolved in the catalogue's directory.
+    /// The file with the publisher's public keys. A relative path starts at the catalogue's directory.
     pub keyring: Option<PathBuf>,
     x86_64: Option<CataloguePin>,
     aarch64: Option<CataloguePin>,
@@ -76,7 +77,7 @@ pub struct CataloguePin {
 }
 
 impl Catalogue {
-    /// Returns the catalogue of this build.
+    /// Returns the catalogue that was compiled into this program.
     pub fn built_in() -> Self {
         Self::parse(TEXT).expect("a test parses the catalogue that is built in")
     }
@@ -87,7 +88,7 @@ impl Catalogue {
         Ok(Self { images: images.collect::<Result<_, _>>()?, default: file.default, fallback: file.fallback })
     }
 
-    /// Returns every name in the order of the catalogue.
+    /// Returns the names of all images, in the order of the catalogue.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         let once = self.images.iter().step_by(VmArchitecture::ALL.len());
         once.map(|image| image.name.as_str())
@@ -110,7 +111,7 @@ impl CatalogueFile {
     /// Parses the text of a catalogue file.
     ///
     /// # Errors
-    /// Returns the place at which the text violates the schema.
+    /// Returns a message that names the place at which the text violates the schema.
     pub fn parse(text: &str) -> Result<Self, String> {
         let file: Self = toml::from_str(text).map_err(|error| error.to_string())?;
         if file.schema != SCHEMA {
@@ -158,7 +159,8 @@ impl DownloadTable {
 }
 
 impl Recipe {
-    /// Returns the recipe with the packages whose names depend on the architecture.
+    /// Returns the recipe with the additional packages whose names contain the architecture: the kernel, and GRUB if
+    /// the layout has it.
     fn for_arch(&self, arch: VmArchitecture) -> Self {
         let debian_arch = arch.profile().debian_arch;
         let mut recipe = self.clone();

@@ -1,4 +1,4 @@
-//! The choice of a run's image from the command line.
+//! Chooses the image of a run from the flags.
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use crate::arch::VmArchitecture;
 use crate::cli::ImageArgs;
 use crate::error::Failure;
 
-/// The login user for an image that is not in the catalogue. cloud-init creates this user.
+/// The user as which ssh logs in if the image is not in the catalogue. cloud-init creates this user.
 const OWN_LOGIN_USER: &str = "tester";
 
 /// The image of a run and its fallback image.
@@ -16,17 +16,18 @@ const OWN_LOGIN_USER: &str = "tester";
 pub struct Choice {
     /// The image to be tested.
     pub image: Image,
-    /// The image that is tested if the host of `image` cannot be reached. An image that was requested by `--image` has
-    /// no fallback.
+    /// The image that is tested if the host of `image` cannot be reached. `None` if the user chose the image with
+    /// `--image`, or if `--strict-image` is given.
     pub fallback: Option<Image>,
 }
 
 impl Choice {
-    /// Returns the image that the command line requests.
+    /// Returns the image that the flags request. If they name no image, returns the default image and the fallback
+    /// image.
     ///
     /// # Errors
-    /// Returns a usage error for an unknown name, for a file that does not exist, and for a file or an address without
-    /// a digest if `--unverified` is not given.
+    /// Returns a usage error if the name is unknown or the file does not exist. A file or an address also needs either
+    /// a digest or `--unverified`.
     pub fn from_args(args: &ImageArgs, arch: VmArchitecture) -> Result<Self, Failure> {
         let catalogue = Catalogue::built_in();
         let says_content = args.image_digest.is_some() || args.unverified;
@@ -54,7 +55,7 @@ impl Choice {
     }
 }
 
-/// Returns the file or the address in `wanted`, or `None` if it is a name.
+/// Returns the source that `wanted` names, if `wanted` is a file or an address. Returns `None` if `wanted` is a name.
 fn own_source(wanted: &str, args: &ImageArgs) -> Result<Option<Source>, Failure> {
     if !wanted.contains('/') {
         return Ok(None);
@@ -91,8 +92,8 @@ fn own_source(wanted: &str, args: &ImageArgs) -> Result<Option<Source>, Failure>
     Ok(Some(Source::File(LocalFile { path, digest })))
 }
 
-/// Returns the description of an image that is not in the catalogue. The suffix `.raw` gives the format; otherwise it
-/// is qcow2. The file itself is checked before it is booted.
+/// Returns the description of an image that is not in the catalogue. The format is guessed from the name: raw if the
+/// name ends with `.raw`, and qcow2 otherwise. Before the boot, the format is read from the file itself.
 fn own_image(wanted: &str, source: Source, arch: VmArchitecture) -> Image {
     let raw = wanted.ends_with(".raw");
     let plain = shown(wanted);

@@ -1,5 +1,6 @@
-//! The manifest beside an image in the cache: the file, its source and its contents. [`Contents`] is read from the tree
-//! that was packed, so the version of a library is known without a boot.
+//! The manifest beside an image in the cache. It describes the file, its source and, for a built image, its contents.
+//! [`Contents`] is read from the file tree before the tree is packed into the image. Therefore the versions of the
+//! packages are known without a boot.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
@@ -15,7 +16,7 @@ use crate::os_release::{OsRelease, OsReleaseReport};
 /// The contents of `manifest.json`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Manifest {
-    /// The name in the catalogue, or the name of the file.
+    /// The name of the image in the catalogue, or else the name of the user's file.
     pub name: String,
     pub arch: VmArchitecture,
     /// The format of the disk, as QEMU detected it.
@@ -26,11 +27,12 @@ pub struct Manifest {
     pub digest: Digest,
     /// The origin of the image, for messages.
     pub source: String,
-    /// True if the content was checked against a pinned or given digest. Earlier versions also set it for built images.
+    /// True if the content was checked against a pinned or given digest. Earlier versions of this program also set this
+    /// field for built images.
     pub verified: bool,
     /// The time at which the image was made, in RFC 3339, UTC.
     pub made_at: String,
-    /// The state of the file when it was hashed. An unchanged file need not be hashed again.
+    /// The metadata of the file when it was hashed. If the metadata is unchanged, the file is not hashed again.
     pub stamp: Stamp,
     /// The contents, if the image was built on this host.
     pub contents: Option<Contents>,
@@ -42,22 +44,22 @@ impl Manifest {
         self.contents.is_some()
     }
 
-    /// Returns whether the content was checked against a pinned or given digest. A built image has no such digest, but
-    /// earlier versions recorded it as verified.
+    /// Returns whether the content was checked against a pinned or given digest. A built image has no such digest, even
+    /// if an earlier version of this program has recorded it as verified.
     pub fn is_verified(&self) -> bool {
         self.verified && !self.is_built()
     }
 }
 
-/// The metadata of a file by which a change of its content is noticed.
+/// The metadata of a file. If the content changes, the metadata changes too.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stamp {
     pub bytes: u64,
     pub inode: u64,
     pub modified_seconds: i64,
     pub modified_nanoseconds: i64,
-    /// The seconds and nanoseconds of the inode's last change (inode(7), ctime), which no program can set back. It is
-    /// `None` in the stamps of earlier versions, whose files are hashed again once.
+    /// The seconds and nanoseconds of the inode's last change (inode(7), ctime). No program can set this time back. The
+    /// field is `None` in a stamp that an earlier version of this program has made; the file is then hashed again.
     #[serde(default)]
     pub changed: Option<(i64, i64)>,
 }
@@ -82,19 +84,19 @@ impl Stamp {
 /// The contents of an image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Contents {
-    /// The values that the catalogue also states.
+    /// The properties that the catalogue states, too.
     #[serde(flatten)]
     pub promised: ExpectedImage,
     /// The package of the kernel, with its version.
     pub kernel: String,
-    /// The suites from which the image was built, with the dates of their indices.
+    /// The suites from which the image was built, with the dates of their package indexes.
     pub mirror: Vec<String>,
     /// The packages as `name version architecture`, sorted.
     pub packages: Vec<String>,
 }
 
 impl Contents {
-    /// Reads the files that `assemble.sh` has written into `directory`.
+    /// Reads the contents from the files that `assemble.sh` has written into `directory`.
     ///
     /// # Errors
     /// Returns an error that names the file or the missing value.
@@ -122,10 +124,10 @@ impl Contents {
         })
     }
 
-    /// Checks that the contents are those that the catalogue states.
+    /// Checks that the contents have the properties that the catalogue states.
     ///
     /// # Errors
-    /// Returns an error with both values if they differ.
+    /// If they differ, returns an error with the found and the expected properties.
     pub fn check(&self, image: &Image) -> Result<()> {
         let Some(expected) = &image.expected else { return Ok(()) };
         let found = &self.promised;
@@ -153,8 +155,8 @@ fn packages(status: &str) -> Vec<String> {
     found
 }
 
-/// Returns the page size from the kernel's configuration. `CONFIG_PAGE_SHIFT` exists since Linux 6.9; x86-64 has only
-/// pages of 4 KiB.
+/// Returns the page size from the kernel's configuration. Kernels before Linux 6.9 have no `CONFIG_PAGE_SHIFT`; for
+/// these, the options of the architecture decide. The pages of x86-64 always have 4 KiB.
 fn page_size(config: &str) -> Option<u64> {
     let set = |name: &str| config.lines().any(|line| line.strip_prefix(name) == Some("=y"));
     let shift = config.lines().find_map(|line| line.strip_prefix("CONFIG_PAGE_SHIFT=")?.parse::<u32>().ok());
@@ -169,7 +171,8 @@ fn page_size(config: &str) -> Option<u64> {
     })
 }
 
-/// Returns codename and date of each Release file. The text has lines of `Suite`, `Codename` and `Date` for each.
+/// Returns the codename and the date of each Release file (the signed index of a suite). `text` has the lines `Suite`,
+/// `Codename` and `Date` of each of these files.
 fn mirror(text: &str) -> Vec<String> {
     let of = |name: &'static str| text.lines().filter_map(move |line| line.strip_prefix(name));
     of("Codename: ").zip(of("Date: ")).map(|(codename, date)| format!("{codename}, {date}")).collect()

@@ -1,5 +1,6 @@
-//! The images that can be booted. An image has a name, an architecture, a source and expected properties. [`catalogue`]
-//! has the named images; a file or an address may be given instead. The crate `xtask-images` builds or fetches them.
+//! Describes the images that can be booted: the name, the architecture, the source and the expected properties. An
+//! image is one of the [`catalogue`], or a file or an address that the user names. The crate `xtask-images` builds or
+//! fetches images.
 
 pub mod catalogue;
 pub mod choice;
@@ -14,8 +15,8 @@ use crate::arch::VmArchitecture;
 use crate::digest::{Algorithm, Digest};
 use crate::os_release::OsReleaseReport;
 
-/// The version of the method by which images are built. It is raised when the method changes, so that older images are
-/// not used.
+/// The version of the method by which images are built. Raise it when the method changes, so that images of the old
+/// method are not used.
 const FORMAT: u32 = 2;
 
 /// An image for one architecture.
@@ -35,11 +36,11 @@ pub struct Image {
 /// The properties that a catalogue entry states.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExpectedImage {
-    /// The expected os-release(5) values. The values that the guest reports are compared with them.
+    /// The expected os-release(5) values. They are compared with the values that the guest reports.
     pub os_release: OsReleaseReport,
-    /// The expected version of glibc. The version in a built image is compared with it.
+    /// The expected version of glibc. It is compared with the version in a built image.
     pub glibc: String,
-    /// The expected page size of the kernel in bytes. The page size of a built image's kernel is compared with it.
+    /// The expected page size of the kernel, in bytes. It is compared with the page size in a built image.
     pub page_size: u64,
 }
 
@@ -47,8 +48,8 @@ pub struct ExpectedImage {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Source {
-    /// The image is built on this host from a distribution's packages. Its digest is calculated after the build and
-    /// stored beside it.
+    /// The image is built on this host from a distribution's packages. The digest is calculated after the build and
+    /// stored in the manifest.
     Packages(Recipe),
     /// The image is downloaded into the cache.
     Download(DownloadSource),
@@ -60,8 +61,8 @@ pub enum Source {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Format {
-    /// The guest's bytes without metadata. Earlier versions wrote the names of both formats with a capital letter into
-    /// their records of instances, hence the aliases.
+    /// The bytes of the guest's disk without metadata. The aliases of both formats are for instances that an earlier
+    /// version of this program has made: it wrote the names with a capital letter.
     #[serde(alias = "Raw")]
     Raw,
     /// QEMU's own format.
@@ -112,8 +113,8 @@ pub enum Layout {
     Grub,
 }
 
-/// Prepares a text for messages and reports: credentials, queries and fragments are removed from each address in it. A
-/// query may contain a token.
+/// Removes secrets from a text for messages and reports. In each address in the text, the credentials, the query and
+/// the fragment are removed, because a query may contain a token.
 pub fn shown(text: &str) -> String {
     let Some((before, after)) = text.split_once("://") else { return text.to_owned() };
     let ends = |c: char| c.is_whitespace() || "\"'".contains(c);
@@ -132,7 +133,7 @@ impl Image {
         self.pin().is_some()
     }
 
-    /// Returns the digest that the catalogue or the command line names.
+    /// Returns the digest that the catalogue pins or the user gives.
     pub fn pin(&self) -> Option<&Digest> {
         match &self.source {
             Source::Packages(_) => None,
@@ -146,9 +147,9 @@ impl Image {
         matches!(self.source, Source::Packages(_))
     }
 
-    /// Returns the name of the image's directory in the cache. It consists of the image's name, the architecture and a
-    /// digest of everything that determines the content. For a built image this includes `scripts`, the scripts that a
-    /// build runs.
+    /// Returns the key of the image, which is the name of its directory in the cache. The key consists of the image's
+    /// name, the architecture and a digest of everything that determines the content. For a built image, this includes
+    /// `scripts`, the texts of the scripts that the build runs.
     pub fn key(&self, scripts: &[&str]) -> String {
         let mut parts = vec![FORMAT.to_string()];
         match &self.source {

@@ -1,6 +1,6 @@
-//! The machine in three stages: the request ([`VmSpec`]), the resolved parameters ([`DomainXmlParams`]), and the
-//! domain XML with the cloud-init seed. The functions compute text only, so golden files test both architectures on
-//! any host.
+//! Describes a machine in three stages: the request ([`VmSpec`]), the resolved parameters ([`DomainXmlParams`]), and
+//! the domain XML with the cloud-init seed. The functions only return texts. Therefore golden files can test both
+//! architectures on any host.
 
 mod sabotage;
 pub mod seed;
@@ -17,27 +17,28 @@ use crate::cpu::Cpu;
 use crate::host::firmware::AarchFirmware;
 use crate::image::Format;
 
-/// The name of the domain in its own libvirt root. It is short because it is part of socket paths of at most 107 bytes.
+/// The name of each run's domain. It is short, because it is part of the paths of sockets, which have at most 107
+/// bytes.
 pub const DOMAIN_NAME: &str = "vm";
 
-/// The MAC address of the guest's network card. cloud-init finds the card by it.
+/// The MAC address of the guest's network card. cloud-init finds the card by this address.
 pub const GUEST_MAC: &str = "52:54:00:69:6f:74";
 
-/// The address of this host's loopback in a guest with QEMU's user-mode network (QEMU, -netdev user).
+/// The address at which a guest with QEMU's user-mode network reaches this host's loopback (QEMU, -netdev user).
 pub const HOST_FROM_GUEST: &str = "10.0.2.2";
 
 /// The port of the guest's sshd.
 pub const SSH_PORT: u16 = 22;
 
-/// The guest's ports of its three workloads. One workload stays, one is deleted and desired again, and one is deleted
-/// straight before the power cut.
+/// The ports of the guest on which the smoke's three deployments are published. The first deployment is never deleted.
+/// The second one is deleted and then added again. The third one is deleted just before the power cut.
 pub const WORKLOAD_PORTS: [u16; 3] = [8080, 8081, 8082];
 
-/// The device of the payload's disk in the guest. It is the third disk. A guest that was booted without the payload
-/// cannot find the disk by its label.
+/// The device of the payload's disk in the guest, which is the third disk. A guest that waits for its payload cannot
+/// find this disk by its label, because the disk is still empty.
 pub const PAYLOAD_DEVICE: &str = "/dev/vdc";
 
-/// The file name of the serial console's socket, in the directory of the machine's own files.
+/// The file name of the serial console's socket.
 pub const CONSOLE_SOCKET: &str = "console.sock";
 
 /// The name of the virtio-serial port to which the guest writes its markers ([`seed::marker`]). No other output goes to
@@ -50,7 +51,7 @@ pub const ROOT_PORT: &str = "iot-xtask.root";
 /// The file name of the socket of [`ROOT_PORT`], in the directory of the machine's own files.
 pub const ROOT_SOCKET: &str = "root.sock";
 
-/// The guest's ports that are forwarded from this host's loopback. The kernel chooses the port of the host.
+/// The ports of the guest that QEMU forwards from this host's loopback. The kernel chooses the ports of the host.
 pub const FORWARDED_PORTS: [u16; 4] = [SSH_PORT, WORKLOAD_PORTS[0], WORKLOAD_PORTS[1], WORKLOAD_PORTS[2]];
 
 /// A machine as requested on the command line.
@@ -70,7 +71,7 @@ impl VmSpec {
     }
 }
 
-/// A machine with all parameters resolved. [`xml::domain_xml`] needs nothing else.
+/// The resolved parameters of a machine: everything that [`xml::domain_xml`] needs.
 #[derive(Debug, Clone)]
 pub struct DomainXmlParams {
     pub spec: VmSpec,
@@ -84,7 +85,7 @@ pub struct DomainXmlParams {
 }
 
 impl DomainXmlParams {
-    /// Returns the block devices in the guest's order. The guest boots from the first one.
+    /// Returns the disks in the order in which the guest sees them. The guest boots from the first one.
     pub fn disks(&self) -> [Disk; 3] {
         let RunFiles { overlay, backing, seed, payload, .. } = &self.files;
         let disk = |path: &PathBuf, format, read_only, backing: &[PathBuf]| Disk {
@@ -101,39 +102,38 @@ impl DomainXmlParams {
     }
 }
 
-/// A block device of the guest.
+/// A disk of the guest.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Disk {
     pub path: PathBuf,
     pub format: Format,
     pub read_only: bool,
-    /// The backing files below this device, the next layer first. The list is empty if there are none or if they are
-    /// not known.
+    /// The backing files of this disk, starting with the nearest layer. The list is empty if there are none, or if they
+    /// are not known.
     pub backing: Vec<PathBuf>,
 }
 
-/// The files of a run that its domain uses.
+/// The files of a run that the run's domain uses.
 #[derive(Debug, Clone)]
 pub struct RunFiles {
     /// The qcow2 layer over the image. All writes of the guest go into it.
     pub overlay: PathBuf,
-    /// The backing files of the overlay, the next layer first: the disk of the snapshot, if one is used, and the image.
+    /// The backing files of the overlay, starting with the nearest layer: the disk of the snapshot, if the run uses
+    /// one, and the image.
     pub backing: Vec<PathBuf>,
     /// The cloud-init NoCloud seed.
     pub seed: PathBuf,
     /// The disk with the agent and its installer.
     pub payload: PathBuf,
-    /// The domain's store of UEFI variables.
+    /// The file with the domain's UEFI variables.
     pub nvram: PathBuf,
-    /// The log of the serial console.
     pub console_log: PathBuf,
-    /// The socket by which a user can attach to the serial console.
+    /// The socket to which a user can attach for the serial console.
     pub console_socket: PathBuf,
     /// The log of [`MARKER_PORT`].
     pub markers_log: PathBuf,
     /// The socket of [`ROOT_PORT`].
     pub root_socket: PathBuf,
-    /// The UUID of the domain.
     pub uuid: String,
 }
 

@@ -1,4 +1,4 @@
-//! The domain XML (libvirt.org/formatdomain.html), which is written only from resolved parameters.
+//! Writes the domain XML (libvirt.org/formatdomain.html) from the resolved parameters.
 
 use std::io;
 use std::path::Path;
@@ -14,8 +14,9 @@ use crate::host::firmware::AarchFirmware;
 
 type Xml = Writer<Vec<u8>>;
 
-/// Plants a fault: describes the backing files of the first disk in the XML and leaves one out, as in the XML inside
-/// the file of a saved machine. QEMU would then not read that layer.
+/// Plants the fault `stale-chain`: returns XML that lists the backing files of the first disk explicitly and leaves out
+/// the snapshot's disk. QEMU then does not read that layer. The XML inside the file of a saved machine has this fault,
+/// too.
 pub fn with_stale_chain(xml: &str, overlay: &Path, below: &Path) -> String {
     let source = format!("<source file=\"{}\"/>", overlay.display());
     let described = format!(
@@ -85,9 +86,8 @@ fn write_os(xml: &mut Xml, params: &DomainXmlParams) -> io::Result<()> {
     if let Some(AarchFirmware { code, .. }) = &params.firmware {
         text(xml, "loader", &[("readonly", "yes"), ("type", "pflash")], &code.to_string_lossy())?;
         text(xml, "nvram", &[], &params.files.nvram.to_string_lossy())?;
-        // Arm's UEFI (seen with version 2022.11) waits 5 s for a key unless QEMU's fw_cfg has `etc/boot-menu-wait`.
-        // QEMU writes that file only for a boot menu with a timeout. Without a boot menu, and also with `enable='no'`,
-        // the firmware uses its own 5 s.
+        // Arm's UEFI (seen with version 2022.11) waits 5 s for a key, unless QEMU passes it another time in the fw_cfg
+        // file `etc/boot-menu-wait`. QEMU makes this file only if the boot menu is enabled and has a timeout.
         empty(xml, "bootmenu", &[("enable", "yes"), ("timeout", "0")])?;
     }
     Ok(())
@@ -113,14 +113,14 @@ fn write_devices(xml: &mut Xml, params: &DomainXmlParams) -> io::Result<()> {
     for (index, disk) in params.disks().iter().enumerate() {
         write_disk(xml, index, disk)?;
     }
-    // Without this element, libvirt adds a USB controller. The real device does not have one, and the firmware would
-    // spend time on it.
+    // Without this element, libvirt adds a USB controller. The guest does not need it, and the firmware would spend
+    // time on it.
     empty(xml, "controller", &[("type", "usb"), ("model", "none")])?;
-    // The log gets the guest's output whether or not a user is attached to the socket.
+    // QEMU writes the guest's output to the log, whether or not a user is attached to the socket.
     element(xml, "serial", &[("type", "unix")], |xml| {
         let socket = params.files.console_socket.to_string_lossy();
         empty(xml, "source", &[("mode", "bind"), ("path", &socket)])?;
-        // `append` is on because the second boot continues the file of the first boot.
+        // With `append`, the second boot adds to the log of the first boot.
         empty(xml, "log", &[("file", &params.files.console_log.to_string_lossy()), ("append", "on")])?;
         empty(xml, "target", &[("port", "0")])
     })?;
@@ -143,7 +143,8 @@ fn write_disk(xml: &mut Xml, index: usize, disk: &Disk) -> io::Result<()> {
     let format = name_of(&disk.format);
     let mut driver = vec![("name", "qemu"), ("type", format.as_str())];
     if !disk.read_only {
-        // Without this setting, this host's page cache could keep data that a real power cut would lose.
+        // With `cache=none`, QEMU bypasses this host's page cache. Otherwise the cache could keep data that a real
+        // power cut would lose.
         driver.push(("cache", "none"));
     }
     element(xml, "disk", &[("type", "file"), ("device", "disk")], |xml| {
@@ -162,10 +163,10 @@ fn write_disk(xml: &mut Xml, index: usize, disk: &Disk) -> io::Result<()> {
 
 /// Writes the QEMU arguments that libvirt's own XML cannot express:
 ///
-/// - User-mode port forwarding. libvirt offers it only with passt, which Debian 12's build lacks and Ubuntu 24.04's
-///   AppArmor blocks.
-/// - `romfile=`. Without a PXE ROM, the firmware does not try to boot from the network.
-/// - Host port 0. The kernel then picks a free port, which QEMU's `info usernet` shows.
+/// - Port forwarding with QEMU's user-mode network. libvirt offers port forwarding only with passt, which Debian 12's
+///   libvirt does not support and Ubuntu 24.04's AppArmor blocks.
+/// - A network card without a PXE ROM (`romfile=`). The firmware then does not try to boot from the network.
+/// - Forwarding from host port 0. The kernel then picks a free port, which QEMU's `info usernet` shows.
 fn write_qemu_arguments(xml: &mut Xml, params: &DomainXmlParams) -> io::Result<()> {
     let device = format!("virtio-net-pci,netdev=net0,mac={GUEST_MAC},bus=pcie.0,addr=0x10,romfile=");
     let forwards = FORWARDED_PORTS.map(|port| format!(",hostfwd=tcp:127.0.0.1:0-:{port}")).concat();
@@ -219,7 +220,7 @@ mod tests {
         }
     }
 
-    /// The domain is a part of a snapshot's key. A changed machine must therefore give a changed domain.
+    /// The domain XML is an input of a snapshot's key. Therefore a changed machine must have another XML.
     #[test]
     fn another_machine_is_another_domain() {
         use Accelerator::{Kvm, Tcg};

@@ -1,5 +1,5 @@
-//! The commands that repair findings. They are shown first, and run after a question on the terminal. All packages are
-//! installed in one transaction of the package manager.
+//! Runs the commands that repair findings. The commands are shown first. On a terminal, the user must then agree,
+//! unless `--yes` is given. All packages are installed in one transaction of the package manager.
 
 use std::collections::BTreeSet;
 use std::io::{BufRead as _, IsTerminal as _, Write as _};
@@ -18,24 +18,26 @@ use crate::workspace::Workspace;
 
 /// The variable that keeps apt from asking questions (debconf(7)).
 const QUIET_APT: &str = "DEBIAN_FRONTEND=noninteractive";
-/// The unit that registers the emulators with the kernel at each boot. It exits at once, so it may stay enabled.
+/// A unit that may stay enabled: it registers the emulators with the kernel at each boot and then ends at once.
 const MAY_STAY_ENABLED: &str = "binfmt-support.service";
 
-/// The limit of rounds. One repair makes another possible: the emulator of an installed package must still be
-/// registered. A package manager may also replace a newer `qemu-utils` by removing it, so `qemu-img` is missing in the
-/// next round.
+/// The maximum number of rounds. A round consists of a check and the repairs that are then possible. One repair can
+/// make another one possible: after the installation of an emulator, the emulator may still have to be registered. A
+/// repair can also make another one necessary: to install a package, the package manager may remove a newer
+/// `qemu-utils`, and `qemu-img` is then missing.
 const ROUNDS: usize = 3;
 
-/// Repairs what can be repaired, checks the machine again, and returns the result of that check.
+/// Runs the commands that repair blocking findings. Returns the result of the check after the repairs.
 ///
 /// # Errors
-/// Returns an error if a command fails, if the user declines, or if root is needed and this process cannot become root.
+/// Returns an error if the check fails, if a command fails, or if the user declines. Also returns an error if a command
+/// needs root and this process cannot become root.
 pub fn fix(workspace: &Workspace, asked: &PreflightRequest<'_>, args: FixArgs) -> Result<Preflight> {
     let mut preflight = Preflight::check(workspace, asked)?;
     let mut done = Vec::new();
     for _ in 0..ROUNDS {
         let commands = runnable(&preflight);
-        // Commands that did not help in the previous round would not help now.
+        // Commands that were run in the previous round did not help, so they are not repeated.
         if commands.is_empty() || commands == done {
             break;
         }
@@ -45,7 +47,8 @@ pub fn fix(workspace: &Workspace, asked: &PreflightRequest<'_>, args: FixArgs) -
         }
         let before = enabled_units(&preflight)?;
         let ran = commands.iter().try_for_each(|command| run(command));
-        // Do this even if a later command failed, because the packages may be installed already.
+        // Disable the units even if one of the commands failed, because another one may already have installed
+        // packages.
         if let Some(command) = switch_off(&preflight, &before, &enabled_units(&preflight)?) {
             run(&command)?;
         }
@@ -57,7 +60,7 @@ pub fn fix(workspace: &Workspace, asked: &PreflightRequest<'_>, args: FixArgs) -
     Ok(preflight)
 }
 
-/// Returns the units that systemd starts at boot; none if systemd does not run.
+/// Returns the enabled units. Returns none if systemd does not run.
 fn enabled_units(preflight: &Preflight) -> Result<BTreeSet<String>> {
     match preflight.facts.first() {
         Some(facts) if facts.host.systemd => {
@@ -68,14 +71,15 @@ fn enabled_units(preflight: &Preflight) -> Result<BTreeSet<String>> {
     }
 }
 
-/// Returns the first column of systemctl's list.
+/// Returns the names of the units in systemctl's list, without the unit that may stay enabled.
 fn units_in(list: &str) -> BTreeSet<String> {
     let units = list.lines().filter_map(|line| line.split_whitespace().next());
     units.filter(|unit| *unit != MAY_STAY_ENABLED).map(str::to_owned).collect()
 }
 
-/// Returns the command that stops and disables the units that packages have enabled. Debian's nats-server starts a
-/// broker for the whole machine, and its libvirt enables sockets. This workflow uses neither.
+/// Returns the command that stops and disables the units that are in `after` and not in `before`, because the packages
+/// have enabled them. Debian's packages enable a nats-server for the whole machine and the sockets of libvirt's daemon.
+/// `cargo xtask` uses neither.
 fn switch_off(
     preflight: &Preflight,
     before: &BTreeSet<String>,
@@ -87,15 +91,15 @@ fn switch_off(
     (command.len() > 3).then(|| escalate(facts, command))
 }
 
-/// The commands of one round: those for root run first, then those for the user.
+/// The commands of one round. Those for root run first, and then those for the user.
 #[derive(Debug, Default)]
 struct Steps {
     root: Vec<Vec<String>>,
     own: Vec<Vec<String>>,
 }
 
-/// Returns the commands that repair the blocking findings, in order. If packages are missing, the commands for root
-/// only install them; other commands for root wait for the next round.
+/// Returns the commands that repair the blocking findings, in order. If packages must be installed, no other commands
+/// for root are returned; they wait for the next round.
 pub fn plan(preflight: &Preflight) -> Vec<Vec<String>> {
     commands(preflight, preflight.blocking())
 }
@@ -110,7 +114,8 @@ pub fn commands<'a>(
     root.into_iter().map(|command| escalate(facts, command)).chain(own).collect()
 }
 
-/// Returns the commands for root if this process is not root and cannot become root; otherwise nothing.
+/// Returns the commands that this process cannot run: those for root, if this process is not root and cannot become
+/// root.
 pub fn beyond_reach(preflight: &Preflight) -> Vec<Vec<String>> {
     let barred = preflight.facts.first().filter(|facts| !facts.host.root && facts.host.escalation.is_none());
     barred.map_or_else(Vec::new, |facts| steps(facts, preflight.blocking()).root)
@@ -122,7 +127,8 @@ fn runnable(preflight: &Preflight) -> Vec<Vec<String>> {
     plan(preflight).split_off(beyond)
 }
 
-/// Fails if blocking findings need root and this process cannot become root. The hint is a line for root to paste.
+/// Returns an error if blocking findings need root and this process cannot become root. The hint is a command line that
+/// root can paste.
 fn root_was_not_needed(preflight: &Preflight) -> Result<()> {
     let commands: Vec<_> = beyond_reach(preflight).iter().map(|command| command.join(" ")).collect();
     if commands.is_empty() {
@@ -149,13 +155,13 @@ fn steps<'a>(facts: &Facts, findings: impl IntoIterator<Item = &'a Finding>) -> 
         }
     }
     if let Some(manager) = facts.host.package_manager.filter(|_| !packages.is_empty()) {
-        // Packages may make the other commands unnecessary. libvirt's driver creates its account on Debian 13 but not
-        // on Debian 12, and if systemd runs, the installation of an emulator also registers it. Those commands would
-        // then fail, so they wait for the next check.
+        // The packages may do what other commands for root would do, and these commands would then fail. On Debian 13,
+        // the package of libvirt's driver creates the account that libvirt needs. If systemd runs, the package of an
+        // emulator also registers the emulator. Therefore the other commands wait for the next round.
         let names: Vec<_> = packages.into_iter().collect();
         steps.root = manager.install(&names);
     }
-    // Two architectures may need the same command, such as `mount`; it runs once.
+    // The findings for two architectures may need the same command, such as `mount`. It runs only once.
     let mut seen = BTreeSet::new();
     steps.root.retain(|command| seen.insert(command.clone()));
     steps
@@ -164,8 +170,8 @@ fn steps<'a>(facts: &Facts, findings: impl IntoIterator<Item = &'a Finding>) -> 
 fn escalate(facts: &Facts, command: Vec<String>) -> Vec<String> {
     match &facts.host.escalation {
         Some(program) if !facts.host.root => {
-            // Neither sudo nor doas passes the variable on. Without it, a package could ask a question and wait for an
-            // answer.
+            // `env` sets the variable, because neither sudo nor doas passes it on. Without the variable, a package
+            // could ask a question and wait for an answer.
             let quiet = command.first().is_some_and(|first| first == "apt-get");
             let variable = quiet.then(|| ["env", QUIET_APT].map(str::to_owned)).into_iter().flatten();
             std::iter::once(program.display().to_string()).chain(variable).chain(command).collect()
@@ -189,15 +195,15 @@ fn ask() -> Result<()> {
     std::io::stderr().flush().context("ask on the terminal")?;
     let mut answer = String::new();
     let read = std::io::stdin().lock().read_line(&mut answer).context("read the answer from the terminal")?;
-    // The end of the input does not count as consent.
+    // If the input has ended, the user has not agreed.
     match answer.trim().to_lowercase().as_str() {
         "" | "y" | "yes" if read > 0 => Ok(()),
         _ => Err(Failure::interrupted().into()),
     }
 }
 
-/// Runs a command. If it fails, the machine is not ready, so the error has the exit code for that. The command's output
-/// shows its progress and is no result, so it goes to stderr.
+/// Runs a command. If the command fails, returns a failure of the host. The command's output goes to stderr, because
+/// stdout is only for results.
 fn run(command: &[String]) -> Result<()> {
     let line = command.join(" ");
     eprintln!("$ {line}");

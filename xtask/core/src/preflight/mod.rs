@@ -1,5 +1,5 @@
-//! The check of this machine. [`crate::host`] gathers facts, [`findings`] evaluates them without side effects, and
-//! [`fix`] carries out the remedies. [`remote`] checks another libvirt.
+//! Checks this machine. [`crate::host`] gathers facts, [`findings`] turns them into findings without side effects, and
+//! [`fix`] runs the commands that repair findings. [`remote`] checks another libvirt.
 
 pub mod findings;
 pub mod fix;
@@ -16,7 +16,7 @@ use crate::host::local::LocalHost;
 use crate::workspace::Workspace;
 use findings::{Finding, Severity};
 
-/// The guests for which a machine is checked.
+/// The guests for which this machine is checked.
 #[derive(Debug, Clone, Copy)]
 pub struct PreflightRequest<'a> {
     /// The guests' architectures.
@@ -30,14 +30,14 @@ pub struct PreflightRequest<'a> {
 /// The result of a check.
 #[derive(Debug)]
 pub struct Preflight {
-    /// The facts of this machine, once per requested architecture.
+    /// The facts about this machine, once for each requested architecture.
     pub facts: Vec<Facts>,
     /// The findings without duplicates, the most severe first.
     pub findings: Vec<Finding>,
 }
 
 impl Preflight {
-    /// Gathers the facts and evaluates them. This takes about a quarter of a second.
+    /// Gathers the facts and evaluates them.
     ///
     /// # Errors
     /// Returns a usage error if the requested image is not valid.
@@ -58,7 +58,7 @@ impl Preflight {
         Ok(Self::evaluate(facts))
     }
 
-    /// Evaluates facts.
+    /// Returns the result of the check for these facts.
     pub fn evaluate(facts: Vec<Facts>) -> Self {
         let found: Vec<_> = facts.iter().flat_map(findings::evaluate).collect();
         let mut preflight = Self { facts, findings: Vec::new() };
@@ -66,7 +66,7 @@ impl Preflight {
         preflight
     }
 
-    /// Adds findings, the most severe first. A finding that both architectures share is added once.
+    /// Adds findings, and sorts all findings by severity. If a finding is already in the list, it is not added again.
     pub fn add(&mut self, findings: Vec<Finding>) {
         for finding in findings {
             let same = |known: &&Finding| (known.id, &known.sentence) == (finding.id, &finding.sentence);

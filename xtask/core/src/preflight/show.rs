@@ -1,4 +1,4 @@
-//! The result of a check, formatted as text for people, as JSON, and as one error.
+//! Formats the result of a check: as text for people, as JSON, and as an error.
 
 use std::fmt::{self, Display, Formatter};
 
@@ -13,7 +13,7 @@ use crate::error::Failure;
 use crate::format::{name_of, print_json};
 use crate::host::facts::Facts;
 
-/// Returns the requested architecture, or all of them if none was named.
+/// Returns the architecture of `--arch`, or all architectures if this flag is not given.
 pub fn architectures(args: &PreflightArgs) -> Vec<VmArchitecture> {
     args.arch.map_or(VmArchitecture::ALL.to_vec(), |arch| vec![arch])
 }
@@ -36,7 +36,8 @@ impl Preflight {
     /// Returns success if no finding blocks.
     ///
     /// # Errors
-    /// Returns a failure of the host that names every blocking finding and the command that repairs them.
+    /// If a finding blocks, returns a failure of the host. It names all blocking findings, and the command or action
+    /// that repairs them.
     pub fn verdict(&self) -> Result<()> {
         let blocking: Vec<_> = self.blocking().collect();
         if blocking.is_empty() {
@@ -88,7 +89,7 @@ fn as_json(preflight: &Preflight, ready: bool) -> serde_json::Value {
     })
 }
 
-/// Formats the whole screen: the machine, a block for each finding, and the commands of `--fix`.
+/// Formats the text for people: the machine, a block of lines for each finding, and the commands of `--fix`.
 impl Display for Preflight {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         if let Some(Facts { host, .. }) = self.facts.first() {
@@ -143,7 +144,8 @@ fn write_finding(f: &mut Formatter<'_>, preflight: &Preflight, finding: &Finding
             "          to do: no package of this distribution is known to provide it; install it by hand, or choose an image \
              that does not need it"
         )?,
-        // The command that updates the list of packages is left out here. It runs once for all findings.
+        // The command that updates the list of packages is not shown for each finding, because it runs once for all
+        // findings.
         Some(_) => {
             for command in commands.iter().filter(|command| !command.ends_with(&["update".to_owned()])) {
                 writeln!(f, "          to do: {}", command.join(" "))?;

@@ -1,4 +1,4 @@
-//! The difference between the requested domain and QEMU's machine, as findings.
+//! Compares QEMU's machine with the requested domain, and returns the differences as findings.
 
 use std::collections::BTreeSet;
 
@@ -9,7 +9,7 @@ use crate::preflight::findings::Finding;
 use super::observed::{CacheMode, Flash, ImageInfo, Layer, Observed};
 use super::{ExpectedFlash, ExpectedMachine};
 
-/// The remedy if QEMU's or libvirt's machine differs from the domain's XML.
+/// The remedy if QEMU's machine differs from the domain's XML.
 const NOT_AS_TOLD: &str = "this QEMU or libvirt does not do what the domain's XML says: compare with other \
                            versions of them; a smoke on this machine would prove nothing";
 
@@ -19,7 +19,7 @@ struct Findings<'a> {
     found: Vec<Finding>,
 }
 
-/// Returns a finding for every difference between the requested domain and QEMU's machine; none if they match.
+/// Returns a finding for every difference between the requested domain and QEMU's machine.
 pub fn diff(expected: &ExpectedMachine, seen: &Observed) -> Vec<Finding> {
     let mut findings = Findings { expected, found: Vec::new() };
     findings.check_guest_is_stopped(seen);
@@ -37,8 +37,8 @@ pub fn diff(expected: &ExpectedMachine, seen: &Observed) -> Vec<Finding> {
     findings.found
 }
 
-/// Returns the finding for a domain that libvirt or QEMU refused to start. Their message is prose, so it selects only
-/// the id, the sentence and the remedy of the finding.
+/// Returns the finding for a domain that libvirt or QEMU refused to start. Words in their error message select the id,
+/// the sentence and the remedy of the finding.
 pub fn refused(expected: &ExpectedMachine, error: &str) -> Finding {
     let words = error.to_lowercase();
     let says = |signs: &[&str]| signs.iter().any(|sign| words.contains(sign));
@@ -74,8 +74,7 @@ impl Findings<'_> {
         self.add(id, what, seen, NOT_AS_TOLD);
     }
 
-    /// Checks that the guest is stopped. A guest that has run may have written to its disks, and the rehearsal promises
-    /// that no guest code runs.
+    /// Checks that the guest has not run. If it had, it could have written to its disks.
     fn check_guest_is_stopped(&mut self, seen: &Observed) {
         let status = &seen.status.status;
         if seen.status.running || !["prelaunch", "paused"].contains(&status.as_str()) {
@@ -128,7 +127,7 @@ impl Findings<'_> {
         for ((name, wanted), (_, found)) in self.expected.cpu_properties.iter().zip(&seen.cpu_properties) {
             let found = match found {
                 Ok(found) if found == wanted => continue,
-                // A property that the CPU does not have counts as off.
+                // If the CPU does not have the property at all, the property counts as off.
                 Err(_) if !wanted => continue,
                 Ok(found) => word(*found),
                 Err(error) => error,
@@ -180,8 +179,9 @@ impl Findings<'_> {
         }
     }
 
-    /// Checks that the backing files are read-only. QEMU opens a file's own node for writing only if a node above it is
-    /// writable (`auto-read-only`), so it is enough that one node of a file is read-only.
+    /// Checks that the backing files are read-only. A backing file has two nodes: that of its format and, below it,
+    /// that of the file itself. It is enough that one of the two is read-only, because QEMU opens the lower node for
+    /// writing only if the upper one is writable (`auto-read-only`).
     fn check_layers_below(&mut self, disk: &Disk, seen: &Observed) {
         for path in &disk.backing {
             let mut nodes = seen.layers.iter().filter(|layer| layer.is_of(path)).peekable();
@@ -220,8 +220,8 @@ impl Findings<'_> {
         self.check_cache(disk, seen, found);
     }
 
-    /// Checks the cache mode of the format's node and of the file's node. A power cut proves nothing if either one uses
-    /// the host's page cache.
+    /// Checks the cache mode of both nodes of a disk, the node of the format and the node of the file. If one of them
+    /// uses the host's page cache, a power cut proves nothing.
     fn check_cache(&mut self, disk: &Disk, seen: &Observed, found: &Layer) {
         let soft = |layer: &&Layer| layer.is_of(&disk.path) && (layer.cache.no_flush || !layer.cache.direct);
         let Some(layer) = seen.layers.iter().chain([found]).find(soft) else { return };
@@ -235,8 +235,8 @@ impl Findings<'_> {
         self.add("rehearsal-disk-cache", what, evidence, remedy);
     }
 
-    /// Checks QEMU's table, which has a row for each forwarded port: `TCP[HOST_FORWARD] 11 127.0.0.1 43105 10.0.2.15 22
-    /// 0 0`.
+    /// Checks the table of QEMU's `info usernet`. It has a row for each forwarded port:
+    /// `TCP[HOST_FORWARD] 11 127.0.0.1 43105 10.0.2.15 22 0 0`.
     fn check_network(&mut self, seen: &Observed) {
         const ID: &str = "rehearsal-network";
         let rows: Vec<_> = seen.forwarding.lines().filter(|line| line.contains("HOST_FORWARD")).collect();

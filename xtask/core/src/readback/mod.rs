@@ -1,6 +1,6 @@
-//! The pure part of the rehearsal: the expected machine ([`ExpectedMachine`]), the machine that QEMU reports
-//! ([`observed`]), and the difference ([`diff`]). `xtask-vm` starts the domain paused and queries QEMU; no guest code
-//! runs.
+//! Compares the machine that QEMU has made with the requested one: the expected machine ([`ExpectedMachine`]), the
+//! machine that QEMU reports ([`observed`]), and the differences ([`diff`]). The rehearsal and each boot of a smoke
+//! make this comparison. `xtask-vm` starts the domain paused, and sends the queries to QEMU.
 
 pub mod diff;
 pub mod observed;
@@ -15,43 +15,43 @@ use serde::{Deserialize, Serialize};
 use crate::arch::{Accelerator, VmArchitecture};
 use crate::machine::{Disk, DomainXmlParams, VmSpec};
 
-/// The machine that a domain should become, from the parameters of its XML.
+/// The machine that QEMU should make of a domain. It is derived from the parameters of the domain's XML.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ExpectedMachine {
     pub architecture: VmArchitecture,
     pub accelerator: Accelerator,
     /// QEMU's name of the CPU model, such as `max`.
     pub cpu_model: String,
-    /// The CPU properties (QOM names) and their expected values.
+    /// The names of CPU properties (in QEMU's object model) with their expected values.
     pub cpu_properties: Vec<(String, bool)>,
     pub vcpus: usize,
-    /// True if each processor must have its own thread, even under emulation.
+    /// True if each processor of the guest must have a thread of its own.
     pub own_threads: bool,
     /// The memory in bytes.
     pub memory_bytes: u64,
-    /// The flash of the UEFI firmware. If it is `None`, the machine boots by BIOS.
+    /// The flash of the UEFI firmware; `None` if the machine boots by BIOS.
     pub flash: Option<ExpectedFlash>,
     /// The disks in the order in which the guest sees them.
     pub disks: Vec<Disk>,
 }
 
-/// The flash with the firmware's code and the flash with the domain's variables.
+/// The expected flash devices: one with the firmware's code, and one with the domain's variables.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ExpectedFlash {
-    /// The file of the firmware's code. It is shared by all domains and therefore read-only.
+    /// The file with the firmware's code. All domains share it, so it must be read-only.
     pub code: PathBuf,
     /// The required size of the code's flash in bytes.
     pub code_bytes: u64,
-    /// The file of this domain's variables, which the domain writes.
+    /// The file with this domain's variables, which must be writable.
     pub nvram: PathBuf,
-    /// The template of the variables, which no domain may write.
+    /// The template of the variables, which the domain must not use.
     pub template: PathBuf,
     /// The required size of the variables' flash in bytes.
     pub vars_bytes: u64,
 }
 
 impl ExpectedMachine {
-    /// Returns the machine that the domain with these parameters should become.
+    /// Returns the machine that QEMU should make of the domain with these parameters.
     ///
     /// # Errors
     /// Returns an error that names the firmware file whose size cannot be read.
@@ -59,8 +59,8 @@ impl ExpectedMachine {
         Self::with_sizes(params, |path| Ok(fs_err::metadata(path)?.len()))
     }
 
-    /// Returns the same machine as [`Self::of`]. `size_of` returns the size of a firmware file; it is called only if
-    /// the flash device accepts several sizes.
+    /// Returns the expected machine like [`Self::of`]. The function `size_of` returns the size of a firmware file. It
+    /// is called only for a flash device without a fixed size.
     fn with_sizes(params: &DomainXmlParams, size_of: impl Fn(&Path) -> Result<u64>) -> Result<Self> {
         let VmSpec { architecture, vcpus, memory_mib, .. } = params.spec;
         let profile = architecture.profile();
@@ -74,8 +74,8 @@ impl ExpectedMachine {
                 vars_bytes: size(&pair.vars_template)?,
             })
         });
-        // QEMU uses a single thread if the guest relies on an order of memory accesses that the host does not guarantee
-        // (QEMU, docs/devel/multi-thread-tcg.rst).
+        // Under emulation, QEMU runs all processors on one thread if the guest relies on a stronger memory order than
+        // the host has (QEMU, docs/devel/multi-thread-tcg.rst).
         let host_is_strong = VmArchitecture::of_host().is_some_and(|host| host.profile().strong_memory_order);
         Ok(Self {
             architecture,
@@ -91,7 +91,8 @@ impl ExpectedMachine {
     }
 }
 
-/// Returns the disabled features and the properties that `-global TYPE.PROPERTY=VALUE` sets.
+/// Returns the expected CPU properties: the disabled features are off, and the properties of `-global` have the values
+/// that it sets.
 fn cpu_properties(params: &DomainXmlParams) -> Vec<(String, bool)> {
     let off = params.cpu.disabled_features.iter().map(|feature| (feature.clone(), false));
     off.chain(params.cpu.globals.iter().map(|global| (global.property.to_owned(), global.value))).collect()

@@ -1,5 +1,5 @@
-//! The machine as QEMU reports it over QMP (QEMU, qemu-qmp-ref). The caller passes the function that sends a query, so
-//! that the tests can use recorded responses of real QEMUs.
+//! Reads the machine that QEMU reports over QMP (QEMU, qemu-qmp-ref). The caller passes a function that sends a query
+//! and returns the response, so that the tests can use recorded responses of real QEMUs.
 
 use std::path::Path;
 
@@ -25,9 +25,9 @@ pub struct Observed {
     pub vcpus: Vec<Vcpu>,
     /// The QOM type of the first processor, such as `max-arm-cpu`.
     pub cpu_type: String,
-    /// The requested properties with their values. Each value is that of the first processor whose value differs from
-    /// the request, or the requested value if no processor differs. `Err` holds QEMU's message if QEMU has no such
-    /// property.
+    /// The CPU properties of [`ExpectedMachine`], with their values in QEMU. If the processors differ, this is the
+    /// value of the first processor that does not have the expected value. If the CPU has no such property, `Err`
+    /// contains QEMU's message.
     pub cpu_properties: Vec<(String, Result<bool, String>)>,
     /// The flash devices: first the code, then the variables.
     pub flashes: Vec<Flash>,
@@ -35,11 +35,11 @@ pub struct Observed {
     pub devices: Vec<BlockDevice>,
     /// The response to `query-named-block-nodes`: every layer of every disk.
     pub layers: Vec<Layer>,
-    /// The output of `info usernet`, for which QMP has no command.
+    /// The output of the monitor's command `info usernet`. There is no QMP command for it.
     pub forwarding: String,
 }
 
-/// The state of the guest.
+/// The response to `query-status`.
 #[derive(Debug, Clone, Deserialize)]
 pub struct RunStatus {
     /// True if the guest's processors run.
@@ -48,7 +48,7 @@ pub struct RunStatus {
     pub status: String,
 }
 
-/// The use of KVM by this domain.
+/// The response to `query-kvm`.
 #[derive(Debug, Clone, Copy, Deserialize)]
 pub struct KvmInUse {
     /// True if KVM runs the guest.
@@ -59,7 +59,7 @@ pub struct KvmInUse {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Vcpu {
-    /// The id of the thread of this host that runs the processor.
+    /// The id of the host's thread that runs the processor.
     pub thread_id: u64,
     /// The path in QEMU's object tree.
     pub qom_path: String,
@@ -76,7 +76,7 @@ pub struct Flash {
     pub layer: Layer,
 }
 
-/// A device of the guest that has a medium or can take one.
+/// A device of the guest that contains a medium, such as a disk image, or can take one.
 #[derive(Debug, Clone, Deserialize)]
 pub struct BlockDevice {
     /// The path in QEMU's object tree.
@@ -93,9 +93,9 @@ pub struct Layer {
     pub file: String,
     /// True if the node refuses writes.
     pub ro: bool,
-    /// The use of this host's page cache.
+    /// The cache mode of the node.
     pub cache: CacheMode,
-    /// The image in the file, with its backing images.
+    /// The disk image in the file, with its backing images.
     pub image: Option<ImageInfo>,
 }
 
@@ -109,7 +109,7 @@ pub struct ImageInfo {
 }
 
 impl ImageInfo {
-    /// Returns the backing files, the next layer first.
+    /// Returns the backing files, starting with the nearest layer.
     pub fn backing(&self) -> Vec<&str> {
         let mut files = Vec::new();
         let mut below = self.backing_image.as_deref();
@@ -121,7 +121,7 @@ impl ImageInfo {
     }
 }
 
-/// The use of this host's page cache by a block node.
+/// The cache mode of a block node: whether the node uses this host's page cache.
 #[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct CacheMode {
@@ -132,7 +132,8 @@ pub struct CacheMode {
 }
 
 impl Layer {
-    /// Returns whether the layer's file is `path`. A node that QEMU cannot name by a file is named by `json:{…}`.
+    /// Returns whether the layer's file is `path`. QEMU describes some nodes by `json:{…}` instead of by a path; the
+    /// path is then searched in this text.
     pub fn is_of(&self, path: &Path) -> bool {
         let path = path.to_string_lossy();
         self.file == path || (self.file.starts_with("json:") && self.file.contains(&format!("\"{path}\"")))
@@ -150,10 +151,10 @@ struct Memory {
 pub type Ask<'a> = dyn FnMut(&str, &Value) -> Result<Value> + 'a;
 
 impl Observed {
-    /// Reads all values that can be compared with `expected`.
+    /// Reads the values that are compared with `expected`.
     ///
     /// # Errors
-    /// Returns an error that names the command if QEMU refuses it, or if the response cannot be parsed.
+    /// If QEMU refuses a command or its response cannot be parsed, returns an error that names the command.
     pub fn read(expected: &ExpectedMachine, ask: &mut Ask<'_>) -> Result<Self> {
         let memory: Memory = get(ask, "query-memory-size-summary", &json!({}))?;
         let vcpus: Vec<Vcpu> = get(ask, "query-cpus-fast", &json!({}))?;
@@ -165,7 +166,7 @@ impl Observed {
         let devices: Vec<BlockDevice> = get(ask, "query-block", &json!({}))?;
         let mut flashes = Vec::new();
         for unit in ["flash0", "flash1"] {
-            // The device is `/machine/virt.flash0` on Arm and `/machine/system.flash0` on x86.
+            // The flash device is `/machine/virt.flash0` on Arm and `/machine/system.flash0` on x86.
             let device = devices.iter().find(|device| device.qdev.ends_with(unit));
             if let Some((device, layer)) = device.and_then(|device| Some((device, device.inserted.clone()?)))
             {
@@ -190,8 +191,8 @@ impl Observed {
     }
 }
 
-/// Returns the value of a CPU property. If QEMU does not have the property, its message is the `Err` of this property
-/// and does not end the reading.
+/// Returns the value of a CPU property, as [`Observed::cpu_properties`] describes. If the CPU does not have the
+/// property, returns QEMU's message.
 fn cpu_property(ask: &mut Ask<'_>, vcpus: &[Vcpu], name: &str, wanted: bool) -> Result<bool, String> {
     for vcpu in vcpus {
         let value: bool =

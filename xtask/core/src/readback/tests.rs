@@ -1,4 +1,4 @@
-//! Tests of [`diff`] without a fault and with each fault. They use the recorded responses of real QEMUs
+//! Tests [`diff`] with a machine without faults and with each fault. The tests use recorded responses of real QEMUs
 //! (`test_data/qmp-*.json`: QEMU 7.2 under libvirt 9.0, with shortened paths).
 
 use std::path::Path;
@@ -114,7 +114,7 @@ fn each_fault_is_found_under_its_own_id() {
                 .for_each(|layer| layer.ro = false);
         }),
         ("rehearsal-disk-cache", |seen| disk(seen).for_each(|layer| layer.cache.no_flush = true)),
-        // A fault in either layer must be found.
+        // The fault must be found in each of the two nodes of the disk.
         ("rehearsal-disk-cache", |seen| disk(seen).next().unwrap().cache.direct = false),
         ("rehearsal-disk-cache", |seen| disk(seen).nth(1).unwrap().cache.direct = false),
         ("rehearsal-network", |seen| seen.forwarding.clear()),
@@ -128,13 +128,13 @@ fn each_fault_is_found_under_its_own_id() {
             fault(&mut seen);
             let found = ids(&expected, &seen);
             assert!(found.contains(id), "{arch}: {found:?} are not {id}");
-            // Without the flash of the code there is no flash of the variables either.
+            // The row that removes all flash devices causes two findings: one for the code, and one for the variables.
             assert!(found.len() == 1 || seen.flashes.is_empty(), "{arch} {id}: {found:?}");
         }
     }
 }
 
-/// Uses the responses of a QEMU that was started by hand with `-accel tcg,thread=single`.
+/// This test uses the response of a QEMU that was started by hand with `-accel tcg,thread=single`.
 #[test]
 fn one_thread_for_all_processors_is_found_as_qemu_tells_it() {
     let expected = expected(VmArchitecture::X86_64);
@@ -173,7 +173,7 @@ fn a_cpu_property_that_is_not_as_asked_is_found_on_any_processor() {
         let seen = read(&expected, &answers).unwrap();
         assert_eq!(ids(&expected, &seen), ["rehearsal-cpu-feature"], "{name}");
     }
-    // The CPU does not have the property at all. This is right if it should be off, and a fault if it should be on.
+    // If the CPU does not have a property at all, this is a fault only if the property should be on.
     let mut answers = recorded(arch);
     answers
         .retain(|answer| !["sve", "pauth"].contains(&answer["arguments"]["property"].as_str().unwrap_or("")));

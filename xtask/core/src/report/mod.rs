@@ -1,4 +1,4 @@
-//! The report of a run. It determines the last lines on the screen, `report.json` and the exit code.
+//! The report of a run. The last lines on the screen, `report.json` and the exit code are made from it.
 //!
 //! `report.json` is an interface with schema number 2; `xtask/docs/smoke.md` documents it.
 
@@ -33,15 +33,15 @@ pub struct Report {
     /// The start time in RFC 3339, UTC.
     pub started_at: String,
     pub seconds: f64,
-    /// The fault that `--sabotage` planted; `None` without `--sabotage`.
+    /// The fault that `--sabotage` planted; `None` without this flag.
     pub sabotage: Option<String>,
-    /// The phase after which the run was to stop; `None` if all phases were requested.
+    /// The last phase, if `--until` requested one; `None` if all phases were requested.
     #[serde(default)]
     pub until: Option<String>,
     /// The snapshot of a warm run; `None` for a cold run.
     #[serde(default)]
     pub snapshot: Option<SnapshotReport>,
-    /// The commit of the workspace; `None` if git does not know the workspace.
+    /// The commit of the workspace; `None` if git does not track the workspace.
     #[serde(default)]
     pub workspace: Option<Commit>,
     pub host: HostReport,
@@ -50,7 +50,8 @@ pub struct Report {
     pub phases: Vec<PhaseReport>,
     pub evidence: Evidence,
     pub failure: Option<FailureReport>,
-    /// The errors that do not change the verdict, for example while copying evidence or ending the machine.
+    /// The errors that do not change the verdict, for example a log that could not be copied or a machine that did not
+    /// end.
     #[serde(default)]
     pub warnings: Vec<String>,
 }
@@ -84,7 +85,7 @@ impl Report {
         report
     }
 
-    /// Sets the verdict, and adds the phases that were never reached as skipped ones.
+    /// Sets the verdict, and adds an entry `skipped` for each phase that was not reached.
     pub fn conclude(&mut self, verdict: Verdict, seconds: f64) {
         self.verdict = verdict;
         self.exit_code = verdict.exit_code();
@@ -168,8 +169,9 @@ impl Report {
 }
 
 impl AgentReport {
-    /// Returns the remarks of the verdict line about the agent. There are remarks if it is not the release build of
-    /// this workspace, if it was built with compiler flags of the environment, or if inspect has warnings.
+    /// Returns the remarks about the agent in the verdict line. There is a remark if the agent was given by `--agent`,
+    /// if its profile is not `release`, if it was built with compiler flags from the environment, or if the inspection
+    /// has warnings.
     fn remarks(&self) -> impl Iterator<Item = String> {
         let given = self.given_as.as_ref().map(|path| format!(", agent given as {}", path.display()));
         let other_profile = self.profile.as_ref().filter(|profile| *profile != "release");
@@ -190,7 +192,7 @@ impl ImageReport {
 }
 
 impl FailureReport {
-    /// Splits an error chain into the outer error and its causes.
+    /// Returns the report of a failure in `phase`. The error is split into the outermost error and its causes.
     pub fn new(phase: Phase, error: &anyhow::Error, console_tail: Vec<String>) -> Self {
         Self {
             phase,

@@ -44,12 +44,13 @@ pub struct ImageReport {
     pub name: String,
     /// The value of `--image`; `None` for the default.
     pub requested: Option<String>,
-    /// The image that was to be tested. It differs from `name` if the fallback image was used.
+    /// The name of the image that was to be tested. It differs from `name` if the fallback image was used.
     pub wanted: String,
     pub source: String,
     /// The digest of the disk as booted: `sha256:…`.
     pub digest: Digest,
-    /// True if the content of the image was checked against a pinned or given digest. It is false for a built image.
+    /// True if the content was checked against a pinned or given digest. A built image has no such digest, so this is
+    /// false for it.
     pub verified: bool,
     /// True if this host built the image from packages.
     #[serde(default)]
@@ -72,15 +73,16 @@ pub struct SnapshotReport {
     pub key: String,
     /// The time at which the snapshot was made, in RFC 3339, UTC.
     pub made_at: String,
-    /// The age of the snapshot when the run began to use it; `None` if the clock was set back meanwhile.
+    /// The age of the snapshot when the run began to use it; `None` if this host's clock was set back after the
+    /// snapshot was made.
     #[serde(default)]
     pub age_seconds: Option<u64>,
     /// The id of the run that made the snapshot: this run or an earlier one.
     pub made_by: String,
     /// The names of the files of the snapshot.
     pub reused: Vec<String>,
-    /// The number of seconds by which the guest's clock jumped once its agent ran. This is the time since the snapshot
-    /// was saved.
+    /// The number of seconds by which the guest's clock jumped when the agent was installed. This is about the time
+    /// since the snapshot was saved.
     #[serde(default)]
     pub clock_step_seconds: Option<i64>,
 }
@@ -99,11 +101,11 @@ pub struct AgentReport {
     /// The cargo profile of the build; `None` for a given agent.
     #[serde(default)]
     pub profile: Option<String>,
-    /// The compiler flags of the build from the environment, such as `RUSTFLAGS`; `None` if there were none or if the
-    /// agent was given.
+    /// The compiler flags that the build got from environment variables such as `RUSTFLAGS`. `None` if there were none,
+    /// or if the agent was given by `--agent`.
     #[serde(default)]
     pub rustflags: Option<String>,
-    /// The ids of the warnings of inspect.
+    /// The ids of the inspection's warnings.
     #[serde(default)]
     pub inspect_warnings: Vec<String>,
 }
@@ -160,16 +162,16 @@ impl Phase {
 pub struct Evidence {
     pub join: Option<StatusEvidence>,
     pub rejoin: Option<StatusEvidence>,
-    /// The workload before the power cut.
+    /// The workload's answer before the power cut.
     #[serde(default)]
     pub workload: Option<WorkloadEvidence>,
-    /// The workload after the power cut, while there was no broker.
+    /// The workload's answer after the power cut, while there was no broker.
     #[serde(default)]
     pub workload_offline: Option<WorkloadEvidence>,
-    /// The workload after its document was changed while the machine was off.
+    /// The workload's answer after the broker's return. Its deployment was changed while the machine was off.
     #[serde(default)]
     pub workload_rejoin: Option<WorkloadEvidence>,
-    /// The resources that the agent uses, as it reported them.
+    /// The resources that the agent uses, as the agent itself reported them.
     #[serde(default)]
     pub footprint: Option<FootprintEvidence>,
 }
@@ -179,27 +181,27 @@ pub struct Evidence {
 pub struct FootprintEvidence {
     pub executable_bytes: u64,
     pub resident_kib: u64,
-    /// The time from the start of the process to its first status; `None` if that status was not received.
+    /// The time from the start of the agent's process to its first status; `None` if the first status was not received.
     pub first_status_milliseconds: Option<u64>,
-    /// The time for which the agent was left idle (`--rest`); 0 without `--rest`.
+    /// The time for which the agent was left idle; 0 without `--rest`.
     pub rest_milliseconds: u64,
     /// The processor time that the agent used while it was left idle.
     pub rest_cpu_milliseconds: u64,
 }
 
-/// The answer of the workload from inside its container.
+/// The answer that the workload gives from inside its container.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WorkloadEvidence {
     /// The output of `uname -m`.
     pub machine: String,
     pub boot_id: String,
-    /// The generation of the deployment document: 1, and 2 after the change.
+    /// The generation of the deployment, which the document passes to the workload: 1, and 2 after the change.
     pub generation: u64,
-    /// The number of starts, counted in the workload's volume.
+    /// The number of starts of the workload, which it counts in a file in its volume.
     pub starts: u64,
 }
 
-/// The parts of one status that are evidence.
+/// The parts of a status that are evidence for the report.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StatusEvidence {
     pub boot_id: String,

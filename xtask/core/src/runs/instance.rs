@@ -1,6 +1,6 @@
-//! Instances: machines that outlive the command that made them. `vm up` and `smoke --keep` make one, and `cargo xtask
-//! vm` works with them. A run's directory with a file `kept` is an instance. It is not collected, even if its QEMU has
-//! ended; only `vm rm` removes it.
+//! Instances: machines that continue to exist after the command that made them. `vm up` and `smoke --keep` make
+//! instances, and the other `vm` commands work with them. The directory of a run is an instance if it has the file
+//! `kept`. An instance is not collected, even if its QEMU has ended. Only `vm rm` deletes it.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -18,9 +18,10 @@ use crate::fs::{directories, lock, remove_tree, try_lock, write_atomically};
 use crate::processes::{end_processes, owned};
 use crate::{bail_host, limits};
 
-/// The schema of `kept` and of `vm list --json`.
+/// The schema number of the file `kept` and of the output of `vm list --json`.
 pub const SCHEMA: u32 = 1;
-/// The name of the guest in known_hosts. A fixed name is needed because the guest's port changes with every start.
+/// The name of the guest in known_hosts. ssh cannot use the guest's address there, because its port changes with every
+/// start.
 const HOST_ALIAS: &str = "iot-device";
 
 /// The contents of the file `kept`.
@@ -28,9 +29,9 @@ const HOST_ALIAS: &str = "iot-device";
 pub struct InstanceRecord {
     /// The schema number, [`SCHEMA`].
     pub schema: u32,
-    /// The run that made the instance, which is also the name of its directory.
+    /// The id of the run that made the instance. The instance's directory has this name.
     pub id: String,
-    /// The name on the command line; the id of the run if none was given.
+    /// The name that the user gave; otherwise the id of the run.
     pub name: String,
     pub arch: VmArchitecture,
     /// The name of the image from which the instance was made.
@@ -39,7 +40,7 @@ pub struct InstanceRecord {
     pub made_at: String,
     /// The user that ssh logs in as.
     pub login_user: String,
-    /// The port on this host's loopback that is forwarded to the guest's sshd since the last start.
+    /// The port on this host's loopback that QEMU forwards to the guest's sshd. It is set at each start.
     pub ssh_port: Option<u16>,
     /// The log of the serial console.
     pub console: PathBuf,
@@ -75,10 +76,11 @@ impl Instance {
         }
     }
 
-    /// Takes the lock of the instance. While it is held, no other command starts, stops or removes the instance.
+    /// Takes the lock of the instance. While this lock is held, no other command can start, stop or remove the
+    /// instance.
     ///
     /// # Errors
-    /// Returns a failure of the host if another command holds the lock.
+    /// Returns a failure of the host if another command, or the run that made the instance, still holds the lock.
     pub fn lock(&self) -> Result<File> {
         let name = &self.machine.name;
         match try_lock(&self.directory.join("lock"))? {
@@ -99,7 +101,7 @@ impl Instance {
     }
 }
 
-/// The output of a guest on its serial console, as QEMU has logged it.
+/// The log file that QEMU writes with the output of a guest on its serial console.
 #[derive(Debug)]
 pub struct ConsoleLog(fs_err::File);
 
@@ -112,7 +114,7 @@ impl ConsoleLog {
         Ok(Self(fs_err::File::open(path)?))
     }
 
-    /// Writes all new output to stdout, and returns whether stdout still has a reader.
+    /// Writes the output that is new since the last call to stdout. Returns whether stdout still has a reader.
     ///
     /// # Errors
     /// Returns an error if the log cannot be read or stdout cannot be written.
@@ -133,8 +135,8 @@ pub fn all(cache: &Cache) -> Vec<Instance> {
     let read = |directory: PathBuf| {
         let text = std::fs::read(directory.join(KEPT)).ok()?;
         let machine: InstanceRecord = serde_json::from_slice(&text).ok()?;
-        // A copy of an instance or a directory of another program does not count, because `vm rm` deletes what is
-        // listed here.
+        // `vm rm` deletes directories from this list. Therefore the list must not contain a copy of an instance or a
+        // directory of another program.
         let is_own = has_form_of_id(&machine.id) && directory.ends_with(&machine.id);
         is_own.then_some(Instance { machine, directory })
     };
@@ -143,10 +145,11 @@ pub fn all(cache: &Cache) -> Vec<Instance> {
     instance
 }
 
-/// Returns the instance with this name or run id. Without a name, returns the only instance.
+/// Returns the instance with this name or id. Without a name, returns the only instance.
 ///
 /// # Errors
-/// Returns a usage error that lists the existing names.
+/// Returns a usage error that lists the existing names if there is no such instance. Without a name, returns this error
+/// if there is not exactly one instance.
 pub fn find(cache: &Cache, name: Option<&str>) -> Result<Instance, Failure> {
     let mut instance = all(cache);
     let names: Vec<_> = instance.iter().map(|instance| instance.machine.name.clone()).collect();
@@ -176,7 +179,7 @@ pub fn check_name(cache: &Cache, name: &str) -> Result<(), Failure> {
     }
 }
 
-/// Makes an instance of a run's machine.
+/// Makes the run an instance, by writing the file `kept`.
 ///
 /// # Errors
 /// Returns an error if the name is taken, or if a file cannot be written.
@@ -186,10 +189,11 @@ pub fn keep(run: &RunDir, cache: &Cache, machine: InstanceRecord) -> Result<()> 
     Instance { machine, directory: run.path().to_owned() }.save()
 }
 
-/// Stops an instance, deletes its directory, and returns the number of processes that it had.
+/// Ends the processes of an instance, deletes its directory, and returns the number of processes that were ended.
 ///
 /// # Errors
-/// Returns an error if its run has not ended, or if a process cannot be ended or a file cannot be deleted.
+/// Returns an error if another command holds the lock of the instance, if a process cannot be ended, or if a file
+/// cannot be deleted.
 pub fn remove(kept: &Instance) -> Result<usize> {
     let _lock = kept.lock()?;
     // No other command may read the directories while one of them is deleted.

@@ -1,6 +1,6 @@
-//! The directory of a run records what the run owns. The process that holds the directory's lock owns its content. If
-//! the lock is free but working files exist, the run is dead, and the next run collects it: it ends the processes and
-//! deletes the files.
+//! The directories of the runs. The directory of a run records the files and processes that the run owns. The run holds
+//! the lock of its directory while it lives. If the lock is free, but working files exist and there is no file `kept`,
+//! the run is dead. The next run then *collects* the dead run: it ends the processes and deletes the files.
 //!
 //! ```text
 //! runs/<id>/.iot-xtask     the marker; a directory without it is never collected
@@ -29,12 +29,12 @@ use crate::processes::end_processes;
 
 pub mod instance;
 
-/// The names of two files in a run's working directory. They contain the path of the image's directory and the path of
-/// the snapshot. Existing caches use the name `frozen` for the second one.
+/// The names of two files in a run's working directory. The first one contains the path of the image's directory, the
+/// second one that of the snapshot's directory. The second name is `frozen`, because existing caches use this name.
 const IMAGE: &str = "image";
 const SNAPSHOT: &str = "frozen";
 
-/// The file in the directory of an instance; [`instance`] defines its content.
+/// The name of the file that makes a run's directory an instance. [`instance`] defines the content of the file.
 pub(crate) const KEPT: &str = "kept";
 
 /// The number of finished runs whose reports are kept.
@@ -67,13 +67,12 @@ impl RunDir {
     /// Collects dead runs, then makes the directory of a new run.
     ///
     /// # Errors
-    /// Returns an error if the cache cannot be written, or if a dead run's processes cannot be ended or its files
-    /// cannot be deleted.
+    /// Returns an error if the cache cannot be written, or if a dead run cannot be collected.
     pub fn create(cache: &Cache) -> Result<(Self, Vec<Collected>)> {
         let runs = cache.runs();
         make_private_dir(&runs)?;
-        // This lock is held while directories are made and deleted, so that no other run collects a directory before it
-        // is complete.
+        // Every process holds this lock while it makes or deletes directories of runs. Therefore no other run can
+        // collect the new directory before it is complete.
         let _guard = lock(&runs.join(".lock"))?;
         let collected = collect(&runs)?;
         let id = new_id()?;
@@ -88,7 +87,7 @@ impl RunDir {
         &self.id
     }
 
-    /// Returns the directory of the report.
+    /// Returns the run's directory, which has the report.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -145,8 +144,8 @@ impl RunDir {
     }
 }
 
-/// Returns the ids of the runs with a machine whose disk depends on the image or snapshot in `directory`. These are
-/// live runs, instances, and dead runs that are not collected yet.
+/// Returns the ids of the runs that use the image or the snapshot in `directory`. They are live runs, instances, and
+/// dead runs that were not collected yet.
 pub fn users_of(cache: &Cache, directory: &Path) -> Vec<String> {
     let names =
         |file: PathBuf| fs::read(file).is_ok_and(|path| path == directory.as_os_str().as_encoded_bytes());
@@ -154,7 +153,7 @@ pub fn users_of(cache: &Cache, directory: &Path) -> Vec<String> {
     directories(&cache.runs()).iter().filter(|run| uses(run)).filter_map(|run| id_of(run)).collect()
 }
 
-/// Returns the snapshot on which the machine in this working directory depends.
+/// Returns the directory of the snapshot that the run with this working directory uses; `None` if it uses no snapshot.
 ///
 /// # Errors
 /// Returns an error that names the file if it exists and cannot be read.
@@ -162,27 +161,27 @@ pub fn snapshot_of(work: &Path) -> Result<Option<PathBuf>> {
     Ok(read_if_there(&work.join(SNAPSHOT))?.map(|name| OsString::from_vec(name).into()))
 }
 
-/// Returns the ids of dead runs that are not collected yet: their lock is free, they are no instances, and their
-/// working files exist.
+/// Returns the ids of the dead runs that were not collected yet.
 pub fn dead(cache: &Cache) -> Vec<String> {
-    // A new run has a directory before it has its lock. It holds this lock during that moment.
+    // A new run makes its directory first and takes the lock of this directory afterwards. In between, it holds the
+    // lock `.lock`.
     let guard = File::open(cache.runs().join(".lock"));
     let Ok(_guard) = guard.and_then(|file| file.lock().map(|()| file)) else {
-        // If this file does not exist, there has been no run yet.
+        // If the file `.lock` does not exist, there was no run yet.
         return Vec::new();
     };
     let is_dead = |path: &Path| {
         is_run(path)
             && path.join("w").exists()
             && !path.join(KEPT).exists()
-            // A run without a lock file, or whose lock cannot be queried, does not count as dead.
+            // If the run has no lock file, or if the lock cannot be queried, the run does not count as dead.
             && File::open(path.join("lock"))
                 .is_ok_and(|file| file.try_lock().is_ok())
     };
     directories(&cache.runs()).iter().filter(|path| is_dead(path)).filter_map(|path| id_of(path)).collect()
 }
 
-/// Collects dead runs.
+/// Collects the dead runs, and returns them.
 ///
 /// # Errors
 /// Returns the errors of [`RunDir::create`].
@@ -193,20 +192,20 @@ pub fn gc(cache: &Cache) -> Result<Vec<Collected>> {
     collect(&runs)
 }
 
-/// Collects the dead runs and deletes the oldest finished ones. Instances are kept. Other programs use directories
-/// named `runs` too, so a directory that this workflow did not make is left alone.
+/// Collects the dead runs, and deletes the oldest finished runs. Instances are not touched. Other programs also use
+/// directories with the name `runs`, so only directories that `cargo xtask` has made are touched.
 fn collect(runs: &Path) -> Result<Vec<Collected>> {
     let mut collected = Vec::new();
     let mut finished = Vec::new();
     for path in directories(runs) {
         let Some(id) = id_of(&path).filter(|_| is_run(&path)) else { continue };
         let is_kept = || path.join(KEPT).exists();
-        // An instance is skipped before its lock is taken, so that a command on it never finds the lock taken.
+        // The lock of an instance is not taken here, because commands that use the instance would then find it taken.
         if is_kept() {
             continue;
         }
-        // The lock is held until the directory has been dealt with. The run may have become an instance before the lock
-        // was taken, so this is checked again.
+        // The run may have become an instance just before its lock was taken here, so this is checked again. The lock
+        // is held until the end of this loop's body.
         let Some(_lock) = try_lock(&path.join("lock"))?.filter(|_| !is_kept()) else { continue };
         let work = path.join("w");
         if work.exists() {
@@ -214,11 +213,12 @@ fn collect(runs: &Path) -> Result<Vec<Collected>> {
             remove_tree(&path)?;
             collected.push(Collected { id, processes });
         } else {
-            // The lock file is made at the start of the run and never written, so its time is that of the start.
+            // The lock file is made at the start of the run and never written to, so its modification time is the run's
+            // start.
             finished.push((fs_err::metadata(path.join("lock"))?.modified()?, path));
         }
     }
-    // Sort by age and not by name, because a name contains no year.
+    // The runs are sorted by their start and not by their names, because a name contains no year.
     finished.sort();
     let old = finished.len().saturating_sub(FINISHED_RUNS_KEPT);
     for (_, path) in &finished[..old] {
@@ -227,12 +227,12 @@ fn collect(runs: &Path) -> Result<Vec<Collected>> {
     Ok(collected)
 }
 
-/// Returns whether a directory belongs to a run, by its marker and the form of its name.
+/// Returns whether a directory is that of a run: it has the marker, and its name has the form of an id.
 fn is_run(path: &Path) -> bool {
     is_own(path) && id_of(path).is_some_and(|id| has_form_of_id(&id))
 }
 
-/// Returns whether a name has the form that [`new_id`] gives it: `1124-100000-00ab`.
+/// Returns whether a name has the form of a run's id: `1124-100000-00ab`.
 pub fn has_form_of_id(name: &str) -> bool {
     let parts: Vec<_> = name.split('-').collect();
     let digits =
@@ -244,8 +244,8 @@ fn id_of(path: &Path) -> Option<String> {
     Some(path.file_name()?.to_str()?.to_owned())
 }
 
-/// Returns the id of a new run. It begins with the date and the time, by which runs sort; the random part distinguishes
-/// two runs of the same second.
+/// Returns the id of a new run: month and day, time of day, and a random number that distinguishes runs of the same
+/// second.
 fn new_id() -> Result<String> {
     let mut random = [0; 2];
     rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())
@@ -270,8 +270,8 @@ mod tests {
         path
     }
 
-    /// Machine-learning programs name their output directories `runs` too, and a user may point the cache at such a
-    /// directory.
+    /// Other programs, for example for machine learning, also call their output directory `runs`. A user may set the
+    /// cache to a directory that contains it.
     #[test]
     fn a_directory_that_is_not_a_runs_is_left_alone() {
         let directory = tempfile::tempdir().unwrap();
@@ -282,7 +282,8 @@ mod tests {
             fs::create_dir_all(path.join("weights")).unwrap();
             foreign.push(path);
         }
-        // One directory has the marker but not the form of the name, the other one the form but not the marker.
+        // The first directory has the marker, but its name is not an id. The name of the second one is an id, but it
+        // has no marker.
         let renamed = dead_run(runs, "my-own-copy");
         let unmarked = runs.join("0101-000000-000a");
         fs::create_dir_all(unmarked.join("w")).unwrap();
@@ -326,8 +327,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let begin = std::time::SystemTime::now() - limits::BARE_BOOT;
         for number in 0..FINISHED_RUNS_KEPT + 3 {
-            // The order of the names is the reverse of the order in time: runs of the new year sort before those of the
-            // old year.
+            // The runs start in the reverse order of their names, as at the turn of a year.
             let path = directory.path().join(format!("0101-0000{:02}-0000", 99 - number));
             fs::create_dir(&path).unwrap();
             mark(&path).unwrap();
@@ -340,7 +340,7 @@ mod tests {
         assert!(!directory.path().join("0101-000099-0000").exists(), "the oldest go first");
     }
 
-    /// An instance belongs to the user, and its disk can be booted again.
+    /// An instance belongs to the user. After its QEMU has ended, its disk can be booted again.
     #[test]
     fn a_kept_machine_is_collected_by_nobody_even_when_its_qemu_is_gone() {
         let directory = tempfile::tempdir().unwrap();

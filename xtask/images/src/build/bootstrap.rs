@@ -26,7 +26,8 @@ pub(super) const STORE: &str = include_str!("store.sh");
 pub(super) const LATER: &str = include_str!("later.sh");
 /// The script that waits for the jobs, and deletes the files that [`AHEAD`] and [`LATER`] made.
 pub(super) const FINISH: &str = include_str!("finish.sh");
-/// The script that replaces emulated tools with native ones before the packages of the tree are configured.
+/// The script that replaces the guest's tools in the new tree by this host's build of them. It runs before the packages
+/// of the tree are configured, so that these tools need no emulation.
 pub(super) const ACCELERATE: &str = include_str!("accelerate.sh");
 /// The script that runs in the new tree before the tree is packed.
 pub(super) const CUSTOMIZE: &str = include_str!("customize.sh");

@@ -30,9 +30,9 @@ pub(super) struct Download<'a> {
     pub(super) ui: &'a Ui,
     /// The start of the first attempt.
     pub(super) started: Instant,
-    /// True if the host has answered at all.
+    /// True if the host has answered at least one attempt.
     pub(super) answered: bool,
-    /// The number of bytes that are taken from an earlier run; 0 if the download has started over.
+    /// The number of bytes that this download takes over from an earlier run; 0 if the download has started over.
     pub(super) resumed_from: u64,
 }
 

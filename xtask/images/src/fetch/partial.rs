@@ -33,7 +33,7 @@ pub(super) struct Note {
     pub(super) total: Option<u64>,
 }
 
-/// The running hashes of the partial file's bytes.
+/// The hashes of all bytes that were written to the partial file.
 #[derive(Debug, Clone)]
 pub(super) struct Sums {
     sha256: Hasher,

@@ -1,4 +1,5 @@
-//! The findings about the requirements for building the agent for the device and `xtask-vm` for this host.
+//! The findings about the requirements for two builds: that of the agent for the device, and that of `xtask-vm` for
+//! this host.
 
 use super::finding::{Finding, Remedy};
 use crate::arch::VmArchitecture;
@@ -13,7 +14,8 @@ pub(super) fn evaluate(facts: &Facts, findings: &mut Vec<Finding>) {
         let remedy = Remedy::Install(Need::PkgConfig, arch);
         findings.push(Finding::blocks("pkg-config", "pkg-config is missing", "not on PATH", remedy));
     }
-    // Without pkg-config the version is unknown, so the header file decides.
+    // If pkg-config is missing, libvirt's version is unknown. The headers are then missing only if the header file does
+    // not exist.
     if let Err(error) = &host.libvirt
         && (host.pkg_config || !host.libvirt_header)
     {
@@ -69,8 +71,8 @@ fn linker(facts: &Facts, unfit: &Unfit) -> Finding {
     Finding::blocks(id, sentence, unfit.to_string(), remedy)
 }
 
-/// Returns the finding for a missing static C library. The smoke's workload is linked statically, because it is the
-/// only file of its image.
+/// Returns the finding for a missing static C library. The smoke's workload needs it: the workload's container image
+/// has no other file, so the workload is linked statically.
 fn static_libc(arch: VmArchitecture) -> Finding {
     let own = VmArchitecture::of_host() == Some(arch);
     let need = if own { Need::StaticLibc } else { Need::CrossLinker };
@@ -82,8 +84,8 @@ fn static_libc(arch: VmArchitecture) -> Finding {
     )
 }
 
-/// Returns a finding if the linker's glibc is newer than the image's. The linked agent may then need symbols that the
-/// image lacks.
+/// Returns a finding if the linker's glibc is newer than the image's. The agent may then need symbols that the image
+/// does not have.
 fn libc(facts: &Facts, linking: &Linking) -> Option<Finding> {
     let (path, version) = linking.libc.as_ref()?;
     let image = facts.guest.glibc()?;

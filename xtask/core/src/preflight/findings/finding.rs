@@ -1,4 +1,4 @@
-//! A finding about a machine, with its severity and its remedy.
+//! Defines a finding about a machine, with its severity and its remedy.
 
 use clap::ValueEnum;
 use serde::Serialize;
@@ -6,7 +6,7 @@ use serde::Serialize;
 use crate::arch::VmArchitecture;
 use crate::host::packages::Need;
 
-/// The id of a missing program that only the test suite needs.
+/// The id of the finding about a missing program that only the test suite needs.
 pub const CI_PROGRAM: &str = "ci-program";
 
 /// The severity of a finding.
@@ -15,7 +15,7 @@ pub const CI_PROGRAM: &str = "ci-program";
 pub enum Severity {
     /// No run can succeed.
     Blocks,
-    /// A run works, but worse than it could.
+    /// A run works, but with a disadvantage, such as slow emulation.
     Degrades,
     /// A fact that explains what a run does.
     Informs,
@@ -27,19 +27,19 @@ pub struct Finding {
     /// The stable id, for programs that read the JSON.
     pub id: &'static str,
     pub severity: Severity,
-    /// The finding in a few words.
+    /// A short sentence that says what was found.
     pub sentence: String,
     /// The evidence: a path, a version, or a command's output.
     pub evidence: String,
-    /// The action that repairs the finding.
+    /// The action that repairs the problem; `None` if no action is needed or known.
     pub remedy: Option<Remedy>,
 }
 
-/// An action that repairs a finding.
+/// An action that repairs the problem of a finding.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Remedy {
-    /// Install the packages that provide the program or file for guests of the architecture.
+    /// Install the packages that provide a program or file for guests of this architecture.
     #[serde(serialize_with = "serialize_need")]
     Install(Need, VmArchitecture),
     /// Run these commands as root.
@@ -65,7 +65,7 @@ impl<S: Into<String>> From<S> for Remedy {
 }
 
 impl Finding {
-    /// Makes a finding that blocks: no run can succeed until the remedy is carried out.
+    /// Makes a finding that blocks.
     pub fn blocks(
         id: &'static str,
         sentence: impl Into<String>,
@@ -75,7 +75,7 @@ impl Finding {
         Self { severity: Severity::Blocks, ..Self::informs(id, sentence, evidence).with(remedy) }
     }
 
-    /// Makes a finding that degrades: a run works, but worse than it could.
+    /// Makes a finding that degrades.
     pub fn degrades(
         id: &'static str,
         sentence: impl Into<String>,
@@ -91,7 +91,7 @@ impl Finding {
         Self { id, severity: Severity::Informs, sentence, evidence, remedy: None }
     }
 
-    /// Returns the remedy if it must be carried out by hand.
+    /// Returns the remedy if the user must carry it out by hand.
     pub fn by_hand(&self) -> Option<&str> {
         match &self.remedy {
             Some(Remedy::Manual(text)) => Some(text),

@@ -1,5 +1,5 @@
-//! The findings about the programs that every run needs, and about the requirements of an image build if an image is to
-//! be built.
+//! The findings about the programs that every run needs, and, if an image may have to be built, about the requirements
+//! of this build.
 
 use super::finding::{CI_PROGRAM, Finding, Remedy};
 use crate::host::facts::{Built, Facts};
@@ -31,8 +31,8 @@ pub(super) fn evaluate(facts: &Facts, findings: &mut Vec<Finding>) {
     };
     match (facts.guest.built, missing(to_build).find(has_no_package)) {
         (Built::No, _) => {}
-        // If the distribution has no package of the program, the chosen image can still be run; only the fallback
-        // cannot be built.
+        // No package provides a program that only the build of the fallback image needs. This does not block, because a
+        // run of the chosen image works.
         (Built::Fallback, Some((program, ..))) => findings.push(no_fallback(facts, program)),
         (Built::Chosen | Built::Fallback, _) => {
             findings.extend(missing(to_build).map(block));
@@ -55,7 +55,7 @@ fn no_fallback(facts: &Facts, program: &str) -> Finding {
     )
 }
 
-/// Checks the requirements of an image build other than programs.
+/// Adds findings about the requirements of an image build other than programs.
 fn check_build(facts: &Facts, findings: &mut Vec<Finding>) {
     let host = &facts.host;
     if !host.debian_keyring {
@@ -64,7 +64,7 @@ fn check_build(facts: &Facts, findings: &mut Vec<Finding>) {
         findings.push(Finding::blocks("keyring", sentence, DEBIAN_KEYRING, remedy));
     }
     if let Some(error) = &host.no_user_namespace {
-        // A fallback image that cannot be built does not prevent a run of the chosen image.
+        // If only the fallback image cannot be built, this does not block, because a run of the chosen image works.
         let how = if facts.guest.built == Built::Chosen { Finding::blocks } else { Finding::degrades };
         findings.push(how(
             "user-namespace",
@@ -87,7 +87,7 @@ fn guest_programs(facts: &Facts) -> Finding {
     let sentence = format!("this kernel does not run {arch} programs; image builds need them");
     match &facts.registers_handler {
         Some(register) if facts.user_emulator => {
-            // Without systemd, the installation of the package does not register the emulator.
+            // The emulator is installed but not registered: without systemd, its package does not register it.
             let mount = "mount -t binfmt_misc binfmt_misc /proc/sys/fs/binfmt_misc".split(' ');
             let mount = (!host.binfmt_mounted).then(|| mount.map(str::to_owned).collect());
             let commands = mount.into_iter().chain([register.clone()]).collect();

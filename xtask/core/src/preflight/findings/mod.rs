@@ -1,6 +1,7 @@
-//! The evaluation of facts. It is pure, so each finding can be tested on any machine. [`virtualisation`] is about QEMU,
-//! firmware, libvirt and KVM, [`build`] about building the agent and `xtask-vm`, [`image`] about the programs of a run
-//! and of an image build, and [`room`] about the cache, disk, memory, clock and dead runs.
+//! Turns facts into findings, without side effects, so that each finding can be tested on any machine.
+//! [`virtualisation`] is about QEMU, firmware, libvirt, KVM and nats-server. [`build`] is about the build of the agent
+//! and of `xtask-vm`. [`image`] is about the programs that a run or an image build needs. [`room`] is about the cache,
+//! disk, memory, clock and dead runs.
 
 mod build;
 pub mod finding;
@@ -12,7 +13,7 @@ use crate::host::facts::Facts;
 pub use finding::{CI_PROGRAM, Finding, Remedy, Severity};
 pub(super) use room::{MEMORY_BESIDE, MIB};
 
-/// Returns all findings of a machine.
+/// Returns all findings about a machine.
 pub fn evaluate(facts: &Facts) -> Vec<Finding> {
     let mut findings = Vec::new();
     virtualisation::evaluate(facts, &mut findings);

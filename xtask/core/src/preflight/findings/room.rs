@@ -7,14 +7,14 @@ use crate::host::facts::{Built, Facts};
 
 pub(crate) const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
-/// Disk space for an image, a run's overlay, and the temporary files of an image build.
+/// The disk space in bytes for an image, a run's overlay, and the temporary files of an image build.
 const DISK_TO_BUILD: u64 = 4 * GIB;
-/// Disk space for an image and a run's overlay.
+/// The disk space in bytes for an image and a run's overlay.
 const DISK_TO_RUN: u64 = 2 * GIB;
-/// Memory of QEMU itself, in addition to the guest's memory.
+/// The memory in bytes that QEMU needs in addition to the guest's memory.
 pub(crate) const MEMORY_BESIDE: u64 = 512 * MIB;
-/// The number of seconds by which the clock may be behind the build time of this program. File systems and hosts round
-/// times.
+/// The number of seconds by which the clock may be behind the build time of this program without a finding. File
+/// systems and hosts round times.
 const CLOCK_SLACK: u64 = 3600;
 
 pub(super) fn evaluate(facts: &Facts, findings: &mut Vec<Finding>) {
@@ -73,8 +73,8 @@ fn memory(facts: &Facts) -> Option<Finding> {
     })
 }
 
-/// Returns a finding if the clock is behind. Certificates and package indexes then appear to be from the future and are
-/// rejected.
+/// Returns a finding if the clock is behind the time at which this program was built. Certificates and package indexes
+/// then appear to be from the future and are rejected.
 fn clock(facts: &Facts) -> Option<Finding> {
     let (now, built) = (facts.host.now, facts.host.built);
     (now + CLOCK_SLACK < built).then(|| {

@@ -1,4 +1,4 @@
-//! Tests that each missing requirement is found under its own id, on a machine that lacks nothing else.
+//! Tests that each missing requirement is found under its own id, on a machine that has everything else.
 
 mod distributions;
 
@@ -18,7 +18,7 @@ use crate::os_release::OsRelease;
 
 const GIB: u64 = 1 << 30;
 
-/// Returns the facts of a machine that lacks nothing, for aarch64 guests.
+/// Returns the facts about a machine without faults, for aarch64 guests.
 pub(crate) fn sound() -> Facts {
     Facts {
         arch: VmArchitecture::Aarch64,

@@ -11,7 +11,7 @@ use crate::host::qemu::Emulator;
 use crate::host::tools::release;
 use crate::os_release::OsRelease;
 
-/// The first QEMU release that emulates some 8 % faster.
+/// The first QEMU release with notably faster emulation; xtask/docs/benchmarks.md has the figure.
 const FASTER_QEMU: (u32, u32) = (9, 1);
 /// The oldest tested release that supports JetStream's key-value buckets as the agent uses them.
 const OLDEST_NATS: (u32, u32) = (2, 9);
@@ -58,8 +58,8 @@ fn old(facts: &Facts, emulator: &Emulator) -> Option<Finding> {
     (emulator.release() < FASTER_QEMU).then_some(Finding { severity: Severity::Degrades, remedy, ..finding })
 }
 
-/// Returns how to install a newer QEMU if one more package source provides it. `--fix` does not do this, because it
-/// never changes package sources.
+/// Returns how to install a newer QEMU, if an additional package source of the distribution provides one. `--fix` does
+/// not do this, because it never changes package sources.
 fn newer_qemu(os: &OsRelease) -> Option<&'static str> {
     match (os.id.as_str(), os.version_id.as_str()) {
         ("debian", "12") => Some(
@@ -74,8 +74,8 @@ fn newer_qemu(os: &OsRelease) -> Option<&'static str> {
     }
 }
 
-/// Returns a finding if the emulator lacks the properties that make `max` fast. Without them, an emulated `max` has SVE
-/// and pointer authentication, and pointer authentication doubles the time of a boot.
+/// Returns a finding if the emulator lacks a CPU property that must be set to make `max` fast. An emulated `max` then
+/// has SVE or pointer authentication, whose emulation slows down a boot.
 fn untuned(facts: &Facts, emulator: &Emulator) -> Option<Finding> {
     let tuned = &facts.arch.profile().tcg_cpu;
     let wanted = tuned.globals.iter().map(|global| global.property);
@@ -94,8 +94,8 @@ fn untuned(facts: &Facts, emulator: &Emulator) -> Option<Finding> {
 }
 
 /// Returns the finding for a machine without usable firmware. If pairs were rejected for several reasons, the finding
-/// names the reason about which the user can do most. The order is: a file of the wrong size, a missing file that a
-/// descriptor names, an unreadable file, and firmware that requires signed boot loaders.
+/// names the first of these reasons: a file of the wrong size, a missing file that a descriptor names, an unreadable
+/// file, firmware that requires signed boot loaders. For the first three, the user must reinstall a package.
 fn no_firmware(facts: &Facts, rejected: &[Rejected]) -> Finding {
     let arch = facts.arch;
     let worst = rejected.iter().min_by_key(|rejected| &rejected.why).map(|rejected| &rejected.why);
@@ -110,7 +110,8 @@ fn no_firmware(facts: &Facts, rejected: &[Rejected]) -> Finding {
     };
     let described: Vec<_> = rejected.iter().map(ToString::to_string).collect();
     let sentence = format!("UEFI firmware for {arch} {what}");
-    // If the package is installed but one of its files is wrong, another installation changes nothing.
+    // If the package is installed but one of its files is wrong, an ordinary installation of the package changes
+    // nothing.
     let remedy = match worst {
         Some(Why::Size(..) | Why::Dangling(_) | Why::Unreadable(_)) => reinstall(facts, Need::Firmware),
         _ => Remedy::Install(Need::Firmware, arch),
@@ -118,7 +119,7 @@ fn no_firmware(facts: &Facts, rejected: &[Rejected]) -> Finding {
     Finding::blocks(id, sentence, described.join("; "), remedy)
 }
 
-/// Returns the remedy for an installed package that does not work.
+/// Returns the remedy if a package is installed but does not work.
 fn reinstall(facts: &Facts, need: Need) -> Remedy {
     let manager = facts.host.package_manager;
     let packages = manager.map(|manager| manager.packages(need, facts.arch)).unwrap_or_default();
@@ -131,9 +132,9 @@ fn reinstall(facts: &Facts, need: Need) -> Remedy {
     }
 }
 
-/// Reports firmware and an emulator that each work, but not with each other.
+/// Returns a finding if the combination of this firmware and this emulator is known to fail.
 fn firmware_with_emulator(facts: &Facts) -> Option<Finding> {
-    // A guest under KVM does not have the fault.
+    // Only emulated guests have the fault.
     facts.kvm.against()?;
     let (emulator, bad) = (facts.working_emulator()?, facts.known_bad()?);
     let path = facts.firmware.as_ref().map(|pair| pair.code.display().to_string()).unwrap_or_default();
@@ -215,7 +216,7 @@ fn check_nats(facts: &Facts, findings: &mut Vec<Finding>) {
             let remedy = reinstall(facts, Need::NatsServer);
             findings.push(Finding::blocks("nats-server-broken", "nats-server does not run", error, remedy));
         }
-        // If nats-server is missing, it is reported as a missing program.
+        // If nats-server is missing, there is already a finding about a missing program.
         Some(Ok(_)) | None => {}
     }
 }

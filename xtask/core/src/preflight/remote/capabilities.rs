@@ -1,5 +1,5 @@
-//! libvirt's two descriptions of its capabilities: the host's kinds of guests (virConnectGetCapabilities), and the
-//! features of one kind of guest (virConnectGetDomainCapabilities).
+//! Parses libvirt's two descriptions of its capabilities: the kinds of guests that it can run
+//! (virConnectGetCapabilities), and the features of one kind of guest (virConnectGetDomainCapabilities).
 
 use quick_xml::Reader;
 use quick_xml::events::{BytesStart, Event};
@@ -26,11 +26,11 @@ pub struct DomainOffer {
     pub machine_type: String,
     /// True if `<os firmware='efi'>` is supported.
     pub selects_uefi: bool,
-    /// The firmware files that libvirt knows on that host.
+    /// The firmware files that libvirt has found on that host.
     pub loaders: Vec<String>,
     /// The supported CPU modes: `host-passthrough`, `maximum`, `custom` …
     pub cpu_modes: Vec<String>,
-    /// The names of the CPU models and whether each can be used; `None` if libvirt does not know.
+    /// The names of the CPU models, and whether the host can use each of them. `None` means that libvirt does not know.
     pub cpu_models: Vec<(String, Option<bool>)>,
 }
 
@@ -48,7 +48,7 @@ impl Element {
         self.attributes.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
     }
 
-    /// Returns the elements at a path below this one: `guest/arch`.
+    /// Returns the elements at a path below this element: `guest/arch`.
     fn all<'a>(&'a self, path: &str) -> Vec<&'a Element> {
         path.split('/').fold(vec![self], |outer, name| {
             let content = outer.into_iter().flat_map(|element| &element.content);
@@ -61,7 +61,7 @@ impl Element {
     }
 }
 
-/// Returns the kinds of guests in `capabilities`, the XML of virConnectGetCapabilities.
+/// Returns the kinds of guests that `capabilities` lists. `capabilities` is the XML of virConnectGetCapabilities.
 ///
 /// # Errors
 /// Returns an error if the text is not that XML.
@@ -86,7 +86,8 @@ pub fn domain(capabilities: &str) -> Result<DomainOffer, String> {
     let mut modes = root.all("cpu/mode");
     modes.retain(|mode| mode.attribute("supported") == Some("yes"));
     let model = |model: &Element| {
-        // The mode host-model also contains a model, but that is not a name to choose. It has no attribute `usable`.
+        // Only the models of the mode `custom` can be named, and only these have the attribute `usable`. The mode
+        // `host-model` also contains an element `model`.
         let usable = match model.attribute("usable")? {
             "yes" => Some(true),
             "no" => Some(false),
@@ -108,7 +109,7 @@ fn names(elements: &[&Element], attribute: &str) -> Vec<String> {
     elements.iter().filter_map(|element| element.attribute(attribute)).map(str::to_owned).collect()
 }
 
-/// Returns the outermost element of a document, which must be a `root`.
+/// Returns the outermost element of a document. Its name must be `root`.
 fn read_document(xml: &str, root: &str) -> Result<Element, String> {
     let mut reader = Reader::from_str(xml);
     reader.config_mut().expand_empty_elements = true;
@@ -120,7 +121,7 @@ fn read_document(xml: &str, root: &str) -> Result<Element, String> {
     read.map_err(|error| format!("libvirt's {root} cannot be read: {error}"))
 }
 
-/// Reads the content of an element up to its end. The document itself has no name.
+/// Reads the content of the element `outer` up to its end tag. For the document itself, the name of `outer` is empty.
 fn fill(outer: &mut Element, reader: &mut Reader<&[u8]>) -> Result<(), String> {
     loop {
         match reader.read_event().map_err(|error| error.to_string())? {
@@ -137,8 +138,8 @@ fn fill(outer: &mut Element, reader: &mut Reader<&[u8]>) -> Result<(), String> {
     }
 }
 
-/// Returns an empty element with the name and the attributes of a start tag. The attributes are not unescaped, because
-/// only names and paths are read, and none of them is escaped.
+/// Returns an empty element with the name and the attributes of a start tag. The attributes are not unescaped: those
+/// that are read contain only names and paths without special characters.
 fn element(start: &BytesStart<'_>) -> Element {
     let attributes = start.attributes().flatten();
     let read = attributes.map(|one| (one.key.as_ref().to_owned(), one.value.into_owned()));

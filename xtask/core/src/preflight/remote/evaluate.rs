@@ -1,4 +1,4 @@
-//! The findings about a libvirt, from the facts of its connection.
+//! The findings about the libvirt that `preflight --connect` names.
 
 use super::capabilities::{DomainOffer, GuestOffer};
 use super::facts::{Access, ConnectionFacts, ConnectionOffer, DEFAULT, Network, Pool};
@@ -11,11 +11,11 @@ use crate::libvirt_uri::ConnectUri;
 use crate::preflight::PreflightRequest;
 use crate::preflight::findings::{Finding, MEMORY_BESIDE, MIB};
 
-/// The free space that a pool needs for an image and the writes of a guest.
+/// The free bytes that a storage pool needs for an image and the writes of a guest.
 const POOL_NEEDED: u64 = 4096 * MIB;
 
-/// Returns the accelerator with which libvirt would run a guest of this kind. It is the one that `--accel` names. If
-/// `--accel` names none, it is KVM if libvirt offers KVM, and otherwise TCG.
+/// Returns the accelerator for a guest of this kind. `--accel kvm` and `--accel tcg` determine it. With `--accel auto`,
+/// it is KVM if libvirt offers KVM for this kind of guest, and TCG otherwise.
 pub fn accelerator(accel: Accel, guest: &GuestOffer) -> Accelerator {
     let offered = guest.domain_types.iter().any(|kind| kind == "kvm");
     match accel {
@@ -25,8 +25,8 @@ pub fn accelerator(accel: Accel, guest: &GuestOffer) -> Accelerator {
     }
 }
 
-/// Returns all findings about a libvirt for the requested guests. `--fix` runs none of the remedies, because the host
-/// or its daemon belongs to someone else.
+/// Returns all findings about a libvirt, for the requested guests. All remedies are texts and no commands, so `--fix`
+/// runs none of them: the host or its daemon may belong to someone else.
 pub fn evaluate(facts: &ConnectionFacts, asked: &PreflightRequest<'_>) -> Vec<Finding> {
     let uri = &facts.uri;
     let offer = match &facts.answer {
@@ -190,7 +190,7 @@ fn network(uri: &ConnectUri, network: Option<&Network>) -> Option<Finding> {
     let start = uri.virsh(&format!("net-start {DEFAULT}"));
     let autostart = uri.virsh(&format!("net-autostart {DEFAULT}"));
     Some(match network {
-        // The daemon of a user cannot create a network of this kind.
+        // The daemon of a user (a session) cannot create such a network, so its absence is not a fault.
         None if uri.session => Finding::informs(
             "connect-network-missing",
             format!("no network {DEFAULT}, as in every session; guests have user-mode networking"),
@@ -251,7 +251,7 @@ fn pool(uri: &ConnectUri, pool: Option<&Pool>) -> Finding {
     }
 }
 
-/// Checks that a guest can have this CPU. The error is the evidence that it cannot.
+/// Checks that a guest can have this CPU. The error is the evidence of the finding.
 fn has_cpu(offer: &DomainOffer, model: &CpuModel) -> Result<(), String> {
     let (mode, name) = match model {
         CpuModel::Maximum => ("maximum", None),

@@ -1,27 +1,27 @@
-//! The facts about a libvirt other than the embedded one of the runs.
+//! The facts about the libvirt that `preflight --connect` names. `xtask-vm` gathers them.
 
 use super::capabilities::{DomainOffer, GuestOffer};
 use super::refusal::Refusal;
 use crate::arch::VmArchitecture;
 use crate::libvirt_uri::ConnectUri;
 
-/// The name of the network and of the storage pool that libvirt's tools use by default.
+/// The name of the network, and also of the storage pool, that libvirt's tools use by default.
 pub const DEFAULT: &str = "default";
 
 /// The facts about one libvirt.
 #[derive(Debug, Clone)]
 pub struct ConnectionFacts {
     pub uri: ConnectUri,
-    /// The capabilities of this libvirt, or the reason why it could not be asked.
+    /// The capabilities of this libvirt, or the reason why it could not be queried.
     pub answer: Result<ConnectionOffer, Refusal>,
 }
 
-/// The capabilities of a libvirt that answers. `Err` holds the reason in libvirt's words.
+/// The capabilities of a libvirt that answers. If a query failed, `Err` contains libvirt's message.
 #[derive(Debug, Clone)]
 pub struct ConnectionOffer {
     /// The rights of this user.
     pub access: Access,
-    /// The driver and the version of the driver's hypervisor: `QEMU 7.2.22`.
+    /// The name and the version of the hypervisor: `QEMU 7.2.22`.
     pub hypervisor: Result<String, String>,
     pub libvirt: Result<String, String>,
     pub host_name: Result<String, String>,
@@ -30,8 +30,8 @@ pub struct ConnectionOffer {
     pub free_memory: Result<u64, String>,
     /// The kinds of guests that this libvirt runs.
     pub guests: Result<Vec<GuestOffer>, String>,
-    /// The capabilities of a guest of each requested architecture. Architectures that this libvirt does not run are
-    /// left out. The list is empty if this user has read-only access.
+    /// The features of a guest of each requested architecture. An architecture that this libvirt does not run is not in
+    /// the list. If this user has read-only access, the list is empty.
     pub domains: Vec<(VmArchitecture, Result<DomainOffer, String>)>,
     /// The network [`DEFAULT`], or `None` if it does not exist.
     pub network: Result<Option<Network>, String>,
@@ -44,7 +44,7 @@ pub struct ConnectionOffer {
 pub enum Access {
     /// The user may start guests.
     Full,
-    /// The user may only read; the reason follows.
+    /// The user may only read. The text is the reason.
     ReadOnly(String),
 }
 

@@ -1,6 +1,6 @@
-//! The check of a libvirt other than the embedded one of the runs. `xtask-vm` gathers [`ConnectionFacts`], and
-//! [`evaluate`] turns them into findings without side effects. [`capabilities`] reads libvirt's XML, [`refusal`] its
-//! errors.
+//! Checks the libvirt that `preflight --connect` names. `xtask-vm` gathers [`ConnectionFacts`], and [`evaluate`] turns
+//! them into findings without side effects. [`capabilities`] parses libvirt's XML. [`refusal`] recognises libvirt's
+//! error messages.
 
 pub mod capabilities;
 mod evaluate;

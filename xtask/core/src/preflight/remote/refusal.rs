@@ -1,36 +1,37 @@
-//! The reasons why a libvirt could not be asked, derived from its error message by a table that is searched in order.
+//! The reasons why a libvirt could not be queried. A table of known error messages, which is searched in order, has the
+//! finding for each reason.
 
 use std::time::Duration;
 
 use crate::libvirt_uri::ConnectUri;
 use crate::preflight::findings::Finding;
 
-/// The reason why a libvirt could not be asked.
+/// The reason why a libvirt could not be queried.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Refusal {
-    /// libvirt's error message. It is in English because this process sets no locale.
+    /// libvirt returned an error with this message. The message is in English, because this process sets no locale.
     Message(String),
-    /// There was no answer within the limit.
+    /// libvirt did not answer within the limit.
     Silent {
-        /// The request: `open the connection`.
+        /// The request that was not answered: `open the connection`.
         asked: &'static str,
         limit: Duration,
     },
 }
 
-/// The id of a finding about missing rights.
+/// The id of the finding about missing permissions.
 pub(super) const PERMISSION: &str = "connect-permission";
 
-/// A known error message.
+/// An entry of the table: it recognises an error message, and has the finding for it.
 struct Known {
-    /// The transport for which this entry holds; `None` for all transports.
+    /// The transport to which this entry applies; `None` for all transports.
     transport: Option<&'static str>,
-    /// True if this entry holds only for the daemon of a user (a session).
+    /// True if this entry applies only to the daemon of a user (a session).
     session: bool,
-    /// Words that the message must all contain.
+    /// The entry applies if the message contains all of these texts.
     words: &'static [&'static str],
     id: &'static str,
-    /// The sentence of the finding, after `URI: `.
+    /// The sentence of the finding, without the URI and the colon with which it begins.
     what: &'static str,
     /// The template of the remedy, which [`remedy`] fills in.
     remedy: &'static str,
@@ -123,9 +124,9 @@ const KNOWN: &[Known] = &[
         remedy: START,
         ..ANY
     },
-    // A message about a failure of ssh always ends with `Connection reset by peer`.
+    // If ssh fails, libvirt's message ends with `Connection reset by peer`.
     Known { words: &["Cannot recv data: ", ": Connection reset by peer"], ..NO_TUNNEL },
-    // ssh ended before libvirt had written to it, so the message of ssh is lost.
+    // ssh ended before libvirt had written to it. ssh's own message is then lost.
     Known { words: &["Cannot write data: Broken pipe"], ..NO_TUNNEL },
     Known { words: &["End of file while reading"], ..HUNG_UP },
     Known { words: &["Broken pipe"], ..HUNG_UP },
@@ -140,7 +141,7 @@ const KNOWN: &[Known] = &[
 ];
 
 impl Refusal {
-    /// Returns whether a daemon answers but does not grant this user the right.
+    /// Returns whether a daemon answers but does not give this user permission.
     pub fn is_permission(&self, uri: &ConnectUri) -> bool {
         self.finding(uri).id == PERMISSION
     }
@@ -171,7 +172,7 @@ impl Known {
     }
 }
 
-/// Returns the remedy for a user who has read-only access or no access.
+/// Returns the remedy for a user without permission or with read-only access.
 pub(super) fn let_in(uri: &ConnectUri) -> String {
     if uri.socket.as_ref().is_some_and(|path| path.ends_with("-ro")) {
         return "this socket is read-only: use the one without -ro".to_owned();
@@ -188,7 +189,7 @@ pub(super) fn let_in(uri: &ConnectUri) -> String {
     )
 }
 
-/// Fills in the template of a remedy.
+/// Replaces the placeholders in the template of a remedy.
 fn remedy(template: &str, uri: &ConnectUri) -> String {
     let login = uri.destination.as_deref().unwrap_or("localhost");
     template
@@ -205,7 +206,7 @@ mod tests {
     use super::*;
     use crate::preflight::findings::{Remedy, Severity};
 
-    /// The messages of libvirt 9.0 as it printed them; those of ssh are from OpenSSH 9.2.
+    /// The messages were copied from libvirt 9.0 and OpenSSH 9.2.
     #[expect(clippy::too_many_lines, reason = "a table with a row for each refusal")]
     #[test]
     fn each_refusal_is_told_apart() {

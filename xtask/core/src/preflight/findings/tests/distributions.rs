@@ -1,6 +1,6 @@
-//! Evaluates the facts of six distributions. Each is evaluated as a host of either architecture, for guests of either
-//! architecture, with KVM and without, and both complete and with only Rust installed. A golden file has one row for
-//! the findings of each combination.
+//! Evaluates the facts about hosts with six distributions. The hosts have either architecture, with KVM and without,
+//! and either have everything installed or only Rust. They are evaluated for guests of either architecture. A golden
+//! file has one row with the findings of each combination.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -135,7 +135,7 @@ impl Distribution {
             (true, false) => Kvm::Absent("/dev/kvm does not open: No such file or directory".into()),
         };
         facts.runs_guest_programs = host == guest || state == State::Complete;
-        // A program without a package cannot be installed, so it is missing on a complete machine too.
+        // If the distribution has no package of a program, the program is missing even on a complete machine.
         let installable = |need: Need| !self.package_manager.packages(need, guest).is_empty();
         let programs = PROGRAMS.iter().copied();
         facts.host.missing_programs =
@@ -223,7 +223,8 @@ fn what_is_said_of_each_distribution() {
     crate::golden::compare("hosts/judgements.txt", golden);
 }
 
-/// `ci/Containerfile` lists the packages by hand. It does not list the packages of its base image.
+/// `ci/Containerfile` lists packages by hand. It must list all packages that a bare Debian 12 lacks, except those of
+/// its base image.
 #[test]
 fn the_runners_image_has_what_a_bare_debian_12_lacks() {
     const OF_THE_BASE: [&str; 2] = ["debian-archive-keyring", "mount"];

@@ -9,7 +9,7 @@ const AARCH64: &str = include_str!("../../../../test_data/libvirt-domain-aarch64
 const X86_64: &str = include_str!("../../../../test_data/libvirt-domain-x86_64.xml");
 const URI: &str = "qemu+ssh://me@far/system";
 
-/// Returns the facts of a libvirt that lacks nothing: it emulates aarch64, and runs x86_64 with KVM.
+/// Returns the facts about a libvirt without faults. It emulates aarch64 guests, and runs x86_64 guests with KVM.
 fn sound() -> ConnectionOffer {
     ConnectionOffer {
         access: Access::Full,
@@ -34,7 +34,8 @@ fn findings(uri: &str, offer: ConnectionOffer, machine: &MachineArgs) -> Vec<Fin
     evaluate(&facts, &PreflightRequest { architectures: &VmArchitecture::ALL, machine, for_ci: false })
 }
 
-/// Returns the findings about a changed libvirt, except those that [`sound`] has too.
+/// Returns the findings about [`sound`] after a change. The findings that [`sound`] has without the change are left
+/// out.
 fn found(uri: &str, change: impl FnOnce(&mut ConnectionOffer, &mut MachineArgs)) -> Vec<Finding> {
     let (mut offer, mut machine) = (sound(), MachineArgs::default());
     change(&mut offer, &mut machine);
@@ -130,7 +131,7 @@ fn each_lack_is_found_under_its_own_id() {
         assert!(described.contains(remedy), "{id}: {described}");
         assert!(!finding.evidence.is_empty(), "{id}");
     }
-    // Unknown facts are named in the finding about the host.
+    // If facts are unknown, the finding about the host says so.
     let mut dumb = sound();
     (dumb.host_name, dumb.hypervisor, dumb.libvirt) = (Err(no()), Err(no()), Err(no()));
     (dumb.node, dumb.free_memory) = (Err("no node".into()), Err(no()));
