@@ -29,8 +29,6 @@ pub const CHILD_STOP: Duration = Duration::from_secs(10);
 pub const QEMU_STOP: Duration = Duration::from_secs(20);
 /// The limit of one request to the broker.
 pub const BROKER_REQUEST: Duration = Duration::from_secs(5);
-/// The pause between two looks for the acknowledgement that the power cut follows.
-pub const ACKNOWLEDGEMENT_POLL: Duration = Duration::from_millis(2);
 /// The time for which a device is watched at rest at the end of a warm smoke: two heartbeats of its agent.
 pub const OBSERVED: Duration = Duration::from_secs(6);
 /// The time for which a device is watched at rest at the end of a cold smoke.
@@ -180,7 +178,7 @@ impl Limits {
     /// Returns the time for which the disk's writes are held while the desired state changes. An agent that does not wait
     /// for its disk reports the change within this time.
     pub fn held_writes(self) -> Duration {
-        self.scaled(1)
+        self.scaled(1) / 2
     }
 
     /// Returns the limit from the power-on until the guest's login prompt, if the console shows one.

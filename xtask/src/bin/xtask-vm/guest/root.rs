@@ -108,20 +108,22 @@ fn containers(json: &str) -> Result<BTreeMap<String, Container>> {
 /// The last line of the script's output.
 const COMPLETE: &str = "Complete=yes\n";
 
-/// Returns the script that prints lines `NAME=VALUE`. It is one line.
+/// Returns the script that prints lines `NAME=VALUE`. It is one line. It starts few processes, because each of them takes
+/// a tenth of a second in an emulated guest.
 fn script() -> String {
     let ports: Vec<_> = WORKLOAD_PORTS.iter().map(ToString::to_string).collect();
     format!(
-        "{}; echo BootId=$(cat /proc/sys/kernel/random/boot_id); \
-         echo Executable=$(sha256sum /proc/$(systemctl show -P MainPID iot-agent.service)/exe | cut -c 1-64); \
+        "set -f; {}; pid=${{unit#*MainPID=}}; pid=${{pid%%[!0-9]*}}; \
+         echo \"BootId=$(< /proc/sys/kernel/random/boot_id)\"; \
+         if [ \"$pid\" != 0 ]; then read -r sum _ < <(sha256sum /proc/$pid/exe); echo \"Executable=$sum\"; fi; \
          probe=/var/lib/iot-agent/.iot-xtask-probe; \
          if : > $probe && rm $probe; then echo Writable=yes; fi; \
-         systemctl list-units --state=failed --plain --no-legend --no-pager | while read -r unit _; do \
-         grep -qxF $unit {FAILED_UNITS} || echo Failed=$unit; done; \
-         dmesg | grep -E \"{KERNEL_FAULTS}\" | while read -r line; do echo \"Kernel=$line\"; done; \
+         while read -r unit _; do grep -qxF \"$unit\" {FAILED_UNITS} || echo \"Failed=$unit\"; done \
+         < <(systemctl list-units --state=failed --plain --no-legend --no-pager); \
+         while read -r line; do echo \"Kernel=$line\"; done < <(dmesg | grep -E \"{KERNEL_FAULTS}\"); \
          for port in {}; do if (exec 3<> /dev/tcp/127.0.0.1/$port) 2> /dev/null; then echo Listens=$port; fi; done; \
          echo Containers=$(podman --url unix:///run/iot-agent/podman.sock ps --all --no-trunc --format json); \
-         echo Status=$(cat /run/iot-agent/status.json | tr -d \"\\n\"); \
+         echo Status=$(< /run/iot-agent/status.json); \
          echo Complete=yes",
         unit::QUERY,
         ports.join(" ")

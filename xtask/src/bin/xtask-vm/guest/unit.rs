@@ -2,9 +2,10 @@
 
 use xtask_core::error::Failure;
 
-/// The shell command that prints the state of the unit and of the whole system, one value in each line.
-pub(crate) const QUERY: &str = "systemctl show iot-agent.service -p ActiveState -p UnitFileState -p NRestarts -p MainPID; \
-     echo SystemState=$(systemctl is-system-running)";
+/// The bash command that prints the state of the unit, and of the whole system unless the unit is active. Each line has one
+/// value. The variable `unit` keeps the state of the unit.
+pub(crate) const QUERY: &str = "unit=$(systemctl show iot-agent.service -p ActiveState -p UnitFileState -p NRestarts -p MainPID); echo \"$unit\"; \
+     [[ $unit == *ActiveState=active* ]] || echo SystemState=$(systemctl is-system-running)";
 
 /// The state of the agent's unit and of the whole system, as systemd reports it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -293,8 +293,8 @@ fn power_cut(
 }
 
 /// Waits for the workload while there is no broker. Then starts the broker and waits for a status that only a new boot
-/// of the same executable can have written, and for the changed workload. Checks that the agent answers commands. At
-/// the end, watches the device at rest.
+/// of the same executable can have written, and for the changed workload. Then
+/// observes the device, which must answer commands and change nothing.
 fn rejoin(run: &Run<'_>, vm: &mut RunningVm, proof: &mut Proof<'_>, before: &Before) -> Result<((), String)> {
     let started = Instant::now();
     let offline = workload::recovered(vm, proof, &before.workload)?;
@@ -310,10 +310,11 @@ fn rejoin(run: &Run<'_>, vm: &mut RunningVm, proof: &mut Proof<'_>, before: &Bef
     }
     let changed = workload::changed(vm, proof, before.changes, &offline)?;
     same_boot(&changed, &rejoined)?;
+    let (running, observed) = (&[PERSISTENT, EPHEMERAL], run.options.observed());
+    let observation = proof.observes(vm, &rejoined.boot_id, (running, &[RETIRED]), observed)?;
     ping(run, vm, &rejoined)?;
     proof.answers_commands(vm, &rejoined, PERSISTENT)?;
-    let (running, observed) = (&[PERSISTENT, EPHEMERAL], run.options.observed());
-    let view = proof.stays(vm, &rejoined.boot_id, (running, &[RETIRED]), observed)?;
+    let view = proof.stays(vm, &observation)?;
     vm.booted_once()?;
     let detail = format!(
         "{}; the workload without a broker after {alone}, then generation {}, started {} times; the process {} for {} at rest",

@@ -6,7 +6,7 @@ use std::io::{self, BufRead as _, BufReader, ErrorKind, Read as _};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use agent_protocol::LogsRequest;
+use agent_protocol::{LogsRequest, Reply};
 use anyhow::{Context, Error, Result, anyhow, ensure};
 use xtask_core::bail_guest;
 use xtask_core::build::Agent;
@@ -32,6 +32,17 @@ pub(super) struct Deployed {
     pub(super) name: &'static str,
     /// The port of the guest on which the deployment is published.
     pub(super) port: u16,
+}
+
+/// An observation of a device at rest, which has begun.
+pub(super) struct Observation<'a> {
+    boot_id: &'a str,
+    running: &'a [Deployed],
+    deleted: &'a [Deployed],
+    /// The view of the guest at the beginning.
+    first: RootView,
+    /// The end of the observation.
+    until: Instant,
 }
 
 /// The expectations for one device, and the evidence that was collected so far.
@@ -97,36 +108,32 @@ impl<'a> Proof<'a> {
         .map(drop)
     }
 
-    /// Checks for some seconds that no status acknowledges the desired state of `revision`. Meanwhile, the disk completes
-    /// no writes.
+    /// Checks for some time that the agent does not acknowledge the desired state of `revision`. Meanwhile, the disk
+    /// completes no writes.
     pub(super) fn acknowledges_nothing(&self, vm: &mut RunningVm, revision: u64) -> Result<()> {
-        let held = vm.plan.limits.held_writes();
-        let until = Instant::now() + held;
-        vm.wait_until(Deadline::after(held * 2), "the end of the hold of the disk's writes", |vm| {
-            if let Some(seen) = vm.broker.latest()?
-                && seen.status.desired_revision >= revision
-            {
+        let until = Instant::now() + vm.plan.limits.held_writes();
+        vm.wait("the end of the hold of the disk's writes", |vm| {
+            let acknowledged = acknowledged(vm)?;
+            if acknowledged.is_some_and(|acknowledged| acknowledged >= revision) {
                 bail_guest!(
-                    "the agent acknowledged the revision {} before the desired state was on its disk, which had \
-                     completed no write since the revision {revision}", seen.status.desired_revision;
-                    "the agent must sync its state and the directory of its state (fsync) before it reports the revision"
+                    "the agent acknowledged the revision {revision} before the desired state was on its disk: the disk \
+                     had completed no write since the change";
+                    "the agent must sync the file of its state and its directory (fsync) before it reports the revision"
                 );
             }
             Ok((Instant::now() >= until).then_some(()))
         })
     }
 
-    /// Waits until a status says that the agent has stored the desired state of `revision`. Returns within
-    /// milliseconds of that status, before podman has completed the agent's next request.
+    /// Waits until the agent says that it has stored the desired state of `revision`. Returns within milliseconds of the
+    /// answer, before podman has completed the agent's next request.
     pub(super) fn acknowledges(&self, vm: &mut RunningVm, revision: u64) -> Result<()> {
-        let what = format!("the agent to acknowledge the revision {revision}");
-        vm.wait(&what, |vm| {
+        vm.wait(&format!("the agent to acknowledge the revision {revision}"), |vm| {
             let until = Instant::now() + limits::POLL;
             while Instant::now() < until {
-                if vm.broker.latest()?.is_some_and(|seen| seen.status.desired_revision >= revision) {
+                if acknowledged(vm)?.is_some_and(|acknowledged| acknowledged >= revision) {
                     return Ok(Some(()));
                 }
-                std::thread::sleep(limits::ACKNOWLEDGEMENT_POLL);
             }
             Ok(None)
         })
@@ -173,22 +180,25 @@ impl<'a> Proof<'a> {
         })
     }
 
-    /// Looks at the guest as root twice, at an interval of `observed`, and checks that the agent's process and the
-    /// containers are the same.
-    pub(super) fn stays(
+    /// Begins an observation: root looks at the guest, in which nothing is changed for `observed`.
+    pub(super) fn observes<'o>(
         &self,
         vm: &mut RunningVm,
-        boot_id: &str,
-        (running, deleted): (&[Deployed], &[Deployed]),
+        boot_id: &'o str,
+        (running, deleted): (&'o [Deployed], &'o [Deployed]),
         observed: Duration,
-    ) -> Result<RootView> {
+    ) -> Result<Observation<'o>> {
         let first = self.agrees(vm, boot_id, running, deleted)?;
-        let until = Instant::now() + observed;
-        let what = "the end of the observation";
-        let deadline = Deadline::after(observed * 2);
-        vm.wait_until(deadline, what, |_| Ok((Instant::now() >= until).then_some(())))?;
+        Ok(Observation { boot_id, running, deleted, first, until: Instant::now() + observed })
+    }
+
+    /// Waits until the observation ends. Root then looks at the guest again, and the agent's process and the containers
+    /// must be the same.
+    pub(super) fn stays(&self, vm: &mut RunningVm, begun: &Observation<'_>) -> Result<RootView> {
+        let Observation { boot_id, running, deleted, first, until } = begun;
+        vm.wait("the end of the observation", |_| Ok((Instant::now() >= *until).then_some(())))?;
         let second = self.agrees(vm, boot_id, running, deleted)?;
-        check_unchanged(&self.device_id, running, &first, &second)?;
+        check_unchanged(&self.device_id, running, first, &second)?;
         Ok(second)
     }
 
@@ -286,6 +296,15 @@ pub(super) fn same_boot(answer: &WorkloadEvidence, status: &StatusEvidence) -> R
         "the workload runs in the boot {}, the agent in {}", answer.boot_id, status.boot_id;
         "{FIND_LISTENER}"
     )
+}
+
+/// Returns the revision of the desired state that the agent has stored, by its answer to the command `status`. The agent
+/// limits how often it writes its status to the bucket, but answers commands at once.
+fn acknowledged(vm: &RunningVm) -> Result<Option<u64>> {
+    match vm.broker.command("status", Vec::new())? {
+        Reply::Status { status } => Ok(Some(status.desired_revision)),
+        _ => Ok(None),
+    }
 }
 
 impl RunningVm {
