@@ -29,7 +29,8 @@ pub struct DeviceStatus {
     pub uptime_seconds: u64,
     /// The number of this status, counted from 1 for each agent process.
     pub sequence: u64,
-    /// The highest revision of the desired state that this device knows; 0 before it knows any.
+    /// The highest revision of the desired state on this device's disk; 0 before there is one. It acknowledges all
+    /// changes up to this revision: they survive a power cut.
     #[serde(default)]
     pub desired_revision: u64,
     /// The deployments by name, including deleted ones until they are purged.

@@ -84,7 +84,7 @@ impl Reconciler {
                 let (count, revision) = (desired.deployments.len(), desired.revision);
                 let event = format!("loaded {count} deployments from disk, up to revision {revision}");
                 state.events.push(&event);
-                (state.desired, state.known) = (desired, true);
+                (state.desired, state.known, state.saved_revision) = (desired, true, revision);
             }
             Err(why) => state.events.push(&format!("{why}; the desired state will be read from the bus")),
         }
@@ -147,8 +147,9 @@ impl Reconciler {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes this change and the changes that are queued behind it, and saves them before the agent acts on
-    /// them. If the disk cannot be written, the agent records an event and acts on the changes nevertheless.
+    /// Takes this change and the changes that are queued behind it, saves them and reports their revision before
+    /// the agent acts on them. If the disk cannot be written, the agent records an event and acts on the changes
+    /// nevertheless.
     async fn take(&self, change: Change, changes: &mut mpsc::Receiver<Change>) {
         let mut next = Some(change);
         while let Some(change) = next {
@@ -158,6 +159,11 @@ impl Reconciler {
             next = changes.try_recv().ok();
         }
         self.save().await;
+        {
+            let State { lines, desired, .. } = &mut *self.state();
+            device_state::add_missing_lines(lines, desired);
+        }
+        self.publish();
     }
 
     /// Saves the desired state in a thread of its own, so that a slow card does not delay the bus and the
@@ -171,10 +177,13 @@ impl Reconciler {
             }
             state.desired.clone()
         };
-        let store = self.store.clone();
+        let (store, revision) = (self.store.clone(), desired.revision);
         let saved = tokio::task::spawn_blocking(move || store.save(&desired)).await;
         let error = match saved {
-            Ok(Ok(())) => return,
+            Ok(Ok(())) => {
+                self.state().saved_revision = revision;
+                return;
+            }
             Ok(Err(error)) => format!("{error:#}"),
             Err(error) => format!("write the desired state: {error}"),
         };

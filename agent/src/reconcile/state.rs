@@ -19,6 +19,8 @@ pub(super) struct State {
     pub(super) desired: Desired,
     /// True if `desired` has changes that are not on disk yet.
     pub(super) unsaved: bool,
+    /// The revision of the desired state on disk.
+    pub(super) saved_revision: u64,
     /// True if the desired state has been read from disk or from the bus. Until then, no container counts as
     /// an orphan.
     pub(super) known: bool,
@@ -113,7 +115,7 @@ impl State {
 
     pub(super) fn device_state(&self) -> DeviceState {
         DeviceState {
-            desired_revision: self.desired.revision,
+            desired_revision: self.saved_revision,
             deployments: self.lines.values().cloned().collect(),
             events: self.events.list(),
         }

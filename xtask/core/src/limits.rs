@@ -163,6 +163,11 @@ impl Limits {
         self.scaled(100)
     }
 
+    /// Returns the limit from a change of the desired state until the agent reports that the deployment runs.
+    pub fn convergence(self) -> Duration {
+        self.scaled(60)
+    }
+
     /// Returns the limit until a deleted deployment has been removed. The program of the smoke's deployment ends at
     /// once.
     pub fn removal(self) -> Duration {

@@ -119,8 +119,24 @@ pub enum Sabotage {
     ForgetsDeletions,
     /// Power the guest off after its workload has started
     PowersOff,
-    /// Delete the workload's volume when the guest boots
+    /// Delete the start counter in the workload's volume before each start of the agent
     LosesVolume,
+    /// Let the agent acknowledge a change that it has not written to the disk
+    NoFsync,
+    /// Allow the agent one connection to the broker in each boot
+    LosesBus,
+    /// After the power cut, hide from the agent what was desired before
+    WatchesOnlyNew,
+    /// After the power cut, keep all commands from the agent
+    DeafAfterRejoin,
+    /// After the power cut, delete the containers every 30 seconds (needs `--observe 40` or `--cold`)
+    Recreates,
+    /// Reboot the guest once after it has joined again
+    RebootsItself,
+    /// Make the root file system read-only after the device has joined again
+    ReadOnlyRoot,
+    /// Stop the agent and let another program write the device's status
+    ForgedStatus,
     /// Open a restored machine's disk without the snapshot's layer
     StaleChain,
     /// With `--verify-cold`, make the guest's kernel panic in the cold run only

@@ -3,22 +3,109 @@
 //! [`super::seed::provision_script`] runs before or after the installer.
 
 use crate::cli::Sabotage;
+use crate::format::name_of;
 
 /// Returns the script that runs before the installer, and the script that runs after it.
-pub(super) fn scripts(fault: Option<Sabotage>) -> (&'static str, &'static str) {
+pub(super) fn scripts(fault: Option<Sabotage>) -> (String, String) {
+    let before = |script: &str| (script.to_owned(), String::new());
+    let after = |script: &str| (String::new(), script.to_owned());
     match fault {
-        Some(Sabotage::UnitNotEnabled) => ("", "systemctl disable iot-agent.service; sync"),
-        Some(Sabotage::StaleBootId) => (STALE_BOOT_ID, ""),
-        Some(Sabotage::LosesState) => (LOSES_STATE, ""),
-        Some(Sabotage::WaitsForBus) => (WAITS_FOR_BUS, ""),
-        Some(Sabotage::IgnoresDeletes) => ("", IGNORES_DELETES),
-        Some(Sabotage::CrashLoop) => (CRASH_LOOP, ""),
-        Some(Sabotage::ForgetsDeletions) => (FORGETS_DELETIONS, ""),
-        Some(Sabotage::PowersOff) => ("", POWERS_OFF),
-        Some(Sabotage::LosesVolume) => ("", LOSES_VOLUME),
-        _ => ("", ""),
+        Some(Sabotage::UnitNotEnabled) => after("systemctl disable iot-agent.service; sync"),
+        Some(Sabotage::StaleBootId) => before(STALE_BOOT_ID),
+        Some(Sabotage::LosesState) => before(LOSES_STATE),
+        Some(Sabotage::WaitsForBus) => before(WAITS_FOR_BUS),
+        Some(Sabotage::IgnoresDeletes) => after(IGNORES_DELETES),
+        Some(Sabotage::CrashLoop) => before(CRASH_LOOP),
+        Some(Sabotage::ForgetsDeletions) => before(FORGETS_DELETIONS),
+        Some(Sabotage::NoFsync) => before(NO_FSYNC),
+        Some(Sabotage::PowersOff) => after(POWERS_OFF),
+        Some(Sabotage::LosesVolume) => before(LOSES_VOLUME),
+        Some(Sabotage::LosesBus | Sabotage::WatchesOnlyNew | Sabotage::DeafAfterRejoin) => {
+            (behind_proxy(&fault.as_ref().map(name_of).unwrap_or_default()), String::new())
+        }
+        Some(Sabotage::ForgedStatus) => after(FORGED_STATUS),
+        Some(Sabotage::Recreates) => (String::new(), at_later_boots(RECREATES)),
+        Some(Sabotage::RebootsItself) => (String::new(), at_later_boots(REBOOTS_ITSELF)),
+        Some(Sabotage::ReadOnlyRoot) => (String::new(), at_later_boots(READ_ONLY_ROOT)),
+        _ => (String::new(), String::new()),
     }
 }
+
+/// Returns a script that makes a service of `commands`, which starts at each boot after this one.
+fn at_later_boots(commands: &str) -> String {
+    format!(
+        "mkdir -p /var/lib/sabotage\ncat > /var/lib/sabotage/run.sh <<'END'\n{commands}\nEND\n\
+         cat > /etc/systemd/system/sabotage.service <<'END'\n\
+         [Service]\nExecStart=/bin/bash /var/lib/sabotage/run.sh\n[Install]\nWantedBy=multi-user.target\nEND\n\
+         systemctl enable --quiet sabotage.service\nsync"
+    )
+}
+
+/// Returns a script that puts a proxy with the planted fault `fault` between the agent and the broker. The installer gets
+/// a configuration with the address of the proxy.
+fn behind_proxy(fault: &str) -> String {
+    let proxy = include_str!("bus_proxy.py");
+    format!(
+        "mkdir -p /var/lib/sabotage\ncp -r \"$here\" /run/sabotaged\nhere=/run/sabotaged\n\
+         bus=$(sed -n 's|.*nats://\\([^:]*\\):\\([0-9]*\\)\".*|\\1 \\2|p' \"$here/config.toml\")\n\
+         sed -i 's|nats://[^\"]*|nats://127.0.0.1:4333|' \"$here/config.toml\"\n\
+         cat > /var/lib/sabotage/bus_proxy.py <<'END'\n{proxy}END\n\
+         cat > /etc/systemd/system/sabotage.service <<END\n\
+         [Service]\nExecStart=/usr/bin/python3 /var/lib/sabotage/bus_proxy.py $bus {fault}\n\
+         [Install]\nWantedBy=multi-user.target\nEND\n\
+         systemctl enable --quiet --now sabotage.service\nsync"
+    )
+}
+
+/// These commands wait until the agent is connected to the bus.
+macro_rules! once_connected {
+    ($commands:literal) => {
+        concat!(
+            "until grep -q '\"connected\": true' /run/iot-agent/status.json; do sleep 0.1; done\n",
+            $commands
+        )
+    };
+}
+
+/// These commands delete the agent's containers every half minute. The agent makes them again.
+const RECREATES: &str = "\
+while sleep 30; do
+    podman --url unix:///run/iot-agent/podman.sock rm --all --force --time 0
+done";
+
+/// These commands reboot the guest once after it has joined again.
+const REBOOTS_ITSELF: &str = once_connected!(
+    "\
+if [ ! -e /var/lib/sabotage/rebooted ]; then
+    touch /var/lib/sabotage/rebooted
+    sync
+    echo b > /proc/sysrq-trigger
+fi"
+);
+
+/// These commands make all file systems read-only, as the kernel does after an error (proc(5), sysrq-trigger).
+const READ_ONLY_ROOT: &str = once_connected!("echo u > /proc/sysrq-trigger");
+
+/// This script makes all calls that wait for the disk return at once, for the agent and not for podman. The drop-in
+/// replaces the list of allowed system calls, because an exception to such a list cannot return success.
+const NO_FSYNC: &str = "\
+mkdir -p /etc/systemd/system/iot-agent.service.d
+printf '[Service]\\nSystemCallFilter=\\nSystemCallFilter=~fsync:0 fdatasync:0 syncfs:0 sync:0 sync_file_range:0\\n' \
+> /etc/systemd/system/iot-agent.service.d/sabotage.conf
+sync";
+
+/// This script stops the agent for good and starts a program that writes the device's status in its place.
+const FORGED_STATUS: &str = concat!(
+    "\
+mkdir -p /var/lib/sabotage
+systemctl disable --now --quiet iot-agent.service
+cat > /var/lib/sabotage/forge_status.py <<'END'
+",
+    include_str!("forge_status.py"),
+    "\
+END
+systemd-run --quiet --unit sabotage python3 /var/lib/sabotage/forge_status.py /etc/iot-agent/config.toml"
+);
 
 /// This script shows the agent's service a file with the id of the first boot in place of the kernel's boot id.
 const STALE_BOOT_ID: &str = "\

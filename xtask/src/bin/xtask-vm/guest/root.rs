@@ -21,8 +21,8 @@ pub(crate) struct RootView {
     pub(crate) boot_id: String,
     /// The SHA-256 digest of the executable of the agent's main process.
     pub(crate) exe_sha256: String,
-    /// True if a file can be made in the directory of the agent's state.
-    pub(crate) is_writable: bool,
+    /// True if no file can be made in the directory of the agent's state.
+    pub(crate) is_read_only: bool,
     /// The agent's containers, by name.
     pub(crate) containers: BTreeMap<String, Container>,
     /// The reason why podman did not list the containers; `None` if it did.
@@ -58,12 +58,11 @@ impl RootView {
     /// Returns an error if the port cannot be used, or if the guest ended the script at `limit`.
     pub(crate) fn look(port: &mut RootPort, limit: Duration) -> Result<Option<Self>> {
         let Some(output) = port.ask(&script(), limit)? else { return Ok(None) };
-        ensure!(
-            output.ends_with(COMPLETE),
-            "root's look at the guest took longer than {} s",
-            limit.as_secs()
-        );
-        Ok(Some(Self::parse(&output)))
+        let view = Self::parse(&output);
+        // A file system that is read-only can keep podman from answering.
+        let is_usable = output.ends_with(COMPLETE) || view.is_read_only;
+        ensure!(is_usable, "root's look at the guest took longer than {} s", limit.as_secs());
+        Ok(Some(view))
     }
 
     fn parse(text: &str) -> Self {
@@ -74,7 +73,7 @@ impl RootView {
                 "MainPID" => view.main_pid = value.parse().unwrap_or_default(),
                 "BootId" => view.boot_id = value,
                 "Executable" => view.exe_sha256 = value,
-                "Writable" => view.is_writable = value == "yes",
+                "ReadOnly" => view.is_read_only = true,
                 "Listens" => view.open_ports.extend(value.parse::<u16>().ok()),
                 "Failed" => view.failed_units.push(value),
                 "Status" => view.local_status = value,
@@ -117,7 +116,7 @@ fn script() -> String {
          echo \"BootId=$(< /proc/sys/kernel/random/boot_id)\"; \
          if [ \"$pid\" != 0 ]; then read -r sum _ < <(sha256sum /proc/$pid/exe); echo \"Executable=$sum\"; fi; \
          probe=/var/lib/iot-agent/.iot-xtask-probe; \
-         if : > $probe && rm $probe; then echo Writable=yes; fi; \
+         if : > $probe && rm $probe; then true; else echo ReadOnly=yes; fi; \
          while read -r unit _; do grep -qxF \"$unit\" {FAILED_UNITS} || echo \"Failed=$unit\"; done \
          < <(systemctl list-units --state=failed --plain --no-legend --no-pager); \
          while read -r line; do echo \"Kernel=$line\"; done < <(dmesg | grep -E \"{KERNEL_FAULTS}\"); \
@@ -138,11 +137,11 @@ mod tests {
     fn a_look_is_read_line_by_line() {
         let view = RootView::parse(
             "ActiveState=active\nUnitFileState=enabled\nNRestarts=2\nMainPID=412\nSystemState=degraded\n\
-             BootId=b1\nExecutable=aa\nWritable=yes\nFailed=x.service\nKernel=[ 3.1] EXT4-fs error (device vda2): y=z\n\
+             BootId=b1\nExecutable=aa\nReadOnly=yes\nFailed=x.service\nKernel=[ 3.1] EXT4-fs error (device vda2): y=z\n\
              Listens=8080\n\
              Containers=[{\"Names\":[\"iot-d.a\"],\"State\":\"running\",\"Id\":\"5f\",\"StartedAt\":17,\"Pod\":\"\"}]\n",
         );
-        assert_eq!((view.unit.restarts, view.main_pid, view.is_writable), (2, 412, true));
+        assert_eq!((view.unit.restarts, view.main_pid, view.is_read_only), (2, 412, true));
         assert_eq!((view.boot_id.as_str(), view.exe_sha256.as_str()), ("b1", "aa"));
         assert_eq!(view.failed_units, ["x.service"]);
         assert_eq!(view.kernel_faults, ["[ 3.1] EXT4-fs error (device vda2): y=z"]);

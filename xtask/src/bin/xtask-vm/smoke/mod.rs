@@ -131,6 +131,7 @@ fn prove(
     proof: &mut Proof<'_>,
 ) -> Result<()> {
     let (limits, observed) = (vm.plan.limits, run.options.observed());
+    vm.expect_no_reboot();
     recorder.on_machine(vm, Phase::Provision, limits.provision(), provision)?;
     let joined = recorder.on_machine(vm, Phase::Join, limits.join(), |vm| join(vm, proof))?;
     if args.until == Until::Join {
@@ -256,8 +257,10 @@ fn join(vm: &mut RunningVm, proof: &mut Proof<'_>) -> Result<(StatusEvidence, St
 /// Sends a ping, and checks that the agent that joined answers it.
 fn ping(run: &Run<'_>, vm: &mut RunningVm, joined: &StatusEvidence) -> Result<((), String)> {
     let started = Instant::now();
-    let reply =
-        vm.wait("the agent's answer to a ping", |vm| vm.broker.command("ping", Vec::new()).map(Some))?;
+    let deadline = vm.deadline.within(vm.plan.limits.ping());
+    let reply = vm.wait_until(deadline, "the agent's answer to a ping", |vm| {
+        vm.broker.command("ping", Vec::new()).map(Some)
+    })?;
     verify::pong(&reply, &run.device_id(), joined)?;
     Ok(((), format!("answered in {}", human_seconds(started.elapsed().as_secs_f64()))))
 }
@@ -315,7 +318,6 @@ fn rejoin(run: &Run<'_>, vm: &mut RunningVm, proof: &mut Proof<'_>, before: &Bef
     ping(run, vm, &rejoined)?;
     proof.answers_commands(vm, &rejoined, PERSISTENT)?;
     let view = proof.stays(vm, &observation)?;
-    vm.booted_once()?;
     let detail = format!(
         "{}; the workload without a broker after {alone}, then generation {}, started {} times; the process {} for {} at rest",
         short(&rejoined),

@@ -107,7 +107,7 @@ impl ExpectedView<'_> {
 /// # Errors
 /// Returns a failure of the guest if its file system cannot be written, or if its kernel has logged a fault.
 pub(super) fn check_system(view: &RootView) -> Result<(), Failure> {
-    if !view.is_writable {
+    if view.is_read_only {
         bail_guest!(
             "root cannot write to /var/lib/iot-agent in the guest";
             "a root file system that is mounted read-only has met an error: read console.log"
@@ -182,7 +182,6 @@ mod tests {
             main_pid: 412,
             boot_id: "b1".into(),
             exe_sha256: "aa".into(),
-            is_writable: true,
             containers: [("iot-d.runs".to_owned(), Container::of_test("running"))].into(),
             open_ports: [8080].into(),
             ..RootView::default()
@@ -199,7 +198,7 @@ mod tests {
             (|view| view.unit.restarts = 1, "restarted the agent 1 time", true),
             (|view| view.boot_id = "b2".into(), "is in the boot b2", true),
             (|view| view.exe_sha256 = "bb".into(), "the digest bb", true),
-            (|view| view.is_writable = false, "cannot write", true),
+            (|view| view.is_read_only = true, "cannot write", true),
             (|view| view.kernel_faults.push("Oops".into()), "a fault: Oops", true),
             (|view| view.failed_units.push("x.service".into()), "x.service has failed", true),
             (|view| view.unit.active = "failed".into(), "has failed", true),

@@ -50,19 +50,19 @@ impl Prepared {
         let console = Console::new(&files.console_log).with_markers(&files.markers_log);
         let root = RootPort::new(&files.root_socket);
         let target = Target::new(hypervisor, domain, machine);
-        let snapshot = None;
         RunningVm {
             ui,
             plan,
             files,
             target,
-            snapshot,
+            snapshot: None,
             libvirt_version,
             keys,
             console,
             root,
             broker,
             deadline,
+            expected_boots: None,
         }
     }
 }

@@ -91,21 +91,39 @@ impl<'a> Proof<'a> {
         Ok(evidence)
     }
 
-    /// Waits until the agent reports that a deployment runs as desired at `revision`.
+    /// Waits until the agent reports that a deployment runs with the desired state of `revision`.
     pub(super) fn runs(&self, vm: &mut RunningVm, deployed: Deployed, revision: u64) -> Result<()> {
         let name = deployed.name;
         let mut wanted = ExpectedDeployment::running(name, revision);
-        let what = format!("a status with the deployment {name} running at revision {revision}");
-        vm.wait_for_status(&what, |seen| wanted.check(seen)).map(drop)
+        let limit = vm.plan.limits.convergence();
+        let deadline = vm.deadline.within(limit);
+        vm.wait_for_status(&format!("a status with the deployment {name} running"), |seen| {
+            if wanted.check(seen)? {
+                return Ok(true);
+            }
+            if !deadline.is_over() {
+                return Ok(false);
+            }
+            let status = wanted.describe(Some(seen));
+            bail_guest!(
+                "the deployment {name} is desired at revision {revision}; {} s later the status {status}", limit.as_secs();
+                "the agent must run each deployment that is desired, also one that was changed while the device was off"
+            )
+        })
+        .map(drop)
     }
 
     /// Waits for a status that was stored after `last`, without a restart of the agent. [`Self::agrees`] checks later that
     /// systemd has not restarted it.
     pub(super) fn reconnects(&self, vm: &mut RunningVm, last: &ReceivedStatus) -> Result<()> {
-        vm.wait_for_status("a status after the restart of the broker", |seen| {
-            Ok(seen.revision > last.revision)
+        let mut looked = Instant::now();
+        let deadline = vm.deadline.within(vm.plan.limits.removal());
+        vm.wait_until(deadline, "a status after the restart of the broker", |vm| {
+            if vm.broker.latest()?.is_some_and(|seen| seen.revision > last.revision) {
+                return Ok(Some(()));
+            }
+            vm.check_guest(&mut looked).map(|()| None)
         })
-        .map(drop)
     }
 
     /// Checks for some time that the agent does not acknowledge the desired state of `revision`. Meanwhile, the disk
@@ -169,12 +187,13 @@ impl<'a> Proof<'a> {
     ) -> Result<()> {
         let request = LogsRequest { deployment: deployed.name.to_owned(), lines: 10 };
         let request = serde_json::to_vec(&request).context("write the request for logs")?;
-        vm.wait("the agent's status as the answer to a command", |vm| {
+        let deadline = vm.deadline.within(vm.plan.limits.ping());
+        vm.wait_until(deadline, "the agent's status as the answer to a command", |vm| {
             let reply = vm.broker.command("status", Vec::new())?;
             verify::replied_status(&reply, &self.device_id, joined)?;
             Ok(Some(()))
         })?;
-        vm.wait(&format!("the logs of the deployment {}", deployed.name), |vm| {
+        vm.wait_until(deadline, &format!("the logs of the deployment {}", deployed.name), |vm| {
             verify::replied_logs(&vm.broker.command("logs", request.clone())?, deployed.name)?;
             Ok(Some(()))
         })

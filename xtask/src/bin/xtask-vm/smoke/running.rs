@@ -22,7 +22,6 @@ use crate::guest::console::Console;
 use crate::guest::root::RootView;
 use crate::guest::root_port::RootPort;
 use crate::guest::ssh::Keys;
-use crate::guest::unit::{self, UnitState};
 use crate::guest::watch::{Deadline, Watch, Watched};
 use crate::libvirt::Condition;
 use crate::vm::power::greets;
@@ -42,6 +41,8 @@ pub(crate) struct RunningVm {
     pub(super) broker: Broker,
     /// The time at which the current phase must have ended.
     pub(super) deadline: Deadline,
+    /// The number of boots since the power was last switched on; `None` while the guest may reboot.
+    pub(super) expected_boots: Option<usize>,
 }
 
 /// The kernel's first line, and a line of a kernel whose log level hides the first one.
@@ -50,16 +51,23 @@ const FIRST_KERNEL_LINES: [&str; 2] = ["Linux version", "] Booting Linux"];
 const LOGIN_PROMPT: &str = " login:";
 
 impl RunningVm {
-    /// Checks that the guest has booted once since its power was last switched on, by the kernel's first lines on the
-    /// console. A kernel that does not print them cannot be counted.
-    pub(super) fn booted_once(&mut self) -> Result<()> {
-        self.console.read()?;
-        let boots = FIRST_KERNEL_LINES.map(|line| self.console.count(line)).into_iter().max().unwrap_or(0);
-        if boots > 1 {
-            bail_guest!(
-                "the guest has booted {boots} times since its power was switched on";
-                "read console.log for why it rebooted"
-            );
+    /// Counts the boots since the power was last switched on, by the kernel's first lines on the console. The count is 0 in
+    /// a restored guest, and if the kernel does not print such a line.
+    fn boots(&self) -> usize {
+        FIRST_KERNEL_LINES.map(|line| self.console.count(line)).into_iter().max().unwrap_or(0)
+    }
+
+    /// Begins to watch for reboots. The image may have rebooted during its first boot.
+    pub(super) fn expect_no_reboot(&mut self) {
+        self.expected_boots = Some(self.boots());
+    }
+
+    /// Checks that the guest has not rebooted by itself.
+    fn check_boots(&self) -> Result<()> {
+        if let Some(expected) = self.expected_boots
+            && self.boots() > expected
+        {
+            bail_guest!("the guest has rebooted by itself"; "read console.log for why it rebooted");
         }
         Ok(())
     }
@@ -82,10 +90,13 @@ impl RunningVm {
         &mut self,
         deadline: Deadline,
         what: &str,
-        probe: impl FnMut(&mut Self) -> Result<Option<T>>,
+        mut probe: impl FnMut(&mut Self) -> Result<Option<T>>,
     ) -> Result<T> {
         let hint = "on a slow host use --timeout-scale 2; otherwise read console.log";
-        Watch { ui: &self.ui.clone(), what, deadline, hint }.until(self, probe)
+        Watch { ui: &self.ui.clone(), what, deadline, hint }.until(self, |vm| {
+            vm.check_boots()?;
+            probe(vm)
+        })
     }
 
     /// Waits for a status that `check` accepts. Returns an error if `check` fails, if the broker refuses the device's
@@ -111,25 +122,21 @@ impl RunningVm {
                     nats.log lists the refusals"
                 );
             }
-            vm.check_unit(&mut asked)?;
+            vm.check_guest(&mut asked)?;
             Ok(None)
         })
     }
 
-    /// Asks the guest's systemd at intervals about the agent's unit. Returns an error if the unit will never be up.
-    /// `asked` is the time of the last question.
-    fn check_unit(&mut self, asked: &mut Instant) -> Result<()> {
-        if asked.elapsed() <= limits::GUEST_QUESTION {
+    /// Looks at the guest at intervals. Returns an error if the agent's unit will never be up, or if the guest's system has
+    /// a fault. `looked` is the time of the last look.
+    pub(super) fn check_guest(&mut self, looked: &mut Instant) -> Result<()> {
+        if looked.elapsed() <= limits::GUEST_QUESTION {
             return Ok(());
         }
-        let Some(state) = self.ask_root(unit::QUERY)? else { return Ok(()) };
-        *asked = Instant::now();
-        Ok(UnitState::parse(&state).check()?)
-    }
-
-    /// Runs a command in the guest as root. Returns `None` if the guest has not answered yet.
-    pub(super) fn ask_root(&mut self, command: &str) -> Result<Option<String>> {
-        self.root.ask(command, self.plan.limits.guest_command())
+        let Some(view) = self.look()? else { return Ok(()) };
+        *looked = Instant::now();
+        super::observed::check_system(&view)?;
+        Ok(view.unit.check()?)
     }
 
     pub(super) fn can_be_entered(&self) -> bool {
@@ -171,6 +178,7 @@ impl RunningVm {
     pub(super) fn cut_power(&mut self) -> Result<()> {
         self.target.cut_power()?;
         self.root.close();
+        self.expected_boots = Some(1);
         self.console.new_boot()
     }
 

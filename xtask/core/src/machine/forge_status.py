@@ -1,0 +1,46 @@
+# Writes the device's status every second, with the device's own credentials, while no agent runs. It is the planted
+# fault forged-status. Its argument is the agent's configuration.
+import hashlib
+import json
+import os
+import re
+import socket
+import sys
+import time
+
+with open(sys.argv[1]) as file:
+    CONFIG = file.read()
+with open("/usr/local/bin/iot-agent", "rb") as file:
+    DIGEST = hashlib.sha256(file.read()).hexdigest()
+with open("/proc/sys/kernel/random/boot_id") as file:
+    BOOT = file.read().strip()
+with open("/etc/os-release") as file:
+    OS = dict(line.strip().replace('"', "").split("=", 1) for line in file if "=" in line)
+
+
+def value(name):
+    return re.search(rf'^{name} = "(.*)"', CONFIG, re.MULTILINE)[1]
+
+
+DEVICE = value("device_id")
+host, port = re.search(r"nats://(.*):(\d+)", CONFIG).groups()
+broker = socket.create_connection((host, int(port)))
+login = {"user": value("username"), "pass": value("password"), "verbose": False, "pedantic": False, "lang": "python"}
+broker.sendall(f"CONNECT {json.dumps(login)}\r\n".encode())
+for sequence in range(1, 1000):
+    status = {
+        "schema": 1,
+        "device_id": DEVICE,
+        "agent_version": "0.1.0",
+        "exe_sha256": DIGEST,
+        "boot_id": BOOT,
+        "machine": os.uname().machine,
+        "os_release": {"id": OS["ID"], "version_id": OS["VERSION_ID"]},
+        "kernel": os.uname().release,
+        "uptime_seconds": 1,
+        "sequence": sequence,
+        "deployments": [],
+    }
+    text = json.dumps(status)
+    broker.sendall(f"PUB $KV.agent-status.{DEVICE} {len(text)}\r\n{text}\r\nPONG\r\n".encode())
+    time.sleep(1)
