@@ -6,6 +6,14 @@ use std::time::Duration;
 
 use crate::arch::Accelerator;
 
+/// The time after which KVM is tried again for a machine for which it has failed.
+pub const KVM_AGAIN: Duration = Duration::from_secs(86_400);
+/// The pause between two looks at the registers of a guest's processors.
+pub const REGISTERS: Duration = Duration::from_millis(200);
+/// The time for which `--disturb qemu-stopped` stops QEMU.
+pub const STOPPED: Duration = Duration::from_secs(20);
+/// The time after the boot in which `--disturb` disturbs the device, if no moment is given.
+pub const DISTURBED: Duration = Duration::from_secs(60);
 /// The pause between two polls of a wait.
 pub const POLL: Duration = Duration::from_millis(100);
 /// The pause between two updates of the guest's output while a user types at the console.

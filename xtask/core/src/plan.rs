@@ -8,7 +8,7 @@ use crate::cpu::Cpu;
 use crate::error::Failure;
 use crate::host::facts::Facts;
 use crate::host::firmware::AarchFirmware;
-use crate::host::kvm::Kvm;
+use crate::host::kvm::{Candidate, Kvm};
 use crate::image::Image;
 use crate::image::choice::Choice;
 use crate::limits::Limits;
@@ -147,6 +147,12 @@ impl Plan {
 
     pub fn accelerator(&self) -> Accelerator {
         self.acceleration.accelerator()
+    }
+
+    /// Returns the machine under whose name a failure of KVM is recorded.
+    pub fn kvm_candidate(&self) -> Candidate<'_> {
+        let VmSpec { architecture, cpu, .. } = &self.spec;
+        Candidate { arch: *architecture, cpu: cpu.as_deref(), image: &self.image.name }
     }
 
     /// Returns the reason why the guest is emulated, or `None` under KVM.

@@ -217,12 +217,20 @@ impl Process {
         Stat::of(self.pid).is_some_and(|stat| stat.start == self.start && !stat.is_dead)
     }
 
-    /// Sends SIGKILL, and returns whether the process still existed. First a pidfd is opened, and then the start time
-    /// is compared. Therefore the signal cannot reach a later process with the same pid.
+    /// Sends SIGKILL like [`Self::signal`].
     ///
     /// # Errors
     /// Returns an error if the process cannot be killed.
     pub fn kill(&self) -> Result<bool> {
+        self.signal(Signal::KILL)
+    }
+
+    /// Sends a signal, and returns whether the process still existed. The descriptor is opened before the start time is
+    /// compared, so the signal cannot reach a later process with the same pid.
+    ///
+    /// # Errors
+    /// Returns an error if the signal cannot be sent.
+    pub fn signal(&self, signal: Signal) -> Result<bool> {
         let pid = self.pid.as_raw_nonzero();
         let opened = match pidfd_open(self.pid, PidfdFlags::empty()) {
             Err(rustix::io::Errno::SRCH) => return Ok(false),
@@ -231,9 +239,9 @@ impl Process {
         if !self.is_there() {
             return Ok(false);
         }
-        match pidfd_send_signal(opened, Signal::KILL) {
+        match pidfd_send_signal(opened, signal) {
             Err(rustix::io::Errno::SRCH) => Ok(false),
-            sent => sent.map(|()| true).with_context(|| format!("kill process {pid}")),
+            sent => sent.map(|()| true).with_context(|| format!("send {signal:?} to process {pid}")),
         }
     }
 }

@@ -162,6 +162,11 @@ impl Broker {
         self.server.check()
     }
 
+    /// Returns whether the server runs, and was not stopped with [`Self::go_away`].
+    pub fn is_there(&self) -> bool {
+        self.server.is_there()
+    }
+
     /// Stops the server for a while. Connections are refused during that time.
     pub fn go_away(&mut self) -> Result<()> {
         self.server.go_away().map_err(|error| of_host(error, "stop the broker for a while"))

@@ -89,6 +89,10 @@ impl Server {
         Ok(())
     }
 
+    pub(super) fn is_there(&self) -> bool {
+        self.state.is_ok()
+    }
+
     /// Ends the server if it runs.
     pub(super) fn stop(&self) -> Result<()> {
         self.state.as_ref().map_or(Ok(()), Child::stop)

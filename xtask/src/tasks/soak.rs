@@ -22,6 +22,7 @@ use xtask_core::workspace::Workspace;
 
 use super::ci;
 
+mod faults;
 mod kills;
 
 /// The arguments that run the fuzz test of the crate `inspect`. An environment variable sets the number of executions,
@@ -30,27 +31,35 @@ const FUZZ_TEST: &[&str] =
     &["test", "--quiet", "--package", "inspect", "--test", "fuzz", "--", "--nocapture", "whatever"];
 
 /// A kind of round: its name, the number of rounds, and a function that runs one round and returns a line about it.
-type Kind<'a> = (&'a str, u32, &'a dyn Fn(u32) -> Result<String>);
+type Kind<'a> = (String, u32, Box<dyn Fn(u32) -> Result<String> + 'a>);
 
 pub(super) fn run(workspace: &Workspace, args: &SoakArgs) -> Result<()> {
-    if args.smokes + args.pairs + args.kills > 0 {
+    if args.smokes + args.pairs + args.kills + args.sabotages + args.disturbances > 0 {
         alone()?;
     }
     let agent_tests: Vec<_> = ci::AGENT_TESTS.split(' ').collect();
     let executions = args.fuzz.to_string();
     let fuzz = || tests(workspace, FUZZ_TEST, ("INSPECT_FUZZ_EXECUTIONS", &executions));
-    let kinds: [Kind<'_>; 6] = [
-        ("smoke", args.smokes, &|_| tidy(smokes(args, 1))),
-        ("pair", args.pairs, &|_| tidy(smokes(args, 2))),
-        ("kill", args.kills, &|round| tidy(kills::kill_and_go_on(args, round))),
-        ("agent", args.agent.into(), &|_| tests(workspace, &agent_tests, ("IOT_AGENT_SOAK", "1"))),
-        ("fuzz", (args.fuzz > 0).into(), &|_| fuzz()),
-        ("all", args.all.into(), &|_| ci::run_tables(workspace)),
+    let rest: [Kind<'_>; 6] = [
+        ("smoke".to_owned(), args.smokes, Box::new(|_| tidy(smoke(args, &["--fsck"])))),
+        ("pair".to_owned(), args.pairs, Box::new(|_| tidy(pair(args)))),
+        ("kill".to_owned(), args.kills, Box::new(|round| tidy(kills::kill_and_go_on(args, round)))),
+        (
+            "agent".to_owned(),
+            args.agent.into(),
+            Box::new(|_| tests(workspace, &agent_tests, ("IOT_AGENT_SOAK", "1"))),
+        ),
+        ("fuzz".to_owned(), (args.fuzz > 0).into(), Box::new(|_| fuzz())),
+        ("all".to_owned(), args.all.into(), Box::new(|_| ci::run_tables(workspace))),
     ];
+    let kinds = faults::sabotages(args).chain(faults::disturbances(args)).chain(rest);
     let (mut failed, mut summary) = (0, Vec::new());
-    for (kind, rounds, soak) in kinds.into_iter().filter(|(_, rounds, _)| *rounds > 0) {
+    for (kind, rounds, soak) in kinds.filter(|(_, rounds, _)| *rounds > 0) {
+        let mut seconds = Vec::new();
         let passes = |round: &u32| {
+            let started = Instant::now();
             let outcome = soak(*round);
+            seconds.push(started.elapsed().as_secs());
             let message = match &outcome {
                 Ok(message) => message.clone(),
                 Err(error) => format!("FAILED: {error:#}"),
@@ -61,9 +70,9 @@ pub(super) fn run(workspace: &Workspace, args: &SoakArgs) -> Result<()> {
         let passed = (1..=rounds).filter(passes).count();
         let others = rounds as usize - passed;
         failed += others;
-        summary.push(format!("soak {kind}: {passed} passed, {others} failed"));
+        let (least, most) = (seconds.iter().min().unwrap_or(&0), seconds.iter().max().unwrap_or(&0));
+        summary.push(format!("soak {kind}: {passed} passed, {others} failed, {least} to {most} s"));
     }
-    summary.sort();
     summary.iter().for_each(|line| println!("{line}"));
     if failed == 0 { Ok(()) } else { Err(Failure::reported(1).into()) }
 }
@@ -118,11 +127,16 @@ fn passed(status: ExitStatus, started: Instant) -> Result<String> {
     Ok(format!("passed in {}", human_seconds(started.elapsed().as_secs_f64())))
 }
 
-/// Runs `count` smokes at once. Waits for all of them, even if one fails.
-fn smokes(args: &SoakArgs, count: usize) -> Result<String> {
+fn smoke(args: &SoakArgs, more: &[&str]) -> Result<String> {
     let started = Instant::now();
-    let children = (0..count).map(|_| start(args, &["--fsck"])).collect::<Result<Vec<_>>>()?;
-    let ended: Vec<_> = children.into_iter().map(|child| end(child, started)).collect();
+    end(start(args, more)?, started)
+}
+
+/// Runs two smokes at once. Waits for both of them, even if one fails.
+fn pair(args: &SoakArgs) -> Result<String> {
+    let started = Instant::now();
+    let children = [start(args, &["--fsck"])?, start(args, &["--fsck"])?];
+    let ended = children.map(|child| end(child, started));
     Ok(ended.into_iter().collect::<Result<Vec<_>>>()?.join(", "))
 }
 

@@ -2,6 +2,7 @@
 //! libvirt.
 
 mod args;
+mod faults;
 mod image;
 mod inspect;
 mod preflight;
@@ -13,13 +14,14 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::arch::VmArchitecture;
 pub use args::{Accel, BuildArgs, FixArgs, MachineArgs, Verbosity};
+pub use faults::{Disturb, Disturbance, Finding, FoundBy, Sabotage};
 pub use image::{
     BumpArgs, ImageArgs, ImageBuildArgs, ImageCommand, ImageFetchArgs, ImageVerifyArgs, PruneArgs,
     StoreCommand,
 };
 pub use inspect::InspectArgs;
 pub use preflight::{PreflightArgs, RehearsalFault};
-pub use smoke::{Half, Sabotage, SmokeArgs, Until};
+pub use smoke::{Half, SmokeArgs, Until};
 pub use vm::{GuestArgs, HeavyVmCommand, LightVmCommand, OneArgs, UpArgs, VmCommand};
 
 /// The command line.
@@ -167,6 +169,14 @@ pub struct SoakArgs {
     /// The number of smokes to kill (or their QEMU) at a random moment; after each, a smoke must join and nothing may be left
     #[arg(long, default_value_t = 0)]
     pub kills: u32,
+
+    /// The number of smokes for each planted fault; each must be found in its phase
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub sabotages: u32,
+
+    /// The number of smokes for each disturbance, in each of which the agent must be verified
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub disturbances: u32,
 
     /// Run the agent's endurance tests: a hundred kills at random moments and a broker that is away for minutes
     #[arg(long)]

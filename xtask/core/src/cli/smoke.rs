@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use serde::{Deserialize, Serialize};
 
 use super::args::{BuildArgs, FixArgs, MachineArgs, timeout_scale};
+use super::faults::{Disturb, Sabotage};
 
 /// The flags of `smoke`.
 #[derive(Debug, Clone, Args)]
@@ -70,6 +70,10 @@ pub struct SmokeArgs {
     /// Plant one fault, which the smoke must find; never exits 0
     #[arg(long, value_enum, value_name = "FAULT")]
     pub sabotage: Option<Sabotage>,
+
+    /// Disturb the device once, so many seconds after its boot [default: at random]; a sound agent must be verified
+    #[arg(long, value_name = "DISTURBANCE[@SECONDS]")]
+    pub disturb: Option<Disturb>,
 }
 
 /// The last phase of a smoke.
@@ -87,58 +91,4 @@ pub enum Until {
 pub enum Half {
     Warm,
     Cold,
-}
-
-/// The faults that can be planted for the smoke to find.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Sabotage {
-    /// Start the agent's unit without enabling it at boot
-    UnitNotEnabled,
-    /// Keep publishing the boot id of the first boot
-    StaleBootId,
-    /// Install another executable than the one built
-    OtherDigest,
-    /// Make the guest's kernel panic while booting
-    KernelPanic,
-    /// Kill QEMU while the guest boots
-    KillQemu,
-    /// Make the broker refuse the device's password
-    BrokerRefuses,
-    /// Ignore the requests that stop or remove a container
-    IgnoresDeletes,
-    /// Delete the agent's state before each of its starts
-    LosesState,
-    /// Start the agent only once the bus can be reached
-    WaitsForBus,
-    /// Use a workload image for the other architecture
-    ForeignImage,
-    /// Have systemd end the agent every 8 seconds
-    CrashLoop,
-    /// Bring back the agent's state from before a deletion at its next boot
-    ForgetsDeletions,
-    /// Power the guest off after its workload has started
-    PowersOff,
-    /// Delete the start counter in the workload's volume before each start of the agent
-    LosesVolume,
-    /// Let the agent acknowledge a change that it has not written to the disk
-    NoFsync,
-    /// Allow the agent one connection to the broker in each boot
-    LosesBus,
-    /// After the power cut, hide from the agent what was desired before
-    WatchesOnlyNew,
-    /// After the power cut, keep all commands from the agent
-    DeafAfterRejoin,
-    /// After the power cut, delete the containers every 30 seconds (needs `--observe 40` or `--cold`)
-    Recreates,
-    /// Reboot the guest once after it has joined again
-    RebootsItself,
-    /// Make the root file system read-only after the device has joined again
-    ReadOnlyRoot,
-    /// Stop the agent and let another program write the device's status
-    ForgedStatus,
-    /// Open a restored machine's disk without the snapshot's layer
-    StaleChain,
-    /// With `--verify-cold`, make the guest's kernel panic in the cold run only
-    ColdPanics,
 }

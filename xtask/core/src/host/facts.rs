@@ -8,7 +8,7 @@ use xshell::Shell;
 
 use super::edk2::{Edk2, KnownBad, known_bad};
 use super::firmware::{self, AarchFirmware, Rejected};
-use super::kvm::{self, Kvm};
+use super::kvm::{self, Candidate, Kvm};
 use super::local::LocalHost;
 use super::qemu::Emulator;
 use super::tools;
@@ -113,6 +113,12 @@ fn is_built(image: &Image) -> bool {
     matches!(image.source, Source::Packages(_))
 }
 
+impl Guest {
+    fn kvm_candidate(&self, arch: VmArchitecture) -> Candidate<'_> {
+        Candidate { arch, cpu: self.machine.cpu.as_deref(), image: &self.choice.image.name }
+    }
+}
+
 impl Facts {
     /// Gathers the facts for guests of `arch`.
     pub fn gather(workspace: &Workspace, host: LocalHost, arch: VmArchitecture, guest: Guest) -> Self {
@@ -142,7 +148,7 @@ impl Facts {
                 edk2,
                 rust_target: rust_target.join().expect("a probe does not panic"),
                 linker: linker.join().expect("a probe does not panic"),
-                kvm: kvm::look(arch, cache.as_ref()),
+                kvm: kvm::look(guest.kvm_candidate(arch), cache.as_ref()),
                 runs_guest_programs: runs_guest_programs(arch),
                 user_emulator: ["-static", ""]
                     .iter()

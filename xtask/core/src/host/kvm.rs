@@ -2,7 +2,8 @@
 //!
 //! A `/dev/kvm` that opens proves little: nested and software KVM exist that run a BIOS but no stock kernel. The
 //! processor distinguishes them without a guest: hardware virtualisation shows as `vmx` or `svm` among its flags, and
-//! as one of the kernel's modules for it. A run in which KVM fails records this until the host boots again.
+//! as one of the kernel's modules for it. A run in which KVM fails records this for its
+//! architecture, CPU and image, until the host boots again and at most for a day.
 
 use std::fs::OpenOptions;
 use std::io::ErrorKind;
@@ -13,6 +14,7 @@ use anyhow::Result;
 use crate::arch::VmArchitecture;
 use crate::cache::Cache;
 use crate::fs::{entries, make_private_dir, remove_file, write_private};
+use crate::limits;
 use crate::processes::boot_id;
 
 /// The state of KVM. Each reason is a text for the report.
@@ -64,14 +66,24 @@ struct Processor {
     modules: Vec<String>,
 }
 
-/// Returns the state of KVM without starting a guest.
-pub fn look(guest: VmArchitecture, cache: Option<&Cache>) -> Kvm {
-    let host = VmArchitecture::of_host();
+/// A machine for which KVM was or may be tried. KVM can work for one of them and fail for another.
+#[derive(Debug, Clone, Copy)]
+pub struct Candidate<'a> {
+    pub arch: VmArchitecture,
+    /// The value of `--cpu`; `None` for the default.
+    pub cpu: Option<&'a str>,
+    /// The name of the image.
+    pub image: &'a str,
+}
+
+/// Returns the state of KVM for a machine without starting a guest.
+pub fn look(candidate: Candidate<'_>, cache: Option<&Cache>) -> Kvm {
+    let (host, guest) = (VmArchitecture::of_host(), candidate.arch);
     if host != Some(guest) {
         return Kvm::Foreign(format!("the host is {}, the guest {guest}", std::env::consts::ARCH));
     }
     let opened = OpenOptions::new().read(true).write(true).open("/dev/kvm").map(drop);
-    let failed = cache.and_then(remembered_failure);
+    let failed = cache.and_then(|cache| remembered_failure(cache, candidate));
     evaluate(opened.map_err(|error| (error.kind(), error.to_string())), &processor(guest), failed)
 }
 
@@ -112,10 +124,11 @@ fn processor(arch: VmArchitecture) -> Processor {
     }
 }
 
-fn remembered_failure(cache: &Cache) -> Option<String> {
-    let path = note_path(cache);
+fn remembered_failure(cache: &Cache, candidate: Candidate<'_>) -> Option<String> {
+    let path = note_path(cache, candidate);
     let note = std::fs::read_to_string(&path).ok()?;
-    let (_, reason) = note.split_once('\n').filter(|(boot_id, _)| *boot_id == host_boot_id())?;
+    let is_recent = path.metadata().ok()?.modified().ok()?.elapsed().is_ok_and(|age| age < limits::KVM_AGAIN);
+    let (_, reason) = note.split_once('\n').filter(|(boot_id, _)| *boot_id == host_boot_id() && is_recent)?;
     Some(format!("{} (recorded in {})", reason.trim(), path.display()))
 }
 
@@ -123,21 +136,25 @@ fn remembered_failure(cache: &Cache) -> Option<String> {
 ///
 /// # Errors
 /// Returns an error if the record cannot be deleted.
-pub fn forget_failure(cache: &Cache) -> Result<()> {
-    remove_file(&note_path(cache))
+pub fn forget_failure(cache: &Cache, candidate: Candidate<'_>) -> Result<()> {
+    remove_file(&note_path(cache, candidate))
 }
 
-/// Records that KVM was tried and did not run a kernel. The record holds until this host boots again.
+/// Records that KVM was tried for a machine and did not run its kernel. The record holds until this host boots again, and
+/// at most for [`limits::KVM_AGAIN`].
 ///
 /// # Errors
 /// Returns an error if the cache cannot be written.
-pub fn remember_failure(cache: &Cache, reason: &str) -> Result<()> {
+pub fn remember_failure(cache: &Cache, candidate: Candidate<'_>, reason: &str) -> Result<()> {
     make_private_dir(&cache.history())?;
-    write_private(&note_path(cache), format!("{}\n{reason}\n", host_boot_id()))
+    write_private(&note_path(cache, candidate), format!("{}\n{reason}\n", host_boot_id()))
 }
 
-fn note_path(cache: &Cache) -> PathBuf {
-    cache.history().join("kvm-unusable")
+fn note_path(cache: &Cache, candidate: Candidate<'_>) -> PathBuf {
+    let Candidate { arch, cpu, image } = candidate;
+    let name = format!("kvm-unusable-{arch}-{}-{image}", cpu.unwrap_or("default"));
+    // The name of a user's own image is its path.
+    cache.history().join(name.replace('/', "_"))
 }
 
 /// Returns the id of this boot. If the kernel does not provide it, the id is empty, and the record holds until it is
@@ -152,11 +169,36 @@ mod tests {
 
     #[test]
     fn a_foreign_guest_never_gets_kvm() {
-        for guest in VmArchitecture::ALL {
-            if Some(guest) != VmArchitecture::of_host() {
-                assert!(matches!(look(guest, None), Kvm::Foreign(reason) if reason.contains("the guest")));
+        for arch in VmArchitecture::ALL {
+            if Some(arch) != VmArchitecture::of_host() {
+                let found = look(Candidate { arch, cpu: None, image: "debian-12" }, None);
+                assert!(matches!(found, Kvm::Foreign(reason) if reason.contains("the guest")));
             }
         }
+    }
+
+    #[test]
+    fn a_failure_is_that_of_one_machine_and_expires() {
+        let directory = tempfile::tempdir().unwrap();
+        let cache = Cache::at(directory.path());
+        let pi5 = Candidate { arch: VmArchitecture::Aarch64, cpu: Some("pi5"), image: "/images/a" };
+        remember_failure(&cache, pi5, "not supported for this CPU").unwrap();
+        assert!(
+            remembered_failure(&cache, pi5).unwrap().starts_with("not supported for this CPU (recorded in")
+        );
+        for other in [
+            Candidate { cpu: None, ..pi5 },
+            Candidate { image: "/images/b", ..pi5 },
+            Candidate { arch: VmArchitecture::X86_64, ..pi5 },
+        ] {
+            assert_eq!(remembered_failure(&cache, other), None, "{other:?}");
+        }
+        let note = fs_err::File::options().write(true).open(note_path(&cache, pi5)).unwrap();
+        note.file().set_modified(std::time::SystemTime::now() - limits::KVM_AGAIN).unwrap();
+        assert_eq!(remembered_failure(&cache, pi5), None, "it is a day old");
+        remember_failure(&cache, pi5, "again").unwrap();
+        forget_failure(&cache, pi5).unwrap();
+        assert_eq!(remembered_failure(&cache, pi5), None);
     }
 
     #[test]

@@ -148,7 +148,10 @@ END
 systemd-run --quiet --unit sabotage sh /var/lib/sabotage/keep.sh
 sync";
 
-const POWERS_OFF: &str = "systemd-run --quiet --on-active=4 systemctl poweroff --force";
+/// This script powers the guest off as soon as the agent has removed a deployment, which is shortly before the power cut.
+const POWERS_OFF: &str = "\
+systemd-run --quiet --unit sabotage bash -c \
+'until grep -q removed /run/iot-agent/status.json; do sleep 0.1; done; systemctl poweroff --force'";
 
 /// This script makes the agent's unit delete the start counter in the workload's volume before each start of the
 /// agent. The first start finds no counter.

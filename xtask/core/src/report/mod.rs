@@ -35,6 +35,9 @@ pub struct Report {
     pub seconds: f64,
     /// The fault that `--sabotage` planted; `None` without this flag.
     pub sabotage: Option<String>,
+    /// The disturbance of `--disturb`; `None` without this flag.
+    #[serde(default)]
+    pub disturbance: Option<String>,
     /// The last phase, if `--until` requested one; `None` if all phases were requested.
     #[serde(default)]
     pub until: Option<String>,
@@ -162,6 +165,9 @@ impl Report {
         }
         if let Some(fault) = &self.sabotage {
             line.push_str(&format!(", sabotaged: {fault}"));
+        }
+        if let Some(disturbance) = &self.disturbance {
+            line.push_str(&format!(", disturbed: {disturbance}"));
         }
         line.push_str(&format!(", in {}", human_seconds(self.seconds)));
         line

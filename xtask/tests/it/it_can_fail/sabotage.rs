@@ -5,6 +5,8 @@ use std::process::Command;
 use std::time::{Duration, SystemTime};
 
 use rustix::process::Pid;
+use xtask_core::cli::Sabotage;
+use xtask_core::format::name_of;
 use xtask_core::processes::processes_naming;
 use xtask_core::report::Phase;
 
@@ -26,17 +28,6 @@ fn an_executable_that_its_core_cannot_run_never_reaches_the_guest() {
     let ended = smoke(&["--agent", file.to_str().unwrap()]);
     assert_fails(&ended, Phase::Inspect, "used without a check");
     assert!(skipped(&ended.report, Phase::Boot));
-}
-
-#[test]
-fn another_executable_in_the_guest_is_found_at_join() {
-    let ended = smoke(&["--sabotage", "other-digest"]);
-    assert_fails(&ended, Phase::Join, "the agent in the guest has the digest");
-    assert!(
-        ended.directory.join("journal.log").exists(),
-        "the guest could still be asked: {}",
-        ended.message()
-    );
 }
 
 /// If the broker refuses the device, the smoke says so. `--keep` keeps the machine, which can be entered. On its core, that of the
@@ -125,48 +116,6 @@ fn in_guest(id: &str, file: &Path) -> (Option<i32>, String) {
 }
 
 #[test]
-fn a_unit_that_is_not_enabled_is_found_after_the_power_cut() {
-    let ended = smoke(&["--sabotage", "unit-not-enabled"]);
-    assert_fails(&ended, Phase::Rejoin, "disabled at boot");
-    assert!(ended.report.evidence.join.is_some(), "it did join");
-    assert!(ended.report.evidence.rejoin.is_none());
-}
-
-#[test]
-fn an_agent_that_keeps_its_first_boot_id_is_found_after_the_power_cut() {
-    let ended = smoke(&["--sabotage", "stale-boot-id"]);
-    assert_fails(&ended, Phase::Rejoin, "still reports the boot id");
-}
-
-#[test]
-fn an_image_for_another_machine_is_found_by_the_agents_own_words() {
-    let ended = smoke(&["--sabotage", "foreign-image"]);
-    assert_fails(&ended, Phase::Workload, "is made for amd64, this device is arm64");
-    assert!(ended.report.evidence.workload.is_none());
-}
-
-#[test]
-fn a_deployment_that_outlives_its_deletion_is_found_from_outside() {
-    let ended = smoke(&["--sabotage", "ignores-deletes"]);
-    assert_fails(&ended, Phase::Workload, "its port still answers");
-}
-
-#[test]
-fn an_agent_that_loses_its_state_is_found_while_there_is_no_broker() {
-    let ended = smoke(&["--sabotage", "loses-state"]);
-    assert_fails(&ended, Phase::Rejoin, "the desired state did not survive the power cut");
-    assert!(ended.report.evidence.workload.is_some(), "it did run before: {}", ended.message());
-    assert!(ended.report.evidence.workload_offline.is_none());
-}
-
-#[test]
-fn an_agent_that_waits_for_the_bus_is_found_while_there_is_no_broker() {
-    let ended = smoke(&["--sabotage", "waits-for-bus"]);
-    assert_fails(&ended, Phase::Rejoin, "iot-agent.service is activating: it waits for something");
-    assert!(ended.report.evidence.workload.is_some(), "it did run before: {}", ended.message());
-}
-
-#[test]
 fn a_kernel_panic_ends_the_wait_at_once() {
     let ended = smoke(&["--sabotage", "kernel-panic"]);
     let now = SystemTime::now();
@@ -180,35 +129,49 @@ fn a_kernel_panic_ends_the_wait_at_once() {
     assert!(failure.console_tail.iter().any(|line| line.contains("Kernel panic")), "{failure:?}");
 }
 
-#[test]
-fn a_qemu_that_dies_ends_the_wait_at_once() {
-    let ended = smoke(&["--sabotage", "kill-qemu"]);
-    assert_fails(&ended, Phase::Boot, "QEMU ended");
+/// Makes a test of each fault: the smoke finds it in the right phase and names it.
+macro_rules! found {
+    ($($name:ident: $fault:ident),* $(,)?) => {$(
+        #[test]
+        fn $name() {
+            assert_found(Sabotage::$fault);
+        }
+    )*};
 }
 
-#[test]
-fn an_agent_that_systemd_restarts_is_found_by_roots_look() {
-    let ended = smoke(&["--sabotage", "crash-loop"]);
-    assert_code(&ended.output, 1);
+found! {
+    crash_loop: CrashLoop,
+    deaf_after_rejoin: DeafAfterRejoin,
+    foreign_image: ForeignImage,
+    forged_status: ForgedStatus,
+    forgets_deletions: ForgetsDeletions,
+    ignores_deletes: IgnoresDeletes,
+    kill_qemu: KillQemu,
+    loses_bus: LosesBus,
+    loses_state: LosesState,
+    loses_volume: LosesVolume,
+    no_fsync: NoFsync,
+    other_digest: OtherDigest,
+    powers_off: PowersOff,
+    read_only_root: ReadOnlyRoot,
+    reboots_itself: RebootsItself,
+    recreates: Recreates,
+    stale_boot_id: StaleBootId,
+    unit_not_enabled: UnitNotEnabled,
+    waits_for_bus: WaitsForBus,
+    watches_only_new: WatchesOnlyNew,
+}
+
+fn assert_found(fault: Sabotage) {
+    let finding = fault.finding().unwrap();
+    let name = name_of(&fault);
+    let ended = smoke(&[&["--sabotage", name.as_str()], finding.arguments].concat());
+    let phase = ended.report.failure.as_ref().unwrap().phase;
+    assert!(finding.phases.contains(&phase), "{}", ended.message());
     let failure = ended.report.failure.as_ref().unwrap();
-    assert!([Phase::PowerCut, Phase::Rejoin].contains(&failure.phase), "{}", ended.message());
-    assert!(failure.error.contains("systemd has restarted the agent"), "{}", ended.message());
-}
-
-#[test]
-fn a_deletion_that_is_forgotten_is_found_while_there_is_no_broker() {
-    let ended = smoke(&["--sabotage", "forgets-deletions"]);
-    assert_fails(&ended, Phase::Rejoin, "the deployment retired was deleted");
-}
-
-#[test]
-fn a_guest_that_is_off_already_is_no_power_cut() {
-    let ended = smoke(&["--sabotage", "powers-off"]);
-    assert_code(&ended.output, 1);
-}
-
-#[test]
-fn a_volume_that_is_lost_is_found_after_the_power_cut() {
-    let ended = smoke(&["--sabotage", "loses-volume"]);
-    assert_fails(&ended, Phase::Rejoin, "it lost its volume");
+    let described = format!("{} {}", failure.error, failure.causes.join(" "));
+    let words = finding.words.iter().find(|words| described.contains(**words));
+    assert_fails(&ended, phase, words.unwrap_or_else(|| panic!("{}", ended.message())));
+    let journal = ended.directory.join("journal.log");
+    assert!(fault != Sabotage::OtherDigest || journal.exists(), "the guest could still be asked");
 }

@@ -5,6 +5,7 @@ use xtask_core::arch::Accelerator;
 use xtask_core::cli::Sabotage;
 use xtask_core::error::{Failure, Kind};
 use xtask_core::host::kvm;
+use xtask_core::limits;
 use xtask_core::machine::RunFiles;
 use xtask_core::machine::seed::{PayloadTime, Seed, marker};
 use xtask_core::plan::Plan;
@@ -85,20 +86,26 @@ impl RunningVm {
         waited.map_err(|error| if is_planted { planted(error) } else { error })
     }
 
-    /// Waits for the kernel's first line under KVM. If it does not come, records that KVM does not work, and starts
-    /// the machine again under emulation unless KVM was requested by name.
+    /// Waits for a sign of life of the guest under KVM. If there is none, and the guest's processors do not execute anything,
+    /// records that KVM does not work for this machine, and starts the machine again under emulation unless KVM was
+    /// requested by name.
     fn see_kvm_work(&mut self, run: &Run<'_>, plan: &mut Plan, image: &ReadyImage) -> Result<()> {
         let deadline = Deadline::after(self.plan.limits.first_kernel_line());
-        let waited = self.wait_until(deadline, "the kernel's first line under KVM", |vm| {
-            Ok(vm.kernel_has_spoken().then_some(()))
+        let waited = self.wait_until(deadline, "a sign of life of the guest under KVM", |vm| {
+            Ok(vm.shows_life().then_some(()))
         });
-        let Err(error) = waited else { return kvm::forget_failure(&run.cache) };
+        let Err(error) = waited else { return kvm::forget_failure(&run.cache, plan.kvm_candidate()) };
         // An interrupt, a fault on the console, and the end of QEMU or of the broker are not KVM's fault. A firmware
         // that reports that the image does not boot has run, and it would report the same under emulation. The
         // remaining cases are a guest without output and a guest that KVM stopped.
         let gone = self.target.condition() == Condition::Gone;
         if Kind::Interrupted.is(&error) || self.console.fault().is_some() || gone {
             return Err(error);
+        }
+        // A guest without output may be one whose kernel prints nothing, or one that is slow.
+        if self.target.condition() == Condition::Running && self.executes()? {
+            run.ui.note("the guest prints nothing on its serial console, but its processors run");
+            return Ok(());
         }
         self.broker.check()?;
         let reason = format!("/dev/kvm opens and does not run the guest's kernel: {error}");
@@ -113,6 +120,20 @@ impl RunningVm {
         let machine = domain.start(&self.target.hypervisor)?;
         self.target.replace(domain, machine);
         Ok(())
+    }
+}
+
+impl RunningVm {
+    /// Returns whether a processor of the guest executes instructions, by its registers over some seconds.
+    fn executes(&self) -> Result<bool> {
+        let before = self.target.registers()?;
+        for _ in 0..10 {
+            std::thread::sleep(limits::REGISTERS);
+            if self.target.registers()? != before {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 }
 
@@ -133,7 +154,7 @@ fn planted(error: Error) -> Error {
 fn without_kvm(run: &Run<'_>, plan: &Plan, reason: &str) -> Result<Plan> {
     // libvirt passes on all output of QEMU; the first line has the reason.
     let reason = reason.lines().next().unwrap_or(reason).to_owned();
-    kvm::remember_failure(&run.cache, &reason)?;
+    kvm::remember_failure(&run.cache, plan.kvm_candidate(), &reason)?;
     if !plan.may_fall_back() {
         return Err(Failure::host(reason, "leave out --accel to have the guest emulated").into());
     }
@@ -144,7 +165,46 @@ fn without_kvm(run: &Run<'_>, plan: &Plan, reason: &str) -> Result<Plan> {
     Ok(plan)
 }
 
-/// Returns whether an error names KVM. QEMU and libvirt name it if KVM itself fails.
+/// Parts of the messages with which QEMU and libvirt refuse to start a machine under KVM. A path of the user may contain
+/// the word alone.
+const KVM_REFUSES: &[&str] = &[
+    "failed to initialize kvm",
+    "could not access kvm kernel module",
+    "ioctl(kvm_",
+    "kvm_init_vcpu",
+    "kvm is not supported for this guest cpu type",
+    "virtualization type 'kvm' is not supported",
+    "type=kvm",
+];
+
+/// Returns whether KVM itself refuses to start the machine.
 fn blames_kvm(error: &anyhow::Error) -> bool {
-    format!("{error:#}").to_lowercase().contains("kvm")
+    let message = format!("{error:#}").to_lowercase();
+    KVM_REFUSES.iter().any(|words| message.contains(words))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_kvms_own_words_blame_kvm() {
+        for (message, blames) in [
+            (
+                "internal error: process exited while connecting to monitor: ioctl(KVM_CREATE_VM) failed: 16",
+                true,
+            ),
+            ("qemu-system-x86_64: failed to initialize kvm: Operation not permitted", true),
+            ("Could not access KVM kernel module: No such file or directory", true),
+            ("KVM is not supported for this guest CPU type", true),
+            ("cannot access /srv/kvm/runs/1/w/disk.qcow2: No such file or directory", false),
+            ("cannot set up guest memory 'pc.ram': Cannot allocate memory", false),
+        ] {
+            assert_eq!(
+                blames_kvm(&anyhow::anyhow!("{message}").context("start the domain")),
+                blames,
+                "{message}"
+            );
+        }
+    }
 }

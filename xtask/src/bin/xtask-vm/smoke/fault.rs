@@ -53,8 +53,11 @@ impl OngoingFault {
     /// Ends the fault. Returns the last status from before it began.
     pub(super) fn end(self, vm: &mut RunningVm) -> Result<ReceivedStatus> {
         match self.fault {
-            Fault::PowerCut => vm.target.power_on()?,
-            Fault::HeldWrites => vm.target.limit_writes(0, 0)?,
+            Fault::PowerCut => {
+                vm.target.power_on()?;
+                vm.limit_disk()?;
+            }
+            Fault::HeldWrites => vm.limit_disk()?,
             Fault::NoBroker => vm.broker.come_back()?,
         }
         Ok(self.last)

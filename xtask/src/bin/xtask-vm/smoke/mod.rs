@@ -5,6 +5,7 @@
 mod boot;
 pub(crate) mod compare;
 mod deployed;
+mod disturbance;
 mod fault;
 mod footprint;
 mod image;
@@ -46,6 +47,7 @@ use xtask_inspection::check_agent;
 use xtask_jobs::Ui;
 
 use crate::guest::filesystem::CHECKER;
+use disturbance::PlannedDisturbance;
 use fault::Fault;
 use image::ComingImage;
 pub(crate) use image::ensure_or_fall_back;
@@ -132,6 +134,7 @@ fn prove(
 ) -> Result<()> {
     let (limits, observed) = (vm.plan.limits, run.options.observed());
     vm.expect_no_reboot();
+    vm.disturbance = args.disturb.map(|disturb| PlannedDisturbance::plan(disturb, vm)).transpose()?;
     recorder.on_machine(vm, Phase::Provision, limits.provision(), provision)?;
     let joined = recorder.on_machine(vm, Phase::Join, limits.join(), |vm| join(vm, proof))?;
     if args.until == Until::Join {

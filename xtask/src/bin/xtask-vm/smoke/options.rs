@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use xtask_core::arch::VmArchitecture;
-use xtask_core::cli::{Half, MachineArgs, Sabotage, SmokeArgs, UpArgs};
+use xtask_core::cli::{Disturb, Half, MachineArgs, Sabotage, SmokeArgs, UpArgs};
 use xtask_core::limits::{OBSERVED, OBSERVED_COLD};
 
 /// The options that a smoke and `vm up` have in common. `vm up` has no flag for most of them.
@@ -24,6 +24,7 @@ pub(crate) struct RunOptions<'a> {
     /// True if the machine is left running after a smoke.
     pub(crate) keep: bool,
     pub(crate) sabotage: Option<Sabotage>,
+    pub(crate) disturb: Option<Disturb>,
     /// The number of seconds for which the device is watched at rest; `None` for the default.
     pub(crate) observe: Option<u64>,
     /// The directory for the report; `None` for the run's own directory.
@@ -41,6 +42,7 @@ impl<'a> From<&'a SmokeArgs> for RunOptions<'a> {
             fsck: args.fsck,
             keep: args.keep,
             sabotage: planted(args),
+            disturb: args.disturb,
             observe: args.observe,
             report: args.report.as_deref(),
         }
@@ -67,6 +69,7 @@ impl<'a> From<&'a UpArgs> for RunOptions<'a> {
             fsck: false,
             keep: false,
             sabotage: None,
+            disturb: None,
             observe: None,
             report: None,
         }

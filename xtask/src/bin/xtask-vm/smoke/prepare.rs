@@ -63,6 +63,8 @@ impl Prepared {
             broker,
             deadline,
             expected_boots: None,
+            disturbance: None,
+            disk_limits: (0, 0),
         }
     }
 }

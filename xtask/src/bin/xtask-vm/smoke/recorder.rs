@@ -34,6 +34,7 @@ impl<'a> Recorder<'a> {
         let mut report = Report::begin(run.dir.id(), &now_rfc3339(), run.options.arch);
         report.workspace = Commit::of(run.workspace.root());
         report.sabotage = run.options.sabotage.as_ref().map(name_of);
+        report.disturbance = run.options.disturb.map(|disturb| name_of(&disturb.disturbance));
         Self { run, report, phase: Phase::Preflight, started: Instant::now() }
     }
 

@@ -58,7 +58,7 @@ impl<'a> Run<'a> {
     ) -> Result<Self> {
         let ui = ui.with_timeout_scale(options.timeout_scale);
         let dir = begin_run(&cache, &ui)?;
-        let times = Times::new(&cache, options.sabotage.is_some());
+        let times = Times::new(&cache, options.sabotage.is_some() || options.disturb.is_some());
         Ok(Self { workspace, options, cache, dir, ui, times, warnings: RefCell::default() })
     }
 

@@ -15,6 +15,7 @@ use xtask_core::{bail_guest, bail_host, limits};
 use xtask_fleet::{Broker, ReceivedStatus};
 use xtask_jobs::Ui;
 
+use super::disturbance::PlannedDisturbance;
 use super::run::Run;
 use super::target::Target;
 use super::warm::{self, UsedSnapshot};
@@ -43,18 +44,25 @@ pub(crate) struct RunningVm {
     pub(super) deadline: Deadline,
     /// The number of boots since the power was last switched on; `None` while the guest may reboot.
     pub(super) expected_boots: Option<usize>,
+    /// The disturbance that has not come yet.
+    pub(super) disturbance: Option<PlannedDisturbance>,
+    /// The limits of the disk, in bytes and requests per second; 0 means no limit.
+    pub(super) disk_limits: (u64, u64),
 }
 
 /// The kernel's first line, and a line of a kernel whose log level hides the first one.
 const FIRST_KERNEL_LINES: [&str; 2] = ["Linux version", "] Booting Linux"];
+/// The first line of the UEFI firmware for Arm (AAVMF).
+const FIRMWARE_LINE: &str = "UEFI firmware (version";
 /// The prompt of a getty on the console. It shows that the guest can be entered.
 const LOGIN_PROMPT: &str = " login:";
 
 impl RunningVm {
-    /// Counts the boots since the power was last switched on, by the kernel's first lines on the console. The count is 0 in
-    /// a restored guest, and if the kernel does not print such a line.
+    /// Counts the boots since the power was last switched on, by the first lines of firmware and kernel on the console. The
+    /// count is 0 in a restored guest, and if neither prints such a line.
     fn boots(&self) -> usize {
-        FIRST_KERNEL_LINES.map(|line| self.console.count(line)).into_iter().max().unwrap_or(0)
+        let lines = FIRST_KERNEL_LINES.into_iter().chain([FIRMWARE_LINE]);
+        lines.map(|line| self.console.count(line)).max().unwrap_or(0)
     }
 
     /// Begins to watch for reboots. The image may have rebooted during its first boot.
@@ -76,6 +84,15 @@ impl RunningVm {
         FIRST_KERNEL_LINES.iter().any(|line| self.console.line_with(line).is_some())
     }
 
+    /// Returns whether the kernel or a program of the guest has printed a line. A kernel with the parameter `quiet` prints
+    /// no first line.
+    pub(super) fn shows_life(&self) -> bool {
+        let lines = ["systemd[", "cloud-init", "[  OK  ]", marker::STARTED];
+        self.kernel_has_spoken()
+            || self.can_be_entered()
+            || lines.iter().any(|line| self.console.line_with(line).is_some())
+    }
+
     /// Waits until `probe` returns a value, at most until the end of the phase. Meanwhile watches the machine.
     pub(super) fn wait<T>(
         &mut self,
@@ -95,6 +112,7 @@ impl RunningVm {
         let hint = "on a slow host use --timeout-scale 2; otherwise read console.log";
         Watch { ui: &self.ui.clone(), what, deadline, hint }.until(self, |vm| {
             vm.check_boots()?;
+            vm.disturb()?;
             probe(vm)
         })
     }
@@ -189,7 +207,11 @@ impl RunningVm {
 
     /// Writes the guest's journal to `path` if the guest can be entered.
     pub(super) fn fetch_journal(&mut self, path: &Path) {
-        if self.target.condition() != Condition::Running || !self.can_be_entered() {
+        // A guest that reboots by itself does not answer for a while.
+        if self.target.condition() != Condition::Running
+            || !self.can_be_entered()
+            || self.check_boots().is_err()
+        {
             return;
         }
         let limit = self.plan.limits.journal();

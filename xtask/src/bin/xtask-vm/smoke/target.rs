@@ -70,6 +70,11 @@ impl Target {
         self.machine.port_to(guest_port)
     }
 
+    /// Returns the run's working directory.
+    pub(super) fn work(&self) -> &Path {
+        &self.domain.work
+    }
+
     pub(super) fn ssh_port(&self) -> Result<u16> {
         self.machine.port_to(SSH_PORT)
     }
@@ -95,6 +100,12 @@ impl Target {
         let qemu = emulator(&self.domain.work).context("find the run's QEMU to cut its power")?;
         qemu.kill().context("cut the power")?;
         self.power_off()
+    }
+
+    /// Returns the registers of all processors of the guest as text. If two texts are equal, no processor has executed
+    /// anything in between.
+    pub(super) fn registers(&self) -> Result<String> {
+        self.machine.hmp("info registers -a").context("read the registers of the guest's processors")
     }
 
     /// Limits the writes to the guest's disk, in bytes and in requests per second. 0 means no limit. QEMU lets one more

@@ -1,0 +1,171 @@
+//! The faults that a smoke must find, and the disturbances that a sound agent survives.
+
+use std::str::FromStr;
+
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
+
+use crate::format::name_of;
+use crate::report::Phase;
+
+/// A disturbance with its moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Disturb {
+    pub disturbance: Disturbance,
+    /// The seconds from the end of the boot; `None` for a random moment.
+    pub seconds: Option<u64>,
+}
+
+/// What a sound agent survives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Disturbance {
+    /// The guest's clock is set back by one year
+    ClockYearBack,
+    /// QEMU is stopped for 20 seconds
+    QemuStopped,
+    /// The broker is restarted
+    BrokerRestarted,
+    /// The disk writes at most 8 MB and 500 requests per second
+    SlowDisk,
+}
+
+impl FromStr for Disturb {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (name, seconds) = match text.split_once('@') {
+            None => (text, None),
+            Some((name, seconds)) => {
+                let parsed = seconds.parse().ok().filter(|seconds| *seconds <= 600);
+                (
+                    name,
+                    Some(parsed.ok_or_else(|| format!("{seconds:?} is no number of seconds from 0 to 600"))?),
+                )
+            }
+        };
+        let disturbance = Disturbance::from_str(name, false).map_err(|_unknown| {
+            let names: Vec<_> = Disturbance::value_variants().iter().map(name_of).collect();
+            format!("there is no disturbance {name:?}; there are: {}", names.join(", "))
+        })?;
+        Ok(Self { disturbance, seconds })
+    }
+}
+
+/// The faults that can be planted for the smoke to find.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Sabotage {
+    /// Start the agent's unit without enabling it at boot
+    UnitNotEnabled,
+    /// Keep publishing the boot id of the first boot
+    StaleBootId,
+    /// Install another executable than the one built
+    OtherDigest,
+    /// Make the guest's kernel panic while booting
+    KernelPanic,
+    /// Kill QEMU while the guest boots
+    KillQemu,
+    /// Make the broker refuse the device's password
+    BrokerRefuses,
+    /// Ignore the requests that stop or remove a container
+    IgnoresDeletes,
+    /// Delete the agent's state before each of its starts
+    LosesState,
+    /// Start the agent only once the bus can be reached
+    WaitsForBus,
+    /// Use a workload image for the other architecture
+    ForeignImage,
+    /// Have systemd end the agent every 8 seconds
+    CrashLoop,
+    /// Bring back the agent's state from before a deletion at its next boot
+    ForgetsDeletions,
+    /// Power the guest off after its workload has started
+    PowersOff,
+    /// Delete the start counter in the workload's volume before each start of the agent
+    LosesVolume,
+    /// Let the agent acknowledge a change that it has not written to the disk
+    NoFsync,
+    /// Allow the agent one connection to the broker in each boot
+    LosesBus,
+    /// After the power cut, hide from the agent what was desired before
+    WatchesOnlyNew,
+    /// After the power cut, keep all commands from the agent
+    DeafAfterRejoin,
+    /// After the power cut, delete the containers every 30 seconds (needs `--observe 40` or `--cold`)
+    Recreates,
+    /// Reboot the guest once after it has joined again
+    RebootsItself,
+    /// Make the root file system read-only after the device has joined again
+    ReadOnlyRoot,
+    /// Stop the agent and let another program write the device's status
+    ForgedStatus,
+    /// Open a restored machine's disk without the snapshot's layer
+    StaleChain,
+    /// With `--verify-cold`, make the guest's kernel panic in the cold run only
+    ColdPanics,
+}
+
+/// How a smoke finds a planted fault.
+#[derive(Debug, Clone, Copy)]
+pub struct Finding {
+    /// The phases in which the smoke may fail.
+    pub phases: &'static [Phase],
+    /// Parts of the error, of which one must be in it.
+    pub words: &'static [&'static str],
+    /// The kind of smoke that can find the fault.
+    pub by: FoundBy,
+    /// Further arguments of a warm smoke.
+    pub arguments: &'static [&'static str],
+    pub exit_code: u8,
+}
+
+/// The kind of smoke that can find a fault.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FoundBy {
+    WarmAndCold,
+    Warm,
+    /// The fault is in the first boot.
+    Cold,
+}
+
+impl Sabotage {
+    /// Returns how a smoke finds this fault; `None` for a fault that only `--verify-cold` can find.
+    pub fn finding(self) -> Option<Finding> {
+        use Phase::{Boot, Join, PowerCut, Rejoin, Workload};
+        let (phases, words): (&[Phase], &[&str]) = match self {
+            Self::UnitNotEnabled => (&[Rejoin], &["disabled at boot"]),
+            Self::StaleBootId => (&[Rejoin], &["still reports the boot id"]),
+            Self::OtherDigest => (&[Join], &["the agent in the guest has the digest"]),
+            Self::KernelPanic => (&[Boot], &["kernel panicked"]),
+            Self::KillQemu => (&[Boot], &["QEMU ended"]),
+            Self::BrokerRefuses => (&[Join], &["refuses the device's credentials"]),
+            Self::IgnoresDeletes => (&[Workload], &["its port still answers"]),
+            Self::LosesState => (&[Rejoin], &["the desired state did not survive the power cut"]),
+            Self::WaitsForBus => (&[Rejoin], &["iot-agent.service is activating: it waits for something"]),
+            Self::ForeignImage => (&[Workload], &["is made for"]),
+            Self::CrashLoop => (&[PowerCut, Rejoin], &["systemd has restarted the agent"]),
+            Self::ForgetsDeletions => (&[Rejoin], &["the deployment retired was deleted"]),
+            Self::PowersOff => (&[Workload, PowerCut], &["QEMU ended", "the guest was not running"]),
+            Self::LosesVolume => (&[Rejoin], &["it lost its volume"]),
+            Self::NoFsync => (&[PowerCut], &["before the desired state was on its disk"]),
+            Self::LosesBus => (&[Workload], &["a status after the restart of the broker"]),
+            Self::WatchesOnlyNew => (&[Rejoin], &["is desired at revision"]),
+            Self::DeafAfterRejoin => (&[Rejoin], &["the agent's answer to a ping"]),
+            Self::Recreates => (&[Rejoin], &["was started or made again"]),
+            Self::RebootsItself => (&[Rejoin], &["the guest has rebooted by itself"]),
+            Self::ReadOnlyRoot => (&[Rejoin], &["root cannot write", "read-only"]),
+            Self::ForgedStatus => (&[Join], &["another client of the bus has written"]),
+            Self::StaleChain => (&[Boot], &["lies on"]),
+            Self::ColdPanics => return None,
+        };
+        let by = match self {
+            Self::KernelPanic | Self::KillQemu => FoundBy::Cold,
+            Self::StaleChain => FoundBy::Warm,
+            _ => FoundBy::WarmAndCold,
+        };
+        let arguments: &[&str] = if self == Self::Recreates { &["--observe", "40"] } else { &[] };
+        let exit_code = if self == Self::StaleChain { 69 } else { 1 };
+        Some(Finding { phases, words, by, arguments, exit_code })
+    }
+}

@@ -1,0 +1,106 @@
+//! The disturbances of `--disturb`. A sound agent survives each of them, so the smoke must verify it.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use rustix::process::Signal;
+use xtask_core::bail_guest;
+use xtask_core::cli::{Disturb, Disturbance};
+use xtask_core::format::name_of;
+use xtask_core::limits;
+use xtask_core::processes::emulator;
+
+use super::running::RunningVm;
+use crate::guest::watch::Deadline;
+
+/// The limits of a slow disk: bytes and requests per second.
+const SLOW_DISK: (u64, u64) = (8_000_000, 500);
+
+/// A disturbance that is planned.
+pub(super) struct PlannedDisturbance {
+    disturbance: Disturbance,
+    at: Instant,
+}
+
+impl PlannedDisturbance {
+    /// Plans a disturbance, whose moment counts from now. Prints the moment, so that it can be given again.
+    pub(super) fn plan(disturb: Disturb, vm: &RunningVm) -> Result<Self> {
+        let Disturb { disturbance, seconds } = disturb;
+        let seconds = seconds.map_or_else(|| random_seconds(disturbance), Ok)?;
+        vm.ui.note(&format!("--disturb {}@{seconds}", name_of(&disturbance)));
+        Ok(Self { disturbance, at: Instant::now() + Duration::from_secs(seconds) })
+    }
+}
+
+/// Returns a random moment. A slow disk is slow from the beginning.
+fn random_seconds(disturbance: Disturbance) -> Result<u64> {
+    if disturbance == Disturbance::SlowDisk {
+        return Ok(0);
+    }
+    let mut bytes = [0; 1];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
+        .context("ask the kernel for a random moment")?;
+    Ok(u64::from(bytes[0]) * limits::DISTURBED.as_secs() / 256)
+}
+
+impl RunningVm {
+    /// Disturbs the device if the moment has come. A moment at which the guest is off or the broker is stopped is
+    /// postponed.
+    pub(super) fn disturb(&mut self) -> Result<()> {
+        let Some(planned) = &self.disturbance else { return Ok(()) };
+        if Instant::now() < planned.at || !self.broker.is_there() {
+            return Ok(());
+        }
+        let disturbance = planned.disturbance;
+        self.disturbance = None;
+        self.ui.note(&format!("disturbing the device: {}", name_of(&disturbance)));
+        match disturbance {
+            Disturbance::ClockYearBack => self.set_clock_back(),
+            Disturbance::QemuStopped => self.stop_for_a_while(),
+            Disturbance::BrokerRestarted => {
+                self.broker.go_away()?;
+                self.broker.come_back()
+            }
+            Disturbance::SlowDisk => {
+                self.disk_limits = SLOW_DISK;
+                self.limit_disk()
+            }
+        }
+    }
+
+    /// Applies the disk's usual limits, after another limit or a power cut.
+    pub(super) fn limit_disk(&self) -> Result<()> {
+        let (bytes, requests) = self.disk_limits;
+        self.target.limit_writes(bytes, requests)
+    }
+
+    fn set_clock_back(&mut self) -> Result<()> {
+        let deadline = Deadline::after(self.plan.limits.guest_command());
+        self.root.forget();
+        loop {
+            let command = "date --set \"-1 year\" > /dev/null && date +%Y";
+            if let Some(year) = self.root.ask(command, self.plan.limits.guest_command())? {
+                self.ui.note(&format!("the guest's clock shows the year {}", year.trim()));
+                return Ok(());
+            }
+            if deadline.is_over() {
+                bail_guest!("root in the guest did not set the clock"; "read console.log");
+            }
+            std::thread::sleep(limits::POLL);
+        }
+    }
+
+    /// Stops QEMU with SIGSTOP, so that the guest's clock and its connections notice the pause.
+    fn stop_for_a_while(&self) -> Result<()> {
+        let qemu = emulator(self.target.work()).context("find the run's QEMU to stop it")?;
+        qemu.signal(Signal::STOP).context("stop QEMU")?;
+        let until = Instant::now() + limits::STOPPED;
+        let mut waited = Ok(());
+        while waited.is_ok() && Instant::now() < until {
+            std::thread::sleep(limits::POLL);
+            waited = self.ui.check();
+        }
+        qemu.signal(Signal::CONT).context("let QEMU go on")?;
+        waited
+    }
+}

@@ -1,0 +1,61 @@
+//! Smokes with a planted fault, which each must find, and smokes with a disturbance, in which each must verify the
+//! agent.
+
+use anyhow::{Context, Result, ensure};
+use clap::ValueEnum as _;
+use xtask_core::cli::{Disturbance, Finding, FoundBy, Sabotage, SoakArgs};
+use xtask_core::format::name_of;
+use xtask_core::report::Report;
+
+use super::{Kind, smoke, start, tidy};
+
+/// Returns the kinds of rounds for the planted faults that a smoke of `args` can find.
+pub(super) fn sabotages(args: &SoakArgs) -> impl Iterator<Item = Kind<'_>> {
+    let possible = |finding: &Finding| match finding.by {
+        FoundBy::WarmAndCold => true,
+        FoundBy::Warm => !args.cold,
+        FoundBy::Cold => args.cold,
+    };
+    Sabotage::value_variants().iter().filter_map(move |fault| {
+        let finding = fault.finding().filter(possible)?;
+        let round: Box<dyn Fn(u32) -> Result<String>> =
+            Box::new(move |_| tidy(is_found(args, &name_of(fault), &finding)));
+        Some((format!("sabotage {}", name_of(fault)), args.sabotages, round))
+    })
+}
+
+/// Returns the kinds of rounds for the disturbances.
+pub(super) fn disturbances(args: &SoakArgs) -> impl Iterator<Item = Kind<'_>> {
+    Disturbance::value_variants().iter().map(move |disturbance| {
+        let name = name_of(disturbance);
+        let kind = format!("disturbance {name}");
+        let round: Box<dyn Fn(u32) -> Result<String>> =
+            Box::new(move |_| tidy(smoke(args, &["--disturb", &name])));
+        (kind, args.disturbances, round)
+    })
+}
+
+/// Runs a smoke with a planted fault. Returns an error unless it finds the fault in the right phase and names it.
+fn is_found(args: &SoakArgs, name: &str, finding: &Finding) -> Result<String> {
+    let directory = std::env::temp_dir().join(format!("iot-xtask-soak-{}", std::process::id()));
+    let report = directory.to_str().context("the path of the report is not UTF-8")?;
+    let own = ["--sabotage", name, "--report", report];
+    let more = if args.cold { &[] } else { finding.arguments };
+    let status = start(args, &[&own[..], more].concat())?.wait().context("wait for a smoke")?;
+    let text = fs_err::read(directory.join("report.json"))?;
+    fs_err::remove_dir_all(&directory)?;
+    let report: Report = serde_json::from_slice(&text).context("parse the smoke's report")?;
+    let failure = report.failure.context("the smoke did not find the fault")?;
+    let described = format!("{} {}", failure.error, failure.causes.join(" "));
+    ensure!(status.code() == Some(finding.exit_code.into()), "{status}: {described}");
+    ensure!(
+        finding.phases.contains(&failure.phase),
+        "found in the phase {}: {described}",
+        failure.phase.title()
+    );
+    ensure!(
+        finding.words.iter().any(|words| described.contains(words)),
+        "the error does not name the fault: {described}"
+    );
+    Ok(format!("found in the phase {}: {}", failure.phase.title(), failure.error))
+}
