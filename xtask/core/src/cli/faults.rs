@@ -164,7 +164,12 @@ impl Sabotage {
             Self::StaleChain => FoundBy::Warm,
             _ => FoundBy::WarmAndCold,
         };
-        let arguments: &[&str] = if self == Self::Recreates { &["--observe", "40"] } else { &[] };
+        let arguments: &[&str] = match self {
+            Self::Recreates => &["--observe", "40"],
+            // The smoke finds these faults when a limit ends.
+            Self::LosesBus | Self::WatchesOnlyNew => &["--timeout-scale", "0.5"],
+            _ => &[],
+        };
         let exit_code = if self == Self::StaleChain { 69 } else { 1 };
         Some(Finding { phases, words, by, arguments, exit_code })
     }

@@ -33,6 +33,8 @@ pub(crate) struct RootView {
     pub(crate) failed_units: Vec<String>,
     /// The lines of the kernel's log that report a fault of the machine.
     pub(crate) kernel_faults: Vec<String>,
+    /// The files with the memory of programs that have crashed.
+    pub(crate) core_dumps: Vec<String>,
     /// The content of the status file that the agent writes on the device; empty if there is no such file.
     pub(crate) local_status: String,
 }
@@ -48,8 +50,10 @@ pub(crate) struct Container {
     pub(crate) started_at: i64,
 }
 
-/// The kernel's messages about an oops, a process killed for lack of memory, and a failure of a file system or a disk.
-const KERNEL_FAULTS: &str = "Oops|BUG:|Out of memory|oom-kill|EXT4-fs error|Remounting filesystem|I/O error";
+/// The kernel's messages about an oops, a process killed for lack of memory, a process that has crashed, and a failure of a
+/// file system or a disk.
+const KERNEL_FAULTS: &str =
+    "Oops|BUG:|Out of memory|oom-kill|segfault at|EXT4-fs error|Remounting filesystem|I/O error";
 
 impl RootView {
     /// Runs the script in the guest, and parses its output. Returns `None` if the guest has not answered yet.
@@ -76,6 +80,7 @@ impl RootView {
                 "ReadOnly" => view.is_read_only = true,
                 "Listens" => view.open_ports.extend(value.parse::<u16>().ok()),
                 "Failed" => view.failed_units.push(value),
+                "Core" => view.core_dumps.push(value),
                 "Status" => view.local_status = value,
                 "Kernel" => view.kernel_faults.push(value),
                 "Containers" => match containers(&value) {
@@ -120,6 +125,8 @@ fn script() -> String {
          while read -r unit _; do grep -qxF \"$unit\" {FAILED_UNITS} || echo \"Failed=$unit\"; done \
          < <(systemctl list-units --state=failed --plain --no-legend --no-pager); \
          while read -r line; do echo \"Kernel=$line\"; done < <(dmesg | grep -E \"{KERNEL_FAULTS}\"); \
+         while read -r core; do echo \"Core=$core\"; done \
+         < <(find /var/lib/systemd/coredump /var/crash /var/lib/apport/coredump -type f); \
          for port in {}; do if (exec 3<> /dev/tcp/127.0.0.1/$port) 2> /dev/null; then echo Listens=$port; fi; done; \
          echo Containers=$(podman --url unix:///run/iot-agent/podman.sock ps --all --no-trunc --format json); \
          echo Status=$(< /run/iot-agent/status.json); \

@@ -116,6 +116,9 @@ pub(super) fn check_system(view: &RootView) -> Result<(), Failure> {
     if let Some(fault) = view.kernel_faults.first() {
         bail_guest!("the guest's kernel reports a fault: {fault}"; "read console.log");
     }
+    if let Some(core) = view.core_dumps.first() {
+        bail_guest!("a program has crashed in the guest: {core}"; "read its journal in the report's directory");
+    }
     Ok(())
 }
 
@@ -200,6 +203,7 @@ mod tests {
             (|view| view.exe_sha256 = "bb".into(), "the digest bb", true),
             (|view| view.is_read_only = true, "cannot write", true),
             (|view| view.kernel_faults.push("Oops".into()), "a fault: Oops", true),
+            (|view| view.core_dumps.push("/var/crash/_usr_bin_podman.crash".into()), "has crashed", true),
             (|view| view.failed_units.push("x.service".into()), "x.service has failed", true),
             (|view| view.unit.active = "failed".into(), "has failed", true),
             (

@@ -4,7 +4,7 @@
 mod archive;
 
 use std::ffi::OsString;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use xshell::{Shell, cmd};
@@ -12,7 +12,7 @@ use xtask_core::arch::VmArchitecture;
 use xtask_core::build::linker::Linker;
 use xtask_core::cache::Cache;
 use xtask_core::digest::Algorithm;
-use xtask_core::fs::make_private_dir;
+use xtask_core::fs::{make_private_dir, write_private};
 use xtask_core::workspace::Workspace;
 use xtask_inspection::check_header;
 
@@ -65,17 +65,33 @@ fn program(workspace: &Workspace, cache: &Cache, arch: VmArchitecture) -> Result
         .chain(words)
         .for_each(|part| key.update(Algorithm::Sha256.of(part).hex().as_bytes()));
     let kept = cache.workloads().join(format!("{arch}-{}", &key.finish().hex()[..16]));
-    if !kept.exists() {
-        // rustc runs in the workspace's root, because the executable contains the path of the source.
-        let _root = shell.push_dir(workspace.root());
-        compile(&shell, &rustc, &arguments, &kept)?;
-    }
-    let program = fs_err::read(&kept)?;
+    let program = match kept_program(&kept) {
+        Some(program) => program,
+        None => {
+            // rustc runs in the workspace's root, because the executable contains the path of the source.
+            let _root = shell.push_dir(workspace.root());
+            compile(&shell, &rustc, &arguments, &kept)?;
+            fs_err::read(&kept)?
+        }
+    };
     check_header(&program, arch).with_context(|| format!("check {}", kept.display()))?;
     Ok(program)
 }
 
-/// Compiles beside the target file and then renames the result, because another run may make the same file.
+/// Returns a cached executable; `None` if there is none, or if its digest is not the recorded one, for example after a
+/// crash of this host.
+fn kept_program(kept: &Path) -> Option<Vec<u8>> {
+    let program = std::fs::read(kept).ok()?;
+    let recorded = std::fs::read_to_string(digest_path(kept)).ok()?;
+    (Algorithm::Sha256.of(&program).hex() == recorded.trim()).then_some(program)
+}
+
+fn digest_path(kept: &Path) -> PathBuf {
+    kept.with_extension("sha256")
+}
+
+/// Compiles beside the target file, records the digest and then renames the result, because another run may make the
+/// same file. The same compiler makes the same bytes.
 fn compile(shell: &Shell, rustc: &OsString, arguments: &[OsString], kept: &Path) -> Result<()> {
     let directory = kept.parent().context("the program's path has no parent directory")?;
     make_private_dir(directory)?;
@@ -83,6 +99,7 @@ fn compile(shell: &Shell, rustc: &OsString, arguments: &[OsString], kept: &Path)
         .with_context(|| format!("make a directory in {}", directory.display()))?;
     let made = beside.path().join("workload");
     cmd!(shell, "{rustc} {arguments...} -o {made} {SOURCE}").quiet().run()?;
+    write_private(&digest_path(kept), Algorithm::Sha256.of(&fs_err::read(&made)?).hex())?;
     Ok(fs_err::rename(&made, kept)?)
 }
 
@@ -91,6 +108,19 @@ mod tests {
     use std::process::{Command, Output};
 
     use super::*;
+
+    #[test]
+    fn a_cached_executable_that_was_changed_is_not_used() {
+        let directory = tempfile::tempdir().unwrap();
+        let kept = directory.path().join("aarch64-0123");
+        assert_eq!(kept_program(&kept), None);
+        std::fs::write(&kept, "program").unwrap();
+        assert_eq!(kept_program(&kept), None, "its digest is not recorded");
+        std::fs::write(digest_path(&kept), Algorithm::Sha256.of(b"program").hex()).unwrap();
+        assert_eq!(kept_program(&kept).unwrap(), b"program");
+        std::fs::write(&kept, "progra").unwrap();
+        assert_eq!(kept_program(&kept), None, "it was truncated");
+    }
 
     /// podman with a store of its own, for a build machine: it has no systemd, and crun of Debian 12 refuses its cgroup layout.
     /// Therefore the tests use runc (`cargo xtask ci --fix` installs podman and runc).
