@@ -199,7 +199,7 @@ mod tests {
         let first = made(&cache, host);
         let kept: Vec<_> =
             std::fs::read_dir(cache.workloads()).unwrap().map(|entry| entry.unwrap().path()).collect();
-        assert_eq!(kept.len(), 1, "{kept:?}");
+        assert_eq!(kept.len(), 2, "the executable and its digest: {kept:?}");
         assert_eq!(made(&cache, host), first);
         std::fs::remove_file(&kept[0]).unwrap();
         assert!(made(&cache, host) == first, "compiled again it is the same");
