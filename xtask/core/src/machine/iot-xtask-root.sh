@@ -11,6 +11,6 @@ while true; do
         timeout "$limit" bash -c "$command" < /dev/null >&3 2> /dev/null
         echo "end $word" >&3
     else
-        sleep 0.5
+        sleep 1
     fi
 done

@@ -43,6 +43,12 @@ impl RootPort {
         Self { socket: socket.to_owned(), connection: None, requests: 0 }
     }
 
+    /// Connects to a QEMU that has just started. The service in the guest then waits for a request, and does not look for
+    /// a connection every second. If QEMU does not accept the connection, [`Self::ask`] reports the error.
+    pub(crate) fn connect(&mut self) {
+        self.connection = Connection::open(&self.socket).ok();
+    }
+
     /// Closes the connection, because its QEMU has ended.
     pub(crate) fn close(&mut self) {
         self.connection = None;

@@ -113,12 +113,12 @@ impl RunningVm {
         *plan = without_kvm(run, plan, &reason)?;
         self.plan = plan.clone();
         self.deadline = run.times.deadline();
-        self.root.close();
         make_writable_files(plan, &self.files, &image.base(), &run.ui)?;
         let domain = Domain::write(plan, &self.files, &run.dir.work())?;
         self.console.new_boot()?;
         let machine = domain.start(&self.target.hypervisor)?;
         self.target.replace(domain, machine);
+        self.root.connect();
         Ok(())
     }
 }

@@ -55,6 +55,7 @@ impl OngoingFault {
         match self.fault {
             Fault::PowerCut => {
                 vm.target.power_on()?;
+                vm.root.connect();
                 vm.limit_disk()?;
             }
             Fault::HeldWrites => vm.limit_disk()?,

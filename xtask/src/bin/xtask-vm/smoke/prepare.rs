@@ -48,7 +48,8 @@ impl Prepared {
     pub(super) fn with(self, plan: Plan, files: RunFiles, domain: Domain, machine: Machine) -> RunningVm {
         let Self { ui, deadline, hypervisor, libvirt_version, broker, keys } = self;
         let console = Console::new(&files.console_log).with_markers(&files.markers_log);
-        let root = RootPort::new(&files.root_socket);
+        let mut root = RootPort::new(&files.root_socket);
+        root.connect();
         let target = Target::new(hypervisor, domain, machine);
         RunningVm {
             ui,

@@ -294,6 +294,7 @@ impl Warm<'_> {
         let (domain, machine) = self.machine(&access, &files, &snapshot)?;
         vm.files = files;
         vm.target.replace(domain, machine);
+        vm.root.connect();
         Ok(snapshot)
     }
 
