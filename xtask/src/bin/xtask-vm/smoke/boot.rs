@@ -102,8 +102,12 @@ impl RunningVm {
         if Kind::Interrupted.is(&error) || self.console.fault().is_some() || gone {
             return Err(error);
         }
+        let condition = self.target.condition();
+        if condition == Condition::Paused && self.target.run_state()? != "internal-error" {
+            return Err(error);
+        }
         // A guest without output may be one whose kernel prints nothing, or one that is slow.
-        if self.target.condition() == Condition::Running && self.executes()? {
+        if condition == Condition::Running && self.executes()? {
             run.ui.note("the guest prints nothing on its serial console, but its processors run");
             return Ok(());
         }

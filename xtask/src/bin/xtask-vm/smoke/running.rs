@@ -313,10 +313,18 @@ impl Watched for RunningVm {
                 "read qemu.log in the report's directory; a guest that shuts down ends its QEMU too"
             );
         }
-        let overlay = self.files.overlay.display();
-        bail_host!(
-            "QEMU stopped the guest while waiting for {what}: its disk cannot be written, or KVM failed";
-            "check the free space of the file system of {overlay}"
-        );
+        match self.target.run_state()?.as_str() {
+            "io-error" => {
+                let overlay = self.files.overlay.display();
+                bail_host!(
+                    "QEMU stopped the guest while waiting for {what}: it cannot write the guest's disk";
+                    "check the free space of the file system of {overlay}"
+                )
+            }
+            state => bail_host!(
+                "QEMU stopped the guest while waiting for {what}; its state is {state}";
+                "read qemu.log in the report's directory; if KVM failed, use --accel tcg"
+            ),
+        }
     }
 }

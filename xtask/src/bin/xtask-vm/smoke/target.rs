@@ -102,6 +102,13 @@ impl Target {
         self.power_off()
     }
 
+    /// Returns QEMU's own name of its state (QEMU, RunState): `io-error` if it stopped the guest because its disk cannot be
+    /// written, and `internal-error` if KVM could not run the guest.
+    pub(super) fn run_state(&self) -> Result<String> {
+        let status = self.machine.qmp("query-status", &json!({}))?;
+        Ok(status["status"].as_str().unwrap_or_default().to_owned())
+    }
+
     /// Returns the registers of all processors of the guest as text. If two texts are equal, no processor has executed
     /// anything in between.
     pub(super) fn registers(&self) -> Result<String> {
