@@ -14,6 +14,7 @@ use xtask_core::report::{Phase, PhaseStatus, Report};
 
 use crate::scratch::{Scratch, XTASK, XTASK_VM, assert_code, command, message, signal, wait_until};
 
+mod disturbance;
 mod sabotage;
 
 /// A finished smoke: its output, its report, and the directory with the report.

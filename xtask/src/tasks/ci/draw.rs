@@ -6,7 +6,7 @@ use xtask_core::workspace::Workspace;
 
 /// The tables whose cases are tests, each as the prefix of the tests' names. A test that contains a whole table reads
 /// the variable [`THIRD`] and selects the cases itself.
-pub(super) const TABLES: [&str; 2] = ["images::", "it_can_fail::sabotage::"];
+pub(super) const TABLES: [&str; 3] = ["images::", "it_can_fail::disturbance::", "it_can_fail::sabotage::"];
 
 /// The environment variable that tells a test which third of its table to try, from 0 to 2. If it is not set, all
 /// cases are tried.
