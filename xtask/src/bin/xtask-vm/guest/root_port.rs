@@ -6,7 +6,9 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
+use xtask_core::bail_guest;
+use xtask_core::error::host_fault;
 
 /// The maximum number of bytes that are read of an answer.
 const MAX_ANSWER: usize = 1 << 20;
@@ -65,13 +67,16 @@ impl RootPort {
     /// yet. The command is one line. The guest ends it after `limit`.
     ///
     /// # Errors
-    /// Returns an error if QEMU does not accept the connection, or if it closes the connection.
+    /// Returns a failure of the host if QEMU does not accept the connection, or if it closes the connection.
     pub(crate) fn ask(&mut self, command: &str, limit: Duration) -> Result<Option<String>> {
         let asked = self.poll(command, limit);
         if asked.is_err() {
             self.close();
         }
-        asked.with_context(|| format!("ask the guest's root at {}", self.socket.display()))
+        asked.map_err(|error| {
+            let attempted = format!("send a command to the guest through {}", self.socket.display());
+            host_fault(error, attempted, "read qemu.log in the report's directory, and run again")
+        })
     }
 
     fn poll(&mut self, command: &str, limit: Duration) -> Result<Option<String>> {

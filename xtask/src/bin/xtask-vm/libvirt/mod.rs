@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use virt::connect::Connect;
 use virt::domain::{Domain, DomainState, DomainStateEnum};
 use xtask_core::cache::Cache;
-use xtask_core::error::Failure;
+use xtask_core::error::{Failure, host_fault};
 use xtask_core::fs::{make_private_dir, write_private};
 use xtask_core::limits;
 use xtask_core::machine::DOMAIN_NAME;
@@ -173,7 +173,11 @@ impl Machine {
 
     fn monitor(&self, command: &str, protocol: u32) -> Result<String> {
         let answer = self.domain.qemu_monitor_command(command, protocol);
-        answer.with_context(|| format!("ask QEMU: {command}"))
+        answer.with_context(|| format!("ask QEMU: {command}")).map_err(|error| {
+            let hint =
+                "read qemu.log in the report's directory, and run again; nothing is known about the agent";
+            host_fault(error, "use QEMU's monitor on this host", hint)
+        })
     }
 
     /// Leaves the domain running when this value is dropped.
