@@ -120,10 +120,12 @@ impl Connection {
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => return Err(error.into()),
             }
-            anyhow::ensure!(
-                self.received.len() <= MAX_ANSWER,
-                "the guest sends more than {MAX_ANSWER} bytes"
-            );
+            if self.received.len() > MAX_ANSWER {
+                bail_guest!(
+                    "the guest has sent more than {MAX_ANSWER} bytes as the answer to a command";
+                    "find out what writes to the port iot-xtask.root in the guest"
+                );
+            }
         }
     }
 
