@@ -10,6 +10,10 @@ use crate::arch::Accelerator;
 pub const KVM_AGAIN: Duration = Duration::from_secs(86_400);
 /// The pause between two looks at the registers of a guest's processors.
 pub const REGISTERS: Duration = Duration::from_millis(200);
+/// The shortest time for which the disk's writes are held.
+pub const HELD_WRITES: Duration = Duration::from_millis(500);
+/// The limit of one request for the revision that the agent acknowledges. The request is repeated.
+pub const ACKNOWLEDGEMENT: Duration = Duration::from_millis(500);
 /// The time for which `--disturb qemu-stopped` stops QEMU.
 pub const STOPPED: Duration = Duration::from_secs(20);
 /// The time after the boot in which `--disturb` disturbs the device, if no moment is given.
@@ -191,7 +195,7 @@ impl Limits {
     /// Returns the time for which the disk's writes are held while the desired state changes. An agent that does not wait
     /// for its disk reports the change within this time.
     pub fn held_writes(self) -> Duration {
-        self.scaled(1) / 2
+        (self.scaled(1) / 2).max(HELD_WRITES)
     }
 
     /// Returns the limit from the power-on until the guest's login prompt, if the console shows one.

@@ -6,6 +6,7 @@ mod server;
 mod tests;
 
 use std::path::Path;
+use std::time::Duration;
 
 use agent_protocol::{self as protocol, DeviceStatus, Document, Reply};
 use anyhow::{Context, Result, ensure};
@@ -89,18 +90,25 @@ impl Broker {
     where
         E: std::error::Error + Send + Sync + 'static,
     {
-        self.unattributed(what, question).map_err(|error| of_host(error, "use the broker on this host"))
+        let limit = limits::BROKER_REQUEST;
+        self.unattributed(what, limit, question)
+            .map_err(|error| of_host(error, "use the broker on this host"))
     }
 
     /// Returns the broker's answer like [`Self::ask`]. The error is not marked as a failure of the host.
-    fn unattributed<T, E>(&self, what: &str, question: impl Future<Output = Result<T, E>>) -> Result<T>
+    fn unattributed<T, E>(
+        &self,
+        what: &str,
+        limit: Duration,
+        question: impl Future<Output = Result<T, E>>,
+    ) -> Result<T>
     where
         E: std::error::Error + Send + Sync + 'static,
     {
-        let limit = self.ui.scaled(limits::BROKER_REQUEST);
+        let limit = self.ui.scaled(limit);
         self.runtime
             .block_on(async { timeout(limit, question).await })
-            .with_context(|| format!("{what}: no answer within {} s", limit.as_secs()))?
+            .with_context(|| format!("{what}: no answer within {} s", limit.as_secs_f64()))?
             .with_context(|| what.to_owned())
     }
 
@@ -142,9 +150,17 @@ impl Broker {
     /// Returns an error if the device does not answer or the reply cannot be parsed, and a failure of the host if the
     /// broker does not answer either.
     pub fn command(&self, command: &str, payload: Vec<u8>) -> Result<Reply> {
+        self.command_within(command, payload, limits::BROKER_REQUEST)
+    }
+
+    /// Sends one command like [`Self::command`], with a limit of its own.
+    ///
+    /// # Errors
+    /// Returns the errors of [`Self::command`].
+    pub fn command_within(&self, command: &str, payload: Vec<u8>, limit: Duration) -> Result<Reply> {
         let subject = protocol::command_subject(&self.device_id, command);
         let request = self.fleet.client.request(subject.clone(), payload.into());
-        let answer = self.unattributed(&format!("request {subject}"), request);
+        let answer = self.unattributed(&format!("request {subject}"), limit, request);
         let message = answer.or_else(|unheard| self.status_entry().and(Err(unheard)))?;
         serde_json::from_slice(&message.payload)
             .with_context(|| format!("read the reply {:?}", String::from_utf8_lossy(&message.payload)))
@@ -154,7 +170,8 @@ impl Broker {
     pub fn refusals(&self) -> usize {
         // If the log cannot be read, the result is 0, and the caller's wait ends at its limit.
         let text = std::fs::read_to_string(&self.server.log).unwrap_or_default();
-        text.lines().filter(|line| line.contains("authentication error")).count()
+        let user = format!("{:?}", self.device_id);
+        text.lines().filter(|line| line.contains("authentication error") && line.contains(&user)).count()
     }
 
     /// Fails if the server has ended.

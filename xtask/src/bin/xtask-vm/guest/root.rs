@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 use xtask_core::machine::WORKLOAD_PORTS;
-use xtask_core::machine::seed::FAILED_UNITS;
+use xtask_core::machine::seed::{BASELINE, FIND_CORE_DUMPS, KERNEL_FAULTS};
 
 use super::root_port::RootPort;
 use super::unit::{self, UnitState};
@@ -29,7 +29,8 @@ pub(crate) struct RootView {
     pub(crate) podman_error: Option<String>,
     /// The ports of the workloads on which a process listens.
     pub(crate) open_ports: BTreeSet<u16>,
-    /// The units that have failed since the agent was installed.
+    /// The units that have failed since the agent was installed, except those that a timer starts. A timer's unit may
+    /// fail because the guest has no network to the internet.
     pub(crate) failed_units: Vec<String>,
     /// The lines of the kernel's log that report a fault of the machine.
     pub(crate) kernel_faults: Vec<String>,
@@ -49,11 +50,6 @@ pub(crate) struct Container {
     /// The start of the container in seconds since the epoch, by the guest's clock.
     pub(crate) started_at: i64,
 }
-
-/// The kernel's messages about an oops, a process killed for lack of memory, a process that has crashed, and a failure of a
-/// file system or a disk.
-const KERNEL_FAULTS: &str =
-    "Oops|BUG:|Out of memory|oom-kill|segfault at|EXT4-fs error|Remounting filesystem|I/O error";
 
 impl RootView {
     /// Runs the script in the guest, and parses its output. Returns `None` if the guest has not answered yet.
@@ -122,17 +118,20 @@ fn script() -> String {
          if [ \"$pid\" != 0 ]; then read -r sum _ < <(sha256sum /proc/$pid/exe); echo \"Executable=$sum\"; fi; \
          probe=/var/lib/iot-agent/.iot-xtask-probe; \
          if : > $probe && rm $probe; then true; else echo ReadOnly=yes; fi; \
-         while read -r unit _; do grep -qxF \"$unit\" {FAILED_UNITS} || echo \"Failed=$unit\"; done \
+         is_new() {{ ! grep -qxF -- \"$1\" {BASELINE}; }}; \
+         while read -r unit _; do \
+         if is_new \"$unit\" && [[ $(systemctl show -P TriggeredBy \"$unit\") != *.timer* ]]; then echo \"Failed=$unit\"; fi; done \
          < <(systemctl list-units --state=failed --plain --no-legend --no-pager); \
-         while read -r line; do echo \"Kernel=$line\"; done < <(dmesg | grep -E \"{KERNEL_FAULTS}\"); \
-         while read -r core; do echo \"Core=$core\"; done \
-         < <(find /var/lib/systemd/coredump /var/crash /var/lib/apport/coredump -type f); \
+         while read -r line; do if is_new \"${{line#*] }}\"; then echo \"Kernel=$line\"; fi; done \
+         < <(dmesg | grep -E \"{KERNEL_FAULTS}\"); \
+         while read -r core; do if is_new \"$core\"; then echo \"Core=$core\"; fi; done < <({find}); \
          for port in {}; do if (exec 3<> /dev/tcp/127.0.0.1/$port) 2> /dev/null; then echo Listens=$port; fi; done; \
          echo Containers=$(podman --url unix:///run/iot-agent/podman.sock ps --all --no-trunc --format json); \
          echo Status=$(< /run/iot-agent/status.json); \
          echo Complete=yes",
         unit::QUERY,
-        ports.join(" ")
+        ports.join(" "),
+        find = FIND_CORE_DUMPS.replace('(', "\\(").replace(')', "\\)"),
     )
 }
 

@@ -4,7 +4,7 @@
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use xtask_core::bail_guest;
@@ -21,6 +21,8 @@ pub(crate) struct RootPort {
     connection: Option<Connection>,
     /// The number of requests so far. A request's number is its word.
     requests: u64,
+    /// True if the guest has answered a request of this run.
+    pub(crate) has_answered: bool,
 }
 
 #[derive(Debug)]
@@ -35,6 +37,8 @@ struct Connection {
 struct Request {
     number: u64,
     command: String,
+    /// The time after which the request is lost: the service in the guest was restarted while it ran the command.
+    lost_at: Instant,
     /// False if the caller no longer needs the answer.
     is_wanted: bool,
 }
@@ -42,7 +46,7 @@ struct Request {
 impl RootPort {
     /// Returns the port of a QEMU that listens on `socket`.
     pub(crate) fn new(socket: &Path) -> Self {
-        Self { socket: socket.to_owned(), connection: None, requests: 0 }
+        Self { socket: socket.to_owned(), connection: None, requests: 0, has_answered: false }
     }
 
     /// Connects to a QEMU that has just started. The service in the guest then waits for a request, and does not look for
@@ -87,8 +91,12 @@ impl RootPort {
         open.receive()?;
         if let Some(pending) = open.pending.take() {
             match open.answer(pending.number) {
+                None if Instant::now() > pending.lost_at => {}
                 None => open.pending = Some(pending),
-                Some(answer) if pending.is_wanted && pending.command == command => return Ok(Some(answer)),
+                Some(answer) if pending.is_wanted && pending.command == command => {
+                    self.has_answered = true;
+                    return Ok(Some(answer));
+                }
                 Some(_) => {}
             }
         }
@@ -96,7 +104,8 @@ impl RootPort {
             self.requests += 1;
             writeln!(open.stream, "{} {} {command}", self.requests, limit.as_secs_f64())?;
             let command = command.to_owned();
-            open.pending = Some(Request { number: self.requests, command, is_wanted: true });
+            let lost_at = Instant::now() + 2 * limit;
+            open.pending = Some(Request { number: self.requests, command, lost_at, is_wanted: true });
         }
         Ok(None)
     }
@@ -142,10 +151,8 @@ impl Connection {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::net::UnixListener;
-    use std::time::Instant;
-
     use super::*;
+    use std::os::unix::net::UnixListener;
 
     const LIMIT: Duration = Duration::from_secs(30);
 

@@ -19,7 +19,6 @@ use super::running::RunningVm;
 use super::target::Domain;
 use super::warm::Warm;
 use crate::guest::media::{self, Delivered};
-use crate::guest::watch::Deadline;
 use crate::libvirt::Condition;
 
 /// Boots or restores a machine. Returns once the guest runs cloud-init's last stage or, in a restored guest, sees its
@@ -36,6 +35,8 @@ pub(super) fn boot<'slot>(
     }
     let started = start(run, plan, image, subject).map_err(not_started)?;
     let vm = slot.insert(started);
+    // Emulation, if KVM was refused, has another limit.
+    vm.deadline = run.times.deadline();
     vm.reach_userspace(run, plan, image)?;
     let detail = format!("{}, {}", vm.plan.accelerator(), vm.plan.cpu.describe());
     Ok((vm, detail))
@@ -90,7 +91,7 @@ impl RunningVm {
     /// records that KVM does not work for this machine, and starts the machine again under emulation unless KVM was
     /// requested by name.
     fn see_kvm_work(&mut self, run: &Run<'_>, plan: &mut Plan, image: &ReadyImage) -> Result<()> {
-        let deadline = Deadline::after(self.plan.limits.first_kernel_line());
+        let deadline = self.deadline.within(self.plan.limits.first_kernel_line());
         let waited = self.wait_until(deadline, "a sign of life of the guest under KVM", |vm| {
             Ok(vm.shows_life().then_some(()))
         });

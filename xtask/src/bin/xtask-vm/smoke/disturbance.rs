@@ -4,14 +4,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use rustix::process::Signal;
-use xtask_core::bail_guest;
 use xtask_core::cli::{Disturb, Disturbance};
+use xtask_core::error::host_fault;
 use xtask_core::format::name_of;
 use xtask_core::limits;
 use xtask_core::processes::emulator;
+use xtask_core::{bail_guest, bail_host};
 
 use super::running::RunningVm;
-use crate::guest::watch::Deadline;
 
 /// The limits of a slow disk: bytes and requests per second.
 const SLOW_DISK: (u64, u64) = (8_000_000, 500);
@@ -44,17 +44,17 @@ fn random_seconds(disturbance: Disturbance) -> Result<u64> {
 }
 
 impl RunningVm {
-    /// Disturbs the device if the moment has come. A moment at which the guest is off or the broker is stopped is
-    /// postponed.
+    /// Disturbs the device if the moment has come. The moment is postponed during a fault of the smoke. The restart of the
+    /// broker is also postponed while the broker is stopped.
     pub(super) fn disturb(&mut self) -> Result<()> {
         let Some(planned) = &self.disturbance else { return Ok(()) };
-        if Instant::now() < planned.at || !self.broker.is_there() {
+        let disturbance = planned.disturbance;
+        let needs_broker = disturbance == Disturbance::BrokerRestarted;
+        if Instant::now() < planned.at || self.fault.is_some() || (needs_broker && !self.broker.is_there()) {
             return Ok(());
         }
-        let disturbance = planned.disturbance;
-        self.disturbance = None;
         self.ui.note(&format!("disturbing the device: {}", name_of(&disturbance)));
-        match disturbance {
+        let disturbed = match disturbance {
             Disturbance::ClockYearBack => self.set_clock_back(),
             Disturbance::QemuStopped => self.stop_for_a_while(),
             Disturbance::BrokerRestarted => {
@@ -65,7 +65,22 @@ impl RunningVm {
                 self.disk_limits = SLOW_DISK;
                 self.limit_disk()
             }
+        };
+        disturbed
+            .map_err(|error| host_fault(error, "disturb the device", "see the causes, and run again"))?;
+        self.disturbance = None;
+        Ok(())
+    }
+
+    /// Checks that the planned disturbance has come.
+    pub(super) fn expect_disturbed(&self) -> Result<()> {
+        if self.disturbance.is_some() {
+            bail_host!(
+                "the moment of --disturb has not come before the end of the smoke";
+                "give an earlier moment: DISTURBANCE@SECONDS"
+            );
         }
+        Ok(())
     }
 
     /// Applies the disk's usual limits, after another limit or a power cut.
@@ -75,7 +90,7 @@ impl RunningVm {
     }
 
     fn set_clock_back(&mut self) -> Result<()> {
-        let deadline = Deadline::after(self.plan.limits.guest_command());
+        let deadline = self.deadline;
         self.root.forget();
         loop {
             let command = "date --set \"-1 year\" > /dev/null && date +%Y";

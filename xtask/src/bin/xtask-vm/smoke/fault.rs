@@ -27,7 +27,7 @@ pub(super) struct OngoingFault {
 impl Fault {
     /// Starts the fault.
     pub(super) fn begin(self, vm: &mut RunningVm) -> Result<OngoingFault> {
-        let status = |vm: &RunningVm| vm.broker.latest()?.context("the status from before the fault is gone");
+        vm.fault = Some(self);
         let last = match self {
             Self::PowerCut => {
                 vm.cut_power()?;
@@ -49,9 +49,14 @@ impl Fault {
     }
 }
 
+fn status(vm: &RunningVm) -> Result<ReceivedStatus> {
+    vm.broker.latest()?.context("the status from before the fault is gone")
+}
+
 impl OngoingFault {
-    /// Ends the fault. Returns the last status from before it began.
+    /// Ends the fault. Returns the last status from before its end.
     pub(super) fn end(self, vm: &mut RunningVm) -> Result<ReceivedStatus> {
+        vm.fault = None;
         match self.fault {
             Fault::PowerCut => {
                 vm.target.power_on()?;
@@ -59,7 +64,11 @@ impl OngoingFault {
                 vm.limit_disk()?;
             }
             Fault::HeldWrites => vm.limit_disk()?,
-            Fault::NoBroker => vm.broker.come_back()?,
+            Fault::NoBroker => {
+                vm.broker.come_back()?;
+                // The broker may have stored statuses between the look at the last one and its end.
+                return status(vm);
+            }
         }
         Ok(self.last)
     }

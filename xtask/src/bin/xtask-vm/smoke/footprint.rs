@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use agent_protocol::Footprint;
 use anyhow::Result;
+use xtask_core::bail_guest;
 use xtask_core::build::Agent;
 use xtask_core::report::FootprintEvidence;
 
@@ -49,9 +50,18 @@ pub(super) fn rest(vm: &mut RunningVm, seconds: u64, proof: &mut Proof<'_>) -> R
         Ok(true)
     })?;
     if let (Some((then, now)), Some(footprint)) = (rested, &mut proof.evidence.footprint) {
-        footprint.resident_kib = now.resident_kib;
-        footprint.rest_milliseconds = now.age_milliseconds - then.age_milliseconds;
-        footprint.rest_cpu_milliseconds = now.cpu_milliseconds - then.cpu_milliseconds;
+        let spent = (
+            now.age_milliseconds.checked_sub(then.age_milliseconds),
+            now.cpu_milliseconds.checked_sub(then.cpu_milliseconds),
+        );
+        let (Some(age), Some(cpu)) = spent else {
+            bail_guest!(
+                "the agent has started again by itself while it was left alone";
+                "read the agent's journal in the report's directory for why it started again"
+            );
+        };
+        (footprint.resident_kib, footprint.rest_milliseconds, footprint.rest_cpu_milliseconds) =
+            (now.resident_kib, age, cpu);
     }
     Ok(())
 }

@@ -25,7 +25,7 @@ mod verify;
 mod warm;
 mod workload;
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Error, Result};
 use xshell::Shell;
@@ -38,6 +38,7 @@ use xtask_core::error::{self, Failure};
 use xtask_core::format::{human_seconds, name_of};
 use xtask_core::host::facts::Facts;
 use xtask_core::host::tools;
+use xtask_core::limits::INVENTORY;
 use xtask_core::plan::Plan;
 use xtask_core::preflight::{Preflight, PreflightRequest};
 use xtask_core::report::{Phase, Report, StatusEvidence, WorkloadEvidence};
@@ -132,7 +133,8 @@ fn prove(
     vm: &mut RunningVm,
     proof: &mut Proof<'_>,
 ) -> Result<()> {
-    let (limits, observed) = (vm.plan.limits, run.options.observed());
+    let (limits, observed) = (vm.plan.limits, run.options.observed(vm.snapshot.is_none()));
+    let checked = if run.options.fsck { run.ui.scaled(INVENTORY) } else { Duration::ZERO };
     vm.expect_no_reboot();
     vm.disturbance = args.disturb.map(|disturb| PlannedDisturbance::plan(disturb, vm)).transpose()?;
     recorder.on_machine(vm, Phase::Provision, limits.provision(), provision)?;
@@ -144,11 +146,13 @@ fn prove(
     footprint::rest(vm, args.rest, proof)?;
     let workload = recorder
         .on_machine(vm, Phase::Workload, limits.workload(), |vm| workload::run(vm, proof, &joined))?;
-    let (last, changes) = recorder
-        .on_machine(vm, Phase::PowerCut, limits.power_cut(), |vm| power_cut(run, vm, proof, &joined))?;
+    let (last, changes) = recorder.on_machine(vm, Phase::PowerCut, limits.power_cut() + checked, |vm| {
+        power_cut(run, vm, proof, &joined)
+    })?;
     let before = Before { joined, workload, last, changes };
     recorder
         .on_machine(vm, Phase::Rejoin, limits.rejoin() + observed, |vm| rejoin(run, vm, proof, &before))?;
+    vm.expect_disturbed()?;
     let Some(sabotage) = run.options.sabotage else { return Ok(()) };
     bail_guest!(
         "the smoke did not find the planted fault {}", name_of(&sabotage);
@@ -286,9 +290,9 @@ fn power_cut(
     joined: &StatusEvidence,
 ) -> Result<((ReceivedStatus, Changes), String)> {
     proof.agrees(vm, &joined.boot_id, &[PERSISTENT, RETIRED], &[EPHEMERAL])?;
-    let deleted = workload::change_before_cut(vm, proof)?;
+    let (added, deleted) = workload::change_before_cut(vm, proof)?;
     let ongoing = Fault::PowerCut.begin(vm)?;
-    let changes = Changes { deleted, updated: workload::change_while_off(vm)? };
+    let changes = Changes { added, deleted, updated: workload::change_while_off(vm)? };
     // The check is made before the next boot, because a boot may repair the file systems.
     let checked = run.check_disk(&vm.files.overlay)?;
     let last = ongoing.end(vm)?;
@@ -303,7 +307,7 @@ fn power_cut(
 /// observes the device, which must answer commands and change nothing.
 fn rejoin(run: &Run<'_>, vm: &mut RunningVm, proof: &mut Proof<'_>, before: &Before) -> Result<((), String)> {
     let started = Instant::now();
-    let offline = workload::recovered(vm, proof, &before.workload)?;
+    let (offline, view) = workload::recovered(vm, proof, &before.workload)?;
     let alone = human_seconds(started.elapsed().as_secs_f64());
     vm.broker.come_back()?;
     let rejoined = proof.rejoin(vm, &before.joined, &before.last)?;
@@ -316,8 +320,9 @@ fn rejoin(run: &Run<'_>, vm: &mut RunningVm, proof: &mut Proof<'_>, before: &Bef
     }
     let changed = workload::changed(vm, proof, before.changes, &offline)?;
     same_boot(&changed, &rejoined)?;
-    let (running, observed) = (&[PERSISTENT, EPHEMERAL], run.options.observed());
+    let (running, observed) = (&[PERSISTENT, EPHEMERAL], run.options.observed(vm.snapshot.is_none()));
     let observation = proof.observes(vm, &rejoined.boot_id, (running, &[RETIRED]), observed)?;
+    proof.outlived(EPHEMERAL, &view, &observation)?;
     ping(run, vm, &rejoined)?;
     proof.answers_commands(vm, &rejoined, PERSISTENT)?;
     let view = proof.stays(vm, &observation)?;

@@ -29,9 +29,17 @@ impl ExpectedView<'_> {
         if let Some(error) = &view.podman_error {
             return Ok(Err(error.clone()));
         }
+        if view.unit.active != "active" {
+            return Ok(Err(format!("iot-agent.service is {}", view.unit.active)));
+        }
+        let expected: Vec<_> =
+            self.running.iter().map(|deployed| container_of(self.device_id, *deployed)).collect();
         let missing = self.running.iter().find_map(|deployed| self.not_running(view, *deployed));
         let left = self.deleted.iter().find_map(|deployed| self.not_deleted(view, *deployed));
-        Ok(missing.or(left).map_or(Ok(()), Err))
+        // The agent's user has no other containers.
+        let other = view.containers.keys().find(|name| !expected.contains(name));
+        let other = other.map(|name| format!("podman has the container {name}, which is not desired"));
+        Ok(missing.or(left).or(other).map_or(Ok(()), Err))
     }
 
     fn check_agent(&self, view: &RootView) -> Result<(), Failure> {
@@ -213,6 +221,12 @@ mod tests {
             ),
             (|view| view.podman_error = Some("no podman".into()), "no podman", false),
             (|view| view.containers.clear(), "no container of the deployment runs", false),
+            (|view| view.unit.active = "activating".into(), "iot-agent.service is activating", false),
+            (
+                |view| drop(view.containers.insert("iot-d.runs-1".into(), Container::of_test("exited"))),
+                "the container iot-d.runs-1, which is not desired",
+                false,
+            ),
             (|view| view.open_ports.clear(), "nothing listens on the port 8080", false),
             (|view| view.open_ports.extend([8081]), "its port 8081 is open", false),
             (

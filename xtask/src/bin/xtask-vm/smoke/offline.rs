@@ -15,7 +15,9 @@ use super::running::RunningVm;
 pub(super) struct OfflineRecovery {
     /// The time at which the wait began.
     begun: Option<Instant>,
-    /// The time at which the guest was first seen to be up.
+    /// The time at which the console first had a prompt, or at which it should have had one.
+    prompted: Option<Instant>,
+    /// The time of root's first answer. The service that answers starts with the same target as the agent.
     up: Option<Instant>,
     /// The time at which the guest was last asked.
     asked: Option<Instant>,
@@ -33,17 +35,18 @@ impl RunningVm {
         if !self.can_be_entered() && begun <= self.plan.limits.login_prompt() {
             return Ok(());
         }
-        let up = waited.up.get_or_insert_with(Instant::now).elapsed();
+        let prompted = waited.prompted.get_or_insert_with(Instant::now).elapsed();
         // Each question costs an emulated guest seconds in which it starts nothing else. Pauses between the questions
         // therefore keep them from delaying a workload that is only slow.
         if waited
             .asked
-            .map_or(up <= limits::OFFLINE_RECOVERY, |asked| asked.elapsed() <= limits::GUEST_QUESTION)
+            .map_or(prompted <= limits::OFFLINE_RECOVERY, |asked| asked.elapsed() <= limits::GUEST_QUESTION)
         {
             return Ok(());
         }
         let Some(view) = self.look()? else { return Ok(()) };
         waited.asked = Some(Instant::now());
+        let up = waited.up.get_or_insert_with(Instant::now).elapsed();
         view.unit.check()?;
         super::observed::check_system(&view)?;
         let late = up > self.plan.limits.agent_after_boot();

@@ -64,6 +64,7 @@ impl Prepared {
             broker,
             deadline,
             expected_boots: None,
+            fault: None,
             disturbance: None,
             disk_limits: (0, 0),
         }

@@ -16,6 +16,7 @@ use xtask_fleet::{Broker, ReceivedStatus};
 use xtask_jobs::Ui;
 
 use super::disturbance::PlannedDisturbance;
+use super::fault::Fault;
 use super::run::Run;
 use super::target::Target;
 use super::warm::{self, UsedSnapshot};
@@ -44,6 +45,8 @@ pub(crate) struct RunningVm {
     pub(super) deadline: Deadline,
     /// The number of boots since the power was last switched on; `None` while the guest may reboot.
     pub(super) expected_boots: Option<usize>,
+    /// The fault that the smoke has begun and not ended.
+    pub(super) fault: Option<Fault>,
     /// The disturbance that has not come yet.
     pub(super) disturbance: Option<PlannedDisturbance>,
     /// The limits of the disk, in bytes and requests per second; 0 means no limit.
@@ -267,6 +270,8 @@ impl RunningVm {
     /// Leaves the machine running under a name. Returns an error if its QEMU has ended.
     pub(super) fn release(mut self, run: &Run<'_>, name: Option<&str>) -> Result<InstanceRecord> {
         if self.target.condition() == Condition::Running {
+            // A fault that the smoke did not end must not stay in a machine that is kept.
+            self.target.limit_writes(0, 0)?;
             self.wait_until_entered()?;
         }
         if self.target.condition() != Condition::Running {

@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use serde_json::json;
-use xtask_core::bail_guest;
 use xtask_core::fs::write_private;
 use xtask_core::machine::{RunFiles, SSH_PORT, xml};
 use xtask_core::plan::Plan;
 use xtask_core::processes::emulator;
 use xtask_core::readback::ExpectedMachine;
+use xtask_core::{bail_guest, bail_host};
 
 use crate::libvirt::{Condition, Hypervisor, Machine, paused};
 
@@ -90,12 +90,19 @@ impl Target {
     /// # Errors
     /// Returns a failure of the guest if it does not run, because a guest that is already off loses nothing.
     pub(super) fn cut_power(&mut self) -> Result<()> {
-        let condition = self.machine.condition();
-        if condition != Condition::Running {
-            bail_guest!(
-                "the guest was not running when its power was to be cut: its machine is {condition:?}";
-                "read console.log for why it stopped"
-            );
+        match self.machine.condition() {
+            Condition::Running => {}
+            Condition::Paused => bail_host!(
+                "QEMU had stopped the guest when its power was to be cut: its state is {}", self.run_state()?;
+                "check the free space of the file system with the run's directory, and read qemu.log"
+            ),
+            condition => {
+                self.hypervisor.check_signal("the power cut")?;
+                bail_guest!(
+                    "the guest was not running when its power was to be cut: its machine is {condition:?}";
+                    "read console.log for why it stopped"
+                )
+            }
         }
         let qemu = emulator(&self.domain.work).context("find the run's QEMU to cut its power")?;
         qemu.kill().context("cut the power")?;

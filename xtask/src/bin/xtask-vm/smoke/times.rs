@@ -80,9 +80,10 @@ impl Times {
         self.state.borrow_mut().limit = Some(limit);
     }
 
-    /// Notes how long the phase has waited for another run.
+    /// Notes how long the phase has waited for another run. The limit of the phase begins after the wait.
     pub(super) fn note_wait(&self, waited: Duration) {
-        self.state.borrow_mut().has_waited = waited > limits::CACHE_HIT;
+        let mut state = self.state.borrow_mut();
+        (state.has_waited, state.begun) = (waited > limits::CACHE_HIT, Some(Instant::now()));
     }
 
     /// Returns the usual time of the current phase in a run that makes a snapshot.

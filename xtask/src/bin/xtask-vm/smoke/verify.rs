@@ -120,11 +120,27 @@ pub(crate) fn replied_status(reply: &Reply, device: &str, joined: &StatusEvidenc
     }
 }
 
-/// Returns an error unless the answer has the line that the workload of the deployment prints when it starts.
-pub(crate) fn replied_logs(reply: &Reply, name: &str) -> Result<(), Failure> {
+/// Returns an error unless `later` continues the sequence of `earlier`. A process that starts again begins at 1, also if
+/// systemd does not see its start.
+pub(crate) fn continues(earlier: &ReceivedStatus, later: &ReceivedStatus) -> Result<(), Failure> {
+    let (from, to) = (&earlier.status, &later.status);
+    if from.boot_id == to.boot_id && later.revision > earlier.revision && to.sequence <= from.sequence {
+        bail_guest!(
+            "the agent has started again by itself: after the status number {} it wrote number {}",
+            from.sequence, to.sequence;
+            "read the agent's journal in the report's directory for why it started again"
+        );
+    }
+    Ok(())
+}
+
+/// Returns an error unless the answer has the line that the workload of the deployment prints when it starts as this
+/// generation.
+pub(crate) fn replied_logs(reply: &Reply, name: &str, generation: u64) -> Result<(), Failure> {
+    let expected = format!("\"generation\":{generation},");
     match reply {
         Reply::Logs { deployment, lines, .. }
-            if deployment == name && lines.iter().any(|line| line.contains("\"generation\":")) =>
+            if deployment == name && lines.iter().any(|line| line.contains(&expected)) =>
         {
             Ok(())
         }
@@ -242,9 +258,23 @@ pub(crate) mod tests {
             truncated: false,
         };
         let line = "{\"machine\":\"aarch64\",\"boot_id\":\"b1\",\"generation\":2,\"starts\":3}";
-        assert!(replied_logs(&logs("a", line), "a").is_ok());
-        assert!(refuted(replied_logs(&logs("b", line), "a")).contains("command logs"));
-        assert!(replied_logs(&logs("a", "exec format error"), "a").is_err());
+        assert!(replied_logs(&logs("a", line), "a", 2).is_ok());
+        assert!(refuted(replied_logs(&logs("b", line), "a", 2)).contains("command logs"));
+        assert!(replied_logs(&logs("a", line), "a", 1).is_err(), "the output of an earlier container");
+        assert!(replied_logs(&logs("a", "exec format error"), "a", 2).is_err());
+    }
+
+    #[test]
+    fn a_process_continues_its_sequence() {
+        let first = numbered(7, "b1", 5);
+        for (later, continued) in [
+            (numbered(8, "b1", 6), true),
+            (numbered(7, "b1", 5), true),
+            (numbered(8, "b1", 1), false),
+            (numbered(8, "b2", 1), true),
+        ] {
+            assert_eq!(continues(&first, &later).is_ok(), continued, "{later:?}");
+        }
     }
 
     #[test]

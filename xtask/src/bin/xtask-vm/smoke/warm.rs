@@ -151,6 +151,7 @@ impl Warm<'_> {
             }
         };
         drop(lock);
+        vm.deadline = run.times.deadline();
         let deadline = vm.deadline.within(plan.limits.provision());
         let reached = vm.wait_until(deadline, "the restored guest to see its payload", |vm| {
             Ok(vm.console.line_with(marker::STARTED).map(drop))

@@ -15,6 +15,7 @@ use super::deployed::ExpectedAnswer;
 use super::fault::Fault;
 use super::proof::{Deployed, Proof, same_boot};
 use super::running::RunningVm;
+use crate::guest::root::RootView;
 use crate::guest::workload::IMAGE;
 
 /// A deployment that is never deleted. It is changed while the machine is off.
@@ -59,7 +60,7 @@ pub(super) fn run(
     // A silent port proves a deletion only if it has answered before.
     let wanted = ExpectedAnswer { machine: &joined.machine, generation: 1, before: None };
     let first = proof.answers(vm, PERSISTENT, &wanted)?;
-    proof.answers(vm, EPHEMERAL, &wanted)?;
+    proof.ephemeral = Some(proof.answers(vm, EPHEMERAL, &wanted)?);
     proof.answers(vm, RETIRED, &wanted)?;
     same_boot(&first, joined)?;
     let running = started.elapsed();
@@ -84,17 +85,17 @@ pub(super) fn run(
 }
 
 /// Makes [`EPHEMERAL`] desired again and deletes [`RETIRED`], while the disk completes no writes. The agent must not
-/// acknowledge a change that is not on its disk. Then lets the disk go on, and returns the revision of the deletion once
-/// the agent has acknowledged both changes. The power cut follows before podman has started the one container or stopped
+/// acknowledge a change that is not on its disk. Then lets the disk go on, and returns the revisions of both changes once
+/// the agent has acknowledged them. The power cut follows before podman has started the one container or stopped
 /// the other.
-pub(super) fn change_before_cut(vm: &mut RunningVm, proof: &Proof<'_>) -> Result<u64> {
+pub(super) fn change_before_cut(vm: &mut RunningVm, proof: &Proof<'_>) -> Result<(u64, u64)> {
     let held = Fault::HeldWrites.begin(vm)?;
     let put = vm.broker.desire(EPHEMERAL.name, &document(2, EPHEMERAL.port))?;
     let deleted = vm.broker.desire_no_more(RETIRED.name)?;
     proof.acknowledges_nothing(vm, put)?;
     held.end(vm)?;
     proof.acknowledges(vm, deleted)?;
-    Ok(deleted)
+    Ok((put, deleted))
 }
 
 /// Checks, while there is no broker, that the device has started the deployments that it had acknowledged and not the
@@ -103,12 +104,14 @@ pub(super) fn recovered(
     vm: &mut RunningVm,
     proof: &mut Proof<'_>,
     before: &WorkloadEvidence,
-) -> Result<WorkloadEvidence> {
+) -> Result<(WorkloadEvidence, RootView)> {
     let offline = proof.runs_offline(vm, PERSISTENT, before)?;
-    let wanted = ExpectedAnswer { machine: &before.machine, generation: 2, before: None };
+    // A deletion keeps the volumes.
+    let ephemeral = proof.ephemeral.clone();
+    let wanted = ExpectedAnswer { machine: &before.machine, generation: 2, before: ephemeral.as_ref() };
     proof.answers_offline(vm, EPHEMERAL, &wanted)?;
-    proof.agrees(vm, &offline.boot_id, &[PERSISTENT, EPHEMERAL], &[RETIRED])?;
-    Ok(offline)
+    let view = proof.agrees(vm, &offline.boot_id, &[PERSISTENT, EPHEMERAL], &[RETIRED])?;
+    Ok((offline, view))
 }
 
 /// Changes [`PERSISTENT`] while the machine is off, and then stops the broker. Returns the revision of the change.
@@ -121,6 +124,8 @@ pub(super) fn change_while_off(vm: &mut RunningVm) -> Result<u64> {
 /// The revisions of the fleet's changes around the power cut.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Changes {
+    /// The revision of the new generation of [`EPHEMERAL`], straight before the power cut.
+    pub(super) added: u64,
     /// The revision of the deletion of [`RETIRED`], straight before the power cut.
     pub(super) deleted: u64,
     /// The revision of the new generation of [`PERSISTENT`], while the machine was off.
@@ -136,6 +141,7 @@ pub(super) fn changed(
     offline: &WorkloadEvidence,
 ) -> Result<WorkloadEvidence> {
     proof.runs(vm, PERSISTENT, changes.updated)?;
+    proof.runs(vm, EPHEMERAL, changes.added)?;
     proof.is_gone(vm, RETIRED, changes.deleted)?;
     let wanted = ExpectedAnswer { machine: &offline.machine, generation: 2, before: Some(offline) };
     let answer = proof.answers(vm, PERSISTENT, &wanted)?;
