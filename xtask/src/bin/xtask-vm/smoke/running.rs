@@ -42,9 +42,9 @@ pub(crate) struct RunningVm {
     pub(super) broker: Broker,
     /// The time at which the current phase must have ended.
     pub(super) deadline: Deadline,
-    /// The number of boots since the power was last switched on; `None` while the guest may reboot.
+    /// The expected number of boots since the power was last switched on; `None` while the guest may reboot.
     pub(super) expected_boots: Option<usize>,
-    /// The disturbance that has not come yet.
+    /// The disturbance that has not happened yet.
     pub(super) disturbance: Option<PlannedDisturbance>,
     /// The limits of the disk, in bytes and requests per second; 0 means no limit.
     pub(super) disk_limits: (u64, u64),
@@ -58,8 +58,8 @@ const FIRMWARE_LINE: &str = "UEFI firmware (version";
 const LOGIN_PROMPT: &str = " login:";
 
 impl RunningVm {
-    /// Counts the boots since the power was last switched on, by the first lines of firmware and kernel on the console. The
-    /// count is 0 in a restored guest, and if neither prints such a line.
+    /// Counts the boots since the power was last switched on, by the first lines of firmware and kernel on the console.
+    /// The count is 0 in a restored guest, and if neither the firmware nor the kernel prints such a line.
     fn boots(&self) -> usize {
         let lines = FIRST_KERNEL_LINES.into_iter().chain([FIRMWARE_LINE]);
         lines.map(|line| self.console.count(line)).max().unwrap_or(0)
@@ -84,8 +84,8 @@ impl RunningVm {
         FIRST_KERNEL_LINES.iter().any(|line| self.console.line_with(line).is_some())
     }
 
-    /// Returns whether the kernel or a program of the guest has printed a line. A kernel with the parameter `quiet` prints
-    /// no first line.
+    /// Returns whether the kernel or a program of the guest has printed a line. A kernel with the parameter `quiet`
+    /// prints no first line.
     pub(super) fn shows_life(&self) -> bool {
         let lines = ["systemd[", "cloud-init", "[  OK  ]", marker::STARTED];
         self.kernel_has_spoken()
@@ -145,8 +145,8 @@ impl RunningVm {
         })
     }
 
-    /// Looks at the guest at intervals. Returns an error if the agent's unit will never be up, or if the guest's system has
-    /// a fault. `looked` is the time of the last look.
+    /// Checks the guest as root at intervals. Returns an error if the agent's unit will never be up, or if the guest's
+    /// system has a fault. `looked` is the time of the last check.
     pub(super) fn check_guest(&mut self, looked: &mut Instant) -> Result<()> {
         if looked.elapsed() <= limits::GUEST_QUESTION {
             return Ok(());
@@ -200,7 +200,7 @@ impl RunningVm {
         self.console.new_boot()
     }
 
-    /// Looks at the guest as root. Returns `None` if the guest has not answered yet.
+    /// Queries the state of the guest as root. Returns `None` if the guest has not answered yet.
     pub(super) fn look(&mut self) -> Result<Option<RootView>> {
         RootView::look(&mut self.root, self.plan.limits.guest_command())
     }
@@ -258,8 +258,7 @@ impl RunningVm {
         }
     }
 
-    /// Returns whether the machine was restored from a snapshot. There is then one more disk between its own and the
-    /// image's.
+    /// Returns whether the machine was restored from a snapshot. Its overlay then lies over the snapshot's disk.
     fn is_restored(&self) -> bool {
         self.files.backing.len() > 1
     }
@@ -301,7 +300,7 @@ impl Watched for RunningVm {
     fn check_alive(&mut self, what: &str) -> Result<()> {
         self.broker.check()?;
         let condition = self.target.condition();
-        // A machine that is off will be gone in a moment, which a later check reports.
+        // If the machine is off, its QEMU will end in a moment, and a later check reports that.
         if matches!(condition, Condition::Running | Condition::Off) {
             return Ok(());
         }
