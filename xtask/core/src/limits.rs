@@ -8,7 +8,7 @@ use crate::arch::Accelerator;
 
 /// The time after which KVM is tried again for a machine for which it has failed.
 pub const KVM_AGAIN: Duration = Duration::from_secs(86_400);
-/// The pause between two looks at the registers of a guest's processors.
+/// The pause between two queries of the registers of a guest's processors.
 pub const REGISTERS: Duration = Duration::from_millis(200);
 /// The shortest time for which the disk's writes are held.
 pub const HELD_WRITES: Duration = Duration::from_millis(500);
@@ -24,7 +24,7 @@ pub const POLL: Duration = Duration::from_millis(100);
 pub const CONSOLE_ECHO_POLL: Duration = Duration::from_millis(30);
 /// The pause between two progress lines of a wait whose output is not a terminal.
 pub const HEARTBEAT: Duration = Duration::from_secs(15);
-/// The pause between two queries about the agent's state. Each query costs an emulated guest seconds.
+/// The pause between two queries about the agent's state. Each query slows an emulated guest down for seconds.
 pub const GUEST_QUESTION: Duration = Duration::from_secs(12);
 /// The pause between the time at which a guest is up again and the first query about its workload. In an emulated guest
 /// the workload starts some 10 s after the login prompt.
@@ -41,9 +41,9 @@ pub const CHILD_STOP: Duration = Duration::from_secs(10);
 pub const QEMU_STOP: Duration = Duration::from_secs(20);
 /// The limit of one request to the broker.
 pub const BROKER_REQUEST: Duration = Duration::from_secs(5);
-/// The time for which a device is watched at rest at the end of a warm smoke: two heartbeats of its agent.
+/// The time for which a warm smoke watches the device at the end, without any change: two heartbeats of the agent.
 pub const OBSERVED: Duration = Duration::from_secs(6);
-/// The time for which a device is watched at rest at the end of a cold smoke.
+/// The time for which a cold smoke watches the device at the end, without any change.
 pub const OBSERVED_COLD: Duration = Duration::from_secs(40);
 /// The pause after a fault. In this time, the broker stores the messages that it has received from the guest, and the
 /// console receives the rest of the guest's output.
@@ -71,12 +71,12 @@ pub const INTERRUPT_DEBOUNCE: Duration = Duration::from_secs(1);
 pub const AFTER_KILL: Duration = Duration::from_secs(30);
 /// The limit for a smoke to reach its verdict if a soak killed its QEMU just before the power cut.
 pub const AFTER_KILL_TO_VERDICT: Duration = Duration::from_secs(300);
-/// The window after the start of a smoke in which a soak kills: from preflight to well into the power cut.
+/// The time after the start of a smoke in which a soak kills it: from preflight to well into the power cut.
 pub const KILL_WINDOW: Duration = Duration::from_secs(100);
-/// The window of [`KILL_WINDOW`] for a smoke whose machine is restored from a snapshot.
+/// [`KILL_WINDOW`] for a smoke whose machine is restored from a snapshot.
 pub const WARM_KILL_WINDOW: Duration = Duration::from_secs(45);
-/// The window of [`KILL_WINDOW`] for a kill while a snapshot is saved. It is counted from the moment at which the
-/// snapshot's memory begins to be written, and lasts until the snapshot is hashed, named and restored.
+/// [`KILL_WINDOW`] for a kill while a snapshot is saved. It begins when the snapshot's memory begins to be written, and
+/// lasts until the snapshot is hashed, named and restored.
 pub const SAVE_WINDOW: Duration = Duration::from_secs(6);
 /// The limit for a short command, such as a query of a program's version.
 pub const PROBE: Duration = Duration::from_secs(10);
@@ -169,8 +169,8 @@ impl Limits {
         self.scaled(10)
     }
 
-    /// Returns the limit of the phase with the workload: the image is loaded, containers are created and started, and one
-    /// of them is removed.
+    /// Returns the limit of the phase *workload*: the image is loaded, containers are created and started, and one of
+    /// them is removed.
     pub fn workload(self) -> Duration {
         self.scaled(100)
     }
@@ -186,14 +186,14 @@ impl Limits {
         self.scaled(20)
     }
 
-    /// Returns the limit of the phase in which the power is cut: root's look at the guest, two acknowledged changes, and
-    /// the check of the disk.
+    /// Returns the limit of the phase *power cut*: the check of the guest as root, two acknowledged changes, and the
+    /// check of the disk.
     pub fn power_cut(self) -> Duration {
         self.scaled(100)
     }
 
-    /// Returns the time for which the disk's writes are held while the desired state changes. An agent that does not wait
-    /// for its disk reports the change within this time.
+    /// Returns the time for which the disk completes no writes while the desired state changes. An agent that does not
+    /// wait for its disk reports the change within this time.
     pub fn held_writes(self) -> Duration {
         (self.scaled(1) / 2).max(HELD_WRITES)
     }
@@ -209,8 +209,8 @@ impl Limits {
         self.scaled(25)
     }
 
-    /// Returns the limit of the phase after the power cut: the boot, the workload without a broker, the first status, and
-    /// the changed workload. The time for which the device is watched at rest comes on top.
+    /// Returns the limit of the phase *rejoin*: the boot, the workload without a broker, the first status, and the
+    /// changed workload. The time for which the smoke then watches the device is added to it.
     pub fn rejoin(self) -> Duration {
         self.scaled(300)
     }
@@ -226,13 +226,14 @@ impl Limits {
         self.scaled(20)
     }
 
-    /// Returns the limit from the agent's installation in a restored guest until the guest has the run's own keys.
+    /// Returns the limit from the agent's installation in a restored guest until the guest has installed the run's own
+    /// keys.
     pub fn keys(self) -> Duration {
         self.scaled(30)
     }
 
-    /// Returns the limit until a kernel under KVM prints its first line. A KVM that cannot run a stock kernel never
-    /// gets there. Firmware under KVM takes 2 to 5 s.
+    /// Returns the limit until a kernel under KVM prints its first line. If KVM cannot run a stock kernel, there is no
+    /// such line. Firmware under KVM takes 2 to 5 s.
     pub fn first_kernel_line(self) -> Duration {
         self.scaled(25)
     }

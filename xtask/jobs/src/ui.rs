@@ -132,7 +132,7 @@ impl Ui {
         limit.mul_f64(self.timeout_scale)
     }
 
-    /// Returns the same screen for work that neither Ctrl-C nor a cancelled job must end, such as the teardown after it.
+    /// Returns the same screen for work that neither Ctrl-C nor a cancelled job must end, such as a teardown.
     pub fn uninterruptible(&self) -> Self {
         Self { interrupt: Interrupt::default(), background: None, ..self.clone() }
     }

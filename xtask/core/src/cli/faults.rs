@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::format::name_of;
 use crate::report::Phase;
 
-/// A disturbance with its moment.
+/// The value of `--disturb`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Disturb {
     pub disturbance: Disturbance,
@@ -16,7 +16,7 @@ pub struct Disturb {
     pub seconds: Option<u64>,
 }
 
-/// What a sound agent survives.
+/// An event that a sound agent survives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Disturbance {
@@ -52,7 +52,7 @@ impl FromStr for Disturb {
     }
 }
 
-/// The faults that can be planted for the smoke to find.
+/// The faults that `--sabotage` causes on purpose, and that the smoke must find.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Sabotage {
@@ -111,11 +111,11 @@ pub enum Sabotage {
 pub struct Finding {
     /// The phases in which the smoke may fail.
     pub phases: &'static [Phase],
-    /// Parts of the error, of which one must be in it.
+    /// Texts, of which the error must contain at least one.
     pub words: &'static [&'static str],
     /// The kind of smoke that can find the fault.
     pub by: FoundBy,
-    /// Further arguments of a warm smoke.
+    /// The additional arguments that a warm smoke needs to find the fault.
     pub arguments: &'static [&'static str],
     pub exit_code: u8,
 }
@@ -125,7 +125,7 @@ pub struct Finding {
 pub enum FoundBy {
     WarmAndCold,
     Warm,
-    /// The fault is in the first boot.
+    /// A smoke that boots cold, because the fault acts during the first boot.
     Cold,
 }
 
@@ -166,7 +166,7 @@ impl Sabotage {
         };
         let arguments: &[&str] = match self {
             Self::Recreates => &["--observe", "40"],
-            // The smoke finds these faults when a limit ends.
+            // The smoke finds these faults when a limit has passed. A smaller limit saves time.
             Self::LosesBus | Self::WatchesOnlyNew => &["--timeout-scale", "0.5"],
             _ => &[],
         };

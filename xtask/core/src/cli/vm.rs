@@ -106,14 +106,14 @@ pub struct UpArgs {
     pub json: bool,
 }
 
-/// The machine of a command.
+/// The machine on which a `vm` command acts.
 #[derive(Debug, Clone, Args)]
 pub struct OneArgs {
     /// The machine's name or the id of its run [default: the only machine]
     pub machine: Option<String>,
 }
 
-/// The machine of a command, and the arguments for that command.
+/// The machine on which a `vm` command acts, and the arguments for that command.
 #[derive(Debug, Clone, Args)]
 pub struct GuestArgs {
     /// The machine's name or the id of its run [default: the only machine]

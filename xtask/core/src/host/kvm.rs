@@ -1,9 +1,9 @@
 //! The check whether KVM may be tried on this host, and the record of an earlier failure.
 //!
-//! A `/dev/kvm` that opens proves little: nested and software KVM exist that run a BIOS but no stock kernel. The
-//! processor distinguishes them without a guest: hardware virtualisation shows as `vmx` or `svm` among its flags, and
-//! as one of the kernel's modules for it. A run in which KVM fails records this for its
-//! architecture, CPU and image, until the host boots again and at most for a day.
+//! A `/dev/kvm` that opens proves little: a nested or emulated KVM may run a BIOS but no stock kernel. Hardware
+//! virtualisation can be detected without a guest: `/proc/cpuinfo` has the flag `vmx` or `svm`, and the kernel has
+//! loaded a module for it. A run in which KVM fails records this for its architecture, CPU and image. The record is
+//! valid until the host boots again, but no longer than a day.
 
 use std::fs::OpenOptions;
 use std::io::ErrorKind;
@@ -24,7 +24,8 @@ pub enum Kvm {
     Opens,
     /// `/dev/kvm` opens, and the processor has hardware virtualisation, but this host is itself a virtual machine.
     Nested,
-    /// `/dev/kvm` opens, but the processor has no hardware virtualisation. It may run a BIOS but no stock kernel.
+    /// `/dev/kvm` opens, but the processor has no hardware virtualisation. Such a KVM may run a BIOS but no stock
+    /// kernel.
     Software(String),
     /// KVM failed in an earlier run since this host's boot; the reason follows.
     Failed(String),
@@ -66,7 +67,7 @@ struct Processor {
     modules: Vec<String>,
 }
 
-/// A machine for which KVM was or may be tried. KVM can work for one of them and fail for another.
+/// A machine for which KVM was or may be tried. KVM can work for one such machine and fail for another.
 #[derive(Debug, Clone, Copy)]
 pub struct Candidate<'a> {
     pub arch: VmArchitecture,
@@ -140,8 +141,8 @@ pub fn forget_failure(cache: &Cache, candidate: Candidate<'_>) -> Result<()> {
     remove_file(&note_path(cache, candidate))
 }
 
-/// Records that KVM was tried for a machine and did not run its kernel. The record holds until this host boots again, and
-/// at most for [`limits::KVM_AGAIN`].
+/// Records that KVM was tried for a machine and did not run the guest's kernel. The record is valid until this host
+/// boots again, but no longer than [`limits::KVM_AGAIN`].
 ///
 /// # Errors
 /// Returns an error if the cache cannot be written.
@@ -157,8 +158,8 @@ fn note_path(cache: &Cache, candidate: Candidate<'_>) -> PathBuf {
     cache.history().join(name.replace('/', "_"))
 }
 
-/// Returns the id of this boot. If the kernel does not provide it, the id is empty, and the record holds until it is
-/// deleted.
+/// Returns the id of this boot. If the kernel does not provide it, the id is empty, and a reboot does not end the
+/// validity of the record.
 fn host_boot_id() -> String {
     boot_id().unwrap_or_default()
 }

@@ -42,7 +42,7 @@ pub const PAYLOAD_DEVICE: &str = "/dev/vdc";
 pub const CONSOLE_SOCKET: &str = "console.sock";
 
 /// The name of the virtio-serial port to which the guest writes its markers ([`seed::marker`]). No other output goes to
-/// it. The kernel can write between the letters of a marker on the serial console.
+/// this port. On the serial console, the kernel can write between the letters of a marker.
 pub const MARKER_PORT: &str = "iot-xtask.markers";
 
 /// The name of the virtio-serial port on which the guest runs the commands of the smoke as root.
@@ -108,18 +108,18 @@ pub struct Disk {
     pub path: PathBuf,
     pub format: Format,
     pub read_only: bool,
-    /// The backing files of this disk, starting with the nearest layer. The list is empty if there are none, or if they
-    /// are not known.
+    /// The backing files of this disk, from top to bottom. The list is empty if there are none, or if they are not
+    /// known.
     pub backing: Vec<PathBuf>,
 }
 
 /// The files of a run that the run's domain uses.
 #[derive(Debug, Clone)]
 pub struct RunFiles {
-    /// The qcow2 layer over the image. All writes of the guest go into it.
+    /// The qcow2 file to which the guest writes. It contains only the changes to the first backing file.
     pub overlay: PathBuf,
-    /// The backing files of the overlay, starting with the nearest layer: the disk of the snapshot, if the run uses
-    /// one, and the image.
+    /// The backing files of the overlay, from top to bottom: the disk of the snapshot, if the run uses one, and the
+    /// image.
     pub backing: Vec<PathBuf>,
     /// The cloud-init NoCloud seed.
     pub seed: PathBuf,
@@ -128,7 +128,7 @@ pub struct RunFiles {
     /// The file with the domain's UEFI variables.
     pub nvram: PathBuf,
     pub console_log: PathBuf,
-    /// The socket to which a user can attach for the serial console.
+    /// The socket of the serial console, to which a user can attach.
     pub console_socket: PathBuf,
     /// The log of [`MARKER_PORT`].
     pub markers_log: PathBuf,

@@ -31,7 +31,7 @@ pub(super) fn scripts(fault: Option<Sabotage>) -> (String, String) {
     }
 }
 
-/// Returns a script that makes a service of `commands`, which starts at each boot after this one.
+/// Returns a script that makes a service of `commands`. The service starts at each later boot, and not in this one.
 fn at_later_boots(commands: &str) -> String {
     format!(
         "mkdir -p /var/lib/sabotage\ncat > /var/lib/sabotage/run.sh <<'END'\n{commands}\nEND\n\
@@ -41,8 +41,8 @@ fn at_later_boots(commands: &str) -> String {
     )
 }
 
-/// Returns a script that puts a proxy with the planted fault `fault` between the agent and the broker. The installer gets
-/// a configuration with the address of the proxy.
+/// Returns a script that puts a proxy with the planted fault `fault` between the agent and the broker. The installer
+/// gets a configuration with the address of the proxy.
 fn behind_proxy(fault: &str) -> String {
     let proxy = include_str!("bus_proxy.py");
     format!(
@@ -57,7 +57,7 @@ fn behind_proxy(fault: &str) -> String {
     )
 }
 
-/// These commands wait until the agent is connected to the bus.
+/// These commands first wait until the agent is connected to the bus, and then run `$commands`.
 macro_rules! once_connected {
     ($commands:literal) => {
         concat!(
@@ -86,8 +86,9 @@ fi"
 /// These commands make all file systems read-only, as the kernel does after an error (proc(5), sysrq-trigger).
 const READ_ONLY_ROOT: &str = once_connected!("echo u > /proc/sysrq-trigger");
 
-/// This script makes all calls that wait for the disk return at once, for the agent and not for podman. The drop-in
-/// replaces the list of allowed system calls, because an exception to such a list cannot return success.
+/// With this script, those of the agent's system calls that wait for the disk return at once. Podman's calls still
+/// wait. The drop-in replaces the list of allowed system calls, because an exception to such a list cannot return
+/// success.
 const NO_FSYNC: &str = "\
 mkdir -p /etc/systemd/system/iot-agent.service.d
 printf '[Service]\\nSystemCallFilter=\\nSystemCallFilter=~fsync:0 fdatasync:0 syncfs:0 sync:0 sync_file_range:0\\n' \
@@ -107,7 +108,7 @@ END
 systemd-run --quiet --unit sabotage python3 /var/lib/sabotage/forge_status.py /etc/iot-agent/config.toml"
 );
 
-/// This script shows the agent's service a file with the id of the first boot in place of the kernel's boot id.
+/// This script replaces the kernel's boot id, as the agent's service sees it, with the id of the first boot.
 const STALE_BOOT_ID: &str = "\
 mkdir -p /etc/systemd/system/iot-agent.service.d /var/lib/sabotage
 cat /proc/sys/kernel/random/boot_id > /var/lib/sabotage/boot_id
@@ -148,7 +149,7 @@ END
 systemd-run --quiet --unit sabotage sh /var/lib/sabotage/keep.sh
 sync";
 
-/// This script powers the guest off as soon as the agent has removed a deployment, which is shortly before the power cut.
+/// This script powers the guest off as soon as the agent has removed a deployment, shortly before the power cut.
 const POWERS_OFF: &str = "\
 systemd-run --quiet --unit sabotage bash -c \
 'until grep -q removed /run/iot-agent/status.json; do sleep 0.1; done; systemctl poweroff --force'";

@@ -27,14 +27,14 @@ pub const KERNEL_FAULTS: &str = "\\] (Internal error: )?Oops|\\] BUG: [^w]|Out o
 pub const FIND_CORE_DUMPS: &str =
     "find /var/lib/systemd/coredump /var/crash -type f ( -name core* -o -name *.crash )";
 
-/// The files of the service that runs the commands of the smoke as root: its unit and its script. Unlike ssh, the service
-/// needs neither the network nor a login, and it works while the root file system is read-only.
+/// The files of the service that runs the commands of the smoke as root: its unit and its script. Unlike ssh, the
+/// service needs neither the network nor a login, and it works while the root file system is read-only.
 const ROOT_SERVICE: [(&str, &str); 2] = [
     ("/etc/systemd/system/iot-xtask-root.service", include_str!("iot-xtask-root.service")),
     ("/usr/local/sbin/iot-xtask-root", include_str!("iot-xtask-root.sh")),
 ];
 
-/// The lines that the guest prints on [`MARKER_PORT`] and on its console, so that progress is visible without a network.
+/// The lines that the guest prints on [`MARKER_PORT`] and on its console. They show its progress without a network.
 pub mod marker {
     /// Userspace is up, and cloud-init's last stage runs.
     pub const STARTED: &str = "iot-xtask: provision started";
@@ -66,7 +66,6 @@ pub struct Seed<'a> {
     pub authorized_key: &'a str,
     /// The private host key of the guest. It is made for this run, so that ssh can verify the guest.
     pub host_private_key: &'a str,
-    /// The public host key of the guest.
     pub host_public_key: &'a str,
     /// The fault to plant.
     pub sabotage: Option<Sabotage>,
@@ -80,7 +79,8 @@ pub enum PayloadTime {
     Never,
     /// The payload is present when cloud-init's last stage runs.
     AtFirstBoot,
-    /// The payload comes after the first boot, as the new content of its disk. This is so in a machine of a snapshot.
+    /// The payload comes after the first boot, as the new content of its disk. A machine that becomes a snapshot waits
+    /// for it.
     Awaited,
 }
 
@@ -193,8 +193,8 @@ fn await_payload() -> String {
     )
 }
 
-/// Defines the shell function that prints a marker. The serial console is the second way, for a kernel without
-/// virtio-serial. The function contains no `${`, which systemd-run would expand.
+/// Defines the shell function that prints a marker. The function also prints it on the serial console, for a kernel
+/// without virtio-serial. The function contains no `${`, which systemd-run would expand.
 const SAY: &str = "say() { if [ -c /dev/virtio-ports/iot-xtask.markers ]; then echo \"$1\" > /dev/virtio-ports/iot-xtask.markers; fi; \
                    echo \"$1\" > /dev/console; }";
 
@@ -208,8 +208,8 @@ fn mount_and_provision(device: &str) -> String {
     )
 }
 
-/// Returns the script on the payload that runs in the guest. It runs the agent's own installer and prints the outcome
-/// on the console. If `installs` is false, it runs no installer, but still installs the keys of the run.
+/// Returns the script on the payload. The script runs the agent's own installer in the guest and prints the outcome on
+/// the console. If `installs` is false, the script runs no installer, but still installs the keys of the run.
 pub fn provision_script(
     sabotage: Option<Sabotage>,
     restored: Option<Restored<'_>>,
@@ -252,7 +252,7 @@ pub fn provision_script(
     )
 }
 
-/// The values of a run for a machine that was saved after its first boot.
+/// The values that a run sets in a machine that was saved after its first boot.
 #[derive(Debug, Clone, Copy)]
 pub struct Restored<'a> {
     /// The login user of ssh.
@@ -262,7 +262,7 @@ pub struct Restored<'a> {
 }
 
 impl Restored<'_> {
-    /// Returns the script that replaces the keys of the run that made the snapshot by the keys of this run.
+    /// Returns the script that installs the keys of this run in place of those of the run that made the snapshot.
     fn keys(self) -> String {
         format!(
             "install -m 0600 \"$here/host_key\" /etc/ssh/ssh_host_ed25519_key\n\

@@ -15,8 +15,8 @@ use crate::host::firmware::AarchFirmware;
 type Xml = Writer<Vec<u8>>;
 
 /// Plants the fault `stale-chain`: returns XML that lists the backing files of the first disk explicitly and leaves out
-/// the snapshot's disk. QEMU then does not read that layer. The XML inside the file of a saved machine has this fault,
-/// too.
+/// the snapshot's disk. QEMU then does not read the snapshot's disk. The XML in the file of a saved machine would have
+/// the same effect.
 pub fn with_stale_chain(xml: &str, overlay: &Path, below: &Path) -> String {
     let source = format!("<source file=\"{}\"/>", overlay.display());
     let described = format!(

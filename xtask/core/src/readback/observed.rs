@@ -33,7 +33,7 @@ pub struct Observed {
     pub flashes: Vec<Flash>,
     /// The response to `query-block`: the guest's devices.
     pub devices: Vec<BlockDevice>,
-    /// The response to `query-named-block-nodes`: every layer of every disk.
+    /// The response to `query-named-block-nodes`: every file of every disk.
     pub layers: Vec<Layer>,
     /// The output of the monitor's command `info usernet`. There is no QMP command for it.
     pub forwarding: String,
@@ -109,7 +109,7 @@ pub struct ImageInfo {
 }
 
 impl ImageInfo {
-    /// Returns the backing files, starting with the nearest layer.
+    /// Returns the backing files, from top to bottom.
     pub fn backing(&self) -> Vec<&str> {
         let mut files = Vec::new();
         let mut below = self.backing_image.as_deref();
@@ -132,7 +132,7 @@ pub struct CacheMode {
 }
 
 impl Layer {
-    /// Returns whether the layer's file is `path`. QEMU describes some nodes by `json:{…}` instead of by a path; the
+    /// Returns whether the node's file is `path`. QEMU describes some nodes by `json:{…}` instead of by a path; the
     /// path is then searched in this text.
     pub fn is_of(&self, path: &Path) -> bool {
         let path = path.to_string_lossy();

@@ -1,5 +1,5 @@
-//! `cargo xtask image bump` pins the newest release of an image. A pin is the URL and the digest of a file in the
-//! catalogue. Publishers keep dated releases for some months. Only this command changes a pin.
+//! `cargo xtask image bump` pins the newest release of an image. A *pin* is an entry of the catalogue with the URL and
+//! the digest of an image's file. Publishers keep dated releases for some months. Only this command changes a pin.
 //!
 //! The digests come from the publisher's own list, which is trusted because of its signature. If a publisher signs
 //! nothing, the user must pass `--unsigned`, and the output says that only the TLS connection protects the digests.

@@ -101,7 +101,6 @@ fn says_more(finding: &Finding) -> bool {
     !finding.remedy.is_empty() || (finding.id == "instructions" && !finding.details.is_empty())
 }
 
-/// Formats one finding as lines.
 pub(super) fn lines(finding: &Finding) -> Vec<String> {
     let mut lines = vec![format!("{:<8} {}: {}", finding.severity, finding.id, finding.found)];
     let rest = [("the target", &finding.offers), ("what to do", &finding.remedy)];

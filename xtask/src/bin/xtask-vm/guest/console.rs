@@ -1,6 +1,6 @@
-//! The guest's serial console and the markers that the guest prints. QEMU writes both to files from the first byte. This
-//! module reads the files as they grow, and removes the control codes of terminals. A line that shows a panic or an
-//! emergency shell ends a wait at once.
+//! The guest's serial console, and the *markers*: lines that the guest prints to report its progress. QEMU writes both
+//! to files from the first byte. This module reads the files as they grow, and removes the control codes of terminals.
+//! A line that shows a panic or an emergency shell ends a wait at once.
 
 use std::io::{ErrorKind, Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -12,7 +12,8 @@ use xtask_core::error::Failure;
 /// The number of console lines that a report shows.
 const TAIL_LINES: usize = 30;
 
-/// Console lines that mean that the guest will never be up. Each row has the text to look for, the message and the remedy.
+/// Console lines that mean that the guest will never be up. Each row has the text to look for, the message, and the
+/// remedy.
 const FAULTS: &[(&str, &str, &str)] = &[
     (
         "Kernel panic - not syncing",
@@ -125,8 +126,8 @@ impl Console {
         self.serial.new_boot()
     }
 
-    /// Returns the first line of this boot that contains `needle`. Markers come first, because the kernel can write into
-    /// the line of a marker on the serial console.
+    /// Returns the first line of this boot that contains `needle`. Markers come first, because the kernel can write
+    /// into the line of a marker on the serial console.
     pub(crate) fn line_with(&self, needle: &str) -> Option<&str> {
         self.markers.of_this_boot().chain(self.serial.of_this_boot()).find(|line| line.contains(needle))
     }
@@ -141,7 +142,7 @@ impl Console {
         Some(self.line_with(marker)?.split_once(marker)?.1)
     }
 
-    /// Whether the output ends with an incomplete line that contains `prompt`.
+    /// Returns whether the output ends with an incomplete line that contains `prompt`.
     pub(crate) fn prompts(&self, prompt: &str) -> bool {
         String::from_utf8_lossy(&self.serial.partial).contains(prompt)
     }

@@ -1,5 +1,6 @@
-//! Checks the file systems of a guest that lost its power: replays the journal as the next boot would, and then checks the whole
-//! file system. If QEMU reads a disk without one of its layers, the disk looks sound to the guest, but not to this check.
+//! Checks the file systems of a guest that lost its power: replays the journal as the next boot would, and then checks
+//! the whole file system. The check also finds a disk that QEMU has read without one of its backing files, which the
+//! guest itself does not notice.
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -16,11 +17,11 @@ use xtask_jobs::{Ui, child};
 
 /// The program that checks file systems. A run with `--fsck` looks for it before it begins.
 pub(crate) const CHECKER: &str = "e2fsck";
-/// The files of a check: the disk as one raw file without layers, and one of its partitions. Both files are sparse.
+/// The files of a check: the disk, merged with its backing files into one raw file, and one partition. Both are sparse.
 const RAW: &str = "checked.raw";
 const PART: &str = "checked.part";
-/// The superblock at the beginning of ext2, ext3 and ext4 (linux, fs/ext4/ext4.h): the offset of its magic number, the magic
-/// number, the offset of its state, and the bit that a kernel sets in the state when it finds errors.
+/// The superblock at the beginning of ext2, ext3 and ext4 (linux, fs/ext4/ext4.h): the offset of its magic number, the
+/// magic number, the offset of its state, and the bit that a kernel sets in the state when it finds errors.
 const MAGIC_AT: u64 = 1024 + 56;
 const MAGIC: [u8; 2] = [0x53, 0xef];
 const STATE_AT: u64 = 1024 + 58;
@@ -28,12 +29,12 @@ const ERRORS_FOUND: u8 = 2;
 /// The bit of e2fsck's exit code for damage that it may not repair without a user (e2fsck(8)).
 const UNCORRECTED: i32 = 4;
 
-/// Checks every ext4 file system on a disk that no process has open, and returns their number. Meanwhile, the files in `scratch`
-/// take at most twice the space of the data on the disk.
+/// Checks every ext4 file system on a disk that no process has open, and returns their number. Meanwhile, the files in
+/// `scratch` take at most twice the space of the data on the disk.
 ///
 /// # Errors
-/// Returns a failure of the guest with e2fsck's output if a file system is damaged. It also returns a failure of the guest if
-/// the disk has no ext4 file system, since then nothing was checked. Any other error is a failure of the host.
+/// Returns a failure of the guest with e2fsck's output if a file system is damaged. It also returns a failure of the
+/// guest if the disk has no ext4 file system, since then nothing was checked. Any other error is a failure of the host.
 pub(crate) fn check(disk: &Path, scratch: &Path, ui: &Ui) -> Result<usize> {
     let (raw, part) = (scratch.join(RAW), scratch.join(PART));
     let checked = unpack(disk, &raw, ui).and_then(|()| check_raw(&raw, &part, ui));
@@ -50,7 +51,8 @@ fn check_raw(raw: &Path, part: &Path, ui: &Ui) -> Result<usize> {
         let disk = File::open(raw)?;
         // If this cannot be read, the partition is too small for these file systems.
         if disk.read_exact_at(&mut magic, start + MAGIC_AT).is_ok() && magic == MAGIC {
-            // The partition is copied because e2fsck 1.47.0 loses the offset of a file system after it has replayed its journal.
+            // The partition is copied, because e2fsck 1.47.0 loses the offset of a file system after it has replayed
+            // the journal.
             cut_out(raw, start, bytes, part, ui)?;
             check_one(part, start, ui)?;
             checked += 1;
@@ -74,8 +76,8 @@ fn cut_out(raw: &Path, start: u64, bytes: u64, part: &Path, ui: &Ui) -> Result<(
     copied.map(drop).context("copy a partition")
 }
 
-/// First repairs the file system as a boot does: the journal, then the inodes that were deleted while they were open. Then it
-/// checks without any change: damage that is still there existed before the power cut.
+/// First repairs the file system as a boot does: the journal, then the inodes that were deleted while they were open.
+/// Then checks it without any change. Damage that is still there existed before the power cut.
 fn check_one(part: &Path, start: u64, ui: &Ui) -> Result<()> {
     let damaged = |how: String| {
         Failure::guest(
@@ -89,9 +91,10 @@ fn check_one(part: &Path, start: u64, ui: &Ui) -> Result<()> {
         File::open(part)?.read_exact_at(&mut state, STATE_AT).context("read the file system's state")?;
         Ok(state[0] & ERRORS_FOUND != 0)
     };
-    // The second value is the highest permitted exit code: e2fsck returns 1 after a repair, and 0 if it has found no errors.
+    // The second value is the highest permitted exit code: e2fsck returns 1 after a repair, and 0 if it finds no
+    // errors.
     for (flags, most) in [(&["-p", "-E", "journal_only"][..], 1), (&["-p"], 1), (&["-f", "-n"], 0)] {
-        // The state is read before and after the journal is replayed, because e2fsck clears it when it repairs the file system.
+        // The state is read before and after the journal is replayed, because e2fsck clears it when it makes repairs.
         ensure!(!has_errors()?, damaged("the guest's kernel has recorded errors in it".to_owned()));
         let arguments: Vec<_> = flags.iter().map(OsString::from).chain([part.into()]).collect();
         let output = child::output(&tools::require(CHECKER)?, &arguments, limits::INVENTORY, ui)?;
@@ -128,8 +131,8 @@ mod tests {
         assert!(output.status.success(), "{}: {output:?}", program.display());
     }
 
-    /// Makes a qcow2 disk with one partition, formats the partition if `format` is set, applies `change` to the file system,
-    /// and checks the disk.
+    /// Makes a qcow2 disk with one partition, formats the partition if `format` is set, applies `change` to the file
+    /// system, and checks the disk.
     fn checked(format: bool, change: Option<&str>) -> Result<usize> {
         let directory = tempfile::tempdir().unwrap();
         let at = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
@@ -159,7 +162,7 @@ mod tests {
         assert_eq!(checked(true, Some("feature needs_recovery")).unwrap(), 1);
         let changes = [
             ("clri lost+found", "lost+found"),
-            // The directory has a block of another file, as on a disk that was read without one of its layers.
+            // The directory has a block of another file, as on a disk that was read without one of its backing files.
             ("sif lost+found block[5] 7", "damaged"),
             ("ssv state 3", "the guest's kernel has recorded errors"),
         ];

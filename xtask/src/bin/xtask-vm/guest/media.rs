@@ -35,7 +35,7 @@ const INSTALLED: [&str; 12] = [
     "storage.conf",
 ];
 
-/// The executable under test, and the archive of the container image that the fleet deploys on it. An instance has neither.
+/// The executable under test, and the archive of the container image that the fleet deploys; `None` for `vm up`.
 pub(crate) type Delivered<'a> = Option<(&'a Agent, &'a [u8])>;
 
 /// The content of a payload disk, from which the guest is provisioned.
@@ -46,8 +46,8 @@ pub(crate) struct PayloadDisk<'a> {
     pub(crate) config: &'a str,
     /// The fault to plant, if any.
     pub(crate) sabotage: Option<Sabotage>,
-    /// For a machine that is restored from a snapshot: the size of its payload disk in bytes, what the run changes in it, and
-    /// the run's keys.
+    /// For a machine that is restored from a snapshot: the size of its payload disk in bytes, the values that the run
+    /// sets in the machine, and the run's keys.
     pub(crate) restored: Option<(u64, Restored<'a>, &'a Keys)>,
 }
 
@@ -102,8 +102,8 @@ fn written(directory: &Path, files: Vec<(String, Vec<u8>)>) -> Result<Vec<PathBu
     files.into_iter().map(write).collect()
 }
 
-/// Makes a disk of `bytes` bytes that is blank except for an empty first line. A shell in the guest reads this line until the
-/// payload has been written to the disk.
+/// Makes a disk of `bytes` bytes that is blank except for an empty first line. A shell in the guest reads this line
+/// until the payload has been written to the disk.
 pub(crate) fn make_blank(disk: &Path, bytes: u64) -> Result<()> {
     write_private(disk, b"\n")?;
     Ok(File::options().write(true).open(disk)?.set_len(bytes)?)

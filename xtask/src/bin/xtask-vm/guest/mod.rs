@@ -15,7 +15,7 @@ pub(crate) mod unit;
 pub(crate) mod watch;
 pub(crate) mod workload;
 
-/// Collects dead runs and prints a line about each of them. Makes the directory of a new run.
+/// Deletes dead runs, and prints a line about each of them. Makes the directory of a new run.
 pub(crate) fn begin_run(cache: &Cache, ui: &Ui) -> Result<RunDir> {
     let (run, collected) = RunDir::create(cache)?;
     collected.iter().for_each(|dead| ui.line(&dead.to_string()));

@@ -1,4 +1,5 @@
-//! Root's view of the guest, taken through the virtio-serial port of root. A proof compares it with the agent's reports.
+//! The state of the guest as root sees it, which a script reads through a virtio-serial port. Such a *view* is compared
+//! with the agent's reports.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -34,7 +35,7 @@ pub(crate) struct RootView {
     pub(crate) failed_units: Vec<String>,
     /// The lines of the kernel's log that report a fault of the machine.
     pub(crate) kernel_faults: Vec<String>,
-    /// The files with the memory of programs that have crashed.
+    /// The paths of the core dumps of programs that have crashed.
     pub(crate) core_dumps: Vec<String>,
     /// The content of the status file that the agent writes on the device; empty if there is no such file.
     pub(crate) local_status: String,
@@ -108,8 +109,8 @@ fn containers(json: &str) -> Result<BTreeMap<String, Container>> {
 /// The last line of the script's output.
 const COMPLETE: &str = "Complete=yes\n";
 
-/// Returns the script that prints lines `NAME=VALUE`. It is one line. It starts few processes, because each of them takes
-/// a tenth of a second in an emulated guest.
+/// Returns the script that prints lines `NAME=VALUE`. It is one line. It starts few processes, because each of them
+/// takes long in an emulated guest.
 fn script() -> String {
     let ports: Vec<_> = WORKLOAD_PORTS.iter().map(ToString::to_string).collect();
     format!(

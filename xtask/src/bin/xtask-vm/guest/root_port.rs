@@ -19,7 +19,7 @@ const MAX_ANSWER: usize = 1 << 20;
 pub(crate) struct RootPort {
     socket: PathBuf,
     connection: Option<Connection>,
-    /// The number of requests so far. A request's number is its word.
+    /// The number of requests so far. The number of a request is the word that its answer repeats.
     requests: u64,
     /// True if the guest has answered a request of this run.
     pub(crate) has_answered: bool,
@@ -49,13 +49,14 @@ impl RootPort {
         Self { socket: socket.to_owned(), connection: None, requests: 0, has_answered: false }
     }
 
-    /// Connects to a QEMU that has just started. The service in the guest then waits for a request, and does not look for
-    /// a connection every second. If QEMU does not accept the connection, [`Self::ask`] reports the error.
+    /// Connects to a QEMU that has just started. If this succeeds, the service in the guest waits for a request.
+    /// Otherwise the service looks for a connection only once a second. If QEMU does not accept the connection,
+    /// [`Self::ask`] reports the error.
     pub(crate) fn connect(&mut self) {
         self.connection = Connection::open(&self.socket).ok();
     }
 
-    /// Closes the connection, because its QEMU has ended.
+    /// Closes the connection, because QEMU has ended.
     pub(crate) fn close(&mut self) {
         self.connection = None;
     }
@@ -67,8 +68,8 @@ impl RootPort {
         }
     }
 
-    /// Sends a command, or continues to wait for its answer if it was already sent. Returns `None` if there is no answer
-    /// yet. The command is one line. The guest ends it after `limit`.
+    /// Sends a command, or continues to wait for the answer if the command was already sent. Returns `None` if there is
+    /// no answer yet. The command is one line. The guest ends it after `limit`.
     ///
     /// # Errors
     /// Returns a failure of the host if QEMU does not accept the connection, or if it closes the connection.

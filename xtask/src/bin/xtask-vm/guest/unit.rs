@@ -2,8 +2,8 @@
 
 use xtask_core::error::Failure;
 
-/// The bash command that prints the state of the unit, and of the whole system unless the unit is active. Each line has one
-/// value. The variable `unit` keeps the state of the unit.
+/// The bash command that prints the state of the unit. If the unit is not active, it also prints the state of the whole
+/// system. Each line has one value. The variable `unit` keeps the state of the unit.
 pub(crate) const QUERY: &str = "unit=$(systemctl show iot-agent.service -p ActiveState -p UnitFileState -p NRestarts -p MainPID); echo \"$unit\"; \
      [[ $unit == *ActiveState=active* ]] || echo SystemState=$(systemctl is-system-running)";
 

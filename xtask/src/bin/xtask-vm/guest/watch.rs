@@ -48,7 +48,7 @@ pub(crate) trait Watched {
     }
 }
 
-/// A console can be watched alone if the probe checks QEMU itself.
+/// A console is enough to watch a guest if the probe itself checks whether QEMU runs.
 impl Watched for Console {
     fn console(&mut self) -> &mut Console {
         self
@@ -69,10 +69,11 @@ impl Watch<'_> {
     /// Calls `probe` until it returns a value.
     ///
     /// # Errors
-    /// Returns an error at once on Ctrl-C, if the guest is not alive, if the console shows that the guest will never be up, or
-    /// if the probe returns a [`Failure`] of the guest. Any other error of the probe is reported only when the time has run
-    /// out, because a slow guest or host causes many kinds of errors. If the last one is the host's, so is the error of the
-    /// wait: a broker that does not answer says nothing about the guest.
+    /// Returns an error at once on Ctrl-C, if the guest is not alive, if the console shows that the guest will never be
+    /// up, or if the probe returns a [`Failure`] of the guest. Any other error of the probe is reported only when the
+    /// time has run out, because a slow guest or host causes many kinds of errors. If the probe's last error is a
+    /// failure of the host, the wait returns a failure of the host, too: a broker that does not answer says nothing
+    /// about the guest.
     pub(crate) fn until<G: Watched, T>(
         &self,
         guest: &mut G,
@@ -122,7 +123,7 @@ impl Watch<'_> {
     }
 }
 
-/// QEMU writes the console to a file of this host.
+/// Attributes an error to the host, because the console is a file of this host.
 fn unreadable(error: Error) -> Error {
     error::host_fault(error, "read the guest's console", "see the causes; nothing is known about the agent")
 }

@@ -1,5 +1,5 @@
-//! libvirt's embedded QEMU driver, with one root for each run. It needs no daemon, no group and no network, and two runs cannot
-//! collide. This file and `remote.rs` are the only ones that name `virt::`.
+//! libvirt's embedded QEMU driver, with one root for each run. It needs no daemon, no group and no network, and two
+//! runs cannot collide. This file and `remote.rs` are the only ones that name `virt::`.
 
 pub(crate) mod paused;
 mod reaper;
@@ -25,8 +25,8 @@ use xtask_core::limits;
 use xtask_core::machine::DOMAIN_NAME;
 use xtask_core::processes::emulator;
 
-/// A domain is started with its processors stopped, so that QEMU's machine can be read before any guest code runs. It is also
-/// transient, so that its definition ends with it.
+/// The flag starts a domain with its processors stopped, so that QEMU's machine can be read before any guest code runs.
+/// The domain is also transient: libvirt deletes the definition when QEMU ends.
 const PAUSED: virt::sys::virDomainCreateFlags = virt::sys::VIR_DOMAIN_START_PAUSED;
 
 /// An open connection to the embedded driver.
@@ -38,10 +38,10 @@ pub(crate) struct Hypervisor {
     qemu: Cell<Option<Pid>>,
 }
 
-/// A started domain. Dropping it destroys it, so that no QEMU is left if a run ends early.
+/// A started domain. If this value is dropped, the domain is destroyed, so that no QEMU is left if a run ends early.
 pub(crate) struct Machine {
     domain: Domain,
-    /// Whether dropping this value leaves the domain alone: it is already destroyed, or it becomes an instance.
+    /// True if a drop must not destroy the domain, because it is already destroyed or becomes an instance.
     let_go: bool,
 }
 
@@ -50,7 +50,7 @@ pub(crate) struct Machine {
 pub(crate) enum Condition {
     /// QEMU runs, and so do the guest's processors.
     Running,
-    /// QEMU runs but has stopped the guest, because the host's file system with its disk is full, or because KVM failed.
+    /// QEMU runs but has stopped the guest, because it cannot write the guest's disk, or because KVM failed.
     Paused,
     /// The guest has shut itself down, and its QEMU waits for libvirt to end it.
     Off,
@@ -59,8 +59,8 @@ pub(crate) enum Condition {
 }
 
 impl Hypervisor {
-    /// Opens the embedded driver below `root`. A process can open only one root: libvirt refuses a second one. libvirt's probe
-    /// results of QEMU are stored in `cache` for later roots.
+    /// Opens the embedded driver below `root`. A process can open only one root: libvirt refuses a second one.
+    /// libvirt's record of QEMU's capabilities is stored in `cache` for later roots.
     pub(crate) fn open(root: &Path, cache: &Cache) -> Result<Self> {
         // libvirt returns its errors as values. By default, it prints them as well.
         virt::error::clear_error_callback();
@@ -76,7 +76,7 @@ impl Hypervisor {
         Ok(Self { connect, owner, qemu: Cell::new(None) })
     }
 
-    /// Checks that no signal ended the QEMU that was started last, during a wait for `what`.
+    /// Checks that no signal has ended the QEMU that was started last. The caller waits for `what`.
     ///
     /// # Errors
     /// A failure of the host. A QEMU that ended by itself, for example because the guest shut down, is no error here.
@@ -105,8 +105,8 @@ impl Hypervisor {
         Some(Machine { domain, let_go: true })
     }
 
-    /// Restores the machine whose memory was saved to `memory`, with its processors stopped. The domain in `xml` names the files
-    /// that replace those of the saved machine.
+    /// Restores the machine whose memory was saved to `memory`, with its processors stopped. The domain in `xml` names
+    /// the files that replace those of the saved machine.
     pub(crate) fn restore_paused(&self, memory: &Path, xml: &str) -> Result<Machine> {
         let path = memory.to_str().context("a path in the cache is not UTF-8")?;
         let flags = virt::sys::VIR_DOMAIN_SAVE_PAUSED;
@@ -122,7 +122,8 @@ impl Hypervisor {
     }
 }
 
-/// The guest cannot send signals to its QEMU, so the host is at fault.
+/// Returns the failure for a QEMU that a signal has ended. The guest cannot send signals to QEMU, so the host is at
+/// fault.
 fn killed(signal: i32, what: &str) -> Failure {
     if signal == Signal::KILL.as_raw() {
         return Failure::host(
@@ -142,8 +143,8 @@ fn killed(signal: i32, what: &str) -> Failure {
 impl Machine {
     /// Returns the current state of the domain.
     pub(crate) fn condition(&self) -> Condition {
-        // libvirt does not know a transient domain whose QEMU has ended, so an error means that it is gone. `is_active` comes
-        // first, because `state` of the crate virt 0.5.0 returns no error in this case.
+        // libvirt does not know a transient domain whose QEMU has ended, so an error means that the domain is gone.
+        // `is_active` comes first, because `state` of the crate virt 0.5.0 returns no error in this case.
         if !self.domain.is_active().unwrap_or(false) {
             return Condition::Gone;
         }
@@ -166,7 +167,7 @@ impl Machine {
         returned(&answer).with_context(|| format!("ask QEMU: {question}"))
     }
 
-    /// Sends a command to QEMU's human monitor and returns the output. This is for facts that the machine protocol does not have.
+    /// Sends a command to QEMU's human monitor, for facts that the machine protocol does not have. Returns the output.
     pub(crate) fn hmp(&self, command: &str) -> Result<String> {
         self.monitor(command, virt::sys::VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP)
     }
@@ -189,7 +190,8 @@ impl Machine {
     pub(crate) fn save(&mut self, memory: &Path) -> Result<()> {
         let path =
             CString::new(memory.as_os_str().as_encoded_bytes()).context("the path contains a NUL byte")?;
-        // SAFETY: the domain lives as long as `self`, and libvirt copies the path. The crate virt 0.5 does not wrap this function.
+        // SAFETY: the domain lives as long as `self`, and libvirt copies the path. The crate virt 0.5 does not wrap
+        // this call.
         let saved =
             reaper::reaping(|| unsafe { virt::sys::virDomainSave(self.domain.as_ptr(), path.as_ptr()) });
         if saved < 0 {
@@ -202,13 +204,13 @@ impl Machine {
 
     /// Ends QEMU with SIGTERM and then SIGKILL, and does not notify the guest (virDomainDestroy).
     pub(crate) fn destroy(&mut self) -> Result<()> {
-        // Even after an error, dropping this value must not destroy the run's next machine, which has the same name and identity.
+        // Even after an error, a drop must not destroy the run's next machine, which has the same name and identity.
         self.let_go = true;
         let destroyed = reaper::reaping(|| self.domain.destroy()).context("destroy the domain");
         if self.condition() == Condition::Gone { Ok(()) } else { destroyed }
     }
 
-    /// Returns the port on 127.0.0.1 that is forwarded to `guest_port`. The kernel chose it.
+    /// Returns the port on 127.0.0.1 that is forwarded to `guest_port`. The kernel chose this port.
     pub(crate) fn port_to(&self, guest_port: u16) -> Result<u16> {
         forwarded_port(&self.hmp("info usernet")?, guest_port)
     }
@@ -217,7 +219,7 @@ impl Machine {
 impl Drop for Machine {
     fn drop(&mut self) {
         if !self.let_go {
-            // The error is ignored: the clean-up of the run's directory ends every process that names it.
+            // The error is ignored: the clean-up of the run's directory ends all processes of the run.
             drop(self.destroy());
         }
     }
@@ -233,18 +235,19 @@ pub(crate) fn returned(answer: &str) -> Result<Value> {
     bail!("{}", described.unwrap_or("QEMU's answer has neither a value nor an error"))
 }
 
-/// Links the `cache` of a root to one directory for all roots. Probing QEMU takes 1 to 2 s. The result is valid as long as QEMU,
-/// libvirt's modules and the host stay the same, which libvirt checks itself. libvirt does not write the files atomically. A
-/// file that another run has not finished does not parse; libvirt then probes again and writes the file anew.
+/// Links the `cache` of a root to one directory for all roots, because libvirt takes seconds to probe QEMU. The record
+/// is valid as long as QEMU, libvirt's modules and the host stay the same, which libvirt checks itself. libvirt does
+/// not write the files atomically. A file that another run has not finished does not parse; libvirt then probes again
+/// and writes the file anew.
 fn keep_capabilities(root: &Path, kept: &Path) -> Result<()> {
     make_private_dir(kept)?;
     let link = root.join("cache");
     if link.is_symlink() { Ok(()) } else { Ok(fs_err::os::unix::fs::symlink(kept, &link)?) }
 }
 
-/// Runs `call` on the first processor that this process may use. When libvirt opens a connection, it reads the processor's
-/// CPUID. Its probe results of an emulator with KVM are valid only for the same CPUID. Parts of the CPUID (the APIC's id)
-/// differ between processors, so libvirt must always ask the same processor.
+/// Runs `call` on the first processor that this process may use. When libvirt opens a connection, it reads the
+/// processor's CPUID. libvirt's record of an emulator with KVM is valid only for the same CPUID. Parts of the CPUID
+/// (the APIC's id) differ between processors, so libvirt must always ask the same processor.
 fn on_one_processor<T>(call: impl FnOnce() -> T) -> T {
     let allowed = sched_getaffinity(None).ok();
     let first = allowed.and_then(|set| (0..CpuSet::MAX_CPU).find(|cpu| set.is_set(*cpu)));
@@ -274,9 +277,9 @@ pub(crate) fn forwarded_port(table: &str, guest_port: u16) -> Result<u16> {
     port?.parse().with_context(|| format!("read the port in {table:?}"))
 }
 
-/// Returns libvirt's `qemu.conf`. libvirt writes the console's file without virtlogd, and QEMU runs as this user, who owns the
-/// files. libvirt uses nothing that a container lacks: mount namespaces, cgroups, extended attributes, a security driver's
-/// helpers. The run does not need them, since its directory is private.
+/// Returns libvirt's `qemu.conf`. libvirt writes the console's file without virtlogd, and QEMU runs as this user, who
+/// owns the files. libvirt uses nothing that a container lacks: mount namespaces, cgroups, extended attributes, a
+/// security driver's helpers. The run does not need them, since its directory is private.
 fn qemu_conf() -> String {
     let conf = "stdio_handler = \"file\"\nsecurity_driver = \"none\"\nnamespaces = []\n\
                     cgroup_controllers = []\nremember_owner = 0\ndynamic_ownership = 0\n";
@@ -284,7 +287,8 @@ fn qemu_conf() -> String {
     format!("{conf}{}", if rustix::process::geteuid().is_root() { of_root } else { "" })
 }
 
-/// Starts libvirt's event loop. Its driver needs the loop for QEMU's monitor and for its timers: without it, a start hangs.
+/// Starts libvirt's event loop. The embedded driver needs the loop for QEMU's monitor and for its timers: without the
+/// loop, a start hangs.
 fn start_event_loop() -> Result<()> {
     static STARTED: Once = Once::new();
     let mut result = Ok(());
@@ -349,7 +353,8 @@ mod tests {
         assert!(kept.join("known").exists(), "the link is deleted, but not its target");
     }
 
-    /// Tests the connection with libvirt's mock driver, which works on any host. That driver cannot start a domain paused.
+    /// Tests the connection with libvirt's mock driver, which works on any host. That driver cannot start a domain
+    /// paused.
     #[test]
     fn a_domain_of_libvirts_test_driver_lives_and_is_destroyed() {
         let connect = Connect::open(Some("test:///default")).unwrap();

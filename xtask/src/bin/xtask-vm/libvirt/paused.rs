@@ -1,5 +1,5 @@
-//! Reads a paused domain over QMP and compares QEMU's machine with the requested one. After that, the rehearsal destroys the
-//! domain, and the smoke lets the guest run.
+//! Reads the machine of a paused domain over QMP and compares it with the requested one. After that, the rehearsal
+//! destroys the domain, and the smoke lets the guest run.
 
 use std::path::Path;
 
@@ -21,8 +21,8 @@ pub(crate) const EXPECTED: &str = "expected.json";
 /// The file with the commands to QEMU and its answers, beside the XML.
 pub(crate) const TRANSCRIPT: &str = "qmp.json";
 
-/// Compares a paused domain with the expected machine and returns the differences. The domain stays paused. QEMU's answers are
-/// written to `work`.
+/// Compares a paused domain with the expected machine and returns the differences. The domain stays paused. QEMU's
+/// answers are written to `work`.
 pub(crate) fn read(machine: &Machine, expected: &ExpectedMachine, work: &Path) -> Result<Vec<Finding>> {
     let mut transcript = Vec::new();
     let mut ask = |command: &str, arguments: &Value| {
@@ -40,7 +40,8 @@ pub(crate) fn read(machine: &Machine, expected: &ExpectedMachine, work: &Path) -
 /// Compares a paused domain with the expected machine, and lets the guest run if no difference blocks.
 ///
 /// # Errors
-/// Returns a failure of the host if QEMU's machine does not match the requested domain, since a run on it would prove nothing.
+/// Returns a failure of the host if QEMU's machine does not match the requested domain: a run on it would prove
+/// nothing.
 pub(crate) fn resume_verified(machine: Machine, expected: &ExpectedMachine, work: &Path) -> Result<Machine> {
     let findings = read(&machine, expected, work)?;
     let blocking = findings.iter().filter(|finding| finding.severity == Severity::Blocks);

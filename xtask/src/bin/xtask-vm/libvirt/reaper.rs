@@ -1,8 +1,9 @@
-//! Reaps QEMUs that have ended. libvirt daemonizes them, so init is their parent. To wait for the end of a QEMU, libvirt polls
-//! until the process no longer exists, not even as a zombie. If init reaps only now and then, as in many containers, each end of
-//! a QEMU takes 1 to 2 s. A smoke has two such ends, and probing an emulator has one to three. libvirt waits for some children
-//! itself, for example for a QEMU that it probes, until that QEMU goes to the background. Those children are in the session of this
-//! process. A daemon has left the session, and only daemons are reaped here.
+//! Reaps QEMUs that have ended. libvirt daemonizes them, so init is their parent. To wait for the end of a QEMU,
+//! libvirt polls until the process no longer exists, not even as a zombie. If init reaps only now and then, as in many
+//! containers, each end of a QEMU takes seconds. A QEMU ends twice in a smoke, and one to three times while libvirt
+//! probes an emulator. Only daemons are reaped here; they have left the session of this process. libvirt itself waits
+//! for the children that are still in the session, for example for a QEMU that it probes, until that QEMU goes to the
+//! background.
 
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Mutex, Once, PoisonError};
@@ -14,9 +15,9 @@ use xtask_core::limits;
 /// The beginning of the process name of a QEMU. The kernel keeps 15 bytes of a name: `qemu-system-aar`.
 const NAME: &str = "qemu-system-";
 
-/// Makes this process the parent of all daemons that are started below it, for as long as it lives. Also starts a thread that
-/// periodically reaps QEMUs which ended by themselves or were killed. libvirt waits for the end of those too, and until then
-/// reports them as running (libvirt 9.0: seen for 80 s).
+/// Makes this process the parent of all daemons that are started below it, for as long as it lives. Also starts a
+/// thread that periodically reaps the QEMUs that ended by themselves or were killed. Until such a QEMU is reaped,
+/// libvirt reports it as running (seen with libvirt 9.0).
 pub(crate) fn adopt_daemons() -> Result<()> {
     static STARTED: Once = Once::new();
     set_child_subreaper(Some(getpid())).context("become the parent of libvirt's daemons")?;
@@ -31,7 +32,7 @@ pub(crate) fn adopt_daemons() -> Result<()> {
     Ok(())
 }
 
-/// Calls libvirt, and frequently reaps ended QEMUs during the call, because the call may wait for the end of one.
+/// Calls libvirt, and frequently reaps ended QEMUs during the call, because the call may wait for the end of a QEMU.
 pub(crate) fn reaping<T>(call: impl FnOnce() -> T) -> T {
     std::thread::scope(|scope| {
         // The sender is dropped even if the call panics. This ends the thread, for which the scope waits.
@@ -70,8 +71,8 @@ pub(crate) fn signal_that_ended(qemu: Pid) -> Option<i32> {
     killed.iter().find(|(pid, _)| *pid == qemu).map(|(_, signal)| *signal)
 }
 
-/// Returns the children of this process. On a kernel without `children` (CONFIG_PROC_CHILDREN) the list is empty, and libvirt
-/// waits for init, as it does without this module.
+/// Returns the children of this process. On a kernel without `children` (CONFIG_PROC_CHILDREN), the list is empty, and
+/// libvirt waits for init, as it does without this module.
 pub(crate) fn children() -> Vec<Pid> {
     let threads = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
     let lists = threads.filter_map(|thread| std::fs::read_to_string(thread.path().join("children")).ok());
@@ -94,13 +95,14 @@ fn stat(pid: &str) -> Option<String> {
     std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()
 }
 
-/// The fields that are needed from a line of `/proc/PID/stat`: `25510 (qemu-system-aar) Z PARENT GROUP SESSION …` (proc(5)).
+/// The fields that are needed from a line of `/proc/PID/stat` (proc(5)):
+/// `25510 (qemu-system-aar) Z PARENT GROUP SESSION …`.
 #[derive(Debug, PartialEq)]
 struct Named<'a> {
     name: &'a str,
     state: &'a str,
-    /// The session. It is 0 if it began outside of this PID namespace, as for a command that is run in a container. `getsid` of
-    /// rustix 1.1.6 panics in this case, so the line is read instead.
+    /// The session. It is 0 if it began outside of this PID namespace, as for a command that is run in a container.
+    /// `getsid` of rustix 1.1.6 panics in this case, so the line is read instead.
     session: u32,
 }
 
@@ -156,8 +158,8 @@ mod tests {
         program
     }
 
-    /// Starts a daemon: a process outside of this session, whose parent `sh` has ended. It ends by itself after 1 s. Returns
-    /// its pid, and a function that tells whether the process still exists.
+    /// Starts a daemon: a process outside of this session, whose parent `sh` has ended. It ends by itself after 1 s.
+    /// Returns its pid, and a function that tells whether the process still exists.
     fn daemon(program: &Path) -> (Pid, impl Fn() -> bool + use<>) {
         // `output` waits for every process that has one of its pipes.
         let line = "setsid \"$0\" 1 > /dev/null 2>&1 & echo $!";
@@ -174,7 +176,7 @@ mod tests {
         over()
     }
 
-    /// Both cases are in one test. In parallel tests, the call of the first case would also reap the daemon of the second one.
+    /// Both cases are in one test. In parallel tests, the first case's call would also reap the second case's daemon.
     #[test]
     fn daemons_are_reaped_in_calls_and_outside_of_them_and_what_somebody_waits_for_is_left_to_them() {
         set_child_subreaper(Some(getpid())).unwrap();
@@ -187,7 +189,7 @@ mod tests {
 
         adopt_daemons().unwrap();
         let (killed, there) = daemon(&program);
-        // Before its exec it has another name, by which it is not reaped.
+        // Before the child calls exec, it has another name, and is not reaped.
         assert!(within_a_moment(|| stat(&killed.as_raw_nonzero().to_string()).unwrap().contains(NAME)));
         kill_process(killed, Signal::KILL).unwrap();
         assert!(within_a_moment(|| !there()), "a daemon that ended outside of a call was not reaped");

@@ -1,5 +1,5 @@
-//! Asks the libvirt that `preflight --connect` names for facts, and changes nothing in it. This file and `mod.rs`, which has the
-//! embedded driver, are the only ones that name `virt::`.
+//! Asks the libvirt that `preflight --connect` names for facts, and changes nothing in it. This file and `mod.rs`,
+//! which has the embedded driver, are the only ones that name `virt::`.
 
 use virt::connect::Connect;
 use virt::error::Error;
@@ -47,9 +47,9 @@ fn open(uri: &ConnectUri) -> Result<(Connect, Access), Refusal> {
     Connect::open_read_only(Some(&name)).map(|connect| (connect, Access::ReadOnly(refused))).or(Err(refusal))
 }
 
-/// Finds out whether the connection permits changes. A read-only socket accepts a read-write connection and refuses only the
-/// changes. So this function requests a change that can never succeed: a domain without a name. libvirt refuses it because of
-/// the missing name, or because this user has no permission.
+/// Finds out whether the connection permits changes. A read-only socket accepts a read-write connection and refuses
+/// only the changes. So this function requests a change that can never succeed: a domain without a name. libvirt
+/// refuses it because of the missing name, or because this user has no permission.
 fn access(connect: &Connect) -> Access {
     const NO_DOMAIN: &str = "<domain/>";
     let forbidden = [OperationDenied, AccessDenied, AuthFailed, AuthUnavailable];
@@ -136,8 +136,9 @@ fn unless<T>(none: ErrorNumber, result: Result<T, Error>) -> Result<Option<T>, E
     }
 }
 
-/// Returns the memory that a new guest can get, in bytes. virNodeGetFreeMemory leaves out the page cache, which is most of that
-/// memory on a host that has run for a day. The crate virt 0.5.0 does not wrap virNodeGetMemoryStats, which includes the cache.
+/// Returns the memory that a new guest can get, in bytes. virNodeGetFreeMemory leaves out the page cache, which is most
+/// of that memory on a host that has run for a day. The crate virt 0.5.0 does not wrap virNodeGetMemoryStats, which
+/// includes the cache.
 fn free_memory(connect: &Connect) -> Result<u64, Error> {
     let Some(stats) = memory_stats(connect) else { return connect.free_memory() };
     let counted = stats.iter().filter(|(name, _)| ["free", "buffers", "cached"].contains(&name.as_str()));
@@ -148,8 +149,8 @@ fn free_memory(connect: &Connect) -> Result<u64, Error> {
 fn memory_stats(connect: &Connect) -> Option<Vec<(String, u64)>> {
     let mut count = 0;
     let ask = |stats: *mut virt::sys::virNodeMemoryStats, count: &mut _| {
-        // SAFETY: the connection lives as long as `connect`. `stats` is null, which requests only the count, or it has space
-        // for `count` entries.
+        // SAFETY: the connection lives as long as `connect`. `stats` is null, which requests only the count, or it has
+        // space for `count` entries.
         let result = unsafe { virt::sys::virNodeGetMemoryStats(connect.as_ptr(), -1, stats, count, 0) };
         (result == 0).then_some(())
     };

@@ -21,7 +21,7 @@ pub(super) fn findings(uri: &ConnectUri, asked: &PreflightRequest<'_>, ui: &Ui) 
     let before = children();
     let facts = gather(uri, asked, ui);
     if !matches!(&facts, Ok(ConnectionFacts { answer: Ok(_), .. })) {
-        // End libvirt's ssh. libvirt would have ended it if its call had returned.
+        // End the ssh that libvirt has started. libvirt itself ends it only when its call returns.
         for child in children().into_iter().filter(|child| !before.contains(child)) {
             // An error means that the process has already ended by itself.
             let _ = kill_process(child, Signal::TERM);

@@ -1,5 +1,6 @@
-//! The checks of preflight that need libvirt. [`rehearsal`] starts the domain of a smoke paused and examines it.
-//! [`sabotage`] plants faults that the rehearsal must find. [`connection`] asks the libvirt that `--connect` names.
+//! The checks of preflight that need libvirt. [`rehearsal`] starts the domain that a smoke would use, with stopped
+//! processors, and examines QEMU's machine. [`sabotage`] plants faults that the rehearsal must find. [`connection`]
+//! queries the libvirt that `--connect` names.
 
 mod connection;
 mod rehearsal;
@@ -26,7 +27,7 @@ pub(crate) fn run(workspace: &Workspace, args: &PreflightArgs, verbosity: Verbos
         let found = rehearsal::findings(&preflight.facts, args, &ui)?;
         preflight.add(found);
     }
-    // The other libvirt is checked even if this machine is not ready.
+    // The libvirt of `--connect` is checked even if the rehearsal has found a fault.
     if let Some(uri) = &args.connect {
         preflight.add(connection::findings(uri, &asked, &ui)?);
     }

@@ -1,6 +1,6 @@
-//! The rehearsal: starts the domain of a smoke paused, compares QEMU's machine with the requested one, and destroys
-//! the domain. The guest never boots, so an empty disk may replace the image, and two placeholder files replace the
-//! seed and the payload.
+//! The rehearsal: starts the domain that a smoke would use, with stopped processors, compares QEMU's machine with the
+//! requested one, and destroys the domain. The guest never boots, so an empty disk may replace the image, and two
+//! placeholder files replace the seed and the payload.
 
 use std::path::Path;
 use std::time::Instant;
@@ -70,7 +70,7 @@ pub(super) fn findings(facts: &[Facts], args: &PreflightArgs, ui: &Ui) -> Result
     Ok(findings?.concat())
 }
 
-/// Returns the finding about a machine that was rehearsed: its parts, and how long the rehearsal took.
+/// Returns the finding that describes a rehearsed machine, and how long the rehearsal took.
 fn describe(plan: &Plan, base: &str, started: Instant) -> Finding {
     let seconds = human_seconds(started.elapsed().as_secs_f64());
     let (qemu, accelerator, firmware) =
@@ -102,7 +102,7 @@ impl Stage<'_> {
         Ok((findings, base_told))
     }
 
-    /// Starts the domain paused, reads its machine, and destroys it.
+    /// Starts the domain paused, reads QEMU's machine, and destroys the domain.
     fn perform(&self, plan: &Plan, base: &Base, work: &Path) -> Result<Vec<Finding>> {
         let files = RunFiles::of_run(work, work.join("console.log"))?;
         make_writable_files(plan, &files, base, self.ui)?;

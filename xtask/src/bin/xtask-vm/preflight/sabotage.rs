@@ -1,5 +1,5 @@
-//! Plants faults that the rehearsal must find. Each fault is in the domain. For some faults, the expected machine must
-//! get one more value, with which QEMU's value is compared.
+//! Plants faults that the rehearsal must find. Each fault is a change of the domain. Some faults also add a value to
+//! the expected machine, because the comparison would otherwise not cover the changed property.
 
 use std::path::Path;
 

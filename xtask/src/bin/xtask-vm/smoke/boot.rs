@@ -21,8 +21,8 @@ use super::warm::Warm;
 use crate::guest::media::{self, Delivered};
 use crate::libvirt::Condition;
 
-/// Boots or restores a machine. Returns once the guest runs cloud-init's last stage or, in a restored guest, sees its
-/// payload. The machine is in `slot` as soon as it exists, because the teardown needs it even if the boot fails.
+/// Boots or restores a machine. Returns once a booted guest runs cloud-init's last stage, or once a restored guest sees
+/// its payload. The machine is in `slot` as soon as it exists, because the teardown needs it even if the boot fails.
 pub(super) fn boot<'slot>(
     run: &Run<'_>,
     plan: &mut Plan,
@@ -87,9 +87,9 @@ impl RunningVm {
         waited.map_err(|error| if is_planted { planted(error) } else { error })
     }
 
-    /// Waits for a sign of life of the guest under KVM. If there is none, and the guest's processors do not execute anything,
-    /// records that KVM does not work for this machine, and starts the machine again under emulation unless KVM was
-    /// requested by name.
+    /// Waits until the guest shows a sign of life under KVM. If it shows none and its processors execute nothing,
+    /// records that KVM does not work for this machine. Then starts the machine again under emulation, or returns an
+    /// error if the user requested KVM by name.
     fn see_kvm_work(&mut self, run: &Run<'_>, plan: &mut Plan, image: &ReadyImage) -> Result<()> {
         let deadline = self.deadline.within(self.plan.limits.first_kernel_line());
         let waited = self.wait_until(deadline, "a sign of life of the guest under KVM", |vm| {
@@ -107,7 +107,7 @@ impl RunningVm {
         if condition == Condition::Paused && self.target.run_state()? != "internal-error" {
             return Err(error);
         }
-        // A guest without output may be one whose kernel prints nothing, or one that is slow.
+        // A guest without output may have a kernel that prints nothing, or it may be slow.
         if condition == Condition::Running && self.executes()? {
             run.ui.note("the guest prints nothing on its serial console, but its processors run");
             return Ok(());
@@ -129,7 +129,7 @@ impl RunningVm {
 }
 
 impl RunningVm {
-    /// Returns whether a processor of the guest executes instructions, by its registers over some seconds.
+    /// Returns whether a processor of the guest executes instructions, that is, whether its registers change.
     fn executes(&self) -> Result<bool> {
         let before = self.target.registers()?;
         for _ in 0..10 {
@@ -142,8 +142,8 @@ impl RunningVm {
     }
 }
 
-/// Turns the end of the QEMU that this run killed into the planted fault that the smoke must find. Otherwise it would
-/// count as the host's fault.
+/// Turns the error after this run has killed QEMU (`--sabotage kill-qemu`) into a failure of the guest, because the
+/// smoke must fail with exit code 1. Otherwise it would be a failure of the host.
 fn planted(error: Error) -> Error {
     if !Kind::Host.is(&error) {
         return error;
@@ -154,8 +154,8 @@ fn planted(error: Error) -> Error {
     ))
 }
 
-/// Records that KVM does not work on this host. Returns the plan for emulation, or an error if KVM was requested by
-/// name.
+/// Records that KVM does not work for this machine. Returns the plan for emulation, or an error if the user requested
+/// KVM by name.
 fn without_kvm(run: &Run<'_>, plan: &Plan, reason: &str) -> Result<Plan> {
     // libvirt passes on all output of QEMU; the first line has the reason.
     let reason = reason.lines().next().unwrap_or(reason).to_owned();
@@ -170,8 +170,8 @@ fn without_kvm(run: &Run<'_>, plan: &Plan, reason: &str) -> Result<Plan> {
     Ok(plan)
 }
 
-/// Parts of the messages with which QEMU and libvirt refuse to start a machine under KVM. A path of the user may contain
-/// the word alone.
+/// Parts of the messages with which QEMU and libvirt refuse to start a machine under KVM. The word KVM alone is not
+/// enough, because a path of the user may contain it.
 const KVM_REFUSES: &[&str] = &[
     "failed to initialize kvm",
     "could not access kvm kernel module",

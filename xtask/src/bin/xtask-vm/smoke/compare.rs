@@ -15,8 +15,8 @@ use xtask_core::{bail_guest, bail_host};
 
 use xtask_jobs::Ui;
 
-/// Runs this command once for each half. Each half has a report of its own below `compared/` in the cache, and is a
-/// process of its own, because libvirt's embedded driver has one root per process.
+/// Runs this command twice: the warm half and the cold half. Each half has a report of its own below `compared/` in the
+/// cache. Each half is a process of its own, because libvirt's embedded driver has one root per process.
 pub(super) fn run(args: &SmokeArgs, verbosity: Verbosity) -> Result<()> {
     check_flags(args)?;
     let own = std::env::current_exe().context("find this very program")?;

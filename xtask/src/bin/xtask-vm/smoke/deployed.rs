@@ -9,15 +9,15 @@ use xtask_core::report::WorkloadEvidence;
 
 use xtask_fleet::ReceivedStatus;
 
-/// The number of different statuses with an error after which a deployment is considered hopeless. A single error may
-/// come from a podman that is just starting.
+/// The number of different statuses with an error after which a deployment counts as failed. A single error may come
+/// from a podman that is just starting.
 const MAX_TROUBLED_STATUSES: usize = 4;
 
 /// The hint for an answer that is not from the workload's container.
 pub(super) const FIND_LISTENER: &str = "find out what listens on the workload's port in the guest: run again \
     with --keep, then cargo xtask vm ssh";
 
-/// The expected state of one deployment, and the statuses that reported an error while it was awaited.
+/// The expected state of one deployment, and the statuses that reported an error while this state was awaited.
 #[derive(Debug)]
 pub(crate) struct ExpectedDeployment {
     name: &'static str,
@@ -27,18 +27,18 @@ pub(crate) struct ExpectedDeployment {
 }
 
 impl ExpectedDeployment {
-    /// Returns the expectation that the deployment runs as desired at `revision`.
+    /// Returns the expectation that the deployment runs with the document of `revision`.
     pub(crate) fn running(name: &'static str, revision: u64) -> Self {
         Self { name, revision, phase: DeploymentPhase::Running, troubled: BTreeSet::new() }
     }
 
-    /// Returns the expectation that the deployment is gone as desired at `revision`.
+    /// Returns the expectation that the deployment, which was deleted at `revision`, is gone.
     pub(crate) fn removed(name: &'static str, revision: u64) -> Self {
         Self { name, revision, phase: DeploymentPhase::Removed, troubled: BTreeSet::new() }
     }
 
-    /// Returns whether this status shows the expected state. Returns an error if it shows that the state will not be
-    /// reached.
+    /// Returns whether this status shows the expected state. Returns an error if the status shows that the expected
+    /// state will not be reached.
     pub(crate) fn check(&mut self, seen: &ReceivedStatus) -> Result<bool, Failure> {
         let line = seen.status.deployment(self.name);
         let Some(line) = line.filter(|line| line.desired_revision >= self.revision) else {
@@ -75,7 +75,7 @@ impl ExpectedDeployment {
     }
 }
 
-/// Returns whether the phase is running or removed and the container in the status agrees with it.
+/// Returns whether the phase is running or removed, and the reported container agrees with the phase.
 fn agrees(line: &DeploymentStatus) -> bool {
     match (line.phase, &line.container) {
         (DeploymentPhase::Running, Some(container)) => container.state == "running",
@@ -95,7 +95,7 @@ pub(super) fn word(phase: DeploymentPhase) -> String {
 pub(crate) struct ExpectedAnswer<'a> {
     /// The output of `uname -m` on the requested machine.
     pub(crate) machine: &'a str,
-    /// The generation that the fleet desires.
+    /// The generation of the deployment's current document.
     pub(crate) generation: u64,
     /// An earlier answer, which must have counted fewer starts; `None` if the starts are not compared.
     pub(crate) before: Option<&'a WorkloadEvidence>,

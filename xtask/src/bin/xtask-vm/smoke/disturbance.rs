@@ -16,14 +16,14 @@ use super::running::RunningVm;
 /// The limits of a slow disk: bytes and requests per second.
 const SLOW_DISK: (u64, u64) = (8_000_000, 500);
 
-/// A disturbance that is planned.
+/// A disturbance, with the time at which it happens.
 pub(super) struct PlannedDisturbance {
     disturbance: Disturbance,
     at: Instant,
 }
 
 impl PlannedDisturbance {
-    /// Plans a disturbance, whose moment counts from now. Prints the moment, so that it can be given again.
+    /// Plans a disturbance; its seconds are counted from now. Prints the value for `--disturb` that repeats it.
     pub(super) fn plan(disturb: Disturb, vm: &RunningVm) -> Result<Self> {
         let Disturb { disturbance, seconds } = disturb;
         let seconds = seconds.map_or_else(|| random_seconds(disturbance), Ok)?;
@@ -32,7 +32,7 @@ impl PlannedDisturbance {
     }
 }
 
-/// Returns a random moment. A slow disk is slow from the beginning.
+/// Returns a random number of seconds. A slow disk is slow from the beginning, so its number is 0.
 fn random_seconds(disturbance: Disturbance) -> Result<u64> {
     if disturbance == Disturbance::SlowDisk {
         return Ok(0);
@@ -83,7 +83,7 @@ impl RunningVm {
         Ok(())
     }
 
-    /// Applies the disk's usual limits, after another limit or a power cut.
+    /// Sets the limits of the disk again, after a fault has replaced them or a power cut has removed them.
     pub(super) fn limit_disk(&self) -> Result<()> {
         let (bytes, requests) = self.disk_limits;
         self.target.limit_writes(bytes, requests)
@@ -105,7 +105,8 @@ impl RunningVm {
         }
     }
 
-    /// Stops QEMU with SIGSTOP, so that the guest's clock and its connections notice the pause.
+    /// Stops QEMU with SIGSTOP for a while. A pause over QMP would stop the guest's clock, too, and the guest would not
+    /// notice the pause.
     fn stop_for_a_while(&self) -> Result<()> {
         let qemu = emulator(self.target.work()).context("find the run's QEMU to stop it")?;
         qemu.signal(Signal::STOP).context("stop QEMU")?;

@@ -9,9 +9,9 @@ use super::running::RunningVm;
 /// A fault that occurs on real devices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fault {
-    /// A power cut: the guest does not shut down, and nothing of its memory is written.
+    /// A power cut: the guest does not shut down, and its unwritten data is lost.
     PowerCut,
-    /// The disk completes no more writes. Each writer in the guest waits for it.
+    /// The disk completes no writes until the end of the fault. Processes in the guest wait for their writes.
     HeldWrites,
     /// The broker is stopped. It refuses connections until the end of the fault.
     NoBroker,
@@ -25,7 +25,7 @@ pub(super) struct OngoingFault {
 }
 
 impl Fault {
-    /// Starts the fault.
+    /// Begins the fault, and keeps the last status from before it.
     pub(super) fn begin(self, vm: &mut RunningVm) -> Result<OngoingFault> {
         vm.fault = Some(self);
         let last = match self {

@@ -20,7 +20,7 @@ use xtask_images::fetch::RetryPolicy;
 use xtask_images::{self, ReadyImage, Store};
 use xtask_jobs::Background;
 
-/// The disk that will be booted, with the report's entries about it and its firmware.
+/// The disk that will be booted, and the report's entries about the image and the machine's firmware.
 pub(super) struct TestedImage {
     pub(super) ready: ReadyImage,
     pub(super) report: ImageReport,
@@ -104,8 +104,8 @@ fn tested_image(
     Ok((TestedImage { ready, report, firmware }, detail))
 }
 
-/// Gets the image. If its host cannot be reached or `--offline` excludes the download, and there is a fallback image,
-/// gets that one and also returns the reason.
+/// Gets the image. If it cannot be downloaded, because its host cannot be reached or because of `--offline`, gets the
+/// fallback image of the plan and also returns the reason. If the plan has no fallback image, returns an error.
 pub(crate) fn ensure_or_fall_back(
     store: &Store<'_>,
     plan: &mut Plan,
@@ -146,8 +146,7 @@ pub(crate) fn ensure_or_fall_back(
 /// host could not be reached.
 const FALLBACK_MARK: &str = "fallback";
 
-/// Returns whether the image's host could not be reached a short while ago. There is then only one attempt to reach
-/// it.
+/// Returns whether the image's host could not be reached a short while ago. If so, a run tries only once to reach it.
 fn is_fresh(fallback_mark: &Path) -> bool {
     let written = fallback_mark.metadata().and_then(|meta| meta.modified());
     written.is_ok_and(|written| written.elapsed().is_ok_and(|age| age < limits::FALLBACK_MEMORY))

@@ -1,5 +1,5 @@
-//! The phase *inspect*: stops an executable that cannot run on the device before it reaches the guest. The phase runs
-//! as soon as the executable is built. It runs again if the libraries of the image were not known at that time.
+//! The phase *inspect*: refuses an executable that cannot run on the device, before any guest starts. The phase runs as
+//! soon as the executable is built. It runs again if the libraries of the image were not known at that time.
 
 use anyhow::Result;
 use inspect::finding::{Finding, Severity};

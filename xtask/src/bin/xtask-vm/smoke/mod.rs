@@ -1,6 +1,6 @@
 //! `cargo xtask smoke` and `cargo xtask vm up`. This module contains the phases in order; `vm up` runs only the first
-//! ones. [`recorder`] times and records a phase. [`target`] is the place where a guest runs, [`fault`] has the faults
-//! of a running device, and [`proof`] has the checks that it has converged.
+//! of them. [`recorder`] times and records a phase. [`target`] runs a guest, [`fault`] has the faults of a running
+//! device, and [`proof`] has the checks that the device follows the desired state.
 
 mod boot;
 pub(crate) mod compare;
@@ -87,8 +87,8 @@ fn report_before_run(args: &SmokeArgs, error: &Error) {
     }
 }
 
-/// Runs the phases up to a booted machine, and then the proof. The machine is in `slot` as soon as it exists, for the
-/// teardown.
+/// Runs the phases up to *boot*, and then those that test the agent. The machine is in `slot` as soon as it exists, for
+/// the teardown.
 fn smoke(
     run: &Run<'_>,
     args: &SmokeArgs,
@@ -125,7 +125,7 @@ fn smoke(
     vm.verify_snapshot(run).and(outcome)
 }
 
-/// Runs the phases of the proof on a booted machine.
+/// Runs the phases that test the agent on a booted machine.
 fn prove(
     run: &Run<'_>,
     args: &SmokeArgs,
@@ -245,14 +245,14 @@ fn build(run: &Run<'_>, args: &SmokeArgs) -> Result<((Agent, Vec<u8>), String)> 
     Ok(((agent, workload), detail))
 }
 
-/// Waits until the guest reports the outcome of its installation.
+/// Waits until the guest reports the outcome of the agent's installation.
 fn provision(vm: &mut RunningVm) -> Result<((), String)> {
     vm.wait("the guest to install the agent", |vm| Ok(vm.provisioned()?.then_some(())))?;
     Ok(((), format!("agent/dist/install.sh succeeded in the guest{}", vm.clock_jumped()?)))
 }
 
-/// Waits for a status of the executable under test on the requested machine, and checks that the unit's process has
-/// written it.
+/// Waits for a status of the executable under test on the requested machine. Checks as root in the guest that the
+/// agent's unit runs this executable.
 fn join(vm: &mut RunningVm, proof: &mut Proof<'_>) -> Result<(StatusEvidence, String)> {
     let evidence = proof.join(vm)?;
     proof.agrees(vm, &evidence.boot_id, &[], &[])?;
@@ -272,7 +272,7 @@ fn ping(run: &Run<'_>, vm: &mut RunningVm, joined: &StatusEvidence) -> Result<((
     Ok(((), format!("answered in {}", human_seconds(started.elapsed().as_secs_f64()))))
 }
 
-/// The evidence from before the power cut, and the changes around it.
+/// The evidence from before the power cut, and the changes of the desired state around it.
 struct Before {
     joined: StatusEvidence,
     workload: WorkloadEvidence,
@@ -281,8 +281,8 @@ struct Before {
     changes: Changes,
 }
 
-/// Cuts the power as soon as the agent has acknowledged a change. Then starts the same machine without a broker, after
-/// one more change of the desired state. Returns the last status from before the power cut, and the changes.
+/// Cuts the power as soon as the agent has acknowledged two changes of the desired state. Makes one more change, stops
+/// the broker, and starts the same machine again. Returns the last status from before the power cut, and the changes.
 fn power_cut(
     run: &Run<'_>,
     vm: &mut RunningVm,
@@ -303,8 +303,8 @@ fn power_cut(
 }
 
 /// Waits for the workload while there is no broker. Then starts the broker and waits for a status that only a new boot
-/// of the same executable can have written, and for the changed workload. Then
-/// observes the device, which must answer commands and change nothing.
+/// of the same executable can have written, and for the changed workload. Then observes the device, which must answer
+/// commands and change nothing.
 fn rejoin(run: &Run<'_>, vm: &mut RunningVm, proof: &mut Proof<'_>, before: &Before) -> Result<((), String)> {
     let started = Instant::now();
     let (offline, view) = workload::recovered(vm, proof, &before.workload)?;

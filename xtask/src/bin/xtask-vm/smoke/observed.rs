@@ -1,4 +1,4 @@
-//! The comparison of root's view of the guest with the agent's reports, as pure functions.
+//! Compares a view, that is, the state of the guest as root sees it, with the agent's reports. The functions are pure.
 
 use xtask_core::bail_guest;
 use xtask_core::error::Failure;
@@ -6,7 +6,7 @@ use xtask_core::error::Failure;
 use super::proof::Deployed;
 use crate::guest::root::RootView;
 
-/// The view that root must have of the guest.
+/// The values that a view must have.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct ExpectedView<'a> {
     pub(super) device_id: &'a str,
@@ -19,10 +19,10 @@ pub(super) struct ExpectedView<'a> {
 }
 
 impl ExpectedView<'_> {
-    /// Compares a view with the expected one. The inner error is a difference that may still disappear with time.
+    /// Compares a view with the expected values. The inner error is a difference that may still disappear.
     ///
     /// # Errors
-    /// Returns a failure of the guest with its cause for a difference that no time repairs.
+    /// Returns a failure of the guest for a difference that cannot disappear any more.
     pub(super) fn check(&self, view: &RootView) -> Result<Result<(), String>, Failure> {
         check_system(view)?;
         self.check_agent(view)?;
@@ -43,7 +43,7 @@ impl ExpectedView<'_> {
     }
 
     fn check_agent(&self, view: &RootView) -> Result<(), Failure> {
-        // The unit must be checked after this: without a process, its state does not tell who wrote the status.
+        // Check this before the unit: without a process, the unit's state does not show who wrote the status.
         if view.main_pid == 0 && view.unit.active == "inactive" {
             bail_guest!(
                 "iot-agent.service has no process: it has ended, or another client of the bus has written the device's status";
@@ -110,10 +110,11 @@ impl ExpectedView<'_> {
     }
 }
 
-/// Checks that the guest provides the system that the agent needs.
+/// Checks that the guest's system is sound: its file system, its kernel and its programs.
 ///
 /// # Errors
-/// Returns a failure of the guest if its file system cannot be written, or if its kernel has logged a fault.
+/// Returns a failure of the guest if its file system is read-only, its kernel has logged a fault, or a program has
+/// crashed.
 pub(super) fn check_system(view: &RootView) -> Result<(), Failure> {
     if view.is_read_only {
         bail_guest!(
@@ -135,10 +136,10 @@ fn container_of(device_id: &str, deployed: Deployed) -> String {
     format!("iot-{device_id}.{}", deployed.name)
 }
 
-/// Compares two views of one boot, between which nothing was changed.
+/// Compares two views of the same boot. Between them, the fleet has changed nothing.
 ///
 /// # Errors
-/// Returns a failure of the guest if the agent's process or a container is another one in the second view.
+/// Returns a failure of the guest if the agent's process or a container is not the same in both views.
 pub(super) fn check_unchanged(
     device_id: &str,
     running: &[Deployed],
@@ -199,7 +200,7 @@ mod tests {
         }
     }
 
-    /// A change of a sound view, words of the message about it, and true if no time repairs it.
+    /// A change of a sound view, words of the message about it, and true if the difference cannot disappear.
     type Row = (fn(&mut RootView), &'static str, bool);
 
     #[test]

@@ -26,9 +26,9 @@ pub(super) struct OfflineRecovery {
 }
 
 impl RunningVm {
-    /// Asks the guest at intervals why the workload does not run. Returns a failure of the guest if the workload never
-    /// will: the agent runs and does not know the deployment, or the agent does not run long after the rest of the
-    /// guest is up.
+    /// Asks the guest at intervals why the workload does not run. Returns a failure of the guest in two cases, in which
+    /// the workload will never run: the agent runs and does not know the deployment, or the agent does not run long
+    /// after the rest of the guest is up.
     pub(super) fn check_workload(&mut self, deployment: &str, waited: &mut OfflineRecovery) -> Result<()> {
         // A guest whose console has no prompt may be up all the same.
         let begun = waited.begun.get_or_insert_with(Instant::now).elapsed();
@@ -71,7 +71,7 @@ impl RunningVm {
 }
 
 /// Returns what the agent's status on the device (`/run/iot-agent/status.json`) says of a deployment, and whether the
-/// deployment is hopeless. If the agent does not know a deployment without a bus, it has not stored it.
+/// deployment will never run. If an agent without a bus does not know a deployment, it has not stored it.
 fn local_reason(text: &str, deployment: &str) -> (String, bool) {
     #[derive(serde::Deserialize)]
     struct Local {

@@ -17,7 +17,7 @@ pub(crate) struct RunOptions<'a> {
     pub(crate) timeout_scale: f64,
     /// True if the run uses no snapshot.
     pub(crate) cold: bool,
-    /// True if the run must fail if snapshots are not possible.
+    /// True if a run that cannot use a snapshot must fail.
     pub(crate) warm: bool,
     /// True if the guest's file systems are checked at the end.
     pub(crate) fsck: bool,
@@ -25,7 +25,7 @@ pub(crate) struct RunOptions<'a> {
     pub(crate) keep: bool,
     pub(crate) sabotage: Option<Sabotage>,
     pub(crate) disturb: Option<Disturb>,
-    /// The number of seconds for which the device is watched at rest; `None` for the default.
+    /// The number of seconds for which the device is watched at the end; `None` for the default.
     pub(crate) observe: Option<u64>,
     /// The directory for the report; `None` for the run's own directory.
     pub(crate) report: Option<&'a Path>,

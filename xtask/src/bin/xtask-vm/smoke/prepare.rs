@@ -80,13 +80,13 @@ pub(super) fn not_started(error: anyhow::Error) -> anyhow::Error {
 }
 
 /// Returns whether this run may use a snapshot. A boot under KVM takes only seconds, so it needs no snapshot. Two
-/// faults are planted in the first boot itself, which a snapshot would skip.
+/// faults are planted in the first boot, which a restored machine skips.
 pub(super) fn may_be_warm(options: &RunOptions<'_>, plan: &Plan) -> bool {
     let of_first_boot = matches!(options.sabotage, Some(Sabotage::KernelPanic | Sabotage::KillQemu));
     !options.cold && !of_first_boot && plan.accelerator() == Accelerator::Tcg
 }
 
-/// Returns a usage error for a flag that needs a warm run if the run is cold, and for `cold-panics` without
+/// Returns a usage error if the run is cold and a flag needs a warm run. Also returns one for `cold-panics` without
 /// `--verify-cold`.
 pub(super) fn check_flags(options: &RunOptions<'_>, plan: &Plan) -> Result<(), Failure> {
     let warm = may_be_warm(options, plan);

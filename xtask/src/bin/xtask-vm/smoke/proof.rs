@@ -1,6 +1,6 @@
-//! The checks that a device has converged to the desired state of the fleet. The phases of the smoke share them. A
-//! broken agent cannot forge the evidence: revisions that the broker counts, digests and boot ids that must agree, and
-//! the answer of the workload from inside its container.
+//! The checks that a device follows the desired state of the fleet. The phases of the smoke share them. A broken agent
+//! cannot forge the evidence: revisions that the broker counts, digests and boot ids that must agree, and the answer of
+//! the workload from inside its container.
 
 use std::io::{self, BufRead as _, BufReader, ErrorKind, Read as _};
 use std::net::TcpStream;
@@ -26,7 +26,7 @@ use crate::guest::watch::Deadline;
 /// The maximum number of bytes that are read of an answer.
 const MAX_ANSWER: u64 = 4096;
 
-/// A deployment that the fleet desires or has desired.
+/// A deployment that is or was in the desired state.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Deployed {
     pub(super) name: &'static str,
@@ -34,12 +34,12 @@ pub(super) struct Deployed {
     pub(super) port: u16,
 }
 
-/// An observation of a device at rest, which has begun.
+/// An observation that has begun: the fleet changes nothing, and the device must change nothing either.
 pub(super) struct Observation<'a> {
     boot_id: &'a str,
     running: &'a [Deployed],
     deleted: &'a [Deployed],
-    /// The view of the guest at the beginning.
+    /// The state of the guest at the beginning.
     first: RootView,
     /// The end of the observation.
     until: Instant,
@@ -61,7 +61,7 @@ pub(super) struct Proof<'a> {
 }
 
 impl<'a> Proof<'a> {
-    /// Returns a proof without evidence, for this agent on this image.
+    /// Returns the expectations for this agent on this image, without evidence.
     pub(super) fn new(agent: &'a Agent, image: &Image, device_id: String) -> Self {
         let expected = ExpectedStatus::new(agent, image);
         Self { agent, device_id, expected, evidence: Evidence::default(), joined: None, ephemeral: None }
@@ -117,8 +117,8 @@ impl<'a> Proof<'a> {
         .map(drop)
     }
 
-    /// Waits for a status that was stored after `last`, without a restart of the agent. [`Self::agrees`] checks later that
-    /// systemd has not restarted it.
+    /// Waits for a status that was stored after `last`. The agent must reconnect without a restart, which
+    /// [`Self::agrees`] checks later.
     pub(super) fn reconnects(&self, vm: &mut RunningVm, last: &ReceivedStatus) -> Result<()> {
         let mut looked = Instant::now();
         let deadline = vm.deadline.within(vm.plan.limits.removal());
@@ -152,8 +152,8 @@ impl<'a> Proof<'a> {
         })
     }
 
-    /// Waits until the agent says that it has stored the desired state of `revision`. Returns within milliseconds of the
-    /// answer, before podman has completed the agent's next request.
+    /// Waits until the agent says that it has stored the desired state of `revision`. Returns within milliseconds of
+    /// the answer, before podman has completed the agent's next request.
     pub(super) fn acknowledges(&self, vm: &mut RunningVm, revision: u64) -> Result<()> {
         vm.wait(&format!("the agent to acknowledge the revision {revision}"), |vm| {
             let until = Instant::now() + limits::POLL;
@@ -166,8 +166,8 @@ impl<'a> Proof<'a> {
         })
     }
 
-    /// Waits until root's view of the guest agrees with the agent's reports: its process, its boot, its executable,
-    /// all containers of `running` and no container of `deleted`.
+    /// Waits until the state of the guest, as root sees it, agrees with the agent's reports: the agent's process and
+    /// executable, the boot, all containers of `running`, and no container of `deleted`.
     pub(super) fn agrees(
         &self,
         vm: &mut RunningVm,
@@ -203,8 +203,8 @@ impl<'a> Proof<'a> {
         Ok(check_unchanged(&self.device_id, &[unchanged], offline, &begun.first)?)
     }
 
-    /// Checks that the agent answers the commands `status` and `logs`. The logs of `deployed` must have the line that its
-    /// program prints.
+    /// Checks that the agent answers the commands `status` and `logs`. The logs of `deployed` must have the line that
+    /// the workload prints.
     pub(super) fn answers_commands(
         &self,
         vm: &mut RunningVm,
@@ -225,7 +225,7 @@ impl<'a> Proof<'a> {
         })
     }
 
-    /// Begins an observation: root looks at the guest, in which nothing is changed for `observed`.
+    /// Begins an observation of the duration `observed`, with a first check as root in the guest.
     pub(super) fn observes<'o>(
         &self,
         vm: &mut RunningVm,
@@ -238,7 +238,7 @@ impl<'a> Proof<'a> {
         Ok(Observation { boot_id, running, deleted, first, until: Instant::now() + observed, status })
     }
 
-    /// Waits until the observation ends. Root then looks at the guest again, and the agent's process and the containers
+    /// Waits until the observation ends. Then checks the guest as root again: the agent's process and the containers
     /// must be the same.
     pub(super) fn stays(&self, vm: &mut RunningVm, begun: &Observation<'_>) -> Result<RootView> {
         let Observation { boot_id, running, deleted, first, until, status } = begun;
@@ -350,8 +350,8 @@ pub(super) fn same_boot(answer: &WorkloadEvidence, status: &StatusEvidence) -> R
     )
 }
 
-/// Returns the revision of the desired state that the agent has stored, by its answer to the command `status`. The agent
-/// limits how often it writes its status to the bucket, but answers commands at once.
+/// Returns the revision of the desired state that the agent has stored, by its answer to the command `status`. The
+/// agent limits how often it writes its status to the bucket, but answers commands at once.
 fn acknowledged(vm: &RunningVm) -> Result<Option<u64>> {
     match vm.broker.command_within("status", Vec::new(), limits::ACKNOWLEDGEMENT)? {
         Reply::Status { status } => Ok(Some(status.desired_revision)),

@@ -1,5 +1,5 @@
-//! The record of a run: the times of its phases and its report. At the end of the run, it does the teardown and
-//! determines the verdict.
+//! The record of a run: the times of its phases and its report. At the end of the run, [`Recorder`] does the teardown
+//! and determines the verdict.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -190,7 +190,7 @@ impl<'a> Recorder<'a> {
         let teaches = verdict == Verdict::Verified && !run.options.keep;
         let torn_down =
             self.timed(Phase::Teardown, None, teaches, || teardown::all(run, directory, verdict, vm));
-        // Only the check of the guest's file systems, which is part of the proof, changes a verdict here.
+        // Of the teardown's steps, only the check of the guest's file systems changes a verdict here.
         if let Err(error) = torn_down {
             verdict = if verdict == Verdict::Verified { error::kind(&error).verdict() } else { verdict };
             let failure = FailureReport::new(Phase::Teardown, &error, Vec::new());
@@ -270,8 +270,8 @@ impl<'a> Recorder<'a> {
 }
 
 /// Attributes an error of a phase that has no attribution yet. Until the guest runs, and while its power is cut, only
-/// the host acts, so the error is the host's. Errors of such a phase that are the agent's or the guest's already carry
-/// that attribution.
+/// the host acts, so the error is the host's. If the agent or the guest is at fault in such a phase, the error already
+/// has this attribution.
 fn attributed(phase: Phase, error: Error) -> Error {
     if phase > Phase::Boot && !matches!(phase, Phase::PowerCut | Phase::Teardown) {
         return error;

@@ -88,9 +88,8 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Checks the file systems of a machine without power if `--fsck` is given. Returns the text that a phase adds to
-    /// its detail. A damaged disk is moved into the run's directory, and the domain to which it belonged is copied
-    /// there.
+    /// If `--fsck` is given, checks the file systems of a machine that is off. Returns the text that a phase adds to
+    /// its detail. A damaged disk is moved into the run's directory, and the definition of its domain is copied there.
     pub(super) fn check_disk(&self, disk: &Path) -> Result<String> {
         if !self.options.fsck {
             return Ok(String::new());

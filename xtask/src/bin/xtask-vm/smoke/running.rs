@@ -43,7 +43,7 @@ pub(crate) struct RunningVm {
     pub(super) broker: Broker,
     /// The time at which the current phase must have ended.
     pub(super) deadline: Deadline,
-    /// The number of boots since the power was last switched on; `None` while the guest may reboot.
+    /// The expected number of boots since the power was last switched on; `None` while the guest may reboot.
     pub(super) expected_boots: Option<usize>,
     /// The fault that the smoke has begun and not ended.
     pub(super) fault: Option<Fault>,
@@ -61,8 +61,8 @@ const FIRMWARE_LINE: &str = "UEFI firmware (version";
 const LOGIN_PROMPT: &str = " login:";
 
 impl RunningVm {
-    /// Counts the boots since the power was last switched on, by the first lines of firmware and kernel on the console. The
-    /// count is 0 in a restored guest, and if neither prints such a line.
+    /// Counts the boots since the power was last switched on, by the first lines of firmware and kernel on the console.
+    /// The count is 0 in a restored guest, and if neither the firmware nor the kernel prints such a line.
     fn boots(&self) -> usize {
         let lines = FIRST_KERNEL_LINES.into_iter().chain([FIRMWARE_LINE]);
         lines.map(|line| self.console.count(line)).max().unwrap_or(0)
@@ -87,8 +87,8 @@ impl RunningVm {
         FIRST_KERNEL_LINES.iter().any(|line| self.console.line_with(line).is_some())
     }
 
-    /// Returns whether the kernel or a program of the guest has printed a line. A kernel with the parameter `quiet` prints
-    /// no first line.
+    /// Returns whether the kernel or a program of the guest has printed a line. A kernel with the parameter `quiet`
+    /// prints no first line.
     pub(super) fn shows_life(&self) -> bool {
         let lines = ["systemd[", "cloud-init", "[  OK  ]", marker::STARTED];
         self.kernel_has_spoken()
@@ -148,8 +148,8 @@ impl RunningVm {
         })
     }
 
-    /// Looks at the guest at intervals. Returns an error if the agent's unit will never be up, or if the guest's system has
-    /// a fault. `looked` is the time of the last look.
+    /// Checks the guest as root at intervals. Returns an error if the agent's unit will never be up, or if the guest's
+    /// system has a fault. `looked` is the time of the last check.
     pub(super) fn check_guest(&mut self, looked: &mut Instant) -> Result<()> {
         if looked.elapsed() <= limits::GUEST_QUESTION {
             return Ok(());
@@ -203,7 +203,7 @@ impl RunningVm {
         self.console.new_boot()
     }
 
-    /// Looks at the guest as root. Returns `None` if the guest has not answered yet.
+    /// Queries the state of the guest as root. Returns `None` if the guest has not answered yet.
     pub(super) fn look(&mut self) -> Result<Option<RootView>> {
         RootView::look(&mut self.root, self.plan.limits.guest_command())
     }
@@ -261,8 +261,7 @@ impl RunningVm {
         }
     }
 
-    /// Returns whether the machine was restored from a snapshot. There is then one more disk between its own and the
-    /// image's.
+    /// Returns whether the machine was restored from a snapshot. Its overlay then lies over the snapshot's disk.
     fn is_restored(&self) -> bool {
         self.files.backing.len() > 1
     }
@@ -306,7 +305,7 @@ impl Watched for RunningVm {
     fn check_alive(&mut self, what: &str) -> Result<()> {
         self.broker.check()?;
         let condition = self.target.condition();
-        // A machine that is off will be gone in a moment, which a later check reports.
+        // If the machine is off, its QEMU will end in a moment, and a later check reports that.
         if matches!(condition, Condition::Running | Condition::Off) {
             return Ok(());
         }

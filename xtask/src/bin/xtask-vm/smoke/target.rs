@@ -44,7 +44,7 @@ impl Domain {
     }
 }
 
-/// A machine in the place where it runs.
+/// A machine, with the libvirt that runs it and the definition of its domain.
 pub(super) struct Target {
     pub(super) hypervisor: Hypervisor,
     domain: Domain,
@@ -88,7 +88,7 @@ impl Target {
     /// alone first sends SIGTERM, on which QEMU flushes its disks. The guest would then lose none of its writes.
     ///
     /// # Errors
-    /// Returns a failure of the guest if it does not run, because a guest that is already off loses nothing.
+    /// Returns a failure of the guest if the guest does not run, because a guest that is already off loses nothing.
     pub(super) fn cut_power(&mut self) -> Result<()> {
         match self.machine.condition() {
             Condition::Running => {}
@@ -109,8 +109,8 @@ impl Target {
         self.power_off()
     }
 
-    /// Returns QEMU's own name of its state (QEMU, RunState): `io-error` if it stopped the guest because its disk cannot be
-    /// written, and `internal-error` if KVM could not run the guest.
+    /// Returns QEMU's own name of its state (QEMU, RunState): `io-error` if QEMU stopped the guest because it cannot
+    /// write the guest's disk, and `internal-error` if KVM could not run the guest.
     pub(super) fn run_state(&self) -> Result<String> {
         let status = self.machine.qmp("query-status", &json!({}))?;
         Ok(status["status"].as_str().unwrap_or_default().to_owned())

@@ -1,6 +1,6 @@
 //! The end of a smoke's machine. The steps are: fetch the journal while the guest runs, stop the machine, stop the
 //! broker, delete the files. Every step is made even if an earlier one failed. A failed step is a warning and does not
-//! change the verdict. The exception is the check of the file systems, because it is part of the proof.
+//! change the verdict. The exception is the check of the file systems, because it is a check of the device.
 
 use std::path::Path;
 
@@ -45,7 +45,7 @@ fn collect_evidence(run: &Run<'_>, directory: &Path, verdict: Verdict, vm: Optio
     }
 }
 
-/// Keeps the machine running if `--keep` is given and it is usable. Otherwise stops the machine and the broker.
+/// Keeps the machine running if `--keep` is given and the machine is usable. Otherwise stops it and the broker.
 fn release_or_stop(run: &Run<'_>, verdict: Verdict, vm: Option<RunningVm>) -> Result<String> {
     let is_unchanged = |vm: &RunningVm| vm.snapshot.as_ref().is_none_or(|used| used.unchanged);
     let (ended, checked) = match vm {

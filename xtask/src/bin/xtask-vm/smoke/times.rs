@@ -12,7 +12,7 @@ use xtask_jobs::history::{History, Usual};
 
 use crate::guest::watch::Deadline;
 
-/// The times of one run. The phases share this value, because the kind of a boot is known only during the boot.
+/// The times of one run. The phases share this value, because only the boot shows whether the run is warm.
 pub(super) struct Times {
     cache: Cache,
     /// True if a fault is planted. The times of such a run are not recorded.

@@ -129,7 +129,7 @@ impl Warm<'_> {
         let prepared = Prepared::make(run, plan).map_err(not_started)?;
         let ingredients = self.ingredients(prepared.libvirt_version.clone())?;
         let key = ingredients.key(&plan.image.name, plan.spec.architecture);
-        // The limit covers a run that makes the snapshot and restores it under the same lock.
+        // The limit is long enough for another run that makes the snapshot and restores it under the same lock.
         let limit = plan.limits.boot() + 2 * plan.limits.provision();
         let asked = Instant::now();
         // The lock is held until the run has recorded that it uses the snapshot.

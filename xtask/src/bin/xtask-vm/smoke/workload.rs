@@ -20,9 +20,9 @@ use crate::guest::workload::IMAGE;
 
 /// A deployment that is never deleted. It is changed while the machine is off.
 pub(super) const PERSISTENT: Deployed = Deployed { name: "persistent", port: WORKLOAD_PORTS[0] };
-/// A deployment that is deleted, and desired again straight before the power cut.
+/// A deployment that is deleted, and added again just before the power cut.
 pub(super) const EPHEMERAL: Deployed = Deployed { name: "ephemeral", port: WORKLOAD_PORTS[1] };
-/// A deployment that is deleted straight before the power cut.
+/// A deployment that is deleted just before the power cut.
 pub(super) const RETIRED: Deployed = Deployed { name: "retired", port: WORKLOAD_PORTS[2] };
 /// The port on which the program listens in its container.
 const CONTAINER_PORT: u16 = 8080;
@@ -39,9 +39,9 @@ fn document(generation: u64, port: u16) -> Document {
     Document::of(Deployment::PodmanContainer(container))
 }
 
-/// Restarts the broker and desires three deployments. Waits until the agent has found the broker again, and until the
-/// deployments run and answer. Deletes one of them, and waits until it is gone by the agent's status
-/// and from outside. Checks that another one runs on unchanged.
+/// Restarts the broker and adds three deployments. Waits until the agent has found the broker again, and until the
+/// deployments run and answer. Then deletes one deployment, and waits until the agent reports it as removed and its
+/// port is silent. Checks that this has not changed the container of another deployment.
 pub(super) fn run(
     vm: &mut RunningVm,
     proof: &mut Proof<'_>,
@@ -84,10 +84,10 @@ pub(super) fn run(
     Ok((first, detail))
 }
 
-/// Makes [`EPHEMERAL`] desired again and deletes [`RETIRED`], while the disk completes no writes. The agent must not
+/// Adds [`EPHEMERAL`] again and deletes [`RETIRED`], while the disk completes no writes. The agent must not
 /// acknowledge a change that is not on its disk. Then lets the disk go on, and returns the revisions of both changes once
-/// the agent has acknowledged them. The power cut follows before podman has started the one container or stopped
-/// the other.
+/// the agent has acknowledged them. The power cut follows before podman has started the container of
+/// [`EPHEMERAL`] or stopped that of [`RETIRED`].
 pub(super) fn change_before_cut(vm: &mut RunningVm, proof: &Proof<'_>) -> Result<(u64, u64)> {
     let held = Fault::HeldWrites.begin(vm)?;
     let put = vm.broker.desire(EPHEMERAL.name, &document(2, EPHEMERAL.port))?;
@@ -98,8 +98,8 @@ pub(super) fn change_before_cut(vm: &mut RunningVm, proof: &Proof<'_>) -> Result
     Ok((put, deleted))
 }
 
-/// Checks, while there is no broker, that the device has started the deployments that it had acknowledged and not the
-/// deleted one.
+/// Checks, while there is no broker, that the device has started the deployments that it had acknowledged, and that it
+/// has not started the deleted one.
 pub(super) fn recovered(
     vm: &mut RunningVm,
     proof: &mut Proof<'_>,
@@ -124,7 +124,7 @@ pub(super) fn change_while_off(vm: &mut RunningVm) -> Result<u64> {
 /// The revisions of the fleet's changes around the power cut.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Changes {
-    /// The revision of the new generation of [`EPHEMERAL`], straight before the power cut.
+    /// The revision of the new generation of [`EPHEMERAL`], just before the power cut.
     pub(super) added: u64,
     /// The revision of the deletion of [`RETIRED`], straight before the power cut.
     pub(super) deleted: u64,

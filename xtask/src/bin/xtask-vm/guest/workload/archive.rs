@@ -1,5 +1,5 @@
-//! Packs a container image of one file as an OCI archive (OCI image specification 1.0: image-layout, manifest, config). The
-//! same input always gives the same bytes.
+//! Packs a container image of one file as an OCI archive (OCI image specification 1.0: image-layout, manifest, config).
+//! The same input always gives the same bytes.
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
@@ -11,8 +11,8 @@ const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 /// The path of the program in the image, without the leading slash.
 const PROGRAM: &str = "workload";
 
-/// Makes the archive of an image that runs `program`. `reference` is the image's name. `architecture` is in Go's names, which
-/// are the same as Debian's here.
+/// Makes the archive of an image that runs `program`. `reference` is the image's name. `architecture` is in Go's names,
+/// which are the same as Debian's here.
 pub(super) fn oci(reference: &str, architecture: &str, program: &[u8]) -> Result<Vec<u8>> {
     let layer = tar_of(&[(PROGRAM.to_owned(), 0o755, program)])?;
     let config = json!({

@@ -1,5 +1,5 @@
-//! The smoke's workload as a container image: `xtask/workload/main.rs`, compiled for the guest, and packed by [`archive`] in a
-//! form that podman loads. No registry is involved.
+//! The smoke's workload as a container image: `xtask/workload/main.rs`, compiled for the guest, and packed by
+//! [`archive`] in a form that podman loads. No registry is involved.
 
 mod archive;
 
@@ -31,8 +31,8 @@ const FLAGS: [&str; 6] = [
     "-Cstrip=symbols",
 ];
 
-/// Returns the name of the archive's file in the directory in which the agent looks for images. It is the image's reference
-/// in the form of a file name.
+/// Returns the name of the archive's file in the directory in which the agent looks for images. The name is the image's
+/// reference in the form of a file name.
 pub(crate) fn file_name() -> String {
     format!("{}.tar", IMAGE.replace(['/', ':'], "_"))
 }
@@ -122,8 +122,8 @@ mod tests {
         assert_eq!(kept_program(&kept), None, "it was truncated");
     }
 
-    /// podman with a store of its own, for a build machine: it has no systemd, and crun of Debian 12 refuses its cgroup layout.
-    /// Therefore the tests use runc (`cargo xtask ci --fix` installs podman and runc).
+    /// podman with a store of its own, for a build machine: it has no systemd, and crun of Debian 12 refuses its cgroup
+    /// layout. Therefore the tests use runc (`cargo xtask ci --fix` installs podman and runc).
     struct Podman {
         directory: tempfile::TempDir,
     }
