@@ -147,8 +147,8 @@ pub(super) fn in_memory(store: &Store<'_>) -> Option<&'static str> {
 /// Debian's directory of libraries, which has a subdirectory for each architecture.
 const LIBRARIES: &str = "/usr/lib/";
 
-/// Returns the path of a directory in `own`. The path is as long as [`LIBRARIES`], so that it can replace
-/// [`LIBRARIES`] in a program.
+/// Returns the path of a directory below `own` that is exactly as long as [`LIBRARIES`]. [`ACCELERATE`] overwrites
+/// [`LIBRARIES`] with this path in the bytes of this host's executables, so the length must not change.
 fn same_length(own: &str) -> String {
     let name = "l".repeat(LIBRARIES.len() - own.len() - 1);
     format!("{own}{name}/")

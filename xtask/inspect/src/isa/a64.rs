@@ -244,7 +244,8 @@ impl Tracker {
     }
 }
 
-/// Reports the events of each word of a function to `event`, for the guard analysis.
+/// Decodes a function one instruction at a time, and calls `event` with the address and each [`Event`] of the
+/// instruction. The analysis in [`crate::guard`] uses these events.
 pub(super) fn events(code: &[u8], address: u64, mut event: impl FnMut(u64, Event)) {
     let mut tracker = Tracker::default();
     for (at, word) in words(code) {

@@ -69,7 +69,7 @@ impl Isa {
         }
     }
 
-    /// Returns the set with the feature of this name.
+    /// Returns a set that contains only the feature `name`; `None` if this instruction set has no such feature.
     pub fn feature(self, name: &str) -> Option<Set> {
         self.features().iter().position(|feature| feature.name == name).map(Set::of)
     }
