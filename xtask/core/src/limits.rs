@@ -164,12 +164,12 @@ impl Limits {
         self.scaled(100)
     }
 
-    /// Returns the limit of one request to the agent.
+    /// Returns the limit of one request to the agent, and of two heartbeats.
     pub fn ping(self) -> Duration {
         self.scaled(10)
     }
 
-    /// Returns the limit of the phase *workload*: the image is loaded, containers are created and started, and one of
+    /// Returns the limit of the phase *workload*: the broker is restarted, the image is loaded, containers are created and started, and one of
     /// them is removed.
     pub fn workload(self) -> Duration {
         self.scaled(100)
@@ -180,14 +180,14 @@ impl Limits {
         self.scaled(60)
     }
 
-    /// Returns the limit until a deleted deployment has been removed. The program of the smoke's deployment ends at
-    /// once.
+    /// Returns the limit until a deleted deployment has been removed, until the guest's state agrees with the agent's
+    /// reports, and until the agent has found a restarted broker. The program of the smoke's deployment ends at once.
     pub fn removal(self) -> Duration {
         self.scaled(20)
     }
 
-    /// Returns the limit of the phase *power cut*: the check of the guest as root, two acknowledged changes, and the
-    /// check of the disk.
+    /// Returns the limit of the phase *power cut*: the check of the guest as root, the hold of the disk's writes, and two
+    /// acknowledged changes. With `--fsck`, the limit of the check of the disk is added.
     pub fn power_cut(self) -> Duration {
         self.scaled(100)
     }
@@ -203,8 +203,8 @@ impl Limits {
         self.scaled(50)
     }
 
-    /// Returns the limit from the guest's login prompt until the agent's unit is up. The unit starts at about the same
-    /// time as the prompt.
+    /// Returns the limit from the guest's first answer to a command until the agent's unit is up. The service that answers
+    /// starts at about the same time as the unit.
     pub fn agent_after_boot(self) -> Duration {
         self.scaled(25)
     }

@@ -15,8 +15,8 @@ say 'iot-xtask: keys taken'
 # A later boot is no first boot, so it need not wait for cloud-init (cloud-init, "how to disable").
 true > /etc/cloud/cloud-init.disabled
 { systemctl list-units --state=failed --plain --no-legend --no-pager | cut -d ' ' -f 1
-dmesg | grep -E '\] (Internal error: )?Oops|\] BUG: [^w]|Out of memory|oom-kill|segfault at|EXT4-fs error|Remounting filesystem|I/O error' | sed 's/^[^]]*\] //'
-(set -f; find /var/lib/systemd/coredump /var/crash -type f \( -name core* -o -name *.crash \)) 2> /dev/null; } > /var/lib/iot-xtask.baseline
+dmesg --notime | grep -E '^(Internal error: )?Oops|^BUG: [^w]|Out of memory|oom-kill|segfault at|EXT4-fs error|Remounting filesystem|I/O error'
+find /var/lib/systemd/coredump /var/crash -type f \( -name 'core*' -o -name '*.crash' \) 2> /dev/null; } > /var/lib/iot-xtask.baseline
 
 if output=$(sh "$here/install.sh" 2>&1); then
   # Root has no containers to restart or update, so a boot need not wait for these units. They still start on request.

@@ -5,8 +5,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Output, Stdio};
 use std::time::Duration;
 
+use clap::ValueEnum as _;
 use rustix::process::{Pid, Signal};
 use xtask_core::cache::Cache;
+use xtask_core::cli::Sabotage;
 use xtask_core::error::Verdict;
 use xtask_core::fs::directories;
 use xtask_core::processes::processes_naming;
@@ -128,6 +130,15 @@ fn a_cache_that_cannot_be_used_is_the_hosts_fault_and_leaves_a_report() {
         let report: Report = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
         assert_eq!((report.exit_code, report.verdict), (69, Verdict::Unavailable));
         std::fs::remove_file(path).unwrap();
+    }
+}
+
+#[test]
+fn each_planted_fault_has_a_test() {
+    use Sabotage::{BrokerRefuses, ColdPanics, KernelPanic, StaleChain};
+    let elsewhere = [BrokerRefuses, ColdPanics, KernelPanic, StaleChain];
+    for fault in Sabotage::value_variants() {
+        assert!(sabotage::FOUND.contains(fault) || elsewhere.contains(fault), "{fault:?}");
     }
 }
 

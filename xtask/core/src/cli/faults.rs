@@ -6,7 +6,7 @@ use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 use crate::format::name_of;
-use crate::report::Phase;
+use crate::report::{Phase, Report};
 
 /// The value of `--disturb`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,13 +20,13 @@ pub struct Disturb {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Disturbance {
-    /// The guest's clock is set back by one year
+    /// Set the guest's clock back by one year
     ClockYearBack,
-    /// QEMU is stopped for 20 seconds
+    /// Stop QEMU for 20 seconds
     QemuStopped,
-    /// The broker is restarted
+    /// Restart the broker
     BrokerRestarted,
-    /// The disk writes at most 8 MB and 500 requests per second
+    /// Limit the guest's disk to 8 MB and 500 write requests per second
     SlowDisk,
 }
 
@@ -44,8 +44,9 @@ impl FromStr for Disturb {
                 )
             }
         };
-        let disturbance = Disturbance::from_str(name, false).map_err(|_unknown| {
-            let names: Vec<_> = Disturbance::value_variants().iter().map(name_of).collect();
+        let known = Disturbance::value_variants();
+        let disturbance = known.iter().copied().find(|known| name_of(known) == name).ok_or_else(|| {
+            let names: Vec<_> = known.iter().map(name_of).collect();
             format!("there is no disturbance {name:?}; there are: {}", names.join(", "))
         })?;
         Ok(Self { disturbance, seconds })
@@ -80,7 +81,7 @@ pub enum Sabotage {
     CrashLoop,
     /// Bring back the agent's state from before a deletion at its next boot
     ForgetsDeletions,
-    /// Power the guest off after its workload has started
+    /// Power the guest off after a deployment was removed
     PowersOff,
     /// Delete the start counter in the workload's volume before each start of the agent
     LosesVolume,
@@ -108,7 +109,7 @@ pub enum Sabotage {
 
 /// How a smoke finds a planted fault.
 #[derive(Debug, Clone, Copy)]
-pub struct Finding {
+pub struct Detection {
     /// The phases in which the smoke may fail.
     pub phases: &'static [Phase],
     /// Texts, of which the error must contain at least one.
@@ -117,7 +118,32 @@ pub struct Finding {
     pub by: FoundBy,
     /// The additional arguments that a warm smoke needs to find the fault.
     pub arguments: &'static [&'static str],
+    /// The exit code of the smoke.
     pub exit_code: u8,
+}
+
+impl Detection {
+    /// Checks the report of a smoke with the fault.
+    ///
+    /// # Errors
+    /// Returns the reason why the report does not show that the smoke has found the fault.
+    pub fn check(&self, report: &Report) -> Result<(), String> {
+        let failure = report.failure.as_ref().ok_or("the report has no failure")?;
+        let described = format!("{} {}", failure.error, failure.causes.join(" "));
+        if report.exit_code != self.exit_code {
+            return Err(format!(
+                "the exit code is {} and not {}: {described}",
+                report.exit_code, self.exit_code
+            ));
+        }
+        if !self.phases.contains(&failure.phase) {
+            return Err(format!("found in the phase {}: {described}", failure.phase.title()));
+        }
+        if !self.words.iter().any(|words| described.contains(words)) {
+            return Err(format!("the error does not name the fault: {described}"));
+        }
+        Ok(())
+    }
 }
 
 /// The kind of smoke that can find a fault.
@@ -131,7 +157,7 @@ pub enum FoundBy {
 
 impl Sabotage {
     /// Returns how a smoke finds this fault; `None` for a fault that only `--verify-cold` can find.
-    pub fn finding(self) -> Option<Finding> {
+    pub fn detection(self) -> Option<Detection> {
         use Phase::{Boot, Join, PowerCut, Rejoin, Workload};
         let (phases, words): (&[Phase], &[&str]) = match self {
             Self::UnitNotEnabled => (&[Rejoin], &["disabled at boot"]),
@@ -171,6 +197,48 @@ impl Sabotage {
             _ => &[],
         };
         let exit_code = if self == Self::StaleChain { 69 } else { 1 };
-        Some(Finding { phases, words, by, arguments, exit_code })
+        Some(Detection { phases, words, by, arguments, exit_code })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arch::VmArchitecture;
+    use crate::error::Failure;
+
+    #[test]
+    fn a_disturbance_has_a_name_and_perhaps_a_moment() {
+        let slow = Disturb { disturbance: Disturbance::SlowDisk, seconds: None };
+        assert_eq!("slow-disk".parse(), Ok(slow));
+        assert_eq!("slow-disk@7".parse(), Ok(Disturb { seconds: Some(7), ..slow }));
+        for (text, words) in
+            [("slow", "there are: clock-year-back"), ("slow-disk@x", "0 to 600"), ("slow-disk@601", "601")]
+        {
+            let error = text.parse::<Disturb>().unwrap_err();
+            assert!(error.contains(words), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_fault_is_found_by_its_phase_its_words_and_its_exit_code() {
+        let detection = Sabotage::NoFsync.detection().unwrap();
+        let report = |phase, words: &str, exit_code| {
+            let error = Failure::guest(words, "sync it").into();
+            let mut report = Report::before_run(VmArchitecture::Aarch64, &error);
+            report.failure.as_mut().unwrap().phase = phase;
+            report.exit_code = exit_code;
+            report
+        };
+        let words = "acknowledged before the desired state was on its disk";
+        assert_eq!(detection.check(&report(Phase::PowerCut, words, 1)), Ok(()));
+        for (report, reason) in [
+            (report(Phase::Rejoin, words, 1), "in the phase rejoin"),
+            (report(Phase::PowerCut, "timed out", 1), "does not name the fault"),
+            (report(Phase::PowerCut, words, 69), "exit code is 69"),
+        ] {
+            let found = detection.check(&report).unwrap_err();
+            assert!(found.contains(reason), "{found}");
+        }
     }
 }

@@ -14,7 +14,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::arch::VmArchitecture;
 pub use args::{Accel, BuildArgs, FixArgs, MachineArgs, Verbosity};
-pub use faults::{Disturb, Disturbance, Finding, FoundBy, Sabotage};
+pub use faults::{Detection, Disturb, Disturbance, FoundBy, Sabotage};
 pub use image::{
     BumpArgs, ImageArgs, ImageBuildArgs, ImageCommand, ImageFetchArgs, ImageVerifyArgs, PruneArgs,
     StoreCommand,
@@ -182,7 +182,7 @@ pub struct SoakArgs {
     #[arg(long)]
     pub agent: bool,
 
-    /// Run all cases of the tables of which `ci` tries a third: broken hosts, the rehearsal, images, planted faults
+    /// Run all cases of the tables of which `ci` tries a third: broken hosts, the rehearsal, images, planted faults, disturbances
     #[arg(long)]
     pub all: bool,
 

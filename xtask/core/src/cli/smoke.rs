@@ -24,7 +24,7 @@ pub struct SmokeArgs {
     #[arg(long, value_name = "SECONDS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..=3600))]
     pub rest: u64,
 
-    /// Watch the device at rest for this many seconds at the end, 0 to 3600 [default: 6, and 40 with `--cold`]
+    /// Watch the device at rest for this many seconds at the end, 0 to 3600 [default: 6, and 40 in a cold run]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(0..=3600))]
     pub observe: Option<u64>,
 
@@ -56,7 +56,7 @@ pub struct SmokeArgs {
     #[arg(long)]
     pub keep: bool,
 
-    /// Multiply the time limits of the guest, 0.1 to 100
+    /// Multiply the time limits of the guest, and of commands and the broker on this host, 0.1 to 100
     #[arg(long, value_name = "FACTOR", default_value_t = 1.0, value_parser = timeout_scale)]
     pub timeout_scale: f64,
 
@@ -71,7 +71,7 @@ pub struct SmokeArgs {
     #[arg(long, value_enum, value_name = "FAULT")]
     pub sabotage: Option<Sabotage>,
 
-    /// Disturb the device once, so many seconds after its boot [default: at random]; a sound agent must be verified
+    /// Disturb the device once, SECONDS after its boot [default: at a random moment of the first minute]: clock-year-back, qemu-stopped, broker-restarted or slow-disk
     #[arg(long, value_name = "DISTURBANCE[@SECONDS]")]
     pub disturb: Option<Disturb>,
 }

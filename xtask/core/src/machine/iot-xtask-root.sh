@@ -8,7 +8,7 @@ while true; do
     # read fails while no process of the host is connected to the port.
     if read -r -u 3 word limit command; then
         echo "begin $word" >&3
-        timeout "$limit" bash -c "$command" < /dev/null >&3 2> /dev/null
+        timeout --kill-after=1 "$limit" bash -c "$command" < /dev/null >&3 2> /dev/null
         echo "end $word" >&3
     else
         sleep 1

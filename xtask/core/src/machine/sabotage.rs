@@ -20,14 +20,24 @@ pub(super) fn scripts(fault: Option<Sabotage>) -> (String, String) {
         Some(Sabotage::NoFsync) => before(NO_FSYNC),
         Some(Sabotage::PowersOff) => after(POWERS_OFF),
         Some(Sabotage::LosesVolume) => before(LOSES_VOLUME),
-        Some(Sabotage::LosesBus | Sabotage::WatchesOnlyNew | Sabotage::DeafAfterRejoin) => {
-            (behind_proxy(&fault.as_ref().map(name_of).unwrap_or_default()), String::new())
+        Some(fault @ (Sabotage::LosesBus | Sabotage::WatchesOnlyNew | Sabotage::DeafAfterRejoin)) => {
+            before(&behind_proxy(&name_of(&fault)))
         }
         Some(Sabotage::ForgedStatus) => after(FORGED_STATUS),
-        Some(Sabotage::Recreates) => (String::new(), at_later_boots(RECREATES)),
-        Some(Sabotage::RebootsItself) => (String::new(), at_later_boots(REBOOTS_ITSELF)),
-        Some(Sabotage::ReadOnlyRoot) => (String::new(), at_later_boots(READ_ONLY_ROOT)),
-        _ => (String::new(), String::new()),
+        Some(Sabotage::Recreates) => after(&at_later_boots(RECREATES)),
+        Some(Sabotage::RebootsItself) => after(&at_later_boots(REBOOTS_ITSELF)),
+        Some(Sabotage::ReadOnlyRoot) => after(&at_later_boots(READ_ONLY_ROOT)),
+        // These faults are planted on the host.
+        None
+        | Some(
+            Sabotage::OtherDigest
+            | Sabotage::KernelPanic
+            | Sabotage::KillQemu
+            | Sabotage::BrokerRefuses
+            | Sabotage::ForeignImage
+            | Sabotage::StaleChain
+            | Sabotage::ColdPanics,
+        ) => (String::new(), String::new()),
     }
 }
 

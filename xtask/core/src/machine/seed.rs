@@ -17,15 +17,15 @@ pub const PAYLOAD_LABEL: &str = "IOTAGENT";
 /// units, the kernel's messages without their times, and the paths of core dumps.
 pub const BASELINE: &str = "/var/lib/iot-xtask.baseline";
 
-/// The kernel's messages about an oops, a process killed for lack of memory, a process that has crashed, and a failure of a
-/// file system or a disk, as a pattern of grep. A lockup is not in it: a host that stops an emulated guest for 20 s causes
-/// one.
-pub const KERNEL_FAULTS: &str = "\\] (Internal error: )?Oops|\\] BUG: [^w]|Out of memory|oom-kill|segfault at|EXT4-fs error|\
-                                 Remounting filesystem|I/O error";
+/// The command that lists the kernel's messages about an oops, a process killed for lack of memory, a process that has
+/// crashed, and a failure of a file system or a disk. It omits lockups, because a host that stops an emulated guest for
+/// 20 s causes one.
+pub const LIST_KERNEL_FAULTS: &str = "dmesg --notime | grep -E '^(Internal error: )?Oops|^BUG: [^w]|Out of memory|oom-kill|\
+                                      segfault at|EXT4-fs error|Remounting filesystem|I/O error'";
 
 /// The command that lists the core dumps of the guest: those of systemd-coredump, and those of Ubuntu's apport.
-pub const FIND_CORE_DUMPS: &str =
-    "find /var/lib/systemd/coredump /var/crash -type f ( -name core* -o -name *.crash )";
+pub const LIST_CORE_DUMPS: &str =
+    "find /var/lib/systemd/coredump /var/crash -type f \\( -name 'core*' -o -name '*.crash' \\) 2> /dev/null";
 
 /// The files of the service that runs the commands of the smoke as root: its unit and its script. Unlike ssh, the
 /// service needs neither the network nor a login, and it works while the root file system is read-only.
@@ -229,8 +229,8 @@ pub fn provision_script(
          # A later boot is no first boot, so it need not wait for cloud-init (cloud-init, \"how to disable\").\n\
          true > /etc/cloud/cloud-init.disabled\n\
          {{ systemctl list-units --state=failed --plain --no-legend --no-pager | cut -d ' ' -f 1\n\
-         dmesg | grep -E '{KERNEL_FAULTS}' | sed 's/^[^]]*\\] //'\n\
-         (set -f; {find}) 2> /dev/null; }} > {BASELINE}\n\
+         {LIST_KERNEL_FAULTS}\n\
+         {LIST_CORE_DUMPS}; }} > {BASELINE}\n\
          {before}\n\
          if output=$({install} 2>&1); then\n\
          \x20 # Root has no containers to restart or update, so a boot need not wait for these units. They still start on request.\n\
@@ -245,7 +245,6 @@ pub fn provision_script(
          \x20 own_keys\n\
          \x20 say \"{failed} $(echo \"$output\" | tail -n 3 | tr '\\n' ' ')\"\n\
          fi\n",
-        find = FIND_CORE_DUMPS.replace('(', "\\(").replace(')', "\\)"),
         install = if installs { "sh \"$here/install.sh\"" } else { "true" },
         done = marker::DONE,
         failed = marker::FAILED,

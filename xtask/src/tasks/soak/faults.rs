@@ -1,9 +1,9 @@
 //! Smokes with a planted fault, which each must find, and smokes with a disturbance, in which each must verify the
 //! agent.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Error, Result};
 use clap::ValueEnum as _;
-use xtask_core::cli::{Disturbance, Finding, FoundBy, Sabotage, SoakArgs};
+use xtask_core::cli::{Detection, Disturbance, FoundBy, Sabotage, SoakArgs};
 use xtask_core::format::name_of;
 use xtask_core::report::Report;
 
@@ -11,15 +11,15 @@ use super::{Kind, smoke, start, tidy};
 
 /// Returns the kinds of rounds for the planted faults that a smoke of `args` can find.
 pub(super) fn sabotages(args: &SoakArgs) -> impl Iterator<Item = Kind<'_>> {
-    let possible = |finding: &Finding| match finding.by {
+    let possible = |detection: &Detection| match detection.by {
         FoundBy::WarmAndCold => true,
         FoundBy::Warm => !args.cold,
         FoundBy::Cold => args.cold,
     };
     Sabotage::value_variants().iter().filter_map(move |fault| {
-        let finding = fault.finding().filter(possible)?;
+        let detection = fault.detection().filter(possible)?;
         let round: Box<dyn Fn(u32) -> Result<String>> =
-            Box::new(move |_| tidy(is_found(args, &name_of(fault), &finding)));
+            Box::new(move |_| tidy(is_found(args, &name_of(fault), &detection)));
         Some((format!("sabotage {}", name_of(fault)), args.sabotages, round))
     })
 }
@@ -36,26 +36,22 @@ pub(super) fn disturbances(args: &SoakArgs) -> impl Iterator<Item = Kind<'_>> {
 }
 
 /// Runs a smoke with a planted fault. Returns an error unless it finds the fault in the right phase and names it.
-fn is_found(args: &SoakArgs, name: &str, finding: &Finding) -> Result<String> {
+fn is_found(args: &SoakArgs, name: &str, detection: &Detection) -> Result<String> {
     let directory = std::env::temp_dir().join(format!("iot-xtask-soak-{}", std::process::id()));
     let report = directory.to_str().context("the path of the report is not UTF-8")?;
     let own = ["--sabotage", name, "--report", report];
-    let more = if args.cold { &[] } else { finding.arguments };
+    let more = if args.cold { &[] } else { detection.arguments };
     let status = start(args, &[&own[..], more].concat())?.wait().context("wait for a smoke")?;
-    let text = fs_err::read(directory.join("report.json"))?;
-    fs_err::remove_dir_all(&directory)?;
-    let report: Report = serde_json::from_slice(&text).context("parse the smoke's report")?;
-    let failure = report.failure.context("the smoke did not find the fault")?;
-    let described = format!("{} {}", failure.error, failure.causes.join(" "));
-    ensure!(status.code() == Some(finding.exit_code.into()), "{status}: {described}");
-    ensure!(
-        finding.phases.contains(&failure.phase),
-        "found in the phase {}: {described}",
-        failure.phase.title()
-    );
-    ensure!(
-        finding.words.iter().any(|words| described.contains(words)),
-        "the error does not name the fault: {described}"
-    );
+    let read = || -> Result<Report> {
+        let text = fs_err::read(directory.join("report.json"))?;
+        serde_json::from_slice(&text).context("parse the smoke's report")
+    };
+    let report = read().with_context(|| format!("the smoke ended with {status}"));
+    if directory.exists() {
+        fs_err::remove_dir_all(&directory)?;
+    }
+    let report = report?;
+    detection.check(&report).map_err(Error::msg)?;
+    let failure = report.failure.context("the report has no failure")?;
     Ok(format!("found in the phase {}: {}", failure.phase.title(), failure.error))
 }

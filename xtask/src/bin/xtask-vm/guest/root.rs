@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 use xtask_core::machine::WORKLOAD_PORTS;
-use xtask_core::machine::seed::{BASELINE, FIND_CORE_DUMPS, KERNEL_FAULTS};
+use xtask_core::machine::seed::{BASELINE, LIST_CORE_DUMPS, LIST_KERNEL_FAULTS};
 
 use super::root_port::RootPort;
 use super::unit::{self, UnitState};
@@ -62,7 +62,11 @@ impl RootView {
         let view = Self::parse(&output);
         // A file system that is read-only can keep podman from answering.
         let is_usable = output.ends_with(COMPLETE) || view.is_read_only;
-        ensure!(is_usable, "root's look at the guest took longer than {} s", limit.as_secs());
+        ensure!(
+            is_usable,
+            "the query of the guest's state as root was not complete after {} s",
+            limit.as_secs()
+        );
         Ok(Some(view))
     }
 
@@ -114,25 +118,23 @@ const COMPLETE: &str = "Complete=yes\n";
 fn script() -> String {
     let ports: Vec<_> = WORKLOAD_PORTS.iter().map(ToString::to_string).collect();
     format!(
-        "set -f; {}; pid=${{unit#*MainPID=}}; pid=${{pid%%[!0-9]*}}; \
+        "set -f; {query}; pid=${{unit#*MainPID=}}; pid=${{pid%%[!0-9]*}}; \
          echo \"BootId=$(< /proc/sys/kernel/random/boot_id)\"; \
          if [ \"$pid\" != 0 ]; then read -r sum _ < <(sha256sum /proc/$pid/exe); echo \"Executable=$sum\"; fi; \
          probe=/var/lib/iot-agent/.iot-xtask-probe; \
-         if : > $probe && rm $probe; then true; else echo ReadOnly=yes; fi; \
-         is_new() {{ ! grep -qxF -- \"$1\" {BASELINE}; }}; \
-         while read -r unit _; do \
-         if is_new \"$unit\" && [[ $(systemctl show -P TriggeredBy \"$unit\") != *.timer* ]]; then echo \"Failed=$unit\"; fi; done \
-         < <(systemctl list-units --state=failed --plain --no-legend --no-pager); \
-         while read -r line; do if is_new \"${{line#*] }}\"; then echo \"Kernel=$line\"; fi; done \
-         < <(dmesg | grep -E \"{KERNEL_FAULTS}\"); \
-         while read -r core; do if is_new \"$core\"; then echo \"Core=$core\"; fi; done < <({find}); \
-         for port in {}; do if (exec 3<> /dev/tcp/127.0.0.1/$port) 2> /dev/null; then echo Listens=$port; fi; done; \
+         if ! {{ : > $probe && rm $probe; }}; then echo ReadOnly=yes; fi; \
+         while read -r failed _; do \
+         if ! grep -qxF -- \"$failed\" {BASELINE} && [[ $(systemctl show -P TriggeredBy \"$failed\") != *.timer* ]]; \
+         then echo \"Failed=$failed\"; fi; \
+         done < <(systemctl list-units --state=failed --plain --no-legend --no-pager); \
+         {LIST_KERNEL_FAULTS} | grep -vxFf {BASELINE} | sed s/^/Kernel=/; \
+         {LIST_CORE_DUMPS} | grep -vxFf {BASELINE} | sed s/^/Core=/; \
+         for port in {ports}; do if (exec 3<> /dev/tcp/127.0.0.1/$port) 2> /dev/null; then echo Listens=$port; fi; done; \
          echo Containers=$(podman --url unix:///run/iot-agent/podman.sock ps --all --no-trunc --format json); \
          echo Status=$(< /run/iot-agent/status.json); \
          echo Complete=yes",
-        unit::QUERY,
-        ports.join(" "),
-        find = FIND_CORE_DUMPS.replace('(', "\\(").replace(')', "\\)"),
+        query = unit::QUERY,
+        ports = ports.join(" "),
     )
 }
 
@@ -160,5 +162,7 @@ mod tests {
         assert_eq!(RootView::parse("Containers=null").podman_error, None);
         assert!(RootView::parse("Containers=").podman_error.is_some(), "podman has not answered");
         assert!(!script().contains('\n'), "a request is one line");
+        let parsed = std::process::Command::new("bash").args(["-n", "-c", &script()]).status().unwrap();
+        assert!(parsed.success(), "{}", script());
     }
 }

@@ -72,13 +72,11 @@ impl RootPort {
     /// no answer yet. The command is one line. The guest ends it after `limit`.
     ///
     /// # Errors
-    /// Returns a failure of the host if QEMU does not accept the connection, or if it closes the connection.
+    /// Returns a failure of the host if QEMU does not accept or closes the connection, and a failure of the guest if an
+    /// answer is too long.
     pub(crate) fn ask(&mut self, command: &str, limit: Duration) -> Result<Option<String>> {
-        let asked = self.poll(command, limit);
-        if asked.is_err() {
+        self.poll(command, limit).map_err(|error| {
             self.close();
-        }
-        asked.map_err(|error| {
             let attempted = format!("send a command to the guest through {}", self.socket.display());
             host_fault(error, attempted, "read qemu.log in the report's directory, and run again")
         })
@@ -94,11 +92,12 @@ impl RootPort {
             match open.answer(pending.number) {
                 None if Instant::now() > pending.lost_at => {}
                 None => open.pending = Some(pending),
-                Some(answer) if pending.is_wanted && pending.command == command => {
+                Some(answer) => {
                     self.has_answered = true;
-                    return Ok(Some(answer));
+                    if pending.is_wanted && pending.command == command {
+                        return Ok(Some(answer));
+                    }
                 }
-                Some(_) => {}
             }
         }
         if open.pending.is_none() {
@@ -200,7 +199,10 @@ mod tests {
         guest.wait().unwrap();
         drop(listener);
         std::fs::remove_file(&socket).unwrap();
-        while port.ask("true", LIMIT).is_ok() {}
+        let until = Instant::now() + LIMIT;
+        while port.ask("true", LIMIT).is_ok() {
+            assert!(Instant::now() < until, "the end of the port is not noticed");
+        }
         assert!(port.ask("true", LIMIT).unwrap_err().to_string().contains("root.sock"));
     }
 }

@@ -4,12 +4,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use rustix::process::Signal;
+use xtask_core::bail_host;
 use xtask_core::cli::{Disturb, Disturbance};
 use xtask_core::error::host_fault;
 use xtask_core::format::name_of;
 use xtask_core::limits;
 use xtask_core::processes::emulator;
-use xtask_core::{bail_guest, bail_host};
 
 use super::running::RunningVm;
 
@@ -20,15 +20,22 @@ const SLOW_DISK: (u64, u64) = (8_000_000, 500);
 pub(super) struct PlannedDisturbance {
     disturbance: Disturbance,
     at: Instant,
+    is_random: bool,
 }
 
 impl PlannedDisturbance {
     /// Plans a disturbance; its seconds are counted from now. Prints the value for `--disturb` that repeats it.
     pub(super) fn plan(disturb: Disturb, vm: &RunningVm) -> Result<Self> {
         let Disturb { disturbance, seconds } = disturb;
+        let is_random = seconds.is_none();
         let seconds = seconds.map_or_else(|| random_seconds(disturbance), Ok)?;
         vm.ui.note(&format!("--disturb {}@{seconds}", name_of(&disturbance)));
-        Ok(Self { disturbance, at: Instant::now() + Duration::from_secs(seconds) })
+        Ok(Self { disturbance, at: Instant::now() + Duration::from_secs(seconds), is_random })
+    }
+
+    /// Returns whether the moment was drawn at random, and not given.
+    pub(super) fn is_random(&self) -> bool {
+        self.is_random
     }
 }
 
@@ -76,7 +83,7 @@ impl RunningVm {
     pub(super) fn expect_disturbed(&self) -> Result<()> {
         if self.disturbance.is_some() {
             bail_host!(
-                "the moment of --disturb has not come before the end of the smoke";
+                "--disturb: the smoke has ended before the moment of the disturbance";
                 "give an earlier moment: DISTURBANCE@SECONDS"
             );
         }
@@ -90,19 +97,10 @@ impl RunningVm {
     }
 
     fn set_clock_back(&mut self) -> Result<()> {
-        let deadline = self.deadline;
-        self.root.forget();
-        loop {
-            let command = "date --set \"-1 year\" > /dev/null && date +%Y";
-            if let Some(year) = self.root.ask(command, self.plan.limits.guest_command())? {
-                self.ui.note(&format!("the guest's clock shows the year {}", year.trim()));
-                return Ok(());
-            }
-            if deadline.is_over() {
-                bail_guest!("root in the guest did not set the clock"; "read console.log");
-            }
-            std::thread::sleep(limits::POLL);
-        }
+        let command = "date --set \"-1 year\" > /dev/null && date +%Y";
+        let year = self.run_as_root(command, self.plan.limits.login_prompt())?;
+        self.ui.note(&format!("the guest's clock shows the year {}", year.trim()));
+        Ok(())
     }
 
     /// Stops QEMU with SIGSTOP for a while. A pause over QMP would stop the guest's clock, too, and the guest would not

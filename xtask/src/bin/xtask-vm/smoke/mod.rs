@@ -2,6 +2,7 @@
 //! of them. [`recorder`] times and records a phase. [`target`] runs a guest, [`fault`] has the faults of a running
 //! device, and [`proof`] has the checks that the device follows the desired state.
 
+mod answer;
 mod boot;
 pub(crate) mod compare;
 mod deployed;

@@ -2,12 +2,10 @@
 //! cannot forge the evidence: revisions that the broker counts, digests and boot ids that must agree, and the answer of
 //! the workload from inside its container.
 
-use std::io::{self, BufRead as _, BufReader, ErrorKind, Read as _};
-use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use agent_protocol::{LogsRequest, Reply};
-use anyhow::{Context, Error, Result, anyhow, ensure};
+use anyhow::{Context, Error, Result, anyhow};
 use xtask_core::build::Agent;
 use xtask_core::image::Image;
 use xtask_core::limits;
@@ -15,16 +13,14 @@ use xtask_core::report::{Evidence, StatusEvidence, WorkloadEvidence};
 use xtask_core::{bail_guest, bail_host};
 use xtask_fleet::ReceivedStatus;
 
+use super::answer::is_slow;
 use super::deployed::{ExpectedAnswer, ExpectedDeployment, FIND_LISTENER};
+use super::disturbance::PlannedDisturbance;
 use super::observed::{ExpectedView, check_unchanged};
 use super::offline::OfflineRecovery;
 use super::running::RunningVm;
 use super::verify::{self, ExpectedStatus};
 use crate::guest::root::RootView;
-use crate::guest::watch::Deadline;
-
-/// The maximum number of bytes that are read of an answer.
-const MAX_ANSWER: u64 = 4096;
 
 /// A deployment that is or was in the desired state.
 #[derive(Debug, Clone, Copy)]
@@ -242,7 +238,11 @@ impl<'a> Proof<'a> {
     /// must be the same.
     pub(super) fn stays(&self, vm: &mut RunningVm, begun: &Observation<'_>) -> Result<RootView> {
         let Observation { boot_id, running, deleted, first, until, status } = begun;
-        vm.wait("the end of the observation", |_| Ok((Instant::now() >= *until).then_some(())))?;
+        // A disturbance at a random moment must come, also if the smoke is short.
+        vm.wait("the end of the observation", |vm| {
+            let is_awaited = vm.disturbance.as_ref().is_some_and(PlannedDisturbance::is_random);
+            Ok((Instant::now() >= *until && !is_awaited).then_some(()))
+        })?;
         let deadline = vm.deadline.within(vm.plan.limits.ping());
         vm.wait_until(deadline, "two heartbeats of the agent", |vm| {
             let Some(seen) = vm.broker.latest()? else { return Ok(None) };
@@ -274,8 +274,7 @@ impl<'a> Proof<'a> {
         let limit = vm.plan.limits.removal();
         let deadline = vm.deadline.within(limit);
         let mut wanted = ExpectedDeployment::removed(name, revision);
-        // The wait has twice the limit, so that it does not time out before the check of `deadline` below.
-        vm.wait_until(Deadline::after(limit * 2), &format!("the deployment {name} to be gone"), |vm| {
+        vm.wait(&format!("the deployment {name} to be gone"), |vm| {
             let seen = vm.broker.latest()?;
             let is_removed = seen.as_ref().map_or(Ok(false), |seen| wanted.check(seen))?;
             let answer = vm.answer_of(port);
@@ -356,59 +355,5 @@ fn acknowledged(vm: &RunningVm) -> Result<Option<u64>> {
     match vm.broker.command_within("status", Vec::new(), limits::ACKNOWLEDGEMENT)? {
         Reply::Status { status } => Ok(Some(status.desired_revision)),
         _ => Ok(None),
-    }
-}
-
-impl RunningVm {
-    fn answer_of(&self, guest_port: u16) -> Result<WorkloadEvidence> {
-        answer_of(self.target.port_to(guest_port)?, self.ui.scaled(limits::WORKLOAD_ANSWER))
-    }
-}
-
-/// Connects to a port of this host's loopback and reads an answer of one line. QEMU accepts each connection, and
-/// closes it if nothing listens on the guest's port.
-fn answer_of(port: u16, limit: Duration) -> Result<WorkloadEvidence> {
-    let ask = || -> Result<WorkloadEvidence> {
-        let stream = TcpStream::connect_timeout(&([127, 0, 0, 1], port).into(), limit)?;
-        stream.set_read_timeout(Some(limit))?;
-        let mut line = String::new();
-        BufReader::new(stream).take(MAX_ANSWER).read_line(&mut line)?;
-        ensure!(line.ends_with('\n'), "no answer");
-        serde_json::from_str(&line).with_context(|| format!("read {line:?}"))
-    };
-    ask().with_context(|| format!("ask the workload behind port {port}"))
-}
-
-/// Returns whether the error is a timeout. Something may then still listen on the port.
-fn is_slow(error: &Error) -> bool {
-    let cause = error.downcast_ref::<io::Error>();
-    cause.is_some_and(|cause| matches!(cause.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut))
-}
-
-#[cfg(test)]
-mod tests {
-    use std::io::Write as _;
-    use std::net::TcpListener;
-
-    use super::*;
-
-    #[test]
-    fn who_closes_is_gone_and_who_is_slow_is_not() {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = listener.local_addr().unwrap().port();
-        let answered = |answer: &'static [u8]| {
-            let listener = listener.try_clone().unwrap();
-            let thread = std::thread::spawn(move || listener.accept().unwrap().0.write_all(answer).unwrap());
-            let answer = answer_of(port, limits::WORKLOAD_ANSWER);
-            thread.join().unwrap();
-            answer
-        };
-        let line = b"{\"machine\":\"aarch64\",\"boot_id\":\"b\",\"generation\":1,\"starts\":2}\n";
-        assert_eq!(answered(line).unwrap().starts, 2);
-        assert!(!is_slow(&answered(b"").unwrap_err()), "as QEMU does where the guest does not listen");
-        let slow = answer_of(port, limits::WORKLOAD_ANSWER).unwrap_err();
-        assert!(is_slow(&slow), "{slow:?}");
-        drop(listener);
-        assert!(!is_slow(&answer_of(port, limits::WORKLOAD_ANSWER).unwrap_err()));
     }
 }

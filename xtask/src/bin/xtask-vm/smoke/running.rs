@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, anyhow};
+use anyhow::Result;
 use xtask_core::error::{Failure, Kind};
 use xtask_core::format::now_rfc3339;
 use xtask_core::fs::write_private;
@@ -208,6 +208,29 @@ impl RunningVm {
         RootView::look(&mut self.root, self.plan.limits.guest_command())
     }
 
+    /// Runs a command in the guest as root, and returns its output.
+    ///
+    /// # Errors
+    /// Returns a failure of the guest if there is no answer within `limit`.
+    pub(super) fn run_as_root(&mut self, command: &str, limit: Duration) -> Result<String> {
+        let deadline = Deadline::after(limit);
+        self.root.forget();
+        loop {
+            if let Some(output) = self.root.ask(command, limit)? {
+                return Ok(output);
+            }
+            self.ui.check()?;
+            self.check_alive("the output of a command in the guest")?;
+            if deadline.is_over() {
+                bail_guest!(
+                    "the guest has not completed the command {command:?} within {} s", limit.as_secs();
+                    "read console.log for what the guest does"
+                );
+            }
+            std::thread::sleep(limits::POLL);
+        }
+    }
+
     /// Writes the guest's journal to `path` if the guest can be entered.
     pub(super) fn fetch_journal(&mut self, path: &Path) {
         // A guest that reboots by itself does not answer for a while.
@@ -217,17 +240,8 @@ impl RunningVm {
         {
             return;
         }
-        let limit = self.plan.limits.journal();
         let command = "journalctl --boot --no-pager --output short-monotonic --lines 2000";
-        self.root.forget();
-        let deadline = Deadline::after(limit);
-        let fetched = loop {
-            match self.root.ask(command, limit).transpose() {
-                Some(journal) => break journal,
-                None if deadline.is_over() => break Err(anyhow!("no answer within {} s", limit.as_secs())),
-                None => std::thread::sleep(limits::POLL),
-            }
-        };
+        let fetched = self.run_as_root(command, self.plan.limits.journal());
         let written = fetched.and_then(|journal| write_private(path, journal));
         if let Err(error) = written {
             self.ui.note(&format!("cannot read the guest's journal: {error:#}"));
@@ -317,18 +331,6 @@ impl Watched for RunningVm {
                 "read qemu.log in the report's directory; a guest that shuts down ends its QEMU too"
             );
         }
-        match self.target.run_state()?.as_str() {
-            "io-error" => {
-                let overlay = self.files.overlay.display();
-                bail_host!(
-                    "QEMU stopped the guest while waiting for {what}: it cannot write the guest's disk";
-                    "check the free space of the file system of {overlay}"
-                )
-            }
-            state => bail_host!(
-                "QEMU stopped the guest while waiting for {what}; its state is {state}";
-                "read qemu.log in the report's directory; if KVM failed, use --accel tcg"
-            ),
-        }
+        Err(self.target.stopped(&format!("while waiting for {what}"))?.into())
     }
 }

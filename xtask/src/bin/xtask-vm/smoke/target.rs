@@ -5,12 +5,13 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use serde_json::json;
+use xtask_core::bail_guest;
+use xtask_core::error::Failure;
 use xtask_core::fs::write_private;
 use xtask_core::machine::{RunFiles, SSH_PORT, xml};
 use xtask_core::plan::Plan;
 use xtask_core::processes::emulator;
 use xtask_core::readback::ExpectedMachine;
-use xtask_core::{bail_guest, bail_host};
 
 use crate::libvirt::{Condition, Hypervisor, Machine, paused};
 
@@ -92,14 +93,11 @@ impl Target {
     pub(super) fn cut_power(&mut self) -> Result<()> {
         match self.machine.condition() {
             Condition::Running => {}
-            Condition::Paused => bail_host!(
-                "QEMU had stopped the guest when its power was to be cut: its state is {}", self.run_state()?;
-                "check the free space of the file system with the run's directory, and read qemu.log"
-            ),
-            condition => {
+            Condition::Paused => return Err(self.stopped("before the power cut")?.into()),
+            Condition::Off | Condition::Gone => {
                 self.hypervisor.check_signal("the power cut")?;
                 bail_guest!(
-                    "the guest was not running when its power was to be cut: its machine is {condition:?}";
+                    "the guest was not running when its power was to be cut: it was already off";
                     "read console.log for why it stopped"
                 )
             }
@@ -114,6 +112,19 @@ impl Target {
     pub(super) fn run_state(&self) -> Result<String> {
         let status = self.machine.qmp("query-status", &json!({}))?;
         Ok(status["status"].as_str().unwrap_or_default().to_owned())
+    }
+
+    /// Returns the failure of the host because of which QEMU has stopped the guest.
+    pub(super) fn stopped(&self, when: &str) -> Result<Failure> {
+        let state = self.run_state()?;
+        let hint = match state.as_str() {
+            "io-error" => format!(
+                "QEMU cannot write the guest's disk: check the free space of the file system with {}",
+                self.work().display()
+            ),
+            _ => "read qemu.log in the report's directory; if KVM failed, use --accel tcg".to_owned(),
+        };
+        Ok(Failure::host(format!("QEMU stopped the guest {when}; its state is {state}"), hint))
     }
 
     /// Returns the registers of all processors of the guest as text. If two texts are equal, no processor has executed

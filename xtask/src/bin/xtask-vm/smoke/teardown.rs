@@ -35,7 +35,9 @@ fn collect_evidence(run: &Run<'_>, directory: &Path, verdict: Verdict, vm: Optio
         return;
     }
     if directory != run.dir.path() {
-        run.copy(&run.dir.path().join("console.log"), &directory.join("console.log"));
+        for log in ["console.log", "markers.log"] {
+            run.copy(&run.dir.path().join(log), &directory.join(log));
+        }
     }
     if matches!(verdict, Verdict::Failed | Verdict::Unavailable) {
         run.copy_evidence(directory);

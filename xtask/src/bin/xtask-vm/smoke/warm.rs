@@ -30,7 +30,6 @@ use super::target::Domain;
 use crate::guest::console::Console;
 use crate::guest::media::{self, Delivered};
 use crate::guest::ssh::Keys;
-use crate::guest::watch::Deadline;
 use crate::libvirt::{Hypervisor, Machine};
 
 /// The snapshot from which a run's machine is restored. Its files are hashed while the run continues.
@@ -274,7 +273,7 @@ impl Warm<'_> {
         // The limit of the restore that follows comes on top.
         run.times.set_limit(limit + plan.limits.provision());
         vm.deadline = run.times.deadline();
-        let deadline = Deadline::after(limit);
+        let deadline = vm.deadline.within(limit);
         vm.wait_until(deadline, "the end of the guest's first boot", |vm| {
             let ended = [marker::IDLE, marker::LACKS].iter().any(|sign| vm.console.line_with(sign).is_some());
             Ok(ended.then_some(()))

@@ -105,6 +105,7 @@ fn compile(shell: &Shell, rustc: &OsString, arguments: &[OsString], kept: &Path)
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt as _;
     use std::process::{Command, Output};
 
     use super::*;
@@ -200,8 +201,12 @@ mod tests {
         let kept: Vec<_> =
             std::fs::read_dir(cache.workloads()).unwrap().map(|entry| entry.unwrap().path()).collect();
         assert_eq!(kept.len(), 2, "the executable and its digest: {kept:?}");
+        let executable = kept.iter().find(|path| path.extension().is_none()).unwrap();
+        let inode = || executable.metadata().unwrap().ino();
+        let before = inode();
         assert_eq!(made(&cache, host), first);
-        std::fs::remove_file(&kept[0]).unwrap();
+        assert_eq!(inode(), before, "it was compiled again");
+        std::fs::remove_file(executable).unwrap();
         assert!(made(&cache, host) == first, "compiled again it is the same");
         assert_eq!(file_name(), "localhost_iot-workload_1.tar");
     }
