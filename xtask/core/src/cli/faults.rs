@@ -171,7 +171,9 @@ impl Sabotage {
             Self::WaitsForBus => (&[Rejoin], &["iot-agent.service is activating: it waits for something"]),
             Self::ForeignImage => (&[Workload], &["is made for"]),
             Self::CrashLoop => (&[PowerCut, Rejoin], &["systemd has restarted the agent"]),
-            Self::ForgetsDeletions => (&[Rejoin], &["the deployment retired was deleted"]),
+            Self::ForgetsDeletions => {
+                (&[Rejoin], &["had acknowledged the revision", "the deployment retired was deleted"])
+            }
             Self::PowersOff => (&[Workload, PowerCut], &["QEMU ended", "the guest was not running"]),
             Self::LosesVolume => (&[Rejoin], &["it lost its volume"]),
             Self::NoFsync => (&[PowerCut], &["before the desired state was on its disk"]),

@@ -287,7 +287,7 @@ struct Before {
 fn power_cut(
     run: &Run<'_>,
     vm: &mut RunningVm,
-    proof: &Proof<'_>,
+    proof: &mut Proof<'_>,
     joined: &StatusEvidence,
 ) -> Result<((ReceivedStatus, Changes), String)> {
     proof.agrees(vm, &joined.boot_id, &[PERSISTENT, RETIRED], &[EPHEMERAL])?;

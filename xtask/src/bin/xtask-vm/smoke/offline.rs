@@ -13,6 +13,8 @@ use super::running::RunningVm;
 /// The state of a wait for the workload after the power cut.
 #[derive(Default)]
 pub(super) struct OfflineRecovery {
+    /// The revision of the desired state that the agent had acknowledged before the power cut.
+    acknowledged: u64,
     /// The time at which the wait began.
     begun: Option<Instant>,
     /// The time at which the console first had a prompt, or at which it should have had one.
@@ -23,6 +25,13 @@ pub(super) struct OfflineRecovery {
     asked: Option<Instant>,
     /// The number of consecutive answers in which the agent knew of no such deployment.
     unknown: u32,
+}
+
+impl OfflineRecovery {
+    /// Returns a wait that has not begun.
+    pub(super) fn of(acknowledged: u64) -> Self {
+        Self { acknowledged, ..Self::default() }
+    }
 }
 
 impl RunningVm {
@@ -52,7 +61,7 @@ impl RunningVm {
         let late = up > self.plan.limits.agent_after_boot();
         let (reason, hopeless) = match view.unit.active.as_str() {
             "active" => {
-                let (reason, unknown) = local_reason(&view.local_status, deployment);
+                let (reason, unknown) = local_reason(&view.local_status, deployment, waited.acknowledged);
                 waited.unknown = if unknown { waited.unknown + 1 } else { 0 };
                 // The agent may write its first status before it first reads its disk.
                 (reason, waited.unknown > 1)
@@ -71,8 +80,9 @@ impl RunningVm {
 }
 
 /// Returns what the agent's status on the device (`/run/iot-agent/status.json`) says of a deployment, and whether the
-/// deployment will never run. If an agent without a bus does not know a deployment, it has not stored it.
-fn local_reason(text: &str, deployment: &str) -> (String, bool) {
+/// deployment will never run. If an agent without a bus does not know a deployment, or has an older desired state than it
+/// had acknowledged, it has not stored the change.
+fn local_reason(text: &str, deployment: &str, acknowledged: u64) -> (String, bool) {
     #[derive(serde::Deserialize)]
     struct Local {
         status: DeviceStatus,
@@ -84,6 +94,14 @@ fn local_reason(text: &str, deployment: &str) -> (String, bool) {
         let reason = "the desired state did not survive the power cut";
         return (format!("its agent knows of no deployment {deployment}: {reason}"), true);
     };
+    if status.desired_revision < acknowledged {
+        let revision = status.desired_revision;
+        let reason = format!(
+            "its agent has the desired state of revision {revision}, and had acknowledged the revision {acknowledged} \
+             before the power cut"
+        );
+        return (reason, true);
+    }
     let phase = super::deployed::word(line.phase);
     let error = line.last_error.as_ref().map_or(String::new(), |error| format!(", {error}"));
     (format!("its agent reports {deployment}: {phase}{error}"), false)
@@ -95,22 +113,23 @@ mod tests {
 
     #[test]
     fn only_an_agent_that_has_looked_and_knows_nothing_is_hopeless() {
-        let local = |deployments: &str| {
+        let local = |revision: u64, deployments: &str| {
             format!(
                 r#"{{"pid":1,"bus":{{}},"status":{{"schema":1,"device_id":"d","agent_version":"0","exe_sha256":"","boot_id":"",
                 "machine":"","os_release":{{"id":"","version_id":""}},"kernel":"","uptime_seconds":1,"sequence":1,
-                "deployments":[{deployments}]}}}}"#
+                "desired_revision":{revision},"deployments":[{deployments}]}}}}"#
             )
         };
         let line = r#"{"name":"persistent","desired_revision":3,"phase":"backing-off","container":null,
             "last_error":"podman is away","restarts":0}"#;
         let table = [
             (String::new(), "no status on the device", false),
-            (local(""), "knows of no deployment persistent", true),
-            (local(line), "reports persistent: backing-off, podman is away", false),
+            (local(3, ""), "knows of no deployment persistent", true),
+            (local(3, line), "reports persistent: backing-off, podman is away", false),
+            (local(2, line), "had acknowledged the revision 3", true),
         ];
         for (text, words, hopeless) in table {
-            let (reason, found) = local_reason(&text, "persistent");
+            let (reason, found) = local_reason(&text, "persistent", 3);
             assert!(reason.contains(words), "{reason}");
             assert_eq!(found, hopeless, "{reason}");
         }

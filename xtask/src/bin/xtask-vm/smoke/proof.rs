@@ -54,13 +54,23 @@ pub(super) struct Proof<'a> {
     pub(super) joined: Option<ReceivedStatus>,
     /// The first answer of the deployment that is deleted and added again; `None` before it.
     pub(super) ephemeral: Option<WorkloadEvidence>,
+    /// The revision of the desired state that the agent has acknowledged before the power cut.
+    acknowledged: u64,
 }
 
 impl<'a> Proof<'a> {
     /// Returns the expectations for this agent on this image, without evidence.
     pub(super) fn new(agent: &'a Agent, image: &Image, device_id: String) -> Self {
         let expected = ExpectedStatus::new(agent, image);
-        Self { agent, device_id, expected, evidence: Evidence::default(), joined: None, ephemeral: None }
+        Self {
+            agent,
+            device_id,
+            expected,
+            evidence: Evidence::default(),
+            joined: None,
+            ephemeral: None,
+            acknowledged: 0,
+        }
     }
 
     /// Waits for a status of the executable under test on the requested machine.
@@ -150,7 +160,8 @@ impl<'a> Proof<'a> {
 
     /// Waits until the agent says that it has stored the desired state of `revision`. Returns within milliseconds of
     /// the answer, before podman has completed the agent's next request.
-    pub(super) fn acknowledges(&self, vm: &mut RunningVm, revision: u64) -> Result<()> {
+    pub(super) fn acknowledges(&mut self, vm: &mut RunningVm, revision: u64) -> Result<()> {
+        self.acknowledged = revision;
         vm.wait(&format!("the agent to acknowledge the revision {revision}"), |vm| {
             let until = Instant::now() + limits::POLL;
             while Instant::now() < until {
@@ -325,7 +336,7 @@ impl<'a> Proof<'a> {
     ) -> Result<WorkloadEvidence> {
         let what =
             format!("the answer of the deployment {name} after the power cut, with no broker in reach");
-        let mut waited = OfflineRecovery::default();
+        let mut waited = OfflineRecovery::of(self.acknowledged);
         vm.wait(&what, |vm| {
             let error = match vm.answer_of(port) {
                 Ok(answer) if wanted.check(&answer)? => return Ok(Some(answer)),

@@ -88,7 +88,7 @@ pub(super) fn run(
 /// acknowledge a change that is not on its disk. Then lets the disk go on, and returns the revisions of both changes once
 /// the agent has acknowledged them. The power cut follows before podman has started the container of
 /// [`EPHEMERAL`] or stopped that of [`RETIRED`].
-pub(super) fn change_before_cut(vm: &mut RunningVm, proof: &Proof<'_>) -> Result<(u64, u64)> {
+pub(super) fn change_before_cut(vm: &mut RunningVm, proof: &mut Proof<'_>) -> Result<(u64, u64)> {
     let held = Fault::HeldWrites.begin(vm)?;
     let put = vm.broker.desire(EPHEMERAL.name, &document(2, EPHEMERAL.port))?;
     let deleted = vm.broker.desire_no_more(RETIRED.name)?;
