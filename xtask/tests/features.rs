@@ -17,7 +17,18 @@ const SELECTIONS: [&[&str]; 3] = [
 /// out, because cargo resolves their features separately.
 fn features(selection: &[&str]) -> BTreeMap<String, String> {
     let output = Command::new(env!("CARGO"))
-        .args(["tree", "--offline", "--prefix", "none", "--format", "{p}|{f}", "--edges", "no-proc-macro"])
+        .args([
+            "tree",
+            "--color",
+            "never",
+            "--offline",
+            "--prefix",
+            "none",
+            "--format",
+            "{p}|{f}",
+            "--edges",
+            "no-proc-macro",
+        ])
         .args(selection)
         .output()
         .unwrap();

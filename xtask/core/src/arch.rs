@@ -87,6 +87,13 @@ pub struct MachineProfile {
     pub baseline_feature: &'static str,
 }
 
+impl MachineProfile {
+    /// Returns cargo's variable for a setting of this target: `CARGO_TARGET_<TRIPLE>_<SETTING>`.
+    pub fn cargo_variable(&self, setting: &str) -> String {
+        format!("CARGO_TARGET_{}_{setting}", self.triple.to_uppercase().replace('-', "_"))
+    }
+}
+
 /// The changes that make QEMU's emulated `max` CPU fast.
 #[derive(Debug)]
 pub struct TcgCpu {

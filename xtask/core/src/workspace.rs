@@ -5,8 +5,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
+use cargo_config2::de;
 use cargo_metadata::MetadataCommand;
 
+use crate::arch::{MachineProfile, VmArchitecture};
 use crate::bail_host;
 use crate::digest::Algorithm;
 use crate::error::Failure;
@@ -17,6 +19,12 @@ const PACKAGE: &str = "xtask";
 const CRATE: &str = "xtask/core";
 /// The directory in which this crate was compiled. It is used only to detect the program of another checkout.
 const COMPILED_IN: &str = env!("CARGO_MANIFEST_DIR");
+
+/// The linker that rustc uses for a linux-gnu target if no linker is configured.
+pub const NATIVE_LINKER: &str = "cc";
+
+/// The value of `--target` and CARGO_BUILD_TARGET that means this host (since cargo 1.91).
+const HOST: &str = "host-tuple";
 
 /// The workspace of the command.
 #[derive(Debug, Clone)]
@@ -114,11 +122,13 @@ impl Workspace {
     }
 
     /// Returns a command that runs cargo in this workspace. The variables that the outer cargo has set for this package
-    /// are removed.
+    /// are removed. Every such command builds for this host unless it has a flag `--target`, even if the user has
+    /// configured another target. The alias `cargo xtask` also names the host, so all of them share their artifacts.
     pub fn cargo(&self) -> Command {
         let mut command = Command::new(cargo());
         let target = self.target_dir();
         command.current_dir(&self.root).env("CARGO_TARGET_DIR", &target);
+        command.env("CARGO_BUILD_TARGET", HOST).envs(self.native_linker());
         if !self.build_is_own() {
             command.env("CARGO_BUILD_BUILD_DIR", target);
         }
@@ -126,6 +136,25 @@ impl Workspace {
             command.env_remove(name);
         }
         command
+    }
+
+    /// Returns the variable that makes the compiler driver of this host the linker for this host, if the workspace's
+    /// configuration names a cross-linker for the target that this host has itself. On aarch64, only Debian and Ubuntu
+    /// have the native linker under the name of the cross-linker. A variable that the user has set stays.
+    pub fn native_linker(&self) -> Option<(OsString, OsString)> {
+        self.native_linker_of(VmArchitecture::of_host()?.profile(), |name| std::env::var_os(name).is_some())
+    }
+
+    fn native_linker_of(
+        &self,
+        host: &MachineProfile,
+        is_set: impl Fn(&str) -> bool,
+    ) -> Option<(OsString, OsString)> {
+        let variable = host.cargo_variable("LINKER");
+        // If the file cannot be read, every cargo command reports the reason.
+        let configuration = de::Config::load_file(self.root.join(".cargo/config.toml")).ok()?;
+        let names_linker = configuration.target.get(host.triple)?.linker.is_some();
+        (names_linker && !is_set(&variable)).then(|| (variable.into(), NATIVE_LINKER.into()))
     }
 
     /// Returns the directory of the workspace's Cargo.toml.
@@ -189,6 +218,23 @@ mod tests {
         assert_eq!(directories(&build("/a")), ("/a/target".into(), Some("/a/target".into())));
         assert_ne!(directories(&build("/a")), directories(&build("/b")));
         assert_eq!(directories(&workspace("/a", "/a/target")), ("/a/target".into(), None));
+    }
+
+    #[test]
+    fn a_configured_target_does_not_change_what_cargo_builds() {
+        let command = workspace("/a", "/a/target").cargo();
+        let mut set = command.get_envs().filter(|(name, _)| *name == "CARGO_BUILD_TARGET");
+        assert_eq!(set.next().unwrap().1, Some(HOST.as_ref()));
+    }
+
+    #[test]
+    fn no_host_links_its_own_programs_with_a_cross_linker() {
+        let own = Workspace::find().unwrap();
+        let (arm, x86) = (VmArchitecture::Aarch64.profile(), VmArchitecture::X86_64.profile());
+        let variable = "CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER";
+        assert_eq!(own.native_linker_of(arm, |_| false), Some((variable.into(), NATIVE_LINKER.into())));
+        assert_eq!(own.native_linker_of(arm, |name| name == variable), None);
+        assert_eq!(own.native_linker_of(x86, |_| false), None);
     }
 
     #[test]

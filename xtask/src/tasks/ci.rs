@@ -47,6 +47,7 @@ const TESTS: &[Step<'_>] = &[
     ("fetch", "IT fetch::"),
     ("connection", "IT connection::"),
     ("completions", "IT completions::"),
+    ("settings", "IT settings::"),
     ("broken hosts", "IT broken_hosts::"),
     ("the rehearsal", "IT rehearsal::"),
     ("the agent", AGENT_TESTS),

@@ -55,7 +55,7 @@ pub(crate) fn run(cli: &Cli) -> Result<()> {
 fn run_light(workspace: &Workspace, command: &LightCommand, verbosity: Verbosity) -> Result<()> {
     match command {
         LightCommand::Build(args) => {
-            build::profile::check(workspace.root(), &args.profile)?;
+            build::profile::check(workspace, &args.profile)?;
             become_xtask_inspect(verbosity)
         }
         LightCommand::Ci(args) => ci::run(workspace, args),
@@ -100,7 +100,7 @@ fn check_smoke(workspace: &Workspace, args: &SmokeArgs) -> Result<()> {
         })?;
     }
     Choice::from_args(&args.machine.image, args.build.arch)?;
-    build::profile::check(workspace.root(), &args.build.profile)?;
+    build::profile::check(workspace, &args.build.profile)?;
     if let Some(path) = &args.agent
         && !path.is_file()
     {

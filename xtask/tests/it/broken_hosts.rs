@@ -229,6 +229,9 @@ fn linker_and_target() {
     let cases = vec![
         (Host::new().with(LINKER, "/nonexistent/ld"), "linker", true),
         (Host::new().with(LINKER, "x86_64-linux-gnu-gcc"), "linker-foreign", true),
+        (Host::new().with("RUSTFLAGS", "-C linker=/nonexistent/ld"), "linker", true),
+        (Host::new().with("CC", "aarch64-linux-gnu-gcc"), "c-compiler", true),
+        (Host::new().with("CFLAGS", "-march=armv8-a"), "c-compiler", true),
         (hidden(libraries), "linker", true),
         (Host::new().after(&all_but_one), "static-libc", true),
         (hidden(libdir), "rust-target", true),

@@ -16,4 +16,5 @@ mod inspect;
 mod it_can_fail;
 mod rehearsal;
 mod scratch;
+mod settings;
 mod warm;

@@ -1,102 +1,89 @@
-//! Finds the linker that cargo will use for a target, by cargo's own rules, and checks this linker before the build.
-//!
-//! The first of these places that names a linker decides (The Cargo Book, Configuration): the environment variable,
-//! `.cargo/config.toml` in the workspace and its parent directories, the configuration in `$CARGO_HOME`, and rustc's
-//! default. In a directory that also has the older file `.cargo/config`, cargo reads the older file.
+//! The check of the linker that cargo will use for a target. It is made before the build.
 
-use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::fmt;
+use std::path::PathBuf;
 
-use anyhow::{Context, Result};
 use xshell::{Shell, cmd};
 
 use crate::arch::MachineProfile;
-use crate::fs::read_if_there;
-
-/// The linker that rustc uses for a linux-gnu target if no linker is configured.
-const DEFAULT: &str = "cc";
 
 /// The start-up file of the C library, which is linked into every executable.
 const START_FILE: &str = "Scrt1.o";
 
-/// A linker and the place where it is configured.
+/// A linker and the place that names it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Linker {
     /// The name of the linker on PATH, or its path.
     pub program: PathBuf,
-    /// The place that names the linker: an environment variable, a file, or rustc's default.
-    pub origin: String,
+    pub origin: LinkerOrigin,
+}
+
+/// The place that names a linker.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LinkerOrigin {
+    /// An environment variable.
+    Variable(String),
+    /// A flag for rustc. The value names the variable with the flags, or cargo's configuration.
+    Flags(String),
+    /// A file of cargo's configuration.
+    File(String),
+    /// No place names a linker, so rustc uses its default.
+    Default,
+}
+
+impl LinkerOrigin {
+    /// Returns how to change the linker if the user has chosen it for every workspace. The linker that the workspace
+    /// names is then not used, so it does not help to install that linker or to change the workspace's configuration.
+    pub fn correction(&self) -> Option<String> {
+        match self {
+            Self::Variable(name) => Some(format!("unset {name}, or set it to such a linker")),
+            Self::Flags(place) => Some(format!("remove -Clinker from {place}, or name such a linker there")),
+            Self::File(_) | Self::Default => None,
+        }
+    }
+}
+
+impl fmt::Display for LinkerOrigin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Variable(place) | Self::File(place) => f.write_str(place),
+            Self::Flags(place) => write!(f, "-Clinker in {place}"),
+            Self::Default => f.write_str("rustc's default"),
+        }
+    }
 }
 
 impl Linker {
-    /// Finds the linker that cargo would use for `triple` in `workspace`.
-    ///
-    /// # Errors
-    /// Returns an error if a configuration file cannot be read or is not valid TOML.
-    pub fn resolve(triple: &str, workspace: &Path) -> Result<Self> {
-        let home = std::env::var_os("CARGO_HOME")
-            .map(PathBuf::from)
-            .or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cargo")));
-        Self::resolve_from(triple, workspace, home.as_deref(), |name| std::env::var_os(name))
-    }
-
-    fn resolve_from(
-        triple: &str,
-        workspace: &Path,
-        cargo_home: Option<&Path>,
-        variable: impl Fn(&str) -> Option<OsString>,
-    ) -> Result<Self> {
-        let name = variable_name(triple);
-        if let Some(program) = variable(&name).filter(|value| !value.is_empty()) {
-            return Ok(Self { program: program.into(), origin: name });
-        }
-        let upwards = workspace.ancestors().map(|directory| directory.join(".cargo"));
-        for directory in upwards.chain(cargo_home.map(Path::to_owned)) {
-            for file in ["config", "config.toml"] {
-                let path = directory.join(file);
-                let Some(text) = read_if_there(&path)? else { continue };
-                let origin = path.display().to_string();
-                let configured = configured(&text, triple);
-                if let Some(program) = configured.with_context(|| format!("read the linker from {origin}"))? {
-                    return Ok(Self { program: relative_to_config(&program, &directory), origin });
-                }
-                break;
-            }
-        }
-        Ok(Self { program: DEFAULT.into(), origin: "rustc's default".to_owned() })
-    }
-
     /// Runs the linker with `-dumpmachine`, and checks that it links executables for `machine` and finds the C library.
     ///
     /// # Errors
     /// Returns [`Unfit`]. Its text has the linker, the place that names the linker, the linker's output or error, and a
     /// remedy.
     pub fn check(&self, shell: &Shell, machine: &MachineProfile) -> Result<(), Unfit> {
-        let (program, arch) = (&self.program, machine.arch);
+        let link = format!("link for {}: {} (from {})", machine.triple, self.program.display(), self.origin);
+        let preflight = format!("run: cargo xtask preflight --arch {} --fix", machine.arch);
+        let unfit = |kind, reason: String, remedy: String| {
+            let correction = self.origin.correction();
+            let text = format!("{link} {reason}; {}", correction.as_ref().unwrap_or(&remedy));
+            Unfit { kind, text, correction }
+        };
         let output = self.ask(shell, "-dumpmachine").map_err(|error| {
-            Unfit::Missing(format!(
-                "run the linker {} (from {}) for {}: {error}; install {}-gcc, or run: cargo xtask preflight --arch {arch} --fix",
-                program.display(),
-                self.origin,
-                machine.triple,
-                machine.multiarch
-            ))
+            unfit(
+                UnfitKind::Missing,
+                format!("does not run: {error}"),
+                format!("install {}-gcc, or {preflight}", machine.multiarch),
+            )
         })?;
-        let link = format!("link for {}: {} (from {})", machine.triple, program.display(), self.origin);
         if !fits(&output, machine) {
-            return Err(Unfit::Foreign(format!(
-                "{link} links executables for {:?}; set {} or .cargo/config.toml to {}-gcc",
-                output.trim(),
-                variable_name(machine.triple),
-                machine.multiarch
-            )));
+            let reason = format!("links executables for {:?}", output.trim());
+            let (variable, gcc) = (machine.cargo_variable("LINKER"), machine.multiarch);
+            let remedy = format!("set {variable} or .cargo/config.toml to {gcc}-gcc");
+            return Err(unfit(UnfitKind::Foreign, reason, remedy));
         }
         // If the linker does not find this file, it cannot link any executable.
         if !self.finds(shell, START_FILE) {
-            return Err(Unfit::Missing(format!(
-                "{link} has no C library to link with: -print-file-name={START_FILE} finds none; run: cargo xtask \
-                 preflight --arch {arch} --fix"
-            )));
+            let reason = format!("has no C library to link with: -print-file-name={START_FILE} finds none");
+            return Err(unfit(UnfitKind::Missing, reason, preflight));
         }
         Ok(())
     }
@@ -130,46 +117,36 @@ fn glibc_version(library: &[u8]) -> Option<String> {
     Some(version.trim_end_matches('.').to_owned()).filter(|version| version.contains('.'))
 }
 
-/// The reason why a linker cannot be used.
+/// The reason why a linker or a C compiler cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub enum Unfit {
+#[error("{text}")]
+pub struct Unfit {
+    pub kind: UnfitKind,
+    /// The reason and a remedy.
+    pub text: String,
+    /// The remedy if a variable or a flag of the user names the program.
+    pub correction: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UnfitKind {
     /// The linker or its C library is missing.
-    Missing(String),
+    Missing,
     /// The linker links executables for another machine.
-    Foreign(String),
-    /// The configuration of the linker cannot be read.
-    Configuration(String),
-}
-
-/// Returns the name of cargo's variable for the linker of a target: `CARGO_TARGET_<TRIPLE>_LINKER`.
-fn variable_name(triple: &str) -> String {
-    format!("CARGO_TARGET_{}_LINKER", triple.to_uppercase().replace('-', "_"))
-}
-
-/// Returns the value of `target.<triple>.linker` in one configuration file.
-fn configured(text: &[u8], triple: &str) -> Result<Option<String>> {
-    let table: toml::Table = toml::from_slice(text)?;
-    let linker = table.get("target").and_then(|target| target.get(triple)).and_then(|t| t.get("linker"));
-    let Some(linker) = linker else { return Ok(None) };
-    let program = linker.as_str().with_context(|| format!("linker is not a string: {linker:?}"))?;
-    Ok(Some(program.to_owned()))
-}
-
-/// Resolves a program that a configuration file names. A path is relative to the directory that contains `.cargo`. A
-/// name without a slash stays as it is, because cargo searches it on PATH.
-fn relative_to_config(program: &str, config_directory: &Path) -> PathBuf {
-    match config_directory.parent() {
-        Some(parent) if program.contains('/') => parent.join(program),
-        _ => program.into(),
-    }
+    Foreign,
+    /// cargo's configuration cannot be read.
+    Configuration,
+    /// The C compiler or its flags, which variables set, are not for this machine.
+    Compiler,
 }
 
 /// Returns whether the output of `-dumpmachine` names this machine. gcc prints `aarch64-linux-gnu`, Fedora's gcc
-/// `aarch64-redhat-linux`, and clang `x86_64-pc-linux-gnu`.
-fn fits(dumpmachine: &str, machine: &MachineProfile) -> bool {
+/// `aarch64-redhat-linux`, and clang `x86_64-pc-linux-gnu`. A compiler for musl cannot link for a target with glibc.
+pub(super) fn fits(dumpmachine: &str, machine: &MachineProfile) -> bool {
     let mut parts = dumpmachine.trim().split('-');
-    parts.next() == Some(machine.machine) && parts.any(|part| part == "linux")
+    parts.next() == Some(machine.machine)
+        && parts.any(|part| part == "linux")
+        && !dumpmachine.contains("musl")
 }
 
 #[cfg(test)]
@@ -177,56 +154,13 @@ mod tests {
     use super::*;
     use crate::arch::VmArchitecture;
 
-    const TRIPLE: &str = "aarch64-unknown-linux-gnu";
-
-    fn config(directory: &Path, file: &str, linker: &str) {
-        std::fs::create_dir_all(directory.join(".cargo")).unwrap();
-        let text = format!("[target.{TRIPLE}]\nlinker = \"{linker}\"\n");
-        std::fs::write(directory.join(".cargo").join(file), text).unwrap();
-    }
-
-    #[test]
-    fn the_search_goes_as_cargos_does() {
-        let root = tempfile::tempdir().unwrap();
-        let (inner, home) = (root.path().join("a/b"), root.path().join("home"));
-        std::fs::create_dir_all(&inner).unwrap();
-        let none = |_: &str| None;
-        let resolve = |variable: &dyn Fn(&str) -> Option<OsString>| {
-            Linker::resolve_from(TRIPLE, &inner, Some(&home.join(".cargo")), variable).unwrap()
-        };
-        assert_eq!(resolve(&none).program, Path::new("cc"), "rustc's default");
-        config(&home, "config.toml", "from-home");
-        assert_eq!(resolve(&none).program, Path::new("from-home"));
-        config(&root.path().join("a"), "config.toml", "from-parent");
-        assert_eq!(resolve(&none).program, Path::new("from-parent"));
-        config(&inner, "config.toml", "tools/ld");
-        assert_eq!(resolve(&none).program, inner.join("tools/ld"), "relative to the directory of .cargo");
-        config(&inner, "config", "older-name");
-        assert_eq!(
-            resolve(&none).program,
-            Path::new("older-name"),
-            "cargo prefers the name without an ending"
-        );
-        let set =
-            |name: &str| (name == "CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER").then(|| "mine".into());
-        assert_eq!(resolve(&set).program, Path::new("mine"));
-    }
-
-    #[test]
-    fn a_broken_configuration_is_named() {
-        let root = tempfile::tempdir().unwrap();
-        config(root.path(), "config.toml", "x");
-        std::fs::write(root.path().join(".cargo/config.toml"), "[target\n").unwrap();
-        let error = Linker::resolve_from(TRIPLE, root.path(), None, |_| None).unwrap_err();
-        assert!(format!("{error:#}").contains(".cargo/config.toml"), "{error:#}");
-    }
-
     #[test]
     fn compilers_are_known_by_what_they_say() {
         let (arm, x86) = (VmArchitecture::Aarch64.profile(), VmArchitecture::X86_64.profile());
         for (output, machine, expected) in [
             ("aarch64-linux-gnu\n", arm, true),
             ("aarch64-redhat-linux", arm, true),
+            ("aarch64-linux-musl", arm, false),
             ("x86_64-linux-gnu", arm, false),
             ("aarch64-none-elf", arm, false),
             ("x86_64-pc-linux-gnu", x86, true),
@@ -241,7 +175,7 @@ mod tests {
         let banner = b"\0GNU C Library (Debian GLIBC 2.36-9) stable release version 2.36.\nCopyright";
         assert_eq!(glibc_version(banner).as_deref(), Some("2.36"));
         assert_eq!(glibc_version(b"musl libc (aarch64)"), None);
-        let own = Linker { program: DEFAULT.into(), origin: "a test".into() };
+        let own = Linker { program: "cc".into(), origin: LinkerOrigin::Default };
         let (path, version) = own.libc(&Shell::new().unwrap()).expect("this test links against a glibc");
         assert!(version.starts_with("2."), "{} says {version}", path.display());
     }
@@ -250,12 +184,22 @@ mod tests {
     fn a_linker_that_is_missing_or_foreign_is_refused() {
         let shell = Shell::new().unwrap();
         let arm = VmArchitecture::Aarch64.profile();
-        let origin = "a test".to_owned();
+        let origin = LinkerOrigin::File("a test".to_owned());
         let missing = Linker { program: "/nonexistent/ld".into(), origin: origin.clone() };
-        let error = format!("{:#}", missing.check(&shell, arm).unwrap_err());
-        assert!(error.contains("/nonexistent/ld (from a test)") && error.contains("preflight"), "{error}");
+        let error = missing.check(&shell, arm).unwrap_err();
+        assert_eq!((error.kind, &error.correction), (UnfitKind::Missing, &None));
+        let text = error.to_string();
+        assert!(text.contains("/nonexistent/ld (from a test)") && text.contains("preflight"), "{text}");
         let foreign = Linker { program: "echo".into(), origin };
-        let error = format!("{:#}", foreign.check(&shell, arm).unwrap_err());
-        assert!(error.contains("links executables for \"-dumpmachine\""), "{error}");
+        let error = foreign.check(&shell, arm).unwrap_err();
+        assert_eq!(error.kind, UnfitKind::Foreign);
+        assert!(error.text.contains("links executables for \"-dumpmachine\""), "{error}");
+        let variable = LinkerOrigin::Variable("MY_LINKER".to_owned());
+        for program in ["/nonexistent/ld", "echo"] {
+            let own = Linker { program: program.into(), origin: variable.clone() };
+            let error = own.check(&shell, arm).unwrap_err();
+            assert!(error.text.ends_with("unset MY_LINKER, or set it to such a linker"), "{error}");
+            assert!(error.correction.is_some());
+        }
     }
 }

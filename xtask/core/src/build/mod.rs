@@ -1,6 +1,8 @@
 //! The build of the agent: the checks of its requirements, the build itself, and the executable that it produces.
 
 pub mod artifact;
+pub mod compiler;
+pub mod configuration;
 pub mod linker;
 pub mod origin;
 pub mod profile;
@@ -18,6 +20,8 @@ use crate::digest::Algorithm;
 use crate::error::host_fault;
 use crate::workspace::Workspace;
 use crate::{bail_guest, bail_host};
+use configuration::Configuration;
+use linker::Linker;
 use origin::Origin;
 
 /// The package of the agent.
@@ -62,21 +66,22 @@ impl Agent {
 /// # Errors
 /// Returns a usage error if the profile does not exist, and a failure of the host if another requirement is missing.
 /// The error says what is missing and how to get it.
-pub fn check(shell: &Shell, workspace: &Workspace, args: &BuildArgs) -> Result<linker::Linker> {
-    profile::check(workspace.root(), &args.profile)?;
+pub fn check(shell: &Shell, workspace: &Workspace, args: &BuildArgs) -> Result<Linker> {
+    profile::check(workspace, &args.profile)?;
     let machine = args.arch.profile();
     let checked = check_tools(shell, workspace, machine);
     let what = format!("check the build tools for {}", machine.triple);
     checked.map_err(|error| host_fault(error, what, "cargo xtask preflight --fix installs what is missing"))
 }
 
-fn check_tools(shell: &Shell, workspace: &Workspace, machine: &MachineProfile) -> Result<linker::Linker> {
+fn check_tools(shell: &Shell, workspace: &Workspace, machine: &MachineProfile) -> Result<Linker> {
     let triple = machine.triple;
     if !rust_target_installed(shell, triple)? {
         bail_host!("build for {triple}: Rust's standard library for it is not installed"; "rustup target add {triple}");
     }
-    let linker = linker::Linker::resolve(triple, workspace.root())?;
+    let linker = Configuration::load(workspace)?.linker(machine)?;
     linker.check(shell, machine)?;
+    compiler::check(shell, machine)?;
     Ok(linker)
 }
 
@@ -90,15 +95,16 @@ fn check_tools(shell: &Shell, workspace: &Workspace, machine: &MachineProfile) -
 /// Returns the errors of [`check`]. If the compiler finds an error in the source code, returns a failure of the guest.
 /// In every other case, for example if cargo cannot reach the registry, returns a failure of the host.
 pub fn build(shell: &Shell, workspace: &Workspace, args: &BuildArgs) -> Result<Agent> {
-    check(shell, workspace, args)?;
-    let triple = args.arch.profile().triple;
-    let what = format!("build {AGENT_PACKAGE} for {triple}");
-    let built = compile(workspace, args, &what).and_then(|mut executable| {
+    let linker = check(shell, workspace, args)?;
+    let machine = args.arch.profile();
+    let what = format!("build {AGENT_PACKAGE} for {}", machine.triple);
+    let built = compile(workspace, args, &linker, &what).and_then(|mut executable| {
         if !artifact::is_built_in(&executable, workspace.root())? {
             delete_build(workspace, args)?;
-            executable = compile(workspace, args, &what)?;
+            executable = compile(workspace, args, &linker, &what)?;
         }
-        Agent::read(&executable, args.arch, Origin::built(&args.profile, triple))
+        let rustflags = Configuration::load(workspace)?.rustflags(machine)?;
+        Agent::read(&executable, args.arch, Origin::Built { profile: args.profile.clone(), rustflags })
     });
     built.map_err(|error| host_fault(error, what.as_str(), "see the causes and cargo's messages above"))
 }
@@ -116,12 +122,12 @@ fn delete_build(workspace: &Workspace, args: &BuildArgs) -> Result<()> {
 }
 
 /// Builds the agent with cargo, and returns the path of the executable.
-fn compile(workspace: &Workspace, args: &BuildArgs, what: &str) -> Result<PathBuf> {
-    let triple = args.arch.profile().triple;
+fn compile(workspace: &Workspace, args: &BuildArgs, linker: &Linker, what: &str) -> Result<PathBuf> {
+    let machine = args.arch.profile();
     // If the target directory is shared with another checkout, `Workspace::cargo` selects a directory of this checkout.
     let mut command = workspace.cargo();
-    command.args(["build", "--package", AGENT_PACKAGE, "--bin", AGENT_PACKAGE, "--target", triple]);
-    command.args(["--profile", &args.profile]);
+    command.args(["build", "--package", AGENT_PACKAGE, "--bin", AGENT_PACKAGE, "--target", machine.triple]);
+    command.args(["--profile", &args.profile]).envs(compiler::variable_for(machine, linker));
     artifact::executable(&run_cargo(command, what)?, AGENT_PACKAGE)
 }
 

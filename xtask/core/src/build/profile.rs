@@ -1,38 +1,30 @@
 //! Checks that a cargo profile exists, before cargo builds with it.
 
-use std::path::Path;
+use std::process::Stdio;
 
 use anyhow::{Context, Result};
 
 use crate::error::Failure;
+use crate::workspace::Workspace;
 
-/// The profiles for ordinary executables that cargo itself defines.
-const BUILT_IN: [&str; 2] = ["dev", "release"];
-
-/// Checks that a profile is defined by cargo or by the workspace's manifest.
+/// Checks that cargo knows a profile. It may be one of cargo's own, or be defined in the workspace's manifest, in
+/// cargo's configuration or by variables. Cargo resolves the profile in a `cargo clean` that deletes nothing.
 ///
 /// # Errors
-/// If the profile is not defined, returns a usage error that lists the defined profiles. Also returns an error if the
-/// manifest cannot be read.
-pub fn check(workspace: &Path, profile: &str) -> Result<()> {
-    let path = workspace.join("Cargo.toml");
-    let text = fs_err::read_to_string(&path)?;
-    let manifest: toml::Table = text.parse().with_context(|| format!("parse {}", path.display()))?;
-    known(&manifest, profile)
-}
-
-fn known(manifest: &toml::Table, profile: &str) -> Result<()> {
-    let own = manifest.get("profile").and_then(toml::Value::as_table);
-    let mut names: Vec<&str> = BUILT_IN.to_vec();
-    names.extend(own.into_iter().flatten().map(|(name, _)| name.as_str()).filter(|n| !BUILT_IN.contains(n)));
-    if !names.contains(&profile) {
-        let names = names.join(", ");
-        return Err(Failure::usage(format!(
-            "--profile {profile}: no such cargo profile; there are: {names}"
-        ))
-        .into());
+/// If cargo does not know the profile, returns a usage error with cargo's message.
+pub fn check(workspace: &Workspace, profile: &str) -> Result<()> {
+    let mut clean = workspace.cargo();
+    clean.args(["clean", "--dry-run", "--quiet", "--color", "never", "--profile", profile]);
+    // Another cargo may hold the lock of the real target directory.
+    let empty = workspace.target_dir().join("no-such-directory");
+    clean.env("CARGO_TARGET_DIR", &empty).env("CARGO_BUILD_BUILD_DIR", &empty).stdin(Stdio::null());
+    let output = clean.output().context("ask cargo for the profile")?;
+    if output.status.success() {
+        return Ok(());
     }
-    Ok(())
+    let message = String::from_utf8_lossy(&output.stderr);
+    let message = message.trim().trim_start_matches("error: ");
+    Err(Failure::usage(format!("--profile {profile}: no such cargo profile; cargo says: {message}")).into())
 }
 
 #[cfg(test)]
@@ -40,12 +32,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn own_and_built_in_profiles_are_known() {
-        let manifest = "[profile.release]\n[profile.device]\ninherits = 'release'".parse().unwrap();
-        for name in ["dev", "release", "device"] {
-            known(&manifest, name).unwrap();
+    fn a_profile_that_cargo_does_not_know_is_a_usage_error() {
+        let workspace = Workspace::find().unwrap();
+        for name in ["dev", "release", "bench"] {
+            check(&workspace, name).unwrap();
         }
-        let error = known(&manifest, "fast").unwrap_err().to_string();
-        assert_eq!(error, "--profile fast: no such cargo profile; there are: dev, release, device");
+        let error = check(&workspace, "fast").unwrap_err();
+        assert_eq!(crate::error::code(&error), 2);
+        assert!(error.to_string().contains("profile `fast` is not defined"), "{error}");
     }
 }

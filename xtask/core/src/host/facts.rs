@@ -13,7 +13,9 @@ use super::local::LocalHost;
 use super::qemu::Emulator;
 use super::tools;
 use crate::arch::{Accelerator, VmArchitecture};
-use crate::build::linker::{Linker, Unfit};
+use crate::build::compiler;
+use crate::build::configuration::Configuration;
+use crate::build::linker::{Unfit, UnfitKind};
 use crate::build::rust_target_installed;
 use crate::cache::Cache;
 use crate::cli::MachineArgs;
@@ -176,10 +178,18 @@ impl Facts {
 
 fn linking(workspace: &Workspace, arch: VmArchitecture) -> Result<Linking, Unfit> {
     let profile = arch.profile();
-    let configuration = |error: anyhow::Error| Unfit::Configuration(format!("{error:#}"));
-    let shell = Shell::new().map_err(|error| configuration(error.into()))?;
-    let linker = Linker::resolve(profile.triple, workspace.root()).map_err(configuration)?;
+    let unreadable = |error: anyhow::Error| Unfit {
+        kind: UnfitKind::Configuration,
+        text: format!("{error:#}"),
+        correction: None,
+    };
+    let shell = Shell::new().map_err(|error| unreadable(error.into()))?;
+    let configuration = Configuration::load(workspace);
+    let linker = configuration.and_then(|configuration| configuration.linker(profile)).map_err(unreadable)?;
     linker.check(&shell, profile)?;
+    let host = VmArchitecture::of_host().filter(|host| *host != arch);
+    let machines = host.map(VmArchitecture::profile).into_iter().chain([profile]);
+    machines.into_iter().try_for_each(|machine| compiler::check(&shell, machine))?;
     Ok(Linking { libc: linker.libc(&shell), static_libc: linker.finds(&shell, "libc.a") })
 }
 

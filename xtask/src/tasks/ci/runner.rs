@@ -96,7 +96,7 @@ impl<'a> Runner<'a> {
     pub(super) fn guard(&mut self) {
         let name = "dependencies of xtask";
         let tree = self
-            .cargo("tree --package xtask --edges normal --prefix none")
+            .cargo("tree --color never --package xtask --edges normal --prefix none")
             .output()
             .context("run cargo tree");
         let checked = tree.and_then(|output| check_tree(&String::from_utf8_lossy(&output.stdout)));

@@ -3,7 +3,7 @@
 
 use super::finding::{Finding, Remedy};
 use crate::arch::VmArchitecture;
-use crate::build::linker::Unfit;
+use crate::build::linker::{Unfit, UnfitKind};
 use crate::host::facts::{Facts, Linking};
 use crate::host::packages::Need;
 use crate::host::tools::release;
@@ -52,23 +52,29 @@ fn check_rust(facts: &Facts, findings: &mut Vec<Finding>) {
 fn linker(facts: &Facts, unfit: &Unfit) -> Finding {
     let profile = facts.arch.profile();
     let triple = profile.triple;
-    let (id, sentence, remedy) = match unfit {
-        Unfit::Missing(_) => {
+    let (id, sentence, remedy) = match unfit.kind {
+        UnfitKind::Missing => {
             let install = Remedy::Install(Need::CrossLinker, facts.arch);
             ("linker", format!("the linker for {triple} does not run"), install)
         }
-        Unfit::Foreign(_) => {
+        UnfitKind::Foreign => {
             let sentence = format!("the linker for {triple} links executables for another architecture");
             let set =
                 format!("set target.{triple}.linker in .cargo/config.toml to {}-gcc", profile.multiarch);
             ("linker-foreign", sentence, set.into())
         }
-        Unfit::Configuration(_) => {
+        UnfitKind::Configuration => {
             let sentence = format!("cannot read the cargo configuration that sets the linker for {triple}");
             ("linker-configuration", sentence, "correct the syntax of that file".into())
         }
+        UnfitKind::Compiler => {
+            let sentence = "environment variables name a C compiler, or flags for it, for another machine";
+            ("c-compiler", sentence.to_owned(), "unset these variables".into())
+        }
     };
-    Finding::blocks(id, sentence, unfit.to_string(), remedy)
+    // If a variable of the user names the program, neither a package nor the workspace's configuration changes that.
+    let remedy = unfit.correction.clone().map_or(remedy, Remedy::from);
+    Finding::blocks(id, sentence, &unfit.text, remedy)
 }
 
 /// Returns the finding for a missing static C library. The smoke's workload needs it: the workload's container image

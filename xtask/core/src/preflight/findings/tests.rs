@@ -4,7 +4,7 @@ mod distributions;
 
 use super::*;
 use crate::arch::VmArchitecture;
-use crate::build::linker::Unfit;
+use crate::build::linker::{Unfit, UnfitKind};
 use crate::cache::Unusable;
 use crate::cli::MachineArgs;
 use crate::host::edk2::Edk2;
@@ -38,6 +38,10 @@ pub(crate) fn sound() -> Facts {
         guest: Guest::from_args(&MachineArgs::default(), VmArchitecture::Aarch64).unwrap(),
         for_ci: false,
     }
+}
+
+fn unfit(kind: UnfitKind) -> Unfit {
+    Unfit { kind, text: "x".to_owned(), correction: None }
 }
 
 fn linking(libc: &str, static_libc: bool) -> Result<Linking, Unfit> {
@@ -142,9 +146,14 @@ const BUILDING: &[(&str, Change)] = &[
     ("pkg-config", |f| (f.host.pkg_config, f.host.libvirt) = (false, Err("pkg-config is missing".into()))),
     ("rust-target", |f| f.rust_target = Ok(false)),
     ("rust", |f| f.rust_target = Err("no rustc".into())),
-    ("linker", |f| f.linker = Err(Unfit::Missing("x".into()))),
-    ("linker-foreign", |f| f.linker = Err(Unfit::Foreign("x".into()))),
-    ("linker-configuration", |f| f.linker = Err(Unfit::Configuration("x".into()))),
+    ("linker", |f| f.linker = Err(unfit(UnfitKind::Missing))),
+    ("linker", |f| {
+        let correction = Some("unset X".to_owned());
+        f.linker = Err(Unfit { correction, ..unfit(UnfitKind::Missing) });
+    }),
+    ("linker-foreign", |f| f.linker = Err(unfit(UnfitKind::Foreign))),
+    ("linker-configuration", |f| f.linker = Err(unfit(UnfitKind::Configuration))),
+    ("c-compiler", |f| f.linker = Err(unfit(UnfitKind::Compiler))),
     ("static-libc", |f| f.linker = linking("2.36", false)),
     ("libc-newer", |f| f.linker = linking("2.41", true)),
     ("program", |f| f.host.missing_programs = vec![("mcopy", Need::Mtools, When::Always)]),

@@ -10,7 +10,7 @@ use serde::Deserialize;
 use super::super::*;
 use super::{linking, sound};
 use crate::arch::VmArchitecture;
-use crate::build::linker::Unfit;
+use crate::build::linker::{Unfit, UnfitKind};
 use crate::host::edk2::Edk2;
 use crate::host::firmware;
 use crate::host::kvm::Kvm;
@@ -160,7 +160,8 @@ impl Distribution {
             (self.package_manager == PackageManager::Apt).then_some("libvirt-qemu");
         facts.user_emulator = false;
         if !native {
-            facts.linker = Err(Unfit::Missing("run the linker: No such file or directory".into()));
+            let text = "run the linker: No such file or directory".to_owned();
+            facts.linker = Err(Unfit { kind: UnfitKind::Missing, text, correction: None });
             facts.rust_target = Ok(false);
         }
     }

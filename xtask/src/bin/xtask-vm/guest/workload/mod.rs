@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use xshell::{Shell, cmd};
 use xtask_core::arch::VmArchitecture;
-use xtask_core::build::linker::Linker;
+use xtask_core::build::configuration::Configuration;
 use xtask_core::cache::Cache;
 use xtask_core::digest::Algorithm;
 use xtask_core::fs::{make_private_dir, write_private};
@@ -54,7 +54,7 @@ fn program(workspace: &Workspace, cache: &Cache, arch: VmArchitecture) -> Result
     let version = cmd!(shell, "{rustc} -vV").quiet().read().context("ask rustc for its version")?;
     let text = fs_err::read(workspace.root().join(SOURCE))?;
     let mut linker = OsString::from("-Clinker=");
-    linker.push(Linker::resolve(profile.triple, workspace.root())?.program);
+    linker.push(Configuration::load(workspace)?.linker(profile)?.program);
     let mut arguments: Vec<OsString> = FLAGS.map(OsString::from).to_vec();
     arguments.extend([format!("--target={}", profile.triple).into(), linker]);
 
