@@ -16,6 +16,12 @@
 //! snapshot readback
 //! ```
 
+#[cfg(not(target_os = "linux"))]
+compile_error!(
+    "cargo xtask needs Linux: it starts QEMU through libvirt's embedded driver and reads /proc; use a Linux host, or a \
+     Linux virtual machine on this one"
+);
+
 pub mod arch;
 pub mod build;
 pub mod cache;

@@ -58,20 +58,26 @@ const TESTS: &[Step<'_>] = &[
 pub(super) const AGENT_TESTS: &str =
     "test --workspace --features iot-agent/real --test device -- --test-threads 3";
 
-/// The groups of steps that run machines. The steps of a group run at the same time in one cache, so they must not use
-/// the same files. Two processors are enough for two machines.
-const MACHINES: &[&[Step<'_>]] = &[
+/// The groups of lanes of steps that run machines. The lanes of a group run at the same time in one cache, and the steps
+/// of a lane one after the other, so steps of different lanes must not use the same files. Two processors are enough
+/// for two machines. The lanes of a group take about the same time.
+const MACHINES: &[&[&[Step<'_>]]] = &[
     // A cold smoke compares only the time stamps of a cached image.
-    &[("cached images", "xtask image verify")],
+    &[&[("cached images", "xtask image verify")]],
     &[
-        ("smoke aarch64", "xtask smoke --cold --fsck --arch aarch64"),
-        ("smoke x86_64", "xtask smoke --cold --fsck --arch x86_64"),
+        &[
+            ("smoke aarch64", "xtask smoke --cold --fsck --arch aarch64"),
+            ("inspect", "IT inspect::"),
+            ("images", "IT images:: --test-threads 2"),
+        ],
+        &[
+            ("smoke x86_64", "xtask smoke --cold --fsck --arch x86_64"),
+            ("fresh hosts", "IT fresh_host:: --test-threads 2"),
+            ("warm", "IT warm:: --test-threads 2"),
+        ],
     ],
-    &[("inspect", "IT inspect::"), ("fresh hosts", "IT fresh_host:: --test-threads 2")],
-    // These two steps take longest. The first one mostly builds, and the second one mostly boots.
-    &[("images", "IT images:: --test-threads 2"), ("warm", "IT warm:: --test-threads 2")],
     // Most of the time, most of these tests wait for a boot.
-    &[("the smoke can fail", "IT it_can_fail:: --test-threads 3")],
+    &[&[("the smoke can fail", "IT it_can_fail:: --test-threads 3")]],
 ];
 
 /// A table whose cases are steps. debian-13 for aarch64 is not in it, because the tests of images boot that image and
@@ -99,7 +105,7 @@ pub(super) fn run(workspace: &Workspace, args: &CiArgs) -> Result<()> {
         MACHINES.iter().for_each(|group| runner.at_once(group));
         let (tried, skipped) = split(runner.third, OTHER_IMAGES);
         note_skipped("other images", skipped.iter().map(|(name, _)| *name));
-        runner.at_once(&tried);
+        runner.at_once(&tried.iter().map(std::slice::from_ref).collect::<Vec<_>>());
     }
     let count = runner.count;
     for failure in &count.failures {
@@ -131,7 +137,7 @@ fn code(count: &Count, strict_image: bool) -> u8 {
 }
 
 fn steps() -> impl Iterator<Item = Step<'static>> {
-    TESTS.iter().chain(MACHINES.iter().copied().flatten()).copied()
+    TESTS.iter().chain(MACHINES.iter().copied().flatten().copied().flatten()).copied()
 }
 
 /// Runs all cases of the tables of which [`run`] tries a third.

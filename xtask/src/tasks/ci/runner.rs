@@ -45,31 +45,31 @@ impl<'a> Runner<'a> {
     }
 
     pub(super) fn one_by_one(&mut self, steps: &[Step<'_>]) {
-        steps.iter().for_each(|step| self.at_once(&[*step]));
+        steps.iter().for_each(|step| self.at_once(&[&[*step]]));
     }
 
-    /// Runs steps at the same time, and prefixes each line of output with the step's name. This saves time, because
-    /// two processors are mostly idle while an emulated machine waits.
-    pub(super) fn at_once(&mut self, steps: &[Step<'_>]) {
-        let alone = steps.len() == 1;
+    /// Runs lanes at the same time, and the steps of a lane one after the other. Prefixes each line of output with the
+    /// step's name. This saves time, because two processors are mostly idle while an emulated machine waits.
+    pub(super) fn at_once(&mut self, lanes: &[&[Step<'_>]]) {
+        let alone = lanes.concat().len() == 1;
         let this = &*self;
+        let run = |(name, arguments): &Step<'_>| {
+            let label = if alone { String::new() } else { format!("[{name}] ") };
+            let arguments = expand(arguments);
+            let started = Instant::now();
+            let mut tests = Count::default();
+            let result = this
+                .chosen(name, &arguments)
+                .and_then(|arguments| this.run_cargo(name, &arguments, &label, &mut tests));
+            (tests, result, started.elapsed())
+        };
         let ends: Vec<_> = std::thread::scope(|scope| {
-            let start = |(name, arguments)| {
-                let label = if alone { String::new() } else { format!("[{name}] ") };
-                let arguments = expand(arguments);
-                scope.spawn(move || {
-                    let started = Instant::now();
-                    let mut tests = Count::default();
-                    let result = this
-                        .chosen(name, &arguments)
-                        .and_then(|arguments| this.run_cargo(name, &arguments, &label, &mut tests));
-                    (tests, result, started.elapsed())
-                })
-            };
-            let started: Vec<_> = steps.iter().copied().map(start).collect();
-            started.into_iter().map(|thread| thread.join().expect("a step does not panic")).collect()
+            let lanes = lanes.iter().copied();
+            let started: Vec<_> =
+                lanes.map(|steps| scope.spawn(move || steps.iter().map(run).collect::<Vec<_>>())).collect();
+            started.into_iter().flat_map(|thread| thread.join().expect("a step does not panic")).collect()
         });
-        for ((name, _), (tests, result, elapsed)) in steps.iter().zip(ends) {
+        for ((name, _), (tests, result, elapsed)) in lanes.concat().iter().zip(ends) {
             self.count.passed += tests.passed;
             self.count.failed += tests.failed;
             self.count.not_tested.extend(tests.not_tested);
