@@ -71,6 +71,11 @@ impl Broker {
         Ok(Self { server, ui, runtime, fleet, fleet_password, device_id, device_password })
     }
 
+    /// Returns the port of the server, which stays the same while the server is stopped.
+    pub fn port(&self) -> u16 {
+        self.server.port
+    }
+
     /// Returns the agent's configuration for a guest of this run.
     pub fn agent_config(&self) -> String {
         let (id, password, port) = (&self.device_id, &self.device_password, self.server.port);

@@ -135,8 +135,8 @@ fn a_cache_that_cannot_be_used_is_the_hosts_fault_and_leaves_a_report() {
 
 #[test]
 fn each_planted_fault_has_a_test() {
-    use Sabotage::{BrokerRefuses, ColdPanics, KernelPanic, StaleChain};
-    let elsewhere = [BrokerRefuses, ColdPanics, KernelPanic, StaleChain];
+    use Sabotage::{BrokerRefuses, ColdPanics, KernelPanic, OpenNetwork, StaleChain};
+    let elsewhere = [BrokerRefuses, ColdPanics, KernelPanic, OpenNetwork, StaleChain];
     for fault in Sabotage::value_variants() {
         assert!(sabotage::FOUND.contains(fault) || elsewhere.contains(fault), "{fault:?}");
     }

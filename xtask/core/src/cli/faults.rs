@@ -101,6 +101,8 @@ pub enum Sabotage {
     ReadOnlyRoot,
     /// Stop the agent and let another program write the device's status
     ForgedStatus,
+    /// Let the guest reach the services on this host's loopback
+    OpenNetwork,
     /// Open a restored machine's disk without the snapshot's layer
     StaleChain,
     /// With `--verify-cold`, make the guest's kernel panic in the cold run only
@@ -184,6 +186,7 @@ impl Sabotage {
             Self::RebootsItself => (&[Rejoin], &["the guest has rebooted by itself"]),
             Self::ReadOnlyRoot => (&[Rejoin], &["root cannot write", "read-only"]),
             Self::ForgedStatus => (&[Join], &["another client of the bus has written"]),
+            Self::OpenNetwork => (&[Join], &["that does not belong to the run"]),
             Self::StaleChain => (&[Boot], &["lies on"]),
             Self::ColdPanics => return None,
         };
@@ -198,7 +201,7 @@ impl Sabotage {
             Self::LosesBus | Self::WatchesOnlyNew => &["--timeout-scale", "0.5"],
             _ => &[],
         };
-        let exit_code = if self == Self::StaleChain { 69 } else { 1 };
+        let exit_code = if matches!(self, Self::StaleChain | Self::OpenNetwork) { 69 } else { 1 };
         Some(Detection { phases, words, by, arguments, exit_code })
     }
 }

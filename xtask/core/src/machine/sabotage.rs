@@ -35,6 +35,7 @@ pub(super) fn scripts(fault: Option<Sabotage>) -> (String, String) {
             | Sabotage::KillQemu
             | Sabotage::BrokerRefuses
             | Sabotage::ForeignImage
+            | Sabotage::OpenNetwork
             | Sabotage::StaleChain
             | Sabotage::ColdPanics,
         ) => (String::new(), String::new()),

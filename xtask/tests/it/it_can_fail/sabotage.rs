@@ -4,12 +4,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use rustix::process::Pid;
+use xtask_core::cache::Cache;
 use xtask_core::cli::Sabotage;
 use xtask_core::format::name_of;
 use xtask_core::processes::processes_naming;
 use xtask_core::report::Phase;
 
-use super::{assert_fails, skipped, smoke};
+use super::{assert_fails, assert_nothing_left, skipped, smoke};
 use crate::scratch::{XTASK, XTASK_INSPECT, XTASK_VM, assert_code, command, message};
 
 #[test]
@@ -121,6 +122,17 @@ fn a_kernel_panic_ends_the_wait() {
     assert_fails(&ended, Phase::Boot, "kernel panicked");
     let failure = ended.report.failure.unwrap();
     assert!(failure.console_tail.iter().any(|line| line.contains("Kernel panic")), "{failure:?}");
+}
+
+/// In each smoke, root in the guest tries to connect to a port on which the smoke listens on this host's loopback. If
+/// QEMU is not confined, this succeeds.
+#[test]
+fn a_guest_that_reaches_the_services_of_this_host_is_found() {
+    let ended = smoke(&["--sabotage", "open-network"]);
+    assert_code(&ended.output, 69);
+    let found = Sabotage::OpenNetwork.detection().unwrap().check(&ended.report);
+    found.unwrap_or_else(|reason| panic!("{reason}: {}", ended.message()));
+    assert_nothing_left(&Cache::from_env().unwrap(), &ended.report.run_id);
 }
 
 /// Makes a test of each fault: the smoke finds it in the right phase and names it.

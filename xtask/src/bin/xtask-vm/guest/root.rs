@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
-use xtask_core::machine::WORKLOAD_PORTS;
 use xtask_core::machine::seed::{BASELINE, LIST_CORE_DUMPS, LIST_KERNEL_FAULTS};
+use xtask_core::machine::{HOST_FROM_GUEST, WORKLOAD_PORTS};
 
 use super::root_port::RootPort;
 use super::unit::{self, UnitState};
@@ -30,6 +30,8 @@ pub(crate) struct RootView {
     pub(crate) podman_error: Option<String>,
     /// The ports of the workloads on which a process listens.
     pub(crate) open_ports: BTreeSet<u16>,
+    /// True if the guest can connect to a port of the host that does not belong to the run.
+    pub(crate) reaches_host: bool,
     /// The units that have failed since the agent was installed, except those that a timer starts. A timer's unit may
     /// fail because the guest has no network to the internet.
     pub(crate) failed_units: Vec<String>,
@@ -53,12 +55,13 @@ pub(crate) struct Container {
 }
 
 impl RootView {
-    /// Runs the script in the guest, and parses its output. Returns `None` if the guest has not answered yet.
+    /// Runs the script in the guest, and parses its output. Returns `None` if the guest has not answered yet. The script
+    /// also tries to connect to the port `canary` of the host.
     ///
     /// # Errors
     /// Returns an error if the port cannot be used, or if the guest ended the script at `limit`.
-    pub(crate) fn look(port: &mut RootPort, limit: Duration) -> Result<Option<Self>> {
-        let Some(output) = port.ask(&script(), limit)? else { return Ok(None) };
+    pub(crate) fn look(port: &mut RootPort, canary: Option<u16>, limit: Duration) -> Result<Option<Self>> {
+        let Some(output) = port.ask(&script(canary), limit)? else { return Ok(None) };
         let view = Self::parse(&output);
         // A file system that is read-only can keep podman from answering.
         let is_usable = output.ends_with(COMPLETE) || view.is_read_only;
@@ -80,6 +83,7 @@ impl RootView {
                 "Executable" => view.exe_sha256 = value,
                 "ReadOnly" => view.is_read_only = true,
                 "Listens" => view.open_ports.extend(value.parse::<u16>().ok()),
+                "Reaches" => view.reaches_host = true,
                 "Failed" => view.failed_units.push(value),
                 "Core" => view.core_dumps.push(value),
                 "Status" => view.local_status = value,
@@ -115,7 +119,7 @@ const COMPLETE: &str = "Complete=yes\n";
 
 /// Returns the script that prints lines `NAME=VALUE`. It is one line. It starts few processes, because each of them
 /// takes long in an emulated guest.
-fn script() -> String {
+fn script(canary: Option<u16>) -> String {
     let ports: Vec<_> = WORKLOAD_PORTS.iter().map(ToString::to_string).collect();
     format!(
         "set -f; {query}; pid=${{unit#*MainPID=}}; pid=${{pid%%[!0-9]*}}; \
@@ -130,11 +134,14 @@ fn script() -> String {
          {LIST_KERNEL_FAULTS} | grep -vxFf {BASELINE} | sed s/^/Kernel=/; \
          {LIST_CORE_DUMPS} | grep -vxFf {BASELINE} | sed s/^/Core=/; \
          for port in {ports}; do if (exec 3<> /dev/tcp/127.0.0.1/$port) 2> /dev/null; then echo Listens=$port; fi; done; \
+         for port in {canary}; do \
+         if (exec 3<> /dev/tcp/{HOST_FROM_GUEST}/$port) 2> /dev/null; then echo Reaches=$port; fi; done; \
          echo Containers=$(podman --url unix:///run/iot-agent/podman.sock ps --all --no-trunc --format json); \
          echo Status=$(< /run/iot-agent/status.json); \
          echo Complete=yes",
         query = unit::QUERY,
         ports = ports.join(" "),
+        canary = canary.map_or(String::new(), |port| port.to_string()),
     )
 }
 
@@ -161,8 +168,9 @@ mod tests {
         );
         assert_eq!(RootView::parse("Containers=null").podman_error, None);
         assert!(RootView::parse("Containers=").podman_error.is_some(), "podman has not answered");
-        assert!(!script().contains('\n'), "a request is one line");
-        let parsed = std::process::Command::new("bash").args(["-n", "-c", &script()]).status().unwrap();
-        assert!(parsed.success(), "{}", script());
+        let script = script(Some(40001));
+        assert!(!script.contains('\n'), "a request is one line");
+        let parsed = std::process::Command::new("bash").args(["-n", "-c", &script]).status().unwrap();
+        assert!(parsed.success(), "{script}");
     }
 }

@@ -1,10 +1,12 @@
 //! libvirt's embedded QEMU driver, with one root for each run. It needs no daemon, no group and no network, and two
 //! runs cannot collide. This file and `remote.rs` are the only ones that name `virt::`.
 
+pub(crate) mod isolation;
 pub(crate) mod paused;
 mod reaper;
 pub(crate) mod remote;
 
+pub(crate) use isolation::Reach;
 pub(crate) use reaper::children;
 
 use std::cell::Cell;
@@ -94,9 +96,16 @@ impl Hypervisor {
         self.connect.lib_version().map(remote::version).context("ask libvirt for its version")
     }
 
-    /// Starts a transient domain whose processors are stopped.
-    pub(crate) fn start_paused(&self, xml: &str) -> Result<Machine> {
-        self.start(xml, PAUSED)
+    /// Starts a transient domain whose processors are stopped, and whose guest can reach only `reach`.
+    pub(crate) fn start_paused(&self, xml: &str, reach: &Reach) -> Result<Machine> {
+        self.start(xml, PAUSED, reach)
+    }
+
+    fn start(&self, xml: &str, flags: virt::sys::virDomainCreateFlags, reach: &Reach) -> Result<Machine> {
+        let connect = &self.connect;
+        let create = || reaper::reaping(|| connect.create_domain_xml(xml, flags));
+        let started = isolation::confined(reach, create)?;
+        Ok(self.started(started.context("start the domain")?))
     }
 
     /// Returns the machine of this root that another process started and left running, or `None` if there is none.
@@ -106,19 +115,16 @@ impl Hypervisor {
     }
 
     /// Restores the machine whose memory was saved to `memory`, with its processors stopped. The domain in `xml` names
-    /// the files that replace those of the saved machine.
-    pub(crate) fn restore_paused(&self, memory: &Path, xml: &str) -> Result<Machine> {
+    /// the files that replace those of the saved machine. Its guest can reach only `reach`.
+    pub(crate) fn restore_paused(&self, memory: &Path, xml: &str, reach: &Reach) -> Result<Machine> {
         let path = memory.to_str().context("a path in the cache is not UTF-8")?;
         let flags = virt::sys::VIR_DOMAIN_SAVE_PAUSED;
-        reaper::reaping(|| self.connect.restore_domain_flags(path, Some(xml), flags))
+        let connect = &self.connect;
+        let restore = || reaper::reaping(|| connect.restore_domain_flags(path, Some(xml), flags));
+        isolation::confined(reach, restore)?
             .with_context(|| format!("restore the machine whose memory is in {path}"))?;
         let domain = self.connect.lookup_domain_by_name(DOMAIN_NAME).context("find the restored domain")?;
         Ok(self.started(domain))
-    }
-
-    fn start(&self, xml: &str, flags: virt::sys::virDomainCreateFlags) -> Result<Machine> {
-        let started = reaper::reaping(|| self.connect.create_domain_xml(xml, flags));
-        Ok(self.started(started.context("start the domain")?))
     }
 }
 
@@ -361,7 +367,7 @@ mod tests {
         let hypervisor = Hypervisor { connect, owner: PathBuf::new(), qemu: Cell::new(None) };
         assert!(hypervisor.version().unwrap().split('.').count() == 3);
         let xml = "<domain type='test'><name>x</name><memory>8192</memory><os><type>hvm</type></os></domain>";
-        let mut machine = hypervisor.start(xml, 0).unwrap();
+        let mut machine = hypervisor.start(xml, 0, &Reach::Everything).unwrap();
         machine.domain.suspend().unwrap();
         assert_eq!(machine.condition(), Condition::Paused);
         machine.resume().unwrap();
@@ -369,8 +375,8 @@ mod tests {
         machine.destroy().unwrap();
         assert_eq!(machine.condition(), Condition::Gone);
         machine.destroy().unwrap();
-        drop(hypervisor.start(xml, 0).unwrap());
+        drop(hypervisor.start(xml, 0, &Reach::Everything).unwrap());
         assert!(hypervisor.connect.lookup_domain_by_name("x").is_err(), "a dropped machine is destroyed");
-        assert!(hypervisor.start("<domain/>", 0).is_err());
+        assert!(hypervisor.start("<domain/>", 0, &Reach::Everything).is_err());
     }
 }

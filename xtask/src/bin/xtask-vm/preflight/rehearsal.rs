@@ -25,7 +25,7 @@ use xtask_jobs::{Ui, child};
 
 use super::sabotage;
 use crate::guest::begin_run;
-use crate::libvirt::{Hypervisor, paused};
+use crate::libvirt::{Hypervisor, Reach, paused};
 use crate::smoke::make_writable_files;
 
 /// The size of the placeholders for the seed and the payload.
@@ -116,7 +116,7 @@ impl Stage<'_> {
             Some(fault) => sabotage::plant(fault, params, &mut expected, &plan.firmware, work)?,
         };
         self.ui.check()?;
-        let mut machine = match self.hypervisor.start_paused(&xml) {
+        let mut machine = match self.hypervisor.start_paused(&xml, &Reach::Servers(Vec::new())) {
             Ok(machine) => machine,
             Err(error) => return Ok(vec![diff::refused(&expected, &format!("{error:#}"))]),
         };

@@ -55,12 +55,13 @@ fn start(run: &Run<'_>, plan: &mut Plan, image: &ReadyImage, subject: Delivered<
     let disk = media::PayloadDisk { subject, config: &config, sabotage, restored: None };
     media::make_payload(&files.payload, run.workspace, &disk, &work, &run.ui)?;
     make_writable_files(plan, &files, &image.base(), &run.ui)?;
-    let mut domain = Domain::write(plan, &files, &work)?;
+    let reach = prepared.reach_of_first_boot(run, plan);
+    let mut domain = Domain::write(plan, &files, &work, reach.clone())?;
     let machine = match domain.start(&prepared.hypervisor) {
         // Other errors (no memory, a CPU model that KVM lacks) are not KVM's fault, and emulation would not help.
         Err(error) if plan.accelerator() == Accelerator::Kvm && blames_kvm(&error) => {
             *plan = without_kvm(run, plan, &format!("KVM does not start the machine: {error:#}"))?;
-            domain = Domain::write(plan, &files, &work)?;
+            domain = Domain::write(plan, &files, &work, reach)?;
             domain.start(&prepared.hypervisor)
         }
         started => started,
@@ -119,7 +120,8 @@ impl RunningVm {
         self.plan = plan.clone();
         self.deadline = run.times.deadline();
         make_writable_files(plan, &self.files, &image.base(), &run.ui)?;
-        let domain = Domain::write(plan, &self.files, &run.dir.work())?;
+        let reach = self.target.reach().clone();
+        let domain = Domain::write(plan, &self.files, &run.dir.work(), reach)?;
         self.console.new_boot()?;
         let machine = domain.start(&self.target.hypervisor)?;
         self.target.replace(domain, machine);

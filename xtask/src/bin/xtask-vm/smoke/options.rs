@@ -29,6 +29,8 @@ pub(crate) struct RunOptions<'a> {
     pub(crate) observe: Option<u64>,
     /// The directory for the report; `None` for the run's own directory.
     pub(crate) report: Option<&'a Path>,
+    /// True if the run makes an instance for the user (`vm up`).
+    pub(crate) is_instance: bool,
 }
 
 impl<'a> From<&'a SmokeArgs> for RunOptions<'a> {
@@ -45,6 +47,7 @@ impl<'a> From<&'a SmokeArgs> for RunOptions<'a> {
             disturb: args.disturb,
             observe: args.observe,
             report: args.report.as_deref(),
+            is_instance: false,
         }
     }
 }
@@ -72,6 +75,7 @@ impl<'a> From<&'a UpArgs> for RunOptions<'a> {
             disturb: None,
             observe: None,
             report: None,
+            is_instance: true,
         }
     }
 }

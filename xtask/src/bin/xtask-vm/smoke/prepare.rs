@@ -1,5 +1,7 @@
 //! The parts of a machine for a cold run or a warm run (broker, keys, disks), and the decision which runs may be warm.
 
+use std::net::TcpListener;
+
 use anyhow::{Context, Result};
 use xtask_core::arch::Accelerator;
 use xtask_core::cli::Sabotage;
@@ -7,6 +9,7 @@ use xtask_core::error::{self, Failure};
 use xtask_core::format::name_of;
 use xtask_core::fs::write_private;
 use xtask_core::host::tools;
+use xtask_core::image::Source;
 use xtask_core::limits;
 use xtask_core::machine::RunFiles;
 use xtask_core::plan::Plan;
@@ -22,7 +25,7 @@ use crate::guest::console::Console;
 use crate::guest::root_port::RootPort;
 use crate::guest::ssh::Keys;
 use crate::guest::watch::Deadline;
-use crate::libvirt::{Hypervisor, Machine};
+use crate::libvirt::{Hypervisor, Machine, Reach, isolation};
 
 /// The parts of a machine that exist before its domain starts.
 pub(super) struct Prepared {
@@ -32,6 +35,7 @@ pub(super) struct Prepared {
     pub(super) libvirt_version: String,
     pub(super) broker: Broker,
     pub(super) keys: Keys,
+    canary: Option<TcpListener>,
 }
 
 impl Prepared {
@@ -42,11 +46,22 @@ impl Prepared {
         let hypervisor = Hypervisor::open(&run.dir.libvirt_root(), &run.cache)?;
         let libvirt_version = hypervisor.version()?;
         let deadline = run.times.deadline();
-        Ok(Self { ui: run.ui.clone(), deadline, hypervisor, libvirt_version, broker, keys })
+        let canary = isolation::is_possible().then(|| TcpListener::bind(("127.0.0.1", 0))).transpose();
+        let canary = canary.context("listen on a port of this host's loopback")?;
+        Ok(Self { ui: run.ui.clone(), deadline, hypervisor, libvirt_version, broker, keys, canary })
+    }
+
+    /// Returns the network services that the guest reaches in the first boot of an image. If the image is a download,
+    /// the guest installs packages from the internet.
+    pub(super) fn reach_of_first_boot(&self, run: &Run<'_>, plan: &Plan) -> Reach {
+        match (reach(run, &self.broker), &plan.image.source) {
+            (Reach::Servers(ports), Source::Download(_) | Source::File(_)) => Reach::Internet(ports),
+            (reach, _) => reach,
+        }
     }
 
     pub(super) fn with(self, plan: Plan, files: RunFiles, domain: Domain, machine: Machine) -> RunningVm {
-        let Self { ui, deadline, hypervisor, libvirt_version, broker, keys } = self;
+        let Self { ui, deadline, hypervisor, libvirt_version, broker, keys, canary } = self;
         let console = Console::new(&files.console_log).with_markers(&files.markers_log);
         let mut root = RootPort::new(&files.root_socket);
         root.connect();
@@ -62,12 +77,23 @@ impl Prepared {
             console,
             root,
             broker,
+            canary,
             deadline,
             expected_boots: None,
             fault: None,
             disturbance: None,
             disk_limits: (0, 0),
         }
+    }
+}
+
+/// Returns the network services that the guest of a run reaches. A machine of `vm up` reaches the internet.
+pub(super) fn reach(run: &Run<'_>, broker: &Broker) -> Reach {
+    let ports = vec![broker.port()];
+    match run.options.sabotage {
+        Some(Sabotage::OpenNetwork) => Reach::Everything,
+        _ if run.options.is_instance => Reach::Internet(ports),
+        _ => Reach::Servers(ports),
     }
 }
 

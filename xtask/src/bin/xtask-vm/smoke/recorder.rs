@@ -162,6 +162,7 @@ impl<'a> Recorder<'a> {
     /// Records the libvirt version and the snapshot of a machine, also if its boot failed.
     pub(super) fn machine(&mut self, vm: &RunningVm) {
         self.report.host.libvirt = Some(vm.libvirt_version.clone());
+        self.report.host.guest_confined = Some(vm.canary.is_some());
         self.report.snapshot = vm.snapshot.as_ref().map(|used| used.report.clone());
     }
 

@@ -1,5 +1,6 @@
 //! A running machine and its broker: the waits that watch it, the power cut, the access as root, and its end.
 
+use std::net::TcpListener;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -41,6 +42,8 @@ pub(crate) struct RunningVm {
     pub(super) console: Console,
     pub(super) root: RootPort,
     pub(super) broker: Broker,
+    /// A port of this host's loopback that the guest must not reach. `None` if this host cannot confine QEMU.
+    pub(super) canary: Option<TcpListener>,
     /// The time at which the current phase must have ended.
     pub(super) deadline: Deadline,
     /// The expected number of boots since the power was last switched on; `None` while the guest may reboot.
@@ -205,7 +208,8 @@ impl RunningVm {
 
     /// Queries the state of the guest as root. Returns `None` if the guest has not answered yet.
     pub(super) fn look(&mut self) -> Result<Option<RootView>> {
-        RootView::look(&mut self.root, self.plan.limits.guest_command())
+        let canary = self.canary.as_ref().map(TcpListener::local_addr).transpose()?;
+        RootView::look(&mut self.root, canary.map(|address| address.port()), self.plan.limits.guest_command())
     }
 
     /// Runs a command in the guest as root, and returns its output.

@@ -13,30 +13,32 @@ use xtask_core::plan::Plan;
 use xtask_core::processes::emulator;
 use xtask_core::readback::ExpectedMachine;
 
-use crate::libvirt::{Condition, Hypervisor, Machine, paused};
+use crate::libvirt::{Condition, Hypervisor, Machine, Reach, paused};
 
 /// The definition of a domain, which is used for each of its boots.
 pub(super) struct Domain {
     pub(super) xml: String,
     expected: ExpectedMachine,
     work: PathBuf,
+    /// The network services that the guest can reach from its next boot on.
+    pub(super) reach: Reach,
 }
 
 impl Domain {
     /// Makes the domain of a plan. Its XML and the machine that is expected from QEMU are written into the run's
     /// working directory, where `vm start` also reads them.
-    pub(super) fn write(plan: &Plan, files: &RunFiles, work: &Path) -> Result<Self> {
+    pub(super) fn write(plan: &Plan, files: &RunFiles, work: &Path, reach: Reach) -> Result<Self> {
         let params = plan.domain(files);
         let xml = xml::domain_xml(&params);
         write_private(&work.join(paused::XML), &xml)?;
         let expected = ExpectedMachine::of(&params)?;
         write_private(&work.join(paused::EXPECTED), serde_json::to_string_pretty(&expected)?)?;
-        Ok(Self { xml, expected, work: work.to_owned() })
+        Ok(Self { xml, expected, work: work.to_owned(), reach })
     }
 
     /// Starts the domain paused, compares QEMU's machine with the expected one, and lets the guest run.
     pub(super) fn start(&self, hypervisor: &Hypervisor) -> Result<Machine> {
-        self.resume(hypervisor.start_paused(&self.xml)?)
+        self.resume(hypervisor.start_paused(&self.xml, &self.reach)?)
     }
 
     /// Compares the machine of a stopped guest with the expected one, and lets the guest run.
@@ -60,6 +62,10 @@ impl Target {
     /// Replaces a domain and its machine, which have ended, by new ones.
     pub(super) fn replace(&mut self, domain: Domain, machine: Machine) {
         (self.domain, self.machine) = (domain, machine);
+    }
+
+    pub(super) fn reach(&self) -> &Reach {
+        &self.domain.reach
     }
 
     pub(super) fn condition(&self) -> Condition {
@@ -151,8 +157,10 @@ impl Target {
         self.machine.destroy()
     }
 
-    /// Starts the same domain again. QEMU's machine is compared with the expected one before the guest runs.
+    /// Starts the same domain again. QEMU's machine is compared with the expected one before the guest runs. All
+    /// packages are installed, so the guest does not reach the internet any more.
     pub(super) fn power_on(&mut self) -> Result<()> {
+        self.domain.reach = self.domain.reach.without_internet();
         self.machine = self.domain.start(&self.hypervisor)?;
         Ok(())
     }

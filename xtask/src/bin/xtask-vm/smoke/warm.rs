@@ -23,7 +23,7 @@ use xtask_images::snapshots::{self, Snapshot, Verification};
 use xtask_images::{Base, ReadyImage};
 use xtask_jobs::Step;
 
-use super::prepare::{Prepared, make_overlay, make_writable_files, not_started};
+use super::prepare::{Prepared, make_overlay, make_writable_files, not_started, reach};
 use super::run::Run;
 use super::running::RunningVm;
 use super::target::Domain;
@@ -231,12 +231,12 @@ impl Warm<'_> {
         let base = Base { disk: snapshot.file(DISK), format: Format::Qcow2, virtual_bytes };
         make_overlay(files, &base, &run.ui)?;
         write_private(&files.nvram, fs_err::read(snapshot.file(NVRAM))?)?;
-        let domain = Domain::write(plan, files, &work)?;
+        let domain = Domain::write(plan, files, &work, reach(run, access.broker))?;
         let mut xml = domain.xml.clone();
         if sabotage == Some(Sabotage::StaleChain) {
             xml = xml::with_stale_chain(&xml, &files.overlay, &image.disk);
         }
-        let restored = access.hypervisor.restore_paused(&snapshot.file(RAM), &xml);
+        let restored = access.hypervisor.restore_paused(&snapshot.file(RAM), &xml, &domain.reach);
         let machine = domain.resume(restored.map_err(|error| snapshot.does_not_restore(error))?)?;
         Ok((domain, machine))
     }
@@ -255,7 +255,8 @@ impl Warm<'_> {
         // Each later run installs its own keys in the machine.
         let seed = prepared.keys.seed(run.dir.id(), &neutral_seed(plan));
         media::make_seed(&files.seed, &seed, made, &run.ui)?;
-        let domain = Domain::write(plan, &files, &run.dir.work())?;
+        let reach = prepared.reach_of_first_boot(run, plan);
+        let domain = Domain::write(plan, &files, &run.dir.work(), reach)?;
         let machine = domain.start(&prepared.hypervisor)?;
         Ok(prepared.with(plan.clone(), files, domain, machine))
     }

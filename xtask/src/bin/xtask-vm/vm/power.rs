@@ -20,7 +20,7 @@ use xtask_jobs::{Step, Ui, child};
 
 use crate::guest::console::Console;
 use crate::guest::watch::{Deadline, Watch};
-use crate::libvirt::{Condition, Hypervisor, Machine, paused};
+use crate::libvirt::{Condition, Hypervisor, Machine, Reach, paused};
 
 /// Starts an instance and waits for its ssh server.
 pub(crate) fn start(args: &OneArgs, verbosity: Verbosity) -> Result<()> {
@@ -141,7 +141,7 @@ fn boot(cache: &Cache, instance: &mut Instance, ui: &Ui) -> Result<()> {
         ui.tick("hashing the snapshot")?;
         snapshot.check_what_boots().map_err(lost)?;
     }
-    let stopped = hypervisor.start_paused(&xml)?;
+    let stopped = hypervisor.start_paused(&xml, &Reach::Internet(Vec::new()))?;
     let mut machine = paused::resume_verified(stopped, &expected, &instance.work())?;
     instance.machine.ssh_port = Some(machine.port_to(SSH_PORT)?);
     instance.save()?;

@@ -1,0 +1,134 @@
+//! Confines QEMU, so that the guest cannot use the services of this host. With QEMU's user-mode network, each
+//! connection of the guest is a connection that QEMU makes, and the guest's gateway stands for this host's loopback.
+//!
+//! Landlock lets QEMU connect only to given TCP ports (Linux 6.7, Documentation/userspace-api/landlock.rst). A seccomp
+//! filter keeps QEMU from UDP and ICMP. Neither needs privileges or a namespace. Both apply to one thread and to the
+//! processes that this thread starts; libvirt's embedded driver starts QEMU in the thread that calls it.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result};
+use landlock::{
+    AccessNet, CompatLevel, Compatible as _, NetPort, Ruleset, RulesetAttr as _, RulesetCreated,
+    RulesetCreatedAttr as _, RulesetError,
+};
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+    apply_filter,
+};
+
+/// The TCP ports by which a guest reaches the internet: ssh, DNS, HTTP and HTTPS. Landlock does not distinguish
+/// addresses, so these ports of the host's loopback can be reached, too.
+const INTERNET_PORTS: [u16; 4] = [22, 53, 80, 443];
+
+/// The bits of a socket's type without its flags (socket(2)).
+const SOCKET_TYPE: u64 = 0xf;
+
+/// The network services that a guest can reach.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Reach {
+    /// These TCP ports of this host: the servers of the run.
+    Servers(Vec<u16>),
+    /// These TCP ports of this host, [`INTERNET_PORTS`] of any host, and UDP.
+    Internet(Vec<u16>),
+    /// Everything that this host reaches.
+    Everything,
+}
+
+/// Returns whether this host's kernel can confine QEMU.
+pub(crate) fn is_possible() -> bool {
+    ruleset().is_ok()
+}
+
+/// Calls `start` in a thread of its own, whose children can reach only `reach`. If the kernel cannot confine them, they
+/// reach everything. The report says so, and preflight has a finding.
+pub(super) fn confined<T: Send>(reach: &Reach, start: impl FnOnce() -> T + Send) -> Result<T> {
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            if is_possible() {
+                reach.confine_thread().context("confine QEMU's network")?;
+            }
+            Ok(start())
+        });
+        thread.join().expect("libvirt's calls do not panic")
+    })
+}
+
+impl Reach {
+    /// Returns what a guest can reach once it needs no package of its distribution any more.
+    pub(crate) fn without_internet(&self) -> Self {
+        match self {
+            Self::Internet(ports) => Self::Servers(ports.clone()),
+            Self::Servers(_) | Self::Everything => self.clone(),
+        }
+    }
+
+    fn confine_thread(&self) -> Result<()> {
+        let (ports, others): (_, &[u16]) = match self {
+            Self::Servers(ports) => (ports, &[]),
+            Self::Internet(ports) => (ports, &INTERNET_PORTS),
+            Self::Everything => return Ok(()),
+        };
+        let mut rules = ruleset()?;
+        for port in ports.iter().chain(others) {
+            rules = rules.add_rule(NetPort::new(*port, AccessNet::ConnectTcp))?;
+        }
+        rules.restrict_self()?;
+        if matches!(self, Self::Servers(_)) {
+            apply_filter(&without_datagrams()?)?;
+        }
+        Ok(())
+    }
+}
+
+/// Returns an empty set of rules about connections, or an error if the kernel has no such rules.
+fn ruleset() -> Result<RulesetCreated, RulesetError> {
+    let ruleset = Ruleset::default().set_compatibility(CompatLevel::HardRequirement);
+    ruleset.handle_access(AccessNet::ConnectTcp)?.create()
+}
+
+/// Returns a filter that refuses sockets for datagrams. QEMU uses them for UDP and for ICMP.
+fn without_datagrams() -> Result<BpfProgram> {
+    let is = |argument, operator, value: i32| -> Result<SeccompCondition> {
+        Ok(SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operator, value.try_into()?)?)
+    };
+    let rule = |family| -> Result<SeccompRule> {
+        let datagram = is(1, SeccompCmpOp::MaskedEq(SOCKET_TYPE), libc::SOCK_DGRAM)?;
+        Ok(SeccompRule::new(vec![is(0, SeccompCmpOp::Eq, family)?, datagram])?)
+    };
+    let rules = vec![rule(libc::AF_INET)?, rule(libc::AF_INET6)?];
+    let refuse = SeccompAction::Errno(u32::try_from(libc::EACCES)?);
+    let architecture = std::env::consts::ARCH.try_into()?;
+    let rules = BTreeMap::from([(libc::SYS_socket, rules)]);
+    Ok(SeccompFilter::new(rules, SeccompAction::Allow, refuse, architecture)?.try_into()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+    use std::process::Command;
+
+    use super::*;
+
+    /// Returns whether a child process can open a connection, as the guest's QEMU would.
+    fn opens(protocol: &str, port: u16) -> bool {
+        let connect = format!("exec 3<> /dev/{protocol}/127.0.0.1/{port}");
+        let output = Command::new("bash").args(["-c", &connect]).output().unwrap();
+        output.status.success()
+    }
+
+    #[test]
+    fn a_child_reaches_only_the_given_ports() {
+        let listeners = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+        let [own, other] = listeners.each_ref().map(|listener| listener.local_addr().unwrap().port());
+        let reached = |reach: Reach| {
+            confined(&reach, || (opens("tcp", own), opens("tcp", other), opens("udp", other))).unwrap()
+        };
+        let is_open = !is_possible();
+        assert_eq!(reached(Reach::Servers(vec![own])), (true, is_open, is_open));
+        assert_eq!(reached(Reach::Servers(Vec::new())), (is_open, is_open, is_open));
+        assert_eq!(reached(Reach::Internet(vec![own])), (true, is_open, true));
+        assert_eq!(reached(Reach::Everything), (true, true, true));
+        assert!(opens("tcp", other), "only the thread that starts QEMU is confined");
+    }
+}
