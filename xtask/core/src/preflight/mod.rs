@@ -1,9 +1,10 @@
 //! Checks this machine. [`crate::host`] gathers facts, [`findings`] turns them into findings without side effects, and
-//! [`fix`] runs the commands that repair findings. [`remote`] checks another libvirt.
+//! [`fix`] chooses the commands that repair findings, and [`repair`] runs them. [`remote`] checks another libvirt.
 
 pub mod findings;
 pub mod fix;
 pub mod remote;
+mod repair;
 pub mod show;
 
 use std::thread;

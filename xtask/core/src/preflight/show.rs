@@ -12,6 +12,7 @@ use crate::cli::PreflightArgs;
 use crate::error::Failure;
 use crate::format::{name_of, print_json};
 use crate::host::facts::Facts;
+use crate::host::packages::PackageManager;
 
 /// Returns the architecture of `--arch`, or all architectures if this flag is not given.
 pub fn architectures(args: &PreflightArgs) -> Vec<VmArchitecture> {
@@ -147,7 +148,7 @@ fn write_finding(f: &mut Formatter<'_>, preflight: &Preflight, finding: &Finding
         // The command that updates the list of packages is not shown for each finding, because it runs once for all
         // findings.
         Some(_) => {
-            for command in commands.iter().filter(|command| !command.ends_with(&["update".to_owned()])) {
+            for command in commands.iter().filter(|command| !PackageManager::is_update(command)) {
                 writeln!(f, "          to do: {}", command.join(" "))?;
             }
         }

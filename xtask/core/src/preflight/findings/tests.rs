@@ -259,7 +259,10 @@ fn what_the_test_suite_lacks_is_installed_by_name() {
     let found: Vec<_> = preflight.findings.iter().map(|finding| (finding.id, finding.severity)).collect();
     assert_eq!(found, [(CI_PROGRAM, Severity::Blocks)]);
     let commands = crate::preflight::fix::plan(&preflight);
-    assert_eq!(commands[1].join(" "), "apt-get install --yes --no-install-recommends libvirt-daemon");
+    assert_eq!(
+        commands[1].join(" "),
+        "apt-get install --yes --no-install-recommends --option=DPkg::Lock::Timeout=300 libvirt-daemon"
+    );
     let error = preflight.verdict().unwrap_err();
     assert_eq!(crate::error::hint(&error), Some("cargo xtask ci --fix"));
 }
