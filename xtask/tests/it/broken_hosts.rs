@@ -204,6 +204,7 @@ fn programs_and_libraries() {
     let cases = vec![
         (Host::new().after(&hide("/usr/bin/mcopy /usr/bin/mtools")), "program", true),
         (Host::new().after(&hide("/usr/bin/pkg-config /usr/bin/pkgconf")), "pkg-config", true),
+        (Host::new().with("PKG_CONFIG_LIBDIR", "/nonexistent"), "pkg-config-astray", true),
         (Host::new().after(drivers), "libvirt-driver", true),
         (Host::new().after(&hide(iohelpers)), "libvirt-iohelper", true),
         (host.with("PATH", path), "nats-server-old", true),

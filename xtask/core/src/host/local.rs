@@ -8,6 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use rustix::fs::{Access, access};
 
 use super::packages::{Need, PackageManager};
+use super::pkg_config::PkgConfig;
 use super::tools;
 use crate::arch::VmArchitecture;
 use crate::cache::{Cache, Unusable};
@@ -83,11 +84,10 @@ pub struct LocalHost {
     pub missing_programs: Vec<(&'static str, Need, When)>,
     /// The version of `nats-server`; `None` if the program is missing.
     pub nats_server: Option<Result<String, String>>,
-    pub pkg_config: bool,
+    pub pkg_config: PkgConfig,
     /// The version of libvirt, by the same query that the build of `xtask-vm` makes.
     pub libvirt: Result<String, String>,
-    /// True if libvirt's headers are in the system's include directory. This value is used only if pkg-config is
-    /// missing.
+    /// True if libvirt's headers are in the system's include directory, even if pkg-config does not find them.
     pub libvirt_header: bool,
     /// The path of libvirt's QEMU driver, which libvirt loads for the embedded connection.
     pub libvirt_driver: Option<PathBuf>,
@@ -125,7 +125,9 @@ impl LocalHost {
         let is_missing = |(name, ..): &&(&str, Need, When)| tools::find(name).is_none();
         thread::scope(|scope| {
             let nats = scope.spawn(|| tools::find("nats-server").map(|path| version(&path, "--version")));
-            let libvirt = scope.spawn(libvirt_version);
+            let pkg_config = PkgConfig::find();
+            let asked = pkg_config.clone();
+            let libvirt = scope.spawn(move || asked.libvirt_version());
             let user = scope.spawn(missing_libvirt_user);
             Self {
                 os: OsRelease::parse(&std::fs::read_to_string("/etc/os-release").unwrap_or_default()),
@@ -137,7 +139,7 @@ impl LocalHost {
                 systemd: Path::new("/run/systemd/system").is_dir(),
                 package_manager: PackageManager::find(),
                 missing_programs: PROGRAMS.iter().filter(is_missing).copied().collect(),
-                pkg_config: tools::find("pkg-config").is_some(),
+                pkg_config,
                 libvirt_header: Path::new("/usr/include/libvirt/libvirt.h").exists(),
                 libvirt_driver: libvirt_driver(),
                 libvirt_iohelper: LIBVIRT_IOHELPERS.iter().any(|path| tools::is_executable(Path::new(path))),
@@ -174,17 +176,6 @@ impl LocalHost {
 fn version(program: &Path, flag: &str) -> Result<String, String> {
     let output = tools::read(program, &[flag]).map_err(|error| format!("{error:#}"))?;
     tools::version_in(&output).ok_or_else(|| format!("{} printed no version: {output:?}", program.display()))
-}
-
-/// Returns the version of libvirt. Like the build script of virt-sys, this asks pkg-config for `libvirt` and for
-/// `libvirt-qemu`, which provides access to QEMU's monitor.
-fn libvirt_version() -> Result<String, String> {
-    let pkg_config = tools::find("pkg-config").ok_or("pkg-config is missing")?;
-    let ask = |library| tools::read(&pkg_config, &["--modversion", library]);
-    ask("libvirt-qemu")
-        .and_then(|_| ask("libvirt"))
-        .map(|version| version.trim().to_owned())
-        .map_err(|error| format!("{error:#}"))
 }
 
 /// Returns the path of libvirt's QEMU driver. Its directory depends on the distribution.

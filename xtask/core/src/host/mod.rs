@@ -7,5 +7,6 @@ pub mod firmware;
 pub mod kvm;
 pub mod local;
 pub mod packages;
+pub mod pkg_config;
 pub mod qemu;
 pub mod tools;

@@ -44,6 +44,7 @@ pub fn fix(workspace: &Workspace, asked: &PreflightRequest<'_>, args: FixArgs) -
         }
         done = commands;
         preflight = Preflight::check(workspace, asked)?;
+        preflight.tried.clone_from(&done);
     }
     root_was_not_needed(&preflight)?;
     Ok(preflight)
@@ -60,6 +61,13 @@ struct Steps {
 /// for root are returned; they wait for the next round.
 pub fn plan(preflight: &Preflight) -> Vec<Vec<String>> {
     commands(preflight, preflight.blocking())
+}
+
+/// Returns whether `--fix` has just run all commands of the plan. The findings did not change, so it would run the same
+/// commands again.
+pub fn was_in_vain(preflight: &Preflight) -> bool {
+    let plan = plan(preflight);
+    !plan.is_empty() && plan.iter().all(|command| preflight.tried.contains(command))
 }
 
 /// Returns the commands that carry out the remedies of `findings` on this machine.
@@ -262,6 +270,17 @@ mod tests {
             assert_eq!(runnable(&able), plan(&able));
             assert!(root_was_not_needed(&able).is_ok());
         }
+    }
+
+    #[test]
+    fn what_did_not_help_is_not_advised_again() {
+        let mut preflight = seen(|facts| facts.emulator = None);
+        let hint =
+            |preflight: &Preflight| crate::error::hint(&preflight.verdict().unwrap_err()).unwrap().to_owned();
+        assert_eq!(hint(&preflight), "cargo xtask preflight --arch aarch64 --fix");
+        preflight.tried = plan(&preflight);
+        assert!(hint(&preflight).starts_with("the commands of --fix have changed nothing"), "{preflight}");
+        assert!(preflight.to_string().contains("--fix has run these"), "{preflight}");
     }
 
     #[test]

@@ -35,6 +35,8 @@ pub struct Preflight {
     pub facts: Vec<Facts>,
     /// The findings without duplicates, the most severe first.
     pub findings: Vec<Finding>,
+    /// The commands that `--fix` ran last.
+    pub tried: Vec<Vec<String>>,
 }
 
 impl Preflight {
@@ -62,7 +64,7 @@ impl Preflight {
     /// Returns the result of the check for these facts.
     pub fn evaluate(facts: Vec<Facts>) -> Self {
         let found: Vec<_> = facts.iter().flat_map(findings::evaluate).collect();
-        let mut preflight = Self { facts, findings: Vec::new() };
+        let mut preflight = Self { facts, findings: Vec::new(), tried: Vec::new() };
         preflight.add(found);
         preflight
     }

@@ -59,6 +59,9 @@ impl Preflight {
                 by_hand.join("; ")
             } else if fix::plan(self).is_empty() {
                 "--fix knows no package for it on this distribution: install it by hand".to_owned()
+            } else if fix::was_in_vain(self) {
+                "the commands of --fix have changed nothing: read their messages above, and repair it by hand"
+                    .to_owned()
             } else if blocking.iter().any(|finding| finding.id == findings::CI_PROGRAM) {
                 "cargo xtask ci --fix".to_owned()
             } else {
@@ -113,8 +116,11 @@ impl Display for Preflight {
         }
         let plan = fix::plan(self);
         if !plan.is_empty() {
-            let barred = "needs root; neither sudo nor doas is installed";
-            let how = if fix::beyond_reach(self).is_empty() { "--fix runs these" } else { barred };
+            let how = match (fix::beyond_reach(self).is_empty(), fix::was_in_vain(self)) {
+                (false, _) => "needs root; neither sudo nor doas is installed",
+                (_, true) => "--fix has run these, and they have changed nothing",
+                _ => "--fix runs these",
+            };
             writeln!(f, "to install everything ({how}):")?;
             for command in plan {
                 writeln!(f, "    {}", command.join(" "))?;
@@ -165,7 +171,7 @@ mod tests {
     fn what_only_a_person_can_do_is_told_at_the_end() {
         let refusal = crate::preflight::remote::refusal::Refusal::Message("Permission denied".to_owned());
         let findings = vec![refusal.finding(&"qemu:///system".parse().unwrap())];
-        let preflight = Preflight { facts: vec![findings::tests::sound()], findings };
+        let preflight = Preflight { facts: vec![findings::tests::sound()], findings, tried: Vec::new() };
         assert_eq!(fix::plan(&preflight), Vec::<Vec<String>>::new(), "nothing that --fix would run");
         let error = preflight.verdict().unwrap_err();
         assert!(

@@ -13,6 +13,7 @@ use crate::host::firmware::{AarchFirmware, Rejected, Why};
 use crate::host::kvm::Kvm;
 use crate::host::local::{LocalHost, When};
 use crate::host::packages::{Need, PackageManager};
+use crate::host::pkg_config::PkgConfig;
 use crate::host::qemu::Emulator;
 use crate::os_release::OsRelease;
 
@@ -70,7 +71,7 @@ fn sound_host() -> LocalHost {
         package_manager: Some(PackageManager::Apt),
         missing_programs: Vec::new(),
         nats_server: Some(Ok("2.9.10".into())),
-        pkg_config: true,
+        pkg_config: PkgConfig::at("/usr/bin/pkg-config"),
         libvirt: Ok("9.0.0".into()),
         libvirt_header: true,
         libvirt_driver: Some("/usr/lib/d.so".into()),
@@ -137,9 +138,23 @@ const VIRTUALISATION: &[(&str, Change)] = &[
 ];
 
 const BUILDING: &[(&str, Change)] = &[
-    ("libvirt-headers", |f| f.host.libvirt = Err("none".into())),
-    ("pkg-config", |f| f.host.pkg_config = false),
-    ("pkg-config", |f| (f.host.pkg_config, f.host.libvirt) = (false, Err("pkg-config is missing".into()))),
+    ("libvirt-headers", |f| (f.host.libvirt, f.host.libvirt_header) = (Err("none".into()), false)),
+    ("pkg-config", |f| f.host.pkg_config.program = None),
+    ("pkg-config", |f| {
+        (f.host.pkg_config.program, f.host.libvirt) = (None, Err("pkg-config is missing".into()))
+    }),
+    ("pkg-config", |f| {
+        (f.host.pkg_config.program, f.host.pkg_config.variables) = (None, vec!["PKG_CONFIG=/x".into()]);
+    }),
+    ("pkg-config-astray", |f| f.host.libvirt = Err("none".into())),
+    ("pkg-config-astray", |f| {
+        (f.host.libvirt, f.host.pkg_config) =
+            (Err("none".into()), PkgConfig::at("/opt/conda/bin/pkg-config"));
+    }),
+    ("pkg-config-astray", |f| {
+        (f.host.libvirt, f.host.pkg_config.variables) =
+            (Err("none".into()), vec!["PKG_CONFIG_LIBDIR=/x".into()]);
+    }),
     ("rust-target", |f| f.rust_target = Ok(false)),
     ("rust", |f| f.rust_target = Err("no rustc".into())),
     ("linker", |f| f.linker = Err(Unfit::Missing("x".into()))),

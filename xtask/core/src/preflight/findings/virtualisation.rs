@@ -120,7 +120,7 @@ fn no_firmware(facts: &Facts, rejected: &[Rejected]) -> Finding {
 }
 
 /// Returns the remedy if a package is installed but does not work.
-fn reinstall(facts: &Facts, need: Need) -> Remedy {
+pub(super) fn reinstall(facts: &Facts, need: Need) -> Remedy {
     let manager = facts.host.package_manager;
     let packages = manager.map(|manager| manager.packages(need, facts.arch)).unwrap_or_default();
     match (manager, &packages[..]) {

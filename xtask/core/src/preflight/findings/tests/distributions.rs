@@ -151,7 +151,7 @@ impl Distribution {
         facts.edk2 = None;
         facts.firmware = firmware::discover(facts.arch, Path::new("/nonexistent"));
         facts.host.libvirt = Err("pkg-config is missing".into());
-        (facts.host.pkg_config, facts.host.libvirt_header) = (false, false);
+        (facts.host.pkg_config.program, facts.host.libvirt_header) = (None, false);
         facts.host.libvirt_driver = None;
         facts.host.libvirt_iohelper = false;
         facts.host.nats_server = None;
