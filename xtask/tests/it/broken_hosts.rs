@@ -21,7 +21,12 @@ struct Host {
     environment: Vec<(&'static str, String)>,
     arguments: Vec<&'static str>,
     program: String,
+    /// The capabilities that root does not have.
+    lost: &'static [&'static str],
 }
+
+/// The capabilities that override permissions. Without them, root cannot read private files of other users.
+const OVERRIDES: &[&str] = &["dac_override", "dac_read_search"];
 
 /// The output of preflight.
 #[derive(Debug)]
@@ -47,6 +52,7 @@ impl Host {
             script: String::new(),
             arguments: vec!["--arch", "aarch64"],
             program: XTASK.to_owned(),
+            lost: &[],
         }
     }
 
@@ -73,6 +79,11 @@ impl Host {
 
     /// Writes an executable script and returns its path.
     fn program(&self, name: &str, text: &str) -> String {
+    fn without(mut self, capabilities: &'static [&'static str]) -> Self {
+        self.lost = capabilities;
+        self
+    }
+
         let path = self.file(name);
         std::fs::write(&path, text).unwrap();
         let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
@@ -81,14 +92,12 @@ impl Host {
     }
 
     fn command(&self) -> Command {
-        // With UNPRIVILEGED, root has no capability that overrides permissions, so it cannot read private files of
-        // other users.
-        let run = if self.script.contains("UNPRIVILEGED") {
-            "exec setpriv --bounding-set=-dac_override,-dac_read_search \"$@\""
-        } else {
-            "exec \"$@\""
+        let lost: Vec<_> = self.lost.iter().map(|capability| format!("-{capability}")).collect();
+        let run = match lost.join(",").as_str() {
+            "" => "exec \"$@\"".to_owned(),
+            lost => format!("exec setpriv --inh-caps={lost} --bounding-set={lost} \"$@\""),
         };
-        let script = format!("set -eu\nUNPRIVILEGED=\n{}\n{run}", self.script);
+        let script = format!("set -eu\n{}\n{run}", self.script);
         let mut command = command("unshare", &["--mount"]);
         if !geteuid().is_root() {
             command.arg("--map-root-user");
@@ -248,6 +257,15 @@ fn fix_goes_on_past_a_dead_source_and_leaves_the_units_of_others() {
         "#!/bin/sh\ncase \"$*\" in
         update) exit 100 ;;
         '--simulate install '*) echo 'Inst mtools (4.0.33 Debian:12 [amd64])' ;;
+/// In a container without more rights, root has no CAP_SYS_ADMIN.
+#[test]
+fn a_root_that_may_not_mount() {
+    let host = |arguments: &[&'static str]| Host::new().without(&["sys_admin"]).asked(arguments);
+    let built = ["--arch", "aarch64", "--image", "debian-12"];
+    let cases = vec![(host(&built), "mount", true), (host(&built[..2]), "mount", false)];
+    assert_each_finds("mounts", cases);
+}
+
         *) umount /usr/bin/mtools && touch $S/installed ;;
         esac\n",
     );
@@ -308,7 +326,7 @@ fn kvm_absent_denied_and_lying() {
     assert_eq!(ids(kvm(opens, "fpu hypervisor")), ["kvm-software"]);
     assert_eq!(ids(kvm(opens, "fpu vmx hypervisor")), ["kvm-nested"]);
     assert_eq!(ids(kvm(opens, "fpu svm")), [] as [&str; 0]);
-    let unprivileged = |make: &str| kvm(make, "fpu vmx").after(": UNPRIVILEGED");
+    let unprivileged = |make: &str| kvm(make, "fpu vmx").without(OVERRIDES);
     assert_eq!(ids(unprivileged("mknod -m 600 $S/dev/kvm c 1 3; chown 65534 $S/dev/kvm")), ["kvm-denied"]);
     assert_eq!(ids(unprivileged(opens)), [] as [&str; 0]);
 }
@@ -316,20 +334,22 @@ fn kvm_absent_denied_and_lying() {
 #[test]
 fn cache() {
     let long = format!("/tmp/{}", "x".repeat(60));
-    let runs = "mkdir $S/c/runs; chmod 700 $S/c/runs; chown 65534 $S/c/runs; : UNPRIVILEGED";
+    let runs = "mkdir $S/c/runs; chmod 700 $S/c/runs; chown 65534 $S/c/runs";
     let cases = vec![
         (Host::new().after("mount -t tmpfs -o size=64m tmpfs $S/c"), "disk", true),
         (Host::new().with("IOT_XTASK_CACHE", long), "cache-path", true),
         (Host::new().with("IOT_XTASK_CACHE", "not/absolute"), "cache", true),
         (Host::new().after("mount -t tmpfs -o ro tmpfs $S/c"), "cache-access", true),
-        (Host::new().after(runs), "cache-access", true),
+        (Host::new().after(runs).without(OVERRIDES), "cache-access", true),
     ];
     assert_each_finds("cache", cases);
     // The cache is a private directory of another user. QEMU runs as the user who runs the smoke, so it cannot read
     // files in this directory.
-    let private = Host::new().after("chmod 700 $S/c; chown 65534 $S/c; : UNPRIVILEGED").preflight();
+    let private = Host::new().after("chmod 700 $S/c; chown 65534 $S/c").without(OVERRIDES).preflight();
     assert!(private.blocking.contains("cache-access"), "{:#}", private.json);
-    let own = Host::new().after("chmod 700 $S/c; : UNPRIVILEGED").preflight();
+        // A ramfs refuses O_DIRECT, as some FUSE file systems do.
+        (Host::new().after("mount -t ramfs ramfs $S/c"), "cache-direct", true),
+    let own = Host::new().after("chmod 700 $S/c").without(OVERRIDES).preflight();
     assert!(!own.ids.contains("cache-access"), "{:#}", own.json);
 }
 

@@ -5,8 +5,11 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use rustix::fs::{Access, access};
+use rustix::fs::{Access, Mode, OFlags, access};
+use rustix::io::Errno;
 
+use super::memory::{self, Memory};
+use super::mounts;
 use super::packages::{Need, PackageManager};
 use super::pkg_config::PkgConfig;
 use super::tools;
@@ -100,10 +103,11 @@ pub struct LocalHost {
     pub cache_access: Result<(), String>,
     /// The free space in bytes on the file system of the cache.
     pub free_disk: Option<u64>,
-    /// `MemAvailable` in bytes.
-    pub free_memory: Option<u64>,
-    /// The reason why this user cannot build an image in a user namespace; `None` if this user can, or is root.
-    pub no_user_namespace: Option<String>,
+    /// `Ok` if files in the cache can be opened with O_DIRECT, as QEMU opens the disks of a guest.
+    pub direct_io: Result<(), String>,
+    pub free_memory: Option<Memory>,
+    /// The reason why this user cannot mount a file system as an image build does; `None` if this user can.
+    pub no_mounts: Option<String>,
     /// True if `binfmt_misc` is mounted.
     pub binfmt_mounted: bool,
     /// True if Debian's archive keyring is installed.
@@ -149,8 +153,9 @@ impl LocalHost {
                     may_use(cache.root()).and_then(|()| inside.iter().try_for_each(|path| may_use(path)))
                 }),
                 free_disk: known.and_then(|cache| free_disk(cache.root())),
-                free_memory: available_memory(),
-                no_user_namespace: no_user_namespace(),
+                direct_io: known.map_or(Ok(()), |cache| direct_io(cache.root())),
+                free_memory: memory::available(),
+                no_mounts: mounts::refusal(),
                 binfmt_mounted: Path::new("/proc/sys/fs/binfmt_misc/register").exists(),
                 debian_keyring: Path::new(DEBIAN_KEYRING).exists(),
                 now: seconds(SystemTime::now()),
@@ -216,37 +221,40 @@ fn may_use(cache: &Path) -> Result<(), String> {
             Ok(()) => {
                 return access(path, everything).map_err(|error| format!("{}: {error}", path.display()));
             }
-            Err(rustix::io::Errno::NOENT) => {}
+            Err(Errno::NOENT) => {}
             Err(error) => return Err(format!("{}: {error}", path.display())),
         }
     }
     Ok(())
 }
 
-/// Returns the free bytes on the file system of the cache. If the cache does not exist yet, this is the file system of
-/// its nearest existing parent directory.
+/// Returns the cache's directory, or its nearest existing parent directory if the cache does not exist yet.
+fn existing(cache: &Path) -> Option<&Path> {
+    cache.ancestors().find(|path| path.exists())
+}
+
+/// Returns the free bytes on the file system of the cache; `None` if the file system does not know its size.
 fn free_disk(cache: &Path) -> Option<u64> {
-    let existing = cache.ancestors().find(|path| path.exists())?;
-    let stat = rustix::fs::statvfs(existing).ok()?;
-    Some(stat.f_bavail * stat.f_frsize)
+    let stat = rustix::fs::statvfs(existing(cache)?).ok()?;
+    (stat.f_blocks > 0).then_some(stat.f_bavail * stat.f_frsize)
 }
 
-/// Returns the number of bytes that a new process can have without swapping (proc(5), `MemAvailable`).
-pub fn available_memory() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let kib = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    kib.trim().trim_end_matches(" kB").trim().parse::<u64>().ok().map(|kib| kib * 1024)
-}
-
-/// Returns the reason why this user cannot make a user namespace. The function tries to make one, because it may fail
-/// for several reasons: missing subordinate ids, sysctls, or AppArmor (Ubuntu 24.04).
-fn no_user_namespace() -> Option<String> {
-    if rustix::process::geteuid().is_root() {
-        return None;
+/// Checks that a file in the cache can be opened with O_DIRECT (open(2), EINVAL). QEMU opens the guest's disks so. A
+/// file system that cannot do it creates the file nevertheless, so the file is deleted in both cases. Other errors have
+/// findings of their own.
+fn direct_io(cache: &Path) -> Result<(), String> {
+    let Some(directory) = existing(cache) else { return Ok(()) };
+    let path = directory.join(format!(".iot-xtask-direct-{}", std::process::id()));
+    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::DIRECT | OFlags::CLOEXEC;
+    let opened = rustix::fs::open(&path, flags, Mode::RUSR | Mode::WUSR);
+    let deleted = std::fs::remove_file(&path);
+    match (opened, deleted) {
+        (Ok(_), Err(error)) => Err(format!("delete {}: {error}", path.display())),
+        (Err(Errno::INVAL), _) => {
+            Err(format!("open a file in {} with O_DIRECT: {}", directory.display(), Errno::INVAL))
+        }
+        _ => Ok(()),
     }
-    let unshare = tools::find("unshare")?;
-    let tried = tools::read(&unshare, &["--map-root-user", "--map-auto", "true"]);
-    tried.err().map(|error| format!("{error:#}"))
 }
 
 fn seconds(time: SystemTime) -> u64 {

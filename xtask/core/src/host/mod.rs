@@ -6,6 +6,8 @@ pub mod facts;
 pub mod firmware;
 pub mod kvm;
 pub mod local;
+pub mod memory;
+pub mod mounts;
 pub mod packages;
 pub mod pkg_config;
 pub mod qemu;

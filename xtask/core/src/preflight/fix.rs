@@ -287,9 +287,9 @@ mod tests {
     fn nothing_runs_where_nothing_blocks() {
         assert_eq!(planned(|_| {}), Vec::<String>::new());
         assert_eq!(
-            planned(|facts| facts.host.free_memory = Some(1)),
+            planned(|facts| facts.host.direct_io = Err("EINVAL".into())),
             Vec::<String>::new(),
-            "a finding that only degrades is not repaired"
+            "a finding without a command is not repaired"
         );
     }
 

@@ -15,6 +15,7 @@ use anyhow::Result;
 use xtask_core::digest::Algorithm;
 use xtask_core::format::name_of;
 use xtask_core::fs::write_private;
+use xtask_core::host::mounts::can_have_own_mounts;
 use xtask_core::host::tools;
 use xtask_core::image::{Image, Layout, Recipe};
 
@@ -83,7 +84,7 @@ fn assemble(store: &Store<'_>, directory: &Path, image: &Image, recipe: &Recipe)
     ];
     let environment = environment.map(|(name, value)| (name, OsString::from(value))).into();
     let mut arguments: Vec<OsString> = Vec::new();
-    if bootstrap::can_have_own_mounts() {
+    if can_have_own_mounts() {
         arguments.push("--mount".into());
     }
     if !rustix::process::geteuid().is_root() {

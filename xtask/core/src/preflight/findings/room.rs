@@ -21,6 +21,7 @@ pub(super) fn evaluate(facts: &Facts, findings: &mut Vec<Finding>) {
     findings.extend(cache(facts));
     findings.extend(disk(facts));
     findings.extend(memory(facts));
+    findings.extend(direct_io(facts));
     findings.extend(clock(facts));
     let dead = &facts.host.dead_runs;
     if !dead.is_empty() {
@@ -63,11 +64,13 @@ fn disk(facts: &Facts) -> Option<Finding> {
 }
 
 fn memory(facts: &Facts) -> Option<Finding> {
-    let free = facts.host.free_memory?;
-    let needed = facts.guest.machine.memory * MIB + MEMORY_BESIDE;
-    (free < needed).then(|| {
-        let (free, needed) = (gib(free), gib(needed));
-        let sentence = format!("{free} of memory available, {needed} wanted for the guest and QEMU");
+    let (free, asked) = (facts.host.free_memory.as_ref()?, facts.guest.machine.memory);
+    let needed = asked * MIB + MEMORY_BESIDE;
+    (free.bytes < needed).then(|| {
+        let (bytes, needed) = (gib(free.bytes), gib(needed));
+        let sentence = format!(
+            "{bytes} of memory available, {needed} wanted for QEMU and a guest with --memory {asked}"
+        );
         let remedy = "close other programs, or use a smaller guest: --memory 1024";
         Finding::degrades("memory", sentence, "MemAvailable in /proc/meminfo", remedy)
     })
@@ -77,6 +80,16 @@ fn memory(facts: &Facts) -> Option<Finding> {
 /// then appear to be from the future and are rejected.
 fn clock(facts: &Facts) -> Option<Finding> {
     let (now, built) = (facts.host.now, facts.host.built);
+/// Returns a finding if the cache's file system refuses O_DIRECT. QEMU then does not open the guest's disks.
+fn direct_io(facts: &Facts) -> Option<Finding> {
+    let error = facts.host.direct_io.as_ref().err()?;
+    let sentence = "QEMU cannot use disks in the cache, because its file system does not support O_DIRECT";
+    let remedy = format!(
+        "set {CACHE_VARIABLE} to a directory on a disk, with a file system such as ext4, XFS or Btrfs"
+    );
+    Some(Finding::blocks("cache-direct", sentence, error, remedy))
+}
+
     (now + CLOCK_SLACK < built).then(|| {
         let hours = (built - now) / 3600;
         let sentence = format!("this machine's clock is {hours} hours behind this program's own file");

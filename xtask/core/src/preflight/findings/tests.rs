@@ -12,6 +12,7 @@ use crate::host::facts::{Built, Guest, Linking};
 use crate::host::firmware::{AarchFirmware, Rejected, Why};
 use crate::host::kvm::Kvm;
 use crate::host::local::{LocalHost, When};
+use crate::host::memory::Memory;
 use crate::host::packages::{Need, PackageManager};
 use crate::host::pkg_config::PkgConfig;
 use crate::host::qemu::Emulator;
@@ -80,8 +81,9 @@ fn sound_host() -> LocalHost {
         cache: Ok("/c".into()),
         cache_access: Ok(()),
         free_disk: Some(80 * GIB),
-        free_memory: Some(8 * GIB),
-        no_user_namespace: None,
+        direct_io: Ok(()),
+        free_memory: memory(8 * GIB),
+        no_mounts: None,
         binfmt_mounted: true,
         debian_keyring: true,
         now: 1_800_000_000,
@@ -94,6 +96,10 @@ type Change = fn(&mut Facts);
 
 fn evaluated(change: impl FnOnce(&mut Facts)) -> Vec<Finding> {
     let mut facts = sound();
+fn memory(bytes: u64) -> Option<Memory> {
+    Some(Memory { bytes, source: "memory.max in /sys/fs/cgroup/a".into() })
+}
+
     change(&mut facts);
     evaluate(&facts)
 }
@@ -144,6 +150,10 @@ const BUILDING: &[(&str, Change)] = &[
         (f.host.pkg_config.program, f.host.libvirt) = (None, Err("pkg-config is missing".into()))
     }),
     ("pkg-config", |f| {
+fn eperm() -> Option<String> {
+    Some("EPERM".into())
+}
+
         (f.host.pkg_config.program, f.host.pkg_config.variables) = (None, vec!["PKG_CONFIG=/x".into()]);
     }),
     ("pkg-config-astray", |f| f.host.libvirt = Err("none".into())),
@@ -174,11 +184,10 @@ const BUILDING: &[(&str, Change)] = &[
         f.guest.built = Built::Chosen;
     }),
     ("keyring", |f| f.host.debian_keyring = false),
-    ("user-namespace", |f| {
-        f.host.no_user_namespace = Some("EPERM".into());
-        f.guest.built = Built::Chosen;
-    }),
-    ("user-namespace", |f| f.host.no_user_namespace = Some("EPERM".into())),
+    ("user-namespace", |f| (f.host.root, f.host.no_mounts, f.guest.built) = (false, eperm(), Built::Chosen)),
+    ("user-namespace", |f| (f.host.root, f.host.no_mounts) = (false, eperm())),
+    ("mount", |f| (f.host.no_mounts, f.guest.built) = (eperm(), Built::Chosen)),
+    ("mount", |f| f.host.no_mounts = eperm()),
     ("binfmt", |f| f.runs_guest_programs = false),
     ("user-emulation", |f| (f.runs_guest_programs, f.user_emulator) = (false, false)),
 ];
@@ -189,7 +198,8 @@ const ROOM: &[(&str, Change)] = &[
     ("cache-path", |f| f.host.cache = Err(Unusable::TooLong("/x".into(), 120))),
     ("cache-access", |f| f.host.cache_access = Err("EACCES".into())),
     ("disk", |f| f.host.free_disk = Some(3 * GIB)),
-    ("memory", |f| f.host.free_memory = Some(GIB)),
+    ("cache-direct", |f| f.host.direct_io = Err("EINVAL".into())),
+    ("memory", |f| f.host.free_memory = memory(GIB)),
     ("memory", |f| f.guest.machine.memory = 8192),
     ("clock", |f| f.host.now = 1_700_000_000),
     ("stale-run", |f| f.host.dead_runs = vec!["1123-090000-abcd".into()]),
@@ -242,7 +252,8 @@ fn what_only_a_build_needs_is_not_asked_of_a_downloaded_image() {
             facts.guest.built = Built::No;
         })
     };
-    for (id, change) in BUILDING.iter().filter(|(id, _)| ["keyring", "user-namespace", "binfmt"].contains(id))
+    for (id, change) in
+        BUILDING.iter().filter(|(id, _)| ["keyring", "mount", "user-namespace", "binfmt"].contains(id))
     {
         assert_eq!(downloaded(*change), Vec::<&str>::new(), "{id}");
     }
