@@ -63,6 +63,12 @@ impl Host {
         self
     }
 
+    /// Adds shell commands that run before those that break the host.
+    fn prepared(mut self, script: &str) -> Self {
+        self.script.insert_str(0, &format!("{script}\n"));
+        self
+    }
+
     fn with(mut self, name: &'static str, value: impl Into<String>) -> Self {
         self.environment.push((name, value.into()));
         self
@@ -73,17 +79,17 @@ impl Host {
         self
     }
 
+    fn without(mut self, capabilities: &'static [&'static str]) -> Self {
+        self.lost = capabilities;
+        self
+    }
+
     fn file(&self, name: &str) -> String {
         self.scratch.path().join(name).display().to_string()
     }
 
     /// Writes an executable script and returns its path.
     fn program(&self, name: &str, text: &str) -> String {
-    fn without(mut self, capabilities: &'static [&'static str]) -> Self {
-        self.lost = capabilities;
-        self
-    }
-
         let path = self.file(name);
         std::fs::write(&path, text).unwrap();
         let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
@@ -193,11 +199,15 @@ fn emulated_by(script: &str) -> Host {
 
 #[test]
 fn emulator() {
+    // This emulator is asked for a network type that no QEMU has.
+    let without_network = emulated_by("#!/bin/sh\nsed 's/\"user\"/\"absent\"/' | exec $S/real \"$@\"\n")
+        .prepared("cp \"$(readlink -f /usr/bin/qemu-system-aarch64)\" $S/real");
     let cases = vec![
         (Host::new().after(&hide("/usr/bin/qemu-system-*")), "emulator", true),
         (Host::new().after(&hide("/usr/bin/qemu-system-aarch64")), "emulator-arch", true),
         (emulated_by("#!/bin/sh\necho 'cannot allocate memory' >&2\nexit 1\n"), "emulator-broken", true),
         (emulated_by("#!/bin/sh\nexec sleep 600\n"), "emulator-broken", true),
+        (without_network, "emulator-network", true),
     ];
     assert_each_finds("emulator", cases);
 }
@@ -247,6 +257,15 @@ fn linker_and_target() {
     assert_each_finds("linker and target", cases);
 }
 
+/// In a container without more rights, root has no CAP_SYS_ADMIN.
+#[test]
+fn a_root_that_may_not_mount() {
+    let host = |arguments: &[&'static str]| Host::new().without(&["sys_admin"]).asked(arguments);
+    let built = ["--arch", "aarch64", "--image", "debian-12"];
+    let cases = vec![(host(&built), "mount", true), (host(&built[..2]), "mount", false)];
+    assert_each_finds("mounts", cases);
+}
+
 /// A dead source makes `apt-get update` fail, and the needed packages can be installed all the same. The new package
 /// enables a unit, and another process enables one at the same time.
 #[test]
@@ -257,15 +276,6 @@ fn fix_goes_on_past_a_dead_source_and_leaves_the_units_of_others() {
         "#!/bin/sh\ncase \"$*\" in
         update) exit 100 ;;
         '--simulate install '*) echo 'Inst mtools (4.0.33 Debian:12 [amd64])' ;;
-/// In a container without more rights, root has no CAP_SYS_ADMIN.
-#[test]
-fn a_root_that_may_not_mount() {
-    let host = |arguments: &[&'static str]| Host::new().without(&["sys_admin"]).asked(arguments);
-    let built = ["--arch", "aarch64", "--image", "debian-12"];
-    let cases = vec![(host(&built), "mount", true), (host(&built[..2]), "mount", false)];
-    assert_each_finds("mounts", cases);
-}
-
         *) umount /usr/bin/mtools && touch $S/installed ;;
         esac\n",
     );
@@ -337,6 +347,8 @@ fn cache() {
     let runs = "mkdir $S/c/runs; chmod 700 $S/c/runs; chown 65534 $S/c/runs";
     let cases = vec![
         (Host::new().after("mount -t tmpfs -o size=64m tmpfs $S/c"), "disk", true),
+        // A ramfs refuses O_DIRECT, as some FUSE file systems do.
+        (Host::new().after("mount -t ramfs ramfs $S/c"), "cache-direct", true),
         (Host::new().with("IOT_XTASK_CACHE", long), "cache-path", true),
         (Host::new().with("IOT_XTASK_CACHE", "not/absolute"), "cache", true),
         (Host::new().after("mount -t tmpfs -o ro tmpfs $S/c"), "cache-access", true),
@@ -347,8 +359,6 @@ fn cache() {
     // files in this directory.
     let private = Host::new().after("chmod 700 $S/c; chown 65534 $S/c").without(OVERRIDES).preflight();
     assert!(private.blocking.contains("cache-access"), "{:#}", private.json);
-        // A ramfs refuses O_DIRECT, as some FUSE file systems do.
-        (Host::new().after("mount -t ramfs ramfs $S/c"), "cache-direct", true),
     let own = Host::new().after("chmod 700 $S/c").without(OVERRIDES).preflight();
     assert!(!own.ids.contains("cache-access"), "{:#}", own.json);
 }
@@ -386,5 +396,11 @@ fn a_cpu_that_no_emulator_has_is_a_flag_to_correct() {
     let output = command(XTASK, &preflight).output().unwrap();
     assert_code(&output, 2);
     let message = message(&output);
-    assert!(message.contains("has no such CPU model; it has: pi5, pi4"), "{message}");
+    assert!(message.contains("has no such 64-bit CPU model; it has: a64fx, cortex-a35,"), "{message}");
+    assert!(!message.contains("cortex-m0"), "{message}");
+    let many = command(XTASK, &["preflight", "--arch", "aarch64", "--accel", "tcg", "--vcpus", "16"])
+        .output()
+        .unwrap();
+    assert_code(&many, 2);
+    assert!(self::message(&many).contains("--vcpus 16: the machine virt"), "{}", self::message(&many));
 }

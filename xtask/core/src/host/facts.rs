@@ -127,13 +127,17 @@ impl Facts {
         thread::scope(|scope| {
             let emulator = scope.spawn(|| {
                 let path = tools::find(profile.emulator)?;
-                Some(Emulator::ask(&path, profile).map_err(|error| (path, format!("{error:#}"))))
+                Some(
+                    Emulator::ask(&path, profile, cpu.as_deref())
+                        .map_err(|error| (path, format!("{error:#}"))),
+                )
             });
             let rust_target = scope.spawn(|| {
                 let shell = Shell::new().map_err(|error| error.to_string())?;
                 rust_target_installed(&shell, profile.triple).map_err(|error| format!("{error:#}"))
             });
             let linker = scope.spawn(|| linking(workspace, arch));
+        let cpu = guest.machine.cpu.clone();
             let firmware = firmware::discover(arch, Path::new("/"));
             let edk2 = firmware.as_ref().ok().and_then(|pair| Edk2::read(&pair.code));
             let emulator = emulator.join().expect("a probe does not panic");

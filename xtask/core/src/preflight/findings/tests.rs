@@ -55,6 +55,8 @@ fn emulator(version: &str) -> Emulator {
         max_properties: names(&["pauth", "sve"]),
     }
 }
+        user_network: Ok(()),
+        max_cpus: Some(512),
 
 fn sound_host() -> LocalHost {
     LocalHost {
@@ -126,6 +128,9 @@ const VIRTUALISATION: &[(&str, Change)] = &[
     ("emulator-cpu", |f| f.emulator.as_mut().unwrap().as_mut().unwrap().max_properties = vec!["sve".into()]),
     ("firmware", |f| reject(f, vec![Why::Absent])),
     ("firmware-size", |f| reject(f, vec![Why::Absent, Why::Size(1, Some(2)), Why::Enrolled])),
+    ("emulator-network", |f| {
+        f.emulator.as_mut().unwrap().as_mut().unwrap().user_network = Err("not compiled in".into());
+    }),
     ("firmware-descriptor", |f| reject(f, vec![Why::Enrolled, Why::Dangling("/x".into()), Why::Absent])),
     ("firmware-enrolled", |f| reject(f, vec![Why::Absent, Why::Enrolled])),
     ("firmware-unreadable", |f| reject(f, vec![Why::Unreadable("EACCES".into()), Why::Absent])),

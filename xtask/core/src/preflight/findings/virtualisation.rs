@@ -34,6 +34,7 @@ fn check_emulator(facts: &Facts, findings: &mut Vec<Finding>) {
         Some(Ok(emulator)) => {
             findings.extend(old(facts, emulator));
             findings.extend(untuned(facts, emulator));
+            findings.extend(no_network(facts, emulator));
             return;
         }
         None if facts.other_emulators.is_empty() => {
@@ -91,6 +92,20 @@ fn untuned(facts: &Facts, emulator: &Emulator) -> Option<Finding> {
     );
     let evidence = format!("QEMU {}, query-cpu-model-expansion", emulator.version);
     Some(Finding::degrades("emulator-cpu", sentence, evidence, "install QEMU 6.0 or newer"))
+}
+
+/// Returns a finding if the emulator lacks the user-mode network, to which each guest is connected.
+fn no_network(facts: &Facts, emulator: &Emulator) -> Option<Finding> {
+    let error = emulator.user_network.as_ref().err()?;
+    let path = emulator.path.display();
+    let sentence = format!("{path} was built without the user-mode network, which each guest needs");
+    let manager = facts.host.package_manager;
+    let packages = manager.map(|manager| manager.packages(Need::Emulator, facts.arch)).unwrap_or_default();
+    let remedy = format!(
+        "put the QEMU of the distribution ({}) first on PATH, or build QEMU with libslirp (--enable-slirp)",
+        packages.first().unwrap_or(&"its package")
+    );
+    Some(Finding::blocks("emulator-network", sentence, error, remedy))
 }
 
 /// Returns the finding for a machine without usable firmware. If pairs were rejected for several reasons, the finding
