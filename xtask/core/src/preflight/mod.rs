@@ -10,6 +10,7 @@ pub mod show;
 use std::thread;
 
 use crate::arch::VmArchitecture;
+use crate::cache::Cache;
 use crate::cli::MachineArgs;
 use crate::error::Failure;
 use crate::host::facts::{Facts, Guest};
@@ -45,8 +46,10 @@ impl Preflight {
     /// # Errors
     /// Returns a usage error if the requested image is not valid.
     pub fn check(workspace: &Workspace, asked: &PreflightRequest<'_>) -> Result<Self, Failure> {
-        let guests =
-            asked.architectures.iter().map(|arch| Ok((*arch, Guest::from_args(asked.machine, *arch)?)));
+        // The test suite builds images, even if they are in the cache.
+        let cache = if asked.for_ci { None } else { Cache::from_env().ok() };
+        let guest = |arch| Guest::from_args(asked.machine, arch, cache.as_ref());
+        let guests = asked.architectures.iter().map(|arch| Ok((*arch, guest(*arch)?)));
         let guests: Vec<_> = guests.collect::<Result<_, Failure>>()?;
         let host = LocalHost::gather();
         let facts = thread::scope(|scope| {

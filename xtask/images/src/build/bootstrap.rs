@@ -13,6 +13,7 @@ use xtask_core::host::local::DEBIAN_KEYRING;
 use xtask_core::host::memory;
 use xtask_core::host::mounts::can_have_own_mounts;
 use xtask_core::host::tools;
+use xtask_core::image::scripts::TOOLS;
 use xtask_core::image::{Image, Recipe};
 
 use super::{run, sources};
@@ -37,11 +38,6 @@ pub(super) const CUSTOMIZE: &str = include_str!("customize.sh");
 pub(super) const INITRAMFS: &str = include_str!("initramfs.sh");
 /// The script that puts the guest's own tools back.
 pub(super) const RESTORE: &str = include_str!("restore.sh");
-/// The packages with the tools that maintainer scripts and update-initramfs call, and the packages on which these
-/// depend.
-pub(super) const TOOLS: &str = "bash,coreutils,cpio,dash,debianutils,diffutils,dpkg,findutils,grep,gzip,hostname,init-system-helpers,kmod,\
-                     libc-bin,mawk,openssh-client,openssl,passwd,perl-base,python3-minimal,sed,tar,util-linux,xz-utils,zstd";
-
 /// The size of the tmpfs for a tree and its packages.
 const TMPFS: &str = "3g";
 /// Bytes of memory that must be available for the tmpfs. The rest of the machine needs some memory too.

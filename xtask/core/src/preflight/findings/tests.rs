@@ -5,7 +5,7 @@ mod distributions;
 use super::*;
 use crate::arch::VmArchitecture;
 use crate::build::linker::Unfit;
-use crate::cache::Unusable;
+use crate::cache::{Cache, Unusable};
 use crate::cli::MachineArgs;
 use crate::host::edk2::Edk2;
 use crate::host::facts::{Built, Guest, Linking};
@@ -16,6 +16,8 @@ use crate::host::memory::Memory;
 use crate::host::packages::{Need, PackageManager};
 use crate::host::pkg_config::PkgConfig;
 use crate::host::qemu::Emulator;
+use crate::image::Image;
+use crate::image::scripts::SCRIPTS;
 use crate::os_release::OsRelease;
 
 const GIB: u64 = 1 << 30;
@@ -37,7 +39,7 @@ pub(crate) fn sound() -> Facts {
         registers_handler: Some(
             ["/usr/sbin/update-binfmts", "--enable", "qemu-aarch64"].map(str::to_owned).to_vec(),
         ),
-        guest: Guest::from_args(&MachineArgs::default(), VmArchitecture::Aarch64).unwrap(),
+        guest: Guest::from_args(&MachineArgs::default(), VmArchitecture::Aarch64, None).unwrap(),
         for_ci: false,
     }
 }
@@ -53,10 +55,10 @@ fn emulator(version: &str) -> Emulator {
         version: version.into(),
         cpu_models: names(&["cortex-a76", "max"]),
         max_properties: names(&["pauth", "sve"]),
-    }
-}
         user_network: Ok(()),
         max_cpus: Some(512),
+    }
+}
 
 fn sound_host() -> LocalHost {
     LocalHost {
@@ -94,14 +96,14 @@ fn sound_host() -> LocalHost {
     }
 }
 
-type Change = fn(&mut Facts);
-
-fn evaluated(change: impl FnOnce(&mut Facts)) -> Vec<Finding> {
-    let mut facts = sound();
 fn memory(bytes: u64) -> Option<Memory> {
     Some(Memory { bytes, source: "memory.max in /sys/fs/cgroup/a".into() })
 }
 
+type Change = fn(&mut Facts);
+
+fn evaluated(change: impl FnOnce(&mut Facts)) -> Vec<Finding> {
+    let mut facts = sound();
     change(&mut facts);
     evaluate(&facts)
 }
@@ -126,11 +128,11 @@ const VIRTUALISATION: &[(&str, Change)] = &[
     ("emulator-old", |f| f.emulator = Some(Ok(emulator("7.2.22")))),
     ("emulator-old", |f| f.emulator = Some(Ok(emulator("9.0.2")))),
     ("emulator-cpu", |f| f.emulator.as_mut().unwrap().as_mut().unwrap().max_properties = vec!["sve".into()]),
-    ("firmware", |f| reject(f, vec![Why::Absent])),
-    ("firmware-size", |f| reject(f, vec![Why::Absent, Why::Size(1, Some(2)), Why::Enrolled])),
     ("emulator-network", |f| {
         f.emulator.as_mut().unwrap().as_mut().unwrap().user_network = Err("not compiled in".into());
     }),
+    ("firmware", |f| reject(f, vec![Why::Absent])),
+    ("firmware-size", |f| reject(f, vec![Why::Absent, Why::Size(1, Some(2)), Why::Enrolled])),
     ("firmware-descriptor", |f| reject(f, vec![Why::Enrolled, Why::Dangling("/x".into()), Why::Absent])),
     ("firmware-enrolled", |f| reject(f, vec![Why::Absent, Why::Enrolled])),
     ("firmware-unreadable", |f| reject(f, vec![Why::Unreadable("EACCES".into()), Why::Absent])),
@@ -148,6 +150,10 @@ const VIRTUALISATION: &[(&str, Change)] = &[
     ("nats-server-broken", |f| f.host.nats_server = Some(Err("x".into()))),
 ];
 
+fn eperm() -> Option<String> {
+    Some("EPERM".into())
+}
+
 const BUILDING: &[(&str, Change)] = &[
     ("libvirt-headers", |f| (f.host.libvirt, f.host.libvirt_header) = (Err("none".into()), false)),
     ("pkg-config", |f| f.host.pkg_config.program = None),
@@ -155,10 +161,6 @@ const BUILDING: &[(&str, Change)] = &[
         (f.host.pkg_config.program, f.host.libvirt) = (None, Err("pkg-config is missing".into()))
     }),
     ("pkg-config", |f| {
-fn eperm() -> Option<String> {
-    Some("EPERM".into())
-}
-
         (f.host.pkg_config.program, f.host.pkg_config.variables) = (None, vec!["PKG_CONFIG=/x".into()]);
     }),
     ("pkg-config-astray", |f| f.host.libvirt = Err("none".into())),
@@ -267,7 +269,12 @@ fn what_only_a_build_needs_is_not_asked_of_a_downloaded_image() {
         [] as [&str; 0]
     );
     assert_eq!(downloaded(|f| f.host.missing_programs = vec![("ssh", Need::Ssh, When::Always)]), ["program"]);
-    assert_eq!(downloaded(|f| f.host.free_disk = Some(3 * GIB)), [] as [&str; 0]);
+    assert_eq!(downloaded(|f| f.host.free_disk = Some(3 * GIB)), ["disk"]);
+    assert_eq!(
+        downloaded(|f| (f.host.free_disk, f.guest.download) = (Some(3 * GIB), None)),
+        [] as [&str; 0],
+        "the image is in the cache"
+    );
     let as_user = |root| {
         ids(|f| {
             f.host.root = root;
@@ -275,6 +282,26 @@ fn what_only_a_build_needs_is_not_asked_of_a_downloaded_image() {
         })
     };
     assert_eq!((as_user(true), as_user(false)), (vec![], vec!["program"]));
+}
+
+#[test]
+fn what_is_in_the_cache_is_neither_built_nor_downloaded() {
+    let directory = tempfile::tempdir().unwrap();
+    let cache = Cache::at(directory.path());
+    let guest = |name: Option<&str>| {
+        let mut machine = MachineArgs::default();
+        machine.image.image = name.map(str::to_owned);
+        Guest::from_args(&machine, VmArchitecture::Aarch64, Some(&cache)).unwrap()
+    };
+    let keep = |image: &Image| std::fs::create_dir_all(cache.images().join(image.key(SCRIPTS))).unwrap();
+    let (default, built) = (guest(None), guest(Some("debian-12")));
+    assert_eq!((default.built, default.download.is_some()), (Built::Fallback, true));
+    assert_eq!((built.built, built.download), (Built::Chosen, None));
+    keep(&built.choice.image);
+    assert_eq!((guest(None).built, guest(Some("debian-12")).built), (Built::No, Built::No));
+    assert!(guest(None).download.is_some());
+    keep(&default.choice.image);
+    assert_eq!(guest(None).download, None);
 }
 
 #[test]
