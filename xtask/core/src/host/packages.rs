@@ -70,7 +70,7 @@ impl PackageManager {
         let lines = os_release.lines().filter_map(|line| line.split_once('='));
         let ids = lines
             .filter(|(name, _)| ["ID", "ID_LIKE"].contains(name))
-            .map(|(_, value)| value.trim_matches('"'));
+            .map(|(_, value)| value.trim_matches(['"', '\'']));
         let ids: Vec<_> = ids.flat_map(str::split_whitespace).collect();
         let there = || MANAGERS.iter().filter(|(program, ..)| is_there(program));
         let own = there().find(|(_, _, distributions)| ids.iter().any(|id| distributions.contains(id)));
@@ -283,6 +283,7 @@ mod tests {
             Some(PackageManager::Zypper)
         );
         assert_eq!(all("ID=arch\n"), Some(PackageManager::Pacman));
+        assert_eq!(all("ID='nobara'\nID_LIKE='rhel fedora'\n"), Some(PackageManager::Dnf));
         assert_eq!(all(""), Some(PackageManager::Apt));
         let without = PackageManager::for_ids("ID=fedora\n", |program| program == "apt-get");
         assert_eq!(without, Some(PackageManager::Apt));
