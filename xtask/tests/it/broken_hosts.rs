@@ -227,6 +227,7 @@ fn programs_and_libraries() {
         (Host::new().after(drivers), "libvirt-driver", true),
         (Host::new().after(&hide(iohelpers)), "libvirt-iohelper", true),
         (host.with("PATH", path), "nats-server-old", true),
+        (Host::new().after("mount --bind /bin/false /usr/bin/getent"), "libvirt-user-unknown", false),
     ];
     assert_each_finds("programs and libraries", cases);
 }

@@ -67,6 +67,9 @@ pub const LIBVIRT_IOHELPERS: [&str; 3] = [
 /// The path at which Debian installs the keyring of its archive.
 pub const DEBIAN_KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
+/// The exit code of getent(1) if the database does not contain the key.
+const GETENT_MISSING: i32 = 2;
+
 /// The facts about this machine. An `Err` contains the reason in words.
 #[derive(Debug, Clone)]
 pub struct LocalHost {
@@ -97,7 +100,7 @@ pub struct LocalHost {
     /// True if one of [`LIBVIRT_IOHELPERS`] is installed.
     pub libvirt_iohelper: bool,
     /// The missing account without which libvirt does not run as root; `None` if the account exists or is not needed.
-    pub missing_libvirt_user: Option<&'static str>,
+    pub missing_libvirt_user: Result<Option<&'static str>, String>,
     pub cache: Result<PathBuf, Unusable>,
     /// `Ok` if this user, as which QEMU runs too, may read, write and enter the cache.
     pub cache_access: Result<(), String>,
@@ -198,11 +201,20 @@ fn libvirt_driver() -> Option<PathBuf> {
 /// runs as root, it looks up an account before it reads its configuration, even if the configuration says
 /// `user = "+0"`. On Debian and Ubuntu, the package of libvirt's daemon creates this account, and `cargo xtask` does
 /// not need the daemon. On other distributions, the package of the driver creates it.
-fn missing_libvirt_user() -> Option<&'static str> {
+fn missing_libvirt_user() -> Result<Option<&'static str>, String> {
     const DEBIANS: &str = "libvirt-qemu";
-    let concerned = rustix::process::geteuid().is_root() && Path::new("/etc/debian_version").exists();
-    let known = |database| tools::read(Path::new("/usr/bin/getent"), &[database, DEBIANS]).is_ok();
-    (concerned && !(known("passwd") && known("group"))).then_some(DEBIANS)
+    if !rustix::process::geteuid().is_root() || !Path::new("/etc/debian_version").exists() {
+        return Ok(None);
+    }
+    let missing = |database| {
+        let answer = tools::exit_code(Path::new("/usr/bin/getent"), &[database, DEBIANS]);
+        match answer.map_err(|error| format!("{error:#}"))? {
+            Some(0) => Ok(false),
+            Some(GETENT_MISSING) => Ok(true),
+            other => Err(format!("/usr/bin/getent {database} {DEBIANS}: exit code {other:?}")),
+        }
+    };
+    Ok((missing("passwd")? || missing("group")?).then_some(DEBIANS))
 }
 
 /// Returns the file that shows that this is a container: the file of podman, of docker, or of

@@ -80,6 +80,14 @@ pub fn ask(program: &Path, arguments: &[&str], question: &[u8]) -> Result<String
     text(command, question)
 }
 
+/// Returns the exit code of a short command; `None` if a signal ended it.
+///
+/// # Errors
+/// Returns an error if the command cannot be run or does not end.
+pub fn exit_code(program: &Path, arguments: &[&str]) -> Result<Option<i32>> {
+    Ok(answer(Command::new(program).args(arguments), Vec::new())?.status.code())
+}
+
 fn text(mut command: Command, question: &[u8]) -> Result<String> {
     let output = answer(command.env("LC_ALL", "C"), question.into())?;
     if !output.status.success() {

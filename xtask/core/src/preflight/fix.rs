@@ -230,7 +230,7 @@ mod tests {
 
     #[test]
     fn what_packages_may_do_themselves_waits_for_them() {
-        let account = |facts: &mut Facts| facts.host.missing_libvirt_user = Some("libvirt-qemu");
+        let account = |facts: &mut Facts| facts.host.missing_libvirt_user = Ok(Some("libvirt-qemu"));
         assert!(planned(account)[0].starts_with("useradd "), "{:?}", planned(account));
         let both = planned(|facts| {
             account(facts);

@@ -181,17 +181,27 @@ fn check_libvirt(facts: &Facts, findings: &mut Vec<Finding>) {
             Remedy::Install(Need::LibvirtIohelper, facts.arch),
         ));
     }
-    if let Some(user) = facts.host.missing_libvirt_user {
-        let command = format!(
-            "useradd --system --user-group --home-dir /var/lib/libvirt --no-create-home --shell /usr/sbin/nologin {user}"
-        );
-        findings.push(Finding::blocks(
-            "libvirt-user",
-            format!("the account {user} is missing, and libvirt does not start as root without it"),
-            format!("getent passwd {user}"),
-            Remedy::RunAsRoot(vec![command.split(' ').map(str::to_owned).collect()]),
-        ));
-    }
+    findings.extend(libvirt_user(facts));
+}
+
+fn libvirt_user(facts: &Facts) -> Option<Finding> {
+    let user = match &facts.host.missing_libvirt_user {
+        Ok(user) => (*user)?,
+        Err(error) => {
+            let sentence = "cannot find out whether libvirt's account exists, because getent does not answer";
+            let remedy = "run the command by hand to see why";
+            return Some(Finding::degrades("libvirt-user-unknown", sentence, error, remedy));
+        }
+    };
+    let command = format!(
+        "useradd --system --user-group --home-dir /var/lib/libvirt --no-create-home --shell /usr/sbin/nologin {user}"
+    );
+    Some(Finding::blocks(
+        "libvirt-user",
+        format!("the account {user} is missing, and libvirt does not start as root without it"),
+        format!("getent passwd {user}"),
+        Remedy::RunAsRoot(vec![command.split(' ').map(str::to_owned).collect()]),
+    ))
 }
 
 fn kvm(facts: &Facts) -> Option<Finding> {

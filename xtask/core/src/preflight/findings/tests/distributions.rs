@@ -157,7 +157,7 @@ impl Distribution {
         facts.host.nats_server = None;
         facts.host.debian_keyring = false;
         facts.host.missing_libvirt_user =
-            (self.package_manager == PackageManager::Apt).then_some("libvirt-qemu");
+            Ok((self.package_manager == PackageManager::Apt).then_some("libvirt-qemu"));
         facts.user_emulator = false;
         if !native {
             facts.linker = Err(Unfit::Missing("run the linker: No such file or directory".into()));
