@@ -79,8 +79,10 @@ pub struct LocalHost {
     pub kernel: String,
     pub cpus: usize,
     pub root: bool,
-    /// The path of `sudo` or `doas`, for users other than root.
-    pub escalation: Option<PathBuf>,
+    /// The path of `sudo` or `doas`, for users other than root. An `Err` says why this user cannot become root.
+    pub escalation: Result<PathBuf, &'static str>,
+    /// True if rustup is installed. The Rust of a distribution comes without it.
+    pub rustup: bool,
     /// The file that shows that this is a container; `None` if it is not a container.
     pub container: Option<String>,
     /// True if systemd runs here (sd_booted(3)).
@@ -141,7 +143,10 @@ impl LocalHost {
                 kernel: uname.release().to_string_lossy().into_owned(),
                 cpus: thread::available_parallelism().map_or(1, usize::from),
                 root: rustix::process::geteuid().is_root(),
-                escalation: tools::find("sudo").or_else(|| tools::find("doas")),
+                escalation: tools::find("sudo")
+                    .or_else(|| tools::find("doas"))
+                    .ok_or("neither sudo nor doas is installed"),
+                rustup: tools::find("rustup").is_some(),
                 container: container(),
                 systemd: Path::new("/run/systemd/system").is_dir(),
                 package_manager: PackageManager::find(),

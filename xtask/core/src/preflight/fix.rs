@@ -2,6 +2,7 @@
 //! unless `--yes` is given. All packages are installed in one transaction of the package manager.
 
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::io::{BufRead as _, IsTerminal as _, Write as _};
 
 use anyhow::{Context, Result};
@@ -27,7 +28,7 @@ const ROUNDS: usize = 3;
 /// Returns an error if the check fails, if a command fails, or if the user declines. Also returns an error if a command
 /// needs root and this process cannot become root.
 pub fn fix(workspace: &Workspace, asked: &PreflightRequest<'_>, args: FixArgs) -> Result<Preflight> {
-    let mut preflight = Preflight::check(workspace, asked)?;
+    let mut preflight = check(workspace, asked)?;
     let mut done = Vec::new();
     for _ in 0..ROUNDS {
         let commands = runnable(&preflight);
@@ -43,10 +44,23 @@ pub fn fix(workspace: &Workspace, asked: &PreflightRequest<'_>, args: FixArgs) -
             repair::run_all(&facts.host, &commands)?;
         }
         done = commands;
-        preflight = Preflight::check(workspace, asked)?;
+        preflight = check(workspace, asked)?;
         preflight.tried.clone_from(&done);
     }
     root_was_not_needed(&preflight)?;
+    Ok(preflight)
+}
+
+/// Checks this machine. If commands must run as root, also checks whether `sudo` or `doas` permits this. Other commands
+/// than `--fix` do not check it, because sudo reports each refused user to the administrator.
+fn check(workspace: &Workspace, asked: &PreflightRequest<'_>) -> Result<Preflight> {
+    let mut preflight = Preflight::check(workspace, asked)?;
+    let needs_root = |facts: &Facts| !steps(facts, preflight.blocking()).root.is_empty();
+    if let Some(facts) = preflight.facts.first().filter(|facts| needs_root(facts))
+        && let Some(why) = repair::refuses(&facts.host, File::open("/dev/tty").is_ok())
+    {
+        preflight.facts.iter_mut().for_each(|facts| facts.host.escalation = Err(why));
+    }
     Ok(preflight)
 }
 
@@ -83,8 +97,26 @@ pub fn commands<'a>(
 /// Returns the commands that this process cannot run: those for root, if this process is not root and cannot become
 /// root.
 pub fn beyond_reach(preflight: &Preflight) -> Vec<Vec<String>> {
-    let barred = preflight.facts.first().filter(|facts| !facts.host.root && facts.host.escalation.is_none());
+    let barred = barred(preflight);
     barred.map_or_else(Vec::new, |facts| steps(facts, preflight.blocking()).root)
+}
+
+/// Returns the facts about this machine if this process is not root and cannot become root.
+fn barred(preflight: &Preflight) -> Option<&Facts> {
+    preflight.facts.first().filter(|facts| !facts.host.root && facts.host.escalation.is_err())
+}
+
+/// Returns the lines that show the commands to a person. If this process cannot become root, the lines say which
+/// commands are for root.
+pub fn lines<'a>(preflight: &Preflight, findings: impl IntoIterator<Item = &'a Finding>) -> Vec<String> {
+    let Some(facts) = preflight.facts.first() else { return Vec::new() };
+    let Steps { root, own } = steps(facts, findings);
+    let prefix = if barred(preflight).is_some() { "as root: " } else { "" };
+    let root = root.into_iter().map(|command| repair::escalate(&facts.host, command));
+    // The command that updates the list of packages is not shown for each finding, because it runs once for all.
+    let root = root.filter(|command| !PackageManager::is_update(command));
+    let own = own.iter().map(|command| command.join(" "));
+    root.map(|command| format!("{prefix}{}", command.join(" "))).chain(own).collect()
 }
 
 /// Returns the commands of the plan that this process can run.
@@ -96,15 +128,19 @@ fn runnable(preflight: &Preflight) -> Vec<Vec<String>> {
 /// Returns an error if blocking findings need root and this process cannot become root. The hint is a command line that
 /// root can paste.
 fn root_was_not_needed(preflight: &Preflight) -> Result<()> {
-    let commands = beyond_reach(preflight);
-    if commands.is_empty() {
-        return Ok(());
-    }
+    let Some((why, hint)) = for_root(preflight) else { return Ok(()) };
     let missing: Vec<_> = preflight.blocking().map(|finding| finding.sentence.as_str()).collect();
-    bail_host!(
-        "making this machine ready needs root, but neither sudo nor doas is installed: {}", missing.join("; ");
-        "run as root: {}; then, as yourself: cargo xtask preflight --fix", one_line(&commands)
-    )
+    bail_host!("making this machine ready needs root, but {why}: {}", missing.join("; "); "{hint}")
+}
+
+/// Returns why this process cannot become root, and a line with the commands that root must run; `None` if it can, or if
+/// no command needs root.
+pub fn for_root(preflight: &Preflight) -> Option<(&'static str, String)> {
+    let why = preflight.facts.first()?.host.escalation.as_ref().err()?;
+    let commands = beyond_reach(preflight);
+    let line = one_line(&commands);
+    (!commands.is_empty())
+        .then(|| (*why, format!("run as root: {line}; then, as yourself: cargo xtask preflight --fix")))
 }
 
 /// Returns the commands as one line for a shell. As with `--fix`, packages are also installed after a failed update.
@@ -263,7 +299,7 @@ mod tests {
             seen(lacks),
             seen(|facts| {
                 lacks(facts);
-                (facts.host.root, facts.host.escalation) = (false, Some("/usr/bin/sudo".into()));
+                (facts.host.root, facts.host.escalation) = (false, Ok("/usr/bin/sudo".into()));
             }),
             seen(|facts| (facts.host.root, facts.rust_target) = (false, Ok(false))),
         ] {
@@ -297,7 +333,7 @@ mod tests {
     fn an_ordinary_user_escalates_as_the_machine_offers() {
         let commands = planned(|facts| {
             facts.host.root = false;
-            facts.host.escalation = Some("/usr/bin/doas".into());
+            facts.host.escalation = Ok("/usr/bin/doas".into());
             facts.emulator = None;
             facts.rust_target = Ok(false);
         });

@@ -1,6 +1,7 @@
 //! Runs the commands that repair findings. Afterwards, disables the units that the installed packages have enabled.
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::process::Command;
@@ -117,7 +118,7 @@ fn switch_off<'a>(host: &LocalHost, units: impl Iterator<Item = &'a String>) -> 
 /// Returns the command as this user runs it: with `sudo` or `doas`, unless this process is root.
 pub(super) fn escalate(host: &LocalHost, command: Vec<String>) -> Vec<String> {
     match &host.escalation {
-        Some(program) if !host.root => {
+        Ok(program) if !host.root => {
             // `env` sets the variable, because neither sudo nor doas passes it on. Without the variable, a package
             // could ask a question and wait for an answer.
             let quiet = command.first().is_some_and(|first| first == "apt-get");
@@ -126,6 +127,14 @@ pub(super) fn escalate(host: &LocalHost, command: Vec<String>) -> Vec<String> {
         }
         _ => command,
     }
+}
+
+/// Returns why `sudo` or `doas` cannot make this process root; `None` if it can, or if it can ask for a password on the
+/// terminal.
+pub(super) fn refuses(host: &LocalHost, has_terminal: bool) -> Option<&'static str> {
+    let program = host.escalation.as_ref().ok()?;
+    let permitted = host.root || has_terminal || tools::read(program, &["-n", "true"]).is_ok();
+    (!permitted).then_some("sudo or doas wants a password or permits nothing, and there is no terminal")
 }
 
 /// Runs a command. If the command fails, returns a failure of the host. The command's output goes to stderr, because
@@ -144,7 +153,13 @@ fn run(command: &[String]) -> Result<()> {
         Ok(status) => format!("{line}: {status}; see its messages above"),
         Err(error) => format!("run {line}: {error}"),
     };
-    bail_host!("{error}"; "run it by hand to see why: {line}")
+    let as_root = match Path::new(program).file_name().and_then(OsStr::to_str) {
+        Some("sudo" | "doas") => {
+            format!("; if {program} does not permit it, run as root: {}", arguments.join(" "))
+        }
+        _ => String::new(),
+    };
+    bail_host!("{error}"; "run it by hand to see why: {line}{as_root}")
 }
 
 #[cfg(test)]
@@ -158,10 +173,30 @@ mod tests {
         let units = units_in(list);
         assert_eq!(units.iter().collect::<Vec<_>>(), ["nats-server.service", "ssh.service"]);
         let mut host = sound().host;
-        (host.root, host.escalation) = (false, Some("/usr/bin/sudo".into()));
+        (host.root, host.escalation) = (false, Ok("/usr/bin/sudo".into()));
         let command = switch_off(&host, units.iter().take(1)).unwrap().join(" ");
         assert_eq!(command, "/usr/bin/sudo systemctl disable --now nats-server.service");
         assert_eq!(switch_off(&host, BTreeSet::new().iter()), None);
+    }
+
+    #[test]
+    fn a_sudo_that_refuses_is_told() {
+        let mut host = sound().host;
+        for (root, program, terminal, refused) in [
+            (false, "false", false, true),
+            (false, "false", true, false),
+            (false, "true", false, false),
+            (true, "false", false, false),
+        ] {
+            (host.root, host.escalation) = (root, Ok(tools::find(program).unwrap()));
+            assert_eq!(refuses(&host, terminal).is_some(), refused, "{root} {program} {terminal}");
+        }
+        let directory = tempfile::tempdir().unwrap();
+        let sudo = directory.path().join("sudo");
+        std::os::unix::fs::symlink(tools::find("false").unwrap(), &sudo).unwrap();
+        let error = run(&[sudo.to_str().unwrap(), "mount", "x"].map(str::to_owned)).unwrap_err();
+        let hint = crate::error::hint(&error).unwrap();
+        assert!(hint.ends_with("does not permit it, run as root: mount x"), "{hint}");
     }
 
     /// The first update fails while another process holds the lock. The second one succeeds.

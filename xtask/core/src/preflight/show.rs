@@ -12,7 +12,6 @@ use crate::cli::PreflightArgs;
 use crate::error::Failure;
 use crate::format::{name_of, print_json};
 use crate::host::facts::Facts;
-use crate::host::packages::PackageManager;
 
 /// Returns the architecture of `--arch`, or all architectures if this flag is not given.
 pub fn architectures(args: &PreflightArgs) -> Vec<VmArchitecture> {
@@ -59,6 +58,8 @@ impl Preflight {
                 by_hand.join("; ")
             } else if fix::plan(self).is_empty() {
                 "--fix knows no package for it on this distribution: install it by hand".to_owned()
+            } else if let Some((_, hint)) = fix::for_root(self) {
+                hint
             } else if fix::was_in_vain(self) {
                 "the commands of --fix have changed nothing: read their messages above, and repair it by hand"
                     .to_owned()
@@ -116,10 +117,12 @@ impl Display for Preflight {
         }
         let plan = fix::plan(self);
         if !plan.is_empty() {
-            let how = match (fix::beyond_reach(self).is_empty(), fix::was_in_vain(self)) {
-                (false, _) => "needs root; neither sudo nor doas is installed",
-                (_, true) => "--fix has run these, and they have changed nothing",
-                _ => "--fix runs these",
+            let how = match fix::for_root(self) {
+                Some((why, _)) => format!("needs root; {why}"),
+                None if fix::was_in_vain(self) => {
+                    "--fix has run these, and they have changed nothing".to_owned()
+                }
+                None => "--fix runs these".to_owned(),
             };
             writeln!(f, "to install everything ({how}):")?;
             for command in plan {
@@ -143,7 +146,7 @@ pub fn print_degradations(preflight: &Preflight) {
 fn write_finding(f: &mut Formatter<'_>, preflight: &Preflight, finding: &Finding) -> fmt::Result {
     writeln!(f, "{:<9} {}", name_of(&finding.severity), finding.sentence)?;
     writeln!(f, "          seen: {}", finding.evidence)?;
-    let commands = fix::commands(preflight, [finding]);
+    let commands = fix::lines(preflight, [finding]);
     match &finding.remedy {
         Some(Remedy::Manual(remedy)) => writeln!(f, "          to do: {remedy}")?,
         Some(Remedy::Install(..)) if commands.is_empty() => writeln!(
@@ -151,11 +154,9 @@ fn write_finding(f: &mut Formatter<'_>, preflight: &Preflight, finding: &Finding
             "          to do: no package of this distribution is known to provide it; install it by hand, or choose an image \
              that does not need it"
         )?,
-        // The command that updates the list of packages is not shown for each finding, because it runs once for all
-        // findings.
         Some(_) => {
-            for command in commands.iter().filter(|command| !PackageManager::is_update(command)) {
-                writeln!(f, "          to do: {}", command.join(" "))?;
+            for command in commands {
+                writeln!(f, "          to do: {command}")?;
             }
         }
         None => {}

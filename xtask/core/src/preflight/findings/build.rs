@@ -73,7 +73,15 @@ fn check_rust(facts: &Facts, findings: &mut Vec<Finding>) {
             "rust-target",
             format!("Rust's standard library for {triple} is missing"),
             "rustc --print target-libdir names a directory without it",
-            Remedy::Run(["rustup", "target", "add", triple].map(str::to_owned).to_vec()),
+            if facts.host.rustup {
+                Remedy::Run(["rustup", "target", "add", triple].map(str::to_owned).to_vec())
+            } else {
+                let package = format!(
+                    "install the package of your distribution with the standard library for {triple}"
+                );
+                format!("{package}, or install Rust by rustup (https://rustup.rs), and then run --fix again")
+                    .into()
+            },
         )),
         Err(error) => {
             let remedy = "install Rust by rustup";

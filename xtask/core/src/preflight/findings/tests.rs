@@ -70,7 +70,8 @@ fn sound_host() -> LocalHost {
         kernel: "6.1".into(),
         cpus: 2,
         root: true,
-        escalation: None,
+        escalation: Err("neither sudo nor doas is installed"),
+        rustup: true,
         container: None,
         systemd: true,
         package_manager: Some(PackageManager::Apt),
@@ -146,10 +147,16 @@ const VIRTUALISATION: &[(&str, Change)] = &[
     ("kvm-software", |f| f.kvm = Kvm::Software("x".into())),
     ("kvm-failed", |f| f.kvm = Kvm::Failed("x".into())),
     ("kvm-absent", |f| f.kvm = Kvm::Absent("x".into())),
-    ("kvm-denied", |f| f.kvm = Kvm::Denied("x".into())),
+    ("kvm-denied", |f| (f.host.root, f.kvm) = (false, denied(Some("kvm")))),
+    ("kvm-denied", |f| (f.host.root, f.kvm) = (false, denied(None))),
+    ("kvm-denied", |f| f.kvm = denied(Some("kvm"))),
     ("nats-server-old", |f| f.host.nats_server = Some(Ok("2.8.4".into()))),
     ("nats-server-broken", |f| f.host.nats_server = Some(Err("x".into()))),
 ];
+
+fn denied(group: Option<&str>) -> Kvm {
+    Kvm::Denied { why: "EACCES".into(), group: group.map(str::to_owned) }
+}
 
 fn eperm() -> Option<String> {
     Some("EPERM".into())
@@ -174,6 +181,11 @@ const BUILDING: &[(&str, Change)] = &[
             (Err("none".into()), vec!["PKG_CONFIG_LIBDIR=/x".into()]);
     }),
     ("rust-target", |f| f.rust_target = Ok(false)),
+    ("rust-target", |f| (f.rust_target, f.host.rustup) = (Ok(false), false)),
+    ("program", |f| {
+        f.host.root = false;
+        f.host.missing_programs = vec![("mcopy", Need::Mtools, When::Always)];
+    }),
     ("rust", |f| f.rust_target = Err("no rustc".into())),
     ("linker", |f| f.linker = Err(Unfit::Missing("x".into()))),
     ("linker-foreign", |f| f.linker = Err(Unfit::Foreign("x".into()))),

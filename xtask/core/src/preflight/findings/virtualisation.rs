@@ -220,13 +220,26 @@ fn kvm(facts: &Facts) -> Option<Finding> {
         Kvm::Absent(why) => emulated("kvm-absent", why).with(
             "on hardware with virtualisation enable it in the firmware's setup, then run modprobe kvm_intel or kvm_amd",
         ),
-        Kvm::Denied(why) => Finding::degrades(
+        Kvm::Denied { why, group } => Finding::degrades(
             "kvm-denied",
             format!("{arch} guests are emulated, although this host has KVM"),
             why,
-            "let this user open it: usermod --append --groups kvm USER, then log in again",
+            let_open(facts.host.root, group.as_deref()),
         ),
     })
+}
+
+/// Returns how this user gets access to `/dev/kvm`, which the members of `group` may open.
+fn let_open(root: bool, group: Option<&str>) -> String {
+    match group {
+        _ if root => "give the container the device: --device /dev/kvm".to_owned(),
+        Some(group) => {
+            format!("let this user open it: as root, usermod --append --groups {group} USER; then log in again")
+        }
+        None => "no group may open it: as root, chown root:kvm /dev/kvm && chmod 0660 /dev/kvm, and usermod --append \
+                 --groups kvm USER; then log in again"
+            .to_owned(),
+    }
 }
 
 fn check_nats(facts: &Facts, findings: &mut Vec<Finding>) {
