@@ -33,6 +33,7 @@ const LACKS: &[(&str, &str)] = &[
     ("program", "mcopy"),
     ("program", "mmdebstrap"),
     ("program", "sfdisk"),
+    ("program", "mount"),
     ("rust-target", "standard library"),
     ("linker", "linker"),
 ];
