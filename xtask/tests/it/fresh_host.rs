@@ -33,7 +33,6 @@ const LACKS: &[(&str, &str)] = &[
     ("program", "mcopy"),
     ("program", "mmdebstrap"),
     ("program", "sfdisk"),
-    ("program", "mount"),
     ("rust-target", "standard library"),
     ("linker", "linker"),
 ];
