@@ -82,6 +82,10 @@ pub struct MachineProfile {
     pub virtualisation_flags: &'static [&'static str],
     /// True if programs may rely on a strong memory order, such as that of x86 (QEMU, `TCG_GUEST_DEFAULT_MO`).
     pub strong_memory_order: bool,
+    /// QEMU's name of the property that is true for each CPU model that runs 64-bit programs.
+    pub cpu_is_64_bit: &'static str,
+    /// The most processors of an emulated machine, if libvirt or QEMU allow fewer than the machine type has.
+    pub emulated_cpus: Option<u32>,
     /// QEMU's name of a CPU feature that every CPU of the architecture has. The planted fault `cpu-feature` uses this
     /// feature.
     pub baseline_feature: &'static str,
@@ -151,6 +155,8 @@ static X86_64: MachineProfile = MachineProfile {
     flash_bytes: None,
     virtualisation_flags: &["vmx", "svm"],
     strong_memory_order: true,
+    cpu_is_64_bit: "lm",
+    emulated_cpus: None,
     baseline_feature: "fpu",
 };
 
@@ -186,6 +192,9 @@ static AARCH64: MachineProfile = MachineProfile {
     flash_bytes: Some(64 << 20),
     virtualisation_flags: &[],
     strong_memory_order: false,
+    cpu_is_64_bit: "aarch64",
+    // libvirt gives an emulated `virt` a GICv2, which has interfaces for 8 processors.
+    emulated_cpus: Some(8),
     baseline_feature: "aarch64",
 };
 

@@ -78,6 +78,8 @@ pub const WARM_KILL_WINDOW: Duration = Duration::from_secs(45);
 /// [`KILL_WINDOW`] for a kill while a snapshot is saved. It begins when the snapshot's memory begins to be written, and
 /// lasts until the snapshot is hashed, named and restored.
 pub const SAVE_WINDOW: Duration = Duration::from_secs(6);
+/// The time for which `--fix` waits until another process has released a lock of the package manager.
+pub const PACKAGE_LOCK: Duration = Duration::from_secs(300);
 /// The limit for a short command, such as a query of a program's version.
 pub const PROBE: Duration = Duration::from_secs(10);
 /// The limit of `preflight` for both architectures if it has been called before; `bench preflight` measures it.

@@ -116,16 +116,16 @@ impl Plan {
         })
     }
 
-    /// Checks that this host has the requested accelerator and CPU model, and returns the accelerator.
+    /// Checks that this host has the requested accelerator, CPU model and processors, and returns the accelerator.
     ///
     /// # Errors
     /// Returns a usage error if KVM is requested for a guest of another architecture, or if the emulator lacks the
-    /// requested CPU model. Returns a failure of the host if KVM is requested and not available.
+    /// requested CPU model or so many processors. Returns a failure of the host if KVM is requested and not available.
     pub fn check_flags(facts: &Facts) -> Result<Acceleration, Failure> {
         let machine = &facts.guest.machine;
         let acceleration = Acceleration::choose(machine.accel, facts.arch, &facts.kvm)?;
-        if let (Some(emulator), Some(cpu)) = (facts.working_emulator(), &machine.cpu) {
-            emulator.check_cpu(facts.arch, acceleration.accelerator(), cpu)?;
+        if let Some(emulator) = facts.working_emulator() {
+            emulator.check(facts.arch, acceleration.accelerator(), machine)?;
         }
         Ok(acceleration)
     }

@@ -265,7 +265,7 @@ mod tests {
             let mut facts = sound();
             let image = ImageArgs { image: Some("debian-12".to_owned()), ..ImageArgs::default() };
             let machine = MachineArgs { image, accel: Accel::Tcg, ..MachineArgs::default() };
-            facts.guest = Guest::from_args(&machine, facts.arch).unwrap();
+            facts.guest = Guest::from_args(&machine, facts.arch, None).unwrap();
             facts.firmware = Ok(AarchFirmware { code: file("code"), vars_template: file("vars") });
             facts.emulator.as_mut().unwrap().as_mut().unwrap().path = file("qemu");
             let plan = Plan::resolve(&facts, 1.0).unwrap();

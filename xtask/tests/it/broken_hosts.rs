@@ -21,7 +21,12 @@ struct Host {
     environment: Vec<(&'static str, String)>,
     arguments: Vec<&'static str>,
     program: String,
+    /// The capabilities that root does not have.
+    lost: &'static [&'static str],
 }
+
+/// The capabilities that override permissions. Without them, root cannot read private files of other users.
+const OVERRIDES: &[&str] = &["dac_override", "dac_read_search"];
 
 /// The output of preflight.
 #[derive(Debug)]
@@ -47,6 +52,7 @@ impl Host {
             script: String::new(),
             arguments: vec!["--arch", "aarch64"],
             program: XTASK.to_owned(),
+            lost: &[],
         }
     }
 
@@ -57,6 +63,12 @@ impl Host {
         self
     }
 
+    /// Adds shell commands that run before those that break the host.
+    fn prepared(mut self, script: &str) -> Self {
+        self.script.insert_str(0, &format!("{script}\n"));
+        self
+    }
+
     fn with(mut self, name: &'static str, value: impl Into<String>) -> Self {
         self.environment.push((name, value.into()));
         self
@@ -64,6 +76,11 @@ impl Host {
 
     fn asked(mut self, arguments: &[&'static str]) -> Self {
         self.arguments = arguments.to_vec();
+        self
+    }
+
+    fn without(mut self, capabilities: &'static [&'static str]) -> Self {
+        self.lost = capabilities;
         self
     }
 
@@ -81,14 +98,12 @@ impl Host {
     }
 
     fn command(&self) -> Command {
-        // With UNPRIVILEGED, root has no capability that overrides permissions, so it cannot read private files of
-        // other users.
-        let run = if self.script.contains("UNPRIVILEGED") {
-            "exec setpriv --bounding-set=-dac_override,-dac_read_search \"$@\""
-        } else {
-            "exec \"$@\""
+        let lost: Vec<_> = self.lost.iter().map(|capability| format!("-{capability}")).collect();
+        let run = match lost.join(",").as_str() {
+            "" => "exec \"$@\"".to_owned(),
+            lost => format!("exec setpriv --inh-caps={lost} --bounding-set={lost} \"$@\""),
         };
-        let script = format!("set -eu\nUNPRIVILEGED=\n{}\n{run}", self.script);
+        let script = format!("set -eu\n{}\n{run}", self.script);
         let mut command = command("unshare", &["--mount"]);
         if !geteuid().is_root() {
             command.arg("--map-root-user");
@@ -184,11 +199,15 @@ fn emulated_by(script: &str) -> Host {
 
 #[test]
 fn emulator() {
+    // This emulator is asked for a network type that no QEMU has.
+    let without_network = emulated_by("#!/bin/sh\nsed 's/\"user\"/\"absent\"/' | exec $S/real \"$@\"\n")
+        .prepared("cp \"$(readlink -f /usr/bin/qemu-system-aarch64)\" $S/real");
     let cases = vec![
         (Host::new().after(&hide("/usr/bin/qemu-system-*")), "emulator", true),
         (Host::new().after(&hide("/usr/bin/qemu-system-aarch64")), "emulator-arch", true),
         (emulated_by("#!/bin/sh\necho 'cannot allocate memory' >&2\nexit 1\n"), "emulator-broken", true),
         (emulated_by("#!/bin/sh\nexec sleep 600\n"), "emulator-broken", true),
+        (without_network, "emulator-network", true),
     ];
     assert_each_finds("emulator", cases);
 }
@@ -204,9 +223,11 @@ fn programs_and_libraries() {
     let cases = vec![
         (Host::new().after(&hide("/usr/bin/mcopy /usr/bin/mtools")), "program", true),
         (Host::new().after(&hide("/usr/bin/pkg-config /usr/bin/pkgconf")), "pkg-config", true),
+        (Host::new().with("PKG_CONFIG_LIBDIR", "/nonexistent"), "pkg-config-astray", true),
         (Host::new().after(drivers), "libvirt-driver", true),
         (Host::new().after(&hide(iohelpers)), "libvirt-iohelper", true),
         (host.with("PATH", path), "nats-server-old", true),
+        (Host::new().after("mount --bind /bin/false /usr/bin/getent"), "libvirt-user-unknown", false),
     ];
     assert_each_finds("programs and libraries", cases);
 }
@@ -240,6 +261,56 @@ fn linker_and_target() {
     assert_each_finds("linker and target", cases);
 }
 
+/// In a container without more rights, root has no CAP_SYS_ADMIN.
+#[test]
+fn a_root_that_may_not_mount() {
+    let host = |arguments: &[&'static str]| Host::new().without(&["sys_admin"]).asked(arguments);
+    let built = ["--arch", "aarch64", "--image", "debian-12"];
+    let cases = vec![(host(&built), "mount", true), (host(&built[..2]), "mount", false)];
+    assert_each_finds("mounts", cases);
+}
+
+/// A dead source makes `apt-get update` fail, and the needed packages can be installed all the same. The new package
+/// enables a unit, and another process enables one at the same time.
+#[test]
+fn fix_goes_on_past_a_dead_source_and_leaves_the_units_of_others() {
+    let host = Host::new();
+    host.program(
+        "apt-get",
+        "#!/bin/sh\ncase \"$*\" in
+        update) exit 100 ;;
+        '--simulate install '*) echo 'Inst mtools (4.0.33 Debian:12 [amd64])' ;;
+        *) umount /usr/bin/mtools && touch $S/installed ;;
+        esac\n",
+    );
+    host.program(
+        "systemctl",
+        "#!/bin/sh\nif [ \"$1\" = disable ]; then echo \"$*\" > $S/disabled; exit; fi
+        echo 'ssh.service enabled enabled'
+        [ ! -e $S/installed ] || printf '%s enabled enabled\\n' own.service other.service\n",
+    );
+    host.program(
+        "dpkg-query",
+        "#!/bin/sh\ncase $2 in
+        */own.service) echo 'mtools: /lib/systemd/system/own.service' ;;
+        *) echo 'others: /lib/systemd/system/other.service' ;;
+        esac\n",
+    );
+    let path = format!("{}:{}", host.scratch.path().display(), std::env::var("PATH").unwrap());
+    let disabled = host.file("disabled");
+    let host = host
+        .after(
+            "mount -t tmpfs tmpfs /run; mkdir -p /run/systemd/system; mount --bind /dev/null /usr/bin/mtools",
+        )
+        .with("PATH", path)
+        .asked(&["--arch", "aarch64", "--fix", "--yes"]);
+    let output = host.command().output().unwrap();
+    assert_code(&output, 0);
+    let message = message(&output);
+    assert!(message.contains("warning: apt-get update: exit status: 100"), "{message}");
+    assert_eq!(std::fs::read_to_string(disabled).unwrap(), "disable --now own.service\n", "{message}");
+}
+
 /// Makes a host with its own `/dev` and with a processor that has `flags`. The command `make` may create `$S/dev/kvm`,
 /// which becomes `/dev/kvm`.
 fn kvm(make: &str, flags: &str) -> Host {
@@ -269,7 +340,7 @@ fn kvm_absent_denied_and_lying() {
     assert_eq!(ids(kvm(opens, "fpu hypervisor")), ["kvm-software"]);
     assert_eq!(ids(kvm(opens, "fpu vmx hypervisor")), ["kvm-nested"]);
     assert_eq!(ids(kvm(opens, "fpu svm")), [] as [&str; 0]);
-    let unprivileged = |make: &str| kvm(make, "fpu vmx").after(": UNPRIVILEGED");
+    let unprivileged = |make: &str| kvm(make, "fpu vmx").without(OVERRIDES);
     assert_eq!(ids(unprivileged("mknod -m 600 $S/dev/kvm c 1 3; chown 65534 $S/dev/kvm")), ["kvm-denied"]);
     assert_eq!(ids(unprivileged(opens)), [] as [&str; 0]);
 }
@@ -277,20 +348,22 @@ fn kvm_absent_denied_and_lying() {
 #[test]
 fn cache() {
     let long = format!("/tmp/{}", "x".repeat(60));
-    let runs = "mkdir $S/c/runs; chmod 700 $S/c/runs; chown 65534 $S/c/runs; : UNPRIVILEGED";
+    let runs = "mkdir $S/c/runs; chmod 700 $S/c/runs; chown 65534 $S/c/runs";
     let cases = vec![
         (Host::new().after("mount -t tmpfs -o size=64m tmpfs $S/c"), "disk", true),
+        // A ramfs refuses O_DIRECT, as some FUSE file systems do.
+        (Host::new().after("mount -t ramfs ramfs $S/c"), "cache-direct", true),
         (Host::new().with("IOT_XTASK_CACHE", long), "cache-path", true),
         (Host::new().with("IOT_XTASK_CACHE", "not/absolute"), "cache", true),
         (Host::new().after("mount -t tmpfs -o ro tmpfs $S/c"), "cache-access", true),
-        (Host::new().after(runs), "cache-access", true),
+        (Host::new().after(runs).without(OVERRIDES), "cache-access", true),
     ];
     assert_each_finds("cache", cases);
     // The cache is a private directory of another user. QEMU runs as the user who runs the smoke, so it cannot read
     // files in this directory.
-    let private = Host::new().after("chmod 700 $S/c; chown 65534 $S/c; : UNPRIVILEGED").preflight();
+    let private = Host::new().after("chmod 700 $S/c; chown 65534 $S/c").without(OVERRIDES).preflight();
     assert!(private.blocking.contains("cache-access"), "{:#}", private.json);
-    let own = Host::new().after("chmod 700 $S/c; : UNPRIVILEGED").preflight();
+    let own = Host::new().after("chmod 700 $S/c").without(OVERRIDES).preflight();
     assert!(!own.ids.contains("cache-access"), "{:#}", own.json);
 }
 
@@ -327,5 +400,11 @@ fn a_cpu_that_no_emulator_has_is_a_flag_to_correct() {
     let output = command(XTASK, &preflight).output().unwrap();
     assert_code(&output, 2);
     let message = message(&output);
-    assert!(message.contains("has no such CPU model; it has: pi5, pi4"), "{message}");
+    assert!(message.contains("has no such 64-bit CPU model; it has: a64fx, cortex-a35,"), "{message}");
+    assert!(!message.contains("cortex-m0"), "{message}");
+    let many = command(XTASK, &["preflight", "--arch", "aarch64", "--accel", "tcg", "--vcpus", "16"])
+        .output()
+        .unwrap();
+    assert_code(&many, 2);
+    assert!(self::message(&many).contains("--vcpus 16: the machine virt"), "{}", self::message(&many));
 }

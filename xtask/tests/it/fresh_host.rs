@@ -144,7 +144,7 @@ fn without_root(debian: &Debian) {
     assert_eq!(fixed.status.code(), Some(69), "{}", message(&fixed));
     assert_eq!(ran(&fixed), [format!("rustup target add {}", fresh_target())]);
     let install = before.plan.iter().find(|command| command.starts_with("apt-get install ")).unwrap();
-    let paste = format!("  what to do: run as root: apt-get update && {install}; then");
+    let paste = format!("  what to do: run as root: apt-get update; {install}; then");
     assert!(message(&fixed).contains(&paste), "{}", message(&fixed));
     assert!(message(&fixed).contains("needs root"), "{}", message(&fixed));
 }

@@ -74,6 +74,8 @@ pub struct Guest {
     pub choice: Choice,
     /// Which image is built from packages.
     pub built: Built,
+    /// The size in bytes of the image that is downloaded; `None` if none is, and 0 if the size is unknown.
+    pub download: Option<u64>,
 }
 
 /// The image that a run builds from packages.
@@ -88,18 +90,30 @@ pub enum Built {
 }
 
 impl Guest {
-    /// Resolves the guest that the command line requests.
+    /// Resolves the guest that the command line requests. An image that is in `cache` is neither built nor downloaded,
+    /// and then no fallback image is needed.
     ///
     /// # Errors
     /// Returns a usage error if the requested image is not valid.
-    pub fn from_args(machine: &MachineArgs, arch: VmArchitecture) -> Result<Self, Failure> {
+    pub fn from_args(
+        machine: &MachineArgs,
+        arch: VmArchitecture,
+        cache: Option<&Cache>,
+    ) -> Result<Self, Failure> {
         let choice = Choice::from_args(&machine.image, arch)?;
-        let built = match (is_built(&choice.image), choice.fallback.as_ref().is_some_and(is_built)) {
-            (true, _) => Built::Chosen,
-            (false, true) => Built::Fallback,
-            (false, false) => Built::No,
+        let is_made = |image: &&Image| !cache.is_some_and(|cache| image.is_cached(cache));
+        let made = Some(&choice.image).filter(is_made);
+        let fallback = made.and(choice.fallback.as_ref()).filter(is_made);
+        let built = match (made, fallback) {
+            (Some(image), _) if image.is_built() => Built::Chosen,
+            (_, Some(image)) if image.is_built() => Built::Fallback,
+            _ => Built::No,
         };
-        Ok(Self { machine: machine.clone(), choice, built })
+        let download = made.and_then(|image| match &image.source {
+            Source::Download(download) => Some(download.bytes.unwrap_or(0)),
+            Source::Packages(_) | Source::File(_) => None,
+        });
+        Ok(Self { machine: machine.clone(), choice, built, download })
     }
 
     /// Returns the glibc version of the image or of its fallback image, whichever is older. Returns `None` if the
@@ -109,10 +123,6 @@ impl Guest {
         let glibc = images.filter_map(|image| Some(image.expected.as_ref()?.glibc.as_str()));
         glibc.min_by_key(|version| tools::release(version))
     }
-}
-
-fn is_built(image: &Image) -> bool {
-    matches!(image.source, Source::Packages(_))
 }
 
 impl Guest {
@@ -126,10 +136,14 @@ impl Facts {
     pub fn gather(workspace: &Workspace, host: LocalHost, arch: VmArchitecture, guest: Guest) -> Self {
         let profile = arch.profile();
         let cache = Cache::from_env().ok();
+        let cpu = guest.machine.cpu.clone();
         thread::scope(|scope| {
             let emulator = scope.spawn(|| {
                 let path = tools::find(profile.emulator)?;
-                Some(Emulator::ask(&path, profile).map_err(|error| (path, format!("{error:#}"))))
+                Some(
+                    Emulator::ask(&path, profile, cpu.as_deref())
+                        .map_err(|error| (path, format!("{error:#}"))),
+                )
             });
             let rust_target = scope.spawn(|| {
                 let shell = Shell::new().map_err(|error| error.to_string())?;

@@ -7,6 +7,7 @@
 
 use std::fs::OpenOptions;
 use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
@@ -16,6 +17,9 @@ use crate::cache::Cache;
 use crate::fs::{entries, make_private_dir, remove_file, write_private};
 use crate::limits;
 use crate::processes::boot_id;
+
+/// The device of KVM.
+const DEVICE: &str = "/dev/kvm";
 
 /// The state of KVM. Each reason is a text for the report.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,8 +37,12 @@ pub enum Kvm {
     Foreign(String),
     /// `/dev/kvm` does not exist or cannot be opened; the reason follows.
     Absent(String),
-    /// This user may not open `/dev/kvm`; the reason follows.
-    Denied(String),
+    /// This user may not open `/dev/kvm`.
+    Denied {
+        why: String,
+        /// The group whose members may open it; `None` if there is none besides root's group.
+        group: Option<String>,
+    },
 }
 
 impl Kvm {
@@ -46,7 +54,7 @@ impl Kvm {
             | Self::Failed(why)
             | Self::Foreign(why)
             | Self::Absent(why)
-            | Self::Denied(why) => Some(why),
+            | Self::Denied { why, .. } => Some(why),
         }
     }
 
@@ -83,7 +91,7 @@ pub fn look(candidate: Candidate<'_>, cache: Option<&Cache>) -> Kvm {
     if host != Some(guest) {
         return Kvm::Foreign(format!("the host is {}, the guest {guest}", std::env::consts::ARCH));
     }
-    let opened = OpenOptions::new().read(true).write(true).open("/dev/kvm").map(drop);
+    let opened = OpenOptions::new().read(true).write(true).open(DEVICE).map(drop);
     let failed = cache.and_then(|cache| remembered_failure(cache, candidate));
     evaluate(opened.map_err(|error| (error.kind(), error.to_string())), &processor(guest), failed)
 }
@@ -91,7 +99,12 @@ pub fn look(candidate: Candidate<'_>, cache: Option<&Cache>) -> Kvm {
 fn evaluate(opened: Result<(), (ErrorKind, String)>, processor: &Processor, failed: Option<String>) -> Kvm {
     if let Err((kind, error)) = opened {
         let why = format!("/dev/kvm does not open: {error}");
-        return if kind == ErrorKind::PermissionDenied { Kvm::Denied(why) } else { Kvm::Absent(why) };
+        let denied = kind == ErrorKind::PermissionDenied;
+        return if denied {
+            Kvm::Denied { why, group: group_of(Path::new(DEVICE)) }
+        } else {
+            Kvm::Absent(why)
+        };
     }
     if let Some(reason) = failed {
         return Kvm::Failed(reason);
@@ -107,6 +120,21 @@ fn evaluate(opened: Result<(), (ErrorKind, String)>, processor: &Processor, fail
         ));
     }
     if processor.guest { Kvm::Nested } else { Kvm::Opens }
+}
+
+/// Returns the group whose members may read and write the file. Root's group does not count, because no user should
+/// become a member of it.
+fn group_of(file: &Path) -> Option<String> {
+    let metadata = file.metadata().ok()?;
+    let may_open = metadata.mode() & 0o060 == 0o060 && metadata.gid() != 0;
+    let id = may_open.then(|| metadata.gid().to_string())?;
+    let groups = std::fs::read_to_string("/etc/group").unwrap_or_default();
+    let named = groups.lines().find_map(|line| {
+        let (name, rest) = line.split_once(':')?;
+        (rest.split(':').nth(1) == Some(&id)).then(|| name.to_owned())
+    });
+    // usermod(8) accepts the number of a group that has no name here.
+    Some(named.unwrap_or(id))
 }
 
 fn processor(arch: VmArchitecture) -> Processor {
@@ -203,6 +231,28 @@ mod tests {
     }
 
     #[test]
+    fn only_a_group_that_may_open_the_device_is_advised() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let mode = |mode| {
+            let permissions = std::os::unix::fs::PermissionsExt::from_mode(mode);
+            std::fs::set_permissions(file.path(), permissions).unwrap();
+            group_of(file.path())
+        };
+        let own = rustix::process::getegid();
+        assert_eq!(mode(0o600), None);
+        assert_eq!(mode(0o660).is_some(), !own.is_root(), "root's group is not advised");
+        if rustix::process::geteuid().is_root() {
+            let disk = std::fs::read_to_string("/etc/group").unwrap();
+            let disk = disk.lines().find_map(|line| line.strip_prefix("disk:x:")).unwrap();
+            let gid = disk.trim_end_matches(':').parse().unwrap();
+            std::os::unix::fs::chown(file.path(), None, Some(gid)).unwrap();
+            assert_eq!((mode(0o660).as_deref(), mode(0o640)), (Some("disk"), None));
+            std::os::unix::fs::chown(file.path(), None, Some(4_000_000)).unwrap();
+            assert_eq!(mode(0o660).as_deref(), Some("4000000"));
+        }
+    }
+
+    #[test]
     fn a_kvm_that_lies_is_known_by_its_processor() {
         let processor = |lacks_flag, guest, modules: &[&str]| Processor {
             lacks_flag,
@@ -223,7 +273,7 @@ mod tests {
         assert!(lies.opens() && lies.against().is_some(), "an explicit request may try it");
         assert_eq!(evaluate(Ok(()), &hardware, Some("x".into())), Kvm::Failed("x".into()));
         let denied = evaluate(Err((ErrorKind::PermissionDenied, "no".into())), &hardware, None);
-        assert!(matches!(denied, Kvm::Denied(_)) && !denied.opens());
+        assert!(matches!(denied, Kvm::Denied { .. }) && !denied.opens());
         let absent = evaluate(Err((ErrorKind::NotFound, "none".into())), &hardware, None);
         assert!(matches!(absent, Kvm::Absent(_)) && absent.against().is_some());
     }

@@ -5,9 +5,13 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use rustix::fs::{Access, access};
+use rustix::fs::{Access, Mode, OFlags, access};
+use rustix::io::Errno;
 
+use super::memory::{self, Memory};
+use super::mounts;
 use super::packages::{Need, PackageManager};
+use super::pkg_config::PkgConfig;
 use super::tools;
 use crate::arch::VmArchitecture;
 use crate::cache::{Cache, Unusable};
@@ -40,6 +44,7 @@ pub const PROGRAMS: &[(&str, Need, When)] = &[
     ("mke2fs", Need::E2fsprogs, When::Building),
     ("debugfs", Need::E2fsprogs, When::Building),
     ("sfdisk", Need::Sfdisk, When::Building),
+    ("mount", Need::Mount, When::Building),
     ("gpgv", Need::Gpgv, When::Building),
     ("newuidmap", Need::Uidmap, When::BuildingAsUser),
     ("newgidmap", Need::Uidmap, When::BuildingAsUser),
@@ -63,6 +68,9 @@ pub const LIBVIRT_IOHELPERS: [&str; 3] = [
 /// The path at which Debian installs the keyring of its archive.
 pub const DEBIAN_KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
+/// The exit code of getent(1) if the database does not contain the key.
+const GETENT_MISSING: i32 = 2;
+
 /// The facts about this machine. An `Err` contains the reason in words.
 #[derive(Debug, Clone)]
 pub struct LocalHost {
@@ -72,8 +80,10 @@ pub struct LocalHost {
     pub kernel: String,
     pub cpus: usize,
     pub root: bool,
-    /// The path of `sudo` or `doas`, for users other than root.
-    pub escalation: Option<PathBuf>,
+    /// The path of `sudo` or `doas`, for users other than root. An `Err` says why this user cannot become root.
+    pub escalation: Result<PathBuf, &'static str>,
+    /// True if rustup is installed. The Rust of a distribution comes without it.
+    pub rustup: bool,
     /// The file that shows that this is a container; `None` if it is not a container.
     pub container: Option<String>,
     /// True if systemd runs here (sd_booted(3)).
@@ -83,27 +93,27 @@ pub struct LocalHost {
     pub missing_programs: Vec<(&'static str, Need, When)>,
     /// The version of `nats-server`; `None` if the program is missing.
     pub nats_server: Option<Result<String, String>>,
-    pub pkg_config: bool,
+    pub pkg_config: PkgConfig,
     /// The version of libvirt, by the same query that the build of `xtask-vm` makes.
     pub libvirt: Result<String, String>,
-    /// True if libvirt's headers are in the system's include directory. This value is used only if pkg-config is
-    /// missing.
+    /// True if libvirt's headers are in the system's include directory, even if pkg-config does not find them.
     pub libvirt_header: bool,
     /// The path of libvirt's QEMU driver, which libvirt loads for the embedded connection.
     pub libvirt_driver: Option<PathBuf>,
     /// True if one of [`LIBVIRT_IOHELPERS`] is installed.
     pub libvirt_iohelper: bool,
     /// The missing account without which libvirt does not run as root; `None` if the account exists or is not needed.
-    pub missing_libvirt_user: Option<&'static str>,
+    pub missing_libvirt_user: Result<Option<&'static str>, String>,
     pub cache: Result<PathBuf, Unusable>,
     /// `Ok` if this user, as which QEMU runs too, may read, write and enter the cache.
     pub cache_access: Result<(), String>,
     /// The free space in bytes on the file system of the cache.
     pub free_disk: Option<u64>,
-    /// `MemAvailable` in bytes.
-    pub free_memory: Option<u64>,
-    /// The reason why this user cannot build an image in a user namespace; `None` if this user can, or is root.
-    pub no_user_namespace: Option<String>,
+    /// `Ok` if files in the cache can be opened with O_DIRECT, as QEMU opens the disks of a guest.
+    pub direct_io: Result<(), String>,
+    pub free_memory: Option<Memory>,
+    /// The reason why this user cannot mount a file system as an image build does; `None` if this user can.
+    pub no_mounts: Option<String>,
     /// True if `binfmt_misc` is mounted.
     pub binfmt_mounted: bool,
     /// True if Debian's archive keyring is installed.
@@ -125,19 +135,24 @@ impl LocalHost {
         let is_missing = |(name, ..): &&(&str, Need, When)| tools::find(name).is_none();
         thread::scope(|scope| {
             let nats = scope.spawn(|| tools::find("nats-server").map(|path| version(&path, "--version")));
-            let libvirt = scope.spawn(libvirt_version);
+            let pkg_config = PkgConfig::find();
+            let asked = pkg_config.clone();
+            let libvirt = scope.spawn(move || asked.libvirt_version());
             let user = scope.spawn(missing_libvirt_user);
             Self {
                 os: OsRelease::parse(&std::fs::read_to_string("/etc/os-release").unwrap_or_default()),
                 kernel: uname.release().to_string_lossy().into_owned(),
                 cpus: thread::available_parallelism().map_or(1, usize::from),
                 root: rustix::process::geteuid().is_root(),
-                escalation: tools::find("sudo").or_else(|| tools::find("doas")),
+                escalation: tools::find("sudo")
+                    .or_else(|| tools::find("doas"))
+                    .ok_or("neither sudo nor doas is installed"),
+                rustup: tools::find("rustup").is_some(),
                 container: container(),
                 systemd: Path::new("/run/systemd/system").is_dir(),
                 package_manager: PackageManager::find(),
                 missing_programs: PROGRAMS.iter().filter(is_missing).copied().collect(),
-                pkg_config: tools::find("pkg-config").is_some(),
+                pkg_config,
                 libvirt_header: Path::new("/usr/include/libvirt/libvirt.h").exists(),
                 libvirt_driver: libvirt_driver(),
                 libvirt_iohelper: LIBVIRT_IOHELPERS.iter().any(|path| tools::is_executable(Path::new(path))),
@@ -147,8 +162,9 @@ impl LocalHost {
                     may_use(cache.root()).and_then(|()| inside.iter().try_for_each(|path| may_use(path)))
                 }),
                 free_disk: known.and_then(|cache| free_disk(cache.root())),
-                free_memory: available_memory(),
-                no_user_namespace: no_user_namespace(),
+                direct_io: known.map_or(Ok(()), |cache| direct_io(cache.root())),
+                free_memory: memory::available(),
+                no_mounts: mounts::refusal(),
                 binfmt_mounted: Path::new("/proc/sys/fs/binfmt_misc/register").exists(),
                 debian_keyring: Path::new(DEBIAN_KEYRING).exists(),
                 now: seconds(SystemTime::now()),
@@ -176,17 +192,6 @@ fn version(program: &Path, flag: &str) -> Result<String, String> {
     tools::version_in(&output).ok_or_else(|| format!("{} printed no version: {output:?}", program.display()))
 }
 
-/// Returns the version of libvirt. Like the build script of virt-sys, this asks pkg-config for `libvirt` and for
-/// `libvirt-qemu`, which provides access to QEMU's monitor.
-fn libvirt_version() -> Result<String, String> {
-    let pkg_config = tools::find("pkg-config").ok_or("pkg-config is missing")?;
-    let ask = |library| tools::read(&pkg_config, &["--modversion", library]);
-    ask("libvirt-qemu")
-        .and_then(|_| ask("libvirt"))
-        .map(|version| version.trim().to_owned())
-        .map_err(|error| format!("{error:#}"))
-}
-
 /// Returns the path of libvirt's QEMU driver. Its directory depends on the distribution.
 fn libvirt_driver() -> Option<PathBuf> {
     let triplets = VmArchitecture::ALL.map(|arch| format!("/usr/lib/{}", arch.profile().multiarch));
@@ -202,11 +207,20 @@ fn libvirt_driver() -> Option<PathBuf> {
 /// runs as root, it looks up an account before it reads its configuration, even if the configuration says
 /// `user = "+0"`. On Debian and Ubuntu, the package of libvirt's daemon creates this account, and `cargo xtask` does
 /// not need the daemon. On other distributions, the package of the driver creates it.
-fn missing_libvirt_user() -> Option<&'static str> {
+fn missing_libvirt_user() -> Result<Option<&'static str>, String> {
     const DEBIANS: &str = "libvirt-qemu";
-    let concerned = rustix::process::geteuid().is_root() && Path::new("/etc/debian_version").exists();
-    let known = |database| tools::read(Path::new("/usr/bin/getent"), &[database, DEBIANS]).is_ok();
-    (concerned && !(known("passwd") && known("group"))).then_some(DEBIANS)
+    if !rustix::process::geteuid().is_root() || !Path::new("/etc/debian_version").exists() {
+        return Ok(None);
+    }
+    let missing = |database| {
+        let answer = tools::exit_code(Path::new("/usr/bin/getent"), &[database, DEBIANS]);
+        match answer.map_err(|error| format!("{error:#}"))? {
+            Some(0) => Ok(false),
+            Some(GETENT_MISSING) => Ok(true),
+            other => Err(format!("/usr/bin/getent {database} {DEBIANS}: exit code {other:?}")),
+        }
+    };
+    Ok((missing("passwd")? || missing("group")?).then_some(DEBIANS))
 }
 
 /// Returns the file that shows that this is a container: the file of podman, of docker, or of
@@ -225,37 +239,40 @@ fn may_use(cache: &Path) -> Result<(), String> {
             Ok(()) => {
                 return access(path, everything).map_err(|error| format!("{}: {error}", path.display()));
             }
-            Err(rustix::io::Errno::NOENT) => {}
+            Err(Errno::NOENT) => {}
             Err(error) => return Err(format!("{}: {error}", path.display())),
         }
     }
     Ok(())
 }
 
-/// Returns the free bytes on the file system of the cache. If the cache does not exist yet, this is the file system of
-/// its nearest existing parent directory.
+/// Returns the cache's directory, or its nearest existing parent directory if the cache does not exist yet.
+fn existing(cache: &Path) -> Option<&Path> {
+    cache.ancestors().find(|path| path.exists())
+}
+
+/// Returns the free bytes on the file system of the cache; `None` if the file system does not know its size.
 fn free_disk(cache: &Path) -> Option<u64> {
-    let existing = cache.ancestors().find(|path| path.exists())?;
-    let stat = rustix::fs::statvfs(existing).ok()?;
-    Some(stat.f_bavail * stat.f_frsize)
+    let stat = rustix::fs::statvfs(existing(cache)?).ok()?;
+    (stat.f_blocks > 0).then_some(stat.f_bavail * stat.f_frsize)
 }
 
-/// Returns the number of bytes that a new process can have without swapping (proc(5), `MemAvailable`).
-pub fn available_memory() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let kib = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    kib.trim().trim_end_matches(" kB").trim().parse::<u64>().ok().map(|kib| kib * 1024)
-}
-
-/// Returns the reason why this user cannot make a user namespace. The function tries to make one, because it may fail
-/// for several reasons: missing subordinate ids, sysctls, or AppArmor (Ubuntu 24.04).
-fn no_user_namespace() -> Option<String> {
-    if rustix::process::geteuid().is_root() {
-        return None;
+/// Checks that a file in the cache can be opened with O_DIRECT (open(2), EINVAL). QEMU opens the guest's disks so. A
+/// file system that cannot do it creates the file nevertheless, so the file is deleted in both cases. Other errors have
+/// findings of their own.
+fn direct_io(cache: &Path) -> Result<(), String> {
+    let Some(directory) = existing(cache) else { return Ok(()) };
+    let path = directory.join(format!(".iot-xtask-direct-{}", std::process::id()));
+    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::DIRECT | OFlags::CLOEXEC;
+    let opened = rustix::fs::open(&path, flags, Mode::RUSR | Mode::WUSR);
+    let deleted = std::fs::remove_file(&path);
+    match (opened, deleted) {
+        (Ok(_), Err(error)) => Err(format!("delete {}: {error}", path.display())),
+        (Err(Errno::INVAL), _) => {
+            Err(format!("open a file in {} with O_DIRECT: {}", directory.display(), Errno::INVAL))
+        }
+        _ => Ok(()),
     }
-    let unshare = tools::find("unshare")?;
-    let tried = tools::read(&unshare, &["--map-root-user", "--map-auto", "true"]);
-    tried.err().map(|error| format!("{error:#}"))
 }
 
 fn seconds(time: SystemTime) -> u64 {

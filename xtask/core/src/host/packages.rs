@@ -1,9 +1,16 @@
 //! The table of the packages that provide a program or a file, for each package manager.
 
+use std::collections::BTreeSet;
+
+use anyhow::Result;
 use serde::Deserialize;
 
 use crate::arch::VmArchitecture;
 use crate::host::tools;
+use crate::limits;
+
+/// The command that updates apt's lists of packages.
+const APT_UPDATE: &str = "apt-get update";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -35,6 +42,7 @@ pub enum Need {
     Dosfstools,
     E2fsprogs,
     Sfdisk,
+    Mount,
     UserEmulation,
     Uidmap,
     Gpgv,
@@ -63,26 +71,86 @@ impl PackageManager {
         let lines = os_release.lines().filter_map(|line| line.split_once('='));
         let ids = lines
             .filter(|(name, _)| ["ID", "ID_LIKE"].contains(name))
-            .map(|(_, value)| value.trim_matches('"'));
+            .map(|(_, value)| value.trim_matches(['"', '\'']));
         let ids: Vec<_> = ids.flat_map(str::split_whitespace).collect();
         let there = || MANAGERS.iter().filter(|(program, ..)| is_there(program));
         let own = there().find(|(_, _, distributions)| ids.iter().any(|id| distributions.contains(id)));
         own.or_else(|| there().next()).map(|(_, manager, _)| *manager)
     }
 
-    /// Returns the commands that install `packages`. They install no recommended packages and ask no question.
+    /// Returns the commands that install `packages`. They install no recommended packages and ask no question. If
+    /// another process holds a lock of apt, dnf or zypper, they wait.
     pub fn install(self, packages: &[&str]) -> Vec<Vec<String>> {
+        let seconds = limits::PACKAGE_LOCK.as_secs();
         let words = |line: &str| line.split(' ').map(str::to_owned).collect::<Vec<_>>();
         let with =
             |line: &str| words(line).into_iter().chain(packages.iter().map(ToString::to_string)).collect();
         match self {
             Self::Apt => {
-                vec![words("apt-get update"), with("apt-get install --yes --no-install-recommends")]
+                let install = format!(
+                    "apt-get install --yes --no-install-recommends --option=DPkg::Lock::Timeout={seconds}"
+                );
+                vec![words(APT_UPDATE), with(&install)]
             }
             Self::Dnf => vec![with("dnf install --assumeyes --setopt=install_weak_deps=False")],
             Self::Pacman => vec![with("pacman --sync --needed --noconfirm")],
-            Self::Zypper => vec![with("zypper --non-interactive install --no-recommends")],
+            Self::Zypper => {
+                let lock = format!("env ZYPP_LOCK_TIMEOUT={seconds}");
+                vec![with(&format!("{lock} zypper --non-interactive install --no-recommends"))]
+            }
         }
+    }
+
+    /// Returns whether a command only updates the lists of packages. The command may begin with `sudo` or `doas`.
+    pub fn is_update(command: &[String]) -> bool {
+        command.join(" ").ends_with(APT_UPDATE)
+    }
+
+    /// Returns whether a command of [`Self::install`] installs packages.
+    pub fn is_install(self, command: &[String]) -> bool {
+        let program = match self {
+            Self::Apt => "apt-get",
+            Self::Dnf => "dnf",
+            Self::Pacman => "pacman",
+            Self::Zypper => "zypper",
+        };
+        !Self::is_update(command) && command.iter().any(|word| word == program)
+    }
+
+    /// Returns the names of packages: with apt, those that the command of [`Self::install`] would newly install, and
+    /// otherwise all that are installed.
+    ///
+    /// # Errors
+    /// Returns an error with the message of the package manager if it fails.
+    pub fn names(self, command: &[String]) -> Result<BTreeSet<String>> {
+        let (program, words) = match self {
+            Self::Apt => {
+                let after = command.iter().skip_while(|word| *word != "install").map(String::as_str);
+                ("apt-get", ["--simulate"].into_iter().chain(after).collect())
+            }
+            Self::Dnf | Self::Zypper => ("rpm", vec!["--query", "--all", "--queryformat", "%{NAME}\n"]),
+            Self::Pacman => ("pacman", vec!["--query", "--quiet"]),
+        };
+        let output = tools::read(&tools::require(program)?, &words)?;
+        Ok(if self == Self::Apt { simulated(&output) } else { output.lines().map(str::to_owned).collect() })
+    }
+
+    /// Returns the names of the packages that contain a unit of systemd.
+    ///
+    /// # Errors
+    /// Returns an error if no package contains the unit.
+    pub fn owners(self, unit: &str) -> Result<BTreeSet<String>> {
+        let path = format!("/usr/lib/systemd/system/{unit}");
+        // Debian's packages may name the directory without `/usr`.
+        let pattern = format!("*/systemd/system/{unit}");
+        let (program, words) = match self {
+            Self::Apt => ("dpkg-query", vec!["--search", &pattern]),
+            Self::Dnf | Self::Zypper => {
+                ("rpm", vec!["--query", "--queryformat", "%{NAME}\n", "--file", &path])
+            }
+            Self::Pacman => ("pacman", vec!["--query", "--owns", "--quiet", &path]),
+        };
+        Ok(owners_in(&tools::read(&tools::require(program)?, &words)?))
     }
 
     /// Returns the packages that provide `need` for guests of `arch`; none if the distribution has no such package.
@@ -90,6 +158,24 @@ impl PackageManager {
         let column = row(need, arch).split('|').nth(self as usize);
         column.unwrap_or_default().split_whitespace().collect()
     }
+}
+
+/// Returns the names of the packages that apt's simulation newly installs: `Inst NAME (VERSION …)`. A line about an
+/// upgrade also has the old version: `Inst NAME [OLD] (VERSION …)`.
+fn simulated(output: &str) -> BTreeSet<String> {
+    let names = output.lines().filter_map(|line| line.strip_prefix("Inst ")?.split_once(" ("));
+    names.filter(|(name, _)| !name.contains(' ')).map(|(name, _)| plain(name)).collect()
+}
+
+/// Returns the packages in the answer to the question which packages contain a file: `a:arm64, b: /path` or `a`.
+fn owners_in(output: &str) -> BTreeSet<String> {
+    let packages = output.lines().map(|line| line.split(": ").next().unwrap_or(line));
+    packages.flat_map(|packages| packages.split(", ")).map(plain).collect()
+}
+
+/// Returns the name of a package without the architecture that dpkg and apt may append to it.
+fn plain(package: &str) -> String {
+    package.split(':').next().unwrap_or(package).to_owned()
 }
 
 /// Returns a row of the table: the names of the packages, in the columns apt | dnf | pacman | zypper.
@@ -138,8 +224,9 @@ fn row(need: Need, arch: VmArchitecture) -> &'static str {
         (N::E2fsprogs, _) => "e2fsprogs | e2fsprogs | e2fsprogs | e2fsprogs",
         (N::Sfdisk, _) => "fdisk | util-linux | util-linux | util-linux",
         // On Debian, mount(8) is in a separate package, which a minimal container lacks.
+        (N::Mount, _) => "mount | util-linux | util-linux | util-linux",
         (N::UserEmulation, _) => {
-            "qemu-user-static binfmt-support mount | qemu-user-static \
+            "qemu-user-static binfmt-support | qemu-user-static \
              | qemu-user-static qemu-user-static-binfmt | qemu-linux-user"
         }
         (N::Uidmap, _) => "uidmap | shadow-utils | shadow | shadow",
@@ -160,8 +247,32 @@ mod tests {
     #[test]
     fn commands_are_one_transaction_without_questions() {
         let commands = PackageManager::Apt.install(&["mtools", "ovmf"]);
-        assert_eq!(commands[1].join(" "), "apt-get install --yes --no-install-recommends mtools ovmf");
+        assert_eq!(
+            commands[1].join(" "),
+            "apt-get install --yes --no-install-recommends --option=DPkg::Lock::Timeout=300 mtools ovmf"
+        );
         assert_eq!(PackageManager::Pacman.install(&["ovmf"]).len(), 1);
+    }
+
+    #[test]
+    fn a_held_lock_is_waited_for() {
+        let zypper = PackageManager::Zypper.install(&["mtools"]);
+        assert!(zypper[0].join(" ").starts_with("env ZYPP_LOCK_TIMEOUT=300 zypper "), "{zypper:?}");
+        assert!(PackageManager::Zypper.is_install(&zypper[0]));
+        let apt = PackageManager::Apt.install(&["mtools"]);
+        assert!(PackageManager::is_update(&apt[0]) && !PackageManager::Apt.is_install(&apt[0]));
+        assert!(apt[1].contains(&"--option=DPkg::Lock::Timeout=300".to_owned()), "{apt:?}");
+    }
+
+    #[test]
+    fn new_packages_are_told_from_upgraded_ones() {
+        let names = |names: &[&str]| names.iter().map(ToString::to_string).collect::<BTreeSet<_>>();
+        let simulation = "Inst libc6 [2.36-9] (2.36-10 Debian:12 [amd64])\n\
+            Inst nats-server (2.9.10 Debian:12 [amd64])\nInst libx:arm64 (1 Debian:12 [arm64])\nConf libc6 (2.36-10)\n";
+        assert_eq!(simulated(simulation), names(&["nats-server", "libx"]));
+        let answer = "a, b:amd64: /lib/systemd/system/x.service\n";
+        assert_eq!(owners_in(answer), names(&["a", "b"]));
+        assert_eq!(owners_in("nats-server\n"), names(&["nats-server"]));
     }
 
     #[test]
@@ -174,6 +285,7 @@ mod tests {
             Some(PackageManager::Zypper)
         );
         assert_eq!(all("ID=arch\n"), Some(PackageManager::Pacman));
+        assert_eq!(all("ID='nobara'\nID_LIKE='rhel fedora'\n"), Some(PackageManager::Dnf));
         assert_eq!(all(""), Some(PackageManager::Apt));
         let without = PackageManager::for_ids("ID=fedora\n", |program| program == "apt-get");
         assert_eq!(without, Some(PackageManager::Apt));

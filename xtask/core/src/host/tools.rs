@@ -1,6 +1,7 @@
 //! Functions that find other programs and run short commands.
 
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::io::{self, Read, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -59,17 +60,41 @@ pub fn read(program: &Path, arguments: &[&str]) -> Result<String> {
     ask(program, arguments, b"")
 }
 
+/// Returns the output of a short command that runs with these environment variables.
+///
+/// # Errors
+/// Returns the errors of [`read`].
+pub fn read_with(program: &Path, arguments: &[&str], variables: &[(&str, OsString)]) -> Result<String> {
+    let mut command = Command::new(program);
+    command.args(arguments).envs(variables.iter().map(|(name, value)| (name, value)));
+    text(command, b"")
+}
+
 /// Returns the output of a short command that reads `question` on its standard input.
 ///
 /// # Errors
 /// Returns the errors of [`read`].
 pub fn ask(program: &Path, arguments: &[&str], question: &[u8]) -> Result<String> {
     let mut command = Command::new(program);
-    command.args(arguments).env("LC_ALL", "C");
-    let output = answer(&mut command, question.into())?;
+    command.args(arguments);
+    text(command, question)
+}
+
+/// Returns the exit code of a short command; `None` if a signal ended it.
+///
+/// # Errors
+/// Returns an error if the command cannot be run or does not end.
+pub fn exit_code(program: &Path, arguments: &[&str]) -> Result<Option<i32>> {
+    Ok(answer(Command::new(program).args(arguments), Vec::new())?.status.code())
+}
+
+fn text(mut command: Command, question: &[u8]) -> Result<String> {
+    let output = answer(command.env("LC_ALL", "C"), question.into())?;
     if !output.status.success() {
         let message = String::from_utf8_lossy(&output.stderr);
-        bail!("{} {}: {}: {}", program.display(), arguments.join(" "), output.status, message.trim());
+        let words = std::iter::once(command.get_program()).chain(command.get_args());
+        let words: Vec<_> = words.map(|word| word.to_string_lossy()).collect();
+        bail!("{}: {}: {}", words.join(" "), output.status, message.trim());
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }

@@ -5,6 +5,7 @@
 pub mod catalogue;
 pub mod choice;
 pub mod manifest;
+pub mod scripts;
 
 use std::path::PathBuf;
 
@@ -12,6 +13,7 @@ use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 use crate::arch::VmArchitecture;
+use crate::cache::Cache;
 use crate::digest::{Algorithm, Digest};
 use crate::os_release::OsReleaseReport;
 
@@ -145,6 +147,11 @@ impl Image {
     /// Returns whether the image is built on this host from packages.
     pub fn is_built(&self) -> bool {
         matches!(self.source, Source::Packages(_))
+    }
+
+    /// Returns whether the image is in the cache. The disk is not read.
+    pub fn is_cached(&self, cache: &Cache) -> bool {
+        cache.images().join(self.key(scripts::SCRIPTS)).exists()
     }
 
     /// Returns the key of the image, which is the name of its directory in the cache. The key consists of the image's

@@ -1,25 +1,20 @@
-//! Runs the commands that repair findings. The commands are shown first. On a terminal, the user must then agree,
+//! Chooses the commands that repair findings, and has them run. The commands are shown first. On a terminal, the user must then agree,
 //! unless `--yes` is given. All packages are installed in one transaction of the package manager.
 
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::io::{BufRead as _, IsTerminal as _, Write as _};
-use std::process::Command;
 
 use anyhow::{Context, Result};
 
 use super::findings::{Finding, Remedy};
-use super::{Preflight, PreflightRequest};
+use super::{Preflight, PreflightRequest, repair};
 use crate::bail_host;
 use crate::cli::FixArgs;
 use crate::error::Failure;
 use crate::host::facts::Facts;
-use crate::host::tools;
+use crate::host::packages::PackageManager;
 use crate::workspace::Workspace;
-
-/// The variable that keeps apt from asking questions (debconf(7)).
-const QUIET_APT: &str = "DEBIAN_FRONTEND=noninteractive";
-/// A unit that may stay enabled: it registers the emulators with the kernel at each boot and then ends at once.
-const MAY_STAY_ENABLED: &str = "binfmt-support.service";
 
 /// The maximum number of rounds. A round consists of a check and the repairs that are then possible. One repair can
 /// make another one possible: after the installation of an emulator, the emulator may still have to be registered. A
@@ -33,7 +28,7 @@ const ROUNDS: usize = 3;
 /// Returns an error if the check fails, if a command fails, or if the user declines. Also returns an error if a command
 /// needs root and this process cannot become root.
 pub fn fix(workspace: &Workspace, asked: &PreflightRequest<'_>, args: FixArgs) -> Result<Preflight> {
-    let mut preflight = Preflight::check(workspace, asked)?;
+    let mut preflight = check(workspace, asked)?;
     let mut done = Vec::new();
     for _ in 0..ROUNDS {
         let commands = runnable(&preflight);
@@ -45,50 +40,28 @@ pub fn fix(workspace: &Workspace, asked: &PreflightRequest<'_>, args: FixArgs) -
         if !args.yes && std::io::stdin().is_terminal() {
             ask()?;
         }
-        let before = enabled_units(&preflight)?;
-        let ran = commands.iter().try_for_each(|command| run(command));
-        // Disable the units even if one of the commands failed, because another one may already have installed
-        // packages.
-        if let Some(command) = switch_off(&preflight, &before, &enabled_units(&preflight)?) {
-            run(&command)?;
+        if let Some(facts) = preflight.facts.first() {
+            repair::run_all(&facts.host, &commands)?;
         }
-        ran?;
         done = commands;
-        preflight = Preflight::check(workspace, asked)?;
+        preflight = check(workspace, asked)?;
+        preflight.tried.clone_from(&done);
     }
     root_was_not_needed(&preflight)?;
     Ok(preflight)
 }
 
-/// Returns the enabled units. Returns none if systemd does not run.
-fn enabled_units(preflight: &Preflight) -> Result<BTreeSet<String>> {
-    match preflight.facts.first() {
-        Some(facts) if facts.host.systemd => {
-            let words = ["list-unit-files", "--state=enabled", "--no-legend", "--plain"];
-            Ok(units_in(&tools::read(&tools::require("systemctl")?, &words)?))
-        }
-        _ => Ok(BTreeSet::new()),
+/// Checks this machine. If commands must run as root, also checks whether `sudo` or `doas` permits this. Other commands
+/// than `--fix` do not check it, because sudo reports each refused user to the administrator.
+fn check(workspace: &Workspace, asked: &PreflightRequest<'_>) -> Result<Preflight> {
+    let mut preflight = Preflight::check(workspace, asked)?;
+    let needs_root = |facts: &Facts| !steps(facts, preflight.blocking()).root.is_empty();
+    if let Some(facts) = preflight.facts.first().filter(|facts| needs_root(facts))
+        && let Some(why) = repair::refuses(&facts.host, File::open("/dev/tty").is_ok())
+    {
+        preflight.facts.iter_mut().for_each(|facts| facts.host.escalation = Err(why));
     }
-}
-
-/// Returns the names of the units in systemctl's list, without the unit that may stay enabled.
-fn units_in(list: &str) -> BTreeSet<String> {
-    let units = list.lines().filter_map(|line| line.split_whitespace().next());
-    units.filter(|unit| *unit != MAY_STAY_ENABLED).map(str::to_owned).collect()
-}
-
-/// Returns the command that stops and disables the units that are in `after` and not in `before`, because the packages
-/// have enabled them. Debian's packages enable a nats-server for the whole machine and the sockets of libvirt's daemon.
-/// `cargo xtask` uses neither.
-fn switch_off(
-    preflight: &Preflight,
-    before: &BTreeSet<String>,
-    after: &BTreeSet<String>,
-) -> Option<Vec<String>> {
-    let (facts, new) = (preflight.facts.first()?, after.difference(before));
-    let mut command: Vec<_> = ["systemctl", "disable", "--now"].map(str::to_owned).to_vec();
-    command.extend(new.cloned());
-    (command.len() > 3).then(|| escalate(facts, command))
+    Ok(preflight)
 }
 
 /// The commands of one round. Those for root run first, and then those for the user.
@@ -104,6 +77,13 @@ pub fn plan(preflight: &Preflight) -> Vec<Vec<String>> {
     commands(preflight, preflight.blocking())
 }
 
+/// Returns whether `--fix` has just run all commands of the plan. The findings did not change, so it would run the same
+/// commands again.
+pub fn was_in_vain(preflight: &Preflight) -> bool {
+    let plan = plan(preflight);
+    !plan.is_empty() && plan.iter().all(|command| preflight.tried.contains(command))
+}
+
 /// Returns the commands that carry out the remedies of `findings` on this machine.
 pub fn commands<'a>(
     preflight: &Preflight,
@@ -111,14 +91,32 @@ pub fn commands<'a>(
 ) -> Vec<Vec<String>> {
     let Some(facts) = preflight.facts.first() else { return Vec::new() };
     let Steps { root, own } = steps(facts, findings);
-    root.into_iter().map(|command| escalate(facts, command)).chain(own).collect()
+    root.into_iter().map(|command| repair::escalate(&facts.host, command)).chain(own).collect()
 }
 
 /// Returns the commands that this process cannot run: those for root, if this process is not root and cannot become
 /// root.
 pub fn beyond_reach(preflight: &Preflight) -> Vec<Vec<String>> {
-    let barred = preflight.facts.first().filter(|facts| !facts.host.root && facts.host.escalation.is_none());
+    let barred = barred(preflight);
     barred.map_or_else(Vec::new, |facts| steps(facts, preflight.blocking()).root)
+}
+
+/// Returns the facts about this machine if this process is not root and cannot become root.
+fn barred(preflight: &Preflight) -> Option<&Facts> {
+    preflight.facts.first().filter(|facts| !facts.host.root && facts.host.escalation.is_err())
+}
+
+/// Returns the lines that show the commands to a person. If this process cannot become root, the lines say which
+/// commands are for root.
+pub fn lines<'a>(preflight: &Preflight, findings: impl IntoIterator<Item = &'a Finding>) -> Vec<String> {
+    let Some(facts) = preflight.facts.first() else { return Vec::new() };
+    let Steps { root, own } = steps(facts, findings);
+    let prefix = if barred(preflight).is_some() { "as root: " } else { "" };
+    let root = root.into_iter().map(|command| repair::escalate(&facts.host, command));
+    // The command that updates the list of packages is not shown for each finding, because it runs once for all.
+    let root = root.filter(|command| !PackageManager::is_update(command));
+    let own = own.iter().map(|command| command.join(" "));
+    root.map(|command| format!("{prefix}{}", command.join(" "))).chain(own).collect()
 }
 
 /// Returns the commands of the plan that this process can run.
@@ -130,15 +128,30 @@ fn runnable(preflight: &Preflight) -> Vec<Vec<String>> {
 /// Returns an error if blocking findings need root and this process cannot become root. The hint is a command line that
 /// root can paste.
 fn root_was_not_needed(preflight: &Preflight) -> Result<()> {
-    let commands: Vec<_> = beyond_reach(preflight).iter().map(|command| command.join(" ")).collect();
-    if commands.is_empty() {
-        return Ok(());
-    }
+    let Some((why, hint)) = for_root(preflight) else { return Ok(()) };
     let missing: Vec<_> = preflight.blocking().map(|finding| finding.sentence.as_str()).collect();
-    bail_host!(
-        "making this machine ready needs root, but neither sudo nor doas is installed: {}", missing.join("; ");
-        "run as root: {}; then, as yourself: cargo xtask preflight --fix", commands.join(" && ")
-    )
+    bail_host!("making this machine ready needs root, but {why}: {}", missing.join("; "); "{hint}")
+}
+
+/// Returns why this process cannot become root, and a line with the commands that root must run; `None` if it can, or if
+/// no command needs root.
+pub fn for_root(preflight: &Preflight) -> Option<(&'static str, String)> {
+    let why = preflight.facts.first()?.host.escalation.as_ref().err()?;
+    let commands = beyond_reach(preflight);
+    let line = one_line(&commands);
+    (!commands.is_empty())
+        .then(|| (*why, format!("run as root: {line}; then, as yourself: cargo xtask preflight --fix")))
+}
+
+/// Returns the commands as one line for a shell. As with `--fix`, packages are also installed after a failed update.
+fn one_line(commands: &[Vec<String>]) -> String {
+    let mut line = String::new();
+    for (index, command) in commands.iter().enumerate() {
+        let after = if PackageManager::is_update(command) { "; " } else { " && " };
+        line += &command.join(" ");
+        line += if index + 1 < commands.len() { after } else { "" };
+    }
+    line
 }
 
 fn steps<'a>(facts: &Facts, findings: impl IntoIterator<Item = &'a Finding>) -> Steps {
@@ -167,19 +180,6 @@ fn steps<'a>(facts: &Facts, findings: impl IntoIterator<Item = &'a Finding>) -> 
     steps
 }
 
-fn escalate(facts: &Facts, command: Vec<String>) -> Vec<String> {
-    match &facts.host.escalation {
-        Some(program) if !facts.host.root => {
-            // `env` sets the variable, because neither sudo nor doas passes it on. Without the variable, a package
-            // could ask a question and wait for an answer.
-            let quiet = command.first().is_some_and(|first| first == "apt-get");
-            let variable = quiet.then(|| ["env", QUIET_APT].map(str::to_owned)).into_iter().flatten();
-            std::iter::once(program.display().to_string()).chain(variable).chain(command).collect()
-        }
-        _ => command,
-    }
-}
-
 fn show(commands: &[Vec<String>], systemd: bool) {
     eprintln!("to make this machine ready, these commands run:");
     for command in commands {
@@ -200,25 +200,6 @@ fn ask() -> Result<()> {
         "" | "y" | "yes" if read > 0 => Ok(()),
         _ => Err(Failure::interrupted().into()),
     }
-}
-
-/// Runs a command. If the command fails, returns a failure of the host. The command's output goes to stderr, because
-/// stdout is only for results.
-fn run(command: &[String]) -> Result<()> {
-    let line = command.join(" ");
-    eprintln!("$ {line}");
-    let (program, arguments) = command.split_first().context("an empty command")?;
-    let status = Command::new(program)
-        .args(arguments)
-        .envs(QUIET_APT.split_once('='))
-        .stdout(std::io::stderr())
-        .status();
-    let error = match status {
-        Ok(status) if status.success() => return Ok(()),
-        Ok(status) => format!("{line}: {status}; see its messages above"),
-        Err(error) => format!("run {line}: {error}"),
-    };
-    bail_host!("{error}"; "run it by hand to see why: {line}")
 }
 
 #[cfg(test)]
@@ -257,7 +238,7 @@ mod tests {
             commands,
             [
                 "apt-get update",
-                "apt-get install --yes --no-install-recommends binfmt-support mount mtools openssh-client qemu-system-arm \
+                "apt-get install --yes --no-install-recommends --option=DPkg::Lock::Timeout=300 binfmt-support mtools openssh-client qemu-system-arm \
                  qemu-user-static",
                 "rustup target add aarch64-unknown-linux-gnu",
             ]
@@ -285,7 +266,7 @@ mod tests {
 
     #[test]
     fn what_packages_may_do_themselves_waits_for_them() {
-        let account = |facts: &mut Facts| facts.host.missing_libvirt_user = Some("libvirt-qemu");
+        let account = |facts: &mut Facts| facts.host.missing_libvirt_user = Ok(Some("libvirt-qemu"));
         assert!(planned(account)[0].starts_with("useradd "), "{:?}", planned(account));
         let both = planned(|facts| {
             account(facts);
@@ -311,14 +292,14 @@ mod tests {
         assert_eq!(crate::error::code(&error), 69);
         assert!(error.to_string().contains("qemu-system-aarch64 is missing"), "{error}");
         let hint = crate::error::hint(&error).unwrap();
-        let paste = "run as root: apt-get update && apt-get install --yes --no-install-recommends qemu-system-arm; then";
+        let paste = "run as root: apt-get update; apt-get install --yes --no-install-recommends --option=DPkg::Lock::Timeout=300 qemu-system-arm; then";
         assert!(hint.starts_with(paste), "{hint}");
 
         for able in [
             seen(lacks),
             seen(|facts| {
                 lacks(facts);
-                (facts.host.root, facts.host.escalation) = (false, Some("/usr/bin/sudo".into()));
+                (facts.host.root, facts.host.escalation) = (false, Ok("/usr/bin/sudo".into()));
             }),
             seen(|facts| (facts.host.root, facts.rust_target) = (false, Ok(false))),
         ] {
@@ -328,27 +309,23 @@ mod tests {
     }
 
     #[test]
-    fn what_packages_enable_is_switched_off_again() {
-        let list = "nats-server.service enabled enabled\nssh.service enabled enabled\nbinfmt-support.service enabled -\n";
-        let after = units_in(list);
-        assert_eq!(after.iter().collect::<Vec<_>>(), ["nats-server.service", "ssh.service"]);
-        let before = BTreeSet::from(["ssh.service".to_owned()]);
-        let as_user = seen(|facts| {
-            facts.host.root = false;
-            facts.host.escalation = Some("/usr/bin/sudo".into());
-        });
-        let command = switch_off(&as_user, &before, &after).unwrap().join(" ");
-        assert_eq!(command, "/usr/bin/sudo systemctl disable --now nats-server.service");
-        assert_eq!(switch_off(&as_user, &after, &after), None);
+    fn what_did_not_help_is_not_advised_again() {
+        let mut preflight = seen(|facts| facts.emulator = None);
+        let hint =
+            |preflight: &Preflight| crate::error::hint(&preflight.verdict().unwrap_err()).unwrap().to_owned();
+        assert_eq!(hint(&preflight), "cargo xtask preflight --arch aarch64 --fix");
+        preflight.tried = plan(&preflight);
+        assert!(hint(&preflight).starts_with("the commands of --fix have changed nothing"), "{preflight}");
+        assert!(preflight.to_string().contains("--fix has run these"), "{preflight}");
     }
 
     #[test]
     fn nothing_runs_where_nothing_blocks() {
         assert_eq!(planned(|_| {}), Vec::<String>::new());
         assert_eq!(
-            planned(|facts| facts.host.free_memory = Some(1)),
+            planned(|facts| facts.host.direct_io = Err("EINVAL".into())),
             Vec::<String>::new(),
-            "a finding that only degrades is not repaired"
+            "a finding without a command is not repaired"
         );
     }
 
@@ -356,7 +333,7 @@ mod tests {
     fn an_ordinary_user_escalates_as_the_machine_offers() {
         let commands = planned(|facts| {
             facts.host.root = false;
-            facts.host.escalation = Some("/usr/bin/doas".into());
+            facts.host.escalation = Ok("/usr/bin/doas".into());
             facts.emulator = None;
             facts.rust_target = Ok(false);
         });

@@ -1,14 +1,16 @@
 //! Checks this machine. [`crate::host`] gathers facts, [`findings`] turns them into findings without side effects, and
-//! [`fix`] runs the commands that repair findings. [`remote`] checks another libvirt.
+//! [`fix`] chooses the commands that repair findings, and [`repair`] runs them. [`remote`] checks another libvirt.
 
 pub mod findings;
 pub mod fix;
 pub mod remote;
+mod repair;
 pub mod show;
 
 use std::thread;
 
 use crate::arch::VmArchitecture;
+use crate::cache::Cache;
 use crate::cli::MachineArgs;
 use crate::error::Failure;
 use crate::host::facts::{Facts, Guest};
@@ -34,6 +36,8 @@ pub struct Preflight {
     pub facts: Vec<Facts>,
     /// The findings without duplicates, the most severe first.
     pub findings: Vec<Finding>,
+    /// The commands that `--fix` ran last.
+    pub tried: Vec<Vec<String>>,
 }
 
 impl Preflight {
@@ -42,8 +46,10 @@ impl Preflight {
     /// # Errors
     /// Returns a usage error if the requested image is not valid.
     pub fn check(workspace: &Workspace, asked: &PreflightRequest<'_>) -> Result<Self, Failure> {
-        let guests =
-            asked.architectures.iter().map(|arch| Ok((*arch, Guest::from_args(asked.machine, *arch)?)));
+        // The test suite builds images, even if they are in the cache.
+        let cache = if asked.for_ci { None } else { Cache::from_env().ok() };
+        let guest = |arch| Guest::from_args(asked.machine, arch, cache.as_ref());
+        let guests = asked.architectures.iter().map(|arch| Ok((*arch, guest(*arch)?)));
         let guests: Vec<_> = guests.collect::<Result<_, Failure>>()?;
         let host = LocalHost::gather();
         let facts = thread::scope(|scope| {
@@ -61,7 +67,7 @@ impl Preflight {
     /// Returns the result of the check for these facts.
     pub fn evaluate(facts: Vec<Facts>) -> Self {
         let found: Vec<_> = facts.iter().flat_map(findings::evaluate).collect();
-        let mut preflight = Self { facts, findings: Vec::new() };
+        let mut preflight = Self { facts, findings: Vec::new(), tried: Vec::new() };
         preflight.add(found);
         preflight
     }

@@ -58,6 +58,11 @@ impl Preflight {
                 by_hand.join("; ")
             } else if fix::plan(self).is_empty() {
                 "--fix knows no package for it on this distribution: install it by hand".to_owned()
+            } else if let Some((_, hint)) = fix::for_root(self) {
+                hint
+            } else if fix::was_in_vain(self) {
+                "the commands of --fix have changed nothing: read their messages above, and repair it by hand"
+                    .to_owned()
             } else if blocking.iter().any(|finding| finding.id == findings::CI_PROGRAM) {
                 "cargo xtask ci --fix".to_owned()
             } else {
@@ -112,8 +117,13 @@ impl Display for Preflight {
         }
         let plan = fix::plan(self);
         if !plan.is_empty() {
-            let barred = "needs root; neither sudo nor doas is installed";
-            let how = if fix::beyond_reach(self).is_empty() { "--fix runs these" } else { barred };
+            let how = match fix::for_root(self) {
+                Some((why, _)) => format!("needs root; {why}"),
+                None if fix::was_in_vain(self) => {
+                    "--fix has run these, and they have changed nothing".to_owned()
+                }
+                None => "--fix runs these".to_owned(),
+            };
             writeln!(f, "to install everything ({how}):")?;
             for command in plan {
                 writeln!(f, "    {}", command.join(" "))?;
@@ -136,7 +146,7 @@ pub fn print_degradations(preflight: &Preflight) {
 fn write_finding(f: &mut Formatter<'_>, preflight: &Preflight, finding: &Finding) -> fmt::Result {
     writeln!(f, "{:<9} {}", name_of(&finding.severity), finding.sentence)?;
     writeln!(f, "          seen: {}", finding.evidence)?;
-    let commands = fix::commands(preflight, [finding]);
+    let commands = fix::lines(preflight, [finding]);
     match &finding.remedy {
         Some(Remedy::Manual(remedy)) => writeln!(f, "          to do: {remedy}")?,
         Some(Remedy::Install(..)) if commands.is_empty() => writeln!(
@@ -144,11 +154,9 @@ fn write_finding(f: &mut Formatter<'_>, preflight: &Preflight, finding: &Finding
             "          to do: no package of this distribution is known to provide it; install it by hand, or choose an image \
              that does not need it"
         )?,
-        // The command that updates the list of packages is not shown for each finding, because it runs once for all
-        // findings.
         Some(_) => {
-            for command in commands.iter().filter(|command| !command.ends_with(&["update".to_owned()])) {
-                writeln!(f, "          to do: {}", command.join(" "))?;
+            for command in commands {
+                writeln!(f, "          to do: {command}")?;
             }
         }
         None => {}
@@ -164,7 +172,7 @@ mod tests {
     fn what_only_a_person_can_do_is_told_at_the_end() {
         let refusal = crate::preflight::remote::refusal::Refusal::Message("Permission denied".to_owned());
         let findings = vec![refusal.finding(&"qemu:///system".parse().unwrap())];
-        let preflight = Preflight { facts: vec![findings::tests::sound()], findings };
+        let preflight = Preflight { facts: vec![findings::tests::sound()], findings, tried: Vec::new() };
         assert_eq!(fix::plan(&preflight), Vec::<Vec<String>>::new(), "nothing that --fix would run");
         let error = preflight.verdict().unwrap_err();
         assert!(

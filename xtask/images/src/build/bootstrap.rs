@@ -9,8 +9,11 @@ use anyhow::Result;
 use xtask_core::arch::VmArchitecture;
 use xtask_core::format::name_of;
 use xtask_core::fs::write_private;
-use xtask_core::host::local::{DEBIAN_KEYRING, available_memory};
+use xtask_core::host::local::DEBIAN_KEYRING;
+use xtask_core::host::memory;
+use xtask_core::host::mounts::can_have_own_mounts;
 use xtask_core::host::tools;
+use xtask_core::image::scripts::TOOLS;
 use xtask_core::image::{Image, Recipe};
 
 use super::{run, sources};
@@ -35,11 +38,6 @@ pub(super) const CUSTOMIZE: &str = include_str!("customize.sh");
 pub(super) const INITRAMFS: &str = include_str!("initramfs.sh");
 /// The script that puts the guest's own tools back.
 pub(super) const RESTORE: &str = include_str!("restore.sh");
-/// The packages with the tools that maintainer scripts and update-initramfs call, and the packages on which these
-/// depend.
-pub(super) const TOOLS: &str = "bash,coreutils,cpio,dash,debianutils,diffutils,dpkg,findutils,grep,gzip,hostname,init-system-helpers,kmod,\
-                     libc-bin,mawk,openssh-client,openssl,passwd,perl-base,python3-minimal,sed,tar,util-linux,xz-utils,zstd";
-
 /// The size of the tmpfs for a tree and its packages.
 const TMPFS: &str = "3g";
 /// Bytes of memory that must be available for the tmpfs. The rest of the machine needs some memory too.
@@ -119,17 +117,6 @@ pub fn bootstrap(
     call.make(store, directory)
 }
 
-/// Returns whether this process can have mounts that no other process sees. This is impossible in a chroot whose root
-/// is not a mount point. There, unshare(1) fails (mount(2), EINVAL), because it first makes the mount at `/` private.
-pub(super) fn can_have_own_mounts() -> bool {
-    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    root_is_a_mount(&mounts)
-}
-
-fn root_is_a_mount(mountinfo: &str) -> bool {
-    mountinfo.lines().any(|line| line.split(' ').nth(4) == Some("/"))
-}
-
 /// Returns the size of the tmpfs for the tree. Returns `None` if this host has too little memory, or if this process
 /// cannot have its own mounts.
 pub(super) fn in_memory(store: &Store<'_>) -> Option<&'static str> {
@@ -137,7 +124,7 @@ pub(super) fn in_memory(store: &Store<'_>) -> Option<&'static str> {
         store.ui.note("building on the disk, which is slower: / is not a mount point here");
         return None;
     }
-    let enough = available_memory().is_some_and(|free| free >= MEMORY_FOR_TMPFS);
+    let enough = memory::available().is_some_and(|free| free.bytes >= MEMORY_FOR_TMPFS);
     if !enough {
         store.ui.note("building on the disk, which is slower: there is too little memory for the tree");
     }
@@ -253,14 +240,6 @@ impl<'a> Call<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_chroot_has_no_mounts_of_its_own() {
-        assert!(root_is_a_mount(
-            "29 1 254:0 / / rw,relatime - ext4 /dev/vda rw\n30 29 0:21 / /proc rw - proc proc rw\n"
-        ));
-        assert!(!root_is_a_mount("30 29 0:21 / /proc rw - proc proc rw\n"));
-    }
 
     #[test]
     fn what_is_replaced_in_a_program_has_the_same_length() {

@@ -15,7 +15,9 @@ use anyhow::Result;
 use xtask_core::digest::Algorithm;
 use xtask_core::format::name_of;
 use xtask_core::fs::write_private;
+use xtask_core::host::mounts::can_have_own_mounts;
 use xtask_core::host::tools;
+pub(crate) use xtask_core::image::scripts::SCRIPTS;
 use xtask_core::image::{Image, Layout, Recipe};
 
 use crate::store::Store;
@@ -25,20 +27,6 @@ use xtask_jobs::child::{self, Job};
 
 /// The script that makes the disk from the packed tree.
 const ASSEMBLE: &str = include_str!("assemble.sh");
-
-/// The scripts that determine the content of an image. They are a part of the image's key.
-pub(crate) const SCRIPTS: &[&str] = &[
-    bootstrap::AHEAD,
-    bootstrap::STORE,
-    bootstrap::LATER,
-    bootstrap::FINISH,
-    bootstrap::ACCELERATE,
-    bootstrap::TOOLS,
-    bootstrap::CUSTOMIZE,
-    bootstrap::INITRAMFS,
-    bootstrap::RESTORE,
-    ASSEMBLE,
-];
 
 /// Builds the image's `disk` in `directory`, beside the files from which the manifest is made. Returns a description
 /// of the image's source.
@@ -83,7 +71,7 @@ fn assemble(store: &Store<'_>, directory: &Path, image: &Image, recipe: &Recipe)
     ];
     let environment = environment.map(|(name, value)| (name, OsString::from(value))).into();
     let mut arguments: Vec<OsString> = Vec::new();
-    if bootstrap::can_have_own_mounts() {
+    if can_have_own_mounts() {
         arguments.push("--mount".into());
     }
     if !rustix::process::geteuid().is_root() {
@@ -106,4 +94,21 @@ fn uuid(key: &str) -> String {
 fn run(store: &Store<'_>, job: &Job<'_>) -> Result<()> {
     let mut follower = Follower::new(&job.log);
     child::run(job, store.ui, || follower.describe())
+}
+
+#[cfg(test)]
+mod tests {
+    use xtask_core::image::scripts::TOOLS;
+
+    use super::*;
+
+    #[test]
+    fn the_key_contains_the_texts_that_a_build_uses() {
+        use bootstrap::{ACCELERATE, AHEAD, CUSTOMIZE, FINISH, INITRAMFS, LATER, RESTORE, STORE};
+        for text in [AHEAD, STORE, LATER, FINISH, ACCELERATE, TOOLS, CUSTOMIZE, INITRAMFS, RESTORE, ASSEMBLE]
+        {
+            assert!(SCRIPTS.contains(&text), "{text}");
+        }
+        assert_eq!(SCRIPTS.len(), 10);
+    }
 }

@@ -2,6 +2,7 @@
 //! this host.
 
 use super::finding::{Finding, Remedy};
+use super::virtualisation::reinstall;
 use crate::arch::VmArchitecture;
 use crate::build::linker::{Unfit, UnfitKind};
 use crate::host::facts::{Facts, Linking};
@@ -10,17 +11,18 @@ use crate::host::tools::release;
 
 pub(super) fn evaluate(facts: &Facts, findings: &mut Vec<Finding>) {
     let (arch, host) = (facts.arch, &facts.host);
-    if !host.pkg_config {
-        let remedy = Remedy::Install(Need::PkgConfig, arch);
-        findings.push(Finding::blocks("pkg-config", "pkg-config is missing", "not on PATH", remedy));
+    if host.pkg_config.program.is_none() {
+        findings.push(no_pkg_config(facts));
     }
     // If pkg-config is missing, libvirt's version is unknown. The headers are then missing only if the header file does
     // not exist.
-    if let Err(error) = &host.libvirt
-        && (host.pkg_config || !host.libvirt_header)
-    {
-        let remedy = Remedy::Install(Need::LibvirtHeaders, arch);
-        findings.push(Finding::blocks("libvirt-headers", "libvirt's headers are missing", error, remedy));
+    match &host.libvirt {
+        Err(error) if !host.libvirt_header => {
+            let remedy = Remedy::Install(Need::LibvirtHeaders, arch);
+            findings.push(Finding::blocks("libvirt-headers", "libvirt's headers are missing", error, remedy));
+        }
+        Err(error) if host.pkg_config.program.is_some() => findings.push(astray(facts, error)),
+        _ => {}
     }
     check_rust(facts, findings);
     match &facts.linker {
@@ -32,6 +34,37 @@ pub(super) fn evaluate(facts: &Facts, findings: &mut Vec<Finding>) {
     }
 }
 
+fn no_pkg_config(facts: &Facts) -> Finding {
+    let missing =
+        |evidence: &str, remedy| Finding::blocks("pkg-config", "pkg-config is missing", evidence, remedy);
+    match facts.host.pkg_config.naming_variable() {
+        Some(variable) => missing(variable, "correct or unset this variable, which names no program".into()),
+        None => missing("not on PATH", Remedy::Install(Need::PkgConfig, facts.arch)),
+    }
+}
+
+/// Returns the finding if libvirt's headers are installed, but pkg-config does not find them. Another installation would
+/// change nothing.
+fn astray(facts: &Facts, error: &str) -> Finding {
+    let pkg_config = &facts.host.pkg_config;
+    let names: Vec<_> =
+        pkg_config.variables.iter().filter_map(|variable| variable.split('=').next()).collect();
+    let foreign = pkg_config.program.as_deref().filter(|path| !path.starts_with("/usr/bin"));
+    let remedy = match (names.as_slice(), foreign) {
+        ([], None) => reinstall(facts, Need::LibvirtHeaders),
+        ([], Some(_)) => "put /usr/bin first on PATH, or set PKG_CONFIG=/usr/bin/pkg-config".into(),
+        (names, _) => {
+            format!("unset {}, or make it name the directories of this system too", names.join(" and "))
+                .into()
+        }
+    };
+    let sentence = format!(
+        "libvirt's headers are installed, but pkg-config does not find them: {}",
+        pkg_config.describe()
+    );
+    Finding::blocks("pkg-config-astray", sentence, error, remedy)
+}
+
 fn check_rust(facts: &Facts, findings: &mut Vec<Finding>) {
     let triple = facts.arch.profile().triple;
     match &facts.rust_target {
@@ -40,7 +73,15 @@ fn check_rust(facts: &Facts, findings: &mut Vec<Finding>) {
             "rust-target",
             format!("Rust's standard library for {triple} is missing"),
             "rustc --print target-libdir names a directory without it",
-            Remedy::Run(["rustup", "target", "add", triple].map(str::to_owned).to_vec()),
+            if facts.host.rustup {
+                Remedy::Run(["rustup", "target", "add", triple].map(str::to_owned).to_vec())
+            } else {
+                let package = format!(
+                    "install the package of your distribution with the standard library for {triple}"
+                );
+                format!("{package}, or install Rust by rustup (https://rustup.rs), and then run --fix again")
+                    .into()
+            },
         )),
         Err(error) => {
             let remedy = "install Rust by rustup";

@@ -63,21 +63,33 @@ fn check_build(facts: &Facts, findings: &mut Vec<Finding>) {
         let sentence = "the keys of Debian's archive are missing";
         findings.push(Finding::blocks("keyring", sentence, DEBIAN_KEYRING, remedy));
     }
-    if let Some(error) = &host.no_user_namespace {
-        // If only the fallback image cannot be built, this does not block, because a run of the chosen image works.
-        let how = if facts.guest.built == Built::Chosen { Finding::blocks } else { Finding::degrades };
-        findings.push(how(
-            "user-namespace",
-            "an ordinary user cannot build an image here",
-            error,
-            "assign the user subordinate ids (usermod --add-subuids 100000-165535 --add-subgids 100000-165535 USER); on \
-                 Ubuntu 24.04 also: sysctl -w kernel.apparmor_restrict_unprivileged_userns=0; or run as root; or choose an \
-                 image that is downloaded",
-        ));
-    }
+    findings.extend(host.no_mounts.as_ref().map(|error| no_mounts(facts, error)));
     if !facts.runs_guest_programs {
         findings.push(guest_programs(facts));
     }
+}
+
+/// Returns the finding for a user who cannot mount file systems as an image build does. If only the fallback image cannot
+/// be built, it does not block, because a run of the chosen image works.
+fn no_mounts(facts: &Facts, error: &str) -> Finding {
+    let how = if facts.guest.built == Built::Chosen { Finding::blocks } else { Finding::degrades };
+    if facts.host.root {
+        return how(
+            "mount",
+            "root cannot mount file systems here, which an image build needs",
+            error,
+            "start the container with --privileged, or with --cap-add SYS_ADMIN and a security profile that allows \
+             mounts; or choose an image that is downloaded",
+        );
+    }
+    how(
+        "user-namespace",
+        "an ordinary user cannot build an image here",
+        error,
+        "assign the user subordinate ids (usermod --add-subuids 100000-165535 --add-subgids 100000-165535 USER); on \
+         Ubuntu 24.04 also: sysctl -w kernel.apparmor_restrict_unprivileged_userns=0; or run as root; or choose an \
+         image that is downloaded",
+    )
 }
 
 fn guest_programs(facts: &Facts) -> Finding {

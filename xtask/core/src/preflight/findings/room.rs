@@ -9,8 +9,10 @@ pub(crate) const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 /// The disk space in bytes for an image, a run's overlay, and the temporary files of an image build.
 const DISK_TO_BUILD: u64 = 4 * GIB;
-/// The disk space in bytes for an image and a run's overlay.
+/// The disk space in bytes for a run's overlay and a snapshot.
 const DISK_TO_RUN: u64 = 2 * GIB;
+/// The disk space in bytes for a downloaded image, which is unpacked to list its libraries.
+const DISK_TO_UNPACK: u64 = 2 * GIB;
 /// The memory in bytes that QEMU needs in addition to the guest's memory.
 pub(crate) const MEMORY_BESIDE: u64 = 512 * MIB;
 /// The number of seconds by which the clock may be behind the build time of this program without a finding. File
@@ -19,6 +21,7 @@ const CLOCK_SLACK: u64 = 3600;
 
 pub(super) fn evaluate(facts: &Facts, findings: &mut Vec<Finding>) {
     findings.extend(cache(facts));
+    findings.extend(direct_io(facts));
     findings.extend(disk(facts));
     findings.extend(memory(facts));
     findings.extend(clock(facts));
@@ -53,7 +56,9 @@ fn cache(facts: &Facts) -> Option<Finding> {
 
 fn disk(facts: &Facts) -> Option<Finding> {
     let (cache, free) = (facts.host.cache.as_ref().ok()?, facts.host.free_disk?);
-    let needed = if facts.guest.built == Built::No { DISK_TO_RUN } else { DISK_TO_BUILD };
+    let download = facts.guest.download.map_or(0, |bytes| bytes + DISK_TO_UNPACK);
+    let build = if facts.guest.built == Built::No { 0 } else { DISK_TO_BUILD };
+    let needed = build.max(download + DISK_TO_RUN);
     (free < needed).then(|| {
         let sentence = format!("{} free for images and runs, {} needed", gib(free), gib(needed));
         let remedy =
@@ -63,14 +68,26 @@ fn disk(facts: &Facts) -> Option<Finding> {
 }
 
 fn memory(facts: &Facts) -> Option<Finding> {
-    let free = facts.host.free_memory?;
-    let needed = facts.guest.machine.memory * MIB + MEMORY_BESIDE;
-    (free < needed).then(|| {
-        let (free, needed) = (gib(free), gib(needed));
-        let sentence = format!("{free} of memory available, {needed} wanted for the guest and QEMU");
+    let (free, asked) = (facts.host.free_memory.as_ref()?, facts.guest.machine.memory);
+    let needed = asked * MIB + MEMORY_BESIDE;
+    (free.bytes < needed).then(|| {
+        let (bytes, needed) = (gib(free.bytes), gib(needed));
+        let sentence = format!(
+            "{bytes} of memory available, {needed} wanted for QEMU and a guest with --memory {asked}"
+        );
         let remedy = "close other programs, or use a smaller guest: --memory 1024";
-        Finding::degrades("memory", sentence, "MemAvailable in /proc/meminfo", remedy)
+        Finding::degrades("memory", sentence, &free.source, remedy)
     })
+}
+
+/// Returns a finding if the cache's file system refuses O_DIRECT. QEMU then does not open the guest's disks.
+fn direct_io(facts: &Facts) -> Option<Finding> {
+    let error = facts.host.direct_io.as_ref().err()?;
+    let sentence = "QEMU cannot use disks in the cache, because its file system does not support O_DIRECT";
+    let remedy = format!(
+        "set {CACHE_VARIABLE} to a directory on a disk, with a file system such as ext4, XFS or Btrfs"
+    );
+    Some(Finding::blocks("cache-direct", sentence, error, remedy))
 }
 
 /// Returns a finding if the clock is behind the time at which this program was built. Certificates and package indexes

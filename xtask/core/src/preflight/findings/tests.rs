@@ -5,15 +5,19 @@ mod distributions;
 use super::*;
 use crate::arch::VmArchitecture;
 use crate::build::linker::{Unfit, UnfitKind};
-use crate::cache::Unusable;
+use crate::cache::{Cache, Unusable};
 use crate::cli::MachineArgs;
 use crate::host::edk2::Edk2;
 use crate::host::facts::{Built, Guest, Linking};
 use crate::host::firmware::{AarchFirmware, Rejected, Why};
 use crate::host::kvm::Kvm;
 use crate::host::local::{LocalHost, When};
+use crate::host::memory::Memory;
 use crate::host::packages::{Need, PackageManager};
+use crate::host::pkg_config::PkgConfig;
 use crate::host::qemu::Emulator;
+use crate::image::Image;
+use crate::image::scripts::SCRIPTS;
 use crate::os_release::OsRelease;
 
 const GIB: u64 = 1 << 30;
@@ -35,7 +39,7 @@ pub(crate) fn sound() -> Facts {
         registers_handler: Some(
             ["/usr/sbin/update-binfmts", "--enable", "qemu-aarch64"].map(str::to_owned).to_vec(),
         ),
-        guest: Guest::from_args(&MachineArgs::default(), VmArchitecture::Aarch64).unwrap(),
+        guest: Guest::from_args(&MachineArgs::default(), VmArchitecture::Aarch64, None).unwrap(),
         for_ci: false,
     }
 }
@@ -55,6 +59,8 @@ fn emulator(version: &str) -> Emulator {
         version: version.into(),
         cpu_models: names(&["cortex-a76", "max"]),
         max_properties: names(&["pauth", "sve"]),
+        user_network: Ok(()),
+        max_cpus: Some(512),
     }
 }
 
@@ -68,29 +74,35 @@ fn sound_host() -> LocalHost {
         kernel: "6.1".into(),
         cpus: 2,
         root: true,
-        escalation: None,
+        escalation: Err("neither sudo nor doas is installed"),
+        rustup: true,
         container: None,
         systemd: true,
         package_manager: Some(PackageManager::Apt),
         missing_programs: Vec::new(),
         nats_server: Some(Ok("2.9.10".into())),
-        pkg_config: true,
+        pkg_config: PkgConfig::at("/usr/bin/pkg-config"),
         libvirt: Ok("9.0.0".into()),
         libvirt_header: true,
         libvirt_driver: Some("/usr/lib/d.so".into()),
         libvirt_iohelper: true,
-        missing_libvirt_user: None,
+        missing_libvirt_user: Ok(None),
         cache: Ok("/c".into()),
         cache_access: Ok(()),
         free_disk: Some(80 * GIB),
-        free_memory: Some(8 * GIB),
-        no_user_namespace: None,
+        direct_io: Ok(()),
+        free_memory: memory(8 * GIB),
+        no_mounts: None,
         binfmt_mounted: true,
         debian_keyring: true,
         now: 1_800_000_000,
         built: 1_799_000_000,
         dead_runs: Vec::new(),
     }
+}
+
+fn memory(bytes: u64) -> Option<Memory> {
+    Some(Memory { bytes, source: "memory.max in /sys/fs/cgroup/a".into() })
 }
 
 type Change = fn(&mut Facts);
@@ -121,6 +133,9 @@ const VIRTUALISATION: &[(&str, Change)] = &[
     ("emulator-old", |f| f.emulator = Some(Ok(emulator("7.2.22")))),
     ("emulator-old", |f| f.emulator = Some(Ok(emulator("9.0.2")))),
     ("emulator-cpu", |f| f.emulator.as_mut().unwrap().as_mut().unwrap().max_properties = vec!["sve".into()]),
+    ("emulator-network", |f| {
+        f.emulator.as_mut().unwrap().as_mut().unwrap().user_network = Err("not compiled in".into());
+    }),
     ("firmware", |f| reject(f, vec![Why::Absent])),
     ("firmware-size", |f| reject(f, vec![Why::Absent, Why::Size(1, Some(2)), Why::Enrolled])),
     ("firmware-descriptor", |f| reject(f, vec![Why::Enrolled, Why::Dangling("/x".into()), Why::Absent])),
@@ -129,22 +144,52 @@ const VIRTUALISATION: &[(&str, Change)] = &[
     ("firmware", |f| reject(f, vec![Why::Malformed("{".into())])),
     ("libvirt-driver", |f| f.host.libvirt_driver = None),
     ("libvirt-iohelper", |f| f.host.libvirt_iohelper = false),
-    ("libvirt-user", |f| f.host.missing_libvirt_user = Some("libvirt-qemu")),
+    ("libvirt-user", |f| f.host.missing_libvirt_user = Ok(Some("libvirt-qemu"))),
+    ("libvirt-user-unknown", |f| f.host.missing_libvirt_user = Err("too many open files".into())),
     ("kvm-nested", |f| f.kvm = Kvm::Nested),
     ("kvm-foreign", |f| f.kvm = Kvm::Foreign("x".into())),
     ("kvm-software", |f| f.kvm = Kvm::Software("x".into())),
     ("kvm-failed", |f| f.kvm = Kvm::Failed("x".into())),
     ("kvm-absent", |f| f.kvm = Kvm::Absent("x".into())),
-    ("kvm-denied", |f| f.kvm = Kvm::Denied("x".into())),
+    ("kvm-denied", |f| (f.host.root, f.kvm) = (false, denied(Some("kvm")))),
+    ("kvm-denied", |f| (f.host.root, f.kvm) = (false, denied(None))),
+    ("kvm-denied", |f| f.kvm = denied(Some("kvm"))),
     ("nats-server-old", |f| f.host.nats_server = Some(Ok("2.8.4".into()))),
     ("nats-server-broken", |f| f.host.nats_server = Some(Err("x".into()))),
 ];
 
+fn denied(group: Option<&str>) -> Kvm {
+    Kvm::Denied { why: "EACCES".into(), group: group.map(str::to_owned) }
+}
+
+fn eperm() -> Option<String> {
+    Some("EPERM".into())
+}
+
 const BUILDING: &[(&str, Change)] = &[
-    ("libvirt-headers", |f| f.host.libvirt = Err("none".into())),
-    ("pkg-config", |f| f.host.pkg_config = false),
-    ("pkg-config", |f| (f.host.pkg_config, f.host.libvirt) = (false, Err("pkg-config is missing".into()))),
+    ("libvirt-headers", |f| (f.host.libvirt, f.host.libvirt_header) = (Err("none".into()), false)),
+    ("pkg-config", |f| f.host.pkg_config.program = None),
+    ("pkg-config", |f| {
+        (f.host.pkg_config.program, f.host.libvirt) = (None, Err("pkg-config is missing".into()))
+    }),
+    ("pkg-config", |f| {
+        (f.host.pkg_config.program, f.host.pkg_config.variables) = (None, vec!["PKG_CONFIG=/x".into()]);
+    }),
+    ("pkg-config-astray", |f| f.host.libvirt = Err("none".into())),
+    ("pkg-config-astray", |f| {
+        (f.host.libvirt, f.host.pkg_config) =
+            (Err("none".into()), PkgConfig::at("/opt/conda/bin/pkg-config"));
+    }),
+    ("pkg-config-astray", |f| {
+        (f.host.libvirt, f.host.pkg_config.variables) =
+            (Err("none".into()), vec!["PKG_CONFIG_LIBDIR=/x".into()]);
+    }),
     ("rust-target", |f| f.rust_target = Ok(false)),
+    ("rust-target", |f| (f.rust_target, f.host.rustup) = (Ok(false), false)),
+    ("program", |f| {
+        f.host.root = false;
+        f.host.missing_programs = vec![("mcopy", Need::Mtools, When::Always)];
+    }),
     ("rust", |f| f.rust_target = Err("no rustc".into())),
     ("linker", |f| f.linker = Err(unfit(UnfitKind::Missing))),
     ("linker", |f| {
@@ -168,11 +213,10 @@ const BUILDING: &[(&str, Change)] = &[
         f.guest.built = Built::Chosen;
     }),
     ("keyring", |f| f.host.debian_keyring = false),
-    ("user-namespace", |f| {
-        f.host.no_user_namespace = Some("EPERM".into());
-        f.guest.built = Built::Chosen;
-    }),
-    ("user-namespace", |f| f.host.no_user_namespace = Some("EPERM".into())),
+    ("user-namespace", |f| (f.host.root, f.host.no_mounts, f.guest.built) = (false, eperm(), Built::Chosen)),
+    ("user-namespace", |f| (f.host.root, f.host.no_mounts) = (false, eperm())),
+    ("mount", |f| (f.host.no_mounts, f.guest.built) = (eperm(), Built::Chosen)),
+    ("mount", |f| f.host.no_mounts = eperm()),
     ("binfmt", |f| f.runs_guest_programs = false),
     ("user-emulation", |f| (f.runs_guest_programs, f.user_emulator) = (false, false)),
 ];
@@ -183,7 +227,8 @@ const ROOM: &[(&str, Change)] = &[
     ("cache-path", |f| f.host.cache = Err(Unusable::TooLong("/x".into(), 120))),
     ("cache-access", |f| f.host.cache_access = Err("EACCES".into())),
     ("disk", |f| f.host.free_disk = Some(3 * GIB)),
-    ("memory", |f| f.host.free_memory = Some(GIB)),
+    ("cache-direct", |f| f.host.direct_io = Err("EINVAL".into())),
+    ("memory", |f| f.host.free_memory = memory(GIB)),
     ("memory", |f| f.guest.machine.memory = 8192),
     ("clock", |f| f.host.now = 1_700_000_000),
     ("stale-run", |f| f.host.dead_runs = vec!["1123-090000-abcd".into()]),
@@ -236,7 +281,8 @@ fn what_only_a_build_needs_is_not_asked_of_a_downloaded_image() {
             facts.guest.built = Built::No;
         })
     };
-    for (id, change) in BUILDING.iter().filter(|(id, _)| ["keyring", "user-namespace", "binfmt"].contains(id))
+    for (id, change) in
+        BUILDING.iter().filter(|(id, _)| ["keyring", "mount", "user-namespace", "binfmt"].contains(id))
     {
         assert_eq!(downloaded(*change), Vec::<&str>::new(), "{id}");
     }
@@ -245,7 +291,12 @@ fn what_only_a_build_needs_is_not_asked_of_a_downloaded_image() {
         [] as [&str; 0]
     );
     assert_eq!(downloaded(|f| f.host.missing_programs = vec![("ssh", Need::Ssh, When::Always)]), ["program"]);
-    assert_eq!(downloaded(|f| f.host.free_disk = Some(3 * GIB)), [] as [&str; 0]);
+    assert_eq!(downloaded(|f| f.host.free_disk = Some(3 * GIB)), ["disk"]);
+    assert_eq!(
+        downloaded(|f| (f.host.free_disk, f.guest.download) = (Some(3 * GIB), None)),
+        [] as [&str; 0],
+        "the image is in the cache"
+    );
     let as_user = |root| {
         ids(|f| {
             f.host.root = root;
@@ -253,6 +304,26 @@ fn what_only_a_build_needs_is_not_asked_of_a_downloaded_image() {
         })
     };
     assert_eq!((as_user(true), as_user(false)), (vec![], vec!["program"]));
+}
+
+#[test]
+fn what_is_in_the_cache_is_neither_built_nor_downloaded() {
+    let directory = tempfile::tempdir().unwrap();
+    let cache = Cache::at(directory.path());
+    let guest = |name: Option<&str>| {
+        let mut machine = MachineArgs::default();
+        machine.image.image = name.map(str::to_owned);
+        Guest::from_args(&machine, VmArchitecture::Aarch64, Some(&cache)).unwrap()
+    };
+    let keep = |image: &Image| std::fs::create_dir_all(cache.images().join(image.key(SCRIPTS))).unwrap();
+    let (default, built) = (guest(None), guest(Some("debian-12")));
+    assert_eq!((default.built, default.download.is_some()), (Built::Fallback, true));
+    assert_eq!((built.built, built.download), (Built::Chosen, None));
+    keep(&built.choice.image);
+    assert_eq!((guest(None).built, guest(Some("debian-12")).built), (Built::No, Built::No));
+    assert!(guest(None).download.is_some());
+    keep(&default.choice.image);
+    assert_eq!(guest(None).download, None);
 }
 
 #[test]
@@ -268,7 +339,10 @@ fn what_the_test_suite_lacks_is_installed_by_name() {
     let found: Vec<_> = preflight.findings.iter().map(|finding| (finding.id, finding.severity)).collect();
     assert_eq!(found, [(CI_PROGRAM, Severity::Blocks)]);
     let commands = crate::preflight::fix::plan(&preflight);
-    assert_eq!(commands[1].join(" "), "apt-get install --yes --no-install-recommends libvirt-daemon");
+    assert_eq!(
+        commands[1].join(" "),
+        "apt-get install --yes --no-install-recommends --option=DPkg::Lock::Timeout=300 libvirt-daemon"
+    );
     let error = preflight.verdict().unwrap_err();
     assert_eq!(crate::error::hint(&error), Some("cargo xtask ci --fix"));
 }

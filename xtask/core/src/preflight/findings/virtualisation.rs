@@ -34,6 +34,7 @@ fn check_emulator(facts: &Facts, findings: &mut Vec<Finding>) {
         Some(Ok(emulator)) => {
             findings.extend(old(facts, emulator));
             findings.extend(untuned(facts, emulator));
+            findings.extend(no_network(facts, emulator));
             return;
         }
         None if facts.other_emulators.is_empty() => {
@@ -93,6 +94,20 @@ fn untuned(facts: &Facts, emulator: &Emulator) -> Option<Finding> {
     Some(Finding::degrades("emulator-cpu", sentence, evidence, "install QEMU 6.0 or newer"))
 }
 
+/// Returns a finding if the emulator lacks the user-mode network, to which each guest is connected.
+fn no_network(facts: &Facts, emulator: &Emulator) -> Option<Finding> {
+    let error = emulator.user_network.as_ref().err()?;
+    let path = emulator.path.display();
+    let sentence = format!("{path} was built without the user-mode network, which each guest needs");
+    let manager = facts.host.package_manager;
+    let packages = manager.map(|manager| manager.packages(Need::Emulator, facts.arch)).unwrap_or_default();
+    let remedy = format!(
+        "put the QEMU of the distribution ({}) first on PATH, or build QEMU with libslirp (--enable-slirp)",
+        packages.first().unwrap_or(&"its package")
+    );
+    Some(Finding::blocks("emulator-network", sentence, error, remedy))
+}
+
 /// Returns the finding for a machine without usable firmware. If pairs were rejected for several reasons, the finding
 /// names the first of these reasons: a file of the wrong size, a missing file that a descriptor names, an unreadable
 /// file, firmware that requires signed boot loaders. For the first three, the user must reinstall a package.
@@ -120,7 +135,7 @@ fn no_firmware(facts: &Facts, rejected: &[Rejected]) -> Finding {
 }
 
 /// Returns the remedy if a package is installed but does not work.
-fn reinstall(facts: &Facts, need: Need) -> Remedy {
+pub(super) fn reinstall(facts: &Facts, need: Need) -> Remedy {
     let manager = facts.host.package_manager;
     let packages = manager.map(|manager| manager.packages(need, facts.arch)).unwrap_or_default();
     match (manager, &packages[..]) {
@@ -166,17 +181,27 @@ fn check_libvirt(facts: &Facts, findings: &mut Vec<Finding>) {
             Remedy::Install(Need::LibvirtIohelper, facts.arch),
         ));
     }
-    if let Some(user) = facts.host.missing_libvirt_user {
-        let command = format!(
-            "useradd --system --user-group --home-dir /var/lib/libvirt --no-create-home --shell /usr/sbin/nologin {user}"
-        );
-        findings.push(Finding::blocks(
-            "libvirt-user",
-            format!("the account {user} is missing, and libvirt does not start as root without it"),
-            format!("getent passwd {user}"),
-            Remedy::RunAsRoot(vec![command.split(' ').map(str::to_owned).collect()]),
-        ));
-    }
+    findings.extend(libvirt_user(facts));
+}
+
+fn libvirt_user(facts: &Facts) -> Option<Finding> {
+    let user = match &facts.host.missing_libvirt_user {
+        Ok(user) => (*user)?,
+        Err(error) => {
+            let sentence = "cannot find out whether libvirt's account exists, because getent does not answer";
+            let remedy = "run the command by hand to see why";
+            return Some(Finding::degrades("libvirt-user-unknown", sentence, error, remedy));
+        }
+    };
+    let command = format!(
+        "useradd --system --user-group --home-dir /var/lib/libvirt --no-create-home --shell /usr/sbin/nologin {user}"
+    );
+    Some(Finding::blocks(
+        "libvirt-user",
+        format!("the account {user} is missing, and libvirt does not start as root without it"),
+        format!("getent passwd {user}"),
+        Remedy::RunAsRoot(vec![command.split(' ').map(str::to_owned).collect()]),
+    ))
 }
 
 fn kvm(facts: &Facts) -> Option<Finding> {
@@ -195,13 +220,26 @@ fn kvm(facts: &Facts) -> Option<Finding> {
         Kvm::Absent(why) => emulated("kvm-absent", why).with(
             "on hardware with virtualisation enable it in the firmware's setup, then run modprobe kvm_intel or kvm_amd",
         ),
-        Kvm::Denied(why) => Finding::degrades(
+        Kvm::Denied { why, group } => Finding::degrades(
             "kvm-denied",
             format!("{arch} guests are emulated, although this host has KVM"),
             why,
-            "let this user open it: usermod --append --groups kvm USER, then log in again",
+            let_open(facts.host.root, group.as_deref()),
         ),
     })
+}
+
+/// Returns how this user gets access to `/dev/kvm`, which the members of `group` may open.
+fn let_open(root: bool, group: Option<&str>) -> String {
+    match group {
+        _ if root => "give the container the device: --device /dev/kvm".to_owned(),
+        Some(group) => {
+            format!("let this user open it: as root, usermod --append --groups {group} USER; then log in again")
+        }
+        None => "no group may open it: as root, chown root:kvm /dev/kvm && chmod 0660 /dev/kvm, and usermod --append \
+                 --groups kvm USER; then log in again"
+            .to_owned(),
+    }
 }
 
 fn check_nats(facts: &Facts, findings: &mut Vec<Finding>) {

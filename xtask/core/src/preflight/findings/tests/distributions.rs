@@ -151,13 +151,13 @@ impl Distribution {
         facts.edk2 = None;
         facts.firmware = firmware::discover(facts.arch, Path::new("/nonexistent"));
         facts.host.libvirt = Err("pkg-config is missing".into());
-        (facts.host.pkg_config, facts.host.libvirt_header) = (false, false);
+        (facts.host.pkg_config.program, facts.host.libvirt_header) = (None, false);
         facts.host.libvirt_driver = None;
         facts.host.libvirt_iohelper = false;
         facts.host.nats_server = None;
         facts.host.debian_keyring = false;
         facts.host.missing_libvirt_user =
-            (self.package_manager == PackageManager::Apt).then_some("libvirt-qemu");
+            Ok((self.package_manager == PackageManager::Apt).then_some("libvirt-qemu"));
         facts.user_emulator = false;
         if !native {
             let text = "run the linker: No such file or directory".to_owned();
