@@ -24,6 +24,8 @@ use xtask_core::error::{Failure, host_fault};
 use xtask_core::fs::make_private_dir;
 use xtask_core::host::facts::Facts;
 use xtask_core::image::choice::Choice;
+use xtask_core::message;
+use xtask_core::output::write_message;
 use xtask_core::plan::Plan;
 use xtask_core::preflight::{Preflight, PreflightRequest, fix, show};
 use xtask_core::workspace::Workspace;
@@ -113,7 +115,7 @@ fn check_smoke(workspace: &Workspace, args: &SmokeArgs) -> Result<()> {
 fn ready(workspace: &Workspace, asked: &PreflightRequest<'_>, args: FixArgs) -> Result<Preflight> {
     let preflight = look(workspace, asked, args)?;
     if preflight.blocking().next().is_some() {
-        eprint!("{preflight}");
+        write_message(&preflight.to_string());
     } else {
         show::print_degradations(&preflight);
     }
@@ -140,7 +142,7 @@ fn look(workspace: &Workspace, asked: &PreflightRequest<'_>, args: FixArgs) -> R
 /// Compiles `xtask-vm`, which takes two minutes the first time, and replaces this process with it.
 fn become_xtask_vm(workspace: &Workspace, verbosity: Verbosity, ahead: Option<Ahead>) -> Result<()> {
     if !verbosity.quiet {
-        eprintln!("building xtask-vm; about two minutes the first time, then a second");
+        message!("building xtask-vm; about two minutes the first time, then a second");
     }
     ahead.map_or(Ok(()), Ahead::wait)?;
     become_binary(workspace, "xtask-vm", "vm")
@@ -157,7 +159,7 @@ fn become_xtask_inspect(verbosity: Verbosity) -> Result<()> {
         Err(error) => Err(error),
         Ok(workspace) => {
             if !verbosity.quiet && !beside.exists() {
-                eprintln!("building xtask-inspect; about half a minute the first time");
+                message!("building xtask-inspect; about half a minute the first time");
             }
             become_binary(&workspace, "xtask-inspect", "inspect")
         }

@@ -15,6 +15,8 @@ use xtask_core::cli::SoakArgs;
 use xtask_core::error::Failure;
 use xtask_core::format::human_seconds;
 use xtask_core::fs::directories;
+use xtask_core::message;
+use xtask_core::output::print;
 use xtask_core::processes::processes_naming;
 use xtask_core::runs::instance;
 use xtask_core::snapshot::{BAD, SnapshotManifest};
@@ -64,7 +66,7 @@ pub(super) fn run(workspace: &Workspace, args: &SoakArgs) -> Result<()> {
                 Ok(message) => message.clone(),
                 Err(error) => format!("FAILED: {error:#}"),
             };
-            eprintln!("soak {kind} {round} of {rounds}: {message}");
+            message!("soak {kind} {round} of {rounds}: {message}");
             outcome.is_ok()
         };
         let passed = (1..=rounds).filter(passes).count();
@@ -73,7 +75,7 @@ pub(super) fn run(workspace: &Workspace, args: &SoakArgs) -> Result<()> {
         let (least, most) = (seconds.iter().min().unwrap_or(&0), seconds.iter().max().unwrap_or(&0));
         summary.push(format!("soak {kind}: {passed} passed, {others} failed, {least} to {most} s"));
     }
-    summary.iter().for_each(|line| println!("{line}"));
+    summary.iter().try_for_each(print)?;
     if failed == 0 { Ok(()) } else { Err(Failure::reported(1).into()) }
 }
 

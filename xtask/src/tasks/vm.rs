@@ -10,9 +10,10 @@ use serde_json::json;
 use xtask_core::cache::Cache;
 use xtask_core::cli::{HeavyVmCommand, LightVmCommand, OneArgs};
 use xtask_core::error::Failure;
-use xtask_core::format::print_json;
 use xtask_core::host::tools;
 use xtask_core::image::choice::Choice;
+use xtask_core::message;
+use xtask_core::output::{print, print_json};
 use xtask_core::processes::{end_processes, owned};
 use xtask_core::runs;
 use xtask_core::runs::instance::{self, ConsoleLog, Instance, InstanceRecord};
@@ -70,7 +71,7 @@ pub(super) fn run(command: &LightVmCommand) -> Result<()> {
         LightVmCommand::Rm(args) => {
             let instance = find(&args.machine)?;
             let processes = instance::remove(&instance)?;
-            eprintln!("removed {}: ended {processes} process(es), deleted its disk", instance.machine.name);
+            message!("removed {}: ended {processes} process(es), deleted its disk", instance.machine.name);
             Ok(())
         }
         LightVmCommand::Gc { dry_run, json } => gc(&cache, *dry_run, *json),
@@ -86,13 +87,13 @@ fn list(cache: &Cache, as_json: bool) -> Result<()> {
             machine
         };
         let machines: Vec<_> = instances.iter().map(machine).collect();
-        return Ok(print_json(&json!({ "schema": instance::SCHEMA, "machines": machines }))?);
+        return print_json(&json!({ "schema": instance::SCHEMA, "machines": machines }));
     }
     for one in &instances {
         let machine = &one.machine;
         let state = if one.is_running() { "running" } else { "off" };
         let (InstanceRecord { name, image, made_at, .. }, arch) = (machine, machine.arch.to_string());
-        println!("{name:<20} {state:<8} {arch:<8} {image:<14} made {made_at}");
+        print(format_args!("{name:<20} {state:<8} {arch:<8} {image:<14} made {made_at}"))?;
     }
     Ok(())
 }
@@ -123,8 +124,8 @@ fn power_cut(instance: &Instance) -> Result<()> {
     let processes = end_processes(&instance.work())?;
     let name = &instance.machine.name;
     match processes {
-        0 => eprintln!("{name} was already off"),
-        _ => eprintln!("{name} is off; boot it with cargo xtask vm start {name}"),
+        0 => message!("{name} was already off"),
+        _ => message!("{name} is off; boot it with cargo xtask vm start {name}"),
     }
     Ok(())
 }
@@ -140,14 +141,14 @@ fn gc(cache: &Cache, dry_run: bool, as_json: bool) -> Result<()> {
         let runs: Vec<_> =
             collected.iter().map(|(id, processes)| json!({ "run": id, "processes": processes })).collect();
         let outcome = json!({ "schema": instance::SCHEMA, "collected": !dry_run, "runs": runs });
-        return Ok(print_json(&outcome)?);
+        return print_json(&outcome);
     }
     let what = if dry_run { "would collect" } else { "collected" };
     for (id, processes) in &collected {
-        println!("{what} {id}: {processes} process(es)");
+        print(format_args!("{what} {id}: {processes} process(es)"))?;
     }
     if collected.is_empty() {
-        eprintln!("no dead run has left files");
+        message!("no dead run has left files");
     }
     Ok(())
 }

@@ -2,7 +2,7 @@
 //! unless `--yes` is given. All packages are installed in one transaction of the package manager.
 
 use std::collections::BTreeSet;
-use std::io::{BufRead as _, IsTerminal as _, Write as _};
+use std::io::{BufRead as _, IsTerminal as _};
 use std::process::Command;
 
 use anyhow::{Context, Result};
@@ -14,6 +14,8 @@ use crate::cli::FixArgs;
 use crate::error::Failure;
 use crate::host::facts::Facts;
 use crate::host::tools;
+use crate::message;
+use crate::output::write_message;
 use crate::workspace::Workspace;
 
 /// The variable that keeps apt from asking questions (debconf(7)).
@@ -181,18 +183,17 @@ fn escalate(facts: &Facts, command: Vec<String>) -> Vec<String> {
 }
 
 fn show(commands: &[Vec<String>], systemd: bool) {
-    eprintln!("to make this machine ready, these commands run:");
+    message!("to make this machine ready, these commands run:");
     for command in commands {
-        eprintln!("    {}", command.join(" "));
+        message!("    {}", command.join(" "));
     }
     if systemd {
-        eprintln!("(services that the packages enable are disabled again)");
+        message!("(services that the packages enable are disabled again)");
     }
 }
 
 fn ask() -> Result<()> {
-    eprint!("run them? [Y/n] ");
-    std::io::stderr().flush().context("ask on the terminal")?;
+    write_message("run them? [Y/n] ");
     let mut answer = String::new();
     let read = std::io::stdin().lock().read_line(&mut answer).context("read the answer from the terminal")?;
     // If the input has ended, the user has not agreed.
@@ -206,7 +207,7 @@ fn ask() -> Result<()> {
 /// stdout is only for results.
 fn run(command: &[String]) -> Result<()> {
     let line = command.join(" ");
-    eprintln!("$ {line}");
+    message!("$ {line}");
     let (program, arguments) = command.split_first().context("an empty command")?;
     let status = Command::new(program)
         .args(arguments)

@@ -4,10 +4,10 @@
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::{ErrorKind, Read as _, Write as _};
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
 use super::{KEPT, RunDir, has_form_of_id};
@@ -15,6 +15,7 @@ use crate::arch::VmArchitecture;
 use crate::cache::Cache;
 use crate::error::Failure;
 use crate::fs::{directories, lock, remove_tree, try_lock, write_atomically};
+use crate::output::write;
 use crate::processes::{end_processes, owned};
 use crate::{bail_host, limits};
 
@@ -121,12 +122,7 @@ impl ConsoleLog {
     pub fn show(&mut self) -> Result<bool> {
         let mut output = Vec::new();
         self.0.read_to_end(&mut output)?;
-        let mut out = std::io::stdout().lock();
-        match out.write_all(&output).and_then(|()| out.flush()) {
-            // The reader may close the pipe when it has read enough.
-            Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),
-            written => written.context("write to stdout").map(|()| true),
-        }
+        write(&output)
     }
 }
 

@@ -11,7 +11,9 @@ use xshell::Shell;
 use xtask_core::build;
 use xtask_core::cli::{BuildArgs, InspectArgs, Verbosity};
 use xtask_core::error::Failure;
-use xtask_core::format::{print_json, round};
+use xtask_core::format::round;
+use xtask_core::message;
+use xtask_core::output::print_json;
 use xtask_core::workspace::Workspace;
 use xtask_inspection::{DeviceRoot, Inspection};
 
@@ -80,14 +82,14 @@ fn print(path: &Path, inspection: &Inspection, report: &Report, verbosity: Verbo
         let informs = report.of(Severity::Informs).filter(|finding| verbosity.verbose || says_more(finding));
         for finding in report.of(Severity::Refused).chain(report.of(Severity::Warned)).chain(informs) {
             for line in lines(finding) {
-                eprintln!("{line}");
+                message!("{line}");
             }
         }
     }
     let verdict = if report.is_sound() { "sound" } else { "REFUSED" };
     let warnings = report.of(Severity::Warned).count();
     let warned = if warnings == 0 { String::new() } else { format!(", {warnings} warning(s)") };
-    eprintln!(
+    message!(
         "{verdict}{warned}: {} on {} with {}",
         path.display(),
         inspection.device.name,

@@ -10,6 +10,7 @@ use xtask_core::cli::{Half, Sabotage, SmokeArgs, Verbosity};
 use xtask_core::error::{Failure, Verdict};
 use xtask_core::format::name_of;
 use xtask_core::fs::{make_private_dir, remove_file, try_lock};
+use xtask_core::message;
 use xtask_core::report::Report;
 use xtask_core::{bail_guest, bail_host};
 
@@ -60,7 +61,7 @@ pub(super) fn run(args: &SmokeArgs, verbosity: Verbosity) -> Result<()> {
             "a check of cargo xtask does not work; that is a bug of cargo xtask, not of the agent"
         );
     }
-    eprintln!("the warm run and the cold one agree: {}", directory.display());
+    message!("the warm run and the cold one agree: {}", directory.display());
     match warm.verdict {
         Verdict::Verified => Ok(()),
         verdict => Err(Failure::reported(verdict.exit_code()).into()),
