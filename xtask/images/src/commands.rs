@@ -36,7 +36,7 @@ pub fn run(command: &ImageCommand, verbosity: Verbosity) -> Result<()> {
         ImageCommand::Store(command) => command,
     };
     let ui = Ui::install(verbosity)?;
-    let cache = Cache::from_env()?;
+    let cache = Cache::open()?;
     let store = Store { cache: &cache, ui: &ui, offline: false, run: None };
     let outcome = match command {
         StoreCommand::List { json } => list(&store, *json),

@@ -83,7 +83,7 @@ pub(super) fn run(workspace: &Workspace, args: &SoakArgs) -> Result<()> {
 /// reports everything that is left.
 fn alone() -> Result<()> {
     const OTHER: &str = "or use another IOT_XTASK_CACHE";
-    let cache = Cache::from_env()?;
+    let cache = Cache::open()?;
     let kept = instance::all(&cache).len();
     if kept > 0 {
         bail_host!("soak in a cache that has {kept} machine(s)"; "remove them with cargo xtask vm rm, {OTHER}");
@@ -97,7 +97,7 @@ fn alone() -> Result<()> {
 
 /// Adds an error to the result of a round if the round has left anything.
 fn tidy(result: Result<String>) -> Result<String> {
-    let left = Cache::from_env().map_err(Into::into).and_then(|cache| nothing_left(&cache));
+    let left = Cache::open().and_then(|cache| nothing_left(&cache));
     match (result, left) {
         (Err(error), Err(left)) => Err(error.context(format!("{left:#}"))),
         (result, left) => left.and(result),

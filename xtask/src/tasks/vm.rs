@@ -25,14 +25,14 @@ pub(super) fn prepare(workspace: &Workspace, command: &HeavyVmCommand) -> Result
         HeavyVmCommand::Up(args) => {
             Choice::from_args(&args.machine.image, args.arch)?;
             if let Some(name) = &args.name {
-                instance::check_name(&Cache::from_env()?, name)?;
+                instance::check_name(&Cache::open()?, name)?;
             }
             super::ready_for(workspace, args.arch, &args.machine, args.fix).map(drop)
         }
         HeavyVmCommand::Start(OneArgs { machine })
         | HeavyVmCommand::Stop(OneArgs { machine })
         | HeavyVmCommand::Console { machine, .. } => {
-            instance::find(&Cache::from_env()?, machine.as_deref())?;
+            instance::find(&Cache::open()?, machine.as_deref())?;
             Ok(())
         }
     }
@@ -40,12 +40,12 @@ pub(super) fn prepare(workspace: &Workspace, command: &HeavyVmCommand) -> Result
 
 /// Prints the output of an instance's serial console so far.
 pub(super) fn show_console(machine: Option<&str>) -> Result<()> {
-    let instance = instance::find(&Cache::from_env()?, machine)?;
+    let instance = instance::find(&Cache::open()?, machine)?;
     ConsoleLog::open(&instance.machine.console)?.show().map(drop)
 }
 
 pub(super) fn run(command: &LightVmCommand) -> Result<()> {
-    let cache = Cache::from_env()?;
+    let cache = Cache::open()?;
     let find = |machine: &Option<String>| instance::find(&cache, machine.as_deref());
     match command {
         LightVmCommand::List { json } => list(&cache, *json),

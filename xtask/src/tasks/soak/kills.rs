@@ -108,7 +108,7 @@ fn ended(child: &mut Child) -> Result<Option<ExitStatus>> {
 
 /// Runs one round and returns a line about it, or `None` if no process could be killed.
 fn kill_once(args: &SoakArgs, round: u32) -> Result<Option<String>> {
-    let cache = Cache::from_env()?;
+    let cache = Cache::open()?;
     let makes_a_snapshot = !args.cold && round % 4 == 1;
     if makes_a_snapshot {
         // The soak may have begun hours ago. Since then, a user may have made an instance on a snapshot.

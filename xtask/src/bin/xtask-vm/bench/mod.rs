@@ -70,7 +70,7 @@ struct Bench<'a> {
 
 impl<'a> Bench<'a> {
     fn new(workspace: &'a Workspace, args: &'a BenchArgs, ui: &'a Ui) -> Result<Self> {
-        let cache = Cache::from_env()?;
+        let cache = Cache::open()?;
         make_private_dir(cache.root())?;
         let scratch = cache.root().join("bench");
         let Some(lock) = try_lock(&cache.root().join("bench.lock"))? else {

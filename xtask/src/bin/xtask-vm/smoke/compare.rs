@@ -22,7 +22,7 @@ pub(super) fn run(args: &SmokeArgs, verbosity: Verbosity) -> Result<()> {
     check_flags(args)?;
     let own = std::env::current_exe().context("find this very program")?;
     let ui = Ui::install(verbosity)?;
-    let cache = Cache::from_env()?;
+    let cache = Cache::open()?;
     let directory = cache.root().join("compared");
     make_private_dir(&directory)?;
     let Some(_lock) = try_lock(&directory.join("lock"))? else {

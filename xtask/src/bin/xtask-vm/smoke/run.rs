@@ -40,9 +40,7 @@ impl<'a> Run<'a> {
     /// # Errors
     /// Returns a failure of the host if the cache cannot be used.
     pub(crate) fn begin(workspace: &'a Workspace, options: RunOptions<'a>, ui: Ui) -> Result<Self> {
-        let begun = Cache::from_env()
-            .map_err(Error::from)
-            .and_then(|cache| Self::in_cache(cache, workspace, options, ui));
+        let begun = Cache::open().and_then(|cache| Self::in_cache(cache, workspace, options, ui));
         begun.map_err(|error| {
             let hint =
                 "see the causes; set IOT_XTASK_CACHE to a directory of this user with a short absolute path";

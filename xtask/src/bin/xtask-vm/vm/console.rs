@@ -25,7 +25,7 @@ const DETACH: u8 = 0x1d;
 /// command.
 pub(crate) fn console(machine: Option<&str>, verbosity: Verbosity) -> Result<()> {
     let ui = Ui::install(verbosity)?;
-    let instance = instance::find(&Cache::from_env()?, machine)?;
+    let instance = instance::find(&Cache::open()?, machine)?;
     let name = &instance.machine.name;
     let mut log = ConsoleLog::open(&instance.machine.console)?;
     if !instance.is_running() {
