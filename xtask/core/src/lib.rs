@@ -6,8 +6,8 @@
 //! before it. `xtask/tests/arrows.rs` checks this.
 //!
 //! ```text
-//! arch error output digest format fs git os_release cache workspace
-//! limits cpu report libvirt_uri
+//! arch limits error output digest format fs git os_release cache workspace
+//! cpu report libvirt_uri
 //! cli processes
 //! image build runs
 //! host

@@ -15,8 +15,8 @@ use xtask_core::image::choice::Choice;
 use xtask_core::message;
 use xtask_core::output::{print, print_json};
 use xtask_core::processes::{end_processes, owned};
-use xtask_core::runs;
 use xtask_core::runs::instance::{self, ConsoleLog, Instance, InstanceRecord};
+use xtask_core::runs::{self, Collected};
 use xtask_core::workspace::Workspace;
 
 /// Makes the checks of a command that do not need `xtask-vm`.
@@ -131,12 +131,15 @@ fn power_cut(instance: &Instance) -> Result<()> {
 }
 
 fn gc(cache: &Cache, dry_run: bool, as_json: bool) -> Result<()> {
-    let collected: Vec<(String, usize)> = if dry_run {
+    let all: Vec<_> = if dry_run {
         let work = |id: &str| owned(&cache.runs().join(id).join("w")).len();
-        runs::dead(cache).into_iter().map(|id| (id.clone(), work(&id))).collect()
+        runs::dead(cache).into_iter().map(|id| Collected { processes: Ok(work(&id)), id }).collect()
     } else {
-        runs::gc(cache)?.into_iter().map(|dead| (dead.id, dead.processes)).collect()
+        runs::gc(cache)?
     };
+    all.iter().filter(|one| one.processes.is_err()).for_each(|skipped| message!("{skipped}"));
+    let collected: Vec<_> =
+        all.iter().filter_map(|one| Some((&one.id, *one.processes.as_ref().ok()?))).collect();
     if as_json {
         let runs: Vec<_> =
             collected.iter().map(|(id, processes)| json!({ "run": id, "processes": processes })).collect();

@@ -293,7 +293,7 @@ fn cache() {
 #[test]
 fn a_run_that_died() {
     let host = Host::new();
-    let (run, _) = RunDir::create(&Cache::at(&host.scratch.path().join("c"))).unwrap();
+    let (run, _) = RunDir::create(&Cache::at(&host.scratch.path().join("c")), || Ok(())).unwrap();
     assert!(!host.preflight().ids.contains("stale-run"), "the run is alive");
     drop(run);
     host.assert_finds("stale-run", false);

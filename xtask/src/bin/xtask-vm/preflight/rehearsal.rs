@@ -66,7 +66,7 @@ pub(super) fn findings(facts: &[Facts], args: &PreflightArgs, ui: &Ui) -> Result
         Ok(found)
     });
     let findings = findings.collect::<Result<Vec<_>>>();
-    stage.run.discard()?;
+    stage.run.discard(|| ui.check())?;
     Ok(findings?.concat())
 }
 
