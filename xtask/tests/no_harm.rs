@@ -129,6 +129,16 @@ fn a_command_whose_output_cannot_be_written_does_not_panic() {
 }
 
 #[test]
+fn a_message_has_no_control_characters_of_a_foreign_text() {
+    let (cache, _) = cache();
+    let mut command = Command::new(XTASK);
+    command.args(["vm", "rm", "a\x1b[2J\nVERIFIED  iot-agent"]).env("IOT_XTASK_CACHE", cache.path());
+    let message = message(&command.output().unwrap());
+    assert!(message.contains("VERIFIED") && !message.contains('\x1b'), "{message:?}");
+    assert!(!message.lines().any(|line| line.starts_with("VERIFIED")), "{message:?}");
+}
+
+#[test]
 fn machines_are_listed_outside_a_checkout() {
     let elsewhere = tempfile::tempdir().unwrap();
     let mut command = Command::new(XTASK);

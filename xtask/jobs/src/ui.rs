@@ -13,6 +13,7 @@ use xtask_core::error::Failure;
 use xtask_core::format::human_seconds;
 use xtask_core::limits;
 use xtask_core::message;
+use xtask_core::output::{clean, plain, write_message};
 use xtask_core::report::PhaseStatus;
 
 use crate::background::Background;
@@ -192,7 +193,7 @@ impl Ui {
         let stuck = status.signs.take(what, status.usual);
         let elapsed = status.started.elapsed().as_secs_f64();
         let rest = status.usual.map_or(String::new(), |usual| format!(", {}", usual.rest(elapsed)));
-        let what: String = what.chars().take(width).collect();
+        let what: String = clean(what).replace('\n', " ").chars().take(width).collect();
         let line = format!("{:<10} {}{rest}  {what}", status.title, human_seconds(elapsed));
         if let Some(silent) = stuck {
             let longest = status.usual.map_or(0.0, |usual| usual.silent);
@@ -204,8 +205,8 @@ impl Ui {
                 human_seconds(longest)
             );
             match &status.bar {
-                Some(bar) => bar.suspend(|| message!("{line}\n{text}")),
-                None => message!("{line}\n{text}"),
+                Some(bar) => bar.suspend(|| message!("{line}\n  {text}")),
+                None => message!("{line}\n  {text}"),
             }
         }
         match &status.bar {
@@ -246,7 +247,8 @@ impl Ui {
             PhaseStatus::Skipped => ("skipped", "33"),
         };
         let (word, seconds) = (format!("{word:<7}"), human_seconds(status.started.elapsed().as_secs_f64()));
-        message!("{:<10} {} {seconds:>8}  {detail}", status.title, self.paint(&word, colour));
+        let word = self.paint(&word, colour);
+        write_message(&format!("{:<10} {word} {seconds:>8}  {}\n", status.title, plain(detail)));
     }
 
     /// Prints a line, unless the command is `--quiet`.
@@ -273,7 +275,7 @@ impl Ui {
 
     /// Prints the last line, green or red.
     pub fn verdict(&self, text: &str, good: bool) {
-        message!("{}", self.paint(text, if good { "1;32" } else { "1;31" }));
+        write_message(&(self.paint(&plain(text), if good { "1;32" } else { "1;31" }) + "\n"));
     }
 
     fn paint(&self, text: &str, colour: &str) -> String {

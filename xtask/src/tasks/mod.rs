@@ -25,7 +25,7 @@ use xtask_core::fs::make_private_dir;
 use xtask_core::host::facts::Facts;
 use xtask_core::image::choice::Choice;
 use xtask_core::message;
-use xtask_core::output::write_message;
+use xtask_core::output::{clean, write_message};
 use xtask_core::plan::Plan;
 use xtask_core::preflight::{Preflight, PreflightRequest, fix, show};
 use xtask_core::workspace::Workspace;
@@ -115,7 +115,7 @@ fn check_smoke(workspace: &Workspace, args: &SmokeArgs) -> Result<()> {
 fn ready(workspace: &Workspace, asked: &PreflightRequest<'_>, args: FixArgs) -> Result<Preflight> {
     let preflight = look(workspace, asked, args)?;
     if preflight.blocking().next().is_some() {
-        write_message(&preflight.to_string());
+        write_message(&clean(&preflight.to_string()));
     } else {
         show::print_degradations(&preflight);
     }

@@ -13,7 +13,7 @@ use crate::error::Failure;
 use crate::format::name_of;
 use crate::host::facts::Facts;
 use crate::message;
-use crate::output::{print_json, write_message};
+use crate::output::{clean, print_json, write_message};
 
 /// Returns the architecture of `--arch`, or all architectures if this flag is not given.
 pub fn architectures(args: &PreflightArgs) -> Vec<VmArchitecture> {
@@ -29,7 +29,7 @@ pub fn present(preflight: &Preflight, args: &PreflightArgs) -> Result<()> {
     if args.json {
         print_json(&as_json(preflight, verdict.is_ok()))?;
     } else {
-        write_message(&preflight.to_string());
+        write_message(&clean(&preflight.to_string()));
     }
     verdict
 }

@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use xtask_core::error::{Failure, Kind, Verdict};
 use xtask_core::format::human_seconds;
 use xtask_core::message;
+use xtask_core::output::write_message;
 use xtask_core::workspace::Workspace;
 
 use super::draw::{TABLES, THIRD, note_skipped, split_tests};
@@ -205,7 +206,7 @@ fn pass_on(from: impl std::io::Read, label: &str, mut look: impl FnMut(&str)) ->
     for text in BufReader::new(from).lines() {
         let text = text.context("read a line")?;
         look(&text);
-        message!("{label}{text}");
+        write_message(&format!("{label}{text}\n"));
     }
     Ok(())
 }

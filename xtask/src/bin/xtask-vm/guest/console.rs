@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use fs_err::File;
 use xtask_core::error::Failure;
+use xtask_core::output::clean;
 
 /// The number of console lines that a report shows.
 const TAIL_LINES: usize = 30;
@@ -84,7 +85,10 @@ impl Output {
         let end = self.partial.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
         let complete: Vec<u8> = self.partial.drain(..end).collect();
         let text = String::from_utf8_lossy(&complete);
-        let lines = text.split(['\n', '\r']).map(clean).filter(|line| !line.is_empty());
+        let lines = text
+            .split(['\n', '\r'])
+            .map(|line| clean(line).trim().to_owned())
+            .filter(|line| !line.is_empty());
         let known = self.lines.len();
         self.lines.extend(lines);
         Ok(self.lines[known..].to_vec())
@@ -165,25 +169,6 @@ impl Console {
         let lines = &self.serial.lines;
         lines[lines.len().saturating_sub(TAIL_LINES)..].to_vec()
     }
-}
-
-/// Removes escape sequences (ECMA-48 CSI and OSC) and other control characters.
-fn clean(line: &str) -> String {
-    let mut text = String::with_capacity(line.len());
-    let mut characters = line.chars().peekable();
-    while let Some(character) = characters.next() {
-        match character {
-            '\x1b' => match characters.next() {
-                Some('[') => while characters.next().is_some_and(|c| !('\x40'..='\x7e').contains(&c)) {},
-                Some(']') => while characters.next().is_some_and(|c| c != '\x07') {},
-                _ => {}
-            },
-            '\t' => text.push(' '),
-            c if c.is_control() => {}
-            c => text.push(c),
-        }
-    }
-    text.trim().to_owned()
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ use xtask_core::error::host_fault;
 use xtask_core::fs::try_lock;
 use xtask_core::machine::CONSOLE_SOCKET;
 use xtask_core::message;
+use xtask_core::output::write_message;
 use xtask_core::runs::instance::{self, ConsoleLog};
 use xtask_core::{bail_host, limits};
 use xtask_jobs::Ui;
@@ -50,7 +51,7 @@ pub(crate) fn console(machine: Option<&str>, verbosity: Verbosity) -> Result<()>
         host_fault(error, format!("attach to the console of {name}"), hint)
     })?;
     if terminal.is_some() {
-        message!("(attached to {name}; Ctrl-] detaches)\r");
+        write_message(&format!("(attached to {name}; Ctrl-] detaches)\r\n"));
     }
     let attached = attach(&stream, &mut log, terminal.is_some(), &ui);
     drop(terminal);
