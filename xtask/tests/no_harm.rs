@@ -129,6 +129,20 @@ fn a_command_whose_output_cannot_be_written_does_not_panic() {
 }
 
 #[test]
+fn a_report_does_not_lie_beside_the_files_of_an_earlier_run() {
+    let report = tempfile::tempdir().unwrap();
+    for name in ["console.log", "report.json", "notes.txt"] {
+        std::fs::write(report.path().join(name), "of an earlier run").unwrap();
+    }
+    let mut command = Command::new(XTASK);
+    command.args(["smoke", "--image", "nosuch", "--report"]).arg(report.path());
+    let output = command.output().unwrap();
+    assert_eq!(output.status.code(), Some(2), "{}", message(&output));
+    assert!(!report.path().join("console.log").exists() && report.path().join("notes.txt").exists());
+    assert!(std::fs::read_to_string(report.path().join("report.json")).unwrap().contains("nosuch"));
+}
+
+#[test]
 fn a_message_has_no_control_characters_of_a_foreign_text() {
     let (cache, _) = cache();
     let mut command = Command::new(XTASK);

@@ -28,6 +28,7 @@ use xtask_core::message;
 use xtask_core::output::{clean, write_message};
 use xtask_core::plan::Plan;
 use xtask_core::preflight::{Preflight, PreflightRequest, fix, show};
+use xtask_core::report::remove_earlier;
 use xtask_core::workspace::Workspace;
 
 /// Runs the task, or replaces this process with the binary that runs it.
@@ -95,7 +96,8 @@ fn check_smoke(workspace: &Workspace, args: &SmokeArgs) -> Result<()> {
     // Make the directory first, so that the report of every later error has a place.
     if let Some(path) = &args.report {
         let made = make_private_dir(path).and_then(|()| {
-            Ok(rustix::fs::access(path, rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK)?)
+            rustix::fs::access(path, rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK)?;
+            remove_earlier(path)
         });
         made.map_err(|error| {
             Failure::usage(format!("--report {}: cannot write to the directory: {error:#}", path.display()))
