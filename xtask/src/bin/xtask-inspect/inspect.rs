@@ -61,13 +61,13 @@ fn as_json(
             "libraries": inventory.libraries.len(),
         }),
         DeviceRoot::Sysroot(path, inventory) => {
-            json!({ "from": path, "known": "all", "libraries": inventory.libraries.len() })
+            json!({ "from": path.to_string_lossy(), "known": "all", "libraries": inventory.libraries.len() })
         }
     };
     json!({
         "schema": SCHEMA,
         "verdict": if report.is_sound() { "sound" } else { "refused" },
-        "file": { "path": path, "bytes": bytes },
+        "file": { "path": path.to_string_lossy(), "bytes": bytes },
         "target": {
             "arch": inspection.arch, "device": inspection.device.name, "about": inspection.device.about,
             "libraries": known,
