@@ -197,7 +197,7 @@ impl Store<'_> {
         // The kernel sends SIGTERM to mmdebstrap when its run dies, but mmdebstrap may need some time to end.
         let processes = end_processes(directory)?;
         let name = name_of(directory);
-        self.ui.line(&format!("collected {name}, whose run died: {processes} process(es) ended"));
+        self.ui.note(&format!("collected {name}, whose run died: {processes} process(es) ended"));
         crate::discard::discard(directory, self.ui)
     }
 

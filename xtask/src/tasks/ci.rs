@@ -91,7 +91,7 @@ pub(super) fn run(workspace: &Workspace, args: &CiArgs) -> Result<()> {
         machine: &MachineArgs::default(),
         for_ci: true,
     };
-    super::ready(workspace, &asked, args.fix)?;
+    super::ready(workspace, &asked, args.fix, false)?;
     let mut runner = Runner::new(workspace, draw::of_commit(workspace), args.strict_image);
     runner.one_by_one(LINTS);
     runner.guard();

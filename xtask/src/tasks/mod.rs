@@ -49,7 +49,7 @@ pub(crate) fn run(cli: &Cli) -> Result<()> {
         }
         Command::Vm(VmCommand::Heavy(command)) => {
             let workspace = Workspace::find()?;
-            vm::prepare(&workspace, command)?;
+            vm::prepare(&workspace, command, verbosity)?;
             become_xtask_vm(&workspace, verbosity, None)
         }
     }
@@ -72,7 +72,7 @@ fn run_heavy(workspace: &Workspace, command: &HeavyCommand, verbosity: Verbosity
     match command {
         HeavyCommand::Image(_) => become_xtask_vm(workspace, verbosity, None),
         HeavyCommand::Bench(args) => {
-            ready_for(workspace, args.arch, &MachineArgs::default(), FixArgs::default())?;
+            ready_for(workspace, args.arch, &MachineArgs::default(), FixArgs::default(), verbosity)?;
             become_xtask_vm(workspace, verbosity, None)
         }
         HeavyCommand::Smoke(args) => smoke(workspace, args, verbosity)
@@ -86,7 +86,7 @@ fn run_heavy(workspace: &Workspace, command: &HeavyCommand, verbosity: Verbosity
 fn smoke(workspace: &Workspace, args: &SmokeArgs, verbosity: Verbosity) -> Result<()> {
     check_smoke(workspace, args)?;
     let ahead = args.fix.fix.then(|| Ahead::start(workspace)).transpose()?;
-    let facts = ready_for(workspace, args.build.arch, &args.machine, args.fix)?;
+    let facts = ready_for(workspace, args.build.arch, &args.machine, args.fix, verbosity)?;
     Plan::check_flags(&facts)?;
     become_xtask_vm(workspace, verbosity, ahead)
 }
@@ -113,12 +113,18 @@ fn check_smoke(workspace: &Workspace, args: &SmokeArgs) -> Result<()> {
     Ok(())
 }
 
-/// Runs preflight, with `--fix` if it is given. If no finding blocks, only the degradations are printed.
-fn ready(workspace: &Workspace, asked: &PreflightRequest<'_>, args: FixArgs) -> Result<Preflight> {
+/// Runs preflight, with `--fix` if it is given. If no finding blocks, only the degradations are printed, unless `quiet`
+/// is true.
+fn ready(
+    workspace: &Workspace,
+    asked: &PreflightRequest<'_>,
+    args: FixArgs,
+    quiet: bool,
+) -> Result<Preflight> {
     let preflight = look(workspace, asked, args)?;
     if preflight.blocking().next().is_some() {
         write_message(&clean(&preflight.to_string()));
-    } else {
+    } else if !quiet {
         show::print_degradations(&preflight);
     }
     preflight.verdict()?;
@@ -131,9 +137,10 @@ fn ready_for(
     arch: VmArchitecture,
     machine: &MachineArgs,
     args: FixArgs,
+    verbosity: Verbosity,
 ) -> Result<Facts> {
     let asked = PreflightRequest { architectures: &[arch], machine, for_ci: false };
-    let facts = ready(workspace, &asked, args)?.facts;
+    let facts = ready(workspace, &asked, args, verbosity.quiet)?.facts;
     facts.into_iter().next().context("preflight returned no facts")
 }
 
@@ -147,7 +154,7 @@ fn become_xtask_vm(workspace: &Workspace, verbosity: Verbosity, ahead: Option<Ah
         message!("building xtask-vm; about two minutes the first time, then a second");
     }
     ahead.map_or(Ok(()), Ahead::wait)?;
-    become_binary(workspace, "xtask-vm", "vm")
+    become_binary(workspace, "xtask-vm", "vm", verbosity)
 }
 
 /// Compiles `xtask-inspect`, which takes half a minute the first time, and replaces this process with it. Outside a
@@ -163,15 +170,19 @@ fn become_xtask_inspect(verbosity: Verbosity) -> Result<()> {
             if !verbosity.quiet && !beside.exists() {
                 message!("building xtask-inspect; about half a minute the first time");
             }
-            become_binary(&workspace, "xtask-inspect", "inspect")
+            become_binary(&workspace, "xtask-inspect", "inspect", verbosity)
         }
     }
 }
 
 /// Compiles another binary, and replaces this process with it. The arguments stay the same. No parent process remains
 /// that would have to pass Ctrl-C and the exit code on.
-fn become_binary(workspace: &Workspace, name: &str, feature: &str) -> Result<()> {
-    let cargo = |subcommand| other_binary(workspace, subcommand, name, feature);
+fn become_binary(workspace: &Workspace, name: &str, feature: &str, verbosity: Verbosity) -> Result<()> {
+    let cargo = |subcommand| {
+        let mut command = other_binary(workspace, subcommand, name, feature);
+        silence_cargo(&mut command, verbosity);
+        command
+    };
     let status = cargo("build").status().with_context(|| format!("run cargo for {name}"))?;
     if !status.success() {
         bail_host!(
@@ -181,6 +192,13 @@ fn become_binary(workspace: &Workspace, name: &str, feature: &str) -> Result<()>
     }
     Err(cargo("run").arg("--").args(std::env::args_os().skip(1)).exec())
         .with_context(|| format!("run cargo for {name}"))
+}
+
+/// With `--quiet`, sets the environment of a command so that every cargo that it starts prints only warnings and errors.
+fn silence_cargo(command: &mut Process, verbosity: Verbosity) {
+    if verbosity.quiet {
+        command.env("CARGO_TERM_QUIET", "true");
+    }
 }
 
 /// Replaces this process with `xtask-complete`, which prints the script. If it must be compiled first, this takes 15 s.
@@ -198,4 +216,21 @@ fn other_binary(workspace: &Workspace, subcommand: &str, name: &str, feature: &s
     command.args([subcommand, "--quiet", "--package", "xtask", "--bin", name, "--features", feature]);
     command.arg("--manifest-path").arg(workspace.root().join("Cargo.toml"));
     command
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_quiet_command_silences_the_cargo_that_it_starts() {
+        let silenced = |quiet| {
+            let mut command = Process::new("cargo");
+            silence_cargo(&mut command, Verbosity { quiet, ..Verbosity::silent() });
+            command
+                .get_envs()
+                .any(|(name, value)| name == "CARGO_TERM_QUIET" && value == Some("true".as_ref()))
+        };
+        assert!(silenced(true) && !silenced(false));
+    }
 }

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use serde_json::json;
 
 use xtask_core::cache::Cache;
-use xtask_core::cli::{HeavyVmCommand, LightVmCommand, OneArgs};
+use xtask_core::cli::{HeavyVmCommand, LightVmCommand, OneArgs, Verbosity};
 use xtask_core::error::Failure;
 use xtask_core::host::tools;
 use xtask_core::image::choice::Choice;
@@ -20,14 +20,14 @@ use xtask_core::runs::{self, Collected};
 use xtask_core::workspace::Workspace;
 
 /// Makes the checks of a command that do not need `xtask-vm`.
-pub(super) fn prepare(workspace: &Workspace, command: &HeavyVmCommand) -> Result<()> {
+pub(super) fn prepare(workspace: &Workspace, command: &HeavyVmCommand, verbosity: Verbosity) -> Result<()> {
     match command {
         HeavyVmCommand::Up(args) => {
             Choice::from_args(&args.machine.image, args.arch)?;
             if let Some(name) = &args.name {
                 instance::check_name(&Cache::open()?, name)?;
             }
-            super::ready_for(workspace, args.arch, &args.machine, args.fix).map(drop)
+            super::ready_for(workspace, args.arch, &args.machine, args.fix, verbosity).map(drop)
         }
         HeavyVmCommand::Start(OneArgs { machine })
         | HeavyVmCommand::Stop(OneArgs { machine })

@@ -95,7 +95,7 @@ pub fn find(cache: &Cache, key: &str, wanted: &Ingredients, ui: &Ui) -> Result<O
                 usable = Some(Snapshot { directory: found.directory, manifest });
             }
             _ if found.users.is_empty() => {
-                ui.line(&format!("deleting the snapshot {}, which will not be used again", found.name()));
+                ui.note(&format!("deleting the snapshot {}, which will not be used again", found.name()));
                 remove(&found.directory)?;
             }
             _ => {}

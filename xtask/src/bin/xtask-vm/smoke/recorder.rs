@@ -222,6 +222,7 @@ impl<'a> Recorder<'a> {
             self.report.write(dir.path())
         });
         match written {
+            Ok(path) if verdict == Verdict::Verified => ui.note(&format!("report: {}", path.display())),
             Ok(path) => ui.line(&format!("report: {}", path.display())),
             Err(error) => ui.line(&format!("warning: {error:#}")),
         }
