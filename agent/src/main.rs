@@ -1,5 +1,6 @@
 //! The agent's command line: `run` is the service; `check-config` and `status` are for people.
 
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -44,7 +45,8 @@ fn main() -> ExitCode {
     match execute(Cli::parse().command) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("iot-agent: {error:#}");
+            // A closed stderr must not change the exit code.
+            drop(writeln!(std::io::stderr(), "iot-agent: {error:#}"));
             ExitCode::FAILURE
         }
     }
@@ -55,13 +57,13 @@ fn execute(command: Command) -> anyhow::Result<ExitCode> {
         Command::CheckConfig { file } => {
             let config = Config::load(&file)?;
             let (device, count) = (config.agent.device_id, config.nats.urls.len());
-            println!("{}: device {device}, {count} bus address(es)", file.display());
+            writeln!(std::io::stdout(), "{}: device {device}, {count} bus address(es)", file.display())?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Status { file, json } => {
             let (text, healthy) = status_report::describe(&file)?;
             let text = if json { std::fs::read_to_string(&file)? } else { text };
-            println!("{text}");
+            writeln!(std::io::stdout(), "{text}")?;
             Ok(if healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
         Command::Run { config } => {

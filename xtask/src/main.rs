@@ -5,18 +5,10 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 use xtask_core::cli::Cli;
-use xtask_core::error;
+use xtask_core::output::conclude;
 
 mod tasks;
 
 fn main() -> ExitCode {
-    match tasks::run(&Cli::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            for line in error::lines(&error) {
-                eprintln!("{line}");
-            }
-            ExitCode::from(error::code(&error))
-        }
-    }
+    conclude(&tasks::run(&Cli::parse()))
 }

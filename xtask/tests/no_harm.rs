@@ -3,7 +3,7 @@
 
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use tempfile::TempDir;
 use xtask_core::fs::mark;
@@ -35,8 +35,7 @@ fn cache() -> (TempDir, PathBuf) {
 fn collecting_spares_the_shell_that_calls_it_a_reader_and_directories_of_others() {
     let (cache, dead) = cache();
     let file = dead.join("w/domain.xml");
-    let mut reader =
-        Command::new("tail").arg("-f").arg(&file).stdout(std::process::Stdio::piped()).spawn().unwrap();
+    let mut reader = Command::new("tail").arg("-f").arg(&file).stdout(Stdio::piped()).spawn().unwrap();
     // The reader prints the content only after it has opened the file.
     reader.stdout.as_mut().unwrap().read_exact(&mut [0; 9]).unwrap();
     // The shell has the file's name on its own command line, like a user who looks at the file afterwards.
@@ -98,6 +97,59 @@ fn a_program_that_another_checkout_left_in_a_shared_target_directory_is_refused(
     let message = message(&output);
     assert_eq!(output.status.code(), Some(69), "{message}");
     assert!(message.contains("was compiled in") && message.contains("unset CARGO_TARGET_DIR"), "{message}");
+}
+
+/// Returns the writing end of a pipe without a reader.
+fn closed_pipe() -> Stdio {
+    std::io::pipe().unwrap().1.into()
+}
+
+fn full_disk() -> Stdio {
+    std::fs::File::options().write(true).open("/dev/full").unwrap().into()
+}
+
+#[test]
+fn a_command_whose_output_cannot_be_written_does_not_panic() {
+    type Stream = fn() -> Stdio;
+    let table: [(&[&str], Stream, Stream, i32); 6] = [
+        (&["vm", "list", "--json"], closed_pipe, Stdio::piped, 0),
+        (&["vm", "list", "--json"], full_disk, Stdio::piped, 69),
+        (&["vm", "gc", "--dry-run"], closed_pipe, Stdio::piped, 0),
+        (&["vm", "gc", "--dry-run"], full_disk, closed_pipe, 69),
+        (&["vm", "rm", "nosuch"], closed_pipe, closed_pipe, 2),
+        (&["vm", "rm", "nosuch"], full_disk, full_disk, 2),
+    ];
+    let (cache, _) = cache();
+    for (arguments, stdout, stderr, code) in table {
+        let mut command = Command::new(XTASK);
+        command.args(arguments).env("IOT_XTASK_CACHE", cache.path()).stdout(stdout()).stderr(stderr());
+        let output = command.output().unwrap();
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {}", message(&output));
+    }
+}
+
+#[test]
+fn a_report_does_not_lie_beside_the_files_of_an_earlier_run() {
+    let report = tempfile::tempdir().unwrap();
+    for name in ["console.log", "report.json", "notes.txt"] {
+        std::fs::write(report.path().join(name), "of an earlier run").unwrap();
+    }
+    let mut command = Command::new(XTASK);
+    command.args(["smoke", "--image", "nosuch", "--report"]).arg(report.path());
+    let output = command.output().unwrap();
+    assert_eq!(output.status.code(), Some(2), "{}", message(&output));
+    assert!(!report.path().join("console.log").exists() && report.path().join("notes.txt").exists());
+    assert!(std::fs::read_to_string(report.path().join("report.json")).unwrap().contains("nosuch"));
+}
+
+#[test]
+fn a_message_has_no_control_characters_of_a_foreign_text() {
+    let (cache, _) = cache();
+    let mut command = Command::new(XTASK);
+    command.args(["vm", "rm", "a\x1b[2J\nVERIFIED  iot-agent"]).env("IOT_XTASK_CACHE", cache.path());
+    let message = message(&command.output().unwrap());
+    assert!(message.contains("VERIFIED") && !message.contains('\x1b'), "{message:?}");
+    assert!(!message.lines().any(|line| line.starts_with("VERIFIED")), "{message:?}");
 }
 
 #[test]

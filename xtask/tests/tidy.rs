@@ -75,6 +75,20 @@ fn architectures_are_told_apart_in_one_table() {
     assert_eq!(offenders(branches), Vec::<String>::new());
 }
 
+/// `println!` and its siblings panic if the stream is closed or its disk is full. `xtask_core::output` has functions
+/// that do not.
+#[test]
+fn no_program_prints_with_a_macro_that_panics() {
+    let prints = |name: &str, text: &str| {
+        name.contains("/src/")
+            && code(text).any(|line| {
+                let words = line.split(|c: char| !c.is_alphanumeric() && c != '!');
+                words.into_iter().any(|word| ["print!", "println!", "eprint!", "eprintln!"].contains(&word))
+            })
+    };
+    assert_eq!(offenders(prints), Vec::<String>::new());
+}
+
 /// Checks the paths in the documents: they are in backticks and start at the workspace's root.
 #[test]
 fn the_documents_name_paths_that_exist() {

@@ -1,6 +1,5 @@
-//! Formats numbers and times for people, and results for programs.
+//! Formats numbers and times for people.
 
-use std::io::{ErrorKind, Write as _};
 use std::time::SystemTime;
 
 use clap::ValueEnum;
@@ -15,17 +14,6 @@ pub fn now_rfc3339() -> String {
 pub fn seconds_since(rfc3339: &str, now: SystemTime) -> Option<u64> {
     let then = humantime::parse_rfc3339(rfc3339).ok()?;
     Some(now.duration_since(then).ok()?.as_secs())
-}
-
-/// Prints JSON on stdout. If the reader closes the pipe early, as `head` does, this is not an error.
-///
-/// # Errors
-/// Returns an error if stdout cannot be written.
-pub fn print_json(value: &serde_json::Value) -> std::io::Result<()> {
-    match writeln!(std::io::stdout(), "{value:#}") {
-        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
-        written => written,
-    }
 }
 
 /// Rounds to milliseconds, which are precise enough for a report.

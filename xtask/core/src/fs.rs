@@ -3,20 +3,56 @@
 
 use std::fs::{File, TryLockError};
 use std::io::{self, ErrorKind, Write as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use fs_err::os::unix::fs::OpenOptionsExt as _;
+use rustix::fs::OFlags;
+
+use crate::{limits, message};
 
 /// Waits for the lock of a file, and takes it. The kernel releases the lock when the process ends in any way
-/// (flock(2)).
+/// (flock(2)). If another process holds the lock, a message names this process, and `check` is called until the lock is
+/// free.
 ///
 /// # Errors
-/// Returns an error that names the file if it cannot be opened or locked.
-pub fn lock(path: &Path) -> Result<File> {
-    let file = open_lock(path)?;
-    file.lock()?;
-    Ok(file.into_file())
+/// Returns an error that names the file if it cannot be opened or locked, or the error of `check`.
+pub fn lock(path: &Path, check: impl Fn() -> Result<()>) -> Result<File> {
+    let mut is_told = false;
+    loop {
+        if let Some(lock) = try_lock(path)? {
+            return Ok(lock);
+        }
+        check()?;
+        if !is_told {
+            message!("waiting for {}, which holds the lock {}", lock_holder(path), path.display());
+            is_told = true;
+        }
+        std::thread::sleep(limits::POLL);
+    }
+}
+
+/// Describes the process that holds the lock of a file, for messages.
+pub fn lock_holder(path: &Path) -> String {
+    let find = || {
+        let file = path.metadata().ok()?;
+        let locks = std::fs::read_to_string("/proc/locks").ok()?;
+        // The fields of a line are: number, FLOCK, ADVISORY, WRITE, pid, device and inode, start, end
+        // (proc_locks(5)). The numbers of the device are not those of stat(2) on every file system.
+        let pid = |line: &str| {
+            let fields: Vec<_> = line.split_ascii_whitespace().collect();
+            let [_, "FLOCK", _, _, pid, place, ..] = fields[..] else { return None };
+            let inode: u64 = place.rsplit(':').next()?.parse().ok()?;
+            (inode == file.ino()).then(|| pid.to_owned())
+        };
+        let has_open = |pid: &String| {
+            let is_it = |open: std::fs::Metadata| (open.dev(), open.ino()) == (file.dev(), file.ino());
+            entries(&Path::new("/proc").join(pid).join("fd")).any(|fd| fd.metadata().is_ok_and(is_it))
+        };
+        locks.lines().filter_map(pid).find(has_open)
+    };
+    find().map_or_else(|| "another process".to_owned(), |pid| format!("the process {pid}"))
 }
 
 /// Takes the lock of a file; returns `None` if another process holds it.
@@ -33,7 +69,9 @@ pub fn try_lock(path: &Path) -> Result<Option<File>> {
 }
 
 fn open_lock(path: &Path) -> io::Result<fs_err::File> {
-    fs_err::OpenOptions::new().create(true).truncate(false).write(true).open(path)
+    // Through a symbolic link, another user could make this process create or lock any file.
+    let no_link = OFlags::NOFOLLOW.bits().cast_signed();
+    fs_err::OpenOptions::new().create(true).truncate(false).write(true).custom_flags(no_link).open(path)
 }
 
 /// Makes the directory `path` and its missing parents, with access for this user only.
@@ -186,6 +224,28 @@ mod tests {
         }
         assert_eq!(deleted.len(), 21);
         assert_eq!(deleted.last().map(String::as_str), Some(MARKER));
+    }
+
+    #[test]
+    fn a_wait_for_a_lock_names_its_holder_and_can_be_ended() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("lock");
+        let held = lock(&path, || unreachable!("the lock is free")).unwrap();
+        assert_eq!(lock_holder(&path), format!("the process {}", std::process::id()));
+        let error = lock(&path, || anyhow::bail!("interrupted")).unwrap_err();
+        assert_eq!(error.to_string(), "interrupted");
+        drop(held);
+        assert_eq!(lock_holder(&path), "another process");
+    }
+
+    #[test]
+    fn a_lock_file_that_is_a_link_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let (target, link) = (directory.path().join("target"), directory.path().join("lock"));
+        std::os::unix::fs::symlink(&target, &link).unwrap();
+        let error = format!("{:#}", try_lock(&link).unwrap_err());
+        assert!(error.contains("symbolic link") && error.contains(&link.display().to_string()), "{error}");
+        assert!(!target.exists());
     }
 
     #[test]

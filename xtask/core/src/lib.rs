@@ -6,8 +6,8 @@
 //! before it. `xtask/tests/arrows.rs` checks this.
 //!
 //! ```text
-//! arch error digest format fs git os_release cache workspace
-//! limits cpu report libvirt_uri
+//! arch limits error output digest format fs git os_release cache workspace
+//! cpu report libvirt_uri
 //! cli processes
 //! image build runs
 //! host
@@ -40,6 +40,7 @@ pub mod libvirt_uri;
 pub mod limits;
 pub mod machine;
 pub mod os_release;
+pub mod output;
 pub mod plan;
 pub mod preflight;
 pub mod processes;

@@ -14,10 +14,11 @@ use xtask_core::cli::{
 };
 use xtask_core::digest::{Algorithm, Digest};
 use xtask_core::error::{self, Failure, Kind};
-use xtask_core::format::{human_bytes, print_json};
+use xtask_core::format::human_bytes;
 use xtask_core::image::catalogue::Catalogue;
 use xtask_core::image::choice::Choice;
 use xtask_core::image::{DownloadSource, Image, Source};
+use xtask_core::output::{print, print_json};
 use xtask_core::report::PhaseStatus;
 use xtask_core::snapshot::SnapshotManifest;
 use xtask_core::workspace::Workspace;
@@ -35,7 +36,7 @@ pub fn run(command: &ImageCommand, verbosity: Verbosity) -> Result<()> {
         ImageCommand::Store(command) => command,
     };
     let ui = Ui::install(verbosity)?;
-    let cache = Cache::from_env()?;
+    let cache = Cache::open()?;
     let store = Store { cache: &cache, ui: &ui, offline: false, run: None };
     let outcome = match command {
         StoreCommand::List { json } => list(&store, *json),
@@ -103,16 +104,16 @@ fn list(store: &Store<'_>, json: bool) -> Result<()> {
             let (good, users) = (found.is_good, &found.users);
             json!({ "name": found.name(), "good": good, "snapshot": found.manifest, "used_by": users })
         };
-        return Ok(print_json(&json!({
+        return print_json(&json!({
             "schema": 2,
             "images": listed.iter().map(image).collect::<Vec<_>>(),
             "not_in_catalogue": others.iter().map(other).collect::<Vec<_>>(),
             "snapshots": snapshots.iter().map(snapshot).collect::<Vec<_>>(),
-        }))?);
+        }));
     }
     let lines = listed.iter().map(line_of_listed);
     for line in lines.chain(others.iter().map(line_of_other)).chain(snapshots.iter().map(line_of_snapshot)) {
-        println!("{line}");
+        print(line)?;
     }
     Ok(())
 }
@@ -192,8 +193,7 @@ fn fetch_to(store: &Store<'_>, image: &Image, to: &Path) -> Result<()> {
         }
     };
     store.ui.note(&format!("{}, {}, {how}", human_bytes(fetched.bytes), fetched.sha256));
-    println!("{}", to.display());
-    Ok(())
+    print(to.display())
 }
 
 fn build_image(store: &Store<'_>, args: &ImageBuildArgs) -> Result<()> {
@@ -226,13 +226,12 @@ fn make<T>(store: &Store<'_>, doing: &str, image: &Image, body: impl FnOnce() ->
 
 fn print_ready(image: &Image, ready: &ReadyImage, previous: Option<&Digest>, json: bool) -> Result<()> {
     if json {
-        return Ok(print_json(&json!({
+        return print_json(&json!({
             "schema": 1, "name": image.name, "arch": image.arch, "path": ready.disk, "digest": ready.digest,
             "previous_digest": previous, "source": ready.source, "how": ready.how, "verified": image.is_verified(),
-        }))?);
+        }));
     }
-    println!("{}", ready.disk.display());
-    Ok(())
+    print(ready.disk.display())
 }
 
 fn path(store: &Store<'_>, name: &str, arch: VmArchitecture, json: bool) -> Result<()> {

@@ -291,7 +291,7 @@ mod tests {
         let (cache, key) = made(&directory);
         let args = xtask_core::cli::PruneArgs { keep: Some(0), unnamed: true, ..Default::default() };
         let prune = || with(&cache, |store| crate::prune::prune(store, &args, &[])).unwrap();
-        let (run, _) = xtask_core::runs::RunDir::create(&cache).unwrap();
+        let (run, _) = xtask_core::runs::RunDir::create(&cache, || Ok(())).unwrap();
         run.uses_image(&cache.images().join(key)).unwrap();
         assert_eq!(prune(), []);
         assert!(with(&cache, |store| store.refuse_used(key)).is_err());

@@ -9,6 +9,7 @@ use anyhow::Result;
 use serde::Serialize;
 use xtask_core::cli::PruneArgs;
 use xtask_core::digest::Algorithm;
+use xtask_core::error::Kind;
 use xtask_core::format::human_bytes;
 use xtask_core::fs::{directories, is_own, try_lock};
 use xtask_core::host::tools;
@@ -62,14 +63,21 @@ pub(crate) fn prune(store: &Store<'_>, args: &PruneArgs, named: &[String]) -> Re
     let mut candidates: Vec<_> = kept.iter().map(|image| Candidate::of_image(image, named, args)).collect();
     let snapshots = snapshots::all(store.cache);
     for found in &snapshots {
-        candidates.push(Candidate::of_snapshot(store, found, &snapshots, &kept)?);
+        match Candidate::of_snapshot(store, found, &snapshots, &kept) {
+            Ok(candidate) => candidates.push(candidate),
+            Err(error) if Kind::Interrupted.is(&error) => return Err(error),
+            Err(error) => store.ui.line(&format!("not deleted: {}: {error:#}", found.name())),
+        }
     }
     let mut to_delete = Vec::new();
     for (one, reason) in choose(&candidates, args) {
         let verb = if args.dry_run { "would delete" } else { "deleting" };
         store.ui.note(&format!("{verb} {} ({}): {reason}", one.key, human_bytes(one.bytes)));
-        if args.dry_run || one.delete(store)? {
-            to_delete.push(Deletion { key: one.key.clone(), bytes: one.bytes, reason });
+        match if args.dry_run { Ok(true) } else { one.delete(store) } {
+            Ok(true) => to_delete.push(Deletion { key: one.key.clone(), bytes: one.bytes, reason }),
+            Ok(false) => {}
+            Err(error) if Kind::Interrupted.is(&error) => return Err(error),
+            Err(error) => store.ui.line(&format!("not deleted: {}: {error:#}", one.key)),
         }
     }
     if unnamed_too(args) {
@@ -260,6 +268,10 @@ fn abandoned_downloads(store: &Store<'_>, dry_run: bool, named: &[String]) -> Re
 
 #[cfg(test)]
 mod tests {
+    use xtask_core::cache::Cache;
+    use xtask_core::fs::make_own_dir;
+    use xtask_jobs::Ui;
+
     use super::*;
 
     fn candidate(key: &str, mib: u64, days: u64, used: bool) -> Candidate {
@@ -315,6 +327,23 @@ mod tests {
             chosen(&keep(0)),
             ["new", "idle", "unnamed", "snapshot", "idle snapshot", "snapshot of unnamed"]
         );
+    }
+
+    #[test]
+    fn a_snapshot_that_cannot_be_deleted_stops_no_other_deletion() {
+        let directory = tempfile::tempdir().unwrap();
+        let (cache, ui) = (Cache::at(directory.path()), Ui::quiet());
+        let [blocked, free] = ["a.0101-000000-0001", "b.0101-000000-0002"].map(|name| {
+            let snapshot = cache.snapshots().join(name);
+            make_own_dir(&snapshot).unwrap();
+            snapshot
+        });
+        // This lock cannot be opened. This is also so for a lock of another user.
+        std::os::unix::fs::symlink("/nonexistent", cache.snapshots().join("a.lock")).unwrap();
+        let store = Store { cache: &cache, ui: &ui, offline: true, run: None };
+        let deleted = prune(&store, &PruneArgs::default(), &[]).unwrap();
+        assert_eq!(deleted.iter().map(|one| &*one.key).collect::<Vec<_>>(), ["b.0101-000000-0002"]);
+        assert!(blocked.exists() && !free.exists());
     }
 
     #[test]

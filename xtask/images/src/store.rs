@@ -9,8 +9,11 @@ use anyhow::{Context, Result};
 use fs_err as fs;
 use xtask_core::cache::Cache;
 use xtask_core::digest::{Algorithm, Digest};
+use xtask_core::error::Kind;
 use xtask_core::format::human_bytes;
-use xtask_core::fs::{directories, is_own, make_private_dir, try_lock, write_atomically, write_private};
+use xtask_core::fs::{
+    directories, is_own, lock_holder, make_private_dir, try_lock, write_atomically, write_private,
+};
 use xtask_core::image::Format;
 use xtask_core::image::manifest::{Manifest, Stamp};
 use xtask_core::processes::end_processes;
@@ -104,7 +107,9 @@ impl Store<'_> {
     pub fn lock(&self, key: &str) -> Result<File> {
         make_private_dir(&self.cache.images())?;
         let path = self.directory(&format!("{key}.lock"));
-        wait_for_lock(&path, self.ui, |_| self.ui.tick("another run is making this image"))
+        wait_for_lock(&path, self.ui, |_| {
+            self.ui.tick(&format!("{} is making or deleting this image", lock_holder(&path)))
+        })
     }
 
     /// Returns a file's digest, and shows the progress.
@@ -166,23 +171,34 @@ impl Store<'_> {
     }
 
     /// Ends the processes of builds that were killed, and deletes their directories. This includes the build of `own`,
-    /// whose lock the caller holds.
+    /// whose lock the caller holds. A directory that cannot be deleted is named and skipped, unless it is that of
+    /// `own`.
     pub(crate) fn collect_dead_builds(&self, own: &str) -> Result<()> {
         for directory in directories(&self.cache.images()).into_iter().filter(|path| is_own(path)) {
             let name = name_of(&directory);
             let Some(key) = name.strip_suffix(BUILDING).or_else(|| name.strip_suffix(DELETING)) else {
                 continue;
             };
-            let lock = try_lock(&self.directory(&format!("{key}.lock")))?;
-            if lock.is_none() && key != own {
-                continue;
+            match self.collect_dead_build(&directory, key, own) {
+                Err(error) if key != own && !Kind::Interrupted.is(&error) => {
+                    self.ui.line(&format!("skipped {name}, which cannot be collected: {error:#}"));
+                }
+                collected => collected?,
             }
-            // The kernel sends SIGTERM to mmdebstrap when its run dies, but mmdebstrap may need some time to end.
-            let processes = end_processes(&directory)?;
-            self.ui.line(&format!("collected {name}, whose run died: {processes} process(es) ended"));
-            crate::discard::discard(&directory, self.ui)?;
         }
         Ok(())
+    }
+
+    fn collect_dead_build(&self, directory: &Path, key: &str, own: &str) -> Result<()> {
+        let lock = try_lock(&self.directory(&format!("{key}.lock")))?;
+        if lock.is_none() && key != own {
+            return Ok(());
+        }
+        // The kernel sends SIGTERM to mmdebstrap when its run dies, but mmdebstrap may need some time to end.
+        let processes = end_processes(directory)?;
+        let name = name_of(directory);
+        self.ui.note(&format!("collected {name}, whose run died: {processes} process(es) ended"));
+        crate::discard::discard(directory, self.ui)
     }
 
     /// Returns an error if a run uses the image.

@@ -83,7 +83,7 @@ pub fn inspect(bytes: &[u8], target: &Target<'_>) -> Report {
 /// Inspects only the header. Returns `None` if it fits the target.
 pub fn header(bytes: &[u8], target: &Target<'_>) -> Option<Finding> {
     match Ident::read(bytes) {
-        Err(why) => Some(checks::header::malformed(&format!("it is no 64-bit ELF file: {why}"))),
+        Err(why) => Some(checks::header::no_elf(bytes, &why)),
         Ok(ident) => checks::header::machine(ident, target.device.isa, &target.arch),
     }
 }

@@ -224,3 +224,32 @@ fn sysroot(directory: &Path, arch: VmArchitecture) -> Result<DeviceRoot, Failure
     let inventory = Inventory::of_tree(&tree, &source, arch.profile().multiarch);
     Ok(DeviceRoot::Sysroot(directory.to_owned(), inventory))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_is_no_executable_is_described_in_one_sentence() {
+        let needs = "; the target needs an ELF file with valid headers";
+        let table: [(&[u8], String); 4] = [
+            (b"", format!("it is no 64-bit ELF file, because it is empty{needs}")),
+            (
+                b"text",
+                format!("it is no 64-bit ELF file, because it does not begin with ELF's magic number{needs}"),
+            ),
+            (
+                b"\x7fELF\x02",
+                format!("it is no 64-bit ELF file, because it ends after 5 bytes, within its header{needs}"),
+            ),
+            (
+                b"#!/bin/sh\n",
+                "it is a script, not an executable; the target needs an ELF executable".to_owned(),
+            ),
+        ];
+        for (bytes, expected) in table {
+            let error = check_header(bytes, VmArchitecture::Aarch64).unwrap_err();
+            assert_eq!(error.to_string(), expected);
+        }
+    }
+}

@@ -13,6 +13,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use duct::{Expression, Handle};
 use rustix::process::{Pid, Signal, kill_process_group, set_parent_process_death_signal};
 use xtask_core::limits;
+use xtask_core::message;
 use xtask_core::processes::record_child;
 
 use crate::Ui;
@@ -99,7 +100,7 @@ fn signal_group(group: Pid, signal: Signal) -> Result<()> {
 impl Drop for Child {
     fn drop(&mut self) {
         if let Err(error) = self.stop() {
-            eprintln!("warning: {error:#}");
+            message!("warning: {error:#}");
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The user interface of a job: its output on stderr, and its Ctrl-C. The output has a line for each phase. While a
 //! phase runs, a terminal shows a status line, and any other output gets plain heartbeats.
 
-use std::io::{IsTerminal as _, Write as _};
+use std::io::IsTerminal as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -12,17 +12,13 @@ use xtask_core::cli::{ColorChoice, Verbosity};
 use xtask_core::error::Failure;
 use xtask_core::format::human_seconds;
 use xtask_core::limits;
+use xtask_core::message;
+use xtask_core::output::{clean, plain, write_message};
 use xtask_core::report::PhaseStatus;
 
 use crate::background::Background;
 use crate::history::{History, Usual};
 use crate::interrupt::Interrupt;
-
-/// Writes to stderr and ignores errors. A closed terminal must not prevent a run from tearing down, and `eprintln!`
-/// would panic.
-macro_rules! write_line {
-    ($($words:tt)*) => { drop(writeln!(std::io::stderr(), $($words)*)) };
-}
 
 /// The screen and the Ctrl-C of a command. Clones share both. The screen is locked for one line at a time, and never
 /// while a caller's closure runs.
@@ -168,7 +164,7 @@ impl Ui {
             bar
         });
         if bar.is_none() && !self.verbosity.quiet {
-            write_line!("{title:<10} …{expected}");
+            message!("{title:<10} …{expected}");
         }
         let signs = Signs { last: String::new(), since: now, longest: Duration::ZERO, is_reported: false };
         let title = title.to_owned();
@@ -197,7 +193,7 @@ impl Ui {
         let stuck = status.signs.take(what, status.usual);
         let elapsed = status.started.elapsed().as_secs_f64();
         let rest = status.usual.map_or(String::new(), |usual| format!(", {}", usual.rest(elapsed)));
-        let what: String = what.chars().take(width).collect();
+        let what: String = clean(what).replace('\n', " ").chars().take(width).collect();
         let line = format!("{:<10} {}{rest}  {what}", status.title, human_seconds(elapsed));
         if let Some(silent) = stuck {
             let longest = status.usual.map_or(0.0, |usual| usual.silent);
@@ -209,14 +205,14 @@ impl Ui {
                 human_seconds(longest)
             );
             match &status.bar {
-                Some(bar) => bar.suspend(|| write_line!("{line}\n{text}")),
-                None => write_line!("{line}\n{text}"),
+                Some(bar) => bar.suspend(|| message!("{line}\n  {text}")),
+                None => message!("{line}\n  {text}"),
             }
         }
         match &status.bar {
             Some(bar) => bar.set_message(line),
             None if status.last_heartbeat.elapsed() >= limits::HEARTBEAT && !quiet => {
-                write_line!("{line}");
+                message!("{line}");
                 status.last_heartbeat = Instant::now();
             }
             None => {}
@@ -251,7 +247,8 @@ impl Ui {
             PhaseStatus::Skipped => ("skipped", "33"),
         };
         let (word, seconds) = (format!("{word:<7}"), human_seconds(status.started.elapsed().as_secs_f64()));
-        write_line!("{:<10} {} {seconds:>8}  {detail}", status.title, self.paint(&word, colour));
+        let word = self.paint(&word, colour);
+        write_message(&format!("{:<10} {word} {seconds:>8}  {}\n", status.title, plain(detail)));
     }
 
     /// Prints a line, unless the command is `--quiet`.
@@ -264,8 +261,8 @@ impl Ui {
     /// Prints a line that even `--quiet` shows.
     pub fn line(&self, text: &str) {
         match self.status().as_ref().and_then(|status| status.bar.as_ref()) {
-            Some(bar) => bar.suspend(|| write_line!("{text}")),
-            None => write_line!("{text}"),
+            Some(bar) => bar.suspend(|| message!("{text}")),
+            None => message!("{text}"),
         }
     }
 
@@ -278,7 +275,7 @@ impl Ui {
 
     /// Prints the last line, green or red.
     pub fn verdict(&self, text: &str, good: bool) {
-        write_line!("{}", self.paint(text, if good { "1;32" } else { "1;31" }));
+        write_message(&(self.paint(&plain(text), if good { "1;32" } else { "1;31" }) + "\n"));
     }
 
     fn paint(&self, text: &str, colour: &str) -> String {

@@ -3,6 +3,7 @@
 use std::process::{Child, Stdio};
 
 use anyhow::{Context, Result};
+use xtask_core::message;
 use xtask_core::workspace::Workspace;
 
 /// A cargo process that compiles the dependencies of `xtask-vm`. If libvirt's headers are missing, `--keep-going`
@@ -28,7 +29,7 @@ impl Drop for Ahead {
     /// Ends cargo if preflight failed, for example because the user declined the installation.
     fn drop(&mut self) {
         if let Err(error) = self.0.kill().and_then(|()| self.0.wait()) {
-            eprintln!("warning: stop cargo: {error}");
+            message!("warning: stop cargo: {error}");
         }
     }
 }

@@ -11,6 +11,8 @@ use anyhow::{Result, ensure};
 use xtask_core::arch::VmArchitecture;
 use xtask_core::cli::{CiArgs, MachineArgs};
 use xtask_core::error::{Failure, Verdict};
+use xtask_core::message;
+use xtask_core::output::print;
 use xtask_core::preflight::PreflightRequest;
 use xtask_core::workspace::Workspace;
 
@@ -96,7 +98,7 @@ pub(super) fn run(workspace: &Workspace, args: &CiArgs) -> Result<()> {
         machine: &MachineArgs::default(),
         for_ci: true,
     };
-    super::ready(workspace, &asked, args.fix)?;
+    super::ready(workspace, &asked, args.fix, false)?;
     let mut runner = Runner::new(workspace, draw::of_commit(workspace), args.strict_image);
     runner.one_by_one(LINTS);
     runner.guard();
@@ -109,10 +111,10 @@ pub(super) fn run(workspace: &Workspace, args: &CiArgs) -> Result<()> {
     }
     let count = runner.count;
     for failure in &count.failures {
-        eprintln!("failed: {failure}");
+        message!("failed: {failure}");
     }
     for line in last_lines(&count) {
-        println!("{line}");
+        print(line)?;
     }
     match code(&count, args.strict_image) {
         0 => Ok(()),

@@ -24,8 +24,11 @@ use xtask_core::error::{Failure, host_fault};
 use xtask_core::fs::make_private_dir;
 use xtask_core::host::facts::Facts;
 use xtask_core::image::choice::Choice;
+use xtask_core::message;
+use xtask_core::output::{clean, write_message};
 use xtask_core::plan::Plan;
 use xtask_core::preflight::{Preflight, PreflightRequest, fix, show};
+use xtask_core::report::remove_earlier;
 use xtask_core::workspace::Workspace;
 
 /// Runs the task, or replaces this process with the binary that runs it.
@@ -46,7 +49,7 @@ pub(crate) fn run(cli: &Cli) -> Result<()> {
         }
         Command::Vm(VmCommand::Heavy(command)) => {
             let workspace = Workspace::find()?;
-            vm::prepare(&workspace, command)?;
+            vm::prepare(&workspace, command, verbosity)?;
             become_xtask_vm(&workspace, verbosity, None)
         }
     }
@@ -69,7 +72,7 @@ fn run_heavy(workspace: &Workspace, command: &HeavyCommand, verbosity: Verbosity
     match command {
         HeavyCommand::Image(_) => become_xtask_vm(workspace, verbosity, None),
         HeavyCommand::Bench(args) => {
-            ready_for(workspace, args.arch, &MachineArgs::default(), FixArgs::default())?;
+            ready_for(workspace, args.arch, &MachineArgs::default(), FixArgs::default(), verbosity)?;
             become_xtask_vm(workspace, verbosity, None)
         }
         HeavyCommand::Smoke(args) => smoke(workspace, args, verbosity)
@@ -83,7 +86,7 @@ fn run_heavy(workspace: &Workspace, command: &HeavyCommand, verbosity: Verbosity
 fn smoke(workspace: &Workspace, args: &SmokeArgs, verbosity: Verbosity) -> Result<()> {
     check_smoke(workspace, args)?;
     let ahead = args.fix.fix.then(|| Ahead::start(workspace)).transpose()?;
-    let facts = ready_for(workspace, args.build.arch, &args.machine, args.fix)?;
+    let facts = ready_for(workspace, args.build.arch, &args.machine, args.fix, verbosity)?;
     Plan::check_flags(&facts)?;
     become_xtask_vm(workspace, verbosity, ahead)
 }
@@ -93,7 +96,8 @@ fn check_smoke(workspace: &Workspace, args: &SmokeArgs) -> Result<()> {
     // Make the directory first, so that the report of every later error has a place.
     if let Some(path) = &args.report {
         let made = make_private_dir(path).and_then(|()| {
-            Ok(rustix::fs::access(path, rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK)?)
+            rustix::fs::access(path, rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK)?;
+            remove_earlier(path)
         });
         made.map_err(|error| {
             Failure::usage(format!("--report {}: cannot write to the directory: {error:#}", path.display()))
@@ -109,12 +113,18 @@ fn check_smoke(workspace: &Workspace, args: &SmokeArgs) -> Result<()> {
     Ok(())
 }
 
-/// Runs preflight, with `--fix` if it is given. If no finding blocks, only the degradations are printed.
-fn ready(workspace: &Workspace, asked: &PreflightRequest<'_>, args: FixArgs) -> Result<Preflight> {
+/// Runs preflight, with `--fix` if it is given. If no finding blocks, only the degradations are printed, unless `quiet`
+/// is true.
+fn ready(
+    workspace: &Workspace,
+    asked: &PreflightRequest<'_>,
+    args: FixArgs,
+    quiet: bool,
+) -> Result<Preflight> {
     let preflight = look(workspace, asked, args)?;
     if preflight.blocking().next().is_some() {
-        eprint!("{preflight}");
-    } else {
+        write_message(&clean(&preflight.to_string()));
+    } else if !quiet {
         show::print_degradations(&preflight);
     }
     preflight.verdict()?;
@@ -127,9 +137,10 @@ fn ready_for(
     arch: VmArchitecture,
     machine: &MachineArgs,
     args: FixArgs,
+    verbosity: Verbosity,
 ) -> Result<Facts> {
     let asked = PreflightRequest { architectures: &[arch], machine, for_ci: false };
-    let facts = ready(workspace, &asked, args)?.facts;
+    let facts = ready(workspace, &asked, args, verbosity.quiet)?.facts;
     facts.into_iter().next().context("preflight returned no facts")
 }
 
@@ -140,10 +151,10 @@ fn look(workspace: &Workspace, asked: &PreflightRequest<'_>, args: FixArgs) -> R
 /// Compiles `xtask-vm`, which takes two minutes the first time, and replaces this process with it.
 fn become_xtask_vm(workspace: &Workspace, verbosity: Verbosity, ahead: Option<Ahead>) -> Result<()> {
     if !verbosity.quiet {
-        eprintln!("building xtask-vm; about two minutes the first time, then a second");
+        message!("building xtask-vm; about two minutes the first time, then a second");
     }
     ahead.map_or(Ok(()), Ahead::wait)?;
-    become_binary(workspace, "xtask-vm", "vm")
+    become_binary(workspace, "xtask-vm", "vm", verbosity)
 }
 
 /// Compiles `xtask-inspect`, which takes half a minute the first time, and replaces this process with it. Outside a
@@ -157,17 +168,21 @@ fn become_xtask_inspect(verbosity: Verbosity) -> Result<()> {
         Err(error) => Err(error),
         Ok(workspace) => {
             if !verbosity.quiet && !beside.exists() {
-                eprintln!("building xtask-inspect; about half a minute the first time");
+                message!("building xtask-inspect; about half a minute the first time");
             }
-            become_binary(&workspace, "xtask-inspect", "inspect")
+            become_binary(&workspace, "xtask-inspect", "inspect", verbosity)
         }
     }
 }
 
 /// Compiles another binary, and replaces this process with it. The arguments stay the same. No parent process remains
 /// that would have to pass Ctrl-C and the exit code on.
-fn become_binary(workspace: &Workspace, name: &str, feature: &str) -> Result<()> {
-    let cargo = |subcommand| other_binary(workspace, subcommand, name, feature);
+fn become_binary(workspace: &Workspace, name: &str, feature: &str, verbosity: Verbosity) -> Result<()> {
+    let cargo = |subcommand| {
+        let mut command = other_binary(workspace, subcommand, name, feature);
+        silence_cargo(&mut command, verbosity);
+        command
+    };
     let status = cargo("build").status().with_context(|| format!("run cargo for {name}"))?;
     if !status.success() {
         bail_host!(
@@ -177,6 +192,13 @@ fn become_binary(workspace: &Workspace, name: &str, feature: &str) -> Result<()>
     }
     Err(cargo("run").arg("--").args(std::env::args_os().skip(1)).exec())
         .with_context(|| format!("run cargo for {name}"))
+}
+
+/// With `--quiet`, sets the environment of a command so that every cargo that it starts prints only warnings and errors.
+fn silence_cargo(command: &mut Process, verbosity: Verbosity) {
+    if verbosity.quiet {
+        command.env("CARGO_TERM_QUIET", "true");
+    }
 }
 
 /// Replaces this process with `xtask-complete`, which prints the script. If it must be compiled first, this takes 15 s.
@@ -194,4 +216,21 @@ fn other_binary(workspace: &Workspace, subcommand: &str, name: &str, feature: &s
     command.args([subcommand, "--quiet", "--package", "xtask", "--bin", name, "--features", feature]);
     command.arg("--manifest-path").arg(workspace.root().join("Cargo.toml"));
     command
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_quiet_command_silences_the_cargo_that_it_starts() {
+        let silenced = |quiet| {
+            let mut command = Process::new("cargo");
+            silence_cargo(&mut command, Verbosity { quiet, ..Verbosity::silent() });
+            command
+                .get_envs()
+                .any(|(name, value)| name == "CARGO_TERM_QUIET" && value == Some("true".as_ref()))
+        };
+        assert!(silenced(true) && !silenced(false));
+    }
 }

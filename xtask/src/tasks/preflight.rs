@@ -4,6 +4,7 @@ use anyhow::Result;
 use xtask_core::cli::{PreflightArgs, SmokeArgs, Verbosity};
 use xtask_core::error::Kind;
 use xtask_core::host::facts::Facts;
+use xtask_core::message;
 use xtask_core::plan::Plan;
 use xtask_core::preflight::PreflightRequest;
 use xtask_core::preflight::show::{architectures, present};
@@ -42,6 +43,6 @@ pub(super) fn report(args: &SmokeArgs, error: &anyhow::Error) {
         return;
     }
     if let Err(error) = Report::before_run(args.build.arch, error).write(directory) {
-        eprintln!("warning: {error:#}");
+        message!("warning: {error:#}");
     }
 }

@@ -15,6 +15,8 @@ use xtask_core::cli::SoakArgs;
 use xtask_core::error::Failure;
 use xtask_core::format::human_seconds;
 use xtask_core::fs::directories;
+use xtask_core::message;
+use xtask_core::output::print;
 use xtask_core::processes::processes_naming;
 use xtask_core::runs::instance;
 use xtask_core::snapshot::{BAD, SnapshotManifest};
@@ -64,7 +66,7 @@ pub(super) fn run(workspace: &Workspace, args: &SoakArgs) -> Result<()> {
                 Ok(message) => message.clone(),
                 Err(error) => format!("FAILED: {error:#}"),
             };
-            eprintln!("soak {kind} {round} of {rounds}: {message}");
+            message!("soak {kind} {round} of {rounds}: {message}");
             outcome.is_ok()
         };
         let passed = (1..=rounds).filter(passes).count();
@@ -73,7 +75,7 @@ pub(super) fn run(workspace: &Workspace, args: &SoakArgs) -> Result<()> {
         let (least, most) = (seconds.iter().min().unwrap_or(&0), seconds.iter().max().unwrap_or(&0));
         summary.push(format!("soak {kind}: {passed} passed, {others} failed, {least} to {most} s"));
     }
-    summary.iter().for_each(|line| println!("{line}"));
+    summary.iter().try_for_each(print)?;
     if failed == 0 { Ok(()) } else { Err(Failure::reported(1).into()) }
 }
 
@@ -81,7 +83,7 @@ pub(super) fn run(workspace: &Workspace, args: &SoakArgs) -> Result<()> {
 /// reports everything that is left.
 fn alone() -> Result<()> {
     const OTHER: &str = "or use another IOT_XTASK_CACHE";
-    let cache = Cache::from_env()?;
+    let cache = Cache::open()?;
     let kept = instance::all(&cache).len();
     if kept > 0 {
         bail_host!("soak in a cache that has {kept} machine(s)"; "remove them with cargo xtask vm rm, {OTHER}");
@@ -95,7 +97,7 @@ fn alone() -> Result<()> {
 
 /// Adds an error to the result of a round if the round has left anything.
 fn tidy(result: Result<String>) -> Result<String> {
-    let left = Cache::from_env().map_err(Into::into).and_then(|cache| nothing_left(&cache));
+    let left = Cache::open().and_then(|cache| nothing_left(&cache));
     match (result, left) {
         (Err(error), Err(left)) => Err(error.context(format!("{left:#}"))),
         (result, left) => left.and(result),

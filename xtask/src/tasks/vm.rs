@@ -8,30 +8,31 @@ use anyhow::{Context, Result};
 use serde_json::json;
 
 use xtask_core::cache::Cache;
-use xtask_core::cli::{HeavyVmCommand, LightVmCommand, OneArgs};
+use xtask_core::cli::{HeavyVmCommand, LightVmCommand, OneArgs, Verbosity};
 use xtask_core::error::Failure;
-use xtask_core::format::print_json;
 use xtask_core::host::tools;
 use xtask_core::image::choice::Choice;
+use xtask_core::message;
+use xtask_core::output::{print, print_json};
 use xtask_core::processes::{end_processes, owned};
-use xtask_core::runs;
 use xtask_core::runs::instance::{self, ConsoleLog, Instance, InstanceRecord};
+use xtask_core::runs::{self, Collected};
 use xtask_core::workspace::Workspace;
 
 /// Makes the checks of a command that do not need `xtask-vm`.
-pub(super) fn prepare(workspace: &Workspace, command: &HeavyVmCommand) -> Result<()> {
+pub(super) fn prepare(workspace: &Workspace, command: &HeavyVmCommand, verbosity: Verbosity) -> Result<()> {
     match command {
         HeavyVmCommand::Up(args) => {
             Choice::from_args(&args.machine.image, args.arch)?;
             if let Some(name) = &args.name {
-                instance::check_name(&Cache::from_env()?, name)?;
+                instance::check_name(&Cache::open()?, name)?;
             }
-            super::ready_for(workspace, args.arch, &args.machine, args.fix).map(drop)
+            super::ready_for(workspace, args.arch, &args.machine, args.fix, verbosity).map(drop)
         }
         HeavyVmCommand::Start(OneArgs { machine })
         | HeavyVmCommand::Stop(OneArgs { machine })
         | HeavyVmCommand::Console { machine, .. } => {
-            instance::find(&Cache::from_env()?, machine.as_deref())?;
+            instance::find(&Cache::open()?, machine.as_deref())?;
             Ok(())
         }
     }
@@ -39,12 +40,12 @@ pub(super) fn prepare(workspace: &Workspace, command: &HeavyVmCommand) -> Result
 
 /// Prints the output of an instance's serial console so far.
 pub(super) fn show_console(machine: Option<&str>) -> Result<()> {
-    let instance = instance::find(&Cache::from_env()?, machine)?;
+    let instance = instance::find(&Cache::open()?, machine)?;
     ConsoleLog::open(&instance.machine.console)?.show().map(drop)
 }
 
 pub(super) fn run(command: &LightVmCommand) -> Result<()> {
-    let cache = Cache::from_env()?;
+    let cache = Cache::open()?;
     let find = |machine: &Option<String>| instance::find(&cache, machine.as_deref());
     match command {
         LightVmCommand::List { json } => list(&cache, *json),
@@ -70,7 +71,7 @@ pub(super) fn run(command: &LightVmCommand) -> Result<()> {
         LightVmCommand::Rm(args) => {
             let instance = find(&args.machine)?;
             let processes = instance::remove(&instance)?;
-            eprintln!("removed {}: ended {processes} process(es), deleted its disk", instance.machine.name);
+            message!("removed {}: ended {processes} process(es), deleted its disk", instance.machine.name);
             Ok(())
         }
         LightVmCommand::Gc { dry_run, json } => gc(&cache, *dry_run, *json),
@@ -86,13 +87,13 @@ fn list(cache: &Cache, as_json: bool) -> Result<()> {
             machine
         };
         let machines: Vec<_> = instances.iter().map(machine).collect();
-        return Ok(print_json(&json!({ "schema": instance::SCHEMA, "machines": machines }))?);
+        return print_json(&json!({ "schema": instance::SCHEMA, "machines": machines }));
     }
     for one in &instances {
         let machine = &one.machine;
         let state = if one.is_running() { "running" } else { "off" };
         let (InstanceRecord { name, image, made_at, .. }, arch) = (machine, machine.arch.to_string());
-        println!("{name:<20} {state:<8} {arch:<8} {image:<14} made {made_at}");
+        print(format_args!("{name:<20} {state:<8} {arch:<8} {image:<14} made {made_at}"))?;
     }
     Ok(())
 }
@@ -123,31 +124,34 @@ fn power_cut(instance: &Instance) -> Result<()> {
     let processes = end_processes(&instance.work())?;
     let name = &instance.machine.name;
     match processes {
-        0 => eprintln!("{name} was already off"),
-        _ => eprintln!("{name} is off; boot it with cargo xtask vm start {name}"),
+        0 => message!("{name} was already off"),
+        _ => message!("{name} is off; boot it with cargo xtask vm start {name}"),
     }
     Ok(())
 }
 
 fn gc(cache: &Cache, dry_run: bool, as_json: bool) -> Result<()> {
-    let collected: Vec<(String, usize)> = if dry_run {
+    let all: Vec<_> = if dry_run {
         let work = |id: &str| owned(&cache.runs().join(id).join("w")).len();
-        runs::dead(cache).into_iter().map(|id| (id.clone(), work(&id))).collect()
+        runs::dead(cache).into_iter().map(|id| Collected { processes: Ok(work(&id)), id }).collect()
     } else {
-        runs::gc(cache)?.into_iter().map(|dead| (dead.id, dead.processes)).collect()
+        runs::gc(cache)?
     };
+    all.iter().filter(|one| one.processes.is_err()).for_each(|skipped| message!("{skipped}"));
+    let collected: Vec<_> =
+        all.iter().filter_map(|one| Some((&one.id, *one.processes.as_ref().ok()?))).collect();
     if as_json {
         let runs: Vec<_> =
             collected.iter().map(|(id, processes)| json!({ "run": id, "processes": processes })).collect();
         let outcome = json!({ "schema": instance::SCHEMA, "collected": !dry_run, "runs": runs });
-        return Ok(print_json(&outcome)?);
+        return print_json(&outcome);
     }
     let what = if dry_run { "would collect" } else { "collected" };
     for (id, processes) in &collected {
-        println!("{what} {id}: {processes} process(es)");
+        print(format_args!("{what} {id}: {processes} process(es)"))?;
     }
     if collected.is_empty() {
-        eprintln!("no dead run has left files");
+        message!("no dead run has left files");
     }
     Ok(())
 }

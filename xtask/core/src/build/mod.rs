@@ -18,6 +18,7 @@ use crate::arch::{MachineProfile, VmArchitecture};
 use crate::cli::BuildArgs;
 use crate::digest::Algorithm;
 use crate::error::host_fault;
+use crate::output::write_message;
 use crate::workspace::Workspace;
 use crate::{bail_guest, bail_host};
 use configuration::Configuration;
@@ -144,7 +145,7 @@ fn run_cargo(mut command: Command, what: &str) -> Result<String> {
         if let Some(diagnostic) = artifact::diagnostic(&line) {
             // Cargo may show its progress in the last line of the terminal. Clear this line first.
             let clear = if on_terminal { "\r\x1b[K" } else { "" };
-            eprint!("{clear}{}", diagnostic.rendered.as_deref().unwrap_or_default());
+            write_message(&format!("{clear}{}", diagnostic.rendered.as_deref().unwrap_or_default()));
             is_rejected |= artifact::rejects_source(&diagnostic);
         }
         messages.push_str(&line);

@@ -86,6 +86,12 @@ fn own_source(wanted: &str, args: &ImageArgs) -> Result<Option<Source>, Failure>
     let path = Path::new(wanted)
         .canonicalize()
         .map_err(|error| Failure::usage(format!("--image {wanted}: {error}")))?;
+    if path.to_str().is_none_or(|path| path.contains(char::is_control)) {
+        let path = path.display();
+        return refuse(&format!(
+            "libvirt's XML cannot name the path {path}: rename the file or its directory"
+        ));
+    }
     if !path.is_file() {
         return Err(Failure::usage(format!("--image {wanted}: not a file")));
     }
@@ -104,6 +110,9 @@ fn own_image(wanted: &str, source: Source, arch: VmArchitecture) -> Image {
 
 #[cfg(test)]
 mod tests {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt as _;
+
     use super::*;
     use crate::cli::{Cli, Command, HeavyCommand};
     use clap::Parser as _;
@@ -167,6 +176,15 @@ mod tests {
         for (words, message) in table {
             let error = choose(words).unwrap_err().to_string();
             assert!(error.contains(message), "{words:?}: {error}");
+        }
+        for name in [&b"\xff.qcow2"[..], b"a\nb.qcow2"] {
+            let (file, link) =
+                (directory.path().join(OsStr::from_bytes(name)), directory.path().join("link"));
+            std::fs::write(&file, "").unwrap();
+            std::os::unix::fs::symlink(&file, &link).unwrap();
+            let error = choose(&["--image", link.to_str().unwrap(), "--unverified"]).unwrap_err().to_string();
+            assert!(error.contains("cannot name the path"), "{error}");
+            std::fs::remove_file(&link).unwrap();
         }
     }
 

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::io::{BufRead as _, IsTerminal as _, Write as _};
+use std::io::{BufRead as _, IsTerminal as _};
 
 use anyhow::{Context, Result};
 
@@ -14,6 +14,8 @@ use crate::cli::FixArgs;
 use crate::error::Failure;
 use crate::host::facts::Facts;
 use crate::host::packages::PackageManager;
+use crate::message;
+use crate::output::write_message;
 use crate::workspace::Workspace;
 
 /// The maximum number of rounds. A round consists of a check and the repairs that are then possible. One repair can
@@ -181,18 +183,17 @@ fn steps<'a>(facts: &Facts, findings: impl IntoIterator<Item = &'a Finding>) -> 
 }
 
 fn show(commands: &[Vec<String>], systemd: bool) {
-    eprintln!("to make this machine ready, these commands run:");
+    message!("to make this machine ready, these commands run:");
     for command in commands {
-        eprintln!("    {}", command.join(" "));
+        message!("    {}", command.join(" "));
     }
     if systemd {
-        eprintln!("(services that the packages enable are disabled again)");
+        message!("(services that the packages enable are disabled again)");
     }
 }
 
 fn ask() -> Result<()> {
-    eprint!("run them? [Y/n] ");
-    std::io::stderr().flush().context("ask on the terminal")?;
+    write_message("run them? [Y/n] ");
     let mut answer = String::new();
     let read = std::io::stdin().lock().read_line(&mut answer).context("read the answer from the terminal")?;
     // If the input has ended, the user has not agreed.

@@ -10,11 +10,10 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 
-use crate::bail_host;
 use crate::host::local::LocalHost;
 use crate::host::packages::PackageManager;
 use crate::host::tools;
-use crate::limits;
+use crate::{bail_host, limits, message};
 
 /// The variable that keeps apt from asking questions (debconf(7)).
 const QUIET_APT: &str = "DEBIAN_FRONTEND=noninteractive";
@@ -67,10 +66,10 @@ fn update(command: &[String], lock: &Path) -> Result<()> {
     let deadline = Instant::now() + limits::PACKAGE_LOCK;
     while let Err(error) = run(command) {
         if !is_locked(lock)? || Instant::now() > deadline {
-            eprintln!("warning: {error:#}; the packages are installed from the lists that are there");
+            message!("warning: {error:#}; the packages are installed from the lists that are there");
             return Ok(());
         }
-        eprintln!("waiting until another process releases {}", lock.display());
+        message!("waiting until another process releases {}", lock.display());
         while is_locked(lock)? && Instant::now() < deadline {
             sleep(limits::POLL);
         }
@@ -141,7 +140,7 @@ pub(super) fn refuses(host: &LocalHost, has_terminal: bool) -> Option<&'static s
 /// stdout is only for results.
 fn run(command: &[String]) -> Result<()> {
     let line = command.join(" ");
-    eprintln!("$ {line}");
+    message!("$ {line}");
     let (program, arguments) = command.split_first().context("an empty command")?;
     let status = Command::new(program)
         .args(arguments)

@@ -10,8 +10,10 @@ use super::{Preflight, findings, fix};
 use crate::arch::VmArchitecture;
 use crate::cli::PreflightArgs;
 use crate::error::Failure;
-use crate::format::{name_of, print_json};
+use crate::format::name_of;
 use crate::host::facts::Facts;
+use crate::message;
+use crate::output::{clean, print_json, write_message};
 
 /// Returns the architecture of `--arch`, or all architectures if this flag is not given.
 pub fn architectures(args: &PreflightArgs) -> Vec<VmArchitecture> {
@@ -27,7 +29,7 @@ pub fn present(preflight: &Preflight, args: &PreflightArgs) -> Result<()> {
     if args.json {
         print_json(&as_json(preflight, verdict.is_ok()))?;
     } else {
-        eprint!("{preflight}");
+        write_message(&clean(&preflight.to_string()));
     }
     verdict
 }
@@ -139,7 +141,7 @@ impl Display for Preflight {
 /// Prints a line for each finding that degrades, because it may explain the result of a run.
 pub fn print_degradations(preflight: &Preflight) {
     for finding in preflight.findings.iter().filter(|finding| finding.severity == Severity::Degrades) {
-        eprintln!("note: {}", finding.sentence);
+        message!("note: {}", finding.sentence);
     }
 }
 

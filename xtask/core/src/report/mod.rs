@@ -14,11 +14,24 @@ pub use schema::*;
 use crate::arch::VmArchitecture;
 use crate::error::{self, Verdict};
 use crate::format::{human_seconds, name_of, now_rfc3339, round};
-use crate::fs::write_atomically;
+use crate::fs::{remove_file, write_atomically};
 use crate::git::Commit;
 
 /// The file name of the report.
 pub const REPORT: &str = "report.json";
+
+/// The names of the files that a run writes into its directory or into that of `--report`.
+pub const FILES: [&str; 8] =
+    [REPORT, "console.log", "markers.log", "journal.log", "nats.log", "qemu.log", "domain.xml", "qmp.json"];
+
+/// Deletes the files of an earlier run in the directory of `--report`. Otherwise, they would lie beside the report of
+/// a run that ends before it has such files.
+///
+/// # Errors
+/// Returns an error that names the file that cannot be deleted.
+pub fn remove_earlier(directory: &Path) -> Result<()> {
+    FILES.iter().try_for_each(|name| remove_file(&directory.join(name)))
+}
 
 /// The schema number of `report.json`.
 pub const SCHEMA: u32 = 2;
@@ -322,6 +335,18 @@ mod tests {
         let read: Report = serde_json::from_value(json).unwrap();
         assert_eq!(read.snapshot.unwrap().age_seconds, None);
         assert!(read.workspace.is_none() && read.agent.unwrap().inspect_warnings.is_empty());
+    }
+
+    #[test]
+    fn the_files_of_an_earlier_run_are_removed_and_no_others() {
+        let directory = tempfile::tempdir().unwrap();
+        for name in FILES.iter().chain(&["notes.txt"]) {
+            std::fs::write(directory.path().join(name), "").unwrap();
+        }
+        remove_earlier(directory.path()).unwrap();
+        let left: Vec<_> = crate::fs::entries(directory.path()).collect();
+        assert_eq!(left, [directory.path().join("notes.txt")]);
+        remove_earlier(directory.path()).unwrap();
     }
 
     #[test]

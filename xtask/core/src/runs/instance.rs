@@ -4,17 +4,19 @@
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::{ErrorKind, Read as _, Write as _};
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
-use super::{KEPT, RunDir, has_form_of_id};
+use super::collect::Host;
+use super::{GUARD, KEPT, RunDir, has_form_of_id};
 use crate::arch::VmArchitecture;
 use crate::cache::Cache;
 use crate::error::Failure;
 use crate::fs::{directories, lock, remove_tree, try_lock, write_atomically};
+use crate::output::write;
 use crate::processes::{end_processes, owned};
 use crate::{bail_host, limits};
 
@@ -80,9 +82,13 @@ impl Instance {
     /// instance.
     ///
     /// # Errors
-    /// Returns a failure of the host if another command, or the run that made the instance, still holds the lock.
+    /// Returns a failure of the host if another command, or the run that made the instance, still holds the lock. Also
+    /// returns one if the instance is on another host that shares the cache.
     pub fn lock(&self) -> Result<File> {
         let name = &self.machine.name;
+        if let Some(host) = Host::other(&self.directory)? {
+            bail_host!("{name}: it is a machine of the host {host}"; "use it on that host");
+        }
         match try_lock(&self.directory.join("lock"))? {
             Some(lock) => Ok(lock),
             None => bail_host!(
@@ -121,12 +127,7 @@ impl ConsoleLog {
     pub fn show(&mut self) -> Result<bool> {
         let mut output = Vec::new();
         self.0.read_to_end(&mut output)?;
-        let mut out = std::io::stdout().lock();
-        match out.write_all(&output).and_then(|()| out.flush()) {
-            // The reader may close the pipe when it has read enough.
-            Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),
-            written => written.context("write to stdout").map(|()| true),
-        }
+        write(&output)
     }
 }
 
@@ -184,7 +185,7 @@ pub fn check_name(cache: &Cache, name: &str) -> Result<(), Failure> {
 /// # Errors
 /// Returns an error if the name is taken, or if a file cannot be written.
 pub fn keep(run: &RunDir, cache: &Cache, machine: InstanceRecord) -> Result<()> {
-    let _guard = lock(&cache.runs().join(".lock"))?;
+    let _guard = lock(&cache.runs().join(GUARD), || Ok(()))?;
     check_name(cache, &machine.name)?;
     Instance { machine, directory: run.path().to_owned() }.save()
 }
@@ -197,7 +198,7 @@ pub fn keep(run: &RunDir, cache: &Cache, machine: InstanceRecord) -> Result<()> 
 pub fn remove(kept: &Instance) -> Result<usize> {
     let _lock = kept.lock()?;
     // No other command may read the directories while one of them is deleted.
-    let _guard = kept.directory.parent().map(|runs| lock(&runs.join(".lock"))).transpose()?;
+    let _guard = kept.directory.parent().map(|runs| lock(&runs.join(GUARD), || Ok(()))).transpose()?;
     let processes = end_processes(&kept.work())?;
     remove_tree(&kept.directory)?;
     Ok(processes)
@@ -228,6 +229,7 @@ pub fn known_host(public_key: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::collect::HOST;
     use super::*;
 
     fn instance(cache: &Cache, id: &str, name: &str) -> Instance {
@@ -279,7 +281,10 @@ mod tests {
         let error = instance.ssh().unwrap_err();
         assert!(error.to_string().contains("the machine is off"), "{error:#}");
         assert!(crate::error::hint(&error).unwrap().contains("vm start dev"));
-        let _held = instance.lock().unwrap();
+        let held = instance.lock().unwrap();
         assert!(instance.lock().is_err());
+        drop(held);
+        std::fs::write(instance.directory.join(HOST), "another-boot another-host\n").unwrap();
+        assert!(instance.lock().unwrap_err().to_string().contains("another-host"));
     }
 }

@@ -5,6 +5,7 @@
 //! ```text
 //! runs/<id>/.iot-xtask     the marker; a directory without it is never collected
 //! runs/<id>/lock           held while the run lives
+//! runs/<id>/host           the host of the run; another host does not collect it
 //! runs/<id>/kept           the record of an instance, for `cargo xtask vm`
 //! runs/<id>/report.json    and console.log …: the files that remain
 //! runs/<id>/w/             the files that are deleted: disks, NVRAM, keys, the broker's store
@@ -22,23 +23,25 @@ use anyhow::{Context, Result};
 use crate::cache::Cache;
 use crate::format::now_rfc3339;
 use crate::fs::{
-    directories, is_own, lock, make_own_dir, make_private_dir, read_if_there, remove_file, remove_tree,
-    try_lock, write_atomically,
+    directories, lock, make_own_dir, make_private_dir, read_if_there, remove_file, remove_tree, try_lock,
+    write_atomically, write_private,
 };
 use crate::processes::end_processes;
 
+mod collect;
 pub mod instance;
+
+pub(crate) use collect::KEPT;
+pub use collect::{Collected, has_form_of_id};
+use collect::{HOST, Host, collect, id_of, is_run};
 
 /// The names of two files in a run's working directory. The first one contains the path of the image's directory, the
 /// second one that of the snapshot's directory. The second name is `frozen`, because existing caches use this name.
 const IMAGE: &str = "image";
 const SNAPSHOT: &str = "frozen";
 
-/// The name of the file that makes a run's directory an instance. [`instance`] defines the content of the file.
-pub(crate) const KEPT: &str = "kept";
-
-/// The number of finished runs whose reports are kept.
-const FINISHED_RUNS_KEPT: usize = 20;
+/// The lock file in the directory of the runs. It is held while a run's directory is made or deleted.
+pub(crate) const GUARD: &str = ".lock";
 
 /// The directory of a live run.
 #[derive(Debug)]
@@ -48,36 +51,23 @@ pub struct RunDir {
     _lock: File,
 }
 
-/// A dead run whose processes were ended and whose files were deleted.
-#[derive(Debug)]
-pub struct Collected {
-    pub id: String,
-    /// The number of processes that were ended.
-    pub processes: usize,
-}
-
-impl std::fmt::Display for Collected {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { id, processes } = self;
-        write!(f, "collected the run {id}, which died: {processes} process(es) ended, its directory deleted")
-    }
-}
-
 impl RunDir {
-    /// Collects dead runs, then makes the directory of a new run.
+    /// Collects dead runs, then makes the directory of a new run. `check` can end the wait for another process that
+    /// collects or makes a run.
     ///
     /// # Errors
-    /// Returns an error if the cache cannot be written, or if a dead run cannot be collected.
-    pub fn create(cache: &Cache) -> Result<(Self, Vec<Collected>)> {
+    /// Returns an error if the cache cannot be written, or the error of `check`.
+    pub fn create(cache: &Cache, check: impl Fn() -> Result<()>) -> Result<(Self, Vec<Collected>)> {
         let runs = cache.runs();
         make_private_dir(&runs)?;
         // Every process holds this lock while it makes or deletes directories of runs. Therefore no other run can
         // collect the new directory before it is complete.
-        let _guard = lock(&runs.join(".lock"))?;
+        let _guard = lock(&runs.join(GUARD), check)?;
         let collected = collect(&runs)?;
         let id = new_id()?;
         let path = runs.join(&id);
         make_own_dir(&path)?;
+        write_private(&path.join(HOST), Host::this()?.to_string())?;
         make_private_dir(&path.join("w/v"))?;
         let lock = try_lock(&path.join("lock"))?.context("lock a directory that was just made")?;
         Ok((Self { id, path, _lock: lock }, collected))
@@ -132,14 +122,15 @@ impl RunDir {
         remove_tree(&self.work())
     }
 
-    /// Deletes the whole directory of a run that has no report.
+    /// Deletes the whole directory of a run that has no report. `check` can end the wait for another process that
+    /// collects or makes a run.
     ///
     /// # Errors
-    /// Returns an error if a process cannot be ended or a file cannot be deleted.
-    pub fn discard(self) -> Result<()> {
+    /// Returns an error if a process cannot be ended or a file cannot be deleted, or the error of `check`.
+    pub fn discard(self, check: impl Fn() -> Result<()>) -> Result<()> {
         self.clean()?;
         // No other command may read the directories while one of them is deleted.
-        let _guard = self.path.parent().map(|runs| lock(&runs.join(".lock"))).transpose()?;
+        let _guard = self.path.parent().map(|runs| lock(&runs.join(GUARD), check)).transpose()?;
         remove_tree(&self.path)
     }
 }
@@ -165,15 +156,18 @@ pub fn snapshot_of(work: &Path) -> Result<Option<PathBuf>> {
 pub fn dead(cache: &Cache) -> Vec<String> {
     // A new run makes its directory first and takes the lock of this directory afterwards. In between, it holds the
     // lock `.lock`.
-    let guard = File::open(cache.runs().join(".lock"));
-    let Ok(_guard) = guard.and_then(|file| file.lock().map(|()| file)) else {
-        // If the file `.lock` does not exist, there was no run yet.
+    let guard = cache.runs().join(GUARD);
+    if !guard.exists() {
+        // There was no run yet.
         return Vec::new();
-    };
+    }
+    // Without the lock, the list can name a run that is being made.
+    let Ok(_guard) = lock(&guard, || Ok(())) else { return Vec::new() };
     let is_dead = |path: &Path| {
         is_run(path)
             && path.join("w").exists()
             && !path.join(KEPT).exists()
+            && Host::other(path).is_ok_and(|other| other.is_none())
             // If the run has no lock file, or if the lock cannot be queried, the run does not count as dead.
             && File::open(path.join("lock"))
                 .is_ok_and(|file| file.try_lock().is_ok())
@@ -188,60 +182,8 @@ pub fn dead(cache: &Cache) -> Vec<String> {
 pub fn gc(cache: &Cache) -> Result<Vec<Collected>> {
     let runs = cache.runs();
     make_private_dir(&runs)?;
-    let _guard = lock(&runs.join(".lock"))?;
+    let _guard = lock(&runs.join(GUARD), || Ok(()))?;
     collect(&runs)
-}
-
-/// Collects the dead runs, and deletes the oldest finished runs. Instances are not touched. Other programs also use
-/// directories with the name `runs`, so only directories that `cargo xtask` has made are touched.
-fn collect(runs: &Path) -> Result<Vec<Collected>> {
-    let mut collected = Vec::new();
-    let mut finished = Vec::new();
-    for path in directories(runs) {
-        let Some(id) = id_of(&path).filter(|_| is_run(&path)) else { continue };
-        let is_kept = || path.join(KEPT).exists();
-        // The lock of an instance is not taken here, because commands that use the instance would then find it taken.
-        if is_kept() {
-            continue;
-        }
-        // The run may have become an instance just before its lock was taken here, so this is checked again. The lock
-        // is held until the end of this loop's body.
-        let Some(_lock) = try_lock(&path.join("lock"))?.filter(|_| !is_kept()) else { continue };
-        let work = path.join("w");
-        if work.exists() {
-            let processes = end_processes(&work)?;
-            remove_tree(&path)?;
-            collected.push(Collected { id, processes });
-        } else {
-            // The lock file is made at the start of the run and never written to, so its modification time is the run's
-            // start.
-            finished.push((fs_err::metadata(path.join("lock"))?.modified()?, path));
-        }
-    }
-    // The runs are sorted by their start and not by their names, because a name contains no year.
-    finished.sort();
-    let old = finished.len().saturating_sub(FINISHED_RUNS_KEPT);
-    for (_, path) in &finished[..old] {
-        remove_tree(path)?;
-    }
-    Ok(collected)
-}
-
-/// Returns whether a directory is that of a run: it has the marker, and its name has the form of an id.
-fn is_run(path: &Path) -> bool {
-    is_own(path) && id_of(path).is_some_and(|id| has_form_of_id(&id))
-}
-
-/// Returns whether a name has the form of a run's id: `1124-100000-00ab`.
-pub fn has_form_of_id(name: &str) -> bool {
-    let parts: Vec<_> = name.split('-').collect();
-    let digits =
-        |part: &str, count: usize, radix| part.len() == count && part.chars().all(|c| c.is_digit(radix));
-    matches!(parts[..], [day, time, random] if digits(day, 4, 10) && digits(time, 6, 10) && digits(random, 4, 16))
-}
-
-fn id_of(path: &Path) -> Option<String> {
-    Some(path.file_name()?.to_str()?.to_owned())
 }
 
 /// Returns the id of a new run: month and day, time of day, and a random number that distinguishes runs of the same
@@ -256,6 +198,7 @@ fn new_id() -> Result<String> {
 
 #[cfg(test)]
 mod tests {
+    use super::collect::FINISHED_RUNS_KEPT;
     use super::*;
     use crate::fs::mark;
     use crate::limits;
@@ -317,9 +260,41 @@ mod tests {
 
         let collected = collect(runs).unwrap();
         assert_eq!(collected.len(), 1);
-        assert_eq!((collected[0].id.as_str(), collected[0].processes), ("0101-000000-0001", 1));
+        assert_eq!((collected[0].id.as_str(), &collected[0].processes), ("0101-000000-0001", &Ok(1)));
         assert!(!dead.exists() && live.exists());
         assert!(!left.wait().unwrap().success(), "killed");
+    }
+
+    #[test]
+    fn a_run_that_cannot_be_collected_is_named_and_stops_no_other_collection() {
+        let directory = tempfile::tempdir().unwrap();
+        let cache = Cache::at(directory.path());
+        let runs = &cache.runs();
+        let of_host = |id: &str, host: &str| {
+            let run = dead_run(runs, id);
+            fs::write(run.join(HOST), host).unwrap();
+            run
+        };
+        let this = Host::this().unwrap();
+        let elsewhere = of_host("0101-000000-0001", "another-boot another-host\n");
+        // The lock of this run cannot be opened. This is also so for a run of another user.
+        let blocked = dead_run(runs, "0101-000000-0002");
+        fs::remove_file(blocked.join("lock")).unwrap();
+        std::os::unix::fs::symlink("/nonexistent", blocked.join("lock")).unwrap();
+        let dead = [
+            of_host("0101-000000-0003", &format!("another-boot {}\n", this.name)),
+            of_host("0101-000000-0004", &format!("{} a-container\n", this.boot)),
+            dead_run(runs, "0101-000000-0005"),
+        ];
+        File::create(runs.join(GUARD)).unwrap();
+        assert_eq!(super::dead(&cache).len(), dead.len());
+        let (run, collected) = RunDir::create(&cache, || Ok(())).unwrap();
+        assert_eq!(fs::read_to_string(run.path().join(HOST)).unwrap(), this.to_string());
+        let skipped: Vec<_> = collected.iter().filter(|one| one.processes.is_err()).collect();
+        let [first, second] = skipped[..] else { panic!("{skipped:?}") };
+        let text = [first, second].map(ToString::to_string).concat();
+        assert!(text.contains("another-host") && text.contains("0101-000000-0002"), "{text}");
+        assert!(elsewhere.exists() && blocked.exists() && dead.iter().all(|run| !run.exists()));
     }
 
     #[test]

@@ -19,8 +19,9 @@ use serde_json::{Value, json};
 use xtask_core::bail_guest;
 use xtask_core::cli::{BumpArgs, Verbosity};
 use xtask_core::error::{Failure, host_fault};
-use xtask_core::format::print_json;
 use xtask_core::image::shown;
+use xtask_core::message;
+use xtask_core::output::{print_json, write};
 use xtask_core::workspace::Workspace;
 
 use self::catalogue::{BumpEntry, CatalogueText};
@@ -70,9 +71,9 @@ pub(crate) fn run(workspace: &Workspace, args: &BumpArgs, verbosity: Verbosity) 
     } else {
         // The path is as `git diff` shows it, if the catalogue is in the workspace.
         let name = catalogue.path.strip_prefix(workspace.root()).unwrap_or(&catalogue.path);
-        print!("{}", shown(&diff::unified(&name.to_string_lossy(), &catalogue.text, &text)));
+        write(shown(&diff::unified(&name.to_string_lossy(), &catalogue.text, &text)).as_bytes())?;
     }
-    eprintln!("{}", newest.verdict(&entry, changed, args.dry_run));
+    message!("{}", newest.verdict(&entry, changed, args.dry_run));
     Ok(())
 }
 
@@ -108,7 +109,7 @@ impl<'a> Trust<'a> {
                 shown(entry.index.as_str())
             )));
         }
-        eprintln!("WARNING: {name}: THESE DIGESTS ARE NOT SIGNED; only the TLS connection protects them");
+        message!("WARNING: {name}: THESE DIGESTS ARE NOT SIGNED; only the TLS connection protects them");
         Ok(Self::Connection)
     }
 }
@@ -187,9 +188,10 @@ impl Bump<'_> {
         let url = self.entry.url(to, &file);
         let same = url == old.url && digest == old.digest;
         if from == to && !same {
-            eprintln!(
+            message!(
                 "WARNING: release {to} is already pinned for {} with the digest {}, but its publisher now lists {digest}",
-                old.arch, old.digest
+                old.arch,
+                old.digest
             );
         }
         // Files with the same digest have the same length.

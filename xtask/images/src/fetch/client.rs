@@ -4,6 +4,7 @@ use std::error::Error as StdError;
 use std::time::Duration;
 
 use anyhow::Result;
+use hyper_util::client::proxy::matcher::Matcher;
 use reqwest::redirect::{Attempt, Policy};
 use reqwest::{Client, ClientBuilder};
 use xtask_core::error::Failure;
@@ -14,6 +15,8 @@ use super::limits::{CONNECT, FetchLimits};
 
 /// Upper bound for the redirects of one request. Browsers follow twenty redirects, and a mirror needs three.
 const MAX_REDIRECTS: usize = 10;
+
+const CHECK_PROXY: &str = "check HTTPS_PROXY and HTTP_PROXY (http://user:password@host:port), and NO_PROXY for hosts on this side of the proxy";
 
 /// The reason why an attempt ended without the file.
 #[derive(Debug)]
@@ -89,21 +92,23 @@ pub(super) fn trouble(error: reqwest::Error, address: &Address) -> Trouble {
     if !error.is_connect() {
         return passing(format!("download {address}: the connection broke: {cause}"));
     }
-    let unreachable = |hint: &str| Failure::unreachable(format!("reach {address}: {cause}"), hint);
+    let unreachable = |hint: &str| Failure::unreachable(format!("{}: {cause}", reach(address)), hint);
     if chain(&error).any(is_tls) {
         let hint = "behind a proxy with its own CA, point SSL_CERT_FILE at a PEM file with that CA; check this machine's clock too";
         return Trouble::Final(unreachable(hint).into());
     }
     // hyper-util does not export its error type, so its messages are compared. The first one stands for a 407. The
     // second one stands for every other refusal, and some of those are temporary (503).
-    let refused = |message: &str| proxy_refuses(&format!("reach {address}"), message);
+    let refused = |message: &str| proxy_refuses(address, message);
     if cause.contains("proxy authorization required") {
         return Trouble::Final(refused("the proxy requires credentials").into());
     }
     if cause.contains("tunnel error") {
         return Trouble::Passing { error: refused(&format!("the proxy: {cause}")).into(), after: None };
     }
-    let hint = if error.is_dns() {
+    let hint = if proxy_for(address).is_some() {
+        CHECK_PROXY
+    } else if error.is_dns() {
         "check the host name and this machine's DNS; behind a proxy set HTTPS_PROXY"
     } else {
         "check the network; behind a proxy set HTTPS_PROXY, and NO_PROXY for hosts on this side of it"
@@ -111,10 +116,24 @@ pub(super) fn trouble(error: reqwest::Error, address: &Address) -> Trouble {
     Trouble::Passing { error: unreachable(hint).into(), after: None }
 }
 
+/// Describes the attempt to reach an address, with the proxy that the attempt uses.
+fn reach(address: &Address) -> String {
+    match proxy_for(address) {
+        Some(proxy) => format!("reach {address} through the proxy {proxy} of the environment"),
+        None => format!("reach {address}"),
+    }
+}
+
+/// Returns the proxy for an address, without its credentials. `None` if the environment names no proxy for it.
+fn proxy_for(address: &Address) -> Option<String> {
+    // reqwest finds its proxies in the same way.
+    let proxy = Matcher::from_system().intercept(&address.url().as_str().parse().ok()?)?;
+    Some(shown(&proxy.uri().to_string()).trim_end_matches('/').to_owned())
+}
+
 /// Returns the failure for a proxy that refuses a request.
-pub(super) fn proxy_refuses(attempted: &str, message: &str) -> Failure {
-    let hint = "check HTTPS_PROXY and HTTP_PROXY (http://user:password@host:port), and NO_PROXY";
-    Failure::unreachable(format!("{attempted}: {message}"), hint)
+pub(super) fn proxy_refuses(address: &Address, message: &str) -> Failure {
+    Failure::unreachable(format!("{}: {message}", reach(address)), CHECK_PROXY)
 }
 
 /// Returns the trouble for a failure of the network, which may pass.

@@ -5,6 +5,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
+use xtask_core::fs::lock_holder;
 
 use crate::store::wait_for_lock;
 use xtask_jobs::Ui;
@@ -21,7 +22,9 @@ impl Lock {
     pub(super) fn wait(target: &Path, ui: &Ui) -> Result<Self> {
         let path = PathBuf::from([target.as_os_str(), ".lock".as_ref()].join("".as_ref()));
         loop {
-            let file = wait_for_lock(&path, ui, |_| ui.tick("another process is downloading this file"))?;
+            let file = wait_for_lock(&path, ui, |_| {
+                ui.tick(&format!("{} is downloading this file", lock_holder(&path)))
+            })?;
             // If the last holder has deleted the lock file meanwhile, this lock does not exclude other processes.
             if stands(&path, &file) {
                 return Ok(Self { path, _file: file });

@@ -42,7 +42,7 @@ impl Download<'_> {
                 return Err(Trouble::Passing { error, after });
             }
             ResponseKind::ProxyRefuses(what) => {
-                let error = proxy_refuses(&format!("reach {}", self.address), &what);
+                let error = proxy_refuses(self.address, &what);
                 return Err(Trouble::Final(error.into()));
             }
             ResponseKind::Final { what, hint } => return Err(self.failed(&what, hint).into()),

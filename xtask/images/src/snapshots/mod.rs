@@ -20,7 +20,7 @@ use anyhow::Result;
 use fs_err as fs;
 use xtask_core::cache::Cache;
 use xtask_core::digest::{Algorithm, Digest};
-use xtask_core::fs::{directories, is_own, make_private_dir, mark, remove_tree, write_private};
+use xtask_core::fs::{directories, is_own, lock_holder, make_private_dir, mark, remove_tree, write_private};
 use xtask_core::snapshot::{BAD, FILES, Ingredients, MANIFEST, SavedFile, SnapshotManifest};
 use xtask_core::{bail_host, runs};
 
@@ -69,12 +69,13 @@ pub fn lock(cache: &Cache, key: &str, limit: Duration, ui: &Ui) -> Result<File> 
         // Show the seconds, because no guest of this run can show a sign of life yet.
         let seconds = waited.as_secs();
         ui.tick(&format!(
-            "waiting {seconds} s so far for another run, which makes this snapshot or restores from it"
+            "waiting {seconds} s so far for {}, which makes this snapshot or restores from it",
+            lock_holder(&path)
         ))?;
         if waited > limit {
             bail_host!(
-                "wait for the snapshot {key}: another run has held {} for {} s", path.display(), limit.as_secs();
-                "wait for that run, or end it: it has the file open (see fuser); --cold needs no snapshot"
+                "wait for the snapshot {key}: {} has held {} for {} s", lock_holder(&path), path.display(), limit.as_secs();
+                "wait for that process, or end it; --cold needs no snapshot"
             );
         }
         Ok(())
@@ -94,7 +95,7 @@ pub fn find(cache: &Cache, key: &str, wanted: &Ingredients, ui: &Ui) -> Result<O
                 usable = Some(Snapshot { directory: found.directory, manifest });
             }
             _ if found.users.is_empty() => {
-                ui.line(&format!("deleting the snapshot {}, which will not be used again", found.name()));
+                ui.note(&format!("deleting the snapshot {}, which will not be used again", found.name()));
                 remove(&found.directory)?;
             }
             _ => {}

@@ -34,7 +34,7 @@ pub(crate) fn machine(ident: Ident, isa: Isa, arch: &str) -> Option<Finding> {
         kind => format!("of ELF type {kind}"),
     };
     let found = format!("it is {kind}, not an executable");
-    refused("elf-type", &found, "an executable or a shared object")
+    refused("elf-type", &found, "the target needs an executable or a shared object")
 }
 
 /// Checks the flags. Neither architecture defines any (AAELF64, 5.1; x86-64 psABI, 4.1).
@@ -56,10 +56,19 @@ fn machine_name(machine: u16) -> String {
     }
 }
 
+/// Returns the finding for a file without an ELF header.
+pub(crate) fn no_elf(bytes: &[u8], why: &str) -> Finding {
+    if bytes.starts_with(b"#!") {
+        let (found, offers) = ("it is a script, not an executable", "the target needs an ELF executable");
+        return Finding::refused("malformed", found, offers, "give the executable that the script starts");
+    }
+    malformed(&format!("it is no 64-bit ELF file, because {why}"))
+}
+
 /// Returns the finding for headers that are not valid.
 pub(crate) fn malformed(why: &str) -> Finding {
     let remedy = "build or copy it again, and compare its size and digest with the original's";
-    Finding::refused("malformed", why, "an ELF file with valid headers", remedy)
+    Finding::refused("malformed", why, "the target needs an ELF file with valid headers", remedy)
 }
 
 /// Checks that the entry point is in an executable segment.

@@ -101,11 +101,8 @@ impl Ident {
     /// Returns an error if the file has no ELF header.
     pub fn read(data: &[u8]) -> Result<Self, String> {
         if !data.starts_with(b"\x7fELF") {
-            let what = match data {
-                [] => "it is empty",
-                [b'#', b'!', ..] => "it is a script",
-                _ => "it does not begin with ELF's magic number",
-            };
+            let is_empty = data.is_empty();
+            let what = if is_empty { "it is empty" } else { "it does not begin with ELF's magic number" };
             return Err(what.to_owned());
         }
         if data.len() < 52 {

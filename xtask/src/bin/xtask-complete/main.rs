@@ -2,7 +2,6 @@
 //! calls it at each press of Tab. If it is called in any other way, it prints the script that makes the shell call it.
 //! It is a binary of its own because clap's completion engine would take `xtask` past its limit of crates.
 
-use std::io::{ErrorKind, Write as _};
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -12,8 +11,9 @@ use clap_complete::engine::{ArgValueCandidates, CompletionCandidate};
 use clap_complete::env::{CompleteEnv, Shells};
 use xtask_core::cache::Cache;
 use xtask_core::cli::{Cli, Shell};
-use xtask_core::error::{self, host_fault};
+use xtask_core::error::host_fault;
 use xtask_core::image::catalogue::Catalogue;
+use xtask_core::output::{conclude, write};
 use xtask_core::runs::instance;
 use xtask_core::workspace::Workspace;
 
@@ -37,24 +37,8 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let printed = script(arguments.shell)
         .map_err(|error| host_fault(error, "print the completion script".to_owned(), REMEDY))
-        .and_then(|script| print(script.as_bytes()));
-    match printed {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            for line in error::lines(&error) {
-                eprintln!("{line}");
-            }
-            ExitCode::from(error::code(&error))
-        }
-    }
-}
-
-/// Prints the script. A reader that closes the pipe early (`| head`) is no error.
-fn print(script: &[u8]) -> Result<()> {
-    match std::io::stdout().write_all(script) {
-        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
-        written => written.context("write the completion script to stdout"),
-    }
+        .and_then(|script| write(script.as_bytes()));
+    conclude(&printed.map(drop))
 }
 
 /// Returns the command line with the candidates that are known only at run time.

@@ -5,6 +5,8 @@ use xshell::Shell;
 
 use xtask_core::build;
 use xtask_core::cli::BuildArgs;
+use xtask_core::message;
+use xtask_core::output::print;
 use xtask_core::workspace::Workspace;
 use xtask_inspection::check_agent;
 
@@ -12,7 +14,6 @@ pub(crate) fn run(workspace: &Workspace, args: &BuildArgs) -> Result<()> {
     let shell = Shell::new().context("create the shell that runs commands")?;
     let agent = build::build(&shell, workspace, args)?;
     check_agent(&agent)?;
-    eprintln!("built {} for {}", agent.describe(), agent.arch);
-    println!("{}", agent.path.display());
-    Ok(())
+    message!("built {} for {}", agent.describe(), agent.arch);
+    print(agent.path.display())
 }

@@ -11,7 +11,9 @@ use xshell::Shell;
 use xtask_core::build;
 use xtask_core::cli::{BuildArgs, InspectArgs, Verbosity};
 use xtask_core::error::Failure;
-use xtask_core::format::{print_json, round};
+use xtask_core::format::round;
+use xtask_core::message;
+use xtask_core::output::print_json;
 use xtask_core::workspace::Workspace;
 use xtask_inspection::{DeviceRoot, Inspection};
 
@@ -59,13 +61,13 @@ fn as_json(
             "libraries": inventory.libraries.len(),
         }),
         DeviceRoot::Sysroot(path, inventory) => {
-            json!({ "from": path, "known": "all", "libraries": inventory.libraries.len() })
+            json!({ "from": path.to_string_lossy(), "known": "all", "libraries": inventory.libraries.len() })
         }
     };
     json!({
         "schema": SCHEMA,
         "verdict": if report.is_sound() { "sound" } else { "refused" },
-        "file": { "path": path, "bytes": bytes },
+        "file": { "path": path.to_string_lossy(), "bytes": bytes },
         "target": {
             "arch": inspection.arch, "device": inspection.device.name, "about": inspection.device.about,
             "libraries": known,
@@ -80,14 +82,14 @@ fn print(path: &Path, inspection: &Inspection, report: &Report, verbosity: Verbo
         let informs = report.of(Severity::Informs).filter(|finding| verbosity.verbose || says_more(finding));
         for finding in report.of(Severity::Refused).chain(report.of(Severity::Warned)).chain(informs) {
             for line in lines(finding) {
-                eprintln!("{line}");
+                message!("{line}");
             }
         }
     }
     let verdict = if report.is_sound() { "sound" } else { "REFUSED" };
     let warnings = report.of(Severity::Warned).count();
     let warned = if warnings == 0 { String::new() } else { format!(", {warnings} warning(s)") };
-    eprintln!(
+    message!(
         "{verdict}{warned}: {} on {} with {}",
         path.display(),
         inspection.device.name,

@@ -9,19 +9,12 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 use xtask_core::cli::{Cli, Command, LightCommand};
-use xtask_core::error::{self, Failure};
+use xtask_core::error::Failure;
+use xtask_core::output::conclude;
 use xtask_core::workspace::Workspace;
 
 fn main() -> ExitCode {
-    match execute(&Cli::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            for line in error::lines(&error) {
-                eprintln!("{line}");
-            }
-            ExitCode::from(error::code(&error))
-        }
-    }
+    conclude(&execute(&Cli::parse()))
 }
 
 fn execute(cli: &Cli) -> anyhow::Result<()> {

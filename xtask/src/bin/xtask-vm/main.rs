@@ -15,21 +15,13 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 use xtask_core::cli::{Cli, Command, HeavyCommand, HeavyVmCommand, VmCommand};
-use xtask_core::error::{self, Failure};
+use xtask_core::error::Failure;
+use xtask_core::output::conclude;
 use xtask_core::workspace::Workspace;
 
 fn main() -> ExitCode {
     silence_libvirt();
-    let cli = Cli::parse();
-    match execute(&cli) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            for line in error::lines(&error) {
-                eprintln!("{line}");
-            }
-            ExitCode::from(error::code(&error))
-        }
-    }
+    conclude(&execute(&Cli::parse()))
 }
 
 /// Disables the log of libvirt's embedded driver, which would go to stderr in the middle of the screen. libvirt also

@@ -2,6 +2,7 @@
 //! third of them is enough.
 
 use xtask_core::git;
+use xtask_core::message;
 use xtask_core::workspace::Workspace;
 
 /// The tables whose cases are tests, each as the prefix of the tests' names. A test that contains a whole table reads
@@ -15,7 +16,7 @@ pub(super) const THIRD: &str = "IOT_XTASK_THIRD";
 /// Returns the third of each table that the commit's hash selects, or `None` without git.
 pub(super) fn of_commit(workspace: &Workspace) -> Option<usize> {
     let third = third(&git::head(workspace.root())?)?;
-    eprintln!("== of each table, the commit draws {THIRD}={third}; cargo xtask soak --all tries all cases");
+    message!("== of each table, the commit draws {THIRD}={third}; cargo xtask soak --all tries all cases");
     Some(third)
 }
 
@@ -46,7 +47,7 @@ pub(super) fn split_tests(third: Option<usize>, names: &[String]) -> (Vec<String
 pub(super) fn note_skipped<'a>(table: &str, names: impl Iterator<Item = &'a str>) {
     let names: Vec<_> = names.collect();
     if !names.is_empty() {
-        eprintln!("== {table}: skipped by the draw: {}", names.join(", "));
+        message!("== {table}: skipped by the draw: {}", names.join(", "));
     }
 }
 

@@ -9,6 +9,8 @@ use anyhow::{Context, Result, bail, ensure};
 
 use xtask_core::error::{Failure, Kind, Verdict};
 use xtask_core::format::human_seconds;
+use xtask_core::message;
+use xtask_core::output::write_message;
 use xtask_core::workspace::Workspace;
 
 use super::draw::{TABLES, THIRD, note_skipped, split_tests};
@@ -81,12 +83,12 @@ impl<'a> Runner<'a> {
         match result {
             Ok(()) => {
                 self.count.passed += 1;
-                eprintln!("== {name}: passed in {seconds}");
+                message!("== {name}: passed in {seconds}");
             }
             Err(error) => {
                 self.count.failed += 1;
                 self.count.unavailable += u64::from(Kind::Host.is(&error));
-                eprintln!("== {name}: FAILED in {seconds}: {error:#}");
+                message!("== {name}: FAILED in {seconds}: {error:#}");
                 self.count.failures.push(format!("{name}: {error:#}"));
             }
         }
@@ -101,7 +103,7 @@ impl<'a> Runner<'a> {
             .context("run cargo tree");
         let checked = tree.and_then(|output| check_tree(&String::from_utf8_lossy(&output.stdout)));
         if let Ok(crates) = &checked {
-            eprintln!("== {name}: {crates} crates (limit {MAX_CRATES}), no virt-sys");
+            message!("== {name}: {crates} crates (limit {MAX_CRATES}), no virt-sys");
         }
         self.close(name, "no time", checked.map(drop));
     }
@@ -149,7 +151,7 @@ impl<'a> Runner<'a> {
         let more =
             smoke.as_ref().map(|smoke| smoke.begin(self.strict_image)).transpose()?.unwrap_or_default();
         let line = format!("cargo {arguments}");
-        eprintln!("== {name}: {line}");
+        message!("== {name}: {line}");
         let stderr = if label.is_empty() { Stdio::inherit() } else { Stdio::piped() };
         let mut child = self
             .cargo(&arguments)
@@ -204,7 +206,7 @@ fn pass_on(from: impl std::io::Read, label: &str, mut look: impl FnMut(&str)) ->
     for text in BufReader::new(from).lines() {
         let text = text.context("read a line")?;
         look(&text);
-        eprintln!("{label}{text}");
+        write_message(&format!("{label}{text}\n"));
     }
     Ok(())
 }

@@ -11,6 +11,7 @@ use xtask_core::cache::Cache;
 use xtask_core::cli::SoakArgs;
 use xtask_core::fs::{directories, is_own, remove_tree};
 use xtask_core::limits;
+use xtask_core::message;
 use xtask_core::processes::{Process, owned};
 use xtask_core::snapshot::RAM;
 
@@ -48,7 +49,7 @@ pub(super) fn kill_and_go_on(args: &SoakArgs, round: u32) -> Result<String> {
         if let Some(message) = kill_once(args, round)? {
             return Ok(message);
         }
-        eprintln!("soak kill {round}: no process to kill yet; trying another moment");
+        message!("soak kill {round}: no process to kill yet; trying another moment");
     }
     bail!("no process to kill at {DRAWS} moments: smokes are shorter here than the kill window")
 }
@@ -107,7 +108,7 @@ fn ended(child: &mut Child) -> Result<Option<ExitStatus>> {
 
 /// Runs one round and returns a line about it, or `None` if no process could be killed.
 fn kill_once(args: &SoakArgs, round: u32) -> Result<Option<String>> {
-    let cache = Cache::from_env()?;
+    let cache = Cache::open()?;
     let makes_a_snapshot = !args.cold && round % 4 == 1;
     if makes_a_snapshot {
         // The soak may have begun hours ago. Since then, a user may have made an instance on a snapshot.

@@ -165,6 +165,11 @@ fn nobody_there_is_tried_again_and_said() {
     client.assert_refused(&ended, 69, &[&format!("reach http://{nobody}/image"), "refused", "5 attempts"]);
     let ended = client.fetch("http://no-such-host.invalid/image", &digest);
     client.assert_refused(&ended, 69, &["reach http://no-such-host.invalid"]);
+    let proxy = [("HTTPS_PROXY", &*format!("http://user:secret@{nobody}"))];
+    let ended = fetch(&client, "https://no-such-host.invalid/image", Some(&digest), &proxy);
+    let words = format!("through the proxy http://{nobody} of the environment");
+    client.assert_refused(&ended, 69, &[&words, "refused", "check HTTPS_PROXY"]);
+    assert!(!ended.message.contains("secret"), "{}", ended.message);
 }
 
 #[test]

@@ -43,8 +43,8 @@ fn cache(facts: &Facts) -> Option<Finding> {
             Some(Finding::blocks("cache-path", sentence, error.to_string(), set("a shorter directory")))
         }
         (Err(error), _) => {
-            let sentence = "no directory for the cache is known";
-            Some(Finding::blocks("cache", sentence, error.to_string(), own))
+            let sentence = "no usable directory for the cache is known";
+            Some(Finding::blocks("cache", sentence, error.to_string(), error.remedy()))
         }
         (Ok(cache), Err(error)) => {
             let cache = cache.display();

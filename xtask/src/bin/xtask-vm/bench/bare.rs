@@ -19,6 +19,7 @@ use xtask_core::report::PhaseStatus;
 use xtask_core::runs::RunDir;
 use xtask_core::snapshot::neutral_seed;
 use xtask_images::{ReadyImage, Store};
+use xtask_jobs::Ui;
 use xtask_jobs::child::{Child, Job};
 
 use super::Bench;
@@ -45,13 +46,13 @@ impl Bench<'_> {
             self.ui.end(PhaseStatus::Passed, ready.how);
             body(&plan, &ready)
         });
-        ended(user, outcome)
+        ended(user, self.ui, outcome)
     }
 }
 
 /// Deletes the directory of a run and returns `outcome`. If both fail, the error of `outcome` is returned.
-fn ended<T>(run: RunDir, outcome: Result<T>) -> Result<T> {
-    let gone = run.discard();
+fn ended<T>(run: RunDir, ui: &Ui, outcome: Result<T>) -> Result<T> {
+    let gone = run.discard(|| ui.check());
     outcome.and_then(|outcome| gone.map(|()| outcome))
 }
 
@@ -88,7 +89,7 @@ impl Bare<'_> {
         let run = begin_run(&self.bench.cache, self.bench.ui)?;
         let outcome = body(&run);
         // The console log of a failed boot is kept.
-        if outcome.is_ok() { ended(run, outcome) } else { run.clean().and(outcome) }
+        if outcome.is_ok() { ended(run, self.bench.ui, outcome) } else { run.clean().and(outcome) }
     }
 
     /// Starts QEMU for the first boot of the disk. `network` is the value of `-netdev`, and `more` are further

@@ -10,6 +10,7 @@ use xtask_core::arch::Accelerator;
 use xtask_core::error::Failure;
 use xtask_core::format::round;
 use xtask_core::fs::{make_private_dir, write_private};
+use xtask_core::message;
 use xtask_core::plan::Plan;
 use xtask_core::report::{Phase, Report};
 use xtask_core::{bail_host, limits};
@@ -107,7 +108,7 @@ pub(super) fn run(bench: &Bench<'_>) -> Result<()> {
     let path = directory.join("claims.json");
     write_private(&path, format!("{figures:#}"))?;
     bench.print(&figures, table(bench, &claims, &rounds))?;
-    eprintln!("written to {}", path.display());
+    message!("written to {}", path.display());
     let broken: Vec<_> = claims.iter().filter(|claim| !claim.holds).map(ClaimResult::describe).collect();
     let error = format!("measurements exceed their limits: {}", broken.join("; "));
     let hint = "check that nothing else runs on this machine, and compare the rounds in the JSON";

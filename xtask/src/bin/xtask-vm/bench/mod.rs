@@ -27,6 +27,8 @@ use xtask_core::cli::{BenchArgs, BenchSubject, BuildArgs, Verbosity};
 use xtask_core::error::{Verdict, host_fault};
 use xtask_core::format::{name_of, round};
 use xtask_core::fs::{is_own, make_own_dir, make_private_dir, try_lock};
+use xtask_core::message;
+use xtask_core::output::{print, print_json};
 use xtask_core::processes::end_processes;
 use xtask_core::report::Report;
 use xtask_core::workspace::Workspace;
@@ -68,7 +70,7 @@ struct Bench<'a> {
 
 impl<'a> Bench<'a> {
     fn new(workspace: &'a Workspace, args: &'a BenchArgs, ui: &'a Ui) -> Result<Self> {
-        let cache = Cache::from_env()?;
+        let cache = Cache::open()?;
         make_private_dir(cache.root())?;
         let scratch = cache.root().join("bench");
         let Some(lock) = try_lock(&cache.root().join("bench.lock"))? else {
@@ -142,11 +144,7 @@ impl<'a> Bench<'a> {
 
     /// Prints the figures as JSON, or as this text.
     fn print(&self, figures: &impl Serialize, text: impl Display) -> Result<()> {
-        match self.args.json {
-            true => println!("{}", serde_json::to_string_pretty(figures)?),
-            false => println!("{text}"),
-        }
-        Ok(())
+        if self.args.json { print_json(&serde_json::to_value(figures)?) } else { print(text) }
     }
 
     /// Prints a comparison of two ways to do the same thing. The speedup is the ratio of the mean times.
@@ -169,7 +167,7 @@ impl Drop for Bench<'_> {
     fn drop(&mut self) {
         // The directory is also deleted after a Ctrl-C, so this deletion does not react to the Ctrl-C.
         if let Err(error) = discard(&self.scratch, &self.ui.uninterruptible()) {
-            eprintln!("warning: {error:#}");
+            message!("warning: {error:#}");
         }
     }
 }

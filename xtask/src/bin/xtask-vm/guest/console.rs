@@ -7,10 +7,17 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use fs_err::File;
+use xtask_core::bail_guest;
 use xtask_core::error::Failure;
+use xtask_core::format::human_bytes;
+use xtask_core::output::clean;
 
 /// The number of console lines that a report shows.
 const TAIL_LINES: usize = 30;
+
+/// The size in bytes at which a log of the guest ends the run, before it fills the disk and this process's memory. The
+/// output of a boot with all of systemd's debug messages is smaller.
+const LARGEST_LOG: u64 = 16 << 20;
 
 /// Console lines that mean that the guest will never be up. Each row has the text to look for, the message, and the
 /// remedy.
@@ -80,11 +87,21 @@ impl Output {
             file => file?,
         };
         file.seek(SeekFrom::Start(self.offset))?;
-        self.offset += file.read_to_end(&mut self.partial)? as u64;
+        let rest = (LARGEST_LOG + 1).saturating_sub(self.offset);
+        self.offset += file.take(rest).read_to_end(&mut self.partial)? as u64;
+        if self.offset > LARGEST_LOG {
+            bail_guest!(
+                "the guest has written more than {} to {}", human_bytes(LARGEST_LOG), self.path.display();
+                "read the end of this log for what the guest repeats"
+            );
+        }
         let end = self.partial.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
         let complete: Vec<u8> = self.partial.drain(..end).collect();
         let text = String::from_utf8_lossy(&complete);
-        let lines = text.split(['\n', '\r']).map(clean).filter(|line| !line.is_empty());
+        let lines = text
+            .split(['\n', '\r'])
+            .map(|line| clean(line).trim().to_owned())
+            .filter(|line| !line.is_empty());
         let known = self.lines.len();
         self.lines.extend(lines);
         Ok(self.lines[known..].to_vec())
@@ -167,29 +184,11 @@ impl Console {
     }
 }
 
-/// Removes escape sequences (ECMA-48 CSI and OSC) and other control characters.
-fn clean(line: &str) -> String {
-    let mut text = String::with_capacity(line.len());
-    let mut characters = line.chars().peekable();
-    while let Some(character) = characters.next() {
-        match character {
-            '\x1b' => match characters.next() {
-                Some('[') => while characters.next().is_some_and(|c| !('\x40'..='\x7e').contains(&c)) {},
-                Some(']') => while characters.next().is_some_and(|c| c != '\x07') {},
-                _ => {}
-            },
-            '\t' => text.push(' '),
-            c if c.is_control() => {}
-            c => text.push(c),
-        }
-    }
-    text.trim().to_owned()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::io::Write as _;
+    use xtask_core::error::Kind;
 
     fn console(content: &[u8]) -> (tempfile::TempDir, Console) {
         let directory = tempfile::tempdir().unwrap();
@@ -234,6 +233,21 @@ mod tests {
         let (_directory, mut console) = console(b"BusyBox v1.35\n(initramfs) ");
         console.read().unwrap();
         assert!(console.fault().unwrap().to_string().contains("initramfs"));
+    }
+
+    #[test]
+    fn a_guest_that_does_not_stop_printing_ends_the_run() {
+        let (directory, mut console) = console(b"a line\n");
+        let log = std::fs::File::options().write(true).open(directory.path().join("console.log")).unwrap();
+        log.set_len(LARGEST_LOG).unwrap();
+        console.read().unwrap();
+        append(&console, b"one more\n");
+        let error = console.read().unwrap_err();
+        assert!(Kind::Guest.is(&error) && error.to_string().contains("console.log"), "{error:#}");
+        // The log may grow faster than it is read.
+        log.set_len(100 * LARGEST_LOG).unwrap();
+        console.read().unwrap_err();
+        assert!(console.serial.partial.len() as u64 <= LARGEST_LOG + 1, "the memory is not bounded");
     }
 
     #[test]

@@ -17,7 +17,9 @@ pub(crate) mod workload;
 
 /// Deletes dead runs, and prints a line about each of them. Makes the directory of a new run.
 pub(crate) fn begin_run(cache: &Cache, ui: &Ui) -> Result<RunDir> {
-    let (run, collected) = RunDir::create(cache)?;
-    collected.iter().for_each(|dead| ui.line(&dead.to_string()));
+    let (run, collected) = RunDir::create(cache, || ui.check())?;
+    for dead in collected {
+        if dead.processes.is_ok() { ui.note(&dead.to_string()) } else { ui.line(&dead.to_string()) }
+    }
     Ok(run)
 }

@@ -25,6 +25,7 @@ use xtask_core::error::{Failure, host_fault};
 use xtask_core::fs::{make_private_dir, write_private};
 use xtask_core::limits;
 use xtask_core::machine::DOMAIN_NAME;
+use xtask_core::message;
 use xtask_core::processes::emulator;
 
 /// The flag starts a domain with its processors stopped, so that QEMU's machine can be read before any guest code runs.
@@ -303,7 +304,7 @@ fn start_event_loop() -> Result<()> {
         std::thread::spawn(|| {
             loop {
                 if let Err(error) = virt::event::event_run_default_impl() {
-                    eprintln!("warning: libvirt's event loop: {error}");
+                    message!("warning: libvirt's event loop: {error}");
                     std::thread::sleep(limits::POLL);
                 }
             }

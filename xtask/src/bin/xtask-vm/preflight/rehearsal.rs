@@ -45,7 +45,7 @@ struct Stage<'a> {
 /// Rehearses the machine of each architecture and returns the findings. All files of the rehearsal are deleted.
 pub(super) fn findings(facts: &[Facts], args: &PreflightArgs, ui: &Ui) -> Result<Vec<Finding>> {
     let mut started = Instant::now();
-    let cache = Cache::from_env()?;
+    let cache = Cache::open()?;
     let run = begin_run(&cache, ui)?;
     let hint = "see the causes; a smoke would fail in the same way";
     let hypervisor = Hypervisor::open(&run.libvirt_root(), &cache)
@@ -66,7 +66,7 @@ pub(super) fn findings(facts: &[Facts], args: &PreflightArgs, ui: &Ui) -> Result
         Ok(found)
     });
     let findings = findings.collect::<Result<Vec<_>>>();
-    stage.run.discard()?;
+    stage.run.discard(|| ui.check())?;
     Ok(findings?.concat())
 }
 

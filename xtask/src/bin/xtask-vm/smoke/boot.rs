@@ -165,7 +165,7 @@ fn without_kvm(run: &Run<'_>, plan: &Plan, reason: &str) -> Result<Plan> {
     if !plan.may_fall_back() {
         return Err(Failure::host(reason, "leave out --accel to have the guest emulated").into());
     }
-    run.ui.line(&format!("{reason}: starting again under emulation"));
+    run.ui.note(&format!("{reason}: starting again under emulation"));
     let plan = plan.under_tcg(&reason);
     run.times.set_kind(plan.kind());
     run.times.set_limit(plan.limits.boot());

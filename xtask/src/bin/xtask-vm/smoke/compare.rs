@@ -9,8 +9,9 @@ use xtask_core::cache::Cache;
 use xtask_core::cli::{Half, Sabotage, SmokeArgs, Verbosity};
 use xtask_core::error::{Failure, Verdict};
 use xtask_core::format::name_of;
-use xtask_core::fs::{make_private_dir, remove_file, try_lock};
-use xtask_core::report::Report;
+use xtask_core::fs::{make_private_dir, try_lock};
+use xtask_core::message;
+use xtask_core::report::{REPORT, Report, remove_earlier};
 use xtask_core::{bail_guest, bail_host};
 
 use xtask_jobs::Ui;
@@ -21,7 +22,7 @@ pub(super) fn run(args: &SmokeArgs, verbosity: Verbosity) -> Result<()> {
     check_flags(args)?;
     let own = std::env::current_exe().context("find this very program")?;
     let ui = Ui::install(verbosity)?;
-    let cache = Cache::from_env()?;
+    let cache = Cache::open()?;
     let directory = cache.root().join("compared");
     make_private_dir(&directory)?;
     let Some(_lock) = try_lock(&directory.join("lock"))? else {
@@ -60,7 +61,7 @@ pub(super) fn run(args: &SmokeArgs, verbosity: Verbosity) -> Result<()> {
             "a check of cargo xtask does not work; that is a bug of cargo xtask, not of the agent"
         );
     }
-    eprintln!("the warm run and the cold one agree: {}", directory.display());
+    message!("the warm run and the cold one agree: {}", directory.display());
     match warm.verdict {
         Verdict::Verified => Ok(()),
         verdict => Err(Failure::reported(verdict.exit_code()).into()),
@@ -86,8 +87,8 @@ fn check_flags(args: &SmokeArgs) -> Result<(), Failure> {
 /// Runs a smoke to its end, with any verdict, and reads the report that it writes into `directory`.
 pub(crate) fn smoke(mut command: Command, directory: &Path) -> Result<Report> {
     command.arg("--report").arg(directory).stdin(Stdio::null());
-    let path = directory.join("report.json");
-    remove_file(&path)?;
+    let path = directory.join(REPORT);
+    remove_earlier(directory)?;
     let status = command.status().context("run a smoke")?;
     let text = match fs_err::read(&path) {
         Ok(text) => text,

@@ -132,7 +132,7 @@ pub(crate) fn ensure_or_fall_back(
         _ => return Err(host_fault(error, plan)),
     };
     let Some(fallback) = plan.fallback.clone() else { return Err(error) };
-    store.ui.line(&format!(
+    store.ui.note(&format!(
         "{} is not tested: {reason}; using the fallback image {}, which is built from packages. Pass --strict-image to fail instead",
         plan.image.name, fallback.name
     ));

@@ -40,6 +40,8 @@ use xtask_core::format::{human_seconds, name_of};
 use xtask_core::host::facts::Facts;
 use xtask_core::host::tools;
 use xtask_core::limits::INVENTORY;
+use xtask_core::message;
+use xtask_core::output::{print, print_json};
 use xtask_core::plan::Plan;
 use xtask_core::preflight::{Preflight, PreflightRequest};
 use xtask_core::report::{Phase, Report, StatusEvidence, WorkloadEvidence};
@@ -84,7 +86,7 @@ pub(crate) fn run(workspace: &Workspace, args: &SmokeArgs, verbosity: Verbosity)
 fn report_before_run(args: &SmokeArgs, error: &Error) {
     let Some(directory) = &args.report else { return };
     if let Err(error) = Report::before_run(args.build.arch, error).write(directory) {
-        eprintln!("warning: {error:#}");
+        message!("warning: {error:#}");
     }
 }
 
@@ -169,12 +171,7 @@ pub(crate) fn up(workspace: &Workspace, up: &UpArgs, verbosity: Verbosity) -> Re
     let mut vm = None;
     let outcome = machine_alone(&run, &mut recorder, &mut vm);
     let instance = recorder.hand_over(outcome, vm, up.name.as_deref())?;
-    if up.json {
-        println!("{}", serde_json::to_string_pretty(&instance)?);
-    } else {
-        println!("{}", instance.name);
-    }
-    Ok(())
+    if up.json { print_json(&serde_json::to_value(&instance)?) } else { print(instance.name) }
 }
 
 fn machine_alone(run: &Run<'_>, recorder: &mut Recorder<'_>, slot: &mut Option<RunningVm>) -> Result<()> {

@@ -1,7 +1,7 @@
 //! The record of a run: the times of its phases and its report. At the end of the run, [`Recorder`] does the teardown
 //! and determines the verdict.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Error, Result, bail};
@@ -136,12 +136,14 @@ impl<'a> Recorder<'a> {
     }
 
     pub(super) fn agent(&mut self, agent: &Agent) {
+        // JSON has no strings that are not UTF-8.
+        let readable = |path: &Path| PathBuf::from(path.to_string_lossy().into_owned());
         let (given_as, profile, rustflags) = match agent.origin.clone() {
-            Origin::Given(path) => (Some(path), None, None),
+            Origin::Given(path) => (Some(readable(&path)), None, None),
             Origin::Built { profile, rustflags } => (None, Some(profile), rustflags),
         };
         self.report.agent = Some(AgentReport {
-            path: agent.path.clone(),
+            path: readable(&agent.path),
             sha256: agent.sha256.clone(),
             version: None,
             target: agent.arch.profile().triple.to_owned(),
@@ -221,6 +223,7 @@ impl<'a> Recorder<'a> {
             self.report.write(dir.path())
         });
         match written {
+            Ok(path) if verdict == Verdict::Verified => ui.note(&format!("report: {}", path.display())),
             Ok(path) => ui.line(&format!("report: {}", path.display())),
             Err(error) => ui.line(&format!("warning: {error:#}")),
         }
@@ -283,8 +286,6 @@ fn attributed(phase: Phase, error: Error) -> Error {
 
 #[cfg(test)]
 mod tests {
-    use std::path::PathBuf;
-
     use clap::Parser as _;
     use xtask_core::cache::Cache;
     use xtask_core::cli::{Cli, Command, HeavyCommand};

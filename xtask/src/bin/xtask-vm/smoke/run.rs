@@ -3,10 +3,10 @@
 use std::cell::RefCell;
 use std::path::Path;
 
-use anyhow::{Error, Result};
+use anyhow::Result;
 use xtask_core::cache::Cache;
 use xtask_core::error::{self, Kind};
-use xtask_core::fs::remove_file;
+use xtask_core::fs::{remove_file, write_private};
 use xtask_core::runs::RunDir;
 use xtask_core::workspace::Workspace;
 use xtask_images::Store;
@@ -40,9 +40,7 @@ impl<'a> Run<'a> {
     /// # Errors
     /// Returns a failure of the host if the cache cannot be used.
     pub(crate) fn begin(workspace: &'a Workspace, options: RunOptions<'a>, ui: Ui) -> Result<Self> {
-        let begun = Cache::from_env()
-            .map_err(Error::from)
-            .and_then(|cache| Self::in_cache(cache, workspace, options, ui));
+        let begun = Cache::open().and_then(|cache| Self::in_cache(cache, workspace, options, ui));
         begun.map_err(|error| {
             let hint =
                 "see the causes; set IOT_XTASK_CACHE to a directory of this user with a short absolute path";
@@ -135,16 +133,25 @@ fn copy_whole(from: &Path, to: &Path) -> Result<()> {
     if !from.exists() {
         return Ok(());
     }
-    let Err(error) = fs_err::copy(from, to) else { return Ok(()) };
-    let error = Error::from(error);
+    let Err(error) = copy_private(from, to) else { return Ok(()) };
     Err(match remove_file(to) {
         Ok(()) => error,
         Err(left) => error.context(format!("a part of the copy is left: {left:#}")),
     })
 }
 
+/// Copies a file to a file that only this user may read, because other users may read the directory of `--report`.
+fn copy_private(from: &Path, to: &Path) -> Result<()> {
+    write_private(to, "")?;
+    let mut copy = fs_err::OpenOptions::new().write(true).open(to)?;
+    std::io::copy(&mut fs_err::File::open(from)?, &mut copy)?;
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
 
     #[test]
@@ -156,6 +163,7 @@ mod tests {
         std::fs::write(&from, "console").unwrap();
         copy_whole(&from, &to).unwrap();
         assert_eq!(std::fs::read_to_string(&to).unwrap(), "console");
+        assert_eq!(to.metadata().unwrap().permissions().mode() & 0o777, 0o600);
         // This file can be opened, but its first bytes cannot be read.
         copy_whole(Path::new("/proc/self/mem"), &to).unwrap_err();
         assert!(!to.exists(), "a part of the copy is left");

@@ -13,6 +13,8 @@ use xtask_core::cli::Verbosity;
 use xtask_core::error::host_fault;
 use xtask_core::fs::try_lock;
 use xtask_core::machine::CONSOLE_SOCKET;
+use xtask_core::message;
+use xtask_core::output::write_message;
 use xtask_core::runs::instance::{self, ConsoleLog};
 use xtask_core::{bail_host, limits};
 use xtask_jobs::Ui;
@@ -24,12 +26,12 @@ const DETACH: u8 = 0x1d;
 /// command.
 pub(crate) fn console(machine: Option<&str>, verbosity: Verbosity) -> Result<()> {
     let ui = Ui::install(verbosity)?;
-    let instance = instance::find(&Cache::from_env()?, machine)?;
+    let instance = instance::find(&Cache::open()?, machine)?;
     let name = &instance.machine.name;
     let mut log = ConsoleLog::open(&instance.machine.console)?;
     if !instance.is_running() {
         log.show()?;
-        eprintln!("{name} is off; boot it with cargo xtask vm start {name}");
+        message!("{name} is off; boot it with cargo xtask vm start {name}");
         return Ok(());
     }
     // QEMU accepts one connection at a time, and lets others wait without a message.
@@ -49,11 +51,11 @@ pub(crate) fn console(machine: Option<&str>, verbosity: Verbosity) -> Result<()>
         host_fault(error, format!("attach to the console of {name}"), hint)
     })?;
     if terminal.is_some() {
-        eprint!("(attached to {name}; Ctrl-] detaches)\r\n");
+        write_message(&format!("(attached to {name}; Ctrl-] detaches)\r\n"));
     }
     let attached = attach(&stream, &mut log, terminal.is_some(), &ui);
     drop(terminal);
-    eprintln!();
+    message!("");
     attached
 }
 
@@ -122,7 +124,7 @@ impl RawTerminal {
 impl Drop for RawTerminal {
     fn drop(&mut self) {
         if let Err(error) = tcsetattr(std::io::stdin(), OptionalActions::Now, &self.0) {
-            eprintln!("warning: cannot restore the terminal; run reset(1): {error}");
+            message!("warning: cannot restore the terminal; run reset(1): {error}");
         }
     }
 }

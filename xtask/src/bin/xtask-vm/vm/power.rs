@@ -25,7 +25,7 @@ use crate::libvirt::{Condition, Hypervisor, Machine, Reach, paused};
 /// Starts an instance and waits for its ssh server.
 pub(crate) fn start(args: &OneArgs, verbosity: Verbosity) -> Result<()> {
     let ui = Ui::install(verbosity)?;
-    let cache = Cache::from_env()?;
+    let cache = Cache::open()?;
     let mut instance = instance::find(&cache, args.machine.as_deref())?;
     let _lock = instance.lock()?;
     let name = instance.machine.name.clone();
@@ -47,7 +47,7 @@ fn kind(instance: &Instance) -> String {
 /// off, QEMU runs until libvirt ends it.
 pub(crate) fn stop(args: &OneArgs, verbosity: Verbosity) -> Result<()> {
     let ui = Ui::install(verbosity)?;
-    let cache = Cache::from_env()?;
+    let cache = Cache::open()?;
     let instance = instance::find(&cache, args.machine.as_deref())?;
     let _lock = instance.lock()?;
     let name = instance.machine.name.clone();
