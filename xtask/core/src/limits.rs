@@ -54,6 +54,9 @@ pub const WORKLOAD_ANSWER: Duration = Duration::from_secs(2);
 /// The limit of ssh for a connection. The network of an emulated guest accepts the connection even if no server
 /// listens.
 pub const SSH_CONNECT: Duration = Duration::from_secs(60);
+/// The time for which a command that enters an instance tries again, from its start to its last attempt. An emulated
+/// guest needs one to two minutes for a reboot.
+pub const SSH_ENTRY: Duration = Duration::from_secs(180);
 /// The pause between two ssh attempts on a booting machine. Each attempt makes sshd start a process, at a time when the
 /// machine is busiest.
 pub const SSH_AGAIN: Duration = Duration::from_secs(1);
@@ -98,6 +101,11 @@ pub const SNAPSHOT_WAIT: Duration = Duration::from_secs(3600);
 pub const BARE_BOOT: Duration = Duration::from_secs(900);
 /// The limit for a bench's QEMU to answer or to send an event. Linux takes 5 s to release a PCI Express device.
 pub const QMP_ANSWER: Duration = Duration::from_secs(30);
+/// The limit for the QEMU of an instance to report its state. QEMU serves one connection at a time, and does not answer
+/// while libvirt is connected to it.
+pub const QEMU_STATE: Duration = Duration::from_secs(1);
+/// The pause between two queries of the state of a guest whose console is attached.
+pub const QEMU_STATE_AGAIN: Duration = Duration::from_secs(1);
 /// The limit for a guest of a bench to receive an agent.
 pub const DELIVERY: Duration = Duration::from_secs(120);
 /// The time that another way of delivery must save to replace the disk. A network needs a server that other users of
