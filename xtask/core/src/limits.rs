@@ -33,6 +33,9 @@ pub const OFFLINE_RECOVERY: Duration = Duration::from_secs(20);
 pub const CACHE_HIT: Duration = Duration::from_secs(2);
 /// The shortest silence that can count as a sign of a hang, whatever the usual silences are.
 pub const SILENCE: Duration = Duration::from_secs(30);
+/// The silence after which a firmware that could not load a boot entry counts as stuck. An emulated firmware begins with
+/// the next entry within a second.
+pub const FIRMWARE_SILENCE: Duration = Duration::from_secs(45);
 /// The limit for a local server to listen.
 pub const SERVER_START: Duration = Duration::from_secs(20);
 /// The time that a child gets to end after SIGTERM, before SIGKILL.
@@ -160,6 +163,12 @@ impl Limits {
     /// Returns the limit until the guest's userspace runs cloud-init's last stage.
     pub fn boot(self) -> Duration {
         self.scaled(300)
+    }
+
+    /// Returns the limit from the login prompt of a first boot until the console shows a sign of cloud-init. cloud-init's
+    /// first stage prints a line long before the prompt.
+    pub fn cloud_init_sign(self) -> Duration {
+        self.scaled(20)
     }
 
     /// Returns the limit until the guest has installed the agent.

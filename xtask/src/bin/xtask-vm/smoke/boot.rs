@@ -76,7 +76,7 @@ impl RunningVm {
         let work = run.dir.work();
         let kill = run.options.sabotage == Some(Sabotage::KillQemu);
         let mut is_planted = false;
-        let waited = self.wait("the guest's userspace", |vm| {
+        let waited = self.wait_for_first_boot(self.deadline, "the guest's userspace", |vm| {
             if kill && !is_planted && vm.kernel_has_spoken() {
                 let qemu = emulator(&work).context("find the run's QEMU to plant the fault")?;
                 qemu.kill().context("plant the fault")?;

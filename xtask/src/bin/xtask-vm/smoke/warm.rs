@@ -274,7 +274,7 @@ impl Warm<'_> {
         run.times.set_limit(limit + plan.limits.provision());
         vm.deadline = run.times.deadline();
         let deadline = vm.deadline.within(limit);
-        vm.wait_until(deadline, "the end of the guest's first boot", |vm| {
+        vm.wait_for_first_boot(deadline, "the end of the guest's first boot", |vm| {
             let ended = [marker::IDLE, marker::LACKS].iter().any(|sign| vm.console.line_with(sign).is_some());
             Ok(ended.then_some(()))
         })?;
