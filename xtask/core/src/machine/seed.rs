@@ -5,6 +5,7 @@
 
 use serde_json::json;
 
+use super::proxies::Proxies;
 use super::{GUEST_MAC, PAYLOAD_DEVICE, sabotage};
 use crate::cli::Sabotage;
 
@@ -70,6 +71,8 @@ pub struct Seed<'a> {
     /// The fault to plant.
     pub sabotage: Option<Sabotage>,
     pub payload: PayloadTime,
+    /// The proxies of this host.
+    pub proxies: &'a Proxies,
 }
 
 /// The time at which the guest gets a payload to install.
@@ -136,6 +139,12 @@ impl Seed<'_> {
                 ]);
             }
         }
+        let proxies = self.proxies.files();
+        files.extend(
+            proxies.iter().map(
+                |(path, content, appends)| json!({ "path": path, "content": content, "append": appends }),
+            ),
+        );
         if !files.is_empty() {
             document["write_files"] = json!(files);
         }
@@ -314,6 +323,7 @@ mod tests {
         }
         crate::golden::compare("seed-provision.sh", provision_script(None, None, true));
         let restored = Restored { login_user: "ubuntu", now: 1_800_000_000 };
+            proxies: Box::leak(Box::default()),
         crate::golden::compare("seed-provision-restored.sh", provision_script(None, Some(restored), true));
         let awaited = Seed { payload: PayloadTime::Awaited, ..seed(None) };
         let [(_, user_data), ..] = awaited.files();
@@ -328,6 +338,9 @@ mod tests {
         assert!(!user_data(None).contains("sysrq"));
         assert!(user_data(Some(Sabotage::KernelPanic)).contains("sysrq"));
         assert!(!provision_script(None, None, true).contains("systemctl disable"));
+        let proxies = Proxies::of(|name| (name == "http_proxy").then(|| "http://127.0.0.1:3128".to_owned()));
+        let [(_, user_data), ..] = Seed { proxies: &proxies, ..seed(None) }.files();
+        crate::golden::compare("seed-user-data-proxies", user_data);
         assert!(provision_script(Some(Sabotage::UnitNotEnabled), None, true).contains("systemctl disable"));
         assert!(provision_script(Some(Sabotage::StaleBootId), None, true).contains("sabotage/boot_id"));
         let faults = [Sabotage::LosesState, Sabotage::WaitsForBus, Sabotage::IgnoresDeletes];
