@@ -13,7 +13,7 @@ use xtask_core::processes::emulator;
 use xtask_core::snapshot::neutral_seed;
 use xtask_images::ReadyImage;
 
-use super::prepare::{Prepared, make_writable_files, may_be_warm, not_started};
+use super::prepare::{Prepared, apt_sources, make_writable_files, may_be_warm, not_started};
 use super::run::Run;
 use super::running::RunningVm;
 use super::target::Domain;
@@ -52,7 +52,9 @@ fn start(run: &Run<'_>, plan: &mut Plan, image: &ReadyImage, subject: Delivered<
     let seed = Seed { sabotage, payload: PayloadTime::AtFirstBoot, ..neutral_seed(plan) };
     media::make_seed(&files.seed, &prepared.keys.seed(run.dir.id(), &seed), &work, &run.ui)?;
     let config = prepared.broker.agent_config();
-    let disk = media::PayloadDisk { subject, config: &config, sabotage, restored: None };
+    let apt_sources = apt_sources(plan, subject, &run.ui)?;
+    let disk =
+        media::PayloadDisk { subject, apt_sources: &apt_sources, config: &config, sabotage, restored: None };
     media::make_payload(&files.payload, run.workspace, &disk, &work, &run.ui)?;
     make_writable_files(plan, &files, &image.base(), &run.ui)?;
     let mut domain = Domain::write(plan, &files, &work)?;
