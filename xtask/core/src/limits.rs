@@ -58,8 +58,8 @@ pub const WORKLOAD_ANSWER: Duration = Duration::from_secs(2);
 /// listens.
 pub const SSH_CONNECT: Duration = Duration::from_secs(60);
 /// The time for which a command that enters an instance tries again, from its start to its last attempt. An emulated
-/// guest needs one to two minutes for a reboot.
-pub const SSH_ENTRY: Duration = Duration::from_secs(180);
+/// guest on a loaded host needs three minutes for a reboot.
+pub const SSH_ENTRY: Duration = Duration::from_secs(300);
 /// The pause between two ssh attempts on a booting machine. Each attempt makes sshd start a process, at a time when the
 /// machine is busiest.
 pub const SSH_AGAIN: Duration = Duration::from_secs(1);
