@@ -33,6 +33,9 @@ pub const OFFLINE_RECOVERY: Duration = Duration::from_secs(20);
 pub const CACHE_HIT: Duration = Duration::from_secs(2);
 /// The shortest silence that can count as a sign of a hang, whatever the usual silences are.
 pub const SILENCE: Duration = Duration::from_secs(30);
+/// The silence after which a firmware that could not load a boot entry counts as stuck. An emulated firmware begins with
+/// the next entry within a second.
+pub const FIRMWARE_SILENCE: Duration = Duration::from_secs(45);
 /// The limit for a local server to listen.
 pub const SERVER_START: Duration = Duration::from_secs(20);
 /// The time that a child gets to end after SIGTERM, before SIGKILL.
@@ -54,6 +57,9 @@ pub const WORKLOAD_ANSWER: Duration = Duration::from_secs(2);
 /// The limit of ssh for a connection. The network of an emulated guest accepts the connection even if no server
 /// listens.
 pub const SSH_CONNECT: Duration = Duration::from_secs(60);
+/// The time for which a command that enters an instance tries again, from its start to its last attempt. An emulated
+/// guest on a loaded host needs three minutes for a reboot.
+pub const SSH_ENTRY: Duration = Duration::from_secs(300);
 /// The pause between two ssh attempts on a booting machine. Each attempt makes sshd start a process, at a time when the
 /// machine is busiest.
 pub const SSH_AGAIN: Duration = Duration::from_secs(1);
@@ -100,6 +106,11 @@ pub const SNAPSHOT_WAIT: Duration = Duration::from_secs(3600);
 pub const BARE_BOOT: Duration = Duration::from_secs(900);
 /// The limit for a bench's QEMU to answer or to send an event. Linux takes 5 s to release a PCI Express device.
 pub const QMP_ANSWER: Duration = Duration::from_secs(30);
+/// The limit for the QEMU of an instance to report its state. QEMU serves one connection at a time, and does not answer
+/// while libvirt is connected to it.
+pub const QEMU_STATE: Duration = Duration::from_secs(1);
+/// The pause between two queries of the state of a guest whose console is attached.
+pub const QEMU_STATE_AGAIN: Duration = Duration::from_secs(1);
 /// The limit for a guest of a bench to receive an agent.
 pub const DELIVERY: Duration = Duration::from_secs(120);
 /// The time that another way of delivery must save to replace the disk. A network needs a server that other users of
@@ -154,6 +165,12 @@ impl Limits {
     /// Returns the limit until the guest's userspace runs cloud-init's last stage.
     pub fn boot(self) -> Duration {
         self.scaled(300)
+    }
+
+    /// Returns the limit from the login prompt of a first boot until the console shows a sign of cloud-init. cloud-init's
+    /// first stage prints a line long before the prompt.
+    pub fn cloud_init_sign(self) -> Duration {
+        self.scaled(20)
     }
 
     /// Returns the limit until the guest has installed the agent.

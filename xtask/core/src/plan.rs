@@ -12,6 +12,7 @@ use crate::host::kvm::{Candidate, Kvm};
 use crate::image::Image;
 use crate::image::choice::Choice;
 use crate::limits::Limits;
+use crate::machine::proxies::Proxies;
 use crate::machine::{DomainXmlParams, RunFiles, VmSpec};
 use anyhow::{Context, Result};
 
@@ -31,6 +32,8 @@ pub struct Plan {
     pub emulator: PathBuf,
     pub qemu_version: String,
     pub firmware: AarchFirmware,
+    /// The proxies of this host, which the guest uses, too.
+    pub proxies: Proxies,
     pub image: Image,
     /// The image that is tested if the host of `image` cannot be reached.
     pub fallback: Option<Image>,
@@ -111,6 +114,7 @@ impl Plan {
             emulator: emulator.path,
             qemu_version: emulator.version,
             firmware,
+            proxies: Proxies::from_env(),
             image,
             fallback,
         })

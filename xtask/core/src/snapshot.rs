@@ -151,6 +151,7 @@ pub fn neutral_seed(plan: &Plan) -> Seed<'_> {
         host_public_key: "",
         sabotage: None,
         payload: PayloadTime::Awaited,
+        proxies: &plan.proxies,
     }
 }
 

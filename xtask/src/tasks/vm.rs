@@ -1,16 +1,12 @@
 //! The part of `cargo xtask vm` that needs no libvirt: lists instances, enters them, cuts their power and removes
 //! them.
 
-use std::os::unix::process::CommandExt as _;
-use std::process::Command;
-
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde_json::json;
 
 use xtask_core::cache::Cache;
 use xtask_core::cli::{HeavyVmCommand, LightVmCommand, OneArgs, Verbosity};
 use xtask_core::error::Failure;
-use xtask_core::host::tools;
 use xtask_core::image::choice::Choice;
 use xtask_core::message;
 use xtask_core::output::{print, print_json};
@@ -18,6 +14,9 @@ use xtask_core::processes::{end_processes, owned};
 use xtask_core::runs::instance::{self, ConsoleLog, Instance, InstanceRecord};
 use xtask_core::runs::{self, Collected};
 use xtask_core::workspace::Workspace;
+
+use super::enter::enter;
+use super::monitor::{State, state};
 
 /// Makes the checks of a command that do not need `xtask-vm`.
 pub(super) fn prepare(workspace: &Workspace, command: &HeavyVmCommand, verbosity: Verbosity) -> Result<()> {
@@ -83,50 +82,33 @@ fn list(cache: &Cache, as_json: bool) -> Result<()> {
     if as_json {
         let machine = |instance: &Instance| {
             let mut machine = json!(instance.machine);
-            machine["running"] = json!(instance.is_running());
+            machine["running"] = json!(state(instance) == State::Running);
             machine
         };
         let machines: Vec<_> = instances.iter().map(machine).collect();
         return print_json(&json!({ "schema": instance::SCHEMA, "machines": machines }));
     }
+    if instances.is_empty() {
+        message!("there is no machine; make one with cargo xtask vm up");
+    }
     for one in &instances {
-        let machine = &one.machine;
-        let state = if one.is_running() { "running" } else { "off" };
+        let (machine, state) = (&one.machine, state(one));
         let (InstanceRecord { name, image, made_at, .. }, arch) = (machine, machine.arch.to_string());
         print(format_args!("{name:<20} {state:<8} {arch:<8} {image:<14} made {made_at}"))?;
     }
     Ok(())
 }
 
-/// Replaces this process with ssh, which then owns the terminal, the signals and the exit code. ssh exits with the
-/// command's exit code.
-fn enter(instance: &Instance, flags: &[&str], words: &[String]) -> Result<()> {
-    let ssh = tools::require("ssh")?;
-    let mut command = Command::new(&ssh);
-    if !words.is_empty() {
-        command.args(flags);
-    }
-    command.args(instance.ssh()?);
-    if !words.is_empty() {
-        // ssh joins the words with spaces for the guest's shell, so each word is quoted to arrive unchanged.
-        command.arg("--").arg(words.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" "));
-    }
-    Err(command.exec()).with_context(|| format!("run {}", ssh.display()))
-}
-
-fn quoted(word: &str) -> String {
-    format!("'{}'", word.replace('\'', r"'\''"))
-}
-
-/// Ends QEMU with SIGKILL: QEMU flushes nothing, and the guest is not notified.
+/// Ends QEMU with SIGKILL: QEMU flushes nothing, and the guest is not notified. The power of a guest that is off cannot
+/// be cut, because this guest has already written everything.
 fn power_cut(instance: &Instance) -> Result<()> {
     let _lock = instance.lock()?;
-    let processes = end_processes(&instance.work())?;
     let name = &instance.machine.name;
-    match processes {
-        0 => message!("{name} was already off"),
-        _ => message!("{name} is off; boot it with cargo xtask vm start {name}"),
+    if state(instance) == State::Off {
+        return Err(instance.off(&format!("cut the power of {name}")).into());
     }
+    end_processes(&instance.work())?;
+    message!("{name} is off; boot it with cargo xtask vm start {name}");
     Ok(())
 }
 
@@ -159,13 +141,19 @@ fn gc(cache: &Cache, dry_run: bool, as_json: bool) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tasks::monitor::tests::Stand;
+    use xtask_core::error;
 
     #[test]
-    fn a_word_arrives_in_the_guest_as_it_was_said() {
-        for word in ["plain", "two words", "it's", "$HOME;\"x\"", ""] {
-            let output =
-                Command::new("sh").arg("-c").arg(format!("printf %s {}", quoted(word))).output().unwrap();
-            assert_eq!(String::from_utf8_lossy(&output.stdout), word);
-        }
+    fn the_power_of_a_guest_that_is_off_is_not_cut() {
+        let stand = Stand::new();
+        stand.answer("shutdown");
+        let error = power_cut(&stand.instance).unwrap_err();
+        assert_eq!((error::code(&error), stand.instance.has_processes()), (69, true), "{error:#}");
+        assert!(error.to_string().contains("the machine is off"), "{error:#}");
+        let stand = Stand::new();
+        stand.answer("running");
+        power_cut(&stand.instance).unwrap();
+        assert!(!stand.instance.has_processes());
     }
 }

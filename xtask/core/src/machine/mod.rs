@@ -2,6 +2,7 @@
 //! the domain XML with the cloud-init seed. The functions only return texts. Therefore golden files can test both
 //! architectures on any host.
 
+pub mod proxies;
 mod sabotage;
 pub mod seed;
 pub mod xml;

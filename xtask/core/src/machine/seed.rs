@@ -5,6 +5,7 @@
 
 use serde_json::json;
 
+use super::proxies::Proxies;
 use super::{GUEST_MAC, PAYLOAD_DEVICE, sabotage};
 use crate::cli::Sabotage;
 
@@ -70,6 +71,8 @@ pub struct Seed<'a> {
     /// The fault to plant.
     pub sabotage: Option<Sabotage>,
     pub payload: PayloadTime,
+    /// The proxies of this host.
+    pub proxies: &'a Proxies,
 }
 
 /// The time at which the guest gets a payload to install.
@@ -136,6 +139,12 @@ impl Seed<'_> {
                 ]);
             }
         }
+        let proxies = self.proxies.files();
+        files.extend(
+            proxies.iter().map(
+                |(path, content, appends)| json!({ "path": path, "content": content, "append": appends }),
+            ),
+        );
         if !files.is_empty() {
             document["write_files"] = json!(files);
         }
@@ -209,11 +218,12 @@ fn mount_and_provision(device: &str) -> String {
 }
 
 /// Returns the script on the payload. The script runs the agent's own installer in the guest and prints the outcome on
-/// the console. If `installs` is false, the script runs no installer, but still installs the keys of the run.
+/// the console. For a machine without the agent, the script instead adds the lines `apt_sources` to apt's sources. The
+/// script installs the keys of the run in both cases.
 pub fn provision_script(
     sabotage: Option<Sabotage>,
     restored: Option<Restored<'_>>,
-    installs: bool,
+    apt_sources: Option<&[String]>,
 ) -> String {
     let (before, planted) = sabotage::scripts(sabotage);
     // A restored machine gets the keys of this run even if the installation fails, so that a user can still log in.
@@ -245,10 +255,19 @@ pub fn provision_script(
          \x20 own_keys\n\
          \x20 say \"{failed} $(echo \"$output\" | tail -n 3 | tr '\\n' ' ')\"\n\
          fi\n",
-        install = if installs { "sh \"$here/install.sh\"" } else { "true" },
+        install = apt_sources.map_or("sh \"$here/install.sh\"".to_owned(), add_sources),
         done = marker::DONE,
         failed = marker::FAILED,
     )
+}
+
+/// Returns the command that adds lines to apt's sources. An image that was built from packages has no sources.
+fn add_sources(lines: &[String]) -> String {
+    if lines.is_empty() {
+        return "true".to_owned();
+    }
+    let lines: Vec<_> = lines.iter().map(|line| format!("'{}'", line.replace('\'', r"'\''"))).collect();
+    format!("printf '%s\\n' {} > /etc/apt/sources.list.d/iot-xtask.list", lines.join(" "))
 }
 
 /// The values that a run sets in a machine that was saved after its first boot.
@@ -304,6 +323,7 @@ mod tests {
             host_public_key: "ssh-ed25519 BBBB host",
             sabotage,
             payload: PayloadTime::AtFirstBoot,
+            proxies: Box::leak(Box::default()),
         }
     }
 
@@ -312,12 +332,17 @@ mod tests {
         for (name, content) in seed(None).files() {
             crate::golden::compare(&format!("seed-{name}"), content);
         }
-        crate::golden::compare("seed-provision.sh", provision_script(None, None, true));
+        crate::golden::compare("seed-provision.sh", provision_script(None, None, None));
         let restored = Restored { login_user: "ubuntu", now: 1_800_000_000 };
-        crate::golden::compare("seed-provision-restored.sh", provision_script(None, Some(restored), true));
+        crate::golden::compare("seed-provision-restored.sh", provision_script(None, Some(restored), None));
         let awaited = Seed { payload: PayloadTime::Awaited, ..seed(None) };
         let [(_, user_data), ..] = awaited.files();
         crate::golden::compare("seed-user-data-awaited", user_data);
+        let proxies = Proxies::of(|name| (name == "http_proxy").then(|| "http://127.0.0.1:3128".to_owned()));
+        let [(_, user_data), ..] = Seed { proxies: &proxies, ..seed(None) }.files();
+        crate::golden::compare("seed-user-data-proxies", user_data);
+        let sources = ["deb http://mirror/debian it's main".to_owned()];
+        crate::golden::compare("seed-provision-bare.sh", provision_script(None, None, Some(&sources)));
         assert!(!await_payload().contains("${"), "systemd-run would expand it");
         assert!(SAY.contains(MARKER_PORT) && ROOT_SERVICE[1].1.contains(ROOT_PORT));
     }
@@ -327,14 +352,14 @@ mod tests {
         let user_data = |sabotage| seed(sabotage).files()[0].1.clone();
         assert!(!user_data(None).contains("sysrq"));
         assert!(user_data(Some(Sabotage::KernelPanic)).contains("sysrq"));
-        assert!(!provision_script(None, None, true).contains("systemctl disable"));
-        assert!(provision_script(Some(Sabotage::UnitNotEnabled), None, true).contains("systemctl disable"));
-        assert!(provision_script(Some(Sabotage::StaleBootId), None, true).contains("sabotage/boot_id"));
+        assert!(!provision_script(None, None, None).contains("systemctl disable"));
+        assert!(provision_script(Some(Sabotage::UnitNotEnabled), None, None).contains("systemctl disable"));
+        assert!(provision_script(Some(Sabotage::StaleBootId), None, None).contains("sabotage/boot_id"));
         let faults = [Sabotage::LosesState, Sabotage::WaitsForBus, Sabotage::IgnoresDeletes];
         for (fault, words) in
             faults.into_iter().zip(["rm -f /var/lib/iot-agent/state", "/dev/tcp/", "ignore_deletes.py"])
         {
-            assert!(provision_script(Some(fault), None, true).contains(words), "{fault:?}");
+            assert!(provision_script(Some(fault), None, None).contains(words), "{fault:?}");
         }
     }
 }

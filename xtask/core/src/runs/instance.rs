@@ -61,21 +61,28 @@ impl Instance {
         self.directory.join("w")
     }
 
-    /// Returns whether the instance's QEMU is running.
-    pub fn is_running(&self) -> bool {
+    /// Returns whether a process of the instance is alive. If its guest has shut down, its QEMU is.
+    pub fn has_processes(&self) -> bool {
         !owned(&self.work()).is_empty()
     }
 
     /// Returns the arguments with which ssh enters the guest.
     ///
     /// # Errors
-    /// Returns a failure of the host if the instance does not run.
+    /// Returns a failure of the host if the instance has no QEMU.
     pub fn ssh(&self) -> Result<Vec<OsString>> {
         let name = &self.machine.name;
-        match self.machine.ssh_port.filter(|_| self.is_running()) {
+        match self.machine.ssh_port.filter(|_| self.has_processes()) {
             Some(port) => Ok(ssh_arguments(&self.work(), &self.machine.login_user, port)),
-            None => bail_host!("enter {name}: the machine is off"; "cargo xtask vm start {name}"),
+            None => Err(self.off(&format!("enter {name}")).into()),
         }
+    }
+
+    /// Returns the failure of a command that needs a running instance.
+    pub fn off(&self, attempted: &str) -> Failure {
+        let name = &self.machine.name;
+        let hint = format!("boot it with cargo xtask vm start {name}");
+        Failure::host(format!("{attempted}: the machine is off"), hint)
     }
 
     /// Takes the lock of the instance. While this lock is held, no other command can start, stop or remove the
@@ -169,14 +176,14 @@ pub fn find(cache: &Cache, name: Option<&str>) -> Result<Instance, Failure> {
 /// Checks that no instance has this name yet.
 ///
 /// # Errors
-/// Returns a failure of the host with a remedy if an instance has this name.
+/// Returns a usage error if an instance has this name.
 pub fn check_name(cache: &Cache, name: &str) -> Result<(), Failure> {
     match all(cache).iter().find(|instance| instance.machine.name == name || instance.machine.id == name) {
         None => Ok(()),
-        Some(_) => Err(Failure::host(
-            format!("keep a machine as {name}: a machine of this name exists"),
-            format!("remove it with cargo xtask vm rm {name}, or choose another name"),
-        )),
+        Some(_) => Err(Failure::usage(format!(
+            "keep a machine as {name}: a machine of this name exists; remove it with cargo xtask vm rm {name}, or \
+             choose another name"
+        ))),
     }
 }
 
@@ -272,6 +279,19 @@ mod tests {
         assert!(
             find(&cache, Some("other")).unwrap_err().to_string().contains("there are: 1124-100000-0002, dev")
         );
+    }
+
+    #[test]
+    fn a_taken_name_is_a_usage_error() {
+        let directory = tempfile::tempdir().unwrap();
+        let cache = Cache::at(directory.path());
+        instance(&cache, "1124-100000-0001", "dev");
+        check_name(&cache, "other").unwrap();
+        for name in ["dev", "1124-100000-0001"] {
+            let error = check_name(&cache, name).unwrap_err();
+            assert_eq!(error.kind.exit_code(), 2);
+            assert!(error.to_string().contains(&format!("vm rm {name}")), "{error}");
+        }
     }
 
     #[test]

@@ -23,6 +23,7 @@ use xtask_core::image::{Image, Layout, Recipe};
 use crate::store::Store;
 use bootstrap::Speed;
 use progress::Follower;
+pub use sources::guest_sources;
 use xtask_jobs::child::{self, Job};
 
 /// The script that makes the disk from the packed tree.

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 
 use anyhow::{Context, Result};
 use xtask_core::host::tools;
+use xtask_core::image::{Image, Source};
 use xtask_core::limits;
 
 use xtask_jobs::{Ui, child};
@@ -18,6 +19,35 @@ pub(super) fn debian_sources(suite: &str, ui: &Ui) -> Result<Vec<String>> {
     let output =
         child::read(&apt, &arguments, limits::SERVER_START, ui).context("ask apt for its package mirrors")?;
     Ok(sources_for(&output, suite))
+}
+
+/// Returns apt's source lines for a guest with this image: the mirrors of this host, or the public ones of Debian if the
+/// guest cannot reach this host's. An image that was not built from packages has its publisher's sources, so the list is
+/// empty.
+///
+/// # Errors
+/// Returns an error if apt does not answer.
+pub fn guest_sources(image: &Image, ui: &Ui) -> Result<Vec<String>> {
+    let Source::Packages(recipe) = &image.source else { return Ok(Vec::new()) };
+    Ok(reachable(debian_sources(&recipe.suite, ui)?, &recipe.suite))
+}
+
+/// Returns these lines if a guest can reach all of their mirrors, and otherwise lines with Debian's mirrors.
+fn reachable(lines: Vec<String>, suite: &str) -> Vec<String> {
+    let is_remote = |line: &String| {
+        let uri = line.split(' ').nth(1).unwrap_or_default();
+        let host = uri.strip_prefix("http://").or_else(|| uri.strip_prefix("https://"));
+        host.is_some_and(|host| !["localhost", "127.", "[::1]"].iter().any(|own| host.starts_with(own)))
+    };
+    if !lines.is_empty() && lines.iter().all(is_remote) {
+        return lines;
+    }
+    let mirror = "http://deb.debian.org/debian";
+    vec![
+        format!("deb {mirror} {suite} main"),
+        format!("deb {mirror} {suite}-updates main"),
+        format!("deb {mirror}-security {suite}-security main"),
+    ]
 }
 
 fn sources_for(index_targets: &str, suite: &str) -> Vec<String> {
@@ -92,6 +122,20 @@ mod tests {
         assert_eq!(sources_for(&third, "bookworm")[0], "deb http://m/debian/ bookworm main");
         let ubuntu = "http://u/ubuntu/|noble|Ubuntu|Packages\n";
         assert_eq!(sources_for(ubuntu, "bookworm"), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_guest_gets_the_hosts_mirror_unless_it_cannot_reach_it() {
+        let of = |uri: &str| reachable(vec![format!("deb {uri} bookworm main")], "bookworm");
+        assert_eq!(of("http://m/debian"), ["deb http://m/debian bookworm main"]);
+        for uri in ["file:/srv/debian", "http://localhost:3142/debian", "http://127.0.0.1/debian"] {
+            assert_eq!(
+                of(uri)[2],
+                "deb http://deb.debian.org/debian-security bookworm-security main",
+                "{uri}"
+            );
+        }
+        assert_eq!(reachable(Vec::new(), "trixie").len(), 3, "a host without apt");
     }
 
     #[test]

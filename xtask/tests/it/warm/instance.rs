@@ -1,6 +1,6 @@
 //! Tests an instance, a machine that is kept, from `vm up` to `vm rm`.
 
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -10,9 +10,10 @@ use xtask_core::fs::mark;
 use xtask_core::limits;
 
 use super::{Warm, turn};
-use crate::scratch::{XTASK_VM, assert_code, message, signal, wait_until};
+use crate::scratch::{XTASK, XTASK_VM, assert_code, message, signal, wait_until};
 
-/// In this test, an instance is made, entered, cut off from power, booted from its own disk, shut down and removed.
+/// In this test, an instance is made and entered. It shuts itself down, is cut off from power while it boots, boots from
+/// its own disk, and is shut down and removed.
 #[test]
 fn an_instance_is_made_in_seconds_and_worked_in() {
     let warm = turn();
@@ -29,40 +30,81 @@ fn an_instance_is_made_in_seconds_and_worked_in() {
         "the snapshot is not recorded as used by the instance"
     );
     let again = warm.vm(&["up", "dev", "--arch", "aarch64"]);
+    assert_code(&again, 2);
     assert!(message(&again).contains("a machine of this name exists"), "{}", message(&again));
 
-    let asked = warm.vm(&["exec", "--", "sh", "-c", "uname -m; echo kept > here; sync here; exit 7"]);
-    assert_code(&asked, 7);
-    assert_eq!(String::from_utf8_lossy(&asked.stdout), "aarch64\n");
+    let line = "uname -m; cat /etc/apt/sources.list.d/*; echo kept > here; sync here; exit 255";
+    let asked = warm.vm(&["exec", "--", "sh", "-c", line]);
+    assert_code(&asked, 255);
+    let output = String::from_utf8_lossy(&asked.stdout);
+    assert!(output.starts_with("aarch64\ndeb http"), "{output}");
     looked_at(&warm);
-    assert_code(&warm.vm(&["power-cut", "dev"]), 0);
-    let off = warm.vm(&["exec", "true"]);
-    assert_code(&off, 69);
-    assert!(message(&off).contains("vm start dev"), "{}", message(&off));
+    ended_by_a_signal(&warm);
+    shut_down_by_itself(&warm);
+    cut_off_while_it_boots(&warm);
 
-    let started = warm.vm(&["start", "dev"]);
-    assert_code(&started, 0);
+    assert_code(&warm.vm(&["start", "dev"]), 0);
     let asked = warm.vm(&["exec", "--", "cat", "here"]);
     assert_eq!(String::from_utf8_lossy(&asked.stdout), "kept\n", "{}", message(&asked));
-    assert!(message(&warm.vm(&["console", "dev", "--no-follow"])).contains("Linux version"));
     attached(&warm);
-    // The guest shuts itself down while no command watches it. `vm start` must boot it even so.
-    let boot_id = || warm.vm(&["exec", "--", "cat", "/proc/sys/kernel/random/boot_id"]).stdout;
-    let before = boot_id();
-    warm.vm(&["exec", "--", "sudo", "systemctl", "poweroff"]);
-    wait_until("the guest shuts down", limits::SHUTDOWN, || {
-        message(&warm.vm(&["console", "dev", "--no-follow"])).contains("reboot: Power down")
-    });
-    assert_code(&warm.vm(&["start", "dev"]), 0);
-    let after = boot_id();
-    assert!(!before.is_empty() && !after.is_empty() && before != after, "the guest has not booted again");
-    assert_code(&warm.vm(&["exec", "--", "cat", "here"]), 0);
     assert_code(&warm.vm(&["stop", "dev"]), 0);
-    let listed = warm.vm(&["list"]);
-    assert!(message(&listed).contains("off"), "{}", message(&listed));
+    is_off(&warm);
     assert_code(&warm.vm(&["gc"]), 0);
     assert_code(&warm.vm(&["rm", "dev"]), 0);
-    assert_eq!(message(&warm.vm(&["list"])), "");
+    assert_eq!(message(&warm.vm(&["list"])), "there is no machine; make one with cargo xtask vm up\n");
+}
+
+/// Checks that no command claims that the instance runs.
+#[track_caller]
+fn is_off(warm: &Warm) {
+    let listed = warm.vm(&["list"]);
+    assert!(message(&listed).starts_with("dev                  off "), "{}", message(&listed));
+    for command in [["exec", "true"], ["power-cut", "dev"]] {
+        let off = warm.vm(&command);
+        assert_code(&off, 69);
+        assert!(message(&off).contains("vm start dev"), "{}", message(&off));
+    }
+}
+
+/// Checks that a signal that ends `vm exec` also ends the command in the guest.
+fn ended_by_a_signal(warm: &Warm) {
+    let line = "echo begun; exec sleep 987654";
+    let mut child = warm.scratch.command(XTASK, &["vm", "exec", "--", "sh", "-c", line]);
+    let mut child = child.stdout(Stdio::piped()).spawn().unwrap();
+    let mut begun = [0; 6];
+    child.stdout.as_mut().unwrap().read_exact(&mut begun).unwrap();
+    signal(&child, Signal::TERM);
+    assert!(!child.wait().unwrap().success());
+    let gone = "while pgrep -f '[9]87654'; do sleep 0.2; done";
+    assert_code(&warm.vm(&["exec", "--", "timeout", "60", "sh", "-c", gone]), 0);
+}
+
+/// The guest shuts itself down while a console is attached. QEMU keeps running then.
+fn shut_down_by_itself(warm: &Warm) {
+    let path = warm.scratch.path().join("shut-down");
+    let output = std::fs::File::create(&path).unwrap();
+    let mut console = warm.scratch.xtask_vm(&["vm", "console", "dev"]);
+    // The console ends when its input ends.
+    let mut console =
+        console.stdin(Stdio::piped()).stdout(output.try_clone().unwrap()).stderr(output).spawn().unwrap();
+    warm.vm(&["exec", "--", "sudo", "systemctl", "poweroff"]);
+    wait_until("the console ends", limits::SHUTDOWN, || console.try_wait().unwrap().is_some());
+    let output = String::from_utf8_lossy(&std::fs::read(path).unwrap()).into_owned();
+    assert!(output.contains("dev is off"), "{output}");
+    is_off(warm);
+}
+
+/// `vm start` boots a guest that has shut itself down. It is killed while the guest boots, and QEMU keeps running. Then
+/// the power is cut.
+fn cut_off_while_it_boots(warm: &Warm) {
+    let boots = || message(&warm.vm(&["console", "dev", "--no-follow"])).matches("Linux version").count();
+    let before = boots();
+    let mut start = warm.scratch.xtask_vm(&["vm", "start", "dev"]).spawn().unwrap();
+    wait_until("the guest boots", limits::SHUTDOWN, || boots() > before);
+    start.kill().unwrap();
+    start.wait().unwrap();
+    assert_code(&warm.vm(&["power-cut", "dev"]), 0);
+    is_off(warm);
 }
 
 /// Checks the commands that enter and list the instance. Also checks that `vm gc` collects a dead run but not the

@@ -4,12 +4,14 @@
 
 use std::io::{ErrorKind, Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use anyhow::Result;
 use fs_err::File;
 use xtask_core::bail_guest;
 use xtask_core::error::Failure;
 use xtask_core::format::human_bytes;
+use xtask_core::limits;
 use xtask_core::output::clean;
 
 /// The number of console lines that a report shows.
@@ -19,46 +21,72 @@ const TAIL_LINES: usize = 30;
 /// output of a boot with all of systemd's debug messages is smaller.
 const LARGEST_LOG: u64 = 16 << 20;
 
-/// Console lines that mean that the guest will never be up. Each row has the text to look for, the message, and the
-/// remedy.
-const FAULTS: &[(&str, &str, &str)] = &[
+/// The prompt of a getty.
+const LOGIN_PROMPT: &str = " login:";
+
+/// The place of a text on the console.
+#[derive(Debug, Clone, Copy)]
+enum Sign {
+    Anywhere(&'static str),
+    /// At the start of a line, as a prompt is. The line may be incomplete.
+    Start(&'static str),
+    /// In the last line of a console that has been silent for [`limits::FIRMWARE_SILENCE`].
+    Last(&'static str),
+}
+
+/// Signs that the guest will never be up. Each row has the sign, the message, and the remedy.
+const FAULTS: &[(Sign, &str, &str)] = &[
     (
-        "Kernel panic - not syncing",
+        Sign::Anywhere("Kernel panic - not syncing"),
         "the guest's kernel panicked",
         "read the lines before the panic in console.log; a guest with too little \
          memory for its initramfs panics in the same way",
     ),
     (
-        "You are in emergency mode",
+        Sign::Anywhere("You are in emergency mode"),
         "the guest fell into systemd's emergency shell",
         "read in console.log which unit failed, usually a file system of /etc/fstab",
     ),
+    (Sign::Anywhere("Entering emergency mode"), INITRAMFS_SHELL, NO_ROOT),
     (
-        "You are in rescue mode",
+        Sign::Anywhere("You are in rescue mode"),
         "the guest fell into systemd's rescue shell",
         "read in console.log what requested it",
     ),
+    (Sign::Anywhere("Gave up waiting for root"), INITRAMFS_SHELL, NO_ROOT),
+    (Sign::Start("(initramfs)"), INITRAMFS_SHELL, NO_ROOT),
+    (Sign::Start("grub>"), BOOT_LOADER, NO_CONFIGURATION),
+    (Sign::Start("grub rescue>"), BOOT_LOADER, NO_CONFIGURATION),
+    (Sign::Anywhere("UEFI Interactive Shell"), NO_BOOT_DEVICE, NO_BOOT_LOADER),
+    (Sign::Start("Shell>"), NO_BOOT_DEVICE, NO_BOOT_LOADER),
+    (Sign::Anywhere("No bootable option or device was found"), NO_BOOT_DEVICE, NO_BOOT_LOADER),
+    // The firmware tries its boot entries one after the other.
     (
-        "(initramfs)",
-        "the guest's initramfs gave up and opened a shell",
-        "the root file system was not found: the image or its boot entry is wrong",
-    ),
-    (
-        "UEFI Interactive Shell",
-        "the firmware found no bootable device",
-        "use another image: this one has no boot loader for this architecture on its ESP",
-    ),
-    (
-        "BdsDxe: failed to load Boot",
+        Sign::Last("BdsDxe: failed to load Boot"),
         "the firmware could not load the image's boot entry",
-        "use another image: this one has no boot loader for this architecture on its ESP",
+        NO_BOOT_LOADER,
     ),
+    (Sign::Anywhere("Synchronous Exception at"), FIRMWARE, OTHER_FIRMWARE),
+    (Sign::Anywhere("SError Exception at"), FIRMWARE, OTHER_FIRMWARE),
+    (Sign::Start("ASSERT ["), FIRMWARE, OTHER_FIRMWARE),
     (
-        "Remounting filesystem read-only",
+        Sign::Anywhere("Remounting filesystem read-only"),
         "the guest's kernel has remounted a file system read-only",
         "read the lines before it in console.log: the disk or the file system has met an error",
     ),
 ];
+
+const INITRAMFS_SHELL: &str = "the guest's initramfs gave up and opened a shell";
+const NO_ROOT: &str =
+    "the root file system was not found or is damaged: the image or its boot entry is wrong";
+const BOOT_LOADER: &str = "the image's boot loader, GRUB, stopped at its prompt";
+const NO_CONFIGURATION: &str = "GRUB found no configuration or no kernel: the image is incomplete or damaged";
+const NO_BOOT_DEVICE: &str = "the firmware found no bootable device";
+const NO_BOOT_LOADER: &str =
+    "use another image: this one has no boot loader for this architecture on its ESP, or its disk is damaged";
+const FIRMWARE: &str = "the UEFI firmware crashed and stands still";
+const OTHER_FIRMWARE: &str = "some releases of the firmware do not run on QEMU's CPU max: use --cpu cortex-a76, or another release of the \
+     firmware's package (qemu-efi-aarch64 or edk2-aarch64); if other images boot, this image's boot loader is broken";
 
 /// The console of one machine, over all of its boots.
 #[derive(Debug, Default)]
@@ -77,6 +105,8 @@ struct Output {
     lines: Vec<String>,
     /// The number of lines from earlier boots.
     earlier: usize,
+    /// The time at which the file last grew.
+    grown: Option<Instant>,
 }
 
 impl Output {
@@ -88,7 +118,10 @@ impl Output {
         };
         file.seek(SeekFrom::Start(self.offset))?;
         let rest = (LARGEST_LOG + 1).saturating_sub(self.offset);
-        self.offset += file.take(rest).read_to_end(&mut self.partial)? as u64;
+        let more = file.take(rest).read_to_end(&mut self.partial)? as u64;
+        if more > 0 {
+            (self.offset, self.grown) = (self.offset + more, Some(Instant::now()));
+        }
         if self.offset > LARGEST_LOG {
             bail_guest!(
                 "the guest has written more than {} to {}", human_bytes(LARGEST_LOG), self.path.display();
@@ -97,13 +130,8 @@ impl Output {
         }
         let end = self.partial.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
         let complete: Vec<u8> = self.partial.drain(..end).collect();
-        let text = String::from_utf8_lossy(&complete);
-        let lines = text
-            .split(['\n', '\r'])
-            .map(|line| clean(line).trim().to_owned())
-            .filter(|line| !line.is_empty());
         let known = self.lines.len();
-        self.lines.extend(lines);
+        self.lines.extend(lines_of(&complete));
         Ok(self.lines[known..].to_vec())
     }
 
@@ -159,18 +187,24 @@ impl Console {
         Some(self.line_with(marker)?.split_once(marker)?.1)
     }
 
-    /// Returns whether the output ends with an incomplete line that contains `prompt`.
-    pub(crate) fn prompts(&self, prompt: &str) -> bool {
-        String::from_utf8_lossy(&self.serial.partial).contains(prompt)
+    /// Returns whether a getty on the console has shown its prompt. The line of the prompt may be incomplete.
+    pub(crate) fn has_login_prompt(&self) -> bool {
+        self.line_with(LOGIN_PROMPT).is_some()
+            || String::from_utf8_lossy(&self.serial.partial).contains(LOGIN_PROMPT)
     }
 
     /// Returns the fault that the console of this boot shows, if any. A wait for the guest ends on a fault.
     pub(crate) fn fault(&self) -> Option<Failure> {
-        let prompt = String::from_utf8_lossy(&self.serial.partial);
-        self.serial.of_this_boot().chain([&*prompt]).find_map(|line| {
-            let (_, what, hint) = FAULTS.iter().find(|(needle, ..)| line.contains(needle))?;
-            Some(Failure::guest(*what, *hint))
-        })
+        let incomplete = lines_of(&self.serial.partial);
+        let lines = || self.serial.of_this_boot().chain(incomplete.iter().map(String::as_str));
+        let is_silent = self.serial.grown.is_some_and(|grown| grown.elapsed() > limits::FIRMWARE_SILENCE);
+        let shows = |sign: &Sign| match *sign {
+            Sign::Anywhere(text) => lines().any(|line| line.contains(text)),
+            Sign::Start(text) => lines().any(|line| line.starts_with(text)),
+            Sign::Last(text) => is_silent && lines().last().is_some_and(|line| line.contains(text)),
+        };
+        let (_, what, hint) = FAULTS.iter().find(|(sign, ..)| shows(sign))?;
+        Some(Failure::guest(*what, *hint))
     }
 
     pub(crate) fn last(&self) -> &str {
@@ -182,6 +216,24 @@ impl Console {
         let lines = &self.serial.lines;
         lines[lines.len().saturating_sub(TAIL_LINES)..].to_vec()
     }
+}
+
+/// Returns the lines of a text that are not empty, without escape sequences and other control characters. Firmware and
+/// boot loaders place their texts by sequences that move the cursor (ECMA-48, CUP and HVP), so such a sequence begins a
+/// new line.
+fn lines_of(bytes: &[u8]) -> Vec<String> {
+    let text = String::from_utf8_lossy(bytes);
+    let mut parts = text.split("\x1b[");
+    let mut lines = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let end = part.trim_start_matches(|c: char| c.is_ascii_digit() || c == ';');
+        match end.strip_prefix(['H', 'f']) {
+            Some(rest) => lines.extend(["\n", rest]),
+            None => lines.extend(["\x1b[", part]),
+        }
+    }
+    let lines = lines.split(['\n', '\r']).map(|line| clean(line).trim().to_owned());
+    lines.filter(|line| !line.is_empty()).collect()
 }
 
 #[cfg(test)]
@@ -219,9 +271,19 @@ mod tests {
 
     #[test]
     fn every_fault_is_seen_and_a_new_boot_forgets_it() {
-        for (needle, what, _) in FAULTS {
-            let (_directory, mut console) = console(format!("[    3.2] {needle}: x\n").as_bytes());
+        for (sign, what, _) in FAULTS {
+            let (text, silent) = match sign {
+                Sign::Anywhere(text) => (format!("[    3.2] {text}: x\r\nmore\n"), false),
+                Sign::Start(text) => (format!("\x1b[2J\x1b[01;01H{text} "), false),
+                Sign::Last(text) => (format!("{text}0001\r\n"), true),
+            };
+            let (_directory, mut console) = console(text.as_bytes());
             console.read().unwrap();
+            if silent {
+                assert!(console.fault().is_none(), "{text}");
+                let silence = limits::FIRMWARE_SILENCE + limits::POLL;
+                console.serial.grown = Instant::now().checked_sub(silence);
+            }
             assert_eq!(console.fault().unwrap().to_string(), *what);
             console.new_boot().unwrap();
             assert!(console.fault().is_none());
@@ -229,10 +291,13 @@ mod tests {
     }
 
     #[test]
-    fn a_shell_prompt_without_a_line_end_is_a_fault() {
-        let (_directory, mut console) = console(b"BusyBox v1.35\n(initramfs) ");
+    fn a_line_that_only_names_a_prompt_is_no_fault() {
+        let lines = "[    1.0] Unpacking (initramfs)\nthe prompt grub> and the prompt Shell>\nsh: ASSERT [ -e x ]\n\
+                     BdsDxe: failed to load Boot0001\nBdsDxe: starting Boot0002\n";
+        let (_directory, mut console) = console(lines.as_bytes());
         console.read().unwrap();
-        assert!(console.fault().unwrap().to_string().contains("initramfs"));
+        console.serial.grown = Instant::now().checked_sub(limits::FIRMWARE_SILENCE * 2);
+        assert!(console.fault().is_none(), "{:?}", console.fault());
     }
 
     #[test]

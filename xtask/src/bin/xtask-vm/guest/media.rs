@@ -42,6 +42,8 @@ pub(crate) type Delivered<'a> = Option<(&'a Agent, &'a [u8])>;
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct PayloadDisk<'a> {
     pub(crate) subject: Delivered<'a>,
+    /// The lines to add to apt's sources in a machine without the agent.
+    pub(crate) apt_sources: &'a [String],
     /// The agent's configuration.
     pub(crate) config: &'a str,
     /// The fault to plant, if any.
@@ -66,11 +68,11 @@ pub(crate) fn make_payload(
     work: &Path,
     ui: &Ui,
 ) -> Result<()> {
-    let PayloadDisk { subject, config, sabotage, restored } = *payload;
+    let PayloadDisk { subject, apt_sources, config, sabotage, restored } = *payload;
     let mut files: Vec<(String, Vec<u8>)> = Vec::new();
     let mut add = |name: &str, content: &[u8]| files.push((name.to_owned(), content.to_owned()));
-    let script =
-        seed::provision_script(sabotage, restored.map(|(_, restored, _)| restored), subject.is_some());
+    let apt_sources = subject.is_none().then_some(apt_sources);
+    let script = seed::provision_script(sabotage, restored.map(|(_, restored, _)| restored), apt_sources);
     add("provision.sh", script.as_bytes());
     if let Some((_, _, keys)) = restored {
         add("host_key", keys.host_private.as_bytes());

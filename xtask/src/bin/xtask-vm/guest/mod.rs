@@ -7,7 +7,9 @@ use xtask_jobs::Ui;
 
 pub(crate) mod console;
 pub(crate) mod filesystem;
+pub(crate) mod first_boot;
 pub(crate) mod media;
+pub(crate) mod monitor;
 pub(crate) mod root;
 pub(crate) mod root_port;
 pub(crate) mod ssh;

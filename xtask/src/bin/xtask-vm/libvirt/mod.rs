@@ -14,7 +14,7 @@ use std::ffi::CString;
 use std::path::{Path, PathBuf};
 use std::sync::Once;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use rustix::process::{Pid, Signal};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use serde_json::{Value, json};
@@ -27,6 +27,8 @@ use xtask_core::limits;
 use xtask_core::machine::DOMAIN_NAME;
 use xtask_core::message;
 use xtask_core::processes::emulator;
+
+use crate::guest::monitor::returned;
 
 /// The flag starts a domain with its processors stopped, so that QEMU's machine can be read before any guest code runs.
 /// The domain is also transient: libvirt deletes the definition when QEMU ends.
@@ -232,16 +234,6 @@ impl Drop for Machine {
     }
 }
 
-/// Returns the value in QEMU's answer, or QEMU's description of its error.
-pub(crate) fn returned(answer: &str) -> Result<Value> {
-    let mut answer: Value = serde_json::from_str(answer).context("parse QEMU's answer")?;
-    if let Some(value) = answer.get_mut("return") {
-        return Ok(value.take());
-    }
-    let described = answer["error"]["desc"].as_str();
-    bail!("{}", described.unwrap_or("QEMU's answer has neither a value nor an error"))
-}
-
 /// Links the `cache` of a root to one directory for all roots, because libvirt takes seconds to probe QEMU. The record
 /// is valid as long as QEMU, libvirt's modules and the host stay the same, which libvirt checks itself. libvirt does
 /// not write the files atomically. A file that another run has not finished does not parse; libvirt then probes again
@@ -328,14 +320,6 @@ mod tests {
         assert_eq!(forwarded_port(table, 22).unwrap(), 37787);
         assert_eq!(forwarded_port(table, 8080).unwrap(), 41002);
         assert!(forwarded_port(table, 8081).unwrap_err().to_string().contains("no port"));
-    }
-
-    #[test]
-    fn an_answer_of_qemus_is_its_value_or_its_error() {
-        assert_eq!(returned(r#"{"return":{"running":false},"id":"libvirt-9"}"#).unwrap()["running"], false);
-        let refused = r#"{"id":"libvirt-9","error":{"class":"GenericError","desc":"no such property"}}"#;
-        assert_eq!(returned(refused).unwrap_err().to_string(), "no such property");
-        assert!(returned("{}").is_err());
     }
 
     #[test]

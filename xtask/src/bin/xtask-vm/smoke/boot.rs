@@ -13,7 +13,7 @@ use xtask_core::processes::emulator;
 use xtask_core::snapshot::neutral_seed;
 use xtask_images::ReadyImage;
 
-use super::prepare::{Prepared, make_writable_files, may_be_warm, not_started};
+use super::prepare::{Prepared, apt_sources, make_writable_files, may_be_warm, not_started};
 use super::run::Run;
 use super::running::RunningVm;
 use super::target::Domain;
@@ -52,7 +52,9 @@ fn start(run: &Run<'_>, plan: &mut Plan, image: &ReadyImage, subject: Delivered<
     let seed = Seed { sabotage, payload: PayloadTime::AtFirstBoot, ..neutral_seed(plan) };
     media::make_seed(&files.seed, &prepared.keys.seed(run.dir.id(), &seed), &work, &run.ui)?;
     let config = prepared.broker.agent_config();
-    let disk = media::PayloadDisk { subject, config: &config, sabotage, restored: None };
+    let apt_sources = apt_sources(plan, subject, &run.ui)?;
+    let disk =
+        media::PayloadDisk { subject, apt_sources: &apt_sources, config: &config, sabotage, restored: None };
     media::make_payload(&files.payload, run.workspace, &disk, &work, &run.ui)?;
     make_writable_files(plan, &files, &image.base(), &run.ui)?;
     let reach = prepared.reach_of_first_boot(run, plan);
@@ -77,7 +79,7 @@ impl RunningVm {
         let work = run.dir.work();
         let kill = run.options.sabotage == Some(Sabotage::KillQemu);
         let mut is_planted = false;
-        let waited = self.wait("the guest's userspace", |vm| {
+        let waited = self.wait_for_first_boot(self.deadline, "the guest's userspace", |vm| {
             if kill && !is_planted && vm.kernel_has_spoken() {
                 let qemu = emulator(&work).context("find the run's QEMU to plant the fault")?;
                 qemu.kill().context("plant the fault")?;

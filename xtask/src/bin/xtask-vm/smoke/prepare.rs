@@ -15,6 +15,7 @@ use xtask_core::machine::RunFiles;
 use xtask_core::plan::Plan;
 use xtask_fleet::Broker;
 use xtask_images::Base;
+use xtask_images::build::guest_sources;
 use xtask_jobs::{Ui, child};
 
 use super::options::RunOptions;
@@ -22,6 +23,7 @@ use super::run::Run;
 use super::running::RunningVm;
 use super::target::{Domain, Target};
 use crate::guest::console::Console;
+use crate::guest::media::Delivered;
 use crate::guest::root_port::RootPort;
 use crate::guest::ssh::Keys;
 use crate::guest::watch::Deadline;
@@ -129,6 +131,11 @@ pub(super) fn check_flags(options: &RunOptions<'_>, plan: &Plan) -> Result<(), F
         _ => return Ok(()),
     };
     Err(Failure::usage(cannot))
+}
+
+/// Returns the lines for apt's sources in a machine of `vm up`. A smoke tests the agent on the image as it is.
+pub(super) fn apt_sources(plan: &Plan, subject: Delivered<'_>, ui: &Ui) -> Result<Vec<String>> {
+    if subject.is_some() { Ok(Vec::new()) } else { guest_sources(&plan.image, ui) }
 }
 
 /// The minimum size of a guest's disk in bytes: room for a cloud image and a few workloads.

@@ -22,6 +22,7 @@ use super::run::Run;
 use super::target::Target;
 use super::warm::{self, UsedSnapshot};
 use crate::guest::console::Console;
+use crate::guest::first_boot::FirstBoot;
 use crate::guest::root::RootView;
 use crate::guest::root_port::RootPort;
 use crate::guest::ssh::Keys;
@@ -60,8 +61,6 @@ pub(crate) struct RunningVm {
 const FIRST_KERNEL_LINES: [&str; 2] = ["Linux version", "] Booting Linux"];
 /// The first line of the UEFI firmware for Arm (AAVMF).
 const FIRMWARE_LINE: &str = "UEFI firmware (version";
-/// The prompt of a getty on the console. It shows that the guest can be entered.
-const LOGIN_PROMPT: &str = " login:";
 
 impl RunningVm {
     /// Counts the boots since the power was last switched on, by the first lines of firmware and kernel on the console.
@@ -97,6 +96,29 @@ impl RunningVm {
         self.kernel_has_spoken()
             || self.can_be_entered()
             || lines.iter().any(|line| self.console.line_with(line).is_some())
+    }
+
+    /// Waits like [`Self::wait_until`] for an event of a first boot. Ends early if cloud-init will not run. If the time
+    /// runs out and the kernel has printed nothing, the error says so.
+    pub(super) fn wait_for_first_boot(
+        &mut self,
+        deadline: Deadline,
+        what: &str,
+        mut probe: impl FnMut(&mut Self) -> Result<Option<()>>,
+    ) -> Result<()> {
+        let (mut first_boot, limit) = (FirstBoot::default(), self.plan.limits.cloud_init_sign());
+        let waited = self.wait_until(deadline, what, |vm| {
+            if let Some(reached) = probe(vm)? {
+                return Ok(Some(reached));
+            }
+            Ok(first_boot.check(&vm.console, limit).map(|()| None)?)
+        });
+        waited.map_err(|error| {
+            if !deadline.is_over() || self.shows_life() {
+                return error;
+            }
+            error.context(silent(self.console.last()))
+        })
     }
 
     /// Waits until `probe` returns a value, at most until the end of the phase. Meanwhile watches the machine.
@@ -164,8 +186,8 @@ impl RunningVm {
     }
 
     pub(super) fn can_be_entered(&self) -> bool {
-        [LOGIN_PROMPT, marker::DONE, marker::FAILED].iter().any(|sign| self.console.line_with(sign).is_some())
-            || self.console.prompts(LOGIN_PROMPT)
+        [marker::DONE, marker::FAILED].iter().any(|sign| self.console.line_with(sign).is_some())
+            || self.console.has_login_prompt()
     }
 
     /// Returns whether the guest says that the agent is installed, and an error if the installation failed.
@@ -313,6 +335,15 @@ impl RunningVm {
         self.broker.stop()?;
         Ok(instance)
     }
+}
+
+/// Returns the failure of a guest whose kernel has printed nothing on the serial console.
+fn silent(last: &str) -> Failure {
+    Failure::guest(
+        format!("the guest's kernel has printed nothing on the serial console, whose last line is {last:?}"),
+        "the kernel may have another console: add console=ttyAMA0 (x86_64: console=ttyS0) to its command line in the \
+         image. If it does not run, use another --cpu; on a slow host use --timeout-scale 2",
+    )
 }
 
 impl Watched for RunningVm {

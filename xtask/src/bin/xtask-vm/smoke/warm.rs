@@ -23,7 +23,7 @@ use xtask_images::snapshots::{self, Snapshot, Verification};
 use xtask_images::{Base, ReadyImage};
 use xtask_jobs::Step;
 
-use super::prepare::{Prepared, make_overlay, make_writable_files, not_started, reach};
+use super::prepare::{Prepared, apt_sources, make_overlay, make_writable_files, not_started, reach};
 use super::run::Run;
 use super::running::RunningVm;
 use super::target::Domain;
@@ -225,7 +225,9 @@ impl Warm<'_> {
             .as_secs();
         let restored = Restored { login_user: &plan.image.login_user, now };
         let restored = Some((snapshot.manifest.ingredients.payload_bytes, restored, access.keys));
-        let disk = media::PayloadDisk { subject, config: &config, sabotage, restored };
+        let apt_sources = apt_sources(plan, subject, &run.ui)?;
+        let disk =
+            media::PayloadDisk { subject, apt_sources: &apt_sources, config: &config, sabotage, restored };
         media::make_payload(&files.payload, run.workspace, &disk, &work, &run.ui)?;
         let virtual_bytes = image.virtual_bytes;
         let base = Base { disk: snapshot.file(DISK), format: Format::Qcow2, virtual_bytes };
@@ -275,7 +277,7 @@ impl Warm<'_> {
         run.times.set_limit(limit + plan.limits.provision());
         vm.deadline = run.times.deadline();
         let deadline = vm.deadline.within(limit);
-        vm.wait_until(deadline, "the end of the guest's first boot", |vm| {
+        vm.wait_for_first_boot(deadline, "the end of the guest's first boot", |vm| {
             let ended = [marker::IDLE, marker::LACKS].iter().any(|sign| vm.console.line_with(sign).is_some());
             Ok(ended.then_some(()))
         })?;

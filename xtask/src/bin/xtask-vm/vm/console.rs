@@ -15,23 +15,26 @@ use xtask_core::fs::try_lock;
 use xtask_core::machine::CONSOLE_SOCKET;
 use xtask_core::message;
 use xtask_core::output::write_message;
-use xtask_core::runs::instance::{self, ConsoleLog};
+use xtask_core::runs::instance::{self, ConsoleLog, Instance};
 use xtask_core::{bail_host, limits};
 use xtask_jobs::Ui;
+
+use crate::guest::monitor::{State, state};
 
 /// The key that detaches the terminal: Ctrl-], as in telnet(1) and virsh(1).
 const DETACH: u8 = 0x1d;
 
-/// Shows the console until the machine ends or the user presses Ctrl-]. If stdin is no terminal, Ctrl-C ends the
+/// Shows the console until the machine is off or the user presses Ctrl-]. If stdin is no terminal, Ctrl-C ends the
 /// command.
 pub(crate) fn console(machine: Option<&str>, verbosity: Verbosity) -> Result<()> {
     let ui = Ui::install(verbosity)?;
     let instance = instance::find(&Cache::open()?, machine)?;
     let name = &instance.machine.name;
     let mut log = ConsoleLog::open(&instance.machine.console)?;
-    if !instance.is_running() {
+    let say_off = || message!("{name} is off; boot it with cargo xtask vm start {name}");
+    if state(&instance) == State::Off {
         log.show()?;
-        message!("{name} is off; boot it with cargo xtask vm start {name}");
+        say_off();
         return Ok(());
     }
     // QEMU accepts one connection at a time, and lets others wait without a message.
@@ -53,25 +56,36 @@ pub(crate) fn console(machine: Option<&str>, verbosity: Verbosity) -> Result<()>
     if terminal.is_some() {
         write_message(&format!("(attached to {name}; Ctrl-] detaches)\r\n"));
     }
-    let attached = attach(&stream, &mut log, terminal.is_some(), &ui);
+    let attached = attach(&instance, &stream, &mut log, terminal.is_some(), &ui);
     drop(terminal);
     message!("");
+    if state(&instance) == State::Off {
+        say_off();
+    }
     attached
 }
 
 /// Copies the console's log to stdout, and stdin to the guest.
-fn attach(stream: &UnixStream, log: &mut ConsoleLog, keys: bool, ui: &Ui) -> Result<()> {
+fn attach(instance: &Instance, stream: &UnixStream, log: &mut ConsoleLog, keys: bool, ui: &Ui) -> Result<()> {
     let over = Arc::new(AtomicBool::new(false));
     let share = || stream.try_clone().context("duplicate the console's socket");
     let (to_guest, mut from_guest) = (share()?, share()?);
     let (left, ended) = (Arc::clone(&over), Arc::clone(&over));
-    // Both threads may still wait for a byte when this process ends. The first thread discards the guest's output,
+    // All threads may still wait for a byte when this process ends. The first thread discards the guest's output,
     // because a guest blocks if its output is not read, for example while Ctrl-S stops the terminal. The output is
     // shown from the log instead.
     std::thread::spawn(move || {
         // Both an end and an error mean that QEMU has ended.
         let _ = std::io::copy(&mut from_guest, &mut std::io::sink());
         ended.store(true, Ordering::Relaxed);
+    });
+    // QEMU does not close the console when its guest has shut down.
+    let (off, instance) = (Arc::clone(&over), instance.clone());
+    std::thread::spawn(move || {
+        while state(&instance) != State::Off {
+            std::thread::sleep(limits::QEMU_STATE_AGAIN);
+        }
+        off.store(true, Ordering::Relaxed);
     });
     log.show()?;
     if keys {

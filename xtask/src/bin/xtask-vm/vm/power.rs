@@ -51,7 +51,7 @@ pub(crate) fn stop(args: &OneArgs, verbosity: Verbosity) -> Result<()> {
     let instance = instance::find(&cache, args.machine.as_deref())?;
     let _lock = instance.lock()?;
     let name = instance.machine.name.clone();
-    if !instance.is_running() {
+    if !instance.has_processes() {
         ui.note(&format!("{name} was already off"));
         return Ok(());
     }
@@ -69,7 +69,7 @@ fn shut_down(cache: &Cache, instance: &Instance, ui: &Ui) -> Result<()> {
     let hypervisor = Hypervisor::open(&instance.work().join("v"), cache)?;
     let Some(machine) = hypervisor.running() else {
         // If the guest was already off, opening libvirt has just ended its QEMU.
-        ensure!(!instance.is_running(), "QEMU runs, but libvirt does not know it");
+        ensure!(!instance.has_processes(), "QEMU runs, but libvirt does not know it");
         return Ok(());
     };
     // ssh's connection ends with the guest, which may already be off. So an error is reported only if the guest
@@ -102,7 +102,7 @@ fn run_in_guest(instance: &Instance, command: &[&str], limit: Duration, ui: &Ui)
 fn boot(cache: &Cache, instance: &mut Instance, ui: &Ui) -> Result<()> {
     let mut console = console_of_new_boot(instance)?;
     let root = instance.work().join("v");
-    if !instance.is_running() {
+    if !instance.has_processes() {
         // libvirt's files still name a QEMU that was killed or that ended when this host went down.
         remove_tree(&root)?;
         make_private_dir(&root)?;

@@ -13,8 +13,8 @@ use xtask_jobs::Ui;
 use xtask_jobs::child::{Child, Job};
 
 use super::super::bare::{Bare, Started};
-use super::qmp::Qmp;
 use crate::guest::media;
+use crate::guest::monitor::Qmp;
 use crate::guest::ssh::Keys;
 use crate::libvirt::forwarded_port;
 
@@ -57,7 +57,7 @@ impl<'a> DeliveryGuest<'a> {
         let started = bare.start(run, network, &more.map(str::to_owned))?;
         bare.until_finished(&started)?;
         let table = json!({ "command-line": "info usernet" });
-        let table = Qmp::connect(&qmp)?.ask("human-monitor-command", &table)?;
+        let table = Qmp::connect(&qmp, limits::QMP_ANSWER)?.ask("human-monitor-command", &table)?;
         let port = forwarded_port(table.as_str().context("read QEMU's table of its user network")?, 22)?;
         let Started { qemu, keys, .. } = started;
         Ok(Self { full, there, work, log, _qemu: qemu, qmp, keys, port, content, ui: bare.bench.ui })

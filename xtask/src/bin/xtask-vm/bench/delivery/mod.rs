@@ -6,7 +6,6 @@
 //! arrives is compared by its digest.
 
 mod guest;
-mod qmp;
 
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, ErrorKind, Write as _};
@@ -26,8 +25,8 @@ use xtask_core::limits;
 
 use super::bare::Bare;
 use super::{Bench, listed, median, rounded, timed};
+use crate::guest::monitor::Qmp;
 use guest::{DELIVERED, DeliveryGuest};
-use qmp::Qmp;
 
 /// The disk that is attached from the start, after the guest's own disk and its seed.
 const THERE: &str = "/dev/vdc";
@@ -108,7 +107,7 @@ impl DeliveryGuest<'_> {
     }
 
     fn by_plugging(&self) -> Result<f64> {
-        let mut qmp = Qmp::connect(&self.qmp)?;
+        let mut qmp = Qmp::connect(&self.qmp, limits::QMP_ANSWER)?;
         let waiting = self.waiting(&format!("until [ -b {PLUGGED} ]; do sleep 0.1; done; cat {PLUGGED}"))?;
         let device = json!({ "driver": "virtio-blk-pci", "id": "late", "drive": "late", "bus": "free" });
         let ((), seconds) = timed(|| qmp.ask("device_add", &device).and_then(|_| waiting.delivered()))?;
