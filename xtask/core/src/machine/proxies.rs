@@ -5,6 +5,9 @@ use std::fmt::{self, Debug, Formatter};
 
 use super::HOST_FROM_GUEST;
 
+/// The ports of proxies whose address names no port, by scheme (curl(1), --proxy).
+const SCHEMES: [(&str, u16); 3] = [("https", 443), ("http", 1080), ("socks", 1080)];
+
 /// The proxies that the environment of this process names. An address may contain a password. Therefore these values
 /// are written only to the seed, and `Debug` does not show them.
 #[derive(Clone, Default, PartialEq, Eq)]
@@ -43,6 +46,18 @@ impl Proxies {
             variables.push(("no_proxy", own.into_iter().chain(direct).collect::<Vec<_>>().join(",")));
         }
         Self { variables }
+    }
+
+    /// Returns the ports of the proxies. The guest connects to them instead of to the internet.
+    pub fn ports(&self) -> Vec<u16> {
+        let proxies = self.variables.iter().filter(|(name, _)| *name != "no_proxy");
+        let port = |url: &String| {
+            let (scheme, rest) = url.split_once("://")?;
+            let address = rest.trim_end_matches('/').rsplit('@').next()?;
+            let named = address.rsplit_once(':').and_then(|(_, port)| port.parse().ok());
+            named.or_else(|| SCHEMES.iter().find(|(name, _)| scheme.starts_with(name)).map(|(_, port)| *port))
+        };
+        proxies.filter_map(|(_, url)| port(url)).collect()
     }
 
     /// Returns cloud-init's `write_files` for the guest: the paths, the contents, and whether the content is appended.
@@ -141,6 +156,9 @@ mod tests {
             assert!(environment.lines().any(|found| found == line), "{line}: {environment}");
         }
         assert!(!format!("{proxies:?}").contains("secret"), "{proxies:?}");
+        assert_eq!(proxies.ports(), [2, 3]);
+        let plain = |name: &str| (name == "https_proxy").then(|| "https://u:p@proxy".to_owned());
+        assert_eq!(Proxies::of(plain).ports(), [443]);
         let silent = |name: &str| (name == "no_proxy").then(|| "a".to_owned());
         assert!(Proxies::of(silent).files().is_empty(), "there is no proxy");
     }

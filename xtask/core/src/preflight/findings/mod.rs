@@ -1,11 +1,12 @@
 //! Turns facts into findings, without side effects, so that each finding can be tested on any machine.
 //! [`virtualisation`] is about QEMU, firmware, libvirt, KVM and nats-server. [`build`] is about the build of the agent
-//! and of `xtask-vm`. [`image`] is about the programs that a run or an image build needs. [`room`] is about the cache,
+//! and of `xtask-vm`. [`image`] is about the programs that a run or an image build needs. [`network`] is about the services that the guest can reach. [`room`] is about the cache,
 //! disk, memory, clock and dead runs.
 
 mod build;
 pub mod finding;
 mod image;
+mod network;
 mod room;
 mod virtualisation;
 
@@ -19,6 +20,7 @@ pub fn evaluate(facts: &Facts) -> Vec<Finding> {
     virtualisation::evaluate(facts, &mut findings);
     build::evaluate(facts, &mut findings);
     image::evaluate(facts, &mut findings);
+    findings.extend(network::evaluate(facts));
     room::evaluate(facts, &mut findings);
     findings
 }

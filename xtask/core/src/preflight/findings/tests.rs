@@ -71,7 +71,7 @@ fn sound_host() -> LocalHost {
             id: "debian".into(),
             version_id: "12".into(),
         },
-        kernel: "6.1".into(),
+        kernel: "6.12".into(),
         cpus: 2,
         root: true,
         escalation: Err("neither sudo nor doas is installed"),
@@ -230,6 +230,7 @@ const ROOM: &[(&str, Change)] = &[
     ("cache-direct", |f| f.host.direct_io = Err("EINVAL".into())),
     ("memory", |f| f.host.free_memory = memory(GIB)),
     ("memory", |f| f.guest.machine.memory = 8192),
+    ("guest-network", |f| f.host.kernel = "6.1.0-49-amd64".into()),
     ("clock", |f| f.host.now = 1_700_000_000),
     ("stale-run", |f| f.host.dead_runs = vec!["1123-090000-abcd".into()]),
 ];

@@ -56,8 +56,10 @@ impl Prepared {
     /// Returns the network services that the guest reaches in the first boot of an image. If the image is a download,
     /// the guest installs packages from the internet.
     pub(super) fn reach_of_first_boot(&self, run: &Run<'_>, plan: &Plan) -> Reach {
-        match (reach(run, &self.broker), &plan.image.source) {
-            (Reach::Servers(ports), Source::Download(_) | Source::File(_)) => Reach::Internet(ports),
+        match (reach(run, plan, &self.broker), &plan.image.source) {
+            (Reach::Servers(ports), Source::Download(_) | Source::File(_)) => {
+                Reach::Internet([ports, plan.proxies.ports()].concat())
+            }
             (reach, _) => reach,
         }
     }
@@ -90,11 +92,11 @@ impl Prepared {
 }
 
 /// Returns the network services that the guest of a run reaches. A machine of `vm up` reaches the internet.
-pub(super) fn reach(run: &Run<'_>, broker: &Broker) -> Reach {
+pub(super) fn reach(run: &Run<'_>, plan: &Plan, broker: &Broker) -> Reach {
     let ports = vec![broker.port()];
     match run.options.sabotage {
         Some(Sabotage::OpenNetwork) => Reach::Everything,
-        _ if run.options.is_instance => Reach::Internet(ports),
+        _ if run.options.is_instance => Reach::Internet([ports, plan.proxies.ports()].concat()),
         _ => Reach::Servers(ports),
     }
 }

@@ -233,7 +233,7 @@ impl Warm<'_> {
         let base = Base { disk: snapshot.file(DISK), format: Format::Qcow2, virtual_bytes };
         make_overlay(files, &base, &run.ui)?;
         write_private(&files.nvram, fs_err::read(snapshot.file(NVRAM))?)?;
-        let domain = Domain::write(plan, files, &work, reach(run, access.broker))?;
+        let domain = Domain::write(plan, files, &work, reach(run, plan, access.broker))?;
         let mut xml = domain.xml.clone();
         if sabotage == Some(Sabotage::StaleChain) {
             xml = xml::with_stale_chain(&xml, &files.overlay, &image.disk);

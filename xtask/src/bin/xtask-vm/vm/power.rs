@@ -12,6 +12,7 @@ use xtask_core::error::{Failure, host_fault};
 use xtask_core::fs::{make_private_dir, remove_tree};
 use xtask_core::host::tools;
 use xtask_core::machine::SSH_PORT;
+use xtask_core::machine::proxies::Proxies;
 use xtask_core::readback::ExpectedMachine;
 use xtask_core::runs::instance::{self, Instance};
 use xtask_core::{bail_host, limits};
@@ -141,7 +142,7 @@ fn boot(cache: &Cache, instance: &mut Instance, ui: &Ui) -> Result<()> {
         ui.tick("hashing the snapshot")?;
         snapshot.check_what_boots().map_err(lost)?;
     }
-    let stopped = hypervisor.start_paused(&xml, &Reach::Internet(Vec::new()))?;
+    let stopped = hypervisor.start_paused(&xml, &Reach::Internet(Proxies::from_env().ports()))?;
     let mut machine = paused::resume_verified(stopped, &expected, &instance.work())?;
     instance.machine.ssh_port = Some(machine.port_to(SSH_PORT)?);
     instance.save()?;
