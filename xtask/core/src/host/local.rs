@@ -44,6 +44,7 @@ pub const PROGRAMS: &[(&str, Need, When)] = &[
     ("mke2fs", Need::E2fsprogs, When::Building),
     ("debugfs", Need::E2fsprogs, When::Building),
     ("sfdisk", Need::Sfdisk, When::Building),
+    ("mount", Need::Mount, When::Building),
     ("gpgv", Need::Gpgv, When::Building),
     ("newuidmap", Need::Uidmap, When::BuildingAsUser),
     ("newgidmap", Need::Uidmap, When::BuildingAsUser),

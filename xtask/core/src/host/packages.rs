@@ -42,6 +42,7 @@ pub enum Need {
     Dosfstools,
     E2fsprogs,
     Sfdisk,
+    Mount,
     UserEmulation,
     Uidmap,
     Gpgv,
@@ -223,8 +224,9 @@ fn row(need: Need, arch: VmArchitecture) -> &'static str {
         (N::E2fsprogs, _) => "e2fsprogs | e2fsprogs | e2fsprogs | e2fsprogs",
         (N::Sfdisk, _) => "fdisk | util-linux | util-linux | util-linux",
         // On Debian, mount(8) is in a separate package, which a minimal container lacks.
+        (N::Mount, _) => "mount | util-linux | util-linux | util-linux",
         (N::UserEmulation, _) => {
-            "qemu-user-static binfmt-support mount | qemu-user-static \
+            "qemu-user-static binfmt-support | qemu-user-static \
              | qemu-user-static qemu-user-static-binfmt | qemu-linux-user"
         }
         (N::Uidmap, _) => "uidmap | shadow-utils | shadow | shadow",

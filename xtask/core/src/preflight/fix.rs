@@ -238,7 +238,7 @@ mod tests {
             commands,
             [
                 "apt-get update",
-                "apt-get install --yes --no-install-recommends --option=DPkg::Lock::Timeout=300 binfmt-support mount mtools openssh-client qemu-system-arm \
+                "apt-get install --yes --no-install-recommends --option=DPkg::Lock::Timeout=300 binfmt-support mtools openssh-client qemu-system-arm \
                  qemu-user-static",
                 "rustup target add aarch64-unknown-linux-gnu",
             ]
