@@ -339,7 +339,8 @@ mod tests {
             snapshot
         });
         // This lock cannot be opened. This is also so for a lock of another user.
-        std::os::unix::fs::symlink("/nonexistent", cache.snapshots().join("a.lock")).unwrap();
+        std::os::unix::fs::symlink(directory.path().join("missing"), cache.snapshots().join("a.lock"))
+            .unwrap();
         let store = Store { cache: &cache, ui: &ui, offline: true, run: None };
         let deleted = prune(&store, &PruneArgs::default(), &[]).unwrap();
         assert_eq!(deleted.iter().map(|one| &*one.key).collect::<Vec<_>>(), ["b.0101-000000-0002"]);

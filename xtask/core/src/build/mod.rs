@@ -7,7 +7,7 @@ pub mod linker;
 pub mod origin;
 pub mod profile;
 
-use std::io::{BufRead as _, BufReader, IsTerminal as _};
+use std::io::{BufRead as _, BufReader, IsTerminal as _, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -136,8 +136,11 @@ fn compile(workspace: &Workspace, args: &BuildArgs, linker: &Linker, what: &str)
 fn run_cargo(mut command: Command, what: &str) -> Result<String> {
     let on_terminal = std::io::stderr().is_terminal();
     let format = if on_terminal { "json-diagnostic-rendered-ansi" } else { "json" };
-    command.args(["--message-format", format]).stdout(Stdio::piped()).stderr(Stdio::inherit());
+    // Cargo fails if it cannot write its progress, for example after `2>&1 | head`. On a terminal, it shows a bar.
+    let stderr = if on_terminal { Stdio::inherit() } else { Stdio::piped() };
+    command.args(["--message-format", format]).stdout(Stdio::piped()).stderr(stderr);
     let mut cargo = command.spawn().context("run cargo")?;
+    let progress = cargo.stderr.take().map(|stderr| std::thread::spawn(move || pass_on(stderr)));
     let mut messages = String::new();
     let mut is_rejected = false;
     for line in BufReader::new(cargo.stdout.take().context("read cargo's messages")?).lines() {
@@ -152,6 +155,7 @@ fn run_cargo(mut command: Command, what: &str) -> Result<String> {
         messages.push('\n');
     }
     let status = cargo.wait().context("wait for cargo")?;
+    progress.map_or(Ok(()), |thread| thread.join().expect("a thread that passes lines on does not panic"))?;
     if status.success() {
         return Ok(messages);
     }
@@ -163,6 +167,14 @@ fn run_cargo(mut command: Command, what: &str) -> Result<String> {
         "nothing is known about the agent. A compiler that was killed (signal: 9) lacked memory: build with \
          CARGO_BUILD_JOBS=1. If the crate registry cannot be reached, check the network. If target/ is full, free space"
     )
+}
+
+/// Writes cargo's progress to stderr.
+fn pass_on(progress: impl Read) -> Result<()> {
+    for line in BufReader::new(progress).lines() {
+        write_message(&(line.context("read cargo's progress")? + "\n"));
+    }
+    Ok(())
 }
 
 /// Returns whether rustc has a standard library for the target. rustup is not asked, because the Rust of a distribution
@@ -231,5 +243,8 @@ mod tests {
             assert!(error::hint(&error).is_some(), "{error:#}");
         }
         assert!(run_cargo(cargo(&warning, "exit 0"), "build iot-agent").unwrap().contains("unused variable"));
+        // Cargo does not get this process's stderr, which may be closed, unless it is a terminal.
+        let own_stderr = "[ -t 2 ] || [ $(readlink /proc/self/fd/2) != $(readlink /proc/$PPID/fd/2) ]";
+        run_cargo(cargo("", own_stderr), "build iot-agent").unwrap();
     }
 }

@@ -280,7 +280,7 @@ mod tests {
         // The lock of this run cannot be opened. This is also so for a run of another user.
         let blocked = dead_run(runs, "0101-000000-0002");
         fs::remove_file(blocked.join("lock")).unwrap();
-        std::os::unix::fs::symlink("/nonexistent", blocked.join("lock")).unwrap();
+        std::os::unix::fs::symlink(directory.path().join("missing"), blocked.join("lock")).unwrap();
         let dead = [
             of_host("0101-000000-0003", &format!("another-boot {}\n", this.name)),
             of_host("0101-000000-0004", &format!("{} a-container\n", this.boot)),

@@ -1,7 +1,7 @@
 //! Runs the steps of the suite, one by one or several at once, and counts the steps and their tests.
 
 use std::collections::BTreeSet;
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, IsTerminal as _};
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::Instant;
 
@@ -152,7 +152,9 @@ impl<'a> Runner<'a> {
             smoke.as_ref().map(|smoke| smoke.begin(self.strict_image)).transpose()?.unwrap_or_default();
         let line = format!("cargo {arguments}");
         message!("== {name}: {line}");
-        let stderr = if label.is_empty() { Stdio::inherit() } else { Stdio::piped() };
+        // Cargo fails if it cannot write its progress. On a terminal, it shows a bar.
+        let shows_bar = label.is_empty() && std::io::stderr().is_terminal();
+        let stderr = if shows_bar { Stdio::inherit() } else { Stdio::piped() };
         let mut child = self
             .cargo(&arguments)
             .args(more)
