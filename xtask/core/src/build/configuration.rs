@@ -181,7 +181,8 @@ mod tests {
     fn the_flags_are_those_that_cargo_takes() {
         let root = tempfile::tempdir().unwrap();
         write(root.path(), "config.toml", "[build]\nrustflags = [\"-Cfile\"]\n");
-        let table: &[(&[(&str, &str)], Option<&str>)] = &[
+        type Environment<'a> = &'a [(&'a str, &'a str)];
+        let table: &[(Environment<'_>, Option<&str>)] = &[
             (&[], Some("-Cfile")),
             (&[("RUSTFLAGS", " ")], None),
             (&[("RUSTFLAGS", "-Ctarget-cpu=native")], Some("-Ctarget-cpu=native")),
