@@ -69,10 +69,11 @@ fn copied_checkout() -> TempDir {
     copy
 }
 
-/// Runs `build` with a profile that does not exist. The error lists the profiles of the workspace that was used.
-fn build_in(checkout: &Path, target: &Path) -> Output {
+/// Runs a smoke with the profile of the copy and an agent that does not exist. The profile is checked first, and only
+/// the copy has it.
+fn smoke_in(checkout: &Path, target: &Path) -> Output {
     let mut command = Command::new(XTASK);
-    command.args(["build", "--profile", "nosuch"]).current_dir(checkout);
+    command.args(["smoke", "--profile", "only-in-the-copy", "--agent", "/nonexistent"]).current_dir(checkout);
     command
         .env("CARGO_MANIFEST_DIR", checkout.join("xtask"))
         .env("CARGO_TARGET_DIR", target)
@@ -83,9 +84,9 @@ fn build_in(checkout: &Path, target: &Path) -> Output {
 #[test]
 fn the_workspace_is_the_one_in_which_the_command_was_typed() {
     let copy = copied_checkout();
-    let output = build_in(copy.path(), &copy.path().join("target"));
+    let output = smoke_in(copy.path(), &copy.path().join("target"));
     let message = message(&output);
-    assert!(message.contains("only-in-the-copy"), "{message}");
+    assert!(message.contains("--agent /nonexistent: no such file"), "{message}");
     assert_eq!(output.status.code(), Some(2), "{message}");
 }
 
@@ -93,7 +94,7 @@ fn the_workspace_is_the_one_in_which_the_command_was_typed() {
 fn a_program_that_another_checkout_left_in_a_shared_target_directory_is_refused() {
     let copy = copied_checkout();
     let shared = Path::new(XTASK).parent().unwrap();
-    let output = build_in(copy.path(), shared);
+    let output = smoke_in(copy.path(), shared);
     let message = message(&output);
     assert_eq!(output.status.code(), Some(69), "{message}");
     assert!(message.contains("was compiled in") && message.contains("unset CARGO_TARGET_DIR"), "{message}");
