@@ -325,6 +325,8 @@ fn what_is_in_the_cache_is_neither_built_nor_downloaded() {
     assert!(guest(None).download.is_some());
     keep(&default.choice.image);
     assert_eq!(guest(None).download, None);
+    std::fs::remove_dir(cache.images().join(built.choice.image.key(SCRIPTS))).unwrap();
+    assert_eq!(guest(None).built, Built::No, "the fallback image is not needed");
 }
 
 #[test]
