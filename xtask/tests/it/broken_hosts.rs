@@ -3,6 +3,8 @@
 //! takes a fraction of a second. `cargo xtask ci` runs these tests after a preflight, because the machine itself must
 //! be sound.
 
+mod fix;
+
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
@@ -268,47 +270,6 @@ fn a_root_that_may_not_mount() {
     let built = ["--arch", "aarch64", "--image", "debian-12"];
     let cases = vec![(host(&built), "mount", true), (host(&built[..2]), "mount", false)];
     assert_each_finds("mounts", cases);
-}
-
-/// A dead source makes `apt-get update` fail, and the needed packages can be installed all the same. The new package
-/// enables a unit, and another process enables one at the same time.
-#[test]
-fn fix_goes_on_past_a_dead_source_and_leaves_the_units_of_others() {
-    let host = Host::new();
-    host.program(
-        "apt-get",
-        "#!/bin/sh\ncase \"$*\" in
-        update) exit 100 ;;
-        '--simulate install '*) echo 'Inst mtools (4.0.33 Debian:12 [amd64])' ;;
-        *) umount /usr/bin/mtools && touch $S/installed ;;
-        esac\n",
-    );
-    host.program(
-        "systemctl",
-        "#!/bin/sh\nif [ \"$1\" = disable ]; then echo \"$*\" > $S/disabled; exit; fi
-        echo 'ssh.service enabled enabled'
-        [ ! -e $S/installed ] || printf '%s enabled enabled\\n' own.service other.service\n",
-    );
-    host.program(
-        "dpkg-query",
-        "#!/bin/sh\ncase $2 in
-        */own.service) echo 'mtools: /lib/systemd/system/own.service' ;;
-        *) echo 'others: /lib/systemd/system/other.service' ;;
-        esac\n",
-    );
-    let path = format!("{}:{}", host.scratch.path().display(), std::env::var("PATH").unwrap());
-    let disabled = host.file("disabled");
-    let host = host
-        .after(
-            "mount -t tmpfs tmpfs /run; mkdir -p /run/systemd/system; mount --bind /dev/null /usr/bin/mtools",
-        )
-        .with("PATH", path)
-        .asked(&["--arch", "aarch64", "--fix", "--yes"]);
-    let output = host.command().output().unwrap();
-    assert_code(&output, 0);
-    let message = message(&output);
-    assert!(message.contains("warning: apt-get update: exit status: 100"), "{message}");
-    assert_eq!(std::fs::read_to_string(disabled).unwrap(), "disable --now own.service\n", "{message}");
 }
 
 /// Makes a host with its own `/dev` and with a processor that has `flags`. The command `make` may create `$S/dev/kvm`,

@@ -11,7 +11,7 @@ use super::findings::{Finding, Remedy};
 use super::{Preflight, PreflightRequest, repair};
 use crate::bail_host;
 use crate::cli::FixArgs;
-use crate::error::Failure;
+use crate::error::{Failure, host_fault};
 use crate::host::facts::Facts;
 use crate::host::packages::PackageManager;
 use crate::message;
@@ -43,7 +43,9 @@ pub fn fix(workspace: &Workspace, asked: &PreflightRequest<'_>, args: FixArgs) -
             ask()?;
         }
         if let Some(facts) = preflight.facts.first() {
-            repair::run_all(&facts.host, &commands)?;
+            repair::run_all(&facts.host, &commands).map_err(|error| {
+                host_fault(error, "make this machine ready", "run the command by hand to see why")
+            })?;
         }
         done = commands;
         preflight = check(workspace, asked)?;
@@ -288,6 +290,12 @@ mod tests {
             facts.host.root = false;
         });
         assert!(!beyond_reach(&barred).is_empty());
+        let advised = barred.verdict().unwrap_err();
+        assert!(
+            crate::error::hint(&advised)
+                .unwrap()
+                .starts_with("run as root: apt-get update; apt-get install ")
+        );
         assert_eq!(lines(&runnable(&barred)), ["rustup target add aarch64-unknown-linux-gnu"]);
         let error = root_was_not_needed(&barred).unwrap_err();
         assert_eq!(crate::error::code(&error), 69);

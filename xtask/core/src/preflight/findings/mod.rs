@@ -10,6 +10,7 @@ mod network;
 mod room;
 mod virtualisation;
 
+use crate::error::shortage;
 use crate::host::facts::Facts;
 pub use finding::{CI_PROGRAM, Finding, Remedy, Severity};
 pub(super) use room::{MEMORY_BESIDE, MIB};
@@ -22,6 +23,12 @@ pub fn evaluate(facts: &Facts) -> Vec<Finding> {
     image::evaluate(facts, &mut findings);
     findings.extend(network::evaluate(facts));
     room::evaluate(facts, &mut findings);
+    // A check that failed because this host lacks memory or open files does not show that a package is missing.
+    for finding in &mut findings {
+        if let Some(remedy) = shortage(&anyhow::Error::msg(finding.evidence.clone())) {
+            finding.remedy = Some(remedy.into());
+        }
+    }
     findings
 }
 

@@ -308,6 +308,18 @@ fn what_only_a_build_needs_is_not_asked_of_a_downloaded_image() {
 }
 
 #[test]
+fn a_check_that_lacks_a_resource_does_not_advise_a_package() {
+    let lacking = evaluated(|f| {
+        let text = "run the linker: Too many open files (os error 24)".to_owned();
+        f.linker = Err(Unfit { text, ..unfit(UnfitKind::Missing) });
+        f.host.libvirt = Err("run /usr/bin/pkg-config: Cannot allocate memory (os error 12)".into());
+    });
+    let remedies: Vec<_> = lacking.iter().filter_map(|finding| finding.by_hand()).collect();
+    assert_eq!(remedies.len(), 2, "{lacking:?}");
+    assert!(remedies[0].contains("--memory") && remedies[1].contains("ulimit -n"), "{remedies:?}");
+}
+
+#[test]
 fn what_is_in_the_cache_is_neither_built_nor_downloaded() {
     let directory = tempfile::tempdir().unwrap();
     let cache = Cache::at(directory.path());
@@ -325,6 +337,8 @@ fn what_is_in_the_cache_is_neither_built_nor_downloaded() {
     assert!(guest(None).download.is_some());
     keep(&default.choice.image);
     assert_eq!(guest(None).download, None);
+    std::fs::remove_dir(cache.images().join(built.choice.image.key(SCRIPTS))).unwrap();
+    assert_eq!(guest(None).built, Built::No, "the fallback image is not needed");
 }
 
 #[test]
