@@ -180,12 +180,18 @@ pub fn check_name(cache: &Cache, name: &str) -> Result<(), Failure> {
     }
 }
 
-/// Makes the run an instance, by writing the file `kept`.
+/// Makes the run an instance, by writing the file `kept`. `check` can end the wait for another process that collects or
+/// makes a run.
 ///
 /// # Errors
-/// Returns an error if the name is taken, or if a file cannot be written.
-pub fn keep(run: &RunDir, cache: &Cache, machine: InstanceRecord) -> Result<()> {
-    let _guard = lock(&cache.runs().join(GUARD), || Ok(()))?;
+/// Returns an error if the name is taken, or if a file cannot be written, or the error of `check`.
+pub fn keep(
+    run: &RunDir,
+    cache: &Cache,
+    machine: InstanceRecord,
+    check: impl Fn() -> Result<()>,
+) -> Result<()> {
+    let _guard = lock(&cache.runs().join(GUARD), check)?;
     check_name(cache, &machine.name)?;
     Instance { machine, directory: run.path().to_owned() }.save()
 }
