@@ -44,7 +44,7 @@ impl std::fmt::Display for Collected {
 /// Collects the dead runs, and deletes the oldest finished runs. Instances are not touched. Other programs also use
 /// directories with the name `runs`, so only directories that `cargo xtask` has made are touched. A run that cannot be
 /// collected, for example because another user owns it, is skipped.
-pub(super) fn collect(runs: &Path) -> Result<Vec<Collected>> {
+pub(super) fn collect(runs: &Path) -> Vec<Collected> {
     let mut collected = Vec::new();
     let mut finished = Vec::new();
     for path in directories(runs) {
@@ -64,7 +64,7 @@ pub(super) fn collect(runs: &Path) -> Result<Vec<Collected>> {
             collected.push(Collected { id, processes: Err(format!("{error:#}")) });
         }
     }
-    Ok(collected)
+    collected
 }
 
 /// The state of a run's directory after [`collect_one`].

@@ -63,7 +63,7 @@ impl RunDir {
         // Every process holds this lock while it makes or deletes directories of runs. Therefore no other run can
         // collect the new directory before it is complete.
         let _guard = lock(&runs.join(GUARD), check)?;
-        let collected = collect(&runs)?;
+        let collected = collect(&runs);
         let id = new_id()?;
         let path = runs.join(&id);
         make_own_dir(&path)?;
@@ -183,7 +183,7 @@ pub fn gc(cache: &Cache) -> Result<Vec<Collected>> {
     let runs = cache.runs();
     make_private_dir(&runs)?;
     let _guard = lock(&runs.join(GUARD), || Ok(()))?;
-    collect(&runs)
+    Ok(collect(&runs))
 }
 
 /// Returns the id of a new run: month and day, time of day, and a random number that distinguishes runs of the same
@@ -231,7 +231,7 @@ mod tests {
         let unmarked = runs.join("0101-000000-000a");
         fs::create_dir_all(unmarked.join("w")).unwrap();
         foreign.extend([renamed, unmarked]);
-        assert!(collect(runs).unwrap().is_empty());
+        assert!(collect(runs).is_empty());
         for path in foreign {
             let entries = fs::read_dir(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
             let names: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).collect();
@@ -258,7 +258,7 @@ mod tests {
         record_child(left.arg("600"), &dead.join("w")).unwrap();
         let mut left = left.spawn().unwrap();
 
-        let collected = collect(runs).unwrap();
+        let collected = collect(runs);
         assert_eq!(collected.len(), 1);
         assert_eq!((collected[0].id.as_str(), &collected[0].processes), ("0101-000000-0001", &Ok(1)));
         assert!(!dead.exists() && live.exists());
@@ -309,7 +309,7 @@ mod tests {
             let lock = File::create(path.join("lock")).unwrap();
             lock.set_modified(begin + limits::POLL * u32::try_from(number).unwrap()).unwrap();
         }
-        assert!(collect(directory.path()).unwrap().is_empty());
+        assert!(collect(directory.path()).is_empty());
         let left = directories(directory.path());
         assert_eq!(left.len(), FINISHED_RUNS_KEPT);
         assert!(!directory.path().join("0101-000099-0000").exists(), "the oldest go first");
@@ -321,7 +321,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = dead_run(directory.path(), "0101-000000-0003");
         fs::write(path.join(KEPT), "{}").unwrap();
-        assert!(collect(directory.path()).unwrap().is_empty());
+        assert!(collect(directory.path()).is_empty());
         assert!(path.join("w").exists());
     }
 }
