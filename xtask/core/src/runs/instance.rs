@@ -10,8 +10,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
-use super::collect::Host;
-use super::{GUARD, KEPT, RunDir, has_form_of_id};
+use super::{GUARD, KEPT, RunDir, has_form_of_id, other_host};
 use crate::arch::VmArchitecture;
 use crate::cache::Cache;
 use crate::error::Failure;
@@ -86,7 +85,7 @@ impl Instance {
     /// returns one if the instance is on another host that shares the cache.
     pub fn lock(&self) -> Result<File> {
         let name = &self.machine.name;
-        if let Some(host) = Host::other(&self.directory)? {
+        if let Some(host) = other_host(&self.directory)? {
             bail_host!("{name}: it is a machine of the host {host}"; "use it on that host");
         }
         match try_lock(&self.directory.join("lock"))? {
@@ -235,7 +234,7 @@ pub fn known_host(public_key: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::collect::HOST;
+    use super::super::HOST;
     use super::*;
 
     fn instance(cache: &Cache, id: &str, name: &str) -> Instance {

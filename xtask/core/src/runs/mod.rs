@@ -24,7 +24,7 @@ use crate::cache::Cache;
 use crate::format::now_rfc3339;
 use crate::fs::{
     directories, lock, make_own_dir, make_private_dir, read_if_there, remove_file, remove_tree, try_lock,
-    write_atomically, write_private,
+    write_atomically,
 };
 use crate::processes::end_processes;
 
@@ -32,8 +32,8 @@ mod collect;
 pub mod instance;
 
 pub(crate) use collect::KEPT;
-pub use collect::{Collected, has_form_of_id};
-use collect::{HOST, Host, collect, id_of, is_run};
+pub use collect::{Collected, HOST, has_form_of_id, other_host, record_host};
+use collect::{collect, id_of, is_run};
 
 /// The names of two files in a run's working directory. The first one contains the path of the image's directory, the
 /// second one that of the snapshot's directory. The second name is `frozen`, because existing caches use this name.
@@ -67,7 +67,7 @@ impl RunDir {
         let id = new_id()?;
         let path = runs.join(&id);
         make_own_dir(&path)?;
-        write_private(&path.join(HOST), Host::this()?.to_string())?;
+        record_host(&path)?;
         make_private_dir(&path.join("w/v"))?;
         let lock = try_lock(&path.join("lock"))?.context("lock a directory that was just made")?;
         Ok((Self { id, path, _lock: lock }, collected))
@@ -167,7 +167,7 @@ pub fn dead(cache: &Cache) -> Vec<String> {
         is_run(path)
             && path.join("w").exists()
             && !path.join(KEPT).exists()
-            && Host::other(path).is_ok_and(|other| other.is_none())
+            && other_host(path).is_ok_and(|other| other.is_none())
             // If the run has no lock file, or if the lock cannot be queried, the run does not count as dead.
             && File::open(path.join("lock"))
                 .is_ok_and(|file| file.try_lock().is_ok())
@@ -198,7 +198,7 @@ fn new_id() -> Result<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::collect::FINISHED_RUNS_KEPT;
+    use super::collect::{FINISHED_RUNS_KEPT, Host};
     use super::*;
     use crate::fs::mark;
     use crate::limits;
