@@ -152,7 +152,7 @@ pub fn snapshot_of(work: &Path) -> Result<Option<PathBuf>> {
     Ok(read_if_there(&work.join(SNAPSHOT))?.map(|name| OsString::from_vec(name).into()))
 }
 
-/// Returns the ids of the dead runs that were not collected yet.
+/// Returns the ids of the dead runs that were not collected yet. The list is empty while another process collects them.
 pub fn dead(cache: &Cache) -> Vec<String> {
     // A new run makes its directory first and takes the lock of this directory afterwards. In between, it holds the
     // lock `.lock`.
@@ -161,8 +161,9 @@ pub fn dead(cache: &Cache) -> Vec<String> {
         // There was no run yet.
         return Vec::new();
     }
-    // Without the lock, the list can name a run that is being made.
-    let Ok(_guard) = lock(&guard, || Ok(())) else { return Vec::new() };
+    // Without the lock, the list could name a run that is being made. If another process holds the lock, it collects the
+    // dead runs now.
+    let Ok(Some(_guard)) = try_lock(&guard) else { return Vec::new() };
     let is_dead = |path: &Path| {
         is_run(path)
             && path.join("w").exists()
@@ -254,6 +255,9 @@ mod tests {
         let live = dead_run(runs, "0101-000000-0002");
         let _held = try_lock(&live.join("lock")).unwrap().unwrap();
         assert_eq!(super::dead(&cache), ["0101-000000-0001"]);
+        let guard = try_lock(&runs.join(GUARD)).unwrap().unwrap();
+        assert!(super::dead(&cache).is_empty(), "another process collects the dead runs");
+        drop(guard);
         let mut left = Command::new("sleep");
         record_child(left.arg("600"), &dead.join("w")).unwrap();
         let mut left = left.spawn().unwrap();
