@@ -1,7 +1,9 @@
 //! Checks that `cargo xtask` changes only its own directories and processes, and works on the checkout in which the
 //! command was typed.
 
+use std::fs::Permissions;
 use std::io::Read as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -126,6 +128,24 @@ fn a_command_whose_output_cannot_be_written_does_not_panic() {
         command.args(arguments).env("IOT_XTASK_CACHE", cache.path()).stdout(stdout()).stderr(stderr());
         let output = command.output().unwrap();
         assert_eq!(output.status.code(), Some(code), "{arguments:?}: {}", message(&output));
+    }
+}
+
+#[test]
+fn a_command_refuses_a_cache_that_is_not_its_own_with_a_remedy() {
+    let exposed = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(exposed.path(), Permissions::from_mode(0o777)).unwrap();
+    let exposed = exposed.path().display().to_string();
+    for (cache, remedy) in [("relative", "to an absolute path"), (&exposed, "chmod go-w")] {
+        for arguments in [["vm", "list"], ["vm", "gc"]] {
+            let output = Command::new(XTASK).args(arguments).env("IOT_XTASK_CACHE", cache).output().unwrap();
+            let message = message(&output);
+            assert_eq!(output.status.code(), Some(69), "{message}");
+            assert!(
+                message.contains(&format!("use the cache {cache}")) && message.contains(remedy),
+                "{message}"
+            );
+        }
     }
 }
 

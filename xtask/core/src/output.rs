@@ -60,13 +60,11 @@ pub fn write_message(text: &str) {
 /// Returns a message without the control characters that [`clean`] removes. A message may contain texts of the guest
 /// or the agent, so each line after the first one is indented. None of them can then pass for a line of this program.
 pub fn plain(text: &str) -> String {
-    let mut lines = clean(text);
-    for at in lines.match_indices('\n').map(|(at, _)| at + 1).collect::<Vec<_>>().into_iter().rev() {
-        if !lines[at..].starts_with(' ') {
-            lines.insert_str(at, "    ");
-        }
-    }
-    lines
+    let text = clean(text);
+    let (first, rest) = text.split_once('\n').unwrap_or((&text, ""));
+    let indented =
+        |line: &str| if line.starts_with("  ") { format!("\n{line}") } else { format!("\n    {line}") };
+    first.to_owned() + &rest.lines().map(indented).collect::<String>()
 }
 
 /// Removes escape sequences (ECMA-48, 5.3, 5.4 and 8.3) and other control characters, except the ends of lines. A tab

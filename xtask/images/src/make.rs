@@ -13,6 +13,7 @@ use xtask_core::host::tools;
 use xtask_core::image::manifest::{Contents, Manifest, Stamp};
 use xtask_core::image::{DownloadSource, Format, Image, Recipe, shown};
 use xtask_core::processes::RECORD;
+use xtask_core::runs::{HOST, record_host};
 
 use crate::fetch::{self, FetchRequest, RetryPolicy};
 use crate::store::{self, DISK, ReadyImage, Store};
@@ -32,6 +33,7 @@ pub(crate) fn build(store: &Store<'_>, image: &Image, recipe: &Recipe, key: &str
     store.collect_dead_builds(key)?;
     let beside = store.directory(&format!("{key}.building"));
     make_own_dir(&beside)?;
+    record_host(&beside)?;
     let error = match build_in(store, image, recipe, key, &beside) {
         Ok(ready) => return Ok(ReadyImage { how: "built", ..ready }),
         Err(error) => error,
@@ -127,6 +129,7 @@ pub(crate) fn finish(
         contents: made.contents,
     };
     remove_file(&beside.join(RECORD))?;
+    remove_file(&beside.join(HOST))?;
     store::write_manifest(beside, &manifest)?;
     let directory = store.directory(key);
     store::flush(&[&disk, beside])?;

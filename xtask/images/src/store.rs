@@ -194,6 +194,9 @@ impl Store<'_> {
         if lock.is_none() && key != own {
             return Ok(());
         }
+        if let Some(host) = runs::other_host(directory)? {
+            bail_host!("it may be in progress on the host {host}"; "if it is not, delete {}", directory.display());
+        }
         // The kernel sends SIGTERM to mmdebstrap when its run dies, but mmdebstrap may need some time to end.
         let processes = end_processes(directory)?;
         let name = name_of(directory);
@@ -274,4 +277,28 @@ pub(crate) fn flush(paths: &[&Path]) -> Result<()> {
 fn has_form_of_key(name: &str) -> bool {
     let hash = name.rsplit_once('-').map_or("", |(_, hash)| hash);
     hash.len() == 16 && hash.chars().all(|c| c.is_ascii_hexdigit())
+}
+
+#[cfg(test)]
+mod tests {
+    use xtask_core::fs::make_own_dir;
+
+    use super::*;
+
+    #[test]
+    fn a_build_that_cannot_be_collected_stops_no_other_collection() {
+        let directory = tempfile::tempdir().unwrap();
+        let (cache, ui) = (Cache::at(directory.path()), Ui::quiet());
+        let [elsewhere, dead] = ["a.building", "b.building"].map(|name| {
+            let build = cache.images().join(name);
+            make_own_dir(&build).unwrap();
+            build
+        });
+        fs::write(elsewhere.join(runs::HOST), "another-boot another-host\n").unwrap();
+        let store = Store { cache: &cache, ui: &ui, offline: true, run: None };
+        store.collect_dead_builds("own").unwrap();
+        assert!(elsewhere.exists() && !dead.exists());
+        let error = store.collect_dead_builds("a").unwrap_err();
+        assert!(error.to_string().contains("another-host"), "{error:#}");
+    }
 }

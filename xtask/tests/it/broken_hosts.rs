@@ -316,6 +316,7 @@ fn cache() {
         (Host::new().after("mount -t ramfs -o mode=700 ramfs $S/c"), "cache-direct", true),
         (Host::new().with("IOT_XTASK_CACHE", long), "cache-path", true),
         (Host::new().with("IOT_XTASK_CACHE", "not/absolute"), "cache", true),
+        (Host::new().after("chmod 777 $S/c"), "cache", true),
         (Host::new().after("mount -t tmpfs -o ro,mode=700 tmpfs $S/c"), "cache-access", true),
         (Host::new().after(runs).without(OVERRIDES), "cache-access", true),
     ];

@@ -239,6 +239,8 @@ impl FailureReport {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
 
     #[test]
@@ -360,6 +362,7 @@ mod tests {
             let directory = tempfile::tempdir().unwrap();
             let report = Report::before_run(VmArchitecture::Aarch64, &failure.clone().into());
             let path = report.write(&directory.path().join("new")).unwrap();
+            assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
             let read: Report = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
             assert_eq!((read.exit_code, read.verdict), (code, failure.kind.verdict()));
             assert_eq!(read.failure.unwrap().error, failure.to_string());

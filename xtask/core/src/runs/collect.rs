@@ -6,7 +6,7 @@ use std::time::SystemTime;
 
 use anyhow::{Context, Result, bail};
 
-use crate::fs::{MARKER, directories, is_own, read_if_there, remove_tree, try_lock};
+use crate::fs::{MARKER, directories, is_own, read_if_there, remove_tree, try_lock, write_private};
 use crate::processes::{boot_id, end_processes};
 
 /// The name of the file that makes a run's directory an instance. [`super::instance`] defines the content of the file.
@@ -16,7 +16,7 @@ pub(crate) const KEPT: &str = "kept";
 pub(super) const FINISHED_RUNS_KEPT: usize = 20;
 
 /// The name of the file with the id of the boot and the name of the run's host.
-pub(super) const HOST: &str = "host";
+pub const HOST: &str = "host";
 
 /// A run whose processes were ended and whose files were deleted, or a run that could not be collected.
 #[derive(Debug)]
@@ -44,7 +44,7 @@ impl std::fmt::Display for Collected {
 /// Collects the dead runs, and deletes the oldest finished runs. Instances are not touched. Other programs also use
 /// directories with the name `runs`, so only directories that `cargo xtask` has made are touched. A run that cannot be
 /// collected, for example because another user owns it, is skipped.
-pub(super) fn collect(runs: &Path) -> Result<Vec<Collected>> {
+pub(super) fn collect(runs: &Path) -> Vec<Collected> {
     let mut collected = Vec::new();
     let mut finished = Vec::new();
     for path in directories(runs) {
@@ -64,7 +64,7 @@ pub(super) fn collect(runs: &Path) -> Result<Vec<Collected>> {
             collected.push(Collected { id, processes: Err(format!("{error:#}")) });
         }
     }
-    Ok(collected)
+    collected
 }
 
 /// The state of a run's directory after [`collect_one`].
@@ -96,7 +96,7 @@ fn collect_one(path: &Path) -> Result<Ended> {
         // start.
         return Ok(Ended::Finished(fs_err::metadata(&lock)?.modified()?));
     }
-    if let Some(host) = Host::other(path)? {
+    if let Some(host) = other_host(path)? {
         bail!("it may run on the host {host}; if it does not, delete {}", path.display());
     }
     let processes = end_processes(&work)?;
@@ -104,8 +104,29 @@ fn collect_one(path: &Path) -> Result<Ended> {
     Ok(Ended::Dead(processes))
 }
 
-/// The host of a run. Several hosts may share a cache on a network file system that does not share its locks
-/// (nfs(5), local_lock).
+/// Records this host in the directory of a run or of a build. Several hosts may share a cache on a network file system
+/// that does not share its locks (nfs(5), local_lock).
+///
+/// # Errors
+/// Returns an error if this host's boot id cannot be read or the record cannot be written.
+pub fn record_host(directory: &Path) -> Result<()> {
+    write_private(&directory.join(HOST), Host::this()?.to_string())
+}
+
+/// Returns the name of the host that is recorded in `directory` if it is another host than this one. A host is this one
+/// if it has the id of this boot, as every container on this host has, or if it has the name of this host.
+///
+/// # Errors
+/// Returns an error if the record exists and cannot be read.
+pub fn other_host(directory: &Path) -> Result<Option<String>> {
+    let Some(recorded) = read_if_there(&directory.join(HOST))? else { return Ok(None) };
+    let recorded = String::from_utf8_lossy(&recorded).into_owned();
+    let (boot, name) = recorded.trim().split_once(' ').context("read the record of the host")?;
+    let this = Host::this()?;
+    Ok((boot != this.boot && name != this.name).then(|| name.to_owned()))
+}
+
+/// A host, as it is recorded.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Host {
     pub(super) boot: String,
@@ -116,16 +137,6 @@ impl Host {
     pub(super) fn this() -> Result<Self> {
         let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
         Ok(Self { boot: boot_id()?, name })
-    }
-
-    /// Returns the name of the host of the run in `path` if it is another host than this one. A host is this one if it
-    /// has the id of this boot, as every container on this host has, or if it has the name of this host.
-    pub(super) fn other(path: &Path) -> Result<Option<String>> {
-        let Some(recorded) = read_if_there(&path.join(HOST))? else { return Ok(None) };
-        let recorded = String::from_utf8_lossy(&recorded).into_owned();
-        let (boot, name) = recorded.trim().split_once(' ').context("read the record of the run's host")?;
-        let this = Self::this()?;
-        Ok((boot != this.boot && name != this.name).then(|| name.to_owned()))
     }
 }
 

@@ -10,8 +10,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
-use super::collect::Host;
-use super::{GUARD, KEPT, RunDir, has_form_of_id};
+use super::{GUARD, KEPT, RunDir, has_form_of_id, other_host};
 use crate::arch::VmArchitecture;
 use crate::cache::Cache;
 use crate::error::Failure;
@@ -93,7 +92,7 @@ impl Instance {
     /// returns one if the instance is on another host that shares the cache.
     pub fn lock(&self) -> Result<File> {
         let name = &self.machine.name;
-        if let Some(host) = Host::other(&self.directory)? {
+        if let Some(host) = other_host(&self.directory)? {
             bail_host!("{name}: it is a machine of the host {host}"; "use it on that host");
         }
         match try_lock(&self.directory.join("lock"))? {
@@ -187,12 +186,18 @@ pub fn check_name(cache: &Cache, name: &str) -> Result<(), Failure> {
     }
 }
 
-/// Makes the run an instance, by writing the file `kept`.
+/// Makes the run an instance, by writing the file `kept`. `check` can end the wait for another process that collects or
+/// makes a run.
 ///
 /// # Errors
-/// Returns an error if the name is taken, or if a file cannot be written.
-pub fn keep(run: &RunDir, cache: &Cache, machine: InstanceRecord) -> Result<()> {
-    let _guard = lock(&cache.runs().join(GUARD), || Ok(()))?;
+/// Returns an error if the name is taken, or if a file cannot be written, or the error of `check`.
+pub fn keep(
+    run: &RunDir,
+    cache: &Cache,
+    machine: InstanceRecord,
+    check: impl Fn() -> Result<()>,
+) -> Result<()> {
+    let _guard = lock(&cache.runs().join(GUARD), check)?;
     check_name(cache, &machine.name)?;
     Instance { machine, directory: run.path().to_owned() }.save()
 }
@@ -236,7 +241,7 @@ pub fn known_host(public_key: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::collect::HOST;
+    use super::super::HOST;
     use super::*;
 
     fn instance(cache: &Cache, id: &str, name: &str) -> Instance {

@@ -24,7 +24,7 @@ use crate::cache::Cache;
 use crate::format::now_rfc3339;
 use crate::fs::{
     directories, lock, make_own_dir, make_private_dir, read_if_there, remove_file, remove_tree, try_lock,
-    write_atomically, write_private,
+    write_atomically,
 };
 use crate::processes::end_processes;
 
@@ -32,8 +32,8 @@ mod collect;
 pub mod instance;
 
 pub(crate) use collect::KEPT;
-pub use collect::{Collected, has_form_of_id};
-use collect::{HOST, Host, collect, id_of, is_run};
+pub use collect::{Collected, HOST, has_form_of_id, other_host, record_host};
+use collect::{collect, id_of, is_run};
 
 /// The names of two files in a run's working directory. The first one contains the path of the image's directory, the
 /// second one that of the snapshot's directory. The second name is `frozen`, because existing caches use this name.
@@ -63,11 +63,11 @@ impl RunDir {
         // Every process holds this lock while it makes or deletes directories of runs. Therefore no other run can
         // collect the new directory before it is complete.
         let _guard = lock(&runs.join(GUARD), check)?;
-        let collected = collect(&runs)?;
+        let collected = collect(&runs);
         let id = new_id()?;
         let path = runs.join(&id);
         make_own_dir(&path)?;
-        write_private(&path.join(HOST), Host::this()?.to_string())?;
+        record_host(&path)?;
         make_private_dir(&path.join("w/v"))?;
         let lock = try_lock(&path.join("lock"))?.context("lock a directory that was just made")?;
         Ok((Self { id, path, _lock: lock }, collected))
@@ -152,7 +152,7 @@ pub fn snapshot_of(work: &Path) -> Result<Option<PathBuf>> {
     Ok(read_if_there(&work.join(SNAPSHOT))?.map(|name| OsString::from_vec(name).into()))
 }
 
-/// Returns the ids of the dead runs that were not collected yet.
+/// Returns the ids of the dead runs that were not collected yet. The list is empty while another process collects them.
 pub fn dead(cache: &Cache) -> Vec<String> {
     // A new run makes its directory first and takes the lock of this directory afterwards. In between, it holds the
     // lock `.lock`.
@@ -161,13 +161,14 @@ pub fn dead(cache: &Cache) -> Vec<String> {
         // There was no run yet.
         return Vec::new();
     }
-    // Without the lock, the list can name a run that is being made.
-    let Ok(_guard) = lock(&guard, || Ok(())) else { return Vec::new() };
+    // Without the lock, the list could name a run that is being made. If another process holds the lock, it collects the
+    // dead runs now.
+    let Ok(Some(_guard)) = try_lock(&guard) else { return Vec::new() };
     let is_dead = |path: &Path| {
         is_run(path)
             && path.join("w").exists()
             && !path.join(KEPT).exists()
-            && Host::other(path).is_ok_and(|other| other.is_none())
+            && other_host(path).is_ok_and(|other| other.is_none())
             // If the run has no lock file, or if the lock cannot be queried, the run does not count as dead.
             && File::open(path.join("lock"))
                 .is_ok_and(|file| file.try_lock().is_ok())
@@ -183,7 +184,7 @@ pub fn gc(cache: &Cache) -> Result<Vec<Collected>> {
     let runs = cache.runs();
     make_private_dir(&runs)?;
     let _guard = lock(&runs.join(GUARD), || Ok(()))?;
-    collect(&runs)
+    Ok(collect(&runs))
 }
 
 /// Returns the id of a new run: month and day, time of day, and a random number that distinguishes runs of the same
@@ -198,7 +199,7 @@ fn new_id() -> Result<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::collect::FINISHED_RUNS_KEPT;
+    use super::collect::{FINISHED_RUNS_KEPT, Host};
     use super::*;
     use crate::fs::mark;
     use crate::limits;
@@ -231,7 +232,7 @@ mod tests {
         let unmarked = runs.join("0101-000000-000a");
         fs::create_dir_all(unmarked.join("w")).unwrap();
         foreign.extend([renamed, unmarked]);
-        assert!(collect(runs).unwrap().is_empty());
+        assert!(collect(runs).is_empty());
         for path in foreign {
             let entries = fs::read_dir(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
             let names: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).collect();
@@ -254,11 +255,14 @@ mod tests {
         let live = dead_run(runs, "0101-000000-0002");
         let _held = try_lock(&live.join("lock")).unwrap().unwrap();
         assert_eq!(super::dead(&cache), ["0101-000000-0001"]);
+        let guard = try_lock(&runs.join(GUARD)).unwrap().unwrap();
+        assert!(super::dead(&cache).is_empty(), "another process collects the dead runs");
+        drop(guard);
         let mut left = Command::new("sleep");
         record_child(left.arg("600"), &dead.join("w")).unwrap();
         let mut left = left.spawn().unwrap();
 
-        let collected = collect(runs).unwrap();
+        let collected = collect(runs);
         assert_eq!(collected.len(), 1);
         assert_eq!((collected[0].id.as_str(), &collected[0].processes), ("0101-000000-0001", &Ok(1)));
         assert!(!dead.exists() && live.exists());
@@ -309,7 +313,7 @@ mod tests {
             let lock = File::create(path.join("lock")).unwrap();
             lock.set_modified(begin + limits::POLL * u32::try_from(number).unwrap()).unwrap();
         }
-        assert!(collect(directory.path()).unwrap().is_empty());
+        assert!(collect(directory.path()).is_empty());
         let left = directories(directory.path());
         assert_eq!(left.len(), FINISHED_RUNS_KEPT);
         assert!(!directory.path().join("0101-000099-0000").exists(), "the oldest go first");
@@ -321,7 +325,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = dead_run(directory.path(), "0101-000000-0003");
         fs::write(path.join(KEPT), "{}").unwrap();
-        assert!(collect(directory.path()).unwrap().is_empty());
+        assert!(collect(directory.path()).is_empty());
         assert!(path.join("w").exists());
     }
 }

@@ -330,7 +330,7 @@ impl RunningVm {
             ssh_port: Some(self.target.ssh_port()?),
             console: self.files.console_log.clone(),
         };
-        instance::keep(&run.dir, &run.cache, instance.clone())?;
+        instance::keep(&run.dir, &run.cache, instance.clone(), || run.ui.check())?;
         self.target.leave();
         self.broker.stop()?;
         Ok(instance)
