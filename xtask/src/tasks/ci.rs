@@ -89,6 +89,9 @@ const OTHER_IMAGES: &[Step<'_>] = &[
     ("smoke x86_64 debian-13", "xtask smoke --cold --fsck --arch x86_64 --image debian-13"),
 ];
 
+/// The steps that only `cargo xtask soak --all` runs.
+const SOAKED: &[Step<'_>] = &[("ordinary user", "IT ordinary_user::")];
+
 /// The names of the steps that contain tables.
 const DRAWN: [&str; 4] = ["broken hosts", "the rehearsal", "images", "the smoke can fail"];
 
@@ -142,12 +145,13 @@ fn steps() -> impl Iterator<Item = Step<'static>> {
     TESTS.iter().chain(MACHINES.iter().copied().flatten().copied().flatten()).copied()
 }
 
-/// Runs all cases of the tables of which [`run`] tries a third.
+/// Runs all cases of the tables of which [`run`] tries a third, and the steps that [`run`] leaves out.
 pub(super) fn run_tables(workspace: &Workspace) -> Result<String> {
     let mut runner = Runner::new(workspace, None, false);
     let drawn = |(name, _): &Step<'_>| DRAWN.contains(name);
     runner.one_by_one(&steps().filter(drawn).collect::<Vec<_>>());
     runner.one_by_one(OTHER_IMAGES);
+    runner.one_by_one(SOAKED);
     let Count { passed, failed, failures, .. } = runner.count;
     ensure!(failed == 0, "{failed} failed: {}", failures.join("; "));
     Ok(format!("{passed} passed"))
@@ -197,7 +201,7 @@ mod tests {
         let modules = main.lines().filter_map(|line| line.strip_prefix("mod ")?.strip_suffix(';'));
         let modules: BTreeSet<_> = modules.filter(|module| *module != "scratch").collect();
         let module = |(_, arguments): Step<'static>| arguments.strip_prefix("IT ")?.split("::").next();
-        let named: BTreeSet<_> = steps().filter_map(module).collect();
+        let named: BTreeSet<_> = steps().chain(SOAKED.iter().copied()).filter_map(module).collect();
         assert_eq!(named, modules);
         let names: Vec<_> = steps().map(|(name, _)| name).collect();
         assert!(DRAWN.iter().all(|name| names.contains(name)), "{names:?}");

@@ -14,6 +14,7 @@ mod fresh_host;
 mod images;
 mod inspect;
 mod it_can_fail;
+mod ordinary_user;
 mod rehearsal;
 mod scratch;
 mod settings;

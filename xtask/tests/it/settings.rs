@@ -4,6 +4,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::{Command, Output};
 
+use crate::ordinary_user::{as_ordinary_user, copy_checkout};
 use crate::scratch::{Scratch, XTASK, XTASK_INSPECT, assert_code, message};
 
 /// The variables of a user who cross-compiles and whose terminal shows colours.
@@ -93,7 +94,7 @@ fn each_environment_has_its_verdict() {
         ("no terminal", detached, 0, "ready"),
         ("a closed stdout", closed, 0, "ready"),
         ("an odd path", in_odd(XTASK), 0, "ready"),
-        ("an ordinary user", as_ordinary_user(&odd, scratch.path()), 0, "ready"),
+        ("an ordinary user", as_ordinary_user(XTASK, &odd, scratch.path()), 0, "ready"),
         ("no HOME", homeless, 69, "set IOT_XTASK_CACHE to a directory of this user"),
     ];
     for (environment, mut command, code, words) in table {
@@ -103,38 +104,6 @@ fn each_environment_has_its_verdict() {
         assert_eq!(output.status.code(), Some(code), "{environment}: {message}");
         assert!(message.contains(words), "{environment}: {message}");
     }
-}
-
-/// Returns a command that runs `xtask` in a checkout as a user without privileges. This user owns the checkout, and can
-/// read the toolchain below `/mnt`.
-fn as_ordinary_user(checkout: &Path, scratch: &Path) -> Command {
-    const USER: u32 = 65534;
-    let home = scratch.join("home");
-    std::fs::create_dir(&home).unwrap();
-    std::fs::copy(XTASK, checkout.join("xtask-of-user")).unwrap();
-    std::fs::set_permissions(scratch, std::fs::Permissions::from_mode(0o755)).unwrap();
-    for path in [checkout, &home] {
-        let owned = Command::new("chown").args(["--recursive", &format!("{USER}:{USER}")]).arg(path).status();
-        assert!(owned.unwrap().success());
-    }
-    let sysroot = Command::new("rustc").args(["--print", "sysroot"]).output().unwrap();
-    let script = "mount --bind \"$1\" /mnt; shift
-        exec setpriv --reuid=65534 --regid=65534 --clear-groups env PATH=\"/mnt/bin:$PATH\" CARGO=/mnt/bin/cargo \"$@\"";
-    let mut command = Command::new("unshare");
-    command.args(["--mount", "sh", "-ec", script, "sh", String::from_utf8(sysroot.stdout).unwrap().trim()]);
-    command.arg(checkout.join("xtask-of-user")).current_dir(checkout);
-    command.env("HOME", &home).env_remove("IOT_XTASK_CACHE").env_remove("XDG_CACHE_HOME");
-    command.env("CARGO_MANIFEST_DIR", checkout.join("xtask")).env_remove("CARGO_HOME");
-    command
-}
-
-/// Copies the files from which cargo builds.
-fn copy_checkout(to: &Path) {
-    std::fs::create_dir(to).unwrap();
-    let parts = ["Cargo.toml", "Cargo.lock", ".cargo", "agent", "xtask"]
-        .map(|part| workspace().join("..").join(part));
-    let copied = Command::new("cp").arg("-r").args(parts).arg(to).status().unwrap();
-    assert!(copied.success());
 }
 
 fn workspace() -> &'static Path {
