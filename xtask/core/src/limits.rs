@@ -178,6 +178,12 @@ impl Limits {
         self.scaled(100)
     }
 
+    /// Returns the additional limit for a first boot in which apt installs podman and its dependencies, some sixty
+    /// packages.
+    pub fn packages(self) -> Duration {
+        self.scaled(300)
+    }
+
     /// Returns the limit until the first status of the agent under test.
     pub fn join(self) -> Duration {
         self.scaled(100)

@@ -1,6 +1,7 @@
 //! The plan of a run. It is made from the flags and the facts about the host, before anything slow starts.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use crate::arch::{Accelerator, VmArchitecture};
 use crate::cli::Accel;
@@ -9,8 +10,8 @@ use crate::error::Failure;
 use crate::host::facts::Facts;
 use crate::host::firmware::AarchFirmware;
 use crate::host::kvm::{Candidate, Kvm};
-use crate::image::Image;
 use crate::image::choice::Choice;
+use crate::image::{Image, Source};
 use crate::limits::Limits;
 use crate::machine::proxies::Proxies;
 use crate::machine::{DomainXmlParams, RunFiles, VmSpec};
@@ -172,6 +173,14 @@ impl Plan {
         self.acceleration == Acceleration::Kvm { may_fall_back: true }
     }
 
+    /// Returns the limit until the guest has installed the agent. In its first boot, a guest from a downloaded image or a
+    /// file of the user also installs podman.
+    pub fn provision_limit(&self, is_first_boot: bool) -> Duration {
+        let is_complete = matches!(self.image.source, Source::Packages(_));
+        let installs = is_first_boot && !is_complete;
+        self.limits.provision() + if installs { self.limits.packages() } else { Duration::ZERO }
+    }
+
     /// Returns the domain of this plan with these files.
     pub fn domain(&self, files: &RunFiles) -> DomainXmlParams {
         DomainXmlParams {
@@ -229,5 +238,14 @@ mod tests {
         assert_eq!(emulated.cpu.describe(), "max,pauth=off,sve=off");
         assert_eq!((emulated.accelerator_note(), emulated.may_fall_back()), (Some("it hangs"), false));
         assert_eq!(emulated.limits.boot(), plan.limits.boot() * 3);
+    }
+
+    #[test]
+    fn a_first_boot_of_a_downloaded_image_has_time_for_packages() {
+        let plan = Plan::resolve(&crate::preflight::findings::tests::sound(), 1.0).unwrap();
+        let built = plan.with_image(plan.fallback.clone().unwrap());
+        let limits = [(&plan, true), (&plan, false), (&built, true)]
+            .map(|(plan, is_first_boot)| plan.provision_limit(is_first_boot).as_secs());
+        assert_eq!(limits, [400, 100, 100]);
     }
 }

@@ -140,7 +140,8 @@ fn prove(
     let checked = if run.options.fsck { run.ui.scaled(INVENTORY) } else { Duration::ZERO };
     vm.expect_no_reboot();
     vm.disturbance = args.disturb.map(|disturb| PlannedDisturbance::plan(disturb, vm)).transpose()?;
-    recorder.on_machine(vm, Phase::Provision, limits.provision(), provision)?;
+    let limit = vm.plan.provision_limit(vm.snapshot.is_none());
+    recorder.on_machine(vm, Phase::Provision, limit, provision)?;
     let joined = recorder.on_machine(vm, Phase::Join, limits.join(), |vm| join(vm, proof))?;
     if args.until == Until::Join {
         return Ok(());
@@ -179,7 +180,7 @@ fn machine_alone(run: &Run<'_>, recorder: &mut Recorder<'_>, slot: &mut Option<R
     let image = std::thread::scope(|scope| ComingImage::start(scope, run, &plan).phase(recorder, &mut plan))?;
     let limit = plan.limits.boot();
     let vm = recorder.phase(Phase::Boot, Some(limit), || boot::boot(run, &mut plan, &image, None, slot))?;
-    let limit = vm.plan.limits.provision();
+    let limit = vm.plan.provision_limit(vm.snapshot.is_none());
     let entered = recorder.on_machine(vm, Phase::Provision, limit, |vm| {
         vm.wait("the guest to take its keys", |vm| Ok(vm.has_keys()?.then_some(())))?;
         Ok(((), format!("it can be entered{}", vm.clock_jumped()?)))

@@ -21,6 +21,7 @@ use super::offline::OfflineRecovery;
 use super::running::RunningVm;
 use super::verify::{self, ExpectedStatus};
 use crate::guest::root::RootView;
+use crate::guest::watch::Deadline;
 
 /// A deployment that is or was in the desired state.
 #[derive(Debug, Clone, Copy)]
@@ -185,13 +186,24 @@ impl<'a> Proof<'a> {
         let (device_id, exe_sha256) = (self.device_id.as_str(), self.agent.sha256.as_str());
         let expected = ExpectedView { device_id, boot_id, exe_sha256, running, deleted };
         vm.root.forget();
-        let deadline = vm.deadline.within(vm.plan.limits.removal());
+        // On a slow host, the guest may need long for its answer. Only a disagreement has a limit of its own.
+        let is_first = !vm.root.has_answered;
+        let deadline = if is_first { vm.deadline.within(vm.plan.limits.removal()) } else { vm.deadline };
+        let mut patience: Option<Deadline> = None;
         let agreed = vm.wait_until(deadline, "root to see in the guest what the agent says", |vm| {
             let Some(view) = vm.look()? else { return Ok(None) };
-            if !view.reaches_host {
-                expected.check(&view)?.map_err(Error::msg)?;
+            if view.reaches_host {
+                return Ok(Some(view));
             }
-            Ok(Some(view))
+            let Err(difference) = expected.check(&view)? else { return Ok(Some(view)) };
+            let limit = vm.plan.limits.removal();
+            if patience.get_or_insert_with(|| vm.deadline.within(limit)).is_over() {
+                bail_guest!(
+                    "for {} s, root has not seen in the guest what the agent says: {difference}", limit.as_secs();
+                    "compare the agent's statuses with journal.log and console.log"
+                );
+            }
+            Err(Error::msg(difference))
         });
         if agreed.as_ref().is_ok_and(|view| view.reaches_host) {
             bail_host!(

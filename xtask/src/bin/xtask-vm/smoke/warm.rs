@@ -129,7 +129,7 @@ impl Warm<'_> {
         let ingredients = self.ingredients(prepared.libvirt_version.clone())?;
         let key = ingredients.key(&plan.image.name, plan.spec.architecture);
         // The limit is long enough for another run that makes the snapshot and restores it under the same lock.
-        let limit = plan.limits.boot() + 2 * plan.limits.provision();
+        let limit = plan.limits.boot() + plan.provision_limit(true) + plan.limits.provision();
         let asked = Instant::now();
         // The lock is held until the run has recorded that it uses the snapshot.
         let lock = snapshots::lock(&run.cache, &key, limit, &run.ui)?;
@@ -272,7 +272,7 @@ impl Warm<'_> {
         ingredients: Ingredients,
     ) -> Result<Snapshot> {
         let Self { run, plan, .. } = *self;
-        let limit = plan.limits.boot() + plan.limits.provision();
+        let limit = plan.limits.boot() + plan.provision_limit(true);
         // The limit of the restore that follows comes on top.
         run.times.set_limit(limit + plan.limits.provision());
         vm.deadline = run.times.deadline();
