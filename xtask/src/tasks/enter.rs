@@ -18,7 +18,7 @@ use xtask_core::host::tools;
 use xtask_core::runs::instance::Instance;
 use xtask_core::{bail_host, limits, message};
 
-use super::monitor::{State, state};
+use super::monitor::check_running;
 
 /// Parts of ssh's messages about a guest that a later attempt will not enter either.
 const FINAL: [&str; 2] = ["Permission denied", "Host key verification failed"];
@@ -63,20 +63,6 @@ fn enter_by(ssh: &Path, instance: &Instance, guest: (&[&str], &[String])) -> Res
         }
         tried = true;
         std::thread::sleep(limits::SSH_AGAIN);
-    }
-}
-
-/// Returns an error if the guest is off, or if QEMU has stopped it.
-pub(super) fn check_running(instance: &Instance, attempted: &str) -> Result<()> {
-    match state(instance) {
-        State::Running => Ok(()),
-        State::Off => Err(instance.off(attempted).into()),
-        State::Stopped(state) => bail_host!(
-            "{attempted}: QEMU has stopped the guest, and its state is {state}";
-            "if the state is io-error, free space on the file system with {}; then use cargo xtask vm power-cut {} and \
-             cargo xtask vm start",
-            instance.work().display(), instance.machine.name
-        ),
     }
 }
 

@@ -12,9 +12,9 @@ use anyhow::{Context, Result, bail, ensure};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use serde_json::{Value, json};
 use xtask_core::fs::directories;
-use xtask_core::limits;
 use xtask_core::processes::emulator;
 use xtask_core::runs::instance::Instance;
+use xtask_core::{bail_host, limits};
 
 /// The directory in which libvirt makes the directory of each QEMU, below the run's working directory.
 const MONITORS: &str = "v/lib/qemu";
@@ -56,6 +56,20 @@ pub(crate) fn state(instance: &Instance) -> State {
         None | Some("running") => State::Running,
         Some("shutdown") => State::Off,
         Some(other) => State::Stopped(other.to_owned()),
+    }
+}
+
+/// Returns an error if the guest is off, or if QEMU has stopped it.
+pub(crate) fn check_running(instance: &Instance, attempted: &str) -> Result<()> {
+    match state(instance) {
+        State::Running => Ok(()),
+        State::Off => Err(instance.off(attempted).into()),
+        State::Stopped(state) => bail_host!(
+            "{attempted}: QEMU has stopped the guest, and its state is {state}";
+            "if the state is io-error, free space on the file system with {}; then use cargo xtask vm power-cut {} and \
+             cargo xtask vm start",
+            instance.work().display(), instance.machine.name
+        ),
     }
 }
 

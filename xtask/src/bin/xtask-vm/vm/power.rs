@@ -20,6 +20,7 @@ use xtask_images::snapshots;
 use xtask_jobs::{Step, Ui, child};
 
 use crate::guest::console::Console;
+use crate::guest::monitor::{State, check_running, state};
 use crate::guest::watch::{Deadline, Watch};
 use crate::libvirt::{Condition, Hypervisor, Machine, Reach, paused};
 
@@ -55,6 +56,9 @@ pub(crate) fn stop(args: &OneArgs, verbosity: Verbosity) -> Result<()> {
     if !instance.has_processes() {
         ui.note(&format!("{name} was already off"));
         return Ok(());
+    }
+    if state(&instance) != State::Off {
+        check_running(&instance, &format!("stop {name}"))?;
     }
     let step = Step { kind: &kind(&instance), what: "shutdown", title: "shutdown" };
     ui.step(&cache, step, || {
