@@ -19,7 +19,7 @@ fn message(output: &Output) -> String {
 /// Makes a cache with a dead run, and with directories of another program in `runs`. Returns the cache and the dead
 /// run.
 fn cache() -> (TempDir, PathBuf) {
-    let cache = tempfile::tempdir().unwrap();
+    let cache = tempfile::Builder::new().permissions(Permissions::from_mode(0o700)).tempdir().unwrap();
     let dead = cache.path().join("runs/0101-000000-0001");
     std::fs::create_dir_all(dead.join("w")).unwrap();
     std::fs::write(dead.join("w/domain.xml"), "<domain/>").unwrap();

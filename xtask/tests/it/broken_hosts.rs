@@ -47,7 +47,7 @@ impl Host {
         let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         std::fs::set_permissions(scratch.path(), open).unwrap();
         let cache = scratch.path().join("c");
-        std::fs::create_dir(&cache).unwrap();
+        xtask_core::fs::make_private_dir(&cache).unwrap();
         Self {
             environment: vec![("IOT_XTASK_CACHE", cache.display().to_string())],
             scratch,

@@ -1,5 +1,7 @@
 //! Checks the candidates that a real bash offers at a press of Tab, with the script of `cargo xtask completions bash`.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::Command;
 
@@ -9,7 +11,7 @@ const COMPLETER: &str = env!("CARGO_BIN_EXE_xtask-complete");
 
 /// Makes a cache with one instance.
 fn cache() -> TempDir {
-    let cache = tempfile::tempdir().unwrap();
+    let cache = tempfile::Builder::new().permissions(Permissions::from_mode(0o700)).tempdir().unwrap();
     let run = cache.path().join("runs/1124-120000-abcd");
     std::fs::create_dir_all(&run).unwrap();
     let machine = r#"{"schema":1,"id":"1124-120000-abcd","name":"dev","arch":"aarch64","image":"debian-12",

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use xtask_core::cache::{CACHE_VARIABLE, Cache};
+use xtask_core::fs::make_private_dir;
 
 pub(crate) const XTASK: &str = env!("CARGO_BIN_EXE_xtask");
 pub(crate) const XTASK_INSPECT: &str = env!("CARGO_BIN_EXE_xtask-inspect");
@@ -20,7 +21,7 @@ impl Scratch {
     /// Makes an empty cache.
     pub(crate) fn new() -> Self {
         let scratch = Self { directory: tempfile::tempdir().unwrap() };
-        std::fs::create_dir(scratch.cache()).unwrap();
+        make_private_dir(&scratch.cache()).unwrap();
         scratch
     }
 
