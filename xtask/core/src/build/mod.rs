@@ -78,7 +78,10 @@ pub fn check(shell: &Shell, workspace: &Workspace, args: &BuildArgs) -> Result<L
 fn check_tools(shell: &Shell, workspace: &Workspace, machine: &MachineProfile) -> Result<Linker> {
     let triple = machine.triple;
     if !rust_target_installed(shell, triple)? {
-        bail_host!("build for {triple}: Rust's standard library for it is not installed"; "rustup target add {triple}");
+        bail_host!(
+            "build for {triple}: Rust's standard library for it is not installed";
+            "run rustup target add {triple}; without rustup, install the distribution's package with this library"
+        );
     }
     let linker = Configuration::load(workspace)?.linker(machine)?;
     linker.check(shell, machine)?;
