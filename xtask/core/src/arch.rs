@@ -84,7 +84,7 @@ pub struct MachineProfile {
     pub strong_memory_order: bool,
     /// QEMU's name of the property that is true for each CPU model that runs 64-bit programs.
     pub cpu_is_64_bit: &'static str,
-    /// The most processors of an emulated machine, if libvirt or QEMU allow fewer than the machine type has.
+    /// The maximum number of processors of an emulated machine, if libvirt or QEMU allow fewer than the machine type.
     pub emulated_cpus: Option<u32>,
     /// QEMU's name of a CPU feature that every CPU of the architecture has. The planted fault `cpu-feature` uses this
     /// feature.

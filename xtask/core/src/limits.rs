@@ -33,8 +33,8 @@ pub const OFFLINE_RECOVERY: Duration = Duration::from_secs(20);
 pub const CACHE_HIT: Duration = Duration::from_secs(2);
 /// The shortest silence that can count as a sign of a hang, whatever the usual silences are.
 pub const SILENCE: Duration = Duration::from_secs(30);
-/// The silence after which a firmware that could not load a boot entry counts as stuck. An emulated firmware begins with
-/// the next entry within a second.
+/// The silence after which a firmware that could not load a boot entry counts as stuck. An emulated firmware tries the
+/// next entry within a second.
 pub const FIRMWARE_SILENCE: Duration = Duration::from_secs(45);
 /// The limit for a local server to listen.
 pub const SERVER_START: Duration = Duration::from_secs(20);
@@ -106,8 +106,8 @@ pub const SNAPSHOT_WAIT: Duration = Duration::from_secs(3600);
 pub const BARE_BOOT: Duration = Duration::from_secs(900);
 /// The limit for a bench's QEMU to answer or to send an event. Linux takes 5 s to release a PCI Express device.
 pub const QMP_ANSWER: Duration = Duration::from_secs(30);
-/// The limit for the QEMU of an instance to report its state. QEMU serves one connection at a time, and does not answer
-/// while libvirt is connected to it.
+/// The limit for the QEMU of an instance to report its state. QEMU serves one connection at a time, so it does not
+/// answer while libvirt is connected to it.
 pub const QEMU_STATE: Duration = Duration::from_secs(1);
 /// The pause between two queries of the state of a guest whose console is attached.
 pub const QEMU_STATE_AGAIN: Duration = Duration::from_secs(1);
@@ -167,8 +167,8 @@ impl Limits {
         self.scaled(300)
     }
 
-    /// Returns the limit from the login prompt of a first boot until the console shows a sign of cloud-init. cloud-init's
-    /// first stage prints a line long before the prompt.
+    /// Returns the limit from the login prompt of a first boot until the console shows a sign of cloud-init.
+    /// cloud-init's first stage prints a line long before the prompt.
     pub fn cloud_init_sign(self) -> Duration {
         self.scaled(20)
     }
@@ -194,8 +194,8 @@ impl Limits {
         self.scaled(10)
     }
 
-    /// Returns the limit of the phase *workload*: the broker is restarted, the image is loaded, containers are created and started, and one of
-    /// them is removed.
+    /// Returns the limit of the phase *workload*: the broker is restarted, the image is loaded, containers are created
+    /// and started, and one of them is removed.
     pub fn workload(self) -> Duration {
         self.scaled(100)
     }
@@ -211,8 +211,8 @@ impl Limits {
         self.scaled(20)
     }
 
-    /// Returns the limit of the phase *power cut*: the check of the guest as root, the hold of the disk's writes, and two
-    /// acknowledged changes. With `--fsck`, the limit of the check of the disk is added.
+    /// Returns the limit of the phase *power cut*: the check of the guest as root, the hold of the disk's writes, and
+    /// two acknowledged changes. With `--fsck`, the limit of the check of the disk is added.
     pub fn power_cut(self) -> Duration {
         self.scaled(100)
     }
@@ -228,8 +228,8 @@ impl Limits {
         self.scaled(50)
     }
 
-    /// Returns the limit from the guest's first answer to a command until the agent's unit is up. The service that answers
-    /// starts at about the same time as the unit.
+    /// Returns the limit from the guest's first answer to a command until the agent's unit is up. The service that
+    /// answers starts at about the same time as the unit.
     pub fn agent_after_boot(self) -> Duration {
         self.scaled(25)
     }

@@ -58,7 +58,8 @@ pub fn write_message(text: &str) {
 }
 
 /// Returns a message without the control characters that [`clean`] removes. A message may contain texts of the guest
-/// or the agent, so each line after the first one is indented. None of them can then pass for a line of this program.
+/// or the agent, so each line after the first one is indented. No such line can then be mistaken for a line of this
+/// program.
 pub fn plain(text: &str) -> String {
     let text = clean(text);
     let (first, rest) = text.split_once('\n').unwrap_or((&text, ""));

@@ -125,7 +125,8 @@ impl Plan {
     ///
     /// # Errors
     /// Returns a usage error if KVM is requested for a guest of another architecture, or if the emulator lacks the
-    /// requested CPU model or so many processors. Returns a failure of the host if KVM is requested and not available.
+    /// requested CPU model or allows fewer processors. Returns a failure of the host if KVM is requested and not
+    /// available.
     pub fn check_flags(facts: &Facts) -> Result<Acceleration, Failure> {
         let machine = &facts.guest.machine;
         let acceleration = Acceleration::choose(machine.accel, facts.arch, &facts.kvm)?;

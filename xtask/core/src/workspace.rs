@@ -123,7 +123,8 @@ impl Workspace {
 
     /// Returns a command that runs cargo in this workspace. The variables that the outer cargo has set for this package
     /// are removed. Every such command builds for this host unless it has a flag `--target`, even if the user has
-    /// configured another target. The alias `cargo xtask` also names the host, so all of them share their artifacts.
+    /// configured another target. The alias `cargo xtask` also names this host as the target, so the alias and these
+    /// commands share their artifacts.
     pub fn cargo(&self) -> Command {
         let mut command = Command::new(cargo());
         let target = self.target_dir();
@@ -138,9 +139,10 @@ impl Workspace {
         command
     }
 
-    /// Returns the variable that makes the compiler driver of this host the linker for this host, if the workspace's
-    /// configuration names a cross-linker for the target that this host has itself. On aarch64, only Debian and Ubuntu
-    /// have the native linker under the name of the cross-linker. A variable that the user has set stays.
+    /// Returns cargo's variable that selects this host's own linker for this host's target. The variable is needed if
+    /// the workspace's configuration names a linker for this target, because it is then the cross-linker of other
+    /// hosts. On aarch64, only Debian and Ubuntu have the native linker under the name of the cross-linker. If the user
+    /// has set the variable, returns `None`.
     pub fn native_linker(&self) -> Option<(OsString, OsString)> {
         self.native_linker_of(VmArchitecture::of_host()?.profile(), |name| std::env::var_os(name).is_some())
     }

@@ -68,7 +68,7 @@ pub(crate) fn examine(disk: &Path, image: &Image, ui: &Ui) -> Result<Result<(For
     let checked = checked.map(|format| (format, info.virtual_size));
     Ok(checked.map_err(|problem| {
         let hint =
-            "use a complete, uncompressed qcow2 or raw disk image that needs no password and no other file";
+            "use a complete, uncompressed and unencrypted qcow2 or raw disk image that needs no other file";
         anyhow!("it {problem}").context(Failure::host(format!("use the image {}", disk.display()), hint))
     }))
 }
@@ -96,8 +96,8 @@ fn check_raw(disk: &Path, bytes: u64) -> Result<(), String> {
 /// The size of a sector in bytes.
 const SECTOR: u64 = 512;
 
-/// Evaluates `qemu-img check`. Its exit code is 2 for a file with damaged tables, and 3 for a file that only wastes
-/// space (qemu-img(1)).
+/// Evaluates `qemu-img check`. The exit code is 2 for a file with damaged tables, and 3 for a file that only has leaked
+/// clusters (qemu-img(1)).
 fn check_tables(code: Option<i32>, stderr: &[u8]) -> Result<(), String> {
     if matches!(code, Some(0 | 3)) {
         return Ok(());

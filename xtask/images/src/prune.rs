@@ -338,7 +338,7 @@ mod tests {
             make_own_dir(&snapshot).unwrap();
             snapshot
         });
-        // This lock cannot be opened. This is also so for a lock of another user.
+        // This lock cannot be opened, as if it belonged to another user.
         std::os::unix::fs::symlink(directory.path().join("missing"), cache.snapshots().join("a.lock"))
             .unwrap();
         let store = Store { cache: &cache, ui: &ui, offline: true, run: None };

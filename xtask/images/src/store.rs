@@ -171,8 +171,7 @@ impl Store<'_> {
     }
 
     /// Ends the processes of builds that were killed, and deletes their directories. This includes the build of `own`,
-    /// whose lock the caller holds. A directory that cannot be deleted is named and skipped, unless it is that of
-    /// `own`.
+    /// whose lock the caller holds. A directory that cannot be deleted is named and skipped, except that of `own`.
     pub(crate) fn collect_dead_builds(&self, own: &str) -> Result<()> {
         for directory in directories(&self.cache.images()).into_iter().filter(|path| is_own(path)) {
             let name = name_of(&directory);
@@ -195,7 +194,10 @@ impl Store<'_> {
             return Ok(());
         }
         if let Some(host) = runs::other_host(directory)? {
-            bail_host!("it may be in progress on the host {host}"; "if it is not, delete {}", directory.display());
+            bail_host!(
+                "the build may be in progress on the host {host}";
+                "if it is not, delete {}", directory.display()
+            );
         }
         // The kernel sends SIGTERM to mmdebstrap when its run dies, but mmdebstrap may need some time to end.
         let processes = end_processes(directory)?;

@@ -63,7 +63,8 @@ mod tests {
 
     use super::*;
 
-    /// The test runs itself in a process that ignores SIGHUP, because the disposition of a signal holds for all threads.
+    /// The test runs itself in a process that ignores SIGHUP, because the disposition of a signal holds for all
+    /// threads.
     #[test]
     fn a_signal_that_was_ignored_at_the_start_stays_ignored() {
         const INNER: &str = "IOT_XTASK_TEST_IGNORES_SIGHUP";

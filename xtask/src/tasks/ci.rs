@@ -60,9 +60,9 @@ const TESTS: &[Step<'_>] = &[
 pub(super) const AGENT_TESTS: &str =
     "test --workspace --features iot-agent/real --test device -- --test-threads 3";
 
-/// The groups of lanes of steps that run machines. The lanes of a group run at the same time in one cache, and the steps
-/// of a lane one after the other, so steps of different lanes must not use the same files. Two processors are enough
-/// for two machines. The lanes of a group take about the same time.
+/// The steps that run machines, in groups. A group consists of lanes, and a lane of steps. The lanes of a group run at
+/// the same time in one cache, so steps of different lanes must not use the same files. The steps of a lane run one
+/// after the other. Two processors are enough for two machines. The lanes of a group take about the same time.
 const MACHINES: &[&[&[Step<'_>]]] = &[
     // A cold smoke compares only the time stamps of a cached image.
     &[&[("cached images", "xtask image verify")]],

@@ -20,15 +20,16 @@ use xtask_core::{bail_host, limits, message};
 
 use super::monitor::check_running;
 
-/// Parts of ssh's messages about a guest that a later attempt will not enter either.
+/// Parts of ssh's messages after which another attempt would fail, too.
 const FINAL: [&str; 2] = ["Permission denied", "Host key verification failed"];
 
 /// Runs a command in an instance, or a shell if there are no words. While ssh cannot enter the guest, for example while
 /// it reboots, tries again.
 ///
 /// # Errors
-/// Returns the exit code of the command, which has already printed its messages. Returns a failure of the host if ssh
-/// cannot enter the guest within [`limits::SSH_ENTRY`], or if its connection ends before the command.
+/// If the command fails, returns a failure with the exit code of the command and without a message, because the command
+/// has already printed its own messages. Returns a failure of the host if ssh cannot enter the guest within
+/// [`limits::SSH_ENTRY`], or if the connection ends before the command does.
 pub(super) fn enter(instance: &Instance, flags: &[&str], words: &[String]) -> Result<()> {
     enter_by(&tools::require("ssh")?, instance, (flags, words))
 }
@@ -81,7 +82,7 @@ struct Attempt {
 }
 
 impl Attempt {
-    /// Runs ssh, which has the terminal. `limit` is the limit for its connection.
+    /// Runs ssh on this process's terminal. `limit` is the time limit for ssh's connection.
     fn make(ssh: &Path, instance: &Instance, guest: (&[&str], &[String]), limit: Duration) -> Result<Self> {
         // The log is a file in memory, so no file is left if this process is killed.
         let log = memfd_create("ssh.log", MemfdFlags::CLOEXEC).context("make a file in memory")?;

@@ -198,7 +198,8 @@ fn become_binary(workspace: &Workspace, name: &str, feature: &str, verbosity: Ve
         .with_context(|| format!("run cargo for {name}"))
 }
 
-/// With `--quiet`, sets the environment of a command so that every cargo that it starts prints only warnings and errors.
+/// With `--quiet`, sets the environment of a command so that every cargo that it starts prints only warnings and
+/// errors.
 fn silence_cargo(command: &mut Process, verbosity: Verbosity) {
     if verbosity.quiet {
         command.env("CARGO_TERM_QUIET", "true");

@@ -99,8 +99,8 @@ fn list(cache: &Cache, as_json: bool) -> Result<()> {
     Ok(())
 }
 
-/// Ends QEMU with SIGKILL: QEMU flushes nothing, and the guest is not notified. The power of a guest that is off cannot
-/// be cut, because this guest has already written everything.
+/// Ends QEMU with SIGKILL: QEMU flushes nothing, and the guest is not notified. If the guest is already off, this is an
+/// error, because the guest has then written everything.
 fn power_cut(instance: &Instance) -> Result<()> {
     let _lock = instance.lock()?;
     let name = &instance.machine.name;

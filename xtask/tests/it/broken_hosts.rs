@@ -263,7 +263,7 @@ fn linker_and_target() {
     assert_each_finds("linker and target", cases);
 }
 
-/// In a container without more rights, root has no CAP_SYS_ADMIN.
+/// In an unprivileged container, root does not have CAP_SYS_ADMIN.
 #[test]
 fn a_root_that_may_not_mount() {
     let host = |arguments: &[&'static str]| Host::new().without(&["sys_admin"]).asked(arguments);

@@ -1,5 +1,5 @@
-//! Tests that a smoke can fail, on real machines. Every check of the smoke must fail on a suitable fault, name the right phase,
-//! a cause and a remedy, and leave nothing behind. `cargo xtask ci` runs these tests after a preflight.
+//! Tests that a smoke can fail, on real machines. Every check of the smoke must fail on a suitable fault, name the
+//! right phase, a cause and a remedy, and leave nothing behind. `cargo xtask ci` runs these tests after a preflight.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Output, Stdio};
@@ -62,7 +62,8 @@ fn assert_fails(ended: &Ended, phase: Phase, words: &str) {
     assert_nothing_left(&Cache::from_env().unwrap(), &ended.report.run_id);
 }
 
-/// Checks that no process, such as QEMU or nats-server, names the run's working directory, and that the directory is deleted.
+/// Checks that no process, such as QEMU or nats-server, names the run's working directory, and that the directory is
+/// deleted.
 fn assert_nothing_left(cache: &Cache, run_id: &str) {
     let run = cache.runs().join(run_id);
     assert_eq!(processes_naming(&run.join("w")), Vec::<Pid>::new());

@@ -9,8 +9,8 @@ use xtask_core::fs::directories;
 
 use crate::scratch::{Scratch, XTASK_INSPECT, XTASK_VM, assert_code, message};
 
-/// Returns a command that runs `program` in a checkout as a user without privileges. This user owns the checkout, and can
-/// read the toolchain below `/mnt`.
+/// Returns a command that runs `program` in a checkout as a user without privileges. This user owns the checkout, and
+/// can read the toolchain below `/mnt`.
 pub(crate) fn as_ordinary_user(program: &str, checkout: &Path, scratch: &Path) -> Command {
     const USER: u32 = 65534;
     let home = scratch.join("home");
@@ -49,7 +49,7 @@ fn a_user_without_privileges_gets_the_verdict() {
     let built = Command::new(XTASK_INSPECT).args(["build", "--arch", "aarch64"]).output().unwrap();
     assert_code(&built, 0);
     std::fs::copy(String::from_utf8(built.stdout).unwrap().trim(), checkout.join("iot-agent")).unwrap();
-    // This user has no subordinate ids, so it cannot build the image.
+    // This user has no subordinate ids and therefore cannot build the image.
     let images = directories(&Cache::from_env().unwrap().images());
     let is_wanted = |path: &&std::path::PathBuf| path.to_string_lossy().contains("debian-12-aarch64");
     let image = images.iter().find(is_wanted).expect("a smoke has built the image before");

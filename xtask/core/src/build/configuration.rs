@@ -91,7 +91,8 @@ impl Configuration {
         self.variables.contains_key(&OsString::from(variable))
     }
 
-    /// Returns the variable with rustc's flags. If several are set, cargo reads only the first one.
+    /// Returns the variable with rustc's flags, or a phrase for cargo's configuration. If several variables are set,
+    /// cargo reads only the first one.
     fn place_of_flags(&self, machine: &MachineProfile) -> String {
         let of_target = machine.cargo_variable("RUSTFLAGS");
         let names = ["CARGO_ENCODED_RUSTFLAGS", "RUSTFLAGS", &of_target, "CARGO_BUILD_RUSTFLAGS"];

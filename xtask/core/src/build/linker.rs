@@ -1,4 +1,4 @@
-//! The check of the linker that cargo will use for a target. It is made before the build.
+//! Checks the linker that cargo will use for a target, before the build.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -32,8 +32,8 @@ pub enum LinkerOrigin {
 }
 
 impl LinkerOrigin {
-    /// Returns how to change the linker if the user has chosen it for every workspace. The linker that the workspace
-    /// names is then not used, so it does not help to install that linker or to change the workspace's configuration.
+    /// Returns how to correct a linker that a variable or a flag of the user names. Such a linker overrides that of the
+    /// workspace's configuration. Therefore neither a package nor a change of this configuration helps.
     pub fn correction(&self) -> Option<String> {
         match self {
             Self::Variable(name) => Some(format!("unset {name}, or set it to such a linker")),

@@ -139,7 +139,8 @@ fn compile(workspace: &Workspace, args: &BuildArgs, linker: &Linker, what: &str)
 fn run_cargo(mut command: Command, what: &str) -> Result<String> {
     let on_terminal = std::io::stderr().is_terminal();
     let format = if on_terminal { "json-diagnostic-rendered-ansi" } else { "json" };
-    // Cargo fails if it cannot write its progress, for example after `2>&1 | head`. On a terminal, it shows a bar.
+    // Cargo shows a bar if its own stderr is a terminal. Otherwise cargo's progress goes through this process, because
+    // cargo fails if it cannot write its progress, for example after `2>&1 | head`.
     let stderr = if on_terminal { Stdio::inherit() } else { Stdio::piped() };
     command.args(["--message-format", format]).stdout(Stdio::piped()).stderr(stderr);
     let mut cargo = command.spawn().context("run cargo")?;

@@ -7,8 +7,9 @@ use anyhow::{Context, Result};
 use crate::error::Failure;
 use crate::workspace::Workspace;
 
-/// Checks that cargo knows a profile. It may be one of cargo's own, or be defined in the workspace's manifest, in
-/// cargo's configuration or by variables. Cargo resolves the profile in a `cargo clean` that deletes nothing.
+/// Checks that cargo knows a profile. The profile may be one of cargo's own, or be defined in the workspace's manifest,
+/// in cargo's configuration or by variables. The check is a `cargo clean` that deletes nothing, because it fails for an
+/// unknown profile.
 ///
 /// # Errors
 /// If cargo does not know the profile, returns a usage error with cargo's message.

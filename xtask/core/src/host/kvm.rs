@@ -40,7 +40,7 @@ pub enum Kvm {
     /// This user may not open `/dev/kvm`.
     Denied {
         why: String,
-        /// The group whose members may open it; `None` if there is none besides root's group.
+        /// The group whose members may open `/dev/kvm`; `None` if there is no such group except root's.
         group: Option<String>,
     },
 }

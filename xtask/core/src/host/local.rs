@@ -82,7 +82,7 @@ pub struct LocalHost {
     pub root: bool,
     /// The path of `sudo` or `doas`, for users other than root. An `Err` says why this user cannot become root.
     pub escalation: Result<PathBuf, &'static str>,
-    /// True if rustup is installed. The Rust of a distribution comes without it.
+    /// True if rustup is installed. The Rust of a distribution comes without rustup.
     pub rustup: bool,
     /// The file that shows that this is a container; `None` if it is not a container.
     pub container: Option<String>,
@@ -103,6 +103,7 @@ pub struct LocalHost {
     /// True if one of [`LIBVIRT_IOHELPERS`] is installed.
     pub libvirt_iohelper: bool,
     /// The missing account without which libvirt does not run as root; `None` if the account exists or is not needed.
+    /// An `Err` says why the account cannot be looked up.
     pub missing_libvirt_user: Result<Option<&'static str>, String>,
     pub cache: Result<PathBuf, Unusable>,
     /// `Ok` if this user, as which QEMU runs too, may read, write and enter the cache.
@@ -257,8 +258,8 @@ fn free_disk(cache: &Path) -> Option<u64> {
     (stat.f_blocks > 0).then_some(stat.f_bavail * stat.f_frsize)
 }
 
-/// Checks that a file in the cache can be opened with O_DIRECT (open(2), EINVAL). QEMU opens the guest's disks so. A
-/// file system that cannot do it creates the file nevertheless, so the file is deleted in both cases. Other errors have
+/// Checks that a file in the cache can be opened with O_DIRECT (open(2), EINVAL), as QEMU opens the guest's disks. A
+/// file system without O_DIRECT creates the file nevertheless, so the file is deleted in both cases. Other errors have
 /// findings of their own.
 fn direct_io(cache: &Path) -> Result<(), String> {
     let Some(directory) = existing(cache) else { return Ok(()) };

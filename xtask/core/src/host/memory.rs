@@ -1,4 +1,5 @@
-//! The memory that a new process can have: that of the host, or that of the smallest cgroup in which this process is.
+//! The memory that a new process can have: the available memory of the host, or what a cgroup of this process still
+//! allows, whichever is less.
 
 use std::path::{Path, PathBuf};
 
@@ -14,8 +15,8 @@ pub struct Memory {
 struct Files {
     limit: &'static str,
     usage: &'static str,
-    /// The line of `memory.stat` with the bytes of files that were read once. The kernel drops them before it kills a
-    /// process.
+    /// The line of `memory.stat` with the inactive part of the page cache in bytes. The kernel reclaims it before it
+    /// kills a process.
     reclaimable: &'static str,
 }
 

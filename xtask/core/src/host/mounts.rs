@@ -1,4 +1,4 @@
-//! The check whether this process can mount file systems as an image build does.
+//! Checks whether this process can mount file systems as an image build does.
 
 use super::tools;
 
@@ -14,8 +14,8 @@ fn root_is_a_mount(mountinfo: &str) -> bool {
 }
 
 /// Returns the reason why this user cannot mount a file system in a namespace, as an image build does. The function
-/// mounts a tmpfs there, because this can fail for several reasons: missing capabilities or subordinate ids, sysctls, or
-/// AppArmor. Ubuntu 24.04 allows user namespaces and then denies mounts in them.
+/// mounts a tmpfs there, because this can fail for several reasons: missing capabilities or subordinate ids, sysctls,
+/// or AppArmor. Ubuntu 24.04 allows user namespaces and then denies mounts in them.
 pub(super) fn refusal() -> Option<String> {
     let (unshare, mount) = (tools::find("unshare")?, tools::find("mount")?);
     let mount = mount.to_str()?;
@@ -23,7 +23,7 @@ pub(super) fn refusal() -> Option<String> {
         if rustix::process::geteuid().is_root() { &[] } else { &["--map-root-user", "--map-auto"] };
     let attempt: &[&str] = match (can_have_own_mounts(), namespace) {
         (true, _) => &["--mount", mount, "--no-mtab", "-t", "tmpfs", "tmpfs", "/tmp"],
-        // Root builds without a namespace of its own in such a chroot, and an attempt would change the mounts of others.
+        // In such a chroot, root builds without a namespace of its own. An attempt would change the mounts of others.
         (false, []) => return None,
         (false, _) => &["true"],
     };

@@ -78,8 +78,8 @@ impl PackageManager {
         own.or_else(|| there().next()).map(|(_, manager, _)| *manager)
     }
 
-    /// Returns the commands that install `packages`. They install no recommended packages and ask no question. If
-    /// another process holds a lock of apt, dnf or zypper, they wait.
+    /// Returns the commands that install `packages`. The commands install no recommended packages and ask no question.
+    /// If another process holds a lock of apt, dnf or zypper, the commands wait.
     pub fn install(self, packages: &[&str]) -> Vec<Vec<String>> {
         let seconds = limits::PACKAGE_LOCK.as_secs();
         let words = |line: &str| line.split(' ').map(str::to_owned).collect::<Vec<_>>();
@@ -117,8 +117,8 @@ impl PackageManager {
         !Self::is_update(command) && command.iter().any(|word| word == program)
     }
 
-    /// Returns the names of packages: with apt, those that the command of [`Self::install`] would newly install, and
-    /// otherwise all that are installed.
+    /// With apt, returns the names of the packages that the command of [`Self::install`] would newly install. With the
+    /// other package managers, returns the names of all installed packages.
     ///
     /// # Errors
     /// Returns an error with the message of the package manager if it fails.

@@ -1,4 +1,4 @@
-//! Asks pkg-config for libvirt in the way in which the build of `xtask-vm` asks for it.
+//! Asks pkg-config for libvirt, as the build of `xtask-vm` does.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -16,9 +16,9 @@ const SEARCH: [&str; 3] = ["PKG_CONFIG_PATH", "PKG_CONFIG_LIBDIR", "PKG_CONFIG_S
 pub struct PkgConfig {
     /// The path of the program; `None` if it is missing.
     pub program: Option<PathBuf>,
-    /// The variables that name the program or change where it searches, each with its value: `PKG_CONFIG_LIBDIR=/x`.
+    /// The variables that name the program or change where it searches, each with a value: `PKG_CONFIG_LIBDIR=/x`.
     pub variables: Vec<String>,
-    /// The values for the program's environment. A variable for one target takes the place of the general one.
+    /// The values for the program's environment. The value of a variable for one target is under the general name.
     environment: Vec<(&'static str, OsString)>,
 }
 

@@ -1,6 +1,6 @@
 //! Queries the emulator on this machine for its version, its CPU models, the properties of its `max` CPU, its user-mode
-//! network and the most processors of its machine. The queries are QMP commands on the emulator's standard input (docs/interop/qmp-spec.rst in QEMU's sources). No machine
-//! runs.
+//! network and the maximum number of processors. The queries are QMP commands on the emulator's standard input
+//! (docs/interop/qmp-spec.rst in QEMU's sources). No machine runs.
 
 use std::path::{Path, PathBuf};
 
@@ -26,7 +26,7 @@ pub struct Emulator {
     pub max_properties: Vec<String>,
     /// `Ok` if the emulator has the user-mode network. A QEMU that was built without libslirp lacks it.
     pub user_network: Result<(), String>,
-    /// The most processors that the machine type can have; `None` if the emulator does not say.
+    /// The maximum number of processors of the machine type; `None` if the emulator does not report it.
     pub max_cpus: Option<u32>,
 }
 
@@ -34,8 +34,8 @@ pub struct Emulator {
 const CAPABILITIES: &str = r#"{"execute":"qmp_capabilities"}"#;
 /// The command that ends the emulator.
 const QUIT: &str = r#"{"execute":"quit"}"#;
-/// The QMP commands that are sent to each emulator. The network is added, because QEMU lists the type `user` even if it
-/// was built without it.
+/// The QMP commands that are sent to each emulator. One of them adds a network, because a QEMU that was built without
+/// the type `user` lists this type nevertheless.
 const QUESTIONS: &str = concat!(
     r#"{"execute":"qmp_capabilities"}"#,
     r#"{"execute":"query-version","id":"version"}"#,
@@ -97,10 +97,10 @@ impl Emulator {
         tools::release(&self.version)
     }
 
-    /// Checks that this emulator has the requested CPU model and so many processors.
+    /// Checks that this emulator has the requested CPU model and allows the requested number of processors.
     ///
     /// # Errors
-    /// If it does not, returns a usage error with the models or the number that it has.
+    /// If the emulator does not, returns a usage error with its models or its maximum number of processors.
     pub fn check(
         &self,
         arch: VmArchitecture,

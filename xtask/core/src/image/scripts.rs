@@ -1,6 +1,6 @@
-//! The texts that determine the content of an image that is built from packages. They are a part of the image's key. The
-//! crate `xtask-images` runs the scripts. They are known here, because the host checks look for the image in the cache
-//! before they demand what only a build needs.
+//! The texts that determine the content of an image that is built from packages. They are a part of the image's key.
+//! The crate `xtask-images` runs the scripts. The texts are in this crate, because the host checks look for the image
+//! in the cache before they require the programs that only a build needs.
 
 /// The packages with the tools that maintainer scripts and update-initramfs call, and the packages on which these
 /// depend.

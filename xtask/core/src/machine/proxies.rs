@@ -1,11 +1,11 @@
-//! The proxies of this host, as its guests must name them. Behind such a proxy, a guest reaches no mirror and no registry
-//! without it.
+//! The proxies of this host, as its guests must name them. If this host reaches the internet only through a proxy, its
+//! guests also need the proxy to reach a mirror or a registry.
 
 use std::fmt::{self, Debug, Formatter};
 
 use super::HOST_FROM_GUEST;
 
-/// The ports of proxies whose address names no port, by scheme (curl(1), --proxy).
+/// The default ports of proxies, by scheme (curl(1), --proxy).
 const SCHEMES: [(&str, u16); 3] = [("https", 443), ("http", 1080), ("socks", 1080)];
 
 /// The proxies that the environment of this process names. An address may contain a password. Therefore these values
@@ -48,7 +48,7 @@ impl Proxies {
         Self { variables }
     }
 
-    /// Returns the ports of the proxies. The guest connects to them instead of to the internet.
+    /// Returns the ports of the proxies. The guest connects to these ports instead of to the internet.
     pub fn ports(&self) -> Vec<u16> {
         let proxies = self.variables.iter().filter(|(name, _)| *name != "no_proxy");
         let port = |url: &String| {
@@ -61,8 +61,9 @@ impl Proxies {
     }
 
     /// Returns cloud-init's `write_files` for the guest: the paths, the contents, and whether the content is appended.
-    /// pam_env(8) reads the environment for each login, and systemd for the services of users (environment.d(5)), which
-    /// podman is. apt is also called by services of the system, which do not have this environment.
+    /// `/etc/environment` is read by pam_env(8) for each login, and by systemd for the services of users
+    /// (environment.d(5)), such as podman's. Services of the system do not have this environment. They may call apt, so
+    /// apt has a configuration of its own.
     pub fn files(&self) -> Vec<(&'static str, String, bool)> {
         let of = |name: &str| self.variables.iter().find(|(known, _)| *known == name).map(|(_, value)| value);
         let mut apt = String::new();
@@ -85,7 +86,7 @@ impl Proxies {
     }
 }
 
-/// Returns the address of a proxy as the guest must name it. An address without a scheme is one of HTTP (curl(1)).
+/// Returns the address of a proxy as the guest must name it. An address without a scheme has the scheme HTTP (curl(1)).
 fn for_guest(proxy: &str) -> String {
     let (scheme, rest) = proxy.split_once("://").unwrap_or(("http", proxy));
     let (login, address) = rest.rsplit_once('@').map_or(("", rest), |(login, address)| (login, address));

@@ -1,5 +1,5 @@
-//! Chooses the commands that repair findings, and has them run. The commands are shown first. On a terminal, the user must then agree,
-//! unless `--yes` is given. All packages are installed in one transaction of the package manager.
+//! Chooses the commands that repair findings, and has them run. The commands are shown first. On a terminal, the user
+//! must then agree, unless `--yes` is given. All packages are installed in one transaction of the package manager.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -56,7 +56,7 @@ pub fn fix(workspace: &Workspace, asked: &PreflightRequest<'_>, args: FixArgs) -
 }
 
 /// Checks this machine. If commands must run as root, also checks whether `sudo` or `doas` permits this. Other commands
-/// than `--fix` do not check it, because sudo reports each refused user to the administrator.
+/// than `--fix` do not check this, because sudo reports each refused user to the administrator.
 fn check(workspace: &Workspace, asked: &PreflightRequest<'_>) -> Result<Preflight> {
     let mut preflight = Preflight::check(workspace, asked)?;
     let needs_root = |facts: &Facts| !steps(facts, preflight.blocking()).root.is_empty();
@@ -81,8 +81,8 @@ pub fn plan(preflight: &Preflight) -> Vec<Vec<String>> {
     commands(preflight, preflight.blocking())
 }
 
-/// Returns whether `--fix` has just run all commands of the plan. The findings did not change, so it would run the same
-/// commands again.
+/// Returns whether `--fix` has just run all commands of the plan. The findings have then not changed, and `--fix` would
+/// run the same commands again.
 pub fn was_in_vain(preflight: &Preflight) -> bool {
     let plan = plan(preflight);
     !plan.is_empty() && plan.iter().all(|command| preflight.tried.contains(command))
@@ -137,8 +137,8 @@ fn root_was_not_needed(preflight: &Preflight) -> Result<()> {
     bail_host!("making this machine ready needs root, but {why}: {}", missing.join("; "); "{hint}")
 }
 
-/// Returns why this process cannot become root, and a line with the commands that root must run; `None` if it can, or if
-/// no command needs root.
+/// Returns why this process cannot become root, and a line with the commands that root must run; `None` if it can, or
+/// if no command needs root.
 pub fn for_root(preflight: &Preflight) -> Option<(&'static str, String)> {
     let why = preflight.facts.first()?.host.escalation.as_ref().err()?;
     let commands = beyond_reach(preflight);
@@ -190,7 +190,7 @@ fn show(commands: &[Vec<String>], systemd: bool) {
         message!("    {}", command.join(" "));
     }
     if systemd {
-        message!("(services that the packages enable are disabled again)");
+        message!("(units that the new packages enable are disabled afterwards)");
     }
 }
 

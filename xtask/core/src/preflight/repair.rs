@@ -1,4 +1,4 @@
-//! Runs the commands that repair findings. Afterwards, disables the units that the installed packages have enabled.
+//! Runs the commands that repair findings. Afterwards, disables the units that the new packages have enabled.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -60,13 +60,13 @@ fn install(manager: PackageManager, command: &[String], added: &mut BTreeSet<Str
 }
 
 /// Runs `apt-get update`. While another process holds the lock of the lists, repeats the command for up to
-/// [`limits::PACKAGE_LOCK`]. A failure is only shown: a source that none of the needed packages comes from may have
-/// caused it, and the installation shows whether the packages can be had.
+/// [`limits::PACKAGE_LOCK`]. A failure is only shown, because the source that failed may have none of the needed
+/// packages. The installation then shows whether they are available.
 fn update(command: &[String], lock: &Path) -> Result<()> {
     let deadline = Instant::now() + limits::PACKAGE_LOCK;
     while let Err(error) = run(command) {
         if !is_locked(lock)? || Instant::now() > deadline {
-            message!("warning: {error:#}; the packages are installed from the lists that are there");
+            message!("warning: {error:#}; the packages are installed from the existing lists");
             return Ok(());
         }
         message!("waiting until another process releases {}", lock.display());
@@ -101,7 +101,7 @@ fn units_in(list: &str) -> BTreeSet<String> {
     units.filter(|unit| *unit != MAY_STAY_ENABLED).map(str::to_owned).collect()
 }
 
-/// Returns whether one of the packages contains the unit. A unit that no package contains is not of them.
+/// Returns whether one of the packages contains the unit. Returns false if no package contains it.
 fn is_of(host: &LocalHost, unit: &str, packages: &BTreeSet<String>) -> bool {
     let owners = host.package_manager.and_then(|manager| manager.owners(unit).ok());
     owners.is_some_and(|owners| !owners.is_disjoint(packages))
@@ -133,7 +133,7 @@ pub(super) fn escalate(host: &LocalHost, command: Vec<String>) -> Vec<String> {
 pub(super) fn refuses(host: &LocalHost, has_terminal: bool) -> Option<&'static str> {
     let program = host.escalation.as_ref().ok()?;
     let permitted = host.root || has_terminal || tools::read(program, &["-n", "true"]).is_ok();
-    (!permitted).then_some("sudo or doas wants a password or permits nothing, and there is no terminal")
+    (!permitted).then_some("sudo or doas refuses or asks for a password, and there is no terminal")
 }
 
 /// Runs a command. If the command fails, returns a failure of the host. The command's output goes to stderr, because

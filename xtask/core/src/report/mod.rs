@@ -24,8 +24,8 @@ pub const REPORT: &str = "report.json";
 pub const FILES: [&str; 8] =
     [REPORT, "console.log", "markers.log", "journal.log", "nats.log", "qemu.log", "domain.xml", "qmp.json"];
 
-/// Deletes the files of an earlier run in the directory of `--report`. Otherwise, they would lie beside the report of
-/// a run that ends before it has such files.
+/// Deletes the files of an earlier run in the directory of `--report`. If a run ends before it writes such files, the
+/// directory must not contain those of another run beside the report.
 ///
 /// # Errors
 /// Returns an error that names the file that cannot be deleted.

@@ -21,8 +21,8 @@ pub struct HostReport {
     pub accelerator: Option<Accelerator>,
     /// The reason why the other accelerator was not used.
     pub accelerator_note: Option<String>,
-    /// True if the guest could reach only the run's own servers on this host, and false if this host's kernel cannot
-    /// confine QEMU. `None` if no machine was made.
+    /// True if QEMU was confined, so that the guest could reach only the run's own servers and, while it installed
+    /// packages, the internet. False if this host's kernel cannot confine QEMU. `None` if no machine was made.
     #[serde(default)]
     pub guest_confined: Option<bool>,
 }

@@ -69,11 +69,11 @@ pub(super) fn collect(runs: &Path) -> Vec<Collected> {
 
 /// The state of a run's directory after [`collect_one`].
 enum Ended {
-    /// The directory is not a run's, or the run lives, or it is an instance.
+    /// The directory is not that of a run, or the run is alive, or the run is an instance.
     Nothing,
-    /// The run was dead and was collected. The number is that of the processes that were ended.
+    /// The run was dead and was collected. The number says how many processes were ended.
     Dead(usize),
-    /// The run has finished. The time is the run's start.
+    /// The run has finished. The time is that of the run's start.
     Finished(SystemTime),
 }
 
@@ -97,7 +97,7 @@ fn collect_one(path: &Path) -> Result<Ended> {
         return Ok(Ended::Finished(fs_err::metadata(&lock)?.modified()?));
     }
     if let Some(host) = other_host(path)? {
-        bail!("it may run on the host {host}; if it does not, delete {}", path.display());
+        bail!("it may still run on the host {host}; if it has ended, delete {}", path.display());
     }
     let processes = end_processes(&work)?;
     remove_tree(path)?;
@@ -113,8 +113,8 @@ pub fn record_host(directory: &Path) -> Result<()> {
     write_private(&directory.join(HOST), Host::this()?.to_string())
 }
 
-/// Returns the name of the host that is recorded in `directory` if it is another host than this one. A host is this one
-/// if it has the id of this boot, as every container on this host has, or if it has the name of this host.
+/// Returns the name of the host that is recorded in `directory` if it is another host than this one. The recorded host
+/// is this one if the boot id is the same, as in every container on this host, or if the name is the same.
 ///
 /// # Errors
 /// Returns an error if the record exists and cannot be read.

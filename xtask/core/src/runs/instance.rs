@@ -60,7 +60,8 @@ impl Instance {
         self.directory.join("w")
     }
 
-    /// Returns whether a process of the instance is alive. If its guest has shut down, its QEMU is.
+    /// Returns whether a process of the instance is alive. This is also true if the guest has shut down, because QEMU
+    /// keeps running.
     pub fn has_processes(&self) -> bool {
         !owned(&self.work()).is_empty()
     }
@@ -89,11 +90,11 @@ impl Instance {
     ///
     /// # Errors
     /// Returns a failure of the host if another command, or the run that made the instance, still holds the lock. Also
-    /// returns one if the instance is on another host that shares the cache.
+    /// returns a failure of the host if the instance belongs to another host that shares the cache.
     pub fn lock(&self) -> Result<File> {
         let name = &self.machine.name;
         if let Some(host) = other_host(&self.directory)? {
-            bail_host!("{name}: it is a machine of the host {host}"; "use it on that host");
+            bail_host!("use {name}: the machine belongs to the host {host}"; "run the command on {host}");
         }
         match try_lock(&self.directory.join("lock"))? {
             Some(lock) => Ok(lock),

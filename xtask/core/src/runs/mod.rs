@@ -152,7 +152,8 @@ pub fn snapshot_of(work: &Path) -> Result<Option<PathBuf>> {
     Ok(read_if_there(&work.join(SNAPSHOT))?.map(|name| OsString::from_vec(name).into()))
 }
 
-/// Returns the ids of the dead runs that were not collected yet. The list is empty while another process collects them.
+/// Returns the ids of the dead runs that were not collected yet. The list is empty while another process makes or
+/// collects runs.
 pub fn dead(cache: &Cache) -> Vec<String> {
     // A new run makes its directory first and takes the lock of this directory afterwards. In between, it holds the
     // lock `.lock`.
@@ -161,8 +162,8 @@ pub fn dead(cache: &Cache) -> Vec<String> {
         // There was no run yet.
         return Vec::new();
     }
-    // Without the lock, the list could name a run that is being made. If another process holds the lock, it collects the
-    // dead runs now.
+    // Without the lock, the list could name a run that is being made. If another process holds the lock, that process
+    // collects the dead runs now.
     let Ok(Some(_guard)) = try_lock(&guard) else { return Vec::new() };
     let is_dead = |path: &Path| {
         is_run(path)
@@ -281,7 +282,7 @@ mod tests {
         };
         let this = Host::this().unwrap();
         let elsewhere = of_host("0101-000000-0001", "another-boot another-host\n");
-        // The lock of this run cannot be opened. This is also so for a run of another user.
+        // The lock of this run cannot be opened, as if the run belonged to another user.
         let blocked = dead_run(runs, "0101-000000-0002");
         fs::remove_file(blocked.join("lock")).unwrap();
         std::os::unix::fs::symlink(directory.path().join("missing"), blocked.join("lock")).unwrap();

@@ -21,9 +21,9 @@ pub(super) fn debian_sources(suite: &str, ui: &Ui) -> Result<Vec<String>> {
     Ok(sources_for(&output, suite))
 }
 
-/// Returns apt's source lines for a guest with this image: the mirrors of this host, or the public ones of Debian if the
-/// guest cannot reach this host's. An image that was not built from packages has its publisher's sources, so the list is
-/// empty.
+/// Returns apt's source lines for a guest with this image: the mirrors of this host, or Debian's public mirrors if the
+/// guest cannot reach those of this host. Returns none for an image that was not built from packages, because it has
+/// the sources of its publisher.
 ///
 /// # Errors
 /// Returns an error if apt does not answer.

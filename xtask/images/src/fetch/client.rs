@@ -124,7 +124,8 @@ fn reach(address: &Address) -> String {
     }
 }
 
-/// Returns the proxy for an address, without its credentials. `None` if the environment names no proxy for it.
+/// Returns the proxy for an address, without the proxy's credentials. Returns `None` if the environment names no proxy
+/// for this address.
 fn proxy_for(address: &Address) -> Option<String> {
     // reqwest finds its proxies in the same way.
     let proxy = Matcher::from_system().intercept(&address.url().as_str().parse().ok()?)?;

@@ -50,8 +50,9 @@ impl<'a> Runner<'a> {
         steps.iter().for_each(|step| self.at_once(&[&[*step]]));
     }
 
-    /// Runs lanes at the same time, and the steps of a lane one after the other. Prefixes each line of output with the
-    /// step's name. This saves time, because two processors are mostly idle while an emulated machine waits.
+    /// Runs lanes at the same time, and the steps of a lane one after the other. This saves time, because two
+    /// processors are mostly idle while an emulated machine waits. Each line of output begins with the name of its
+    /// step.
     pub(super) fn at_once(&mut self, lanes: &[&[Step<'_>]]) {
         let alone = lanes.concat().len() == 1;
         let this = &*self;
@@ -152,7 +153,8 @@ impl<'a> Runner<'a> {
             smoke.as_ref().map(|smoke| smoke.begin(self.strict_image)).transpose()?.unwrap_or_default();
         let line = format!("cargo {arguments}");
         message!("== {name}: {line}");
-        // Cargo fails if it cannot write its progress. On a terminal, it shows a bar.
+        // Cargo shows a bar if its own stderr is a terminal. Otherwise cargo's progress goes through this process,
+        // because cargo fails if it cannot write its progress.
         let shows_bar = label.is_empty() && std::io::stderr().is_terminal();
         let stderr = if shows_bar { Stdio::inherit() } else { Stdio::piped() };
         let mut child = self

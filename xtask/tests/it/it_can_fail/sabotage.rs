@@ -30,8 +30,8 @@ fn an_executable_that_its_core_cannot_run_never_reaches_the_guest() {
     assert!(skipped(&ended.report, Phase::Boot));
 }
 
-/// If the broker refuses the device, the smoke says so. `--keep` keeps the machine, which can be entered. On its core, that of the
-/// device, executables that `inspect` refuses must fail, and executables that it accepts must run.
+/// If the broker refuses the device, the smoke says so. `--keep` keeps the machine, which can be entered. On its core,
+/// that of the device, executables that `inspect` refuses must fail, and executables that it accepts must run.
 #[test]
 fn a_broker_that_refuses_is_named_and_a_kept_machine_lives_until_it_is_removed() {
     let ended = smoke(&["--cold", "--sabotage", "broker-refuses", "--keep", "--cpu", "pi5"]);

@@ -12,8 +12,8 @@ use xtask_core::limits;
 use super::{Warm, turn};
 use crate::scratch::{XTASK, XTASK_VM, assert_code, message, signal, wait_until};
 
-/// In this test, an instance is made and entered. It shuts itself down, is cut off from power while it boots, boots from
-/// its own disk, and is shut down and removed.
+/// In this test, an instance is made and entered. The instance shuts itself down, loses its power while it boots, boots
+/// from its own disk, and is shut down and removed.
 #[test]
 fn an_instance_is_made_in_seconds_and_worked_in() {
     let warm = turn();
@@ -79,7 +79,7 @@ fn ended_by_a_signal(warm: &Warm) {
     assert_code(&warm.vm(&["exec", "--", "timeout", "60", "sh", "-c", gone]), 0);
 }
 
-/// The guest shuts itself down while a console is attached. QEMU keeps running then.
+/// The guest shuts itself down while a console is attached. QEMU keeps running.
 fn shut_down_by_itself(warm: &Warm) {
     let path = warm.scratch.path().join("shut-down");
     let output = std::fs::File::create(&path).unwrap();
@@ -94,8 +94,8 @@ fn shut_down_by_itself(warm: &Warm) {
     is_off(warm);
 }
 
-/// `vm start` boots a guest that has shut itself down. It is killed while the guest boots, and QEMU keeps running. Then
-/// the power is cut.
+/// `vm start` boots a guest that has shut itself down. This command is killed while the guest boots, and QEMU keeps
+/// running. Then the power is cut.
 fn cut_off_while_it_boots(warm: &Warm) {
     let boots = || message(&warm.vm(&["console", "dev", "--no-follow"])).matches("Linux version").count();
     let before = boots();

@@ -43,8 +43,8 @@ fn no_pkg_config(facts: &Facts) -> Finding {
     }
 }
 
-/// Returns the finding if libvirt's headers are installed, but pkg-config does not find them. Another installation would
-/// change nothing.
+/// Returns the finding if libvirt's headers are installed, but pkg-config does not find them. To install the headers
+/// again would usually not help.
 fn astray(facts: &Facts, error: &str) -> Finding {
     let pkg_config = &facts.host.pkg_config;
     let names: Vec<_> =

@@ -69,8 +69,8 @@ fn check_build(facts: &Facts, findings: &mut Vec<Finding>) {
     }
 }
 
-/// Returns the finding for a user who cannot mount file systems as an image build does. If only the fallback image cannot
-/// be built, it does not block, because a run of the chosen image works.
+/// Returns the finding for a user who cannot mount file systems as an image build does. If only the fallback image
+/// cannot be built, it does not block, because a run of the chosen image works.
 fn no_mounts(facts: &Facts, error: &str) -> Finding {
     let how = if facts.guest.built == Built::Chosen { Finding::blocks } else { Finding::degrades };
     if facts.host.root {

@@ -1,7 +1,7 @@
 //! Turns facts into findings, without side effects, so that each finding can be tested on any machine.
 //! [`virtualisation`] is about QEMU, firmware, libvirt, KVM and nats-server. [`build`] is about the build of the agent
-//! and of `xtask-vm`. [`image`] is about the programs that a run or an image build needs. [`network`] is about the services that the guest can reach. [`room`] is about the cache,
-//! disk, memory, clock and dead runs.
+//! and of `xtask-vm`. [`image`] is about the programs that a run or an image build needs. [`network`] is about the
+//! services that the guest can reach. [`room`] is about the cache, disk, memory, clock and dead runs.
 
 mod build;
 pub mod finding;

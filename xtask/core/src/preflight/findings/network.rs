@@ -7,8 +7,8 @@ use crate::host::tools::release;
 /// The first kernel whose Landlock has rules about connections (Documentation/userspace-api/landlock.rst, ABI 4).
 const CONFINES: (u32, u32) = (6, 7);
 
-/// Returns a finding if this kernel is too old to confine QEMU. The run itself asks Landlock, which may also be missing
-/// in a newer kernel, and the report says whether QEMU was confined.
+/// Returns a finding if this kernel is too old to confine QEMU. Landlock may also be missing in a newer kernel, so the
+/// run itself asks the kernel. The report says whether QEMU was confined.
 pub(super) fn evaluate(facts: &Facts) -> Option<Finding> {
     let kernel = &facts.host.kernel;
     let sentence = "the guest can connect to every service on this host's loopback, because this kernel cannot confine QEMU";

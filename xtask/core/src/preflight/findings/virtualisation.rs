@@ -234,10 +234,10 @@ fn let_open(root: bool, group: Option<&str>) -> String {
     match group {
         _ if root => "give the container the device: --device /dev/kvm".to_owned(),
         Some(group) => {
-            format!("let this user open it: as root, usermod --append --groups {group} USER; then log in again")
+            format!("let this user open /dev/kvm: as root, usermod --append --groups {group} USER; then log in again")
         }
-        None => "no group may open it: as root, chown root:kvm /dev/kvm && chmod 0660 /dev/kvm, and usermod --append \
-                 --groups kvm USER; then log in again"
+        None => "no group may open /dev/kvm: as root, chown root:kvm /dev/kvm && chmod 0660 /dev/kvm, and usermod \
+                 --append --groups kvm USER; then log in again"
             .to_owned(),
     }
 }

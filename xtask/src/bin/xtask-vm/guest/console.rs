@@ -60,7 +60,7 @@ const FAULTS: &[(Sign, &str, &str)] = &[
     (Sign::Anywhere("UEFI Interactive Shell"), NO_BOOT_DEVICE, NO_BOOT_LOADER),
     (Sign::Start("Shell>"), NO_BOOT_DEVICE, NO_BOOT_LOADER),
     (Sign::Anywhere("No bootable option or device was found"), NO_BOOT_DEVICE, NO_BOOT_LOADER),
-    // The firmware tries its boot entries one after the other.
+    // The firmware tries its boot entries one after the other, so the guest may still boot from a later one.
     (
         Sign::Last("BdsDxe: failed to load Boot"),
         "the firmware could not load the image's boot entry",
@@ -219,8 +219,8 @@ impl Console {
 }
 
 /// Returns the lines of a text that are not empty, without escape sequences and other control characters. Firmware and
-/// boot loaders place their texts by sequences that move the cursor (ECMA-48, CUP and HVP), so such a sequence begins a
-/// new line.
+/// boot loaders place their texts with sequences that move the cursor (ECMA-48, CUP and HVP), so each of these
+/// sequences begins a new line.
 fn lines_of(bytes: &[u8]) -> Vec<String> {
     let text = String::from_utf8_lossy(bytes);
     let mut parts = text.split("\x1b[");

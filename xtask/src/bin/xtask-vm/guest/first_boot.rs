@@ -7,8 +7,8 @@ use xtask_core::machine::seed::marker;
 
 use super::console::Console;
 
-/// The first two are parts of cloud-init's own lines and of systemd's lines about cloud-init's units. A kernel's command
-/// line may contain the word cloud-init, too.
+/// Texts that show that cloud-init runs. The first two are in cloud-init's own lines and in systemd's lines about
+/// cloud-init's units. The word cloud-init alone does not show it, because the kernel's command line may contain it.
 const SIGNS: [&str; 3] = ["cloud-init[", "Cloud-init", "iot-xtask: "];
 /// The name of the datasource that reads the seed, in cloud-init's last line.
 const DATASOURCE: &str = "DataSourceNoCloud";
@@ -38,12 +38,12 @@ impl FirstBoot {
             return Ok(());
         }
         let what =
-            "the image came up and cloud-init did not run: it is missing, off or has another datasource";
+            "the guest is up, but cloud-init did not run: it is missing, disabled or has another datasource";
         Err(Failure::guest(what, hint))
     }
 }
 
-/// Returns the datasource in cloud-init's last line, unless it is the one of the seed. The kernel may have written into
+/// Returns the datasource in cloud-init's last line, unless it is that of the seed. The kernel may have written into
 /// the line, so the beginning of the name is enough.
 fn datasource(line: &str) -> Option<&str> {
     let name = line.split_once("Datasource ")?.1;

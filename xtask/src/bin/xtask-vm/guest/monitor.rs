@@ -1,6 +1,6 @@
 //! QEMU's machine protocol (QEMU, qmp-spec) without libvirt, one command at a time: for a QEMU of a bench, and for the
-//! state of an instance. libvirt ends the QEMU of a guest that is off as soon as it is opened, so it cannot be asked for
-//! that state. The binary `xtask` uses this file, too.
+//! state of an instance. libvirt cannot be asked for this state, because it ends the QEMU of a guest that is off when
+//! its root is opened. The binary `xtask` uses this file, too.
 
 use std::fmt::{self, Display, Formatter};
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -22,11 +22,11 @@ const MONITORS: &str = "v/lib/qemu";
 /// The state of an instance.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum State {
-    /// QEMU does not run, or its guest has shut down. QEMU keeps running then, because libvirt starts it with
-    /// `-no-shutdown`.
+    /// QEMU does not run, or its guest has shut down. In the second case, QEMU keeps running, because libvirt starts it
+    /// with `-no-shutdown`.
     Off,
     Running,
-    /// QEMU does not run the guest, and has this state (QEMU, RunState), for example `io-error`.
+    /// QEMU has stopped the guest. The text is QEMU's state (QEMU, RunState), for example `io-error`.
     Stopped(String),
 }
 
@@ -40,8 +40,8 @@ impl Display for State {
     }
 }
 
-/// Returns the state of an instance. An instance counts as running if its QEMU does not answer: libvirt is connected to
-/// it while another command starts or stops the instance.
+/// Returns the state of an instance. If its QEMU does not answer, the instance counts as running, because libvirt is
+/// then connected to QEMU for another command that starts or stops the instance.
 pub(crate) fn state(instance: &Instance) -> State {
     let work = instance.work();
     if emulator(&work).is_none() {
@@ -82,7 +82,7 @@ impl Qmp {
     /// Connects to the socket on which QEMU listens. `limit` is the limit of each answer.
     ///
     /// # Errors
-    /// Returns an error at once if no more connections can wait for QEMU. connect(2) would otherwise block.
+    /// Returns an error at once if QEMU's queue of connections is full. A blocking connect(2) would wait.
     pub(crate) fn connect(path: &Path, limit: Duration) -> Result<Self> {
         let connected = || {
             let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;

@@ -55,8 +55,8 @@ pub(crate) struct Container {
 }
 
 impl RootView {
-    /// Runs the script in the guest, and parses its output. Returns `None` if the guest has not answered yet. The script
-    /// also tries to connect to the port `canary` of the host.
+    /// Runs the script in the guest, and parses its output. Returns `None` if the guest has not answered yet. The
+    /// script also tries to connect to the port `canary` of the host.
     ///
     /// # Errors
     /// Returns an error if the port cannot be used, or if the guest ended the script at `limit`.

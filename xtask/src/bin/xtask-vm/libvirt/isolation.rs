@@ -40,8 +40,8 @@ pub(crate) fn is_possible() -> bool {
     ruleset().is_ok()
 }
 
-/// Calls `start` in a thread of its own, whose children can reach only `reach`. If the kernel cannot confine them, they
-/// reach everything. The report says so, and preflight has a finding.
+/// Calls `start` in a thread of its own, whose child processes can reach only `reach`. If the kernel cannot confine
+/// them, they reach everything. In this case, preflight has a finding, and the report says that QEMU was not confined.
 pub(super) fn confined<T: Send>(reach: &Reach, start: impl FnOnce() -> T + Send) -> Result<T> {
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
@@ -55,7 +55,7 @@ pub(super) fn confined<T: Send>(reach: &Reach, start: impl FnOnce() -> T + Send)
 }
 
 impl Reach {
-    /// Returns what a guest can reach once it needs no package of its distribution any more.
+    /// Returns the network services that a guest can reach after it has installed its distribution's packages.
     pub(crate) fn without_internet(&self) -> Self {
         match self {
             Self::Internet(ports) => Self::Servers(ports.clone()),
@@ -87,7 +87,7 @@ fn ruleset() -> Result<RulesetCreated, RulesetError> {
     ruleset.handle_access(AccessNet::ConnectTcp)?.create()
 }
 
-/// Returns a filter that refuses sockets for datagrams. QEMU uses them for UDP and for ICMP.
+/// Returns a filter that refuses datagram sockets, which QEMU uses for UDP and ICMP.
 fn without_datagrams() -> Result<BpfProgram> {
     let is = |argument, operator, value: i32| -> Result<SeccompCondition> {
         Ok(SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operator, value.try_into()?)?)

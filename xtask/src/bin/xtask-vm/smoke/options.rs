@@ -81,8 +81,8 @@ impl<'a> From<&'a UpArgs> for RunOptions<'a> {
 }
 
 impl RunOptions<'_> {
-    /// Returns the duration for which the device is watched at rest at the end. A run without a snapshot watches longer,
-    /// to find rare events.
+    /// Returns the duration for which the device is watched at rest at the end. A run without a snapshot watches
+    /// longer, to find rare events.
     pub(super) fn observed(&self, is_cold: bool) -> Duration {
         self.observe.map_or(if is_cold { OBSERVED_COLD } else { OBSERVED }, Duration::from_secs)
     }

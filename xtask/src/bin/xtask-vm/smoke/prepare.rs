@@ -37,6 +37,7 @@ pub(super) struct Prepared {
     pub(super) libvirt_version: String,
     pub(super) broker: Broker,
     pub(super) keys: Keys,
+    /// See [`RunningVm::canary`].
     canary: Option<TcpListener>,
 }
 
@@ -53,8 +54,8 @@ impl Prepared {
         Ok(Self { ui: run.ui.clone(), deadline, hypervisor, libvirt_version, broker, keys, canary })
     }
 
-    /// Returns the network services that the guest reaches in the first boot of an image. If the image is a download,
-    /// the guest installs packages from the internet.
+    /// Returns the network services that the guest reaches in the first boot of an image. If the image was not built
+    /// from packages, the guest installs the packages that the agent needs from the internet.
     pub(super) fn reach_of_first_boot(&self, run: &Run<'_>, plan: &Plan) -> Reach {
         match (reach(run, plan, &self.broker), &plan.image.source) {
             (Reach::Servers(ports), Source::Download(_) | Source::File(_)) => {
@@ -135,7 +136,8 @@ pub(super) fn check_flags(options: &RunOptions<'_>, plan: &Plan) -> Result<(), F
     Err(Failure::usage(cannot))
 }
 
-/// Returns the lines for apt's sources in a machine of `vm up`. A smoke tests the agent on the image as it is.
+/// Returns the lines for apt's sources in a machine of `vm up`. Returns none in a smoke, which tests the agent on the
+/// image as it is.
 pub(super) fn apt_sources(plan: &Plan, subject: Delivered<'_>, ui: &Ui) -> Result<Vec<String>> {
     if subject.is_some() { Ok(Vec::new()) } else { guest_sources(&plan.image, ui) }
 }

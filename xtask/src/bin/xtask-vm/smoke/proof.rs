@@ -220,7 +220,8 @@ impl<'a> Proof<'a> {
         agreed
     }
 
-    /// Checks that the agent's process and the container of an unchanged deployment have outlived the absence of the broker.
+    /// Checks that the agent's process and the container of an unchanged deployment have outlived the absence of the
+    /// broker.
     pub(super) fn outlived(
         &self,
         unchanged: Deployed,

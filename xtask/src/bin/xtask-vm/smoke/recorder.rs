@@ -136,7 +136,7 @@ impl<'a> Recorder<'a> {
     }
 
     pub(super) fn agent(&mut self, agent: &Agent) {
-        // JSON has no strings that are not UTF-8.
+        // A path may not be UTF-8, but a string in JSON must be.
         let readable = |path: &Path| PathBuf::from(path.to_string_lossy().into_owned());
         let (given_as, profile, rustflags) = match agent.origin.clone() {
             Origin::Given(path) => (Some(readable(&path)), None, None),

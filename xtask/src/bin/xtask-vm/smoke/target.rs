@@ -158,7 +158,7 @@ impl Target {
     }
 
     /// Starts the same domain again. QEMU's machine is compared with the expected one before the guest runs. All
-    /// packages are installed, so the guest does not reach the internet any more.
+    /// packages are installed now, so the guest no longer reaches the internet.
     pub(super) fn power_on(&mut self) -> Result<()> {
         self.domain.reach = self.domain.reach.without_internet();
         self.machine = self.domain.start(&self.hypervisor)?;

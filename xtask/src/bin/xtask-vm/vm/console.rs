@@ -71,7 +71,7 @@ fn attach(instance: &Instance, stream: &UnixStream, log: &mut ConsoleLog, keys: 
     let share = || stream.try_clone().context("duplicate the console's socket");
     let (to_guest, mut from_guest) = (share()?, share()?);
     let (left, ended) = (Arc::clone(&over), Arc::clone(&over));
-    // All threads may still wait for a byte when this process ends. The first thread discards the guest's output,
+    // The threads may still run when this process ends. The first thread discards the guest's output,
     // because a guest blocks if its output is not read, for example while Ctrl-S stops the terminal. The output is
     // shown from the log instead.
     std::thread::spawn(move || {
