@@ -40,8 +40,10 @@ fn enter_by(ssh: &Path, instance: &Instance, guest: (&[&str], &[String])) -> Res
     let mut tried = false;
     loop {
         check_running(instance, &format!("enter {name}"))?;
-        let left = limits::SSH_ENTRY.saturating_sub(begun.elapsed()).max(limits::SSH_AGAIN);
-        let Attempt { code, log } = Attempt::make(ssh, instance, guest, left)?;
+        // The guest may shut down while ssh waits for its answer.
+        let left = limits::SSH_ENTRY.saturating_sub(begun.elapsed());
+        let limit = left.clamp(limits::SSH_AGAIN, limits::SSH_CONNECT);
+        let Attempt { code, log } = Attempt::make(ssh, instance, guest, limit)?;
         if code != SSH_FAILED || log.contains(EXITED) {
             return if code == 0 { Ok(()) } else { Err(Failure::reported(code).into()) };
         }
