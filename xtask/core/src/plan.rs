@@ -174,8 +174,8 @@ impl Plan {
         self.acceleration == Acceleration::Kvm { may_fall_back: true }
     }
 
-    /// Returns the limit until the guest has installed the agent. In its first boot, a guest from a downloaded image or a
-    /// file of the user also installs podman.
+    /// Returns the limit until the guest has installed the agent. In the first boot of a downloaded image or of a file
+    /// of the user, the guest also installs podman.
     pub fn provision_limit(&self, is_first_boot: bool) -> Duration {
         let is_complete = matches!(self.image.source, Source::Packages(_));
         let installs = is_first_boot && !is_complete;

@@ -186,7 +186,8 @@ impl<'a> Proof<'a> {
         let (device_id, exe_sha256) = (self.device_id.as_str(), self.agent.sha256.as_str());
         let expected = ExpectedView { device_id, boot_id, exe_sha256, running, deleted };
         vm.root.forget();
-        // On a slow host, the guest may need long for its answer. Only a disagreement has a limit of its own.
+        // The first answer has a short limit, because a guest without virtio-serial never answers. On a slow host,
+        // later answers may take long, so then only a difference from the agent's reports has a short limit.
         let is_first = !vm.root.has_answered;
         let deadline = if is_first { vm.deadline.within(vm.plan.limits.removal()) } else { vm.deadline };
         let mut patience: Option<Deadline> = None;
@@ -199,7 +200,8 @@ impl<'a> Proof<'a> {
             let limit = vm.plan.limits.removal();
             if patience.get_or_insert_with(|| vm.deadline.within(limit)).is_over() {
                 bail_guest!(
-                    "for {} s, root has not seen in the guest what the agent says: {difference}", limit.as_secs();
+                    "the state of the guest has differed from the agent's reports for {} s: {difference}",
+                    limit.as_secs();
                     "compare the agent's statuses with journal.log and console.log"
                 );
             }
