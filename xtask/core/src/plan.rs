@@ -10,8 +10,8 @@ use crate::error::Failure;
 use crate::host::facts::Facts;
 use crate::host::firmware::AarchFirmware;
 use crate::host::kvm::{Candidate, Kvm};
+use crate::image::Image;
 use crate::image::choice::Choice;
-use crate::image::{Image, Source};
 use crate::limits::Limits;
 use crate::machine::proxies::Proxies;
 use crate::machine::{DomainXmlParams, RunFiles, VmSpec};
@@ -177,8 +177,7 @@ impl Plan {
     /// Returns the limit until the guest has installed the agent. In the first boot of a downloaded image or of a file
     /// of the user, the guest also installs podman.
     pub fn provision_limit(&self, is_first_boot: bool) -> Duration {
-        let is_complete = matches!(self.image.source, Source::Packages(_));
-        let installs = is_first_boot && !is_complete;
+        let installs = is_first_boot && !self.image.is_built();
         self.limits.provision() + if installs { self.limits.packages() } else { Duration::ZERO }
     }
 

@@ -12,7 +12,7 @@ use crate::scratch::{Scratch, XTASK_INSPECT, XTASK_VM, assert_code, message};
 /// Returns a command that runs `program` in a checkout as a user without privileges. This user owns the checkout, and
 /// can read the toolchain below `/mnt`.
 pub(crate) fn as_ordinary_user(program: &str, checkout: &Path, scratch: &Path) -> Command {
-    const USER: u32 = 65534;
+    const USER: &str = "65534";
     let home = scratch.join("home");
     std::fs::create_dir(&home).unwrap();
     std::fs::copy(program, checkout.join("xtask-of-user")).unwrap();
@@ -22,10 +22,18 @@ pub(crate) fn as_ordinary_user(program: &str, checkout: &Path, scratch: &Path) -
         assert!(owned.unwrap().success());
     }
     let sysroot = Command::new("rustc").args(["--print", "sysroot"]).output().unwrap();
-    let script = "mount --bind \"$1\" /mnt; shift
-        exec setpriv --reuid=65534 --regid=65534 --clear-groups env PATH=\"/mnt/bin:$PATH\" CARGO=/mnt/bin/cargo \"$@\"";
+    let script = "mount --bind \"$2\" /mnt; user=$1; shift 2
+        exec setpriv --reuid=$user --regid=$user --clear-groups env PATH=\"/mnt/bin:$PATH\" CARGO=/mnt/bin/cargo \"$@\"";
     let mut command = Command::new("unshare");
-    command.args(["--mount", "sh", "-ec", script, "sh", String::from_utf8(sysroot.stdout).unwrap().trim()]);
+    command.args([
+        "--mount",
+        "sh",
+        "-ec",
+        script,
+        "sh",
+        USER,
+        String::from_utf8(sysroot.stdout).unwrap().trim(),
+    ]);
     command.arg(checkout.join("xtask-of-user")).current_dir(checkout);
     command.env("HOME", &home).env_remove("IOT_XTASK_CACHE").env_remove("XDG_CACHE_HOME");
     command.env("CARGO_MANIFEST_DIR", checkout.join("xtask")).env_remove("CARGO_HOME");

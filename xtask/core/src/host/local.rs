@@ -218,7 +218,8 @@ fn missing_libvirt_user() -> Result<Option<&'static str>, String> {
         match answer.map_err(|error| format!("{error:#}"))? {
             Some(0) => Ok(false),
             Some(GETENT_MISSING) => Ok(true),
-            other => Err(format!("/usr/bin/getent {database} {DEBIANS}: exit code {other:?}")),
+            Some(code) => Err(format!("/usr/bin/getent {database} {DEBIANS}: exit code {code}")),
+            None => Err(format!("/usr/bin/getent {database} {DEBIANS}: ended by a signal")),
         }
     };
     Ok((missing("passwd")? || missing("group")?).then_some(DEBIANS))

@@ -89,7 +89,7 @@ impl Proxies {
 /// Returns the address of a proxy as the guest must name it. An address without a scheme has the scheme HTTP (curl(1)).
 fn for_guest(proxy: &str) -> String {
     let (scheme, rest) = proxy.split_once("://").unwrap_or(("http", proxy));
-    let (login, address) = rest.rsplit_once('@').map_or(("", rest), |(login, address)| (login, address));
+    let (login, address) = rest.rsplit_once('@').unwrap_or(("", rest));
     let end = match address.find(']') {
         Some(bracket) => bracket + 1,
         None => address.find([':', '/']).unwrap_or(address.len()),

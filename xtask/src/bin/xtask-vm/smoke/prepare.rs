@@ -9,7 +9,6 @@ use xtask_core::error::{self, Failure};
 use xtask_core::format::name_of;
 use xtask_core::fs::write_private;
 use xtask_core::host::tools;
-use xtask_core::image::Source;
 use xtask_core::limits;
 use xtask_core::machine::RunFiles;
 use xtask_core::plan::Plan;
@@ -57,11 +56,11 @@ impl Prepared {
     /// Returns the network services that the guest reaches in the first boot of an image. If the image was not built
     /// from packages, the guest installs the packages that the agent needs from the internet.
     pub(super) fn reach_of_first_boot(&self, run: &Run<'_>, plan: &Plan) -> Reach {
-        match (reach(run, plan, &self.broker), &plan.image.source) {
-            (Reach::Servers(ports), Source::Download(_) | Source::File(_)) => {
+        match reach(run, plan, &self.broker) {
+            Reach::Servers(ports) if !plan.image.is_built() => {
                 Reach::Internet([ports, plan.proxies.ports()].concat())
             }
-            (reach, _) => reach,
+            reach => reach,
         }
     }
 

@@ -19,6 +19,7 @@ use super::proof::Proof;
 use super::run::Run;
 use super::running::RunningVm;
 use super::teardown;
+use crate::libvirt::Reach;
 
 /// The recorder of one run.
 pub(super) struct Recorder<'a> {
@@ -164,7 +165,8 @@ impl<'a> Recorder<'a> {
     /// Records the libvirt version and the snapshot of a machine, also if its boot failed.
     pub(super) fn machine(&mut self, vm: &RunningVm) {
         self.report.host.libvirt = Some(vm.libvirt_version.clone());
-        self.report.host.guest_confined = Some(vm.canary.is_some());
+        self.report.host.guest_confined =
+            Some(vm.canary.is_some() && *vm.target.reach() != Reach::Everything);
         self.report.snapshot = vm.snapshot.as_ref().map(|used| used.report.clone());
     }
 
