@@ -133,6 +133,9 @@ fn check_safe(root: &Path, user: u32) -> Result<(), Unusable> {
         return Err(Unusable::Foreign(root.to_owned(), link.uid()));
     }
     let resolved = root.canonicalize().unwrap_or_else(|_missing| root.to_owned());
+    if resolved.exists() && !resolved.is_dir() {
+        return Err(Unusable::NoDirectory(root.to_owned()));
+    }
     for directory in resolved.ancestors() {
         let Ok(about) = directory.metadata() else { continue };
         let is_cache = directory == resolved;
@@ -172,6 +175,8 @@ pub enum Unusable {
         .0.display(), .1, SOCKET_PATH_BYTES - 1
     )]
     TooLong(PathBuf, usize),
+    #[error("use the cache {}: it is not a directory", .0.display())]
+    NoDirectory(PathBuf),
     /// The number is the id of the user who owns the cache.
     #[error("use the cache {}: it belongs to the user with the id {}, who can replace its images and keys", .0.display(), .1)]
     Foreign(PathBuf, u32),
@@ -187,7 +192,7 @@ impl Unusable {
     pub fn remedy(&self) -> String {
         let set = |to: &str| format!("set {CACHE_VARIABLE} to {to}");
         match self {
-            Self::Nowhere => set("a directory of this user"),
+            Self::Nowhere | Self::NoDirectory(_) => set("a directory of this user"),
             Self::Relative(_) => set("an absolute path"),
             Self::Characters(_) => set("a directory whose path has only these characters"),
             Self::TooLong(..) => set("a shorter directory"),
@@ -263,6 +268,9 @@ mod tests {
             }
             assert_eq!(check_safe(&parent.join("missing/cache"), user).is_ok(), of_parent != 0o777);
         }
+        let file = parent.join("file");
+        std::fs::write(&file, "").unwrap();
+        assert_eq!(check_safe(&file, user), Err(Unusable::NoDirectory(file)));
         set(&cache, 0o700);
         assert_eq!(check_safe(&cache, user + 1), Err(Unusable::Foreign(cache.clone(), user)));
         let link = directory.path().join("link");

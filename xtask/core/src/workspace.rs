@@ -69,9 +69,17 @@ impl Workspace {
         }
         let metadata = command.current_dir(typed).no_deps().exec();
         let metadata = metadata.map_err(|error| {
-            let usage =
-                format!("find the workspace of {}: {error}; change to a checkout", directory.display());
-            Failure::usage(usage)
+            let what = format!("find the workspace of {}", directory.display());
+            match error {
+                cargo_metadata::Error::Io(error) => Failure::host(
+                    format!("{what}: run {}: {error}", Path::new(&cargo()).display()),
+                    "install Rust, or correct the variables PATH and CARGO",
+                ),
+                error => {
+                    let remedy = "change to a checkout, or correct what cargo reports";
+                    Failure::usage(format!("{what}: {error}; {remedy}"))
+                }
+            }
         })?;
         if !metadata.packages.iter().any(|package| package.name == PACKAGE) {
             let usage = format!("{} has no package {PACKAGE}; change to a checkout", metadata.workspace_root);

@@ -59,8 +59,8 @@ impl Server {
         if let Some(status) = ended {
             bail_host!(
                 "the broker ended: {status}; its last output: {}", last_lines(&self.log, 3).join(" | ");
-                "read {}, and the host's kernel log if it was killed; nothing is known about the agent",
-                self.log.display()
+                "read nats.log in the report's directory, and the host's kernel log if it was killed; \
+                 nothing is known about the agent"
             );
         }
         Ok(())

@@ -43,6 +43,18 @@ fn the_agents_build_gets_the_target_the_linker_and_the_profile() {
 }
 
 #[test]
+fn a_missing_cargo_is_the_hosts_fault() {
+    let output = Command::new(XTASK)
+        .args(["preflight", "--arch", "aarch64"])
+        .current_dir(workspace())
+        .env("CARGO", "/nonexistent/cargo")
+        .output()
+        .unwrap();
+    assert_code(&output, 69);
+    assert!(message(&output).contains("correct the variables PATH and CARGO"), "{}", message(&output));
+}
+
+#[test]
 fn an_unknown_profile_is_a_usage_error() {
     let output = Command::new(XTASK_INSPECT)
         .args(["build", "--profile", "fast"])

@@ -5,61 +5,73 @@ use std::path::Path;
 
 use xshell::{Shell, cmd};
 
-use super::linker::{Linker, Unfit, UnfitKind, fits};
+use super::linker::{Linker, Unfit, UnfitKind};
 use crate::arch::{MachineProfile, VmArchitecture};
 
 /// Checks that the compiler and the flags from the environment compile for `machine`. If the environment names neither,
-/// `cc` chooses a compiler, and the result is `Ok`.
+/// the build chooses the compiler, and the result is `Ok`. `default` is the compiler for flags without a compiler.
 ///
 /// # Errors
 /// Returns [`Unfit`], whose text has the variables, the compiler's error and a remedy.
-pub fn check(shell: &Shell, machine: &MachineProfile) -> Result<(), Unfit> {
-    check_in(shell, machine, |name| std::env::var(name).ok())
+pub fn check(shell: &Shell, machine: &MachineProfile, default: &Path) -> Result<(), Unfit> {
+    check_in(shell, machine, default, |name| std::env::var(name).ok())
 }
 
 fn check_in(
     shell: &Shell,
     machine: &MachineProfile,
+    default: &Path,
     variable: impl Fn(&str) -> Option<String>,
 ) -> Result<(), Unfit> {
     let set = |name: &str| {
-        let names = variables(name, machine);
-        names.into_iter().find_map(|name| variable(&name).map(|value| (name, value)))
+        let names = variables(name, machine).into_iter();
+        names.filter_map(|name| Some((variable(&name).filter(|value| !value.trim().is_empty())?, name)))
     };
-    // The device's build gets the linker as its compiler, so `CC` is not used for it.
-    let compiler = set("CC").filter(|(name, _)| is_of_host(machine) || name != "CC");
-    let flags = set("CFLAGS");
-    let names: Vec<_> = compiler.iter().chain(&flags).map(|(name, _)| name.as_str()).collect();
+    // The first compiler counts. The device's build gets the linker as its compiler, so `CC` is not used for it.
+    let compiler = set("CC").next().filter(|(_, name)| is_of_host(machine) || name != "CC");
+    // All flags count. With this variable, cc reads quotes in the flags, and they are not checked.
+    let flags: Vec<_> = match variable("CC_SHELL_ESCAPED_FLAGS") {
+        Some(_) => Vec::new(),
+        None => set("CFLAGS").collect(),
+    };
+    let names: Vec<_> = compiler.iter().chain(&flags).map(|(_, name)| name.as_str()).collect();
     if names.is_empty() {
         return Ok(());
     }
-    let own = if is_of_host(machine) { "cc".to_owned() } else { format!("{}-gcc", machine.multiarch) };
     let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
-    let command = compiler.as_ref().map_or_else(|| vec![own], |(_, value)| words(value));
-    let flags = flags.as_ref().map(|(_, value)| words(value)).unwrap_or_default();
-    let Err(error) = compile_nothing(shell, machine, &command, &flags) else { return Ok(()) };
-    let what = [command, flags].concat().join(" ");
-    let names = names.join(" and ");
-    let correction = format!("unset {names}, or set {} for this target alone", variables("CC", machine)[1]);
-    let text = format!("compile C for {}: {what} (from {names}) {error}; {correction}", machine.triple);
-    Err(Unfit { kind: UnfitKind::Compiler, text, correction: Some(correction) })
+    let command = match &compiler {
+        None => vec![default.display().to_string()],
+        Some((value, _)) if Path::new(value).exists() => vec![value.clone()],
+        Some((value, _)) => words(value),
+    };
+    let flags = flags.iter().rev().flat_map(|(value, _)| words(value)).collect();
+    let command = [command, flags].concat();
+    let Err(error) = compile(shell, machine, &command) else { return Ok(()) };
+    let reason = format!(
+        "compile C for {}: {} (from {}) {error}",
+        machine.triple,
+        command.join(" "),
+        names.join(" and ")
+    );
+    let remedy = format!(
+        "correct or unset {}; a name such as CFLAGS_{} sets the value of one target",
+        names.join(" and "),
+        machine.triple.replace('-', "_")
+    );
+    Err(Unfit { kind: UnfitKind::Compiler, reason, remedy, is_users: true })
 }
 
-/// Compiles an empty file, to find flags that the compiler does not know.
-fn compile_nothing(
-    shell: &Shell,
-    machine: &MachineProfile,
-    command: &[String],
-    flags: &[String],
-) -> Result<(), String> {
+/// Has the compiler read a text that has a line only for this machine.
+fn compile(shell: &Shell, machine: &MachineProfile, command: &[String]) -> Result<(), String> {
+    const LINE: &str = "int iot_xtask;";
+    let text = format!("#if defined(__{}__) && defined(__LP64__)\n{LINE}\n#endif\n", machine.machine);
     let (program, words) = command.split_first().ok_or("is empty")?;
-    let answer = cmd!(shell, "{program} {words...} -dumpmachine").quiet().ignore_stderr().read();
-    let answer = answer.map_err(|error| format!("does not run: {error}"))?;
-    if !fits(&answer, machine) {
-        return Err(format!("compiles for {:?}", answer.trim()));
+    let read = cmd!(shell, "{program} {words...} -E -x c -").stdin(text).quiet().ignore_stderr().read();
+    match read {
+        Err(error) => Err(format!("fails: {error}")),
+        Ok(output) if output.contains(LINE) => Ok(()),
+        Ok(_) => Err("compiles for another machine".to_owned()),
     }
-    let compile = cmd!(shell, "{program} {words...} {flags...} -fsyntax-only -x c /dev/null").quiet();
-    compile.ignore_stderr().read().map(drop).map_err(|error| format!("fails: {error}"))
 }
 
 /// Returns the variables that set `name` for `machine`, the most specific one first (docs.rs/cc, "External
@@ -102,19 +114,35 @@ mod tests {
                 let found = variables.iter().find(|(set, _)| *set == name);
                 found.map(|(_, value)| (*value).to_owned())
             };
-            check_in(&shell, own.profile(), variable).map_err(|unfit| unfit.text)
+            check_in(&shell, own.profile(), Path::new("cc"), variable).map_err(|unfit| unfit.to_string())
         };
-        let of_target = format!("CC_{}", own.profile().triple.replace('-', "_"));
-        checked(&[]).unwrap();
-        checked(&[("CC", "cc"), ("CFLAGS", "-O2 -g")]).unwrap();
-        checked(&[("CC", "echo"), (&of_target, "cc")]).unwrap();
-        let foreign = checked(&[("CC", "echo")]).unwrap_err();
-        assert!(foreign.contains("echo (from CC) compiles for \"-dumpmachine\""), "{foreign}");
-        assert!(foreign.contains("unset CC, or set CC_"), "{foreign}");
-        let missing = checked(&[("HOST_CC", "/nonexistent/gcc")]).unwrap_err();
-        assert!(missing.contains("(from HOST_CC) does not run"), "{missing}");
-        let flags = checked(&[("CFLAGS", "-march=of-another-machine")]).unwrap_err();
-        assert!(flags.contains("(from CFLAGS) fails"), "{flags}");
+        let triple = own.profile().triple.replace('-', "_");
+        let (compiler, flags) = (format!("CC_{triple}"), format!("CFLAGS_{triple}"));
+        let directory = tempfile::tempdir().unwrap();
+        let spaced = directory.path().join("my cc");
+        std::os::unix::fs::symlink("/usr/bin/cc", &spaced).unwrap();
+        let sound: [&[(&str, &str)]; 6] = [
+            &[],
+            &[("CC", "")],
+            &[("CC", "cc -pipe"), ("CFLAGS", "-O2 -g -Wall -Werror -pedantic")],
+            &[("CC", "/nonexistent/cc"), (&compiler, "cc")],
+            &[("CC", spaced.to_str().unwrap())],
+            &[("CC_SHELL_ESCAPED_FLAGS", "1"), ("CFLAGS", "-DX='a b'")],
+        ];
+        for variables in sound {
+            assert_eq!(checked(variables), Ok(()), "{variables:?}");
+        }
+        let table: [(&[(&str, &str)], &str); 5] = [
+            (&[("CC", "echo")], "echo (from CC) compiles for another machine; correct or unset CC;"),
+            (&[("HOST_CC", "/nonexistent/gcc")], "(from HOST_CC) fails"),
+            (&[("CFLAGS", "-march=of-another-machine")], "(from CFLAGS) fails"),
+            (&[("CFLAGS", "-march=of-another-machine"), (&flags, "-O2")], "fails"),
+            (&[("CC", "cc -U__LP64__")], "compiles for another machine"),
+        ];
+        for (variables, words) in table {
+            let error = checked(variables).unwrap_err();
+            assert!(error.contains(words), "{variables:?}: {error}");
+        }
     }
 
     #[test]

@@ -64,8 +64,9 @@ impl Linker {
         let preflight = format!("run: cargo xtask preflight --arch {} --fix", machine.arch);
         let unfit = |kind, reason: String, remedy: String| {
             let correction = self.origin.correction();
-            let text = format!("{link} {reason}; {}", correction.as_ref().unwrap_or(&remedy));
-            Unfit { kind, text, correction }
+            let is_users = correction.is_some();
+            let remedy = correction.unwrap_or(remedy);
+            Unfit { kind, reason: format!("{link} {reason}"), remedy, is_users }
         };
         let output = self.ask(shell, "-dumpmachine").map_err(|error| {
             unfit(
@@ -119,13 +120,13 @@ fn glibc_version(library: &[u8]) -> Option<String> {
 
 /// The reason why a linker or a C compiler cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{text}")]
+#[error("{reason}; {remedy}")]
 pub struct Unfit {
     pub kind: UnfitKind,
-    /// The reason and a remedy.
-    pub text: String,
-    /// The remedy if a variable or a flag of the user names the program.
-    pub correction: Option<String>,
+    pub reason: String,
+    pub remedy: String,
+    /// True if a variable or a flag of the user names the program. Only the user can change it then.
+    pub is_users: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -142,7 +143,7 @@ pub enum UnfitKind {
 
 /// Returns whether the output of `-dumpmachine` names this machine. gcc prints `aarch64-linux-gnu`, Fedora's gcc
 /// `aarch64-redhat-linux`, and clang `x86_64-pc-linux-gnu`. A compiler for musl cannot link for a target with glibc.
-pub(super) fn fits(dumpmachine: &str, machine: &MachineProfile) -> bool {
+fn fits(dumpmachine: &str, machine: &MachineProfile) -> bool {
     let mut parts = dumpmachine.trim().split('-');
     parts.next() == Some(machine.machine)
         && parts.any(|part| part == "linux")
@@ -187,19 +188,19 @@ mod tests {
         let origin = LinkerOrigin::File("a test".to_owned());
         let missing = Linker { program: "/nonexistent/ld".into(), origin: origin.clone() };
         let error = missing.check(&shell, arm).unwrap_err();
-        assert_eq!((error.kind, &error.correction), (UnfitKind::Missing, &None));
+        assert_eq!((error.kind, error.is_users), (UnfitKind::Missing, false));
         let text = error.to_string();
         assert!(text.contains("/nonexistent/ld (from a test)") && text.contains("preflight"), "{text}");
         let foreign = Linker { program: "echo".into(), origin };
         let error = foreign.check(&shell, arm).unwrap_err();
         assert_eq!(error.kind, UnfitKind::Foreign);
-        assert!(error.text.contains("links executables for \"-dumpmachine\""), "{error}");
+        assert!(error.reason.contains("links executables for \"-dumpmachine\""), "{error}");
         let variable = LinkerOrigin::Variable("MY_LINKER".to_owned());
         for program in ["/nonexistent/ld", "echo"] {
             let own = Linker { program: program.into(), origin: variable.clone() };
             let error = own.check(&shell, arm).unwrap_err();
-            assert!(error.text.ends_with("unset MY_LINKER, or set it to such a linker"), "{error}");
-            assert!(error.correction.is_some());
+            assert!(error.to_string().ends_with("; unset MY_LINKER, or set it to such a linker"), "{error}");
+            assert!(error.is_users);
         }
     }
 }

@@ -85,7 +85,7 @@ fn check_tools(shell: &Shell, workspace: &Workspace, machine: &MachineProfile) -
     }
     let linker = Configuration::load(workspace)?.linker(machine)?;
     linker.check(shell, machine)?;
-    compiler::check(shell, machine)?;
+    compiler::check(shell, machine, &linker.program)?;
     Ok(linker)
 }
 

@@ -23,7 +23,7 @@ use crate::cpu::CpuModel;
 use crate::error::Failure;
 use crate::image::choice::Choice;
 use crate::image::{Image, Source};
-use crate::workspace::Workspace;
+use crate::workspace::{NATIVE_LINKER, Workspace};
 
 /// The facts about this machine for one guest. An `Err` contains the reason in words.
 #[derive(Debug, Clone)]
@@ -194,16 +194,18 @@ fn linking(workspace: &Workspace, arch: VmArchitecture) -> Result<Linking, Unfit
     let profile = arch.profile();
     let unreadable = |error: anyhow::Error| Unfit {
         kind: UnfitKind::Configuration,
-        text: format!("{error:#}"),
-        correction: None,
+        reason: format!("{error:#}"),
+        remedy: "correct the syntax of that file".to_owned(),
+        is_users: false,
     };
     let shell = Shell::new().map_err(|error| unreadable(error.into()))?;
     let configuration = Configuration::load(workspace);
     let linker = configuration.and_then(|configuration| configuration.linker(profile)).map_err(unreadable)?;
     linker.check(&shell, profile)?;
-    let host = VmArchitecture::of_host().filter(|host| *host != arch);
-    let machines = host.map(VmArchitecture::profile).into_iter().chain([profile]);
-    machines.into_iter().try_for_each(|machine| compiler::check(&shell, machine))?;
+    if let Some(host) = VmArchitecture::of_host().filter(|host| *host != arch) {
+        compiler::check(&shell, host.profile(), Path::new(NATIVE_LINKER))?;
+    }
+    compiler::check(&shell, profile, &linker.program)?;
     Ok(Linking { libc: linker.libc(&shell), static_libc: linker.finds(&shell, "libc.a") })
 }
 

@@ -78,6 +78,8 @@ pub struct LocalHost {
     pub os: OsRelease,
     /// The kernel's release, as `uname -r` prints it.
     pub kernel: String,
+    /// The kernel's active security modules, separated by commas; `None` if securityfs is not mounted.
+    pub security_modules: Option<String>,
     pub cpus: usize,
     pub root: bool,
     /// The path of `sudo` or `doas`, for users other than root. An `Err` says why this user cannot become root.
@@ -142,6 +144,7 @@ impl LocalHost {
             let user = scope.spawn(missing_libvirt_user);
             Self {
                 os: OsRelease::parse(&std::fs::read_to_string("/etc/os-release").unwrap_or_default()),
+                security_modules: std::fs::read_to_string("/sys/kernel/security/lsm").ok(),
                 kernel: uname.release().to_string_lossy().into_owned(),
                 cpus: thread::available_parallelism().map_or(1, usize::from),
                 root: rustix::process::geteuid().is_root(),

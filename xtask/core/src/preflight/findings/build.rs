@@ -114,8 +114,8 @@ fn linker(facts: &Facts, unfit: &Unfit) -> Finding {
         }
     };
     // If a variable of the user names the program, neither a package nor the workspace's configuration changes that.
-    let remedy = unfit.correction.clone().map_or(remedy, Remedy::from);
-    Finding::blocks(id, sentence, &unfit.text, remedy)
+    let remedy = if unfit.is_users { unfit.remedy.clone().into() } else { remedy };
+    Finding::blocks(id, sentence, &unfit.reason, remedy)
 }
 
 /// Returns the finding for a missing static C library. The smoke's workload needs it: the workload's container image

@@ -7,12 +7,22 @@ use crate::host::tools::release;
 /// The first kernel whose Landlock has rules about connections (Documentation/userspace-api/landlock.rst, ABI 4).
 const CONFINES: (u32, u32) = (6, 7);
 
-/// Returns a finding if this kernel is too old to confine QEMU. Landlock may also be missing in a newer kernel, so the
-/// run itself asks the kernel. The report says whether QEMU was confined.
+/// Returns a finding if this kernel is too old to confine QEMU, or has no Landlock. The run itself asks Landlock, which
+/// a container may also forbid. It prints a note if Landlock is missing, and the report has `guest_confined`.
 pub(super) fn evaluate(facts: &Facts) -> Option<Finding> {
-    let kernel = &facts.host.kernel;
-    let sentence = "the guest can connect to every service on this host's loopback, because this kernel cannot confine QEMU";
-    let remedy = "use a host with Linux 6.7 or newer; or run no image and no agent that you do not trust";
-    let evidence = format!("Linux {kernel}; Landlock confines connections since Linux 6.7");
-    (release(kernel) < CONFINES).then(|| Finding::degrades("guest-network", sentence, evidence, remedy))
+    let (kernel, modules) = (&facts.host.kernel, facts.host.security_modules.as_deref());
+    let evidence = if release(kernel) < CONFINES {
+        format!("Linux {kernel}; Landlock confines connections since Linux 6.7")
+    } else {
+        let modules = modules?.trim();
+        if modules.split(',').any(|module| module == "landlock") {
+            return None;
+        }
+        format!("/sys/kernel/security/lsm names no landlock: {modules}")
+    };
+    let sentence =
+        "the guest can connect to every TCP port of this host, because this kernel cannot confine QEMU";
+    let remedy = "use a host with Linux 6.7 or newer and with landlock in its kernel parameter lsm; \
+                  or run no image and no agent that you do not trust";
+    Some(Finding::degrades("guest-network", sentence, evidence, remedy))
 }

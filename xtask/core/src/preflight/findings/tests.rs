@@ -45,7 +45,7 @@ pub(crate) fn sound() -> Facts {
 }
 
 fn unfit(kind: UnfitKind) -> Unfit {
-    Unfit { kind, text: "x".to_owned(), correction: None }
+    Unfit { kind, reason: "x".to_owned(), remedy: "unset X".to_owned(), is_users: false }
 }
 
 fn linking(libc: &str, static_libc: bool) -> Result<Linking, Unfit> {
@@ -72,6 +72,7 @@ fn sound_host() -> LocalHost {
             version_id: "12".into(),
         },
         kernel: "6.12".into(),
+        security_modules: Some("lockdown,capability,landlock,yama,apparmor".into()),
         cpus: 2,
         root: true,
         escalation: Err("neither sudo nor doas is installed"),
@@ -193,8 +194,7 @@ const BUILDING: &[(&str, Change)] = &[
     ("rust", |f| f.rust_target = Err("no rustc".into())),
     ("linker", |f| f.linker = Err(unfit(UnfitKind::Missing))),
     ("linker", |f| {
-        let correction = Some("unset X".to_owned());
-        f.linker = Err(Unfit { correction, ..unfit(UnfitKind::Missing) });
+        f.linker = Err(Unfit { is_users: true, ..unfit(UnfitKind::Missing) });
     }),
     ("linker-foreign", |f| f.linker = Err(unfit(UnfitKind::Foreign))),
     ("linker-configuration", |f| f.linker = Err(unfit(UnfitKind::Configuration))),
@@ -230,6 +230,7 @@ const ROOM: &[(&str, Change)] = &[
     ("cache-direct", |f| f.host.direct_io = Err("EINVAL".into())),
     ("memory", |f| f.host.free_memory = memory(GIB)),
     ("memory", |f| f.guest.machine.memory = 8192),
+    ("guest-network", |f| f.host.security_modules = Some("capability,apparmor".into())),
     ("guest-network", |f| f.host.kernel = "6.1.0-49-amd64".into()),
     ("clock", |f| f.host.now = 1_700_000_000),
     ("stale-run", |f| f.host.dead_runs = vec!["1123-090000-abcd".into()]),
@@ -311,7 +312,7 @@ fn what_only_a_build_needs_is_not_asked_of_a_downloaded_image() {
 fn a_check_that_lacks_a_resource_does_not_advise_a_package() {
     let lacking = evaluated(|f| {
         let text = "run the linker: Too many open files (os error 24)".to_owned();
-        f.linker = Err(Unfit { text, ..unfit(UnfitKind::Missing) });
+        f.linker = Err(Unfit { reason: text, ..unfit(UnfitKind::Missing) });
         f.host.libvirt = Err("run /usr/bin/pkg-config: Cannot allocate memory (os error 12)".into());
     });
     let remedies: Vec<_> = lacking.iter().filter_map(|finding| finding.by_hand()).collect();

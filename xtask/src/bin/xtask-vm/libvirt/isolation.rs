@@ -2,7 +2,7 @@
 //! connection of the guest is a connection that QEMU makes, and the guest's gateway stands for this host's loopback.
 //!
 //! Landlock lets QEMU connect only to given TCP ports (Linux 6.7, Documentation/userspace-api/landlock.rst). A seccomp
-//! filter keeps QEMU from UDP and ICMP. Neither needs privileges or a namespace. Both apply to one thread and to the
+//! filter keeps QEMU from UDP and ICMP, for which QEMU uses sockets for datagrams and, as root, raw sockets. Neither needs privileges or a namespace. Both apply to one thread and to the
 //! processes that this thread starts; libvirt's embedded driver starts QEMU in the thread that calls it.
 
 use std::collections::BTreeMap;
@@ -40,14 +40,12 @@ pub(crate) fn is_possible() -> bool {
     ruleset().is_ok()
 }
 
-/// Calls `start` in a thread of its own, whose child processes can reach only `reach`. If the kernel cannot confine
-/// them, they reach everything. In this case, preflight has a finding, and the report says that QEMU was not confined.
+/// Calls `start` in a thread of its own, whose child processes can reach only `reach`. If the kernel has no such rules
+/// for Landlock, they can connect to every TCP port. In this case, preflight has a finding, and the report says that QEMU was not confined.
 pub(super) fn confined<T: Send>(reach: &Reach, start: impl FnOnce() -> T + Send) -> Result<T> {
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
-            if is_possible() {
-                reach.confine_thread().context("confine QEMU's network")?;
-            }
+            reach.confine_thread().context("confine QEMU's network")?;
             Ok(start())
         });
         thread.join().expect("libvirt's calls do not panic")
@@ -69,13 +67,14 @@ impl Reach {
             Self::Internet(ports) => (ports, &INTERNET_PORTS),
             Self::Everything => return Ok(()),
         };
-        let mut rules = ruleset()?;
-        for port in ports.iter().chain(others) {
-            rules = rules.add_rule(NetPort::new(*port, AccessNet::ConnectTcp))?;
+        if let Ok(mut rules) = ruleset() {
+            for port in ports.iter().chain(others) {
+                rules = rules.add_rule(NetPort::new(*port, AccessNet::ConnectTcp))?;
+            }
+            rules.restrict_self()?;
         }
-        rules.restrict_self()?;
         if matches!(self, Self::Servers(_)) {
-            apply_filter(&without_datagrams()?)?;
+            apply_filter(&streams_alone()?)?;
         }
         Ok(())
     }
@@ -87,16 +86,18 @@ fn ruleset() -> Result<RulesetCreated, RulesetError> {
     ruleset.handle_access(AccessNet::ConnectTcp)?.create()
 }
 
-/// Returns a filter that refuses datagram sockets, which QEMU uses for UDP and ICMP.
-fn without_datagrams() -> Result<BpfProgram> {
+/// Returns a filter that refuses sockets of the internet protocols other than streams.
+fn streams_alone() -> Result<BpfProgram> {
     let is = |argument, operator, value: i32| -> Result<SeccompCondition> {
         Ok(SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operator, value.try_into()?)?)
     };
-    let rule = |family| -> Result<SeccompRule> {
-        let datagram = is(1, SeccompCmpOp::MaskedEq(SOCKET_TYPE), libc::SOCK_DGRAM)?;
-        Ok(SeccompRule::new(vec![is(0, SeccompCmpOp::Eq, family)?, datagram])?)
-    };
-    let rules = vec![rule(libc::AF_INET)?, rule(libc::AF_INET6)?];
+    let mut rules = Vec::new();
+    for family in [libc::AF_INET, libc::AF_INET6] {
+        for kind in [libc::SOCK_DGRAM, libc::SOCK_RAW] {
+            let of_kind = is(1, SeccompCmpOp::MaskedEq(SOCKET_TYPE), kind)?;
+            rules.push(SeccompRule::new(vec![is(0, SeccompCmpOp::Eq, family)?, of_kind])?);
+        }
+    }
     let refuse = SeccompAction::Errno(u32::try_from(libc::EACCES)?);
     let architecture = std::env::consts::ARCH.try_into()?;
     let rules = BTreeMap::from([(libc::SYS_socket, rules)]);
@@ -125,10 +126,25 @@ mod tests {
             confined(&reach, || (opens("tcp", own), opens("tcp", other), opens("udp", other))).unwrap()
         };
         let is_open = !is_possible();
-        assert_eq!(reached(Reach::Servers(vec![own])), (true, is_open, is_open));
-        assert_eq!(reached(Reach::Servers(Vec::new())), (is_open, is_open, is_open));
+        assert_eq!(reached(Reach::Servers(vec![own])), (true, is_open, false));
+        assert_eq!(reached(Reach::Servers(Vec::new())), (is_open, is_open, false));
         assert_eq!(reached(Reach::Internet(vec![own])), (true, is_open, true));
         assert_eq!(reached(Reach::Everything), (true, true, true));
         assert!(opens("tcp", other), "only the thread that starts QEMU is confined");
+    }
+
+    #[test]
+    fn a_guest_of_a_smoke_has_no_socket_for_udp_or_icmp() {
+        use rustix::io::Errno;
+        use rustix::net::{AddressFamily, SocketType, ipproto, socket};
+
+        let families = [AddressFamily::INET, AddressFamily::INET6];
+        let kinds = [(SocketType::DGRAM, None), (SocketType::RAW, Some(ipproto::ICMP))];
+        for (family, (kind, protocol)) in families.into_iter().flat_map(|one| kinds.map(|kind| (one, kind))) {
+            let open = || socket(family, kind, protocol).map(drop);
+            let refused = confined(&Reach::Servers(Vec::new()), open).unwrap();
+            assert_eq!(refused, Err(Errno::ACCESS), "{family:?} {kind:?}");
+            assert_ne!(confined(&Reach::Internet(Vec::new()), open).unwrap(), Err(Errno::ACCESS));
+        }
     }
 }

@@ -48,6 +48,11 @@ impl Prepared {
         let hypervisor = Hypervisor::open(&run.dir.libvirt_root(), &run.cache)?;
         let libvirt_version = hypervisor.version()?;
         let deadline = run.times.deadline();
+        if !isolation::is_possible() {
+            run.ui.note(
+                "the guest can connect to every TCP port of this host: this kernel's Landlock has no rules about connections",
+            );
+        }
         let canary = isolation::is_possible().then(|| TcpListener::bind(("127.0.0.1", 0))).transpose();
         let canary = canary.context("listen on a port of this host's loopback")?;
         Ok(Self { ui: run.ui.clone(), deadline, hypervisor, libvirt_version, broker, keys, canary })

@@ -161,7 +161,8 @@ impl Distribution {
         facts.user_emulator = false;
         if !native {
             let text = "run the linker: No such file or directory".to_owned();
-            facts.linker = Err(Unfit { kind: UnfitKind::Missing, text, correction: None });
+            let remedy = String::new();
+            facts.linker = Err(Unfit { kind: UnfitKind::Missing, reason: text, remedy, is_users: false });
             facts.rust_target = Ok(false);
         }
     }
