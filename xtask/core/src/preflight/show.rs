@@ -147,7 +147,8 @@ pub fn print_degradations(preflight: &Preflight) {
 
 fn write_finding(f: &mut Formatter<'_>, preflight: &Preflight, finding: &Finding) -> fmt::Result {
     writeln!(f, "{:<9} {}", name_of(&finding.severity), finding.sentence)?;
-    writeln!(f, "          seen: {}", finding.evidence)?;
+    let evidence = finding.evidence.trim_end().replace('\n', "\n                ");
+    writeln!(f, "          seen: {evidence}")?;
     let commands = fix::lines(preflight, [finding]);
     match &finding.remedy {
         Some(Remedy::Manual(remedy)) => writeln!(f, "          to do: {remedy}")?,
@@ -183,5 +184,13 @@ mod tests {
                 .starts_with("the libvirt of --connect is not ready for aarch64: qemu:///system: ")
         );
         assert!(crate::error::hint(&error).unwrap().contains("usermod --append --groups libvirt"));
+    }
+
+    #[test]
+    fn the_lines_of_the_evidence_stay_under_their_finding() {
+        let findings = vec![Finding::informs("x", "a sentence", "one\ntwo\n")];
+        let preflight = Preflight { facts: vec![findings::tests::sound()], findings, tried: Vec::new() };
+        let shown = preflight.to_string();
+        assert!(shown.contains("          seen: one\n                two\n"), "{shown}");
     }
 }
