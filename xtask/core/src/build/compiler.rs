@@ -46,7 +46,7 @@ fn check_in(
     };
     let flags = flags.iter().rev().flat_map(|(value, _)| words(value)).collect();
     let command = [command, flags].concat();
-    let Err(error) = compile(shell, machine, &command) else { return Ok(()) };
+    let Err(error) = check_macros(shell, machine, &command) else { return Ok(()) };
     let reason = format!(
         "compile C for {}: {} (from {}) {error}",
         machine.triple,
@@ -61,17 +61,16 @@ fn check_in(
     Err(Unfit { kind: UnfitKind::Compiler, reason, remedy, is_users: true })
 }
 
-/// Has the compiler read a text that has a line only for this machine.
-fn compile(shell: &Shell, machine: &MachineProfile, command: &[String]) -> Result<(), String> {
-    const LINE: &str = "int iot_xtask;";
-    let text = format!("#if defined(__{}__) && defined(__LP64__)\n{LINE}\n#endif\n", machine.machine);
+/// Has the compiler print its predefined macros, which name the machine.
+fn check_macros(shell: &Shell, machine: &MachineProfile, command: &[String]) -> Result<(), String> {
     let (program, words) = command.split_first().ok_or("is empty")?;
-    let read = cmd!(shell, "{program} {words...} -E -x c -").stdin(text).quiet().ignore_stderr().read();
-    match read {
-        Err(error) => Err(format!("fails: {error}")),
-        Ok(output) if output.contains(LINE) => Ok(()),
-        Ok(_) => Err("compiles for another machine".to_owned()),
+    let macros = cmd!(shell, "{program} {words...} -dM -E -x c /dev/null").quiet().ignore_stderr().read();
+    let macros = macros.map_err(|error| format!("fails: {error}"))?;
+    let defines = |name: &str| macros.lines().any(|line| line.starts_with(&format!("#define {name} ")));
+    if defines(&format!("__{}__", machine.machine)) && defines("__LP64__") {
+        return Ok(());
     }
+    Err("compiles for another machine".to_owned())
 }
 
 /// Returns the variables that set `name` for `machine`, the most specific one first (docs.rs/cc, "External
