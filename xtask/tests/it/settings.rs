@@ -29,7 +29,7 @@ fn the_agents_build_gets_the_target_the_linker_and_the_profile() {
     let recorded = build(
         &scratch,
         &["--profile", "fast"],
-        &[linker_variable, hidden, ("CARGO_PROFILE_FAST_INHERITS", "release")],
+        &[linker_variable, hidden, ("CARGO_PROFILE_FAST_INHERITS", "release"), ("TARGET_CC", "")],
     );
     for expected in [
         format!("CC_aarch64_unknown_linux_gnu={linker}"),

@@ -94,7 +94,8 @@ fn is_of_host(machine: &MachineProfile) -> bool {
 /// already names a compiler for this target.
 pub(super) fn variable_for<'a>(machine: &MachineProfile, linker: &'a Linker) -> Option<(String, &'a Path)> {
     let names = variables("CC", machine);
-    let is_set = names[..3].iter().any(|name| std::env::var_os(name).is_some());
+    // cc ignores an empty variable.
+    let is_set = names[..3].iter().any(|name| std::env::var_os(name).is_some_and(|value| !value.is_empty()));
     let [_, name, ..] = names;
     (!is_of_host(machine) && !is_set).then_some((name, linker.program.as_path()))
 }
