@@ -174,6 +174,31 @@ mod tests {
         assert!(check(&disk[..7 * 512]).unwrap_err().contains("needs 8 sectors, and it has 7"));
     }
 
+    /// Returns a disk with the header of LUKS1 and no key (LUKS1 On-Disk Format Specification 1.2.3, 2.2). qemu-img does
+    /// not create one: before that it measures the CPU time of a key derivation, and it fails if the kernel counts none.
+    #[cfg(feature = "real")]
+    fn luks() -> Vec<u8> {
+        const STRIPES: u32 = 4000;
+        const SLOT_SECTORS: u32 = 256;
+        let mut disk = vec![0; 2 << 20];
+        let mut put = |at: usize, bytes: &[u8]| disk[at..at + bytes.len()].copy_from_slice(bytes);
+        put(0, b"LUKS\xba\xbe\x00\x01");
+        put(8, b"aes");
+        put(40, b"xts-plain64");
+        put(72, b"sha256");
+        put(104, &(8 + 8 * SLOT_SECTORS).to_be_bytes());
+        put(108, &32_u32.to_be_bytes());
+        put(164, &1000_u32.to_be_bytes());
+        put(168, b"00000000-0000-4000-8000-000000000000");
+        for slot in 0..8_u32 {
+            let at = 208 + 48 * slot as usize;
+            put(at, &0x0000_dead_u32.to_be_bytes());
+            put(at + 40, &(8 + slot * SLOT_SECTORS).to_be_bytes());
+            put(at + 44, &STRIPES.to_be_bytes());
+        }
+        disk
+    }
+
     /// Makes images with qemu-img, and looks at them.
     #[cfg(feature = "real")]
     #[test]
@@ -194,12 +219,12 @@ mod tests {
             let examined = examine(&disk, &image, &Ui::quiet()).unwrap();
             examined.err().map_or(String::new(), |error| format!("{error:#}"))
         };
-        for cipher in ["luks", "aes"] {
-            qemu_img(&format!(
-                "create -q -f qcow2 --object secret,id=s,data=abc -o encrypt.format={cipher},encrypt.key-secret=s DISK 1M"
-            ));
-            assert!(refused().contains("is encrypted"), "{cipher}: {}", refused());
-        }
+        qemu_img(
+            "create -q -f qcow2 --object secret,id=s,data=abc -o encrypt.format=aes,encrypt.key-secret=s DISK 1M",
+        );
+        assert!(refused().contains("is encrypted"), "{}", refused());
+        std::fs::write(&disk, luks()).unwrap();
+        assert!(refused().contains("is encrypted"), "{}", refused());
         std::fs::write(&raw, vec![7; 1 << 20]).unwrap();
         qemu_img("convert -O qcow2 RAW DISK");
         assert_eq!(refused(), "");

@@ -3,6 +3,7 @@
 //! commit. `cargo xtask soak --all` tries all cases.
 
 mod draw;
+mod failures;
 mod runner;
 mod tested;
 

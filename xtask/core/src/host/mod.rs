@@ -8,6 +8,7 @@ pub mod kvm;
 pub mod local;
 pub mod memory;
 pub mod mounts;
+pub mod network;
 pub mod packages;
 pub mod pkg_config;
 pub mod qemu;

@@ -14,6 +14,7 @@ use xtask_core::output::write_message;
 use xtask_core::workspace::Workspace;
 
 use super::draw::{TABLES, THIRD, note_skipped, split_tests};
+use super::failures::FailedTests;
 use super::tested::Smoke;
 use super::{IT, Step};
 
@@ -25,6 +26,7 @@ const MAX_CRATES: usize = 66;
 pub(super) struct Count {
     pub(super) passed: u64,
     pub(super) failed: u64,
+    /// The failed steps and tests, each with its error or its output.
     pub(super) failures: Vec<String>,
     /// The number of failed steps that ended with exit code 69, because this host is not ready for them.
     pub(super) unavailable: u64,
@@ -75,6 +77,7 @@ impl<'a> Runner<'a> {
         for ((name, _), (tests, result, elapsed)) in lanes.concat().iter().zip(ends) {
             self.count.passed += tests.passed;
             self.count.failed += tests.failed;
+            self.count.failures.extend(tests.failures);
             self.count.not_tested.extend(tests.not_tested);
             self.close(name, &human_seconds(elapsed.as_secs_f64()), result);
         }
@@ -168,12 +171,16 @@ impl<'a> Runner<'a> {
         let stderr = child.stderr.take();
         std::thread::scope(|scope| {
             let passing = stderr.map(|stderr| scope.spawn(move || pass_on(stderr, label, |_| {})));
-            pass_on(stdout, label, |text| {
+            let mut failed_tests = FailedTests::default();
+            let read = pass_on(stdout, label, |text| {
+                failed_tests.read(text);
                 if let Some((passed, failed)) = test_result(text) {
                     tests.passed += passed;
                     tests.failed += failed;
                 }
-            })?;
+            });
+            tests.failures.extend(failed_tests.texts().map(|text| format!("{name}: {text}")));
+            read?;
             passing.map_or(Ok(()), |thread| thread.join().expect("reading lines does not panic"))
         })
         .with_context(|| format!("read the output of {line}"))?;

@@ -1,15 +1,28 @@
-//! The finding about the services of this host that the guest can reach.
+//! The findings about the services of this host that the guest can reach.
 
 use super::finding::Finding;
 use crate::host::facts::Facts;
+use crate::host::network;
 use crate::host::tools::release;
 
 /// The first kernel whose Landlock has rules about connections (Documentation/userspace-api/landlock.rst, ABI 4).
 const CONFINES: (u32, u32) = (6, 7);
 
+pub(super) fn evaluate(facts: &Facts) -> Option<Finding> {
+    unconfined(facts).or_else(|| loopback(facts))
+}
+
+/// Returns a finding if services of this host listen on ports by which a confined guest reaches the internet.
+fn loopback(facts: &Facts) -> Option<Finding> {
+    let evidence =
+        "Landlock distinguishes ports, and not addresses; these ports are open to the internet, too";
+    let sentence = network::reached_services(&facts.host.loopback_services)?;
+    Some(Finding::informs("loopback-services", sentence, evidence))
+}
+
 /// Returns a finding if this kernel is too old to confine QEMU, or has no Landlock. The run itself asks Landlock, which
 /// a container may also forbid. It prints a note if Landlock is missing, and the report has `guest_confined`.
-pub(super) fn evaluate(facts: &Facts) -> Option<Finding> {
+fn unconfined(facts: &Facts) -> Option<Finding> {
     let (kernel, modules) = (&facts.host.kernel, facts.host.security_modules.as_deref());
     let evidence = if release(kernel) < CONFINES {
         format!("Linux {kernel}; Landlock confines connections since Linux 6.7")

@@ -73,6 +73,7 @@ fn sound_host() -> LocalHost {
         },
         kernel: "6.12".into(),
         security_modules: Some("lockdown,capability,landlock,yama,apparmor".into()),
+        loopback_services: Vec::new(),
         cpus: 2,
         root: true,
         escalation: Err("neither sudo nor doas is installed"),
@@ -232,6 +233,7 @@ const ROOM: &[(&str, Change)] = &[
     ("memory", |f| f.guest.machine.memory = 8192),
     ("guest-network", |f| f.host.security_modules = Some("capability,apparmor".into())),
     ("guest-network", |f| f.host.kernel = "6.1.0-49-amd64".into()),
+    ("loopback-services", |f| f.host.loopback_services = vec![22, 80]),
     ("clock", |f| f.host.now = 1_700_000_000),
     ("stale-run", |f| f.host.dead_runs = vec!["1123-090000-abcd".into()]),
 ];

@@ -2,8 +2,9 @@
 //! connection of the guest is a connection that QEMU makes, and the guest's gateway stands for this host's loopback.
 //!
 //! Landlock lets QEMU connect only to given TCP ports (Linux 6.7, Documentation/userspace-api/landlock.rst). A seccomp
-//! filter keeps QEMU from UDP and ICMP, for which QEMU uses sockets for datagrams and, as root, raw sockets. Neither needs privileges or a namespace. Both apply to one thread and to the
-//! processes that this thread starts; libvirt's embedded driver starts QEMU in the thread that calls it.
+//! filter keeps QEMU from UDP and ICMP, for which QEMU uses sockets for datagrams and, as root, raw sockets. Neither
+//! needs privileges or a namespace. Both apply to one thread and to the processes that this thread starts; libvirt's
+//! embedded driver starts QEMU in the thread that calls it.
 
 use std::collections::BTreeMap;
 
@@ -16,10 +17,7 @@ use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
     apply_filter,
 };
-
-/// The TCP ports by which a guest reaches the internet: ssh, DNS, HTTP and HTTPS. Landlock does not distinguish
-/// addresses, so these ports of the host's loopback can be reached, too.
-const INTERNET_PORTS: [u16; 4] = [22, 53, 80, 443];
+use xtask_core::host::network::INTERNET_PORTS;
 
 /// The bits of a socket's type without its flags (socket(2)).
 const SOCKET_TYPE: u64 = 0xf;
@@ -41,7 +39,8 @@ pub(crate) fn is_possible() -> bool {
 }
 
 /// Calls `start` in a thread of its own, whose child processes can reach only `reach`. If the kernel has no such rules
-/// for Landlock, they can connect to every TCP port. In this case, preflight has a finding, and the report says that QEMU was not confined.
+/// for Landlock, they can connect to every TCP port. In this case, preflight has a finding, and the report says that
+/// QEMU was not confined.
 pub(super) fn confined<T: Send>(reach: &Reach, start: impl FnOnce() -> T + Send) -> Result<T> {
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {

@@ -8,6 +8,7 @@ use xtask_core::cli::Sabotage;
 use xtask_core::error::{self, Failure};
 use xtask_core::format::name_of;
 use xtask_core::fs::write_private;
+use xtask_core::host::network::{INTERNET_PORTS, listening_on_loopback, reached_services};
 use xtask_core::host::tools;
 use xtask_core::limits;
 use xtask_core::machine::RunFiles;
@@ -52,6 +53,10 @@ impl Prepared {
             run.ui.note(
                 "the guest can connect to every TCP port of this host: this kernel's Landlock has no rules about connections",
             );
+        } else if run.options.is_instance
+            && let Some(sentence) = reached_services(&listening_on_loopback(&INTERNET_PORTS))
+        {
+            run.ui.note(&sentence);
         }
         let canary = isolation::is_possible().then(|| TcpListener::bind(("127.0.0.1", 0))).transpose();
         let canary = canary.context("listen on a port of this host's loopback")?;
