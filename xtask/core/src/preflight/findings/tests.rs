@@ -1,6 +1,7 @@
 //! Tests that each missing requirement is found under its own id, on a machine that has everything else.
 
 mod distributions;
+mod pipelines;
 
 use super::*;
 use crate::arch::VmArchitecture;
