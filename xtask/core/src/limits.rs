@@ -22,6 +22,8 @@ pub const DISTURBED: Duration = Duration::from_secs(60);
 pub const POLL: Duration = Duration::from_millis(100);
 /// The pause between two updates of the guest's output while a user types at the console.
 pub const CONSOLE_ECHO_POLL: Duration = Duration::from_millis(30);
+/// The time after which a phase whose output is not a terminal prints its first progress line.
+pub const FIRST_HEARTBEAT: Duration = Duration::from_secs(2);
 /// The pause between two progress lines of a wait whose output is not a terminal.
 pub const HEARTBEAT: Duration = Duration::from_secs(15);
 /// The pause between two queries about the agent's state. Each query slows an emulated guest down for seconds.

@@ -1,6 +1,7 @@
 //! The fleet bus of a run: a real nats-server with JetStream ([`server`]) on loopback. Its credentials are valid only
 //! during the run. The fleet's connection reads statuses there and writes desired states.
 
+mod arrivals;
 mod server;
 #[cfg(all(test, feature = "real"))]
 mod tests;
@@ -20,6 +21,8 @@ use xtask_core::error;
 use xtask_core::limits;
 use xtask_core::machine::HOST_FROM_GUEST;
 
+pub use arrivals::Arrival;
+use arrivals::Arrivals;
 pub use server::{FLEET_USER, Server, users};
 use xtask_jobs::Ui;
 
@@ -32,6 +35,7 @@ pub struct Broker {
     fleet_password: String,
     device_id: String,
     device_password: String,
+    arrivals: Arrivals,
 }
 
 /// The fleet's connection and its buckets.
@@ -66,9 +70,12 @@ impl Broker {
             .build()
             .context("start the runtime of the fleet's connection")?;
         let fleet = runtime.block_on(Fleet::connect(server.port, &fleet_password, ui))?;
+        let mut arrivals = Arrivals::default();
+        let limit = ui.scaled(limits::BROKER_REQUEST);
+        runtime.block_on(arrivals.follow(&fleet.statuses, device_id, limit))?;
         let ui = ui.clone();
         let device_id = device_id.to_owned();
-        Ok(Self { server, ui, runtime, fleet, fleet_password, device_id, device_password })
+        Ok(Self { server, ui, runtime, fleet, fleet_password, device_id, device_password, arrivals })
     }
 
     /// Returns the port of the server, which stays the same while the server is stopped.
@@ -115,6 +122,17 @@ impl Broker {
             .block_on(async { timeout(limit, question).await })
             .with_context(|| format!("{what}: no answer within {} s", limit.as_secs_f64()))?
             .with_context(|| what.to_owned())
+    }
+
+    /// Returns the statuses that have arrived, in order. If the broker was stopped, those that it stored while nobody
+    /// followed them are missing, except for the last one.
+    pub fn arrivals(&self) -> Vec<Arrival> {
+        self.arrivals.list()
+    }
+
+    /// Returns the passwords of the fleet and of the device, which must be in no report.
+    pub fn secrets(&self) -> [&str; 2] {
+        [&self.fleet_password, &self.device_password]
     }
 
     /// Returns the latest status, if there is one.
@@ -199,7 +217,8 @@ impl Broker {
         let port = self.server.port;
         let connected = self.server.come_back(&self.ui).and_then(|()| {
             self.fleet = self.runtime.block_on(Fleet::connect(port, &self.fleet_password, &self.ui))?;
-            Ok(())
+            let limit = self.ui.scaled(limits::BROKER_REQUEST);
+            self.runtime.block_on(self.arrivals.follow(&self.fleet.statuses, &self.device_id, limit))
         });
         connected.map_err(|error| of_host(error, &format!("start the broker again on 127.0.0.1:{port}")))
     }

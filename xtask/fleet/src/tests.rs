@@ -49,6 +49,29 @@ fn what_is_desired_outlives_the_brokers_absence() {
     broker.stop().unwrap();
 }
 
+#[test]
+fn each_status_is_recorded_also_after_the_brokers_absence() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut broker = started(directory.path());
+    let report = |broker: &Broker, sequence| {
+        let status = DeviceStatus { sequence, ..DeviceStatus::default() };
+        let put = broker.fleet.statuses.put("dev-1", serde_json::to_vec(&status).unwrap().into());
+        broker.runtime.block_on(put).unwrap();
+    };
+    report(&broker, 1);
+    report(&broker, 2);
+    broker.go_away().unwrap();
+    broker.come_back().unwrap();
+    report(&broker, 3);
+    let deadline = std::time::Instant::now() + limits::BROKER_REQUEST;
+    let sequences = || broker.arrivals().iter().map(|seen| seen.received.status.sequence).collect::<Vec<_>>();
+    while sequences().len() < 3 && std::time::Instant::now() < deadline {
+        std::thread::sleep(limits::POLL);
+    }
+    assert_eq!(sequences(), [1, 2, 3]);
+    broker.stop().unwrap();
+}
+
 /// Returns whether the error is a failure of the host with a remedy and contains `words`.
 fn is_of_host(error: &anyhow::Error, words: &str) -> bool {
     Kind::Host.is(error) && error::hint(error).is_some() && format!("{error:#}").contains(words)

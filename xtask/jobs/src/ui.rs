@@ -27,6 +27,8 @@ pub struct Ui {
     verbosity: Verbosity,
     coloured: bool,
     terminal: bool,
+    /// The width of the terminal in columns; `None` without a terminal.
+    width: Option<usize>,
     status: Arc<Mutex<Option<PhaseLine>>>,
     interrupt: Interrupt,
     background: Option<Arc<Background>>,
@@ -51,7 +53,8 @@ struct PhaseLine {
     title: String,
     started: Instant,
     usual: Option<Usual>,
-    last_heartbeat: Instant,
+    /// The time of the next plain line, if there is no terminal.
+    next_heartbeat: Instant,
     signs: Signs,
     bar: Option<ProgressBar>,
 }
@@ -87,6 +90,41 @@ fn is_stuck(silent: Duration, usual: Usual) -> bool {
     silent > limits::SILENCE && silent.as_secs_f64() > 3.0 * usual.silent
 }
 
+/// The column at which the detail of a phase begins: after the title, the outcome and the time.
+const DETAIL: usize = 29;
+/// The maximum width of a sign of life if there is no terminal.
+const LOG_WIDTH: usize = 120;
+
+/// Returns the width of the terminal that stderr is; `None` if it is not a terminal or does not tell.
+fn width() -> Option<usize> {
+    let size = rustix::termios::tcgetwinsize(std::io::stderr()).ok()?;
+    (size.ws_col > 0).then_some(size.ws_col.into())
+}
+
+/// Breaks a line between words, so that a terminal of this width does not break a word. The text begins in the column
+/// `indent`, and the lines after the first one are indented by this number, or by four columns more than the text
+/// itself is. A text that is not for a terminal stays one line.
+fn wrapped(text: &str, width: Option<usize>, indent: usize) -> String {
+    let Some(width) = width.filter(|width| *width > indent) else { return text.to_owned() };
+    let own = text.len() - text.trim_start().len();
+    let (first, rest) = (" ".repeat(own), " ".repeat(if indent > 0 { 0 } else { own + 4 }));
+    let options = textwrap::Options::new(width - indent)
+        .break_words(false)
+        .word_splitter(textwrap::WordSplitter::NoHyphenation)
+        .initial_indent(&first)
+        .subsequent_indent(&rest);
+    let lines = textwrap::wrap(text.trim_start(), options);
+    lines.join(&format!("\n{}", " ".repeat(indent)))
+}
+
+/// Returns the beginning of a text that has at most `room` characters and ends between two words.
+fn cut(text: &str, room: usize) -> String {
+    let Some((end, _)) = text.char_indices().nth(room) else { return text.to_owned() };
+    let end = text[..end].char_indices().next_back().map_or(0, |(end, _)| end);
+    let end = text[..end].rfind(' ').unwrap_or(end);
+    format!("{}…", text[..end].trim_end())
+}
+
 impl Ui {
     /// Makes the screen of this command, and listens for Ctrl-C from now on.
     pub fn install(verbosity: Verbosity) -> Result<Self> {
@@ -111,6 +149,7 @@ impl Ui {
             verbosity,
             coloured,
             terminal,
+            width: width().filter(|_| terminal),
             status: Arc::default(),
             interrupt,
             background: None,
@@ -163,12 +202,10 @@ impl Ui {
             bar.enable_steady_tick(limits::SPINNER);
             bar
         });
-        if bar.is_none() && !self.verbosity.quiet {
-            message!("{title:<10} …{expected}");
-        }
         let signs = Signs { last: String::new(), since: now, longest: Duration::ZERO, is_reported: false };
         let title = title.to_owned();
-        *self.status() = Some(PhaseLine { title, started: now, usual, last_heartbeat: now, signs, bar });
+        let next_heartbeat = now + limits::FIRST_HEARTBEAT;
+        *self.status() = Some(PhaseLine { title, started: now, usual, next_heartbeat, signs, bar });
     }
 
     /// Replaces the usual duration of the phase or step that runs now.
@@ -187,14 +224,16 @@ impl Ui {
         if self.background.as_ref().is_some_and(|job| !job.is_shown()) {
             return Ok(());
         }
-        let (quiet, width) = (self.verbosity.quiet, if self.terminal { 70 } else { 100 });
+        let quiet = self.verbosity.quiet;
         let mut status = self.status();
         let Some(status) = &mut *status else { return Ok(()) };
         let stuck = status.signs.take(what, status.usual);
         let elapsed = status.started.elapsed().as_secs_f64();
         let rest = status.usual.map_or(String::new(), |usual| format!(", {}", usual.rest(elapsed)));
-        let what: String = clean(what).replace('\n', " ").chars().take(width).collect();
-        let line = format!("{:<10} {}{rest}  {what}", status.title, human_seconds(elapsed));
+        let start = format!("{:<10} {}{rest}  ", status.title, human_seconds(elapsed));
+        // A bar begins with a spinner.
+        let room = self.width.map_or(LOG_WIDTH, |width| width.saturating_sub(2)).saturating_sub(start.len());
+        let line = start + &cut(&clean(what).replace('\n', " "), room);
         if let Some(silent) = stuck {
             let longest = status.usual.map_or(0.0, |usual| usual.silent);
             let text = format!(
@@ -211,9 +250,9 @@ impl Ui {
         }
         match &status.bar {
             Some(bar) => bar.set_message(line),
-            None if status.last_heartbeat.elapsed() >= limits::HEARTBEAT && !quiet => {
+            None if Instant::now() >= status.next_heartbeat && !quiet => {
                 message!("{line}");
-                status.last_heartbeat = Instant::now();
+                status.next_heartbeat = Instant::now() + limits::HEARTBEAT;
             }
             None => {}
         }
@@ -248,7 +287,8 @@ impl Ui {
         };
         let (word, seconds) = (format!("{word:<7}"), human_seconds(status.started.elapsed().as_secs_f64()));
         let word = self.paint(&word, colour);
-        write_message(&format!("{:<10} {word} {seconds:>8}  {}\n", status.title, plain(detail)));
+        let detail = wrapped(&plain(detail), self.width, DETAIL);
+        write_message(&format!("{:<10} {word} {seconds:>8}  {detail}\n", status.title));
     }
 
     /// Prints a line, unless the command is `--quiet`.
@@ -260,6 +300,7 @@ impl Ui {
 
     /// Prints a line that even `--quiet` shows.
     pub fn line(&self, text: &str) {
+        let text = text.lines().map(|line| wrapped(line, self.width, 0)).collect::<Vec<_>>().join("\n");
         match self.status().as_ref().and_then(|status| status.bar.as_ref()) {
             Some(bar) => bar.suspend(|| message!("{text}")),
             None => message!("{text}"),
@@ -275,7 +316,8 @@ impl Ui {
 
     /// Prints the last line, green or red.
     pub fn verdict(&self, text: &str, good: bool) {
-        write_message(&(self.paint(&plain(text), if good { "1;32" } else { "1;31" }) + "\n"));
+        let text = wrapped(&plain(text), self.width, 0);
+        write_message(&(self.paint(&text, if good { "1;32" } else { "1;31" }) + "\n"));
     }
 
     fn paint(&self, text: &str, colour: &str) -> String {
@@ -313,6 +355,37 @@ impl Ui {
 mod tests {
     use super::*;
     use xtask_core::error::Kind;
+
+    #[test]
+    fn a_line_is_broken_between_words_on_a_terminal_alone() {
+        let detail =
+            "revision 25, boot 5e867b32, sha256 40474105643b…; the workload without a broker after 72 s";
+        for width in [80, 120] {
+            let wrapped = wrapped(detail, Some(width), DETAIL);
+            let lines: Vec<_> = wrapped.lines().collect();
+            assert_eq!(lines.len(), 2, "{wrapped}");
+            assert!(
+                DETAIL + lines[0].chars().count() <= width && lines[1].chars().count() <= width,
+                "{wrapped}"
+            );
+            assert!(lines[1].starts_with(&" ".repeat(DETAIL)), "{wrapped}");
+            let words: Vec<_> = wrapped.split_whitespace().collect();
+            assert_eq!(words.join(" "), detail);
+        }
+        assert_eq!(wrapped(detail, None, DETAIL), detail);
+        assert_eq!(wrapped("  caused by: a b", Some(14), 0), "  caused by: a\n      b");
+        let path = "/a/path/that/is/longer/than/the/terminal";
+        assert_eq!(wrapped(path, Some(20), 0), path);
+    }
+
+    #[test]
+    fn a_sign_of_life_is_cut_between_words() {
+        assert_eq!(cut("Started a service", 30), "Started a service");
+        assert_eq!(cut("Started a service", 17), "Started a service");
+        assert_eq!(cut("Started a service", 14), "Started a…");
+        assert_eq!(cut("Startedaservice", 5), "Star…");
+        assert_eq!(cut("Started", 0), "…");
+    }
 
     #[test]
     fn a_job_in_the_background_ends_when_it_is_cancelled() {

@@ -32,9 +32,10 @@ const LINTS: &[Step<'_>] = &[
         "clippy, every feature",
         "clippy --workspace --all-targets --features xtask/vm,iot-agent/real,xtask-fleet/real,xtask-images/real -- -D warnings",
     ),
-    // `completions`, `build` and `inspect` build these binaries with one feature each.
+    // `completions`, `build`, `inspect` and `report` build these binaries with one feature each.
     ("clippy, completions", "clippy --package xtask --bin xtask-complete --features complete -- -D warnings"),
     ("clippy, inspect", "clippy --package xtask --bin xtask-inspect --features inspect -- -D warnings"),
+    ("clippy, report", "clippy --package xtask --bin xtask-report --features report -- -D warnings"),
 ];
 
 const TESTS: &[Step<'_>] = &[

@@ -42,7 +42,8 @@ use xtask_core::workspace::Workspace;
 pub(crate) fn run(cli: &Cli) -> Result<()> {
     let verbosity = cli.verbosity;
     match &cli.command {
-        Command::Inspect(_) => become_xtask_inspect(verbosity),
+        Command::Inspect(_) => become_light("inspect", verbosity),
+        Command::Light(LightCommand::Report(_)) => become_light("report", verbosity),
         Command::Preflight(args) => preflight::run(&Workspace::find()?, args, verbosity),
         Command::Light(command) => run_light(&Workspace::find()?, command, verbosity),
         Command::Heavy(command) => run_heavy(&Workspace::find()?, command, verbosity),
@@ -63,8 +64,9 @@ fn run_light(workspace: &Workspace, command: &LightCommand, verbosity: Verbosity
     match command {
         LightCommand::Build(args) => {
             build::profile::check(workspace, &args.profile)?;
-            become_xtask_inspect(verbosity)
+            become_light("inspect", verbosity)
         }
+        LightCommand::Report(_) => become_light("report", verbosity),
         LightCommand::Ci(args) => ci::run(workspace, args),
         LightCommand::Soak(args) => soak::run(workspace, args),
         LightCommand::Completions { shell } => print_completions(workspace, *shell),
@@ -161,20 +163,21 @@ fn become_xtask_vm(workspace: &Workspace, verbosity: Verbosity, ahead: Option<Ah
     become_binary(workspace, "xtask-vm", "vm", verbosity)
 }
 
-/// Compiles `xtask-inspect`, which takes half a minute the first time, and replaces this process with it. Outside a
-/// checkout, the binary beside this one is used.
-fn become_xtask_inspect(verbosity: Verbosity) -> Result<()> {
-    let beside = std::env::current_exe().context("find this program")?.with_file_name("xtask-inspect");
+/// Compiles a binary that needs no package of the host, which takes half a minute the first time, and replaces this
+/// process with it. The binary `xtask-NAME` has the feature NAME. Outside a checkout, the binary beside this one is
+/// used.
+fn become_light(name: &str, verbosity: Verbosity) -> Result<()> {
+    let binary = format!("xtask-{name}");
+    let beside = std::env::current_exe().context("find this program")?.with_file_name(&binary);
     match Workspace::find() {
-        Err(_) if beside.exists() => {
-            Err(Process::new(&beside).args(std::env::args_os().skip(1)).exec()).context("run xtask-inspect")
-        }
+        Err(_) if beside.exists() => Err(Process::new(&beside).args(std::env::args_os().skip(1)).exec())
+            .with_context(|| format!("run {binary}")),
         Err(error) => Err(error),
         Ok(workspace) => {
             if !verbosity.quiet && !beside.exists() {
-                message!("building xtask-inspect; about half a minute the first time");
+                message!("building {binary}; about half a minute the first time");
             }
-            become_binary(&workspace, "xtask-inspect", "inspect", verbosity)
+            become_binary(&workspace, &binary, name, verbosity)
         }
     }
 }

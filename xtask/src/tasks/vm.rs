@@ -11,6 +11,7 @@ use xtask_core::image::choice::Choice;
 use xtask_core::message;
 use xtask_core::output::{print, print_json};
 use xtask_core::processes::{end_processes, owned};
+use xtask_core::report::Report;
 use xtask_core::runs::instance::{self, ConsoleLog, Instance, InstanceRecord};
 use xtask_core::runs::{self, Collected};
 use xtask_core::workspace::Workspace;
@@ -49,6 +50,7 @@ pub(super) fn run(command: &LightVmCommand) -> Result<()> {
     match command {
         LightVmCommand::List { json } => list(&cache, *json),
         LightVmCommand::Ssh(args) => enter(&find(&args.machine)?, &["-t"], &args.rest),
+        LightVmCommand::Open { run } => open(&cache, run),
         LightVmCommand::Exec { machine, command } => {
             if machine.is_none()
                 && let [first, rest @ ..] = &**command
@@ -75,6 +77,31 @@ pub(super) fn run(command: &LightVmCommand) -> Result<()> {
         }
         LightVmCommand::Gc { dry_run, json } => gc(&cache, *dry_run, *json),
     }
+}
+
+/// Enters the machine of a run. If the machine was not kept, the error says which smoke keeps it.
+fn open(cache: &Cache, run: &str) -> Result<()> {
+    match instance::find(cache, Some(run)) {
+        Ok(instance) => enter(&instance, &["-t"], &[]),
+        Err(unknown) => Err(not_kept(cache, run).unwrap_or(unknown).into()),
+    }
+}
+
+/// Returns the failure for a run that has a report and no machine; `None` if there is no such run.
+fn not_kept(cache: &Cache, run: &str) -> Option<Failure> {
+    let report = Report::read(&cache.runs().join(run)).ok().filter(|report| report.run_id == run)?;
+    let image = report.guest.image.map_or(String::new(), |image| format!(" --image {}", image.name));
+    let sabotage = report.sabotage.map_or(String::new(), |fault| format!(" --sabotage {fault}"));
+    let arch = report.guest.arch;
+    Some(Failure::host(
+        format!(
+            "enter the machine of the run {run}: it was not kept, so its disk and its memory were deleted"
+        ),
+        format!(
+            "make it again: cargo xtask smoke --arch {arch}{image}{sabotage} --keep-on-failure; \
+             what is left of the run: cargo xtask report {run}"
+        ),
+    ))
 }
 
 fn list(cache: &Cache, as_json: bool) -> Result<()> {
@@ -143,6 +170,21 @@ mod tests {
     use super::*;
     use crate::tasks::monitor::tests::Stand;
     use xtask_core::error;
+
+    #[test]
+    fn a_run_whose_machine_was_not_kept_says_how_to_make_it_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let cache = Cache::at(directory.path());
+        let mut report = Report::begin("1122-101500-0a0b", "2026-11-22T10:15:00Z", Default::default());
+        report.sabotage = Some("crash-loop".to_owned());
+        report.write(&cache.runs().join("1122-101500-0a0b")).unwrap();
+        let error = open(&cache, "1122-101500-0a0b").unwrap_err();
+        assert_eq!(error::code(&error), 69, "{error:#}");
+        let hint = error::hint(&error).unwrap();
+        assert!(hint.contains("smoke --arch x86_64 --sabotage crash-loop --keep-on-failure"), "{hint}");
+        assert_eq!(error::code(&open(&cache, "1122-101500-ffff").unwrap_err()), 2);
+        assert_eq!(error::code(&open(&cache, "..").unwrap_err()), 2);
+    }
 
     #[test]
     fn the_power_of_a_guest_that_is_off_is_not_cut() {

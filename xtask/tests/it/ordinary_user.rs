@@ -70,5 +70,9 @@ fn a_user_without_privileges_gets_the_verdict() {
     smoke.args(["smoke", "--arch", "aarch64", "--image", "debian-12", "--agent", "iot-agent", "--fsck"]);
     let output = smoke.env("IOT_XTASK_CACHE", &cache).output().unwrap();
     assert_code(&output, 0);
-    assert!(message(&output).contains("VERIFIED  iot-agent on aarch64, agent given as iot-agent, debian-12"), "{}", message(&output));
+    assert!(
+        message(&output).contains("VERIFIED  iot-agent on aarch64, agent given as iot-agent, debian-12"),
+        "{}",
+        message(&output)
+    );
 }

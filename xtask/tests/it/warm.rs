@@ -297,7 +297,7 @@ fn a_guest_that_is_silent_may_be_stuck_and_may_go_on() {
         let seen: Vec<_> = lines.by_ref().take_while(|line| !line.contains(wanted)).collect();
         seen.join("\n")
     };
-    until("provision  …");
+    until("boot       ok");
     let emulator = emulator(&warm);
     kill_process(emulator, Signal::STOP).unwrap();
     let stopped = Instant::now();

@@ -6,6 +6,7 @@ mod faults;
 mod image;
 mod inspect;
 mod preflight;
+mod report;
 mod smoke;
 mod vm;
 
@@ -21,6 +22,7 @@ pub use image::{
 };
 pub use inspect::InspectArgs;
 pub use preflight::{PreflightArgs, RehearsalFault};
+pub use report::{ReportArgs, ReportFormat};
 pub use smoke::{Half, SmokeArgs, Until};
 pub use vm::{GuestArgs, HeavyVmCommand, LightVmCommand, OneArgs, UpArgs, VmCommand};
 
@@ -66,14 +68,17 @@ pub enum LightCommand {
     /// Build the agent for a device and print the executable's path
     #[command(display_order = 1)]
     Build(BuildArgs),
+    /// Show the report of a run: a page, JUnit, Markdown or JSON
+    #[command(display_order = 5)]
+    Report(ReportArgs),
     /// Repeat smokes, kills and pairs, and count the failures
-    #[command(display_order = 7)]
+    #[command(display_order = 8)]
     Soak(SoakArgs),
     /// Run the whole test suite: formatting, lints, tests, dependency guard, real smokes
-    #[command(display_order = 8)]
+    #[command(display_order = 9)]
     Ci(CiArgs),
     /// Print the shell script that completes `cargo xtask` in this workspace, including machine names
-    #[command(display_order = 9)]
+    #[command(display_order = 10)]
     Completions {
         /// The shell
         shell: Shell,
@@ -87,10 +92,10 @@ pub enum HeavyCommand {
     #[command(display_order = 3)]
     Smoke(SmokeArgs),
     /// Manage the catalogue's images
-    #[command(subcommand, display_order = 5)]
+    #[command(subcommand, display_order = 6)]
     Image(ImageCommand),
     /// Measure the performance claims of this project
-    #[command(display_order = 6)]
+    #[command(display_order = 7)]
     Bench(BenchArgs),
 }
 

@@ -56,6 +56,10 @@ pub struct SmokeArgs {
     #[arg(long)]
     pub keep: bool,
 
+    /// Leave the machine of a failed smoke running; `cargo xtask vm open RUN` enters it
+    #[arg(long, conflicts_with_all = ["keep", "fsck", "verify_cold"])]
+    pub keep_on_failure: bool,
+
     /// Multiply the time limits of the guest, and of commands and the broker on this host, 0.1 to 100
     #[arg(long, value_name = "FACTOR", default_value_t = 1.0, value_parser = timeout_scale)]
     pub timeout_scale: f64,

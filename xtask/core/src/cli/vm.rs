@@ -27,6 +27,12 @@ pub enum LightVmCommand {
     /// Enter a machine, or run a command in it on a terminal
     #[command(display_order = 2)]
     Ssh(GuestArgs),
+    /// Enter the machine of a smoke that was run with --keep or --keep-on-failure
+    #[command(display_order = 2)]
+    Open {
+        /// The id of the run, which the last lines of the smoke and `cargo xtask report` name
+        run: String,
+    },
     /// Run a command in a machine and end with its exit code
     #[command(display_order = 3)]
     Exec {

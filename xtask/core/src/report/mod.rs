@@ -1,7 +1,8 @@
 //! The report of a run. The last lines on the screen, `report.json` and the exit code are made from it.
 //!
-//! `report.json` is an interface with schema number 2; `xtask/docs/smoke.md` documents it.
+//! `report.json` is an interface with schema number 2; `xtask/docs/reports.md` documents it.
 
+pub mod past;
 mod schema;
 
 use std::path::{Path, PathBuf};
@@ -20,9 +21,39 @@ use crate::git::Commit;
 /// The file name of the report.
 pub const REPORT: &str = "report.json";
 
+/// The file name of the report as a page.
+pub const HTML: &str = "report.html";
+
+/// The file name of the report for CI servers that read JUnit.
+pub const JUNIT: &str = "junit.xml";
+
+/// The file name of the guest's serial console.
+pub const CONSOLE: &str = "console.log";
+
+/// The file name of the guest's journal, which a failed run has.
+pub const JOURNAL: &str = "journal.log";
+
+/// The file name of what cloud-init, systemd and podman say about the guest of a failed run.
+pub const GUEST: &str = "guest.txt";
+
+/// The file name of the archive with all evidence of a failed run.
+pub const ARCHIVE: &str = "failure.tar.zst";
+
 /// The names of the files that a run writes into its directory or into that of `--report`.
-pub const FILES: [&str; 8] =
-    [REPORT, "console.log", "markers.log", "journal.log", "nats.log", "qemu.log", "domain.xml", "qmp.json"];
+pub const FILES: [&str; 12] = [
+    REPORT,
+    HTML,
+    JUNIT,
+    CONSOLE,
+    "markers.log",
+    JOURNAL,
+    GUEST,
+    "nats.log",
+    "qemu.log",
+    "domain.xml",
+    "qmp.json",
+    ARCHIVE,
+];
 
 /// Deletes the files of an earlier run in the directory of `--report`. If a run ends before it writes such files, the
 /// directory must not contain those of another run beside the report.
@@ -35,6 +66,9 @@ pub fn remove_earlier(directory: &Path) -> Result<()> {
 
 /// The schema number of `report.json`.
 pub const SCHEMA: u32 = 2;
+
+/// The maximum number of statuses in a report.
+pub const MAX_STATUSES: usize = 200;
 
 /// The report of one run.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -66,6 +100,13 @@ pub struct Report {
     pub phases: Vec<PhaseReport>,
     pub evidence: Evidence,
     pub failure: Option<FailureReport>,
+    /// The boots and the faults, in order.
+    #[serde(default)]
+    pub events: Vec<EventReport>,
+    /// The statuses that the broker stored, in order. If there were more than [`MAX_STATUSES`], the first and the last
+    /// ones.
+    #[serde(default)]
+    pub statuses: Vec<StatusReport>,
     /// The errors that do not change the verdict, for example a log that could not be copied or a machine that did not
     /// end.
     #[serde(default)]
@@ -91,9 +132,11 @@ impl Report {
         report.phases.push(PhaseReport {
             name: Phase::Preflight,
             status: PhaseStatus::Failed,
+            started_seconds: 0.0,
             seconds: 0.0,
             limit_seconds: None,
             detail: error.to_string(),
+            console_offset: 0,
         });
         report.failure = Some(FailureReport::new(Phase::Preflight, error, Vec::new()));
         report.conclude(error::kind(error).verdict(), 0.0);
@@ -111,9 +154,11 @@ impl Report {
                 self.phases.push(PhaseReport {
                     name: phase,
                     status: PhaseStatus::Skipped,
+                    started_seconds: 0.0,
                     seconds: 0.0,
                     limit_seconds: None,
                     detail: "not reached".to_owned(),
+                    console_offset: 0,
                 });
             }
         }
@@ -250,9 +295,11 @@ mod tests {
             report.phases.push(PhaseReport {
                 name,
                 status,
+                started_seconds: 0.0,
                 seconds: 1.0,
                 limit_seconds: None,
                 detail: String::new(),
+                console_offset: 0,
             });
         };
         phase(Phase::Preflight, PhaseStatus::Passed);

@@ -1,4 +1,4 @@
-//! The parts of `report.json` as plain data. `xtask/docs/smoke.md` documents the fields.
+//! The parts of `report.json` as plain data. `xtask/docs/reports.md` documents the fields.
 
 use std::path::PathBuf;
 
@@ -126,9 +126,52 @@ pub enum PhaseStatus {
 pub struct PhaseReport {
     pub name: Phase,
     pub status: PhaseStatus,
+    /// The start of the phase, in seconds after the start of the run. A phase that ran twice has its first start.
+    #[serde(default)]
+    pub started_seconds: f64,
     pub seconds: f64,
     pub limit_seconds: Option<f64>,
     pub detail: String,
+    /// The size of console.log in bytes when the phase started.
+    #[serde(default)]
+    pub console_offset: u64,
+}
+
+/// A change of the device, its network or its power.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EventReport {
+    /// The time in seconds after the start of the run.
+    pub seconds: f64,
+    pub kind: EventKind,
+    pub text: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EventKind {
+    /// The machine was switched on or restored.
+    Boot,
+    /// The smoke caused a fault or a disturbance.
+    Fault,
+    /// The smoke ended a fault.
+    End,
+}
+
+/// A status that the broker stored.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StatusReport {
+    /// The time of its arrival, in seconds after the start of the run.
+    pub seconds: f64,
+    pub kv_revision: u64,
+    pub boot_id: String,
+    pub exe_sha256: String,
+    /// The number of this status, counted from 1 for each agent process.
+    pub sequence: u64,
+    pub uptime_seconds: u64,
+    /// The revision of the desired state that the status acknowledges.
+    pub desired_revision: u64,
+    /// Each deployment with its phase: `persistent running`.
+    pub deployments: Vec<String>,
 }
 
 /// The phases of a smoke, in order.

@@ -21,6 +21,9 @@ use super::{IT, Step};
 /// The maximum number of crates in `xtask`. Each crate makes the first build on a fresh machine slower.
 const MAX_CRATES: usize = 66;
 
+/// The variables by which a smoke knows that it can write to the page of a job on GitHub or Gitea.
+const PAGE_OF_JOB: [&str; 3] = ["GITHUB_ACTIONS", "GITEA_ACTIONS", "GITHUB_STEP_SUMMARY"];
+
 /// The numbers of steps and tests that passed and failed.
 #[derive(Debug, Default)]
 pub(super) struct Count {
@@ -160,8 +163,14 @@ impl<'a> Runner<'a> {
         // because cargo fails if it cannot write its progress.
         let shows_bar = label.is_empty() && std::io::stderr().is_terminal();
         let stderr = if shows_bar { Stdio::inherit() } else { Stdio::piped() };
-        let mut child = self
-            .cargo(&arguments)
+        let mut cargo = self.cargo(&arguments);
+        if smoke.is_none() {
+            // Tests also run smokes, which fail on purpose. These must not be on the page of the job.
+            for variable in PAGE_OF_JOB {
+                cargo.env_remove(variable);
+            }
+        }
+        let mut child = cargo
             .args(more)
             .stdout(Stdio::piped())
             .stderr(stderr)
@@ -212,11 +221,13 @@ fn check_ran(arguments: &str, tests: &Count) -> Result<()> {
     Ok(())
 }
 
-/// Calls `look` with each line, and then prints the line after `label`.
+/// Calls `look` with each line, and then prints the line after `label`. A command for the runner of a job on GitHub or
+/// Gitea, `::error …`, must be at the start of its line.
 fn pass_on(from: impl std::io::Read, label: &str, mut look: impl FnMut(&str)) -> Result<()> {
     for text in BufReader::new(from).lines() {
         let text = text.context("read a line")?;
         look(&text);
+        let label = if text.starts_with("::") { "" } else { label };
         write_message(&format!("{label}{text}\n"));
     }
     Ok(())

@@ -47,6 +47,14 @@ impl Keys {
         Ok(Self { directory, login_user, user_public, host_private, host_public, ui: ui.clone() })
     }
 
+    /// Returns the private keys, which must be in no report.
+    ///
+    /// # Errors
+    /// Returns an error that names the file if the user's key cannot be read.
+    pub(crate) fn secrets(&self) -> Result<[String; 2]> {
+        Ok([fs_err::read_to_string(self.directory.join("user_key"))?, self.host_private.clone()])
+    }
+
     /// Returns a seed with this instance id and these keys. All other values are those of `neutral`.
     pub(crate) fn seed<'a>(&'a self, instance_id: &'a str, neutral: &Seed<'a>) -> Seed<'a> {
         Seed {

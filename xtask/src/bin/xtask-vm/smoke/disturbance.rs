@@ -10,6 +10,7 @@ use xtask_core::error::host_fault;
 use xtask_core::format::name_of;
 use xtask_core::limits;
 use xtask_core::processes::emulator;
+use xtask_core::report::EventKind;
 
 use super::running::RunningVm;
 
@@ -61,12 +62,13 @@ impl RunningVm {
             return Ok(());
         }
         self.ui.note(&format!("disturbing the device: {}", name_of(&disturbance)));
+        self.record(EventKind::Fault, format!("disturbance {}", name_of(&disturbance)));
         let disturbed = match disturbance {
             Disturbance::ClockYearBack => self.set_clock_back(),
             Disturbance::QemuStopped => self.stop_for_a_while(),
             Disturbance::BrokerRestarted => {
-                self.broker.go_away()?;
-                self.broker.come_back()
+                self.stop_broker()?;
+                self.start_broker()
             }
             Disturbance::SlowDisk => {
                 self.disk_limits = SLOW_DISK;

@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result};
 use xtask_core::limits;
+use xtask_core::report::EventKind;
 use xtask_fleet::ReceivedStatus;
 
 use super::running::RunningVm;
@@ -37,11 +38,12 @@ impl Fault {
             }
             Self::HeldWrites => {
                 vm.target.limit_writes(1, 1)?;
+                vm.record(EventKind::Fault, "the disk completes no writes");
                 status(vm)?
             }
             Self::NoBroker => {
                 let last = status(vm)?;
-                vm.broker.go_away()?;
+                vm.stop_broker()?;
                 last
             }
         };
@@ -60,12 +62,16 @@ impl OngoingFault {
         match self.fault {
             Fault::PowerCut => {
                 vm.target.power_on()?;
+                vm.record(EventKind::Boot, "the machine was switched on again");
                 vm.root.connect();
                 vm.limit_disk()?;
             }
-            Fault::HeldWrites => vm.limit_disk()?,
+            Fault::HeldWrites => {
+                vm.limit_disk()?;
+                vm.record(EventKind::End, "the disk completes writes again");
+            }
             Fault::NoBroker => {
-                vm.broker.come_back()?;
+                vm.start_broker()?;
                 // The broker may have stored statuses between the look at the last one and its end.
                 return status(vm);
             }

@@ -3,6 +3,7 @@
 //! device, and [`proof`] has the checks that the device follows the desired state.
 
 mod answer;
+mod archive;
 mod boot;
 pub(crate) mod compare;
 mod deployed;
@@ -16,9 +17,11 @@ mod offline;
 mod options;
 mod prepare;
 mod proof;
+mod publish;
 mod recorder;
 mod run;
 mod running;
+mod secrets;
 mod target;
 mod teardown;
 mod times;
@@ -308,7 +311,7 @@ fn rejoin(run: &Run<'_>, vm: &mut RunningVm, proof: &mut Proof<'_>, before: &Bef
     let started = Instant::now();
     let (offline, view) = workload::recovered(vm, proof, &before.workload)?;
     let alone = human_seconds(started.elapsed().as_secs_f64());
-    vm.broker.come_back()?;
+    vm.start_broker()?;
     let rejoined = proof.rejoin(vm, &before.joined, &before.last)?;
     if rejoined.boot_id != offline.boot_id {
         bail_guest!(

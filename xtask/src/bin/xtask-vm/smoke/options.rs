@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use xtask_core::arch::VmArchitecture;
 use xtask_core::cli::{Disturb, Half, MachineArgs, Sabotage, SmokeArgs, UpArgs};
+use xtask_core::error::Verdict;
 use xtask_core::limits::{OBSERVED, OBSERVED_COLD};
 
 /// The options that a smoke and `vm up` have in common. `vm up` has no flag for most of them.
@@ -22,7 +23,7 @@ pub(crate) struct RunOptions<'a> {
     /// True if the guest's file systems are checked at the end.
     pub(crate) fsck: bool,
     /// True if the machine is left running after a smoke.
-    pub(crate) keep: bool,
+    pub(crate) keep: Keep,
     pub(crate) sabotage: Option<Sabotage>,
     pub(crate) disturb: Option<Disturb>,
     /// The number of seconds for which the device is watched at the end; `None` for the default.
@@ -42,7 +43,11 @@ impl<'a> From<&'a SmokeArgs> for RunOptions<'a> {
             cold: args.cold || args.half == Some(Half::Cold),
             warm: args.warm && args.half != Some(Half::Cold),
             fsck: args.fsck,
-            keep: args.keep,
+            keep: match (args.keep, args.keep_on_failure) {
+                (true, _) => Keep::Always,
+                (false, true) => Keep::OnFailure,
+                (false, false) => Keep::Never,
+            },
             sabotage: planted(args),
             disturb: args.disturb,
             observe: args.observe,
@@ -70,12 +75,30 @@ impl<'a> From<&'a UpArgs> for RunOptions<'a> {
             cold: false,
             warm: false,
             fsck: false,
-            keep: false,
+            keep: Keep::Never,
             sabotage: None,
             disturb: None,
             observe: None,
             report: None,
             is_instance: true,
+        }
+    }
+}
+
+/// The verdicts after which the machine of a smoke is left running.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Keep {
+    Never,
+    OnFailure,
+    Always,
+}
+
+impl Keep {
+    pub(super) fn applies(self, verdict: Verdict) -> bool {
+        match self {
+            Self::Never => false,
+            Self::OnFailure => matches!(verdict, Verdict::Failed | Verdict::Unavailable),
+            Self::Always => verdict != Verdict::Interrupted,
         }
     }
 }

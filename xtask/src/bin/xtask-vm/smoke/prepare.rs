@@ -1,6 +1,7 @@
 //! The parts of a machine for a cold run or a warm run (broker, keys, disks), and the decision which runs may be warm.
 
 use std::net::TcpListener;
+use std::time::Instant;
 
 use anyhow::{Context, Result};
 use xtask_core::arch::Accelerator;
@@ -13,6 +14,7 @@ use xtask_core::host::tools;
 use xtask_core::limits;
 use xtask_core::machine::RunFiles;
 use xtask_core::plan::Plan;
+use xtask_core::report::EventKind;
 use xtask_fleet::Broker;
 use xtask_images::Base;
 use xtask_images::build::guest_sources;
@@ -46,6 +48,8 @@ impl Prepared {
         let work = run.dir.work();
         let broker = Broker::start(&work, &run.device_id(), run.options.sabotage, &run.ui)?;
         let keys = Keys::make(&work, &plan.image.login_user, &run.ui)?;
+        run.hide(broker.secrets());
+        run.hide(keys.secrets()?.iter().map(String::as_str));
         let hypervisor = Hypervisor::open(&run.dir.libvirt_root(), &run.cache)?;
         let libvirt_version = hypervisor.version()?;
         let deadline = run.times.deadline();
@@ -97,6 +101,7 @@ impl Prepared {
             fault: None,
             disturbance: None,
             disk_limits: (0, 0),
+            events: vec![(Instant::now(), EventKind::Boot, "the machine was switched on".to_owned())],
         }
     }
 }

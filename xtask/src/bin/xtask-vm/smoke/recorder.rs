@@ -12,10 +12,15 @@ use xtask_core::format::{human_seconds, name_of, now_rfc3339, round};
 use xtask_core::git::Commit;
 use xtask_core::host::facts::Facts;
 use xtask_core::plan::Plan;
-use xtask_core::report::{AgentReport, FailureReport, HostReport, Phase, PhaseReport, PhaseStatus, Report};
+use xtask_core::report::{
+    AgentReport, CONSOLE, EventReport, FailureReport, HostReport, MAX_STATUSES, Phase, PhaseReport,
+    PhaseStatus, Report, StatusReport,
+};
 use xtask_core::runs::instance::InstanceRecord;
+use xtask_fleet::{Arrival, ReceivedStatus};
 
 use super::proof::Proof;
+use super::publish::publish;
 use super::run::Run;
 use super::running::RunningVm;
 use super::teardown;
@@ -77,32 +82,46 @@ impl<'a> Recorder<'a> {
         let run = self.run;
         self.phase = phase;
         run.ui.start(&phase.title(), run.times.begin(phase, limit));
-        let started = Instant::now();
+        let (started, offset) = (Instant::now(), self.console_size());
         let outcome = body().map_err(|error| attributed(phase, error));
         let silent = run.ui.longest_silence();
-        self.end(phase, started.elapsed(), outcome.as_ref().map(|(_, detail)| detail.as_str()));
+        self.end(phase, (started, offset), outcome.as_ref().map(|(_, detail)| detail.as_str()));
         if outcome.is_ok() && teaches {
             self.warn_of(run.times.note(phase, started.elapsed(), silent));
         }
         outcome.map(|(value, _)| value)
     }
 
-    /// Records the end of a phase. A phase that runs twice, such as *inspect*, has one entry with the sum of the times
-    /// and the last outcome.
-    fn end(&mut self, phase: Phase, elapsed: Duration, outcome: Result<&str, &anyhow::Error>) {
+    /// Returns the size of the console's log, which does not exist before the machine does.
+    fn console_size(&self) -> u64 {
+        std::fs::metadata(self.run.dir.path().join(CONSOLE)).map_or(0, |file| file.len())
+    }
+
+    /// Records the end of a phase that started at a time and at an offset of the console. A phase that runs twice, such
+    /// as *inspect*, has one entry with the first start, the sum of the times and the last outcome.
+    fn end(
+        &mut self,
+        phase: Phase,
+        (started, offset): (Instant, u64),
+        outcome: Result<&str, &anyhow::Error>,
+    ) {
         let (status, detail) = match outcome {
             Ok(detail) => (PhaseStatus::Passed, detail.to_owned()),
             Err(error) => (PhaseStatus::Failed, error.to_string()),
         };
         self.run.ui.end(status, &detail);
         let before = self.report.phases.iter().position(|done| done.name == phase);
-        let before = before.map_or(0.0, |at| self.report.phases.remove(at).seconds);
+        let before = before.map(|at| self.report.phases.remove(at));
+        let (earlier, first) =
+            before.map_or((0.0, None), |phase| (phase.seconds, Some(phase.started_seconds)));
         self.report.phases.push(PhaseReport {
             name: phase,
             status,
-            seconds: round(before + elapsed.as_secs_f64()),
+            started_seconds: first.unwrap_or_else(|| self.seconds(started)),
+            seconds: round(earlier + started.elapsed().as_secs_f64()),
             limit_seconds: self.run.times.limit().map(|limit| limit.as_secs_f64()),
             detail,
+            console_offset: offset,
         });
     }
 
@@ -162,12 +181,41 @@ impl<'a> Recorder<'a> {
         }
     }
 
-    /// Records the libvirt version and the snapshot of a machine, also if its boot failed.
+    /// Records the libvirt version, the snapshot, the events and the statuses of a machine, also if its boot failed.
     pub(super) fn machine(&mut self, vm: &RunningVm) {
         self.report.host.libvirt = Some(vm.libvirt_version.clone());
         self.report.host.guest_confined =
             Some(vm.canary.is_some() && *vm.target.reach() != Reach::Everything);
         self.report.snapshot = vm.snapshot.as_ref().map(|used| used.report.clone());
+        self.report.events = vm
+            .events
+            .iter()
+            .map(|(at, kind, text)| EventReport {
+                seconds: self.seconds(*at),
+                kind: *kind,
+                text: text.clone(),
+            })
+            .collect();
+        self.report.statuses = shortened(vm.broker.arrivals().iter().map(|seen| self.status(seen)).collect());
+    }
+
+    /// Returns the seconds from the start of the run to `at`.
+    fn seconds(&self, at: Instant) -> f64 {
+        round(at.saturating_duration_since(self.started).as_secs_f64())
+    }
+
+    fn status(&self, arrival: &Arrival) -> StatusReport {
+        let ReceivedStatus { revision, status } = &arrival.received;
+        StatusReport {
+            seconds: self.seconds(arrival.at),
+            kv_revision: *revision,
+            boot_id: status.boot_id.clone(),
+            exe_sha256: status.exe_sha256.clone(),
+            sequence: status.sequence,
+            uptime_seconds: status.uptime_seconds,
+            desired_revision: status.desired_revision,
+            deployments: status.deployments.iter().map(|one| format!("{} {}", one.name, one.phase)).collect(),
+        }
     }
 
     /// Records the evidence from the machine.
@@ -192,7 +240,7 @@ impl<'a> Recorder<'a> {
         }
         let run = self.run;
         let directory = run.options.report.unwrap_or_else(|| run.dir.path());
-        let teaches = verdict == Verdict::Verified && !run.options.keep;
+        let teaches = verdict == Verdict::Verified && !run.options.keep.applies(verdict);
         let torn_down =
             self.timed(Phase::Teardown, None, teaches, || teardown::all(run, directory, verdict, vm));
         // Of the teardown's steps, only the check of the guest's file systems changes a verdict here.
@@ -207,29 +255,8 @@ impl<'a> Recorder<'a> {
             self.report.exit_code = error::code(&error);
         }
         self.warn_of(run.times.keep());
-        self.show(directory, verdict);
+        publish(run, &mut self.report, directory);
         self.report.exit_code
-    }
-
-    /// Shows the failure, the path of the written report and the verdict. If the report cannot be written into
-    /// `directory`, it is written into the run's directory.
-    fn show(&mut self, directory: &Path, verdict: Verdict) {
-        let Run { ui, dir, .. } = self.run;
-        self.report.warnings = self.run.take_warnings();
-        for line in self.report.failure.iter().flat_map(FailureReport::lines) {
-            ui.line(&line);
-        }
-        let written = self.report.write(directory).or_else(|error| {
-            self.run.warn(&format!("the report is in the run's directory: {error:#}"));
-            self.report.warnings.extend(self.run.take_warnings());
-            self.report.write(dir.path())
-        });
-        match written {
-            Ok(path) if verdict == Verdict::Verified => ui.note(&format!("report: {}", path.display())),
-            Ok(path) => ui.line(&format!("report: {}", path.display())),
-            Err(error) => ui.line(&format!("warning: {error:#}")),
-        }
-        ui.verdict(&self.report.verdict_line(), verdict == Verdict::Verified);
     }
 
     /// Leaves a machine running for the user, under its name. If an error occurred before, stops the machine and the
@@ -284,6 +311,14 @@ fn attributed(phase: Phase, error: Error) -> Error {
     }
     let hint = "see the causes; nothing is known about the agent. Check this host with cargo xtask preflight";
     error::host_fault(error, format!("complete the phase {} on this host", phase.title()), hint)
+}
+
+/// Returns at most [`MAX_STATUSES`] statuses: the first and the last ones.
+fn shortened(mut statuses: Vec<StatusReport>) -> Vec<StatusReport> {
+    if let Some(surplus) = statuses.len().checked_sub(MAX_STATUSES) {
+        statuses.drain(MAX_STATUSES / 2..MAX_STATUSES / 2 + surplus);
+    }
+    statuses
 }
 
 #[cfg(test)]

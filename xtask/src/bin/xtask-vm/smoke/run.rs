@@ -13,12 +13,16 @@ use xtask_images::Store;
 use xtask_jobs::Ui;
 
 use super::options::RunOptions;
+use super::secrets::Secrets;
 use super::times::Times;
 use crate::guest::{begin_run, filesystem};
 use crate::libvirt::paused::{TRANSCRIPT, XML};
 
 /// The file name, in the run's directory, of the disk of a guest with a damaged file system.
 const DAMAGED: &str = "damaged.qcow2";
+
+/// The remedy if evidence cannot be written.
+const ROOM: &str = "make room, or give --report another directory";
 
 /// A run. Its phases share this value.
 pub(crate) struct Run<'a> {
@@ -32,6 +36,7 @@ pub(crate) struct Run<'a> {
     pub(super) times: Times,
     /// The errors that do not change the verdict of the run.
     warnings: RefCell<Vec<String>>,
+    secrets: RefCell<Secrets>,
 }
 
 impl<'a> Run<'a> {
@@ -57,13 +62,26 @@ impl<'a> Run<'a> {
         let ui = ui.with_timeout_scale(options.timeout_scale);
         let dir = begin_run(&cache, &ui)?;
         let times = Times::new(&cache, options.sabotage.is_some() || options.disturb.is_some());
-        Ok(Self { workspace, options, cache, dir, ui, times, warnings: RefCell::default() })
+        let (warnings, secrets) = (RefCell::default(), RefCell::default());
+        Ok(Self { workspace, options, cache, dir, ui, times, warnings, secrets })
     }
 
     /// Shows a warning, and keeps it for the report.
     pub(super) fn warn(&self, text: &str) {
         self.ui.line(&format!("warning: {text}"));
         self.warnings.borrow_mut().push(text.to_owned());
+    }
+
+    /// Removes these secrets from every file that the run leaves from now on.
+    pub(super) fn hide<'s>(&self, secrets: impl IntoIterator<Item = &'s str>) {
+        self.secrets.borrow_mut().add(secrets);
+    }
+
+    /// Writes evidence without the secrets. If this fails, adds a warning.
+    pub(super) fn keep(&self, path: &Path, content: Vec<u8>) {
+        if let Err(error) = write_private(path, self.secrets.borrow().hide(content)) {
+            self.warn(&format!("the evidence is incomplete: {error:#}; {ROOM}"));
+        }
     }
 
     /// Returns the warnings since the last call, for the report.
@@ -119,33 +137,28 @@ impl<'a> Run<'a> {
 
     /// Copies a file of the run, if it exists. If the copy fails, adds a warning.
     pub(super) fn copy(&self, from: &Path, to: &Path) {
-        if let Err(error) = copy_whole(from, to) {
-            self.warn(&format!(
-                "the evidence is incomplete: {error:#}; make room, or give --report another directory"
-            ));
+        if let Err(error) = copy_whole(from, to, &self.secrets.borrow()) {
+            self.warn(&format!("the evidence is incomplete: {error:#}; {ROOM}"));
         }
     }
 }
 
 /// Copies a file if it exists. If the copy fails, deletes the incomplete copy, because the report needs the space on a
 /// full disk.
-fn copy_whole(from: &Path, to: &Path) -> Result<()> {
+fn copy_whole(from: &Path, to: &Path, secrets: &Secrets) -> Result<()> {
     if !from.exists() {
         return Ok(());
     }
-    let Err(error) = copy_private(from, to) else { return Ok(()) };
+    let Err(error) = copy_private(from, to, secrets) else { return Ok(()) };
     Err(match remove_file(to) {
         Ok(()) => error,
         Err(left) => error.context(format!("a part of the copy is left: {left:#}")),
     })
 }
 
-/// Copies a file to a file that only this user may read, because other users may read the directory of `--report`.
-fn copy_private(from: &Path, to: &Path) -> Result<()> {
-    write_private(to, "")?;
-    let mut copy = fs_err::OpenOptions::new().write(true).open(to)?;
-    std::io::copy(&mut fs_err::File::open(from)?, &mut copy)?;
-    Ok(())
+/// Copies a file without the secrets to a file that only this user may read, because other users may read the directory of `--report`.
+fn copy_private(from: &Path, to: &Path, secrets: &Secrets) -> Result<()> {
+    write_private(to, secrets.hide(fs_err::read(from)?))
 }
 
 #[cfg(test)]
@@ -158,14 +171,14 @@ mod tests {
     fn a_copy_that_fails_leaves_no_part_of_a_file() {
         let directory = tempfile::tempdir().unwrap();
         let (from, to) = (directory.path().join("from"), directory.path().join("to"));
-        copy_whole(&from, &to).unwrap();
+        copy_whole(&from, &to, &Secrets::default()).unwrap();
         assert!(!to.exists(), "there was nothing to copy");
         std::fs::write(&from, "console").unwrap();
-        copy_whole(&from, &to).unwrap();
+        copy_whole(&from, &to, &Secrets::default()).unwrap();
         assert_eq!(std::fs::read_to_string(&to).unwrap(), "console");
         assert_eq!(to.metadata().unwrap().permissions().mode() & 0o777, 0o600);
         // This file can be opened, but its first bytes cannot be read.
-        copy_whole(Path::new("/proc/self/mem"), &to).unwrap_err();
+        copy_whole(Path::new("/proc/self/mem"), &to, &Secrets::default()).unwrap_err();
         assert!(!to.exists(), "a part of the copy is left");
     }
 }

@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use xtask_core::error::{Failure, Kind};
 use xtask_core::format::now_rfc3339;
-use xtask_core::fs::write_private;
 use xtask_core::machine::RunFiles;
 use xtask_core::machine::seed::marker;
 use xtask_core::plan::Plan;
+use xtask_core::report::{EventKind, GUEST, JOURNAL};
 use xtask_core::runs::instance::{self, InstanceRecord};
 use xtask_core::{bail_guest, bail_host, limits};
 use xtask_fleet::{Broker, ReceivedStatus};
@@ -55,12 +55,24 @@ pub(crate) struct RunningVm {
     pub(super) disturbance: Option<PlannedDisturbance>,
     /// The limits of the disk, in bytes and requests per second; 0 means no limit.
     pub(super) disk_limits: (u64, u64),
+    /// The boots and the faults so far.
+    pub(super) events: Vec<Event>,
 }
+
+/// A boot, a fault or the end of a fault, with its time and its description.
+pub(super) type Event = (Instant, EventKind, String);
 
 /// The kernel's first line, and a line of a kernel whose log level hides the first one.
 const FIRST_KERNEL_LINES: [&str; 2] = ["Linux version", "] Booting Linux"];
 /// The first line of the UEFI firmware for Arm (AAVMF).
 const FIRMWARE_LINE: &str = "UEFI firmware (version";
+
+/// The command that prints the journal of all boots. The numbers before the lines are seconds since the boot.
+const JOURNAL_COMMAND: &str = "journalctl --boot=all --no-pager --output short-monotonic --lines 2500";
+/// The command that prints what cloud-init, systemd and podman say about the guest.
+const GUEST_COMMAND: &str = "cloud-init status --long 2>&1; tail -n 100 /var/log/cloud-init-output.log 2>&1; \
+    systemctl --failed --no-pager 2>&1; systemctl status --no-pager iot-agent 2>&1; \
+    podman --url unix:///run/iot-agent/podman.sock ps --all --no-trunc 2>&1; df -h 2>&1; free -m 2>&1";
 
 impl RunningVm {
     /// Counts the boots since the power was last switched on, by the first lines of firmware and kernel on the console.
@@ -220,9 +232,29 @@ impl RunningVm {
         self.snapshot.as_mut().map_or(Ok(()), |used| used.finish_verification(run))
     }
 
+    /// Records an event that has just happened.
+    pub(super) fn record(&mut self, kind: EventKind, text: impl Into<String>) {
+        self.events.push((Instant::now(), kind, text.into()));
+    }
+
+    /// Stops the broker for a while.
+    pub(super) fn stop_broker(&mut self) -> Result<()> {
+        self.broker.go_away()?;
+        self.record(EventKind::Fault, "the broker was stopped");
+        Ok(())
+    }
+
+    /// Starts the broker again.
+    pub(super) fn start_broker(&mut self) -> Result<()> {
+        self.broker.come_back()?;
+        self.record(EventKind::End, "the broker was started again");
+        Ok(())
+    }
+
     /// Cuts the power: the guest does not shut down, and nothing is flushed.
     pub(super) fn cut_power(&mut self) -> Result<()> {
         self.target.cut_power()?;
+        self.record(EventKind::Fault, "the power was cut");
         self.root.close();
         self.expected_boots = Some(1);
         self.console.new_boot()
@@ -257,8 +289,9 @@ impl RunningVm {
         }
     }
 
-    /// Writes the guest's journal to `path` if the guest can be entered.
-    pub(super) fn fetch_journal(&mut self, path: &Path) {
+    /// Reads the guest's journal of all boots and the state of cloud-init, systemd and podman, if the guest can be
+    /// entered.
+    pub(super) fn fetch_state(&mut self, run: &Run<'_>, directory: &Path) {
         // A guest that reboots by itself does not answer for a while.
         if self.target.condition() != Condition::Running
             || !self.can_be_entered()
@@ -266,11 +299,14 @@ impl RunningVm {
         {
             return;
         }
-        let command = "journalctl --boot --no-pager --output short-monotonic --lines 2000";
-        let fetched = self.run_as_root(command, self.plan.limits.journal());
-        let written = fetched.and_then(|journal| write_private(path, journal));
-        if let Err(error) = written {
-            self.ui.note(&format!("cannot read the guest's journal: {error:#}"));
+        for (name, command) in [(JOURNAL, JOURNAL_COMMAND), (GUEST, GUEST_COMMAND)] {
+            match self.run_as_root(command, self.plan.limits.journal()) {
+                Ok(output) => run.keep(&directory.join(name), output.into_bytes()),
+                Err(error) => {
+                    self.ui.note(&format!("cannot read {name} in the guest: {error:#}"));
+                    return;
+                }
+            }
         }
     }
 

@@ -27,8 +27,8 @@ pub(super) fn all(
     release_or_stop(run, verdict, vm).map(|detail| ((), detail))
 }
 
-/// Copies the console into the report's directory, and after a failure also the domain, the logs and the guest's
-/// journal.
+/// Copies the console into the report's directory. After a failure, also copies the domain and the logs, and reads the
+/// guest's journal and state.
 fn collect_evidence(run: &Run<'_>, directory: &Path, verdict: Verdict, vm: Option<&mut RunningVm>) {
     if let Err(error) = make_private_dir(directory) {
         run.warn(&format!("the console and the logs are not copied: {error:#}"));
@@ -43,29 +43,27 @@ fn collect_evidence(run: &Run<'_>, directory: &Path, verdict: Verdict, vm: Optio
         run.copy_evidence(directory);
     }
     if let (Verdict::Failed, Some(vm)) = (verdict, vm) {
-        vm.fetch_journal(&directory.join("journal.log"));
+        vm.fetch_state(run, directory);
     }
 }
 
-/// Keeps the machine running if `--keep` is given and the machine is usable. Otherwise stops it and the broker.
+/// Keeps the machine running if the options say so and the machine is usable. Otherwise stops it and the broker.
 fn release_or_stop(run: &Run<'_>, verdict: Verdict, vm: Option<RunningVm>) -> Result<String> {
     let is_unchanged = |vm: &RunningVm| vm.snapshot.as_ref().is_none_or(|used| used.unchanged);
     let (ended, checked) = match vm {
-        Some(vm) if run.options.keep && verdict != Verdict::Interrupted && is_unchanged(&vm) => {
-            match vm.release(run, None) {
-                Ok(InstanceRecord { name, .. }) => {
-                    run.ui.line(&format!(
+        Some(vm) if run.options.keep.applies(verdict) && is_unchanged(&vm) => match vm.release(run, None) {
+            Ok(InstanceRecord { name, .. }) => {
+                run.ui.line(&format!(
                         "kept: {name}\n  enter:   cargo xtask vm ssh {name}\n  console: cargo xtask vm console {name}\n  \
                          remove:  cargo xtask vm rm {name}\n  the broker has ended: the agent in the machine is offline"
                     ));
-                    return Ok("the machine is kept".to_owned());
-                }
-                Err(error) => {
-                    run.warn(&format!("the machine is not kept: {error:#}"));
-                    (true, Ok(String::new()))
-                }
+                return Ok("the machine is kept".to_owned());
             }
-        }
+            Err(error) => {
+                run.warn(&format!("the machine is not kept: {error:#}"));
+                (true, Ok(String::new()))
+            }
+        },
         Some(vm) => stop(run, verdict, vm),
         None => (true, Ok(String::new())),
     };

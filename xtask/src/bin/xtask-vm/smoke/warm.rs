@@ -15,7 +15,7 @@ use xtask_core::image::Format;
 use xtask_core::machine::seed::{Restored, marker};
 use xtask_core::machine::{CONSOLE_SOCKET, ROOT_SOCKET, RunFiles, xml};
 use xtask_core::plan::Plan;
-use xtask_core::report::SnapshotReport;
+use xtask_core::report::{EventKind, SnapshotReport};
 use xtask_core::snapshot::{DISK, Ingredients, NVRAM, RAM, SEED, SnapshotManifest, neutral_seed};
 use xtask_core::{bail_host, limits};
 use xtask_fleet::Broker;
@@ -189,7 +189,9 @@ impl Warm<'_> {
             Access { hypervisor: &prepared.hypervisor, keys: &prepared.keys, broker: &prepared.broker };
         match self.machine(&access, &files, snapshot) {
             Ok((domain, machine)) => {
-                let vm = prepared.with(self.plan.clone(), files, domain, machine);
+                let mut vm = prepared.with(self.plan.clone(), files, domain, machine);
+                vm.events.clear();
+                vm.record(EventKind::Boot, "the machine was restored from its snapshot");
                 Ok(RunningVm { snapshot: Some(used), ..vm })
             }
             Err(error) => used.finish_verification(run).and(Err(error)),

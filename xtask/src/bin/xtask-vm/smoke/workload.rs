@@ -117,7 +117,7 @@ pub(super) fn recovered(
 /// Changes [`PERSISTENT`] while the machine is off, and then stops the broker. Returns the revision of the change.
 pub(super) fn change_while_off(vm: &mut RunningVm) -> Result<u64> {
     let revision = vm.broker.desire(PERSISTENT.name, &document(2, PERSISTENT.port))?;
-    vm.broker.go_away()?;
+    vm.stop_broker()?;
     Ok(revision)
 }
 

@@ -1,0 +1,305 @@
+//! `report.html`: one file that loads nothing and needs no script. It has at most 300 KB, because each list in it has
+//! a maximum length.
+
+use maud::{DOCTYPE, Markup, PreEscaped, html};
+use xtask_core::error::Verdict;
+use xtask_core::format::{human_seconds, name_of};
+use xtask_core::report::past::PastRun;
+use xtask_core::report::{FailureReport, Report, StatusEvidence, WorkloadEvidence};
+
+use crate::words::{not_tested, short, verdict};
+use crate::{Evidence, timeline};
+
+/// Returns the page about a run.
+pub fn html(report: &Report, evidence: &Evidence) -> String {
+    let word = name_of(&report.verdict);
+    let page = html! {
+        (DOCTYPE)
+        html lang="en" {
+            head {
+                meta charset="utf-8";
+                meta name="viewport" content="width=device-width, initial-scale=1";
+                title { (word) ": smoke of " (report.guest.arch) ", " (report.started_at) }
+                style { (PreEscaped(include_str!("style.css").trim_end())) }
+            }
+            body {
+                main {
+                    h1 class=(word) { (word.to_uppercase()) ": iot-agent on " (report.guest.arch) }
+                    p { (verdict(report)) }
+                    @if let Some(failure) = &report.failure { (cause(failure, &word)) }
+                    (subject(report))
+                    (limitations(report))
+                    (comparison(report))
+                    (timeline::phases(report, evidence))
+                    (journal(evidence))
+                    (statuses(report))
+                    (warnings(report))
+                    (history(report, &evidence.past))
+                }
+            }
+        }
+    };
+    page.into_string()
+}
+
+fn cause(failure: &FailureReport, word: &str) -> Markup {
+    html! {
+        section class=(format!("cause {word}")) aria-label="The cause" {
+            dl {
+                dt { "What failed, in the phase " (failure.phase.title()) }
+                dd { (failure.error) }
+                @if !failure.causes.is_empty() {
+                    dt { "Why" }
+                    @for cause in &failure.causes { dd { (cause) } }
+                }
+                @if let Some(hint) = &failure.hint { dt { "What to do" } dd { (hint) } }
+            }
+            @if !failure.console_tail.is_empty() {
+                details {
+                    summary { "The last lines of the guest's console" }
+                    pre tabindex="0" { (failure.console_tail.join("\n")) }
+                }
+            }
+        }
+    }
+}
+
+fn subject(report: &Report) -> Markup {
+    let (guest, host) = (&report.guest, &report.host);
+    let mut rows: Vec<(&str, String)> = Vec::new();
+    if let Some(agent) = &report.agent {
+        let version = agent.version.as_deref().unwrap_or("of unknown version");
+        rows.push(("Agent", format!("{version}, {}, sha256 {}", agent.target, agent.sha256)));
+    }
+    if let Some(commit) = &report.workspace {
+        rows.push(("Commit", commit.commit.clone()));
+    }
+    if let Some(image) = &guest.image {
+        rows.push(("Image", format!("{}, {}, from {}", image.name, image.digest, image.source)));
+    }
+    let machine =
+        format!("{} {}, {} processors, {} MiB", guest.machine_type, guest.cpu, guest.vcpus, guest.memory_mib);
+    rows.push(("Machine", machine));
+    if let (Some(os), Some(kernel)) = (&guest.os_release, &guest.kernel) {
+        rows.push(("Guest", format!("{} {}, Linux {kernel}", os.id, os.version_id)));
+    }
+    let accelerator = host.accelerator.map_or(String::new(), |accelerator| format!(", {accelerator}"));
+    let qemu = host.qemu.as_deref().map_or(String::new(), |version| format!(", QEMU {version}"));
+    rows.push(("Host", format!("{}, Linux {}, {} CPUs{qemu}{accelerator}", host.os, host.kernel, host.cpus)));
+    if let Some(snapshot) = &report.snapshot {
+        rows.push(("Snapshot", format!("made at {} by the run {}", snapshot.made_at, snapshot.made_by)));
+    }
+    rows.push((
+        "Run",
+        format!("{}, started at {}, {}", report.run_id, report.started_at, human_seconds(report.seconds)),
+    ));
+    html! {
+        h2 { "What was tested" }
+        table { tbody { @for (name, value) in rows { tr { th scope="row" { (name) } td { code { (value) } } } } } }
+    }
+}
+
+fn limitations(report: &Report) -> Markup {
+    let sentences = not_tested(report);
+    html! {
+        h2 { "What was not tested, or tested differently" }
+        @if sentences.is_empty() {
+            p { "Nothing: all phases ran, with the release build and the wanted image." }
+        } @else {
+            ul { @for sentence in sentences { li { (sentence) } } }
+        }
+    }
+}
+
+/// Compares the device before the power cut, without a broker, and after the broker's return.
+fn comparison(report: &Report) -> Markup {
+    let evidence = &report.evidence;
+    let status = |of: fn(&StatusEvidence) -> String| {
+        [evidence.join.as_ref().map(of), None, evidence.rejoin.as_ref().map(of)]
+    };
+    let workload = |of: fn(&WorkloadEvidence) -> String| {
+        [&evidence.workload, &evidence.workload_offline, &evidence.workload_rejoin]
+            .map(|answer| answer.as_ref().map(of))
+    };
+    let rows = [
+        ("Boot id of the agent's status", status(|status| short(&status.boot_id).to_owned())),
+        ("Revision of the status", status(|status| status.kv_revision.to_string())),
+        ("Executable of the agent", status(|status| short(&status.exe_sha256).to_owned())),
+        ("Machine type", status(|status| status.machine.clone())),
+        ("Boot id of the workload", workload(|answer| short(&answer.boot_id).to_owned())),
+        ("Generation of the workload", workload(|answer| answer.generation.to_string())),
+        ("Starts of the workload", workload(|answer| answer.starts.to_string())),
+    ];
+    html! {
+        @if evidence.join.is_some() {
+            h2 id="evidence" { "Evidence before and after the power cut" }
+            div.scroll tabindex="0" role="region" aria-labelledby="evidence" {
+                table {
+                    thead { tr {
+                        td {} th scope="col" { "Before" } th scope="col" { "After, without a broker" }
+                        th scope="col" { "After, with the broker" }
+                    } }
+                    tbody { @for (name, values) in rows {
+                        tr { th scope="row" { (name) } @for value in values { td { code { (value.unwrap_or_default()) } } } }
+                    } }
+                }
+            }
+        }
+    }
+}
+
+fn journal(evidence: &Evidence) -> Markup {
+    html! {
+        @if !evidence.journal.is_empty() {
+            h2 { "The end of the guest's journal" }
+            pre tabindex="0" { (evidence.journal.join("\n")) }
+        }
+    }
+}
+
+fn statuses(report: &Report) -> Markup {
+    html! {
+        @if !report.statuses.is_empty() {
+            h2 id="statuses" { "Statuses of the agent" }
+            div.scroll tabindex="0" role="region" aria-labelledby="statuses" {
+                table {
+                    thead { tr {
+                        th.n scope="col" { "Time" } th.n scope="col" { "Revision" } th scope="col" { "Boot id" }
+                        th.n scope="col" { "Number" } th.n scope="col" { "Uptime" } th.n scope="col" { "Acknowledges" }
+                        th scope="col" { "Deployments" }
+                    } }
+                    tbody { @for status in &report.statuses {
+                        tr {
+                            td.n { (human_seconds(status.seconds)) } td.n { (status.kv_revision) }
+                            td { code { (short(&status.boot_id)) } } td.n { (status.sequence) }
+                            td.n { (status.uptime_seconds) " s" } td.n { (status.desired_revision) }
+                            td { (status.deployments.join(", ")) }
+                        }
+                    } }
+                }
+            }
+        }
+    }
+}
+
+fn warnings(report: &Report) -> Markup {
+    html! {
+        @if !report.warnings.is_empty() {
+            h2 { "Warnings" }
+            ul { @for warning in &report.warnings { li { (warning) } } }
+        }
+    }
+}
+
+fn history(report: &Report, past: &[PastRun]) -> Markup {
+    let longest = past.iter().map(|run| run.seconds).fold(0.001, f64::max);
+    let verified = past.iter().filter(|run| run.verdict == Verdict::Verified).count();
+    html! {
+        @if !past.is_empty() {
+            h2 id="history" { "The last " (past.len()) " runs on this host" }
+            p { (verified) " were verified." }
+            div.scroll tabindex="0" role="region" aria-labelledby="history" {
+                table {
+                    thead { tr {
+                        th scope="col" { "Started" } th scope="col" { "Outcome" } th.n scope="col" { "Time" }
+                        th.wide scope="col" { "" span.dim { "Time as a bar" } } th scope="col" { "Guest" }
+                        th scope="col" { "Commit" }
+                    } }
+                    tbody { @for run in past.iter().rev() { (past_run(report, run, longest)) } }
+                }
+            }
+        }
+    }
+}
+
+fn past_run(report: &Report, run: &PastRun, longest: f64) -> Markup {
+    let word = name_of(&run.verdict);
+    let width = 100.0 * run.seconds / longest;
+    let warm = if run.is_warm { "warm" } else { "cold" };
+    let accelerator = run.accelerator.map_or(String::new(), |accelerator| format!(", {accelerator}"));
+    let image = run.image.as_deref().unwrap_or("no image");
+    html! {
+        tr {
+            td { (run.started_at) @if run.run_id == report.run_id { " (this run)" } }
+            td class=(word) {
+                (word) @if let Some(phase) = run.failed_in { " in " (phase.title()) }
+                @if let Some(planted) = &run.planted { ", planted: " (planted) }
+            }
+            td.n { (human_seconds(run.seconds)) }
+            td.wide { div.track aria-hidden="true" { div.bar style=(format!("left:0;width:{width:.2}%")) {} } }
+            td { (run.arch) ", " (image) ", " (warm) (accelerator) }
+            td { code { (run.commit.as_deref().map(short).unwrap_or_default()) } }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::samples;
+    use xtask_core::report::past::REMEMBERED;
+    use xtask_core::report::{EventKind, EventReport, MAX_STATUSES, StatusReport};
+
+    fn page(report: &Report) -> String {
+        html(report, &Evidence::default())
+    }
+
+    #[test]
+    fn a_page_says_what_failed_and_why_and_what_to_do() {
+        let text = page(&samples::failed());
+        for words in [
+            "<h1 class=\"failed\">FAILED: iot-agent on aarch64</h1>",
+            "ask root in the guest",
+            "systemd has restarted the agent 1 time",
+            "read its journal",
+            "&lt;script&gt;alert(1)&lt;/script&gt;",
+        ] {
+            assert!(text.contains(words), "{words}: {text}");
+        }
+        assert!(!text.contains("<script"), "a page has no script");
+        assert!(!page(&samples::verified()).contains("What failed"));
+    }
+
+    #[test]
+    fn a_page_shows_the_evidence_side_by_side() {
+        let text = page(&samples::verified());
+        let row = "<th scope=\"row\">Starts of the workload</th><td><code>1</code></td><td><code>2</code></td><td><code>3";
+        assert!(text.contains(row), "{text}");
+        assert!(text.contains("<strong>fault</strong>, power cut"));
+    }
+
+    /// The largest possible page: each list is full, and each line has characters that are escaped.
+    #[test]
+    fn the_largest_page_has_at_most_300_kilobytes() {
+        let mut report = samples::verified();
+        report.failure = samples::failed().failure;
+        let line = format!("[  123.456789] {}\n", "a unit of the guest was started <ok> ".repeat(3));
+        report.statuses = vec![
+            StatusReport {
+                deployments: vec!["persistent running".to_owned(); 3],
+                ..report.statuses[0].clone()
+            };
+            MAX_STATUSES
+        ];
+        report.events = vec![
+            EventReport {
+                seconds: 1.0,
+                kind: EventKind::Fault,
+                text: "the broker is stopped".to_owned()
+            };
+            20
+        ];
+        for (index, phase) in report.phases.iter_mut().enumerate() {
+            phase.console_offset = (index * 100 * line.len()) as u64;
+        }
+        let evidence = Evidence {
+            console: line.repeat(100 * report.phases.len()).into_bytes(),
+            journal: vec![line.trim_end().to_owned(); crate::JOURNAL_LINES],
+            past: vec![PastRun::from(&report); REMEMBERED],
+        };
+        let page = html(&report, &evidence);
+        assert!(page.len() <= 300_000, "{} bytes", page.len());
+        assert!(page.contains("100 lines, the last 60"));
+        assert!(!page.contains("http-equiv") && !page.contains("src="), "a page loads nothing");
+    }
+}
