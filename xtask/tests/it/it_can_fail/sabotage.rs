@@ -7,8 +7,9 @@ use rustix::process::Pid;
 use xtask_core::cache::Cache;
 use xtask_core::cli::Sabotage;
 use xtask_core::format::name_of;
+use xtask_core::fs::entries;
 use xtask_core::processes::processes_naming;
-use xtask_core::report::Phase;
+use xtask_core::report::{ARCHIVE, Phase};
 
 use super::{assert_fails, assert_nothing_left, skipped, smoke};
 use crate::scratch::{XTASK, XTASK_INSPECT, XTASK_VM, assert_code, command, message};
@@ -43,6 +44,7 @@ fn a_broker_that_refuses_is_named_and_a_kept_machine_lives_until_it_is_removed()
     assert!(log.contains("authentication error"), "{log}");
     let id = ended.report.run_id.as_str();
     let work = ended.directory.join("w");
+    assert_no_secret(&ended.directory);
     assert_eq!(processes_naming(&work).len(), 1, "QEMU alone: {}", ended.message());
     let vm = |arguments: &[&str]| Command::new(XTASK).arg("vm").args(arguments).output().unwrap();
     let listed = String::from_utf8(vm(&["list"]).stdout).unwrap();
@@ -68,6 +70,28 @@ fn a_broker_that_refuses_is_named_and_a_kept_machine_lives_until_it_is_removed()
     assert!(vm(&["rm", id]).status.success());
     assert_eq!(processes_naming(&work), Vec::<Pid>::new());
     assert!(!ended.directory.exists());
+}
+
+/// Checks that no report of a run whose machine was kept contains a password or a line of a private key.
+#[track_caller]
+fn assert_no_secret(directory: &Path) {
+    let read = |path: &Path| std::fs::read_to_string(path).unwrap();
+    let work = directory.join("w");
+    let keys = ["user_key", "host_key"].map(|name| read(&work.join(name))).join("\n");
+    let configuration = read(&work.join("nats/nats.conf"));
+    let passwords = configuration.split("password: \"").skip(1).map(|rest| rest.split('"').next().unwrap());
+    let lines = keys.lines().filter(|line| line.len() >= 16 && !line.starts_with("-----"));
+    let secrets: Vec<_> = passwords.chain(lines).collect();
+    assert!(secrets.len() >= 2 + 2 * 5, "{secrets:?}");
+    let archive = std::fs::read(directory.join(ARCHIVE)).unwrap();
+    let mut left = vec![("the archive".to_owned(), zstd::decode_all(archive.as_slice()).unwrap())];
+    let files = entries(directory).filter(|path| path.is_file());
+    left.extend(files.map(|path| (path.display().to_string(), std::fs::read(path).unwrap())));
+    for (name, content) in &left {
+        let text = String::from_utf8_lossy(content);
+        let found = secrets.iter().find(|secret| text.contains(**secret));
+        assert_eq!(found, None, "{name}");
+    }
 }
 
 /// Executables: the name, the compiler's flags, the source, and whether it runs on a Pi 5 with Debian 12.

@@ -8,6 +8,8 @@ use fs_err::File;
 use xtask_core::fs::write_private;
 use xtask_core::report::{ARCHIVE, FILES};
 
+use super::secrets::Secrets;
+
 /// The maximum size in bytes of a file in the archive. The end of a larger file is archived. Twelve files of this size
 /// are less than 60 MB, even if nothing can be compressed.
 const LARGEST: u64 = 4 << 20;
@@ -15,18 +17,18 @@ const LARGEST: u64 = 4 << 20;
 /// zstd's default level.
 const LEVEL: i32 = 3;
 
-/// Archives the reports and logs in the directory of a run or of `--report`. They contain no secrets, because the run
-/// has removed them when it wrote the files. Returns the path of the archive.
+/// Archives the reports and logs in the directory of a run or of `--report`, without the secrets. Returns the path of
+/// the archive.
 ///
 /// # Errors
 /// Returns an error that names the file that cannot be read or written.
-pub(super) fn write(directory: &Path) -> Result<PathBuf> {
+pub(super) fn write(directory: &Path, secrets: &Secrets) -> Result<PathBuf> {
     let path = directory.join(ARCHIVE);
     let mut archive = tar::Builder::new(zstd::Encoder::new(Vec::new(), LEVEL)?);
     for name in FILES.into_iter().filter(|name| *name != ARCHIVE) {
         let file = directory.join(name);
         if file.is_file() {
-            let content = end_of(&file)?;
+            let content = secrets.hide(end_of(&file)?);
             let mut header = tar::Header::new_gnu();
             header.set_size(content.len() as u64);
             header.set_mode(0o600);
@@ -60,7 +62,7 @@ mod tests {
         std::fs::write(directory.path().join("console.log"), &large).unwrap();
         std::fs::write(directory.path().join("report.json"), "{}").unwrap();
         std::fs::write(directory.path().join("notes.txt"), "not ours").unwrap();
-        let path = write(directory.path()).unwrap();
+        let path = write(directory.path(), &Secrets::default()).unwrap();
         let mut archive = tar::Archive::new(zstd::Decoder::new(File::open(path).unwrap()).unwrap());
         let mut found = Vec::new();
         for entry in archive.entries().unwrap() {

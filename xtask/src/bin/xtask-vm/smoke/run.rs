@@ -1,6 +1,6 @@
 //! The values that all phases of a run share: the workspace, the options, the cache, the run's directory, the screen.
 
-use std::cell::RefCell;
+use std::cell::{Ref, RefCell};
 use std::path::Path;
 
 use anyhow::Result;
@@ -75,6 +75,10 @@ impl<'a> Run<'a> {
     /// Removes these secrets from every file that the run leaves from now on.
     pub(super) fn hide<'s>(&self, secrets: impl IntoIterator<Item = &'s str>) {
         self.secrets.borrow_mut().add(secrets);
+    }
+
+    pub(super) fn secrets(&self) -> Ref<'_, Secrets> {
+        self.secrets.borrow()
     }
 
     /// Writes evidence without the secrets. If this fails, adds a warning.
