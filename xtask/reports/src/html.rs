@@ -77,15 +77,21 @@ fn subject(report: &Report) -> Markup {
     if let Some(image) = &guest.image {
         rows.push(("Image", format!("{}, {}, from {}", image.name, image.digest, image.source)));
     }
-    let machine =
-        format!("{} {}, {} processors, {} MiB", guest.machine_type, guest.cpu, guest.vcpus, guest.memory_mib);
-    rows.push(("Machine", machine));
+    if !guest.cpu.is_empty() {
+        let (kind, cpu) = (&guest.machine_type, &guest.cpu);
+        rows.push(("Machine", format!("{kind} {cpu}, {} processors, {} MiB", guest.vcpus, guest.memory_mib)));
+    }
     if let (Some(os), Some(kernel)) = (&guest.os_release, &guest.kernel) {
         rows.push(("Guest", format!("{} {}, Linux {kernel}", os.id, os.version_id)));
     }
     let accelerator = host.accelerator.map_or(String::new(), |accelerator| format!(", {accelerator}"));
     let qemu = host.qemu.as_deref().map_or(String::new(), |version| format!(", QEMU {version}"));
-    rows.push(("Host", format!("{}, Linux {}, {} CPUs{qemu}{accelerator}", host.os, host.kernel, host.cpus)));
+    if !host.os.is_empty() {
+        rows.push((
+            "Host",
+            format!("{}, Linux {}, {} CPUs{qemu}{accelerator}", host.os, host.kernel, host.cpus),
+        ));
+    }
     if let Some(snapshot) = &report.snapshot {
         rows.push(("Snapshot", format!("made at {} by the run {}", snapshot.made_at, snapshot.made_by)));
     }
@@ -133,7 +139,7 @@ fn comparison(report: &Report) -> Markup {
     html! {
         @if evidence.join.is_some() {
             h2 id="evidence" { "Evidence before and after the power cut" }
-            div.scroll tabindex="0" role="region" aria-labelledby="evidence" {
+            section.scroll tabindex="0" aria-labelledby="evidence" {
                 table {
                     thead { tr {
                         td {} th scope="col" { "Before" } th scope="col" { "After, without a broker" }
@@ -161,7 +167,7 @@ fn statuses(report: &Report) -> Markup {
     html! {
         @if !report.statuses.is_empty() {
             h2 id="statuses" { "Statuses of the agent" }
-            div.scroll tabindex="0" role="region" aria-labelledby="statuses" {
+            section.scroll tabindex="0" aria-labelledby="statuses" {
                 table {
                     thead { tr {
                         th.n scope="col" { "Time" } th.n scope="col" { "Revision" } th scope="col" { "Boot id" }
@@ -198,7 +204,7 @@ fn history(report: &Report, past: &[PastRun]) -> Markup {
         @if !past.is_empty() {
             h2 id="history" { "The last " (past.len()) " runs on this host" }
             p { (verified) " were verified." }
-            div.scroll tabindex="0" role="region" aria-labelledby="history" {
+            section.scroll tabindex="0" aria-labelledby="history" {
                 table {
                     thead { tr {
                         th scope="col" { "Started" } th scope="col" { "Outcome" } th.n scope="col" { "Time" }
@@ -228,7 +234,7 @@ fn past_run(report: &Report, run: &PastRun, longest: f64) -> Markup {
             td.n { (human_seconds(run.seconds)) }
             td.wide { div.track aria-hidden="true" { div.bar style=(format!("left:0;width:{width:.2}%")) {} } }
             td { (run.arch) ", " (image) ", " (warm) (accelerator) }
-            td { code { (run.commit.as_deref().map(short).unwrap_or_default()) } }
+            td.short { code { (run.commit.as_deref().map(short).unwrap_or_default()) } }
         }
     }
 }

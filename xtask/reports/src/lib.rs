@@ -5,6 +5,8 @@
 mod html;
 mod junit;
 mod markdown;
+#[cfg(all(test, feature = "real"))]
+mod pages;
 #[cfg(test)]
 mod samples;
 mod timeline;

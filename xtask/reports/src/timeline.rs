@@ -15,7 +15,7 @@ pub(crate) fn phases(report: &Report, evidence: &Evidence) -> Markup {
     html! {
         h2 id="timeline" { "Timeline" }
         p { "Each bar is a phase. The thin lines are the boots and the faults of the list below." }
-        div.scroll tabindex="0" role="region" aria-labelledby="timeline" {
+        section.scroll tabindex="0" aria-labelledby="timeline" {
             table {
                 thead { tr {
                     th scope="col" { "Phase" } th scope="col" { "Outcome" } th.n scope="col" { "Time" }
@@ -51,21 +51,22 @@ fn row(report: &Report, phase: &PhaseReport) -> Markup {
     let class = class_of(phase.status);
     let percent = |seconds: f64| (100.0 * seconds / report.seconds.max(0.001)).clamp(0.0, 100.0);
     let (left, width) = (percent(phase.started_seconds), percent(phase.seconds));
+    let is_skipped = phase.status == PhaseStatus::Skipped;
     let limit = phase.limit_seconds.map(|limit| format!("limit {}", human_seconds(limit)));
     html! {
         tr {
             th scope="row" { (phase.name.title()) }
-            td class=(class) { (status_word(phase.status)) }
-            td.n title=[limit] { (human_seconds(phase.seconds)) }
+            td class=(format!("short {class}")) { (status_word(phase.status)) }
+            td.n title=[limit] { @if !is_skipped { (human_seconds(phase.seconds)) } }
             td.wide { div.track aria-hidden="true" {
-                @if phase.status != PhaseStatus::Skipped {
+                @if !is_skipped {
                     div class=(format!("bar {class}")) style=(format!("left:{left:.2}%;width:{width:.2}%")) {}
                 }
                 @for event in &report.events {
                     div.mark style=(format!("left:{:.2}%", percent(event.seconds))) {}
                 }
             } }
-            td { (phase.detail) }
+            td { @if !is_skipped { (phase.detail) } }
         }
     }
 }
@@ -86,7 +87,10 @@ fn console(report: &Report, phase: &PhaseReport, printed: &[u8]) -> Markup {
     html! {
         @if !lines.is_empty() {
             details open[is_open] {
-                summary { (phase.name.title()) ": " (count) " lines" @if count > lines.len() { ", the last " (lines.len()) } }
+                summary {
+                    (phase.name.title()) ": " (count) " line" @if count != 1 { "s" }
+                    @if count > lines.len() { ", the last " (lines.len()) " are shown" }
+                }
                 pre tabindex="0" { (lines.join("\n")) }
             }
         }

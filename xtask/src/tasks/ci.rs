@@ -30,7 +30,7 @@ const LINTS: &[Step<'_>] = &[
     ("clippy", "clippy --workspace --all-targets -- -D warnings"),
     (
         "clippy, every feature",
-        "clippy --workspace --all-targets --features xtask/vm,iot-agent/real,xtask-fleet/real,xtask-images/real -- -D warnings",
+        "clippy --workspace --all-targets --features xtask/vm,iot-agent/real,xtask-fleet/real,xtask-images/real,xtask-reports/real -- -D warnings",
     ),
     // `completions`, `build`, `inspect` and `report` build these binaries with one feature each.
     ("clippy, completions", "clippy --package xtask --bin xtask-complete --features complete -- -D warnings"),

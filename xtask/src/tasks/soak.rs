@@ -32,6 +32,10 @@ mod kills;
 const FUZZ_TEST: &[&str] =
     &["test", "--quiet", "--package", "inspect", "--test", "fuzz", "--", "--nocapture", "whatever"];
 
+/// The arguments that run the test of the pages. It prints the paths of its pictures.
+const PAGES_TEST: &[&str] =
+    &["test", "--quiet", "--package", "xtask-reports", "--features", "real", "--", "--nocapture", "pages::"];
+
 /// A kind of round: its name, the number of rounds, and a function that runs one round and returns a line about it.
 type Kind<'a> = (String, u32, Box<dyn Fn(u32) -> Result<String> + 'a>);
 
@@ -42,7 +46,7 @@ pub(super) fn run(workspace: &Workspace, args: &SoakArgs) -> Result<()> {
     let agent_tests: Vec<_> = ci::AGENT_TESTS.split(' ').collect();
     let executions = args.fuzz.to_string();
     let fuzz = || tests(workspace, FUZZ_TEST, ("INSPECT_FUZZ_EXECUTIONS", &executions));
-    let rest: [Kind<'_>; 6] = [
+    let rest: [Kind<'_>; 7] = [
         ("smoke".to_owned(), args.smokes, Box::new(|_| tidy(smoke(args, &["--fsck"])))),
         ("pair".to_owned(), args.pairs, Box::new(|_| tidy(pair(args)))),
         ("kill".to_owned(), args.kills, Box::new(|round| tidy(kills::kill_and_go_on(args, round)))),
@@ -52,6 +56,11 @@ pub(super) fn run(workspace: &Workspace, args: &SoakArgs) -> Result<()> {
             Box::new(|_| tests(workspace, &agent_tests, ("IOT_AGENT_SOAK", "1"))),
         ),
         ("fuzz".to_owned(), (args.fuzz > 0).into(), Box::new(|_| fuzz())),
+        (
+            "reports".to_owned(),
+            args.reports.into(),
+            Box::new(|_| tests(workspace, PAGES_TEST, ("RUST_BACKTRACE", "0"))),
+        ),
         ("all".to_owned(), args.all.into(), Box::new(|_| ci::run_tables(workspace))),
     ];
     let kinds = faults::sabotages(args).chain(faults::disturbances(args)).chain(rest);

@@ -191,6 +191,10 @@ pub struct SoakArgs {
     #[arg(long)]
     pub all: bool,
 
+    /// Validate the reports of each verdict, and take pictures of the pages to look at; needs npx, python3 and chromium
+    #[arg(long)]
+    pub reports: bool,
+
     /// The number of inspections of mutated executables
     #[arg(long, default_value_t = 0, value_name = "N")]
     pub fuzz: u64,
