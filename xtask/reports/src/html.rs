@@ -203,7 +203,7 @@ fn history(report: &Report, past: &[PastRun]) -> Markup {
     html! {
         @if !past.is_empty() {
             h2 id="history" { "The last " (past.len()) " runs on this host" }
-            p { (verified) " were verified." }
+            p { "Verified: " (verified) " of " (past.len()) "." }
             section.scroll tabindex="0" aria-labelledby="history" {
                 table {
                     thead { tr {

@@ -50,7 +50,8 @@ fn kind(kind: EventKind) -> &'static str {
 fn row(report: &Report, phase: &PhaseReport) -> Markup {
     let class = class_of(phase.status);
     let percent = |seconds: f64| (100.0 * seconds / report.seconds.max(0.001)).clamp(0.0, 100.0);
-    let (left, width) = (percent(phase.started_seconds), percent(phase.seconds));
+    let left = percent(phase.started_seconds);
+    let width = percent(phase.seconds).min(100.0 - left);
     let is_skipped = phase.status == PhaseStatus::Skipped;
     let limit = phase.limit_seconds.map(|limit| format!("limit {}", human_seconds(limit)));
     html! {
