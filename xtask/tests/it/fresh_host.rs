@@ -175,7 +175,7 @@ fn as_root(debian: &Debian) {
     assert_eq!(ran(&again), Vec::<String>::new());
 
     assert_eq!(debian.package_sources(), sources, "the sources of packages have changed");
-    assert_eq!(debian.processes(), processes, "a process was left running");
+    debian.assert_runs_only(&processes);
 }
 
 /// Checks that an ordinary user lacks only the tools for user namespaces after root's fix.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use xtask_core::arch::VmArchitecture;
 
@@ -15,6 +15,8 @@ use crate::scratch::{message, wait_until};
 const IDS: &str = r#"read -r go && exec unshare --mount --pid --fork --kill-child sh "$@""#;
 /// The time in which a namespace must exist, which normally takes a moment.
 const NAMESPACE: Duration = Duration::from_secs(10);
+/// The time in which a process that was ended must be gone.
+const ENDED: Duration = Duration::from_secs(10);
 /// The map of ids if this process is root. They are this host's own ids, so that the host's files can be read.
 const OWN_IDS: &str = "0 0 65536\n";
 
@@ -106,6 +108,16 @@ impl Debian {
         let mut lines: Vec<_> = files.lines().collect();
         lines.sort_unstable();
         lines.join("\n")
+    }
+
+    /// Checks that no other processes than these run. A process that has just been ended may take a moment to end.
+    #[track_caller]
+    pub(crate) fn assert_runs_only(&self, processes: &BTreeMap<PathBuf, usize>) {
+        let deadline = Instant::now() + ENDED;
+        while self.processes() != *processes && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        assert_eq!(self.processes(), *processes, "a process was left running");
     }
 
     /// Returns the number of processes of each program, without zombies.

@@ -84,7 +84,7 @@ fn check_rust(facts: &Facts, findings: &mut Vec<Finding>) {
             },
         )),
         Err(error) => {
-            let remedy = "install Rust by rustup";
+            let remedy = "install Rust by rustup; if the variable RUSTC or the key build.rustc of cargo's configuration is set, remove it";
             findings.push(Finding::blocks("rust", "rustc does not answer", error, remedy));
         }
     }

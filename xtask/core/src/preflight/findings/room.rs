@@ -43,7 +43,10 @@ fn cache(facts: &Facts) -> Option<Finding> {
             Some(Finding::blocks("cache-path", sentence, error.to_string(), set("a shorter directory")))
         }
         (Err(error), _) => {
-            let sentence = "no usable directory for the cache is known";
+            let sentence = match error {
+                Unusable::Nowhere => "no directory for the cache is known",
+                _ => "the cache cannot be used",
+            };
             Some(Finding::blocks("cache", sentence, error.to_string(), error.remedy()))
         }
         (Ok(cache), Err(error)) => {
