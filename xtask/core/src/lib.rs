@@ -6,7 +6,7 @@
 //! before it. `xtask/tests/arrows.rs` checks this.
 //!
 //! ```text
-//! arch limits error output digest format fs git os_release cache workspace
+//! arch limits error output job digest format fs git os_release cache workspace
 //! cpu report libvirt_uri
 //! cli processes
 //! image build runs
@@ -36,6 +36,7 @@ pub mod git;
 mod golden;
 pub mod host;
 pub mod image;
+pub mod job;
 pub mod libvirt_uri;
 pub mod limits;
 pub mod machine;

@@ -2,6 +2,7 @@
 
 use xtask_core::error::Verdict;
 use xtask_core::format::{human_seconds, name_of};
+use xtask_core::job::annotation;
 use xtask_core::report::{FailureReport, Report};
 
 use crate::words::{not_tested, status_word, verdict};
@@ -44,26 +45,18 @@ fn escaped(text: &str) -> String {
     escaped
 }
 
-/// Returns the annotations of a run, one per line. GitHub's runner and Gitea's show them beside the job's log ("Workflow
-/// commands for GitHub Actions").
+/// Returns the annotations of a run, one per line.
 pub fn annotations(report: &Report) -> Vec<String> {
     let failure = report.failure.iter().map(|failure| {
         let (verdict, phase) = (name_of(&report.verdict), failure.phase.title());
         let title = format!("smoke of {} {verdict} in {phase}", report.guest.arch);
         let without_console = FailureReport { console_tail: Vec::new(), ..failure.clone() };
-        command("error", &title, &without_console.lines().join("\n"))
+        annotation("error", &title, &without_console.lines().join("\n"))
     });
     let is_judged = [Verdict::Verified, Verdict::Failed].contains(&report.verdict);
     let limitations = not_tested(report).into_iter().filter(|_| is_judged);
     let title = format!("smoke of {}", report.guest.arch);
-    failure.chain(limitations.map(|sentence| command("notice", &title, &sentence))).collect()
-}
-
-/// Returns a command of the workflow, whose values are escaped.
-fn command(kind: &str, title: &str, message: &str) -> String {
-    let data = |text: &str| text.replace('%', "%25").replace('\r', "%0D").replace('\n', "%0A");
-    let title = data(title).replace(':', "%3A").replace(',', "%2C");
-    format!("::{kind} title={title}::{}", data(message))
+    failure.chain(limitations.map(|sentence| annotation("notice", &title, &sentence))).collect()
 }
 
 #[cfg(test)]

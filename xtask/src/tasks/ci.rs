@@ -12,6 +12,7 @@ use anyhow::{Result, ensure};
 use xtask_core::arch::VmArchitecture;
 use xtask_core::cli::{CiArgs, MachineArgs};
 use xtask_core::error::{Failure, Verdict};
+use xtask_core::job;
 use xtask_core::message;
 use xtask_core::output::print;
 use xtask_core::preflight::PreflightRequest;
@@ -118,6 +119,9 @@ pub(super) fn run(workspace: &Workspace, args: &CiArgs) -> Result<()> {
     let count = runner.count;
     for failure in &count.failures {
         message!("failed: {failure}");
+        if job::is_in_job() {
+            message!("{}", job::annotation("error", "cargo xtask ci", failure));
+        }
     }
     for line in last_lines(&count) {
         print(line)?;

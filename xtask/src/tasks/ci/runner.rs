@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use xtask_core::error::{Failure, Kind, Verdict};
 use xtask_core::format::human_seconds;
+use xtask_core::job;
 use xtask_core::message;
 use xtask_core::output::write_message;
 use xtask_core::workspace::Workspace;
@@ -20,9 +21,6 @@ use super::{IT, Step};
 
 /// The maximum number of crates in `xtask`. Each crate makes the first build on a fresh machine slower.
 const MAX_CRATES: usize = 66;
-
-/// The variables by which a smoke knows that it can write to the page of a job on GitHub or Gitea.
-const PAGE_OF_JOB: [&str; 3] = ["GITHUB_ACTIONS", "GITEA_ACTIONS", "GITHUB_STEP_SUMMARY"];
 
 /// The numbers of steps and tests that passed and failed.
 #[derive(Debug, Default)]
@@ -166,7 +164,7 @@ impl<'a> Runner<'a> {
         let mut cargo = self.cargo(&arguments);
         if smoke.is_none() {
             // Tests also run smokes, which fail on purpose. These must not be on the page of the job.
-            for variable in PAGE_OF_JOB {
+            for variable in job::VARIABLES {
                 cargo.env_remove(variable);
             }
         }

@@ -8,17 +8,13 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result};
 use xtask_core::error::Verdict;
 use xtask_core::fs::write_private;
+use xtask_core::job;
 use xtask_core::report::past::{PastRun, past_runs, remember};
 use xtask_core::report::{FailureReport, HTML, JUNIT, Report};
 use xtask_reports::{Evidence, annotations, html, junit, markdown};
 
 use super::archive;
 use super::run::Run;
-
-/// The variable with the path of the file to which a job on GitHub or Gitea appends its summary.
-const SUMMARY: &str = "GITHUB_STEP_SUMMARY";
-/// The variables that are `true` in a job on GitHub or Gitea.
-const ACTIONS: [&str; 2] = ["GITHUB_ACTIONS", "GITEA_ACTIONS"];
 
 /// Writes all reports, and shows the failure, the path of the report and the verdict. If the report cannot be written
 /// into `directory`, all reports are written into the run's directory.
@@ -94,18 +90,18 @@ fn write_junit(report: &Report, directory: &Path) -> Result<()> {
 /// Adds the summary and the annotations to the page of a CI job. Elsewhere, `cargo xtask report --format markdown`
 /// prints the summary.
 fn summarise(run: &Run<'_>, report: &Report) -> Result<()> {
-    if !ACTIONS.iter().any(|name| std::env::var_os(name).is_some_and(|value| value == "true")) {
+    if !job::is_in_job() {
         return Ok(());
     }
     for annotation in annotations(report) {
         run.ui.line(&annotation);
     }
-    let Some(path) = std::env::var_os(SUMMARY) else { return Ok(()) };
+    let Some(path) = std::env::var_os(job::SUMMARY) else { return Ok(()) };
     let mut file = OpenOptions::new()
         .create(true)
         .append(true)
         .open(&path)
-        .with_context(|| format!("open {SUMMARY}, {}", path.display()))?;
+        .with_context(|| format!("open {}, {}", job::SUMMARY, path.display()))?;
     writeln!(file, "{}", markdown(report)).with_context(|| format!("write {}", path.display()))
 }
 
