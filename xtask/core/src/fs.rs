@@ -142,8 +142,9 @@ pub fn write_private(path: &Path, content: impl AsRef<[u8]>) -> Result<()> {
 pub fn write_atomically(path: &Path, content: impl AsRef<[u8]>) -> Result<()> {
     let mut beside = path.as_os_str().to_owned();
     beside.push(".new");
-    write_private(Path::new(&beside), content)?;
-    Ok(fs_err::rename(beside, path)?)
+    let beside = Path::new(&beside);
+    let written = write_private(beside, content).and_then(|()| Ok(fs_err::rename(beside, path)?));
+    written.inspect_err(|_| drop(std::fs::remove_file(beside)))
 }
 
 /// Returns the content of a file, or `None` if the file does not exist.

@@ -22,9 +22,24 @@ pub fn annotation(kind: &str, title: &str, message: &str) -> String {
     format!("::{kind} title={title}::{}", escaped(message))
 }
 
+/// Returns a text in which the runner of a job finds no command. The runner accepts `::` at the start of a line, also
+/// after spaces, and `##[` anywhere. A guest could otherwise forge an annotation.
+pub fn defused(text: &str) -> String {
+    let line = |line: &str| match line.trim_start().strip_prefix("::") {
+        Some(rest) => format!("{}: :{rest}", &line[..line.len() - line.trim_start().len()]),
+        None => line.to_owned(),
+    };
+    text.split('\n').map(line).collect::<Vec<_>>().join("\n").replace("##[", "# #[")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_text_of_the_guest_is_no_command() {
+        assert_eq!(defused("a ::b\n  ::error::c\nx ##[add-mask]d"), "a ::b\n  : :error::c\nx # #[add-mask]d");
+    }
 
     #[test]
     fn an_annotation_is_one_line() {

@@ -6,7 +6,7 @@
 //! before it. `xtask/tests/arrows.rs` checks this.
 //!
 //! ```text
-//! arch limits error output job digest format fs git os_release cache workspace
+//! arch limits error job output digest format fs git os_release cache workspace
 //! cpu report libvirt_uri
 //! cli processes
 //! image build runs

@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use anyhow::{Error, Result};
 
 use crate::error::{self, Failure};
+use crate::job;
 
 /// Prints a result and the end of its line on stdout. If the reader closes the pipe early, as `head` does, this is not
 /// an error.
@@ -61,7 +62,7 @@ pub fn write_message(text: &str) {
 /// or the agent, so each line after the first one is indented. No such line can then be mistaken for a line of this
 /// program.
 pub fn plain(text: &str) -> String {
-    let text = clean(text);
+    let text = if job::is_in_job() { job::defused(&clean(text)) } else { clean(text) };
     let (first, rest) = text.split_once('\n').unwrap_or((&text, ""));
     let indented =
         |line: &str| if line.starts_with("  ") { format!("\n{line}") } else { format!("\n    {line}") };
@@ -90,12 +91,14 @@ fn after_escape(text: &str) -> &str {
     match text.chars().next() {
         // A control sequence: parameters, intermediate characters, and a final character.
         Some('[') => skip_final(text[1..].trim_start_matches(|c| (' '..='?').contains(&c)), '@'),
-        // A control string, which ends with ST or, by xterm's custom, with BEL. A string without an end would hide the
-        // rest of the text, so only its beginning is removed.
-        Some(']' | 'P' | 'X' | '^' | '_') => {
-            let ends = [text.find('\x07').map(|at| at + 1), text.find("\x1b\\").map(|at| at + 2)];
-            &text[ends.into_iter().flatten().min().unwrap_or(1)..]
-        }
+        // A control string, which ends with ST (ESC \) or, by xterm's custom, with BEL. A string without an end would hide
+        // the rest of the text, so only its beginning is removed. Another ESC ends the search, because a search to the
+        // end of the text at each ESC would take quadratic time.
+        Some(']' | 'P' | 'X' | '^' | '_') => match text.find(['\x07', '\x1b']) {
+            Some(at) if text[at..].starts_with('\x07') => &text[at + 1..],
+            Some(at) if text[at..].starts_with("\x1b\\") => &text[at + 2..],
+            _ => &text[1..],
+        },
         // Any other sequence: intermediate characters and a final character.
         _ => skip_final(text.trim_start_matches(|c| (' '..='/').contains(&c)), '0'),
     }
@@ -119,6 +122,12 @@ pub fn conclude(outcome: &Result<()>) -> ExitCode {
 mod tests {
     use super::*;
 
+    /// With quadratic time, this would take hours.
+    #[test]
+    fn a_text_of_megabytes_of_strings_without_an_end_is_cleaned() {
+        assert_eq!(clean(&"\x1b]".repeat(4 << 20)), "");
+    }
+
     #[test]
     fn escape_sequences_are_removed_and_nothing_else() {
         let table = [
@@ -127,6 +136,7 @@ mod tests {
             ("a\x1b]0;title\x07b\x1b]8;;http://x\x1b\\c", "abc"),
             ("a\x1bP1$r0m\x1b\\b\x1b_app\x1b\\c\x1b^pm\x1b\\d", "abcd"),
             ("a\x1b]0;a string without an end", "a0;a string without an end"),
+            ("a\x1b]0;one\x1b]0;two\x07b", "a0;oneb"),
             ("a\x1b[12", "a"),
             ("a\x1b", "a"),
             ("a\x1b\u{e4}b", "a\u{e4}b"),

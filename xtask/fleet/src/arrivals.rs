@@ -44,7 +44,7 @@ impl Arrivals {
         let list = Arc::clone(&self.list);
         let task = tokio::spawn(async move {
             while let Some(Ok(entry)) = watch.next().await {
-                // A status that cannot be parsed is found by the smoke's own look at the latest one.
+                // The smoke reads the latest status itself, and reports one that cannot be parsed.
                 let Ok(status) = serde_json::from_slice::<DeviceStatus>(&entry.value) else { continue };
                 record(&list, ReceivedStatus { revision: entry.revision, status });
             }

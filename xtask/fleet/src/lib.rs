@@ -124,8 +124,8 @@ impl Broker {
             .with_context(|| what.to_owned())
     }
 
-    /// Returns the statuses that have arrived, in order. If the broker was stopped, those that it stored while nobody
-    /// followed them are missing, except for the last one.
+    /// Returns the statuses that have arrived, in order. While the broker is stopped, nothing is recorded. Of the statuses
+    /// that were stored before it was followed again, only the last one is recorded.
     pub fn arrivals(&self) -> Vec<Arrival> {
         self.arrivals.list()
     }

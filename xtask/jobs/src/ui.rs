@@ -101,9 +101,9 @@ fn width() -> Option<usize> {
     (size.ws_col > 0).then_some(size.ws_col.into())
 }
 
-/// Breaks a line between words, so that a terminal of this width does not break a word. The text begins in the column
-/// `indent`, and the lines after the first one are indented by this number, or by four columns more than the text
-/// itself is. A text that is not for a terminal stays one line.
+/// Breaks a line between words, so that a terminal of this width does not break a word. With an indent, all later lines
+/// begin in that column. Without one, they begin four columns to the right of the first line. A text that is not for a
+/// terminal stays one line.
 fn wrapped(text: &str, width: Option<usize>, indent: usize) -> String {
     let Some(width) = width.filter(|width| *width > indent) else { return text.to_owned() };
     let own = text.len() - text.trim_start().len();

@@ -1,5 +1,5 @@
-//! `report.html`: one file that loads nothing and needs no script. It has at most 300 KB, because each list in it has
-//! a maximum length.
+//! `report.html`: one file that loads nothing and needs no script. It has at most 300 KB, because each list and each
+//! text in it has a maximum length.
 
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 use xtask_core::error::Verdict;
@@ -7,11 +7,23 @@ use xtask_core::format::{human_seconds, name_of};
 use xtask_core::report::past::PastRun;
 use xtask_core::report::{FailureReport, Report, StatusEvidence, WorkloadEvidence};
 
-use crate::words::{not_tested, short, verdict};
-use crate::{Evidence, timeline};
+use crate::words::{cleaned, not_tested, short, verdict};
+use crate::{Evidence, last, lines, shortened, timeline};
+
+/// The maximum number of characters of a text of the report.
+const CHARACTERS: usize = 400;
+/// The maximum number of warnings, and of causes of a failure.
+const TEXTS: usize = 8;
+/// The maximum number of the lines of the journal, and of the console's end, with their maximum size in HTML.
+const LOG: (usize, usize) = (80, 12_000);
+/// The number of statuses that are shown at the beginning and at the end of their list.
+const STATUSES: usize = 40;
+/// The maximum number of characters of the list of deployments of a status.
+const DEPLOYMENTS: usize = 60;
 
 /// Returns the page about a run.
 pub fn html(report: &Report, evidence: &Evidence) -> String {
+    let report = &cleaned(report);
     let word = name_of(&report.verdict);
     let page = html! {
         (DOCTYPE)
@@ -47,17 +59,17 @@ fn cause(failure: &FailureReport, word: &str) -> Markup {
         section class=(format!("cause {word}")) aria-label="The cause" {
             dl {
                 dt { "What failed, in the phase " (failure.phase.title()) }
-                dd { (failure.error) }
+                dd { (text(&failure.error)) }
                 @if !failure.causes.is_empty() {
                     dt { "Why" }
-                    @for cause in &failure.causes { dd { (cause) } }
+                    @for cause in failure.causes.iter().take(TEXTS) { dd { (text(cause)) } }
                 }
-                @if let Some(hint) = &failure.hint { dt { "What to do" } dd { (hint) } }
+                @if let Some(hint) = &failure.hint { dt { "What to do" } dd { (text(hint)) } }
             }
             @if !failure.console_tail.is_empty() {
                 details {
                     summary { "The last lines of the guest's console" }
-                    pre tabindex="0" { (failure.console_tail.join("\n")) }
+                    pre tabindex="0" { (end_of(failure.console_tail.join("\n").as_bytes())) }
                 }
             }
         }
@@ -101,7 +113,7 @@ fn subject(report: &Report) -> Markup {
     ));
     html! {
         h2 { "What was tested" }
-        table { tbody { @for (name, value) in rows { tr { th scope="row" { (name) } td { code { (value) } } } } } }
+        table { tbody { @for (name, value) in rows { tr { th scope="row" { (name) } td { code { (text(&value)) } } } } } }
     }
 }
 
@@ -112,7 +124,7 @@ fn limitations(report: &Report) -> Markup {
         @if sentences.is_empty() {
             p { "Nothing: all phases ran, with the release build and the wanted image." }
         } @else {
-            ul { @for sentence in sentences { li { (sentence) } } }
+            ul { @for sentence in sentences { li { (text(&sentence)) } } }
         }
     }
 }
@@ -146,7 +158,7 @@ fn comparison(report: &Report) -> Markup {
                         th scope="col" { "After, with the broker" }
                     } }
                     tbody { @for (name, values) in rows {
-                        tr { th scope="row" { (name) } @for value in values { td { code { (value.unwrap_or_default()) } } } }
+                        tr { th scope="row" { (name) } @for value in values { td { code { (shortened(&value.unwrap_or_default(), DEPLOYMENTS)) } } } }
                     } }
                 }
             }
@@ -158,12 +170,25 @@ fn journal(evidence: &Evidence) -> Markup {
     html! {
         @if !evidence.journal.is_empty() {
             h2 { "The end of the guest's journal" }
-            pre tabindex="0" { (evidence.journal.join("\n")) }
+            pre tabindex="0" { (end_of(&evidence.journal)) }
         }
     }
 }
 
+/// Returns a text of the report, which an agent or a guest can have made long.
+fn text(text: &str) -> String {
+    shortened(text, CHARACTERS)
+}
+
+/// Returns the last lines of an output of the guest.
+fn end_of(output: &[u8]) -> String {
+    last(&lines(output), LOG.0, LOG.1).join("\n")
+}
+
 fn statuses(report: &Report) -> Markup {
+    let all = &report.statuses;
+    let is_shown = |index: usize| index < STATUSES || index + STATUSES >= all.len();
+    let shown = all.iter().enumerate().filter(|(index, _)| is_shown(*index)).map(|(_, status)| status);
     html! {
         @if !report.statuses.is_empty() {
             h2 id="statuses" { "Statuses of the agent" }
@@ -174,12 +199,12 @@ fn statuses(report: &Report) -> Markup {
                         th.n scope="col" { "Number" } th.n scope="col" { "Uptime" } th.n scope="col" { "Acknowledges" }
                         th scope="col" { "Deployments" }
                     } }
-                    tbody { @for status in &report.statuses {
+                    tbody { @for status in shown {
                         tr {
                             td.n { (human_seconds(status.seconds)) } td.n { (status.kv_revision) }
                             td { code { (short(&status.boot_id)) } } td.n { (status.sequence) }
                             td.n { (status.uptime_seconds) " s" } td.n { (status.desired_revision) }
-                            td { (status.deployments.join(", ")) }
+                            td { (shortened(&status.deployments.join(", "), DEPLOYMENTS)) }
                         }
                     } }
                 }
@@ -192,7 +217,7 @@ fn warnings(report: &Report) -> Markup {
     html! {
         @if !report.warnings.is_empty() {
             h2 { "Warnings" }
-            ul { @for warning in &report.warnings { li { (warning) } } }
+            ul { @for warning in report.warnings.iter().take(TEXTS) { li { (text(warning)) } } }
         }
     }
 }
@@ -202,7 +227,7 @@ fn history(report: &Report, past: &[PastRun]) -> Markup {
     let verified = past.iter().filter(|run| run.verdict == Verdict::Verified).count();
     html! {
         @if !past.is_empty() {
-            h2 id="history" { "The last " (past.len()) " runs on this host" }
+            h2 id="history" { "The last runs in this cache" }
             p { "Verified: " (verified) " of " (past.len()) "." }
             section.scroll tabindex="0" aria-labelledby="history" {
                 table {
@@ -229,7 +254,8 @@ fn past_run(report: &Report, run: &PastRun, longest: f64) -> Markup {
             td { (run.started_at) @if run.run_id == report.run_id { " (this run)" } }
             td class=(word) {
                 (word) @if let Some(phase) = run.failed_in { " in " (phase.title()) }
-                @if let Some(planted) = &run.planted { ", planted: " (planted) }
+                @if let Some(fault) = &run.sabotage { ", planted: " (fault) }
+                @if let Some(disturbance) = &run.disturbance { ", disturbed: " (disturbance) }
             }
             td.n { (human_seconds(run.seconds)) }
             td.wide { div.track aria-hidden="true" { div.bar style=(format!("left:0;width:{width:.2}%")) {} } }
@@ -274,38 +300,42 @@ mod tests {
         assert!(text.contains("<strong>fault</strong>, power cut"));
     }
 
-    /// The largest possible page: each list is full, and each line has characters that are escaped.
+    /// The largest possible page: each list is full, and each text is long and has characters that are escaped.
     #[test]
     fn the_largest_page_has_at_most_300_kilobytes() {
         let mut report = samples::verified();
-        report.failure = samples::failed().failure;
-        let line = format!("[  123.456789] {}\n", "a unit of the guest was started <ok> ".repeat(3));
-        report.statuses = vec![
-            StatusReport {
-                deployments: vec!["persistent running".to_owned(); 3],
-                ..report.statuses[0].clone()
-            };
-            MAX_STATUSES
-        ];
-        report.events = vec![
-            EventReport {
-                seconds: 1.0,
-                kind: EventKind::Fault,
-                text: "the broker is stopped".to_owned()
-            };
-            20
-        ];
+        let long = "\"<&\"".repeat(1_000);
+        let mut failure = samples::failed().failure.unwrap();
+        (failure.error, failure.hint) = (long.clone(), Some(long.clone()));
+        (failure.causes, failure.console_tail) = (vec![long.clone(); 20], vec![long.clone(); 30]);
+        report.failure = Some(failure);
+        report.warnings = vec![long.clone(); 100];
+        let status = StatusReport { deployments: vec![long.clone(); 3], ..report.statuses[0].clone() };
+        report.statuses = vec![status; MAX_STATUSES];
+        report.events = vec![EventReport { seconds: 1.0, kind: EventKind::Fault, text: long.clone() }; 200];
+        let line = format!("{}\n", "\"".repeat(200));
         for (index, phase) in report.phases.iter_mut().enumerate() {
-            phase.console_offset = (index * 100 * line.len()) as u64;
+            phase.console_offset = Some((index * 100 * line.len()) as u64);
+            phase.detail.clone_from(&long);
         }
         let evidence = Evidence {
             console: line.repeat(100 * report.phases.len()).into_bytes(),
-            journal: vec![line.trim_end().to_owned(); crate::JOURNAL_LINES],
+            journal: line.repeat(100).into_bytes(),
             past: vec![PastRun::from(&report); REMEMBERED],
         };
         let page = html(&report, &evidence);
         assert!(page.len() <= 300_000, "{} bytes", page.len());
-        assert!(page.contains("100 lines, the last 60"));
+        assert!(page.contains("100 lines, the last 7 are shown"));
         assert!(!page.contains("http-equiv") && !page.contains("src="), "a page loads nothing");
+    }
+
+    #[test]
+    fn a_report_of_an_earlier_version_has_one_console_and_no_bars() {
+        let mut report = samples::verified();
+        for phase in &mut report.phases {
+            (phase.started_seconds, phase.console_offset) = (None, None);
+        }
+        let page = html(&report, &Evidence { console: b"a\nb\n".to_vec(), ..Evidence::default() });
+        assert!(page.contains("all phases: 2 lines") && !page.contains("class=\"bar"), "{page}");
     }
 }

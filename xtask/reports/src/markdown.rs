@@ -3,16 +3,18 @@
 use xtask_core::error::Verdict;
 use xtask_core::format::{human_seconds, name_of};
 use xtask_core::job::annotation;
+use xtask_core::output::plain;
 use xtask_core::report::{FailureReport, Report};
 
-use crate::words::{not_tested, status_word, verdict};
+use crate::words::{cleaned, not_tested, status_word, verdict};
 
 /// Returns the summary: the verdict, the failure, the phases, and what was not tested.
 pub fn markdown(report: &Report) -> String {
+    let report = &cleaned(report);
     let mut text = format!("## {}\n\n{}\n", escaped(&report.verdict_line()), verdict(report));
     if let Some(failure) = &report.failure {
         let fence = "````";
-        let lines: Vec<_> = failure.lines().iter().map(|line| line.replace(fence, "'''")).collect();
+        let lines: Vec<_> = failure.lines().iter().map(|line| plain(&line.replace(fence, "'''"))).collect();
         text.push_str(&format!("\n{fence}text\n{}\n{fence}\n", lines.join("\n")));
     }
     text.push_str("\n| phase | outcome | time | |\n|---|---|---|---|\n");
@@ -47,6 +49,7 @@ fn escaped(text: &str) -> String {
 
 /// Returns the annotations of a run, one per line.
 pub fn annotations(report: &Report) -> Vec<String> {
+    let report = &cleaned(report);
     let failure = report.failure.iter().map(|failure| {
         let (verdict, phase) = (name_of(&report.verdict), failure.phase.title());
         let title = format!("smoke of {} {verdict} in {phase}", report.guest.arch);

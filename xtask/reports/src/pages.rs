@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 use xtask_core::format::name_of;
+use xtask_core::message;
 use xtask_core::report::{HTML, JUNIT, past::PastRun};
 
 use crate::{Evidence, html, junit, samples};
@@ -62,7 +63,7 @@ fn validators_accept_the_reports_of_each_verdict_and_a_browser_shows_them() {
         std::fs::create_dir_all(&directory).unwrap();
         let evidence = Evidence {
             console: b"[    1.0] Linux version 6.1\n".repeat(20),
-            journal: vec!["iot-agent: connected <ok>".to_owned()],
+            journal: b"iot-agent: connected <ok>\n".to_vec(),
             past: past.clone(),
         };
         let page = directory.join(HTML);
@@ -89,7 +90,7 @@ fn take_pictures(page: &Path) {
         chromium.arg(format!("--user-data-dir={}", profile.path().join(name).display()));
         chromium.args([format!("--window-size={size}"), format!("--screenshot={}", picture.display())]);
         run(chromium.arg(format!("file://{}", page.display())));
-        println!("{}", picture.display());
+        message!("{}", picture.display());
         pictures.push(std::fs::read(&picture).unwrap());
     }
     assert!(pictures[0] != pictures[1], "the dark page looks like the light one");

@@ -15,11 +15,11 @@ fn until(end: Phase) -> Report {
         report.phases.push(PhaseReport {
             name,
             status: PhaseStatus::Passed,
-            started_seconds: 10.0 * index as f64,
+            started_seconds: Some(10.0 * index as f64),
             seconds: 10.0,
             limit_seconds: Some(300.0),
             detail: format!("the detail of {}", name.title()),
-            console_offset: if name > Phase::Image { 9 * (index as u64 - 3) } else { 0 },
+            console_offset: (name > Phase::Inspect).then(|| 9 * (index as u64 - 3)),
         });
     }
     report.guest.image = Some(ImageReport {
@@ -50,11 +50,11 @@ fn failing(phase: Phase, error: &anyhow::Error, verdict: Verdict) -> Report {
     report.phases.push(PhaseReport {
         name: phase,
         status: PhaseStatus::Failed,
-        started_seconds: 80.0,
+        started_seconds: Some(80.0),
         seconds: 5.5,
         limit_seconds: Some(60.0),
         detail: error.to_string(),
-        console_offset: 50,
+        console_offset: Some(50),
     });
     report.failure =
         Some(FailureReport::new(phase, error, vec!["[  9.1] <script>alert(1)</script>".to_owned()]));

@@ -5,11 +5,15 @@ use xtask_core::format::human_seconds;
 use xtask_core::report::{EventKind, PhaseReport, PhaseStatus, Report};
 
 use crate::words::status_word;
-use crate::{Evidence, console_of, last_lines};
+use crate::{Evidence, LINE_CHARACTERS, console_of, last, lines, shortened};
 
-/// The maximum number of the console's lines that a page shows of one phase, and the maximum length of a line.
+/// The maximum number of the console's lines that a page shows of one phase, and their maximum size in HTML.
 const CONSOLE_LINES: usize = 60;
-const LINE_CHARACTERS: usize = 160;
+const CONSOLE_BYTES: usize = 7_000;
+/// The maximum number of boots and faults that a page shows.
+const EVENTS: usize = 40;
+/// The maximum number of characters of the detail of a phase.
+const DETAIL_CHARACTERS: usize = 300;
 
 pub(crate) fn phases(report: &Report, evidence: &Evidence) -> Markup {
     html! {
@@ -18,7 +22,8 @@ pub(crate) fn phases(report: &Report, evidence: &Evidence) -> Markup {
         section.scroll tabindex="0" aria-labelledby="timeline" {
             table {
                 thead { tr {
-                    th scope="col" { "Phase" } th scope="col" { "Outcome" } th.n scope="col" { "Time" }
+                    th scope="col" { "Phase" } th scope="col" { "Outcome" } th.n scope="col" { "Start" }
+                    th.n scope="col" { "Time" }
                     th.wide scope="col" { "From the start to the end of the run" } th scope="col" { "Detail" }
                 } }
                 tbody { @for phase in &report.phases { (row(report, phase)) } }
@@ -26,14 +31,19 @@ pub(crate) fn phases(report: &Report, evidence: &Evidence) -> Markup {
         }
         @if !report.events.is_empty() {
             h2 { "Boots and faults" }
-            ol { @for event in &report.events {
-                li { (human_seconds(event.seconds)) ": " strong { (kind(event.kind)) } ", " (event.text) }
+            ol { @for event in report.events.iter().take(EVENTS) {
+                li { (human_seconds(event.seconds)) ": " strong { (kind(event.kind)) } ", " (shortened(&event.text, LINE_CHARACTERS)) }
             } }
         }
         @if !evidence.console.is_empty() {
-            h2 { "The guest's console in each phase" }
+            h2 { "The guest's console" }
+            @if report.phases.iter().all(|phase| phase.console_offset.is_none()) {
+                (console("all phases", true, &evidence.console))
+            }
             @for (index, phase) in report.phases.iter().enumerate() {
-                (console(report, phase, console_of(report, &evidence.console, index)))
+                @if let Some(printed) = console_of(report, &evidence.console, index) {
+                    (console(&phase.name.title(), is_failed(report, phase), printed))
+                }
             }
         }
     }
@@ -50,7 +60,7 @@ fn kind(kind: EventKind) -> &'static str {
 fn row(report: &Report, phase: &PhaseReport) -> Markup {
     let class = class_of(phase.status);
     let percent = |seconds: f64| (100.0 * seconds / report.seconds.max(0.001)).clamp(0.0, 100.0);
-    let left = percent(phase.started_seconds);
+    let left = percent(phase.started_seconds.unwrap_or(0.0));
     let width = percent(phase.seconds).min(100.0 - left);
     let is_skipped = phase.status == PhaseStatus::Skipped;
     let limit = phase.limit_seconds.map(|limit| format!("limit {}", human_seconds(limit)));
@@ -58,16 +68,17 @@ fn row(report: &Report, phase: &PhaseReport) -> Markup {
         tr {
             th scope="row" { (phase.name.title()) }
             td class=(format!("short {class}")) { (status_word(phase.status)) }
+            td.n { @if let Some(start) = phase.started_seconds { (human_seconds(start)) } }
             td.n title=[limit] { @if !is_skipped { (human_seconds(phase.seconds)) } }
             td.wide { div.track aria-hidden="true" {
-                @if !is_skipped {
+                @if phase.started_seconds.is_some() {
                     div class=(format!("bar {class}")) style=(format!("left:{left:.2}%;width:{width:.2}%")) {}
                 }
-                @for event in &report.events {
+                @for event in report.events.iter().take(EVENTS) {
                     div.mark style=(format!("left:{:.2}%", percent(event.seconds))) {}
                 }
             } }
-            td { @if !is_skipped { (phase.detail) } }
+            td { @if !is_skipped { (shortened(&phase.detail, DETAIL_CHARACTERS)) } }
         }
     }
 }
@@ -80,27 +91,23 @@ pub(crate) fn class_of(status: PhaseStatus) -> &'static str {
     }
 }
 
-fn console(report: &Report, phase: &PhaseReport, printed: &[u8]) -> Markup {
-    let count = printed.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).count();
-    let lines = last_lines(printed, CONSOLE_LINES).into_iter().map(shortened);
-    let lines: Vec<_> = lines.filter(|line| !line.is_empty()).collect();
-    let is_open = report.failure.as_ref().is_some_and(|failure| failure.phase == phase.name);
-    html! {
-        @if !lines.is_empty() {
-            details open[is_open] {
-                summary {
-                    (phase.name.title()) ": " (count) " line" @if count != 1 { "s" }
-                    @if count > lines.len() { ", the last " (lines.len()) " are shown" }
-                }
-                pre tabindex="0" { (lines.join("\n")) }
-            }
-        }
-    }
+fn is_failed(report: &Report, phase: &PhaseReport) -> bool {
+    report.failure.as_ref().is_some_and(|failure| failure.phase == phase.name)
 }
 
-fn shortened(line: String) -> String {
-    match line.char_indices().nth(LINE_CHARACTERS) {
-        Some((at, _)) => format!("{}…", &line[..at]),
-        None => line,
+/// Returns the end of an output of the guest as a part of the page that can be opened.
+fn console(title: &str, is_open: bool, printed: &[u8]) -> Markup {
+    let all = lines(printed);
+    let shown = last(&all, CONSOLE_LINES, CONSOLE_BYTES);
+    html! {
+        @if !all.is_empty() {
+            details open[is_open] {
+                summary {
+                    (title) ": " (all.len()) " line" @if all.len() != 1 { "s" }
+                    @if all.len() > shown.len() { ", the last " (shown.len()) " are shown" }
+                }
+                pre tabindex="0" { (shown.join("\n")) }
+            }
+        }
     }
 }

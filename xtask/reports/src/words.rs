@@ -1,14 +1,42 @@
 //! The sentences about a run: its verdict, and what was not tested.
 
+use serde_json::Value;
 use xtask_core::error::Verdict;
 use xtask_core::format::human_seconds;
+use xtask_core::output::clean;
 use xtask_core::report::{PhaseStatus, Report};
+
+/// Returns the report without the escape sequences and control characters in its texts. The guest and the agent can
+/// have written some of them.
+pub(crate) fn cleaned(report: &Report) -> Report {
+    let mut value = serde_json::to_value(report).expect("a report is plain data");
+    clean_texts(&mut value);
+    serde_json::from_value(value).expect("a report without control characters is a report")
+}
+
+fn clean_texts(value: &mut Value) {
+    match value {
+        Value::String(text) => *text = clean(text),
+        Value::Array(values) => values.iter_mut().for_each(clean_texts),
+        Value::Object(fields) => fields.values_mut().for_each(clean_texts),
+        Value::Null | Value::Bool(_) | Value::Number(_) => {}
+    }
+}
+
+/// The exit code of a usage error.
+const USAGE: u8 = 2;
 
 /// Returns the verdict in a sentence.
 pub(crate) fn verdict(report: &Report) -> String {
     let time = human_seconds(report.seconds);
-    let phase = report.failure.as_ref().map_or_else(String::new, |failure| failure.phase.title());
+    let phase = report
+        .failure
+        .as_ref()
+        .map_or_else(String::new, |failure| format!(" in the phase {}", failure.phase.title()));
     match report.verdict {
+        _ if report.exit_code == USAGE => {
+            "The command line was not valid. Nothing is known about the agent.".to_owned()
+        }
         Verdict::Verified if report.until.is_some() => {
             format!("The agent joined the fleet bus. The smoke ended there, as requested, after {time}.")
         }
@@ -17,18 +45,16 @@ pub(crate) fn verdict(report: &Report) -> String {
              of this was proven in {time}."
         ),
         Verdict::Failed => {
-            format!("The agent or the guest failed in the phase {phase}, {time} after the start of the run.")
+            format!("The agent or the guest failed{phase}. The run took {time}.")
         }
-        Verdict::Unavailable => format!(
-            "Nothing is known about the agent, because this host could not complete the phase {phase}."
-        ),
+        Verdict::Unavailable => format!("Nothing is known about the agent, because this host failed{phase}."),
         Verdict::Interrupted => {
-            format!("The run was interrupted in the phase {phase}. Nothing is known about the agent.")
+            format!("The run was interrupted{phase}. Nothing is known about the agent.")
         }
     }
 }
 
-/// Returns sentences about what makes this run weaker than a complete smoke of the released agent on the default image.
+/// Returns sentences about what makes this run weaker than a complete smoke of the release build on the requested image.
 pub(crate) fn not_tested(report: &Report) -> Vec<String> {
     let mut found = Vec::new();
     let skipped: Vec<_> = report
@@ -92,7 +118,7 @@ pub(crate) fn status_word(status: PhaseStatus) -> &'static str {
 
 /// Returns the beginning of an id or a digest.
 pub(crate) fn short(id: &str) -> &str {
-    id.get(..12).unwrap_or(id)
+    id.char_indices().nth(12).map_or(id, |(end, _)| &id[..end])
 }
 
 #[cfg(test)]
@@ -116,6 +142,14 @@ mod tests {
         ] {
             assert!(found.contains(words), "{words}: {found}");
         }
+    }
+
+    #[test]
+    fn no_text_of_a_report_has_a_control_character() {
+        let mut report = samples::failed();
+        report.failure.as_mut().unwrap().error = "it says \u{1b}[1A\u{1b}[2Kyes\0".to_owned();
+        assert_eq!(cleaned(&report).failure.unwrap().error, "it says yes");
+        assert_eq!(cleaned(&samples::verified()).to_json(), samples::verified().to_json());
     }
 
     #[test]

@@ -14,7 +14,7 @@ use xtask_core::cli::{CiArgs, MachineArgs};
 use xtask_core::error::{Failure, Verdict};
 use xtask_core::job;
 use xtask_core::message;
-use xtask_core::output::print;
+use xtask_core::output::{print, write_message};
 use xtask_core::preflight::PreflightRequest;
 use xtask_core::workspace::Workspace;
 
@@ -120,7 +120,7 @@ pub(super) fn run(workspace: &Workspace, args: &CiArgs) -> Result<()> {
     for failure in &count.failures {
         message!("failed: {failure}");
         if job::is_in_job() {
-            message!("{}", job::annotation("error", "cargo xtask ci", failure));
+            write_message(&format!("{}\n", job::annotation("error", "cargo xtask ci", failure)));
         }
     }
     for line in last_lines(&count) {
@@ -160,7 +160,7 @@ pub(super) fn run_tables(workspace: &Workspace) -> Result<String> {
     runner.one_by_one(OTHER_IMAGES);
     runner.one_by_one(SOAKED);
     let Count { passed, failed, failures, .. } = runner.count;
-    ensure!(failed == 0, "{failed} failed: {}", failures.join("; "));
+    ensure!(failed == 0, "{failed} failed:\n{}", failures.join("\n"));
     Ok(format!("{passed} passed"))
 }
 

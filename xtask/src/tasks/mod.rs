@@ -42,8 +42,8 @@ use xtask_core::workspace::Workspace;
 pub(crate) fn run(cli: &Cli) -> Result<()> {
     let verbosity = cli.verbosity;
     match &cli.command {
-        Command::Inspect(_) => become_light("inspect", verbosity),
-        Command::Light(LightCommand::Report(_)) => become_light("report", verbosity),
+        Command::Inspect(_) => become_unlinked("inspect", verbosity),
+        Command::Report(_) => become_unlinked("report", verbosity),
         Command::Preflight(args) => preflight::run(&Workspace::find()?, args, verbosity),
         Command::Light(command) => run_light(&Workspace::find()?, command, verbosity),
         Command::Heavy(command) => run_heavy(&Workspace::find()?, command, verbosity),
@@ -64,9 +64,8 @@ fn run_light(workspace: &Workspace, command: &LightCommand, verbosity: Verbosity
     match command {
         LightCommand::Build(args) => {
             build::profile::check(workspace, &args.profile)?;
-            become_light("inspect", verbosity)
+            become_unlinked("inspect", verbosity)
         }
-        LightCommand::Report(_) => become_light("report", verbosity),
         LightCommand::Ci(args) => ci::run(workspace, args),
         LightCommand::Soak(args) => soak::run(workspace, args),
         LightCommand::Completions { shell } => print_completions(workspace, *shell),
@@ -166,7 +165,7 @@ fn become_xtask_vm(workspace: &Workspace, verbosity: Verbosity, ahead: Option<Ah
 /// Compiles a binary that needs no package of the host, which takes half a minute the first time, and replaces this
 /// process with it. The binary `xtask-NAME` has the feature NAME. Outside a checkout, the binary beside this one is
 /// used.
-fn become_light(name: &str, verbosity: Verbosity) -> Result<()> {
+fn become_unlinked(name: &str, verbosity: Verbosity) -> Result<()> {
     let binary = format!("xtask-{name}");
     let beside = std::env::current_exe().context("find this program")?.with_file_name(&binary);
     match Workspace::find() {

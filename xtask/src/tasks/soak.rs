@@ -45,7 +45,7 @@ pub(super) fn run(workspace: &Workspace, args: &SoakArgs) -> Result<()> {
     }
     let agent_tests: Vec<_> = ci::AGENT_TESTS.split(' ').collect();
     let executions = args.fuzz.to_string();
-    let fuzz = || tests(workspace, FUZZ_TEST, ("INSPECT_FUZZ_EXECUTIONS", &executions));
+    let fuzz = || tests(workspace, FUZZ_TEST, Some(("INSPECT_FUZZ_EXECUTIONS", &executions)));
     let rest: [Kind<'_>; 7] = [
         ("smoke".to_owned(), args.smokes, Box::new(|_| tidy(smoke(args, &["--fsck"])))),
         ("pair".to_owned(), args.pairs, Box::new(|_| tidy(pair(args)))),
@@ -53,14 +53,10 @@ pub(super) fn run(workspace: &Workspace, args: &SoakArgs) -> Result<()> {
         (
             "agent".to_owned(),
             args.agent.into(),
-            Box::new(|_| tests(workspace, &agent_tests, ("IOT_AGENT_SOAK", "1"))),
+            Box::new(|_| tests(workspace, &agent_tests, Some(("IOT_AGENT_SOAK", "1")))),
         ),
         ("fuzz".to_owned(), (args.fuzz > 0).into(), Box::new(|_| fuzz())),
-        (
-            "reports".to_owned(),
-            args.reports.into(),
-            Box::new(|_| tests(workspace, PAGES_TEST, ("RUST_BACKTRACE", "0"))),
-        ),
+        ("reports".to_owned(), args.reports.into(), Box::new(|_| tests(workspace, PAGES_TEST, None))),
         ("all".to_owned(), args.all.into(), Box::new(|_| ci::run_tables(workspace))),
     ];
     let kinds = faults::sabotages(args).chain(faults::disturbances(args)).chain(rest);
@@ -152,10 +148,10 @@ fn pair(args: &SoakArgs) -> Result<String> {
 }
 
 /// Runs tests with an environment variable that makes them take longer.
-fn tests(workspace: &Workspace, arguments: &[&str], (name, value): (&str, &str)) -> Result<String> {
+fn tests(workspace: &Workspace, arguments: &[&str], variable: Option<(&str, &str)>) -> Result<String> {
     let started = Instant::now();
     let mut command = workspace.cargo();
-    command.args(arguments).env(name, value).stdin(Stdio::null()).stdout(std::io::stderr());
+    command.args(arguments).envs(variable).stdin(Stdio::null()).stdout(std::io::stderr());
     let status = command.status().context("run the tests")?;
     passed(status, started).context("see the failures above")
 }

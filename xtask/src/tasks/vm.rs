@@ -6,7 +6,7 @@ use serde_json::json;
 
 use xtask_core::cache::Cache;
 use xtask_core::cli::{HeavyVmCommand, LightVmCommand, OneArgs, Verbosity};
-use xtask_core::error::Failure;
+use xtask_core::error::{Failure, Verdict};
 use xtask_core::image::choice::Choice;
 use xtask_core::message;
 use xtask_core::output::{print, print_json};
@@ -90,16 +90,26 @@ fn open(cache: &Cache, run: &str) -> Result<()> {
 /// Returns the failure for a run that has a report and no machine; `None` if there is no such run.
 fn not_kept(cache: &Cache, run: &str) -> Option<Failure> {
     let report = Report::read(&cache.runs().join(run)).ok().filter(|report| report.run_id == run)?;
-    let image = report.guest.image.map_or(String::new(), |image| format!(" --image {}", image.name));
-    let sabotage = report.sabotage.map_or(String::new(), |fault| format!(" --sabotage {fault}"));
-    let arch = report.guest.arch;
+    let keep = if report.verdict == Verdict::Verified { "--keep" } else { "--keep-on-failure" };
+    let mut again = format!("cargo xtask smoke --arch {} {keep}", report.guest.arch);
+    let image = report.guest.image.and_then(|image| image.requested);
+    let agent = report.agent.and_then(|agent| agent.given_as);
+    let flags = [
+        ("--image", image),
+        ("--agent", agent.map(|path| path.display().to_string())),
+        ("--sabotage", report.sabotage),
+        ("--disturb", report.disturbance),
+        ("--until", report.until),
+    ];
+    for (flag, value) in flags.into_iter().filter_map(|(flag, value)| Some((flag, value?))) {
+        again.push_str(&format!(" {flag} {value}"));
+    }
     Some(Failure::host(
         format!(
             "enter the machine of the run {run}: it was not kept, so its disk and its memory were deleted"
         ),
         format!(
-            "make it again: cargo xtask smoke --arch {arch}{image}{sabotage} --keep-on-failure; \
-             what is left of the run: cargo xtask report {run}"
+            "make it again, with the other flags of the run: {again}; what is left of the run: cargo xtask report {run}"
         ),
     ))
 }
@@ -181,7 +191,7 @@ mod tests {
         let error = open(&cache, "1122-101500-0a0b").unwrap_err();
         assert_eq!(error::code(&error), 69, "{error:#}");
         let hint = error::hint(&error).unwrap();
-        assert!(hint.contains("smoke --arch x86_64 --sabotage crash-loop --keep-on-failure"), "{hint}");
+        assert!(hint.contains("smoke --arch x86_64 --keep-on-failure --sabotage crash-loop;"), "{hint}");
         assert_eq!(error::code(&open(&cache, "1122-101500-ffff").unwrap_err()), 2);
         assert_eq!(error::code(&open(&cache, "..").unwrap_err()), 2);
     }

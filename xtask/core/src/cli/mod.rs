@@ -56,6 +56,9 @@ pub enum Command {
     /// Work in a machine: make it in seconds, enter it, cut its power, start it again
     #[command(subcommand, display_order = 4)]
     Vm(VmCommand),
+    /// Show the report of a run: a page, JUnit, Markdown or JSON
+    #[command(display_order = 5)]
+    Report(ReportArgs),
     #[command(flatten)]
     Light(LightCommand),
     #[command(flatten)]
@@ -68,9 +71,6 @@ pub enum LightCommand {
     /// Build the agent for a device and print the executable's path
     #[command(display_order = 1)]
     Build(BuildArgs),
-    /// Show the report of a run: a page, JUnit, Markdown or JSON
-    #[command(display_order = 5)]
-    Report(ReportArgs),
     /// Repeat smokes, kills and pairs, and count the failures
     #[command(display_order = 8)]
     Soak(SoakArgs),

@@ -64,7 +64,7 @@ pub struct SmokeArgs {
     #[arg(long, value_name = "FACTOR", default_value_t = 1.0, value_parser = timeout_scale)]
     pub timeout_scale: f64,
 
-    /// The directory for report.json and console.log [default: the run's own directory, printed at the end]
+    /// The directory for the reports and logs [default: the run's own directory, printed at the end]
     #[arg(long, value_name = "DIR")]
     pub report: Option<PathBuf>,
 

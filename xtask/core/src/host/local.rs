@@ -147,7 +147,7 @@ impl LocalHost {
             let user = scope.spawn(missing_libvirt_user);
             Self {
                 os: OsRelease::parse(&std::fs::read_to_string("/etc/os-release").unwrap_or_default()),
-                loopback_services: network::listening_on_loopback(&network::INTERNET_PORTS),
+                loopback_services: network::loopback_services(),
                 security_modules: std::fs::read_to_string("/sys/kernel/security/lsm").ok(),
                 kernel: uname.release().to_string_lossy().into_owned(),
                 cpus: thread::available_parallelism().map_or(1, usize::from),

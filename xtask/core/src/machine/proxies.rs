@@ -60,6 +60,14 @@ impl Proxies {
         proxies.filter_map(|(_, url)| port(url)).collect()
     }
 
+    /// Returns the parts of the addresses that contain passwords, as `user:password`. They must be in no report.
+    pub fn secrets(&self) -> impl Iterator<Item = &str> {
+        self.variables.iter().filter_map(|(_, url)| {
+            let (login, _) = url.split_once("://")?.1.rsplit_once('@')?;
+            Some(login).filter(|login| login.contains(':'))
+        })
+    }
+
     /// Returns cloud-init's `write_files` for the guest: the paths, the contents, and whether the content is appended.
     /// `/etc/environment` is read by pam_env(8) for each login, and by systemd for the services of users
     /// (environment.d(5)), such as podman's. Services of the system do not have this environment. They may call apt, so
@@ -158,6 +166,7 @@ mod tests {
         }
         assert!(!format!("{proxies:?}").contains("secret"), "{proxies:?}");
         assert_eq!(proxies.ports(), [2, 3]);
+        assert_eq!(proxies.secrets().collect::<Vec<_>>(), ["u:secret"]);
         let plain = |name: &str| (name == "https_proxy").then(|| "https://u:p@proxy".to_owned());
         assert_eq!(Proxies::of(plain).ports(), [443]);
         let silent = |name: &str| (name == "no_proxy").then(|| "a".to_owned());

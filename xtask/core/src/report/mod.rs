@@ -30,6 +30,9 @@ pub const JUNIT: &str = "junit.xml";
 /// The file name of the guest's serial console.
 pub const CONSOLE: &str = "console.log";
 
+/// The file name of the lines that the guest prints to report its progress.
+pub const MARKERS: &str = "markers.log";
+
 /// The file name of the guest's journal, which a failed run has.
 pub const JOURNAL: &str = "journal.log";
 
@@ -45,7 +48,7 @@ pub const FILES: [&str; 12] = [
     HTML,
     JUNIT,
     CONSOLE,
-    "markers.log",
+    MARKERS,
     JOURNAL,
     GUEST,
     "nats.log",
@@ -132,11 +135,11 @@ impl Report {
         report.phases.push(PhaseReport {
             name: Phase::Preflight,
             status: PhaseStatus::Failed,
-            started_seconds: 0.0,
+            started_seconds: None,
             seconds: 0.0,
             limit_seconds: None,
             detail: error.to_string(),
-            console_offset: 0,
+            console_offset: None,
         });
         report.failure = Some(FailureReport::new(Phase::Preflight, error, Vec::new()));
         report.conclude(error::kind(error).verdict(), 0.0);
@@ -154,11 +157,11 @@ impl Report {
                 self.phases.push(PhaseReport {
                     name: phase,
                     status: PhaseStatus::Skipped,
-                    started_seconds: 0.0,
+                    started_seconds: None,
                     seconds: 0.0,
                     limit_seconds: None,
                     detail: "not reached".to_owned(),
-                    console_offset: 0,
+                    console_offset: None,
                 });
             }
         }
@@ -295,11 +298,11 @@ mod tests {
             report.phases.push(PhaseReport {
                 name,
                 status,
-                started_seconds: 0.0,
+                started_seconds: None,
                 seconds: 1.0,
                 limit_seconds: None,
                 detail: String::new(),
-                console_offset: 0,
+                console_offset: None,
             });
         };
         phase(Phase::Preflight, PhaseStatus::Passed);

@@ -26,8 +26,9 @@ pub struct PastRun {
     pub image: Option<String>,
     pub accelerator: Option<Accelerator>,
     pub is_warm: bool,
-    /// The planted fault or the disturbance.
-    pub planted: Option<String>,
+    /// The planted fault.
+    pub sabotage: Option<String>,
+    pub disturbance: Option<String>,
     pub commit: Option<String>,
 }
 
@@ -43,7 +44,8 @@ impl From<&Report> for PastRun {
             image: report.guest.image.as_ref().map(|image| image.name.clone()),
             accelerator: report.host.accelerator,
             is_warm: report.snapshot.is_some(),
-            planted: report.sabotage.clone().or_else(|| report.disturbance.clone()),
+            sabotage: report.sabotage.clone(),
+            disturbance: report.disturbance.clone(),
             commit: report.workspace.as_ref().map(|commit| commit.commit.clone()),
         }
     }

@@ -126,18 +126,19 @@ pub enum PhaseStatus {
 pub struct PhaseReport {
     pub name: Phase,
     pub status: PhaseStatus,
-    /// The start of the phase, in seconds after the start of the run. A phase that ran twice has its first start.
+    /// The start of the phase, in seconds after the start of the run. A phase that ran twice has its first start. `None`
+    /// if the phase was not reached, and in a report of an earlier version.
     #[serde(default)]
-    pub started_seconds: f64,
+    pub started_seconds: Option<f64>,
     pub seconds: f64,
     pub limit_seconds: Option<f64>,
     pub detail: String,
-    /// The size of console.log in bytes when the phase started.
+    /// The size of console.log in bytes when the phase started; `None` as for `started_seconds`.
     #[serde(default)]
-    pub console_offset: u64,
+    pub console_offset: Option<u64>,
 }
 
-/// A change of the device, its network or its power.
+/// A boot, a fault that the smoke caused, or the end of a fault.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct EventReport {
     /// The time in seconds after the start of the run.

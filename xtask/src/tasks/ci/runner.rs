@@ -225,7 +225,8 @@ fn pass_on(from: impl std::io::Read, label: &str, mut look: impl FnMut(&str)) ->
     for text in BufReader::new(from).lines() {
         let text = text.context("read a line")?;
         look(&text);
-        let label = if text.starts_with("::") { "" } else { label };
+        let is_command = text.starts_with("::error ") || text.starts_with("::notice ");
+        let label = if is_command { "" } else { label };
         write_message(&format!("{label}{text}\n"));
     }
     Ok(())

@@ -7,9 +7,8 @@ use std::path::PathBuf;
 use anyhow::Result;
 
 use xtask_core::error::Verdict;
-use xtask_core::fs::remove_file;
 use xtask_core::image::catalogue::Catalogue;
-use xtask_core::report::{FailureReport, REPORT, Report};
+use xtask_core::report::{FailureReport, Report, remove_earlier};
 use xtask_core::workspace::Workspace;
 
 /// A step that runs a smoke.
@@ -37,9 +36,9 @@ impl Smoke {
         })
     }
 
-    /// Deletes the report of an earlier run. Returns additional arguments for the smoke.
+    /// Deletes the reports of an earlier run. Returns additional arguments for the smoke.
     pub(super) fn begin(&self, strict_image: bool) -> Result<Vec<OsString>> {
-        remove_file(&self.directory.join(REPORT))?;
+        remove_earlier(&self.directory)?;
         let mut arguments = vec!["--report".into(), self.directory.clone().into()];
         if strict_image && self.is_default {
             arguments.push("--strict-image".into());

@@ -78,11 +78,15 @@ fn assert_no_secret(directory: &Path) {
     let read = |path: &Path| std::fs::read_to_string(path).unwrap();
     let work = directory.join("w");
     let keys = ["user_key", "host_key"].map(|name| read(&work.join(name))).join("\n");
-    let configuration = read(&work.join("nats/nats.conf"));
+    // The agent's configuration is on the payload's disk.
+    let payload = std::fs::read(work.join("payload.img")).unwrap();
+    let payload = String::from_utf8_lossy(&payload);
+    let configuration =
+        [read(&work.join("nats/nats.conf")), payload.replace("password = ", "password: ")].join("\n");
     let passwords = configuration.split("password: \"").skip(1).map(|rest| rest.split('"').next().unwrap());
     let lines = keys.lines().filter(|line| line.len() >= 16 && !line.starts_with("-----"));
     let secrets: Vec<_> = passwords.chain(lines).collect();
-    assert!(secrets.len() >= 2 + 2 * 5, "{secrets:?}");
+    assert!(secrets.len() >= 3 + 2 * 5, "{secrets:?}");
     let archive = std::fs::read(directory.join(ARCHIVE)).unwrap();
     let mut left = vec![("the archive".to_owned(), zstd::decode_all(archive.as_slice()).unwrap())];
     let files = entries(directory).filter(|path| path.is_file());

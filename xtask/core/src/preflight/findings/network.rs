@@ -14,8 +14,8 @@ pub(super) fn evaluate(facts: &Facts) -> Option<Finding> {
 
 /// Returns a finding if services of this host listen on ports by which a confined guest reaches the internet.
 fn loopback(facts: &Facts) -> Option<Finding> {
-    let evidence =
-        "Landlock distinguishes ports, and not addresses; these ports are open to the internet, too";
+    let evidence = "QEMU may connect to these ports, because the guest needs them on the internet; Landlock cannot restrict \
+                    the address. To close them, stop these services";
     let sentence = network::reached_services(&facts.host.loopback_services)?;
     Some(Finding::informs("loopback-services", sentence, evidence))
 }

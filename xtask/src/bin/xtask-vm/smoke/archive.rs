@@ -5,13 +5,13 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use fs_err::File;
-use xtask_core::fs::write_private;
+use xtask_core::fs::write_atomically;
 use xtask_core::report::{ARCHIVE, FILES};
 
 use super::secrets::Secrets;
 
-/// The maximum size in bytes of a file in the archive. The end of a larger file is archived. Twelve files of this size
-/// are less than 60 MB, even if nothing can be compressed.
+/// The maximum size in bytes of a file in the archive. The end of a larger file is archived. Files of this size fit into
+/// 60 MB together, even if nothing can be compressed.
 const LARGEST: u64 = 4 << 20;
 
 /// zstd's default level.
@@ -37,17 +37,22 @@ pub(super) fn write(directory: &Path, secrets: &Secrets) -> Result<PathBuf> {
                 .with_context(|| format!("archive {}", file.display()))?;
         }
     }
-    write_private(&path, archive.into_inner()?.finish()?)?;
+    write_atomically(&path, archive.into_inner()?.finish()?)?;
     Ok(path)
 }
 
-/// Returns at most the last [`LARGEST`] bytes of a file.
+/// Returns the last lines of a file, at most [`LARGEST`] bytes.
 fn end_of(path: &Path) -> Result<Vec<u8>> {
     let mut file = File::open(path)?;
     let surplus = file.metadata()?.len().saturating_sub(LARGEST);
     file.seek(SeekFrom::Start(surplus))?;
     let mut content = Vec::new();
     file.take(LARGEST).read_to_end(&mut content)?;
+    if surplus > 0 {
+        // A part of a line could be a part of a secret.
+        let line = content.iter().position(|byte| *byte == b'\n').map_or(content.len(), |end| end + 1);
+        content.drain(..line);
+    }
     Ok(content)
 }
 
@@ -58,7 +63,7 @@ mod tests {
     #[test]
     fn an_archive_has_the_end_of_each_file() {
         let directory = tempfile::tempdir().unwrap();
-        let large = "x".repeat(LARGEST as usize) + "the end";
+        let large = "x".repeat(LARGEST as usize) + "\n" + &"a line\n".repeat(9) + "the end";
         std::fs::write(directory.path().join("console.log"), &large).unwrap();
         std::fs::write(directory.path().join("report.json"), "{}").unwrap();
         std::fs::write(directory.path().join("notes.txt"), "not ours").unwrap();
@@ -73,6 +78,7 @@ mod tests {
         }
         let [report, console] = &found[..] else { panic!("{found:?}") };
         assert_eq!((report.0.as_str(), console.0.as_str()), ("failure/report.json", "failure/console.log"));
-        assert_eq!((console.1 as u64, console.2), (LARGEST, true));
+        assert_eq!((console.1, console.2), (9 * 7 + 7, true), "the part of a line is left out");
+        assert!(FILES.len() as u64 * LARGEST < 60_000_000);
     }
 }

@@ -10,6 +10,7 @@ use xtask_core::machine::RunFiles;
 use xtask_core::machine::seed::{PayloadTime, Seed, marker};
 use xtask_core::plan::Plan;
 use xtask_core::processes::emulator;
+use xtask_core::report::EventKind;
 use xtask_core::snapshot::neutral_seed;
 use xtask_images::ReadyImage;
 
@@ -68,7 +69,9 @@ fn start(run: &Run<'_>, plan: &mut Plan, image: &ReadyImage, subject: Delivered<
         }
         started => started,
     }?;
-    Ok(prepared.with(plan.clone(), files, domain, machine))
+    let mut vm = prepared.with(plan.clone(), files, domain, machine);
+    vm.record(EventKind::Boot, "the machine was switched on");
+    Ok(vm)
 }
 
 impl RunningVm {

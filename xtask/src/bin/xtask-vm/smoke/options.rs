@@ -22,7 +22,7 @@ pub(crate) struct RunOptions<'a> {
     pub(crate) warm: bool,
     /// True if the guest's file systems are checked at the end.
     pub(crate) fsck: bool,
-    /// True if the machine is left running after a smoke.
+    /// The verdicts after which the machine is left running after a smoke.
     pub(crate) keep: Keep,
     pub(crate) sabotage: Option<Sabotage>,
     pub(crate) disturb: Option<Disturb>,

@@ -1,7 +1,6 @@
 //! The parts of a machine for a cold run or a warm run (broker, keys, disks), and the decision which runs may be warm.
 
 use std::net::TcpListener;
-use std::time::Instant;
 
 use anyhow::{Context, Result};
 use xtask_core::arch::Accelerator;
@@ -9,12 +8,11 @@ use xtask_core::cli::Sabotage;
 use xtask_core::error::{self, Failure};
 use xtask_core::format::name_of;
 use xtask_core::fs::write_private;
-use xtask_core::host::network::{INTERNET_PORTS, listening_on_loopback, reached_services};
+use xtask_core::host::network::{loopback_services, reached_services};
 use xtask_core::host::tools;
 use xtask_core::limits;
 use xtask_core::machine::RunFiles;
 use xtask_core::plan::Plan;
-use xtask_core::report::EventKind;
 use xtask_fleet::Broker;
 use xtask_images::Base;
 use xtask_images::build::guest_sources;
@@ -47,8 +45,9 @@ impl Prepared {
     pub(super) fn make(run: &Run<'_>, plan: &Plan) -> Result<Self> {
         let work = run.dir.work();
         let broker = Broker::start(&work, &run.device_id(), run.options.sabotage, &run.ui)?;
-        let keys = Keys::make(&work, &plan.image.login_user, &run.ui)?;
         run.hide(broker.secrets());
+        run.hide(plan.proxies.secrets());
+        let keys = Keys::make(&work, &plan.image.login_user, &run.ui)?;
         run.hide(keys.secrets()?.iter().map(String::as_str));
         let hypervisor = Hypervisor::open(&run.dir.libvirt_root(), &run.cache)?;
         let libvirt_version = hypervisor.version()?;
@@ -58,7 +57,7 @@ impl Prepared {
                 "the guest can connect to every TCP port of this host: this kernel's Landlock has no rules about connections",
             );
         } else if run.options.is_instance
-            && let Some(sentence) = reached_services(&listening_on_loopback(&INTERNET_PORTS))
+            && let Some(sentence) = reached_services(&loopback_services())
         {
             run.ui.note(&sentence);
         }
@@ -101,7 +100,7 @@ impl Prepared {
             fault: None,
             disturbance: None,
             disk_limits: (0, 0),
-            events: vec![(Instant::now(), EventKind::Boot, "the machine was switched on".to_owned())],
+            events: Vec::new(),
         }
     }
 }

@@ -7,19 +7,21 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use xtask_core::error::Verdict;
-use xtask_core::fs::write_private;
+use xtask_core::fs::write_atomically;
 use xtask_core::job;
-use xtask_core::report::past::{PastRun, past_runs, remember};
+use xtask_core::output::write_message;
+use xtask_core::report::past::{past_runs, remember};
 use xtask_core::report::{FailureReport, HTML, JUNIT, Report};
 use xtask_reports::{Evidence, annotations, html, junit, markdown};
 
 use super::archive;
 use super::run::Run;
 
-/// Writes all reports, and shows the failure, the path of the report and the verdict. If the report cannot be written
-/// into `directory`, all reports are written into the run's directory.
+/// Writes all reports, and shows the failure, the path of the page and the verdict. If the report cannot be written into
+/// `directory`, all reports are written into the run's directory.
 pub(super) fn publish(run: &Run<'_>, report: &mut Report, directory: &Path) {
     let ui = &run.ui;
+    run.hide_in_logs();
     report.warnings = run.take_warnings();
     *report = without_secrets(run, report);
     for line in report.failure.iter().flat_map(FailureReport::lines) {
@@ -31,22 +33,30 @@ pub(super) fn publish(run: &Run<'_>, report: &mut Report, directory: &Path) {
         report.write(run.dir.path()).map(|path| (path, run.dir.path()))
     });
     let good = report.verdict == Verdict::Verified;
+    let show = |text: String| if good { ui.note(&text) } else { ui.line(&text) };
     match written {
         Ok((path, directory)) => {
-            let made = derive(run, report, directory);
-            for warning in made.iter().filter_map(|made| made.as_ref().err()) {
-                ui.line(&format!("warning: {warning:#}"));
-            }
-            let archive = made.into_iter().filter_map(Result::ok).flatten().next();
-            let show = |text: String| if good { ui.note(&text) } else { ui.line(&text) };
-            show(format!("report: {}", path.with_file_name(HTML).display()));
-            if let Some(archive) = archive {
-                show(format!("everything about the failure: {}", archive.display()));
+            // `report` and `vm open` find a run by its id in the run's directory.
+            warned(run, report.write(run.dir.path()));
+            let page = warned(run, write_page(run, report, directory));
+            show(format!("report: {}", page.unwrap_or(path).display()));
+            warned(run, write_junit(report, directory));
+            warned(run, summarise(report));
+            if !good && report.verdict != Verdict::Interrupted {
+                let archived = archive::write(directory, &run.secrets());
+                if let Some(archive) = warned(run, archived.context("archive the evidence of the failure")) {
+                    show(format!("everything about the failure: {}", archive.display()));
+                }
             }
         }
         Err(error) => ui.line(&format!("warning: {error:#}")),
     }
     ui.verdict(&report.verdict_line(), good);
+}
+
+/// Shows an error as a warning.
+fn warned<T>(run: &Run<'_>, made: Result<T>) -> Option<T> {
+    made.inspect_err(|error| run.warn(&format!("{error:#}"))).ok()
 }
 
 /// Returns the report without the secrets that the guest may have printed.
@@ -55,53 +65,38 @@ fn without_secrets(run: &Run<'_>, report: &Report) -> Report {
     serde_json::from_slice(&text).expect("a report without the secrets is a report")
 }
 
-/// Makes everything that is made from the report. Returns the results, of which one may be the path of an archive.
-fn derive(run: &Run<'_>, report: &Report, directory: &Path) -> Vec<Result<Option<PathBuf>>> {
-    // A run that was interrupted says nothing about the times and outcomes.
+/// Writes the page, and remembers the outcome of the run. An interrupted run is not remembered, because it says nothing
+/// about the agent or the usual times.
+fn write_page(run: &Run<'_>, report: &Report, directory: &Path) -> Result<PathBuf> {
     let past = match report.verdict {
         Verdict::Interrupted => Ok(past_runs(&run.cache)),
         _ => remember(&run.cache, report).context("remember the outcome of the run"),
     };
-    let mut made = Vec::new();
-    let past = past.unwrap_or_else(|error| {
-        made.push(Err(error));
-        Vec::new()
-    });
-    made.push(write_page(run, report, directory, past).map(|()| None));
-    made.push(write_junit(report, directory).map(|()| None));
-    made.push(summarise(run, report).map(|()| None));
-    if matches!(report.verdict, Verdict::Failed | Verdict::Unavailable) {
-        let archived = archive::write(directory, &run.secrets());
-        made.push(archived.map(Some).context("archive the evidence of the failure"));
+    let (evidence, unread) = Evidence::read(directory, warned(run, past).unwrap_or_default());
+    for error in unread {
+        run.warn(&format!("a part of the page is missing: {error:#}"));
     }
-    made
-}
-
-fn write_page(run: &Run<'_>, report: &Report, directory: &Path, past: Vec<PastRun>) -> Result<()> {
-    let mut evidence = Evidence::read(directory, past)?;
-    evidence.console = run.secrets().hide(evidence.console);
-    write_private(&directory.join(HTML), html(report, &evidence))
+    let path = directory.join(HTML);
+    write_atomically(&path, html(report, &evidence))?;
+    Ok(path)
 }
 
 fn write_junit(report: &Report, directory: &Path) -> Result<()> {
-    write_private(&directory.join(JUNIT), junit(report)?)
+    write_atomically(&directory.join(JUNIT), junit(report)?)
 }
 
 /// Adds the summary and the annotations to the page of a CI job. Elsewhere, `cargo xtask report --format markdown`
 /// prints the summary.
-fn summarise(run: &Run<'_>, report: &Report) -> Result<()> {
+fn summarise(report: &Report) -> Result<()> {
     if !job::is_in_job() {
         return Ok(());
     }
     for annotation in annotations(report) {
-        run.ui.line(&annotation);
+        write_message(&format!("{annotation}\n"));
     }
     let Some(path) = std::env::var_os(job::SUMMARY) else { return Ok(()) };
-    let mut file = OpenOptions::new()
-        .create(true)
-        .append(true)
-        .open(&path)
-        .with_context(|| format!("open {}, {}", job::SUMMARY, path.display()))?;
+    let file = OpenOptions::new().create(true).append(true).open(&path);
+    let mut file = file.with_context(|| format!("open {}, {}", job::SUMMARY, path.display()))?;
     writeln!(file, "{}", markdown(report)).with_context(|| format!("write {}", path.display()))
 }
 
@@ -151,7 +146,7 @@ mod tests {
         publish(&run, &mut report, &target);
         let name = |path: &Path| path.file_name().unwrap().to_str().unwrap().to_owned();
         entries(&target)
-            .filter(|path| path.is_file() && (is_given || name(path) != CONSOLE))
+            .filter(|path| path.is_file())
             .map(|path| (name(&path), std::fs::read(&path).unwrap()))
             .collect()
     }

@@ -112,16 +112,15 @@ impl<'a> Recorder<'a> {
         self.run.ui.end(status, &detail);
         let before = self.report.phases.iter().position(|done| done.name == phase);
         let before = before.map(|at| self.report.phases.remove(at));
-        let (earlier, first) =
-            before.map_or((0.0, None), |phase| (phase.seconds, Some(phase.started_seconds)));
+        let (earlier, first) = before.map_or((0.0, None), |phase| (phase.seconds, phase.started_seconds));
         self.report.phases.push(PhaseReport {
             name: phase,
             status,
-            started_seconds: first.unwrap_or_else(|| self.seconds(started)),
+            started_seconds: first.or_else(|| Some(self.seconds(started))),
             seconds: round(earlier + started.elapsed().as_secs_f64()),
             limit_seconds: self.run.times.limit().map(|limit| limit.as_secs_f64()),
             detail,
-            console_offset: offset,
+            console_offset: Some(offset),
         });
     }
 

@@ -1,12 +1,14 @@
 //! The values that all phases of a run share: the workspace, the options, the cache, the run's directory, the screen.
 
 use std::cell::{Ref, RefCell};
+use std::io::Write as _;
 use std::path::Path;
 
 use anyhow::Result;
 use xtask_core::cache::Cache;
 use xtask_core::error::{self, Kind};
-use xtask_core::fs::{remove_file, write_private};
+use xtask_core::fs::{read_if_there, remove_file, write_atomically, write_private};
+use xtask_core::report::{CONSOLE, MARKERS};
 use xtask_core::runs::RunDir;
 use xtask_core::workspace::Workspace;
 use xtask_images::Store;
@@ -68,11 +70,12 @@ impl<'a> Run<'a> {
 
     /// Shows a warning, and keeps it for the report.
     pub(super) fn warn(&self, text: &str) {
+        let text = self.secrets.borrow().hide_in(text);
         self.ui.line(&format!("warning: {text}"));
-        self.warnings.borrow_mut().push(text.to_owned());
+        self.warnings.borrow_mut().push(text);
     }
 
-    /// Removes these secrets from every file that the run leaves from now on.
+    /// Hides these secrets in the reports and logs of the run.
     pub(super) fn hide<'s>(&self, secrets: impl IntoIterator<Item = &'s str>) {
         self.secrets.borrow_mut().add(secrets);
     }
@@ -81,9 +84,21 @@ impl<'a> Run<'a> {
         self.secrets.borrow()
     }
 
+    /// Hides the secrets in the logs that QEMU writes into the run's directory. Their length stays the same, and QEMU
+    /// appends to them, so this is possible while a machine that is kept runs.
+    pub(super) fn hide_in_logs(&self) {
+        for log in [CONSOLE, MARKERS] {
+            let path = self.dir.path().join(log);
+            let hidden = hide_in_place(&path, &self.secrets.borrow());
+            if let Err(error) = hidden {
+                self.warn(&format!("a secret may be in the log: {error:#}"));
+            }
+        }
+    }
+
     /// Writes evidence without the secrets. If this fails, adds a warning.
     pub(super) fn keep(&self, path: &Path, content: Vec<u8>) {
-        if let Err(error) = write_private(path, self.secrets.borrow().hide(content)) {
+        if let Err(error) = write_atomically(path, self.secrets.borrow().hide(content)) {
             self.warn(&format!("the evidence is incomplete: {error:#}; {ROOM}"));
         }
     }
@@ -145,6 +160,16 @@ impl<'a> Run<'a> {
             self.warn(&format!("the evidence is incomplete: {error:#}; {ROOM}"));
         }
     }
+}
+
+/// Hides the secrets in a file, if it exists, without changing its length.
+fn hide_in_place(path: &Path, secrets: &Secrets) -> Result<()> {
+    let Some(content) = read_if_there(path)? else { return Ok(()) };
+    let hidden = secrets.hide(content.clone());
+    if hidden != content {
+        fs_err::OpenOptions::new().write(true).open(path)?.write_all(&hidden)?;
+    }
+    Ok(())
 }
 
 /// Copies a file if it exists. If the copy fails, deletes the incomplete copy, because the report needs the space on a

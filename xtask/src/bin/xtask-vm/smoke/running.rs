@@ -303,7 +303,9 @@ impl RunningVm {
             match self.run_as_root(command, self.plan.limits.journal()) {
                 Ok(output) => run.keep(&directory.join(name), output.into_bytes()),
                 Err(error) => {
-                    self.ui.note(&format!("cannot read {name} in the guest: {error:#}"));
+                    run.warn(&format!(
+                        "the evidence is incomplete: cannot read {name} in the guest: {error:#}"
+                    ));
                     return;
                 }
             }

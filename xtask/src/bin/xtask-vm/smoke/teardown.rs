@@ -7,6 +7,7 @@ use std::path::Path;
 use anyhow::Result;
 use xtask_core::error::{Verdict, host_fault};
 use xtask_core::fs::make_private_dir;
+use xtask_core::report::{CONSOLE, MARKERS};
 use xtask_core::runs::instance::InstanceRecord;
 
 use super::run::Run;
@@ -35,7 +36,7 @@ fn collect_evidence(run: &Run<'_>, directory: &Path, verdict: Verdict, vm: Optio
         return;
     }
     if directory != run.dir.path() {
-        for log in ["console.log", "markers.log"] {
+        for log in [CONSOLE, MARKERS] {
             run.copy(&run.dir.path().join(log), &directory.join(log));
         }
     }

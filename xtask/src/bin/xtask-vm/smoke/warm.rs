@@ -190,7 +190,6 @@ impl Warm<'_> {
         match self.machine(&access, &files, snapshot) {
             Ok((domain, machine)) => {
                 let mut vm = prepared.with(self.plan.clone(), files, domain, machine);
-                vm.events.clear();
                 vm.record(EventKind::Boot, "the machine was restored from its snapshot");
                 Ok(RunningVm { snapshot: Some(used), ..vm })
             }
