@@ -39,13 +39,14 @@ fn smoke(arguments: &[&str]) -> Ended {
     ended(command(XTASK_VM, &[&SMOKE, arguments].concat()).output().unwrap())
 }
 
-/// Reads the report of a smoke. The line `report: ` of the output has its path, which is in the run's directory.
+/// Reads the report of a smoke. The line `report: ` of the output has the path of its page, which is in the run's
+/// directory.
 fn ended(output: Output) -> Ended {
     let message = message(&output);
     let path =
         message.lines().find_map(|line| line.strip_prefix("report: ")).unwrap_or_else(|| panic!("{message}"));
-    let report = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
-    Ended { output, report, directory: Path::new(path).parent().unwrap().to_owned() }
+    let directory = Path::new(path).parent().unwrap().to_owned();
+    Ended { output, report: Report::read(&directory).unwrap(), directory }
 }
 
 /// Checks that a smoke exited with 1 in `phase`, with `words` and a remedy, and that nothing of the run is left.

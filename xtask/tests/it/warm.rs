@@ -109,7 +109,7 @@ const SMOKE: [&str; 6] = ["smoke", "--fsck", "--arch", "aarch64", "--image", "de
 fn report(output: &Output) -> Option<Report> {
     let message = message(output);
     let path = message.lines().find_map(|line| line.strip_prefix("report: "))?;
-    serde_json::from_slice(&std::fs::read(path).ok()?).ok()
+    Report::read(Path::new(path).parent()?).ok()
 }
 
 /// A replaced file of the snapshot. Dropping this value puts the original back and removes the mark `bad` of the
