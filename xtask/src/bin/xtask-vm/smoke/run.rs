@@ -185,7 +185,8 @@ fn copy_whole(from: &Path, to: &Path, secrets: &Secrets) -> Result<()> {
     })
 }
 
-/// Copies a file without the secrets to a file that only this user may read, because other users may read the directory of `--report`.
+/// Copies a file without the secrets to a file that only this user may read, because other users may read the
+/// directory of `--report`.
 fn copy_private(from: &Path, to: &Path, secrets: &Secrets) -> Result<()> {
     write_private(to, secrets.hide(fs_err::read(from)?))
 }
