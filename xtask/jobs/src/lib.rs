@@ -4,6 +4,7 @@ mod background;
 pub mod child;
 pub mod history;
 mod interrupt;
+mod lines;
 mod ui;
 
 pub use background::Background;
