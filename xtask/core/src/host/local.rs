@@ -10,7 +10,7 @@ use rustix::io::Errno;
 
 use super::memory::{self, Memory};
 use super::mounts;
-use super::network;
+use super::network::LoopbackServices;
 use super::packages::{Need, PackageManager};
 use super::pkg_config::PkgConfig;
 use super::tools;
@@ -81,8 +81,7 @@ pub struct LocalHost {
     pub kernel: String,
     /// The kernel's active security modules, separated by commas; `None` if securityfs is not mounted.
     pub security_modules: Option<String>,
-    /// The ports among [`network::INTERNET_PORTS`] on which a service of this host's loopback listens.
-    pub loopback_services: Vec<u16>,
+    pub loopback_services: LoopbackServices,
     pub cpus: usize,
     pub root: bool,
     /// The path of `sudo` or `doas`, for users other than root. An `Err` says why this user cannot become root.
@@ -147,7 +146,7 @@ impl LocalHost {
             let user = scope.spawn(missing_libvirt_user);
             Self {
                 os: OsRelease::parse(&std::fs::read_to_string("/etc/os-release").unwrap_or_default()),
-                loopback_services: network::loopback_services(),
+                loopback_services: LoopbackServices::read(),
                 security_modules: std::fs::read_to_string("/sys/kernel/security/lsm").ok(),
                 kernel: uname.release().to_string_lossy().into_owned(),
                 cpus: thread::available_parallelism().map_or(1, usize::from),

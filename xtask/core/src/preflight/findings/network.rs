@@ -2,7 +2,6 @@
 
 use super::finding::Finding;
 use crate::host::facts::Facts;
-use crate::host::network;
 use crate::host::tools::release;
 
 /// The first kernel whose Landlock has rules about connections (Documentation/userspace-api/landlock.rst, ABI 4).
@@ -12,11 +11,11 @@ pub(super) fn evaluate(facts: &Facts) -> Option<Finding> {
     unconfined(facts).or_else(|| loopback(facts))
 }
 
-/// Returns a finding if services of this host listen on ports by which a confined guest reaches the internet.
+/// Returns a finding if a guest with internet access can use services of this host's loopback.
 fn loopback(facts: &Facts) -> Option<Finding> {
-    let evidence = "QEMU may connect to these ports, because the guest needs them on the internet; Landlock cannot restrict \
-                    the address. To close them, stop these services";
-    let sentence = network::reached_services(&facts.host.loopback_services)?;
+    let evidence = "QEMU may use these TCP ports and all of UDP, because the guest needs them for the internet; neither \
+                    Landlock nor seccomp can restrict the address. To close a port, stop its service";
+    let sentence = facts.host.loopback_services.sentence()?;
     Some(Finding::informs("loopback-services", sentence, evidence))
 }
 

@@ -14,6 +14,7 @@ use crate::host::firmware::{AarchFirmware, Rejected, Why};
 use crate::host::kvm::Kvm;
 use crate::host::local::{LocalHost, When};
 use crate::host::memory::Memory;
+use crate::host::network::LoopbackServices;
 use crate::host::packages::{Need, PackageManager};
 use crate::host::pkg_config::PkgConfig;
 use crate::host::qemu::Emulator;
@@ -74,7 +75,7 @@ fn sound_host() -> LocalHost {
         },
         kernel: "6.12".into(),
         security_modules: Some("lockdown,capability,landlock,yama,apparmor".into()),
-        loopback_services: Vec::new(),
+        loopback_services: LoopbackServices::default(),
         cpus: 2,
         root: true,
         escalation: Err("neither sudo nor doas is installed"),
@@ -234,7 +235,8 @@ const ROOM: &[(&str, Change)] = &[
     ("memory", |f| f.guest.machine.memory = 8192),
     ("guest-network", |f| f.host.security_modules = Some("capability,apparmor".into())),
     ("guest-network", |f| f.host.kernel = "6.1.0-49-amd64".into()),
-    ("loopback-services", |f| f.host.loopback_services = vec![22, 80]),
+    ("loopback-services", |f| f.host.loopback_services.tcp = vec![22, 80]),
+    ("loopback-services", |f| f.host.loopback_services.udp = vec![5353]),
     ("clock", |f| f.host.now = 1_700_000_000),
     ("stale-run", |f| f.host.dead_runs = vec!["1123-090000-abcd".into()]),
 ];

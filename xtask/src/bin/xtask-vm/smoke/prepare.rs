@@ -8,7 +8,7 @@ use xtask_core::cli::Sabotage;
 use xtask_core::error::{self, Failure};
 use xtask_core::format::name_of;
 use xtask_core::fs::write_private;
-use xtask_core::host::network::{loopback_services, reached_services};
+use xtask_core::host::network::LoopbackServices;
 use xtask_core::host::tools;
 use xtask_core::limits;
 use xtask_core::machine::RunFiles;
@@ -41,6 +41,13 @@ pub(super) struct Prepared {
     canary: Option<TcpListener>,
 }
 
+/// Prints which services of this host's loopback the guest of this run can use, because it reaches the internet.
+fn note_services(run: &Run<'_>) {
+    if let Some(sentence) = LoopbackServices::read().sentence() {
+        run.ui.note(&sentence);
+    }
+}
+
 impl Prepared {
     pub(super) fn make(run: &Run<'_>, plan: &Plan) -> Result<Self> {
         let work = run.dir.work();
@@ -56,10 +63,8 @@ impl Prepared {
             run.ui.note(
                 "the guest can connect to every TCP port of this host: this kernel's Landlock has no rules about connections",
             );
-        } else if run.options.is_instance
-            && let Some(sentence) = reached_services(&loopback_services())
-        {
-            run.ui.note(&sentence);
+        } else if run.options.is_instance {
+            note_services(run);
         }
         let canary = isolation::is_possible().then(|| TcpListener::bind(("127.0.0.1", 0))).transpose();
         let canary = canary.context("listen on a port of this host's loopback")?;
@@ -71,6 +76,9 @@ impl Prepared {
     pub(super) fn reach_of_first_boot(&self, run: &Run<'_>, plan: &Plan) -> Reach {
         match reach(run, plan, &self.broker) {
             Reach::Servers(ports) if !plan.image.is_built() => {
+                if isolation::is_possible() {
+                    note_services(run);
+                }
                 Reach::Internet([ports, plan.proxies.ports()].concat())
             }
             reach => reach,
