@@ -1,6 +1,6 @@
-//! The workload of the smoke test: the only program in its container. It tells each client the machine type, the boot
-//! id, its generation and its number of starts. It is one file and uses only the standard library, so that `rustc`
-//! makes a static executable of it without any crate.
+//! The workload of the smoke test: the only program in its container. It tells each client the machine type, the
+//! kernel's page size, the boot id, its generation and its number of starts. It is one file and uses only the standard
+//! library. Therefore `rustc` makes a static executable of it without any crate.
 
 use std::ffi::{CStr, c_char, c_int};
 use std::fs::{self, File};
@@ -22,6 +22,7 @@ const MACHINE: usize = 4;
 
 unsafe extern "C" {
     fn uname(buffer: *mut [[c_char; FIELD]; 6]) -> c_int;
+    fn getpagesize() -> c_int;
     fn signal(number: c_int, handler: extern "C" fn(c_int)) -> usize;
     fn _exit(code: c_int) -> !;
 }
@@ -35,8 +36,10 @@ fn main() -> io::Result<()> {
     let generation: u64 =
         std::env::var("GENERATION").ok().and_then(|text| text.parse().ok()).unwrap_or_default();
     let answer = format!(
-        "{{\"machine\":{:?},\"boot_id\":{:?},\"generation\":{generation},\"starts\":{starts}}}\n",
+        "{{\"machine\":{:?},\"page_size\":{},\"boot_id\":{:?},\"generation\":{generation},\"starts\":{starts}}}\n",
         machine()?,
+        // SAFETY: getpagesize(2) has no preconditions.
+        unsafe { getpagesize() },
         boot_id.trim()
     );
     let listener = TcpListener::bind(("0.0.0.0", PORT))?;

@@ -75,17 +75,9 @@ fn describe_cached(kept: &CachedImage) -> Option<String> {
     Some(format!("{bytes}, {digest}{unverified}, made {made}, {age}{}", used_by(&kept.used_by)))
 }
 
-/// Returns every image of the catalogue for every architecture.
-fn catalogue() -> Result<Vec<Image>> {
-    let catalogue = Catalogue::built_in();
-    let names: Vec<_> = catalogue.names().collect();
-    let pairs = names.iter().flat_map(|name| VmArchitecture::ALL.map(|arch| (*name, arch)));
-    pairs.map(|(name, arch)| Ok(catalogue.find(name, arch)?)).collect()
-}
-
 fn list(store: &Store<'_>, json: bool) -> Result<()> {
     let mut others = store.kept();
-    let listed = catalogue()?.into_iter().map(|image| {
+    let listed = Catalogue::built_in().images.into_iter().map(|image| {
         let key = image.key(build::SCRIPTS);
         let cached = others.iter().position(|kept| kept.key == key).map(|at| others.remove(at));
         (image, key, cached)
@@ -260,7 +252,7 @@ fn verify(store: &Store<'_>, args: &ImageVerifyArgs) -> Result<()> {
     // A program that can write the disk can write its manifest too. The disk is therefore compared with the pin, which
     // is not in the cache.
     let pin = |image: &Image| Some((image.key(build::SCRIPTS), image.pin()?.clone()));
-    let pins: Vec<_> = catalogue()?.iter().filter_map(pin).collect();
+    let pins: Vec<_> = Catalogue::built_in().images.iter().filter_map(pin).collect();
     let (mut verified, mut changed) = (Vec::new(), Vec::new());
     for CachedImage { key, directory, manifest, .. } in wanted {
         store.ui.start("verify", None);
@@ -299,7 +291,7 @@ fn verify(store: &Store<'_>, args: &ImageVerifyArgs) -> Result<()> {
 }
 
 fn prune_images(store: &Store<'_>, args: &PruneArgs) -> Result<()> {
-    let named: Vec<_> = catalogue()?.iter().map(|image| image.key(build::SCRIPTS)).collect();
+    let named: Vec<_> = Catalogue::built_in().images.iter().map(|image| image.key(build::SCRIPTS)).collect();
     let to_delete = prune::prune(store, args, &named)?;
     if args.json {
         print_json(&json!({ "schema": 1, "dry_run": args.dry_run, "deleted": to_delete }))?;

@@ -105,6 +105,7 @@ fn properties(report: &Report) -> Vec<(String, String)> {
         answers.into_iter().filter_map(|(moment, answer)| Some((moment, answer.as_ref()?)))
     {
         add(&format!("{moment}.boot_id"), Some(answer.boot_id.clone()));
+        add(&format!("{moment}.page_size"), answer.page_size.map(|bytes| bytes.to_string()));
         add(&format!("{moment}.generation"), Some(answer.generation.to_string()));
         add(&format!("{moment}.starts"), Some(answer.starts.to_string()));
     }

@@ -73,7 +73,8 @@ fn status(revision: u64, boot_id: &str) -> StatusEvidence {
 }
 
 fn workload(boot_id: &str, generation: u64, starts: u64) -> Option<WorkloadEvidence> {
-    Some(WorkloadEvidence { machine: "aarch64".to_owned(), boot_id: boot_id.to_owned(), generation, starts })
+    let machine = "aarch64".to_owned();
+    Some(WorkloadEvidence { machine, page_size: Some(4096), boot_id: boot_id.to_owned(), generation, starts })
 }
 
 pub(crate) fn verified() -> Report {

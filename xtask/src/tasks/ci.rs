@@ -91,6 +91,10 @@ const CAN_FAIL: &[Step<'_>] = &[("the smoke can fail", "IT it_can_fail:: --test-
 const OTHER_IMAGES: &[Step<'_>] = &[
     ("smoke aarch64 ubuntu-shaped", "xtask smoke --cold --fsck --arch aarch64 --image ubuntu-shaped"),
     ("smoke x86_64 debian-13", "xtask smoke --cold --fsck --arch x86_64 --image debian-13"),
+    (
+        "smoke aarch64 debian-13-16k",
+        "xtask smoke --cold --fsck --arch aarch64 --image debian-13-16k --cpu pi5",
+    ),
 ];
 
 /// The steps that only `cargo xtask soak --all` runs.

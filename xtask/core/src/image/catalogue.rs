@@ -23,8 +23,8 @@ pub struct Catalogue {
     pub default: String,
     /// The image that is tested if the host of the default image cannot be reached.
     pub fallback: String,
-    /// The images in the order of the file. Each image is in the list once for each architecture.
-    images: Vec<Image>,
+    /// The images in the order of the file. Each image is in the list once for each of its architectures.
+    pub images: Vec<Image>,
 }
 
 /// The contents of `images.toml`. `image bump` reads the file of the workspace, which may differ from the built-in
@@ -46,8 +46,18 @@ pub struct ImageEntry {
     os_release: OsReleaseReport,
     glibc: String,
     page_size: u64,
+    /// The kernel's packages; `None` for Debian's cloud kernel, which every architecture has.
+    kernel: Option<KernelTable>,
     pub download: Option<DownloadTable>,
     packages: Option<Recipe>,
+}
+
+/// The kernel's package for each architecture. The image exists only for the architectures with an entry.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct KernelTable {
+    x86_64: Option<String>,
+    aarch64: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -84,23 +94,40 @@ impl Catalogue {
 
     fn parse(text: &str) -> Result<Self, String> {
         let file = CatalogueFile::parse(text)?;
-        let images = file.image.iter().flat_map(|entry| VmArchitecture::ALL.map(|arch| entry.image(arch)));
+        if let Some(entry) =
+            file.image.iter().find(|entry| entry.kernel.as_ref().is_some_and(|kernel| !kernel.is_of(entry)))
+        {
+            return Err(format!(
+                "{}: kernel needs [image.packages], and a package for at least one architecture",
+                entry.name
+            ));
+        }
+        let pairs = file.image.iter().flat_map(|entry| VmArchitecture::ALL.map(|arch| (entry, arch)));
+        let images = pairs.filter(|(entry, arch)| entry.exists(*arch)).map(|(entry, arch)| entry.image(arch));
         Ok(Self { images: images.collect::<Result<_, _>>()?, default: file.default, fallback: file.fallback })
     }
 
     /// Returns the names of all images, in the order of the catalogue.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        let once = self.images.iter().step_by(VmArchitecture::ALL.len());
-        once.map(|image| image.name.as_str())
+        // The architectures of an image are neighbours.
+        self.images.chunk_by(|one, other| one.name == other.name).map(|images| images[0].name.as_str())
     }
 
     /// Returns the image `name` for `arch`.
     ///
     /// # Errors
-    /// Returns a usage error that lists the existing names.
+    /// Returns a usage error that lists the existing names, or the architectures of the image if it does not exist for
+    /// `arch`.
     pub fn find(&self, name: &str, arch: VmArchitecture) -> Result<Image, Failure> {
         let image = self.images.iter().find(|image| image.name == name && image.arch == arch);
         image.cloned().ok_or_else(|| {
+            let others: Vec<_> = self.images.iter().filter(|image| image.name == name).collect();
+            if let [other] = others.as_slice() {
+                return Failure::usage(format!(
+                    "--image {name}: this image exists only for {}; use --arch {} or another image",
+                    other.arch, other.arch
+                ));
+            }
             let names: Vec<_> = self.names().collect();
             Failure::usage(format!("--image {name}: no such image; there are: {}", names.join(", ")))
         })
@@ -122,6 +149,11 @@ impl CatalogueFile {
 }
 
 impl ImageEntry {
+    /// Returns whether the image exists for `arch`.
+    fn exists(&self, arch: VmArchitecture) -> bool {
+        self.kernel.as_ref().is_none_or(|kernel| kernel.of(arch).is_some())
+    }
+
     fn image(&self, arch: VmArchitecture) -> Result<Image, String> {
         let source = match (&self.download, &self.packages) {
             (Some(download), None) => {
@@ -133,7 +165,10 @@ impl ImageEntry {
                     bytes: pin.bytes,
                 })
             }
-            (None, Some(packages)) => Source::Packages(packages.for_arch(arch)),
+            (None, Some(packages)) => {
+                let kernel = self.kernel.as_ref().and_then(|kernel| kernel.of(arch));
+                Source::Packages(packages.for_arch(arch, kernel))
+            }
             _ => return Err(format!("{} needs either download or packages", self.name)),
         };
         Ok(Image {
@@ -151,6 +186,17 @@ impl ImageEntry {
     }
 }
 
+impl KernelTable {
+    /// Returns whether the entry can have this kernel.
+    fn is_of(&self, entry: &ImageEntry) -> bool {
+        entry.packages.is_some() && VmArchitecture::ALL.iter().any(|arch| self.of(*arch).is_some())
+    }
+
+    fn of(&self, arch: VmArchitecture) -> Option<&str> {
+        arch.pick(&self.x86_64, &self.aarch64).as_deref()
+    }
+}
+
 impl DownloadTable {
     /// Returns the file that is pinned for `arch`.
     pub fn pin(&self, arch: VmArchitecture) -> Option<&CataloguePin> {
@@ -159,12 +205,14 @@ impl DownloadTable {
 }
 
 impl Recipe {
-    /// Returns the recipe with the additional packages whose names contain the architecture: the kernel, and GRUB if
-    /// the layout has it.
-    fn for_arch(&self, arch: VmArchitecture) -> Self {
+    /// Returns the recipe with the additional packages whose names contain the architecture: the kernel, which is the
+    /// cloud kernel if `kernel` is `None`, and GRUB if the layout has it.
+    fn for_arch(&self, arch: VmArchitecture, kernel: Option<&str>) -> Self {
         let debian_arch = arch.profile().debian_arch;
         let mut recipe = self.clone();
-        recipe.packages.push(format!("linux-image-cloud-{debian_arch}"));
+        recipe
+            .packages
+            .push(kernel.map_or_else(|| format!("linux-image-cloud-{debian_arch}"), str::to_owned));
         if recipe.layout == Layout::Grub {
             recipe.packages.push(format!("grub-efi-{debian_arch}-signed"));
         }
@@ -191,17 +239,47 @@ mod tests {
                 assert!(download.digest.is_some());
             }
         }
-        let fallback = catalogue.find(&catalogue.fallback, VmArchitecture::Aarch64).unwrap();
-        assert!(matches!(fallback.source, Source::Packages(_)), "the fallback needs no host of its own");
-        catalogue.find(&catalogue.default, VmArchitecture::Aarch64).unwrap();
+        for arch in VmArchitecture::ALL {
+            let fallback = catalogue.find(&catalogue.fallback, arch).unwrap();
+            assert!(matches!(fallback.source, Source::Packages(_)), "the fallback needs no host of its own");
+            catalogue.find(&catalogue.default, arch).unwrap();
+        }
         let names: std::collections::BTreeSet<_> = catalogue.names().collect();
-        assert_eq!(names.len() * 2, catalogue.images.len(), "a name occurs twice");
+        let of_each_arch = VmArchitecture::ALL
+            .map(|arch| names.iter().filter(|name| catalogue.find(name, arch).is_ok()).count());
+        assert_eq!(of_each_arch.iter().sum::<usize>(), catalogue.images.len(), "a name occurs twice");
+    }
+
+    #[test]
+    fn an_image_with_a_kernel_of_one_architecture_exists_only_for_it() {
+        let catalogue = Catalogue::built_in();
+        let image = catalogue.find("debian-13-16k", VmArchitecture::Aarch64).unwrap();
+        let Source::Packages(recipe) = image.source else { panic!("it is built from packages") };
+        let kernels: Vec<_> = recipe.packages.iter().filter(|name| name.starts_with("linux-image")).collect();
+        assert_eq!(kernels, ["linux-image-arm64-16k"]);
+        let error = catalogue.find("debian-13-16k", VmArchitecture::X86_64).unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "--image debian-13-16k: this image exists only for aarch64; use --arch aarch64 or another image"
+        );
+        assert_eq!(catalogue.names().filter(|name| name.starts_with("debian-13")).count(), 2);
     }
 
     #[test]
     fn an_unknown_name_is_answered_with_the_known_ones() {
         let error = Catalogue::built_in().find("ubuntu-95", VmArchitecture::X86_64).unwrap_err().to_string();
         assert!(error.starts_with("--image ubuntu-95: no such image; there are: ubuntu-24.04, "), "{error}");
+    }
+
+    #[test]
+    fn a_kernel_for_no_architecture_or_of_a_download_is_an_error() {
+        let kernel = "kernel = { aarch64 = \"linux-image-arm64-16k\" }";
+        for text in [
+            TEXT.replace(kernel, "kernel = {}"),
+            TEXT.replacen("glibc = ", &format!("{kernel}\nglibc = "), 1),
+        ] {
+            assert!(Catalogue::parse(&text).unwrap_err().contains("kernel needs"));
+        }
     }
 
     #[test]

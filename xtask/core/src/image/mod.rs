@@ -42,7 +42,8 @@ pub struct ExpectedImage {
     pub os_release: OsReleaseReport,
     /// The expected version of glibc. It is compared with the version in a built image.
     pub glibc: String,
-    /// The expected page size of the kernel, in bytes. It is compared with the page size in a built image.
+    /// The expected page size of the kernel, in bytes. It is compared with the configuration of a built image's kernel,
+    /// and with the page size that the workload reports.
     pub page_size: u64,
 }
 

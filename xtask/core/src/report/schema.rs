@@ -242,6 +242,9 @@ pub struct FootprintEvidence {
 pub struct WorkloadEvidence {
     /// The output of `uname -m`.
     pub machine: String,
+    /// The size of the kernel's pages in bytes; `None` in a report of an earlier version.
+    #[serde(default)]
+    pub page_size: Option<u64>,
     pub boot_id: String,
     /// The generation of the deployment, which the document passes to the workload: 1, and 2 after the change.
     pub generation: u64,

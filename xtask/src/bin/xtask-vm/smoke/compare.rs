@@ -191,6 +191,7 @@ mod tests {
         });
         report.evidence.workload_rejoin = Some(WorkloadEvidence {
             machine: "aarch64".to_owned(),
+            page_size: Some(4096),
             boot_id: "b".to_owned(),
             generation: 2,
             starts: 3,

@@ -116,8 +116,8 @@ impl ExpectedAnswer<'_> {
         }
         if let Some(before) = self.before.filter(|before| answer.starts <= before.starts) {
             bail_guest!(
-                "the workload has counted {} starts, {} before: it lost its volume",
-                answer.starts, before.starts;
+                "the workload has counted {} starts in its volume, expected at least {}: it lost its volume",
+                answer.starts, before.starts + 1;
                 "a deployment's volumes must outlive its container and power cuts, until it is purged"
             );
         }
@@ -205,6 +205,7 @@ mod tests {
     fn an_answer_is_of_the_machine_the_generation_and_the_volume() {
         let answer = |machine: &str, generation, starts| WorkloadEvidence {
             machine: machine.into(),
+            page_size: Some(4096),
             boot_id: "b1".into(),
             generation,
             starts,

@@ -8,6 +8,8 @@ use agent_protocol::deployment::{Limits, Port, Protocol, Volume};
 use agent_protocol::{ContainerSpec, Deployment, Document};
 use anyhow::Result;
 use xtask_core::bail_guest;
+use xtask_core::error::Failure;
+use xtask_core::image::Image;
 use xtask_core::machine::WORKLOAD_PORTS;
 use xtask_core::report::{StatusEvidence, WorkloadEvidence};
 
@@ -63,6 +65,7 @@ pub(super) fn run(
     proof.ephemeral = Some(proof.answers(vm, EPHEMERAL, &wanted)?);
     proof.answers(vm, RETIRED, &wanted)?;
     same_boot(&first, joined)?;
+    check_pages(&first, &vm.plan.image)?;
     let running = started.elapsed();
     let deleted = vm.broker.desire_no_more(EPHEMERAL.name)?;
     proof.is_gone(vm, EPHEMERAL, deleted)?;
@@ -149,9 +152,42 @@ pub(super) fn changed(
     Ok(answer)
 }
 
+/// Checks that the guest's kernel has the page size that the catalogue states. The catalogue states none for other
+/// images.
+fn check_pages(answer: &WorkloadEvidence, image: &Image) -> Result<(), Failure> {
+    match image.expected.as_ref().map(|expected| expected.page_size) {
+        Some(expected) if Some(expected) != answer.page_size => bail_guest!(
+            "the guest's kernel has pages of {} bytes, but the catalogue states {expected} bytes for the image {}",
+            answer.page_size.unwrap_or_default(), image.name;
+            "read console.log for the kernel that booted; if it is the right one, correct page_size in \
+             xtask/core/images.toml"
+        ),
+        _ => Ok(()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use xtask_core::arch::VmArchitecture;
+    use xtask_core::image::catalogue::Catalogue;
+
     use super::*;
+
+    #[test]
+    fn a_kernel_with_other_pages_than_the_image_is_refused() {
+        let image = Catalogue::built_in().find("debian-13-16k", VmArchitecture::Aarch64).unwrap();
+        let answer = |page_size| WorkloadEvidence {
+            machine: "aarch64".to_owned(),
+            page_size: Some(page_size),
+            boot_id: "b".to_owned(),
+            generation: 1,
+            starts: 1,
+        };
+        check_pages(&answer(16384), &image).unwrap();
+        let error = check_pages(&answer(4096), &image).unwrap_err().to_string();
+        assert!(error.contains("pages of 4096 bytes, but the catalogue states 16384 bytes"), "{error}");
+        check_pages(&answer(4096), &Image { expected: None, ..image }).unwrap();
+    }
 
     #[test]
     fn what_is_desired_is_a_document_that_the_agent_reads() {

@@ -182,6 +182,7 @@ mod tests {
                 (answer.machine.as_str(), answer.generation, answer.starts),
                 (host.profile().machine, 3, starts)
             );
+            assert_eq!(answer.page_size, Some(rustix::param::page_size() as u64));
             assert_eq!(
                 answer.boot_id,
                 std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap().trim()
