@@ -5,7 +5,7 @@
 //! <cache>/runs/<id>/           one run: report.json, console.log; w/ while it lives
 //! <cache>/snapshots/<key>.<run>/  a machine after its first boot: disk, memory, NVRAM, seed
 //! <cache>/compared/            the reports that `smoke --verify-cold` compares
-//! <cache>/history/             the durations of phases on this machine
+//! <cache>/history/             the durations of phases, the outcomes of the last runs, and the failures of KVM
 //! <cache>/workload/            the smoke's workload, compiled, by a digest of its inputs
 //! <cache>/libvirt/             libvirt's record of QEMU's capabilities, for every run's embedded root
 //! ```

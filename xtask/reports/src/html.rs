@@ -12,10 +12,16 @@ use crate::{Evidence, last, lines, shortened, timeline};
 
 /// The maximum number of characters of a text of the report.
 const CHARACTERS: usize = 400;
+/// The maximum number of characters of the error, which may list all parts of a machine.
+const ERROR_CHARACTERS: usize = 1500;
 /// The maximum number of warnings, and of causes of a failure.
 const TEXTS: usize = 8;
 /// The maximum number of the lines of the journal, and of the console's end, with their maximum size in HTML.
 const LOG: (usize, usize) = (80, 12_000);
+/// The maximum number of the lines of the journal that name the agent, with their maximum size in HTML.
+const AGENT_LOG: (usize, usize) = (30, 5_000);
+/// The maximum number of the lines of guest.txt, with their maximum size in HTML.
+const GUEST: (usize, usize) = (250, 12_000);
 /// The number of statuses that are shown at the beginning and at the end of their list.
 const STATUSES: usize = 40;
 /// The maximum number of characters of the list of deployments of a status.
@@ -38,12 +44,12 @@ pub fn html(report: &Report, evidence: &Evidence) -> String {
                 main {
                     h1 class=(word) { (word.to_uppercase()) ": iot-agent on " (report.guest.arch) }
                     p { (verdict(report)) }
-                    @if let Some(failure) = &report.failure { (cause(failure, &word)) }
+                    @if let Some(failure) = &report.failure { (cause(failure, &word, evidence)) }
                     (subject(report))
                     (limitations(report))
                     (comparison(report))
                     (timeline::phases(report, evidence))
-                    (journal(evidence))
+                    (journal(report, evidence))
                     (statuses(report))
                     (warnings(report))
                     (history(report, &evidence.past))
@@ -54,17 +60,24 @@ pub fn html(report: &Report, evidence: &Evidence) -> String {
     page.into_string()
 }
 
-fn cause(failure: &FailureReport, word: &str) -> Markup {
+fn cause(failure: &FailureReport, word: &str, evidence: &Evidence) -> Markup {
+    let agent_lines = about_agent(&evidence.journal);
     html! {
         section class=(format!("cause {word}")) aria-label="The cause" {
             dl {
                 dt { "What failed, in the phase " (failure.phase.title()) }
-                dd { (text(&failure.error)) }
+                dd { (shortened(&failure.error, ERROR_CHARACTERS)) }
                 @if !failure.causes.is_empty() {
                     dt { "Why" }
                     @for cause in failure.causes.iter().take(TEXTS) { dd { (text(cause)) } }
                 }
                 @if let Some(hint) = &failure.hint { dt { "What to do" } dd { (text(hint)) } }
+            }
+            @if !agent_lines.is_empty() {
+                details open {
+                    summary { "The last lines of the guest's journal about the agent" }
+                    pre tabindex="0" { (agent_lines) }
+                }
             }
             @if !failure.console_tail.is_empty() {
                 details {
@@ -145,6 +158,10 @@ fn comparison(report: &Report) -> Markup {
         ("Executable of the agent", status(|status| short(&status.exe_sha256).to_owned())),
         ("Machine type", status(|status| status.machine.clone())),
         ("Boot id of the workload", workload(|answer| short(&answer.boot_id).to_owned())),
+        (
+            "Page size of the workload's kernel",
+            workload(|answer| answer.page_size.map_or(String::new(), |bytes| bytes.to_string())),
+        ),
         ("Generation of the workload", workload(|answer| answer.generation.to_string())),
         ("Starts of the workload", workload(|answer| answer.starts.to_string())),
     ];
@@ -166,13 +183,30 @@ fn comparison(report: &Report) -> Markup {
     }
 }
 
-fn journal(evidence: &Evidence) -> Markup {
+fn journal(report: &Report, evidence: &Evidence) -> Markup {
     html! {
         @if !evidence.journal.is_empty() {
             h2 { "The end of the guest's journal" }
             pre tabindex="0" { (end_of(&evidence.journal)) }
+        } @else if report.verdict == Verdict::Failed && !evidence.console.is_empty() {
+            h2 { "The end of the guest's journal" }
+            p { "There is no journal.log: the guest was off, was not up yet, had rebooted by itself, or did not answer." }
+        }
+        @if !evidence.guest.is_empty() {
+            h2 { "The state of the guest" }
+            details {
+                summary { "The agent's unit, failed units, cloud-init, containers, disks and memory" }
+                pre tabindex="0" { (last(&lines(&evidence.guest), GUEST.0, GUEST.1).join("\n")) }
+            }
         }
     }
+}
+
+/// Returns the last lines of the journal that name the agent: its own lines, and those of systemd about its unit.
+fn about_agent(journal: &[u8]) -> String {
+    let mut lines = lines(journal);
+    lines.retain(|line| line.contains("iot-agent"));
+    last(&lines, AGENT_LOG.0, AGENT_LOG.1).join("\n")
 }
 
 /// Returns a text of the report, which an agent or a guest can have made long.
@@ -320,13 +354,31 @@ mod tests {
         }
         let evidence = Evidence {
             console: line.repeat(100 * report.phases.len()).into_bytes(),
-            journal: line.repeat(100).into_bytes(),
+            journal: format!("iot-agent {line}").repeat(100).into_bytes(),
+            guest: line.repeat(300).into_bytes(),
             past: vec![PastRun::from(&report); REMEMBERED],
         };
         let page = html(&report, &evidence);
         assert!(page.len() <= 300_000, "{} bytes", page.len());
-        assert!(page.contains("100 lines, the last 7 are shown"));
+        assert!(page.contains("100 lines, the last 4 are shown"));
         assert!(!page.contains("http-equiv") && !page.contains("src="), "a page loads nothing");
+    }
+
+    #[test]
+    fn a_page_of_a_failure_shows_the_agents_lines_and_the_state_of_the_guest() {
+        let noise = "systemd-resolved[1]: degraded\n".repeat(200);
+        let journal =
+            format!("systemd[1]: iot-agent.service: Failed with result 'timeout'.\n{noise}").into_bytes();
+        let evidence = Evidence { journal, guest: b"ExecStartPre=wait\n".to_vec(), ..Evidence::default() };
+        let text = html(&samples::failed(), &evidence);
+        assert!(text.contains("Failed with result 'timeout'"), "{text}");
+        assert!(text.contains("ExecStartPre=wait"), "{text}");
+        let with_console =
+            |report: &Report| html(report, &Evidence { console: b"a\n".to_vec(), ..Evidence::default() });
+        assert!(with_console(&samples::failed()).contains("There is no journal"));
+        for other in [samples::unavailable(), samples::verified()] {
+            assert!(!with_console(&other).contains("There is no journal"), "its journal is not read");
+        }
     }
 
     #[test]

@@ -22,7 +22,7 @@ use anyhow::Error;
 use xtask_core::fs::read_if_there;
 use xtask_core::output::clean;
 use xtask_core::report::past::PastRun;
-use xtask_core::report::{CONSOLE, JOURNAL, PhaseReport, Report};
+use xtask_core::report::{CONSOLE, GUEST, JOURNAL, PhaseReport, Report};
 
 /// The files of a run that `report.html` shows beside the report.
 #[derive(Debug, Default)]
@@ -31,6 +31,8 @@ pub struct Evidence {
     pub console: Vec<u8>,
     /// The content of journal.log. Empty if there is no such file.
     pub journal: Vec<u8>,
+    /// The content of guest.txt. Empty if there is no such file.
+    pub guest: Vec<u8>,
     /// The last runs of the cache, the newest last.
     pub past: Vec<PastRun>,
 }
@@ -47,13 +49,13 @@ impl Evidence {
                 Vec::new()
             }
         };
-        let (console, journal) = (read(CONSOLE), read(JOURNAL));
-        (Self { console, journal, past }, errors)
+        let (console, journal, guest) = (read(CONSOLE), read(JOURNAL), read(GUEST));
+        (Self { console, journal, guest, past }, errors)
     }
 }
 
 /// The maximum number of characters of a line of an output of the guest.
-const LINE_CHARACTERS: usize = 160;
+const LINE_CHARACTERS: usize = 240;
 
 /// Returns the non-empty lines of an output of the guest, without escape sequences.
 fn lines(output: &[u8]) -> Vec<String> {

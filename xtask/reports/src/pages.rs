@@ -64,6 +64,7 @@ fn validators_accept_the_reports_of_each_verdict_and_a_browser_shows_them() {
         let evidence = Evidence {
             console: b"[    1.0] Linux version 6.1\n".repeat(20),
             journal: b"iot-agent: connected <ok>\n".to_vec(),
+            guest: b"ActiveState=active\n".to_vec(),
             past: past.clone(),
         };
         let page = directory.join(HTML);

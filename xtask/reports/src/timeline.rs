@@ -9,7 +9,7 @@ use crate::{Evidence, LINE_CHARACTERS, console_of, last, lines, shortened};
 
 /// The maximum number of the console's lines that a page shows of one phase, and their maximum size in HTML.
 const CONSOLE_LINES: usize = 60;
-const CONSOLE_BYTES: usize = 7_000;
+const CONSOLE_BYTES: usize = 6_000;
 /// The maximum number of boots and faults that a page shows.
 const EVENTS: usize = 40;
 /// The maximum number of characters of the detail of a phase.
@@ -31,8 +31,9 @@ pub(crate) fn phases(report: &Report, evidence: &Evidence) -> Markup {
         }
         @if !report.events.is_empty() {
             h2 { "Boots and faults" }
+            // Events that follow each other within a second must be told apart.
             ol { @for event in report.events.iter().take(EVENTS) {
-                li { (human_seconds(event.seconds)) ": " strong { (kind(event.kind)) } ", " (shortened(&event.text, LINE_CHARACTERS)) }
+                li { (format!("{:.1} s", event.seconds)) ": " strong { (kind(event.kind)) } ", " (shortened(&event.text, LINE_CHARACTERS)) }
             } }
         }
         @if !evidence.console.is_empty() {

@@ -172,7 +172,7 @@ impl Sabotage {
             Self::LosesState => (&[Rejoin], &["the desired state did not survive the power cut"]),
             Self::WaitsForBus => (&[Rejoin], &["iot-agent.service is activating: it waits for something"]),
             Self::ForeignImage => (&[Workload], &["is made for"]),
-            Self::CrashLoop => (&[PowerCut, Rejoin], &["systemd has restarted the agent"]),
+            Self::CrashLoop => (&[Join, Workload, PowerCut, Rejoin], &["systemd has restarted the agent"]),
             Self::ForgetsDeletions => {
                 (&[Rejoin], &["had acknowledged the revision", "the deployment retired was deleted"])
             }

@@ -50,7 +50,7 @@ pub(crate) fn resume_verified(machine: Machine, expected: &ExpectedMachine, work
     if !blocking.is_empty() {
         bail_host!(
             "QEMU's machine does not match the requested domain: {}", blocking.join("; ");
-            "run cargo xtask preflight --arch {} --rehearse, which says what to do about each; no guest \
+            "run cargo xtask preflight --arch {} --rehearse, which lists each difference with its remedy; no guest \
              code has run",
             expected.architecture
         );

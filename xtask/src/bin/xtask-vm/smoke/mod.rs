@@ -12,6 +12,7 @@ mod fault;
 mod footprint;
 mod image;
 mod inspect;
+mod keep;
 mod observed;
 mod offline;
 mod options;

@@ -10,6 +10,13 @@ use xtask_core::limits;
 
 use super::running::RunningVm;
 
+/// The advice if the agent's process does not start.
+const BEFORE_START: &str = "the agent must start without the bus: guest.txt has the unit with its drop-in files, its \
+    state and systemd's jobs";
+/// The advice if the agent runs without the desired state that it had acknowledged.
+const LOST_STATE: &str = "the desired state must be on the disk before the agent acknowledges it, and nothing else may \
+    replace the state's files";
+
 /// The state of a wait for the workload after the power cut.
 #[derive(Default)]
 pub(super) struct OfflineRecovery {
@@ -59,14 +66,17 @@ impl RunningVm {
         view.unit.check()?;
         super::observed::check_system(&view)?;
         let late = up > self.plan.limits.agent_after_boot();
-        let (reason, hopeless) = match view.unit.active.as_str() {
+        let (reason, hint, hopeless) = match view.unit.active.as_str() {
             "active" => {
                 let (reason, unknown) = local_reason(&view.local_status, deployment, waited.acknowledged);
                 waited.unknown = if unknown { waited.unknown + 1 } else { 0 };
                 // The agent may write its first status before it first reads its disk.
-                (reason, waited.unknown > 1)
+                (reason, LOST_STATE, waited.unknown > 1)
             }
-            other => (format!("iot-agent.service is {other}: it waits for something before it starts"), late),
+            other => {
+                let reason = format!("iot-agent.service is {other}: it waits for something before it starts");
+                (reason, BEFORE_START, late)
+            }
         };
         if !hopeless {
             bail!("{reason}");
@@ -74,7 +84,7 @@ impl RunningVm {
         bail_guest!(
             "without a broker, the workload did not run within {} s after the guest was up: {reason}",
             up.as_secs();
-            "the agent must start its deployments from its own disk, with or without the bus"
+            "{hint}"
         )
     }
 }

@@ -5,14 +5,12 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use xtask_core::error::{Failure, Kind};
-use xtask_core::format::now_rfc3339;
+use xtask_core::error::Failure;
 use xtask_core::machine::RunFiles;
 use xtask_core::machine::seed::marker;
 use xtask_core::plan::Plan;
 use xtask_core::report::{EventKind, GUEST, JOURNAL};
-use xtask_core::runs::instance::{self, InstanceRecord};
-use xtask_core::{bail_guest, bail_host, limits};
+use xtask_core::{bail_guest, limits};
 use xtask_fleet::{Broker, ReceivedStatus};
 use xtask_jobs::Ui;
 
@@ -28,7 +26,6 @@ use crate::guest::root_port::RootPort;
 use crate::guest::ssh::Keys;
 use crate::guest::watch::{Deadline, Watch, Watched};
 use crate::libvirt::Condition;
-use crate::vm::power::greets;
 
 /// A running machine with everything that it needs.
 pub(crate) struct RunningVm {
@@ -69,10 +66,12 @@ const FIRMWARE_LINE: &str = "UEFI firmware (version";
 
 /// The command that prints the journal of all boots. The numbers before the lines are seconds since the boot.
 const JOURNAL_COMMAND: &str = "journalctl --boot=all --no-pager --output short-monotonic --lines 2500";
-/// The command that prints what cloud-init, systemd and podman say about the guest.
+/// The command that prints what cloud-init, podman and systemd say about the guest. The agent's unit is printed last,
+/// with its drop-in files, because report.html shows only the last lines of guest.txt.
 const GUEST_COMMAND: &str = "cloud-init status --long 2>&1; tail -n 100 /var/log/cloud-init-output.log 2>&1; \
-    systemctl --failed --no-pager 2>&1; systemctl status --no-pager iot-agent 2>&1; \
-    podman --url unix:///run/iot-agent/podman.sock ps --all --no-trunc 2>&1; df -h 2>&1; free -m 2>&1";
+    df -h 2>&1; free -m 2>&1; podman --url unix:///run/iot-agent/podman.sock ps --all --no-trunc 2>&1; \
+    systemctl --failed --no-pager 2>&1; systemctl list-jobs --no-pager 2>&1; \
+    systemctl cat --no-pager iot-agent 2>&1; systemctl status --full --no-pager iot-agent 2>&1";
 
 impl RunningVm {
     /// Counts the boots since the power was last switched on, by the first lines of firmware and kernel on the console.
@@ -149,7 +148,8 @@ impl RunningVm {
         what: &str,
         mut probe: impl FnMut(&mut Self) -> Result<Option<T>>,
     ) -> Result<T> {
-        let hint = "on a slow host use --timeout-scale 2; otherwise read console.log";
+        let hint =
+            "read journal.log and console.log for what the guest did; on a slow host use --timeout-scale 2";
         Watch { ui: &self.ui.clone(), what, deadline, hint }.until(self, |vm| {
             vm.check_boots()?;
             vm.disturb()?;
@@ -319,59 +319,9 @@ impl RunningVm {
         destroyed
     }
 
-    /// Waits until the guest's sshd answers. A restored guest must also have installed the keys of this run, which it
-    /// does once its agent runs. A timeout and the end of QEMU are no errors, because a machine that cannot be entered
-    /// can still be kept for the user.
-    fn wait_until_entered(&mut self) -> Result<()> {
-        let restored = self.is_restored();
-        let keys = if restored { self.plan.limits.keys() } else { Duration::ZERO };
-        let limit = keys + self.plan.limits.guest_command();
-        let port = self.target.ssh_port()?;
-        let entered = self.wait_until(Deadline::after(limit), "ssh", |vm| {
-            let output = |sign| vm.console.line_with(sign).is_some();
-            let provisioned = output(marker::DONE) || output(marker::FAILED);
-            let takes_keys = restored && provisioned && !output(marker::KEYS);
-            Ok((!takes_keys && greets(port)).then_some(()))
-        });
-        match entered {
-            Err(error) if Kind::Interrupted.is(&error) => Err(error),
-            _ => Ok(()),
-        }
-    }
-
     /// Returns whether the machine was restored from a snapshot. Its overlay then lies over the snapshot's disk.
-    fn is_restored(&self) -> bool {
+    pub(super) fn is_restored(&self) -> bool {
         self.files.backing.len() > 1
-    }
-
-    /// Leaves the machine running under a name. Returns an error if its QEMU has ended.
-    pub(super) fn release(mut self, run: &Run<'_>, name: Option<&str>) -> Result<InstanceRecord> {
-        if self.target.condition() == Condition::Running {
-            // A fault that the smoke did not end must not stay in a machine that is kept.
-            self.target.limit_writes(0, 0)?;
-            self.wait_until_entered()?;
-        }
-        if self.target.condition() != Condition::Running {
-            bail_host!(
-                "keep the machine: its QEMU has ended";
-                "run again; if QEMU ends by itself, read the run's console.log and the host's kernel log"
-            );
-        }
-        let instance = InstanceRecord {
-            schema: instance::SCHEMA,
-            id: run.dir.id().to_owned(),
-            name: name.unwrap_or(run.dir.id()).to_owned(),
-            arch: self.plan.spec.architecture,
-            image: self.plan.image.name.clone(),
-            made_at: now_rfc3339(),
-            login_user: self.keys.login_user.clone(),
-            ssh_port: Some(self.target.ssh_port()?),
-            console: self.files.console_log.clone(),
-        };
-        instance::keep(&run.dir, &run.cache, instance.clone(), || run.ui.check())?;
-        self.target.leave();
-        self.broker.stop()?;
-        Ok(instance)
     }
 }
 
