@@ -94,8 +94,8 @@ pub const PROBE: Duration = Duration::from_secs(10);
 pub const PREFLIGHT: Duration = Duration::from_millis(500);
 /// The limit of `inspect` for the agent, from its start to its end; `bench inspect` measures it.
 pub const INSPECTION: Duration = Duration::from_millis(50);
-/// The limit of `inspect` for an executable of 100 MB.
-pub const INSPECTION_OF_100_MB: Duration = Duration::from_secs(1);
+/// The limit of `inspect` for an executable of 100 MB in which the calls between functions must be followed.
+pub const INSPECTION_OF_100_MB: Duration = Duration::from_millis(1500);
 /// The limit of a warm smoke until join, from the command to its verdict; `bench` measures it.
 pub const WARM_UNTIL_JOIN: Duration = Duration::from_secs(15);
 /// The limit of `preflight --rehearse` for one architecture; `bench preflight` measures it.

@@ -41,6 +41,10 @@ pub struct Finding {
     /// The first few of the symbols, functions or libraries that the finding is about.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub details: Vec<String>,
+    /// The functions through which direct calls lead from the entry point to the first few of these functions:
+    /// `_start > main > work`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub paths: Vec<String>,
 }
 
 impl Finding {
@@ -67,8 +71,8 @@ impl Finding {
 
     /// Creates a finding without the target's facts and without a remedy.
     pub fn new(id: &'static str, severity: Severity, found: impl Into<String>) -> Self {
-        let (offers, remedy, details) = Default::default();
-        Self { id, severity, found: found.into(), offers, remedy, details }
+        let (offers, remedy, details, paths) = Default::default();
+        Self { id, severity, found: found.into(), offers, remedy, details, paths }
     }
 
     /// Adds the matching facts about the target.
@@ -88,7 +92,6 @@ impl Finding {
     /// Adds the details. If there are many, only the first few are added.
     #[must_use]
     pub fn details(mut self, all: impl IntoIterator<Item = String>) -> Self {
-        const MOST: usize = 8;
         let mut all = all.into_iter();
         self.details = all.by_ref().take(MOST).collect();
         let more = all.count();
@@ -97,7 +100,17 @@ impl Finding {
         }
         self
     }
+
+    /// Adds the first few paths from the entry point.
+    #[must_use]
+    pub fn paths(mut self, all: impl IntoIterator<Item = String>) -> Self {
+        self.paths = all.into_iter().take(MOST).collect();
+        self
+    }
 }
+
+/// The number of details and of paths in a finding.
+pub(crate) const MOST: usize = 8;
 
 /// All findings about one file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

@@ -2,14 +2,15 @@
 
 use std::ops::Range;
 
-use crate::elf::{Code, Elf};
+use crate::elf::{Code, Elf, GoFunctions};
 use crate::isa::features::Set;
 use crate::isa::{Flow, Isa};
 
 /// Returns the addresses at which functions begin in the whole file, in order. They come from symbols, from the
-/// unwinder's table, and from the entry point.
+/// unwinder's table, from Go's table, and from the entry point.
 pub(crate) fn starts(elf: &Elf<'_>) -> Vec<u64> {
     let mut starts: Vec<u64> = elf.unwind_starts().collect();
+    starts.extend(GoFunctions::of(elf).iter().flat_map(GoFunctions::starts));
     starts.extend(elf.symbols().filter(|symbol| symbol.function).map(|symbol| symbol.address));
     starts.push(elf.entry());
     starts.sort_unstable();
@@ -140,6 +141,57 @@ fn part(section: &Section<'_, '_>, wanted: Set, range: Range<usize>, most: usize
         found.push(Needy { function: function as u32, count: 1, first: offset as u32, needs });
     });
     (found, left)
+}
+
+/// Returns the addresses in the given functions to which direct calls lead, in order. In a stripped file, assembly may have
+/// neither symbols nor records for the unwinder. It then seems to be part of the function before it, and no path from
+/// the start of that function leads to it.
+pub(crate) fn called_inside(section: &Section<'_, '_>, found: &[Needy], wanted: Set) -> Vec<u64> {
+    let Section { isa, code, functions, .. } = *section;
+    let unreached =
+        |needy: &&Needy| !matches!(reached(section, needy.function as usize, wanted), Path::Direct(_));
+    let ranges: Vec<_> =
+        found.iter().filter(unreached).map(|needy| functions.range(needy.function as usize)).collect();
+    let most = code.bytes.len() / 64;
+    let mut inside = Vec::new();
+    if ranges.is_empty() {
+        return inside;
+    }
+    isa.call_targets(code.bytes, code.address, |to| {
+        let offset = to.checked_sub(code.address).and_then(|offset| usize::try_from(offset).ok());
+        let holds = |offset: usize| {
+            let behind = ranges.partition_point(|(start, _)| *start < offset);
+            behind.checked_sub(1).is_some_and(|at| offset < ranges[at].1)
+        };
+        if offset.is_some_and(holds) && inside.len() < most {
+            inside.push(to);
+        }
+    });
+    inside.sort_unstable();
+    inside.dedup();
+    inside
+}
+
+/// Returns the instructions in a part of a function that need one of `wanted` and that `counts` accepts by their offset.
+/// Returns `None` if there are none.
+pub(crate) fn needy_within(
+    section: &Section<'_, '_>,
+    wanted: Set,
+    range: Range<usize>,
+    counts: impl Fn(usize) -> bool,
+) -> Option<Needy> {
+    let mut found: Option<Needy> = None;
+    let function = section.functions.holding(range.start as u32) as u32;
+    section.isa.scan(section.code.bytes.get(range.clone())?, wanted, |offset, needs| {
+        let first = range.start + offset;
+        if counts(first) {
+            let one = Needy { function, count: 0, first: first as u32, needs };
+            let all = found.get_or_insert(one);
+            all.count += 1;
+            all.needs = all.needs | needs;
+        }
+    });
+    found
 }
 
 /// The path on which control gets from the start of a function to an instruction that the core lacks.

@@ -1,32 +1,32 @@
 //! `instructions`: finds instructions that the target's core lacks.
 
+use super::judgement::{Judged, asks_in_secret, judge};
 use crate::Target;
 use crate::elf::{Elf, shown};
 use crate::finding::{Finding, Severity};
-use crate::functions::{Functions, Needy, Path, Section, needy, reached, starts};
-use crate::guard::{Detection, Graph, Use, chosen_for, go_level};
+use crate::functions::{Functions, Section, called_inside, needy, starts};
+use crate::guard::{Detection, Use, go_level};
 use crate::isa::Isa;
 use crate::isa::features::{Feature, Set};
-
-/// A function with instructions that the core lacks, and how the function is used.
-struct Judged<'a> {
-    name: Option<&'a [u8]>,
-    address: u64,
-    mnemonic: String,
-    needs: Set,
-    count: u32,
-    used: Use,
-}
 
 pub(super) fn check(elf: &Elf<'_>, target: &Target<'_>, findings: &mut Vec<Finding>) {
     let lacks = !target.device.features;
     let mut judged: Vec<Judged<'_>> = Vec::new();
     let (mut detection, mut left) = (None, 0);
-    let starts = starts(elf);
+    let mut starts = starts(elf);
     for code in elf.code() {
-        let Some(functions) = Functions::of(&starts, &code) else { continue };
-        let section = Section { isa: target.device.isa, elf, code: &code, functions: &functions };
-        let (found, more) = needy(&section, lacks);
+        let Some(mut functions) = Functions::of(&starts, &code) else { continue };
+        let isa = target.device.isa;
+        let section = Section { isa, elf, code: &code, functions: &functions };
+        let (mut found, mut more) = needy(&section, lacks);
+        let inside = called_inside(&section, &found, lacks);
+        if !inside.is_empty() {
+            starts.extend(inside);
+            starts.sort_unstable();
+            functions = Functions::of(&starts, &code).unwrap_or(functions);
+            (found, more) = needy(&Section { isa, elf, code: &code, functions: &functions }, lacks);
+        }
+        let section = Section { isa, elf, code: &code, functions: &functions };
         left += more;
         if found.is_empty() {
             continue;
@@ -47,7 +47,8 @@ pub(super) fn check(elf: &Elf<'_>, target: &Target<'_>, findings: &mut Vec<Findi
     for severity in [Severity::Refused, Severity::Warned, Severity::Informs] {
         let of_it: Vec<_> = judged.iter().filter(|judged| self::severity(&judged.used) == severity).collect();
         if !of_it.is_empty() {
-            findings.push(finding(severity, &of_it, &detection, left, target));
+            let asks = asks(&detection, elf);
+            findings.push(finding(severity, &of_it, &asks, left, target));
         }
     }
 }
@@ -87,80 +88,21 @@ fn severity(used: &Use) -> Severity {
     }
 }
 
-/// Decides for each function how it is used. Returns whether code of the section asks the processor for its features
-/// directly. If no function needed a walk over the code, the result is false.
-fn judge<'a>(
-    section: &Section<'a, '_>,
-    lacks: Set,
-    detection: &Detection,
-    found: &[Needy],
-    judged: &mut Vec<Judged<'a>>,
-) -> bool {
-    let Section { isa, elf, code, .. } = *section;
-    let names = names(section, found);
-    // The graph is made only if it is needed, because it takes several walks over all of the code. Usually the names
-    // are sufficient.
-    let mut graph = None;
-    for (needy, name) in found.iter().zip(names) {
-        let function = needy.function as usize;
-        let path = reached(section, function, lacks);
-        if path == Path::None && !isa.is_amid_code(code.bytes, needy.first as usize) {
-            continue;
+/// Returns how the file asks the processor for its features, as far as that is known.
+fn asks(detection: &Detection, elf: &Elf<'_>) -> String {
+    match detection.how.as_slice() {
+        [] if asks_in_secret(elf) => {
+            "it is static and has no symbols, so that it is unknown whether it asks the processor".to_owned()
         }
-        let promised = name.map_or(Set::NONE, |name| chosen_for(isa, name));
-        let is_chosen = (needy.needs & lacks & !promised).is_empty();
-        let by_name = Use::Guarded("its name says that it is chosen for these features at run time");
-        let used = match path {
-            Path::Direct(_) if detection.go => Use::Guarded("Go tests the features that its runtime found"),
-            // A name is evidence only if something in the file asks the processor for its features. Otherwise no code
-            // can choose between functions.
-            Path::Direct(_) if is_chosen && !detection.is_absent() => by_name,
-            Path::Computed | Path::None if is_chosen => by_name,
-            // If no path leads to these bytes, they may be a table between functions.
-            Path::Computed | Path::None => Use::Unclear,
-            Path::Direct(_) => {
-                let graph = graph.get_or_insert_with(|| Graph::of(section, detection));
-                let absent = graph.nobody_asks() && detection.is_absent();
-                // A static executable without names may ask the processor in an unknown way, as musl's start code
-                // does.
-                let may_be_told = elf.dynamic.needed().next().is_none() && graph.tests(function);
-                match (absent, is_chosen) {
-                    (true, _) if !may_be_told => Use::Plain,
-                    (_, true) => by_name,
-                    _ => graph.used(function),
-                }
-            }
-        };
-        let first = if let Path::Direct(at) = path { at } else { needy.first as usize };
-        let mnemonic = isa.mnemonic(code.bytes.get(first..).unwrap_or_default());
-        let address = code.address.wrapping_add(first as u64);
-        judged.push(Judged { name, address, mnemonic, needs: needy.needs, count: needy.count, used });
+        [] => "nothing in it asks the processor".to_owned(),
+        how => format!("it asks the processor: {}", how.join(", ")),
     }
-    graph.is_some_and(|graph| !graph.nobody_asks())
-}
-
-/// Returns the names of the functions, in one pass over the symbols.
-fn names<'a>(section: &Section<'a, '_>, found: &[Needy]) -> Vec<Option<&'a [u8]>> {
-    let Section { isa, elf, functions, .. } = *section;
-    let mut names: Vec<Option<&'a [u8]>> = vec![None; found.len()];
-    for symbol in elf.symbols().filter(|symbol| symbol.function) {
-        let Some(function) = functions.beginning_at(symbol.address) else { continue };
-        if let Ok(at) = found.binary_search_by_key(&(function as u32), |needy| needy.function) {
-            // If a function has several names, the one that names features is used.
-            let says = |name: &[u8]| chosen_for(isa, name) != Set::NONE;
-            let says_more = names[at].is_none_or(|known| !says(known) && says(symbol.name));
-            if says_more {
-                names[at] = Some(symbol.name);
-            }
-        }
-    }
-    names
 }
 
 fn finding(
     severity: Severity,
     judged: &[&Judged<'_>],
-    detection: &Detection,
+    asks: &str,
     left: usize,
     target: &Target<'_>,
 ) -> Finding {
@@ -174,10 +116,6 @@ fn finding(
         Severity::Informs => "behind a check at run time, as far as is known",
     };
     let found = format!("{}: {count} instructions in {functions} functions{more}, {used}", named.join(", "));
-    let asks = match detection.how.as_slice() {
-        [] => "nothing in it asks the processor".to_owned(),
-        how => format!("it asks the processor: {}", how.join(", ")),
-    };
     let offers = format!("{} lacks them; {asks}", target.device.about);
     let remedy = if severity == Severity::Informs { String::new() } else { remedy(target) };
     let details = judged.iter().map(|judged| {
@@ -188,7 +126,8 @@ fn finding(
         };
         format!("{} at {:#x} in {name}{why}", judged.mnemonic, judged.address)
     });
-    Finding::new("instructions", severity, found).offers(offers).remedy(remedy).details(details)
+    let paths = judged.iter().filter(|judged| !judged.path.is_empty()).map(|judged| judged.path.join(" > "));
+    Finding::new("instructions", severity, found).offers(offers).remedy(remedy).details(details).paths(paths)
 }
 
 fn remedy(target: &Target<'_>) -> String {

@@ -6,6 +6,7 @@ pub(super) mod header;
 mod identity;
 mod instructions;
 mod interpreter;
+mod judgement;
 mod libraries;
 mod paths;
 mod protections;

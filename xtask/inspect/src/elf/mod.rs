@@ -4,6 +4,7 @@
 
 mod dynamic;
 mod frames;
+mod go;
 mod notes;
 mod symbols;
 
@@ -17,6 +18,7 @@ use object::read::elf::{FileHeader as _, ProgramHeader as _, SectionHeader as _}
 
 pub(crate) use dynamic::array;
 pub use dynamic::{Dynamic, Required};
+pub(crate) use go::GoFunctions;
 pub use symbols::Symbol;
 
 /// The longest path of an interpreter that Linux reads (fs/binfmt_elf.c: PATH_MAX).

@@ -11,6 +11,8 @@ use super::{Elf, array, string};
 pub struct Symbol<'a> {
     pub name: &'a [u8],
     pub address: u64,
+    /// The size in bytes; 0 if it is not known.
+    pub size: u64,
     /// True if the symbol is code.
     pub function: bool,
     /// True if the loader calls a resolver to choose the function (`STT_GNU_IFUNC`).
@@ -63,5 +65,11 @@ fn defined<'a>(symbol: &Sym64<LE>, name: &'a [u8]) -> Option<Symbol<'a>> {
     if !known || symbol.st_shndx.get(LE) == elf::SHN_UNDEF || name.is_empty() {
         return None;
     }
-    Some(Symbol { name, address: symbol.st_value.get(LE), function: ifunc || kind == elf::STT_FUNC.0, ifunc })
+    Some(Symbol {
+        name,
+        address: symbol.st_value.get(LE),
+        size: symbol.st_size.get(LE),
+        function: ifunc || kind == elf::STT_FUNC.0,
+        ifunc,
+    })
 }

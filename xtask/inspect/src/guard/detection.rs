@@ -14,8 +14,20 @@ const ASKING: [&[u8]; 3] = [b"getauxval", b"__getauxval", b"elf_aux_info"];
 pub(super) const HWCAPS: [u32; 4] = [16, 26, 29, 30];
 
 /// Words in the names of the functions and variables by which other libraries report the processor's features.
-const TELLING: [&str; 8] =
-    ["hwcap", "cpu_feature", "cpu_model", "cpu_indicator", "have_lse_atomics", "armcap", "ia32cap", "cpuid"];
+const TELLING: [&str; 12] = [
+    "hwcap",
+    "cpu_feature",
+    "cpu_model",
+    "cpu_indicator",
+    "cpu_supports",
+    "have_lse_atomics",
+    "armcap",
+    "ia32cap",
+    "cpuid",
+    "cpuinfo",
+    "supportedtargets",
+    "chosentarget",
+];
 /// Files that contain the processor's features. A function that computes the address of such a file's name asks the
 /// processor.
 const FILES: [&[u8]; 3] = [b"/proc/cpuinfo\0", b"/proc/self/auxv\0", b"/sys/devices/system/cpu\0"];
@@ -122,7 +134,7 @@ fn tells(name: &[u8]) -> bool {
     // thousands of names contain none of them.
     let may = |part: &[u8]| {
         let lower = [part[0] | 0x20, part[1] | 0x20, part[2] | 0x20];
-        [*b"cpu", *b"cap", *b"lse"].contains(&lower)
+        [*b"cpu", *b"cap", *b"lse", *b"rge"].contains(&lower)
     };
     name.windows(3).any(may)
         && std::str::from_utf8(name).is_ok_and(|name| {

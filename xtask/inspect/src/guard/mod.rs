@@ -7,20 +7,30 @@
 //!   too, unless calls from the entry point also lead there.
 //! - A function is *plain* if calls lead to it from the entry point or `main`, and if no function on the way decides or
 //!   calls a function that asks. A plain function itself calls no function that asks, and does not branch on a
-//!   variable. It is executed on any core.
-//! - A function whose name says that it is one of several to choose from is *guarded* for the features in its name.
+//!   variable. It is executed on any core. An address that a function takes counts as a call only in the code that
+//!   starts the program.
+//! - A function whose name says that it is one of several to choose from is *guarded* for the features in its name. So
+//!   is a function without such a name to which only such functions lead.
+//! - In a Go program, Go's own functions are *guarded*, because Go's runtime asks the processor.
 //! - If nothing in a file asks the processor, a function is *plain* if direct branches in it lead to the instruction.
 //!   This does not hold for a function of a static executable that branches on a variable.
+//! - No function of a library is *plain*, because the library's callers may ask. No function of a static executable
+//!   without symbols is *plain*, because the C library in it asks in a way that is not known.
 //! - All other functions are *unclear*. Most of them are called through tables of pointers or from a library.
+//!
+//! Words that no path from the start of their function leads to are data, if the end of the function is known or numbers
+//! surround them.
 
 mod detection;
+mod facts;
 mod graph;
 mod names;
 mod pointers;
+mod stubs;
 
 pub(crate) use detection::Detection;
 pub(crate) use graph::{Graph, first_user};
-pub(crate) use names::{chosen_for, go_level};
+pub(crate) use names::{chosen_for, go_level, is_vector_variant, on_request};
 
 /// How a function is used, as far as its callers show it.
 #[derive(Debug, Clone, PartialEq, Eq)]

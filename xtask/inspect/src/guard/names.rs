@@ -4,18 +4,51 @@
 use crate::isa::Isa;
 use crate::isa::features::{Feature, Set};
 
-/// The families of features for which functions are chosen at run time, and the parts of names that stand for them.
-const CHOSEN: [(Family, &str); 10] = [
-    (Family::Sve, "_sve _sve2"),
-    (Family::Sme, "_sme"),
+/// The families of features for which functions are chosen at run time, and the parts of names that stand for them. Among
+/// them are OpenBLAS' names of cores.
+const CHOSEN: [(Family, &str); 12] = [
+    (Family::Sve, "_sve _armv8sve _a64fx _neoversev _neoversen _cortexa _cortexx"),
+    (Family::Sme, "_sme _armv9sme _vortexm"),
+    (Family::Only(&["sme"]), "_za _tpidr2"),
     (Family::Only(&["mops"]), "_mops"),
     (Family::Only(&["lse", "lse128"]), "_lse"),
     (Family::Only(&["pauth", "pauth-lr"]), "_pauth"),
-    (Family::Only(&["mte"]), "_mte"),
-    (Family::Neon, "_neon _dotprod _i8mm _bf16 _sha3 _sha512 _ce _armv8"),
+    (Family::Only(&["mte"]), "_mte _mtag"),
+    (Family::Only(&["rng"]), "_rng _rndr _rndrrs"),
+    (
+        Family::Neon,
+        "_neon _dotprod _i8mm _bf16 _sha3 _sha512 _ce _armv8 _thunderx _thunderx2t _thunderx3t _tsv _vortex",
+    ),
     (Family::Sse, "_sse2 _sse4 _ssse3"),
     (Family::Avx, "_avx _avx2 _erms _fma _aesni"),
     (Family::Avx512, "_avx512 _evex _vnni"),
+];
+
+/// The parts of names that follow a word of [`CHOSEN`] without a gap, as in `_neonbfdot` and `_sve2aes`.
+const FOLLOWING: [&str; 14] =
+    ["aes", "sha", "sm4", "bf", "i8", "f16", "f32", "fp", "half", "sdot", "udot", "dot", "fhm", "v8"];
+
+/// Features whose instructions no compiler uses unless the source asks for them by an intrinsic, an attribute or
+/// assembly: no `-mcpu` and no `-march` makes them of ordinary code. Whoever asks for them knows that cores lack them.
+const ON_REQUEST: [&str; 18] = [
+    "rng",
+    "mte",
+    "dit",
+    "ssbs",
+    "dpb",
+    "dpb2",
+    "lor",
+    "wfxt",
+    "ls64",
+    "tme",
+    "sme",
+    "gcs",
+    "d128",
+    "rdrand",
+    "rdseed",
+    "rtm",
+    "waitpkg",
+    "serialize",
 ];
 
 /// The features that a name stands for. A family has all features of one kind of registers, because code that checks
@@ -64,16 +97,60 @@ impl Family {
 /// Returns the features for which a function is chosen according to its name. The set is empty if the name says
 /// nothing about features.
 pub(crate) fn chosen_for(isa: Isa, name: &[u8]) -> Set {
-    let name = String::from_utf8_lossy(name).to_ascii_lowercase();
-    let word_ends = |at: usize| name[at..].chars().next().is_none_or(|next| !next.is_ascii_alphanumeric());
-    let says = |word: &str| name.match_indices(word).any(|(at, _)| word_ends(at + word.len()));
+    let text = String::from_utf8_lossy(name);
+    let name = text.to_ascii_lowercase();
+    let says = |word: &str| name.match_indices(word).any(|(at, _)| word_ends(&text, &name, at + word.len()));
     // These are libgcc's outline atomics, which test a variable of their own.
     let outline = name.starts_with("__aarch64_")
         && ["_relax", "_acq", "_rel", "_sync"].iter().any(|end| name.ends_with(end));
     let outline = outline.then_some(Family::Only(&["lse"]));
     let named = CHOSEN.iter().filter(|(_, words)| words.split(' ').any(says));
-    let families = named.map(|(family, _)| *family).chain(outline);
+    let families = named.map(|(family, _)| *family).chain(outline).chain(vector_variant(text.as_bytes()));
     families.fold(Set::NONE, |all, family| all | set(isa, |feature| family.has(isa, feature)))
+}
+
+/// Returns whether a word of a name ends at `at`. Digits, other words of this kind, and the `I` before the arguments of a
+/// template may follow it without a gap. The second text is the first one in lower case.
+fn word_ends(text: &str, lower: &str, at: usize) -> bool {
+    let rest = lower[at..].trim_start_matches(|next: char| next.is_ascii_digit());
+    let behind = lower.len() - rest.len();
+    rest.chars().next().is_none_or(|next| !next.is_ascii_alphanumeric())
+        || text[behind..].starts_with('I')
+        || FOLLOWING.iter().any(|word| rest.starts_with(word))
+        || [at, behind].into_iter().any(|end| is_end_of_identifier(lower, end))
+}
+
+/// Returns whether an identifier of a mangled name ends at `at`. Such names have the length before each identifier.
+fn is_end_of_identifier(lower: &str, at: usize) -> bool {
+    let digit = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_digit);
+    let bytes = lower.as_bytes();
+    let starts = (1..at).filter(|start| digit(bytes.get(*start)) && !digit(bytes.get(start - 1)));
+    lower.starts_with("_z")
+        && starts.into_iter().any(|start| {
+            let end = start + bytes[start..at].iter().take_while(|byte| digit(Some(byte))).count();
+            lower[start..end].parse() == Ok(at - end)
+        })
+}
+
+/// Returns the features of a vector variant of a function: `_ZGVs…` for SVE, `_ZGVd…` for AVX2. Only code with such
+/// instructions calls it (Vector Function ABI for AArch64, 3.5; the same for x86-64).
+fn vector_variant(name: &[u8]) -> Option<Family> {
+    match name.strip_prefix(b"_ZGV")?.first()? {
+        b's' => Some(Family::Sve),
+        b'c' | b'd' => Some(Family::Avx),
+        b'e' => Some(Family::Avx512),
+        _ => None,
+    }
+}
+
+/// Returns whether a function is a vector variant, which only code with the same instructions calls.
+pub(crate) fn is_vector_variant(name: &[u8]) -> bool {
+    vector_variant(name).is_some()
+}
+
+/// Returns the features of [`ON_REQUEST`].
+pub(crate) fn on_request(isa: Isa) -> Set {
+    set(isa, |feature| ON_REQUEST.contains(&feature.name))
 }
 
 /// Returns the setting by which Go's compiler was allowed to use features without a check, and these features. Go
@@ -148,6 +225,23 @@ mod tests {
             (Isa::Aarch64, "filter_neon", "sve", false),
             (Isa::Aarch64, "__aarch64_ldadd8_acq_rel", "lse", true),
             (Isa::Aarch64, "ldadd8_acq_rel", "lse", false),
+            (Isa::Aarch64, "ff_hevc_put_sme2", "sme", true),
+            (Isa::Aarch64, "_ZN5arrow6Filter11scan_sve256EPKhl", "sve", true),
+            (Isa::Aarch64, "sz_hash_sve2aes", "sve2", true),
+            (Isa::Aarch64, "simsimd_dot_neonbfdot", "bf16", true),
+            (Isa::Aarch64, "dgemm_kernel_NEOVERSEV1", "sve", true),
+            (Isa::Aarch64, "_ZN4x26510filter_i8mmILi8EEEvPh", "i8mm", true),
+            (Isa::Aarch64, "_Z8sums_svePKfi", "sve", true),
+            (Isa::Aarch64, "_Z10sums_svelterPKfi", "sve", false),
+            (Isa::Aarch64, "filter_i8mmish", "i8mm", false),
+            (Isa::Aarch64, "_armv8_rng_probe", "rng", true),
+            (Isa::Aarch64, "OPENSSL_rndr_asm", "rng", true),
+            (Isa::Aarch64, "__arm_tpidr2_restore", "sme", true),
+            (Isa::Aarch64, "__libunwind_Registers_arm64_za_disable", "sme", true),
+            (Isa::Aarch64, "_ZGVsMxv_acosf", "sve", true),
+            (Isa::Aarch64, "_ZGVnN4v_acosf", "sve", false),
+            (Isa::X86_64, "_ZGVdN4v_sin", "avx2", true),
+            (Isa::X86_64, "_ZGVbN2v_sin", "avx2", false),
             (Isa::X86_64, "__memmove_avx_unaligned_erms", "avx2", true),
             (Isa::X86_64, "__memmove_avx_unaligned_erms", "avx512f", false),
             (Isa::X86_64, "__strlen_evex", "avx512vl", true),

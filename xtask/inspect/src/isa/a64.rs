@@ -46,10 +46,19 @@ fn candidate(groups: &[Vec<Indexed>; 16], word: u32) -> Option<usize> {
     let op0 = (word >> 25 & 0xf) as usize;
     match op0 {
         0b0010 if word & UNWINDER.0 == UNWINDER.1 => None,
+        0b1100 if gives_memory_its_pointers_tag(word) => None,
         0b0010 => Some(SVE),
         0b0000 if word >> 31 == 1 => Some(SME),
         _ => groups[op0].iter().find(|(mask, value, _)| word & mask == *value).and_then(|row| row.2),
     }
+}
+
+/// Returns whether a word is STG or one of its variants, and stores a pointer's tag at that pointer: `stg x0, [x0]`. These
+/// are not counted. LLVM's unwinder (libunwind, `stepWithDwarf`) executes them only for frames with the augmentation `G`,
+/// and only code with tags on its stack has such frames. That code itself needs IRG, which makes a tag.
+fn gives_memory_its_pointers_tag(word: u32) -> bool {
+    let stores = word & 0xff20_0000 == 0xd920_0000 && word >> 10 & 3 != 0;
+    stores && word & 31 == word >> 5 & 31
 }
 
 /// Decodes one word; `None` if the decoder knows no such instruction.
@@ -136,34 +145,62 @@ pub(super) fn flow(word: u32, address: u64) -> Flow {
     }
 }
 
+/// Calls `target` with the address to which each direct call leads.
+pub(super) fn call_targets(code: &[u8], address: u64, mut target: impl FnMut(u64)) {
+    for (at, word) in words(code) {
+        if word & 0xfc00_0000 == 0x9400_0000 {
+            target(address.wrapping_add(at as u64).wrapping_add_signed(offset(word, 0, 26)));
+        }
+    }
+}
+
 /// Returns the constants of all CMP instructions (SUBS with an immediate and the zero register).
 pub(super) fn comparisons(code: &[u8]) -> Vec<u64> {
     let compares = words(code).map(|(_, word)| word).filter(|word| word & 0x7f80_001f == 0x7100_001f);
     compares.map(|word| u64::from(word >> 10 & 0xfff) << if word >> 22 & 1 == 1 { 12 } else { 0 }).collect()
 }
 
-/// The registers whose value is known on a straight path: pages that ADRP computes, and sums with them.
+/// The registers whose value is known on a straight path: pages that ADRP computes, and sums with them. The code is
+/// decoded at some nanoseconds a word, so that the state is kept in bits.
 #[derive(Debug, Default)]
 struct Tracker {
-    known: [Option<u64>; 32],
-    /// The known address from which the register was loaded, and the number of words since then.
-    loaded: [Option<(u64, u8)>; 32],
+    values: [u64; 32],
+    /// A bit for each register with a known value.
+    known: u32,
+    /// The address from which a register was loaded, and the number of the word that loaded it.
+    loaded: [(u64, u32); 32],
+    /// A bit for each register that was loaded from a known address.
+    from_memory: u32,
+    /// The number of words so far.
+    count: u32,
     first_argument: Option<u32>,
 }
 
 impl Tracker {
+    fn value(&self, register: usize) -> Option<u64> {
+        (self.known >> register & 1 == 1).then(|| self.values[register])
+    }
+
     /// Records that a register is written, and the value if it is known.
     fn write(&mut self, register: usize, value: Option<u64>) {
-        self.known[register] = value;
-        self.loaded[register] = None;
+        self.forget(register);
+        self.from_memory &= !(1 << register);
+        if let Some(value) = value {
+            self.known |= 1 << register;
+            self.values[register] = value;
+        }
+    }
+
+    /// Records that a register no longer has a known value. It may still depend on a place in memory.
+    fn forget(&mut self, register: usize) {
+        self.known &= !(1 << register);
     }
 
     /// Reports the events of the word at `address` to `event`, for the guard analysis.
+    #[inline]
     fn step(&mut self, word: u32, address: u64, mut event: impl FnMut(Event)) {
         let (d, n) = ((word & 31) as usize, (word >> 5 & 31) as usize);
-        for (_, age) in self.loaded.iter_mut().flatten() {
-            *age = age.saturating_add(1);
-        }
+        self.count = self.count.wrapping_add(1);
         if word & 0x9f00_0000 == 0x9000_0000 || word & 0x9f00_0000 == 0x1000_0000 {
             let value = adr(word, address);
             self.write(d, Some(value));
@@ -173,7 +210,7 @@ impl Tracker {
             }
         } else if word & 0x7f80_0000 == 0x1100_0000 {
             let shift = if word >> 22 & 1 == 1 { 12 } else { 0 };
-            let value = self.known[n].map(|page| page.wrapping_add(u64::from(word >> 10 & 0xfff) << shift));
+            let value = self.value(n).map(|page| page.wrapping_add(u64::from(word >> 10 & 0xfff) << shift));
             self.write(d, value);
             if let Some(value) = value {
                 event(Event::Address(value));
@@ -190,7 +227,7 @@ impl Tracker {
             if word & 0x000f_f000 == 0x0008_0000 {
                 event(Event::Detects);
             }
-            self.known[d] = None;
+            self.forget(d);
         } else {
             self.branch_or_other(word, address, d, &mut event);
         }
@@ -200,11 +237,14 @@ impl Tracker {
     fn load_or_store(&mut self, word: u32, d: usize, n: usize, event: &mut impl FnMut(Event)) {
         let vector = word >> 26 & 1 == 1;
         let scale = word >> 30;
-        let place = self.known[n].map(|page| page.wrapping_add(u64::from(word >> 10 & 0xfff) << scale));
+        let place = self.value(n).map(|page| page.wrapping_add(u64::from(word >> 10 & 0xfff) << scale));
         let stores = word >> 22 & 3 == 0;
         if !vector && !stores {
-            self.known[d] = None;
-            self.loaded[d] = place.map(|place| (place, 0));
+            self.write(d, None);
+            if let Some(place) = place {
+                self.from_memory |= 1 << d;
+                self.loaded[d] = (place, self.count);
+            }
             if d == 0 {
                 self.first_argument = None;
             }
@@ -215,31 +255,32 @@ impl Tracker {
     }
 
     fn branch_or_other(&mut self, word: u32, address: u64, d: usize, event: &mut impl FnMut(Event)) {
-        const NEAR: u8 = 4;
-        if word & 0x7c00_0000 == 0x3400_0000
-            && let Some((place, age)) = self.loaded[d]
-            && age <= NEAR
-        {
-            event(Event::Tests(place));
+        const NEAR: u32 = 4;
+        /// Calls preserve only x19 to x28 (AAPCS64, 6.1.1).
+        const PRESERVED: u32 = 0x1ff8_0000;
+        let tests = word & 0x7c00_0000 == 0x3400_0000;
+        if tests && self.from_memory >> d & 1 == 1 {
+            let (place, since) = self.loaded[d];
+            if self.count.wrapping_sub(since) <= NEAR {
+                event(Event::Tests(place));
+            }
         }
         match flow(word, address) {
             Flow::Call(to) => {
                 event(Event::Call { to, argument: self.first_argument });
-                // Calls preserve only x19 to x28 (AAPCS64, 6.1.1).
-                (0..19).chain(29..32).for_each(|register| self.write(register, None));
+                self.known &= PRESERVED;
+                self.from_memory &= PRESERVED;
                 self.first_argument = None;
             }
             Flow::Jump(to) => event(Event::Jump { to, argument: self.first_argument }),
-            Flow::Next => {
+            Flow::Next if !tests => {
                 // Any other instruction may write the register, whose value is then unknown.
-                if word & 0x7c00_0000 != 0x3400_0000 {
-                    self.known[d] = None;
-                    if d == 0 {
-                        self.first_argument = None;
-                    }
+                self.forget(d);
+                if d == 0 {
+                    self.first_argument = None;
                 }
             }
-            Flow::Branch(_) | Flow::Computed | Flow::End => {}
+            Flow::Next | Flow::Branch(_) | Flow::Computed | Flow::End => {}
         }
     }
 }
@@ -255,12 +296,13 @@ pub(super) fn events(code: &[u8], address: u64, mut event: impl FnMut(u64, Event
 }
 
 /// Returns whether the words around an offset are instructions. They are not if the offset is in a table of numbers or
-/// in a text between functions.
+/// in a text between functions. UDF, whose upper half is zero, counts as a number.
 pub(super) fn is_amid_code(code: &[u8], offset: usize) -> bool {
     const AROUND: usize = 16;
     let start = offset.saturating_sub(AROUND);
     let end = code.len().min(offset + AROUND + 4);
-    code.get(start..end).is_some_and(|code| words(code).all(|(_, word)| decode(word).is_some()))
+    code.get(start..end)
+        .is_some_and(|code| words(code).all(|(_, word)| word >> 16 != 0 && decode(word).is_some()))
 }
 
 fn words(code: &[u8]) -> impl Iterator<Item = (usize, u32)> {

@@ -92,6 +92,15 @@ impl Isa {
         }
     }
 
+    /// Calls `target` with the address to which each direct call in `code` leads.
+    pub(crate) fn call_targets(self, code: &[u8], address: u64, target: impl FnMut(u64)) {
+        match self {
+            Self::Aarch64 => a64::call_targets(code, address, target),
+            // On x86, the bytes of a call also occur inside of other instructions, and a list of targets would be wrong.
+            Self::X86_64 => {}
+        }
+    }
+
     /// Returns whether the bytes around an offset of `code` are instructions, and not a table or a text.
     pub(crate) fn is_amid_code(self, code: &[u8], offset: usize) -> bool {
         match self {

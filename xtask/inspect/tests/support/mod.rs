@@ -83,6 +83,11 @@ fn symbol(name: u32, info: u8, section: u16, value: u64, size: u64) -> Vec<u8> {
 /// Returns a position-independent executable for `machine` with this code. Its functions have 16 bytes, and the first
 /// one is the entry point.
 pub(crate) fn executable(machine: u16, code: &[u8]) -> Vec<u8> {
+    executable_with(machine, code, &[])
+}
+
+/// Returns the same executable with more sections, which are not loaded.
+pub(crate) fn executable_with(machine: u16, code: &[u8], more: &[(&'static str, &[u8])]) -> Vec<u8> {
     let mut maker = Maker { bytes: vec![0; EHDR + SEGMENTS * PHDR], sections: vec![Section::default()] };
     let loader: &[u8] =
         if machine == 62 { b"/lib64/ld-linux-x86-64.so.2\0" } else { b"/lib/ld-linux-aarch64.so.1\0" };
@@ -102,6 +107,9 @@ pub(crate) fn executable(machine: u16, code: &[u8]) -> Vec<u8> {
     maker.put(rela, &longs(&[place, 1 << 32 | jump_slot, 0, place + 8, 2 << 32 | jump_slot, 0]));
     let end_of_second = maker.bytes.len();
     add_symbols(&mut maker, text as u64);
+    for (name, content) in more {
+        maker.add(section(name, 1, 0), content);
+    }
     let headers = add_section_headers(&mut maker);
     segments(
         &mut maker,

@@ -84,6 +84,9 @@ fn print(path: &Path, inspection: &Inspection, report: &Report, verbosity: Verbo
             for line in lines(finding) {
                 message!("{line}");
             }
+            for path in finding.paths.iter().filter(|_| verbosity.verbose) {
+                message!("         reached through {path}");
+            }
         }
     }
     let verdict = if report.is_sound() { "sound" } else { "REFUSED" };
