@@ -22,6 +22,10 @@ pub struct Device {
     pub about: String,
     /// The page sizes of the kernels that the device may run, in bytes.
     pub page_sizes: Vec<u64>,
+    /// The numbers of bits in a process' addresses, with the kernels that the device may run; empty if all of them have
+    /// at least 47.
+    #[serde(default)]
+    pub address_bits: Vec<u32>,
     /// The features of the core.
     #[serde(skip)]
     pub features: Set,

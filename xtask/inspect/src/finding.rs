@@ -38,7 +38,7 @@ pub struct Finding {
     /// The action that solves the problem.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub remedy: String,
-    /// The first few of the symbols, functions or libraries that the finding is about.
+    /// The symbols, functions or libraries that the finding is about.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub details: Vec<String>,
     /// The functions through which direct calls lead from the entry point to the first few of these functions:
@@ -89,15 +89,10 @@ impl Finding {
         self
     }
 
-    /// Adds the details. If there are many, only the first few are added.
+    /// Adds the details.
     #[must_use]
     pub fn details(mut self, all: impl IntoIterator<Item = String>) -> Self {
-        let mut all = all.into_iter();
-        self.details = all.by_ref().take(MOST).collect();
-        let more = all.count();
-        if more > 0 {
-            self.details.push(format!("and {more} more"));
-        }
+        self.details = all.into_iter().collect();
         self
     }
 

@@ -1,15 +1,21 @@
-//! The inventory of an image or a sysroot: its libraries with the versions that they define, and its dynamic loaders.
-//! An inventory is read once from a tree of files. Nothing in the tree is executed.
+//! The inventory of an image or a sysroot: its libraries with the versions and symbols that they define, and its dynamic
+//! loaders. An inventory is read from a tree of files. Nothing in the tree is executed.
 
+use std::collections::BTreeSet;
+
+use object::elf::{DT_RPATH, DT_RUNPATH, DT_SONAME};
 use serde::{Deserialize, Serialize};
 
 use crate::elf::{Elf, Ident, shown};
 
 /// The schema of a stored inventory.
-pub const SCHEMA: u32 = 2;
+pub const SCHEMA: u32 = 3;
 
 /// The directories that the loader always searches (ld.so(8)). They come after the distribution's own directories.
 const PLAIN: [&str; 4] = ["/lib", "/usr/lib", "/lib64", "/usr/lib64"];
+
+/// The directories below which people install software with directories of its own.
+const WIDE: [&str; 4] = ["/opt", "/srv", "/usr", "/usr/local"];
 
 /// The libraries and the loaders of a tree.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,6 +29,9 @@ pub struct Inventory {
     pub interpreters: Vec<String>,
     /// Every shared library in the directories of `search` and one level below.
     pub libraries: Vec<Library>,
+    /// The paths in the root directory, and one level below [`WIDE`]. A path that begins with none of them leads
+    /// nowhere.
+    pub roots: Vec<String>,
 }
 
 /// A shared library.
@@ -36,9 +45,50 @@ pub struct Library {
     pub versions: Vec<String>,
     /// The libraries that this library needs.
     pub needed: Vec<String>,
+    /// `DT_SONAME`.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub soname: String,
+    /// `DT_RPATH`.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub rpath: String,
+    /// `DT_RUNPATH`.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub runpath: String,
+    /// The hashes of the symbols' names, as [`Elf::exports`] returns them.
+    #[serde(default)]
+    pub symbols: Vec<u32>,
+    /// The versions that other libraries must offer: library, version. They are known of a library that was read for
+    /// this inspection, and are not stored.
+    #[serde(skip)]
+    pub requires: Vec<(String, String)>,
 }
 
 impl Library {
+    /// Reads a library. The result is `None` if the bytes are no 64-bit ELF file: a linker script may have the name of a
+    /// library.
+    pub fn read(path: &str, bytes: &[u8]) -> Option<Self> {
+        Ident::read(bytes).ok().filter(|ident| ident.class == 2 && ident.data == 1)?;
+        let elf = Elf::parse(bytes).ok()?;
+        Some(Self { symbols: elf.exports(), ..Self::of(path, &elf) })
+    }
+
+    /// Returns the data of a file that the loader needs, without its symbols.
+    pub(crate) fn of(path: &str, elf: &Elf<'_>) -> Self {
+        let text = |tag| elf.dynamic.text(tag).map(whole).unwrap_or_default();
+        let required = elf.dynamic.required().filter(|required| !required.weak);
+        Self {
+            path: path.to_owned(),
+            machine: elf.machine(),
+            versions: elf.dynamic.offered().map(shown).collect(),
+            needed: elf.dynamic.needed().map(shown).collect(),
+            soname: text(DT_SONAME),
+            rpath: text(DT_RPATH),
+            runpath: text(DT_RUNPATH),
+            symbols: Vec::new(),
+            requires: required.map(|one| (shown(one.library), shown(one.version))).collect(),
+        }
+    }
+
     /// Returns the name under which the loader finds the library.
     pub fn name(&self) -> &str {
         self.path.rsplit('/').next().unwrap_or_default()
@@ -59,29 +109,44 @@ impl Inventory {
         serde_json::from_slice(text).ok().filter(|inventory: &Self| inventory.schema == SCHEMA)
     }
 
-    /// Reads the inventory of a tree. `multiarch` is the triplet in the names of its library directories. `source` is
-    /// recorded in the inventory.
+    /// Reads the inventory of a tree with all its libraries. `multiarch` is the triplet in the names of its library
+    /// directories. `source` is recorded in the inventory.
     pub fn of_tree(tree: &dyn Tree, source: &str, multiarch: &str) -> Self {
+        let mut inventory = Self::without_libraries(tree, source, multiarch);
+        for directory in inventory.search.clone() {
+            let names = tree.list(&directory);
+            inventory.take(tree, &directory, &names);
+            // The directories that RPATHs name are mostly one level below: /usr/lib/aarch64-linux-gnu/systemd.
+            for name in names.iter().filter(|name| !name.contains('.')) {
+                let below = format!("{directory}/{name}");
+                if !inventory.search.contains(&below) {
+                    inventory.take(tree, &below, &tree.list(&below));
+                }
+            }
+        }
+        inventory
+    }
+
+    /// Reads the inventory of a tree, without its libraries. It takes milliseconds, and is sufficient if the tree can
+    /// still be read when an executable is inspected.
+    pub fn without_libraries(tree: &dyn Tree, source: &str, multiarch: &str) -> Self {
         let mut search = configured(tree);
         search.extend([format!("/lib/{multiarch}"), format!("/usr/lib/{multiarch}")]);
         search.extend(PLAIN.map(str::to_owned));
-        let mut seen = std::collections::BTreeSet::new();
+        let mut seen = BTreeSet::new();
         search.retain(|directory| seen.insert(directory.clone()));
         let mut inventory = Self { schema: SCHEMA, source: source.to_owned(), ..Self::default() };
         for directory in &search {
-            let names = tree.list(directory);
+            let names = tree.list(directory).into_iter().filter(|name| is_loader(name));
+            let paths = names.map(|name| format!("{directory}/{name}"));
+            // A link that leads nowhere is no loader.
             inventory.interpreters.extend(
-                names.iter().filter(|name| is_loader(name)).map(|name| format!("{directory}/{name}")),
+                paths.filter(|path| tree.read(path).is_some_and(|bytes| Ident::read(&bytes).is_ok())),
             );
-            inventory.take(tree, directory, &names);
-            // The directories that RPATHs name are mostly one level below: /usr/lib/aarch64-linux-gnu/systemd.
-            for name in names
-                .iter()
-                .filter(|name| !name.contains('.') && !search.contains(&format!("{directory}/{name}")))
-            {
-                let below = format!("{directory}/{name}");
-                inventory.take(tree, &below, &tree.list(&below));
-            }
+        }
+        for directory in [""].into_iter().chain(WIDE) {
+            let names = tree.list(if directory.is_empty() { "/" } else { directory });
+            inventory.roots.extend(names.into_iter().map(|name| format!("{directory}/{name}")));
         }
         inventory.search = search;
         inventory
@@ -89,25 +154,67 @@ impl Inventory {
 
     fn take(&mut self, tree: &dyn Tree, directory: &str, names: &[String]) {
         let paths = names.iter().filter(|name| is_library(name)).map(|name| format!("{directory}/{name}"));
-        self.libraries
-            .extend(paths.filter_map(|path| tree.read(&path).and_then(|bytes| library(&path, &bytes))));
+        let read = paths.filter_map(|path| tree.read(&path).and_then(|bytes| Library::read(&path, &bytes)));
+        self.libraries.extend(read);
     }
 
-    /// Returns the library of this name in the directories of an RPATH.
-    pub fn find_in(&self, rpath: &str, name: &str) -> Option<&Library> {
-        let paths: Vec<_> =
-            rpath.split(':').map(|directory| format!("{}/{name}", directory.trim_end_matches('/'))).collect();
-        self.libraries.iter().find(|library| paths.contains(&library.path))
+    /// Returns the release of glibc for a machine, by the newest version that its libc.so.6 defines. Without an inventory
+    /// of libraries, the library is read from the tree.
+    pub(crate) fn glibc(&self, machine: u16, tree: Option<&dyn Tree>) -> Option<String> {
+        let paths = self.search.iter().map(|directory| format!("{directory}/libc.so.6"));
+        let mut found = paths.filter_map(|path| match tree {
+            Some(tree) => Library::read(&path, &tree.read(&path)?),
+            None => self.at(&path).cloned(),
+        });
+        let libc = found.find(|library| library.machine == machine)?;
+        let releases = libc.versions.iter().filter_map(|version| version.strip_prefix("GLIBC_2."));
+        let newest = releases.filter_map(|minor| minor.parse::<u32>().ok()).max()?;
+        Some(format!("2.{newest}"))
     }
 
-    /// Returns the library that the loader takes for `name`: the first one for the right machine in the directories
-    /// that the loader searches.
-    pub fn find(&self, name: &str, machine: u16) -> Option<&Library> {
-        let places = self.search.iter().map(|directory| format!("{directory}/{name}"));
-        places.into_iter().find_map(|path| {
-            self.libraries.iter().find(|library| library.path == path && library.machine == machine)
+    /// Returns the library at a normalised path.
+    pub fn at(&self, path: &str) -> Option<&Library> {
+        self.libraries.iter().find(|library| library.path == path)
+    }
+
+    /// Returns whether the libraries of a directory are in the inventory, if there are any.
+    pub fn covers(&self, directory: &str) -> bool {
+        let parent = directory.rsplit_once('/').map_or("", |(parent, _)| parent);
+        self.search.iter().any(|known| known == directory || known == parent) || !self.exists(directory)
+    }
+
+    /// Returns false if it is certain that there is no such directory.
+    fn exists(&self, directory: &str) -> bool {
+        let known = |length: usize| {
+            let parts: Vec<_> = directory.split('/').take(length + 1).collect();
+            (parts.len() == length + 1).then(|| parts.join("/"))
+        };
+        let inside = |parent: &str| parent.is_empty() || WIDE.contains(&parent);
+        (1..=3).filter_map(known).all(|path| {
+            let parent = path.rsplit_once('/').map_or("", |(parent, _)| parent);
+            !inside(parent) || self.roots.contains(&path)
         })
     }
+}
+
+/// Returns a path without `.`, `..` and empty parts.
+pub(crate) fn normalised(path: &str) -> String {
+    let mut parts: Vec<&str> = Vec::new();
+    for part in path.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => {
+                parts.pop();
+            }
+            part => parts.push(part),
+        }
+    }
+    format!("/{}", parts.join("/"))
+}
+
+/// Returns a text of the file for a search, which a cut would falsify.
+fn whole(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
 }
 
 /// Returns whether a file name is that of a loader: `ld-linux-aarch64.so.1`, `ld-musl-x86_64.so.1`, `ld.so.1`.
@@ -117,18 +224,6 @@ fn is_loader(name: &str) -> bool {
 
 fn is_library(name: &str) -> bool {
     name.ends_with(".so") || name.contains(".so.")
-}
-
-fn library(path: &str, bytes: &[u8]) -> Option<Library> {
-    // A linker script may have the name of a library, but it is no library.
-    Ident::read(bytes).ok().filter(|ident| ident.class == 2 && ident.data == 1)?;
-    let elf = Elf::parse(bytes).ok()?;
-    Some(Library {
-        path: path.to_owned(),
-        machine: elf.machine(),
-        versions: elf.dynamic.offered().map(shown).collect(),
-        needed: elf.dynamic.needed().map(shown).collect(),
-    })
 }
 
 /// Returns the directories in `/etc/ld.so.conf` and in the files that it includes (ldconfig(8)).

@@ -17,10 +17,9 @@ pub mod isa;
 use device::Device;
 use elf::{Elf, Ident};
 use finding::{Finding, Report};
-use inventory::Inventory;
+use inventory::{Inventory, Tree};
 
 /// The target on which the executable is to run.
-#[derive(Debug)]
 pub struct Target<'a> {
     /// The name of the architecture, for messages.
     pub arch: String,
@@ -31,10 +30,25 @@ pub struct Target<'a> {
     pub pages: Vec<Page>,
     /// The libraries and loaders of the image or the sysroot, as far as they are known.
     pub offers: Offers<'a>,
+    /// The target's files, if they can be read. The inventory then has no libraries.
+    pub tree: Option<&'a dyn Tree>,
+    /// The place of the executable, if it is known. There, `$ORIGIN` leads to the libraries that come with it.
+    pub origin: Option<Origin<'a>>,
+    /// The name of the hardened service that runs the executable: `iot-agent.service`. Hardened means
+    /// `MemoryDenyWriteExecute=` (systemd.exec(5)).
+    pub hardened: Option<String>,
     /// The name of the image or the sysroot, for messages: `debian-12`.
     pub place: String,
     /// A hint on how to learn more about the target's files.
     pub hint: String,
+}
+
+/// The directory of the executable.
+#[derive(Clone, Copy)]
+pub struct Origin<'a> {
+    pub tree: &'a dyn Tree,
+    /// The directory's path in the tree.
+    pub directory: &'a str,
 }
 
 /// A page size that the kernel of the target may have.

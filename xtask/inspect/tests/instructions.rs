@@ -124,6 +124,9 @@ impl Made {
             device: &device,
             pages: vec![Page { bytes: 4096, whose: "a test".to_owned(), certain: true }],
             offers: Offers::Nothing,
+            tree: None,
+            origin: None,
+            hardened: None,
             place: "a test".to_owned(),
             hint: String::new(),
         };

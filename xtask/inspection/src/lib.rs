@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use inspect::device::{self, Device};
+use inspect::elf::Ident;
 use inspect::finding::{Finding, Report};
 use inspect::inventory::{Inventory, Sysroot};
 use inspect::isa::Isa;
-use inspect::{Offers, Page, Target};
+use inspect::{Offers, Origin, Page, Target};
 
 use xtask_core::arch::VmArchitecture;
 use xtask_core::build::Agent;
@@ -31,7 +32,12 @@ pub struct Inspection {
     pub place: DeviceRoot,
     /// True if the kernel is that of the image. Otherwise it may be any kernel of the device.
     kernel_is_known: bool,
+    /// The unit that runs the executable, if it is the agent.
+    hardened: Option<String>,
 }
+
+/// The agent's unit, which sets `MemoryDenyWriteExecute=yes` (agent/dist/iot-agent.service).
+const UNIT: &str = "iot-agent.service";
 
 /// The source of the files on the device.
 #[derive(Debug)]
@@ -84,6 +90,9 @@ fn target(arch: VmArchitecture, device: &Device) -> Target<'_> {
         device,
         pages: Vec::new(),
         offers: Offers::Nothing,
+        tree: None,
+        origin: None,
+        hardened: None,
         place: String::new(),
         hint: String::new(),
     }
@@ -109,7 +118,8 @@ impl Inspection {
             }
             (None, None) => DeviceRoot::of_choice(Choice::from_args(&Default::default(), arch)?),
         };
-        Ok(Self { arch, device, place, kernel_is_known: args.image.is_some() })
+        let hardened = args.path.is_none().then(|| UNIT.to_owned());
+        Ok(Self { arch, device, place, kernel_is_known: args.image.is_some(), hardened })
     }
 
     /// Returns the target for the agent in a smoke: the image to boot with its kernel, and the core that `--cpu`
@@ -123,7 +133,7 @@ impl Inspection {
             Some(name) => device::find(isa, name).unwrap_or_else(everything),
         };
         let place = DeviceRoot::Image(Box::new(image.clone()), inventory);
-        Self { arch: image.arch, device, place, kernel_is_known: true }
+        Self { arch: image.arch, device, place, kernel_is_known: true, hardened: Some(UNIT.to_owned()) }
     }
 
     /// Returns the source of the libraries if they were read: the digest of an image, or a path. Returns `None` if only
@@ -143,29 +153,64 @@ impl Inspection {
         }
     }
 
-    /// Inspects an executable.
+    /// Inspects an executable, whose place is not known.
     pub fn look_at(&self, bytes: &[u8]) -> Report {
+        self.look(bytes, None)
+    }
+
+    /// Inspects an executable and the libraries beside it.
+    pub fn look_at_file(&self, path: &Path, bytes: &[u8]) -> Report {
+        let Some(directory) = path.canonicalize().ok().and_then(|path| path.parent().map(Path::to_owned))
+        else {
+            return self.look(bytes, None);
+        };
+        // A file in the sysroot finds its libraries there, as on the device.
+        let root = match &self.place {
+            DeviceRoot::Sysroot(root, _) => {
+                root.canonicalize().ok().filter(|root| directory.starts_with(root))
+            }
+            DeviceRoot::Image(..) => None,
+        };
+        let root = root.unwrap_or_else(|| PathBuf::from("/"));
+        let inside = directory.strip_prefix(&root).ok().and_then(Path::to_str);
+        let inside = inside.map(|inside| format!("/{inside}"));
+        let tree = Sysroot(root);
+        let origin = inside.as_deref().map(|directory| Origin { tree: &tree, directory });
+        self.look(bytes, origin)
+    }
+
+    /// Checks by the first bytes of a file whether it is an executable for the target.
+    pub fn header(&self, start: &[u8]) -> Option<Report> {
+        let target = target(self.arch, &self.device);
+        inspect::header(start, &target).map(|finding| Report::new(vec![finding]))
+    }
+
+    fn look(&self, bytes: &[u8], origin: Option<Origin<'_>>) -> Report {
         let mut target = target(self.arch, &self.device);
         target.pages = self.pages();
         target.place = self.name();
+        target.origin = origin;
+        target.hardened = self.hardened.clone();
+        let tree;
         match &self.place {
-            DeviceRoot::Sysroot(_, inventory) | DeviceRoot::Image(_, Some(inventory)) => {
+            DeviceRoot::Sysroot(path, inventory) => {
+                tree = Sysroot(path.clone());
+                target.tree = Some(&tree);
                 target.offers = Offers::Inventory(inventory);
-                inspect::inspect(bytes, &target)
             }
+            DeviceRoot::Image(_, Some(inventory)) => target.offers = Offers::Inventory(inventory),
             DeviceRoot::Image(image, None) => {
-                let glibc = image.expected.as_ref().map(|expected| expected.glibc.clone());
-                if let Some(glibc) = &glibc {
-                    target.offers = Offers::Release { glibc };
-                    target.place = format!("{} (glibc {glibc}, by the catalogue)", image.name);
+                if let Some(expected) = &image.expected {
+                    target.offers = Offers::Release { glibc: &expected.glibc };
+                    target.place = format!("{} (glibc {}, by the catalogue)", image.name, expected.glibc);
                 }
                 target.hint = format!(
                     "to check the image's own libraries, fetch it: cargo xtask image fetch {} --arch {}",
                     image.name, image.arch
                 );
-                inspect::inspect(bytes, &target)
             }
         }
+        inspect::inspect(bytes, &target)
     }
 
     fn pages(&self) -> Vec<Page> {
@@ -202,6 +247,12 @@ impl DeviceRoot {
     }
 }
 
+/// Returns the architecture for which a file was built, by its first bytes.
+pub fn arch_of_file(start: &[u8]) -> Option<VmArchitecture> {
+    let machine = Ident::read(start).ok()?.machine;
+    VmArchitecture::ALL.into_iter().find(|arch| isa(*arch).elf_machine() == machine)
+}
+
 /// Returns the architecture that has a device of this name, if there is exactly one.
 fn arch_of(device: &str) -> Option<VmArchitecture> {
     let mut having =
@@ -221,7 +272,7 @@ fn sysroot(directory: &Path, arch: VmArchitecture) -> Result<DeviceRoot, Failure
     }
     let source = directory.display().to_string();
     let tree = Sysroot(directory.to_owned());
-    let inventory = Inventory::of_tree(&tree, &source, arch.profile().multiarch);
+    let inventory = Inventory::without_libraries(&tree, &source, arch.profile().multiarch);
     Ok(DeviceRoot::Sysroot(directory.to_owned(), inventory))
 }
 
@@ -251,5 +302,27 @@ mod tests {
             let error = check_header(bytes, VmArchitecture::Aarch64).unwrap_err();
             assert_eq!(error.to_string(), expected);
         }
+    }
+
+    #[test]
+    fn the_header_names_the_architecture() {
+        let mut header = vec![0; 64];
+        header[..6].copy_from_slice(b"\x7fELF\x02\x01");
+        for (machine, arch) in
+            [(183, Some(VmArchitecture::Aarch64)), (62, Some(VmArchitecture::X86_64)), (40, None)]
+        {
+            header[18] = machine;
+            assert_eq!(arch_of_file(&header), arch);
+        }
+        assert_eq!(arch_of_file(b"#!/bin/sh"), None);
+    }
+
+    /// The agent is refused for what its unit does not allow. Another file may be for another service.
+    #[test]
+    fn only_the_agent_is_known_to_run_in_a_hardened_service() {
+        let image = Catalogue::built_in().find("debian-12", VmArchitecture::Aarch64).unwrap();
+        assert_eq!(Inspection::for_smoke(&image, None, None).hardened.as_deref(), Some(UNIT));
+        let unit = include_str!("../../../agent/dist/iot-agent.service");
+        assert!(unit.lines().any(|line| line == "MemoryDenyWriteExecute=yes"));
     }
 }

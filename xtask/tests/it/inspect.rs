@@ -7,6 +7,7 @@ mod agree;
 mod build;
 mod distribution;
 mod faults;
+mod files;
 mod sound;
 
 use std::collections::BTreeSet;
@@ -20,7 +21,7 @@ use xtask_core::arch::VmArchitecture;
 use xtask_core::cli::InspectArgs;
 use xtask_inspection::Inspection;
 
-use self::agree::{bracketed, readelf};
+use self::agree::{bracketed, disassembly, readelf};
 use self::build::{Tool, build, sysroot};
 use self::faults::{BUILT, PATCHED};
 use self::sound::SOUND;
@@ -324,17 +325,6 @@ fn objdump_disassembles_the_same_at_what_is_refused() {
         compared += 1;
     }
     assert!(compared >= 20, "{compared}");
-}
-
-fn disassembly(path: &Path, address: u64, names: &str) -> String {
-    let output = Command::new("aarch64-linux-gnu-objdump")
-        .args(["-d", "--no-show-raw-insn", "-M", names])
-        .arg(format!("--start-address={address:#x}"))
-        .arg(format!("--stop-address={:#x}", address + 4))
-        .arg(path)
-        .output()
-        .unwrap();
-    String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 #[test]

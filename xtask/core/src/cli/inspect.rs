@@ -14,7 +14,7 @@ pub struct InspectArgs {
     /// The executable or shared library [default: the agent of `cargo xtask build`, built if it is missing]
     pub path: Option<PathBuf>,
 
-    /// The device's architecture [default: that of --device, else x86_64]
+    /// The device's architecture [default: that of --device, else that of the file, else x86_64]
     #[arg(long, value_enum)]
     pub arch: Option<VmArchitecture>,
 

@@ -1,13 +1,24 @@
 //! `elf-class`, `elf-endianness`, `elf-machine`, `elf-type`, `elf-flags`, `malformed`, `entry-point`: checks that the
 //! file is an executable for this architecture.
 
-use object::elf::{ET_CORE, ET_DYN, ET_EXEC, ET_REL};
+use object::elf::{ELFOSABI_GNU, ELFOSABI_NONE, ET_CORE, ET_DYN, ET_EXEC, ET_REL};
 
 use crate::elf::{Elf, Ident, Load};
 use crate::finding::Finding;
 use crate::isa::Isa;
 
-const REBUILD: &str = "build it for the device: cargo xtask build --arch";
+const REBUILD: &str = "take the build for the device; cargo xtask build builds the agent with --arch";
+
+/// The values of `EI_OSABI` (gABI) that name another system. glibc's loader refuses libraries with them
+/// (elf/dl-load.c). The kernel does not read the value, but the program makes the other system's calls.
+const SYSTEMS: [(u8, &str); 6] = [
+    (2, "NetBSD"),
+    (6, "Solaris"),
+    (9, "FreeBSD"),
+    (12, "OpenBSD"),
+    (97, "Arm's bare metal"),
+    (255, "no system"),
+];
 
 /// Checks the fields of the header. Returns `None` if they fit.
 pub(crate) fn machine(ident: Ident, isa: Isa, arch: &str) -> Option<Finding> {
@@ -27,9 +38,20 @@ pub(crate) fn machine(ident: Ident, isa: Isa, arch: &str) -> Option<Finding> {
         let found = format!("it is built for {}, and the device is {arch}", machine_name(ident.machine));
         return refused("elf-machine", &found, arch);
     }
+    if ![ELFOSABI_NONE.0, ELFOSABI_GNU.0].contains(&ident.system) {
+        let known = SYSTEMS.iter().find(|(value, _)| *value == ident.system);
+        let name = known.map_or_else(|| format!("system {}", ident.system), |(_, name)| (*name).to_owned());
+        let found = format!("it is built for {name} (EI_OSABI {})", ident.system);
+        return refused("elf-osabi", &found, "the target runs Linux");
+    }
     let kind = match ident.kind {
         kind if [ET_EXEC.0, ET_DYN.0].contains(&kind) => return flags(ident, arch),
-        kind if kind == ET_REL.0 => "an object file that was not linked".to_owned(),
+        kind if kind == ET_REL.0 => {
+            let found = "it is an object file that was not linked, or a kernel module";
+            let remedy = "give the executable that it is linked into; only the kernel loads modules";
+            let offers = "the target needs an executable or a shared object";
+            return Some(Finding::refused("elf-type", found, offers, remedy));
+        }
         kind if kind == ET_CORE.0 => "a core dump".to_owned(),
         kind => format!("of ELF type {kind}"),
     };
@@ -56,13 +78,30 @@ fn machine_name(machine: u16) -> String {
     }
 }
 
+/// The first bytes of files that are no ELF files, what they are, and what to give instead.
+const OTHERS: [(&[u8], &str, &str); 11] = [
+    (b"#!", "a script", "give the executable that the script starts"),
+    (b"!<arch>\ndebian", "a Debian package", "unpack it (dpkg-deb -x) and give an executable of it"),
+    (b"!<arch>\n", "a static library", "give the executable that it is linked into"),
+    (b"!<thin>\n", "a static library", "give the executable that it is linked into"),
+    (b"PK\x03\x04", "a ZIP archive, such as a wheel", "unpack it and give an executable or a library of it"),
+    (b"\x1f\x8b", "compressed by gzip", "unpack it and give an executable or a library of it"),
+    (b"\xfd7zXZ", "compressed by xz", "unpack it and give an executable or a library of it"),
+    (b"\x28\xb5\x2f\xfd", "compressed by zstd", "unpack it and give an executable or a library of it"),
+    (b"MZ", "an executable for Windows or UEFI", "take the build for Linux"),
+    (b"\xcf\xfa\xed\xfe", "an executable for macOS", "take the build for Linux"),
+    (b"\xca\xfe\xba\xbe", "an executable for macOS, or a Java class", "take the build for Linux"),
+];
+
 /// Returns the finding for a file without an ELF header.
 pub(crate) fn no_elf(bytes: &[u8], why: &str) -> Finding {
-    if bytes.starts_with(b"#!") {
-        let (found, offers) = ("it is a script, not an executable", "the target needs an ELF executable");
-        return Finding::refused("malformed", found, offers, "give the executable that the script starts");
+    match OTHERS.iter().find(|(start, ..)| bytes.starts_with(start)) {
+        Some((_, what, remedy)) => {
+            let found = format!("it is {what}, not an executable");
+            Finding::refused("malformed", &found, "the target needs an ELF executable", remedy)
+        }
+        None => malformed(&format!("it is no 64-bit ELF file, because {why}")),
     }
-    malformed(&format!("it is no 64-bit ELF file, because {why}"))
 }
 
 /// Returns the finding for headers that are not valid.

@@ -1,4 +1,4 @@
-//! `stripped`, `debug-link`, `build-id`, `size`: facts about the file.
+//! `stripped`, `sections`, `debug-link`, `build-id`, `size`: facts about the file.
 
 use crate::elf::{Elf, shown};
 use crate::finding::Finding;
@@ -12,6 +12,11 @@ pub(super) fn check(elf: &Elf<'_>, findings: &mut Vec<Finding>) {
     findings.push(Finding::informs("stripped", stripped));
     if let Some(name) = elf.debug_link() {
         findings.push(Finding::informs("debug-link", shown(name)));
+    }
+    if elf.sections_are_lost {
+        let found = "the section headers that its header names are not in the file, or damaged";
+        let remedy = "the kernel and the loader do not read them; if the file is a copy, compare its size with the original's";
+        findings.push(Finding::informs("sections", found).remedy(remedy));
     }
     let id = elf.build_id().map_or_else(
         || "none: a crash cannot be matched with its symbols".to_owned(),

@@ -1,7 +1,8 @@
 //! `interpreter`: checks that the target has the dynamic loader that the file asks for.
 
-use crate::elf::{Elf, shown};
+use crate::elf::{Elf, Ident, shown};
 use crate::finding::Finding;
+use crate::inventory::normalised;
 use crate::{Offers, Target};
 
 pub(super) fn check(elf: &Elf<'_>, target: &Target<'_>, findings: &mut Vec<Finding>) {
@@ -11,21 +12,23 @@ pub(super) fn check(elf: &Elf<'_>, target: &Target<'_>, findings: &mut Vec<Findi
             return;
         }
         Ok(None) => {
-            let kind = if elf.dynamic.needed().next().is_some() { "a shared library" } else { "static" };
+            let kind = if elf.is_library() { "a shared library" } else { "static" };
             findings.push(Finding::informs("interpreter", format!("none: it is {kind}")));
             return;
         }
         Ok(Some(path)) => shown(path),
     };
+    let path = normalised(&asked);
     let (is_there, offers) = match target.offers {
         Offers::Inventory(inventory) => {
             let has = &inventory.interpreters;
             let list = if has.is_empty() { "none".to_owned() } else { has.join(", ") };
-            (has.contains(&asked), format!("{} has {list}", target.place))
+            let is_there = has.contains(&path) || is_in_tree(elf, &asked, target);
+            (is_there, format!("{} has {list}", target.place))
         }
         // Every glibc distribution has the psABI's loader, and nothing is known about other loaders.
         Offers::Release { .. } | Offers::Nothing => {
-            (asked == target.loader, format!("the distribution's loader is {}", target.loader))
+            (path == target.loader, format!("the distribution's loader is {}", target.loader))
         }
     };
     let found = format!("it asks for {asked}");
@@ -39,4 +42,11 @@ pub(super) fn check(elf: &Elf<'_>, target: &Target<'_>, findings: &mut Vec<Findi
         format!("link it with the target's own toolchain, or with -Wl,--dynamic-linker={}", target.loader)
     };
     findings.push(Finding::refused("interpreter", &found, &offers, &remedy));
+}
+
+/// Returns whether the target's files have a loader for this machine at any path.
+fn is_in_tree(elf: &Elf<'_>, path: &str, target: &Target<'_>) -> bool {
+    let bytes = target.tree.and_then(|tree| tree.read(path));
+    let ident = bytes.and_then(|bytes| Ident::read(&bytes).ok());
+    ident.is_some_and(|ident| ident.machine == elf.machine())
 }

@@ -18,7 +18,7 @@ pub(super) fn check(elf: &Elf<'_>, findings: &mut Vec<Finding>) {
                 .any(|at| part.starts_with(at))
         };
         let strange: Vec<_> =
-            path.split(':').filter(|part| of_build(part) || foreign(part)).map(str::to_owned).collect();
+            path.split(':').filter(|part| of_build(part) || foreign(part)).map(named).collect();
         findings.push(if strange.is_empty() {
             Finding::informs("rpath", found)
         } else {
@@ -26,4 +26,8 @@ pub(super) fn check(elf: &Elf<'_>, findings: &mut Vec<Finding>) {
             Finding::warned("rpath", &found, offers, "link without -rpath, or with $ORIGIN").details(strange)
         });
     }
+}
+
+fn named(part: &str) -> String {
+    if part.is_empty() { "an empty part: the working directory".to_owned() } else { part.to_owned() }
 }

@@ -1,6 +1,6 @@
-//! `exec-stack`, `relro`, `pie`, `bti-pac`: reports which protections the builder of the file has chosen.
+//! `exec-stack`, `text-relocations`, `relro`, `pie`, `bti-pac`: reports which protections the builder of the file has chosen.
 
-use object::elf::{DF_1_NOW, DF_BIND_NOW, DT_BIND_NOW, DT_FLAGS, DT_FLAGS_1, ET_DYN, PF_X};
+use object::elf::{ET_DYN, PF_X};
 
 use crate::Target;
 use crate::elf::Elf;
@@ -8,7 +8,8 @@ use crate::finding::Finding;
 use crate::isa::Isa;
 
 pub(super) fn check(elf: &Elf<'_>, target: &Target<'_>, findings: &mut Vec<Finding>) {
-    findings.push(stack(elf));
+    findings.push(stack(elf, target));
+    findings.extend(text_relocations(elf, target));
     findings.push(relro(elf));
     let pie = if elf.kind() == ET_DYN {
         "yes: it is loaded at a random address"
@@ -19,13 +20,22 @@ pub(super) fn check(elf: &Elf<'_>, target: &Target<'_>, findings: &mut Vec<Findi
     findings.push(branches(elf, target));
 }
 
-fn stack(elf: &Elf<'_>) -> Finding {
+/// Returns whether the program certainly runs in a hardened service, and a text about such services.
+pub(super) fn hardened(target: &Target<'_>) -> (bool, String) {
+    match &target.hardened {
+        Some(unit) => (true, format!("{unit} runs it with MemoryDenyWriteExecute=, which refuses that")),
+        None => (false, "hardened kernels and services (MemoryDenyWriteExecute=) refuse it".to_owned()),
+    }
+}
+
+fn stack(elf: &Elf<'_>, target: &Target<'_>) -> Finding {
     let remedy =
         "an assembler file without .note.GNU-stack does that: add the note, or link with -z noexecstack";
-    let hardened = "hardened kernels and services (MemoryDenyWriteExecute=) refuse it";
+    let (certain, offers) = hardened(target);
     match elf.stack_flags() {
         Some(flags) if flags & PF_X.0 == 0 => Finding::informs("exec-stack", "no"),
-        Some(_) => Finding::warned("exec-stack", "its stack is executable", hardened, remedy),
+        // The stacks of threads are made executable by mprotect(2) or mmap(2), which fail then.
+        Some(_) => Finding::refused_if(certain, "exec-stack", "its stack is executable", &offers, remedy),
         None => Finding::informs(
             "exec-stack",
             "the file does not say; the kernel's default for the architecture applies",
@@ -33,10 +43,18 @@ fn stack(elf: &Elf<'_>) -> Finding {
     }
 }
 
+/// The loader makes the code writable for these relocations, and then executable again (glibc's elf/dl-reloc.c).
+fn text_relocations(elf: &Elf<'_>, target: &Target<'_>) -> Option<Finding> {
+    elf.dynamic.has_text_relocations().then(|| {
+        let found = "it has text relocations: the loader must write into its code";
+        let remedy = "compile all of its code, assembler files too, with -fPIC or -fPIE; link with -z text to see which does not";
+        let (certain, offers) = hardened(target);
+        Finding::refused_if(certain, "text-relocations", found, &offers, remedy)
+    })
+}
+
 fn relro(elf: &Elf<'_>) -> Finding {
-    let flag = |tag, bit: u64| elf.dynamic.value(tag).is_some_and(|flags| flags & bit != 0);
-    let flagged = flag(DT_FLAGS, DF_BIND_NOW.0) || flag(DT_FLAGS_1, DF_1_NOW.0);
-    let found = match (elf.relro, flagged || elf.dynamic.value(DT_BIND_NOW).is_some()) {
+    let found = match (elf.relro, elf.dynamic.binds_now()) {
         (Some(_), true) => "full: relocations are read-only once it runs",
         (Some(_), false) => "partial: the table of lazily bound functions stays writable",
         (None, _) => "none",

@@ -28,7 +28,7 @@ pub(super) fn check(elf: &Elf<'_>, target: &Target<'_>, findings: &mut Vec<Findi
                 let found = format!("segments aligned to {smallest}: {why}");
                 let offers = format!("{} with pages of {} bytes", page.whose, page.bytes);
                 let remedy = "link with -Wl,-z,max-page-size=65536 (the default of GNU ld for aarch64; gold, mold and old lld \
-                              take 4096)";
+                              take 4096). An old patchelf also causes this: patchelf --page-size 65536";
                 findings.push(Finding::refused_if(
                     page.certain,
                     "segment-alignment",
@@ -51,7 +51,11 @@ pub(super) fn check(elf: &Elf<'_>, target: &Target<'_>, findings: &mut Vec<Findi
 fn fault(loads: &[Load], page: u64, library: bool) -> Option<String> {
     // This rule is in glibc's elf/dl-load.c, because the loader maps a library, and not the kernel.
     if library && loads.iter().any(|load| load.align % page != 0) {
-        return Some("the dynamic loader refuses an alignment that is smaller than a page".to_owned());
+        return Some(
+            "the dynamic loader refuses a library whose alignment is smaller than a page (\"ELF load command address/offset \
+             not page-aligned\")"
+                .to_owned(),
+        );
     }
     let crooked = loads.iter().find(|load| load.offset % page != load.address % page && load.file_size > 0);
     if let Some(Load { address, .. }) = crooked {

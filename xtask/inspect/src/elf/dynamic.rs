@@ -11,6 +11,9 @@ use object::read::elf::{GnuHashTable, ProgramHeader as _, SectionHeader as _};
 
 use super::{Elf, PT_DYNAMIC, string};
 
+/// Upper bound for the libraries that a file needs. Each one costs a search in the target's directories.
+const MAX_NEEDED: usize = 4096;
+
 /// The dynamic section of an ELF file, and the tables that it names.
 #[derive(Debug, Default)]
 pub struct Dynamic<'a> {
@@ -72,6 +75,10 @@ impl<'a> Dynamic<'a> {
         let relocations = table(elf::DT_RELA, elf::DT_RELASZ);
         let plt_relocations = table(elf::DT_JMPREL, elf::DT_PLTRELSZ);
         dynamic = Self { entries, strings, symbols, versions, verneed, verdef, relocations, plt_relocations };
+        let count = dynamic.values(elf::DT_NEEDED).count();
+        if count > MAX_NEEDED {
+            return Err(format!("it needs {count} libraries: no linker makes more than {MAX_NEEDED}"));
+        }
         for (tag, what) in [(elf::DT_NEEDED, "a needed library"), (elf::DT_SONAME, "its own name")] {
             if dynamic.values(tag).any(|start| dynamic.string_at(start).is_none()) {
                 return Err(format!("the name of {what} lies outside of the dynamic string table"));
@@ -113,6 +120,20 @@ impl<'a> Dynamic<'a> {
     /// Returns the names of `DT_NEEDED`, in order.
     pub fn needed(&self) -> impl Iterator<Item = &'a [u8]> + '_ {
         self.values(elf::DT_NEEDED).filter_map(|start| self.string_at(start))
+    }
+
+    /// Returns whether the loader must write into segments that are not writable, to relocate the file.
+    pub fn has_text_relocations(&self) -> bool {
+        let flags = self.value(elf::DT_FLAGS).unwrap_or(0);
+        self.value(elf::DT_TEXTREL).is_some() || flags & elf::DF_TEXTREL.0 != 0
+    }
+
+    /// Returns whether the loader finds all functions before the program starts.
+    pub fn binds_now(&self) -> bool {
+        let flag = |tag, bit: u64| self.value(tag).is_some_and(|flags| flags & bit != 0);
+        flag(elf::DT_FLAGS, elf::DF_BIND_NOW.0)
+            || flag(elf::DT_FLAGS_1, elf::DF_1_NOW.0)
+            || self.value(elf::DT_BIND_NOW).is_some()
     }
 
     /// Returns the string that a tag names.

@@ -36,6 +36,8 @@ pub struct Elf<'a> {
     header: &'a FileHeader64<LE>,
     segments: &'a [ProgramHeader64<LE>],
     sections: &'a [SectionHeader64<LE>],
+    /// True if the header names section headers that are not in the file. Only tools read them.
+    pub sections_are_lost: bool,
     section_names: &'a [u8],
     /// The segments to load, by address. [`LARGEST_HEADERS`] limits their number.
     loads: Vec<Load>,
@@ -91,6 +93,8 @@ pub struct Code<'a> {
 pub struct Ident {
     pub class: u8,
     pub data: u8,
+    /// `EI_OSABI`.
+    pub system: u8,
     pub machine: u16,
     pub kind: u16,
     pub flags: u32,
@@ -118,7 +122,7 @@ impl Ident {
         let at = if class == 2 { 48 } else { 36 };
         let bytes = [data[at], data[at + 1], data[at + 2], data[at + 3]];
         let flags = if order == 2 { u32::from_be_bytes(bytes) } else { u32::from_le_bytes(bytes) };
-        Ok(Self { class, data: order, machine: half(18), kind: half(16), flags })
+        Ok(Self { class, data: order, system: data[7], machine: half(18), kind: half(16), flags })
     }
 }
 
@@ -179,18 +183,26 @@ impl<'a> Elf<'a> {
                 LARGEST_HEADERS
             ));
         }
-        let sections = if header.e_shoff(LE) == 0 {
-            &[][..]
-        } else {
-            header.section_headers(LE, data).map_err(|_cause| {
-                "its section headers lie beyond the end of the file: it is truncated or damaged".to_owned()
-            })?
-        };
+        // Neither the kernel nor the loader reads sections, so headers beyond the end of the file are no fault.
+        let sections = header.section_headers(LE, data);
+        let sections_are_lost = sections.is_err();
+        let sections = sections.unwrap_or_default();
         let loads: Vec<Load> =
             segments.iter().filter(|header| header.p_type(LE) == PT_LOAD).map(Load::of).collect();
         check_loads(&loads, data.len() as u64)?;
         let (section_names, dynamic) = (&[][..], Dynamic::default());
-        let mut elf = Self { data, header, segments, sections, section_names, loads, relro: None, dynamic };
+        let relro = None;
+        let mut elf = Self {
+            data,
+            header,
+            segments,
+            sections,
+            sections_are_lost,
+            section_names,
+            loads,
+            relro,
+            dynamic,
+        };
         let relro = elf.segment(elf::PT_GNU_RELRO);
         elf.relro = relro.map(|header| (header.p_vaddr(LE), header.p_memsz(LE)));
         elf.section_names = elf.names_of_sections();
@@ -266,11 +278,22 @@ impl<'a> Elf<'a> {
         }
     }
 
-    /// Returns whether other files load this one: it has a SONAME, or neither an interpreter nor an entry point.
+    /// Returns whether other files load this one. A linker marks a position-independent executable with `DF_1_PIE`
+    /// (binutils since 2.26). Older ones have an interpreter, and so has glibc's libc.so.6, which has a SONAME, too. The
+    /// entry point tells nothing: older linkers set it in libraries.
     pub fn is_library(&self) -> bool {
+        let flags = self.dynamic.value(elf::DT_FLAGS_1).unwrap_or(0);
         let named = self.dynamic.text(elf::DT_SONAME).is_some();
-        let begins = self.interpreter().is_ok_and(|path| path.is_some()) || self.entry() != 0;
-        named || !begins
+        let asks = self.segment(PT_INTERP).is_some();
+        self.kind() == elf::ET_DYN
+            && self.dynamic.is_there()
+            && flags & elf::DF_1_PIE.0 == 0
+            && (named || !asks)
+    }
+
+    /// Returns whether the executable contains its C library: it asks for no loader and needs no library.
+    pub fn is_static(&self) -> bool {
+        !self.is_library() && self.segment(PT_INTERP).is_none() && self.dynamic.needed().next().is_none()
     }
 
     /// Returns the file's bytes from `address` to the end of the loaded segment.

@@ -56,6 +56,47 @@ impl<'a> Elf<'a> {
             .filter(|(_, symbol)| symbol.st_shndx.get(LE) == elf::SHN_UNDEF)
             .map(|(index, symbol)| (index, self.dynamic.name(symbol)))
     }
+
+    /// Returns the hashes (`DT_GNU_HASH`) of the names that other files can use, sorted.
+    pub fn exports(&self) -> Vec<u32> {
+        let symbols = self.dynamic.symbols.iter().skip(1);
+        let defined = symbols.filter(|symbol| {
+            symbol.st_shndx.get(LE) != elf::SHN_UNDEF && symbol.st_info.0 >> 4 != elf::STB_LOCAL.0
+        });
+        let mut hashes: Vec<u32> = defined.map(|symbol| elf::gnu_hash(self.dynamic.name(symbol))).collect();
+        hashes.sort_unstable();
+        hashes.dedup();
+        hashes
+    }
+
+    /// Returns the symbols that libraries must provide, because a relocation uses them and they are not weak: index,
+    /// name, and whether the loader looks for the symbol before the program starts.
+    pub fn required_symbols(&self) -> Vec<(usize, &'a [u8], bool)> {
+        let used = |relocations: &[elf::Rela64<LE>]| {
+            let mut used: Vec<u32> = relocations
+                .iter()
+                .map(|one| (one.r_info.get(LE) >> 32) as u32)
+                .filter(|index| *index > 0)
+                .collect();
+            used.sort_unstable();
+            used.dedup();
+            used
+        };
+        let (early, late) = (used(self.dynamic.relocations), used(self.dynamic.plt_relocations));
+        let now = self.dynamic.binds_now();
+        let is_strong = |index: &usize| {
+            self.dynamic.symbols.get(*index).is_some_and(|one| one.st_info.0 >> 4 == elf::STB_GLOBAL.0)
+        };
+        let imports = self.imports().filter(|(index, _)| is_strong(index));
+        imports
+            .filter_map(|(index, name)| {
+                let has = |list: &[u32]| list.binary_search(&(index as u32)).is_ok();
+                let in_plt = has(&late);
+                let at_start = now || (has(&early) && !in_plt);
+                (in_plt || has(&early)).then_some((index, name, at_start))
+            })
+            .collect()
+    }
 }
 
 fn defined<'a>(symbol: &Sym64<LE>, name: &'a [u8]) -> Option<Symbol<'a>> {

@@ -16,3 +16,15 @@ pub(crate) fn bracketed<'a>(text: &'a str, before: &str) -> Vec<&'a str> {
         .filter_map(|line| line.split_once(before)?.1.split_once(']').map(|(inner, _)| inner))
         .collect()
 }
+
+/// Returns objdump's text of the instruction at an address.
+pub(crate) fn disassembly(path: &Path, address: u64, names: &str) -> String {
+    let output = Command::new("aarch64-linux-gnu-objdump")
+        .args(["-d", "--no-show-raw-insn", "-M", names])
+        .arg(format!("--start-address={address:#x}"))
+        .arg(format!("--stop-address={:#x}", address + 4))
+        .arg(path)
+        .output()
+        .unwrap();
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}

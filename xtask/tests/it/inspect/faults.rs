@@ -327,7 +327,7 @@ pub(crate) const PATCHED: &[(&str, &str, Patch)] = &[
     ("script", "malformed", |bytes| *bytes = b"#!/bin/sh\nexec agent\n".to_vec()),
     ("empty", "malformed", Vec::clear),
     ("half", "malformed", |bytes| bytes.truncate(bytes.len() / 2)),
-    ("no-end", "malformed", |bytes| bytes.truncate(bytes.len() - 64)),
+    ("freebsd", "elf-osabi", |bytes| bytes[7] = 9),
     ("header-alone", "malformed", |bytes| bytes.truncate(64)),
     ("far-headers", "malformed", |bytes| bytes[38] = 0xff),
     ("odd-headers", "malformed", |bytes| bytes[54] = 57),

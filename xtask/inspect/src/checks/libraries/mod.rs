@@ -1,0 +1,153 @@
+//! `needed`, `symbol-version`, `symbol`, `relr`: checks that the target has the libraries, and that they are new enough.
+
+mod relr;
+mod resolve;
+mod symbols;
+mod versions;
+
+use crate::elf::{Elf, shown};
+use crate::finding::Finding;
+use crate::inventory::{Inventory, Library};
+use crate::{Offers, Target};
+
+use self::resolve::{Absent, Files, Loaded};
+
+/// The libraries of glibc itself. Every release of it has all of them.
+const OF_GLIBC: [&str; 9] = [
+    "libc.so.6",
+    "libm.so.6",
+    "libpthread.so.0",
+    "libdl.so.2",
+    "librt.so.1",
+    "libutil.so.1",
+    "libresolv.so.2",
+    "libanl.so.1",
+    "libmvec.so.1",
+];
+
+pub(super) fn check(elf: &Elf<'_>, target: &Target<'_>, findings: &mut Vec<Finding>) {
+    let needed: Vec<String> = elf.dynamic.needed().map(shown).collect();
+    if needed.is_empty() {
+        return;
+    }
+    findings.extend(other_c_library(elf, &needed, target));
+    match target.offers {
+        Offers::Inventory(inventory) => {
+            let loaded = load(elf, target, inventory);
+            findings.push(found_all(elf, &needed, &loaded, target, inventory));
+            findings.extend(versions::by_library(elf, &loaded, target));
+            if !asks_for_musl(elf) {
+                findings.extend(symbols::check(elf, &loaded, target));
+            }
+            let libc = loaded.named("libc.so.6").map(|object| &object.library);
+            findings.extend(relr::check(elf, &needed, target, libc.map(relr::is_known_to)));
+        }
+        Offers::Release { glibc, .. } => {
+            findings.extend(versions::by_release(elf, glibc, target));
+            findings.extend(relr::check(elf, &needed, target, Some(relr::is_known_since(glibc))));
+            findings.push(not_checked(&needed, target));
+        }
+        Offers::Nothing => findings.push(not_checked(&needed, target)),
+    }
+}
+
+/// Parses `2.39` into numbers.
+fn numbers(text: &str) -> Vec<u32> {
+    text.split('.').map_while(|part| part.parse().ok()).collect()
+}
+
+/// Loads the libraries. musl's loader is itself the C library, so an executable for musl needs no file for it.
+fn load(elf: &Elf<'_>, target: &Target<'_>, inventory: &Inventory) -> Loaded {
+    let mut file = Library::of("", elf);
+    if asks_for_musl(elf) {
+        file.needed.retain(|name| !is_musl(name));
+    }
+    Files::new(target, inventory, elf.machine()).load(file)
+}
+
+fn asks_for_musl(elf: &Elf<'_>) -> bool {
+    elf.interpreter().is_ok_and(|path| path.is_some_and(|path| memchr::memmem::find(path, b"musl").is_some()))
+}
+
+/// Returns whether a name is that of musl's C library: its own, or the one that Alpine Linux gives it.
+fn is_musl(name: &str) -> bool {
+    name == "libc.so" || name.starts_with("libc.musl-")
+}
+
+/// Returns a finding if a library needs musl, and the target's programs use glibc. A process has only one C library.
+fn other_c_library(elf: &Elf<'_>, needed: &[String], target: &Target<'_>) -> Option<Finding> {
+    let name = needed.iter().find(|name| is_musl(name)).filter(|_| !asks_for_musl(elf))?;
+    let has_glibc = match target.offers {
+        Offers::Inventory(inventory) => inventory
+            .interpreters
+            .iter()
+            .any(|path| path.rsplit('/').next().is_some_and(|name| name.starts_with("ld-linux"))),
+        Offers::Release { .. } => true,
+        Offers::Nothing => false,
+    };
+    has_glibc.then(|| {
+        let found = format!("it is built for another C library, musl: it needs {name}");
+        let offers = format!("the programs of {} use glibc, and a process cannot have both", target.place);
+        let remedy = "take the build for glibc: a manylinux wheel instead of musllinux, an npm package or a Rust target with -gnu";
+        Finding::refused("needed", &found, &offers, remedy)
+    })
+}
+
+/// Checks that the target has all libraries, including those that the libraries need themselves.
+fn found_all(
+    elf: &Elf<'_>,
+    needed: &[String],
+    loaded: &Loaded,
+    target: &Target<'_>,
+    inventory: &Inventory,
+) -> Finding {
+    let absent: Vec<&Absent> = loaded.absent.iter().filter(|absent| !is_musl(&absent.name)).collect();
+    let beside = loaded.objects.iter().skip(1).filter(|object| object.beside).count();
+    if absent.is_empty() {
+        let count = loaded.objects.len() - 1;
+        let found = format!("{} ({count} with what they need themselves)", needed.join(", "));
+        let offers = match beside {
+            0 => "all of them are there".to_owned(),
+            some => format!("all of them are there, {some} of them beside the file"),
+        };
+        return Finding::informs("needed", shown(found.as_bytes())).offers(offers);
+    }
+    let names = absent.iter().map(|Absent { name, by, .. }| match by.as_str() {
+        "" => name.clone(),
+        by => format!("{name}, which {by} needs"),
+    });
+    let found = format!("it needs {}", names.collect::<Vec<_>>().join(", "));
+    let offers = format!("{} has no such library in {}", target.place, inventory.search.join(", "));
+    let remedy = "install the package that has it in the image (packages of xtask/core/images.toml), or link it statically";
+    // If the file is a library, the program that loads it may have loaded the missing libraries already. If it has
+    // directories beside itself, they may be complete only on the device.
+    let own = own_directories(loaded);
+    let certain = !elf.is_library()
+        && absent.iter().any(|absent| absent.unread.is_empty() && (own.is_empty() || !absent.by.is_empty()));
+    let mut unread: Vec<&String> = absent.iter().flat_map(|absent| &absent.unread).collect();
+    unread.sort();
+    unread.dedup();
+    let details = unread.into_iter().map(|path| format!("it also looks in {path}, which was not read"));
+    let details =
+        details.chain(own.into_iter().map(|path| format!("it also looks in {path}, where it is not")));
+    Finding::refused_if(certain, "needed", &found, &offers, remedy).details(details.collect::<Vec<_>>())
+}
+
+/// Returns the directories relative to the file in which the loader looks, as they were read.
+fn own_directories(loaded: &Loaded) -> Vec<String> {
+    let Library { rpath, runpath, .. } = &loaded.objects[0].library;
+    let path = if runpath.is_empty() { rpath } else { runpath };
+    path.split(':').filter(|part| part.contains("ORIGIN")).map(str::to_owned).collect()
+}
+
+fn not_checked(needed: &[String], target: &Target<'_>) -> Finding {
+    let by_release = matches!(target.offers, Offers::Release { .. });
+    let others: Vec<_> =
+        needed.iter().filter(|name| !by_release || !OF_GLIBC.contains(&name.as_str())).cloned().collect();
+    if others.is_empty() {
+        return Finding::informs("needed", needed.join(", ")).offers("all of them are glibc's");
+    }
+    let found = format!("not checked: whether {} are there, and in which version", others.join(", "));
+    let offers = format!("{}; its other libraries are not known", target.place);
+    Finding::informs("needed", found).offers(offers).remedy(&*target.hint)
+}

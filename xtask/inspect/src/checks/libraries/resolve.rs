@@ -1,0 +1,209 @@
+//! Finds the libraries of an executable as the loader does (ld.so(8)): breadth first, in `DT_RPATH`, `DT_RUNPATH` and the
+//! directories of the target.
+
+use std::collections::BTreeSet;
+
+use crate::Target;
+use crate::inventory::{Inventory, Library, normalised};
+
+/// Upper bound for the directories of a search path that are read.
+const MAX_DIRECTORIES: usize = 64;
+
+/// The file itself or a library that it loads.
+pub(super) struct Object {
+    pub(super) library: Library,
+    /// The name by which the library was needed.
+    name: String,
+    /// The index of the object that needs it.
+    parent: usize,
+    /// The object's directory, to which `$ORIGIN` leads; `None` if it is not known.
+    directory: Option<String>,
+    /// True if the object comes with the file and is not the target's.
+    pub(super) beside: bool,
+    /// The directories that the loader searches before the one with the object, and that were not read.
+    pub(super) unread: Vec<String>,
+}
+
+/// A library that was not found.
+pub(super) struct Absent {
+    pub(super) name: String,
+    /// The library that needs it; empty for the file itself.
+    pub(super) by: String,
+    /// The directories that the loader also searches, and that were not read.
+    pub(super) unread: Vec<String>,
+}
+
+/// The file, its libraries, and those that were not found.
+pub(super) struct Loaded {
+    pub(super) objects: Vec<Object>,
+    pub(super) absent: Vec<Absent>,
+}
+
+impl Loaded {
+    /// Returns the library that was loaded for a name.
+    pub(super) fn named(&self, name: &str) -> Option<&Object> {
+        self.objects.iter().skip(1).find(|object| object.answers(name))
+    }
+}
+
+impl Object {
+    fn answers(&self, name: &str) -> bool {
+        self.name == name || self.library.soname == name
+    }
+}
+
+/// A directory of a search path.
+enum Directory {
+    Known { path: String, beside: bool },
+    Unknown(String),
+}
+
+/// The files of the target and those beside the executable.
+pub(super) struct Files<'a> {
+    target: &'a Target<'a>,
+    inventory: &'a Inventory,
+    machine: u16,
+}
+
+impl<'a> Files<'a> {
+    pub(super) fn new(target: &'a Target<'a>, inventory: &'a Inventory, machine: u16) -> Self {
+        Self { target, inventory, machine }
+    }
+
+    /// Loads the libraries of a file.
+    pub(super) fn load(&self, file: Library) -> Loaded {
+        let directory = self.target.origin.map(|origin| origin.directory.to_owned());
+        let (name, unread) = (String::new(), Vec::new());
+        let root = Object { library: file, name, parent: 0, directory, beside: true, unread };
+        let mut loaded = Loaded { objects: vec![root], absent: Vec::new() };
+        let mut asked = BTreeSet::new();
+        let mut at = 0;
+        while let Some(object) = loaded.objects.get(at) {
+            for name in object.library.needed.clone() {
+                if !asked.insert(name.clone()) || loaded.named(&name).is_some() {
+                    continue;
+                }
+                match self.find(&loaded.objects, at, &name) {
+                    Ok(object) => loaded.objects.push(object),
+                    Err(unread) => {
+                        let by = if at == 0 {
+                            String::new()
+                        } else {
+                            loaded.objects[at].library.name().to_owned()
+                        };
+                        loaded.absent.push(Absent { name, by, unread });
+                    }
+                }
+            }
+            at += 1;
+        }
+        loaded
+    }
+
+    /// Finds a library for the object at an index.
+    ///
+    /// # Errors
+    /// Returns the directories that were not read if the library is in none of the others.
+    fn find(&self, objects: &[Object], parent: usize, name: &str) -> Result<Object, Vec<String>> {
+        let mut unread = Vec::new();
+        let found = if name.contains('/') {
+            // The loader opens such a path as it is. What it is relative to is known only when the program starts.
+            match name.starts_with('/') {
+                true => self.target_library(name).map(|library| (library, false)),
+                false => {
+                    unread.push(format!("the working directory ({name})"));
+                    None
+                }
+            }
+        } else {
+            let places = search_path(objects, parent, &self.inventory.search);
+            places.into_iter().find_map(|place| match place {
+                Directory::Unknown(text) => {
+                    unread.push(text);
+                    None
+                }
+                Directory::Known { path, beside } => self.in_directory(&path, beside, name, &mut unread),
+            })
+        };
+        let Some((library, beside)) = found else { return Err(unread) };
+        let directory = library.path.rsplit_once('/').map(|(directory, _)| directory.to_owned());
+        Ok(Object { library, name: name.to_owned(), parent, directory, beside, unread })
+    }
+
+    fn in_directory(
+        &self,
+        directory: &str,
+        beside: bool,
+        name: &str,
+        unread: &mut Vec<String>,
+    ) -> Option<(Library, bool)> {
+        let path = format!("{directory}/{name}");
+        if beside {
+            let bytes = self.target.origin?.tree.read(&path)?;
+            let library = Library::read(&path, &bytes).filter(|library| library.machine == self.machine)?;
+            return Some((library, true));
+        }
+        if self.target.tree.is_none() && !self.inventory.covers(&normalised(directory)) {
+            unread.push(directory.to_owned());
+        }
+        Some((self.target_library(&path)?, false))
+    }
+
+    /// Returns the target's library at a path. The loader skips libraries of other machines.
+    fn target_library(&self, path: &str) -> Option<Library> {
+        let library = match self.target.tree {
+            Some(tree) => Library::read(path, &tree.read(path)?)?,
+            None => self.inventory.at(&normalised(path))?.clone(),
+        };
+        (library.machine == self.machine).then_some(library)
+    }
+}
+
+/// Returns the directories that the loader searches for a library of `objects[parent]`, in order.
+fn search_path(objects: &[Object], parent: usize, search: &[String]) -> Vec<Directory> {
+    let mut places = Vec::new();
+    let asking = &objects[parent];
+    // RPATH counts for everything that the object loads, but not for an object with a RUNPATH.
+    if asking.library.runpath.is_empty() {
+        let mut at = parent;
+        loop {
+            let object = &objects[at];
+            if object.library.runpath.is_empty() {
+                places.extend(expanded(&object.library.rpath, object));
+            }
+            if at == 0 {
+                break;
+            }
+            at = object.parent;
+        }
+    }
+    places.extend(expanded(&asking.library.runpath, asking));
+    places.extend(search.iter().map(|path| Directory::Known { path: path.clone(), beside: false }));
+    places
+}
+
+/// Returns the directories of an RPATH or a RUNPATH.
+fn expanded(path: &str, object: &Object) -> Vec<Directory> {
+    let parts = path.split(':').filter(|_| !path.is_empty()).enumerate();
+    parts
+        .map(|(index, part)| {
+            let whole = part.replace("${ORIGIN}", "$ORIGIN");
+            // An empty part stands for the working directory.
+            let named = if part.is_empty() { "the working directory" } else { part };
+            let unknown = || Directory::Unknown(named.to_owned());
+            if index >= MAX_DIRECTORIES {
+                return unknown();
+            }
+            let Some(rest) = whole.strip_prefix("$ORIGIN") else {
+                let is_known = whole.starts_with('/') && !whole.contains('$');
+                return if is_known { Directory::Known { path: whole, beside: false } } else { unknown() };
+            };
+            match &object.directory {
+                Some(directory) if !rest.contains('$') => {
+                    Directory::Known { path: format!("{directory}{rest}"), beside: object.beside }
+                }
+                _ => unknown(),
+            }
+        })
+        .collect()
+}
