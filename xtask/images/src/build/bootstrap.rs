@@ -16,9 +16,10 @@ use xtask_core::host::tools;
 use xtask_core::image::scripts::TOOLS;
 use xtask_core::image::{Image, Recipe};
 
-use super::{run, sources};
+use super::run;
 use crate::store::Store;
 use xtask_jobs::child::Job;
+use xtask_jobs::mirror;
 
 /// The script that downloads and decompresses packages while mmdebstrap runs.
 pub(super) const AHEAD: &str = include_str!("ahead.sh");
@@ -179,12 +180,12 @@ impl<'a> Call<'a> {
     /// Runs mmdebstrap, and writes its log beside the output.
     fn make(self, store: &Store<'_>, directory: &Path) -> Result<()> {
         let root = rustix::process::geteuid().is_root();
-        let mut environment = sources::proxies(store.ui)?;
+        let mut environment = mirror::proxies(store.ui)?;
         environment.extend(self.environment.iter().map(|(name, value)| (*name, OsString::from(value))));
         let mut arguments = self.arguments(root);
         arguments.extend(self.words.iter().map(OsString::from));
         arguments.extend([OsString::from(self.suite), directory.join(self.output).into()]);
-        let sources = sources::debian_sources(self.suite, store.ui)?;
+        let sources = mirror::debian_sources(self.suite, store.ui)?;
         if !sources.is_empty() {
             // Pass the list as a file: every user can read a command line, and a mirror's address may contain a
             // password.

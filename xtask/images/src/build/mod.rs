@@ -1,12 +1,11 @@
 //! Builds a distribution's disk from its packages. mmdebstrap makes a directory tree, and a script makes a disk of the
 //! tree without loop devices. If the user is not root, both run in a user namespace.
 //!
-//! [`bootstrap`] calls mmdebstrap, [`sources`] finds the mirror, and [`progress`] reads mmdebstrap's log. The shell
-//! scripts beside this file run in the tree. Each script begins with its purpose.
+//! [`bootstrap`] calls mmdebstrap, and [`progress`] reads mmdebstrap's log. The shell scripts beside this file run in the
+//! tree. Each script begins with its purpose.
 
 pub mod bootstrap;
 mod progress;
-mod sources;
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -23,7 +22,6 @@ use xtask_core::image::{Image, Layout, Recipe};
 use crate::store::Store;
 use bootstrap::Speed;
 use progress::Follower;
-pub use sources::guest_sources;
 use xtask_jobs::child::{self, Job};
 
 /// The script that makes the disk from the packed tree.

@@ -15,7 +15,7 @@ use xtask_core::machine::RunFiles;
 use xtask_core::plan::Plan;
 use xtask_fleet::Broker;
 use xtask_images::Base;
-use xtask_images::build::guest_sources;
+use xtask_jobs::mirror::guest_sources;
 use xtask_jobs::{Ui, child};
 
 use super::options::RunOptions;

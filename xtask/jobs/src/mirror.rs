@@ -1,4 +1,4 @@
-//! Finds the sources of packages: this host's own mirror and proxies, as apt reports them.
+//! Finds the sources of Debian's packages: this host's own mirror and proxies, as apt reports them.
 
 use std::ffi::OsString;
 
@@ -7,12 +7,15 @@ use xtask_core::host::tools;
 use xtask_core::image::{Image, Source};
 use xtask_core::limits;
 
-use xtask_jobs::{Ui, child};
+use crate::{Ui, child};
 
 /// Returns apt's source lines for `suite`, with the Debian mirror that this host itself uses. The host may have
 /// another suite or architecture. The list is empty if the host has no such mirror (Ubuntu, Fedora). mmdebstrap then
 /// uses its own default.
-pub(super) fn debian_sources(suite: &str, ui: &Ui) -> Result<Vec<String>> {
+///
+/// # Errors
+/// Returns an error if apt does not answer.
+pub fn debian_sources(suite: &str, ui: &Ui) -> Result<Vec<String>> {
     let Some(apt) = tools::find("apt-get") else { return Ok(Vec::new()) };
     let format = "$(REPO_URI)|$(RELEASE)|$(ORIGIN)|$(CREATED_BY)";
     let arguments = ["indextargets", "--format", format].map(OsString::from);
@@ -42,6 +45,11 @@ fn reachable(lines: Vec<String>, suite: &str) -> Vec<String> {
     if !lines.is_empty() && lines.iter().all(is_remote) {
         return lines;
     }
+    public_sources(suite)
+}
+
+/// Returns apt's source lines for `suite` with Debian's public mirrors.
+pub fn public_sources(suite: &str) -> Vec<String> {
     let mirror = "http://deb.debian.org/debian";
     vec![
         format!("deb {mirror} {suite} main"),
@@ -81,7 +89,10 @@ fn sources_for(index_targets: &str, suite: &str) -> Vec<String> {
 
 /// Returns this host's proxies for the mirror, since mmdebstrap's apt does not read the host's configuration. They are
 /// passed in the environment: every user can read a command line, and a proxy's address may contain a password.
-pub(super) fn proxies(ui: &Ui) -> Result<Vec<(&'static str, OsString)>> {
+///
+/// # Errors
+/// Returns an error if apt does not answer.
+pub fn proxies(ui: &Ui) -> Result<Vec<(&'static str, OsString)>> {
     let Some(apt_config) = tools::find("apt-config") else { return Ok(Vec::new()) };
     let arguments = ["dump", "--no-empty", "Acquire"].map(OsString::from);
     let output =
