@@ -6,6 +6,7 @@ pub mod configuration;
 pub mod linker;
 pub mod origin;
 pub mod profile;
+pub mod standalone;
 
 use std::io::{BufRead as _, BufReader, IsTerminal as _, Read};
 use std::path::{Path, PathBuf};

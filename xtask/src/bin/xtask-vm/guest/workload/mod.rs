@@ -3,33 +3,17 @@
 
 mod archive;
 
-use std::ffi::OsString;
-use std::path::{Path, PathBuf};
-
 use anyhow::{Context, Result};
-use xshell::{Shell, cmd};
 use xtask_core::arch::VmArchitecture;
-use xtask_core::build::configuration::Configuration;
+use xtask_core::build::standalone::Standalone;
 use xtask_core::cache::Cache;
-use xtask_core::digest::Algorithm;
-use xtask_core::fs::{make_private_dir, write_private};
 use xtask_core::workspace::Workspace;
 use xtask_inspection::check_header;
 
 /// The reference of the workload's image.
 pub(crate) const IMAGE: &str = "localhost/iot-workload:1";
 
-/// The path of the source, relative to the workspace's root.
-const SOURCE: &str = "xtask/workload/main.rs";
-/// rustc's flags. The program is static, so that the image needs no other file, and small.
-const FLAGS: [&str; 6] = [
-    "--edition=2024",
-    "--crate-name=workload",
-    "-Ctarget-feature=+crt-static",
-    "-Copt-level=s",
-    "-Cpanic=abort",
-    "-Cstrip=symbols",
-];
+const PROGRAM: Standalone = Standalone { name: "workload", sources: &["xtask/workload/main.rs"] };
 
 /// Returns the name of the archive's file in the directory in which the agent looks for images. The name is the image's
 /// reference in the form of a file name.
@@ -46,61 +30,10 @@ pub(crate) fn image(workspace: &Workspace, cache: &Cache, arch: VmArchitecture) 
     archive::oci(IMAGE, arch.profile().debian_arch, &program).context("pack the workload's image")
 }
 
-/// Returns the executable. It is cached under a digest of its source, rustc's version and rustc's arguments.
 fn program(workspace: &Workspace, cache: &Cache, arch: VmArchitecture) -> Result<Vec<u8>> {
-    let shell = Shell::new().context("create the shell that runs commands")?;
-    let profile = arch.profile();
-    let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
-    let version = cmd!(shell, "{rustc} -vV").quiet().read().context("ask rustc for its version")?;
-    let text = fs_err::read(workspace.root().join(SOURCE))?;
-    let mut linker = OsString::from("-Clinker=");
-    linker.push(Configuration::load(workspace)?.linker(profile)?.program);
-    let mut arguments: Vec<OsString> = FLAGS.map(OsString::from).to_vec();
-    arguments.extend([format!("--target={}", profile.triple).into(), linker]);
-
-    let mut key = Algorithm::Sha256.hasher();
-    let words = arguments.iter().map(|word| word.as_encoded_bytes());
-    [&*text, version.as_bytes()]
-        .into_iter()
-        .chain(words)
-        .for_each(|part| key.update(Algorithm::Sha256.of(part).hex().as_bytes()));
-    let kept = cache.workloads().join(format!("{arch}-{}", &key.finish().hex()[..16]));
-    let program = match kept_program(&kept) {
-        Some(program) => program,
-        None => {
-            // rustc runs in the workspace's root, because the executable contains the path of the source.
-            let _root = shell.push_dir(workspace.root());
-            compile(&shell, &rustc, &arguments, &kept)?;
-            fs_err::read(&kept)?
-        }
-    };
-    check_header(&program, arch).with_context(|| format!("check {}", kept.display()))?;
+    let (program, path) = PROGRAM.executable(workspace, cache, arch)?;
+    check_header(&program, arch).with_context(|| format!("check {}", path.display()))?;
     Ok(program)
-}
-
-/// Returns a cached executable; `None` if there is none, or if its digest is not the recorded one, for example after a
-/// crash of this host.
-fn kept_program(kept: &Path) -> Option<Vec<u8>> {
-    let program = std::fs::read(kept).ok()?;
-    let recorded = std::fs::read_to_string(digest_path(kept)).ok()?;
-    (Algorithm::Sha256.of(&program).hex() == recorded.trim()).then_some(program)
-}
-
-fn digest_path(kept: &Path) -> PathBuf {
-    kept.with_extension("sha256")
-}
-
-/// Compiles beside the target file, records the digest and then renames the result, because another run may make the
-/// same file. The same compiler makes the same bytes.
-fn compile(shell: &Shell, rustc: &OsString, arguments: &[OsString], kept: &Path) -> Result<()> {
-    let directory = kept.parent().context("the program's path has no parent directory")?;
-    make_private_dir(directory)?;
-    let beside = tempfile::tempdir_in(directory)
-        .with_context(|| format!("make a directory in {}", directory.display()))?;
-    let made = beside.path().join("workload");
-    cmd!(shell, "{rustc} {arguments...} -o {made} {SOURCE}").quiet().run()?;
-    write_private(&digest_path(kept), Algorithm::Sha256.of(&fs_err::read(&made)?).hex())?;
-    Ok(fs_err::rename(&made, kept)?)
 }
 
 #[cfg(test)]
@@ -109,19 +42,6 @@ mod tests {
     use std::process::{Command, Output};
 
     use super::*;
-
-    #[test]
-    fn a_cached_executable_that_was_changed_is_not_used() {
-        let directory = tempfile::tempdir().unwrap();
-        let kept = directory.path().join("aarch64-0123");
-        assert_eq!(kept_program(&kept), None);
-        std::fs::write(&kept, "program").unwrap();
-        assert_eq!(kept_program(&kept), None, "its digest is not recorded");
-        std::fs::write(digest_path(&kept), Algorithm::Sha256.of(b"program").hex()).unwrap();
-        assert_eq!(kept_program(&kept).unwrap(), b"program");
-        std::fs::write(&kept, "progra").unwrap();
-        assert_eq!(kept_program(&kept), None, "it was truncated");
-    }
 
     /// podman with a store of its own, for a build machine: it has no systemd, and crun of Debian 12 refuses its cgroup
     /// layout. Therefore the tests use runc (`cargo xtask ci --fix` installs podman and runc).
