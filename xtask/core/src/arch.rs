@@ -86,6 +86,8 @@ pub struct MachineProfile {
     pub cpu_is_64_bit: &'static str,
     /// The maximum number of processors of an emulated machine, if libvirt or QEMU allow fewer than the machine type.
     pub emulated_cpus: Option<u32>,
+    /// Debian's packages that depend on the newest kernel, each with the size of the kernel's pages in bytes.
+    pub debian_kernels: &'static [(u64, &'static str)],
     /// QEMU's name of a CPU feature that every CPU of the architecture has. The planted fault `cpu-feature` uses this
     /// feature.
     pub baseline_feature: &'static str,
@@ -157,6 +159,7 @@ static X86_64: MachineProfile = MachineProfile {
     strong_memory_order: true,
     cpu_is_64_bit: "lm",
     emulated_cpus: None,
+    debian_kernels: &[(4096, "linux-image-amd64")],
     baseline_feature: "fpu",
 };
 
@@ -195,6 +198,7 @@ static AARCH64: MachineProfile = MachineProfile {
     cpu_is_64_bit: "aarch64",
     // libvirt gives an emulated `virt` a GICv2, which has interfaces for 8 processors.
     emulated_cpus: Some(8),
+    debian_kernels: &[(4096, "linux-image-arm64"), (16384, "linux-image-arm64-16k")],
     baseline_feature: "aarch64",
 };
 

@@ -6,7 +6,8 @@
 //! <cache>/snapshots/<key>.<run>/  a machine after its first boot: disk, memory, NVRAM, seed
 //! <cache>/compared/            the reports that `smoke --verify-cold` compares
 //! <cache>/history/             the durations of phases, the outcomes of the last runs, and the failures of KVM
-//! <cache>/workload/            the smoke's workload, compiled, by a digest of its inputs
+//! <cache>/workload/            programs for guests, compiled, each by a digest of its inputs
+//! <cache>/kernels/<key>/       a kernel of Debian and its modules, for `try`
 //! <cache>/libvirt/             libvirt's record of QEMU's capabilities, for every run's embedded root
 //! ```
 
@@ -111,7 +112,12 @@ impl Cache {
         self.root.join("history")
     }
 
-    /// Returns the directory with the compiled workload of the smoke.
+    /// Returns the directory with the kernels that `try` boots.
+    pub fn kernels(&self) -> PathBuf {
+        self.root.join("kernels")
+    }
+
+    /// Returns the directory with the compiled programs for guests, such as the workload of the smoke.
     pub fn workloads(&self) -> PathBuf {
         self.root.join("workload")
     }

@@ -7,7 +7,7 @@
 //!
 //! ```text
 //! arch limits error job output digest format fs git os_release cache workspace
-//! cpu report libvirt_uri
+//! cpu report libvirt_uri kernel
 //! cli processes
 //! image build runs
 //! host
@@ -37,6 +37,7 @@ mod golden;
 pub mod host;
 pub mod image;
 pub mod job;
+pub mod kernel;
 pub mod libvirt_uri;
 pub mod limits;
 pub mod machine;

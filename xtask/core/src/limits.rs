@@ -96,6 +96,11 @@ pub const PREFLIGHT: Duration = Duration::from_millis(500);
 pub const INSPECTION: Duration = Duration::from_millis(50);
 /// The limit of `inspect` for an executable of 100 MB in which the calls between functions must be followed.
 pub const INSPECTION_OF_100_MB: Duration = Duration::from_millis(1500);
+/// The limit from `try` to the first output of its program if the kernel is in the cache; `bench try` measures it.
+pub const FIRST_OUTPUT: Duration = Duration::from_secs(8);
+/// The limit from the start of QEMU until the program of `try` starts. This takes seconds on a quiet host, and minutes
+/// beside other emulated machines. The wait ends early if the machine ends.
+pub const TRY_BOOT: Duration = Duration::from_secs(900);
 /// The limit of a warm smoke until join, from the command to its verdict; `bench` measures it.
 pub const WARM_UNTIL_JOIN: Duration = Duration::from_secs(15);
 /// The limit of `preflight --rehearse` for one architecture; `bench preflight` measures it.

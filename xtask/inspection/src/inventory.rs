@@ -23,11 +23,29 @@ pub fn read(directory: &Path, manifest: &Manifest) -> Option<Inventory> {
 /// Returns the inventory of a named image if the image is in the cache. If several images have that name, the newest
 /// one is used.
 pub fn cached(cache: &Cache, image: &Image) -> Option<Inventory> {
+    let CachedDisk { directory, manifest, .. } = disk_of(cache, image)?;
+    read(&directory, &manifest)
+}
+
+/// The disk of an image in the cache.
+#[derive(Debug)]
+pub struct CachedDisk {
+    /// The directory of the image.
+    pub directory: PathBuf,
+    pub manifest: Manifest,
+    /// The disk, in the format that the manifest names.
+    pub disk: PathBuf,
+}
+
+/// Returns the disk of a named image if the image is in the cache. If several images have that name, the newest one is
+/// used.
+pub fn disk_of(cache: &Cache, image: &Image) -> Option<CachedDisk> {
     let directories = xtask_core::fs::directories(&cache.images());
     let mut found: Vec<(PathBuf, Manifest)> = directories.into_iter().filter_map(manifest).collect();
     found.retain(|(_, manifest)| manifest.name == image.name && manifest.arch == image.arch);
     let (directory, manifest) = found.into_iter().max_by(|one, other| one.1.made_at.cmp(&other.1.made_at))?;
-    read(&directory, &manifest)
+    let disk = directory.join("disk");
+    Some(CachedDisk { directory, manifest, disk })
 }
 
 /// Returns the directory with its manifest. A directory without a manifest is no image or is incomplete.

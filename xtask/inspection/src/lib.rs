@@ -49,7 +49,7 @@ pub enum DeviceRoot {
 }
 
 /// Returns the architecture in the notation of the crate `inspect`.
-fn isa(arch: VmArchitecture) -> Isa {
+pub fn isa(arch: VmArchitecture) -> Isa {
     arch.pick(Isa::X86_64, Isa::Aarch64)
 }
 
@@ -251,6 +251,16 @@ impl DeviceRoot {
 pub fn arch_of_file(start: &[u8]) -> Option<VmArchitecture> {
     let machine = Ident::read(start).ok()?.machine;
     VmArchitecture::ALL.into_iter().find(|arch| isa(*arch).elf_machine() == machine)
+}
+
+/// Returns the device with this name, and its architecture.
+///
+/// # Errors
+/// Returns a usage error if no architecture, or more than one, has a device with this name.
+pub fn device_named(name: &str) -> Result<(VmArchitecture, Device), Failure> {
+    let arch = arch_of(name).unwrap_or(VmArchitecture::Aarch64);
+    let device = device::find(isa(arch), name).ok_or_else(|| unknown_device(arch, name))?;
+    Ok((arch, device))
 }
 
 /// Returns the architecture that has a device of this name, if there is exactly one.

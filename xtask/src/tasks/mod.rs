@@ -44,6 +44,7 @@ pub(crate) fn run(cli: &Cli) -> Result<()> {
     match &cli.command {
         Command::Inspect(_) => become_unlinked("inspect", verbosity),
         Command::Report(_) => become_unlinked("report", verbosity),
+        Command::Try(_) => become_unlinked("try", verbosity),
         Command::Preflight(args) => preflight::run(&Workspace::find()?, args, verbosity),
         Command::Light(command) => run_light(&Workspace::find()?, command, verbosity),
         Command::Heavy(command) => run_heavy(&Workspace::find()?, command, verbosity),

@@ -2,6 +2,7 @@
 //! libvirt.
 
 mod args;
+mod attempt;
 mod faults;
 mod image;
 mod inspect;
@@ -15,6 +16,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::arch::VmArchitecture;
 pub use args::{Accel, BuildArgs, FixArgs, MachineArgs, Verbosity};
+pub use attempt::TryArgs;
 pub use faults::{Detection, Disturb, Disturbance, FoundBy, Sabotage};
 pub use image::{
     BumpArgs, ImageArgs, ImageBuildArgs, ImageCommand, ImageFetchArgs, ImageVerifyArgs, PruneArgs,
@@ -53,6 +55,9 @@ pub enum Command {
     /// Check without a boot whether an executable will run on a device; exit 1 if it will not
     #[command(display_order = 2)]
     Inspect(InspectArgs),
+    /// Run a program within seconds on the device's kind of kernel and core
+    #[command(display_order = 2)]
+    Try(TryArgs),
     /// Work in a machine: make it in seconds, enter it, cut its power, start it again
     #[command(subcommand, display_order = 4)]
     Vm(VmCommand),
@@ -122,6 +127,8 @@ pub enum BenchSubject {
     Preflight,
     /// `inspect` on the agent and on 100 MB against its time limits
     Inspect,
+    /// `try`: the time from the command to the first output of the program, against its limit
+    Try,
     /// An image build against plain mmdebstrap with the same packages; the trees must be identical
     Image,
     /// The agent's footprint: executable, memory, time to its first status, processor time at rest
@@ -254,6 +261,10 @@ mod tests {
             &["preflight", "--connect", "system"],
             &["inspect", "--arch", "vax"],
             &["inspect", "--image", "debian-12", "--sysroot", "/"],
+            &["try"],
+            &["try", "/bin/true", "--timeout", "0"],
+            &["try", "/bin/true", "--env", "=x"],
+            &["try", "/bin/true", "--image", "debian-12", "--sysroot", "/"],
             &["image", "fetch"],
             &["image", "fetch", "https://host/file", "--image-digest", "md5:00"],
             &["image", "prune", "--keep", "lots"],

@@ -164,8 +164,14 @@ impl LocalHost {
                 libvirt_driver: libvirt_driver(),
                 libvirt_iohelper: LIBVIRT_IOHELPERS.iter().any(|path| tools::is_executable(Path::new(path))),
                 cache_access: known.map_or(Ok(()), |cache| {
-                    let inside =
-                        [cache.runs(), cache.images(), cache.history(), cache.workloads(), cache.libvirt()];
+                    let inside = [
+                        cache.runs(),
+                        cache.images(),
+                        cache.history(),
+                        cache.workloads(),
+                        cache.kernels(),
+                        cache.libvirt(),
+                    ];
                     may_use(cache.root()).and_then(|()| inside.iter().try_for_each(|path| may_use(path)))
                 }),
                 free_disk: known.and_then(|cache| free_disk(cache.root())),

@@ -54,6 +54,7 @@ fn execute(cli: &Cli) -> anyhow::Result<()> {
         Command::Light(_)
         | Command::Inspect(_)
         | Command::Report(_)
+        | Command::Try(_)
         | Command::Preflight(_)
         | Command::Vm(VmCommand::Light(_)) => {
             Err(Failure::usage("xtask-vm does not run this task; run it as cargo xtask").into())

@@ -9,6 +9,7 @@ mod footprint;
 mod image;
 mod inspect;
 mod preflight;
+mod trial;
 
 use std::fmt::Display;
 use std::fs::File;
@@ -50,6 +51,7 @@ pub(crate) fn run(workspace: &Workspace, args: &BenchArgs, verbosity: Verbosity)
         BenchSubject::Image => image::run(&bench),
         BenchSubject::Inspect => return inspect::run(&bench),
         BenchSubject::Preflight => return preflight::run(&bench),
+        BenchSubject::Try => return trial::run(&bench),
     };
     // If Ctrl-C ended a measured child, this returns the interruption instead of the child's failure.
     ui.check()?;

@@ -1,0 +1,143 @@
+//! The file system below the program: an image of the cache, a directory of this host, or nothing.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use inspect::inventory::Sysroot;
+use xtask_core::arch::VmArchitecture;
+use xtask_core::bail_host;
+use xtask_core::cache::Cache;
+use xtask_core::cli::TryArgs;
+use xtask_core::error::Failure;
+use xtask_core::image::Format;
+use xtask_core::image::catalogue::Catalogue;
+use xtask_core::image::choice::Choice;
+use xtask_inspection::inventory::{CachedDisk, disk_of};
+
+/// The file system below the program. The program sees a writable layer above it, whose content is lost at the end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Root {
+    /// Only the kernel's file systems. This is enough for a static program.
+    Nothing,
+    /// A directory with the file system of a device.
+    Directory(PathBuf),
+    /// The disk of an image.
+    Disk { name: String, directory: PathBuf, disk: PathBuf, format: Format },
+}
+
+impl Root {
+    /// Returns the file system that the flags request. Without flags, this is the image that a smoke would use, if it is
+    /// in the cache.
+    ///
+    /// # Errors
+    /// Returns a usage error if the directory or the name does not exist, and a failure of the host if a named image is
+    /// not in the cache.
+    pub(crate) fn from_args(args: &TryArgs, arch: VmArchitecture, cache: &Cache) -> Result<Self> {
+        if let Some(directory) = &args.sysroot {
+            let found = directory.canonicalize().ok().filter(|path| path.is_dir());
+            let refusal = || Failure::usage(format!("--sysroot {}: not a directory", directory.display()));
+            return Ok(Self::Directory(found.ok_or_else(refusal)?));
+        }
+        if let Some(name) = &args.image {
+            let image = Catalogue::built_in().find(name, arch)?;
+            let Some(found) = disk_of(cache, &image) else {
+                let verb = if image.is_built() { "build" } else { "fetch" };
+                bail_host!(
+                    "use the image {name} for {arch}: it is not in the cache";
+                    "run cargo xtask image {verb} {name} --arch {arch}"
+                );
+            };
+            return Ok(Self::of_disk(found));
+        }
+        let choice = Choice::from_args(&Default::default(), arch)?;
+        let images = [Some(choice.image), choice.fallback].into_iter().flatten();
+        Ok(images
+            .filter_map(|image| disk_of(cache, &image))
+            .map(Self::of_disk)
+            .next()
+            .unwrap_or(Self::Nothing))
+    }
+
+    fn of_disk(CachedDisk { directory, manifest, disk }: CachedDisk) -> Self {
+        Self::Disk { name: manifest.name, directory, disk, format: manifest.format }
+    }
+
+    /// Describes the file system for messages.
+    pub(crate) fn name(&self) -> String {
+        match self {
+            Self::Nothing => "no image".to_owned(),
+            Self::Directory(directory) => directory.display().to_string(),
+            Self::Disk { name, .. } => name.clone(),
+        }
+    }
+
+    /// Returns the path of a host's file within the file system; `None` if the file is not in it.
+    pub(crate) fn within(&self, path: &Path) -> Option<PathBuf> {
+        match self {
+            Self::Directory(directory) => {
+                path.strip_prefix(directory).ok().map(|inner| Path::new("/").join(inner))
+            }
+            Self::Nothing | Self::Disk { .. } => None,
+        }
+    }
+
+    /// Returns an error if the file that executes the program, its dynamic loader or its interpreter, is known to be
+    /// missing. The files of a disk are not known here.
+    pub(crate) fn check_has(&self, file: &str, what: &str, arch: VmArchitecture) -> Result<(), Missing> {
+        match self {
+            Self::Nothing => Err(Missing {
+                sentence: format!("the program needs {what} {file}, and no image for {arch} is in the cache"),
+                remedy: Some(format!(
+                    "name the device's file system with --sysroot DIR, or run cargo xtask image build debian-12 --arch {arch}"
+                )),
+            }),
+            Self::Directory(directory) => {
+                let found = Sysroot(directory.clone()).resolve(file).is_some_and(|path| path.is_file());
+                let sentence = || missing(file, what, &self.name());
+                if found { Ok(()) } else { Err(Missing { sentence: sentence(), remedy: None }) }
+            }
+            Self::Disk { .. } => Ok(()),
+        }
+    }
+}
+
+/// A file without which the kernel does not execute the program.
+#[derive(Debug)]
+pub(crate) struct Missing {
+    pub(crate) sentence: String,
+    /// The remedy, if the file system itself is missing.
+    pub(crate) remedy: Option<String>,
+}
+
+/// Returns the sentence about a loader or an interpreter that the program's file system lacks.
+pub(crate) fn missing(file: &str, what: &str, place: &str) -> String {
+    format!("the program needs {what} {file}, and {place} does not have it")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ARM: VmArchitecture = VmArchitecture::Aarch64;
+
+    #[test]
+    fn a_loader_is_looked_for_within_the_directory() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = Root::Directory(directory.path().to_owned());
+        std::fs::create_dir_all(directory.path().join("usr/lib")).unwrap();
+        // On this host, the link would lead to the host's own /usr.
+        std::os::unix::fs::symlink("/usr/lib", directory.path().join("lib")).unwrap();
+        let check = |root: &Root| root.check_has("/lib/ld-linux-aarch64.so.1", "the dynamic loader", ARM);
+        let missing = check(&root).unwrap_err();
+        assert!(
+            missing.sentence.contains("/lib/ld-linux-aarch64.so.1") && missing.remedy.is_none(),
+            "{missing:?}"
+        );
+        std::fs::write(directory.path().join("usr/lib/ld-linux-aarch64.so.1"), "").unwrap();
+        check(&root).unwrap();
+        assert!(check(&Root::Nothing).unwrap_err().remedy.unwrap().contains("--sysroot"));
+        let inner = directory.path().join("usr/lib/x");
+        assert_eq!(root.within(&inner), Some(PathBuf::from("/usr/lib/x")));
+        assert_eq!(root.within(Path::new("/elsewhere")), None);
+    }
+}

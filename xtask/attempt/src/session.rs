@@ -1,0 +1,126 @@
+//! The conversation with the guest: sends the job and the standard input, and writes the program's output.
+
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::os::unix::net::UnixStream;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use xtask_core::{limits, output};
+use xtask_jobs::Ui;
+
+use crate::machine::Machine;
+use crate::wire::{self, End, Job, Kind};
+
+/// The number of frames that are read ahead of the program's output.
+const AHEAD: usize = 16;
+
+/// How the attempt ended.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    Ended(End),
+    /// The program ran longer than it may.
+    TimedOut,
+}
+
+/// A conversation with a guest that has not said yet that the program runs.
+pub(crate) struct Session {
+    stream: UnixStream,
+    frames: Receiver<std::io::Result<(Kind, Vec<u8>)>>,
+}
+
+impl Session {
+    /// Sends the job.
+    pub(crate) fn begin(stream: UnixStream, job: &Job) -> Result<Self> {
+        let (mut to, mut from) = (&stream, stream.try_clone().context("use QEMU's port")?);
+        wire::send(&mut to, Kind::Job, &job.encode()).context("send the job to the machine")?;
+        let (sender, frames) = sync_channel(AHEAD);
+        // The thread ends with QEMU, which closes the stream.
+        thread::spawn(move || {
+            loop {
+                let frame = wire::receive(&mut from);
+                let last = frame.is_err();
+                if sender.send(frame).is_err() || last {
+                    return;
+                }
+            }
+        });
+        Ok(Self { stream, frames })
+    }
+
+    /// Waits until the program starts. Returns the description of the kernel.
+    pub(crate) fn wait_for_start(&self, machine: &Machine, ui: &Ui) -> Result<String> {
+        let deadline = Instant::now() + limits::TRY_BOOT;
+        loop {
+            ui.tick("the kernel starts")?;
+            match self.frames.recv_timeout(limits::POLL) {
+                Ok(Ok((Kind::Started, kernel))) => return Ok(String::from_utf8_lossy(&kernel).into_owned()),
+                Ok(frame) => return Err(unexpected(frame, machine)),
+                Err(RecvTimeoutError::Timeout) if Instant::now() < deadline => {}
+                Err(_) => return Err(machine.fault("boot the machine")),
+            }
+        }
+    }
+
+    /// Writes the program's output until its end.
+    pub(crate) fn follow(&self, machine: &Machine, limit: Duration, ui: &Ui) -> Result<Outcome> {
+        let input = self.stream.try_clone().context("use QEMU's port")?;
+        // The thread may wait for a terminal. It ends with this process.
+        thread::spawn(move || forward_input(&input));
+        let deadline = Instant::now() + limit;
+        loop {
+            ui.check()?;
+            let rest = deadline.saturating_duration_since(Instant::now());
+            match self.frames.recv_timeout(rest.min(limits::POLL)) {
+                // If the reader of stdout has gone, the program goes on.
+                Ok(Ok((Kind::Output, bytes))) => {
+                    let _has_reader = output::write(&bytes)?;
+                }
+                // As with messages, a closed stderr is no error.
+                Ok(Ok((Kind::Error, bytes))) => drop(std::io::stderr().write_all(&bytes)),
+                Ok(Ok((Kind::End, end))) => {
+                    let end = End::decode(&end).context("read the program's end")?;
+                    return Ok(Outcome::Ended(end));
+                }
+                Ok(frame) => return Err(unexpected(frame, machine)),
+                Err(RecvTimeoutError::Disconnected) => return Err(machine.fault("run the program")),
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            if Instant::now() >= deadline {
+                return Ok(Outcome::TimedOut);
+            }
+        }
+    }
+}
+
+fn unexpected(frame: std::io::Result<(Kind, Vec<u8>)>, machine: &Machine) -> anyhow::Error {
+    match frame {
+        Ok((Kind::Failed, reason)) => {
+            machine.fault(&format!("prepare the machine: {}", String::from_utf8_lossy(&reason)))
+        }
+        Ok((kind, _)) => {
+            machine.fault(&format!("run the program: the guest sent {kind:?} at the wrong time"))
+        }
+        Err(error) if error.kind() == ErrorKind::UnexpectedEof => {
+            machine.fault("run the program: the machine has ended")
+        }
+        Err(error) => machine.fault(&format!("run the program: {error}")),
+    }
+}
+
+/// Sends the standard input to the guest. An empty frame is its end. An error of the stream means that QEMU has ended,
+/// which the reader of the stream reports.
+fn forward_input(mut to: &UnixStream) {
+    let mut buffer = vec![0; wire::MOST];
+    loop {
+        let length = match std::io::stdin().read(&mut buffer) {
+            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+            // A standard input that cannot be read, such as a directory, is empty for the program.
+            read => read.unwrap_or_default(),
+        };
+        if wire::send(&mut to, Kind::Input, &buffer[..length]).is_err() || length == 0 {
+            return;
+        }
+    }
+}

@@ -1,0 +1,49 @@
+//! The flags of `cargo xtask try`.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::Args;
+
+/// The flags of `try`.
+#[derive(Debug, Clone, Args)]
+#[command(
+    after_help = "Exit codes: that of the program, or 128 + N if signal N ended it; 124 after --timeout; 126 or 127 if the\n\
+                        kernel does not execute it; 2 usage; 69 the machine did not run; 130 interrupted.\n\
+                        stdin, stdout and stderr are those of the program."
+)]
+pub struct TryArgs {
+    /// The executable or script; the files in its directory are there, too
+    pub path: PathBuf,
+
+    /// The arguments of the program
+    #[arg(last = true, value_name = "ARGS")]
+    pub arguments: Vec<OsString>,
+
+    /// The device (core and page size), a name of xtask/inspect/devices.toml
+    #[arg(long, value_name = "NAME", default_value = "pi5")]
+    pub device: String,
+
+    /// The image below the program, by its catalogue name [default: the smoke's, if it is in the cache]
+    #[arg(long, value_name = "NAME", conflicts_with = "sysroot")]
+    pub image: Option<String>,
+
+    /// A directory with the device's file system, instead of an image
+    #[arg(long, value_name = "DIR")]
+    pub sysroot: Option<PathBuf>,
+
+    /// A variable of the program's environment
+    #[arg(long, value_name = "NAME=VALUE", value_parser = variable)]
+    pub env: Vec<String>,
+
+    /// The seconds that the program may run
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub timeout: u64,
+}
+
+fn variable(text: &str) -> Result<String, String> {
+    match text.split_once('=') {
+        Some((name, _)) if !name.is_empty() => Ok(text.to_owned()),
+        _ => Err("must be NAME=VALUE".to_owned()),
+    }
+}
