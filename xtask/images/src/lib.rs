@@ -18,6 +18,7 @@ pub mod discard;
 pub mod ensure;
 pub mod fetch;
 pub mod inventory;
+mod kernels;
 mod make;
 mod probe;
 mod prune;

@@ -1,5 +1,5 @@
-//! `cargo xtask image prune` deletes images and snapshots that are not needed any more. It never deletes an image or a
-//! snapshot that a run uses.
+//! `cargo xtask image prune` deletes images, snapshots and kernels that are not needed any more. It never deletes an
+//! image or a snapshot that a run uses.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -21,14 +21,14 @@ use crate::snapshots::{self, Found};
 use crate::store::{CachedImage, FETCHING, Store, name_of};
 
 /// The number of seconds in a day.
-const DAY: u64 = 24 * 60 * 60;
+pub(crate) const DAY: u64 = 24 * 60 * 60;
 
 /// A deletion, and the reason for it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct Deletion {
-    key: String,
-    bytes: u64,
-    reason: String,
+    pub(crate) key: String,
+    pub(crate) bytes: u64,
+    pub(crate) reason: String,
 }
 
 /// An image or a snapshot that may be deleted.
@@ -83,6 +83,7 @@ pub(crate) fn prune(store: &Store<'_>, args: &PruneArgs, named: &[String]) -> Re
     if unnamed_too(args) {
         to_delete.extend(abandoned_downloads(store, args.dry_run, named)?);
     }
+    to_delete.extend(crate::kernels::prune(store, args)?);
     Ok(to_delete)
 }
 
