@@ -33,9 +33,10 @@ const LINTS: &[Step<'_>] = &[
         "clippy, every feature",
         "clippy --workspace --all-targets --features xtask/vm,iot-agent/real,xtask-fleet/real,xtask-images/real,xtask-reports/real -- -D warnings",
     ),
-    // `completions`, `build`, `inspect` and `report` build these binaries with one feature each.
+    // `completions`, `build`, `inspect`, `try` and `report` build these binaries with one feature each.
     ("clippy, completions", "clippy --package xtask --bin xtask-complete --features complete -- -D warnings"),
     ("clippy, inspect", "clippy --package xtask --bin xtask-inspect --features inspect -- -D warnings"),
+    ("clippy, try", "clippy --package xtask --bin xtask-try --features try -- -D warnings"),
     ("clippy, report", "clippy --package xtask --bin xtask-report --features report -- -D warnings"),
 ];
 
@@ -73,6 +74,7 @@ const MACHINES: &[&[&[Step<'_>]]] = &[
         &[
             ("smoke aarch64", "xtask smoke --cold --fsck --arch aarch64"),
             ("inspect", "IT inspect::"),
+            ("try", "IT attempt::"),
             ("images", "IT images:: --test-threads 2"),
         ],
         &[

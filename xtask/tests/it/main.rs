@@ -4,6 +4,7 @@
 //!
 //! No test may change the directory, the environment or the signals of this process.
 
+mod attempt;
 mod broken_hosts;
 mod bump;
 mod completions;

@@ -10,6 +10,7 @@ use xtask_core::fs::make_private_dir;
 
 pub(crate) const XTASK: &str = env!("CARGO_BIN_EXE_xtask");
 pub(crate) const XTASK_INSPECT: &str = env!("CARGO_BIN_EXE_xtask-inspect");
+pub(crate) const XTASK_TRY: &str = env!("CARGO_BIN_EXE_xtask-try");
 pub(crate) const XTASK_VM: &str = env!("CARGO_BIN_EXE_xtask-vm");
 
 /// A private cache, which no other test uses. Dropping this value deletes it.
