@@ -1,6 +1,7 @@
 //! The services on this host's loopback that the guest of a machine with internet access can use.
 
 use std::collections::BTreeSet;
+use std::ops::RangeInclusive;
 
 /// The TCP ports by which a guest reaches the internet: ssh, DNS, HTTP and HTTPS. Landlock does not distinguish
 /// addresses, so these ports of the host's loopback can be reached, too.
@@ -11,7 +12,8 @@ pub const INTERNET_PORTS: [u16; 4] = [22, 53, 80, 443];
 pub struct LoopbackServices {
     /// The ports among [`INTERNET_PORTS`] on which a TCP socket listens.
     pub tcp: Vec<u16>,
-    /// The ports of the UDP sockets without a peer. A guest with internet access may send to every UDP port.
+    /// The ports of the UDP sockets without a peer, except for ephemeral ports, which clients have. A guest with
+    /// internet access may send to every UDP port.
     pub udp: Vec<u16>,
 }
 
@@ -26,7 +28,9 @@ impl LoopbackServices {
         };
         let listening = ports(["tcp", "tcp6"], LISTENS);
         let tcp = INTERNET_PORTS.into_iter().filter(|port| listening.contains(port)).collect();
-        Self { tcp, udp: ports(["udp", "udp6"], HAS_NO_PEER).into_iter().collect() }
+        let ephemeral = ephemeral_ports();
+        let udp = ports(["udp", "udp6"], HAS_NO_PEER).into_iter().filter(|port| !ephemeral.contains(port));
+        Self { tcp, udp: udp.collect() }
     }
 
     /// Returns the sentence about these services; `None` if there are none.
@@ -55,15 +59,22 @@ impl LoopbackServices {
 const LISTENS: &str = "0A";
 /// The state of a UDP socket without a peer, as the kernel prints it.
 const HAS_NO_PEER: &str = "07";
-/// The addresses outside 127.0.0.0/8 that reach the loopback, as the kernel prints them: 0.0.0.0, ::1 and ::. A byte
-/// order other than that of x86 and aarch64 would have other texts.
-const LOOPBACK: [&str; 3] =
-    ["00000000", "00000000000000000000000001000000", "00000000000000000000000000000000"];
+/// The addresses outside 127.0.0.0/8 that reach the loopback, as the kernel prints them: 0.0.0.0 and ::. A guest does
+/// not reach ::1, because its network has no IPv6.
+const LOOPBACK: [&str; 2] = ["00000000", "00000000000000000000000000000000"];
 
 /// The beginning of an IPv6 address that stands for an IPv4 address (::ffff:0:0/96), as the kernel prints it.
 const MAPPED: &str = "0000000000000000FFFF0000";
 /// The maximum number of ports of a protocol that the sentence names.
 const NAMED: usize = 10;
+
+/// Returns the ports that the kernel gives to sockets that ask for any port (ip_local_port_range in ip(7)).
+fn ephemeral_ports() -> RangeInclusive<u16> {
+    let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
+    let mut ports = range.split_whitespace().filter_map(|port| port.parse().ok());
+    let default = 32_768..=60_999;
+    ports.next().zip(ports.next()).map_or(default, |(first, last)| first..=last)
+}
 
 /// Returns the ports of the loopback that sockets in this state have in the kernel's list.
 fn ports_in(list: &str, state: &str) -> impl Iterator<Item = u16> {
@@ -99,14 +110,23 @@ mod tests {
     }
 
     #[test]
-    fn a_udp_service_is_found_and_a_udp_client_is_not() {
-        let [service, client] = [(); 2].map(|()| UdpSocket::bind("127.0.0.1:0").unwrap());
-        client.connect(service.local_addr().unwrap()).unwrap();
-        let [service_port, client_port] =
-            [&service, &client].map(|socket| socket.local_addr().unwrap().port());
+    fn a_udp_service_is_found_and_a_client_is_not() {
+        let ephemeral = ephemeral_ports();
+        let mut ports = (1024..*ephemeral.start()).rev();
+        let service = ports.find_map(|port| UdpSocket::bind(("127.0.0.1", port)).ok()).unwrap();
+        let [client, connected] = [(); 2].map(|()| UdpSocket::bind("127.0.0.1:0").unwrap());
+        connected.connect(service.local_addr().unwrap()).unwrap();
+        let [service_port, client_port, connected_port] =
+            [&service, &client, &connected].map(|socket| socket.local_addr().unwrap().port());
         let services = LoopbackServices::read();
         assert!(services.udp.contains(&service_port), "{services:?}");
-        assert!(!services.udp.contains(&client_port), "{services:?}");
+        assert!(
+            !services.udp.contains(&client_port) && !services.udp.contains(&connected_port),
+            "{services:?}"
+        );
+        let list = std::fs::read_to_string("/proc/net/udp").unwrap();
+        let found: Vec<_> = ports_in(&list, HAS_NO_PEER).collect();
+        assert!(found.contains(&client_port) && !found.contains(&connected_port), "{list}");
         drop(service);
         assert!(!LoopbackServices::read().udp.contains(&service_port));
     }
@@ -124,7 +144,7 @@ mod tests {
             + &line("000080FE00000000000000000000007F:0052", "0A")
             + &line("7F000001:0053", "0A")
             + &line("00000000000000000000000000000000:14E9", "07");
-        assert_eq!(ports_in(&list, LISTENS).collect::<Vec<_>>(), [22, 53, 80]);
+        assert_eq!(ports_in(&list, LISTENS).collect::<Vec<_>>(), [22, 80]);
         assert_eq!(ports_in(&list, HAS_NO_PEER).collect::<Vec<_>>(), [5353]);
     }
 

@@ -17,7 +17,8 @@ use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
     apply_filter,
 };
-use xtask_core::host::network::INTERNET_PORTS;
+use xtask_core::host::network::{INTERNET_PORTS, LoopbackServices};
+use xtask_jobs::Ui;
 
 /// The bits of a socket's type without its flags (socket(2)).
 const SOCKET_TYPE: u64 = 0xf;
@@ -36,6 +37,16 @@ pub(crate) enum Reach {
 /// Returns whether this host's kernel can confine QEMU.
 pub(crate) fn is_possible() -> bool {
     ruleset().is_ok()
+}
+
+/// Prints which services of this host's loopback a guest that reaches the internet can use. If this kernel cannot
+/// confine QEMU, another note says so.
+pub(crate) fn note_services(ui: &Ui) {
+    if is_possible()
+        && let Some(sentence) = LoopbackServices::read().sentence()
+    {
+        ui.note(&sentence);
+    }
 }
 
 /// Calls `start` in a thread of its own, whose child processes can reach only `reach`. If the kernel has no such rules

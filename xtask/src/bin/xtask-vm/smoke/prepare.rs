@@ -8,7 +8,6 @@ use xtask_core::cli::Sabotage;
 use xtask_core::error::{self, Failure};
 use xtask_core::format::name_of;
 use xtask_core::fs::write_private;
-use xtask_core::host::network::LoopbackServices;
 use xtask_core::host::tools;
 use xtask_core::limits;
 use xtask_core::machine::RunFiles;
@@ -41,13 +40,6 @@ pub(super) struct Prepared {
     canary: Option<TcpListener>,
 }
 
-/// Prints which services of this host's loopback the guest of this run can use, because it reaches the internet.
-fn note_services(run: &Run<'_>) {
-    if let Some(sentence) = LoopbackServices::read().sentence() {
-        run.ui.note(&sentence);
-    }
-}
-
 impl Prepared {
     pub(super) fn make(run: &Run<'_>, plan: &Plan) -> Result<Self> {
         let work = run.dir.work();
@@ -64,7 +56,7 @@ impl Prepared {
                 "the guest can connect to every TCP port of this host: this kernel's Landlock has no rules about connections",
             );
         } else if run.options.is_instance {
-            note_services(run);
+            isolation::note_services(&run.ui);
         }
         let canary = isolation::is_possible().then(|| TcpListener::bind(("127.0.0.1", 0))).transpose();
         let canary = canary.context("listen on a port of this host's loopback")?;
@@ -76,9 +68,7 @@ impl Prepared {
     pub(super) fn reach_of_first_boot(&self, run: &Run<'_>, plan: &Plan) -> Reach {
         match reach(run, plan, &self.broker) {
             Reach::Servers(ports) if !plan.image.is_built() => {
-                if isolation::is_possible() {
-                    note_services(run);
-                }
+                isolation::note_services(&run.ui);
                 Reach::Internet([ports, plan.proxies.ports()].concat())
             }
             reach => reach,
@@ -113,13 +103,13 @@ impl Prepared {
     }
 }
 
-/// Returns the network services that the guest of a run reaches. A machine of `vm up` reaches the internet.
+/// Returns the network services that the guest of a run reaches. A machine of `vm up` reaches the internet. It does not
+/// reach the broker, because another program may get the broker's port when the broker has ended.
 pub(super) fn reach(run: &Run<'_>, plan: &Plan, broker: &Broker) -> Reach {
-    let ports = vec![broker.port()];
     match run.options.sabotage {
         Some(Sabotage::OpenNetwork) => Reach::Everything,
-        _ if run.options.is_instance => Reach::Internet([ports, plan.proxies.ports()].concat()),
-        _ => Reach::Servers(ports),
+        _ if run.options.is_instance => Reach::Internet(plan.proxies.ports()),
+        _ => Reach::Servers(vec![broker.port()]),
     }
 }
 

@@ -22,7 +22,7 @@ use xtask_jobs::{Step, Ui, child};
 use crate::guest::console::Console;
 use crate::guest::monitor::{State, check_running, state};
 use crate::guest::watch::{Deadline, Watch};
-use crate::libvirt::{Condition, Hypervisor, Machine, Reach, paused};
+use crate::libvirt::{Condition, Hypervisor, Machine, Reach, isolation, paused};
 
 /// Starts an instance and waits for its ssh server.
 pub(crate) fn start(args: &OneArgs, verbosity: Verbosity) -> Result<()> {
@@ -146,6 +146,7 @@ fn boot(cache: &Cache, instance: &mut Instance, ui: &Ui) -> Result<()> {
         ui.tick("hashing the snapshot")?;
         snapshot.check_what_boots().map_err(lost)?;
     }
+    isolation::note_services(ui);
     let stopped = hypervisor.start_paused(&xml, &Reach::Internet(Proxies::from_env().ports()))?;
     let mut machine = paused::resume_verified(stopped, &expected, &instance.work())?;
     instance.machine.ssh_port = Some(machine.port_to(SSH_PORT)?);
