@@ -1,6 +1,8 @@
 //! Reads the names of functions and the settings that Go's compiler has written into the file. The name of a function
 //! may contain the features for which the function is chosen at run time.
 
+use std::borrow::Cow;
+
 use crate::isa::Isa;
 use crate::isa::features::{Feature, Set};
 
@@ -97,7 +99,8 @@ impl Family {
 /// Returns the features for which a function is chosen according to its name. The set is empty if the name says
 /// nothing about features.
 pub(crate) fn chosen_for(isa: Isa, name: &[u8]) -> Set {
-    let text = String::from_utf8_lossy(name);
+    let name = String::from_utf8_lossy(name);
+    let text = without_crate(&name).map_or_else(|| name.clone(), Cow::Owned);
     let name = text.to_ascii_lowercase();
     let says = |word: &str| name.match_indices(word).any(|(at, _)| word_ends(&text, &name, at + word.len()));
     // These are libgcc's outline atomics, which test a variable of their own.
@@ -109,6 +112,18 @@ pub(crate) fn chosen_for(isa: Isa, name: &[u8]) -> Set {
     families.fold(Set::NONE, |all, family| all | set(isa, |feature| family.has(isa, feature)))
 }
 
+/// Returns a mangled name of Rust without the name of the crate, which says nothing about a function. In rustc's legacy
+/// mangling, the crate comes first, and a hash comes last: `_ZN5crate8function17h0123456789abcdefE`. Returns `None` for
+/// other names.
+fn without_crate(name: &str) -> Option<String> {
+    let path = name.strip_prefix("_ZN")?;
+    let (_, hash) = path.strip_suffix('E')?.rsplit_once("17h")?;
+    let rest = path.trim_start_matches(|next: char| next.is_ascii_digit());
+    let length: usize = path[..path.len() - rest.len()].parse().ok()?;
+    let is_rust = hash.len() == 16 && hash.bytes().all(|byte| byte.is_ascii_hexdigit());
+    is_rust.then(|| format!("_ZN{}", rest.get(length..).unwrap_or_default()))
+}
+
 /// Returns whether a word of a name ends at `at`. Digits, other words of this kind, and the `I` before the arguments of a
 /// template may follow it without a gap. The second text is the first one in lower case.
 fn word_ends(text: &str, lower: &str, at: usize) -> bool {
@@ -117,7 +132,7 @@ fn word_ends(text: &str, lower: &str, at: usize) -> bool {
     rest.chars().next().is_none_or(|next| !next.is_ascii_alphanumeric())
         || text[behind..].starts_with('I')
         || FOLLOWING.iter().any(|word| rest.starts_with(word))
-        || [at, behind].into_iter().any(|end| is_end_of_identifier(lower, end))
+        || (at..=behind).any(|end| is_end_of_identifier(lower, end))
 }
 
 /// Returns whether an identifier of a mangled name ends at `at`. Such names have the length before each identifier.
@@ -234,6 +249,9 @@ mod tests {
             (Isa::Aarch64, "_Z8sums_svePKfi", "sve", true),
             (Isa::Aarch64, "_Z10sums_svelterPKfi", "sve", false),
             (Isa::Aarch64, "filter_i8mmish", "i8mm", false),
+            (Isa::Aarch64, "_ZN8uses_sve4main17h663d6a54474ad26bE", "sve", false),
+            (Isa::Aarch64, "_ZN4dots8sum_sve217h663d6a54474ad26bE", "sve", true),
+            (Isa::Aarch64, "_ZN8simd_sve3dotEPKf", "sve", true),
             (Isa::Aarch64, "_armv8_rng_probe", "rng", true),
             (Isa::Aarch64, "OPENSSL_rndr_asm", "rng", true),
             (Isa::Aarch64, "__arm_tpidr2_restore", "sme", true),
