@@ -62,7 +62,8 @@ fn flags_values_and_names_are_offered() {
     assert_eq!(offered(&["cargo", "xtask", "vm", "ssh", "d"]), ["dev"]);
     assert_eq!(offered(&["cargo", "xtask", "vm", "exec", "-m", "d"]), ["dev"]);
     assert_eq!(offered(&["cargo", "xtask", "vm", "ssh", "x"]), [""; 0], "no machine's name begins with x");
-    assert_eq!(offered(&["cargo", "xtask", "image", "build", "debian-13"]), ["debian-13"]);
+    let images = ["debian-13", "debian-13-16k"];
+    assert_eq!(offered(&["cargo", "xtask", "image", "build", "debian-13"]), images);
     assert_eq!(offered(&["cargo", "xtask", "inspect", "--device", "pi5"]), ["pi5"]);
     assert_eq!(offered(&["cargo", "build"]), [""; 0], "cargo completes it itself");
 }
