@@ -31,7 +31,7 @@ const LINTS: &[Step<'_>] = &[
     ("clippy", "clippy --workspace --all-targets -- -D warnings"),
     (
         "clippy, every feature",
-        "clippy --workspace --all-targets --features xtask/vm,iot-agent/real,xtask-fleet/real,xtask-images/real,xtask-reports/real -- -D warnings",
+        "clippy --workspace --all-targets --features xtask/vm,iot-agent/real,xtask-archives/real,xtask-fleet/real,xtask-images/real,xtask-reports/real -- -D warnings",
     ),
     // `completions`, `build`, `inspect`, `try` and `report` build these binaries with one feature each.
     ("clippy, completions", "clippy --package xtask --bin xtask-complete --features complete -- -D warnings"),
@@ -42,10 +42,10 @@ const LINTS: &[Step<'_>] = &[
 
 const TESTS: &[Step<'_>] = &[
     ("tests", "test --workspace"),
-    // These tests run a real nats-server and a real qemu-img.
+    // These tests run a real nats-server, a real podman and a real qemu-img.
     (
         "tests, real programs",
-        "test --package xtask-fleet --package xtask-images --features xtask-fleet/real,xtask-images/real",
+        "test --package xtask-archives --package xtask-fleet --package xtask-images --features xtask-archives/real,xtask-fleet/real,xtask-images/real",
     ),
     ("tests, xtask-vm", "test --package xtask --features vm --bins"),
     ("the draw", "IT draw::"),
