@@ -1,5 +1,5 @@
-//! Unpacks what people ship into a directory: container images, packages, and archives. The crate `inspect` then reads
-//! this directory like that of a device.
+//! Unpacks what people ship into a directory: container images, packages, and archives. The directory can be read like
+//! that of a device. No command uses this crate yet.
 //!
 //! An archive is not trusted. No entry leaves the directory, nothing needs root, and a limit ends each decompression bomb.
 //! The links of an archive are kept as they are, and can lead to files of this host: read the files of the directory
