@@ -69,6 +69,7 @@ const MAPPED: &str = "0000000000000000FFFF0000";
 const NAMED: usize = 10;
 
 /// Returns the ports that the kernel gives to sockets that ask for any port (ip_local_port_range in ip(7)).
+/// If the range cannot be read, returns the kernel's default.
 fn ephemeral_ports() -> RangeInclusive<u16> {
     let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
     let mut ports = range.split_whitespace().filter_map(|port| port.parse().ok());
