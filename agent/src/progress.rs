@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Upper bound for one iteration of a loop. The slowest iterations stop a container that ignores SIGTERM, or
-/// send a status over a slow line.
-const MAX_LOOP_TIME: Duration = Duration::from_secs(180);
+/// Upper bound for one iteration of a loop. The slowest iterations stop a container that ignores SIGTERM and
+/// start another one, or send a status over a slow line.
+const MAX_LOOP_TIME: Duration = Duration::from_secs(300);
 
 /// The time of the latest iteration of each loop.
 #[derive(Debug)]

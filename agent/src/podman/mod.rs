@@ -28,6 +28,9 @@ use http::{ApiError, empty, encoded, read};
 
 /// Time for most requests, on a busy Raspberry Pi or an emulated machine.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+/// Time for starting a container. An emulated machine on a busy host has needed more than 30 s. Two minutes are
+/// also the kubelet's default (`--runtime-request-timeout`).
+const START_TIMEOUT: Duration = Duration::from_secs(120);
 /// Time for pulling an image over a slow line.
 const PULL_TIMEOUT: Duration = Duration::from_secs(1800);
 /// Time for loading an image archive onto a slow card.
@@ -123,20 +126,21 @@ impl Podman {
 
     /// Starts a container. It is no error if it already runs (304).
     pub(crate) async fn start(&self, id: &str) -> Result<()> {
-        self.command(id, "start").await.context("start the container")
+        self.command(id, "start", START_TIMEOUT).await.context("start the container")
     }
 
     pub(crate) async fn unpause(&self, id: &str) -> Result<()> {
-        self.command(id, "unpause").await.context("unpause the container")
+        self.command(id, "unpause", REQUEST_TIMEOUT).await.context("unpause the container")
     }
 
     pub(crate) async fn rename(&self, id: &str, name: &str) -> Result<()> {
-        let renamed = self.command(id, &format!("rename?name={}", encoded(name))).await;
+        let rename = format!("rename?name={}", encoded(name));
+        let renamed = self.command(id, &rename, REQUEST_TIMEOUT).await;
         renamed.with_context(|| format!("rename the container to {name}"))
     }
 
-    async fn command(&self, id: &str, what: &str) -> Result<()> {
-        self.call(Method::POST, &format!("/containers/{id}/{what}"), empty(), REQUEST_TIMEOUT).await.map(drop)
+    async fn command(&self, id: &str, what: &str, limit: Duration) -> Result<()> {
+        self.call(Method::POST, &format!("/containers/{id}/{what}"), empty(), limit).await.map(drop)
     }
 
     /// Stops and deletes a container in one call: podman sends SIGTERM, and SIGKILL after [`STOP_SECONDS`].

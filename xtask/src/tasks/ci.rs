@@ -64,28 +64,25 @@ const TESTS: &[Step<'_>] = &[
 pub(super) const AGENT_TESTS: &str =
     "test --workspace --features iot-agent/real --test device -- --test-threads 3";
 
-/// The steps that run machines, in groups. A group consists of lanes, and a lane of steps. The lanes of a group run at
-/// the same time in one cache, so steps of different lanes must not use the same files. The steps of a lane run one
-/// after the other. Two processors are enough for two machines. The lanes of a group take about the same time.
-const MACHINES: &[&[&[Step<'_>]]] = &[
-    // A cold smoke compares only the time stamps of a cached image.
-    &[&[("cached images", "xtask image verify")]],
-    &[
-        &[
-            ("smoke aarch64", "xtask smoke --cold --fsck --arch aarch64"),
-            ("inspect", "IT inspect::"),
-            ("try", "IT attempt::"),
-            ("images", "IT images:: --test-threads 2"),
-        ],
-        &[
-            ("smoke x86_64", "xtask smoke --cold --fsck --arch x86_64"),
-            ("fresh hosts", "IT fresh_host:: --test-threads 2"),
-            ("warm", "IT warm:: --test-threads 2"),
-        ],
-    ],
+/// Compares the whole cached images with their digests. A cold smoke compares only the time stamps of a cached image.
+const CACHED: &[Step<'_>] = &[("cached images", "xtask image verify")];
+
+/// The first lane of steps that run machines; the drawn cases of [`OTHER_IMAGES`] are added to its end. The steps of a
+/// lane run one after the other. The lanes run at the same time in one cache, so steps of different lanes must not use
+/// the same files. Two processors are enough for two lanes. The lanes take about the same time.
+const FIRST_LANE: &[Step<'_>] = &[
+    ("smoke aarch64", "xtask smoke --cold --fsck --arch aarch64"),
+    ("inspect", "IT inspect::"),
+    ("try", "IT attempt::"),
+    ("images", "IT images:: --test-threads 2"),
+    ("fresh hosts", "IT fresh_host:: --test-threads 2"),
 ];
 
-/// The last lane, beside the cases of [`OTHER_IMAGES`]. Most of the time, most of these tests wait for a boot.
+/// The second lane of steps that run machines.
+const SECOND_LANE: &[Step<'_>] =
+    &[("smoke x86_64", "xtask smoke --cold --fsck --arch x86_64"), ("warm", "IT warm:: --test-threads 2")];
+
+/// The steps after the lanes. Most of the time, most of these tests wait for a boot.
 const CAN_FAIL: &[Step<'_>] = &[("the smoke can fail", "IT it_can_fail:: --test-threads 3")];
 
 /// A table whose cases are steps. debian-13 for aarch64 is not in it, because the tests of images boot that image and
@@ -117,10 +114,11 @@ pub(super) fn run(workspace: &Workspace, args: &CiArgs) -> Result<()> {
     runner.guard();
     runner.one_by_one(TESTS);
     if !args.fast {
-        MACHINES.iter().for_each(|group| runner.at_once(group));
+        runner.one_by_one(CACHED);
         let (tried, skipped) = split(runner.third, OTHER_IMAGES);
         note_skipped("other images", skipped.iter().map(|(name, _)| *name));
-        runner.at_once(&[CAN_FAIL, &tried]);
+        runner.at_once(&[&[FIRST_LANE, &tried].concat(), SECOND_LANE]);
+        runner.one_by_one(CAN_FAIL);
     }
     let count = runner.count;
     for failure in &count.failures {
@@ -155,7 +153,7 @@ fn code(count: &Count, strict_image: bool) -> u8 {
 }
 
 fn steps() -> impl Iterator<Item = Step<'static>> {
-    TESTS.iter().chain(MACHINES.iter().copied().flatten().copied().chain([CAN_FAIL]).flatten()).copied()
+    [TESTS, CACHED, FIRST_LANE, SECOND_LANE, CAN_FAIL].into_iter().flatten().copied()
 }
 
 /// Runs all cases of the tables of which [`run`] tries a third, and the steps that [`run`] leaves out.

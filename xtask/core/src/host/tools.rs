@@ -2,14 +2,15 @@
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
-use std::io::{self, Read, Write as _};
+use std::fs::File;
+use std::io::{self, Read, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::mpsc::{self, Receiver};
 use std::thread;
-use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
+use rustix::fs::{MemfdFlags, memfd_create};
 
 use crate::fs::entries;
 use crate::limits;
@@ -104,30 +105,32 @@ const MAX_BYTES: u64 = 64 << 20;
 
 /// Runs a short command with `question` on its standard input, and returns its output.
 ///
+/// Standard output is a file in memory. QEMU writes to a pipe without blocking, and discards what it has not written
+/// when it ends (seen with QEMU 7.2 and 10.0).
+///
 /// # Errors
 /// Returns an error if the command cannot be run. If the command has not ended within [`limits::PROBE`], kills it and
 /// returns an error.
 fn answer(command: &mut Command, question: Vec<u8>) -> Result<Output> {
     let program = command.get_program().display().to_string();
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let read = || format!("read the output of {program}");
+    let mut stdout = File::from(memfd_create("stdout", MemfdFlags::CLOEXEC).with_context(read)?);
+    command.stdin(Stdio::piped()).stdout(stdout.try_clone().with_context(read)?).stderr(Stdio::piped());
     let mut child = command.spawn().with_context(|| format!("run {program}"))?;
-    let mut stdin = child.stdin.take();
+    let (mut stdin, stderr) = (child.stdin.take(), child.stderr.take());
     // These threads are not joined. They end when their pipes are closed, and descendants of the program may keep the
     // pipes open.
     thread::spawn(move || stdin.as_mut().map(|pipe| pipe.write_all(&question)));
-    let pipes = [child.stdout.take().map(read_aside), child.stderr.take().map(read_aside)];
-    let deadline = Instant::now() + limits::PROBE;
-    let mut texts = Vec::new();
-    for pipe in pipes.into_iter().flatten() {
-        let Ok(text) = pipe.recv_timeout(deadline.saturating_duration_since(Instant::now())) else {
-            child.kill().and_then(|()| child.wait()).with_context(|| format!("end {program}"))?;
-            bail!("{program} has not answered within {} s", limits::PROBE.as_secs());
-        };
-        texts.push(text.with_context(|| format!("read the output of {program}"))?);
-    }
+    let text = stderr.map(|pipe| read_aside(pipe).recv_timeout(limits::PROBE)).transpose();
+    let Ok(text) = text else {
+        child.kill().and_then(|()| child.wait()).with_context(|| format!("end {program}"))?;
+        bail!("{program} has not answered within {} s", limits::PROBE.as_secs());
+    };
+    let stderr = text.transpose().with_context(read)?.unwrap_or_default();
     let status = child.wait().with_context(|| format!("wait for {program}"))?;
-    let (stderr, stdout) = (texts.pop().unwrap_or_default(), texts.pop().unwrap_or_default());
-    Ok(Output { status, stdout, stderr })
+    let mut text = Vec::new();
+    stdout.rewind().and_then(|()| stdout.take(MAX_BYTES).read_to_end(&mut text)).with_context(read)?;
+    Ok(Output { status, stdout: text, stderr })
 }
 
 fn read_aside(pipe: impl Read + Send + 'static) -> Receiver<io::Result<Vec<u8>>> {
@@ -175,5 +178,13 @@ mod tests {
         let error = read(&shell, &["-c", "echo broken >&2; exit 3"]).unwrap_err().to_string();
         assert!(error.contains("broken") && error.contains("exit status: 3"), "{error}");
         assert!(find("no-such-program-anywhere").is_none());
+    }
+
+    /// Through a pipe, `dd` fails as soon as the pipe is full.
+    #[test]
+    fn the_output_of_a_program_that_does_not_block_is_whole() {
+        let dd = find("dd").unwrap();
+        let output = read(&dd, &["if=/dev/zero", "bs=1M", "count=1", "oflag=nonblock"]).unwrap();
+        assert_eq!(output.len(), 1 << 20);
     }
 }
