@@ -77,9 +77,11 @@ mod tests {
             interrupt.check().unwrap();
             return;
         }
-        let script = "trap '' HUP; exec \"$0\" --exact interrupt::tests::a_signal_that_was_ignored_at_the_start_stays_ignored";
-        let mut inner = Command::new("sh");
-        inner.args(["-c", script]).arg(std::env::current_exe().unwrap()).env(INNER, "");
+        // SIGINT may be ignored in this process, too.
+        let mut inner = Command::new("env");
+        inner.args(["--ignore-signal=HUP", "--default-signal=INT,TERM"]).arg(std::env::current_exe().unwrap());
+        inner.args(["--exact", "interrupt::tests::a_signal_that_was_ignored_at_the_start_stays_ignored"]);
+        inner.env(INNER, "");
         let output = inner.output().unwrap();
         let shown = String::from_utf8_lossy(&output.stdout);
         assert!(output.status.success() && shown.contains("1 passed"), "{shown}");

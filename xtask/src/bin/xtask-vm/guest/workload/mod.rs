@@ -90,6 +90,12 @@ mod tests {
         let named = ["--name", "w", "--volume", "data:/data", "--env", "GENERATION=3"];
         for starts in 1..=2 {
             podman.says(&[&["run", "--detach"], limits.as_slice(), named.as_slice(), &[IMAGE]].concat());
+            let started = std::time::Instant::now();
+            // A process that has not started yet would be ended before it answers.
+            while podman.says(&["logs", "w"]).is_empty() {
+                assert!(started.elapsed() < xtask_core::limits::SERVER_START, "it has not answered");
+                std::thread::sleep(xtask_core::limits::POLL);
+            }
             let stopped = std::time::Instant::now();
             podman.says(&["stop", "--time", "30", "w"]);
             assert!(
