@@ -53,6 +53,19 @@ impl ImageConfig {
         Ok(program)
     }
 
+    /// Returns the interpreter of an executable script that the tree does not have, or that is not executable. `file` is
+    /// relative to the root and contains no link.
+    ///
+    /// # Errors
+    /// Returns an error that names the path if the script cannot be read.
+    pub fn missing_interpreter(&self, root: &Path, file: &Path) -> Result<Option<String>> {
+        if executable(root, Path::new(file))?.is_none() {
+            return Ok(None);
+        }
+        let Some(name) = interpreter(&root.join(file))? else { return Ok(None) };
+        Ok(self.find(root, &name)?.is_none().then_some(name))
+    }
+
     /// Returns the executable file that a name leads to: a path from the working directory, or a name in `PATH`.
     fn find(&self, root: &Path, name: &str) -> Result<Option<PathBuf>> {
         let directory = Path::new("/").join(&self.working_directory);

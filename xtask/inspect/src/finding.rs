@@ -71,6 +71,7 @@ impl Finding {
 
     /// Creates a finding without the target's facts and without a remedy.
     pub fn new(id: &'static str, severity: Severity, found: impl Into<String>) -> Self {
+        debug_assert!(CHECKS.iter().any(|(known, _)| *known == id), "{id} is not in the list of checks");
         let (offers, remedy, details, paths) = Default::default();
         Self { id, severity, found: found.into(), offers, remedy, details, paths }
     }
@@ -104,21 +105,79 @@ impl Finding {
     }
 }
 
+/// The ids of all checks, each with what it checks.
+pub const CHECKS: &[(&str, &str)] = &[
+    ("address-space", "The file assumes no larger address space than the kernel gives."),
+    ("allocator-page-size", "The file's jemalloc was compiled for pages as large as the kernel's."),
+    ("bti-pac", "The file is marked for branch target identification and pointer authentication."),
+    ("build-id", "The file has a build id."),
+    ("debug-link", "The file names its debug information."),
+    ("elf-class", "The file is a 64-bit ELF file."),
+    ("elf-endianness", "The file is little-endian."),
+    ("elf-flags", "The flags in the header are valid."),
+    ("elf-machine", "The file is for the architecture of the device."),
+    ("elf-osabi", "The file is for Linux."),
+    ("elf-type", "The file is an executable or a shared library."),
+    ("entry-point", "The entry point is in executable memory."),
+    ("entrypoint", "A container of the image can start its command."),
+    ("exec-stack", "The file needs no executable stack."),
+    ("instructions", "The core has every instruction that the file executes."),
+    ("interpreter", "The target has the dynamic loader that the file names."),
+    ("isa-level", "The core has the level of x86-64 that the file is marked with."),
+    ("library", "The libraries that the file loads do not fail on the target."),
+    ("malformed", "The headers of the file are valid."),
+    ("needed", "The target has the libraries that the file needs."),
+    ("packed", "The file is not packed, so that it can be inspected."),
+    ("page-size", "The file does not assume pages of 4 KiB."),
+    ("pie", "The file can be loaded at any address."),
+    ("relr", "The loader processes the file's packed relocations."),
+    ("relro", "The loader protects relocated data against writing."),
+    ("rpath", "The file names no library directories of the build machine."),
+    ("script", "The target has the interpreter of the script."),
+    ("sections", "The file has section headers."),
+    ("segment-alignment", "The kernel can map the file's segments with each page size of the target."),
+    ("size", "The size of the file."),
+    ("static-nss", "A static executable loads no name service modules of another release of glibc."),
+    ("stripped", "The file has symbols."),
+    ("symbol", "The file's libraries have each symbol that the file uses."),
+    ("symbol-version", "The target's libraries define each symbol version that the file needs."),
+    ("text-relocations", "The loader need not change the file's code."),
+    ("writable-code", "The file has no memory that is both writable and executable."),
+];
+
 /// The number of details and of paths in a finding.
 pub(crate) const MOST: usize = 8;
+
+/// A library that the loader loads with the file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LoadedLibrary {
+    /// The library's path in the tree of the file, if it comes with the file, or in the target's tree.
+    pub path: String,
+    /// True if the library comes with the file.
+    pub beside: bool,
+}
 
 /// All findings about one file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Report {
     /// The findings, the worst first.
     pub findings: Vec<Finding>,
+    /// The libraries that were found.
+    #[serde(skip)]
+    pub libraries: Vec<LoadedLibrary>,
 }
 
 impl Report {
     /// Sorts the findings by their severity, the worst first, and then in the order of the checks.
     pub fn new(mut findings: Vec<Finding>) -> Self {
         findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
-        Self { findings }
+        Self { findings, libraries: Vec::new() }
+    }
+
+    /// Adds findings and sorts all of them.
+    pub fn add(&mut self, findings: impl IntoIterator<Item = Finding>) {
+        self.findings.extend(findings);
+        self.findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
     }
 
     /// Returns the findings about things that fail on the target.

@@ -276,6 +276,23 @@ impl Sysroot {
     }
 }
 
+/// Two trees, one over the other: the files of a package over those of the system on which it is installed.
+pub struct Overlay<'a> {
+    pub upper: &'a dyn Tree,
+    pub lower: &'a dyn Tree,
+}
+
+impl Tree for Overlay<'_> {
+    fn list(&self, directory: &str) -> Vec<String> {
+        let names = [self.upper.list(directory), self.lower.list(directory)].concat();
+        names.into_iter().collect::<BTreeSet<_>>().into_iter().collect()
+    }
+
+    fn read(&self, path: &str) -> Option<Vec<u8>> {
+        self.upper.read(path).or_else(|| self.lower.read(path))
+    }
+}
+
 impl Tree for Sysroot {
     fn list(&self, directory: &str) -> Vec<String> {
         let entries = self.resolve(directory).and_then(|path| std::fs::read_dir(path).ok());

@@ -32,6 +32,9 @@ pub struct Target<'a> {
     pub offers: Offers<'a>,
     /// The target's files, if they can be read. The inventory then has no libraries.
     pub tree: Option<&'a dyn Tree>,
+    /// True if the executable comes from a package. The packages on which it depends may have the libraries that the
+    /// target lacks.
+    pub packaged: bool,
     /// The place of the executable, if it is known. There, `$ORIGIN` leads to the libraries that come with it.
     pub origin: Option<Origin<'a>>,
     /// The name of the hardened service that runs the executable: `iot-agent.service`. Hardened means
@@ -74,7 +77,25 @@ pub enum Offers<'a> {
     Nothing,
 }
 
-impl Target<'_> {
+impl<'a> Target<'a> {
+    /// Returns a target about whose files and pages nothing is known. `arch` is the name of the architecture, and
+    /// `loader` the psABI's dynamic loader.
+    pub fn new(arch: &str, loader: &str, device: &'a Device) -> Self {
+        Self {
+            arch: arch.to_owned(),
+            loader: loader.to_owned(),
+            device,
+            pages: Vec::new(),
+            offers: Offers::Nothing,
+            tree: None,
+            packaged: false,
+            origin: None,
+            hardened: None,
+            place: String::new(),
+            hint: String::new(),
+        }
+    }
+
     pub(crate) fn describe_pages(&self) -> String {
         let pages: Vec<_> =
             self.pages.iter().map(|page| format!("{} ({})", page.bytes, page.whose)).collect();
@@ -84,14 +105,13 @@ impl Target<'_> {
 
 /// Inspects a whole file.
 pub fn inspect(bytes: &[u8], target: &Target<'_>) -> Report {
-    let findings = match header(bytes, target) {
-        Some(finding) => vec![finding],
+    match header(bytes, target) {
+        Some(finding) => Report::new(vec![finding]),
         None => match Elf::parse(bytes) {
             Ok(elf) => checks::all(&elf, target),
-            Err(why) => vec![checks::header::malformed(&why)],
+            Err(why) => Report::new(vec![checks::header::malformed(&why)]),
         },
-    };
-    Report::new(findings)
+    }
 }
 
 /// Inspects only the header. Returns `None` if it fits the target.

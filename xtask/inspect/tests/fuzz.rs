@@ -186,16 +186,10 @@ fn number(random: &mut Random, length: usize) -> u64 {
 fn target<'a>(device: &'a Device, inventory: &'a Inventory) -> Target<'a> {
     let pages = [4096, 16384].map(|bytes| Page { bytes, whose: "a test".to_owned(), certain: bytes == 4096 });
     Target {
-        arch: "the target".to_owned(),
-        loader: "/lib/ld-linux-aarch64.so.1".to_owned(),
-        device,
         pages: pages.to_vec(),
         offers: Offers::Inventory(inventory),
-        tree: None,
-        origin: None,
-        hardened: None,
         place: "a test".to_owned(),
-        hint: String::new(),
+        ..Target::new("the target", "/lib/ld-linux-aarch64.so.1", device)
     }
 }
 

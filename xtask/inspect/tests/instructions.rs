@@ -6,7 +6,7 @@ mod support;
 use inspect::device;
 use inspect::finding::{Finding, Severity};
 use inspect::isa::Isa;
-use inspect::{Offers, Page, Target};
+use inspect::{Page, Target};
 
 const NOP: u32 = 0xd503_201f;
 const RET: u32 = 0xd65f_03c0;
@@ -119,16 +119,9 @@ impl Made {
     fn findings(&self) -> Vec<Finding> {
         let device = device::find(Isa::Aarch64, "pi5").unwrap();
         let target = Target {
-            arch: "aarch64".to_owned(),
-            loader: "/lib/ld-linux-aarch64.so.1".to_owned(),
-            device: &device,
             pages: vec![Page { bytes: 4096, whose: "a test".to_owned(), certain: true }],
-            offers: Offers::Nothing,
-            tree: None,
-            origin: None,
-            hardened: None,
             place: "a test".to_owned(),
-            hint: String::new(),
+            ..Target::new("aarch64", "/lib/ld-linux-aarch64.so.1", &device)
         };
         let report = inspect::inspect(&self.0, &target);
         assert!(report.findings.iter().all(|finding| finding.id != "malformed"), "{report:#?}");

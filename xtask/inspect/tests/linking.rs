@@ -84,16 +84,10 @@ fn inventory(libc: Library) -> Inventory {
 fn target<'a>(device: &'a Device, inventory: &'a Inventory) -> Target<'a> {
     let pages = [4096, 16384].map(|bytes| Page { bytes, whose: "a test".to_owned(), certain: true });
     Target {
-        arch: "aarch64".to_owned(),
-        loader: LOADER.to_owned(),
-        device,
         pages: pages.to_vec(),
         offers: Offers::Inventory(inventory),
-        tree: None,
-        origin: None,
-        hardened: None,
         place: "a test".to_owned(),
-        hint: String::new(),
+        ..Target::new("aarch64", LOADER, device)
     }
 }
 

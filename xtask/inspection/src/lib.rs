@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use inspect::device::{self, Device};
 use inspect::elf::Ident;
-use inspect::finding::{Finding, Report};
-use inspect::inventory::{Inventory, Sysroot};
+use inspect::finding::{Finding, LoadedLibrary, Report};
+use inspect::inventory::{Inventory, Overlay, Sysroot, Tree};
 use inspect::isa::Isa;
 use inspect::{Offers, Origin, Page, Target};
 
@@ -21,6 +21,9 @@ use xtask_core::image::catalogue::Catalogue;
 use xtask_core::image::choice::Choice;
 
 pub mod inventory;
+mod judge;
+
+pub use judge::Judge;
 
 /// The target with which an executable is compared.
 #[derive(Debug)]
@@ -30,6 +33,8 @@ pub struct Inspection {
     pub device: Device,
     /// The files on the device and, for an image, its kernel.
     pub place: DeviceRoot,
+    /// The directory of an unpacked package, whose files lie over those of `place`.
+    package: Option<PathBuf>,
     /// True if the kernel is that of the image. Otherwise it may be any kernel of the device.
     kernel_is_known: bool,
     /// The unit that runs the executable, if it is the agent.
@@ -84,18 +89,7 @@ fn diagnosis(finding: &Finding) -> Failure {
 
 fn target(arch: VmArchitecture, device: &Device) -> Target<'_> {
     let (directory, name) = arch.profile().loader;
-    Target {
-        arch: arch.to_string(),
-        loader: format!("{directory}{name}"),
-        device,
-        pages: Vec::new(),
-        offers: Offers::Nothing,
-        tree: None,
-        origin: None,
-        hardened: None,
-        place: String::new(),
-        hint: String::new(),
-    }
+    Target::new(&arch.to_string(), &format!("{directory}{name}"), device)
 }
 
 impl Inspection {
@@ -104,7 +98,7 @@ impl Inspection {
     /// # Errors
     /// Returns a usage error for a device, an image or a directory that does not exist.
     pub fn from_args(args: &InspectArgs) -> Result<Self, Failure> {
-        let arch = args.arch.or_else(|| args.device.as_deref().and_then(arch_of)).unwrap_or_default();
+        let arch = args.arch.or_else(|| args.device.as_deref().and_then(arch_of_device)).unwrap_or_default();
         let device = match &args.device {
             None => device::default_of(isa(arch)),
             Some(name) => device::find(isa(arch), name).ok_or_else(|| unknown_device(arch, name))?,
@@ -118,8 +112,31 @@ impl Inspection {
             }
             (None, None) => DeviceRoot::of_choice(Choice::from_args(&Default::default(), arch)?),
         };
-        let hardened = args.path.is_none().then(|| UNIT.to_owned());
-        Ok(Self { arch, device, place, kernel_is_known: args.image.is_some(), hardened })
+        let hardened = args.paths.is_empty().then(|| UNIT.to_owned());
+        Ok(Self { arch, device, place, package: None, kernel_is_known: args.image.is_some(), hardened })
+    }
+
+    /// Returns the target for the files of a package that is unpacked in a directory. Its libraries come before those
+    /// of the target.
+    #[must_use]
+    pub fn with_package(mut self, directory: &Path) -> Self {
+        if let DeviceRoot::Image(_, Some(inventory)) = &mut self.place {
+            let multiarch = self.arch.profile().multiarch;
+            let own = Inventory::of_tree(&Sysroot(directory.to_owned()), &inventory.source, multiarch);
+            inventory.libraries.splice(0..0, own.libraries);
+            inventory.interpreters.extend(own.interpreters);
+        }
+        Self { package: Some(directory.to_owned()), ..self }
+    }
+
+    /// Returns the target whose loader searches these directories first (`LD_LIBRARY_PATH`, ld.so(8)). Nothing changes
+    /// if no libraries of the target are known.
+    #[must_use]
+    pub fn with_library_path(mut self, directories: impl IntoIterator<Item = String>) -> Self {
+        if let DeviceRoot::Sysroot(_, inventory) | DeviceRoot::Image(_, Some(inventory)) = &mut self.place {
+            inventory.search.splice(0..0, directories);
+        }
+        self
     }
 
     /// Returns the target for the agent in a smoke: the image to boot with its kernel, and the core that `--cpu`
@@ -133,7 +150,8 @@ impl Inspection {
             Some(name) => device::find(isa, name).unwrap_or_else(everything),
         };
         let place = DeviceRoot::Image(Box::new(image.clone()), inventory);
-        Self { arch: image.arch, device, place, kernel_is_known: true, hardened: Some(UNIT.to_owned()) }
+        let hardened = Some(UNIT.to_owned());
+        Self { arch: image.arch, device, place, package: None, kernel_is_known: true, hardened }
     }
 
     /// Returns the source of the libraries if they were read: the digest of an image, or a path. Returns `None` if only
@@ -164,19 +182,40 @@ impl Inspection {
         else {
             return self.look(bytes, None);
         };
-        // A file in the sysroot finds its libraries there, as on the device.
-        let root = match &self.place {
-            DeviceRoot::Sysroot(root, _) => {
-                root.canonicalize().ok().filter(|root| directory.starts_with(root))
-            }
-            DeviceRoot::Image(..) => None,
-        };
-        let root = root.unwrap_or_else(|| PathBuf::from("/"));
+        let root = self.root_above(&directory);
         let inside = directory.strip_prefix(&root).ok().and_then(Path::to_str);
         let inside = inside.map(|inside| format!("/{inside}"));
         let tree = Sysroot(root);
         let origin = inside.as_deref().map(|directory| Origin { tree: &tree, directory });
         self.look(bytes, origin)
+    }
+
+    /// Returns the root directory of the tree that a directory is in. A file of the sysroot, or of a package, finds its
+    /// libraries there, as on the device.
+    fn root_above(&self, directory: &Path) -> PathBuf {
+        let sysroot = match &self.place {
+            DeviceRoot::Sysroot(root, _) => Some(root),
+            DeviceRoot::Image(..) => None,
+        };
+        let roots = [self.package.as_ref(), sysroot].into_iter().flatten();
+        let mut real = roots.filter_map(|root| root.canonicalize().ok());
+        real.find(|root| directory.starts_with(root)).unwrap_or_else(|| PathBuf::from("/"))
+    }
+
+    /// Returns the path on this host of a library that was found for a file. Returns `None` if the library is in an
+    /// image, of which only a list is known.
+    fn host_path(&self, file: &Path, library: &LoadedLibrary) -> Option<PathBuf> {
+        let of_target = || {
+            let sysroot = match &self.place {
+                DeviceRoot::Sysroot(root, _) => Some(root.clone()),
+                DeviceRoot::Image(..) => None,
+            };
+            [self.package.clone(), sysroot].into_iter().flatten().collect()
+        };
+        let roots: Vec<PathBuf> =
+            if library.beside { vec![self.root_above(file.parent()?)] } else { of_target() };
+        let mut paths = roots.into_iter().filter_map(|root| Sysroot(root).resolve(&library.path));
+        paths.find(|path| path.is_file())
     }
 
     /// Checks by the first bytes of a file whether it is an executable for the target.
@@ -191,11 +230,19 @@ impl Inspection {
         target.place = self.name();
         target.origin = origin;
         target.hardened = self.hardened.clone();
-        let tree;
+        target.packaged = self.package.is_some();
+        let (upper, lower, overlay);
         match &self.place {
             DeviceRoot::Sysroot(path, inventory) => {
-                tree = Sysroot(path.clone());
-                target.tree = Some(&tree);
+                lower = Sysroot(path.clone());
+                target.tree = Some(match &self.package {
+                    None => &lower as &dyn Tree,
+                    Some(package) => {
+                        upper = Sysroot(package.clone());
+                        overlay = Overlay { upper: &upper, lower: &lower };
+                        &overlay
+                    }
+                });
                 target.offers = Offers::Inventory(inventory);
             }
             DeviceRoot::Image(_, Some(inventory)) => target.offers = Offers::Inventory(inventory),
@@ -258,13 +305,13 @@ pub fn arch_of_file(start: &[u8]) -> Option<VmArchitecture> {
 /// # Errors
 /// Returns a usage error if no architecture, or more than one, has a device with this name.
 pub fn device_named(name: &str) -> Result<(VmArchitecture, Device), Failure> {
-    let arch = arch_of(name).unwrap_or(VmArchitecture::Aarch64);
+    let arch = arch_of_device(name).unwrap_or(VmArchitecture::Aarch64);
     let device = device::find(isa(arch), name).ok_or_else(|| unknown_device(arch, name))?;
     Ok((arch, device))
 }
 
 /// Returns the architecture that has a device of this name, if there is exactly one.
-fn arch_of(device: &str) -> Option<VmArchitecture> {
+pub fn arch_of_device(device: &str) -> Option<VmArchitecture> {
     let mut having =
         VmArchitecture::ALL.into_iter().filter(|arch| device::find(isa(*arch), device).is_some());
     having.next().filter(|_| having.next().is_none())

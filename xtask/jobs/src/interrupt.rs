@@ -79,7 +79,9 @@ mod tests {
         }
         // SIGINT may be ignored in this process, too.
         let mut inner = Command::new("env");
-        inner.args(["--ignore-signal=HUP", "--default-signal=INT,TERM"]).arg(std::env::current_exe().unwrap());
+        inner
+            .args(["--ignore-signal=HUP", "--default-signal=INT,TERM"])
+            .arg(std::env::current_exe().unwrap());
         inner.args(["--exact", "interrupt::tests::a_signal_that_was_ignored_at_the_start_stays_ignored"]);
         inner.env(INNER, "");
         let output = inner.output().unwrap();

@@ -8,6 +8,7 @@ mod build;
 mod distribution;
 mod faults;
 mod files;
+mod many;
 mod sound;
 
 use std::collections::BTreeSet;
@@ -40,13 +41,10 @@ impl Corpus {
 
     fn inspection(&self, arch: VmArchitecture, device: &str) -> Inspection {
         Inspection::from_args(&InspectArgs {
-            path: None,
             arch: Some(arch),
             device: Some(device.to_owned()),
-            image: None,
             sysroot: Some(self.root(arch).to_owned()),
-            profile: "release".to_owned(),
-            json: false,
+            ..InspectArgs::default()
         })
         .unwrap()
     }
@@ -275,13 +273,10 @@ fn no_program_of_the_distribution_is_refused() {
     for image in ["debian-12", "debian-13"] {
         let unpacked = distribution::unpack(image);
         let inspection = Inspection::from_args(&InspectArgs {
-            path: None,
             arch: Some(VmArchitecture::Aarch64),
             device: Some("pi5".to_owned()),
             image: Some(image.to_owned()),
-            sysroot: None,
-            profile: "release".to_owned(),
-            json: false,
+            ..InspectArgs::default()
         })
         .unwrap();
         assert!(inspection.source().is_some(), "the image's libraries are known once it is in the cache");

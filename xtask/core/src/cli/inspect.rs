@@ -2,19 +2,21 @@
 
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use crate::arch::VmArchitecture;
 
 /// The flags of `inspect`.
-#[derive(Debug, Clone, Args)]
+#[derive(Debug, Clone, Default, Args)]
 #[command(after_help = "Exit codes: 0 nothing was refused, 1 refused, 2 usage.\n\
-                        --json prints the report on stdout; its ids are stable.")]
+                        --json and --sarif print the report on stdout; the ids are stable.")]
 pub struct InspectArgs {
-    /// The executable or shared library [default: the agent of `cargo xtask build`, built if it is missing]
-    pub path: Option<PathBuf>,
+    /// Executables, libraries, directories, container images (OCI or docker archives), packages (.deb, .apk, .whl) and
+    /// archives (.tar, .zip) [default: the agent of `cargo xtask build`, built if it is missing]
+    #[arg(value_name = "PATH")]
+    pub paths: Vec<PathBuf>,
 
-    /// The device's architecture [default: that of --device, else that of the file, else x86_64]
+    /// The device's architecture [default: that of --device, else that of each file, else x86_64]
     #[arg(long, value_enum)]
     pub arch: Option<VmArchitecture>,
 
@@ -34,7 +36,37 @@ pub struct InspectArgs {
     #[arg(long, default_value = "release", value_name = "NAME")]
     pub profile: String,
 
+    /// Fail for warnings, too
+    #[arg(long, value_name = "SEVERITY", value_enum)]
+    pub deny: Option<Deny>,
+
+    /// Show the findings of this check, but do not fail for them; may be repeated
+    #[arg(long, value_name = "ID")]
+    pub allow: Vec<String>,
+
+    /// Show the findings that are listed in this file, but do not fail for them
+    #[arg(long, value_name = "FILE")]
+    pub baseline: Option<PathBuf>,
+
+    /// List all refused and warned findings in the file of --baseline, and exit with 0
+    #[arg(long, requires = "baseline")]
+    pub write_baseline: bool,
+
+    /// Show everything about each refused or warned finding, including the calls that lead to an instruction
+    #[arg(long)]
+    pub explain: bool,
+
     /// Print the report as JSON on stdout
     #[arg(long)]
     pub json: bool,
+
+    /// Print the report as SARIF 2.1.0 on stdout
+    #[arg(long, conflicts_with = "json")]
+    pub sarif: bool,
+}
+
+/// A severity that `--deny` takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Deny {
+    Warned,
 }

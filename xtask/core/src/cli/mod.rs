@@ -22,7 +22,7 @@ pub use image::{
     BumpArgs, ImageArgs, ImageBuildArgs, ImageCommand, ImageFetchArgs, ImageVerifyArgs, PruneArgs,
     StoreCommand,
 };
-pub use inspect::InspectArgs;
+pub use inspect::{Deny, InspectArgs};
 pub use preflight::{PreflightArgs, RehearsalFault};
 pub use report::{ReportArgs, ReportFormat};
 pub use smoke::{Half, SmokeArgs, Until};

@@ -18,11 +18,11 @@ mod system;
 
 use crate::Target;
 use crate::elf::Elf;
-use crate::finding::Finding;
+use crate::finding::Report;
 
 /// Runs every check on a file with valid headers.
-pub(crate) fn all(elf: &Elf<'_>, target: &Target<'_>) -> Vec<Finding> {
-    let mut findings = Vec::new();
+pub(crate) fn all(elf: &Elf<'_>, target: &Target<'_>) -> Report {
+    let (mut findings, mut loaded) = (Vec::new(), Vec::new());
     header::entry(elf, &mut findings);
     system::check(elf, target, &mut findings);
     let packed = packed::check(elf, target);
@@ -32,7 +32,7 @@ pub(crate) fn all(elf: &Elf<'_>, target: &Target<'_>) -> Vec<Finding> {
     // Of a packed file, only the part that unpacks it can be read. The rest is compressed data, and no code.
     if !is_packed {
         interpreter::check(elf, target, &mut findings);
-        libraries::check(elf, target, &mut findings);
+        loaded = libraries::check(elf, target, &mut findings);
         findings.extend(name_service::check(elf, target));
         allocator::check(elf, target, &mut findings);
         assumptions::check(elf, target, &mut findings);
@@ -41,5 +41,5 @@ pub(crate) fn all(elf: &Elf<'_>, target: &Target<'_>) -> Vec<Finding> {
     paths::check(elf, &mut findings);
     protections::check(elf, target, &mut findings);
     identity::check(elf, &mut findings);
-    findings
+    Report { libraries: loaded, ..Report::new(findings) }
 }

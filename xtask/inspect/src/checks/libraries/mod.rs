@@ -6,7 +6,7 @@ mod symbols;
 mod versions;
 
 use crate::elf::{Elf, shown};
-use crate::finding::Finding;
+use crate::finding::{Finding, LoadedLibrary};
 use crate::inventory::{Inventory, Library};
 use crate::{Offers, Target};
 
@@ -25,10 +25,11 @@ const OF_GLIBC: [&str; 9] = [
     "libmvec.so.1",
 ];
 
-pub(super) fn check(elf: &Elf<'_>, target: &Target<'_>, findings: &mut Vec<Finding>) {
+/// Checks the libraries, and returns those that were found.
+pub(super) fn check(elf: &Elf<'_>, target: &Target<'_>, findings: &mut Vec<Finding>) -> Vec<LoadedLibrary> {
     let needed: Vec<String> = elf.dynamic.needed().map(shown).collect();
     if needed.is_empty() {
-        return;
+        return Vec::new();
     }
     findings.extend(other_c_library(elf, &needed, target));
     match target.offers {
@@ -41,6 +42,7 @@ pub(super) fn check(elf: &Elf<'_>, target: &Target<'_>, findings: &mut Vec<Findi
             }
             let libc = loaded.named("libc.so.6").map(|object| &object.library);
             findings.extend(relr::check(elf, &needed, target, libc.map(relr::is_known_to)));
+            return loaded.libraries().collect();
         }
         Offers::Release { glibc, .. } => {
             findings.extend(versions::by_release(elf, glibc, target));
@@ -49,6 +51,7 @@ pub(super) fn check(elf: &Elf<'_>, target: &Target<'_>, findings: &mut Vec<Findi
         }
         Offers::Nothing => findings.push(not_checked(&needed, target)),
     }
+    Vec::new()
 }
 
 /// Parses `2.39` into numbers.
@@ -118,11 +121,19 @@ fn found_all(
     });
     let found = format!("it needs {}", names.collect::<Vec<_>>().join(", "));
     let offers = format!("{} has no such library in {}", target.place, inventory.search.join(", "));
-    let remedy = "install the package that has it in the image (packages of xtask/core/images.toml), or link it statically";
+    let remedy = match target.packaged {
+        true => {
+            "inspect the package together with the packages on which it depends: unpack all of them, and name the directory with --sysroot"
+        }
+        false => {
+            "install the package that has it in the image (packages of xtask/core/images.toml), or link it statically"
+        }
+    };
     // If the file is a library, the program that loads it may have loaded the missing libraries already. If it has
     // directories beside itself, they may be complete only on the device.
     let own = own_directories(loaded);
     let certain = !elf.is_library()
+        && !target.packaged
         && absent.iter().any(|absent| absent.unread.is_empty() && (own.is_empty() || !absent.by.is_empty()));
     let mut unread: Vec<&String> = absent.iter().flat_map(|absent| &absent.unread).collect();
     unread.sort();

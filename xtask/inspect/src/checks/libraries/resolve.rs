@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 
 use crate::Target;
+use crate::finding::LoadedLibrary;
 use crate::inventory::{Inventory, Library, normalised};
 
 /// Upper bound for the directories of a search path that are read.
@@ -43,6 +44,12 @@ impl Loaded {
     /// Returns the library that was loaded for a name.
     pub(super) fn named(&self, name: &str) -> Option<&Object> {
         self.objects.iter().skip(1).find(|object| object.answers(name))
+    }
+
+    /// Returns the libraries that were found.
+    pub(super) fn libraries(self) -> impl Iterator<Item = LoadedLibrary> {
+        let found = self.objects.into_iter().skip(1);
+        found.map(|object| LoadedLibrary { path: object.library.path, beside: object.beside })
     }
 }
 

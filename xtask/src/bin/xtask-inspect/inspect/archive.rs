@@ -1,0 +1,195 @@
+//! Adds the files of archives. The files of a container image find their libraries in the image. Those of a package find
+//! them in the package, and then in the target's image or sysroot.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use inspect::finding::{Finding, Report};
+use xtask_archives::{Image, ImageConfig, Kind, Program, Request, Unpacked, resolve, unpack};
+use xtask_core::arch::VmArchitecture;
+use xtask_core::cache::Cache;
+use xtask_core::cli::InspectArgs;
+use xtask_core::error::Failure;
+use xtask_core::format::human_bytes;
+use xtask_core::runs::RunDir;
+use xtask_inspection::{Inspection, arch_of_device};
+use xtask_jobs::{Step, Ui};
+
+use super::collection::{Collection, Content};
+
+/// Unpacks archives into the directory of a run, which is made for the first archive.
+pub(super) struct Unpacker<'a> {
+    ui: &'a Ui,
+    run: Option<(Cache, RunDir)>,
+    count: usize,
+}
+
+impl<'a> Unpacker<'a> {
+    pub(super) fn new(ui: &'a Ui) -> Self {
+        Self { ui, run: None, count: 0 }
+    }
+
+    fn unpack(&mut self, path: &Path, arch: Option<VmArchitecture>) -> Result<Unpacked> {
+        if self.run.is_none() {
+            let cache = Cache::open()?;
+            let (run, collected) = RunDir::create(&cache, || self.ui.check())?;
+            collected.iter().for_each(|dead| self.ui.note(&dead.to_string()));
+            self.run = Some((cache, run));
+        }
+        let Some((cache, run)) = &self.run else { unreachable!("it was just made") };
+        self.count += 1;
+        let into = run.work().join(format!("archive-{}", self.count));
+        let request = Request { arch, ..Request::default() };
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let step = Step { kind: "inspect", what: &format!("unpack {name}"), title: "unpack" };
+        self.ui.step(cache, step, || {
+            let mut progress = |read: u64, total: u64| {
+                self.ui.tick(&format!("{name}: {} of {}", human_bytes(read), human_bytes(total)))
+            };
+            let unpacked = unpack(path, &into, &request, &mut progress)?;
+            let kind = unpacked.kind;
+            Ok((unpacked, format!("{}: {kind}", path.display())))
+        })
+    }
+
+    /// Deletes what was unpacked.
+    pub(super) fn discard(self) -> Result<()> {
+        self.run.map_or(Ok(()), |(_, run)| run.discard(|| Ok(())))
+    }
+}
+
+/// Unpacks an archive and adds its files.
+pub(super) fn add_archive(
+    collection: &mut Collection,
+    path: &Path,
+    kind: Kind,
+    args: &InspectArgs,
+    unpacker: &mut Unpacker<'_>,
+) -> Result<()> {
+    let is_image = matches!(kind, Kind::DockerArchive | Kind::OciArchive | Kind::OciLayout);
+    if is_image && (args.image.is_some() || args.sysroot.is_some()) {
+        let message = format!(
+            "inspect {}: a container image has its own files; leave out --image and --sysroot",
+            path.display()
+        );
+        return Err(Failure::usage(message).into());
+    }
+    let arch = args.arch.or_else(|| args.device.as_deref().and_then(arch_of_device));
+    let mut unpacked = unpacker.unpack(path, arch)?;
+    // Names in an archive are shown below the archive's own name.
+    unpacked.root = unpacked.root.canonicalize()?;
+    match &unpacked.image {
+        Some(image) => add_image(collection, path, image, &unpacked, args),
+        None => add_package(collection, path, &unpacked, args),
+    }
+}
+
+fn add_package(
+    collection: &mut Collection,
+    path: &Path,
+    unpacked: &Unpacked,
+    args: &InspectArgs,
+) -> Result<()> {
+    let mut judges = Vec::new();
+    for (name, candidate) in collection.walk(&unpacked.root) {
+        if candidate.is_elf() {
+            let place = |inspection: Inspection| inspection.with_package(&unpacked.root);
+            let judge = collection.judge_for(&mut judges, args, &candidate, place)?;
+            collection.push(shown(path, &unpacked.root, &name), candidate, judge);
+        }
+    }
+    Ok(())
+}
+
+fn add_image(
+    collection: &mut Collection,
+    path: &Path,
+    image: &Image,
+    unpacked: &Unpacked,
+    args: &InspectArgs,
+) -> Result<()> {
+    let (config, root) = (&image.config, &unpacked.root);
+    let arch = arch_of_image(path, config, args)?;
+    let args = InspectArgs { arch: Some(arch), sysroot: Some(root.clone()), ..args.clone() };
+    let inspection = Inspection::from_args(&args)?.with_library_path(list(config, "LD_LIBRARY_PATH"));
+    let judge = collection.add_judge(inspection);
+    let program = config.program(root)?;
+    let preloaded: Vec<(String, PathBuf)> = list(config, "LD_PRELOAD")
+        .filter_map(|library| {
+            let place = root.join(resolve(root, Path::new(&library)).ok()??);
+            Some((library, place))
+        })
+        .collect();
+    for (name, candidate) in collection.walk(root) {
+        let inner = candidate.path.strip_prefix(root).unwrap_or(&candidate.path).to_owned();
+        let name = shown(path, root, &name);
+        let subject = if candidate.is_elf() {
+            collection.push(name, candidate, judge)
+        } else if let Some(missing) = config.missing_interpreter(root, &inner)? {
+            collection.push_subject(name, Content::Judged(script(&missing)), judge)
+        } else {
+            continue;
+        };
+        subject.container = Some(path.display().to_string());
+        subject.layer = unpacked.layer_of(&inner).map(|layer| layer.created_by.clone());
+        subject.is_entrypoint = program.files.contains(&inner);
+        if subject.is_entrypoint {
+            subject.preloaded.clone_from(&preloaded);
+        }
+    }
+    if let Some(report) = entrypoint(config, &program) {
+        let subject = collection.push_subject(path.display().to_string(), Content::Judged(report), judge);
+        subject.container = Some(path.display().to_string());
+        subject.is_entrypoint = true;
+    }
+    Ok(())
+}
+
+/// Returns the finding about a script whose interpreter is missing. It is a fact, because images contain many scripts that
+/// nothing starts there, such as examples.
+fn script(missing: &str) -> Report {
+    let found = format!("it is a script for {missing}, which is not in the image or is not executable");
+    Report::new(vec![Finding::informs("script", found)])
+}
+
+/// Returns the finding about the command of a container, if it cannot start.
+fn entrypoint(config: &ImageConfig, program: &Program) -> Option<Report> {
+    let missing = program.missing.as_ref()?;
+    let command = config.command().collect::<Vec<_>>().join(" ");
+    let found = match program.files.last() {
+        None => format!("a container starts `{command}`, and {missing} is not there or is not executable"),
+        Some(script) => format!(
+            "a container starts `{command}`; the script /{} needs {missing}, which is not there or is not executable",
+            script.display()
+        ),
+    };
+    let remedy = "add the program to the image, or correct ENTRYPOINT, CMD or the first line of the script";
+    Some(Report::new(vec![Finding::refused("entrypoint", &found, "", remedy)]))
+}
+
+/// Returns the parts of a list in the environment of an image. Spaces and colons separate them (ld.so(8)).
+fn list<'a>(config: &'a ImageConfig, variable: &str) -> impl Iterator<Item = String> + use<'a> {
+    let start = format!("{variable}=");
+    let value = config.env.iter().find_map(move |entry| entry.strip_prefix(&start)).unwrap_or_default();
+    value.split([':', ' ', ';']).filter(|part| part.starts_with('/')).map(str::to_owned)
+}
+
+/// Returns the architecture with which an image is compared: that of the flags, or the image's own.
+fn arch_of_image(path: &Path, config: &ImageConfig, args: &InspectArgs) -> Result<VmArchitecture, Failure> {
+    let own = VmArchitecture::ALL.into_iter().find(|arch| arch.profile().debian_arch == config.architecture);
+    let flag = args.arch.or_else(|| args.device.as_deref().and_then(arch_of_device));
+    flag.or(own).ok_or_else(|| {
+        Failure::usage(format!(
+            "inspect {}: the image is for {}/{}, which is no architecture of a device here; name one with --arch",
+            path.display(),
+            config.os,
+            config.architecture
+        ))
+    })
+}
+
+/// Returns the name of a file in an archive.
+fn shown(archive: &Path, root: &Path, name: &str) -> String {
+    let inner = name.strip_prefix(&*root.to_string_lossy()).unwrap_or(name);
+    format!("{}{inner}", archive.display())
+}

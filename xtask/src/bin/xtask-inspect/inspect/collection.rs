@@ -1,0 +1,188 @@
+//! Finds the files to judge: those that were named, the ELF files in directories, and the files of archives.
+
+use std::collections::BTreeSet;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use inspect::finding::Report;
+use xtask_archives::Kind;
+use xtask_core::arch::VmArchitecture;
+use xtask_core::cli::InspectArgs;
+use xtask_core::error::Failure;
+use xtask_core::output::clean;
+use xtask_inspection::{Inspection, Judge, arch_of_file};
+
+use super::archive::{Unpacker, add_archive};
+use super::candidate::Candidate;
+
+/// A file to judge.
+pub(super) struct Subject {
+    /// The file's name for the user: its path or, in an archive, the archive's path with the path in the archive.
+    pub(super) name: String,
+    pub(super) content: Content,
+    /// The index of the judge.
+    pub(super) judge: usize,
+    /// The container image that the file is in.
+    pub(super) container: Option<String>,
+    /// The command that made the layer of the image with this file.
+    pub(super) layer: Option<String>,
+    /// True if a container of the image starts this file.
+    pub(super) is_entrypoint: bool,
+    /// The libraries that the environment of a container image adds to its programs (`LD_PRELOAD`): their paths in the
+    /// image and on this host.
+    pub(super) preloaded: Vec<(String, PathBuf)>,
+}
+
+pub(super) enum Content {
+    File(Candidate),
+    /// The file is already judged, and is no ELF file.
+    Judged(Report),
+}
+
+/// The indices of the judges for the files of one place, by architecture.
+pub(super) type Judges = Vec<(Option<VmArchitecture>, usize)>;
+
+/// The files to judge, and what is not judged.
+#[derive(Default)]
+pub(super) struct Collection {
+    pub(super) subjects: Vec<Subject>,
+    pub(super) judges: Vec<Judge>,
+    /// The number of relocatable files and core dumps.
+    pub(super) objects: usize,
+    /// The files and directories that could not be read, with the reason.
+    pub(super) unreadable: Vec<String>,
+    /// True if exactly one file was named, and is no archive.
+    pub(super) is_single: bool,
+}
+
+impl Collection {
+    /// Finds the files that the flags name. Archives are unpacked with `unpacker`.
+    ///
+    /// # Errors
+    /// Returns a usage error for a path that cannot be read, and if there is nothing to judge.
+    pub(super) fn of(args: &InspectArgs, unpacker: &mut Unpacker<'_>) -> Result<Self> {
+        let (mut collection, mut judges) = (Self::default(), Vec::new());
+        for path in &args.paths {
+            collection.add(path, args, &mut judges, unpacker)?;
+        }
+        if collection.subjects.is_empty() && collection.unreadable.is_empty() {
+            let paths: Vec<_> = args.paths.iter().map(|path| path.display().to_string()).collect();
+            let message = format!("inspect {}: there is no executable and no library", paths.join(" "));
+            return Err(Failure::usage(message).into());
+        }
+        Ok(collection)
+    }
+
+    /// Returns the collection of one executable, the agent.
+    pub(super) fn of_agent(path: &Path, inspection: Inspection) -> Result<Self> {
+        let mut collection = Self { is_single: true, ..Self::default() };
+        let judge = collection.add_judge(inspection);
+        collection.push(path.display().to_string(), Candidate::at(path)?, judge);
+        Ok(collection)
+    }
+
+    fn add(
+        &mut self,
+        path: &Path,
+        args: &InspectArgs,
+        judges: &mut Judges,
+        unpacker: &mut Unpacker<'_>,
+    ) -> Result<()> {
+        let failed = |error| Failure::usage(format!("inspect {}: {error}", path.display()));
+        if std::fs::metadata(path).map_err(failed)?.is_dir() {
+            if let Some(kind) = Kind::of(path)? {
+                return add_archive(self, path, kind, args, unpacker);
+            }
+            for (name, candidate) in self.walk(path) {
+                if candidate.is_elf() {
+                    let judge = self.judge_for(judges, args, &candidate, |inspection| inspection)?;
+                    self.push(name, candidate, judge);
+                }
+            }
+            return Ok(());
+        }
+        let candidate = Candidate::at(path)?;
+        if !candidate.is_elf()
+            && let Some(kind) = Kind::of(path)?
+        {
+            return add_archive(self, path, kind, args, unpacker);
+        }
+        self.is_single = args.paths.len() == 1;
+        let judge = self.judge_for(judges, args, &candidate, |inspection| inspection)?;
+        self.push(path.display().to_string(), candidate, judge);
+        Ok(())
+    }
+
+    pub(super) fn push(&mut self, name: String, candidate: Candidate, judge: usize) -> &mut Subject {
+        self.push_subject(name, Content::File(candidate), judge)
+    }
+
+    pub(super) fn push_subject(&mut self, name: String, content: Content, judge: usize) -> &mut Subject {
+        let (container, layer, is_entrypoint, preloaded) = Default::default();
+        self.subjects.push(Subject { name, content, judge, container, layer, is_entrypoint, preloaded });
+        self.subjects.last_mut().expect("it was just added")
+    }
+
+    /// Returns the judge for a file. Without a flag, the file's own architecture decides. `judges` has the judges for the
+    /// files of the same place, and `place` adds the place to the target of a new one.
+    pub(super) fn judge_for(
+        &mut self,
+        judges: &mut Judges,
+        args: &InspectArgs,
+        candidate: &Candidate,
+        place: impl Fn(Inspection) -> Inspection,
+    ) -> Result<usize> {
+        let own = arch_of_file(&candidate.start).filter(|_| args.device.is_none());
+        let arch = args.arch.or(own);
+        if let Some((_, judge)) = judges.iter().find(|(of, _)| *of == arch) {
+            return Ok(*judge);
+        }
+        let inspection = Inspection::from_args(&InspectArgs { arch, ..args.clone() })?;
+        let judge = self.add_judge(place(inspection));
+        judges.push((arch, judge));
+        Ok(judge)
+    }
+
+    pub(super) fn add_judge(&mut self, inspection: Inspection) -> usize {
+        self.judges.push(Judge::new(inspection));
+        self.judges.len() - 1
+    }
+
+    /// Returns the ELF files and the scripts below a directory, sorted, with their names. Links are not followed, and a
+    /// file with several names is returned once.
+    pub(super) fn walk(&mut self, directory: &Path) -> Vec<(String, Candidate)> {
+        let (mut found, mut seen) = (Vec::new(), BTreeSet::new());
+        let mut pending = vec![directory.to_owned()];
+        while let Some(path) = pending.pop() {
+            let entries = match std::fs::read_dir(&path).and_then(Iterator::collect::<Result<Vec<_>, _>>) {
+                Ok(entries) => entries,
+                Err(error) => {
+                    self.unreadable.push(format!("{}: {error}", path.display()));
+                    continue;
+                }
+            };
+            for entry in entries {
+                match entry.metadata() {
+                    Ok(metadata) if metadata.is_dir() => pending.push(entry.path()),
+                    Ok(metadata) if metadata.is_file() && seen.insert((metadata.dev(), metadata.ino())) => {
+                        self.take(&entry.path(), &mut found);
+                    }
+                    Ok(_) => {}
+                    Err(error) => self.unreadable.push(format!("{}: {error}", entry.path().display())),
+                }
+            }
+        }
+        found.sort_by(|one, other| one.0.cmp(&other.0));
+        found
+    }
+
+    fn take(&mut self, path: &Path, found: &mut Vec<(String, Candidate)>) {
+        match Candidate::at(path) {
+            Ok(candidate) if !candidate.is_elf() && !candidate.is_script() => {}
+            Ok(candidate) if candidate.is_object() => self.objects += 1,
+            Ok(candidate) => found.push((clean(&path.to_string_lossy()), candidate)),
+            Err(error) => self.unreadable.push(error.to_string()),
+        }
+    }
+}
