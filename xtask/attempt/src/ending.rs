@@ -6,10 +6,10 @@ use crate::wire::End;
 
 /// The exit codes of a shell for a program that is not executed, and for one whose interpreter is missing (POSIX, Shell
 /// Command Language, 2.8.2).
-pub(crate) const NOT_EXECUTED: u8 = 126;
-pub(crate) const NOT_FOUND: u8 = 127;
+const NOT_EXECUTED: u8 = 126;
+const NOT_FOUND: u8 = 127;
 /// The exit code of timeout(1).
-pub(crate) const TIMED_OUT: u8 = 124;
+const TIMED_OUT: u8 = 124;
 /// The number that a shell adds to the number of a signal.
 const SIGNALLED: u8 = 128;
 
@@ -39,8 +39,48 @@ const SIGNALS: &[(u8, &str, &str)] = &[
 const NO_SUCH_FILE: i32 = 2;
 const WRONG_FORMAT: i32 = 8;
 
-/// Returns the exit code for the program's end, and a sentence unless the program ended itself.
-pub(crate) fn explain(end: End, runner: Option<&Runner>, place: &str) -> (u8, Option<String>) {
+/// What is known about the program after an attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    Ended(End),
+    /// The program ran longer than it may.
+    TimedOut,
+}
+
+/// An outcome with the exit code of the command, and a sentence unless the program ended itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Conclusion {
+    pub(crate) outcome: Outcome,
+    pub(crate) code: u8,
+    pub(crate) sentence: Option<String>,
+}
+
+impl Conclusion {
+    /// Returns the conclusion for a program whose dynamic loader or interpreter is known to be missing. The kernel would
+    /// refuse such a program in the same way.
+    pub(crate) fn missing(sentence: String) -> Self {
+        let outcome = Outcome::Ended(End::Refused(NO_SUCH_FILE));
+        Self { outcome, code: NOT_FOUND, sentence: Some(sentence) }
+    }
+
+    /// Explains an outcome. `limit` is the time that the program had, in seconds.
+    pub(crate) fn of(outcome: Outcome, runner: Option<&Runner>, place: &str, limit: u64) -> Self {
+        let (code, sentence) = match outcome {
+            Outcome::Ended(end) => explain(end, runner, place),
+            Outcome::TimedOut => {
+                (TIMED_OUT, Some(format!("the program was still running after {limit} s (--timeout)")))
+            }
+        };
+        Self { outcome, code, sentence }
+    }
+}
+
+/// Returns the name of a signal, such as `SIGILL`; `None` for signals that programs use among themselves.
+pub(crate) fn signal_name(number: u8) -> Option<&'static str> {
+    SIGNALS.iter().find(|(known, ..)| *known == number).map(|(_, name, _)| *name)
+}
+
+fn explain(end: End, runner: Option<&Runner>, place: &str) -> (u8, Option<String>) {
     match end {
         End::Exit(code) => (code, None),
         End::Signal(number) => (SIGNALLED.saturating_add(number), Some(signal(number))),
@@ -86,8 +126,9 @@ mod tests {
             (End::Refused(13), 126, Some("Permission denied")),
         ];
         for (end, code, words) in table {
-            let (found, sentence) = explain(end, Some(&runner), "debian-12");
-            assert_eq!((found, sentence.is_some()), (code, words.is_some()), "{end:?}");
+            let found = Conclusion::of(Outcome::Ended(end), Some(&runner), "debian-12", 60);
+            let sentence = found.sentence;
+            assert_eq!((found.code, sentence.is_some()), (code, words.is_some()), "{end:?}");
             assert!(sentence.unwrap_or_default().contains(words.unwrap_or_default()), "{end:?}");
         }
     }

@@ -1,12 +1,14 @@
 //! `cargo xtask try`: runs a program on the kernel and the core of a device, in a machine that is up in seconds. The
 //! machine has no firmware, no network and no init system. [`subject`] checks the program, [`root`] finds the file
 //! system below it, [`kernel`] and [`initramfs`] make what QEMU boots, [`machine`] starts QEMU, and [`session`] talks to
-//! the guest in the protocol of [`wire`]. `guest/main.rs` is the guest's first process.
+//! the guest in the protocol of [`wire`]. [`ending`] and [`report`] say how the program ended. `guest/main.rs` is the
+//! guest's first process.
 
 mod ending;
 mod initramfs;
 mod kernel;
 mod machine;
+mod report;
 mod root;
 mod session;
 mod subject;
@@ -31,10 +33,11 @@ use xtask_core::workspace::Workspace;
 use xtask_inspection::device_named;
 use xtask_jobs::{Step, Ui};
 
-use ending::{NOT_FOUND, TIMED_OUT, explain};
+use ending::{Conclusion, Outcome};
 use machine::{Machine, Parts};
-use root::Root;
-use session::{Outcome, Session};
+use report::{Report, Seen};
+use root::{Missing, Root};
+use session::Session;
 use subject::{Core, SHARE, Subject};
 use wire::Job;
 
@@ -68,18 +71,39 @@ struct Attempt<'a> {
 /// Returns a usage error for a program or a flag that is not valid, a failure of the host if no machine can run, and
 /// otherwise the exit code of the program.
 pub fn run(workspace: &Workspace, args: &TryArgs, verbosity: Verbosity) -> Result<()> {
+    let report = args.report.as_deref().map(Report::begin).transpose()?;
+    let mut seen = Seen::default();
+    let result = conclude(workspace, args, verbosity, &mut seen);
+    let written = report.map_or(Ok(()), |report| report.end(&result, &seen));
+    let Conclusion { code, sentence, .. } = result?;
+    if let Some(sentence) = sentence {
+        message!("{}: {sentence}", args.path.display());
+    }
+    written?;
+    if code == 0 { Ok(()) } else { Err(Failure::reported(code).into()) }
+}
+
+fn conclude(
+    workspace: &Workspace,
+    args: &TryArgs,
+    verbosity: Verbosity,
+    seen: &mut Seen,
+) -> Result<Conclusion> {
     let attempt = Attempt::prepare(args)?;
+    if let Some(known) = attempt.check_runner()? {
+        return Ok(known);
+    }
     let ui = Ui::install(verbosity)?;
     let (run, collected) = RunDir::create(&attempt.cache, || ui.check())?;
     collected.iter().for_each(|dead| ui.note(&dead.to_string()));
-    let outcome = attempt.make(workspace, &run, &ui);
+    let outcome = attempt.make(workspace, &run, seen, &ui);
     // A run that was interrupted is deleted, too.
     let discarded = run.discard(|| Ok(()));
     let of_host =
         |error| host_fault(error, "run the machine", "see the causes; nothing is known about the program");
     let outcome = outcome.map_err(of_host)?;
     discarded.map_err(of_host)?;
-    attempt.conclude(&outcome)
+    Ok(Conclusion::of(outcome, attempt.subject.runner.as_ref(), &attempt.root.name(), args.timeout))
 }
 
 impl<'a> Attempt<'a> {
@@ -88,17 +112,6 @@ impl<'a> Attempt<'a> {
         let cache = Cache::open()?;
         let root = Root::from_args(args, arch, &cache)?;
         let subject = Subject::of(&args.path, &root, Core { arch, device: &device.name })?;
-        if let Some(runner) = &subject.runner
-            && let Err(missing) = root.check_has(&runner.file, runner.what, arch)
-        {
-            return Err(match missing.remedy {
-                Some(remedy) => Failure::host(missing.sentence, remedy).into(),
-                None => {
-                    message!("{}: {}", args.path.display(), missing.sentence);
-                    Failure::reported(NOT_FOUND).into()
-                }
-            });
-        }
         let name = &device.name;
         let unable = |what: &str| Failure::usage(format!("--device {name}: {what}; choose another device"));
         let kernel = Kernel::for_pages(arch, &device.page_sizes);
@@ -113,8 +126,21 @@ impl<'a> Attempt<'a> {
         Ok(Self { args, cache, arch, device, kernel, root, subject, emulator })
     }
 
+    /// Returns the conclusion if the program's dynamic loader or interpreter is known to be missing.
+    ///
+    /// # Errors
+    /// Returns a failure of the host if the program needs a file system and there is none.
+    fn check_runner(&self) -> Result<Option<Conclusion>> {
+        let Some(runner) = &self.subject.runner else { return Ok(None) };
+        match self.root.check_has(&runner.file, runner.what, self.arch) {
+            Ok(()) => Ok(None),
+            Err(Missing { sentence, remedy: Some(remedy) }) => Err(Failure::host(sentence, remedy).into()),
+            Err(Missing { sentence, remedy: None }) => Ok(Some(Conclusion::missing(sentence))),
+        }
+    }
+
     /// Boots the machine and runs the program.
-    fn make(&self, workspace: &Workspace, run: &RunDir, ui: &Ui) -> Result<Outcome> {
+    fn make(&self, workspace: &Workspace, run: &RunDir, seen: &mut Seen, ui: &Ui) -> Result<Outcome> {
         if let Root::Disk { directory, .. } = &self.root {
             run.uses_image(directory)?;
         }
@@ -140,7 +166,7 @@ impl<'a> Attempt<'a> {
             Ok(((machine, session), format!("{about}, on {} with {}", self.device.name, self.root.name())))
         })?;
         let limit = Duration::from_secs(self.args.timeout);
-        let outcome = session.follow(&machine, limit, ui)?;
+        let outcome = session.follow(&machine, limit, seen, ui)?;
         machine.stop()?;
         Ok(outcome)
     }
@@ -165,20 +191,5 @@ impl<'a> Attempt<'a> {
             environment: environment.map(|variable| variable.as_bytes().to_vec()).collect(),
             arguments: std::iter::once(bytes(name.as_os_str())).chain(arguments).collect(),
         })
-    }
-
-    fn conclude(&self, outcome: &Outcome) -> Result<()> {
-        let (code, sentence) = match outcome {
-            Outcome::Ended(end) => explain(*end, self.subject.runner.as_ref(), &self.root.name()),
-            Outcome::TimedOut => {
-                let sentence =
-                    format!("the program was still running after {} s (--timeout)", self.args.timeout);
-                (TIMED_OUT, Some(sentence))
-            }
-        };
-        if let Some(sentence) = sentence {
-            message!("{}: {sentence}", self.args.path.display());
-        }
-        if code == 0 { Ok(()) } else { Err(Failure::reported(code).into()) }
     }
 }

@@ -10,19 +10,13 @@ use anyhow::{Context, Result};
 use xtask_core::{limits, output};
 use xtask_jobs::Ui;
 
+use crate::ending::Outcome;
 use crate::machine::Machine;
+use crate::report::Seen;
 use crate::wire::{self, End, Job, Kind};
 
 /// The number of frames that are read ahead of the program's output.
 const AHEAD: usize = 16;
-
-/// How the attempt ended.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Outcome {
-    Ended(End),
-    /// The program ran longer than it may.
-    TimedOut,
-}
 
 /// A conversation with a guest that has not said yet that the program runs.
 pub(crate) struct Session {
@@ -63,8 +57,15 @@ impl Session {
         }
     }
 
-    /// Writes the program's output until its end.
-    pub(crate) fn follow(&self, machine: &Machine, limit: Duration, ui: &Ui) -> Result<Outcome> {
+    /// Writes the program's output until its end, and keeps the end of its standard error in `seen`.
+    pub(crate) fn follow(
+        &self,
+        machine: &Machine,
+        limit: Duration,
+        seen: &mut Seen,
+        ui: &Ui,
+    ) -> Result<Outcome> {
+        seen.started = true;
         let input = self.stream.try_clone().context("use QEMU's port")?;
         // The thread may wait for a terminal. It ends with this process.
         thread::spawn(move || forward_input(&input));
@@ -77,8 +78,11 @@ impl Session {
                 Ok(Ok((Kind::Output, bytes))) => {
                     let _has_reader = output::write(&bytes)?;
                 }
-                // As with messages, a closed stderr is no error.
-                Ok(Ok((Kind::Error, bytes))) => drop(std::io::stderr().write_all(&bytes)),
+                Ok(Ok((Kind::Error, bytes))) => {
+                    seen.add(&bytes);
+                    // As with messages, a closed stderr is no error.
+                    drop(std::io::stderr().write_all(&bytes));
+                }
                 Ok(Ok((Kind::End, end))) => {
                     let end = End::decode(&end).context("read the program's end")?;
                     return Ok(Outcome::Ended(end));

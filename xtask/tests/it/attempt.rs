@@ -8,6 +8,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
 use rustix::process::Signal;
+use serde_json::Value;
 use xtask_core::cache::Cache;
 use xtask_core::fs::{directories, make_private_dir};
 use xtask_core::processes::owned;
@@ -64,6 +65,15 @@ impl Place {
         child
     }
 
+    /// Runs a program with `--report`, and returns the report, too.
+    fn report(&self, program: &Path, flags: &[&str]) -> (Output, Value) {
+        let path = self.scratch.path().join("report.json");
+        let output = self.run(program, &[flags, &["--report", path.to_str().unwrap()]].concat(), &[]);
+        let report: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+        assert_eq!(report["exit_code"], output.status.code().unwrap(), "{report}");
+        (output, report)
+    }
+
     fn runs(&self) -> Vec<PathBuf> {
         directories(&self.scratch.cache().join("runs"))
     }
@@ -94,7 +104,9 @@ int main(int argc, char **argv) {
 fn the_program_ends_as_on_the_device() {
     let place = Place::new();
     let echo = place.compile("echo", &["-static"], ECHO);
-    let mut command = place.command(&echo, &["--env", "WORD=w"], &["a b"]);
+    let report = place.path("report.json");
+    let flags = ["--env", "WORD=w", "--report", report.to_str().unwrap()];
+    let mut command = place.command(&echo, &flags, &["a b"]);
     let mut child =
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     child.stdin.take().unwrap().write_all(b"typed\n").unwrap();
@@ -102,6 +114,9 @@ fn the_program_ends_as_on_the_device() {
     assert_code(&output, 7);
     assert_eq!(stdout(&output), "16384 /try/echo a b w /try typed\n");
     assert!(stderr(&output).contains("to stderr"), "{}", stderr(&output));
+    let report: Value = serde_json::from_slice(&std::fs::read(report).unwrap()).unwrap();
+    assert_eq!((&report["outcome"], &report["code"]), (&"exited".into(), &7.into()), "{report}");
+    assert_eq!(report["stderr"], "to stderr\n");
     assert!(!place.path("written").exists(), "the program wrote to this host");
     // A closed standard input is an empty one.
     let mut shell = place.scratch.command("sh", &["-c", r#"exec "$0" try --quiet "$1" <&-"#, XTASK_TRY]);
@@ -119,8 +134,9 @@ fn an_instruction_that_the_core_lacks_and_a_segment_for_small_pages_fail() {
     for (name, instruction) in
         [("mte", ".arch armv8.5-a+memtag\nstg sp, [sp]"), ("sve", ".arch armv8.2-a+sve\nptrue p0.b")]
     {
-        let output = place.run(&place.compile(name, &["-static"], &source(instruction)), &[], &[]);
+        let (output, report) = place.report(&place.compile(name, &["-static"], &source(instruction)), &[]);
         assert_code(&output, 132);
+        assert_eq!((&report["outcome"], &report["signal"]), (&"signal".into(), &"SIGILL".into()), "{report}");
         assert!(stderr(&output).contains("signal 4 (SIGILL, illegal instruction)"), "{}", message(&output));
     }
     // The offsets and the addresses of the segments agree within 4 KiB, but not within 16 KiB.
@@ -151,8 +167,9 @@ const SLEEPS: &str = "#include <stdio.h>\n#include <unistd.h>\n\
 fn an_attempt_that_is_stopped_leaves_nothing() {
     let place = Place::new();
     let sleeps = place.compile("sleeps", &["-static"], SLEEPS);
-    let output = place.run(&sleeps, &["--timeout", "2"], &[]);
+    let (output, report) = place.report(&sleeps, &["--timeout", "2"]);
     assert_code(&output, 124);
+    assert_eq!(report["outcome"], "timed-out");
     assert!(stderr(&output).contains("still running after 2 s"), "{}", message(&output));
     let mut child = place.start(&sleeps);
     let work = place.runs()[0].join("w");
@@ -180,8 +197,9 @@ fn a_kernel_that_panics_says_nothing_about_the_program() {
     let place = Place::new();
     let source = "#include <stdio.h>\nint main(void) { FILE *f = fopen(\"/proc/sysrq-trigger\", \"w\");\n\
                   if (!f) return 3; fputs(\"c\", f); fclose(f); return 4; }\n";
-    let output = place.run(&place.compile("panics", &["-static"], source), &[], &[]);
+    let (output, report) = place.report(&place.compile("panics", &["-static"], source), &[]);
     assert_code(&output, 69);
+    assert_eq!(report["outcome"], "lost");
     let text = stderr(&output);
     assert!(text.contains("Kernel panic") && text.contains("says nothing about the program"), "{text}");
 }
@@ -199,15 +217,17 @@ fn a_dynamic_program_runs_with_a_sysroot_and_needs_its_loader() {
     assert_eq!(stdout(&output), "dynamic\n");
     let empty = place.scratch.path().join("empty");
     std::fs::create_dir(&empty).unwrap();
-    let output = place.run(&dynamic, &["--sysroot", empty.to_str().unwrap()], &[]);
+    let (output, report) = place.report(&dynamic, &["--sysroot", empty.to_str().unwrap()]);
     assert_code(&output, 127);
+    assert_eq!(report["outcome"], "refused");
     assert!(
         stderr(&output).contains("the dynamic loader /lib/ld-linux-aarch64.so.1"),
         "{}",
         message(&output)
     );
-    let output = place.run(&dynamic, &[], &[]);
+    let (output, report) = place.report(&dynamic, &[]);
     assert_code(&output, 69);
+    assert_eq!(report["outcome"], "not-started");
     assert!(stderr(&output).contains("no image for aarch64 is in the cache"), "{}", message(&output));
     assert!(place.runs().is_empty(), "a machine was started");
 }

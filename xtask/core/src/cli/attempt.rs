@@ -39,6 +39,10 @@ pub struct TryArgs {
     /// The seconds that the program may run
     #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     pub timeout: u64,
+
+    /// Write a JSON report to FILE; unlike the exit code, it says whether the program or `try` failed
+    #[arg(long, value_name = "FILE")]
+    pub report: Option<PathBuf>,
 }
 
 fn variable(text: &str) -> Result<String, String> {
