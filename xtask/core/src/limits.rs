@@ -101,6 +101,8 @@ pub const FIRST_OUTPUT: Duration = Duration::from_secs(8);
 /// The limit from the start of QEMU until the program of `try` starts. This takes seconds on a quiet host, and minutes
 /// beside other emulated machines. The wait ends early if the machine ends.
 pub const TRY_BOOT: Duration = Duration::from_secs(900);
+/// The time for which `inspect --try` runs a program.
+pub const TRIED: Duration = Duration::from_secs(10);
 /// The limit of a warm smoke until join, from the command to its verdict; `bench` measures it.
 pub const WARM_UNTIL_JOIN: Duration = Duration::from_secs(15);
 /// The limit of `preflight --rehearse` for one architecture; `bench preflight` measures it.

@@ -142,6 +142,7 @@ pub const CHECKS: &[(&str, &str)] = &[
     ("symbol", "The file's libraries have each symbol that the file uses."),
     ("symbol-version", "The target's libraries define each symbol version that the file needs."),
     ("text-relocations", "The loader need not change the file's code."),
+    ("try", "The program did not fail when it was run."),
     ("writable-code", "The file has no memory that is both writable and executable."),
 ];
 

@@ -1,5 +1,6 @@
 //! The flags of `cargo xtask inspect`.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
@@ -55,6 +56,14 @@ pub struct InspectArgs {
     /// Show everything about each refused or warned finding, including the calls that lead to an instruction
     #[arg(long)]
     pub explain: bool,
+
+    /// Run each program that is only warned of with `cargo xtask try`, and add what happened to its findings
+    #[arg(long = "try")]
+    pub attempt: bool,
+
+    /// The arguments of the programs that --try runs
+    #[arg(last = true, value_name = "ARGS", requires = "attempt")]
+    pub arguments: Vec<OsString>,
 
     /// Print the report as JSON on stdout
     #[arg(long)]

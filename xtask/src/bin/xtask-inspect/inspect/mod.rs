@@ -1,7 +1,8 @@
 //! `cargo xtask inspect`: checks without a boot whether executables will run on a device. `collection` and `archive`
-//! find the files, `verdict` judges them by the flags of `policy`, and `text` and `document` report the result.
+//! find the files, `verdict` judges them by the flags of `policy`, `attempt` runs some of them, and `text` and `document` report the result.
 
 mod archive;
+mod attempt;
 mod candidate;
 mod collection;
 mod document;
@@ -59,7 +60,10 @@ fn inspect_all(
         Collection::of(args, unpacker)?
     };
     let started = Instant::now();
-    let judged = judge(&collection, policy, ui)?;
+    let mut judged = judge(&collection, policy, ui)?;
+    if args.attempt {
+        attempt::try_all(&collection, &mut judged, policy, args, ui)?;
+    }
     let seconds = started.elapsed().as_secs_f64();
     if args.json {
         print_json(&document::report(&judged, &collection, seconds))?;

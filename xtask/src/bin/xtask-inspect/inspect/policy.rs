@@ -30,6 +30,8 @@ pub(super) struct Policy {
 pub(super) enum Accepted {
     Allow,
     Baseline,
+    /// The program ran without the failure of which the finding warns.
+    Try,
 }
 
 /// The file of `--baseline`.
@@ -92,7 +94,7 @@ impl Policy {
 fn entries(judged: &[Judged]) -> BTreeSet<Entry> {
     let of = |judged: &Judged| {
         let counted = judged.findings().filter(|(finding, accepted)| {
-            finding.severity > Severity::Informs && *accepted != Some(Accepted::Allow)
+            finding.severity > Severity::Informs && matches!(accepted, None | Some(Accepted::Baseline))
         });
         counted.map(|(finding, _)| Entry::of(&judged.name, finding)).collect::<Vec<_>>()
     };
@@ -150,6 +152,19 @@ mod tests {
             (args.allow, args.deny) = (vec!["needed".to_owned()], Some(Deny::Warned));
         };
         assert!(fails(allow_and_deny));
+        let mut tried = judged(&Policy::from_args(&args(|args| args.deny = Some(Deny::Warned))).unwrap());
+        assert_eq!(tried.worst(), Severity::Refused);
+        tried.add(Finding::informs("try", "it ran"), &["rpath", "needed"], &Policy::default());
+        assert_eq!(
+            (tried.worst(), tried.fails),
+            (Severity::Refused, true),
+            "a run does not refute a refusal"
+        );
+        assert!(
+            tried
+                .findings()
+                .any(|(finding, accepted)| { finding.id == "rpath" && accepted == Some(Accepted::Try) })
+        );
         assert!(!fails(|args| {
             args.allow = vec!["needed".to_owned(), "rpath".to_owned()];
             args.deny = Some(Deny::Warned);

@@ -145,6 +145,7 @@ fn suffix(accepted: Option<Accepted>) -> &'static str {
         None => "",
         Some(Accepted::Allow) => " (accepted by --allow)",
         Some(Accepted::Baseline) => " (accepted by the baseline)",
+        Some(Accepted::Try) => " (refuted by --try)",
     }
 }
 

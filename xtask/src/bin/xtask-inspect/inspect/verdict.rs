@@ -25,12 +25,31 @@ pub(super) struct Judged {
 impl Judged {
     pub(super) fn new(name: String, report: Report, policy: &Policy) -> Self {
         let accepted: Vec<_> = report.findings.iter().map(|finding| policy.accepts(&name, finding)).collect();
+        let mut judged = Self { name, report, accepted, fails: false };
+        judged.decide(policy);
+        judged
+    }
+
+    fn decide(&mut self, policy: &Policy) {
         let limit = policy.denied.unwrap_or(Severity::Refused);
-        let counts = |(finding, accepted): (&Finding, &Option<Accepted>)| {
+        let counts = |(finding, accepted): (&Finding, Option<Accepted>)| {
             finding.severity >= limit && accepted.is_none()
         };
-        let fails = report.findings.iter().zip(&accepted).any(counts);
-        Self { name, report, accepted, fails }
+        let fails = self.findings().any(counts);
+        self.fails = fails;
+    }
+
+    /// Adds what a run of the program shows. The run refutes the warnings with these ids.
+    pub(super) fn add(&mut self, finding: Finding, refuted: &[&str], policy: &Policy) {
+        let mut report = self.report.clone();
+        report.add([finding]);
+        *self = Self::new(std::mem::take(&mut self.name), report, policy);
+        for (finding, accepted) in self.report.findings.iter().zip(&mut self.accepted) {
+            if finding.severity == Severity::Warned && refuted.contains(&finding.id) {
+                accepted.get_or_insert(Accepted::Try);
+            }
+        }
+        self.decide(policy);
     }
 
     /// Returns the findings, the worst first, with the flag that accepts them.
