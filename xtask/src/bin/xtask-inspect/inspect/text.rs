@@ -93,7 +93,7 @@ fn print_row(judged: &Judged, subject: &Subject, depth: Depth) {
     for (finding, accepted) in judged.findings() {
         if depth.is_whole(finding) {
             lines(finding, accepted, true).iter().for_each(|line| message!("         {line}"));
-        } else if finding.severity > Severity::Informs {
+        } else if finding.severity > Severity::Informs || finding.id == "try" {
             message!("         {}: {}{}", finding.id, finding.found, suffix(accepted));
             let shown = !finding.remedy.is_empty() && finding.severity == Severity::Refused;
             if shown {
@@ -131,12 +131,13 @@ fn targets(collection: &Collection) -> String {
     used.into_iter().collect::<Vec<_>>().join(", ")
 }
 
-/// Returns whether a finding about one file is shown. A fact is shown without `-v` if it has a remedy, or if it lists
-/// instructions that are guarded by a check at run time.
+/// Returns whether a finding about one file is shown. A fact is shown without `-v` if it has a remedy, if it lists
+/// instructions that are guarded by a check at run time, or if it is the result of a run.
 fn is_shown(finding: &Finding, depth: Depth) -> bool {
     finding.severity > Severity::Informs
         || depth.facts
         || !finding.remedy.is_empty()
+        || finding.id == "try"
         || (finding.id == "instructions" && !finding.details.is_empty())
 }
 
