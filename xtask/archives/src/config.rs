@@ -3,19 +3,19 @@
 use serde::{Deserialize, Deserializer};
 use xtask_core::digest::Digest;
 
-/// What a container of an image runs, and on what.
+/// The command, the environment and the platform of an image's containers.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ImageConfig {
     /// The architecture in the notation of Go: `amd64`, `arm64`, `arm`.
     pub architecture: String,
-    /// The variant of the architecture, such as `v8`, or nothing.
+    /// The variant of the architecture, such as `v8`, or empty.
     pub variant: String,
     pub os: String,
     pub entrypoint: Vec<String>,
     pub cmd: Vec<String>,
     /// The environment: `NAME=value`.
     pub env: Vec<String>,
-    /// The working directory, or nothing, which means `/`.
+    /// The working directory. If it is empty, the container starts in `/`.
     pub working_directory: String,
     pub user: String,
 }
@@ -27,7 +27,7 @@ impl ImageConfig {
     }
 }
 
-/// The document.
+/// The configuration as an image stores it, in JSON.
 #[derive(Debug, Deserialize)]
 pub(crate) struct Document {
     #[serde(default, deserialize_with = "nullable")]
@@ -93,7 +93,7 @@ impl Document {
         self.os == os && self.architecture == architecture
     }
 
-    pub(crate) fn public(&self) -> ImageConfig {
+    pub(crate) fn image_config(&self) -> ImageConfig {
         let process = &self.config;
         ImageConfig {
             architecture: self.architecture.clone(),

@@ -22,7 +22,7 @@ use crate::tree::Tree;
 /// A container image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Image {
-    /// The names of the image, separated by commas, or nothing.
+    /// The names of the image, separated by commas, or empty.
     pub name: String,
     pub config: ImageConfig,
     /// The layers, the lowest first.
@@ -34,7 +34,7 @@ pub struct Image {
 pub struct Layer {
     /// The digest that the image has for the layer: of the blob for OCI, of the uncompressed layer for docker.
     pub digest: Digest,
-    /// The command of the build that made the layer, or nothing.
+    /// The command of the build that made the layer, or empty.
     pub created_by: String,
     /// The files and links that the layer added or replaced, relative to the root directory. A later layer may have
     /// replaced or removed them.
@@ -55,7 +55,7 @@ pub(crate) struct LayerSource {
     pub(crate) hashed: Hashed,
 }
 
-/// The bytes of which a layer has the digest.
+/// The bytes from which the digest of a layer is calculated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Hashed {
     /// The bytes in the archive.
@@ -125,7 +125,7 @@ pub(crate) fn unpack(store: &Store, candidate: Candidate, tree: &mut Tree<'_>) -
         let created_by = commands.next().unwrap_or_default().to_owned();
         layers.push(Layer { digest: layer.digest, created_by, files: tree.end_layer() });
     }
-    Ok(Image { name, config: config.public(), layers })
+    Ok(Image { name, config: config.image_config(), layers })
 }
 
 /// Unpacks a layer, and calculates its digest in another thread. A layer with a wrong digest is an error even if it can

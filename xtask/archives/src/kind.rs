@@ -55,8 +55,8 @@ impl fmt::Display for Kind {
 }
 
 impl Kind {
-    /// Returns the kind of the archive at a path. Returns `None` if the path has no archive of a known kind. Each
-    /// directory but a layout of an image, and each compressed file without a tar archive in it, is no archive.
+    /// Returns the kind of the archive at a path. Returns `None` if the path has no archive of a known kind. A directory
+    /// counts only if it is an OCI layout, and a compressed file only if it contains a tar archive.
     ///
     /// # Errors
     /// Returns an error that names the path if it cannot be read, or if it begins like an archive but is damaged.
@@ -72,11 +72,12 @@ impl Kind {
         Ok(match magic.as_slice() {
             deb::MAGIC => deb::is_package(&slice).map_err(broken)?.then_some(Self::Deb),
             [b'h', b's', b'q', b's', ..] => Some(Self::Squashfs),
+            // An empty zip archive has only the record of its end (PK 5 6).
             [b'P', b'K', 3, 4, ..] | [b'P', b'K', 5, 6, ..] => {
                 Some(if zipped::is_wheel(&slice).map_err(broken)? { Self::Wheel } else { Self::Zip })
             }
             _ if !is_tar(&slice).map_err(broken)? => None,
-            _ => Some(tar(&slice, &meter)?),
+            _ => Some(kind_of_tar(&slice, &meter)?),
         })
     }
 }
@@ -100,7 +101,7 @@ fn is_tar(slice: &Slice) -> io::Result<bool> {
 }
 
 /// Returns the kind of a tar archive by the names of its entries.
-fn tar(slice: &Slice, meter: &Meter) -> Result<Kind> {
+fn kind_of_tar(slice: &Slice, meter: &Meter) -> Result<Kind> {
     let compression = Compression::of(slice)?;
     if compression == Compression::None {
         let mut archive = Archive::new(Decoded { inner: slice.clone(), meter });

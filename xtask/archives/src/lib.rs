@@ -1,9 +1,9 @@
 //! Unpacks what people ship into a directory: container images, packages, and archives. The directory can be read like
-//! that of a device. No command uses this crate yet.
+//! that of a device.
 //!
-//! An archive is not trusted. No entry leaves the directory, nothing needs root, and a limit ends each decompression bomb.
-//! The links of an archive are kept as they are, and can lead to files of this host: read the files of the directory
-//! only through [`resolve`].
+//! An archive is not trusted. No entry is written outside of the directory, and nothing needs root. The limits of
+//! [`Limits`] stop a decompression bomb. The links of an archive are kept as they are, and can lead to files of this
+//! host. Therefore read the files of the directory only through [`resolve`].
 
 mod config;
 mod deb;
@@ -45,7 +45,7 @@ use tarball::Content;
 use tree::Tree;
 use walk::Scope;
 
-/// What to unpack of an archive.
+/// How to unpack an archive.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Request {
     pub limits: Limits,
@@ -57,7 +57,7 @@ pub struct Request {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unpacked {
     pub kind: Kind,
-    /// The directory with the files. For a container image, they are those that the last layer sees.
+    /// The directory with the files. A container image has the files that remain after its last layer.
     pub root: PathBuf,
     /// The container image, if the archive is one.
     pub image: Option<Image>,

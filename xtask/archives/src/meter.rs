@@ -1,4 +1,5 @@
-//! Counts what an archive unpacks to, and refuses what exceeds the limits. Each error names the archive and the entry.
+//! Counts the bytes and the entries of an archive while it is unpacked, and returns an error at a limit. Each error names
+//! the archive and the entry.
 
 use std::cell::Cell;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -8,7 +9,7 @@ use anyhow::{Error, Result};
 use xtask_core::error::Failure;
 use xtask_core::format::human_bytes;
 
-/// The limits on what an archive unpacks to.
+/// The limits on the content of an archive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// The bytes of all files together. The decompressed archive may not be larger either.
@@ -165,7 +166,7 @@ impl Meter {
             }
             Some(Exceeded::Bomb) => {
                 format!(
-                    "unpack {archive}: {at}, its {total} have become more than {allowed}, as in a decompression bomb"
+                    "unpack {archive}: {at}, its {total} decompress to more than {allowed}, as in a decompression bomb"
                 )
             }
             Some(Exceeded::Headers) => {

@@ -16,7 +16,7 @@ use crate::store::Store;
 pub(crate) const LAYOUT: &str = "oci-layout";
 pub(crate) const INDEX: &str = "index.json";
 
-/// The documents that are read to find the images. An index can name other indexes.
+/// The number of documents that are read to find the images. An index can name other indexes.
 const MAX_DOCUMENTS: usize = 1000;
 
 /// The annotation of an image's name.

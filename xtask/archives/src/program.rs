@@ -1,4 +1,4 @@
-//! Finds what a container starts: the file of its command, and the interpreters of scripts.
+//! Finds the files that a container starts: the file of its command, and the interpreters of scripts.
 
 use std::io::Read as _;
 use std::os::unix::ffi::OsStrExt as _;
@@ -59,7 +59,7 @@ impl ImageConfig {
     /// # Errors
     /// Returns an error that names the path if the script cannot be read.
     pub fn missing_interpreter(&self, root: &Path, file: &Path) -> Result<Option<String>> {
-        if executable(root, Path::new(file))?.is_none() {
+        if executable(root, file)?.is_none() {
             return Ok(None);
         }
         let Some(name) = interpreter(&root.join(file))? else { return Ok(None) };

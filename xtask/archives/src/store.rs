@@ -1,4 +1,5 @@
-//! The files of a container archive or layout by their names. They are read where they are, without a copy.
+//! The files in the archive or the layout of a container image, by their names. A plain archive is read in place; a
+//! compressed one is first decompressed into a temporary file.
 
 use std::collections::HashMap;
 use std::io::{self, Read as _, Write as _};
@@ -7,6 +8,7 @@ use std::path::{Component, Path, PathBuf};
 use anyhow::{Context as _, Result};
 use tar::EntryType;
 use xtask_core::error::Failure;
+use xtask_core::format::human_bytes;
 
 use crate::meter::{AGAIN, Decoded};
 use crate::slice::Slice;
@@ -14,8 +16,8 @@ use crate::stream::{BUFFER, Compression, limited};
 use crate::tarball::check_end;
 use crate::tree::Tree;
 
-/// The bytes that a document may have. Registries accept manifests of up to 4 MiB (OCI distribution-spec).
-const DOCUMENT: u64 = 16 << 20;
+/// The largest document, in bytes. Registries accept manifests of up to 4 MiB (OCI distribution-spec).
+const MAX_DOCUMENT: u64 = 16 << 20;
 
 /// The links between members that are followed.
 const MAX_LINKS: usize = 8;
@@ -37,9 +39,9 @@ enum Member {
 
 /// Returns the name of a member without `.`, `..` and slashes at its ends.
 pub(crate) fn plain_name(name: &[u8]) -> String {
-    let name = String::from_utf8_lossy(name).into_owned();
+    let name = String::from_utf8_lossy(name);
     let mut path = PathBuf::new();
-    for component in Path::new(&name).components() {
+    for component in Path::new(&*name).components() {
         match component {
             Component::Normal(part) => path.push(part),
             Component::ParentDir => drop(path.pop()),
@@ -54,7 +56,7 @@ impl Store {
         Self { path: path.to_owned(), members: None }
     }
 
-    /// Reads the headers of a container archive. A compressed archive is first decompressed into a temporary file
+    /// Reads the headers of the archive of an image. A compressed archive is first decompressed into a temporary file
     /// without a name, in the directory of the tree.
     pub(crate) fn archive(path: &Path, tree: &mut Tree<'_>) -> Result<Self> {
         let meter = tree.meter;
@@ -130,18 +132,23 @@ impl Store {
         })
     }
 
-    /// Reads a document.
+    /// Reads a document: an index, a manifest or a configuration.
+    ///
+    /// # Errors
+    /// Returns an error that names the archive and the document if it is missing, too large, or cannot be read.
     pub(crate) fn document(&self, name: &str) -> Result<Vec<u8>> {
-        let slice = self.needed(name)?;
-        if slice.len() > DOCUMENT {
-            let message = format!("read {name} in {}: a document has {} bytes", self.shown(), slice.len());
+        let mut slice = self.needed(name)?;
+        if slice.len() > MAX_DOCUMENT {
+            let message = format!(
+                "read {name} in {}: it has {}, and a document may have {}",
+                self.shown(),
+                human_bytes(slice.len()),
+                human_bytes(MAX_DOCUMENT)
+            );
             return Err(Failure::guest(message, AGAIN).into());
         }
         let mut bytes = Vec::new();
-        slice
-            .take(DOCUMENT)
-            .read_to_end(&mut bytes)
-            .with_context(|| format!("read {name} in {}", self.shown()))?;
+        slice.read_to_end(&mut bytes).with_context(|| format!("read {name} in {}", self.shown()))?;
         Ok(bytes)
     }
 }

@@ -198,6 +198,19 @@ fn each_digest_is_verified() {
 }
 
 #[test]
+fn a_document_that_is_too_large_is_an_error() {
+    let place = Place::new();
+    let layout = place.path().join("layout");
+    oci_layout(&layout, &[&Built::plain(&[base().done()])]);
+    std::fs::write(layout.join("index.json"), vec![b' '; 17 << 20]).unwrap();
+    let found = text(unpack(&layout, &place.root(), &Request::default(), &mut |_, _| Ok(())));
+    assert!(
+        found.contains("index.json in") && found.contains("it has 17 MiB, and a document may have 16 MiB"),
+        "{found}"
+    );
+}
+
+#[test]
 fn the_image_of_the_architecture_is_chosen() {
     let arm = Built::plain(&[Tarball::new().file("arm", "").done()]);
     let amd = Built { architecture: "amd64", ..Built::plain(&[Tarball::new().file("amd", "").done()]) };
