@@ -105,7 +105,7 @@ impl Finding {
     }
 }
 
-/// The ids of all checks, each with what it checks.
+/// The ids of all checks, each with the statement that it checks.
 pub const CHECKS: &[(&str, &str)] = &[
     ("address-space", "The file assumes no larger address space than the kernel gives."),
     ("allocator-page-size", "The file's jemalloc was compiled for pages as large as the kernel's."),
@@ -146,13 +146,13 @@ pub const CHECKS: &[(&str, &str)] = &[
     ("writable-code", "The file has no memory that is both writable and executable."),
 ];
 
-/// The number of details and of paths in a finding.
+/// The largest number of paths in a finding.
 pub(crate) const MOST: usize = 8;
 
 /// A library that the loader loads with the file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LoadedLibrary {
-    /// The library's path in the tree of the file, if it comes with the file, or in the target's tree.
+    /// The library's path: in the tree of the file if the library comes with the file, otherwise in the target's tree.
     pub path: String,
     /// True if the library comes with the file.
     pub beside: bool,
@@ -163,7 +163,7 @@ pub struct LoadedLibrary {
 pub struct Report {
     /// The findings, the worst first.
     pub findings: Vec<Finding>,
-    /// The libraries that were found.
+    /// The libraries that the loader loads with the file and that were found.
     #[serde(skip)]
     pub libraries: Vec<LoadedLibrary>,
 }

@@ -1,5 +1,6 @@
-//! Decides from an executable's bytes whether it will run on a device. The crate opens no file, starts no process, and
-//! trusts nothing in the file. It needs less memory than the file has bytes.
+//! Decides from an executable's bytes whether it will run on a device. The crate writes no file, starts no process, and
+//! trusts nothing in the executable. It reads the files of the target only through an [`inventory::Tree`]. It needs less
+//! memory than the executable has bytes.
 //!
 //! Modules in reading order: [`finding`] (the report), [`device`] (the features of a core), [`inventory`] (the
 //! libraries of an image), [`elf`] (the file), [`isa`] (its instructions), `functions` (its functions), `guard`
@@ -35,7 +36,7 @@ pub struct Target<'a> {
     /// True if the executable comes from a package. The packages on which it depends may have the libraries that the
     /// target lacks.
     pub packaged: bool,
-    /// The place of the executable, if it is known. There, `$ORIGIN` leads to the libraries that come with it.
+    /// The directory of the executable, if it is known. `$ORIGIN` in its library paths stands for this directory.
     pub origin: Option<Origin<'a>>,
     /// The name of the hardened service that runs the executable: `iot-agent.service`. Hardened means
     /// `MemoryDenyWriteExecute=` (systemd.exec(5)).

@@ -8,10 +8,11 @@ use inspect::finding::{Finding, Report, Severity};
 
 use crate::Inspection;
 
-/// The checks that follow a file's own libraries. What they find about a library, they also find about the program.
+/// The checks that search for the libraries of a file. If one of them refuses a library, it also refuses the program that
+/// loads this library, so no finding `library` is needed.
 const OF_LIBRARIES: [&str; 4] = ["interpreter", "needed", "symbol", "symbol-version"];
 
-/// Judges files for one target. Each file is judged once.
+/// Judges files for one target. The report of each file is kept, because many programs load the same libraries.
 #[derive(Debug)]
 pub struct Judge {
     pub inspection: Inspection,
@@ -23,8 +24,8 @@ impl Judge {
         Self { inspection, known: Mutex::default() }
     }
 
-    /// Returns the findings about a file. For each library that fails on the target, there is one more finding.
-    /// `path` has no links.
+    /// Returns the findings about a file, with one more finding for each of its libraries that fails on the target.
+    /// `path` must contain no links.
     pub fn judge(&self, path: &Path, bytes: &[u8]) -> Report {
         let mut report = (*self.alone(path, bytes)).clone();
         let libraries = std::mem::take(&mut report.libraries);

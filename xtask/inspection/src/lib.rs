@@ -98,7 +98,7 @@ impl Inspection {
     /// # Errors
     /// Returns a usage error for a device, an image or a directory that does not exist.
     pub fn from_args(args: &InspectArgs) -> Result<Self, Failure> {
-        let arch = args.arch.or_else(|| args.device.as_deref().and_then(arch_of_device)).unwrap_or_default();
+        let arch = requested_arch(args).unwrap_or_default();
         let device = match &args.device {
             None => device::default_of(isa(arch)),
             Some(name) => device::find(isa(arch), name).ok_or_else(|| unknown_device(arch, name))?,
@@ -171,7 +171,7 @@ impl Inspection {
         }
     }
 
-    /// Inspects an executable, whose place is not known.
+    /// Inspects an executable whose path is not known.
     pub fn look_at(&self, bytes: &[u8]) -> Report {
         self.look(bytes, None)
     }
@@ -190,30 +190,29 @@ impl Inspection {
         self.look(bytes, origin)
     }
 
-    /// Returns the root directory of the tree that a directory is in. A file of the sysroot, or of a package, finds its
-    /// libraries there, as on the device.
-    fn root_above(&self, directory: &Path) -> PathBuf {
+    /// Returns the directories with files of the target: the package, and then the sysroot.
+    fn roots(&self) -> impl Iterator<Item = &PathBuf> {
         let sysroot = match &self.place {
             DeviceRoot::Sysroot(root, _) => Some(root),
             DeviceRoot::Image(..) => None,
         };
-        let roots = [self.package.as_ref(), sysroot].into_iter().flatten();
-        let mut real = roots.filter_map(|root| root.canonicalize().ok());
+        [self.package.as_ref(), sysroot].into_iter().flatten()
+    }
+
+    /// Returns the root directory of the tree that a directory is in. A file of the package or of the sysroot finds its
+    /// libraries in the same tree, as on the device.
+    fn root_above(&self, directory: &Path) -> PathBuf {
+        let mut real = self.roots().filter_map(|root| root.canonicalize().ok());
         real.find(|root| directory.starts_with(root)).unwrap_or_else(|| PathBuf::from("/"))
     }
 
     /// Returns the path on this host of a library that was found for a file. Returns `None` if the library is in an
-    /// image, of which only a list is known.
+    /// image of the catalogue, of which only a list is known.
     fn host_path(&self, file: &Path, library: &LoadedLibrary) -> Option<PathBuf> {
-        let of_target = || {
-            let sysroot = match &self.place {
-                DeviceRoot::Sysroot(root, _) => Some(root.clone()),
-                DeviceRoot::Image(..) => None,
-            };
-            [self.package.clone(), sysroot].into_iter().flatten().collect()
+        let roots: Vec<PathBuf> = match library.beside {
+            true => vec![self.root_above(file.parent()?)],
+            false => self.roots().cloned().collect(),
         };
-        let roots: Vec<PathBuf> =
-            if library.beside { vec![self.root_above(file.parent()?)] } else { of_target() };
         let mut paths = roots.into_iter().filter_map(|root| Sysroot(root).resolve(&library.path));
         paths.find(|path| path.is_file())
     }
@@ -300,18 +299,25 @@ pub fn arch_of_file(start: &[u8]) -> Option<VmArchitecture> {
     VmArchitecture::ALL.into_iter().find(|arch| isa(*arch).elf_machine() == machine)
 }
 
-/// Returns the device with this name, and its architecture.
+/// Returns the device with this name, and its architecture. If both architectures have such a device, as for `max`, the
+/// one for aarch64 is returned.
 ///
 /// # Errors
-/// Returns a usage error if no architecture, or more than one, has a device with this name.
+/// Returns a usage error if no architecture has a device with this name.
 pub fn device_named(name: &str) -> Result<(VmArchitecture, Device), Failure> {
     let arch = arch_of_device(name).unwrap_or(VmArchitecture::Aarch64);
     let device = device::find(isa(arch), name).ok_or_else(|| unknown_device(arch, name))?;
     Ok((arch, device))
 }
 
-/// Returns the architecture that has a device of this name, if there is exactly one.
-pub fn arch_of_device(device: &str) -> Option<VmArchitecture> {
+/// Returns the architecture that the flags request: that of `--arch`, or that of the device. Returns `None` if both flags
+/// are missing, or if both architectures have the device.
+pub fn requested_arch(args: &InspectArgs) -> Option<VmArchitecture> {
+    args.arch.or_else(|| args.device.as_deref().and_then(arch_of_device))
+}
+
+/// Returns the architecture that has a device with this name, if there is exactly one.
+fn arch_of_device(device: &str) -> Option<VmArchitecture> {
     let mut having =
         VmArchitecture::ALL.into_iter().filter(|arch| device::find(isa(*arch), device).is_some());
     having.next().filter(|_| having.next().is_none())

@@ -131,7 +131,7 @@ fn a_path_without_executables_is_an_error() {
     assert!(message(&output).contains("no executable and no library"), "{}", message(&output));
 }
 
-/// The library is refused, so the program that loads it is refused, too, by name.
+/// If a library is refused, the program that loads the library is refused, too.
 #[test]
 fn an_image_is_judged_with_its_own_libraries() {
     let scratch = Scratch::new();
@@ -188,7 +188,7 @@ fn a_container_that_cannot_start_is_refused() {
     }
 }
 
-/// The libraries of a package are found. A library that it lacks may be in another package.
+/// A program of a package finds the package's own libraries. Another package may have a library that this one lacks.
 #[test]
 fn a_package_is_judged_over_the_sysroot() {
     let (scratch, shipped) = (Scratch::new(), Shipped::new(""));

@@ -25,7 +25,7 @@ const OF_GLIBC: [&str; 9] = [
     "libmvec.so.1",
 ];
 
-/// Checks the libraries, and returns those that were found.
+/// Checks the libraries. Returns those that were found, for the inspection of each of them.
 pub(super) fn check(elf: &Elf<'_>, target: &Target<'_>, findings: &mut Vec<Finding>) -> Vec<LoadedLibrary> {
     let needed: Vec<String> = elf.dynamic.needed().map(shown).collect();
     if needed.is_empty() {

@@ -12,7 +12,7 @@ use xtask_core::cli::InspectArgs;
 use xtask_core::error::Failure;
 use xtask_core::format::human_bytes;
 use xtask_core::runs::RunDir;
-use xtask_inspection::{Inspection, arch_of_device};
+use xtask_inspection::{Inspection, requested_arch};
 use xtask_jobs::{Step, Ui};
 
 use super::collection::{Collection, Content};
@@ -74,9 +74,8 @@ pub(super) fn add_archive(
         );
         return Err(Failure::usage(message).into());
     }
-    let arch = args.arch.or_else(|| args.device.as_deref().and_then(arch_of_device));
-    let mut unpacked = unpacker.unpack(path, arch)?;
-    // Names in an archive are shown below the archive's own name.
+    let mut unpacked = unpacker.unpack(path, requested_arch(args))?;
+    // The path of a candidate has no links, and must begin with the root.
     unpacked.root = unpacked.root.canonicalize()?;
     match &unpacked.image {
         Some(image) => add_image(collection, path, image, &unpacked, args),
@@ -167,7 +166,8 @@ fn entrypoint(config: &ImageConfig, program: &Program) -> Option<Report> {
     Some(Report::new(vec![Finding::refused("entrypoint", &found, "", remedy)]))
 }
 
-/// Returns the parts of a list in the environment of an image. Spaces and colons separate them (ld.so(8)).
+/// Returns the absolute paths in a variable of an image's environment. Colons, semicolons and spaces separate the paths
+/// (ld.so(8)). A relative path depends on the working directory, so it is left out.
 fn list<'a>(config: &'a ImageConfig, variable: &str) -> impl Iterator<Item = String> + use<'a> {
     let start = format!("{variable}=");
     let value = config.env.iter().find_map(move |entry| entry.strip_prefix(&start)).unwrap_or_default();
@@ -177,8 +177,7 @@ fn list<'a>(config: &'a ImageConfig, variable: &str) -> impl Iterator<Item = Str
 /// Returns the architecture with which an image is compared: that of the flags, or the image's own.
 fn arch_of_image(path: &Path, config: &ImageConfig, args: &InspectArgs) -> Result<VmArchitecture, Failure> {
     let own = VmArchitecture::ALL.into_iter().find(|arch| arch.profile().debian_arch == config.architecture);
-    let flag = args.arch.or_else(|| args.device.as_deref().and_then(arch_of_device));
-    flag.or(own).ok_or_else(|| {
+    requested_arch(args).or(own).ok_or_else(|| {
         Failure::usage(format!(
             "inspect {}: the image is for {}/{}, which is no architecture of a device here; name one with --arch",
             path.display(),
@@ -188,7 +187,7 @@ fn arch_of_image(path: &Path, config: &ImageConfig, args: &InspectArgs) -> Resul
     })
 }
 
-/// Returns the name of a file in an archive.
+/// Returns the name of an unpacked file for the user: the archive's path with the path in the archive.
 fn shown(archive: &Path, root: &Path, name: &str) -> String {
     let inner = name.strip_prefix(&*root.to_string_lossy()).unwrap_or(name);
     format!("{}{inner}", archive.display())

@@ -23,8 +23,11 @@ pub(super) struct Candidate {
 }
 
 impl Candidate {
-    /// Reads the start of a file. A FIFO or a device is refused before anything is read, because that could take for
-    /// ever.
+    /// Reads the start of a file.
+    ///
+    /// # Errors
+    /// Returns a usage error that names the path if it cannot be read or is no regular file. A FIFO or a device is refused
+    /// before anything is read, because such a read may never end.
     pub(super) fn at(path: &Path) -> Result<Self, Failure> {
         let failed = |error| Failure::usage(format!("inspect {}: {error}", path.display()));
         let metadata = std::fs::metadata(path).map_err(failed)?;
@@ -38,6 +41,9 @@ impl Candidate {
     }
 
     /// Reads the whole file.
+    ///
+    /// # Errors
+    /// Returns a usage error that names the path if the file can no longer be read.
     pub(super) fn read(&self) -> Result<Vec<u8>, Failure> {
         std::fs::read(&self.path)
             .map_err(|error| Failure::usage(format!("inspect {}: {error}", self.path.display())))

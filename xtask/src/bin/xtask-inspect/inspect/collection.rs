@@ -43,7 +43,7 @@ pub(super) enum Content {
 /// The indices of the judges for the files of one place, by architecture.
 pub(super) type Judges = Vec<(Option<VmArchitecture>, usize)>;
 
-/// The files to judge, and what is not judged.
+/// The files to judge, and a record of the files that are not judged.
 #[derive(Default)]
 pub(super) struct Collection {
     pub(super) subjects: Vec<Subject>,
@@ -68,7 +68,10 @@ impl Collection {
         }
         if collection.subjects.is_empty() && collection.unreadable.is_empty() {
             let paths: Vec<_> = args.paths.iter().map(|path| path.display().to_string()).collect();
-            let message = format!("inspect {}: there is no executable and no library", paths.join(" "));
+            let message = format!(
+                "inspect {}: there is no executable and no library; name a file, or a directory that contains some",
+                paths.join(" ")
+            );
             return Err(Failure::usage(message).into());
         }
         Ok(collection)
@@ -166,7 +169,7 @@ impl Collection {
                 match entry.metadata() {
                     Ok(metadata) if metadata.is_dir() => pending.push(entry.path()),
                     Ok(metadata) if metadata.is_file() && seen.insert((metadata.dev(), metadata.ino())) => {
-                        self.take(&entry.path(), &mut found);
+                        self.add_candidate(&entry.path(), &mut found);
                     }
                     Ok(_) => {}
                     Err(error) => self.unreadable.push(format!("{}: {error}", entry.path().display())),
@@ -177,7 +180,7 @@ impl Collection {
         found
     }
 
-    fn take(&mut self, path: &Path, found: &mut Vec<(String, Candidate)>) {
+    fn add_candidate(&mut self, path: &Path, found: &mut Vec<(String, Candidate)>) {
         match Candidate::at(path) {
             Ok(candidate) if !candidate.is_elf() && !candidate.is_script() => {}
             Ok(candidate) if candidate.is_object() => self.objects += 1,

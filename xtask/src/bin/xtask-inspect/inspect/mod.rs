@@ -103,14 +103,12 @@ fn conclude(args: &InspectArgs, policy: &Policy, judged: &[Judged], collection: 
     if judged.iter().any(|judged| judged.fails) {
         return Ok(true);
     }
-    if !collection.unreadable.is_empty() {
-        let message = format!(
-            "{} files or directories could not be read, so nothing is known about them; make them readable for this user",
-            collection.unreadable.len()
-        );
-        return Err(Failure::usage(message).into());
-    }
-    Ok(false)
+    let Some(first) = collection.unreadable.first() else { return Ok(false) };
+    let count = collection.unreadable.len();
+    let message = format!(
+        "{count} files or directories could not be read, for example {first}; make them readable for this user"
+    );
+    Err(Failure::usage(message).into())
 }
 
 /// Builds the agent unless it is up to date. Returns the path of its executable.

@@ -106,7 +106,7 @@ fn read(path: &Path) -> Result<BTreeSet<Entry>> {
         let remedy = "write it with --write-baseline";
         Failure::usage(format!("--baseline {}: {why}; {remedy}", path.display()))
     };
-    let text = read_if_there(path).map_err(|error| unusable(error.to_string()))?;
+    let text = read_if_there(path).map_err(|error| unusable(format!("{error:#}")))?;
     let text = text.ok_or_else(|| unusable("there is no such file".to_owned()))?;
     let document: Document = serde_json::from_slice(&text).map_err(|error| unusable(error.to_string()))?;
     if document.schema != SCHEMA {
@@ -183,7 +183,9 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("baseline.json");
         let with = |path: &Path| args(|args| args.baseline = Some(path.to_owned()));
-        assert!(Policy::from_args(&with(&path)).unwrap_err().to_string().contains("no such file"));
+        let error = |path: &Path| Policy::from_args(&with(path)).unwrap_err().to_string();
+        assert!(error(&path).contains("no such file"));
+        assert!(error(directory.path()).contains("Is a directory"), "{}", error(directory.path()));
         assert_eq!(write(&path, &[judged(&Policy::default())]).unwrap(), 2);
         let policy = Policy::from_args(&with(&path)).unwrap();
         let known = judged(&policy);
