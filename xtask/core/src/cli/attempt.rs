@@ -24,7 +24,7 @@ pub struct TryArgs {
     #[arg(long, value_name = "NAME", default_value = "pi5")]
     pub device: String,
 
-    /// The image below the program, by its catalogue name [default: the smoke's, if it is in the cache]
+    /// The image whose files the program sees, by its catalogue name [default: the smoke's, if it is in the cache]
     #[arg(long, value_name = "NAME", conflicts_with = "sysroot")]
     pub image: Option<String>,
 
@@ -32,15 +32,15 @@ pub struct TryArgs {
     #[arg(long, value_name = "DIR")]
     pub sysroot: Option<PathBuf>,
 
-    /// A variable of the program's environment
+    /// Set a variable in the program's environment; may be repeated
     #[arg(long, value_name = "NAME=VALUE", value_parser = variable)]
     pub env: Vec<String>,
 
-    /// The seconds that the program may run
+    /// End the program after this many seconds, not counting the boot
     #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     pub timeout: u64,
 
-    /// Write a JSON report to FILE; unlike the exit code, it says whether the program or `try` failed
+    /// Write a JSON report to FILE; it distinguishes a failure of `try` from one of the program
     #[arg(long, value_name = "FILE")]
     pub report: Option<PathBuf>,
 }

@@ -9,8 +9,11 @@ use crate::arch::VmArchitecture;
 
 /// The flags of `inspect`.
 #[derive(Debug, Clone, Default, Args)]
-#[command(after_help = "Exit codes: 0 nothing was refused, 1 refused, 2 usage.\n\
-                        --json and --sarif print the report on stdout; the ids are stable.")]
+#[command(
+    after_help = "Exit codes: 0 no file fails, 1 a file fails or an archive is refused, 2 usage, 69 this host is not\n\
+                        ready, 130 interrupted.\n\
+                        --json and --sarif print the report on stdout; the ids are stable."
+)]
 pub struct InspectArgs {
     /// Executables, libraries, directories, container images (OCI or docker archives), packages (.deb, .apk, .whl) and
     /// archives (.tar, .zip) [default: the agent of `cargo xtask build`, built if it is missing]
@@ -49,7 +52,7 @@ pub struct InspectArgs {
     #[arg(long, value_name = "FILE")]
     pub baseline: Option<PathBuf>,
 
-    /// List all refused and warned findings in the file of --baseline, and exit with 0
+    /// Write the refused and warned findings to the file of --baseline, and exit with 0
     #[arg(long, requires = "baseline")]
     pub write_baseline: bool,
 
